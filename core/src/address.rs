@@ -1,0 +1,192 @@
+//! `host:port`, as NSQ's flags and configuration write it.
+//!
+//! The host stays a name: it is resolved at every dial, so a node follows a server that moves
+//! (nsqd resolves only at its first dial). RAM: [`HOST_MAX`] + 4 bytes.
+
+use core::fmt;
+use core::str::FromStr;
+
+/// The longest host in bytes. Long enough for names as Kubernetes or a cloud makes them.
+pub const HOST_MAX: usize = 96;
+
+/// Where a server listens: a host name or a literal IPv4 or IPv6 address, and a TCP port.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct Address {
+    host: heapless::String<HOST_MAX, u8>,
+    port: u16,
+}
+
+/// Why an address was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+#[non_exhaustive]
+pub enum AddressError {
+    /// Nothing before the port.
+    EmptyHost,
+    /// More than [`HOST_MAX`] bytes of host.
+    HostTooLong {
+        /// Its length in bytes.
+        len: usize,
+    },
+    /// White space, a control character, or `/`, as in `http://host:port`.
+    BadHost,
+    /// No `:port` at the end.
+    MissingPort,
+    /// The port is not a number from 1 to 65535.
+    BadPort,
+    /// An IPv6 address that is not in brackets, as in `[::1]:4150`.
+    UnbracketedIpv6,
+}
+
+impl fmt::Display for AddressError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::EmptyHost => f.write_str("no host before the port; write host:port"),
+            Self::HostTooLong { len } => {
+                write!(f, "the host has {len} bytes; at most {HOST_MAX} are kept")
+            }
+            Self::BadHost => {
+                f.write_str("not a host; write host:port, without http:// and without a path")
+            }
+            Self::MissingPort => f.write_str("no port; write host:port, as in 127.0.0.1:4150"),
+            Self::BadPort => f.write_str("the port is not a number from 1 to 65535"),
+            Self::UnbracketedIpv6 => {
+                f.write_str("put an IPv6 address into brackets, as in [::1]:4150")
+            }
+        }
+    }
+}
+
+impl core::error::Error for AddressError {}
+
+impl Address {
+    /// An address from its parts. An IPv6 literal is given without brackets.
+    pub fn new(host: &str, port: u16) -> Result<Self, AddressError> {
+        if host.is_empty() {
+            return Err(AddressError::EmptyHost);
+        }
+        if host.bytes().any(|b| b <= b' ' || b == 0x7f || b == b'/') {
+            return Err(AddressError::BadHost);
+        }
+        if port == 0 {
+            return Err(AddressError::BadPort);
+        }
+        let host = heapless::String::try_from(host)
+            .map_err(|_| AddressError::HostTooLong { len: host.len() })?;
+        Ok(Self { host, port })
+    }
+
+    /// The host: a name, or a literal address without brackets.
+    pub fn host(&self) -> &str {
+        &self.host
+    }
+
+    /// The TCP port, never 0.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+}
+
+impl FromStr for Address {
+    type Err = AddressError;
+
+    fn from_str(text: &str) -> Result<Self, AddressError> {
+        if text.contains('/') {
+            return Err(AddressError::BadHost);
+        }
+        let (host, port) = text.rsplit_once(':').ok_or(AddressError::MissingPort)?;
+        let host = match host.strip_prefix('[').and_then(|h| h.strip_suffix(']')) {
+            Some(literal) => literal,
+            // `[::1]` without a port splits inside the brackets.
+            None if host.starts_with('[') => return Err(AddressError::MissingPort),
+            None if host.contains(':') => return Err(AddressError::UnbracketedIpv6),
+            None => host,
+        };
+        // `u16::from_str` takes "+1".
+        if port.is_empty() || port.bytes().any(|b| !b.is_ascii_digit()) {
+            return Err(if port.is_empty() {
+                AddressError::MissingPort
+            } else {
+                AddressError::BadPort
+            });
+        }
+        Self::new(host, port.parse().map_err(|_| AddressError::BadPort)?)
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.host.contains(':') {
+            write!(f, "[{}]:{}", self.host, self.port)
+        } else {
+            write!(f, "{}:{}", self.host, self.port)
+        }
+    }
+}
+
+impl fmt::Debug for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+#[cfg(feature = "defmt")]
+impl defmt::Format for Address {
+    fn format(&self, f: defmt::Formatter<'_>) {
+        defmt::write!(f, "{=str}:{=u16}", self.host(), self.port);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn accepted_and_printed_back() {
+        for (text, host, port) in [
+            ("127.0.0.1:4150", "127.0.0.1", 4150),
+            ("nsqd.example:1", "nsqd.example", 1),
+            ("[::1]:65535", "::1", 65535),
+            ("[fe80::1%eth0]:4160", "fe80::1%eth0", 4160),
+        ] {
+            let address: Address = text.parse().unwrap();
+            assert_eq!((address.host(), address.port()), (host, port));
+            assert_eq!(address.to_string(), text);
+        }
+        let longest = format!("{}:1", "h".repeat(HOST_MAX));
+        assert_eq!(longest.parse::<Address>().unwrap().to_string(), longest);
+    }
+
+    #[test]
+    fn refused_with_the_reason() {
+        use AddressError::*;
+        for (text, error) in [
+            ("", MissingPort),
+            ("localhost", MissingPort),
+            ("localhost:", MissingPort),
+            ("[::1]", MissingPort),
+            (":4150", EmptyHost),
+            ("[]:4150", EmptyHost),
+            ("::1:4150", UnbracketedIpv6),
+            ("h:0", BadPort),
+            ("h:65536", BadPort),
+            ("h:+1", BadPort),
+            ("h:4150x", BadPort),
+            ("http://h:4150", BadHost),
+            ("h:4150/", BadHost),
+            ("a b:1", BadHost),
+        ] {
+            assert_eq!(text.parse::<Address>().unwrap_err(), error, "{text:?}");
+        }
+        let host = "h".repeat(HOST_MAX + 1);
+        assert_eq!(
+            format!("{host}:1").parse::<Address>().unwrap_err(),
+            HostTooLong { len: HOST_MAX + 1 }
+        );
+    }
+
+    #[test]
+    fn ram() {
+        assert_eq!(size_of::<Address>(), HOST_MAX + 4);
+    }
+}

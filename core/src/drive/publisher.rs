@@ -1,0 +1,233 @@
+//! A [`Publisher`] with its connection: a [`Handle`] to publish with and a [`Runner`] to run.
+
+use core::future::{Future, poll_fn};
+use core::task::Waker;
+
+use embassy_sync::blocking_mutex::raw::RawMutex;
+
+use super::shared::Shared;
+use super::{Dialer, SessionCell, Sleep, drive};
+use crate::address::Address;
+use crate::name::TopicName;
+use crate::publish::{
+    Config, ConfigError, Counters, Event, Outcome, PublishError, PublishOptions, Publisher, State,
+    Ticket,
+};
+use crate::session::Session;
+
+/// Bytes that the runner reads at once: a dozen acknowledgements.
+const RX_LEN: usize = 128;
+
+/// What a publisher's handles and its runner share. `M` is `NoopRawMutex` if all of them live on
+/// one executor thread, `CriticalSectionRawMutex` if not.
+///
+/// Put it into a `static` cell on a microcontroller, on the stack or into a box on a desktop.
+#[derive(Debug)]
+pub struct Resources<'a, M: RawMutex> {
+    shared: Option<Shared<M, Publisher<'a>>>,
+}
+
+impl<M: RawMutex> Resources<'_, M> {
+    /// Empty; [`new`] fills it.
+    pub const fn new() -> Self {
+        Self { shared: None }
+    }
+}
+
+impl<M: RawMutex> Default for Resources<'_, M> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// A publisher's two ends. `ring` is its outbox; see [`Publisher::new`].
+pub fn new<'a, M: RawMutex, D: Dialer, S: Sleep>(
+    resources: &'a mut Resources<'a, M>,
+    config: &'a Config<'a>,
+    nsqds: &'a [Address],
+    ring: &'a mut [u8],
+    dialer: D,
+    sleep: S,
+) -> Result<(Handle<'a, M>, Runner<'a, M, D, S>), ConfigError> {
+    let publisher = Publisher::new(config, nsqds, ring)?;
+    let shared: &'a Shared<M, Publisher<'a>> = resources.shared.insert(Shared::new(publisher));
+    Ok((Handle { shared }, Runner { shared, dialer, sleep }))
+}
+
+/// What application code needs to publish, whatever it runs on.
+pub trait Publish {
+    /// Takes a message; waits while the outbox is full. Cancel-safe: dropped before it is ready,
+    /// the message was not taken.
+    fn publish(
+        &self,
+        topic: &TopicName,
+        body: &[u8],
+    ) -> impl Future<Output = Result<Ticket, PublishError>>;
+
+    /// Takes a message now or refuses it.
+    fn try_publish(&self, topic: &TopicName, body: &[u8]) -> Result<Ticket, PublishError>;
+
+    /// Waits until a message is final. Cancel-safe.
+    fn outcome(&self, ticket: Ticket) -> impl Future<Output = Outcome>;
+}
+
+/// Publishes. Copy it to wherever it is needed.
+#[derive(Debug)]
+pub struct Handle<'a, M: RawMutex> {
+    shared: &'a Shared<M, Publisher<'a>>,
+}
+
+impl<M: RawMutex> Clone for Handle<'_, M> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<M: RawMutex> Copy for Handle<'_, M> {}
+
+impl<'a, M: RawMutex> Handle<'a, M> {
+    /// Takes a message now or refuses it. It leaves when the runner runs next.
+    pub fn try_publish(&self, topic: &TopicName, body: &[u8]) -> Result<Ticket, PublishError> {
+        self.accept(|publisher| publisher.publish(topic, body))
+    }
+
+    /// Takes a message with a deferral or a deadline now, or refuses it.
+    pub fn try_publish_with(
+        &self,
+        topic: &TopicName,
+        body: &[u8],
+        options: PublishOptions,
+    ) -> Result<Ticket, PublishError> {
+        self.accept(|publisher| publisher.publish_with(topic, body, options))
+    }
+
+    /// Takes a message; waits while the outbox is full.
+    ///
+    /// Cancel-safe: dropped before it is ready, the message was not taken. Several waiting tasks
+    /// get room in no particular order.
+    pub async fn publish(&self, topic: &TopicName, body: &[u8]) -> Result<Ticket, PublishError> {
+        self.publish_with(topic, body, PublishOptions::default()).await
+    }
+
+    /// As [`publish`](Self::publish), with a deferral or a deadline.
+    pub async fn publish_with(
+        &self,
+        topic: &TopicName,
+        body: &[u8],
+        options: PublishOptions,
+    ) -> Result<Ticket, PublishError> {
+        poll_fn(|cx| {
+            self.shared.poll_wait(cx.waker(), |publisher| {
+                match publisher.offer(topic, body, options) {
+                    Err(PublishError::Full) => None,
+                    taken => Some(taken),
+                }
+            })
+        })
+        .await
+    }
+
+    /// Waits until a message is final. Cancel-safe.
+    pub async fn outcome(&self, ticket: Ticket) -> Outcome {
+        self.wait(|publisher| publisher.outcome(ticket)).await
+    }
+
+    /// Waits until no message is pending. Cancel-safe.
+    pub async fn idle(&self) {
+        self.wait(|publisher| (publisher.counters().pending == 0).then_some(())).await;
+    }
+
+    /// The next event. Cancel-safe. With several tasks asking, each event goes to one.
+    pub async fn event(&self) -> Event {
+        self.wait(Session::poll_event).await
+    }
+
+    /// Closes the connection for good and waits until it is closed; messages not acknowledged
+    /// before stay pending: wait for [`idle`](Self::idle) first. Dropped earlier, the connection
+    /// closes all the same.
+    pub async fn stop(&self, sleep: &impl Sleep) {
+        let now = sleep.now();
+        self.shared.change(|publisher| (publisher.stop(now), true));
+        self.wait(|publisher| (publisher.state() == State::Stopped).then_some(())).await;
+    }
+
+    /// What happened so far.
+    pub fn counters(&self) -> Counters {
+        self.look(|publisher| publisher.counters()).unwrap_or_default()
+    }
+
+    /// Looks at the publisher. `None` only from within another look.
+    pub fn look<R>(&self, f: impl FnOnce(&mut Publisher<'a>) -> R) -> Option<R> {
+        self.shared.peek(f)
+    }
+
+    /// Asks `f` now and whenever a message is resolved or the connection comes or goes, until it
+    /// has an answer. Cancel-safe.
+    pub async fn wait<R>(&self, mut f: impl FnMut(&mut Publisher<'a>) -> Option<R>) -> R {
+        poll_fn(|cx| self.shared.poll_wait(cx.waker(), &mut f)).await
+    }
+
+    fn accept(
+        &self,
+        publish: impl FnOnce(&mut Publisher<'a>) -> Result<Ticket, PublishError>,
+    ) -> Result<Ticket, PublishError> {
+        self.shared.change(|publisher| noting(publisher, publish)).unwrap_or(Err(PublishError::Full))
+    }
+}
+
+/// Runs `f` and says whether it changed what somebody may wait for.
+fn noting<'a, R>(
+    publisher: &mut Publisher<'a>,
+    f: impl FnOnce(&mut Publisher<'a>) -> R,
+) -> (R, bool) {
+    let before = publisher.version();
+    let result = f(publisher);
+    (result, publisher.version() != before)
+}
+
+impl<M: RawMutex> Publish for Handle<'_, M> {
+    async fn publish(&self, topic: &TopicName, body: &[u8]) -> Result<Ticket, PublishError> {
+        Handle::publish(self, topic, body).await
+    }
+
+    fn try_publish(&self, topic: &TopicName, body: &[u8]) -> Result<Ticket, PublishError> {
+        Handle::try_publish(self, topic, body)
+    }
+
+    async fn outcome(&self, ticket: Ticket) -> Outcome {
+        Handle::outcome(self, ticket).await
+    }
+}
+
+/// Connects and carries. Run exactly one.
+#[derive(Debug)]
+pub struct Runner<'a, M: RawMutex, D, S> {
+    shared: &'a Shared<M, Publisher<'a>>,
+    dialer: D,
+    sleep: S,
+}
+
+impl<M: RawMutex, D: Dialer, S: Sleep> Runner<'_, M, D, S> {
+    /// Runs for ever. Dropped, the connection ends and messages wait; run again, they go on.
+    pub async fn run(&mut self) -> ! {
+        let mut rx = [0; RX_LEN];
+        drive(&Cell(self.shared), &mut self.dialer, &mut self.sleep, &mut rx).await
+    }
+}
+
+struct Cell<'c, 'a, M: RawMutex>(&'c Shared<M, Publisher<'a>>);
+
+impl<'a, M: RawMutex> SessionCell for Cell<'_, 'a, M> {
+    type Session<'s>
+        = Publisher<'a>
+    where
+        Self: 's;
+
+    fn with<R>(&self, f: impl FnOnce(&mut Publisher<'a>) -> R) -> Option<R> {
+        self.0.drive(|publisher| noting(publisher, f))
+    }
+
+    fn register(&self, waker: &Waker) {
+        self.0.register(waker);
+    }
+}

@@ -1,0 +1,99 @@
+//! A state machine that handles and a runner share.
+
+use core::cell::RefCell;
+use core::task::{Poll, Waker};
+
+use embassy_sync::blocking_mutex::{Mutex, raw::RawMutex};
+use embassy_sync::waitqueue::{MultiWakerRegistration, WakerRegistration};
+
+/// How many tasks wait on handles of one runner without waking each other needlessly. More of them
+/// still work.
+pub const WAITERS_MAX: usize = 4;
+
+pub(super) struct Shared<M: RawMutex, T> {
+    inner: Mutex<M, RefCell<Inner<T>>>,
+}
+
+struct Inner<T> {
+    state: T,
+    runner: WakerRegistration,
+    waiters: MultiWakerRegistration<WAITERS_MAX>,
+}
+
+impl<M: RawMutex, T> Shared<M, T> {
+    pub(super) const fn new(state: T) -> Self {
+        Self {
+            inner: Mutex::new(RefCell::new(Inner {
+                state,
+                runner: WakerRegistration::new(),
+                waiters: MultiWakerRegistration::new(),
+            })),
+        }
+    }
+
+    /// `f` must not come back here: then it is not run, and there is no answer.
+    fn lock<R>(&self, f: impl FnOnce(&mut Inner<T>) -> R) -> Option<R> {
+        self.inner.lock(|inner| inner.try_borrow_mut().ok().map(|mut inner| f(&mut inner)))
+    }
+
+    /// Looks at it.
+    pub(super) fn peek<R>(&self, f: impl FnOnce(&mut T) -> R) -> Option<R> {
+        self.lock(|inner| f(&mut inner.state))
+    }
+
+    /// The application changes it: the runner is to look. `f` says whether somebody who waits
+    /// should, too.
+    pub(super) fn change<R>(&self, f: impl FnOnce(&mut T) -> (R, bool)) -> Option<R> {
+        self.lock(|inner| {
+            let (result, news) = f(&mut inner.state);
+            inner.runner.wake();
+            if news {
+                inner.waiters.wake();
+            }
+            result
+        })
+    }
+
+    /// The runner changes it; `f` says whether somebody who waits should look.
+    pub(super) fn drive<R>(&self, f: impl FnOnce(&mut T) -> (R, bool)) -> Option<R> {
+        self.lock(|inner| {
+            let (result, news) = f(&mut inner.state);
+            if news {
+                inner.waiters.wake();
+            }
+            result
+        })
+    }
+
+    /// Has the runner's task woken at the next [`change`](Self::change).
+    pub(super) fn register(&self, waker: &Waker) {
+        self.lock(|inner| inner.runner.register(waker));
+    }
+
+    /// Asks `f` now and whenever there is news, until it has an answer. Cancel-safe: `f` is asked
+    /// only in a poll that returns its answer.
+    pub(super) fn poll_wait<R>(
+        &self,
+        waker: &Waker,
+        f: impl FnOnce(&mut T) -> Option<R>,
+    ) -> Poll<R> {
+        self.lock(|inner| match f(&mut inner.state) {
+            Some(answer) => {
+                // It may have taken the answer out.
+                inner.runner.wake();
+                Poll::Ready(answer)
+            }
+            None => {
+                inner.waiters.register(waker);
+                Poll::Pending
+            }
+        })
+        .unwrap_or(Poll::Pending)
+    }
+}
+
+impl<M: RawMutex, T> core::fmt::Debug for Shared<M, T> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Shared").finish_non_exhaustive()
+    }
+}

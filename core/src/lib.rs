@@ -1,0 +1,15 @@
+#![doc = include_str!("../../README.md")]
+#![cfg_attr(not(test), no_std)]
+#![forbid(unsafe_code)]
+
+mod macros;
+
+pub mod address;
+#[cfg(feature = "async")]
+pub mod drive;
+pub mod lookup;
+pub mod name;
+pub mod publish;
+pub mod session;
+pub mod time;
+pub mod wire;

@@ -1,0 +1,484 @@
+//! One nsqlookupd as nsqd sees it: what lookupPeer and connectCallback do, as a state machine.
+
+use core::convert::Infallible;
+
+use embedded_io::Write;
+use heapless::Vec;
+
+use super::registry::{PeerId, RegistryView};
+use super::{Config, DETAIL_MAX, OUTSTANDING_MAX, PeerEvent, PeerState, PeerStatus};
+use crate::address::Address;
+use crate::macros::trace_state;
+use crate::session::{Awaited, Closed, DialError, Fault, Link, Session, Transmit};
+use crate::time::{Backoff, Instant, Jitter, TimerId, Timers};
+use crate::wire::v1::{self, Command, LINE_MAX, PeerInfoScanner, ReplyDecoder, ReplyPart};
+use crate::wire::v2::ErrorCode;
+use crate::wire::Window;
+
+/// The longest reply that is read: an IDENTIFY answer with long names.
+const REPLY_MAX: u32 = 4096;
+
+/// Takes the longest command line.
+const STAGING: usize = LINE_MAX + 3;
+
+/// A connection to one nsqlookupd, and what is known of it.
+#[derive(Debug)]
+pub(super) struct Peer {
+    /// Whom to be connected to; `None` is nobody.
+    address: Option<Address>,
+    state: PeerState,
+    timers: Timers<Timer, 6>,
+    backoff: Backoff,
+    jitter: Jitter,
+    opened_at: Instant,
+    replies: ReplyDecoder,
+    /// Commands whose reply is due.
+    outstanding: u16,
+    /// PINGs to send.
+    pings: u8,
+    /// Where asserting again has come to; past the end when done.
+    reassert: usize,
+    staging: [u8; STAGING],
+    staged: u8,
+    written: u8,
+    handshake_at: u16,
+    /// While connected, holds nsqlookupd's answer to IDENTIFY.
+    scanner: PeerInfoScanner,
+    detail: Vec<u8, DETAIL_MAX, u8>,
+    last: Option<Closed>,
+    news: Option<PeerEvent>,
+    connections: u32,
+    failures: u32,
+    /// Counts changes that may be worth waking somebody for.
+    version: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Timer {
+    /// Waiting: dial.
+    Redial,
+    /// Dialing, Identifying: give up.
+    Handshake,
+    /// Commands outstanding: nsqlookupd neither answers nor takes more.
+    Reply,
+    /// Connected: send PING.
+    Ping,
+    /// Connected: assert everything again.
+    Reassert,
+    /// Closing: abort.
+    Close,
+}
+
+impl TimerId for Timer {
+    const ALL: &'static [Self] =
+        &[Self::Redial, Self::Handshake, Self::Reply, Self::Ping, Self::Reassert, Self::Close];
+
+    fn index(self) -> usize {
+        self as usize
+    }
+}
+
+impl Peer {
+    pub(super) fn new(config: &Config<'_>, index: usize) -> Self {
+        Self {
+            address: None,
+            state: PeerState::Unused,
+            timers: Timers::new(),
+            backoff: config.backoff(),
+            jitter: Jitter::new(config.seed.wrapping_add(index as u32)),
+            opened_at: Instant::NEVER,
+            replies: ReplyDecoder::new(REPLY_MAX),
+            outstanding: 0,
+            pings: 0,
+            reassert: usize::MAX,
+            staging: [0; STAGING],
+            staged: 0,
+            written: 0,
+            handshake_at: 0,
+            scanner: PeerInfoScanner::new(),
+            detail: Vec::new(),
+            last: None,
+            news: None,
+            connections: 0,
+            failures: 0,
+            version: 0,
+        }
+    }
+
+    pub(super) fn address(&self) -> Option<&Address> {
+        self.address.as_ref()
+    }
+
+    pub(super) fn version(&self) -> u32 {
+        self.version
+    }
+
+    pub(super) fn state(&self) -> PeerState {
+        self.state
+    }
+
+    pub(super) fn status(&self, settled: bool) -> PeerStatus<'_> {
+        PeerStatus {
+            address: self.address.as_ref(),
+            state: self.state,
+            settled,
+            info: matches!(self.state, PeerState::Connected | PeerState::Leaving)
+                .then(|| self.scanner.info()),
+            last: self.last,
+            detail: core::str::from_utf8(&self.detail).unwrap_or_default(),
+            connections: self.connections,
+            failures: self.failures,
+        }
+    }
+
+    /// Connects to `address` from now on, once the connection that may still be closing is gone.
+    pub(super) fn assign(&mut self, config: &Config<'_>, now: Instant, address: Address) {
+        self.address = Some(address);
+        self.backoff = config.backoff();
+        self.last = None;
+        if self.state == PeerState::Unused {
+            self.wait(now);
+        }
+    }
+
+    /// Nobody to connect to any more: closes what there is.
+    pub(super) fn retire(&mut self, config: &Config<'_>, now: Instant) {
+        self.address = None;
+        match self.state {
+            PeerState::Unused => {}
+            PeerState::Waiting => {
+                self.timers.stop_all();
+                self.set_state(PeerState::Unused);
+            }
+            PeerState::Dialing
+            | PeerState::Identifying
+            | PeerState::Connected
+            | PeerState::Leaving
+            | PeerState::Closing(_) => self.close(config, now, Closed::Local),
+        }
+    }
+
+    /// Unregisters everything, which the registry no longer wants, then closes.
+    pub(super) fn leave(&mut self, config: &Config<'_>, now: Instant, settled: bool) {
+        if self.state == PeerState::Connected && !settled {
+            self.address = None;
+            self.set_state(PeerState::Leaving);
+        } else if self.state != PeerState::Leaving {
+            self.retire(config, now);
+        }
+    }
+
+    /// Whether every command was written and answered.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.outstanding == 0 && self.written == self.staged && self.pings == 0
+    }
+
+    fn wait(&mut self, now: Instant) {
+        let delay = self.backoff.next_delay(&mut self.jitter);
+        self.timers.set(Timer::Redial, now.after(delay));
+        self.set_state(PeerState::Waiting);
+    }
+
+    fn set_state(&mut self, state: PeerState) {
+        trace_state!("lookup peer", self.state, state);
+        self.state = state;
+        self.version = self.version.wrapping_add(1);
+    }
+
+    fn close(&mut self, config: &Config<'_>, now: Instant, why: Closed) {
+        self.timers.stop_all();
+        self.timers.set(Timer::Close, now.after(config.close_timeout));
+        self.set_state(PeerState::Closing(why));
+    }
+}
+
+/// A peer with what it works on: the session of one nsqlookupd.
+///
+/// Made for each call by [`Lookup::peer`](super::Lookup::peer); the state is in the table.
+#[derive(Debug)]
+pub struct PeerSession<'s, 'a> {
+    pub(super) peer: &'s mut Peer,
+    pub(super) registry: RegistryView<'s>,
+    pub(super) id: PeerId,
+    pub(super) config: &'a Config<'a>,
+}
+
+impl PeerSession<'_, '_> {
+    fn fail(&mut self, now: Instant, fault: Fault) -> Result<(), Fault> {
+        self.peer.close(self.config, now, Closed::Fault(fault));
+        Err(fault)
+    }
+
+    fn is_settled(&self) -> bool {
+        self.peer.is_quiet() && self.registry.next_work(self.id).is_none()
+    }
+
+    fn expect_reply(&mut self, now: Instant) {
+        if self.peer.outstanding == 0 {
+            self.peer.timers.set(Timer::Reply, now.after(self.config.reply_timeout));
+        }
+        self.peer.outstanding = self.peer.outstanding.saturating_add(1);
+    }
+
+    fn stage(&mut self, now: Instant) {
+        self.peer.staged = 0;
+        self.peer.written = 0;
+        match self.peer.state {
+            PeerState::Identifying => self.stage_identify(),
+            PeerState::Connected | PeerState::Leaving => self.stage_commands(now),
+            PeerState::Unused
+            | PeerState::Waiting
+            | PeerState::Dialing
+            | PeerState::Closing(_) => {}
+        }
+    }
+
+    /// The text is longer than the staging area: it is made again for each piece.
+    fn stage_identify(&mut self) {
+        let mut window = Window::new(&mut self.peer.staging, self.peer.handshake_at.into());
+        let mut emit = || -> Result<(), Infallible> {
+            window.write_all(&v1::MAGIC)?;
+            Command::Identify(&self.config.node).emit(&mut window)
+        };
+        let Ok(()) = emit();
+        let staged = window.written();
+        self.peer.staged = staged as u8;
+        self.peer.handshake_at = self.peer.handshake_at.saturating_add(staged as u16);
+    }
+
+    /// As many command lines as fit, pipelined: nsqlookupd answers in order.
+    fn stage_commands(&mut self, now: Instant) {
+        while self.peer.outstanding < OUTSTANDING_MAX {
+            let room = STAGING.saturating_sub(self.peer.staged.into());
+            let (command, work) = if self.peer.pings > 0 {
+                (Command::Ping, None)
+            } else {
+                let work = match self.registry.next_work(self.id) {
+                    Some(work) => work,
+                    None => {
+                        let mut cursor = self.peer.reassert;
+                        let Some(work) = self.registry.next_reassert(self.id, &mut cursor) else {
+                            self.peer.reassert = usize::MAX;
+                            return;
+                        };
+                        if self.registry.command(work).is_some_and(|c| c.encoded_len() <= room) {
+                            self.peer.reassert = cursor;
+                        }
+                        work
+                    }
+                };
+                let Some(command) = self.registry.command(work) else { return };
+                (command, Some(work))
+            };
+            if command.encoded_len() > room {
+                return;
+            }
+            let staging = self.peer.staging.get_mut(self.peer.staged.into()..).unwrap_or_default();
+            let mut window = Window::new(staging, 0);
+            let Ok(()) = command.emit(&mut window);
+            self.peer.staged = self.peer.staged.saturating_add(window.written() as u8);
+            match work {
+                Some(work) => self.registry.told(self.id, work),
+                None => self.peer.pings = self.peer.pings.saturating_sub(1),
+            }
+            self.expect_reply(now);
+        }
+    }
+
+    fn on_part(&mut self, now: Instant, part: ReplyPart<'_>) -> Result<(), Fault> {
+        let identifying = self.peer.state == PeerState::Identifying;
+        if part.first {
+            self.peer.detail.clear();
+            if identifying {
+                self.peer.scanner = PeerInfoScanner::new();
+            }
+        }
+        let room = DETAIL_MAX.saturating_sub(self.peer.detail.len());
+        let piece = part.data.get(..room).unwrap_or(part.data);
+        let _ = self.peer.detail.extend_from_slice(piece);
+        if identifying {
+            // An error shows when it is complete.
+            let _ = self.peer.scanner.feed(part.data);
+        }
+        if !part.last {
+            return Ok(());
+        }
+        if self.peer.detail.starts_with(b"E_") {
+            let (code, _) = ErrorCode::parse(&self.peer.detail);
+            return self.fail(now, Fault::Refused(code));
+        }
+        if identifying {
+            return self.on_identified(now);
+        }
+        let Some(outstanding) = self.peer.outstanding.checked_sub(1) else {
+            return self.fail(now, Fault::UnexpectedReply);
+        };
+        if self.peer.detail.as_slice() != b"OK" {
+            return self.fail(now, Fault::UnexpectedReply);
+        }
+        self.peer.outstanding = outstanding;
+        if outstanding > 0 {
+            self.peer.timers.set(Timer::Reply, now.after(self.config.reply_timeout));
+            return Ok(());
+        }
+        self.peer.timers.stop(Timer::Reply);
+        self.peer.version = self.peer.version.wrapping_add(1);
+        if self.peer.state == PeerState::Leaving && self.is_settled() {
+            self.peer.close(self.config, now, Closed::Local);
+        }
+        Ok(())
+    }
+
+    fn on_identified(&mut self, now: Instant) -> Result<(), Fault> {
+        if self.peer.scanner.finish().is_err() {
+            return self.fail(now, Fault::BadIdentifyReply);
+        }
+        if self.peer.written < self.peer.staged {
+            // An answer to half a question.
+            return self.fail(now, Fault::UnexpectedReply);
+        }
+        let peer = &mut *self.peer;
+        peer.connections = peer.connections.saturating_add(1);
+        peer.news = Some(PeerEvent::Connected);
+        peer.timers.stop(Timer::Handshake);
+        peer.timers.set(Timer::Ping, now.after(peer.jitter.around(self.config.ping)));
+        peer.timers.set(Timer::Reassert, now.after(peer.jitter.around(self.config.reassert)));
+        peer.set_state(PeerState::Connected);
+        Ok(())
+    }
+}
+
+impl Session for PeerSession<'_, '_> {
+    type Event = PeerEvent;
+
+    fn link(&self) -> Link {
+        match self.peer.state {
+            PeerState::Unused | PeerState::Waiting => Link::Down,
+            PeerState::Dialing
+            | PeerState::Identifying
+            | PeerState::Connected
+            | PeerState::Leaving => Link::Up,
+            PeerState::Closing(_) => Link::Close,
+        }
+    }
+
+    fn dial(&mut self, now: Instant) -> Option<Address> {
+        let peer = &mut *self.peer;
+        if peer.state != PeerState::Waiting || !peer.timers.expired(Timer::Redial, now) {
+            return None;
+        }
+        peer.timers.set(Timer::Handshake, now.after(self.config.connect_timeout));
+        peer.set_state(PeerState::Dialing);
+        peer.address.clone()
+    }
+
+    fn open(&mut self, now: Instant) {
+        self.registry.forget(self.id);
+        let peer = &mut *self.peer;
+        peer.replies = ReplyDecoder::new(REPLY_MAX);
+        peer.outstanding = 0;
+        peer.pings = 0;
+        peer.reassert = usize::MAX;
+        peer.staged = 0;
+        peer.written = 0;
+        peer.handshake_at = 0;
+        peer.opened_at = now;
+        peer.timers.stop_all();
+        peer.timers.set(Timer::Handshake, now.after(self.config.connect_timeout));
+        peer.set_state(PeerState::Identifying);
+    }
+
+    fn receive(&mut self, now: Instant, bytes: &[u8]) -> Result<(), Fault> {
+        let mut input = bytes;
+        loop {
+            match self.peer.state {
+                PeerState::Identifying | PeerState::Connected | PeerState::Leaving => {}
+                PeerState::Unused
+                | PeerState::Waiting
+                | PeerState::Dialing
+                | PeerState::Closing(_) => return Ok(()),
+            }
+            match self.peer.replies.next(&mut input) {
+                Ok(Some(part)) => self.on_part(now, part)?,
+                Ok(None) => return Ok(()),
+                Err(fault) => return self.fail(now, fault),
+            }
+        }
+    }
+
+    fn transmit(&mut self, now: Instant) -> Transmit<'_> {
+        if self.peer.written >= self.peer.staged {
+            self.stage(now);
+        }
+        let pending = self.peer.written.into()..self.peer.staged.into();
+        Transmit { head: self.peer.staging.get(pending).unwrap_or_default(), body: &[] }
+    }
+
+    fn sent(&mut self, now: Instant, n: usize) {
+        let n = n.min(self.peer.staged.saturating_sub(self.peer.written).into());
+        self.peer.written = self.peer.written.saturating_add(n as u8);
+        if n > 0 && self.peer.timers.is_set(Timer::Reply) {
+            self.peer.timers.set(Timer::Reply, now.after(self.config.reply_timeout));
+        }
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        self.peer.timers.next()
+    }
+
+    fn tick(&mut self, now: Instant) {
+        let peer = &mut *self.peer;
+        if peer.timers.expired(Timer::Handshake, now) {
+            let why = match peer.state {
+                PeerState::Dialing => Closed::Dial(DialError::TimedOut),
+                _ => Closed::Fault(Fault::TimedOut(Awaited::Handshake)),
+            };
+            peer.close(self.config, now, why);
+            return;
+        }
+        if peer.timers.expired(Timer::Reply, now) {
+            peer.close(self.config, now, Closed::Fault(Fault::TimedOut(Awaited::Reply)));
+            return;
+        }
+        if peer.timers.expired(Timer::Ping, now) {
+            peer.pings = peer.pings.saturating_add(1);
+            peer.timers.set(Timer::Ping, now.after(peer.jitter.around(self.config.ping)));
+        }
+        if peer.timers.expired(Timer::Reassert, now) {
+            peer.reassert = 0;
+            peer.timers.set(Timer::Reassert, now.after(peer.jitter.around(self.config.reassert)));
+        }
+    }
+
+    fn closed(&mut self, now: Instant, why: Closed) {
+        let peer = &mut *self.peer;
+        let (why, replaced) = match peer.state {
+            // What the session itself had against the connection is the better reason.
+            PeerState::Closing(why) => (why, why == Closed::Local),
+            PeerState::Leaving => (why, true),
+            PeerState::Unused | PeerState::Waiting => return,
+            PeerState::Dialing | PeerState::Identifying | PeerState::Connected => (why, false),
+        };
+        self.registry.forget(self.id);
+        peer.timers.stop_all();
+        if !replaced {
+            peer.failures = peer.failures.saturating_add(1);
+            peer.last = Some(why);
+            if now.since(peer.opened_at) >= self.config.reconnect_cap {
+                // It held for a while: again at once.
+                peer.backoff.reset();
+            }
+        }
+        peer.opened_at = Instant::NEVER;
+        peer.news = Some(PeerEvent::Disconnected(why));
+        if peer.address.is_some() {
+            peer.wait(now);
+        } else {
+            peer.set_state(PeerState::Unused);
+        }
+    }
+
+    fn poll_event(&mut self) -> Option<PeerEvent> {
+        self.peer.news.take()
+    }
+}

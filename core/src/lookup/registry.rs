@@ -1,0 +1,356 @@
+//! What this node offers: the desired state that every nsqlookupd is to show.
+//!
+//! Topics and channels lie in fixed slots. Each slot knows which peers were told of it, so a
+//! peer's work is whatever is wanted and not told, or told and not wanted: no queue of changes
+//! to overflow or to reorder (nsqd's is one goroutine per change).
+
+use core::fmt;
+
+use crate::name::{ChannelName, TopicName};
+use crate::wire::v1::Command;
+
+/// The most nsqlookupds a table can have: a bit each.
+pub const PEERS_MAX: usize = 8;
+
+/// Topics and channels, in fixed slots.
+///
+/// RAM: 67 bytes a topic, 70 bytes a channel. A removed one keeps its slot until no connected
+/// nsqlookupd has it any more.
+#[derive(Debug)]
+pub struct Registry<const TOPICS: usize, const CHANNELS: usize> {
+    topics: [TopicSlot; TOPICS],
+    channels: [ChannelSlot; CHANNELS],
+}
+
+/// No slot is left. Nothing changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub enum RegistryFull {
+    /// All topic slots are taken.
+    Topics {
+        /// How many there are.
+        max: usize,
+    },
+    /// All channel slots are taken.
+    Channels {
+        /// How many there are.
+        max: usize,
+    },
+}
+
+impl fmt::Display for RegistryFull {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Topics { max } => write!(f, "all {max} topic slots of the registry are taken"),
+            Self::Channels { max } => {
+                write!(f, "all {max} channel slots of the registry are taken")
+            }
+        }
+    }
+}
+
+impl core::error::Error for RegistryFull {}
+
+#[derive(Debug, Clone, Copy)]
+struct TopicSlot {
+    name: TopicName,
+    wanted: bool,
+    told: PeerSet,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct ChannelSlot {
+    name: ChannelName,
+    topic: u16,
+    wanted: bool,
+    told: PeerSet,
+}
+
+/// One bit per peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct PeerSet(u8);
+
+impl PeerSet {
+    const NONE: Self = Self(0);
+
+    const fn has(self, peer: PeerId) -> bool {
+        self.0 & peer.0 != 0
+    }
+
+    fn set(&mut self, peer: PeerId, told: bool) {
+        if told {
+            self.0 |= peer.0;
+        } else {
+            self.0 &= !peer.0;
+        }
+    }
+}
+
+/// A peer's bit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct PeerId(u8);
+
+impl PeerId {
+    /// The peer in slot `index`, below [`PEERS_MAX`].
+    pub(super) const fn new(index: usize) -> Self {
+        Self(1u8.unbounded_shl(index as u32))
+    }
+}
+
+impl<const TOPICS: usize, const CHANNELS: usize> Registry<TOPICS, CHANNELS> {
+    const LIMITS: () = assert!(TOPICS <= 4096 && CHANNELS <= 4096, "at most 4096 slots of a kind");
+
+    /// Nothing registered.
+    pub const fn new() -> Self {
+        let () = Self::LIMITS;
+        Self {
+            topics: [const { TopicSlot { name: TopicName::NONE, wanted: false, told: PeerSet::NONE } };
+                TOPICS],
+            channels: [const {
+                ChannelSlot {
+                    name: ChannelName::NONE,
+                    topic: 0,
+                    wanted: false,
+                    told: PeerSet::NONE,
+                }
+            }; CHANNELS],
+        }
+    }
+
+    /// Wants a topic listed. Wanting it twice changes nothing.
+    pub fn add_topic(&mut self, topic: &TopicName) -> Result<(), RegistryFull> {
+        self.view().add_topic(topic).map(|_| ())
+    }
+
+    /// Wants a channel listed, and its topic with it, as nsqlookupd does.
+    pub fn add_channel(
+        &mut self,
+        topic: &TopicName,
+        channel: &ChannelName,
+    ) -> Result<(), RegistryFull> {
+        self.view().add_channel(topic, channel)
+    }
+
+    /// No longer wants a topic and its channels listed; says whether it was.
+    pub fn remove_topic(&mut self, topic: &TopicName) -> bool {
+        self.view().remove_topic(topic)
+    }
+
+    /// No longer wants a channel listed; says whether it was. Its topic stays.
+    pub fn remove_channel(&mut self, topic: &TopicName, channel: &ChannelName) -> bool {
+        self.view().remove_channel(topic, channel)
+    }
+
+    /// The topics that are wanted, in no order.
+    pub fn topics(&self) -> impl Iterator<Item = &TopicName> {
+        self.topics.iter().filter(|slot| slot.wanted).map(|slot| &slot.name)
+    }
+
+    /// The channels that are wanted, in no order, each with its topic.
+    pub fn channels(&self) -> impl Iterator<Item = (&TopicName, &ChannelName)> {
+        self.channels.iter().filter(|slot| slot.wanted).filter_map(|slot| {
+            self.topics.get(usize::from(slot.topic)).map(|topic| (&topic.name, &slot.name))
+        })
+    }
+
+    /// Nothing is wanted any more.
+    pub(super) fn remove_all(&mut self) {
+        self.topics.iter_mut().for_each(|slot| slot.wanted = false);
+        self.channels.iter_mut().for_each(|slot| slot.wanted = false);
+    }
+
+    /// The same without its capacities, so that the logic is compiled once.
+    pub(super) fn view(&mut self) -> RegistryView<'_> {
+        RegistryView { topics: &mut self.topics, channels: &mut self.channels }
+    }
+}
+
+impl<const TOPICS: usize, const CHANNELS: usize> Default for Registry<TOPICS, CHANNELS> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct RegistryView<'r> {
+    topics: &'r mut [TopicSlot],
+    channels: &'r mut [ChannelSlot],
+}
+
+impl RegistryView<'_> {
+    fn add_topic(&mut self, topic: &TopicName) -> Result<usize, RegistryFull> {
+        let max = self.topics.len();
+        let index = match self.find_topic(topic) {
+            Some(index) => index,
+            None => self
+                .topics
+                .iter()
+                .position(|slot| !slot.wanted && slot.told == PeerSet::NONE)
+                .ok_or(RegistryFull::Topics { max })?,
+        };
+        if let Some(slot) = self.topics.get_mut(index) {
+            slot.name = *topic;
+            slot.wanted = true;
+        }
+        Ok(index)
+    }
+
+    fn add_channel(
+        &mut self,
+        topic: &TopicName,
+        channel: &ChannelName,
+    ) -> Result<(), RegistryFull> {
+        let max = self.channels.len();
+        let slot = match self.find_channel(topic, channel) {
+            Some(slot) => slot,
+            None => self
+                .channels
+                .iter()
+                .position(|slot| !slot.wanted && slot.told == PeerSet::NONE)
+                .ok_or(RegistryFull::Channels { max })?,
+        };
+        // The topic last: if it finds no slot, nothing has changed.
+        let topic = self.add_topic(topic)?;
+        if let Some(slot) = self.channels.get_mut(slot) {
+            slot.name = *channel;
+            slot.topic = topic as u16;
+            slot.wanted = true;
+        }
+        Ok(())
+    }
+
+    fn remove_topic(&mut self, topic: &TopicName) -> bool {
+        let Some(index) = self.find_topic(topic) else { return false };
+        for slot in self.channels.iter_mut().filter(|slot| usize::from(slot.topic) == index) {
+            slot.wanted = false;
+        }
+        self.topics.get_mut(index).is_some_and(|slot| core::mem::take(&mut slot.wanted))
+    }
+
+    fn remove_channel(&mut self, topic: &TopicName, channel: &ChannelName) -> bool {
+        self.find_channel(topic, channel)
+            .and_then(|index| self.channels.get_mut(index))
+            .is_some_and(|slot| core::mem::take(&mut slot.wanted))
+    }
+
+    fn find_topic(&self, topic: &TopicName) -> Option<usize> {
+        self.topics
+            .iter()
+            .position(|slot| (slot.wanted || slot.told != PeerSet::NONE) && slot.name == *topic)
+    }
+
+    fn find_channel(&self, topic: &TopicName, channel: &ChannelName) -> Option<usize> {
+        let topic = self.find_topic(topic)?;
+        self.channels.iter().position(|slot| {
+            (slot.wanted || slot.told != PeerSet::NONE)
+                && usize::from(slot.topic) == topic
+                && slot.name == *channel
+        })
+    }
+
+    /// A peer's connection is gone: nsqlookupd forgets with it all it was told.
+    pub(super) fn forget(&mut self, peer: PeerId) {
+        self.topics.iter_mut().for_each(|slot| slot.told.set(peer, false));
+        self.channels.iter_mut().for_each(|slot| slot.told.set(peer, false));
+    }
+
+    /// The next difference between what is wanted and what a peer was told.
+    ///
+    /// Channels go before their topic, both ways: registering a channel registers its topic, and
+    /// unregistering a topic first would leave nsqlookupd to remove its channels.
+    pub(super) fn next_work(&self, peer: PeerId) -> Option<Work> {
+        let differs = |wanted: bool, told: PeerSet, want: bool| {
+            wanted == want && told.has(peer) != want
+        };
+        for want in [false, true] {
+            for (index, slot) in self.channels.iter().enumerate() {
+                if differs(slot.wanted, slot.told, want) {
+                    return Some(Work { register: want, item: Item::Channel(index) });
+                }
+            }
+            for (index, slot) in self.topics.iter().enumerate() {
+                if differs(slot.wanted, slot.told, want) {
+                    return Some(Work { register: want, item: Item::Topic(index) });
+                }
+            }
+        }
+        None
+    }
+
+    /// From `cursor` on, the next registration that a peer was told of and that is to be asserted
+    /// again; moves `cursor` behind it.
+    pub(super) fn next_reassert(&self, peer: PeerId, cursor: &mut usize) -> Option<Work> {
+        let channels = self.channels.len();
+        while *cursor < channels.saturating_add(self.topics.len()) {
+            let at = *cursor;
+            *cursor = at.saturating_add(1);
+            let (item, wanted, told) = match at.checked_sub(channels) {
+                None => match self.channels.get(at) {
+                    Some(slot) => (Item::Channel(at), slot.wanted, slot.told),
+                    None => continue,
+                },
+                Some(topic) => match self.topics.get(topic) {
+                    // Its channels bring it along.
+                    Some(slot) => (Item::Topic(topic), slot.wanted && !self.has_channels(topic), slot.told),
+                    None => continue,
+                },
+            };
+            if wanted && told.has(peer) {
+                return Some(Work { register: true, item });
+            }
+        }
+        None
+    }
+
+    fn has_channels(&self, topic: usize) -> bool {
+        self.channels.iter().any(|slot| slot.wanted && usize::from(slot.topic) == topic)
+    }
+
+    /// The command that does `work`.
+    pub(super) fn command(&self, work: Work) -> Option<Command<'_>> {
+        let (topic, channel) = match work.item {
+            Item::Topic(index) => (index, None),
+            Item::Channel(index) => {
+                let slot = self.channels.get(index)?;
+                (usize::from(slot.topic), Some(&slot.name))
+            }
+        };
+        let topic = &self.topics.get(topic)?.name;
+        Some(if work.register {
+            Command::Register { topic, channel }
+        } else {
+            Command::Unregister { topic, channel }
+        })
+    }
+
+    /// The command for `work` is on its way to the peer.
+    pub(super) fn told(&mut self, peer: PeerId, work: Work) {
+        let topic = match work.item {
+            Item::Topic(index) => index,
+            Item::Channel(index) => {
+                let Some(slot) = self.channels.get_mut(index) else { return };
+                slot.told.set(peer, work.register);
+                if !work.register {
+                    return;
+                }
+                slot.topic.into()
+            }
+        };
+        if let Some(slot) = self.topics.get_mut(topic) {
+            slot.told.set(peer, work.register);
+        }
+    }
+}
+
+/// One REGISTER or UNREGISTER.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Work {
+    register: bool,
+    item: Item,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Item {
+    Topic(usize),
+    Channel(usize),
+}

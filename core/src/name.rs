@@ -1,0 +1,257 @@
+//! Topic and channel names, checked once at the edge.
+//!
+//! NSQ allows `^[.a-zA-Z0-9_-]+(#ephemeral)?$` with 1 to 64 bytes *including* the suffix
+//! (nsq `internal/protocol/names.go`). A value of these types has passed that check, so no
+//! encoder has to check, or escape, a name again.
+//!
+//! RAM: 65 bytes each.
+
+use core::fmt;
+use core::str::FromStr;
+
+/// The longest name in bytes, suffix included.
+pub const NAME_MAX: usize = 64;
+
+const EPHEMERAL: &[u8] = b"#ephemeral";
+
+/// Why a name was refused. Nothing was changed; use another name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+#[non_exhaustive]
+pub enum NameError {
+    /// No characters before the end or before `#ephemeral`.
+    Empty,
+    /// More than [`NAME_MAX`] bytes.
+    TooLong {
+        /// Its length in bytes.
+        len: usize,
+    },
+    /// A byte that NSQ does not allow.
+    BadCharacter {
+        /// The byte.
+        byte: u8,
+        /// Where it stands, from 0.
+        at: usize,
+    },
+}
+
+impl fmt::Display for NameError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Empty => f.write_str("the name is empty; NSQ names have 1 to 64 characters"),
+            Self::TooLong { len } => {
+                write!(f, "the name has {len} bytes; NSQ allows at most {NAME_MAX}")
+            }
+            Self::BadCharacter { byte, at } => write!(
+                f,
+                "byte {byte:#04x} at position {at} is not allowed; NSQ names are made of \
+                 letters, digits, '.', '_', '-' and may end in #ephemeral"
+            ),
+        }
+    }
+}
+
+impl core::error::Error for NameError {}
+
+const fn check(name: &[u8]) -> Result<(), NameError> {
+    if name.len() > NAME_MAX {
+        return Err(NameError::TooLong { len: name.len() });
+    }
+    let stem = if is_ephemeral(name) {
+        name.len().saturating_sub(EPHEMERAL.len())
+    } else {
+        name.len()
+    };
+    if stem == 0 {
+        return Err(NameError::Empty);
+    }
+    let mut rest = name;
+    let mut at = 0;
+    while at < stem {
+        let Some((&byte, tail)) = rest.split_first() else { break };
+        if !matches!(byte, b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'.' | b'_' | b'-') {
+            return Err(NameError::BadCharacter { byte, at });
+        }
+        rest = tail;
+        at += 1;
+    }
+    Ok(())
+}
+
+const fn is_ephemeral(name: &[u8]) -> bool {
+    let mut name = name;
+    let mut suffix = EPHEMERAL;
+    // Compared from the back, without indexing: this is also a `const fn`.
+    while let Some((&want, front)) = suffix.split_last() {
+        match name.split_last() {
+            Some((&byte, rest)) if byte == want => {
+                name = rest;
+                suffix = front;
+            }
+            Some(_) | None => return false,
+        }
+    }
+    true
+}
+
+macro_rules! name_type {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub struct $name {
+            len: u8,
+            // Unused bytes are zero, so that the derived comparisons hold.
+            bytes: [u8; NAME_MAX],
+        }
+
+        impl $name {
+            /// Checks and copies a name. Usable in constants.
+            pub const fn new(name: &str) -> Result<Self, NameError> {
+                Self::from_bytes(name.as_bytes())
+            }
+
+            /// Checks and copies a name as it came from the wire.
+            pub const fn from_bytes(name: &[u8]) -> Result<Self, NameError> {
+                if let Err(error) = check(name) {
+                    return Err(error);
+                }
+                let mut bytes = [0; NAME_MAX];
+                let mut from = name;
+                let mut to: &mut [u8] = &mut bytes;
+                while let (Some((&byte, rest)), Some((slot, slots))) =
+                    (from.split_first(), to.split_first_mut())
+                {
+                    *slot = byte;
+                    from = rest;
+                    to = slots;
+                }
+                // At most NAME_MAX, so it fits.
+                Ok(Self { len: name.len() as u8, bytes })
+            }
+
+            /// No name, for a slot that holds none yet.
+            pub(crate) const NONE: Self = Self { len: 0, bytes: [0; NAME_MAX] };
+
+            /// The name.
+            pub fn as_str(&self) -> &str {
+                core::str::from_utf8(self.as_bytes()).unwrap_or_default()
+            }
+
+            /// The name's bytes, 1 to 64 of them.
+            pub fn as_bytes(&self) -> &[u8] {
+                self.bytes.get(..usize::from(self.len)).unwrap_or_default()
+            }
+
+            /// Whether the name ends in `#ephemeral`: nsqd then keeps nothing of it on disk and
+            /// deletes it with its last client or channel.
+            pub fn is_ephemeral(&self) -> bool {
+                is_ephemeral(self.as_bytes())
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Debug::fmt(self.as_str(), f)
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(self.as_str())
+            }
+        }
+
+        #[cfg(feature = "defmt")]
+        impl defmt::Format for $name {
+            fn format(&self, f: defmt::Formatter<'_>) {
+                defmt::write!(f, "{=str}", self.as_str());
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = NameError;
+
+            fn from_str(name: &str) -> Result<Self, NameError> {
+                Self::new(name)
+            }
+        }
+
+        impl AsRef<str> for $name {
+            fn as_ref(&self) -> &str {
+                self.as_str()
+            }
+        }
+    };
+}
+
+name_type! {
+    /// A topic's name: what PUB publishes to and REGISTER announces.
+    TopicName
+}
+
+name_type! {
+    /// A channel's name: one independent copy of its topic's messages.
+    ChannelName
+}
+
+impl TopicName {
+    /// A name that was checked before, from the two ends of a ring.
+    pub(crate) fn from_pieces(one: &[u8], two: &[u8]) -> Self {
+        let mut name = Self::NONE;
+        for (slot, &byte) in name.bytes.iter_mut().zip(one.iter().chain(two)) {
+            *slot = byte;
+            name.len = name.len.saturating_add(1);
+        }
+        name
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_nsq_accepts() {
+        for name in ["a", "sensors.temp-1_x", "0", "logs#ephemeral", &"x".repeat(64)] {
+            assert_eq!(TopicName::new(name).unwrap().as_str(), name);
+            assert_eq!(ChannelName::new(name).unwrap().to_string(), name);
+        }
+        assert!(TopicName::new("logs#ephemeral").unwrap().is_ephemeral());
+        assert!(!TopicName::new("ephemeral").unwrap().is_ephemeral());
+    }
+
+    #[test]
+    fn what_nsq_refuses_and_why() {
+        let err = |name: &str| TopicName::new(name).unwrap_err();
+        assert_eq!(err(""), NameError::Empty);
+        assert_eq!(err("#ephemeral"), NameError::Empty);
+        assert_eq!(err(&"x".repeat(65)), NameError::TooLong { len: 65 });
+        // The suffix counts.
+        assert_eq!(
+            err(&format!("{}#ephemeral", "x".repeat(55))),
+            NameError::TooLong { len: 65 }
+        );
+        assert!(TopicName::new(&format!("{}#ephemeral", "x".repeat(54))).is_ok());
+        assert_eq!(err("a b"), NameError::BadCharacter { byte: b' ', at: 1 });
+        assert_eq!(err("a\n"), NameError::BadCharacter { byte: b'\n', at: 1 });
+        assert_eq!(err("a#b"), NameError::BadCharacter { byte: b'#', at: 1 });
+        assert_eq!(err("é"), NameError::BadCharacter { byte: 0xc3, at: 0 });
+        assert_eq!(
+            err("a#ephemeral#ephemeral"),
+            NameError::BadCharacter { byte: b'#', at: 1 }
+        );
+    }
+
+    #[test]
+    fn every_byte_is_judged_as_the_regular_expression_does() {
+        for byte in 0..=u8::MAX {
+            let ok = byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+            assert_eq!(TopicName::from_bytes(&[byte]).is_ok(), ok, "{byte:#x}");
+        }
+    }
+
+    #[test]
+    fn ram() {
+        assert_eq!(size_of::<TopicName>(), 65);
+    }
+}

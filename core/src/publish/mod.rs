@@ -1,0 +1,938 @@
+//! Publishing to nsqd: an outbox and one connection that empties it.
+//!
+//! [`Publisher`] takes messages into a bounded [`Outbox`] and brings them to one of several
+//! nsqds. It batches by itself: what waits for one topic leaves as one MPUB, a single message as
+//! PUB at once, a deferred one as DPUB. A message is resolved, with an [`Outcome`], exactly once;
+//! until then it is sent again after every lost connection: at least once, in order, never
+//! silently lost.
+//!
+//! ```text
+//!            dial            open             answered            AUTH answered
+//! Waiting ---------> Dialing ----> Identifying -------> Authenticating ------> Ready
+//!    ^                  |               |      \________________________________^ |
+//!    |                  | refused       | fault, timeout      no AUTH required    |
+//!    +------------------+<--- Closing <-+------------------------------------------+
+//! ```
+//!
+//! # Bounds
+//!
+//! | what | bound | when full |
+//! |---|---|---|
+//! | messages | the ring that the user lends | refused, or the oldest dropped: [`Full`] |
+//! | commands on the wire | [`FLIGHTS_MAX`] | the next waits, growing as a batch |
+//! | one MPUB | [`Config::batch_bytes`], [`Config::batch_messages`] | the rest goes in the next |
+//! | remembered exceptions | [`EXCEPTIONS_MAX`] ranges | the oldest reads [`Outcome::Forgotten`] |
+//! | nsqd's error text | [`DETAIL_MAX`] bytes | cut off |
+
+mod config;
+mod outbox;
+mod outcome;
+#[cfg(test)]
+mod tests;
+
+use core::convert::Infallible;
+use core::fmt;
+
+use embedded_io::Write;
+use heapless::{Deque, Vec};
+
+pub use config::{Config, ConfigError, Full, RING_MIN};
+pub use outbox::{Batch, Flight, HEADER_OVERHEAD, Outbox, PushError, RECORD_OVERHEAD};
+pub use outcome::{EXCEPTIONS_MAX, Outcome, Ticket};
+
+use crate::address::Address;
+use crate::macros::trace_state;
+use crate::name::TopicName;
+use crate::session::{Awaited, Closed, Fault, Link, Session, Transmit};
+use crate::time::{Backoff, Instant, Jitter, Span, TimerId, Timers};
+use crate::wire::Window;
+use crate::wire::v2::{
+    self, Command, ErrorCode, FrameDecoder, FramePart, FrameType, IdentifyRequest, Negotiated,
+    NegotiatedScanner,
+};
+use outcome::Exceptions;
+
+/// The most commands that wait for nsqd's answer.
+pub const FLIGHTS_MAX: usize = 4;
+
+/// The most bytes kept of an error's text.
+pub const DETAIL_MAX: usize = 64;
+
+/// The longest deferral, one hour: nsqd's `--max-req-timeout`.
+pub const DEFER_MAX: Span = Span::from_secs(3600);
+
+/// The most bytes that a [`Publisher`] takes.
+pub const RAM_MAX: usize = 848;
+
+/// Deadlines are rounded up to a multiple of this, 131 ms, so that messages published close
+/// together still leave together.
+const DEADLINE_STEP_MICROS: u64 = 1 << 17;
+
+/// Longest answer to IDENTIFY or AUTH that is read; everything else is far shorter.
+const REPLY_MAX: u32 = 16 * 1024;
+
+/// Takes the head of every command: `DPUB`, the longest name, the longest deferral, and a NOP.
+const STAGING: usize = 96;
+
+/// Publishes to nsqd. See the [module](self).
+///
+/// RAM: at most [`RAM_MAX`] bytes beside the ring and the borrowed configuration.
+#[derive(Debug)]
+pub struct Publisher<'a> {
+    config: &'a Config<'a>,
+    nsqds: &'a [Address],
+    outbox: Outbox<'a>,
+    /// Batches whose answer is due, oldest first. The newest may be half written.
+    flights: Deque<Flight, FLIGHTS_MAX>,
+    state: State,
+    timers: Timers<Timer, 5>,
+    backoff: Backoff,
+    jitter: Jitter,
+    frames: FrameDecoder,
+    negotiated: NegotiatedScanner,
+    /// What nsqd says in words: the frame being read, then the last error.
+    detail: Vec<u8, DETAIL_MAX, u8>,
+    /// Head of the command being written, and how much of it is.
+    staging: [u8; STAGING],
+    staged: u8,
+    written: u8,
+    /// Body of the command being written: where in the ring, how much is left.
+    body_index: usize,
+    body_left: usize,
+    /// How much of the handshake's current command was staged.
+    handshake_at: u16,
+    /// Heartbeats to answer.
+    nops: u8,
+    /// The nsqd in use or next to try, and how many failed in this round.
+    current: u8,
+    failed: u8,
+    /// So many messages from the oldest on go one by one: they were in a batch that was refused.
+    suspects: u32,
+    exceptions: Exceptions,
+    counters: Tally,
+    /// The newest change of the connection, if nobody polled it yet.
+    news: Option<News>,
+    polled: u64,
+    /// Counts changes that may be worth waking somebody for.
+    version: u32,
+}
+
+/// How to publish one message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct PublishOptions {
+    /// nsqd holds the message back for so long, up to [`DEFER_MAX`] (DPUB). Deferred messages
+    /// leave one by one.
+    pub defer: Option<Span>,
+    /// Give the message up if nsqd has not acknowledged it by then, or up to 131 ms later.
+    pub deadline: Option<Instant>,
+}
+
+/// Why a message was not accepted. Nothing changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+#[non_exhaustive]
+pub enum PublishError {
+    /// The outbox is full. Try again when messages were acknowledged, or wait for room.
+    Full,
+    /// The message never fits into the outbox.
+    TooLarge {
+        /// The longest body that fits, in bytes, with this topic.
+        max: usize,
+    },
+    /// nsqd takes no empty message.
+    Empty,
+    /// The deferral is above [`DEFER_MAX`].
+    DeferTooLong,
+    /// [`Publisher::stop`] was called.
+    Stopped,
+}
+
+/// What the application should know. Newer changes of the connection replace older ones that
+/// nobody polled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+#[non_exhaustive]
+pub enum Event {
+    /// Ready to publish.
+    Connected {
+        /// Which of the nsqd addresses.
+        nsqd: usize,
+        /// What nsqd said of itself.
+        negotiated: Negotiated,
+    },
+    /// The connection is gone or did not come up; another attempt is due.
+    Disconnected {
+        /// Which of the nsqd addresses.
+        nsqd: usize,
+        /// Why; [`Publisher::detail`] has nsqd's own words.
+        why: Closed,
+    },
+    /// These messages were not acknowledged, and never will be.
+    Failed {
+        /// The first of them.
+        first: Ticket,
+        /// How many, counting up from `first`.
+        count: u32,
+        /// Not [`Outcome::Acknowledged`].
+        outcome: Outcome,
+    },
+    /// Every message before this ticket is final, and was acknowledged unless
+    /// [`Event::Failed`] named it.
+    Resolved {
+        /// The first that is not.
+        below: Ticket,
+    },
+}
+
+/// What happened so far. `accepted = acknowledged + rejected + expired + dropped + pending`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+#[non_exhaustive]
+pub struct Counters {
+    /// Messages taken into the outbox.
+    pub accepted: u64,
+    /// Messages that nsqd confirmed.
+    pub acknowledged: u64,
+    /// Messages that nsqd refused for good.
+    pub rejected: u64,
+    /// Messages whose deadline passed.
+    pub expired: u64,
+    /// Messages that made room for newer ones.
+    pub dropped: u64,
+    /// Messages not final yet.
+    pub pending: u64,
+    /// Calls of `publish` refused because the outbox was full. A message tried again counts again.
+    pub refused: u64,
+    /// Messages that were wholly written when their connection broke, so that sending them again
+    /// may have made a duplicate each: there are at most this many duplicates in nsqd.
+    pub possible_duplicates: u64,
+    /// Expired messages that nsqd confirmed afterwards.
+    pub late: u64,
+    /// Connections that became ready.
+    pub connections: u32,
+    /// Dials that failed and connections that broke or were given up.
+    pub failures: u32,
+    /// Heartbeats of nsqd that were answered.
+    pub heartbeats: u32,
+    /// PUB and DPUB commands begun.
+    pub pubs: u64,
+    /// MPUB commands begun.
+    pub mpubs: u64,
+}
+
+/// [`Counters`] less what can be derived.
+#[derive(Debug, Default)]
+struct Tally {
+    acknowledged: u64,
+    rejected: u64,
+    expired: u64,
+    dropped: u64,
+    refused: u64,
+    possible_duplicates: u64,
+    late: u64,
+    pubs: u64,
+    mpubs: u64,
+    connections: u32,
+    failures: u32,
+    heartbeats: u32,
+}
+
+/// Where the connection is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub enum State {
+    /// No connection; the next dial is due at a time.
+    Waiting,
+    /// A dial is under way.
+    Dialing,
+    /// IDENTIFY is being sent, or its answer is due.
+    Identifying,
+    /// AUTH is being sent, or its answer is due.
+    Authenticating,
+    /// Messages flow.
+    Ready,
+    /// The driver is to close the connection.
+    Closing(Closed),
+    /// [`Publisher::stop`] was called and the connection is gone.
+    Stopped,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Timer {
+    /// Waiting: dial.
+    Redial,
+    /// Dialing, Identifying, Authenticating: give up.
+    Handshake,
+    /// Ready, batches on the wire: nsqd neither answers nor takes more.
+    Reply,
+    /// Identifying to Ready: nothing heard.
+    Silence,
+    /// Closing: abort.
+    Close,
+}
+
+impl TimerId for Timer {
+    const ALL: &'static [Self] =
+        &[Self::Redial, Self::Handshake, Self::Reply, Self::Silence, Self::Close];
+
+    fn index(self) -> usize {
+        self as usize
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+enum News {
+    Connected,
+    Disconnected(u8, Closed),
+}
+
+impl<'a> Publisher<'a> {
+    /// A publisher that dials the first of `nsqds` at once and the others when it fails.
+    ///
+    /// `ring` is the outbox. It lives as long as the publisher; with the publisher its messages
+    /// are gone.
+    pub fn new(
+        config: &'a Config<'a>,
+        nsqds: &'a [Address],
+        ring: &'a mut [u8],
+    ) -> Result<Self, ConfigError> {
+        config.check(nsqds.len(), ring.len())?;
+        let mut timers = Timers::new();
+        timers.set(Timer::Redial, Instant::ZERO);
+        let mut backoff = Backoff::new(config.reconnect_base, config.reconnect_cap)
+            .with_spread(config.reconnect_spread);
+        backoff.skip_immediate();
+        Ok(Self {
+            config,
+            nsqds,
+            outbox: Outbox::new(ring),
+            flights: Deque::new(),
+            state: State::Waiting,
+            timers,
+            backoff,
+            jitter: Jitter::new(config.seed),
+            frames: FrameDecoder::new(REPLY_MAX),
+            negotiated: NegotiatedScanner::new(),
+            detail: Vec::new(),
+            staging: [0; STAGING],
+            staged: 0,
+            written: 0,
+            body_index: 0,
+            body_left: 0,
+            handshake_at: 0,
+            nops: 0,
+            current: 0,
+            failed: 0,
+            suspects: 0,
+            exceptions: Exceptions::new(),
+            counters: Tally::default(),
+            news: None,
+            polled: 0,
+            version: 0,
+        })
+    }
+
+    /// Takes a message, at once and whether connected or not.
+    ///
+    /// The body, 1 byte to what the ring holds, is copied once, to where it is sent from. nsqd
+    /// itself refuses bodies above its `--max-msg-size` (1 MiB): [`Outcome::Rejected`].
+    pub fn publish(&mut self, topic: &TopicName, body: &[u8]) -> Result<Ticket, PublishError> {
+        self.publish_with(topic, body, PublishOptions { defer: None, deadline: None })
+    }
+
+    /// Takes a message with a deferral or a deadline, at once and whether connected or not.
+    pub fn publish_with(
+        &mut self,
+        topic: &TopicName,
+        body: &[u8],
+        options: PublishOptions,
+    ) -> Result<Ticket, PublishError> {
+        let taken = self.offer(topic, body, options);
+        if taken == Err(PublishError::Full) {
+            self.counters.refused = self.counters.refused.saturating_add(1);
+        }
+        taken
+    }
+
+    /// As [`publish_with`](Self::publish_with), but a refusal is not counted: for a caller that
+    /// waits for room.
+    pub fn offer(
+        &mut self,
+        topic: &TopicName,
+        body: &[u8],
+        options: PublishOptions,
+    ) -> Result<Ticket, PublishError> {
+        if body.is_empty() {
+            return Err(PublishError::Empty);
+        }
+        if options.defer.is_some_and(|defer| defer > DEFER_MAX) {
+            return Err(PublishError::DeferTooLong);
+        }
+        if matches!(self.state, State::Stopped | State::Closing(Closed::Local)) {
+            return Err(PublishError::Stopped);
+        }
+        let expiry = match options.deadline {
+            Some(at) => Instant::from_micros(at.as_micros() | (DEADLINE_STEP_MICROS - 1)),
+            None => Instant::NEVER,
+        };
+        loop {
+            match self.outbox.push(topic, body, options.defer, expiry) {
+                Ok(number) => return Ok(Ticket(number)),
+                Err(PushError::TooLarge { max }) => return Err(PublishError::TooLarge { max }),
+                Err(PushError::Full) => {}
+            }
+            if self.config.full == Full::Refuse || !self.drop_oldest() {
+                return Err(PublishError::Full);
+            }
+        }
+    }
+
+    /// Closes the connection for good after the command that is being written.
+    ///
+    /// Messages not acknowledged by then stay pending: wait for [`Counters::pending`] to reach 0
+    /// first.
+    pub fn stop(&mut self, now: Instant) {
+        match self.state {
+            State::Waiting => self.set_state(State::Stopped),
+            State::Dialing
+            | State::Identifying
+            | State::Authenticating
+            | State::Ready
+            | State::Closing(_) => self.close(now, Closed::Local),
+            State::Stopped => {}
+        }
+        self.timers.stop(Timer::Redial);
+    }
+
+    /// What became of a message; `None` while that is open.
+    pub fn outcome(&self, ticket: Ticket) -> Option<Outcome> {
+        self.exceptions.outcome(ticket.0, self.outbox.first())
+    }
+
+    /// What happened so far.
+    pub fn counters(&self) -> Counters {
+        let Tally {
+            acknowledged,
+            rejected,
+            expired,
+            dropped,
+            refused,
+            possible_duplicates,
+            late,
+            pubs,
+            mpubs,
+            connections,
+            failures,
+            heartbeats,
+        } = self.counters;
+        let accepted = self.outbox.end();
+        let settled = acknowledged
+            .saturating_add(rejected)
+            .saturating_add(expired)
+            .saturating_add(dropped);
+        Counters {
+            accepted,
+            acknowledged,
+            rejected,
+            expired,
+            dropped,
+            pending: accepted.saturating_sub(settled),
+            refused,
+            possible_duplicates,
+            late,
+            connections,
+            failures,
+            heartbeats,
+            pubs,
+            mpubs,
+        }
+    }
+
+    /// Where the connection is.
+    pub fn state(&self) -> State {
+        self.state
+    }
+
+    /// The nsqd in use, or the next to try.
+    pub fn nsqd(&self) -> Option<&'a Address> {
+        self.nsqds.get(usize::from(self.current))
+    }
+
+    /// The outbox, to see how full it is.
+    pub fn outbox(&self) -> &Outbox<'a> {
+        &self.outbox
+    }
+
+    /// nsqd's own words for the last error, cut off at [`DETAIL_MAX`] bytes.
+    pub fn detail(&self) -> &str {
+        match core::str::from_utf8(&self.detail) {
+            Ok(text) => text,
+            // The cut may be inside a character.
+            Err(error) => self
+                .detail
+                .get(..error.valid_up_to())
+                .and_then(|text| core::str::from_utf8(text).ok())
+                .unwrap_or_default(),
+        }
+    }
+
+    /// Changes when a message is resolved or the connection comes or goes: whether it is worth
+    /// asking again.
+    pub fn version(&self) -> u32 {
+        self.version
+    }
+
+    fn drop_oldest(&mut self) -> bool {
+        let Some(number) = self.outbox.drop_oldest() else { return false };
+        self.exceptions.add(number, 1, Outcome::Dropped);
+        self.version = self.version.wrapping_add(1);
+        self.counters.dropped = self.counters.dropped.saturating_add(1);
+        self.suspects = self.suspects.saturating_sub(1);
+        true
+    }
+
+    fn set_state(&mut self, state: State) {
+        trace_state!("publisher", self.state, state);
+        self.state = state;
+        self.version = self.version.wrapping_add(1);
+    }
+
+    /// Asks the driver to close the connection.
+    fn close(&mut self, now: Instant, why: Closed) {
+        if why != Closed::Local {
+            self.land(why);
+        }
+        self.timers.stop_all();
+        self.timers.set(Timer::Close, now.after(self.config.close_timeout));
+        self.set_state(State::Closing(why));
+    }
+
+    fn fail(&mut self, now: Instant, fault: Fault) -> Result<(), Fault> {
+        self.close(now, Closed::Fault(fault));
+        Err(fault)
+    }
+
+    /// Nothing is on the wire any more: all of it is to be sent again.
+    fn land(&mut self, why: Closed) {
+        let half_written = self.is_writing();
+        // nsqd runs no command after one that it refused.
+        if !matches!(why, Closed::Fault(Fault::Refused(_))) {
+            let whole = self.flights.len().saturating_sub(half_written.into());
+            for flight in self.flights.iter().take(whole) {
+                let count = u64::from(flight.count());
+                self.counters.possible_duplicates =
+                    self.counters.possible_duplicates.saturating_add(count);
+            }
+        }
+        self.flights.clear();
+        self.outbox.rewind();
+        self.staged = 0;
+        self.written = 0;
+        self.body_left = 0;
+        self.nops = 0;
+    }
+
+    fn is_writing(&self) -> bool {
+        self.written < self.staged || self.body_left > 0
+    }
+
+    /// Puts the next command's head into the staging area.
+    fn stage(&mut self, now: Instant) {
+        self.staged = 0;
+        self.written = 0;
+        match self.state {
+            State::Identifying => self.stage_identify(),
+            State::Authenticating => self.stage_handshake(|config, window| {
+                Command::Auth { secret: config.auth_secret.unwrap_or_default() }.emit(window)
+            }),
+            State::Ready => self.stage_batch(now),
+            State::Waiting | State::Dialing | State::Closing(_) | State::Stopped => {}
+        }
+    }
+
+    fn stage_identify(&mut self) {
+        self.stage_handshake(|config, window| {
+            let request = IdentifyRequest {
+                client_id: Some(config.client_id),
+                hostname: Some(config.hostname),
+                user_agent: Some(config.user_agent),
+                feature_negotiation: Some(true),
+                heartbeat_interval: i32::try_from(config.heartbeat.as_millis()).ok(),
+                ..IdentifyRequest::new()
+            };
+            window.write_all(&v2::MAGIC)?;
+            Command::Identify(&request).emit(window)
+        });
+    }
+
+    /// The handshake's text is longer than the staging area: it is made again for each piece.
+    fn stage_handshake(
+        &mut self,
+        emit: impl FnOnce(&Config<'_>, &mut Window<'_>) -> Result<(), Infallible>,
+    ) {
+        let mut window = Window::new(&mut self.staging, self.handshake_at.into());
+        let Ok(()) = emit(self.config, &mut window);
+        let staged = window.written();
+        self.staged = staged as u8;
+        self.handshake_at = self.handshake_at.saturating_add(staged as u16);
+    }
+
+    fn stage_batch(&mut self, now: Instant) {
+        let mut window = Window::new(&mut self.staging, 0);
+        if self.nops > 0 {
+            // Control bytes go first.
+            self.nops = self.nops.saturating_sub(1);
+            let Ok(()) = Command::Nop.emit(&mut window);
+        }
+        if !self.flights.is_full()
+            && let Some(batch) = self.outbox.next_batch(
+                self.config.batch_messages,
+                self.config.batch_bytes,
+                self.suspects,
+            )
+        {
+            let topic = self.outbox.batch_topic();
+            let Ok(()) = match batch.defer() {
+                Some(defer) => v2::emit_dpub_head(&mut window, topic, defer.as_millis()),
+                None if batch.count() == 1 => v2::emit_pub_head(&mut window, topic),
+                None => {
+                    v2::emit_mpub_head(&mut window, topic, batch.bytes(), batch.count())
+                }
+            };
+            let commands =
+                if batch.count() == 1 { &mut self.counters.pubs } else { &mut self.counters.mpubs };
+            *commands = commands.saturating_add(1);
+            self.body_index = batch.index();
+            self.body_left = batch.bytes() as usize;
+            if self.flights.is_empty() {
+                self.timers.set(Timer::Reply, now.after(self.config.reply_timeout));
+            }
+            let _ = self.flights.push_back(batch.into());
+        }
+        self.staged = window.written() as u8;
+    }
+
+    fn on_part(&mut self, now: Instant, part: FramePart<'_>) -> Result<(), Fault> {
+        if part.first && part.last && part.frame_type == FrameType::Response && part.data == v2::OK
+        {
+            // What nearly every frame is.
+            if self.state == State::Ready {
+                return self.on_ok(now);
+            }
+        }
+        if part.first {
+            self.detail.clear();
+            if self.state == State::Identifying {
+                self.negotiated = NegotiatedScanner::new();
+            }
+        }
+        let room = DETAIL_MAX.saturating_sub(self.detail.len());
+        let _ = self.detail.extend_from_slice(part.data.get(..room).unwrap_or(part.data));
+        if self.state == State::Identifying && part.frame_type == FrameType::Response {
+            // An error shows when it is complete.
+            let _ = self.negotiated.feed(part.data);
+        }
+        if !part.last {
+            return Ok(());
+        }
+        match part.frame_type {
+            FrameType::Response if self.detail.as_slice() == v2::HEARTBEAT => {
+                self.counters.heartbeats = self.counters.heartbeats.saturating_add(1);
+                self.nops = self.nops.saturating_add(1);
+                self.prove_good();
+                Ok(())
+            }
+            FrameType::Response => match self.state {
+                State::Identifying => self.on_identified(now),
+                State::Authenticating => {
+                    self.on_ready();
+                    Ok(())
+                }
+                State::Ready if self.detail.as_slice() == v2::OK => self.on_ok(now),
+                State::Ready
+                | State::Waiting
+                | State::Dialing
+                | State::Closing(_)
+                | State::Stopped => self.fail(now, Fault::UnexpectedReply),
+            },
+            FrameType::Error => self.on_error(now),
+            FrameType::Message => self.fail(now, Fault::UnexpectedReply),
+        }
+    }
+
+    fn on_identified(&mut self, now: Instant) -> Result<(), Fault> {
+        let Ok(negotiated) = self.negotiated.finish() else {
+            return self.fail(now, Fault::BadIdentifyReply);
+        };
+        if self.is_writing() {
+            // An answer to half a question.
+            return self.fail(now, Fault::UnexpectedReply);
+        }
+        if !negotiated.auth_required {
+            self.on_ready();
+        } else if self.config.auth_secret.is_some() {
+            self.handshake_at = 0;
+            self.timers.set(Timer::Handshake, now.after(self.config.connect_timeout));
+            self.set_state(State::Authenticating);
+        } else {
+            return self.fail(now, Fault::AuthRequired);
+        }
+        Ok(())
+    }
+
+    fn on_ready(&mut self) {
+        self.timers.stop(Timer::Handshake);
+        self.counters.connections = self.counters.connections.saturating_add(1);
+        self.news = Some(News::Connected);
+        self.set_state(State::Ready);
+    }
+
+    /// nsqd does what it is there for: the next loss is followed by an immediate redial.
+    fn prove_good(&mut self) {
+        self.backoff.reset();
+        self.failed = 0;
+    }
+
+    fn on_ok(&mut self, now: Instant) -> Result<(), Fault> {
+        if self.flights.len() == 1 && self.is_writing() {
+            return self.fail(now, Fault::UnexpectedReply);
+        }
+        let Some(flight) = self.flights.pop_front() else {
+            return self.fail(now, Fault::UnexpectedReply);
+        };
+        let live = self.resolve(&flight);
+        let late = flight.count().saturating_sub(live);
+        self.counters.acknowledged = self.counters.acknowledged.saturating_add(live.into());
+        self.counters.late = self.counters.late.saturating_add(late.into());
+        self.prove_good();
+        if self.flights.is_empty() {
+            self.timers.stop(Timer::Reply);
+        } else {
+            self.timers.set(Timer::Reply, now.after(self.config.reply_timeout));
+        }
+        Ok(())
+    }
+
+    /// The oldest batch is final. Gives how many of its messages were not already.
+    fn resolve(&mut self, flight: &Flight) -> u32 {
+        let before = self.outbox.first();
+        let live = self.outbox.resolve(flight);
+        let passed = self.outbox.first().saturating_sub(before);
+        self.suspects = self.suspects.saturating_sub(passed as u32);
+        self.version = self.version.wrapping_add(1);
+        live
+    }
+
+    /// An error frame: it concerns the oldest command on the wire, if any, and nsqd closes after
+    /// it.
+    fn on_error(&mut self, now: Instant) -> Result<(), Fault> {
+        let (code, text) = ErrorCode::parse(&self.detail);
+        let fault = Fault::Refused(code);
+        let about_deferral = text.starts_with(b"DPUB timeout");
+        let Some(&flight) = self.flights.front() else {
+            return self.fail(now, fault);
+        };
+        // Which messages nsqd would refuse again.
+        let refused = match code {
+            ErrorCode::BadTopic | ErrorCode::Unauthorized => true,
+            ErrorCode::BadMessage | ErrorCode::BadBody => flight.count() == 1,
+            ErrorCode::Invalid => about_deferral,
+            _ => false, // nsqd's fault, or the connection's
+        };
+        if refused {
+            let _ = self.flights.pop_front();
+            let live = self.resolve(&flight);
+            let first = self.outbox.first().saturating_sub(flight.count().into());
+            if live > 0 {
+                self.exceptions.add(first, live, Outcome::Rejected(code));
+            }
+            self.counters.rejected = self.counters.rejected.saturating_add(live.into());
+            self.prove_good();
+        } else if matches!(code, ErrorCode::BadMessage | ErrorCode::BadBody) {
+            // One of them is bad. They are at head once the connection is given up.
+            self.suspects = self.suspects.max(flight.count());
+            self.prove_good();
+        } else if code == ErrorCode::Mpub {
+            // nsqd may have stored a part of it.
+            self.counters.possible_duplicates =
+                self.counters.possible_duplicates.saturating_add(flight.count().into());
+        }
+        self.fail(now, fault)
+    }
+
+    /// How long to wait before the next dial, and whom to dial then.
+    fn next_attempt(&mut self) -> Span {
+        if self.backoff.attempts() == 0 {
+            // It was good: the same again, at once.
+            self.failed = 0;
+            return self.backoff.next_delay(&mut self.jitter);
+        }
+        self.failed = self.failed.saturating_add(1);
+        let count = self.nsqds.len();
+        let next = usize::from(self.current).saturating_add(1);
+        self.current = if next < count { next as u8 } else { 0 };
+        if usize::from(self.failed) < count {
+            return Span::ZERO;
+        }
+        self.failed = 0;
+        self.backoff.next_delay(&mut self.jitter)
+    }
+}
+
+impl Session for Publisher<'_> {
+    type Event = Event;
+
+    fn link(&self) -> Link {
+        match self.state {
+            State::Waiting | State::Stopped => Link::Down,
+            State::Dialing | State::Identifying | State::Authenticating | State::Ready => Link::Up,
+            State::Closing(_) => Link::Close,
+        }
+    }
+
+    fn dial(&mut self, now: Instant) -> Option<Address> {
+        if self.state != State::Waiting || !self.timers.expired(Timer::Redial, now) {
+            return None;
+        }
+        self.timers.set(Timer::Handshake, now.after(self.config.connect_timeout));
+        self.set_state(State::Dialing);
+        self.nsqd().cloned()
+    }
+
+    fn open(&mut self, now: Instant) {
+        self.land(Closed::Local);
+        self.frames = FrameDecoder::new(REPLY_MAX);
+        self.handshake_at = 0;
+        self.timers.stop_all();
+        self.timers.set(Timer::Handshake, now.after(self.config.connect_timeout));
+        self.set_state(State::Identifying);
+    }
+
+    fn receive(&mut self, now: Instant, bytes: &[u8]) -> Result<(), Fault> {
+        let mut input = bytes;
+        match self.state {
+            State::Identifying | State::Authenticating | State::Ready => {
+                // Two intervals: nsqd's own rule for its clients.
+                let silence = Span::from_millis(self.config.heartbeat.as_millis().saturating_mul(2));
+                self.timers.set(Timer::Silence, now.after(silence));
+            }
+            State::Waiting | State::Dialing | State::Closing(_) | State::Stopped => return Ok(()),
+        }
+        loop {
+            match self.frames.next(&mut input) {
+                Ok(Some(part)) => self.on_part(now, part)?,
+                Ok(None) => return Ok(()),
+                Err(fault) => return self.fail(now, fault),
+            }
+        }
+    }
+
+    fn transmit(&mut self, now: Instant) -> Transmit<'_> {
+        if !self.is_writing() {
+            self.stage(now);
+        }
+        Transmit {
+            head: self.staging.get(self.written.into()..self.staged.into()).unwrap_or_default(),
+            body: self.outbox.bytes(self.body_index, self.body_left),
+        }
+    }
+
+    fn sent(&mut self, now: Instant, n: usize) {
+        let head = n.min(self.staged.saturating_sub(self.written).into());
+        self.written = self.written.saturating_add(head as u8);
+        let body = n.saturating_sub(head).min(self.body_left);
+        self.body_left = self.body_left.saturating_sub(body);
+        self.body_index = self.outbox.advance(self.body_index, body);
+        if n > 0 && self.timers.is_set(Timer::Reply) {
+            self.timers.set(Timer::Reply, now.after(self.config.reply_timeout));
+        }
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        let expiry = self.outbox.next_expiry();
+        match self.timers.next() {
+            None if expiry == Instant::NEVER => None,
+            None => Some(expiry),
+            Some(at) => Some(at.min(expiry)),
+        }
+    }
+
+    fn tick(&mut self, now: Instant) {
+        let Self { exceptions, counters, version, .. } = self;
+        self.outbox.expire(now, |first, count| {
+            exceptions.add(first, count, Outcome::Expired);
+            *version = version.wrapping_add(1);
+            counters.expired = counters.expired.saturating_add(count.into());
+        });
+        if self.timers.expired(Timer::Handshake, now) {
+            let why = match self.state {
+                State::Dialing => Closed::Dial(crate::session::DialError::TimedOut),
+                _ => Closed::Fault(Fault::TimedOut(Awaited::Handshake)),
+            };
+            self.close(now, why);
+        } else if self.timers.expired(Timer::Reply, now) {
+            self.close(now, Closed::Fault(Fault::TimedOut(Awaited::Reply)));
+        } else if self.timers.expired(Timer::Silence, now) {
+            self.close(now, Closed::Fault(Fault::TimedOut(Awaited::Heartbeat)));
+        }
+    }
+
+    fn closed(&mut self, now: Instant, why: Closed) {
+        // What the session itself had against the connection is the better reason.
+        let why = match self.state {
+            State::Closing(why) => why,
+            State::Waiting | State::Stopped => return,
+            State::Dialing | State::Identifying | State::Authenticating | State::Ready => why,
+        };
+        self.land(why);
+        self.timers.stop_all();
+        if why == Closed::Local {
+            self.set_state(State::Stopped);
+            return;
+        }
+        self.counters.failures = self.counters.failures.saturating_add(1);
+        self.news = Some(News::Disconnected(self.current, why));
+        let delay = self.next_attempt();
+        self.timers.set(Timer::Redial, now.after(delay));
+        self.set_state(State::Waiting);
+    }
+
+    fn poll_event(&mut self) -> Option<Event> {
+        match self.news.take() {
+            Some(News::Connected) => {
+                let negotiated = self.negotiated.finish().unwrap_or_default();
+                return Some(Event::Connected { nsqd: self.current.into(), negotiated });
+            }
+            Some(News::Disconnected(nsqd, why)) => {
+                return Some(Event::Disconnected { nsqd: nsqd.into(), why });
+            }
+            None => {}
+        }
+        if let Some(failed) = self.exceptions.poll() {
+            let first = Ticket(failed.first);
+            return Some(Event::Failed { first, count: failed.count, outcome: failed.outcome });
+        }
+        let below = self.outbox.first();
+        (self.polled < below).then(|| {
+            self.polled = below;
+            Event::Resolved { below: Ticket(below) }
+        })
+    }
+}
+
+impl fmt::Display for PublishError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Full => f.write_str("the outbox is full"),
+            Self::TooLarge { max } => {
+                write!(f, "the message never fits into the outbox; at most {max} bytes do")
+            }
+            Self::Empty => f.write_str("the message is empty; nsqd takes 1 byte or more"),
+            Self::DeferTooLong => f.write_str("the deferral is longer than one hour"),
+            Self::Stopped => f.write_str("the publisher was stopped"),
+        }
+    }
+}
+
+impl core::error::Error for PublishError {}

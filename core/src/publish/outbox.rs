@@ -1,0 +1,536 @@
+//! The outbox: one byte ring that is its own retransmit buffer.
+//!
+//! The ring holds *items* in the order of publishing:
+//!
+//! ```text
+//! message  [u32 size][body]                                    size < 2^31
+//! header   [u32 2^31 | 12 + t][u32 defer][u64 expiry][topic]   t = topic length
+//! ```
+//!
+//! A header sets topic, deferral and expiry for the messages behind it, and is written only when
+//! one of them changes. Consecutive messages therefore lie in the ring exactly as the tail of an
+//! MPUB, each as the tail of a PUB or DPUB, and leave from where they lie.
+//!
+//! Three cursors: *head* (everything before it is final), *sent* (everything before it is in a
+//! frame on the wire) and the end. A lost connection moves *sent* back to *head*. A header that
+//! head has passed is kept in [`Context`]; one that it has not passed is found in the ring.
+//!
+//! # Bounds
+//!
+//! One: the length of the ring. A message takes [`RECORD_OVERHEAD`] bytes plus its body; a change
+//! of topic, deferral or expiry takes [`HEADER_OVERHEAD`] plus the topic's length.
+
+use crate::name::TopicName;
+use crate::time::{Instant, Span};
+
+/// Ring bytes of a message beside its body.
+pub const RECORD_OVERHEAD: usize = 4;
+
+/// Ring bytes of a change of topic, deferral or expiry, beside the topic's name.
+pub const HEADER_OVERHEAD: usize = 16;
+
+/// Set in the first word of a header.
+const MARK: u32 = 1 << 31;
+/// In a header's deferral: none, so PUB or MPUB.
+const NOT_DEFERRED: u32 = u32::MAX;
+/// As expiry: the messages are resolved as expired, only their bytes are still here.
+const DEAD: Instant = Instant::ZERO;
+
+/// What holds for a message beside its body.
+#[derive(Debug)]
+struct Context {
+    /// Where it goes.
+    topic: TopicName,
+    /// For how long nsqd is to hold it back, in milliseconds, or [`NOT_DEFERRED`].
+    defer: u32,
+    /// When it is given up; [`Instant::NEVER`] for never.
+    expiry: Instant,
+}
+
+/// Consecutive messages of one context that leave as one command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Batch {
+    /// Where in the ring its records start.
+    index: usize,
+    /// Ring bytes before it that belong to no batch: headers and expired messages.
+    skip: u32,
+    /// Ring bytes of its records.
+    bytes: u32,
+    /// How many messages.
+    count: u32,
+    /// How it is deferred.
+    defer: u32,
+}
+
+impl Batch {
+    /// How many messages it has, at least 1.
+    pub const fn count(&self) -> u32 {
+        self.count
+    }
+
+    /// Where its records start, for [`Outbox::bytes`].
+    pub const fn index(&self) -> usize {
+        self.index
+    }
+
+    /// How many bytes its `[u32 size][body]` records take.
+    pub const fn bytes(&self) -> u32 {
+        self.bytes
+    }
+
+    /// How it is deferred. A deferred batch has one message.
+    pub const fn defer(&self) -> Option<Span> {
+        to_defer(self.defer)
+    }
+}
+
+/// Why the outbox did not take a message; it is unchanged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PushError {
+    /// It fits once others have left.
+    Full,
+    /// It never fits; `max` is the longest body for this topic.
+    TooLarge {
+        /// In bytes.
+        max: usize,
+    },
+}
+
+/// Messages on their way, in a ring that the user lends. See the [module](self).
+#[derive(Debug)]
+pub struct Outbox<'a> {
+    ring: &'a mut [u8],
+    /// Where the first item lies.
+    head: usize,
+    /// Bytes from head to the end.
+    used: usize,
+    /// Bytes from head to what is not in a frame yet.
+    sent: usize,
+    /// What the header before head said.
+    context: Context,
+    /// The last header before `sent`, in bytes from head; `None` if head has passed it.
+    sent_header: Option<usize>,
+    /// The last header of all, likewise.
+    last_header: Option<usize>,
+    /// The number of the first message at or behind head.
+    first: u64,
+    /// Messages from head to the end.
+    messages: u32,
+    /// Messages from head to `sent`.
+    sent_messages: u32,
+    /// No live message expires before this.
+    next_expiry: Instant,
+}
+
+impl<'a> Outbox<'a> {
+    /// An empty outbox over `ring`. At most 2 GiB of it is used.
+    pub fn new(ring: &'a mut [u8]) -> Self {
+        let len = ring.len().min((MARK - 1) as usize);
+        Self {
+            ring: ring.get_mut(..len).unwrap_or_default(),
+            head: 0,
+            used: 0,
+            sent: 0,
+            // No message is ever published with this context: it is dead.
+            context: Context { topic: TopicName::NONE, defer: NOT_DEFERRED, expiry: DEAD },
+            sent_header: None,
+            last_header: None,
+            first: 0,
+            messages: 0,
+            sent_messages: 0,
+            next_expiry: Instant::NEVER,
+        }
+    }
+
+    /// Appends a message and gives its number: 0, 1, 2, ...
+    ///
+    /// `body` must not be empty and `expiry` not zero; the publisher sees to both.
+    pub fn push(
+        &mut self,
+        topic: &TopicName,
+        body: &[u8],
+        defer: Option<Span>,
+        expiry: Instant,
+    ) -> Result<u64, PushError> {
+        let name = topic.as_bytes();
+        let header = HEADER_OVERHEAD.saturating_add(name.len());
+        let record = RECORD_OVERHEAD.saturating_add(body.len());
+        // Judged with a header always, so that the answer does not depend on what is in the ring.
+        if record.saturating_add(header) > self.ring.len() {
+            let max = self.ring.len().saturating_sub(header).saturating_sub(RECORD_OVERHEAD);
+            return Err(PushError::TooLarge { max });
+        }
+        let defer = from_defer(defer);
+        let known = self.is_context(self.last_header, name, defer, expiry);
+        let need = if known { record } else { record.saturating_add(header) };
+        if need > self.free() {
+            return Err(PushError::Full);
+        }
+        if !known {
+            let at = self.used;
+            let word = MARK | (header.saturating_sub(4) as u32);
+            self.append(&word.to_be_bytes());
+            self.append(&defer.to_be_bytes());
+            self.append(&expiry.as_micros().to_be_bytes());
+            self.append(name);
+            self.last_header = Some(at);
+            self.next_expiry = self.next_expiry.min(expiry);
+        }
+        // Below 2^31: the ring is.
+        self.append(&(body.len() as u32).to_be_bytes());
+        self.append(body);
+        let number = self.end();
+        self.messages = self.messages.saturating_add(1);
+        Ok(number)
+    }
+
+    /// The next messages that can leave as one command, at most `max_count` of them and
+    /// `max_bytes` of records (one message may be longer); moves *sent* behind them.
+    ///
+    /// `one_by_one`: the first so many messages from head on leave in batches of one.
+    pub fn next_batch(&mut self, max_count: u32, max_bytes: u32, one_by_one: u32) -> Option<Batch> {
+        let mut at = self.sent;
+        let mut header = self.sent_header;
+        let mut dead = self.expiry_at(header) == DEAD;
+        let mut skipped = 0u32;
+        let first = loop {
+            let word = self.word(at)?;
+            let size = item_size(word);
+            if word & MARK != 0 {
+                header = Some(at);
+                dead = self.expiry_at(header) == DEAD;
+            } else if dead {
+                skipped = skipped.saturating_add(1);
+            } else {
+                break size;
+            }
+            at = at.saturating_add(size);
+        };
+        let defer = self.defer_at(header);
+        let before = self.sent_messages.saturating_add(skipped);
+        let max_count = if before < one_by_one || defer != NOT_DEFERRED { 1 } else { max_count };
+        let mut bytes = first;
+        let mut count = 1u32;
+        while count < max_count {
+            let Some(word) = self.word(at.saturating_add(bytes)) else { break };
+            let longer = bytes.saturating_add(item_size(word));
+            if word & MARK != 0 || longer > max_bytes as usize {
+                break;
+            }
+            bytes = longer;
+            count = count.saturating_add(1);
+        }
+        let skip = at.saturating_sub(self.sent) as u32;
+        self.sent = at.saturating_add(bytes);
+        self.sent_header = header;
+        self.sent_messages = before.saturating_add(count);
+        let index = self.offset(at);
+        Some(Batch { index, skip, bytes: bytes as u32, count, defer })
+    }
+
+    /// The topic of a batch that [`next_batch`](Self::next_batch) just gave, in two pieces since
+    /// the ring may wrap in it.
+    pub fn batch_topic(&self) -> (&[u8], &[u8]) {
+        self.topic_at(self.sent_header)
+    }
+
+    /// Of the `len` bytes from `index` on, round the end of the ring, those that lie together.
+    pub fn bytes(&self, index: usize, len: usize) -> &[u8] {
+        let end = index.saturating_add(len).min(self.ring.len());
+        self.ring.get(index..end).unwrap_or_default()
+    }
+
+    /// The index `n` bytes behind `index`, round the end of the ring.
+    pub fn advance(&self, index: usize, n: usize) -> usize {
+        let index = index.saturating_add(n);
+        index.checked_sub(self.ring.len()).unwrap_or(index)
+    }
+
+    /// Head passes the oldest batch: its messages are final, its bytes free.
+    ///
+    /// Returns how many of its messages were live; the others were resolved as expired before.
+    pub fn resolve(&mut self, batch: &Flight) -> u32 {
+        let mut skip = batch.skip as usize;
+        while skip > 0 {
+            let Some(size) = self.pass_item() else { break };
+            skip = skip.saturating_sub(size);
+        }
+        self.pass(batch.bytes as usize, batch.count);
+        let live = if self.context.expiry == DEAD { 0 } else { batch.count };
+        if self.sent == 0 {
+            self.free_dead();
+        }
+        live
+    }
+
+    /// Nothing is on the wire any more: *sent* goes back to head. Expired messages at head are
+    /// freed.
+    pub fn rewind(&mut self) {
+        self.sent = 0;
+        self.sent_messages = 0;
+        self.sent_header = None;
+        self.free_dead();
+    }
+
+    /// Drops the oldest message and gives its number, unless it is on the wire.
+    pub fn drop_oldest(&mut self) -> Option<u64> {
+        if self.sent > 0 {
+            return None;
+        }
+        // The header before the message, if any: an expired one is not at head.
+        self.free_dead();
+        let number = self.first;
+        self.pass_item()?;
+        self.free_dead();
+        Some(number)
+    }
+
+    /// Gives up what expires at `now`; tells `expired(first number, count)` of each run of
+    /// messages, oldest first. Their bytes are freed as head reaches them.
+    pub fn expire(&mut self, now: Instant, mut expired: impl FnMut(u64, u32)) {
+        if now < self.next_expiry || self.next_expiry == Instant::NEVER {
+            return;
+        }
+        self.next_expiry = Instant::NEVER;
+        let mut at = 0;
+        let mut number = self.first;
+        let mut header = None;
+        loop {
+            // One header and what follows it.
+            let begin = number;
+            let end = loop {
+                let Some(word) = self.word(at) else { break None };
+                if word & MARK != 0 {
+                    break Some((at, item_size(word)));
+                }
+                number = number.saturating_add(1);
+                at = at.saturating_add(item_size(word));
+            };
+            let expiry = self.expiry_at(header);
+            if expiry != DEAD {
+                if expiry <= now && expiry != Instant::NEVER {
+                    self.kill(header);
+                    let count = number.saturating_sub(begin) as u32;
+                    if count > 0 {
+                        expired(begin, count);
+                    }
+                } else {
+                    self.next_expiry = self.next_expiry.min(expiry);
+                }
+            }
+            let Some((next, size)) = end else { break };
+            header = Some(next);
+            at = next.saturating_add(size);
+        }
+        if self.sent == 0 {
+            self.free_dead();
+        }
+    }
+
+    /// When [`expire`](Self::expire) has something to do next; [`Instant::NEVER`] if never.
+    pub fn next_expiry(&self) -> Instant {
+        if self.messages == 0 { Instant::NEVER } else { self.next_expiry }
+    }
+
+    /// The number of the first message that is not final.
+    pub fn first(&self) -> u64 {
+        self.first
+    }
+
+    /// The number that the next message gets.
+    pub fn end(&self) -> u64 {
+        self.first.saturating_add(self.messages.into())
+    }
+
+    /// Messages in the ring, expired ones whose bytes are not free yet included.
+    pub fn messages(&self) -> u32 {
+        self.messages
+    }
+
+    /// Whether all that is here is in a frame on the wire.
+    pub fn all_sent(&self) -> bool {
+        self.sent >= self.used
+    }
+
+    /// Bytes in use.
+    pub fn used(&self) -> usize {
+        self.used
+    }
+
+    /// Bytes free.
+    pub fn free(&self) -> usize {
+        self.ring.len().saturating_sub(self.used)
+    }
+
+    /// Bytes in all.
+    pub fn capacity(&self) -> usize {
+        self.ring.len()
+    }
+
+    fn free_dead(&mut self) {
+        while let Some(word) = self.word(0) {
+            if word & MARK == 0 && self.context.expiry != DEAD {
+                break;
+            }
+            let _ = self.pass_item();
+        }
+    }
+
+    /// Head passes one item; a header becomes the context.
+    fn pass_item(&mut self) -> Option<usize> {
+        let word = self.word(0)?;
+        let size = item_size(word);
+        if word & MARK != 0 {
+            let (one, two) = self.topic_at(Some(0));
+            self.context = Context {
+                topic: TopicName::from_pieces(one, two),
+                defer: self.defer_at(Some(0)),
+                expiry: self.expiry_at(Some(0)),
+            };
+            self.pass(size, 0);
+        } else {
+            self.pass(size, 1);
+        }
+        Some(size)
+    }
+
+    fn pass(&mut self, bytes: usize, messages: u32) {
+        self.head = self.offset(bytes);
+        self.used = self.used.saturating_sub(bytes);
+        self.sent = self.sent.saturating_sub(bytes);
+        self.sent_header = self.sent_header.and_then(|at| at.checked_sub(bytes));
+        self.last_header = self.last_header.and_then(|at| at.checked_sub(bytes));
+        self.first = self.first.saturating_add(messages.into());
+        self.messages = self.messages.saturating_sub(messages);
+        self.sent_messages = self.sent_messages.saturating_sub(messages);
+        if self.used == 0 {
+            // The next message then lies in one piece.
+            self.head = 0;
+        }
+    }
+
+    fn kill(&mut self, header: Option<usize>) {
+        match header {
+            None => self.context.expiry = DEAD,
+            Some(at) => self.write(at.saturating_add(8), &DEAD.as_micros().to_be_bytes()),
+        }
+    }
+
+    fn is_context(&self, header: Option<usize>, name: &[u8], defer: u32, expiry: Instant) -> bool {
+        match header {
+            None => {
+                self.context.expiry == expiry
+                    && self.context.defer == defer
+                    && self.context.topic.as_bytes() == name
+            }
+            Some(_) => {
+                let (one, two) = self.topic_at(header);
+                self.expiry_at(header) == expiry
+                    && self.defer_at(header) == defer
+                    && name.strip_prefix(one) == Some(two)
+            }
+        }
+    }
+
+    fn expiry_at(&self, header: Option<usize>) -> Instant {
+        match header {
+            None => self.context.expiry,
+            Some(at) => {
+                let high = self.word(at.saturating_add(8)).unwrap_or_default();
+                let low = self.word(at.saturating_add(12)).unwrap_or_default();
+                Instant::from_micros((u64::from(high) << 32) | u64::from(low))
+            }
+        }
+    }
+
+    fn defer_at(&self, header: Option<usize>) -> u32 {
+        match header {
+            None => self.context.defer,
+            Some(at) => self.word(at.saturating_add(4)).unwrap_or(NOT_DEFERRED),
+        }
+    }
+
+    fn topic_at(&self, header: Option<usize>) -> (&[u8], &[u8]) {
+        let Some(at) = header else { return (self.context.topic.as_bytes(), &[]) };
+        let len = item_size(self.word(at).unwrap_or_default()).saturating_sub(HEADER_OVERHEAD);
+        let index = self.offset(at.saturating_add(HEADER_OVERHEAD));
+        let one = self.bytes(index, len);
+        (one, self.bytes(0, len.saturating_sub(one.len())))
+    }
+
+    /// The big-endian word at `at` bytes from head, if that is before the end.
+    fn word(&self, at: usize) -> Option<u32> {
+        if at >= self.used {
+            return None;
+        }
+        let start = self.offset(at);
+        let rest = self.ring.get(start..)?;
+        if let Some(word) = rest.first_chunk::<4>() {
+            return Some(u32::from_be_bytes(*word));
+        }
+        let mut word = 0u32;
+        for &byte in rest.iter().chain(self.ring.iter()).take(4) {
+            word = (word << 8) | u32::from(byte);
+        }
+        Some(word)
+    }
+
+    fn append(&mut self, bytes: &[u8]) {
+        self.write(self.used, bytes);
+        self.used = self.used.saturating_add(bytes.len());
+    }
+
+    fn write(&mut self, at: usize, bytes: &[u8]) {
+        let start = self.offset(at);
+        let room = self.ring.len().saturating_sub(start);
+        let (one, two) = bytes.split_at_checked(room).unwrap_or((bytes, &[]));
+        copy(self.ring.get_mut(start..).unwrap_or_default(), one);
+        copy(self.ring, two);
+    }
+
+    /// The index in the ring of what lies `at` bytes from head.
+    fn offset(&self, at: usize) -> usize {
+        self.advance(self.head, at)
+    }
+}
+
+/// What stays of a [`Batch`] while its answer is due.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Flight {
+    skip: u32,
+    bytes: u32,
+    count: u32,
+}
+
+impl Flight {
+    /// How many messages are in it.
+    pub const fn count(&self) -> u32 {
+        self.count
+    }
+}
+
+impl From<Batch> for Flight {
+    fn from(batch: Batch) -> Self {
+        Self { skip: batch.skip, bytes: batch.bytes, count: batch.count }
+    }
+}
+
+const fn item_size(word: u32) -> usize {
+    RECORD_OVERHEAD.saturating_add((word & !MARK) as usize)
+}
+
+fn from_defer(defer: Option<Span>) -> u32 {
+    defer.map_or(NOT_DEFERRED, Span::as_millis)
+}
+
+const fn to_defer(word: u32) -> Option<Span> {
+    if word == NOT_DEFERRED { None } else { Some(Span::from_millis(word)) }
+}
+
+/// Copies as much as fits. Lengths are made equal first, so there is no panic in it.
+fn copy(to: &mut [u8], from: &[u8]) {
+    let len = to.len().min(from.len());
+    if let (Some(to), Some(from)) = (to.get_mut(..len), from.get(..len)) {
+        to.copy_from_slice(from);
+    }
+}

@@ -1,0 +1,155 @@
+//! What became of each message: tickets and the log of exceptions.
+
+use core::fmt;
+
+use heapless::Deque;
+
+use crate::wire::v2::ErrorCode;
+
+/// How many ranges of messages that were *not* acknowledged are remembered.
+pub const EXCEPTIONS_MAX: usize = 4;
+
+/// Names one accepted message, for good: tickets count up from 0 and survive reconnects.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct Ticket(pub(super) u64);
+
+impl Ticket {
+    /// The message's number, from 0, in the order of publishing.
+    pub const fn number(self) -> u64 {
+        self.0
+    }
+}
+
+/// What became of a message. Final.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub enum Outcome {
+    /// nsqd has it.
+    Acknowledged,
+    /// nsqd refused it, and would refuse it again. It is in no channel.
+    Rejected(ErrorCode),
+    /// Its deadline passed first. If it was on the wire by then, nsqd may have it all the same.
+    Expired,
+    /// It made room for a newer one ([`Full::DropOldest`](super::Full)). If it was on the wire
+    /// before a connection broke, nsqd may have it all the same.
+    Dropped,
+    /// It is final, but so much went wrong since that the rest is forgotten: more than
+    /// [`EXCEPTIONS_MAX`] ranges of messages were not acknowledged. The counters are still right.
+    Forgotten,
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Acknowledged => f.write_str("acknowledged"),
+            Self::Rejected(code) => write!(f, "rejected by nsqd with {code}"),
+            Self::Expired => f.write_str("expired before nsqd acknowledged it"),
+            Self::Dropped => f.write_str("dropped to make room"),
+            Self::Forgotten => f.write_str("final, outcome forgotten"),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Exception {
+    pub(super) first: u64,
+    pub(super) count: u32,
+    pub(super) outcome: Outcome,
+}
+
+impl Exception {
+    fn end(&self) -> u64 {
+        self.first.saturating_add(self.count.into())
+    }
+}
+
+/// Which messages were not acknowledged, newest last.
+#[derive(Debug)]
+pub(super) struct Exceptions {
+    ranges: Deque<Exception, EXCEPTIONS_MAX>,
+    /// How many of the newest ranges nobody polled yet.
+    unpolled: u8,
+    /// Nothing is known for sure of messages before this.
+    forgotten: u64,
+}
+
+impl Exceptions {
+    pub(super) const fn new() -> Self {
+        Self { ranges: Deque::new(), unpolled: 0, forgotten: 0 }
+    }
+
+    pub(super) fn add(&mut self, first: u64, count: u32, outcome: Outcome) {
+        if self.unpolled > 0
+            && let Some(last) = self.ranges.back_mut()
+            && last.end() == first
+            && last.outcome == outcome
+        {
+            last.count = last.count.saturating_add(count);
+            return;
+        }
+        if self.ranges.is_full()
+            && let Some(oldest) = self.ranges.pop_front()
+        {
+            self.forgotten = self.forgotten.max(oldest.end());
+        }
+        let _ = self.ranges.push_back(Exception { first, count, outcome });
+        self.unpolled = self.unpolled.saturating_add(1).min(EXCEPTIONS_MAX as u8);
+    }
+
+    /// What is known of message `number`, if all before `resolved` are final.
+    pub(super) fn outcome(&self, number: u64, resolved: u64) -> Option<Outcome> {
+        let known = self.ranges.iter().find(|r| (r.first..r.end()).contains(&number));
+        match known {
+            Some(range) => Some(range.outcome),
+            None if number >= resolved => None,
+            None if number < self.forgotten => Some(Outcome::Forgotten),
+            None => Some(Outcome::Acknowledged),
+        }
+    }
+
+    pub(super) fn poll(&mut self) -> Option<Exception> {
+        let newest = self.ranges.len().checked_sub(self.unpolled.into())?;
+        let range = self.ranges.iter().nth(newest).copied()?;
+        self.unpolled = self.unpolled.saturating_sub(1);
+        Some(range)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_merge_until_they_are_polled() {
+        let mut log = Exceptions::new();
+        log.add(3, 1, Outcome::Expired);
+        log.add(4, 2, Outcome::Expired);
+        let range = log.poll().unwrap();
+        assert_eq!((range.first, range.count), (3, 3));
+        assert!(log.poll().is_none());
+        log.add(6, 1, Outcome::Expired);
+        assert_eq!(log.poll().unwrap().first, 6);
+    }
+
+    #[test]
+    fn what_is_known_and_what_is_forgotten() {
+        let mut log = Exceptions::new();
+        assert_eq!(log.outcome(0, 0), None);
+        assert_eq!(log.outcome(0, 1), Some(Outcome::Acknowledged));
+        // Expired out of order, before the messages in front of it are final.
+        log.add(5, 1, Outcome::Expired);
+        assert_eq!(log.outcome(5, 0), Some(Outcome::Expired));
+        assert_eq!(log.outcome(4, 0), None);
+        for n in 0..EXCEPTIONS_MAX as u64 {
+            log.add(10 + 2 * n, 1, Outcome::Dropped);
+        }
+        assert_eq!(log.outcome(5, 30), Some(Outcome::Forgotten));
+        assert_eq!(log.outcome(2, 30), Some(Outcome::Forgotten));
+        assert_eq!(log.outcome(6, 30), Some(Outcome::Acknowledged));
+        assert_eq!(log.outcome(10, 30), Some(Outcome::Dropped));
+        assert_eq!(log.outcome(11, 30), Some(Outcome::Acknowledged));
+        let polled = core::iter::from_fn(|| log.poll()).map(|r| r.first);
+        assert!(polled.eq([10, 12, 14, 16]));
+    }
+}

@@ -1,0 +1,781 @@
+//! Scenarios: a publisher, a time line, and the bytes that an nsqd would see and say.
+
+
+use std::vec::Vec;
+
+use super::*;
+use crate::session::DialError;
+
+const T: &str = "t";
+const OK: &[u8] = b"\0\0\0\x06\0\0\0\0OK";
+const HEARTBEAT: &[u8] = b"\0\0\0\x0f\0\0\0\0_heartbeat_";
+
+fn frame(frame_type: u8, text: &str) -> Vec<u8> {
+    let size = u32::try_from(text.len() + 4).unwrap().to_be_bytes();
+    [&size[..], &[0, 0, 0, frame_type], text.as_bytes()].concat()
+}
+
+fn topic(name: &str) -> TopicName {
+    TopicName::new(name).unwrap()
+}
+
+fn record(body: &str) -> Vec<u8> {
+    [&u32::try_from(body.len()).unwrap().to_be_bytes()[..], body.as_bytes()].concat()
+}
+
+fn pub_one(body: &str) -> Vec<u8> {
+    [b"PUB t\n".to_vec(), record(body)].concat()
+}
+
+fn mpub(bodies: &[&str]) -> Vec<u8> {
+    let records: Vec<u8> = bodies.iter().flat_map(|body| record(body)).collect();
+    let len = u32::try_from(records.len() + 4).unwrap().to_be_bytes();
+    let count = u32::try_from(bodies.len()).unwrap().to_be_bytes();
+    [b"MPUB t\n", &len[..], &count[..], &records[..]].concat()
+}
+
+/// A publisher and the time.
+struct Rig<'a> {
+    publisher: Publisher<'a>,
+    now: Instant,
+}
+
+impl<'a> Rig<'a> {
+    fn new(config: &'a Config<'a>, nsqds: &'a [Address], ring: &'a mut [u8]) -> Self {
+        let publisher = Publisher::new(config, nsqds, ring).unwrap();
+        Self { publisher, now: Instant::from_millis(1000) }
+    }
+
+    #[track_caller]
+    fn publish(&mut self, body: &str) -> Ticket {
+        self.publisher.publish(&topic(T), body.as_bytes()).unwrap()
+    }
+
+    /// Lets time pass, ticking at each deadline on the way.
+    fn wait(&mut self, ms: u32) {
+        let end = self.now.after(Span::from_millis(ms));
+        while let Some(at) = self.publisher.deadline().filter(|&at| at <= end) {
+            self.now = self.now.max(at);
+            self.publisher.tick(self.now);
+            if self.publisher.deadline().is_some_and(|next| next <= self.now) {
+                break; // a dial is due
+            }
+        }
+        self.now = end;
+        self.publisher.tick(self.now);
+    }
+
+    /// Writes all there is.
+    fn written(&mut self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for _ in 0..1000 {
+            let transmit = self.publisher.transmit(self.now);
+            let n = transmit.len();
+            if n == 0 {
+                return bytes;
+            }
+            bytes.extend([transmit.head, transmit.body].concat());
+            self.publisher.sent(self.now, n);
+        }
+        panic!("never done writing");
+    }
+
+    #[track_caller]
+    fn expect(&mut self, bytes: impl AsRef<[u8]>) {
+        let written = self.written();
+        assert_eq!(
+            String::from_utf8_lossy(&written).into_owned(),
+            String::from_utf8_lossy(bytes.as_ref()).into_owned()
+        );
+    }
+
+    #[track_caller]
+    fn say(&mut self, bytes: impl AsRef<[u8]>) {
+        self.publisher.receive(self.now, bytes.as_ref()).unwrap();
+    }
+
+    #[track_caller]
+    fn say_and_fault(&mut self, bytes: impl AsRef<[u8]>) -> Fault {
+        let fault = self.publisher.receive(self.now, bytes.as_ref()).unwrap_err();
+        assert_eq!(self.publisher.link(), Link::Close);
+        assert!(self.publisher.transmit(self.now).is_empty(), "no more bytes after a fault");
+        fault
+    }
+
+    fn lose(&mut self) {
+        self.publisher.closed(self.now, Closed::Peer);
+    }
+
+    #[track_caller]
+    fn dial(&mut self) -> String {
+        let address = self.publisher.dial(self.now).expect("a dial is due");
+        address.to_string()
+    }
+
+    /// Dials, opens and identifies.
+    #[track_caller]
+    fn connect(&mut self) {
+        self.dial();
+        self.publisher.open(self.now);
+        let hello = self.written();
+        assert!(hello.starts_with(b"  V2IDENTIFY\n"), "{}", String::from_utf8_lossy(&hello));
+        self.say(frame(0, r#"{"max_rdy_count":2500,"auth_required":false}"#));
+        assert_eq!(self.publisher.state(), State::Ready);
+    }
+
+    #[track_caller]
+    fn reconnect(&mut self) {
+        self.lose();
+        self.wait(10_000);
+        self.connect();
+    }
+
+    fn outcome(&self, ticket: Ticket) -> Option<Outcome> {
+        self.publisher.outcome(ticket)
+    }
+
+    fn events(&mut self) -> Vec<Event> {
+        core::iter::from_fn(|| self.publisher.poll_event()).collect()
+    }
+}
+
+macro_rules! rig {
+    ($rig:ident) => {
+        rig!($rig, Config::new())
+    };
+    ($rig:ident, $config:expr) => {
+        rig!($rig, $config, 1024, ["one:4150"])
+    };
+    ($rig:ident, $config:expr, $ring:expr, $nsqds:expr) => {
+        let config = $config;
+        let nsqds = $nsqds.map(|a: &str| a.parse::<Address>().unwrap());
+        let mut ring = vec![0; $ring];
+        #[allow(unused_mut)]
+        let mut $rig = Rig::new(&config, &nsqds, &mut ring);
+    };
+}
+
+#[test]
+fn the_handshake_is_what_nsqd_expects() {
+    rig!(rig, Config { client_id: "c\"1", heartbeat: Span::from_secs(10), ..Config::new() });
+    assert_eq!(rig.publisher.link(), Link::Down);
+    assert_eq!(rig.dial(), "one:4150");
+    assert_eq!(rig.publisher.dial(rig.now), None, "one dial at a time");
+    rig.publisher.open(rig.now);
+    let hello = rig.written();
+    let (head, json) = hello.split_at(4 + 9 + 4);
+    assert_eq!(&head[..13], b"  V2IDENTIFY\n");
+    assert_eq!(u32::from_be_bytes(head[13..].try_into().unwrap()) as usize, json.len());
+    let json = core::str::from_utf8(json).unwrap();
+    for part in [
+        r#""client_id":"c\"1""#,
+        r#""hostname":"nanonsq""#,
+        r#""feature_negotiation":true"#,
+        r#""heartbeat_interval":10000"#,
+        r#""user_agent":"nanonsq/"#,
+    ] {
+        assert!(json.contains(part), "{json}");
+    }
+    rig.say(frame(0, "OK"));
+    assert_eq!(rig.publisher.state(), State::Ready, "a plain OK is an answer, too");
+}
+
+#[test]
+fn a_single_message_leaves_as_pub_at_once_and_backlog_as_mpub() {
+    rig!(rig);
+    rig.connect();
+    let first = rig.publish("a");
+    rig.expect(pub_one("a"));
+    // The second command while the first is unanswered.
+    rig.publish("b");
+    let last = rig.publish("c");
+    rig.expect(mpub(&["b", "c"]));
+    rig.say(OK);
+    assert_eq!(rig.outcome(first), Some(Outcome::Acknowledged));
+    assert_eq!(rig.outcome(last), None);
+    rig.say(OK);
+    assert_eq!(rig.outcome(last), Some(Outcome::Acknowledged));
+    let counters = rig.publisher.counters();
+    assert_eq!((counters.accepted, counters.acknowledged, counters.pending), (3, 3, 0));
+    assert_eq!((counters.pubs, counters.mpubs), (1, 1));
+}
+
+#[test]
+fn topics_and_deferrals_are_not_mixed_in_a_batch() {
+    rig!(rig);
+    for (name, defer) in [("t", None), ("t", None), ("u", None), ("t", Some(5)), ("t", Some(5))] {
+        let options = PublishOptions { defer: defer.map(Span::from_millis), deadline: None };
+        rig.publisher.publish_with(&topic(name), b"x", options).unwrap();
+    }
+    rig.connect();
+    let dpub = [&b"DPUB t 5\n"[..], &record("x")].concat();
+    let expected =
+        [mpub(&["x", "x"]), [&b"PUB u\n"[..], &record("x")].concat(), dpub.clone(), dpub];
+    rig.expect(expected.concat());
+}
+
+#[test]
+fn flights_are_bounded_and_what_waits_becomes_one_batch() {
+    rig!(rig);
+    rig.connect();
+    for n in 0..FLIGHTS_MAX {
+        rig.publish(&n.to_string());
+        rig.expect(pub_one(&n.to_string()));
+    }
+    rig.publish("x");
+    rig.publish("y");
+    rig.expect("");
+    rig.say(OK);
+    rig.expect(mpub(&["x", "y"]));
+}
+
+#[test]
+fn every_split_of_nsqds_words_means_the_same() {
+    let script = [OK, HEARTBEAT, OK, HEARTBEAT, OK].concat();
+    for split in 0..=script.len() {
+        rig!(rig);
+        rig.connect();
+        let tickets = ["a", "b", "c"].map(|body| {
+            let ticket = rig.publish(body);
+            rig.written();
+            ticket
+        });
+        rig.say(&script[..split]);
+        rig.say(&script[split..]);
+        for ticket in tickets {
+            assert_eq!(rig.outcome(ticket), Some(Outcome::Acknowledged), "split at {split}");
+        }
+        rig.expect("NOP\nNOP\n");
+    }
+}
+
+#[test]
+fn partial_writes_lose_and_double_nothing() {
+    for step in 1..40 {
+        // A ring so small that records wrap in it.
+        rig!(rig, Config::new(), 90, ["one:4150"]);
+        rig.connect();
+        let mut expected = Vec::new();
+        let mut got: Vec<u8> = Vec::new();
+        for n in 0..60 {
+            let body = format!("{n:0>width$}", width = 1 + n % 17);
+            rig.publish(&body);
+            expected.extend(pub_one(&body));
+            loop {
+                let transmit = rig.publisher.transmit(rig.now);
+                if transmit.is_empty() {
+                    break;
+                }
+                let bytes = [transmit.head, transmit.body].concat();
+                let n = step.min(bytes.len());
+                got.extend(&bytes[..n]);
+                rig.publisher.sent(rig.now, n);
+            }
+            rig.say(OK);
+        }
+        assert_eq!(got, expected, "{step} bytes at a time");
+    }
+}
+
+#[test]
+fn a_lost_connection_sends_everything_unanswered_again_in_order() {
+    rig!(rig);
+    rig.connect();
+    let a = rig.publish("a");
+    rig.expect(pub_one("a"));
+    rig.publish("b");
+    rig.expect(pub_one("b"));
+    rig.say(OK);
+    rig.publish("c");
+    // Half of "c" is written.
+    let n = rig.publisher.transmit(rig.now).len() - 1;
+    rig.publisher.sent(rig.now, n);
+    rig.reconnect();
+    assert_eq!(rig.outcome(a), Some(Outcome::Acknowledged));
+    rig.expect(mpub(&["b", "c"]));
+    // nsqd cannot have stored the half-written one.
+    assert_eq!(rig.publisher.counters().possible_duplicates, 1);
+    rig.say(OK);
+    assert_eq!(rig.publisher.counters().acknowledged, 3);
+}
+
+#[test]
+fn a_rejected_batch_is_retried_one_by_one() {
+    rig!(rig);
+    rig.connect();
+    let tickets = ["a", "bad", "c"].map(|body| rig.publish(body));
+    rig.expect(mpub(&["a", "bad", "c"]));
+    let fault = rig.say_and_fault(frame(1, "E_BAD_MESSAGE MPUB message too big 3 > 2"));
+    assert_eq!(fault, Fault::Refused(ErrorCode::BadMessage));
+    assert_eq!(rig.publisher.detail(), "E_BAD_MESSAGE MPUB message too big 3 > 2");
+    rig.reconnect();
+    rig.publish("later");
+    rig.expect([pub_one("a"), pub_one("bad"), pub_one("c"), pub_one("later")].concat());
+    rig.say(OK);
+    rig.say_and_fault(frame(1, "E_BAD_MESSAGE PUB message too big 3 > 2"));
+    rig.reconnect();
+    // The suspects are still on their own.
+    rig.expect([pub_one("c"), pub_one("later")].concat());
+    rig.say([OK, OK].concat());
+    rig.publish("x");
+    rig.publish("y");
+    rig.expect(mpub(&["x", "y"]));
+    assert_eq!(
+        tickets.map(|ticket| rig.outcome(ticket).unwrap()),
+        [
+            Outcome::Acknowledged,
+            Outcome::Rejected(ErrorCode::BadMessage),
+            Outcome::Acknowledged
+        ]
+    );
+    let counters = rig.publisher.counters();
+    assert_eq!((counters.rejected, counters.possible_duplicates), (1, 0));
+}
+
+#[test]
+fn what_concerns_the_topic_rejects_the_whole_batch() {
+    rig!(rig);
+    rig.connect();
+    let tickets = ["a", "b"].map(|body| rig.publish(body));
+    rig.written();
+    rig.say_and_fault(frame(1, "E_UNAUTHORIZED AUTH failed for MPUB on \"t\""));
+    for ticket in tickets {
+        assert_eq!(rig.outcome(ticket), Some(Outcome::Rejected(ErrorCode::Unauthorized)));
+    }
+    assert_eq!(
+        rig.events().last(),
+        Some(&Event::Resolved { below: Ticket(2) }),
+        "and the application hears of it"
+    );
+    rig.reconnect();
+    rig.expect("");
+}
+
+#[test]
+fn what_is_nsqds_own_fault_rejects_nothing() {
+    for error in ["E_PUB_FAILED PUB failed exiting", "E_MPUB_FAILED x", "E_AUTH_FIRST", "E_NEW x"] {
+        rig!(rig);
+        rig.connect();
+        let ticket = rig.publish("a");
+        rig.written();
+        rig.say_and_fault(frame(1, error));
+        rig.reconnect();
+        rig.expect(pub_one("a"));
+        rig.say(OK);
+        assert_eq!(rig.outcome(ticket), Some(Outcome::Acknowledged), "{error}");
+    }
+}
+
+#[test]
+fn a_deferral_that_nsqd_refuses_is_rejected() {
+    rig!(rig);
+    rig.connect();
+    let options = PublishOptions { defer: Some(DEFER_MAX), deadline: None };
+    let ticket = rig.publisher.publish_with(&topic(T), b"x", options).unwrap();
+    rig.written();
+    rig.say_and_fault(frame(1, "E_INVALID DPUB timeout 3600000 out of range 0-1000"));
+    assert_eq!(rig.outcome(ticket), Some(Outcome::Rejected(ErrorCode::Invalid)));
+}
+
+#[test]
+fn full_refuses_at_once_and_changes_nothing() {
+    rig!(rig, Config::new(), 100, ["one:4150"]);
+    let mut taken = 0;
+    while rig.publisher.publish(&topic(T), &[0; 10]).is_ok() {
+        taken += 1;
+    }
+    let before = (rig.publisher.outbox().used(), rig.publisher.counters());
+    assert_eq!(rig.publisher.publish(&topic(T), &[0; 10]), Err(PublishError::Full));
+    let after = rig.publisher.counters();
+    assert_eq!((before.1.accepted, before.1.pending), (taken, taken));
+    assert_eq!(before.0, rig.publisher.outbox().used());
+    assert_eq!(after, Counters { refused: before.1.refused + 1, ..before.1 });
+    rig.connect();
+    rig.written();
+    rig.say(OK);
+    assert!(rig.publisher.publish(&topic(T), &[0; 10]).is_ok(), "room again");
+}
+
+#[test]
+fn drop_oldest_drops_counts_and_reports_but_never_what_is_on_the_wire() {
+    rig!(rig, Config { full: Full::DropOldest, ..Config::new() }, 100, ["one:4150"]);
+    for n in 10..30 {
+        rig.publish(&n.to_string());
+    }
+    let counters = rig.publisher.counters();
+    assert_eq!(counters.accepted, 20);
+    assert_eq!((counters.dropped + counters.pending, counters.refused), (20, 0));
+    assert!(counters.dropped > 0);
+    assert_eq!(rig.outcome(Ticket(0)), Some(Outcome::Dropped));
+    assert_eq!(rig.outcome(Ticket(19)), None);
+    rig.connect();
+    rig.written();
+    // All is on the wire now.
+    let refused = core::iter::repeat_with(|| rig.publisher.publish(&topic(T), &[0; 30]))
+        .take(5)
+        .filter(|taken| *taken == Err(PublishError::Full))
+        .count();
+    assert!(refused >= 4);
+    assert_eq!(rig.publisher.counters().dropped, counters.dropped);
+    let events = rig.events();
+    let failed: u32 = events
+        .iter()
+        .map(|event| match event {
+            Event::Failed { count, outcome: Outcome::Dropped, .. } => *count,
+            _ => 0,
+        })
+        .sum();
+    assert_eq!(u64::from(failed), counters.dropped);
+}
+
+#[test]
+fn bad_messages_are_refused_with_the_reason() {
+    rig!(rig, Config::new(), 100, ["one:4150"]);
+    let publish = |rig: &mut Rig<'_>, len| rig.publisher.publish(&topic(T), &vec![0; len]);
+    assert_eq!(publish(&mut rig, 0), Err(PublishError::Empty));
+    let max = 100 - HEADER_OVERHEAD - 1 - RECORD_OVERHEAD;
+    assert_eq!(publish(&mut rig, max + 1), Err(PublishError::TooLarge { max }));
+    assert!(publish(&mut rig, max).is_ok());
+    let late = PublishOptions { defer: Some(Span::from_millis(3_600_001)), deadline: None };
+    assert_eq!(
+        rig.publisher.publish_with(&topic(T), b"x", late),
+        Err(PublishError::DeferTooLong)
+    );
+}
+
+#[test]
+fn bad_settings_are_refused_with_the_reason() {
+    let nsqds = ["one:1".parse().unwrap()];
+    let refused = |config: &Config<'_>, nsqds: &[Address], ring: usize| {
+        Publisher::new(config, nsqds, &mut vec![0; ring]).unwrap_err()
+    };
+    let good = Config::new();
+    assert_eq!(refused(&good, &[], 1024), ConfigError::Addresses { count: 0 });
+    assert_eq!(
+        refused(&good, &nsqds, RING_MIN - 1),
+        ConfigError::RingTooSmall { len: RING_MIN - 1 }
+    );
+    for ms in [0, 999, 60_001] {
+        let config = Config { heartbeat: Span::from_millis(ms), ..Config::new() };
+        assert_eq!(refused(&config, &nsqds, 1024), ConfigError::Heartbeat { ms });
+    }
+    assert!(Publisher::new(&good, &nsqds, &mut [0; RING_MIN]).is_ok());
+}
+
+fn with_deadline(rig: &mut Rig<'_>, ms: u32) -> Ticket {
+    let deadline = Some(rig.now.after(Span::from_millis(ms)));
+    rig.publisher
+        .publish_with(&topic(T), b"x", PublishOptions { defer: None, deadline })
+        .unwrap()
+}
+
+#[test]
+fn a_deadline_expires_what_was_not_sent() {
+    rig!(rig);
+    let kept = rig.publish("kept");
+    let ticket = with_deadline(&mut rig, 1000);
+    rig.wait(999);
+    assert_eq!(rig.outcome(ticket), None);
+    rig.wait(133);
+    assert_eq!(rig.outcome(ticket), Some(Outcome::Expired), "at most 131 ms late");
+    rig.connect();
+    rig.expect(pub_one("kept"));
+    rig.say(OK);
+    assert_eq!(rig.outcome(kept), Some(Outcome::Acknowledged));
+    let counters = rig.publisher.counters();
+    assert_eq!((counters.expired, counters.pending, counters.late), (1, 0, 0));
+    assert_eq!(rig.publisher.outbox().used(), 0);
+}
+
+#[test]
+fn what_expires_on_the_wire_is_reported_then_and_its_late_answer_counted() {
+    rig!(rig);
+    rig.connect();
+    let ticket = with_deadline(&mut rig, 1000);
+    rig.written();
+    rig.wait(1200);
+    assert_eq!(rig.outcome(ticket), Some(Outcome::Expired));
+    rig.say(OK);
+    let counters = rig.publisher.counters();
+    assert_eq!((counters.expired, counters.late, counters.acknowledged), (1, 1, 0));
+    assert_eq!(rig.outcome(ticket), Some(Outcome::Expired));
+}
+
+#[test]
+fn what_expires_on_the_wire_is_not_sent_again() {
+    rig!(rig);
+    rig.connect();
+    with_deadline(&mut rig, 1000);
+    rig.written();
+    rig.wait(1200);
+    rig.reconnect();
+    rig.expect("");
+    assert_eq!(rig.publisher.outbox().used(), 0);
+}
+
+#[test]
+fn heartbeats_are_answered_before_payload() {
+    rig!(rig);
+    rig.connect();
+    rig.say(HEARTBEAT);
+    rig.publish("a");
+    rig.expect([&b"NOP\n"[..], &pub_one("a")].concat());
+    // Also with all flights taken.
+    for _ in 1..FLIGHTS_MAX {
+        rig.publish("x");
+        rig.written();
+    }
+    rig.publish("waits");
+    rig.say([HEARTBEAT, HEARTBEAT].concat());
+    rig.expect("NOP\nNOP\n");
+    assert_eq!(rig.publisher.counters().heartbeats, 3);
+}
+
+#[test]
+fn two_heartbeats_of_silence_end_a_half_open_connection() {
+    rig!(rig);
+    rig.connect();
+    rig.wait(59_999);
+    assert_eq!(rig.publisher.link(), Link::Up);
+    rig.say(HEARTBEAT);
+    rig.wait(59_999);
+    assert_eq!(rig.publisher.link(), Link::Up);
+    rig.wait(1);
+    let why = Closed::Fault(Fault::TimedOut(Awaited::Heartbeat));
+    assert_eq!(rig.publisher.state(), State::Closing(why));
+    rig.publisher.closed(rig.now, Closed::Local);
+    assert!(rig.events().contains(&Event::Disconnected { nsqd: 0, why }));
+}
+
+#[test]
+fn an_nsqd_that_lives_but_never_answers_is_left() {
+    rig!(rig, Config::new(), 1024, ["one:1", "two:1"]);
+    rig.connect();
+    rig.publish("a");
+    rig.written();
+    for _ in 0..3 {
+        rig.wait(3000);
+        rig.say(HEARTBEAT);
+    }
+    assert_eq!(rig.publisher.link(), Link::Up);
+    rig.wait(1000);
+    assert_eq!(
+        rig.publisher.state(),
+        State::Closing(Closed::Fault(Fault::TimedOut(Awaited::Reply)))
+    );
+}
+
+#[test]
+fn every_handshake_that_hangs_is_left() {
+    rig!(rig);
+    rig.dial();
+    rig.wait(5000);
+    assert_eq!(rig.publisher.state(), State::Closing(Closed::Dial(DialError::TimedOut)));
+    assert_eq!(rig.publisher.link(), Link::Close);
+    rig.publisher.closed(rig.now, Closed::Dial(DialError::TimedOut));
+    rig.wait(1000);
+    rig.dial();
+    rig.publisher.open(rig.now);
+    rig.wait(5000);
+    assert_eq!(
+        rig.publisher.state(),
+        State::Closing(Closed::Fault(Fault::TimedOut(Awaited::Handshake)))
+    );
+}
+
+#[test]
+fn auth_is_sent_when_it_is_required_and_only_then() {
+    let secret = "s".repeat(200);
+    rig!(rig, Config { auth_secret: Some(secret.as_bytes()), ..Config::new() });
+    rig.publish("a");
+    rig.dial();
+    rig.publisher.open(rig.now);
+    rig.written();
+    rig.say(frame(0, r#"{"auth_required":true}"#));
+    rig.expect([b"AUTH\n", &200u32.to_be_bytes()[..], secret.as_bytes()].concat());
+    rig.say(frame(0, r#"{"identity":"","identity_url":"","permission_count":1}"#));
+    rig.expect(pub_one("a"));
+    let events = rig.events();
+    assert!(
+        matches!(events[0], Event::Connected { negotiated, .. } if negotiated.auth_required),
+        "{events:?}"
+    );
+    rig.say(OK);
+    rig.reconnect();
+    rig.expect("");
+}
+
+#[test]
+fn auth_required_without_a_secret_says_so() {
+    rig!(rig);
+    rig.dial();
+    rig.publisher.open(rig.now);
+    rig.written();
+    assert_eq!(rig.say_and_fault(frame(0, r#"{"auth_required":true}"#)), Fault::AuthRequired);
+}
+
+#[test]
+fn nonsense_ends_the_connection_with_a_reason() {
+    for (bytes, fault) in [
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec(), Fault::WrongPort),
+        (b"\xff\xff\xff\xff\0\0\0\0".to_vec(), Fault::BadLength { len: u32::MAX, max: REPLY_MAX + 4 }),
+        (b"\0\0\0\x03\0\0\0\0".to_vec(), Fault::BadLength { len: 3, max: REPLY_MAX + 4 }),
+        (b"\0\0\0\x06\0\0\0\x07OK".to_vec(), Fault::UnknownFrame { frame_type: 7 }),
+        (frame(0, "{]"), Fault::BadIdentifyReply),
+        (frame(0, ""), Fault::BadIdentifyReply),
+        (frame(0, "NO"), Fault::BadIdentifyReply),
+        (frame(2, "a message"), Fault::UnexpectedReply),
+        (frame(1, "E_BAD_BODY IDENTIFY"), Fault::Refused(ErrorCode::BadBody)),
+    ] {
+        rig!(rig);
+        let ticket = rig.publish("a");
+        rig.dial();
+        rig.publisher.open(rig.now);
+        rig.written();
+        assert_eq!(rig.say_and_fault(&bytes), fault);
+        rig.say(b"more"); // ignored
+        rig.reconnect();
+        rig.expect(pub_one("a"));
+        rig.say(OK);
+        assert_eq!(rig.outcome(ticket), Some(Outcome::Acknowledged));
+    }
+}
+
+#[test]
+fn an_answer_that_nobody_asked_for_ends_the_connection() {
+    rig!(rig);
+    rig.connect();
+    assert_eq!(rig.say_and_fault(OK), Fault::UnexpectedReply);
+    // And one that comes before the question is out.
+    rig!(rig);
+    rig.connect();
+    rig.publish("a");
+    let n = rig.publisher.transmit(rig.now).len() - 1;
+    rig.publisher.sent(rig.now, n);
+    assert_eq!(rig.say_and_fault(OK), Fault::UnexpectedReply);
+    rig.reconnect();
+    rig.expect(pub_one("a"));
+}
+
+#[test]
+fn failover_tries_every_nsqd_before_it_pauses() {
+    rig!(rig, Config::new(), 1024, ["one:1", "two:1", "three:1"]);
+    let refuse = |rig: &mut Rig<'_>| {
+        rig.publisher.closed(rig.now, Closed::Dial(DialError::Refused));
+    };
+    for round in 0..3 {
+        for name in ["one:1", "two:1", "three:1"] {
+            assert_eq!(rig.dial(), name, "round {round}");
+            refuse(&mut rig);
+        }
+        assert_eq!(rig.publisher.dial(rig.now), None, "a pause after round {round}");
+        rig.wait(2000);
+    }
+    assert_eq!(rig.dial(), "one:1");
+    refuse(&mut rig);
+    assert_eq!(rig.dial(), "two:1");
+    rig.publisher.open(rig.now);
+    rig.written();
+    rig.say(frame(0, "OK"));
+    rig.publish("a");
+    rig.written();
+    rig.say(OK);
+    // A good one that is lost is tried again at once, then the next.
+    rig.lose();
+    assert_eq!(rig.dial(), "two:1");
+    refuse(&mut rig);
+    assert_eq!(rig.dial(), "three:1");
+}
+
+#[test]
+fn an_nsqd_that_accepts_and_hangs_up_is_not_hammered() {
+    rig!(rig);
+    let start = rig.now;
+    let mut dials = 0;
+    while rig.now < start.after(Span::from_secs(60)) {
+        if rig.publisher.dial(rig.now).is_some() {
+            dials += 1;
+            rig.publisher.open(rig.now);
+            rig.written();
+            rig.say(frame(0, "OK"));
+            rig.lose();
+        }
+        rig.wait(1);
+    }
+    assert!((30..150).contains(&dials), "{dials} dials in a minute");
+}
+
+#[test]
+fn stop_finishes_the_command_being_written() {
+    rig!(rig);
+    rig.connect();
+    rig.publish("a");
+    rig.publisher.transmit(rig.now);
+    rig.publisher.sent(rig.now, 3);
+    rig.publisher.stop(rig.now);
+    assert_eq!(rig.publisher.link(), Link::Close);
+    assert_eq!(rig.publisher.publish(&topic(T), b"x"), Err(PublishError::Stopped));
+    rig.expect(&pub_one("a")[3..]);
+    rig.publisher.closed(rig.now, Closed::Local);
+    assert_eq!(rig.publisher.state(), State::Stopped);
+    assert_eq!((rig.publisher.link(), rig.publisher.deadline()), (Link::Down, None));
+    assert_eq!(rig.publisher.dial(rig.now), None);
+}
+
+#[test]
+fn a_driver_that_vanishes_at_any_point_is_a_legal_path() {
+    // The transport and its driver are dropped without a word; a new driver opens again.
+    for bytes in 0..60 {
+        rig!(rig);
+        let tickets = ["a", "b"].map(|body| rig.publish(body));
+        rig.dial();
+        rig.publisher.open(rig.now);
+        let mut left: usize = bytes;
+        while left > 0 {
+            let n = rig.publisher.transmit(rig.now).len().min(left);
+            if n == 0 {
+                rig.say(frame(0, "OK"));
+                left -= 1;
+                continue;
+            }
+            rig.publisher.sent(rig.now, n);
+            left -= n;
+        }
+        rig.publisher.open(rig.now);
+        let hello = rig.written();
+        assert!(hello.starts_with(b"  V2IDENTIFY\n"));
+        rig.say(frame(0, "OK"));
+        rig.expect(mpub(&["a", "b"]));
+        rig.say(OK);
+        for ticket in tickets {
+            assert_eq!(rig.outcome(ticket), Some(Outcome::Acknowledged));
+        }
+    }
+}
+
+#[test]
+fn spurious_ticks_at_any_time_change_nothing() {
+    rig!(rig);
+    rig.connect();
+    rig.publish("a");
+    for now in [Instant::ZERO, rig.now] {
+        for _ in 0..3 {
+            rig.publisher.tick(now);
+        }
+    }
+    assert_eq!(rig.publisher.state(), State::Ready);
+    rig.expect(pub_one("a"));
+    // A clock that jumps to its end makes things late, not wrong.
+    rig.now = Instant::NEVER;
+    rig.publisher.tick(rig.now);
+    assert_eq!(rig.publisher.link(), Link::Close);
+    rig.publisher.closed(rig.now, Closed::Local);
+    assert_eq!(rig.publisher.counters().pending, 1);
+}
+
+#[test]
+fn ram() {
+    let size = size_of::<Publisher<'_>>();
+    println!("Publisher: {size} bytes");
+    assert!(size <= RAM_MAX, "{size}");
+}

@@ -1,0 +1,312 @@
+//! The contract that every connection implements and that one driver runs.
+//!
+//! A [`Session`] is one side of one connection as a state machine without I/O: it is given bytes
+//! and the time, and gives back bytes, events and its next deadline. It is durable: it outlives
+//! its transports, decides when to dial and where, and forgets everything that belonged to a
+//! connection in [`Session::open`], so that dropping a transport at any point is a legal path.
+//!
+//! # The canonical loop
+//!
+//! *One mutation, then drain [`transmit`](Session::transmit) and
+//! [`poll_event`](Session::poll_event) to empty, then read [`link`](Session::link) and
+//! [`deadline`](Session::deadline).*
+//!
+//! ```text
+//! loop {
+//!     match session.link() {
+//!         Link::Down => {
+//!             if let Some(address) = session.dial(now) {
+//!                 match dial(address) {               // bounded by session.deadline()
+//!                     Ok(t) => { transport = t; session.open(now) }
+//!                     Err(e) => session.closed(now, Closed::Dial(e)),
+//!                 }
+//!             } else { wait for session.deadline() or a change }
+//!         }
+//!         Link::Up => {
+//!             wait for readable, writable (if transmit() is not empty), deadline() or a change:
+//!             readable  => session.receive(now, bytes), on a fault close the transport
+//!             writable  => n = transport.write(session.transmit(now)); session.sent(now, n)
+//!         }
+//!         Link::Upgrade(kind) => wrap the transport; session.upgraded(now)
+//!         Link::Close => drain transmit() within deadline(), close the transport,
+//!                        session.closed(now, Closed::Local)
+//!     }
+//!     if session.deadline() <= now { session.tick(now) }
+//!     while let Some(event) = session.poll_event() { ... }
+//! }
+//! ```
+//!
+//! That loop, written once, is `drive` (feature `async`). Between two calls that make progress
+//! (bytes moved, an event given, the link changed, a deadline later than before) a session needs
+//! at most [`DRAINS_MAX`] drains; the tests hold it to that.
+
+use core::fmt;
+
+use crate::address::Address;
+use crate::time::Instant;
+use crate::wire::v2::ErrorCode;
+
+/// How often a driver may have to drain a session with nothing new from outside before it settles.
+pub const DRAINS_MAX: usize = 64;
+
+/// One side of one connection, without I/O. See the [module](self) for the order of calls.
+pub trait Session {
+    /// What the application should know.
+    type Event;
+
+    /// What the driver should do with the transport now. Level-triggered: ask after every call.
+    fn link(&self) -> Link;
+
+    /// Starts a dial if one is due: the address to dial. Call it while [`Link::Down`].
+    ///
+    /// After `Some`, the driver owes either [`open`](Self::open) or [`closed`](Self::closed), and
+    /// gives up the dial when [`link`](Self::link) says [`Link::Close`] (its deadline passed, or
+    /// the address is no longer wanted). Sessions of accepted connections never dial.
+    fn dial(&mut self, now: Instant) -> Option<Address> {
+        let _ = now;
+        None
+    }
+
+    /// The transport is up: resets all that belongs to a connection.
+    fn open(&mut self, now: Instant);
+
+    /// Takes everything that arrived, split anywhere.
+    ///
+    /// After a fault the session ignores further bytes, and its link is [`Link::Close`] until
+    /// [`closed`](Self::closed).
+    fn receive(&mut self, now: Instant, bytes: &[u8]) -> Result<(), Fault>;
+
+    /// What to write next; empty if there is nothing.
+    ///
+    /// Borrowed from where it lies. Nothing counts as written before [`sent`](Self::sent) says so:
+    /// calling this again gives the same bytes, perhaps more of them.
+    fn transmit(&mut self, now: Instant) -> Transmit<'_>;
+
+    /// The transport took the first `n` bytes of what [`transmit`](Self::transmit) gave.
+    fn sent(&mut self, now: Instant, n: usize);
+
+    /// When to call [`tick`](Self::tick) next; `None` is never.
+    fn deadline(&self) -> Option<Instant>;
+
+    /// Time passed. Calling it early, late or twice is harmless.
+    fn tick(&mut self, now: Instant);
+
+    /// The transport is wrapped as [`Link::Upgrade`] asked.
+    fn upgraded(&mut self, now: Instant) {
+        let _ = now;
+    }
+
+    /// The transport is gone, or a dial failed.
+    fn closed(&mut self, now: Instant, why: Closed);
+
+    /// The next thing to tell; call until `None`.
+    fn poll_event(&mut self) -> Option<Self::Event>;
+}
+
+/// What a driver should do with a session's transport.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub enum Link {
+    /// Have none. Ask [`Session::dial`].
+    Down,
+    /// Dial, or keep the one there is.
+    Up,
+    /// Wrap the transport in place, then call [`Session::upgraded`]. Write nothing meanwhile.
+    Upgrade(Upgrade),
+    /// Write what is left to write, within the deadline, then close it.
+    Close,
+}
+
+/// A way to wrap a transport that is already up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+#[non_exhaustive]
+pub enum Upgrade {
+    /// A TLS handshake as client (`tls_v1` in IDENTIFY).
+    Tls,
+}
+
+/// Bytes to write, in order: a head that the session made and a body where it lies.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Transmit<'a> {
+    /// First.
+    pub head: &'a [u8],
+    /// Then this.
+    pub body: &'a [u8],
+}
+
+impl Transmit<'_> {
+    /// Whether there is nothing to write.
+    pub const fn is_empty(&self) -> bool {
+        self.head.is_empty() && self.body.is_empty()
+    }
+
+    /// How many bytes there are.
+    pub const fn len(&self) -> usize {
+        self.head.len().saturating_add(self.body.len())
+    }
+}
+
+/// Why a transport is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+#[non_exhaustive]
+pub enum Closed {
+    /// It never came up.
+    Dial(DialError),
+    /// The other side closed it.
+    Peer,
+    /// It broke.
+    Transport(TransportError),
+    /// The session had a reason to close it.
+    Fault(Fault),
+    /// It was no longer wanted.
+    Local,
+}
+
+/// Why a dial failed. The same for every transport; an adapter maps its own errors to these.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+#[non_exhaustive]
+pub enum DialError {
+    /// Nothing listens on that port.
+    Refused,
+    /// No answer in time.
+    TimedOut,
+    /// No route to the host, or the network is down.
+    Unreachable,
+    /// The name could not be resolved.
+    NameNotFound,
+    /// The platform has no socket, port or memory left for it.
+    NoSocket,
+    /// Anything else.
+    Other,
+}
+
+/// How a transport broke.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+#[non_exhaustive]
+pub enum TransportError {
+    /// Reset by the other side, or by something between.
+    Reset,
+    /// The transport itself gave up on the other side.
+    TimedOut,
+    /// [`Link::Upgrade`] is not to be had from it.
+    Unsupported,
+    /// Anything else.
+    Other,
+}
+
+/// What a peer did, or failed to do, that ends the connection. The session state is consistent:
+/// the next [`Session::open`] starts afresh.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+#[non_exhaustive]
+pub enum Fault {
+    /// A length that this side does not take, read as an unsigned number.
+    BadLength {
+        /// What the peer announced.
+        len: u32,
+        /// The longest taken here.
+        max: u32,
+    },
+    /// The peer speaks HTTP: the address has the HTTP port where the TCP port belongs.
+    WrongPort,
+    /// A frame type other than response, error or message.
+    UnknownFrame {
+        /// Its number.
+        frame_type: u32,
+    },
+    /// A well-formed answer where none, or another, was due.
+    UnexpectedReply,
+    /// The answer to IDENTIFY is not JSON, or lacks what is needed.
+    BadIdentifyReply,
+    /// The peer refused with an error; its text is kept by the session as `detail`.
+    Refused(ErrorCode),
+    /// nsqd requires AUTH and no secret is configured.
+    AuthRequired,
+    /// The peer did not answer in time.
+    TimedOut(Awaited),
+}
+
+/// What a session was waiting for when time ran out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+#[non_exhaustive]
+pub enum Awaited {
+    /// The answer to IDENTIFY, or to AUTH.
+    Handshake,
+    /// The answer to a command.
+    Reply,
+    /// Anything at all: two heartbeat intervals passed in silence, the connection is half open.
+    Heartbeat,
+    /// The transport to take the last bytes.
+    Drain,
+}
+
+impl fmt::Display for Closed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Dial(error) => error.fmt(f),
+            Self::Peer => f.write_str("closed by the server"),
+            Self::Transport(error) => error.fmt(f),
+            Self::Fault(fault) => fault.fmt(f),
+            Self::Local => f.write_str("closed"),
+        }
+    }
+}
+
+impl fmt::Display for DialError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Refused => "connection refused: nothing listens on that port",
+            Self::TimedOut => "connecting timed out",
+            Self::Unreachable => "host or network unreachable",
+            Self::NameNotFound => "the host name could not be resolved",
+            Self::NoSocket => "no socket left for the connection",
+            Self::Other => "connecting failed",
+        })
+    }
+}
+
+impl fmt::Display for TransportError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Reset => "connection reset",
+            Self::TimedOut => "connection timed out",
+            Self::Unsupported => "the transport cannot do the upgrade that was asked for",
+            Self::Other => "connection broken",
+        })
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::BadLength { len, max } => {
+                write!(f, "the server announced {len} bytes where at most {max} make sense")
+            }
+            Self::WrongPort => f.write_str(
+                "an HTTP server answered: this is the HTTP port, use the TCP port (4150 for nsqd, \
+                 4160 for nsqlookupd)",
+            ),
+            Self::UnknownFrame { frame_type } => write!(f, "unknown frame type {frame_type}"),
+            Self::UnexpectedReply => f.write_str("an answer that does not fit what was asked"),
+            Self::BadIdentifyReply => f.write_str("the answer to IDENTIFY makes no sense"),
+            Self::Refused(code) => write!(f, "refused with {code}"),
+            Self::AuthRequired => f.write_str("the server requires AUTH and no secret is given"),
+            Self::TimedOut(Awaited::Handshake) => f.write_str("no answer to IDENTIFY in time"),
+            Self::TimedOut(Awaited::Reply) => f.write_str("no answer to a command in time"),
+            Self::TimedOut(Awaited::Heartbeat) => {
+                f.write_str("nothing heard for two heartbeat intervals")
+            }
+            Self::TimedOut(Awaited::Drain) => f.write_str("closing took too long"),
+        }
+    }
+}
+
+impl core::error::Error for Closed {}
+impl core::error::Error for DialError {}
+impl core::error::Error for TransportError {}
+impl core::error::Error for Fault {}

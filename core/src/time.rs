@@ -1,0 +1,450 @@
+//! Time as the core sees it: given, never read.
+//!
+//! [`Instant`] counts microseconds from an arbitrary start that the platform chooses (boot, say).
+//! All arithmetic saturates: a clock that jumps to the end of its range makes deadlines due or
+//! never, it does not panic or wrap.
+
+use core::fmt;
+use core::time::Duration;
+
+/// A point in time: microseconds since the platform's start. 64 bits last 584,000 years.
+///
+/// Microseconds, because that is the tick of the common embedded time drivers: converting from it
+/// costs no 64-bit division, which a Cortex-M0 does in software.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Instant(u64);
+
+impl Instant {
+    /// The platform's start.
+    pub const ZERO: Self = Self(0);
+    /// Later than everything: a deadline here is "never".
+    pub const NEVER: Self = Self(u64::MAX);
+
+    /// `micros` after the start.
+    pub const fn from_micros(micros: u64) -> Self {
+        Self(micros)
+    }
+
+    /// `millis` after the start; saturates.
+    pub const fn from_millis(millis: u64) -> Self {
+        Self(millis.saturating_mul(1000))
+    }
+
+    /// Microseconds since the start.
+    pub const fn as_micros(self) -> u64 {
+        self.0
+    }
+
+    /// This point plus a time span; saturates at [`Instant::NEVER`].
+    #[must_use]
+    pub const fn after(self, span: Span) -> Self {
+        Self(self.0.saturating_add(span.as_micros()))
+    }
+
+    /// The time from `earlier` to this point, or zero if it lies after; a gap of more than
+    /// [`Span::MAX`] is that.
+    pub const fn since(self, earlier: Self) -> Span {
+        Span::from_micros(self.0.saturating_sub(earlier.0))
+    }
+}
+
+impl fmt::Debug for Instant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::NEVER => f.write_str("never"),
+            Self(us) => write!(f, "{}.{:06}s", us / 1_000_000, us % 1_000_000),
+        }
+    }
+}
+
+#[cfg(feature = "defmt")]
+impl defmt::Format for Instant {
+    fn format(&self, f: defmt::Formatter<'_>) {
+        defmt::write!(f, "{=u64:us}", self.0);
+    }
+}
+
+/// A length of time in whole milliseconds, at most 49 days.
+///
+/// Half the size of [`core::time::Duration`] and no nanoseconds to normalise: configuration and
+/// the wire speak milliseconds.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Span(u32);
+
+impl Span {
+    /// No time.
+    pub const ZERO: Self = Self(0);
+    /// The longest span: 2^32 - 1 ms, 49.7 days.
+    pub const MAX: Self = Self(u32::MAX);
+
+    /// `millis` milliseconds.
+    pub const fn from_millis(millis: u32) -> Self {
+        Self(millis)
+    }
+
+    /// `secs` seconds; saturates.
+    pub const fn from_secs(secs: u32) -> Self {
+        Self(secs.saturating_mul(1000))
+    }
+
+    const fn from_micros(micros: u64) -> Self {
+        let millis = micros / 1000;
+        if millis > u32::MAX as u64 {
+            Self::MAX
+        } else {
+            Self(millis as u32)
+        }
+    }
+
+    /// Milliseconds.
+    pub const fn as_millis(self) -> u32 {
+        self.0
+    }
+
+    /// Microseconds; always fits.
+    pub const fn as_micros(self) -> u64 {
+        self.0 as u64 * 1000
+    }
+}
+
+impl From<Span> for Duration {
+    fn from(span: Span) -> Self {
+        Self::from_millis(span.0.into())
+    }
+}
+
+impl From<Duration> for Span {
+    /// Rounds up to the next millisecond, so that a short wait is not none; saturates.
+    fn from(duration: Duration) -> Self {
+        let millis = duration.as_nanos().div_ceil(1_000_000);
+        Self(u32::try_from(millis).unwrap_or(u32::MAX))
+    }
+}
+
+impl fmt::Debug for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ms", self.0)
+    }
+}
+
+impl fmt::Display for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self, f)
+    }
+}
+
+#[cfg(feature = "defmt")]
+impl defmt::Format for Span {
+    fn format(&self, f: defmt::Formatter<'_>) {
+        defmt::write!(f, "{=u32} ms", self.0);
+    }
+}
+
+/// A small seeded generator for jitter (xorshift32). Not for secrets.
+#[derive(Debug, Clone, Copy)]
+pub struct Jitter(u32);
+
+impl Jitter {
+    /// Give every device another seed (its MAC or chip id), else a fleet moves in step.
+    pub const fn new(seed: u32) -> Self {
+        // Two devices with neighbouring seeds must not start alike; xorshift needs non-zero.
+        let mixed = seed.wrapping_mul(0x9e37_79b9) ^ 0x85eb_ca6b;
+        Self(if mixed == 0 { 1 } else { mixed })
+    }
+
+    /// The next number.
+    pub fn next_u32(&mut self) -> u32 {
+        let mut x = self.0;
+        x ^= x << 13;
+        x ^= x >> 17;
+        x ^= x << 5;
+        self.0 = x;
+        x
+    }
+
+    /// A span from `low` to `high`, both included; `low` if they are out of order.
+    pub fn between(&mut self, low: Span, high: Span) -> Span {
+        let width = u64::from(high.0.saturating_sub(low.0)) + 1;
+        // Multiply and shift: no division.
+        let offset = (u64::from(self.next_u32()) * width) >> 32;
+        Span(low.0.saturating_add(offset as u32))
+    }
+
+    /// `span` plus or minus an eighth.
+    pub fn around(&mut self, span: Span) -> Span {
+        let eighth = span.0 >> 3;
+        self.between(
+            Span(span.0.saturating_sub(eighth)),
+            Span(span.0.saturating_add(eighth)),
+        )
+    }
+}
+
+/// Reconnect delays: none for the first attempt after a success, then exponential with full
+/// jitter, up to a cap.
+///
+/// Attempt 0 is immediate (or within [`Backoff::with_spread`]); attempt `n` waits for a random time between `base / 2` and
+/// `min(cap, base * 2^(n-1))`: random so that a fleet that lost its server together does not come
+/// back together, never nothing so that a closed port is not hammered.
+#[derive(Debug, Clone, Copy)]
+pub struct Backoff {
+    base: Span,
+    cap: Span,
+    spread: Span,
+    attempt: u8,
+}
+
+impl Backoff {
+    /// `base` is the first delay's upper end, `cap` that of every later one. A `cap` below
+    /// `base` counts as `base`, a `base` of zero as one millisecond.
+    pub const fn new(base: Span, cap: Span) -> Self {
+        let base = if base.0 == 0 { Span(1) } else { base };
+        let cap = if cap.0 < base.0 { base } else { cap };
+        Self { base, cap, spread: Span::ZERO, attempt: 0 }
+    }
+
+    /// Spreads the first attempt over `0..=spread` instead of making it at once: for a fleet that
+    /// would otherwise return to a restarted server in the same millisecond.
+    #[must_use]
+    pub const fn with_spread(mut self, spread: Span) -> Self {
+        self.spread = spread;
+        self
+    }
+
+    /// The delay before the next attempt; counts it.
+    pub fn next_delay(&mut self, jitter: &mut Jitter) -> Span {
+        let Some(doublings) = self.attempt.checked_sub(1) else {
+            self.attempt = 1;
+            return jitter.between(Span::ZERO, self.spread);
+        };
+        self.attempt = self.attempt.saturating_add(1);
+        let grown = u64::from(self.base.0) << doublings.min(32);
+        let high = u32::try_from(grown).unwrap_or(u32::MAX).min(self.cap.0);
+        jitter.between(Span(self.base.0 / 2), Span(high))
+    }
+
+    /// The connection proved good: the next attempt is immediate again.
+    pub fn reset(&mut self) {
+        self.attempt = 0;
+    }
+
+    /// The next attempt waits, even after a success.
+    pub fn skip_immediate(&mut self) {
+        self.attempt = self.attempt.max(1);
+    }
+
+    /// How many attempts since the last success; stays at 255.
+    pub fn attempts(&self) -> u8 {
+        self.attempt
+    }
+}
+
+/// A fieldless enum that names the timers of one state machine.
+pub trait TimerId: Copy + fmt::Debug + 'static {
+    /// Every timer, in the order of its index.
+    const ALL: &'static [Self];
+
+    /// Its place in [`Timers`], below `N`.
+    fn index(self) -> usize;
+}
+
+/// One deadline per timer of `T`; the earliest is when to tick next.
+///
+/// RAM: 8 bytes a timer.
+#[derive(Debug, Clone, Copy)]
+pub struct Timers<T, const N: usize> {
+    // `NEVER` is "not running": half the size of an `Option`.
+    deadlines: [Instant; N],
+    _ids: core::marker::PhantomData<T>,
+}
+
+impl<T: TimerId, const N: usize> Timers<T, N> {
+    /// None running.
+    pub const fn new() -> Self {
+        Self { deadlines: [Instant::NEVER; N], _ids: core::marker::PhantomData }
+    }
+
+    /// Starts or moves a timer.
+    pub fn set(&mut self, timer: T, at: Instant) {
+        if let Some(slot) = self.deadlines.get_mut(timer.index()) {
+            *slot = at;
+        }
+    }
+
+    /// Stops a timer.
+    pub fn stop(&mut self, timer: T) {
+        self.set(timer, Instant::NEVER);
+    }
+
+    /// Stops them all.
+    pub fn stop_all(&mut self) {
+        self.deadlines = [Instant::NEVER; N];
+    }
+
+    /// Whether a timer runs.
+    pub fn is_set(&self, timer: T) -> bool {
+        self.get(timer) != Instant::NEVER
+    }
+
+    /// Stops the timer and says true if it is due.
+    pub fn expired(&mut self, timer: T, now: Instant) -> bool {
+        let at = self.get(timer);
+        let due = at != Instant::NEVER && at <= now;
+        if due {
+            self.stop(timer);
+        }
+        due
+    }
+
+    /// The earliest deadline.
+    pub fn next(&self) -> Option<Instant> {
+        let at = self.deadlines.iter().copied().min().unwrap_or(Instant::NEVER);
+        (at != Instant::NEVER).then_some(at)
+    }
+
+    /// Which timer is the earliest: the reason of the next wakeup.
+    pub fn why(&self) -> Option<T> {
+        let next = self.next()?;
+        T::ALL.iter().copied().find(|&timer| self.get(timer) == next)
+    }
+
+    fn get(&self, timer: T) -> Instant {
+        self.deadlines.get(timer.index()).copied().unwrap_or(Instant::NEVER)
+    }
+}
+
+impl<T: TimerId, const N: usize> Default for Timers<T, N> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, Clone, Copy, PartialEq)]
+    enum Id {
+        A,
+        B,
+    }
+
+    impl TimerId for Id {
+        const ALL: &'static [Self] = &[Self::A, Self::B];
+
+        fn index(self) -> usize {
+            self as usize
+        }
+    }
+
+    #[test]
+    fn instants_saturate() {
+        let ms = Instant::from_millis;
+        assert_eq!(ms(1).after(Span::from_millis(2)), ms(3));
+        assert_eq!(Instant::NEVER.after(Span::MAX), Instant::NEVER);
+        assert_eq!(Instant::from_millis(u64::MAX), Instant::NEVER);
+        assert_eq!(ms(5).since(ms(3)), Span::from_millis(2));
+        assert_eq!(ms(3).since(ms(5)), Span::ZERO);
+        assert_eq!(Instant::NEVER.since(Instant::ZERO), Span::MAX);
+        assert_eq!(format!("{:?} {:?}", ms(1500), Instant::NEVER), "1.500000s never");
+    }
+
+    #[test]
+    fn durations_round_up() {
+        assert_eq!(Span::from(Duration::from_micros(1)), Span::from_millis(1));
+        assert_eq!(Span::from(Duration::ZERO), Span::ZERO);
+        assert_eq!(Span::from(Duration::MAX), Span::MAX);
+        assert_eq!(Duration::from(Span::from_secs(2)), Duration::from_secs(2));
+        assert_eq!(Span::from_secs(u32::MAX), Span::MAX);
+    }
+
+    #[test]
+    fn timers_tell_the_earliest_and_why() {
+        let mut timers = Timers::<Id, 2>::new();
+        assert_eq!((timers.next(), timers.why()), (None, None));
+        timers.set(Id::A, Instant::from_millis(20));
+        timers.set(Id::B, Instant::from_millis(10));
+        assert_eq!(timers.next(), Some(Instant::from_millis(10)));
+        assert_eq!(timers.why(), Some(Id::B));
+        assert!(!timers.expired(Id::B, Instant::from_micros(9_999)));
+        assert!(timers.expired(Id::B, Instant::from_millis(10)));
+        assert!(!timers.expired(Id::B, Instant::NEVER), "only once");
+        assert!(!timers.is_set(Id::B) && timers.is_set(Id::A));
+        timers.stop_all();
+        assert_eq!(timers.next(), None);
+        assert_eq!(size_of::<Timers<Id, 2>>(), 16);
+    }
+
+    #[test]
+    fn never_is_never_due() {
+        let mut timers = Timers::<Id, 2>::new();
+        timers.set(Id::A, Instant::NEVER);
+        assert!(!timers.expired(Id::A, Instant::NEVER));
+    }
+
+    #[test]
+    fn backoff_grows_to_its_cap_with_jitter() {
+        let (base, cap) = (Span::from_millis(100), Span::from_millis(800));
+        let mut highest = [0; 12];
+        for seed in 0..2000 {
+            let mut jitter = Jitter::new(seed);
+            let mut backoff = Backoff::new(base, cap);
+            assert_eq!(backoff.next_delay(&mut jitter), Span::ZERO);
+            for (n, high) in highest.iter_mut().enumerate() {
+                let delay = backoff.next_delay(&mut jitter).as_millis();
+                let bound = (100u32 << n.min(20)).min(800);
+                assert!((50..=bound).contains(&delay), "attempt {n}: {delay}");
+                *high = delay.max(*high);
+            }
+            backoff.reset();
+            assert_eq!(backoff.next_delay(&mut jitter), Span::ZERO);
+        }
+        assert!(highest[0] > 95 && highest[1] > 190 && highest[11] > 780, "{highest:?}");
+    }
+
+    #[test]
+    fn backoff_at_its_edges() {
+        let mut jitter = Jitter::new(0);
+        let mut backoff = Backoff::new(Span::MAX, Span::ZERO);
+        for _ in 0..300 {
+            let _ = backoff.next_delay(&mut jitter);
+        }
+        assert_eq!(backoff.attempts(), 255);
+        let mut backoff = Backoff::new(Span::ZERO, Span::ZERO);
+        backoff.skip_immediate();
+        assert!(backoff.next_delay(&mut jitter) <= Span::from_millis(1));
+    }
+
+    #[test]
+    fn the_first_attempt_can_be_spread() {
+        let mut jitter = Jitter::new(3);
+        let mut backoff =
+            Backoff::new(Span::from_millis(1), Span::ZERO).with_spread(Span::from_secs(10));
+        let mut sum = 0;
+        for _ in 0..1000 {
+            backoff.reset();
+            sum += backoff.next_delay(&mut jitter).as_millis();
+        }
+        assert!((4_500_000..5_500_000).contains(&sum), "{sum}");
+    }
+
+    #[test]
+    fn jitter_spreads_over_its_whole_range() {
+        let mut jitter = Jitter::new(7);
+        let (low, high) = (Span::from_millis(10), Span::from_millis(13));
+        let mut seen = [0; 4];
+        for _ in 0..4000 {
+            let ms = jitter.between(low, high).as_millis();
+            seen[usize::try_from(ms).unwrap() - 10] += 1;
+        }
+        assert!(seen.iter().all(|&n| n > 800), "{seen:?}");
+        assert_eq!(jitter.between(high, low), high);
+        let _ = jitter.between(Span::ZERO, Span::MAX);
+        let around = jitter.around(Span::from_secs(16)).as_millis();
+        assert!((14_000..=18_000).contains(&around));
+        assert_ne!(
+            Jitter::new(1).between(Span::ZERO, Span::MAX),
+            Jitter::new(2).between(Span::ZERO, Span::MAX)
+        );
+    }
+}

@@ -1,0 +1,210 @@
+//! What to publish: lines or records of a file or of standard input.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
+use std::thread;
+
+use tokio::sync::mpsc;
+
+const CHUNK: usize = 64 * 1024;
+
+/// How input is cut into messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Framing {
+    /// At each newline, which is not part of the message, nor is a carriage return before it.
+    Lines,
+    /// Every so many bytes; the last record may be shorter.
+    Records(usize),
+}
+
+/// Messages cut out of an input that a thread reads, so that a slow input blocks nobody.
+#[derive(Debug)]
+pub(crate) struct Input {
+    chunks: mpsc::Receiver<io::Result<Vec<u8>>>,
+    splitter: Splitter,
+}
+
+impl Input {
+    /// Opens a file, or standard input if there is none.
+    pub(crate) fn open(file: Option<&Path>, framing: Framing, longest: usize) -> io::Result<Self> {
+        let source: Box<dyn Read + Send> = match file {
+            Some(path) => Box::new(File::open(path)?),
+            None => Box::new(io::stdin()),
+        };
+        // Two chunks ahead: enough to keep busy, little enough to bound memory.
+        let (sender, chunks) = mpsc::channel(2);
+        thread::spawn(move || read_chunks(source, &sender));
+        Ok(Self { chunks, splitter: Splitter::new(framing, longest) })
+    }
+
+    /// The next message, or what is wrong with it; `None` at the end.
+    pub(crate) async fn next(&mut self) -> io::Result<Option<Record>> {
+        loop {
+            if let Some(record) = self.splitter.next() {
+                return Ok(Some(record));
+            }
+            match self.chunks.recv().await {
+                Some(chunk) => self.splitter.push(&chunk?),
+                None => return Ok(self.splitter.finish()),
+            }
+        }
+    }
+}
+
+fn read_chunks(mut source: impl Read, sender: &mpsc::Sender<io::Result<Vec<u8>>>) {
+    loop {
+        let mut chunk = vec![0; CHUNK];
+        let read = match source.read(&mut chunk) {
+            Ok(0) => return,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Ok(n) => {
+                chunk.truncate(n);
+                Ok(chunk)
+            }
+            Err(error) => Err(error),
+        };
+        let failed = read.is_err();
+        if sender.blocking_send(read).is_err() || failed {
+            return;
+        }
+    }
+}
+
+/// One message of the input.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Record {
+    /// Its bytes; may be none.
+    Message(Vec<u8>),
+    /// It has so many bytes, more than allowed, and was not kept.
+    TooLong(usize),
+}
+
+/// Cuts chunks into records in memory bounded by a chunk and the longest record.
+#[derive(Debug)]
+struct Splitter {
+    framing: Framing,
+    longest: usize,
+    buf: Vec<u8>,
+    /// Where in `buf` the next record starts.
+    start: usize,
+    /// Where to look for its end.
+    scanned: usize,
+    /// Bytes of an over-long record that were dropped already.
+    dropped: usize,
+}
+
+impl Splitter {
+    fn new(framing: Framing, longest: usize) -> Self {
+        Self { framing, longest, buf: Vec::new(), start: 0, scanned: 0, dropped: 0 }
+    }
+
+    fn push(&mut self, chunk: &[u8]) {
+        self.buf.drain(..self.start);
+        self.scanned -= self.start;
+        self.start = 0;
+        self.buf.extend_from_slice(chunk);
+    }
+
+    fn next(&mut self) -> Option<Record> {
+        let end = match self.framing {
+            Framing::Records(size) => {
+                (self.buf.len() - self.start >= size).then_some(self.start + size)
+            }
+            Framing::Lines => {
+                let rest = &self.buf[self.scanned..];
+                rest.iter().position(|&b| b == b'\n').map(|at| self.scanned + at)
+            }
+        };
+        let Some(end) = end else {
+            self.scanned = self.buf.len();
+            // One byte more for a carriage return.
+            if self.framing == Framing::Lines && self.buf.len() - self.start > self.longest + 1 {
+                self.dropped += self.buf.len() - self.start;
+                self.start = self.buf.len();
+            }
+            return None;
+        };
+        let record = self.cut(end);
+        self.start = if self.framing == Framing::Lines { end + 1 } else { end };
+        self.scanned = self.start;
+        Some(record)
+    }
+
+    /// The last record, which nothing ends.
+    fn finish(&mut self) -> Option<Record> {
+        let rest = self.buf.len() - self.start + self.dropped;
+        (rest > 0).then(|| {
+            let record = self.cut(self.buf.len());
+            self.start = self.buf.len();
+            self.scanned = self.start;
+            record
+        })
+    }
+
+    fn cut(&mut self, end: usize) -> Record {
+        let mut bytes = &self.buf[self.start..end];
+        if self.framing == Framing::Lines {
+            bytes = bytes.strip_suffix(b"\r").unwrap_or(bytes);
+        }
+        let len = bytes.len() + std::mem::take(&mut self.dropped);
+        if len > self.longest { Record::TooLong(len) } else { Record::Message(bytes.to_vec()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What comes out however the input is cut into chunks.
+    #[track_caller]
+    fn split(framing: Framing, longest: usize, input: &[u8]) -> Vec<Record> {
+        let mut results = (1..=input.len().max(1)).map(|size| {
+            let mut splitter = Splitter::new(framing, longest);
+            let mut records = Vec::new();
+            for chunk in input.chunks(size) {
+                splitter.push(chunk);
+                records.extend(std::iter::from_fn(|| splitter.next()));
+            }
+            records.extend(splitter.finish());
+            records
+        });
+        let first = results.next().unwrap();
+        for other in results {
+            assert_eq!(other, first);
+        }
+        first
+    }
+
+    fn message(text: &str) -> Record {
+        Record::Message(text.into())
+    }
+
+    #[test]
+    fn lines() {
+        let lines = |input: &str| split(Framing::Lines, 5, input.as_bytes());
+        assert_eq!(lines(""), []);
+        assert_eq!(lines("a\nb"), [message("a"), message("b")]);
+        assert_eq!(lines("a\r\n\n\nb\n"), [message("a"), message(""), message(""), message("b")]);
+        assert_eq!(lines("12345\n12345\r\n12345"), [message("12345"), message("12345"), message("12345")]);
+        assert_eq!(
+            lines("123456\nok\n12345678901234567890\nok\n123456789"),
+            [
+                Record::TooLong(6),
+                message("ok"),
+                Record::TooLong(20),
+                message("ok"),
+                Record::TooLong(9)
+            ]
+        );
+    }
+
+    #[test]
+    fn records() {
+        assert_eq!(
+            split(Framing::Records(3), 100, b"abc\ndefg"),
+            [message("abc"), message("\nde"), message("fg")]
+        );
+        assert_eq!(split(Framing::Records(3), 100, b""), []);
+    }
+}

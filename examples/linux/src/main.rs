@@ -1,0 +1,45 @@
+//! The nanonsq desktop program.
+
+mod input;
+mod progress;
+mod publish;
+
+use std::io::{IsTerminal, Write};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// NSQ in bounded memory, on a desktop.
+#[derive(Debug, Parser)]
+#[command(name = "nanonsq", version, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Publish lines, or fixed-size records, to a topic.
+    Pub(publish::Args),
+}
+
+fn main() -> ExitCode {
+    let terminal = std::io::stderr().is_terminal();
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("nanonsq=info"))
+        .format(move |f, record| {
+            // The progress line has no newline: clear it first.
+            let clear = if terminal { progress::CLEAR } else { "" };
+            writeln!(f, "{clear}{}: {}", record.level().as_str().to_lowercase(), record.args())
+        })
+        .init();
+    let Command::Pub(args) = Cli::parse().command;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let status = match runtime {
+        Ok(runtime) => runtime.block_on(publish::run(args)),
+        Err(error) => Err(format!("no async runtime: {error}")),
+    };
+    status.unwrap_or_else(|message| {
+        eprintln!("nanonsq: {message}");
+        ExitCode::FAILURE
+    })
+}
