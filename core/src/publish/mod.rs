@@ -71,6 +71,9 @@ const DEADLINE_STEP_MICROS: u64 = 1 << 17;
 /// Longest answer to IDENTIFY or AUTH that is read; everything else is far shorter.
 const REPLY_MAX: u32 = 16 * 1024;
 
+/// What nsqd says, with E_BAD_MESSAGE or E_BAD_BODY, of a command whose end never came.
+const CUT_OFF: &[u8] = b"failed to read";
+
 /// Takes the head of every command: `DPUB`, the longest name, the longest deferral, and a NOP.
 const STAGING: usize = 96;
 
@@ -730,13 +733,16 @@ impl<'a> Publisher<'a> {
         let (code, text) = ErrorCode::parse(&self.detail);
         let fault = Fault::Refused(code);
         let about_deferral = text.starts_with(b"DPUB timeout");
+        // The command was cut off on its way: nothing is wrong with its messages.
+        let cut_off = text.windows(CUT_OFF.len()).any(|words| words == CUT_OFF);
         let Some(&flight) = self.flights.front() else {
             return self.fail(now, fault);
         };
         // Which messages nsqd would refuse again.
+        let about_body = matches!(code, ErrorCode::BadMessage | ErrorCode::BadBody) && !cut_off;
         let refused = match code {
             ErrorCode::BadTopic | ErrorCode::Unauthorized => true,
-            ErrorCode::BadMessage | ErrorCode::BadBody => flight.count() == 1,
+            ErrorCode::BadMessage | ErrorCode::BadBody => about_body && flight.count() == 1,
             ErrorCode::Invalid => about_deferral,
             _ => false, // nsqd's fault, or the connection's
         };
@@ -749,7 +755,7 @@ impl<'a> Publisher<'a> {
             }
             self.counters.rejected = self.counters.rejected.saturating_add(live.into());
             self.prove_good();
-        } else if matches!(code, ErrorCode::BadMessage | ErrorCode::BadBody) {
+        } else if about_body {
             // One of them is bad. They are at head once the connection is given up.
             self.suspects = self.suspects.max(flight.count());
             self.prove_good();

@@ -353,7 +353,12 @@ fn what_concerns_the_topic_rejects_the_whole_batch() {
 
 #[test]
 fn what_is_nsqds_own_fault_rejects_nothing() {
-    for error in ["E_PUB_FAILED PUB failed exiting", "E_MPUB_FAILED x", "E_AUTH_FIRST", "E_NEW x"] {
+    for error in [
+        // A connection that was cut off in the middle of a message.
+        "E_BAD_MESSAGE PUB failed to read message body",
+        "E_BAD_BODY MPUB failed to read body size",
+        "E_PUB_FAILED PUB failed exiting", "E_MPUB_FAILED x", "E_AUTH_FIRST", "E_NEW x",
+    ] {
         rig!(rig);
         rig.connect();
         let ticket = rig.publish("a");

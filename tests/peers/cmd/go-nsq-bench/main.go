@@ -1,0 +1,109 @@
+// go-nsq-bench measures how fast go-nsq publishes to one nsqd, and prints the result as a line of JSON.
+//
+// Modes: sync publishes one message and waits for its acknowledgement before the next one; flood makes one
+// PublishAsync call per message with a bounded number unacknowledged; batch is flood with MPUBs that the caller
+// put together by hand. The clock runs from the first call to the last acknowledgement, connection excluded.
+package main
+
+import (
+	"encoding/json"
+	"flag"
+	"fmt"
+	"io"
+	"log"
+	"os"
+	"time"
+
+	"github.com/nsqio/go-nsq"
+)
+
+func main() {
+	log.SetFlags(0)
+	log.SetPrefix("go-nsq-bench: ")
+
+	address := flag.String("nsqd", "127.0.0.1:4150", "TCP address of nsqd")
+	topic := flag.String("topic", "bench#ephemeral", "topic to publish to")
+	mode := flag.String("mode", "sync", "sync, flood or batch")
+	count := flag.Int("count", 10000, "number of messages")
+	size := flag.Int("size", 200, "bytes per message")
+	outstanding := flag.Int("outstanding", 10000, "flood, batch: publish calls that may be unacknowledged at a time")
+	batch := flag.Int("batch", 100, "batch: messages per publish call")
+	version := flag.Bool("version", false, "print the version of go-nsq")
+	flag.Parse()
+
+	if *version {
+		fmt.Printf("go-nsq-bench (go-nsq v%s)\n", nsq.VERSION)
+		return
+	}
+	if flag.NArg() > 0 || *count < 1 || *size < 1 || *outstanding < 1 || *batch < 1 {
+		flag.Usage()
+		os.Exit(2)
+	}
+
+	producer, err := nsq.NewProducer(*address, nsq.NewConfig())
+	check(err)
+	producer.SetLogger(log.New(io.Discard, "", 0), nsq.LogLevelError)
+	check(producer.Ping())
+
+	body := make([]byte, *size)
+	start := time.Now()
+	switch *mode {
+	case "sync":
+		for i := 0; i < *count; i++ {
+			check(producer.Publish(*topic, body))
+		}
+	case "flood":
+		flood(*count, *outstanding, func(done chan *nsq.ProducerTransaction) error {
+			return producer.PublishAsync(*topic, body, done)
+		})
+	case "batch":
+		bodies := make([][]byte, *batch)
+		for i := range bodies {
+			bodies[i] = body
+		}
+		calls := (*count + *batch - 1) / *batch
+		*count = calls * *batch
+		flood(calls, *outstanding, func(done chan *nsq.ProducerTransaction) error {
+			return producer.MultiPublishAsync(*topic, bodies, done)
+		})
+	default:
+		log.Fatalf("unknown mode %q", *mode)
+	}
+	seconds := time.Since(start).Seconds()
+	producer.Stop()
+
+	check(json.NewEncoder(os.Stdout).Encode(struct {
+		Client   string  `json:"client"`
+		Mode     string  `json:"mode"`
+		Messages int     `json:"messages"`
+		Seconds  float64 `json:"seconds"`
+		Rate     float64 `json:"rate"`
+	}{"go-nsq", *mode, *count, seconds, float64(*count) / seconds}))
+}
+
+// flood makes all calls with at most `outstanding` of them unacknowledged, and returns when all are acknowledged.
+func flood(calls, outstanding int, publish func(done chan *nsq.ProducerTransaction) error) {
+	// Never full, so that go-nsq's only goroutine for writing and acknowledging never waits for us.
+	done := make(chan *nsq.ProducerTransaction, outstanding)
+	for sent, acked := 0, 0; acked < calls; {
+		if sent < calls && sent-acked < outstanding {
+			select {
+			case transaction := <-done:
+				check(transaction.Error)
+				acked++
+			default:
+				check(publish(done))
+				sent++
+			}
+			continue
+		}
+		check((<-done).Error)
+		acked++
+	}
+}
+
+func check(err error) {
+	if err != nil {
+		log.Fatal(err)
+	}
+}

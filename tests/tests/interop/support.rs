@@ -1,0 +1,156 @@
+//! A node and a publisher of nanonsq, run by tokio.
+
+use std::net::SocketAddr;
+
+use nanonsq_std::core::address::Address;
+use nanonsq_std::core::drive::{self, Dialer};
+use nanonsq_std::core::name::{ChannelName, TopicName};
+use nanonsq_std::core::{lookup, publish};
+use nanonsq_std::{CriticalSectionRawMutex, TcpDialer, TokioSleep};
+use tokio::task::JoinHandle;
+
+/// Room for every test.
+const PEERS: usize = 4;
+const TOPICS: usize = 256;
+const CHANNELS: usize = 512;
+
+pub(crate) fn topic(name: &str) -> TopicName {
+    TopicName::new(name).unwrap()
+}
+
+pub(crate) fn channel(name: &str) -> ChannelName {
+    ChannelName::new(name).unwrap()
+}
+
+pub(crate) fn address(at: SocketAddr) -> Address {
+    Address::new(&at.ip().to_string(), at.port()).unwrap()
+}
+
+pub(crate) fn addresses(at: &[SocketAddr]) -> Vec<Address> {
+    at.iter().copied().map(address).collect()
+}
+
+/// Tests are short and few: what a task borrows may live for ever.
+fn leak<T>(value: T) -> &'static mut T {
+    Box::leak(Box::new(value))
+}
+
+pub(crate) type LookupHandle =
+    drive::lookup::Handle<'static, CriticalSectionRawMutex, TokioSleep, PEERS, TOPICS, CHANNELS>;
+
+/// A node that registers itself. Its connections break when it is dropped.
+pub(crate) struct Node {
+    pub(crate) handle: LookupHandle,
+    task: JoinHandle<()>,
+}
+
+impl Node {
+    /// What the node announces as its own address; nobody connects to it.
+    pub(crate) const ANNOUNCED: SocketAddr =
+        SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 1);
+
+    pub(crate) fn config() -> lookup::Config<'static> {
+        lookup::Config::new(lookup::NodeInfo {
+            broadcast_address: "127.0.0.1",
+            hostname: "node",
+            tcp_port: Self::ANNOUNCED.port(),
+            http_port: 2,
+            version: "1.3.0",
+            ..Default::default()
+        })
+    }
+
+    pub(crate) fn start(lookupds: &[SocketAddr]) -> Self {
+        Self::start_with(Self::config(), TcpDialer::new(), lookupds)
+    }
+
+    pub(crate) fn start_with<D: Dialer + Clone + Send + 'static>(
+        config: lookup::Config<'static>,
+        dialer: D,
+        lookupds: &[SocketAddr],
+    ) -> Self {
+        let dialers = std::array::from_fn(|_| dialer.clone());
+        let (handle, mut runner) = drive::lookup::new(
+            leak(drive::lookup::Resources::new()),
+            leak(config),
+            dialers,
+            TokioSleep::new(),
+        )
+        .unwrap();
+        handle.configure(&addresses(lookupds)).unwrap();
+        let task = tokio::task::spawn_local(async move {
+            runner.run().await;
+        });
+        Self { handle, task }
+    }
+
+    pub(crate) fn register(&self, names: &[&str]) {
+        for name in names {
+            match name.split_once('/') {
+                None => self.handle.add_topic(&topic(name)).unwrap(),
+                Some((t, c)) => self.handle.add_channel(&topic(t), &channel(c)).unwrap(),
+            }
+        }
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+pub(crate) type PublishHandle = drive::publisher::Handle<'static, CriticalSectionRawMutex>;
+
+/// A publisher that runs. Its connection breaks when it is dropped.
+pub(crate) struct Publisher {
+    pub(crate) handle: PublishHandle,
+    task: JoinHandle<()>,
+}
+
+impl Publisher {
+    /// On a thread of its own, so that publishing as fast as it goes does not hold it up.
+    pub(crate) fn start(
+        config: publish::Config<'static>,
+        nsqds: &[SocketAddr],
+        outbox: usize,
+    ) -> Self {
+        let (handle, mut runner) = drive::publisher::new(
+            leak(drive::publisher::Resources::new()),
+            leak(config),
+            addresses(nsqds).leak(),
+            vec![0; outbox].leak(),
+            TcpDialer::new(),
+            TokioSleep::new(),
+        )
+        .unwrap();
+        let task = tokio::spawn(async move {
+            runner.run().await;
+        });
+        Self { handle, task }
+    }
+
+    /// Waits for room, publishes, and gives the ticket.
+    pub(crate) async fn publish(&self, name: &str, body: &[u8]) -> publish::Ticket {
+        self.handle.publish(&topic(name), body).await.unwrap()
+    }
+
+    /// Waits until nothing is pending; panics with the counters if that takes too long.
+    pub(crate) async fn drained(&self, limit: std::time::Duration) -> publish::Counters {
+        if tokio::time::timeout(limit, self.handle.idle()).await.is_err() {
+            panic!("not drained after {limit:?}: {:?}", self.handle.counters());
+        }
+        self.handle.counters()
+    }
+}
+
+impl Drop for Publisher {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Runs a test with `spawn_local` at hand.
+pub(crate) async fn local<F: Future>(test: F) -> F::Output {
+    tokio::task::LocalSet::new().run_until(test).await
+}

@@ -1,0 +1,53 @@
+//! Development tasks of nanonsq. `cargo xtask` lists them; each task is one module with an
+//! `Options` and a `run`.
+
+mod bench;
+mod peers;
+mod project;
+
+use std::process::ExitCode;
+
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(
+    bin_name = "cargo xtask",
+    about = "Development tasks of nanonsq",
+    arg_required_else_help = true
+)]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Build the NSQ programs that tests and benchmarks run against into target/peers/ (needs Go)
+    Peers(peers::Options),
+    /// Compare publishing rates with go-nsq and tokio-nsq against a real nsqd (needs the peers)
+    Bench(bench::Options),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::try_parse().unwrap_or_else(|error| {
+        // The error names the mistake, but not the tasks.
+        if error.kind() == ErrorKind::InvalidSubcommand {
+            let _ = Cli::command().print_help();
+            eprintln!();
+        }
+        error.exit()
+    });
+    let done = match cli.task {
+        Task::Peers(options) => peers::run(&options),
+        Task::Bench(options) => bench::run(&options),
+    };
+    // Not with `{:?}`: most failures here are advice to a user, whom a backtrace does not help.
+    done.map_or_else(
+        |error| {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        },
+        |()| ExitCode::SUCCESS,
+    )
+}

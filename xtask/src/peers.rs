@@ -1,0 +1,132 @@
+//! `cargo xtask peers`: the NSQ programs, built from the module that pins them (`tests/peers`).
+
+use std::ffi::OsStr;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::{env, fs};
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+
+use crate::project;
+
+/// Programs of the `nsq` module.
+const NSQ: [&str; 8] = [
+    "nsqd",
+    "nsqlookupd",
+    "nsqadmin",
+    "nsq_tail",
+    "nsq_to_file",
+    "nsq_to_http",
+    "nsq_stat",
+    "to_nsq",
+];
+/// Programs of our own, in `tests/peers/cmd`.
+const OURS: [&str; 1] = ["go-nsq-bench"];
+
+#[derive(Args)]
+pub(crate) struct Options {
+    /// Build even if everything is up to date
+    #[arg(long)]
+    force: bool,
+}
+
+pub(crate) fn run(options: &Options) -> Result<()> {
+    let module = project::root().join("tests/peers");
+    let dir = project::peers_dir();
+    let stamp = dir.join(".built-from");
+    // Contents, not times: a checkout touches every file, and a cached target/peers should survive
+    // it.
+    let inputs = fingerprint(&module)?;
+
+    let present = NSQ
+        .iter()
+        .chain(&OURS)
+        .all(|program| dir.join(program).is_file());
+    if options.force || !present || fs::read_to_string(&stamp).ok().as_ref() != Some(&inputs) {
+        build(&module, &dir)?;
+        fs::write(&stamp, inputs)?;
+    }
+    report(&module, &dir)
+}
+
+fn build(module: &Path, dir: &Path) -> Result<()> {
+    match Command::new("go").arg("version").output() {
+        Err(error) if error.kind() == ErrorKind::NotFound => bail!(
+            "`go` was not found. The NSQ programs are written in Go: install Go 1.19 or newer \
+             (https://go.dev/dl, or the package golang-go), then run `cargo xtask peers` again."
+        ),
+        other => drop(other.context("cannot run `go version`")?),
+    }
+    eprintln!("building the NSQ programs into {} ...", dir.display());
+    fs::create_dir_all(dir)?;
+
+    // The trailing separator tells go that this is a directory.
+    let mut out = dir.as_os_str().to_owned();
+    out.push("/");
+    let mut go = Command::new("go");
+    go.current_dir(module).env("CGO_ENABLED", "0");
+    go.args([
+        "build",
+        "-mod=readonly",
+        "-trimpath",
+        "-buildvcs=false",
+        "-ldflags=-s -w",
+        "-o",
+    ])
+    .arg(out);
+    go.args(NSQ.map(|program| format!("github.com/nsqio/nsq/apps/{program}")));
+    go.args(OURS.map(|program| format!("./cmd/{program}")));
+    project::run(&mut go)
+}
+
+fn report(module: &Path, dir: &Path) -> Result<()> {
+    let go_mod = fs::read_to_string(module.join("go.mod"))?;
+    let nsq = go_mod
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("github.com/nsqio/nsq "))
+        .context("go.mod does not require github.com/nsqio/nsq")?;
+    println!("{}:", dir.display());
+    for program in NSQ.iter().chain(&OURS) {
+        let output = Command::new(dir.join(program)).arg("--version").output()?;
+        let said = String::from_utf8_lossy(&output.stdout);
+        match said.lines().next().filter(|_| output.status.success()) {
+            Some(version) => println!("  {version}"),
+            // Not every one has the flag.
+            None => println!("  {program} {nsq}"),
+        }
+    }
+    Ok(())
+}
+
+/// A hash of everything the programs are built from, and for.
+fn fingerprint(module: &Path) -> Result<String> {
+    let mut files = vec![module.join("go.mod"), module.join("go.sum")];
+    for program in OURS {
+        let dir = module.join("cmd").join(program);
+        let entries =
+            fs::read_dir(&dir).with_context(|| format!("cannot read {}", dir.display()))?;
+        for entry in entries {
+            files.push(entry?.path());
+        }
+    }
+    files.retain(|path| {
+        ["go", "mod", "sum"]
+            .iter()
+            .any(|&kind| path.extension() == Some(OsStr::new(kind)))
+    });
+    files.sort();
+
+    let mut hasher = DefaultHasher::new();
+    (NSQ, OURS, env::consts::OS, env::consts::ARCH).hash(&mut hasher);
+    for path in files {
+        contents(&path)?.hash(&mut hasher);
+    }
+    Ok(format!("{:016x}\n", hasher.finish()))
+}
+
+fn contents(path: &PathBuf) -> Result<Vec<u8>> {
+    fs::read(path).with_context(|| format!("cannot read {}", path.display()))
+}

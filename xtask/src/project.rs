@@ -1,0 +1,73 @@
+//! Where things are in this repository, and how commands are run.
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+/// The root of the repository.
+pub(crate) fn root() -> PathBuf {
+    // At run time if cargo runs us: a cached build may come from another directory.
+    let xtask = env::var_os("CARGO_MANIFEST_DIR").unwrap_or(env!("CARGO_MANIFEST_DIR").into());
+    Path::new(&xtask)
+        .parent()
+        .expect("xtask lies in the root of the repository")
+        .to_owned()
+}
+
+/// Where the NSQ programs are. The tests look in the same place, whatever CARGO_TARGET_DIR says.
+pub(crate) fn peers_dir() -> PathBuf {
+    root().join("target/peers")
+}
+
+/// Runs a command to its end; its output goes to ours.
+pub(crate) fn run(command: &mut Command) -> Result<()> {
+    let status = command
+        .status()
+        .with_context(|| format!("cannot run {command:?}"))?;
+    if !status.success() {
+        bail!("{command:?}: {status}");
+    }
+    Ok(())
+}
+
+/// Builds one binary of a package in release mode, and returns where cargo put it.
+pub(crate) fn build_release(
+    manifest: &Path,
+    binary: &str,
+    target: Option<&Path>,
+) -> Result<PathBuf> {
+    let mut command = Command::new(env!("CARGO"));
+    command.args([
+        "build",
+        "--release",
+        "--message-format=json-render-diagnostics",
+        "--bin",
+        binary,
+    ]);
+    command.arg("--manifest-path").arg(manifest);
+    if let Some(target) = target {
+        command.arg("--target-dir").arg(target);
+    }
+    let output = command
+        .stderr(Stdio::inherit())
+        .output()
+        .with_context(|| format!("cannot run {command:?}"))?;
+    if !output.status.success() {
+        bail!("{command:?}: {}", output.status);
+    }
+    let executable = |line: &[u8]| {
+        let message: Value = serde_json::from_slice(line).ok()?;
+        let is_it = message["reason"] == "compiler-artifact" && message["target"]["name"] == binary;
+        is_it
+            .then(|| message["executable"].as_str().map(PathBuf::from))
+            .flatten()
+    };
+    output
+        .stdout
+        .split(|&byte| byte == b'\n')
+        .find_map(executable)
+        .context("cargo named no executable")
+}
