@@ -28,7 +28,7 @@ use crate::address::Address;
 use crate::session::{
     Closed, DialError, Link, Session, Transmit, TransportError, Upgrade,
 };
-use crate::time::Instant;
+use crate::time::{Instant, Span};
 
 pub use shared::WAITERS_MAX;
 
@@ -84,6 +84,18 @@ pub trait Dialer {
     ) -> impl Future<Output = Result<Self::Transport<'_>, DialError>>;
 }
 
+/// Takes in transports that others bring up: one accept slot. Several of them on one port are as
+/// many connections at a time.
+pub trait Listener {
+    /// What it takes in; may borrow its buffers.
+    type Transport<'l>: Transport
+    where
+        Self: 'l;
+
+    /// Waits for the next connection. Dropped, it stops listening.
+    fn accept(&mut self) -> impl Future<Output = Result<Self::Transport<'_>, DialError>>;
+}
+
 /// Tells and waits for time. A clone is an independent timer.
 pub trait Sleep: Clone {
     /// The time, from the platform's start.
@@ -131,23 +143,60 @@ where
             .await
             {
                 Err(error) => Closed::Dial(error),
-                Ok(mut transport) => {
-                    let now = sleep.now();
-                    cell.with(|session| session.open(now));
-                    let why =
-                        poll_fn(|cx| poll_up(cell, &mut transport, sleep, &mut alarm, rx, cx))
-                            .await;
-                    if why == Closed::Local {
-                        poll_fn(|cx| poll_closing(cell, &mut transport, sleep, &mut alarm, cx))
-                            .await;
-                    }
-                    why
-                }
+                Ok(mut transport) => carry(cell, &mut transport, sleep, &mut alarm, rx).await,
             }
         };
         let now = sleep.now();
         cell.with(|session| session.closed(now, why));
     }
+}
+
+/// Serves one accept slot for ever: each connection in turn is a new life of the session.
+///
+/// `rx` as in [`drive`]. A listener that fails is asked again after a second.
+pub async fn serve<C, L, S>(cell: &C, listener: &mut L, sleep: &mut S, rx: &mut [u8]) -> !
+where
+    C: SessionCell,
+    L: Listener,
+    S: Sleep,
+{
+    let mut alarm = Alarm::new();
+    loop {
+        match listener.accept().await {
+            Ok(mut transport) => {
+                let why = carry(cell, &mut transport, sleep, &mut alarm, rx).await;
+                let now = sleep.now();
+                cell.with(|session| session.closed(now, why));
+            }
+            Err(_) => {
+                let again = sleep.now().after(Span::from_secs(1));
+                poll_fn(|cx| sleep.poll_until(cx, again)).await;
+                alarm = Alarm::new();
+            }
+        }
+    }
+}
+
+/// Runs a session on a transport that is up, until one of them ends.
+async fn carry<C, T, S>(
+    cell: &C,
+    transport: &mut T,
+    sleep: &mut S,
+    alarm: &mut Alarm,
+    rx: &mut [u8],
+) -> Closed
+where
+    C: SessionCell,
+    T: Transport,
+    S: Sleep,
+{
+    let now = sleep.now();
+    cell.with(|session| session.open(now));
+    let why = poll_fn(|cx| poll_up(cell, transport, sleep, alarm, rx, cx)).await;
+    if why == Closed::Local {
+        poll_fn(|cx| poll_closing(cell, transport, sleep, alarm, cx)).await;
+    }
+    why
 }
 
 /// The timer of one drive, armed no more often than it needs to be: a deadline that moved later
@@ -247,18 +296,16 @@ fn poll_up<C: SessionCell, T: Transport, S: Sleep>(
     cx: &mut Context<'_>,
 ) -> Poll<Closed> {
     cell.register(cx.waker());
+    let mut broken = None;
     for _ in 0..ROUNDS_MAX {
         let now = sleep.now();
-        let mut progress = false;
         let received = match transport.poll_read(cx, rx) {
             Poll::Pending => None,
-            Poll::Ready(Ok(0)) => return Poll::Ready(Closed::Peer),
-            Poll::Ready(Ok(n)) => {
-                progress = true;
-                rx.get(..n)
-            }
+            Poll::Ready(Ok(0)) => return Poll::Ready(broken.unwrap_or(Closed::Peer)),
+            Poll::Ready(Ok(n)) => rx.get(..n),
             Poll::Ready(Err(error)) => return Poll::Ready(Closed::Transport(error)),
         };
+        let mut progress = received.is_some();
         let step = cell.with(|session| {
             if let Some(bytes) = received {
                 // A fault shows as `Link::Close`.
@@ -266,6 +313,7 @@ fn poll_up<C: SessionCell, T: Transport, S: Sleep>(
             }
             let deadline = tick(session, now);
             match session.link() {
+                Link::Up if broken.is_some() => return Ok(deadline),
                 Link::Up => {}
                 Link::Down | Link::Close => return Err(Closed::Local),
                 Link::Upgrade(upgrade) => match transport.poll_upgrade(cx, upgrade) {
@@ -278,7 +326,14 @@ fn poll_up<C: SessionCell, T: Transport, S: Sleep>(
                     Poll::Ready(Err(error)) => return Err(Closed::Transport(error)),
                 },
             }
-            progress |= poll_transmit(session, transport, now, cx)?;
+            match poll_transmit(session, transport, now, cx) {
+                Ok(written) => progress |= written,
+                // The other side may have said why before it hung up: read to the end first.
+                Err(error) => {
+                    broken = Some(Closed::Transport(error));
+                    progress = true;
+                }
+            }
             Ok(session.deadline())
         });
         match step {
@@ -288,8 +343,12 @@ fn poll_up<C: SessionCell, T: Transport, S: Sleep>(
                 progress |= alarm.poll(sleep, now, deadline, cx).is_ready();
             }
         }
-        if !progress {
-            return Poll::Pending;
+        match broken {
+            // Nothing more to read.
+            Some(why) if received.is_none() && !progress => return Poll::Ready(why),
+            Some(_) => {}
+            None if progress => {}
+            None => return Poll::Pending,
         }
     }
     cx.waker().wake_by_ref();
@@ -302,7 +361,7 @@ fn poll_transmit<N: Session, T: Transport>(
     transport: &mut T,
     now: Instant,
     cx: &mut Context<'_>,
-) -> Result<bool, Closed> {
+) -> Result<bool, TransportError> {
     let mut progress = false;
     for _ in 0..ROUNDS_MAX {
         let bytes = session.transmit(now);
@@ -310,9 +369,9 @@ fn poll_transmit<N: Session, T: Transport>(
             return Ok(progress);
         }
         match transport.poll_write(cx, bytes) {
-            Poll::Ready(Ok(0)) => return Err(Closed::Transport(TransportError::Other)),
+            Poll::Ready(Ok(0)) => return Err(TransportError::Other),
             Poll::Ready(Ok(n)) => session.sent(now, n),
-            Poll::Ready(Err(error)) => return Err(Closed::Transport(error)),
+            Poll::Ready(Err(error)) => return Err(error),
             Poll::Pending => return Ok(progress),
         }
         progress = true;
@@ -333,7 +392,7 @@ fn poll_closing<C: SessionCell, T: Transport, S: Sleep>(
         while poll_transmit(session, transport, now, cx)? {}
         let drained = session.transmit(now).is_empty();
         let deadline = tick(session, now);
-        Ok::<_, Closed>((drained, deadline))
+        Ok::<_, TransportError>((drained, deadline))
     });
     if let Some(Ok((drained, deadline))) = step {
         if drained && let Poll::Ready(Ok(())) = transport.poll_close(cx) {

@@ -17,7 +17,18 @@ pub(crate) struct Contender {
     pub(crate) name: &'static str,
     pub(crate) program: PathBuf,
     args: &'static [&'static str],
-    batches: bool,
+    kind: Kind,
+}
+
+/// What a contender can show.
+#[derive(Clone, Copy)]
+enum Kind {
+    /// A client: all modes.
+    Client,
+    /// A client whose caller makes the batches: flood only.
+    ByHand,
+    /// No client at all, the floor: one write and one read a message, so sync only.
+    BareSocket,
 }
 
 /// What a client printed.
@@ -35,7 +46,7 @@ pub(crate) fn build(only: &[String]) -> Result<Vec<Contender>> {
         name,
         program: program.to_owned(),
         args: &[],
-        batches: false,
+        kind: Kind::Client,
     };
     let tests = project::root().join("tests");
     let mut contenders = Vec::new();
@@ -49,6 +60,10 @@ pub(crate) fn build(only: &[String]) -> Result<Vec<Contender>> {
     } else if wanted("nanonsq") {
         let program = project::build_release(&nanonsq, "nanonsq-bench", None)?;
         contenders.push(client("nanonsq", &program));
+        contenders.push(Contender {
+            kind: Kind::BareSocket,
+            ..client("a bare socket", &program)
+        });
     }
 
     let go_nsq = project::peers_dir().join("go-nsq-bench");
@@ -59,7 +74,7 @@ pub(crate) fn build(only: &[String]) -> Result<Vec<Contender>> {
     );
     contenders.push(client(REFERENCE, &go_nsq));
     contenders.push(Contender {
-        batches: true,
+        kind: Kind::ByHand,
         ..client("go-nsq, MPUB of 100", &go_nsq)
     });
 
@@ -82,11 +97,14 @@ pub(crate) fn build(only: &[String]) -> Result<Vec<Contender>> {
 impl Contender {
     /// What the client is to be told, if it takes part in `mode`.
     pub(crate) fn client_mode(&self, mode: Mode) -> Option<&'static str> {
-        match (mode, self.batches) {
-            (Mode::SyncOneCore | Mode::Sync, false) => Some("sync"),
-            (Mode::Flood, false) => Some("flood"),
-            (Mode::Flood, true) => Some("batch"),
-            (Mode::SyncOneCore | Mode::Sync, true) => None,
+        match (self.kind, mode) {
+            (Kind::Client, Mode::SyncOneCore | Mode::Sync) => Some("sync"),
+            (Kind::Client, Mode::Flood) => Some("flood"),
+            (Kind::ByHand, Mode::Flood) => Some("batch"),
+            (Kind::BareSocket, Mode::SyncOneCore | Mode::Sync) => Some("bare"),
+            (Kind::ByHand, Mode::SyncOneCore | Mode::Sync) | (Kind::BareSocket, Mode::Flood) => {
+                None
+            }
         }
     }
 

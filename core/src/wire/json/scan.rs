@@ -1,0 +1,510 @@
+//! Reading JSON.
+
+use super::{JsonError, Number, Problem, Text, Token};
+
+/// How deep objects and arrays may nest.
+pub const DEPTH_MAX: usize = 32;
+
+/// A pull tokenizer in constant memory: give it the document in pieces, split anywhere, and pull
+/// the tokens.
+///
+/// It checks the whole grammar except that strings are UTF-8 ([`Text::as_str`] does). `N` bounds
+/// what is kept of a string or key, 1 to 65,535 bytes; longer ones are cut and flagged.
+///
+/// RAM: `N` + 24 bytes, rounded up to 4.
+///
+/// ```
+/// use nanonsq_core::wire::json::{Scanner, Token};
+///
+/// let mut scanner = Scanner::<24>::new();
+/// let mut input = &br#"{"max_rdy_count":25"#[..];
+/// assert_eq!(scanner.next(&mut input), Ok(Some(Token::ObjectStart)));
+/// assert!(matches!(scanner.next(&mut input), Ok(Some(Token::Key(k))) if k.as_bytes() == b"max_rdy_count"));
+/// assert_eq!(scanner.next(&mut input), Ok(None)); // the number may go on
+/// let mut input = &b"00}"[..];
+/// assert_eq!(scanner.next(&mut input).unwrap().and_then(Token::as_i32), Some(2500));
+/// assert_eq!(scanner.next(&mut input), Ok(Some(Token::ObjectEnd)));
+/// assert!(scanner.finished());
+/// ```
+#[derive(Debug, Clone)]
+pub struct Scanner<const N: usize> {
+    text: [u8; N],
+    machine: Machine,
+}
+
+impl<const N: usize> Scanner<N> {
+    /// Before the first byte.
+    pub const fn new() -> Self {
+        Self { text: [0; N], machine: Machine::new() }
+    }
+
+    /// Takes bytes from the front of `input` up to and including the next token's end, or all of
+    /// them if none ends there (`None`).
+    ///
+    /// A number ends with the byte after it. After an error every later call gives the same error.
+    pub fn next<'s>(&'s mut self, input: &mut &[u8]) -> Result<Option<Token<'s>>, JsonError> {
+        let event = self.machine.next(&mut self.text, input)?;
+        Ok(event.map(|event| self.machine.token(&self.text, event)))
+    }
+
+    /// Says that the document is complete: gives the number that it consists of, if it is one.
+    /// Fails if the document is not whole.
+    pub fn end(&mut self) -> Result<Option<Token<'_>>, JsonError> {
+        if self.finished() {
+            return Ok(None);
+        }
+        if let Mode::Failed(problem) = self.machine.mode {
+            return Err(self.machine.fail(problem));
+        }
+        let at = self.machine.at;
+        // White space ends a number, and completes nothing else.
+        let event = self.machine.next(&mut self.text, &mut &b" "[..]);
+        if !self.finished() {
+            self.machine.at = at;
+            return Err(self.machine.fail(Problem::Incomplete));
+        }
+        Ok(event?.map(|event| self.machine.token(&self.text, event)))
+    }
+
+    /// Whether a whole document was scanned. One that consists of a number is finished by what
+    /// follows it, or by [`end`](Self::end).
+    pub fn finished(&self) -> bool {
+        self.machine.finished()
+    }
+
+    /// How many objects and arrays are open.
+    pub fn depth(&self) -> usize {
+        self.machine.depth.into()
+    }
+}
+
+impl<const N: usize> Default for Scanner<N> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// The scanner without its buffer: one copy of the code for all sizes.
+#[derive(Debug, Clone)]
+pub(super) struct Machine {
+    /// One bit for each open object or array, the innermost lowest: 1 is an object.
+    nest: u32,
+    /// The next byte's place.
+    at: u32,
+    /// Of a number its magnitude. Of a string the code unit being read in the low half, and in
+    /// the high half a high surrogate that waits for its low one.
+    acc: u32,
+    /// How much of the buffer is filled.
+    len: u16,
+    mode: Mode,
+    /// How many objects and arrays are open.
+    depth: u8,
+    /// Which of the bytes that are not part of a value may come next; after a number, string or
+    /// literal has begun, what may come after it.
+    allowed: u8,
+    /// Of a literal, the place of its next letter in [`LITERALS`]; of `\uXXXX`, how many digits
+    /// are read; of a number, its place in [`NUMBER`].
+    count: u8,
+    /// The string did not fit; the number is not exact.
+    lossy: bool,
+    negative: bool,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Mode {
+    /// Between tokens.
+    Structure,
+    /// In a string.
+    Text,
+    /// After its `\`.
+    Escape,
+    /// After its `\u`.
+    Hex,
+    Number,
+    Literal,
+    Failed(Problem),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Event {
+    ObjectStart,
+    ObjectEnd,
+    ArrayStart,
+    ArrayEnd,
+    Key,
+    String,
+    Number,
+    True,
+    False,
+    Null,
+}
+
+// What may come next, as bits of `allowed`.
+const VALUE: u8 = 1;
+const KEY: u8 = 2;
+const COLON: u8 = 4;
+const COMMA: u8 = 8;
+const END: u8 = 16;
+
+impl Machine {
+    pub(super) const fn new() -> Self {
+        Self {
+            nest: 0,
+            at: 0,
+            acc: 0,
+            len: 0,
+            mode: Mode::Structure,
+            depth: 0,
+            allowed: VALUE,
+            count: 0,
+            lossy: false,
+            negative: false,
+        }
+    }
+
+    pub(super) fn next(
+        &mut self,
+        text: &mut [u8],
+        input: &mut &[u8],
+    ) -> Result<Option<Event>, JsonError> {
+        while let Some((&byte, rest)) = input.split_first() {
+            let event = match self.step(text, byte) {
+                Ok(event) => event,
+                Err(problem) => return Err(self.fail(problem)),
+            };
+            // A number's end is the one that leaves the byte for what comes next.
+            if event != Some(Event::Number) {
+                *input = rest;
+                self.at = self.at.saturating_add(1);
+            }
+            if event.is_some() {
+                return Ok(event);
+            }
+        }
+        Ok(None)
+    }
+
+    pub(super) fn token<'s>(&self, text: &'s [u8], event: Event) -> Token<'s> {
+        match event {
+            Event::ObjectStart => Token::ObjectStart,
+            Event::ObjectEnd => Token::ObjectEnd,
+            Event::ArrayStart => Token::ArrayStart,
+            Event::ArrayEnd => Token::ArrayEnd,
+            Event::Key => Token::Key(self.text(text)),
+            Event::String => Token::String(self.text(text)),
+            Event::Number => {
+                // The magnitude of i32::MIN wraps to itself.
+                let magnitude = self.acc as i32;
+                let integer = if self.negative { magnitude.wrapping_neg() } else { magnitude };
+                Token::Number(Number { integer, exact: !self.lossy })
+            }
+            Event::True => Token::Bool(true),
+            Event::False => Token::Bool(false),
+            Event::Null => Token::Null,
+        }
+    }
+
+    pub(super) fn text<'s>(&self, text: &'s [u8]) -> Text<'s> {
+        let bytes = text.get(..self.len.into()).unwrap_or_default();
+        Text { bytes, truncated: self.lossy }
+    }
+
+    pub(super) fn depth(&self) -> u8 {
+        self.depth
+    }
+
+    pub(super) fn finished(&self) -> bool {
+        self.allowed == 0 && matches!(self.mode, Mode::Structure)
+    }
+
+    pub(super) fn fail(&mut self, problem: Problem) -> JsonError {
+        self.mode = Mode::Failed(problem);
+        JsonError { at: self.at, problem }
+    }
+
+    fn step(&mut self, text: &mut [u8], byte: u8) -> Result<Option<Event>, Problem> {
+        match self.mode {
+            Mode::Structure => return self.structure(byte),
+            Mode::Text => return self.plain(text, byte),
+            Mode::Escape => self.escape(text, byte)?,
+            Mode::Hex => self.hex(text, byte)?,
+            Mode::Number => return self.number(byte),
+            Mode::Literal => return self.literal(byte),
+            Mode::Failed(problem) => return Err(problem),
+        }
+        Ok(None)
+    }
+
+    fn structure(&mut self, byte: u8) -> Result<Option<Event>, Problem> {
+        let role = match byte {
+            b' ' | b'\t' | b'\n' | b'\r' => return Ok(None),
+            b':' => COLON,
+            b',' => COMMA,
+            b'}' | b']' => END,
+            b'"' => VALUE | KEY,
+            _ => VALUE,
+        };
+        let is_object = self.nest & 1 == 1;
+        let now = self.allowed & role;
+        if now == 0 || (now == END && is_object != (byte == b'}')) {
+            return Err(match self.allowed {
+                0 => Problem::Trailing,
+                COLON => Problem::Colon,
+                allowed if allowed & KEY != 0 => Problem::Key,
+                allowed if allowed & VALUE != 0 => Problem::Value,
+                _ => Problem::CommaOrEnd,
+            });
+        }
+        match now {
+            COLON => self.allowed = VALUE,
+            COMMA => self.allowed = if is_object { KEY } else { VALUE },
+            END => {
+                self.depth = self.depth.wrapping_sub(1);
+                self.nest >>= 1;
+                self.after_value();
+                return Ok(Some(if is_object { Event::ObjectEnd } else { Event::ArrayEnd }));
+            }
+            _ => return self.value(byte, now),
+        }
+        Ok(None)
+    }
+
+    /// The first byte of a value, or of a key.
+    fn value(&mut self, byte: u8, role: u8) -> Result<Option<Event>, Problem> {
+        let literal = |letter: u8| LITERALS.iter().position(|first| *first == letter);
+        self.acc = 0;
+        self.count = 0;
+        self.len = 0;
+        self.lossy = false;
+        self.negative = byte == b'-';
+        match byte {
+            b'{' | b'[' => return self.open(byte == b'{'),
+            b'"' => {
+                self.mode = Mode::Text;
+                self.after_value();
+                if role == KEY {
+                    self.allowed = COLON;
+                }
+            }
+            b'-' | b'0'..=b'9' => {
+                self.mode = Mode::Number;
+                self.after_value();
+                if !self.negative {
+                    return self.number(byte);
+                }
+            }
+            b't' | b'f' | b'n' => {
+                self.mode = Mode::Literal;
+                self.after_value();
+                self.count = literal(byte).map_or(0, |at| at as u8).wrapping_add(1);
+            }
+            _ => return Err(Problem::Value),
+        }
+        Ok(None)
+    }
+
+    fn open(&mut self, is_object: bool) -> Result<Option<Event>, Problem> {
+        if usize::from(self.depth) >= DEPTH_MAX {
+            return Err(Problem::TooDeep);
+        }
+        self.depth = self.depth.wrapping_add(1);
+        self.nest = self.nest << 1 | u32::from(is_object);
+        self.allowed = END | if is_object { KEY } else { VALUE };
+        Ok(Some(if is_object { Event::ObjectStart } else { Event::ArrayStart }))
+    }
+
+    fn after_value(&mut self) {
+        self.allowed = if self.depth == 0 { 0 } else { COMMA | END };
+    }
+
+    fn plain(&mut self, text: &mut [u8], byte: u8) -> Result<Option<Event>, Problem> {
+        if byte == b'\\' {
+            self.mode = Mode::Escape;
+            return Ok(None);
+        }
+        self.lone_surrogate(text);
+        if byte == b'"' {
+            self.mode = Mode::Structure;
+            return Ok(Some(if self.allowed == COLON { Event::Key } else { Event::String }));
+        }
+        if byte < b' ' {
+            return Err(Problem::Control);
+        }
+        self.push(text, byte);
+        Ok(None)
+    }
+
+    fn escape(&mut self, text: &mut [u8], byte: u8) -> Result<(), Problem> {
+        if byte == b'u' {
+            self.count = 0;
+            self.mode = Mode::Hex;
+            return Ok(());
+        }
+        let Some((_, unescaped)) = ESCAPES.iter().find(|(letter, _)| *letter == byte) else {
+            return Err(Problem::Escape);
+        };
+        self.mode = Mode::Text;
+        self.lone_surrogate(text);
+        self.push(text, *unescaped);
+        Ok(())
+    }
+
+    fn hex(&mut self, text: &mut [u8], byte: u8) -> Result<(), Problem> {
+        let Some(digit) = char::from(byte).to_digit(16) else {
+            return Err(Problem::Escape);
+        };
+        let high = self.acc >> 16;
+        let unit = (self.acc << 4 | digit) & 0xffff;
+        self.acc = high << 16 | unit;
+        self.count = self.count.wrapping_add(1);
+        if self.count < 4 {
+            return Ok(());
+        }
+        self.mode = Mode::Text;
+        let half = unit & 0xfc00;
+        if high != 0 && half == LOW_SURROGATE {
+            self.acc = 0;
+            // Both halves without their marks, and the plane that they skip.
+            let code = ((high & 0x3ff) << 10 | unit & 0x3ff).wrapping_add(0x1_0000);
+            self.push_char(text, code);
+            return Ok(());
+        }
+        self.lone_surrogate(text);
+        if half == HIGH_SURROGATE {
+            self.acc = unit << 16;
+        } else {
+            self.push_char(text, if half == LOW_SURROGATE { REPLACEMENT } else { unit });
+        }
+        Ok(())
+    }
+
+    /// Gives up waiting for the other half of a high surrogate.
+    fn lone_surrogate(&mut self, text: &mut [u8]) {
+        let high = self.acc >> 16;
+        self.acc = 0;
+        if high != 0 {
+            self.push_char(text, REPLACEMENT);
+        }
+    }
+
+    /// Adds a character as UTF-8.
+    fn push_char(&mut self, text: &mut [u8], code: u32) {
+        if code < 0x80 {
+            return self.push(text, code as u8);
+        }
+        // The continuation bytes that follow the first.
+        let more = match code {
+            0..0x800 => 1u32,
+            0x800..0x1_0000 => 2,
+            _ => 3,
+        };
+        let mut shift = more.wrapping_mul(6);
+        self.push(text, (0xff80u32 >> more | code >> shift) as u8);
+        while shift > 0 {
+            shift = shift.wrapping_sub(6);
+            self.push(text, (0x80 | code >> shift & 0x3f) as u8);
+        }
+    }
+
+    fn push(&mut self, text: &mut [u8], byte: u8) {
+        match text.get_mut(usize::from(self.len)) {
+            Some(slot) if self.len < u16::MAX => {
+                *slot = byte;
+                self.len = self.len.wrapping_add(1);
+            }
+            _ => self.lossy = true,
+        }
+    }
+
+    fn number(&mut self, byte: u8) -> Result<Option<Event>, Problem> {
+        let class = match byte {
+            b'0' => 0,
+            b'1'..=b'9' => 4,
+            b'.' => 8,
+            b'e' | b'E' => 12,
+            b'+' | b'-' => 16,
+            _ => 20,
+        };
+        let row = NUMBER.get(usize::from(self.count)).copied().unwrap_or_default();
+        let next = (row >> class & 0xf) as u8;
+        match next {
+            NUMBER_BAD => return Err(Problem::Number),
+            NUMBER_END => {
+                self.mode = Mode::Structure;
+                return Ok(Some(Event::Number));
+            }
+            NUMBER_INTEGER => self.digit(byte),
+            NUMBER_DOT.. => self.lossy = true,
+            _ => {}
+        }
+        self.count = next;
+        Ok(None)
+    }
+
+    fn digit(&mut self, byte: u8) {
+        // The magnitude of i32::MAX or of i32::MIN.
+        let limit = (i32::MAX as u32).wrapping_add(self.negative.into());
+        let acc = if self.acc > i32::MAX as u32 / 10 {
+            u32::MAX
+        } else {
+            self.acc.wrapping_mul(10).wrapping_add(byte.wrapping_sub(b'0').into())
+        };
+        self.lossy |= acc > limit;
+        self.acc = acc.min(limit);
+    }
+
+    fn literal(&mut self, byte: u8) -> Result<Option<Event>, Problem> {
+        if LITERALS.get(usize::from(self.count)) != Some(&byte) {
+            return Err(Problem::Literal);
+        }
+        self.count = self.count.wrapping_add(1);
+        let event = match self.count {
+            TRUE_END => Event::True,
+            FALSE_END => Event::False,
+            NULL_END => Event::Null,
+            _ => return Ok(None),
+        };
+        self.mode = Mode::Structure;
+        Ok(Some(event))
+    }
+}
+
+const LITERALS: &[u8; 13] = b"truefalsenull";
+const TRUE_END: u8 = 4;
+const FALSE_END: u8 = 9;
+const NULL_END: u8 = 13;
+
+const ESCAPES: [(u8, u8); 8] = [
+    (b'"', b'"'),
+    (b'\\', b'\\'),
+    (b'/', b'/'),
+    (b'b', 8),
+    (b'f', 12),
+    (b'n', b'\n'),
+    (b'r', b'\r'),
+    (b't', b'\t'),
+];
+
+const HIGH_SURROGATE: u32 = 0xd800;
+const LOW_SURROGATE: u32 = 0xdc00;
+const REPLACEMENT: u32 = 0xfffd;
+
+// Places in a number.
+const NUMBER_BAD: u8 = 0;
+const NUMBER_END: u8 = 1;
+const NUMBER_INTEGER: u8 = 3;
+const NUMBER_DOT: u8 = 4;
+
+/// What a byte does to a number, by its place there: a row each, in it a digit for `0`, `1` to
+/// `9`, `.`, `e`, a sign, all else, from the right.
+const NUMBER: [u32; 9] = [
+    // 0: before its first digit
+    0x00_0032, 0x00_0000, // 2: after a leading 0
+    0x11_6400, // 3: in its integer part
+    0x11_6433, // 4: after the .
+    0x00_0055, // 5: in its fraction
+    0x11_6155, // 6: after the e
+    0x07_0088, // 7: after the exponent's sign
+    0x00_0088, // 8: in its exponent
+    0x11_1188,
+];

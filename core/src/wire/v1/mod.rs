@@ -1,0 +1,35 @@
+//! V1: nsqd and nsqlookupd.
+//!
+//! nsqd sends [`MAGIC`] once, then [`Command`]s: a line, and for IDENTIFY a `u32be` length and
+//! JSON. nsqlookupd answers each, in order, with a `u32be` length and that many bytes: `OK`, JSON
+//! for IDENTIFY, or an error as text, after which it closes. There is no frame type.
+//!
+//! nsqd's half is [`Command`], [`ReplyDecoder`], [`PeerInfoScanner`]; nsqlookupd's is
+//! [`CommandDecoder`], [`NodeScanner`], [`IdentifyReply`], [`emit_reply`]. Facts are those of
+//! nsqlookupd 1.3.0 (`nsqlookupd/lookup_protocol_v1.go`).
+
+mod command;
+mod info;
+mod node;
+mod refusal;
+mod reply;
+mod server;
+
+pub use command::{Command, NodeInfo};
+pub use info::{IdentifyReply, PeerInfo, PeerInfoScanner};
+pub use node::{Node, NodeScanner};
+pub use refusal::{Refusal, Verb};
+pub use reply::{ReplyDecoder, ReplyPart, emit_refusal, emit_reply};
+pub use server::{CommandDecoder, Item, LINE_BUFFER};
+
+/// What nsqd sends first.
+pub const MAGIC: [u8; 4] = *b"  V1";
+
+/// The longest line nsqd sends, line feed included: an UNREGISTER of two longest names.
+pub const LINE_MAX: usize = 141;
+
+/// The reply to all commands but IDENTIFY.
+pub const OK: &[u8] = b"OK";
+
+/// The longest version that is kept, in bytes.
+pub const VERSION_MAX: usize = 16;

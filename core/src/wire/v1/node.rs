@@ -1,0 +1,136 @@
+//! IDENTIFY's body, as nsqlookupd reads it.
+
+use super::command::{
+    BROADCAST_ADDRESS, HOSTNAME, HTTP_PORT, NodeInfo, TCP_PORT, TOPOLOGY_REGION, TOPOLOGY_ZONE,
+    VERSION,
+};
+use super::{Refusal, VERSION_MAX};
+use crate::address::HOST_MAX;
+use crate::wire::json::{Fields, Token};
+
+/// A node as nsqlookupd keeps it. RAM: [`HOST_MAX`] + 154 bytes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Node {
+    /// Where consumers reach it, never empty.
+    pub broadcast_address: heapless::String<HOST_MAX, u8>,
+    /// Its name, cut to 64 bytes; may be empty.
+    pub hostname: heapless::String<64, u8>,
+    /// Its version, cut to [`VERSION_MAX`] bytes; never empty.
+    pub version: heapless::String<VERSION_MAX, u8>,
+    /// Where it is, cut to 32 bytes; may be empty.
+    pub topology_region: heapless::String<32, u8>,
+    /// Where in the region it is, cut to 32 bytes; may be empty.
+    pub topology_zone: heapless::String<32, u8>,
+    /// Where it takes consumers and producers, never 0.
+    pub tcp_port: u16,
+    /// Where it answers HTTP, never 0.
+    pub http_port: u16,
+}
+
+impl Node {
+    /// The same, borrowed.
+    pub fn info(&self) -> NodeInfo<'_> {
+        NodeInfo {
+            broadcast_address: &self.broadcast_address,
+            hostname: &self.hostname,
+            http_port: self.http_port,
+            tcp_port: self.tcp_port,
+            topology_region: &self.topology_region,
+            topology_zone: &self.topology_zone,
+            version: &self.version,
+        }
+    }
+
+    const fn new() -> Self {
+        Self {
+            broadcast_address: heapless::String::new(),
+            hostname: heapless::String::new(),
+            version: heapless::String::new(),
+            topology_region: heapless::String::new(),
+            topology_zone: heapless::String::new(),
+            tcp_port: 0,
+            http_port: 0,
+        }
+    }
+
+    fn take(&mut self, key: u8, value: Token<'_>) -> bool {
+        let port = match key {
+            0 => &mut self.tcp_port,
+            1 => &mut self.http_port,
+            _ => {
+                let Some(text) = value.as_text() else {
+                    return false;
+                };
+                match key {
+                    2 => text.store(&mut self.hostname),
+                    3 => text.store(&mut self.version),
+                    4 => text.store(&mut self.topology_region),
+                    5 => text.store(&mut self.topology_zone),
+                    _ => text.store(&mut self.broadcast_address),
+                }
+                return true;
+            }
+        };
+        let Some(number) = value.as_exact() else {
+            return false;
+        };
+        *port = u16::try_from(number).unwrap_or(0);
+        true
+    }
+}
+
+/// In the order of `Node::take`.
+const KEYS: [&str; 7] =
+    [TCP_PORT, HTTP_PORT, HOSTNAME, VERSION, TOPOLOGY_REGION, TOPOLOGY_ZONE, BROADCAST_ADDRESS];
+
+const BROADCAST_ADDRESS_KEY: u8 = 6;
+
+/// Reads an IDENTIFY body in pieces and checks it as nsqlookupd does. No piece of it is kept but
+/// the result. RAM: 2 [`HOST_MAX`] + 184 bytes.
+#[derive(Debug, Clone)]
+pub struct NodeScanner {
+    fields: Fields<HOST_MAX>,
+    node: Node,
+    /// A cut address would send consumers elsewhere.
+    address_cut: bool,
+}
+
+impl NodeScanner {
+    /// Before the first byte.
+    pub const fn new() -> Self {
+        Self { fields: Fields::new(), node: Node::new(), address_cut: false }
+    }
+
+    /// Takes the next piece of the body.
+    pub fn feed(&mut self, bytes: &[u8]) -> Result<(), Refusal<'static>> {
+        let mut bytes = bytes;
+        while let Some((key, value)) =
+            self.fields.next(&KEYS, &mut bytes).map_err(|_| Refusal::BadJson)?
+        {
+            if key == BROADCAST_ADDRESS_KEY {
+                self.address_cut = value.as_text().is_some_and(|text| text.truncated());
+            }
+            if !self.node.take(key, value) {
+                self.fields.refuse();
+                return Err(Refusal::BadJson);
+            }
+        }
+        Ok(())
+    }
+
+    /// The body is complete.
+    pub fn finish(&mut self) -> Result<&Node, Refusal<'static>> {
+        self.fields.finish().map_err(|_| Refusal::BadJson)?;
+        if self.address_cut {
+            return Err(Refusal::AddressTooLong);
+        }
+        self.node.info().check()?;
+        Ok(&self.node)
+    }
+}
+
+impl Default for NodeScanner {
+    fn default() -> Self {
+        Self::new()
+    }
+}

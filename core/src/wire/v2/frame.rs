@@ -1,0 +1,190 @@
+//! Frames: what nsqd sends.
+
+use super::{ErrorCode, Refusal};
+use crate::session::Fault;
+use crate::wire::{LEN_MAX, Write, bad_length, saturate, take};
+
+/// The number after a frame's size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+#[repr(u8)]
+pub enum FrameType {
+    /// 0: an answer, or a heartbeat.
+    Response = 0,
+    /// 1: a refusal; its first word is an [`ErrorCode`].
+    Error = 1,
+    /// 2: a [`Message`](super::Message).
+    Message = 2,
+}
+
+/// A frame, or a part of one that arrived in parts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FramePart<'b> {
+    /// What kind of frame it is.
+    pub frame_type: FrameType,
+    /// How many bytes of data the whole frame has.
+    pub size: u32,
+    /// The bytes of this part; empty only if the frame is.
+    pub data: &'b [u8],
+    /// It starts the frame.
+    pub first: bool,
+    /// It ends the frame.
+    pub last: bool,
+}
+
+/// Splits what nsqd sends into frames, without copying.
+///
+/// A frame that lies in the input as a whole comes as one part; one that does not comes in the
+/// parts in which it arrives.
+///
+/// RAM: 20 bytes.
+///
+/// ```
+/// use nanonsq_core::wire::v2::{FrameDecoder, FrameType, OK};
+///
+/// let mut frames = FrameDecoder::new(1024);
+/// let mut input = &b"\0\0\0\x06\0\0\0\0OK"[..];
+/// let part = frames.next(&mut input).unwrap().unwrap();
+/// assert!(part.frame_type == FrameType::Response && part.first && part.last);
+/// assert_eq!(part.data, OK);
+/// assert_eq!(frames.next(&mut input), Ok(None));
+/// ```
+#[derive(Debug, Clone)]
+pub struct FrameDecoder {
+    /// The longest data taken.
+    max: u32,
+    /// The size field, as far as it is read; then the data's length.
+    size: u32,
+    /// The type field, as far as it is read.
+    frame_type: u32,
+    /// How much data is still to come.
+    left: u32,
+    /// How many bytes of the head are read, 0 to 8.
+    head: u8,
+}
+
+impl FrameDecoder {
+    /// Before the first byte. `max` bounds a frame's data in bytes, itself at most 1 GiB.
+    pub const fn new(max: u32) -> Self {
+        let max = if max < LEN_MAX { max } else { LEN_MAX };
+        Self { max, size: 0, frame_type: 0, left: 0, head: 0 }
+    }
+
+    /// Takes bytes from the front of `input` and gives the next part; `None` once all are taken.
+    ///
+    /// The frame's size is checked as soon as its four bytes are there, its type as soon as its.
+    /// After a fault the stream has no meaning any more: start the next one with a new decoder.
+    /// This one would give the same fault again for the same bytes.
+    #[inline]
+    pub fn next<'b>(&mut self, input: &mut &'b [u8]) -> Result<Option<FramePart<'b>>, Fault> {
+        if self.head == 0
+            && let Some((head, rest)) = input.split_first_chunk::<8>()
+        {
+            // The usual case, written out: a whole head is there.
+            let [a, b, c, d, e, f, g, h] = *head;
+            self.size_field(u32::from_be_bytes([a, b, c, d]))?;
+            self.frame_type = u32::from_be_bytes([e, f, g, h]);
+            self.head = 8;
+            *input = rest;
+        } else if self.head < 8 && !self.head(input)? {
+            return Ok(None);
+        }
+        self.part(input)
+    }
+
+    /// Whether a frame ended exactly here, so that the connection may end here as well.
+    pub const fn at_boundary(&self) -> bool {
+        self.head == 0
+    }
+
+    /// Reads a head byte by byte; whether it is whole.
+    fn head(&mut self, input: &mut &[u8]) -> Result<bool, Fault> {
+        while self.head < 8 {
+            let Some((&byte, rest)) = input.split_first() else {
+                return Ok(false);
+            };
+            if self.head < 4 {
+                let size = self.size << 8 | u32::from(byte);
+                if self.head < 3 {
+                    self.size = size;
+                } else {
+                    self.size_field(size)?;
+                }
+            } else {
+                self.frame_type = self.frame_type << 8 | u32::from(byte);
+            }
+            self.head = self.head.wrapping_add(1);
+            *input = rest;
+        }
+        Ok(true)
+    }
+
+    #[inline]
+    fn size_field(&mut self, size: u32) -> Result<(), Fault> {
+        // Below 4 it wraps to a huge length.
+        let len = size.wrapping_sub(4);
+        if len > self.max {
+            return Err(bad_length(size, self.max.wrapping_add(4)));
+        }
+        self.size = len;
+        self.left = len;
+        Ok(())
+    }
+
+    #[inline]
+    fn part<'b>(&mut self, input: &mut &'b [u8]) -> Result<Option<FramePart<'b>>, Fault> {
+        let frame_type = match self.frame_type {
+            0 => FrameType::Response,
+            1 => FrameType::Error,
+            2 => FrameType::Message,
+            frame_type => return Err(Fault::UnknownFrame { frame_type }),
+        };
+        let first = self.left == self.size;
+        let data = take(input, self.left);
+        if data.is_empty() && self.left != 0 {
+            return Ok(None);
+        }
+        // `take` gives at most `left`.
+        self.left = self.left.wrapping_sub(data.len() as u32);
+        let (size, last) = (self.size, self.left == 0);
+        if last {
+            self.head = 0;
+            self.size = 0;
+            self.frame_type = 0;
+        }
+        Ok(Some(FramePart { frame_type, size, data, first, last }))
+    }
+}
+
+/// Writes the 8 bytes before a frame's data of `len` bytes.
+pub fn emit_frame_head<W: Write>(
+    w: &mut W,
+    frame_type: FrameType,
+    len: u32,
+) -> Result<(), W::Error> {
+    w.write_all(&len.saturating_add(4).to_be_bytes())?;
+    w.write_all(&[0, 0, 0, frame_type as u8])
+}
+
+/// Writes a whole frame, 8 bytes more than its data.
+pub fn emit_frame<W: Write>(w: &mut W, frame_type: FrameType, data: &[u8]) -> Result<(), W::Error> {
+    emit_frame_head(w, frame_type, saturate(data.len()))?;
+    w.write_all(data)
+}
+
+/// Writes an error frame: the code, then a space and the description unless that is empty.
+pub fn emit_error<W: Write>(w: &mut W, code: ErrorCode, detail: &[u8]) -> Result<(), W::Error> {
+    let name = code.as_str().as_bytes();
+    let space = usize::from(!detail.is_empty());
+    let len = name.len().saturating_add(space).saturating_add(detail.len());
+    emit_frame_head(w, FrameType::Error, saturate(len))?;
+    w.write_all(name)?;
+    w.write_all(b" ".get(..space).unwrap_or_default())?;
+    w.write_all(detail)
+}
+
+/// Writes the error frame with which nsqd refuses a command.
+pub fn emit_refusal<W: Write>(w: &mut W, refusal: &Refusal<'_>) -> Result<(), W::Error> {
+    emit_frame_head(w, FrameType::Error, saturate(refusal.encoded_len()))?;
+    refusal.emit(w)
+}

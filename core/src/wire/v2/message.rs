@@ -1,0 +1,124 @@
+//! Messages: the data of frame type 2.
+
+use core::fmt;
+
+use super::FrameType;
+use super::frame::emit_frame_head;
+use crate::wire::{Write, saturate};
+
+/// A message's id: 16 bytes that mean nothing but themselves. nsqd's are hexadecimal digits.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct MessageId(pub [u8; 16]);
+
+impl MessageId {
+    /// The id from a command's parameter, which must have exactly 16 bytes.
+    pub fn parse(bytes: &[u8]) -> Option<Self> {
+        bytes.try_into().ok().map(Self)
+    }
+}
+
+impl fmt::Display for MessageId {
+    /// As text; what is not printable ASCII reads `.`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        use fmt::Write;
+        self.0.iter().try_for_each(|&byte| {
+            f.write_char(if byte.is_ascii_graphic() { char::from(byte) } else { '.' })
+        })
+    }
+}
+
+impl fmt::Debug for MessageId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+#[cfg(feature = "defmt")]
+impl defmt::Format for MessageId {
+    fn format(&self, f: defmt::Formatter<'_>) {
+        defmt::write!(f, "{=[u8]:a}", &self.0);
+    }
+}
+
+/// What stands before a message's body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct MessageHead {
+    /// When the message was published, in nanoseconds of Unix time as the server knows it.
+    pub timestamp: i64,
+    /// How often it was delivered, this time included. Wraps; keep it at 32,767 at most, pynsq
+    /// reads it as a signed number.
+    pub attempts: u16,
+    /// Its id, for FIN, REQ and TOUCH.
+    pub id: MessageId,
+}
+
+impl MessageHead {
+    /// Its length in bytes.
+    pub const LEN: usize = 26;
+
+    /// Splits a message frame's data into head and body; `None` if it is shorter than a head.
+    pub fn parse(data: &[u8]) -> Option<(Self, &[u8])> {
+        let (timestamp, data) = data.split_first_chunk()?;
+        let (attempts, data) = data.split_first_chunk()?;
+        let (id, body) = data.split_first_chunk()?;
+        let head = Self {
+            timestamp: i64::from_be_bytes(*timestamp),
+            attempts: u16::from_be_bytes(*attempts),
+            id: MessageId(*id),
+        };
+        Some((head, body))
+    }
+
+    /// Writes the 26 bytes.
+    pub fn emit<W: Write>(&self, w: &mut W) -> Result<(), W::Error> {
+        w.write_all(&self.timestamp.to_be_bytes())?;
+        w.write_all(&self.attempts.to_be_bytes())?;
+        w.write_all(&self.id.0)
+    }
+}
+
+/// A message frame's data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Message<'a> {
+    /// What stands before the body.
+    pub head: MessageHead,
+    /// The body.
+    pub body: &'a [u8],
+}
+
+impl<'a> Message<'a> {
+    /// Reads a message frame's data; `None` if it is shorter than 26 bytes.
+    pub fn parse(data: &'a [u8]) -> Option<Self> {
+        let (head, body) = MessageHead::parse(data)?;
+        Some(Self { head, body })
+    }
+
+    /// Writes the frame's data.
+    pub fn emit<W: Write>(&self, w: &mut W) -> Result<(), W::Error> {
+        self.head.emit(w)?;
+        w.write_all(self.body)
+    }
+
+    /// How many bytes that is.
+    pub const fn encoded_len(&self) -> usize {
+        MessageHead::LEN.saturating_add(self.body.len())
+    }
+}
+
+/// Writes the 34 bytes of a message frame before a body of `body_len` bytes, which may then be
+/// sent from where it lies.
+pub fn emit_message_head<W: Write>(
+    w: &mut W,
+    head: &MessageHead,
+    body_len: u32,
+) -> Result<(), W::Error> {
+    emit_frame_head(w, FrameType::Message, body_len.saturating_add(MessageHead::LEN as u32))?;
+    head.emit(w)
+}
+
+/// Writes a whole message frame, 34 bytes more than its body.
+pub fn emit_message<W: Write>(w: &mut W, message: &Message<'_>) -> Result<(), W::Error> {
+    emit_message_head(w, &message.head, saturate(message.body.len()))?;
+    w.write_all(message.body)
+}

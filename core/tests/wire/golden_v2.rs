@@ -1,0 +1,374 @@
+//! nsqd 1.3.0, byte for byte.
+
+use nanonsq_core::wire::v2::{AuthResponse, Refusal, emit_refusal};
+use nanonsq_core::wire::v2::{
+    CLOSE_WAIT, Command, ErrorCode, FrameType, HEARTBEAT, IdentifyRequest, IdentifyResponse,
+    LINE_MAX, Limits, MAGIC, Message, MessageHead, MessageId, Negotiated, OK, emit_dpub_head,
+    emit_error, emit_frame, emit_message, emit_mpub_head, emit_pub_head,
+};
+use nanonsq_core::wire::{Window, Write};
+
+use crate::emitted;
+use crate::support::{
+    Trickle, authorized, channel, frames, identification, negotiated, topic, v2_items,
+};
+
+/// As answered by the real nsqd.
+pub const IDENTIFY_RESPONSE: &str = r#"{"max_rdy_count":2500,"version":"1.3.0","max_msg_timeout":900000,"msg_timeout":60000,"tls_v1":false,"deflate":false,"deflate_level":6,"max_deflate_level":6,"snappy":false,"sample_rate":0,"auth_required":false,"output_buffer_size":16384,"output_buffer_timeout":250,"topology_region":"","topology_zone":""}"#;
+
+pub const ID: MessageId = MessageId(*b"0e56cbb0bd1e8000");
+
+pub const REQUEST: IdentifyRequest<'static> = IdentifyRequest {
+    client_id: Some("sensor"),
+    hostname: Some("sensor.local"),
+    user_agent: Some("nanonsq/0.1.0"),
+    feature_negotiation: Some(true),
+    heartbeat_interval: Some(-1),
+    output_buffer_size: Some(64),
+    output_buffer_timeout: Some(25),
+    msg_timeout: Some(900_000),
+    sample_rate: Some(99),
+    tls_v1: Some(false),
+    snappy: Some(true),
+    deflate: Some(false),
+    deflate_level: Some(6),
+    topology_region: Some("r"),
+    topology_zone: Some("z"),
+};
+
+#[test]
+fn identify_response_is_nsqds() {
+    assert_eq!(IDENTIFY_RESPONSE.len(), 304);
+    assert_eq!(emitted!(IdentifyResponse::default()), IDENTIFY_RESPONSE.as_bytes());
+    assert_eq!(negotiated(&[IDENTIFY_RESPONSE.as_bytes()]), Ok(Negotiated::DEFAULT));
+}
+
+#[test]
+fn negotiated_takes_what_is_said() {
+    let response = IdentifyResponse {
+        max_rdy_count: 7,
+        max_msg_timeout: 2,
+        msg_timeout: 1,
+        tls_v1: true,
+        deflate: true,
+        snappy: true,
+        sample_rate: 99,
+        auth_required: true,
+        version: "\"\\\u{1}",
+        ..IdentifyResponse::default()
+    };
+    let expected = Negotiated {
+        max_rdy_count: 7,
+        max_msg_timeout_ms: 2,
+        msg_timeout_ms: 1,
+        sample_rate: 99,
+        auth_required: true,
+        tls_v1: true,
+        snappy: true,
+        deflate: true,
+    };
+    assert_eq!(negotiated(&[&emitted!(response)[..]]), Ok(expected));
+    // An older or stranger server.
+    assert_eq!(negotiated(&[&b"OK"[..]]), Ok(Negotiated::DEFAULT));
+    assert_eq!(negotiated(&[&b"{}"[..]]), Ok(Negotiated::DEFAULT));
+    assert_eq!(
+        negotiated(&[&br#" {"msg_timeout":null,"new":[{"msg_timeout":1}]} "#[..]]),
+        Ok(Negotiated::DEFAULT)
+    );
+    assert_eq!(
+        negotiated(&[&br#"{"msg_timeout":-5,"sample_rate":1000}"#[..]]),
+        Ok(Negotiated { msg_timeout_ms: 0, sample_rate: 100, ..Negotiated::DEFAULT })
+    );
+    for bad in
+        ["", "O", "OKO", "KO", "[]", "{", "{}}", r#"{"tls_v1":1}"#, r#"{"max_rdy_count":"1"}"#]
+    {
+        assert!(negotiated(&[bad.as_bytes()]).is_err(), "{bad}");
+    }
+}
+
+#[test]
+fn identify_request_is_what_nsqd_reads() {
+    let json = r#"{"client_id":"sensor","hostname":"sensor.local","user_agent":"nanonsq/0.1.0","feature_negotiation":true,"heartbeat_interval":-1,"output_buffer_size":64,"output_buffer_timeout":25,"msg_timeout":900000,"sample_rate":99,"tls_v1":false,"snappy":true,"deflate":false,"deflate_level":6,"topology_region":"r","topology_zone":"z"}"#;
+    assert_eq!(emitted!(REQUEST), json.as_bytes());
+    assert_eq!(emitted!(IdentifyRequest::new()), b"{}");
+    let mut expected = b"IDENTIFY\n".to_vec();
+    expected.extend_from_slice(&(json.len() as u32).to_be_bytes());
+    expected.extend_from_slice(json.as_bytes());
+    assert_eq!(emitted!(Command::Identify(&REQUEST)), expected);
+
+    let read = identification(&[json.as_bytes()]).unwrap();
+    assert_eq!(read.client_id, "sensor");
+    assert_eq!(read.hostname, "sensor.local");
+    assert_eq!(read.user_agent, "nanonsq/0.1.0");
+    assert_eq!((&*read.topology_region, &*read.topology_zone), ("r", "z"));
+    assert_eq!(read.settings, REQUEST.settings());
+}
+
+#[test]
+fn what_clients_send_is_read() {
+    // tokio-nsq sends nulls, go-nsq sends the deprecated ids.
+    let tokio = br#"{"client_id":null,"hostname":"h","user_agent":"tokio_nsq/0.14.0","feature_negotiation":true,"tls_v1":false,"deflate":false,"deflate_level":null,"snappy":false,"sample_rate":null}"#;
+    let read = identification(&[&tokio[..]]).unwrap();
+    assert_eq!((&*read.client_id, read.settings.sample_rate), ("", 0));
+    assert_eq!(read.user_agent, "tokio_nsq/0.14.0");
+    let go = br#"{"client_id":"vm","deflate":false,"deflate_level":6,"feature_negotiation":true,"heartbeat_interval":30000,"hostname":"vm","long_id":"vm","msg_timeout":0,"output_buffer_size":16384,"output_buffer_timeout":250,"sample_rate":0,"short_id":"vm","snappy":false,"tls_v1":false,"user_agent":"go-nsq/1.1.0"}"#;
+    let read = identification(&[&go[..]]).unwrap();
+    assert_eq!(read.settings.heartbeat_interval, 30_000);
+    // Python escapes beyond the basic plane in two halves.
+    let read = identification(&[&br#"{"hostname":"\ud83d\ude00"}"#[..]]).unwrap();
+    assert_eq!(read.hostname, "\u{1f600}");
+    let read = identification(&[format!(r#"{{"hostname":"{}"}}"#, "h".repeat(40)).as_bytes()]);
+    assert_eq!(*read.unwrap().hostname, "h".repeat(32));
+}
+
+#[test]
+fn commands_are_what_nsqd_reads() {
+    let (t, c) = (topic("t"), channel("c"));
+    let (t64, c64) = (topic(&"t".repeat(64)), channel(&"c".repeat(64)));
+    let commands: [(Command<'_>, &[u8]); 12] = [
+        (Command::Auth { secret: b"s3" }, b"AUTH\n\0\0\0\x02s3"),
+        (Command::Sub { topic: &t, channel: &c }, b"SUB t c\n"),
+        (Command::Pub { topic: &t, body: b"hi" }, b"PUB t\n\0\0\0\x02hi"),
+        (
+            Command::Mpub { topic: &t, bodies: &[b"a", b"bc"] },
+            b"MPUB t\n\0\0\0\x0f\0\0\0\x02\0\0\0\x01a\0\0\0\x02bc",
+        ),
+        (
+            Command::Dpub { topic: &t, defer_ms: 3_600_000, body: b"x" },
+            b"DPUB t 3600000\n\0\0\0\x01x",
+        ),
+        (Command::Rdy(0), b"RDY 0\n"),
+        (Command::Rdy(u32::MAX), b"RDY 4294967295\n"),
+        (Command::Fin(ID), b"FIN 0e56cbb0bd1e8000\n"),
+        (Command::Req { id: ID, delay_ms: 90 }, b"REQ 0e56cbb0bd1e8000 90\n"),
+        (Command::Touch(ID), b"TOUCH 0e56cbb0bd1e8000\n"),
+        (Command::Cls, b"CLS\n"),
+        (Command::Nop, b"NOP\n"),
+    ];
+    for (command, bytes) in commands {
+        assert_eq!(emitted!(command).escape_ascii().to_string(), bytes.escape_ascii().to_string());
+        // Writers that take little at a time, or one piece of it.
+        let mut trickle = Trickle(Vec::new());
+        command.emit(&mut trickle).unwrap();
+        assert_eq!(trickle.0, bytes);
+        for skip in 0..bytes.len() + 2 {
+            let mut piece = [0; 3];
+            let mut window = Window::new(&mut piece, skip);
+            command.emit(&mut window).unwrap();
+            let (written, total) = (window.written(), window.total());
+            assert_eq!(total, bytes.len());
+            let end = bytes.len().min(skip + 3);
+            assert_eq!(&piece[..written], bytes.get(skip..end).unwrap_or_default());
+        }
+        // Too little room is an error, not a panic.
+        for len in 0..bytes.len() {
+            assert!(command.emit(&mut &mut vec![0; len][..]).is_err());
+        }
+    }
+    assert_eq!(emitted!(Command::Sub { topic: &t64, channel: &c64 }).len(), LINE_MAX);
+}
+
+#[test]
+fn heads_join_records_that_lie_elsewhere() {
+    let mut bytes = Vec::new();
+    emit_pub_head(&mut bytes, (b"t", b"")).unwrap();
+    bytes.write_all(b"\0\0\0\x02hi").unwrap();
+    assert_eq!(bytes, emitted!(Command::Pub { topic: &topic("t"), body: b"hi" }));
+    bytes.clear();
+    emit_mpub_head(&mut bytes, (b"t", b""), 11, 2).unwrap();
+    bytes.write_all(b"\0\0\0\x01a\0\0\0\x02bc").unwrap();
+    assert_eq!(bytes, emitted!(Command::Mpub { topic: &topic("t"), bodies: &[b"a", b"bc"] }));
+    bytes.clear();
+    emit_dpub_head(&mut bytes, (b"", b"t"), 250).unwrap();
+    bytes.write_all(b"\0\0\0\x01x").unwrap();
+    assert_eq!(bytes, emitted!(Command::Dpub { topic: &topic("t"), defer_ms: 250, body: b"x" }));
+    let longest = "t".repeat(64);
+    for (emit, max) in [
+        (emit_pub_head(&mut &mut [0; 69][..], longest.as_bytes().split_at(30)), 69),
+        (
+            emit_mpub_head(
+                &mut &mut [0; 78][..],
+                longest.as_bytes().split_at(30),
+                u32::MAX,
+                u32::MAX,
+            ),
+            78,
+        ),
+        (emit_dpub_head(&mut &mut [0; 81][..], longest.as_bytes().split_at(30), u32::MAX), 81),
+    ] {
+        assert!(emit.is_ok(), "{max}");
+    }
+}
+
+#[test]
+fn every_command_makes_the_round_trip() {
+    let (t, c) = (topic("t"), channel("c"));
+    let mut stream = MAGIC.to_vec();
+    for command in [
+        Command::Nop,
+        Command::Identify(&IdentifyRequest::new()),
+        Command::Auth { secret: b"s3" },
+        Command::Pub { topic: &t, body: b"hi" },
+        Command::Mpub { topic: &t, bodies: &[b"a", b"bc"] },
+        Command::Dpub { topic: &t, defer_ms: 3_600_000, body: b"x" },
+        Command::Sub { topic: &t, channel: &c },
+        Command::Rdy(2500),
+        Command::Fin(ID),
+        Command::Req { id: ID, delay_ms: u32::MAX },
+        Command::Touch(ID),
+        Command::Cls,
+        Command::Rdy(1),
+        Command::Fin(ID),
+        Command::Pub { topic: &t, body: b"hi" },
+    ] {
+        stream.extend_from_slice(&emitted!(command));
+    }
+    let expected = [
+        "Nop",
+        "Identify",
+        "Body { len: 2 }",
+        "data {}",
+        "done",
+        "Auth",
+        "Body { len: 2 }",
+        "data s3",
+        "done",
+        "Pub { topic: \"t\" }",
+        "Body { len: 2 }",
+        "data hi",
+        "done",
+        "Mpub { topic: \"t\" }",
+        "Batch { len: 15, count: 2 }",
+        "Body { len: 1 }",
+        "data a",
+        "last",
+        "Body { len: 2 }",
+        "data bc",
+        "done",
+        "Dpub { topic: \"t\", defer_ms: 3600000 }",
+        "Body { len: 1 }",
+        "data x",
+        "done",
+        "Sub { topic: \"t\", channel: \"c\" }",
+        "Rdy(2500)",
+        "Fin(0e56cbb0bd1e8000)",
+        // Clamped, not refused.
+        "Req { id: 0e56cbb0bd1e8000, delay_ms: 3600000 }",
+        "Touch(0e56cbb0bd1e8000)",
+        "Cls",
+        // A late RDY is ignored.
+        "Nop",
+        "Fin(0e56cbb0bd1e8000)",
+        "Pub { topic: \"t\" }",
+        "Body { len: 2 }",
+        "data hi",
+        "done",
+        "Closing, true",
+    ];
+    assert_eq!(v2_items(&Limits::NSQD, &[&stream[..]]), expected);
+}
+
+#[test]
+fn frames_are_nsqds() {
+    let mut stream = Vec::new();
+    emit_frame(&mut stream, FrameType::Response, OK).unwrap();
+    assert_eq!(stream, b"\0\0\0\x06\0\0\0\0OK");
+    emit_frame(&mut stream, FrameType::Response, HEARTBEAT).unwrap();
+    emit_frame(&mut stream, FrameType::Response, CLOSE_WAIT).unwrap();
+    emit_frame(&mut stream, FrameType::Response, b"").unwrap();
+    emit_error(&mut stream, ErrorCode::BadTopic, b"x").unwrap();
+    emit_error(&mut stream, ErrorCode::Fin, b"").unwrap();
+    emit_refusal(&mut stream, &Refusal::BadMessageId).unwrap();
+    let head = MessageHead { timestamp: 1_795_368_574_000_000_001, attempts: 0x0102, id: ID };
+    let message = Message { head, body: b"hi" };
+    let at = stream.len();
+    emit_message(&mut stream, &message).unwrap();
+    assert_eq!(
+        stream[at..],
+        *b"\0\0\0\x20\0\0\0\x02\x18\xea\x6e\x34\xae\x2b\x6c\x01\x01\x020e56cbb0bd1e8000hi"
+    );
+    assert_eq!(emitted!(message), stream[at + 8..]);
+    assert_eq!(Message::parse(&stream[at + 8..]), Some(message));
+    assert_eq!(Message::parse(&stream[at + 8..at + 33]), None);
+    let expected = [
+        "Response of 2",
+        "data OK",
+        "end",
+        "Response of 11",
+        "data _heartbeat_",
+        "end",
+        "Response of 10",
+        "data CLOSE_WAIT",
+        "end",
+        "Response of 0",
+        "data ",
+        "end",
+        "Error of 13",
+        "data E_BAD_TOPIC x",
+        "end",
+        "Error of 12",
+        "data E_FIN_FAILED",
+        "end",
+        "Error of 28",
+        "data E_INVALID invalid message ID",
+        "end",
+        "Message of 28",
+        r"data \x18\xean4\xae+l\x01\x01\x020e56cbb0bd1e8000hi",
+        "end",
+        "whole",
+    ];
+    assert_eq!(frames(&[&stream[..]]), expected);
+}
+
+#[test]
+fn auth_response_makes_the_round_trip() {
+    let json = br#"{"identity":"me","identity_url":"","permission_count":3}"#;
+    let response = AuthResponse { identity: "me", identity_url: "", permission_count: 3 };
+    assert_eq!(emitted!(response), json);
+    let read = authorized(&[&json[..]]).unwrap();
+    assert_eq!((&*read.identity, read.permission_count), ("me", 3));
+    let long = AuthResponse { identity: &"\u{e9}".repeat(17), ..response };
+    assert_eq!(authorized(&[&emitted!(long)[..]]).unwrap().identity.as_str(), "\u{e9}".repeat(16));
+    assert!(authorized(&[&b"OK"[..]]).is_err());
+}
+
+#[test]
+fn every_error_code_is_known() {
+    let codes = [
+        "E_INVALID",
+        "E_BAD_PROTOCOL",
+        "E_BAD_BODY",
+        "E_BAD_TOPIC",
+        "E_BAD_CHANNEL",
+        "E_BAD_MESSAGE",
+        "E_IDENTIFY_FAILED",
+        "E_AUTH_DISABLED",
+        "E_AUTH_FAILED",
+        "E_AUTH_FIRST",
+        "E_AUTH_ERROR",
+        "E_UNAUTHORIZED",
+        "E_SUB_FAILED",
+        "E_PUB_FAILED",
+        "E_MPUB_FAILED",
+        "E_DPUB_FAILED",
+        "E_FIN_FAILED",
+        "E_REQ_FAILED",
+        "E_TOUCH_FAILED",
+    ];
+    let mut seen = std::collections::HashSet::new();
+    for name in codes {
+        let (code, detail) = ErrorCode::parse(name.as_bytes());
+        assert_eq!((code.as_str(), detail), (name, &b""[..]));
+        assert_eq!(code.to_string(), name);
+        assert!(seen.insert(code));
+        let text = format!("{name} PUB  x");
+        assert_eq!(ErrorCode::parse(text.as_bytes()), (code, &b"PUB  x"[..]));
+        let mild = matches!(name, "E_FIN_FAILED" | "E_REQ_FAILED" | "E_TOUCH_FAILED");
+        assert_eq!(code.is_fatal(), !mild, "{name}");
+    }
+    for other in ["", " ", "E_NEW thing", "e_invalid", "E_INVALIDX", "E_"] {
+        let (code, detail) = ErrorCode::parse(other.as_bytes());
+        assert_eq!((code, detail), (ErrorCode::Other, other.as_bytes()));
+        assert!(code.is_fatal() && !code.to_string().is_empty());
+    }
+}

@@ -1,0 +1,302 @@
+//! What the tests share: transcripts of decoders, and a small seeded generator.
+
+use std::fmt::Display;
+
+use nanonsq_core::name::{ChannelName, TopicName};
+use nanonsq_core::session::Fault;
+use nanonsq_core::wire::json::{JsonError, Scanner, Token};
+use nanonsq_core::wire::{Write, v1, v2};
+
+pub fn topic(name: &str) -> TopicName {
+    TopicName::new(name).unwrap()
+}
+
+pub fn channel(name: &str) -> ChannelName {
+    ChannelName::new(name).unwrap()
+}
+
+/// What an encoder writes, checked to be as long as it says.
+#[macro_export]
+macro_rules! emitted {
+    ($thing:expr) => {{
+        let thing = $thing;
+        let mut bytes = Vec::new();
+        thing.emit(&mut bytes).unwrap();
+        assert_eq!(thing.encoded_len(), bytes.len());
+        let mut count = nanonsq_core::wire::Count::new();
+        thing.emit(&mut count).unwrap();
+        assert_eq!(count.get(), bytes.len());
+        bytes
+    }};
+}
+
+/// What happened, in words, data joined where it was split.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Transcript {
+    pub lines: Vec<String>,
+    data: Vec<u8>,
+    open: bool,
+}
+
+impl Transcript {
+    pub fn say(&mut self, what: impl Display) {
+        self.flush();
+        self.lines.push(what.to_string());
+    }
+
+    fn data(&mut self, data: &[u8]) {
+        self.open = true;
+        self.data.extend_from_slice(data);
+    }
+
+    fn flush(&mut self) {
+        if std::mem::take(&mut self.open) {
+            let data = std::mem::take(&mut self.data);
+            self.lines.push(format!("data {}", data.escape_ascii()));
+        }
+    }
+}
+
+/// The frames in a stream, up to its fault.
+pub fn frames(chunks: &[&[u8]]) -> Vec<String> {
+    let mut decoder = v2::FrameDecoder::new(1000);
+    let mut transcript = Transcript::default();
+    for &chunk in chunks {
+        let mut chunk = chunk;
+        loop {
+            match decoder.next(&mut chunk) {
+                Ok(Some(part)) => {
+                    if part.first {
+                        transcript.say(format!("{:?} of {}", part.frame_type, part.size));
+                    }
+                    transcript.data(part.data);
+                    if part.last {
+                        transcript.say("end");
+                    }
+                }
+                Ok(None) => break,
+                Err(fault) => {
+                    transcript.say(fault);
+                    return transcript.lines;
+                }
+            }
+        }
+        assert!(chunk.is_empty(), "all of it is taken");
+    }
+    transcript.say(if decoder.at_boundary() { "whole" } else { "cut" });
+    transcript.lines
+}
+
+/// The replies in a stream, up to its fault.
+pub fn replies(chunks: &[&[u8]]) -> Vec<String> {
+    let mut decoder = v1::ReplyDecoder::new(1000);
+    let mut transcript = Transcript::default();
+    for &chunk in chunks {
+        let mut chunk = chunk;
+        loop {
+            match decoder.next(&mut chunk) {
+                Ok(Some(part)) => {
+                    if part.first {
+                        transcript.say("reply");
+                    }
+                    transcript.data(part.data);
+                    if part.last {
+                        transcript.say("end");
+                    }
+                }
+                Ok(None) => break,
+                Err(fault) => {
+                    transcript.say(fault);
+                    return transcript.lines;
+                }
+            }
+        }
+        assert!(chunk.is_empty(), "all of it is taken");
+    }
+    transcript.say(if decoder.at_boundary() { "whole" } else { "cut" });
+    transcript.lines
+}
+
+/// What a nsqd reads of a stream, up to its refusal.
+pub fn v2_items(limits: &v2::Limits, chunks: &[&[u8]]) -> Vec<String> {
+    let mut decoder = v2::CommandDecoder::new();
+    let mut transcript = Transcript::default();
+    for &chunk in chunks {
+        let mut chunk = chunk;
+        loop {
+            match decoder.next(limits, &mut chunk) {
+                Ok(Some(v2::Item::Part { data, last, done })) => {
+                    transcript.data(data);
+                    match (last, done) {
+                        (true, true) => transcript.say("done"),
+                        (true, false) => transcript.say("last"),
+                        (false, false) => {}
+                        (false, true) => panic!("done before the last part"),
+                    }
+                }
+                Ok(Some(item)) => transcript.say(format!("{item:?}")),
+                Ok(None) => break,
+                Err(refusal) => {
+                    transcript.say(refusal);
+                    return transcript.lines;
+                }
+            }
+        }
+        assert!(chunk.is_empty(), "all of it is taken");
+    }
+    transcript.say(format!("{:?}, {}", decoder.phase(), decoder.at_boundary()));
+    if let Err(refusal) = decoder.end() {
+        transcript.say(refusal);
+    }
+    transcript.lines
+}
+
+/// What a nsqlookupd reads of a stream, up to its refusal.
+pub fn v1_items(max: u32, chunks: &[&[u8]]) -> Vec<String> {
+    let mut decoder = v1::CommandDecoder::new(max);
+    let mut transcript = Transcript::default();
+    for &chunk in chunks {
+        let mut chunk = chunk;
+        loop {
+            match decoder.next(&mut chunk) {
+                Ok(Some(v1::Item::Part { data, last })) => {
+                    transcript.data(data);
+                    if last {
+                        transcript.say("done");
+                    }
+                }
+                Ok(Some(item)) => transcript.say(format!("{item:?}")),
+                Ok(None) => break,
+                Err(refusal) => {
+                    transcript.say(refusal);
+                    return transcript.lines;
+                }
+            }
+        }
+        assert!(chunk.is_empty(), "all of it is taken");
+    }
+    transcript.say(decoder.at_boundary());
+    if let Err(refusal) = decoder.end() {
+        transcript.say(refusal);
+    }
+    transcript.lines
+}
+
+/// The tokens of a document, up to its error.
+pub fn tokens(chunks: &[&[u8]]) -> Vec<String> {
+    let mut scanner = Scanner::<12>::new();
+    let mut lines = Vec::new();
+    for &chunk in chunks {
+        let mut chunk = chunk;
+        loop {
+            match scanner.next(&mut chunk) {
+                Ok(Some(token)) => lines.push(show(token)),
+                Ok(None) => break,
+                Err(error) => {
+                    lines.push(error.to_string());
+                    return lines;
+                }
+            }
+        }
+        assert!(chunk.is_empty(), "all of it is taken");
+    }
+    match scanner.end() {
+        Ok(Some(token)) => lines.push(show(token)),
+        Ok(None) => assert!(scanner.finished()),
+        Err(error) => lines.push(error.to_string()),
+    }
+    lines
+}
+
+pub fn show(token: Token<'_>) -> String {
+    let text = |text: nanonsq_core::wire::json::Text<'_>| {
+        let cut = if text.truncated() { "..." } else { "" };
+        format!("{}{cut}", text.as_bytes().escape_ascii())
+    };
+    match token {
+        Token::Key(key) => format!("{}:", text(key)),
+        Token::String(string) => format!("\"{}\"", text(string)),
+        Token::Number(number) if number.exact => number.integer.to_string(),
+        Token::Number(number) => format!("~{}", number.integer),
+        other => format!("{other:?}"),
+    }
+}
+
+pub fn negotiated(chunks: &[&[u8]]) -> Result<v2::Negotiated, Fault> {
+    let mut scanner = v2::NegotiatedScanner::new();
+    for chunk in chunks {
+        scanner.feed(chunk)?;
+    }
+    scanner.finish()
+}
+
+pub fn authorized(chunks: &[&[u8]]) -> Result<v2::Authorized, JsonError> {
+    let mut scanner = v2::AuthScanner::new();
+    for chunk in chunks {
+        scanner.feed(chunk)?;
+    }
+    scanner.finish().cloned()
+}
+
+pub fn peer_info(chunks: &[&[u8]]) -> Result<v1::PeerInfo, JsonError> {
+    let mut scanner = v1::PeerInfoScanner::new();
+    for chunk in chunks {
+        scanner.feed(chunk)?;
+    }
+    scanner.finish().cloned()
+}
+
+pub fn node(chunks: &[&[u8]]) -> Result<v1::Node, v1::Refusal<'static>> {
+    let mut scanner = v1::NodeScanner::new();
+    for chunk in chunks {
+        scanner.feed(chunk)?;
+    }
+    scanner.finish().cloned()
+}
+
+pub fn identification(chunks: &[&[u8]]) -> Result<v2::Identification<32>, v2::Refusal<'static>> {
+    let mut scanner = v2::IdentifyScanner::<32, 32>::new();
+    for chunk in chunks {
+        scanner.feed(chunk)?;
+    }
+    scanner.finish(&v2::Limits::NSQD).cloned()
+}
+
+/// xorshift64*: the same numbers on every machine.
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn next(&mut self) -> u32 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 32) as u32
+    }
+
+    /// From 0 to `end`, `end` excluded.
+    pub fn below(&mut self, end: usize) -> usize {
+        ((u64::from(self.next()) * end as u64) >> 32) as usize
+    }
+
+    pub fn pick<'a, T>(&mut self, from: &'a [T]) -> &'a T {
+        &from[self.below(from.len())]
+    }
+}
+
+/// A writer that takes one byte at a time, as a transport may.
+pub struct Trickle(pub Vec<u8>);
+
+impl nanonsq_core::wire::ErrorType for Trickle {
+    type Error = std::convert::Infallible;
+}
+
+impl Write for Trickle {
+    fn write(&mut self, bytes: &[u8]) -> Result<usize, Self::Error> {
+        self.0.extend(bytes.first());
+        Ok(bytes.len().min(1))
+    }
+
+    fn flush(&mut self) -> Result<(), Self::Error> {
+        Ok(())
+    }
+}

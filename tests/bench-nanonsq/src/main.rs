@@ -1,0 +1,132 @@
+//! Publishes to one nsqd with nanonsq, as its Go and Rust counterparts do; see `cargo xtask bench`.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+use clap::{Parser, ValueEnum};
+use embassy_futures::select::{Either, select};
+use nanonsq_std::core::address::Address;
+use nanonsq_std::core::drive::publisher::{self, Handle};
+use nanonsq_std::core::name::TopicName;
+use nanonsq_std::core::publish::{Config, Outcome, State};
+use nanonsq_std::core::wire::v2::{Command, OK};
+use nanonsq_std::{NoopRawMutex, TcpDialer, TokioSleep};
+
+/// As much as the others may hold: go-nsq's benchmark allows 10,000 messages outstanding.
+const OUTBOX: usize = 2 << 20;
+
+#[derive(Debug, Parser)]
+struct Options {
+    /// nsqd's TCP address.
+    #[arg(long)]
+    nsqd: Address,
+    /// What to publish to.
+    #[arg(long)]
+    topic: TopicName,
+    /// How.
+    #[arg(long)]
+    mode: Mode,
+    /// How many messages.
+    #[arg(long)]
+    count: u64,
+    /// Bytes of a message.
+    #[arg(long)]
+    size: usize,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Mode {
+    /// One at a time, each acknowledged before the next.
+    Sync,
+    /// One call a message, as fast as it goes, until the last is acknowledged.
+    Flood,
+    /// As sync, but with a blocking socket and nothing else: what no client can beat.
+    Bare,
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> anyhow::Result<()> {
+    let options = Options::parse();
+    let (mode, elapsed) = match options.mode {
+        Mode::Sync => ("sync", publish(&options).await?),
+        Mode::Flood => ("flood", publish(&options).await?),
+        Mode::Bare => ("bare", bare(&options)?),
+    };
+    let seconds = elapsed.as_secs_f64();
+    let line = serde_json::json!({
+        "client": "nanonsq",
+        "mode": mode,
+        "messages": options.count,
+        "seconds": seconds,
+        "rate": options.count as f64 / seconds,
+    });
+    println!("{line}");
+    Ok(())
+}
+
+async fn publish(options: &Options) -> anyhow::Result<Duration> {
+    let config = Config::new();
+    let nsqds = [options.nsqd.clone()];
+    let mut ring = vec![0; OUTBOX];
+    let mut resources = publisher::Resources::<NoopRawMutex>::new();
+    let (handle, mut runner) = publisher::new(
+        &mut resources,
+        &config,
+        &nsqds,
+        &mut ring,
+        TcpDialer::new(),
+        TokioSleep::new(),
+    )?;
+    // The runner first: an acknowledgement that it reads is then seen in the same poll.
+    // The runner first: an acknowledgement that it reads is then seen in the same poll.
+    match select(runner.run(), run(options, handle)).await {
+        Either::First(never) => never,
+        Either::Second(elapsed) => elapsed,
+    }
+}
+
+async fn run(options: &Options, handle: Handle<'_, NoopRawMutex>) -> anyhow::Result<Duration> {
+    let connected = handle.wait(|p| (p.state() == State::Ready).then_some(()));
+    tokio::time::timeout(Duration::from_secs(5), connected).await.context("no connection")?;
+    let body = vec![b'x'; options.size];
+    let start = Instant::now();
+    for _ in 0..options.count {
+        let ticket = handle.publish(&options.topic, &body).await?;
+        match options.mode {
+            Mode::Flood | Mode::Bare => {}
+            Mode::Sync => {
+                let outcome = handle.outcome(ticket).await;
+                ensure!(outcome == Outcome::Acknowledged, "a message was {outcome}");
+            }
+        }
+    }
+    handle.idle().await;
+    let elapsed = start.elapsed();
+    let counters = handle.counters();
+    if counters.acknowledged != options.count || counters.connections != 1 {
+        bail!("not a clean run: {counters:?}");
+    }
+    Ok(elapsed)
+}
+
+fn bare(options: &Options) -> anyhow::Result<Duration> {
+    let mut socket = TcpStream::connect((options.nsqd.host(), options.nsqd.port()))?;
+    socket.set_nodelay(true)?;
+    socket.write_all(b"  V2")?;
+    let body = vec![b'x'; options.size];
+    let publish = Command::Pub { topic: &options.topic, body: &body };
+    let mut command = vec![0; publish.encoded_len()];
+    if publish.emit(&mut command.as_mut_slice()).is_err() {
+        bail!("the command is longer than it says");
+    }
+    let mut answer = [0; 10];
+    let start = Instant::now();
+    for _ in 0..options.count {
+        socket.write_all(&command)?;
+        socket.read_exact(&mut answer)?;
+        ensure!(answer.ends_with(OK), "nsqd said {answer:?}");
+    }
+    Ok(start.elapsed())
+}
