@@ -2,6 +2,7 @@
 //! `Options` and a `run`.
 
 mod bench;
+mod demo;
 mod peers;
 mod project;
 
@@ -25,6 +26,8 @@ struct Cli {
 enum Task {
     /// Build the NSQ programs that tests and benchmarks run against into target/peers/ (needs Go)
     Peers(peers::Options),
+    /// Show it at work: real servers, piped lines, a restart on the way (needs Go)
+    Demo(demo::Options),
     /// Compare publishing rates with go-nsq and tokio-nsq against a real nsqd (needs the peers)
     Bench(bench::Options),
 }
@@ -40,6 +43,7 @@ fn main() -> ExitCode {
     });
     let done = match cli.task {
         Task::Peers(options) => peers::run(&options),
+        Task::Demo(options) => demo::run(&options),
         Task::Bench(options) => bench::run(&options),
     };
     // Not with `{:?}`: most failures here are advice to a user, whom a backtrace does not help.

@@ -26,7 +26,7 @@ const NSQ: [&str; 8] = [
 /// Programs of our own, in `tests/peers/cmd`.
 const OURS: [&str; 1] = ["go-nsq-bench"];
 
-#[derive(Args)]
+#[derive(Args, Default)]
 pub(crate) struct Options {
     /// Build even if everything is up to date
     #[arg(long)]

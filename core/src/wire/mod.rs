@@ -28,8 +28,8 @@
 //! | JSON integer | `i32` | kept at its end and flagged |
 //! | JSON document | 4 GiB for the error's position only | the position stays at its end |
 //!
-//! RAM: [`v2::FrameDecoder`] and [`v1::ReplyDecoder`] 16 bytes, a scanner its `N` + 20, a server's
-//! command decoder its line buffer + 64 at most. Tests hold each to its figure.
+//! RAM: [`v2::FrameDecoder`] 24 bytes, [`v1::ReplyDecoder`] 16, a scanner its `N` + 20, a server's
+//! command decoder its line buffer + 24 at most. Tests hold each to its figure.
 
 pub mod json;
 mod line;

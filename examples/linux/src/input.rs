@@ -186,7 +186,10 @@ mod tests {
         assert_eq!(lines(""), []);
         assert_eq!(lines("a\nb"), [message("a"), message("b")]);
         assert_eq!(lines("a\r\n\n\nb\n"), [message("a"), message(""), message(""), message("b")]);
-        assert_eq!(lines("12345\n12345\r\n12345"), [message("12345"), message("12345"), message("12345")]);
+        assert_eq!(
+            lines("12345\n12345\r\n12345"),
+            [message("12345"), message("12345"), message("12345")]
+        );
         assert_eq!(
             lines("123456\nok\n12345678901234567890\nok\n123456789"),
             [

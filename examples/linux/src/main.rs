@@ -3,6 +3,7 @@
 mod input;
 mod progress;
 mod publish;
+mod report;
 
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
@@ -33,13 +34,17 @@ fn main() -> ExitCode {
         })
         .init();
     let Command::Pub(args) = Cli::parse().command;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let status = match runtime {
-        Ok(runtime) => runtime.block_on(publish::run(args)),
+    let status = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => {
+            let status = runtime.block_on(publish::run(&args));
+            // A name that is still being resolved must not hold up the end.
+            runtime.shutdown_background();
+            status
+        }
         Err(error) => Err(format!("no async runtime: {error}")),
     };
     status.unwrap_or_else(|message| {
-        eprintln!("nanonsq: {message}");
+        eprintln!("error: {message}");
         ExitCode::FAILURE
     })
 }

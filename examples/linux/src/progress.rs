@@ -15,20 +15,22 @@ pub(crate) const INTERVAL: Duration = Duration::from_millis(200);
 /// The live line. Nothing if standard error is no terminal.
 #[derive(Debug)]
 pub(crate) struct Progress {
-    terminal: bool,
+    live: bool,
     start: Instant,
     drawn: (Instant, u64),
 }
 
 impl Progress {
-    pub(crate) fn new() -> Self {
+    /// `typed`: the input is typed at the same terminal, where the line would be in the way.
+    pub(crate) fn new(typed: bool) -> Self {
         let now = Instant::now();
-        Self { terminal: std::io::stderr().is_terminal(), start: now, drawn: (now, 0) }
+        let live = std::io::stderr().is_terminal() && !typed;
+        Self { live, start: now, drawn: (now, 0) }
     }
 
     /// Draws the line anew.
     pub(crate) fn draw(&mut self, counters: &Counters, used: usize, capacity: usize) {
-        if !self.terminal {
+        if !self.live {
             return;
         }
         let now = Instant::now();
@@ -48,7 +50,7 @@ impl Progress {
 
     /// Clears the line and prints what became of everything.
     pub(crate) fn finish(&self, counters: &Counters, skipped: &Skipped) {
-        if self.terminal {
+        if self.live {
             eprint!("{CLEAR}");
         }
         eprintln!("{}", summary(counters, skipped, self.start.elapsed()));

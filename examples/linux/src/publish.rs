@@ -1,28 +1,37 @@
 //! `nanonsq pub`: lines or records to a topic.
 
+use std::convert::Infallible;
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use embassy_futures::join::join;
-use embassy_futures::select::{Either, Either3, select, select3};
+use embassy_futures::select::{Either, Either3, Either4, select, select3, select4};
 use log::{error, info, warn};
 use nanonsq_core::address::Address;
-use nanonsq_core::drive::{self, Sleep as _, publisher::Handle};
-use nanonsq_core::lookup::{self, PEERS_MAX, PeerState};
+use nanonsq_core::drive::{self, Sleep as _};
+use nanonsq_core::lookup::{self, PEERS_MAX};
 use nanonsq_core::name::TopicName;
-use nanonsq_core::publish::{
-    Config, Event, Outcome, PublishError, PublishOptions, Publisher, RING_MIN,
-};
-use nanonsq_core::session::{Closed, Fault};
+use nanonsq_core::publish::{Config, PublishError, PublishOptions, RING_MIN};
+use nanonsq_core::session::Session as _;
 use nanonsq_core::time::Span;
-use nanonsq_core::wire::v2::ErrorCode;
 use nanonsq_std::{NoopRawMutex, TcpDialer, TokioSleep};
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::input::{Framing, Input, Record};
 use crate::progress::{self, Progress, Skipped};
+use crate::report::{Numbers, Publishing, Reporter, watch_registration};
+
+/// The outbox, if its size is not given and one message leaves it at that.
+const OUTBOX: usize = 4 << 20;
+
+/// How long leaving may take.
+const GOODBYE: Duration = Duration::from_secs(2);
 
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  \
+    tail -F app.log | nanonsq pub --topic app --nsqd-tcp-address 127.0.0.1:4150")]
 pub(crate) struct Args {
     /// Topic to publish to.
     #[arg(long)]
@@ -41,11 +50,13 @@ pub(crate) struct Args {
     broadcast_address: String,
 
     /// TCP port that the registered node announces.
-    #[arg(long, value_name = "PORT", default_value_t = 4150)]
+    #[arg(long, value_name = "PORT", default_value_t = 4150,
+        value_parser = clap::value_parser!(u16).range(1..))]
     broadcast_tcp_port: u16,
 
     /// HTTP port that the registered node announces.
-    #[arg(long, value_name = "PORT", default_value_t = 4151)]
+    #[arg(long, value_name = "PORT", default_value_t = 4151,
+        value_parser = clap::value_parser!(u16).range(1..))]
     broadcast_http_port: u16,
 
     /// File to read instead of standard input.
@@ -57,15 +68,16 @@ pub(crate) struct Args {
     binary_size: Option<u32>,
 
     /// Longest message; nsqd's flag of the same name and default.
-    #[arg(long, value_name = "BYTES", default_value_t = 1 << 20)]
-    max_msg_size: usize,
+    #[arg(long, value_name = "BYTES", default_value_t = 1 << 20,
+        value_parser = clap::value_parser!(u32).range(1..))]
+    max_msg_size: u32,
 
-    /// Bytes of messages that wait for nsqd at most; reading pauses when they do.
-    #[arg(long, value_name = "BYTES", default_value_t = 1 << 22)]
-    outbox_size: usize,
+    /// Bytes of messages that wait for nsqd at most; reading pauses when they do [default: 4 MiB].
+    #[arg(long, value_name = "BYTES")]
+    outbox_size: Option<usize>,
 
     /// Have nsqd hold each message back for so long (DPUB), up to one hour.
-    #[arg(long, value_name = "MS")]
+    #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u32).range(..=3_600_000))]
     defer: Option<u32>,
 
     /// Give a message up if nsqd has not acknowledged it after so long.
@@ -76,8 +88,9 @@ pub(crate) struct Args {
     #[arg(long, value_name = "SECRET")]
     auth_secret: Option<String>,
 
-    /// How often nsqd sends heartbeats, 1000 to 60000; two missed ones end a connection.
-    #[arg(long, value_name = "MS", default_value_t = 10_000)]
+    /// How often nsqd sends heartbeats; two missed ones end a connection.
+    #[arg(long, value_name = "MS", default_value_t = 10_000,
+        value_parser = clap::value_parser!(u32).range(1000..=60_000))]
     heartbeat_interval: u32,
 
     /// How long to try for a first connection before giving up.
@@ -89,31 +102,44 @@ pub(crate) struct Args {
     drain_timeout: u64,
 }
 
+impl Args {
+    fn framing(&self) -> Framing {
+        self.binary_size.map_or(Framing::Lines, |size| Framing::Records(size as usize))
+    }
+
+    fn outbox_size(&self) -> Result<usize, String> {
+        let max = self.max_msg_size;
+        if let Some(size) = self.binary_size
+            && size > max
+        {
+            return Err(format!("--binary-size {size} is more than --max-msg-size {max}"));
+        }
+        // So that the longest message fits.
+        let room = RING_MIN.saturating_add(max as usize);
+        match self.outbox_size {
+            None => Ok(OUTBOX.max(room)),
+            Some(size) if size < room => Err(format!(
+                "--outbox-size {size} is too small for --max-msg-size {max}; give {room} or more"
+            )),
+            Some(size) => Ok(size),
+        }
+    }
+
+    fn input_name(&self) -> String {
+        self.file.as_ref().map_or("standard input".to_owned(), |path| path.display().to_string())
+    }
+}
+
 /// Runs until everything is delivered or there is no hope; the status is success only if every
 /// message of the input was acknowledged.
-pub(crate) async fn run(args: Args) -> Result<ExitCode, String> {
-    // So that the longest message fits.
-    let room = args.max_msg_size.saturating_add(RING_MIN);
-    if args.outbox_size < room {
-        return Err(format!(
-            "--outbox-size {} is too small for a message of --max-msg-size {}; give {room} or more",
-            args.outbox_size, args.max_msg_size
-        ));
+pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
+    let mut ring = vec![0; args.outbox_size()?];
+    let mut input = Input::open(args.file.as_deref(), args.framing(), args.max_msg_size as usize)
+        .map_err(|error| format!("cannot open {}: {error}", args.input_name()))?;
+    let typed = args.file.is_none() && std::io::stdin().is_terminal();
+    if typed {
+        info!("reading lines from the terminal until Ctrl-D");
     }
-    let framing = args.binary_size.map_or(Framing::Lines, |size| Framing::Records(size as usize));
-    if let Framing::Records(size) = framing
-        && size > args.max_msg_size
-    {
-        return Err(format!(
-            "--binary-size {size} is longer than --max-msg-size {}",
-            args.max_msg_size
-        ));
-    }
-    let mut input = Input::open(args.file.as_deref(), framing, args.max_msg_size)
-        .map_err(|error| match &args.file {
-            Some(path) => format!("cannot open {}: {error}", path.display()),
-            None => format!("cannot read standard input: {error}"),
-        })?;
 
     let hostname = hostname();
     let seed = seed();
@@ -126,7 +152,6 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, String> {
         ..Config::new()
     };
     let sleep = TokioSleep::new();
-    let mut ring = vec![0; args.outbox_size];
     let mut resources = drive::publisher::Resources::<NoopRawMutex>::new();
     let (publisher, mut runner) = drive::publisher::new(
         &mut resources,
@@ -158,46 +183,47 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, String> {
     registration.add_topic(&args.topic).map_err(|error| error.to_string())?;
     registration.configure(&args.lookupd_tcp_address).map_err(|error| error.to_string())?;
 
+    let numbers = Numbers::new(if args.binary_size.is_some() { "record" } else { "line" });
+    let mut reporter = Reporter::new(publisher, &args.nsqd_tcp_address, &numbers);
     let mut skipped = Skipped::default();
-    let mut progress = Progress::new();
+    let mut progress = Progress::new(typed);
     let app = async {
         let watched = select3(
-            feed(&args, publisher, &sleep, &mut input, &mut skipped),
-            watch(&args, publisher),
-            async {
-                loop {
-                    tokio::time::sleep(progress::INTERVAL).await;
-                    let outbox = |p: &mut Publisher<'_>| (p.outbox().used(), p.outbox().capacity());
-                    let (used, capacity) = publisher.look(outbox).unwrap_or_default();
-                    progress.draw(&publisher.counters(), used, capacity);
-                }
-            },
+            feed(args, publisher, &sleep, &mut input, &numbers, &mut skipped),
+            watch(args, publisher, &mut reporter),
+            draw(publisher, &mut progress),
         );
         let ended = match watched.await {
-            Either3::First(ended) | Either3::Second(ended) => ended,
-            Either3::Third(never) => never,
+            Either3::First(ended) => ended,
+            Either3::Second(hopeless) => Err(hopeless),
+            Either3::Third(never) => match never {},
         };
+        while let Some(Some(event)) = publisher.look(|publisher| publisher.poll_event()) {
+            // It is over: what is hopeless does not matter any more.
+            let _ = reporter.tell(event);
+        }
         // Graceful, but nobody waits long for a server that is gone.
         let goodbye = join(publisher.stop(&sleep), registration.stop());
-        let _ = tokio::time::timeout(Duration::from_secs(2), goodbye).await;
+        let _ = tokio::time::timeout(GOODBYE, goodbye).await;
         ended
     };
-    let peers = watch_peers(&registration);
+    let background = join(runner.run(), lookup_runner.run());
     let ended =
-        match select3(app, join(runner.run(), lookup_runner.run()), peers).await {
-            Either3::First(ended) => ended,
-            Either3::Second((never, _)) => never,
-            Either3::Third(never) => match never {},
+        match select4(app, background, watch_registration(&registration), interrupts(2)).await {
+            Either4::First(ended) => ended,
+            Either4::Second((never, _)) => never,
+            Either4::Third(never) => match never {},
+            Either4::Fourth(()) => Err("interrupted again: stopped at once".to_owned()),
         };
 
     let counters = publisher.counters();
-    progress.finish(&counters, &skipped);
+    if ended.is_ok() || counters.accepted > 0 {
+        progress.finish(&counters, &skipped);
+    }
     ended?;
     let complete = counters.acknowledged == counters.accepted && skipped.too_long == 0;
     Ok(if complete { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
-
-type Publishing<'a> = Handle<'a, NoopRawMutex>;
 
 /// Publishes the input, then waits until it is delivered.
 async fn feed(
@@ -205,30 +231,28 @@ async fn feed(
     publisher: Publishing<'_>,
     sleep: &TokioSleep,
     input: &mut Input,
+    numbers: &Numbers,
     skipped: &mut Skipped,
 ) -> Result<(), String> {
-    let interrupted =
-        match select(publish_all(args, publisher, sleep, input, skipped), ctrl_c()).await {
-            Either::First(published) => {
-                published?;
-                false
-            }
-            Either::Second(()) => {
-                warn!("interrupted: delivering what was read; press Ctrl-C again to stop at once");
-                true
-            }
-        };
+    let publishing = publish_all(args, publisher, sleep, input, numbers, skipped);
+    let interrupted = match select(publishing, interrupts(1)).await {
+        Either::First(published) => {
+            published?;
+            false
+        }
+        Either::Second(()) => {
+            warn!("interrupted: delivering what was read; press Ctrl-C again to stop at once");
+            true
+        }
+    };
     let limit = Duration::from_secs(args.drain_timeout);
-    let drained = select(tokio::time::timeout(limit, publisher.idle()), ctrl_c()).await;
-    let pending = publisher.counters().pending;
-    match drained {
-        Either::First(Ok(())) if interrupted => Err("interrupted; all that was read is delivered".into()),
-        Either::First(Ok(())) => Ok(()),
-        Either::First(Err(_)) => Err(format!(
-            "{pending} messages not delivered after --drain-timeout {} s",
+    match tokio::time::timeout(limit, publisher.idle()).await {
+        Ok(()) if interrupted => Err("interrupted; what was read is delivered".to_owned()),
+        Ok(()) => Ok(()),
+        Err(_) => Err(format!(
+            "nsqd did not acknowledge everything within --drain-timeout {} s",
             args.drain_timeout
         )),
-        Either::Second(()) => Err(format!("interrupted; {pending} messages not delivered")),
     }
 }
 
@@ -237,168 +261,82 @@ async fn publish_all(
     publisher: Publishing<'_>,
     sleep: &TokioSleep,
     input: &mut Input,
+    numbers: &Numbers,
     skipped: &mut Skipped,
 ) -> Result<(), String> {
-    let what = if args.binary_size.is_some() { "record" } else { "line" };
+    let what = numbers.what;
     let mut number = 0u64;
-    while let Some(record) = input.next().await.map_err(|e| format!("cannot read input: {e}"))? {
+    loop {
+        let record = input.next().await;
+        let record = record.map_err(|e| format!("cannot read {}: {e}", args.input_name()))?;
+        let Some(record) = record else { return Ok(()) };
         number += 1;
-        let body = match record {
-            Record::Message(body) => body,
-            Record::TooLong(len) => {
-                error!(
-                    "{what} {number} has {len} bytes, more than --max-msg-size {}: skipped",
-                    args.max_msg_size
-                );
-                skipped.too_long += 1;
+        match record {
+            Record::Message(body) if body.is_empty() => skipped.empty += 1,
+            Record::Message(body) => {
+                let options = PublishOptions {
+                    defer: args.defer.map(Span::from_millis),
+                    deadline: args.expire.map(|ms| sleep.now().after(Span::from_millis(ms))),
+                };
+                let taken = publisher.publish_with(&args.topic, &body, options).await;
+                taken.map_err(|error: PublishError| format!("{what} {number}: {error}"))?;
                 continue;
             }
-        };
-        let options = PublishOptions {
-            defer: args.defer.map(Span::from_millis),
-            deadline: args.expire.map(|ms| sleep.now().after(Span::from_millis(ms))),
-        };
-        match publisher.publish_with(&args.topic, &body, options).await {
-            Ok(_) => {}
-            Err(PublishError::Empty) => skipped.empty += 1,
-            Err(error) => return Err(format!("{what} {number}: {error}")),
+            Record::TooLong(len) => {
+                let max = args.max_msg_size;
+                error!("{what} {number}: skipped: {len} bytes, more than --max-msg-size {max}");
+                skipped.too_long += 1;
+            }
         }
+        numbers.skip(publisher.counters().accepted);
     }
-    Ok(())
 }
 
-/// Tells what happens to the connection; returns only if there is no hope.
-async fn watch(args: &Args, publisher: Publishing<'_>) -> Result<(), String> {
-    let limit = Duration::from_secs(args.connect_timeout);
-    let started = tokio::time::Instant::now();
-    let mut connected = false;
-    let mut last = None;
+/// Tells what happens; returns, with the reason, only if there is no hope.
+async fn watch(args: &Args, publisher: Publishing<'_>, reporter: &mut Reporter<'_>) -> String {
+    let limit = tokio::time::Instant::now() + Duration::from_secs(args.connect_timeout);
     loop {
-        let event = if connected {
+        let event = if reporter.was_connected() {
             publisher.event().await
         } else {
-            match tokio::time::timeout_at(started + limit, publisher.event()).await {
+            match tokio::time::timeout_at(limit, publisher.event()).await {
                 Ok(event) => event,
                 Err(_) => {
-                    let last = last.unwrap_or_else(|| "no connection".to_owned());
-                    let limit = args.connect_timeout;
-                    return Err(format!("{last}; gave up after --connect-timeout {limit} s"));
+                    let nsqds: Vec<_> =
+                        args.nsqd_tcp_address.iter().map(ToString::to_string).collect();
+                    return format!(
+                        "no connection to nsqd {} within --connect-timeout {} s",
+                        nsqds.join(" or "),
+                        args.connect_timeout
+                    );
                 }
             }
         };
-        match event {
-            Event::Connected { nsqd, .. } => {
-                let address = args.nsqd_tcp_address.get(nsqd);
-                info!("connected to nsqd {}", address.map(ToString::to_string).unwrap_or_default());
-                connected = true;
-                last = None;
-            }
-            Event::Disconnected { nsqd, why } => {
-                let address = args.nsqd_tcp_address.get(nsqd);
-                let address = address.map(ToString::to_string).unwrap_or_default();
-                let message = explain(&address, why, publisher);
-                if !connected && args.nsqd_tcp_address.len() == 1 && is_hopeless(why) {
-                    return Err(message);
-                }
-                // The same failure again and again is one line.
-                if last.as_ref() != Some(&message) {
-                    warn!("{message}; trying again");
-                    last = Some(message);
-                }
-            }
-            Event::Failed { first, count, outcome } => {
-                let last = first.number() + u64::from(count);
-                let detail = match outcome {
-                    Outcome::Rejected(_) => detail(publisher),
-                    Outcome::Acknowledged
-                    | Outcome::Expired
-                    | Outcome::Dropped
-                    | Outcome::Forgotten => String::new(),
-                };
-                let messages = if count == 1 {
-                    format!("message {last}")
-                } else {
-                    format!("messages {} to {last}", first.number() + 1)
-                };
-                error!("{messages}: {outcome}{detail}");
-            }
-            _ => {}
+        if let Err(hopeless) = reporter.tell(event) {
+            return hopeless;
         }
     }
 }
 
-/// Tells what happens to the registration. Never returns.
-async fn watch_peers(
-    registration: &drive::lookup::Handle<'_, NoopRawMutex, TokioSleep, PEERS_MAX, 1, 0>,
-) -> std::convert::Infallible {
-    let mut told: [Option<String>; PEERS_MAX] = Default::default();
+/// Draws the progress line. Never returns.
+async fn draw(publisher: Publishing<'_>, progress: &mut Progress) -> Infallible {
     loop {
-        let (peer, line, good) = registration
-            .wait(|lookup| {
-                (0..PEERS_MAX).find_map(|peer| {
-                    let status = lookup.status(peer)?;
-                    let address = status.address?;
-                    let (line, good) = match (status.state, status.last) {
-                        (PeerState::Connected, _) if status.settled => {
-                            (format!("registered with nsqlookupd {address}"), true)
-                        }
-                        (PeerState::Waiting, Some(why)) => {
-                            let detail = match why {
-                                Closed::Fault(Fault::Refused(_)) => {
-                                    format!(" ({})", status.detail)
-                                }
-                                _ => String::new(),
-                            };
-                            (format!("nsqlookupd {address}: {why}{detail}; trying again"), false)
-                        }
-                        _ => return None,
-                    };
-                    (told[peer].as_ref() != Some(&line)).then_some((peer, line, good))
-                })
-            })
-            .await;
-        if good {
-            info!("{line}");
-        } else {
-            warn!("{line}");
-        }
-        told[peer] = Some(line);
+        tokio::time::sleep(progress::INTERVAL).await;
+        let outbox = publisher.look(|p| (p.outbox().used(), p.outbox().capacity()));
+        let (used, capacity) = outbox.unwrap_or_default();
+        progress.draw(&publisher.counters(), used, capacity);
     }
 }
 
-fn explain(address: &str, why: Closed, publisher: Publishing<'_>) -> String {
-    match why {
-        Closed::Fault(Fault::AuthRequired) => {
-            format!("nsqd {address} requires AUTH: give --auth-secret")
-        }
-        Closed::Fault(Fault::Refused(_)) => format!("nsqd {address}: {why}{}", detail(publisher)),
-        _ => format!("nsqd {address}: {why}"),
-    }
-}
-
-fn detail(publisher: Publishing<'_>) -> String {
-    publisher.look(|p| format!(" ({})", p.detail())).unwrap_or_default()
-}
-
-/// Whether trying the same again cannot help.
-fn is_hopeless(why: Closed) -> bool {
-    match why {
-        Closed::Fault(fault) => match fault {
-            Fault::WrongPort | Fault::AuthRequired => true,
-            Fault::Refused(code) => matches!(
-                code,
-                ErrorCode::AuthFailed | ErrorCode::Unauthorized | ErrorCode::BadBody
-            ),
-            _ => false,
-        },
-        _ => false,
-    }
-}
-
-async fn ctrl_c() {
-    if tokio::signal::ctrl_c().await.is_err() {
+/// Waits for so many of Ctrl-C, or of what service managers send instead.
+async fn interrupts(count: usize) {
+    let signals = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()));
+    let (Ok(mut interrupt), Ok(mut terminate)) = signals else {
         // Without signals the program just cannot be interrupted gracefully.
-        std::future::pending::<()>().await;
+        return std::future::pending().await;
+    };
+    for _ in 0..count {
+        select(interrupt.recv(), terminate.recv()).await;
     }
 }
 

@@ -130,14 +130,43 @@ pub struct Number {
     pub exact: bool,
 }
 
-/// Why a document is not taken.
+/// Why a document is not taken, and where.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct JsonError {
+    at: u32,
+    // The state it happened in, from which `problem` tells what was missing: on a
+    // microcontroller that never asks, that costs nothing.
+    mode: scan::Mode,
+    allowed: u8,
+}
+
+impl JsonError {
     /// The offending byte's place in the document, from 0; stays at `u32::MAX`.
-    pub at: u32,
+    pub const fn at(&self) -> u32 {
+        self.at
+    }
+
     /// What is wrong with it.
-    pub problem: Problem,
+    pub const fn problem(&self) -> Problem {
+        match self.mode {
+            scan::Mode::Structure => match self.allowed {
+                0 => Problem::Trailing,
+                scan::COLON => Problem::Colon,
+                allowed if allowed & scan::KEY != 0 => Problem::Key,
+                allowed if allowed & scan::VALUE != 0 => Problem::Value,
+                _ => Problem::CommaOrEnd,
+            },
+            scan::Mode::Text => Problem::Control,
+            scan::Mode::Escape | scan::Mode::Hex | scan::Mode::Half => Problem::Escape,
+            scan::Mode::Number => Problem::Number,
+            scan::Mode::Literal => Problem::Literal,
+            scan::Mode::TooDeep => Problem::TooDeep,
+            scan::Mode::Incomplete => Problem::Incomplete,
+            scan::Mode::NotAnObject => Problem::NotAnObject,
+            scan::Mode::WrongType => Problem::WrongType,
+        }
+    }
 }
 
 /// What is wrong with a document.
@@ -175,7 +204,7 @@ pub enum Problem {
 
 impl fmt::Display for JsonError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} at byte {}", self.problem, self.at)
+        write!(f, "{} at byte {}", self.problem(), self.at)
     }
 }
 

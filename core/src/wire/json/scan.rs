@@ -1,6 +1,6 @@
 //! Reading JSON.
 
-use super::{JsonError, Number, Problem, Text, Token};
+use super::{JsonError, Number, Text, Token};
 
 /// How deep objects and arrays may nest.
 pub const DEPTH_MAX: usize = 32;
@@ -11,7 +11,7 @@ pub const DEPTH_MAX: usize = 32;
 /// It checks the whole grammar except that strings are UTF-8 ([`Text::as_str`] does). `N` bounds
 /// what is kept of a string or key, 1 to 65,535 bytes; longer ones are cut and flagged.
 ///
-/// RAM: `N` + 24 bytes, rounded up to 4.
+/// RAM: `N` + 20 bytes, rounded up to 4.
 ///
 /// ```
 /// use nanonsq_core::wire::json::{Scanner, Token};
@@ -43,7 +43,7 @@ impl<const N: usize> Scanner<N> {
     ///
     /// A number ends with the byte after it. After an error every later call gives the same error.
     pub fn next<'s>(&'s mut self, input: &mut &[u8]) -> Result<Option<Token<'s>>, JsonError> {
-        let event = self.machine.next(&mut self.text, input)?;
+        let event = self.machine.next(&mut self.text, input, Machine::unescape)?;
         Ok(event.map(|event| self.machine.token(&self.text, event)))
     }
 
@@ -53,15 +53,13 @@ impl<const N: usize> Scanner<N> {
         if self.finished() {
             return Ok(None);
         }
-        if let Mode::Failed(problem) = self.machine.mode {
-            return Err(self.machine.fail(problem));
-        }
         let at = self.machine.at;
+        let failed = self.machine.failed();
         // White space ends a number, and completes nothing else.
-        let event = self.machine.next(&mut self.text, &mut &b" "[..]);
-        if !self.finished() {
+        let event = self.machine.next(&mut self.text, &mut &b" "[..], Machine::unescape);
+        if !self.finished() && !failed {
             self.machine.at = at;
-            return Err(self.machine.fail(Problem::Incomplete));
+            return Err(self.machine.fail(Mode::Incomplete));
         }
         Ok(event?.map(|event| self.machine.token(&self.text, event)))
     }
@@ -110,8 +108,9 @@ pub(super) struct Machine {
     negative: bool,
 }
 
-#[derive(Debug, Clone, Copy)]
-enum Mode {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub(super) enum Mode {
     /// Between tokens.
     Structure,
     /// In a string.
@@ -120,9 +119,15 @@ enum Mode {
     Escape,
     /// After its `\u`.
     Hex,
+    /// After a high surrogate.
+    Half,
     Number,
     Literal,
-    Failed(Problem),
+    // Where it can only have failed.
+    TooDeep,
+    Incomplete,
+    NotAnObject,
+    WrongType,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -140,11 +145,20 @@ pub(super) enum Event {
 }
 
 // What may come next, as bits of `allowed`.
-const VALUE: u8 = 1;
-const KEY: u8 = 2;
-const COLON: u8 = 4;
-const COMMA: u8 = 8;
-const END: u8 = 16;
+const SPACE: u8 = 0;
+pub(super) const VALUE: u8 = 1;
+pub(super) const KEY: u8 = 2;
+pub(super) const COLON: u8 = 4;
+pub(super) const COMMA: u8 = 8;
+pub(super) const END: u8 = 16;
+/// Nothing any more: an error was found, in the mode and with the bits that stand beside.
+const FAILED: u8 = 128;
+
+/// A byte that does not fit. Mode and `allowed` tell why.
+pub(super) struct Misfit;
+
+/// What to do inside an escape: linked only where it is used.
+pub(super) type Unescape = fn(&mut Machine, &mut [u8], u8) -> Result<(), Misfit>;
 
 impl Machine {
     pub(super) const fn new() -> Self {
@@ -166,11 +180,11 @@ impl Machine {
         &mut self,
         text: &mut [u8],
         input: &mut &[u8],
+        unescape: Unescape,
     ) -> Result<Option<Event>, JsonError> {
         while let Some((&byte, rest)) = input.split_first() {
-            let event = match self.step(text, byte) {
-                Ok(event) => event,
-                Err(problem) => return Err(self.fail(problem)),
+            let Ok(event) = self.step(text, byte, unescape) else {
+                return Err(self.fail(self.mode));
             };
             // A number's end is the one that leaves the byte for what comes next.
             if event != Some(Event::Number) {
@@ -184,6 +198,14 @@ impl Machine {
         Ok(None)
     }
 
+    /// The number just scanned.
+    pub(super) fn number_value(&self) -> Number {
+        // The magnitude of i32::MIN wraps to itself.
+        let magnitude = self.acc as i32;
+        let integer = if self.negative { magnitude.wrapping_neg() } else { magnitude };
+        Number { integer, exact: !self.lossy }
+    }
+
     pub(super) fn token<'s>(&self, text: &'s [u8], event: Event) -> Token<'s> {
         match event {
             Event::ObjectStart => Token::ObjectStart,
@@ -192,12 +214,7 @@ impl Machine {
             Event::ArrayEnd => Token::ArrayEnd,
             Event::Key => Token::Key(self.text(text)),
             Event::String => Token::String(self.text(text)),
-            Event::Number => {
-                // The magnitude of i32::MIN wraps to itself.
-                let magnitude = self.acc as i32;
-                let integer = if self.negative { magnitude.wrapping_neg() } else { magnitude };
-                Token::Number(Number { integer, exact: !self.lossy })
-            }
+            Event::Number => Token::Number(self.number_value()),
             Event::True => Token::Bool(true),
             Event::False => Token::Bool(false),
             Event::Null => Token::Null,
@@ -217,43 +234,53 @@ impl Machine {
         self.allowed == 0 && matches!(self.mode, Mode::Structure)
     }
 
-    pub(super) fn fail(&mut self, problem: Problem) -> JsonError {
-        self.mode = Mode::Failed(problem);
-        JsonError { at: self.at, problem }
+    pub(super) fn failed(&self) -> bool {
+        self.allowed & FAILED != 0
     }
 
-    fn step(&mut self, text: &mut [u8], byte: u8) -> Result<Option<Event>, Problem> {
+    /// The error, from now on.
+    pub(super) fn fail(&mut self, mode: Mode) -> JsonError {
+        self.mode = mode;
+        let error = JsonError { at: self.at, mode, allowed: self.allowed & !FAILED };
+        self.allowed |= FAILED;
+        error
+    }
+
+    fn step(
+        &mut self,
+        text: &mut [u8],
+        byte: u8,
+        unescape: Unescape,
+    ) -> Result<Option<Event>, Misfit> {
+        if self.failed() {
+            return Err(Misfit);
+        }
+        if self.mode == Mode::Half {
+            // Back to the text, or gives up waiting for the other half.
+            unescape(self, text, byte)?;
+        }
         match self.mode {
             Mode::Structure => return self.structure(byte),
             Mode::Text => return self.plain(text, byte),
-            Mode::Escape => self.escape(text, byte)?,
-            Mode::Hex => self.hex(text, byte)?,
+            Mode::Escape | Mode::Hex | Mode::Half => unescape(self, text, byte)?,
             Mode::Number => return self.number(byte),
             Mode::Literal => return self.literal(byte),
-            Mode::Failed(problem) => return Err(problem),
+            Mode::TooDeep | Mode::Incomplete | Mode::NotAnObject | Mode::WrongType => {
+                return Err(Misfit);
+            }
         }
         Ok(None)
     }
 
-    fn structure(&mut self, byte: u8) -> Result<Option<Event>, Problem> {
-        let role = match byte {
-            b' ' | b'\t' | b'\n' | b'\r' => return Ok(None),
-            b':' => COLON,
-            b',' => COMMA,
-            b'}' | b']' => END,
-            b'"' => VALUE | KEY,
-            _ => VALUE,
-        };
+    fn structure(&mut self, byte: u8) -> Result<Option<Event>, Misfit> {
+        let role = ROLES.iter().find(|(name, _)| *name == byte).map_or(VALUE, |(_, role)| *role);
+        if role == SPACE {
+            return Ok(None);
+        }
         let is_object = self.nest & 1 == 1;
         let now = self.allowed & role;
         if now == 0 || (now == END && is_object != (byte == b'}')) {
-            return Err(match self.allowed {
-                0 => Problem::Trailing,
-                COLON => Problem::Colon,
-                allowed if allowed & KEY != 0 => Problem::Key,
-                allowed if allowed & VALUE != 0 => Problem::Value,
-                _ => Problem::CommaOrEnd,
-            });
+            return Err(Misfit);
         }
         match now {
             COLON => self.allowed = VALUE,
@@ -270,8 +297,7 @@ impl Machine {
     }
 
     /// The first byte of a value, or of a key.
-    fn value(&mut self, byte: u8, role: u8) -> Result<Option<Event>, Problem> {
-        let literal = |letter: u8| LITERALS.iter().position(|first| *first == letter);
+    fn value(&mut self, byte: u8, role: u8) -> Result<Option<Event>, Misfit> {
         self.acc = 0;
         self.count = 0;
         self.len = 0;
@@ -293,19 +319,24 @@ impl Machine {
                     return self.number(byte);
                 }
             }
-            b't' | b'f' | b'n' => {
-                self.mode = Mode::Literal;
-                self.after_value();
-                self.count = literal(byte).map_or(0, |at| at as u8).wrapping_add(1);
-            }
-            _ => return Err(Problem::Value),
+            b't' => self.open_literal(1),
+            b'f' => self.open_literal(TRUE_END.wrapping_add(1)),
+            b'n' => self.open_literal(FALSE_END.wrapping_add(1)),
+            _ => return Err(Misfit),
         }
         Ok(None)
     }
 
-    fn open(&mut self, is_object: bool) -> Result<Option<Event>, Problem> {
+    fn open_literal(&mut self, second_letter: u8) {
+        self.mode = Mode::Literal;
+        self.after_value();
+        self.count = second_letter;
+    }
+
+    fn open(&mut self, is_object: bool) -> Result<Option<Event>, Misfit> {
         if usize::from(self.depth) >= DEPTH_MAX {
-            return Err(Problem::TooDeep);
+            self.mode = Mode::TooDeep;
+            return Err(Misfit);
         }
         self.depth = self.depth.wrapping_add(1);
         self.nest = self.nest << 1 | u32::from(is_object);
@@ -317,31 +348,42 @@ impl Machine {
         self.allowed = if self.depth == 0 { 0 } else { COMMA | END };
     }
 
-    fn plain(&mut self, text: &mut [u8], byte: u8) -> Result<Option<Event>, Problem> {
+    fn plain(&mut self, text: &mut [u8], byte: u8) -> Result<Option<Event>, Misfit> {
         if byte == b'\\' {
             self.mode = Mode::Escape;
             return Ok(None);
         }
-        self.lone_surrogate(text);
         if byte == b'"' {
             self.mode = Mode::Structure;
             return Ok(Some(if self.allowed == COLON { Event::Key } else { Event::String }));
         }
         if byte < b' ' {
-            return Err(Problem::Control);
+            return Err(Misfit);
         }
         self.push(text, byte);
         Ok(None)
     }
 
-    fn escape(&mut self, text: &mut [u8], byte: u8) -> Result<(), Problem> {
-        if byte == b'u' {
-            self.count = 0;
-            self.mode = Mode::Hex;
-            return Ok(());
+    /// In an escape: what it stands for, in UTF-8.
+    pub(super) fn unescape(&mut self, text: &mut [u8], byte: u8) -> Result<(), Misfit> {
+        match self.mode {
+            Mode::Hex => return self.hex(text, byte),
+            Mode::Half => {
+                self.mode = Mode::Text;
+                if byte != b'\\' {
+                    self.lone_surrogate(text);
+                }
+                return Ok(());
+            }
+            _ if byte == b'u' => {
+                self.count = 0;
+                self.mode = Mode::Hex;
+                return Ok(());
+            }
+            _ => {}
         }
         let Some((_, unescaped)) = ESCAPES.iter().find(|(letter, _)| *letter == byte) else {
-            return Err(Problem::Escape);
+            return Err(Misfit);
         };
         self.mode = Mode::Text;
         self.lone_surrogate(text);
@@ -349,9 +391,16 @@ impl Machine {
         Ok(())
     }
 
-    fn hex(&mut self, text: &mut [u8], byte: u8) -> Result<(), Problem> {
+    /// In an escape: steps over it and counts the text as cut. For who needs no text.
+    pub(super) fn skip_escape(&mut self, _: &mut [u8], _: u8) -> Result<(), Misfit> {
+        self.mode = Mode::Text;
+        self.lossy = true;
+        Ok(())
+    }
+
+    fn hex(&mut self, text: &mut [u8], byte: u8) -> Result<(), Misfit> {
         let Some(digit) = char::from(byte).to_digit(16) else {
-            return Err(Problem::Escape);
+            return Err(Misfit);
         };
         let high = self.acc >> 16;
         let unit = (self.acc << 4 | digit) & 0xffff;
@@ -372,6 +421,7 @@ impl Machine {
         self.lone_surrogate(text);
         if half == HIGH_SURROGATE {
             self.acc = unit << 16;
+            self.mode = Mode::Half;
         } else {
             self.push_char(text, if half == LOW_SURROGATE { REPLACEMENT } else { unit });
         }
@@ -406,6 +456,7 @@ impl Machine {
         }
     }
 
+    #[inline(never)] // Small, and called from six places.
     fn push(&mut self, text: &mut [u8], byte: u8) {
         match text.get_mut(usize::from(self.len)) {
             Some(slot) if self.len < u16::MAX => {
@@ -416,7 +467,7 @@ impl Machine {
         }
     }
 
-    fn number(&mut self, byte: u8) -> Result<Option<Event>, Problem> {
+    fn number(&mut self, byte: u8) -> Result<Option<Event>, Misfit> {
         let class = match byte {
             b'0' => 0,
             b'1'..=b'9' => 4,
@@ -428,7 +479,7 @@ impl Machine {
         let row = NUMBER.get(usize::from(self.count)).copied().unwrap_or_default();
         let next = (row >> class & 0xf) as u8;
         match next {
-            NUMBER_BAD => return Err(Problem::Number),
+            NUMBER_BAD => return Err(Misfit),
             NUMBER_END => {
                 self.mode = Mode::Structure;
                 return Ok(Some(Event::Number));
@@ -453,9 +504,9 @@ impl Machine {
         self.acc = acc.min(limit);
     }
 
-    fn literal(&mut self, byte: u8) -> Result<Option<Event>, Problem> {
+    fn literal(&mut self, byte: u8) -> Result<Option<Event>, Misfit> {
         if LITERALS.get(usize::from(self.count)) != Some(&byte) {
-            return Err(Problem::Literal);
+            return Err(Misfit);
         }
         self.count = self.count.wrapping_add(1);
         let event = match self.count {
@@ -468,6 +519,19 @@ impl Machine {
         Ok(Some(event))
     }
 }
+
+/// What a byte between values can be; all else begins a value.
+const ROLES: [(u8, u8); 9] = [
+    (b' ', SPACE),
+    (b'\t', SPACE),
+    (b'\n', SPACE),
+    (b'\r', SPACE),
+    (b':', COLON),
+    (b',', COMMA),
+    (b'}', END),
+    (b']', END),
+    (b'"', VALUE | KEY),
+];
 
 const LITERALS: &[u8; 13] = b"truefalsenull";
 const TRUE_END: u8 = 4;

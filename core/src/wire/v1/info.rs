@@ -97,7 +97,7 @@ impl PeerInfo {
 /// In the order of `PeerInfo::take`.
 const KEYS: [&str; 4] = [BROADCAST_ADDRESS, VERSION, HTTP_PORT, TCP_PORT];
 
-/// Reads the answer to IDENTIFY in pieces. RAM: 2 [`HOST_MAX`] + 52 bytes.
+/// Reads the answer to IDENTIFY in pieces. RAM: 2 [`HOST_MAX`] + 48 bytes.
 #[derive(Debug, Clone, Default)]
 pub struct PeerInfoScanner {
     fields: Fields<HOST_MAX>,

@@ -86,7 +86,7 @@ const KEYS: [&str; 7] =
 const BROADCAST_ADDRESS_KEY: u8 = 6;
 
 /// Reads an IDENTIFY body in pieces and checks it as nsqlookupd does. No piece of it is kept but
-/// the result. RAM: 2 [`HOST_MAX`] + 184 bytes.
+/// the result. RAM: 2 [`HOST_MAX`] + 180 bytes.
 #[derive(Debug, Clone)]
 pub struct NodeScanner {
     fields: Fields<HOST_MAX>,

@@ -60,7 +60,7 @@ impl Authorized {
 /// In the order of `Authorized::take`.
 const KEYS: [&str; 2] = ["identity", "permission_count"];
 
-/// Reads the answer to AUTH in pieces. RAM: 100 bytes.
+/// Reads the answer to AUTH in pieces. RAM: 96 bytes.
 #[derive(Debug, Clone, Default)]
 pub struct AuthScanner {
     fields: Fields<32>,

@@ -37,7 +37,7 @@ pub struct FramePart<'b> {
 /// A frame that lies in the input as a whole comes as one part; one that does not comes in the
 /// parts in which it arrives.
 ///
-/// RAM: 20 bytes.
+/// RAM: 24 bytes.
 ///
 /// ```
 /// use nanonsq_core::wire::v2::{FrameDecoder, FrameType, OK};
@@ -53,92 +53,44 @@ pub struct FramePart<'b> {
 pub struct FrameDecoder {
     /// The longest data taken.
     max: u32,
-    /// The size field, as far as it is read; then the data's length.
+    /// How much data the frame has.
     size: u32,
-    /// The type field, as far as it is read.
-    frame_type: u32,
-    /// How much data is still to come.
+    /// How much of it is still to come.
     left: u32,
-    /// How many bytes of the head are read, 0 to 8.
-    head: u8,
+    /// The beginning of a head that arrived in pieces.
+    head: [u8; HEAD],
+    /// How much of the head was read; [`HEAD`] while in the data.
+    have: u8,
+    frame_type: FrameType,
 }
+
+/// Size and type.
+const HEAD: usize = 8;
 
 impl FrameDecoder {
     /// Before the first byte. `max` bounds a frame's data in bytes, itself at most 1 GiB.
     pub const fn new(max: u32) -> Self {
         let max = if max < LEN_MAX { max } else { LEN_MAX };
-        Self { max, size: 0, frame_type: 0, left: 0, head: 0 }
+        Self { max, size: 0, left: 0, head: [0; HEAD], have: 0, frame_type: FrameType::Response }
     }
 
     /// Takes bytes from the front of `input` and gives the next part; `None` once all are taken.
     ///
-    /// The frame's size is checked as soon as its four bytes are there, its type as soon as its.
-    /// After a fault the stream has no meaning any more: start the next one with a new decoder.
-    /// This one would give the same fault again for the same bytes.
-    #[inline]
+    /// The frame's size and type are checked before any of its data is taken. After a fault the
+    /// stream has no meaning any more: start the next one with a new decoder.
     pub fn next<'b>(&mut self, input: &mut &'b [u8]) -> Result<Option<FramePart<'b>>, Fault> {
-        if self.head == 0
-            && let Some((head, rest)) = input.split_first_chunk::<8>()
-        {
-            // The usual case, written out: a whole head is there.
-            let [a, b, c, d, e, f, g, h] = *head;
-            self.size_field(u32::from_be_bytes([a, b, c, d]))?;
-            self.frame_type = u32::from_be_bytes([e, f, g, h]);
-            self.head = 8;
-            *input = rest;
-        } else if self.head < 8 && !self.head(input)? {
-            return Ok(None);
-        }
-        self.part(input)
-    }
-
-    /// Whether a frame ended exactly here, so that the connection may end here as well.
-    pub const fn at_boundary(&self) -> bool {
-        self.head == 0
-    }
-
-    /// Reads a head byte by byte; whether it is whole.
-    fn head(&mut self, input: &mut &[u8]) -> Result<bool, Fault> {
-        while self.head < 8 {
-            let Some((&byte, rest)) = input.split_first() else {
-                return Ok(false);
-            };
-            if self.head < 4 {
-                let size = self.size << 8 | u32::from(byte);
-                if self.head < 3 {
-                    self.size = size;
-                } else {
-                    self.size_field(size)?;
+        if usize::from(self.have) < HEAD {
+            let head = match input.split_first_chunk() {
+                // The usual case: the whole head is there.
+                Some((head, rest)) if self.have == 0 => {
+                    *input = rest;
+                    *head
                 }
-            } else {
-                self.frame_type = self.frame_type << 8 | u32::from(byte);
-            }
-            self.head = self.head.wrapping_add(1);
-            *input = rest;
+                _ if self.fill(input) => self.head,
+                _ => return Ok(None),
+            };
+            self.start(head)?;
         }
-        Ok(true)
-    }
-
-    #[inline]
-    fn size_field(&mut self, size: u32) -> Result<(), Fault> {
-        // Below 4 it wraps to a huge length.
-        let len = size.wrapping_sub(4);
-        if len > self.max {
-            return Err(bad_length(size, self.max.wrapping_add(4)));
-        }
-        self.size = len;
-        self.left = len;
-        Ok(())
-    }
-
-    #[inline]
-    fn part<'b>(&mut self, input: &mut &'b [u8]) -> Result<Option<FramePart<'b>>, Fault> {
-        let frame_type = match self.frame_type {
-            0 => FrameType::Response,
-            1 => FrameType::Error,
-            2 => FrameType::Message,
-            frame_type => return Err(Fault::UnknownFrame { frame_type }),
-        };
         let first = self.left == self.size;
         let data = take(input, self.left);
         if data.is_empty() && self.left != 0 {
@@ -146,13 +98,49 @@ impl FrameDecoder {
         }
         // `take` gives at most `left`.
         self.left = self.left.wrapping_sub(data.len() as u32);
-        let (size, last) = (self.size, self.left == 0);
+        let last = self.left == 0;
         if last {
-            self.head = 0;
-            self.size = 0;
-            self.frame_type = 0;
+            self.have = 0;
         }
-        Ok(Some(FramePart { frame_type, size, data, first, last }))
+        Ok(Some(FramePart { frame_type: self.frame_type, size: self.size, data, first, last }))
+    }
+
+    /// Whether a frame ended exactly here, so that the connection may end here as well.
+    pub const fn at_boundary(&self) -> bool {
+        self.have == 0
+    }
+
+    /// Adds to the head; whether it is whole.
+    #[cold]
+    fn fill(&mut self, input: &mut &[u8]) -> bool {
+        while let Some(slot) = self.head.get_mut(usize::from(self.have)) {
+            let Some((&byte, rest)) = input.split_first() else { return false };
+            *slot = byte;
+            self.have = self.have.wrapping_add(1);
+            *input = rest;
+        }
+        true
+    }
+
+    fn start(&mut self, head: [u8; HEAD]) -> Result<(), Fault> {
+        self.have = 0;
+        let [a, b, c, d, e, f, g, h] = head;
+        let size = u32::from_be_bytes([a, b, c, d]);
+        // Below 4 it wraps to a huge length.
+        let len = size.wrapping_sub(4);
+        if len > self.max {
+            return Err(bad_length(size, self.max.wrapping_add(4)));
+        }
+        self.frame_type = match u32::from_be_bytes([e, f, g, h]) {
+            0 => FrameType::Response,
+            1 => FrameType::Error,
+            2 => FrameType::Message,
+            frame_type => return Err(Fault::UnknownFrame { frame_type }),
+        };
+        self.size = len;
+        self.left = len;
+        self.have = HEAD as u8;
+        Ok(())
     }
 }
 

@@ -298,7 +298,7 @@ const KEYS: [&str; 15] = [
 ///
 /// `S` bounds a string while it is scanned, at least 21 for the keys; `N` what is kept of it.
 ///
-/// RAM: `S` + 28 bytes and the [`Identification`].
+/// RAM: `S` + 24 bytes and the [`Identification`].
 #[derive(Debug, Clone)]
 pub struct IdentifyScanner<const S: usize, const N: usize> {
     fields: Fields<S>,

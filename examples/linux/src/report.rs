@@ -1,0 +1,235 @@
+//! What is told of connections and messages: one line for each thing that happens, once.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::convert::Infallible;
+
+use log::{error, info, warn};
+use nanonsq_core::address::Address;
+use nanonsq_core::drive;
+use nanonsq_core::lookup::{PEERS_MAX, PeerState};
+use nanonsq_core::publish::{Event, Outcome, Ticket};
+use nanonsq_core::session::{Closed, Fault};
+use nanonsq_core::wire::v2::ErrorCode;
+use nanonsq_std::{NoopRawMutex, TokioSleep};
+
+pub(crate) type Publishing<'a> = drive::publisher::Handle<'a, NoopRawMutex>;
+pub(crate) type Registration<'a> =
+    drive::lookup::Handle<'a, NoopRawMutex, TokioSleep, PEERS_MAX, 1, 0>;
+
+/// Tells what happens to the connection and to messages.
+#[derive(Debug)]
+pub(crate) struct Reporter<'a> {
+    publisher: Publishing<'a>,
+    nsqds: &'a [Address],
+    numbers: &'a Numbers,
+    /// The last thing told of each nsqd.
+    told: Vec<String>,
+    connected: bool,
+    was_connected: bool,
+}
+
+impl<'a> Reporter<'a> {
+    pub(crate) fn new(
+        publisher: Publishing<'a>,
+        nsqds: &'a [Address],
+        numbers: &'a Numbers,
+    ) -> Self {
+        let told = vec![String::new(); nsqds.len()];
+        Self { publisher, nsqds, numbers, told, connected: false, was_connected: false }
+    }
+
+    /// Whether there ever was a connection.
+    pub(crate) fn was_connected(&self) -> bool {
+        self.was_connected
+    }
+
+    /// Tells it; fails with the reason if trying on cannot help.
+    pub(crate) fn tell(&mut self, event: Event) -> Result<(), String> {
+        match event {
+            Event::Connected { nsqd, .. } => {
+                self.connected = true;
+                self.was_connected = true;
+                let line = format!("connected to nsqd {}", self.nsqds[nsqd]);
+                if self.is_new(nsqd, &line) {
+                    info!("{line}");
+                }
+            }
+            Event::Disconnected { nsqd, why } => {
+                let was_up = std::mem::take(&mut self.connected);
+                if was_up && is_about_messages(why) {
+                    // nsqd hangs up on a bad message. What is rejected is told by itself.
+                    return Ok(());
+                }
+                let line = format!("nsqd {}: {}", self.nsqds[nsqd], self.explain(why));
+                if !self.was_connected && self.nsqds.len() == 1 && is_hopeless(why) {
+                    return Err(line);
+                }
+                if self.is_new(nsqd, &line) {
+                    warn!("{line}; trying again");
+                }
+            }
+            Event::Failed { first, count, outcome } => {
+                let messages = self.numbers.range(first, count);
+                match outcome {
+                    Outcome::Rejected(code) => {
+                        error!("{messages}: rejected by nsqd: {}", self.words(code))
+                    }
+                    Outcome::Acknowledged
+                    | Outcome::Expired
+                    | Outcome::Dropped
+                    | Outcome::Forgotten => error!("{messages}: {outcome}"),
+                }
+            }
+            Event::Resolved { below } => self.numbers.forget(below),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn explain(&self, why: Closed) -> String {
+        match why {
+            Closed::Fault(Fault::AuthRequired) => "requires AUTH: give --auth-secret".to_owned(),
+            Closed::Fault(Fault::Refused(code)) => format!("refused: {}", self.words(code)),
+            _ => why.to_string(),
+        }
+    }
+
+    /// nsqd's own words for an error, if it still has them.
+    fn words(&self, code: ErrorCode) -> String {
+        let said = self.publisher.look(|p| p.detail().to_owned()).unwrap_or_default();
+        let is_it = ErrorCode::parse(said.as_bytes()).0 == code;
+        if is_it { said } else { code.to_string() }
+    }
+
+    fn is_new(&mut self, nsqd: usize, line: &str) -> bool {
+        let new = self.told[nsqd] != line;
+        if new {
+            self.told[nsqd] = line.to_owned();
+        }
+        new
+    }
+}
+
+/// Tells what happens to the registration. Never returns.
+pub(crate) async fn watch_registration(registration: &Registration<'_>) -> Infallible {
+    let mut told: [String; PEERS_MAX] = Default::default();
+    loop {
+        let (peer, line, good) = registration
+            .wait(|lookup| {
+                (0..PEERS_MAX).find_map(|peer| {
+                    let status = lookup.status(peer)?;
+                    let address = status.address?;
+                    let (line, good) = match (status.state, status.last) {
+                        (PeerState::Connected, _) if status.settled => {
+                            (format!("registered with nsqlookupd {address}"), true)
+                        }
+                        (PeerState::Waiting, Some(Closed::Fault(Fault::Refused(_)))) => {
+                            (format!("nsqlookupd {address}: refused: {}", status.detail), false)
+                        }
+                        (PeerState::Waiting, Some(why)) => {
+                            (format!("nsqlookupd {address}: {why}"), false)
+                        }
+                        _ => return None,
+                    };
+                    (told[peer] != line).then_some((peer, line, good))
+                })
+            })
+            .await;
+        if good {
+            info!("{line}");
+        } else {
+            warn!("{line}; trying again");
+        }
+        told[peer] = line;
+    }
+}
+
+/// Which line, or record, of the input each message was. Skipped ones made no message.
+///
+/// Remembers only what messages that are not final need: no more than the outbox holds.
+#[derive(Debug)]
+pub(crate) struct Numbers {
+    /// `line` or `record`.
+    pub(crate) what: &'static str,
+    /// From a message on, how many were skipped before it.
+    skipped: RefCell<VecDeque<(u64, u64)>>,
+}
+
+impl Numbers {
+    pub(crate) fn new(what: &'static str) -> Self {
+        Self { what, skipped: RefCell::new(VecDeque::from([(0, 0)])) }
+    }
+
+    /// One was skipped before message `next`.
+    pub(crate) fn skip(&self, next: u64) {
+        let mut skipped = self.skipped.borrow_mut();
+        match skipped.back_mut() {
+            Some((message, count)) if *message == next => *count += 1,
+            last => {
+                let before = last.map_or(0, |(_, count)| *count);
+                skipped.push_back((next, before + 1));
+            }
+        }
+    }
+
+    /// Messages before this one will not be asked for any more.
+    fn forget(&self, below: Ticket) {
+        let mut skipped = self.skipped.borrow_mut();
+        while skipped.get(1).is_some_and(|&(message, _)| message <= below.number()) {
+            skipped.pop_front();
+        }
+    }
+
+    /// The number of a message, from 1.
+    fn of(&self, message: u64) -> u64 {
+        let skipped = self.skipped.borrow();
+        let before = skipped.iter().rev().find(|&&(from, _)| from <= message);
+        message + 1 + before.map_or(0, |&(_, count)| count)
+    }
+
+    /// `line 3`, `lines 3 to 5`.
+    fn range(&self, first: Ticket, count: u32) -> String {
+        let what = self.what;
+        let from = self.of(first.number());
+        match count {
+            0 | 1 => format!("{what} {from}"),
+            _ => format!("{what}s {from} to {}", self.of(first.number() + u64::from(count) - 1)),
+        }
+    }
+}
+
+/// Whether nsqd hung up because of a message and not for a reason of its own.
+fn is_about_messages(why: Closed) -> bool {
+    let Closed::Fault(Fault::Refused(code)) = why else { return false };
+    matches!(
+        code,
+        ErrorCode::BadMessage | ErrorCode::BadBody | ErrorCode::BadTopic | ErrorCode::Unauthorized
+    )
+}
+
+/// Whether trying the same again cannot help.
+fn is_hopeless(why: Closed) -> bool {
+    let Closed::Fault(fault) = why else { return false };
+    matches!(
+        fault,
+        Fault::WrongPort
+            | Fault::AuthRequired
+            | Fault::Refused(ErrorCode::AuthFailed | ErrorCode::Unauthorized | ErrorCode::BadBody)
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_are_named_by_their_place_in_the_input() {
+        // Lines 1, 4 and 5 are empty.
+        let numbers = Numbers::new("line");
+        numbers.skip(0);
+        numbers.skip(2);
+        numbers.skip(2);
+        assert_eq!([0, 1, 2, 3].map(|message| numbers.of(message)), [2, 3, 6, 7]);
+    }
+}

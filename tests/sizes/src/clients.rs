@@ -1,0 +1,74 @@
+//! What is measured.
+
+use embassy_futures::join::join;
+use embassy_sync::blocking_mutex::raw::NoopRawMutex;
+use nanonsq_core::address::Address;
+use nanonsq_core::drive::{lookup, publisher};
+use nanonsq_core::lookup as node;
+use nanonsq_core::name::TopicName;
+use nanonsq_core::publish::{self, Outcome};
+
+use crate::platform::{Clock, LinkDialer};
+use crate::{done, next_message};
+
+/// Bytes of the outbox: two messages and their topic.
+pub const OUTBOX: usize = 512;
+
+const TOPIC: TopicName = match TopicName::new("sensors-temp") {
+    Ok(topic) => topic,
+    Err(_) => panic!("a topic's name"),
+};
+const CONFIG: publish::Config<'static> = publish::Config::new();
+const NODE: node::Config<'static> = node::Config::new(node::NodeInfo {
+    broadcast_address: "10.0.0.9",
+    hostname: "device",
+    tcp_port: 4150,
+    http_port: 4151,
+    version: "1.3.0",
+    ..node::NodeInfo::new()
+});
+
+/// Publishes what the work source gives, for ever.
+pub async fn publish() {
+    let Ok(nsqd) = Address::new("10.0.0.1", 4150) else { return };
+    let nsqds = [nsqd];
+    let mut ring = [0; OUTBOX];
+    let mut resources = publisher::Resources::<NoopRawMutex>::new();
+    let Ok((handle, mut runner)) =
+        publisher::new(&mut resources, &CONFIG, &nsqds, &mut ring, LinkDialer, Clock::new())
+    else {
+        return;
+    };
+    let work = async {
+        loop {
+            let message = next_message().await;
+            let acknowledged = match handle.publish(&TOPIC, message).await {
+                Ok(ticket) => handle.outcome(ticket).await == Outcome::Acknowledged,
+                Err(_) => false,
+            };
+            done(acknowledged);
+        }
+    };
+    join(work, runner.run()).await;
+}
+
+/// Keeps the topic registered with as many nsqlookupds, for ever.
+pub async fn register<const PEERS: usize>() {
+    let mut resources = lookup::Resources::<NoopRawMutex, PEERS, 1, 0>::new();
+    let dialers = [LinkDialer; PEERS];
+    let Ok((handle, mut runner)) =
+        lookup::new(&mut resources, &NODE, dialers, Clock::new())
+    else {
+        return;
+    };
+    for port in (4160..).take(PEERS) {
+        let Ok(address) = Address::new("10.0.0.2", port) else { return };
+        if handle.configure(&[address]).is_err() {
+            return;
+        }
+    }
+    if handle.add_topic(&TOPIC).is_err() {
+        return;
+    }
+    runner.run().await;
+}

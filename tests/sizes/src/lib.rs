@@ -1,0 +1,49 @@
+//! What surrounds the measured code in each of these firmwares: links, a work source, an executor.
+//!
+//! Everything that belongs to the platform, or to the other side, is in functions named `bl_*`:
+//! instructions and stack below one of them do not count. Nothing here can panic, so that a panic
+//! in a linked image comes from what is measured.
+
+#![cfg_attr(target_os = "none", no_std)]
+
+#[cfg(not(feature = "peer"))]
+#[path = "device.rs"]
+mod bl;
+#[cfg(feature = "peer")]
+#[path = "peer.rs"]
+mod bl;
+pub mod clients;
+pub mod executor;
+pub mod platform;
+
+use core::future::poll_fn;
+use core::task::Poll;
+
+/// Bytes of a message.
+pub const MESSAGE: usize = 200;
+
+/// The next message to publish. Never ready for a while when the device rests.
+pub async fn next_message() -> &'static [u8; MESSAGE] {
+    poll_fn(|_| match bl::bl_message() {
+        // It lives in a static.
+        Some(message) => Poll::Ready(message),
+        None => Poll::Pending,
+    })
+    .await
+}
+
+/// The message was acknowledged, or not.
+pub fn done(acknowledged: bool) {
+    bl::bl_done(acknowledged);
+}
+
+/// Fails to link if anything can panic.
+#[cfg(target_os = "none")]
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    unsafe extern "C" {
+        fn something_can_panic() -> !;
+    }
+    // SAFETY: it does not exist.
+    unsafe { something_can_panic() }
+}
