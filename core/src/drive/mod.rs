@@ -192,7 +192,8 @@ where
 {
     let now = sleep.now();
     cell.with(|session| session.open(now));
-    let why = poll_fn(|cx| poll_up(cell, transport, sleep, alarm, rx, cx)).await;
+    let mut broken = None;
+    let why = poll_fn(|cx| poll_up(cell, transport, sleep, alarm, rx, &mut broken, cx)).await;
     if why == Closed::Local {
         poll_fn(|cx| poll_closing(cell, transport, sleep, alarm, cx)).await;
     }
@@ -287,21 +288,26 @@ fn poll_dialing<C: SessionCell, S: Sleep>(
 }
 
 /// Ready when the connection is over; [`Closed::Local`] if the session wants it closed.
+///
+/// A write that fails does not end it: the other side may have said why before it hung up, so
+/// it is read to its end, which follows at once. `broken` is what the write said.
 fn poll_up<C: SessionCell, T: Transport, S: Sleep>(
     cell: &C,
     transport: &mut T,
     sleep: &mut S,
     alarm: &mut Alarm,
     rx: &mut [u8],
+    broken: &mut Option<TransportError>,
     cx: &mut Context<'_>,
 ) -> Poll<Closed> {
     cell.register(cx.waker());
-    let mut broken = None;
     for _ in 0..ROUNDS_MAX {
         let now = sleep.now();
         let received = match transport.poll_read(cx, rx) {
             Poll::Pending => None,
-            Poll::Ready(Ok(0)) => return Poll::Ready(broken.unwrap_or(Closed::Peer)),
+            Poll::Ready(Ok(0)) => {
+                return Poll::Ready(broken.map_or(Closed::Peer, Closed::Transport));
+            }
             Poll::Ready(Ok(n)) => rx.get(..n),
             Poll::Ready(Err(error)) => return Poll::Ready(Closed::Transport(error)),
         };
@@ -328,9 +334,8 @@ fn poll_up<C: SessionCell, T: Transport, S: Sleep>(
             }
             match poll_transmit(session, transport, now, cx) {
                 Ok(written) => progress |= written,
-                // The other side may have said why before it hung up: read to the end first.
                 Err(error) => {
-                    broken = Some(Closed::Transport(error));
+                    *broken = Some(error);
                     progress = true;
                 }
             }
@@ -343,12 +348,8 @@ fn poll_up<C: SessionCell, T: Transport, S: Sleep>(
                 progress |= alarm.poll(sleep, now, deadline, cx).is_ready();
             }
         }
-        match broken {
-            // Nothing more to read.
-            Some(why) if received.is_none() && !progress => return Poll::Ready(why),
-            Some(_) => {}
-            None if progress => {}
-            None => return Poll::Pending,
+        if !progress {
+            return Poll::Pending;
         }
     }
     cx.waker().wake_by_ref();

@@ -1,0 +1,330 @@
+//! The driver, poll by poll: a scripted transport and a clock that stands still.
+
+#![cfg(feature = "async")]
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::future::Future;
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
+
+use nanonsq_core::address::Address;
+use nanonsq_core::drive::{Dialer, SessionCell, Sleep, Transport, drive};
+use nanonsq_core::session::{
+    Closed, DialError, Fault, Link, Session, Transmit, TransportError, Upgrade,
+};
+use nanonsq_core::time::{Instant, Span};
+
+/// What the transport does next when it is read from or written to.
+#[derive(Debug, Default)]
+struct Wire {
+    reads: VecDeque<Result<Vec<u8>, TransportError>>,
+    written: Vec<u8>,
+    write_error: Option<TransportError>,
+    upgrade: Option<Result<(), TransportError>>,
+    never_closes: bool,
+    log: Vec<&'static str>,
+}
+
+#[derive(Clone, Default)]
+struct World {
+    wire: Rc<RefCell<Wire>>,
+    now: Rc<Cell<u64>>,
+    armed: Rc<Cell<usize>>,
+}
+
+struct Pipe(World);
+
+impl Transport for Pipe {
+    fn poll_read(
+        &mut self,
+        _: &mut Context<'_>,
+        buf: &mut [u8],
+    ) -> Poll<Result<usize, TransportError>> {
+        match self.0.wire.borrow_mut().reads.pop_front() {
+            None => Poll::Pending,
+            Some(Err(error)) => Poll::Ready(Err(error)),
+            Some(Ok(bytes)) => {
+                buf[..bytes.len()].copy_from_slice(&bytes);
+                Poll::Ready(Ok(bytes.len()))
+            }
+        }
+    }
+
+    fn poll_write(
+        &mut self,
+        _: &mut Context<'_>,
+        bytes: Transmit<'_>,
+    ) -> Poll<Result<usize, TransportError>> {
+        let mut wire = self.0.wire.borrow_mut();
+        if let Some(error) = wire.write_error {
+            return Poll::Ready(Err(error));
+        }
+        wire.written.extend(bytes.head);
+        Poll::Ready(Ok(bytes.head.len()))
+    }
+
+    fn poll_close(&mut self, _: &mut Context<'_>) -> Poll<Result<(), TransportError>> {
+        let mut wire = self.0.wire.borrow_mut();
+        wire.log.push("close");
+        if wire.never_closes { Poll::Pending } else { Poll::Ready(Ok(())) }
+    }
+
+    fn abort(&mut self) {
+        self.0.wire.borrow_mut().log.push("abort");
+    }
+
+    fn poll_upgrade(
+        &mut self,
+        _: &mut Context<'_>,
+        upgrade: Upgrade,
+    ) -> Poll<Result<(), TransportError>> {
+        assert_eq!(upgrade, Upgrade::Tls);
+        match self.0.wire.borrow().upgrade {
+            Some(result) => Poll::Ready(result),
+            None => Poll::Pending,
+        }
+    }
+}
+
+impl Dialer for World {
+    type Transport<'d> = Pipe;
+
+    async fn dial(&mut self, _: &Address) -> Result<Pipe, DialError> {
+        Ok(Pipe(self.clone()))
+    }
+}
+
+impl Sleep for World {
+    fn now(&self) -> Instant {
+        Instant::from_millis(self.now.get())
+    }
+
+    fn poll_until(&mut self, _: &mut Context<'_>, at: Instant) -> Poll<()> {
+        self.armed.set(self.armed.get() + 1);
+        if at <= self.now() { Poll::Ready(()) } else { Poll::Pending }
+    }
+}
+
+/// Says `hello`, wraps, says `inside`, and closes when it hears `bye`.
+#[derive(Debug)]
+struct Greeter {
+    link: Link,
+    text: &'static [u8],
+    upgrade: bool,
+    deadline: Option<Instant>,
+    heard: Vec<u8>,
+    closed: Vec<Closed>,
+    dialed: bool,
+}
+
+impl Greeter {
+    fn new(upgrade: bool) -> Self {
+        Self {
+            link: Link::Down,
+            text: b"",
+            upgrade,
+            deadline: None,
+            heard: Vec::new(),
+            closed: Vec::new(),
+            dialed: false,
+        }
+    }
+}
+
+impl Session for Greeter {
+    type Event = ();
+
+    fn link(&self) -> Link {
+        self.link
+    }
+
+    fn dial(&mut self, _: Instant) -> Option<Address> {
+        (!std::mem::replace(&mut self.dialed, true)).then(|| {
+            self.link = Link::Up;
+            "server:1".parse().unwrap()
+        })
+    }
+
+    fn open(&mut self, now: Instant) {
+        self.text = b"hello";
+        self.deadline = Some(now.after(Span::from_secs(10)));
+    }
+
+    fn receive(&mut self, now: Instant, bytes: &[u8]) -> Result<(), Fault> {
+        self.heard.extend(bytes);
+        self.deadline = Some(now.after(Span::from_secs(10)));
+        if self.heard.ends_with(b"wrap") && self.upgrade {
+            self.link = Link::Upgrade(Upgrade::Tls);
+        }
+        if self.heard.ends_with(b"bye") {
+            self.link = Link::Close;
+            self.deadline = Some(now.after(Span::from_secs(1)));
+            self.text = b"last words";
+        }
+        Ok(())
+    }
+
+    fn transmit(&mut self, _: Instant) -> Transmit<'_> {
+        Transmit { head: self.text, body: &[] }
+    }
+
+    fn sent(&mut self, _: Instant, n: usize) {
+        self.text = &self.text[n..];
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        self.deadline
+    }
+
+    fn tick(&mut self, _: Instant) {}
+
+    fn upgraded(&mut self, _: Instant) {
+        self.link = Link::Up;
+        self.text = b"inside";
+    }
+
+    fn closed(&mut self, _: Instant, why: Closed) {
+        self.link = Link::Down;
+        self.deadline = None;
+        self.closed.push(why);
+    }
+
+    fn poll_event(&mut self) -> Option<()> {
+        None
+    }
+}
+
+struct Shared(RefCell<Greeter>);
+
+impl SessionCell for Shared {
+    type Session<'s> = Greeter;
+
+    fn with<R>(&self, f: impl FnOnce(&mut Greeter) -> R) -> Option<R> {
+        Some(f(&mut self.0.borrow_mut()))
+    }
+
+    fn register(&self, _: &Waker) {}
+}
+
+#[derive(Default)]
+struct Wakes(AtomicUsize);
+
+impl Wake for Wakes {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Polls the driver when told to, and as long as it wakes itself.
+macro_rules! driven {
+    ($world:ident, $shared:ident, $poll:ident, $greeter:expr) => {
+        let $world = World::default();
+        let $shared = Shared(RefCell::new($greeter));
+        let (mut dialer, mut sleep, mut rx) = ($world.clone(), $world.clone(), [0; 16]);
+        let mut driver = pin!(drive(&$shared, &mut dialer, &mut sleep, &mut rx));
+        let wakes = Arc::new(Wakes::default());
+        let waker = Waker::from(wakes.clone());
+        let mut $poll = || {
+            for _ in 0..100 {
+                let before = wakes.0.load(Ordering::Relaxed);
+                let Poll::Pending = driver.as_mut().poll(&mut Context::from_waker(&waker));
+                if wakes.0.load(Ordering::Relaxed) == before {
+                    return;
+                }
+            }
+            panic!("the driver wakes itself for ever");
+        };
+        $poll();
+    };
+}
+
+fn say(world: &World, text: &str) {
+    world.wire.borrow_mut().reads.push_back(Ok(text.into()));
+}
+
+fn written(world: &World) -> String {
+    String::from_utf8(std::mem::take(&mut world.wire.borrow_mut().written)).unwrap()
+}
+
+#[test]
+fn a_transport_is_wrapped_in_place_and_goes_on() {
+    driven!(world, shared, poll, Greeter::new(true));
+    assert_eq!(written(&world), "hello");
+    say(&world, "wrap");
+    poll();
+    assert_eq!(shared.0.borrow().link, Link::Upgrade(Upgrade::Tls));
+    assert_eq!(written(&world), "", "nothing is written meanwhile");
+    world.wire.borrow_mut().upgrade = Some(Ok(()));
+    poll();
+    assert_eq!(written(&world), "inside");
+    say(&world, "more");
+    poll();
+    assert_eq!(shared.0.borrow().heard, b"wrapmore");
+}
+
+#[test]
+fn a_transport_that_cannot_be_wrapped_ends() {
+    driven!(world, shared, poll, Greeter::new(true));
+    world.wire.borrow_mut().upgrade = Some(Err(TransportError::Unsupported));
+    say(&world, "wrap");
+    poll();
+    assert_eq!(shared.0.borrow().closed, [Closed::Transport(TransportError::Unsupported)]);
+}
+
+#[test]
+fn closing_drains_then_closes() {
+    driven!(world, shared, poll, Greeter::new(false));
+    say(&world, "bye");
+    poll();
+    assert_eq!(written(&world), "hellolast words");
+    assert_eq!(world.wire.borrow().log, ["close"]);
+    assert_eq!(shared.0.borrow().closed, [Closed::Local]);
+}
+
+#[test]
+fn closing_is_bounded() {
+    driven!(world, shared, poll, Greeter::new(false));
+    world.wire.borrow_mut().never_closes = true;
+    say(&world, "bye");
+    poll();
+    assert_eq!(shared.0.borrow().closed, []);
+    world.now.set(1000);
+    poll();
+    assert_eq!(world.wire.borrow().log.last(), Some(&"abort"));
+    assert_eq!(shared.0.borrow().closed, [Closed::Local]);
+}
+
+#[test]
+fn what_was_said_before_a_reset_is_heard() {
+    driven!(world, shared, poll, Greeter::new(false));
+    world.wire.borrow_mut().write_error = Some(TransportError::Reset);
+    shared.0.borrow_mut().text = b"too late";
+    poll();
+    assert_eq!(shared.0.borrow().closed, [], "first it is read to its end");
+    say(&world, "because");
+    poll();
+    say(&world, "");
+    poll();
+    assert_eq!(shared.0.borrow().heard, b"because");
+    assert_eq!(shared.0.borrow().closed, [Closed::Transport(TransportError::Reset)]);
+}
+
+#[test]
+fn a_deadline_that_moves_later_arms_no_new_timer() {
+    driven!(world, shared, poll, Greeter::new(false));
+    let armed = world.armed.get();
+    for ms in 1..100 {
+        world.now.set(ms);
+        say(&world, "x");
+        poll();
+    }
+    assert_eq!(world.armed.get(), armed, "{:?}", shared.0.borrow().deadline);
+    // The old one comes early, once, and is armed again.
+    world.now.set(10_000);
+    poll();
+    assert_eq!(world.armed.get(), armed + 1);
+}

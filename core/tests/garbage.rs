@@ -1,0 +1,150 @@
+//! Sessions that are told nonsense: a reason, a fresh start, and nothing lost.
+
+use nanonsq_core::address::Address;
+use nanonsq_core::lookup::{self, Lookup, NodeInfo};
+use nanonsq_core::name::TopicName;
+use nanonsq_core::publish::{Config, Publisher, State};
+use nanonsq_core::session::{Closed, Link, Session};
+use nanonsq_core::time::{Instant, Jitter, Span};
+
+const TOTAL: usize = 5_000_000;
+
+/// Pieces that get far into each decoder, before they are bent.
+const SEEDS: [&[u8]; 7] = [
+    b"\0\0\0\x06\0\0\0\0OK",
+    b"\0\0\0\x0f\0\0\0\0_heartbeat_",
+    b"\0\0\0\x2d\0\0\0\0{\"max_rdy_count\":2500,\"auth_required\":false}",
+    b"\0\0\0\x11\0\0\0\x01E_BAD_MESSAGE",
+    b"\0\0\0\x02OK",
+    b"\0\0\0\x47{\"broadcast_address\":\"a\",\"http_port\":1,\"tcp_port\":2,\"version\":\"1.3.0\"}",
+    b"HTTP/1.1 400 Bad Request\r\n\r\n",
+];
+
+struct Garbage(Jitter);
+
+impl Garbage {
+    fn below(&mut self, n: usize) -> usize {
+        self.0.next_u32() as usize % n
+    }
+
+    fn next(&mut self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for _ in 0..1 + self.below(4) {
+            bytes.extend(SEEDS[self.below(SEEDS.len())]);
+        }
+        match self.below(4) {
+            0 => {}
+            1 => {
+                let len = 1 + self.below(64);
+                bytes = (0..len).map(|_| self.0.next_u32() as u8).collect();
+            }
+            _ => {
+                for _ in 0..1 + self.below(3) {
+                    let at = self.below(bytes.len());
+                    bytes[at] = self.0.next_u32() as u8;
+                }
+            }
+        }
+        bytes.truncate(1 + self.below(bytes.len()));
+        bytes
+    }
+}
+
+/// Lets a session write, hear nonsense and lose connections, for `TOTAL` bytes of it.
+fn torment<S: Session>(session: &mut S, seed: u32, mut each: impl FnMut(&mut S, Instant)) -> u32 {
+    let mut garbage = Garbage(Jitter::new(seed));
+    let mut now = Instant::from_millis(1);
+    let (mut fed, mut faults) = (0, 0);
+    while fed < TOTAL {
+        now = now.after(Span::from_millis(garbage.below(50) as u32));
+        if session.deadline().is_some_and(|at| at <= now) {
+            session.tick(now);
+        }
+        match session.link() {
+            Link::Down => {
+                if session.dial(now).is_some() {
+                    session.open(now);
+                }
+                now = now.after(Span::from_millis(100));
+            }
+            Link::Up => {
+                let len = session.transmit(now).len();
+                session.sent(now, garbage.below(len + 1));
+                let bytes = garbage.next();
+                fed += bytes.len();
+                if let Err(fault) = session.receive(now, &bytes) {
+                    assert!(!fault.to_string().is_empty());
+                    assert_eq!(session.link(), Link::Close, "{fault}");
+                    faults += 1;
+                } else if garbage.below(20) == 0 {
+                    session.closed(now, Closed::Peer);
+                }
+            }
+            Link::Close => session.closed(now, Closed::Local),
+            Link::Upgrade(upgrade) => panic!("nobody asked for {upgrade:?}"),
+        }
+        while session.poll_event().is_some() {}
+        each(session, now);
+    }
+    faults
+}
+
+#[test]
+fn five_million_bytes_of_garbage_to_a_publisher() {
+    let config = Config::new();
+    let nsqds: [Address; 2] = ["one:1", "two:1"].map(|a| a.parse().unwrap());
+    let topic = TopicName::new("t").unwrap();
+    let mut ring = [0; 512];
+    let mut publisher = Publisher::new(&config, &nsqds, &mut ring).unwrap();
+    let faults = torment(&mut publisher, 1, |publisher, _| {
+        let _ = publisher.publish(&topic, b"a message");
+        let c = publisher.counters();
+        assert_eq!(c.accepted, c.acknowledged + c.rejected + c.expired + c.dropped + c.pending);
+        assert!(publisher.outbox().used() <= 512);
+    });
+    assert!(faults > 10_000, "{faults}");
+    let counters = publisher.counters();
+    assert!(counters.acknowledged > 1000 && counters.connections > 1000, "{counters:?}");
+
+    // And it still works.
+    let mut now = Instant::from_millis(1 << 40);
+    publisher.tick(now);
+    if publisher.link() != Link::Down {
+        publisher.closed(now, Closed::Peer);
+    }
+    now = now.after(Span::from_secs(10));
+    publisher.dial(now).unwrap();
+    publisher.open(now);
+    let drain = |publisher: &mut Publisher<'_>| {
+        while !publisher.transmit(now).is_empty() {
+            let n = publisher.transmit(now).len();
+            publisher.sent(now, n);
+        }
+    };
+    drain(&mut publisher);
+    publisher.receive(now, b"\0\0\0\x06\0\0\0\0OK").unwrap();
+    assert_eq!(publisher.state(), State::Ready);
+    while publisher.counters().pending > 0 {
+        drain(&mut publisher);
+        publisher.receive(now, b"\0\0\0\x06\0\0\0\0OK").unwrap();
+    }
+}
+
+#[test]
+fn five_million_bytes_of_garbage_to_a_lookup_peer() {
+    let config = lookup::Config::new(NodeInfo {
+        broadcast_address: "b",
+        tcp_port: 1,
+        http_port: 2,
+        version: "1",
+        ..NodeInfo::default()
+    });
+    let mut lookup = Lookup::<1, 4, 4>::new(&config).unwrap();
+    for name in ["a", "b", "c"] {
+        lookup.registry().add_topic(&TopicName::new(name).unwrap()).unwrap();
+    }
+    lookup.configure(Instant::ZERO, &["one:1".parse().unwrap()]).unwrap();
+    let faults = torment(&mut lookup.peer(0).unwrap(), 2, |_, _| {});
+    assert!(faults > 10_000, "{faults}");
+    assert!(lookup.status(0).unwrap().connections > 100);
+}
