@@ -130,8 +130,10 @@ fn nodes_and_peers_read_what_serde_reads() {
             Err(refusal) => assert_eq!(serde.check(), Err(refusal), "{json}"),
         }
         let peer = peer_info(&[json.as_bytes()]).expect(&json);
-        assert_eq!(peer.broadcast_address, serde.broadcast_address, "{json}");
-        assert_eq!(peer.version, serde.version, "{json}");
+        // ASCII only.
+        let ascii = |text| if str::is_ascii(text) { text } else { "" };
+        assert_eq!(peer.broadcast_address, ascii(serde.broadcast_address), "{json}");
+        assert_eq!(peer.version, ascii(serde.version), "{json}");
         assert_eq!((peer.http_port, peer.tcp_port), (serde.http_port, serde.tcp_port), "{json}");
     }
     assert!((100..1900).contains(&taken), "{taken}");
