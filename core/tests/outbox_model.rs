@@ -155,10 +155,11 @@ fn random_sequence(seed: u32, steps: u32) -> [u32; 8] {
             6 => {
                 let Some(flight) = flights.pop_front() else { continue };
                 let (skipped, count) = model.flights.pop_front().unwrap();
-                let live = outbox.resolve(&flight);
+                let (first, live) = outbox.resolve(&flight);
                 model.messages.drain(..skipped);
                 let done: Vec<_> = model.messages.drain(..count).collect();
                 model.sent -= skipped + count;
+                assert_eq!(first, done[0].number, "{context}");
                 assert_eq!(live as usize, done.iter().filter(|m| !m.expired).count(), "{context}");
                 if model.sent == 0 {
                     model.free_dead();

@@ -180,8 +180,14 @@ pub enum Event {
         /// Not [`Outcome::Acknowledged`].
         outcome: Outcome,
     },
+    /// So many more messages were not acknowledged; which ones is forgotten, since nobody polled
+    /// while more than [`EXCEPTIONS_MAX`] ranges failed.
+    Forgotten {
+        /// How many.
+        count: u32,
+    },
     /// Every message before this ticket is final, and was acknowledged unless
-    /// [`Event::Failed`] named it.
+    /// [`Event::Failed`] named it or [`Event::Forgotten`] counted it.
     Resolved {
         /// The first that is not.
         below: Ticket,
@@ -704,7 +710,7 @@ impl<'a> Publisher<'a> {
         let Some(flight) = self.flights.pop_front() else {
             return self.fail(now, Fault::UnexpectedReply);
         };
-        let live = self.resolve(&flight);
+        let (_, live) = self.resolve(&flight);
         let late = flight.count().saturating_sub(live);
         self.counters.acknowledged = self.counters.acknowledged.saturating_add(live.into());
         self.counters.late = self.counters.late.saturating_add(late.into());
@@ -717,14 +723,14 @@ impl<'a> Publisher<'a> {
         Ok(())
     }
 
-    /// The oldest batch is final. Gives how many of its messages were not already.
-    fn resolve(&mut self, flight: &Flight) -> u32 {
+    /// The oldest batch is final. Gives its first message, and how many were not final already.
+    fn resolve(&mut self, flight: &Flight) -> (u64, u32) {
         let before = self.outbox.first();
-        let live = self.outbox.resolve(flight);
+        let resolved = self.outbox.resolve(flight);
         let passed = self.outbox.first().saturating_sub(before);
         self.suspects = self.suspects.saturating_sub(passed as u32);
         self.version = self.version.wrapping_add(1);
-        live
+        resolved
     }
 
     /// An error frame: it concerns the oldest command on the wire, if any, and nsqd closes after
@@ -748,8 +754,7 @@ impl<'a> Publisher<'a> {
         };
         if refused {
             let _ = self.flights.pop_front();
-            let live = self.resolve(&flight);
-            let first = self.outbox.first().saturating_sub(flight.count().into());
+            let (first, live) = self.resolve(&flight);
             if live > 0 {
                 self.exceptions.add(first, live, Outcome::Rejected(code));
             }
@@ -914,6 +919,10 @@ impl Session for Publisher<'_> {
                 return Some(Event::Disconnected { nsqd: nsqd.into(), why });
             }
             None => {}
+        }
+        let count = self.exceptions.take_overlooked();
+        if count > 0 {
+            return Some(Event::Forgotten { count });
         }
         if let Some(failed) = self.exceptions.poll() {
             let first = Ticket(failed.first);

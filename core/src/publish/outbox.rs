@@ -248,19 +248,21 @@ impl<'a> Outbox<'a> {
 
     /// Head passes the oldest batch: its messages are final, its bytes free.
     ///
-    /// Returns how many of its messages were live; the others were resolved as expired before.
-    pub fn resolve(&mut self, batch: &Flight) -> u32 {
+    /// Returns the number of its first message, and how many were live; the others were resolved
+    /// as expired before.
+    pub fn resolve(&mut self, batch: &Flight) -> (u64, u32) {
         let mut skip = batch.skip as usize;
         while skip > 0 {
             let Some(size) = self.pass_item() else { break };
             skip = skip.saturating_sub(size);
         }
+        let first = self.first;
         self.pass(batch.bytes as usize, batch.count);
         let live = if self.context.expiry == DEAD { 0 } else { batch.count };
         if self.sent == 0 {
             self.free_dead();
         }
-        live
+        (first, live)
     }
 
     /// Nothing is on the wire any more: *sent* goes back to head. Expired messages at head are

@@ -72,11 +72,13 @@ pub(super) struct Exceptions {
     unpolled: u8,
     /// Nothing is known for sure of messages before this.
     forgotten: u64,
+    /// Messages in ranges that were forgotten before anybody polled them.
+    overlooked: u32,
 }
 
 impl Exceptions {
     pub(super) const fn new() -> Self {
-        Self { ranges: Deque::new(), unpolled: 0, forgotten: 0 }
+        Self { ranges: Deque::new(), unpolled: 0, forgotten: 0, overlooked: 0 }
     }
 
     pub(super) fn add(&mut self, first: u64, count: u32, outcome: Outcome) {
@@ -92,6 +94,9 @@ impl Exceptions {
             && let Some(oldest) = self.ranges.pop_front()
         {
             self.forgotten = self.forgotten.max(oldest.end());
+            if usize::from(self.unpolled) == EXCEPTIONS_MAX {
+                self.overlooked = self.overlooked.saturating_add(oldest.count);
+            }
         }
         let _ = self.ranges.push_back(Exception { first, count, outcome });
         self.unpolled = self.unpolled.saturating_add(1).min(EXCEPTIONS_MAX as u8);
@@ -106,6 +111,11 @@ impl Exceptions {
             None if number < self.forgotten => Some(Outcome::Forgotten),
             None => Some(Outcome::Acknowledged),
         }
+    }
+
+    /// How many failed messages were forgotten unpolled since this was last asked.
+    pub(super) fn take_overlooked(&mut self) -> u32 {
+        core::mem::take(&mut self.overlooked)
     }
 
     pub(super) fn poll(&mut self) -> Option<Exception> {
@@ -151,5 +161,8 @@ mod tests {
         assert_eq!(log.outcome(11, 30), Some(Outcome::Acknowledged));
         let polled = core::iter::from_fn(|| log.poll()).map(|r| r.first);
         assert!(polled.eq([10, 12, 14, 16]));
+        assert_eq!(log.take_overlooked(), 1, "nobody heard of message 5");
+        log.add(30, 1, Outcome::Dropped);
+        assert_eq!(log.take_overlooked(), 0, "the one displaced now was polled");
     }
 }

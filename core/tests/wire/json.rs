@@ -154,7 +154,7 @@ fn nesting_is_bounded() {
         let mut scanner = Scanner::<4>::new();
         let json = format!("{}1{}", "[{\"a\":".repeat(depth / 2), "}]".repeat(depth / 2));
         let mut input = json.as_bytes();
-        while let Some(_) = scanner.next(&mut input)? {}
+        while scanner.next(&mut input)?.is_some() {}
         assert!(scanner.finished());
         Ok::<(), JsonError>(())
     };

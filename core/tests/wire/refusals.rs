@@ -115,6 +115,20 @@ fn v2_magic_and_what_follows_a_refusal() {
 }
 
 #[test]
+fn v2_sub_needs_heartbeats() {
+    let mut decoder = v2::CommandDecoder::new();
+    decoder.set_heartbeats(false);
+    let mut input = &b"  V2PUB t\n\0\0\0\x01xSUB\n"[..];
+    let refusal = loop {
+        match decoder.next(&Limits::NSQD, &mut input) {
+            Ok(item) => assert!(item.is_some()),
+            Err(refusal) => break refusal.to_string(),
+        }
+    };
+    assert_eq!(refusal, "E_INVALID cannot SUB with heartbeats disabled");
+}
+
+#[test]
 fn v2_settings() {
     let set = |request: IdentifyRequest<'static>| {
         request.check(&Limits::NSQD).map_err(|refusal| refusal.to_string())
@@ -268,6 +282,10 @@ fn v1_lines() {
 fn v1_identify_bodies() {
     let full = r#"{"broadcast_address":"a","tcp_port":1,"http_port":2,"version":"v","hostname":null,"x":{}}"#;
     assert!(node(&[full.as_bytes()]).is_ok());
+    let odd = full.replace("\"v\"", "\"\u{e9}\"");
+    let bytes = odd.as_bytes().iter().map(|&byte| if byte == 0xa9 { b'v' } else { byte });
+    // Not UTF-8: as Go reads it.
+    assert_eq!(node(&[&bytes.collect::<Vec<_>>()[..]]).unwrap().version, "\u{fffd}v");
     for (from, to, refusal) in [
         ("\"a\"", "\"\"", v1::Refusal::MissingFields),
         ("\"a\"", "null", v1::Refusal::MissingFields),

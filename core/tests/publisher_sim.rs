@@ -1,0 +1,410 @@
+//! A publisher and a model nsqd in virtual time, over a network that fails at random: thousands of
+//! seeded lives, each checked to the last message.
+
+use std::collections::{HashMap, VecDeque};
+
+use nanonsq_core::address::Address;
+use nanonsq_core::name::TopicName;
+use nanonsq_core::publish::{
+    Config, Event, Full, Outcome, PublishError, PublishOptions, Publisher, Ticket,
+};
+use nanonsq_core::session::{Closed, DRAINS_MAX, DialError, Link, Session, TransportError};
+use nanonsq_core::time::{Instant, Jitter, Span};
+
+/// What nsqd does with a message of the model: bodies say so themselves.
+const BAD: u8 = b'!';
+
+struct Random(Jitter);
+
+impl Random {
+    fn below(&mut self, n: u32) -> u32 {
+        (u64::from(self.0.next_u32()) * u64::from(n) >> 32) as u32
+    }
+
+    fn one_in(&mut self, n: u32) -> bool {
+        self.below(n) == 0
+    }
+}
+
+/// One connection as the model nsqd sees it.
+#[derive(Default)]
+struct Connection {
+    /// Bytes that have not been understood yet.
+    inbox: Vec<u8>,
+    /// Answers on their way, with the time they arrive.
+    outbox: VecDeque<(Instant, Vec<u8>)>,
+    greeted: bool,
+    /// Refused something fatal: reads no more.
+    dead: bool,
+    /// Answers nothing, not even heartbeats.
+    mute: bool,
+    next_heartbeat: Instant,
+}
+
+/// What the model nsqd has, for good, each time it was stored.
+#[derive(Default)]
+struct Store(Vec<(String, Vec<u8>)>);
+
+fn frame(kind: u8, data: &[u8]) -> Vec<u8> {
+    let size = u32::try_from(data.len() + 4).unwrap().to_be_bytes();
+    [&size[..], &[0, 0, 0, kind], data].concat()
+}
+
+impl Connection {
+    fn answer(&mut self, at: Instant, frame: Vec<u8>) {
+        if !self.mute {
+            self.outbox.push_back((at, frame));
+        }
+    }
+
+    /// Runs every complete command, as nsqd does: in order, nothing after a fatal refusal.
+    fn run(&mut self, store: &mut Store, at: Instant) {
+        while !self.dead {
+            if !self.greeted {
+                if self.inbox.len() < 4 {
+                    return;
+                }
+                assert!(self.inbox.starts_with(b"  V2"));
+                self.inbox.drain(..4);
+                self.greeted = true;
+            }
+            let Some(end) = self.inbox.iter().position(|&b| b == b'\n') else { return };
+            let line = String::from_utf8(self.inbox[..end].to_vec()).unwrap();
+            let words: Vec<&str> = line.split(' ').collect();
+            let rest = &self.inbox[end + 1..];
+            let (used, reply) = match words[..] {
+                ["NOP"] => (0, None),
+                ["IDENTIFY"] => {
+                    let Some((len, _)) = body(rest) else { return };
+                    (len, Some(Ok(())))
+                }
+                ["PUB", topic] | ["DPUB", topic, _] => {
+                    let Some((len, message)) = body(rest) else { return };
+                    (len, Some(self.take(store, topic, vec![message])))
+                }
+                ["MPUB", topic] => {
+                    let Some((len, batch)) = body(rest) else { return };
+                    let count = u32::from_be_bytes(batch[..4].try_into().unwrap());
+                    let mut records = &batch[4..];
+                    let mut messages = Vec::new();
+                    for _ in 0..count {
+                        let (len, message) = body(records).expect("a whole record");
+                        messages.push(message);
+                        records = &records[len..];
+                    }
+                    assert!(records.is_empty(), "the sizes agree");
+                    assert!(count > 1, "a single message is a PUB");
+                    (len, Some(self.take(store, topic, messages)))
+                }
+                _ => panic!("{line:?}"),
+            };
+            self.inbox.drain(..end + 1 + used);
+            match reply {
+                None => {}
+                Some(Ok(())) => self.answer(at, frame(0, b"OK")),
+                Some(Err(text)) => {
+                    self.answer(at, frame(1, text.as_bytes()));
+                    self.dead = true;
+                }
+            }
+        }
+    }
+
+    fn take(
+        &self,
+        store: &mut Store,
+        topic: &str,
+        messages: Vec<Vec<u8>>,
+    ) -> Result<(), &'static str> {
+        if messages.iter().any(|m| m[0] == BAD) {
+            return Err("E_BAD_MESSAGE PUB message too big");
+        }
+        store.0.extend(messages.into_iter().map(|m| (topic.to_owned(), m)));
+        Ok(())
+    }
+}
+
+fn body(bytes: &[u8]) -> Option<(usize, Vec<u8>)> {
+    let len = u32::from_be_bytes(*bytes.first_chunk()?) as usize;
+    Some((4 + len, bytes.get(4..4 + len)?.to_vec()))
+}
+
+/// What a life is to be like.
+struct Life {
+    config: Config<'static>,
+    ring: usize,
+    nsqds: usize,
+    /// Milliseconds with faults; afterwards everything has to end well.
+    faulty: u64,
+}
+
+struct Accepted {
+    ticket: Ticket,
+    topic: String,
+    body: Vec<u8>,
+    expires: bool,
+}
+
+fn live(seed: u32) -> [u64; 6] {
+    let mut random = Random(Jitter::new(seed));
+    let life = Life {
+        config: Config {
+            heartbeat: Span::from_secs(1),
+            reply_timeout: Span::from_millis(500 + random.below(2000)),
+            connect_timeout: Span::from_millis(500),
+            batch_messages: 1 + random.below(40),
+            batch_bytes: 1 + random.below(2000),
+            full: if random.one_in(3) { Full::DropOldest } else { Full::Refuse },
+            seed,
+            ..Config::new()
+        },
+        ring: 90 + random.below(3000) as usize,
+        nsqds: 1 + random.below(3) as usize,
+        faulty: 1000 + u64::from(random.below(60_000)),
+    };
+    let nsqds: Vec<Address> =
+        (0..life.nsqds).map(|n| format!("nsqd{n}:1").parse().unwrap()).collect();
+    let mut ring = vec![0; life.ring];
+    let mut publisher = Publisher::new(&life.config, &nsqds, &mut ring).unwrap();
+    // As if all nsqds wrote to one disk.
+    let mut store = Store::default();
+    let mut connection: Option<Connection> = None;
+    let mut accepted: Vec<Accepted> = Vec::new();
+    let mut failed: HashMap<u64, Outcome> = HashMap::new();
+    let mut now = Instant::from_millis(5);
+    let end_of_faults = now.after(Span::from_millis(life.faulty as u32));
+    let (mut dialing, mut resolved, mut forgotten) = (false, 0, 0);
+    let context = format!("seed {seed}");
+
+    loop {
+        let faulty = now < end_of_faults;
+        // The application.
+        for _ in 0..random.below(4) {
+            if !faulty {
+                break;
+            }
+            let topic = ["a", "b"][usize::from(random.one_in(10))];
+            let number = accepted.len();
+            let first = if random.one_in(60) { BAD } else { b'.' };
+            let mut text = vec![first];
+            text.extend(format!("{number}").bytes());
+            text.resize(text.len() + random.below(40) as usize, b'x');
+            let expires = random.one_in(8);
+            let options = PublishOptions {
+                defer: random.one_in(20).then_some(Span::from_millis(7)),
+                deadline: expires.then(|| now.after(Span::from_millis(random.below(3000)))),
+            };
+            match publisher.publish_with(&TopicName::new(topic).unwrap(), &text, options) {
+                Ok(ticket) => {
+                    assert_eq!(ticket.number(), number as u64, "{context}");
+                    accepted.push(Accepted { ticket, topic: topic.into(), body: text, expires });
+                }
+                Err(PublishError::Full | PublishError::TooLarge { .. }) => {}
+                Err(error) => panic!("{context}: {error}"),
+            }
+        }
+
+        // The driver.
+        let mut drains = 0;
+        loop {
+            drains += 1;
+            assert!(drains < DRAINS_MAX, "{context}: never settles");
+            if publisher.deadline().is_some_and(|at| at <= now) {
+                publisher.tick(now);
+            }
+            let mut progress = false;
+            match publisher.link() {
+                Link::Down => {
+                    connection = None;
+                    if publisher.dial(now).is_some() {
+                        dialing = true;
+                        progress = true;
+                    }
+                }
+                Link::Up if dialing => {
+                    if faulty && random.one_in(20) {
+                        break; // no answer yet
+                    }
+                    dialing = false;
+                    if faulty && random.one_in(3) {
+                        publisher.closed(now, Closed::Dial(DialError::Refused));
+                    } else {
+                        publisher.open(now);
+                        connection = Some(Connection {
+                            mute: faulty && random.one_in(10),
+                            next_heartbeat: now.after(Span::from_secs(1)),
+                            ..Connection::default()
+                        });
+                    }
+                    progress = true;
+                }
+                Link::Up => {
+                    let transmit = publisher.transmit(now);
+                    let bytes = [transmit.head, transmit.body].concat();
+                    let n = if !faulty || random.one_in(2) {
+                        bytes.len()
+                    } else {
+                        random.below(bytes.len() as u32 + 1) as usize
+                    };
+                    if n > 0 {
+                        publisher.sent(now, n);
+                        let peer = connection.as_mut().expect("a connection");
+                        peer.inbox.extend(&bytes[..n]);
+                        // Sometimes it arrives at the very moment of the loss: stored, unanswered.
+                        let latency = if faulty { random.below(300) } else { 1 };
+                        peer.run(&mut store, now.after(Span::from_millis(latency)));
+                        progress = true;
+                    }
+                }
+                Link::Close => {
+                    dialing = false;
+                    publisher.closed(now, Closed::Local);
+                    connection = None;
+                    progress = true;
+                }
+                Link::Upgrade(_) => unreachable!(),
+            }
+            if !progress || faulty && random.one_in(3) {
+                break;
+            }
+        }
+
+        // The network.
+        if let Some(peer) = &mut connection {
+            if peer.next_heartbeat <= now {
+                peer.next_heartbeat = now.after(Span::from_secs(1));
+                peer.answer(now, frame(0, b"_heartbeat_"));
+            }
+            let mut arrived = Vec::new();
+            while peer.outbox.front().is_some_and(|(at, _)| *at <= now) {
+                arrived.extend(peer.outbox.pop_front().unwrap().1);
+            }
+            let hung_up = peer.dead && peer.outbox.is_empty();
+            let cut = random.below(arrived.len() as u32 + 1) as usize;
+            for piece in [&arrived[..cut], &arrived[cut..]] {
+                let _ = publisher.receive(now, piece);
+            }
+            if hung_up || faulty && random.one_in(40) {
+                let why = if random.one_in(2) {
+                    Closed::Peer
+                } else {
+                    Closed::Transport(TransportError::Reset)
+                };
+                publisher.closed(now, why);
+                connection = None;
+            }
+        }
+
+        // What the application hears.
+        while let Some(event) = publisher.poll_event() {
+            match event {
+                Event::Failed { first, count, outcome } => {
+                    for number in first.number()..first.number() + u64::from(count) {
+                        let before = failed.insert(number, outcome);
+                        assert_eq!(before, None, "{context}: {number} failed twice, with {outcome} of {first:?} {count}");
+                    }
+                }
+                Event::Forgotten { count } => forgotten += u64::from(count),
+                Event::Resolved { below } => {
+                    assert!(below.number() > resolved, "{context}");
+                    resolved = below.number();
+                }
+                _ => {}
+            }
+        }
+        let counters = publisher.counters();
+        assert_eq!(
+            counters.accepted,
+            counters.acknowledged
+                + counters.rejected
+                + counters.expired
+                + counters.dropped
+                + counters.pending,
+            "{context}"
+        );
+        if !faulty && counters.pending == 0 && publisher.outbox().messages() == 0 {
+            break;
+        }
+        assert!(now < end_of_faults.after(Span::from_secs(60)), "{context}: stuck: {publisher:?}");
+        // Mostly short steps, sometimes right to the next deadline.
+        now = match publisher.deadline() {
+            Some(at) if at > now && random.one_in(10) => at.min(now.after(Span::from_secs(2))),
+            _ => now.after(Span::from_millis(random.below(20))),
+        };
+    }
+
+    // The end: what was promised is so.
+    let counters = publisher.counters();
+    let mut stored: HashMap<(&str, &[u8]), u64> = HashMap::new();
+    for (topic, body) in &store.0 {
+        *stored.entry((topic, body)).or_default() += 1;
+    }
+    let (mut counts, mut unnamed) = ([0; 5], 0);
+    for message in &accepted {
+        let number = message.ticket.number();
+        let copies = stored.remove(&(&*message.topic, &*message.body)).unwrap_or(0);
+        let outcome = failed.get(&number).copied().unwrap_or(Outcome::Acknowledged);
+        let known = publisher.outcome(message.ticket);
+        assert!(known == Some(outcome) || known == Some(Outcome::Forgotten), "{context}: {known:?}");
+        match outcome {
+            Outcome::Acknowledged if known == Some(Outcome::Forgotten) && copies == 0 => {
+                unnamed += 1;
+            }
+            Outcome::Acknowledged => {
+                assert!(copies > 0, "{context}: {number} is acknowledged and lost");
+                counts[0] += 1;
+            }
+            Outcome::Rejected(_) => {
+                assert_eq!((message.body[0], copies), (BAD, 0), "{context}: {number}");
+                counts[1] += 1;
+            }
+            Outcome::Expired => {
+                assert!(message.expires, "{context}: {number} had no deadline");
+                counts[2] += 1;
+            }
+            Outcome::Dropped => {
+                assert_eq!(life.config.full, Full::DropOldest, "{context}");
+                counts[3] += 1;
+            }
+            Outcome::Forgotten => panic!("{context}: an event says so"),
+        }
+        counts[4] += copies.saturating_sub(1);
+    }
+    assert!(stored.is_empty(), "{context}: nobody published {stored:?}");
+    // Each failure was told once: by name, or in the count of those whose names were forgotten.
+    let failures = counters.rejected + counters.expired + counters.dropped;
+    assert_eq!(failures, failed.len() as u64 + forgotten, "{context}");
+    assert!(unnamed <= forgotten, "{context}: nobody was told of {unnamed}");
+    if forgotten == 0 {
+        let told =
+            [counters.acknowledged, counters.rejected, counters.expired, counters.dropped];
+        assert_eq!(counts[..4], told, "{context}");
+    }
+    assert!(counts[4] <= counters.possible_duplicates, "{context}: {} {counters:?}", counts[4]);
+    // First arrivals of one topic are in the order of publishing, for what was never given up.
+    for topic in ["a", "b"] {
+        let mut last = None;
+        let mut seen = std::collections::HashSet::new();
+        for (_, body) in store.0.iter().filter(|(t, _)| t == topic) {
+            let digits = std::str::from_utf8(&body[1..]).unwrap().trim_end_matches('x');
+            let number: u64 = digits.parse().unwrap();
+            if seen.insert(number) {
+                assert!(last.is_none_or(|last| last < number), "{context}: {number} overtook");
+                last = Some(number);
+            }
+        }
+    }
+    [counts[0], counts[1], counts[2], counts[3], counts[4], counters.connections.into()]
+}
+
+#[test]
+fn two_thousand_lives_end_well() {
+    let mut sums = [0; 6];
+    for seed in 0..2000 {
+        for (sum, n) in sums.iter_mut().zip(live(seed)) {
+            *sum += n;
+        }
+    }
+    println!("acknowledged, rejected, expired, dropped, duplicates, connections: {sums:?}");
+    assert!(sums.iter().all(|&n| n > 1000), "{sums:?}");
+}
