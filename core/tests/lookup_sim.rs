@@ -1,28 +1,19 @@
 //! Peers and model nsqlookupds in virtual time, over a network that fails at random: when the
 //! faults stop, every nsqlookupd lists exactly what the registry wants.
 
+mod support;
+
 use std::collections::{BTreeSet, VecDeque};
 
 use nanonsq_core::address::Address;
 use nanonsq_core::lookup::{Config, Lookup, NodeInfo, PeerState};
 use nanonsq_core::name::{ChannelName, TopicName};
 use nanonsq_core::session::{Closed, DRAINS_MAX, DialError, Link, Session};
-use nanonsq_core::time::{Instant, Jitter, Span};
+use nanonsq_core::time::{Instant, Span};
+use support::Random;
 
 const PEERS: usize = 3;
 const INFO: &[u8] = br#"{"broadcast_address":"l","hostname":"l","http_port":1,"tcp_port":2,"version":"1"}"#;
-
-struct Random(Jitter);
-
-impl Random {
-    fn below(&mut self, n: u32) -> u32 {
-        (u64::from(self.0.next_u32()) * u64::from(n) >> 32) as u32
-    }
-
-    fn one_in(&mut self, n: u32) -> bool {
-        self.below(n) == 0
-    }
-}
 
 /// One connection as the model nsqlookupd sees it; what it registered goes with it.
 #[derive(Default)]
@@ -91,7 +82,7 @@ fn wanted(lookup: &mut Lookup<'_, PEERS, 5, 6>) -> BTreeSet<String> {
 }
 
 fn live(seed: u32) -> [u64; 3] {
-    let mut random = Random(Jitter::new(seed));
+    let mut random = Random::new(seed);
     let config = Config {
         seed,
         reassert: Span::from_millis(500 + random.below(5000)),

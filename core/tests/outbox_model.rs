@@ -1,12 +1,15 @@
 //! The outbox against an unbounded, obviously right model, over random sequences of operations.
 
+mod support;
+
 use std::collections::VecDeque;
 
 use nanonsq_core::name::TopicName;
 use nanonsq_core::publish::{
     Flight, HEADER_OVERHEAD, Outbox, PushError, RECORD_OVERHEAD,
 };
-use nanonsq_core::time::{Instant, Jitter, Span};
+use nanonsq_core::time::{Instant, Span};
+use support::Random;
 
 #[derive(Debug, Clone, PartialEq)]
 struct Message {
@@ -66,8 +69,8 @@ impl Model {
 }
 
 fn random_sequence(seed: u32, steps: u32) -> [u32; 8] {
-    let mut random = Jitter::new(seed);
-    let mut below = move |n: u32| (u64::from(random.next_u32()) * u64::from(n) >> 32) as u32;
+    let mut random = Random::new(seed);
+    let mut below = move |n| random.below(n);
     let topics = ["a", "bb", &"t".repeat(64)].map(|t| TopicName::new(t).unwrap());
     let capacity = [90, 128, 333, 1024, 5000][below(5) as usize] as usize;
     let mut ring = vec![0xee; capacity];

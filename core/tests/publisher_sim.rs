@@ -1,6 +1,8 @@
 //! A publisher and a model nsqd in virtual time, over a network that fails at random: thousands of
 //! seeded lives, each checked to the last message.
 
+mod support;
+
 use std::collections::{HashMap, VecDeque};
 
 use nanonsq_core::address::Address;
@@ -9,22 +11,11 @@ use nanonsq_core::publish::{
     Config, Event, Full, Outcome, PublishError, PublishOptions, Publisher, Ticket,
 };
 use nanonsq_core::session::{Closed, DRAINS_MAX, DialError, Link, Session, TransportError};
-use nanonsq_core::time::{Instant, Jitter, Span};
+use nanonsq_core::time::{Instant, Span};
+use support::Random;
 
 /// What nsqd does with a message of the model: bodies say so themselves.
 const BAD: u8 = b'!';
-
-struct Random(Jitter);
-
-impl Random {
-    fn below(&mut self, n: u32) -> u32 {
-        (u64::from(self.0.next_u32()) * u64::from(n) >> 32) as u32
-    }
-
-    fn one_in(&mut self, n: u32) -> bool {
-        self.below(n) == 0
-    }
-}
 
 /// One connection as the model nsqd sees it.
 #[derive(Default)]
@@ -146,7 +137,7 @@ struct Accepted {
 }
 
 fn live(seed: u32) -> [u64; 6] {
-    let mut random = Random(Jitter::new(seed));
+    let mut random = Random::new(seed);
     let life = Life {
         config: Config {
             heartbeat: Span::from_secs(1),

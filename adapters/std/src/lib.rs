@@ -1,6 +1,6 @@
 //! nanonsq on desktops: tokio's sockets, DNS and time for [`nanonsq_core::drive`].
 //!
-//! Nothing of NSQ is decided here. See the [core](nanonsq_core) for what it does and how to use it.
+//! Nothing of NSQ is decided here. [`nanonsq_core`] says what it does and how to use it.
 
 use std::future::Future;
 use std::io::{self, ErrorKind, IoSlice};

@@ -47,6 +47,7 @@ impl<M: RawMutex, const PEERS: usize, const TOPICS: usize, const CHANNELS: usize
 
 /// A lookup's two ends: nothing registered, nobody to connect to yet. Each peer has a dialer of
 /// its own.
+#[expect(clippy::type_complexity, reason = "two ends, each with its parameters")]
 pub fn new<
     'a,
     M: RawMutex,

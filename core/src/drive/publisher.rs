@@ -41,6 +41,7 @@ impl<M: RawMutex> Default for Resources<'_, M> {
 }
 
 /// A publisher's two ends. `ring` is its outbox; see [`Publisher::new`].
+#[expect(clippy::type_complexity, reason = "two ends, each with its parameters")]
 pub fn new<'a, M: RawMutex, D: Dialer, S: Sleep>(
     resources: &'a mut Resources<'a, M>,
     config: &'a Config<'a>,

@@ -25,7 +25,7 @@
 //! | nsqd's error text | [`DETAIL_MAX`] bytes | cut off |
 
 mod config;
-mod outbox;
+pub mod outbox;
 mod outcome;
 #[cfg(test)]
 mod tests;

@@ -8,12 +8,12 @@ use crate::emitted;
 use crate::support::{channel, node, peer_info, replies, topic, v1_items};
 
 /// As sent by the real nsqd.
-pub const IDENTIFY: &str = r#"{"broadcast_address":"127.0.0.1","hostname":"vm","http_port":24351,"tcp_port":24350,"topology_region":"","topology_zone":"","version":"1.3.0"}"#;
+pub(crate) const IDENTIFY: &str = r#"{"broadcast_address":"127.0.0.1","hostname":"vm","http_port":24351,"tcp_port":24350,"topology_region":"","topology_zone":"","version":"1.3.0"}"#;
 
 /// As answered by the real nsqlookupd.
-pub const IDENTIFY_REPLY: &str = r#"{"broadcast_address":"127.0.0.1","hostname":"vm","http_port":24161,"tcp_port":24160,"version":"1.3.0"}"#;
+pub(crate) const IDENTIFY_REPLY: &str = r#"{"broadcast_address":"127.0.0.1","hostname":"vm","http_port":24161,"tcp_port":24160,"version":"1.3.0"}"#;
 
-pub const NODE: NodeInfo<'static> = NodeInfo {
+pub(crate) const NODE: NodeInfo<'static> = NodeInfo {
     broadcast_address: "127.0.0.1",
     hostname: "vm",
     http_port: 24351,

@@ -14,11 +14,11 @@ use crate::support::{
 };
 
 /// As answered by the real nsqd.
-pub const IDENTIFY_RESPONSE: &str = r#"{"max_rdy_count":2500,"version":"1.3.0","max_msg_timeout":900000,"msg_timeout":60000,"tls_v1":false,"deflate":false,"deflate_level":6,"max_deflate_level":6,"snappy":false,"sample_rate":0,"auth_required":false,"output_buffer_size":16384,"output_buffer_timeout":250,"topology_region":"","topology_zone":""}"#;
+pub(crate) const IDENTIFY_RESPONSE: &str = r#"{"max_rdy_count":2500,"version":"1.3.0","max_msg_timeout":900000,"msg_timeout":60000,"tls_v1":false,"deflate":false,"deflate_level":6,"max_deflate_level":6,"snappy":false,"sample_rate":0,"auth_required":false,"output_buffer_size":16384,"output_buffer_timeout":250,"topology_region":"","topology_zone":""}"#;
 
-pub const ID: MessageId = MessageId(*b"0e56cbb0bd1e8000");
+pub(crate) const ID: MessageId = MessageId(*b"0e56cbb0bd1e8000");
 
-pub const REQUEST: IdentifyRequest<'static> = IdentifyRequest {
+pub(crate) const REQUEST: IdentifyRequest<'static> = IdentifyRequest {
     client_id: Some("sensor"),
     hostname: Some("sensor.local"),
     user_agent: Some("nanonsq/0.1.0"),

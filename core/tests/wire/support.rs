@@ -7,11 +7,11 @@ use nanonsq_core::session::Fault;
 use nanonsq_core::wire::json::{JsonError, Scanner, Token};
 use nanonsq_core::wire::{Write, v1, v2};
 
-pub fn topic(name: &str) -> TopicName {
+pub(crate) fn topic(name: &str) -> TopicName {
     TopicName::new(name).unwrap()
 }
 
-pub fn channel(name: &str) -> ChannelName {
+pub(crate) fn channel(name: &str) -> ChannelName {
     ChannelName::new(name).unwrap()
 }
 
@@ -32,14 +32,14 @@ macro_rules! emitted {
 
 /// What happened, in words, data joined where it was split.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Transcript {
+pub(crate) struct Transcript {
     pub lines: Vec<String>,
     data: Vec<u8>,
     open: bool,
 }
 
 impl Transcript {
-    pub fn say(&mut self, what: impl Display) {
+    pub(crate) fn say(&mut self, what: impl Display) {
         self.flush();
         self.lines.push(what.to_string());
     }
@@ -58,7 +58,7 @@ impl Transcript {
 }
 
 /// The frames in a stream, up to its fault.
-pub fn frames(chunks: &[&[u8]]) -> Vec<String> {
+pub(crate) fn frames(chunks: &[&[u8]]) -> Vec<String> {
     let mut decoder = v2::FrameDecoder::new(1000);
     let mut transcript = Transcript::default();
     for &chunk in chunks {
@@ -88,7 +88,7 @@ pub fn frames(chunks: &[&[u8]]) -> Vec<String> {
 }
 
 /// The replies in a stream, up to its fault.
-pub fn replies(chunks: &[&[u8]]) -> Vec<String> {
+pub(crate) fn replies(chunks: &[&[u8]]) -> Vec<String> {
     let mut decoder = v1::ReplyDecoder::new(1000);
     let mut transcript = Transcript::default();
     for &chunk in chunks {
@@ -118,7 +118,7 @@ pub fn replies(chunks: &[&[u8]]) -> Vec<String> {
 }
 
 /// What a nsqd reads of a stream, up to its refusal.
-pub fn v2_items(limits: &v2::Limits, chunks: &[&[u8]]) -> Vec<String> {
+pub(crate) fn v2_items(limits: &v2::Limits, chunks: &[&[u8]]) -> Vec<String> {
     let mut decoder = v2::CommandDecoder::new();
     let mut transcript = Transcript::default();
     for &chunk in chunks {
@@ -152,7 +152,7 @@ pub fn v2_items(limits: &v2::Limits, chunks: &[&[u8]]) -> Vec<String> {
 }
 
 /// What a nsqlookupd reads of a stream, up to its refusal.
-pub fn v1_items(max: u32, chunks: &[&[u8]]) -> Vec<String> {
+pub(crate) fn v1_items(max: u32, chunks: &[&[u8]]) -> Vec<String> {
     let mut decoder = v1::CommandDecoder::new(max);
     let mut transcript = Transcript::default();
     for &chunk in chunks {
@@ -183,7 +183,7 @@ pub fn v1_items(max: u32, chunks: &[&[u8]]) -> Vec<String> {
 }
 
 /// The tokens of a document, up to its error.
-pub fn tokens(chunks: &[&[u8]]) -> Vec<String> {
+pub(crate) fn tokens(chunks: &[&[u8]]) -> Vec<String> {
     let mut scanner = Scanner::<12>::new();
     let mut lines = Vec::new();
     for &chunk in chunks {
@@ -208,7 +208,7 @@ pub fn tokens(chunks: &[&[u8]]) -> Vec<String> {
     lines
 }
 
-pub fn show(token: Token<'_>) -> String {
+pub(crate) fn show(token: Token<'_>) -> String {
     let text = |text: nanonsq_core::wire::json::Text<'_>| {
         let cut = if text.truncated() { "..." } else { "" };
         format!("{}{cut}", text.as_bytes().escape_ascii())
@@ -222,7 +222,7 @@ pub fn show(token: Token<'_>) -> String {
     }
 }
 
-pub fn negotiated(chunks: &[&[u8]]) -> Result<v2::Negotiated, Fault> {
+pub(crate) fn negotiated(chunks: &[&[u8]]) -> Result<v2::Negotiated, Fault> {
     let mut scanner = v2::NegotiatedScanner::new();
     for chunk in chunks {
         scanner.feed(chunk)?;
@@ -230,7 +230,7 @@ pub fn negotiated(chunks: &[&[u8]]) -> Result<v2::Negotiated, Fault> {
     scanner.finish()
 }
 
-pub fn authorized(chunks: &[&[u8]]) -> Result<v2::Authorized, JsonError> {
+pub(crate) fn authorized(chunks: &[&[u8]]) -> Result<v2::Authorized, JsonError> {
     let mut scanner = v2::AuthScanner::new();
     for chunk in chunks {
         scanner.feed(chunk)?;
@@ -238,7 +238,7 @@ pub fn authorized(chunks: &[&[u8]]) -> Result<v2::Authorized, JsonError> {
     scanner.finish().cloned()
 }
 
-pub fn peer_info(chunks: &[&[u8]]) -> Result<v1::PeerInfo, JsonError> {
+pub(crate) fn peer_info(chunks: &[&[u8]]) -> Result<v1::PeerInfo, JsonError> {
     let mut scanner = v1::PeerInfoScanner::new();
     for chunk in chunks {
         scanner.feed(chunk)?;
@@ -246,7 +246,7 @@ pub fn peer_info(chunks: &[&[u8]]) -> Result<v1::PeerInfo, JsonError> {
     scanner.finish().cloned()
 }
 
-pub fn node(chunks: &[&[u8]]) -> Result<v1::Node, v1::Refusal<'static>> {
+pub(crate) fn node(chunks: &[&[u8]]) -> Result<v1::Node, v1::Refusal<'static>> {
     let mut scanner = v1::NodeScanner::new();
     for chunk in chunks {
         scanner.feed(chunk)?;
@@ -254,7 +254,7 @@ pub fn node(chunks: &[&[u8]]) -> Result<v1::Node, v1::Refusal<'static>> {
     scanner.finish().cloned()
 }
 
-pub fn identification(chunks: &[&[u8]]) -> Result<v2::Identification<32>, v2::Refusal<'static>> {
+pub(crate) fn identification(chunks: &[&[u8]]) -> Result<v2::Identification<32>, v2::Refusal<'static>> {
     let mut scanner = v2::IdentifyScanner::<32, 32>::new();
     for chunk in chunks {
         scanner.feed(chunk)?;
@@ -263,10 +263,10 @@ pub fn identification(chunks: &[&[u8]]) -> Result<v2::Identification<32>, v2::Re
 }
 
 /// xorshift64*: the same numbers on every machine.
-pub struct Random(pub u64);
+pub(crate) struct Random(pub u64);
 
 impl Random {
-    pub fn next(&mut self) -> u32 {
+    pub(crate) fn next(&mut self) -> u32 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
@@ -274,17 +274,17 @@ impl Random {
     }
 
     /// From 0 to `end`, `end` excluded.
-    pub fn below(&mut self, end: usize) -> usize {
+    pub(crate) fn below(&mut self, end: usize) -> usize {
         ((u64::from(self.next()) * end as u64) >> 32) as usize
     }
 
-    pub fn pick<'a, T>(&mut self, from: &'a [T]) -> &'a T {
+    pub(crate) fn pick<'a, T>(&mut self, from: &'a [T]) -> &'a T {
         &from[self.below(from.len())]
     }
 }
 
 /// A writer that takes one byte at a time, as a transport may.
-pub struct Trickle(pub Vec<u8>);
+pub(crate) struct Trickle(pub Vec<u8>);
 
 impl nanonsq_core::wire::ErrorType for Trickle {
     type Error = std::convert::Infallible;

@@ -1,6 +1,6 @@
 //! One flat object, field by field.
 
-use super::scan::{Event, Machine, Mode, Unescape};
+use super::machine::{Event, Machine, Mode, Unescape};
 use super::{JsonError, Text, Token};
 
 /// Scans one object and picks the fields that are asked for.

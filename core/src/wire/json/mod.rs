@@ -7,6 +7,7 @@
 
 mod emit;
 mod fields;
+mod machine;
 mod scan;
 
 use core::fmt;
@@ -14,7 +15,8 @@ use core::fmt;
 pub(crate) use emit::hex;
 pub use emit::{Object, emit_str};
 pub use fields::Fields;
-pub use scan::{DEPTH_MAX, Scanner};
+pub use machine::DEPTH_MAX;
+pub use scan::Scanner;
 
 /// One piece of a JSON document.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -107,22 +109,37 @@ impl<'s> Text<'s> {
 }
 
 impl Text<'_> {
-    /// Puts as much of the text into `to` as fits, whole characters only; nothing if it is not
-    /// UTF-8.
+    /// Puts as much of the text into `to` as fits, whole characters only; U+FFFD where it is not
+    /// UTF-8, as Go does.
     pub(crate) fn store<const N: usize>(&self, to: &mut heapless::String<N, u8>) {
         to.clear();
-        let text = self.as_str().unwrap_or_default();
-        let mut end = text.len().min(N);
-        while end > 0 && !text.is_char_boundary(end) {
-            end = end.saturating_sub(1);
+        let mut mark = "";
+        for chunk in self.bytes.utf8_chunks() {
+            for char in mark.chars().chain(chunk.valid().chars()) {
+                if to.push(char).is_err() {
+                    return;
+                }
+            }
+            mark = if chunk.invalid().is_empty() { "" } else { "\u{fffd}" };
         }
-        // It fits.
-        let _ = to.push_str(text.get(..end).unwrap_or_default());
+        if !self.truncated {
+            // No room for it is as good as room.
+            let _ = to.push_str(mark);
+        }
+    }
+
+    /// As [`store`](Self::store), up to the first byte that is not ASCII, without the code for
+    /// UTF-8; whether that is all of it.
+    pub(crate) fn store_ascii<const N: usize>(&self, to: &mut heapless::String<N, u8>) -> bool {
+        to.clear();
+        let whole = self.bytes.iter().all(|&byte| byte.is_ascii() && to.push(byte.into()).is_ok());
+        whole && !self.truncated
     }
 }
 
 /// A number as an integer: every number in NSQ's protocols is a small one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Number {
     /// The digits before any `.`, `e` or `E`; `i32::MIN` or `i32::MAX` if it lies beyond.
     pub integer: i32,
@@ -137,7 +154,7 @@ pub struct JsonError {
     at: u32,
     // The state it happened in, from which `problem` tells what was missing: on a
     // microcontroller that never asks, that costs nothing.
-    mode: scan::Mode,
+    mode: machine::Mode,
     allowed: u8,
 }
 
@@ -150,21 +167,21 @@ impl JsonError {
     /// What is wrong with it.
     pub const fn problem(&self) -> Problem {
         match self.mode {
-            scan::Mode::Structure => match self.allowed {
+            machine::Mode::Structure => match self.allowed {
                 0 => Problem::Trailing,
-                scan::COLON => Problem::Colon,
-                allowed if allowed & scan::KEY != 0 => Problem::Key,
-                allowed if allowed & scan::VALUE != 0 => Problem::Value,
+                machine::COLON => Problem::Colon,
+                allowed if allowed & machine::KEY != 0 => Problem::Key,
+                allowed if allowed & machine::VALUE != 0 => Problem::Value,
                 _ => Problem::CommaOrEnd,
             },
-            scan::Mode::Text => Problem::Control,
-            scan::Mode::Escape | scan::Mode::Hex | scan::Mode::Half => Problem::Escape,
-            scan::Mode::Number => Problem::Number,
-            scan::Mode::Literal => Problem::Literal,
-            scan::Mode::TooDeep => Problem::TooDeep,
-            scan::Mode::Incomplete => Problem::Incomplete,
-            scan::Mode::NotAnObject => Problem::NotAnObject,
-            scan::Mode::WrongType => Problem::WrongType,
+            machine::Mode::Text => Problem::Control,
+            machine::Mode::Escape | machine::Mode::Hex | machine::Mode::Half => Problem::Escape,
+            machine::Mode::Number => Problem::Number,
+            machine::Mode::Literal => Problem::Literal,
+            machine::Mode::TooDeep => Problem::TooDeep,
+            machine::Mode::Incomplete => Problem::Incomplete,
+            machine::Mode::NotAnObject => Problem::NotAnObject,
+            machine::Mode::WrongType => Problem::WrongType,
         }
     }
 }

@@ -3,7 +3,7 @@
 use super::VERSION_MAX;
 use super::command::{BROADCAST_ADDRESS, HOSTNAME, HTTP_PORT, TCP_PORT, VERSION};
 use crate::address::HOST_MAX;
-use crate::wire::json::{Fields, JsonError, Object, Token};
+use crate::wire::json::{Fields, JsonError, Object};
 use crate::wire::{Write, len_of};
 
 /// The answer to IDENTIFY, as nsqlookupd writes it: itself.
@@ -45,11 +45,12 @@ impl IdentifyReply<'_> {
 ///
 /// RAM: [`HOST_MAX`] + 22 bytes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct PeerInfo {
     /// Where nsqlookupd is reached by HTTP; empty if it did not say or says more than [`HOST_MAX`]
-    /// bytes, for a cut host is no host.
+    /// bytes or what is not ASCII: a cut host is no host.
     pub broadcast_address: heapless::String<HOST_MAX, u8>,
-    /// Its version; the first [`VERSION_MAX`] bytes of it.
+    /// Its version; the first [`VERSION_MAX`] bytes of it, up to what is not ASCII.
     pub version: heapless::String<VERSION_MAX, u8>,
     /// Where it answers HTTP; 0 if it did not say or says no port.
     pub http_port: u16,
@@ -67,34 +68,8 @@ impl PeerInfo {
             tcp_port: 0,
         }
     }
-
-    fn take(&mut self, key: u8, value: Token<'_>) -> bool {
-        let port = match key {
-            0 | 1 => {
-                let Some(text) = value.as_text() else {
-                    return false;
-                };
-                if key == 1 {
-                    text.store(&mut self.version);
-                } else if text.truncated() {
-                    self.broadcast_address.clear();
-                } else {
-                    text.store(&mut self.broadcast_address);
-                }
-                return true;
-            }
-            2 => &mut self.http_port,
-            _ => &mut self.tcp_port,
-        };
-        let Some(number) = value.as_i32() else {
-            return false;
-        };
-        *port = u16::try_from(number).unwrap_or(0);
-        true
-    }
 }
 
-/// In the order of `PeerInfo::take`.
 const KEYS: [&str; 4] = [BROADCAST_ADDRESS, VERSION, HTTP_PORT, TCP_PORT];
 
 /// Reads the answer to IDENTIFY in pieces. RAM: 2 [`HOST_MAX`] + 48 bytes.
@@ -113,8 +88,8 @@ impl PeerInfoScanner {
     /// Takes the next piece of the answer.
     pub fn feed(&mut self, bytes: &[u8]) -> Result<(), JsonError> {
         let mut bytes = bytes;
-        while let Some((key, value)) = self.fields.next(&KEYS, &mut bytes)? {
-            if !self.info.take(key, value) {
+        while let Some(key) = self.fields.take(&KEYS, &mut bytes)? {
+            if self.keep(key).is_none() {
                 return Err(self.fields.refuse());
             }
         }
@@ -130,5 +105,24 @@ impl PeerInfoScanner {
     /// What was read so far.
     pub const fn info(&self) -> &PeerInfo {
         &self.info
+    }
+
+    /// `None` if the value has the wrong type.
+    fn keep(&mut self, key: u8) -> Option<()> {
+        let info = &mut self.info;
+        let port = self.fields.integer().map(|port| u16::try_from(port).unwrap_or(0));
+        match key {
+            0 => {
+                if !self.fields.string()?.store_ascii(&mut info.broadcast_address) {
+                    info.broadcast_address.clear();
+                }
+            }
+            1 => {
+                self.fields.string()?.store_ascii(&mut info.version);
+            }
+            2 => info.http_port = port?,
+            _ => info.tcp_port = port?,
+        }
+        Some(())
     }
 }

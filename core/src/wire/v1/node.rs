@@ -6,10 +6,11 @@ use super::command::{
 };
 use super::{Refusal, VERSION_MAX};
 use crate::address::HOST_MAX;
-use crate::wire::json::{Fields, Token};
+use crate::wire::json::Fields;
 
 /// A node as nsqlookupd keeps it. RAM: [`HOST_MAX`] + 154 bytes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Node {
     /// Where consumers reach it, never empty.
     pub broadcast_address: heapless::String<HOST_MAX, u8>,
@@ -52,38 +53,10 @@ impl Node {
             http_port: 0,
         }
     }
-
-    fn take(&mut self, key: u8, value: Token<'_>) -> bool {
-        let port = match key {
-            0 => &mut self.tcp_port,
-            1 => &mut self.http_port,
-            _ => {
-                let Some(text) = value.as_text() else {
-                    return false;
-                };
-                match key {
-                    2 => text.store(&mut self.hostname),
-                    3 => text.store(&mut self.version),
-                    4 => text.store(&mut self.topology_region),
-                    5 => text.store(&mut self.topology_zone),
-                    _ => text.store(&mut self.broadcast_address),
-                }
-                return true;
-            }
-        };
-        let Some(number) = value.as_exact() else {
-            return false;
-        };
-        *port = u16::try_from(number).unwrap_or(0);
-        true
-    }
 }
 
-/// In the order of `Node::take`.
 const KEYS: [&str; 7] =
     [TCP_PORT, HTTP_PORT, HOSTNAME, VERSION, TOPOLOGY_REGION, TOPOLOGY_ZONE, BROADCAST_ADDRESS];
-
-const BROADCAST_ADDRESS_KEY: u8 = 6;
 
 /// Reads an IDENTIFY body in pieces and checks it as nsqlookupd does. No piece of it is kept but
 /// the result. RAM: 2 [`HOST_MAX`] + 180 bytes.
@@ -104,13 +77,8 @@ impl NodeScanner {
     /// Takes the next piece of the body.
     pub fn feed(&mut self, bytes: &[u8]) -> Result<(), Refusal<'static>> {
         let mut bytes = bytes;
-        while let Some((key, value)) =
-            self.fields.next(&KEYS, &mut bytes).map_err(|_| Refusal::BadJson)?
-        {
-            if key == BROADCAST_ADDRESS_KEY {
-                self.address_cut = value.as_text().is_some_and(|text| text.truncated());
-            }
-            if !self.node.take(key, value) {
+        while let Some(key) = self.fields.take(&KEYS, &mut bytes).map_err(|_| Refusal::BadJson)? {
+            if self.keep(key).is_none() {
                 self.fields.refuse();
                 return Err(Refusal::BadJson);
             }
@@ -126,6 +94,27 @@ impl NodeScanner {
         }
         self.node.info().check()?;
         Ok(&self.node)
+    }
+
+    /// `None` if the value has the wrong type.
+    fn keep(&mut self, key: u8) -> Option<()> {
+        let node = &mut self.node;
+        let port = self.fields.exact().map(|port| u16::try_from(port).unwrap_or(0));
+        let text = self.fields.string();
+        match key {
+            0 => node.tcp_port = port?,
+            1 => node.http_port = port?,
+            2 => text?.store(&mut node.hostname),
+            3 => text?.store(&mut node.version),
+            4 => text?.store(&mut node.topology_region),
+            5 => text?.store(&mut node.topology_zone),
+            _ => {
+                let text = text?;
+                self.address_cut = text.truncated();
+                text.store(&mut node.broadcast_address);
+            }
+        }
+        Some(())
     }
 }
 

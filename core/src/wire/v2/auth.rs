@@ -2,8 +2,7 @@
 
 use serde::Deserialize;
 
-use crate::wire::json::{Fields, JsonError};
-use crate::wire::json::{Object, Token};
+use crate::wire::json::{Fields, JsonError, Object};
 use crate::wire::{Write, len_of};
 
 /// The answer to AUTH, as a server writes it.
@@ -37,6 +36,7 @@ impl AuthResponse<'_> {
 
 /// The answer to AUTH, as a client keeps it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Authorized {
     /// Whom the authorization server took the client for, cut to 32 bytes; may be empty.
     pub identity: heapless::String<32, u8>,
@@ -44,20 +44,6 @@ pub struct Authorized {
     pub permission_count: u32,
 }
 
-impl Authorized {
-    fn take(&mut self, key: u8, value: Token<'_>) -> bool {
-        if key == 0 {
-            return value.as_text().inspect(|text| text.store(&mut self.identity)).is_some();
-        }
-        let Some(count) = value.as_i32() else {
-            return false;
-        };
-        self.permission_count = count.max(0).unsigned_abs();
-        true
-    }
-}
-
-/// In the order of `Authorized::take`.
 const KEYS: [&str; 2] = ["identity", "permission_count"];
 
 /// Reads the answer to AUTH in pieces. RAM: 96 bytes.
@@ -77,8 +63,8 @@ impl AuthScanner {
     /// Takes the next piece of the answer.
     pub fn feed(&mut self, bytes: &[u8]) -> Result<(), JsonError> {
         let mut bytes = bytes;
-        while let Some((key, value)) = self.fields.next(&KEYS, &mut bytes)? {
-            if !self.authorized.take(key, value) {
+        while let Some(key) = self.fields.take(&KEYS, &mut bytes)? {
+            if self.keep(key).is_none() {
                 return Err(self.fields.refuse());
             }
         }
@@ -89,5 +75,15 @@ impl AuthScanner {
     pub fn finish(&mut self) -> Result<&Authorized, JsonError> {
         self.fields.finish()?;
         Ok(&self.authorized)
+    }
+
+    /// `None` if the value has the wrong type.
+    fn keep(&mut self, key: u8) -> Option<()> {
+        if key == 0 {
+            self.fields.string()?.store(&mut self.authorized.identity);
+        } else {
+            self.authorized.permission_count = self.fields.integer()?.max(0).unsigned_abs();
+        }
+        Some(())
     }
 }

@@ -3,7 +3,7 @@
 use serde::Deserialize;
 
 use super::{Limits, Refusal, Setting};
-use crate::wire::json::{Fields, Object, Token};
+use crate::wire::json::{Fields, Object};
 use crate::wire::{Write, len_of};
 
 /// IDENTIFY's body (`nsqd/client_v2.go`, `identifyDataV2`). What is `None` is not sent.
@@ -207,6 +207,7 @@ impl Settings {
 ///
 /// RAM: 5 (`N` + 1) + 28 bytes, rounded up to 4.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Identification<const N: usize> {
     /// See [`IdentifyRequest::client_id`]; likewise the other fields. Empty if absent.
     pub client_id: heapless::String<N, u8>,
@@ -235,47 +236,8 @@ impl<const N: usize> Identification<N> {
             settings: Settings::new(),
         }
     }
-
-    fn take(&mut self, key: u8, value: Token<'_>) -> bool {
-        let settings = &mut self.settings;
-        let text = match key {
-            0 => Some(&mut self.client_id),
-            1 => Some(&mut self.hostname),
-            2 => Some(&mut self.user_agent),
-            3 => Some(&mut self.topology_region),
-            4 => Some(&mut self.topology_zone),
-            _ => None,
-        };
-        let flag = match key {
-            5 => Some(&mut settings.feature_negotiation),
-            6 => Some(&mut settings.tls_v1),
-            7 => Some(&mut settings.snappy),
-            8 => Some(&mut settings.deflate),
-            _ => None,
-        };
-        let number = match key {
-            9 => Some(&mut settings.heartbeat_interval),
-            10 => Some(&mut settings.output_buffer_size),
-            11 => Some(&mut settings.output_buffer_timeout),
-            12 => Some(&mut settings.msg_timeout),
-            13 => Some(&mut settings.sample_rate),
-            14 => Some(&mut settings.deflate_level),
-            _ => None,
-        };
-        if let Some(text) = text {
-            return value.as_text().inspect(|value| value.store(text)).is_some();
-        }
-        if let Some(flag) = flag {
-            return value.as_bool().inspect(|value| *flag = *value).is_some();
-        }
-        if let Some(number) = number {
-            return value.as_exact().inspect(|value| *number = *value).is_some();
-        }
-        true
-    }
 }
 
-/// In the order of `Identification::take`.
 const KEYS: [&str; 15] = [
     CLIENT_ID,
     HOSTNAME,
@@ -315,10 +277,8 @@ impl<const S: usize, const N: usize> IdentifyScanner<S, N> {
     /// Takes the next piece of the body.
     pub fn feed(&mut self, bytes: &[u8]) -> Result<(), Refusal<'static>> {
         let mut bytes = bytes;
-        while let Some((key, value)) =
-            self.fields.next(&KEYS, &mut bytes).map_err(|_| Refusal::BadJson)?
-        {
-            if !self.identification.take(key, value) {
+        while let Some(key) = self.fields.take(&KEYS, &mut bytes).map_err(|_| Refusal::BadJson)? {
+            if self.keep(key).is_none() {
                 self.fields.refuse();
                 return Err(Refusal::BadJson);
             }
@@ -331,6 +291,31 @@ impl<const S: usize, const N: usize> IdentifyScanner<S, N> {
         self.fields.finish().map_err(|_| Refusal::BadJson)?;
         self.identification.settings.check(limits)?;
         Ok(&self.identification)
+    }
+
+    /// `None` if the value has the wrong type.
+    fn keep(&mut self, key: u8) -> Option<()> {
+        let Self { fields, identification } = self;
+        let settings = &mut identification.settings;
+        let (text, flag, number) = (fields.string(), fields.flag(), fields.exact());
+        match key {
+            0 => text?.store(&mut identification.client_id),
+            1 => text?.store(&mut identification.hostname),
+            2 => text?.store(&mut identification.user_agent),
+            3 => text?.store(&mut identification.topology_region),
+            4 => text?.store(&mut identification.topology_zone),
+            5 => settings.feature_negotiation = flag?,
+            6 => settings.tls_v1 = flag?,
+            7 => settings.snappy = flag?,
+            8 => settings.deflate = flag?,
+            9 => settings.heartbeat_interval = number?,
+            10 => settings.output_buffer_size = number?,
+            11 => settings.output_buffer_timeout = number?,
+            12 => settings.msg_timeout = number?,
+            13 => settings.sample_rate = number?,
+            _ => settings.deflate_level = number?,
+        }
+        Some(())
     }
 }
 

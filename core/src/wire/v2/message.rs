@@ -36,7 +36,7 @@ impl fmt::Debug for MessageId {
 #[cfg(feature = "defmt")]
 impl defmt::Format for MessageId {
     fn format(&self, f: defmt::Formatter<'_>) {
-        defmt::write!(f, "{=[u8]:a}", &self.0);
+        defmt::write!(f, "{=[u8]:a}", self.0.as_slice());
     }
 }
 

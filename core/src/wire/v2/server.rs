@@ -121,6 +121,7 @@ pub struct CommandDecoder {
     phase: Phase,
     /// Whose body is being read.
     verb: Verb,
+    heartbeats: bool,
     /// How many bytes of `number` are read, below 4.
     have: u8,
     number: u32,
@@ -151,6 +152,7 @@ impl CommandDecoder {
             state: State::Magic,
             phase: Phase::Init,
             verb: Verb::Nop,
+            heartbeats: true,
             have: 0,
             number: 0,
             left: 0,
@@ -187,6 +189,12 @@ impl CommandDecoder {
             }
             item
         }
+    }
+
+    /// Says whether the client gets heartbeats: IDENTIFY may have switched them off or on. SUB is
+    /// refused without.
+    pub const fn set_heartbeats(&mut self, on: bool) {
+        self.heartbeats = on;
     }
 
     /// What the client may do now.
@@ -228,7 +236,7 @@ impl CommandDecoder {
             return Err(Refusal::LineTooLong);
         };
         let Some(line) = line else { return Ok(None) };
-        let parsed = parse(line, self.phase, limits);
+        let parsed = parse(line, self.phase, self.heartbeats, limits);
         let next = match &parsed {
             Err(_) => State::Refused,
             Ok((Item::Sub { .. }, _)) => {
@@ -293,7 +301,8 @@ impl CommandDecoder {
             };
             // Each message has a length and at least one byte.
             let most = limits.max_body_size.saturating_sub(4);
-            if count as i32 <= 0 || count.checked_mul(5).is_none_or(|least| least > most) {
+            let fits = count <= u32::MAX / 5 && count.wrapping_mul(5) <= most;
+            if count as i32 <= 0 || !fits {
                 return Err(Refusal::BadCount(count as i32));
             }
             self.index = 0;
@@ -359,6 +368,7 @@ impl Default for CommandDecoder {
 fn parse<'b, 's>(
     line: &'s [u8],
     phase: Phase,
+    heartbeats: bool,
     limits: &Limits,
 ) -> Result<(Item<'b>, Verb), Refusal<'s>> {
     let line = line.strip_suffix(b"\r").unwrap_or(line);
@@ -382,6 +392,7 @@ fn parse<'b, 's>(
         Verb::Identify => Item::Identify,
         Verb::Auth if first.is_some() => return Err(missing),
         Verb::Auth => Item::Auth,
+        Verb::Sub if !heartbeats => return Err(Refusal::HeartbeatsOff),
         Verb::Sub => {
             let name = second.ok_or(missing)?;
             Item::Sub {
@@ -451,7 +462,9 @@ fn number(verb: Verb, text: &[u8]) -> Result<u32, Refusal<'_>> {
             return Err(Refusal::BadNumber { verb, text });
         }
         let digit = u32::from(byte.wrapping_sub(b'0'));
-        number = number.saturating_mul(10).saturating_add(digit);
+        // `saturating_mul` would take a 64-bit product.
+        number = if number > u32::MAX / 10 { u32::MAX } else { number.wrapping_mul(10) };
+        number = number.saturating_add(digit);
     }
     Ok(number)
 }
