@@ -10,7 +10,7 @@ use nanonsq_core::lookup::{Config, Lookup, NodeInfo, PeerState};
 use nanonsq_core::name::{ChannelName, TopicName};
 use nanonsq_core::session::{Closed, DRAINS_MAX, DialError, Link, Session};
 use nanonsq_core::time::{Instant, Span};
-use support::Random;
+use support::{Random, seeds};
 
 const PEERS: usize = 3;
 const INFO: &[u8] = br#"{"broadcast_address":"l","hostname":"l","http_port":1,"tcp_port":2,"version":"1"}"#;
@@ -239,11 +239,11 @@ fn live(seed: u32) -> [u64; 3] {
 #[test]
 fn a_thousand_lives_converge() {
     let mut sums = [0; 3];
-    for seed in 0..1000 {
+    for seed in 0..seeds(1000) {
         for (sum, n) in sums.iter_mut().zip(live(seed)) {
             *sum += n;
         }
     }
     println!("changes, refused for want of a slot, connections: {sums:?}");
-    assert!(sums.iter().all(|&n| n > 1000), "{sums:?}");
+    assert!(sums.iter().all(|&n| n > u64::from(seeds(1000)) / 10), "{sums:?}");
 }

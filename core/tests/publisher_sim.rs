@@ -12,7 +12,7 @@ use nanonsq_core::publish::{
 };
 use nanonsq_core::session::{Closed, DRAINS_MAX, DialError, Link, Session, TransportError};
 use nanonsq_core::time::{Instant, Span};
-use support::Random;
+use support::{Random, seeds};
 
 /// What nsqd does with a message of the model: bodies say so themselves.
 const BAD: u8 = b'!';
@@ -391,11 +391,11 @@ fn live(seed: u32) -> [u64; 6] {
 #[test]
 fn two_thousand_lives_end_well() {
     let mut sums = [0; 6];
-    for seed in 0..2000 {
+    for seed in 0..seeds(2000) {
         for (sum, n) in sums.iter_mut().zip(live(seed)) {
             *sum += n;
         }
     }
     println!("acknowledged, rejected, expired, dropped, duplicates, connections: {sums:?}");
-    assert!(sums.iter().all(|&n| n > 1000), "{sums:?}");
+    assert!(sums.iter().all(|&n| n > u64::from(seeds(1000)) / 10), "{sums:?}");
 }

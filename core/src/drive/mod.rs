@@ -13,8 +13,8 @@
 //! # Cancellation
 //!
 //! Dropping a runner at any await drops its transport: the other side sees the connection end, the
-//! session is told when a new runner drives it ([`Session::open`] resets). Handles' futures say
-//! for themselves what dropping them means.
+//! session is told when it is driven again. Handles' futures say for themselves what dropping them
+//! means.
 
 pub mod lookup;
 pub mod publisher;
@@ -102,7 +102,9 @@ pub trait Sleep: Clone {
     fn now(&self) -> Instant;
 
     /// Ready at `at` or later; until then wakes the task by then. A later call replaces an earlier
-    /// one.
+    /// one. Called in every poll that waits, with the same time as long as it will do: a platform
+    /// may forget it whenever the task runs (embassy-time keeps one time for all that a task
+    /// holds), or may see that nothing changed.
     fn poll_until(&mut self, cx: &mut Context<'_>, at: Instant) -> Poll<()>;
 }
 
@@ -130,6 +132,7 @@ where
     S: Sleep,
 {
     let mut alarm = Alarm::new();
+    forget_last(cell, sleep);
     loop {
         let address = poll_fn(|cx| poll_down(cell, sleep, &mut alarm, cx)).await;
         let why = {
@@ -161,6 +164,7 @@ where
     S: Sleep,
 {
     let mut alarm = Alarm::new();
+    forget_last(cell, sleep);
     loop {
         match listener.accept().await {
             Ok(mut transport) => {
@@ -175,6 +179,16 @@ where
             }
         }
     }
+}
+
+/// Tells the session that the connection is gone that an earlier drive, dropped, had.
+fn forget_last<C: SessionCell, S: Sleep>(cell: &C, sleep: &S) {
+    let now = sleep.now();
+    cell.with(|session| {
+        if session.link() != Link::Down {
+            session.closed(now, Closed::Transport(TransportError::Other));
+        }
+    });
 }
 
 /// Runs a session on a transport that is up, until one of them ends.
@@ -200,17 +214,14 @@ where
     why
 }
 
-/// The timer of one drive, armed no more often than it needs to be: a deadline that moved later
-/// costs one early wakeup when the old one comes, not a new timer for each message.
+/// When one drive is to be woken. A deadline that moved later costs one early wakeup when the old
+/// one comes, not a new timer for each message.
 #[derive(Debug)]
-struct Alarm {
-    at: Instant,
-    waker: Option<Waker>,
-}
+struct Alarm(Instant);
 
 impl Alarm {
     const fn new() -> Self {
-        Self { at: Instant::NEVER, waker: None }
+        Self(Instant::NEVER)
     }
 
     /// Sees to it that the task wakes by `deadline`. Ready if that is now.
@@ -222,15 +233,11 @@ impl Alarm {
         cx: &mut Context<'_>,
     ) -> Poll<()> {
         let Some(deadline) = deadline else { return Poll::Pending };
-        let same_task = self.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker()));
-        if same_task && self.at <= deadline && now < self.at {
-            return Poll::Pending;
+        if self.0 > deadline || self.0 <= now {
+            self.0 = deadline;
         }
-        if !same_task {
-            self.waker = Some(cx.waker().clone());
-        }
-        self.at = deadline;
-        sleep.poll_until(cx, deadline)
+        // In every poll: see `Sleep::poll_until`.
+        sleep.poll_until(cx, self.0)
     }
 }
 
@@ -344,12 +351,12 @@ fn poll_up<C: SessionCell, T: Transport, S: Sleep>(
         match step {
             None => return Poll::Ready(Closed::Local),
             Some(Err(why)) => return Poll::Ready(why),
+            Some(Ok(_)) if progress => {}
             Some(Ok(deadline)) => {
-                progress |= alarm.poll(sleep, now, deadline, cx).is_ready();
+                if alarm.poll(sleep, now, deadline, cx).is_pending() {
+                    return Poll::Pending;
+                }
             }
-        }
-        if !progress {
-            return Poll::Pending;
         }
     }
     cx.waker().wake_by_ref();

@@ -13,7 +13,7 @@
 //!
 //! Three cursors: *head* (everything before it is final), *sent* (everything before it is in a
 //! frame on the wire) and the end. A lost connection moves *sent* back to *head*. A header that
-//! head has passed is kept in [`Context`]; one that it has not passed is found in the ring.
+//! head has passed is kept beside the ring; one that it has not passed is found in the ring.
 //!
 //! # Bounds
 //!

@@ -21,3 +21,9 @@ impl Random {
         self.below(n) == 0
     }
 }
+
+/// How many lives to live: `SEEDS`, or `usual`.
+#[allow(dead_code, reason = "not every simulation lives many lives")]
+pub(crate) fn seeds(usual: u32) -> u32 {
+    std::env::var("SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(usual)
+}
