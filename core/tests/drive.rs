@@ -33,6 +33,8 @@ struct Wire {
 struct World {
     wire: Rc<RefCell<Wire>>,
     now: Rc<Cell<u64>>,
+    /// When it is to wake the task, and how often that changed.
+    alarm: Rc<Cell<Instant>>,
     armed: Rc<Cell<usize>>,
 }
 
@@ -104,7 +106,9 @@ impl Sleep for World {
     }
 
     fn poll_until(&mut self, _: &mut Context<'_>, at: Instant) -> Poll<()> {
-        self.armed.set(self.armed.get() + 1);
+        if self.alarm.replace(at) != at {
+            self.armed.set(self.armed.get() + 1);
+        }
         if at <= self.now() { Poll::Ready(()) } else { Poll::Pending }
     }
 }

@@ -254,7 +254,9 @@ pub(crate) fn node(chunks: &[&[u8]]) -> Result<v1::Node, v1::Refusal<'static>> {
     scanner.finish().cloned()
 }
 
-pub(crate) fn identification(chunks: &[&[u8]]) -> Result<v2::Identification<32>, v2::Refusal<'static>> {
+pub(crate) fn identification(
+    chunks: &[&[u8]],
+) -> Result<v2::Identification<32>, v2::Refusal<'static>> {
     let mut scanner = v2::IdentifyScanner::<32, 32>::new();
     for chunk in chunks {
         scanner.feed(chunk)?;
