@@ -103,7 +103,10 @@ impl Span {
 
     /// Microseconds; always fits.
     pub const fn as_micros(self) -> u64 {
-        self.0 as u64 * 1000
+        // In halves: a core without a 64-bit multiplication would call a function for it.
+        let low = (self.0 & 0xffff) * 1000;
+        let high = (self.0 >> 16) * 1000;
+        low as u64 + ((high as u64) << 16)
     }
 }
 
@@ -356,6 +359,9 @@ mod tests {
         assert_eq!(Span::from(Duration::MAX), Span::MAX);
         assert_eq!(Duration::from(Span::from_secs(2)), Duration::from_secs(2));
         assert_eq!(Span::from_secs(u32::MAX), Span::MAX);
+        for ms in [0, 1, 0xffff, 0x1_0000, 0x1_0001, 3_600_000, u32::MAX] {
+            assert_eq!(Span::from_millis(ms).as_micros(), u64::from(ms) * 1000);
+        }
     }
 
     #[test]

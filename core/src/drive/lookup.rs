@@ -3,7 +3,7 @@
 use core::future::poll_fn;
 use core::task::Waker;
 
-use embassy_futures::join::join_array;
+use embassy_futures::select::select_array;
 use embassy_sync::blocking_mutex::raw::RawMutex;
 
 use super::shared::Shared;
@@ -200,12 +200,11 @@ impl<M: RawMutex, D: Dialer, S: Sleep, const PEERS: usize, const TOPICS: usize, 
             async move {
                 let mut sleep = sleep.clone();
                 let mut rx = [0; RX_LEN];
-                drive(&cell, dialer, &mut sleep, &mut rx).await;
+                drive(&cell, dialer, &mut sleep, &mut rx).await
             }
         });
-        join_array(peers).await;
-        // Without peers there is nothing to run.
-        core::future::pending().await
+        // None of them ever ends; without peers there is nothing to run.
+        select_array(peers).await.0
     }
 }
 

@@ -249,6 +249,7 @@ fn tick<T: Session>(session: &mut T, now: Instant) -> Option<Instant> {
     session.deadline()
 }
 
+#[inline(never)]
 fn poll_down<C: SessionCell, S: Sleep>(
     cell: &C,
     sleep: &mut S,
@@ -272,6 +273,7 @@ fn poll_down<C: SessionCell, S: Sleep>(
 }
 
 /// Ready when the session no longer wants the dial that is under way.
+#[inline(never)]
 fn poll_dialing<C: SessionCell, S: Sleep>(
     cell: &C,
     sleep: &mut S,
@@ -318,40 +320,46 @@ fn poll_up<C: SessionCell, T: Transport, S: Sleep>(
             Poll::Ready(Ok(n)) => rx.get(..n),
             Poll::Ready(Err(error)) => return Poll::Ready(Closed::Transport(error)),
         };
-        let mut progress = received.is_some();
+        // Whether to look again at once: a read that was not pending wakes nobody.
+        let mut again = received.is_some();
         let step = cell.with(|session| {
             if let Some(bytes) = received {
                 // A fault shows as `Link::Close`.
                 let _ = session.receive(now, bytes);
             }
-            let deadline = tick(session, now);
             match session.link() {
-                Link::Up if broken.is_some() => return Ok(deadline),
-                Link::Up => {}
+                Link::Up if broken.is_some() => {}
+                Link::Up => match poll_transmit(session, transport, now, cx) {
+                    Ok(more) => again |= more,
+                    Err(error) => {
+                        *broken = Some(error);
+                        again = true;
+                    }
+                },
                 Link::Down | Link::Close => return Err(Closed::Local),
                 Link::Upgrade(upgrade) => match transport.poll_upgrade(cx, upgrade) {
-                    Poll::Pending => return Ok(deadline),
+                    Poll::Pending => {}
                     Poll::Ready(Ok(())) => {
                         session.upgraded(now);
-                        progress = true;
-                        return Ok(session.deadline());
+                        again = true;
                     }
                     Poll::Ready(Err(error)) => return Err(Closed::Transport(error)),
                 },
             }
-            match poll_transmit(session, transport, now, cx) {
-                Ok(written) => progress |= written,
-                Err(error) => {
-                    *broken = Some(error);
-                    progress = true;
-                }
+            if again {
+                return Ok(None);
             }
-            Ok(session.deadline())
+            let deadline = session.deadline();
+            if deadline.is_some_and(|at| at <= now) {
+                session.tick(now);
+                again = true;
+            }
+            Ok(deadline)
         });
         match step {
             None => return Poll::Ready(Closed::Local),
             Some(Err(why)) => return Poll::Ready(why),
-            Some(Ok(_)) if progress => {}
+            Some(Ok(_)) if again => {}
             Some(Ok(deadline)) => {
                 if alarm.poll(sleep, now, deadline, cx).is_pending() {
                     return Poll::Pending;
@@ -363,31 +371,30 @@ fn poll_up<C: SessionCell, T: Transport, S: Sleep>(
     Poll::Pending
 }
 
-/// Writes until there is nothing to write, which is true, or the transport is full.
+/// Writes until there is nothing to write or the transport is full; true if there may be more.
 fn poll_transmit<N: Session, T: Transport>(
     session: &mut N,
     transport: &mut T,
     now: Instant,
     cx: &mut Context<'_>,
 ) -> Result<bool, TransportError> {
-    let mut progress = false;
     for _ in 0..ROUNDS_MAX {
         let bytes = session.transmit(now);
         if bytes.is_empty() {
-            return Ok(progress);
+            return Ok(false);
         }
         match transport.poll_write(cx, bytes) {
             Poll::Ready(Ok(0)) => return Err(TransportError::Other),
             Poll::Ready(Ok(n)) => session.sent(now, n),
             Poll::Ready(Err(error)) => return Err(error),
-            Poll::Pending => return Ok(progress),
+            Poll::Pending => return Ok(false),
         }
-        progress = true;
     }
-    Ok(progress)
+    Ok(true)
 }
 
 /// Writes what is left, then closes; past the deadline, aborts.
+#[inline(never)]
 fn poll_closing<C: SessionCell, T: Transport, S: Sleep>(
     cell: &C,
     transport: &mut T,

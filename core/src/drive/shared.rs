@@ -4,7 +4,8 @@ use core::cell::RefCell;
 use core::task::{Poll, Waker};
 
 use embassy_sync::blocking_mutex::{Mutex, raw::RawMutex};
-use embassy_sync::waitqueue::{MultiWakerRegistration, WakerRegistration};
+use embassy_sync::waitqueue::WakerRegistration;
+use heapless::Vec;
 
 /// How many tasks wait on handles of one runner without waking each other needlessly. More of them
 /// still work.
@@ -17,7 +18,7 @@ pub(super) struct Shared<M: RawMutex, T> {
 struct Inner<T> {
     state: T,
     runner: WakerRegistration,
-    waiters: MultiWakerRegistration<WAITERS_MAX>,
+    waiters: Waiters,
 }
 
 impl<M: RawMutex, T> Shared<M, T> {
@@ -26,7 +27,7 @@ impl<M: RawMutex, T> Shared<M, T> {
             inner: Mutex::new(RefCell::new(Inner {
                 state,
                 runner: WakerRegistration::new(),
-                waiters: MultiWakerRegistration::new(),
+                waiters: Waiters(Vec::new()),
             })),
         }
     }
@@ -89,6 +90,29 @@ impl<M: RawMutex, T> Shared<M, T> {
             }
         })
         .unwrap_or(Poll::Pending)
+    }
+}
+
+/// Wakers of tasks that wait. Like embassy-sync's `MultiWakerRegistration`, which the compiler
+/// cannot see to be free of panics.
+struct Waiters(Vec<Waker, WAITERS_MAX, u8>);
+
+impl Waiters {
+    fn register(&mut self, waker: &Waker) {
+        if self.0.iter().any(|known| known.will_wake(waker)) {
+            return;
+        }
+        if self.0.is_full() {
+            // They look in vain and come back: slower, not wrong.
+            self.wake();
+        }
+        let _ = self.0.push(waker.clone());
+    }
+
+    fn wake(&mut self) {
+        while let Some(waker) = self.0.pop() {
+            waker.wake();
+        }
     }
 }
 
