@@ -1,0 +1,169 @@
+//! The publisher's handle without a runner: what waiting and dropping mean.
+
+#![cfg(feature = "async")]
+
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
+
+use embassy_sync::blocking_mutex::raw::NoopRawMutex;
+use nanonsq_core::drive::publisher::{self, Handle};
+use nanonsq_core::name::TopicName;
+use nanonsq_core::publish::{Config, Full, Outcome, PublishError};
+use nanonsq_core::session::Session;
+use nanonsq_core::time::Instant;
+use nanonsq_std::{TcpDialer, TokioSleep};
+
+const OK: &[u8] = b"\0\0\0\x06\0\0\0\0OK";
+const NOW: Instant = Instant::from_millis(1);
+
+#[derive(Default)]
+struct Wakes(AtomicUsize);
+
+impl Wake for Wakes {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl Wakes {
+    fn take(&self) -> usize {
+        self.0.swap(0, Ordering::Relaxed)
+    }
+}
+
+/// Runs `test` with a handle whose outbox has 100 bytes.
+fn with_handle(full: Full, test: impl FnOnce(Handle<'_, NoopRawMutex>, Arc<Wakes>, &Waker)) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    let _guard = runtime.enter();
+    let config = Config { full, ..Config::new() };
+    let nsqds = ["one:1".parse().unwrap()];
+    let mut ring = [0; 100];
+    let mut resources = publisher::Resources::<NoopRawMutex>::new();
+    let (handle, _runner) = publisher::new(
+        &mut resources,
+        &config,
+        &nsqds,
+        &mut ring,
+        TcpDialer::new(),
+        TokioSleep::new(),
+    )
+    .unwrap();
+    let wakes = Arc::new(Wakes::default());
+    test(handle, wakes.clone(), &Waker::from(wakes));
+}
+
+fn topic() -> TopicName {
+    TopicName::new("t").unwrap()
+}
+
+fn fill(handle: Handle<'_, NoopRawMutex>) -> u64 {
+    while handle.try_publish(&topic(), &[b'x'; 20]).is_ok() {}
+    assert_eq!(handle.try_publish(&topic(), &[b'x'; 20]), Err(PublishError::Full));
+    handle.counters().accepted
+}
+
+/// What a runner would do: connect, write, and hear from nsqd.
+fn acknowledge(handle: Handle<'_, NoopRawMutex>) {
+    handle.look(|publisher| {
+        publisher.dial(NOW).unwrap();
+        publisher.open(NOW);
+        for _ in 0..2 {
+            while !publisher.transmit(NOW).is_empty() {
+                let n = publisher.transmit(NOW).len();
+                publisher.sent(NOW, n);
+            }
+            publisher.receive(NOW, OK).unwrap();
+        }
+    });
+}
+
+macro_rules! poll {
+    ($future:expr, $waker:expr) => {
+        $future.as_mut().poll(&mut Context::from_waker($waker))
+    };
+}
+
+#[test]
+fn waiting_for_room_takes_nothing_until_it_is_ready_and_dropping_it_is_harmless() {
+    with_handle(Full::Refuse, |handle, _, waker| {
+        let accepted = fill(handle);
+        let (topic, refused) = (topic(), handle.counters().refused);
+        for polls in 1..5 {
+            let mut waiting = pin!(handle.publish(&topic, &[b'y'; 20]));
+            for _ in 0..polls {
+                assert_eq!(poll!(waiting, waker), Poll::Pending);
+            }
+        }
+        let counters = handle.counters();
+        assert_eq!((counters.accepted, counters.refused), (accepted, refused), "waited only");
+
+        let mut waiting = pin!(handle.publish(&topic, &[b'y'; 20]));
+        assert_eq!(poll!(waiting, waker), Poll::Pending);
+        acknowledge(handle);
+        let Poll::Ready(Ok(ticket)) = poll!(waiting, waker) else { panic!("there is room") };
+        assert_eq!(ticket.number(), accepted, "the dropped ones left no trace");
+        assert_eq!(handle.counters().pending, 1);
+    });
+}
+
+#[test]
+fn bad_messages_are_refused_without_waiting() {
+    with_handle(Full::Refuse, |handle, _, waker| {
+        fill(handle);
+        let topic = topic();
+        for (len, error) in [(0, PublishError::Empty), (80, PublishError::TooLarge { max: 79 })] {
+            let body = vec![0; len];
+            assert_eq!(poll!(pin!(handle.publish(&topic, &body)), waker), Poll::Ready(Err(error)));
+        }
+    });
+}
+
+#[test]
+fn outcomes_wait_for_their_own_message_and_can_be_dropped() {
+    with_handle(Full::Refuse, |handle, _, waker| {
+        let ticket = handle.try_publish(&topic(), b"x").unwrap();
+        drop(pin!(handle.outcome(ticket)));
+        let mut outcome = pin!(handle.outcome(ticket));
+        assert_eq!(poll!(outcome, waker), Poll::Pending);
+        acknowledge(handle);
+        assert_eq!(poll!(outcome, waker), Poll::Ready(Outcome::Acknowledged));
+        // Asked again, it is still known.
+        assert_eq!(poll!(pin!(handle.outcome(ticket)), waker), Poll::Ready(Outcome::Acknowledged));
+    });
+}
+
+#[test]
+fn dropping_the_oldest_wakes_who_waits_for_it() {
+    with_handle(Full::DropOldest, |handle, wakes, waker| {
+        let first = handle.try_publish(&topic(), &[b'x'; 40]).unwrap();
+        let mut outcome = pin!(handle.outcome(first));
+        assert_eq!(poll!(outcome, waker), Poll::Pending);
+        handle.try_publish(&topic(), &[b'x'; 40]).unwrap();
+        assert_eq!(wakes.take(), 1);
+        assert_eq!(poll!(outcome, waker), Poll::Ready(Outcome::Dropped));
+        assert_eq!(handle.counters().dropped, 1);
+    });
+}
+
+#[test]
+fn more_waiters_than_slots_all_get_their_answer() {
+    with_handle(Full::Refuse, |handle, _, _| {
+        let ticket = handle.try_publish(&topic(), b"x").unwrap();
+        let tasks: Vec<_> = (0..20).map(|_| Arc::new(Wakes::default())).collect();
+        let mut waiting: Vec<_> = tasks.iter().map(|_| Box::pin(handle.outcome(ticket))).collect();
+        for (future, wakes) in waiting.iter_mut().zip(&tasks) {
+            assert_eq!(poll!(future, &Waker::from(wakes.clone())), Poll::Pending);
+        }
+        // Whoever was displaced was woken, so that it comes back; nobody is forgotten.
+        let displaced = tasks.iter().filter(|wakes| wakes.take() > 0).count();
+        assert!(displaced >= 16, "{displaced}");
+        acknowledge(handle);
+        for (future, wakes) in waiting.iter_mut().zip(&tasks) {
+            let answer = poll!(future, &Waker::from(wakes.clone()));
+            assert_eq!(answer, Poll::Ready(Outcome::Acknowledged));
+        }
+    });
+}
