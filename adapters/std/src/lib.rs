@@ -144,7 +144,9 @@ impl Sleep for TokioSleep {
         let at = self.start.checked_add(Duration::from_micros(at.as_micros())).unwrap_or(far);
         let timer = match &mut self.timer {
             Some(timer) => {
-                timer.as_mut().reset(at);
+                if timer.deadline() != at {
+                    timer.as_mut().reset(at);
+                }
                 timer
             }
             None => self.timer.insert(Box::pin(tokio::time::sleep_until(at))),
