@@ -245,6 +245,12 @@ pub enum Awaited {
     Drain,
 }
 
+/// Keeps as much of what a peer says as there is room for.
+pub(crate) fn keep<const N: usize>(text: &mut heapless::Vec<u8, N, u8>, data: &[u8]) {
+    let room = N.saturating_sub(text.len());
+    let _ = text.extend_from_slice(data.get(..room).unwrap_or(data));
+}
+
 impl fmt::Display for Closed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

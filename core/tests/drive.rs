@@ -31,6 +31,8 @@ struct Wire {
 
 #[derive(Clone, Default)]
 struct World {
+    /// Whether dials are held back.
+    gate: Rc<Cell<bool>>,
     wire: Rc<RefCell<Wire>>,
     now: Rc<Cell<u64>>,
     /// When it is to wake the task, and how often that changed.
@@ -96,6 +98,8 @@ impl Dialer for World {
     type Transport<'d> = Pipe;
 
     async fn dial(&mut self, _: &Address) -> Result<Pipe, DialError> {
+        std::future::poll_fn(|_| if self.gate.get() { Poll::Pending } else { Poll::Ready(()) })
+            .await;
         Ok(Pipe(self.clone()))
     }
 }
@@ -226,7 +230,11 @@ impl Wake for Wakes {
 /// Polls the driver when told to, and as long as it wakes itself.
 macro_rules! driven {
     ($world:ident, $shared:ident, $poll:ident, $greeter:expr) => {
+        driven!($world, $shared, $poll, $greeter, false);
+    };
+    ($world:ident, $shared:ident, $poll:ident, $greeter:expr, $gate:expr) => {
         let $world = World::default();
+        $world.gate.set($gate);
         let $shared = Shared(RefCell::new($greeter));
         let (mut dialer, mut sleep, mut rx) = ($world.clone(), $world.clone(), [0; 16]);
         let mut driver = pin!(drive(&$shared, &mut dialer, &mut sleep, &mut rx));
@@ -277,6 +285,17 @@ fn a_transport_that_cannot_be_wrapped_ends() {
     say(&world, "wrap");
     poll();
     assert_eq!(shared.0.borrow().closed, [Closed::Transport(TransportError::Unsupported)]);
+}
+
+#[test]
+fn a_dial_that_succeeds_just_as_it_is_no_longer_wanted_is_not_opened() {
+    driven!(world, shared, poll, Greeter::new(false), true);
+    assert_eq!(shared.0.borrow().link, Link::Up);
+    shared.0.borrow_mut().link = Link::Close;
+    world.gate.set(false);
+    poll();
+    assert_eq!(shared.0.borrow().closed, [Closed::Local]);
+    assert_eq!(written(&world), "");
 }
 
 #[test]

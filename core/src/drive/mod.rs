@@ -146,6 +146,8 @@ where
             .await
             {
                 Err(error) => Closed::Dial(error),
+                // It may have come up just as it was no longer wanted.
+                Ok(_) if cell.with(|session| session.link()) != Some(Link::Up) => Closed::Local,
                 Ok(mut transport) => carry(cell, &mut transport, sleep, &mut alarm, rx).await,
             }
         };
@@ -367,6 +369,9 @@ fn poll_up<C: SessionCell, T: Transport, S: Sleep>(
             }
         }
     }
+    // However much there is to read, time passes.
+    let now = sleep.now();
+    cell.with(|session| tick(session, now));
     cx.waker().wake_by_ref();
     Poll::Pending
 }

@@ -128,12 +128,14 @@ impl<'a, M: RawMutex> Handle<'a, M> {
         .await
     }
 
-    /// Waits until a message is final. Cancel-safe.
+    /// Waits until a message is final. Cancel-safe. After [`stop`](Self::stop) what is pending
+    /// stays so, and this waits for ever.
     pub async fn outcome(&self, ticket: Ticket) -> Outcome {
         self.wait(|publisher| publisher.outcome(ticket)).await
     }
 
-    /// Waits until no message is pending. Cancel-safe.
+    /// Waits until no message is pending. Cancel-safe. After [`stop`](Self::stop) with messages
+    /// pending, this waits for ever.
     pub async fn idle(&self) {
         self.wait(|publisher| (publisher.counters().pending == 0).then_some(())).await;
     }

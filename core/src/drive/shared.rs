@@ -7,9 +7,9 @@ use embassy_sync::blocking_mutex::{Mutex, raw::RawMutex};
 use embassy_sync::waitqueue::WakerRegistration;
 use heapless::Vec;
 
-/// How many tasks wait on handles of one runner without waking each other needlessly. More of them
-/// still work.
-pub const WAITERS_MAX: usize = 4;
+/// How many tasks may wait on handles of one runner. With more, all get their answers, but while
+/// they wait they wake each other without end: let one task wait for the others then.
+pub const WAITERS_MAX: usize = 8;
 
 pub(super) struct Shared<M: RawMutex, T> {
     inner: Mutex<M, RefCell<Inner<T>>>,
@@ -103,7 +103,7 @@ impl Waiters {
             return;
         }
         if self.0.is_full() {
-            // They look in vain and come back: slower, not wrong.
+            // They look in vain and come back: busy, not wrong.
             self.wake();
         }
         let _ = self.0.push(waker.clone());

@@ -59,9 +59,9 @@ pub struct Config<'a> {
     /// How long any other answer may take. Default 5 s.
     pub reply_timeout: Span,
     /// How often to send PING, give or take an eighth. nsqlookupd stops listing a node after 300 s
-    /// without. Default 15 s, as nsqd.
+    /// without; zero is never. Default 15 s, as nsqd.
     pub ping: Span,
-    /// How often to assert everything again, give or take an eighth. Default 60 s.
+    /// How often to assert everything again, give or take an eighth; zero is never. Default 60 s.
     pub reassert: Span,
     /// Reconnecting: after the first failure wait up to this, then up to double. Default 50 ms.
     pub reconnect_base: Span,
@@ -192,7 +192,8 @@ pub struct PeerStatus<'s> {
     pub info: Option<&'s PeerInfo>,
     /// Why the last connection ended or failed.
     pub last: Option<Closed>,
-    /// nsqlookupd's last words, cut off at [`DETAIL_MAX`] bytes.
+    /// nsqlookupd's last words, cut off at [`DETAIL_MAX`] bytes: after
+    /// [`Fault::Refused`](crate::session::Fault::Refused) its error.
     pub detail: &'s str,
     /// How many connections came up.
     pub connections: u32,
@@ -267,8 +268,8 @@ impl<'a, const PEERS: usize, const TOPICS: usize, const CHANNELS: usize>
     }
 
     /// Unregisters everything everywhere, then closes; peers that are not connected just stop.
-    /// Over when [`is_stopped`](Self::is_stopped); a peer that does not answer is given up after
-    /// the reply timeout. [`configure`](Self::configure) starts afresh.
+    /// Over when [`is_stopped`](Self::is_stopped); a peer that has not answered everything by the
+    /// reply timeout is given up. [`configure`](Self::configure) starts afresh.
     pub fn stop(&mut self, now: Instant) {
         self.registry.remove_all();
         for (index, peer) in self.peers.0.iter_mut().enumerate() {

@@ -9,8 +9,8 @@ use super::registry::{PeerId, RegistryView};
 use super::{Config, DETAIL_MAX, OUTSTANDING_MAX, PeerEvent, PeerState, PeerStatus};
 use crate::address::Address;
 use crate::macros::trace_state;
-use crate::session::{Awaited, Closed, DialError, Fault, Link, Session, Transmit};
-use crate::time::{Backoff, Instant, Jitter, TimerId, Timers};
+use crate::session::{Awaited, Closed, DialError, Fault, Link, Session, Transmit, keep};
+use crate::time::{Backoff, Instant, Jitter, Span, TimerId, Timers};
 use crate::wire::v1::{self, Command, LINE_MAX, PeerInfoScanner, ReplyDecoder, ReplyPart};
 use crate::wire::v2::ErrorCode;
 use crate::wire::Window;
@@ -41,9 +41,12 @@ pub(super) struct Peer {
     staging: [u8; STAGING],
     staged: u8,
     written: u8,
+    /// How much of IDENTIFY was staged, and its length once known.
     handshake_at: u16,
+    handshake_len: u16,
     /// While connected, holds nsqlookupd's answer to IDENTIFY.
     scanner: PeerInfoScanner,
+    /// What nsqlookupd says in the reply being read; an error's stays until the next connection.
     detail: Vec<u8, DETAIL_MAX, u8>,
     last: Option<Closed>,
     news: Option<PeerEvent>,
@@ -65,7 +68,7 @@ enum Timer {
     Ping,
     /// Connected: assert everything again.
     Reassert,
-    /// Closing: abort.
+    /// Leaving: enough unregistered; closing: abort.
     Close,
 }
 
@@ -95,6 +98,7 @@ impl Peer {
             staged: 0,
             written: 0,
             handshake_at: 0,
+            handshake_len: 0,
             scanner: PeerInfoScanner::new(),
             detail: Vec::new(),
             last: None,
@@ -136,6 +140,9 @@ impl Peer {
         self.address = Some(address);
         self.backoff = config.backoff();
         self.last = None;
+        self.detail.clear();
+        self.connections = 0;
+        self.failures = 0;
         if self.state == PeerState::Unused {
             self.wait(now);
         }
@@ -162,6 +169,7 @@ impl Peer {
     pub(super) fn leave(&mut self, config: &Config<'_>, now: Instant, settled: bool) {
         if self.state == PeerState::Connected && !settled {
             self.address = None;
+            self.timers.set(Timer::Close, now.after(config.reply_timeout));
             self.set_state(PeerState::Leaving);
         } else if self.state != PeerState::Leaving {
             self.retire(config, now);
@@ -177,6 +185,20 @@ impl Peer {
         let delay = self.backoff.next_delay(&mut self.jitter);
         self.timers.set(Timer::Redial, now.after(delay));
         self.set_state(PeerState::Waiting);
+    }
+
+    /// Whether IDENTIFY is wholly written: its answer is due only then.
+    fn has_asked(&self) -> bool {
+        let written = self.written >= self.staged && self.handshake_at >= self.handshake_len;
+        self.handshake_len > 0 && written
+    }
+
+    /// Starts a timer for about `every`; zero is never.
+    fn repeat(&mut self, timer: Timer, now: Instant, every: Span) {
+        if every > Span::ZERO {
+            let every = self.jitter.around(every).max(Span::from_millis(1));
+            self.timers.set(timer, now.after(every));
+        }
     }
 
     fn set_state(&mut self, state: PeerState) {
@@ -243,6 +265,7 @@ impl PeerSession<'_, '_> {
         let Ok(()) = emit();
         let staged = window.written();
         self.peer.staged = staged as u8;
+        self.peer.handshake_len = window.total() as u16;
         self.peer.handshake_at = self.peer.handshake_at.saturating_add(staged as u16);
     }
 
@@ -293,9 +316,7 @@ impl PeerSession<'_, '_> {
                 self.peer.scanner = PeerInfoScanner::new();
             }
         }
-        let room = DETAIL_MAX.saturating_sub(self.peer.detail.len());
-        let piece = part.data.get(..room).unwrap_or(part.data);
-        let _ = self.peer.detail.extend_from_slice(piece);
+        keep(&mut self.peer.detail, part.data);
         if identifying {
             // An error shows when it is complete.
             let _ = self.peer.scanner.feed(part.data);
@@ -330,19 +351,19 @@ impl PeerSession<'_, '_> {
     }
 
     fn on_identified(&mut self, now: Instant) -> Result<(), Fault> {
-        if self.peer.scanner.finish().is_err() {
-            return self.fail(now, Fault::BadIdentifyReply);
-        }
-        if self.peer.written < self.peer.staged {
+        if !self.peer.has_asked() {
             // An answer to half a question.
             return self.fail(now, Fault::UnexpectedReply);
+        }
+        if self.peer.scanner.finish().is_err() {
+            return self.fail(now, Fault::BadIdentifyReply);
         }
         let peer = &mut *self.peer;
         peer.connections = peer.connections.saturating_add(1);
         peer.news = Some(PeerEvent::Connected);
         peer.timers.stop(Timer::Handshake);
-        peer.timers.set(Timer::Ping, now.after(peer.jitter.around(self.config.ping)));
-        peer.timers.set(Timer::Reassert, now.after(peer.jitter.around(self.config.reassert)));
+        peer.repeat(Timer::Ping, now, self.config.ping);
+        peer.repeat(Timer::Reassert, now, self.config.reassert);
         peer.set_state(PeerState::Connected);
         Ok(())
     }
@@ -382,6 +403,7 @@ impl Session for PeerSession<'_, '_> {
         peer.staged = 0;
         peer.written = 0;
         peer.handshake_at = 0;
+        peer.handshake_len = 0;
         peer.opened_at = now;
         peer.timers.stop_all();
         peer.timers.set(Timer::Handshake, now.after(self.config.connect_timeout));
@@ -414,12 +436,10 @@ impl Session for PeerSession<'_, '_> {
         Transmit { head: self.peer.staging.get(pending).unwrap_or_default(), body: &[] }
     }
 
-    fn sent(&mut self, now: Instant, n: usize) {
+    fn sent(&mut self, _: Instant, n: usize) {
+        // A transport that takes bytes proves nothing of nsqlookupd: only answers do.
         let n = n.min(self.peer.staged.saturating_sub(self.peer.written).into());
         self.peer.written = self.peer.written.saturating_add(n as u8);
-        if n > 0 && self.peer.timers.is_set(Timer::Reply) {
-            self.peer.timers.set(Timer::Reply, now.after(self.config.reply_timeout));
-        }
     }
 
     fn deadline(&self) -> Option<Instant> {
@@ -440,13 +460,17 @@ impl Session for PeerSession<'_, '_> {
             peer.close(self.config, now, Closed::Fault(Fault::TimedOut(Awaited::Reply)));
             return;
         }
+        if peer.state == PeerState::Leaving && peer.timers.expired(Timer::Close, now) {
+            peer.close(self.config, now, Closed::Local);
+            return;
+        }
         if peer.timers.expired(Timer::Ping, now) {
             peer.pings = peer.pings.saturating_add(1);
-            peer.timers.set(Timer::Ping, now.after(peer.jitter.around(self.config.ping)));
+            peer.repeat(Timer::Ping, now, self.config.ping);
         }
         if peer.timers.expired(Timer::Reassert, now) {
             peer.reassert = 0;
-            peer.timers.set(Timer::Reassert, now.after(peer.jitter.around(self.config.reassert)));
+            peer.repeat(Timer::Reassert, now, self.config.reassert);
         }
     }
 
@@ -464,7 +488,8 @@ impl Session for PeerSession<'_, '_> {
         if !replaced {
             peer.failures = peer.failures.saturating_add(1);
             peer.last = Some(why);
-            if now.since(peer.opened_at) >= self.config.reconnect_cap {
+            let a_while = self.config.reconnect_cap.max(Span::from_millis(1));
+            if now.since(peer.opened_at) >= a_while {
                 // It held for a while: again at once.
                 peer.backoff.reset();
             }

@@ -582,6 +582,66 @@ fn stop_with_a_silent_peer_ends_all_the_same() {
 }
 
 #[test]
+fn stop_is_bounded_however_slowly_a_peer_answers() {
+    let config = Config::new(NODE);
+    let mut rig = Rig::new(&config);
+    rig.add(&["t/a", "t/b", "t/c", "u/d"]);
+    rig.configure(&["one:1"]);
+    rig.connect(0);
+    rig.commands(0);
+    rig.lookup.stop(rig.now);
+    rig.written(0);
+    rig.wait(4000);
+    rig.say(0, OK);
+    rig.wait(1000);
+    assert_eq!(rig.peer(0).link(), Link::Close, "the reply timeout is for all answers together");
+}
+
+#[test]
+fn a_frozen_peer_is_noticed_while_changes_go_on() {
+    let config = Config::new(NODE);
+    let mut rig = Rig::new(&config);
+    rig.configure(&["one:1"]);
+    rig.connect(0);
+    for second in 0.. {
+        if second % 2 == 0 { rig.add(&["t"]) } else { drop(rig.remove("t")) }
+        rig.written(0);
+        rig.wait(1000);
+        if rig.status(0).state != PeerState::Connected {
+            assert!(second <= 6, "{second}");
+            return;
+        }
+        assert!(second < 60, "never noticed");
+    }
+}
+
+#[test]
+fn zero_turns_ping_and_reassert_off_and_the_cap_is_at_least_a_millisecond() {
+    let config = Config {
+        ping: Span::ZERO,
+        reassert: Span::ZERO,
+        reconnect_cap: Span::ZERO,
+        reconnect_base: Span::ZERO,
+        ..Config::new(NODE)
+    };
+    let mut rig = Rig::new(&config);
+    rig.configure(&["one:1"]);
+    rig.connect(0);
+    assert_eq!(rig.peer(0).deadline(), None);
+    rig.lose(0, Closed::Peer);
+    let dials = (0..100)
+        .take_while(|_| {
+            let dialed = rig.dial(0).is_some();
+            if dialed {
+                rig.lose(0, Closed::Dial(DialError::Refused));
+            }
+            dialed
+        })
+        .count();
+    assert!(dials < 20, "{dials} dials in no time");
+}
+
+#[test]
 fn handshakes_that_hang_are_left() {
     let config = Config::new(NODE);
     let mut rig = Rig::new(&config);

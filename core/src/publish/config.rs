@@ -72,8 +72,9 @@ pub enum Full {
     #[default]
     Refuse,
     /// Drop as many of the oldest as it needs, count them, and report them as
-    /// [`Outcome::Dropped`](super::Outcome). A message on the wire is never dropped: if such fill
-    /// the outbox, the new one is refused.
+    /// [`Outcome::Dropped`](super::Outcome). While any message is on the wire, which is the oldest
+    /// then, nothing can be dropped and the new one is refused: with nsqd connected and slow that
+    /// lasts until its next answer, at most [`Config::reply_timeout`].
     DropOldest,
 }
 

@@ -43,7 +43,7 @@ pub use outcome::{EXCEPTIONS_MAX, Outcome, Ticket};
 use crate::address::Address;
 use crate::macros::trace_state;
 use crate::name::TopicName;
-use crate::session::{Awaited, Closed, Fault, Link, Session, Transmit};
+use crate::session::{Awaited, Closed, Fault, Link, Session, Transmit, keep};
 use crate::time::{Backoff, Instant, Jitter, Span, TimerId, Timers};
 use crate::wire::Window;
 use crate::wire::v2::{
@@ -62,7 +62,7 @@ pub const DETAIL_MAX: usize = 64;
 pub const DEFER_MAX: Span = Span::from_secs(3600);
 
 /// The most bytes that a [`Publisher`] takes.
-pub const RAM_MAX: usize = 848;
+pub const RAM_MAX: usize = 864;
 
 /// Deadlines are rounded up to a multiple of this, 131 ms, so that messages published close
 /// together still leave together.
@@ -73,6 +73,9 @@ const REPLY_MAX: u32 = 16 * 1024;
 
 /// What nsqd says, with E_BAD_MESSAGE or E_BAD_BODY, of a command whose end never came.
 const CUT_OFF: &[u8] = b"failed to read";
+
+/// One more than the longest response that means something.
+const WORD_MAX: usize = v2::HEARTBEAT.len() + 1;
 
 /// Takes the head of every command: `DPUB`, the longest name, the longest deferral, and a NOP.
 const STAGING: usize = 96;
@@ -93,8 +96,10 @@ pub struct Publisher<'a> {
     jitter: Jitter,
     frames: FrameDecoder,
     negotiated: NegotiatedScanner,
-    /// What nsqd says in words: the frame being read, then the last error.
+    /// What nsqd said in its last error, or says in the one being read.
     detail: Vec<u8, DETAIL_MAX, u8>,
+    /// What nsqd says in the response being read, as far as it takes to know OK and heartbeats.
+    word: Vec<u8, WORD_MAX, u8>,
     /// Head of the command being written, and how much of it is.
     staging: [u8; STAGING],
     staged: u8,
@@ -102,8 +107,9 @@ pub struct Publisher<'a> {
     /// Body of the command being written: where in the ring, how much is left.
     body_index: usize,
     body_left: usize,
-    /// How much of the handshake's current command was staged.
+    /// How much of the handshake's current command was staged, and its length once known.
     handshake_at: u16,
+    handshake_len: u16,
     /// Heartbeats to answer.
     nops: u8,
     /// The nsqd in use or next to try, and how many failed in this round.
@@ -324,12 +330,14 @@ impl<'a> Publisher<'a> {
             frames: FrameDecoder::new(REPLY_MAX),
             negotiated: NegotiatedScanner::new(),
             detail: Vec::new(),
+            word: Vec::new(),
             staging: [0; STAGING],
             staged: 0,
             written: 0,
             body_index: 0,
             body_left: 0,
             handshake_at: 0,
+            handshake_len: 0,
             nops: 0,
             current: 0,
             failed: 0,
@@ -493,11 +501,12 @@ impl<'a> Publisher<'a> {
     }
 
     fn drop_oldest(&mut self) -> bool {
+        let before = self.outbox.first();
         let Some(number) = self.outbox.drop_oldest() else { return false };
         self.exceptions.add(number, 1, Outcome::Dropped);
         self.version = self.version.wrapping_add(1);
         self.counters.dropped = self.counters.dropped.saturating_add(1);
-        self.suspects = self.suspects.saturating_sub(1);
+        self.clear_suspects(before);
         true
     }
 
@@ -524,7 +533,7 @@ impl<'a> Publisher<'a> {
 
     /// Nothing is on the wire any more: all of it is to be sent again.
     fn land(&mut self, why: Closed) {
-        let half_written = self.is_writing();
+        let half_written = self.is_half_written();
         // nsqd runs no command after one that it refused.
         if !matches!(why, Closed::Fault(Fault::Refused(_))) {
             let whole = self.flights.len().saturating_sub(half_written.into());
@@ -535,11 +544,23 @@ impl<'a> Publisher<'a> {
             }
         }
         self.flights.clear();
+        let before = self.outbox.first();
         self.outbox.rewind();
+        self.clear_suspects(before);
         self.staged = 0;
         self.written = 0;
         self.body_left = 0;
         self.nops = 0;
+    }
+
+    /// Whether the handshake's current command is wholly written: an answer is due only then.
+    fn has_asked(&self) -> bool {
+        self.handshake_len > 0 && self.handshake_at >= self.handshake_len && !self.is_writing()
+    }
+
+    /// Whether the newest batch is: its records leave last. A NOP may be on its way without one.
+    fn is_half_written(&self) -> bool {
+        self.body_left > 0
     }
 
     fn is_writing(&self) -> bool {
@@ -586,6 +607,7 @@ impl<'a> Publisher<'a> {
         let Ok(()) = emit(self.config, &mut window);
         let staged = window.written();
         self.staged = staged as u8;
+        self.handshake_len = window.total() as u16;
         self.handshake_at = self.handshake_at.saturating_add(staged as u16);
     }
 
@@ -633,13 +655,19 @@ impl<'a> Publisher<'a> {
             }
         }
         if part.first {
-            self.detail.clear();
+            self.word.clear();
+            if part.frame_type == FrameType::Error {
+                self.detail.clear();
+            }
             if self.state == State::Identifying {
                 self.negotiated = NegotiatedScanner::new();
             }
         }
-        let room = DETAIL_MAX.saturating_sub(self.detail.len());
-        let _ = self.detail.extend_from_slice(part.data.get(..room).unwrap_or(part.data));
+        if part.frame_type == FrameType::Error {
+            keep(&mut self.detail, part.data);
+        } else {
+            keep(&mut self.word, part.data);
+        }
         if self.state == State::Identifying && part.frame_type == FrameType::Response {
             // An error shows when it is complete.
             let _ = self.negotiated.feed(part.data);
@@ -648,19 +676,22 @@ impl<'a> Publisher<'a> {
             return Ok(());
         }
         match part.frame_type {
-            FrameType::Response if self.detail.as_slice() == v2::HEARTBEAT => {
+            FrameType::Response if self.word.as_slice() == v2::HEARTBEAT => {
                 self.counters.heartbeats = self.counters.heartbeats.saturating_add(1);
                 self.nops = self.nops.saturating_add(1);
                 self.prove_good();
                 Ok(())
             }
             FrameType::Response => match self.state {
+                State::Identifying | State::Authenticating if !self.has_asked() => {
+                    self.fail(now, Fault::UnexpectedReply)
+                }
                 State::Identifying => self.on_identified(now),
                 State::Authenticating => {
                     self.on_ready();
                     Ok(())
                 }
-                State::Ready if self.detail.as_slice() == v2::OK => self.on_ok(now),
+                State::Ready if self.word.as_slice() == v2::OK => self.on_ok(now),
                 State::Ready
                 | State::Waiting
                 | State::Dialing
@@ -676,14 +707,11 @@ impl<'a> Publisher<'a> {
         let Ok(negotiated) = self.negotiated.finish() else {
             return self.fail(now, Fault::BadIdentifyReply);
         };
-        if self.is_writing() {
-            // An answer to half a question.
-            return self.fail(now, Fault::UnexpectedReply);
-        }
         if !negotiated.auth_required {
             self.on_ready();
         } else if self.config.auth_secret.is_some() {
             self.handshake_at = 0;
+            self.handshake_len = 0;
             self.timers.set(Timer::Handshake, now.after(self.config.connect_timeout));
             self.set_state(State::Authenticating);
         } else {
@@ -706,7 +734,7 @@ impl<'a> Publisher<'a> {
     }
 
     fn on_ok(&mut self, now: Instant) -> Result<(), Fault> {
-        if self.flights.len() == 1 && self.is_writing() {
+        if self.flights.len() == 1 && self.is_half_written() {
             return self.fail(now, Fault::UnexpectedReply);
         }
         let Some(flight) = self.flights.pop_front() else {
@@ -729,10 +757,15 @@ impl<'a> Publisher<'a> {
     fn resolve(&mut self, flight: &Flight) -> (u64, u32) {
         let before = self.outbox.first();
         let resolved = self.outbox.resolve(flight);
-        let passed = self.outbox.first().saturating_sub(before);
-        self.suspects = self.suspects.saturating_sub(passed as u32);
+        self.clear_suspects(before);
         self.version = self.version.wrapping_add(1);
         resolved
+    }
+
+    /// Head moved on from message `before`: so many fewer to send one by one.
+    fn clear_suspects(&mut self, before: u64) {
+        let passed = self.outbox.first().saturating_sub(before);
+        self.suspects = self.suspects.saturating_sub(passed as u32);
     }
 
     /// An error frame: it concerns the oldest command on the wire, if any, and nsqd closes after
@@ -817,6 +850,7 @@ impl Session for Publisher<'_> {
         self.land(Closed::Local);
         self.frames = FrameDecoder::new(REPLY_MAX);
         self.handshake_at = 0;
+        self.handshake_len = 0;
         self.timers.stop_all();
         self.timers.set(Timer::Handshake, now.after(self.config.connect_timeout));
         self.set_state(State::Identifying);
@@ -857,12 +891,14 @@ impl Session for Publisher<'_> {
     }
 
     fn sent(&mut self, now: Instant, n: usize) {
+        let batch = self.is_half_written();
         let head = n.min(self.staged.saturating_sub(self.written).into());
         self.written = self.written.saturating_add(head as u8);
         let body = n.saturating_sub(head).min(self.body_left);
         self.body_left = self.body_left.saturating_sub(body);
         self.body_index = self.outbox.advance(self.body_index, body);
-        if n > 0 && self.timers.is_set(Timer::Reply) {
+        if batch && n > 0 {
+            // nsqd still takes it. A NOP proves nothing.
             self.timers.set(Timer::Reply, now.after(self.config.reply_timeout));
         }
     }
@@ -877,12 +913,14 @@ impl Session for Publisher<'_> {
     }
 
     fn tick(&mut self, now: Instant) {
+        let before = self.outbox.first();
         let Self { exceptions, counters, version, .. } = self;
         self.outbox.expire(now, |first, count| {
             exceptions.add(first, count, Outcome::Expired);
             *version = version.wrapping_add(1);
             counters.expired = counters.expired.saturating_add(count.into());
         });
+        self.clear_suspects(before);
         if self.timers.expired(Timer::Handshake, now) {
             let why = match self.state {
                 State::Dialing => Closed::Dial(crate::session::DialError::TimedOut),

@@ -537,6 +537,30 @@ fn heartbeats_are_answered_before_payload() {
 }
 
 #[test]
+fn a_half_written_nop_is_not_a_half_written_batch() {
+    rig!(rig);
+    rig.connect();
+    let ticket = rig.publish("a");
+    rig.expect(pub_one("a"));
+    rig.say(HEARTBEAT);
+    let half = |rig: &mut Rig<'_>| {
+        assert_eq!(rig.publisher.transmit(rig.now).head, b"NOP\n");
+        rig.publisher.sent(rig.now, 2);
+    };
+    half(&mut rig);
+    rig.say(OK);
+    assert_eq!(rig.outcome(ticket), Some(Outcome::Acknowledged));
+    rig.expect("P\n");
+    // Lost instead, the batch counts as wholly written.
+    rig.publish("b");
+    rig.written();
+    rig.say(HEARTBEAT);
+    half(&mut rig);
+    rig.reconnect();
+    assert_eq!(rig.publisher.counters().possible_duplicates, 1);
+}
+
+#[test]
 fn two_heartbeats_of_silence_end_a_half_open_connection() {
     rig!(rig);
     rig.connect();
@@ -568,6 +592,42 @@ fn an_nsqd_that_lives_but_never_answers_is_left() {
         rig.publisher.state(),
         State::Closing(Closed::Fault(Fault::TimedOut(Awaited::Reply)))
     );
+}
+
+#[test]
+fn answering_heartbeats_does_not_put_off_the_reply_timeout() {
+    rig!(rig, Config { heartbeat: Span::from_secs(5), ..Config::new() });
+    rig.connect();
+    rig.publish("a");
+    rig.written();
+    rig.wait(5000);
+    rig.say(HEARTBEAT);
+    rig.expect("NOP\n");
+    rig.wait(5000);
+    let why = Closed::Fault(Fault::TimedOut(Awaited::Reply));
+    assert_eq!(rig.publisher.state(), State::Closing(why));
+}
+
+#[test]
+fn the_last_error_stays_known() {
+    rig!(rig);
+    rig.connect();
+    rig.publish("a");
+    rig.written();
+    rig.say_and_fault(frame(1, "E_PUB_FAILED PUB failed exiting"));
+    rig.reconnect();
+    rig.say(HEARTBEAT);
+    assert_eq!(rig.publisher.detail(), "E_PUB_FAILED PUB failed exiting");
+}
+
+#[test]
+fn an_answer_between_two_pieces_of_identify_ends_the_connection() {
+    rig!(rig);
+    rig.dial();
+    rig.publisher.open(rig.now);
+    let n = rig.publisher.transmit(rig.now).len();
+    rig.publisher.sent(rig.now, n);
+    assert_eq!(rig.say_and_fault(frame(0, "OK")), Fault::UnexpectedReply);
 }
 
 #[test]
