@@ -57,11 +57,8 @@ const fn check(name: &[u8]) -> Result<(), NameError> {
     if name.len() > NAME_MAX {
         return Err(NameError::TooLong { len: name.len() });
     }
-    let stem = if is_ephemeral(name) {
-        name.len().saturating_sub(EPHEMERAL.len())
-    } else {
-        name.len()
-    };
+    let stem =
+        if is_ephemeral(name) { name.len().saturating_sub(EPHEMERAL.len()) } else { name.len() };
     if stem == 0 {
         return Err(NameError::Empty);
     }
@@ -227,19 +224,13 @@ mod tests {
         assert_eq!(err("#ephemeral"), NameError::Empty);
         assert_eq!(err(&"x".repeat(65)), NameError::TooLong { len: 65 });
         // The suffix counts.
-        assert_eq!(
-            err(&format!("{}#ephemeral", "x".repeat(55))),
-            NameError::TooLong { len: 65 }
-        );
+        assert_eq!(err(&format!("{}#ephemeral", "x".repeat(55))), NameError::TooLong { len: 65 });
         assert!(TopicName::new(&format!("{}#ephemeral", "x".repeat(54))).is_ok());
         assert_eq!(err("a b"), NameError::BadCharacter { byte: b' ', at: 1 });
         assert_eq!(err("a\n"), NameError::BadCharacter { byte: b'\n', at: 1 });
         assert_eq!(err("a#b"), NameError::BadCharacter { byte: b'#', at: 1 });
         assert_eq!(err("é"), NameError::BadCharacter { byte: 0xc3, at: 0 });
-        assert_eq!(
-            err("a#ephemeral#ephemeral"),
-            NameError::BadCharacter { byte: b'#', at: 1 }
-        );
+        assert_eq!(err("a#ephemeral#ephemeral"), NameError::BadCharacter { byte: b'#', at: 1 });
     }
 
     #[test]

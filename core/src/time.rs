@@ -89,11 +89,7 @@ impl Span {
 
     const fn from_micros(micros: u64) -> Self {
         let millis = micros / 1000;
-        if millis > u32::MAX as u64 {
-            Self::MAX
-        } else {
-            Self(millis as u32)
-        }
+        if millis > u32::MAX as u64 { Self::MAX } else { Self(millis as u32) }
     }
 
     /// Milliseconds.
@@ -176,10 +172,7 @@ impl Jitter {
     /// `span` plus or minus an eighth.
     pub fn around(&mut self, span: Span) -> Span {
         let eighth = span.0 >> 3;
-        self.between(
-            Span(span.0.saturating_sub(eighth)),
-            Span(span.0.saturating_add(eighth)),
-        )
+        self.between(Span(span.0.saturating_sub(eighth)), Span(span.0.saturating_add(eighth)))
     }
 }
 

@@ -126,7 +126,9 @@ fn bad_messages_are_refused_without_waiting() {
 fn outcomes_wait_for_their_own_message_and_can_be_dropped() {
     with_handle(Full::Refuse, |handle, _, waker| {
         let ticket = handle.try_publish(&topic(), b"x").unwrap();
-        drop(pin!(handle.outcome(ticket)));
+        let mut dropped = Box::pin(handle.outcome(ticket));
+        assert_eq!(poll!(dropped, waker), Poll::Pending);
+        drop(dropped);
         let mut outcome = pin!(handle.outcome(ticket));
         assert_eq!(poll!(outcome, waker), Poll::Pending);
         acknowledge(handle);
@@ -181,5 +183,17 @@ fn more_waiters_than_slots_all_get_their_answer() {
             let answer = poll!(future, &Waker::from(wakes.clone()));
             assert_eq!(answer, Poll::Ready(Outcome::Acknowledged));
         }
+    });
+}
+
+#[test]
+fn a_waiting_publish_that_drops_the_oldest_wakes_who_waits_for_it() {
+    with_handle(Full::DropOldest, |handle, wakes, waker| {
+        let first = handle.try_publish(&topic(), &[b'x'; 40]).unwrap();
+        let mut outcome = pin!(handle.outcome(first));
+        assert_eq!(poll!(outcome, waker), Poll::Pending);
+        assert!(poll!(pin!(handle.publish(&topic(), &[b'x'; 40])), Waker::noop()).is_ready());
+        assert_eq!(wakes.take(), 1);
+        assert_eq!(poll!(outcome, waker), Poll::Ready(Outcome::Dropped));
     });
 }

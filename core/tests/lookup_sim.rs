@@ -13,7 +13,8 @@ use nanonsq_core::time::{Instant, Span};
 use support::{Random, seeds};
 
 const PEERS: usize = 3;
-const INFO: &[u8] = br#"{"broadcast_address":"l","hostname":"l","http_port":1,"tcp_port":2,"version":"1"}"#;
+const INFO: &[u8] =
+    br#"{"broadcast_address":"l","hostname":"l","http_port":1,"tcp_port":2,"version":"1"}"#;
 
 /// One connection as the model nsqlookupd sees it; what it registered goes with it.
 #[derive(Default)]

@@ -5,9 +5,7 @@ mod support;
 use std::collections::VecDeque;
 
 use nanonsq_core::name::TopicName;
-use nanonsq_core::publish::{
-    Flight, HEADER_OVERHEAD, Outbox, PushError, RECORD_OVERHEAD,
-};
+use nanonsq_core::publish::{Flight, HEADER_OVERHEAD, Outbox, PushError, RECORD_OVERHEAD};
 use nanonsq_core::time::{Instant, Span};
 use support::Random;
 
@@ -129,8 +127,7 @@ fn random_sequence(seed: u32, steps: u32) -> [u32; 8] {
             4..=5 => {
                 let (count, bytes, singly) = (1 + below(5), below(300), below(4) * below(2));
                 let batch = outbox.next_batch(count, bytes, singly);
-                let expected =
-                    model.next_batch(count as usize, bytes as usize, singly as usize);
+                let expected = model.next_batch(count as usize, bytes as usize, singly as usize);
                 let Some(batch) = batch else {
                     assert_eq!(expected, [], "{context}");
                     continue;
@@ -264,7 +261,10 @@ fn a_topic_costs_its_header_once() {
         outbox.used() - before
     };
     let header = HEADER_OVERHEAD + 1;
-    assert_eq!([push("a"), push("a"), push("b"), push("a")], [header + 5, 5, header + 5, header + 5]);
+    assert_eq!(
+        [push("a"), push("a"), push("b"), push("a")],
+        [header + 5, 5, header + 5, header + 5]
+    );
 }
 
 #[test]

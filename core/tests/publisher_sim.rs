@@ -10,9 +10,7 @@ use nanonsq_core::name::TopicName;
 use nanonsq_core::publish::{
     Config, Event, Full, Outcome, PublishError, PublishOptions, Publisher, Ticket,
 };
-use nanonsq_core::session::{
-    Closed, DRAINS_MAX, DialError, Fault, Link, Session, TransportError,
-};
+use nanonsq_core::session::{Closed, DRAINS_MAX, DialError, Fault, Link, Session, TransportError};
 use nanonsq_core::time::{Instant, Span};
 use support::{Random, seeds};
 
@@ -297,7 +295,10 @@ fn live(seed: u32) -> [u64; 6] {
                 Event::Failed { first, count, outcome } => {
                     for number in first.number()..first.number() + u64::from(count) {
                         let before = failed.insert(number, outcome);
-                        assert_eq!(before, None, "{context}: {number} failed twice, with {outcome} of {first:?} {count}");
+                        assert_eq!(
+                            before, None,
+                            "{context}: {number} failed twice, with {outcome} of {first:?} {count}"
+                        );
                     }
                 }
                 Event::Forgotten { count } => forgotten += u64::from(count),
@@ -341,7 +342,10 @@ fn live(seed: u32) -> [u64; 6] {
         let copies = stored.remove(&(&*message.topic, &*message.body)).unwrap_or(0);
         let outcome = failed.get(&number).copied().unwrap_or(Outcome::Acknowledged);
         let known = publisher.outcome(message.ticket);
-        assert!(known == Some(outcome) || known == Some(Outcome::Forgotten), "{context}: {known:?}");
+        assert!(
+            known == Some(outcome) || known == Some(Outcome::Forgotten),
+            "{context}: {known:?}"
+        );
         match outcome {
             Outcome::Acknowledged if known == Some(Outcome::Forgotten) && copies == 0 => {
                 unnamed += 1;
@@ -372,8 +376,7 @@ fn live(seed: u32) -> [u64; 6] {
     assert_eq!(failures, failed.len() as u64 + forgotten, "{context}");
     assert!(unnamed <= forgotten, "{context}: nobody was told of {unnamed}");
     if forgotten == 0 {
-        let told =
-            [counters.acknowledged, counters.rejected, counters.expired, counters.dropped];
+        let told = [counters.acknowledged, counters.rejected, counters.expired, counters.dropped];
         assert_eq!(counts[..4], told, "{context}");
     }
     assert!(counts[4] <= counters.possible_duplicates, "{context}: {} {counters:?}", counts[4]);

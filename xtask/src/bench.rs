@@ -79,23 +79,14 @@ impl Mode {
 }
 
 pub(crate) fn run(options: &Options) -> Result<()> {
-    let (rounds, seconds) = if options.quick {
-        (1, 1.0)
-    } else {
-        (options.rounds, options.seconds)
-    };
+    let (rounds, seconds) =
+        if options.quick { (1, 1.0) } else { (options.rounds, options.seconds) };
     ensure!(rounds > 0 && options.size > 0, "numbers must be positive");
-    ensure!(
-        seconds >= 1.0,
-        "in less than a second, a client's flush interval is all there is"
-    );
+    ensure!(seconds >= 1.0, "in less than a second, a client's flush interval is all there is");
     let contenders = contender::build(&options.only)?;
     let mut modes = Mode::ALL.to_vec();
     if Command::new("taskset").arg("--version").output().is_err() {
-        eprintln!(
-            "`taskset` (util-linux) was not found: skipping {:?}",
-            Mode::SyncOneCore.name()
-        );
+        eprintln!("`taskset` (util-linux) was not found: skipping {:?}", Mode::SyncOneCore.name());
         modes.retain(|&mode| mode != Mode::SyncOneCore);
     }
 
@@ -195,13 +186,9 @@ fn print_table(
     size: usize,
     rounds: usize,
 ) {
-    rates
-        .values_mut()
-        .for_each(|rates| rates.sort_by(f64::total_cmp));
+    rates.values_mut().for_each(|rates| rates.sort_by(f64::total_cmp));
     let median = |key| rates.get(&key).map(|rates| rates[rates.len() / 2]);
-    let reference = contenders
-        .iter()
-        .position(|contender| contender.name == REFERENCE);
+    let reference = contenders.iter().position(|contender| contender.name == REFERENCE);
 
     println!(
         "Messages of {size} bytes per second: median of {rounds}, its ratio to {REFERENCE}, range\n"
@@ -210,15 +197,8 @@ fn print_table(
         let cells: Vec<_> = cells.iter().map(|cell| format!(" {cell:>35} |")).collect();
         println!("| {name:<22} |{}", cells.concat());
     };
-    row(
-        "client",
-        modes.iter().map(|mode| mode.name().to_owned()).collect(),
-    );
-    println!(
-        "|:{:-<23}|{}",
-        "",
-        format!("{:-<36}:|", "").repeat(modes.len())
-    );
+    row("client", modes.iter().map(|mode| mode.name().to_owned()).collect());
+    println!("|:{:-<23}|{}", "", format!("{:-<36}:|", "").repeat(modes.len()));
     for (index, contender) in contenders.iter().enumerate() {
         let cell = |&mode: &Mode| {
             let (Some(rates), Some(rate)) = (rates.get(&(index, mode)), median((index, mode)))
@@ -227,9 +207,7 @@ fn print_table(
             };
             let ratio = reference
                 .and_then(|reference| median((reference, mode)))
-                .map_or_else(String::new, |reference| {
-                    format!("{:.2} x", rate / reference)
-                });
+                .map_or_else(String::new, |reference| format!("{:.2} x", rate / reference));
             let range = format!("{:.0}..{:.0}", rates[0], rates[rates.len() - 1]);
             format!("{rate:.0}  {ratio:>7}  {range:>16}")
         };

@@ -3,8 +3,11 @@
 
 mod bench;
 mod demo;
+mod firmware;
 mod peers;
 mod project;
+mod qemu;
+mod sizes;
 
 use std::process::ExitCode;
 
@@ -30,6 +33,10 @@ enum Task {
     Demo(demo::Options),
     /// Compare publishing rates with go-nsq and tokio-nsq against a real nsqd (needs the peers)
     Bench(bench::Options),
+    /// Run the firmware of examples/qemu against real servers (needs QEMU and Go)
+    Qemu(qemu::Options),
+    /// Measure what nanonsq takes on a Cortex-M0: flash, RAM, stack, instructions (needs QEMU)
+    Sizes(sizes::Options),
 }
 
 fn main() -> ExitCode {
@@ -45,6 +52,8 @@ fn main() -> ExitCode {
         Task::Peers(options) => peers::run(&options),
         Task::Demo(options) => demo::run(&options),
         Task::Bench(options) => bench::run(&options),
+        Task::Qemu(options) => qemu::run(&options),
+        Task::Sizes(options) => sizes::run(&options),
     };
     // Not with `{:?}`: most failures here are advice to a user, whom a backtrace does not help.
     done.map_or_else(

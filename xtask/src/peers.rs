@@ -41,10 +41,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     // it.
     let inputs = fingerprint(&module)?;
 
-    let present = NSQ
-        .iter()
-        .chain(&OURS)
-        .all(|program| dir.join(program).is_file());
+    let present = NSQ.iter().chain(&OURS).all(|program| dir.join(program).is_file());
     if options.force || !present || fs::read_to_string(&stamp).ok().as_ref() != Some(&inputs) {
         build(&module, &dir)?;
         fs::write(&stamp, inputs)?;
@@ -68,15 +65,8 @@ fn build(module: &Path, dir: &Path) -> Result<()> {
     out.push("/");
     let mut go = Command::new("go");
     go.current_dir(module).env("CGO_ENABLED", "0");
-    go.args([
-        "build",
-        "-mod=readonly",
-        "-trimpath",
-        "-buildvcs=false",
-        "-ldflags=-s -w",
-        "-o",
-    ])
-    .arg(out);
+    go.args(["build", "-mod=readonly", "-trimpath", "-buildvcs=false", "-ldflags=-s -w", "-o"])
+        .arg(out);
     go.args(NSQ.map(|program| format!("github.com/nsqio/nsq/apps/{program}")));
     go.args(OURS.map(|program| format!("./cmd/{program}")));
     project::run(&mut go)
@@ -113,9 +103,7 @@ fn fingerprint(module: &Path) -> Result<String> {
         }
     }
     files.retain(|path| {
-        ["go", "mod", "sum"]
-            .iter()
-            .any(|&kind| path.extension() == Some(OsStr::new(kind)))
+        ["go", "mod", "sum"].iter().any(|&kind| path.extension() == Some(OsStr::new(kind)))
     });
     files.sort();
 

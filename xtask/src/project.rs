@@ -11,10 +11,7 @@ use serde_json::Value;
 pub(crate) fn root() -> PathBuf {
     // At run time if cargo runs us: a cached build may come from another directory.
     let xtask = env::var_os("CARGO_MANIFEST_DIR").unwrap_or(env!("CARGO_MANIFEST_DIR").into());
-    Path::new(&xtask)
-        .parent()
-        .expect("xtask lies in the root of the repository")
-        .to_owned()
+    Path::new(&xtask).parent().expect("xtask lies in the root of the repository").to_owned()
 }
 
 /// Where the NSQ programs are. The tests look in the same place, whatever CARGO_TARGET_DIR says.
@@ -24,9 +21,7 @@ pub(crate) fn peers_dir() -> PathBuf {
 
 /// Runs a command to its end; its output goes to ours.
 pub(crate) fn run(command: &mut Command) -> Result<()> {
-    let status = command
-        .status()
-        .with_context(|| format!("cannot run {command:?}"))?;
+    let status = command.status().with_context(|| format!("cannot run {command:?}"))?;
     if !status.success() {
         bail!("{command:?}: {status}");
     }
@@ -61,9 +56,7 @@ pub(crate) fn build_release(
     let executable = |line: &[u8]| {
         let message: Value = serde_json::from_slice(line).ok()?;
         let is_it = message["reason"] == "compiler-artifact" && message["target"]["name"] == binary;
-        is_it
-            .then(|| message["executable"].as_str().map(PathBuf::from))
-            .flatten()
+        is_it.then(|| message["executable"].as_str().map(PathBuf::from)).flatten()
     };
     output
         .stdout

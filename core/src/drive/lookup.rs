@@ -62,10 +62,7 @@ pub fn new<
     dialers: [D; PEERS],
     sleep: S,
 ) -> Result<
-    (
-        Handle<'a, M, S, PEERS, TOPICS, CHANNELS>,
-        Runner<'a, M, D, S, PEERS, TOPICS, CHANNELS>,
-    ),
+    (Handle<'a, M, S, PEERS, TOPICS, CHANNELS>, Runner<'a, M, D, S, PEERS, TOPICS, CHANNELS>),
     ConfigError,
 > {
     let lookup = Lookup::new(config)?;
@@ -110,7 +107,11 @@ impl<'a, M: RawMutex, S: Sleep, const PEERS: usize, const TOPICS: usize, const C
     }
 
     /// Wants a channel listed, and its topic with it.
-    pub fn add_channel(&self, topic: &TopicName, channel: &ChannelName) -> Result<(), RegistryFull> {
+    pub fn add_channel(
+        &self,
+        topic: &TopicName,
+        channel: &ChannelName,
+    ) -> Result<(), RegistryFull> {
         self.change(|lookup| lookup.registry().add_channel(topic, channel)).unwrap_or(Ok(()))
     }
 
@@ -136,9 +137,7 @@ impl<'a, M: RawMutex, S: Sleep, const PEERS: usize, const TOPICS: usize, const C
     pub async fn settled(&self) {
         self.wait(|lookup| {
             (0..PEERS)
-                .all(|peer| {
-                    lookup.status(peer).is_none_or(|s| s.settled || s.address.is_none())
-                })
+                .all(|peer| lookup.status(peer).is_none_or(|s| s.settled || s.address.is_none()))
                 .then_some(())
         })
         .await;
@@ -158,7 +157,14 @@ impl<'a, M: RawMutex, S: Sleep, const PEERS: usize, const TOPICS: usize, const C
         &self,
         mut f: impl FnMut(&mut Lookup<'a, PEERS, TOPICS, CHANNELS>) -> Option<R>,
     ) -> R {
-        poll_fn(|cx| self.shared.poll_wait(cx.waker(), &mut f)).await
+        poll_fn(|cx| {
+            self.shared.poll_wait(cx.waker(), |lookup| {
+                let before = lookup.version();
+                let answer = f(lookup);
+                (answer, lookup.version() != before)
+            })
+        })
+        .await
     }
 
     fn change<R>(
@@ -185,8 +191,14 @@ pub struct Runner<
     sleep: S,
 }
 
-impl<M: RawMutex, D: Dialer, S: Sleep, const PEERS: usize, const TOPICS: usize, const CHANNELS: usize>
-    Runner<'_, M, D, S, PEERS, TOPICS, CHANNELS>
+impl<
+    M: RawMutex,
+    D: Dialer,
+    S: Sleep,
+    const PEERS: usize,
+    const TOPICS: usize,
+    const CHANNELS: usize,
+> Runner<'_, M, D, S, PEERS, TOPICS, CHANNELS>
 {
     /// Runs all peers for ever, each by itself. Dropped, the connections end and nsqlookupd
     /// forgets; run again, everything is registered again.

@@ -25,9 +25,7 @@ use core::pin::pin;
 use core::task::{Context, Poll, Waker};
 
 use crate::address::Address;
-use crate::session::{
-    Closed, DialError, Link, Session, Transmit, TransportError, Upgrade,
-};
+use crate::session::{Closed, DialError, Link, Session, Transmit, TransportError, Upgrade};
 use crate::time::{Instant, Span};
 
 pub use shared::WAITERS_MAX;

@@ -119,10 +119,10 @@ impl<'a, M: RawMutex> Handle<'a, M> {
     ) -> Result<Ticket, PublishError> {
         poll_fn(|cx| {
             self.shared.poll_wait(cx.waker(), |publisher| {
-                match publisher.offer(topic, body, options) {
+                noting(publisher, |publisher| match publisher.offer(topic, body, options) {
                     Err(PublishError::Full) => None,
                     taken => Some(taken),
-                }
+                })
             })
         })
         .await
@@ -167,14 +167,16 @@ impl<'a, M: RawMutex> Handle<'a, M> {
     /// Asks `f` now and whenever a message is resolved or the connection comes or goes, until it
     /// has an answer. Cancel-safe.
     pub async fn wait<R>(&self, mut f: impl FnMut(&mut Publisher<'a>) -> Option<R>) -> R {
-        poll_fn(|cx| self.shared.poll_wait(cx.waker(), &mut f)).await
+        poll_fn(|cx| self.shared.poll_wait(cx.waker(), |publisher| noting(publisher, &mut f))).await
     }
 
     fn accept(
         &self,
         publish: impl FnOnce(&mut Publisher<'a>) -> Result<Ticket, PublishError>,
     ) -> Result<Ticket, PublishError> {
-        self.shared.change(|publisher| noting(publisher, publish)).unwrap_or(Err(PublishError::Full))
+        self.shared
+            .change(|publisher| noting(publisher, publish))
+            .unwrap_or(Err(PublishError::Full))
     }
 }
 

@@ -71,22 +71,28 @@ impl<M: RawMutex, T> Shared<M, T> {
         self.lock(|inner| inner.runner.register(waker));
     }
 
-    /// Asks `f` now and whenever there is news, until it has an answer. Cancel-safe: `f` is asked
-    /// only in a poll that returns its answer.
+    /// Asks `f` now and whenever there is news, until it has an answer; `f` also says whether it
+    /// made news itself. Cancel-safe: `f` is asked only in a poll that returns its answer.
     pub(super) fn poll_wait<R>(
         &self,
         waker: &Waker,
-        f: impl FnOnce(&mut T) -> Option<R>,
+        f: impl FnOnce(&mut T) -> (Option<R>, bool),
     ) -> Poll<R> {
-        self.lock(|inner| match f(&mut inner.state) {
-            Some(answer) => {
-                // It may have taken the answer out.
-                inner.runner.wake();
-                Poll::Ready(answer)
+        self.lock(|inner| {
+            let (answer, news) = f(&mut inner.state);
+            if news {
+                inner.waiters.wake();
             }
-            None => {
-                inner.waiters.register(waker);
-                Poll::Pending
+            match answer {
+                Some(answer) => {
+                    // It may have taken the answer out.
+                    inner.runner.wake();
+                    Poll::Ready(answer)
+                }
+                None => {
+                    inner.waiters.register(waker);
+                    Poll::Pending
+                }
             }
         })
         .unwrap_or(Poll::Pending)

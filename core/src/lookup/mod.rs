@@ -40,8 +40,8 @@ use crate::time::{Backoff, Instant, Span};
 pub use crate::wire::v1::{NodeInfo, PeerInfo};
 use peer::Peer;
 pub use peer::PeerSession;
-pub use registry::{PEERS_MAX, Registry, RegistryFull};
 use registry::PeerId;
+pub use registry::{PEERS_MAX, Registry, RegistryFull};
 
 /// The most commands that a peer sends ahead of their answers.
 pub const OUTSTANDING_MAX: u16 = 1024;
@@ -240,8 +240,7 @@ impl<'a, const PEERS: usize, const TOPICS: usize, const CHANNELS: usize>
         let is_first = |at: usize, address: &Address| {
             !addresses.iter().take(at).any(|earlier| earlier == address)
         };
-        let distinct =
-            addresses.iter().enumerate().filter(|&(at, address)| is_first(at, address));
+        let distinct = addresses.iter().enumerate().filter(|&(at, address)| is_first(at, address));
         if distinct.clone().count() > PEERS {
             return Err(TooManyPeers { max: PEERS });
         }
@@ -273,8 +272,8 @@ impl<'a, const PEERS: usize, const TOPICS: usize, const CHANNELS: usize>
     pub fn stop(&mut self, now: Instant) {
         self.registry.remove_all();
         for (index, peer) in self.peers.0.iter_mut().enumerate() {
-            let settled = peer.is_quiet()
-                && self.registry.view().next_work(PeerId::new(index)).is_none();
+            let settled =
+                peer.is_quiet() && self.registry.view().next_work(PeerId::new(index)).is_none();
             peer.leave(self.config, now, settled);
         }
     }

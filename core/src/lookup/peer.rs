@@ -11,9 +11,9 @@ use crate::address::Address;
 use crate::macros::trace_state;
 use crate::session::{Awaited, Closed, DialError, Fault, Link, Session, Transmit, keep};
 use crate::time::{Backoff, Instant, Jitter, Span, TimerId, Timers};
+use crate::wire::Window;
 use crate::wire::v1::{self, Command, LINE_MAX, PeerInfoScanner, ReplyDecoder, ReplyPart};
 use crate::wire::v2::ErrorCode;
-use crate::wire::Window;
 
 /// The longest reply that is read: an IDENTIFY answer with long names.
 const REPLY_MAX: u32 = 4096;
@@ -248,10 +248,8 @@ impl PeerSession<'_, '_> {
         match self.peer.state {
             PeerState::Identifying => self.stage_identify(),
             PeerState::Connected | PeerState::Leaving => self.stage_commands(now),
-            PeerState::Unused
-            | PeerState::Waiting
-            | PeerState::Dialing
-            | PeerState::Closing(_) => {}
+            PeerState::Unused | PeerState::Waiting | PeerState::Dialing | PeerState::Closing(_) => {
+            }
         }
     }
 

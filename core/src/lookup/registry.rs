@@ -259,9 +259,8 @@ impl RegistryView<'_> {
     /// Channels go before their topic, both ways: registering a channel registers its topic, and
     /// unregistering a topic first would leave nsqlookupd to remove its channels.
     pub(super) fn next_work(&self, peer: PeerId) -> Option<Work> {
-        let differs = |wanted: bool, told: PeerSet, want: bool| {
-            wanted == want && told.has(peer) != want
-        };
+        let differs =
+            |wanted: bool, told: PeerSet, want: bool| wanted == want && told.has(peer) != want;
         for want in [false, true] {
             for (index, slot) in self.channels.iter().enumerate() {
                 if differs(slot.wanted, slot.told, want) {
@@ -291,7 +290,9 @@ impl RegistryView<'_> {
                 },
                 Some(topic) => match self.topics.get(topic) {
                     // Its channels bring it along.
-                    Some(slot) => (Item::Topic(topic), slot.wanted && !self.has_channels(topic), slot.told),
+                    Some(slot) => {
+                        (Item::Topic(topic), slot.wanted && !self.has_channels(topic), slot.told)
+                    }
                     None => continue,
                 },
             };

@@ -359,7 +359,10 @@ fn weakness_4_pings_are_jittered_and_answered_in_time() {
 #[test]
 fn weakness_5_every_answer_is_checked() {
     for (answer, fault) in [
-        (reply("E_BAD_TOPIC REGISTER topic name 'x' is not valid"), Fault::Refused(ErrorCode::BadTopic)),
+        (
+            reply("E_BAD_TOPIC REGISTER topic name 'x' is not valid"),
+            Fault::Refused(ErrorCode::BadTopic),
+        ),
         (reply("NOPE"), Fault::UnexpectedReply),
         (reply(""), Fault::UnexpectedReply),
         ([OK, OK].concat(), Fault::UnexpectedReply),
@@ -604,7 +607,11 @@ fn a_frozen_peer_is_noticed_while_changes_go_on() {
     rig.configure(&["one:1"]);
     rig.connect(0);
     for second in 0.. {
-        if second % 2 == 0 { rig.add(&["t"]) } else { drop(rig.remove("t")) }
+        if second % 2 == 0 {
+            rig.add(&["t"])
+        } else {
+            drop(rig.remove("t"))
+        }
         rig.written(0);
         rig.wait(1000);
         if rig.status(0).state != PeerState::Connected {

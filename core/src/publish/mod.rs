@@ -444,10 +444,8 @@ impl<'a> Publisher<'a> {
             heartbeats,
         } = self.counters;
         let accepted = self.outbox.end();
-        let settled = acknowledged
-            .saturating_add(rejected)
-            .saturating_add(expired)
-            .saturating_add(dropped);
+        let settled =
+            acknowledged.saturating_add(rejected).saturating_add(expired).saturating_add(dropped);
         Counters {
             accepted,
             acknowledged,
@@ -629,9 +627,7 @@ impl<'a> Publisher<'a> {
             let Ok(()) = match batch.defer() {
                 Some(defer) => v2::emit_dpub_head(&mut window, topic, defer.as_millis()),
                 None if batch.count() == 1 => v2::emit_pub_head(&mut window, topic),
-                None => {
-                    v2::emit_mpub_head(&mut window, topic, batch.bytes(), batch.count())
-                }
+                None => v2::emit_mpub_head(&mut window, topic, batch.bytes(), batch.count()),
             };
             let commands =
                 if batch.count() == 1 { &mut self.counters.pubs } else { &mut self.counters.mpubs };
@@ -861,7 +857,8 @@ impl Session for Publisher<'_> {
         match self.state {
             State::Identifying | State::Authenticating | State::Ready => {
                 // Two intervals: nsqd's own rule for its clients.
-                let silence = Span::from_millis(self.config.heartbeat.as_millis().saturating_mul(2));
+                let silence =
+                    Span::from_millis(self.config.heartbeat.as_millis().saturating_mul(2));
                 self.timers.set(Timer::Silence, now.after(silence));
             }
             State::Waiting | State::Dialing | State::Closing(_) | State::Stopped => return Ok(()),

@@ -1,6 +1,5 @@
 //! Scenarios: a publisher, a time line, and the bytes that an nsqd would see and say.
 
-
 use std::vec::Vec;
 
 use super::*;
@@ -322,11 +321,7 @@ fn a_rejected_batch_is_retried_one_by_one() {
     rig.expect(mpub(&["x", "y"]));
     assert_eq!(
         tickets.map(|ticket| rig.outcome(ticket).unwrap()),
-        [
-            Outcome::Acknowledged,
-            Outcome::Rejected(ErrorCode::BadMessage),
-            Outcome::Acknowledged
-        ]
+        [Outcome::Acknowledged, Outcome::Rejected(ErrorCode::BadMessage), Outcome::Acknowledged]
     );
     let counters = rig.publisher.counters();
     assert_eq!((counters.rejected, counters.possible_duplicates), (1, 0));
@@ -357,7 +352,10 @@ fn what_is_nsqds_own_fault_rejects_nothing() {
         // A connection that was cut off in the middle of a message.
         "E_BAD_MESSAGE PUB failed to read message body",
         "E_BAD_BODY MPUB failed to read body size",
-        "E_PUB_FAILED PUB failed exiting", "E_MPUB_FAILED x", "E_AUTH_FIRST", "E_NEW x",
+        "E_PUB_FAILED PUB failed exiting",
+        "E_MPUB_FAILED x",
+        "E_AUTH_FIRST",
+        "E_NEW x",
     ] {
         rig!(rig);
         rig.connect();
@@ -442,10 +440,7 @@ fn bad_messages_are_refused_with_the_reason() {
     assert_eq!(publish(&mut rig, max + 1), Err(PublishError::TooLarge { max }));
     assert!(publish(&mut rig, max).is_ok());
     let late = PublishOptions { defer: Some(Span::from_millis(3_600_001)), deadline: None };
-    assert_eq!(
-        rig.publisher.publish_with(&topic(T), b"x", late),
-        Err(PublishError::DeferTooLong)
-    );
+    assert_eq!(rig.publisher.publish_with(&topic(T), b"x", late), Err(PublishError::DeferTooLong));
 }
 
 #[test]
@@ -469,9 +464,7 @@ fn bad_settings_are_refused_with_the_reason() {
 
 fn with_deadline(rig: &mut Rig<'_>, ms: u32) -> Ticket {
     let deadline = Some(rig.now.after(Span::from_millis(ms)));
-    rig.publisher
-        .publish_with(&topic(T), b"x", PublishOptions { defer: None, deadline })
-        .unwrap()
+    rig.publisher.publish_with(&topic(T), b"x", PublishOptions { defer: None, deadline }).unwrap()
 }
 
 #[test]
@@ -683,7 +676,10 @@ fn auth_required_without_a_secret_says_so() {
 fn nonsense_ends_the_connection_with_a_reason() {
     for (bytes, fault) in [
         (b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec(), Fault::WrongPort),
-        (b"\xff\xff\xff\xff\0\0\0\0".to_vec(), Fault::BadLength { len: u32::MAX, max: REPLY_MAX + 4 }),
+        (
+            b"\xff\xff\xff\xff\0\0\0\0".to_vec(),
+            Fault::BadLength { len: u32::MAX, max: REPLY_MAX + 4 },
+        ),
         (b"\0\0\0\x03\0\0\0\0".to_vec(), Fault::BadLength { len: 3, max: REPLY_MAX + 4 }),
         (b"\0\0\0\x06\0\0\0\x07OK".to_vec(), Fault::UnknownFrame { frame_type: 7 }),
         (frame(0, "{]"), Fault::BadIdentifyReply),

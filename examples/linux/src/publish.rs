@@ -247,7 +247,7 @@ async fn feed(
     };
     let limit = Duration::from_secs(args.drain_timeout);
     match tokio::time::timeout(limit, publisher.idle()).await {
-        Ok(()) if interrupted => Err("interrupted; what was read is delivered".to_owned()),
+        Ok(()) if interrupted => Err("interrupted before the end of the input".to_owned()),
         Ok(()) => Ok(()),
         Err(_) => Err(format!(
             "nsqd did not acknowledge everything within --drain-timeout {} s",

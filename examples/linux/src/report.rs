@@ -23,8 +23,8 @@ pub(crate) struct Reporter<'a> {
     publisher: Publishing<'a>,
     nsqds: &'a [Address],
     numbers: &'a Numbers,
-    /// The last thing told of each nsqd.
-    told: Vec<String>,
+    /// What was told of each nsqd since its last connection.
+    told: Vec<Vec<String>>,
     connected: bool,
     was_connected: bool,
 }
@@ -35,7 +35,7 @@ impl<'a> Reporter<'a> {
         nsqds: &'a [Address],
         numbers: &'a Numbers,
     ) -> Self {
-        let told = vec![String::new(); nsqds.len()];
+        let told = vec![Vec::new(); nsqds.len()];
         Self { publisher, nsqds, numbers, told, connected: false, was_connected: false }
     }
 
@@ -51,8 +51,9 @@ impl<'a> Reporter<'a> {
                 self.connected = true;
                 self.was_connected = true;
                 let line = format!("connected to nsqd {}", self.nsqds[nsqd]);
-                if self.is_new(nsqd, &line) {
+                if self.told[nsqd].last() != Some(&line) {
                     info!("{line}");
+                    self.told[nsqd] = vec![line];
                 }
             }
             Event::Disconnected { nsqd, why } => {
@@ -61,12 +62,13 @@ impl<'a> Reporter<'a> {
                     // nsqd hangs up on a bad message. What is rejected is told by itself.
                     return Ok(());
                 }
-                let line = format!("nsqd {}: {}", self.nsqds[nsqd], self.explain(why));
+                let line = format!("nsqd {}: {}", self.nsqds[nsqd], self.explain(why, was_up));
                 if !self.was_connected && self.nsqds.len() == 1 && is_hopeless(why) {
                     return Err(line);
                 }
-                if self.is_new(nsqd, &line) {
+                if !self.told[nsqd].contains(&line) {
                     warn!("{line}; trying again");
+                    self.told[nsqd].push(line);
                 }
             }
             Event::Failed { first, count, outcome } => {
@@ -87,11 +89,20 @@ impl<'a> Reporter<'a> {
         Ok(())
     }
 
-    fn explain(&self, why: Closed) -> String {
-        match why {
-            Closed::Fault(Fault::AuthRequired) => "requires AUTH: give --auth-secret".to_owned(),
-            Closed::Fault(Fault::Refused(code)) => format!("refused: {}", self.words(code)),
-            _ => why.to_string(),
+    fn explain(&self, why: Closed, was_up: bool) -> String {
+        let Closed::Fault(fault) = why else { return why.to_string() };
+        match fault {
+            Fault::AuthRequired => "requires AUTH: give --auth-secret".to_owned(),
+            Fault::Refused(code) => format!("refused: {}", self.words(code)),
+            Fault::BadLength { .. }
+            | Fault::UnknownFrame { .. }
+            | Fault::UnexpectedReply
+            | Fault::BadIdentifyReply
+                if !was_up =>
+            {
+                "its answer is not nsqd's: is this the TCP port of an nsqd?".to_owned()
+            }
+            _ => fault.to_string(),
         }
     }
 
@@ -100,14 +111,6 @@ impl<'a> Reporter<'a> {
         let said = self.publisher.look(|p| p.detail().to_owned()).unwrap_or_default();
         let is_it = ErrorCode::parse(said.as_bytes()).0 == code;
         if is_it { said } else { code.to_string() }
-    }
-
-    fn is_new(&mut self, nsqd: usize, line: &str) -> bool {
-        let new = self.told[nsqd] != line;
-        if new {
-            self.told[nsqd] = line.to_owned();
-        }
-        new
     }
 }
 

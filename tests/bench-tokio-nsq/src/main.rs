@@ -61,9 +61,7 @@ async fn main() -> Result<()> {
     let topic = NSQTopic::new(&options.topic).context("bad topic name")?;
     let shared =
         NSQConfigShared::new().set_flush_interval(Duration::from_millis(options.flush_interval_ms));
-    let mut producer = NSQProducerConfig::new(&options.nsqd)
-        .set_shared(shared)
-        .build();
+    let mut producer = NSQProducerConfig::new(&options.nsqd).set_shared(shared).build();
     match tokio::time::timeout(SILENCE, producer.consume()).await {
         Ok(Some(NSQEvent::Healthy())) => {}
         other => bail!("no connection to {}: {other:?}", options.nsqd),
@@ -72,12 +70,8 @@ async fn main() -> Result<()> {
     let body = vec![0; options.size];
     let start = Instant::now();
     let mode = match options.mode {
-        Mode::Sync => sync(&mut producer, &topic, &body, options.count)
-            .await
-            .map(|()| "sync"),
-        Mode::Flood => flood(&mut producer, &topic, &body, options.count)
-            .await
-            .map(|()| "flood"),
+        Mode::Sync => sync(&mut producer, &topic, &body, options.count).await.map(|()| "sync"),
+        Mode::Flood => flood(&mut producer, &topic, &body, options.count).await.map(|()| "flood"),
     }?;
     let seconds = start.elapsed().as_secs_f64();
 

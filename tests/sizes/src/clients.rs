@@ -13,6 +13,10 @@ use crate::{done, next_message};
 
 /// Bytes of the outbox: two messages and their topic.
 pub const OUTBOX: usize = 512;
+/// The receive buffer in [`publisher::Runner::run`].
+pub const PUBLISHER_RX: usize = 128;
+/// The receive buffer of each peer in [`lookup::Runner::run`].
+pub const LOOKUP_RX: usize = 64;
 
 const TOPIC: TopicName = match TopicName::new("sensors-temp") {
     Ok(topic) => topic,
@@ -24,8 +28,9 @@ const NODE: node::Config<'static> = node::Config::new(node::NodeInfo {
     hostname: "device",
     tcp_port: 4150,
     http_port: 4151,
+    topology_region: "",
+    topology_zone: "",
     version: "1.3.0",
-    ..node::NodeInfo::new()
 });
 
 /// Publishes what the work source gives, for ever.
@@ -56,19 +61,19 @@ pub async fn publish() {
 pub async fn register<const PEERS: usize>() {
     let mut resources = lookup::Resources::<NoopRawMutex, PEERS, 1, 0>::new();
     let dialers = [LinkDialer; PEERS];
-    let Ok((handle, mut runner)) =
-        lookup::new(&mut resources, &NODE, dialers, Clock::new())
-    else {
+    let Ok((handle, mut runner)) = lookup::new(&mut resources, &NODE, dialers, Clock::new()) else {
         return;
     };
+    let mut addresses = heapless::Vec::<_, PEERS>::new();
     for port in (4160..).take(PEERS) {
         let Ok(address) = Address::new("10.0.0.2", port) else { return };
-        if handle.configure(&[address]).is_err() {
+        if addresses.push(address).is_err() {
             return;
         }
     }
-    if handle.add_topic(&TOPIC).is_err() {
+    if handle.configure(&addresses).is_err() || handle.add_topic(&TOPIC).is_err() {
         return;
     }
+    drop(addresses);
     runner.run().await;
 }

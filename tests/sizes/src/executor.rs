@@ -33,6 +33,7 @@ impl<const N: usize> Memory<N> {
     /// # Safety
     ///
     /// Call it once, with a task of the size that `N` was made from.
+    #[expect(clippy::mut_from_ref, reason = "called once, says the caller")]
     pub unsafe fn place<F: Future<Output = ()> + 'static>(
         &'static self,
         task: fn() -> F,

@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use nanonsq_std::core::time::Span;
 use nanonsq_std::TcpDialer;
+use nanonsq_std::core::time::Span;
 use nanonsq_tests::{Mode, Nsqlookupd, Proxy, ServerOptions, eventually, require_peers};
 
 use crate::support::{Node, addresses, channel, local, topic};
@@ -209,8 +209,7 @@ mod weakness_14 {
         let key = PrivateKeyDer::Pkcs8(made.signing_key.serialize_der().into());
         let mut roots = RootCertStore::empty();
         roots.add(certificate.clone()).unwrap();
-        let client =
-            ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+        let client = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
         let server = ServerConfig::builder()
             .with_no_client_auth()
             .with_single_cert(vec![certificate], key)

@@ -134,8 +134,7 @@ async fn nothing_is_lost_while_nsqd_restarts_20_times() {
 async fn nothing_is_lost_while_either_of_two_nsqds_is_down() {
     let peers = require_peers!();
     let (mut one, mut two) = (nsqd(&peers).await, nsqd(&peers).await);
-    let publisher =
-        Publisher::start(impatient(), &[one.tcp_address(), two.tcp_address()], OUTBOX);
+    let publisher = Publisher::start(impatient(), &[one.tcp_address(), two.tcp_address()], OUTBOX);
     two.stop_sigterm().await;
     let publishing = async {
         for start in (0..MANY).step_by(100) {
@@ -297,7 +296,10 @@ async fn auth_is_spoken_with_an_nsqd_that_requires_it() {
             let n = stream.read(&mut request).await.unwrap_or(0);
             let good = String::from_utf8_lossy(&request[..n]).contains("secret=open-sesame");
             let (status, body) = if good {
-                ("200 OK", r#"{"ttl":60,"identity":"i","identity_url":"","authorizations":[{"topic":"allowed","channels":[".*"],"permissions":["publish"]}]}"#)
+                (
+                    "200 OK",
+                    r#"{"ttl":60,"identity":"i","identity_url":"","authorizations":[{"topic":"allowed","channels":[".*"],"permissions":["publish"]}]}"#,
+                )
             } else {
                 ("403 Forbidden", "{}")
             };
@@ -312,8 +314,7 @@ async fn auth_is_spoken_with_an_nsqd_that_requires_it() {
     let nsqd = Nsqd::start(&peers, ServerOptions::new().flag(flag)).await;
     let with = |auth_secret| Config { auth_secret, ..impatient() };
 
-    let publisher =
-        Publisher::start(with(Some(b"open-sesame")), &[nsqd.tcp_address()], OUTBOX);
+    let publisher = Publisher::start(with(Some(b"open-sesame")), &[nsqd.tcp_address()], OUTBOX);
     let allowed = publisher.publish("allowed", b"x").await;
     let forbidden = publisher.publish("forbidden", b"x").await;
     assert_eq!(publisher.handle.outcome(allowed).await, Outcome::Acknowledged);

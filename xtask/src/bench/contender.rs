@@ -53,30 +53,17 @@ pub(crate) fn build(only: &[String]) -> Result<Vec<Contender>> {
 
     let nanonsq = tests.join("bench-nanonsq/Cargo.toml");
     if !nanonsq.exists() {
-        eprintln!(
-            "{} does not exist: measuring without nanonsq",
-            nanonsq.display()
-        );
+        eprintln!("{} does not exist: measuring without nanonsq", nanonsq.display());
     } else if wanted("nanonsq") {
         let program = project::build_release(&nanonsq, "nanonsq-bench", None)?;
         contenders.push(client("nanonsq", &program));
-        contenders.push(Contender {
-            kind: Kind::BareSocket,
-            ..client("a bare socket", &program)
-        });
+        contenders.push(Contender { kind: Kind::BareSocket, ..client("a bare socket", &program) });
     }
 
     let go_nsq = project::peers_dir().join("go-nsq-bench");
-    ensure!(
-        go_nsq.is_file(),
-        "{} not found, run `cargo xtask peers` first",
-        go_nsq.display()
-    );
+    ensure!(go_nsq.is_file(), "{} not found, run `cargo xtask peers` first", go_nsq.display());
     contenders.push(client(REFERENCE, &go_nsq));
-    contenders.push(Contender {
-        kind: Kind::ByHand,
-        ..client("go-nsq, MPUB of 100", &go_nsq)
-    });
+    contenders.push(Contender { kind: Kind::ByHand, ..client("go-nsq, MPUB of 100", &go_nsq) });
 
     if wanted("tokio-nsq") {
         let manifest = tests.join("bench-tokio-nsq/Cargo.toml");
@@ -86,10 +73,7 @@ pub(crate) fn build(only: &[String]) -> Result<Vec<Contender>> {
         contenders.push(client("tokio-nsq", &program));
         // By default it flushes every 250 ms, which is all that synchronous publishing measures.
         let args = &["--flush-interval-ms", "1"];
-        contenders.push(Contender {
-            args,
-            ..client("tokio-nsq, flush 1 ms", &program)
-        });
+        contenders.push(Contender { args, ..client("tokio-nsq, flush 1 ms", &program) });
     }
     Ok(contenders)
 }
@@ -116,16 +100,10 @@ impl Contender {
         (count, size): (u64, usize),
         limit: Duration,
     ) -> Result<Measurement> {
-        command
-            .args(["--topic", TOPIC, "--mode", mode, "--nsqd"])
-            .arg(nsqd.tcp.to_string());
-        command
-            .args(["--count", &count.to_string(), "--size", &size.to_string()])
-            .args(self.args);
+        command.args(["--topic", TOPIC, "--mode", mode, "--nsqd"]).arg(nsqd.tcp.to_string());
+        command.args(["--count", &count.to_string(), "--size", &size.to_string()]).args(self.args);
         command.stdin(Stdio::null()).stdout(Stdio::piped());
-        let mut child = command
-            .spawn()
-            .with_context(|| format!("cannot run {command:?}"))?;
+        let mut child = command.spawn().with_context(|| format!("cannot run {command:?}"))?;
         let deadline = Instant::now() + limit;
         while child.try_wait()?.is_none() {
             if Instant::now() > deadline {

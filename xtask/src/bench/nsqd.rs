@@ -43,25 +43,16 @@ impl Nsqd {
             "--http-address=127.0.0.1:0",
             "--broadcast-address=127.0.0.1",
         ]);
-        command
-            .args(["--mem-queue-size=0", "--data-path"])
-            .arg(&data);
+        command.args(["--mem-queue-size=0", "--data-path"]).arg(&data);
         command.stdin(Stdio::null()).stderr(Stdio::piped());
-        let mut child = command
-            .spawn()
-            .with_context(|| format!("cannot run {command:?}"))?;
+        let mut child = command.spawn().with_context(|| format!("cannot run {command:?}"))?;
 
         let mut log = BufReader::new(child.stderr.take().context("stderr is piped")?);
         match listening_addresses(&mut log) {
             Ok((tcp, http)) => {
                 // Whatever else it has to say must not fill the pipe.
                 thread::spawn(move || io::copy(&mut log, &mut io::sink()));
-                Ok(Nsqd {
-                    child,
-                    data,
-                    tcp,
-                    http,
-                })
+                Ok(Nsqd { child, data, tcp, http })
             }
             Err(error) => {
                 child.kill()?;
@@ -76,10 +67,7 @@ impl Nsqd {
         let mut stream = TcpStream::connect(self.http)?;
         stream.set_read_timeout(Some(Duration::from_secs(5)))?;
         let topic = TOPIC.replace('#', "%23");
-        write!(
-            stream,
-            "GET /stats?format=json&include_mem=false&topic={topic} HTTP/1.0\r\n\r\n"
-        )?;
+        write!(stream, "GET /stats?format=json&include_mem=false&topic={topic} HTTP/1.0\r\n\r\n")?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;
         let (_, body) = answer.split_once("\r\n\r\n").context("an HTTP answer")?;

@@ -13,7 +13,7 @@ async fn pipe() {
     let now = clock.now();
     poll_fn(|cx| clock.poll_until(cx, now)).await;
     loop {
-        let Some(mut link) = poll_fn(|_| Link::poll_open(4150)).await else { continue };
+        let Some(mut link) = poll_fn(|_| Link::poll_open(7)).await else { continue };
         let mut reply = [0; 16];
         loop {
             let mut left = &next_message().await[..];

@@ -1,0 +1,72 @@
+//! The adapter against model servers, on two embassy-net stacks joined by a wire in memory.
+
+mod dial;
+mod listen;
+mod lookup;
+mod peers;
+mod publish;
+mod world;
+
+use embassy_net::Stack;
+use nanonsq_core::address::Address;
+use nanonsq_core::drive::publisher::{self, Handle, Runner};
+use nanonsq_core::name::TopicName;
+use nanonsq_core::publish::{Config, Event};
+use nanonsq_core::session::Closed;
+use nanonsq_core::time::Span;
+use nanonsq_embassy::{EmbassySleep, NoopRawMutex, TcpDialer, TcpStorage};
+
+type Publisher = Handle<'static, NoopRawMutex>;
+type PublisherRunner = Runner<'static, NoopRawMutex, TcpDialer<'static>, EmbassySleep>;
+
+/// Tests run for virtual hours: what they keep is never given back.
+fn leak<T>(value: T) -> &'static mut T {
+    Box::leak(Box::new(value))
+}
+
+/// What tests of lost connections use: the shortest heartbeat.
+const LIVELY: Config<'_> = Config { heartbeat: Span::from_secs(1), seed: 1, ..Config::new() };
+
+fn dialer(stack: Stack<'static>) -> TcpDialer<'static> {
+    TcpDialer::new(stack, leak(TcpStorage::<512, 1500>::new()))
+}
+
+fn publisher(
+    stack: Stack<'static>,
+    config: Config<'static>,
+    nsqds: &[&str],
+    ring: usize,
+) -> (Publisher, PublisherRunner) {
+    publisher_over(dialer(stack), config, nsqds, ring)
+}
+
+fn publisher_over(
+    dialer: TcpDialer<'static>,
+    config: Config<'static>,
+    nsqds: &[&str],
+    ring: usize,
+) -> (Publisher, PublisherRunner) {
+    let nsqds: Vec<Address> = nsqds.iter().map(|address| address.parse().unwrap()).collect();
+    publisher::new(
+        leak(publisher::Resources::new()),
+        leak(config),
+        nsqds.leak(),
+        vec![0; ring].leak(),
+        dialer,
+        EmbassySleep,
+    )
+    .unwrap()
+}
+
+fn topic(name: &str) -> TopicName {
+    TopicName::new(name).unwrap()
+}
+
+/// Why the connection was lost, or did not come up, next.
+async fn next_loss(publisher: Publisher) -> Closed {
+    loop {
+        if let Event::Disconnected { why, .. } = publisher.event().await {
+            return why;
+        }
+    }
+}

@@ -1,0 +1,325 @@
+//! Model servers for the far end of the wire: an nsqd, an nsqlookupd and a DNS server.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
+use std::rc::Rc;
+
+use embassy_futures::select::{Either, select};
+use embassy_net::Stack;
+use embassy_net::tcp::TcpSocket;
+use embassy_net::udp::{PacketMetadata, UdpSocket};
+use embassy_time::{Duration, Instant, Timer, with_timeout};
+use nanonsq_core::wire::v1::{self, IdentifyReply, NodeScanner};
+use nanonsq_core::wire::v2::{
+    self, FrameType, IdentifyResponse, IdentifyScanner, Item, Limits, emit_frame,
+};
+
+use crate::world::World;
+
+pub(crate) const NSQD: u16 = 4150;
+pub(crate) const LOOKUPD: u16 = 4160;
+
+/// Why a model server is done with a connection.
+enum End {
+    /// It closes.
+    Close,
+    /// It resets.
+    Reset,
+}
+
+fn leak(len: usize) -> &'static mut [u8] {
+    Box::leak(vec![0; len].into())
+}
+
+/// Serves one connection after the other with `session`.
+async fn serve(
+    stack: Stack<'static>,
+    port: u16,
+    mut session: impl AsyncFnMut(&mut TcpSocket<'static>) -> End,
+) {
+    let mut socket = TcpSocket::new(stack, leak(4096), leak(4096));
+    socket.set_nagle_enabled(false);
+    loop {
+        socket.accept(port).await.unwrap();
+        if let End::Close = session(&mut socket).await {
+            socket.close();
+            let _ = with_timeout(Duration::from_secs(1), socket.flush()).await;
+        }
+        socket.abort();
+        let _ = with_timeout(Duration::from_millis(100), socket.flush()).await;
+    }
+}
+
+async fn write_all(socket: &mut TcpSocket<'_>, mut bytes: &[u8]) -> Result<(), End> {
+    while !bytes.is_empty() {
+        match socket.write(bytes).await {
+            Ok(n) => bytes = &bytes[n..],
+            Err(_) => return Err(End::Close),
+        }
+    }
+    Ok(())
+}
+
+/// A message as nsqd has it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Stored {
+    /// Which connection brought it, from 1.
+    pub(crate) connection: u32,
+    pub(crate) topic: String,
+    pub(crate) body: String,
+}
+
+/// An nsqd: what it got, and how it is to behave.
+#[derive(Default)]
+pub(crate) struct Nsqd {
+    pub(crate) stored: RefCell<Vec<Stored>>,
+    pub(crate) connections: Cell<u32>,
+    pub(crate) heartbeats: Cell<u32>,
+    pub(crate) nops: Cell<u32>,
+    /// How long it takes to answer a publish.
+    pub(crate) slowness: Cell<u64>,
+    /// Resets the connection when it has stored so many more messages, before it answers.
+    pub(crate) reset_after: Cell<Option<u32>>,
+}
+
+impl Nsqd {
+    /// Runs one for up to four connections at a time.
+    pub(crate) fn start(world: &World, stack: Stack<'static>) -> Rc<Self> {
+        let nsqd = Rc::new(Self::default());
+        for _ in 0..4 {
+            let nsqd = nsqd.clone();
+            world.spawn(serve(stack, NSQD, async move |socket| {
+                nsqd.connections.set(nsqd.connections.get() + 1);
+                nsqd.session(socket).await.unwrap_or_else(|end| end)
+            }));
+        }
+        nsqd
+    }
+
+    pub(crate) fn bodies(&self) -> Vec<String> {
+        self.stored.borrow().iter().map(|stored| stored.body.clone()).collect()
+    }
+
+    async fn session(&self, socket: &mut TcpSocket<'_>) -> Result<End, End> {
+        let connection = self.connections.get();
+        let limits = Limits::NSQD;
+        let mut commands = v2::CommandDecoder::new();
+        let mut identify = IdentifyScanner::<64, 64>::new();
+        // Of the publish being read; none while it is IDENTIFY.
+        let mut topic = None;
+        let mut bodies = vec![String::new()];
+        let mut buf = [0; 700];
+        let mut interval = Duration::from_secs(30);
+        let mut heard = Instant::now();
+        let mut beat = heard + interval;
+        loop {
+            if beat <= Instant::now() {
+                if heard.elapsed() > interval * 2 {
+                    return Ok(End::Close);
+                }
+                beat += interval;
+                self.heartbeats.set(self.heartbeats.get() + 1);
+                respond(socket, v2::HEARTBEAT).await?;
+            }
+            let n = match select(socket.read(&mut buf), Timer::at(beat)).await {
+                Either::First(Ok(0) | Err(_)) => return Ok(End::Close),
+                Either::First(Ok(n)) => n,
+                Either::Second(()) => continue,
+            };
+            heard = Instant::now();
+            let mut input = &buf[..n];
+            while let Some(item) = commands.next(&limits, &mut input).expect("a command") {
+                match item {
+                    Item::Identify => topic = None,
+                    Item::Pub { topic: name }
+                    | Item::Mpub { topic: name }
+                    | Item::Dpub { topic: name, .. } => topic = Some(name),
+                    Item::Batch { .. } | Item::Body { .. } => {}
+                    Item::Nop => self.nops.set(self.nops.get() + 1),
+                    Item::Part { data, last, done } => {
+                        let Some(topic) = &topic else {
+                            identify.feed(data).unwrap();
+                            if done {
+                                let settings = identify.finish(&limits).unwrap().settings;
+                                interval =
+                                    Duration::from_millis(settings.heartbeat_interval as u64);
+                                beat = Instant::now() + interval;
+                                let mut json = Vec::new();
+                                IdentifyResponse::default().emit(&mut json).unwrap();
+                                respond(socket, &json).await?;
+                            }
+                            continue;
+                        };
+                        bodies.last_mut().unwrap().push_str(std::str::from_utf8(data).unwrap());
+                        if last {
+                            bodies.push(String::new());
+                        }
+                        if !done {
+                            continue;
+                        }
+                        bodies.pop();
+                        for body in bodies.drain(..) {
+                            let topic = topic.as_str().into();
+                            self.stored.borrow_mut().push(Stored { connection, topic, body });
+                            match self.reset_after.get() {
+                                Some(0) => {
+                                    self.reset_after.set(None);
+                                    return Ok(End::Reset);
+                                }
+                                left => self.reset_after.set(left.map(|left| left - 1)),
+                            }
+                        }
+                        bodies.push(String::new());
+                        Timer::after_micros(self.slowness.get()).await;
+                        respond(socket, v2::OK).await?;
+                    }
+                    other => panic!("not for a publisher: {other:?}"),
+                }
+            }
+        }
+    }
+}
+
+async fn respond(socket: &mut TcpSocket<'_>, data: &[u8]) -> Result<(), End> {
+    let mut frame = Vec::new();
+    emit_frame(&mut frame, FrameType::Response, data).unwrap();
+    write_all(socket, &frame).await
+}
+
+/// An nsqlookupd: who is registered, and when it was last heard of.
+#[derive(Default)]
+pub(crate) struct Lookupd {
+    /// `topic` or `topic channel` of whoever is connected.
+    pub(crate) listed: RefCell<BTreeSet<String>>,
+    pub(crate) connections: Cell<u32>,
+    pub(crate) pings: RefCell<Vec<Instant>>,
+    /// Resets the connection as soon as it hears something.
+    pub(crate) broken: Cell<bool>,
+}
+
+impl Lookupd {
+    pub(crate) fn start(world: &World, stack: Stack<'static>, port: u16) -> Rc<Self> {
+        let lookupd = Rc::new(Self::default());
+        for _ in 0..2 {
+            let lookupd = lookupd.clone();
+            world.spawn(serve(stack, port, async move |socket| {
+                lookupd.connections.set(lookupd.connections.get() + 1);
+                let end = lookupd.session(socket).await.unwrap_or_else(|end| end);
+                // It forgets with the connection.
+                lookupd.listed.borrow_mut().clear();
+                end
+            }));
+        }
+        lookupd
+    }
+
+    pub(crate) fn lists(&self, names: &[&str]) -> bool {
+        self.listed.borrow().iter().map(String::as_str).eq(names.iter().copied())
+    }
+
+    async fn session(&self, socket: &mut TcpSocket<'_>) -> Result<End, End> {
+        let mut commands = v1::CommandDecoder::new(4096);
+        let mut node = NodeScanner::new();
+        let mut buf = [0; 300];
+        loop {
+            let n = match socket.read(&mut buf).await {
+                Ok(0) | Err(_) => return Ok(End::Close),
+                Ok(_) if self.broken.get() => return Ok(End::Reset),
+                Ok(n) => n,
+            };
+            let mut input = &buf[..n];
+            while let Some(item) = commands.next(&mut input).expect("a command") {
+                let mut answer = Vec::new();
+                let name =
+                    |topic: nanonsq_core::name::TopicName,
+                     channel: Option<nanonsq_core::name::ChannelName>| {
+                        match channel {
+                            Some(channel) => format!("{} {}", topic.as_str(), channel.as_str()),
+                            None => topic.as_str().to_owned(),
+                        }
+                    };
+                match item {
+                    v1::Item::Identify | v1::Item::Body { .. } => continue,
+                    v1::Item::Part { data, last } => {
+                        node.feed(data).unwrap();
+                        if !last {
+                            continue;
+                        }
+                        node.finish().unwrap();
+                        let reply = IdentifyReply {
+                            broadcast_address: "lookupd",
+                            hostname: "lookupd",
+                            http_port: 4161,
+                            tcp_port: LOOKUPD,
+                            version: "1.3.0",
+                        };
+                        reply.emit(&mut answer).unwrap();
+                    }
+                    v1::Item::Ping => self.pings.borrow_mut().push(Instant::now()),
+                    v1::Item::Register { topic, channel } => {
+                        // A channel brings its topic.
+                        let mut listed = self.listed.borrow_mut();
+                        listed.insert(name(topic, None));
+                        listed.insert(name(topic, channel));
+                    }
+                    v1::Item::Unregister { topic, channel } => {
+                        // A topic takes its channels with it.
+                        let gone = name(topic, channel);
+                        let of_gone = format!("{gone} ");
+                        self.listed
+                            .borrow_mut()
+                            .retain(|name| *name != gone && !name.starts_with(&of_gone));
+                    }
+                }
+                if answer.is_empty() {
+                    answer = v1::OK.to_vec();
+                }
+                let mut reply = Vec::new();
+                v1::emit_reply(&mut reply, &answer).unwrap();
+                write_all(socket, &reply).await?;
+            }
+        }
+    }
+}
+
+/// A DNS server that knows three names: `v4.test`, `v6.test` and `both.test`, all the host's; the
+/// IPv4 address of `stale.test` is nobody's. It gives no answer at all about `mute.test`.
+pub(crate) async fn dns_server(stack: Stack<'static>) {
+    let meta: &'static mut [_] = Box::leak(Box::new([PacketMetadata::EMPTY; 8]));
+    let (rx_meta, tx_meta) = meta.split_at_mut(4);
+    let mut socket = UdpSocket::new(stack, rx_meta, leak(1024), tx_meta, leak(1024));
+    socket.bind(53).unwrap();
+    let mut buf = [0; 512];
+    loop {
+        let (n, from) = socket.recv_from(&mut buf).await.unwrap();
+        let query = &buf[..n];
+        let (mut at, mut name) = (12, String::new());
+        while query[at] != 0 {
+            let label = &query[at + 1..][..usize::from(query[at])];
+            name += std::str::from_utf8(label).unwrap();
+            name.push('.');
+            at += 1 + label.len();
+        }
+        let question = &query[12..at + 5];
+        let v6 = query[at + 2] == 28;
+        let data: Option<Vec<u8>> = match (name.as_str(), v6) {
+            ("v4.test." | "both.test.", false) => Some(vec![10, 0, 0, 2]),
+            ("stale.test.", false) => Some(vec![10, 0, 0, 77]),
+            ("v6.test." | "both.test." | "stale.test.", true) => {
+                Some([&[0xfd][..], &[0; 14], &[2]].concat())
+            }
+            ("mute.test.", _) => continue,
+            _ => None,
+        };
+        let known = name != "unknown.test.";
+        let flags = if known { [0x81, 0x80] } else { [0x81, 0x83] };
+        let answers = u8::from(data.is_some());
+        let mut reply = [&query[..2], &flags, &[0, 1, 0, answers, 0, 0, 0, 0], question].concat();
+        if let Some(data) = data {
+            let kind = if v6 { 28 } else { 1 };
+            reply.extend([0xc0, 12, 0, kind, 0, 1, 0, 0, 0, 60, 0, data.len() as u8]);
+            reply.extend(data);
+        }
+        socket.send_to(&reply, from).await.unwrap();
+    }
+}

@@ -1,0 +1,87 @@
+//! What the node needs of a network.
+
+use embassy_sync::blocking_mutex::raw::RawMutex;
+use nanonsq_core::address::Address;
+use nanonsq_core::drive::Sleep;
+use nanonsq_core::drive::lookup;
+use nanonsq_core::drive::publisher::{Handle, Publish};
+use nanonsq_core::lookup::{PeerEvent, RegistryFull, TooManyPeers};
+use nanonsq_core::publish::{Counters, Event};
+use nanonsq_core::session::Session;
+
+use crate::Settings;
+use crate::note::note;
+
+/// Publishes, and tells how that went. A publisher's handle; in tests, a stand-in.
+pub trait Network: Publish {
+    /// What happened so far.
+    fn counters(&self) -> Counters;
+
+    /// The next event.
+    fn event(&self) -> impl Future<Output = Event>;
+
+    /// Waits until everything is final.
+    fn settle(&self) -> impl Future<Output = ()>;
+}
+
+impl<M: RawMutex> Network for Handle<'_, M> {
+    fn counters(&self) -> Counters {
+        Handle::counters(self)
+    }
+
+    async fn event(&self) -> Event {
+        Handle::event(self).await
+    }
+
+    async fn settle(&self) {
+        self.idle().await;
+    }
+}
+
+/// Why the topics are not registered: there is not enough room for them, which is for the one to
+/// mend who wrote the firmware.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub enum RegisterError {
+    /// More nsqlookupds than the lookup has peers.
+    Peers(TooManyPeers),
+    /// More topics than the lookup has room for: it needs 2.
+    Topics(RegistryFull),
+}
+
+/// Has both topics registered with these nsqlookupds from now on.
+pub fn register<M, S, const PEERS: usize, const TOPICS: usize, const CHANNELS: usize>(
+    lookup: &lookup::Handle<'_, M, S, PEERS, TOPICS, CHANNELS>,
+    settings: &Settings<'_>,
+    lookupds: &[Address],
+) -> Result<(), RegisterError>
+where
+    M: RawMutex,
+    S: Sleep,
+{
+    lookup.configure(lookupds).map_err(RegisterError::Peers)?;
+    for topic in [&settings.readings, &settings.reports] {
+        lookup.add_topic(topic).map_err(RegisterError::Topics)?;
+    }
+    Ok(())
+}
+
+/// Logs for ever what happens to the connections to nsqlookupds.
+pub async fn watch_lookups<M, S, const PEERS: usize, const TOPICS: usize, const CHANNELS: usize>(
+    lookup: &lookup::Handle<'_, M, S, PEERS, TOPICS, CHANNELS>,
+) -> !
+where
+    M: RawMutex,
+    S: Sleep,
+{
+    loop {
+        let next = lookup.wait(|lookup| {
+            (0..PEERS).find_map(|peer| Some((peer, lookup.peer(peer)?.poll_event()?)))
+        });
+        match next.await {
+            (peer, PeerEvent::Connected) => note!(info, "nsqlookupd {}: connected", peer),
+            (peer, PeerEvent::Disconnected(why)) => note!(warn, "nsqlookupd {}: {}", peer, why),
+            _ => {}
+        }
+    }
+}

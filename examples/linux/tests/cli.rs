@@ -1,0 +1,516 @@
+//! The built program from the outside: what it publishes, says and exits with. Tests with a real
+//! nsqd need `cargo xtask peers` and otherwise say that they are skipped.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use nanonsq_tests::{
+    Mode, Nsqd, Nsqlookupd, Peers, Proxy, ServerOptions, Until, consume_all, eventually, ports,
+    require_peers,
+};
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+use tokio::process::{Child, ChildStdin, Command};
+
+const LIMIT: Duration = Duration::from_secs(60);
+const SOON: Duration = Duration::from_secs(10);
+
+/// The program while it runs. Dropping it kills it.
+struct Run {
+    child: Child,
+    stdin: Option<ChildStdin>,
+    said: Arc<Mutex<String>>,
+    reading: tokio::task::JoinHandle<()>,
+}
+
+impl Run {
+    fn start(args: &[&str]) -> Run {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_nanonsq"))
+            .args(args)
+            .env_remove("RUST_LOG")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let stdin = child.stdin.take();
+        let mut stderr = child.stderr.take().unwrap();
+        let said = Arc::new(Mutex::new(String::new()));
+        let saying = said.clone();
+        let reading = tokio::spawn(async move {
+            let mut bytes = [0; 4096];
+            while let Ok(n @ 1..) = stderr.read(&mut bytes).await {
+                saying.lock().unwrap().push_str(&String::from_utf8_lossy(&bytes[..n]));
+            }
+        });
+        Run { child, stdin, said, reading }
+    }
+
+    /// `nanonsq pub --topic t --nsqd-tcp-address ADDRESS` and more.
+    fn publish(nsqd: SocketAddr, more: &[&str]) -> Run {
+        let nsqd = nsqd.to_string();
+        let mut args = vec!["pub", "--topic", "t", "--nsqd-tcp-address", &nsqd];
+        args.extend(more);
+        Run::start(&args)
+    }
+
+    async fn write(&mut self, input: impl AsRef<[u8]>) {
+        let stdin = self.stdin.as_mut().unwrap();
+        // It may end without reading everything.
+        let _ = stdin.write_all(input.as_ref()).await;
+        let _ = stdin.flush().await;
+    }
+
+    fn said(&self) -> String {
+        self.said.lock().unwrap().clone()
+    }
+
+    async fn until_it_says(&self, text: &str) {
+        eventually(text, SOON, async || self.said().contains(text)).await;
+    }
+
+    fn signal(&self, signal: Signal) {
+        let id = self.child.id().expect("still running");
+        kill_process(Pid::from_raw(id as i32).unwrap(), signal).unwrap();
+    }
+
+    /// Ends its input, and waits for its end.
+    async fn finish(mut self) -> Ended {
+        drop(self.stdin.take());
+        self.end().await
+    }
+
+    /// Waits for its end.
+    async fn end(mut self) -> Ended {
+        let Ok(status) = tokio::time::timeout(LIMIT, self.child.wait()).await else {
+            panic!("still running after {LIMIT:?}: {}", self.said());
+        };
+        (&mut self.reading).await.unwrap();
+        Ended { code: status.unwrap().code(), said: self.said() }
+    }
+}
+
+#[derive(Debug)]
+struct Ended {
+    code: Option<i32>,
+    said: String,
+}
+
+impl Ended {
+    /// Ended with `code` and said each of `texts`.
+    #[track_caller]
+    fn expect(&self, code: i32, texts: &[&str]) {
+        assert_eq!(self.code, Some(code), "{}", self.said);
+        for text in texts {
+            assert!(self.said.contains(text), "{text:?} is not in:\n{}", self.said);
+        }
+    }
+
+    /// The lines that begin with `start`.
+    fn lines(&self, start: &str) -> Vec<&str> {
+        self.said.lines().filter(|line| line.starts_with(start)).collect()
+    }
+}
+
+/// Runs it with `input` until it ends.
+async fn publish(nsqd: SocketAddr, more: &[&str], input: impl AsRef<[u8]>) -> Ended {
+    let mut run = Run::publish(nsqd, more);
+    run.write(input).await;
+    run.finish().await
+}
+
+async fn start_nsqd(peers: &Peers) -> Nsqd {
+    Nsqd::start(peers, ServerOptions::new()).await
+}
+
+async fn arrived(nsqd: &Nsqd, count: usize) -> Vec<String> {
+    let until = Until::distinct(count).linger(Duration::from_millis(200));
+    consume_all(nsqd.tcp_address(), "t", "oracle", until).await.unwrap().texts()
+}
+
+fn numbers(count: usize) -> (String, Vec<String>) {
+    let lines: Vec<String> = (0..count).map(|n| format!("message {n}")).collect();
+    (lines.join("\n") + "\n", lines)
+}
+
+fn file(name: &str, contents: &[u8]) -> PathBuf {
+    let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
+    fs::write(&path, contents).unwrap();
+    path
+}
+
+// What arrives.
+
+#[tokio::test]
+async fn piped_lines_arrive_in_order() {
+    let peers = require_peers!();
+    let nsqd = start_nsqd(&peers).await;
+    let (input, lines) = numbers(5000);
+    let ended = publish(nsqd.tcp_address(), &[], input).await;
+    ended.expect(
+        0,
+        &[
+            &format!("connected to nsqd {}", nsqd.tcp_address()),
+            "5000 accepted, 5000 acknowledged, 0 rejected, 0 expired, 0 possible duplicates; ",
+            ", 0 reconnects\n",
+        ],
+    );
+    assert_eq!(arrived(&nsqd, 5000).await, lines);
+}
+
+#[tokio::test]
+async fn lines_end_as_files_have_them() {
+    let peers = require_peers!();
+    let nsqd = start_nsqd(&peers).await;
+    let ended = publish(nsqd.tcp_address(), &[], "unix\ndos\r\n\n\r\n two words \nlast").await;
+    ended.expect(0, &["4 accepted, 4 acknowledged", "; 2 empty, skipped\n"]);
+    assert_eq!(arrived(&nsqd, 4).await, ["unix", "dos", " two words ", "last"]);
+}
+
+#[tokio::test]
+async fn a_file_and_records() {
+    let peers = require_peers!();
+    let nsqd = start_nsqd(&peers).await;
+    let bytes: Vec<u8> = (0..=255).cycle().take(1050).collect();
+    let path = file("records", &bytes);
+    let args = ["--file", path.to_str().unwrap(), "--binary-size", "100"];
+    let ended = publish(nsqd.tcp_address(), &args, "not this").await;
+    ended.expect(0, &["11 accepted, 11 acknowledged"]);
+    let until = Until::distinct(11);
+    let consumed = consume_all(nsqd.tcp_address(), "t", "oracle", until).await.unwrap();
+    assert!(consumed.bodies().eq(bytes.chunks(100)), "{consumed:?}");
+}
+
+#[tokio::test]
+async fn nothing_is_lost_when_nsqd_restarts_in_the_middle() {
+    let peers = require_peers!();
+    let mut nsqd = start_nsqd(&peers).await;
+    let mut run =
+        Run::publish(nsqd.tcp_address(), &["--outbox-size", "65536", "--max-msg-size", "100"]);
+    let (_, lines) = numbers(20_000);
+    let feeding = async {
+        for some in lines.chunks(200) {
+            run.write(some.join("\n") + "\n").await;
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        run.finish().await
+    };
+    let restarting = async {
+        for _ in 0..3 {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            nsqd.restart().await;
+        }
+    };
+    let (ended, ()) = tokio::join!(feeding, restarting);
+    ended.expect(0, &["20000 accepted, 20000 acknowledged, 0 rejected", "trying again"]);
+    let (before, _) = ended.said.split_once(" possible duplicates").unwrap();
+    let possible: usize = before.rsplit(' ').next().unwrap().parse().unwrap();
+    let until = Until::distinct(lines.len()).linger(Duration::from_millis(200));
+    let consumed = consume_all(nsqd.tcp_address(), "t", "oracle", until).await.unwrap();
+    assert_eq!(consumed.distinct().len(), lines.len());
+    assert!(consumed.duplicates() <= possible, "{} > {possible}", consumed.duplicates());
+}
+
+#[tokio::test]
+async fn another_nsqd_takes_over() {
+    let peers = require_peers!();
+    let nsqd = start_nsqd(&peers).await;
+    let dead = ports::reserve();
+    let second = nsqd.tcp_address().to_string();
+    let ended = publish(dead.address(), &["--nsqd-tcp-address", &second], "one\n").await;
+    ended.expect(0, &["connection refused", &format!("connected to nsqd {second}")]);
+    assert_eq!(arrived(&nsqd, 1).await, ["one"]);
+}
+
+// What nsqd, or the program, does not take.
+
+#[tokio::test]
+async fn a_line_that_is_too_long_is_named_and_skipped() {
+    let peers = require_peers!();
+    let nsqd = start_nsqd(&peers).await;
+    let ended =
+        publish(nsqd.tcp_address(), &["--max-msg-size", "5"], "a\n\n123456\n12345\r\nb").await;
+    ended.expect(1, &["3 accepted, 3 acknowledged", "; 1 too long, skipped; 1 empty, skipped\n"]);
+    assert_eq!(
+        ended.lines("error"),
+        ["error: line 3: skipped: 6 bytes, more than --max-msg-size 5"]
+    );
+    assert_eq!(arrived(&nsqd, 3).await, ["a", "12345", "b"]);
+}
+
+#[tokio::test]
+async fn what_nsqd_rejects_is_named_and_the_rest_arrives() {
+    let peers = require_peers!();
+    let nsqd = Nsqd::start(&peers, ServerOptions::new().flag("--max-msg-size=10")).await;
+    let ended =
+        publish(nsqd.tcp_address(), &[], "good\n\nfar too long\nbetter\nfar too long again").await;
+    ended.expect(1, &["4 accepted, 2 acknowledged, 2 rejected"]);
+    assert_eq!(
+        ended.lines("error"),
+        [
+            "error: line 3: rejected by nsqd: E_BAD_MESSAGE PUB message too big 12 > 10",
+            "error: line 5: rejected by nsqd: E_BAD_MESSAGE PUB message too big 18 > 10",
+        ]
+    );
+    // nsqd hangs up on a bad message, and its answer to a good one before it may get lost.
+    let until = Until::distinct(2).linger(Duration::from_millis(200));
+    let consumed = consume_all(nsqd.tcp_address(), "t", "oracle", until).await.unwrap();
+    assert_eq!(consumed.distinct(), [&b"good"[..], b"better"]);
+}
+
+#[tokio::test]
+async fn messages_expire() {
+    let dead = ports::reserve();
+    let ended = publish(dead.address(), &["--expire", "100"], "a\nb\n").await;
+    ended.expect(1, &["2 accepted, 0 acknowledged, 0 rejected, 2 expired"]);
+    assert_eq!(ended.lines("error"), ["error: lines 1 to 2: expired before nsqd acknowledged it"]);
+}
+
+// Servers that are not there, or not what they should be.
+
+#[tokio::test]
+async fn nobody_listens() {
+    let dead = ports::reserve();
+    let start = Instant::now();
+    let ended = publish(dead.address(), &["--connect-timeout", "1"], "a\n").await;
+    let took = start.elapsed();
+    assert!((Duration::from_millis(900)..Duration::from_secs(5)).contains(&took), "{took:?}");
+    let address = dead.address();
+    ended.expect(1, &["1 accepted, 0 acknowledged", "; 1 not delivered\n"]);
+    assert_eq!(
+        ended.lines("warn"),
+        [format!(
+            "warn: nsqd {address}: connection refused: nothing listens on that port; trying again"
+        )]
+    );
+    assert_eq!(
+        ended.lines("error"),
+        [format!("error: no connection to nsqd {address} within --connect-timeout 1 s")]
+    );
+}
+
+#[tokio::test]
+async fn the_http_port() {
+    let peers = require_peers!();
+    let nsqd = start_nsqd(&peers).await;
+    let ended = publish(nsqd.http_address(), &[], "a\n").await;
+    ended.expect(1, &["this is the HTTP port, use the TCP port (4150 for nsqd"]);
+    assert_eq!(ended.lines("error").len(), 1, "{}", ended.said);
+}
+
+#[tokio::test]
+async fn another_server() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let serving = tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let _ = stream.write_all(b"SSH-2.0-OpenSSH_9.2p1\r\n").await;
+        }
+    });
+    let ended = publish(address, &["--connect-timeout", "1"], "a\n").await;
+    serving.abort();
+    ended.expect(1, &["is this the TCP port of an nsqd?", "no connection to nsqd"]);
+}
+
+#[tokio::test]
+async fn an_nsqd_that_never_answers() {
+    let nobody = ports::reserve();
+    let silent = Proxy::start(nobody.address()).await;
+    silent.set_mode(Mode::Blackhole).await;
+    let ended = publish(silent.address(), &["--drain-timeout", "1"], "a\nb\n").await;
+    ended.expect(
+        1,
+        &[
+            "2 accepted, 0 acknowledged",
+            "; 2 not delivered\n",
+            "error: nsqd did not acknowledge everything within --drain-timeout 1 s\n",
+        ],
+    );
+}
+
+/// What nsqd asks whether a secret is good. Only `open-sesame` is, and only for the topic `t`.
+async fn start_auth_server() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut request = vec![0; 4096];
+            let n = stream.read(&mut request).await.unwrap_or(0);
+            let good = String::from_utf8_lossy(&request[..n]).contains("secret=open-sesame");
+            let (status, body) = if good {
+                (
+                    "200 OK",
+                    r#"{"ttl":60,"identity":"i","identity_url":"","authorizations":[{"topic":"t","channels":[".*"],"permissions":["publish","subscribe"]}]}"#,
+                )
+            } else {
+                ("403 Forbidden", "{}")
+            };
+            let reply = format!(
+                "HTTP/1.1 {status}\r\nContent-Type: application/json\r\n\
+                 Content-Length: {}\r\nConnection: close\r\n\r\n{body}",
+                body.len()
+            );
+            let _ = stream.write_all(reply.as_bytes()).await;
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn an_nsqd_that_requires_auth() {
+    let peers = require_peers!();
+    let auth = start_auth_server().await;
+    let flag = format!("--auth-http-address={auth}");
+    let nsqd = Nsqd::start(&peers, ServerOptions::new().flag(flag)).await;
+    let address = nsqd.tcp_address();
+
+    let ended = publish(address, &[], "a\n").await;
+    ended.expect(1, &[]);
+    assert_eq!(
+        ended.lines("error"),
+        [format!("error: nsqd {address}: requires AUTH: give --auth-secret")]
+    );
+    let ended = publish(address, &["--auth-secret", "wrong"], "a\n").await;
+    ended.expect(1, &["error: nsqd", "refused: E_AUTH_FAILED"]);
+    let ended = publish(address, &["--auth-secret", "open-sesame"], "a\n").await;
+    ended.expect(0, &["1 accepted, 1 acknowledged"]);
+
+    // A topic that the secret does not open.
+    let address = address.to_string();
+    let other = ["pub", "--topic", "u", "--nsqd-tcp-address", &address];
+    let mut run = Run::start(&[&other[..], &["--auth-secret", "open-sesame"]].concat());
+    run.write("a\n").await;
+    let ended = run.finish().await;
+    ended.expect(1, &["error: line 1: rejected by nsqd: E_UNAUTHORIZED", "1 rejected"]);
+}
+
+// Registration.
+
+#[tokio::test]
+async fn the_node_is_listed_while_it_runs() {
+    let peers = require_peers!();
+    let nsqd = start_nsqd(&peers).await;
+    let one = Nsqlookupd::start(&peers, ServerOptions::new()).await;
+    let two = Nsqlookupd::start(&peers, ServerOptions::new()).await;
+    let (first, second) = (one.tcp_address().to_string(), two.tcp_address().to_string());
+    let mut run = Run::publish(
+        nsqd.tcp_address(),
+        &[
+            "--lookupd-tcp-address",
+            &first,
+            "--lookupd-tcp-address",
+            &second,
+            "--broadcast-address",
+            "127.0.0.2",
+            "--broadcast-tcp-port",
+            "1234",
+        ],
+    );
+    let node: SocketAddr = "127.0.0.2:1234".parse().unwrap();
+    for lookupd in [&one, &two] {
+        lookupd.wait_listed("t", node, SOON).await;
+    }
+    run.until_it_says(&format!("registered with nsqlookupd {first}")).await;
+    run.until_it_says(&format!("registered with nsqlookupd {second}")).await;
+    run.write("a\n").await;
+    run.finish().await.expect(0, &["1 accepted, 1 acknowledged"]);
+    for lookupd in [&one, &two] {
+        eventually("unlisted", SOON, async || {
+            lookupd.lookup("t").await.is_empty() && lookupd.nodes().await.is_empty()
+        })
+        .await;
+    }
+}
+
+// Interrupted.
+
+/// Runs, connected through a link on which nothing moves any more, with three messages read.
+async fn stuck(link: &Proxy) -> Run {
+    let mut run = Run::publish(link.address(), &[]);
+    run.until_it_says("connected to nsqd").await;
+    link.set_mode(Mode::Blackhole).await;
+    run.write("a\nb\nc\n").await;
+    // Nothing tells from outside when they are read.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    run
+}
+
+#[tokio::test]
+async fn an_interrupt_delivers_what_was_read() {
+    let peers = require_peers!();
+    let nsqd = start_nsqd(&peers).await;
+    let link = Proxy::start(nsqd.tcp_address()).await;
+    for signal in [Signal::INT, Signal::TERM] {
+        let run = stuck(&link).await;
+        run.signal(signal);
+        run.until_it_says("interrupted: delivering what was read").await;
+        link.set_mode(Mode::Forward).await;
+        let ended = run.end().await;
+        ended.expect(1, &["3 accepted, 3 acknowledged"]);
+        assert_eq!(ended.lines("error"), ["error: interrupted before the end of the input"]);
+    }
+    assert_eq!(arrived(&nsqd, 6).await, ["a", "b", "c", "a", "b", "c"]);
+}
+
+#[tokio::test]
+async fn a_second_interrupt_stops_at_once() {
+    let peers = require_peers!();
+    let nsqd = start_nsqd(&peers).await;
+    let link = Proxy::start(nsqd.tcp_address()).await;
+    let run = stuck(&link).await;
+    run.signal(Signal::INT);
+    run.until_it_says("interrupted: delivering what was read").await;
+    let start = Instant::now();
+    run.signal(Signal::INT);
+    let ended = run.end().await;
+    let took = start.elapsed();
+    assert!(took < Duration::from_secs(1), "{took:?}");
+    ended.expect(1, &["; 3 not delivered\n", "error: interrupted again: stopped at once\n"]);
+}
+
+// Command lines.
+
+#[tokio::test]
+async fn command_lines_that_make_no_sense() {
+    let missing = std::env::temp_dir().join("nanonsq-no-such-file");
+    let missing = missing.to_str().unwrap();
+    let good = "127.0.0.1:4150";
+    for (args, code, says) in [
+        (&["--topic", "a b", "--nsqd-tcp-address", good][..], 2, "position 1 is not allowed"),
+        (&["--topic", "t", "--nsqd-tcp-address", "http://h:4150"], 2, "without http://"),
+        (&["--topic", "t", "--nsqd-tcp-address", "localhost"], 2, "no port; write host:port"),
+        (&["--topic", "t", "--nsqd-tcp-address", "h:70000"], 2, "not a number from 1 to 65535"),
+        (&["--topic", "t"], 2, "--nsqd-tcp-address <ADDRESS>"),
+        (&["--nsqd-tcp-address", good], 2, "--topic <TOPIC>"),
+        (
+            &[
+                "--topic",
+                "t",
+                "--nsqd-tcp-address",
+                good,
+                "--binary-size",
+                "9",
+                "--max-msg-size",
+                "8",
+            ],
+            1,
+            "--binary-size 9 is more than --max-msg-size 8",
+        ),
+        (
+            &["--topic", "t", "--nsqd-tcp-address", good, "--outbox-size", "1000"],
+            1,
+            "--outbox-size 1000 is too small",
+        ),
+        (&["--topic", "t", "--nsqd-tcp-address", good, "--file", missing], 1, "cannot open"),
+    ] {
+        let ended = Run::start(&[&["pub"], args].concat()).finish().await;
+        ended.expect(code, &["error: ", says]);
+        assert!(!ended.said.contains("accepted"), "{}", ended.said);
+    }
+}

@@ -1,0 +1,98 @@
+//! The host, by semihosting: arguments, the log, the end.
+
+use core::panic::PanicInfo;
+
+use semihosting::experimental::env::Args;
+use static_cell::StaticCell;
+
+/// Room for all arguments.
+const ARGS_MAX: usize = 1024;
+
+/// The arguments that QEMU was started with (`-semihosting-config arg=`), as `key=value`.
+pub(crate) fn args() -> impl Iterator<Item = (&'static str, &'static str)> {
+    static ARGS: StaticCell<Args<ARGS_MAX>> = StaticCell::new();
+    let args = semihosting::experimental::env::args().ok().map(|args| &*ARGS.init(args));
+    args.into_iter().flatten().filter_map(|arg| arg.ok()?.split_once('='))
+}
+
+/// Ends QEMU with this exit status.
+pub(crate) fn exit(status: i32) -> ! {
+    semihosting::process::exit(status)
+}
+
+/// Prints a line, if the log is text.
+macro_rules! say {
+    ($text:literal $(, $arg:expr)* $(,)?) => {{
+        #[cfg(feature = "defmt")]
+        defmt::info!($text $(, $arg)*);
+        #[cfg(not(feature = "defmt"))]
+        semihosting::println!($text $(, $arg)*);
+    }};
+}
+
+pub(crate) use say;
+
+/// Says what is wrong with the configuration, and ends.
+macro_rules! give_up {
+    ($text:literal $(, $arg:expr)* $(,)?) => {{
+        $crate::host::say!($text $(, $arg)*);
+        $crate::host::exit(2)
+    }};
+}
+
+pub(crate) use give_up;
+
+/// Has the log printed.
+pub(crate) fn start_log() {
+    #[cfg(all(feature = "text", not(feature = "defmt")))]
+    {
+        static LOG: text::Log = text::Log;
+        // SAFETY: nothing else runs yet. `set_logger` wants a compare-and-swap.
+        let _ = unsafe { log::set_logger_racy(&LOG) };
+        // SAFETY: as above.
+        unsafe { log::set_max_level_racy(log::LevelFilter::Info) };
+    }
+}
+
+#[cfg(all(feature = "text", not(feature = "defmt")))]
+mod text {
+    use embassy_time::Instant;
+    use semihosting::println;
+
+    pub(super) struct Log;
+
+    impl log::Log for Log {
+        fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+            true
+        }
+
+        fn log(&self, record: &log::Record<'_>) {
+            let ms = Instant::now().as_millis();
+            println!("{:>6}.{:03} {:5} {}", ms / 1000, ms % 1000, record.level(), record.args());
+        }
+
+        fn flush(&self) {}
+    }
+}
+
+#[cfg(feature = "defmt")]
+mod frames {
+    use defmt_semihosting as _;
+
+    defmt::timestamp!("{=u64:us}", embassy_time::Instant::now().as_micros());
+}
+
+#[panic_handler]
+fn panic(info: &PanicInfo<'_>) -> ! {
+    #[cfg(feature = "defmt")]
+    defmt::error!("{}", defmt::Display2Format(info));
+    #[cfg(not(feature = "defmt"))]
+    semihosting::println!("{info}");
+    exit(101)
+}
+
+#[cortex_m_rt::exception]
+unsafe fn HardFault(frame: &cortex_m_rt::ExceptionFrame) -> ! {
+    // The default waits for a debugger for ever.
+    panic!("hard fault at {:#x}, called from {:#x}", frame.pc(), frame.lr());
+}

@@ -1,0 +1,249 @@
+//! The sensor node of `examples/app` as firmware for QEMU's board `mps2-an385` (a Cortex-M3 with
+//! Ethernet), built for ARMv7-M or, from the same source, for ARMv6-M, which the RP2040 speaks.
+//!
+//! ```text
+//! cargo build --release --target thumbv7m-none-eabi
+//! qemu-system-arm -M mps2-an385 -nographic -monitor none -serial none -nic user,model=lan9118 \
+//!     -semihosting-config enable=on,target=native,arg=nanonsq,arg=period-ms=500 \
+//!     -kernel target/thumbv7m-none-eabi/release/nanonsq-qemu
+//! ```
+//!
+//! It gets its address by DHCP and publishes to nsqd on the host, which it sees as 10.0.2.2. See
+//! `settings` for what can be set. `cargo xtask qemu` runs it against real servers and checks what
+//! arrives.
+//!
+//! Exit status: 0 if all readings that were wanted are acknowledged, 1 if some are not, 2 if the
+//! settings make no sense, 101 after a panic.
+
+#![no_std]
+#![no_main]
+
+mod board;
+mod clock;
+mod executor;
+mod host;
+mod lan9118;
+mod settings;
+
+use core::fmt::Write as _;
+
+use embassy_executor::{SpawnError, SpawnToken, Spawner};
+use embassy_futures::join::join;
+use embassy_net::{Stack, StackResources};
+use embassy_sync::signal::Signal;
+use embassy_time::Instant;
+use nanonsq_app::{Node, Settings, Simulated};
+use nanonsq_embassy::core::drive::{lookup, publisher};
+use nanonsq_embassy::core::lookup as node_lookup;
+use nanonsq_embassy::core::publish::{self, Counters};
+use nanonsq_embassy::{
+    CriticalSectionRawMutex, EmbassySleep, NoopRawMutex, Sockets, TcpDialer, TcpStorage,
+};
+use static_cell::{ConstStaticCell, StaticCell};
+
+use executor::Executor;
+use host::{give_up, say};
+use lan9118::{Lan9118, NotFound};
+use settings::{Firmware, LOOKUPDS_MAX};
+
+/// Bytes that wait for nsqd's acknowledgement, or for nsqd.
+const OUTBOX: usize = 16 * 1024;
+/// Readings and reports, of two nodes.
+const TOPICS: usize = 3;
+static SECOND_ENDED: Signal<CriticalSectionRawMutex, ()> = Signal::new();
+const SOCKETS: Sockets =
+    Sockets { dhcp: true, publishers: 1, lookupds: LOOKUPDS_MAX, ..Sockets::NONE };
+
+type PublishHandle = publisher::Handle<'static, NoopRawMutex>;
+type PublishRunner = publisher::Runner<'static, NoopRawMutex, TcpDialer<'static>, EmbassySleep>;
+type LookupHandle = lookup::Handle<'static, NoopRawMutex, EmbassySleep, LOOKUPDS_MAX, TOPICS, 0>;
+type LookupRunner = lookup::Runner<
+    'static,
+    NoopRawMutex,
+    TcpDialer<'static>,
+    EmbassySleep,
+    LOOKUPDS_MAX,
+    TOPICS,
+    0,
+>;
+
+#[cortex_m_rt::entry]
+fn main() -> ! {
+    #[cfg(armv6m)]
+    board::trap_unaligned();
+    clock::start();
+    host::start_log();
+    static EXECUTOR: StaticCell<Executor> = StaticCell::new();
+    EXECUTOR.init(Executor::new()).run(|spawner| spawn(spawner, node(spawner)))
+}
+
+#[embassy_executor::task]
+async fn network(mut runner: embassy_net::Runner<'static, &'static mut Lan9118>) {
+    runner.run().await
+}
+
+#[embassy_executor::task]
+async fn publish_to_nsqd(mut runner: PublishRunner) {
+    runner.run().await
+}
+
+#[embassy_executor::task]
+async fn register(mut runner: LookupRunner) {
+    runner.run().await
+}
+
+#[embassy_executor::task]
+async fn watch(handle: LookupHandle) {
+    nanonsq_app::watch_lookups(&handle).await
+}
+
+/// Another application, in a task of its own, that publishes through the same connection.
+#[embassy_executor::task]
+async fn second(settings: &'static Settings<'static>, publisher: PublishHandle) {
+    run(settings, publisher).await;
+    SECOND_ENDED.signal(());
+}
+
+#[embassy_executor::task]
+async fn node(spawner: Spawner) {
+    static FIRMWARE: StaticCell<Firmware> = StaticCell::new();
+    static OWN_ADDRESS: StaticCell<heapless::String<16>> = StaticCell::new();
+    let firmware: &'static Firmware = FIRMWARE.init(Firmware::read());
+
+    let stack = start_network(spawner, firmware.seed);
+    stack.wait_config_up().await;
+    let own = OWN_ADDRESS.init(heapless::String::new());
+    if let Some(config) = stack.config_v4() {
+        let _ = write!(own, "{}", config.address.address());
+    }
+    say!("address {} after {} ms", own.as_str(), Instant::now().as_millis());
+
+    let publisher = start_publisher(spawner, firmware, stack);
+    let registry = start_lookup(spawner, firmware, own, stack);
+    if let Err(why) = nanonsq_app::register(&registry, &firmware.node, &firmware.lookupds) {
+        give_up!("cannot register: {:?}", why);
+    }
+
+    if let Some(settings) = &firmware.second {
+        if registry.add_topic(&settings.readings).is_err() {
+            give_up!("no room to register a third topic");
+        }
+        spawn(spawner, second(settings, publisher));
+    } else {
+        SECOND_ENDED.signal(());
+    }
+    run(&firmware.node, publisher).await;
+    SECOND_ENDED.wait().await;
+    let counters = publisher.counters();
+    join(registry.stop(), publisher.stop(&EmbassySleep)).await;
+    finish(&counters)
+}
+
+fn start_network(spawner: Spawner, seed: u32) -> Stack<'static> {
+    static DEVICE: StaticCell<Lan9118> = StaticCell::new();
+    static RESOURCES: ConstStaticCell<StackResources<{ SOCKETS.count() }>> =
+        ConstStaticCell::new(StackResources::new());
+    let device = match Lan9118::new() {
+        Ok(device) => DEVICE.init(device),
+        Err(NotFound(test)) => give_up!("no LAN9118: its test register has {:x}", test),
+    };
+    let [_, _, c, d, e, f] = device.mac();
+    let seed = u64::from(seed) << 32 | u64::from(u32::from_be_bytes([c, d, e, f]));
+    let config = embassy_net::Config::dhcpv4(embassy_net::DhcpConfig::default());
+    let (stack, runner) = embassy_net::new(device, config, RESOURCES.take(), seed);
+    spawn(spawner, network(runner));
+    stack
+}
+
+fn start_publisher(
+    spawner: Spawner,
+    firmware: &'static Firmware,
+    stack: Stack<'static>,
+) -> PublishHandle {
+    static CONFIG: StaticCell<publish::Config<'static>> = StaticCell::new();
+    static RESOURCES: ConstStaticCell<publisher::Resources<'static, NoopRawMutex>> =
+        ConstStaticCell::new(publisher::Resources::new());
+    static RING: ConstStaticCell<[u8; OUTBOX]> = ConstStaticCell::new([0; OUTBOX]);
+    static TCP: ConstStaticCell<TcpStorage<512, 4096>> = ConstStaticCell::new(TcpStorage::new());
+    let made = publisher::new(
+        RESOURCES.take(),
+        CONFIG.init(firmware.publish_config()),
+        &firmware.nsqds,
+        RING.take(),
+        TcpDialer::new(stack, TCP.take()),
+        EmbassySleep,
+    );
+    match made {
+        Ok((handle, runner)) => {
+            spawn(spawner, publish_to_nsqd(runner));
+            handle
+        }
+        Err(why) => give_up!("publisher: {}", why),
+    }
+}
+
+fn start_lookup(
+    spawner: Spawner,
+    firmware: &'static Firmware,
+    own: &'static str,
+    stack: Stack<'static>,
+) -> LookupHandle {
+    static CONFIG: StaticCell<node_lookup::Config<'static>> = StaticCell::new();
+    static RESOURCES: ConstStaticCell<
+        lookup::Resources<'static, NoopRawMutex, LOOKUPDS_MAX, TOPICS, 0>,
+    > = ConstStaticCell::new(lookup::Resources::new());
+    static TCP: ConstStaticCell<[TcpStorage<512, 512>; LOOKUPDS_MAX]> =
+        ConstStaticCell::new([const { TcpStorage::new() }; LOOKUPDS_MAX]);
+    let dialers = TCP.take().each_mut().map(|storage| TcpDialer::new(stack, storage));
+    let config = CONFIG.init(firmware.lookup_config(own));
+    match lookup::new(RESOURCES.take(), config, dialers, EmbassySleep) {
+        Ok((handle, runner)) => {
+            spawn(spawner, register(runner));
+            spawn(spawner, watch(handle.clone()));
+            handle
+        }
+        Err(why) => give_up!("lookup: {}", why),
+    }
+}
+
+async fn run(settings: &Settings<'_>, publisher: PublishHandle) {
+    Node::new(settings, publisher, EmbassySleep).run(&mut Simulated::new()).await;
+}
+
+/// Says how it went, and ends.
+fn finish(counters: &Counters) -> ! {
+    let traffic = lan9118::traffic();
+    say!(
+        "accepted={} acknowledged={} rejected={} dropped={} expired={} pending={} refused={} \
+         possible_duplicates={} connections={} failures={} heartbeats={}",
+        counters.accepted,
+        counters.acknowledged,
+        counters.rejected,
+        counters.dropped,
+        counters.expired,
+        counters.pending,
+        counters.refused,
+        counters.possible_duplicates,
+        counters.connections,
+        counters.failures,
+        counters.heartbeats
+    );
+    say!(
+        "uptime_ms={} wakeups={} frames_in={} bytes_in={} frames_out={} bytes_out={} stack={}",
+        Instant::now().as_millis(),
+        executor::wakeups(),
+        traffic.frames_in,
+        traffic.bytes_in,
+        traffic.frames_out,
+        traffic.bytes_out,
+        board::stack_used()
+    );
+    host::exit(if counters.acknowledged == counters.accepted { 0 } else { 1 })
+}
+
+fn spawn<S>(spawner: Spawner, task: Result<SpawnToken<S>, SpawnError>) {
+    match task {
+        Ok(task) => spawner.spawn(task),
+        Err(why) => give_up!("a task is spawned twice: {:?}", why),
+    }
+}

@@ -1,0 +1,163 @@
+//! What the node is to do: from environment variables when the firmware is built, or from QEMU's
+//! command line when it is run, which wins.
+//!
+//! | variable | argument | meaning | default |
+//! |---|---|---|---|
+//! | `NANONSQ_NSQDS` | `nsqds` | nsqds as `host:port,...`, tried in turn | `10.0.2.2:4150` |
+//! | `NANONSQ_LOOKUPDS` | `lookupds` | nsqlookupds, likewise; may be empty | `10.0.2.2:4160` |
+//! | `NANONSQ_BROADCAST` | `broadcast` | host that nsqlookupds tell consumers | own address |
+//! | `NANONSQ_BROADCAST_TCP_PORT` | `broadcast-tcp-port` | its TCP port | 4150 |
+//! | `NANONSQ_BROADCAST_HTTP_PORT` | `broadcast-http-port` | its HTTP port | 4151 |
+//! | `NANONSQ_DEVICE` | `device` | the device's name | `qemu` |
+//! | `NANONSQ_TOPIC` | `topic` | topic of the readings | `readings` |
+//! | `NANONSQ_REPORTS` | `reports` | topic of the reports | `reports` |
+//! | `NANONSQ_PERIOD_MS` | `period-ms` | from reading to reading; 0 is as fast as it goes | 1000 |
+//! | `NANONSQ_REPORT_MS` | `report-ms` | from report to report | 60000 |
+//! | `NANONSQ_HEARTBEAT_MS` | `heartbeat-ms` | nsqd's heartbeats | 30000 |
+//! | `NANONSQ_READINGS` | `readings` | stop after so many; 0 is never | 0 |
+//! | `NANONSQ_DURATION_MS` | `duration-ms` | stop after so long; 0 is never | 0 |
+//! | `NANONSQ_SECOND` | `second` | a second node publishes to this topic, if it is not empty | |
+//! | `NANONSQ_SEED` | `seed` | makes its jitter and ports differ | 1 |
+
+use heapless::Vec;
+use nanonsq_app::Settings;
+use nanonsq_embassy::core::address::Address;
+use nanonsq_embassy::core::name::TopicName;
+use nanonsq_embassy::core::time::Span;
+use nanonsq_embassy::core::{lookup, publish};
+
+use crate::host::{self, give_up};
+
+/// The most nsqds to choose from.
+pub(crate) const NSQDS_MAX: usize = 4;
+/// The most nsqlookupds to register with.
+pub(crate) const LOOKUPDS_MAX: usize = 2;
+
+/// Everything that can be set.
+pub(crate) struct Firmware {
+    pub(crate) nsqds: Vec<Address, NSQDS_MAX>,
+    pub(crate) lookupds: Vec<Address, LOOKUPDS_MAX>,
+    /// Empty: the address that the network gives.
+    broadcast: &'static str,
+    broadcast_tcp_port: u16,
+    broadcast_http_port: u16,
+    pub(crate) node: Settings<'static>,
+    pub(crate) second: Option<Settings<'static>>,
+    heartbeat: Span,
+    pub(crate) seed: u32,
+}
+
+macro_rules! text {
+    ($args:expr, $key:literal, $variable:literal, $default:literal) => {
+        $args.iter().find(|(key, _)| *key == $key).map_or(
+            const {
+                match option_env!($variable) {
+                    Some(value) => value,
+                    None => $default,
+                }
+            },
+            |(_, value)| *value,
+        )
+    };
+}
+
+macro_rules! number {
+    ($args:expr, $key:literal, $variable:literal, $default:literal) => {{
+        let text: &'static str = text!($args, $key, $variable, $default);
+        match text.parse() {
+            Ok(number) => number,
+            Err(_) => give_up!("{} is not a number that fits: {}", $key, text),
+        }
+    }};
+}
+
+impl Firmware {
+    /// Reads them; ends the firmware, with the reason, if they make no sense.
+    pub(crate) fn read() -> Self {
+        let args: Vec<_, 20> = host::args().collect();
+        let device = text!(args, "device", "NANONSQ_DEVICE", "qemu");
+        let readings = text!(args, "topic", "NANONSQ_TOPIC", "readings");
+        let reports = text!(args, "reports", "NANONSQ_REPORTS", "reports");
+        let count = number!(args, "readings", "NANONSQ_READINGS", "0");
+        let duration = number!(args, "duration-ms", "NANONSQ_DURATION_MS", "0");
+        let second = text!(args, "second", "NANONSQ_SECOND", "");
+        let period = number!(args, "period-ms", "NANONSQ_PERIOD_MS", "1000");
+        let report_period = number!(args, "report-ms", "NANONSQ_REPORT_MS", "60000");
+        let heartbeat = number!(args, "heartbeat-ms", "NANONSQ_HEARTBEAT_MS", "30000");
+        let node = Settings {
+            device,
+            readings: topic(readings),
+            reports: topic(reports),
+            period: Span::from_millis(period),
+            report_period: Span::from_millis(report_period),
+            count: (count > 0).then_some(count),
+            duration: (duration > 0).then_some(Span::from_millis(duration)),
+        };
+        Self {
+            nsqds: addresses(text!(args, "nsqds", "NANONSQ_NSQDS", "10.0.2.2:4150")),
+            lookupds: addresses(text!(args, "lookupds", "NANONSQ_LOOKUPDS", "10.0.2.2:4160")),
+            broadcast: text!(args, "broadcast", "NANONSQ_BROADCAST", ""),
+            broadcast_tcp_port: number!(
+                args,
+                "broadcast-tcp-port",
+                "NANONSQ_BROADCAST_TCP_PORT",
+                "4150"
+            ),
+            broadcast_http_port: number!(
+                args,
+                "broadcast-http-port",
+                "NANONSQ_BROADCAST_HTTP_PORT",
+                "4151"
+            ),
+            second: (!second.is_empty()).then(|| Settings { readings: topic(second), ..node }),
+            node,
+            heartbeat: Span::from_millis(heartbeat),
+            seed: number!(args, "seed", "NANONSQ_SEED", "1"),
+        }
+    }
+
+    pub(crate) fn publish_config(&self) -> publish::Config<'static> {
+        publish::Config {
+            client_id: self.node.device,
+            hostname: self.node.device,
+            heartbeat: self.heartbeat,
+            seed: self.seed,
+            ..publish::Config::new()
+        }
+    }
+
+    /// `own` is the device's address as text.
+    pub(crate) fn lookup_config(&self, own: &'static str) -> lookup::Config<'static> {
+        let node = lookup::NodeInfo {
+            broadcast_address: if self.broadcast.is_empty() { own } else { self.broadcast },
+            hostname: self.node.device,
+            tcp_port: self.broadcast_tcp_port,
+            http_port: self.broadcast_http_port,
+            version: concat!("nanonsq-", env!("CARGO_PKG_VERSION")),
+            ..Default::default()
+        };
+        lookup::Config { seed: self.seed, ..lookup::Config::new(node) }
+    }
+}
+
+fn topic(name: &str) -> TopicName {
+    match TopicName::new(name) {
+        Ok(topic) => topic,
+        Err(why) => give_up!("topic {}: {}", name, why),
+    }
+}
+
+fn addresses<const N: usize>(list: &str) -> Vec<Address, N> {
+    let mut addresses = Vec::new();
+    for text in list.split(',').filter(|text| !text.is_empty()) {
+        match text.parse() {
+            Ok(address) => {
+                if addresses.push(address).is_err() {
+                    give_up!("more than {} addresses: {}", N, list);
+                }
+            }
+            Err(why) => give_up!("address {}: {}", text, why),
+        }
+    }
+    addresses
+}

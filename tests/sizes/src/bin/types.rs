@@ -1,0 +1,60 @@
+//! Sizes of types on the target: never run, only read.
+
+#![cfg_attr(target_os = "none", no_std, no_main)]
+
+use embassy_sync::blocking_mutex::raw::NoopRawMutex;
+use nanonsq_core::{address, drive, lookup, name, publish};
+use nanonsq_sizes::platform::{Clock, LinkDialer};
+use nanonsq_sizes::{clients, executor};
+
+macro_rules! sizes {
+    ($($name:ident: $size:expr,)+) => {$(
+        #[used]
+        #[unsafe(no_mangle)]
+        static $name: u32 = $size as u32;
+    )+};
+}
+
+/// The size of what a function of two arguments gives.
+const fn of2<A, B, R>(_: fn(A, B) -> R) -> usize {
+    size_of::<R>()
+}
+
+/// The size of what a function of three arguments gives.
+const fn of3<A, B, C, R>(_: fn(A, B, C) -> R) -> usize {
+    size_of::<R>()
+}
+
+type Handle = drive::publisher::Handle<'static, NoopRawMutex>;
+type Runner = drive::publisher::Runner<'static, NoopRawMutex, LinkDialer, Clock>;
+type LookupRunner = drive::lookup::Runner<'static, NoopRawMutex, LinkDialer, Clock, 1, 1, 0>;
+
+const fn of1<A, R>(_: fn(A) -> R) -> usize {
+    size_of::<R>()
+}
+
+sizes! {
+    SIZE_OF_outbox: clients::OUTBOX,
+    SIZE_OF_publisher_rx: clients::PUBLISHER_RX,
+    SIZE_OF_lookup_rx: clients::LOOKUP_RX,
+    SIZE_OF_Address: size_of::<address::Address>(),
+    SIZE_OF_TopicName: size_of::<name::TopicName>(),
+    SIZE_OF_Publisher: size_of::<publish::Publisher<'static>>(),
+    SIZE_OF_publisher_Resources: size_of::<drive::publisher::Resources<'static, NoopRawMutex>>(),
+    SIZE_OF_Handle_publish: of3(Handle::publish),
+    SIZE_OF_Handle_outcome: of2(Handle::outcome),
+    SIZE_OF_Runner_run: of1(Runner::run),
+    SIZE_OF_Lookup_1_1_0: size_of::<lookup::Lookup<'static, 1, 1, 0>>(),
+    SIZE_OF_Lookup_2_1_0: size_of::<lookup::Lookup<'static, 2, 1, 0>>(),
+    SIZE_OF_lookup_Runner_run_1: of1(LookupRunner::run),
+    SIZE_OF_task_publish: executor::size_of_task(clients::publish),
+    SIZE_OF_task_register_1: executor::size_of_task(clients::register::<1>),
+    SIZE_OF_task_register_2: executor::size_of_task(clients::register::<2>),
+}
+
+#[cfg_attr(target_os = "none", cortex_m_rt::entry)]
+fn main() -> ! {
+    loop {
+        core::hint::spin_loop();
+    }
+}

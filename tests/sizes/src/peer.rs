@@ -1,0 +1,470 @@
+//! The other sides, simulated: an nsqd and nsqlookupds that check what they receive, a clock that
+//! moves when nothing else does, and a play to act.
+//!
+//! The play: [`STEADY`] messages; a heartbeat with the next; a heartbeat while there is nothing to
+//! publish; the link to nsqd lost under a message; a few more messages; then, where an nsqlookupd
+//! is connected, some minutes of nothing but PINGs and heartbeats. On a desktop: as many messages
+//! as the first argument says, and nothing else.
+
+use core::cell::UnsafeCell;
+
+use crate::MESSAGE;
+use crate::platform::PENDING;
+
+/// Messages before anything special.
+const STEADY: u32 = 12;
+/// Acknowledged together with a heartbeat.
+const BUSY_HEARTBEAT: u32 = STEADY + 1;
+/// Given only after a heartbeat was answered.
+const IDLE_HEARTBEAT: u32 = STEADY + 3;
+/// Its link is cut.
+const CUT: u32 = STEADY + 5;
+/// The last.
+const LAST: u32 = STEADY + 8;
+/// PINGs before the end.
+const PINGS: u32 = 4;
+
+const PORT_PIPE: u32 = 7;
+const PORT_NSQD: u32 = 4150;
+const PORT_LOOKUPD: u32 = 4160;
+const LINKS: usize = 4;
+const PIPE: usize = LINKS - 1;
+const TIMERS: usize = 8;
+const HEARTBEAT_MICROS: u64 = 30_000_000;
+
+const IDENTIFIED: &[u8] = br#"{"max_rdy_count":2500,"version":"1.3.0","max_msg_timeout":900000,"msg_timeout":60000,"tls_v1":false,"deflate":false,"deflate_level":6,"max_deflate_level":6,"snappy":false,"sample_rate":0,"auth_required":false,"output_buffer_size":16384,"output_buffer_timeout":250}"#;
+const WELCOME: &[u8] = br#"{"broadcast_address":"lookup-1","hostname":"lookup-1","http_port":4161,"tcp_port":4160,"version":"1.3.0"}"#;
+
+struct World {
+    time: u64,
+    timers: [u64; TIMERS],
+    timers_taken: u32,
+    links: [Link; LINKS],
+    message: [u8; MESSAGE],
+    /// Messages given out, received and done.
+    given: u32,
+    received: u32,
+    done: u32,
+    /// Heartbeats sent and answered.
+    heartbeats: u32,
+    nops: u32,
+    next_heartbeat: u64,
+    cut: bool,
+    pings: u32,
+    last: u32,
+}
+
+#[derive(Clone, Copy)]
+struct Link {
+    state: State,
+    /// What is to be read.
+    out: [u8; 320],
+    out_from: usize,
+    out_to: usize,
+    /// What is being read of a command.
+    line: [u8; 96],
+    line_len: usize,
+    /// Bytes of a command's body to come, and where in it we are.
+    body: Body,
+    left: u32,
+    at: u32,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum State {
+    Closed,
+    Opening,
+    Open,
+    Lost,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Body {
+    None,
+    Length,
+    Identify,
+    Message,
+}
+
+struct Global(UnsafeCell<World>);
+
+// SAFETY: there is one thread.
+unsafe impl Sync for Global {}
+
+static WORLD: Global = Global(UnsafeCell::new(World {
+    time: 1_000_000,
+    timers: [u64::MAX; TIMERS],
+    timers_taken: 0,
+    links: [Link::NEW; LINKS],
+    message: [0; MESSAGE],
+    given: 0,
+    received: 0,
+    done: 0,
+    heartbeats: 0,
+    nops: 0,
+    next_heartbeat: HEARTBEAT_MICROS,
+    cut: false,
+    pings: 0,
+    last: 0,
+}));
+
+fn world() -> &'static mut World {
+    // SAFETY: there is one thread, and no `bl` function calls another.
+    unsafe { &mut *WORLD.0.get() }
+}
+
+const fn byte_of(message: u32, at: u32) -> u8 {
+    (message.wrapping_mul(31).wrapping_add(at.wrapping_mul(7)) & 0xff) as u8
+}
+
+impl Link {
+    const NEW: Self = Self {
+        state: State::Closed,
+        out: [0; 320],
+        out_from: 0,
+        out_to: 0,
+        line: [0; 96],
+        line_len: 0,
+        body: Body::None,
+        left: 0,
+        at: 0,
+    };
+
+    fn say(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            match self.out.get_mut(self.out_to) {
+                Some(slot) => *slot = byte,
+                None => fail("too much to read"),
+            }
+            self.out_to += 1;
+        }
+    }
+
+    fn frame(&mut self, data: &[u8]) {
+        self.say(&(data.len() as u32 + 4).to_be_bytes());
+        self.say(&[0; 4]);
+        self.say(data);
+    }
+
+    fn reply(&mut self, data: &[u8]) {
+        self.say(&(data.len() as u32).to_be_bytes());
+        self.say(data);
+    }
+
+    fn is_magic(&self) -> bool {
+        self.line_len == 4 && matches!(self.line.first_chunk(), Some(b"  V1" | b"  V2"))
+    }
+
+    fn line(&self) -> &[u8] {
+        self.line.get(..self.line_len).unwrap_or_default()
+    }
+}
+
+impl World {
+    /// The other side gets one byte.
+    fn take(&mut self, index: usize, byte: u8) {
+        let is_nsqd = index == 0;
+        let Some(link) = self.links.get_mut(index) else { return };
+        if index == PIPE {
+            link.at += 1;
+            if link.at.is_multiple_of(MESSAGE as u32) {
+                link.frame(b"OK");
+            }
+            return;
+        }
+        match link.body {
+            Body::None if byte == b'\n' => {
+                match link.line() {
+                    b"IDENTIFY" => (link.body, link.left) = (Body::Length, 4),
+                    b"PUB sensors-temp" if is_nsqd => (link.body, link.left) = (Body::Length, 4),
+                    b"NOP" if is_nsqd => {
+                        self.nops += 1;
+                        link.line_len = 0;
+                    }
+                    b"REGISTER sensors-temp" if !is_nsqd => {
+                        link.reply(b"OK");
+                        link.line_len = 0;
+                    }
+                    b"PING" if !is_nsqd => {
+                        self.pings += 1;
+                        link.reply(b"OK");
+                        link.line_len = 0;
+                    }
+                    _ => fail("unknown command"),
+                }
+                link.at = 0;
+            }
+            Body::None => {
+                match link.line.get_mut(link.line_len) {
+                    Some(slot) => *slot = byte,
+                    None => fail("long line"),
+                }
+                link.line_len += 1;
+                if link.is_magic() {
+                    link.line_len = 0;
+                }
+            }
+            Body::Length => {
+                link.at = link.at << 8 | u32::from(byte);
+                link.left -= 1;
+                if link.left == 0 {
+                    link.left = link.at;
+                    link.at = 0;
+                    link.body =
+                        if link.line() == b"IDENTIFY" { Body::Identify } else { Body::Message };
+                    if link.body == Body::Message && link.left != MESSAGE as u32 {
+                        fail("length of a message");
+                    }
+                }
+            }
+            Body::Identify | Body::Message => {
+                if link.body == Body::Message && byte != byte_of(self.received, link.at) {
+                    fail("content of a message");
+                }
+                link.at += 1;
+                link.left -= 1;
+                if link.left > 0 {
+                    return;
+                }
+                match (link.body, is_nsqd) {
+                    (Body::Identify, true) => link.frame(IDENTIFIED),
+                    (Body::Identify, false) => link.reply(WELCOME),
+                    _ if self.received == CUT && !self.cut && self.last == LAST => {
+                        self.cut = true;
+                        link.state = State::Lost;
+                    }
+                    _ => {
+                        if self.received == BUSY_HEARTBEAT && self.last == LAST {
+                            self.heartbeats += 1;
+                            link.frame(b"_heartbeat_");
+                        }
+                        link.frame(b"OK");
+                        self.received += 1;
+                    }
+                }
+                link.body = Body::None;
+                link.line_len = 0;
+            }
+        }
+    }
+
+    fn is_pipe(&self) -> bool {
+        self.links.get(PIPE).is_some_and(|link| link.state == State::Open)
+    }
+
+    fn heartbeat(&mut self) {
+        self.heartbeats += 1;
+        if let Some(nsqd) = self.links.first_mut()
+            && nsqd.state == State::Open
+        {
+            nsqd.frame(b"_heartbeat_");
+        }
+    }
+}
+
+fn index(port: u32) -> usize {
+    match port {
+        PORT_PIPE => PIPE,
+        PORT_NSQD => 0,
+        port => (port - PORT_LOOKUPD) as usize + 1,
+    }
+}
+
+fn link(port: u32) -> &'static mut Link {
+    match world().links.get_mut(index(port)) {
+        Some(link) => link,
+        None => fail("no such link"),
+    }
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn bl_open(port: u32) -> u32 {
+    let link = link(port);
+    match link.state {
+        State::Closed | State::Lost => {
+            *link = Link::NEW;
+            link.state = State::Opening;
+            0
+        }
+        State::Opening | State::Open => {
+            link.state = State::Open;
+            1
+        }
+    }
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn bl_close(port: u32) {
+    link(port).state = State::Closed;
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn bl_read(port: u32, to: *mut u8, len: usize) -> i32 {
+    let link = link(port);
+    if link.state != State::Open {
+        return 0;
+    }
+    let n = len.min(link.out_to - link.out_from);
+    if n == 0 {
+        return PENDING;
+    }
+    for i in 0..n {
+        // SAFETY: below `len`, the caller's.
+        unsafe { to.add(i).write(link.out.get(link.out_from).copied().unwrap_or(0)) };
+        link.out_from += 1;
+    }
+    if link.out_from == link.out_to {
+        (link.out_from, link.out_to) = (0, 0);
+    }
+    n as i32
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn bl_write(port: u32, from: *const u8, len: usize) -> i32 {
+    let world = world();
+    if world.links.get(index(port)).is_none_or(|link| link.state != State::Open) {
+        return PENDING - 1;
+    }
+    for i in 0..len {
+        // SAFETY: below `len`, the caller's.
+        world.take(index(port), unsafe { from.add(i).read() });
+    }
+    len as i32
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn bl_now() -> u64 {
+    let world = world();
+    world.time += 50;
+    world.time
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn bl_timer() -> u32 {
+    let world = world();
+    world.timers_taken += 1;
+    world.timers_taken - 1
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn bl_alarm(timer: u32, at: u64) -> bool {
+    let world = world();
+    match world.timers.get_mut(timer as usize) {
+        Some(slot) => *slot = at,
+        None => fail("too many timers"),
+    }
+    world.time >= at
+}
+
+/// Something happens: a heartbeat that is due, else an alarm, else half a second passes.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn bl_wait() {
+    let world = world();
+    let alarm = world.timers.iter().copied().min().unwrap_or(u64::MAX);
+    let next = alarm.min(world.next_heartbeat);
+    if world.given == IDLE_HEARTBEAT && world.heartbeats == world.nops && world.last == LAST {
+        world.heartbeat();
+        return;
+    }
+    world.time = world.time.max(next.min(world.time + 500_000));
+    if world.time >= world.next_heartbeat {
+        world.next_heartbeat = world.time + HEARTBEAT_MICROS;
+        world.heartbeat();
+    }
+    let time = world.time;
+    for at in world.timers.iter_mut().filter(|at| **at <= time) {
+        *at = u64::MAX;
+    }
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn bl_message() -> Option<&'static [u8; MESSAGE]> {
+    let world = world();
+    if world.last == 0 {
+        world.last = messages_to_give();
+    }
+    let with_lookupd = world.links.get(1).is_some_and(|link| link.state == State::Open);
+    if world.done == world.last {
+        if with_lookupd && world.pings < PINGS && world.last == LAST {
+            return None;
+        }
+        end(&[]);
+    }
+    if world.given == IDLE_HEARTBEAT && world.last == LAST && world.nops < 2 && !world.is_pipe() {
+        return None;
+    }
+    for (at, byte) in (0..).zip(world.message.iter_mut()) {
+        *byte = byte_of(world.given, at);
+    }
+    world.given += 1;
+    Some(&world.message)
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn bl_done(acknowledged: bool) {
+    let world = world();
+    world.done += 1;
+    if !acknowledged || world.done != world.given {
+        fail("a message was not acknowledged");
+    }
+}
+
+#[cfg(target_os = "none")]
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "Rust" fn bl_panic(file: &str) {
+    fail(file)
+}
+
+fn fail(why: &str) -> ! {
+    end(why.as_bytes())
+}
+
+/// The play is over; well if there is nothing to say.
+#[cfg(target_os = "none")]
+fn end(why: &[u8]) -> ! {
+    fn call(operation: u32, argument: *const u32) {
+        // SAFETY: a semihosting call; QEMU answers it.
+        unsafe {
+            core::arch::asm!("bkpt #0xab", inout("r0") operation => _, in("r1") argument);
+        }
+    }
+    const SYS_WRITEC: u32 = 0x03;
+    const SYS_EXIT_EXTENDED: u32 = 0x20;
+    const EXITED: u32 = 0x20026;
+    for &byte in why {
+        call(SYS_WRITEC, (&raw const byte).cast());
+    }
+    call(SYS_EXIT_EXTENDED, [EXITED, (!why.is_empty()).into()].as_ptr());
+    loop {}
+}
+
+#[cfg(not(target_os = "none"))]
+fn end(why: &[u8]) -> ! {
+    if why.is_empty() {
+        std::process::exit(0);
+    }
+    eprintln!("{}", String::from_utf8_lossy(why));
+    std::process::exit(1);
+}
+
+#[cfg(target_os = "none")]
+fn messages_to_give() -> u32 {
+    LAST
+}
+
+#[cfg(not(target_os = "none"))]
+fn messages_to_give() -> u32 {
+    let argument = std::env::args().nth(1);
+    argument.and_then(|text| text.parse().ok()).unwrap_or(LAST)
+}

@@ -1,0 +1,438 @@
+//! What the server-side decoders of nanonsq refuse, real nsqd and nsqlookupd refuse in the same
+//! words; what the one takes, the other takes.
+//!
+//! Streams of commands, most of them damaged, go to the real server and to the decoder. Only
+//! refusals that end the connection are compared: the others are about topics and messages, which
+//! decoders know nothing of. `SEEDS=100000 cargo test --release -p nanonsq-tests --test refusals`
+//! sends more of them.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use nanonsq_std::core::time::Jitter;
+use nanonsq_std::core::wire::{v1, v2};
+use nanonsq_tests::{Nsqd, Nsqlookupd, ServerOptions, require_peers};
+use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+/// How many streams of commands each server gets.
+const STREAMS: u32 = 3000;
+/// And how many IDENTIFY with damaged JSON.
+const BODIES: u32 = 1000;
+/// How long one conversation may take.
+const LIMIT: Duration = Duration::from_secs(10);
+/// How many differences are shown.
+const SHOWN: usize = 20;
+
+/// Small, so that commands reach them; nsqd is started with the same.
+const LIMITS: v2::Limits = v2::Limits { max_msg_size: 300, max_body_size: 400, ..v2::Limits::NSQD };
+
+/// The longest V1 IDENTIFY that is read here. Longer ones are a known difference.
+const NODE_MAX: u32 = 100_000;
+
+/// What nsqd is to be told.
+const TO_NSQD: &[&[u8]] = &[
+    b"NOP\n",
+    b"SUB t c\n",
+    b"RDY 10\n",
+    b"RDY\n",
+    b"RDY \n",
+    b"FIN 0123456789abcdef\n",
+    b"REQ 0123456789abcdef 100\n",
+    b"TOUCH 0123456789abcdef\r\n",
+    b"CLS\n",
+    b"PUB t\n\0\0\0\x02hi",
+    b"MPUB t\n\0\0\0\x0f\0\0\0\x02\0\0\0\x01a\0\0\0\x02bc",
+    b"DPUB t 250\n\0\0\0\x01x",
+    b"AUTH\n\0\0\0\x02s3",
+    // Beyond a limit.
+    b"RDY 2501\n",
+    b"PUB t\n\0\0\x01\x2d",
+    b"MPUB t\n\0\0\x01\x91",
+    b"MPUB t\n\0\0\0\x09\0\0\0\x50",
+    b"DPUB t 3600001\n\0\0\0\x01x",
+    // Bad names and parameters.
+    b"PUB bad$topic\n",
+    b"SUB t bad$\n",
+    b"SUB $ $\n",
+    b"SUB t\n",
+    b"MPUB \xff\"\n",
+    b"PUB\n",
+    b"\n",
+    b"XX y\n",
+    b"AUTH x\n",
+    b"FIN 1\n",
+];
+
+/// Bodies of IDENTIFY for nsqd.
+const CLIENTS: &[&str] = &[
+    r#"{"client_id":"a\u00e9","hostname":null,"heartbeat_interval":1000,"msg_timeout":5000,
+       "x":[{},1.5e3,"\n"],"sample_rate":10,"tls_v1":true}"#,
+    r#"{"heartbeat_interval":-1,"output_buffer_size":64,"output_buffer_timeout":25}"#,
+    r#"{"output_buffer_timeout":250,"tls_v1":false,"user_agent":"\u00e9\ud83d\ude00x"}"#,
+    // Beyond a limit.
+    r#"{"heartbeat_interval":100}"#,
+    r#"{"output_buffer_timeout":24}"#,
+    // Not to be had together.
+    r#"{"feature_negotiation":true,"snappy":true,"deflate":true}"#,
+];
+
+/// What nsqlookupd is to be told.
+const TO_NSQLOOKUPD: &[&[u8]] = &[
+    b"PING\n",
+    b" PING \r\n",
+    b"REGISTER t\n",
+    b"REGISTER t c\n",
+    b"UNREGISTER t  c\n",
+    b"UNREGISTER t c#ephemeral\n",
+    b"IDENTIFY\n\0\0\0\x02{}",
+    b"IDENTIFY x\n\0\0\0\0",
+    // Bad names and parameters.
+    b"REGISTER\n",
+    b"REGISTER $ $\n",
+    b"REGISTER t $\n",
+    b"register t\n",
+    b"\n",
+];
+
+/// A body of IDENTIFY for nsqlookupd.
+const NODE: &str = r#"{"broadcast_address":"a","tcp_port":1,"http_port":2,"version":"v",
+    "hostname":null,"x":{}}"#;
+
+#[tokio::test]
+async fn nsqd_refuses_the_same_commands_in_the_same_words() {
+    let peers = require_peers!();
+    let nsqd = Nsqd::start(&peers, options()).await;
+    compare(STREAMS, nsqd.tcp_address(), by_nsqd, by_v2, |random| {
+        let mut stream = v2::MAGIC.to_vec();
+        for _ in 0..=random.below(4) {
+            match random.below(5) {
+                0 => stream.extend(identify(random.pick(CLIENTS).as_bytes())),
+                _ => stream.extend_from_slice(random.pick(TO_NSQD)),
+            }
+        }
+        random.damage(&mut stream, v2::MAGIC.len());
+        stream
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn nsqd_refuses_the_same_json_in_the_same_words() {
+    let peers = require_peers!();
+    let nsqd = Nsqd::start(&peers, options()).await;
+    compare(BODIES, nsqd.tcp_address(), by_nsqd, by_v2, |random| {
+        let body = random.pick(CLIENTS);
+        // Refused where the body switches heartbeats off.
+        identify_damaged(random, v2::MAGIC, body, b"SUB t c\n")
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn nsqlookupd_refuses_the_same_commands_in_the_same_words() {
+    let peers = require_peers!();
+    let lookupd = Nsqlookupd::start(&peers, ServerOptions::new()).await;
+    compare(STREAMS, lookupd.tcp_address(), by_nsqlookupd, by_v1, |random| {
+        let mut stream = v1::MAGIC.to_vec();
+        // Most other commands are refused before it.
+        if random.below(4) > 0 {
+            stream.extend(identify(NODE.as_bytes()));
+        }
+        for _ in 0..random.below(5) {
+            match random.below(8) {
+                0 => stream.extend(identify(NODE.as_bytes())),
+                _ => stream.extend_from_slice(random.pick(TO_NSQLOOKUPD)),
+            }
+        }
+        random.damage(&mut stream, v1::MAGIC.len());
+        stream
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn nsqlookupd_refuses_the_same_json_in_the_same_words() {
+    let peers = require_peers!();
+    let lookupd = Nsqlookupd::start(&peers, ServerOptions::new()).await;
+    compare(BODIES, lookupd.tcp_address(), by_nsqlookupd, by_v1, |random| {
+        identify_damaged(random, v1::MAGIC, NODE, b"REGISTER t\n")
+    })
+    .await;
+}
+
+fn options() -> ServerOptions {
+    ServerOptions::new()
+        .flag(format!("--max-msg-size={}", LIMITS.max_msg_size))
+        .flag(format!("--max-body-size={}", LIMITS.max_body_size))
+}
+
+/// What becomes of a stream.
+#[derive(PartialEq, Eq)]
+enum Verdict {
+    /// All of it is taken.
+    Taken,
+    /// With these words.
+    Refused(Vec<u8>),
+    /// nanonsq means to differ from the real server here.
+    Differs(Difference),
+}
+
+/// Where nanonsq means to differ.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Difference {
+    /// nsqd would go on in snappy or deflate. The decoder stands behind whatever undoes that.
+    Compressed,
+    /// A negative length of IDENTIFY kills nsqlookupd; a long one makes it wait for as much.
+    NodeLength,
+    /// nsqlookupd takes ports that are none, such as -1.
+    NodePort,
+    /// nsqlookupd has no bound on a line or an address.
+    Unbounded,
+}
+
+impl fmt::Debug for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Taken => f.write_str("taken"),
+            Self::Refused(words) => write!(f, "refused: {}", words.escape_ascii()),
+            Self::Differs(difference) => write!(f, "{difference:?}"),
+        }
+    }
+}
+
+/// Sends `streams` generated streams to `server` and compares its verdict with ours.
+async fn compare(
+    streams: u32,
+    server: SocketAddr,
+    theirs: fn(&[u8]) -> Verdict,
+    ours: fn(&[u8]) -> Verdict,
+    generate: impl Fn(&mut Random) -> Vec<u8>,
+) {
+    let streams = std::env::var("SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(streams);
+    let (mut taken, mut refused, mut skipped, mut differ) = (0, 0, 0, 0);
+    for seed in 0..streams {
+        let stream = generate(&mut Random(Jitter::new(seed)));
+        let ours = ours(&stream);
+        if let Verdict::Differs(_) = ours {
+            // Not even sent: it might be the server's last.
+            skipped += 1;
+            continue;
+        }
+        let theirs = theirs(&talk(server, &stream).await);
+        match theirs {
+            Verdict::Refused(_) => refused += 1,
+            Verdict::Taken | Verdict::Differs(_) => taken += 1,
+        }
+        if ours != theirs {
+            differ += 1;
+            if differ <= SHOWN {
+                println!("seed {seed}: {}", stream.escape_ascii());
+                println!("  ours   {ours:?}\n  theirs {theirs:?}");
+            }
+        }
+    }
+    println!("{streams} streams: {taken} taken, {refused} refused, {skipped} skipped");
+    assert_eq!(differ, 0, "of {streams} streams; see above");
+    // Else the generator no longer asks for anything.
+    let few = streams / 50;
+    assert!(taken >= few && refused >= few && skipped <= streams / 4, "one-sided streams");
+}
+
+/// All that `server` answers to `stream`.
+async fn talk(server: SocketAddr, stream: &[u8]) -> Vec<u8> {
+    let conversation = async {
+        let mut socket = TcpStream::connect(server).await.expect("a server that listens");
+        let mut replies = Vec::new();
+        // These fail if it refused, and closed, before it read all. What it said first is there.
+        let _ = socket.write_all(stream).await;
+        let _ = socket.shutdown().await;
+        let _ = socket.read_to_end(&mut replies).await;
+        replies
+    };
+    tokio::time::timeout(LIMIT, conversation)
+        .await
+        .unwrap_or_else(|_| panic!("no end within {LIMIT:?}: {}", stream.escape_ascii()))
+}
+
+/// nsqd's verdict, from its frames: `[u32 size][u32 type][data]`, the size with the type.
+fn by_nsqd(replies: &[u8]) -> Verdict {
+    const ERROR: &[u8] = &[0, 0, 0, 1];
+    for frame in sized(replies) {
+        if let Some(words) = frame.strip_prefix(ERROR)
+            && v2::ErrorCode::parse(words).0.is_fatal()
+        {
+            return Verdict::Refused(words.to_vec());
+        }
+    }
+    Verdict::Taken
+}
+
+/// nsqlookupd's verdict, from its replies: `[u32 size][data]`. All its errors are fatal.
+fn by_nsqlookupd(replies: &[u8]) -> Verdict {
+    sized(replies)
+        .find(|reply| reply.starts_with(b"E_"))
+        .map_or(Verdict::Taken, |words| Verdict::Refused(words.to_vec()))
+}
+
+/// What lies behind each length, up to where the server was cut off.
+fn sized(replies: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let mut rest = replies;
+    std::iter::from_fn(move || {
+        let (size, data) = rest.split_first_chunk::<4>()?;
+        let (reply, behind) = data.split_at_checked(u32::from_be_bytes(*size) as usize)?;
+        rest = behind;
+        Some(reply)
+    })
+}
+
+/// Our verdict on what nsqd is told.
+fn by_v2(stream: &[u8]) -> Verdict {
+    let mut commands = v2::CommandDecoder::new();
+    let mut input = stream;
+    let mut identify = None;
+    let mut auth = false;
+    loop {
+        let item = match commands.next(&LIMITS, &mut input) {
+            Ok(Some(item)) => item,
+            Ok(None) => return commands.end().map_or_else(|r| refused_v2(&r), |()| Verdict::Taken),
+            Err(refusal) => return refused_v2(&refusal),
+        };
+        match item {
+            v2::Item::Identify => identify = Some(v2::IdentifyScanner::<64, 32>::new()),
+            v2::Item::Auth => auth = true,
+            v2::Item::Part { data, done, .. } => {
+                if let Some(scanner) = &mut identify {
+                    // A fault shows again at the end; nsqd reads the whole body first.
+                    let _ = scanner.feed(data);
+                }
+                if !done {
+                    continue;
+                }
+                if auth {
+                    return refused_v2(&v2::Refusal::AuthDisabled);
+                }
+                if let Some(mut scanner) = identify.take() {
+                    let asked = match scanner.finish(&LIMITS) {
+                        Ok(identification) => identification.settings,
+                        Err(refusal) => return refused_v2(&refusal),
+                    };
+                    if asked.feature_negotiation && (asked.snappy || asked.deflate) {
+                        return Verdict::Differs(Difference::Compressed);
+                    }
+                    match asked.heartbeat_interval {
+                        0 => {}
+                        interval => commands.set_heartbeats(interval > 0),
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Our verdict on what nsqlookupd is told.
+fn by_v1(stream: &[u8]) -> Verdict {
+    let mut commands = v1::CommandDecoder::new(NODE_MAX);
+    let mut input = stream;
+    let mut scanner = v1::NodeScanner::new();
+    let mut body = Vec::new();
+    loop {
+        match commands.next(&mut input) {
+            Ok(Some(v1::Item::Part { data, last })) => {
+                let _ = scanner.feed(data);
+                body.extend_from_slice(data);
+                if last && let Err(refusal) = scanner.finish() {
+                    return refused_v1(&refusal, &body);
+                }
+            }
+            Ok(Some(_)) => {}
+            Ok(None) => {
+                return commands.end().map_or_else(|r| refused_v1(&r, &body), |()| Verdict::Taken);
+            }
+            Err(refusal) => return refused_v1(&refusal, &body),
+        }
+    }
+}
+
+fn refused_v2(refusal: &v2::Refusal<'_>) -> Verdict {
+    let mut words = vec![0; refusal.encoded_len()];
+    refusal.emit(&mut words.as_mut_slice()).unwrap();
+    Verdict::Refused(words)
+}
+
+fn refused_v1(refusal: &v1::Refusal<'_>, body: &[u8]) -> Verdict {
+    match refusal {
+        v1::Refusal::BadLength { .. } => return Verdict::Differs(Difference::NodeLength),
+        v1::Refusal::LineTooLong | v1::Refusal::AddressTooLong => {
+            return Verdict::Differs(Difference::Unbounded);
+        }
+        v1::Refusal::MissingFields if has_odd_port(body) => {
+            return Verdict::Differs(Difference::NodePort);
+        }
+        _ => {}
+    }
+    let mut words = vec![0; refusal.encoded_len()];
+    refusal.emit(&mut words.as_mut_slice()).unwrap();
+    Verdict::Refused(words)
+}
+
+fn has_odd_port(body: &[u8]) -> bool {
+    // Go replaces what is not UTF-8, as this does.
+    let node: Value = serde_json::from_str(&String::from_utf8_lossy(body)).unwrap_or_default();
+    ["tcp_port", "http_port"]
+        .iter()
+        .filter_map(|key| node[key].as_i64())
+        .any(|port| u16::try_from(port).is_err())
+}
+
+fn identify(body: &[u8]) -> Vec<u8> {
+    [b"IDENTIFY\n", &(body.len() as u32).to_be_bytes()[..], body].concat()
+}
+
+/// IDENTIFY with a damaged body, and a command behind it.
+fn identify_damaged(random: &mut Random, magic: [u8; 4], body: &str, then: &[u8]) -> Vec<u8> {
+    let mut body = body.as_bytes().to_vec();
+    random.damage(&mut body, 0);
+    random.damage(&mut body, 0);
+    [&magic[..], &identify(&body), then].concat()
+}
+
+/// Numbers that depend on nothing but the seed.
+struct Random(Jitter);
+
+impl Random {
+    /// A number in `0..bound`.
+    fn below(&mut self, bound: usize) -> usize {
+        self.0.next_u32() as usize % bound
+    }
+
+    fn pick<T: Copy>(&mut self, from: &[T]) -> T {
+        from[self.below(from.len())]
+    }
+
+    /// Changes, removes, inserts or repeats bytes from `start` on, in 0 to 2 places.
+    fn damage(&mut self, bytes: &mut Vec<u8>, start: usize) {
+        // What means something to one parser or the other.
+        const SPECIAL: &[u8] = b"\0\x01\xff\n\r \"\\a019-$#\x07\x7f\xc3{}[],.:e";
+        for _ in 0..self.pick(&[0, 0, 1, 1, 2]) {
+            if bytes.len() <= start {
+                break;
+            }
+            let at = start + self.below(bytes.len() - start);
+            match self.below(4) {
+                0 => bytes[at] = self.pick(SPECIAL),
+                1 => drop(bytes.remove(at)),
+                2 => bytes.insert(at, self.pick(SPECIAL)),
+                _ => {
+                    let end = bytes.len().min(at + self.below(10));
+                    bytes.extend_from_within(at..end);
+                    let repeated = end - at;
+                    bytes[at..].rotate_right(repeated);
+                }
+            }
+        }
+    }
+}

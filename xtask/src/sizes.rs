@@ -1,0 +1,215 @@
+//! `cargo xtask sizes`: what nanonsq takes on a Cortex-M0.
+//!
+//! Firmwares of `tests/sizes` are built for `thumbv6m-none-eabi` with fat LTO: one that publishes,
+//! one that is registered as well, and one without nanonsq (`pipe`) that has everything else: the
+//! runtime, the links, the work source, the executor. The difference is what is reported. For
+//! counting they are built once more with simulated peers behind the same links, and run.
+
+mod callgrind;
+mod image;
+mod table;
+mod trace;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use clap::Args;
+
+use crate::firmware::{self, Build, Toolchain};
+use crate::project;
+use image::Image;
+use trace::Trace;
+
+const TARGET: &str = "thumbv6m-none-eabi";
+/// The firmware without nanonsq.
+const PIPE: &str = "pipe";
+/// Has the sizes of types as constants.
+const TYPES: &str = "types";
+const CLIENTS: [&str; 3] = ["publisher", "publisher_lookup", "publisher_lookup_2"];
+
+#[derive(Args)]
+pub(crate) struct Options {
+    /// Print one JSON object and nothing else
+    #[arg(long)]
+    json: bool,
+    /// Also print the largest functions, where the instructions go and the deepest stack
+    #[arg(long, conflicts_with = "json")]
+    profile: bool,
+}
+
+/// An optimisation level of the compiler.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Level {
+    Z,
+    S,
+}
+
+impl Level {
+    const ALL: [Level; 2] = [Level::Z, Level::S];
+
+    fn name(self) -> &'static str {
+        match self {
+            Level::Z => "z",
+            Level::S => "s",
+        }
+    }
+
+    fn profile(self) -> &'static str {
+        match self {
+            Level::Z => "size-z",
+            Level::S => "size-s",
+        }
+    }
+}
+
+/// All that was found out.
+struct Measured {
+    /// As they are flashed.
+    images: BTreeMap<(Level, String), Image>,
+    /// As they ran; the images had simulated peers.
+    traces: BTreeMap<(Level, String), Trace>,
+    x86: BTreeMap<String, u64>,
+}
+
+/// One client: bytes, and instructions per message.
+struct Row {
+    flash_z: u64,
+    flash_s: u64,
+    static_ram: u64,
+    /// Of which outbox and receive buffers.
+    buffers: u64,
+    peak_stack_z: u64,
+    peak_stack_s: u64,
+    m0_instr_s: u64,
+    m0_instr_z: u64,
+    x86_instr_o3: u64,
+    /// Calls per message.
+    writes: u64,
+    reads: u64,
+}
+
+pub(crate) fn run(options: &Options) -> Result<()> {
+    let measured = Measured::measure()?;
+    if options.json {
+        let object: serde_json::Map<_, _> = ["publisher", "publisher_lookup"]
+            .into_iter()
+            .map(|client| Ok((client.to_owned(), table::json(&measured.row(client)?))))
+            .collect::<Result<_>>()?;
+        println!("{:#}", serde_json::Value::Object(object));
+        return Ok(());
+    }
+    let rows = CLIENTS.map(|client| measured.row(client));
+    let [publisher, lookup, lookup_2] = rows;
+    table::print(&publisher?, &lookup?, &lookup_2?);
+    table::print_types(measured.image(Level::Z, TYPES)?);
+    if options.profile {
+        for client in ["publisher", "publisher_lookup"] {
+            for level in Level::ALL {
+                let key = (level, client.to_owned());
+                let title = format!("{client} at {}", level.name());
+                table::print_profile(&title, &measured.images[&key], &measured.traces[&key]);
+            }
+        }
+    }
+    Ok(())
+}
+
+impl Measured {
+    fn measure() -> Result<Self> {
+        let toolchain = Toolchain::find(TARGET)?;
+        firmware::qemu()?;
+        let manifest = project::root().join("tests/sizes/Cargo.toml");
+        // Under the root's target directory, where `cargo clean` finds it.
+        let target_dir = project::root().join("target/sizes");
+        let mut images = BTreeMap::new();
+        let mut traces = BTreeMap::new();
+        for level in Level::ALL {
+            let build = |features| {
+                let profile = level.profile();
+                eprintln!("building {profile} {features:?} ...");
+                toolchain.build(&Build {
+                    manifest: &manifest,
+                    target_dir: &target_dir,
+                    profile,
+                    features,
+                    no_default_features: false,
+                    env: &[],
+                })
+            };
+            for (name, path) in build(&[])? {
+                images.insert((level, name), Image::read(&path)?);
+            }
+            for (name, path) in build(&["peer"])? {
+                if name == PIPE || CLIENTS.contains(&&*name) {
+                    eprintln!("running {name} ...");
+                    traces.insert((level, name), trace::run(&Image::read(&path)?)?);
+                }
+            }
+        }
+        Ok(Self { images, traces, x86: on_x86(&manifest, &target_dir)? })
+    }
+
+    fn image(&self, level: Level, name: &str) -> Result<&Image> {
+        self.images.get(&(level, name.to_owned())).with_context(|| format!("no firmware {name}"))
+    }
+
+    fn trace(&self, level: Level, name: &str) -> Result<&Trace> {
+        self.traces.get(&(level, name.to_owned())).with_context(|| format!("{name} did not run"))
+    }
+
+    fn row(&self, client: &str) -> Result<Row> {
+        let added = |level, of: fn(&Image) -> u64| {
+            let (with, without) = (self.image(level, client)?, self.image(level, PIPE)?);
+            anyhow::Ok(of(with).saturating_sub(of(without)))
+        };
+        let stack = |level| {
+            let (with, without) = (self.trace(level, client)?, self.trace(level, PIPE)?);
+            anyhow::Ok(with.stack.saturating_sub(without.stack))
+        };
+        let types: BTreeMap<_, _> =
+            self.image(Level::Z, TYPES)?.words(table::SIZE_OF).into_iter().collect();
+        let buffer = |name: &str| {
+            types.get(name).map(|&n| u64::from(n)).with_context(|| format!("no size of {name}"))
+        };
+        let peers = match client {
+            "publisher" => 0,
+            "publisher_lookup" => 1,
+            _ => 2,
+        };
+        let at_s = self.trace(Level::S, client)?;
+        let calls = |name: &str| at_s.calls.get(name).copied().unwrap_or_default();
+        Ok(Row {
+            flash_z: added(Level::Z, |image| image.flash)?,
+            flash_s: added(Level::S, |image| image.flash)?,
+            static_ram: added(Level::Z, |image| image.ram)?,
+            buffers: buffer("outbox")? + buffer("publisher_rx")? + peers * buffer("lookup_rx")?,
+            peak_stack_z: stack(Level::Z)?,
+            peak_stack_s: stack(Level::S)?,
+            m0_instr_s: at_s.per_message,
+            m0_instr_z: self.trace(Level::Z, client)?.per_message,
+            x86_instr_o3: *self.x86.get(client).context("not counted")?,
+            writes: calls("bl_write"),
+            reads: calls("bl_read"),
+        })
+    }
+}
+
+/// Instructions per message of each client, built for this machine.
+fn on_x86(manifest: &Path, target_dir: &Path) -> Result<BTreeMap<String, u64>> {
+    ensure!(cfg!(target_arch = "x86_64"), "x86-64 instructions can be counted on x86-64 only");
+    eprintln!("building for x86-64 ...");
+    let mut command = Command::new(env!("CARGO"));
+    command.args(["build", "--quiet", "--message-format=json-render-diagnostics", "--bins"]);
+    command.args(["--release", "--features", "peer", "--manifest-path"]).arg(manifest);
+    command.arg("--target-dir").arg(target_dir);
+    let mut counts = BTreeMap::new();
+    for (name, program) in firmware::executables(&mut command)? {
+        if CLIENTS.contains(&&*name) {
+            eprintln!("counting {name} ...");
+            counts.insert(name, callgrind::per_message(&program)?);
+        }
+    }
+    Ok(counts)
+}

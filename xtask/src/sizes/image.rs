@@ -1,0 +1,94 @@
+//! A linked firmware: how much of it there is, and of what.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use object::{Object, ObjectSection, ObjectSymbol, SectionKind, SymbolKind};
+
+/// A firmware image.
+pub(crate) struct Image {
+    pub(crate) path: PathBuf,
+    /// Bytes of vectors, code and constants.
+    pub(crate) flash: u64,
+    /// Bytes of variables.
+    pub(crate) ram: u64,
+    /// In the order of their addresses.
+    functions: Vec<Symbol>,
+    variables: Vec<(Symbol, Vec<u8>)>,
+}
+
+/// A function or variable.
+#[derive(Clone)]
+pub(crate) struct Symbol {
+    pub(crate) name: String,
+    pub(crate) address: u64,
+    pub(crate) size: u64,
+}
+
+impl Image {
+    pub(crate) fn read(path: &Path) -> Result<Self> {
+        let bytes = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let file = object::File::parse(&*bytes).with_context(|| path.display().to_string())?;
+        let size_of = |names: &[&str]| {
+            let sections = names.iter().filter_map(|name| file.section_by_name(name));
+            sections.map(|section| section.size()).sum()
+        };
+        let mut functions = Vec::new();
+        let mut variables = Vec::new();
+        for symbol in file.symbols().filter(|symbol| symbol.size() > 0) {
+            let is = Symbol {
+                name: demangled(symbol.name().unwrap_or_default()),
+                // The lowest bit says Thumb.
+                address: symbol.address() & !1,
+                size: symbol.size(),
+            };
+            let section = symbol.section_index().and_then(|at| file.section_by_index(at).ok());
+            match (symbol.kind(), section) {
+                (SymbolKind::Text, Some(section)) if section.kind() == SectionKind::Text => {
+                    functions.push(is);
+                }
+                (SymbolKind::Data, Some(section)) => {
+                    let value = section.data_range(symbol.address(), symbol.size()).ok().flatten();
+                    variables.push((is, value.unwrap_or_default().to_vec()));
+                }
+                _ => {}
+            }
+        }
+        functions.sort_by_key(|function| function.address);
+        Ok(Self {
+            path: path.to_owned(),
+            flash: size_of(&[".vector_table", ".text", ".rodata"]),
+            ram: size_of(&[".data", ".bss"]),
+            functions,
+            variables,
+        })
+    }
+
+    /// The function that an address is in, by its place in [`functions`](Self::functions).
+    pub(crate) fn function_at(&self, address: u64) -> Option<usize> {
+        let next = self.functions.partition_point(|function| function.address <= address);
+        let index = next.checked_sub(1)?;
+        let function = &self.functions[index];
+        (address < function.address + function.size).then_some(index)
+    }
+
+    pub(crate) fn functions(&self) -> &[Symbol] {
+        &self.functions
+    }
+
+    /// The little-endian word that a variable is, for all whose name begins with `prefix`.
+    pub(crate) fn words(&self, prefix: &str) -> Vec<(String, u32)> {
+        let word = |(symbol, value): &(Symbol, Vec<u8>)| {
+            let name = symbol.name.strip_prefix(prefix)?;
+            Some((name.to_owned(), u32::from_le_bytes(value.as_slice().try_into().ok()?)))
+        };
+        let mut words: Vec<_> = self.variables.iter().filter_map(word).collect();
+        words.sort();
+        words
+    }
+}
+
+fn demangled(name: &str) -> String {
+    format!("{:#}", rustc_demangle::demangle(name))
+}
