@@ -610,7 +610,7 @@ fn a_frozen_peer_is_noticed_while_changes_go_on() {
         if second % 2 == 0 {
             rig.add(&["t"])
         } else {
-            drop(rig.remove("t"))
+            rig.remove("t");
         }
         rig.written(0);
         rig.wait(1000);
