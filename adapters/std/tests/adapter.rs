@@ -19,7 +19,7 @@ async fn listen(host: &str) -> (TcpListener, u16) {
 }
 
 async fn dial_error(host: &str, port: u16) -> DialError {
-    TcpDialer::new().dial(&Address::new(host, port).unwrap()).await.err().expect("no connection")
+    TcpDialer::new().dial(&Address::new(host, port).unwrap()).await.expect_err("no connection")
 }
 
 #[tokio::test]
