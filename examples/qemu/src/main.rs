@@ -244,6 +244,6 @@ fn finish(counters: &Counters) -> ! {
 fn spawn<S>(spawner: Spawner, task: Result<SpawnToken<S>, SpawnError>) {
     match task {
         Ok(task) => spawner.spawn(task),
-        Err(why) => give_up!("a task is spawned twice: {:?}", why),
+        Err(_) => give_up!("a task is spawned twice"),
     }
 }

@@ -1,14 +1,16 @@
 //! Accepting: the other way round, by a session of the test's own.
 
 use std::cell::RefCell;
+use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::Waker;
 
+use embassy_futures::join::join;
 use embassy_futures::select::{Either, select};
 use embassy_net::Stack;
 use embassy_net::tcp::{State, TcpSocket};
 use embassy_time::Timer;
-use nanonsq_core::drive::{Listener, SessionCell, serve};
+use nanonsq_core::drive::{Listener, SessionCell, Transport, serve};
 use nanonsq_core::session::{Closed, DialError, Fault, Link, Session, Transmit};
 use nanonsq_core::time::Instant;
 use nanonsq_embassy::{EmbassySleep, TcpListener, TcpStorage};
@@ -156,6 +158,31 @@ fn a_caller_lost_in_the_handshake_does_not_keep_the_slot() {
             Either::First(accepted) => assert!(accepted.is_ok()),
             Either::Second(_) => panic!("the slot was kept"),
         };
+    });
+}
+
+#[test]
+fn a_caller_gone_at_once_is_not_served_and_a_silent_one_is_kept() {
+    let world = World::new(5);
+    let (device, host) = (world.device(), world.host());
+    world.run(async {
+        let mut slot = listener(device);
+        let call = async {
+            let address: std::net::IpAddr = "10.0.0.1".parse().unwrap();
+            let mut gone = socket(host);
+            gone.connect((address, PORT)).await.unwrap();
+            gone.abort();
+            Timer::after_millis(50).await;
+            let mut caller = socket(host);
+            caller.connect((address, PORT)).await.unwrap();
+            caller
+        };
+        let (accepted, mut caller) = join(slot.accept(), call).await;
+        let mut transport = accepted.unwrap();
+        Timer::after_secs(60).await;
+        caller.write(b"hello").await.unwrap();
+        let mut buf = [0; 8];
+        assert_eq!(poll_fn(|cx| transport.poll_read(cx, &mut buf)).await, Ok(5));
     });
 }
 
