@@ -162,9 +162,16 @@ impl<P: Program> Server<P> {
         self.end(Signal::KILL).await
     }
 
-    /// Freezes the process with SIGSTOP: connections stay open, nothing is answered.
+    /// Freezes the process with SIGSTOP: connections stay open, nothing is answered. All its
+    /// threads stand still when this returns.
     pub fn freeze(&self) {
         self.signal(Signal::STOP);
+        let Some(child) = &self.child else { return };
+        let deadline = Instant::now() + Duration::from_secs(2);
+        while !stands_still(child.id()) {
+            assert!(Instant::now() < deadline, "{} does not stop", P::NAME);
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// Lets a frozen process go on.
@@ -403,6 +410,20 @@ impl<P: Program> Drop for Server<P> {
             );
         }
     }
+}
+
+/// Whether every thread of a process is stopped. Where there is no /proc to tell, a moment is
+/// given to it.
+fn stands_still(pid: u32) -> bool {
+    let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else {
+        std::thread::sleep(Duration::from_millis(50));
+        return true;
+    };
+    threads.flatten().all(|thread| {
+        let stat = fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+        // After the name, which is in parentheses, comes the state; none if the thread is gone.
+        stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with('T'))
+    })
 }
 
 enum StartError {
