@@ -60,6 +60,8 @@ enum Scenario {
     Clean,
     /// nsqd is stopped and restarted five times, an nsqlookupd killed and restarted once
     Restarts,
+    /// nsqd is restarted five times while the device publishes as fast as it goes
+    Hurry,
     /// The network cable is pulled for longer than two heartbeats
     Unplugged,
     /// All frames are held back for longer than two heartbeats: the link stays up
@@ -75,9 +77,10 @@ enum Scenario {
 }
 
 impl Scenario {
-    const PLAYS: [Self; 7] = [
+    const PLAYS: [Self; 8] = [
         Self::Clean,
         Self::Restarts,
+        Self::Hurry,
         Self::Unplugged,
         Self::Silence,
         Self::Crowd,
@@ -89,6 +92,7 @@ impl Scenario {
         match self {
             Self::Clean => "clean",
             Self::Restarts => "restarts",
+            Self::Hurry => "hurry",
             Self::Unplugged => "unplugged",
             Self::Silence => "silence",
             Self::Crowd => "crowd",
@@ -120,6 +124,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             match scenario {
                 Scenario::Clean | Scenario::All => stage.clean(options.readings).await,
                 Scenario::Restarts => stage.restarts(options.readings).await,
+                Scenario::Hurry => stage.hurry().await,
                 Scenario::Unplugged => stage.unplugged().await,
                 Scenario::Silence => stage.silence().await,
                 Scenario::Crowd => stage.crowd().await,

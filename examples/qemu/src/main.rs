@@ -207,7 +207,9 @@ fn start_lookup(
 }
 
 async fn run(settings: &Settings<'_>, publisher: PublishHandle) {
-    Node::new(settings, publisher, EmbassySleep).run(&mut Simulated::new()).await;
+    let node = Node::new(settings, publisher, EmbassySleep);
+    node.run(&mut Simulated::new()).await;
+    say!("readings={}", node.readings());
 }
 
 /// Says how it went, and ends.

@@ -47,7 +47,10 @@ impl<'s> Stage<'s> {
         scenario: Scenario,
     ) -> Self {
         let mut options = ServerOptions::new();
-        if matches!(scenario, Scenario::Restarts | Scenario::Unplugged | Scenario::Silence) {
+        if matches!(
+            scenario,
+            Scenario::Restarts | Scenario::Hurry | Scenario::Unplugged | Scenario::Silence
+        ) {
             // Through files alone the order of arrival is kept.
             options = options.flag("--mem-queue-size=0");
         }
@@ -126,6 +129,23 @@ impl<'s> Stage<'s> {
         }
         let numbers = finish(&mut device, LIMIT).await?;
         expect(&numbers, "connections", 6..=6 + 5)?;
+        let arrived = self.arrived(READINGS, readings).await?;
+        at_least_once(&arrived, readings, &numbers)?;
+        self.check_last_report(readings).await
+    }
+
+    pub(crate) async fn hurry(&mut self) -> Result<()> {
+        let mut device =
+            self.boot(&[("duration-ms", 5000), ("period-ms", 0), ("report-ms", 1000)], &[])?;
+        device.says("nsqd 0: connected", Instant::now() - LIMIT, LIMIT).await?;
+        for round in 1..=5 {
+            sleep(Duration::from_millis(700)).await;
+            println!("stopping and restarting nsqd, {round} of 5");
+            self.nsqd.restart().await;
+        }
+        let numbers = finish(&mut device, LIMIT).await?;
+        expect(&numbers, "connections", 6..=6 + 5)?;
+        let readings = u32::try_from(numbers["readings"])?;
         let arrived = self.arrived(READINGS, readings).await?;
         at_least_once(&arrived, readings, &numbers)?;
         self.check_last_report(readings).await
