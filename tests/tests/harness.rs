@@ -108,7 +108,7 @@ async fn nsqd_behind_a_proxy_is_recorded_and_cut() {
 
     proxy.cut_all(Cut::Reset);
     eventually("forgotten", SOON, async || lookupd.lookup("t").await.is_empty()).await;
-    assert_eq!(proxy.totals().open, 0);
+    eventually("closed", SOON, async || proxy.totals().open == 0).await;
 }
 
 #[tokio::test]
