@@ -240,7 +240,11 @@ async fn one_bad_message_takes_no_neighbours_with_it() {
     assert_eq!((counters.rejected, counters.acknowledged), (3, 50), "{counters:?}");
     let consumed = consume_all(nsqd.tcp_address(), "t", "c", Until::distinct(50)).await.unwrap();
     let expected: Vec<String> = (0..50).map(|n| n.to_string()).collect();
-    assert_eq!(consumed.texts(), expected, "in order, and none twice");
+    let distinct: Vec<_> = consumed.distinct().iter().map(|b| String::from_utf8_lossy(b)).collect();
+    assert_eq!(distinct, expected, "all of them, in order");
+    // nsqd hangs up with the bad message unread, and the reset may overtake an OK before it.
+    let duplicates = consumed.duplicates() as u64;
+    assert!(duplicates <= counters.possible_duplicates, "{duplicates}: {counters:?}");
 }
 
 #[tokio::test]
