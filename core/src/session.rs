@@ -1,15 +1,14 @@
 //! The contract that every connection implements and that one driver runs.
 //!
 //! A [`Session`] is one side of one connection as a state machine without I/O: it is given bytes
-//! and the time, and gives back bytes, events and its next deadline. It is durable: it outlives
+//! and the time, and gives back bytes and its next deadline. It is durable: it outlives
 //! its transports, decides when to dial and where, and forgets everything that belonged to a
 //! connection in [`Session::open`], so that dropping a transport at any point is a legal path.
 //!
 //! # The canonical loop
 //!
-//! *One mutation, then drain [`transmit`](Session::transmit) and
-//! [`poll_event`](Session::poll_event) to empty, then read [`link`](Session::link) and
-//! [`deadline`](Session::deadline).*
+//! *One mutation, then drain [`transmit`](Session::transmit) to empty, then read
+//! [`link`](Session::link) and [`deadline`](Session::deadline).*
 //!
 //! ```text
 //! loop {
@@ -32,13 +31,14 @@
 //!                        session.closed(now, Closed::Local)
 //!     }
 //!     if session.deadline() <= now { session.tick(now) }
-//!     while let Some(event) = session.poll_event() { ... }
 //! }
 //! ```
 //!
-//! That loop, written once, is `drive` (feature `async`). Between two calls that make progress
-//! (bytes moved, an event given, the link changed, a deadline later than before) a session needs
-//! at most [`DRAINS_MAX`] drains; the tests hold it to that.
+//! That loop, written once, is `drive` (feature `async`); it knows sessions as `dyn Session`, so
+//! that all kinds of them share one copy of it. What a session has to tell the application is not
+//! in the contract: each kind has a `poll_event` of its own. Between two calls that make progress
+//! (bytes moved, the link changed, a deadline later than before) a session needs at most
+//! [`DRAINS_MAX`] drains; the tests hold it to that.
 
 use core::fmt;
 
@@ -51,9 +51,6 @@ pub const DRAINS_MAX: usize = 64;
 
 /// One side of one connection, without I/O. See the [module](self) for the order of calls.
 pub trait Session {
-    /// What the application should know.
-    type Event;
-
     /// What the driver should do with the transport now. Level-triggered: ask after every call.
     fn link(&self) -> Link;
 
@@ -85,8 +82,8 @@ pub trait Session {
     /// The transport took the first `n` bytes of what [`transmit`](Self::transmit) gave.
     fn sent(&mut self, now: Instant, n: usize);
 
-    /// When to call [`tick`](Self::tick) next; `None` is never.
-    fn deadline(&self) -> Option<Instant>;
+    /// When to call [`tick`](Self::tick) next; [`Instant::NEVER`] is never.
+    fn deadline(&self) -> Instant;
 
     /// Time passed. Calling it early, late or twice is harmless.
     fn tick(&mut self, now: Instant);
@@ -98,9 +95,6 @@ pub trait Session {
 
     /// The transport is gone, or a dial failed.
     fn closed(&mut self, now: Instant, why: Closed);
-
-    /// The next thing to tell; call until `None`.
-    fn poll_event(&mut self) -> Option<Self::Event>;
 }
 
 /// What a driver should do with a session's transport.

@@ -292,16 +292,21 @@ impl<T: TimerId, const N: usize> Timers<T, N> {
         due
     }
 
-    /// The earliest deadline.
-    pub fn next(&self) -> Option<Instant> {
-        let at = self.deadlines.iter().copied().min().unwrap_or(Instant::NEVER);
-        (at != Instant::NEVER).then_some(at)
+    /// The earliest deadline; [`Instant::NEVER`] if none runs.
+    pub fn next(&self) -> Instant {
+        let mut next = Instant::NEVER;
+        for at in &self.deadlines {
+            if *at < next {
+                next = *at;
+            }
+        }
+        next
     }
 
     /// Which timer is the earliest: the reason of the next wakeup.
     pub fn why(&self) -> Option<T> {
-        let next = self.next()?;
-        T::ALL.iter().copied().find(|&timer| self.get(timer) == next)
+        let next = self.next();
+        T::ALL.iter().copied().find(|&timer| next != Instant::NEVER && self.get(timer) == next)
     }
 
     fn get(&self, timer: T) -> Instant {
@@ -360,17 +365,17 @@ mod tests {
     #[test]
     fn timers_tell_the_earliest_and_why() {
         let mut timers = Timers::<Id, 2>::new();
-        assert_eq!((timers.next(), timers.why()), (None, None));
+        assert_eq!((timers.next(), timers.why()), (Instant::NEVER, None));
         timers.set(Id::A, Instant::from_millis(20));
         timers.set(Id::B, Instant::from_millis(10));
-        assert_eq!(timers.next(), Some(Instant::from_millis(10)));
+        assert_eq!(timers.next(), Instant::from_millis(10));
         assert_eq!(timers.why(), Some(Id::B));
         assert!(!timers.expired(Id::B, Instant::from_micros(9_999)));
         assert!(timers.expired(Id::B, Instant::from_millis(10)));
         assert!(!timers.expired(Id::B, Instant::NEVER), "only once");
         assert!(!timers.is_set(Id::B) && timers.is_set(Id::A));
         timers.stop_all();
-        assert_eq!(timers.next(), None);
+        assert_eq!(timers.next(), Instant::NEVER);
         assert_eq!(size_of::<Timers<Id, 2>>(), 16);
     }
 

@@ -880,8 +880,6 @@ struct Echo {
 }
 
 impl Session for Echo {
-    type Event = ();
-
     fn link(&self) -> Link {
         match (self.up, self.closing) {
             (_, true) => Link::Close,
@@ -911,8 +909,8 @@ impl Session for Echo {
         self.back.drain(..n);
     }
 
-    fn deadline(&self) -> Option<Instant> {
-        self.closing.then_some(Instant::NEVER)
+    fn deadline(&self) -> Instant {
+        Instant::NEVER
     }
 
     fn tick(&mut self, _: Instant) {}
@@ -921,19 +919,13 @@ impl Session for Echo {
         (self.up, self.closing) = (false, false);
         self.ended += 1;
     }
-
-    fn poll_event(&mut self) -> Option<()> {
-        None
-    }
 }
 
 struct EchoCell(RefCell<Echo>);
 
 impl SessionCell for EchoCell {
-    type Session<'s> = Echo;
-
-    fn with<R>(&self, f: impl FnOnce(&mut Echo) -> R) -> Option<R> {
-        Some(f(&mut self.0.borrow_mut()))
+    fn with(&self, f: &mut dyn FnMut(&mut dyn Session)) {
+        f(&mut *self.0.borrow_mut());
     }
 
     fn register(&self, _: &Waker) {}

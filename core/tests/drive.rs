@@ -144,8 +144,6 @@ impl Greeter {
 }
 
 impl Session for Greeter {
-    type Event = ();
-
     fn link(&self) -> Link {
         self.link
     }
@@ -184,8 +182,8 @@ impl Session for Greeter {
         self.text = &self.text[n..];
     }
 
-    fn deadline(&self) -> Option<Instant> {
-        self.deadline
+    fn deadline(&self) -> Instant {
+        self.deadline.unwrap_or(Instant::NEVER)
     }
 
     fn tick(&mut self, _: Instant) {}
@@ -200,19 +198,13 @@ impl Session for Greeter {
         self.deadline = None;
         self.closed.push(why);
     }
-
-    fn poll_event(&mut self) -> Option<()> {
-        None
-    }
 }
 
 struct Shared(RefCell<Greeter>);
 
 impl SessionCell for Shared {
-    type Session<'s> = Greeter;
-
-    fn with<R>(&self, f: impl FnOnce(&mut Greeter) -> R) -> Option<R> {
-        Some(f(&mut self.0.borrow_mut()))
+    fn with(&self, f: &mut dyn FnMut(&mut dyn Session)) {
+        f(&mut *self.0.borrow_mut());
     }
 
     fn register(&self, _: &Waker) {}

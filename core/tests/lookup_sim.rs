@@ -143,7 +143,7 @@ fn live(seed: u32) -> [u64; 3] {
             loop {
                 drains += 1;
                 assert!(drains < DRAINS_MAX, "{context}: never settles");
-                if peer.deadline().is_some_and(|at| at <= now) {
+                if peer.deadline() <= now {
                     peer.tick(now);
                 }
                 let mut progress = false;

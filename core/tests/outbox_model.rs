@@ -66,7 +66,7 @@ impl Model {
     }
 }
 
-fn random_sequence(seed: u32, steps: u32) -> [u32; 8] {
+fn random_sequence(seed: u32, steps: u32) -> [u32; 9] {
     let mut random = Random::new(seed);
     let mut below = move |n| random.below(n);
     let topics = ["a", "bb", &"t".repeat(64)].map(|t| TopicName::new(t).unwrap());
@@ -76,7 +76,9 @@ fn random_sequence(seed: u32, steps: u32) -> [u32; 8] {
     let mut model = Model::default();
     let mut flights: VecDeque<Flight> = VecDeque::new();
     let mut now = Instant::from_micros(1);
-    let mut seen = [0; 8];
+    let mut seen = [0; 9];
+    // Topic and deferral of the last batch since a rewind.
+    let mut last_kind = None;
     // Long stretches of one topic, then of many.
     let mut mixed = false;
 
@@ -148,6 +150,10 @@ fn random_sequence(seed: u32, steps: u32) -> [u32; 8] {
                 let rest = outbox.advance(batch.index(), one.len());
                 let two = outbox.bytes(rest, whole - one.len());
                 assert_eq!([one, two].concat(), records, "{context}");
+                let kind = (expected[0].topic, expected[0].defer);
+                assert!(!batch.same_context() || last_kind == Some(kind), "{context}");
+                last_kind = Some(kind);
+                seen[8] += u32::from(batch.same_context());
                 seen[3] += u32::from(batch.count() > 1);
                 seen[4] += u32::from(!two.is_empty());
                 flights.push_back(batch.into());
@@ -169,6 +175,7 @@ fn random_sequence(seed: u32, steps: u32) -> [u32; 8] {
             7 => {
                 flights.clear();
                 outbox.rewind();
+                last_kind = None;
                 model.flights.clear();
                 model.sent = 0;
                 model.free_dead();
@@ -218,7 +225,7 @@ fn random_sequence(seed: u32, steps: u32) -> [u32; 8] {
 
 #[test]
 fn agrees_with_the_model_over_random_operations() {
-    let mut seen = [0; 8];
+    let mut seen = [0; 9];
     for seed in 0..400 {
         for (total, n) in seen.iter_mut().zip(random_sequence(seed, 2000)) {
             *total += n;

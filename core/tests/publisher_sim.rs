@@ -200,7 +200,7 @@ fn live(seed: u32) -> [u64; 6] {
         loop {
             drains += 1;
             assert!(drains < DRAINS_MAX, "{context}: never settles");
-            if publisher.deadline().is_some_and(|at| at <= now) {
+            if publisher.deadline() <= now {
                 publisher.tick(now);
             }
             let mut progress = false;
@@ -325,7 +325,7 @@ fn live(seed: u32) -> [u64; 6] {
         assert!(now < end_of_faults.after(Span::from_secs(60)), "{context}: stuck: {publisher:?}");
         // Mostly short steps, sometimes right to the next deadline.
         now = match publisher.deadline() {
-            Some(at) if at > now && random.one_in(10) => at.min(now.after(Span::from_secs(2))),
+            at if at > now && random.one_in(10) => at.min(now.after(Span::from_secs(2))),
             _ => now.after(Span::from_millis(random.below(20))),
         };
     }

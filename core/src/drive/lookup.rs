@@ -9,8 +9,9 @@ use embassy_sync::blocking_mutex::raw::RawMutex;
 use super::shared::Shared;
 use super::{Dialer, SessionCell, Sleep, drive};
 use crate::address::Address;
-use crate::lookup::{Config, ConfigError, Lookup, PeerSession, RegistryFull, TooManyPeers};
+use crate::lookup::{Config, ConfigError, Lookup, RegistryFull, TooManyPeers};
 use crate::name::{ChannelName, TopicName};
+use crate::session::Session;
 
 /// Bytes that a peer's connection reads at once: ten answers.
 const RX_LEN: usize = 64;
@@ -225,22 +226,17 @@ struct Cell<'a, M: RawMutex, const PEERS: usize, const TOPICS: usize, const CHAN
     index: usize,
 }
 
-impl<'a, M: RawMutex, const PEERS: usize, const TOPICS: usize, const CHANNELS: usize> SessionCell
-    for Cell<'a, M, PEERS, TOPICS, CHANNELS>
+impl<M: RawMutex, const PEERS: usize, const TOPICS: usize, const CHANNELS: usize> SessionCell
+    for Cell<'_, M, PEERS, TOPICS, CHANNELS>
 {
-    type Session<'s>
-        = PeerSession<'s, 'a>
-    where
-        Self: 's;
-
-    fn with<R>(&self, f: impl FnOnce(&mut PeerSession<'_, 'a>) -> R) -> Option<R> {
-        self.shared
-            .drive(|lookup| {
-                let before = lookup.version();
-                let result = lookup.peer(self.index).map(|mut peer| f(&mut peer));
-                (result, lookup.version() != before)
-            })
-            .flatten()
+    fn with(&self, f: &mut dyn FnMut(&mut dyn Session)) {
+        self.shared.drive(|lookup| {
+            let before = lookup.version();
+            if let Some(mut peer) = lookup.peer(self.index) {
+                f(&mut peer);
+            }
+            ((), lookup.version() != before)
+        });
     }
 
     fn register(&self, waker: &Waker) {

@@ -108,13 +108,8 @@ pub trait Sleep: Clone {
 
 /// A session that others may change while it is driven.
 pub trait SessionCell {
-    /// The session, borrowed for one call.
-    type Session<'s>: Session
-    where
-        Self: 's;
-
-    /// Runs `f` on the session; `None` if there is no such session.
-    fn with<R>(&self, f: impl FnOnce(&mut Self::Session<'_>) -> R) -> Option<R>;
+    /// Runs `f` on the session, once; not at all if there is no such session.
+    fn with(&self, f: &mut dyn FnMut(&mut dyn Session));
 
     /// Has the task woken when somebody else changes the session.
     fn register(&self, waker: &Waker);
@@ -129,28 +124,27 @@ where
     D: Dialer,
     S: Sleep,
 {
-    let mut alarm = Alarm::new();
-    forget_last(cell, sleep);
+    let mut line = Line::new(cell, sleep);
     loop {
-        let address = poll_fn(|cx| poll_down(cell, sleep, &mut alarm, cx)).await;
-        let why = {
+        let dialed = {
+            let address = poll_fn(|cx| line.poll_down(cell, cx)).await;
             let mut dial = pin!(dialer.dial(&address));
-            match poll_fn(|cx| {
+            poll_fn(|cx| {
                 if let Poll::Ready(dialed) = dial.as_mut().poll(cx) {
                     return Poll::Ready(dialed);
                 }
-                poll_dialing(cell, sleep, &mut alarm, cx).map(Err)
+                line.poll_dialing(cell, cx).map(|()| Err(DialError::TimedOut))
             })
             .await
-            {
-                Err(error) => Closed::Dial(error),
-                // It may have come up just as it was no longer wanted.
-                Ok(_) if cell.with(|session| session.link()) != Some(Link::Up) => Closed::Local,
-                Ok(mut transport) => carry(cell, &mut transport, sleep, &mut alarm, rx).await,
-            }
         };
-        let now = sleep.now();
-        cell.with(|session| session.closed(now, why));
+        match dialed {
+            Err(error) => line.closed(cell, Closed::Dial(error)),
+            Ok(mut transport) if line.open(cell, true) => {
+                poll_fn(|cx| line.poll_up(cell, &mut transport, rx, cx)).await;
+            }
+            // It came up just as it was no longer wanted.
+            Ok(_) => line.closed(cell, Closed::Local),
+        }
     }
 }
 
@@ -163,267 +157,285 @@ where
     L: Listener,
     S: Sleep,
 {
-    let mut alarm = Alarm::new();
-    forget_last(cell, sleep);
+    let mut line = Line::new(cell, sleep);
     loop {
         match listener.accept().await {
             Ok(mut transport) => {
-                let why = carry(cell, &mut transport, sleep, &mut alarm, rx).await;
-                let now = sleep.now();
-                cell.with(|session| session.closed(now, why));
+                line.open(cell, false);
+                poll_fn(|cx| line.poll_up(cell, &mut transport, rx, cx)).await;
             }
             Err(_) => {
-                let again = sleep.now().after(Span::from_secs(1));
-                poll_fn(|cx| sleep.poll_until(cx, again)).await;
-                alarm = Alarm::new();
+                let again = line.sleep.now().after(Span::from_secs(1));
+                poll_fn(|cx| line.sleep.poll_until(cx, again)).await;
+                line.alarm = Instant::NEVER;
             }
         }
     }
 }
 
-/// Tells the session that the connection is gone that an earlier drive, dropped, had.
-fn forget_last<C: SessionCell, S: Sleep>(cell: &C, sleep: &S) {
-    let now = sleep.now();
-    cell.with(|session| {
-        if session.link() != Link::Down {
-            session.closed(now, Closed::Transport(TransportError::Other));
+/// One connection after the other: what one poll leaves to the next.
+///
+/// The cell is not in here but handed in: as a `dyn` it would keep the drive from being `Send`.
+struct Line<'d, S> {
+    sleep: &'d mut S,
+    /// When the task is to be woken at the latest.
+    alarm: Instant,
+    /// What a write said that failed. The other side may have said why before it hung up, so the
+    /// transport is read to its end first, which follows at once.
+    broken: Option<TransportError>,
+    /// The transport is being wrapped: what there is to read is not the session's.
+    wrapping: bool,
+}
+
+/// What is to be done after a session was looked at.
+enum Step {
+    /// Wait for the transport, the deadline or a change.
+    Wait,
+    /// Look again at once: something moved, and nobody would wake the task.
+    Again,
+    /// The transport is done with.
+    Over(Closed),
+}
+
+impl<'d, S: Sleep> Line<'d, S> {
+    fn new(cell: &dyn SessionCell, sleep: &'d mut S) -> Self {
+        let now = sleep.now();
+        // An earlier drive, dropped, may have had a connection: it is gone.
+        cell.with(&mut |session| {
+            if !matches!(session.link(), Link::Down) {
+                session.closed(now, Closed::Transport(TransportError::Other));
+            }
+        });
+        Self { sleep, alarm: Instant::NEVER, broken: None, wrapping: false }
+    }
+
+    /// The transport is up. False if the session wants none any more.
+    fn open(&mut self, cell: &dyn SessionCell, only_if_wanted: bool) -> bool {
+        let now = self.sleep.now();
+        let mut opened = false;
+        self.broken = None;
+        self.wrapping = false;
+        cell.with(&mut |session| {
+            if !only_if_wanted || matches!(session.link(), Link::Up) {
+                session.open(now);
+                opened = true;
+            }
+        });
+        opened
+    }
+
+    fn closed(&mut self, cell: &dyn SessionCell, why: Closed) {
+        let now = self.sleep.now();
+        cell.with(&mut |session| session.closed(now, why));
+    }
+
+    /// Sees to it that the task wakes by `deadline`; true if that is now. A deadline that moved
+    /// later costs one early wakeup when the old one comes, not a new timer for each message.
+    fn is_due(&mut self, now: Instant, deadline: Instant, cx: &mut Context<'_>) -> bool {
+        if deadline == Instant::NEVER {
+            return false;
         }
-    });
-}
-
-/// Runs a session on a transport that is up, until one of them ends.
-async fn carry<C, T, S>(
-    cell: &C,
-    transport: &mut T,
-    sleep: &mut S,
-    alarm: &mut Alarm,
-    rx: &mut [u8],
-) -> Closed
-where
-    C: SessionCell,
-    T: Transport,
-    S: Sleep,
-{
-    let now = sleep.now();
-    cell.with(|session| session.open(now));
-    let mut broken = None;
-    let why = poll_fn(|cx| poll_up(cell, transport, sleep, alarm, rx, &mut broken, cx)).await;
-    if why == Closed::Local {
-        poll_fn(|cx| poll_closing(cell, transport, sleep, alarm, cx)).await;
-    }
-    why
-}
-
-/// When one drive is to be woken. A deadline that moved later costs one early wakeup when the old
-/// one comes, not a new timer for each message.
-#[derive(Debug)]
-struct Alarm(Instant);
-
-impl Alarm {
-    const fn new() -> Self {
-        Self(Instant::NEVER)
+        if self.alarm > deadline || self.alarm <= now {
+            self.alarm = deadline;
+        }
+        // In every poll that waits: see `Sleep::poll_until`.
+        self.sleep.poll_until(cx, self.alarm).is_ready()
     }
 
-    /// Sees to it that the task wakes by `deadline`. Ready if that is now.
-    fn poll<S: Sleep>(
+    /// Ready with whom to dial, when that is due.
+    #[inline(never)]
+    fn poll_down(&mut self, cell: &dyn SessionCell, cx: &mut Context<'_>) -> Poll<Address> {
+        cell.register(cx.waker());
+        let now = self.sleep.now();
+        let mut address = None;
+        let mut deadline = Instant::NEVER;
+        cell.with(&mut |session| {
+            address = session.dial(now);
+            if address.is_none() {
+                deadline = tick(session, now);
+            }
+        });
+        if let Some(address) = address {
+            return Poll::Ready(address);
+        }
+        if self.is_due(now, deadline, cx) {
+            cx.waker().wake_by_ref();
+        }
+        Poll::Pending
+    }
+
+    /// Ready when the session no longer wants the dial that is under way.
+    #[inline(never)]
+    fn poll_dialing(&mut self, cell: &dyn SessionCell, cx: &mut Context<'_>) -> Poll<()> {
+        cell.register(cx.waker());
+        let now = self.sleep.now();
+        let mut wanted = false;
+        let mut deadline = Instant::NEVER;
+        cell.with(&mut |session| {
+            deadline = tick(session, now);
+            wanted = matches!(session.link(), Link::Up);
+        });
+        if !wanted {
+            return Poll::Ready(());
+        }
+        if self.is_due(now, deadline, cx) {
+            cx.waker().wake_by_ref();
+        }
+        Poll::Pending
+    }
+
+    /// Ready when the connection is over, closed as it should be, and the session knows.
+    #[inline(never)]
+    fn poll_up<T: Transport>(
         &mut self,
-        sleep: &mut S,
-        now: Instant,
-        deadline: Option<Instant>,
+        cell: &dyn SessionCell,
+        transport: &mut T,
+        rx: &mut [u8],
         cx: &mut Context<'_>,
     ) -> Poll<()> {
-        let Some(deadline) = deadline else { return Poll::Pending };
-        if self.0 > deadline || self.0 <= now {
-            self.0 = deadline;
+        cell.register(cx.waker());
+        let mut now = Instant::ZERO;
+        let mut deadline = Instant::NEVER;
+        // Whether the session is to be looked at even if there is nothing to read.
+        let mut look = true;
+        for _ in 0..ROUNDS_MAX {
+            let read = if self.wrapping { Poll::Pending } else { transport.poll_read(cx, rx) };
+            let received = match read {
+                Poll::Ready(Ok(n)) if n > 0 => rx.get(..n).unwrap_or_default(),
+                Poll::Ready(end) => {
+                    let why = end.err().or(self.broken).map_or(Closed::Peer, Closed::Transport);
+                    self.closed(cell, why);
+                    return Poll::Ready(());
+                }
+                Poll::Pending if look || self.is_due(now, deadline, cx) => &[],
+                Poll::Pending => return Poll::Pending,
+            };
+            now = self.sleep.now();
+            // Over if there is no such session any more.
+            let mut step = Step::Over(Closed::Local);
+            let (broken, wrapping) = (&mut self.broken, &mut self.wrapping);
+            cell.with(&mut |session| {
+                if !received.is_empty() {
+                    // A fault shows as `Link::Close`.
+                    let _ = session.receive(now, received);
+                }
+                step = step_up(session, transport, broken, wrapping, now, cx);
+                deadline = session.deadline();
+                if deadline <= now {
+                    session.tick(now);
+                }
+            });
+            look = match step {
+                Step::Wait => deadline <= now,
+                Step::Again => true,
+                Step::Over(why) => {
+                    self.closed(cell, why);
+                    return Poll::Ready(());
+                }
+            };
         }
-        // In every poll: see `Sleep::poll_until`.
-        sleep.poll_until(cx, self.0)
+        // However much there is to read, other tasks run.
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 }
 
 /// Ticks if the deadline has come; says when to tick next.
-fn tick<T: Session>(session: &mut T, now: Instant) -> Option<Instant> {
-    if session.deadline().is_some_and(|at| at <= now) {
+fn tick(session: &mut dyn Session, now: Instant) -> Instant {
+    if session.deadline() <= now {
         session.tick(now);
     }
     session.deadline()
 }
 
-#[inline(never)]
-fn poll_down<C: SessionCell, S: Sleep>(
-    cell: &C,
-    sleep: &mut S,
-    alarm: &mut Alarm,
-    cx: &mut Context<'_>,
-) -> Poll<Address> {
-    cell.register(cx.waker());
-    let now = sleep.now();
-    let step = cell.with(|session| match session.dial(now) {
-        Some(address) => Ok(address),
-        None => Err(tick(session, now)),
-    });
-    match step {
-        Some(Ok(address)) => return Poll::Ready(address),
-        Some(Err(deadline)) if alarm.poll(sleep, now, deadline, cx).is_ready() => {
-            cx.waker().wake_by_ref();
-        }
-        Some(Err(_)) | None => {}
-    }
-    Poll::Pending
-}
-
-/// Ready when the session no longer wants the dial that is under way.
-#[inline(never)]
-fn poll_dialing<C: SessionCell, S: Sleep>(
-    cell: &C,
-    sleep: &mut S,
-    alarm: &mut Alarm,
-    cx: &mut Context<'_>,
-) -> Poll<DialError> {
-    cell.register(cx.waker());
-    let now = sleep.now();
-    let step = cell.with(|session| {
-        let deadline = tick(session, now);
-        (session.link() == Link::Up).then_some(deadline)
-    });
-    match step.flatten() {
-        None => return Poll::Ready(DialError::TimedOut),
-        Some(deadline) if alarm.poll(sleep, now, deadline, cx).is_ready() => {
-            cx.waker().wake_by_ref();
-        }
-        Some(_) => {}
-    }
-    Poll::Pending
-}
-
-/// Ready when the connection is over; [`Closed::Local`] if the session wants it closed.
-///
-/// A write that fails does not end it: the other side may have said why before it hung up, so
-/// it is read to its end, which follows at once. `broken` is what the write said.
-fn poll_up<C: SessionCell, T: Transport, S: Sleep>(
-    cell: &C,
+/// Does what the session wants of its transport.
+fn step_up<T: Transport>(
+    session: &mut dyn Session,
     transport: &mut T,
-    sleep: &mut S,
-    alarm: &mut Alarm,
-    rx: &mut [u8],
     broken: &mut Option<TransportError>,
+    wrapping: &mut bool,
+    now: Instant,
     cx: &mut Context<'_>,
-) -> Poll<Closed> {
-    cell.register(cx.waker());
-    for _ in 0..ROUNDS_MAX {
-        let now = sleep.now();
-        let received = match transport.poll_read(cx, rx) {
-            Poll::Pending => None,
-            Poll::Ready(Ok(0)) => {
-                return Poll::Ready(broken.map_or(Closed::Peer, Closed::Transport));
+) -> Step {
+    match session.link() {
+        Link::Up if broken.is_some() => Step::Wait,
+        Link::Up => match poll_transmit(session, transport, now, cx) {
+            Ok(Written::All | Written::Blocked) => Step::Wait,
+            Ok(Written::Some) => Step::Again,
+            Err(error) => {
+                *broken = Some(error);
+                Step::Again
             }
-            Poll::Ready(Ok(n)) => rx.get(..n),
-            Poll::Ready(Err(error)) => return Poll::Ready(Closed::Transport(error)),
-        };
-        // Whether to look again at once: a read that was not pending wakes nobody.
-        let mut again = received.is_some();
-        let step = cell.with(|session| {
-            if let Some(bytes) = received {
-                // A fault shows as `Link::Close`.
-                let _ = session.receive(now, bytes);
+        },
+        Link::Close => step_closing(session, transport, now, cx),
+        Link::Down => Step::Over(Closed::Local),
+        Link::Upgrade(upgrade) => match transport.poll_upgrade(cx, upgrade) {
+            Poll::Pending => {
+                *wrapping = true;
+                Step::Wait
             }
-            match session.link() {
-                Link::Up if broken.is_some() => {}
-                Link::Up => match poll_transmit(session, transport, now, cx) {
-                    Ok(more) => again |= more,
-                    Err(error) => {
-                        *broken = Some(error);
-                        again = true;
-                    }
-                },
-                Link::Down | Link::Close => return Err(Closed::Local),
-                Link::Upgrade(upgrade) => match transport.poll_upgrade(cx, upgrade) {
-                    Poll::Pending => {}
-                    Poll::Ready(Ok(())) => {
-                        session.upgraded(now);
-                        again = true;
-                    }
-                    Poll::Ready(Err(error)) => return Err(Closed::Transport(error)),
-                },
+            Poll::Ready(Ok(())) => {
+                *wrapping = false;
+                session.upgraded(now);
+                Step::Again
             }
-            if again {
-                return Ok(None);
-            }
-            let deadline = session.deadline();
-            if deadline.is_some_and(|at| at <= now) {
-                session.tick(now);
-                again = true;
-            }
-            Ok(deadline)
-        });
-        match step {
-            None => return Poll::Ready(Closed::Local),
-            Some(Err(why)) => return Poll::Ready(why),
-            Some(Ok(_)) if again => {}
-            Some(Ok(deadline)) => {
-                if alarm.poll(sleep, now, deadline, cx).is_pending() {
-                    return Poll::Pending;
-                }
-            }
-        }
+            Poll::Ready(Err(error)) => Step::Over(Closed::Transport(error)),
+        },
     }
-    // However much there is to read, time passes.
-    let now = sleep.now();
-    cell.with(|session| tick(session, now));
-    cx.waker().wake_by_ref();
-    Poll::Pending
 }
 
-/// Writes until there is nothing to write or the transport is full; true if there may be more.
-fn poll_transmit<N: Session, T: Transport>(
-    session: &mut N,
+/// Writes what is left, then closes; past the deadline, aborts.
+#[cold]
+#[inline(never)]
+fn step_closing<T: Transport>(
+    session: &mut dyn Session,
     transport: &mut T,
     now: Instant,
     cx: &mut Context<'_>,
-) -> Result<bool, TransportError> {
+) -> Step {
+    let closed = match poll_transmit(session, transport, now, cx) {
+        Ok(Written::All) => transport.poll_close(cx),
+        Ok(Written::Blocked) => Poll::Pending,
+        Ok(Written::Some) => return Step::Again,
+        Err(error) => Poll::Ready(Err(error)),
+    };
+    match closed {
+        Poll::Ready(Ok(())) => return Step::Over(Closed::Local),
+        // What is still due after the tick is the end of closing itself.
+        Poll::Pending if tick(session, now) > now => return Step::Wait,
+        Poll::Pending | Poll::Ready(Err(_)) => {}
+    }
+    transport.abort();
+    Step::Over(Closed::Local)
+}
+
+/// How much of what a session has to say was written.
+enum Written {
+    /// All of it.
+    All,
+    /// The transport takes no more for now.
+    Blocked,
+    /// So much that it is somebody else's turn.
+    Some,
+}
+
+fn poll_transmit<T: Transport>(
+    session: &mut dyn Session,
+    transport: &mut T,
+    now: Instant,
+    cx: &mut Context<'_>,
+) -> Result<Written, TransportError> {
     for _ in 0..ROUNDS_MAX {
         let bytes = session.transmit(now);
         if bytes.is_empty() {
-            return Ok(false);
+            return Ok(Written::All);
         }
         match transport.poll_write(cx, bytes) {
             Poll::Ready(Ok(0)) => return Err(TransportError::Other),
             Poll::Ready(Ok(n)) => session.sent(now, n),
             Poll::Ready(Err(error)) => return Err(error),
-            Poll::Pending => return Ok(false),
+            Poll::Pending => return Ok(Written::Blocked),
         }
     }
-    Ok(true)
-}
-
-/// Writes what is left, then closes; past the deadline, aborts.
-#[inline(never)]
-fn poll_closing<C: SessionCell, T: Transport, S: Sleep>(
-    cell: &C,
-    transport: &mut T,
-    sleep: &mut S,
-    alarm: &mut Alarm,
-    cx: &mut Context<'_>,
-) -> Poll<()> {
-    let now = sleep.now();
-    let step = cell.with(|session| {
-        while poll_transmit(session, transport, now, cx)? {}
-        let drained = session.transmit(now).is_empty();
-        let deadline = tick(session, now);
-        Ok::<_, TransportError>((drained, deadline))
-    });
-    if let Some(Ok((drained, deadline))) = step {
-        if drained && let Poll::Ready(Ok(())) = transport.poll_close(cx) {
-            return Poll::Ready(());
-        }
-        // What is still due after the tick is the end of closing itself.
-        if deadline.is_some_and(|at| at > now) {
-            if alarm.poll(sleep, now, deadline, cx).is_ready() {
-                cx.waker().wake_by_ref();
-            }
-            return Poll::Pending;
-        }
-    }
-    transport.abort();
-    Poll::Ready(())
+    Ok(Written::Some)
 }

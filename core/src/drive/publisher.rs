@@ -142,7 +142,7 @@ impl<'a, M: RawMutex> Handle<'a, M> {
 
     /// The next event. Cancel-safe. With several tasks asking, each event goes to one.
     pub async fn event(&self) -> Event {
-        self.wait(Session::poll_event).await
+        self.wait(Publisher::poll_event).await
     }
 
     /// Closes the connection for good and waits until it is closed; messages not acknowledged
@@ -222,14 +222,9 @@ impl<M: RawMutex, D: Dialer, S: Sleep> Runner<'_, M, D, S> {
 
 struct Cell<'c, 'a, M: RawMutex>(&'c Shared<M, Publisher<'a>>);
 
-impl<'a, M: RawMutex> SessionCell for Cell<'_, 'a, M> {
-    type Session<'s>
-        = Publisher<'a>
-    where
-        Self: 's;
-
-    fn with<R>(&self, f: impl FnOnce(&mut Publisher<'a>) -> R) -> Option<R> {
-        self.0.drive(|publisher| noting(publisher, f))
+impl<M: RawMutex> SessionCell for Cell<'_, '_, M> {
+    fn with(&self, f: &mut dyn FnMut(&mut dyn Session)) {
+        self.0.drive(|publisher| noting(publisher, |publisher| f(publisher)));
     }
 
     fn register(&self, waker: &Waker) {

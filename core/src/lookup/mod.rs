@@ -37,7 +37,7 @@ use core::fmt;
 use crate::address::Address;
 use crate::session::Closed;
 use crate::time::{Backoff, Instant, Span};
-pub use crate::wire::v1::{NodeInfo, PeerInfo};
+pub use crate::wire::v1::NodeInfo;
 use peer::Peer;
 pub use peer::PeerSession;
 use registry::PeerId;
@@ -173,7 +173,7 @@ pub enum PeerState {
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[non_exhaustive]
 pub enum PeerEvent {
-    /// nsqlookupd accepted IDENTIFY; [`PeerStatus::info`] has its answer.
+    /// nsqlookupd accepted IDENTIFY.
     Connected,
     /// The connection is gone or did not come up; another attempt is due.
     Disconnected(Closed),
@@ -188,8 +188,6 @@ pub struct PeerStatus<'s> {
     pub state: PeerState,
     /// Whether nsqlookupd confirmed all that the registry wants, and nothing else.
     pub settled: bool,
-    /// nsqlookupd's answer to IDENTIFY; none while there is no connection.
-    pub info: Option<&'s PeerInfo>,
     /// Why the last connection ended or failed.
     pub last: Option<Closed>,
     /// nsqlookupd's last words, cut off at [`DETAIL_MAX`] bytes: after

@@ -12,7 +12,7 @@ use crate::macros::trace_state;
 use crate::session::{Awaited, Closed, DialError, Fault, Link, Session, Transmit, keep};
 use crate::time::{Backoff, Instant, Jitter, Span, TimerId, Timers};
 use crate::wire::Window;
-use crate::wire::v1::{self, Command, LINE_MAX, PeerInfoScanner, ReplyDecoder, ReplyPart};
+use crate::wire::v1::{self, Command, LINE_MAX, ReplyDecoder, ReplyPart};
 use crate::wire::v2::ErrorCode;
 
 /// The longest reply that is read: an IDENTIFY answer with long names.
@@ -44,8 +44,6 @@ pub(super) struct Peer {
     /// How much of IDENTIFY was staged, and its length once known.
     handshake_at: u16,
     handshake_len: u16,
-    /// While connected, holds nsqlookupd's answer to IDENTIFY.
-    scanner: PeerInfoScanner,
     /// What nsqlookupd says in the reply being read; an error's stays until the next connection.
     detail: Vec<u8, DETAIL_MAX, u8>,
     last: Option<Closed>,
@@ -99,7 +97,6 @@ impl Peer {
             written: 0,
             handshake_at: 0,
             handshake_len: 0,
-            scanner: PeerInfoScanner::new(),
             detail: Vec::new(),
             last: None,
             news: None,
@@ -126,8 +123,6 @@ impl Peer {
             address: self.address.as_ref(),
             state: self.state,
             settled,
-            info: matches!(self.state, PeerState::Connected | PeerState::Leaving)
-                .then(|| self.scanner.info()),
             last: self.last,
             detail: core::str::from_utf8(&self.detail).unwrap_or_default(),
             connections: self.connections,
@@ -226,6 +221,11 @@ pub struct PeerSession<'s, 'a> {
 }
 
 impl PeerSession<'_, '_> {
+    /// The newest change of this peer that nobody polled yet.
+    pub fn poll_event(&mut self) -> Option<PeerEvent> {
+        self.peer.news.take()
+    }
+
     fn fail(&mut self, now: Instant, fault: Fault) -> Result<(), Fault> {
         self.peer.close(self.config, now, Closed::Fault(fault));
         Err(fault)
@@ -310,15 +310,8 @@ impl PeerSession<'_, '_> {
         let identifying = self.peer.state == PeerState::Identifying;
         if part.first {
             self.peer.detail.clear();
-            if identifying {
-                self.peer.scanner = PeerInfoScanner::new();
-            }
         }
         keep(&mut self.peer.detail, part.data);
-        if identifying {
-            // An error shows when it is complete.
-            let _ = self.peer.scanner.feed(part.data);
-        }
         if !part.last {
             return Ok(());
         }
@@ -353,7 +346,8 @@ impl PeerSession<'_, '_> {
             // An answer to half a question.
             return self.fail(now, Fault::UnexpectedReply);
         }
-        if self.peer.scanner.finish().is_err() {
+        // What nsqlookupd says of itself there is nobody to tell.
+        if self.peer.detail.first() != Some(&b'{') {
             return self.fail(now, Fault::BadIdentifyReply);
         }
         let peer = &mut *self.peer;
@@ -368,8 +362,6 @@ impl PeerSession<'_, '_> {
 }
 
 impl Session for PeerSession<'_, '_> {
-    type Event = PeerEvent;
-
     fn link(&self) -> Link {
         match self.peer.state {
             PeerState::Unused | PeerState::Waiting => Link::Down,
@@ -440,7 +432,7 @@ impl Session for PeerSession<'_, '_> {
         self.peer.written = self.peer.written.saturating_add(n as u8);
     }
 
-    fn deadline(&self) -> Option<Instant> {
+    fn deadline(&self) -> Instant {
         self.peer.timers.next()
     }
 
@@ -499,9 +491,5 @@ impl Session for PeerSession<'_, '_> {
         } else {
             peer.set_state(PeerState::Unused);
         }
-    }
-
-    fn poll_event(&mut self) -> Option<PeerEvent> {
-        self.peer.news.take()
     }
 }

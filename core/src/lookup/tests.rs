@@ -84,8 +84,10 @@ impl<'a> Rig<'a> {
         for index in 0..2 {
             let mut at = self.now;
             for _ in 0..1000 {
-                let next = self.peer(index).deadline().filter(|&next| next <= end && next > at);
-                let Some(next) = next else { break };
+                let next = self.peer(index).deadline();
+                if next > end || next <= at {
+                    break;
+                }
                 at = next;
                 self.peer(index).tick(at);
             }
@@ -169,9 +171,7 @@ fn identify_is_what_nsqd_sends_byte_for_byte() {
     let len = u32::try_from(json.len()).unwrap().to_be_bytes();
     assert_eq!(rig.written(0), [IDENTIFY, &len, json].concat());
     rig.say(0, reply(INFO));
-    let info = rig.status(0).info.cloned().unwrap();
-    assert_eq!((info.broadcast_address.as_str(), info.http_port), ("10.0.0.1", 4161));
-    assert_eq!((info.version.as_str(), info.tcp_port), ("1.3.0", 4160));
+    assert_eq!(rig.status(0).state, PeerState::Connected);
 }
 
 #[test]
@@ -274,7 +274,7 @@ fn configure_keeps_closes_and_adds() {
     rig.lose(0, Closed::Local);
     rig.lose(1, Closed::Local);
     assert!(rig.lookup.is_stopped());
-    assert_eq!((rig.peer(0).deadline(), rig.peer(1).deadline()), (None, None));
+    assert_eq!((rig.peer(0).deadline(), rig.peer(1).deadline()), (Instant::NEVER, Instant::NEVER));
 }
 
 #[test]
@@ -527,11 +527,12 @@ fn weakness_11_what_is_known_of_a_dead_peer_is_cleared() {
     let config = Config::new(NODE);
     let mut rig = Rig::new(&config);
     rig.configure(&["one:1"]);
-    assert!(rig.status(0).info.is_none());
+    // nsqd keeps the dead one's answer to IDENTIFY and goes on using it. Here none is kept.
     rig.connect(0);
-    assert!(rig.status(0).info.is_some());
+    assert!(rig.status(0).settled);
     rig.lose(0, Closed::Peer);
-    assert!(rig.status(0).info.is_none());
+    assert!(!rig.status(0).settled);
+    assert_eq!(rig.status(0).state, PeerState::Waiting);
 }
 
 #[test]
@@ -634,7 +635,7 @@ fn zero_turns_ping_and_reassert_off_and_the_cap_is_at_least_a_millisecond() {
     let mut rig = Rig::new(&config);
     rig.configure(&["one:1"]);
     rig.connect(0);
-    assert_eq!(rig.peer(0).deadline(), None);
+    assert_eq!(rig.peer(0).deadline(), Instant::NEVER);
     rig.lose(0, Closed::Peer);
     let dials = (0..100)
         .take_while(|_| {

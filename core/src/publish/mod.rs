@@ -30,7 +30,6 @@ mod outcome;
 #[cfg(test)]
 mod tests;
 
-use core::convert::Infallible;
 use core::fmt;
 
 use embedded_io::Write;
@@ -43,13 +42,10 @@ pub use outcome::{EXCEPTIONS_MAX, Outcome, Ticket};
 use crate::address::Address;
 use crate::macros::trace_state;
 use crate::name::TopicName;
-use crate::session::{Awaited, Closed, Fault, Link, Session, Transmit, keep};
+use crate::session::{Awaited, Closed, DialError, Fault, Link, Session, Transmit, keep};
 use crate::time::{Backoff, Instant, Jitter, Span, TimerId, Timers};
 use crate::wire::Window;
-use crate::wire::v2::{
-    self, Command, ErrorCode, FrameDecoder, FramePart, FrameType, IdentifyRequest, Negotiated,
-    NegotiatedScanner,
-};
+use crate::wire::v2::{self, ErrorCode, FrameDecoder, FramePart, FrameType, RequiresAuth};
 use outcome::Exceptions;
 
 /// The most commands that wait for nsqd's answer.
@@ -83,47 +79,52 @@ const STAGING: usize = 96;
 /// Publishes to nsqd. See the [module](self).
 ///
 /// RAM: at most [`RAM_MAX`] bytes beside the ring and the borrowed configuration.
+// In this order because a Cortex-M0 reaches only the first 31 bytes, 62 half words and 124 bytes of
+// a structure in one instruction.
 #[derive(Debug)]
+#[repr(C)]
 pub struct Publisher<'a> {
-    config: &'a Config<'a>,
-    nsqds: &'a [Address],
-    outbox: Outbox<'a>,
-    /// Batches whose answer is due, oldest first. The newest may be half written.
-    flights: Deque<Flight, FLIGHTS_MAX>,
-    state: State,
-    timers: Timers<Timer, 5>,
-    backoff: Backoff,
-    jitter: Jitter,
-    frames: FrameDecoder,
-    negotiated: NegotiatedScanner,
-    /// What nsqd said in its last error, or says in the one being read.
-    detail: Vec<u8, DETAIL_MAX, u8>,
-    /// What nsqd says in the response being read, as far as it takes to know OK and heartbeats.
-    word: Vec<u8, WORD_MAX, u8>,
-    /// Head of the command being written, and how much of it is.
-    staging: [u8; STAGING],
+    /// Head of the command being written: how long it is, and how much of it is written.
     staged: u8,
     written: u8,
-    /// Body of the command being written: where in the ring, how much is left.
-    body_index: usize,
-    body_left: usize,
-    /// How much of the handshake's current command was staged, and its length once known.
-    handshake_at: u16,
-    handshake_len: u16,
+    /// The head being written, or written last, is that of a plain PUB.
+    staged_pub: bool,
     /// Heartbeats to answer.
     nops: u8,
     /// The nsqd in use or next to try, and how many failed in this round.
     current: u8,
     failed: u8,
-    /// So many messages from the oldest on go one by one: they were in a batch that was refused.
-    suspects: u32,
-    exceptions: Exceptions,
-    counters: Tally,
-    /// The newest change of the connection, if nobody polled it yet.
-    news: Option<News>,
-    polled: u64,
+    state: State,
+    frames: FrameDecoder,
+    config: &'a Config<'a>,
     /// Counts changes that may be worth waking somebody for.
     version: u32,
+    /// So many messages from the oldest on go one by one: they were in a batch that was refused.
+    suspects: u32,
+    /// Body of the command being written: where in the ring, how much is left.
+    body_index: usize,
+    body_left: usize,
+    timers: Timers<Timer, 3>,
+    outbox: Outbox<'a>,
+    /// Batches whose answer is due, oldest first. The newest may be half written.
+    flights: Deque<Flight, FLIGHTS_MAX>,
+    exceptions: Exceptions,
+    counters: Tally,
+    nsqds: &'a [Address],
+    backoff: Backoff,
+    jitter: Jitter,
+    polled: u64,
+    /// The newest change of the connection, if nobody polled it yet.
+    news: Option<News>,
+    /// How much of the handshake's current command was staged, and its length once known.
+    handshake_at: u16,
+    handshake_len: u16,
+    requires_auth: RequiresAuth,
+    /// What nsqd says in the response being read, as far as it takes to know OK and heartbeats.
+    word: Vec<u8, WORD_MAX, u8>,
+    staging: [u8; STAGING],
+    /// What nsqd said in its last error, or says in the one being read.
+    detail: Vec<u8, DETAIL_MAX, u8>,
 }
 
 /// How to publish one message.
@@ -167,8 +168,6 @@ pub enum Event {
     Connected {
         /// Which of the nsqd addresses.
         nsqd: usize,
-        /// What nsqd said of itself.
-        negotiated: Negotiated,
     },
     /// The connection is gone or did not come up; another attempt is due.
     Disconnected {
@@ -275,21 +274,16 @@ pub enum State {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Timer {
-    /// Waiting: dial.
-    Redial,
-    /// Dialing, Identifying, Authenticating: give up.
-    Handshake,
+    /// Waiting: dial. Dialing, Identifying, Authenticating: give up. Closing: abort.
+    State,
     /// Ready, batches on the wire: nsqd neither answers nor takes more.
     Reply,
     /// Identifying to Ready: nothing heard.
     Silence,
-    /// Closing: abort.
-    Close,
 }
 
 impl TimerId for Timer {
-    const ALL: &'static [Self] =
-        &[Self::Redial, Self::Handshake, Self::Reply, Self::Silence, Self::Close];
+    const ALL: &'static [Self] = &[Self::State, Self::Reply, Self::Silence];
 
     fn index(self) -> usize {
         self as usize
@@ -313,41 +307,51 @@ impl<'a> Publisher<'a> {
         ring: &'a mut [u8],
     ) -> Result<Self, ConfigError> {
         config.check(nsqds.len(), ring.len())?;
+        Ok(Self::checked(config, nsqds, ring))
+    }
+
+    /// With settings that were checked.
+    pub(crate) fn checked(
+        config: &'a Config<'a>,
+        nsqds: &'a [Address],
+        ring: &'a mut [u8],
+    ) -> Self {
         let mut timers = Timers::new();
-        timers.set(Timer::Redial, Instant::ZERO);
+        timers.set(Timer::State, Instant::ZERO);
         let mut backoff = Backoff::new(config.reconnect_base, config.reconnect_cap)
             .with_spread(config.reconnect_spread);
         backoff.skip_immediate();
-        Ok(Self {
-            config,
-            nsqds,
-            outbox: Outbox::new(ring),
-            flights: Deque::new(),
-            state: State::Waiting,
-            timers,
-            backoff,
-            jitter: Jitter::new(config.seed),
-            frames: FrameDecoder::new(REPLY_MAX),
-            negotiated: NegotiatedScanner::new(),
-            detail: Vec::new(),
-            word: Vec::new(),
-            staging: [0; STAGING],
+        Self {
             staged: 0,
             written: 0,
-            body_index: 0,
-            body_left: 0,
-            handshake_at: 0,
-            handshake_len: 0,
+            staged_pub: false,
             nops: 0,
             current: 0,
             failed: 0,
+            state: State::Waiting,
+            frames: FrameDecoder::new(REPLY_MAX),
+            config,
+            version: 0,
             suspects: 0,
+            body_index: 0,
+            body_left: 0,
+            timers,
+            outbox: Outbox::new(ring),
+            flights: Deque::new(),
             exceptions: Exceptions::new(),
             counters: Tally::default(),
-            news: None,
+            nsqds,
+            backoff,
+            jitter: Jitter::new(config.seed),
             polled: 0,
-            version: 0,
-        })
+            news: None,
+            handshake_at: 0,
+            handshake_len: 0,
+            requires_auth: RequiresAuth::new(),
+            word: Vec::new(),
+            staging: [0; STAGING],
+            detail: Vec::new(),
+        }
     }
 
     /// Takes a message, at once and whether connected or not.
@@ -366,7 +370,7 @@ impl<'a> Publisher<'a> {
         options: PublishOptions,
     ) -> Result<Ticket, PublishError> {
         let taken = self.offer(topic, body, options);
-        if taken == Err(PublishError::Full) {
+        if matches!(taken, Err(PublishError::Full)) {
             self.counters.refused = self.counters.refused.saturating_add(1);
         }
         taken
@@ -399,7 +403,7 @@ impl<'a> Publisher<'a> {
                 Err(PushError::TooLarge { max }) => return Err(PublishError::TooLarge { max }),
                 Err(PushError::Full) => {}
             }
-            if self.config.full == Full::Refuse || !self.drop_oldest() {
+            if matches!(self.config.full, Full::Refuse) || !self.drop_oldest() {
                 return Err(PublishError::Full);
             }
         }
@@ -411,7 +415,10 @@ impl<'a> Publisher<'a> {
     /// first.
     pub fn stop(&mut self, now: Instant) {
         match self.state {
-            State::Waiting => self.set_state(State::Stopped),
+            State::Waiting => {
+                self.timers.stop_all();
+                self.set_state(State::Stopped);
+            }
             State::Dialing
             | State::Identifying
             | State::Authenticating
@@ -419,7 +426,6 @@ impl<'a> Publisher<'a> {
             | State::Closing(_) => self.close(now, Closed::Local),
             State::Stopped => {}
         }
-        self.timers.stop(Timer::Redial);
     }
 
     /// What became of a message; `None` while that is open.
@@ -462,6 +468,32 @@ impl<'a> Publisher<'a> {
             pubs,
             mpubs,
         }
+    }
+
+    /// The next thing to tell; call until `None`.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        match self.news.take() {
+            Some(News::Connected) => {
+                return Some(Event::Connected { nsqd: self.current.into() });
+            }
+            Some(News::Disconnected(nsqd, why)) => {
+                return Some(Event::Disconnected { nsqd: nsqd.into(), why });
+            }
+            None => {}
+        }
+        let count = self.exceptions.take_overlooked();
+        if count > 0 {
+            return Some(Event::Forgotten { count });
+        }
+        if let Some(failed) = self.exceptions.poll() {
+            let first = Ticket(failed.first);
+            return Some(Event::Failed { first, count: failed.count, outcome: failed.outcome });
+        }
+        let below = self.outbox.first();
+        (self.polled < below).then(|| {
+            self.polled = below;
+            Event::Resolved { below: Ticket(below) }
+        })
     }
 
     /// Where the connection is.
@@ -516,11 +548,16 @@ impl<'a> Publisher<'a> {
 
     /// Asks the driver to close the connection.
     fn close(&mut self, now: Instant, why: Closed) {
-        if why != Closed::Local {
+        if !matches!(why, Closed::Local) {
             self.land(why);
         }
         self.timers.stop_all();
-        self.timers.set(Timer::Close, now.after(self.config.close_timeout));
+        // A peer that is silent takes no farewell either.
+        let patience = match why {
+            Closed::Fault(Fault::TimedOut(_)) => Span::ZERO,
+            _ => self.config.close_timeout,
+        };
+        self.timers.set(Timer::State, now.after(patience));
         self.set_state(State::Closing(why));
     }
 
@@ -545,10 +582,15 @@ impl<'a> Publisher<'a> {
         let before = self.outbox.first();
         self.outbox.rewind();
         self.clear_suspects(before);
-        self.staged = 0;
-        self.written = 0;
+        self.unstage();
         self.body_left = 0;
         self.nops = 0;
+    }
+
+    fn unstage(&mut self) {
+        self.staged = 0;
+        self.written = 0;
+        self.staged_pub = false;
     }
 
     /// Whether the handshake's current command is wholly written: an answer is due only then.
@@ -567,106 +609,109 @@ impl<'a> Publisher<'a> {
 
     /// Puts the next command's head into the staging area.
     fn stage(&mut self, now: Instant) {
-        self.staged = 0;
-        self.written = 0;
         match self.state {
-            State::Identifying => self.stage_identify(),
-            State::Authenticating => self.stage_handshake(|config, window| {
-                Command::Auth { secret: config.auth_secret.unwrap_or_default() }.emit(window)
-            }),
             State::Ready => self.stage_batch(now),
-            State::Waiting | State::Dialing | State::Closing(_) | State::Stopped => {}
+            State::Identifying | State::Authenticating => self.stage_handshake(),
+            State::Waiting | State::Dialing | State::Closing(_) | State::Stopped => self.unstage(),
         }
     }
 
+    /// The text is longer than the staging area: it is made again for each piece.
     // Apart, so that its frame is not under every poll.
+    #[cold]
     #[inline(never)]
-    fn stage_identify(&mut self) {
-        self.stage_handshake(|config, window| {
-            let request = IdentifyRequest {
-                client_id: Some(config.client_id),
-                hostname: Some(config.hostname),
-                user_agent: Some(config.user_agent),
-                feature_negotiation: Some(true),
-                heartbeat_interval: i32::try_from(config.heartbeat.as_millis()).ok(),
-                ..IdentifyRequest::new()
-            };
-            window.write_all(&v2::MAGIC)?;
-            Command::Identify(&request).emit(window)
-        });
-    }
-
-    /// The handshake's text is longer than the staging area: it is made again for each piece.
-    fn stage_handshake(
-        &mut self,
-        emit: impl FnOnce(&Config<'_>, &mut Window<'_>) -> Result<(), Infallible>,
-    ) {
+    fn stage_handshake(&mut self) {
         let mut window = Window::new(&mut self.staging, self.handshake_at.into());
-        let Ok(()) = emit(self.config, &mut window);
+        let Ok(()) = match self.state {
+            State::Identifying => self.config.emit_identify(&mut window),
+            _ => self.config.emit_auth(&mut window),
+        };
         let staged = window.written();
+        self.written = 0;
         self.staged = staged as u8;
         self.handshake_len = window.total() as u16;
         self.handshake_at = self.handshake_at.saturating_add(staged as u16);
     }
 
     fn stage_batch(&mut self, now: Instant) {
-        let mut window = Window::new(&mut self.staging, 0);
-        if self.nops > 0 {
-            // Control bytes go first.
-            self.nops = self.nops.saturating_sub(1);
-            let Ok(()) = Command::Nop.emit(&mut window);
+        let batch = if self.flights.is_full() {
+            None
+        } else {
+            let Config { batch_messages, batch_bytes, .. } = *self.config;
+            self.outbox.next_batch(batch_messages, batch_bytes, self.suspects)
+        };
+        let nop = self.nops > 0;
+        let Some(batch) = batch else {
+            if nop {
+                self.stage_head(None);
+            }
+            return;
+        };
+        let is_pub = !nop && batch.count() == 1 && batch.defer().is_none();
+        if is_pub && self.staged_pub && batch.same_context() {
+            // The head of a PUB to the same topic is there already.
+            self.written = 0;
+        } else {
+            self.stage_head(Some(&batch));
+            self.staged_pub = is_pub;
         }
-        if !self.flights.is_full()
-            && let Some(batch) = self.outbox.next_batch(
-                self.config.batch_messages,
-                self.config.batch_bytes,
-                self.suspects,
-            )
-        {
+        let commands =
+            if batch.count() == 1 { &mut self.counters.pubs } else { &mut self.counters.mpubs };
+        *commands = commands.wrapping_add(1);
+        self.body_index = batch.index();
+        self.body_left = batch.bytes() as usize;
+        if self.flights.is_empty() {
+            self.timers.set(Timer::Reply, now.after(self.config.reply_timeout));
+        }
+        let _ = self.flights.push_back(batch.into());
+    }
+
+    #[inline(never)]
+    fn stage_head(&mut self, batch: Option<&Batch>) {
+        let mut window = Window::new(&mut self.staging, 0);
+        if let Some(nops) = self.nops.checked_sub(1) {
+            // Control bytes go first.
+            self.nops = nops;
+            let Ok(()) = window.write_all(v2::NOP);
+        }
+        self.staged_pub = false;
+        if let Some(batch) = batch {
             let topic = self.outbox.batch_topic();
             let Ok(()) = match batch.defer() {
                 Some(defer) => v2::emit_dpub_head(&mut window, topic, defer.as_millis()),
                 None if batch.count() == 1 => v2::emit_pub_head(&mut window, topic),
                 None => v2::emit_mpub_head(&mut window, topic, batch.bytes(), batch.count()),
             };
-            let commands =
-                if batch.count() == 1 { &mut self.counters.pubs } else { &mut self.counters.mpubs };
-            *commands = commands.saturating_add(1);
-            self.body_index = batch.index();
-            self.body_left = batch.bytes() as usize;
-            if self.flights.is_empty() {
-                self.timers.set(Timer::Reply, now.after(self.config.reply_timeout));
-            }
-            let _ = self.flights.push_back(batch.into());
         }
+        self.written = 0;
         self.staged = window.written() as u8;
     }
 
     fn on_part(&mut self, now: Instant, part: FramePart<'_>) -> Result<(), Fault> {
-        if part.first && part.last && part.frame_type == FrameType::Response && part.data == v2::OK
+        if part.first
+            && part.last
+            && matches!(part.frame_type, FrameType::Response)
+            && matches!(part.data, b"OK")
         {
             // What nearly every frame is.
-            if self.state == State::Ready {
+            if matches!(self.state, State::Ready) {
                 return self.on_ok(now);
             }
         }
         if part.first {
             self.word.clear();
-            if part.frame_type == FrameType::Error {
+            if matches!(part.frame_type, FrameType::Error) {
                 self.detail.clear();
             }
-            if self.state == State::Identifying {
-                self.negotiated = NegotiatedScanner::new();
-            }
+            self.requires_auth = RequiresAuth::new();
         }
-        if part.frame_type == FrameType::Error {
+        if matches!(part.frame_type, FrameType::Error) {
             keep(&mut self.detail, part.data);
         } else {
             keep(&mut self.word, part.data);
-        }
-        if self.state == State::Identifying && part.frame_type == FrameType::Response {
-            // An error shows when it is complete.
-            let _ = self.negotiated.feed(part.data);
+            if matches!(self.state, State::Identifying) {
+                self.requires_auth.feed(part.data);
+            }
         }
         if !part.last {
             return Ok(());
@@ -700,15 +745,15 @@ impl<'a> Publisher<'a> {
     }
 
     fn on_identified(&mut self, now: Instant) -> Result<(), Fault> {
-        let Ok(negotiated) = self.negotiated.finish() else {
+        let Ok(auth_required) = self.requires_auth.finish() else {
             return self.fail(now, Fault::BadIdentifyReply);
         };
-        if !negotiated.auth_required {
+        if !auth_required {
             self.on_ready();
         } else if self.config.auth_secret.is_some() {
             self.handshake_at = 0;
             self.handshake_len = 0;
-            self.timers.set(Timer::Handshake, now.after(self.config.connect_timeout));
+            self.timers.set(Timer::State, now.after(self.config.connect_timeout));
             self.set_state(State::Authenticating);
         } else {
             return self.fail(now, Fault::AuthRequired);
@@ -717,7 +762,7 @@ impl<'a> Publisher<'a> {
     }
 
     fn on_ready(&mut self) {
-        self.timers.stop(Timer::Handshake);
+        self.timers.stop(Timer::State);
         self.counters.connections = self.counters.connections.saturating_add(1);
         self.news = Some(News::Connected);
         self.set_state(State::Ready);
@@ -738,8 +783,8 @@ impl<'a> Publisher<'a> {
         };
         let (_, live) = self.resolve(&flight);
         let late = flight.count().saturating_sub(live);
-        self.counters.acknowledged = self.counters.acknowledged.saturating_add(live.into());
-        self.counters.late = self.counters.late.saturating_add(late.into());
+        self.counters.acknowledged = self.counters.acknowledged.wrapping_add(live.into());
+        self.counters.late = self.counters.late.wrapping_add(late.into());
         self.prove_good();
         if self.flights.is_empty() {
             self.timers.stop(Timer::Reply);
@@ -823,8 +868,6 @@ impl<'a> Publisher<'a> {
 }
 
 impl Session for Publisher<'_> {
-    type Event = Event;
-
     fn link(&self) -> Link {
         match self.state {
             State::Waiting | State::Stopped => Link::Down,
@@ -834,10 +877,10 @@ impl Session for Publisher<'_> {
     }
 
     fn dial(&mut self, now: Instant) -> Option<Address> {
-        if self.state != State::Waiting || !self.timers.expired(Timer::Redial, now) {
+        if !matches!(self.state, State::Waiting) || !self.timers.expired(Timer::State, now) {
             return None;
         }
-        self.timers.set(Timer::Handshake, now.after(self.config.connect_timeout));
+        self.timers.set(Timer::State, now.after(self.config.connect_timeout));
         self.set_state(State::Dialing);
         self.nsqd().cloned()
     }
@@ -848,7 +891,7 @@ impl Session for Publisher<'_> {
         self.handshake_at = 0;
         self.handshake_len = 0;
         self.timers.stop_all();
-        self.timers.set(Timer::Handshake, now.after(self.config.connect_timeout));
+        self.timers.set(Timer::State, now.after(self.config.connect_timeout));
         self.set_state(State::Identifying);
     }
 
@@ -874,8 +917,8 @@ impl Session for Publisher<'_> {
 
     fn transmit(&mut self, now: Instant) -> Transmit<'_> {
         if !self.is_writing() {
-            let idle = self.state == State::Ready && self.nops == 0 && self.outbox.all_sent();
-            if idle {
+            let idle = self.nops == 0 && self.outbox.all_sent();
+            if idle && matches!(self.state, State::Ready) {
                 // What nearly every call finds.
                 return Transmit::default();
             }
@@ -900,13 +943,8 @@ impl Session for Publisher<'_> {
         }
     }
 
-    fn deadline(&self) -> Option<Instant> {
-        let expiry = self.outbox.next_expiry();
-        match self.timers.next() {
-            None if expiry == Instant::NEVER => None,
-            None => Some(expiry),
-            Some(at) => Some(at.min(expiry)),
-        }
+    fn deadline(&self) -> Instant {
+        self.timers.next().min(self.outbox.next_expiry())
     }
 
     fn tick(&mut self, now: Instant) {
@@ -918,17 +956,23 @@ impl Session for Publisher<'_> {
             counters.expired = counters.expired.saturating_add(count.into());
         });
         self.clear_suspects(before);
-        if self.timers.expired(Timer::Handshake, now) {
-            let why = match self.state {
-                State::Dialing => Closed::Dial(crate::session::DialError::TimedOut),
-                _ => Closed::Fault(Fault::TimedOut(Awaited::Handshake)),
-            };
-            self.close(now, why);
-        } else if self.timers.expired(Timer::Reply, now) {
-            self.close(now, Closed::Fault(Fault::TimedOut(Awaited::Reply)));
-        } else if self.timers.expired(Timer::Silence, now) {
-            self.close(now, Closed::Fault(Fault::TimedOut(Awaited::Heartbeat)));
-        }
+        let why = match self.state {
+            // The redial and the end of closing are the driver's.
+            State::Waiting | State::Closing(_) | State::Stopped => return,
+            State::Dialing if self.timers.expired(Timer::State, now) => {
+                Closed::Dial(DialError::TimedOut)
+            }
+            _ => Closed::Fault(Fault::TimedOut(if self.timers.expired(Timer::State, now) {
+                Awaited::Handshake
+            } else if self.timers.expired(Timer::Reply, now) {
+                Awaited::Reply
+            } else if self.timers.expired(Timer::Silence, now) {
+                Awaited::Heartbeat
+            } else {
+                return;
+            })),
+        };
+        self.close(now, why);
     }
 
     fn closed(&mut self, now: Instant, why: Closed) {
@@ -940,41 +984,15 @@ impl Session for Publisher<'_> {
         };
         self.land(why);
         self.timers.stop_all();
-        if why == Closed::Local {
+        if matches!(why, Closed::Local) {
             self.set_state(State::Stopped);
             return;
         }
         self.counters.failures = self.counters.failures.saturating_add(1);
         self.news = Some(News::Disconnected(self.current, why));
         let delay = self.next_attempt();
-        self.timers.set(Timer::Redial, now.after(delay));
+        self.timers.set(Timer::State, now.after(delay));
         self.set_state(State::Waiting);
-    }
-
-    fn poll_event(&mut self) -> Option<Event> {
-        match self.news.take() {
-            Some(News::Connected) => {
-                let negotiated = self.negotiated.finish().unwrap_or_default();
-                return Some(Event::Connected { nsqd: self.current.into(), negotiated });
-            }
-            Some(News::Disconnected(nsqd, why)) => {
-                return Some(Event::Disconnected { nsqd: nsqd.into(), why });
-            }
-            None => {}
-        }
-        let count = self.exceptions.take_overlooked();
-        if count > 0 {
-            return Some(Event::Forgotten { count });
-        }
-        if let Some(failed) = self.exceptions.poll() {
-            let first = Ticket(failed.first);
-            return Some(Event::Failed { first, count: failed.count, outcome: failed.outcome });
-        }
-        let below = self.outbox.first();
-        (self.polled < below).then(|| {
-            self.polled = below;
-            Event::Resolved { below: Ticket(below) }
-        })
     }
 }
 

@@ -3,8 +3,9 @@
 //! The ring holds *items* in the order of publishing:
 //!
 //! ```text
-//! message  [u32 size][body]                                    size < 2^31
-//! header   [u32 2^31 | 12 + t][u32 defer][u64 expiry][topic]   t = topic length
+//! message  [u32 size][body]                                    size < 2^30
+//! header   [u32 2^31 | dead | 12 + t][u32 defer][u64 expiry][topic]
+//!          t = topic length; dead = 2^30 if the messages behind it expired, else 0
 //! ```
 //!
 //! A header sets topic, deferral and expiry for the messages behind it, and is written only when
@@ -31,10 +32,13 @@ pub const HEADER_OVERHEAD: usize = 16;
 
 /// Set in the first word of a header.
 const MARK: u32 = 1 << 31;
+/// Set in the first word of a header whose messages are resolved as expired: only their bytes are
+/// still here.
+const DEAD: u32 = 1 << 30;
+/// What is left is a size.
+const SIZE: u32 = DEAD - 1;
 /// In a header's deferral: none, so PUB or MPUB.
 const NOT_DEFERRED: u32 = u32::MAX;
-/// As expiry: the messages are resolved as expired, only their bytes are still here.
-const DEAD: Instant = Instant::ZERO;
 
 /// What holds for a message beside its body.
 #[derive(Debug)]
@@ -45,6 +49,8 @@ struct Context {
     defer: u32,
     /// When it is given up; [`Instant::NEVER`] for never.
     expiry: Instant,
+    /// It was given up.
+    dead: bool,
 }
 
 /// Consecutive messages of one context that leave as one command.
@@ -60,6 +66,7 @@ pub struct Batch {
     count: u32,
     /// How it is deferred.
     defer: u32,
+    same_context: bool,
 }
 
 impl Batch {
@@ -82,6 +89,12 @@ impl Batch {
     pub const fn defer(&self) -> Option<Span> {
         to_defer(self.defer)
     }
+
+    /// It has the topic and the deferral of the batch before it; none was before the first since
+    /// [`Outbox::rewind`].
+    pub const fn same_context(&self) -> bool {
+        self.same_context
+    }
 }
 
 /// Why the outbox did not take a message; it is unchanged.
@@ -97,7 +110,9 @@ pub enum PushError {
 }
 
 /// Messages on their way, in a ring that the user lends. See the [module](self).
+// All positions are at most the ring's length, 2^30, and the sum of two of them is exact.
 #[derive(Debug)]
+#[repr(C)]
 pub struct Outbox<'a> {
     ring: &'a mut [u8],
     /// Where the first item lies.
@@ -106,45 +121,56 @@ pub struct Outbox<'a> {
     used: usize,
     /// Bytes from head to what is not in a frame yet.
     sent: usize,
-    /// What the header before head said.
-    context: Context,
-    /// The last header before `sent`, in bytes from head; `None` if head has passed it.
-    sent_header: Option<usize>,
+    /// The last header before `sent`, in bytes from head; [`PASSED`] if head has passed it.
+    sent_header: usize,
     /// The last header of all, likewise.
-    last_header: Option<usize>,
-    /// The number of the first message at or behind head.
-    first: u64,
+    last_header: usize,
     /// Messages from head to the end.
     messages: u32,
     /// Messages from head to `sent`.
     sent_messages: u32,
+    /// The number of the first message at or behind head.
+    first: u64,
     /// No live message expires before this.
     next_expiry: Instant,
+    /// What the header before head said.
+    context: Context,
+    /// A batch with the context of `sent_header` was given.
+    given: bool,
 }
 
+/// Instead of a header's position.
+const PASSED: usize = usize::MAX;
+
 impl<'a> Outbox<'a> {
-    /// An empty outbox over `ring`. At most 2 GiB of it is used.
+    /// An empty outbox over `ring`. At most 1 GiB of it is used.
     pub fn new(ring: &'a mut [u8]) -> Self {
-        let len = ring.len().min((MARK - 1) as usize);
+        let len = ring.len().min(SIZE as usize);
         Self {
             ring: ring.get_mut(..len).unwrap_or_default(),
             head: 0,
             used: 0,
             sent: 0,
-            // No message is ever published with this context: it is dead.
-            context: Context { topic: TopicName::NONE, defer: NOT_DEFERRED, expiry: DEAD },
-            sent_header: None,
-            last_header: None,
+            // No message is ever published with this context.
+            context: Context {
+                topic: TopicName::NONE,
+                defer: NOT_DEFERRED,
+                expiry: Instant::NEVER,
+                dead: true,
+            },
+            sent_header: PASSED,
+            last_header: PASSED,
             first: 0,
             messages: 0,
             sent_messages: 0,
             next_expiry: Instant::NEVER,
+            given: false,
         }
     }
 
     /// Appends a message and gives its number: 0, 1, 2, ...
     ///
-    /// `body` must not be empty and `expiry` not zero; the publisher sees to both.
+    /// `body` must not be empty; the publisher sees to that.
     pub fn push(
         &mut self,
         topic: &TopicName,
@@ -153,34 +179,33 @@ impl<'a> Outbox<'a> {
         expiry: Instant,
     ) -> Result<u64, PushError> {
         let name = topic.as_bytes();
-        let header = HEADER_OVERHEAD.saturating_add(name.len());
-        let record = RECORD_OVERHEAD.saturating_add(body.len());
+        let header = HEADER_OVERHEAD.wrapping_add(name.len());
         // Judged with a header always, so that the answer does not depend on what is in the ring.
-        if record.saturating_add(header) > self.ring.len() {
-            let max = self.ring.len().saturating_sub(header).saturating_sub(RECORD_OVERHEAD);
+        let max = self.ring.len().saturating_sub(header.wrapping_add(RECORD_OVERHEAD));
+        if body.len() > max {
             return Err(PushError::TooLarge { max });
         }
+        let record = RECORD_OVERHEAD.wrapping_add(body.len());
         let defer = from_defer(defer);
-        let known = self.is_context(self.last_header, name, defer, expiry);
-        let need = if known { record } else { record.saturating_add(header) };
+        let known = self.is_last_context(name, defer, expiry);
+        let need = if known { record } else { record.wrapping_add(header) };
         if need > self.free() {
             return Err(PushError::Full);
         }
         if !known {
-            let at = self.used;
-            let word = MARK | (header.saturating_sub(4) as u32);
+            self.last_header = self.used;
+            let word = MARK | (header.wrapping_sub(4) as u32);
             self.append(&word.to_be_bytes());
             self.append(&defer.to_be_bytes());
             self.append(&expiry.as_micros().to_be_bytes());
             self.append(name);
-            self.last_header = Some(at);
             self.next_expiry = self.next_expiry.min(expiry);
         }
-        // Below 2^31: the ring is.
+        // Below 2^30: the ring is.
         self.append(&(body.len() as u32).to_be_bytes());
         self.append(body);
         let number = self.end();
-        self.messages = self.messages.saturating_add(1);
+        self.messages = self.messages.wrapping_add(1);
         Ok(number)
     }
 
@@ -191,41 +216,44 @@ impl<'a> Outbox<'a> {
     pub fn next_batch(&mut self, max_count: u32, max_bytes: u32, one_by_one: u32) -> Option<Batch> {
         let mut at = self.sent;
         let mut header = self.sent_header;
-        let mut dead = self.expiry_at(header) == DEAD;
+        let mut dead = self.is_dead(header);
+        let mut same_context = self.given;
         let mut skipped = 0u32;
         let first = loop {
             let word = self.word(at)?;
             let size = item_size(word);
             if word & MARK != 0 {
-                header = Some(at);
-                dead = self.expiry_at(header) == DEAD;
+                header = at;
+                dead = word & DEAD != 0;
+                same_context = false;
             } else if dead {
-                skipped = skipped.saturating_add(1);
+                skipped = skipped.wrapping_add(1);
             } else {
                 break size;
             }
-            at = at.saturating_add(size);
+            at = at.wrapping_add(size);
         };
         let defer = self.defer_at(header);
-        let before = self.sent_messages.saturating_add(skipped);
+        let before = self.sent_messages.wrapping_add(skipped);
         let max_count = if before < one_by_one || defer != NOT_DEFERRED { 1 } else { max_count };
         let mut bytes = first;
         let mut count = 1u32;
         while count < max_count {
-            let Some(word) = self.word(at.saturating_add(bytes)) else { break };
-            let longer = bytes.saturating_add(item_size(word));
+            let Some(word) = self.word(at.wrapping_add(bytes)) else { break };
+            let longer = bytes.wrapping_add(item_size(word));
             if word & MARK != 0 || longer > max_bytes as usize {
                 break;
             }
             bytes = longer;
-            count = count.saturating_add(1);
+            count = count.wrapping_add(1);
         }
-        let skip = at.saturating_sub(self.sent) as u32;
-        self.sent = at.saturating_add(bytes);
+        let skip = at.wrapping_sub(self.sent) as u32;
+        self.sent = at.wrapping_add(bytes);
         self.sent_header = header;
-        self.sent_messages = before.saturating_add(count);
+        self.sent_messages = before.wrapping_add(count);
+        self.given = true;
         let index = self.offset(at);
-        Some(Batch { index, skip, bytes: bytes as u32, count, defer })
+        Some(Batch { index, skip, bytes: bytes as u32, count, defer, same_context })
     }
 
     /// The topic of a batch that [`next_batch`](Self::next_batch) just gave, in two pieces since
@@ -236,14 +264,14 @@ impl<'a> Outbox<'a> {
 
     /// Of the `len` bytes from `index` on, round the end of the ring, those that lie together.
     pub fn bytes(&self, index: usize, len: usize) -> &[u8] {
-        let end = index.saturating_add(len).min(self.ring.len());
-        self.ring.get(index..end).unwrap_or_default()
+        let rest = self.ring.get(index..).unwrap_or_default();
+        rest.get(..len).unwrap_or(rest)
     }
 
     /// The index `n` bytes behind `index`, round the end of the ring.
     pub fn advance(&self, index: usize, n: usize) -> usize {
-        let index = index.saturating_add(n);
-        index.checked_sub(self.ring.len()).unwrap_or(index)
+        let index = index.wrapping_add(n);
+        if index < self.ring.len() { index } else { index.wrapping_sub(self.ring.len()) }
     }
 
     /// Head passes the oldest batch: its messages are final, its bytes free.
@@ -258,7 +286,7 @@ impl<'a> Outbox<'a> {
         }
         let first = self.first;
         self.pass(batch.bytes as usize, batch.count);
-        let live = if self.context.expiry == DEAD { 0 } else { batch.count };
+        let live = if self.context.dead { 0 } else { batch.count };
         if self.sent == 0 {
             self.free_dead();
         }
@@ -270,7 +298,8 @@ impl<'a> Outbox<'a> {
     pub fn rewind(&mut self) {
         self.sent = 0;
         self.sent_messages = 0;
-        self.sent_header = None;
+        self.sent_header = PASSED;
+        self.given = false;
         self.free_dead();
     }
 
@@ -296,7 +325,7 @@ impl<'a> Outbox<'a> {
         self.next_expiry = Instant::NEVER;
         let mut at = 0;
         let mut number = self.first;
-        let mut header = None;
+        let mut header = PASSED;
         loop {
             // One header and what follows it.
             let begin = number;
@@ -305,14 +334,14 @@ impl<'a> Outbox<'a> {
                 if word & MARK != 0 {
                     break Some((at, item_size(word)));
                 }
-                number = number.saturating_add(1);
-                at = at.saturating_add(item_size(word));
+                number = number.wrapping_add(1);
+                at = at.wrapping_add(item_size(word));
             };
-            let expiry = self.expiry_at(header);
-            if expiry != DEAD {
+            if !self.is_dead(header) {
+                let expiry = self.expiry_at(header);
                 if expiry <= now && expiry != Instant::NEVER {
                     self.kill(header);
-                    let count = number.saturating_sub(begin) as u32;
+                    let count = number.wrapping_sub(begin) as u32;
                     if count > 0 {
                         expired(begin, count);
                     }
@@ -321,8 +350,8 @@ impl<'a> Outbox<'a> {
                 }
             }
             let Some((next, size)) = end else { break };
-            header = Some(next);
-            at = next.saturating_add(size);
+            header = next;
+            at = next.wrapping_add(size);
         }
         if self.sent == 0 {
             self.free_dead();
@@ -341,7 +370,7 @@ impl<'a> Outbox<'a> {
 
     /// The number that the next message gets.
     pub fn end(&self) -> u64 {
-        self.first.saturating_add(self.messages.into())
+        self.first.wrapping_add(self.messages.into())
     }
 
     /// Messages in the ring, expired ones whose bytes are not free yet included.
@@ -361,7 +390,7 @@ impl<'a> Outbox<'a> {
 
     /// Bytes free.
     pub fn free(&self) -> usize {
-        self.ring.len().saturating_sub(self.used)
+        self.ring.len().wrapping_sub(self.used)
     }
 
     /// Bytes in all.
@@ -371,7 +400,7 @@ impl<'a> Outbox<'a> {
 
     fn free_dead(&mut self) {
         while let Some(word) = self.word(0) {
-            if word & MARK == 0 && self.context.expiry != DEAD {
+            if word & MARK == 0 && !self.context.dead {
                 break;
             }
             let _ = self.pass_item();
@@ -383,12 +412,16 @@ impl<'a> Outbox<'a> {
         let word = self.word(0)?;
         let size = item_size(word);
         if word & MARK != 0 {
-            let (one, two) = self.topic_at(Some(0));
+            let (one, two) = self.topic_at(0);
             self.context = Context {
                 topic: TopicName::from_pieces(one, two),
-                defer: self.defer_at(Some(0)),
-                expiry: self.expiry_at(Some(0)),
+                defer: self.defer_at(0),
+                expiry: self.expiry_at(0),
+                dead: word & DEAD != 0,
             };
+            if self.sent == 0 {
+                self.given = false;
+            }
             self.pass(size, 0);
         } else {
             self.pass(size, 1);
@@ -396,14 +429,20 @@ impl<'a> Outbox<'a> {
         Some(size)
     }
 
+    /// Head passes items; they are there.
     fn pass(&mut self, bytes: usize, messages: u32) {
         self.head = self.offset(bytes);
-        self.used = self.used.saturating_sub(bytes);
+        self.used = self.used.wrapping_sub(bytes);
         self.sent = self.sent.saturating_sub(bytes);
-        self.sent_header = self.sent_header.and_then(|at| at.checked_sub(bytes));
-        self.last_header = self.last_header.and_then(|at| at.checked_sub(bytes));
-        self.first = self.first.saturating_add(messages.into());
-        self.messages = self.messages.saturating_sub(messages);
+        for header in [&mut self.sent_header, &mut self.last_header] {
+            *header = if *header != PASSED && *header >= bytes {
+                header.wrapping_sub(bytes)
+            } else {
+                PASSED
+            };
+        }
+        self.first = self.first.wrapping_add(messages.into());
+        self.messages = self.messages.wrapping_sub(messages);
         self.sent_messages = self.sent_messages.saturating_sub(messages);
         if self.used == 0 {
             // The next message then lies in one piece.
@@ -411,53 +450,55 @@ impl<'a> Outbox<'a> {
         }
     }
 
-    fn kill(&mut self, header: Option<usize>) {
-        match header {
-            None => self.context.expiry = DEAD,
-            Some(at) => self.write(at.saturating_add(8), &DEAD.as_micros().to_be_bytes()),
+    fn kill(&mut self, header: usize) {
+        if header == PASSED {
+            self.context.dead = true;
+        } else if let Some(word) = self.word(header) {
+            self.write(header, &(word | DEAD).to_be_bytes());
         }
     }
 
-    fn is_context(&self, header: Option<usize>, name: &[u8], defer: u32, expiry: Instant) -> bool {
-        match header {
-            None => {
-                self.context.expiry == expiry
-                    && self.context.defer == defer
-                    && self.context.topic.as_bytes() == name
-            }
-            Some(_) => {
-                let (one, two) = self.topic_at(header);
-                self.expiry_at(header) == expiry
-                    && self.defer_at(header) == defer
-                    && name.strip_prefix(one) == Some(two)
-            }
+    fn is_dead(&self, header: usize) -> bool {
+        if header == PASSED {
+            self.context.dead
+        } else {
+            self.word(header).is_some_and(|word| word & DEAD != 0)
         }
     }
 
-    fn expiry_at(&self, header: Option<usize>) -> Instant {
-        match header {
-            None => self.context.expiry,
-            Some(at) => {
-                let high = self.word(at.saturating_add(8)).unwrap_or_default();
-                let low = self.word(at.saturating_add(12)).unwrap_or_default();
-                Instant::from_micros((u64::from(high) << 32) | u64::from(low))
-            }
-        }
+    /// Whether a message for `topic` may follow the last one without a header.
+    fn is_last_context(&self, topic: &[u8], defer: u32, expiry: Instant) -> bool {
+        let header = self.last_header;
+        let (one, two) = self.topic_at(header);
+        topic.strip_prefix(one) == Some(two)
+            && self.defer_at(header) == defer
+            && self.expiry_at(header) == expiry
+            && !self.is_dead(header)
     }
 
-    fn defer_at(&self, header: Option<usize>) -> u32 {
-        match header {
-            None => self.context.defer,
-            Some(at) => self.word(at.saturating_add(4)).unwrap_or(NOT_DEFERRED),
+    fn expiry_at(&self, header: usize) -> Instant {
+        if header == PASSED {
+            return self.context.expiry;
         }
+        let high = self.word(header.wrapping_add(8)).unwrap_or_default();
+        let low = self.word(header.wrapping_add(12)).unwrap_or_default();
+        Instant::from_micros((u64::from(high) << 32) | u64::from(low))
     }
 
-    fn topic_at(&self, header: Option<usize>) -> (&[u8], &[u8]) {
-        let Some(at) = header else { return (self.context.topic.as_bytes(), &[]) };
-        let len = item_size(self.word(at).unwrap_or_default()).saturating_sub(HEADER_OVERHEAD);
-        let index = self.offset(at.saturating_add(HEADER_OVERHEAD));
-        let one = self.bytes(index, len);
-        (one, self.bytes(0, len.saturating_sub(one.len())))
+    fn defer_at(&self, header: usize) -> u32 {
+        if header == PASSED {
+            return self.context.defer;
+        }
+        self.word(header.wrapping_add(4)).unwrap_or(NOT_DEFERRED)
+    }
+
+    fn topic_at(&self, header: usize) -> (&[u8], &[u8]) {
+        if header == PASSED {
+            return (self.context.topic.as_bytes(), &[]);
+        }
+        let len = item_size(self.word(header).unwrap_or_default()).wrapping_sub(HEADER_OVERHEAD);
+        let one = self.bytes(self.offset(header.wrapping_add(HEADER_OVERHEAD)), len);
+        (one, self.bytes(0, len.wrapping_sub(one.len())))
     }
 
     /// The big-endian word at `at` bytes from head, if that is before the end.
@@ -479,7 +520,7 @@ impl<'a> Outbox<'a> {
 
     fn append(&mut self, bytes: &[u8]) {
         self.write(self.used, bytes);
-        self.used = self.used.saturating_add(bytes.len());
+        self.used = self.used.wrapping_add(bytes.len());
     }
 
     fn write(&mut self, at: usize, bytes: &[u8]) {
@@ -518,7 +559,7 @@ impl From<Batch> for Flight {
 }
 
 const fn item_size(word: u32) -> usize {
-    RECORD_OVERHEAD.saturating_add((word & !MARK) as usize)
+    RECORD_OVERHEAD.wrapping_add((word & SIZE) as usize)
 }
 
 fn from_defer(defer: Option<Span>) -> u32 {

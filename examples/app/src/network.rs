@@ -7,7 +7,6 @@ use nanonsq_core::drive::lookup;
 use nanonsq_core::drive::publisher::{Handle, Publish};
 use nanonsq_core::lookup::{PeerEvent, RegistryFull, TooManyPeers};
 use nanonsq_core::publish::{Counters, Event};
-use nanonsq_core::session::Session;
 
 use crate::Settings;
 use crate::note::note;

@@ -14,7 +14,6 @@ use nanonsq_core::drive::{self, Sleep as _};
 use nanonsq_core::lookup::{self, PEERS_MAX};
 use nanonsq_core::name::TopicName;
 use nanonsq_core::publish::{Config, PublishError, PublishOptions, RING_MIN};
-use nanonsq_core::session::Session as _;
 use nanonsq_core::time::Span;
 use nanonsq_std::{NoopRawMutex, TcpDialer, TokioSleep};
 use tokio::signal::unix::{SignalKind, signal};

@@ -116,7 +116,7 @@ impl Command<'_> {
                 w.write_all(b"\n")
             }
             Self::Cls => w.write_all(b"CLS\n"),
-            Self::Nop => w.write_all(b"NOP\n"),
+            Self::Nop => w.write_all(super::NOP),
         }
     }
 

@@ -29,7 +29,7 @@ pub use frame::{
 pub use identify::{Identification, IdentifyRequest, IdentifyResponse, IdentifyScanner, Settings};
 pub use limits::Limits;
 pub use message::{Message, MessageHead, MessageId, emit_message, emit_message_head};
-pub use negotiated::{Negotiated, NegotiatedScanner};
+pub use negotiated::{Negotiated, NegotiatedScanner, RequiresAuth};
 pub use refusal::{Refusal, Setting, Verb, Within};
 pub use server::{CommandDecoder, Item, LINE_BUFFER, Phase};
 
@@ -44,6 +44,9 @@ pub const OK: &[u8] = b"OK";
 
 /// Data of the response frame that nsqd sends every heartbeat interval; answer it with NOP.
 pub const HEARTBEAT: &[u8] = b"_heartbeat_";
+
+/// The answer to a heartbeat; itself not answered.
+pub const NOP: &[u8] = b"NOP\n";
 
 /// Data of the response frame for CLS.
 pub const CLOSE_WAIT: &[u8] = b"CLOSE_WAIT";
