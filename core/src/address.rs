@@ -10,10 +10,12 @@ use core::str::FromStr;
 pub const HOST_MAX: usize = 96;
 
 /// Where a server listens: a host name or a literal IPv4 or IPv6 address, and a TCP port.
+// Bytes rather than a `heapless::String`, which cannot be made in a constant.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Address {
-    host: heapless::String<HOST_MAX, u8>,
     port: u16,
+    len: u8,
+    host: [u8; HOST_MAX],
 }
 
 /// Why an address was refused.
@@ -61,24 +63,51 @@ impl core::error::Error for AddressError {}
 
 impl Address {
     /// An address from its parts. An IPv6 literal is given without brackets.
-    pub fn new(host: &str, port: u16) -> Result<Self, AddressError> {
+    ///
+    /// One that is known when the program is built costs no RAM:
+    ///
+    /// ```
+    /// use nanonsq_core::address::Address;
+    ///
+    /// const NSQD: Address = match Address::new("10.0.0.1", 4150) {
+    ///     Ok(address) => address,
+    ///     Err(_) => panic!("not an address"),
+    /// };
+    /// static NSQDS: [Address; 1] = [NSQD];
+    /// assert_eq!(NSQDS[0].to_string(), "10.0.0.1:4150");
+    /// ```
+    pub const fn new(host: &str, port: u16) -> Result<Self, AddressError> {
         if host.is_empty() {
             return Err(AddressError::EmptyHost);
         }
-        if host.bytes().any(|b| b <= b' ' || b == 0x7f || b == b'/') {
-            return Err(AddressError::BadHost);
+        let mut address = Self { port, len: host.len() as u8, host: [0; HOST_MAX] };
+        let mut from = host.as_bytes();
+        let mut to: &mut [u8] = &mut address.host;
+        while let Some((&byte, rest)) = from.split_first() {
+            if byte <= b' ' || byte == 0x7f || byte == b'/' {
+                return Err(AddressError::BadHost);
+            }
+            let Some((slot, slots)) = to.split_first_mut() else {
+                return Err(AddressError::HostTooLong { len: host.len() });
+            };
+            *slot = byte;
+            to = slots;
+            from = rest;
         }
         if port == 0 {
             return Err(AddressError::BadPort);
         }
-        let host = heapless::String::try_from(host)
-            .map_err(|_| AddressError::HostTooLong { len: host.len() })?;
-        Ok(Self { host, port })
+        Ok(address)
     }
+
+    /// Of nobody: nothing can be dialed there.
+    pub(crate) const NONE: Self = Self { port: 0, len: 0, host: [0; HOST_MAX] };
 
     /// The host: a name, or a literal address without brackets.
     pub fn host(&self) -> &str {
-        &self.host
+        let host = self.host.get(..usize::from(self.len)).unwrap_or_default();
+        // It was a whole `str`.
+        core::str::from_utf8(host).unwrap_or_default()
     }
 
     /// The TCP port, never 0.
@@ -116,10 +145,11 @@ impl FromStr for Address {
 
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.host.contains(':') {
-            write!(f, "[{}]:{}", self.host, self.port)
+        let host = self.host();
+        if host.contains(':') {
+            write!(f, "[{host}]:{}", self.port)
         } else {
-            write!(f, "{}:{}", self.host, self.port)
+            write!(f, "{host}:{}", self.port)
         }
     }
 }

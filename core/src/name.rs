@@ -192,14 +192,13 @@ name_type! {
 }
 
 impl TopicName {
-    /// A name that was checked before, from the two ends of a ring.
-    pub(crate) fn from_pieces(one: &[u8], two: &[u8]) -> Self {
-        let mut name = Self::NONE;
-        for (slot, &byte) in name.bytes.iter_mut().zip(one.iter().chain(two)) {
+    /// Becomes a name that was checked before.
+    pub(crate) fn set<'n>(&mut self, name: impl Iterator<Item = &'n u8>) {
+        self.len = 0;
+        for (slot, &byte) in self.bytes.iter_mut().zip(name) {
             *slot = byte;
-            name.len = name.len.saturating_add(1);
+            self.len = self.len.wrapping_add(1);
         }
-        name
     }
 }
 

@@ -59,7 +59,7 @@ pub trait Session {
     /// After `Some`, the driver owes either [`open`](Self::open) or [`closed`](Self::closed), and
     /// gives up the dial when [`link`](Self::link) says [`Link::Close`] (its deadline passed, or
     /// the address is no longer wanted). Sessions of accepted connections never dial.
-    fn dial(&mut self, now: Instant) -> Option<Address> {
+    fn dial(&mut self, now: Instant) -> Option<&Address> {
         let _ = now;
         None
     }

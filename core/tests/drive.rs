@@ -117,6 +117,11 @@ impl Sleep for World {
     }
 }
 
+static SERVER: Address = match Address::new("server", 1) {
+    Ok(address) => address,
+    Err(_) => panic!("an address"),
+};
+
 /// Says `hello`, wraps, says `inside`, and closes when it hears `bye`.
 #[derive(Debug)]
 struct Greeter {
@@ -148,10 +153,10 @@ impl Session for Greeter {
         self.link
     }
 
-    fn dial(&mut self, _: Instant) -> Option<Address> {
+    fn dial(&mut self, _: Instant) -> Option<&Address> {
         (!std::mem::replace(&mut self.dialed, true)).then(|| {
             self.link = Link::Up;
-            "server:1".parse().unwrap()
+            &SERVER
         })
     }
 

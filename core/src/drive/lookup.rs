@@ -26,15 +26,16 @@ pub struct Resources<
     const TOPICS: usize,
     const CHANNELS: usize,
 > {
-    shared: Option<Shared<M, Lookup<'a, PEERS, TOPICS, CHANNELS>>>,
+    // As in `publisher::Resources`.
+    shared: Shared<M, Lookup<'a, PEERS, TOPICS, CHANNELS>>,
 }
 
 impl<M: RawMutex, const PEERS: usize, const TOPICS: usize, const CHANNELS: usize>
     Resources<'_, M, PEERS, TOPICS, CHANNELS>
 {
-    /// Empty; [`new`] fills it.
+    /// Idle; [`new`] sets it up.
     pub const fn new() -> Self {
-        Self { shared: None }
+        const { Self { shared: Shared::new(Lookup::idle()) } }
     }
 }
 
@@ -66,8 +67,8 @@ pub fn new<
     (Handle<'a, M, S, PEERS, TOPICS, CHANNELS>, Runner<'a, M, D, S, PEERS, TOPICS, CHANNELS>),
     ConfigError,
 > {
-    let lookup = Lookup::new(config)?;
-    let shared: &'a Shared<_, _> = resources.shared.insert(Shared::new(lookup));
+    resources.shared.get_mut().set_up(config)?;
+    let shared = &resources.shared;
     Ok((Handle { shared, sleep: sleep.clone() }, Runner { shared, dialers, sleep }))
 }
 

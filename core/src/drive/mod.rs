@@ -127,7 +127,8 @@ where
     let mut line = Line::new(cell, sleep);
     loop {
         let dialed = {
-            let address = poll_fn(|cx| line.poll_down(cell, cx)).await;
+            let mut address = Address::NONE;
+            poll_fn(|cx| line.poll_down(cell, &mut address, cx)).await;
             let mut dial = pin!(dialer.dial(&address));
             poll_fn(|cx| {
                 if let Poll::Ready(dialed) = dial.as_mut().poll(cx) {
@@ -242,21 +243,28 @@ impl<'d, S: Sleep> Line<'d, S> {
         self.sleep.poll_until(cx, self.alarm).is_ready()
     }
 
-    /// Ready with whom to dial, when that is due.
+    /// Ready when it is due to dial, and with whom.
     #[inline(never)]
-    fn poll_down(&mut self, cell: &dyn SessionCell, cx: &mut Context<'_>) -> Poll<Address> {
+    fn poll_down(
+        &mut self,
+        cell: &dyn SessionCell,
+        whom: &mut Address,
+        cx: &mut Context<'_>,
+    ) -> Poll<()> {
         cell.register(cx.waker());
         let now = self.sleep.now();
-        let mut address = None;
         let mut deadline = Instant::NEVER;
+        let mut due = false;
         cell.with(&mut |session| {
-            address = session.dial(now);
-            if address.is_none() {
+            if let Some(address) = session.dial(now) {
+                whom.clone_from(address);
+                due = true;
+            } else {
                 deadline = tick(session, now);
             }
         });
-        if let Some(address) = address {
-            return Poll::Ready(address);
+        if due {
+            return Poll::Ready(());
         }
         if self.is_due(now, deadline, cx) {
             cx.waker().wake_by_ref();

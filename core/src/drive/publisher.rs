@@ -24,13 +24,14 @@ const RX_LEN: usize = 128;
 /// Put it into a `static` cell on a microcontroller, on the stack or into a box on a desktop.
 #[derive(Debug)]
 pub struct Resources<'a, M: RawMutex> {
-    shared: Option<Shared<M, Publisher<'a>>>,
+    // Made idle and set up where it lies: moved into place, it would pass through the stack.
+    shared: Shared<M, Publisher<'a>>,
 }
 
 impl<M: RawMutex> Resources<'_, M> {
-    /// Empty; [`new`] fills it.
+    /// Idle; [`new`] sets it up.
     pub const fn new() -> Self {
-        Self { shared: None }
+        const { Self { shared: Shared::new(Publisher::idle()) } }
     }
 }
 
@@ -50,8 +51,8 @@ pub fn new<'a, M: RawMutex, D: Dialer, S: Sleep>(
     dialer: D,
     sleep: S,
 ) -> Result<(Handle<'a, M>, Runner<'a, M, D, S>), ConfigError> {
-    let publisher = Publisher::new(config, nsqds, ring)?;
-    let shared: &'a Shared<M, Publisher<'a>> = resources.shared.insert(Shared::new(publisher));
+    resources.shared.get_mut().set_up(config, nsqds, ring)?;
+    let shared = &resources.shared;
     Ok((Handle { shared }, Runner { shared, dialer, sleep }))
 }
 
@@ -106,43 +107,42 @@ impl<'a, M: RawMutex> Handle<'a, M> {
     ///
     /// Cancel-safe: dropped before it is ready, the message was not taken. Several waiting tasks
     /// get room in no particular order.
-    pub async fn publish(&self, topic: &TopicName, body: &[u8]) -> Result<Ticket, PublishError> {
-        self.publish_with(topic, body, PublishOptions::default()).await
+    pub fn publish<'t, 'b>(
+        &self,
+        topic: &'t TopicName,
+        body: &'b [u8],
+    ) -> impl Future<Output = Result<Ticket, PublishError>> + use<'a, 't, 'b, M> {
+        self.publish_with(topic, body, PublishOptions::default())
     }
 
     /// As [`publish`](Self::publish), with a deferral or a deadline.
-    pub async fn publish_with(
+    pub fn publish_with<'t, 'b>(
         &self,
-        topic: &TopicName,
-        body: &[u8],
+        topic: &'t TopicName,
+        body: &'b [u8],
         options: PublishOptions,
-    ) -> Result<Ticket, PublishError> {
-        poll_fn(|cx| {
-            self.shared.poll_wait(cx.waker(), |publisher| {
-                noting(publisher, |publisher| match publisher.offer(topic, body, options) {
-                    Err(PublishError::Full) => None,
-                    taken => Some(taken),
-                })
-            })
+    ) -> impl Future<Output = Result<Ticket, PublishError>> + use<'a, 't, 'b, M> {
+        self.wait(move |publisher| match publisher.offer(topic, body, options) {
+            Err(PublishError::Full) => None,
+            taken => Some(taken),
         })
-        .await
     }
 
     /// Waits until a message is final. Cancel-safe. After [`stop`](Self::stop) what is pending
     /// stays so, and this waits for ever.
-    pub async fn outcome(&self, ticket: Ticket) -> Outcome {
-        self.wait(|publisher| publisher.outcome(ticket)).await
+    pub fn outcome(&self, ticket: Ticket) -> impl Future<Output = Outcome> + use<'a, M> {
+        self.wait(move |publisher| publisher.outcome(ticket))
     }
 
     /// Waits until no message is pending. Cancel-safe. After [`stop`](Self::stop) with messages
     /// pending, this waits for ever.
-    pub async fn idle(&self) {
-        self.wait(|publisher| (publisher.counters().pending == 0).then_some(())).await;
+    pub fn idle(&self) -> impl Future<Output = ()> + use<'a, M> {
+        self.wait(|publisher| (publisher.counters().pending == 0).then_some(()))
     }
 
     /// The next event. Cancel-safe. With several tasks asking, each event goes to one.
-    pub async fn event(&self) -> Event {
-        self.wait(Publisher::poll_event).await
+    pub fn event(&self) -> impl Future<Output = Event> + use<'a, M> {
+        self.wait(Publisher::poll_event)
     }
 
     /// Closes the connection for good and waits until it is closed; messages not acknowledged
@@ -151,7 +151,7 @@ impl<'a, M: RawMutex> Handle<'a, M> {
     pub async fn stop(&self, sleep: &impl Sleep) {
         let now = sleep.now();
         self.shared.change(|publisher| (publisher.stop(now), true));
-        self.wait(|publisher| (publisher.state() == State::Stopped).then_some(())).await;
+        self.wait(|publisher| matches!(publisher.state(), State::Stopped).then_some(())).await;
     }
 
     /// What happened so far.
@@ -166,8 +166,13 @@ impl<'a, M: RawMutex> Handle<'a, M> {
 
     /// Asks `f` now and whenever a message is resolved or the connection comes or goes, until it
     /// has an answer. Cancel-safe.
-    pub async fn wait<R>(&self, mut f: impl FnMut(&mut Publisher<'a>) -> Option<R>) -> R {
-        poll_fn(|cx| self.shared.poll_wait(cx.waker(), |publisher| noting(publisher, &mut f))).await
+    pub fn wait<R, F>(&self, mut f: F) -> impl Future<Output = R> + use<'a, M, R, F>
+    where
+        F: FnMut(&mut Publisher<'a>) -> Option<R>,
+    {
+        let shared = self.shared;
+        // Not an `async fn`: that would be a state machine around this one.
+        poll_fn(move |cx| shared.poll_wait(cx.waker(), |publisher| noting(publisher, &mut f)))
     }
 
     fn accept(
@@ -191,16 +196,20 @@ fn noting<'a, R>(
 }
 
 impl<M: RawMutex> Publish for Handle<'_, M> {
-    async fn publish(&self, topic: &TopicName, body: &[u8]) -> Result<Ticket, PublishError> {
-        Handle::publish(self, topic, body).await
+    fn publish(
+        &self,
+        topic: &TopicName,
+        body: &[u8],
+    ) -> impl Future<Output = Result<Ticket, PublishError>> {
+        Handle::publish(self, topic, body)
     }
 
     fn try_publish(&self, topic: &TopicName, body: &[u8]) -> Result<Ticket, PublishError> {
         Handle::try_publish(self, topic, body)
     }
 
-    async fn outcome(&self, ticket: Ticket) -> Outcome {
-        Handle::outcome(self, ticket).await
+    fn outcome(&self, ticket: Ticket) -> impl Future<Output = Outcome> {
+        Handle::outcome(self, ticket)
     }
 }
 

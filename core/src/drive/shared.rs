@@ -32,6 +32,11 @@ impl<M: RawMutex, T> Shared<M, T> {
         }
     }
 
+    /// The state, while nobody else can have it.
+    pub(super) fn get_mut(&mut self) -> &mut T {
+        &mut self.inner.get_mut().get_mut().state
+    }
+
     /// `f` must not come back here: then it is not run, and there is no answer.
     fn lock<R>(&self, f: impl FnOnce(&mut Inner<T>) -> R) -> Option<R> {
         self.inner.lock(|inner| inner.try_borrow_mut().ok().map(|mut inner| f(&mut inner)))

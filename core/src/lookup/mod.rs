@@ -223,13 +223,30 @@ impl<'a, const PEERS: usize, const TOPICS: usize, const CHANNELS: usize>
 
     /// Nothing registered, nobody to connect to: see [`configure`](Self::configure).
     pub fn new(config: &'a Config<'a>) -> Result<Self, ConfigError> {
+        let mut lookup = Self::idle();
+        lookup.set_up(config)?;
+        Ok(lookup)
+    }
+
+    /// Not set up yet.
+    pub(crate) const fn idle() -> Self {
+        const NONE: Config<'_> = Config::new(NodeInfo::NONE);
         let () = Self::LIMITS;
-        config.check()?;
-        Ok(Self {
-            config,
+        Self {
+            config: &NONE,
             registry: Registry::new(),
-            peers: PeerTable(core::array::from_fn(|index| Peer::new(config, index))),
-        })
+            peers: PeerTable([const { Peer::new() }; PEERS]),
+        }
+    }
+
+    /// Makes an idle one work; see [`new`](Self::new).
+    pub(crate) fn set_up(&mut self, config: &'a Config<'a>) -> Result<(), ConfigError> {
+        config.check()?;
+        self.config = config;
+        for (index, peer) in (0..).zip(&mut self.peers.0) {
+            peer.set_seed(config.seed.wrapping_add(index));
+        }
+        Ok(())
     }
 
     /// Connects to these nsqlookupds from now on, each once: keeps those that stay, closes those

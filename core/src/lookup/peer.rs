@@ -80,13 +80,13 @@ impl TimerId for Timer {
 }
 
 impl Peer {
-    pub(super) fn new(config: &Config<'_>, index: usize) -> Self {
+    pub(super) const fn new() -> Self {
         Self {
             address: None,
             state: PeerState::Unused,
             timers: Timers::new(),
-            backoff: config.backoff(),
-            jitter: Jitter::new(config.seed.wrapping_add(index as u32)),
+            backoff: Backoff::new(Span::ZERO, Span::ZERO),
+            jitter: Jitter::new(0),
             opened_at: Instant::NEVER,
             replies: ReplyDecoder::new(REPLY_MAX),
             outstanding: 0,
@@ -104,6 +104,10 @@ impl Peer {
             failures: 0,
             version: 0,
         }
+    }
+
+    pub(super) fn set_seed(&mut self, seed: u32) {
+        self.jitter = Jitter::new(seed);
     }
 
     pub(super) fn address(&self) -> Option<&Address> {
@@ -373,14 +377,14 @@ impl Session for PeerSession<'_, '_> {
         }
     }
 
-    fn dial(&mut self, now: Instant) -> Option<Address> {
+    fn dial(&mut self, now: Instant) -> Option<&Address> {
         let peer = &mut *self.peer;
         if peer.state != PeerState::Waiting || !peer.timers.expired(Timer::Redial, now) {
             return None;
         }
         peer.timers.set(Timer::Handshake, now.after(self.config.connect_timeout));
         peer.set_state(PeerState::Dialing);
-        peer.address.clone()
+        peer.address.as_ref()
     }
 
     fn open(&mut self, now: Instant) {

@@ -236,7 +236,7 @@ pub struct Counters {
 }
 
 /// [`Counters`] less what can be derived.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Tally {
     acknowledged: u64,
     rejected: u64,
@@ -250,6 +250,23 @@ struct Tally {
     connections: u32,
     failures: u32,
     heartbeats: u32,
+}
+
+impl Tally {
+    const NONE: Self = Self {
+        acknowledged: 0,
+        rejected: 0,
+        expired: 0,
+        dropped: 0,
+        refused: 0,
+        possible_duplicates: 0,
+        late: 0,
+        pubs: 0,
+        mpubs: 0,
+        connections: 0,
+        failures: 0,
+        heartbeats: 0,
+    };
 }
 
 /// Where the connection is.
@@ -306,21 +323,14 @@ impl<'a> Publisher<'a> {
         nsqds: &'a [Address],
         ring: &'a mut [u8],
     ) -> Result<Self, ConfigError> {
-        config.check(nsqds.len(), ring.len())?;
-        Ok(Self::checked(config, nsqds, ring))
+        let mut publisher = Self::idle();
+        publisher.set_up(config, nsqds, ring)?;
+        Ok(publisher)
     }
 
-    /// With settings that were checked.
-    pub(crate) fn checked(
-        config: &'a Config<'a>,
-        nsqds: &'a [Address],
-        ring: &'a mut [u8],
-    ) -> Self {
-        let mut timers = Timers::new();
-        timers.set(Timer::State, Instant::ZERO);
-        let mut backoff = Backoff::new(config.reconnect_base, config.reconnect_cap)
-            .with_spread(config.reconnect_spread);
-        backoff.skip_immediate();
+    /// Not set up yet: without a ring and without anybody to dial.
+    pub(crate) const fn idle() -> Self {
+        const NONE: Config<'_> = Config::new();
         Self {
             staged: 0,
             written: 0,
@@ -330,19 +340,19 @@ impl<'a> Publisher<'a> {
             failed: 0,
             state: State::Waiting,
             frames: FrameDecoder::new(REPLY_MAX),
-            config,
+            config: &NONE,
             version: 0,
             suspects: 0,
             body_index: 0,
             body_left: 0,
-            timers,
-            outbox: Outbox::new(ring),
+            timers: Timers::new(),
+            outbox: Outbox::new(&mut []),
             flights: Deque::new(),
             exceptions: Exceptions::new(),
-            counters: Tally::default(),
-            nsqds,
-            backoff,
-            jitter: Jitter::new(config.seed),
+            counters: Tally::NONE,
+            nsqds: &[],
+            backoff: Backoff::new(Span::ZERO, Span::ZERO),
+            jitter: Jitter::new(0),
             polled: 0,
             news: None,
             handshake_at: 0,
@@ -352,6 +362,25 @@ impl<'a> Publisher<'a> {
             staging: [0; STAGING],
             detail: Vec::new(),
         }
+    }
+
+    /// Makes an idle one work; see [`new`](Self::new).
+    pub(crate) fn set_up(
+        &mut self,
+        config: &'a Config<'a>,
+        nsqds: &'a [Address],
+        ring: &'a mut [u8],
+    ) -> Result<(), ConfigError> {
+        config.check(nsqds.len(), ring.len())?;
+        self.config = config;
+        self.nsqds = nsqds;
+        self.outbox.set_ring(ring);
+        self.timers.set(Timer::State, Instant::ZERO);
+        self.backoff = Backoff::new(config.reconnect_base, config.reconnect_cap)
+            .with_spread(config.reconnect_spread);
+        self.backoff.skip_immediate();
+        self.jitter = Jitter::new(config.seed);
+        Ok(())
     }
 
     /// Takes a message, at once and whether connected or not.
@@ -547,6 +576,8 @@ impl<'a> Publisher<'a> {
     }
 
     /// Asks the driver to close the connection.
+    #[cold]
+    #[inline(never)]
     fn close(&mut self, now: Instant, why: Closed) {
         if !matches!(why, Closed::Local) {
             self.land(why);
@@ -561,6 +592,8 @@ impl<'a> Publisher<'a> {
         self.set_state(State::Closing(why));
     }
 
+    #[cold]
+    #[inline(never)]
     fn fail(&mut self, now: Instant, fault: Fault) -> Result<(), Fault> {
         self.close(now, Closed::Fault(fault));
         Err(fault)
@@ -608,6 +641,8 @@ impl<'a> Publisher<'a> {
     }
 
     /// Puts the next command's head into the staging area.
+    // Apart, so that a call that finds nothing to do is short.
+    #[inline(never)]
     fn stage(&mut self, now: Instant) {
         match self.state {
             State::Ready => self.stage_batch(now),
@@ -617,7 +652,6 @@ impl<'a> Publisher<'a> {
     }
 
     /// The text is longer than the staging area: it is made again for each piece.
-    // Apart, so that its frame is not under every poll.
     #[cold]
     #[inline(never)]
     fn stage_handshake(&mut self) {
@@ -687,17 +721,18 @@ impl<'a> Publisher<'a> {
         self.staged = window.written() as u8;
     }
 
+    #[inline]
     fn on_part(&mut self, now: Instant, part: FramePart<'_>) -> Result<(), Fault> {
-        if part.first
-            && part.last
-            && matches!(part.frame_type, FrameType::Response)
-            && matches!(part.data, b"OK")
-        {
+        let is_ok = part.first && part.last && matches!(part.data, b"OK");
+        if is_ok && matches!((part.frame_type, &self.state), (FrameType::Response, State::Ready)) {
             // What nearly every frame is.
-            if matches!(self.state, State::Ready) {
-                return self.on_ok(now);
-            }
+            return self.on_ok(now);
         }
+        self.on_rare_part(now, part)
+    }
+
+    #[inline(never)]
+    fn on_rare_part(&mut self, now: Instant, part: FramePart<'_>) -> Result<(), Fault> {
         if part.first {
             self.word.clear();
             if matches!(part.frame_type, FrameType::Error) {
@@ -811,6 +846,8 @@ impl<'a> Publisher<'a> {
 
     /// An error frame: it concerns the oldest command on the wire, if any, and nsqd closes after
     /// it.
+    #[cold]
+    #[inline(never)]
     fn on_error(&mut self, now: Instant) -> Result<(), Fault> {
         let (code, text) = ErrorCode::parse(&self.detail);
         let fault = Fault::Refused(code);
@@ -876,13 +913,13 @@ impl Session for Publisher<'_> {
         }
     }
 
-    fn dial(&mut self, now: Instant) -> Option<Address> {
+    fn dial(&mut self, now: Instant) -> Option<&Address> {
         if !matches!(self.state, State::Waiting) || !self.timers.expired(Timer::State, now) {
             return None;
         }
         self.timers.set(Timer::State, now.after(self.config.connect_timeout));
         self.set_state(State::Dialing);
-        self.nsqd().cloned()
+        self.nsqd()
     }
 
     fn open(&mut self, now: Instant) {

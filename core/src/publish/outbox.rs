@@ -144,13 +144,18 @@ const PASSED: usize = usize::MAX;
 
 impl<'a> Outbox<'a> {
     /// An empty outbox over `ring`. At most 1 GiB of it is used.
-    pub fn new(ring: &'a mut [u8]) -> Self {
-        let len = ring.len().min(SIZE as usize);
+    pub const fn new(ring: &'a mut [u8]) -> Self {
         Self {
-            ring: ring.get_mut(..len).unwrap_or_default(),
+            ring: longest(ring),
             head: 0,
             used: 0,
             sent: 0,
+            sent_header: PASSED,
+            last_header: PASSED,
+            messages: 0,
+            sent_messages: 0,
+            first: 0,
+            next_expiry: Instant::NEVER,
             // No message is ever published with this context.
             context: Context {
                 topic: TopicName::NONE,
@@ -158,14 +163,13 @@ impl<'a> Outbox<'a> {
                 expiry: Instant::NEVER,
                 dead: true,
             },
-            sent_header: PASSED,
-            last_header: PASSED,
-            first: 0,
-            messages: 0,
-            sent_messages: 0,
-            next_expiry: Instant::NEVER,
             given: false,
         }
+    }
+
+    /// Lends a ring to an outbox that has had none.
+    pub(super) fn set_ring(&mut self, ring: &'a mut [u8]) {
+        self.ring = longest(ring);
     }
 
     /// Appends a message and gives its number: 0, 1, 2, ...
@@ -412,13 +416,12 @@ impl<'a> Outbox<'a> {
         let word = self.word(0)?;
         let size = item_size(word);
         if word & MARK != 0 {
-            let (one, two) = self.topic_at(0);
-            self.context = Context {
-                topic: TopicName::from_pieces(one, two),
-                defer: self.defer_at(0),
-                expiry: self.expiry_at(0),
-                dead: word & DEAD != 0,
-            };
+            self.context.defer = self.defer_at(0);
+            self.context.expiry = self.expiry_at(0);
+            self.context.dead = word & DEAD != 0;
+            let start = self.offset(HEADER_OVERHEAD);
+            let name = self.ring.get(start..).unwrap_or_default().iter().chain(&*self.ring);
+            self.context.topic.set(name.take(size.wrapping_sub(HEADER_OVERHEAD)));
             if self.sent == 0 {
                 self.given = false;
             }
@@ -555,6 +558,15 @@ impl Flight {
 impl From<Batch> for Flight {
     fn from(batch: Batch) -> Self {
         Self { skip: batch.skip, bytes: batch.bytes, count: batch.count }
+    }
+}
+
+/// As much of a ring as positions reach.
+const fn longest(ring: &mut [u8]) -> &mut [u8] {
+    let len = if ring.len() < SIZE as usize { ring.len() } else { SIZE as usize };
+    match ring.split_at_mut_checked(len) {
+        Some((ring, _)) => ring,
+        None => &mut [],
     }
 }
 

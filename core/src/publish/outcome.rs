@@ -104,12 +104,18 @@ impl Exceptions {
 
     /// What is known of message `number`, if all before `resolved` are final.
     pub(super) fn outcome(&self, number: u64, resolved: u64) -> Option<Outcome> {
-        let known = self.ranges.iter().find(|r| (r.first..r.end()).contains(&number));
-        match known {
-            Some(range) => Some(range.outcome),
-            None if number >= resolved => None,
-            None if number < self.forgotten => Some(Outcome::Forgotten),
-            None => Some(Outcome::Acknowledged),
+        if !self.ranges.is_empty() {
+            let known = self.ranges.iter().find(|r| (r.first..r.end()).contains(&number));
+            if let Some(range) = known {
+                return Some(range.outcome);
+            }
+        }
+        if number >= resolved {
+            None
+        } else if number < self.forgotten {
+            Some(Outcome::Forgotten)
+        } else {
+            Some(Outcome::Acknowledged)
         }
     }
 

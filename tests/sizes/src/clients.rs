@@ -1,5 +1,7 @@
 //! What is measured.
 
+use core::pin::pin;
+
 use embassy_futures::join::join;
 use embassy_sync::blocking_mutex::raw::NoopRawMutex;
 use nanonsq_core::address::Address;
@@ -22,6 +24,11 @@ const TOPIC: TopicName = match TopicName::new("sensors-temp") {
     Ok(topic) => topic,
     Err(_) => panic!("a topic's name"),
 };
+const NSQD: Address = match Address::new("10.0.0.1", 4150) {
+    Ok(address) => address,
+    Err(_) => panic!("an address"),
+};
+static NSQDS: [Address; 1] = [NSQD];
 const CONFIG: publish::Config<'static> = publish::Config::new();
 const NODE: node::Config<'static> = node::Config::new(node::NodeInfo {
     broadcast_address: "10.0.0.9",
@@ -35,12 +42,10 @@ const NODE: node::Config<'static> = node::Config::new(node::NodeInfo {
 
 /// Publishes what the work source gives, for ever.
 pub async fn publish() {
-    let Ok(nsqd) = Address::new("10.0.0.1", 4150) else { return };
-    let nsqds = [nsqd];
     let mut ring = [0; OUTBOX];
     let mut resources = publisher::Resources::<NoopRawMutex>::new();
     let Ok((handle, mut runner)) =
-        publisher::new(&mut resources, &CONFIG, &nsqds, &mut ring, LinkDialer, Clock::new())
+        publisher::new(&mut resources, &CONFIG, &NSQDS, &mut ring, LinkDialer, Clock::new())
     else {
         return;
     };
@@ -54,7 +59,8 @@ pub async fn publish() {
             done(acknowledged);
         }
     };
-    join(work, runner.run()).await;
+    // Pinned where they are made: moved into the join, they would pass through the stack.
+    join(pin!(work), pin!(runner.run())).await;
 }
 
 /// Keeps the topic registered with as many nsqlookupds, for ever.

@@ -104,6 +104,17 @@ pub struct NodeInfo<'a> {
 }
 
 impl NodeInfo<'_> {
+    /// Nothing known.
+    pub(crate) const NONE: Self = Self {
+        broadcast_address: "",
+        hostname: "",
+        http_port: 0,
+        tcp_port: 0,
+        topology_region: "",
+        topology_zone: "",
+        version: "",
+    };
+
     /// Writes the JSON, its keys in nsqd's order.
     pub fn emit<W: Write>(&self, w: &mut W) -> Result<(), W::Error> {
         let mut object = Object::new(w);
