@@ -272,7 +272,7 @@ impl<'a, const PEERS: usize, const TOPICS: usize, const CHANNELS: usize>
             // One that is idle, else one whose old connection is closing.
             let free = peers
                 .iter()
-                .position(|peer| peer.state() == PeerState::Unused)
+                .position(|peer| matches!(peer.state(), PeerState::Unused))
                 .or_else(|| peers.iter().position(|peer| peer.address().is_none()));
             if let Some(peer) = free.and_then(|index| peers.get_mut(index)) {
                 peer.assign(self.config, now, address.clone());
@@ -295,7 +295,7 @@ impl<'a, const PEERS: usize, const TOPICS: usize, const CHANNELS: usize>
 
     /// Whether no peer has a connection or wants one.
     pub fn is_stopped(&self) -> bool {
-        self.peers.0.iter().all(|peer| peer.state() == PeerState::Unused)
+        self.peers.0.iter().all(|peer| matches!(peer.state(), PeerState::Unused))
     }
 
     /// Changes when a peer comes, goes, or has confirmed all it was told: whether it is worth
@@ -322,7 +322,7 @@ impl<'a, const PEERS: usize, const TOPICS: usize, const CHANNELS: usize>
     /// What is known of peer `index`, below `PEERS`.
     pub fn status(&mut self, index: usize) -> Option<PeerStatus<'_>> {
         let peer = self.peers.0.get(index)?;
-        let settled = peer.state() == PeerState::Connected
+        let settled = matches!(peer.state(), PeerState::Connected)
             && peer.is_quiet()
             && self.registry.view().next_work(PeerId::new(index)).is_none();
         Some(peer.status(settled))

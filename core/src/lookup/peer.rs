@@ -22,57 +22,54 @@ const REPLY_MAX: u32 = 4096;
 const STAGING: usize = LINE_MAX + 3;
 
 /// A connection to one nsqlookupd, and what is known of it.
+// In this order for the reason given at `Publisher`.
 #[derive(Debug)]
+#[repr(C)]
 pub(super) struct Peer {
-    /// Whom to be connected to; `None` is nobody.
-    address: Option<Address>,
-    state: PeerState,
-    timers: Timers<Timer, 6>,
-    backoff: Backoff,
-    jitter: Jitter,
-    opened_at: Instant,
-    replies: ReplyDecoder,
-    /// Commands whose reply is due.
-    outstanding: u16,
-    /// PINGs to send.
-    pings: u8,
-    /// Where asserting again has come to; past the end when done.
-    reassert: usize,
-    staging: [u8; STAGING],
     staged: u8,
     written: u8,
+    /// PINGs to send.
+    pings: u8,
+    state: PeerState,
     /// How much of IDENTIFY was staged, and its length once known.
     handshake_at: u16,
     handshake_len: u16,
-    /// What nsqlookupd says in the reply being read; an error's stays until the next connection.
-    detail: Vec<u8, DETAIL_MAX, u8>,
-    last: Option<Closed>,
-    news: Option<PeerEvent>,
-    connections: u32,
-    failures: u32,
+    /// Commands whose reply is due.
+    outstanding: u16,
+    /// Where asserting again has come to; past the end when done.
+    reassert: u16,
+    replies: ReplyDecoder,
     /// Counts changes that may be worth waking somebody for.
     version: u32,
+    connections: u32,
+    failures: u32,
+    timers: Timers<Timer, 4>,
+    backoff: Backoff,
+    jitter: Jitter,
+    opened_at: Instant,
+    last: Option<Closed>,
+    news: Option<PeerEvent>,
+    staging: [u8; STAGING],
+    /// What nsqlookupd says in the reply being read; an error's stays until the next connection.
+    detail: Vec<u8, DETAIL_MAX, u8>,
+    /// Whom to be connected to; `None` is nobody.
+    address: Option<Address>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Timer {
-    /// Waiting: dial.
-    Redial,
-    /// Dialing, Identifying: give up.
-    Handshake,
+    /// Waiting: dial. Dialing, Identifying: give up. Leaving: enough unregistered. Closing: abort.
+    State,
     /// Commands outstanding: nsqlookupd neither answers nor takes more.
     Reply,
     /// Connected: send PING.
     Ping,
     /// Connected: assert everything again.
     Reassert,
-    /// Leaving: enough unregistered; closing: abort.
-    Close,
 }
 
 impl TimerId for Timer {
-    const ALL: &'static [Self] =
-        &[Self::Redial, Self::Handshake, Self::Reply, Self::Ping, Self::Reassert, Self::Close];
+    const ALL: &'static [Self] = &[Self::State, Self::Reply, Self::Ping, Self::Reassert];
 
     fn index(self) -> usize {
         self as usize
@@ -82,27 +79,27 @@ impl TimerId for Timer {
 impl Peer {
     pub(super) const fn new() -> Self {
         Self {
-            address: None,
+            staged: 0,
+            written: 0,
+            pings: 0,
             state: PeerState::Unused,
+            handshake_at: 0,
+            handshake_len: 0,
+            outstanding: 0,
+            reassert: u16::MAX,
+            replies: ReplyDecoder::new(REPLY_MAX),
+            version: 0,
+            connections: 0,
+            failures: 0,
             timers: Timers::new(),
             backoff: Backoff::new(Span::ZERO, Span::ZERO),
             jitter: Jitter::new(0),
             opened_at: Instant::NEVER,
-            replies: ReplyDecoder::new(REPLY_MAX),
-            outstanding: 0,
-            pings: 0,
-            reassert: usize::MAX,
-            staging: [0; STAGING],
-            staged: 0,
-            written: 0,
-            handshake_at: 0,
-            handshake_len: 0,
-            detail: Vec::new(),
             last: None,
             news: None,
-            connections: 0,
-            failures: 0,
-            version: 0,
+            staging: [0; STAGING],
+            detail: Vec::new(),
+            address: None,
         }
     }
 
@@ -142,7 +139,7 @@ impl Peer {
         self.detail.clear();
         self.connections = 0;
         self.failures = 0;
-        if self.state == PeerState::Unused {
+        if matches!(self.state, PeerState::Unused) {
             self.wait(now);
         }
     }
@@ -166,11 +163,11 @@ impl Peer {
 
     /// Unregisters everything, which the registry no longer wants, then closes.
     pub(super) fn leave(&mut self, config: &Config<'_>, now: Instant, settled: bool) {
-        if self.state == PeerState::Connected && !settled {
+        if matches!(self.state, PeerState::Connected) && !settled {
             self.address = None;
-            self.timers.set(Timer::Close, now.after(config.reply_timeout));
+            self.timers.set(Timer::State, now.after(config.reply_timeout));
             self.set_state(PeerState::Leaving);
-        } else if self.state != PeerState::Leaving {
+        } else if !matches!(self.state, PeerState::Leaving) {
             self.retire(config, now);
         }
     }
@@ -182,7 +179,7 @@ impl Peer {
 
     fn wait(&mut self, now: Instant) {
         let delay = self.backoff.next_delay(&mut self.jitter);
-        self.timers.set(Timer::Redial, now.after(delay));
+        self.timers.set(Timer::State, now.after(delay));
         self.set_state(PeerState::Waiting);
     }
 
@@ -206,9 +203,16 @@ impl Peer {
         self.version = self.version.wrapping_add(1);
     }
 
+    #[cold]
+    #[inline(never)]
     fn close(&mut self, config: &Config<'_>, now: Instant, why: Closed) {
         self.timers.stop_all();
-        self.timers.set(Timer::Close, now.after(config.close_timeout));
+        // A peer that is silent takes no farewell either.
+        let patience = match why {
+            Closed::Fault(Fault::TimedOut(_)) => Span::ZERO,
+            _ => config.close_timeout,
+        };
+        self.timers.set(Timer::State, now.after(patience));
         self.set_state(PeerState::Closing(why));
     }
 }
@@ -230,6 +234,8 @@ impl PeerSession<'_, '_> {
         self.peer.news.take()
     }
 
+    #[cold]
+    #[inline(never)]
     fn fail(&mut self, now: Instant, fault: Fault) -> Result<(), Fault> {
         self.peer.close(self.config, now, Closed::Fault(fault));
         Err(fault)
@@ -239,6 +245,19 @@ impl PeerSession<'_, '_> {
         self.peer.is_quiet() && self.registry.next_work(self.id).is_none()
     }
 
+    /// Says PING, or everything again, when it is time.
+    fn keep_alive(&mut self, now: Instant) {
+        let peer = &mut *self.peer;
+        if peer.timers.expired(Timer::Ping, now) {
+            peer.pings = peer.pings.saturating_add(1);
+            peer.repeat(Timer::Ping, now, self.config.ping);
+        }
+        if peer.timers.expired(Timer::Reassert, now) {
+            peer.reassert = 0;
+            peer.repeat(Timer::Reassert, now, self.config.reassert);
+        }
+    }
+
     fn expect_reply(&mut self, now: Instant) {
         if self.peer.outstanding == 0 {
             self.peer.timers.set(Timer::Reply, now.after(self.config.reply_timeout));
@@ -246,6 +265,7 @@ impl PeerSession<'_, '_> {
         self.peer.outstanding = self.peer.outstanding.saturating_add(1);
     }
 
+    #[inline(never)]
     fn stage(&mut self, now: Instant) {
         self.peer.staged = 0;
         self.peer.written = 0;
@@ -258,6 +278,8 @@ impl PeerSession<'_, '_> {
     }
 
     /// The text is longer than the staging area: it is made again for each piece.
+    #[cold]
+    #[inline(never)]
     fn stage_identify(&mut self) {
         let mut window = Window::new(&mut self.peer.staging, self.peer.handshake_at.into());
         let mut emit = || -> Result<(), Infallible> {
@@ -281,13 +303,13 @@ impl PeerSession<'_, '_> {
                 let work = match self.registry.next_work(self.id) {
                     Some(work) => work,
                     None => {
-                        let mut cursor = self.peer.reassert;
+                        let mut cursor = self.peer.reassert.into();
                         let Some(work) = self.registry.next_reassert(self.id, &mut cursor) else {
-                            self.peer.reassert = usize::MAX;
+                            self.peer.reassert = u16::MAX;
                             return;
                         };
                         if self.registry.command(work).is_some_and(|c| c.encoded_len() <= room) {
-                            self.peer.reassert = cursor;
+                            self.peer.reassert = cursor as u16;
                         }
                         work
                     }
@@ -311,7 +333,7 @@ impl PeerSession<'_, '_> {
     }
 
     fn on_part(&mut self, now: Instant, part: ReplyPart<'_>) -> Result<(), Fault> {
-        let identifying = self.peer.state == PeerState::Identifying;
+        let identifying = matches!(self.peer.state, PeerState::Identifying);
         if part.first {
             self.peer.detail.clear();
         }
@@ -339,7 +361,7 @@ impl PeerSession<'_, '_> {
         }
         self.peer.timers.stop(Timer::Reply);
         self.peer.version = self.peer.version.wrapping_add(1);
-        if self.peer.state == PeerState::Leaving && self.is_settled() {
+        if matches!(self.peer.state, PeerState::Leaving) && self.is_settled() {
             self.peer.close(self.config, now, Closed::Local);
         }
         Ok(())
@@ -357,7 +379,7 @@ impl PeerSession<'_, '_> {
         let peer = &mut *self.peer;
         peer.connections = peer.connections.saturating_add(1);
         peer.news = Some(PeerEvent::Connected);
-        peer.timers.stop(Timer::Handshake);
+        peer.timers.stop(Timer::State);
         peer.repeat(Timer::Ping, now, self.config.ping);
         peer.repeat(Timer::Reassert, now, self.config.reassert);
         peer.set_state(PeerState::Connected);
@@ -379,10 +401,10 @@ impl Session for PeerSession<'_, '_> {
 
     fn dial(&mut self, now: Instant) -> Option<&Address> {
         let peer = &mut *self.peer;
-        if peer.state != PeerState::Waiting || !peer.timers.expired(Timer::Redial, now) {
+        if !matches!(peer.state, PeerState::Waiting) || !peer.timers.expired(Timer::State, now) {
             return None;
         }
-        peer.timers.set(Timer::Handshake, now.after(self.config.connect_timeout));
+        peer.timers.set(Timer::State, now.after(self.config.connect_timeout));
         peer.set_state(PeerState::Dialing);
         peer.address.as_ref()
     }
@@ -393,14 +415,14 @@ impl Session for PeerSession<'_, '_> {
         peer.replies = ReplyDecoder::new(REPLY_MAX);
         peer.outstanding = 0;
         peer.pings = 0;
-        peer.reassert = usize::MAX;
+        peer.reassert = u16::MAX;
         peer.staged = 0;
         peer.written = 0;
         peer.handshake_at = 0;
         peer.handshake_len = 0;
         peer.opened_at = now;
         peer.timers.stop_all();
-        peer.timers.set(Timer::Handshake, now.after(self.config.connect_timeout));
+        peer.timers.set(Timer::State, now.after(self.config.connect_timeout));
         peer.set_state(PeerState::Identifying);
     }
 
@@ -442,37 +464,34 @@ impl Session for PeerSession<'_, '_> {
 
     fn tick(&mut self, now: Instant) {
         let peer = &mut *self.peer;
-        if peer.timers.expired(Timer::Handshake, now) {
-            let why = match peer.state {
-                PeerState::Dialing => Closed::Dial(DialError::TimedOut),
-                _ => Closed::Fault(Fault::TimedOut(Awaited::Handshake)),
-            };
-            peer.close(self.config, now, why);
-            return;
-        }
-        if peer.timers.expired(Timer::Reply, now) {
-            peer.close(self.config, now, Closed::Fault(Fault::TimedOut(Awaited::Reply)));
-            return;
-        }
-        if peer.state == PeerState::Leaving && peer.timers.expired(Timer::Close, now) {
-            peer.close(self.config, now, Closed::Local);
-            return;
-        }
-        if peer.timers.expired(Timer::Ping, now) {
-            peer.pings = peer.pings.saturating_add(1);
-            peer.repeat(Timer::Ping, now, self.config.ping);
-        }
-        if peer.timers.expired(Timer::Reassert, now) {
-            peer.reassert = 0;
-            peer.repeat(Timer::Reassert, now, self.config.reassert);
-        }
+        let why = match peer.state {
+            // The redial and the end of closing are the driver's.
+            PeerState::Unused | PeerState::Waiting | PeerState::Closing(_) => return,
+            PeerState::Dialing | PeerState::Identifying | PeerState::Leaving
+                if peer.timers.expired(Timer::State, now) =>
+            {
+                match peer.state {
+                    PeerState::Dialing => Closed::Dial(DialError::TimedOut),
+                    PeerState::Leaving => Closed::Local,
+                    _ => Closed::Fault(Fault::TimedOut(Awaited::Handshake)),
+                }
+            }
+            _ if peer.timers.expired(Timer::Reply, now) => {
+                Closed::Fault(Fault::TimedOut(Awaited::Reply))
+            }
+            _ => {
+                self.keep_alive(now);
+                return;
+            }
+        };
+        peer.close(self.config, now, why);
     }
 
     fn closed(&mut self, now: Instant, why: Closed) {
         let peer = &mut *self.peer;
         let (why, replaced) = match peer.state {
             // What the session itself had against the connection is the better reason.
-            PeerState::Closing(why) => (why, why == Closed::Local),
+            PeerState::Closing(why) => (why, matches!(why, Closed::Local)),
             PeerState::Leaving => (why, true),
             PeerState::Unused | PeerState::Waiting => return,
             PeerState::Dialing | PeerState::Identifying | PeerState::Connected => (why, false),
@@ -483,7 +502,7 @@ impl Session for PeerSession<'_, '_> {
             peer.failures = peer.failures.saturating_add(1);
             peer.last = Some(why);
             let a_while = self.config.reconnect_cap.max(Span::from_millis(1));
-            if now.since(peer.opened_at) >= a_while {
+            if peer.opened_at.after(a_while) <= now {
                 // It held for a while: again at once.
                 peer.backoff.reset();
             }

@@ -33,7 +33,7 @@ mod tests;
 use core::fmt;
 
 use embedded_io::Write;
-use heapless::{Deque, Vec};
+use heapless::Vec;
 
 pub use config::{Config, ConfigError, Full, RING_MIN};
 pub use outbox::{Batch, Flight, HEADER_OVERHEAD, Outbox, PushError, RECORD_OVERHEAD};
@@ -46,6 +46,7 @@ use crate::session::{Awaited, Closed, DialError, Fault, Link, Session, Transmit,
 use crate::time::{Backoff, Instant, Jitter, Span, TimerId, Timers};
 use crate::wire::Window;
 use crate::wire::v2::{self, ErrorCode, FrameDecoder, FramePart, FrameType, RequiresAuth};
+use outbox::Flights;
 use outcome::Exceptions;
 
 /// The most commands that wait for nsqd's answer.
@@ -106,8 +107,8 @@ pub struct Publisher<'a> {
     body_left: usize,
     timers: Timers<Timer, 3>,
     outbox: Outbox<'a>,
-    /// Batches whose answer is due, oldest first. The newest may be half written.
-    flights: Deque<Flight, FLIGHTS_MAX>,
+    /// The newest may be half written.
+    flights: Flights,
     exceptions: Exceptions,
     counters: Tally,
     nsqds: &'a [Address],
@@ -347,7 +348,7 @@ impl<'a> Publisher<'a> {
             body_left: 0,
             timers: Timers::new(),
             outbox: Outbox::new(&mut []),
-            flights: Deque::new(),
+            flights: Flights::new(),
             exceptions: Exceptions::new(),
             counters: Tally::NONE,
             nsqds: &[],
@@ -697,7 +698,7 @@ impl<'a> Publisher<'a> {
         if self.flights.is_empty() {
             self.timers.set(Timer::Reply, now.after(self.config.reply_timeout));
         }
-        let _ = self.flights.push_back(batch.into());
+        self.flights.push(batch.into());
     }
 
     #[inline(never)]
@@ -813,7 +814,7 @@ impl<'a> Publisher<'a> {
         if self.flights.len() == 1 && self.is_half_written() {
             return self.fail(now, Fault::UnexpectedReply);
         }
-        let Some(flight) = self.flights.pop_front() else {
+        let Some(flight) = self.flights.pop() else {
             return self.fail(now, Fault::UnexpectedReply);
         };
         let (_, live) = self.resolve(&flight);
@@ -854,7 +855,7 @@ impl<'a> Publisher<'a> {
         let about_deferral = text.starts_with(b"DPUB timeout");
         // The command was cut off on its way: nothing is wrong with its messages.
         let cut_off = text.windows(CUT_OFF.len()).any(|words| words == CUT_OFF);
-        let Some(&flight) = self.flights.front() else {
+        let Some(flight) = self.flights.first() else {
             return self.fail(now, fault);
         };
         // Which messages nsqd would refuse again.
@@ -866,7 +867,7 @@ impl<'a> Publisher<'a> {
             _ => false, // nsqd's fault, or the connection's
         };
         if refused {
-            let _ = self.flights.pop_front();
+            let _ = self.flights.pop();
             let (first, live) = self.resolve(&flight);
             if live > 0 {
                 self.exceptions.add(first, live, Outcome::Rejected(code));

@@ -21,6 +21,7 @@
 //! One: the length of the ring. A message takes [`RECORD_OVERHEAD`] bytes plus its body; a change
 //! of topic, deferral or expiry takes [`HEADER_OVERHEAD`] plus the topic's length.
 
+use super::FLIGHTS_MAX;
 use crate::name::TopicName;
 use crate::time::{Instant, Span};
 
@@ -567,6 +568,60 @@ const fn longest(ring: &mut [u8]) -> &mut [u8] {
     match ring.split_at_mut_checked(len) {
         Some((ring, _)) => ring,
         None => &mut [],
+    }
+}
+
+/// Batches whose answer is due, oldest first: at most [`FLIGHTS_MAX`].
+// A ring of four would cost more in indices than moving three.
+#[derive(Debug)]
+pub(super) struct Flights {
+    len: u8,
+    flights: [Flight; FLIGHTS_MAX],
+}
+
+impl Flights {
+    pub(super) const fn new() -> Self {
+        Self { len: 0, flights: [Flight { skip: 0, bytes: 0, count: 0 }; FLIGHTS_MAX] }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.len.into()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        self.len() == FLIGHTS_MAX
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.len = 0;
+    }
+
+    pub(super) fn first(&self) -> Option<Flight> {
+        self.iter().next().copied()
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Flight> {
+        self.flights.iter().take(self.len())
+    }
+
+    /// Nothing if it is full.
+    pub(super) fn push(&mut self, flight: Flight) {
+        if let Some(slot) = self.flights.get_mut(usize::from(self.len)) {
+            *slot = flight;
+            self.len = self.len.wrapping_add(1);
+        }
+    }
+
+    pub(super) fn pop(&mut self) -> Option<Flight> {
+        let first = self.first()?;
+        let [a, b, c, d] = &mut self.flights;
+        (*a, *b, *c) = (*b, *c, *d);
+        self.len = self.len.wrapping_sub(1);
+        Some(first)
     }
 }
 

@@ -2,8 +2,6 @@
 
 use core::fmt;
 
-use heapless::Deque;
-
 use crate::wire::v2::ErrorCode;
 
 /// How many ranges of messages that were *not* acknowledged are remembered.
@@ -60,14 +58,16 @@ pub(super) struct Exception {
 
 impl Exception {
     fn end(&self) -> u64 {
-        self.first.saturating_add(self.count.into())
+        self.first.wrapping_add(self.count.into())
     }
 }
 
-/// Which messages were not acknowledged, newest last.
+/// Which messages were not acknowledged.
 #[derive(Debug)]
 pub(super) struct Exceptions {
-    ranges: Deque<Exception, EXCEPTIONS_MAX>,
+    /// Newest last; those of no messages are not in use.
+    // A ring of four would cost more in indices than moving three.
+    ranges: [Exception; EXCEPTIONS_MAX],
     /// How many of the newest ranges nobody polled yet.
     unpolled: u8,
     /// Nothing is known for sure of messages before this.
@@ -78,35 +78,32 @@ pub(super) struct Exceptions {
 
 impl Exceptions {
     pub(super) const fn new() -> Self {
-        Self { ranges: Deque::new(), unpolled: 0, forgotten: 0, overlooked: 0 }
+        let none = Exception { first: 0, count: 0, outcome: Outcome::Forgotten };
+        Self { ranges: [none; EXCEPTIONS_MAX], unpolled: 0, forgotten: 0, overlooked: 0 }
     }
 
+    /// `count` messages from `first` on; at least one.
     pub(super) fn add(&mut self, first: u64, count: u32, outcome: Outcome) {
-        if self.unpolled > 0
-            && let Some(last) = self.ranges.back_mut()
-            && last.end() == first
-            && last.outcome == outcome
-        {
-            last.count = last.count.saturating_add(count);
+        let [oldest, second, third, newest] = &mut self.ranges;
+        if self.unpolled > 0 && newest.end() == first && newest.outcome == outcome {
+            newest.count = newest.count.saturating_add(count);
             return;
         }
-        if self.ranges.is_full()
-            && let Some(oldest) = self.ranges.pop_front()
-        {
+        if oldest.count > 0 {
             self.forgotten = self.forgotten.max(oldest.end());
             if usize::from(self.unpolled) == EXCEPTIONS_MAX {
                 self.overlooked = self.overlooked.saturating_add(oldest.count);
             }
         }
-        let _ = self.ranges.push_back(Exception { first, count, outcome });
-        self.unpolled = self.unpolled.saturating_add(1).min(EXCEPTIONS_MAX as u8);
+        (*oldest, *second, *third) = (*second, *third, *newest);
+        *newest = Exception { first, count, outcome };
+        self.unpolled = self.unpolled.wrapping_add(1).min(EXCEPTIONS_MAX as u8);
     }
 
     /// What is known of message `number`, if all before `resolved` are final.
     pub(super) fn outcome(&self, number: u64, resolved: u64) -> Option<Outcome> {
-        if !self.ranges.is_empty() {
-            let known = self.ranges.iter().find(|r| (r.first..r.end()).contains(&number));
-            if let Some(range) = known {
+        for range in self.ranges.iter().rev().take_while(|range| range.count > 0) {
+            if range.first <= number && number < range.end() {
                 return Some(range.outcome);
             }
         }
@@ -125,9 +122,9 @@ impl Exceptions {
     }
 
     pub(super) fn poll(&mut self) -> Option<Exception> {
-        let newest = self.ranges.len().checked_sub(self.unpolled.into())?;
-        let range = self.ranges.iter().nth(newest).copied()?;
-        self.unpolled = self.unpolled.saturating_sub(1);
+        let next = EXCEPTIONS_MAX.wrapping_sub(self.unpolled.into());
+        let range = *self.ranges.get(next)?;
+        self.unpolled = self.unpolled.wrapping_sub(1);
         Some(range)
     }
 }
