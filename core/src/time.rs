@@ -309,7 +309,9 @@ impl<T: TimerId, const N: usize> Timers<T, N> {
         T::ALL.iter().copied().find(|&timer| next != Instant::NEVER && self.get(timer) == next)
     }
 
-    fn get(&self, timer: T) -> Instant {
+    /// When a timer is due; [`Instant::NEVER`] if it does not run.
+    #[inline]
+    pub fn get(&self, timer: T) -> Instant {
         self.deadlines.get(timer.index()).copied().unwrap_or(Instant::NEVER)
     }
 }

@@ -225,13 +225,28 @@ impl<'d, S: Sleep> Line<'d, S> {
         opened
     }
 
+    #[cold]
+    #[inline(never)]
     fn closed(&mut self, cell: &dyn SessionCell, why: Closed) {
         let now = self.sleep.now();
         cell.with(&mut |session| session.closed(now, why));
     }
 
+    /// There is nothing more to read.
+    #[cold]
+    #[inline(never)]
+    fn ended(&mut self, cell: &dyn SessionCell, why: Closed) {
+        let now = self.sleep.now();
+        cell.with(&mut |session| {
+            // The other side may close first once it has heard that this one does.
+            let why = if matches!(session.link(), Link::Close) { Closed::Local } else { why };
+            session.closed(now, why);
+        });
+    }
+
     /// Sees to it that the task wakes by `deadline`; true if that is now. A deadline that moved
     /// later costs one early wakeup when the old one comes, not a new timer for each message.
+    #[inline(never)]
     fn is_due(&mut self, now: Instant, deadline: Instant, cx: &mut Context<'_>) -> bool {
         if deadline == Instant::NEVER {
             return false;
@@ -312,7 +327,7 @@ impl<'d, S: Sleep> Line<'d, S> {
                 Poll::Ready(Ok(n)) if n > 0 => rx.get(..n).unwrap_or_default(),
                 Poll::Ready(end) => {
                     let why = end.err().or(self.broken).map_or(Closed::Peer, Closed::Transport);
-                    self.closed(cell, why);
+                    self.ended(cell, why);
                     return Poll::Ready(());
                 }
                 Poll::Pending if look || self.is_due(now, deadline, cx) => &[],

@@ -5,7 +5,7 @@ use core::task::Waker;
 
 use embassy_sync::blocking_mutex::raw::RawMutex;
 
-use super::shared::Shared;
+use super::shared::{Shared, Turn};
 use super::{Dialer, SessionCell, Sleep, drive};
 use crate::address::Address;
 use crate::name::TopicName;
@@ -105,8 +105,8 @@ impl<'a, M: RawMutex> Handle<'a, M> {
 
     /// Takes a message; waits while the outbox is full.
     ///
-    /// Cancel-safe: dropped before it is ready, the message was not taken. Several waiting tasks
-    /// get room in no particular order.
+    /// Cancel-safe: dropped before it is ready, the message was not taken. Several tasks that wait
+    /// get room by turns, a message each.
     pub fn publish<'t, 'b>(
         &self,
         topic: &'t TopicName,
@@ -122,7 +122,7 @@ impl<'a, M: RawMutex> Handle<'a, M> {
         body: &'b [u8],
         options: PublishOptions,
     ) -> impl Future<Output = Result<Ticket, PublishError>> + use<'a, 't, 'b, M> {
-        self.wait(move |publisher| match publisher.offer(topic, body, options) {
+        self.wait_for(Turn::Last, move |publisher| match publisher.offer(topic, body, options) {
             Err(PublishError::Full) => None,
             taken => Some(taken),
         })
@@ -166,13 +166,22 @@ impl<'a, M: RawMutex> Handle<'a, M> {
 
     /// Asks `f` now and whenever a message is resolved or the connection comes or goes, until it
     /// has an answer. Cancel-safe.
-    pub fn wait<R, F>(&self, mut f: F) -> impl Future<Output = R> + use<'a, M, R, F>
+    pub fn wait<R, F>(&self, f: F) -> impl Future<Output = R> + use<'a, M, R, F>
+    where
+        F: FnMut(&mut Publisher<'a>) -> Option<R>,
+    {
+        self.wait_for(Turn::Any, f)
+    }
+
+    fn wait_for<R, F>(&self, mut turn: Turn, mut f: F) -> impl Future<Output = R> + use<'a, M, R, F>
     where
         F: FnMut(&mut Publisher<'a>) -> Option<R>,
     {
         let shared = self.shared;
         // Not an `async fn`: that would be a state machine around this one.
-        poll_fn(move |cx| shared.poll_wait(cx.waker(), |publisher| noting(publisher, &mut f)))
+        poll_fn(move |cx| {
+            shared.poll_wait(cx.waker(), &mut turn, |publisher| noting(publisher, &mut f))
+        })
     }
 
     fn accept(

@@ -19,6 +19,7 @@ struct Inner<T> {
     state: T,
     runner: WakerRegistration,
     waiters: Waiters,
+    queue: Queue,
 }
 
 impl<M: RawMutex, T> Shared<M, T> {
@@ -28,6 +29,7 @@ impl<M: RawMutex, T> Shared<M, T> {
                 state,
                 runner: WakerRegistration::new(),
                 waiters: Waiters(Vec::new()),
+                queue: Queue::new(),
             })),
         }
     }
@@ -78,18 +80,26 @@ impl<M: RawMutex, T> Shared<M, T> {
 
     /// Asks `f` now and whenever there is news, until it has an answer; `f` also says whether it
     /// made news itself. Cancel-safe: `f` is asked only in a poll that returns its answer.
+    ///
+    /// `turn` is one wait's own.
     pub(super) fn poll_wait<R>(
         &self,
         waker: &Waker,
+        turn: &mut Turn,
         f: impl FnOnce(&mut T) -> (Option<R>, bool),
     ) -> Poll<R> {
         self.lock(|inner| {
+            if !inner.queue.is_turn(turn) {
+                waker.wake_by_ref();
+                return Poll::Pending;
+            }
             let (answer, news) = f(&mut inner.state);
             if news {
                 inner.waiters.wake();
             }
             match answer {
                 Some(answer) => {
+                    inner.queue.leave(turn);
                     // It may have taken the answer out.
                     inner.runner.wake();
                     Poll::Ready(answer)
@@ -101,6 +111,68 @@ impl<M: RawMutex, T> Shared<M, T> {
             }
         })
         .unwrap_or(Poll::Pending)
+    }
+}
+
+/// Who waits for something that goes to one of them, in the order in which they came.
+///
+/// A wait that is polled out of turn steps back once, then is asked all the same: one that was
+/// dropped, or that nobody polls, holds nobody up for longer.
+struct Queue {
+    /// Whose turn it is, if that one is still there.
+    head: u8,
+    /// The next number to give out.
+    tail: u8,
+}
+
+/// A wait's place in the queue.
+#[derive(Clone, Copy)]
+pub(super) enum Turn {
+    /// Not in the queue: what it waits for is not only for one.
+    Any,
+    /// Not in the queue yet.
+    Last,
+    /// In the queue.
+    Number(u8),
+    /// In the queue, and has stepped back.
+    SteppedBack(u8),
+}
+
+impl Queue {
+    const fn new() -> Self {
+        Self { head: 0, tail: 0 }
+    }
+
+    /// Whether this wait is to be asked now; if not, it comes back.
+    fn is_turn(&mut self, turn: &mut Turn) -> bool {
+        let number = match *turn {
+            Turn::Any => return true,
+            Turn::SteppedBack(number) => {
+                *turn = Turn::Number(number);
+                return true;
+            }
+            Turn::Number(number) => number,
+            Turn::Last => {
+                let number = self.tail;
+                self.tail = number.wrapping_add(1);
+                *turn = Turn::Number(number);
+                number
+            }
+        };
+        if number != self.head {
+            *turn = Turn::SteppedBack(number);
+        }
+        number == self.head
+    }
+
+    /// This wait has its answer.
+    fn leave(&mut self, turn: &Turn) {
+        if let Turn::Number(number) = *turn {
+            let passed = number.wrapping_add(1).wrapping_sub(self.head);
+            if passed < 128 {
+                self.head = self.head.wrapping_add(passed);
+            }
+        }
     }
 }
 
@@ -130,5 +202,100 @@ impl Waiters {
 impl<M: RawMutex, T> core::fmt::Debug for Shared<M, T> {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         f.debug_struct("Shared").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::task::Wake;
+
+    use embassy_sync::blocking_mutex::raw::NoopRawMutex;
+
+    use super::*;
+
+    struct Flag(AtomicBool);
+
+    impl Wake for Flag {
+        fn wake(self: Arc<Self>) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Takes one of what there is.
+    fn take(shared: &Shared<NoopRawMutex, u32>, waker: &Waker, turn: &mut Turn) -> bool {
+        let taken = shared.poll_wait(waker, turn, |room| {
+            let taken = room.checked_sub(1);
+            *room = taken.unwrap_or(0);
+            (taken, false)
+        });
+        taken.is_ready()
+    }
+
+    /// Lets two loops take whatever comes, one polled before the other always, and says how much
+    /// each got.
+    fn shares(one_task: bool, gifts: impl Iterator<Item = u32>) -> [u32; 2] {
+        let shared = Shared::<NoopRawMutex, u32>::new(0);
+        let flags = [true, !one_task].map(|woken| Arc::new(Flag(AtomicBool::new(woken))));
+        let mut turns = [Turn::Last; 2];
+        let mut taken = [0; 2];
+        for gift in gifts {
+            shared.drive(|room| {
+                *room += gift;
+                ((), true)
+            });
+            let mut polls = 0;
+            while flags.iter().any(|flag| flag.0.load(Ordering::Relaxed)) {
+                for at in [0, 1] {
+                    // In one task, both are polled whenever it is woken.
+                    let flag = &flags[if one_task { 0 } else { at }];
+                    let second = one_task && at == 1;
+                    if !second && !flag.0.swap(false, Ordering::Relaxed) {
+                        continue;
+                    }
+                    let waker = Waker::from(flag.clone());
+                    while take(&shared, &waker, &mut turns[at]) {
+                        taken[at] += 1;
+                        turns[at] = Turn::Last;
+                    }
+                    polls += 1;
+                    assert!(polls < 1000, "they wake each other without end");
+                }
+            }
+            assert_eq!(shared.peek(|room| *room), Some(0), "what there is, is taken");
+        }
+        taken
+    }
+
+    #[test]
+    fn tasks_take_turns() {
+        for gift in 1..9 {
+            let [one, two] = shares(false, std::iter::repeat_n(gift, 100));
+            assert!(one.abs_diff(two) * 20 <= one + two, "{one} and {two} of {gift} each time");
+        }
+    }
+
+    #[test]
+    fn loops_in_one_task_take_turns() {
+        for gift in 1..9 {
+            let [one, two] = shares(true, std::iter::repeat_n(gift, 100));
+            assert!(one.abs_diff(two) * 20 <= one + two, "{one} and {two} of {gift} each time");
+        }
+    }
+
+    #[test]
+    fn a_wait_that_is_never_polled_again_holds_nobody_up() {
+        let shared = Shared::<NoopRawMutex, u32>::new(0);
+        let mut parked = Turn::Last;
+        assert!(!take(&shared, Waker::noop(), &mut parked));
+        shared.drive(|room| {
+            *room = 50;
+            ((), true)
+        });
+        for _ in 0..50 {
+            let mut turn = Turn::Last;
+            assert!((0..2).any(|_| take(&shared, Waker::noop(), &mut turn)));
+        }
     }
 }
