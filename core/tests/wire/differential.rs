@@ -3,7 +3,9 @@
 use nanonsq_core::wire::v1::NodeInfo;
 use nanonsq_core::wire::v2::{AuthResponse, IdentifyRequest, IdentifyResponse};
 
-use crate::support::{Random, authorized, identification, negotiated, node, peer_info};
+use crate::support::{
+    Random, authorized, identification, negotiated, node, peer_info, requires_auth,
+};
 
 /// A JSON object of some of `fields`, in any order, with unknown keys, nulls and white space.
 fn object(random: &mut Random, fields: &[(&str, &[&str])], nulls: bool) -> String {
@@ -59,6 +61,7 @@ fn negotiated_reads_what_serde_reads() {
         let json = object(&mut random, &fields, false);
         let (serde, _) = serde_json_core::from_str::<IdentifyResponse<'_>>(&json).expect(&json);
         let ours = negotiated(&[json.as_bytes()]).expect(&json);
+        assert_eq!(requires_auth(&[json.as_bytes()]), Ok(serde.auth_required), "{json}");
         assert_eq!(ours.max_rdy_count, serde.max_rdy_count, "{json}");
         assert_eq!(ours.msg_timeout_ms, serde.msg_timeout, "{json}");
         assert_eq!(ours.max_msg_timeout_ms, serde.max_msg_timeout, "{json}");

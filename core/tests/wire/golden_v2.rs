@@ -10,7 +10,8 @@ use nanonsq_core::wire::{Window, Write};
 
 use crate::emitted;
 use crate::support::{
-    Trickle, authorized, channel, frames, identification, negotiated, topic, v2_items,
+    Trickle, authorized, channel, frames, identification, negotiated, requires_auth, topic,
+    v2_items,
 };
 
 /// As answered by the real nsqd.
@@ -83,6 +84,27 @@ fn negotiated_takes_what_is_said() {
         ["", "O", "OKO", "KO", "[]", "{", "{}}", r#"{"tls_v1":1}"#, r#"{"max_rdy_count":"1"}"#]
     {
         assert!(negotiated(&[bad.as_bytes()]).is_err(), "{bad}");
+    }
+}
+
+#[test]
+fn requires_auth_takes_what_is_said() {
+    let asks = IdentifyResponse { auth_required: true, ..IdentifyResponse::default() };
+    assert_eq!(requires_auth(&[&emitted!(asks)[..]]), Ok(true));
+    let quoted = IdentifyResponse { version: r#""auth_required":true"#, ..Default::default() };
+    for (answer, required) in [
+        (IDENTIFY_RESPONSE, false),
+        ("OK", false),
+        ("{}", false),
+        (&String::from_utf8(emitted!(quoted)).unwrap(), false),
+        ("{\n  \"auth_required\" : true\n}\n", true),
+        (r#"{"version":"","auth_required":true}"#, true),
+        (r#"{"auth_required":null,"auth_required":true,"tls_v1":false}"#, true),
+    ] {
+        assert_eq!(requires_auth(&[answer.as_bytes()]), Ok(required), "{answer}");
+    }
+    for bad in ["", "O", "KO", "[]", "{", "auth_required", "E_INVALID"] {
+        assert!(requires_auth(&[bad.as_bytes()]).is_err(), "{bad}");
     }
 }
 

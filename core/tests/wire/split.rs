@@ -7,8 +7,8 @@ use nanonsq_core::wire::v2::{ErrorCode, FrameType, Limits, emit_error, emit_fram
 use crate::golden_v1::{IDENTIFY, IDENTIFY_REPLY};
 use crate::golden_v2::IDENTIFY_RESPONSE;
 use crate::support::{
-    authorized, frames, identification, negotiated, node, peer_info, replies, tokens, v1_items,
-    v2_items,
+    authorized, frames, identification, negotiated, node, peer_info, replies, requires_auth,
+    tokens, v1_items, v2_items,
 };
 
 /// Decodes `input` whole, cut in two everywhere, byte by byte, and, if short, in three everywhere.
@@ -146,11 +146,13 @@ fn split_at_every_byte_scanners() {
         "OK",
         "OKO",
         "{}",
+        r#"{"auth_required":true}"#,
         "{\"tcp_port\":\"1\",\"tls_v1\":0}",
         r#"{"identity":"\u00e9\ud83d\ude00","identity_url":"","permission_count":3}"#,
         r#"{"client_id":null,"heartbeat_interval":100,"hostname":"a\nb"}"#,
     ] {
         alike(json.as_bytes(), negotiated);
+        alike(json.as_bytes(), requires_auth);
         alike(json.as_bytes(), peer_info);
         alike(json.as_bytes(), authorized);
         alike(json.as_bytes(), node);

@@ -230,6 +230,14 @@ pub(crate) fn negotiated(chunks: &[&[u8]]) -> Result<v2::Negotiated, Fault> {
     scanner.finish()
 }
 
+pub(crate) fn requires_auth(chunks: &[&[u8]]) -> Result<bool, Fault> {
+    let mut scanner = v2::RequiresAuth::new();
+    for chunk in chunks {
+        scanner.feed(chunk);
+    }
+    scanner.finish()
+}
+
 pub(crate) fn authorized(chunks: &[&[u8]]) -> Result<v2::Authorized, JsonError> {
     let mut scanner = v2::AuthScanner::new();
     for chunk in chunks {
