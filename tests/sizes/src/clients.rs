@@ -24,11 +24,16 @@ const TOPIC: TopicName = match TopicName::new("sensors-temp") {
     Ok(topic) => topic,
     Err(_) => panic!("a topic's name"),
 };
-const NSQD: Address = match Address::new("10.0.0.1", 4150) {
-    Ok(address) => address,
-    Err(_) => panic!("an address"),
-};
-static NSQDS: [Address; 1] = [NSQD];
+static NSQDS: [Address; 1] = [address("10.0.0.1", 4150)];
+static NSQLOOKUPDS: [Address; 2] = [address("10.0.0.2", 4160), address("10.0.0.2", 4161)];
+
+const fn address(host: &str, port: u16) -> Address {
+    match Address::new(host, port) {
+        Ok(address) => address,
+        Err(_) => panic!("an address"),
+    }
+}
+
 const CONFIG: publish::Config<'static> = publish::Config::new();
 const NODE: node::Config<'static> = node::Config::new(node::NodeInfo {
     broadcast_address: "10.0.0.9",
@@ -70,16 +75,9 @@ pub async fn register<const PEERS: usize>() {
     let Ok((handle, mut runner)) = lookup::new(&mut resources, &NODE, dialers, Clock::new()) else {
         return;
     };
-    let mut addresses = heapless::Vec::<_, PEERS>::new();
-    for port in (4160..).take(PEERS) {
-        let Ok(address) = Address::new("10.0.0.2", port) else { return };
-        if addresses.push(address).is_err() {
-            return;
-        }
-    }
-    if handle.configure(&addresses).is_err() || handle.add_topic(&TOPIC).is_err() {
+    let addresses = NSQLOOKUPDS.get(..PEERS).unwrap_or_default();
+    if handle.configure(addresses).is_err() || handle.add_topic(&TOPIC).is_err() {
         return;
     }
-    drop(addresses);
     runner.run().await;
 }
