@@ -214,7 +214,7 @@ pub struct Lookup<'a, const PEERS: usize, const TOPICS: usize, const CHANNELS: u
 struct PeerTable<const PEERS: usize>([Peer; PEERS]);
 
 /// The most bytes that a peer takes.
-pub const PEER_RAM_MAX: usize = 712;
+pub const PEER_RAM_MAX: usize = 456;
 
 impl<'a, const PEERS: usize, const TOPICS: usize, const CHANNELS: usize>
     Lookup<'a, PEERS, TOPICS, CHANNELS>

@@ -59,7 +59,7 @@ pub const DETAIL_MAX: usize = 64;
 pub const DEFER_MAX: Span = Span::from_secs(3600);
 
 /// The most bytes that a [`Publisher`] takes.
-pub const RAM_MAX: usize = 864;
+pub const RAM_MAX: usize = 744;
 
 /// Deadlines are rounded up to a multiple of this, 131 ms, so that messages published close
 /// together still leave together.
