@@ -79,8 +79,6 @@ impl Toolchain {
         for feature in build.features {
             command.args(["--features", feature]);
         }
-        // What rustup set for us, and what our own build was told, is not for this one.
-        command.env_remove("RUSTUP_TOOLCHAIN").env_remove("CARGO_ENCODED_RUSTFLAGS");
         command.envs(self.env.iter().map(|(key, value)| (key, value)));
         command.envs(build.env.iter().map(|(key, value)| (key, value)));
         // Its build scripts find the package by the directory, not by ours.
