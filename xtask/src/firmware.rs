@@ -151,7 +151,8 @@ pub(crate) fn qemu() -> Result<Command> {
         return Ok(Command::new("qemu-system-arm"));
     }
     bail!(
-        "`qemu-system-arm` was not found: install QEMU (Debian: `apt-get install qemu-system-arm`)"
+        "`qemu-system-arm` was not found: install QEMU (Debian: `apt-get install qemu-system-arm`, \
+         macOS: `brew install qemu`)"
     )
 }
 

@@ -100,7 +100,8 @@ async fn watch(handle: LookupHandle) {
 /// Another application, in a task of its own, that publishes through the same connection.
 #[embassy_executor::task]
 async fn second(settings: &'static Settings<'static>, publisher: PublishHandle) {
-    run(settings, publisher).await;
+    let readings = run(settings, publisher).await;
+    say!("second={}", readings);
     SECOND_ENDED.signal(());
 }
 
@@ -132,7 +133,8 @@ async fn node(spawner: Spawner) {
     } else {
         SECOND_ENDED.signal(());
     }
-    run(&firmware.node, publisher).await;
+    let readings = run(&firmware.node, publisher).await;
+    say!("readings={}", readings);
     SECOND_ENDED.wait().await;
     let counters = publisher.counters();
     join(registry.stop(), publisher.stop(&EmbassySleep)).await;
@@ -206,10 +208,11 @@ fn start_lookup(
     }
 }
 
-async fn run(settings: &Settings<'_>, publisher: PublishHandle) {
+/// Publishes until it is enough; how many readings that were.
+async fn run(settings: &Settings<'_>, publisher: PublishHandle) -> u32 {
     let node = Node::new(settings, publisher, EmbassySleep);
     node.run(&mut Simulated::new()).await;
-    say!("readings={}", node.readings());
+    node.readings()
 }
 
 /// Says how it went, and ends.
