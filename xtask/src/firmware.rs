@@ -62,7 +62,7 @@ impl Toolchain {
         }
         bail!(
             "no Rust toolchain here builds for {target}: run `rustup target add {target}`. Without \
-             rustup, on Debian: `apt-get install rustc-web cargo-web rust-web-src lld`."
+             rustup, on Debian: `apt-get install rustc-web cargo-web rust-web-src lld-19`."
         )
     }
 

@@ -120,6 +120,8 @@ type Play = (Target, Scenario);
 pub(crate) fn run(options: &Options) -> Result<()> {
     ensure!(options.readings > 0 && options.seconds > 0, "numbers must be positive");
     let plays = plays(options);
+    let own_servers = options.scenarios.contains(&Scenario::Own);
+    ensure!(!own_servers || plays.len() == 1, "`own` is played alone");
     // What may be missing comes first.
     firmware::qemu()?;
     let mut toolchains = BTreeMap::new();
@@ -131,8 +133,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         kernels.insert(target, build(target, &toolchain, options.defmt)?);
     }
     let runtime = Runtime::new()?;
-    if options.scenarios.contains(&Scenario::Own) {
-        ensure!(plays.len() == 1, "`own` is played alone");
+    if own_servers {
         return runtime.block_on(own(&kernels[&plays[0].0], options));
     }
     crate::peers::ensure(&crate::peers::Options::default())?;
@@ -247,7 +248,7 @@ impl Results {
             self.lines.len() - self.failed,
             self.failed
         );
-        ensure!(self.failed == 0, "not as it should be");
+        ensure!(self.failed == 0, "test failed: see above");
         Ok(())
     }
 }

@@ -16,8 +16,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use addr2line::Loader;
-use anyhow::{Context, Result, anyhow, ensure};
+use addr2line::gimli::{self, EndianSlice, LittleEndian};
+use anyhow::{Context, Result, bail, ensure};
 use object::{Object, ObjectSection, ObjectSymbol, SectionKind, SymbolKind};
 
 use crate::project;
@@ -68,7 +68,7 @@ pub(crate) fn check(image: &Path) -> Result<String> {
             ends.len()
         ));
     }
-    Err(anyhow!("the library can panic in {}\n{}", image.display(), found.join("\n")))
+    bail!("the library can panic in {}\n{}", image.display(), found.join("\n"))
 }
 
 /// The sources that must not panic.
@@ -223,7 +223,13 @@ fn branches(image: &Path) -> Result<Vec<Branch>> {
             }
         }
     }
-    let loader = Loader::new(image).map_err(|error| anyhow!("debug information: {error}"))?;
+    // Release profiles have it in the image, uncompressed.
+    let dwarf = gimli::Dwarf::load(|section| {
+        let section = file.section_by_name(section.name());
+        let data = section.and_then(|section| section.data().ok()).unwrap_or_default();
+        Ok::<_, gimli::Error>(EndianSlice::new(data, LittleEndian))
+    })?;
+    let debug = DebugInfo::from_dwarf(dwarf)?;
     let handler = functions.iter().find(|(_, name)| name.contains(HANDLER));
     let mut panicking = vec![*handler.with_context(|| format!("no {HANDLER} in the image"))?.0];
     let mut branches = Vec::new();
@@ -231,7 +237,7 @@ fn branches(image: &Path) -> Result<Vec<Branch>> {
     while let Some(&callee) = panicking.get(next) {
         next += 1;
         for &site in callers.get(&callee).into_iter().flatten() {
-            let frames = frames(&loader, site)?;
+            let frames = frames(&debug, site)?;
             let caller = functions.range(..=site).next_back().map_or(0, |(&address, _)| address);
             if !frames.iter().all(|(_, file)| is_std(file)) {
                 branches.push(Branch { frames, callee: functions[&callee].clone() });
@@ -244,12 +250,13 @@ fn branches(image: &Path) -> Result<Vec<Branch>> {
     Ok(branches)
 }
 
+type DebugInfo<'a> = addr2line::Context<EndianSlice<'a, LittleEndian>>;
+
 /// The functions that the code at an address is of.
-fn frames(loader: &Loader, address: u64) -> Result<Vec<(String, String)>> {
+fn frames(debug: &DebugInfo<'_>, address: u64) -> Result<Vec<(String, String)>> {
+    let mut found = debug.find_frames(address).skip_all_loads()?;
     let mut frames = Vec::new();
-    let found = loader.find_frames(address).map_err(|error| anyhow!("{error}"))?;
-    let mut found = found;
-    while let Some(frame) = found.next().map_err(|error| anyhow!("{error}"))? {
+    while let Some(frame) = found.next()? {
         let function = frame.function.as_ref().and_then(|name| Some(name.demangle().ok()?.into()));
         let file = frame.location.and_then(|location| location.file).unwrap_or_default();
         frames.push((function.unwrap_or_default(), file.to_owned()));

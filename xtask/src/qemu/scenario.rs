@@ -194,8 +194,9 @@ impl<'s> Stage<'s> {
         println!("holding back all frames");
         let silent = Instant::now();
         device.hold_frames(true)?;
-        // After two heartbeats; another second goes to closing.
-        let noticed = device.says("nothing heard", silent, Duration::from_millis(4500)).await?;
+        // Two heartbeats are missing; another second goes to closing.
+        let noticed = device.says("nsqd 0: ", silent, Duration::from_millis(4500)).await?;
+        ensure!(noticed.at - silent > Duration::from_secs(1), "something else told it");
         self.outage(device, silent, noticed, |device| device.hold_frames(false)).await
     }
 
