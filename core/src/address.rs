@@ -123,7 +123,10 @@ impl FromStr for Address {
         if text.contains('/') {
             return Err(AddressError::BadHost);
         }
-        let (host, port) = text.rsplit_once(':').ok_or(AddressError::MissingPort)?;
+        // Not `rsplit_once`: the search behind it indexes, and the compiler keeps the panic.
+        let colon = text.bytes().rposition(|byte| byte == b':').ok_or(AddressError::MissingPort)?;
+        let (host, port) = text.split_at_checked(colon).ok_or(AddressError::MissingPort)?;
+        let port = port.get(1..).unwrap_or_default();
         let host = match host.strip_prefix('[').and_then(|h| h.strip_suffix(']')) {
             Some(literal) => literal,
             // `[::1]` without a port splits inside the brackets.

@@ -62,7 +62,7 @@ impl Toolchain {
         }
         bail!(
             "no Rust toolchain here builds for {target}: run `rustup target add {target}`. Without \
-             rustup, on Debian: `apt-get install rustc-web cargo-web rust-web-src lld`."
+             rustup, on Debian: `apt-get install rustc-web cargo-web rust-web-src lld-19`."
         )
     }
 
@@ -79,8 +79,6 @@ impl Toolchain {
         for feature in build.features {
             command.args(["--features", feature]);
         }
-        // What rustup set for us, and what our own build was told, is not for this one.
-        command.env_remove("RUSTUP_TOOLCHAIN").env_remove("CARGO_ENCODED_RUSTFLAGS");
         command.envs(self.env.iter().map(|(key, value)| (key, value)));
         command.envs(build.env.iter().map(|(key, value)| (key, value)));
         // Its build scripts find the package by the directory, not by ours.
@@ -153,7 +151,8 @@ pub(crate) fn qemu() -> Result<Command> {
         return Ok(Command::new("qemu-system-arm"));
     }
     bail!(
-        "`qemu-system-arm` was not found: install QEMU (Debian: `apt-get install qemu-system-arm`)"
+        "`qemu-system-arm` was not found: install QEMU (Debian: `apt-get install qemu-system-arm`, \
+         macOS: `brew install qemu`)"
     )
 }
 

@@ -34,8 +34,13 @@ pub(crate) struct Options {
 }
 
 pub(crate) fn run(options: &Options) -> Result<()> {
-    let module = project::root().join("tests/peers");
-    let dir = project::peers_dir();
+    ensure(options)?;
+    report(&module(), &project::peers_dir())
+}
+
+/// Builds what is missing or out of date, and says nothing if there is nothing to do.
+pub(crate) fn ensure(options: &Options) -> Result<()> {
+    let (module, dir) = (module(), project::peers_dir());
     let stamp = dir.join(".built-from");
     // Contents, not times: a checkout touches every file, and a cached target/peers should survive
     // it.
@@ -46,7 +51,11 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         build(&module, &dir)?;
         fs::write(&stamp, inputs)?;
     }
-    report(&module, &dir)
+    Ok(())
+}
+
+fn module() -> PathBuf {
+    project::root().join("tests/peers")
 }
 
 fn build(module: &Path, dir: &Path) -> Result<()> {

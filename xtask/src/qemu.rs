@@ -5,43 +5,49 @@ mod device;
 mod panics;
 mod scenario;
 
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::{Args, ValueEnum};
-use nanonsq_tests::peers;
+use nanonsq_tests::{Peers, peers};
+use tokio::runtime::Runtime;
 
-use crate::firmware::{Build, Toolchain};
+use crate::firmware::{self, Build, Toolchain};
 use crate::project;
+use device::Device;
 use scenario::Stage;
 
 const PROGRAM: &str = "nanonsq-qemu";
 
 #[derive(Args)]
 pub(crate) struct Options {
-    /// What to play
-    #[arg(default_value = "clean")]
+    /// What to play [default: clean restarts]
     scenarios: Vec<Scenario>,
-    /// The instruction set to build for
-    #[arg(long, default_value = "thumbv7m")]
-    target: Target,
-    /// Readings to publish
+    /// The instruction set to build for [default: thumbv7m, and thumbv6m too for `all`]
+    #[arg(long)]
+    target: Option<Target>,
+    /// How many readings `clean` and `restarts` publish
     #[arg(long, default_value_t = 10_000)]
     readings: u32,
-    /// How long the soaks take
+    /// How long each soak takes
     #[arg(long, default_value_t = 60)]
     seconds: u32,
+    /// For `own`: a setting of the firmware; examples/qemu/src/settings.rs has them all
+    #[arg(long, value_name = "KEY=VALUE", value_parser = setting)]
+    set: Vec<(String, String)>,
     /// Log with defmt (needs `defmt-print`) instead of text
     #[arg(long)]
     defmt: bool,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 enum Target {
     /// ARMv7-M, what the board's Cortex-M3 is
     Thumbv7m,
-    /// ARMv6-M, the RP2040's
+    /// ARMv6-M, the RP2040's; a Cortex-M3 runs that, too
     Thumbv6m,
 }
 
@@ -54,7 +60,7 @@ impl Target {
     }
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Scenario {
     /// Nothing breaks: every reading arrives exactly once
     Clean,
@@ -66,26 +72,30 @@ enum Scenario {
     Unplugged,
     /// All frames are held back for longer than two heartbeats: the link stays up
     Silence,
-    /// Two publishing tasks and a full outbox: nothing is lost, heartbeats are answered
+    /// Two publishing tasks, a slow network and a full outbox: heartbeats and PINGs are on time
     Crowd,
     /// A soak: nothing but heartbeats
     Idle,
     /// A soak: as fast as it goes
     Flood,
-    /// All of these
+    /// All of these, and `clean` as ARMv6-M
     All,
+    /// Servers of your own at 127.0.0.1, on NSQ's ports, until Ctrl-C
+    Own,
 }
 
 impl Scenario {
-    const PLAYS: [Self; 8] = [
-        Self::Clean,
-        Self::Restarts,
-        Self::Hurry,
-        Self::Unplugged,
-        Self::Silence,
-        Self::Crowd,
-        Self::Idle,
-        Self::Flood,
+    /// The soaks are last.
+    const ALL: [(Option<Target>, Self); 9] = [
+        (None, Self::Clean),
+        (Some(Target::Thumbv6m), Self::Clean),
+        (None, Self::Restarts),
+        (None, Self::Hurry),
+        (None, Self::Unplugged),
+        (None, Self::Silence),
+        (None, Self::Crowd),
+        (None, Self::Idle),
+        (None, Self::Flood),
     ];
 
     fn name(self) -> &'static str {
@@ -99,80 +109,167 @@ impl Scenario {
             Self::Idle => "idle",
             Self::Flood => "flood",
             Self::All => "all",
+            Self::Own => "own",
         }
     }
 }
 
+/// A scenario on an instruction set.
+type Play = (Target, Scenario);
+
 pub(crate) fn run(options: &Options) -> Result<()> {
     ensure!(options.readings > 0 && options.seconds > 0, "numbers must be positive");
-    crate::peers::run(&crate::peers::Options::default())?;
-    let peers = peers::find().map_err(|missing| anyhow::anyhow!("{missing}"))?;
-    crate::firmware::qemu()?;
-    let kernel = build(options)?;
-    check_panics(&kernel)?;
-
-    let scenarios: &[Scenario] = if options.scenarios.contains(&Scenario::All) {
-        &Scenario::PLAYS
-    } else {
-        &options.scenarios
-    };
-    let runtime = tokio::runtime::Runtime::new()?;
-    for &scenario in scenarios {
-        println!("\n== {} on {}", scenario.name(), options.target.triple());
-        runtime.block_on(async {
-            let mut stage = Stage::set(&peers, &kernel, options.defmt, scenario).await;
-            match scenario {
-                Scenario::Clean | Scenario::All => stage.clean(options.readings).await,
-                Scenario::Restarts => stage.restarts(options.readings).await,
-                Scenario::Hurry => stage.hurry().await,
-                Scenario::Unplugged => stage.unplugged().await,
-                Scenario::Silence => stage.silence().await,
-                Scenario::Crowd => stage.crowd().await,
-                Scenario::Idle => stage.idle(soak(options)).await,
-                Scenario::Flood => stage.flood(soak(options)).await,
-            }
-            .with_context(|| format!("scenario {:?}", scenario.name()))
-        })?;
+    let plays = plays(options);
+    let own_servers = options.scenarios.contains(&Scenario::Own);
+    ensure!(!own_servers || plays.len() == 1, "`own` is played alone");
+    // What may be missing comes first.
+    firmware::qemu()?;
+    let mut toolchains = BTreeMap::new();
+    for &(target, _) in &plays {
+        toolchains.insert(target, Toolchain::find(target.triple())?);
     }
-    println!("\nall as it should be");
+    let mut kernels = BTreeMap::new();
+    for (target, toolchain) in toolchains {
+        kernels.insert(target, build(target, &toolchain, options.defmt)?);
+    }
+    let runtime = Runtime::new()?;
+    if own_servers {
+        return runtime.block_on(own(&kernels[&plays[0].0], options));
+    }
+    crate::peers::ensure(&crate::peers::Options::default())?;
+    let peers = peers::find().map_err(|missing| anyhow!("{missing}"))?;
+
+    let mut results = Results::default();
+    for (target, kernel) in &kernels {
+        results.add("no panics", *target, panics::check(kernel));
+    }
+    for (target, scenario) in plays {
+        println!("\n== {} on {}", scenario.name(), target.triple());
+        // What the harness expects in vain is a panic.
+        let play = || runtime.block_on(play(&peers, &kernels[&target], scenario, options));
+        let result = catch_unwind(AssertUnwindSafe(play));
+        results.add(
+            scenario.name(),
+            target,
+            result.unwrap_or_else(|_| Err(anyhow!("it panicked, see above"))),
+        );
+    }
+    results.sum()
+}
+
+/// What to play, in this order.
+fn plays(options: &Options) -> Vec<Play> {
+    let target = options.target.unwrap_or(Target::Thumbv7m);
+    if options.scenarios.contains(&Scenario::All) {
+        let all = Scenario::ALL.into_iter();
+        // Who names a target wants no other.
+        return all
+            .filter(|(other, _)| options.target.is_none() || other.is_none())
+            .map(|(other, scenario)| (other.unwrap_or(target), scenario))
+            .collect();
+    }
+    let chosen: &[Scenario] = match &*options.scenarios {
+        [] => &[Scenario::Clean, Scenario::Restarts],
+        chosen => chosen,
+    };
+    chosen.iter().map(|&scenario| (target, scenario)).collect()
+}
+
+/// One scenario; gives what came of it in a few words.
+async fn play(
+    peers: &Peers,
+    kernel: &Path,
+    scenario: Scenario,
+    options: &Options,
+) -> Result<String> {
+    let mut stage = Stage::set(peers, kernel, options.defmt, scenario).await;
+    let soak = Duration::from_secs(options.seconds.into());
+    match scenario {
+        Scenario::Clean => stage.clean(options.readings).await,
+        Scenario::Restarts => stage.restarts(options.readings).await,
+        Scenario::Hurry => stage.hurry().await,
+        Scenario::Unplugged => stage.unplugged().await,
+        Scenario::Silence => stage.silence().await,
+        Scenario::Crowd => stage.crowd().await,
+        Scenario::Idle => stage.idle(soak).await,
+        Scenario::Flood => stage.flood(soak).await,
+        Scenario::All | Scenario::Own => bail!("not a play"),
+    }
+}
+
+/// A device for the servers that the user has.
+async fn own(kernel: &Path, options: &Options) -> Result<()> {
+    println!(
+        "nsqd is expected on 127.0.0.1:4150, nsqlookupd on 127.0.0.1:4160; see what arrives with\n\
+         `nsq_tail --topic=readings --nsqd-tcp-address=127.0.0.1:4150`; Ctrl-C ends it"
+    );
+    // Its own address is QEMU's alone.
+    let mut args = vec![("broadcast", "127.0.0.1".to_owned())];
+    args.extend(options.set.iter().map(|(key, value)| (&**key, value.clone())));
+    let status = Device::boot(kernel, &args, options.defmt)?.end(Duration::MAX).await?;
+    ensure!(status.success(), "the device ended with {status}");
     Ok(())
 }
 
-fn soak(options: &Options) -> Duration {
-    Duration::from_secs(options.seconds.into())
+/// What came of it all.
+#[derive(Default)]
+struct Results {
+    lines: Vec<String>,
+    failed: usize,
+    started: Option<Instant>,
 }
 
-fn build(options: &Options) -> Result<PathBuf> {
-    let target = options.target.triple();
-    eprintln!("building the firmware for {target} ...");
+impl Results {
+    fn add(&mut self, what: &str, target: Target, result: Result<String>) {
+        self.started.get_or_insert_with(Instant::now);
+        let (how, text) = match result {
+            Ok(text) => ("ok", text),
+            Err(why) => {
+                self.failed += 1;
+                println!("FAILED: {why:#}");
+                ("FAILED", format!("{why:#}"))
+            }
+        };
+        let target = target.triple().split('-').next().unwrap_or_default();
+        let first = text.lines().next().unwrap_or_default();
+        self.lines.push(format!("{what:<10}{target:<10}{how:<8}{first}"));
+    }
+
+    fn sum(self) -> Result<()> {
+        println!();
+        for line in &self.lines {
+            println!("{line}");
+        }
+        let seconds = self.started.map_or(0.0, |started| started.elapsed().as_secs_f64());
+        // As `cargo test` has it, for whoever adds them up.
+        println!(
+            "\ntest result: {}. {} passed; {} failed; finished in {seconds:.1} s",
+            if self.failed == 0 { "ok" } else { "FAILED" },
+            self.lines.len() - self.failed,
+            self.failed
+        );
+        ensure!(self.failed == 0, "test failed: see above");
+        Ok(())
+    }
+}
+
+fn build(target: Target, toolchain: &Toolchain, defmt: bool) -> Result<PathBuf> {
+    eprintln!("building the firmware for {} ...", target.triple());
     let build = Build {
         manifest: &project::root().join("examples/qemu/Cargo.toml"),
         // Under the root's target directory, where `cargo clean` finds it.
         target_dir: &project::root().join("target/qemu"),
         profile: "release",
-        features: if options.defmt { &["defmt"] } else { &["text"] },
+        features: if defmt { &["defmt"] } else { &["text"] },
         no_default_features: true,
-        env: if options.defmt { &[("DEFMT_LOG", "info")] } else { &[] },
+        env: if defmt { &[("DEFMT_LOG", "info")] } else { &[] },
     };
-    let programs = Toolchain::find(target)?.build(&build)?;
+    let programs = toolchain.build(&build)?;
     let program = programs.into_iter().find(|(name, _)| name == PROGRAM);
     Ok(program.context("cargo named no executable")?.1)
 }
 
-/// Nothing of the library panics: says what in the image could, and fails if there is anything.
-fn check_panics(kernel: &Path) -> Result<()> {
-    let root = project::root();
-    let library = [&*root.join("core/src"), &*root.join("adapters/embassy/src")];
-    let (ends, others): (Vec<_>, Vec<_>) =
-        panics::find(kernel, &library)?.into_iter().partition(panics::Place::is_async_body);
-    println!(
-        "panics of the library in the image: {}, and {} for async functions polled after their end",
-        others.len(),
-        ends.len()
-    );
-    for place in &others {
-        println!("    {}:{}:{}", place.file, place.line, place.column);
-    }
-    ensure!(others.is_empty(), "the library can panic");
-    Ok(())
+fn setting(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("not KEY=VALUE")?;
+    Ok((key.to_owned(), value.to_owned()))
 }

@@ -24,6 +24,7 @@
 mod message;
 mod network;
 mod note;
+mod said;
 mod sensor;
 #[cfg(test)]
 mod tests;
@@ -35,9 +36,11 @@ use embassy_futures::select::{Either3, select3};
 use nanonsq_core::drive::Sleep;
 use nanonsq_core::name::TopicName;
 use nanonsq_core::publish::{Counters, Event};
+use nanonsq_core::session::Closed;
 use nanonsq_core::time::{Instant, Span};
 
 use crate::note::note;
+use crate::said::Said;
 pub use message::{READING_MAX, REPORT_MAX, Reading, Report};
 pub use network::{Network, RegisterError, register, watch_lookups};
 pub use sensor::{Climate, Sensor, SensorFault, Simulated};
@@ -70,12 +73,21 @@ pub struct Node<'a, N, S> {
     sleep: S,
     readings: Cell<u32>,
     sensor_faults: Cell<u32>,
+    /// The last report found no room.
+    report_refused: Cell<bool>,
 }
 
 impl<'a, N: Network, S: Sleep> Node<'a, N, S> {
     /// A node that publishes through `network`: a publisher's handle.
     pub const fn new(settings: &'a Settings<'a>, network: N, sleep: S) -> Self {
-        Self { settings, network, sleep, readings: Cell::new(0), sensor_faults: Cell::new(0) }
+        Self {
+            settings,
+            network,
+            sleep,
+            readings: Cell::new(0),
+            sensor_faults: Cell::new(0),
+            report_refused: Cell::new(false),
+        }
     }
 
     /// Reads, publishes and reports for ever, or until as many readings as wanted are final, and
@@ -154,11 +166,20 @@ impl<'a, N: Network, S: Sleep> Node<'a, N, S> {
 
     /// Logs what happens to the connection.
     async fn watch(&self) -> core::convert::Infallible {
+        let mut said = Said::<NSQDS_SAID>::new();
         loop {
             match self.network.event().await {
-                Event::Connected { nsqd, .. } => note!(info, "nsqd {}: connected", nsqd),
+                Event::Connected { nsqd, .. } => {
+                    said.is_back(nsqd);
+                    note!(info, "nsqd {}: connected", nsqd);
+                }
+                Event::Disconnected { nsqd, why: Closed::Local } => {
+                    note!(info, "nsqd {}: {}", nsqd, Closed::Local);
+                }
                 Event::Disconnected { nsqd, why } => {
-                    note!(warn, "nsqd {}: {}", nsqd, why);
+                    if said.is_news(nsqd, why) {
+                        note!(warn, "nsqd {}: {}", nsqd, why);
+                    }
                 }
                 Event::Failed { first, count, outcome } => {
                     let first = first.number();
@@ -179,7 +200,11 @@ impl<'a, N: Network, S: Sleep> Node<'a, N, S> {
         };
         let mut buf = [0; REPORT_MAX];
         let Some(body) = message::json(&report, &mut buf) else { return };
-        if let Err(why) = self.network.try_publish(&self.settings.reports, body) {
+        let published = self.network.try_publish(&self.settings.reports, body);
+        let refused_before = self.report_refused.replace(published.is_err());
+        if let Err(why) = published
+            && !refused_before
+        {
             note!(warn, "report not published: {}", why);
         }
     }
@@ -189,6 +214,9 @@ impl<'a, N: Network, S: Sleep> Node<'a, N, S> {
         poll_fn(|cx| sleep.poll_until(cx, at)).await;
     }
 }
+
+/// Of so many nsqds the log says only what is new.
+const NSQDS_SAID: usize = 4;
 
 /// From one attempt to the next at something that just failed, at least.
 const REST: Span = Span::from_millis(100);

@@ -7,9 +7,11 @@ use nanonsq_core::drive::lookup;
 use nanonsq_core::drive::publisher::{Handle, Publish};
 use nanonsq_core::lookup::{PeerEvent, RegistryFull, TooManyPeers};
 use nanonsq_core::publish::{Counters, Event};
+use nanonsq_core::session::Closed;
 
 use crate::Settings;
 use crate::note::note;
+use crate::said::Said;
 
 /// Publishes, and tells how that went. A publisher's handle; in tests, a stand-in.
 pub trait Network: Publish {
@@ -73,13 +75,24 @@ where
     M: RawMutex,
     S: Sleep,
 {
+    let mut said = Said::<PEERS>::new();
     loop {
         let next = lookup.wait(|lookup| {
             (0..PEERS).find_map(|peer| Some((peer, lookup.peer(peer)?.poll_event()?)))
         });
         match next.await {
-            (peer, PeerEvent::Connected) => note!(info, "nsqlookupd {}: connected", peer),
-            (peer, PeerEvent::Disconnected(why)) => note!(warn, "nsqlookupd {}: {}", peer, why),
+            (peer, PeerEvent::Connected) => {
+                said.is_back(peer);
+                note!(info, "nsqlookupd {}: connected", peer);
+            }
+            (peer, PeerEvent::Disconnected(Closed::Local)) => {
+                note!(info, "nsqlookupd {}: {}", peer, Closed::Local);
+            }
+            (peer, PeerEvent::Disconnected(why)) => {
+                if said.is_news(peer, why) {
+                    note!(warn, "nsqlookupd {}: {}", peer, why);
+                }
+            }
             _ => {}
         }
     }

@@ -8,6 +8,7 @@ use nanonsq_core::drive::lookup;
 use nanonsq_core::drive::publisher::Publish;
 use nanonsq_core::name::TopicName;
 use nanonsq_core::publish::{Config, Counters, Event, Outcome, PublishError, Publisher, Ticket};
+use nanonsq_core::session::{Closed, DialError};
 use nanonsq_core::time::Span;
 use nanonsq_core::wire::v2::ErrorCode;
 use nanonsq_std::{TcpDialer, TokioSleep};
@@ -226,6 +227,23 @@ async fn events_are_taken_while_it_reads() {
     let settings = Settings { count: Some(3), ..settings() };
     Node::new(&settings, &stage, TokioSleep::new()).run(&mut Simulated::new()).await;
     assert!(stage.events.borrow().is_empty());
+}
+
+#[test]
+fn only_news_of_a_server_is_logged() {
+    let (refused, lost) = (Closed::Dial(DialError::Refused), Closed::Peer);
+    let mut said = said::Said::<2>::new();
+    assert!(said.is_news(0, lost));
+    assert!(said.is_news(0, refused));
+    assert!(!said.is_news(0, refused));
+    assert!(said.is_news(1, refused), "another server");
+    assert!(!said.is_news(0, refused), "still the same");
+    said.is_back(0);
+    assert!(said.is_news(0, refused), "it was back meanwhile");
+    assert!(!said.is_news(0, refused));
+    // One more than there is room for.
+    assert!(said.is_news(2, lost));
+    assert!(!said.is_news(2, lost));
 }
 
 #[test]

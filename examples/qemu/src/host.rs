@@ -20,12 +20,14 @@ pub(crate) fn exit(status: i32) -> ! {
     semihosting::process::exit(status)
 }
 
-/// Prints a line, if the log is text.
+/// Logs a line; without a log it is printed.
 macro_rules! say {
     ($text:literal $(, $arg:expr)* $(,)?) => {{
         #[cfg(feature = "defmt")]
         defmt::info!($text $(, $arg)*);
-        #[cfg(not(feature = "defmt"))]
+        #[cfg(all(feature = "text", not(feature = "defmt")))]
+        log::info!($text $(, $arg)*);
+        #[cfg(not(any(feature = "text", feature = "defmt")))]
         semihosting::println!($text $(, $arg)*);
     }};
 }
@@ -68,7 +70,7 @@ mod text {
 
         fn log(&self, record: &log::Record<'_>) {
             let ms = Instant::now().as_millis();
-            println!("{:>6}.{:03} {:5} {}", ms / 1000, ms % 1000, record.level(), record.args());
+            println!("{:>3}.{:03} {:5} {}", ms / 1000, ms % 1000, record.level(), record.args());
         }
 
         fn flush(&self) {}

@@ -31,7 +31,7 @@ use embassy_executor::{SpawnError, SpawnToken, Spawner};
 use embassy_futures::join::join;
 use embassy_net::{Stack, StackResources};
 use embassy_sync::signal::Signal;
-use embassy_time::Instant;
+use embassy_time::{Duration, Instant, with_timeout};
 use nanonsq_app::{Node, Settings, Simulated};
 use nanonsq_embassy::core::drive::{lookup, publisher};
 use nanonsq_embassy::core::lookup as node_lookup;
@@ -50,6 +50,8 @@ use settings::{Firmware, LOOKUPDS_MAX};
 const OUTBOX: usize = 16 * 1024;
 /// Readings and reports, of two nodes.
 const TOPICS: usize = 3;
+/// How long it waits in the end for nsqlookupds that it could not be registered with so far.
+const REGISTERED_IN: Duration = Duration::from_secs(5);
 static SECOND_ENDED: Signal<CriticalSectionRawMutex, ()> = Signal::new();
 const SOCKETS: Sockets =
     Sockets { dhcp: true, publishers: 1, lookupds: LOOKUPDS_MAX, ..Sockets::NONE };
@@ -100,7 +102,8 @@ async fn watch(handle: LookupHandle) {
 /// Another application, in a task of its own, that publishes through the same connection.
 #[embassy_executor::task]
 async fn second(settings: &'static Settings<'static>, publisher: PublishHandle) {
-    run(settings, publisher).await;
+    let readings = run(settings, publisher).await;
+    say!("second={}", readings);
     SECOND_ENDED.signal(());
 }
 
@@ -132,9 +135,12 @@ async fn node(spawner: Spawner) {
     } else {
         SECOND_ENDED.signal(());
     }
-    run(&firmware.node, publisher).await;
+    let readings = run(&firmware.node, publisher).await;
+    say!("readings={}", readings);
     SECOND_ENDED.wait().await;
     let counters = publisher.counters();
+    // A short run may be over before every nsqlookupd was reached.
+    let _ = with_timeout(REGISTERED_IN, registry.settled()).await;
     join(registry.stop(), publisher.stop(&EmbassySleep)).await;
     finish(&counters)
 }
@@ -206,10 +212,11 @@ fn start_lookup(
     }
 }
 
-async fn run(settings: &Settings<'_>, publisher: PublishHandle) {
+/// Publishes until it is enough; how many readings that were.
+async fn run(settings: &Settings<'_>, publisher: PublishHandle) -> u32 {
     let node = Node::new(settings, publisher, EmbassySleep);
     node.run(&mut Simulated::new()).await;
-    say!("readings={}", node.readings());
+    node.readings()
 }
 
 /// Says how it went, and ends.

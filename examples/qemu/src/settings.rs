@@ -133,7 +133,7 @@ impl Firmware {
             hostname: self.node.device,
             tcp_port: self.broadcast_tcp_port,
             http_port: self.broadcast_http_port,
-            version: concat!("nanonsq-", env!("CARGO_PKG_VERSION")),
+            version: env!("CARGO_PKG_VERSION"),
             ..Default::default()
         };
         lookup::Config { seed: self.seed, ..lookup::Config::new(node) }

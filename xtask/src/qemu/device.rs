@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -28,6 +28,8 @@ pub(crate) struct Device {
     decoder: Option<Child>,
     log: Arc<Mutex<Vec<Line>>>,
     dir: TempDir,
+    reader: JoinHandle<()>,
+    booted: Instant,
 }
 
 /// What it logged, and when it got here.
@@ -61,45 +63,56 @@ impl Device {
         let output = qemu.stdout.take().context("stdout is piped")?;
 
         let log = Arc::new(Mutex::new(Vec::new()));
-        let mut decoder = None;
-        if defmt {
+        let (decoder, reader) = if defmt {
             let mut print = Command::new("defmt-print");
             print.arg("-e").arg(kernel).stdin(output).stdout(Stdio::piped());
             let Ok(mut print) = print.spawn() else {
                 let _ = qemu.kill();
                 bail!("`defmt-print` was not found: run `cargo install defmt-print`");
             };
-            follow(print.stdout.take().context("stdout is piped")?, &log);
-            decoder = Some(print);
+            let output = print.stdout.take().context("stdout is piped")?;
+            (Some(print), follow(output, &log))
         } else {
-            follow(output, &log);
-        }
-        Ok(Self { qemu, decoder, log, dir })
+            (None, follow(output, &log))
+        };
+        Ok(Self { qemu, decoder, log, dir, reader, booted: Instant::now() })
     }
 
     /// Waits for its end; everything it logged is there then.
     pub(crate) async fn end(&mut self, limit: Duration) -> Result<ExitStatus> {
-        let deadline = Instant::now() + limit;
-        loop {
-            if let Some(status) = self.qemu.try_wait()? {
-                // The reader needs a moment for the rest.
-                sleep(Duration::from_millis(100)).await;
-                return Ok(status);
-            }
-            ensure!(Instant::now() < deadline, "the device still runs after {limit:?}");
+        let waiting = Instant::now();
+        while self.runs()? {
+            ensure!(waiting.elapsed() < limit, "the device still runs after {limit:?}");
             sleep(POLL).await;
         }
+        // The readers end when they have read everything.
+        if let Some(decoder) = &mut self.decoder {
+            decoder.wait()?;
+        }
+        while !self.reader.is_finished() {
+            sleep(POLL).await;
+        }
+        Ok(self.qemu.wait()?)
+    }
+
+    pub(crate) fn runs(&mut self) -> Result<bool> {
+        Ok(self.qemu.try_wait()?.is_none())
+    }
+
+    /// When it was switched on.
+    pub(crate) fn booted(&self) -> Instant {
+        self.booted
     }
 
     /// Waits for a line with `text` in it that came after `since`.
     pub(crate) async fn says(&self, text: &str, since: Instant, limit: Duration) -> Result<Line> {
-        let deadline = Instant::now() + limit;
+        let waiting = Instant::now();
         loop {
             let found = |line: &&Line| line.at >= since && line.text.contains(text);
             if let Some(line) = self.lines().iter().find(found) {
                 return Ok(line.clone());
             }
-            ensure!(Instant::now() < deadline, "the device did not say {text:?} in {limit:?}");
+            ensure!(waiting.elapsed() < limit, "the device did not say {text:?} in {limit:?}");
             sleep(POLL).await;
         }
     }
@@ -175,7 +188,7 @@ fn monitor(dir: &TempDir) -> String {
 }
 
 /// Prints and keeps what is read.
-fn follow(output: impl Read + Send + 'static, log: &Arc<Mutex<Vec<Line>>>) {
+fn follow(output: impl Read + Send + 'static, log: &Arc<Mutex<Vec<Line>>>) -> JoinHandle<()> {
     let log = Arc::clone(log);
     thread::spawn(move || {
         for text in BufReader::new(output).lines().map_while(Result::ok) {
@@ -183,5 +196,5 @@ fn follow(output: impl Read + Send + 'static, log: &Arc<Mutex<Vec<Line>>>) {
             let line = Line { at: Instant::now(), text };
             log.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push(line);
         }
-    });
+    })
 }

@@ -1,21 +1,22 @@
 //! What happens to a device, and what must come of it.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
-use nanonsq_tests::{Nsqd, Nsqlookupd, Peers, ServerOptions, Until, consume_all};
+use nanonsq_tests::{Nsqd, Nsqlookupd, Peers, Proxy, ServerOptions, Until, consume_all, tap};
 use tokio::time::sleep;
 
 use super::Scenario;
-use super::device::Device;
+use super::device::{Device, Line};
 
 const READINGS: &str = "readings";
+const SECOND: &str = "more-readings";
 const REPORTS: &str = "reports";
-/// nsqd keeps none of their messages, only counts them.
+/// nsqd keeps none of its messages, only counts them.
 const FLOOD: &str = "flood#ephemeral";
-const FLOOD_2: &str = "flood-2#ephemeral";
 /// The host as the device sees it.
 const HOST: &str = "10.0.2.2";
 /// For what takes no time, on a machine that is busy.
@@ -30,6 +31,10 @@ const SLOW: [(&str, u64); 4] = [
 const SLOW_READINGS: u32 = 1500;
 /// A node is listed again so soon after its nsqlookupd is back.
 const LISTED: Duration = Duration::from_secs(2);
+/// nsqlookupd hears a PING each 15 s.
+const PING_LIMIT: Duration = Duration::from_secs(18);
+/// What is sampled while a device runs, is sampled so often.
+const SAMPLE: Duration = Duration::from_millis(250);
 
 /// The servers, and what they play with.
 pub(crate) struct Stage<'s> {
@@ -74,12 +79,22 @@ impl<'s> Stage<'s> {
         settings: &[(&'static str, u64)],
         topics: &[(&'static str, &str)],
     ) -> Result<Device> {
+        self.boot_for(self.nsqd.tcp_address(), settings, topics)
+    }
+
+    /// Boots a device that finds nsqd there.
+    fn boot_for(
+        &self,
+        nsqd: SocketAddr,
+        settings: &[(&'static str, u64)],
+        topics: &[(&'static str, &str)],
+    ) -> Result<Device> {
         let at_host = |port| format!("{HOST}:{port}");
         let lookupds =
             self.lookupds.each_ref().map(|lookupd| at_host(lookupd.tcp_address().port()));
         let nanos = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |at| at.subsec_nanos());
         let mut args = vec![
-            ("nsqds", at_host(self.nsqd.tcp_address().port())),
+            ("nsqds", at_host(nsqd.port())),
             ("lookupds", lookupds.join(",")),
             // Where consumers find what it publishes.
             ("broadcast", self.nsqd.tcp_address().ip().to_string()),
@@ -92,24 +107,25 @@ impl<'s> Stage<'s> {
         Device::boot(self.kernel, &args, self.defmt)
     }
 
-    pub(crate) async fn clean(&mut self, readings: u32) -> Result<()> {
-        let mut device =
-            self.boot(&[("readings", readings.into()), ("period-ms", 0), ("report-ms", 100)], &[])?;
+    pub(crate) async fn clean(&mut self, readings: u32) -> Result<String> {
+        let mut device = self.boot(&[("readings", readings.into()), ("period-ms", 0)], &[])?;
         let numbers = finish(&mut device, LIMIT).await?;
         let arrived = self.arrived(READINGS, readings).await?;
         exactly_once(&arrived, readings)?;
         expect(&numbers, "connections", 1..=1)?;
         expect(&numbers, "possible_duplicates", 0..=0)?;
         self.check_last_report(readings).await?;
-        self.check_registered().await
+        self.check_registered().await?;
+        Ok(format!("{readings} readings, each once, {} ms after reset", numbers["uptime_ms"]))
     }
 
-    pub(crate) async fn restarts(&mut self, readings: u32) -> Result<()> {
+    pub(crate) async fn restarts(&mut self, readings: u32) -> Result<String> {
         // A reading each millisecond leaves time for what happens.
         let pause = Duration::from_millis(u64::from(readings) / 8);
         let mut device = self
             .boot(&[("readings", readings.into()), ("period-ms", 1), ("report-ms", 1000)], &[])?;
-        device.says("nsqd 0: connected", Instant::now() - LIMIT, LIMIT).await?;
+        device.says("nsqd 0: connected", device.booted(), LIMIT).await?;
+        let mut took = Duration::ZERO;
         for round in 1..=5 {
             sleep(pause).await;
             println!("stopping and restarting nsqd, {round} of 5");
@@ -122,22 +138,29 @@ impl<'s> Stage<'s> {
                 self.lookupds[1].kill().await;
                 sleep(Duration::from_millis(500)).await;
                 self.lookupds[1].start_again().await;
-                let since = self.lookupds[1].listening_since();
-                let took = self.listed(1, since).await?;
+                took = self.listed(1, self.lookupds[1].listening_since()).await?;
                 println!("listed again after {took:?}");
             }
+        }
+        for index in [0, 1] {
+            self.listed(index, Instant::now()).await?;
         }
         let numbers = finish(&mut device, LIMIT).await?;
         expect(&numbers, "connections", 6..=6 + 5)?;
         let arrived = self.arrived(READINGS, readings).await?;
-        at_least_once(&arrived, readings, &numbers)?;
-        self.check_last_report(readings).await
+        let duplicates = at_least_once(&arrived, readings, &numbers)?;
+        self.check_last_report(readings).await?;
+        Ok(format!(
+            "{readings} readings and {duplicates} duplicates across 5 restarts of nsqd; listed \
+             again {} ms after nsqlookupd's",
+            took.as_millis()
+        ))
     }
 
-    pub(crate) async fn hurry(&mut self) -> Result<()> {
+    pub(crate) async fn hurry(&mut self) -> Result<String> {
         let mut device =
             self.boot(&[("duration-ms", 5000), ("period-ms", 0), ("report-ms", 1000)], &[])?;
-        device.says("nsqd 0: connected", Instant::now() - LIMIT, LIMIT).await?;
+        device.says("nsqd 0: connected", device.booted(), LIMIT).await?;
         for round in 1..=5 {
             sleep(Duration::from_millis(700)).await;
             println!("stopping and restarting nsqd, {round} of 5");
@@ -147,75 +170,125 @@ impl<'s> Stage<'s> {
         expect(&numbers, "connections", 6..=6 + 5)?;
         let readings = u32::try_from(numbers["readings"])?;
         let arrived = self.arrived(READINGS, readings).await?;
-        at_least_once(&arrived, readings, &numbers)?;
-        self.check_last_report(readings).await
+        let duplicates = at_least_once(&arrived, readings, &numbers)?;
+        self.check_last_report(readings).await?;
+        Ok(format!("{readings} readings and {duplicates} duplicates across 5 restarts of nsqd"))
     }
 
-    pub(crate) async fn unplugged(&mut self) -> Result<()> {
-        let mut device = self.boot(&SLOW, &[])?;
-        device.says("nsqd 0: connected", Instant::now() - LIMIT, LIMIT).await?;
+    pub(crate) async fn unplugged(&mut self) -> Result<String> {
+        let device = self.boot(&SLOW, &[])?;
+        device.says("nsqd 0: connected", device.booted(), LIMIT).await?;
         sleep(Duration::from_secs(3)).await;
         println!("pulling the cable");
         let pulled = Instant::now();
         device.set_cable(false)?;
         // Its Ethernet tells.
-        let noticed = device.says("nsqd 0: ", pulled, Duration::from_secs(1)).await?;
-        println!("noticed after {:?}: {}", noticed.at - pulled, noticed.text.trim());
-        sleep(Duration::from_secs(5).saturating_sub(pulled.elapsed())).await;
-        println!("plugging it in");
-        let plugged = Instant::now();
-        device.set_cable(true)?;
-        let connected = device.says("nsqd 0: connected", plugged, Duration::from_secs(15)).await?;
-        println!("connected after {:?}", connected.at - plugged);
-        let numbers = finish(&mut device, LIMIT).await?;
-        expect(&numbers, "connections", 2..=2)?;
-        let arrived = self.arrived(READINGS, SLOW_READINGS).await?;
-        at_least_once(&arrived, SLOW_READINGS, &numbers)?;
-        self.check_last_report(SLOW_READINGS).await
+        let noticed = device.says("nsqd 0: ", pulled, Duration::from_secs(2)).await?;
+        self.outage(device, pulled, noticed, |device| device.set_cable(true)).await
     }
 
-    pub(crate) async fn silence(&mut self) -> Result<()> {
-        let mut device = self.boot(&SLOW, &[])?;
-        device.says("nsqd 0: connected", Instant::now() - LIMIT, LIMIT).await?;
+    pub(crate) async fn silence(&mut self) -> Result<String> {
+        let device = self.boot(&SLOW, &[])?;
+        device.says("nsqd 0: connected", device.booted(), LIMIT).await?;
         sleep(Duration::from_secs(3)).await;
         println!("holding back all frames");
         let silent = Instant::now();
         device.hold_frames(true)?;
-        // After two heartbeats; another second goes to closing.
-        let noticed = device.says("nothing heard", silent, Duration::from_millis(3500)).await?;
-        println!("noticed after {:?}: {}", noticed.at - silent, noticed.text.trim());
-        sleep(Duration::from_secs(5).saturating_sub(silent.elapsed())).await;
-        println!("letting them pass");
-        let passing = Instant::now();
-        device.hold_frames(false)?;
-        let connected = device.says("nsqd 0: connected", passing, Duration::from_secs(15)).await?;
-        println!("connected after {:?}", connected.at - passing);
+        // Two heartbeats are missing; another second goes to closing.
+        let noticed = device.says("nsqd 0: ", silent, Duration::from_millis(4500)).await?;
+        ensure!(noticed.at - silent > Duration::from_secs(1), "something else told it");
+        self.outage(device, silent, noticed, |device| device.hold_frames(false)).await
+    }
+
+    /// The second half of a play in which the device has noticed that the network is gone.
+    async fn outage(
+        &mut self,
+        mut device: Device,
+        gone: Instant,
+        noticed: Line,
+        bring_back: impl FnOnce(&Device) -> Result<()>,
+    ) -> Result<String> {
+        let noticed = noticed.at - gone;
+        println!("noticed after {noticed:?}");
+        sleep(Duration::from_secs(5).saturating_sub(gone.elapsed())).await;
+        println!("all is well again");
+        let back = Instant::now();
+        bring_back(&device)?;
+        let connected = device.says("nsqd 0: connected", back, Duration::from_secs(15)).await?;
+        let connected = connected.at - back;
+        println!("connected after {connected:?}");
         let numbers = finish(&mut device, LIMIT).await?;
         expect(&numbers, "connections", 2..=2)?;
         let arrived = self.arrived(READINGS, SLOW_READINGS).await?;
-        at_least_once(&arrived, SLOW_READINGS, &numbers)?;
-        self.check_last_report(SLOW_READINGS).await
+        let duplicates = at_least_once(&arrived, SLOW_READINGS, &numbers)?;
+        self.check_last_report(SLOW_READINGS).await?;
+        Ok(format!(
+            "noticed after {} ms, connected {} ms after the end, {SLOW_READINGS} readings and \
+             {duplicates} duplicates",
+            noticed.as_millis(),
+            connected.as_millis()
+        ))
     }
 
-    pub(crate) async fn crowd(&mut self) -> Result<()> {
-        let mut device = self.boot(
-            &[("duration-ms", 5000), ("period-ms", 0), ("report-ms", 100), ("heartbeat-ms", 1000)],
-            &[("topic", FLOOD), ("second", FLOOD_2)],
+    pub(crate) async fn crowd(&mut self) -> Result<String> {
+        // So far away that the outbox is full all the time: messages of two topics take turns, so
+        // each is a command of its own, and only a few of these may be under way. What the device
+        // says is recorded.
+        let proxy = Proxy::start(self.nsqd.tcp_address()).await;
+        proxy.set_delay(Duration::from_millis(20));
+        proxy.set_recording(true);
+        let mut device = self.boot_for(
+            proxy.address(),
+            &[
+                ("duration-ms", 20_000),
+                ("period-ms", 1),
+                ("report-ms", 100),
+                ("heartbeat-ms", 1000),
+            ],
+            &[("second", SECOND)],
         )?;
+        device.says("nsqd 0: connected", device.booted(), LIMIT).await?;
+        let (mut nops, mut since, mut longest) = (0, Instant::now(), Duration::ZERO);
+        while device.runs()? {
+            sleep(SAMPLE).await;
+            self.check_pings().await?;
+            let answered = nops_of(&proxy)?;
+            if answered > nops {
+                (nops, since) = (answered, Instant::now());
+            }
+            longest = longest.max(since.elapsed());
+        }
         let numbers = finish(&mut device, LIMIT).await?;
-        // The reports that found the outbox full.
-        expect(&numbers, "refused", 1..=u64::MAX)?;
-        expect(&numbers, "heartbeats", 3..=5)?;
+        println!("{nops} heartbeats answered, never longer than {longest:?} apart");
         expect(&numbers, "connections", 1..=1)?;
-        self.check_counts(&numbers, &[FLOOD, FLOOD_2, REPORTS]).await
+        // The reports that found the outbox full.
+        expect(&numbers, "refused", 100..=u64::MAX)?;
+        // One each second, and the last may have come at the end.
+        let seconds = numbers["uptime_ms"] / 1000;
+        expect(&numbers, "heartbeats", seconds - 2..=seconds)?;
+        ensure!(nops + 1 >= numbers["heartbeats"], "{nops} heartbeats answered");
+        ensure!(longest < Duration::from_millis(2500), "heartbeats were answered late");
+        let mut counts = Vec::new();
+        for (topic, name) in [(READINGS, "readings"), (SECOND, "second")] {
+            let readings = u32::try_from(*numbers.get(name).context("the device has no number")?)?;
+            exactly_once(&self.arrived(topic, readings).await?, readings)?;
+            counts.push(readings);
+        }
+        let (one, other) = (counts[0], counts[1]);
+        ensure!(one.min(other) > one.max(other) / 4, "one task starves: {one} and {other}");
+        Ok(format!(
+            "{one} and {other} readings, each once, {} reports refused; {nops} heartbeats answered",
+            numbers["refused"]
+        ))
     }
 
-    pub(crate) async fn idle(&mut self, duration: Duration) -> Result<()> {
+    pub(crate) async fn idle(&mut self, duration: Duration) -> Result<String> {
         let mut device = self.boot(
             &[("duration-ms", millis(duration)), ("period-ms", 3_600_000), ("report-ms", 60_000)],
             &[],
         )?;
-        let numbers = finish(&mut device, duration + LIMIT).await?;
+        self.soak(&mut device).await?;
+        let numbers = finish(&mut device, LIMIT).await?;
         expect(&numbers, "connections", 1..=1)?;
         expect(&numbers, "failures", 0..=0)?;
         // One every 30 s, and time for it to arrive.
@@ -225,28 +298,54 @@ impl<'s> Stage<'s> {
             let number = numbers.get(name).copied().unwrap_or_default();
             number as f64 * 60.0 / duration.as_secs_f64()
         };
-        println!(
-            "a minute of idling: {:.0} wakeups, {:.0} bytes in {:.0} frames received, \
-             {:.0} bytes in {:.0} frames sent",
+        ensure!(per_minute("wakeups") < 200.0, "it does not rest");
+        self.check_counts(&numbers, &[READINGS, REPORTS]).await?;
+        Ok(format!(
+            "a minute: {:.0} wakeups, {:.0} bytes in {:.0} frames in, {:.0} bytes in {:.0} out",
             per_minute("wakeups"),
             per_minute("bytes_in"),
             per_minute("frames_in"),
             per_minute("bytes_out"),
             per_minute("frames_out"),
-        );
-        ensure!(per_minute("wakeups") < 600.0, "it does not rest");
-        self.check_counts(&numbers, &[READINGS, REPORTS]).await
+        ))
     }
 
-    pub(crate) async fn flood(&mut self, duration: Duration) -> Result<()> {
+    pub(crate) async fn flood(&mut self, duration: Duration) -> Result<String> {
         let mut device =
             self.boot(&[("duration-ms", millis(duration)), ("period-ms", 0)], &[("topic", FLOOD)])?;
-        let numbers = finish(&mut device, duration + LIMIT).await?;
+        self.soak(&mut device).await?;
+        let numbers = finish(&mut device, LIMIT).await?;
         expect(&numbers, "connections", 1..=1)?;
         expect(&numbers, "possible_duplicates", 0..=0)?;
-        let accepted = numbers.get("accepted").copied().unwrap_or_default();
-        println!("{:.0} messages a second", accepted as f64 / duration.as_secs_f64());
-        self.check_counts(&numbers, &[FLOOD, REPORTS]).await
+        self.check_counts(&numbers, &[FLOOD, REPORTS]).await?;
+        let rate = numbers["accepted"] as f64 / duration.as_secs_f64();
+        Ok(format!("{rate:.0} messages a second for {duration:?}, all counted by nsqd"))
+    }
+
+    /// Waits until the device has ended; both nsqlookupds hear of it all the time.
+    async fn soak(&self, device: &mut Device) -> Result<()> {
+        while device.runs()? {
+            sleep(SAMPLE).await;
+            self.check_pings().await?;
+        }
+        Ok(())
+    }
+
+    /// No nsqlookupd waits for a PING.
+    async fn check_pings(&self) -> Result<()> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH)?;
+        for lookupd in &self.lookupds {
+            for (key, producers) in
+                lookupd.get_json("/debug").await.as_object().context("/debug is no object")?
+            {
+                for producer in producers.as_array().into_iter().flatten() {
+                    let nanos = producer["last_update"].as_u64().context("no last_update")?;
+                    let age = now.saturating_sub(Duration::from_nanos(nanos));
+                    ensure!(age < PING_LIMIT, "no PING for {age:?}: {key} {producer}");
+                }
+            }
+        }
+        Ok(())
     }
 
     /// The numbers of the readings in nsqd, in the order of their arrival.
@@ -260,8 +359,14 @@ impl<'s> Stage<'s> {
             Ok(serde_json::from_value(reading["number"].clone())?)
         });
         let numbers: Vec<u32> = numbers.collect::<Result<_>>()?;
-        let distinct = consumed.distinct().len();
-        println!("{} readings arrived, {distinct} different ones", numbers.len());
+        let texts = consumed.texts();
+        println!("in nsqd, topic {topic}:");
+        for text in texts.iter().take(2) {
+            println!("    > {text}");
+        }
+        if let [_, _, .., last] = &*texts {
+            println!("    > ... {} more ...\n    > {last}", texts.len() - 3);
+        }
         Ok(numbers)
     }
 
@@ -270,7 +375,8 @@ impl<'s> Stage<'s> {
         let consumed = consume_all(self.nsqd.tcp_address(), REPORTS, "checker", until).await?;
         let last = consumed.bodies().last().context("no report")?;
         let report: serde_json::Value = serde_json::from_slice(last)?;
-        println!("the last of {} reports: {report}", consumed.messages.len());
+        println!("in nsqd, topic {REPORTS}, the last of {}:", consumed.messages.len());
+        println!("    > {}", String::from_utf8_lossy(last));
         ensure!(report["readings"] == readings && report["pending"] == 0, "{report}");
         Ok(())
     }
@@ -308,7 +414,7 @@ impl<'s> Stage<'s> {
         let mut counted = 0;
         for topic in topics {
             let count = self.nsqd.message_count(topic).await;
-            println!("nsqd counted {count} messages of {topic}");
+            println!("nsqd counted {count} messages of topic {topic}");
             ensure!(count > 0, "nothing of {topic} arrived");
             counted += count;
         }
@@ -345,35 +451,70 @@ fn exactly_once(arrived: &[u32], readings: u32) -> Result<()> {
 }
 
 /// Each arrived; in the order in which they were read, but that after a connection was lost the
-/// next begins with the first that was not acknowledged.
-fn at_least_once(arrived: &[u32], readings: u32, numbers: &BTreeMap<String, u64>) -> Result<()> {
-    let mut next = 0;
-    let mut steps_back = 0;
-    for (at, &number) in arrived.iter().enumerate() {
-        let expected = at.checked_sub(1).map_or(0, |before| arrived[before] + 1);
+/// next begins with the first that was not acknowledged. Gives the number of duplicates, of which
+/// there may be as many as the device said.
+fn at_least_once(arrived: &[u32], readings: u32, numbers: &BTreeMap<String, u64>) -> Result<u64> {
+    let number = |name: &str| numbers.get(name).copied().unwrap_or_default();
+    let (mut next, mut expected, mut steps_back) = (0, 0, 0);
+    for &number in arrived {
         if number != expected {
-            ensure!(number < next, "{number} came after {expected}: {next} is missing or late");
+            ensure!(number < expected, "{number} came after {expected}: one is missing or late");
             steps_back += 1;
         }
-        next = next.max(number + 1);
+        expected = number + 1;
+        next = next.max(expected);
     }
     ensure!(next == readings, "{next} of {readings} readings arrived");
-    let number = |name| numbers.get(name).copied().unwrap_or_default();
-    ensure!(
-        steps_back < number("connections"),
-        "{steps_back} repetitions in {} connections",
-        number("connections")
-    );
-    let duplicates = arrived.len() as u64 - u64::from(readings);
-    println!(
-        "{duplicates} of at most {} duplicates, {steps_back} repetitions in {} connections",
-        number("possible_duplicates"),
-        number("connections")
-    );
-    ensure!(duplicates <= number("possible_duplicates"), "more duplicates than announced");
-    Ok(())
+    let connections = number("connections");
+    ensure!(steps_back < connections, "{steps_back} repetitions in {connections} connections");
+    let (duplicates, possible) =
+        (arrived.len() as u64 - u64::from(readings), number("possible_duplicates"));
+    ensure!(duplicates <= possible, "{duplicates} duplicates, {possible} were announced");
+    Ok(duplicates)
+}
+
+/// How many heartbeats the server was answered.
+fn nops_of(proxy: &Proxy) -> Result<u64> {
+    let bytes = proxy.client_bytes();
+    let first = bytes.first().context("nothing was recorded")?;
+    Ok(tap::v2(first)?.counts().nop as u64)
 }
 
 fn millis(duration: Duration) -> u64 {
     duration.as_millis() as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn numbers(connections: u64, possible_duplicates: u64) -> BTreeMap<String, u64> {
+        [("connections", connections), ("possible_duplicates", possible_duplicates)]
+            .map(|(name, number)| (name.to_owned(), number))
+            .into()
+    }
+
+    #[test]
+    fn once_is_not_twice_and_not_never() {
+        assert!(exactly_once(&[0, 2, 1], 3).is_ok());
+        assert!(exactly_once(&[0, 1], 3).is_err());
+        assert!(exactly_once(&[0, 1, 2, 2], 3).is_err());
+        assert!(exactly_once(&[0, 1, 1], 3).is_err());
+    }
+
+    #[test]
+    fn a_repetition_needs_another_connection() {
+        assert_eq!(at_least_once(&[0, 1, 2], 3, &numbers(1, 0)).unwrap(), 0);
+        assert_eq!(at_least_once(&[0, 1, 0, 1, 2], 3, &numbers(2, 2)).unwrap(), 2);
+        assert!(at_least_once(&[0, 1, 0, 1, 2], 3, &numbers(1, 2)).is_err());
+        assert!(at_least_once(&[0, 1, 0, 1, 2], 3, &numbers(2, 1)).is_err(), "not announced");
+    }
+
+    #[test]
+    fn what_is_missing_or_late_is_seen() {
+        let all = numbers(9, 9);
+        for arrived in [&[0, 2, 1][..], &[1, 2], &[0, 1], &[0, 1, 2, 3], &[0, 1, 0, 2], &[]] {
+            assert!(at_least_once(arrived, 3, &all).is_err(), "{arrived:?}");
+        }
+    }
 }
