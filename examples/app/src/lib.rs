@@ -176,10 +176,8 @@ impl<'a, N: Network, S: Sleep> Node<'a, N, S> {
                 Event::Disconnected { nsqd, why: Closed::Local } => {
                     note!(info, "nsqd {}: {}", nsqd, Closed::Local);
                 }
-                Event::Disconnected { nsqd, why } => {
-                    if said.is_news(nsqd, why) {
-                        note!(warn, "nsqd {}: {}", nsqd, why);
-                    }
+                Event::Disconnected { nsqd, why } if said.is_news(nsqd, why) => {
+                    note!(warn, "nsqd {}: {}", nsqd, why);
                 }
                 Event::Failed { first, count, outcome } => {
                     let first = first.number();

@@ -88,10 +88,8 @@ where
             (peer, PeerEvent::Disconnected(Closed::Local)) => {
                 note!(info, "nsqlookupd {}: {}", peer, Closed::Local);
             }
-            (peer, PeerEvent::Disconnected(why)) => {
-                if said.is_news(peer, why) {
-                    note!(warn, "nsqlookupd {}: {}", peer, why);
-                }
+            (peer, PeerEvent::Disconnected(why)) if said.is_news(peer, why) => {
+                note!(warn, "nsqlookupd {}: {}", peer, why);
             }
             _ => {}
         }
