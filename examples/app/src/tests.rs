@@ -232,7 +232,7 @@ async fn events_are_taken_while_it_reads() {
 #[test]
 fn only_news_of_a_server_is_logged() {
     let (refused, lost) = (Closed::Dial(DialError::Refused), Closed::Peer);
-    let mut said = said::Said::<2>::new();
+    let mut said = Said::<2>::new();
     assert!(said.is_news(0, lost));
     assert!(said.is_news(0, refused));
     assert!(!said.is_news(0, refused));
