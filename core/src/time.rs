@@ -304,7 +304,8 @@ impl<T: TimerId, const N: usize> Timers<T, N> {
         T::ALL.iter().copied().find(|&timer| self.get(timer) == next)
     }
 
-    fn get(&self, timer: T) -> Instant {
+    /// When a timer is due; [`Instant::NEVER`] if it does not run.
+    pub fn get(&self, timer: T) -> Instant {
         self.deadlines.get(timer.index()).copied().unwrap_or(Instant::NEVER)
     }
 }

@@ -10,6 +10,7 @@
 
 use core::fmt;
 
+use super::json::JsonError;
 use super::{Decimal, Write, take};
 use crate::address::Address;
 
@@ -36,6 +37,21 @@ pub enum HttpError {
     Chunk,
     /// The connection ended before it did.
     Truncated,
+}
+
+/// Why an nsqlookupd's answer is of no use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+#[non_exhaustive]
+pub enum BadAnswer {
+    /// It is not HTTP as it should be.
+    Http(HttpError),
+    /// Its status is neither 200 nor, for a topic that nobody has yet, 404.
+    Status(u16),
+    /// Its body is not JSON.
+    Json(JsonError),
+    /// Its body has no list of producers.
+    NoProducers,
 }
 
 /// Takes an answer apart, split anywhere.
@@ -332,6 +348,19 @@ impl fmt::Display for HttpError {
 }
 
 impl core::error::Error for HttpError {}
+
+impl fmt::Display for BadAnswer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Http(error) => error.fmt(f),
+            Self::Status(status) => write!(f, "nsqlookupd answered with HTTP status {status}"),
+            Self::Json(error) => write!(f, "nsqlookupd's answer is not JSON: {error}"),
+            Self::NoProducers => f.write_str("nsqlookupd's answer has no list of producers"),
+        }
+    }
+}
+
+impl core::error::Error for BadAnswer {}
 
 #[cfg(test)]
 mod tests {
