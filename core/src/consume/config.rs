@@ -204,8 +204,7 @@ impl Config<'_> {
     pub(super) const fn check(
         &self,
         connections: usize,
-        lookupds: usize,
-        lookupds_max: usize,
+        nsqds: usize,
         slots: usize,
         ring: usize,
     ) -> Result<(), ConfigError> {
@@ -224,8 +223,8 @@ impl Config<'_> {
         if connections == 0 || connections > u8::MAX as usize {
             return Err(ConfigError::Connections { count: connections });
         }
-        if lookupds > lookupds_max || lookupds > LOOKUPDS_MAX {
-            return Err(ConfigError::Lookupds { count: lookupds });
+        if nsqds > u8::MAX as usize {
+            return Err(ConfigError::Addresses { count: nsqds });
         }
         if slots == 0 || slots >= u16::MAX as usize {
             return Err(ConfigError::Messages { count: slots });
@@ -262,6 +261,11 @@ pub enum ConfigError {
         /// How many there are.
         count: usize,
     },
+    /// There must be at most 255 nsqd addresses.
+    Addresses {
+        /// How many there are.
+        count: usize,
+    },
     /// More nsqlookupds than the storage has room for, or than [`LOOKUPDS_MAX`].
     Lookupds {
         /// How many there are.
@@ -293,6 +297,9 @@ impl fmt::Display for ConfigError {
             }
             Self::Connections { count } => {
                 write!(f, "storage for {count} connections; give it 1 to 255")
+            }
+            Self::Addresses { count } => {
+                write!(f, "{count} nsqd addresses given; give at most 255")
             }
             Self::Lookupds { count } => write!(
                 f,

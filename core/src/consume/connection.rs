@@ -12,7 +12,7 @@ use super::{Config, ConnectionEvent, ConnectionState, ConnectionStatus, DETAIL_M
 use crate::address::Address;
 use crate::macros::trace_state;
 use crate::session::{Awaited, Closed, DialError, Fault, Link, Session, Transmit, keep};
-use crate::time::{Backoff, Instant, Span, TimerId, Timers};
+use crate::time::{Instant, Span, TimerId, Timers};
 use crate::wire::Window;
 use crate::wire::v2::{
     self, ErrorCode, FrameDecoder, FramePart, FrameType, MessageHead, NegotiatedScanner,
@@ -21,8 +21,8 @@ use crate::wire::v2::{
 /// Longest answer to IDENTIFY or AUTH that is read; everything else but messages is far shorter.
 const REPLY_MAX: u32 = 16 * 1024;
 
-/// Takes two of the longest commands after the handshake.
-const STAGING: usize = 64;
+/// Takes two of the longest commands after the handshake, three FIN, and a NOP.
+const STAGING: usize = 72;
 
 /// The longest command after the handshake: a REQ.
 const COMMAND_MAX: usize = 32;
@@ -45,14 +45,13 @@ pub(super) struct Connection {
     staged: u8,
     written: u8,
     timers: Timers<Timer, 3>,
-    backoff: Backoff,
+    /// Attempts to connect since it was good.
+    attempts: u8,
     frames: FrameDecoder,
-    /// While identifying, the answer to it.
-    negotiated: NegotiatedScanner,
+    desk: Desk,
     /// What nsqd says in the frame being read, as far as it matters: of a message that is skipped
     /// its head. An error's stays.
     text: Vec<u8, DETAIL_MAX, u8>,
-    staging: [u8; STAGING],
     /// How much of the handshake's current command was staged, and its length once known.
     handshake_at: u16,
     handshake_len: u16,
@@ -69,6 +68,26 @@ enum Filling {
     Slot(u16),
     /// There is no room for it.
     Skip(NoRoom),
+}
+
+/// What is written, or the answer to IDENTIFY, which is read when nothing is.
+#[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "they are equally large")]
+enum Desk {
+    Writing([u8; STAGING]),
+    Identifying(NegotiatedScanner),
+}
+
+impl Desk {
+    fn staging(&mut self) -> &mut [u8] {
+        if let Self::Identifying(_) = self {
+            *self = Self::Writing([0; STAGING]);
+        }
+        match self {
+            Self::Writing(staging) => staging,
+            Self::Identifying(_) => &mut [],
+        }
+    }
 }
 
 /// How far leaving nsqd has come.
@@ -117,11 +136,10 @@ impl Connection {
         staged: 0,
         written: 0,
         timers: Timers::new(),
-        backoff: Backoff::new(Span::ZERO, Span::ZERO),
+        attempts: 0,
         frames: FrameDecoder::new(0),
-        negotiated: NegotiatedScanner::new(),
+        desk: Desk::Writing([0; STAGING]),
         text: Vec::new(),
-        staging: [0; STAGING],
         handshake_at: 0,
         handshake_len: 0,
         filling: Filling::Skip(NoRoom::Now),
@@ -136,7 +154,7 @@ impl Connection {
 
     pub(super) fn status<'s>(&'s self, shared: &'s Shared<'_>, id: u8) -> ConnectionStatus<'s> {
         ConnectionStatus {
-            address: shared.directory.seat(id).and_then(|seat| seat.address.as_ref()),
+            address: shared.directory.address(id),
             state: self.state,
             rdy: shared.window.rdy(id),
             in_flight: shared.window.in_flight(id),
@@ -188,7 +206,7 @@ impl Connection {
     // Apart, so that its frame is not under every poll.
     #[inline(never)]
     fn stage_handshake(&mut self, config: &Config<'_>) {
-        let mut window = Window::new(&mut self.staging, self.handshake_at.into());
+        let mut window = Window::new(self.desk.staging(), self.handshake_at.into());
         let Ok(()) = emit_handshake(&mut window, self.state, config);
         let staged = window.written();
         self.handshake_len = window.total() as u16;
@@ -198,7 +216,8 @@ impl Connection {
 
     /// Puts one command behind what is staged.
     fn push(&mut self, emit: impl FnOnce(&mut Window<'_>) -> Result<(), Infallible>) {
-        let room = self.staging.get_mut(self.staged.into()..).unwrap_or_default();
+        let staged = usize::from(self.staged);
+        let room = self.desk.staging().get_mut(staged..).unwrap_or_default();
         let mut window = Window::new(room, 0);
         let Ok(()) = emit(&mut window);
         self.staged = self.staged.saturating_add(window.written() as u8);
@@ -288,13 +307,12 @@ impl ConnectionSession<'_, '_> {
         match self.connection.state {
             ConnectionState::Unused | ConnectionState::Waiting => {
                 self.connection.serial = seat.serial;
-                let wanted = seat.address.is_some();
+                let wanted = !seat.is_empty();
                 // A wait after a failure goes on, and grows: else several nsqds that are down would
                 // be dialed in turn without a pause.
                 if !wanted || !self.connection.timers.is_set(Timer::Step) {
-                    self.connection.backoff = self.shared.config.backoff();
                     // Nothing is known of it yet: the first failure is followed by a wait.
-                    self.connection.backoff.skip_immediate();
+                    self.connection.attempts = 1;
                     self.connection.timers.stop_all();
                     if wanted {
                         self.connection.timers.set(Timer::Step, now);
@@ -406,16 +424,21 @@ impl ConnectionSession<'_, '_> {
                 return self.fail(now, Fault::BadLength { len: part.size, max: REPLY_MAX });
             }
             self.connection.text.clear();
-            if self.connection.state == ConnectionState::Identifying {
-                self.connection.negotiated = NegotiatedScanner::new();
+            if part.frame_type == FrameType::Response
+                && self.connection.state == ConnectionState::Identifying
+            {
+                if !self.connection.has_asked() {
+                    return self.fail(now, Fault::UnexpectedReply);
+                }
+                self.connection.desk = Desk::Identifying(NegotiatedScanner::new());
             }
         }
         keep(&mut self.connection.text, part.data);
         if part.frame_type == FrameType::Response
-            && self.connection.state == ConnectionState::Identifying
+            && let Desk::Identifying(negotiated) = &mut self.connection.desk
         {
             // An error shows when it is complete.
-            let _ = self.connection.negotiated.feed(part.data);
+            let _ = negotiated.feed(part.data);
         }
         if !part.last {
             return Ok(());
@@ -437,7 +460,11 @@ impl ConnectionSession<'_, '_> {
         let asked = self.connection.has_asked();
         match self.connection.state {
             ConnectionState::Identifying if asked => {
-                let Ok(negotiated) = self.connection.negotiated.finish() else {
+                let answer = match &mut self.connection.desk {
+                    Desk::Identifying(negotiated) => negotiated.finish(),
+                    Desk::Writing(_) => Err(Fault::BadIdentifyReply),
+                };
+                let Ok(negotiated) = answer else {
                     return self.fail(now, Fault::BadIdentifyReply);
                 };
                 self.connection.msg_timeout = Span::from_millis(negotiated.msg_timeout_ms.max(1));
@@ -489,7 +516,7 @@ impl ConnectionSession<'_, '_> {
 
     /// nsqd does what it is there for: the next loss is followed by an immediate redial.
     fn prove_good(&mut self) {
-        self.connection.backoff.reset();
+        self.connection.attempts = 0;
         if let Some(seat) = self.shared.directory.seat_mut(self.id) {
             seat.fails = false;
         }
@@ -589,8 +616,10 @@ impl ConnectionSession<'_, '_> {
 
     /// The seat's nsqd did not come up, or broke.
     fn wait(&mut self, now: Instant) {
-        let delay = self.connection.backoff.next_delay(&mut self.shared.jitter);
-        let fails = self.connection.backoff.attempts() > 2;
+        let mut backoff = self.shared.config.backoff().resume(self.connection.attempts);
+        let delay = backoff.next_delay(&mut self.shared.jitter);
+        self.connection.attempts = backoff.attempts();
+        let fails = self.connection.attempts > 2;
         self.connection.timers.set(Timer::Step, now.after(delay));
         self.connection.set_state(ConnectionState::Waiting);
         if let Some(seat) = self.shared.directory.seat_mut(self.id) {
@@ -650,7 +679,7 @@ impl Session for ConnectionSession<'_, '_> {
         {
             return None;
         }
-        let address = self.shared.directory.seat(self.id)?.address.clone()?;
+        let address = self.shared.directory.address(self.id)?.clone();
         self.set_busy(true);
         self.connection.handshake(now, self.shared.config, ConnectionState::Dialing);
         Some(address)
@@ -702,7 +731,11 @@ impl Session for ConnectionSession<'_, '_> {
             self.stage(now);
         }
         let pending = self.connection.written.into()..self.connection.staged.into();
-        Transmit { head: self.connection.staging.get(pending).unwrap_or_default(), body: &[] }
+        let head = match &self.connection.desk {
+            Desk::Writing(staging) => staging.get(pending).unwrap_or_default(),
+            Desk::Identifying(_) => &[],
+        };
+        Transmit { head, body: &[] }
     }
 
     fn sent(&mut self, _: Instant, n: usize) {

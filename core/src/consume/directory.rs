@@ -22,7 +22,7 @@ pub const LOOKUPDS_MAX: usize = 7;
 /// Whom one connection is for.
 #[derive(Debug, Clone)]
 pub(super) struct Seat {
-    pub(super) address: Option<Address>,
+    nsqd: Nsqd,
     /// Not listed by anybody: when it is given up.
     pub(super) leaves: Instant,
     /// When it was taken, in the order of all.
@@ -38,9 +38,19 @@ pub(super) struct Seat {
     pub(super) busy: bool,
 }
 
+/// An nsqd by where its address is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Nsqd {
+    Nobody,
+    /// Its place in the given addresses.
+    Given(u8),
+    /// The seat's own place in the found ones.
+    Found,
+}
+
 impl Seat {
     pub(super) const EMPTY: Self = Self {
-        address: None,
+        nsqd: Nsqd::Nobody,
         leaves: Instant::NEVER,
         order: 0,
         serial: 0,
@@ -50,8 +60,12 @@ impl Seat {
         busy: false,
     };
 
-    fn set(&mut self, address: Option<Address>, source: u8) {
-        self.address = address;
+    pub(super) fn is_empty(&self) -> bool {
+        self.nsqd == Nsqd::Nobody
+    }
+
+    fn set(&mut self, nsqd: Nsqd, source: u8) {
+        self.nsqd = nsqd;
         self.serial = self.serial.wrapping_add(1);
         self.leaves = Instant::NEVER;
         self.listed = source;
@@ -77,6 +91,9 @@ impl Round {
 #[derive(Debug)]
 pub(super) struct Directory<'a> {
     seats: &'a mut [Seat],
+    given: &'a [Address],
+    /// Of the first so many seats, those that are for an nsqd that was found.
+    found: &'a mut [Option<Address>],
     /// The hash of the last nsqd that replaced another one.
     cursor: u32,
     /// The hash of the one that is to be given a seat next, and the source that said so.
@@ -87,9 +104,17 @@ pub(super) struct Directory<'a> {
 }
 
 impl<'a> Directory<'a> {
-    pub(super) fn new(seats: &'a mut [Seat]) -> Self {
+    pub(super) fn new(seats: &'a mut [Seat], given: &'a [Address]) -> Self {
         seats.fill(Seat::EMPTY);
-        Self { seats, cursor: 0, next: None, order: 0, rotates: Instant::NEVER }
+        Self {
+            seats,
+            given,
+            found: &mut [],
+            cursor: 0,
+            next: None,
+            order: 0,
+            rotates: Instant::NEVER,
+        }
     }
 
     pub(super) fn seat(&self, id: u8) -> Option<&Seat> {
@@ -100,9 +125,22 @@ impl<'a> Directory<'a> {
         self.seats.get_mut(usize::from(id))
     }
 
+    /// Where to keep the addresses of nsqds that are found.
+    pub(super) fn find_into(&mut self, found: &'a mut [Option<Address>]) {
+        self.found = found;
+    }
+
+    pub(super) fn address(&self, id: u8) -> Option<&Address> {
+        match self.seat(id)?.nsqd {
+            Nsqd::Nobody => None,
+            Nsqd::Given(at) => self.given.get(usize::from(at)),
+            Nsqd::Found => self.found.get(usize::from(id))?.as_ref(),
+        }
+    }
+
     pub(super) fn retire(&mut self, id: u8) {
         if let Some(seat) = self.seat_mut(id) {
-            seat.set(None, 0);
+            seat.set(Nsqd::Nobody, 0);
         }
     }
 
@@ -114,6 +152,22 @@ impl<'a> Directory<'a> {
         round.count = 0;
     }
 
+    /// The given addresses are a source as well. Says whether a seat changed.
+    pub(super) fn offer_given(&mut self, now: Instant, rotate: Span, round: &mut Round) -> bool {
+        let mut changed = false;
+        // The first time finds who is next, the second puts it in.
+        for _ in 0..2 {
+            self.begin(GIVEN, round);
+            let given = self.given;
+            for (at, address) in given.iter().enumerate() {
+                changed |= self.offer_as(now, rotate, GIVEN, round, address, Nsqd::Given(at as u8));
+            }
+            // They are never taken back.
+            self.end(now, rotate, Span::MAX, GIVEN, round);
+        }
+        changed
+    }
+
     /// A source lists an nsqd. Says whether a seat changed.
     pub(super) fn offer(
         &mut self,
@@ -123,29 +177,42 @@ impl<'a> Directory<'a> {
         round: &mut Round,
         address: &Address,
     ) -> bool {
-        if let Some(seat) =
-            self.seats.iter_mut().find(|seat| seat.address.as_ref() == Some(address))
-        {
+        self.offer_as(now, rotate, source, round, address, Nsqd::Found)
+    }
+
+    fn offer_as(
+        &mut self,
+        now: Instant,
+        rotate: Span,
+        source: u8,
+        round: &mut Round,
+        address: &Address,
+        nsqd: Nsqd,
+    ) -> bool {
+        let known = (0..self.seats.len() as u8).find(|id| self.address(*id) == Some(address));
+        if let Some(seat) = known.and_then(|id| self.seat_mut(id)) {
             seat.listed |= source;
             seat.seen |= source;
             seat.leaves = Instant::NEVER;
             return false;
         }
-        let empty = |seat: &Seat| seat.address.is_none();
-        let down = |seat: &Seat| empty(seat) && !seat.busy;
-        let free = self.seats.iter().position(down).or_else(|| self.seats.iter().position(empty));
+        // The seats that it may have.
+        let len = if nsqd == Nsqd::Found { self.found.len() } else { self.seats.len() };
+        let seats = self.seats.iter().take(len);
+        let down = |seat: &Seat| seat.is_empty() && !seat.busy;
+        let free = seats.clone().position(down).or_else(|| seats.clone().position(Seat::is_empty));
         if let Some(at) = free {
-            self.assign(at, source, address);
+            self.assign(at, source, nsqd, address);
             return true;
         }
         let hash = hash(address);
         if self.next.is_some_and(|(next, _)| next == hash)
-            && let Some(at) = self.victim(now)
+            && let Some(at) = self.victim(now, len)
         {
             self.cursor = hash;
             self.next = None;
             self.rotates = now.after(rotate);
-            self.assign(at, source, address);
+            self.assign(at, source, nsqd, address);
             return true;
         }
         if round.nearest.is_none_or(|nearest| self.distance(hash) < self.distance(nearest)) {
@@ -159,8 +226,15 @@ impl<'a> Directory<'a> {
     }
 
     /// The source has listed all that it has, at least one.
-    pub(super) fn end(&mut self, now: Instant, grace: Span, source: u8, round: &mut Round) {
-        for seat in self.seats.iter_mut().filter(|seat| seat.address.is_some()) {
+    pub(super) fn end(
+        &mut self,
+        now: Instant,
+        rotate: Span,
+        grace: Span,
+        source: u8,
+        round: &mut Round,
+    ) {
+        for seat in self.seats.iter_mut().filter(|seat| !seat.is_empty()) {
             if seat.seen & source == 0 {
                 seat.listed &= !source;
             }
@@ -170,9 +244,11 @@ impl<'a> Directory<'a> {
         }
         round.unserved = round.count;
         let nearest = round.nearest.map(|hash| (hash, source));
+        // It had its time to be offered again: its source may be gone.
+        let overdue = now >= self.rotates.after(rotate).after(rotate);
         match (self.next, nearest) {
             // What this source said before holds no longer.
-            (Some((_, by)), _) if by == source => self.next = nearest,
+            (Some((_, by)), _) if by == source || overdue => self.next = nearest,
             (Some((next, _)), Some((hash, _))) if self.distance(hash) >= self.distance(next) => {}
             (Some(_), None) => {}
             (None | Some(_), _) => self.next = nearest,
@@ -184,17 +260,22 @@ impl<'a> Directory<'a> {
         hash.wrapping_sub(self.cursor).wrapping_sub(1)
     }
 
-    fn assign(&mut self, at: usize, source: u8, address: &Address) {
+    fn assign(&mut self, at: usize, source: u8, nsqd: Nsqd, address: &Address) {
         self.order = self.order.wrapping_add(1);
+        if nsqd == Nsqd::Found
+            && let Some(found) = self.found.get_mut(at)
+        {
+            *found = Some(address.clone());
+        }
         if let Some(seat) = self.seats.get_mut(at) {
-            seat.set(Some(address.clone()), source);
+            seat.set(nsqd, source);
             seat.order = self.order;
         }
     }
 
     /// Who has to make room: one that does not work, else, if it is time, who came first.
-    fn victim(&self, now: Instant) -> Option<usize> {
-        let seats = self.seats.iter().enumerate();
+    fn victim(&self, now: Instant, len: usize) -> Option<usize> {
+        let seats = self.seats.iter().take(len).enumerate();
         if let Some((at, _)) = seats.clone().find(|(_, seat)| seat.fails) {
             return Some(at);
         }
@@ -236,12 +317,20 @@ mod tests {
                 let address = Address::new("h", *port).unwrap();
                 directory.offer(now, ROTATE, self.bit, &mut self.round, &address);
             }
-            directory.end(now, GRACE, self.bit, &mut self.round);
+            directory.end(now, ROTATE, GRACE, self.bit, &mut self.round);
         }
     }
 
     fn ports(directory: &Directory<'_>) -> Vec<u16> {
-        directory.seats.iter().map(|s| s.address.as_ref().map_or(0, Address::port)).collect()
+        let ids = 0..directory.seats.len() as u8;
+        ids.map(|id| directory.address(id).map_or(0, Address::port)).collect()
+    }
+
+    fn with(seats: usize, given: &[Address], scenario: impl FnOnce(&mut Directory<'_>)) {
+        let (mut table, mut found) = (vec![Seat::EMPTY; seats], vec![None; seats]);
+        let mut directory = Directory::new(&mut table, given);
+        directory.find_into(&mut found);
+        scenario(&mut directory);
     }
 
     fn leaving(directory: &Directory<'_>) -> Vec<bool> {
@@ -250,43 +339,48 @@ mod tests {
 
     #[test]
     fn the_union_counts() {
-        let mut seats = [Seat::EMPTY; 3];
-        let mut directory = Directory::new(&mut seats);
-        let (mut a, mut b) = (Source::new(1), Source::new(2));
-        a.lists(&mut directory, 0, &[1, 2]);
-        b.lists(&mut directory, 1, &[2, 3]);
-        assert_eq!(ports(&directory), [1, 2, 3]);
-        // Each takes back its own word only.
-        a.lists(&mut directory, 2, &[1]);
-        assert_eq!(leaving(&directory), [false, false, false]);
-        b.lists(&mut directory, 3, &[3]);
-        assert_eq!(leaving(&directory), [false, true, false]);
-        assert_eq!(directory.seat(1).unwrap().leaves, Instant::from_millis(13_000));
-        b.lists(&mut directory, 4, &[3]);
-        assert_eq!(directory.seat(1).unwrap().leaves, Instant::from_millis(13_000), "not later");
-        a.lists(&mut directory, 5, &[2, 1]);
-        assert_eq!(leaving(&directory), [false, false, false], "it came back in time");
+        with(3, &[], |directory| {
+            let (mut a, mut b) = (Source::new(1), Source::new(2));
+            a.lists(directory, 0, &[1, 2]);
+            b.lists(directory, 1, &[2, 3]);
+            assert_eq!(ports(directory), [1, 2, 3]);
+            // Each takes back its own word only.
+            a.lists(directory, 2, &[1]);
+            assert_eq!(leaving(directory), [false, false, false]);
+            b.lists(directory, 3, &[3]);
+            assert_eq!(leaving(directory), [false, true, false]);
+            assert_eq!(directory.seat(1).unwrap().leaves, Instant::from_millis(13_000));
+            b.lists(directory, 4, &[3]);
+            assert_eq!(
+                directory.seat(1).unwrap().leaves,
+                Instant::from_millis(13_000),
+                "not later"
+            );
+            a.lists(directory, 5, &[2, 1]);
+            assert_eq!(leaving(directory), [false, false, false], "it came back in time");
+        });
     }
 
     #[test]
     fn a_freed_seat_goes_to_the_next_offered() {
-        let mut seats = [Seat::EMPTY; 2];
-        let mut directory = Directory::new(&mut seats);
-        let mut a = Source::new(1);
-        a.lists(&mut directory, 0, &[1, 2, 3]);
-        assert_eq!((ports(&directory), a.round.unserved), (vec![1, 2], 1));
-        let serial = directory.seat(0).unwrap().serial;
-        directory.retire(0);
-        assert_ne!(directory.seat(0).unwrap().serial, serial);
-        a.lists(&mut directory, 1, &[2, 3]);
-        assert_eq!((ports(&directory), a.round.unserved), (vec![3, 2], 0));
+        with(2, &[], |directory| {
+            let mut a = Source::new(1);
+            a.lists(directory, 0, &[1, 2, 3]);
+            assert_eq!((ports(directory), a.round.unserved), (vec![1, 2], 1));
+            let serial = directory.seat(0).unwrap().serial;
+            directory.retire(0);
+            assert_ne!(directory.seat(0).unwrap().serial, serial);
+            a.lists(directory, 1, &[2, 3]);
+            assert_eq!((ports(directory), a.round.unserved), (vec![3, 2], 0));
+        });
     }
 
     #[test]
     fn each_of_many_has_its_turn() {
         for seats in 1..5 {
-            let mut seats = vec![Seat::EMPTY; seats];
-            let mut directory = Directory::new(&mut seats);
+            let (mut seats, mut found) = (vec![Seat::EMPTY; seats], vec![None; seats]);
+            let mut directory = Directory::new(&mut seats, &[]);
+            directory.find_into(&mut found);
             let all: Vec<u16> = (1..=40).collect();
             // Two sources list overlapping halves.
             let (mut a, mut b) = (Source::new(1), Source::new(2));
@@ -307,17 +401,39 @@ mod tests {
 
     #[test]
     fn who_does_not_work_makes_room_first() {
-        let mut seats = [Seat::EMPTY; 2];
-        let mut directory = Directory::new(&mut seats);
-        let mut a = Source::new(GIVEN);
-        a.lists(&mut directory, 0, &[1, 2, 3]);
-        a.lists(&mut directory, 1, &[1, 2, 3]);
-        assert_eq!(ports(&directory), [1, 2], "it is not time");
-        directory.seat_mut(1).unwrap().fails = true;
-        a.lists(&mut directory, 2, &[1, 2, 3]);
-        assert_eq!(ports(&directory), [1, 3]);
-        a.lists(&mut directory, 63, &[1, 2, 3]);
-        a.lists(&mut directory, 64, &[1, 2, 3]);
-        assert_eq!(ports(&directory), [2, 3], "the oldest");
+        with(2, &[], |directory| {
+            let mut a = Source::new(GIVEN);
+            a.lists(directory, 0, &[1, 2, 3]);
+            a.lists(directory, 1, &[1, 2, 3]);
+            assert_eq!(ports(directory), [1, 2], "it is not time");
+            directory.seat_mut(1).unwrap().fails = true;
+            a.lists(directory, 2, &[1, 2, 3]);
+            assert_eq!(ports(directory), [1, 3]);
+            a.lists(directory, 63, &[1, 2, 3]);
+            a.lists(directory, 64, &[1, 2, 3]);
+            assert_eq!(ports(directory), [2, 3], "the oldest");
+        });
+    }
+
+    #[test]
+    fn given_ones_take_turns_too_and_found_ones_sit_where_there_is_room_for_their_address() {
+        let given: Vec<Address> = (1..=3).map(|port| Address::new("h", port).unwrap()).collect();
+        let (mut seats, mut found) = ([Seat::EMPTY; 2], [None]);
+        let mut directory = Directory::new(&mut seats, &given);
+        directory.find_into(&mut found);
+        let mut round = Round::NONE;
+        let mut served = [0; 10];
+        for minute in 0..30 {
+            directory.offer_given(Instant::from_millis(minute * 60_000), ROTATE, &mut round);
+            ports(&directory).into_iter().for_each(|port| served[usize::from(port)] += 1);
+        }
+        assert_eq!((served[1], served[2], served[3]), (20, 20, 20), "{served:?}");
+        let mut a = Source::new(1);
+        // Even where the given ones, one of which is next, are offered no more.
+        for secs in [2000, 2001, 2060, 2061, 2120, 2121] {
+            a.lists(&mut directory, secs, &[9]);
+            assert!(ports(&directory)[1] != 9);
+        }
+        assert_eq!(ports(&directory)[0], 9);
     }
 }

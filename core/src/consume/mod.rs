@@ -48,7 +48,8 @@
 //! | messages in flight | the storage's `MESSAGES`, [`Config::max_in_flight`] | nsqd is not asked for more |
 //! | a message | ring length / `MESSAGES`, less 26 | takes several slots, if they are free side by side, else it is requeued; see [`TooLarge`] above the whole ring |
 //! | connections | the storage's `CONNECTIONS` | the nsqds take turns: [`Config::rotate`] |
-//! | nsqlookupds | the storage's `LOOKUPDS`, at most [`LOOKUPDS_MAX`] | [`ConfigError::Lookupds`] |
+//! | nsqds given | 255 | [`ConfigError::Addresses`] |
+//! | nsqlookupds | the [`Discovery`]'s `LOOKUPDS`, at most [`LOOKUPDS_MAX`] | [`ConfigError::Lookupds`] |
 //! | an nsqlookupd's answer | none: it is scanned as it arrives | |
 //! | nsqd's error text | [`DETAIL_MAX`] bytes | cut off |
 
@@ -81,52 +82,70 @@ use store::{Answer, Slot, Store};
 use window::{Share, Window};
 
 /// The most bytes kept of an error's text.
-pub const DETAIL_MAX: usize = 64;
+pub const DETAIL_MAX: usize = 56;
 
-/// The tables of a consumer: for so many connections to nsqds, nsqlookupds to ask, and messages in
-/// flight.
+/// The tables of a consumer: for so many connections to nsqds and messages in flight.
 ///
-/// RAM: at most [`CONNECTION_RAM_MAX`] bytes a connection, [`LOOKUPD_RAM_MAX`] an nsqlookupd and
-/// [`MESSAGE_RAM_MAX`] a message.
+/// RAM: at most [`CONNECTION_RAM_MAX`] bytes a connection and [`MESSAGE_RAM_MAX`] a message.
 #[derive(Debug)]
-pub struct Storage<const CONNECTIONS: usize, const LOOKUPDS: usize, const MESSAGES: usize> {
+pub struct Storage<const CONNECTIONS: usize, const MESSAGES: usize> {
     connections: [Connection; CONNECTIONS],
     seats: [Seat; CONNECTIONS],
     shares: [Share; CONNECTIONS],
-    lookupds: [Lookupd; LOOKUPDS],
     slots: [Slot; MESSAGES],
 }
 
-/// The most bytes that a connection takes of a [`Storage`].
-pub const CONNECTION_RAM_MAX: usize = 512;
+/// The tables of a consumer that asks nsqlookupds: for so many of them, and so many nsqds that
+/// they list. Only the first `NSQDS` connections of the consumer are used for found nsqds.
+///
+/// RAM: at most [`LOOKUPD_RAM_MAX`] bytes an nsqlookupd and [`FOUND_RAM_MAX`] an nsqd.
+#[derive(Debug)]
+pub struct Discovery<const LOOKUPDS: usize, const NSQDS: usize> {
+    lookupds: [Lookupd; LOOKUPDS],
+    found: [Option<Address>; NSQDS],
+}
 
-/// The most bytes that an nsqlookupd takes of a [`Storage`].
-pub const LOOKUPD_RAM_MAX: usize = 512;
+/// The most bytes that a connection takes of a [`Storage`].
+pub const CONNECTION_RAM_MAX: usize = 262;
 
 /// The most bytes that a message in flight takes of a [`Storage`], beside the ring.
 pub const MESSAGE_RAM_MAX: usize = 32;
 
-/// The most bytes that a [`Consumer`] takes beside its storage and ring.
-pub const RAM_MAX: usize = 512;
+/// The most bytes that an nsqlookupd takes of a [`Discovery`].
+pub const LOOKUPD_RAM_MAX: usize = 400;
 
-impl<const CONNECTIONS: usize, const LOOKUPDS: usize, const MESSAGES: usize>
-    Storage<CONNECTIONS, LOOKUPDS, MESSAGES>
-{
+/// The most bytes that a found nsqd takes of a [`Discovery`].
+pub const FOUND_RAM_MAX: usize = 104;
+
+/// The most bytes that a [`Consumer`] takes beside its storage and ring.
+pub const RAM_MAX: usize = 360;
+
+impl<const CONNECTIONS: usize, const MESSAGES: usize> Storage<CONNECTIONS, MESSAGES> {
     /// Empty; [`Consumer::new`] fills it.
     pub const fn new() -> Self {
         Self {
             connections: [const { Connection::NEW }; CONNECTIONS],
             seats: [const { Seat::EMPTY }; CONNECTIONS],
             shares: [Share::NONE; CONNECTIONS],
-            lookupds: [const { Lookupd::NEW }; LOOKUPDS],
             slots: [Slot::FREE; MESSAGES],
         }
     }
 }
 
-impl<const CONNECTIONS: usize, const LOOKUPDS: usize, const MESSAGES: usize> Default
-    for Storage<CONNECTIONS, LOOKUPDS, MESSAGES>
-{
+impl<const CONNECTIONS: usize, const MESSAGES: usize> Default for Storage<CONNECTIONS, MESSAGES> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<const LOOKUPDS: usize, const NSQDS: usize> Discovery<LOOKUPDS, NSQDS> {
+    /// Empty; [`Consumer::discover`] fills it.
+    pub const fn new() -> Self {
+        Self { lookupds: [const { Lookupd::NEW }; LOOKUPDS], found: [const { None }; NSQDS] }
+    }
+}
+
+impl<const LOOKUPDS: usize, const NSQDS: usize> Default for Discovery<LOOKUPDS, NSQDS> {
     fn default() -> Self {
         Self::new()
     }
@@ -311,7 +330,6 @@ impl TimerId for Timer {
 #[derive(Debug)]
 struct Shared<'a> {
     config: &'a Config<'a>,
-    nsqds: &'a [Address],
     directory: Directory<'a>,
     /// The given addresses, as a source.
     given: Round,
@@ -327,29 +345,26 @@ struct Shared<'a> {
 }
 
 impl<'a> Consumer<'a> {
-    /// A consumer that connects to `nsqds`, and to what the `lookupds` list, whose addresses are
-    /// those of their HTTP ports (4161).
+    /// A consumer that connects to `nsqds`; none is fine with [`discover`](Self::discover).
     ///
     /// Messages lie in `ring` until they are answered: a part of equal length for each message in
     /// flight, at least [`SLOT_MIN`] bytes. Make the parts as long as the messages usually are,
     /// plus 26; longer ones take several.
-    pub fn new<const CONNECTIONS: usize, const LOOKUPDS: usize, const MESSAGES: usize>(
+    pub fn new<const CONNECTIONS: usize, const MESSAGES: usize>(
         config: &'a Config<'a>,
-        storage: &'a mut Storage<CONNECTIONS, LOOKUPDS, MESSAGES>,
+        storage: &'a mut Storage<CONNECTIONS, MESSAGES>,
         nsqds: &'a [Address],
-        lookupds: &'a [Address],
         ring: &'a mut [u8],
     ) -> Result<Self, ConfigError> {
-        config.check(CONNECTIONS, lookupds.len(), LOOKUPDS, MESSAGES, ring.len())?;
-        let Storage { connections, seats, shares, lookupds: polls, slots } = storage;
+        config.check(CONNECTIONS, nsqds.len(), MESSAGES, ring.len())?;
+        let Storage { connections, seats, shares, slots } = storage;
         let mut consumer = Self {
             connections,
-            lookupds: polls,
-            lookupd_addresses: lookupds,
+            lookupds: &mut [],
+            lookupd_addresses: &[],
             shared: Shared {
                 config,
-                nsqds,
-                directory: Directory::new(seats),
+                directory: Directory::new(seats, nsqds),
                 given: Round::NONE,
                 window: Window::new(shares),
                 store: Store::new(slots, ring),
@@ -362,20 +377,32 @@ impl<'a> Consumer<'a> {
                 version: 0,
             },
         };
-        consumer.start();
+        consumer.connections.fill_with(|| Connection::NEW);
+        consumer.shared.offer_given(Instant::ZERO);
+        consumer.shared.adjust(Instant::ZERO);
         Ok(consumer)
     }
 
-    // Not generic: one copy of it.
-    fn start(&mut self) {
-        self.connections.fill_with(|| Connection::NEW);
+    /// Asks these nsqlookupds as well, at their HTTP ports (4161), and connects to what they list.
+    /// Call it once, before anything is driven.
+    pub fn discover<const LOOKUPDS: usize, const NSQDS: usize>(
+        &mut self,
+        discovery: &'a mut Discovery<LOOKUPDS, NSQDS>,
+        lookupds: &'a [Address],
+    ) -> Result<(), ConfigError> {
+        if lookupds.len() > LOOKUPDS.min(LOOKUPDS_MAX) {
+            return Err(ConfigError::Lookupds { count: lookupds.len() });
+        }
+        let Discovery { lookupds: tables, found } = discovery;
+        self.lookupds = tables;
+        self.lookupd_addresses = lookupds;
+        self.shared.directory.find_into(found);
         let interval = self.shared.config.lookup_interval;
         self.lookupds.fill_with(|| Lookupd::NEW);
-        for (lookupd, _) in self.lookupds.iter_mut().zip(self.lookupd_addresses) {
+        for (lookupd, _) in self.lookupds.iter_mut().zip(lookupds) {
             lookupd.start(interval);
         }
-        self.shared.offer_given(Instant::ZERO);
-        self.shared.adjust(Instant::ZERO);
+        Ok(())
     }
 
     /// How many connections to nsqds there are, used or not.
@@ -641,16 +668,9 @@ impl Shared<'_> {
 
     /// Offers the given addresses.
     fn offer_given(&mut self, now: Instant) {
-        // The first round finds who is next, the second puts it in.
-        for _ in 0..2 {
-            let mut round = self.given.clone();
-            self.directory.begin(GIVEN, &mut round);
-            for address in self.nsqds {
-                self.offer(now, GIVEN, &mut round, address);
-            }
-            // They are never taken back.
-            self.directory.end(now, Span::MAX, GIVEN, &mut round);
-            self.given = round;
+        let Self { directory, given, config, .. } = self;
+        if !self.stopping && directory.offer_given(now, config.rotate, given) {
+            self.changed();
         }
     }
 

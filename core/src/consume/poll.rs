@@ -246,8 +246,8 @@ impl LookupdSession<'_, '_> {
             }
         }
         if lookupd.producers.count > 0 {
-            let grace = self.shared.config.grace;
-            self.shared.directory.end(now, grace, self.source, &mut lookupd.round);
+            let super::Config { rotate, grace, .. } = *self.shared.config;
+            self.shared.directory.end(now, rotate, grace, self.source, &mut lookupd.round);
         } else {
             lookupd.round = Round::NONE;
         }

@@ -175,10 +175,10 @@ fn with<const C: usize, const M: usize>(
     nsqds: usize,
     scenario: impl FnOnce(&mut Bench<'_>),
 ) {
-    let mut storage = Storage::<C, 0, M>::new();
+    let mut storage = Storage::<C, M>::new();
     let all = addresses::<8>();
     let mut ring = vec![0; M * 64];
-    let consumer = Consumer::new(config, &mut storage, &all[..nsqds], &[], &mut ring).unwrap();
+    let consumer = Consumer::new(config, &mut storage, &all[..nsqds], &mut ring).unwrap();
     scenario(&mut Bench { consumer, now: 0 });
 }
 
@@ -220,4 +220,18 @@ fn connects_subscribes_and_asks() {
         let counters = bench.consumer.counters();
         assert_eq!((counters.received, counters.finished), (1, 1));
     });
+}
+
+#[test]
+fn ram() {
+    let word = size_of::<usize>();
+    // On a 32-bit machine 176 bytes less.
+    assert_eq!(size_of::<Consumer<'_>>(), if word == 8 { RAM_MAX } else { 0 });
+    assert!(size_of::<Storage<1, 0>>() <= CONNECTION_RAM_MAX + 8, "{}", size_of::<Storage<1, 0>>());
+    assert_eq!(size_of::<Storage<100, 0>>() / 100, CONNECTION_RAM_MAX);
+    assert_eq!(size_of::<Storage<0, 100>>() / 100, MESSAGE_RAM_MAX);
+    assert!(size_of::<Discovery<100, 0>>() / 100 <= LOOKUPD_RAM_MAX);
+    assert!(size_of::<Discovery<0, 100>>() / 100 <= FOUND_RAM_MAX);
+    let all = size_of::<Consumer<'_>>() + size_of::<Storage<2, 4>>();
+    assert_eq!(all, 1016, "two connections, four messages in flight");
 }
