@@ -570,7 +570,10 @@ impl ConnectionSession<'_, '_> {
         shared.tally.received = shared.tally.received.saturating_add(1);
         let end = now.after(self.connection.max_msg_timeout);
         let due = now.after(self.connection.due_after(shared.config)).min(end);
-        shared.store.arrived(slot, due, end);
+        if shared.store.arrived(slot, due, end) {
+            shared.tally.timed_out = shared.tally.timed_out.saturating_add(1);
+            shared.window.answered(self.id);
+        }
         self.connection.due_by(due);
         if shared.stopping {
             shared.store.recall(self.id, false);

@@ -75,7 +75,7 @@ pub use poll::LookupdSession;
 pub use store::{AnswerError, Token};
 
 use connection::Connection;
-use directory::{Directory, GIVEN, Round, Seat};
+use directory::{Directory, Round, Seat};
 use flow::Flow;
 use poll::Lookupd;
 use store::{Answer, Slot, Store};

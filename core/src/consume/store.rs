@@ -182,13 +182,53 @@ impl<'a> Store<'a> {
         copy(self.ring.get_mut(start..).unwrap_or_default(), data);
     }
 
-    /// The message is whole.
-    pub(super) fn arrived(&mut self, slot: u16, due: Instant, end: Instant) {
-        if let Some(slot) = self.get_mut(slot) {
+    /// The message is whole. Says whether nsqd has taken an earlier delivery of it back: then what
+    /// is still here of that does not count any more.
+    pub(super) fn arrived(&mut self, at: u16, due: Instant, end: Instant) -> bool {
+        let superseded = self.supersede(at);
+        if let Some(slot) = self.get_mut(at) {
             slot.state = SlotState::Waiting;
             slot.due = due;
             slot.end = end;
             self.waiting = self.waiting.saturating_add(1);
+        }
+        superseded
+    }
+
+    /// Gives up an earlier delivery of a message on the same connection. Its answer would be taken
+    /// for that of the new one.
+    fn supersede(&mut self, new: u16) -> bool {
+        let Some((owner, head)) = self.slots.get(usize::from(new)).and_then(|slot| {
+            let (head, _) = MessageHead::parse(self.data(new)?)?;
+            Some((slot.owner, head))
+        }) else {
+            return false;
+        };
+        if head.attempts < 2 {
+            // What nearly every message is.
+            return false;
+        }
+        let is = |slot: &Slot| slot.owner == owner && slot.is_in_flight();
+        let same = |at: &u16| {
+            let data = self.data(*at).unwrap_or_default();
+            MessageHead::parse(data).is_some_and(|(old, _)| old.id == head.id)
+        };
+        let old = (0..self.slots.len() as u16)
+            .filter(|at| self.slots.get(usize::from(*at)).is_some_and(is))
+            .find(same);
+        let Some(old) = old else { return false };
+        self.give_up(old);
+        true
+    }
+
+    /// nsqd has taken a message in flight back.
+    fn give_up(&mut self, at: u16) {
+        let Some(slot) = self.get_mut(at) else { return };
+        if slot.state == SlotState::Taken {
+            self.lose(at);
+        } else {
+            self.waiting = self.waiting.saturating_sub(1);
+            self.free(at);
         }
     }
 
@@ -366,12 +406,7 @@ impl<'a> Store<'a> {
                 continue;
             }
             expired();
-            if slot.state == SlotState::Taken {
-                self.lose(at);
-            } else {
-                self.waiting = self.waiting.saturating_sub(1);
-                self.free(at);
-            }
+            self.give_up(at);
         }
         next
     }
