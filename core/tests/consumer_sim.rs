@@ -373,6 +373,8 @@ fn live(seed: u32) -> [u64; 12] {
     // Whether the application may take longer than nsqd waits, and messages than a slot.
     let (slow, long) = (random.one_in(2), random.one_in(2));
     let auto_touch = random.one_in(3);
+    // Whether the application always wants as many.
+    let constant = random.one_in(2);
     let max_attempts = if random.one_in(2) { 0 } else { 3 + random.below(4) as u16 };
     let exhausted = if random.one_in(2) { Exhausted::Finish } else { Exhausted::Deliver };
     let config = Config {
@@ -424,7 +426,7 @@ fn live(seed: u32) -> [u64; 12] {
     let mut published: HashMap<Id, usize> = HashMap::new();
     let mut limits: VecDeque<(Instant, u16)> = VecDeque::new();
     let mut max = config.max_in_flight;
-    let (mut numbers, mut events, mut duplicates, mut most) = (0u64, 0u64, 0u64, 0u16);
+    let (mut numbers, mut events, mut duplicates) = (0u64, 0u64, 0u64);
     let mut now = Instant::from_millis(5);
     let end_of_faults = now.after(Span::from_millis(1000 + random.below(20_000)));
     let mut stopping = None;
@@ -448,11 +450,11 @@ fn live(seed: u32) -> [u64; 12] {
             events += 1;
         }
         // The application.
-        if faulty && random.one_in(200) {
+        if faulty && !constant && random.one_in(200) {
             max = random.below(11) as u16;
             consumer.set_max_in_flight(now, max);
         }
-        if faulty && random.one_in(150) {
+        if faulty && !constant && random.one_in(150) {
             if consumer.is_paused() { consumer.resume(now) } else { consumer.pause(now) }
         }
         if !faulty && stopping.is_none() && (max == 0 || consumer.is_paused()) {
@@ -678,7 +680,12 @@ fn live(seed: u32) -> [u64; 12] {
         let allowed = limits.iter().map(|(_, limit)| *limit).max().unwrap();
         let sum: u16 = clients.iter().flatten().filter(|c| !c.closing).map(|c| c.rdy).sum();
         assert!(sum <= allowed, "{context}: RDY {sum} of {allowed}");
-        most = most.max(sum);
+        if constant && !slow {
+            // Also while a connection is being left, and whatever is taken from whom.
+            let in_flight = |index| consumer.status(index).unwrap().in_flight;
+            let sum: u16 = (0..CONNECTIONS).map(in_flight).sum();
+            assert!(sum <= allowed, "{context}: {sum} in flight of {allowed}");
+        }
         let counters = consumer.counters();
         if !slow && !long && counters.timed_out == 0 && counters.refused == 0 {
             assert_eq!(counters.no_room, 0, "{context}: more was asked for than there is room");

@@ -118,7 +118,7 @@ pub const LOOKUPD_RAM_MAX: usize = 400;
 pub const FOUND_RAM_MAX: usize = 104;
 
 /// The most bytes that a [`Consumer`] takes beside its storage and ring.
-pub const RAM_MAX: usize = 360;
+pub const RAM_MAX: usize = 368;
 
 impl<const CONNECTIONS: usize, const MESSAGES: usize> Storage<CONNECTIONS, MESSAGES> {
     /// Empty; [`Consumer::new`] fills it.
@@ -316,10 +316,12 @@ enum Timer {
     Probe,
     /// See whose turn it is.
     Turn,
+    /// Offer the given addresses, of which some wait.
+    Offer,
 }
 
 impl TimerId for Timer {
-    const ALL: &'static [Self] = &[Self::Probe, Self::Turn];
+    const ALL: &'static [Self] = &[Self::Probe, Self::Turn, Self::Offer];
 
     fn index(self) -> usize {
         self as usize
@@ -336,7 +338,7 @@ struct Shared<'a> {
     window: Window<'a>,
     store: Store<'a>,
     flow: Flow,
-    timers: Timers<Timer, 2>,
+    timers: Timers<Timer, 3>,
     jitter: Jitter,
     tally: Counters,
     given_up: Option<(MessageId, u16)>,
@@ -669,14 +671,21 @@ impl Shared<'_> {
     /// Offers the given addresses.
     fn offer_given(&mut self, now: Instant) {
         let Self { directory, given, config, .. } = self;
-        if !self.stopping && directory.offer_given(now, config.rotate, given) {
+        let changed = !self.stopping && directory.offer_given(now, config.rotate, given);
+        if given.unserved == 0 || self.stopping {
+            self.timers.stop(Timer::Offer);
+        } else {
+            // When the next may have a seat; if it is time already, another source's turn is it.
+            let soon = now.after(Span::from_millis((config.rotate.as_millis() >> 2).max(1)));
+            self.timers.set(Timer::Offer, directory.rotates.max(soon));
+        }
+        if changed {
             self.changed();
         }
     }
 
     fn deadline(&self) -> Instant {
-        let rotates = if self.given.unserved > 0 { self.directory.rotates } else { Instant::NEVER };
-        self.timers.next().unwrap_or(Instant::NEVER).min(rotates)
+        self.timers.next().unwrap_or(Instant::NEVER)
     }
 
     /// Time passed for all, and for the seat of connection `id`.
@@ -691,12 +700,8 @@ impl Shared<'_> {
             self.adjust(now);
             self.changed();
         }
-        if self.given.unserved > 0 && self.directory.rotates <= now {
+        if self.timers.expired(Timer::Offer, now) {
             self.offer_given(now);
-            if self.directory.rotates <= now {
-                // Nobody to replace.
-                self.directory.rotates = now.after(self.config.rotate);
-            }
         }
         if self.directory.seat(id).is_some_and(|seat| seat.leaves <= now) {
             self.directory.retire(id);

@@ -994,5 +994,5 @@ fn ram() {
     assert!(size_of::<Discovery<100, 0>>() / 100 <= LOOKUPD_RAM_MAX);
     assert!(size_of::<Discovery<0, 100>>() / 100 <= FOUND_RAM_MAX);
     let all = size_of::<Consumer<'_>>() + size_of::<Storage<2, 4>>();
-    assert_eq!(all, 1016, "two connections, four messages in flight");
+    assert_eq!(all, 1024, "two connections, four messages in flight");
 }
