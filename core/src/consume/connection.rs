@@ -72,7 +72,6 @@ enum Filling {
 
 /// What is written, or the answer to IDENTIFY, which is read when nothing is.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "they are equally large")]
 enum Desk {
     Writing([u8; STAGING]),
     Identifying(NegotiatedScanner),

@@ -270,7 +270,7 @@ pub struct LookupdStatus {
     pub last: Option<Closed>,
 }
 
-/// What happened so far.
+/// What happened so far. Each stays at its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[non_exhaustive]

@@ -94,10 +94,8 @@ impl Producers {
             }
             Token::ArrayEnd if list > 0 && depth == list => self.depth = 0,
             Token::Null if field == Field::Producers => self.found = true,
-            Token::String(host) if field == Field::Host => {
-                if !host.store_ascii(&mut self.host) {
-                    self.host.clear();
-                }
+            Token::String(host) if field == Field::Host && !host.store_ascii(&mut self.host) => {
+                self.host.clear();
             }
             Token::Number(port) if field == Field::Port && port.exact => {
                 self.port = u16::try_from(port.integer).unwrap_or(0);

@@ -917,6 +917,25 @@ fn an_nsqd_that_nobody_lists_is_left_after_the_grace_period() {
 }
 
 #[test]
+fn given_and_found_nsqds_all_have_their_turns() {
+    let config = Config { lookup_interval: Span::from_secs(5), ..config() };
+    let (mut storage, mut ring) = (Storage::<1, 1>::new(), [0; 64]);
+    let mut discovery = Discovery::<1, 1>::new();
+    let given = ["g1:1", "g2:1"].map(|host| host.parse().unwrap());
+    let lookups = ["one:4161".parse().unwrap()];
+    let mut consumer = Consumer::new(&config, &mut storage, &given, &mut ring).unwrap();
+    consumer.discover(&mut discovery, &lookups).unwrap();
+    let mut bench = Bench { consumer, now: 0 };
+    let mut turns = std::collections::HashMap::new();
+    while bench.now < 3_600_000 {
+        bench.answer(0, &http("200 OK", &lookup_body(&["a", "b"]))).unwrap();
+        let host = bench.hosts().remove(0);
+        *turns.entry(host).or_insert(0) += 1;
+    }
+    assert!(turns.len() == 4 && turns.values().all(|&n| n > 80), "{turns:?}");
+}
+
+#[test]
 fn producers_that_make_no_sense_are_passed_over() {
     let body = "{\"x\":[{\"broadcast_address\":\"no\",\"tcp_port\":1}],\"producers\":[\
         {\"tcp_port\":7,\"nested\":{\"broadcast_address\":\"no\",\"tcp_port\":1},\

@@ -6,7 +6,7 @@
 //!
 //! By hand rather than with `httparse`: that wants the whole head in one slice, and a proxy's head
 //! is longer than what a device wants to spend on each nsqlookupd. Three lines of it matter, each
-//! shorter than [`LINE`]; the others are passed over as they arrive.
+//! shorter than 40 bytes; the others are passed over as they arrive.
 
 use core::fmt;
 
