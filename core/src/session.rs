@@ -44,6 +44,7 @@ use core::fmt;
 
 use crate::address::Address;
 use crate::time::Instant;
+use crate::wire::http::BadAnswer;
 use crate::wire::v2::ErrorCode;
 
 /// How often a driver may have to drain a session with nothing new from outside before it settles.
@@ -212,12 +213,19 @@ pub enum Fault {
         /// Its number.
         frame_type: u32,
     },
+    /// A message frame shorter than a message's head.
+    ShortMessage {
+        /// How long it is.
+        len: u32,
+    },
     /// A well-formed answer where none, or another, was due.
     UnexpectedReply,
     /// The answer to IDENTIFY is not JSON, or lacks what is needed.
     BadIdentifyReply,
     /// The peer refused with an error; its text is kept by the session as `detail`.
     Refused(ErrorCode),
+    /// nsqlookupd's answer over HTTP is of no use.
+    BadAnswer(BadAnswer),
     /// nsqd requires AUTH and no secret is configured.
     AuthRequired,
     /// The peer did not answer in time.
@@ -292,6 +300,10 @@ impl fmt::Display for Fault {
                  4160 for nsqlookupd)",
             ),
             Self::UnknownFrame { frame_type } => write!(f, "unknown frame type {frame_type}"),
+            Self::ShortMessage { len } => {
+                write!(f, "a message of {len} bytes, shorter than its head")
+            }
+            Self::BadAnswer(why) => why.fmt(f),
             Self::UnexpectedReply => f.write_str("an answer that does not fit what was asked"),
             Self::BadIdentifyReply => f.write_str("the answer to IDENTIFY makes no sense"),
             Self::Refused(code) => write!(f, "refused with {code}"),

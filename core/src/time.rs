@@ -229,6 +229,13 @@ impl Backoff {
         self.attempt = self.attempt.max(1);
     }
 
+    /// As after so many attempts since the last success.
+    #[must_use]
+    pub const fn resume(mut self, attempts: u8) -> Self {
+        self.attempt = attempts;
+        self
+    }
+
     /// How many attempts since the last success; stays at 255.
     pub fn attempts(&self) -> u8 {
         self.attempt

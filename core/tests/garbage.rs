@@ -1,8 +1,9 @@
 //! Sessions that are told nonsense: a reason, a fresh start, and nothing lost.
 
 use nanonsq_core::address::Address;
+use nanonsq_core::consume::{self, Consumer, Discovery, Storage};
 use nanonsq_core::lookup::{self, Lookup, NodeInfo};
-use nanonsq_core::name::TopicName;
+use nanonsq_core::name::{ChannelName, TopicName};
 use nanonsq_core::publish::{Config, Publisher, State};
 use nanonsq_core::session::{Closed, Link, Session};
 use nanonsq_core::time::{Instant, Jitter, Span};
@@ -10,7 +11,7 @@ use nanonsq_core::time::{Instant, Jitter, Span};
 const TOTAL: usize = 5_000_000;
 
 /// Pieces that get far into each decoder, before they are bent.
-const SEEDS: [&[u8]; 7] = [
+const SEEDS: [&[u8]; 11] = [
     b"\0\0\0\x06\0\0\0\0OK",
     b"\0\0\0\x0f\0\0\0\0_heartbeat_",
     b"\0\0\0\x1c\0\0\0\0{\"auth_required\":false }",
@@ -18,6 +19,10 @@ const SEEDS: [&[u8]; 7] = [
     b"\0\0\0\x02OK",
     b"\0\0\0\x18{\"broadcast_address\":\"\"}",
     b"HTTP/1.1 400 Bad Request\r\n\r\n",
+    b"\0\0\0\x22\0\0\0\x02\0\0\0\0\0\0\0\0\0\x010123456789abcdefbody",
+    b"\0\0\0\x0e\0\0\0\0CLOSE_WAIT",
+    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
+    b"1d\r\n{\"producers\":[{\"tcp_port\":1,\r\n1a\r\n\"broadcast_address\":\"h\"}]}\r\n0\r\n\r\n",
 ];
 
 struct Garbage(Jitter);
@@ -158,4 +163,102 @@ fn five_million_bytes_of_garbage_to_a_lookup_peer() {
     let faults = torment(&mut lookup.peer(0).unwrap(), 2, SEEDS[5], |_, _| {});
     assert!(faults > 10_000, "{faults}");
     assert!(lookup.status(0).unwrap().connections > 100);
+}
+
+const CONSUME: consume::Config<'static> = consume::Config::new(
+    match TopicName::new("t") {
+        Ok(topic) => topic,
+        Err(_) => panic!("a topic"),
+    },
+    match ChannelName::new("c") {
+        Ok(channel) => channel,
+        Err(_) => panic!("a channel"),
+    },
+);
+
+#[test]
+fn five_million_bytes_of_garbage_to_a_consumers_connection() {
+    let nsqds: [Address; 2] = ["one:1", "two:1"].map(|a| a.parse().unwrap());
+    let mut ring = [0; 256];
+    let mut storage = Storage::<1, 4>::new();
+    let mut consumer = Consumer::new(&CONSUME, &mut storage, &nsqds, &mut ring).unwrap();
+    let mut garbage = Garbage(Jitter::new(9));
+    let mut now = Instant::from_millis(1);
+    let (mut fed, mut faults, mut tokens) = (0, 0, Vec::new());
+    while fed < TOTAL {
+        now = now.after(Span::from_millis(garbage.below(50) as u32));
+        let mut session = consumer.connection(0).unwrap();
+        if session.deadline() <= now {
+            session.tick(now);
+        }
+        match session.link() {
+            Link::Down => {
+                if session.dial(now).is_some() {
+                    session.open(now);
+                    drain(&mut session, now);
+                    for hello in [SEEDS[2], SEEDS[0]] {
+                        if garbage.below(8) > 0 {
+                            let _ = session.receive(now, hello);
+                            drain(&mut session, now);
+                        }
+                    }
+                }
+                now = now.after(Span::from_secs(10));
+            }
+            Link::Up => {
+                let len = session.transmit(now).len();
+                session.sent(now, garbage.below(len + 1));
+                let bytes = garbage.next();
+                fed += bytes.len();
+                if let Err(fault) = session.receive(now, &bytes) {
+                    assert!(!fault.to_string().is_empty());
+                    assert_eq!(session.link(), Link::Close, "{fault}");
+                    faults += 1;
+                } else if garbage.below(40) == 0 {
+                    session.closed(now, Closed::Peer);
+                }
+            }
+            Link::Close => session.closed(now, Closed::Local),
+            Link::Upgrade(upgrade) => panic!("nobody asked for {upgrade:?}"),
+        }
+        while session.poll_event().is_some() {}
+        while let Some(delivery) = consumer.take(now) {
+            assert!(consumer.message(delivery.token).unwrap().body.len() <= 256 - 26);
+            tokens.push(delivery.token);
+        }
+        // At most what there are slots for.
+        assert!(tokens.len() <= 4);
+        for index in (0..tokens.len()).rev() {
+            let token = tokens[index];
+            let _ = match garbage.below(6) {
+                0 => consumer.finish(now, tokens.swap_remove(index)),
+                1 => consumer.requeue(now, tokens.swap_remove(index), None),
+                2 => consumer.release(now, tokens.swap_remove(index), Some(Span::MAX)),
+                3 => consumer.touch(now, token),
+                _ => Ok(()),
+            };
+        }
+    }
+    let counters = consumer.counters();
+    println!("{faults} faults, {counters:?}");
+    assert!(faults > 5_000, "{faults}");
+    assert!(counters.received > 5_000 && counters.connections > 5_000, "{counters:?}");
+    assert!(counters.too_large > 0 && counters.no_room > 0, "{counters:?}");
+}
+
+#[test]
+fn five_million_bytes_of_garbage_from_an_nsqlookupd() {
+    let mut ring = [0; 256];
+    let mut storage = Storage::<2, 4>::new();
+    let mut discovery = Discovery::<1, 2>::new();
+    let lookupds = ["l:1".parse().unwrap()];
+    let config = consume::Config { lookup_interval: Span::from_millis(1), ..CONSUME };
+    let mut consumer = Consumer::new(&config, &mut storage, &[], &mut ring).unwrap();
+    consumer.discover(&mut discovery, &lookupds).unwrap();
+    let faults = torment(&mut consumer.lookupd(0).unwrap(), 3, SEEDS[9], |_, _| {});
+    let counters = consumer.counters();
+    println!("{faults} faults, {counters:?}");
+    assert!(faults > 10_000, "{faults}");
+    assert!(counters.lookups > 10 && consumer.unserved() < 100, "{counters:?}");
+    assert!(consumer.status(0).unwrap().address.is_some(), "among all that, one was an nsqd");
 }

@@ -4,7 +4,8 @@
 //! |---|---|---|---|
 //! | [`v1`] | nsqd to nsqlookupd | [`v1::Command`] / [`v1::ReplyDecoder`], [`v1::PeerInfoScanner`] | [`v1::CommandDecoder`], [`v1::NodeScanner`] / [`v1::emit_reply`] |
 //! | [`v2`] | client to nsqd | [`v2::Command`] / [`v2::FrameDecoder`], [`v2::NegotiatedScanner`] | [`v2::CommandDecoder`], [`v2::IdentifyScanner`] / [`v2::emit_frame`] |
-//! | [`json`] | the bodies of both | [`json::Object`] | [`json::Scanner`] |
+//! | [`http`] | nsqlookupd's HTTP | [`http::emit_get`] / [`http::ResponseDecoder`] | |
+//! | [`json`] | the bodies of all | [`json::Object`] | [`json::Scanner`] |
 //!
 //! *Encoders* have `emit`, generic over [`Write`], and `encoded_len`. Any `&mut [u8]` is a writer;
 //! [`Window`] gives a text piece by piece through a buffer smaller than the text; [`Count`] counts.
@@ -23,6 +24,8 @@
 //! | frame, reply | the decoder's `max` | [`Fault::BadLength`], before any of its bytes is taken |
 //! | command line read by a server | [`v1::LINE_BUFFER`], [`v2::LINE_BUFFER`] bytes | refused, connection to be closed |
 //! | command body read by a server | [`v1::CommandDecoder`]'s `max`, [`v2::Limits`] | refused as nsqd does, before the body is read |
+//! | HTTP head, a chunk's line | [`http::HEAD_MAX`] | [`http::HttpError::HeadTooLong`] |
+//! | HTTP body | none: it is handed on as it arrives | |
 //! | JSON nesting | [`json::DEPTH_MAX`] | [`json::Problem::TooDeep`] |
 //! | JSON string, key | the scanner's `N` bytes | kept up to `N` and flagged |
 //! | JSON integer | `i32` | kept at its end and flagged |
@@ -31,6 +34,7 @@
 //! RAM: [`v2::FrameDecoder`] 24 bytes, [`v1::ReplyDecoder`] 16, a scanner its `N` + 20, a server's
 //! command decoder its line buffer + 24 at most. Tests hold each to its figure.
 
+pub mod http;
 pub mod json;
 mod line;
 mod text;

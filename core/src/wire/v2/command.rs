@@ -68,20 +68,9 @@ impl Command<'_> {
     /// Writes the command.
     pub fn emit<W: Write>(&self, w: &mut W) -> Result<(), W::Error> {
         match *self {
-            Self::Identify(request) => {
-                w.write_all(b"IDENTIFY\n")?;
-                emit_len(w, request.encoded_len())?;
-                request.emit(w)
-            }
-            Self::Auth { secret } => {
-                w.write_all(b"AUTH\n")?;
-                emit_body(w, secret)
-            }
-            Self::Sub { topic, channel } => {
-                emit_topic(w, b"SUB ", topic.as_bytes())?;
-                emit_topic(w, b" ", channel.as_bytes())?;
-                w.write_all(b"\n")
-            }
+            Self::Identify(request) => emit_identify(w, request),
+            Self::Auth { secret } => emit_auth(w, secret),
+            Self::Sub { topic, channel } => emit_sub(w, topic, channel),
             Self::Pub { topic, body } => {
                 emit_pub_head(w, (topic.as_bytes(), &[]))?;
                 emit_body(w, body)
@@ -98,23 +87,10 @@ impl Command<'_> {
                 emit_dpub_head(w, (topic.as_bytes(), &[]), defer_ms)?;
                 emit_body(w, body)
             }
-            Self::Rdy(count) => {
-                w.write_all(b"RDY ")?;
-                emit_number(w, count)
-            }
-            Self::Fin(id) => {
-                emit_topic(w, b"FIN ", &id.0)?;
-                w.write_all(b"\n")
-            }
-            Self::Req { id, delay_ms } => {
-                emit_topic(w, b"REQ ", &id.0)?;
-                w.write_all(b" ")?;
-                emit_number(w, delay_ms)
-            }
-            Self::Touch(id) => {
-                emit_topic(w, b"TOUCH ", &id.0)?;
-                w.write_all(b"\n")
-            }
+            Self::Rdy(count) => emit_rdy(w, count),
+            Self::Fin(id) => emit_fin(w, &id),
+            Self::Req { id, delay_ms } => emit_req(w, &id, delay_ms),
+            Self::Touch(id) => emit_touch(w, &id),
             Self::Cls => w.write_all(b"CLS\n"),
             Self::Nop => w.write_all(super::NOP),
         }
@@ -170,6 +146,55 @@ pub fn emit_dpub_head<W: Write>(
     w.write_all(topic.1)?;
     w.write_all(b" ")?;
     emit_number(w, defer_ms)
+}
+
+/// Writes IDENTIFY. Alone, where the others of [`Command`] are not to be linked; likewise the rest.
+pub fn emit_identify<W: Write>(w: &mut W, request: &IdentifyRequest<'_>) -> Result<(), W::Error> {
+    w.write_all(b"IDENTIFY\n")?;
+    emit_len(w, request.encoded_len())?;
+    request.emit(w)
+}
+
+/// Writes AUTH.
+pub fn emit_auth<W: Write>(w: &mut W, secret: &[u8]) -> Result<(), W::Error> {
+    w.write_all(b"AUTH\n")?;
+    emit_body(w, secret)
+}
+
+/// Writes SUB, at most [`LINE_MAX`](super::LINE_MAX) bytes.
+pub fn emit_sub<W: Write>(
+    w: &mut W,
+    topic: &TopicName,
+    channel: &ChannelName,
+) -> Result<(), W::Error> {
+    emit_topic(w, b"SUB ", topic.as_bytes())?;
+    emit_topic(w, b" ", channel.as_bytes())?;
+    w.write_all(b"\n")
+}
+
+/// Writes RDY, at most 15 bytes.
+pub fn emit_rdy<W: Write>(w: &mut W, count: u32) -> Result<(), W::Error> {
+    w.write_all(b"RDY ")?;
+    emit_number(w, count)
+}
+
+/// Writes FIN, 21 bytes.
+pub fn emit_fin<W: Write>(w: &mut W, id: &MessageId) -> Result<(), W::Error> {
+    emit_topic(w, b"FIN ", &id.0)?;
+    w.write_all(b"\n")
+}
+
+/// Writes REQ, at most 32 bytes; `delay_ms` is in milliseconds.
+pub fn emit_req<W: Write>(w: &mut W, id: &MessageId, delay_ms: u32) -> Result<(), W::Error> {
+    emit_topic(w, b"REQ ", &id.0)?;
+    w.write_all(b" ")?;
+    emit_number(w, delay_ms)
+}
+
+/// Writes TOUCH, 23 bytes.
+pub fn emit_touch<W: Write>(w: &mut W, id: &MessageId) -> Result<(), W::Error> {
+    emit_topic(w, b"TOUCH ", &id.0)?;
+    w.write_all(b"\n")
 }
 
 #[inline]

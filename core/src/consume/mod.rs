@@ -1,0 +1,711 @@
+//! Consuming from nsqds: a fixed number of connections, and the messages in flight on them.
+//!
+//! A [`Consumer`] is connected to the nsqds that it is given, to those that its nsqlookupds list,
+//! or both. It asks for as many messages as there is room for, keeps each in the lent ring until
+//! the application has answered it, and brings the answer to the nsqd it came from.
+//!
+//! ```text
+//!             seat         dial           open                answered
+//! Unused ----------> Waiting -----> Dialing -----> Identifying -------> [Authenticating]
+//!    ^                  ^              | refused        | fault, timeout      |
+//!    |                  |              v                v                     v
+//!    |                  +----------- Closing <---+--- Ready <----------- Subscribing
+//!    +---- seat gone ------------------+         |      | seat gone: CLS
+//!                                      ^         |      v
+//!                                      +----- Leaving <--- Draining
+//!                                               time is up: REQ the rest
+//! ```
+//!
+//! # The life of a message
+//!
+//! nsqd delivers it, [`Consumer::take`] hands it out, [`Consumer::message`] shows it where it lies,
+//! and [`finish`](Consumer::finish), [`requeue`](Consumer::requeue) or
+//! [`release`](Consumer::release) answers it. nsqd waits for the answer as long as
+//! [`Config::msg_timeout`] says; [`touch`](Consumer::touch), or [`Config::auto_touch`], makes it
+//! wait again. If the connection is lost or the time is up, nsqd delivers the message again, here
+//! or elsewhere, and the answer, when it comes, is dropped and counted: [`AnswerError::Late`].
+//!
+//! # Flow
+//!
+//! The sum of all RDY is never above max_in_flight, nor above what the ring has room for, and what
+//! is taken from one connection is given to another only when nothing of it can come any more:
+//! nsqd confirms no RDY. See the table in [`window`](self#window). A message that comes all the
+//! same and finds no room is requeued at once and counted ([`Counters::no_room`]); the stream goes
+//! on, and heartbeats are answered whatever the application does.
+//!
+//! ## Window
+//!
+//! | connections | what each gets |
+//! |---|---|
+//! | no more than max_in_flight | an equal part, the remainder one by one from the first; what is above one's `max_rdy_count` goes to the others |
+//! | more than max_in_flight | 1, or 0: turns are taken. An idle connection passes its turn on after two intervals ([`Config::redistribute`]), a busy one after six |
+//! | any, after a failure | 0, then 1 on one of them, as nsq's client guide has it: see [`Config::backoff_base`] |
+//!
+//! # Bounds
+//!
+//! | what | bound | beyond it |
+//! |---|---|---|
+//! | messages in flight | the storage's `MESSAGES`, [`Config::max_in_flight`] | nsqd is not asked for more |
+//! | a message | ring length / `MESSAGES`, less 26 | takes several slots, if they are free side by side, else it is requeued; see [`TooLarge`] above the whole ring |
+//! | connections | the storage's `CONNECTIONS` | the nsqds take turns: [`Config::rotate`] |
+//! | nsqds given | 255 | [`ConfigError::Addresses`] |
+//! | nsqlookupds | the [`Discovery`]'s `LOOKUPDS`, at most [`LOOKUPDS_MAX`] | [`ConfigError::Lookupds`] |
+//! | an nsqlookupd's answer | none: it is scanned as it arrives | |
+//! | nsqd's error text | [`DETAIL_MAX`] bytes | cut off |
+
+mod config;
+mod connection;
+mod directory;
+mod flow;
+mod poll;
+mod store;
+#[cfg(test)]
+mod tests;
+mod window;
+
+use crate::address::Address;
+use crate::session::Closed;
+use crate::time::{Instant, Jitter, Span, TimerId, Timers};
+use crate::wire::v2::{Message, MessageHead, MessageId};
+
+pub use config::{Config, ConfigError, Exhausted, SLOT_MIN, TooLarge};
+pub use connection::ConnectionSession;
+pub use directory::LOOKUPDS_MAX;
+pub use poll::LookupdSession;
+pub use store::{AnswerError, Token};
+
+use connection::Connection;
+use directory::{Directory, Round, Seat};
+use flow::Flow;
+use poll::Lookupd;
+use store::{Answer, Slot, Store};
+use window::{Share, Window};
+
+/// The most bytes kept of an error's text.
+pub const DETAIL_MAX: usize = 56;
+
+/// The tables of a consumer: for so many connections to nsqds and messages in flight.
+///
+/// RAM: at most [`CONNECTION_RAM_MAX`] bytes a connection and [`MESSAGE_RAM_MAX`] a message.
+#[derive(Debug)]
+pub struct Storage<const CONNECTIONS: usize, const MESSAGES: usize> {
+    connections: [Connection; CONNECTIONS],
+    seats: [Seat; CONNECTIONS],
+    shares: [Share; CONNECTIONS],
+    slots: [Slot; MESSAGES],
+}
+
+/// The tables of a consumer that asks nsqlookupds: for so many of them, and so many nsqds that
+/// they list. Only the first `NSQDS` connections of the consumer are used for found nsqds.
+///
+/// RAM: at most [`LOOKUPD_RAM_MAX`] bytes an nsqlookupd and [`FOUND_RAM_MAX`] an nsqd.
+#[derive(Debug)]
+pub struct Discovery<const LOOKUPDS: usize, const NSQDS: usize> {
+    lookupds: [Lookupd; LOOKUPDS],
+    found: [Option<Address>; NSQDS],
+}
+
+/// The most bytes that a connection takes of a [`Storage`].
+pub const CONNECTION_RAM_MAX: usize = 262;
+
+/// The most bytes that a message in flight takes of a [`Storage`], beside the ring.
+pub const MESSAGE_RAM_MAX: usize = 32;
+
+/// The most bytes that an nsqlookupd takes of a [`Discovery`].
+pub const LOOKUPD_RAM_MAX: usize = 400;
+
+/// The most bytes that a found nsqd takes of a [`Discovery`].
+pub const FOUND_RAM_MAX: usize = 104;
+
+/// The most bytes that a [`Consumer`] takes beside its storage and ring.
+pub const RAM_MAX: usize = 368;
+
+impl<const CONNECTIONS: usize, const MESSAGES: usize> Storage<CONNECTIONS, MESSAGES> {
+    /// Empty; [`Consumer::new`] fills it.
+    pub const fn new() -> Self {
+        Self {
+            connections: [const { Connection::NEW }; CONNECTIONS],
+            seats: [const { Seat::EMPTY }; CONNECTIONS],
+            shares: [Share::NONE; CONNECTIONS],
+            slots: [Slot::FREE; MESSAGES],
+        }
+    }
+}
+
+impl<const CONNECTIONS: usize, const MESSAGES: usize> Default for Storage<CONNECTIONS, MESSAGES> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<const LOOKUPDS: usize, const NSQDS: usize> Discovery<LOOKUPDS, NSQDS> {
+    /// Empty; [`Consumer::discover`] fills it.
+    pub const fn new() -> Self {
+        Self { lookupds: [const { Lookupd::NEW }; LOOKUPDS], found: [const { None }; NSQDS] }
+    }
+}
+
+impl<const LOOKUPDS: usize, const NSQDS: usize> Default for Discovery<LOOKUPDS, NSQDS> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Consumes one channel. See the [module](self).
+///
+/// RAM: at most [`RAM_MAX`] bytes beside storage, ring and the borrowed configuration.
+#[derive(Debug)]
+pub struct Consumer<'a> {
+    connections: &'a mut [Connection],
+    lookupds: &'a mut [Lookupd],
+    lookupd_addresses: &'a [Address],
+    shared: Shared<'a>,
+}
+
+/// A message handed out: to be answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct Delivery {
+    /// What to call it by.
+    pub token: Token,
+    /// It was delivered more than [`Config::max_attempts`] times ([`Exhausted::Deliver`]).
+    pub exhausted: bool,
+}
+
+/// Where a connection is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub enum ConnectionState {
+    /// It is for no nsqd.
+    Unused,
+    /// No connection; the next dial is due at a time.
+    Waiting,
+    /// A dial is under way.
+    Dialing,
+    /// IDENTIFY is being sent, or its answer is due.
+    Identifying,
+    /// AUTH is being sent, or its answer is due.
+    Authenticating,
+    /// SUB is being sent, or its answer is due.
+    Subscribing,
+    /// Messages flow.
+    Ready,
+    /// It is to be closed: CLS is sent, the application may answer what it has.
+    Draining,
+    /// Its time for that is up: the rest is being requeued.
+    Leaving,
+    /// The driver is to close the connection.
+    Closing,
+}
+
+/// A change of a connection. Newer ones replace older ones that nobody polled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+#[non_exhaustive]
+pub enum ConnectionEvent {
+    /// Subscribed.
+    Connected,
+    /// The connection is gone or did not come up.
+    Disconnected(Closed),
+}
+
+/// What is known of a connection.
+#[derive(Debug, Clone, Copy)]
+pub struct ConnectionStatus<'s> {
+    /// The nsqd it is for.
+    pub address: Option<&'s Address>,
+    /// Where it is.
+    pub state: ConnectionState,
+    /// The RDY that nsqd was told last.
+    pub rdy: u16,
+    /// Messages delivered and not answered.
+    pub in_flight: u16,
+    /// Why the last connection ended or failed; none while it is subscribed.
+    pub last: Option<Closed>,
+    /// nsqd's own words for its last error, cut off at [`DETAIL_MAX`] bytes.
+    pub detail: &'s str,
+}
+
+/// Where asking an nsqlookupd is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub enum LookupdState {
+    /// There is no such nsqlookupd, or the consumer has stopped.
+    Unused,
+    /// The next request is due at a time.
+    Waiting,
+    /// A dial is under way.
+    Dialing,
+    /// The request is being sent, or the answer read.
+    Asking,
+    /// The driver is to close the connection.
+    Closing,
+}
+
+/// What came of asking an nsqlookupd. Newer ones replace older ones that nobody polled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+#[non_exhaustive]
+pub enum LookupdEvent {
+    /// It lists so many producers of the topic.
+    Answered {
+        /// How many; 0 also if it does not know the topic.
+        producers: u16,
+    },
+    /// It was not to be reached, or its answer was of no use. Nothing changed.
+    Failed(Closed),
+}
+
+/// What is known of an nsqlookupd.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct LookupdStatus {
+    /// Where it is.
+    pub state: LookupdState,
+    /// How many producers its last answer listed, or the one being read so far.
+    pub producers: u16,
+    /// How many of them there was no connection for.
+    pub unserved: u16,
+    /// How asking it ended last: [`Closed::Local`] is well.
+    pub last: Option<Closed>,
+}
+
+/// What happened so far. Each stays at its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+#[non_exhaustive]
+pub struct Counters {
+    /// Messages received and kept.
+    pub received: u64,
+    /// Messages that the application finished; those with a late answer not included.
+    pub finished: u64,
+    /// Messages that the application requeued or released; likewise.
+    pub requeued: u64,
+    /// Answers dropped since their connection was gone or their time was up.
+    pub late: u32,
+    /// Messages whose time was up before they were answered.
+    pub timed_out: u32,
+    /// TOUCH commands sent.
+    pub touched: u32,
+    /// Messages finished since they had been delivered too often.
+    pub given_up: u32,
+    /// Messages longer than the whole ring, skipped and answered as configured.
+    pub too_large: u32,
+    /// Messages skipped since there was no room at the moment, and requeued.
+    pub no_room: u32,
+    /// Of the messages skipped, those that could not be answered at once: nsqd takes them back
+    /// when their time is up.
+    pub unanswered: u32,
+    /// Answers that nsqd refused: it had taken the message back before.
+    pub refused: u32,
+    /// Connections that became ready.
+    pub connections: u32,
+    /// Dials that failed and connections that broke or were given up.
+    pub failures: u32,
+    /// Heartbeats of nsqd that were answered.
+    pub heartbeats: u32,
+    /// Answers of nsqlookupds that were of use.
+    pub lookups: u32,
+    /// Requests to nsqlookupds that failed, or whose answers were of no use.
+    pub lookups_failed: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Timer {
+    /// Backoff: try one message.
+    Probe,
+    /// See whose turn it is.
+    Turn,
+    /// Offer the given addresses, of which some wait.
+    Offer,
+}
+
+impl TimerId for Timer {
+    const ALL: &'static [Self] = &[Self::Probe, Self::Turn, Self::Offer];
+
+    fn index(self) -> usize {
+        self as usize
+    }
+}
+
+/// What all connections share.
+#[derive(Debug)]
+struct Shared<'a> {
+    config: &'a Config<'a>,
+    directory: Directory<'a>,
+    /// The given addresses, as a source.
+    given: Round,
+    window: Window<'a>,
+    store: Store<'a>,
+    flow: Flow,
+    timers: Timers<Timer, 3>,
+    jitter: Jitter,
+    tally: Counters,
+    given_up: Option<(MessageId, u16)>,
+    stopping: bool,
+    version: u32,
+}
+
+impl<'a> Consumer<'a> {
+    /// A consumer that connects to `nsqds`; none is fine with [`discover`](Self::discover).
+    ///
+    /// Messages lie in `ring` until they are answered: a part of equal length for each message in
+    /// flight, at least [`SLOT_MIN`] bytes. Make the parts as long as the messages usually are,
+    /// plus 26; longer ones take several.
+    pub fn new<const CONNECTIONS: usize, const MESSAGES: usize>(
+        config: &'a Config<'a>,
+        storage: &'a mut Storage<CONNECTIONS, MESSAGES>,
+        nsqds: &'a [Address],
+        ring: &'a mut [u8],
+    ) -> Result<Self, ConfigError> {
+        config.check(CONNECTIONS, nsqds.len(), MESSAGES, ring.len())?;
+        let Storage { connections, seats, shares, slots } = storage;
+        let mut consumer = Self {
+            connections,
+            lookupds: &mut [],
+            lookupd_addresses: &[],
+            shared: Shared {
+                config,
+                directory: Directory::new(seats, nsqds),
+                given: Round::NONE,
+                window: Window::new(shares),
+                store: Store::new(slots, ring),
+                flow: Flow::new(config.max_in_flight),
+                timers: Timers::new(),
+                jitter: Jitter::new(config.seed),
+                tally: Counters::default(),
+                given_up: None,
+                stopping: false,
+                version: 0,
+            },
+        };
+        consumer.connections.fill_with(|| Connection::NEW);
+        consumer.shared.offer_given(Instant::ZERO);
+        consumer.shared.adjust(Instant::ZERO);
+        Ok(consumer)
+    }
+
+    /// Asks these nsqlookupds as well, at their HTTP ports (4161), and connects to what they list.
+    /// Call it once, before anything is driven.
+    pub fn discover<const LOOKUPDS: usize, const NSQDS: usize>(
+        &mut self,
+        discovery: &'a mut Discovery<LOOKUPDS, NSQDS>,
+        lookupds: &'a [Address],
+    ) -> Result<(), ConfigError> {
+        if lookupds.len() > LOOKUPDS.min(LOOKUPDS_MAX) {
+            return Err(ConfigError::Lookupds { count: lookupds.len() });
+        }
+        let Discovery { lookupds: tables, found } = discovery;
+        self.lookupds = tables;
+        self.lookupd_addresses = lookupds;
+        self.shared.directory.find_into(found);
+        let interval = self.shared.config.lookup_interval;
+        self.lookupds.fill_with(|| Lookupd::NEW);
+        for (lookupd, _) in self.lookupds.iter_mut().zip(lookupds) {
+            lookupd.start(interval);
+        }
+        Ok(())
+    }
+
+    /// How many connections to nsqds there are, used or not.
+    pub fn connections(&self) -> usize {
+        self.connections.len()
+    }
+
+    /// How many nsqlookupds are asked.
+    pub fn lookupds(&self) -> usize {
+        self.lookupd_addresses.len()
+    }
+
+    /// The session of connection `index`, below [`connections`](Self::connections).
+    pub fn connection(&mut self, index: usize) -> Option<ConnectionSession<'_, 'a>> {
+        let connection = self.connections.get_mut(index)?;
+        Some(ConnectionSession { connection, shared: &mut self.shared, id: index as u8 })
+    }
+
+    /// The session of nsqlookupd `index`, below [`lookupds`](Self::lookupds).
+    pub fn lookupd(&mut self, index: usize) -> Option<LookupdSession<'_, 'a>> {
+        let address = self.lookupd_addresses.get(index)?;
+        let lookupd = self.lookupds.get_mut(index)?;
+        Some(LookupdSession { lookupd, shared: &mut self.shared, address, source: 1 << index })
+    }
+
+    /// Hands out the next message. It is to be answered before its time is up.
+    pub fn take(&mut self, now: Instant) -> Option<Delivery> {
+        let shared = &mut self.shared;
+        loop {
+            let token = shared.store.take()?;
+            let Some(head) = shared.store.message(token).map(|message| message.head) else {
+                continue;
+            };
+            let exhausted = shared.config.is_exhausted(head.attempts);
+            if !exhausted || shared.config.exhausted == Exhausted::Deliver {
+                return Some(Delivery { token, exhausted });
+            }
+            shared.give_up(&head);
+            let _ = shared.answer(now, token, Answer::Finish);
+        }
+    }
+
+    /// The message, where it lies, until it is answered.
+    pub fn message(&self, token: Token) -> Option<Message<'_>> {
+        self.shared.store.message(token)
+    }
+
+    /// The message is done (FIN). While backing off, that is a success.
+    pub fn finish(&mut self, now: Instant, token: Token) -> Result<(), AnswerError> {
+        let shared = &mut self.shared;
+        shared.answer(now, token, Answer::Finish)?;
+        shared.tally.finished = shared.tally.finished.saturating_add(1);
+        let Config { backoff_base, backoff_cap, .. } = *shared.config;
+        let wait = shared.flow.succeeded(backoff_base, backoff_cap, &mut shared.jitter);
+        shared.back_off(now, wait);
+        Ok(())
+    }
+
+    /// The message failed (REQ): it comes again after `delay`, or one that grows with its attempts
+    /// ([`Config::requeue_base`]); nsqd waits one hour at most. Backs off
+    /// ([`Config::backoff_base`]).
+    pub fn requeue(
+        &mut self,
+        now: Instant,
+        token: Token,
+        delay: Option<Span>,
+    ) -> Result<(), AnswerError> {
+        self.release(now, token, delay)?;
+        let shared = &mut self.shared;
+        let Config { backoff_base, backoff_cap, .. } = *shared.config;
+        let wait = shared.flow.failed(backoff_base, backoff_cap, &mut shared.jitter);
+        shared.back_off(now, wait);
+        Ok(())
+    }
+
+    /// As [`requeue`](Self::requeue), but it is not the message's fault: does not back off.
+    pub fn release(
+        &mut self,
+        now: Instant,
+        token: Token,
+        delay: Option<Span>,
+    ) -> Result<(), AnswerError> {
+        let shared = &mut self.shared;
+        let delay = match delay {
+            Some(delay) => delay.as_millis(),
+            None => {
+                let message = shared.store.message(token).ok_or(AnswerError::Unknown)?;
+                shared.config.requeue_delay(message.head.attempts)
+            }
+        };
+        shared.answer(now, token, Answer::Requeue(delay))?;
+        shared.tally.requeued = shared.tally.requeued.saturating_add(1);
+        Ok(())
+    }
+
+    /// The message takes longer (TOUCH): nsqd waits anew, but never longer than its
+    /// `--max-msg-timeout` in all.
+    pub fn touch(&mut self, now: Instant, token: Token) -> Result<(), AnswerError> {
+        self.shared.answer(now, token, Answer::Touch)?;
+        let owner = self.shared.store.owner(token);
+        if let Some(connection) = self.connections.get(usize::from(owner)) {
+            let due = now.after(connection.due_after(self.shared.config));
+            self.shared.store.prolong(token, due);
+        }
+        Ok(())
+    }
+
+    /// Asks for no more messages; what is in flight goes on.
+    pub fn pause(&mut self, now: Instant) {
+        self.shared.flow.set_paused(true);
+        self.shared.adjust(now);
+        self.shared.changed();
+    }
+
+    /// Asks for messages again.
+    pub fn resume(&mut self, now: Instant) {
+        self.shared.flow.set_paused(false);
+        self.shared.adjust(now);
+        self.shared.changed();
+    }
+
+    /// Whether [`pause`](Self::pause) was called last.
+    pub fn is_paused(&self) -> bool {
+        self.shared.flow.is_paused()
+    }
+
+    /// Another [`Config::max_in_flight`] from now on.
+    pub fn set_max_in_flight(&mut self, now: Instant, max: u16) {
+        self.shared.flow.set_max(max);
+        self.shared.adjust(now);
+        self.shared.changed();
+    }
+
+    /// Leaves all nsqds for good. Requeues what nobody took; what the application has, it may
+    /// answer for [`Config::drain_timeout`], then that is requeued as well. Over when
+    /// [`is_stopped`](Self::is_stopped).
+    pub fn stop(&mut self) {
+        let shared = &mut self.shared;
+        shared.stopping = true;
+        for id in 0..self.connections.len() {
+            shared.directory.retire(id as u8);
+        }
+        shared.changed();
+    }
+
+    /// Whether no connection is left after [`stop`](Self::stop).
+    pub fn is_stopped(&self) -> bool {
+        let asking = |lookupd: &Lookupd| {
+            !matches!(lookupd.state(), LookupdState::Unused | LookupdState::Waiting)
+        };
+        let unused = |connection: &Connection| connection.state() == ConnectionState::Unused;
+        self.shared.stopping
+            && self.connections.iter().all(unused)
+            && !self.lookupds.iter().any(asking)
+    }
+
+    /// What is known of connection `index`, below [`connections`](Self::connections).
+    pub fn status(&self, index: usize) -> Option<ConnectionStatus<'_>> {
+        Some(self.connections.get(index)?.status(&self.shared, index as u8))
+    }
+
+    /// What is known of nsqlookupd `index`, below [`lookupds`](Self::lookupds).
+    pub fn lookupd_status(&self, index: usize) -> Option<LookupdStatus> {
+        Some(self.lookupds.get(index)?.status())
+    }
+
+    /// What happened so far.
+    pub fn counters(&self) -> Counters {
+        self.shared.tally
+    }
+
+    /// How many nsqds, as far as is known, wait for a connection to be free: the most that one
+    /// source lists.
+    pub fn unserved(&self) -> u16 {
+        let given = self.shared.given.unserved;
+        self.lookupds.iter().map(Lookupd::unserved).fold(given, u16::max)
+    }
+
+    /// How many messages wait to be taken.
+    pub fn waiting(&self) -> usize {
+        self.shared.store.waiting().into()
+    }
+
+    /// Whether nsqd may be waiting for answers: most of what it may deliver is in flight (85
+    /// percent on some connection). Who collects messages into a batch should not wait for more.
+    pub fn is_starved(&self) -> bool {
+        self.shared.window.is_starved()
+    }
+
+    /// Whether fewer messages than max_in_flight are asked for, after failures.
+    pub fn is_backing_off(&self) -> bool {
+        !self.shared.flow.is_open()
+    }
+
+    /// The newest message that was finished since it had been delivered too often, and how often,
+    /// if nobody asked yet; [`Counters::given_up`] counts them all.
+    pub fn given_up(&mut self) -> Option<(MessageId, u16)> {
+        self.shared.given_up.take()
+    }
+
+    /// Changes when a connection comes or goes, a message arrives, or an answer, a failure or the
+    /// time gives another connection something to write: whether it is worth asking again. Wake
+    /// the driver of every session then.
+    pub fn version(&self) -> u32 {
+        self.shared.version
+    }
+}
+
+impl Shared<'_> {
+    fn changed(&mut self) {
+        self.version = self.version.wrapping_add(1);
+    }
+
+    /// Makes the window as large as it is to be now.
+    fn adjust(&mut self, now: Instant) {
+        self.window.set_limit(self.flow.limit(self.store.capacity()));
+        if !self.window.takes_turns() {
+            self.timers.stop(Timer::Turn);
+        } else if !self.timers.is_set(Timer::Turn) {
+            let interval = self.jitter.around(self.config.redistribute).max(Span::from_millis(1));
+            self.timers.set(Timer::Turn, now.after(interval));
+        }
+        if self.window.is_short() {
+            self.changed();
+        }
+    }
+
+    /// A message is no longer in flight.
+    fn answered(&mut self, now: Instant, id: u8) {
+        self.window.answered(id);
+        self.adjust(now);
+    }
+
+    fn answer(&mut self, now: Instant, token: Token, answer: Answer) -> Result<(), AnswerError> {
+        let answered = self.store.answer(token, answer);
+        if answered == Err(AnswerError::Late) {
+            self.tally.late = self.tally.late.saturating_add(1);
+            // Its slot may be free now.
+            self.adjust(now);
+        }
+        self.changed();
+        answered
+    }
+
+    fn back_off(&mut self, now: Instant, wait: Option<Span>) {
+        if let Some(wait) = wait {
+            self.timers.set(Timer::Probe, now.after(wait));
+        }
+        self.adjust(now);
+    }
+
+    fn give_up(&mut self, head: &MessageHead) {
+        self.tally.given_up = self.tally.given_up.saturating_add(1);
+        self.given_up = Some((head.id, head.attempts));
+    }
+
+    /// Somebody lists an nsqd.
+    fn offer(&mut self, now: Instant, source: u8, round: &mut Round, address: &Address) {
+        if !self.stopping && self.directory.offer(now, self.config.rotate, source, round, address) {
+            self.changed();
+        }
+    }
+
+    /// Offers the given addresses.
+    fn offer_given(&mut self, now: Instant) {
+        let Self { directory, given, config, .. } = self;
+        let changed = !self.stopping && directory.offer_given(now, config.rotate, given);
+        if given.unserved == 0 || self.stopping {
+            self.timers.stop(Timer::Offer);
+        } else {
+            // When the next may have a seat; if it is time already, another source's turn is it.
+            let soon = now.after(Span::from_millis((config.rotate.as_millis() >> 2).max(1)));
+            self.timers.set(Timer::Offer, directory.rotates.max(soon));
+        }
+        if changed {
+            self.changed();
+        }
+    }
+
+    fn deadline(&self) -> Instant {
+        self.timers.next()
+    }
+
+    /// Time passed for all, and for the seat of connection `id`.
+    fn tick(&mut self, now: Instant, id: u8) {
+        if self.timers.expired(Timer::Probe, now) {
+            self.flow.probe();
+            self.adjust(now);
+            self.changed();
+        }
+        if self.timers.expired(Timer::Turn, now) {
+            self.window.turn();
+            self.adjust(now);
+            self.changed();
+        }
+        if self.timers.expired(Timer::Offer, now) {
+            self.offer_given(now);
+        }
+        if self.directory.seat(id).is_some_and(|seat| seat.leaves <= now) {
+            self.directory.retire(id);
+            self.changed();
+        }
+    }
+}

@@ -1,0 +1,505 @@
+//! Where messages lie until they are answered.
+//!
+//! The ring is divided into as many slots of equal length as there are messages at a time, and each
+//! message lies as it came, head and body, in one slot, or in as many neighbouring ones as it needs.
+//!
+//! Slots rather than one record behind the other: messages are answered in any order, and a record
+//! that stays would keep all behind it from being reused. And RDY is a window that nsqd does not
+//! confirm: of the most that may come, every message may be as long as the longest. A ring that
+//! promises room for that has to keep the longest length free for each, which is a slot.
+
+use crate::time::{Instant, Span};
+use crate::wire::copy;
+use crate::wire::v2::{Message, MessageHead, MessageId};
+
+/// What is known of a slot's message.
+///
+/// RAM: 32 bytes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Slot {
+    /// When to touch it, or when nsqd no longer has it in flight.
+    due: Instant,
+    /// When even TOUCH does not keep it in flight.
+    end: Instant,
+    /// How long the message is; once it is to be requeued, after how many milliseconds.
+    len: u32,
+    /// Counts the messages that were here.
+    serial: u32,
+    /// How many slots it takes.
+    span: u16,
+    /// The connection it came from.
+    owner: u8,
+    state: SlotState,
+    /// TOUCH is to be sent.
+    touch: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum SlotState {
+    Free,
+    /// Belongs to the message in a slot before it.
+    Part,
+    /// Being received.
+    Filling,
+    /// For the application to take.
+    Waiting,
+    /// The application has it.
+    Taken,
+    /// The application has it, nsqd has taken it back.
+    Lost,
+    /// The application has it; it is to be requeued all the same.
+    Recalled,
+    /// FIN is to be sent.
+    Finished,
+    /// REQ is to be sent.
+    Requeued,
+}
+
+impl Slot {
+    pub(super) const FREE: Self = Self {
+        due: Instant::NEVER,
+        end: Instant::NEVER,
+        len: 0,
+        serial: 0,
+        span: 1,
+        owner: 0,
+        state: SlotState::Free,
+        touch: false,
+    };
+
+    /// Whether nsqd counts it as in flight, as far as is known.
+    fn is_in_flight(&self) -> bool {
+        matches!(self.state, SlotState::Waiting | SlotState::Taken)
+    }
+}
+
+/// Names one delivered message until it is answered. It does not name the next one in its place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct Token {
+    slot: u16,
+    serial: u32,
+}
+
+/// Why there is no room for a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum NoRoom {
+    /// There is none now.
+    Now,
+    /// There never is.
+    Ever,
+}
+
+/// What to tell nsqd of a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Answer {
+    Finish,
+    Requeue(u32),
+    Touch,
+}
+
+/// Why a message cannot be answered any more. Nothing is sent; nsqd has queued it again, or will.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+#[non_exhaustive]
+pub enum AnswerError {
+    /// Its connection is gone, or its time was up. Counted in
+    /// [`Counters::late`](super::Counters::late).
+    Late,
+    /// It was answered before.
+    Unknown,
+}
+
+/// The slots and their bytes.
+#[derive(Debug)]
+pub(super) struct Store<'a> {
+    slots: &'a mut [Slot],
+    ring: &'a mut [u8],
+    /// Bytes of a slot.
+    unit: usize,
+    /// Where to look for a free slot, for a message to hand out, for an answer to send: each right
+    /// behind the last one found, so that the oldest come first.
+    free: u16,
+    take: u16,
+    answer: u16,
+    waiting: u16,
+    /// Slots that no message that may come can be promised: of lost messages, and all but the
+    /// first of long ones.
+    withheld: u16,
+}
+
+impl<'a> Store<'a> {
+    pub(super) fn new(slots: &'a mut [Slot], ring: &'a mut [u8]) -> Self {
+        slots.fill(Slot::FREE);
+        let unit = ring.len().checked_div(slots.len()).unwrap_or_default();
+        Self { slots, ring, unit, free: 0, take: 0, answer: 0, waiting: 0, withheld: 0 }
+    }
+
+    /// How many messages may be in flight.
+    pub(super) fn capacity(&self) -> u16 {
+        (self.slots.len() as u16).saturating_sub(self.withheld)
+    }
+
+    /// How many messages wait for the application.
+    pub(super) fn waiting(&self) -> u16 {
+        self.waiting
+    }
+
+    /// Takes slots for a message of `len` bytes.
+    pub(super) fn reserve(&mut self, owner: u8, len: u32) -> Result<u16, NoRoom> {
+        let bytes = usize::try_from(len).unwrap_or(usize::MAX);
+        if bytes > self.unit.saturating_mul(self.slots.len()) {
+            return Err(NoRoom::Ever);
+        }
+        let mut span = 1u16;
+        let mut room = self.unit;
+        while room < bytes {
+            room = room.saturating_add(self.unit);
+            span = span.saturating_add(1);
+        }
+        let first = self.run(self.free, span).or_else(|| self.run(0, span)).ok_or(NoRoom::Now)?;
+        let range = usize::from(first)..usize::from(first).saturating_add(span.into());
+        for slot in self.slots.get_mut(range).unwrap_or_default() {
+            slot.state = SlotState::Part;
+        }
+        if let Some(slot) = self.get_mut(first) {
+            slot.state = SlotState::Filling;
+            slot.owner = owner;
+            slot.len = len;
+            slot.span = span;
+            slot.touch = false;
+            slot.due = Instant::NEVER;
+            slot.end = Instant::NEVER;
+        }
+        self.withheld = self.withheld.saturating_add(span.wrapping_sub(1));
+        self.free = first.saturating_add(span);
+        Ok(first)
+    }
+
+    /// Adds a piece of the message, `at` bytes from its start.
+    pub(super) fn fill(&mut self, slot: u16, at: u32, data: &[u8]) {
+        let start = self.start(slot).saturating_add(at as usize);
+        copy(self.ring.get_mut(start..).unwrap_or_default(), data);
+    }
+
+    /// The message is whole. Says whether nsqd has taken an earlier delivery of it back: then what
+    /// is still here of that does not count any more.
+    pub(super) fn arrived(&mut self, at: u16, due: Instant, end: Instant) -> bool {
+        let superseded = self.supersede(at);
+        if let Some(slot) = self.get_mut(at) {
+            slot.state = SlotState::Waiting;
+            slot.due = due;
+            slot.end = end;
+            self.waiting = self.waiting.saturating_add(1);
+        }
+        superseded
+    }
+
+    /// Gives up an earlier delivery of a message on the same connection. Its answer would be taken
+    /// for that of the new one.
+    fn supersede(&mut self, new: u16) -> bool {
+        let Some((owner, head)) = self.slots.get(usize::from(new)).and_then(|slot| {
+            let (head, _) = MessageHead::parse(self.data(new)?)?;
+            Some((slot.owner, head))
+        }) else {
+            return false;
+        };
+        if head.attempts < 2 {
+            // What nearly every message is.
+            return false;
+        }
+        let is = |slot: &Slot| slot.owner == owner && slot.is_in_flight();
+        let same = |at: &u16| {
+            let data = self.data(*at).unwrap_or_default();
+            MessageHead::parse(data).is_some_and(|(old, _)| old.id == head.id)
+        };
+        let old = (0..self.slots.len() as u16)
+            .filter(|at| self.slots.get(usize::from(*at)).is_some_and(is))
+            .find(same);
+        let Some(old) = old else { return false };
+        self.give_up(old);
+        true
+    }
+
+    /// nsqd has taken a message in flight back.
+    fn give_up(&mut self, at: u16) {
+        let Some(slot) = self.get_mut(at) else { return };
+        if slot.state == SlotState::Taken {
+            self.lose(at);
+        } else {
+            self.waiting = self.waiting.saturating_sub(1);
+            self.free(at);
+        }
+    }
+
+    /// The next message for the application.
+    pub(super) fn take(&mut self) -> Option<Token> {
+        if self.waiting == 0 {
+            return None;
+        }
+        let at = self.find(self.take, |slot| slot.state == SlotState::Waiting)?;
+        self.take = at.wrapping_add(1);
+        self.waiting = self.waiting.wrapping_sub(1);
+        let slot = self.get_mut(at)?;
+        slot.state = SlotState::Taken;
+        Some(Token { slot: at, serial: slot.serial })
+    }
+
+    /// The message that the application has.
+    pub(super) fn message(&self, token: Token) -> Option<Message<'_>> {
+        let slot = self.slots.get(usize::from(token.slot))?;
+        let has = matches!(slot.state, SlotState::Taken | SlotState::Lost | SlotState::Recalled);
+        if !has || slot.serial != token.serial {
+            return None;
+        }
+        Message::parse(self.data(token.slot)?)
+    }
+
+    /// Whose message it is.
+    pub(super) fn owner(&self, token: Token) -> u8 {
+        self.slots.get(usize::from(token.slot)).map_or(0, |slot| slot.owner)
+    }
+
+    /// The application's answer.
+    pub(super) fn answer(&mut self, token: Token, answer: Answer) -> Result<(), AnswerError> {
+        let Some(slot) = self.get_mut(token.slot) else { return Err(AnswerError::Unknown) };
+        if slot.serial != token.serial {
+            return Err(AnswerError::Unknown);
+        }
+        match (slot.state, answer) {
+            (SlotState::Taken, Answer::Touch) => slot.touch = true,
+            (SlotState::Lost | SlotState::Recalled, Answer::Touch) => {
+                return Err(AnswerError::Late);
+            }
+            (SlotState::Taken | SlotState::Recalled, Answer::Finish) => {
+                slot.state = SlotState::Finished;
+                slot.due = Instant::NEVER;
+            }
+            (SlotState::Taken | SlotState::Recalled, Answer::Requeue(delay)) => {
+                slot.state = SlotState::Requeued;
+                slot.due = Instant::NEVER;
+                self.set_delay(token.slot, delay);
+            }
+            (SlotState::Lost, Answer::Finish | Answer::Requeue(_)) => {
+                self.free(token.slot);
+                return Err(AnswerError::Late);
+            }
+            (
+                SlotState::Free
+                | SlotState::Part
+                | SlotState::Filling
+                | SlotState::Waiting
+                | SlotState::Finished
+                | SlotState::Requeued,
+                _,
+            ) => return Err(AnswerError::Unknown),
+        }
+        Ok(())
+    }
+
+    /// Requeues, at once, what connection `owner` has delivered: all of it, or what nobody took.
+    pub(super) fn recall(&mut self, owner: u8, taken: bool) {
+        for at in 0..self.slots.len() as u16 {
+            let Some(slot) = self.get_mut(at).filter(|slot| slot.owner == owner) else { continue };
+            match slot.state {
+                SlotState::Waiting => {
+                    slot.state = SlotState::Requeued;
+                    slot.due = Instant::NEVER;
+                    self.set_delay(at, 0);
+                    self.waiting = self.waiting.saturating_sub(1);
+                }
+                SlotState::Taken if taken => {
+                    slot.state = SlotState::Recalled;
+                    slot.due = Instant::NEVER;
+                }
+                SlotState::Taken
+                | SlotState::Free
+                | SlotState::Part
+                | SlotState::Filling
+                | SlotState::Lost
+                | SlotState::Recalled
+                | SlotState::Finished
+                | SlotState::Requeued => {}
+            }
+        }
+    }
+
+    /// The next thing to tell the nsqd of connection `owner`: taken out of here.
+    pub(super) fn next_answer(&mut self, owner: u8) -> Option<(MessageId, Answer)> {
+        let at = self.find(self.answer, |slot| {
+            let answered = matches!(
+                slot.state,
+                SlotState::Finished | SlotState::Requeued | SlotState::Recalled
+            );
+            slot.owner == owner && (answered || (slot.touch && slot.is_in_flight()))
+        })?;
+        self.answer = at.wrapping_add(1);
+        let id = MessageHead::parse(self.data(at)?)?.0.id;
+        let slot = self.get_mut(at)?;
+        let answer = match slot.state {
+            SlotState::Finished => {
+                self.free(at);
+                Answer::Finish
+            }
+            SlotState::Requeued => {
+                let delay = slot.len;
+                self.free(at);
+                Answer::Requeue(delay)
+            }
+            SlotState::Recalled => {
+                self.lose(at);
+                Answer::Requeue(0)
+            }
+            SlotState::Free
+            | SlotState::Part
+            | SlotState::Filling
+            | SlotState::Waiting
+            | SlotState::Taken
+            | SlotState::Lost => {
+                slot.touch = false;
+                Answer::Touch
+            }
+        };
+        Some((id, answer))
+    }
+
+    /// Connection `owner` is gone: nsqd takes back what it delivered.
+    pub(super) fn forget(&mut self, owner: u8) {
+        for at in 0..self.slots.len() as u16 {
+            let Some(slot) = self.get_mut(at).filter(|slot| slot.owner == owner) else { continue };
+            match slot.state {
+                SlotState::Taken | SlotState::Recalled => self.lose(at),
+                SlotState::Waiting => {
+                    self.waiting = self.waiting.saturating_sub(1);
+                    self.free(at);
+                }
+                SlotState::Filling | SlotState::Finished | SlotState::Requeued => self.free(at),
+                SlotState::Free | SlotState::Part | SlotState::Lost => {}
+            }
+        }
+    }
+
+    /// Touches what is due on connection `owner`, or gives it up: what nsqd takes back of the
+    /// latter is told `expired`. Gives the time of the next.
+    pub(super) fn expire(
+        &mut self,
+        owner: u8,
+        now: Instant,
+        touch: Option<Span>,
+        mut expired: impl FnMut(),
+    ) -> Instant {
+        let mut next = Instant::NEVER;
+        for at in 0..self.slots.len() as u16 {
+            let Some(slot) = self.get_mut(at) else { continue };
+            if slot.owner != owner || !slot.is_in_flight() {
+                continue;
+            }
+            if slot.due <= now
+                && let Some(every) = touch
+                && now < slot.end
+            {
+                slot.touch = true;
+                slot.due = now.after(every).min(slot.end);
+            }
+            if slot.due > now {
+                next = next.min(slot.due);
+                continue;
+            }
+            expired();
+            self.give_up(at);
+        }
+        next
+    }
+
+    /// The message takes longer: nsqd has it in flight until `due`, or as long as it ever does.
+    pub(super) fn prolong(&mut self, token: Token, due: Instant) {
+        if let Some(slot) = self.get_mut(token.slot) {
+            slot.due = due.min(slot.end);
+        }
+    }
+
+    fn lose(&mut self, at: u16) {
+        if let Some(slot) = self.get_mut(at) {
+            slot.state = SlotState::Lost;
+            slot.due = Instant::NEVER;
+            self.withheld = self.withheld.saturating_add(1);
+        }
+    }
+
+    fn free(&mut self, at: u16) {
+        let Some(slot) = self.get_mut(at) else { return };
+        let lost = slot.state == SlotState::Lost;
+        let span = slot.span;
+        slot.serial = slot.serial.wrapping_add(1);
+        let range = usize::from(at)..usize::from(at).saturating_add(span.into());
+        for slot in self.slots.get_mut(range).unwrap_or_default() {
+            slot.state = SlotState::Free;
+        }
+        let withheld = span.wrapping_sub(1).saturating_add(lost.into());
+        self.withheld = self.withheld.saturating_sub(withheld);
+    }
+
+    fn set_delay(&mut self, at: u16, delay: u32) {
+        if let Some(slot) = self.get_mut(at) {
+            slot.len = delay;
+        }
+    }
+
+    /// The message's bytes; of a requeued one, whose length is forgotten, its head and more.
+    fn data(&self, at: u16) -> Option<&[u8]> {
+        let slot = self.slots.get(usize::from(at))?;
+        let len = match slot.state {
+            SlotState::Requeued => MessageHead::LEN,
+            _ => slot.len as usize,
+        };
+        let start = self.start(at);
+        self.ring.get(start..start.saturating_add(len))
+    }
+
+    fn start(&self, at: u16) -> usize {
+        self.unit.saturating_mul(at.into())
+    }
+
+    fn get_mut(&mut self, at: u16) -> Option<&mut Slot> {
+        self.slots.get_mut(usize::from(at))
+    }
+
+    /// The first slot from `start` on, round the end, of which `is` holds.
+    fn find(&self, start: u16, is: impl Fn(&Slot) -> bool) -> Option<u16> {
+        let len = self.slots.len() as u16;
+        let mut at = start;
+        for _ in 0..len {
+            if at >= len {
+                at = 0;
+            }
+            if self.slots.get(usize::from(at)).is_some_and(&is) {
+                return Some(at);
+            }
+            at = at.wrapping_add(1);
+        }
+        None
+    }
+
+    /// The first `span` free slots in a row from `start` on.
+    fn run(&self, start: u16, span: u16) -> Option<u16> {
+        let mut free = 0u16;
+        for (at, slot) in self.slots.iter().enumerate().skip(start.into()) {
+            free = if slot.state == SlotState::Free { free.saturating_add(1) } else { 0 };
+            if free == span {
+                return Some((at as u16).wrapping_sub(span.wrapping_sub(1)));
+            }
+        }
+        None
+    }
+}
+
+impl core::fmt::Display for AnswerError {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str(match self {
+            Self::Late => "too late: nsqd has taken the message back",
+            Self::Unknown => "the message was answered before",
+        })
+    }
+}
+
+impl core::error::Error for AnswerError {}

@@ -1,0 +1,492 @@
+//! HTTP/1.1, as far as a client needs it to ask nsqlookupd.
+//!
+//! [`emit_get`] writes a request, [`ResponseDecoder`] reads its answer in pieces: status, and the
+//! body by `Content-Length`, in chunks, or to the end of the connection. nsqlookupd is Go's
+//! net/http: short answers come with a length, those above 2 KiB in chunks.
+//!
+//! By hand rather than with `httparse`: that wants the whole head in one slice, and a proxy's head
+//! is longer than what a device wants to spend on each nsqlookupd. Three lines of it matter, each
+//! shorter than 40 bytes; the others are passed over as they arrive.
+
+use core::fmt;
+
+use super::json::JsonError;
+use super::{Decimal, Write, take};
+use crate::address::Address;
+
+/// The longest head that is read, in bytes, and the longest line about a chunk.
+pub const HEAD_MAX: u16 = 8 * 1024;
+
+/// How much of a line is kept: a length or coding with some white space.
+const LINE: usize = 40;
+
+/// Why an answer is not understood.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+#[non_exhaustive]
+pub enum HttpError {
+    /// It does not start as HTTP/1 does: this may be the TCP port.
+    NotHttp,
+    /// Its head has more than [`HEAD_MAX`] bytes.
+    HeadTooLong,
+    /// Its `Content-Length` is not one number of at most 32 bits.
+    Length,
+    /// Its `Transfer-Encoding` is not `chunked`.
+    Coding,
+    /// A chunk does not start, or end, as one does.
+    Chunk,
+    /// The connection ended before it did.
+    Truncated,
+}
+
+/// Why an nsqlookupd's answer is of no use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+#[non_exhaustive]
+pub enum BadAnswer {
+    /// It is not HTTP as it should be.
+    Http(HttpError),
+    /// Its status is neither 200 nor, for a topic that nobody has yet, 404.
+    Status(u16),
+    /// Its body is not JSON.
+    Json(JsonError),
+    /// Its body has no list of producers.
+    NoProducers,
+}
+
+/// Takes an answer apart, split anywhere.
+///
+/// RAM: 52 bytes.
+///
+/// ```
+/// use nanonsq_core::wire::http::ResponseDecoder;
+///
+/// let mut answer = ResponseDecoder::new();
+/// let mut input = &b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"[..];
+/// assert_eq!(answer.next(&mut input), Ok(Some(&b"{}"[..])));
+/// assert_eq!((answer.status(), answer.is_complete()), (Some(200), true));
+/// ```
+#[derive(Debug, Clone)]
+pub struct ResponseDecoder {
+    place: Place,
+    body: Body,
+    status: u16,
+    /// Bytes left of the body or of the chunk.
+    left: u32,
+    /// Bytes that head or line may still have.
+    room: u16,
+    line: [u8; LINE],
+    len: u8,
+}
+
+/// What comes next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Status,
+    Header,
+    Body,
+    ChunkSize,
+    ChunkEnd,
+    Trailer,
+    Complete,
+}
+
+/// How the body ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Body {
+    ToTheEnd,
+    Length,
+    Chunks,
+}
+
+impl ResponseDecoder {
+    /// Before the first byte.
+    pub const fn new() -> Self {
+        Self {
+            place: Place::Status,
+            body: Body::ToTheEnd,
+            status: 0,
+            left: 0,
+            room: HEAD_MAX,
+            line: [0; LINE],
+            len: 0,
+        }
+    }
+
+    /// Takes bytes from the front of `input` and gives the next piece of the body; `None` once all
+    /// are taken. What follows a complete answer is dropped.
+    ///
+    /// After an error the stream has no meaning any more.
+    pub fn next<'b>(&mut self, input: &mut &'b [u8]) -> Result<Option<&'b [u8]>, HttpError> {
+        loop {
+            match self.place {
+                Place::Complete => {
+                    *input = &[];
+                    return Ok(None);
+                }
+                Place::Body => {
+                    let counted = self.body != Body::ToTheEnd;
+                    let data = take(input, if counted { self.left } else { u32::MAX });
+                    if data.is_empty() {
+                        return Ok(None);
+                    }
+                    if counted {
+                        self.left = self.left.saturating_sub(data.len() as u32);
+                        if self.left == 0 {
+                            self.end_of_part();
+                        }
+                    }
+                    return Ok(Some(data));
+                }
+                Place::Status
+                | Place::Header
+                | Place::ChunkSize
+                | Place::ChunkEnd
+                | Place::Trailer => {
+                    if !self.fill(input)? {
+                        return Ok(None);
+                    }
+                    self.on_line()?;
+                    self.len = 0;
+                }
+            }
+        }
+    }
+
+    /// The connection ended: whether the answer did as well.
+    pub fn finish(&mut self) -> Result<(), HttpError> {
+        if self.place == Place::Complete
+            || (self.place == Place::Body && self.body == Body::ToTheEnd)
+        {
+            self.place = Place::Complete;
+            return Ok(());
+        }
+        Err(HttpError::Truncated)
+    }
+
+    /// The status code, once the head is read.
+    pub const fn status(&self) -> Option<u16> {
+        match self.place {
+            Place::Status | Place::Header => None,
+            _ => Some(self.status),
+        }
+    }
+
+    /// Whether the answer is read to its end. One that lasts as long as the connection is when
+    /// [`finish`](Self::finish) says so.
+    pub const fn is_complete(&self) -> bool {
+        matches!(self.place, Place::Complete)
+    }
+
+    /// Adds to the line; whether it is whole, its end not included.
+    fn fill(&mut self, input: &mut &[u8]) -> Result<bool, HttpError> {
+        while let Some((&byte, rest)) = input.split_first() {
+            *input = rest;
+            if byte == b'\n' {
+                if self.line().last() == Some(&b'\r') {
+                    self.len = self.len.wrapping_sub(1);
+                }
+                return Ok(true);
+            }
+            self.room = self.room.checked_sub(1).ok_or(HttpError::HeadTooLong)?;
+            if let Some(slot) = self.line.get_mut(usize::from(self.len)) {
+                *slot = byte;
+                self.len = self.len.wrapping_add(1);
+            }
+        }
+        Ok(false)
+    }
+
+    fn line(&self) -> &[u8] {
+        self.line.get(..self.len.into()).unwrap_or_default()
+    }
+
+    fn on_line(&mut self) -> Result<(), HttpError> {
+        match self.place {
+            Place::Status => {
+                self.status = status(self.line()).ok_or(HttpError::NotHttp)?;
+                self.place = Place::Header;
+            }
+            Place::Header if self.len == 0 => self.end_of_head(),
+            Place::Header => self.on_header()?,
+            Place::ChunkSize => {
+                self.left = chunk_size(self.line()).ok_or(HttpError::Chunk)?;
+                self.place = if self.left == 0 { Place::Trailer } else { Place::Body };
+            }
+            Place::ChunkEnd if self.len > 0 => return Err(HttpError::Chunk),
+            Place::ChunkEnd => {
+                self.room = HEAD_MAX;
+                self.place = Place::ChunkSize;
+            }
+            Place::Trailer if self.len == 0 => self.place = Place::Complete,
+            Place::Trailer | Place::Body | Place::Complete => {}
+        }
+        Ok(())
+    }
+
+    fn on_header(&mut self) -> Result<(), HttpError> {
+        let whole = usize::from(self.len) < LINE;
+        let line = self.line();
+        let Some(colon) = line.iter().position(|byte| *byte == b':') else { return Ok(()) };
+        let (name, value) = line.split_at_checked(colon).unwrap_or_default();
+        let value = value.split_first().map_or(value, |(_, value)| value.trim_ascii());
+        if name.eq_ignore_ascii_case(b"content-length") {
+            let len = number(value, 10).filter(|_| whole).ok_or(HttpError::Length)?;
+            match self.body {
+                Body::Length if self.left != len => return Err(HttpError::Length),
+                Body::Length | Body::ToTheEnd => {
+                    self.left = len;
+                    self.body = Body::Length;
+                }
+                // They say more than a length (RFC 9112, 6.3).
+                Body::Chunks => {}
+            }
+        } else if name.eq_ignore_ascii_case(b"transfer-encoding") {
+            if !value.eq_ignore_ascii_case(b"chunked") {
+                return Err(HttpError::Coding);
+            }
+            self.body = Body::Chunks;
+        }
+        Ok(())
+    }
+
+    fn end_of_head(&mut self) {
+        self.room = HEAD_MAX;
+        self.place = match (self.status, self.body) {
+            // The answer proper follows.
+            (100..=199, _) => {
+                *self = Self::new();
+                Place::Status
+            }
+            (204 | 304, _) => Place::Complete,
+            (_, Body::Chunks) => Place::ChunkSize,
+            (_, Body::Length) if self.left == 0 => Place::Complete,
+            (_, Body::Length | Body::ToTheEnd) => Place::Body,
+        };
+    }
+
+    fn end_of_part(&mut self) {
+        self.place = if self.body == Body::Chunks { Place::ChunkEnd } else { Place::Complete };
+    }
+}
+
+impl Default for ResponseDecoder {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// The code in `HTTP/1.x code reason`.
+fn status(line: &[u8]) -> Option<u16> {
+    let rest = line.strip_prefix(b"HTTP/1.")?;
+    let code = rest.get(1..5)?.strip_prefix(b" ")?;
+    number(code, 10).map(|code| code as u16)
+}
+
+/// The size in `size [;extension]`.
+fn chunk_size(line: &[u8]) -> Option<u32> {
+    let end = line.iter().position(|byte| *byte == b';').unwrap_or(line.len());
+    number(line.get(..end)?.trim_ascii(), 16)
+}
+
+/// All of a text as a number.
+fn number(digits: &[u8], radix: u32) -> Option<u32> {
+    let first = digits.first().map(|_| 0);
+    digits.iter().fold(first, |number: Option<u32>, byte| {
+        let digit = char::from(*byte).to_digit(radix)?;
+        number?.checked_mul(radix)?.checked_add(digit)
+    })
+}
+
+/// Writes a GET of `path` with the query `key=value`, after whose answer the server closes.
+///
+/// The value is a name, in which only `#` has to be escaped.
+pub fn emit_get<W: Write>(
+    w: &mut W,
+    host: &Address,
+    path: &str,
+    value: &str,
+    user_agent: &str,
+) -> Result<(), W::Error> {
+    w.write_all(b"GET ")?;
+    w.write_all(path.as_bytes())?;
+    let mut value = value.as_bytes();
+    while let Some(at) = value.iter().position(|byte| *byte == b'#') {
+        let (plain, rest) = value.split_at_checked(at).unwrap_or_default();
+        w.write_all(plain)?;
+        w.write_all(b"%23")?;
+        value = rest.split_first().map_or(rest, |(_, rest)| rest);
+    }
+    w.write_all(value)?;
+    w.write_all(b" HTTP/1.1\r\nHost: ")?;
+    let literal = host.host().bytes().any(|byte| byte == b':');
+    if literal {
+        w.write_all(b"[")?;
+    }
+    w.write_all(host.host().as_bytes())?;
+    w.write_all(if literal { b"]:" } else { b":" })?;
+    w.write_all(Decimal::unsigned(host.port().into()).as_bytes())?;
+    w.write_all(b"\r\nUser-Agent: ")?;
+    w.write_all(user_agent.as_bytes())?;
+    // Without it, an nsqlookupd before 1.0 wraps its answer.
+    w.write_all(b"\r\nAccept: application/vnd.nsq; version=1.0\r\nConnection: close\r\n\r\n")
+}
+
+impl fmt::Display for HttpError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NotHttp => {
+                "not an answer in HTTP; use nsqlookupd's HTTP port (4161), not its TCP port"
+            }
+            Self::HeadTooLong => "an HTTP head longer than 8 KiB",
+            Self::Length => "an HTTP answer whose Content-Length makes no sense",
+            Self::Coding => "an HTTP answer in a Transfer-Encoding other than chunked",
+            Self::Chunk => "an HTTP answer with a chunk that makes no sense",
+            Self::Truncated => "the connection ended within the HTTP answer",
+        })
+    }
+}
+
+impl core::error::Error for HttpError {}
+
+impl fmt::Display for BadAnswer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Http(error) => error.fmt(f),
+            Self::Status(status) => write!(f, "nsqlookupd answered with HTTP status {status}"),
+            Self::Json(error) => write!(f, "nsqlookupd's answer is not JSON: {error}"),
+            Self::NoProducers => f.write_str("nsqlookupd's answer has no list of producers"),
+        }
+    }
+}
+
+impl core::error::Error for BadAnswer {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(pieces: &[&[u8]]) -> Result<(Option<u16>, Vec<u8>, bool), HttpError> {
+        let mut decoder = ResponseDecoder::new();
+        let mut body = Vec::new();
+        for piece in pieces {
+            let mut input = *piece;
+            while let Some(data) = decoder.next(&mut input)? {
+                body.extend(data);
+            }
+            assert!(input.is_empty());
+        }
+        let complete = decoder.is_complete();
+        decoder.finish()?;
+        Ok((decoder.status(), body, complete))
+    }
+
+    /// However it is split.
+    #[track_caller]
+    fn reads(text: &[u8], status: u16, body: &str, complete: bool) {
+        let want = Ok((Some(status), body.as_bytes().to_vec(), complete));
+        for at in 0..=text.len() {
+            let (one, two) = text.split_at(at);
+            assert_eq!(read(&[one, two]), want, "split at {at}");
+        }
+        let bytes: Vec<&[u8]> = text.chunks(1).collect();
+        assert_eq!(read(&bytes), want);
+    }
+
+    #[track_caller]
+    fn refuses(text: &[u8], error: HttpError) {
+        let bytes: Vec<&[u8]> = text.chunks(1).collect();
+        assert_eq!(read(&bytes), Err(error));
+        assert_eq!(read(&[text]), Err(error));
+    }
+
+    #[test]
+    fn what_go_sends() {
+        reads(
+            b"HTTP/1.1 200 OK\r\nContent-Type: application/json; charset=utf-8\r\n\
+              X-Nsq-Content-Type: nsq; version=1.0\r\nDate: Sun, 22 Nov 2026 22:00:00 GMT\r\n\
+              Content-Length: 30\r\nConnection: close\r\n\r\n{\"channels\":[],\"producers\":[]}",
+            200,
+            "{\"channels\":[],\"producers\":[]}",
+            true,
+        );
+        reads(
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n\
+              4\r\nWiki\r\nA;name=value\r\npedia in c\r\n5\r\nhunks\r\n0\r\nTrailer: x\r\n\r\nmore",
+            200,
+            "Wikipedia in chunks",
+            true,
+        );
+        reads(b"HTTP/1.0 404 Not Found\r\n\r\ngone", 404, "gone", false);
+    }
+
+    #[test]
+    fn what_others_send() {
+        reads(b"HTTP/1.1 200\nCONTENT-LENGTH:\t 2 \n\nOK", 200, "OK", true);
+        reads(b"HTTP/1.1 204 No Content\r\n\r\n", 204, "", true);
+        reads(b"HTTP/1.1 100 Continue\r\nContent-Length: 9\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n", 200, "", true);
+        let long = format!("X-Long: {}\r\n", "x".repeat(3000));
+        let text = format!("HTTP/1.1 200 OK\r\n{long}{long}Content-Length: 1\r\n\r\n1");
+        reads(text.as_bytes(), 200, "1", true);
+        // Chunks say more than a length.
+        reads(
+            b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nTransfer-Encoding: Chunked\r\n\
+              Content-Length: 4\r\n\r\n1\r\nx\r\n0\r\n\r\n",
+            200,
+            "x",
+            true,
+        );
+    }
+
+    #[test]
+    fn what_is_refused_and_why() {
+        use HttpError::*;
+        refuses(b"\0\0\0\x0eE_BAD_PROTOCOL\n", NotHttp);
+        refuses(b"HTTP/2 200\r\n", NotHttp);
+        refuses(b"HTTP/1.1 2x0 OK\r\n", NotHttp);
+        refuses(b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n", Length);
+        refuses(b"HTTP/1.1 200 OK\r\nContent-Length:\r\n", Length);
+        refuses(b"HTTP/1.1 200 OK\r\nContent-Length: 4294967296\r\n", Length);
+        refuses(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n", Length);
+        let zeros = format!("HTTP/1.1 200 OK\r\nContent-Length: {}1\r\n", "0".repeat(40));
+        refuses(zeros.as_bytes(), Length);
+        refuses(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n", Coding);
+        refuses(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nx\r\n", Chunk);
+        refuses(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n123456789\r\n", Chunk);
+        refuses(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nxy\r\n", Chunk);
+        refuses(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nx", Truncated);
+        refuses(b"HTTP/1.1 200 OK\r\nConte", Truncated);
+        refuses(b"", Truncated);
+        let endless = format!("HTTP/1.1 200 OK\r\nX: {}", "x".repeat(HEAD_MAX.into()));
+        refuses(endless.as_bytes(), HeadTooLong);
+        let lines = format!("HTTP/1.1 200 OK\r\n{}", "X: y\r\n".repeat(HEAD_MAX.into()));
+        refuses(lines.as_bytes(), HeadTooLong);
+        for error in [NotHttp, HeadTooLong, Length, Coding, Chunk, Truncated] {
+            assert!(!error.to_string().is_empty());
+        }
+    }
+
+    #[test]
+    fn what_is_asked() {
+        let ask = |host: &str, topic: &str| {
+            let mut buf = [0; 512];
+            let mut rest = &mut buf[..];
+            let host: Address = host.parse().unwrap();
+            emit_get(&mut rest, &host, "/lookup?topic=", topic, "nanonsq/1").unwrap();
+            let len = 512 - rest.len();
+            String::from_utf8(buf[..len].to_vec()).unwrap()
+        };
+        assert_eq!(
+            ask("lookup:4161", "logs#ephemeral"),
+            "GET /lookup?topic=logs%23ephemeral HTTP/1.1\r\nHost: lookup:4161\r\n\
+             User-Agent: nanonsq/1\r\nAccept: application/vnd.nsq; version=1.0\r\n\
+             Connection: close\r\n\r\n"
+        );
+        assert!(ask("[::1]:80", "t").contains("topic=t HTTP/1.1\r\nHost: [::1]:80\r\n"));
+    }
+
+    #[test]
+    fn ram() {
+        assert_eq!(size_of::<ResponseDecoder>(), 52);
+    }
+}
