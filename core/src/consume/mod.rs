@@ -209,6 +209,35 @@ pub enum ConnectionEvent {
     Disconnected(Closed),
 }
 
+/// What the application should know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+#[non_exhaustive]
+pub enum Event {
+    /// A connection to an nsqd came or went; [`Consumer::status`] has the rest.
+    Connection {
+        /// Which one.
+        index: usize,
+        /// What happened.
+        event: ConnectionEvent,
+    },
+    /// An nsqlookupd was asked.
+    Lookupd {
+        /// Which one, in the order of their addresses.
+        index: usize,
+        /// What came of it.
+        event: LookupdEvent,
+    },
+    /// A message was finished since it had been delivered too often. Several between two polls are
+    /// one event, of the newest; [`Counters::given_up`] counts them all.
+    GivenUp {
+        /// Its id.
+        id: MessageId,
+        /// How often it was delivered.
+        attempts: u16,
+    },
+}
+
 /// What is known of a connection.
 #[derive(Debug, Clone, Copy)]
 pub struct ConnectionStatus<'s> {
@@ -597,6 +626,24 @@ impl<'a> Consumer<'a> {
     /// Whether fewer messages than max_in_flight are asked for, after failures.
     pub fn is_backing_off(&self) -> bool {
         !self.shared.flow.is_open()
+    }
+
+    /// The next thing to tell; call until `None`.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        if let Some((id, attempts)) = self.given_up() {
+            return Some(Event::GivenUp { id, attempts });
+        }
+        for index in 0..self.connections() {
+            if let Some(event) = self.connection(index)?.poll_event() {
+                return Some(Event::Connection { index, event });
+            }
+        }
+        for index in 0..self.lookupds() {
+            if let Some(event) = self.lookupd(index)?.poll_event() {
+                return Some(Event::Lookupd { index, event });
+            }
+        }
+        None
     }
 
     /// The newest message that was finished since it had been delivered too often, and how often,

@@ -1,8 +1,8 @@
 //! The one async driver (feature `async`): runs any [`Session`] on any transport.
 //!
 //! A platform is three small traits: [`Dialer`] brings up a [`Transport`], [`Sleep`] tells and
-//! waits for time. Everything else, from backoff to batching, is in the session. [`publisher`] and
-//! [`lookup`] give the two ends that applications use: a *handle*, cheap to copy, and a *runner*,
+//! waits for time. Everything else, from backoff to batching, is in the session. [`publisher`],
+//! [`consumer`] and [`lookup`] give the two ends that applications use: a *handle*, cheap to copy, and a *runner*,
 //! the one background future. Nothing here spawns or picks an executor.
 //!
 //! Transports are polled, not awaited: bytes are written from where they lie, under a lock that is
@@ -16,6 +16,7 @@
 //! session is told when it is driven again. Handles' futures say for themselves what dropping them
 //! means.
 
+pub mod consumer;
 pub mod lookup;
 pub mod publisher;
 mod shared;

@@ -73,6 +73,19 @@ impl<M: RawMutex, T> Shared<M, T> {
         })
     }
 
+    /// As [`drive`](Self::drive), for a state with several sessions: what one of them changes may
+    /// concern the others, so the runner looks again.
+    pub(super) fn change_if<R>(&self, f: impl FnOnce(&mut T) -> (R, bool)) -> Option<R> {
+        self.lock(|inner| {
+            let (result, news) = f(&mut inner.state);
+            if news {
+                inner.runner.wake();
+                inner.waiters.wake();
+            }
+            result
+        })
+    }
+
     /// Has the runner's task woken at the next [`change`](Self::change).
     pub(super) fn register(&self, waker: &Waker) {
         self.lock(|inner| inner.runner.register(waker));
@@ -95,6 +108,7 @@ impl<M: RawMutex, T> Shared<M, T> {
             }
             let (answer, news) = f(&mut inner.state);
             if news {
+                inner.runner.wake();
                 inner.waiters.wake();
             }
             match answer {

@@ -1,0 +1,380 @@
+//! A [`Consumer`] with its connections: a [`Handle`] to take messages with and a [`Runner`].
+
+use core::future::{Future, poll_fn};
+use core::task::Waker;
+
+use embassy_futures::select::{Either, select, select_array};
+use embassy_sync::blocking_mutex::raw::RawMutex;
+
+use super::shared::{Shared, Turn};
+use super::{Dialer, SessionCell, Sleep, drive};
+use crate::address::Address;
+use crate::consume::{
+    AnswerError, Config, ConfigError, Consumer, Counters, Delivery, Discovery, Event, Storage,
+};
+use crate::session::Session;
+use crate::time::Span;
+use crate::wire::v2::MessageHead;
+
+/// Bytes that a connection reads at once if [`Runner::run`] is used: a few short messages.
+pub const RX_LEN: usize = 256;
+
+/// Bytes of nsqlookupd's answer that are read at once.
+const LOOKUPD_RX_LEN: usize = 128;
+
+/// What a consumer's handles and its runner share: tables for so many connections to nsqds,
+/// messages in flight, nsqlookupds, and nsqds that these list (0 of both without nsqlookupds). See
+/// [`publisher::Resources`](super::publisher::Resources).
+#[derive(Debug)]
+pub struct Resources<
+    'a,
+    M: RawMutex,
+    const CONNECTIONS: usize,
+    const MESSAGES: usize,
+    const LOOKUPDS: usize,
+    const NSQDS: usize,
+> {
+    storage: Storage<CONNECTIONS, MESSAGES>,
+    discovery: Discovery<LOOKUPDS, NSQDS>,
+    shared: Option<Shared<M, Consumer<'a>>>,
+}
+
+impl<
+    M: RawMutex,
+    const CONNECTIONS: usize,
+    const MESSAGES: usize,
+    const LOOKUPDS: usize,
+    const NSQDS: usize,
+> Resources<'_, M, CONNECTIONS, MESSAGES, LOOKUPDS, NSQDS>
+{
+    /// Empty; [`new`] fills it.
+    pub const fn new() -> Self {
+        Self { storage: Storage::new(), discovery: Discovery::new(), shared: None }
+    }
+}
+
+impl<
+    M: RawMutex,
+    const CONNECTIONS: usize,
+    const MESSAGES: usize,
+    const LOOKUPDS: usize,
+    const NSQDS: usize,
+> Default for Resources<'_, M, CONNECTIONS, MESSAGES, LOOKUPDS, NSQDS>
+{
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Whom to consume from: given nsqds, those that nsqlookupds list, or both.
+#[derive(Debug, Clone, Copy)]
+pub struct Sources<'a> {
+    /// nsqds, at their TCP ports (4150).
+    pub nsqds: &'a [Address],
+    /// nsqlookupds, at their HTTP ports (4161).
+    pub lookupds: &'a [Address],
+}
+
+/// A dialer for each connection.
+#[derive(Debug, Clone, Copy)]
+pub struct Dialers<D, const CONNECTIONS: usize, const LOOKUPDS: usize> {
+    /// To nsqds.
+    pub nsqds: [D; CONNECTIONS],
+    /// To nsqlookupds.
+    pub lookupds: [D; LOOKUPDS],
+}
+
+/// A consumer's two ends. `ring` is where its messages lie; see [`Consumer::new`].
+#[expect(clippy::type_complexity, reason = "two ends, each with its parameters")]
+pub fn new<
+    'a,
+    M: RawMutex,
+    D: Dialer,
+    S: Sleep,
+    const CONNECTIONS: usize,
+    const MESSAGES: usize,
+    const LOOKUPDS: usize,
+    const NSQDS: usize,
+>(
+    resources: &'a mut Resources<'a, M, CONNECTIONS, MESSAGES, LOOKUPDS, NSQDS>,
+    config: &'a Config<'a>,
+    sources: Sources<'a>,
+    ring: &'a mut [u8],
+    dialers: Dialers<D, CONNECTIONS, LOOKUPDS>,
+    sleep: S,
+) -> Result<(Handle<'a, M, S>, Runner<'a, M, D, S, CONNECTIONS, LOOKUPDS>), ConfigError> {
+    let Resources { storage, discovery, shared } = resources;
+    let mut consumer = Consumer::new(config, storage, sources.nsqds, ring)?;
+    consumer.discover(discovery, sources.lookupds)?;
+    let shared: &'a Shared<M, Consumer<'a>> = shared.insert(Shared::new(consumer));
+    Ok((Handle { shared, sleep: sleep.clone() }, Runner { shared, dialers, sleep }))
+}
+
+/// Takes messages. Clone it to wherever it is needed.
+#[derive(Debug)]
+pub struct Handle<'a, M: RawMutex, S> {
+    shared: &'a Shared<M, Consumer<'a>>,
+    sleep: S,
+}
+
+impl<M: RawMutex, S: Clone> Clone for Handle<'_, M, S> {
+    fn clone(&self) -> Self {
+        Self { shared: self.shared, sleep: self.sleep.clone() }
+    }
+}
+
+impl<'a, M: RawMutex, S: Sleep> Handle<'a, M, S> {
+    /// Waits for the next message. Cancel-safe: dropped before it is ready, no message was taken.
+    /// Several tasks that wait get messages by turns.
+    pub async fn next(&self) -> Message<'a, M, S> {
+        let (shared, sleep) = (self.shared, &self.sleep);
+        let mut turn = Turn::Last;
+        let (delivery, head) = poll_fn(|cx| {
+            shared.poll_wait(cx.waker(), &mut turn, |consumer| {
+                noting(consumer, |consumer| {
+                    let delivery = consumer.take(sleep.now())?;
+                    Some((delivery, consumer.message(delivery.token)?.head))
+                })
+            })
+        })
+        .await;
+        Message { shared, sleep: sleep.clone(), delivery, head, answered: false }
+    }
+
+    /// The next message, if there is one now.
+    pub fn try_next(&self) -> Option<Message<'a, M, S>> {
+        let (delivery, head) = self.change(|consumer| {
+            let delivery = consumer.take(self.sleep.now())?;
+            Some((delivery, consumer.message(delivery.token)?.head))
+        })??;
+        let (shared, sleep) = (self.shared, self.sleep.clone());
+        Some(Message { shared, sleep, delivery, head, answered: false })
+    }
+
+    /// The next thing to tell. Cancel-safe. With several tasks asking, each event goes to one.
+    pub fn event(&self) -> impl Future<Output = Event> + use<'a, M, S> {
+        self.wait(Consumer::poll_event)
+    }
+
+    /// See [`Consumer::pause`].
+    pub fn pause(&self) {
+        let now = self.sleep.now();
+        self.change(|consumer| consumer.pause(now));
+    }
+
+    /// See [`Consumer::resume`].
+    pub fn resume(&self) {
+        let now = self.sleep.now();
+        self.change(|consumer| consumer.resume(now));
+    }
+
+    /// See [`Consumer::set_max_in_flight`].
+    pub fn set_max_in_flight(&self, max: u16) {
+        let now = self.sleep.now();
+        self.change(|consumer| consumer.set_max_in_flight(now, max));
+    }
+
+    /// Leaves all nsqds for good and returns when that is done: messages that nobody took are
+    /// requeued at once, those that the application has when it answers them or
+    /// [`Config::drain_timeout`] is over. Dropped earlier, it goes on all the same.
+    pub async fn stop(&self) {
+        self.change(Consumer::stop);
+        self.wait(|consumer| consumer.is_stopped().then_some(())).await;
+    }
+
+    /// What happened so far.
+    pub fn counters(&self) -> Counters {
+        self.look(|consumer| consumer.counters()).unwrap_or_default()
+    }
+
+    /// Looks at the consumer. `None` only from within another look.
+    pub fn look<R>(&self, f: impl FnOnce(&mut Consumer<'a>) -> R) -> Option<R> {
+        self.shared.peek(f)
+    }
+
+    /// Asks `f` now and whenever something changed, until it has an answer. Cancel-safe.
+    pub fn wait<R, F>(&self, mut f: F) -> impl Future<Output = R> + use<'a, M, S, R, F>
+    where
+        F: FnMut(&mut Consumer<'a>) -> Option<R>,
+    {
+        let shared = self.shared;
+        let mut turn = Turn::Any;
+        poll_fn(move |cx| {
+            shared.poll_wait(cx.waker(), &mut turn, |consumer| noting(consumer, &mut f))
+        })
+    }
+
+    fn change<R>(&self, f: impl FnOnce(&mut Consumer<'a>) -> R) -> Option<R> {
+        self.shared.change(|consumer| noting(consumer, f))
+    }
+}
+
+/// Runs `f` and says whether it changed what somebody may wait for.
+fn noting<'a, R>(consumer: &mut Consumer<'a>, f: impl FnOnce(&mut Consumer<'a>) -> R) -> (R, bool) {
+    let before = consumer.version();
+    let result = f(consumer);
+    (result, consumer.version() != before)
+}
+
+/// A message, to be answered. Dropped unanswered it is requeued, as by
+/// [`release`](Self::release).
+#[derive(Debug)]
+pub struct Message<'a, M: RawMutex, S: Sleep> {
+    shared: &'a Shared<M, Consumer<'a>>,
+    sleep: S,
+    delivery: Delivery,
+    head: MessageHead,
+    answered: bool,
+}
+
+impl<'a, M: RawMutex, S: Sleep> Message<'a, M, S> {
+    /// Its id, when it was published, and how often it was delivered.
+    pub fn head(&self) -> &MessageHead {
+        &self.head
+    }
+
+    /// Whether it was delivered more than [`Config::max_attempts`] times, which is seen only with
+    /// [`Exhausted::Deliver`](crate::consume::Exhausted::Deliver).
+    pub fn is_exhausted(&self) -> bool {
+        self.delivery.exhausted
+    }
+
+    /// Reads the body where it lies. Be brief: the connections wait meanwhile. `None` only from
+    /// within a look at the consumer.
+    pub fn read<R>(&self, f: impl FnOnce(&[u8]) -> R) -> Option<R> {
+        self.shared
+            .peek(|consumer| consumer.message(self.delivery.token).map(|message| f(message.body)))?
+    }
+
+    /// It is done; see [`Consumer::finish`].
+    pub fn finish(mut self) -> Result<(), AnswerError> {
+        let now = self.sleep.now();
+        self.answer(|consumer, delivery| consumer.finish(now, delivery.token))
+    }
+
+    /// It failed and is to come again; see [`Consumer::requeue`].
+    pub fn requeue(mut self, delay: Option<Span>) -> Result<(), AnswerError> {
+        let now = self.sleep.now();
+        self.answer(|consumer, delivery| consumer.requeue(now, delivery.token, delay))
+    }
+
+    /// It is to come again, through no fault of its own; see [`Consumer::release`].
+    pub fn release(mut self, delay: Option<Span>) -> Result<(), AnswerError> {
+        let now = self.sleep.now();
+        self.answer(|consumer, delivery| consumer.release(now, delivery.token, delay))
+    }
+
+    /// It takes longer; see [`Consumer::touch`].
+    pub fn touch(&self) -> Result<(), AnswerError> {
+        let now = self.sleep.now();
+        self.shared
+            .change(|consumer| {
+                noting(consumer, |consumer| consumer.touch(now, self.delivery.token))
+            })
+            .unwrap_or(Err(AnswerError::Unknown))
+    }
+
+    fn answer(
+        &mut self,
+        f: impl FnOnce(&mut Consumer<'a>, &Delivery) -> Result<(), AnswerError>,
+    ) -> Result<(), AnswerError> {
+        self.answered = true;
+        let delivery = self.delivery;
+        self.shared
+            .change(|consumer| noting(consumer, |consumer| f(consumer, &delivery)))
+            .unwrap_or(Err(AnswerError::Unknown))
+    }
+}
+
+impl<M: RawMutex, S: Sleep> Drop for Message<'_, M, S> {
+    fn drop(&mut self) {
+        if !self.answered {
+            let now = self.sleep.now();
+            let _ = self.answer(|consumer, delivery| consumer.release(now, delivery.token, None));
+        }
+    }
+}
+
+/// Connects and carries. Run exactly one.
+#[derive(Debug)]
+pub struct Runner<'a, M: RawMutex, D, S, const CONNECTIONS: usize, const LOOKUPDS: usize> {
+    shared: &'a Shared<M, Consumer<'a>>,
+    dialers: Dialers<D, CONNECTIONS, LOOKUPDS>,
+    sleep: S,
+}
+
+impl<M: RawMutex, D: Dialer, S: Sleep, const CONNECTIONS: usize, const LOOKUPDS: usize>
+    Runner<'_, M, D, S, CONNECTIONS, LOOKUPDS>
+{
+    /// Runs all connections for ever, each reading [`RX_LEN`] bytes at once. Dropped, they end, and
+    /// nsqd delivers again what was in flight; run again, it goes on.
+    pub async fn run(&mut self) -> ! {
+        self.run_with::<RX_LEN>().await
+    }
+
+    /// As [`run`](Self::run), each connection to an nsqd with a receive buffer of `RX` bytes, at
+    /// least 16: more of them are faster where many short messages come at once.
+    pub async fn run_with<const RX: usize>(&mut self) -> ! {
+        let (shared, sleep) = (self.shared, &self.sleep);
+        let mut index = 0;
+        let connections = self.dialers.nsqds.each_mut().map(|dialer| {
+            let cell = Cell { shared, of: Of::Connection(index) };
+            index += 1;
+            async move {
+                let mut sleep = sleep.clone();
+                let mut rx = [0; RX];
+                drive(&cell, dialer, &mut sleep, &mut rx).await
+            }
+        });
+        let mut index = 0;
+        let lookupds = self.dialers.lookupds.each_mut().map(|dialer| {
+            let cell = Cell { shared, of: Of::Lookupd(index) };
+            index += 1;
+            async move {
+                let mut sleep = sleep.clone();
+                let mut rx = [0; LOOKUPD_RX_LEN];
+                drive(&cell, dialer, &mut sleep, &mut rx).await
+            }
+        });
+        // None of them ever ends; without any there is nothing to run.
+        match select(select_array(connections), select_array(lookupds)).await {
+            Either::First((never, _)) | Either::Second((never, _)) => never,
+        }
+    }
+}
+
+/// One of a consumer's sessions.
+struct Cell<'c, 'a, M: RawMutex> {
+    shared: &'c Shared<M, Consumer<'a>>,
+    of: Of,
+}
+
+#[derive(Clone, Copy)]
+enum Of {
+    Connection(usize),
+    Lookupd(usize),
+}
+
+impl<M: RawMutex> SessionCell for Cell<'_, '_, M> {
+    fn with(&self, f: &mut dyn FnMut(&mut dyn Session)) {
+        // What one connection brings may give another something to write.
+        self.shared.change_if(|consumer| {
+            noting(consumer, |consumer| match self.of {
+                Of::Connection(index) => {
+                    if let Some(mut session) = consumer.connection(index) {
+                        f(&mut session);
+                    }
+                }
+                Of::Lookupd(index) => {
+                    if let Some(mut session) = consumer.lookupd(index) {
+                        f(&mut session);
+                    }
+                }
+            })
+        });
+    }
+
+    fn register(&self, waker: &Waker) {
+        self.shared.register(waker);
+    }
+}
