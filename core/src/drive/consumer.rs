@@ -6,7 +6,7 @@ use core::task::Waker;
 use embassy_futures::select::{Either, select, select_array};
 use embassy_sync::blocking_mutex::raw::RawMutex;
 
-use super::shared::{Shared, Turn};
+use super::shared::{InTurn, Place, Shared};
 use super::{Dialer, SessionCell, Sleep, drive};
 use crate::address::Address;
 use crate::consume::{
@@ -125,12 +125,12 @@ impl<M: RawMutex, S: Clone> Clone for Handle<'_, M, S> {
 
 impl<'a, M: RawMutex, S: Sleep> Handle<'a, M, S> {
     /// Waits for the next message. Cancel-safe: dropped before it is ready, no message was taken.
-    /// Several tasks that wait get messages by turns.
+    /// Tasks that wait get messages in the order in which they came.
     pub async fn next(&self) -> Message<'a, M, S> {
         let (shared, sleep) = (self.shared, &self.sleep);
-        let mut turn = Turn::Last;
+        let mut wait = InTurn::new(shared);
         let (delivery, head) = poll_fn(|cx| {
-            shared.poll_wait(cx.waker(), &mut turn, |consumer| {
+            wait.poll_wait(cx.waker(), |consumer| {
                 noting(consumer, |consumer| {
                     let delivery = consumer.take(sleep.now())?;
                     Some((delivery, consumer.message(delivery.token)?.head))
@@ -198,9 +198,8 @@ impl<'a, M: RawMutex, S: Sleep> Handle<'a, M, S> {
         F: FnMut(&mut Consumer<'a>) -> Option<R>,
     {
         let shared = self.shared;
-        let mut turn = Turn::Any;
         poll_fn(move |cx| {
-            shared.poll_wait(cx.waker(), &mut turn, |consumer| noting(consumer, &mut f))
+            shared.poll_wait(cx.waker(), &mut Place::None, |consumer| noting(consumer, &mut f))
         })
     }
 

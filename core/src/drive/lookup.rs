@@ -6,7 +6,7 @@ use core::task::Waker;
 use embassy_futures::select::select_array;
 use embassy_sync::blocking_mutex::raw::RawMutex;
 
-use super::shared::{Shared, Turn};
+use super::shared::{Place, Shared};
 use super::{Dialer, SessionCell, Sleep, drive};
 use crate::address::Address;
 use crate::lookup::{Config, ConfigError, Lookup, RegistryFull, TooManyPeers};
@@ -159,9 +159,8 @@ impl<'a, M: RawMutex, S: Sleep, const PEERS: usize, const TOPICS: usize, const C
         &self,
         mut f: impl FnMut(&mut Lookup<'a, PEERS, TOPICS, CHANNELS>) -> Option<R>,
     ) -> R {
-        let mut turn = Turn::Any;
         poll_fn(|cx| {
-            self.shared.poll_wait(cx.waker(), &mut turn, |lookup| {
+            self.shared.poll_wait(cx.waker(), &mut Place::None, |lookup| {
                 let before = lookup.version();
                 let answer = f(lookup);
                 (answer, lookup.version() != before)

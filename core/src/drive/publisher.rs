@@ -5,7 +5,7 @@ use core::task::Waker;
 
 use embassy_sync::blocking_mutex::raw::RawMutex;
 
-use super::shared::{Shared, Turn};
+use super::shared::{InTurn, Place, Shared};
 use super::{Dialer, SessionCell, Sleep, drive};
 use crate::address::Address;
 use crate::name::TopicName;
@@ -105,8 +105,8 @@ impl<'a, M: RawMutex> Handle<'a, M> {
 
     /// Takes a message; waits while the outbox is full.
     ///
-    /// Cancel-safe: dropped before it is ready, the message was not taken. Several tasks that wait
-    /// get room by turns, a message each.
+    /// Cancel-safe: dropped before it is ready, the message was not taken. Tasks that wait get room
+    /// in the order in which they came, each as much as there is.
     pub fn publish<'t, 'b>(
         &self,
         topic: &'t TopicName,
@@ -122,9 +122,14 @@ impl<'a, M: RawMutex> Handle<'a, M> {
         body: &'b [u8],
         options: PublishOptions,
     ) -> impl Future<Output = Result<Ticket, PublishError>> + use<'a, 't, 'b, M> {
-        self.wait_for(Turn::Last, move |publisher| match publisher.offer(topic, body, options) {
-            Err(PublishError::Full) => None,
-            taken => Some(taken),
+        let mut wait = InTurn::new(self.shared);
+        poll_fn(move |cx| {
+            wait.poll_wait(cx.waker(), |publisher| {
+                noting(publisher, |publisher| match publisher.offer(topic, body, options) {
+                    Err(PublishError::Full) => None,
+                    taken => Some(taken),
+                })
+            })
         })
     }
 
@@ -166,21 +171,14 @@ impl<'a, M: RawMutex> Handle<'a, M> {
 
     /// Asks `f` now and whenever a message is resolved or the connection comes or goes, until it
     /// has an answer. Cancel-safe.
-    pub fn wait<R, F>(&self, f: F) -> impl Future<Output = R> + use<'a, M, R, F>
-    where
-        F: FnMut(&mut Publisher<'a>) -> Option<R>,
-    {
-        self.wait_for(Turn::Any, f)
-    }
-
-    fn wait_for<R, F>(&self, mut turn: Turn, mut f: F) -> impl Future<Output = R> + use<'a, M, R, F>
+    pub fn wait<R, F>(&self, mut f: F) -> impl Future<Output = R> + use<'a, M, R, F>
     where
         F: FnMut(&mut Publisher<'a>) -> Option<R>,
     {
         let shared = self.shared;
         // Not an `async fn`: that would be a state machine around this one.
         poll_fn(move |cx| {
-            shared.poll_wait(cx.waker(), &mut turn, |publisher| noting(publisher, &mut f))
+            shared.poll_wait(cx.waker(), &mut Place::None, |publisher| noting(publisher, &mut f))
         })
     }
 
