@@ -66,11 +66,19 @@ impl Toolchain {
         )
     }
 
+    /// A cargo command for the target.
+    pub(crate) fn cargo(&self, subcommand: &str) -> Command {
+        let mut command = Command::new(&self.cargo);
+        command.args([subcommand, "--target", self.target]);
+        command.envs(self.env.iter().map(|(key, value)| (key, value)));
+        command
+    }
+
     /// Builds all binaries of a package; gives their names and where they are.
     pub(crate) fn build(&self, build: &Build<'_>) -> Result<Vec<(String, PathBuf)>> {
-        let mut command = Command::new(&self.cargo);
-        command.args(["build", "--quiet", "--message-format=json-render-diagnostics", "--bins"]);
-        command.args(["--target", self.target, "--profile", build.profile]);
+        let mut command = self.cargo("build");
+        command.args(["--quiet", "--message-format=json-render-diagnostics", "--bins"]);
+        command.args(["--profile", build.profile]);
         command.arg("--manifest-path").arg(build.manifest);
         command.arg("--target-dir").arg(build.target_dir);
         if build.no_default_features {
@@ -79,7 +87,6 @@ impl Toolchain {
         for feature in build.features {
             command.args(["--features", feature]);
         }
-        command.envs(self.env.iter().map(|(key, value)| (key, value)));
         command.envs(build.env.iter().map(|(key, value)| (key, value)));
         // Its build scripts find the package by the directory, not by ours.
         command.current_dir(build.manifest.parent().context("a manifest lies in a directory")?);
@@ -89,6 +96,21 @@ impl Toolchain {
 
 /// Runs a cargo that prints messages as JSON; gives names and places of the binaries.
 pub(crate) fn executables(command: &mut Command) -> Result<Vec<(String, PathBuf)>> {
+    let executable = |message: Value| {
+        let name = message["target"]["name"].as_str()?.to_owned();
+        Some((name, PathBuf::from(message["executable"].as_str()?)))
+    };
+    Ok(messages(command)?.into_iter().filter_map(executable).collect())
+}
+
+/// Runs a cargo that prints messages as JSON; gives the files that it made.
+pub(crate) fn artifacts(command: &mut Command) -> Result<Vec<PathBuf>> {
+    let messages = messages(command)?;
+    let names = messages.iter().filter_map(|message| message["filenames"].as_array()).flatten();
+    Ok(names.filter_map(|name| name.as_str().map(PathBuf::from)).collect())
+}
+
+fn messages(command: &mut Command) -> Result<Vec<Value>> {
     let output = command
         .stderr(Stdio::inherit())
         .output()
@@ -96,12 +118,8 @@ pub(crate) fn executables(command: &mut Command) -> Result<Vec<(String, PathBuf)
     if !output.status.success() {
         bail!("{command:?}: {}", output.status);
     }
-    let executable = |line: &[u8]| {
-        let message: Value = serde_json::from_slice(line).ok()?;
-        let name = message["target"]["name"].as_str()?.to_owned();
-        Some((name, PathBuf::from(message["executable"].as_str()?)))
-    };
-    Ok(output.stdout.split(|&byte| byte == b'\n').filter_map(executable).collect())
+    let lines = output.stdout.split(|&byte| byte == b'\n');
+    Ok(lines.filter_map(|line| serde_json::from_slice(line).ok()).collect())
 }
 
 fn rustc() -> PathBuf {

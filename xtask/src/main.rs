@@ -4,6 +4,7 @@
 mod bench;
 mod demo;
 mod firmware;
+mod panics;
 mod peers;
 mod project;
 mod qemu;
@@ -35,6 +36,8 @@ enum Task {
     Bench(bench::Options),
     /// Run the firmware of examples/qemu against real servers (needs QEMU and Go)
     Qemu(qemu::Options),
+    /// Show that nothing in the core can panic
+    Panics(panics::Options),
     /// Measure what nanonsq takes on a Cortex-M0: flash, RAM, stack, instructions (needs QEMU)
     Sizes(sizes::Options),
 }
@@ -53,6 +56,7 @@ fn main() -> ExitCode {
         Task::Demo(options) => demo::run(&options),
         Task::Bench(options) => bench::run(&options),
         Task::Qemu(options) => qemu::run(&options),
+        Task::Panics(options) => panics::run(&options),
         Task::Sizes(options) => sizes::run(&options),
     };
     // Not with `{:?}`: most failures here are advice to a user, whom a backtrace does not help.

@@ -293,7 +293,12 @@ fn chunk_size(line: &[u8]) -> Option<u32> {
 fn number(digits: &[u8], radix: u32) -> Option<u32> {
     let first = digits.first().map(|_| 0);
     digits.iter().fold(first, |number: Option<u32>, byte| {
-        let digit = char::from(*byte).to_digit(radix)?;
+        // Not `char::to_digit`, which panics for a radix above 36.
+        let digit = match byte {
+            b'0'..=b'9' => byte.wrapping_sub(b'0'),
+            _ => byte.to_ascii_lowercase().wrapping_sub(b'a').checked_add(10)?,
+        };
+        let digit = Some(u32::from(digit)).filter(|&digit| digit < radix)?;
         number?.checked_mul(radix)?.checked_add(digit)
     })
 }

@@ -1,0 +1,182 @@
+//! `cargo xtask panics`: that nothing in the core can panic.
+//!
+//! The core is compiled for a microcontroller with every function in it, called or not, and the
+//! calls between them are followed: from no function of the core may one of the standard library
+//! be reached that panics. The compiler leaves out those calls that it can see to be impossible, so
+//! this holds for the code that it makes, at this optimisation level.
+//!
+//! Generic functions are compiled where they are used; those are searched by `cargo xtask qemu`, in
+//! the linked firmware.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use object::read::archive::ArchiveFile;
+use object::{Object, ObjectSection, ObjectSymbol, RelocationTarget, SymbolKind};
+
+use crate::firmware::{self, Toolchain};
+use crate::project;
+
+const TARGET: &str = "thumbv6m-none-eabi";
+const FEATURES: [&str; 2] = ["", "async"];
+/// Not `z`, at which functions of the standard library are not inlined: the compiler does not see
+/// then that their checks hold.
+const LEVELS: [&str; 2] = ["s", "3"];
+/// A provided method of the standard library's, in every type with an order: it asserts what its
+/// caller promises. Nothing here calls it.
+const EXCUSED: &str = " as core::cmp::Ord>::clamp";
+
+#[derive(Args)]
+pub(crate) struct Options {}
+
+pub(crate) fn run(_: &Options) -> Result<()> {
+    let toolchain = Toolchain::find(TARGET)?;
+    for features in FEATURES {
+        for level in LEVELS {
+            let calls = Calls::of(&library(&toolchain, features, level)?)?;
+            let (own, found) = calls.search();
+            if !found.is_empty() {
+                bail!("with features '{features}' at {level}:\n{}", found.join("\n"));
+            }
+            println!("features '{features}' at {level}: none of {own} functions can panic");
+        }
+    }
+    Ok(())
+}
+
+/// The core, compiled.
+fn library(toolchain: &Toolchain, features: &str, level: &str) -> Result<Vec<u8>> {
+    let mut command = toolchain.cargo("rustc");
+    command.args(["--quiet", "--message-format=json-render-diagnostics", "--lib", "--release"]);
+    command.args(["--package", "nanonsq-core", "--no-default-features", "--features", features]);
+    command.arg("--target-dir").arg(project::root().join("target/panics"));
+    command.current_dir(project::root());
+    // Machine code, which can be searched, rather than what LTO would have.
+    command.env("CARGO_PROFILE_RELEASE_LTO", "off").env("CARGO_PROFILE_RELEASE_DEBUG", "false");
+    command.args(["--", "-Clink-dead-code"]).arg(format!("-Copt-level={level}"));
+    let library = firmware::artifacts(&mut command)?
+        .into_iter()
+        .find(|path| path.file_name().is_some_and(is_core))
+        .context("cargo made no library")?;
+    fs::read(&library).with_context(|| format!("cannot read {}", library.display()))
+}
+
+fn is_core(name: &std::ffi::OsStr) -> bool {
+    let name = Path::new(name);
+    name.extension().is_some_and(|extension| extension == "rlib")
+        && name.to_string_lossy().starts_with("libnanonsq_core")
+}
+
+/// Which function refers to which, by their demangled names.
+#[derive(Default)]
+struct Calls(BTreeMap<String, BTreeSet<String>>);
+
+impl Calls {
+    fn of(library: &[u8]) -> Result<Self> {
+        let mut calls = Self::default();
+        for member in ArchiveFile::parse(library)?.members() {
+            let member = member?;
+            if member.name().ends_with(b".o") {
+                calls.add(&object::File::parse(member.data(library)?)?)?;
+            }
+        }
+        Ok(calls)
+    }
+
+    /// Each function is in a section of its own.
+    fn add(&mut self, file: &object::File<'_>) -> Result<()> {
+        let name_of = |name: &str| format!("{:#}", rustc_demangle::demangle(name));
+        let mut functions = HashMap::new();
+        for symbol in file.symbols().filter(|symbol| symbol.kind() == SymbolKind::Text) {
+            if let Some(section) = symbol.section_index() {
+                functions.insert(section, name_of(symbol.name()?));
+            }
+        }
+        for section in file.sections() {
+            let Some(function) = functions.get(&section.index()) else { continue };
+            let callees = self.0.entry(function.clone()).or_default();
+            for (_, relocation) in section.relocations() {
+                let RelocationTarget::Symbol(index) = relocation.target() else { continue };
+                let symbol = file.symbol_by_index(index)?;
+                // A function of this file may be referred to by its section.
+                let local = symbol.section_index().and_then(|section| functions.get(&section));
+                callees.insert(local.cloned().map_or_else(|| symbol.name().map(name_of), Ok)?);
+            }
+        }
+        Ok(())
+    }
+
+    /// How many functions of the core there are, and the ways from one of them to a panic.
+    fn search(&self) -> (usize, Vec<String>) {
+        let own: Vec<_> = self.0.keys().filter(|name| is_own(name)).collect();
+        let ways = own.iter().filter_map(|name| self.way_to_panic(name));
+        (own.len(), ways.map(|way| format!("    {}", way.join("\n        calls "))).collect())
+    }
+
+    fn way_to_panic(&self, from: &str) -> Option<Vec<String>> {
+        let mut came_from: BTreeMap<&str, Option<&str>> = BTreeMap::from([(from, None)]);
+        let mut next = vec![from];
+        while let Some(name) = next.pop() {
+            let Some(callees) = self.0.get(name) else {
+                if !panics(name) {
+                    continue;
+                }
+                let mut way = vec![name.to_owned()];
+                let mut at = came_from[name];
+                while let Some(caller) = at {
+                    way.push(caller.to_owned());
+                    at = came_from[caller];
+                }
+                way.reverse();
+                return Some(way);
+            };
+            if name.ends_with(EXCUSED) {
+                continue;
+            }
+            for callee in callees {
+                came_from.entry(callee).or_insert_with(|| {
+                    next.push(callee);
+                    Some(name)
+                });
+            }
+        }
+        None
+    }
+}
+
+fn is_own(name: &str) -> bool {
+    name.trim_start_matches(['<', '&', '*']).starts_with("nanonsq_core::")
+}
+
+/// Whether a function that is not here is one of those by which the standard library panics.
+fn panics(name: &str) -> bool {
+    let name = name.trim_start_matches('<');
+    (name.starts_with("core::") || name.starts_with("alloc::") || name.starts_with("rust_begin"))
+        && ["panic", "_fail", "rust_begin_unwind"].iter().any(|word| name.contains(word))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ways_are_found_through_anything() {
+        let calls = Calls(BTreeMap::from(
+            [
+                ("nanonsq_core::a", "heapless::b"),
+                ("heapless::b", "core::option::unwrap_failed"),
+                ("nanonsq_core::c", "nanonsq_core::d"),
+                ("nanonsq_core::d", "nanonsq_core::c"),
+                ("<nanonsq_core::E as core::cmp::Ord>::clamp", "core::panicking::panic"),
+            ]
+            .map(|(caller, callee)| (caller.to_owned(), BTreeSet::from([callee.to_owned()]))),
+        ));
+        let (own, found) = calls.search();
+        assert_eq!(own, 4);
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert!(found[0].contains("heapless::b"), "{found:?}");
+    }
+}
