@@ -100,7 +100,9 @@ impl Wire {
             assert_eq!(errors, [""; 0]);
             (tap::v2(&recording.from_client).unwrap().commands, deliveries)
         };
-        Self { connections: recordings.iter().map(read).collect() }
+        // While nsqd is away the proxy takes connections that lead nowhere.
+        let reached = recordings.iter().filter(|recording| !recording.from_server.is_empty());
+        Self { connections: reached.map(read).collect() }
     }
 
     /// How often each message was finished, after it was justified:
