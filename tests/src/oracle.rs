@@ -188,6 +188,21 @@ pub async fn consume_all(
     Ok(Consumed { messages, ended })
 }
 
+/// What an nsqd said on one connection, as a [`Proxy`](crate::Proxy) recorded it: its deliveries and
+/// its errors. A frame that was cut off at the end is left out.
+pub fn deliveries(mut bytes: &[u8]) -> Result<(Vec<Message>, Vec<String>)> {
+    let (mut messages, mut errors) = (Vec::new(), Vec::new());
+    while let Some((frame, size)) = Frame::parse(bytes)? {
+        bytes = &bytes[size..];
+        match frame {
+            Frame::Message(message) => messages.push(message),
+            Frame::Error(text) => errors.push(String::from_utf8_lossy(text).into_owned()),
+            Frame::Response(_) => {}
+        }
+    }
+    Ok((messages, errors))
+}
+
 /// Takes all complete frames out of the buffer; gives the number of heartbeats among them.
 fn drain_frames(buffer: &mut Vec<u8>, mut on_message: impl FnMut(Message)) -> Result<usize> {
     let mut heartbeats = 0;

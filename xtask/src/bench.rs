@@ -1,11 +1,12 @@
-//! `cargo xtask bench`: publishing rates of nanonsq, go-nsq and tokio-nsq against the same real
+//! `cargo xtask bench`: publishing and consuming rates of nanonsq, go-nsq and tokio-nsq against the same real
 //! nsqd.
 //!
 //! What makes the measurements comparable: every one gets a fresh nsqd; the topic is ephemeral,
 //! without a channel, and nsqd has no memory queue, so that each message takes the same path from
 //! the first to the last: checked, counted, acknowledged, dropped. Nothing is written to disk and
 //! nothing piles up. Afterwards nsqd must have counted exactly the messages that the client says
-//! were acknowledged. Rounds are interleaved, so that a slow moment of the machine hits all
+//! were acknowledged. What is to be consumed lies in nsqd's memory before the client starts, and
+//! afterwards all of it must be gone, each message delivered once. Rounds are interleaved, so that a slow moment of the machine hits all
 //! clients, and the median counts.
 
 mod contender;
@@ -15,7 +16,7 @@ use std::collections::BTreeMap;
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 
 use contender::Contender;
@@ -52,16 +53,19 @@ enum Mode {
     Sync,
     /// As fast as it goes.
     Flood,
+    /// Taking messages and finishing them, as fast as it goes.
+    Consume,
 }
 
 impl Mode {
-    const ALL: [Mode; 3] = [Mode::SyncOneCore, Mode::Sync, Mode::Flood];
+    const ALL: [Mode; 4] = [Mode::SyncOneCore, Mode::Sync, Mode::Flood, Mode::Consume];
 
     fn name(self) -> &'static str {
         match self {
             Mode::SyncOneCore => "sync, one core",
             Mode::Sync => "sync",
             Mode::Flood => "flood",
+            Mode::Consume => "consume",
         }
     }
 
@@ -73,7 +77,7 @@ impl Mode {
                 command.args(["-c", "0"]).arg(program);
                 command
             }
-            Mode::Sync | Mode::Flood => Command::new(program),
+            Mode::Sync | Mode::Flood | Mode::Consume => Command::new(program),
         }
     }
 }
@@ -134,14 +138,20 @@ fn calibrate(
     options: &Options,
     seconds: f64,
 ) -> Result<u64> {
-    let mut count = 10;
+    // nsqd takes a while to be filled, and holds it all in memory.
+    let most = if mode == Mode::Consume { 1_000_000 } else { u64::MAX };
+    // A window that is full at least once, or nothing but the first delivery is measured.
+    let mut count = if mode == Mode::Consume { 10_000 } else { 10 };
     for _ in 0..12 {
         let result = measure(contender, mode, client_mode, count, options.size)?;
         let factor = seconds / result.seconds;
         if factor <= 2.0 {
-            return Ok((count as f64 * factor).max(10.0) as u64);
+            return Ok(((count as f64 * factor).max(10.0) as u64).min(most));
         }
-        count = (count as f64 * factor.min(10.0)) as u64;
+        if count == most {
+            return Ok(count);
+        }
+        count = ((count as f64 * factor.min(10.0)) as u64).min(most);
     }
     bail!("{}: {count} messages in no time", contender.name);
 }
@@ -156,6 +166,9 @@ fn measure(
 ) -> Result<contender::Measurement> {
     const LIMIT: Duration = Duration::from_secs(120);
     let nsqd = Nsqd::start(mode)?;
+    if mode == Mode::Consume {
+        nsqd.fill(count, size).context("filling nsqd")?;
+    }
     let result = contender.run(
         mode.command(&contender.program),
         &nsqd,
@@ -169,6 +182,9 @@ fn measure(
         contender.name,
         result.messages
     );
+    if mode == Mode::Consume {
+        nsqd.expect_consumed().with_context(|| contender.name)?;
+    }
     let counted = nsqd.message_count()?;
     ensure!(
         counted == result.messages,

@@ -22,6 +22,14 @@ struct Inner<T> {
     queue: Queue,
 }
 
+impl<T> Inner<T> {
+    /// There is news for those who wait.
+    fn tell(&mut self) {
+        self.queue.news = self.queue.news.wrapping_add(1);
+        self.waiters.wake();
+    }
+}
+
 impl<M: RawMutex, T> Shared<M, T> {
     pub(super) const fn new(state: T) -> Self {
         Self {
@@ -56,7 +64,7 @@ impl<M: RawMutex, T> Shared<M, T> {
             let (result, news) = f(&mut inner.state);
             inner.runner.wake();
             if news {
-                inner.waiters.wake();
+                inner.tell();
             }
             result
         })
@@ -67,7 +75,7 @@ impl<M: RawMutex, T> Shared<M, T> {
         self.lock(|inner| {
             let (result, news) = f(&mut inner.state);
             if news {
-                inner.waiters.wake();
+                inner.tell();
             }
             result
         })
@@ -80,7 +88,7 @@ impl<M: RawMutex, T> Shared<M, T> {
             let (result, news) = f(&mut inner.state);
             if news {
                 inner.runner.wake();
-                inner.waiters.wake();
+                inner.tell();
             }
             result
         })
@@ -114,13 +122,13 @@ impl<M: RawMutex, T> Shared<M, T> {
             let (answer, news) = f(&mut inner.state);
             if news {
                 inner.runner.wake();
-                inner.waiters.wake();
+                inner.tell();
             }
             match answer {
                 Some(answer) => {
                     if inner.queue.served(place) {
                         // There may be something for the next one as well.
-                        inner.waiters.wake();
+                        inner.tell();
                     }
                     // It may have taken the answer out.
                     inner.runner.wake();
@@ -140,7 +148,7 @@ impl<M: RawMutex, T> Shared<M, T> {
     fn leave(&self, place: Place) {
         self.lock(|inner| {
             if inner.queue.leave(place) {
-                inner.waiters.wake();
+                inner.tell();
             }
         });
     }
@@ -179,8 +187,8 @@ impl<M: RawMutex, T> Drop for InTurn<'_, M, T> {
 /// was just served goes on as long as there is more, so that the messages of one task stay
 /// together, then waits at the end.
 ///
-/// Others go before the first only if it is not even polled: they step back once, and look whether
-/// it was asked meanwhile. So a wait that nobody polls holds nobody up.
+/// Others go before the first only if it is not even polled: at each news they step back once, and
+/// look whether it was asked meanwhile. So a wait that nobody polls holds nobody up.
 struct Queue {
     /// The first's number, if there is one, and the number that the next one gets.
     head: u8,
@@ -189,6 +197,8 @@ struct Queue {
     goes_on: bool,
     /// Counts how often the first was asked in vain.
     asked: u8,
+    /// Counts the news.
+    news: u8,
     /// Whose wait is not over: a bit for each number from `head` on.
     waiting: u32,
 }
@@ -201,9 +211,12 @@ pub(super) enum Place {
     /// Not in the queue yet.
     New,
     /// In the queue.
-    At(u8),
-    /// In the queue, has stepped back when the first had been asked so often.
-    SteppedBack(u8, u8),
+    At {
+        number: u8,
+        /// At which news it stepped back last, and how often the first had been asked by then.
+        news: u8,
+        asked: u8,
+    },
 }
 
 /// What a wait that is polled does.
@@ -218,7 +231,7 @@ enum Enter {
 
 impl Queue {
     const fn new() -> Self {
-        Self { head: 0, tail: 0, goes_on: false, asked: 0, waiting: 0 }
+        Self { head: 0, tail: 0, goes_on: false, asked: 0, news: 0, waiting: 0 }
     }
 
     fn is_empty(&self) -> bool {
@@ -229,31 +242,31 @@ impl Queue {
         match *place {
             Place::None => return Enter::Ask,
             Place::New if self.is_empty() || self.goes_on => return Enter::Ask,
-            Place::New => self.join(place),
-            Place::At(_) | Place::SteppedBack(..) => {}
+            Place::New => self.join(place, self.news.wrapping_sub(1)),
+            Place::At { .. } => {}
         }
         self.goes_on = false;
-        match *place {
-            Place::At(number) if number != self.head => {
-                *place = Place::SteppedBack(number, self.asked);
-                Enter::Return
-            }
-            Place::SteppedBack(number, asked) => {
-                *place = Place::At(number);
-                if number != self.head && asked != self.asked { Enter::Wait } else { Enter::Ask }
-            }
-            Place::None | Place::New | Place::At(_) => Enter::Ask,
+        let Place::At { number, news, asked } = place else { return Enter::Ask };
+        if *number == self.head {
+            Enter::Ask
+        } else if *news != self.news {
+            (*news, *asked) = (self.news, self.asked);
+            Enter::Return
+        } else if *asked != self.asked {
+            Enter::Wait
+        } else {
+            Enter::Ask
         }
     }
 
     /// Goes to the end of the queue. With too many there it is asked whenever it is polled.
-    fn join(&mut self, place: &mut Place) {
+    fn join(&mut self, place: &mut Place, news: u8) {
         let bit = 1u32.unbounded_shl(self.tail.wrapping_sub(self.head).into());
         if bit == 0 {
             *place = Place::None;
             return;
         }
-        *place = Place::At(self.tail);
+        *place = Place::At { number: self.tail, news, asked: self.asked };
         self.tail = self.tail.wrapping_add(1);
         self.waiting |= bit;
     }
@@ -267,18 +280,20 @@ impl Queue {
 
     /// It was asked in vain.
     fn not_served(&mut self, place: &mut Place) {
-        match *place {
-            Place::None => return,
-            Place::New => self.join(place),
-            Place::At(_) | Place::SteppedBack(..) => {}
+        if matches!(place, Place::New) {
+            self.join(place, self.news);
         }
-        self.goes_on = false;
-        self.asked = self.asked.wrapping_add(1);
+        if let Place::At { number, .. } = *place {
+            self.goes_on = false;
+            if number == self.head {
+                self.asked = self.asked.wrapping_add(1);
+            }
+        }
     }
 
     /// It is over. Whether another one is the first now.
     fn leave(&mut self, place: Place) -> bool {
-        let (Place::At(number) | Place::SteppedBack(number, _)) = place else { return false };
+        let Place::At { number, .. } = place else { return false };
         let was = self.head;
         self.waiting &= !1u32.unbounded_shl(number.wrapping_sub(self.head).into());
         while self.head != self.tail && self.waiting & 1 == 0 {
@@ -348,13 +363,18 @@ mod tests {
         taken.is_ready()
     }
 
-    /// Lets two loops take whatever comes, the first of them polled first always, and says how
-    /// often each took its cost.
-    fn shares(one_task: bool, costs: [u32; 2], gifts: impl Iterator<Item = u32>) -> [u32; 2] {
+    /// Lets loops take whatever comes, the first of them polled first always, and says how often
+    /// each took its cost.
+    fn shares<const N: usize>(
+        one_task: bool,
+        costs: [u32; N],
+        gifts: impl Iterator<Item = u32>,
+    ) -> [u32; N] {
         let shared = Room::new(0);
-        let flags = [true, !one_task].map(|woken| Arc::new(Flag(AtomicBool::new(woken))));
-        let mut waits = [0, 1].map(|_| InTurn::new(&shared));
-        let mut taken = [0; 2];
+        let flags: [_; N] =
+            std::array::from_fn(|at| Arc::new(Flag(AtomicBool::new(at == 0 || !one_task))));
+        let mut waits: [_; N] = std::array::from_fn(|_| InTurn::new(&shared));
+        let mut taken = [0; N];
         for gift in gifts {
             shared.drive(|room| {
                 *room += gift;
@@ -362,11 +382,11 @@ mod tests {
             });
             let mut polls = 0;
             while flags.iter().any(|flag| flag.0.load(Ordering::Relaxed)) {
-                for at in [0, 1] {
-                    // In one task, both are polled whenever it is woken.
+                for at in 0..N {
+                    // In one task, all are polled whenever it is woken.
                     let flag = &flags[if one_task { 0 } else { at }];
-                    let second = one_task && at == 1;
-                    if !second && !flag.0.swap(false, Ordering::Relaxed) {
+                    let polled = one_task && at > 0;
+                    if !polled && !flag.0.swap(false, Ordering::Relaxed) {
                         continue;
                     }
                     let waker = Waker::from(flag.clone());
@@ -378,7 +398,7 @@ mod tests {
                     assert!(polls < 1000, "they wake each other without end");
                 }
             }
-            let most = costs[0].max(costs[1]);
+            let most = costs.into_iter().max().unwrap();
             assert!(shared.peek(|room| *room).unwrap() < most, "somebody could take more");
         }
         taken
@@ -391,6 +411,17 @@ mod tests {
                 let [one, two] = shares(one_task, [1, 1], std::iter::repeat_n(gift, 100));
                 assert_eq!(one + two, 100 * gift);
                 assert!(one.abs_diff(two) <= 2 * gift, "{one} and {two} of {gift} each time");
+            }
+        }
+    }
+
+    #[test]
+    fn of_many_none_is_passed_over() {
+        for one_task in [false, true] {
+            for gift in 1..9 {
+                let taken = shares(one_task, [1; 5], std::iter::repeat_n(gift, 300));
+                let fair = 300 * gift / 5;
+                assert!(taken.iter().all(|n| n.abs_diff(fair) <= 3 * gift), "{taken:?} of {gift}");
             }
         }
     }

@@ -4,6 +4,8 @@ mod input;
 mod progress;
 mod publish;
 mod report;
+mod subscribe;
+mod system;
 
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
@@ -22,6 +24,8 @@ struct Cli {
 enum Command {
     /// Publish lines, or fixed-size records, to a topic.
     Pub(publish::Args),
+    /// Consume a topic, and print its messages.
+    Sub(subscribe::Args),
 }
 
 fn main() -> ExitCode {
@@ -33,10 +37,15 @@ fn main() -> ExitCode {
             writeln!(f, "{clear}{}: {}", record.level().as_str().to_lowercase(), record.args())
         })
         .init();
-    let Command::Pub(args) = Cli::parse().command;
+    let command = Cli::parse().command;
     let status = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => {
-            let status = runtime.block_on(publish::run(&args));
+            let status = runtime.block_on(async {
+                match &command {
+                    Command::Pub(args) => publish::run(args).await,
+                    Command::Sub(args) => subscribe::run(args).await,
+                }
+            });
             // A name that is still being resolved must not hold up the end.
             runtime.shutdown_background();
             status

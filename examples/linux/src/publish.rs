@@ -16,11 +16,11 @@ use nanonsq_core::name::TopicName;
 use nanonsq_core::publish::{Config, PublishError, PublishOptions, RING_MIN};
 use nanonsq_core::time::Span;
 use nanonsq_std::{NoopRawMutex, TcpDialer, TokioSleep};
-use tokio::signal::unix::{SignalKind, signal};
 
 use crate::input::{Framing, Input, Record};
 use crate::progress::{self, Progress, Skipped};
 use crate::report::{Numbers, Publishing, Reporter, watch_registration};
+use crate::system::{hostname, interrupts, seed};
 
 /// The outbox, if its size is not given and one message leaves it at that.
 const OUTBOX: usize = 4 << 20;
@@ -325,31 +325,4 @@ async fn draw(publisher: Publishing<'_>, progress: &mut Progress) -> Infallible 
         let (used, capacity) = outbox.unwrap_or_default();
         progress.draw(&publisher.counters(), used, capacity);
     }
-}
-
-/// Waits for so many of Ctrl-C, or of what service managers send instead.
-async fn interrupts(count: usize) {
-    let signals = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()));
-    let (Ok(mut interrupt), Ok(mut terminate)) = signals else {
-        // Without signals the program just cannot be interrupted gracefully.
-        return std::future::pending().await;
-    };
-    for _ in 0..count {
-        select(interrupt.recv(), terminate.recv()).await;
-    }
-}
-
-fn hostname() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/hostname")
-        .ok()
-        .or_else(|| std::env::var("HOSTNAME").ok())
-        .map(|name| name.trim().to_owned())
-        .filter(|name| !name.is_empty())
-        .unwrap_or_else(|| "localhost".to_owned())
-}
-
-/// Another number for each process.
-fn seed() -> u32 {
-    use std::hash::{BuildHasher, Hasher};
-    std::hash::RandomState::new().build_hasher().finish() as u32
 }

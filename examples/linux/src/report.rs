@@ -90,28 +90,40 @@ impl<'a> Reporter<'a> {
     }
 
     fn explain(&self, why: Closed, was_up: bool) -> String {
-        let Closed::Fault(fault) = why else { return why.to_string() };
-        match fault {
-            Fault::AuthRequired => "requires AUTH: give --auth-secret".to_owned(),
-            Fault::Refused(code) => format!("refused: {}", self.words(code)),
-            Fault::BadLength { .. }
-            | Fault::UnknownFrame { .. }
-            | Fault::UnexpectedReply
-            | Fault::BadIdentifyReply
-                if !was_up =>
-            {
-                "its answer is not nsqd's: is this the TCP port of an nsqd?".to_owned()
-            }
-            _ => fault.to_string(),
-        }
+        explain(why, was_up, &self.said())
     }
 
-    /// nsqd's own words for an error, if it still has them.
     fn words(&self, code: ErrorCode) -> String {
-        let said = self.publisher.look(|p| p.detail().to_owned()).unwrap_or_default();
-        let is_it = ErrorCode::parse(said.as_bytes()).0 == code;
-        if is_it { said } else { code.to_string() }
+        words(code, &self.said())
     }
+
+    fn said(&self) -> String {
+        self.publisher.look(|p| p.detail().to_owned()).unwrap_or_default()
+    }
+}
+
+/// Why a connection ended, with what nsqd said.
+pub(crate) fn explain(why: Closed, was_up: bool, said: &str) -> String {
+    let Closed::Fault(fault) = why else { return why.to_string() };
+    match fault {
+        Fault::AuthRequired => "requires AUTH: give --auth-secret".to_owned(),
+        Fault::Refused(code) => format!("refused: {}", words(code, said)),
+        Fault::BadLength { .. }
+        | Fault::UnknownFrame { .. }
+        | Fault::UnexpectedReply
+        | Fault::BadIdentifyReply
+            if !was_up =>
+        {
+            "its answer is not nsqd's: is this the TCP port of an nsqd?".to_owned()
+        }
+        _ => fault.to_string(),
+    }
+}
+
+/// nsqd's own words for an error, if it still has them.
+fn words(code: ErrorCode, said: &str) -> String {
+    let is_it = ErrorCode::parse(said.as_bytes()).0 == code;
+    if is_it { said.to_owned() } else { code.to_string() }
 }
 
 /// Tells what happens to the registration. Never returns.
@@ -212,7 +224,7 @@ fn is_about_messages(why: Closed) -> bool {
 }
 
 /// Whether trying the same again cannot help.
-fn is_hopeless(why: Closed) -> bool {
+pub(crate) fn is_hopeless(why: Closed) -> bool {
     let Closed::Fault(fault) = why else { return false };
     matches!(
         fault,

@@ -25,7 +25,23 @@ struct Run {
     child: Child,
     stdin: Option<ChildStdin>,
     said: Arc<Mutex<String>>,
-    reading: tokio::task::JoinHandle<()>,
+    printed: Arc<Mutex<String>>,
+    reading: [tokio::task::JoinHandle<()>; 2],
+}
+
+/// Collects what a program writes.
+fn collect(
+    mut from: impl tokio::io::AsyncRead + Unpin + Send + 'static,
+) -> (Arc<Mutex<String>>, tokio::task::JoinHandle<()>) {
+    let text = Arc::new(Mutex::new(String::new()));
+    let to = text.clone();
+    let reading = tokio::spawn(async move {
+        let mut bytes = [0; 4096];
+        while let Ok(n @ 1..) = from.read(&mut bytes).await {
+            to.lock().unwrap().push_str(&String::from_utf8_lossy(&bytes[..n]));
+        }
+    });
+    (text, reading)
 }
 
 impl Run {
@@ -34,28 +50,29 @@ impl Run {
             .args(args)
             .env_remove("RUST_LOG")
             .stdin(Stdio::piped())
-            .stdout(Stdio::null())
+            .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .kill_on_drop(true)
             .spawn()
             .unwrap();
         let stdin = child.stdin.take();
-        let mut stderr = child.stderr.take().unwrap();
-        let said = Arc::new(Mutex::new(String::new()));
-        let saying = said.clone();
-        let reading = tokio::spawn(async move {
-            let mut bytes = [0; 4096];
-            while let Ok(n @ 1..) = stderr.read(&mut bytes).await {
-                saying.lock().unwrap().push_str(&String::from_utf8_lossy(&bytes[..n]));
-            }
-        });
-        Run { child, stdin, said, reading }
+        let (said, saying) = collect(child.stderr.take().unwrap());
+        let (printed, printing) = collect(child.stdout.take().unwrap());
+        Run { child, stdin, said, printed, reading: [saying, printing] }
     }
 
     /// `nanonsq pub --topic t --nsqd-tcp-address ADDRESS` and more.
     fn publish(nsqd: SocketAddr, more: &[&str]) -> Run {
         let nsqd = nsqd.to_string();
         let mut args = vec!["pub", "--topic", "t", "--nsqd-tcp-address", &nsqd];
+        args.extend(more);
+        Run::start(&args)
+    }
+
+    /// `nanonsq sub --topic t --channel c --nsqd-tcp-address ADDRESS` and more.
+    fn subscribe(nsqd: SocketAddr, more: &[&str]) -> Run {
+        let nsqd = nsqd.to_string();
+        let mut args = vec!["sub", "--topic", "t", "--channel", "c", "--nsqd-tcp-address", &nsqd];
         args.extend(more);
         Run::start(&args)
     }
@@ -69,6 +86,15 @@ impl Run {
 
     fn said(&self) -> String {
         self.said.lock().unwrap().clone()
+    }
+
+    fn printed(&self) -> Vec<String> {
+        self.printed.lock().unwrap().lines().map(str::to_owned).collect()
+    }
+
+    async fn until_it_prints(&self, lines: usize) {
+        let what = format!("{lines} lines");
+        eventually(&what, LIMIT, async || self.printed().len() >= lines).await;
     }
 
     async fn until_it_says(&self, text: &str) {
@@ -91,8 +117,10 @@ impl Run {
         let Ok(status) = tokio::time::timeout(LIMIT, self.child.wait()).await else {
             panic!("still running after {LIMIT:?}: {}", self.said());
         };
-        (&mut self.reading).await.unwrap();
-        Ended { code: status.unwrap().code(), said: self.said() }
+        for reading in &mut self.reading {
+            reading.await.unwrap();
+        }
+        Ended { code: status.unwrap().code(), said: self.said(), printed: self.printed() }
     }
 }
 
@@ -100,6 +128,7 @@ impl Run {
 struct Ended {
     code: Option<i32>,
     said: String,
+    printed: Vec<String>,
 }
 
 impl Ended {
@@ -478,6 +507,175 @@ async fn a_second_interrupt_stops_at_once() {
     ended.expect(1, &["; 3 not delivered\n", "error: interrupted again: stopped at once\n"]);
 }
 
+// What is printed.
+
+async fn publish_numbers(nsqd: &Nsqd, count: usize) -> Vec<String> {
+    let (input, lines) = numbers(count);
+    nsqd.post("/mpub?topic=t", input.trim_end().as_bytes()).await;
+    lines
+}
+
+/// nsqd's channel `c` has so many messages, and none in flight.
+async fn left_in(nsqd: &Nsqd, depth: usize) {
+    eventually(&format!("{depth} messages left"), SOON, async || {
+        let stats = nsqd.channel_stats("t", "c").await;
+        let is = |key: &str| stats[key].as_u64();
+        (is("depth"), is("in_flight_count")) == (Some(depth as u64), Some(0))
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn so_many_messages_are_printed_and_the_rest_is_left() {
+    let peers = require_peers!();
+    let nsqd = start_nsqd(&peers).await;
+    let lines = publish_numbers(&nsqd, 1000).await;
+    let ended = Run::subscribe(nsqd.tcp_address(), &["-n", "700"]).end().await;
+    ended.expect(0, &[&format!("connected to nsqd {}", nsqd.tcp_address()), " 700 finished, "]);
+    assert_eq!(ended.printed, lines[..700]);
+    left_in(&nsqd, 300).await;
+    let rest =
+        Run::subscribe(nsqd.tcp_address(), &["-n", "300", "--max-in-flight", "1"]).end().await;
+    rest.expect(0, &[" 300 finished, "]);
+    let all: std::collections::BTreeSet<_> = ended.printed.iter().chain(&rest.printed).collect();
+    assert_eq!(all.len(), 1000);
+    left_in(&nsqd, 0).await;
+}
+
+#[tokio::test]
+async fn a_tail_of_what_nsqlookupd_lists() {
+    let peers = require_peers!();
+    let lookupd = Nsqlookupd::start(&peers, ServerOptions::new()).await;
+    let address = lookupd.http_address().to_string();
+    let flags = ["--lookupd-http-address", &address, "--lookupd-poll-interval", "200"];
+    let run = Run::start(&[&["sub", "--topic", "t"][..], &flags].concat());
+    run.until_it_says(&format!("nsqlookupd {address} lists 0 nsqd for t")).await;
+    let options = ServerOptions::new().lookupd(lookupd.tcp_address());
+    let nsqd = Nsqd::start(&peers, options).await;
+    nsqd.create_topic("t").await;
+    run.until_it_says(&format!("connected to nsqd {}", nsqd.tcp_address())).await;
+    let stats = nsqd.stats("t").await;
+    let channel = stats["channels"][0]["channel_name"].as_str().unwrap().to_owned();
+    assert!(channel.starts_with("tail") && channel.ends_with("#ephemeral"), "{channel}");
+    for n in 0..3 {
+        // A message is printed as soon as it is there.
+        nsqd.publish("t", format!("live {n}").as_bytes()).await;
+        run.until_it_prints(n + 1).await;
+    }
+    run.signal(Signal::INT);
+    let ended = run.end().await;
+    ended.expect(0, &[&channel, "3 received, 3 finished, 0 requeued, 0 too late; "]);
+    assert_eq!(ended.printed, ["live 0", "live 1", "live 2"]);
+    eventually("the channel is gone", SOON, async || {
+        nsqd.stats("t").await["channels"].as_array().is_some_and(Vec::is_empty)
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn failed_messages_come_again() {
+    let peers = require_peers!();
+    let nsqd = start_nsqd(&peers).await;
+    let lines = publish_numbers(&nsqd, 10).await;
+    let flags = ["-n", "10", "--requeue-every", "4", "--requeue-delay", "0"];
+    let ended = Run::subscribe(nsqd.tcp_address(), &flags).end().await;
+    // The 4th, 8th and 12th delivery.
+    ended.expect(0, &["13 received, 10 finished, 3 requeued, 0 too late; "]);
+    let mut printed = ended.printed;
+    printed.sort();
+    assert_eq!(printed, lines);
+    left_in(&nsqd, 0).await;
+}
+
+#[tokio::test]
+async fn it_goes_on_when_nsqd_restarts() {
+    let peers = require_peers!();
+    let mut nsqd = start_nsqd(&peers).await;
+    let mut lines = publish_numbers(&nsqd, 10).await;
+    let run = Run::subscribe(nsqd.tcp_address(), &[]);
+    run.until_it_prints(10).await;
+    left_in(&nsqd, 0).await;
+    nsqd.restart().await;
+    nsqd.publish("t", b"after").await;
+    lines.push("after".to_owned());
+    run.until_it_prints(11).await;
+    run.signal(Signal::TERM);
+    let ended = run.end().await;
+    ended.expect(0, &["trying again", "11 finished", "2 connections"]);
+    assert_eq!(ended.printed, lines);
+}
+
+#[tokio::test]
+async fn what_nobody_reads_is_given_back() {
+    let peers = require_peers!();
+    // Closed, and open with nobody reading.
+    for closed in [true, false] {
+        let nsqd = start_nsqd(&peers).await;
+        for n in 0..100 {
+            nsqd.publish("t", format!("{n:020000}").as_bytes()).await;
+        }
+        let address = nsqd.tcp_address().to_string();
+        let mut child = Command::new(env!("CARGO_BIN_EXE_nanonsq"))
+            .args(["sub", "--topic", "t", "--channel", "c", "--nsqd-tcp-address", &address])
+            .args(["--heartbeat-interval", "1000"])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let stdout = child.stdout.take();
+        if closed {
+            drop(stdout);
+            let status = tokio::time::timeout(SOON, child.wait()).await.unwrap().unwrap();
+            assert_eq!(status.code(), Some(0));
+            left_in(&nsqd, 100).await;
+            continue;
+        }
+        // Longer than nsqd waits for the answer to a heartbeat.
+        tokio::time::sleep(Duration::from_millis(3500)).await;
+        let stats = nsqd.channel_stats("t", "c").await;
+        assert_eq!(stats["client_count"], 1, "{stats}");
+        let pid = Pid::from_raw(child.id().unwrap() as i32).unwrap();
+        let start = Instant::now();
+        kill_process(pid, Signal::INT).unwrap();
+        let status = tokio::time::timeout(SOON, child.wait()).await.unwrap().unwrap();
+        assert_eq!(status.code(), Some(0));
+        assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+        left_in(&nsqd, 100).await;
+    }
+}
+
+#[tokio::test]
+async fn an_interrupt_before_the_count_is_a_failure() {
+    let peers = require_peers!();
+    let nsqd = start_nsqd(&peers).await;
+    publish_numbers(&nsqd, 2).await;
+    let run = Run::subscribe(nsqd.tcp_address(), &["-n", "3"]);
+    run.until_it_prints(2).await;
+    run.signal(Signal::INT);
+    let ended = run.end().await;
+    ended.expect(1, &["2 received, 2 finished", "error: interrupted before message 3\n"]);
+}
+
+#[tokio::test]
+async fn nsqds_that_will_never_do() {
+    let peers = require_peers!();
+    let auth = start_auth_server().await;
+    let flag = format!("--auth-http-address={auth}");
+    let nsqd = Nsqd::start(&peers, ServerOptions::new().flag(flag)).await;
+    let address = nsqd.tcp_address();
+    let ended = Run::subscribe(nsqd.http_address(), &[]).end().await;
+    ended.expect(1, &["error: ", "this is the HTTP port, use the TCP port (4150 for nsqd"]);
+    let ended = Run::subscribe(address, &[]).end().await;
+    ended.expect(1, &[&format!("error: nsqd {address}: requires AUTH: give --auth-secret")]);
+    let ended = Run::subscribe(address, &["--auth-secret", "wrong"]).end().await;
+    ended.expect(1, &["error: nsqd", "refused: E_AUTH_FAILED"]);
+    nsqd.publish("t", b"x").await;
+    let ended = Run::subscribe(address, &["--auth-secret", "open-sesame", "-n", "1"]).end().await;
+    ended.expect(0, &[]);
+    assert_eq!(ended.printed, ["x"]);
+}
+
 // Command lines.
 
 #[tokio::test]
@@ -516,5 +714,14 @@ async fn command_lines_that_make_no_sense() {
         let ended = Run::start(&[&["pub"], args].concat()).finish().await;
         ended.expect(code, &["error: ", says]);
         assert!(!ended.said.contains("accepted"), "{}", ended.said);
+    }
+    for (args, says) in [
+        (&["--topic", "t"][..], "--lookupd-http-address <ADDRESS>"),
+        (&["--topic", "t", "--nsqd-tcp-address", good, "--channel", "a b"], "is not allowed"),
+        (&["--topic", "t", "--nsqd-tcp-address", good, "-n", "0"], "0 is not in 1.."),
+        (&["--topic", "t", "--nsqd-tcp-address", good, "--max-in-flight", "9999"], "1..=1024"),
+    ] {
+        let ended = Run::start(&[&["sub"], args].concat()).finish().await;
+        ended.expect(2, &["error: ", says]);
     }
 }

@@ -1,4 +1,5 @@
-//! Publishes to one nsqd with nanonsq, as its Go and Rust counterparts do; see `cargo xtask bench`.
+//! Publishes to one nsqd with nanonsq, or consumes from it, as its Go and Rust counterparts do; see
+//! `cargo xtask bench`.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -8,14 +9,21 @@ use anyhow::{Context, bail, ensure};
 use clap::{Parser, ValueEnum};
 use embassy_futures::select::{Either, select};
 use nanonsq_std::core::address::Address;
+use nanonsq_std::core::consume;
+use nanonsq_std::core::drive::consumer;
 use nanonsq_std::core::drive::publisher::{self, Handle};
-use nanonsq_std::core::name::TopicName;
+use nanonsq_std::core::name::{ChannelName, TopicName};
 use nanonsq_std::core::publish::{Config, Outcome, State};
 use nanonsq_std::core::wire::v2::{Command, OK};
 use nanonsq_std::{NoopRawMutex, TcpDialer, TokioSleep};
 
 /// As much as the others may hold: go-nsq's benchmark allows 10,000 messages outstanding.
 const OUTBOX: usize = 2 << 20;
+
+/// The most messages in flight, the ring's bytes for each, and bytes read at once.
+const MESSAGES: usize = 1000;
+const SLOT: usize = 256;
+const RX: usize = 64 * 1024;
 
 #[derive(Debug, Parser)]
 struct Options {
@@ -34,6 +42,9 @@ struct Options {
     /// Bytes of a message.
     #[arg(long)]
     size: usize,
+    /// Consuming: messages in flight.
+    #[arg(long, default_value_t = MESSAGES as u16)]
+    max_in_flight: u16,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -42,6 +53,8 @@ enum Mode {
     Sync,
     /// One call a message, as fast as it goes, until the last is acknowledged.
     Flood,
+    /// Takes messages and finishes them, one after the other.
+    Consume,
     /// As sync, but with a blocking socket and nothing else: what no client can beat.
     Bare,
 }
@@ -52,6 +65,7 @@ async fn main() -> anyhow::Result<()> {
     let (mode, elapsed) = match options.mode {
         Mode::Sync => ("sync", publish(&options).await?),
         Mode::Flood => ("flood", publish(&options).await?),
+        Mode::Consume => ("consume", consume(&options).await?),
         Mode::Bare => ("bare", bare(&options)?),
     };
     let seconds = elapsed.as_secs_f64();
@@ -80,7 +94,6 @@ async fn publish(options: &Options) -> anyhow::Result<Duration> {
         TokioSleep::new(),
     )?;
     // The runner first: an acknowledgement that it reads is then seen in the same poll.
-    // The runner first: an acknowledgement that it reads is then seen in the same poll.
     match select(runner.run(), run(options, handle)).await {
         Either::First(never) => never,
         Either::Second(elapsed) => elapsed,
@@ -95,7 +108,7 @@ async fn run(options: &Options, handle: Handle<'_, NoopRawMutex>) -> anyhow::Res
     for _ in 0..options.count {
         let ticket = handle.publish(&options.topic, &body).await?;
         match options.mode {
-            Mode::Flood | Mode::Bare => {}
+            Mode::Flood | Mode::Consume | Mode::Bare => {}
             Mode::Sync => {
                 let outcome = handle.outcome(ticket).await;
                 ensure!(outcome == Outcome::Acknowledged, "a message was {outcome}");
@@ -109,6 +122,45 @@ async fn run(options: &Options, handle: Handle<'_, NoopRawMutex>) -> anyhow::Res
         bail!("not a clean run: {counters:?}");
     }
     Ok(elapsed)
+}
+
+async fn consume(options: &Options) -> anyhow::Result<Duration> {
+    let config = consume::Config {
+        max_in_flight: options.max_in_flight,
+        ..consume::Config::new(options.topic, ChannelName::new("bench")?)
+    };
+    let nsqds = [options.nsqd.clone()];
+    let mut ring = vec![0; MESSAGES * SLOT];
+    let mut resources = consumer::Resources::<NoopRawMutex, 1, MESSAGES, 0, 0>::new();
+    let (handle, mut runner) = consumer::new(
+        &mut resources,
+        &config,
+        consumer::Sources { nsqds: &nsqds, lookupds: &[] },
+        &mut ring,
+        consumer::Dialers { nsqds: [TcpDialer::new()], lookupds: [] },
+        TokioSleep::new(),
+    )?;
+    let app = async {
+        let mut start = None;
+        for _ in 0..options.count {
+            let message = handle.next().await;
+            start.get_or_insert_with(Instant::now);
+            let len = message.read(<[u8]>::len);
+            ensure!(len == Some(options.size), "a message of {len:?} bytes");
+            message.finish()?;
+        }
+        let elapsed = start.context("no message")?.elapsed();
+        handle.stop().await;
+        let counters = handle.counters();
+        if counters.finished != options.count || counters.connections != 1 {
+            bail!("not a clean run: {counters:?}");
+        }
+        Ok(elapsed)
+    };
+    match select(runner.run_with::<RX>(), app).await {
+        Either::First(never) => never,
+        Either::Second(elapsed) => elapsed,
+    }
 }
 
 fn bare(options: &Options) -> anyhow::Result<Duration> {

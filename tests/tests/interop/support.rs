@@ -1,11 +1,11 @@
-//! A node and a publisher of nanonsq, run by tokio.
+//! A node, a publisher and a consumer of nanonsq, run by tokio.
 
 use std::net::SocketAddr;
 
 use nanonsq_std::core::address::Address;
 use nanonsq_std::core::drive::{self, Dialer};
 use nanonsq_std::core::name::{ChannelName, TopicName};
-use nanonsq_std::core::{lookup, publish};
+use nanonsq_std::core::{consume, lookup, publish};
 use nanonsq_std::{CriticalSectionRawMutex, TcpDialer, TokioSleep};
 use tokio::task::JoinHandle;
 
@@ -148,6 +148,98 @@ impl Drop for Publisher {
     fn drop(&mut self) {
         self.task.abort();
     }
+}
+
+pub(crate) type ConsumeHandle =
+    drive::consumer::Handle<'static, CriticalSectionRawMutex, TokioSleep>;
+pub(crate) type Message = drive::consumer::Message<'static, CriticalSectionRawMutex, TokioSleep>;
+
+/// Room for every test but those that count messages in flight.
+const CONNECTIONS: usize = 4;
+const LOOKUPDS: usize = 2;
+const NSQDS: usize = 8;
+
+/// A consumer that runs. Its connections break when it is dropped.
+pub(crate) struct Consumer {
+    pub(crate) handle: ConsumeHandle,
+    task: JoinHandle<()>,
+}
+
+impl Consumer {
+    /// With room for 64 messages in flight, of 230 bytes each.
+    pub(crate) fn start(
+        config: consume::Config<'static>,
+        nsqds: &[SocketAddr],
+        lookupds: &[SocketAddr],
+    ) -> Self {
+        Self::start_with::<64>(config, nsqds, lookupds, 64 * 256)
+    }
+
+    /// With room for `MESSAGES` messages in flight, and `ring` bytes for all of them.
+    pub(crate) fn start_with<const MESSAGES: usize>(
+        config: consume::Config<'static>,
+        nsqds: &[SocketAddr],
+        lookupds: &[SocketAddr],
+        ring: usize,
+    ) -> Self {
+        let sources = drive::consumer::Sources {
+            nsqds: addresses(nsqds).leak(),
+            lookupds: addresses(lookupds).leak(),
+        };
+        let dialers = drive::consumer::Dialers {
+            nsqds: [TcpDialer::new(); CONNECTIONS],
+            lookupds: [TcpDialer::new(); LOOKUPDS],
+        };
+        let resources =
+            drive::consumer::Resources::<_, CONNECTIONS, MESSAGES, LOOKUPDS, NSQDS>::new();
+        let (handle, mut runner) = drive::consumer::new(
+            leak(resources),
+            leak(config),
+            sources,
+            vec![0; ring].leak(),
+            dialers,
+            TokioSleep::new(),
+        )
+        .unwrap();
+        let task = tokio::spawn(async move {
+            runner.run().await;
+        });
+        Self { handle, task }
+    }
+
+    /// The next message; panics with the counters if there is none for long.
+    pub(crate) async fn next(&self) -> Message {
+        self.next_within(std::time::Duration::from_secs(20)).await
+    }
+
+    pub(crate) async fn next_within(&self, limit: std::time::Duration) -> Message {
+        let next = tokio::time::timeout(limit, self.handle.next()).await;
+        next.unwrap_or_else(|_| panic!("no message in {limit:?}: {:?}", self.handle.counters()))
+    }
+
+    /// Waits until so many connections are subscribed.
+    pub(crate) async fn connected(&self, count: usize) {
+        let ready = self.handle.wait(move |consumer| {
+            let is_ready = |&at: &usize| {
+                consumer.status(at).is_some_and(|s| s.state == consume::ConnectionState::Ready)
+            };
+            ((0..consumer.connections()).filter(is_ready).count() >= count).then_some(())
+        });
+        let limit = std::time::Duration::from_secs(10);
+        if tokio::time::timeout(limit, ready).await.is_err() {
+            panic!("not connected: {:?}", self.handle.counters());
+        }
+    }
+}
+
+impl Drop for Consumer {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+pub(crate) fn text(message: &Message) -> String {
+    message.read(|body| String::from_utf8_lossy(body).into_owned()).unwrap()
 }
 
 /// Runs a test with `spawn_local` at hand.

@@ -84,11 +84,11 @@ impl Contender {
         match (self.kind, mode) {
             (Kind::Client, Mode::SyncOneCore | Mode::Sync) => Some("sync"),
             (Kind::Client, Mode::Flood) => Some("flood"),
+            (Kind::Client, Mode::Consume) => Some("consume"),
             (Kind::ByHand, Mode::Flood) => Some("batch"),
             (Kind::BareSocket, Mode::SyncOneCore | Mode::Sync) => Some("bare"),
-            (Kind::ByHand, Mode::SyncOneCore | Mode::Sync) | (Kind::BareSocket, Mode::Flood) => {
-                None
-            }
+            (Kind::ByHand, Mode::SyncOneCore | Mode::Sync | Mode::Consume)
+            | (Kind::BareSocket, Mode::Flood | Mode::Consume) => None,
         }
     }
 

@@ -6,7 +6,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Stdio};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
@@ -43,7 +43,9 @@ impl Nsqd {
             "--http-address=127.0.0.1:0",
             "--broadcast-address=127.0.0.1",
         ]);
-        command.args(["--mem-queue-size=0", "--data-path"]).arg(&data);
+        // What is published is dropped, what is to be consumed lies in memory.
+        let queue = if mode == Mode::Consume { 10_000_000 } else { 0 };
+        command.arg(format!("--mem-queue-size={queue}")).arg("--data-path").arg(&data);
         command.stdin(Stdio::null()).stderr(Stdio::piped());
         let mut child = command.spawn().with_context(|| format!("cannot run {command:?}"))?;
 
@@ -62,19 +64,79 @@ impl Nsqd {
         }
     }
 
+    /// Publishes so many messages to the channel that clients consume.
+    pub(crate) fn fill(&self, count: u64, size: usize) -> Result<()> {
+        const BATCH: u64 = 1000;
+        let topic = TOPIC.replace('#', "%23");
+        self.request("POST", &format!("/topic/create?topic={topic}"), &[])?;
+        self.request("POST", &format!("/channel/create?topic={topic}&channel=bench"), &[])?;
+        let body = vec![b'x'; size];
+        let mut left = count;
+        while left > 0 {
+            let some = left.min(BATCH);
+            let mut batch = Vec::with_capacity(4 + some as usize * (4 + size));
+            batch.extend((some as u32).to_be_bytes());
+            for _ in 0..some {
+                batch.extend((size as u32).to_be_bytes());
+                batch.extend(&body);
+            }
+            self.request("POST", &format!("/mpub?topic={topic}&binary=true"), &batch)?;
+            left -= some;
+        }
+        // All of it is in the channel, where it is consumed from.
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while self.channel()?["depth"].as_u64() != Some(count) {
+            ensure!(Instant::now() < deadline, "{}", self.stats()?);
+            thread::sleep(Duration::from_millis(5));
+        }
+        Ok(())
+    }
+
+    /// Everything was delivered, once, and finished.
+    pub(crate) fn expect_consumed(&self) -> Result<()> {
+        let deadline = Instant::now() + Duration::from_secs(2);
+        loop {
+            let channel = self.channel()?;
+            let left =
+                ["depth", "in_flight_count", "deferred_count", "requeue_count", "timeout_count"]
+                    .map(|key| channel[key].as_u64());
+            if left == [Some(0); 5] {
+                return Ok(());
+            }
+            ensure!(Instant::now() < deadline, "not consumed: {channel}");
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     /// How many messages it has taken.
     pub(crate) fn message_count(&self) -> Result<u64> {
-        let mut stream = TcpStream::connect(self.http)?;
-        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-        let topic = TOPIC.replace('#', "%23");
-        write!(stream, "GET /stats?format=json&include_mem=false&topic={topic} HTTP/1.0\r\n\r\n")?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        let (_, body) = answer.split_once("\r\n\r\n").context("an HTTP answer")?;
-        let stats: Value = serde_json::from_str(body)?;
+        let stats = self.stats()?;
         stats["topics"][0]["message_count"]
             .as_u64()
             .with_context(|| format!("no message_count in {stats}"))
+    }
+
+    fn channel(&self) -> Result<Value> {
+        Ok(self.stats()?["topics"][0]["channels"][0].take())
+    }
+
+    fn stats(&self) -> Result<Value> {
+        let topic = TOPIC.replace('#', "%23");
+        let path = format!("/stats?format=json&include_mem=false&topic={topic}");
+        Ok(serde_json::from_str(&self.request("GET", &path, &[])?)?)
+    }
+
+    fn request(&self, method: &str, path: &str, body: &[u8]) -> Result<String> {
+        let mut stream = TcpStream::connect(self.http)?;
+        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+        let len = body.len();
+        write!(stream, "{method} {path} HTTP/1.0\r\nContent-Length: {len}\r\n\r\n")?;
+        stream.write_all(body)?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        let (head, body) = answer.split_once("\r\n\r\n").context("an HTTP answer")?;
+        ensure!(head.contains(" 200 "), "{method} {path}: {answer}");
+        Ok(body.to_owned())
     }
 }
 

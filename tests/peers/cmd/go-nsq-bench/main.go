@@ -1,4 +1,5 @@
-// go-nsq-bench measures how fast go-nsq publishes to one nsqd, and prints the result as a line of JSON.
+// go-nsq-bench measures how fast go-nsq publishes to one nsqd or consumes from it, and prints the result as a line
+// of JSON.
 //
 // Modes: sync publishes one message and waits for its acknowledgement before the next one; flood makes one
 // PublishAsync call per message with a bounded number unacknowledged; batch is flood with MPUBs that the caller
@@ -23,11 +24,12 @@ func main() {
 
 	address := flag.String("nsqd", "127.0.0.1:4150", "TCP address of nsqd")
 	topic := flag.String("topic", "bench#ephemeral", "topic to publish to")
-	mode := flag.String("mode", "sync", "sync, flood or batch")
+	mode := flag.String("mode", "sync", "sync, flood, batch or consume")
 	count := flag.Int("count", 10000, "number of messages")
 	size := flag.Int("size", 200, "bytes per message")
 	outstanding := flag.Int("outstanding", 10000, "flood, batch: publish calls that may be unacknowledged at a time")
 	batch := flag.Int("batch", 100, "batch: messages per publish call")
+	inFlight := flag.Int("max-in-flight", 1000, "consume: messages in flight")
 	version := flag.Bool("version", false, "print the version of go-nsq")
 	flag.Parse()
 
@@ -40,6 +42,10 @@ func main() {
 		os.Exit(2)
 	}
 
+	if *mode == "consume" {
+		report(*mode, *count, consume(*address, *topic, *count, *size, *inFlight))
+		return
+	}
 	producer, err := nsq.NewProducer(*address, nsq.NewConfig())
 	check(err)
 	producer.SetLogger(log.New(io.Discard, "", 0), nsq.LogLevelError)
@@ -72,13 +78,17 @@ func main() {
 	seconds := time.Since(start).Seconds()
 	producer.Stop()
 
+	report(*mode, *count, seconds)
+}
+
+func report(mode string, count int, seconds float64) {
 	check(json.NewEncoder(os.Stdout).Encode(struct {
 		Client   string  `json:"client"`
 		Mode     string  `json:"mode"`
 		Messages int     `json:"messages"`
 		Seconds  float64 `json:"seconds"`
 		Rate     float64 `json:"rate"`
-	}{"go-nsq", *mode, *count, seconds, float64(*count) / seconds}))
+	}{"go-nsq", mode, count, seconds, float64(count) / seconds}))
 }
 
 // flood makes all calls with at most `outstanding` of them unacknowledged, and returns when all are acknowledged.
@@ -100,6 +110,37 @@ func flood(calls, outstanding int, publish func(done chan *nsq.ProducerTransacti
 		check((<-done).Error)
 		acked++
 	}
+}
+
+// consume finishes that many messages, and returns how long that took.
+func consume(address, topic string, count, size, inFlight int) float64 {
+	config := nsq.NewConfig()
+	config.MaxInFlight = inFlight
+	consumer, err := nsq.NewConsumer(topic, "bench", config)
+	check(err)
+	consumer.SetLogger(log.New(io.Discard, "", 0), nsq.LogLevelError)
+	done := make(chan float64, 1)
+	var start time.Time
+	finished := 0
+	consumer.AddHandler(nsq.HandlerFunc(func(message *nsq.Message) error {
+		if finished == 0 {
+			start = time.Now()
+		}
+		if len(message.Body) != size {
+			log.Fatalf("a message of %d bytes", len(message.Body))
+		}
+		message.Finish()
+		finished++
+		if finished == count {
+			done <- time.Since(start).Seconds()
+		}
+		return nil
+	}))
+	check(consumer.ConnectToNSQD(address))
+	seconds := <-done
+	consumer.Stop()
+	<-consumer.StopChan
+	return seconds
 }
 
 func check(err error) {

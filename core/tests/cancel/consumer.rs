@@ -1,0 +1,304 @@
+//! The consumer's futures.
+
+use std::cell::{Cell, RefCell};
+use std::convert::Infallible;
+use std::pin::pin;
+use std::rc::Rc;
+
+use embassy_sync::blocking_mutex::raw::NoopRawMutex;
+use nanonsq_core::consume::{AnswerError, Config, ConnectionEvent, ConnectionState, Event};
+use nanonsq_core::drive::{WAITERS_MAX, consumer};
+use nanonsq_core::name::ChannelName;
+use nanonsq_core::time::Span;
+
+use crate::servers::{Server, Source};
+use crate::world::{Task, World, at_every_await, poll_times, runner_is_gone, topic};
+
+const NSQD: u16 = 4150;
+const LOOKUPD: u16 = 4161;
+
+/// Messages that nsqd has, and how many of them may be in flight.
+const ALL: usize = 20;
+const SLOTS: usize = 4;
+
+type Handle<'a> = consumer::Handle<'a, NoopRawMutex, World>;
+type Runner<'a> = consumer::Runner<'a, NoopRawMutex, World, World, 2, 1>;
+
+/// The nsqd that everything comes from.
+struct Nsqd(Rc<RefCell<Server>>);
+
+impl Nsqd {
+    fn look<R>(&self, f: impl FnOnce(&Source) -> R) -> R {
+        let Server::Source(source) = &*self.0.borrow() else { unreachable!() };
+        f(source)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.look(|source| source.finished.len() == source.attempts.len())
+    }
+}
+
+/// Runs `test` with a consumer that is told by an nsqlookupd of an nsqd with `messages`.
+fn with_consumer(
+    world: &World,
+    messages: usize,
+    test: impl FnOnce(&Handle<'_>, Runner<'_>, &Nsqd),
+) {
+    let nsqd = Nsqd(world.serve(NSQD, Server::source(messages)));
+    world.serve(LOOKUPD, Server::Directory(Vec::new()));
+    let config = Config {
+        heartbeat: Span::from_secs(60),
+        backoff_base: Span::ZERO,
+        max_attempts: 0,
+        ..Config::new(topic("t"), ChannelName::new("c").unwrap())
+    };
+    let lookupds = ["lookupd:4161".parse().unwrap()];
+    let mut ring = [0; SLOTS * 40];
+    let mut resources = consumer::Resources::<_, 2, SLOTS, 1, 2>::new();
+    let (handle, runner) = consumer::new(
+        &mut resources,
+        &config,
+        consumer::Sources { nsqds: &[], lookupds: &lookupds },
+        &mut ring,
+        consumer::Dialers { nsqds: [world.clone(), world.clone()], lookupds: [world.clone()] },
+        world.clone(),
+    )
+    .unwrap();
+    test(&handle, runner, &nsqd);
+    nsqd.look(Source::assert_consistent);
+}
+
+/// Finishes whatever comes, and counts it.
+async fn finish_all(handle: &Handle<'_>, count: &Cell<usize>) -> Infallible {
+    loop {
+        let message = handle.next().await;
+        let _ = message.finish();
+        count.set(count.get() + 1);
+    }
+}
+
+/// Runs all until `done`; time passes when none has anything to do.
+#[track_caller]
+fn run_until<T, U>(
+    world: &World,
+    done: impl Fn() -> bool,
+    tasks: &mut [Task<'_, T>],
+    run: &mut Task<'_, U>,
+) {
+    for _ in 0..100_000 {
+        if done() {
+            return;
+        }
+        let woken = tasks.iter_mut().fold(run.poll(), |woken, task| task.poll() | woken);
+        if !woken {
+            world.advance();
+        }
+    }
+    panic!("it never ends");
+}
+
+/// The consumer still does what it is there for.
+#[track_caller]
+fn assert_consumes<T>(world: &World, handle: &Handle<'_>, nsqd: &Nsqd, run: &mut Task<'_, T>) {
+    let count = Cell::new(0);
+    let mut all = pin!(finish_all(handle, &count));
+    run_until(world, || nsqd.is_empty(), &mut [Task::new(all.as_mut())], run);
+}
+
+#[test]
+fn consumers_run_once() {
+    at_every_await(|world, k| {
+        let mut completed = false;
+        with_consumer(world, ALL, |handle, mut runner, nsqd| {
+            {
+                let mut run = pin!(runner.run());
+                let mut run = Task::new(run.as_mut());
+                let _ = poll_times(world, k, pin!(std::future::pending::<()>()), &mut run);
+            }
+            runner_is_gone(world);
+            assert_eq!(nsqd.look(Source::in_flight), 0);
+            completed = handle.look(|consumer| consumer.waiting()) == Some(SLOTS);
+            let mut run = pin!(runner.run());
+            assert_consumes(world, handle, nsqd, &mut Task::new(run.as_mut()));
+        });
+        completed
+    });
+}
+
+/// Also in the middle of answers.
+#[test]
+fn consumers_run_twice() {
+    for transport in [(0, 1000), (1, 7)] {
+        for k in 1..60 {
+            for again in 1..40 {
+                let world = World::new(transport);
+                with_consumer(&world, ALL, |handle, mut runner, nsqd| {
+                    for polls in [k, again] {
+                        let mut run = pin!(runner.run());
+                        let mut run = Task::new(run.as_mut());
+                        let count = Cell::new(0);
+                        let _ =
+                            poll_times(&world, polls, pin!(finish_all(handle, &count)), &mut run);
+                    }
+                    let mut run = pin!(runner.run());
+                    assert_consumes(&world, handle, nsqd, &mut Task::new(run.as_mut()));
+                });
+            }
+        }
+    }
+}
+
+/// Dropped at any poll, it has taken no message with it: nothing has to be delivered again.
+#[test]
+fn next() {
+    at_every_await(|world, k| {
+        let mut completed = false;
+        with_consumer(world, ALL, |handle, mut runner, nsqd| {
+            let mut run = pin!(runner.run());
+            let mut run = Task::new(run.as_mut());
+            for _ in 0..3 {
+                if let Some(message) = poll_times(world, k, pin!(handle.next()), &mut run) {
+                    message.finish().unwrap();
+                    completed = true;
+                }
+            }
+            assert_consumes(world, handle, nsqd, &mut run);
+            nsqd.look(|source| assert_eq!(source.attempts, [1; ALL]));
+        });
+        completed
+    });
+}
+
+/// A message that is dropped with the task that had it comes again.
+#[test]
+fn messages_dropped_unanswered_are_requeued() {
+    let world = World::new((1, 7));
+    with_consumer(&world, ALL, |handle, mut runner, nsqd| {
+        let mut run = pin!(runner.run());
+        let mut run = Task::new(run.as_mut());
+        for _ in 0..SLOTS {
+            let task = async { drop(handle.next().await) };
+            assert!(poll_times(&world, 200, pin!(task), &mut run).is_some());
+        }
+        assert_consumes(&world, handle, nsqd, &mut run);
+        nsqd.look(|source| assert_eq!((source.requeued, source.returned), (SLOTS, 0)));
+        assert_eq!(handle.counters().requeued, SLOTS as u64);
+    });
+}
+
+#[test]
+fn tasks_get_messages_by_turns() {
+    // The last are more than can wait at a time.
+    for tasks in [2, 3, WAITERS_MAX, WAITERS_MAX + 4] {
+        let world = World::new((1, 100));
+        with_consumer(&world, 600, |handle, mut runner, nsqd| {
+            let mut run = pin!(runner.run());
+            let counts = vec![Cell::new(0); tasks];
+            let mut all: Vec<_> =
+                counts.iter().map(|count| Box::pin(finish_all(handle, count))).collect();
+            let mut all: Vec<_> = all.iter_mut().map(|task| Task::new(task.as_mut())).collect();
+            run_until(&world, || nsqd.is_empty(), &mut all, &mut Task::new(run.as_mut()));
+            let counts: Vec<_> = counts.iter().map(Cell::get).collect();
+            let part = 600 / tasks;
+            let fair = |count: &usize| (part / 2..=part * 2).contains(count);
+            assert!(counts.iter().all(fair), "{counts:?}");
+        });
+    }
+}
+
+#[test]
+fn wait() {
+    at_every_await(|world, k| {
+        let mut completed = false;
+        with_consumer(world, ALL, |handle, mut runner, nsqd| {
+            let mut run = pin!(runner.run());
+            let mut run = Task::new(run.as_mut());
+            let ready = || {
+                handle.wait(|consumer| {
+                    let state = consumer.status(0)?.state;
+                    (state == ConnectionState::Ready).then_some(())
+                })
+            };
+            completed = poll_times(world, k, pin!(ready()), &mut run).is_some();
+            let mut again = pin!(ready());
+            world.run(&mut Task::new(again.as_mut()), &mut run);
+            assert_consumes(world, handle, nsqd, &mut run);
+            nsqd.look(|source| assert_eq!(source.attempts, [1; ALL]));
+        });
+        completed
+    });
+}
+
+#[test]
+fn event() {
+    at_every_await(|world, k| {
+        let mut completed = false;
+        with_consumer(world, ALL, |handle, mut runner, nsqd| {
+            let mut run = pin!(runner.run());
+            let mut run = Task::new(run.as_mut());
+            let mut events = Vec::new();
+            let event = poll_times(world, k, pin!(handle.event()), &mut run);
+            completed = event.is_some();
+            events.extend(event);
+            while events.len() < 2 {
+                let mut event = pin!(handle.event());
+                let mut event = Task::new(event.as_mut());
+                world.run(&mut event, &mut run);
+                events.extend(event.done);
+            }
+            let connected = Event::Connection { index: 0, event: ConnectionEvent::Connected };
+            assert!(matches!(events[0], Event::Lookupd { .. }), "{events:?}");
+            assert_eq!(events[1], connected);
+            assert_consumes(world, handle, nsqd, &mut run);
+        });
+        completed
+    });
+}
+
+/// Dropped once it has begun, the consumer leaves all the same; also if the runner is dropped as
+/// well and run again. What it had is given back, answered late or not at all.
+#[test]
+fn consumers_stop() {
+    for before in [0, 1, 5, 12, 20, 30, 60] {
+        for runs_again in [false, true] {
+            at_every_await(|world, k| {
+                let mut completed = false;
+                with_consumer(world, ALL, |handle, mut runner, nsqd| {
+                    {
+                        let mut run = pin!(runner.run());
+                        let mut run = Task::new(run.as_mut());
+                        let never = pin!(std::future::pending::<()>());
+                        let _ = poll_times(world, before, never, &mut run);
+                        let message = handle.try_next();
+                        completed = poll_times(world, k, pin!(handle.stop()), &mut run).is_some();
+                        if k > 0 && !runs_again {
+                            assert_stops(world, handle, nsqd, &mut run);
+                            if let Some(message) = message {
+                                assert_eq!(message.finish(), Err(AnswerError::Late));
+                            }
+                        }
+                    }
+                    runner_is_gone(world);
+                    let mut run = pin!(runner.run());
+                    let mut run = Task::new(run.as_mut());
+                    if k > 0 {
+                        assert_stops(world, handle, nsqd, &mut run);
+                        nsqd.look(|source| assert_eq!(source.finished.len(), 0));
+                    } else {
+                        assert_consumes(world, handle, nsqd, &mut run);
+                    }
+                });
+                completed
+            });
+        }
+    }
+}
+
+fn assert_stops<T>(world: &World, handle: &Handle<'_>, nsqd: &Nsqd, run: &mut Task<'_, T>) {
+    run.poll();
+    let mut stopped = pin!(handle.stop());
+    world.run(&mut Task::new(stopped.as_mut()), run);
+    runner_is_gone(world);
+    assert!(handle.try_next().is_none());
+    assert_eq!(nsqd.look(Source::in_flight), 0);
+}

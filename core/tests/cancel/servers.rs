@@ -1,0 +1,267 @@
+//! Servers that answer at once.
+
+use std::collections::{BTreeSet, VecDeque};
+
+use nanonsq_core::name::{ChannelName, TopicName};
+use nanonsq_core::wire::{v1, v2};
+
+pub(crate) enum Server {
+    Nsqd(Box<Nsqd>),
+    Lookupd(Box<Lookupd>),
+    Source(Box<Source>),
+    /// nsqlookupd's HTTP port, with what was asked so far.
+    Directory(Vec<u8>),
+    /// Says this, and keeps what it hears.
+    Caller(Vec<u8>),
+}
+
+pub(crate) struct Nsqd {
+    pub(crate) commands: v2::CommandDecoder,
+    pub(crate) identified: bool,
+    pub(crate) bodies: Vec<Vec<u8>>,
+    /// With the number of the connection.
+    pub(crate) stored: Vec<(usize, String)>,
+    pub(crate) connections: usize,
+}
+
+/// An nsqd to consume from. Takes back what is in flight as soon as the connection is gone.
+pub(crate) struct Source {
+    commands: v2::CommandDecoder,
+    identified: bool,
+    rdy: usize,
+    queue: VecDeque<usize>,
+    in_flight: BTreeSet<usize>,
+    /// How often each message was delivered.
+    pub(crate) attempts: Vec<u16>,
+    pub(crate) finished: BTreeSet<usize>,
+    /// How many messages were requeued, and how many were in flight when a connection ended.
+    pub(crate) requeued: usize,
+    pub(crate) returned: usize,
+    pub(crate) left: bool,
+}
+
+pub(crate) struct Lookupd {
+    pub(crate) commands: v1::CommandDecoder,
+    pub(crate) listed: BTreeSet<String>,
+}
+
+impl Server {
+    pub(crate) fn nsqd() -> Self {
+        Self::Nsqd(Box::new(Nsqd {
+            commands: v2::CommandDecoder::new(),
+            identified: false,
+            bodies: Vec::new(),
+            stored: Vec::new(),
+            connections: 0,
+        }))
+    }
+
+    /// With messages that say their number, from 0.
+    pub(crate) fn source(messages: usize) -> Self {
+        Self::Source(Box::new(Source {
+            commands: v2::CommandDecoder::new(),
+            identified: false,
+            rdy: 0,
+            queue: (0..messages).collect(),
+            in_flight: BTreeSet::new(),
+            attempts: vec![0; messages],
+            finished: BTreeSet::new(),
+            requeued: 0,
+            returned: 0,
+            left: false,
+        }))
+    }
+
+    pub(crate) fn lookupd() -> Self {
+        let commands = v1::CommandDecoder::new(4096);
+        Self::Lookupd(Box::new(Lookupd { commands, listed: BTreeSet::new() }))
+    }
+
+    pub(crate) fn connected(&mut self) {
+        match self {
+            Self::Nsqd(nsqd) => {
+                nsqd.commands = v2::CommandDecoder::new();
+                nsqd.identified = false;
+                nsqd.bodies.clear();
+                nsqd.connections += 1;
+            }
+            Self::Lookupd(lookupd) => lookupd.commands = v1::CommandDecoder::new(4096),
+            Self::Source(source) => {
+                source.commands = v2::CommandDecoder::new();
+                source.identified = false;
+                source.left = false;
+            }
+            Self::Directory(asked) => asked.clear(),
+            Self::Caller(_) => {}
+        }
+    }
+
+    pub(crate) fn gone(&mut self) {
+        match self {
+            Self::Lookupd(lookupd) => lookupd.listed.clear(),
+            Self::Source(source) => source.gone(),
+            Self::Nsqd(_) | Self::Directory(_) | Self::Caller(_) => {}
+        }
+    }
+
+    pub(crate) fn take(&mut self, bytes: &[u8]) -> Vec<u8> {
+        match self {
+            Self::Nsqd(nsqd) => nsqd.take(bytes),
+            Self::Lookupd(lookupd) => lookupd.take(bytes),
+            Self::Source(source) => source.take(bytes),
+            Self::Directory(asked) => {
+                asked.extend(bytes);
+                if asked.ends_with(b"\r\n\r\n") { LISTING.into() } else { Vec::new() }
+            }
+            Self::Caller(heard) => {
+                heard.extend(bytes);
+                Vec::new()
+            }
+        }
+    }
+}
+
+impl Nsqd {
+    pub(crate) fn take(&mut self, mut bytes: &[u8]) -> Vec<u8> {
+        let mut answers = Vec::new();
+        while let Some(item) = self.commands.next(&v2::Limits::NSQD, &mut bytes).unwrap() {
+            match item {
+                v2::Item::Body { .. } => self.bodies.push(Vec::new()),
+                v2::Item::Part { data, done, .. } => {
+                    self.bodies.last_mut().unwrap().extend(data);
+                    if !done {
+                        continue;
+                    }
+                    let answer: &[u8] = if self.identified {
+                        let bodies = self.bodies.iter().map(|body| String::from_utf8_lossy(body));
+                        self.stored.extend(bodies.map(|body| (self.connections, body.into())));
+                        v2::OK
+                    } else {
+                        b"{}"
+                    };
+                    self.identified = true;
+                    self.bodies.clear();
+                    v2::emit_frame(&mut answers, v2::FrameType::Response, answer).unwrap();
+                }
+                _ => {}
+            }
+        }
+        answers
+    }
+}
+
+/// nsqlookupd 1.3.0 knows one producer.
+const LISTING: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Type: application/json; charset=utf-8\r\n\
+    X-Nsq-Content-Type: nsq; version=1.0\r\nContent-Length: 183\r\n\r\n\
+    {\"channels\":[\"c\"],\"producers\":[{\"remote_address\":\"127.0.0.1:5000\",\
+    \"hostname\":\"nsqd\",\"broadcast_address\":\"nsqd\",\"tcp_port\":4150,\"http_port\":4151,\
+    \"version\":\"1.3.0\",\"topology_zone\":\"\"}]}";
+
+impl Source {
+    fn gone(&mut self) {
+        self.rdy = 0;
+        self.returned += self.in_flight.len();
+        for number in std::mem::take(&mut self.in_flight).into_iter().rev() {
+            self.queue.push_front(number);
+        }
+    }
+
+    fn take(&mut self, mut bytes: &[u8]) -> Vec<u8> {
+        let mut answers = Vec::new();
+        let mut answer =
+            |text| v2::emit_frame(&mut answers, v2::FrameType::Response, text).unwrap();
+        while let Some(item) = self.commands.next(&v2::Limits::NSQD, &mut bytes).unwrap() {
+            match item {
+                v2::Item::Part { done: true, .. } => {
+                    self.identified = true;
+                    answer(b"{\"max_rdy_count\":2500,\"msg_timeout\":60000}");
+                }
+                v2::Item::Sub { .. } => answer(v2::OK),
+                v2::Item::Rdy(rdy) => self.rdy = rdy as usize,
+                v2::Item::Fin(id) => {
+                    let number = self.answered(&id);
+                    self.finished.insert(number);
+                }
+                v2::Item::Req { id, .. } => {
+                    let number = self.answered(&id);
+                    self.requeued += 1;
+                    self.queue.push_back(number);
+                }
+                v2::Item::Cls => {
+                    self.rdy = 0;
+                    self.left = true;
+                    answer(v2::CLOSE_WAIT);
+                }
+                _ => {}
+            }
+        }
+        while self.in_flight.len() < self.rdy
+            && let Some(number) = self.queue.pop_front()
+        {
+            self.in_flight.insert(number);
+            self.attempts[number] += 1;
+            let id = v2::MessageId(format!("{number:016x}").as_bytes().try_into().unwrap());
+            let head = v2::MessageHead { timestamp: 0, attempts: self.attempts[number], id };
+            let body = number.to_string();
+            let message = v2::Message { head, body: body.as_bytes() };
+            v2::emit_message(&mut answers, &message).unwrap();
+        }
+        answers
+    }
+
+    /// Only what is in flight on this connection may be answered.
+    fn answered(&mut self, id: &v2::MessageId) -> usize {
+        let text = std::str::from_utf8(&id.0).unwrap();
+        let number = usize::from_str_radix(text, 16).unwrap();
+        assert!(self.in_flight.remove(&number), "{number} is not in flight");
+        number
+    }
+
+    /// Each delivery had its reason, and everything is somewhere.
+    #[track_caller]
+    pub(crate) fn assert_consistent(&self) {
+        let deliveries: usize = self.attempts.iter().copied().map(usize::from).sum();
+        let ended = self.finished.len() + self.requeued + self.returned;
+        assert_eq!(deliveries, ended + self.in_flight.len());
+        let all = self.finished.len() + self.queue.len() + self.in_flight.len();
+        assert_eq!(all, self.attempts.len());
+    }
+
+    pub(crate) fn in_flight(&self) -> usize {
+        self.in_flight.len()
+    }
+}
+
+impl Lookupd {
+    pub(crate) fn take(&mut self, mut bytes: &[u8]) -> Vec<u8> {
+        let mut answers = Vec::new();
+        while let Some(item) = self.commands.next(&mut bytes).unwrap() {
+            let name = |topic: TopicName, channel: Option<ChannelName>| match channel {
+                None => topic.as_str().to_owned(),
+                Some(channel) => format!("{} {}", topic.as_str(), channel.as_str()),
+            };
+            let answer: &[u8] = match item {
+                v1::Item::Identify | v1::Item::Body { .. } | v1::Item::Part { last: false, .. } => {
+                    continue;
+                }
+                v1::Item::Part { .. } => b"{\"version\":\"1.3.0\"}",
+                v1::Item::Ping => v1::OK,
+                v1::Item::Register { topic, channel } => {
+                    // A channel brings its topic.
+                    self.listed.insert(name(topic, None));
+                    self.listed.insert(name(topic, channel));
+                    v1::OK
+                }
+                v1::Item::Unregister { topic, channel } => {
+                    // A topic takes its channels with it.
+                    let gone = name(topic, channel);
+                    let of_gone = format!("{gone} ");
+                    self.listed.retain(|name| *name != gone && !name.starts_with(&of_gone));
+                    v1::OK
+                }
+            };
+            v1::emit_reply(&mut answers, answer).unwrap();
+        }
+        answers
+    }
+}

@@ -1,0 +1,342 @@
+//! `nanonsq sub`: a channel's messages to standard output.
+
+use std::io::ErrorKind;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use embassy_futures::select::{Either3, select3};
+use log::{info, warn};
+use nanonsq_core::address::Address;
+use nanonsq_core::consume::{Config, ConnectionEvent, Counters, Event, LOOKUPDS_MAX, LookupdEvent};
+use nanonsq_core::drive::consumer::{self, Dialers, Resources, Sources};
+use nanonsq_core::name::{ChannelName, TopicName};
+use nanonsq_core::session::Closed;
+use nanonsq_core::time::Span;
+use nanonsq_std::{NoopRawMutex, TcpDialer, TokioSleep};
+use tokio::io::AsyncWriteExt;
+
+use crate::report::{explain, is_hopeless};
+use crate::system::{hostname, interrupts, seed};
+
+/// nsqds at a time, and nsqds that nsqlookupds list.
+const CONNECTIONS: usize = 32;
+const NSQDS: usize = 64;
+
+/// Messages in flight, and bytes for all of them together, which is also the longest message.
+const MESSAGES: usize = 1024;
+const RING: usize = 8 << 20;
+
+/// What each connection reads at once.
+const RX: usize = 16 * 1024;
+
+/// Messages that are written at once, if so many wait.
+const BATCH: usize = 64;
+
+type Consuming<'a> = consumer::Handle<'a, NoopRawMutex, TokioSleep>;
+type Message<'a> = consumer::Message<'a, NoopRawMutex, TokioSleep>;
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  \
+    nanonsq sub --topic app --lookupd-http-address 127.0.0.1:4161 | grep error")]
+pub(crate) struct Args {
+    /// Topic to consume.
+    #[arg(long)]
+    topic: TopicName,
+
+    /// Channel to consume [default: tail<random>#ephemeral, which gets what comes from now on].
+    #[arg(long)]
+    channel: Option<ChannelName>,
+
+    /// nsqlookupd to find nsqds with, as host:port of its HTTP port; repeatable.
+    #[arg(long, value_name = "ADDRESS", required_unless_present = "nsqd_tcp_address")]
+    lookupd_http_address: Vec<Address>,
+
+    /// nsqd to consume from, as host:port; repeatable.
+    #[arg(long, value_name = "ADDRESS")]
+    nsqd_tcp_address: Vec<Address>,
+
+    /// End after so many messages.
+    #[arg(short = 'n', value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..))]
+    count: Option<u64>,
+
+    /// Messages in flight at most, over all nsqds.
+    #[arg(long, value_name = "N", default_value_t = 200,
+        value_parser = clap::value_parser!(u16).range(1..=MESSAGES as i64))]
+    max_in_flight: u16,
+
+    /// Fail each Nth delivery instead of printing it: it comes again, after a pause of all.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    requeue_every: Option<u64>,
+
+    /// After how long a failed message comes again.
+    #[arg(long, value_name = "MS", default_value_t = 1000,
+        value_parser = clap::value_parser!(u32).range(..=3_600_000))]
+    requeue_delay: u32,
+
+    /// How often each nsqlookupd is asked.
+    #[arg(long, value_name = "MS", default_value_t = 60_000,
+        value_parser = clap::value_parser!(u32).range(100..))]
+    lookupd_poll_interval: u32,
+
+    /// Secret for an nsqd that requires AUTH.
+    #[arg(long, value_name = "SECRET")]
+    auth_secret: Option<String>,
+
+    /// How often nsqd sends heartbeats; two missed ones end a connection.
+    #[arg(long, value_name = "MS", default_value_t = 10_000,
+        value_parser = clap::value_parser!(u32).range(1000..=60_000))]
+    heartbeat_interval: u32,
+}
+
+/// Why printing ended.
+enum End {
+    /// So many were wanted.
+    Count,
+    /// Nobody reads any more, as with `head`.
+    Closed,
+    Interrupted,
+}
+
+/// Runs until there are enough messages, Ctrl-C, or no hope.
+pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
+    let seed = seed();
+    let channel = match args.channel {
+        Some(channel) => channel,
+        None => ChannelName::new(&format!("tail{:06}#ephemeral", seed % 1_000_000))
+            .map_err(|error| error.to_string())?,
+    };
+    let hostname = hostname();
+    // No more than are wanted are taken from others.
+    let wanted = args.count.map_or(u16::MAX, |count| u16::try_from(count).unwrap_or(u16::MAX));
+    let config = Config {
+        client_id: hostname.split('.').next().unwrap_or_default(),
+        hostname: &hostname,
+        auth_secret: args.auth_secret.as_deref().map(str::as_bytes),
+        heartbeat: Span::from_millis(args.heartbeat_interval),
+        lookup_interval: Span::from_millis(args.lookupd_poll_interval),
+        max_in_flight: args.max_in_flight.min(wanted),
+        max_attempts: 0,
+        seed,
+        ..Config::new(args.topic, channel)
+    };
+    let mut ring = vec![0; RING];
+    let mut resources =
+        Box::new(Resources::<NoopRawMutex, CONNECTIONS, MESSAGES, LOOKUPDS_MAX, NSQDS>::new());
+    let (consumer, mut runner) = consumer::new(
+        &mut resources,
+        &config,
+        Sources { nsqds: &args.nsqd_tcp_address, lookupds: &args.lookupd_http_address },
+        &mut ring,
+        Dialers {
+            nsqds: [TcpDialer::new(); CONNECTIONS],
+            lookupds: [TcpDialer::new(); LOOKUPDS_MAX],
+        },
+        TokioSleep::new(),
+    )
+    .map_err(|error| error.to_string())?;
+    info!("channel {}", channel.as_str());
+
+    let start = Instant::now();
+    let app = async {
+        let mut batch = Vec::with_capacity(BATCH);
+        let printing = print(args, &consumer, &mut batch);
+        let ended = match select3(printing, watch(args, &consumer), interrupts(1)).await {
+            Either3::First(ended) => ended,
+            Either3::Second(hopeless) => Err(hopeless),
+            Either3::Third(()) => Ok(End::Interrupted),
+        };
+        // Printed or not, nobody knows: somebody is to get them.
+        for message in batch {
+            let _ = message.release(Some(Span::ZERO));
+        }
+        consumer.stop().await;
+        ended
+    };
+    // Its buffers are large.
+    let background = Box::pin(runner.run_with::<RX>());
+    let ended = match select3(app, background, interrupts(2)).await {
+        Either3::First(ended) => ended,
+        Either3::Second(never) => never,
+        Either3::Third(()) => Err("interrupted again: stopped at once".to_owned()),
+    };
+
+    let counters = consumer.counters();
+    if ended.is_ok() || counters.received > 0 {
+        eprintln!("{}", summary(&counters, start.elapsed().as_secs_f64()));
+    }
+    match (ended?, args.count) {
+        (End::Interrupted, Some(count)) => Err(format!("interrupted before message {count}")),
+        (End::Count | End::Closed | End::Interrupted, _) => Ok(ExitCode::SUCCESS),
+    }
+}
+
+/// Prints what comes. A message is finished when it was written; those not yet are in `batch`.
+async fn print<'a>(
+    args: &Args,
+    consumer: &Consuming<'a>,
+    batch: &mut Vec<Message<'a>>,
+) -> Result<End, String> {
+    let mut stdout = tokio::io::stdout();
+    let mut lines = Vec::new();
+    let (mut delivered, mut printed) = (0u64, 0u64);
+    loop {
+        let mut next = Some(consumer.next().await);
+        while let Some(message) = next {
+            delivered += 1;
+            if args.requeue_every.is_some_and(|every| delivered % every == 0) {
+                let _ = message.requeue(Some(Span::from_millis(args.requeue_delay)));
+            } else {
+                message.read(|body| lines.extend_from_slice(body));
+                lines.push(b'\n');
+                batch.push(message);
+                printed += 1;
+            }
+            let is_full = batch.len() == BATCH || Some(printed) == args.count;
+            next = if is_full { None } else { consumer.try_next() };
+        }
+        // Not blocking: heartbeats are answered while nobody reads.
+        let written = async {
+            stdout.write_all(&lines).await?;
+            stdout.flush().await
+        };
+        match written.await {
+            Ok(()) => {}
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(End::Closed),
+            Err(error) => return Err(format!("cannot write to standard output: {error}")),
+        }
+        lines.clear();
+        for message in batch.drain(..) {
+            // Too late: it comes again, and is printed again. The summary has their number.
+            let _ = message.finish();
+        }
+        if Some(printed) == args.count {
+            return Ok(End::Count);
+        }
+    }
+}
+
+/// Tells what happens; returns, with the reason, only if there is no hope.
+async fn watch(args: &Args, consumer: &Consuming<'_>) -> String {
+    let mut nsqds: Vec<Nsqd> = (0..CONNECTIONS).map(|_| Nsqd::default()).collect();
+    let mut lookupds = vec![String::new(); args.lookupd_http_address.len()];
+    let mut was_connected = false;
+    loop {
+        match consumer.event().await {
+            Event::Connection { index, event } => {
+                let known = consumer.look(|consumer| {
+                    let status = consumer.status(index)?;
+                    Some((status.address.cloned(), status.detail.to_owned()))
+                });
+                let (address, said) = known.flatten().unwrap_or_default();
+                let nsqd = &mut nsqds[index];
+                // The seat of one that is no longer listed may be another's already.
+                let is_up = matches!(event, ConnectionEvent::Connected);
+                if is_up || !nsqd.is_up {
+                    nsqd.meet(address);
+                }
+                let name = nsqd.address.as_ref().map(Address::to_string).unwrap_or_default();
+                match event {
+                    ConnectionEvent::Disconnected(Closed::Local) => {
+                        info!("left nsqd {name}");
+                        *nsqd = Nsqd::default();
+                    }
+                    ConnectionEvent::Disconnected(why) => {
+                        let why_text = explain(why, nsqd.is_up, &said);
+                        nsqd.is_up = false;
+                        let line = format!("nsqd {name}: {why_text}");
+                        let only = args.nsqd_tcp_address.len() == 1 && lookupds.is_empty();
+                        if !was_connected && only && is_hopeless(why) {
+                            return line;
+                        }
+                        if !nsqd.told.contains(&line) {
+                            warn!("{line}; trying again");
+                            nsqd.told.push(line);
+                        }
+                    }
+                    _ => {
+                        info!("connected to nsqd {name}");
+                        was_connected = true;
+                        nsqd.is_up = true;
+                        nsqd.told.clear();
+                    }
+                }
+            }
+            Event::Lookupd { index, event } => {
+                let address = &args.lookupd_http_address[index];
+                let topic = args.topic.as_str();
+                let line = match event {
+                    LookupdEvent::Answered { producers } => {
+                        format!("nsqlookupd {address} lists {producers} nsqd for {topic}")
+                    }
+                    LookupdEvent::Failed(why) => format!("nsqlookupd {address}: {why}"),
+                    _ => continue,
+                };
+                if lookupds[index] != line {
+                    match event {
+                        LookupdEvent::Failed(_) => warn!("{line}; trying again"),
+                        _ => info!("{line}"),
+                    }
+                    lookupds[index] = line;
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+/// What is known and was told of a connection's nsqd.
+#[derive(Debug, Default)]
+struct Nsqd {
+    address: Option<Address>,
+    is_up: bool,
+    /// Since it was connected last.
+    told: Vec<String>,
+}
+
+impl Nsqd {
+    fn meet(&mut self, address: Option<Address>) {
+        if address.is_some() && self.address != address {
+            *self = Self { address, ..Self::default() };
+        }
+    }
+}
+
+fn summary(counters: &Counters, seconds: f64) -> String {
+    let rate = counters.finished as f64 / seconds.max(1e-3);
+    let mut text = format!(
+        "{} received, {} finished, {} requeued, {} too late; {seconds:.1} s, {rate:.0}/s, \
+         {} connections",
+        counters.received,
+        counters.finished,
+        counters.requeued,
+        counters.late,
+        counters.connections,
+    );
+    for (count, what) in [
+        (counters.too_large, "longer than 8 MiB, skipped"),
+        (counters.no_room, "put off for want of room"),
+    ] {
+        if count > 0 {
+            text.push_str(&format!("; {count} {what}"));
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_summary_names_what_is_unusual_only_if_there_is_any() {
+        let mut counters = Counters::default();
+        counters.received = 10;
+        counters.finished = 9;
+        counters.requeued = 1;
+        counters.connections = 2;
+        let text = "10 received, 9 finished, 1 requeued, 0 too late; 3.0 s, 3/s, 2 connections";
+        assert_eq!(summary(&counters, 3.0), text);
+        counters.too_large = 2;
+        assert_eq!(summary(&counters, 3.0), format!("{text}; 2 longer than 8 MiB, skipped"));
+    }
+}
