@@ -369,7 +369,10 @@ impl ConnectionSession<'_, '_> {
             ConnectionState::Identifying
             | ConnectionState::Authenticating
             | ConnectionState::Subscribing => {
-                self.connection.stage_handshake(self.shared.config);
+                // Once all of it is written, the desk may hold a part of the answer.
+                if !self.connection.has_asked() {
+                    self.connection.stage_handshake(self.shared.config);
+                }
             }
             ConnectionState::Ready | ConnectionState::Draining | ConnectionState::Leaving => {
                 self.stage_commands(now);

@@ -223,6 +223,23 @@ fn connects_subscribes_and_asks() {
 }
 
 #[test]
+fn the_answer_to_identify_may_come_in_pieces() {
+    for len in 1..=INFO.len() {
+        with::<1, 4>(&config(), 1, |bench| {
+            bench.dial(0);
+            bench.open(0).written(0);
+            let answer = frame(0, INFO);
+            let (last, pieces) = answer.split_last().unwrap();
+            for piece in pieces.chunks(len) {
+                // A driver asks after each piece whether there is something to write.
+                bench.receive(0, piece).writes(0, "");
+            }
+            bench.receive(0, &[*last]).writes(0, "SUB t ch\n");
+        });
+    }
+}
+
+#[test]
 fn authenticates_if_it_has_to() {
     let info = b"{\"auth_required\":true,\"max_rdy_count\":3}";
     let secret = Config { auth_secret: Some(b"s3"), ..config() };
