@@ -22,7 +22,8 @@
 //!
 //! A first word `#id` is repeated in the [`Reply`], for whoever sends several commands or has
 //! several devices reply to one topic; without it that is nsqd's id of the message. What is not
-//! understood changes nothing; the reply says what was wrong.
+//! understood changes nothing; the reply says what was wrong. Only a message for which there is no
+//! room in the consumer's whole ring is finished unread and unanswered.
 //!
 //! Commands are done at least once: one is finished when the outbox has its reply. Done again,
 //! `set` and `stats` are harmless, `blink` blinks again, and a `reboot` that comes again to a device

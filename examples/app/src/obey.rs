@@ -7,7 +7,7 @@ use embassy_futures::join::join3;
 use embassy_futures::select::{Either, select};
 use embassy_sync::blocking_mutex::raw::RawMutex;
 use heapless::String;
-use nanonsq_core::consume::{AnswerError, Config, ConnectionEvent, Event, LookupdEvent};
+use nanonsq_core::consume::{AnswerError, Config, ConnectionEvent, Event, LookupdEvent, TooLarge};
 use nanonsq_core::drive::Sleep;
 use nanonsq_core::drive::consumer;
 use nanonsq_core::name::{ChannelName, TopicName};
@@ -114,6 +114,8 @@ pub const fn commands(topic: TopicName, device: &str) -> Config<'_> {
         auto_touch: true,
         // What was given back was not done; the one who sent it waits.
         requeue_base: Span::from_secs(1),
+        // It is no command, and no other consumer of this channel has more room.
+        too_large: TooLarge::Finish,
         ..Config::new(topic, CHANNEL)
     }
 }

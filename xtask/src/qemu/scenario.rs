@@ -341,7 +341,7 @@ impl<'s> Stage<'s> {
             let told = text.starts_with(wrong) && text.contains("set interval 5s | blink");
             ensure!(reply["ok"] == false && told, "{command}: {reply}");
         }
-        // Longer than all the room that the device has for commands: nobody can reply to it.
+        // Longer than all the room that the device has for commands: finished without a reply.
         self.nsqd.publish(COMMANDS, &[b'x'; 4096]).await;
 
         let before = self.nsqd.message_count(READINGS).await;
@@ -371,6 +371,9 @@ impl<'s> Stage<'s> {
         ensure!(stats["commands"] == 0, "a command came again: {stats}");
         ensure!(stats["uptime_s"].as_u64() < Some(uptime), "{stats}");
         ensure!(stats["period_ms"] == 1000, "a new start: {stats}");
+        for index in [0, 1] {
+            self.listed(index, Instant::now()).await?;
+        }
         let channel = self.nsqd.channel_stats(COMMANDS, "device").await;
         ensure!(channel["depth"] == 0 && channel["in_flight_count"] == 0, "{channel}");
         ensure!(channel["client_count"] == 1, "the old connection was not closed: {channel}");
@@ -539,7 +542,7 @@ impl<'s> Stage<'s> {
             Until::distinct(readings as usize).linger(Duration::from_millis(500)).limit(LIMIT);
         let consumed = consume_all(self.nsqd.tcp_address(), topic, "checker", until).await?;
         let numbers = consumed.bodies().map(|body| -> Result<u32> {
-            let reading: serde_json::Value = serde_json::from_slice(body)?;
+            let reading: Value = serde_json::from_slice(body)?;
             ensure!(reading["device"] == "qemu" && reading["values"].is_object(), "{reading}");
             Ok(serde_json::from_value(reading["number"].clone())?)
         });
@@ -559,7 +562,7 @@ impl<'s> Stage<'s> {
         let until = Until::quiet_for(Duration::from_millis(500));
         let consumed = consume_all(self.nsqd.tcp_address(), REPORTS, "checker", until).await?;
         let last = consumed.bodies().last().context("no report")?;
-        let report: serde_json::Value = serde_json::from_slice(last)?;
+        let report: Value = serde_json::from_slice(last)?;
         println!("in nsqd, topic {REPORTS}, the last of {}:", consumed.messages.len());
         println!("    > {}", String::from_utf8_lossy(last));
         ensure!(report["readings"] == readings && report["pending"] == 0, "{report}");
