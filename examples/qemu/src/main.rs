@@ -198,6 +198,7 @@ fn start_network(spawner: Spawner, seed: u32) -> Stack<'static> {
         Err(NotFound(test)) => give_up!("no LAN9118: its test register has {:x}", test),
     };
     let [_, _, c, d, e, f] = device.mac();
+    let seed = seed.wrapping_add(board::resets());
     let seed = u64::from(seed) << 32 | u64::from(u32::from_be_bytes([c, d, e, f]));
     let config = embassy_net::Config::dhcpv4(embassy_net::DhcpConfig::default());
     let (stack, runner) = embassy_net::new(device, config, RESOURCES.take(), seed);
