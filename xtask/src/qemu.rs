@@ -74,6 +74,8 @@ enum Scenario {
     Silence,
     /// Two publishing tasks, a slow network and a full outbox: heartbeats and PINGs are on time
     Crowd,
+    /// The device is found by nsqlookupd, told what to do, and rebooted; nsqd is restarted meanwhile
+    Command,
     /// A soak: nothing but heartbeats
     Idle,
     /// A soak: as fast as it goes
@@ -86,7 +88,7 @@ enum Scenario {
 
 impl Scenario {
     /// The soaks are last.
-    const ALL: [(Option<Target>, Self); 9] = [
+    const ALL: [(Option<Target>, Self); 10] = [
         (None, Self::Clean),
         (Some(Target::Thumbv6m), Self::Clean),
         (None, Self::Restarts),
@@ -94,6 +96,7 @@ impl Scenario {
         (None, Self::Unplugged),
         (None, Self::Silence),
         (None, Self::Crowd),
+        (None, Self::Command),
         (None, Self::Idle),
         (None, Self::Flood),
     ];
@@ -106,6 +109,7 @@ impl Scenario {
             Self::Unplugged => "unplugged",
             Self::Silence => "silence",
             Self::Crowd => "crowd",
+            Self::Command => "command",
             Self::Idle => "idle",
             Self::Flood => "flood",
             Self::All => "all",
@@ -191,6 +195,7 @@ async fn play(
         Scenario::Unplugged => stage.unplugged().await,
         Scenario::Silence => stage.silence().await,
         Scenario::Crowd => stage.crowd().await,
+        Scenario::Command => stage.command().await,
         Scenario::Idle => stage.idle(soak).await,
         Scenario::Flood => stage.flood(soak).await,
         Scenario::All | Scenario::Own => bail!("not a play"),
@@ -201,7 +206,9 @@ async fn play(
 async fn own(kernel: &Path, options: &Options) -> Result<()> {
     println!(
         "nsqd is expected on 127.0.0.1:4150, nsqlookupd on 127.0.0.1:4160; see what arrives with\n\
-         `nsq_tail --topic=readings --nsqd-tcp-address=127.0.0.1:4150`; Ctrl-C ends it"
+         `nsq_tail --topic=readings --nsqd-tcp-address=127.0.0.1:4150`; tell the device something \
+         with\n`curl -d 'set interval 5s' 'http://127.0.0.1:4151/pub?topic=qemu-commands'`, it \
+         replies to the topic replies; Ctrl-C ends it"
     );
     // Its own address is QEMU's alone.
     let mut args = vec![("broadcast", "127.0.0.1".to_owned())];

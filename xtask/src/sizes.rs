@@ -1,7 +1,7 @@
 //! `cargo xtask sizes`: what nanonsq takes on a Cortex-M0.
 //!
 //! Firmwares of `tests/sizes` are built for `thumbv6m-none-eabi` with fat LTO: one that publishes,
-//! one that is registered as well, and one without nanonsq (`pipe`) that has everything else: the
+//! others that are registered or consume as well, and one without nanonsq (`pipe`) that has everything else: the
 //! runtime, the links, the work source, the executor. The difference is what is reported. For
 //! counting they are built once more with simulated peers behind the same links, and run.
 
@@ -27,7 +27,16 @@ const TARGET: &str = "thumbv6m-none-eabi";
 const PIPE: &str = "pipe";
 /// Has the sizes of types as constants.
 const TYPES: &str = "types";
-const CLIENTS: [&str; 3] = ["publisher", "publisher_lookup", "publisher_lookup_2"];
+const CLIENTS: [&str; 5] = [
+    "publisher",
+    "publisher_lookup",
+    "publisher_lookup_2",
+    "publisher_consumer",
+    "publisher_consumer_lookup",
+];
+/// Of these, what `--json` and `--profile` print.
+const CHIEF: [&str; 4] =
+    ["publisher", "publisher_lookup", "publisher_consumer", "publisher_consumer_lookup"];
 
 #[derive(Args)]
 pub(crate) struct Options {
@@ -93,7 +102,7 @@ struct Row {
 pub(crate) fn run(options: &Options) -> Result<()> {
     let measured = Measured::measure()?;
     if options.json {
-        let object: serde_json::Map<_, _> = ["publisher", "publisher_lookup"]
+        let object: serde_json::Map<_, _> = CHIEF
             .into_iter()
             .map(|client| Ok((client.to_owned(), table::json(&measured.row(client)?))))
             .collect::<Result<_>>()?;
@@ -101,11 +110,11 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         return Ok(());
     }
     let rows = CLIENTS.map(|client| measured.row(client));
-    let [publisher, lookup, lookup_2] = rows;
-    table::print(&publisher?, &lookup?, &lookup_2?);
+    let [publisher, lookup, lookup_2, consumer, consumer_lookup] = rows;
+    table::print([&publisher?, &lookup?, &lookup_2?, &consumer?, &consumer_lookup?]);
     table::print_types(measured.image(Level::Z, TYPES)?);
     if options.profile {
-        for client in ["publisher", "publisher_lookup"] {
+        for client in CHIEF {
             for level in Level::ALL {
                 let key = (level, client.to_owned());
                 let title = format!("{client} at {}", level.name());
@@ -173,10 +182,15 @@ impl Measured {
         let buffer = |name: &str| {
             types.get(name).map(|&n| u64::from(n)).with_context(|| format!("no size of {name}"))
         };
-        let peers = match client {
-            "publisher" => 0,
-            "publisher_lookup" => 1,
-            _ => 2,
+        let sum = |buffers: &[&str]| buffers.iter().map(|name| buffer(name)).sum::<Result<u64>>();
+        let more = match client {
+            "publisher_lookup" => sum(&["lookup_rx"])?,
+            "publisher_lookup_2" => sum(&["lookup_rx"; 2])?,
+            "publisher_consumer" => sum(&["consumer_ring", "consumer_rx", "consumer_rx"])?,
+            "publisher_consumer_lookup" => {
+                sum(&["consumer_ring", "consumer_rx", "consumer_rx", "consumer_lookup_rx"])?
+            }
+            _ => 0,
         };
         let at_s = self.trace(Level::S, client)?;
         let calls = |name: &str| at_s.calls.get(name).copied().unwrap_or_default();
@@ -184,7 +198,7 @@ impl Measured {
             flash_z: added(Level::Z, |image| image.flash)?,
             flash_s: added(Level::S, |image| image.flash)?,
             static_ram: added(Level::Z, |image| image.ram)?,
-            buffers: buffer("outbox")? + buffer("publisher_rx")? + peers * buffer("lookup_rx")?,
+            buffers: sum(&["outbox", "publisher_rx"])? + more,
             peak_stack_z: stack(Level::Z)?,
             peak_stack_s: stack(Level::S)?,
             m0_instr_s: at_s.per_message,

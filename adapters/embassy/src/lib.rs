@@ -58,7 +58,7 @@
 //!
 //! | | sockets of the stack | RAM on a 32-bit core, IPv4 (both families) |
 //! |---|---|---|
-//! | [`TcpDialer`], one for each publisher and each lookup peer | 1 | [`TcpStorage`] + 352 (408) in `StackResources` + 12 |
+//! | [`TcpDialer`], one for each publisher, each lookup peer, each of a consumer's connections | 1 | [`TcpStorage`] + 352 (408) in `StackResources` + 12 |
 //! | [`TcpListener`], one for each connection at a time | 1 | the same |
 //! | DNS (feature `dns`), DHCP | 1 each | 352 (408) each in `StackResources` |
 //! | dialing, in the runner's future | | 152 (208) |
@@ -118,6 +118,8 @@ pub struct Sockets {
     pub publishers: usize,
     /// nsqlookupds that a lookup may have at a time (its `PEERS`): one each.
     pub lookupds: usize,
+    /// Connections of consumers: see [`with_consumer`](Self::with_consumer).
+    pub consumers: usize,
     /// Accept slots: one each.
     pub listeners: usize,
     /// The application's own.
@@ -131,9 +133,26 @@ impl Sockets {
         dns: cfg!(feature = "dns"),
         publishers: 0,
         lookupds: 0,
+        consumers: 0,
         listeners: 0,
         other: 0,
     };
+
+    /// These, and those of a consumer with the same parameters as its
+    /// [`Resources`](nanonsq_core::drive::consumer::Resources): one for each connection to an nsqd,
+    /// one for each nsqlookupd that it asks.
+    ///
+    /// ```
+    /// # use nanonsq_embassy::Sockets;
+    /// // Commands from 2 nsqds at a time, that 1 nsqlookupd lists.
+    /// const SOCKETS: Sockets = Sockets { publishers: 1, ..Sockets::NONE }.with_consumer(2, 1);
+    /// # assert_eq!(SOCKETS.count() - Sockets::NONE.count(), 4);
+    /// ```
+    #[must_use]
+    pub const fn with_consumer(mut self, connections: usize, lookupds: usize) -> Self {
+        self.consumers += connections + lookupds;
+        self
+    }
 
     /// How many there are: the parameter of `StackResources`.
     pub const fn count(&self) -> usize {
@@ -141,6 +160,7 @@ impl Sockets {
             + self.dns as usize
             + self.publishers
             + self.lookupds
+            + self.consumers
             + self.listeners
             + self.other
     }

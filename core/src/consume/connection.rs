@@ -787,10 +787,11 @@ impl Session for ConnectionSession<'_, '_> {
             shared.adjust(now);
             shared.changed();
         }
-        if self.connection.state == ConnectionState::Waiting
-            || !self.connection.timers.expired(Timer::Step, now)
-        {
-            return;
+        match self.connection.state {
+            // It stays due until it is dialed, or aborted.
+            ConnectionState::Waiting | ConnectionState::Closing => return,
+            _ if !self.connection.timers.expired(Timer::Step, now) => return,
+            _ => {}
         }
         match self.connection.state {
             ConnectionState::Dialing => self.close(now, Closed::Dial(DialError::TimedOut)),
@@ -810,7 +811,6 @@ impl Session for ConnectionSession<'_, '_> {
                 self.shared.changed();
             }
             ConnectionState::Leaving => self.close(now, Closed::Local),
-            // The driver aborts it.
             ConnectionState::Closing | ConnectionState::Unused | ConnectionState::Waiting => {}
         }
     }

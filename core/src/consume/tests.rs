@@ -302,6 +302,11 @@ fn silence_is_noticed() {
         assert_eq!(bench.state(0), ConnectionState::Ready);
         bench.at(35_000).tick();
         assert_eq!(bench.session(0).link(), Link::Close);
+        // Closing has its time as well; past it, it stays due, for the driver to abort.
+        let end = bench.session(0).deadline();
+        assert_eq!(end, at(35_000).after(config().close_timeout));
+        bench.at(36_000).tick();
+        assert_eq!((bench.session(0).link(), bench.session(0).deadline()), (Link::Close, end));
         bench.closed(0, Closed::Local);
         let why = Closed::Fault(Fault::TimedOut(Awaited::Heartbeat));
         let _ = bench.session(0).poll_event();

@@ -105,7 +105,12 @@ pub fn new<
 ) -> Result<(Handle<'a, M, S>, Runner<'a, M, D, S, CONNECTIONS, LOOKUPDS>), ConfigError> {
     let Resources { storage, discovery, shared } = resources;
     let mut consumer = Consumer::new(config, storage, sources.nsqds, ring)?;
-    consumer.discover(discovery, sources.lookupds)?;
+    // Without any there is to be nothing of them in the program.
+    if LOOKUPDS > 0 {
+        consumer.discover(discovery, sources.lookupds)?;
+    } else if !sources.lookupds.is_empty() {
+        return Err(ConfigError::Lookupds { count: sources.lookupds.len() });
+    }
     let shared: &'a Shared<M, Consumer<'a>> = shared.insert(Shared::new(consumer));
     Ok((Handle { shared, sleep: sleep.clone() }, Runner { shared, dialers, sleep }))
 }
@@ -317,7 +322,7 @@ impl<M: RawMutex, D: Dialer, S: Sleep, const CONNECTIONS: usize, const LOOKUPDS:
         let (shared, sleep) = (self.shared, &self.sleep);
         let mut index = 0;
         let connections = self.dialers.nsqds.each_mut().map(|dialer| {
-            let cell = Cell { shared, of: Of::Connection(index) };
+            let cell = Cell::<_, LOOKUPDS> { shared, of: Of::Connection(index) };
             index += 1;
             async move {
                 let mut sleep = sleep.clone();
@@ -327,7 +332,7 @@ impl<M: RawMutex, D: Dialer, S: Sleep, const CONNECTIONS: usize, const LOOKUPDS:
         });
         let mut index = 0;
         let lookupds = self.dialers.lookupds.each_mut().map(|dialer| {
-            let cell = Cell { shared, of: Of::Lookupd(index) };
+            let cell = Cell::<_, LOOKUPDS> { shared, of: Of::Lookupd(index) };
             index += 1;
             async move {
                 let mut sleep = sleep.clone();
@@ -342,8 +347,8 @@ impl<M: RawMutex, D: Dialer, S: Sleep, const CONNECTIONS: usize, const LOOKUPDS:
     }
 }
 
-/// One of a consumer's sessions.
-struct Cell<'c, 'a, M: RawMutex> {
+/// One of a consumer's sessions, of which `LOOKUPDS` are those of nsqlookupds.
+struct Cell<'c, 'a, M: RawMutex, const LOOKUPDS: usize> {
     shared: &'c Shared<M, Consumer<'a>>,
     of: Of,
 }
@@ -354,7 +359,7 @@ enum Of {
     Lookupd(usize),
 }
 
-impl<M: RawMutex> SessionCell for Cell<'_, '_, M> {
+impl<M: RawMutex, const LOOKUPDS: usize> SessionCell for Cell<'_, '_, M, LOOKUPDS> {
     fn with(&self, f: &mut dyn FnMut(&mut dyn Session)) {
         // What one connection brings may give another something to write.
         self.shared.change_if(|consumer| {
@@ -365,7 +370,9 @@ impl<M: RawMutex> SessionCell for Cell<'_, '_, M> {
                     }
                 }
                 Of::Lookupd(index) => {
-                    if let Some(mut session) = consumer.lookupd(index) {
+                    // Known when it is compiled, unlike that there is no such session.
+                    if LOOKUPDS > 0
+                        && let Some(mut session) = consumer.lookupd(index) {
                         f(&mut session);
                     }
                 }

@@ -384,8 +384,9 @@ fn step_up<T: Transport>(
     match session.link() {
         Link::Up if broken.is_some() => Step::Wait,
         Link::Up => match poll_transmit(session, transport, now, cx) {
-            Ok(Written::All | Written::Blocked) => Step::Wait,
-            Ok(Written::Some) => Step::Again,
+            // It may have had its last word.
+            Ok(Written::All | Written::Blocked) if matches!(session.link(), Link::Up) => Step::Wait,
+            Ok(Written::All | Written::Blocked | Written::Some) => Step::Again,
             Err(error) => {
                 *broken = Some(error);
                 Step::Again

@@ -1,10 +1,33 @@
 //! A sensor node: reads a [`Sensor`], publishes what it reads as JSON to one topic and its own
-//! counters to another, and has both topics registered with nsqlookupds.
+//! counters to another, does what comes as a command and replies to a third, and has these topics
+//! registered with nsqlookupds.
 //!
 //! This is the application alone, for any platform and without a heap. A board brings a sensor, a
 //! [`Sleep`] and a [`Dialer`](nanonsq_core::drive::Dialer), makes a publisher and a lookup of
-//! `nanonsq_core::drive`, and runs three tasks: the two runners, and [`Node::run`]. See
-//! `examples/qemu` for a whole firmware.
+//! `nanonsq_core::drive`, and runs three tasks: the two runners, and [`Node::run`]. For commands it
+//! also makes a consumer and runs its runner and [`Node::obey`]. See `examples/qemu` for a whole
+//! firmware.
+//!
+//! # Commands
+//!
+//! A device has a command topic of its own. A message on it is one line of text, at most
+//! [`COMMAND_MAX`] bytes:
+//!
+//! | command | what it does |
+//! |---|---|
+//! | `set interval 5s` | from one reading to the next, from now on: `ms`, `s`, `m` or `h`, 10 ms to 24 h |
+//! | `blink` | shows which device this is: [`Board::blink`] |
+//! | `stats` | replies with the counters, as in a report |
+//! | `reboot` | replies, brings out what is pending, and starts anew: [`Board::reboot`] |
+//!
+//! A first word `#id` is repeated in the [`Reply`], for whoever sends several commands or has
+//! several devices reply to one topic; without it that is nsqd's id of the message. What is not
+//! understood changes nothing; the reply says what was wrong. Only a message for which there is no
+//! room in the consumer's whole ring is finished unread and unanswered.
+//!
+//! Commands are done at least once: one is finished when the outbox has its reply. Done again,
+//! `set` and `stats` are harmless, `blink` blinks again, and a `reboot` that comes again to a device
+//! that has just started is only replied to.
 //!
 //! # What it survives
 //!
@@ -15,24 +38,32 @@
 //! | the outbox is full | waits for room, or drops the oldest reading, as the publisher's [`Full`] says |
 //! | nsqd refuses a reading for good | counts and logs it, goes on with the next |
 //! | a report finds no room | leaves it out: the next one has the same counters, and more |
+//! | the outbox has no room for a reply | waits; the command is touched meanwhile ([`commands`]) |
+//! | nsqd goes away with a command unanswered | gets it again and answers it |
 //!
 //! [`Full`]: nanonsq_core::publish::Full
 
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
+mod command;
 mod message;
 mod network;
 mod note;
+mod obey;
 mod said;
 mod sensor;
 #[cfg(test)]
 mod tests;
 
 use core::cell::Cell;
+use core::fmt;
 use core::future::poll_fn;
+use core::task::Poll;
 
-use embassy_futures::select::{Either3, select3};
+use embassy_futures::select::{Either3, select, select3};
+use embassy_sync::blocking_mutex::raw::NoopRawMutex;
+use embassy_sync::signal::Signal;
 use nanonsq_core::drive::Sleep;
 use nanonsq_core::name::TopicName;
 use nanonsq_core::publish::{Counters, Event};
@@ -41,8 +72,10 @@ use nanonsq_core::time::{Instant, Span};
 
 use crate::note::note;
 use crate::said::Said;
-pub use message::{READING_MAX, REPORT_MAX, Reading, Report};
+pub use command::COMMAND_MAX;
+pub use message::{READING_MAX, REPLY_MAX, REPORT_MAX, Reading, Reply, Report};
 pub use network::{Network, RegisterError, register, watch_lookups};
+pub use obey::{Board, Commands, Request, commands};
 pub use sensor::{Climate, Sensor, SensorFault, Simulated};
 
 /// What the node is called and how often it does what. Borrowed, so that a constant one costs no
@@ -55,7 +88,10 @@ pub struct Settings<'a> {
     pub readings: TopicName,
     /// Where reports go.
     pub reports: TopicName,
-    /// From one reading to the next. Zero: as fast as the outbox takes them.
+    /// Where replies to commands go. Several devices may share it.
+    pub replies: TopicName,
+    /// From one reading to the next, until a command sets it. Zero: as fast as the outbox takes
+    /// them.
     pub period: Span,
     /// From one report to the next.
     pub report_period: Span,
@@ -66,11 +102,16 @@ pub struct Settings<'a> {
 }
 
 /// The node. Make one, and run it.
-#[derive(Debug)]
 pub struct Node<'a, N, S> {
     settings: &'a Settings<'a>,
     network: N,
     sleep: S,
+    period: Cell<Span>,
+    /// The period was changed.
+    retimed: Signal<NoopRawMutex, ()>,
+    /// About to reboot: nothing more is published.
+    leaving: Cell<bool>,
+    commands: Cell<u32>,
     readings: Cell<u32>,
     sensor_faults: Cell<u32>,
     /// The last report found no room.
@@ -84,6 +125,10 @@ impl<'a, N: Network, S: Sleep> Node<'a, N, S> {
             settings,
             network,
             sleep,
+            period: Cell::new(settings.period),
+            retimed: Signal::new(),
+            leaving: Cell::new(false),
+            commands: Cell::new(0),
             readings: Cell::new(0),
             sensor_faults: Cell::new(0),
             report_refused: Cell::new(false),
@@ -114,15 +159,23 @@ impl<'a, N: Network, S: Sleep> Node<'a, N, S> {
         let mut next = self.sleep.now();
         let end = self.settings.duration.map_or(Instant::NEVER, |span| next.after(span));
         while self.settings.count.is_none_or(|count| self.readings.get() < count) {
-            self.wait_until(next.min(end)).await;
+            let retimed = select(self.wait_until(next.min(end)), self.retimed.wait()).await;
             let now = self.sleep.now();
             if now >= end {
                 return;
             }
-            next = next.after(self.settings.period);
+            let period = self.period.get();
+            if retimed.is_second() {
+                // No later than the old interval has it, so that no number of commands keeps the
+                // next reading from coming.
+                next = next.min(now.after(period));
+                continue;
+            }
+            self.stay().await;
+            next = next.after(period);
             if next < now {
                 // Readings that were missed are not made up for.
-                next = now.after(self.settings.period);
+                next = now.after(period);
             }
             let values = match sensor.read().await {
                 Ok(values) => values,
@@ -160,6 +213,7 @@ impl<'a, N: Network, S: Sleep> Node<'a, N, S> {
         loop {
             next = next.after(period).max(self.sleep.now());
             self.wait_until(next).await;
+            self.stay().await;
             self.send_report();
         }
     }
@@ -189,13 +243,7 @@ impl<'a, N: Network, S: Sleep> Node<'a, N, S> {
     }
 
     fn send_report(&self) {
-        let report = Report {
-            device: message::short(self.settings.device),
-            uptime_s: millis(self.sleep.now()) / 1000,
-            readings: self.readings.get(),
-            sensor_faults: self.sensor_faults.get(),
-            counters: self.network.counters(),
-        };
+        let report = self.stats();
         let mut buf = [0; REPORT_MAX];
         let Some(body) = message::json(&report, &mut buf) else { return };
         let published = self.network.try_publish(&self.settings.reports, body);
@@ -207,9 +255,32 @@ impl<'a, N: Network, S: Sleep> Node<'a, N, S> {
         }
     }
 
+    fn stats(&self) -> Report<'a> {
+        Report {
+            device: message::short(self.settings.device),
+            uptime_s: millis(self.sleep.now()) / 1000,
+            readings: self.readings.get(),
+            sensor_faults: self.sensor_faults.get(),
+            period_ms: self.period.get().as_millis(),
+            commands: self.commands.get(),
+            counters: self.network.counters(),
+        }
+    }
+
+    /// Ready unless the device is about to reboot.
+    async fn stay(&self) {
+        poll_fn(|_| if self.leaving.get() { Poll::Pending } else { Poll::Ready(()) }).await;
+    }
+
     async fn wait_until(&self, at: Instant) {
         let mut sleep = self.sleep.clone();
         poll_fn(|cx| sleep.poll_until(cx, at)).await;
+    }
+}
+
+impl<N, S> fmt::Debug for Node<'_, N, S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Node").field("settings", self.settings).finish_non_exhaustive()
     }
 }
 

@@ -1,4 +1,4 @@
-//! The two messages, as JSON.
+//! The messages, as JSON.
 
 use nanonsq_core::publish::Counters;
 use serde::Serialize;
@@ -7,6 +7,8 @@ use serde::Serialize;
 pub const READING_MAX: usize = 256;
 /// Room for a report as JSON; all counters at their largest fit.
 pub const REPORT_MAX: usize = 512;
+/// Room for a reply as JSON: one with the counters, or one with a long text.
+pub const REPLY_MAX: usize = 832;
 
 /// Bytes of the device's name that go into a message.
 const DEVICE_MAX: usize = 32;
@@ -37,6 +39,10 @@ pub struct Report<'a> {
     pub readings: u32,
     /// Times that the sensor failed.
     pub sensor_faults: u32,
+    /// From one reading to the next, as it is now.
+    pub period_ms: u32,
+    /// Commands answered, the refused ones too.
+    pub commands: u32,
     /// What became of the messages, this report not yet among them.
     pub counters: Counters,
 }
@@ -48,6 +54,8 @@ struct Flat<'a> {
     uptime_s: u32,
     readings: u32,
     sensor_faults: u32,
+    period_ms: u32,
+    commands: u32,
     accepted: u64,
     acknowledged: u64,
     rejected: u64,
@@ -63,12 +71,15 @@ struct Flat<'a> {
 
 impl Serialize for Report<'_> {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let Self { device, uptime_s, readings, sensor_faults, counters } = *self;
+        let Self { device, uptime_s, readings, sensor_faults, period_ms, commands, counters } =
+            *self;
         let flat = Flat {
             device,
             uptime_s,
             readings,
             sensor_faults,
+            period_ms,
+            commands,
             accepted: counters.accepted,
             acknowledged: counters.acknowledged,
             rejected: counters.rejected,
@@ -83,6 +94,24 @@ impl Serialize for Report<'_> {
         };
         flat.serialize(serializer)
     }
+}
+
+/// The answer to a command.
+///
+/// `{"device":"greenhouse","id":"7","ok":true,"text":"interval is 5000 ms"}`
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Reply<'a> {
+    /// Which device.
+    pub device: &'a str,
+    /// Which command: the `#id` it began with, else nsqd's id of the message.
+    pub id: &'a str,
+    /// Whether it was done. If not, nothing was changed.
+    pub ok: bool,
+    /// What was done, or what was wrong and what is understood.
+    pub text: &'a str,
+    /// What was asked for with `stats`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stats: Option<Report<'a>>,
 }
 
 /// The message as JSON; `None` if there is no room for it.

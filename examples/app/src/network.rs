@@ -46,11 +46,11 @@ impl<M: RawMutex> Network for Handle<'_, M> {
 pub enum RegisterError {
     /// More nsqlookupds than the lookup has peers.
     Peers(TooManyPeers),
-    /// More topics than the lookup has room for: it needs 2.
+    /// More topics than the lookup has room for: it needs 3.
     Topics(RegistryFull),
 }
 
-/// Has both topics registered with these nsqlookupds from now on.
+/// Has the topics that the node publishes to registered with these nsqlookupds from now on.
 pub fn register<M, S, const PEERS: usize, const TOPICS: usize, const CHANNELS: usize>(
     lookup: &lookup::Handle<'_, M, S, PEERS, TOPICS, CHANNELS>,
     settings: &Settings<'_>,
@@ -61,7 +61,7 @@ where
     S: Sleep,
 {
     lookup.configure(lookupds).map_err(RegisterError::Peers)?;
-    for topic in [&settings.readings, &settings.reports] {
+    for topic in [&settings.readings, &settings.reports, &settings.replies] {
         lookup.add_topic(topic).map_err(RegisterError::Topics)?;
     }
     Ok(())

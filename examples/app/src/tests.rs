@@ -4,18 +4,20 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use nanonsq_core::consume::{self, AnswerError};
 use nanonsq_core::drive::lookup;
 use nanonsq_core::drive::publisher::Publish;
 use nanonsq_core::name::TopicName;
 use nanonsq_core::publish::{Config, Counters, Event, Outcome, PublishError, Publisher, Ticket};
 use nanonsq_core::session::{Closed, DialError};
 use nanonsq_core::time::Span;
-use nanonsq_core::wire::v2::ErrorCode;
+use nanonsq_core::wire::v2::{ErrorCode, MessageHead, MessageId};
 use nanonsq_std::{TcpDialer, TokioSleep};
 use serde_json::Value;
 use tokio::time::{Instant, timeout};
 
 use super::*;
+use crate::command::{Command, Refusal};
 
 /// Keeps what is published; has room for so many messages until it is emptied.
 #[derive(Default)]
@@ -99,6 +101,7 @@ fn settings() -> Settings<'static> {
         device: "greenhouse",
         readings: topic("readings"),
         reports: topic("reports"),
+        replies: topic("replies"),
         period: Span::from_secs(1),
         report_period: Span::from_secs(60),
         count: None,
@@ -278,12 +281,24 @@ fn messages_fit_and_look_as_documented() {
         uptime_s: u32::MAX,
         readings: u32::MAX,
         sensor_faults: u32::MAX,
+        period_ms: u32::MAX,
+        commands: u32::MAX,
         counters,
     };
     let mut buf = [0; REPORT_MAX];
     let json = message::json(&report, &mut buf).map(|json| json.len());
     assert!(json.is_some(), "the largest report fits");
     assert!(message::json(&reading, &mut [0; 20]).is_none());
+
+    let reply = Reply { device: "greenhouse", id: "7", ok: true, text: "blinked", stats: None };
+    let mut buf = [0; REPLY_MAX];
+    assert_eq!(
+        message::json(&reply, &mut buf).unwrap(),
+        br#"{"device":"greenhouse","id":"7","ok":true,"text":"blinked"}"#
+    );
+    let id = "x".repeat(32);
+    let reply = Reply { device: message::short(&device), id: &id, stats: Some(report), ..reply };
+    assert!(message::json(&reply, &mut buf).is_some(), "the largest reply fits");
 }
 
 #[test]
@@ -309,15 +324,338 @@ async fn topics_are_registered_if_there_is_room() {
     let settings = settings();
     let lookupds = ["l:4160".parse().unwrap(), "l:4161".parse().unwrap()];
 
-    let mut resources = lookup::Resources::<NoopRawMutex, 2, 2, 0>::new();
+    let mut resources = lookup::Resources::<NoopRawMutex, 2, 3, 0>::new();
     let dialers = [TcpDialer::new(); 2];
     let (handle, _runner) =
         lookup::new(&mut resources, &config, dialers, TokioSleep::new()).unwrap();
     assert_eq!(register(&handle, &settings, &lookupds), Ok(()));
 
-    let mut resources = lookup::Resources::<NoopRawMutex, 1, 1, 0>::new();
+    let mut resources = lookup::Resources::<NoopRawMutex, 1, 2, 0>::new();
     let (handle, _runner) =
         lookup::new(&mut resources, &config, [TcpDialer::new()], TokioSleep::new()).unwrap();
     assert!(matches!(register(&handle, &settings, &lookupds), Err(RegisterError::Peers(_))));
     assert!(matches!(register(&handle, &settings, &lookupds[..1]), Err(RegisterError::Topics(_))));
+}
+
+/// Delivers commands; what is dropped unanswered comes again. Everything that happens, also on the
+/// board, is written down in order.
+#[derive(Default)]
+struct Desk {
+    queue: RefCell<VecDeque<(MessageHead, Vec<u8>)>>,
+    done: RefCell<Vec<String>>,
+    /// A stop takes so long.
+    stop: Cell<Duration>,
+}
+
+impl Desk {
+    fn with(commands: &[&str]) -> Self {
+        let desk = Self::default();
+        for command in commands {
+            desk.send(command);
+        }
+        desk
+    }
+
+    fn send(&self, command: impl AsRef<[u8]>) {
+        let number = self.queue.borrow().len() as u8;
+        let head = MessageHead { timestamp: 0, attempts: 1, id: MessageId([b'a' + number; 16]) };
+        self.queue.borrow_mut().push_back((head, command.as_ref().to_vec()));
+    }
+
+    fn note(&self, what: impl Into<String>) {
+        self.done.borrow_mut().push(what.into());
+    }
+
+    fn done(&self) -> Vec<String> {
+        self.done.borrow().clone()
+    }
+}
+
+struct Slip<'d> {
+    desk: &'d Desk,
+    head: MessageHead,
+    text: Option<Vec<u8>>,
+}
+
+impl Request for Slip<'_> {
+    fn head(&self) -> &MessageHead {
+        &self.head
+    }
+
+    fn read<R>(&self, f: impl FnOnce(&[u8]) -> R) -> Option<R> {
+        self.text.as_deref().map(f)
+    }
+
+    fn finish(mut self) -> Result<(), AnswerError> {
+        self.text = None;
+        self.desk.note("finish");
+        Ok(())
+    }
+}
+
+impl Drop for Slip<'_> {
+    fn drop(&mut self) {
+        if let Some(text) = self.text.take() {
+            self.desk.note("release");
+            self.head.attempts += 1;
+            self.desk.queue.borrow_mut().push_back((self.head, text));
+        }
+    }
+}
+
+impl<'d> Commands for &'d Desk {
+    type Request = Slip<'d>;
+
+    async fn next(&self) -> Slip<'d> {
+        loop {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            if let Some((head, text)) = self.queue.borrow_mut().pop_front() {
+                return Slip { desk: self, head, text: Some(text) };
+            }
+        }
+    }
+
+    async fn event(&self) -> consume::Event {
+        core::future::pending().await
+    }
+
+    async fn stop(&self) {
+        self.note("stopping");
+        tokio::time::sleep(self.stop.get()).await;
+        self.note("stopped");
+    }
+}
+
+impl Board for &Desk {
+    async fn blink(&mut self) {
+        self.note("blink");
+    }
+
+    async fn reboot(&mut self) -> core::convert::Infallible {
+        self.note("reboot");
+        core::future::pending().await
+    }
+}
+
+/// Runs a node with commands for so long; what it replied.
+async fn command(stage: &Stage, desk: &Desk, settings: &Settings<'_>, ms: u64) -> Vec<Value> {
+    let node = Node::new(settings, stage, TokioSleep::new());
+    let (mut sensor, mut board) = (Simulated::new(), desk);
+    let _ = timeout(Duration::from_millis(ms), async {
+        tokio::join!(node.run(&mut sensor), node.obey(&desk, &mut board))
+    })
+    .await;
+    stage.on("replies")
+}
+
+#[tokio::test(start_paused = true)]
+async fn commands_are_done_and_replied_to() {
+    let stage = Stage::with_room(usize::MAX);
+    let desk = Desk::with(&["#7 blink", "stats", "#a.b-c_d:1 set interval 2s\n", "blink"]);
+    let replies = command(&stage, &desk, &settings(), 500).await;
+    let said: Vec<_> = replies.iter().map(|reply| (&reply["id"], &reply["text"])).collect();
+    let ids = ["7", "bbbbbbbbbbbbbbbb", "a.b-c_d:1", "dddddddddddddddd"];
+    let texts = ["blinked", "stats", "interval is 2000 ms", "blinked"];
+    assert_eq!(said.len(), 4);
+    for ((id, text), said) in ids.iter().zip(texts).zip(said) {
+        assert_eq!((said.0, said.1), (&(*id).into(), &text.into()));
+    }
+    assert!(replies.iter().all(|reply| reply["device"] == "greenhouse" && reply["ok"] == true));
+    let stats = &replies[1]["stats"];
+    assert_eq!((&stats["readings"], &stats["commands"]), (&1.into(), &1.into()));
+    assert_eq!(stats["period_ms"], 1000);
+    assert!(replies[0].get("stats").is_none());
+    assert_eq!(desk.done(), ["blink", "finish", "finish", "finish", "blink", "finish"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_interval_holds_at_once_and_for_what_follows() {
+    let (stage, desk) = (Stage::with_room(usize::MAX), Desk::default());
+    let settings = Settings { period: Span::from_secs(3600), ..settings() };
+    let later = async {
+        tokio::time::sleep(Duration::from_millis(9_990)).await;
+        desk.send("set interval 500ms");
+        tokio::time::sleep(Duration::from_millis(2_000)).await;
+        // Which does not keep the next reading from coming.
+        for _ in 0..20 {
+            desk.send("set interval 5s");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        core::future::pending::<()>().await;
+    };
+    tokio::select! {
+        _ = command(&stage, &desk, &settings, 21_000) => {}
+        () = later => unreachable!(),
+    }
+    let times: Vec<_> = stage
+        .on("readings")
+        .iter()
+        .map(|reading| (reading["uptime_ms"].as_u64().unwrap() + 50) / 100)
+        .collect();
+    assert_eq!(times, [0, 105, 110, 115, 120, 125, 175]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_not_understood_changes_nothing_and_is_told() {
+    let stage = Stage::with_room(usize::MAX);
+    let desk =
+        Desk::with(&["#1 dance", "#2 set interval soon", "#3 set interval 9ms", "#4 blink x"]);
+    desk.send(b"\xff");
+    desk.send("x".repeat(129));
+    let replies = command(&stage, &desk, &settings(), 3_500).await;
+    let texts: Vec<_> = replies.iter().map(|reply| reply["text"].as_str().unwrap()).collect();
+    let wrong = [
+        "unknown command 'dance'",
+        "'soon' is no time such as 500ms, 5s, 2m or 1h",
+        "'9ms' is not between 10ms and 24h",
+        "'x' is too much",
+        "not UTF-8",
+        "longer than 128 bytes",
+    ];
+    let understood = "understood: [#id] set interval 5s | blink | stats | reboot";
+    assert_eq!(texts, wrong.map(|wrong| format!("{wrong}; {understood}")));
+    assert!(replies.iter().all(|reply| reply["ok"] == false));
+    assert_eq!(desk.done(), ["finish"; 6], "no blink, and none of them comes again");
+    assert_eq!(stage.on("readings").len(), 4, "the interval is what it was");
+}
+
+#[test]
+fn commands_are_read_as_documented() {
+    let read = |line: &str| command::read(line.as_bytes(), MessageId(*b"0123456789abcdef"));
+    let word = |text: &str| command::Word::try_from(text).unwrap();
+    let ms = |ms| Ok(Command::SetInterval(Span::from_millis(ms)));
+    for (line, expected) in [
+        ("blink", Ok(Command::Blink)),
+        ("  blink \r\n", Ok(Command::Blink)),
+        ("stats", Ok(Command::Stats)),
+        ("reboot", Ok(Command::Reboot)),
+        ("set interval 10ms", ms(10)),
+        ("set\tinterval 5s", ms(5_000)),
+        ("set interval 2m", ms(120_000)),
+        ("set interval 24h", ms(86_400_000)),
+        ("", Err(Refusal::NoCommand)),
+        ("#7", Err(Refusal::NoCommand)),
+        ("# blink", Err(Refusal::Id)),
+        ("#a\"b blink", Err(Refusal::Id)),
+        ("#123456789012345678901234567890123 blink", Err(Refusal::Id)),
+        ("Blink", Err(Refusal::Unknown(word("Blink")))),
+        ("blink #7", Err(Refusal::TooMuch(word("#7")))),
+        ("set", Err(Refusal::UnknownSetting(word("")))),
+        ("set level 5", Err(Refusal::UnknownSetting(word("level")))),
+        ("set interval", Err(Refusal::Interval(word("")))),
+        ("set interval s", Err(Refusal::Interval(word("s")))),
+        ("set interval 5", Err(Refusal::Interval(word("5")))),
+        ("set interval -5s", Err(Refusal::Interval(word("-5s")))),
+        ("set interval 5s!", Err(Refusal::Interval(word("5s!")))),
+        ("set interval 5s 6s", Err(Refusal::TooMuch(word("6s")))),
+        ("set interval 0s", Err(Refusal::IntervalRange(word("0s")))),
+        ("set interval 25h", Err(Refusal::IntervalRange(word("25h")))),
+        ("set interval 4294967296ms", Err(Refusal::IntervalRange(word("4294967296ms")))),
+        ("set interval 1200h", Err(Refusal::IntervalRange(word("1200h")))),
+        ("da\u{7}nce", Err(Refusal::Unknown(word("da?nce")))),
+        (&"ä".repeat(20), Err(Refusal::Unknown(word(&"ä".repeat(12))))),
+    ] {
+        assert_eq!(read(line).1, expected, "{line:?}");
+    }
+    assert_eq!(read("#7 dance").0, "7", "who asks is told by the id, whatever is wrong");
+    assert_eq!(read("#\" dance").0, "0123456789abcdef");
+}
+
+/// Quotes and backslashes take two bytes in JSON, other characters what they take.
+#[tokio::test(start_paused = true)]
+async fn the_longest_replies_fit() {
+    let stage = Stage::with_room(usize::MAX);
+    let (quotes, device) = ("\"".repeat(30), "\"".repeat(40));
+    let id = "#".to_owned() + &"x".repeat(32);
+    let lines =
+        ["", "set ", "set interval ", "set interval 99999999999999999999999999999999h", "blink "]
+            .map(|line| format!("{id} {line}{quotes}"));
+    let desk = Desk::default();
+    let all = [lines.as_slice(), &["set interval 99999999999999999999999999999999h".to_owned()]];
+    all.concat().iter().for_each(|line| desk.send(line));
+    let settings = Settings { device: &device, ..settings() };
+    let replies = command(&stage, &desk, &settings, 500).await;
+    assert_eq!(replies.len(), 6);
+    for reply in replies {
+        let text = reply["text"].as_str().unwrap();
+        assert!(text.ends_with("reboot"), "cut off: {text}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reboot_waits_until_nsqd_has_what_was_answered() {
+    let (stage, desk) = (Stage::with_room(usize::MAX), Desk::with(&["reboot", "#late blink"]));
+    desk.stop.set(Duration::from_secs(3));
+    let settings = Settings { period: Span::from_millis(100), ..settings() };
+    let replies = command(&stage, &desk, &settings, 5_000).await;
+    assert_eq!(replies.len(), 1);
+    assert_eq!(replies[0]["text"], "rebooting");
+    assert_eq!(desk.done(), ["finish", "stopping", "stopped", "reboot"]);
+    assert_eq!(stage.on("readings").len(), 1, "nothing more is published");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reboot_does_not_wait_for_ever() {
+    let (stage, desk) = (Stage::with_room(usize::MAX), Desk::with(&["reboot"]));
+    desk.stop.set(Duration::from_secs(3_600));
+    let start = Instant::now();
+    let settings = settings();
+    let node = Node::new(&settings, &stage, TokioSleep::new());
+    let mut board = &desk;
+    let _ = timeout(Duration::from_millis(9_900), node.obey(&&desk, &mut board)).await;
+    assert_eq!(desk.done(), ["finish", "stopping"]);
+
+    let desk = Desk::with(&["reboot"]);
+    desk.stop.set(Duration::from_secs(3_600));
+    let mut board = &desk;
+    let _ = timeout(Duration::from_millis(10_100), node.obey(&&desk, &mut board)).await;
+    assert_eq!(desk.done(), ["finish", "stopping", "reboot"]);
+    assert!(start.elapsed() < Duration::from_secs(21));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reboot_that_comes_again_is_not_done_again() {
+    let (stage, desk) = (Stage::with_room(usize::MAX), Desk::with(&["reboot"]));
+    // The device that it was delivered to first has rebooted into this one.
+    desk.queue.borrow_mut()[0].0.attempts = 2;
+    let replies = command(&stage, &desk, &settings(), 1_000).await;
+    assert_eq!(replies[0]["ok"], true);
+    assert!(replies[0]["text"].as_str().unwrap().starts_with("not again: started "));
+    assert_eq!(desk.done(), ["finish"]);
+
+    // Long after its start, it never came so far.
+    let settings = settings();
+    let (stage, desk) = (Stage::with_room(usize::MAX), Desk::default());
+    let late = async {
+        tokio::time::sleep(Duration::from_secs(121)).await;
+        desk.send("reboot");
+        desk.queue.borrow_mut()[0].0.attempts = 2;
+        core::future::pending::<()>().await;
+    };
+    tokio::select! {
+        _ = command(&stage, &desk, &settings, 125_000) => {}
+        () = late => unreachable!(),
+    }
+    assert_eq!(stage.on("replies")[0]["text"], "rebooting");
+    assert_eq!(desk.done(), ["finish", "stopping", "stopped", "reboot"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_command_is_finished_only_when_its_reply_is_taken() {
+    let (stage, desk) = (Stage::default(), Desk::with(&["#1 blink"]));
+    let settings = Settings { period: Span::from_secs(3600), ..settings() };
+    let node = Node::new(&settings, &stage, TokioSleep::new());
+    let mut board = &desk;
+    // There is no room; then it is dropped.
+    let _ = timeout(Duration::from_secs(100), node.obey(&&desk, &mut board)).await;
+    assert_eq!(desk.done(), ["blink", "release"]);
+    // A refusal is no reply either.
+    stage.refuse.set(Some(PublishError::TooLarge { max: 1 }));
+    let _ = timeout(Duration::from_millis(15), node.obey(&&desk, &mut board)).await;
+    assert_eq!(desk.done(), ["blink", "release", "blink", "release"]);
+    stage.refuse.set(None);
+    stage.room.set(9);
+    let _ = timeout(Duration::from_millis(15), node.obey(&&desk, &mut board)).await;
+    assert_eq!(desk.done()[4..], ["blink", "finish"]);
+    assert_eq!((node.stats().commands, stage.on("replies").len()), (1, 1));
 }

@@ -1,5 +1,7 @@
 //! What is where on the board, and its interrupts (ARM application note AN385).
 
+use core::sync::atomic::{AtomicU32, Ordering};
+
 use cortex_m::interrupt::InterruptNumber;
 use cortex_m::peripheral::NVIC;
 
@@ -53,6 +55,19 @@ pub(crate) fn trap_unaligned() {
     const CCR: usize = 0xE000_ED14;
     const UNALIGN_TRP: u32 = 1 << 3;
     write(CCR, read(CCR) | UNALIGN_TRP);
+}
+
+/// How often the board was started since it has power, this time not counted. In place of a random
+/// number, which this board cannot make: without either, it would come back from a reset with the
+/// ports of connections that others still have.
+pub(crate) fn resets() -> u32 {
+    // SAFETY: it stays as it is over a reset; without power it is what the RAM begins with, in QEMU
+    // zero.
+    #[unsafe(link_section = ".uninit.STARTS")]
+    static STARTS: AtomicU32 = AtomicU32::new(0);
+    let starts = STARTS.load(Ordering::Relaxed);
+    STARTS.store(starts.wrapping_add(1), Ordering::Relaxed);
+    starts
 }
 
 /// How many bytes of the stack were ever in use.

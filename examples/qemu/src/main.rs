@@ -10,7 +10,7 @@
 //!
 //! It gets its address by DHCP and publishes to nsqd on the host, which it sees as 10.0.2.2. See
 //! `settings` for what can be set. `cargo xtask qemu` runs it against real servers and checks what
-//! arrives.
+//! arrives. Commands come on the topic `qemu-commands`: see `examples/app`.
 //!
 //! Exit status: 0 if all readings that were wanted are acknowledged, 1 if some are not, 2 if the
 //! settings make no sense, 101 after a panic.
@@ -25,15 +25,17 @@ mod host;
 mod lan9118;
 mod settings;
 
+use core::convert::Infallible;
 use core::fmt::Write as _;
 
 use embassy_executor::{SpawnError, SpawnToken, Spawner};
 use embassy_futures::join::join;
 use embassy_net::{Stack, StackResources};
 use embassy_sync::signal::Signal;
-use embassy_time::{Duration, Instant, with_timeout};
+use embassy_time::{Duration, Instant, Timer, with_timeout};
 use nanonsq_app::{Node, Settings, Simulated};
-use nanonsq_embassy::core::drive::{lookup, publisher};
+use nanonsq_embassy::core::consume;
+use nanonsq_embassy::core::drive::{consumer, lookup, publisher};
 use nanonsq_embassy::core::lookup as node_lookup;
 use nanonsq_embassy::core::publish::{self, Counters};
 use nanonsq_embassy::{
@@ -44,17 +46,26 @@ use static_cell::{ConstStaticCell, StaticCell};
 use executor::Executor;
 use host::{give_up, say};
 use lan9118::{Lan9118, NotFound};
-use settings::{Firmware, LOOKUPDS_MAX};
+use settings::{COMMAND_LOOKUPDS_MAX, Firmware, LOOKUPDS_MAX};
 
 /// Bytes that wait for nsqd's acknowledgement, or for nsqd.
 const OUTBOX: usize = 16 * 1024;
-/// Readings and reports, of two nodes.
-const TOPICS: usize = 3;
+/// Readings, reports and replies, and the readings of a second node.
+const TOPICS: usize = 4;
+/// nsqds that commands come from, at a time.
+const COMMAND_NSQDS: usize = 2;
+/// Commands in flight: one is done, the others wait.
+const COMMANDS: usize = 4;
+/// Bytes of a command with its head, with room to spare: a longer one takes several such slots.
+const COMMAND_SLOT: usize = 192;
+/// How long it takes at most to leave the servers before a reboot.
+const LEFT_IN: Duration = Duration::from_secs(2);
 /// How long it waits in the end for nsqlookupds that it could not be registered with so far.
 const REGISTERED_IN: Duration = Duration::from_secs(5);
 static SECOND_ENDED: Signal<CriticalSectionRawMutex, ()> = Signal::new();
 const SOCKETS: Sockets =
-    Sockets { dhcp: true, publishers: 1, lookupds: LOOKUPDS_MAX, ..Sockets::NONE };
+    Sockets { dhcp: true, publishers: 1, lookupds: LOOKUPDS_MAX, ..Sockets::NONE }
+        .with_consumer(COMMAND_NSQDS, COMMAND_LOOKUPDS_MAX);
 
 type PublishHandle = publisher::Handle<'static, NoopRawMutex>;
 type PublishRunner = publisher::Runner<'static, NoopRawMutex, TcpDialer<'static>, EmbassySleep>;
@@ -68,6 +79,17 @@ type LookupRunner = lookup::Runner<
     TOPICS,
     0,
 >;
+
+type CommandHandle = consumer::Handle<'static, NoopRawMutex, EmbassySleep>;
+type CommandRunner = consumer::Runner<
+    'static,
+    NoopRawMutex,
+    TcpDialer<'static>,
+    EmbassySleep,
+    COMMAND_NSQDS,
+    COMMAND_LOOKUPDS_MAX,
+>;
+type SensorNode = Node<'static, PublishHandle, EmbassySleep>;
 
 #[cortex_m_rt::entry]
 fn main() -> ! {
@@ -97,6 +119,22 @@ async fn register(mut runner: LookupRunner) {
 #[embassy_executor::task]
 async fn watch(handle: LookupHandle) {
     nanonsq_app::watch_lookups(&handle).await
+}
+
+#[embassy_executor::task]
+async fn consume_from_nsqd(mut runner: CommandRunner) {
+    runner.run().await
+}
+
+#[embassy_executor::task]
+async fn obey(
+    node: &'static SensorNode,
+    commands: CommandHandle,
+    publisher: PublishHandle,
+    registry: LookupHandle,
+) {
+    let mut board = Board { publisher, registry };
+    match node.obey(&commands, &mut board).await {}
 }
 
 /// Another application, in a task of its own, that publishes through the same connection.
@@ -135,8 +173,14 @@ async fn node(spawner: Spawner) {
     } else {
         SECOND_ENDED.signal(());
     }
-    let readings = run(&firmware.node, publisher).await;
-    say!("readings={}", readings);
+    static NODE: StaticCell<SensorNode> = StaticCell::new();
+    let node: &'static _ = NODE.init(Node::new(&firmware.node, publisher, EmbassySleep));
+    if let Some(config) = firmware.command_config() {
+        let commands = start_commands(spawner, firmware, config, stack);
+        spawn(spawner, obey(node, commands, publisher, registry.clone()));
+    }
+    node.run(&mut Simulated::new()).await;
+    say!("readings={}", node.readings());
     SECOND_ENDED.wait().await;
     let counters = publisher.counters();
     // A short run may be over before every nsqlookupd was reached.
@@ -154,6 +198,7 @@ fn start_network(spawner: Spawner, seed: u32) -> Stack<'static> {
         Err(NotFound(test)) => give_up!("no LAN9118: its test register has {:x}", test),
     };
     let [_, _, c, d, e, f] = device.mac();
+    let seed = seed.wrapping_add(board::resets());
     let seed = u64::from(seed) << 32 | u64::from(u32::from_be_bytes([c, d, e, f]));
     let config = embassy_net::Config::dhcpv4(embassy_net::DhcpConfig::default());
     let (stack, runner) = embassy_net::new(device, config, RESOURCES.take(), seed);
@@ -209,6 +254,70 @@ fn start_lookup(
             handle
         }
         Err(why) => give_up!("lookup: {}", why),
+    }
+}
+
+fn start_commands(
+    spawner: Spawner,
+    firmware: &'static Firmware,
+    config: consume::Config<'static>,
+    stack: Stack<'static>,
+) -> CommandHandle {
+    static CONFIG: StaticCell<consume::Config<'static>> = StaticCell::new();
+    // As many places for nsqds that are found as there are connections for them.
+    static RESOURCES: ConstStaticCell<
+        consumer::Resources<
+            'static,
+            NoopRawMutex,
+            COMMAND_NSQDS,
+            COMMANDS,
+            COMMAND_LOOKUPDS_MAX,
+            COMMAND_NSQDS,
+        >,
+    > = ConstStaticCell::new(consumer::Resources::new());
+    static RING: ConstStaticCell<[u8; COMMANDS * COMMAND_SLOT]> =
+        ConstStaticCell::new([0; COMMANDS * COMMAND_SLOT]);
+    static TCP: ConstStaticCell<[TcpStorage<1024, 512>; COMMAND_NSQDS]> =
+        ConstStaticCell::new([const { TcpStorage::new() }; COMMAND_NSQDS]);
+    static LOOKUP_TCP: ConstStaticCell<[TcpStorage<512, 256>; COMMAND_LOOKUPDS_MAX]> =
+        ConstStaticCell::new([const { TcpStorage::new() }; COMMAND_LOOKUPDS_MAX]);
+    let dialers = consumer::Dialers {
+        nsqds: TCP.take().each_mut().map(|storage| TcpDialer::new(stack, storage)),
+        lookupds: LOOKUP_TCP.take().each_mut().map(|storage| TcpDialer::new(stack, storage)),
+    };
+    let sources =
+        consumer::Sources { nsqds: &firmware.command_nsqds, lookupds: &firmware.command_lookupds };
+    let config = CONFIG.init(config);
+    match consumer::new(RESOURCES.take(), config, sources, RING.take(), dialers, EmbassySleep) {
+        Ok((handle, runner)) => {
+            spawn(spawner, consume_from_nsqd(runner));
+            handle
+        }
+        Err(why) => give_up!("commands: {}", why),
+    }
+}
+
+/// What commands are for on this board.
+struct Board {
+    publisher: PublishHandle,
+    registry: LookupHandle,
+}
+
+impl nanonsq_app::Board for Board {
+    async fn blink(&mut self) {
+        for _ in 0..3 {
+            say!("the LED is on");
+            Timer::after_millis(100).await;
+            say!("the LED is off");
+            Timer::after_millis(100).await;
+        }
+    }
+
+    async fn reboot(&mut self) -> Infallible {
+        // A server that is left learns of it now, not when its heartbeats are missed.
+        let leave = join(self.registry.stop(), self.publisher.stop(&EmbassySleep));
+        let _ = with_timeout(LEFT_IN, leave).await;
+        cortex_m::peripheral::SCB::sys_reset()
     }
 }
 

@@ -11,6 +11,11 @@
 //! | `NANONSQ_DEVICE` | `device` | the device's name | `qemu` |
 //! | `NANONSQ_TOPIC` | `topic` | topic of the readings | `readings` |
 //! | `NANONSQ_REPORTS` | `reports` | topic of the reports | `reports` |
+//! | `NANONSQ_COMMANDS` | `commands` | topic of the commands; empty is none | `qemu-commands` |
+//! | `NANONSQ_REPLIES` | `replies` | topic of the replies | `replies` |
+//! | `NANONSQ_COMMAND_NSQDS` | `command-nsqds` | nsqds that commands come from; may be empty | `10.0.2.2:4150` |
+//! | `NANONSQ_COMMAND_LOOKUPDS` | `command-lookupds` | nsqlookupds that list such nsqds, at their HTTP ports | |
+//! | `NANONSQ_LOOKUP_MS` | `lookup-ms` | how often those are asked | 60000 |
 //! | `NANONSQ_PERIOD_MS` | `period-ms` | from reading to reading; 0 is as fast as it goes | 1000 |
 //! | `NANONSQ_REPORT_MS` | `report-ms` | from report to report | 60000 |
 //! | `NANONSQ_HEARTBEAT_MS` | `heartbeat-ms` | nsqd's heartbeats | 30000 |
@@ -24,7 +29,7 @@ use nanonsq_app::Settings;
 use nanonsq_embassy::core::address::Address;
 use nanonsq_embassy::core::name::TopicName;
 use nanonsq_embassy::core::time::Span;
-use nanonsq_embassy::core::{lookup, publish};
+use nanonsq_embassy::core::{consume, lookup, publish};
 
 use crate::host::{self, give_up};
 
@@ -32,6 +37,11 @@ use crate::host::{self, give_up};
 pub(crate) const NSQDS_MAX: usize = 4;
 /// The most nsqlookupds to register with.
 pub(crate) const LOOKUPDS_MAX: usize = 2;
+
+/// The most nsqds that commands come from, given ones.
+const COMMAND_NSQDS_MAX: usize = 4;
+/// The most nsqlookupds that are asked for more of them.
+pub(crate) const COMMAND_LOOKUPDS_MAX: usize = 2;
 
 /// Everything that can be set.
 pub(crate) struct Firmware {
@@ -42,6 +52,11 @@ pub(crate) struct Firmware {
     broadcast_tcp_port: u16,
     broadcast_http_port: u16,
     pub(crate) node: Settings<'static>,
+    /// Where commands come from, if they do.
+    commands: Option<TopicName>,
+    pub(crate) command_nsqds: Vec<Address, COMMAND_NSQDS_MAX>,
+    pub(crate) command_lookupds: Vec<Address, COMMAND_LOOKUPDS_MAX>,
+    lookup_interval: Span,
     pub(crate) second: Option<Settings<'static>>,
     heartbeat: Span,
     pub(crate) seed: u32,
@@ -74,7 +89,7 @@ macro_rules! number {
 impl Firmware {
     /// Reads them; ends the firmware, with the reason, if they make no sense.
     pub(crate) fn read() -> Self {
-        let args: Vec<_, 20> = host::args().collect();
+        let args: Vec<_, 24> = host::args().collect();
         let device = text!(args, "device", "NANONSQ_DEVICE", "qemu");
         let readings = text!(args, "topic", "NANONSQ_TOPIC", "readings");
         let reports = text!(args, "reports", "NANONSQ_REPORTS", "reports");
@@ -83,11 +98,16 @@ impl Firmware {
         let second = text!(args, "second", "NANONSQ_SECOND", "");
         let period = number!(args, "period-ms", "NANONSQ_PERIOD_MS", "1000");
         let report_period = number!(args, "report-ms", "NANONSQ_REPORT_MS", "60000");
+        let commands = text!(args, "commands", "NANONSQ_COMMANDS", "qemu-commands");
+        let command_nsqds = text!(args, "command-nsqds", "NANONSQ_COMMAND_NSQDS", "10.0.2.2:4150");
+        let command_lookupds = text!(args, "command-lookupds", "NANONSQ_COMMAND_LOOKUPDS", "");
+        let lookup_interval = number!(args, "lookup-ms", "NANONSQ_LOOKUP_MS", "60000");
         let heartbeat = number!(args, "heartbeat-ms", "NANONSQ_HEARTBEAT_MS", "30000");
         let node = Settings {
             device,
             readings: topic(readings),
             reports: topic(reports),
+            replies: topic(text!(args, "replies", "NANONSQ_REPLIES", "replies")),
             period: Span::from_millis(period),
             report_period: Span::from_millis(report_period),
             count: (count > 0).then_some(count),
@@ -109,6 +129,10 @@ impl Firmware {
                 "NANONSQ_BROADCAST_HTTP_PORT",
                 "4151"
             ),
+            commands: (!commands.is_empty()).then(|| topic(commands)),
+            command_nsqds: addresses(command_nsqds),
+            command_lookupds: addresses(command_lookupds),
+            lookup_interval: Span::from_millis(lookup_interval),
             second: (!second.is_empty()).then(|| Settings { readings: topic(second), ..node }),
             node,
             heartbeat: Span::from_millis(heartbeat),
@@ -124,6 +148,16 @@ impl Firmware {
             seed: self.seed,
             ..publish::Config::new()
         }
+    }
+
+    /// How commands are consumed, if they are.
+    pub(crate) fn command_config(&self) -> Option<consume::Config<'static>> {
+        Some(consume::Config {
+            heartbeat: self.heartbeat,
+            lookup_interval: self.lookup_interval,
+            seed: self.seed,
+            ..nanonsq_app::commands(self.commands?, self.node.device)
+        })
     }
 
     /// `own` is the device's address as text.

@@ -5,13 +5,14 @@ use core::pin::pin;
 use embassy_futures::join::join;
 use embassy_sync::blocking_mutex::raw::NoopRawMutex;
 use nanonsq_core::address::Address;
-use nanonsq_core::drive::{lookup, publisher};
+use nanonsq_core::consume;
+use nanonsq_core::drive::{consumer, lookup, publisher};
 use nanonsq_core::lookup as node;
-use nanonsq_core::name::TopicName;
+use nanonsq_core::name::{ChannelName, TopicName};
 use nanonsq_core::publish::{self, Outcome};
 
 use crate::platform::{Clock, LinkDialer};
-use crate::{done, next_message};
+use crate::{consumed, done, next_message};
 
 /// Bytes of the outbox: two messages and their topic.
 pub const OUTBOX: usize = 512;
@@ -20,11 +21,28 @@ pub const PUBLISHER_RX: usize = 128;
 /// The receive buffer of each peer in [`lookup::Runner::run`].
 pub const LOOKUP_RX: usize = 64;
 
+/// The receive buffer of each of a consumer's connections, as it is lent to
+/// [`consumer::Runner::run_with`]: as the publisher's.
+pub const CONSUMER_RX: usize = 128;
+/// The receive buffer for each nsqlookupd in [`consumer::Runner::run`].
+pub const CONSUMER_LOOKUP_RX: usize = 128;
+/// Connections of the consumer.
+pub const CONNECTIONS: usize = 2;
+/// Messages in flight.
+pub const MESSAGES: usize = 4;
+/// Bytes that these lie in.
+pub const RING: usize = MESSAGES * 64;
+/// nsqds that an nsqlookupd may have found.
+pub const FOUND: usize = CONNECTIONS;
+
 const TOPIC: TopicName = match TopicName::new("sensors-temp") {
     Ok(topic) => topic,
     Err(_) => panic!("a topic's name"),
 };
 static NSQDS: [Address; 1] = [address("10.0.0.1", 4150)];
+static COMMAND_NSQDS: [Address; CONNECTIONS] =
+    [address("10.0.0.1", 4250), address("10.0.0.1", 4251)];
+static COMMAND_LOOKUPDS: [Address; 1] = [address("10.0.0.2", 4261)];
 static NSQLOOKUPDS: [Address; 2] = [address("10.0.0.2", 4160), address("10.0.0.2", 4161)];
 
 const fn address(host: &str, port: u16) -> Address {
@@ -35,6 +53,11 @@ const fn address(host: &str, port: u16) -> Address {
 }
 
 const CONFIG: publish::Config<'static> = publish::Config::new();
+const COMMANDS: consume::Config<'static> =
+    match (TopicName::new("commands"), ChannelName::new("device")) {
+        (Ok(topic), Ok(channel)) => consume::Config::new(topic, channel),
+        _ => panic!("names"),
+    };
 const NODE: node::Config<'static> = node::Config::new(node::NodeInfo {
     broadcast_address: "10.0.0.9",
     hostname: "device",
@@ -80,4 +103,32 @@ pub async fn register<const PEERS: usize>() {
         return;
     }
     runner.run().await;
+}
+
+/// Consumes commands from given nsqds (no `LOOKUPDS`), or from those that nsqlookupds list, for
+/// ever.
+pub async fn consume<const LOOKUPDS: usize, const NSQDS: usize>() {
+    let mut ring = [0; RING];
+    let mut resources =
+        consumer::Resources::<NoopRawMutex, CONNECTIONS, MESSAGES, LOOKUPDS, NSQDS>::new();
+    let sources = if LOOKUPDS == 0 {
+        consumer::Sources { nsqds: &COMMAND_NSQDS, lookupds: &[] }
+    } else {
+        consumer::Sources { nsqds: &[], lookupds: &COMMAND_LOOKUPDS }
+    };
+    let dialers =
+        consumer::Dialers { nsqds: [LinkDialer; CONNECTIONS], lookupds: [LinkDialer; LOOKUPDS] };
+    let Ok((handle, mut runner)) =
+        consumer::new(&mut resources, &COMMANDS, sources, &mut ring, dialers, Clock::new())
+    else {
+        return;
+    };
+    let work = async {
+        loop {
+            let command = handle.next().await;
+            command.read(consumed);
+            let _ = command.finish();
+        }
+    };
+    join(pin!(work), pin!(runner.run_with::<CONSUMER_RX>())).await;
 }

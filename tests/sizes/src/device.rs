@@ -11,6 +11,7 @@ const TIME_HIGH: usize = 4;
 const TIMER: usize = 8;
 const WORK: usize = 12;
 const DONE: usize = 16;
+const CONSUMED: usize = 20;
 const ALARM: usize = 0x20;
 const STATE: usize = 0x100;
 const READABLE: usize = 0x104;
@@ -106,6 +107,15 @@ pub(crate) extern "C" fn bl_message() -> Option<&'static [u8; MESSAGE]> {
 #[inline(never)]
 pub(crate) extern "C" fn bl_done(acknowledged: bool) {
     set(DONE, acknowledged.into());
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn bl_consumed(from: *const u8, len: usize) {
+    for i in 0..len {
+        // SAFETY: below `len`, the caller's.
+        set(CONSUMED, unsafe { from.add(i).read() }.into());
+    }
 }
 
 #[unsafe(no_mangle)]

@@ -37,6 +37,11 @@ pub fn done(acknowledged: bool) {
     bl::bl_done(acknowledged);
 }
 
+/// A command came.
+pub fn consumed(body: &[u8]) {
+    bl::bl_consumed(body.as_ptr(), body.len());
+}
+
 /// Small, as one that is not needed should be; with simulated peers it says where it was.
 #[cfg(target_os = "none")]
 #[panic_handler]

@@ -27,13 +27,24 @@ const PINGS: u32 = 4;
 const PORT_PIPE: u32 = 7;
 const PORT_NSQD: u32 = 4150;
 const PORT_LOOKUPD: u32 = 4160;
-const LINKS: usize = 4;
+/// And one more: what commands come from.
+const PORT_COMMANDS: u32 = 4250;
+const PORT_COMMAND_LOOKUPD: u32 = 4261;
+/// nsqd, two nsqlookupds, two nsqds and an nsqlookupd of a consumer, the pipe.
+const LINKS: usize = 7;
+const COMMANDS: [usize; 2] = [3, 4];
+const COMMAND_LOOKUPD: usize = 5;
 const PIPE: usize = LINKS - 1;
-const TIMERS: usize = 8;
+const TIMERS: usize = 12;
 const HEARTBEAT_MICROS: u64 = 30_000_000;
 
 const IDENTIFIED: &[u8] = br#"{"max_rdy_count":2500,"version":"1.3.0","max_msg_timeout":900000,"msg_timeout":60000,"tls_v1":false,"deflate":false,"deflate_level":6,"max_deflate_level":6,"snappy":false,"sample_rate":0,"auth_required":false,"output_buffer_size":16384,"output_buffer_timeout":250}"#;
 const WELCOME: &[u8] = br#"{"broadcast_address":"lookup-1","hostname":"lookup-1","http_port":4161,"tcp_port":4160,"version":"1.3.0"}"#;
+
+/// A message with the id `0123456789abcdef`.
+const COMMAND: &[u8] = b"\0\0\0\0\0\0\0\0\0\x010123456789abcdefset interval 5s";
+const COMMAND_BODY: &[u8] = b"set interval 5s";
+const PRODUCERS: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 152\r\n\r\n{\"channels\":[\"device\"],\"producers\":[{\"broadcast_address\":\"10.0.0.1\",\"tcp_port\":4250},{\"tcp_port\":4251,\"http_port\":4151,\"broadcast_address\":\"10.0.0.1\"}]}";
 
 struct World {
     time: u64,
@@ -52,6 +63,10 @@ struct World {
     cut: bool,
     pings: u32,
     last: u32,
+    /// Commands delivered, seen by the application, and finished.
+    commands: u32,
+    consumed: u32,
+    finished: u32,
 }
 
 #[derive(Clone, Copy)]
@@ -106,6 +121,9 @@ static WORLD: Global = Global(UnsafeCell::new(World {
     cut: false,
     pings: 0,
     last: 0,
+    commands: 0,
+    consumed: 0,
+    finished: 0,
 }));
 
 fn world() -> &'static mut World {
@@ -141,8 +159,12 @@ impl Link {
     }
 
     fn frame(&mut self, data: &[u8]) {
+        self.frame_of(0, data);
+    }
+
+    fn frame_of(&mut self, kind: u8, data: &[u8]) {
         self.say(&(data.len() as u32 + 4).to_be_bytes());
-        self.say(&[0; 4]);
+        self.say(&[0, 0, 0, kind]);
         self.say(data);
     }
 
@@ -164,11 +186,24 @@ impl World {
     /// The other side gets one byte.
     fn take(&mut self, index: usize, byte: u8) {
         let is_nsqd = index == 0;
+        let is_source = COMMANDS.contains(&index);
         let Some(link) = self.links.get_mut(index) else { return };
         if index == PIPE {
             link.at += 1;
             if link.at.is_multiple_of(MESSAGE as u32) {
                 link.frame(b"OK");
+            }
+            return;
+        }
+        if index == COMMAND_LOOKUPD {
+            // How much of the empty line is there.
+            link.at = match (link.at, byte) {
+                (0 | 2, b'\r') | (1 | 3, b'\n') => link.at + 1,
+                (_, b'\r') => 1,
+                _ => 0,
+            };
+            if link.at == 4 {
+                link.say(PRODUCERS);
             }
             return;
         }
@@ -179,6 +214,21 @@ impl World {
                     b"PUB sensors-temp" if is_nsqd => (link.body, link.left) = (Body::Length, 4),
                     b"NOP" if is_nsqd => {
                         self.nops += 1;
+                        link.line_len = 0;
+                    }
+                    b"NOP" if is_source => link.line_len = 0,
+                    b"SUB commands device" if is_source => {
+                        link.frame(b"OK");
+                        link.line_len = 0;
+                    }
+                    // Its part of four, or all while it is alone.
+                    b"RDY 2" | b"RDY 4" if is_source => {
+                        self.commands += 1;
+                        link.frame_of(2, COMMAND);
+                        link.line_len = 0;
+                    }
+                    b"FIN 0123456789abcdef" if is_source => {
+                        self.finished += 1;
                         link.line_len = 0;
                     }
                     b"REGISTER sensors-temp" if !is_nsqd => {
@@ -226,7 +276,7 @@ impl World {
                 if link.left > 0 {
                     return;
                 }
-                match (link.body, is_nsqd) {
+                match (link.body, is_nsqd || is_source) {
                     (Body::Identify, true) => link.frame(IDENTIFIED),
                     (Body::Identify, false) => link.reply(WELCOME),
                     _ if self.received == CUT && !self.cut && self.last == LAST => {
@@ -259,6 +309,15 @@ impl World {
         {
             nsqd.frame(b"_heartbeat_");
         }
+        for source in COMMANDS {
+            if let Some(source) = self.links.get_mut(source)
+                && source.state == State::Open
+            {
+                source.frame(b"_heartbeat_");
+                self.commands += 1;
+                source.frame_of(2, COMMAND);
+            }
+        }
     }
 }
 
@@ -266,6 +325,8 @@ fn index(port: u32) -> usize {
     match port {
         PORT_PIPE => PIPE,
         PORT_NSQD => 0,
+        PORT_COMMAND_LOOKUPD => COMMAND_LOOKUPD,
+        PORT_COMMANDS.. => (port - PORT_COMMANDS) as usize + COMMANDS[0],
         port => (port - PORT_LOOKUPD) as usize + 1,
     }
 }
@@ -393,9 +454,16 @@ pub(crate) extern "C" fn bl_message() -> Option<&'static [u8; MESSAGE]> {
         world.last = messages_to_give();
     }
     let with_lookupd = world.links.get(1).is_some_and(|link| link.state == State::Open);
+    let is_consumed = world.links.get(COMMANDS[0]).is_some_and(|link| link.state == State::Open);
     if world.done == world.last {
         if with_lookupd && world.pings < PINGS && world.last == LAST {
             return None;
+        }
+        // Two from each nsqd at least, where there is a consumer.
+        if [world.consumed, world.finished] != [world.commands; 2]
+            || is_consumed && world.commands < 4
+        {
+            fail("commands");
         }
         end(&[]);
     }
@@ -417,6 +485,18 @@ pub(crate) extern "C" fn bl_done(acknowledged: bool) {
     if !acknowledged || world.done != world.given {
         fail("a message was not acknowledged");
     }
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn bl_consumed(from: *const u8, len: usize) {
+    for i in 0..len {
+        // SAFETY: below `len`, the caller's.
+        if COMMAND_BODY.get(i) != Some(unsafe { &from.add(i).read() }) {
+            fail("content of a command");
+        }
+    }
+    world().consumed += 1;
 }
 
 #[cfg(target_os = "none")]

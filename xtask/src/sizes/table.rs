@@ -28,6 +28,7 @@ pub(crate) fn json(row: &Row) -> Value {
         "flash_z": row.flash_z,
         "flash_s": row.flash_s,
         "static_ram": row.static_ram,
+        "buffers": row.buffers,
         "peak_stack": row.peak_stack_z.max(row.peak_stack_s),
         "m0_instr_s": row.m0_instr_s,
         "m0_instr_z": row.m0_instr_z,
@@ -35,7 +36,7 @@ pub(crate) fn json(row: &Row) -> Value {
     })
 }
 
-pub(crate) fn print(publisher: &Row, lookup: &Row, lookup_2: &Row) {
+pub(crate) fn print(rows: [&Row; 5]) {
     println!(
         "thumbv6m-none-eabi, what a client adds to the same firmware without it: bytes, and \
          instructions\nper acknowledged message of 200 bytes\n"
@@ -47,11 +48,13 @@ pub(crate) fn print(publisher: &Row, lookup: &Row, lookup_2: &Row) {
     );
     println!("|:{:-<39}|-:|-:|-:|-:|-:|-:|-:|-:|-:|", "");
     let ours = [
-        ("**nanonsq publisher**", publisher),
-        ("**nanonsq publisher + registration**", lookup),
-        ("... with two nsqlookupds", lookup_2),
+        "**nanonsq publisher**",
+        "**nanonsq publisher + registration**",
+        "... with two nsqlookupds",
+        "**nanonsq publisher + consumer**",
+        "... that asks an nsqlookupd",
     ];
-    for (name, row) in ours {
+    for (name, row) in ours.into_iter().zip(rows) {
         let figures = [
             row.flash_z,
             row.flash_s,

@@ -1,7 +1,8 @@
 //! Model servers for the far end of the wire: an nsqd, an nsqlookupd and a DNS server.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::Range;
 use std::rc::Rc;
 
 use embassy_futures::select::{Either, select};
@@ -11,7 +12,8 @@ use embassy_net::udp::{PacketMetadata, UdpSocket};
 use embassy_time::{Duration, Instant, Timer, with_timeout};
 use nanonsq_core::wire::v1::{self, IdentifyReply, NodeScanner};
 use nanonsq_core::wire::v2::{
-    self, FrameType, IdentifyResponse, IdentifyScanner, Item, Limits, emit_frame,
+    self, FrameType, IdentifyResponse, IdentifyScanner, Item, Limits, MessageHead, MessageId,
+    emit_frame,
 };
 
 use crate::world::World;
@@ -184,6 +186,192 @@ async fn respond(socket: &mut TcpSocket<'_>, data: &[u8]) -> Result<(), End> {
     let mut frame = Vec::new();
     emit_frame(&mut frame, FrameType::Response, data).unwrap();
     write_all(socket, &frame).await
+}
+
+/// An nsqd with one channel: what it is to deliver, and what became of it.
+#[derive(Default)]
+pub(crate) struct Channel {
+    /// What nobody has: numbers, and how often each was delivered.
+    waiting: RefCell<VecDeque<(u32, u16)>>,
+    /// What was finished, in that order.
+    pub(crate) finished: RefCell<Vec<u32>>,
+    pub(crate) requeued: Cell<u32>,
+    /// FIN, REQ and TOUCH of what the connection did not have.
+    pub(crate) refused: Cell<u32>,
+    pub(crate) connections: Cell<u32>,
+    pub(crate) heartbeats: Cell<u32>,
+    pub(crate) nops: Cell<u32>,
+    /// CLS.
+    pub(crate) left: Cell<u32>,
+    /// Delivered and not answered, over all connections: now, and at most.
+    pub(crate) in_flight: Cell<usize>,
+    pub(crate) most_in_flight: Cell<usize>,
+    /// Resets the connection when it has done so many more FINs, at the next.
+    pub(crate) reset_after: Cell<Option<u32>>,
+    /// Makes the body of the message with this number; it is the number without.
+    pub(crate) body: Cell<Option<fn(u32) -> Vec<u8>>>,
+}
+
+impl Channel {
+    /// Runs one for up to two connections at a time.
+    pub(crate) fn start(world: &World, stack: Stack<'static>, port: u16) -> Rc<Self> {
+        let channel = Rc::new(Self::default());
+        for _ in 0..2 {
+            let channel = channel.clone();
+            world.spawn(serve(stack, port, async move |socket| {
+                channel.connections.update(|connections| connections + 1);
+                let mut in_flight = BTreeMap::new();
+                let end = channel.session(socket, &mut in_flight).await.unwrap_or_else(|end| end);
+                // It queues again what was not answered.
+                channel.in_flight.update(|all| all - in_flight.len());
+                channel.waiting.borrow_mut().extend(in_flight.into_values());
+                end
+            }));
+        }
+        channel
+    }
+
+    pub(crate) fn publish(&self, numbers: Range<u32>) {
+        self.waiting.borrow_mut().extend(numbers.map(|number| (number, 0)));
+    }
+
+    pub(crate) fn waiting(&self) -> usize {
+        self.waiting.borrow().len()
+    }
+
+    async fn session(
+        &self,
+        socket: &mut TcpSocket<'_>,
+        in_flight: &mut BTreeMap<MessageId, (u32, u16)>,
+    ) -> Result<End, End> {
+        let limits = Limits::NSQD;
+        let mut commands = v2::CommandDecoder::new();
+        let mut identify = IdentifyScanner::<64, 64>::new();
+        let mut buf = [0; 700];
+        let mut interval = Duration::from_secs(30);
+        let mut heard = Instant::now();
+        let mut beat = heard + interval;
+        let (mut rdy, mut deliveries) = (0, 0u64);
+        loop {
+            if beat <= Instant::now() {
+                if heard.elapsed() > interval * 2 {
+                    return Ok(End::Close);
+                }
+                beat += interval;
+                self.heartbeats.update(|heartbeats| heartbeats + 1);
+                respond(socket, v2::HEARTBEAT).await?;
+            }
+            while in_flight.len() < rdy {
+                let Some((number, attempts)) = self.waiting.borrow_mut().pop_front() else { break };
+                deliveries += 1;
+                let id = format!("{number:08}{deliveries:08}").into_bytes();
+                let id = MessageId(id.try_into().unwrap());
+                in_flight.insert(id, (number, attempts + 1));
+                self.in_flight.update(|all| all + 1);
+                self.most_in_flight.update(|most| most.max(self.in_flight.get()));
+                let head = MessageHead { timestamp: 0, attempts: attempts + 1, id };
+                let body = self.body.get().map(|body| body(number));
+                let body = body.unwrap_or_else(|| number.to_string().into_bytes());
+                let mut frame = Vec::new();
+                v2::emit_message(&mut frame, &v2::Message { head, body: &body }).unwrap();
+                write_all(socket, &frame).await?;
+            }
+            // Now and then, for what was published or queued again.
+            let look = beat.min(Instant::now() + Duration::from_millis(2));
+            let n = match select(socket.read(&mut buf), Timer::at(look)).await {
+                Either::First(Ok(0) | Err(_)) => return Ok(End::Close),
+                Either::First(Ok(n)) => n,
+                Either::Second(()) => continue,
+            };
+            heard = Instant::now();
+            let mut input = &buf[..n];
+            while let Some(item) = commands.next(&limits, &mut input).expect("a command") {
+                let answered = match item {
+                    Item::Identify | Item::Body { .. } => continue,
+                    Item::Part { data, done, .. } => {
+                        identify.feed(data).unwrap();
+                        if done {
+                            let settings = identify.finish(&limits).unwrap().settings;
+                            interval = Duration::from_millis(settings.heartbeat_interval as u64);
+                            beat = Instant::now() + interval;
+                            let mut json = Vec::new();
+                            IdentifyResponse::default().emit(&mut json).unwrap();
+                            respond(socket, &json).await?;
+                        }
+                        continue;
+                    }
+                    Item::Sub { .. } => {
+                        respond(socket, v2::OK).await?;
+                        continue;
+                    }
+                    Item::Rdy(n) => {
+                        rdy = n as usize;
+                        continue;
+                    }
+                    Item::Nop => {
+                        self.nops.update(|nops| nops + 1);
+                        continue;
+                    }
+                    Item::Cls => {
+                        rdy = 0;
+                        self.left.update(|left| left + 1);
+                        respond(socket, v2::CLOSE_WAIT).await?;
+                        continue;
+                    }
+                    Item::Touch(id) => {
+                        self.refused.update(|n| n + u32::from(!in_flight.contains_key(&id)));
+                        continue;
+                    }
+                    Item::Fin(id) => {
+                        match self.reset_after.get() {
+                            Some(0) => {
+                                self.reset_after.set(None);
+                                return Ok(End::Reset);
+                            }
+                            left => self.reset_after.set(left.map(|left| left - 1)),
+                        }
+                        let message = in_flight.remove(&id);
+                        self.finished.borrow_mut().extend(message.map(|(number, _)| number));
+                        message
+                    }
+                    Item::Req { id, .. } => {
+                        self.requeued.update(|requeued| requeued + 1);
+                        let message = in_flight.remove(&id);
+                        self.waiting.borrow_mut().extend(message);
+                        message
+                    }
+                    other => panic!("not for a consumer: {other:?}"),
+                };
+                match answered {
+                    Some(_) => self.in_flight.update(|all| all - 1),
+                    None => self.refused.update(|refused| refused + 1),
+                }
+            }
+        }
+    }
+}
+
+/// An nsqlookupd's HTTP side: lists these producers, by their ports, of whatever topic.
+pub(crate) fn serve_producers(world: &World, stack: Stack<'static>, port: u16, nsqds: &[u16]) {
+    let producers: Vec<_> = nsqds
+        .iter()
+        .map(|nsqd| format!(r#"{{"broadcast_address":"10.0.0.2","tcp_port":{nsqd}}}"#))
+        .collect();
+    let body = format!(r#"{{"channels":[],"producers":[{}]}}"#, producers.join(","));
+    let answer =
+        format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len()).into_bytes();
+    world.spawn(serve(stack, port, async move |socket| {
+        let (mut request, mut buf) = (Vec::new(), [0; 100]);
+        while !request.ends_with(b"\r\n\r\n") {
+            match socket.read(&mut buf).await {
+                Ok(0) | Err(_) => return End::Close,
+                Ok(n) => request.extend_from_slice(&buf[..n]),
+            }
+        }
+        assert!(request.starts_with(b"GET /lookup?topic=numbers "), "{}", request.escape_ascii());
+        let _ = write_all(socket, &answer).await;
+        End::Close
+    }));
 }
 
 /// An nsqlookupd: who is registered, and when it was last heard of.

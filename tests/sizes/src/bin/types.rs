@@ -3,7 +3,7 @@
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
 use embassy_sync::blocking_mutex::raw::NoopRawMutex;
-use nanonsq_core::{address, drive, lookup, name, publish};
+use nanonsq_core::{address, consume, drive, lookup, name, publish};
 use nanonsq_sizes::platform::{Clock, LinkDialer};
 use nanonsq_sizes::{clients, executor};
 
@@ -33,7 +33,25 @@ const fn of1<A, R>(_: fn(A) -> R) -> usize {
     size_of::<R>()
 }
 
+type ConsumerRunner =
+    drive::consumer::Runner<'static, NoopRawMutex, LinkDialer, Clock, { clients::CONNECTIONS }, 0>;
+type Storage<const CONNECTIONS: usize, const MESSAGES: usize> =
+    consume::Storage<CONNECTIONS, MESSAGES>;
+
 sizes! {
+    SIZE_OF_consumer_ring: clients::RING,
+    SIZE_OF_consumer_rx: clients::CONSUMER_RX,
+    SIZE_OF_consumer_lookup_rx: clients::CONSUMER_LOOKUP_RX,
+    SIZE_OF_Consumer: size_of::<consume::Consumer<'static>>(),
+    SIZE_OF_Storage_2_4: size_of::<Storage<2, 4>>(),
+    // What one more of each takes.
+    SIZE_OF_Storage_connection: size_of::<Storage<3, 4>>() - size_of::<Storage<2, 4>>(),
+    SIZE_OF_Storage_message: size_of::<Storage<2, 5>>() - size_of::<Storage<2, 4>>(),
+    SIZE_OF_Discovery_1_2: size_of::<consume::Discovery<1, 2>>(),
+    SIZE_OF_consumer_Message: size_of::<drive::consumer::Message<'static, NoopRawMutex, Clock>>(),
+    SIZE_OF_consumer_run: of1(ConsumerRunner::run_with::<{ clients::CONSUMER_RX }>),
+    SIZE_OF_task_consume: executor::size_of_task(clients::consume::<0, 0>),
+    SIZE_OF_task_consume_lookup: executor::size_of_task(clients::consume::<1, { clients::FOUND }>),
     SIZE_OF_outbox: clients::OUTBOX,
     SIZE_OF_publisher_rx: clients::PUBLISHER_RX,
     SIZE_OF_lookup_rx: clients::LOOKUP_RX,
