@@ -28,5 +28,7 @@ mod registrar;
 pub mod run;
 mod schedule;
 pub mod server;
+pub mod shrink;
+pub mod table;
 pub mod watch;
 mod world;

@@ -124,10 +124,9 @@ impl Nsqd {
             b"SUB" | b"RDY" | b"FIN" | b"REQ" | b"TOUCH" | b"CLS" => {
                 panic!("not in the model yet: {}", line.escape_ascii())
             }
-            _ => Err(Refused(format!(
-                "E_INVALID invalid command {}",
-                String::from_utf8_lossy(verb)
-            ))),
+            _ => {
+                Err(Refused(format!("E_INVALID invalid command {}", String::from_utf8_lossy(verb))))
+            }
         }
     }
 
@@ -142,8 +141,8 @@ impl Nsqd {
         }
         let Some(text) = text else { return Ok(Done::Wait) };
         let bad = |what: String| Refused(format!("E_BAD_BODY IDENTIFY {what}"));
-        let asked: Value = serde_json::from_slice(text)
-            .map_err(|_| bad("failed to decode JSON body".into()))?;
+        let asked: Value =
+            serde_json::from_slice(text).map_err(|_| bad("failed to decode JSON body".into()))?;
         let heartbeat = match asked["heartbeat_interval"].as_i64().unwrap_or(0) {
             0 => Some(30_000),
             -1 => None,
@@ -230,9 +229,7 @@ impl Nsqd {
                 return Err(Refused(format!("E_INVALID DPUB could not parse timeout {digits}")));
             };
             if ms > 3_600_000 {
-                return Err(Refused(format!(
-                    "E_INVALID DPUB timeout {ms} out of range 0-3600000"
-                )));
+                return Err(Refused(format!("E_INVALID DPUB timeout {ms} out of range 0-3600000")));
             }
         }
         if verb == "MPUB" {
@@ -263,8 +260,10 @@ impl Nsqd {
         let batch = verb == "MPUB";
         if self.exiting {
             // It may have stored a part of a batch.
-            let part = bodies[..if batch { bodies.len() / 2 } else { 0 }].to_vec();
-            out.seen.push((conn, Seen::Stored { topic, bodies: part, batch }));
+            let part = bodies[..bodies.len() / 2].to_vec();
+            if !part.is_empty() {
+                out.seen.push((conn, Seen::Stored { topic, bodies: part, batch }));
+            }
             return Err(Refused(format!("E_{verb}_FAILED {verb} failed exiting")));
         }
         out.seen.push((conn, Seen::Stored { topic, bodies, batch }));
@@ -400,6 +399,10 @@ impl Server for Nsqd {
     fn vandalize(&mut self, _: &mut Random) -> String {
         // Deleting a topic does nothing to who publishes to it.
         "a topic".into()
+    }
+
+    fn unanswered_max(&self) -> u32 {
+        nanonsq_core::publish::FLIGHTS_MAX as u32
     }
 
     fn listing(&self, _: ConnId) -> Option<&BTreeSet<String>> {

@@ -224,6 +224,10 @@ impl Server for Nsqlookupd {
         format!("topic {topic}")
     }
 
+    fn unanswered_max(&self) -> u32 {
+        nanonsq_core::lookup::OUTSTANDING_MAX.into()
+    }
+
     fn listing(&self, conn: ConnId) -> Option<&BTreeSet<String>> {
         self.connections.get(&conn).map(|it| &it.listed)
     }

@@ -19,6 +19,7 @@ use nanonsq_core::session::Session as _;
 use nanonsq_core::time::{Instant, Span};
 
 use crate::actor::{Actor, Desk, ORDERS, Order, Process, RUNNER};
+use crate::exec::application;
 use crate::nsqd::Settings;
 use crate::random::Random;
 use crate::server::{ConnId, Seen};
@@ -107,7 +108,13 @@ struct Conn {
 }
 
 impl Producer {
-    pub(crate) fn new(world: &World, me: usize, nsqds: usize, auth: bool, random: &mut Random) -> Self {
+    pub(crate) fn new(
+        world: &World,
+        me: usize,
+        nsqds: usize,
+        auth: bool,
+        random: &mut Random,
+    ) -> Self {
         let ms = |random: &mut Random, from: &[u32]| Span::from_millis(random.pick(from));
         let config = Config {
             auth_secret: auth.then_some(SECRET),
@@ -136,7 +143,11 @@ impl Producer {
 
 /// What all nsqds of a simulation are like.
 pub(crate) fn nsqd_settings(auth: bool) -> Settings {
-    Settings { max_msg_size: MESSAGE_MAX, secret: auth.then(|| SECRET.to_vec()), ..Settings::default() }
+    Settings {
+        max_msg_size: MESSAGE_MAX,
+        secret: auth.then(|| SECRET.to_vec()),
+        ..Settings::default()
+    }
 }
 
 impl Actor for Producer {
@@ -144,13 +155,8 @@ impl Actor for Producer {
         let desk = Desk::new(6, 1);
         self.state.borrow_mut().lives.push(Life::default());
         watch::add((self.me, 0), 0);
-        let process = run(
-            self.world.clone(),
-            self.me,
-            self.setup.clone(),
-            self.state.clone(),
-            desk.clone(),
-        );
+        let process =
+            run(self.world.clone(), self.me, self.setup.clone(), self.state.clone(), desk.clone());
         (Box::pin(process), desk)
     }
 
@@ -377,7 +383,8 @@ async fn run(
         }
     });
     let mut stopping = pin!(async {
-        let stop = |_: &mut Context<'_>| if state.borrow().stop { Poll::Ready(()) } else { Poll::Pending };
+        let stop =
+            |_: &mut Context<'_>| if state.borrow().stop { Poll::Ready(()) } else { Poll::Pending };
         poll_fn(stop).await;
         handle.stop(&Clock::of_handle(&world, me)).await;
         std::future::pending::<()>().await
@@ -405,14 +412,16 @@ async fn run(
                                 return Poll::Ready(());
                             }
                             let now = Instant::from_micros(world.clock(me));
-                            obey(order, &handle, now, &setup, &state, &desk, session);
+                            application(|| {
+                                obey(order, &handle, now, &setup, &state, &desk, session)
+                            });
                         }
                     }
-                    EVENTS => drop(events.as_mut().poll(cx)),
-                    WAITING => drop(waiting.as_mut().poll(cx)),
-                    ASKING => drop(asking.as_mut().poll(cx)),
+                    EVENTS => drop(application(|| events.as_mut().poll(cx))),
+                    WAITING => drop(application(|| waiting.as_mut().poll(cx))),
+                    ASKING => drop(application(|| asking.as_mut().poll(cx))),
                     _ => {
-                        let _ = stopping.as_mut().poll(cx);
+                        let _ = application(|| stopping.as_mut().poll(cx));
                         let now = handle.look(|p| p.state()).expect("not within a look");
                         watch::set_state(session, &now);
                     }

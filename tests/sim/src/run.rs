@@ -1,6 +1,7 @@
 //! One world from a seed, and what came of it.
 
 use std::cell::RefCell;
+use std::fmt;
 use std::panic::{self, AssertUnwindSafe};
 use std::rc::Rc;
 use std::task::{Context, Waker};
@@ -97,7 +98,8 @@ impl Stage {
         let auth = random.one_in(4);
         let clock = random.pick(&[0, 0, 1, 1 << 32, 1 << 62]);
         let world = World::new(random.below(u64::MAX), publishers + registrars, clock);
-        let hosts = [if publishers > 0 { nsqds } else { 0 }, if registrars > 0 { lookupds } else { 0 }];
+        let hosts =
+            [if publishers > 0 { nsqds } else { 0 }, if registrars > 0 { lookupds } else { 0 }];
         for n in 0..hosts[0] {
             world.add_host(format!("nsqd{n}"), Box::new(Nsqd::new(nsqd_settings(auth))));
         }
@@ -199,5 +201,11 @@ impl Stage {
                 let _ = process.as_mut().poll(cx);
             }
         }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.message, self.place)
     }
 }

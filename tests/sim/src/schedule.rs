@@ -169,7 +169,10 @@ pub(crate) fn generate(random: &mut Random, actors: usize, hosts: usize) -> (Vec
     let mut steps = Vec::new();
     for actor in 0..actors {
         for _ in 0..random.between(2, 40) {
-            steps.push(Step { at: random.below(FAULTY), what: What::Act(actor, random.below(u64::MAX)) });
+            steps.push(Step {
+                at: random.below(FAULTY),
+                what: What::Act(actor, random.below(u64::MAX)),
+            });
         }
         if random.one_in(2) {
             let what = What::Restart(actor, Restart::Driver);

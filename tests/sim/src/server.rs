@@ -80,6 +80,9 @@ pub trait Server {
     /// An administrator deletes something; what it was.
     fn vandalize(&mut self, random: &mut Random) -> String;
 
+    /// How many commands a client may send ahead of their answers.
+    fn unanswered_max(&self) -> u32;
+
     /// What a connection has registered.
     fn listing(&self, conn: ConnId) -> Option<&BTreeSet<String>>;
 }

@@ -111,15 +111,7 @@ pub const MACHINES: [Machine; 2] = [
     },
     Machine {
         name: "lookup peer",
-        states: &[
-            "Unused",
-            "Waiting",
-            "Dialing",
-            "Identifying",
-            "Connected",
-            "Leaving",
-            "Closing",
-        ],
+        states: &["Unused", "Waiting", "Dialing", "Identifying", "Connected", "Leaving", "Closing"],
     },
 ];
 
@@ -143,10 +135,18 @@ pub struct Coverage {
 impl Coverage {
     /// Adds another's numbers.
     pub fn add(&mut self, other: &Self) {
-        for (sum, n) in self.events.iter_mut().flatten().flatten().zip(other.events.iter().flatten().flatten()) {
+        for (sum, n) in
+            self.events.iter_mut().flatten().flatten().zip(other.events.iter().flatten().flatten())
+        {
             *sum += n;
         }
-        for (sum, n) in self.changes.iter_mut().flatten().flatten().zip(other.changes.iter().flatten().flatten()) {
+        for (sum, n) in self
+            .changes
+            .iter_mut()
+            .flatten()
+            .flatten()
+            .zip(other.changes.iter().flatten().flatten())
+        {
             *sum += n;
         }
         for (what, n) in &other.counts {

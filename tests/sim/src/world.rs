@@ -12,7 +12,6 @@ use std::task::{Context, Poll, Waker};
 
 use nanonsq_core::address::Address;
 use nanonsq_core::drive::{Dialer, Sleep, Transport};
-use nanonsq_core::publish::FLIGHTS_MAX;
 use nanonsq_core::session::{DialError, Transmit, TransportError};
 use nanonsq_core::time::Instant;
 
@@ -103,6 +102,8 @@ struct Dial {
 struct Conn {
     session: Session,
     host: usize,
+    /// It is not with whom it was meant to be.
+    misled: bool,
     /// Nothing was ever wrong with it.
     clean: bool,
     /// Half open: nothing passes any more, and nobody is told.
@@ -221,7 +222,8 @@ impl World {
 
     pub(crate) fn clock(&self, actor: usize) -> u64 {
         let inner = self.0.borrow();
-        inner.now.saturating_add(inner.clocks[actor])
+        // As `Sleep::now` promises, never `Instant::NEVER`.
+        inner.now.saturating_add(inner.clocks[actor]).min(u64::MAX - 1)
     }
 
     pub(crate) fn fault(&self, what: &What) {
@@ -237,6 +239,10 @@ impl World {
         for conn in inner.conns.values_mut() {
             conn.window = conn.window.max(WINDOW);
             wake(&mut conn.writer);
+        }
+        let misled = inner.conns.iter().filter(|(_, conn)| conn.misled && conn.has_client);
+        for id in misled.map(|(id, _)| *id).collect::<Vec<_>>() {
+            inner.cut(id, Cut::Reset);
         }
     }
 
@@ -298,7 +304,8 @@ impl Inner {
                 }
             }
         };
-        let result = result.map(|()| self.connect(session, target.expect("it was reached")));
+        let misled = target != dial.host;
+        let result = result.map(|()| self.connect(session, target.expect("it was reached"), misled));
         watch::tell(session, || match result {
             Ok(_) => format!("is connected to {}", self.hosts[target.unwrap_or(0)].name),
             Err(error) => format!("cannot connect: {error}"),
@@ -310,7 +317,7 @@ impl Inner {
         }
     }
 
-    fn connect(&mut self, session: Session, at: usize) -> ConnId {
+    fn connect(&mut self, session: Session, at: usize, misled: bool) -> ConnId {
         let id = self.name();
         let mut random = self.random.fork();
         let host = &self.hosts[at];
@@ -318,7 +325,9 @@ impl Inner {
         let conn = Conn {
             session,
             host: at,
-            clean: host.faulty <= self.now,
+            misled,
+            // At the end of all time there is no later.
+            clean: host.faulty <= self.now && self.clocks[session.0] < 1 << 63,
             lost: false,
             up: Flow::default(),
             down: Flow::default(),
@@ -356,14 +365,7 @@ impl Inner {
         for (id, seen) in out.seen {
             let Some(conn) = self.conns.get_mut(&id) else { continue };
             match &seen {
-                Seen::Opened => {}
-                Seen::Stored { .. } | Seen::Refused { .. } => {
-                    conn.commands += 1;
-                    assert!(
-                        conn.commands - conn.answers <= FLIGHTS_MAX as u32,
-                        "more commands on the wire than flights"
-                    );
-                }
+                Seen::Opened | Seen::Stored { .. } | Seen::Refused { .. } => {}
                 Seen::Overdue(what) => {
                     assert!(!conn.clean || conn.lost, "a healthy client owes {what}");
                     continue;
@@ -372,6 +374,13 @@ impl Inner {
             self.seen.push((conn.session, id, seen));
         }
         for (id, reply) in out.replies {
+            if matches!(reply, Reply::Say(Event::Ok | Event::Refusal, _))
+                && let Some(conn) = self.conns.get_mut(&id)
+            {
+                conn.commands += 1;
+                let most = self.hosts[at].server.unanswered_max();
+                assert!(conn.commands - conn.answers <= most, "more than {most} commands ahead");
+            }
             match reply {
                 Reply::Say(kind, bytes) => self.reply(id, kind, bytes),
                 Reply::Close => self.server_closes(id),
@@ -408,9 +417,8 @@ impl Inner {
             Mode::Exiting => self.say(id, kind, bytes),
             Mode::Mute => {}
             Mode::Garbage => {
-                let mut noise: Vec<u8> = (0..random.between(1, 40))
-                    .map(|_| random.below(256) as u8)
-                    .collect();
+                let mut noise: Vec<u8> =
+                    (0..random.between(1, 40)).map(|_| random.below(256) as u8).collect();
                 noise[0] |= 0x80;
                 self.say(id, Event::Lie, noise);
             }
@@ -557,7 +565,12 @@ impl Inner {
 
     // The client's end.
 
-    fn write(&mut self, id: ConnId, bytes: Transmit<'_>, cx: &Context<'_>) -> Poll<Result<usize, TransportError>> {
+    fn write(
+        &mut self,
+        id: ConnId,
+        bytes: Transmit<'_>,
+        cx: &Context<'_>,
+    ) -> Poll<Result<usize, TransportError>> {
         let conn = self.conns.get_mut(&id).expect("a connection that is held");
         let session = conn.session;
         if let Some(Err(error)) = conn.end {
@@ -580,7 +593,12 @@ impl Inner {
         Poll::Ready(Ok(n))
     }
 
-    fn read(&mut self, id: ConnId, buf: &mut [u8], cx: &Context<'_>) -> Poll<Result<usize, TransportError>> {
+    fn read(
+        &mut self,
+        id: ConnId,
+        buf: &mut [u8],
+        cx: &Context<'_>,
+    ) -> Poll<Result<usize, TransportError>> {
         let conn = self.conns.get_mut(&id).expect("a connection that is held");
         let session = conn.session;
         let Some((kind, bytes)) = conn.rx.front() else {
@@ -664,7 +682,7 @@ impl Inner {
                 alarms.retain(|session, (_, waker)| {
                     if session.0 == actor {
                         watch::event(*session, Event::ClockJump);
-                        because(Cause::Alarm, || waker.wake_by_ref());
+                        because(Cause::Application, || waker.wake_by_ref());
                     }
                     session.0 != actor
                 });
@@ -737,7 +755,6 @@ impl Inner {
             conn.clean = false;
         }
     }
-
 
     fn cut(&mut self, id: ConnId, cut: Cut) {
         let Some(conn) = self.conns.get_mut(&id) else { return };
