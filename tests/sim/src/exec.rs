@@ -77,7 +77,13 @@ const POLLS_MAX: u32 = 5000;
 impl Units {
     pub(crate) fn new(units: usize, sessions: u32) -> Self {
         let flags = (0..units).map(|_| Arc::default()).collect();
-        Self { flags, sessions, fruitless: Cell::new(0), fruitful: Cell::new(false), polls: Cell::new((0, 0)) }
+        Self {
+            flags,
+            sessions,
+            fruitless: Cell::new(0),
+            fruitful: Cell::new(false),
+            polls: Cell::new((0, 0)),
+        }
     }
 
     pub(crate) fn wake(&self, unit: usize) {

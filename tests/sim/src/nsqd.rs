@@ -433,7 +433,7 @@ fn cut_off(inbox: &[u8]) -> Option<String> {
                         );
                     }
                     Some((_, None)) => {
-                        break format!("E_BAD_MESSAGE MPUB failed to read message({index}) body");
+                        break "E_BAD_MESSAGE MPUB failed to read message body".into();
                     }
                     Some((_, Some(text))) => at += 4 + text.len(),
                 }

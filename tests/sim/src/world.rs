@@ -305,7 +305,8 @@ impl Inner {
             }
         };
         let misled = target != dial.host;
-        let result = result.map(|()| self.connect(session, target.expect("it was reached"), misled));
+        let result =
+            result.map(|()| self.connect(session, target.expect("it was reached"), misled));
         watch::tell(session, || match result {
             Ok(_) => format!("is connected to {}", self.hosts[target.unwrap_or(0)].name),
             Err(error) => format!("cannot connect: {error}"),
