@@ -7,6 +7,7 @@ mod firmware;
 mod peers;
 mod project;
 mod qemu;
+mod sim;
 mod sizes;
 
 use std::process::ExitCode;
@@ -37,6 +38,8 @@ enum Task {
     Qemu(qemu::Options),
     /// Measure what nanonsq takes on a Cortex-M0: flash, RAM, stack, instructions (needs QEMU)
     Sizes(sizes::Options),
+    /// Simulate: virtual time, a network that fails, model servers, thousands of seeded worlds
+    Sim(sim::Options),
 }
 
 fn main() -> ExitCode {
@@ -54,6 +57,7 @@ fn main() -> ExitCode {
         Task::Bench(options) => bench::run(&options),
         Task::Qemu(options) => qemu::run(&options),
         Task::Sizes(options) => sizes::run(&options),
+        Task::Sim(options) => sim::run(&options),
     };
     // Not with `{:?}`: most failures here are advice to a user, whom a backtrace does not help.
     done.map_or_else(

@@ -22,6 +22,9 @@ struct Options {
     /// The first of them
     #[arg(long, default_value_t = 0)]
     from: u64,
+    /// Stop at the first that fails, and say no more than its failure
+    #[arg(long)]
+    first: bool,
     /// Only this one
     #[arg(long)]
     seed: Option<u64>,
@@ -88,7 +91,8 @@ fn many(options: &Options) -> bool {
                     let mut coverage = Coverage::default();
                     loop {
                         let n = next.fetch_add(1, Ordering::Relaxed);
-                        if n >= options.seeds {
+                        let enough = options.first && !all.lock().expect("no panic").1.is_empty();
+                        if n >= options.seeds || enough {
                             break;
                         }
                         let seed = options.from + n;
@@ -115,8 +119,16 @@ fn many(options: &Options) -> bool {
             }
         }
     });
-    say();
+    if !options.first {
+        say();
+    }
     let (coverage, failures) = all.into_inner().expect("no panic");
+    if options.first {
+        for (seed, failure, _) in failures.values() {
+            println!("seed {seed}: {}", failure.to_string().replace('\n', " "));
+        }
+        return failures.is_empty();
+    }
     for (seed, failure, times) in failures.values().take(SHOWN) {
         explain(*seed, failure, *times);
     }

@@ -1,7 +1,7 @@
 //! A producer: a real publisher with its runner and handles, and what must be true of its messages.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::future::poll_fn;
 use std::pin::pin;
 use std::rc::Rc;
@@ -30,6 +30,9 @@ use crate::world::{Clock, Dials, World};
 pub(crate) const MESSAGE_MAX: i32 = 300;
 /// What the model nsqds ask for, if they ask.
 pub(crate) const SECRET: &[u8] = b"open sesame";
+
+/// Deadlines are rounded up to a multiple of this, in microseconds.
+const DEADLINE_STEP: u64 = 1 << 17;
 
 const TOPICS: [&str; 3] =
     ["a", "b", "0123456789-0123456789-0123456789-0123456789-0123456789-012345678"];
@@ -63,6 +66,8 @@ struct Ledger {
     /// The ticket whose outcome a task waits for.
     asked: Option<Ticket>,
     stop: bool,
+    /// The next command to be stored has so many messages: all that were there.
+    backlog: Option<u32>,
 }
 
 #[derive(Default)]
@@ -78,6 +83,8 @@ struct Life {
     forgotten: u64,
     /// Tickets in the order in which they first reached an nsqd.
     arrived: Vec<u64>,
+    /// Messages by when they have to be final.
+    expiring: BTreeSet<(Instant, u64)>,
     /// The connection has done what it is there for.
     good: bool,
     done: u64,
@@ -176,6 +183,9 @@ impl Actor for Producer {
                 let bytes: usize = bodies.iter().map(|body| RECORD_OVERHEAD + body.len()).sum();
                 assert!(count < 2 || bytes <= batch_bytes as usize, "a batch of {bytes} bytes");
                 assert!(batch || count == 1, "only a batch has several");
+                if let Some(backlog) = ledger.backlog.take() {
+                    assert_eq!(count, backlog, "a backlog of one topic leaves as one batch");
+                }
                 for body in bodies {
                     ledger.arrives(conn, &topic, &body);
                 }
@@ -191,6 +201,7 @@ impl Actor for Producer {
         ledger.queue.clear();
         ledger.asked = None;
         ledger.stop = false;
+        ledger.backlog = None;
     }
 }
 
@@ -254,18 +265,26 @@ impl Ledger {
 
     /// Makes a message.
     fn draft(&mut self, random: &mut Random, now: Instant) -> Draft {
-        let life = self.lives.len() - 1;
-        let number = self.life().drafts;
-        self.life().drafts += 1;
         let topic = if random.one_in(30) { "forbidden" } else { random.pick(&TOPICS) };
-        let mut body = format!("{life}/{number}/{topic}/").into_bytes();
+        let mut draft = self.plain_draft(topic);
+        let body = &mut draft.body;
         let len = if random.one_in(40) { 301 } else { random.between(1, 60) as usize };
         body.resize(len.max(body.len()), b'x');
         let defer = random.one_in(20).then_some(Span::from_millis(random.below(9000) as u32));
         let ttl = Span::from_millis(random.pick(&[0, 100, 1000, 20_000]));
         let deadline = random.one_in(8).then(|| now.after(ttl));
+        draft.options = PublishOptions { defer, deadline };
+        draft
+    }
+
+    /// Makes a short message without options.
+    fn plain_draft(&mut self, topic: &str) -> Draft {
+        let life = self.lives.len() - 1;
+        let number = self.life().drafts;
+        self.life().drafts += 1;
         let topic = TopicName::new(topic).expect("a name");
-        Draft { number, topic, body, options: PublishOptions { defer, deadline } }
+        let body = format!("{life}/{number}/{topic}/").into_bytes();
+        Draft { number, topic, body, options: PublishOptions::default() }
     }
 
     /// Publishes at once; false if there was no room.
@@ -294,6 +313,10 @@ impl Ledger {
         match taken {
             Ok(ticket) => {
                 assert_eq!(ticket.number(), life.accepted.len() as u64, "tickets count up");
+                if let Some(deadline) = draft.options.deadline {
+                    let at = Instant::from_micros(deadline.as_micros() | (DEADLINE_STEP - 1));
+                    life.expiring.insert((at, ticket.number()));
+                }
                 life.tickets.insert(draft.number, ticket.number());
                 life.accepted.push(Message {
                     ticket,
@@ -428,7 +451,8 @@ async fn run(
                 }
                 check(&handle);
             }
-            check_quiet(&handle, &state.borrow());
+            let now = Instant::from_micros(world.clock(me));
+            check_quiet(&handle, &mut state.borrow_mut(), now);
             Poll::Pending
         })
         .await;
@@ -450,13 +474,21 @@ fn check(handle: &Publisher<'_>) {
     });
 }
 
-/// So when nothing more moves: nobody who waits was forgotten.
-fn check_quiet(handle: &Publisher<'_>, ledger: &Ledger) {
+/// So when nothing more moves: nobody who waits was forgotten, and no deadline.
+fn check_quiet(handle: &Publisher<'_>, ledger: &mut Ledger, now: Instant) {
     handle.look(|p| {
         if let Some(ticket) = ledger.asked {
             assert_eq!(p.outcome(ticket), None, "nobody told who waits for the outcome");
         }
         assert_eq!(p.poll_event(), None, "nobody told who waits for events");
+        let life = ledger.life();
+        while let Some(&(at, ticket)) = life.expiring.first().filter(|(at, _)| *at <= now) {
+            // The publisher itself may have forgotten what it told.
+            let told = life.forgotten > 0 || life.failed.contains_key(&ticket);
+            let known = p.outcome(life.accepted[ticket as usize].ticket).is_some();
+            assert!(told || known, "{ticket} is not final at its deadline {at:?}");
+            life.expiring.pop_first();
+        }
     });
 }
 
@@ -524,6 +556,16 @@ fn obey(
         },
         Order::Settled(mut random) => {
             finish(handle, ledger, &setup.config);
+            let Config { batch_messages, batch_bytes, .. } = setup.config;
+            if !ledger.stop && batch_messages.min(batch_bytes) > 1000 && setup.ring > 200 {
+                ledger.backlog = Some(5);
+                // The last of them keeps others from joining.
+                for topic in [TOPICS[0]; 5].into_iter().chain([TOPICS[1]]) {
+                    let draft = ledger.plain_draft(topic);
+                    let taken = handle.try_publish(&draft.topic, &draft.body);
+                    ledger.answered(&draft, taken, setup.ring);
+                }
+            }
             // The table takes exactly what it has room for, and drains again until the end.
             if !ledger.stop && setup.config.full == Full::Refuse {
                 while ledger.publish(&mut random, now, handle, setup, session) {}

@@ -140,6 +140,7 @@ impl Stage {
                 _ => {}
             }
             self.settle();
+            self.world.check_quiet();
             if due == Due::End {
                 break;
             }

@@ -183,6 +183,8 @@ struct Watch {
 struct Seat {
     kind: Kind,
     state: usize,
+    /// What it holds against its connection, if that is a fault of the other side.
+    fault: Option<String>,
 }
 
 thread_local! {
@@ -215,6 +217,13 @@ impl log::Log for Logger {
             let new = state(&new).expect("a state that is in the table");
             watch.coverage.changes[seat.kind][seat.state][new] += 1;
             seat.state = new;
+            match machine.states[new] {
+                "Closing" if states.contains("Fault(") && !states.contains("Refused") => {
+                    seat.fault = Some(states.to_owned());
+                }
+                "Identifying" => seat.fault = None,
+                _ => {}
+            }
         });
         say(|| format!("{}: {states}", label(session)));
     }
@@ -254,7 +263,9 @@ pub(crate) fn set_now(now: u64) {
 
 /// The state of a new session.
 pub(crate) fn add(session: Session, kind: Kind) {
-    WATCH.with_borrow_mut(|watch| watch.sessions.insert(session, Seat { kind, state: 0 }));
+    WATCH.with_borrow_mut(|watch| {
+        watch.sessions.insert(session, Seat { kind, state: 0, fault: None })
+    });
 }
 
 /// What the core traces from now on is about this session.
@@ -275,6 +286,19 @@ pub(crate) fn set_state(session: Session, state: &impl fmt::Debug) {
             seat.state = new;
         }
     });
+}
+
+/// What a session holds against its connection, other than that the server refused something.
+pub(crate) fn fault(session: Session) -> Option<String> {
+    WATCH.with_borrow(|watch| watch.sessions.get(&session)?.fault.clone())
+}
+
+/// Whether a session is in that state.
+pub(crate) fn is_in(session: Session, state: &str) -> bool {
+    WATCH.with_borrow(|watch| {
+        let seat = watch.sessions.get(&session);
+        seat.is_some_and(|seat| MACHINES[seat.kind].states[seat.state] == state)
+    })
 }
 
 /// Something happens to a session, in the state in which it is.

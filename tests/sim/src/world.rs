@@ -124,6 +124,9 @@ struct Conn {
     has_client: bool,
     reader: Option<Waker>,
     writer: Option<Waker>,
+    /// The client has read a heartbeat and not begun to answer it; the last bytes that it wrote.
+    owes: bool,
+    wrote: [u8; 3],
     /// Commands that the server understood, answers that the client has read.
     commands: u32,
     answers: u32,
@@ -196,6 +199,7 @@ impl World {
             Due::Dial(id) => inner.dialed(id),
             Due::Alarm(session, at) => {
                 if inner.alarms.get(&session).is_some_and(|alarm| alarm.0 == at) {
+                    watch::event(session, Event::Deadline);
                     let (_, waker) = inner.alarms.remove(&session).expect("the alarm");
                     because(Cause::Alarm, || waker.wake());
                 }
@@ -213,6 +217,16 @@ impl World {
 
     pub(crate) fn now(&self) -> u64 {
         self.0.borrow().now
+    }
+
+    /// So when nothing more moves: control bytes wait for nothing but their transport.
+    pub(crate) fn check_quiet(&self) {
+        let inner = self.0.borrow();
+        for conn in inner.conns.values().filter(|conn| conn.owes && conn.has_client) {
+            let can = conn.end.is_none() && conn.writer.is_none();
+            let ready = watch::is_in(conn.session, "Ready");
+            assert!(!can || !ready, "a heartbeat is read and not answered");
+        }
     }
 
     /// How often an actor moved bytes, dialed or closed.
@@ -328,7 +342,7 @@ impl Inner {
             host: at,
             misled,
             // At the end of all time there is no later.
-            clean: host.faulty <= self.now && self.clocks[session.0] < 1 << 63,
+            clean: !misled && host.faulty <= self.now && self.clocks[session.0] < 1 << 63,
             lost: false,
             up: Flow::default(),
             down: Flow::default(),
@@ -342,6 +356,8 @@ impl Inner {
             has_client: true,
             reader: None,
             writer: None,
+            owes: false,
+            wrote: [0; 3],
             commands: 0,
             answers: 0,
         };
@@ -589,6 +605,11 @@ impl Inner {
         watch::event(session, if n < bytes.len() { Event::WrotePart } else { Event::Wrote });
         let taken: Vec<u8> = bytes.head.iter().chain(bytes.body).take(n).copied().collect();
         watch::tell(session, || format!("writes {}", short(&taken)));
+        for &byte in &taken {
+            let [_, a, b] = conn.wrote;
+            conn.wrote = [a, b, byte];
+            conn.owes &= conn.wrote != *b"NOP";
+        }
         self.moves[session.0] += 1;
         self.send(id, Way::Up, Segment::Data(Event::Wrote, taken));
         Poll::Ready(Ok(n))
@@ -619,8 +640,10 @@ impl Inner {
         watch::event(session, event);
         watch::tell(session, || format!("reads {event:?} {}", short(&buf[..n])));
         if whole {
-            if matches!(kind, Event::Ok | Event::Refusal) {
-                conn.answers += 1;
+            match kind {
+                Event::Ok | Event::Refusal => conn.answers += 1,
+                Event::Heartbeat => conn.owes = true,
+                _ => {}
             }
             conn.rx.pop_front();
             conn.read = 0;
@@ -650,6 +673,11 @@ impl Inner {
         let session = conn.session;
         watch::event(session, Event::Closed);
         watch::tell(session, || if closed { "closes" } else { "aborts" }.into());
+        if conn.clean
+            && let Some(fault) = watch::fault(session)
+        {
+            panic!("gives up a healthy connection: {fault}");
+        }
         conn.has_client = false;
         conn.rx.clear();
         if conn.lost || !conn.has_server {
@@ -927,7 +955,6 @@ impl Sleep for Clock {
         let offset = inner.clocks[session.0];
         let real = at.as_micros().saturating_sub(offset);
         if real <= inner.now {
-            watch::event(session, Event::Deadline);
             return Poll::Ready(());
         }
         let alarm = inner.alarms.insert(session, (real, cx.waker().clone()));
