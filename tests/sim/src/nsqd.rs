@@ -196,6 +196,8 @@ impl Nsqd {
             Some(known) if known != secret => {
                 return Err(Refused("E_UNAUTHORIZED AUTH no authorizations found".into()));
             }
+            // It asks another server, which may not answer.
+            Some(_) if self.exiting => return Err(Refused("E_AUTH_FAILED AUTH failed".into())),
             Some(_) => it.authorized = true,
         }
         let reply = br#"{"identity":"","identity_url":"","permission_count":1}"#;

@@ -129,7 +129,7 @@ impl Producer {
             connect_timeout: ms(random, &[1000, 5000]),
             reply_timeout: ms(random, &[1000, 3000, 10_000]),
             reconnect_spread: ms(random, &[0, 0, 0, 2000]),
-            close_timeout: ms(random, &[0, 100, 1000]),
+            close_timeout: ms(random, &[0, 100, 1000, 20_000]),
             batch_bytes: random.pick(&[1, 200, 1 << 20]),
             batch_messages: random.pick(&[1, 2, 10, 10_000]),
             full: random.pick(&[Full::Refuse, Full::Refuse, Full::DropOldest]),
@@ -533,8 +533,11 @@ fn obey(
                 ledger.asked = Some(ledger.life().accepted[ticket].ticket);
                 desk.units.wake(ASKING);
             }
-            1 if random.one_in(6) => {
-                say("stops");
+            1 if random.one_in(4) => {
+                say("publishes, and stops");
+                for _ in 0..random.pick(&[0, 1, 10]) {
+                    ledger.publish(&mut random, now, handle, setup, session);
+                }
                 watch::event(session, Event::Stop);
                 ledger.stop = true;
                 desk.units.wake(STOPPING);

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::future::poll_fn;
 use std::pin::pin;
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 
 use embassy_sync::blocking_mutex::raw::NoopRawMutex;
 use nanonsq_core::address::Address;
@@ -62,7 +62,9 @@ struct Wants {
     configured: Vec<Address>,
     /// A task waits until everything is settled.
     settling: bool,
+    /// A task waits until it is stopped; whether it has begun to.
     stop: bool,
+    begun: bool,
 }
 
 impl Registrar {
@@ -77,11 +79,13 @@ impl Registrar {
         };
         let config = Config {
             connect_timeout: Span::from_millis(random.pick(&[1000, 5000])),
-            reply_timeout: Span::from_millis(random.pick(&[1000, 5000])),
+            // Below PING's interval: a server that leaves out an answer, and goes on, is else one
+            // that answers late.
+            reply_timeout: Span::from_millis(random.pick(&[1000, 5000, 12_000])),
             ping: PING,
             reassert: Span::from_millis(random.pick(&[2000, 20_000, 60_000])),
             reconnect_spread: Span::from_millis(random.pick(&[0, 0, 3000])),
-            close_timeout: Span::from_millis(random.pick(&[0, 1000])),
+            close_timeout: Span::from_millis(random.pick(&[0, 1000, 20_000])),
             seed: random.below(1 << 32) as u32,
             ..Config::new(node)
         };
@@ -142,11 +146,18 @@ async fn run(world: World, me: usize, setup: Rc<Setup>, state: Rc<RefCell<Wants>
     });
     let mut stopping = pin!(async {
         loop {
-            let wanted = |_: &mut Context<'_>| {
-                if state.borrow().stop { Poll::Ready(()) } else { Poll::Pending }
+            let wanted = |_: &mut Context<'_>| match state.borrow().stop {
+                true => Poll::Ready(()),
+                false => Poll::Pending,
             };
             poll_fn(wanted).await;
-            handle.stop().await;
+            // Until it is stopped, or is no longer to be.
+            let mut stop = pin!(handle.stop());
+            poll_fn(|cx| match state.borrow().stop {
+                true => stop.as_mut().poll(cx),
+                false => Poll::Ready(()),
+            })
+            .await;
             state.borrow_mut().stop = false;
         }
     });
@@ -181,6 +192,7 @@ async fn run(world: World, me: usize, setup: Rc<Setup>, state: Rc<RefCell<Wants>
                     SETTLING => drop(application(|| settling.as_mut().poll(cx))),
                     _ => {
                         let _ = application(|| stopping.as_mut().poll(cx));
+                        state.borrow_mut().begun = true;
                         read_states(&handle, me);
                     }
                 }
@@ -242,7 +254,7 @@ fn assert_connected(handle: &Lookup<'_>) {
 
 /// Always so.
 fn check(handle: &Lookup<'_>, wants: &Wants) {
-    if !wants.stop {
+    if !wants.stop || wants.begun {
         assert_eq!(wanted(handle), wants.names, "the registry is what was asked for");
     }
 }
@@ -260,21 +272,33 @@ fn obey(
     let each = |event| (0..PEERS).for_each(|peer| watch::event((me, peer), event));
     match order {
         Order::Act(mut random) => match random.below(16) {
-            _ if wants.stop => {}
-            0..4 => configure(handle, setup, wants, &mut random, me),
-            _ if wants.configured.is_empty() => configure(handle, setup, wants, &mut random, me),
+            0..4 => {
+                wants.stop = false;
+                desk.units.wake(STOPPING);
+                configure(handle, setup, wants, &mut random, me);
+            }
+            _ if wants.configured.is_empty() && !wants.stop => {
+                configure(handle, setup, wants, &mut random, me);
+            }
             4 => {
                 watch::tell(session, || "waits until it is settled".into());
                 wants.settling = true;
                 desk.units.wake(SETTLING);
             }
-            5 if random.one_in(3) => {
+            5 => {
                 watch::tell(session, || "stops".into());
                 each(Event::Stop);
-                wants.stop = true;
+                if wants.stop {
+                    // Once more, without waiting for it.
+                    let cx = &mut Context::from_waker(Waker::noop());
+                    let _ = pin!(handle.stop()).poll(cx);
+                } else {
+                    wants.stop = true;
+                    wants.begun = false;
+                    desk.units.wake(STOPPING);
+                }
                 wants.names.clear();
                 wants.configured.clear();
-                desk.units.wake(STOPPING);
             }
             _ => {
                 each(Event::Work);

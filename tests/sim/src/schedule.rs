@@ -8,8 +8,9 @@ use crate::server::Mode;
 
 /// For how long things go wrong, in milliseconds.
 pub(crate) const FAULTY: u64 = 420_000;
-/// After so long without faults everything has to be well.
-pub(crate) const SETTLED: u64 = FAULTY + 110_000;
+/// After so long without faults everything has to be well: a half-open connection is noticed after
+/// two heartbeats of a minute.
+pub(crate) const SETTLED: u64 = FAULTY + 135_000;
 /// The end, when nothing of the past is left anywhere.
 pub(crate) const END: u64 = 600_000;
 /// So long after a clock jumped to its edge that world ends.
@@ -37,7 +38,7 @@ pub enum What {
     Stall(usize, bool, u64),
     /// A host's segments take so much longer.
     Slow(usize, u64, u64),
-    /// New connections to a host take next to nothing at once.
+    /// Connections to a host take next to nothing at once.
     Squeeze(usize, u64),
     /// Dials to a host fail.
     Dials(usize, DialFault, u64),
@@ -168,21 +169,20 @@ impl fmt::Display for Step {
 pub(crate) fn generate(random: &mut Random, actors: usize, hosts: usize) -> (Vec<Step>, u64) {
     let mut steps = Vec::new();
     for actor in 0..actors {
-        for _ in 0..random.between(2, 40) {
-            steps.push(Step {
-                at: random.below(FAULTY),
-                what: What::Act(actor, random.below(u64::MAX)),
-            });
-        }
-        if random.one_in(2) {
-            let what = What::Restart(actor, Restart::Driver);
-            steps.push(Step { at: random.below(FAULTY), what });
+        let mut at = 0;
+        for _ in 0..random.between(2, 60) {
+            // Some of it in quick succession.
+            at = if random.one_in(3) { at + random.below(200) } else { random.below(FAULTY) };
+            at = at.min(FAULTY - 1);
+            steps.push(Step { at, what: What::Act(actor, random.below(u64::MAX)) });
         }
     }
-    // Faults come in storms: some seeds have few, some many at about the same time.
-    let storms = random.between(1, 4);
-    for _ in 0..storms {
-        let (from, width) = (random.below(FAULTY), random.pick(&[100, 2000, 30_000, FAULTY]));
+    // Faults come in storms: some seeds have few, some many at about the same time, some just when
+    // an application does something.
+    for _ in 0..random.between(1, 6) {
+        let work = steps[random.below(steps.len() as u64) as usize].at;
+        let from = random.pick(&[work, random.clone().below(FAULTY)]);
+        let width = random.pick(&[100, 1000, 30_000, FAULTY]);
         for _ in 0..random.between(1, 12) {
             let at = (from + random.below(width)).min(FAULTY - 1);
             // Over before the calm.
@@ -216,7 +216,8 @@ fn fault(random: &mut Random, actors: usize, hosts: usize, ms: u64) -> What {
         5 => What::Stall(host, random.one_in(2), ms),
         6 => What::Slow(host, random.pick(&[100, 1000, 8000]), ms),
         7 => What::Squeeze(host, ms),
-        8 | 9 => What::Dials(host, random.pick(&DialFault::ALL), ms),
+        8 => What::Dials(host, random.pick(&DialFault::ALL), ms),
+        9 => What::Dials(host, DialFault::Elsewhere, ms),
         10 => What::Crash(host, random.one_in(2), ms),
         11 => What::Freeze(host, ms),
         12 | 13 => What::Mode(host, random.pick(&Mode::ALL), ms),

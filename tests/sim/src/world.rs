@@ -769,6 +769,9 @@ impl Inner {
             }
             What::Squeeze(at, ms) => {
                 self.hosts[at].squeezed = until(ms);
+                for conn in self.conns.values_mut().filter(|conn| conn.host == at) {
+                    conn.window = self.random.between(1, 64) as usize;
+                }
                 (at, ms)
             }
             What::Stall(at, up, ms) => {
@@ -807,7 +810,12 @@ impl Inner {
                 }
                 let rest = std::mem::take(&mut conn.up.queue);
                 conn.up.bytes = 0;
-                conn.down.queue.clear();
+                // What was under way comes just before the reset, or is lost.
+                for (_, segment) in std::mem::take(&mut conn.down.queue) {
+                    if let Segment::Data(kind, bytes) = segment {
+                        conn.rx.push_back((kind, bytes));
+                    }
+                }
                 let purge = self.random.one_in(2);
                 conn.reset(purge);
                 wake(&mut conn.reader);
