@@ -8,6 +8,7 @@ mod panics;
 mod peers;
 mod project;
 mod qemu;
+mod sim;
 mod sizes;
 
 use std::process::ExitCode;
@@ -40,6 +41,8 @@ enum Task {
     Panics(panics::Options),
     /// Measure what nanonsq takes on a Cortex-M0: flash, RAM, stack, instructions (needs QEMU)
     Sizes(sizes::Options),
+    /// Simulate: virtual time, a network that fails, model servers, thousands of seeded worlds
+    Sim(sim::Options),
 }
 
 fn main() -> ExitCode {
@@ -58,6 +61,7 @@ fn main() -> ExitCode {
         Task::Qemu(options) => qemu::run(&options),
         Task::Panics(options) => panics::run(&options),
         Task::Sizes(options) => sizes::run(&options),
+        Task::Sim(options) => sim::run(&options),
     };
     // Not with `{:?}`: most failures here are advice to a user, whom a backtrace does not help.
     done.map_or_else(

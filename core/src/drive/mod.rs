@@ -97,7 +97,7 @@ pub trait Listener {
 
 /// Tells and waits for time. A clone is an independent timer.
 pub trait Sleep: Clone {
-    /// The time, from the platform's start.
+    /// The time, from the platform's start; before [`Instant::NEVER`], which would always be due.
     fn now(&self) -> Instant;
 
     /// Ready at `at` or later; until then wakes the task by then. A later call replaces an earlier

@@ -253,7 +253,11 @@ impl PeerSession<'_, '_> {
             peer.repeat(Timer::Ping, now, self.config.ping);
         }
         if peer.timers.expired(Timer::Reassert, now) {
-            peer.reassert = 0;
+            // Not while an answer is due: the answers to what comes later would put off the end of
+            // a connection on which one of them got lost, without end.
+            if peer.outstanding == 0 {
+                peer.reassert = 0;
+            }
             peer.repeat(Timer::Reassert, now, self.config.reassert);
         }
     }

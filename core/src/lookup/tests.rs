@@ -624,6 +624,23 @@ fn a_frozen_peer_is_noticed_while_changes_go_on() {
 }
 
 #[test]
+fn an_answer_that_got_lost_is_noticed_while_all_is_asserted_again() {
+    let config = Config { reassert: Span::from_secs(2), ..Config::new(NODE) };
+    let mut rig = Rig::new(&config);
+    rig.configure(&["one:1"]);
+    rig.connect(0);
+    rig.add(&["t"]);
+    assert_eq!(rig.written(0), b"REGISTER t\n");
+    // That one is never answered, all later ones are.
+    for _ in 0..12 {
+        rig.wait(1000);
+        rig.commands(0);
+    }
+    let why = Closed::Fault(Fault::TimedOut(Awaited::Reply));
+    assert_eq!(rig.status(0).state, PeerState::Closing(why));
+}
+
+#[test]
 fn zero_turns_ping_and_reassert_off_and_the_cap_is_at_least_a_millisecond() {
     let config = Config {
         ping: Span::ZERO,

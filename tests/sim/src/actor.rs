@@ -1,0 +1,68 @@
+//! What takes part in a simulation. Each kind of actor is a file of its own: an application on the
+//! real handles and the real runner, and its own idea of what must be true.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::rc::Rc;
+
+use crate::exec::Units;
+use crate::random::Random;
+use crate::server::{ConnId, Seen};
+use crate::watch::Session;
+
+/// A process: owns all that dies with it.
+pub(crate) type Process = Pin<Box<dyn Future<Output = ()>>>;
+
+/// See the [module](self).
+pub(crate) trait Actor {
+    /// A new process. Another one of this actor, if there was one, is dead.
+    fn start(&mut self) -> (Process, Rc<Desk>);
+
+    /// A server understood something on a connection of this actor's.
+    fn seen(&mut self, session: Session, conn: ConnId, seen: Seen);
+
+    /// The process is dead.
+    fn died(&mut self) {}
+}
+
+/// What a process is told.
+#[derive(Debug, Clone)]
+pub(crate) enum Order {
+    /// To do something.
+    Act(Random),
+    /// To drop its runner's future and run it anew.
+    Restart,
+    /// No faults happen since long: everything is well.
+    Settled(Random),
+    /// Nothing of the past is left: everything is exactly as it should be.
+    End,
+}
+
+/// Where a process is reached.
+pub(crate) struct Desk {
+    pub(crate) units: Units,
+    pub(crate) orders: RefCell<VecDeque<Order>>,
+}
+
+/// The units that every process has.
+pub(crate) const RUNNER: usize = 0;
+/// Carries out orders.
+pub(crate) const ORDERS: usize = 1;
+
+impl Desk {
+    pub(crate) fn new(units: usize, sessions: u32) -> Rc<Self> {
+        let desk = Self { units: Units::new(units, sessions), orders: RefCell::default() };
+        desk.units.wake_all();
+        Rc::new(desk)
+    }
+
+    pub(crate) fn order(&self, order: Order) {
+        self.orders.borrow_mut().push_back(order);
+        self.units.wake(ORDERS);
+    }
+
+    pub(crate) fn next_order(&self) -> Option<Order> {
+        self.orders.borrow_mut().pop_front()
+    }
+}

@@ -1,0 +1,34 @@
+//! A deterministic simulator of nanonsq: the real state machines, handles, runners and the driver,
+//! in virtual time, on a network that fails in every way, with model servers.
+//!
+//! A *seed* gives a world: how many nodes and servers, how they are configured, what the
+//! applications do and what goes wrong when. The same seed gives the same world on every machine.
+//! For ten simulated minutes things happen, in the first seven of them faults too; what must
+//! always be true is checked after every step, what must be true in the end at the end.
+//!
+//! | module | what it is |
+//! |---|---|
+//! | `world` | virtual time and the network |
+//! | `schedule` | what is to happen |
+//! | `exec` | who is polled, and whether there was a reason |
+//! | [`nsqd`], [`nsqlookupd`] | the model servers, held against the real ones by `tests/differential.rs` |
+//! | `actor` | what takes part; `publisher` and `registrar` are its kinds |
+//! | [`watch`] | which state met which event, and the trace |
+//! | [`run`] | one world, and many |
+//!
+//! Start with `cargo xtask sim --help`.
+
+mod actor;
+mod exec;
+pub mod nsqd;
+pub mod nsqlookupd;
+mod publisher;
+pub mod random;
+mod registrar;
+pub mod run;
+mod schedule;
+pub mod server;
+pub mod shrink;
+pub mod table;
+pub mod watch;
+mod world;

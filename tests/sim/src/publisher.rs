@@ -1,0 +1,599 @@
+//! A producer: a real publisher with its runner and handles, and what must be true of its messages.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::future::poll_fn;
+use std::pin::pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+
+use embassy_sync::blocking_mutex::raw::NoopRawMutex;
+use nanonsq_core::address::Address;
+use nanonsq_core::drive::publisher::{self, Handle};
+use nanonsq_core::name::TopicName;
+use nanonsq_core::publish::{
+    Config, Event as Told, Full, HEADER_OVERHEAD, Outcome, PublishError, PublishOptions,
+    RECORD_OVERHEAD, State, Ticket,
+};
+use nanonsq_core::session::Session as _;
+use nanonsq_core::time::{Instant, Span};
+
+use crate::actor::{Actor, Desk, ORDERS, Order, Process, RUNNER};
+use crate::exec::application;
+use crate::nsqd::Settings;
+use crate::random::Random;
+use crate::server::{ConnId, Seen};
+use crate::watch::{self, Event, Session};
+use crate::world::{Clock, Dials, World};
+
+/// The longest message that the model nsqds take; longer ones are refused.
+pub(crate) const MESSAGE_MAX: i32 = 300;
+/// What the model nsqds ask for, if they ask.
+pub(crate) const SECRET: &[u8] = b"open sesame";
+
+/// Deadlines are rounded up to a multiple of this, in microseconds.
+const DEADLINE_STEP: u64 = 1 << 17;
+
+const TOPICS: [&str; 3] =
+    ["a", "b", "0123456789-0123456789-0123456789-0123456789-0123456789-012345678"];
+
+/// Units of the process, beside those that all have.
+const EVENTS: usize = 2;
+const WAITING: usize = 3;
+const ASKING: usize = 4;
+const STOPPING: usize = 5;
+
+/// See the [module](self).
+pub(crate) struct Producer {
+    world: World,
+    me: usize,
+    setup: Rc<Setup>,
+    state: Rc<RefCell<Ledger>>,
+}
+
+struct Setup {
+    config: Config<'static>,
+    nsqds: Vec<Address>,
+    ring: usize,
+}
+
+/// What is known of all messages, of this process and of those before.
+#[derive(Default)]
+struct Ledger {
+    lives: Vec<Life>,
+    conns: BTreeMap<ConnId, Conn>,
+    queue: VecDeque<Draft>,
+    /// The ticket whose outcome a task waits for.
+    asked: Option<Ticket>,
+    stop: bool,
+    /// The next command to be stored has so many messages: all that were there.
+    backlog: Option<u32>,
+}
+
+#[derive(Default)]
+struct Life {
+    drafts: u32,
+    /// By ticket.
+    accepted: Vec<Message>,
+    /// Tickets by the number of the draft.
+    tickets: BTreeMap<u32, u64>,
+    /// What did not end well, and when that was told.
+    failed: BTreeMap<u64, (Outcome, u64)>,
+    resolved: u64,
+    forgotten: u64,
+    /// Tickets in the order in which they first reached an nsqd.
+    arrived: Vec<u64>,
+    /// Messages by when they have to be final.
+    expiring: BTreeSet<(Instant, u64)>,
+    /// The connection has done what it is there for.
+    good: bool,
+    done: u64,
+    connections: u32,
+}
+
+struct Message {
+    ticket: Ticket,
+    copies: u64,
+    expires: bool,
+    too_long: bool,
+    forbidden: bool,
+}
+
+/// A message that nobody took yet.
+struct Draft {
+    number: u32,
+    topic: TopicName,
+    body: Vec<u8>,
+    options: PublishOptions,
+}
+
+struct Conn {
+    life: usize,
+    opened: u64,
+    resolved: u64,
+    last: Option<u64>,
+}
+
+impl Producer {
+    pub(crate) fn new(
+        world: &World,
+        me: usize,
+        nsqds: usize,
+        auth: bool,
+        random: &mut Random,
+    ) -> Self {
+        let ms = |random: &mut Random, from: &[u32]| Span::from_millis(random.pick(from));
+        let config = Config {
+            auth_secret: auth.then_some(SECRET),
+            heartbeat: ms(random, &[1000, 5000, 30_000, 60_000]),
+            connect_timeout: ms(random, &[1000, 5000]),
+            reply_timeout: ms(random, &[1000, 3000, 10_000]),
+            reconnect_spread: ms(random, &[0, 0, 0, 2000]),
+            close_timeout: ms(random, &[0, 100, 1000, 20_000]),
+            batch_bytes: random.pick(&[1, 200, 1 << 20]),
+            batch_messages: random.pick(&[1, 2, 10, 10_000]),
+            full: random.pick(&[Full::Refuse, Full::Refuse, Full::DropOldest]),
+            seed: random.below(1 << 32) as u32,
+            ..Config::new()
+        };
+        let first = random.below(nsqds as u64) as usize;
+        let count = random.between(1, nsqds as u64) as usize;
+        let nsqds = (first..first + count)
+            .map(|n| format!("nsqd{}:4150", n % nsqds).parse().expect("an address"))
+            .collect();
+        let ring = random.pick(&[85, 200, 500, 1000, 4096]);
+        let setup = Rc::new(Setup { config, nsqds, ring });
+        watch::say(|| format!("node{me} publishes to {:?}: {config:?}, ring {ring}", setup.nsqds));
+        Self { world: world.clone(), me, setup, state: Rc::default() }
+    }
+}
+
+/// What all nsqds of a simulation are like.
+pub(crate) fn nsqd_settings(auth: bool) -> Settings {
+    Settings {
+        max_msg_size: MESSAGE_MAX,
+        secret: auth.then(|| SECRET.to_vec()),
+        ..Settings::default()
+    }
+}
+
+impl Actor for Producer {
+    fn start(&mut self) -> (Process, Rc<Desk>) {
+        let desk = Desk::new(6, 1);
+        self.state.borrow_mut().lives.push(Life::default());
+        watch::add((self.me, 0), 0);
+        let process =
+            run(self.world.clone(), self.me, self.setup.clone(), self.state.clone(), desk.clone());
+        (Box::pin(process), desk)
+    }
+
+    fn seen(&mut self, _: Session, conn: ConnId, seen: Seen) {
+        let now = self.world.now();
+        let ledger = &mut *self.state.borrow_mut();
+        match seen {
+            Seen::Opened => {
+                let life = ledger.lives.len() - 1;
+                let resolved = ledger.lives[life].resolved;
+                ledger.conns.insert(conn, Conn { life, opened: now, resolved, last: None });
+            }
+            Seen::Stored { topic, bodies, batch } => {
+                let Config { batch_bytes, batch_messages, .. } = self.setup.config;
+                let count = bodies.len() as u32;
+                assert!(count <= batch_messages, "a batch of {count} messages");
+                let bytes: usize = bodies.iter().map(|body| RECORD_OVERHEAD + body.len()).sum();
+                assert!(count < 2 || bytes <= batch_bytes as usize, "a batch of {bytes} bytes");
+                assert!(batch || count == 1, "only a batch has several");
+                if let Some(backlog) = ledger.backlog.take() {
+                    assert_eq!(count, backlog, "a backlog of one topic leaves as one batch");
+                }
+                for body in bodies {
+                    ledger.arrives(conn, &topic, &body);
+                }
+            }
+            Seen::Refused { words } => watch::say(|| format!("nsqd refuses: {words}")),
+            Seen::Overdue(_) => {}
+        }
+    }
+
+    fn died(&mut self) {
+        let ledger = &mut *self.state.borrow_mut();
+        ledger.life().verify(&self.setup.config);
+        ledger.queue.clear();
+        ledger.asked = None;
+        ledger.stop = false;
+        ledger.backlog = None;
+    }
+}
+
+impl Life {
+    /// What was promised of its messages is so.
+    fn verify(&self, config: &Config<'_>) {
+        let mut unnamed = 0;
+        for (ticket, message) in (0..self.resolved).zip(&self.accepted) {
+            let outcome = self.failed.get(&ticket).map_or(Outcome::Acknowledged, |failed| failed.0);
+            match outcome {
+                Outcome::Acknowledged => unnamed += u64::from(message.copies == 0),
+                Outcome::Rejected(code) => {
+                    let why = message.too_long || message.forbidden;
+                    assert!(why, "{ticket} is rejected with {code}, and nothing is wrong with it");
+                    let stored = message.copies > 0 && !message.forbidden;
+                    assert!(!stored, "{ticket} is rejected and stored");
+                }
+                Outcome::Expired => assert!(message.expires, "{ticket} had no deadline"),
+                Outcome::Dropped => {
+                    assert_eq!(config.full, Full::DropOldest, "{ticket} was not to be dropped");
+                }
+                Outcome::Forgotten => panic!("{ticket}: an event says that it is forgotten"),
+            }
+        }
+        assert!(unnamed <= self.forgotten, "{unnamed} messages are acknowledged and lost");
+        // What was never given up arrived in the order of publishing.
+        let kept = self.arrived.iter().filter(|ticket| !self.failed.contains_key(*ticket));
+        assert!(self.forgotten > 0 || kept.is_sorted(), "messages overtook each other");
+    }
+}
+
+impl Ledger {
+    fn life(&mut self) -> &mut Life {
+        self.lives.last_mut().expect("a life")
+    }
+
+    /// nsqd stored this.
+    fn arrives(&mut self, conn: ConnId, topic: &str, body: &[u8]) {
+        let mut words = body.split(|&b| b == b'/').map(String::from_utf8_lossy);
+        let mut number = || words.next().and_then(|word| word.parse::<u32>().ok());
+        let (Some(life), Some(draft)) = (number(), number()) else {
+            panic!("nobody published {}", body.escape_ascii())
+        };
+        assert_eq!(words.next().as_deref(), Some(topic), "the topic it was published to");
+        let conn = self.conns.get_mut(&conn).expect("an open connection");
+        assert_eq!(conn.life, life as usize, "a process publishes only its own");
+        let life = &mut self.lives[conn.life];
+        let ticket = life.tickets[&draft];
+        assert!(conn.last < Some(ticket), "out of order on one connection: {ticket}");
+        conn.last = Some(ticket);
+        assert!(ticket >= conn.resolved, "{ticket} was final when the connection came up");
+        if let Some((outcome, told)) = life.failed.get(&ticket) {
+            assert!(*told >= conn.opened, "{ticket} was {outcome} when the connection came up");
+        }
+        let message = &mut life.accepted[ticket as usize];
+        if message.copies == 0 {
+            life.arrived.push(ticket);
+        }
+        message.copies += 1;
+    }
+
+    /// Makes a message.
+    fn draft(&mut self, random: &mut Random, now: Instant) -> Draft {
+        let topic = if random.one_in(30) { "forbidden" } else { random.pick(&TOPICS) };
+        let mut draft = self.plain_draft(topic);
+        let body = &mut draft.body;
+        let len = if random.one_in(40) { 301 } else { random.between(1, 60) as usize };
+        body.resize(len.max(body.len()), b'x');
+        let defer = random.one_in(20).then_some(Span::from_millis(random.below(9000) as u32));
+        let ttl = Span::from_millis(random.pick(&[0, 100, 1000, 20_000]));
+        let deadline = random.one_in(8).then(|| now.after(ttl));
+        draft.options = PublishOptions { defer, deadline };
+        draft
+    }
+
+    /// Makes a short message without options.
+    fn plain_draft(&mut self, topic: &str) -> Draft {
+        let life = self.lives.len() - 1;
+        let number = self.life().drafts;
+        self.life().drafts += 1;
+        let topic = TopicName::new(topic).expect("a name");
+        let body = format!("{life}/{number}/{topic}/").into_bytes();
+        Draft { number, topic, body, options: PublishOptions::default() }
+    }
+
+    /// Publishes at once; false if there was no room.
+    fn publish(
+        &mut self,
+        random: &mut Random,
+        now: Instant,
+        handle: &Publisher<'_>,
+        setup: &Setup,
+        session: Session,
+    ) -> bool {
+        let draft = self.draft(random, now);
+        watch::event(session, Event::Work);
+        let free = handle.look(|p| p.outbox().free()).unwrap_or_default();
+        let taken = handle.try_publish_with(&draft.topic, &draft.body, draft.options);
+        let full = taken == Err(PublishError::Full);
+        let most = HEADER_OVERHEAD + RECORD_OVERHEAD + draft.topic.as_str().len();
+        assert!(!full || free < most + draft.body.len(), "refused, though there is room");
+        self.answered(&draft, taken, setup.ring);
+        !full
+    }
+
+    /// The publisher's answer to a draft.
+    fn answered(&mut self, draft: &Draft, taken: Result<Ticket, PublishError>, ring: usize) {
+        let life = self.life();
+        match taken {
+            Ok(ticket) => {
+                assert_eq!(ticket.number(), life.accepted.len() as u64, "tickets count up");
+                if let Some(deadline) = draft.options.deadline {
+                    let at = Instant::from_micros(deadline.as_micros() | (DEADLINE_STEP - 1));
+                    life.expiring.insert((at, ticket.number()));
+                }
+                life.tickets.insert(draft.number, ticket.number());
+                life.accepted.push(Message {
+                    ticket,
+                    copies: 0,
+                    expires: draft.options.deadline.is_some(),
+                    too_long: draft.body.len() > MESSAGE_MAX as usize,
+                    forbidden: draft.topic.as_str() == "forbidden",
+                });
+            }
+            Err(PublishError::Full) => watch::count("outbox full"),
+            Err(PublishError::TooLarge { .. }) => {
+                let need = HEADER_OVERHEAD + RECORD_OVERHEAD + draft.topic.as_str().len();
+                assert!(need + draft.body.len() > ring, "it would fit");
+            }
+            Err(PublishError::Stopped) => assert!(self.stop, "nobody stopped it"),
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    /// What the application was told.
+    fn told(&mut self, event: Told, now: u64) {
+        let life = self.life();
+        match event {
+            Told::Failed { first, count, outcome } => {
+                for ticket in first.number()..first.number() + u64::from(count) {
+                    let before = life.failed.insert(ticket, (outcome, now));
+                    assert!(before.is_none(), "{ticket} has two outcomes");
+                }
+            }
+            Told::Forgotten { count } => life.forgotten += u64::from(count),
+            Told::Resolved { below } => {
+                assert!(below.number() > life.resolved, "final once");
+                life.resolved = below.number();
+            }
+            Told::Connected { .. } | Told::Disconnected { .. } => {}
+            _ => panic!("a new kind of event"),
+        }
+    }
+}
+
+type Publisher<'a> = Handle<'a, NoopRawMutex>;
+
+async fn run(
+    world: World,
+    me: usize,
+    setup: Rc<Setup>,
+    state: Rc<RefCell<Ledger>>,
+    desk: Rc<Desk>,
+) {
+    let session = (me, 0);
+    let units = &desk.units;
+    let (config, nsqds, mut ring) = (setup.config, setup.nsqds.clone(), vec![0; setup.ring]);
+    let mut resources = publisher::Resources::<NoopRawMutex>::new();
+    let dials = Dials(world.clone(), session);
+    let clock = Clock::of_session(&world, session);
+    let (handle, mut runner) =
+        publisher::new(&mut resources, &config, &nsqds, &mut ring, dials, clock)
+            .expect("a good configuration");
+
+    let mut events = pin!(async {
+        loop {
+            let event = handle.event().await;
+            state.borrow_mut().told(event, world.now());
+        }
+    });
+    let mut waiting = pin!(async {
+        loop {
+            let next = |_: &mut Context<'_>| match state.borrow_mut().queue.pop_front() {
+                Some(draft) => Poll::Ready(draft),
+                None => Poll::Pending,
+            };
+            let draft = poll_fn(next).await;
+            let taken = handle.publish_with(&draft.topic, &draft.body, draft.options).await;
+            state.borrow_mut().answered(&draft, taken, setup.ring);
+        }
+    });
+    let mut asking = pin!(async {
+        loop {
+            let asked = |_: &mut Context<'_>| match state.borrow().asked {
+                Some(ticket) => Poll::Ready(ticket),
+                None => Poll::Pending,
+            };
+            let ticket = poll_fn(asked).await;
+            let outcome = handle.outcome(ticket).await;
+            assert_eq!(handle.look(|p| p.outcome(ticket)), Some(Some(outcome)), "it is final");
+            state.borrow_mut().asked = None;
+        }
+    });
+    let mut stopping = pin!(async {
+        let stop =
+            |_: &mut Context<'_>| if state.borrow().stop { Poll::Ready(()) } else { Poll::Pending };
+        poll_fn(stop).await;
+        handle.stop(&Clock::of_handle(&world, me)).await;
+        std::future::pending::<()>().await
+    });
+
+    loop {
+        let mut run = pin!(runner.run());
+        poll_fn(|_| {
+            while let Some((unit, causes)) = units.take(world.now()) {
+                let waker = units.waker(unit);
+                let cx = &mut Context::from_waker(&waker);
+                match unit {
+                    RUNNER => {
+                        let before = (world.moves(me), print(&handle));
+                        let _ = run.as_mut().poll(cx);
+                        units.judge(causes, before != (world.moves(me), print(&handle)));
+                        let now = Instant::from_micros(world.clock(me));
+                        check_redial(&handle, state.borrow_mut().life(), now, &config);
+                    }
+                    ORDERS => {
+                        while let Some(order) = desk.next_order() {
+                            if matches!(order, Order::Restart) {
+                                watch::event(session, Event::Dropped);
+                                units.wake(RUNNER);
+                                return Poll::Ready(());
+                            }
+                            let now = Instant::from_micros(world.clock(me));
+                            application(|| {
+                                obey(order, &handle, now, &setup, &state, &desk, session)
+                            });
+                        }
+                    }
+                    EVENTS => drop(application(|| events.as_mut().poll(cx))),
+                    WAITING => drop(application(|| waiting.as_mut().poll(cx))),
+                    ASKING => drop(application(|| asking.as_mut().poll(cx))),
+                    _ => {
+                        let _ = application(|| stopping.as_mut().poll(cx));
+                        let now = handle.look(|p| p.state()).expect("not within a look");
+                        watch::set_state(session, &now);
+                    }
+                }
+                check(&handle);
+            }
+            let now = Instant::from_micros(world.clock(me));
+            check_quiet(&handle, &mut state.borrow_mut(), now);
+            Poll::Pending
+        })
+        .await;
+    }
+}
+
+/// Differs whenever the publisher changed.
+fn print(handle: &Publisher<'_>) -> impl PartialEq + use<> {
+    handle.look(|p| (p.version(), p.counters(), p.deadline(), p.outbox().used()))
+}
+
+/// Always so.
+fn check(handle: &Publisher<'_>) {
+    handle.look(|p| {
+        let c = p.counters();
+        let settled = c.acknowledged + c.rejected + c.expired + c.dropped;
+        assert_eq!(c.accepted, settled + c.pending, "each message has one outcome");
+        assert!(p.outbox().used() <= p.outbox().capacity(), "the ring holds what it has");
+    });
+}
+
+/// So when nothing more moves: nobody who waits was forgotten, and no deadline.
+fn check_quiet(handle: &Publisher<'_>, ledger: &mut Ledger, now: Instant) {
+    handle.look(|p| {
+        if let Some(ticket) = ledger.asked {
+            assert_eq!(p.outcome(ticket), None, "nobody told who waits for the outcome");
+        }
+        assert_eq!(p.poll_event(), None, "nobody told who waits for events");
+        let life = ledger.life();
+        while let Some(&(at, ticket)) = life.expiring.first().filter(|(at, _)| *at <= now) {
+            // The publisher itself may have forgotten what it told.
+            let told = life.forgotten > 0 || life.failed.contains_key(&ticket);
+            let known = p.outcome(life.accepted[ticket as usize].ticket).is_some();
+            assert!(told || known, "{ticket} is not final at its deadline {at:?}");
+            life.expiring.pop_first();
+        }
+    });
+}
+
+/// After a connection that was good, the next dial is not put off.
+fn check_redial(handle: &Publisher<'_>, life: &mut Life, now: Instant, config: &Config<'_>) {
+    handle.look(|p| {
+        let c = p.counters();
+        let done = c.acknowledged + c.late + c.rejected + u64::from(c.heartbeats);
+        life.good &= life.connections == c.connections;
+        life.good |= life.done != done;
+        (life.connections, life.done) = (c.connections, done);
+        match p.state() {
+            State::Ready | State::Closing(_) => {}
+            State::Waiting if life.good => {
+                let at_once = now.after(config.reconnect_spread);
+                assert!(p.deadline() <= at_once, "waits, though the connection was good");
+                life.good = false;
+            }
+            _ => life.good = false,
+        }
+    });
+}
+
+fn obey(
+    order: Order,
+    handle: &Publisher<'_>,
+    now: Instant,
+    setup: &Setup,
+    state: &RefCell<Ledger>,
+    desk: &Desk,
+    session: Session,
+) {
+    let say = |what: &str| watch::tell(session, || what.to_owned());
+    let ledger = &mut *state.borrow_mut();
+    match order {
+        Order::Act(mut random) => match random.below(10) {
+            0 if ledger.asked.is_none() && !ledger.life().accepted.is_empty() => {
+                say("asks what becomes of a message");
+                let last = ledger.life().accepted.len() as u64 - 1;
+                let first = ledger.life().resolved.saturating_sub(3).min(last);
+                let ticket = random.between(first, last) as usize;
+                ledger.asked = Some(ledger.life().accepted[ticket].ticket);
+                desk.units.wake(ASKING);
+            }
+            1 if random.one_in(4) => {
+                say("publishes, and stops");
+                for _ in 0..random.pick(&[0, 1, 10]) {
+                    ledger.publish(&mut random, now, handle, setup, session);
+                }
+                watch::event(session, Event::Stop);
+                ledger.stop = true;
+                desk.units.wake(STOPPING);
+            }
+            2 | 3 => {
+                say("publishes, and waits for room");
+                for _ in 0..random.between(1, 30) {
+                    let draft = ledger.draft(&mut random, now);
+                    ledger.queue.push_back(draft);
+                }
+                desk.units.wake(WAITING);
+            }
+            _ => {
+                say("publishes");
+                for _ in 0..random.pick(&[1, 1, 1, 2, 5, 30]) {
+                    ledger.publish(&mut random, now, handle, setup, session);
+                }
+            }
+        },
+        Order::Settled(mut random) => {
+            finish(handle, ledger, &setup.config);
+            let Config { batch_messages, batch_bytes, .. } = setup.config;
+            if !ledger.stop && batch_messages.min(batch_bytes) > 1000 && setup.ring > 200 {
+                ledger.backlog = Some(5);
+                // The last of them keeps others from joining.
+                for topic in [TOPICS[0]; 5].into_iter().chain([TOPICS[1]]) {
+                    let draft = ledger.plain_draft(topic);
+                    let taken = handle.try_publish(&draft.topic, &draft.body);
+                    ledger.answered(&draft, taken, setup.ring);
+                }
+            }
+            // The table takes exactly what it has room for, and drains again until the end.
+            if !ledger.stop && setup.config.full == Full::Refuse {
+                while ledger.publish(&mut random, now, handle, setup, session) {}
+            }
+        }
+        Order::End => finish(handle, ledger, &setup.config),
+        Order::Restart => {}
+    }
+}
+
+/// No faults since long.
+fn finish(handle: &Publisher<'_>, ledger: &mut Ledger, config: &Config<'_>) {
+    let stopped = ledger.stop;
+    let life = ledger.life();
+    let counters = handle.counters();
+    if !stopped {
+        let state = handle.look(|p| p.state());
+        assert_eq!(state, Some(State::Ready), "not connected, though nothing is wrong");
+        assert_eq!(counters.pending, 0, "messages wait, though nothing is wrong");
+        assert_eq!(handle.look(|p| p.outbox().used()), Some(0), "what is final takes room");
+        let failures = counters.rejected + counters.expired + counters.dropped;
+        let told = life.failed.len() as u64 + life.forgotten;
+        assert_eq!(failures, told, "a failure was not told, or twice");
+    }
+    let extra: u64 = life.accepted.iter().map(|message| message.copies.saturating_sub(1)).sum();
+    assert!(extra <= counters.possible_duplicates, "{extra} duplicates, more than counted");
+    life.verify(config);
+}

@@ -1,0 +1,429 @@
+//! A node that is listed: a real lookup with its runner and handle, and what must be true of what
+//! the nsqlookupds list.
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::future::poll_fn;
+use std::pin::pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+
+use embassy_sync::blocking_mutex::raw::NoopRawMutex;
+use nanonsq_core::address::Address;
+use nanonsq_core::drive::lookup::{self, Handle};
+use nanonsq_core::lookup::{Config, NodeInfo, PeerState, RegistryFull};
+use nanonsq_core::name::{ChannelName, TopicName};
+use nanonsq_core::session::Session as _;
+use nanonsq_core::time::Span;
+
+use crate::actor::{Actor, Desk, ORDERS, Order, Process, RUNNER};
+use crate::exec::application;
+use crate::random::Random;
+use crate::server::{ConnId, Seen};
+use crate::watch::{self, Event, Session};
+use crate::world::{Clock, Dials, World};
+
+/// How often a node says PING, and how long an nsqlookupd waits for it.
+const PING: Span = Span::from_secs(15);
+/// An eighth later, and the way.
+pub(crate) const PING_MAX: u64 = 18_000_000;
+
+const PEERS: usize = 3;
+const TOPIC_SLOTS: usize = 4;
+const CHANNEL_SLOTS: usize = 5;
+
+/// More than there are slots for.
+pub(crate) const TOPICS: [&str; 6] = ["t0", "t1", "t2", "t3", "t4", "t5"];
+const CHANNELS: [&str; 2] = ["c", "d#ephemeral"];
+
+/// Units of the process, beside those that all have.
+const SETTLING: usize = 2;
+const STOPPING: usize = 3;
+
+/// See the [module](self).
+pub(crate) struct Registrar {
+    world: World,
+    me: usize,
+    setup: Rc<Setup>,
+    state: Rc<RefCell<Wants>>,
+}
+
+struct Setup {
+    config: Config<'static>,
+    /// All nsqlookupds there are.
+    lookupds: Vec<Address>,
+}
+
+/// What the application wants.
+#[derive(Default)]
+struct Wants {
+    /// `topic` and `topic/channel`.
+    names: BTreeSet<String>,
+    configured: Vec<Address>,
+    /// A task waits until everything is settled.
+    settling: bool,
+    /// A task waits until it is stopped; whether it has begun to.
+    stop: bool,
+    begun: bool,
+}
+
+impl Registrar {
+    pub(crate) fn new(world: &World, me: usize, lookupds: usize, random: &mut Random) -> Self {
+        let node = NodeInfo {
+            broadcast_address: "node",
+            hostname: "node",
+            tcp_port: 4150,
+            http_port: 4151,
+            version: "1.3.0",
+            ..NodeInfo::default()
+        };
+        let config = Config {
+            connect_timeout: Span::from_millis(random.pick(&[1000, 5000])),
+            // Below PING's interval: a server that leaves out an answer, and goes on, is else one
+            // that answers late.
+            reply_timeout: Span::from_millis(random.pick(&[1000, 5000, 12_000])),
+            ping: PING,
+            reassert: Span::from_millis(random.pick(&[2000, 20_000, 60_000])),
+            reconnect_spread: Span::from_millis(random.pick(&[0, 0, 3000])),
+            close_timeout: Span::from_millis(random.pick(&[0, 1000, 20_000])),
+            seed: random.below(1 << 32) as u32,
+            ..Config::new(node)
+        };
+        let lookupds =
+            (0..lookupds).map(|n| format!("lookup{n}:4160").parse().expect("an address")).collect();
+        watch::say(|| format!("node{me} registers: {config:?}"));
+        Self {
+            world: world.clone(),
+            me,
+            setup: Rc::new(Setup { config, lookupds }),
+            state: Rc::default(),
+        }
+    }
+}
+
+impl Actor for Registrar {
+    fn start(&mut self) -> (Process, Rc<Desk>) {
+        let desk = Desk::new(4, PEERS as u32);
+        self.state.replace(Wants::default());
+        for peer in 0..PEERS {
+            watch::add((self.me, peer), 1);
+        }
+        // As an application does first.
+        desk.order(Order::Act(Random::new(self.world.now())));
+        let (world, setup, state) = (self.world.clone(), self.setup.clone(), self.state.clone());
+        (Box::pin(run(world, self.me, setup, state, desk.clone())), desk)
+    }
+
+    fn seen(&mut self, _: Session, _: ConnId, seen: Seen) {
+        if let Seen::Refused { words } = seen {
+            // Another kind of server may have been dialed, and a connection may break anywhere.
+            let fair = words == "E_BAD_PROTOCOL" || words.contains("failed to read");
+            assert!(fair, "nsqlookupd refuses: {words}");
+        }
+    }
+}
+
+type Lookup<'a> = Handle<'a, NoopRawMutex, Clock, PEERS, TOPIC_SLOTS, CHANNEL_SLOTS>;
+
+async fn run(world: World, me: usize, setup: Rc<Setup>, state: Rc<RefCell<Wants>>, desk: Rc<Desk>) {
+    let units = &desk.units;
+    let mut resources = lookup::Resources::new();
+    let next = Rc::new(RefCell::new(0));
+    let clock = Clock::of_runner(&world, me, next.clone());
+    let dials = std::array::from_fn(|peer| Dials(world.clone(), (me, peer)));
+    let (handle, mut runner): (Lookup<'_>, _) =
+        lookup::new(&mut resources, &setup.config, dials, clock).expect("a good configuration");
+
+    let mut settling = pin!(async {
+        loop {
+            let wanted = |_: &mut Context<'_>| {
+                if state.borrow().settling { Poll::Ready(()) } else { Poll::Pending }
+            };
+            poll_fn(wanted).await;
+            handle.settled().await;
+            state.borrow_mut().settling = false;
+        }
+    });
+    let mut stopping = pin!(async {
+        loop {
+            let wanted = |_: &mut Context<'_>| match state.borrow().stop {
+                true => Poll::Ready(()),
+                false => Poll::Pending,
+            };
+            poll_fn(wanted).await;
+            // Until it is stopped, or is no longer to be.
+            let mut stop = pin!(handle.stop());
+            poll_fn(|cx| match state.borrow().stop {
+                true => stop.as_mut().poll(cx),
+                false => Poll::Ready(()),
+            })
+            .await;
+            state.borrow_mut().stop = false;
+        }
+    });
+
+    loop {
+        // Clones of the clock from here on are the peers'.
+        next.replace(1);
+        let mut run = pin!(runner.run());
+        poll_fn(|_| {
+            while let Some((unit, causes)) = units.take(world.now()) {
+                let waker = units.waker(unit);
+                let cx = &mut Context::from_waker(&waker);
+                match unit {
+                    RUNNER => {
+                        let before = (world.moves(me), print(&handle));
+                        let _ = run.as_mut().poll(cx);
+                        units.judge(causes, before != (world.moves(me), print(&handle)));
+                    }
+                    ORDERS => {
+                        while let Some(order) = desk.next_order() {
+                            if matches!(order, Order::Restart) {
+                                (0..PEERS)
+                                    .for_each(|peer| watch::event((me, peer), Event::Dropped));
+                                units.wake(RUNNER);
+                                return Poll::Ready(());
+                            }
+                            let wants = &mut state.borrow_mut();
+                            application(|| obey(order, &handle, &world, &setup, wants, &desk, me));
+                            read_states(&handle, me);
+                        }
+                    }
+                    SETTLING => drop(application(|| settling.as_mut().poll(cx))),
+                    _ => {
+                        let _ = application(|| stopping.as_mut().poll(cx));
+                        state.borrow_mut().begun = true;
+                        read_states(&handle, me);
+                    }
+                }
+                check(&handle, &state.borrow());
+            }
+            if state.borrow().settling {
+                assert!(!is_settled(&handle), "nobody told who waits until it is settled");
+            }
+            Poll::Pending
+        })
+        .await;
+    }
+}
+
+/// Differs whenever the lookup changed.
+fn print(handle: &Lookup<'_>) -> impl PartialEq + use<> {
+    handle.look(|lookup| {
+        let deadlines: [_; PEERS] =
+            std::array::from_fn(|peer| lookup.peer(peer).map(|peer| peer.deadline()));
+        (lookup.version(), deadlines)
+    })
+}
+
+/// The application changed states behind the runner's back.
+fn read_states(handle: &Lookup<'_>, me: usize) {
+    for peer in 0..PEERS {
+        let state = handle.look(|lookup| lookup.status(peer).map(|status| status.state));
+        watch::set_state((me, peer), &state.flatten().expect("a peer"));
+    }
+}
+
+fn wanted(handle: &Lookup<'_>) -> BTreeSet<String> {
+    let names = handle.look(|lookup| {
+        let registry = lookup.registry();
+        let channels = registry.channels().map(|(topic, channel)| format!("{topic}/{channel}"));
+        registry.topics().map(ToString::to_string).chain(channels).collect()
+    });
+    names.expect("not within a look")
+}
+
+fn is_settled(handle: &Lookup<'_>) -> bool {
+    let settled = handle.look(|lookup| {
+        (0..PEERS).all(|n| lookup.status(n).is_none_or(|s| s.settled || s.address.is_none()))
+    });
+    settled.expect("not within a look")
+}
+
+fn assert_connected(handle: &Lookup<'_>) {
+    let connected = handle.look(|lookup| {
+        (0..PEERS).all(|peer| {
+            lookup.status(peer).is_some_and(|status| match status.address {
+                Some(_) => status.state == PeerState::Connected,
+                None => status.state == PeerState::Unused,
+            })
+        })
+    });
+    assert_eq!(connected, Some(true), "not connected, though nothing is wrong");
+}
+
+/// Always so.
+fn check(handle: &Lookup<'_>, wants: &Wants) {
+    if !wants.stop || wants.begun {
+        assert_eq!(wanted(handle), wants.names, "the registry is what was asked for");
+    }
+}
+
+fn obey(
+    order: Order,
+    handle: &Lookup<'_>,
+    world: &World,
+    setup: &Setup,
+    wants: &mut Wants,
+    desk: &Desk,
+    me: usize,
+) {
+    let session = (me, 0);
+    let each = |event| (0..PEERS).for_each(|peer| watch::event((me, peer), event));
+    match order {
+        Order::Act(mut random) => match random.below(16) {
+            0..4 => {
+                wants.stop = false;
+                desk.units.wake(STOPPING);
+                configure(handle, setup, wants, &mut random, me);
+            }
+            _ if wants.configured.is_empty() && !wants.stop => {
+                configure(handle, setup, wants, &mut random, me);
+            }
+            4 => {
+                watch::tell(session, || "waits until it is settled".into());
+                wants.settling = true;
+                desk.units.wake(SETTLING);
+            }
+            5 => {
+                watch::tell(session, || "stops".into());
+                each(Event::Stop);
+                if wants.stop {
+                    // Once more, without waiting for it.
+                    let cx = &mut Context::from_waker(Waker::noop());
+                    let _ = pin!(handle.stop()).poll(cx);
+                } else {
+                    wants.stop = true;
+                    wants.begun = false;
+                    desk.units.wake(STOPPING);
+                }
+                wants.names.clear();
+                wants.configured.clear();
+            }
+            _ => {
+                each(Event::Work);
+                for _ in 0..random.between(1, 3) {
+                    wants.change(handle, &mut random, session);
+                }
+            }
+        },
+        Order::Settled(mut random) if !wants.stop => {
+            assert_connected(handle);
+            assert!(!wants.settling, "not settled, though nothing is wrong");
+            // The tables take exactly what they have slots for.
+            for channels in [true, false] {
+                for topic in TOPICS {
+                    if channels {
+                        for channel in CHANNELS {
+                            wants.add(handle, topic, Some(channel), true);
+                        }
+                    } else {
+                        wants.add(handle, topic, None, true);
+                    }
+                }
+            }
+            wants.change(handle, &mut random, session);
+            wants.settling = true;
+            desk.units.wake(SETTLING);
+        }
+        Order::End => {
+            assert!(!wants.stop, "not stopped, though nothing is wrong");
+            assert_connected(handle);
+            assert!(!wants.settling, "not settled, though nothing is wrong");
+            for address in &setup.lookupds {
+                let (names, conns) = world.listing(address.host(), me);
+                let is_configured = wants.configured.contains(address);
+                assert_eq!(conns, usize::from(is_configured), "one connection to {address}");
+                if is_configured {
+                    assert!(names.iter().eq(&wants.names), "{address} lists {names:?}");
+                }
+            }
+        }
+        Order::Settled(_) | Order::Restart => {}
+    }
+}
+
+fn configure(
+    handle: &Lookup<'_>,
+    setup: &Setup,
+    wants: &mut Wants,
+    random: &mut Random,
+    me: usize,
+) {
+    let start = random.below(setup.lookupds.len() as u64) as usize;
+    let count = random.below(PEERS as u64 + 2) as usize;
+    let mut addresses: Vec<_> =
+        setup.lookupds.iter().cycle().skip(start).take(count).cloned().collect();
+    watch::tell((me, 0), || format!("configures {addresses:?}"));
+    (0..PEERS).for_each(|peer| watch::event((me, peer), Event::Configure));
+    let configured = handle.configure(&addresses);
+    addresses.sort_by_key(ToString::to_string);
+    addresses.dedup();
+    assert_eq!(configured.is_ok(), addresses.len() <= PEERS, "as many as there are peers");
+    if configured.is_ok() {
+        wants.configured = addresses;
+    }
+}
+
+impl Wants {
+    /// One change of what is wanted.
+    fn change(&mut self, handle: &Lookup<'_>, random: &mut Random, session: Session) {
+        let name = random.pick(&TOPICS);
+        let topic = TopicName::new(name).expect("a name");
+        let channel = random.pick(&CHANNELS);
+        let both = format!("{name}/{channel}");
+        let what = random.below(6);
+        watch::tell(session, || {
+            let verb = if what < 4 { "adds" } else { "removes" };
+            format!("{verb} {}", if what % 2 == 0 { name } else { &both })
+        });
+        match what {
+            0 | 2 => self.add(handle, name, None, false),
+            1 | 3 => self.add(handle, name, Some(channel), false),
+            4 => {
+                let was = self.names.remove(name);
+                self.names.retain(|other| !other.starts_with(&format!("{name}/")));
+                assert_eq!(handle.remove_topic(&topic), was, "whether {name} was wanted");
+            }
+            _ => {
+                let channel = ChannelName::new(channel).expect("a name");
+                let was = self.names.remove(&both);
+                assert_eq!(
+                    handle.remove_channel(&topic, &channel),
+                    was,
+                    "whether {both} was wanted"
+                );
+            }
+        }
+    }
+
+    /// Wants a topic, or a channel. `free`: no slot is kept for what was removed.
+    fn add(&mut self, handle: &Lookup<'_>, topic: &str, channel: Option<&str>, free: bool) {
+        let both = channel.map(|channel| format!("{topic}/{channel}"));
+        let name = TopicName::new(topic).expect("a name");
+        let channels = self.names.iter().filter(|name| name.contains('/')).count();
+        let topics = self.names.len() - channels;
+        let needs_topic = !self.names.contains(topic);
+        let needs_channel = both.as_ref().is_some_and(|both| !self.names.contains(both));
+        let fits =
+            (!needs_topic || topics < TOPIC_SLOTS) && (!needs_channel || channels < CHANNEL_SLOTS);
+        let added = match channel {
+            None => handle.add_topic(&name),
+            Some(channel) => handle.add_channel(&name, &ChannelName::new(channel).expect("a name")),
+        };
+        match added {
+            Ok(()) => {
+                assert!(fits, "more than there are slots for");
+                self.names.insert(topic.into());
+                self.names.extend(both);
+            }
+            Err(RegistryFull::Topics { max }) => assert_eq!(max, TOPIC_SLOTS),
+            Err(RegistryFull::Channels { max }) => assert_eq!(max, CHANNEL_SLOTS),
+        }
+        if added.is_err() {
+            watch::count("registry full");
+            assert!(needs_topic || needs_channel, "refused what is there already");
+            assert!(!free || !fits, "refused, though a slot is free");
+        }
+    }
+}

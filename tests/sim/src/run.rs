@@ -1,0 +1,212 @@
+//! One world from a seed, and what came of it.
+
+use std::cell::RefCell;
+use std::fmt;
+use std::panic::{self, AssertUnwindSafe};
+use std::rc::Rc;
+use std::task::{Context, Waker};
+
+use crate::actor::{Actor, Desk, Order, Process};
+use crate::nsqd::Nsqd;
+use crate::nsqlookupd::Nsqlookupd;
+use crate::publisher::{Producer, nsqd_settings};
+use crate::random::Random;
+use crate::registrar::{PING_MAX, Registrar};
+use crate::schedule::{self, FAULTY, Restart, SETTLED, Step, What};
+use crate::watch::{self, Coverage};
+use crate::world::{Due, World};
+
+/// What came of a world.
+#[derive(Debug)]
+pub struct Report {
+    /// All that was to happen.
+    pub steps: Vec<Step>,
+    /// What was exercised.
+    pub coverage: Coverage,
+    /// The trace, if it was asked for.
+    pub trace: Vec<String>,
+    /// What was not as it must be.
+    pub failure: Option<Failure>,
+}
+
+/// What was not as it must be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// Where that was checked: the name of the failure.
+    pub place: String,
+    /// What was wrong.
+    pub message: String,
+}
+
+thread_local! {
+    static FAILURE: RefCell<Option<Failure>> = const { RefCell::new(None) };
+}
+
+/// Once a process, before the first world: failures are kept rather than printed.
+pub fn install() {
+    watch::install();
+    panic::set_hook(Box::new(|info| {
+        let place = info.location().map(|at| format!("{}:{}", at.file(), at.line()));
+        let message = info.payload_as_str().unwrap_or("?").to_owned();
+        // Only the first: the others come of it.
+        FAILURE.with_borrow_mut(|failure| {
+            failure.get_or_insert(Failure { place: place.unwrap_or_default(), message });
+        });
+    }));
+}
+
+/// Lives a seed's world: all of its steps, or these of them.
+pub fn live(seed: u64, keep: Option<&[usize]>, trace: bool) -> Report {
+    watch::begin(trace);
+    FAILURE.set(None);
+    let mut random = Random::new(seed);
+    let mut stage = Stage::new(&mut random);
+    let (actors, hosts) = (stage.slots.len(), stage.hosts);
+    let (steps, end) = schedule::generate(&mut random.fork(), actors, hosts);
+    let kept = |at: &usize| keep.is_none_or(|keep| keep.contains(at));
+    for at in (0..steps.len()).filter(kept) {
+        stage.world.push(steps[at].at * 1000, Due::Step(at));
+    }
+    let result = panic::catch_unwind(AssertUnwindSafe(|| stage.play(&steps, end * 1000)));
+    let failure = FAILURE.take().filter(|_| result.is_err());
+    if let Some(failure) = &failure {
+        watch::say(|| format!("FAILED: {} ({})", failure.message, failure.place));
+    }
+    // What is left is dropped without looking at it again.
+    let _ = panic::catch_unwind(AssertUnwindSafe(|| drop(stage)));
+    let (coverage, trace) = watch::end();
+    Report { steps, coverage, trace: trace.unwrap_or_default(), failure }
+}
+
+struct Stage {
+    world: World,
+    slots: Vec<Slot>,
+    hosts: usize,
+    random: Random,
+}
+
+struct Slot {
+    actor: Box<dyn Actor>,
+    process: Option<(Process, Rc<Desk>)>,
+}
+
+impl Stage {
+    fn new(random: &mut Random) -> Self {
+        let publishers = random.pick(&[0, 1, 1, 1, 2]);
+        let registrars = if publishers == 0 { 1 } else { random.pick(&[0, 0, 1, 2]) };
+        let (nsqds, lookupds) = (random.between(1, 3) as usize, random.between(1, 4) as usize);
+        let auth = random.one_in(4);
+        let clock = random.pick(&[0, 0, 1, 1 << 32, 1 << 62]);
+        let world = World::new(random.below(u64::MAX), publishers + registrars, clock);
+        let hosts =
+            [if publishers > 0 { nsqds } else { 0 }, if registrars > 0 { lookupds } else { 0 }];
+        for n in 0..hosts[0] {
+            world.add_host(format!("nsqd{n}"), Box::new(Nsqd::new(nsqd_settings(auth))));
+        }
+        for n in 0..hosts[1] {
+            world.add_host(format!("lookup{n}"), Box::new(Nsqlookupd::new(PING_MAX)));
+        }
+        let mut slots = Vec::new();
+        for me in 0..publishers + registrars {
+            let actor: Box<dyn Actor> = if me < publishers {
+                Box::new(Producer::new(&world, me, nsqds, auth, random))
+            } else {
+                Box::new(Registrar::new(&world, me, lookupds, random))
+            };
+            slots.push(Slot { actor, process: None });
+            world.push(0, Due::Start(me));
+        }
+        Self { world, slots, hosts: hosts.iter().sum(), random: random.fork() }
+    }
+
+    fn play(&mut self, steps: &[Step], end: u64) {
+        self.world.push(FAULTY * 1000, Due::Calm);
+        self.world.push(SETTLED * 1000, Due::Settled);
+        self.world.push(end, Due::End);
+        while let Some((at, due)) = self.world.next() {
+            match due {
+                Due::Step(step) => self.step(&steps[step]),
+                Due::Start(actor) => self.start(actor),
+                Due::Calm => {
+                    watch::say(|| "no more faults".into());
+                    self.world.heal();
+                }
+                Due::Settled => {
+                    watch::say(|| "everything should be well".into());
+                    let order = Order::Settled(self.random.fork());
+                    self.order_all(&order);
+                }
+                Due::End if at > SETTLED * 1000 => self.order_all(&Order::End),
+                _ => {}
+            }
+            self.settle();
+            self.world.check_quiet();
+            if due == Due::End {
+                break;
+            }
+        }
+        for slot in &mut self.slots {
+            slot.process = None;
+            slot.actor.died();
+        }
+    }
+
+    fn step(&mut self, step: &Step) {
+        watch::count(step.what.kind());
+        if !matches!(step.what, What::Act(..)) {
+            watch::say(|| format!("-- {:?}", step.what));
+        }
+        let slots = &mut self.slots;
+        let order = |actor: usize, order: Order| {
+            if let Some((_, desk)) = &slots[actor].process {
+                desk.order(order);
+            }
+        };
+        match step.what {
+            What::Act(actor, dice) => order(actor, Order::Act(Random::new(dice))),
+            What::Restart(actor, Restart::Driver) => order(actor, Order::Restart),
+            What::Restart(actor, Restart::Process(ms)) => {
+                if slots[actor].process.take().is_some() {
+                    slots[actor].actor.died();
+                    self.world.push((step.at + ms) * 1000, Due::Start(actor));
+                }
+            }
+            _ => self.world.fault(&step.what),
+        }
+    }
+
+    fn start(&mut self, actor: usize) {
+        let slot = &mut self.slots[actor];
+        slot.process = Some(slot.actor.start());
+        watch::say(|| format!("node{actor} starts"));
+    }
+
+    fn order_all(&self, order: &Order) {
+        for (_, desk) in self.slots.iter().filter_map(|slot| slot.process.as_ref()) {
+            desk.order(order.clone());
+        }
+    }
+
+    /// Polls who is to be polled, until nothing moves.
+    fn settle(&mut self) {
+        let cx = &mut Context::from_waker(Waker::noop());
+        loop {
+            for (session, conn, seen) in self.world.take_seen() {
+                self.slots[session.0].actor.seen(session, conn, seen);
+            }
+            let ready = |slot: &&mut Slot| {
+                slot.process.as_ref().is_some_and(|(_, desk)| desk.units.is_ready())
+            };
+            let Some(slot) = self.slots.iter_mut().find(ready) else { return };
+            if let Some((process, _)) = &mut slot.process {
+                let _ = process.as_mut().poll(cx);
+            }
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.message, self.place)
+    }
+}

@@ -1,0 +1,227 @@
+//! What is to happen in a simulation: a list of steps, made from the seed. Steps do not depend on
+//! each other, so that some of them can be left out.
+
+use std::fmt;
+
+use crate::random::Random;
+use crate::server::Mode;
+
+/// For how long things go wrong, in milliseconds.
+pub(crate) const FAULTY: u64 = 420_000;
+/// After so long without faults everything has to be well: a half-open connection is noticed after
+/// two heartbeats of a minute.
+pub(crate) const SETTLED: u64 = FAULTY + 135_000;
+/// The end, when nothing of the past is left anywhere.
+pub(crate) const END: u64 = 600_000;
+/// So long after a clock jumped to its edge that world ends.
+const EDGE: u64 = 40_000;
+
+/// One thing that happens.
+#[derive(Debug, Clone)]
+pub struct Step {
+    /// When, in milliseconds.
+    pub at: u64,
+    /// What.
+    pub what: What,
+}
+
+/// What happens; actors and hosts by their numbers, times in milliseconds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum What {
+    /// An application does something, with these dice.
+    Act(usize, u64),
+    /// A process restarts, or only its driver.
+    Restart(usize, Restart),
+    /// Connections between an actor and a host break.
+    Cut(usize, usize, Cut),
+    /// Nothing gets through on a host's connections, towards it or from it.
+    Stall(usize, bool, u64),
+    /// A host's segments take so much longer.
+    Slow(usize, u64, u64),
+    /// Connections to a host take next to nothing at once.
+    Squeeze(usize, u64),
+    /// Dials to a host fail.
+    Dials(usize, DialFault, u64),
+    /// A host is down; its connections break, or it is silently gone.
+    Crash(usize, bool, u64),
+    /// A host's process stands still.
+    Freeze(usize, u64),
+    /// A host misbehaves.
+    Mode(usize, Mode, u64),
+    /// An actor's clock jumps.
+    Clock(usize, Jump),
+    /// An administrator deletes something at a host, with these dice.
+    Vandalize(usize, u64),
+}
+
+/// What restarts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Restart {
+    /// The runner's future is dropped, and run again.
+    Driver,
+    /// The process dies and comes back after so many milliseconds.
+    Process(u64),
+}
+
+/// How a connection breaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cut {
+    /// Both sides are told that it is reset.
+    Reset,
+    /// Both sides are told that the other closed it.
+    End,
+    /// Nobody is told.
+    HalfOpen,
+}
+
+/// What becomes of a dial.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DialFault {
+    /// As if nothing listened.
+    Refused,
+    /// No answer ever.
+    Hangs,
+    /// The transport gives up.
+    TimedOut,
+    /// No route.
+    Unreachable,
+    /// The name does not resolve.
+    NameNotFound,
+    /// No socket is left.
+    NoSocket,
+    /// Anything else.
+    Other,
+    /// The name resolves to another host.
+    Elsewhere,
+}
+
+impl DialFault {
+    const ALL: [Self; 8] = [
+        Self::Refused,
+        Self::Hangs,
+        Self::TimedOut,
+        Self::Unreachable,
+        Self::NameNotFound,
+        Self::NoSocket,
+        Self::Other,
+        Self::Elsewhere,
+    ];
+}
+
+/// Where a clock jumps to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Jump {
+    /// So many milliseconds ahead.
+    By(u64),
+    /// To so many milliseconds before the end of all time.
+    ToEdge(u64),
+}
+
+impl What {
+    /// The name of its kind.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Act(..) => "application",
+            Self::Restart(_, Restart::Driver) => "driver dropped",
+            Self::Restart(_, Restart::Process(_)) => "process restart",
+            Self::Cut(_, _, Cut::Reset) => "reset",
+            Self::Cut(_, _, Cut::End) => "end of stream",
+            Self::Cut(_, _, Cut::HalfOpen) => "half open",
+            Self::Stall(..) => "stall",
+            Self::Slow(..) => "slow",
+            Self::Squeeze(..) => "small window",
+            Self::Dials(_, fault, _) => match fault {
+                DialFault::Refused => "dial refused",
+                DialFault::Hangs => "dial hangs",
+                DialFault::TimedOut => "dial timed out",
+                DialFault::Unreachable => "dial unreachable",
+                DialFault::NameNotFound => "dial name not found",
+                DialFault::NoSocket => "dial no socket",
+                DialFault::Other => "dial other",
+                DialFault::Elsewhere => "dial elsewhere",
+            },
+            Self::Crash(_, false, _) => "crash",
+            Self::Crash(_, true, _) => "power loss",
+            Self::Freeze(..) => "freeze",
+            Self::Mode(_, mode, _) => match mode {
+                Mode::Mute => "server mute",
+                Mode::Garbage => "server garbage",
+                Mode::Wrong => "server wrong",
+                Mode::Trickle => "server trickle",
+                Mode::Huge => "server huge",
+                Mode::Hasty => "server hasty",
+                Mode::Exiting => "server exiting",
+            },
+            Self::Clock(_, Jump::By(_)) => "clock jump",
+            Self::Clock(_, Jump::ToEdge(_)) => "clock to edge",
+            Self::Vandalize(..) => "administrator",
+        }
+    }
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "at {:>4}.{:03} s {:?}", self.at / 1000, self.at % 1000, self.what)
+    }
+}
+
+/// All that happens, in order of time, and when it ends, in milliseconds.
+pub(crate) fn generate(random: &mut Random, actors: usize, hosts: usize) -> (Vec<Step>, u64) {
+    let mut steps = Vec::new();
+    for actor in 0..actors {
+        let mut at = 0;
+        for _ in 0..random.between(2, 60) {
+            // Some of it in quick succession.
+            at = if random.one_in(3) { at + random.below(200) } else { random.below(FAULTY) };
+            at = at.min(FAULTY - 1);
+            steps.push(Step { at, what: What::Act(actor, random.below(u64::MAX)) });
+        }
+    }
+    // Faults come in storms: some seeds have few, some many at about the same time, some just when
+    // an application does something.
+    for _ in 0..random.between(1, 6) {
+        let work = steps[random.below(steps.len() as u64) as usize].at;
+        let from = random.pick(&[work, random.clone().below(FAULTY)]);
+        let width = random.pick(&[100, 1000, 30_000, FAULTY]);
+        for _ in 0..random.between(1, 12) {
+            let at = (from + random.below(width)).min(FAULTY - 1);
+            // Over before the calm.
+            let longest = random.pick(&[300, 5000, 30_000, 120_000]);
+            let ms = (1 + random.below(longest)).min(FAULTY - at);
+            let what = fault(random, actors, hosts, ms);
+            steps.push(Step { at, what });
+        }
+    }
+    let mut end = END;
+    if random.one_in(40) {
+        let at = random.below(FAULTY);
+        for actor in 0..actors {
+            let jump = Jump::ToEdge(random.pick(&[0, 1, 100, 10_000, EDGE / 2, 2 * EDGE]));
+            steps.push(Step { at, what: What::Clock(actor, jump) });
+        }
+        end = at + EDGE;
+        steps.retain(|step| step.at < end);
+    }
+    steps.sort_by_key(|step| step.at);
+    (steps, end)
+}
+
+fn fault(random: &mut Random, actors: usize, hosts: usize, ms: u64) -> What {
+    let actor = random.below(actors as u64) as usize;
+    let host = random.below(hosts as u64) as usize;
+    match random.below(16) {
+        0 => What::Restart(actor, Restart::Process(ms)),
+        1 => What::Restart(actor, Restart::Driver),
+        2..5 => What::Cut(actor, host, random.pick(&[Cut::Reset, Cut::End, Cut::HalfOpen])),
+        5 => What::Stall(host, random.one_in(2), ms),
+        6 => What::Slow(host, random.pick(&[100, 1000, 8000]), ms),
+        7 => What::Squeeze(host, ms),
+        8 => What::Dials(host, random.pick(&DialFault::ALL), ms),
+        9 => What::Dials(host, DialFault::Elsewhere, ms),
+        10 => What::Crash(host, random.one_in(2), ms),
+        11 => What::Freeze(host, ms),
+        12 | 13 => What::Mode(host, random.pick(&Mode::ALL), ms),
+        14 => What::Clock(actor, Jump::By(random.pick(&[1, 500, 20_000, 3_600_000, 1 << 33]))),
+        _ => What::Vandalize(host, random.below(u64::MAX)),
+    }
+}

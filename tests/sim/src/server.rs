@@ -1,0 +1,151 @@
+//! What a model server is to the network.
+
+use std::collections::BTreeSet;
+
+use crate::random::Random;
+use crate::watch::Event;
+
+/// Names a connection, for good.
+pub type ConnId = u64;
+
+/// What a server does when something reached it.
+#[derive(Debug)]
+pub struct Out {
+    /// The time, in microseconds.
+    pub now: u64,
+    /// What it says and to whom, in order.
+    pub replies: Vec<(ConnId, Reply)>,
+    /// What it understood, for those who check it.
+    pub seen: Vec<(ConnId, Seen)>,
+}
+
+/// One thing that a server says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reply {
+    /// An answer of that kind.
+    Say(Event, Vec<u8>),
+    /// It closes the connection.
+    Close,
+}
+
+/// What a server understood on a connection.
+#[derive(Debug)]
+pub enum Seen {
+    /// The connection came up.
+    Opened,
+    /// nsqd stored these messages, all of one command.
+    Stored {
+        /// Where.
+        topic: String,
+        /// The messages.
+        bodies: Vec<Vec<u8>>,
+        /// It came as an MPUB.
+        batch: bool,
+    },
+    /// nsqd refused this command, with these words.
+    Refused {
+        /// The words.
+        words: String,
+    },
+    /// The client owes this since long.
+    Overdue(&'static str),
+}
+
+/// A server of the network: what reaches it and what it says.
+pub trait Server {
+    /// A connection came up.
+    fn open(&mut self, conn: ConnId, out: &mut Out);
+
+    /// Bytes arrived.
+    fn receive(&mut self, conn: ConnId, bytes: &[u8], out: &mut Out);
+
+    /// The client ended its stream.
+    fn ended(&mut self, conn: ConnId, out: &mut Out);
+
+    /// The connection is gone.
+    fn closed(&mut self, conn: ConnId);
+
+    /// When to tick next; `u64::MAX` is never.
+    fn deadline(&self) -> u64;
+
+    /// Time passed.
+    fn tick(&mut self, out: &mut Out);
+
+    /// Something well-formed that a sane server would not say now.
+    fn lie(&self, random: &mut Random) -> Vec<u8>;
+
+    /// It is about to exit, or not: it refuses work.
+    fn set_exiting(&mut self, exiting: bool);
+
+    /// An administrator deletes something; what it was.
+    fn vandalize(&mut self, random: &mut Random) -> String;
+
+    /// How many commands a client may send ahead of their answers.
+    fn unanswered_max(&self) -> u32;
+
+    /// What a connection has registered.
+    fn listing(&self, conn: ConnId) -> Option<&BTreeSet<String>>;
+}
+
+impl Out {
+    /// Nothing yet.
+    pub fn new(now: u64) -> Self {
+        Self { now, replies: Vec::new(), seen: Vec::new() }
+    }
+
+    /// Says something.
+    pub fn say(&mut self, conn: ConnId, kind: Event, bytes: Vec<u8>) {
+        self.replies.push((conn, Reply::Say(kind, bytes)));
+    }
+
+    /// Closes.
+    pub fn close(&mut self, conn: ConnId) {
+        self.replies.push((conn, Reply::Close));
+    }
+}
+
+/// How a server fails to be one, for a while.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// Says nothing.
+    Mute,
+    /// Says random bytes instead of each answer.
+    Garbage,
+    /// Says something well-formed and wrong instead of each answer.
+    Wrong,
+    /// Says a byte a second.
+    Trickle,
+    /// Puts a huge length, or HTTP, in front of each answer.
+    Huge,
+    /// Closes after each answer.
+    Hasty,
+    /// Refuses to work, as while it exits.
+    Exiting,
+}
+
+impl Mode {
+    /// All of them.
+    pub const ALL: [Self; 7] = [
+        Self::Mute,
+        Self::Garbage,
+        Self::Wrong,
+        Self::Trickle,
+        Self::Huge,
+        Self::Hasty,
+        Self::Exiting,
+    ];
+}
+
+/// A body behind its length, if all of it is there: how many bytes that is, and the body.
+pub(crate) fn body(bytes: &[u8]) -> Option<(i32, Option<&[u8]>)> {
+    let (len, rest) = bytes.split_first_chunk::<4>()?;
+    let len = i32::from_be_bytes(*len);
+    Some((len, usize::try_from(len).ok().and_then(|len| rest.get(..len))))
+}
+
+/// nsqd's and nsqlookupd's rule for names.
+pub(crate) fn is_name(name: &[u8]) -> bool {
+    let bare = name.strip_suffix(b"#ephemeral").unwrap_or(name);
+    let plain = |b: &u8| b.is_ascii_alphanumeric() || b".-_".contains(b);
+    (1..=64).contains(&name.len()) && !bare.is_empty() && bare.iter().all(plain)
+}

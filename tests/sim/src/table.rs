@@ -1,0 +1,136 @@
+//! Which pairs of state and event were exercised.
+
+use std::fmt::Write as _;
+
+use crate::watch::{Coverage, Event, Kind, MACHINES};
+
+/// The tables, for a person to read.
+pub fn text(coverage: &Coverage) -> String {
+    let mut text = String::new();
+    for (kind, machine) in MACHINES.iter().enumerate() {
+        let _ = write!(text, "\n{:<14}", machine.name);
+        for state in machine.states {
+            let _ = write!(text, "{state:>15}");
+        }
+        for event in Event::ALL {
+            let _ = write!(text, "\n{:<14}", format!("{event:?}"));
+            for state in 0..machine.states.len() {
+                match coverage.events(kind, state, event) {
+                    0 => text.push_str("              ."),
+                    n => drop(write!(text, "{n:>15}")),
+                }
+            }
+        }
+        text.push('\n');
+    }
+    let _ = writeln!(text);
+    for (what, n) in coverage.counts() {
+        let _ = writeln!(text, "{what:<22}{n:>12}");
+    }
+    text
+}
+
+/// From so many seeds on, everything that is possible has happened.
+const ENOUGH: u64 = 20_000;
+
+const PUBLISHER: Kind = 0;
+const PEER: Kind = 1;
+
+/// What comes from a transport. [`Event::Closed`] is apart: the driver tells the session first and
+/// drops the transport then.
+const TRANSPORT: &[Event] = &[
+    Event::Wrote,
+    Event::WrotePart,
+    Event::Blocked,
+    Event::WriteError,
+    Event::ReadError,
+    Event::End,
+    Event::Identified,
+    Event::Authorized,
+    Event::Ok,
+    Event::Heartbeat,
+    Event::Refusal,
+    Event::Part,
+    Event::Lie,
+];
+
+/// What cannot happen: the machine, its states, the events, and why.
+const IMPOSSIBLE: &[(Kind, &[&str], &[Event], &str)] = {
+    use Event::*;
+    const DOWN: &[&str] = &["Waiting", "Dialing", "Stopped", "Unused"];
+    const ALL: &[&str] = &[];
+    &[
+        (PUBLISHER, ALL, &[Configure], "a publisher's nsqds are given once"),
+        (PUBLISHER, DOWN, TRANSPORT, "there is no transport"),
+        (
+            PUBLISHER,
+            &["Dialing"],
+            &[Closed],
+            "a transport that comes up is opened or the dial over",
+        ),
+        (PUBLISHER, &["Waiting", "Stopped"], &[Up, DialFailed], "it does not dial"),
+        (
+            PUBLISHER,
+            &["Identifying", "Authenticating", "Ready", "Closing"],
+            &[Up, DialFailed],
+            "it has a connection",
+        ),
+        (PUBLISHER, &["Identifying"], &[Authorized, Ok], "nsqd answers what it was asked"),
+        (PUBLISHER, &["Authenticating"], &[Identified, Ok], "nsqd answers what it was asked"),
+        (PUBLISHER, &["Ready"], &[Identified, Authorized], "nsqd answers what it was asked"),
+        (
+            PUBLISHER,
+            &["Closing"],
+            &[Identified, Authorized],
+            "nsqd has read all by then, so closing does not wait",
+        ),
+        (PEER, ALL, &[Authorized, Heartbeat], "V1 has none"),
+        (PEER, DOWN, TRANSPORT, "there is no transport"),
+        (PEER, &["Dialing"], &[Closed], "a transport that comes up is opened or the dial over"),
+        (PEER, &["Unused", "Waiting"], &[Up, DialFailed], "it does not dial"),
+        (
+            PEER,
+            &["Identifying", "Connected", "Leaving", "Closing"],
+            &[Up, DialFailed],
+            "it has a connection",
+        ),
+        (PEER, &["Identifying"], &[Ok], "nsqlookupd answers what it was asked"),
+        (PEER, &["Connected", "Leaving"], &[Identified], "nsqlookupd answers what it was asked"),
+        (PEER, &["Connected", "Leaving"], &[Refusal], "nsqlookupd has nothing to refuse"),
+        (
+            PEER,
+            &["Closing"],
+            &[Identified],
+            "nsqlookupd has read all by then, so closing does not wait",
+        ),
+    ]
+};
+
+/// What was to be exercised and was not, or was and is not possible.
+pub fn gaps(coverage: &Coverage, seeds: u64) -> Vec<String> {
+    let mut gaps = Vec::new();
+    for (kind, machine) in MACHINES.iter().enumerate() {
+        for (state, name) in machine.states.iter().enumerate() {
+            for event in Event::ALL {
+                let why = IMPOSSIBLE.iter().find(|(of, states, events, _)| {
+                    let here = states.is_empty() || states.contains(name);
+                    *of == kind && here && events.contains(&event)
+                });
+                let times = coverage.events(kind, state, event);
+                let pair = format!("{}: {event:?} while {name}", machine.name);
+                match why {
+                    Some((.., why)) if times > 0 => gaps.push(format!(
+                        "{pair} happened {times} times, though it is listed as impossible: {why}"
+                    )),
+                    None if times == 0 && seeds >= ENOUGH => {
+                        gaps.push(format!(
+                            "{pair} never happened, and is not listed as impossible"
+                        ));
+                    }
+                    _ => {}
+                }
+            }
+        }
+    }
+    gaps
+}

@@ -1,0 +1,331 @@
+//! What is seen of a simulation: which state of a session met which event, and the trace for
+//! people.
+//!
+//! States come from the core itself: it traces every change through `log`. Which session it is
+//! about is known because the driver asks its clock before it does anything with its session
+//! ([`enter`]). All of it is per thread, as is a simulation.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::fmt;
+
+/// What happens to a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Event {
+    /// The application gave it work.
+    Work,
+    /// The application stopped it.
+    Stop,
+    /// The application said with whom to be connected.
+    Configure,
+    /// Its deadline came.
+    Deadline,
+    /// Its clock jumped.
+    ClockJump,
+    /// Its driver was dropped and runs again.
+    Dropped,
+    /// A dial came up.
+    Up,
+    /// A dial failed.
+    DialFailed,
+    /// The transport took all that was offered.
+    Wrote,
+    /// The transport took a part.
+    WrotePart,
+    /// The transport took nothing.
+    Blocked,
+    /// The transport is broken, said when written to.
+    WriteError,
+    /// The transport is broken, said when read from.
+    ReadError,
+    /// The other side ended the stream.
+    End,
+    /// The transport was closed, or aborted.
+    Closed,
+    /// The end of an answer to IDENTIFY.
+    Identified,
+    /// The end of an answer to AUTH.
+    Authorized,
+    /// The end of an OK.
+    Ok,
+    /// The end of a heartbeat.
+    Heartbeat,
+    /// The end of a refusal.
+    Refusal,
+    /// A part of any of these.
+    Part,
+    /// Something that a server should not say.
+    Lie,
+}
+
+impl Event {
+    /// All of them, in the order of their numbers.
+    pub const ALL: [Self; 22] = [
+        Self::Work,
+        Self::Stop,
+        Self::Configure,
+        Self::Deadline,
+        Self::ClockJump,
+        Self::Dropped,
+        Self::Up,
+        Self::DialFailed,
+        Self::Wrote,
+        Self::WrotePart,
+        Self::Blocked,
+        Self::WriteError,
+        Self::ReadError,
+        Self::End,
+        Self::Closed,
+        Self::Identified,
+        Self::Authorized,
+        Self::Ok,
+        Self::Heartbeat,
+        Self::Refusal,
+        Self::Part,
+        Self::Lie,
+    ];
+}
+
+/// A kind of session: its states, as the core names them, the first one first.
+#[derive(Debug)]
+pub struct Machine {
+    /// What the core's trace calls it.
+    pub name: &'static str,
+    /// The names of its states.
+    pub states: &'static [&'static str],
+}
+
+/// The kinds of sessions there are.
+pub const MACHINES: [Machine; 2] = [
+    Machine {
+        name: "publisher",
+        states: &[
+            "Waiting",
+            "Dialing",
+            "Identifying",
+            "Authenticating",
+            "Ready",
+            "Closing",
+            "Stopped",
+        ],
+    },
+    Machine {
+        name: "lookup peer",
+        states: &["Unused", "Waiting", "Dialing", "Identifying", "Connected", "Leaving", "Closing"],
+    },
+];
+
+/// The number of a [`Machine`]'s sessions: an index into [`MACHINES`].
+pub type Kind = usize;
+
+/// The most states that a machine has.
+const STATES_MAX: usize = 8;
+
+/// What was exercised.
+#[derive(Debug, Clone, Default)]
+pub struct Coverage {
+    /// How often, by machine, state and event.
+    events: [[[u64; Event::ALL.len()]; STATES_MAX]; MACHINES.len()],
+    /// How often a machine went from one state into another.
+    changes: [[[u64; STATES_MAX]; STATES_MAX]; MACHINES.len()],
+    /// How often something else happened: faults and what they were.
+    counts: BTreeMap<&'static str, u64>,
+}
+
+impl Coverage {
+    /// Adds another's numbers.
+    pub fn add(&mut self, other: &Self) {
+        for (sum, n) in
+            self.events.iter_mut().flatten().flatten().zip(other.events.iter().flatten().flatten())
+        {
+            *sum += n;
+        }
+        for (sum, n) in self
+            .changes
+            .iter_mut()
+            .flatten()
+            .flatten()
+            .zip(other.changes.iter().flatten().flatten())
+        {
+            *sum += n;
+        }
+        for (what, n) in &other.counts {
+            *self.counts.entry(what).or_default() += n;
+        }
+    }
+
+    /// How often a machine in that state met that event.
+    pub fn events(&self, kind: Kind, state: usize, event: Event) -> u64 {
+        self.events[kind][state][event as usize]
+    }
+
+    /// How often a machine went from one state to another.
+    pub fn changes(&self, kind: Kind, from: usize, to: usize) -> u64 {
+        self.changes[kind][from][to]
+    }
+
+    /// What else happened.
+    pub fn counts(&self) -> &BTreeMap<&'static str, u64> {
+        &self.counts
+    }
+}
+
+/// One session of one actor: the actor's number and, of those with several, which.
+pub(crate) type Session = (usize, usize);
+
+#[derive(Default)]
+struct Watch {
+    sessions: BTreeMap<Session, Seat>,
+    coverage: Coverage,
+    trace: Option<Vec<String>>,
+}
+
+struct Seat {
+    kind: Kind,
+    state: usize,
+    /// What it holds against its connection, if that is a fault of the other side.
+    fault: Option<String>,
+}
+
+thread_local! {
+    static WATCH: RefCell<Watch> = RefCell::default();
+    static NOW: Cell<u64> = const { Cell::new(0) };
+    static ACTIVE: Cell<Option<Session>> = const { Cell::new(None) };
+}
+
+struct Logger;
+
+impl log::Log for Logger {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+
+    /// The core's trace: `machine: Old(..) -> New(..)`.
+    fn log(&self, record: &log::Record<'_>) {
+        let text = record.args().to_string();
+        let Some((name, states)) = text.split_once(": ") else { return };
+        let Some((old, new)) = states.split_once(" -> ") else { return };
+        let Some(session) = ACTIVE.get() else { return };
+        let word = |state: &str| state.split('(').next().unwrap_or_default().to_owned();
+        let (old, new) = (word(old), word(new));
+        WATCH.with_borrow_mut(|watch| {
+            let Some(seat) = watch.sessions.get_mut(&session) else { return };
+            let machine = &MACHINES[seat.kind];
+            assert_eq!(machine.name, name, "the session that asked for the time last");
+            let state = |word: &str| machine.states.iter().position(|state| *state == word);
+            assert_eq!(state(&old), Some(seat.state), "{session:?}: {text}");
+            let new = state(&new).expect("a state that is in the table");
+            watch.coverage.changes[seat.kind][seat.state][new] += 1;
+            seat.state = new;
+            match machine.states[new] {
+                "Closing" if states.contains("Fault(") && !states.contains("Refused") => {
+                    seat.fault = Some(states.to_owned());
+                }
+                "Identifying" => seat.fault = None,
+                _ => {}
+            }
+        });
+        say(|| format!("{}: {states}", label(session)));
+    }
+
+    fn flush(&self) {}
+}
+
+/// How the trace calls a session.
+fn label((actor, machine): Session) -> String {
+    format!("node{actor}.{machine}")
+}
+
+/// Once a process.
+pub(crate) fn install() {
+    static LOGGER: Logger = Logger;
+    if log::set_logger(&LOGGER).is_ok() {
+        log::set_max_level(log::LevelFilter::Trace);
+    }
+}
+
+/// A new simulation.
+pub(crate) fn begin(trace: bool) {
+    NOW.set(0);
+    ACTIVE.set(None);
+    WATCH.set(Watch { trace: trace.then(Vec::new), ..Watch::default() });
+}
+
+/// What was seen since [`begin`].
+pub(crate) fn end() -> (Coverage, Option<Vec<String>>) {
+    let watch = WATCH.take();
+    (watch.coverage, watch.trace)
+}
+
+pub(crate) fn set_now(now: u64) {
+    NOW.set(now);
+}
+
+/// The state of a new session.
+pub(crate) fn add(session: Session, kind: Kind) {
+    WATCH.with_borrow_mut(|watch| {
+        watch.sessions.insert(session, Seat { kind, state: 0, fault: None })
+    });
+}
+
+/// What the core traces from now on is about this session.
+pub(crate) fn enter(session: Option<Session>) {
+    ACTIVE.set(session);
+}
+
+/// Its state, if it changed without a driver.
+pub(crate) fn set_state(session: Session, state: &impl fmt::Debug) {
+    let text = format!("{state:?}");
+    let word = text.split('(').next().unwrap_or_default();
+    WATCH.with_borrow_mut(|watch| {
+        let Some(seat) = watch.sessions.get_mut(&session) else { return };
+        let states = MACHINES[seat.kind].states;
+        let new = states.iter().position(|state| *state == word).expect("in the table");
+        if new != seat.state {
+            watch.coverage.changes[seat.kind][seat.state][new] += 1;
+            seat.state = new;
+        }
+    });
+}
+
+/// What a session holds against its connection, other than that the server refused something.
+pub(crate) fn fault(session: Session) -> Option<String> {
+    WATCH.with_borrow(|watch| watch.sessions.get(&session)?.fault.clone())
+}
+
+/// Whether a session is in that state.
+pub(crate) fn is_in(session: Session, state: &str) -> bool {
+    WATCH.with_borrow(|watch| {
+        let seat = watch.sessions.get(&session);
+        seat.is_some_and(|seat| MACHINES[seat.kind].states[seat.state] == state)
+    })
+}
+
+/// Something happens to a session, in the state in which it is.
+pub(crate) fn event(session: Session, event: Event) {
+    WATCH.with_borrow_mut(|watch| {
+        if let Some(seat) = watch.sessions.get(&session) {
+            watch.coverage.events[seat.kind][seat.state][event as usize] += 1;
+        }
+    });
+}
+
+/// Something else happens.
+pub(crate) fn count(what: &'static str) {
+    WATCH.with_borrow_mut(|watch| *watch.coverage.counts.entry(what).or_default() += 1);
+}
+
+/// A line of the trace.
+pub(crate) fn say(line: impl FnOnce() -> String) {
+    if WATCH.with_borrow(|watch| watch.trace.is_none()) {
+        return;
+    }
+    let now = NOW.get();
+    let line = format!("{:>4}.{:06} {}", now / 1_000_000, now % 1_000_000, line());
+    WATCH.with_borrow_mut(|watch| watch.trace.get_or_insert_default().push(line));
+}
+
+/// As [`say`], about a session.
+pub(crate) fn tell(session: Session, line: impl FnOnce() -> String) {
+    say(|| format!("{} {}", label(session), line()));
+}

@@ -1,0 +1,252 @@
+//! The model servers say what the real ones say: scripts of commands go to both, and every byte of
+//! their replies is compared.
+//!
+//! `SEEDS=100000 cargo test --release -p nanonsq-sim --test differential` replays more of them.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use nanonsq_sim::nsqd::{self, Settings};
+use nanonsq_sim::nsqlookupd;
+use nanonsq_sim::random::Random;
+use nanonsq_sim::server::{Out, Reply, Server};
+use nanonsq_tests::{Nsqd, Nsqlookupd, ServerOptions, require_peers};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+/// How many scripts each server gets.
+const SCRIPTS: u64 = 2000;
+/// How long one conversation may take.
+const LIMIT: Duration = Duration::from_secs(10);
+/// What the real server said may get lost when it closes with something unread.
+const ATTEMPTS: usize = 4;
+
+/// Small, so that commands reach them; nsqd is started with the same.
+const MESSAGE_MAX: i32 = 300;
+const BODY_MAX: i32 = 400;
+
+const TO_NSQD: &[&[u8]] = &[
+    b"NOP\n",
+    b"NOP\r\n",
+    b"PUB t\n\0\0\0\x02hi",
+    b"PUB t#ephemeral and more\n\0\0\0\x02hi",
+    b"MPUB t\n\0\0\0\x0f\0\0\0\x02\0\0\0\x01a\0\0\0\x02bc",
+    b"DPUB t 250\n\0\0\0\x01x",
+    b"DPUB t 0\n\0\0\0\x01x",
+    b"IDENTIFY\n\0\0\0\x02{}",
+    b"IDENTIFY\n\0\0\0\x1c{\"feature_negotiation\":true}",
+    b"IDENTIFY\n\0\0\0\x1b{\"heartbeat_interval\":1000}",
+    b"IDENTIFY\n\0\0\0\x19{\"heartbeat_interval\":-1}",
+    // Refused, for what they say or for a limit.
+    b"IDENTIFY\n\0\0\0\x1a{\"heartbeat_interval\":100}",
+    b"IDENTIFY\n\0\0\0\x01{",
+    b"IDENTIFY\n\0\0\0\0",
+    b"IDENTIFY\n\0\0\x01\x91",
+    b"IDENTIFY\n\xff\xff\xff\xff",
+    b"AUTH\n\0\0\0\x02s3",
+    b"AUTH x\n",
+    b"AUTH\n\0\0\0\0",
+    b"AUTH\n\0\0\x01\x91",
+    b"PUB t\n\0\0\x01\x2d",
+    b"PUB t\n\0\0\0\0",
+    b"PUB t\n\x80\0\0\0",
+    b"PUB\n",
+    b"PUB \n",
+    b"PUB bad$topic\n",
+    b"PUB 12345678901234567890123456789012345678901234567890123456789012345\n",
+    b"MPUB\n",
+    b"MPUB bad$\n",
+    b"MPUB t\n\0\0\x01\x91",
+    b"MPUB t\n\0\0\0\0",
+    b"MPUB t\n\0\0\0\x08\0\0\0\0\0\0\0\0",
+    b"MPUB t\n\0\0\0\x08\0\0\0\x50\0\0\0\0",
+    b"MPUB t\n\0\0\0\x0d\0\0\0\x02\0\0\0\x01a\0\0\0\0",
+    b"MPUB t\n\0\0\0\x0d\0\0\0\x02\0\0\0\x01a\0\0\x01\x2d",
+    b"DPUB t\n",
+    b"DPUB bad$ 1\n",
+    b"DPUB t x\n",
+    b"DPUB t -1\n",
+    b"DPUB t 3600001\n\0\0\0\x01x",
+    b"DPUB t 1\n\0\0\0\0",
+    b"XX y\n",
+    b"pub t\n",
+    b"\n",
+];
+
+const NODE: &[u8] =
+    br#"{"broadcast_address":"a","hostname":"h","tcp_port":1,"http_port":2,"version":"v"}"#;
+
+const TO_NSQLOOKUPD: &[&[u8]] = &[
+    b"PING\n",
+    b" PING \r\n",
+    b"REGISTER t\n",
+    b"REGISTER t c\n",
+    b"REGISTER t c more\n",
+    b"UNREGISTER t c\n",
+    b"UNREGISTER t c#ephemeral\n",
+    b"UNREGISTER t\n",
+    b"UNREGISTER never\n",
+    // Refused.
+    b"REGISTER\n",
+    b"REGISTER \n",
+    b"REGISTER $ c\n",
+    b"REGISTER t $\n",
+    b"UNREGISTER\n",
+    b"UNREGISTER t  c\n",
+    b"register t\n",
+    b"IDENTIFY\n\0\0\0\x02{}",
+    b"IDENTIFY\n\0\0\0\x02[]",
+    b"IDENTIFY\n\0\0\0\0",
+    b"\n",
+];
+
+#[tokio::test]
+async fn the_model_nsqd_says_what_nsqd_says() {
+    let peers = require_peers!();
+    let options = ServerOptions::new()
+        .flag(format!("--max-msg-size={MESSAGE_MAX}"))
+        .flag(format!("--max-body-size={BODY_MAX}"));
+    let real = Nsqd::start(&peers, options).await;
+    let settings =
+        Settings { max_msg_size: MESSAGE_MAX, max_body_size: BODY_MAX, ..Settings::default() };
+    compare(
+        real.tcp_address(),
+        || nsqd::Nsqd::new(settings.clone()),
+        <[u8]>::to_vec,
+        |random| script(random, b"  V2", None, TO_NSQD),
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn the_model_nsqlookupd_says_what_nsqlookupd_says() {
+    let peers = require_peers!();
+    let real = Nsqlookupd::start(&peers, ServerOptions::new()).await;
+    let identify = [b"IDENTIFY\n", &(NODE.len() as u32).to_be_bytes()[..], NODE].concat();
+    compare(
+        real.tcp_address(),
+        || nsqlookupd::Nsqlookupd::new(u64::MAX / 2),
+        without_names,
+        |random| {
+            let first = random.below(5) > 0;
+            script(random, b"  V1", first.then_some(&identify), TO_NSQLOOKUPD)
+        },
+    )
+    .await;
+}
+
+/// Some commands, sometimes cut off, rarely behind a wrong magic.
+fn script(
+    random: &mut Random,
+    magic: &[u8; 4],
+    first: Option<&Vec<u8>>,
+    from: &[&[u8]],
+) -> Vec<u8> {
+    let magic = if random.one_in(50) { b"  V3" } else { magic };
+    let mut script = magic.to_vec();
+    script.extend(first.into_iter().flatten());
+    for _ in 0..random.below(6) {
+        // The first ones are those that are taken.
+        let few = from.len() as u64 / 4;
+        let most = if random.one_in(3) { from.len() as u64 } else { few };
+        let at = random.below(most);
+        script.extend_from_slice(from[at as usize]);
+        if random.one_in(20) {
+            script.extend(first.into_iter().flatten());
+        }
+    }
+    if random.one_in(3) {
+        script.truncate(random.below(script.len() as u64 + 1) as usize);
+    }
+    script
+}
+
+/// Replays scripts to `real` and to a model; `scrub` takes out of a reply what must differ.
+async fn compare<S: Server>(
+    real: SocketAddr,
+    model: impl Fn() -> S,
+    scrub: impl Fn(&[u8]) -> Vec<u8>,
+    script: impl Fn(&mut Random) -> Vec<u8>,
+) {
+    let scripts = std::env::var("SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(SCRIPTS);
+    let (mut differ, mut answers, mut refusals) = (0, 0, 0);
+    for seed in 0..scripts {
+        let mut random = Random::new(seed);
+        let script = script(&mut random);
+        let ours = scrub(&replay(&mut model(), &script, &mut random));
+        let mut theirs = Vec::new();
+        for _ in 0..ATTEMPTS {
+            theirs = scrub(&talk(real, &script).await);
+            if theirs == ours {
+                break;
+            }
+        }
+        answers += usize::from(!ours.is_empty());
+        refusals += usize::from(ours.windows(2).any(|two| two == b"E_"));
+        if ours != theirs {
+            differ += 1;
+            println!("seed {seed}: {}", script.escape_ascii());
+            println!("  model {}\n  real  {}", ours.escape_ascii(), theirs.escape_ascii());
+        }
+    }
+    println!("{scripts} scripts, {answers} with answers, {refusals} with a refusal");
+    assert_eq!(differ, 0, "of {scripts} scripts; see above");
+    let few = scripts as usize / 10;
+    assert!(answers - refusals > few && refusals > few, "one-sided scripts");
+}
+
+/// All that a model answers to a script that arrives in pieces.
+fn replay(model: &mut impl Server, script: &[u8], random: &mut Random) -> Vec<u8> {
+    let mut out = Out::new(0);
+    model.open(1, &mut out);
+    let mut rest = script;
+    while !rest.is_empty() {
+        let (piece, behind) = rest.split_at(1 + random.below(rest.len() as u64) as usize);
+        model.receive(1, piece, &mut out);
+        rest = behind;
+    }
+    model.ended(1, &mut out);
+    assert_eq!(out.replies.last(), Some(&(1, Reply::Close)), "it closes, last");
+    let said = out.replies.into_iter().filter_map(|(_, reply)| match reply {
+        Reply::Say(_, bytes) => Some(bytes),
+        Reply::Close => None,
+    });
+    said.flatten().collect()
+}
+
+/// All that a real server answers.
+async fn talk(server: SocketAddr, script: &[u8]) -> Vec<u8> {
+    let conversation = async {
+        let mut socket = TcpStream::connect(server).await.expect("a server that listens");
+        let mut replies = Vec::new();
+        // These fail if it refused, and closed, before it read all.
+        let _ = socket.write_all(script).await;
+        let _ = socket.shutdown().await;
+        let _ = socket.read_to_end(&mut replies).await;
+        replies
+    };
+    tokio::time::timeout(LIMIT, conversation)
+        .await
+        .unwrap_or_else(|_| panic!("no end within {LIMIT:?}: {}", script.escape_ascii()))
+}
+
+/// nsqlookupd's replies without the names and ports that it says of itself.
+fn without_names(replies: &[u8]) -> Vec<u8> {
+    let mut rest = replies;
+    let mut kept = Vec::new();
+    while let Some((size, data)) = rest.split_first_chunk::<4>() {
+        let (reply, behind) = data.split_at(u32::from_be_bytes(*size) as usize);
+        rest = behind;
+        match serde_json::from_slice::<serde_json::Value>(reply) {
+            Ok(serde_json::Value::Object(info)) => {
+                for (key, value) in &info {
+                    let kind = if value.is_string() { "text" } else { "number" };
+                    let value = if key == "version" { value.to_string() } else { kind.into() };
+                    kept.extend(format!("{key}={value};").bytes());
+                }
+            }
+            _ => kept.extend([size, reply].concat()),
+        }
+    }
+    kept
+}

@@ -1,0 +1,157 @@
+//! `cargo xtask sim`: the simulator of `tests/sim`, and whether it finds planted faults.
+
+use std::ffi::OsString;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::Args;
+
+use crate::project;
+
+#[derive(Args)]
+#[command(disable_help_flag = true)]
+pub(crate) struct Options {
+    /// Plant each fault of tests/sim/planted into a copy of this repository and see that it is
+    /// found; further words choose some by their names
+    #[arg(long)]
+    planted: bool,
+    /// For the simulator: see `cargo xtask sim --help`
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    rest: Vec<OsString>,
+}
+
+/// Within so many seeds every planted fault is found.
+const SEEDS: &str = "1000";
+
+pub(crate) fn run(options: &Options) -> Result<()> {
+    if options.planted {
+        return planted(&options.rest);
+    }
+    let status = simulator(&project::root(), None).args(&options.rest).status()?;
+    // It has said why.
+    if !status.success() {
+        std::process::exit(status.code().unwrap_or(1));
+    }
+    Ok(())
+}
+
+/// The simulator, built with the optimizer and with all checks.
+fn simulator(root: &Path, target: Option<&Path>) -> Command {
+    let mut command = Command::new(env!("CARGO"));
+    command.args(["run", "--quiet", "--profile=sim", "--package=nanonsq-sim"]);
+    command.arg("--manifest-path").arg(root.join("Cargo.toml"));
+    if let Some(target) = target {
+        command.arg("--target-dir").arg(target);
+    }
+    command.arg("--");
+    command
+}
+
+/// A fault: what replaces what, in which file.
+struct Fault {
+    name: String,
+    what: String,
+    file: String,
+    was: String,
+    is: String,
+}
+
+fn planted(names: &[OsString]) -> Result<()> {
+    let root = project::root();
+    let mut paths = fs::read_dir(root.join("tests/sim/planted"))?
+        .map(|entry| Ok(entry?.path()))
+        .collect::<Result<Vec<_>>>()?;
+    paths.sort();
+    let mut faults = Vec::new();
+    for path in &paths {
+        faults.push(Fault::read(path)?);
+    }
+    faults.retain(|fault| names.is_empty() || names.iter().any(|name| **name == *fault.name));
+    ensure!(!faults.is_empty(), "no fault of such a name in tests/sim/planted");
+
+    let copy = root.join("target/planted/tree");
+    copy_tree(&root, &copy)?;
+    // All of them first: a fault that no longer fits is an error of this repository.
+    for fault in &faults {
+        fault.plant(&copy)?;
+    }
+    let target = root.join("target/planted/target");
+    let well = simulator(&copy, Some(&target)).args(["--seeds=100", "--first"]).output()?;
+    ensure!(well.status.success(), "it fails without any fault:\n{}", text(&well));
+    let mut missed = Vec::new();
+    for fault in &faults {
+        let path = copy.join(&fault.file);
+        let before = fs::read_to_string(&path)?;
+        fs::write(&path, fault.plant(&copy)?)?;
+        let output = simulator(&copy, Some(&target)).args(["--first", "--seeds", SEEDS]).output();
+        fs::write(&path, before)?;
+        let output = output?;
+        let said = text(&output);
+        let last = said.lines().last().unwrap_or_default();
+        match output.status.code() {
+            Some(1) if last.starts_with("seed ") => println!("found   {}: {last}", fault.name),
+            Some(0) => {
+                println!("MISSED  {}: {}", fault.name, fault.what);
+                missed.push(&*fault.name);
+            }
+            _ => bail!("{}: {}\n{said}", fault.name, output.status),
+        }
+    }
+    ensure!(missed.is_empty(), "not found within {SEEDS} seeds: {}", missed.join(", "));
+    println!("all {} planted faults are found within {SEEDS} seeds", faults.len());
+    Ok(())
+}
+
+fn text(output: &std::process::Output) -> String {
+    let all = [&*output.stderr, &*output.stdout].concat();
+    String::from_utf8_lossy(&all).into_owned()
+}
+
+impl Fault {
+    /// Reads `# what is wrong`, the file's name, and the two texts between conflict marks.
+    fn read(path: &Path) -> Result<Self> {
+        let text = fs::read_to_string(path)?;
+        let parse = || {
+            let (what, rest) = text.strip_prefix("# ")?.split_once('\n')?;
+            let (file, rest) = rest.split_once("\n<<<<<<<\n")?;
+            let (was, rest) = rest.split_once("=======\n")?;
+            let is = rest.strip_suffix(">>>>>>>\n")?;
+            Some((what.to_owned(), file.to_owned(), was.to_owned(), is.to_owned()))
+        };
+        let (what, file, was, is) =
+            parse().with_context(|| format!("{}: not a planted fault", path.display()))?;
+        let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        Ok(Self { name, what, file, was, is })
+    }
+
+    /// Its file with the fault in it.
+    fn plant(&self, tree: &Path) -> Result<String> {
+        let text = fs::read_to_string(tree.join(&self.file))?;
+        let times = text.matches(&self.was).count();
+        ensure!(
+            times == 1,
+            "planted fault {}: its text is {times} times in {}: adapt it to the code of today",
+            self.name,
+            self.file
+        );
+        Ok(text.replacen(&self.was, &self.is, 1))
+    }
+}
+
+/// Copies what git knows. Files that are the same keep their time, so that little is built anew.
+fn copy_tree(from: &Path, to: &Path) -> Result<()> {
+    let output = Command::new("git").arg("-C").arg(from).args(["ls-files", "-z"]).output()?;
+    ensure!(output.status.success(), "git ls-files: {}", text(&output));
+    for name in String::from_utf8(output.stdout)?.split_terminator('\0') {
+        let (source, copy) = (from.join(name), to.join(name));
+        let Ok(bytes) = fs::read(&source) else { continue };
+        if fs::read(&copy).is_ok_and(|known| known == bytes) {
+            continue;
+        }
+        fs::create_dir_all(copy.parent().context("a file has a directory")?)?;
+        fs::write(&copy, bytes)?;
+    }
+    Ok(())
+}
