@@ -473,9 +473,10 @@ async fn an_interval_holds_at_once_and_for_what_follows() {
     let (stage, desk) = (Stage::with_room(usize::MAX), Desk::default());
     let settings = Settings { period: Span::from_secs(3600), ..settings() };
     let later = async {
-        tokio::time::sleep(Duration::from_millis(9_990)).await;
+        tokio::time::sleep(Duration::from_millis(9_900)).await;
         desk.send("set interval 500ms");
-        tokio::time::sleep(Duration::from_millis(2_000)).await;
+        // Between two readings.
+        tokio::time::sleep(Duration::from_millis(2_250)).await;
         // Which does not keep the next reading from coming.
         for _ in 0..20 {
             desk.send("set interval 5s");
@@ -492,7 +493,7 @@ async fn an_interval_holds_at_once_and_for_what_follows() {
         .iter()
         .map(|reading| (reading["uptime_ms"].as_u64().unwrap() + 50) / 100)
         .collect();
-    assert_eq!(times, [0, 105, 110, 115, 120, 125, 175]);
+    assert_eq!(times, [0, 104, 109, 114, 119, 124, 174]);
 }
 
 #[tokio::test(start_paused = true)]
