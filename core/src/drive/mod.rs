@@ -83,6 +83,20 @@ pub trait Dialer {
     ) -> impl Future<Output = Result<Self::Transport<'_>, DialError>>;
 }
 
+impl<D: Dialer> Dialer for &mut D {
+    type Transport<'d>
+        = D::Transport<'d>
+    where
+        Self: 'd;
+
+    fn dial(
+        &mut self,
+        address: &Address,
+    ) -> impl Future<Output = Result<Self::Transport<'_>, DialError>> {
+        (**self).dial(address)
+    }
+}
+
 /// Takes in transports that others bring up: one accept slot. Several of them on one port are as
 /// many connections at a time.
 pub trait Listener {

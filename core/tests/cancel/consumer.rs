@@ -128,20 +128,30 @@ fn consumers_run_once() {
 /// Also in the middle of answers.
 #[test]
 fn consumers_run_twice() {
+    run_twice(async |runner| runner.run().await);
+}
+
+/// Also with answers that are gathered.
+#[test]
+fn consumers_run_buffered_twice() {
+    run_twice(async |runner| runner.run_buffered::<64, 50>().await);
+}
+
+fn run_twice(run: impl AsyncFn(&mut Runner<'_>) -> Infallible) {
     for transport in [(0, 1000), (1, 7)] {
         for k in 1..60 {
             for again in 1..40 {
                 let world = World::new(transport);
                 with_consumer(&world, ALL, |handle, mut runner, nsqd| {
                     for polls in [k, again] {
-                        let mut run = pin!(runner.run());
-                        let mut run = Task::new(run.as_mut());
+                        let mut running = pin!(run(&mut runner));
+                        let mut run = Task::new(running.as_mut());
                         let count = Cell::new(0);
                         let _ =
                             poll_times(&world, polls, pin!(finish_all(handle, &count)), &mut run);
                     }
-                    let mut run = pin!(runner.run());
-                    assert_consumes(&world, handle, nsqd, &mut Task::new(run.as_mut()));
+                    let mut running = pin!(run(&mut runner));
+                    assert_consumes(&world, handle, nsqd, &mut Task::new(running.as_mut()));
                 });
             }
         }

@@ -26,8 +26,9 @@ const NSQDS: usize = 64;
 const MESSAGES: usize = 1024;
 const RING: usize = 8 << 20;
 
-/// What each connection reads at once.
+/// What each connection reads and writes at once.
 const RX: usize = 16 * 1024;
+const TX: usize = 4096;
 
 /// Messages that are written at once, if so many wait.
 const BATCH: usize = 64;
@@ -153,7 +154,7 @@ pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
         ended
     };
     // Its buffers are large.
-    let background = Box::pin(runner.run_with::<RX>());
+    let background = Box::pin(runner.run_buffered::<RX, TX>());
     let ended = match select3(app, background, interrupts(2)).await {
         Either3::First(ended) => ended,
         Either3::Second(never) => never,

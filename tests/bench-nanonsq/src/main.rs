@@ -20,10 +20,11 @@ use nanonsq_std::{NoopRawMutex, TcpDialer, TokioSleep};
 /// As much as the others may hold: go-nsq's benchmark allows 10,000 messages outstanding.
 const OUTBOX: usize = 2 << 20;
 
-/// The most messages in flight, the ring's bytes for each, and bytes read at once.
+/// The most messages in flight, the ring's bytes for each, and bytes read and written at once.
 const MESSAGES: usize = 1000;
 const SLOT: usize = 256;
 const RX: usize = 64 * 1024;
+const TX: usize = 4096;
 
 #[derive(Debug, Parser)]
 struct Options {
@@ -157,7 +158,7 @@ async fn consume(options: &Options) -> anyhow::Result<Duration> {
         }
         Ok(elapsed)
     };
-    match select(runner.run_with::<RX>(), app).await {
+    match select(runner.run_buffered::<RX, TX>(), app).await {
         Either::First(never) => never,
         Either::Second(elapsed) => elapsed,
     }

@@ -738,9 +738,9 @@ async fn stopping_with_nothing_in_flight_is_immediate() {
         &[lookupd.http_address(), hangs.http_address()],
     );
     consumer.connected(1).await;
-    let asking = consumer.handle.wait(|consumer| {
-        (consumer.lookupd_status(1)?.state == LookupdState::Asking).then_some(())
-    });
+    let asking = consumer
+        .handle
+        .wait(|consumer| (consumer.lookupd_status(1)?.state == LookupdState::Asking).then_some(()));
     tokio::time::timeout(SOON, asking).await.unwrap();
     let start = Instant::now();
     consumer.handle.stop().await;
