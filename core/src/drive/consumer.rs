@@ -1,20 +1,19 @@
 //! A [`Consumer`] with its connections: a [`Handle`] to take messages with and a [`Runner`].
 
 use core::future::{Future, poll_fn};
-use core::task::{Context, Poll, Waker, ready};
+use core::task::Waker;
 
 use embassy_futures::select::{Either, select, select_array};
 use embassy_sync::blocking_mutex::raw::RawMutex;
 
 use super::shared::{Shared, Turn};
-use super::{Dialer, SessionCell, Sleep, Transport, drive};
+use super::{Dialer, SessionCell, Sleep, drive};
 use crate::address::Address;
 use crate::consume::{
     AnswerError, Config, ConfigError, Consumer, Counters, Delivery, Discovery, Event, Storage,
 };
-use crate::session::{DialError, Session, Transmit, TransportError, Upgrade};
+use crate::session::Session;
 use crate::time::Span;
-use crate::wire::copy;
 use crate::wire::v2::MessageHead;
 
 /// Bytes that a connection reads at once if [`Runner::run`] is used: a few short messages.
@@ -314,172 +313,37 @@ impl<M: RawMutex, D: Dialer, S: Sleep, const CONNECTIONS: usize, const LOOKUPDS:
     /// Runs all connections for ever, each reading [`RX_LEN`] bytes at once. Dropped, they end, and
     /// nsqd delivers again what was in flight; run again, it goes on.
     pub async fn run(&mut self) -> ! {
-        let Self { shared, dialers, sleep } = self;
-        let nsqds = dialers.nsqds.each_mut();
-        carry::<_, _, _, _, RX_LEN, _, _>(shared, sleep, nsqds, &mut dialers.lookupds).await
+        self.run_with::<RX_LEN>().await
     }
 
     /// As [`run`](Self::run), each connection to an nsqd with a receive buffer of `RX` bytes, at
     /// least 16: more of them are faster where many short messages come at once.
     pub async fn run_with<const RX: usize>(&mut self) -> ! {
-        let Self { shared, dialers, sleep } = self;
-        carry::<_, _, _, _, RX, _, _>(
-            shared,
-            sleep,
-            dialers.nsqds.each_mut(),
-            &mut dialers.lookupds,
-        )
-        .await
-    }
-
-    /// As [`run_with`](Self::run_with), and what a connection has to say at a time leaves in one
-    /// write of up to `TX` bytes, 21 an answer: for platforms where a write is a system call.
-    pub async fn run_buffered<const RX: usize, const TX: usize>(&mut self) -> ! {
-        let Self { shared, dialers, sleep } = self;
-        let nsqds = dialers.nsqds.each_mut().map(Gathering::<D, TX>);
-        carry::<_, _, _, _, RX, _, _>(shared, sleep, nsqds, &mut dialers.lookupds).await
-    }
-}
-
-async fn carry<
-    M: RawMutex,
-    N: Dialer,
-    D: Dialer,
-    S: Sleep,
-    const RX: usize,
-    const CONNECTIONS: usize,
-    const LOOKUPDS: usize,
->(
-    shared: &Shared<M, Consumer<'_>>,
-    sleep: &S,
-    nsqds: [N; CONNECTIONS],
-    lookupds: &mut [D; LOOKUPDS],
-) -> ! {
-    let mut index = 0;
-    let connections = nsqds.map(|mut dialer| {
-        let cell = Cell { shared, of: Of::Connection(index) };
-        index += 1;
-        async move {
-            let mut sleep = sleep.clone();
-            let mut rx = [0; RX];
-            drive(&cell, &mut dialer, &mut sleep, &mut rx).await
-        }
-    });
-    let mut index = 0;
-    let lookupds = lookupds.each_mut().map(|dialer| {
-        let cell = Cell { shared, of: Of::Lookupd(index) };
-        index += 1;
-        async move {
-            let mut sleep = sleep.clone();
-            let mut rx = [0; LOOKUPD_RX_LEN];
-            drive(&cell, dialer, &mut sleep, &mut rx).await
-        }
-    });
-    // None of them ever ends; without any there is nothing to run.
-    match select(select_array(connections), select_array(lookupds)).await {
-        Either::First((never, _)) | Either::Second((never, _)) => never,
-    }
-}
-
-/// Brings up transports that gather what is written.
-struct Gathering<'g, D, const TX: usize>(&'g mut D);
-
-impl<D: Dialer, const TX: usize> Dialer for Gathering<'_, D, TX> {
-    type Transport<'d>
-        = Gathered<D::Transport<'d>, TX>
-    where
-        Self: 'd;
-
-    async fn dial(&mut self, address: &Address) -> Result<Self::Transport<'_>, DialError> {
-        let transport = self.0.dial(address).await?;
-        Ok(Gathered { transport, buf: [0; TX], written: 0, len: 0, broken: None })
-    }
-}
-
-/// Writes when it is read from, or closed, or full: the driver reads after all that there was to
-/// write, in the same poll.
-struct Gathered<T, const TX: usize> {
-    transport: T,
-    buf: [u8; TX],
-    written: usize,
-    len: usize,
-    /// What a write said that failed; the driver is told at its next one.
-    broken: Option<TransportError>,
-}
-
-impl<T: Transport, const TX: usize> Gathered<T, TX> {
-    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), TransportError>> {
-        while self.written < self.len {
-            if let Some(error) = self.broken {
-                return Poll::Ready(Err(error));
+        let (shared, sleep) = (self.shared, &self.sleep);
+        let mut index = 0;
+        let connections = self.dialers.nsqds.each_mut().map(|dialer| {
+            let cell = Cell { shared, of: Of::Connection(index) };
+            index += 1;
+            async move {
+                let mut sleep = sleep.clone();
+                let mut rx = [0; RX];
+                drive(&cell, dialer, &mut sleep, &mut rx).await
             }
-            let head = self.buf.get(self.written..self.len).unwrap_or_default();
-            let n = match ready!(self.transport.poll_write(cx, Transmit { head, body: &[] })) {
-                Ok(0) => Err(TransportError::Other),
-                other => other,
-            };
-            match n {
-                Ok(n) => self.written = self.written.saturating_add(n),
-                Err(error) => self.broken = Some(error),
+        });
+        let mut index = 0;
+        let lookupds = self.dialers.lookupds.each_mut().map(|dialer| {
+            let cell = Cell { shared, of: Of::Lookupd(index) };
+            index += 1;
+            async move {
+                let mut sleep = sleep.clone();
+                let mut rx = [0; LOOKUPD_RX_LEN];
+                drive(&cell, dialer, &mut sleep, &mut rx).await
             }
+        });
+        // None of them ever ends; without any there is nothing to run.
+        match select(select_array(connections), select_array(lookupds)).await {
+            Either::First((never, _)) | Either::Second((never, _)) => never,
         }
-        self.written = 0;
-        self.len = 0;
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl<T: Transport, const TX: usize> Transport for Gathered<T, TX> {
-    fn poll_read(
-        &mut self,
-        cx: &mut Context<'_>,
-        buf: &mut [u8],
-    ) -> Poll<Result<usize, TransportError>> {
-        // If it failed, what there is to read may say why.
-        let _ = self.poll_flush(cx);
-        match ready!(self.transport.poll_read(cx, buf)) {
-            Ok(0) => Poll::Ready(self.broken.map_or(Ok(0), Err)),
-            other => Poll::Ready(other),
-        }
-    }
-
-    fn poll_write(
-        &mut self,
-        cx: &mut Context<'_>,
-        bytes: Transmit<'_>,
-    ) -> Poll<Result<usize, TransportError>> {
-        if TX.saturating_sub(self.len) < bytes.len() {
-            ready!(self.poll_flush(cx))?;
-        }
-        if let Some(error) = self.broken {
-            return Poll::Ready(Err(error));
-        }
-        if TX < bytes.len() {
-            return self.transport.poll_write(cx, bytes);
-        }
-        for part in [bytes.head, bytes.body] {
-            let room = self.buf.get_mut(self.len..).unwrap_or_default();
-            self.len = self.len.saturating_add(copy(room, part));
-        }
-        Poll::Ready(Ok(bytes.len()))
-    }
-
-    fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), TransportError>> {
-        ready!(self.poll_flush(cx))?;
-        self.transport.poll_close(cx)
-    }
-
-    fn abort(&mut self) {
-        self.transport.abort();
-    }
-
-    fn poll_upgrade(
-        &mut self,
-        cx: &mut Context<'_>,
-        upgrade: Upgrade,
-    ) -> Poll<Result<(), TransportError>> {
-        ready!(self.poll_flush(cx))?;
-        self.transport.poll_upgrade(cx, upgrade)
     }
 }
 

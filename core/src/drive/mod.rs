@@ -17,6 +17,7 @@
 //! means.
 
 pub mod consumer;
+mod gather;
 pub mod lookup;
 pub mod publisher;
 mod shared;
@@ -29,6 +30,7 @@ use crate::address::Address;
 use crate::session::{Closed, DialError, Link, Session, Transmit, TransportError, Upgrade};
 use crate::time::{Instant, Span};
 
+pub use gather::{Gathered, Gathering};
 pub use shared::WAITERS_MAX;
 
 /// How many rounds of reading and writing one poll makes before it lets other tasks run.
@@ -81,20 +83,6 @@ pub trait Dialer {
         &mut self,
         address: &Address,
     ) -> impl Future<Output = Result<Self::Transport<'_>, DialError>>;
-}
-
-impl<D: Dialer> Dialer for &mut D {
-    type Transport<'d>
-        = D::Transport<'d>
-    where
-        Self: 'd;
-
-    fn dial(
-        &mut self,
-        address: &Address,
-    ) -> impl Future<Output = Result<Self::Transport<'_>, DialError>> {
-        (**self).dial(address)
-    }
 }
 
 /// Takes in transports that others bring up: one accept slot. Several of them on one port are as

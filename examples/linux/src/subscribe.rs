@@ -8,6 +8,7 @@ use embassy_futures::select::{Either3, select3};
 use log::{info, warn};
 use nanonsq_core::address::Address;
 use nanonsq_core::consume::{Config, ConnectionEvent, Counters, Event, LOOKUPDS_MAX, LookupdEvent};
+use nanonsq_core::drive::Gathering;
 use nanonsq_core::drive::consumer::{self, Dialers, Resources, Sources};
 use nanonsq_core::name::{ChannelName, TopicName};
 use nanonsq_core::session::Closed;
@@ -129,8 +130,8 @@ pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
         Sources { nsqds: &args.nsqd_tcp_address, lookupds: &args.lookupd_http_address },
         &mut ring,
         Dialers {
-            nsqds: [TcpDialer::new(); CONNECTIONS],
-            lookupds: [TcpDialer::new(); LOOKUPDS_MAX],
+            nsqds: [Gathering::<_, TX>(TcpDialer::new()); CONNECTIONS],
+            lookupds: [Gathering(TcpDialer::new()); LOOKUPDS_MAX],
         },
         TokioSleep::new(),
     )
@@ -154,7 +155,7 @@ pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
         ended
     };
     // Its buffers are large.
-    let background = Box::pin(runner.run_buffered::<RX, TX>());
+    let background = Box::pin(runner.run_with::<RX>());
     let ended = match select3(app, background, interrupts(2)).await {
         Either3::First(ended) => ended,
         Either3::Second(never) => never,

@@ -10,8 +10,8 @@ use clap::{Parser, ValueEnum};
 use embassy_futures::select::{Either, select};
 use nanonsq_std::core::address::Address;
 use nanonsq_std::core::consume;
-use nanonsq_std::core::drive::consumer;
 use nanonsq_std::core::drive::publisher::{self, Handle};
+use nanonsq_std::core::drive::{Gathering, consumer};
 use nanonsq_std::core::name::{ChannelName, TopicName};
 use nanonsq_std::core::publish::{Config, Outcome, State};
 use nanonsq_std::core::wire::v2::{Command, OK};
@@ -138,7 +138,7 @@ async fn consume(options: &Options) -> anyhow::Result<Duration> {
         &config,
         consumer::Sources { nsqds: &nsqds, lookupds: &[] },
         &mut ring,
-        consumer::Dialers { nsqds: [TcpDialer::new()], lookupds: [] },
+        consumer::Dialers { nsqds: [Gathering::<_, TX>(TcpDialer::new())], lookupds: [] },
         TokioSleep::new(),
     )?;
     let app = async {
@@ -158,7 +158,7 @@ async fn consume(options: &Options) -> anyhow::Result<Duration> {
         }
         Ok(elapsed)
     };
-    match select(runner.run_buffered::<RX, TX>(), app).await {
+    match select(runner.run_with::<RX>(), app).await {
         Either::First(never) => never,
         Either::Second(elapsed) => elapsed,
     }
