@@ -222,6 +222,10 @@ fn noting<'a, R>(consumer: &mut Consumer<'a>, f: impl FnOnce(&mut Consumer<'a>) 
 
 /// A message, to be answered. Dropped unanswered it is requeued, as by
 /// [`release`](Self::release).
+///
+/// From within a look at the consumer it can be neither answered nor dropped, and one that is
+/// forgotten (`mem::forget`) is never answered either: nsqd takes it back when its time is up, but
+/// its place in the ring stays taken.
 #[derive(Debug)]
 pub struct Message<'a, M: RawMutex, S: Sleep> {
     shared: &'a Shared<M, Consumer<'a>>,

@@ -17,6 +17,7 @@
 //! means.
 
 pub mod consumer;
+mod gather;
 pub mod lookup;
 pub mod publisher;
 mod shared;
@@ -29,6 +30,7 @@ use crate::address::Address;
 use crate::session::{Closed, DialError, Link, Session, Transmit, TransportError, Upgrade};
 use crate::time::{Instant, Span};
 
+pub use gather::{Gathered, Gathering};
 pub use shared::WAITERS_MAX;
 
 /// How many rounds of reading and writing one poll makes before it lets other tasks run.

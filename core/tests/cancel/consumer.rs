@@ -7,7 +7,7 @@ use std::rc::Rc;
 
 use embassy_sync::blocking_mutex::raw::NoopRawMutex;
 use nanonsq_core::consume::{AnswerError, Config, ConnectionEvent, ConnectionState, Event};
-use nanonsq_core::drive::{WAITERS_MAX, consumer};
+use nanonsq_core::drive::{Dialer, Gathering, WAITERS_MAX, consumer};
 use nanonsq_core::name::ChannelName;
 use nanonsq_core::time::Span;
 
@@ -22,7 +22,7 @@ const ALL: usize = 20;
 const SLOTS: usize = 4;
 
 type Handle<'a> = consumer::Handle<'a, NoopRawMutex, World>;
-type Runner<'a> = consumer::Runner<'a, NoopRawMutex, World, World, 2, 1>;
+type Runner<'a, D = World> = consumer::Runner<'a, NoopRawMutex, D, World, 2, 1>;
 
 /// The nsqd that everything comes from.
 struct Nsqd(Rc<RefCell<Server>>);
@@ -44,6 +44,15 @@ fn with_consumer(
     messages: usize,
     test: impl FnOnce(&Handle<'_>, Runner<'_>, &Nsqd),
 ) {
+    with_dialer(world, &|world| world, messages, test);
+}
+
+fn with_dialer<D: Dialer>(
+    world: &World,
+    dialer: &impl Fn(World) -> D,
+    messages: usize,
+    test: impl FnOnce(&Handle<'_>, Runner<'_, D>, &Nsqd),
+) {
     let nsqd = Nsqd(world.serve(NSQD, Server::source(messages)));
     world.serve(LOOKUPD, Server::Directory(Vec::new()));
     let config = Config {
@@ -60,7 +69,10 @@ fn with_consumer(
         &config,
         consumer::Sources { nsqds: &[], lookupds: &lookupds },
         &mut ring,
-        consumer::Dialers { nsqds: [world.clone(), world.clone()], lookupds: [world.clone()] },
+        consumer::Dialers {
+            nsqds: [dialer(world.clone()), dialer(world.clone())],
+            lookupds: [dialer(world.clone())],
+        },
         world.clone(),
     )
     .unwrap();
@@ -128,20 +140,30 @@ fn consumers_run_once() {
 /// Also in the middle of answers.
 #[test]
 fn consumers_run_twice() {
+    run_twice(|world| world);
+}
+
+/// Also with answers that are gathered.
+#[test]
+fn consumers_run_buffered_twice() {
+    run_twice(Gathering::<_, 50>);
+}
+
+fn run_twice<D: Dialer>(dialer: impl Fn(World) -> D) {
     for transport in [(0, 1000), (1, 7)] {
         for k in 1..60 {
             for again in 1..40 {
                 let world = World::new(transport);
-                with_consumer(&world, ALL, |handle, mut runner, nsqd| {
+                with_dialer(&world, &dialer, ALL, |handle, mut runner, nsqd| {
                     for polls in [k, again] {
-                        let mut run = pin!(runner.run());
-                        let mut run = Task::new(run.as_mut());
+                        let mut running = pin!(runner.run());
+                        let mut run = Task::new(running.as_mut());
                         let count = Cell::new(0);
                         let _ =
                             poll_times(&world, polls, pin!(finish_all(handle, &count)), &mut run);
                     }
-                    let mut run = pin!(runner.run());
-                    assert_consumes(&world, handle, nsqd, &mut Task::new(run.as_mut()));
+                    let mut running = pin!(runner.run());
+                    assert_consumes(&world, handle, nsqd, &mut Task::new(running.as_mut()));
                 });
             }
         }

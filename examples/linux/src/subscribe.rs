@@ -8,6 +8,7 @@ use embassy_futures::select::{Either3, select3};
 use log::{info, warn};
 use nanonsq_core::address::Address;
 use nanonsq_core::consume::{Config, ConnectionEvent, Counters, Event, LOOKUPDS_MAX, LookupdEvent};
+use nanonsq_core::drive::Gathering;
 use nanonsq_core::drive::consumer::{self, Dialers, Resources, Sources};
 use nanonsq_core::name::{ChannelName, TopicName};
 use nanonsq_core::session::Closed;
@@ -26,8 +27,9 @@ const NSQDS: usize = 64;
 const MESSAGES: usize = 1024;
 const RING: usize = 8 << 20;
 
-/// What each connection reads at once.
+/// What each connection reads and writes at once.
 const RX: usize = 16 * 1024;
+const TX: usize = 4096;
 
 /// Messages that are written at once, if so many wait.
 const BATCH: usize = 64;
@@ -128,8 +130,8 @@ pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
         Sources { nsqds: &args.nsqd_tcp_address, lookupds: &args.lookupd_http_address },
         &mut ring,
         Dialers {
-            nsqds: [TcpDialer::new(); CONNECTIONS],
-            lookupds: [TcpDialer::new(); LOOKUPDS_MAX],
+            nsqds: [Gathering::<_, TX>(TcpDialer::new()); CONNECTIONS],
+            lookupds: [Gathering(TcpDialer::new()); LOOKUPDS_MAX],
         },
         TokioSleep::new(),
     )

@@ -10,8 +10,8 @@ use clap::{Parser, ValueEnum};
 use embassy_futures::select::{Either, select};
 use nanonsq_std::core::address::Address;
 use nanonsq_std::core::consume;
-use nanonsq_std::core::drive::consumer;
 use nanonsq_std::core::drive::publisher::{self, Handle};
+use nanonsq_std::core::drive::{Gathering, consumer};
 use nanonsq_std::core::name::{ChannelName, TopicName};
 use nanonsq_std::core::publish::{Config, Outcome, State};
 use nanonsq_std::core::wire::v2::{Command, OK};
@@ -20,10 +20,11 @@ use nanonsq_std::{NoopRawMutex, TcpDialer, TokioSleep};
 /// As much as the others may hold: go-nsq's benchmark allows 10,000 messages outstanding.
 const OUTBOX: usize = 2 << 20;
 
-/// The most messages in flight, the ring's bytes for each, and bytes read at once.
+/// The most messages in flight, the ring's bytes for each, and bytes read and written at once.
 const MESSAGES: usize = 1000;
 const SLOT: usize = 256;
 const RX: usize = 64 * 1024;
+const TX: usize = 4096;
 
 #[derive(Debug, Parser)]
 struct Options {
@@ -137,7 +138,7 @@ async fn consume(options: &Options) -> anyhow::Result<Duration> {
         &config,
         consumer::Sources { nsqds: &nsqds, lookupds: &[] },
         &mut ring,
-        consumer::Dialers { nsqds: [TcpDialer::new()], lookupds: [] },
+        consumer::Dialers { nsqds: [Gathering::<_, TX>(TcpDialer::new())], lookupds: [] },
         TokioSleep::new(),
     )?;
     let app = async {

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use nanonsq_std::core::consume::{
-    AnswerError, Config, ConnectionEvent, Event, Exhausted, TooLarge,
+    AnswerError, Config, ConnectionEvent, Event, Exhausted, LookupdState, TooLarge,
 };
 use nanonsq_std::core::session::{Closed, Fault};
 use nanonsq_std::core::time::Span;
@@ -729,9 +729,19 @@ async fn stopping_gives_everything_back() {
 async fn stopping_with_nothing_in_flight_is_immediate() {
     let peers = require_peers!();
     let lookupd = Nsqlookupd::start(&peers, ServerOptions::new()).await;
+    let hangs = Nsqlookupd::start(&peers, ServerOptions::new()).await;
+    hangs.freeze();
     let nsqd = start_nsqd(&peers).await;
-    let consumer = Consumer::start(config(), &[nsqd.tcp_address()], &[lookupd.http_address()]);
+    let consumer = Consumer::start(
+        config(),
+        &[nsqd.tcp_address()],
+        &[lookupd.http_address(), hangs.http_address()],
+    );
     consumer.connected(1).await;
+    let asking = consumer
+        .handle
+        .wait(|consumer| (consumer.lookupd_status(1)?.state == LookupdState::Asking).then_some(()));
+    tokio::time::timeout(SOON, asking).await.unwrap();
     let start = Instant::now();
     consumer.handle.stop().await;
     assert!(start.elapsed() < Duration::from_millis(300), "{:?}", start.elapsed());

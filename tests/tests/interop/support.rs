@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use nanonsq_std::core::address::Address;
-use nanonsq_std::core::drive::{self, Dialer};
+use nanonsq_std::core::drive::{self, Dialer, Gathering};
 use nanonsq_std::core::name::{ChannelName, TopicName};
 use nanonsq_std::core::{consume, lookup, publish};
 use nanonsq_std::{CriticalSectionRawMutex, TcpDialer, TokioSleep};
@@ -187,8 +187,8 @@ impl Consumer {
             lookupds: addresses(lookupds).leak(),
         };
         let dialers = drive::consumer::Dialers {
-            nsqds: [TcpDialer::new(); CONNECTIONS],
-            lookupds: [TcpDialer::new(); LOOKUPDS],
+            nsqds: [Gathering::<_, 1024>(TcpDialer::new()); CONNECTIONS],
+            lookupds: [Gathering(TcpDialer::new()); LOOKUPDS],
         };
         let resources =
             drive::consumer::Resources::<_, CONNECTIONS, MESSAGES, LOOKUPDS, NSQDS>::new();

@@ -1,0 +1,116 @@
+//! Fewer writes.
+
+use core::task::{Context, Poll, ready};
+
+use super::{Dialer, Transport};
+use crate::address::Address;
+use crate::session::{DialError, Transmit, TransportError, Upgrade};
+use crate::wire::copy;
+
+/// A dialer whose transports gather what a session has to say at a time, up to `TX` bytes, into one
+/// write: for platforms where a write is a system call. A consumer's answers have 21 bytes each, and
+/// otherwise leave three at a time.
+#[derive(Debug, Clone, Copy)]
+pub struct Gathering<D, const TX: usize>(pub D);
+
+impl<D: Dialer, const TX: usize> Dialer for Gathering<D, TX> {
+    type Transport<'d>
+        = Gathered<D::Transport<'d>, TX>
+    where
+        Self: 'd;
+
+    async fn dial(&mut self, address: &Address) -> Result<Self::Transport<'_>, DialError> {
+        let transport = self.0.dial(address).await?;
+        Ok(Gathered { transport, buf: [0; TX], written: 0, len: 0, broken: None })
+    }
+}
+
+/// A transport of a [`Gathering`] dialer.
+///
+/// Writes when it is read from, or closed, or full: the driver reads after all that there was to
+/// write, in the same poll.
+#[derive(Debug)]
+pub struct Gathered<T, const TX: usize> {
+    transport: T,
+    buf: [u8; TX],
+    written: usize,
+    len: usize,
+    /// What a write said that failed; the driver is told at its next one.
+    broken: Option<TransportError>,
+}
+
+impl<T: Transport, const TX: usize> Gathered<T, TX> {
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), TransportError>> {
+        while self.written < self.len {
+            if let Some(error) = self.broken {
+                return Poll::Ready(Err(error));
+            }
+            let head = self.buf.get(self.written..self.len).unwrap_or_default();
+            let n = match ready!(self.transport.poll_write(cx, Transmit { head, body: &[] })) {
+                Ok(0) => Err(TransportError::Other),
+                other => other,
+            };
+            match n {
+                Ok(n) => self.written = self.written.saturating_add(n),
+                Err(error) => self.broken = Some(error),
+            }
+        }
+        self.written = 0;
+        self.len = 0;
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<T: Transport, const TX: usize> Transport for Gathered<T, TX> {
+    fn poll_read(
+        &mut self,
+        cx: &mut Context<'_>,
+        buf: &mut [u8],
+    ) -> Poll<Result<usize, TransportError>> {
+        // If it failed, what there is to read may say why.
+        let _ = self.poll_flush(cx);
+        match ready!(self.transport.poll_read(cx, buf)) {
+            Ok(0) => Poll::Ready(self.broken.map_or(Ok(0), Err)),
+            other => Poll::Ready(other),
+        }
+    }
+
+    fn poll_write(
+        &mut self,
+        cx: &mut Context<'_>,
+        bytes: Transmit<'_>,
+    ) -> Poll<Result<usize, TransportError>> {
+        if TX.saturating_sub(self.len) < bytes.len() {
+            ready!(self.poll_flush(cx))?;
+        }
+        if let Some(error) = self.broken {
+            return Poll::Ready(Err(error));
+        }
+        if TX < bytes.len() {
+            return self.transport.poll_write(cx, bytes);
+        }
+        for part in [bytes.head, bytes.body] {
+            let room = self.buf.get_mut(self.len..).unwrap_or_default();
+            self.len = self.len.saturating_add(copy(room, part));
+        }
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), TransportError>> {
+        ready!(self.poll_flush(cx))?;
+        self.transport.poll_close(cx)
+    }
+
+    fn abort(&mut self) {
+        self.transport.abort();
+    }
+
+    fn poll_upgrade(
+        &mut self,
+        cx: &mut Context<'_>,
+        upgrade: Upgrade,
+    ) -> Poll<Result<(), TransportError>> {
+        ready!(self.poll_flush(cx))?;
+        self.transport.poll_upgrade(cx, upgrade)
+    }
+}
