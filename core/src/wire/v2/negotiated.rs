@@ -216,7 +216,7 @@ pub struct Granted {
 /// Reads [`Granted`] in pieces, without a JSON parser, as [`RequiresAuth`] does.
 ///
 /// Fields that are absent or `null` keep their default ([`Negotiated::DEFAULT`]). A number below 0
-/// reads 0, one above [`u32::MAX`] reads that.
+/// reads 0, one above [`u32::MAX`] reads that, of a fraction the integer part counts.
 ///
 /// RAM: 24 bytes.
 #[derive(Debug, Clone)]
@@ -236,7 +236,8 @@ enum Value {
     /// Not at all, or it is not a field's.
     Begins,
     Digits,
-    Negative,
+    /// What follows does not count: a fraction, or the digits of a number below 0.
+    Rest,
     /// It is no number: the answer makes no sense.
     Bad,
 }
@@ -307,14 +308,15 @@ impl GrantedScanner {
             }
             (Value::Begins, b'-') => {
                 *number = 0;
-                Value::Negative
+                Value::Rest
             }
             (Value::Digits, b'0'..=b'9') => {
                 *number = number.saturating_mul(10).saturating_add(u32::from(byte & 15));
                 return;
             }
-            (Value::Negative, b'0'..=b'9') => return,
-            (Value::Begins, b'n') | (Value::Digits | Value::Negative, b',' | b'}') => Value::Begins,
+            (Value::Digits | Value::Rest, b'.' | b'e' | b'E')
+            | (Value::Rest, b'0'..=b'9' | b'+' | b'-') => Value::Rest,
+            (Value::Begins, b'n') | (Value::Digits | Value::Rest, b',' | b'}') => Value::Begins,
             _ => Value::Bad,
         };
         if matches!(self.value, Value::Begins) {
