@@ -1,11 +1,16 @@
 //! How a consumer behaves: set once, borrowed for its life.
 
+use core::convert::Infallible;
 use core::fmt;
+
+use embedded_io::Write;
 
 use super::LOOKUPDS_MAX;
 use crate::name::{ChannelName, TopicName};
 use crate::time::{Backoff, Span};
-use crate::wire::v2::{IdentifyRequest, MessageHead};
+use crate::wire::Window;
+use crate::wire::v2::MessageHead;
+use crate::wire::v2::hello::{self, Hello};
 
 /// The fewest ring bytes for each message in flight: its head and a short body.
 pub const SLOT_MIN: usize = MessageHead::LEN + 6;
@@ -185,19 +190,25 @@ impl Config<'_> {
         self.max_attempts > 0 && attempts > self.max_attempts
     }
 
-    /// What nsqd is told.
-    pub(super) fn identify(&self) -> IdentifyRequest<'_> {
-        let ms = |span: Span| i32::try_from(span.as_millis()).ok();
-        IdentifyRequest {
-            client_id: Some(self.client_id),
-            hostname: Some(self.hostname),
-            user_agent: Some(self.user_agent),
-            feature_negotiation: Some(true),
-            heartbeat_interval: ms(self.heartbeat),
-            msg_timeout: self.msg_timeout.and_then(ms),
-            sample_rate: (self.sample_rate > 0).then_some(self.sample_rate.into()),
-            ..IdentifyRequest::new()
-        }
+    /// What a connection begins with.
+    pub(super) fn emit_identify(&self, w: &mut Window<'_>) -> Result<(), Infallible> {
+        let hello = Hello {
+            client_id: self.client_id,
+            hostname: self.hostname,
+            user_agent: self.user_agent,
+            heartbeat_ms: self.heartbeat.as_millis(),
+        };
+        hello.emit(w, |w| {
+            if let Some(timeout) = self.msg_timeout {
+                w.write_all(b",\"msg_timeout\":")?;
+                hello::emit_number(w, timeout.as_millis())?;
+            }
+            if self.sample_rate > 0 {
+                w.write_all(b",\"sample_rate\":")?;
+                hello::emit_number(w, self.sample_rate.into())?;
+            }
+            Ok(())
+        })
     }
 
     /// Checks what nsqd would refuse later, and the storage.

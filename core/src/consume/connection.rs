@@ -14,8 +14,9 @@ use crate::macros::trace_state;
 use crate::session::{Awaited, Closed, DialError, Fault, Link, Session, Transmit, keep};
 use crate::time::{Instant, Span, TimerId, Timers};
 use crate::wire::Window;
+use crate::wire::v2::hello;
 use crate::wire::v2::{
-    self, ErrorCode, FrameDecoder, FramePart, FrameType, MessageHead, NegotiatedScanner,
+    self, ErrorCode, FrameDecoder, FramePart, FrameType, GrantedScanner, MessageHead,
 };
 
 /// Longest answer to IDENTIFY or AUTH that is read; everything else but messages is far shorter.
@@ -74,7 +75,7 @@ enum Filling {
 #[derive(Debug)]
 enum Desk {
     Writing([u8; STAGING]),
-    Identifying(NegotiatedScanner),
+    Identifying(GrantedScanner),
 }
 
 impl Desk {
@@ -242,12 +243,9 @@ fn emit_handshake(
     config: &Config<'_>,
 ) -> Result<(), Infallible> {
     match state {
-        ConnectionState::Identifying => {
-            window.write_all(&v2::MAGIC)?;
-            v2::emit_identify(window, &config.identify())
-        }
+        ConnectionState::Identifying => config.emit_identify(window),
         ConnectionState::Authenticating => {
-            v2::emit_auth(window, config.auth_secret.unwrap_or_default())
+            hello::emit_auth(window, config.auth_secret.unwrap_or_default())
         }
         _ => v2::emit_sub(window, &config.topic, &config.channel),
     }
@@ -442,15 +440,14 @@ impl ConnectionSession<'_, '_> {
                 if !self.connection.has_asked() {
                     return self.fail(now, Fault::UnexpectedReply);
                 }
-                self.connection.desk = Desk::Identifying(NegotiatedScanner::new());
+                self.connection.desk = Desk::Identifying(GrantedScanner::new());
             }
         }
         keep(&mut self.connection.text, part.data);
         if part.frame_type == FrameType::Response
             && let Desk::Identifying(negotiated) = &mut self.connection.desk
         {
-            // An error shows when it is complete.
-            let _ = negotiated.feed(part.data);
+            negotiated.feed(part.data);
         }
         if !part.last {
             return Ok(());

@@ -61,7 +61,7 @@ impl Seat {
     };
 
     pub(super) fn is_empty(&self) -> bool {
-        self.nsqd == Nsqd::Nobody
+        matches!(self.nsqd, Nsqd::Nobody)
     }
 
     fn set(&mut self, nsqd: Nsqd, source: u8) {
@@ -180,6 +180,7 @@ impl<'a> Directory<'a> {
         self.offer_as(now, rotate, source, round, address, Nsqd::Found)
     }
 
+    #[inline(never)]
     fn offer_as(
         &mut self,
         now: Instant,
@@ -197,7 +198,7 @@ impl<'a> Directory<'a> {
             return false;
         }
         // The seats that it may have.
-        let len = if nsqd == Nsqd::Found { self.found.len() } else { self.seats.len() };
+        let len = if matches!(nsqd, Nsqd::Found) { self.found.len() } else { self.seats.len() };
         let seats = self.seats.iter().take(len);
         let down = |seat: &Seat| seat.is_empty() && !seat.busy;
         let free = seats.clone().position(down).or_else(|| seats.clone().position(Seat::is_empty));
@@ -226,6 +227,7 @@ impl<'a> Directory<'a> {
     }
 
     /// The source has listed all that it has, at least one.
+    #[inline(never)]
     pub(super) fn end(
         &mut self,
         now: Instant,
@@ -260,9 +262,10 @@ impl<'a> Directory<'a> {
         hash.wrapping_sub(self.cursor).wrapping_sub(1)
     }
 
+    #[inline(never)]
     fn assign(&mut self, at: usize, source: u8, nsqd: Nsqd, address: &Address) {
         self.order = self.order.wrapping_add(1);
-        if nsqd == Nsqd::Found
+        if matches!(nsqd, Nsqd::Found)
             && let Some(found) = self.found.get_mut(at)
         {
             *found = Some(address.clone());

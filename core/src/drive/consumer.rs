@@ -376,7 +376,8 @@ impl<M: RawMutex, const LOOKUPDS: usize> SessionCell for Cell<'_, '_, M, LOOKUPD
                 Of::Lookupd(index) => {
                     // Known when it is compiled, unlike that there is no such session.
                     if LOOKUPDS > 0
-                        && let Some(mut session) = consumer.lookupd(index) {
+                        && let Some(mut session) = consumer.lookupd(index)
+                    {
                         f(&mut session);
                     }
                 }

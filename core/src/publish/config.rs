@@ -3,13 +3,11 @@
 use core::convert::Infallible;
 use core::fmt;
 
-use embedded_io::Write;
-
 use super::outbox::{HEADER_OVERHEAD, RECORD_OVERHEAD};
 use crate::name::NAME_MAX;
 use crate::time::Span;
-use crate::wire::json::emit_str;
-use crate::wire::{Decimal, Window, emit_len, len_of, v2};
+use crate::wire::Window;
+use crate::wire::v2::hello::{self, Hello};
 
 /// The smallest ring that takes a message with the longest topic name.
 pub const RING_MIN: usize = HEADER_OVERHEAD + NAME_MAX + RECORD_OVERHEAD + 1;
@@ -120,33 +118,19 @@ impl Config<'_> {
         Ok(())
     }
 
-    /// What a connection begins with. By hand rather than by
-    /// [`IdentifyRequest`](crate::wire::v2::IdentifyRequest), which knows every field there is.
+    /// What a connection begins with.
     pub(super) fn emit_identify(&self, w: &mut Window<'_>) -> Result<(), Infallible> {
-        w.write_all(&v2::MAGIC)?;
-        w.write_all(b"IDENTIFY\n")?;
-        let len = len_of(|w| self.emit_identify_body(w));
-        emit_len(w, len)?;
-        self.emit_identify_body(w)
-    }
-
-    fn emit_identify_body(&self, w: &mut Window<'_>) -> Result<(), Infallible> {
-        w.write_all(b"{\"client_id\":")?;
-        emit_str(w, self.client_id)?;
-        w.write_all(b",\"hostname\":")?;
-        emit_str(w, self.hostname)?;
-        w.write_all(b",\"user_agent\":")?;
-        emit_str(w, self.user_agent)?;
-        w.write_all(b",\"feature_negotiation\":true,\"heartbeat_interval\":")?;
-        w.write_all(Decimal::unsigned(self.heartbeat.as_millis()).as_bytes())?;
-        w.write_all(b"}")
+        let hello = Hello {
+            client_id: self.client_id,
+            hostname: self.hostname,
+            user_agent: self.user_agent,
+            heartbeat_ms: self.heartbeat.as_millis(),
+        };
+        hello.emit(w, |_| Ok(()))
     }
 
     pub(super) fn emit_auth(&self, w: &mut Window<'_>) -> Result<(), Infallible> {
-        let secret = self.auth_secret.unwrap_or_default();
-        w.write_all(b"AUTH\n")?;
-        emit_len(w, secret.len())?;
-        w.write_all(secret)
+        hello::emit_auth(w, self.auth_secret.unwrap_or_default())
     }
 }
 

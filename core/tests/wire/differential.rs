@@ -4,7 +4,7 @@ use nanonsq_core::wire::v1::NodeInfo;
 use nanonsq_core::wire::v2::{AuthResponse, IdentifyRequest, IdentifyResponse};
 
 use crate::support::{
-    Random, authorized, identification, negotiated, node, peer_info, requires_auth,
+    Random, authorized, granted, identification, negotiated, node, peer_info, requires_auth,
 };
 
 /// A JSON object of some of `fields`, in any order, with unknown keys, nulls and white space.
@@ -62,6 +62,13 @@ fn negotiated_reads_what_serde_reads() {
         let (serde, _) = serde_json_core::from_str::<IdentifyResponse<'_>>(&json).expect(&json);
         let ours = negotiated(&[json.as_bytes()]).expect(&json);
         assert_eq!(requires_auth(&[json.as_bytes()]), Ok(serde.auth_required), "{json}");
+        let granted = granted(&[json.as_bytes()]).expect(&json);
+        assert_eq!(
+            [granted.max_rdy_count, granted.msg_timeout_ms, granted.max_msg_timeout_ms],
+            [serde.max_rdy_count, serde.msg_timeout, serde.max_msg_timeout],
+            "{json}"
+        );
+        assert_eq!(granted.auth_required, serde.auth_required, "{json}");
         assert_eq!(ours.max_rdy_count, serde.max_rdy_count, "{json}");
         assert_eq!(ours.msg_timeout_ms, serde.msg_timeout, "{json}");
         assert_eq!(ours.max_msg_timeout_ms, serde.max_msg_timeout, "{json}");
@@ -72,6 +79,53 @@ fn negotiated_reads_what_serde_reads() {
             "{json}"
         );
     }
+}
+
+/// What a consumer reads, against the scanner that reads all: the same numbers, or both refuse.
+#[test]
+fn granted_reads_what_negotiated_reads() {
+    let numbers: &[&str] = &[
+        "0",
+        "-0",
+        "-7",
+        "2500",
+        "2147483647",
+        "null",
+        "1.5",
+        "1e3",
+        "true",
+        "\"7\"",
+        "[]",
+        "{}",
+        "-2147483648",
+    ];
+    let fields: [(&str, &[&str]); 6] = [
+        ("max_rdy_count", numbers),
+        ("max_msg_timeout", numbers),
+        ("msg_timeout", numbers),
+        ("xmsg_timeout", numbers),
+        ("version", &["\"\"", "\"\\\"msg_timeout\\\":5\"", "\"msg_timeout\"", "null"]),
+        ("auth_required", BOOL),
+    ];
+    let mut random = Random(5);
+    let mut taken = 0;
+    for _ in 0..20_000 {
+        let json = {
+            let nulls = random.below(2) == 0;
+            object(&mut random, &fields, nulls)
+        };
+        let (ours, all) = (granted(&[json.as_bytes()]), negotiated(&[json.as_bytes()]));
+        assert_eq!(ours.is_ok(), all.is_ok(), "{json}");
+        let (Ok(ours), Ok(all)) = (ours, all) else { continue };
+        taken += 1;
+        assert_eq!(ours.auth_required, all.auth_required, "{json}");
+        assert_eq!(
+            [ours.max_rdy_count, ours.msg_timeout_ms, ours.max_msg_timeout_ms],
+            [all.max_rdy_count, all.msg_timeout_ms, all.max_msg_timeout_ms],
+            "{json}"
+        );
+    }
+    assert!((1000..19_000).contains(&taken), "{taken}");
 }
 
 #[test]

@@ -10,8 +10,8 @@ use nanonsq_core::wire::{Window, Write};
 
 use crate::emitted;
 use crate::support::{
-    Trickle, authorized, channel, frames, identification, negotiated, requires_auth, topic,
-    v2_items,
+    Trickle, authorized, channel, frames, granted, identification, negotiated, requires_auth,
+    topic, v2_items,
 };
 
 /// As answered by the real nsqd.
@@ -105,6 +105,30 @@ fn requires_auth_takes_what_is_said() {
     }
     for bad in ["", "O", "KO", "[]", "{", "auth_required", "E_INVALID"] {
         assert!(requires_auth(&[bad.as_bytes()]).is_err(), "{bad}");
+    }
+}
+
+#[test]
+fn granted_takes_what_is_said() {
+    let of = |json: &str| granted(&[json.as_bytes()]);
+    let default = of("{}").unwrap();
+    assert_eq!(
+        (default.max_rdy_count, default.msg_timeout_ms, default.max_msg_timeout_ms),
+        (2500, 60_000, 900_000)
+    );
+    assert_eq!(of("OK"), Ok(default));
+    assert_eq!(of(IDENTIFY_RESPONSE), Ok(default));
+    let all = "{\n \"max_rdy_count\" : 1,\"msg_timeout\":2 , \"max_msg_timeout\":3,\"auth_required\":true}";
+    let given = of(all).unwrap();
+    assert_eq!(
+        (given.max_rdy_count, given.msg_timeout_ms, given.max_msg_timeout_ms, given.auth_required),
+        (1, 2, 3, true)
+    );
+    // nsqd's own limit may be any number of 64 bits.
+    assert_eq!(of("{\"max_rdy_count\":9223372036854775807}").unwrap().max_rdy_count, u32::MAX);
+    assert_eq!(of("{\"max_rdy_count\":-9223372036854775808}").unwrap().max_rdy_count, 0);
+    for bad in ["", "O", "[]", "{", "{\"msg_timeout\":\"5\"}", "{\"msg_timeout\":[5]}"] {
+        assert!(of(bad).is_err(), "{bad}");
     }
 }
 

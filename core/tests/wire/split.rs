@@ -7,8 +7,8 @@ use nanonsq_core::wire::v2::{ErrorCode, FrameType, Limits, emit_error, emit_fram
 use crate::golden_v1::{IDENTIFY, IDENTIFY_REPLY};
 use crate::golden_v2::IDENTIFY_RESPONSE;
 use crate::support::{
-    authorized, frames, identification, negotiated, node, peer_info, replies, requires_auth,
-    tokens, v1_items, v2_items,
+    authorized, frames, granted, identification, negotiated, node, peer_info, replies,
+    requires_auth, tokens, v1_items, v2_items,
 };
 
 /// Decodes `input` whole, cut in two everywhere, byte by byte, and, if short, in three everywhere.
@@ -153,6 +153,7 @@ fn split_at_every_byte_scanners() {
     ] {
         alike(json.as_bytes(), negotiated);
         alike(json.as_bytes(), requires_auth);
+        alike(json.as_bytes(), granted);
         alike(json.as_bytes(), peer_info);
         alike(json.as_bytes(), authorized);
         alike(json.as_bytes(), node);

@@ -238,6 +238,14 @@ pub(crate) fn requires_auth(chunks: &[&[u8]]) -> Result<bool, Fault> {
     scanner.finish()
 }
 
+pub(crate) fn granted(chunks: &[&[u8]]) -> Result<v2::Granted, Fault> {
+    let mut scanner = v2::GrantedScanner::new();
+    for chunk in chunks {
+        scanner.feed(chunk);
+    }
+    scanner.finish()
+}
+
 pub(crate) fn authorized(chunks: &[&[u8]]) -> Result<v2::Authorized, JsonError> {
     let mut scanner = v2::AuthScanner::new();
     for chunk in chunks {

@@ -188,6 +188,9 @@ async fn respond(socket: &mut TcpSocket<'_>, data: &[u8]) -> Result<(), End> {
     write_all(socket, &frame).await
 }
 
+/// Makes a message's body from its number.
+type Body = fn(u32) -> Vec<u8>;
+
 /// An nsqd with one channel: what it is to deliver, and what became of it.
 #[derive(Default)]
 pub(crate) struct Channel {
@@ -208,8 +211,8 @@ pub(crate) struct Channel {
     pub(crate) most_in_flight: Cell<usize>,
     /// Resets the connection when it has done so many more FINs, at the next.
     pub(crate) reset_after: Cell<Option<u32>>,
-    /// Makes the body of the message with this number; it is the number without.
-    pub(crate) body: Cell<Option<fn(u32) -> Vec<u8>>>,
+    /// The bodies; each is its number without.
+    pub(crate) body: Cell<Option<Body>>,
 }
 
 impl Channel {

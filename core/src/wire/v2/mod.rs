@@ -13,6 +13,7 @@ mod auth;
 mod command;
 mod error;
 mod frame;
+pub(crate) mod hello;
 mod identify;
 mod limits;
 mod message;
@@ -32,7 +33,7 @@ pub use frame::{
 pub use identify::{Identification, IdentifyRequest, IdentifyResponse, IdentifyScanner, Settings};
 pub use limits::Limits;
 pub use message::{Message, MessageHead, MessageId, emit_message, emit_message_head};
-pub use negotiated::{Negotiated, NegotiatedScanner, RequiresAuth};
+pub use negotiated::{Granted, GrantedScanner, Negotiated, NegotiatedScanner, RequiresAuth};
 pub use refusal::{Refusal, Setting, Verb, Within};
 pub use server::{CommandDecoder, Item, LINE_BUFFER, Phase};
 

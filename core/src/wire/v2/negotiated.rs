@@ -198,3 +198,135 @@ impl Default for RequiresAuth {
         Self::new()
     }
 }
+
+/// What a consumer needs of the answer to IDENTIFY. RAM: 16 bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct Granted {
+    /// The largest RDY that the server takes.
+    pub max_rdy_count: u32,
+    /// How long a message may be in flight, in milliseconds.
+    pub msg_timeout_ms: u32,
+    /// How long TOUCH can keep it there, in milliseconds.
+    pub max_msg_timeout_ms: u32,
+    /// AUTH is needed before anything else.
+    pub auth_required: bool,
+}
+
+/// Reads [`Granted`] in pieces, without a JSON parser, as [`RequiresAuth`] does.
+///
+/// Fields that are absent or `null` keep their default ([`Negotiated::DEFAULT`]). A number below 0
+/// reads 0, one above [`u32::MAX`] reads that, of a fraction the integer part counts.
+///
+/// RAM: 24 bytes.
+#[derive(Debug, Clone)]
+pub struct GrantedScanner {
+    auth: RequiresAuth,
+    /// How much of each of [`Self::FIELDS`] the last bytes are.
+    matched: [u8; 3],
+    /// Whose value is being read.
+    reading: u8,
+    value: Value,
+    numbers: [u32; 3],
+}
+
+/// How far a number was read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Value {
+    /// Not at all, or it is not a field's.
+    Begins,
+    Digits,
+    /// What follows does not count: a fraction, or the digits of a number below 0.
+    Rest,
+    /// It is no number: the answer makes no sense.
+    Bad,
+}
+
+impl GrantedScanner {
+    /// As nsqd writes them.
+    const FIELDS: [&'static [u8]; 3] =
+        [b"\"max_rdy_count\":", b"\"msg_timeout\":", b"\"max_msg_timeout\":"];
+    /// No field's value is being read.
+    const NONE: u8 = 3;
+
+    /// Before the first byte.
+    pub const fn new() -> Self {
+        let Negotiated { max_rdy_count, msg_timeout_ms, max_msg_timeout_ms, .. } =
+            Negotiated::DEFAULT;
+        Self {
+            auth: RequiresAuth::new(),
+            matched: [0; 3],
+            reading: Self::NONE,
+            value: Value::Begins,
+            numbers: [max_rdy_count, msg_timeout_ms, max_msg_timeout_ms],
+        }
+    }
+
+    /// Takes the next piece of the answer.
+    pub fn feed(&mut self, bytes: &[u8]) {
+        self.auth.feed(bytes);
+        for &byte in bytes {
+            if byte.is_ascii_whitespace() {
+                continue;
+            }
+            self.number(byte);
+            for (at, (matched, field)) in self.matched.iter_mut().zip(Self::FIELDS).enumerate() {
+                if field.get(usize::from(*matched)) == Some(&byte) {
+                    *matched = matched.wrapping_add(1);
+                } else {
+                    *matched = (byte == b'"').into();
+                }
+                if usize::from(*matched) == field.len() {
+                    *matched = 0;
+                    // What makes no sense once stays so.
+                    if !matches!(self.value, Value::Bad) {
+                        self.reading = at as u8;
+                    }
+                }
+            }
+        }
+    }
+
+    /// The answer is complete. Fails with [`Fault::BadIdentifyReply`] only, if the answer is neither
+    /// an object nor the `OK` of a server that negotiates nothing, or a field is no number.
+    pub fn finish(&self) -> Result<Granted, Fault> {
+        let auth_required = self.auth.finish()?;
+        if matches!(self.value, Value::Bad) {
+            return Err(Fault::BadIdentifyReply);
+        }
+        let [max_rdy_count, msg_timeout_ms, max_msg_timeout_ms] = self.numbers;
+        Ok(Granted { max_rdy_count, msg_timeout_ms, max_msg_timeout_ms, auth_required })
+    }
+
+    /// The next byte, if it is of a value that matters.
+    fn number(&mut self, byte: u8) {
+        let Some(number) = self.numbers.get_mut(usize::from(self.reading)) else { return };
+        self.value = match (self.value, byte) {
+            (Value::Begins, b'0'..=b'9') => {
+                *number = u32::from(byte & 15);
+                Value::Digits
+            }
+            (Value::Begins, b'-') => {
+                *number = 0;
+                Value::Rest
+            }
+            (Value::Digits, b'0'..=b'9') => {
+                *number = number.saturating_mul(10).saturating_add(u32::from(byte & 15));
+                return;
+            }
+            (Value::Digits | Value::Rest, b'.' | b'e' | b'E')
+            | (Value::Rest, b'0'..=b'9' | b'+' | b'-') => Value::Rest,
+            (Value::Begins, b'n') | (Value::Digits | Value::Rest, b',' | b'}') => Value::Begins,
+            _ => Value::Bad,
+        };
+        if matches!(self.value, Value::Begins) {
+            self.reading = Self::NONE;
+        }
+    }
+}
+
+impl Default for GrantedScanner {
+    fn default() -> Self {
+        Self::new()
+    }
+}

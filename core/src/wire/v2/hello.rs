@@ -1,0 +1,61 @@
+//! What the sessions of clients begin with. By hand rather than by
+//! [`IdentifyRequest`](super::IdentifyRequest), which knows every field there is: one copy of this
+//! is all that a publisher and a consumer in the same program need.
+
+use core::convert::Infallible;
+
+use embedded_io::Write;
+
+use super::MAGIC;
+use crate::wire::json::emit_str;
+use crate::wire::{Decimal, Window, emit_len, len_of};
+
+/// A client, as it introduces itself.
+pub(crate) struct Hello<'a> {
+    pub(crate) client_id: &'a str,
+    pub(crate) hostname: &'a str,
+    pub(crate) user_agent: &'a str,
+    pub(crate) heartbeat_ms: u32,
+}
+
+impl Hello<'_> {
+    /// Writes the magic and IDENTIFY. `more` writes further fields, each with a comma before it.
+    pub(crate) fn emit(
+        &self,
+        w: &mut Window<'_>,
+        more: impl Fn(&mut Window<'_>) -> Result<(), Infallible>,
+    ) -> Result<(), Infallible> {
+        let body = |w: &mut Window<'_>| {
+            self.emit_fields(w)?;
+            more(w)?;
+            w.write_all(b"}")
+        };
+        w.write_all(&MAGIC)?;
+        w.write_all(b"IDENTIFY\n")?;
+        emit_len(w, len_of(body))?;
+        body(w)
+    }
+
+    fn emit_fields(&self, w: &mut Window<'_>) -> Result<(), Infallible> {
+        w.write_all(b"{\"client_id\":")?;
+        emit_str(w, self.client_id)?;
+        w.write_all(b",\"hostname\":")?;
+        emit_str(w, self.hostname)?;
+        w.write_all(b",\"user_agent\":")?;
+        emit_str(w, self.user_agent)?;
+        w.write_all(b",\"feature_negotiation\":true,\"heartbeat_interval\":")?;
+        emit_number(w, self.heartbeat_ms)
+    }
+}
+
+/// Writes a number's digits.
+pub(crate) fn emit_number(w: &mut Window<'_>, number: u32) -> Result<(), Infallible> {
+    w.write_all(Decimal::unsigned(number).as_bytes())
+}
+
+/// Writes AUTH.
+pub(crate) fn emit_auth(w: &mut Window<'_>, secret: &[u8]) -> Result<(), Infallible> {
+    w.write_all(b"AUTH\n")?;
+    emit_len(w, secret.len())?;
+    w.write_all(secret)
+}
