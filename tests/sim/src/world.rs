@@ -106,6 +106,8 @@ struct Conn {
     misled: bool,
     /// Nothing was ever wrong with it.
     clean: bool,
+    /// The server says nothing more.
+    mute: bool,
     /// Half open: nothing passes any more, and nobody is told.
     lost: bool,
     up: Flow,
@@ -343,6 +345,7 @@ impl Inner {
             misled,
             // At the end of all time there is no later.
             clean: !misled && host.faulty <= self.now && self.clocks[session.0] < 1 << 63,
+            mute: false,
             lost: false,
             up: Flow::default(),
             down: Flow::default(),
@@ -424,10 +427,15 @@ impl Inner {
             conn.clean = false;
         }
         let (mode, until) = host.mode;
+        if conn.mute {
+            return;
+        }
         if until <= self.now {
             self.say(id, kind, bytes);
             return;
         }
+        // One who leaves out an answer and then goes on could not be told from one who is late.
+        conn.mute = matches!(mode, Mode::Mute | Mode::Wrong);
         let mut random = self.random.fork();
         watch::tell(conn.session, || format!("hears of a server that is {mode:?}"));
         match mode {
@@ -590,6 +598,10 @@ impl Inner {
     ) -> Poll<Result<usize, TransportError>> {
         let conn = self.conns.get_mut(&id).expect("a connection that is held");
         let session = conn.session;
+        if !conn.has_server && !conn.lost && self.random.one_in(3) {
+            // What ends it arrives between a read and this write.
+            conn.reset(false);
+        }
         if let Some(Err(error)) = conn.end {
             watch::event(session, Event::WriteError);
             return Poll::Ready(Err(error));
