@@ -66,3 +66,8 @@ impl Desk {
         self.orders.borrow_mut().pop_front()
     }
 }
+
+/// One of `n` actions, half of the time the favourite.
+pub(crate) fn favour(random: &mut Random, favourite: u64, n: u64) -> u64 {
+    if random.one_in(2) { favourite } else { random.below(n) }
+}

@@ -193,11 +193,10 @@ impl Nsqd {
         }
         match &self.settings.secret {
             None => return Err(Refused("E_AUTH_DISABLED AUTH disabled".into())),
-            Some(known) if known != secret => {
-                return Err(Refused("E_UNAUTHORIZED AUTH no authorizations found".into()));
+            // It asks another server, which may not know the secret, or not answer.
+            Some(known) if known != secret || self.exiting => {
+                return Err(Refused("E_AUTH_FAILED AUTH failed".into()));
             }
-            // It asks another server, which may not answer.
-            Some(_) if self.exiting => return Err(Refused("E_AUTH_FAILED AUTH failed".into())),
             Some(_) => it.authorized = true,
         }
         let reply = br#"{"identity":"","identity_url":"","permission_count":1}"#;

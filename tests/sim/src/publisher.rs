@@ -18,7 +18,7 @@ use nanonsq_core::publish::{
 use nanonsq_core::session::Session as _;
 use nanonsq_core::time::{Instant, Span};
 
-use crate::actor::{Actor, Desk, ORDERS, Order, Process, RUNNER};
+use crate::actor::{Actor, Desk, ORDERS, Order, Process, RUNNER, favour};
 use crate::exec::application;
 use crate::nsqd::Settings;
 use crate::random::Random;
@@ -55,6 +55,8 @@ struct Setup {
     config: Config<'static>,
     nsqds: Vec<Address>,
     ring: usize,
+    /// What its application does more than anything else.
+    favourite: u64,
 }
 
 /// What is known of all messages, of this process and of those before.
@@ -142,7 +144,8 @@ impl Producer {
             .map(|n| format!("nsqd{}:4150", n % nsqds).parse().expect("an address"))
             .collect();
         let ring = random.pick(&[85, 200, 500, 1000, 4096]);
-        let setup = Rc::new(Setup { config, nsqds, ring });
+        let favourite = random.below(10);
+        let setup = Rc::new(Setup { config, nsqds, ring, favourite });
         watch::say(|| format!("node{me} publishes to {:?}: {config:?}, ring {ring}", setup.nsqds));
         Self { world: world.clone(), me, setup, state: Rc::default() }
     }
@@ -415,7 +418,7 @@ async fn run(
 
     loop {
         let mut run = pin!(runner.run());
-        poll_fn(|_| {
+        let again = poll_fn(|_| {
             while let Some((unit, causes)) = units.take(world.now()) {
                 let waker = units.waker(unit);
                 let cx = &mut Context::from_waker(&waker);
@@ -432,7 +435,12 @@ async fn run(
                             if matches!(order, Order::Restart) {
                                 watch::event(session, Event::Dropped);
                                 units.wake(RUNNER);
-                                return Poll::Ready(());
+                                return Poll::Ready(true);
+                            }
+                            let stopped = handle.look(|p| p.state()) == Some(State::Stopped);
+                            if stopped && matches!(&order, Order::Act(r) if r.clone().one_in(2)) {
+                                // It is of no more use.
+                                return Poll::Ready(false);
                             }
                             let now = Instant::from_micros(world.clock(me));
                             application(|| {
@@ -456,6 +464,9 @@ async fn run(
             Poll::Pending
         })
         .await;
+        if !again {
+            return;
+        }
     }
 }
 
@@ -524,7 +535,7 @@ fn obey(
     let say = |what: &str| watch::tell(session, || what.to_owned());
     let ledger = &mut *state.borrow_mut();
     match order {
-        Order::Act(mut random) => match random.below(10) {
+        Order::Act(mut random) => match favour(&mut random, setup.favourite, 10) {
             0 if ledger.asked.is_none() && !ledger.life().accepted.is_empty() => {
                 say("asks what becomes of a message");
                 let last = ledger.life().accepted.len() as u64 - 1;
@@ -533,9 +544,9 @@ fn obey(
                 ledger.asked = Some(ledger.life().accepted[ticket].ticket);
                 desk.units.wake(ASKING);
             }
-            1 if random.one_in(4) => {
+            1 if random.one_in(2) => {
                 say("publishes, and stops");
-                for _ in 0..random.pick(&[0, 1, 10]) {
+                for _ in 0..random.pick(&[0, 10, 30]) {
                     ledger.publish(&mut random, now, handle, setup, session);
                 }
                 watch::event(session, Event::Stop);

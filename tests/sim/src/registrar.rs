@@ -16,7 +16,7 @@ use nanonsq_core::name::{ChannelName, TopicName};
 use nanonsq_core::session::Session as _;
 use nanonsq_core::time::Span;
 
-use crate::actor::{Actor, Desk, ORDERS, Order, Process, RUNNER};
+use crate::actor::{Actor, Desk, ORDERS, Order, Process, RUNNER, favour};
 use crate::exec::application;
 use crate::random::Random;
 use crate::server::{ConnId, Seen};
@@ -52,6 +52,8 @@ struct Setup {
     config: Config<'static>,
     /// All nsqlookupds there are.
     lookupds: Vec<Address>,
+    /// What its application does more than anything else.
+    favourite: u64,
 }
 
 /// What the application wants.
@@ -95,7 +97,7 @@ impl Registrar {
         Self {
             world: world.clone(),
             me,
-            setup: Rc::new(Setup { config, lookupds }),
+            setup: Rc::new(Setup { config, lookupds, favourite: random.below(16) }),
             state: Rc::default(),
         }
     }
@@ -271,7 +273,7 @@ fn obey(
     let session = (me, 0);
     let each = |event| (0..PEERS).for_each(|peer| watch::event((me, peer), event));
     match order {
-        Order::Act(mut random) => match random.below(16) {
+        Order::Act(mut random) => match favour(&mut random, setup.favourite, 16) {
             0..4 => {
                 wants.stop = false;
                 desk.units.wake(STOPPING);
@@ -375,7 +377,7 @@ impl Wants {
         let what = random.below(6);
         watch::tell(session, || {
             let verb = if what < 4 { "adds" } else { "removes" };
-            format!("{verb} {}", if what % 2 == 0 { name } else { &both })
+            format!("{verb} {}", if what.is_multiple_of(2) { name } else { &both })
         });
         match what {
             0 | 2 => self.add(handle, name, None, false),

@@ -47,7 +47,10 @@ pub fn install() {
     watch::install();
     panic::set_hook(Box::new(|info| {
         let place = info.location().map(|at| format!("{}:{}", at.file(), at.line()));
-        let message = info.payload_as_str().unwrap_or("?").to_owned();
+        let payload = info.payload();
+        let text = payload.downcast_ref::<&str>().copied();
+        let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
+        let message = text.unwrap_or("?").to_owned();
         // Only the first: the others come of it.
         FAILURE.with_borrow_mut(|failure| {
             failure.get_or_insert(Failure { place: place.unwrap_or_default(), message });
@@ -198,8 +201,13 @@ impl Stage {
                 slot.process.as_ref().is_some_and(|(_, desk)| desk.units.is_ready())
             };
             let Some(slot) = self.slots.iter_mut().find(ready) else { return };
-            if let Some((process, _)) = &mut slot.process {
-                let _ = process.as_mut().poll(cx);
+            if let Some((process, _)) = &mut slot.process
+                && process.as_mut().poll(cx).is_ready()
+            {
+                // It ended by itself, and is started again.
+                slot.process = None;
+                slot.actor.died();
+                slot.process = Some(slot.actor.start());
             }
         }
     }

@@ -177,18 +177,21 @@ pub(crate) fn generate(random: &mut Random, actors: usize, hosts: usize) -> (Vec
             steps.push(Step { at, what: What::Act(actor, random.below(u64::MAX)) });
         }
     }
+    // Each seed has its favourites: what is rare in one is common in another.
+    let palette: Vec<u64> = (0..random.pick(&[1, 2, 3, 16])).map(|_| random.below(16)).collect();
     // Faults come in storms: some seeds have few, some many at about the same time, some just when
     // an application does something.
     for _ in 0..random.between(1, 6) {
         let work = steps[random.below(steps.len() as u64) as usize].at;
-        let from = random.pick(&[work, random.clone().below(FAULTY)]);
+        let from = if random.one_in(2) { work } else { random.below(FAULTY) };
         let width = random.pick(&[100, 1000, 30_000, FAULTY]);
-        for _ in 0..random.between(1, 12) {
+        for _ in 0..random.between(1, 15) {
             let at = (from + random.below(width)).min(FAULTY - 1);
             // Over before the calm.
             let longest = random.pick(&[300, 5000, 30_000, 120_000]);
             let ms = (1 + random.below(longest)).min(FAULTY - at);
-            let what = fault(random, actors, hosts, ms);
+            let kind = random.pick(&palette);
+            let what = fault(random, kind, actors, hosts, ms);
             steps.push(Step { at, what });
         }
     }
@@ -206,13 +209,16 @@ pub(crate) fn generate(random: &mut Random, actors: usize, hosts: usize) -> (Vec
     (steps, end)
 }
 
-fn fault(random: &mut Random, actors: usize, hosts: usize, ms: u64) -> What {
+/// A fault of a kind, 0 to 15.
+fn fault(random: &mut Random, kind: u64, actors: usize, hosts: usize, ms: u64) -> What {
     let actor = random.below(actors as u64) as usize;
     let host = random.below(hosts as u64) as usize;
-    match random.below(16) {
+    match kind {
         0 => What::Restart(actor, Restart::Process(ms)),
         1 => What::Restart(actor, Restart::Driver),
-        2..5 => What::Cut(actor, host, random.pick(&[Cut::Reset, Cut::End, Cut::HalfOpen])),
+        2..5 => {
+            What::Cut(actor, host, random.pick(&[Cut::Reset, Cut::Reset, Cut::End, Cut::HalfOpen]))
+        }
         5 => What::Stall(host, random.one_in(2), ms),
         6 => What::Slow(host, random.pick(&[100, 1000, 8000]), ms),
         7 => What::Squeeze(host, ms),

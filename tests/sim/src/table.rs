@@ -22,6 +22,14 @@ pub fn text(coverage: &Coverage) -> String {
             }
         }
         text.push('\n');
+        for (from, old) in machine.states.iter().enumerate() {
+            for (to, new) in machine.states.iter().enumerate() {
+                match coverage.changes(kind, from, to) {
+                    0 => {}
+                    n => drop(writeln!(text, "{:<32}{n:>12}", format!("{old} -> {new}"))),
+                }
+            }
+        }
     }
     let _ = writeln!(text);
     for (what, n) in coverage.counts() {

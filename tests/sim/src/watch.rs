@@ -3,7 +3,7 @@
 //!
 //! States come from the core itself: it traces every change through `log`. Which session it is
 //! about is known because the driver asks its clock before it does anything with its session
-//! ([`enter`]). All of it is per thread, as is a simulation.
+//! (`enter`). All of it is per thread, as is a simulation.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;

@@ -4,22 +4,25 @@
 //! One queue of what is due moves the time; nothing else does. A connection is two flows of
 //! segments, each with its own delays, so connections overtake each other and no flow does itself.
 
+mod faults;
+mod link;
+mod platform;
+
 use std::cell::RefCell;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker};
+use std::task::Waker;
 
-use nanonsq_core::address::Address;
-use nanonsq_core::drive::{Dialer, Sleep, Transport};
-use nanonsq_core::session::{DialError, Transmit, TransportError};
-use nanonsq_core::time::Instant;
+use nanonsq_core::session::{DialError, TransportError};
 
 use crate::exec::{Cause, because};
 use crate::random::Random;
-use crate::schedule::{Cut, DialFault, Jump, What};
+use crate::schedule::{DialFault, What};
 use crate::server::{ConnId, Mode, Out, Reply, Seen, Server};
 use crate::watch::{self, Event, Session};
+use link::Way;
+pub(crate) use platform::{Clock, Dials};
 
 /// When the real one's kernel notices that a client is gone: Go's keepalive.
 const KEEPALIVE: u64 = 150_000_000;
@@ -106,6 +109,8 @@ struct Conn {
     misled: bool,
     /// Nothing was ever wrong with it.
     clean: bool,
+    /// The server says nothing more.
+    mute: bool,
     /// Half open: nothing passes any more, and nobody is told.
     lost: bool,
     up: Flow,
@@ -246,18 +251,7 @@ impl World {
 
     /// All that was wrong is right again, for good, except what is already lost.
     pub(crate) fn heal(&self) {
-        let inner = &mut *self.0.borrow_mut();
-        for host in &mut inner.hosts {
-            host.server.set_exiting(false);
-        }
-        for conn in inner.conns.values_mut() {
-            conn.window = conn.window.max(WINDOW);
-            wake(&mut conn.writer);
-        }
-        let misled = inner.conns.iter().filter(|(_, conn)| conn.misled && conn.has_client);
-        for id in misled.map(|(id, _)| *id).collect::<Vec<_>>() {
-            inner.cut(id, Cut::Reset);
-        }
+        self.0.borrow_mut().heal();
     }
 
     /// All that a host has listed for an actor's process, and through how many connections.
@@ -343,6 +337,7 @@ impl Inner {
             misled,
             // At the end of all time there is no later.
             clean: !misled && host.faulty <= self.now && self.clocks[session.0] < 1 << 63,
+            mute: false,
             lost: false,
             up: Flow::default(),
             down: Flow::default(),
@@ -424,10 +419,15 @@ impl Inner {
             conn.clean = false;
         }
         let (mode, until) = host.mode;
+        if conn.mute {
+            return;
+        }
         if until <= self.now {
             self.say(id, kind, bytes);
             return;
         }
+        // One who leaves out an answer and then goes on could not be told from one who is late.
+        conn.mute = matches!(mode, Mode::Mute | Mode::Wrong);
         let mut random = self.random.fork();
         watch::tell(conn.session, || format!("hears of a server that is {mode:?}"));
         match mode {
@@ -503,565 +503,5 @@ impl Inner {
         if self.conns.get(&id).is_some_and(|conn| !conn.has_client && !conn.has_server) {
             self.conns.remove(&id);
         }
-    }
-
-    // Segments.
-
-    fn send(&mut self, id: ConnId, way: Way, segment: Segment) {
-        let now = self.now;
-        let delay = self.random.between(100, DELAY_MAX);
-        let Some(conn) = self.conns.get_mut(&id) else { return };
-        let (slow, until) = self.hosts[conn.host].slow;
-        let delay = if until > now { delay + slow } else { delay };
-        let flow = conn.flow(way);
-        flow.last = flow.last.max(now + delay);
-        let at = flow.last;
-        flow.bytes += segment.len();
-        flow.queue.push_back((at, segment));
-        self.push(at, way.due(id));
-    }
-
-    /// The next segment that has arrived; later, if something holds it up.
-    fn arrived(&mut self, id: ConnId, way: Way) -> Option<Segment> {
-        let now = self.now;
-        let conn = self.conns.get_mut(&id)?;
-        let frozen = if way == Way::Up { self.hosts[conn.host].frozen } else { 0 };
-        let lost = conn.lost;
-        let flow = conn.flow(way);
-        let held = flow.stalled.max(frozen);
-        if flow.queue.front()?.0 > now || lost {
-            return None;
-        }
-        if held > now {
-            self.push(held, way.due(id));
-            return None;
-        }
-        let (_, segment) = flow.queue.pop_front()?;
-        flow.bytes -= segment.len();
-        Some(segment)
-    }
-
-    fn arrive_up(&mut self, id: ConnId) {
-        while let Some(segment) = self.arrived(id, Way::Up) {
-            let conn = self.conns.get_mut(&id).expect("the connection");
-            wake(&mut conn.writer);
-            let (at, has_server) = (conn.host, conn.has_server);
-            match segment {
-                Segment::Data(_, bytes) if has_server => {
-                    if self.hosts[at].faulty > self.now {
-                        conn.clean = false;
-                    }
-                    self.serve(at, |server, out| server.receive(id, &bytes, out));
-                }
-                // Nobody is there any more: the kernel says so.
-                Segment::Data(..) => self.send(id, Way::Down, Segment::Reset),
-                Segment::End if has_server => {
-                    self.serve(at, |server, out| server.ended(id, out));
-                }
-                Segment::End => {}
-                Segment::Reset => self.server_gone(id),
-            }
-        }
-    }
-
-    fn arrive_down(&mut self, id: ConnId) {
-        while let Some(segment) = self.arrived(id, Way::Down) {
-            let purge = self.random.one_in(2);
-            let conn = self.conns.get_mut(&id).expect("the connection");
-            match segment {
-                Segment::Data(kind, bytes) => conn.rx.push_back((kind, bytes)),
-                Segment::End => conn.end = conn.end.or(Some(Ok(()))),
-                Segment::Reset => conn.reset(purge),
-            }
-            wake(&mut conn.reader);
-            if conn.end.is_some() {
-                wake(&mut conn.writer);
-            }
-        }
-    }
-
-    // The client's end.
-
-    fn write(
-        &mut self,
-        id: ConnId,
-        bytes: Transmit<'_>,
-        cx: &Context<'_>,
-    ) -> Poll<Result<usize, TransportError>> {
-        let conn = self.conns.get_mut(&id).expect("a connection that is held");
-        let session = conn.session;
-        if let Some(Err(error)) = conn.end {
-            watch::event(session, Event::WriteError);
-            return Poll::Ready(Err(error));
-        }
-        let room = conn.window.saturating_sub(conn.up.bytes);
-        if room == 0 {
-            watch::event(session, Event::Blocked);
-            conn.writer = Some(cx.waker().clone());
-            return Poll::Pending;
-        }
-        let most = self.random.between(1, conn.piece) as usize;
-        let n = bytes.len().min(room).min(most);
-        watch::event(session, if n < bytes.len() { Event::WrotePart } else { Event::Wrote });
-        let taken: Vec<u8> = bytes.head.iter().chain(bytes.body).take(n).copied().collect();
-        watch::tell(session, || format!("writes {}", short(&taken)));
-        for &byte in &taken {
-            let [_, a, b] = conn.wrote;
-            conn.wrote = [a, b, byte];
-            conn.owes &= conn.wrote != *b"NOP";
-        }
-        self.moves[session.0] += 1;
-        self.send(id, Way::Up, Segment::Data(Event::Wrote, taken));
-        Poll::Ready(Ok(n))
-    }
-
-    fn read(
-        &mut self,
-        id: ConnId,
-        buf: &mut [u8],
-        cx: &Context<'_>,
-    ) -> Poll<Result<usize, TransportError>> {
-        let conn = self.conns.get_mut(&id).expect("a connection that is held");
-        let session = conn.session;
-        let Some((kind, bytes)) = conn.rx.front() else {
-            conn.reader = Some(cx.waker().clone());
-            let Some(end) = conn.end else { return Poll::Pending };
-            self.moves[session.0] += 1;
-            watch::event(session, if end.is_ok() { Event::End } else { Event::ReadError });
-            watch::tell(session, || format!("reads the end: {end:?}"));
-            return Poll::Ready(end.map(|()| 0));
-        };
-        let most = self.random.between(1, conn.piece) as usize;
-        let rest = &bytes[conn.read..];
-        let n = rest.len().min(buf.len()).min(most);
-        buf[..n].copy_from_slice(&rest[..n]);
-        let whole = n == rest.len();
-        let event = if whole || *kind == Event::Lie { *kind } else { Event::Part };
-        watch::event(session, event);
-        watch::tell(session, || format!("reads {event:?} {}", short(&buf[..n])));
-        if whole {
-            match kind {
-                Event::Ok | Event::Refusal => conn.answers += 1,
-                Event::Heartbeat => conn.owes = true,
-                _ => {}
-            }
-            conn.rx.pop_front();
-            conn.read = 0;
-        } else {
-            conn.read += n;
-        }
-        self.moves[session.0] += 1;
-        Poll::Ready(Ok(n))
-    }
-
-    fn close(&mut self, id: ConnId, cx: &Context<'_>) -> Poll<Result<(), TransportError>> {
-        let conn = self.conns.get_mut(&id).expect("a connection that is held");
-        if let Some(Err(error)) = conn.end {
-            return Poll::Ready(Err(error));
-        }
-        if conn.patient && conn.up.bytes > 0 {
-            conn.writer = Some(cx.waker().clone());
-            return Poll::Pending;
-        }
-        self.moves[conn.session.0] += 1;
-        Poll::Ready(Ok(()))
-    }
-
-    /// The client drops its end: after it closed it, or not.
-    fn drop_client(&mut self, id: ConnId, closed: bool) {
-        let Some(conn) = self.conns.get_mut(&id) else { return };
-        let session = conn.session;
-        watch::event(session, Event::Closed);
-        watch::tell(session, || if closed { "closes" } else { "aborts" }.into());
-        if conn.clean
-            && let Some(fault) = watch::fault(session)
-        {
-            panic!("gives up a healthy connection: {fault}");
-        }
-        conn.has_client = false;
-        conn.rx.clear();
-        if conn.lost || !conn.has_server {
-            self.sweep(id);
-        } else if closed {
-            self.send(id, Way::Up, Segment::End);
-        } else {
-            // The reset may overtake what was written.
-            let keep = self.random.below(conn.up.queue.len() as u64 + 1) as usize;
-            conn.up.queue.truncate(keep);
-            self.send(id, Way::Up, Segment::Reset);
-        }
-    }
-
-    // What happens to all of it.
-
-    fn fault(&mut self, what: &What) {
-        let now = self.now;
-        let until = |ms: u64| now + ms * 1000;
-        let (at, ms) = match *what {
-            What::Act(..) | What::Restart(..) => return,
-            What::Clock(actor, jump) => {
-                let clock = &mut self.clocks[actor];
-                *clock = match jump {
-                    Jump::By(ms) => clock.saturating_add(ms * 1000),
-                    Jump::ToEdge(ms) => (u64::MAX - now).saturating_sub(ms * 1000),
-                };
-                let conns = self.conns.values_mut().filter(|conn| conn.session.0 == actor);
-                conns.for_each(|conn| conn.clean = false);
-                let mut alarms = std::mem::take(&mut self.alarms);
-                alarms.retain(|session, (_, waker)| {
-                    if session.0 == actor {
-                        watch::event(*session, Event::ClockJump);
-                        because(Cause::Application, || waker.wake_by_ref());
-                    }
-                    session.0 != actor
-                });
-                self.alarms = alarms;
-                return;
-            }
-            What::Cut(actor, at, cut) => {
-                let hit = self.conns.iter().filter(|(_, conn)| {
-                    conn.session.0 == actor && conn.host == at && conn.has_client
-                });
-                for id in hit.map(|(id, _)| *id).collect::<Vec<_>>() {
-                    self.cut(id, cut);
-                }
-                return;
-            }
-            What::Vandalize(at, dice) => {
-                let host = &mut self.hosts[at];
-                let what = host.server.vandalize(&mut Random::new(dice));
-                watch::say(|| format!("an administrator deletes {what}"));
-                return;
-            }
-            What::Crash(at, gone, ms) => {
-                self.hosts[at].down = until(ms);
-                self.hosts[at].gone = gone;
-                let hit = self.conns.iter().filter(|(_, conn)| conn.host == at);
-                for id in hit.map(|(id, _)| *id).collect::<Vec<_>>() {
-                    let cut = if gone {
-                        Cut::HalfOpen
-                    } else if self.random.one_in(2) {
-                        Cut::Reset
-                    } else {
-                        Cut::End
-                    };
-                    self.cut(id, cut);
-                    self.server_gone(id);
-                }
-                (at, ms)
-            }
-            What::Freeze(at, ms) => {
-                self.hosts[at].frozen = until(ms);
-                (at, ms)
-            }
-            What::Dials(at, fault, ms) => {
-                self.hosts[at].dials = (fault, until(ms));
-                return;
-            }
-            What::Mode(at, mode, ms) => {
-                self.hosts[at].mode = (mode, until(ms));
-                self.hosts[at].server.set_exiting(mode == Mode::Exiting);
-                (at, ms)
-            }
-            What::Slow(at, delay, ms) => {
-                self.hosts[at].slow = (delay * 1000, until(ms));
-                (at, ms + delay)
-            }
-            What::Squeeze(at, ms) => {
-                self.hosts[at].squeezed = until(ms);
-                for conn in self.conns.values_mut().filter(|conn| conn.host == at) {
-                    conn.window = self.random.between(1, 64) as usize;
-                }
-                (at, ms)
-            }
-            What::Stall(at, up, ms) => {
-                for conn in self.conns.values_mut().filter(|conn| conn.host == at) {
-                    let way = if up { Way::Up } else { Way::Down };
-                    conn.flow(way).stalled = until(ms);
-                }
-                (at, ms)
-            }
-        };
-        self.hosts[at].faulty = self.hosts[at].faulty.max(until(ms));
-        for conn in self.conns.values_mut().filter(|conn| conn.host == at) {
-            conn.clean = false;
-        }
-    }
-
-    fn cut(&mut self, id: ConnId, cut: Cut) {
-        let Some(conn) = self.conns.get_mut(&id) else { return };
-        conn.clean = false;
-        match cut {
-            Cut::HalfOpen => {
-                conn.lost = true;
-                self.push(self.now + KEEPALIVE, Due::Keepalive(id));
-            }
-            Cut::End => {
-                self.send(id, Way::Up, Segment::End);
-                self.send(id, Way::Down, Segment::End);
-            }
-            Cut::Reset => {
-                // Some of it arrives all the same, but no answer does.
-                let keep = self.random.below(conn.up.queue.len() as u64 + 1) as usize;
-                conn.up.queue.truncate(keep);
-                if let Some((_, Segment::Data(_, bytes))) = conn.up.queue.back_mut() {
-                    let keep = self.random.below(bytes.len() as u64 + 1) as usize;
-                    bytes.truncate(keep);
-                }
-                let rest = std::mem::take(&mut conn.up.queue);
-                conn.up.bytes = 0;
-                // What was under way comes just before the reset, or is lost.
-                for (_, segment) in std::mem::take(&mut conn.down.queue) {
-                    if let Segment::Data(kind, bytes) = segment {
-                        conn.rx.push_back((kind, bytes));
-                    }
-                }
-                let purge = self.random.one_in(2);
-                conn.reset(purge);
-                wake(&mut conn.reader);
-                wake(&mut conn.writer);
-                let at = conn.host;
-                for (_, segment) in rest {
-                    if let Segment::Data(_, bytes) = segment
-                        && self.conns.get(&id).is_some_and(|conn| conn.has_server)
-                    {
-                        self.serve(at, |server, out| server.receive(id, &bytes, out));
-                    }
-                }
-                if let Some(conn) = self.conns.get_mut(&id) {
-                    conn.down.queue.clear();
-                }
-                self.server_gone(id);
-            }
-        }
-    }
-}
-
-/// Towards the server, or the client.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Way {
-    Up,
-    Down,
-}
-
-impl Way {
-    fn due(self, id: ConnId) -> Due {
-        match self {
-            Self::Up => Due::Up(id),
-            Self::Down => Due::Down(id),
-        }
-    }
-}
-
-impl Conn {
-    fn flow(&mut self, way: Way) -> &mut Flow {
-        match way {
-            Way::Up => &mut self.up,
-            Way::Down => &mut self.down,
-        }
-    }
-
-    fn reset(&mut self, purge: bool) {
-        if purge {
-            self.rx.clear();
-            self.read = 0;
-        }
-        self.end = Some(Err(TransportError::Reset));
-    }
-}
-
-impl Segment {
-    fn len(&self) -> usize {
-        match self {
-            Self::Data(_, bytes) => bytes.len(),
-            Self::End | Self::Reset => 0,
-        }
-    }
-}
-
-fn wake(waker: &mut Option<Waker>) {
-    if let Some(waker) = waker.take() {
-        because(Cause::Io, || waker.wake());
-    }
-}
-
-/// As much of some bytes as a trace needs.
-fn short(bytes: &[u8]) -> String {
-    const MAX: usize = 60;
-    let text = bytes[..bytes.len().min(MAX)].escape_ascii();
-    format!("{} bytes: {text}{}", bytes.len(), if bytes.len() > MAX { "..." } else { "" })
-}
-
-/// Whose clock it is.
-#[derive(Clone, Copy)]
-enum Whose {
-    /// Of this session.
-    Session(Session),
-    /// Of a handle.
-    Handle(usize),
-}
-
-/// [`Sleep`] in virtual time.
-pub(crate) struct Clock {
-    world: World,
-    whose: Whose,
-    /// The sessions that clones are for, in their order; without, clones are for handles.
-    next: Option<Rc<RefCell<usize>>>,
-}
-
-impl Clock {
-    /// Of an actor's one session.
-    pub(crate) fn of_session(world: &World, session: Session) -> Self {
-        Self { world: world.clone(), whose: Whose::Session(session), next: None }
-    }
-
-    /// Of an actor's application.
-    pub(crate) fn of_handle(world: &World, actor: usize) -> Self {
-        Self { world: world.clone(), whose: Whose::Handle(actor), next: None }
-    }
-
-    /// Of an actor's runner that clones it for each of its sessions; `next` is which comes next.
-    pub(crate) fn of_runner(world: &World, actor: usize, next: Rc<RefCell<usize>>) -> Self {
-        Self { world: world.clone(), whose: Whose::Handle(actor), next: Some(next) }
-    }
-
-    fn actor(&self) -> usize {
-        match self.whose {
-            Whose::Session((actor, _)) | Whose::Handle(actor) => actor,
-        }
-    }
-}
-
-impl Clone for Clock {
-    fn clone(&self) -> Self {
-        let actor = self.actor();
-        let whose = match &self.next {
-            // The first clone of all is the handle's.
-            Some(next) => {
-                let machine = *next.borrow();
-                *next.borrow_mut() += 1;
-                machine.checked_sub(1).map_or(Whose::Handle(actor), |m| Whose::Session((actor, m)))
-            }
-            None => Whose::Handle(actor),
-        };
-        Self { world: self.world.clone(), whose, next: None }
-    }
-}
-
-impl Sleep for Clock {
-    fn now(&self) -> Instant {
-        watch::enter(match self.whose {
-            Whose::Session(session) => Some(session),
-            Whose::Handle(_) => None,
-        });
-        Instant::from_micros(self.world.clock(self.actor()))
-    }
-
-    fn poll_until(&mut self, cx: &mut Context<'_>, at: Instant) -> Poll<()> {
-        let Whose::Session(session) = self.whose else { panic!("a handle does not sleep") };
-        let inner = &mut *self.world.0.borrow_mut();
-        let offset = inner.clocks[session.0];
-        let real = at.as_micros().saturating_sub(offset);
-        if real <= inner.now {
-            return Poll::Ready(());
-        }
-        let alarm = inner.alarms.insert(session, (real, cx.waker().clone()));
-        if alarm.is_none_or(|(at, _)| at != real) {
-            inner.push(real, Due::Alarm(session, real));
-        }
-        Poll::Pending
-    }
-}
-
-/// [`Dialer`] on the simulated network, for one session.
-pub(crate) struct Dials(pub(crate) World, pub(crate) Session);
-
-/// [`Transport`] on the simulated network.
-pub(crate) struct Pipe {
-    world: World,
-    conn: ConnId,
-    closed: bool,
-}
-
-impl Dialer for Dials {
-    type Transport<'d> = Pipe;
-
-    async fn dial(&mut self, address: &Address) -> Result<Pipe, DialError> {
-        let Self(world, session) = self;
-        let id = {
-            let inner = &mut *world.0.borrow_mut();
-            let host = inner.hosts.iter().position(|host| host.name == address.host());
-            let id = inner.name();
-            inner.moves[session.0] += 1;
-            let lately = inner.dialed.entry(*session).or_default();
-            lately.retain(|at| at + 1_000_000 > inner.now);
-            lately.push_back(inner.now);
-            assert!(lately.len() <= DIALS_MAX, "dials without end");
-            let dial = Dial { session: *session, host, waker: None, result: None };
-            inner.dials.insert(id, dial);
-            let delay = inner.random.between(100, DELAY_MAX);
-            inner.push(inner.now + delay, Due::Dial(id));
-            id
-        };
-        watch::tell(*session, || format!("dials {address}"));
-        /// Forgets the dial, however it ends.
-        struct Guard(World, u64);
-        impl Drop for Guard {
-            fn drop(&mut self) {
-                let inner = &mut *self.0.0.borrow_mut();
-                let dial = inner.dials.remove(&self.1);
-                if let Some(Ok(conn)) = dial.and_then(|dial| dial.result) {
-                    inner.drop_client(conn, false);
-                }
-            }
-        }
-        let guard = Guard(world.clone(), id);
-        let result = std::future::poll_fn(|cx| {
-            let inner = &mut *guard.0.0.borrow_mut();
-            let dial = inner.dials.get_mut(&id).expect("the dial");
-            match dial.result.take() {
-                Some(result) => Poll::Ready(result),
-                None => {
-                    dial.waker = Some(cx.waker().clone());
-                    Poll::Pending
-                }
-            }
-        })
-        .await;
-        let session = *session;
-        world.0.borrow_mut().moves[session.0] += 1;
-        watch::event(session, if result.is_ok() { Event::Up } else { Event::DialFailed });
-        result.map(|conn| Pipe { world: world.clone(), conn, closed: false })
-    }
-}
-
-impl Transport for Pipe {
-    fn poll_read(
-        &mut self,
-        cx: &mut Context<'_>,
-        buf: &mut [u8],
-    ) -> Poll<Result<usize, TransportError>> {
-        self.world.0.borrow_mut().read(self.conn, buf, cx)
-    }
-
-    fn poll_write(
-        &mut self,
-        cx: &mut Context<'_>,
-        bytes: Transmit<'_>,
-    ) -> Poll<Result<usize, TransportError>> {
-        assert!(!self.closed, "written to after it was closed");
-        self.world.0.borrow_mut().write(self.conn, bytes, cx)
-    }
-
-    fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), TransportError>> {
-        let closed = self.world.0.borrow_mut().close(self.conn, cx);
-        self.closed = matches!(closed, Poll::Ready(Ok(())));
-        closed
-    }
-}
-
-impl Drop for Pipe {
-    fn drop(&mut self) {
-        self.world.0.borrow_mut().drop_client(self.conn, self.closed);
     }
 }

@@ -12,7 +12,7 @@ use nanonsq_sim::random::Random;
 use nanonsq_sim::server::{Out, Reply, Server};
 use nanonsq_tests::{Nsqd, Nsqlookupd, ServerOptions, require_peers};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 
 /// How many scripts each server gets.
 const SCRIPTS: u64 = 2000;
@@ -73,6 +73,32 @@ const TO_NSQD: &[&[u8]] = &[
     b"\n",
 ];
 
+const SECRET: &[u8] = b"s3";
+
+/// What nsqd is to be told if it requires AUTH.
+const WITH_AUTH: &[&[u8]] = &[
+    b"AUTH\n\0\0\0\x02s3",
+    b"PUB t\n\0\0\0\x02hi",
+    b"MPUB t\n\0\0\0\x0f\0\0\0\x02\0\0\0\x01a\0\0\0\x02bc",
+    b"DPUB t 250\n\0\0\0\x01x",
+    b"NOP\n",
+    b"AUTH\n\0\0\0\x02s4",
+    b"AUTH\n\0\0\0\0",
+    b"PUB forbidden\n\0\0\0\x02hi",
+    b"MPUB forbidden\n\0\0\0\x0f\0\0\0\x02\0\0\0\x01a\0\0\0\x02bc",
+    b"DPUB forbidden 250\n\0\0\0\x01x",
+    b"PUB bad$topic\n",
+    b"PUB t\n\0\0\0\0",
+    b"MPUB t\n\0\0\0\0",
+    b"IDENTIFY\n\0\0\0\x1c{\"feature_negotiation\":true}",
+    b"XX\n",
+    b"NOP\n",
+    b"NOP\n",
+    b"NOP\n",
+    b"NOP\n",
+    b"NOP\n",
+];
+
 const NODE: &[u8] =
     br#"{"broadcast_address":"a","hostname":"h","tcp_port":1,"http_port":2,"version":"v"}"#;
 
@@ -116,6 +142,49 @@ async fn the_model_nsqd_says_what_nsqd_says() {
         |random| script(random, b"  V2", None, TO_NSQD),
     )
     .await;
+}
+
+#[tokio::test]
+async fn the_model_nsqd_says_what_an_nsqd_with_auth_says() {
+    let peers = require_peers!();
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let flag = format!("--auth-http-address={}", listener.local_addr().expect("its address"));
+    tokio::spawn(authorize(listener));
+    let real = Nsqd::start(&peers, ServerOptions::new().flag(flag)).await;
+    let settings = Settings { secret: Some(SECRET.to_vec()), ..Settings::default() };
+    compare(
+        real.tcp_address(),
+        || nsqd::Nsqd::new(settings.clone()),
+        <[u8]>::to_vec,
+        |random| {
+            let first = random.below(5) > 0;
+            script(random, b"  V2", first.then_some(&WITH_AUTH[0].to_vec()), WITH_AUTH)
+        },
+    )
+    .await;
+}
+
+/// The server that nsqd asks about secrets: who has the right one may publish to all topics but
+/// `forbidden`.
+async fn authorize(listener: TcpListener) {
+    while let Ok((mut socket, _)) = listener.accept().await {
+        let mut request = vec![0; 4096];
+        let n = socket.read(&mut request).await.unwrap_or(0);
+        let knows = String::from_utf8_lossy(&request[..n]).contains("secret=s3");
+        let (status, body) = if knows {
+            let body = r#"{"ttl":60,"identity":"","identity_url":"","authorizations":
+                [{"topic":"^[^f].*$","channels":[".*"],"permissions":["publish"]}]}"#;
+            ("200 OK", body)
+        } else {
+            ("403 Forbidden", "")
+        };
+        let len = body.len();
+        let reply = format!(
+            "HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {len}\r\n\
+             Connection: close\r\n\r\n{body}"
+        );
+        let _ = socket.write_all(reply.as_bytes()).await;
+    }
 }
 
 #[tokio::test]

@@ -1,0 +1,168 @@
+//! What goes wrong.
+
+use super::link::{Way, wake};
+use super::{Due, Inner, KEEPALIVE, Segment, WINDOW};
+use crate::exec::application;
+use crate::random::Random;
+use crate::schedule::{Cut, Jump, What};
+use crate::server::{ConnId, Mode};
+use crate::watch::{self, Event};
+
+impl Inner {
+    /// All that was wrong is right again, for good, except what is already lost.
+    pub(super) fn heal(&mut self) {
+        for host in &mut self.hosts {
+            host.server.set_exiting(false);
+        }
+        for conn in self.conns.values_mut() {
+            conn.window = conn.window.max(WINDOW);
+            wake(&mut conn.writer);
+        }
+        let misled = self.conns.iter().filter(|(_, conn)| conn.misled && conn.has_client);
+        for id in misled.map(|(id, _)| *id).collect::<Vec<_>>() {
+            self.cut(id, Cut::Reset);
+        }
+    }
+
+    pub(super) fn fault(&mut self, what: &What) {
+        let now = self.now;
+        let until = |ms: u64| now + ms * 1000;
+        let (at, ms) = match *what {
+            What::Act(..) | What::Restart(..) => return,
+            What::Clock(actor, jump) => {
+                let clock = &mut self.clocks[actor];
+                *clock = match jump {
+                    Jump::By(ms) => clock.saturating_add(ms * 1000),
+                    Jump::ToEdge(ms) => (u64::MAX - now).saturating_sub(ms * 1000),
+                };
+                let conns = self.conns.values_mut().filter(|conn| conn.session.0 == actor);
+                conns.for_each(|conn| conn.clean = false);
+                let mut alarms = std::mem::take(&mut self.alarms);
+                alarms.retain(|session, (_, waker)| {
+                    if session.0 == actor {
+                        watch::event(*session, Event::ClockJump);
+                        application(|| waker.wake_by_ref());
+                    }
+                    session.0 != actor
+                });
+                self.alarms = alarms;
+                return;
+            }
+            What::Cut(actor, at, cut) => {
+                let hit = self.conns.iter().filter(|(_, conn)| {
+                    conn.session.0 == actor && conn.host == at && conn.has_client
+                });
+                for id in hit.map(|(id, _)| *id).collect::<Vec<_>>() {
+                    self.cut(id, cut);
+                }
+                return;
+            }
+            What::Vandalize(at, dice) => {
+                let host = &mut self.hosts[at];
+                let what = host.server.vandalize(&mut Random::new(dice));
+                watch::say(|| format!("an administrator deletes {what}"));
+                return;
+            }
+            What::Crash(at, gone, ms) => {
+                self.hosts[at].down = until(ms);
+                self.hosts[at].gone = gone;
+                let hit = self.conns.iter().filter(|(_, conn)| conn.host == at);
+                for id in hit.map(|(id, _)| *id).collect::<Vec<_>>() {
+                    let cut = if gone {
+                        Cut::HalfOpen
+                    } else if self.random.one_in(2) {
+                        Cut::Reset
+                    } else {
+                        Cut::End
+                    };
+                    self.cut(id, cut);
+                    self.server_gone(id);
+                }
+                (at, ms)
+            }
+            What::Freeze(at, ms) => {
+                self.hosts[at].frozen = until(ms);
+                (at, ms)
+            }
+            What::Dials(at, fault, ms) => {
+                self.hosts[at].dials = (fault, until(ms));
+                return;
+            }
+            What::Mode(at, mode, ms) => {
+                self.hosts[at].mode = (mode, until(ms));
+                self.hosts[at].server.set_exiting(mode == Mode::Exiting);
+                (at, ms)
+            }
+            What::Slow(at, delay, ms) => {
+                self.hosts[at].slow = (delay * 1000, until(ms));
+                (at, ms + delay)
+            }
+            What::Squeeze(at, ms) => {
+                self.hosts[at].squeezed = until(ms);
+                for conn in self.conns.values_mut().filter(|conn| conn.host == at) {
+                    conn.window = self.random.between(1, 64) as usize;
+                }
+                (at, ms)
+            }
+            What::Stall(at, up, ms) => {
+                for conn in self.conns.values_mut().filter(|conn| conn.host == at) {
+                    let way = if up { Way::Up } else { Way::Down };
+                    conn.flow(way).stalled = until(ms);
+                }
+                (at, ms)
+            }
+        };
+        self.hosts[at].faulty = self.hosts[at].faulty.max(until(ms));
+        for conn in self.conns.values_mut().filter(|conn| conn.host == at) {
+            conn.clean = false;
+        }
+    }
+
+    pub(super) fn cut(&mut self, id: ConnId, cut: Cut) {
+        let Some(conn) = self.conns.get_mut(&id) else { return };
+        conn.clean = false;
+        match cut {
+            Cut::HalfOpen => {
+                conn.lost = true;
+                self.push(self.now + KEEPALIVE, Due::Keepalive(id));
+            }
+            Cut::End => {
+                self.send(id, Way::Up, Segment::End);
+                self.send(id, Way::Down, Segment::End);
+            }
+            Cut::Reset => {
+                // Some of it arrives all the same, but no answer does.
+                let keep = self.random.below(conn.up.queue.len() as u64 + 1) as usize;
+                conn.up.queue.truncate(keep);
+                if let Some((_, Segment::Data(_, bytes))) = conn.up.queue.back_mut() {
+                    let keep = self.random.below(bytes.len() as u64 + 1) as usize;
+                    bytes.truncate(keep);
+                }
+                let rest = std::mem::take(&mut conn.up.queue);
+                conn.up.bytes = 0;
+                // What was under way comes just before the reset, or is lost.
+                for (_, segment) in std::mem::take(&mut conn.down.queue) {
+                    if let Segment::Data(kind, bytes) = segment {
+                        conn.rx.push_back((kind, bytes));
+                    }
+                }
+                let purge = self.random.one_in(2);
+                conn.reset(purge);
+                wake(&mut conn.reader);
+                wake(&mut conn.writer);
+                let at = conn.host;
+                for (_, segment) in rest {
+                    if let Segment::Data(_, bytes) = segment
+                        && self.conns.get(&id).is_some_and(|conn| conn.has_server)
+                    {
+                        self.serve(at, |server, out| server.receive(id, &bytes, out));
+                    }
+                }
+                if let Some(conn) = self.conns.get_mut(&id) {
+                    conn.down.queue.clear();
+                }
+                self.server_gone(id);
+            }
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! The network as the driver sees it: its clock, its dialer and its transports.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+
+use nanonsq_core::address::Address;
+use nanonsq_core::drive::{Dialer, Sleep, Transport};
+use nanonsq_core::session::{DialError, Transmit, TransportError};
+use nanonsq_core::time::Instant;
+
+use super::{DELAY_MAX, DIALS_MAX, Dial, Due, World};
+use crate::server::ConnId;
+use crate::watch::{self, Event, Session};
+
+#[derive(Clone, Copy)]
+enum Whose {
+    /// Of this session.
+    Session(Session),
+    /// Of a handle.
+    Handle(usize),
+}
+
+/// [`Sleep`] in virtual time.
+pub(crate) struct Clock {
+    world: World,
+    whose: Whose,
+    /// The sessions that clones are for, in their order; without, clones are for handles.
+    next: Option<Rc<RefCell<usize>>>,
+}
+
+impl Clock {
+    /// Of an actor's one session.
+    pub(crate) fn of_session(world: &World, session: Session) -> Self {
+        Self { world: world.clone(), whose: Whose::Session(session), next: None }
+    }
+
+    /// Of an actor's application.
+    pub(crate) fn of_handle(world: &World, actor: usize) -> Self {
+        Self { world: world.clone(), whose: Whose::Handle(actor), next: None }
+    }
+
+    /// Of an actor's runner that clones it for each of its sessions; `next` is which comes next.
+    pub(crate) fn of_runner(world: &World, actor: usize, next: Rc<RefCell<usize>>) -> Self {
+        Self { world: world.clone(), whose: Whose::Handle(actor), next: Some(next) }
+    }
+
+    fn actor(&self) -> usize {
+        match self.whose {
+            Whose::Session((actor, _)) | Whose::Handle(actor) => actor,
+        }
+    }
+}
+
+impl Clone for Clock {
+    fn clone(&self) -> Self {
+        let actor = self.actor();
+        let whose = match &self.next {
+            // The first clone of all is the handle's.
+            Some(next) => {
+                let machine = *next.borrow();
+                *next.borrow_mut() += 1;
+                machine.checked_sub(1).map_or(Whose::Handle(actor), |m| Whose::Session((actor, m)))
+            }
+            None => Whose::Handle(actor),
+        };
+        Self { world: self.world.clone(), whose, next: None }
+    }
+}
+
+impl Sleep for Clock {
+    fn now(&self) -> Instant {
+        watch::enter(match self.whose {
+            Whose::Session(session) => Some(session),
+            Whose::Handle(_) => None,
+        });
+        Instant::from_micros(self.world.clock(self.actor()))
+    }
+
+    fn poll_until(&mut self, cx: &mut Context<'_>, at: Instant) -> Poll<()> {
+        let Whose::Session(session) = self.whose else { panic!("a handle does not sleep") };
+        let inner = &mut *self.world.0.borrow_mut();
+        let offset = inner.clocks[session.0];
+        let real = at.as_micros().saturating_sub(offset);
+        if real <= inner.now {
+            return Poll::Ready(());
+        }
+        let alarm = inner.alarms.insert(session, (real, cx.waker().clone()));
+        if alarm.is_none_or(|(at, _)| at != real) {
+            inner.push(real, Due::Alarm(session, real));
+        }
+        Poll::Pending
+    }
+}
+
+/// [`Dialer`] on the simulated network, for one session.
+pub(crate) struct Dials(pub(crate) World, pub(crate) Session);
+
+/// [`Transport`] on the simulated network.
+pub(crate) struct Pipe {
+    world: World,
+    conn: ConnId,
+    closed: bool,
+}
+
+impl Dialer for Dials {
+    type Transport<'d> = Pipe;
+
+    async fn dial(&mut self, address: &Address) -> Result<Pipe, DialError> {
+        let Self(world, session) = self;
+        let id = {
+            let inner = &mut *world.0.borrow_mut();
+            let host = inner.hosts.iter().position(|host| host.name == address.host());
+            let id = inner.name();
+            inner.moves[session.0] += 1;
+            let lately = inner.dialed.entry(*session).or_default();
+            lately.retain(|at| at + 1_000_000 > inner.now);
+            lately.push_back(inner.now);
+            assert!(lately.len() <= DIALS_MAX, "dials without end");
+            let dial = Dial { session: *session, host, waker: None, result: None };
+            inner.dials.insert(id, dial);
+            let delay = inner.random.between(100, DELAY_MAX);
+            inner.push(inner.now + delay, Due::Dial(id));
+            id
+        };
+        watch::tell(*session, || format!("dials {address}"));
+        /// Forgets the dial, however it ends.
+        struct Guard(World, u64);
+        impl Drop for Guard {
+            fn drop(&mut self) {
+                let inner = &mut *self.0.0.borrow_mut();
+                let dial = inner.dials.remove(&self.1);
+                if let Some(Ok(conn)) = dial.and_then(|dial| dial.result) {
+                    inner.drop_client(conn, false);
+                }
+            }
+        }
+        let guard = Guard(world.clone(), id);
+        let result = std::future::poll_fn(|cx| {
+            let inner = &mut *guard.0.0.borrow_mut();
+            let dial = inner.dials.get_mut(&id).expect("the dial");
+            match dial.result.take() {
+                Some(result) => Poll::Ready(result),
+                None => {
+                    dial.waker = Some(cx.waker().clone());
+                    Poll::Pending
+                }
+            }
+        })
+        .await;
+        let session = *session;
+        world.0.borrow_mut().moves[session.0] += 1;
+        watch::event(session, if result.is_ok() { Event::Up } else { Event::DialFailed });
+        result.map(|conn| Pipe { world: world.clone(), conn, closed: false })
+    }
+}
+
+impl Transport for Pipe {
+    fn poll_read(
+        &mut self,
+        cx: &mut Context<'_>,
+        buf: &mut [u8],
+    ) -> Poll<Result<usize, TransportError>> {
+        self.world.0.borrow_mut().read(self.conn, buf, cx)
+    }
+
+    fn poll_write(
+        &mut self,
+        cx: &mut Context<'_>,
+        bytes: Transmit<'_>,
+    ) -> Poll<Result<usize, TransportError>> {
+        assert!(!self.closed, "written to after it was closed");
+        self.world.0.borrow_mut().write(self.conn, bytes, cx)
+    }
+
+    fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), TransportError>> {
+        let closed = self.world.0.borrow_mut().close(self.conn, cx);
+        self.closed = matches!(closed, Poll::Ready(Ok(())));
+        closed
+    }
+}
+
+impl Drop for Pipe {
+    fn drop(&mut self) {
+        self.world.0.borrow_mut().drop_client(self.conn, self.closed);
+    }
+}

@@ -1,0 +1,34 @@
+//! Some worlds with every `cargo test`; `cargo xtask sim` lives thousands.
+
+use nanonsq_sim::run::{install, live};
+
+#[test]
+fn some_worlds_are_well() {
+    install();
+    for seed in 1_000_000..1_000_040 {
+        let failure = live(seed, None, false).failure;
+        assert!(failure.is_none(), "cargo xtask sim --seed {seed} --trace: {failure:?}");
+    }
+}
+
+#[test]
+fn the_same_seed_is_the_same_world() {
+    install();
+    for seed in 0..4 {
+        let [one, two] = [(); 2].map(|()| live(seed, None, true));
+        assert!(!one.trace.is_empty() && one.trace == two.trace, "seed {seed}");
+        let untraced = live(seed, None, false);
+        let states = |report: &nanonsq_sim::run::Report| format!("{:?}", report.coverage);
+        assert_eq!(states(&one), states(&untraced), "to be seen changes nothing");
+    }
+}
+
+#[test]
+fn steps_can_be_left_out() {
+    install();
+    let all = live(5, None, true);
+    let every: Vec<usize> = (0..all.steps.len()).collect();
+    assert_eq!(live(5, Some(&every), true).trace, all.trace);
+    let none = live(5, Some(&[]), true);
+    assert!(none.trace.len() < all.trace.len() && none.failure.is_none());
+}
