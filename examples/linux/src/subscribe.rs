@@ -20,16 +20,17 @@ use crate::report::{explain, is_hopeless};
 use crate::system::{hostname, interrupts, seed};
 
 /// nsqds at a time, and nsqds that nsqlookupds list.
-const CONNECTIONS: usize = 32;
+const CONNECTIONS: usize = 16;
 const NSQDS: usize = 64;
 
 /// Messages in flight, and bytes for all of them together, which is also the longest message.
 const MESSAGES: usize = 1024;
 const RING: usize = 8 << 20;
 
-/// What each connection reads and writes at once.
-const RX: usize = 16 * 1024;
-const TX: usize = 4096;
+/// What each connection reads and writes at once. Without optimization the buffers of all of them
+/// pass through the stack, several times.
+const RX: usize = 4096;
+const TX: usize = 1024;
 
 /// Messages that are written at once, if so many wait.
 const BATCH: usize = 64;
