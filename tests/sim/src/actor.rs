@@ -3,8 +3,10 @@
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::task::Poll;
 
 use crate::exec::Units;
 use crate::random::Random;
@@ -65,6 +67,11 @@ impl Desk {
     pub(crate) fn next_order(&self) -> Option<Order> {
         self.orders.borrow_mut().pop_front()
     }
+}
+
+/// Waits until there is something; asked whenever its unit is woken.
+pub(crate) fn until<T>(mut next: impl FnMut() -> Option<T>) -> impl Future<Output = T> {
+    poll_fn(move |_| next().map_or(Poll::Pending, Poll::Ready))
 }
 
 /// One of `n` actions, half of the time the favourite.

@@ -14,7 +14,11 @@ use nanonsq_sim::watch::Coverage;
 
 /// Live simulated worlds: virtual time, a network that fails, model servers
 #[derive(Parser)]
-#[command(bin_name = "cargo xtask sim")]
+#[command(
+    bin_name = "cargo xtask sim",
+    after_help = "cargo xtask sim --planted [FAULT]... plants the faults of tests/sim/planted into a \
+                  copy of the tree, one by one, and sees that each is found."
+)]
 struct Options {
     /// How many seeds, each a world of ten minutes
     #[arg(long, default_value_t = 1000)]

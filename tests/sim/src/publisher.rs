@@ -18,7 +18,7 @@ use nanonsq_core::publish::{
 use nanonsq_core::session::Session as _;
 use nanonsq_core::time::{Instant, Span};
 
-use crate::actor::{Actor, Desk, ORDERS, Order, Process, RUNNER, favour};
+use crate::actor::{Actor, Desk, ORDERS, Order, Process, RUNNER, favour, until};
 use crate::exec::application;
 use crate::nsqd::Settings;
 use crate::random::Random;
@@ -387,31 +387,21 @@ async fn run(
     });
     let mut waiting = pin!(async {
         loop {
-            let next = |_: &mut Context<'_>| match state.borrow_mut().queue.pop_front() {
-                Some(draft) => Poll::Ready(draft),
-                None => Poll::Pending,
-            };
-            let draft = poll_fn(next).await;
+            let draft = until(|| state.borrow_mut().queue.pop_front()).await;
             let taken = handle.publish_with(&draft.topic, &draft.body, draft.options).await;
             state.borrow_mut().answered(&draft, taken, setup.ring);
         }
     });
     let mut asking = pin!(async {
         loop {
-            let asked = |_: &mut Context<'_>| match state.borrow().asked {
-                Some(ticket) => Poll::Ready(ticket),
-                None => Poll::Pending,
-            };
-            let ticket = poll_fn(asked).await;
+            let ticket = until(|| state.borrow().asked).await;
             let outcome = handle.outcome(ticket).await;
             assert_eq!(handle.look(|p| p.outcome(ticket)), Some(Some(outcome)), "it is final");
             state.borrow_mut().asked = None;
         }
     });
     let mut stopping = pin!(async {
-        let stop =
-            |_: &mut Context<'_>| if state.borrow().stop { Poll::Ready(()) } else { Poll::Pending };
-        poll_fn(stop).await;
+        until(|| state.borrow().stop.then_some(())).await;
         handle.stop(&Clock::of_handle(&world, me)).await;
         std::future::pending::<()>().await
     });

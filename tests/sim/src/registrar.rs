@@ -16,7 +16,7 @@ use nanonsq_core::name::{ChannelName, TopicName};
 use nanonsq_core::session::Session as _;
 use nanonsq_core::time::Span;
 
-use crate::actor::{Actor, Desk, ORDERS, Order, Process, RUNNER, favour};
+use crate::actor::{Actor, Desk, ORDERS, Order, Process, RUNNER, favour, until};
 use crate::exec::application;
 use crate::random::Random;
 use crate::server::{ConnId, Seen};
@@ -138,21 +138,14 @@ async fn run(world: World, me: usize, setup: Rc<Setup>, state: Rc<RefCell<Wants>
 
     let mut settling = pin!(async {
         loop {
-            let wanted = |_: &mut Context<'_>| {
-                if state.borrow().settling { Poll::Ready(()) } else { Poll::Pending }
-            };
-            poll_fn(wanted).await;
+            until(|| state.borrow().settling.then_some(())).await;
             handle.settled().await;
             state.borrow_mut().settling = false;
         }
     });
     let mut stopping = pin!(async {
         loop {
-            let wanted = |_: &mut Context<'_>| match state.borrow().stop {
-                true => Poll::Ready(()),
-                false => Poll::Pending,
-            };
-            poll_fn(wanted).await;
+            until(|| state.borrow().stop.then_some(())).await;
             // Until it is stopped, or is no longer to be.
             let mut stop = pin!(handle.stop());
             poll_fn(|cx| match state.borrow().stop {
