@@ -321,7 +321,8 @@ impl<M: RawMutex, D: Dialer, S: Sleep, const CONNECTIONS: usize, const LOOKUPDS:
     }
 
     /// As [`run`](Self::run), each connection to an nsqd with a receive buffer of `RX` bytes, at
-    /// least 16: more of them are faster where many short messages come at once.
+    /// least 16: more of them are faster where many short messages come at once. They are in the
+    /// future, which an unoptimized build moves through the stack.
     pub async fn run_with<const RX: usize>(&mut self) -> ! {
         let (shared, sleep) = (self.shared, &self.sleep);
         let mut index = 0;
