@@ -163,8 +163,9 @@ impl Peer {
 
     /// Unregisters everything, which the registry no longer wants, then closes.
     pub(super) fn leave(&mut self, config: &Config<'_>, now: Instant, settled: bool) {
+        // One that leaves already may have been given somebody to connect to afterwards.
+        self.address = None;
         if matches!(self.state, PeerState::Connected) && !settled {
-            self.address = None;
             self.timers.set(Timer::State, now.after(config.reply_timeout));
             self.set_state(PeerState::Leaving);
         } else if !matches!(self.state, PeerState::Leaving) {

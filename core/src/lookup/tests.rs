@@ -641,6 +641,24 @@ fn an_answer_that_got_lost_is_noticed_while_all_is_asserted_again() {
 }
 
 #[test]
+fn a_stop_counts_for_a_peer_that_leaves_and_was_given_another_address() {
+    let config = Config::new(NODE);
+    let mut rig = Rig::new(&config);
+    rig.configure(&["one:1"]);
+    rig.add(&["t"]);
+    rig.connect(0);
+    rig.commands(0);
+    rig.lookup.stop(rig.now);
+    assert_eq!(rig.status(0).state, PeerState::Leaving);
+    // Room for two only: one of them goes to the peer that is leaving.
+    rig.configure(&["two:2", "three:3"]);
+    rig.lookup.stop(rig.now);
+    assert_eq!(rig.commands(0), ["UNREGISTER t"]);
+    rig.lose(0, Closed::Local);
+    assert!(rig.lookup.is_stopped(), "{:?}", rig.status(0).state);
+}
+
+#[test]
 fn zero_turns_ping_and_reassert_off_and_the_cap_is_at_least_a_millisecond() {
     let config = Config {
         ping: Span::ZERO,

@@ -104,6 +104,9 @@ fn many(options: &Options) -> bool {
                         coverage.add(&report.coverage);
                         if let Some(failure) = report.failure {
                             let failures = &mut all.lock().expect("no panic").1;
+                            if !options.first && !failures.contains_key(&failure.place) {
+                                println!("seed {seed}: {failure}");
+                            }
                             let place = failure.place.clone();
                             let known = failures.entry(place).or_insert((seed, failure, 0));
                             known.2 += 1;
