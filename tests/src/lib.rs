@@ -9,11 +9,13 @@
 //! | [`Proxy`] | a TCP proxy that delays, stalls, cuts and records |
 //! | [`oracle`] | a minimal consumer: what really arrived in nsqd |
 //! | [`tap`] | reads recorded client bytes back as commands |
+//! | [`auth`] | what nsqd asks whether a secret is good |
 //! | [`http`] | GET and POST |
 //!
 //! The harness panics where a test could not go on, with a message that says what was expected.
 //! Every wait in it is bounded.
 
+pub mod auth;
 pub mod http;
 pub mod oracle;
 pub mod peers;

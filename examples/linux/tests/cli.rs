@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use nanonsq_tests::{
-    Mode, Nsqd, Nsqlookupd, Peers, Proxy, ServerOptions, Until, consume_all, eventually, ports,
-    require_peers,
+    Mode, Nsqd, Nsqlookupd, Peers, Proxy, ServerOptions, Until, auth, consume_all, eventually,
+    ports, require_peers,
 };
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -367,38 +367,10 @@ async fn an_nsqd_that_never_answers() {
     );
 }
 
-/// What nsqd asks whether a secret is good. Only `open-sesame` is, and only for the topic `t`.
-async fn start_auth_server() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    tokio::spawn(async move {
-        while let Ok((mut stream, _)) = listener.accept().await {
-            let mut request = vec![0; 4096];
-            let n = stream.read(&mut request).await.unwrap_or(0);
-            let good = String::from_utf8_lossy(&request[..n]).contains("secret=open-sesame");
-            let (status, body) = if good {
-                (
-                    "200 OK",
-                    r#"{"ttl":60,"identity":"i","identity_url":"","authorizations":[{"topic":"t","channels":[".*"],"permissions":["publish","subscribe"]}]}"#,
-                )
-            } else {
-                ("403 Forbidden", "{}")
-            };
-            let reply = format!(
-                "HTTP/1.1 {status}\r\nContent-Type: application/json\r\n\
-                 Content-Length: {}\r\nConnection: close\r\n\r\n{body}",
-                body.len()
-            );
-            let _ = stream.write_all(reply.as_bytes()).await;
-        }
-    });
-    address
-}
-
 #[tokio::test]
 async fn an_nsqd_that_requires_auth() {
     let peers = require_peers!();
-    let auth = start_auth_server().await;
+    let auth = auth::start("t", ".*", &["publish", "subscribe"]).await;
     let flag = format!("--auth-http-address={auth}");
     let nsqd = Nsqd::start(&peers, ServerOptions::new().flag(flag)).await;
     let address = nsqd.tcp_address();
@@ -660,7 +632,7 @@ async fn an_interrupt_before_the_count_is_a_failure() {
 #[tokio::test]
 async fn nsqds_that_will_never_do() {
     let peers = require_peers!();
-    let auth = start_auth_server().await;
+    let auth = auth::start("t", ".*", &["publish", "subscribe"]).await;
     let flag = format!("--auth-http-address={auth}");
     let nsqd = Nsqd::start(&peers, ServerOptions::new().flag(flag)).await;
     let address = nsqd.tcp_address();

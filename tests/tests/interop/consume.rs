@@ -1,7 +1,6 @@
 //! Consuming from real nsqds.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -14,11 +13,10 @@ use nanonsq_std::core::wire::v2::ErrorCode;
 use nanonsq_tests::proxy::Recording;
 use nanonsq_tests::tap::V2;
 use nanonsq_tests::{
-    Cut, Nsqd, Nsqlookupd, Peers, Proxy, ServerOptions, Until, consume_all, eventually, oracle,
-    ports, require_peers, tap,
+    Cut, Nsqd, Nsqlookupd, Peers, Proxy, ServerOptions, Until, auth, consume_all, eventually,
+    oracle, ports, require_peers, tap,
 };
 use serde_json::Value;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::support::{Consumer, channel, text, topic};
 
@@ -775,37 +773,10 @@ async fn a_pause_stops_the_flow_and_nothing_else() {
 
 // Permission.
 
-/// What nsqd asks whether a secret is good. Only `open-sesame` is.
-async fn start_auth_server() -> SocketAddr {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    tokio::spawn(async move {
-        while let Ok((mut stream, _)) = listener.accept().await {
-            let mut request = vec![0; 4096];
-            let n = stream.read(&mut request).await.unwrap_or(0);
-            let good = String::from_utf8_lossy(&request[..n]).contains("secret=open-sesame");
-            let (status, body) = if good {
-                (
-                    "200 OK",
-                    r#"{"ttl":60,"identity":"i","identity_url":"","authorizations":[{"topic":"t","channels":["c"],"permissions":["subscribe"]}]}"#,
-                )
-            } else {
-                ("403 Forbidden", "{}")
-            };
-            let len = body.len();
-            let reply = format!(
-                "HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {len}\r\nConnection: close\r\n\r\n{body}"
-            );
-            let _ = stream.write_all(reply.as_bytes()).await;
-        }
-    });
-    address
-}
-
 #[tokio::test]
 async fn auth_is_spoken_with_an_nsqd_that_requires_it() {
     let peers = require_peers!();
-    let auth = start_auth_server().await;
+    let auth = auth::start("t", "c", &["subscribe"]).await;
     let flag = format!("--auth-http-address={auth}");
     let nsqd = Nsqd::start(&peers, ServerOptions::new().flag(flag)).await;
     nsqd.publish("t", b"x").await;

@@ -10,9 +10,8 @@ use nanonsq_std::core::session::{Closed, Fault as SessionFault};
 use nanonsq_std::core::time::Span;
 use nanonsq_std::core::wire::v2::ErrorCode;
 use nanonsq_tests::{
-    Cut, Fault, Faults, Nsqd, Proxy, ServerOptions, Until, consume_all, require_peers, tap,
+    Cut, Fault, Faults, Nsqd, Proxy, ServerOptions, Until, auth, consume_all, require_peers, tap,
 };
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::support::{Publisher, topic};
 
@@ -291,29 +290,7 @@ async fn a_frozen_nsqd_is_noticed_by_its_silence() {
 #[tokio::test]
 async fn auth_is_spoken_with_an_nsqd_that_requires_it() {
     let peers = require_peers!();
-    // nsqd asks this what a secret may do.
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let auth = listener.local_addr().unwrap();
-    tokio::spawn(async move {
-        while let Ok((mut stream, _)) = listener.accept().await {
-            let mut request = vec![0; 4096];
-            let n = stream.read(&mut request).await.unwrap_or(0);
-            let good = String::from_utf8_lossy(&request[..n]).contains("secret=open-sesame");
-            let (status, body) = if good {
-                (
-                    "200 OK",
-                    r#"{"ttl":60,"identity":"i","identity_url":"","authorizations":[{"topic":"allowed","channels":[".*"],"permissions":["publish"]}]}"#,
-                )
-            } else {
-                ("403 Forbidden", "{}")
-            };
-            let len = body.len();
-            let reply = format!(
-                "HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {len}\r\nConnection: close\r\n\r\n{body}"
-            );
-            let _ = stream.write_all(reply.as_bytes()).await;
-        }
-    });
+    let auth = auth::start("allowed", ".*", &["publish"]).await;
     let flag = format!("--auth-http-address={auth}");
     let nsqd = Nsqd::start(&peers, ServerOptions::new().flag(flag)).await;
     let with = |auth_secret| Config { auth_secret, ..impatient() };
