@@ -46,7 +46,7 @@ pub(crate) struct Args {
     #[arg(long)]
     topic: TopicName,
 
-    /// Channel to consume [default: tail<random>#ephemeral, which gets what comes from now on].
+    /// Channel to consume; by default an ephemeral one, which gets what comes from now on.
     #[arg(long)]
     channel: Option<ChannelName>,
 

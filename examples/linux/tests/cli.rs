@@ -583,8 +583,9 @@ async fn what_nobody_reads_is_given_back() {
     // Closed, and open with nobody reading.
     for closed in [true, false] {
         let nsqd = start_nsqd(&peers).await;
+        // Each longer than a pipe takes, so none is printed before somebody reads.
         for n in 0..100 {
-            nsqd.publish("t", format!("{n:020000}").as_bytes()).await;
+            nsqd.publish("t", n.to_string().repeat(100_000).as_bytes()).await;
         }
         let address = nsqd.tcp_address().to_string();
         let mut child = Command::new(env!("CARGO_BIN_EXE_nanonsq"))
