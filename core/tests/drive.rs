@@ -132,6 +132,10 @@ struct Greeter {
     heard: Vec<u8>,
     closed: Vec<Closed>,
     dialed: bool,
+    /// How many bytes it takes before it holds.
+    room: usize,
+    /// How many more it takes for each byte written.
+    freed: usize,
 }
 
 impl Greeter {
@@ -144,6 +148,8 @@ impl Greeter {
             heard: Vec::new(),
             closed: Vec::new(),
             dialed: false,
+            room: usize::MAX,
+            freed: 0,
         }
     }
 }
@@ -179,12 +185,20 @@ impl Session for Greeter {
         Ok(())
     }
 
+    fn take(&mut self, now: Instant, bytes: &[u8]) -> usize {
+        let n = bytes.len().min(self.room);
+        self.room -= n;
+        self.receive(now, &bytes[..n]).unwrap();
+        n
+    }
+
     fn transmit(&mut self, _: Instant) -> Transmit<'_> {
         Transmit { head: self.text, body: &[] }
     }
 
     fn sent(&mut self, _: Instant, n: usize) {
         self.text = &self.text[n..];
+        self.room = self.room.saturating_add(n * self.freed);
     }
 
     fn deadline(&self) -> Instant {
@@ -347,4 +361,42 @@ fn a_deadline_that_moves_later_arms_no_new_timer() {
     world.now.set(10_000);
     poll();
     assert_eq!(world.armed.get(), armed + 1);
+}
+
+#[test]
+fn what_a_session_does_not_take_is_offered_again_and_nothing_more_read() {
+    driven!(world, shared, poll, Greeter::new(false));
+    shared.0.borrow_mut().room = 3;
+    say(&world, "abcdef");
+    say(&world, "ghi");
+    poll();
+    assert_eq!(shared.0.borrow().heard, b"abc");
+    assert_eq!(world.wire.borrow().reads.len(), 1, "held");
+    // A change, which wakes the task.
+    shared.0.borrow_mut().room = 2;
+    poll();
+    assert_eq!(shared.0.borrow().heard, b"abcde");
+    // Room that comes with what is written.
+    (shared.0.borrow_mut().text, shared.0.borrow_mut().freed) = (b"1234", 1);
+    poll();
+    assert_eq!(shared.0.borrow().heard, b"abcdefghi");
+    assert_eq!(world.wire.borrow().reads.len(), 0);
+}
+
+#[test]
+fn what_one_connection_left_is_not_offered_to_the_next() {
+    driven!(world, shared, poll, Greeter::new(false));
+    shared.0.borrow_mut().room = 1;
+    say(&world, "abc");
+    poll();
+    {
+        let mut greeter = shared.0.borrow_mut();
+        (greeter.link, greeter.room, greeter.dialed) = (Link::Close, 0, false);
+    }
+    poll();
+    assert_eq!(shared.0.borrow().closed, [Closed::Local]);
+    shared.0.borrow_mut().room = usize::MAX;
+    say(&world, "next");
+    poll();
+    assert_eq!(shared.0.borrow().heard, b"anext");
 }

@@ -6,7 +6,7 @@
 
 use core::fmt;
 use core::future::Future;
-use core::net::IpAddr;
+use core::net::{IpAddr, SocketAddr};
 use core::pin::pin;
 use core::task::{Context, Poll};
 
@@ -145,7 +145,7 @@ impl<'a> Listener for TcpListener<'a> {
     where
         Self: 'l;
 
-    async fn accept(&mut self) -> Result<Self::Transport<'_>, DialError> {
+    async fn accept(&mut self) -> Result<(Self::Transport<'_>, SocketAddr), DialError> {
         let transport = TcpTransport(&mut self.socket);
         loop {
             transport.0.vacate().await;
@@ -154,8 +154,10 @@ impl<'a> Listener for TcpListener<'a> {
             tcp.accept(self.port).await.map_err(|_| DialError::Other)?;
             tcp.set_timeout(None);
             // Not if the caller is gone already.
-            if tcp.may_send() {
-                return Ok(transport);
+            if tcp.may_send()
+                && let Some(from) = tcp.remote_endpoint()
+            {
+                return Ok((transport, SocketAddr::new(from.addr.into(), from.port)));
             }
         }
     }

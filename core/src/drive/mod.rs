@@ -23,6 +23,8 @@ pub mod publisher;
 mod shared;
 
 use core::future::{Future, poll_fn};
+use core::net::SocketAddr;
+use core::ops::Range;
 use core::pin::pin;
 use core::task::{Context, Poll, Waker};
 
@@ -93,8 +95,10 @@ pub trait Listener {
     where
         Self: 'l;
 
-    /// Waits for the next connection. Dropped, it stops listening.
-    fn accept(&mut self) -> impl Future<Output = Result<Self::Transport<'_>, DialError>>;
+    /// Waits for the next connection, and says from whom it comes. Dropped, it stops listening.
+    fn accept(
+        &mut self,
+    ) -> impl Future<Output = Result<(Self::Transport<'_>, SocketAddr), DialError>>;
 }
 
 /// Tells and waits for time. A clone is an independent timer.
@@ -143,7 +147,7 @@ where
         };
         match dialed {
             Err(error) => line.closed(cell, Closed::Dial(error)),
-            Ok(mut transport) if line.open(cell, true) => {
+            Ok(mut transport) if line.open(cell) => {
                 poll_fn(|cx| line.poll_up(cell, &mut transport, rx, cx)).await;
             }
             // It came up just as it was no longer wanted.
@@ -164,8 +168,8 @@ where
     let mut line = Line::new(cell, sleep);
     loop {
         match listener.accept().await {
-            Ok(mut transport) => {
-                line.open(cell, false);
+            Ok((mut transport, from)) => {
+                line.accepted(cell, from);
                 poll_fn(|cx| line.poll_up(cell, &mut transport, rx, cx)).await;
             }
             Err(_) => {
@@ -189,6 +193,8 @@ struct Line<'d, S> {
     broken: Option<TransportError>,
     /// The transport is being wrapped: what there is to read is not the session's.
     wrapping: bool,
+    /// Where in the receive buffer lies what the session has not taken yet.
+    held: Range<usize>,
 }
 
 /// What is to be done after a session was looked at.
@@ -210,22 +216,34 @@ impl<'d, S: Sleep> Line<'d, S> {
                 session.closed(now, Closed::Transport(TransportError::Other));
             }
         });
-        Self { sleep, alarm: Instant::NEVER, broken: None, wrapping: false }
+        Self { sleep, alarm: Instant::NEVER, broken: None, wrapping: false, held: 0..0 }
     }
 
     /// The transport is up. False if the session wants none any more.
-    fn open(&mut self, cell: &dyn SessionCell, only_if_wanted: bool) -> bool {
-        let now = self.sleep.now();
+    fn open(&mut self, cell: &dyn SessionCell) -> bool {
+        let now = self.afresh();
         let mut opened = false;
-        self.broken = None;
-        self.wrapping = false;
         cell.with(&mut |session| {
-            if !only_if_wanted || matches!(session.link(), Link::Up) {
+            if matches!(session.link(), Link::Up) {
                 session.open(now);
                 opened = true;
             }
         });
         opened
+    }
+
+    /// Somebody connected.
+    fn accepted(&mut self, cell: &dyn SessionCell, from: SocketAddr) {
+        let now = self.afresh();
+        cell.with(&mut |session| session.accepted(now, from));
+    }
+
+    /// Forgets what belonged to the last transport.
+    fn afresh(&mut self) -> Instant {
+        self.broken = None;
+        self.wrapping = false;
+        self.held = 0..0;
+        self.sleep.now()
     }
 
     #[cold]
@@ -325,34 +343,35 @@ impl<'d, S: Sleep> Line<'d, S> {
         // Whether the session is to be looked at even if there is nothing to read.
         let mut look = true;
         for _ in 0..ROUNDS_MAX {
-            let read = if self.wrapping { Poll::Pending } else { transport.poll_read(cx, rx) };
-            let received = match read {
-                Poll::Ready(Ok(n)) if n > 0 => rx.get(..n).unwrap_or_default(),
+            let full = self.wrapping || !self.held.is_empty();
+            let read = if full { Poll::Pending } else { transport.poll_read(cx, rx) };
+            match read {
+                Poll::Ready(Ok(n)) if n > 0 => self.held = 0..n,
                 Poll::Ready(end) => {
                     let why = end.err().or(self.broken).map_or(Closed::Peer, Closed::Transport);
                     self.ended(cell, why);
                     return Poll::Ready(());
                 }
-                Poll::Pending if look || self.is_due(now, deadline, cx) => &[],
+                Poll::Pending if look || self.is_due(now, deadline, cx) => {}
                 Poll::Pending => return Poll::Pending,
-            };
+            }
             now = self.sleep.now();
             // Over if there is no such session any more.
             let mut step = Step::Over(Closed::Local);
-            let (broken, wrapping) = (&mut self.broken, &mut self.wrapping);
+            let (broken, wrapping, held) = (&mut self.broken, &mut self.wrapping, &mut self.held);
+            let mut more = false;
             cell.with(&mut |session| {
-                if !received.is_empty() {
-                    // A fault shows as `Link::Close`.
-                    let _ = session.receive(now, received);
-                }
+                give(session, now, rx, held);
                 step = step_up(session, transport, broken, wrapping, now, cx);
+                // What was written may have made room.
+                more = give(session, now, rx, held);
                 deadline = session.deadline();
                 if deadline <= now {
                     session.tick(now);
                 }
             });
             look = match step {
-                Step::Wait => deadline <= now,
+                Step::Wait => more || deadline <= now,
                 Step::Again => true,
                 Step::Over(why) => {
                     self.closed(cell, why);
@@ -364,6 +383,14 @@ impl<'d, S: Sleep> Line<'d, S> {
         cx.waker().wake_by_ref();
         Poll::Pending
     }
+}
+
+/// Offers what was read, until it is taken. True if some of it was.
+fn give(session: &mut dyn Session, now: Instant, rx: &[u8], held: &mut Range<usize>) -> bool {
+    let bytes = rx.get(held.clone()).unwrap_or_default();
+    let taken = if bytes.is_empty() { 0 } else { session.take(now, bytes) };
+    held.start = held.start.saturating_add(taken);
+    taken > 0
 }
 
 /// Ticks if the deadline has come; says when to tick next.

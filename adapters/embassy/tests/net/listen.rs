@@ -170,7 +170,8 @@ fn a_caller_gone_at_once_is_not_served_and_a_silent_one_is_kept() {
             caller
         };
         let (accepted, mut caller) = join(slot.accept(), call).await;
-        let mut transport = accepted.unwrap();
+        let (mut transport, from) = accepted.unwrap();
+        assert_eq!(from.ip(), "10.0.0.2".parse::<std::net::IpAddr>().unwrap());
         Timer::after_secs(60).await;
         caller.write(b"hello").await.unwrap();
         let mut buf = [0; 8];
