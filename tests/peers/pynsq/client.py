@@ -57,7 +57,7 @@ class Consumer:
             else {"nsqd_tcp_addresses": [options.nsqd]}
         )
         if options.msg_timeout_ms:
-            where["msg_timeout"] = options.msg_timeout_ms
+            where["msg_timeout"] = options.msg_timeout_ms / 1000
         self.reader = nsq.Reader(
             topic=options.topic,
             channel=options.channel,
