@@ -187,7 +187,8 @@ fn decode_base64(text: &str) -> Vec<u8> {
     let digits: Vec<u32> =
         text.bytes().filter(|&byte| byte != b'=').map(|byte| u32::from(digit(byte))).collect();
     let bytes = digits.chunks(4).flat_map(|four| {
-        let bits = four.iter().enumerate().fold(0, |bits, (at, digit)| bits | digit << (18 - 6 * at));
+        let bits =
+            four.iter().enumerate().fold(0, |bits, (at, digit)| bits | digit << (18 - 6 * at));
         bits.to_be_bytes().into_iter().skip(1).take(four.len() * 6 / 8)
     });
     bytes.collect()

@@ -55,7 +55,8 @@ impl Client {
         channel: &str,
         options: &[(&str, u64)],
     ) -> ClientConsumer {
-        let mut flags = vec![flag("lookupd", lookupd), flag("topic", topic), flag("channel", channel)];
+        let mut flags =
+            vec![flag("lookupd", lookupd), flag("topic", topic), flag("channel", channel)];
         flags.extend(options.iter().map(|(name, value)| flag(name, value)));
         let tool = self.start("consume", flags);
         ClientConsumer { tool, read: 0, deliveries: Vec::new() }

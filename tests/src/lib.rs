@@ -25,7 +25,7 @@ pub mod oracle;
 pub mod peers;
 pub mod ports;
 pub mod proxy;
-mod random;
+pub mod random;
 pub mod server;
 pub mod tap;
 mod tool;

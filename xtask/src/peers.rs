@@ -39,10 +39,8 @@ pub(crate) struct Options {
 pub(crate) fn run(options: &Options) -> Result<()> {
     ensure(options)?;
     let (module, dir) = (module(), project::peers_dir());
-    let left_out = [
-        ("pynsq", pynsq(options, &module, &dir)),
-        (TOKIO_NSQ, tokio_nsq(options, &dir)),
-    ];
+    let left_out =
+        [("pynsq", pynsq(options, &module, &dir)), (TOKIO_NSQ, tokio_nsq(options, &dir))];
     report(&module, &dir)?;
     for (client, made) in left_out {
         match made {

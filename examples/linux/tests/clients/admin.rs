@@ -62,9 +62,8 @@ async fn nsqadmin_shows_and_steers(setting: Setting) {
     keep(&name, &browser.screenshot().await);
 
     // The buttons of a channel.
-    let stat = async |channel, key: &str| {
-        pair.node.channel_stats("weather", channel).await[key].clone()
-    };
+    let stat =
+        async |channel, key: &str| pair.node.channel_stats("weather", channel).await[key].clone();
     open("/topics/weather/alarm").await;
     assert_eq!(stat("alarm", "depth").await, 5);
     press(&browser, "channel", "empty").await;
@@ -86,7 +85,8 @@ async fn nsqadmin_shows_and_steers(setting: Setting) {
     open("/topics/weather/alarm").await;
     press(&browser, "channel", "delete").await;
     eventually("deleted", SOON, async || {
-        stat("alarm", "depth").await.is_null() && pair.lookupd.channels("weather").await == ["archive"]
+        stat("alarm", "depth").await.is_null()
+            && pair.lookupd.channels("weather").await == ["archive"]
     })
     .await;
 

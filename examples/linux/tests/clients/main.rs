@@ -9,6 +9,7 @@ mod admin;
 mod consume;
 mod hostile;
 mod kill;
+mod ledger;
 mod pair;
 mod raw;
 mod tools;

@@ -116,4 +116,3 @@ async fn channels(pair: &Pair) -> Vec<String> {
     let channels = stats["channels"].as_array().cloned().unwrap_or_default();
     channels.iter().filter_map(|is| Some(is["channel_name"].as_str()?.to_owned())).collect()
 }
-
