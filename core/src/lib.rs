@@ -5,6 +5,7 @@
 mod macros;
 
 pub mod address;
+pub mod busy;
 pub mod consume;
 #[cfg(feature = "async")]
 pub mod drive;
