@@ -11,6 +11,7 @@ pub mod consume;
 pub mod drive;
 pub mod lookup;
 pub mod name;
+pub mod node;
 pub mod publish;
 pub mod session;
 pub mod time;
