@@ -8,6 +8,7 @@ pub mod address;
 pub mod consume;
 #[cfg(feature = "async")]
 pub mod drive;
+pub mod http;
 pub mod lookup;
 pub mod name;
 pub mod publish;
