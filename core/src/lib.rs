@@ -9,6 +9,7 @@ pub mod busy;
 pub mod consume;
 #[cfg(feature = "async")]
 pub mod drive;
+pub mod http;
 pub mod lookup;
 pub mod name;
 pub mod node;
