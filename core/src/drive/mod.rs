@@ -19,8 +19,10 @@
 pub mod consumer;
 mod gather;
 pub mod lookup;
+pub mod node;
 pub mod publisher;
 mod serve;
+mod server;
 mod shared;
 
 use core::future::{Future, poll_fn};
@@ -34,7 +36,8 @@ use crate::session::{Closed, DialError, Link, Session, Transmit, TransportError,
 use crate::time::Instant;
 
 pub use gather::{Gathered, Gathering};
-pub use serve::{Admitted, Admitting, Gate, refuse, serve};
+pub use serve::{Admitted, Admitting, Gate, Port, refuse, serve};
+pub use server::Ports;
 pub use shared::WAITERS_MAX;
 
 /// How many rounds of reading and writing one poll makes before it lets other tasks run.

@@ -1,11 +1,11 @@
 //! Serving: accept slots, and a spare one that refuses.
 
 use core::cell::RefCell;
-use core::future::poll_fn;
+use core::future::{Future, pending, poll_fn};
 use core::net::SocketAddr;
 use core::task::{Context, Poll};
 
-use embassy_futures::select::{Either, select};
+use embassy_futures::select::{Either, select, select_array};
 use embassy_sync::blocking_mutex::{Mutex, raw::RawMutex};
 use embassy_sync::waitqueue::WakerRegistration;
 
@@ -68,6 +68,73 @@ where
         }
     }
 }
+
+/// What a server listens on: its accept slots, and a spare one that refuses callers while all of
+/// them are taken. Without a spare one they wait, or are reset, as the platform has it.
+///
+/// All of them are listeners of one port.
+#[derive(Debug, Clone, Copy)]
+pub struct Port<L, const SLOTS: usize> {
+    /// One for each connection at a time.
+    pub slots: [L; SLOTS],
+    /// To refuse with.
+    pub spare: Option<L>,
+}
+
+impl<L, const SLOTS: usize> Port<L, SLOTS> {
+    /// As many listeners as it takes, a spare one among them.
+    pub fn new(mut listener: impl FnMut() -> L) -> Self {
+        Self { slots: core::array::from_fn(|_| listener()), spare: Some(listener()) }
+    }
+}
+
+impl<L> Port<L, 0> {
+    /// Nothing to listen on.
+    pub const NONE: Self = Self { slots: [], spare: None };
+}
+
+/// Serves a port for ever: session `index` is behind slot `index`, [`SPARE`] behind the spare one.
+/// Slots without receive buffer are not served.
+pub(super) async fn serve_port<M, L, C, S, const SLOTS: usize, const RX: usize>(
+    port: &mut Port<L, SLOTS>,
+    cell: impl Fn(usize) -> C,
+    sleep: &S,
+    rx: &mut [[u8; RX]; SLOTS],
+) -> !
+where
+    M: RawMutex,
+    L: Listener,
+    C: SessionCell,
+    S: Sleep,
+{
+    let gate = &Gate::<M>::new(SLOTS);
+    let mut buffers = rx.iter_mut();
+    let mut index = 0;
+    let slots = port.slots.each_mut().map(|listener| {
+        let cell = cell(index);
+        let rx = buffers.next().map(|rx| &mut rx[..]).unwrap_or_default();
+        index += 1;
+        async move {
+            let mut sleep = sleep.clone();
+            serve(&cell, &mut gate.admit(listener), &mut sleep, rx).await
+        }
+    });
+    let spare = async {
+        let Some(listener) = &mut port.spare else { return pending().await };
+        let mut sleep = sleep.clone();
+        refuse(gate, &cell(SPARE), listener, &mut sleep, &mut [0; SPARE_RX_LEN]).await
+    };
+    // The spare one is last: it is asked when the others had their turn.
+    match select(select_array(slots), spare).await {
+        Either::First((never, _)) | Either::Second(never) => never,
+    }
+}
+
+/// The index of the session that refuses.
+pub(super) const SPARE: usize = usize::MAX;
+
+/// Bytes read at once of what a refused caller says.
+const SPARE_RX_LEN: usize = 32;
 
 /// A listener failed: nothing is gained by asking it again at once.
 async fn pause<S: Sleep>(line: &mut Line<'_, S>) {
@@ -137,6 +204,19 @@ impl<M: RawMutex> core::fmt::Debug for Gate<M> {
 pub struct Admitting<'g, M: RawMutex, L> {
     gate: &'g Gate<M>,
     listener: L,
+}
+
+impl<L: Listener> Listener for &mut L {
+    type Transport<'l>
+        = L::Transport<'l>
+    where
+        Self: 'l;
+
+    fn accept(
+        &mut self,
+    ) -> impl Future<Output = Result<(Self::Transport<'_>, SocketAddr), DialError>> {
+        (**self).accept()
+    }
 }
 
 impl<'g, M: RawMutex, L: Listener> Listener for Admitting<'g, M, L> {
