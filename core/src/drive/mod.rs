@@ -68,6 +68,12 @@ pub trait Transport {
     /// Gives up the connection at once; bytes under way may be lost. Dropped afterwards.
     fn abort(&mut self) {}
 
+    /// Sends what it took and holds back until it is read from ([`Gathered`]): the session wants to
+    /// read nothing for a while.
+    fn send_gathered(&mut self, cx: &mut Context<'_>) {
+        let _ = cx;
+    }
+
     /// Wraps the stream in place.
     fn poll_upgrade(
         &mut self,
@@ -347,8 +353,12 @@ impl<'d, S: Sleep> Line<'d, S> {
         // Whether the session is to be looked at even if there is nothing to read.
         let mut look = true;
         for _ in 0..ROUNDS_MAX {
-            let full = self.wrapping || !self.held.is_empty();
-            let read = if full { Poll::Pending } else { transport.poll_read(cx, rx) };
+            let read = if self.wrapping || !self.held.is_empty() {
+                transport.send_gathered(cx);
+                Poll::Pending
+            } else {
+                transport.poll_read(cx, rx)
+            };
             match read {
                 Poll::Ready(Ok(n)) if n > 0 => self.held = 0..n,
                 Poll::Ready(end) => {

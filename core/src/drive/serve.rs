@@ -270,6 +270,10 @@ impl<M: RawMutex, T: Transport> Transport for Admitted<'_, M, T> {
         self.transport.abort();
     }
 
+    fn send_gathered(&mut self, cx: &mut Context<'_>) {
+        self.transport.send_gathered(cx);
+    }
+
     fn poll_upgrade(
         &mut self,
         cx: &mut Context<'_>,
