@@ -7,6 +7,7 @@ mod macros;
 pub mod address;
 pub mod busy;
 pub mod consume;
+pub mod directory;
 #[cfg(feature = "async")]
 pub mod drive;
 pub mod http;

@@ -43,6 +43,7 @@
 //! | a client that does not read | [`Config::write`] for each piece | closed |
 
 mod answer;
+pub(crate) mod emit;
 mod head;
 mod request;
 mod route;
@@ -378,12 +379,16 @@ impl<T> Connection<T> {
             State::Head => self.refuse_all(now, Status::RequestTimeout, "TIMEOUT", service),
             State::Held => self.refuse_all(now, Status::Unavailable, "BUSY", service),
             State::Body(_) => self.refuse_all(now, Status::RequestTimeout, "TIMEOUT", service),
-            State::Answer(_) => {
-                self.end(now, service, End::Lost);
-                self.nothing_staged();
-                self.close(now, service);
-            }
+            State::Answer(_) => self.abort(now, service),
         }
+    }
+
+    /// Closes the connection at once, whatever is under way.
+    pub fn abort<S: Service<Task = T>>(&mut self, now: Instant, service: &mut S) {
+        self.end(now, service, End::Lost);
+        self.nothing_staged();
+        self.continuing = 0;
+        self.close(now, service);
     }
 
     /// As [`Session::closed`](crate::session::Session::closed).
@@ -682,8 +687,7 @@ impl<T> Connection<T> {
         let len = piece.len();
         if len == 0 && !is_all {
             // It has an element that is too long: a fault of the service's.
-            self.end(now, service, End::Lost);
-            return self.close(now, service);
+            return self.abort(now, service);
         }
         let mut end = len;
         if rest == Rest::Chunks {

@@ -290,7 +290,8 @@ mod tests {
         let long = "x".repeat(NAME_MAX + 1);
         assert_eq!(value(&long).topic(), Err(NameError::TooLong { len: NAME_MAX + 1 }));
         // However much longer.
-        assert_eq!(value(&long.repeat(9)).topic(), Err(NameError::TooLong { len: NAME_MAX + 1 }));
+        let longer = long.repeat(9);
+        assert_eq!(value(&longer).topic(), Err(NameError::TooLong { len: NAME_MAX + 1 }));
         assert_eq!(value("4294967295").number(), Some(u32::MAX));
         for none in ["", "4294967296", "-1", "+1", "1x", "99999999999"] {
             assert_eq!(value(none).number(), None, "{none}");
