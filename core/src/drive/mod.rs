@@ -17,6 +17,7 @@
 //! means.
 
 pub mod consumer;
+pub mod directory;
 mod gather;
 pub mod lookup;
 pub mod node;
