@@ -126,6 +126,7 @@ impl World {
             incoming: VecDeque::new(),
             reader: None,
             slow: [slow(), slow(), slow()],
+            closed: false,
         }
     }
 }
@@ -158,6 +159,8 @@ pub(crate) struct Pipe {
     pub(crate) incoming: VecDeque<u8>,
     pub(crate) reader: Option<Waker>,
     pub(crate) slow: [Slow; 3],
+    /// By this side; then the other side does the same.
+    pub(crate) closed: bool,
 }
 
 impl Drop for Pipe {
@@ -174,6 +177,9 @@ impl Transport for Pipe {
         buf: &mut [u8],
     ) -> Poll<Result<usize, TransportError>> {
         self.reader = Some(cx.waker().clone());
+        if self.closed && self.incoming.is_empty() {
+            return Poll::Ready(Ok(0));
+        }
         if self.incoming.is_empty() || self.slow[0].poll(cx).is_pending() {
             return Poll::Pending;
         }
@@ -205,7 +211,10 @@ impl Transport for Pipe {
     }
 
     fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), TransportError>> {
-        self.slow[2].poll(cx).map(Ok)
+        self.slow[2].poll(cx).map(|()| {
+            self.closed = true;
+            Ok(())
+        })
     }
 }
 

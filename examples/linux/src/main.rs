@@ -1,6 +1,8 @@
 //! The nanonsq desktop program.
 
+mod flags;
 mod input;
+mod node;
 mod progress;
 mod publish;
 mod report;
@@ -26,7 +28,14 @@ enum Command {
     Pub(publish::Args),
     /// Consume a topic, and print its messages.
     Sub(subscribe::Args),
+    /// Be a small nsqd, in bounded memory.
+    Node(node::Args),
 }
+
+/// The stack of the one thread. Tables are made on it before they are moved to where they stay: the
+/// largest, a node's, have 16 MiB, and without optimization they are moved several times. What is
+/// not used costs nothing.
+const STACK: usize = 256 << 20;
 
 fn main() -> ExitCode {
     let terminal = std::io::stderr().is_terminal();
@@ -38,12 +47,26 @@ fn main() -> ExitCode {
         })
         .init();
     let command = Cli::parse().command;
-    let status = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+    let thread = std::thread::Builder::new().stack_size(STACK).spawn(move || run(&command));
+    let status = match thread.map(std::thread::JoinHandle::join) {
+        Ok(Ok(status)) => status,
+        Ok(Err(panic)) => std::panic::resume_unwind(panic),
+        Err(error) => Err(format!("no thread: {error}")),
+    };
+    status.unwrap_or_else(|message| {
+        eprintln!("error: {message}");
+        ExitCode::FAILURE
+    })
+}
+
+fn run(command: &Command) -> Result<ExitCode, String> {
+    match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => {
             let status = runtime.block_on(async {
-                match &command {
+                match command {
                     Command::Pub(args) => publish::run(args).await,
                     Command::Sub(args) => subscribe::run(args).await,
+                    Command::Node(args) => node::run(args).await,
                 }
             });
             // A name that is still being resolved must not hold up the end.
@@ -51,9 +74,5 @@ fn main() -> ExitCode {
             status
         }
         Err(error) => Err(format!("no async runtime: {error}")),
-    };
-    status.unwrap_or_else(|message| {
-        eprintln!("error: {message}");
-        ExitCode::FAILURE
-    })
+    }
 }
