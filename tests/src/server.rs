@@ -262,7 +262,7 @@ impl<P: Program> Server<P> {
             if let Some(status) = self.child.as_mut().and_then(|child| child.try_wait().ok()?) {
                 self.child = None;
                 let log = self.log_from(from);
-                return Err(match log.contains("address already in use") {
+                return Err(match log.to_lowercase().contains("address already in use") {
                     true => StartError::PortTaken,
                     false => StartError::Other(status.to_string()),
                 });
