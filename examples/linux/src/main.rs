@@ -2,6 +2,7 @@
 
 mod flags;
 mod input;
+mod lookupd;
 mod node;
 mod progress;
 mod publish;
@@ -30,6 +31,8 @@ enum Command {
     Sub(subscribe::Args),
     /// Be a small nsqd, in bounded memory.
     Node(node::Args),
+    /// Be a small nsqlookupd, in bounded memory.
+    Lookupd(lookupd::Args),
 }
 
 /// The stack of the one thread. Tables are made on it before they are moved to where they stay: the
@@ -67,6 +70,7 @@ fn run(command: &Command) -> Result<ExitCode, String> {
                     Command::Pub(args) => publish::run(args).await,
                     Command::Sub(args) => subscribe::run(args).await,
                     Command::Node(args) => node::run(args).await,
+                    Command::Lookupd(args) => lookupd::run(args).await,
                 }
             });
             // A name that is still being resolved must not hold up the end.

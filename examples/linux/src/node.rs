@@ -1,7 +1,6 @@
 //! `nanonsq node`: a small nsqd.
 
 use std::process::ExitCode;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use embassy_futures::join::join;
 use embassy_futures::select::{Either4, select4};
@@ -13,11 +12,11 @@ use nanonsq_core::lookup::{self, NodeInfo};
 use nanonsq_core::node::{ClientEvent, Config, Event, Full, LANES_MAX};
 use nanonsq_core::session::Closed;
 use nanonsq_core::wire::v2::Limits;
-use nanonsq_std::{NoopRawMutex, TcpDialer, TcpListener, TokioSleep};
+use nanonsq_std::{NoopRawMutex, TcpDialer, TokioSleep};
 
 use crate::flags::{GoDuration, Listen, broadcast};
 use crate::report::watch_lookups;
-use crate::system::{hostname, interrupts, seed};
+use crate::system::{hostname, interrupts, listening, seed, unix_time};
 
 /// What there is room for.
 const TOPICS: usize = 64;
@@ -192,19 +191,6 @@ pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
         counters.connections,
     );
     Ok(ExitCode::SUCCESS)
-}
-
-/// Says, in nsqd's words, where it listens; the port.
-pub(crate) fn listening(what: &str, listener: &TcpListener) -> Result<u16, String> {
-    let address = listener.local_addr().map_err(|error| error.to_string())?;
-    info!("{what}: listening on {address}");
-    Ok(address.port())
-}
-
-/// In nanoseconds.
-pub(crate) fn unix_time() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
 }
 
 type Handle<'a> = node::Handle<'a, NoopRawMutex, TokioSleep>;
