@@ -176,3 +176,76 @@ fn number(body: &[u8]) -> usize {
     let number = std::str::from_utf8(&body[..digits]).ok().and_then(|digits| digits.parse().ok());
     number.unwrap_or_else(|| panic!("a body without a number: {}", String::from_utf8_lossy(body)))
 }
+
+/// It finds what it is for.
+mod tests {
+    use super::*;
+
+    fn message(number: usize, attempts: u16) -> Message {
+        let id = *b"0123456789abcdef";
+        Message { timestamp: 0, attempts, id, body: format!("{number}...").into_bytes() }
+    }
+
+    fn deliver(ledger: &Ledger, connection: &mut Connection, number: usize, attempts: u16) {
+        ledger.delivered(connection, &message(number, attempts));
+    }
+
+    fn finish(ledger: &Ledger, connection: &mut Connection, number: usize) {
+        ledger.answered(connection, &Delivered { number, id: *b"0123456789abcdef" }, false);
+    }
+
+    #[test]
+    fn what_may_be() {
+        let (ledger, mut first) = (Ledger::new(2), Connection::new(2));
+        deliver(&ledger, &mut first, 0, 1);
+        deliver(&ledger, &mut first, 1, 1);
+        finish(&ledger, &mut first, 0);
+        assert_eq!(ledger.finished(), 1);
+        // It is killed: its FIN may be lost, and the other message was never answered.
+        let mut second = Connection::new(1);
+        deliver(&ledger, &mut second, 0, 2);
+        assert_eq!(ledger.finished(), 0);
+        finish(&ledger, &mut second, 0);
+        deliver(&ledger, &mut second, 1, 2);
+        finish(&ledger, &mut second, 1);
+        assert_eq!(ledger.finished(), 2);
+        ledger.check_end();
+    }
+
+    #[test]
+    #[should_panic = "2 in flight with RDY 1"]
+    fn more_in_flight_than_rdy() {
+        let (ledger, mut connection) = (Ledger::new(2), Connection::new(1));
+        deliver(&ledger, &mut connection, 0, 1);
+        deliver(&ledger, &mut connection, 1, 1);
+    }
+
+    #[test]
+    #[should_panic = "message 0 came after its FIN"]
+    fn again_after_its_fin_was_processed() {
+        let (ledger, mut connection) = (Ledger::new(2), Connection::new(1));
+        deliver(&ledger, &mut connection, 0, 1);
+        finish(&ledger, &mut connection, 0);
+        // With RDY 1, this shows that the FIN was processed.
+        deliver(&ledger, &mut connection, 1, 1);
+        deliver(&ledger, &mut Connection::new(1), 0, 2);
+    }
+
+    #[test]
+    #[should_panic = "message 0: 1 after 1"]
+    fn attempts_that_do_not_grow() {
+        let ledger = Ledger::new(1);
+        deliver(&ledger, &mut Connection::new(1), 0, 1);
+        deliver(&ledger, &mut Connection::new(1), 0, 1);
+    }
+
+    #[test]
+    #[should_panic = "lost: Some((1, Entry { status: Delivered, attempts: 1 }))"]
+    fn lost() {
+        let (ledger, mut connection) = (Ledger::new(2), Connection::new(2));
+        deliver(&ledger, &mut connection, 0, 1);
+        deliver(&ledger, &mut connection, 1, 1);
+        finish(&ledger, &mut connection, 0);
+        ledger.check_end();
+    }
+}

@@ -38,7 +38,9 @@ impl Subject {
 
     /// nsqd, and nothing else.
     pub(crate) async fn start_node(self, peers: &Peers, options: ServerOptions) -> Nsqd {
-        Nsqd::start(peers, program(options, "node", self.is_our_node())).await
+        let node = Nsqd::start(peers, program(options, "node", self.is_our_node())).await;
+        assert_ne!(node.log().starts_with("[nsqd] "), self.is_our_node(), "{}", node.log());
+        node
     }
 }
 
@@ -64,6 +66,8 @@ impl Setting {
     pub(crate) async fn start(&self, options: ServerOptions) -> Pair {
         let lookupd = program(ServerOptions::new(), "lookupd", self.subject.is_our_lookupd());
         let lookupd = Nsqlookupd::start(&self.peers, lookupd).await;
+        let is_real = lookupd.log().starts_with("[nsqlookupd] ");
+        assert_ne!(is_real, self.subject.is_our_lookupd(), "{}", lookupd.log());
         let options = options.lookupd(lookupd.tcp_address());
         let node = self.subject.start_node(&self.peers, options).await;
         Pair { node, lookupd }
