@@ -197,7 +197,7 @@ pub enum End {
 ///
 /// Its methods are those of [`Session`](crate::session::Session), with the service.
 ///
-/// RAM: [`BUFFER`] + 48 bytes and the task.
+/// RAM: [`BUFFER`] + 80 bytes and the task.
 #[derive(Debug)]
 pub struct Connection<T> {
     task: Option<T>,
@@ -579,7 +579,7 @@ impl<T> Connection<T> {
     /// The request is whole.
     fn answer<S: Service<Task = T>>(&mut self, now: Instant, service: &mut S) {
         if let Some(refusal) = self.refusal.take() {
-            return self.refuse(now, refusal, service);
+            return self.stage_refusal(now, refusal, service);
         }
         let Some(task) = &mut self.task else { return };
         let content = match service.answer(now, task) {
@@ -601,9 +601,13 @@ impl<T> Connection<T> {
 
     /// Refuses a request, perhaps one that was begun.
     fn refuse<S: Service<Task = T>>(&mut self, now: Instant, refusal: Refusal, service: &mut S) {
-        let Refusal { status, allow, .. } = refusal;
-        service.end(now, self.task.as_mut(), End::Refused(status));
+        service.end(now, self.task.as_mut(), End::Refused(refusal.status));
         self.task = None;
+        self.stage_refusal(now, refusal, service);
+    }
+
+    fn stage_refusal<S: Service<Task = T>>(&mut self, now: Instant, refusal: Refusal, service: &S) {
+        let Refusal { status, allow, .. } = refusal;
         let behind = self.buf.get_mut(FRONT..).unwrap_or_default();
         let mut piece = Piece::new(behind);
         // The answer to OPTIONS is a refusal as well, though not one in words.

@@ -20,7 +20,7 @@ impl Methods {
         (Method::Put, "PUT"),
     ];
 
-    fn with(self, method: Method) -> Self {
+    pub(super) fn with(self, method: Method) -> Self {
         let at = Self::ALL.iter().position(|(is, _)| *is == method);
         Self(at.map_or(self.0, |at| self.0 | 1u8.unbounded_shl(at as u32)))
     }

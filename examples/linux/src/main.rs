@@ -1,5 +1,6 @@
 //! The nanonsq desktop program.
 
+mod demo;
 mod flags;
 mod input;
 mod lookupd;
@@ -9,6 +10,7 @@ mod publish;
 mod report;
 mod subscribe;
 mod system;
+mod view;
 
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
@@ -16,11 +18,16 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 /// NSQ in bounded memory, on a desktop.
+///
+/// Without a command: a demo, a directory, two nodes and a consumer in one process.
 #[derive(Debug, Parser)]
-#[command(name = "nanonsq", version, arg_required_else_help = true)]
+#[command(name = "nanonsq", version, args_conflicts_with_subcommands = true)]
 struct Cli {
     #[command(subcommand)]
-    command: Command,
+    command: Option<Command>,
+
+    #[command(flatten)]
+    demo: demo::Args,
 }
 
 #[derive(Debug, Subcommand)]
@@ -49,8 +56,8 @@ fn main() -> ExitCode {
             writeln!(f, "{clear}{}: {}", record.level().as_str().to_lowercase(), record.args())
         })
         .init();
-    let command = Cli::parse().command;
-    let thread = std::thread::Builder::new().stack_size(STACK).spawn(move || run(&command));
+    let cli = Cli::parse();
+    let thread = std::thread::Builder::new().stack_size(STACK).spawn(move || run(&cli));
     let status = match thread.map(std::thread::JoinHandle::join) {
         Ok(Ok(status)) => status,
         Ok(Err(panic)) => std::panic::resume_unwind(panic),
@@ -62,15 +69,16 @@ fn main() -> ExitCode {
     })
 }
 
-fn run(command: &Command) -> Result<ExitCode, String> {
+fn run(cli: &Cli) -> Result<ExitCode, String> {
     match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => {
             let status = runtime.block_on(async {
-                match command {
-                    Command::Pub(args) => publish::run(args).await,
-                    Command::Sub(args) => subscribe::run(args).await,
-                    Command::Node(args) => node::run(args).await,
-                    Command::Lookupd(args) => lookupd::run(args).await,
+                match &cli.command {
+                    None => demo::run(&cli.demo).await,
+                    Some(Command::Pub(args)) => publish::run(args).await,
+                    Some(Command::Sub(args)) => subscribe::run(args).await,
+                    Some(Command::Node(args)) => node::run(args).await,
+                    Some(Command::Lookupd(args)) => lookupd::run(args).await,
                 }
             });
             // A name that is still being resolved must not hold up the end.

@@ -1,31 +1,29 @@
 //! One client as a node sees it.
 
-use core::convert::Infallible;
+mod commands;
+mod desk;
+
 use core::net::SocketAddr;
 
 use super::ClientEvent;
-use super::engine::{Draft, NoSlot, NotYours, Shared};
+use super::engine::{Draft, Shared};
 use super::status::{ClientState, ClientStatus};
 use super::store::{Cursor, NIL};
 use super::table::{NONE, Seat};
+use desk::Desk;
+
 use crate::macros::trace_state;
 use crate::name::TopicName;
 use crate::session::{Awaited, Closed, Fault, Link, Session, Transmit};
 use crate::time::{Instant, Span, TimerId, Timers};
 use crate::wire::v2::{
     self, CommandDecoder, ErrorCode, FrameType, Identification, IdentifyResponse, IdentifyScanner,
-    Item, MessageHead, MessageId, Phase, Refusal, Settings, Verb,
+    Item, MessageHead, Phase, Refusal, Settings, Verb,
 };
-use crate::wire::{Window, Write, saturate};
+use crate::wire::{Window, saturate};
 
 /// How much is kept of what a client says of itself, each in bytes; the rest is cut off.
 pub const TEXT_MAX: usize = 32;
-
-/// What a node says at once beside messages. An error that is longer is cut off.
-const STAGING: usize = 256;
-
-/// With so much unwritten, nothing more is read: what is left has room for any error.
-const UNWRITTEN_MAX: usize = 150;
 
 /// Of a message frame, what stands before the body.
 const HEAD: usize = 8 + MessageHead::LEN;
@@ -135,7 +133,7 @@ impl Client {
         heartbeat_due: false,
         answer_at: 0,
         answer_len: 0,
-        desk: Desk { staged: 0, written: 0, staging: [0; STAGING] },
+        desk: Desk::EMPTY,
         message: NIL,
         head_at: 0,
         head: [0; HEAD],
@@ -217,7 +215,7 @@ impl Client {
 
     /// Whether the answer to one more command has room.
     fn can_answer(&self) -> bool {
-        self.answer_len == 0 && self.desk.unwritten() <= UNWRITTEN_MAX
+        self.answer_len == 0 && self.desk.has_room()
     }
 
     /// Whether it is the client that takes an error it does not know for the end.
@@ -228,82 +226,6 @@ impl Client {
     fn write_deadline(&self, now: Instant, default: Span) -> Instant {
         let span = if self.heartbeat == Span::ZERO { default } else { self.heartbeat };
         now.after(span)
-    }
-}
-
-/// What a node says beside messages, until it is written.
-#[derive(Debug)]
-struct Desk {
-    staged: u16,
-    written: u16,
-    staging: [u8; STAGING],
-}
-
-impl Desk {
-    fn clear(&mut self) {
-        self.staged = 0;
-        self.written = 0;
-    }
-
-    fn is_empty(&self) -> bool {
-        self.written >= self.staged
-    }
-
-    fn unwritten(&self) -> usize {
-        self.staged.saturating_sub(self.written).into()
-    }
-
-    fn pending(&self) -> &[u8] {
-        self.staging.get(self.written.into()..self.staged.into()).unwrap_or_default()
-    }
-
-    /// So many bytes were written; how many of them are not from here.
-    fn sent(&mut self, n: usize) -> usize {
-        let own = n.min(self.unwritten());
-        self.written = self.written.saturating_add(own as u16);
-        n.saturating_sub(own)
-    }
-
-    /// Room behind what is staged, which is moved to the front.
-    fn room(&mut self) -> &mut [u8] {
-        let (from, to) = (usize::from(self.written), usize::from(self.staged));
-        if from > 0 {
-            let mut at = 0usize;
-            for index in from..to {
-                let byte = self.staging.get(index).copied().unwrap_or_default();
-                if let Some(slot) = self.staging.get_mut(at) {
-                    *slot = byte;
-                }
-                at = at.saturating_add(1);
-            }
-            self.staged = at as u16;
-            self.written = 0;
-        }
-        self.staging.get_mut(self.staged.into()..).unwrap_or_default()
-    }
-
-    /// Puts one frame behind what is staged.
-    fn push(&mut self, frame_type: FrameType, data: &[u8]) {
-        let mut window = Window::new(self.room(), 0);
-        let Ok(()) = v2::emit_frame(&mut window, frame_type, data);
-        let len = window.written() as u16;
-        self.staged = self.staged.saturating_add(len);
-    }
-
-    /// Puts an error behind what is staged, cut off if it is too long: only its code if it is to
-    /// be bare.
-    fn push_error(&mut self, refusal: &Refusal<'_>, bare: bool) {
-        let Some((head, text)) = self.room().split_at_mut_checked(8) else { return };
-        let mut window = Window::new(text, 0);
-        let Ok(()) = if bare {
-            window.write_all(refusal.code().as_str().as_bytes())
-        } else {
-            refusal.emit(&mut window)
-        };
-        let len = window.written();
-        let mut window = Window::new(head, 0);
-        let Ok(()) = v2::emit_frame_head(&mut window, FrameType::Error, saturate(len));
-        self.staged = self.staged.saturating_add(8).saturating_add(len as u16);
     }
 }
 
@@ -410,155 +332,6 @@ impl ClientSession<'_, '_> {
         self.client.desk.push(FrameType::Response, data);
     }
 
-    fn on_item(&mut self, now: Instant, item: Item<'_>) {
-        match item {
-            Item::Identify => {
-                self.client.verb = Verb::Identify;
-                self.client.identify = IdentifyScanner::new();
-            }
-            Item::Auth => self.client.verb = Verb::Auth,
-            Item::Sub { topic, channel } => {
-                self.client.verb = Verb::Sub;
-                let made = self
-                    .shared
-                    .topic_for(&topic)
-                    .and_then(|topic| self.shared.channel_for(now, topic, &channel));
-                match made {
-                    Ok(at) => {
-                        self.shared.join(self.id, at);
-                        self.answer(v2::OK);
-                    }
-                    Err(why) => self.fail(now, no_slot(why)),
-                }
-            }
-            Item::Rdy(count) => {
-                if let Some(seat) = self.seat() {
-                    seat.ready = u16::try_from(count).unwrap_or(u16::MAX);
-                }
-            }
-            Item::Fin(id) => {
-                let done = self.shared.finish(self.id, &id);
-                self.check(now, Verb::Fin, id, done);
-            }
-            Item::Req { id, delay_ms } => {
-                let done = self.shared.requeue(now, self.id, &id, delay_ms);
-                self.check(now, Verb::Req, id, done);
-            }
-            Item::Touch(id) => {
-                let done = self.shared.touch(now, self.id, &id, self.client.msg_timeout);
-                self.check(now, Verb::Touch, id, done.map(|_| ()));
-            }
-            Item::Cls => {
-                if let Some(seat) = self.seat() {
-                    seat.ready = 0;
-                }
-                self.answer(v2::CLOSE_WAIT);
-            }
-            Item::Nop => {}
-            Item::Pub { topic } => self.on_publish(now, Verb::Pub, topic, 0),
-            Item::Mpub { topic } => self.on_publish(now, Verb::Mpub, topic, 0),
-            Item::Dpub { topic, defer_ms } => self.on_publish(now, Verb::Dpub, topic, defer_ms),
-            Item::Batch { len, count } => match self.shared.batch_blocks(len, count) {
-                Some(blocks) => self.client.wants = Some(Want::Batch(blocks)),
-                None => self.fail(now, "the messages never fit"),
-            },
-            Item::Body { len } => match self.client.verb {
-                Verb::Pub | Verb::Mpub | Verb::Dpub => {
-                    self.client.wants = Some(Want::Message(len));
-                }
-                _ => {}
-            },
-            Item::Part { data, done, .. } => self.on_part(now, data, done),
-        }
-    }
-
-    fn on_publish(&mut self, now: Instant, verb: Verb, topic: TopicName, defer_ms: u32) {
-        self.client.verb = verb;
-        self.client.topic = topic;
-        self.client.defer_ms = defer_ms;
-        if !self.shared.has_slot_for(&topic) {
-            self.fail(now, no_slot(NoSlot::Topics));
-        }
-    }
-
-    fn on_part(&mut self, now: Instant, data: &[u8], done: bool) {
-        match self.client.verb {
-            Verb::Identify => {
-                if let Err(refusal) = self.client.identify.feed(data) {
-                    self.refuse(now, refusal);
-                } else if done {
-                    self.on_identified(now);
-                }
-            }
-            Verb::Auth => {
-                if done {
-                    self.refuse(now, Refusal::AuthDisabled);
-                }
-            }
-            _ => {
-                self.shared.fill(&mut self.client.draft, data);
-                if done {
-                    self.on_published(now);
-                }
-            }
-        }
-    }
-
-    fn on_published(&mut self, now: Instant) {
-        match self.shared.topic_for(&self.client.topic) {
-            Ok(at) => {
-                let defer_ms = self.client.defer_ms;
-                let (_, count) = self.shared.commit(now, at, &mut self.client.draft, defer_ms);
-                if let Some(seat) = self.seat() {
-                    seat.count_pubs(at, count);
-                }
-                self.answer(v2::OK);
-            }
-            Err(why) => self.fail(now, no_slot(why)),
-        }
-    }
-
-    fn on_identified(&mut self, now: Instant) {
-        let config = self.shared.config;
-        let settings = match self.client.identify.finish(&self.shared.limits) {
-            Ok(identification) => identification.settings,
-            Err(refusal) => return self.refuse(now, refusal),
-        };
-        self.client.identified = true;
-        self.client.heartbeat = match settings.heartbeat_interval {
-            0 => config.heartbeat,
-            // Checked: -1, or within the limits.
-            ms => Span::from_millis(u32::try_from(ms).unwrap_or(0)),
-        };
-        self.client.msg_timeout = match settings.msg_timeout {
-            0 => config.msg_timeout,
-            ms => Span::from_millis(ms.unsigned_abs()),
-        };
-        let beats = self.client.heartbeat != Span::ZERO;
-        self.client.commands.set_heartbeats(beats);
-        self.client.heartbeat_due = false;
-        self.client.timers.stop(Timer::Heartbeat);
-        if beats {
-            self.client.timers.set(Timer::Heartbeat, now.after(self.client.heartbeat));
-        }
-        self.hear(now);
-        if settings.feature_negotiation {
-            self.client.answer_at = 0;
-            self.client.answer_len = u16::MAX;
-        } else {
-            self.answer(v2::OK);
-        }
-    }
-
-    /// FIN, REQ and TOUCH are answered only if they fail.
-    fn check(&mut self, now: Instant, verb: Verb, id: MessageId, done: Result<(), NotYours>) {
-        match done {
-            Ok(()) => {}
-            Err(NotYours::NotInFlight) => self.refuse(now, Refusal::NotInFlight { verb, id }),
-            Err(NotYours::NotOwner) => self.refuse(now, Refusal::NotOwner { verb, id }),
-        }
-    }
-
     /// Whether there is room for what the client publishes, or nothing is wanted.
     fn has_room(&mut self, now: Instant) -> bool {
         let draft = &mut self.client.draft;
@@ -620,11 +393,12 @@ impl ClientSession<'_, '_> {
             ..IdentifyResponse::default()
         };
         let len = saturate(response.encoded_len());
-        let mut window = Window::new(&mut client.desk.staging, client.answer_at.into());
-        let Ok(()) = emit_response(&mut window, len, &response);
-        client.desk.staged = window.written() as u16;
-        client.answer_at = client.answer_at.saturating_add(client.desk.staged);
-        client.answer_len = window.total() as u16;
+        let (staged, total) = client.desk.stage(client.answer_at, |w| {
+            v2::emit_frame_head(w, FrameType::Response, len)?;
+            response.emit(w)
+        });
+        client.answer_at = client.answer_at.saturating_add(staged);
+        client.answer_len = total;
         if client.answer_at >= client.answer_len {
             client.answer_len = 0;
         }
@@ -846,22 +620,5 @@ impl Session for ClientSession<'_, '_> {
             *seat = Seat::EMPTY;
         }
         self.shared.changed();
-    }
-}
-
-fn emit_response(
-    w: &mut Window<'_>,
-    len: u32,
-    response: &IdentifyResponse<'_>,
-) -> Result<(), Infallible> {
-    v2::emit_frame_head(w, FrameType::Response, len)?;
-    response.emit(w)
-}
-
-const fn no_slot(why: NoSlot) -> &'static str {
-    match why {
-        NoSlot::Topics => "no room for another topic",
-        NoSlot::Channels => "no room for another channel",
-        NoSlot::ChannelsOfTopic => "no room for another channel of this topic",
     }
 }
