@@ -6,11 +6,11 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use nanonsq_tests::oracle::Message;
-use nanonsq_tests::random::Random;
-use nanonsq_tests::{Nsqd, ServerOptions};
+use nanonsq_tests::{Nsqd, ServerOptions, http};
 
+use crate::harm;
 use crate::pair::{Setting, tests_with};
-use crate::raw::{Raw, Said, sized};
+use crate::raw::{Raw, Said, mpub, sized};
 
 tests_with!([Real, OurNode]:
     random_bytes,
@@ -19,6 +19,7 @@ tests_with!([Real, OurNode]:
     ids_of_others,
     a_million_subs,
     clients_that_never_read,
+    bad_http,
 );
 
 /// The longest that a well-behaved consumer waits for a message, on a busy machine.
@@ -28,6 +29,9 @@ const INTERVAL: Duration = Duration::from_millis(2);
 /// How long a client may be silent before it is given up: twice its heartbeat interval, which is the
 /// shortest that nsqd allows.
 const SILENCE: Duration = Duration::from_secs(2);
+
+/// How long someone new may have to wait for an answer over HTTP while all places are taken.
+const HTTP_LIMIT: Duration = Duration::from_secs(40);
 
 /// A server and what there is to do harm to.
 struct Target<'a> {
@@ -118,39 +122,30 @@ const LONG: Duration = Duration::from_secs(60);
 
 async fn random_bytes(setting: Setting) {
     beside(&setting, DELAY_LIMIT, async |target: &Target<'_>| {
-        let mut random = Random::new(1);
-        for round in 0..1_000 {
-            let mut raw = connect(target).await;
-            // With the magic it gets further; with a command further still.
-            let mut bytes = match round % 4 {
-                0 => Vec::new(),
-                1 => b"  V2".to_vec(),
-                2 => b"  V2PUB evil#ephemeral\n".to_vec(),
-                _ => b"  V2SUB evil#ephemeral e#ephemeral\nRDY 10\n".to_vec(),
-            };
-            let length = random.below(2_000);
-            bytes.extend((0..length).map(|_| match random.below(8) {
-                0 => b'\n',
-                1 => b' ',
-                _ => random.next() as u8,
-            }));
-            let _ = raw.send(&bytes).await;
-            hang_up(raw, round).await;
-        }
+        // With the magic it gets further; with a command further still.
+        let openings: [&[u8]; 4] = [
+            b"",
+            b"  V2",
+            b"  V2PUB evil#ephemeral\n",
+            b"  V2SUB evil#ephemeral e#ephemeral\nRDY 10\n",
+        ];
+        harm::random_after(target.address, &openings, 1_000).await;
     })
     .await;
 }
 
 async fn every_command_truncated_at_every_byte(setting: Setting) {
-    const SUBSCRIBED: &[u8] = b"SUB evil#ephemeral e#ephemeral\n";
-    let commands: Vec<(&[u8], Vec<u8>)> = vec![
-        (b"", sized("IDENTIFY", br#"{"client_id":"evil","heartbeat_interval":1000}"#)),
-        (b"", sized("AUTH", b"secret")),
-        (b"", SUBSCRIBED.to_vec()),
-        (b"", sized("PUB evil#ephemeral", b"body")),
-        (b"", crate::raw::mpub("evil#ephemeral", [b"one".to_vec(), b"two".to_vec()])),
-        (b"", sized("DPUB evil#ephemeral 10", b"body")),
-        (b"", b"NOP\n".to_vec()),
+    const SUBSCRIBED: &[u8] = b"  V2SUB evil#ephemeral e#ephemeral\n";
+    let new = b"  V2";
+    let commands: [(&[u8], Vec<u8>); 13] = [
+        (b"", b"  V2".to_vec()),
+        (new, sized("IDENTIFY", br#"{"client_id":"evil","heartbeat_interval":1000}"#)),
+        (new, sized("AUTH", b"secret")),
+        (new, b"SUB evil#ephemeral e#ephemeral\n".to_vec()),
+        (new, sized("PUB evil#ephemeral", b"body")),
+        (new, mpub("evil#ephemeral", [b"one".to_vec(), b"two".to_vec()])),
+        (new, sized("DPUB evil#ephemeral 10", b"body")),
+        (new, b"NOP\n".to_vec()),
         (SUBSCRIBED, b"RDY 10\n".to_vec()),
         (SUBSCRIBED, b"FIN 0123456789abcdef\n".to_vec()),
         (SUBSCRIBED, b"REQ 0123456789abcdef 100\n".to_vec()),
@@ -158,30 +153,14 @@ async fn every_command_truncated_at_every_byte(setting: Setting) {
         (SUBSCRIBED, b"CLS\n".to_vec()),
     ];
     beside(&setting, DELAY_LIMIT, async |target: &Target<'_>| {
-        let mut round = 0;
-        for (before, command) in &commands {
-            for end in 0..command.len() {
-                let mut raw = connect(target).await;
-                let _ = raw.send(&[b"  V2", *before, &command[..end]].concat()).await;
-                hang_up(raw, round).await;
-                round += 1;
-            }
-        }
+        harm::truncated(target.address, &commands).await;
         // And some that stop there without hanging up, until they are given up.
-        let mut silent = Vec::new();
-        for (before, command) in &commands {
-            let mut raw = connect(target).await;
-            let heartbeat = sized("IDENTIFY", br#"{"heartbeat_interval":1000}"#);
-            let cut = &command[..command.len() - 1];
-            raw.send(&[b"  V2", &*heartbeat, before, cut].concat()).await.unwrap();
-            silent.push(raw);
-        }
-        let since = Instant::now();
-        for mut raw in silent {
-            raw.silent().await;
-        }
-        let gone = since.elapsed();
-        assert!(gone < SILENCE + DELAY_LIMIT, "given up after {gone:?}");
+        let hello = [b"  V2", &*sized("IDENTIFY", br#"{"heartbeat_interval":1000}"#)].concat();
+        let cut =
+            |(_, command): &(&[u8], Vec<u8>)| [&*hello, &command[..command.len() - 1]].concat();
+        let openings: Vec<_> = commands[2..].iter().map(cut).collect();
+        let silent = harm::silent_after(target.address, &openings, openings.len()).await;
+        given_up(silent).await;
     })
     .await;
 }
@@ -203,14 +182,10 @@ async fn bad_numbers(setting: Setting) {
     ];
     beside(&setting, DELAY_LIMIT, async |target: &Target<'_>| {
         for round in 0..20 {
-            for (bad, code) in BAD {
-                let mut raw = Raw::subscribe(target.address, "good", "evil#ephemeral", 0).await;
-                // Its predecessor's place may not be free yet.
-                while raw.is_err() {
-                    tokio::time::sleep(Duration::from_millis(5)).await;
-                    raw = Raw::subscribe(target.address, "good", "evil#ephemeral", 0).await;
-                }
-                let mut raw = raw.unwrap();
+            for (n, (bad, code)) in BAD.into_iter().enumerate() {
+                // Each in another channel: the last one's goes with it, and who comes then is refused.
+                let channel = format!("evil{n}-{round}#ephemeral");
+                let mut raw = Raw::subscribe(target.address, "good", &channel, 0).await.unwrap();
                 raw.send(bad.as_bytes()).await.unwrap();
                 if round == 0 {
                     let said = raw.rest().await;
@@ -268,15 +243,13 @@ async fn a_million_subs(setting: Setting) {
     beside(&setting, DELAY_LIMIT, async |target: &Target<'_>| {
         let connections = if target.ours { 10_000 } else { 1_000 };
         for round in 0..connections {
-            let mut raw = connect(target).await;
             let mut subs = b"  V2".to_vec();
             for n in 0..AT_ONCE {
                 // Each another one, as long as that is not for ever.
                 let kind = if target.ours && round % 2 == 0 { "" } else { "#ephemeral" };
                 subs.extend(format!("SUB evil{round}{kind} c{n}{kind}\n").bytes());
             }
-            let _ = raw.send(&subs).await;
-            hang_up(raw, round).await;
+            harm::send(target.address, &subs, round).await;
         }
     })
     .await;
@@ -301,30 +274,50 @@ async fn clients_that_never_read(setting: Setting) {
             while since.elapsed() < 2 * SILENCE && raw.send(&questions).await.is_ok() {}
         };
         asking.await;
-        let since = Instant::now();
-        for mut raw in evil {
-            raw.silent().await;
-        }
-        let gone = since.elapsed();
-        assert!(gone < SILENCE + DELAY_LIMIT, "given up after {gone:?}");
+        given_up(evil).await;
     })
     .await;
 }
 
-/// As soon as there is room for it.
-async fn connect(target: &Target<'_>) -> Raw {
-    Raw::connect(target.address).await.unwrap()
+/// What a browser or a careless script may send, and worse.
+async fn bad_http(setting: Setting) {
+    beside(&setting, DELAY_LIMIT, async |target: &Target<'_>| {
+        harm_http(target.node.http_address(), "/pub?topic=evil%23ephemeral").await;
+    })
+    .await;
 }
 
-/// In one of the ways there are.
-async fn hang_up(mut raw: Raw, round: usize) {
-    match round % 3 {
-        0 => raw.reset(),
-        1 => {
-            let _ = tokio::time::timeout(Duration::from_millis(10), raw.rest()).await;
-        }
-        _ => drop(raw),
+/// Harm to an HTTP port; it answers as ever after that.
+pub(crate) async fn harm_http(http: SocketAddr, post: &str) {
+    let get = "GET /stats?format=json HTTP/1.1\r\nHost: x\r\n\r\n".to_owned();
+    let post = |length: i64| {
+        format!("POST {post} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\nbody")
+    };
+    let no_end = get.trim_end().to_owned();
+    let openings = [String::new(), no_end.clone(), post(1_000_000), post(-1), post(1)];
+    let openings: Vec<_> = openings.iter().map(|opening| opening.as_bytes()).collect();
+    harm::random_after(http, &openings, 300).await;
+    let commands: [(&[u8], Vec<u8>); 2] = [(b"", get.into_bytes()), (b"", post(4).into_bytes())];
+    harm::truncated(http, &commands).await;
+    // More than there is room for: they are in the way until they are given up.
+    let openings = [Vec::new(), no_end.into_bytes(), post(10).into_bytes()];
+    let silent = harm::silent_after(http, &openings, 100).await;
+    let since = Instant::now();
+    while !http::get(http, "/ping").await.is_ok_and(|answer| answer.status == 200) {
+        assert!(since.elapsed() < HTTP_LIMIT, "no answer for {:?}", since.elapsed());
+        tokio::time::sleep(Duration::from_millis(100)).await;
     }
+    drop(silent);
+}
+
+/// Waits until the server has hung up on clients that do not answer its heartbeats.
+async fn given_up(clients: Vec<Raw>) {
+    let since = Instant::now();
+    for mut raw in clients {
+        raw.silent().await;
+    }
+    let gone = since.elapsed();
+    assert!(gone < SILENCE + DELAY_LIMIT, "given up after {gone:?}");
 }
 
 fn fin(message: &Message) -> Vec<u8> {

@@ -7,7 +7,9 @@
 
 mod admin;
 mod consume;
+mod harm;
 mod hostile;
+mod hostile_directory;
 mod kill;
 mod ledger;
 mod pair;
