@@ -112,7 +112,7 @@ pub const CLIENT_RAM_MAX: usize = 1056;
 pub const ENTRY_RAM: usize = 24;
 
 /// The most bytes that a [`Node`] takes beside its storage and store.
-pub const RAM_MAX: usize = 296;
+pub const RAM_MAX: usize = 304;
 
 // On every target that this is compiled for.
 const _: () = {
@@ -249,6 +249,12 @@ pub enum Event {
         index: usize,
         /// What happened.
         event: ClientEvent,
+    },
+    /// So many messages were dropped to make room since this was last said
+    /// ([`Full::DropOldest`]); topics' and channels' status have how many of whose.
+    Dropped {
+        /// How many.
+        count: u32,
     },
 }
 
@@ -520,8 +526,12 @@ impl<'a> Node<'a> {
         }
     }
 
-    /// The newest change of any connection that nobody polled yet.
+    /// What the application should know and did not poll yet.
     pub fn poll_event(&mut self) -> Option<Event> {
+        let count = core::mem::take(&mut self.shared.unsaid);
+        if count > 0 {
+            return Some(Event::Dropped { count });
+        }
         self.clients
             .iter_mut()
             .enumerate()

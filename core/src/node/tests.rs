@@ -500,6 +500,11 @@ fn one_client_does_not_take_all_entries() {
     // Of four entries the last is for the other one, however late it reads.
     assert_eq!(world.bodies(0).len() + world.bodies(0).len() + world.bodies(0).len(), 3);
     assert_eq!(world.bodies(1).len(), 1);
+    // Who wants none any more is not waited for.
+    world.subscribe(2, 1);
+    let version = world.node.version();
+    world.say(2, "RDY 0\n");
+    assert_ne!(world.node.version(), version, "those that wait are told");
     // When one is finished, either may have it: the other has got something.
     let version = world.node.version();
     world.say(0, format!("FIN {}\n", id(0)));
@@ -792,6 +797,7 @@ fn the_oldest_makes_room_if_so_configured() {
     // "a" is in flight: the next oldest goes.
     world.put("t", "e").put("t", "f");
     assert_eq!(world.node.counters().dropped, 2);
+    assert_eq!(world.node.poll_event(), Some(Event::Dropped { count: 2 }));
     let dropped = |name| world.node.topics().find(|t| *t.name == topic(name)).unwrap().dropped;
     assert_eq!((dropped("t"), dropped("u")), (1, 1));
     world.say(0, "RDY 4\n");

@@ -276,6 +276,7 @@ impl Shared<'_> {
             topic.dropped = topic.dropped.saturating_add(1);
         }
         self.counters.dropped = self.counters.dropped.saturating_add(1);
+        self.unsaid = self.unsaid.saturating_add(1);
         self.store.give(message);
         self.changed();
     }
