@@ -12,6 +12,7 @@ pub mod drive;
 pub mod http;
 pub mod lookup;
 pub mod name;
+pub mod node;
 pub mod publish;
 pub mod session;
 pub mod time;
