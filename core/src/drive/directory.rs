@@ -188,6 +188,10 @@ impl Engine for Directory<'_> {
         Directory::version(self)
     }
 
+    fn is_idle(&self) -> bool {
+        true
+    }
+
     fn with(&mut self, at: At, index: usize, f: &mut dyn FnMut(&mut dyn Session)) {
         match at {
             At::Tcp => {

@@ -286,10 +286,7 @@ impl<'a, M: RawMutex, S: Sleep> Handle<'a, M, S> {
 
     /// Waits until the store is empty: every channel is done with every message. Cancel-safe.
     pub fn idle(&self) -> impl Future<Output = ()> + use<'a, M, S> {
-        self.wait(|node| {
-            let store = node.store();
-            (store.free == store.blocks && store.promised == 0).then_some(())
-        })
+        self.wait(|node| node.is_idle().then_some(()))
     }
 
     /// The next thing to tell. Cancel-safe. With several tasks asking, each event goes to one.
@@ -485,6 +482,11 @@ impl Engine for Node<'_> {
 
     fn version(&self) -> u32 {
         Node::version(self)
+    }
+
+    fn is_idle(&self) -> bool {
+        let store = self.store();
+        store.free == store.blocks
     }
 
     fn with(&mut self, at: At, index: usize, f: &mut dyn FnMut(&mut dyn Session)) {

@@ -29,6 +29,9 @@ pub(super) trait Engine {
     /// Changes when somebody who waits may want to look.
     fn version(&self) -> u32;
 
+    /// Whether there is nothing to do, for who waits for that.
+    fn is_idle(&self) -> bool;
+
     /// Runs `f` on a session, if there is one with that index.
     fn with(&mut self, at: At, index: usize, f: &mut dyn FnMut(&mut dyn Session));
 }
@@ -69,7 +72,10 @@ impl<E: Engine> Served<E> {
 
     /// Runs `f` and says whether it changed what somebody may wait for.
     pub(super) fn noting<R>(&mut self, f: impl FnOnce(&mut Self) -> R) -> (R, bool) {
-        let marks = |served: &Self| (served.engine.version(), served.refused(), served.stop);
+        let marks = |served: &Self| {
+            let engine = &served.engine;
+            (engine.version(), engine.is_idle(), served.refused(), served.stop)
+        };
         let before = marks(self);
         let result = f(self);
         (result, marks(self) != before)

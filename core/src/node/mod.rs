@@ -83,7 +83,7 @@ pub const DEFER_MAX: Span = Span::from_secs(3600);
 /// messages in flight in each channel.
 ///
 /// RAM: at most [`TOPIC_RAM_MAX`] bytes a topic, [`CHANNEL_RAM_MAX`] a channel, [`CLIENT_RAM_MAX`]
-/// a client and [`ENTRY_RAM`] for each message in flight of each channel: 7.2 KiB for 2 topics
+/// a client and [`ENTRY_RAM`] for each message in flight of each channel: 5.6 KiB for 2 topics
 /// with 2 channels each, 4 clients and 8 messages in flight a channel. The store comes on top.
 #[derive(Debug)]
 pub struct Storage<
@@ -100,19 +100,28 @@ pub struct Storage<
 }
 
 /// The most bytes that a topic takes of a [`Storage`].
-pub const TOPIC_RAM_MAX: usize = 112;
+pub const TOPIC_RAM_MAX: usize = 104;
 
 /// The most bytes that a channel takes of a [`Storage`], beside its entries.
-pub const CHANNEL_RAM_MAX: usize = 136;
+pub const CHANNEL_RAM_MAX: usize = 128;
 
 /// The most bytes that a client takes of a [`Storage`].
-pub const CLIENT_RAM_MAX: usize = 1248;
+pub const CLIENT_RAM_MAX: usize = 1056;
 
 /// The bytes that room for one message in flight takes of a [`Storage`].
 pub const ENTRY_RAM: usize = 24;
 
 /// The most bytes that a [`Node`] takes beside its storage and store.
-pub const RAM_MAX: usize = 376;
+pub const RAM_MAX: usize = 304;
+
+// On every target that this is compiled for.
+const _: () = {
+    assert!(size_of::<Topic>() <= TOPIC_RAM_MAX);
+    assert!(size_of::<Channel>() <= CHANNEL_RAM_MAX);
+    assert!(size_of::<Client>() + size_of::<Seat>() <= CLIENT_RAM_MAX);
+    assert!(size_of::<Entry>() == ENTRY_RAM);
+    assert!(size_of::<Node<'_>>() <= RAM_MAX);
+};
 
 /// How many bytes of the store a message takes whose body has `len` bytes, in a node whose topics
 /// can have `channels_per_topic` channels, as long as the store has fewer than 65,535 blocks
@@ -240,6 +249,12 @@ pub enum Event {
         index: usize,
         /// What happened.
         event: ClientEvent,
+    },
+    /// So many messages were dropped to make room since this was last said
+    /// ([`Full::DropOldest`]); topics' and channels' status have how many of whose.
+    Dropped {
+        /// How many.
+        count: u32,
     },
 }
 
@@ -511,8 +526,12 @@ impl<'a> Node<'a> {
         }
     }
 
-    /// The newest change of any connection that nobody polled yet.
+    /// What the application should know and did not poll yet.
     pub fn poll_event(&mut self) -> Option<Event> {
+        let count = core::mem::take(&mut self.shared.unsaid);
+        if count > 0 {
+            return Some(Event::Dropped { count });
+        }
         self.clients
             .iter_mut()
             .enumerate()

@@ -44,14 +44,8 @@ const COMMANDS: &[&str] = &[
 ];
 
 /// Each is the end of a connection.
-const REFUSED: &[&str] = &[
-    "REGISTER\n",
-    "REGISTER $ c\n",
-    "REGISTER t $\n",
-    "register t\n",
-    "IDENTIFY\n",
-    "\n",
-];
+const REFUSED: &[&str] =
+    &["REGISTER\n", "REGISTER $ c\n", "REGISTER t $\n", "register t\n", "IDENTIFY\n", "\n"];
 
 const REQUESTS: &[&str] = &[
     "GET /ping",

@@ -29,9 +29,7 @@ impl ClientSession<'_, '_> {
                 }
             }
             Item::Rdy(count) => {
-                if let Some(seat) = self.seat() {
-                    seat.ready = u16::try_from(count).unwrap_or(u16::MAX);
-                }
+                self.set_ready(u16::try_from(count).unwrap_or(u16::MAX));
             }
             Item::Fin(id) => {
                 let done = self.shared.finish(self.id, &id);
@@ -46,9 +44,7 @@ impl ClientSession<'_, '_> {
                 self.check(now, Verb::Touch, id, done.map(|_| ()));
             }
             Item::Cls => {
-                if let Some(seat) = self.seat() {
-                    seat.ready = 0;
-                }
+                self.set_ready(0);
                 self.answer(v2::CLOSE_WAIT);
             }
             Item::Nop => {}
@@ -66,6 +62,16 @@ impl ClientSession<'_, '_> {
                 _ => {}
             },
             Item::Part { data, done, .. } => self.on_part(now, data, done),
+        }
+    }
+
+    fn set_ready(&mut self, ready: u16) {
+        if let Some(seat) = self.seat() {
+            seat.ready = ready;
+        }
+        if ready == 0 {
+            // The entry that was kept for this client is free for others.
+            self.shared.changed();
         }
     }
 
