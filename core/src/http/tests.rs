@@ -570,5 +570,5 @@ fn the_longest_head_has_room() {
 
 #[test]
 fn ram() {
-    assert!(size_of::<Connection<()>>() <= BUFFER + 80, "{}", size_of::<Connection<()>>());
+    assert!(size_of::<Connection<()>>() <= BUFFER + 136, "{}", size_of::<Connection<()>>());
 }
