@@ -7,7 +7,7 @@ use core::fmt;
 use core::future::{Future, pending, poll_fn};
 use core::task::Poll;
 
-use embassy_futures::select::select3;
+use embassy_futures::select::select4;
 use embassy_sync::blocking_mutex::raw::RawMutex;
 
 use super::publisher::Publish;
@@ -21,8 +21,8 @@ use crate::busy::Protocol;
 use crate::lookup::{Config as LookupConfig, ConfigError as LookupError, Registry, TooManyPeers};
 use crate::name::{ChannelName, TopicName};
 use crate::node::{
-    Config, ConfigError, Counters, Event, Node, NodeError, PublishError, PublishOptions, Storage,
-    Ticket,
+    Config, ConfigError, Counters, Event, HttpConfig, HttpStorage, Node, NodeError, PublishError,
+    PublishOptions, Storage, Ticket,
 };
 use crate::publish::Outcome;
 use crate::session::Session;
@@ -45,6 +45,7 @@ pub struct Resources<
     const RX: usize,
 > {
     storage: Storage<TOPICS, CHANNELS, CLIENTS, IN_FLIGHT>,
+    http: HttpStorage<HTTP, PEERS>,
     shared: Option<SharedServer<M, Node<'a>>>,
     lookup: lookup::Resources<'a, M, PEERS, TOPICS, CHANNELS>,
     client_rx: [[u8; RX]; CLIENTS],
@@ -66,6 +67,7 @@ impl<
     pub const fn new() -> Self {
         Self {
             storage: Storage::new(),
+            http: HttpStorage::new(),
             shared: None,
             lookup: lookup::Resources::new(),
             client_rx: [[0; RX]; CLIENTS],
@@ -95,10 +97,12 @@ impl<
 pub struct Settings<'a> {
     /// The node.
     pub node: &'a Config<'a>,
+    /// How it answers HTTP.
+    pub http: &'a HttpConfig<'a>,
     /// What nsqlookupds are told of it: the address and ports at which others reach what it
     /// listens on.
     pub lookup: &'a LookupConfig<'a>,
-    /// nsqlookupds, at their TCP ports (4160).
+    /// nsqlookupds, at their TCP ports (4160), until others are set over HTTP.
     pub lookupds: &'a [Address],
 }
 
@@ -142,11 +146,13 @@ pub fn new<
     (Handle<'a, M, S>, Runner<'a, M, L, D, S, TOPICS, CHANNELS, CLIENTS, HTTP, PEERS, RX>),
     SettingsError,
 > {
-    let Resources { storage, shared, lookup, client_rx, http_rx } = resources;
-    let node = Node::new(settings.node, storage, store).map_err(SettingsError::Node)?;
+    let Resources { storage, http, shared, lookup, client_rx, http_rx } = resources;
+    let mut node = Node::new(settings.node, storage, store).map_err(SettingsError::Node)?;
     let (lookup, peers) = lookup::new(lookup, settings.lookup, dialers, sleep.clone())
         .map_err(SettingsError::Lookup)?;
     lookup.configure(settings.lookupds).map_err(SettingsError::Lookupds)?;
+    // There is room for as many addresses as for peers.
+    let _ = node.answer_http(settings.http, http, settings.lookupds);
     let shared: &'a SharedServer<M, Node<'a>> = shared.insert(Shared::new(Served::new(node)));
     let runner = Runner { shared, ports, client_rx, http_rx, lookup, peers, sleep: sleep.clone() };
     Ok((Handle { shared, sleep }, runner))
@@ -417,7 +423,8 @@ impl<
         let serving =
             run_ports(shared, &mut self.ports, (self.client_rx, self.http_rx), &self.sleep, leave);
         // The registry comes last: by then all that happened has happened.
-        select3(serving, self.peers.run(), keep_listed(shared, lookup)).await;
+        let told = (keep_listed(shared, lookup), keep_configured(shared, lookup));
+        select4(serving, self.peers.run(), told.0, told.1).await;
         pending().await
     }
 }
@@ -442,6 +449,34 @@ where
                 && lookup.change(|lookup| agree(lookup.registry(), node)) == Some(true)
             {
                 agreed = topology;
+            }
+        });
+        Poll::Pending
+    })
+    .await
+}
+
+/// Registers with other nsqlookupds whenever somebody sets others.
+async fn keep_configured<
+    'a,
+    M: RawMutex,
+    S: Sleep,
+    const PEERS: usize,
+    const TOPICS: usize,
+    const CHANNELS: usize,
+>(
+    shared: &SharedServer<M, Node<'a>>,
+    lookup: &lookup::Handle<'a, M, S, PEERS, TOPICS, CHANNELS>,
+) -> ! {
+    let mut agreed = None;
+    poll_fn(|cx| {
+        shared.register(cx.waker());
+        shared.peek(|served| {
+            let node = &served.engine;
+            let version = Some(node.lookupds_version());
+            // As many as there is room for: more are refused over HTTP.
+            if agreed != version && lookup.configure(node.lookupds()).is_ok() {
+                agreed = version;
             }
         });
         Poll::Pending
@@ -496,7 +531,11 @@ impl Engine for Node<'_> {
                     f(&mut session);
                 }
             }
-            At::Http => {}
+            At::Http => {
+                if let Some(mut session) = self.http(index) {
+                    f(&mut session);
+                }
+            }
         }
     }
 }
