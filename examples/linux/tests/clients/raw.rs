@@ -128,6 +128,14 @@ impl Raw {
         }
     }
 
+    /// Reads what there is to read now.
+    pub(crate) async fn hear(&mut self) {
+        let wait = Duration::from_millis(20);
+        while let Ok(Ok(_)) = timeout(wait, self.read()).await {
+            self.taken = self.buffer.len();
+        }
+    }
+
     /// Hangs up so that the server reads all that was sent.
     pub(crate) async fn close(mut self) {
         let _ = self.stream.shutdown().await;
