@@ -22,6 +22,7 @@
 //! | `NANONSQ_READINGS` | `readings` | stop after so many; 0 is never | 0 |
 //! | `NANONSQ_DURATION_MS` | `duration-ms` | stop after so long; 0 is never | 0 |
 //! | `NANONSQ_SECOND` | `second` | a second node publishes to this topic, if it is not empty | |
+//! | `NANONSQ_NODE` | `node` | 1: the device is an nsqd itself, on ports 4150 and 4151; what is said of nsqds and commands does not matter then | 0 |
 //! | `NANONSQ_SEED` | `seed` | makes its jitter and ports differ | 1 |
 
 use heapless::Vec;
@@ -59,6 +60,8 @@ pub(crate) struct Firmware {
     lookup_interval: Span,
     pub(crate) second: Option<Settings<'static>>,
     heartbeat: Span,
+    /// An nsqd itself.
+    pub(crate) is_node: bool,
     pub(crate) seed: u32,
 }
 
@@ -136,6 +139,7 @@ impl Firmware {
             second: (!second.is_empty()).then(|| Settings { readings: topic(second), ..node }),
             node,
             heartbeat: Span::from_millis(heartbeat),
+            is_node: text!(args, "node", "NANONSQ_NODE", "0") == "1",
             seed: number!(args, "seed", "NANONSQ_SEED", "1"),
         }
     }
