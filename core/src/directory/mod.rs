@@ -159,7 +159,7 @@ pub const PRODUCER_RAM_MAX: usize = 920;
 pub const KEY_RAM_MAX: usize = 88;
 
 /// The most bytes that an HTTP connection takes of a [`Storage`].
-pub const HTTP_RAM_MAX: usize = http::BUFFER + 120;
+pub const HTTP_RAM_MAX: usize = http::BUFFER + 168;
 
 /// The most bytes that a [`Directory`] takes beside its storage.
 pub const RAM_MAX: usize = 448;

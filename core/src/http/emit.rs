@@ -51,7 +51,16 @@ pub(crate) fn emit_i64<W: Write>(w: &mut W, number: i64) -> Result<(), W::Error>
 
 /// An address and port as Go writes them, at most 47 bytes: `127.0.0.1:4150`, `[::1]:4150`.
 pub(crate) fn emit_remote<W: Write>(w: &mut W, remote: SocketAddr) -> Result<(), W::Error> {
-    match remote.ip().to_canonical() {
+    let ip = remote.ip().to_canonical();
+    w.write_all(if ip.is_ipv6() { b"[" } else { b"" })?;
+    emit_ip(w, ip)?;
+    w.write_all(if ip.is_ipv6() { b"]:" } else { b":" })?;
+    w.write_all(Decimal::unsigned(remote.port().into()).as_bytes())
+}
+
+/// An address alone, at most 39 bytes.
+pub(crate) fn emit_ip<W: Write>(w: &mut W, ip: IpAddr) -> Result<(), W::Error> {
+    match ip.to_canonical() {
         IpAddr::V4(ip) => {
             let mut before = b"".as_slice();
             for part in ip.octets() {
@@ -59,15 +68,10 @@ pub(crate) fn emit_remote<W: Write>(w: &mut W, remote: SocketAddr) -> Result<(),
                 w.write_all(Decimal::unsigned(part.into()).as_bytes())?;
                 before = b".";
             }
+            Ok(())
         }
-        IpAddr::V6(ip) => {
-            w.write_all(b"[")?;
-            emit_ipv6(w, ip.segments())?;
-            w.write_all(b"]")?;
-        }
+        IpAddr::V6(ip) => emit_ipv6(w, ip.segments()),
     }
-    w.write_all(b":")?;
-    w.write_all(Decimal::unsigned(remote.port().into()).as_bytes())
 }
 
 /// The longest run of zeros, if of two or more, as `::` (RFC 5952).

@@ -144,7 +144,8 @@ pub trait Service {
     -> Result<(Self::Task, Body), Refusal>;
 
     /// The next bytes of the body, never none. Gives how many were taken; if not all, the client
-    /// is held, and the rest comes again whenever something changed. [`Body::Whole`]: all of it.
+    /// is held, and the rest comes again whenever something changed. [`Body::Lines`]: a line, of
+    /// which all or nothing is taken. [`Body::Whole`]: all of it, once.
     fn body(
         &mut self,
         now: Instant,
@@ -153,6 +154,12 @@ pub trait Service {
     ) -> Result<usize, Refusal> {
         let _ = (now, task);
         Ok(bytes.len())
+    }
+
+    /// How long a client may be held at a time; then it is refused with 503. Default
+    /// [`Config::body`], which no request is held longer than anyway.
+    fn patience(&self) -> Span {
+        self.config().body
     }
 
     /// The request is whole: does what was asked for, and says what the answer is.
@@ -177,6 +184,9 @@ pub enum Body {
     Ignore,
     /// All of it, in pieces as they arrive.
     Pieces,
+    /// All of it, a line at a time, without its end; empty ones are left out. A line of more than
+    /// [`BUFFER`] bytes is refused with this code and 413.
+    Lines(&'static str),
     /// All of it at once; [`BUFFER`] bytes at most, more are refused with this code and 413.
     Whole(&'static str),
 }
@@ -197,7 +207,7 @@ pub enum End {
 ///
 /// Its methods are those of [`Session`](crate::session::Session), with the service.
 ///
-/// RAM: [`BUFFER`] + 80 bytes and the task.
+/// RAM: [`BUFFER`] + 136 bytes and the task.
 #[derive(Debug)]
 pub struct Connection<T> {
     task: Option<T>,
@@ -208,6 +218,8 @@ pub struct Connection<T> {
     exchange: Exchange,
     /// When the state has lasted too long.
     step: Instant,
+    /// Held: when the body will have.
+    held: Instant,
     /// How much of [`CONTINUE`] is still to be written.
     continuing: u8,
     /// Collected: the head, or a whole body.
@@ -233,7 +245,7 @@ enum State {
     Head,
     Body(Body),
     /// In a body of which the service takes nothing at the moment.
-    Held,
+    Held(Body),
     /// The answer is written, of which this is left.
     Answer(Rest),
     /// All is said; what the client still sends is passed over.
@@ -278,6 +290,7 @@ impl<T> Connection<T> {
             state: State::Down,
             exchange: Exchange::NEW,
             step: Instant::NEVER,
+            held: Instant::NEVER,
             continuing: 0,
             filled: 0,
             line: 0,
@@ -312,12 +325,17 @@ impl<T> Connection<T> {
                 State::Body(wanted) => {
                     let taken = self.on_body(now, wanted, input, service);
                     input = input.get(taken..).unwrap_or_default();
-                    if self.state == State::Held {
+                    if matches!(self.state, State::Held(_)) {
                         break;
                     }
                 }
-                // Asked again.
-                State::Held => self.set_state(State::Body(Body::Pieces)),
+                State::Held(wanted) => {
+                    let taken = self.on_body(now, wanted, input, service);
+                    input = input.get(taken..).unwrap_or_default();
+                    if taken == 0 && self.state == State::Held(wanted) {
+                        break;
+                    }
+                }
                 State::Answer(_) => break,
             }
         }
@@ -377,7 +395,7 @@ impl<T> Connection<T> {
             State::Down | State::Closing => self.step = Instant::NEVER,
             State::Idle | State::Linger => self.close(now, service),
             State::Head => self.refuse_all(now, Status::RequestTimeout, "TIMEOUT", service),
-            State::Held => self.refuse_all(now, Status::Unavailable, "BUSY", service),
+            State::Held(_) => self.refuse_all(now, Status::Unavailable, "BUSY", service),
             State::Body(_) => self.refuse_all(now, Status::RequestTimeout, "TIMEOUT", service),
             State::Answer(_) => self.abort(now, service),
         }
@@ -407,7 +425,7 @@ impl<T> Connection<T> {
             State::Idle
             | State::Head
             | State::Body(_)
-            | State::Held
+            | State::Held(_)
             | State::Answer(_)
             | State::Linger => Link::Up,
             State::Closing => Link::Close,
@@ -515,7 +533,7 @@ impl<T> Connection<T> {
                 }
                 self.set_state(State::Body(wanted));
             }
-            Body::Ignore | Body::Pieces => self.answer(now, service),
+            Body::Ignore | Body::Pieces | Body::Lines(_) => self.answer(now, service),
             Body::Whole(_) => self.whole(now, service),
         }
     }
@@ -538,30 +556,96 @@ impl<T> Connection<T> {
                 self.filled = self.filled.saturating_add(taken as u16);
                 taken
             }
+            Body::Lines(code) => self.on_lines(now, code, data, service),
             Body::Pieces => {
                 let Some(task) = &mut self.task else { return input.len() };
                 match service.body(now, task, data) {
                     Ok(0) => {
-                        self.set_state(State::Held);
+                        self.hold(now, wanted, service);
                         return 0;
                     }
-                    Ok(taken) => taken.min(data.len()),
+                    Ok(taken) => {
+                        self.unhold(wanted);
+                        taken.min(data.len())
+                    }
                     Err(refusal) => {
-                        self.left = self.left.saturating_sub(data.len() as u32);
                         self.refuse_later(now, refusal, service);
-                        return data.len();
+                        return 0;
                     }
                 }
             }
         };
         self.left = self.left.saturating_sub(taken as u32);
-        if self.left == 0 {
+        if self.left == 0 && self.state == State::Body(wanted) {
             match wanted {
-                Body::Ignore | Body::Pieces => self.answer(now, service),
+                Body::Ignore | Body::Pieces | Body::Lines(_) => self.answer(now, service),
                 Body::Whole(_) => self.whole(now, service),
             }
         }
         taken
+    }
+
+    /// The service takes nothing of the body.
+    fn hold<S: Service<Task = T>>(&mut self, now: Instant, wanted: Body, service: &S) {
+        if self.state != State::Held(wanted) {
+            self.held = self.step;
+            self.step = self.step.min(now.after(service.patience()));
+            self.set_state(State::Held(wanted));
+        }
+    }
+
+    /// The service takes some of it.
+    fn unhold(&mut self, wanted: Body) {
+        if self.state == State::Held(wanted) {
+            self.step = self.held;
+            self.set_state(State::Body(wanted));
+        }
+    }
+
+    /// Collects lines and hands them on; gives how many bytes were taken. The last byte of a line
+    /// that is not taken is left, so that there is something to come again.
+    fn on_lines<S: Service<Task = T>>(
+        &mut self,
+        now: Instant,
+        code: &'static str,
+        data: &[u8],
+        service: &mut S,
+    ) -> usize {
+        let wanted = Body::Lines(code);
+        for (taken, &byte) in data.iter().enumerate() {
+            let is_last = taken.saturating_add(1) == self.left as usize;
+            let before = self.filled;
+            if byte != b'\n' {
+                let Some(slot) = self.buf.get_mut(usize::from(before)) else {
+                    let refusal = Refusal::new(Status::ContentTooLarge, code);
+                    self.refuse_later(now, refusal, service);
+                    return 0;
+                };
+                *slot = byte;
+                self.filled = before.saturating_add(1);
+            }
+            if (byte != b'\n' && !is_last) || self.filled == 0 {
+                continue;
+            }
+            let line = self.buf.get(..self.filled.into()).unwrap_or_default();
+            let Some(task) = &mut self.task else { return data.len() };
+            match service.body(now, task, line) {
+                Ok(0) => {
+                    self.filled = before;
+                    self.hold(now, wanted, service);
+                    return taken;
+                }
+                Ok(_) => {
+                    self.filled = 0;
+                    self.unhold(wanted);
+                }
+                Err(refusal) => {
+                    self.refuse_later(now, refusal, service);
+                    return 0;
+                }
+            }
+        }
+        data.len()
     }
 
     /// The body was collected.

@@ -52,6 +52,7 @@
 mod client;
 mod config;
 mod engine;
+mod http;
 mod status;
 mod store;
 mod table;
@@ -67,12 +68,14 @@ use crate::wire::v2::{Limits, MessageId};
 
 pub use client::{ClientSession, TEXT_MAX};
 pub use config::{Config, ConfigError, Full, LANES_MAX};
+pub use http::{HTTP_RAM_MAX, HttpConfig, HttpSession, HttpStorage, LOOKUPD_RAM, TooManyLookupds};
 pub use status::{ChannelStatus, ClientState, ClientStatus, TopicStatus};
 pub use store::BLOCK_MIN;
 pub use table::PUB_COUNTS_MAX;
 
 use client::Client;
 use engine::{Draft, NoSlot, Shared};
+use http::Http;
 use store::{Layout, Store};
 use table::{Channel, Entry, Seat, Topic};
 
@@ -112,7 +115,7 @@ pub const CLIENT_RAM_MAX: usize = 1056;
 pub const ENTRY_RAM: usize = 24;
 
 /// The most bytes that a [`Node`] takes beside its storage and store.
-pub const RAM_MAX: usize = 304;
+pub const RAM_MAX: usize = 432;
 
 // On every target that this is compiled for.
 const _: () = {
@@ -168,6 +171,7 @@ impl<const TOPICS: usize, const CHANNELS: usize, const CLIENTS: usize, const IN_
 pub struct Node<'a> {
     clients: &'a mut [Client],
     shared: Shared<'a>,
+    http: Http<'a>,
 }
 
 /// Names one message that the node took from the application: they count up from 0, clients'
@@ -323,7 +327,7 @@ impl<'a> Node<'a> {
         let entries = entries.as_flattened_mut();
         let per_channel = IN_FLIGHT as u16;
         let shared = Shared::new(config, store, topics, channels, entries, seats, per_channel);
-        Ok(Self { clients, shared })
+        Ok(Self { clients, shared, http: Http::none() })
     }
 
     /// How many connections it can have.
@@ -596,7 +600,7 @@ impl<'a> Node<'a> {
                 name: &channel.name,
                 paused: channel.paused,
                 clients: channel.clients,
-                depth: u32::from(channel.queued).saturating_add(channel.requeued.len.into()),
+                depth: channel.depth(),
                 in_flight: channel.in_flight.into(),
                 deferred: channel.deferred.len.into(),
                 messages: channel.messages,

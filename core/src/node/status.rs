@@ -120,7 +120,7 @@ pub struct ClientStatus<'s> {
 impl<'s> ClientStatus<'s> {
     /// To which topics it published how many messages: the first
     /// [`PUB_COUNTS_MAX`](super::PUB_COUNTS_MAX) topics only.
-    pub fn published(&self) -> impl Iterator<Item = (&'s TopicName, u32)> + 's {
+    pub fn published(&self) -> impl Iterator<Item = (&'s TopicName, u32)> + use<'s> {
         let topics = self.topics;
         self.pubs
             .iter()

@@ -239,6 +239,11 @@ impl Channel {
         dropped: 0,
     };
 
+    /// Messages that wait for their delivery.
+    pub(super) fn depth(&self) -> u32 {
+        u32::from(self.queued).saturating_add(self.requeued.len.into())
+    }
+
     pub(super) fn is_used(&self) -> bool {
         self.topic != NONE
     }
