@@ -569,7 +569,6 @@ impl Session for ClientSession<'_, '_> {
             // What is left has its full time again.
             self.client.timers.stop(Timer::Write);
         }
-        self.settle();
     }
 
     fn deadline(&self) -> Instant {
