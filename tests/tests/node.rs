@@ -387,6 +387,8 @@ async fn a_node_says_what_nsqd_says() {
                 Say(0, b"SUB t c\n"),
                 Say(0, b"IDENTIFY\n\0\0\0\x02{}"),
                 Say(1, b"IDENTIFY\n\0\0\0\x1a{\"heartbeat_interval\":-1}  "),
+                // What was asked for stays.
+                Say(1, b"IDENTIFY\n\0\0\0\x02{}"),
                 Say(1, b"SUB t c\n"),
                 Say(2, b"AUTH\n\0\0\0\x01x"),
             ],

@@ -739,6 +739,22 @@ fn a_producer_waits_for_room_and_is_told_when_there_is_none() {
 }
 
 #[test]
+fn waiting_for_room_is_not_silence() {
+    let mut world = World::with(&CONFIG, 66);
+    world.say(1, identify("{\"heartbeat_interval\":1000}")).expect(1, &[response("OK")]);
+    world.put("t", "a");
+    assert_eq!(world.take(1, &publish("t", "b")), publish("t", "b").len() - 1);
+    for second in 1..5 {
+        world.at(second * 1000).expect(1, &[response("_heartbeat_")]).expect_link(1, Link::Up);
+    }
+    let now = world.now;
+    world.node.empty_topic(now, &topic("t")).unwrap();
+    world.say(1, "b").expect(1, &[response("OK")]);
+    // From now on it is.
+    world.at(5900).expect_link(1, Link::Up).at(6000).expect_link(1, Link::Close);
+}
+
+#[test]
 fn room_that_came_in_time_counts_even_if_nobody_asked_again() {
     let mut world = World::with(&CONFIG, 66 * 2);
     world.put("t", "a").put("t", "b");
