@@ -303,7 +303,7 @@ fn an_error_longer_than_its_room_is_cut_off() {
 }
 
 #[test]
-fn tokio_nsq_gets_bare_codes() {
+fn tokio_nsq_gets_bare_codes_of_what_is_not_fatal() {
     let mut world = World::new();
     world.say(0, identify("{\"user_agent\":\"tokio_nsq/0.14.0\"}"));
     world.say(0, format!("SUB t c\nFIN {}\nTOUCH {}\nREQ {} 0\n", id(0), id(0), id(0)));
@@ -311,8 +311,8 @@ fn tokio_nsq_gets_bare_codes() {
     let bare = ["E_FIN_FAILED", "E_TOUCH_FAILED", "E_REQ_FAILED"].map(error);
     let [fin, touch, req] = bare;
     world.expect(0, &[ok.clone(), ok, fin, touch, req]);
-    world.say(0, "RDY x\n").expect(0, &[error("E_INVALID")]);
-    world.expect_link(0, Link::Close);
+    // Of what ends the connection it reads the text.
+    world.refused(0, "RDY x\n", "E_INVALID RDY could not parse count x");
 }
 
 #[test]
