@@ -258,15 +258,20 @@ async fn goodbye(mut stream: TcpStream) {
     let _ = timeout(Duration::from_millis(500), end).await;
 }
 
-enum Frame<'a> {
+/// What nsqd sends.
+#[derive(Debug)]
+pub enum Frame<'a> {
+    /// An answer, or a heartbeat.
     Response(&'a [u8]),
+    /// An error.
     Error(&'a [u8]),
+    /// A delivery.
     Message(Message),
 }
 
 impl<'a> Frame<'a> {
     /// The first frame and its size, if it is complete.
-    fn parse(bytes: &'a [u8]) -> Result<Option<(Frame<'a>, usize)>> {
+    pub fn parse(bytes: &'a [u8]) -> Result<Option<(Frame<'a>, usize)>> {
         let bad = |why: String| Error::new(ErrorKind::InvalidData, why);
         let Some((size, rest)) = bytes.split_first_chunk() else {
             return Ok(None);

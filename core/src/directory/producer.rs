@@ -420,12 +420,8 @@ impl Session for ProducerSession<'_, '_> {
     fn tick(&mut self, now: Instant) {
         let Some(producer) = self.producer() else { return };
         let awaited = match producer.state {
-            State::Free => return,
-            State::Closing if now < producer.step => return,
-            State::Closing => {
-                producer.step = Instant::NEVER;
-                return;
-            }
+            // A closing one stays due until it is closed: the driver breaks it off then.
+            State::Free | State::Closing => return,
             State::Greeting | State::Identified if producer.write <= now => Awaited::Drain,
             State::Greeting | State::Identified if now < producer.step => return,
             State::Greeting => Awaited::Handshake,

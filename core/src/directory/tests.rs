@@ -263,6 +263,9 @@ fn silence() {
     world.after(1);
     assert_eq!(world.link(0), Link::Close, "it never said who it is");
     assert_eq!(world.directory.poll_event(), None);
+    world.after(1);
+    let due = world.directory.client(0).unwrap().deadline();
+    assert_eq!(due, world.now, "due until the driver breaks it off");
     world.directory.client(0).unwrap().closed(world.now, Closed::Local);
 
     world.arrive(0, "a");

@@ -392,7 +392,9 @@ impl<T> Connection<T> {
             return;
         }
         match self.state {
-            State::Down | State::Closing => self.step = Instant::NEVER,
+            State::Down => self.step = Instant::NEVER,
+            // It stays due until it is closed: the driver breaks it off then.
+            State::Closing => {}
             State::Idle | State::Linger => self.close(now, service),
             State::Head => self.refuse_all(now, Status::RequestTimeout, "TIMEOUT", service),
             State::Held(_) => self.refuse_all(now, Status::Unavailable, "BUSY", service),
