@@ -5,9 +5,7 @@ use core::future::{Future, pending, poll_fn};
 
 use embassy_sync::blocking_mutex::raw::RawMutex;
 
-use super::server::{
-    At, Engine, Served, SharedServer, change, poll_wait, run_ports, stop, stop_asked,
-};
+use super::server::{Engine, Served, SharedServer, change, poll_wait, run_ports, stop, stop_asked};
 use super::shared::Shared;
 use super::{Listener, Ports, Sleep};
 use crate::busy::Protocol;
@@ -192,18 +190,15 @@ impl Engine for Directory<'_> {
         true
     }
 
-    fn with(&mut self, at: At, index: usize, f: &mut dyn FnMut(&mut dyn Session)) {
-        match at {
-            At::Tcp => {
-                if let Some(mut session) = self.client(index) {
-                    f(&mut session);
-                }
-            }
-            At::Http => {
-                if let Some(mut session) = self.http(index) {
-                    f(&mut session);
-                }
-            }
+    fn with_client(&mut self, index: usize, f: &mut dyn FnMut(&mut dyn Session)) {
+        if let Some(mut session) = self.client(index) {
+            f(&mut session);
+        }
+    }
+
+    fn with_http(&mut self, index: usize, f: &mut dyn FnMut(&mut dyn Session)) {
+        if let Some(mut session) = self.http(index) {
+            f(&mut session);
         }
     }
 }

@@ -12,7 +12,7 @@ use embassy_sync::blocking_mutex::raw::RawMutex;
 
 use super::publisher::Publish;
 use super::server::{
-    At, Engine, Served, SharedServer, change, poll_in_turn, poll_wait, run_ports, stop, stop_asked,
+    Engine, Served, SharedServer, change, poll_in_turn, poll_wait, run_ports, stop, stop_asked,
 };
 use super::shared::{InTurn, Shared};
 use super::{Dialer, Listener, Ports, Sleep, lookup};
@@ -21,8 +21,8 @@ use crate::busy::Protocol;
 use crate::lookup::{Config as LookupConfig, ConfigError as LookupError, Registry, TooManyPeers};
 use crate::name::{ChannelName, TopicName};
 use crate::node::{
-    Config, ConfigError, Counters, Event, Node, NodeError, PublishError, PublishOptions, Storage,
-    Ticket,
+    Config, ConfigError, Counters, Event, HttpConfig, HttpStorage, Node, NodeError, PublishError,
+    PublishOptions, Storage, Ticket, TooManyLookupds,
 };
 use crate::publish::Outcome;
 use crate::session::Session;
@@ -45,6 +45,7 @@ pub struct Resources<
     const RX: usize,
 > {
     storage: Storage<TOPICS, CHANNELS, CLIENTS, IN_FLIGHT>,
+    http: HttpStorage<HTTP, PEERS>,
     shared: Option<SharedServer<M, Node<'a>>>,
     lookup: lookup::Resources<'a, M, PEERS, TOPICS, CHANNELS>,
     client_rx: [[u8; RX]; CLIENTS],
@@ -66,6 +67,7 @@ impl<
     pub const fn new() -> Self {
         Self {
             storage: Storage::new(),
+            http: HttpStorage::new(),
             shared: None,
             lookup: lookup::Resources::new(),
             client_rx: [[0; RX]; CLIENTS],
@@ -95,10 +97,12 @@ impl<
 pub struct Settings<'a> {
     /// The node.
     pub node: &'a Config<'a>,
+    /// What it says over HTTP; does not matter without.
+    pub http: &'a HttpConfig<'a>,
     /// What nsqlookupds are told of it: the address and ports at which others reach what it
     /// listens on.
     pub lookup: &'a LookupConfig<'a>,
-    /// nsqlookupds, at their TCP ports (4160).
+    /// nsqlookupds, at their TCP ports (4160), until others are set over HTTP.
     pub lookupds: &'a [Address],
 }
 
@@ -142,8 +146,13 @@ pub fn new<
     (Handle<'a, M, S>, Runner<'a, M, L, D, S, TOPICS, CHANNELS, CLIENTS, HTTP, PEERS, RX>),
     SettingsError,
 > {
-    let Resources { storage, shared, lookup, client_rx, http_rx } = resources;
-    let node = Node::new(settings.node, storage, store).map_err(SettingsError::Node)?;
+    let Resources { storage, http, shared, lookup, client_rx, http_rx } = resources;
+    let mut node = Node::new(settings.node, storage, store).map_err(SettingsError::Node)?;
+    // Without any there is to be nothing of it in the program.
+    if HTTP > 0 {
+        node.answer_http(settings.http, http, settings.lookupds)
+            .map_err(|TooManyLookupds { max }| SettingsError::Lookupds(TooManyPeers { max }))?;
+    }
     let (lookup, peers) = lookup::new(lookup, settings.lookup, dialers, sleep.clone())
         .map_err(SettingsError::Lookup)?;
     lookup.configure(settings.lookupds).map_err(SettingsError::Lookupds)?;
@@ -417,12 +426,13 @@ impl<
         let serving =
             run_ports(shared, &mut self.ports, (self.client_rx, self.http_rx), &self.sleep, leave);
         // The registry comes last: by then all that happened has happened.
-        select3(serving, self.peers.run(), keep_listed(shared, lookup)).await;
+        select3(serving, self.peers.run(), keep_listed::<_, _, PEERS, _, _>(shared, lookup)).await;
         pending().await
     }
 }
 
-/// Brings the registry into agreement with the node whenever a topic or channel came or went.
+/// Brings the registry into agreement with the node whenever a topic or channel came or went, and the
+/// nsqlookupds whenever others are set over HTTP.
 async fn keep_listed<'a, M, S, const PEERS: usize, const TOPICS: usize, const CHANNELS: usize>(
     shared: &SharedServer<M, Node<'a>>,
     lookup: &lookup::Handle<'a, M, S, PEERS, TOPICS, CHANNELS>,
@@ -432,11 +442,15 @@ where
     S: Sleep,
 {
     let mut agreed = None;
+    let mut lookupds = 0;
     poll_fn(|cx| {
         shared.register(cx.waker());
         lookup.register(cx.waker());
         shared.peek(|served| {
             let node = &served.engine;
+            if lookupds != node.lookupds_version() && lookup.configure(node.lookupds()).is_ok() {
+                lookupds = node.lookupds_version();
+            }
             let topology = Some(node.topology());
             if agreed != topology
                 && lookup.change(|lookup| agree(lookup.registry(), node)) == Some(true)
@@ -489,14 +503,15 @@ impl Engine for Node<'_> {
         store.free == store.blocks
     }
 
-    fn with(&mut self, at: At, index: usize, f: &mut dyn FnMut(&mut dyn Session)) {
-        match at {
-            At::Tcp => {
-                if let Some(mut session) = self.client(index) {
-                    f(&mut session);
-                }
-            }
-            At::Http => {}
+    fn with_client(&mut self, index: usize, f: &mut dyn FnMut(&mut dyn Session)) {
+        if let Some(mut session) = self.client(index) {
+            f(&mut session);
+        }
+    }
+
+    fn with_http(&mut self, index: usize, f: &mut dyn FnMut(&mut dyn Session)) {
+        if let Some(mut session) = self.http(index) {
+            f(&mut session);
         }
     }
 }

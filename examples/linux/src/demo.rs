@@ -18,7 +18,7 @@ use nanonsq_core::drive::node::Settings;
 use nanonsq_core::drive::{self, Gathering, Port, Ports};
 use nanonsq_core::lookup::{self, NodeInfo};
 use nanonsq_core::name::{ChannelName, TopicName};
-use nanonsq_core::node::{Config, Node};
+use nanonsq_core::node::{Config, HttpConfig, Node};
 use nanonsq_core::time::Span;
 use nanonsq_core::wire::v1::IdentifyReply;
 use nanonsq_std::{NoopRawMutex, TcpDialer, TcpListener, TokioSleep};
@@ -136,8 +136,15 @@ pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
         seed,
         ..lookup::Config::new(bound[index].info(SENSORS[index].0))
     });
+    let http_configs: [_; 2] = std::array::from_fn(|index| HttpConfig {
+        hostname: SENSORS[index].0,
+        tcp_port: bound[index].tcp_address.port(),
+        http_port: bound[index].http_address.port(),
+        ..HttpConfig::new()
+    });
     let settings = |index: usize| Settings {
         node: &configs[index],
+        http: &http_configs[index],
         lookup: &lookup_configs[index],
         lookupds: &lookupds,
     };

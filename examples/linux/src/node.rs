@@ -9,7 +9,7 @@ use nanonsq_core::address::Address;
 use nanonsq_core::drive::node::{self, Resources, Settings};
 use nanonsq_core::drive::{Gathering, Port, Ports};
 use nanonsq_core::lookup::{self, NodeInfo};
-use nanonsq_core::node::{ClientEvent, Config, Event, Full, LANES_MAX};
+use nanonsq_core::node::{ClientEvent, Config, Event, Full, HttpConfig, LANES_MAX};
 use nanonsq_core::session::Closed;
 use nanonsq_core::wire::v2::Limits;
 use nanonsq_std::{NoopRawMutex, TcpDialer, TokioSleep};
@@ -144,6 +144,13 @@ pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
         version: config.version,
         ..NodeInfo::default()
     };
+    let http_config = HttpConfig {
+        broadcast_address: &broadcast_address,
+        hostname: &hostname,
+        tcp_port: info.tcp_port,
+        http_port: info.http_port,
+        ..HttpConfig::new()
+    };
     let lookup_config = lookup::Config { seed, ..lookup::Config::new(info) };
     let mut store = vec![0; args.mem];
     let mut resources =
@@ -152,7 +159,12 @@ pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
         );
     let (node, mut runner) = node::new(
         &mut resources,
-        Settings { node: &config, lookup: &lookup_config, lookupds: &args.lookupd_tcp_address },
+        Settings {
+            node: &config,
+            http: &http_config,
+            lookup: &lookup_config,
+            lookupds: &args.lookupd_tcp_address,
+        },
         &mut store,
         Ports {
             tcp: Port::new(|| Gathering::<_, TX>(tcp.clone())),

@@ -107,6 +107,7 @@ fn start(
     stack: Stack<'static>,
 ) -> Handle {
     static CONFIG: StaticCell<core_node::Config<'static>> = StaticCell::new();
+    static HTTP_CONFIG: StaticCell<core_node::HttpConfig<'static>> = StaticCell::new();
     static LOOKUP: StaticCell<lookup::Config<'static>> = StaticCell::new();
     static RESOURCES: ConstStaticCell<Tables> = ConstStaticCell::new(Resources::new());
     static MESSAGES: ConstStaticCell<[u8; STORE]> = ConstStaticCell::new([0; STORE]);
@@ -137,6 +138,7 @@ fn start(
             seed: firmware.seed,
             ..core_node::Config::new()
         }),
+        http: HTTP_CONFIG.init(firmware.http_config(own)),
         lookup: LOOKUP.init(firmware.lookup_config(own)),
         lookupds: &firmware.lookupds,
     };

@@ -30,7 +30,7 @@ use nanonsq_app::Settings;
 use nanonsq_embassy::core::address::Address;
 use nanonsq_embassy::core::name::TopicName;
 use nanonsq_embassy::core::time::Span;
-use nanonsq_embassy::core::{consume, lookup, publish};
+use nanonsq_embassy::core::{consume, lookup, node, publish};
 
 use crate::host::{self, give_up};
 
@@ -175,6 +175,18 @@ impl Firmware {
             ..Default::default()
         };
         lookup::Config { seed: self.seed, ..lookup::Config::new(node) }
+    }
+
+    /// As a node says it over HTTP.
+    pub(crate) fn http_config(&self, own: &'static str) -> node::HttpConfig<'static> {
+        let info = self.lookup_config(own).node;
+        node::HttpConfig {
+            broadcast_address: info.broadcast_address,
+            hostname: info.hostname,
+            tcp_port: info.tcp_port,
+            http_port: info.http_port,
+            ..node::HttpConfig::new()
+        }
     }
 }
 
