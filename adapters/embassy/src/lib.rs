@@ -59,7 +59,7 @@
 //! | | sockets of the stack | RAM on a 32-bit core, IPv4 (both families) |
 //! |---|---|---|
 //! | [`TcpDialer`], one for each publisher, each lookup peer, each of a consumer's connections | 1 | [`TcpStorage`] + 352 (408) in `StackResources` + 12 |
-//! | [`TcpListener`], one for each connection at a time | 1 | the same |
+//! | [`TcpListener`], one for each connection at a time, and a spare one for each port | 1 | the same |
 //! | DNS (feature `dns`), DHCP | 1 each | 352 (408) each in `StackResources` |
 //! | dialing, in the runner's future | | 152 (208) |
 //! | [`EmbassySleep`] | | 0 |

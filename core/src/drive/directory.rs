@@ -5,6 +5,7 @@ use core::future::{Future, pending, poll_fn};
 
 use embassy_sync::blocking_mutex::raw::RawMutex;
 
+use super::serve::Buffers;
 use super::server::{Engine, Served, SharedServer, change, poll_wait, run_ports, stop, stop_asked};
 use super::shared::Shared;
 use super::{Listener, Ports, Sleep};
@@ -28,8 +29,8 @@ pub struct Resources<
 > {
     storage: Storage<CLIENTS, TOPICS, CHANNELS, HTTP, WORDS>,
     shared: Option<SharedServer<M, Directory<'a>>>,
-    client_rx: [[u8; RX]; CLIENTS],
-    http_rx: [[u8; RX]; HTTP],
+    client_rx: Buffers<CLIENTS, RX>,
+    http_rx: Buffers<HTTP, RX>,
 }
 
 impl<
@@ -155,8 +156,8 @@ impl<'a, M: RawMutex, S: Sleep> Handle<'a, M, S> {
 pub struct Runner<'a, M: RawMutex, L, S, const CLIENTS: usize, const HTTP: usize, const RX: usize> {
     shared: &'a SharedServer<M, Directory<'a>>,
     ports: Ports<L, CLIENTS, HTTP>,
-    client_rx: &'a mut [[u8; RX]; CLIENTS],
-    http_rx: &'a mut [[u8; RX]; HTTP],
+    client_rx: &'a mut Buffers<CLIENTS, RX>,
+    http_rx: &'a mut Buffers<HTTP, RX>,
     sleep: S,
 }
 

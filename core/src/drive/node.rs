@@ -11,6 +11,7 @@ use embassy_futures::select::select3;
 use embassy_sync::blocking_mutex::raw::RawMutex;
 
 use super::publisher::Publish;
+use super::serve::Buffers;
 use super::server::{
     Engine, Served, SharedServer, change, poll_in_turn, poll_wait, run_ports, stop, stop_asked,
 };
@@ -48,8 +49,8 @@ pub struct Resources<
     http: HttpStorage<HTTP, PEERS>,
     shared: Option<SharedServer<M, Node<'a>>>,
     lookup: lookup::Resources<'a, M, PEERS, TOPICS, CHANNELS>,
-    client_rx: [[u8; RX]; CLIENTS],
-    http_rx: [[u8; RX]; HTTP],
+    client_rx: Buffers<CLIENTS, RX>,
+    http_rx: Buffers<HTTP, RX>,
 }
 
 impl<
@@ -388,8 +389,8 @@ pub struct Runner<
 > {
     shared: &'a SharedServer<M, Node<'a>>,
     ports: Ports<L, CLIENTS, HTTP>,
-    client_rx: &'a mut [[u8; RX]; CLIENTS],
-    http_rx: &'a mut [[u8; RX]; HTTP],
+    client_rx: &'a mut Buffers<CLIENTS, RX>,
+    http_rx: &'a mut Buffers<HTTP, RX>,
     lookup: lookup::Handle<'a, M, S, PEERS, TOPICS, CHANNELS>,
     peers: lookup::Runner<'a, M, D, S, PEERS, TOPICS, CHANNELS>,
     sleep: S,

@@ -6,7 +6,7 @@ use core::task::{Poll, Waker};
 use embassy_futures::select::{Either, select};
 use embassy_sync::blocking_mutex::raw::RawMutex;
 
-use super::serve::{SPARE, serve_port};
+use super::serve::{Buffers, SPARE, serve_port};
 use super::shared::{InTurn, Place, Shared};
 use super::{Listener, Port, SessionCell, Sleep};
 use crate::busy::{Busy, Protocol};
@@ -131,7 +131,7 @@ pub(super) async fn run_ports<
 >(
     shared: &SharedServer<M, E>,
     ports: &mut Ports<L, CLIENTS, HTTP>,
-    rx: (&mut [[u8; RX]; CLIENTS], &mut [[u8; RX]; HTTP]),
+    rx: (&mut Buffers<CLIENTS, RX>, &mut Buffers<HTTP, RX>),
     sleep: &S,
     leave: F,
 ) where

@@ -57,6 +57,10 @@ pub(super) async fn play(
     });
     exactly_once(&numbers.collect::<Result<Vec<_>>>()?, readings)?;
     println!("    > {}\n    > ... {} more ...", bodies[0], bodies.len() - 1);
+    // nsq_tail leaves without answering the last one: that comes again.
+    let until = Until::quiet_for(Duration::from_millis(500));
+    let again = consume_all(tcp.address(), READINGS, CHANNEL, until).await?.texts();
+    ensure!(again.iter().all(|body| bodies.contains(body)), "{again:?}");
     // It ends when all that it has is consumed.
     let until = Until::quiet_for(Duration::from_millis(1500));
     let reports = consume_all(tcp.address(), REPORTS, CHANNEL, until).await?.texts();
