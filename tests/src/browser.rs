@@ -119,6 +119,20 @@ impl Browser {
         .await;
     }
 
+    /// Does something that makes the page load itself again or go to another one, and waits for that.
+    ///
+    /// # Panics
+    ///
+    /// If it does not within 30 s.
+    pub async fn leaving(&self, action: impl Future<Output = ()>) {
+        let page = self.find("html").await.expect("every page has one");
+        action.await;
+        eventually("another page", LIMIT, async || {
+            self.call("GET", &format!("/element/{page}/name"), Value::Null).await.is_err()
+        })
+        .await;
+    }
+
     /// Types into the first element that a CSS selector matches.
     pub async fn write(&self, selector: &str, text: &str) {
         self.wait_text(selector, |_| true).await;

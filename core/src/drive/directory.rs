@@ -5,9 +5,8 @@ use core::future::{Future, pending, poll_fn};
 
 use embassy_sync::blocking_mutex::raw::RawMutex;
 
-use super::server::{
-    At, Engine, Served, SharedServer, change, poll_wait, run_ports, stop, stop_asked,
-};
+use super::serve::Buffers;
+use super::server::{Engine, Served, SharedServer, change, poll_wait, run_ports, stop, stop_asked};
 use super::shared::Shared;
 use super::{Listener, Ports, Sleep};
 use crate::busy::Protocol;
@@ -30,8 +29,8 @@ pub struct Resources<
 > {
     storage: Storage<CLIENTS, TOPICS, CHANNELS, HTTP, WORDS>,
     shared: Option<SharedServer<M, Directory<'a>>>,
-    client_rx: [[u8; RX]; CLIENTS],
-    http_rx: [[u8; RX]; HTTP],
+    client_rx: Buffers<CLIENTS, RX>,
+    http_rx: Buffers<HTTP, RX>,
 }
 
 impl<
@@ -157,8 +156,8 @@ impl<'a, M: RawMutex, S: Sleep> Handle<'a, M, S> {
 pub struct Runner<'a, M: RawMutex, L, S, const CLIENTS: usize, const HTTP: usize, const RX: usize> {
     shared: &'a SharedServer<M, Directory<'a>>,
     ports: Ports<L, CLIENTS, HTTP>,
-    client_rx: &'a mut [[u8; RX]; CLIENTS],
-    http_rx: &'a mut [[u8; RX]; HTTP],
+    client_rx: &'a mut Buffers<CLIENTS, RX>,
+    http_rx: &'a mut Buffers<HTTP, RX>,
     sleep: S,
 }
 
@@ -192,18 +191,15 @@ impl Engine for Directory<'_> {
         true
     }
 
-    fn with(&mut self, at: At, index: usize, f: &mut dyn FnMut(&mut dyn Session)) {
-        match at {
-            At::Tcp => {
-                if let Some(mut session) = self.client(index) {
-                    f(&mut session);
-                }
-            }
-            At::Http => {
-                if let Some(mut session) = self.http(index) {
-                    f(&mut session);
-                }
-            }
+    fn with_client(&mut self, index: usize, f: &mut dyn FnMut(&mut dyn Session)) {
+        if let Some(mut session) = self.client(index) {
+            f(&mut session);
+        }
+    }
+
+    fn with_http(&mut self, index: usize, f: &mut dyn FnMut(&mut dyn Session)) {
+        if let Some(mut session) = self.http(index) {
+            f(&mut session);
         }
     }
 }

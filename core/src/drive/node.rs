@@ -7,12 +7,13 @@ use core::fmt;
 use core::future::{Future, pending, poll_fn};
 use core::task::Poll;
 
-use embassy_futures::select::select4;
+use embassy_futures::select::select3;
 use embassy_sync::blocking_mutex::raw::RawMutex;
 
 use super::publisher::Publish;
+use super::serve::Buffers;
 use super::server::{
-    At, Engine, Served, SharedServer, change, poll_in_turn, poll_wait, run_ports, stop, stop_asked,
+    Engine, Served, SharedServer, change, poll_in_turn, poll_wait, run_ports, stop, stop_asked,
 };
 use super::shared::{InTurn, Shared};
 use super::{Dialer, Listener, Ports, Sleep, lookup};
@@ -22,7 +23,7 @@ use crate::lookup::{Config as LookupConfig, ConfigError as LookupError, Registry
 use crate::name::{ChannelName, TopicName};
 use crate::node::{
     Config, ConfigError, Counters, Event, HttpConfig, HttpStorage, Node, NodeError, PublishError,
-    PublishOptions, Storage, Ticket,
+    PublishOptions, Storage, Ticket, TooManyLookupds,
 };
 use crate::publish::Outcome;
 use crate::session::Session;
@@ -48,8 +49,8 @@ pub struct Resources<
     http: HttpStorage<HTTP, PEERS>,
     shared: Option<SharedServer<M, Node<'a>>>,
     lookup: lookup::Resources<'a, M, PEERS, TOPICS, CHANNELS>,
-    client_rx: [[u8; RX]; CLIENTS],
-    http_rx: [[u8; RX]; HTTP],
+    client_rx: Buffers<CLIENTS, RX>,
+    http_rx: Buffers<HTTP, RX>,
 }
 
 impl<
@@ -97,7 +98,7 @@ impl<
 pub struct Settings<'a> {
     /// The node.
     pub node: &'a Config<'a>,
-    /// How it answers HTTP.
+    /// What it says over HTTP; does not matter without.
     pub http: &'a HttpConfig<'a>,
     /// What nsqlookupds are told of it: the address and ports at which others reach what it
     /// listens on.
@@ -148,11 +149,14 @@ pub fn new<
 > {
     let Resources { storage, http, shared, lookup, client_rx, http_rx } = resources;
     let mut node = Node::new(settings.node, storage, store).map_err(SettingsError::Node)?;
+    // Without any there is to be nothing of it in the program.
+    if HTTP > 0 {
+        node.answer_http(settings.http, http, settings.lookupds)
+            .map_err(|TooManyLookupds { max }| SettingsError::Lookupds(TooManyPeers { max }))?;
+    }
     let (lookup, peers) = lookup::new(lookup, settings.lookup, dialers, sleep.clone())
         .map_err(SettingsError::Lookup)?;
     lookup.configure(settings.lookupds).map_err(SettingsError::Lookupds)?;
-    // There is room for as many addresses as for peers.
-    let _ = node.answer_http(settings.http, http, settings.lookupds);
     let shared: &'a SharedServer<M, Node<'a>> = shared.insert(Shared::new(Served::new(node)));
     let runner = Runner { shared, ports, client_rx, http_rx, lookup, peers, sleep: sleep.clone() };
     Ok((Handle { shared, sleep }, runner))
@@ -385,8 +389,8 @@ pub struct Runner<
 > {
     shared: &'a SharedServer<M, Node<'a>>,
     ports: Ports<L, CLIENTS, HTTP>,
-    client_rx: &'a mut [[u8; RX]; CLIENTS],
-    http_rx: &'a mut [[u8; RX]; HTTP],
+    client_rx: &'a mut Buffers<CLIENTS, RX>,
+    http_rx: &'a mut Buffers<HTTP, RX>,
     lookup: lookup::Handle<'a, M, S, PEERS, TOPICS, CHANNELS>,
     peers: lookup::Runner<'a, M, D, S, PEERS, TOPICS, CHANNELS>,
     sleep: S,
@@ -423,13 +427,13 @@ impl<
         let serving =
             run_ports(shared, &mut self.ports, (self.client_rx, self.http_rx), &self.sleep, leave);
         // The registry comes last: by then all that happened has happened.
-        let told = (keep_listed(shared, lookup), keep_configured(shared, lookup));
-        select4(serving, self.peers.run(), told.0, told.1).await;
+        select3(serving, self.peers.run(), keep_listed::<_, _, PEERS, _, _>(shared, lookup)).await;
         pending().await
     }
 }
 
-/// Brings the registry into agreement with the node whenever a topic or channel came or went.
+/// Brings the registry into agreement with the node whenever a topic or channel came or went, and the
+/// nsqlookupds whenever others are set over HTTP.
 async fn keep_listed<'a, M, S, const PEERS: usize, const TOPICS: usize, const CHANNELS: usize>(
     shared: &SharedServer<M, Node<'a>>,
     lookup: &lookup::Handle<'a, M, S, PEERS, TOPICS, CHANNELS>,
@@ -439,44 +443,20 @@ where
     S: Sleep,
 {
     let mut agreed = None;
+    let mut lookupds = 0;
     poll_fn(|cx| {
         shared.register(cx.waker());
         lookup.register(cx.waker());
         shared.peek(|served| {
             let node = &served.engine;
+            if lookupds != node.lookupds_version() && lookup.configure(node.lookupds()).is_ok() {
+                lookupds = node.lookupds_version();
+            }
             let topology = Some(node.topology());
             if agreed != topology
                 && lookup.change(|lookup| agree(lookup.registry(), node)) == Some(true)
             {
                 agreed = topology;
-            }
-        });
-        Poll::Pending
-    })
-    .await
-}
-
-/// Registers with other nsqlookupds whenever somebody sets others.
-async fn keep_configured<
-    'a,
-    M: RawMutex,
-    S: Sleep,
-    const PEERS: usize,
-    const TOPICS: usize,
-    const CHANNELS: usize,
->(
-    shared: &SharedServer<M, Node<'a>>,
-    lookup: &lookup::Handle<'a, M, S, PEERS, TOPICS, CHANNELS>,
-) -> ! {
-    let mut agreed = None;
-    poll_fn(|cx| {
-        shared.register(cx.waker());
-        shared.peek(|served| {
-            let node = &served.engine;
-            let version = Some(node.lookupds_version());
-            // As many as there is room for: more are refused over HTTP.
-            if agreed != version && lookup.configure(node.lookupds()).is_ok() {
-                agreed = version;
             }
         });
         Poll::Pending
@@ -524,18 +504,15 @@ impl Engine for Node<'_> {
         store.free == store.blocks
     }
 
-    fn with(&mut self, at: At, index: usize, f: &mut dyn FnMut(&mut dyn Session)) {
-        match at {
-            At::Tcp => {
-                if let Some(mut session) = self.client(index) {
-                    f(&mut session);
-                }
-            }
-            At::Http => {
-                if let Some(mut session) = self.http(index) {
-                    f(&mut session);
-                }
-            }
+    fn with_client(&mut self, index: usize, f: &mut dyn FnMut(&mut dyn Session)) {
+        if let Some(mut session) = self.client(index) {
+            f(&mut session);
+        }
+    }
+
+    fn with_http(&mut self, index: usize, f: &mut dyn FnMut(&mut dyn Session)) {
+        if let Some(mut session) = self.http(index) {
+            f(&mut session);
         }
     }
 }

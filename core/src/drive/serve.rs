@@ -93,13 +93,16 @@ impl<L> Port<L, 0> {
     pub const NONE: Self = Self { slots: [], spare: None };
 }
 
+/// What each of some slots reads into.
+pub(super) type Buffers<const SLOTS: usize, const RX: usize> = [[u8; RX]; SLOTS];
+
 /// Serves a port for ever: session `index` is behind slot `index`, [`SPARE`] behind the spare one.
 /// Slots without receive buffer are not served.
 pub(super) async fn serve_port<M, L, C, S, const SLOTS: usize, const RX: usize>(
     port: &mut Port<L, SLOTS>,
     cell: impl Fn(usize) -> C,
     sleep: &S,
-    rx: &mut [[u8; RX]; SLOTS],
+    rx: &mut Buffers<SLOTS, RX>,
 ) -> !
 where
     M: RawMutex,

@@ -1,12 +1,12 @@
 //! What the runners of servers have in common: two ports, each with slots and a spare one.
 
-use core::future::poll_fn;
+use core::future::{Future, pending, poll_fn};
 use core::task::{Poll, Waker};
 
 use embassy_futures::select::{Either, select};
 use embassy_sync::blocking_mutex::raw::RawMutex;
 
-use super::serve::{SPARE, serve_port};
+use super::serve::{Buffers, SPARE, serve_port};
 use super::shared::{InTurn, Place, Shared};
 use super::{Listener, Port, SessionCell, Sleep};
 use crate::busy::{Busy, Protocol};
@@ -32,15 +32,11 @@ pub(super) trait Engine {
     /// Whether there is nothing to do, for who waits for that.
     fn is_idle(&self) -> bool;
 
-    /// Runs `f` on a session, if there is one with that index.
-    fn with(&mut self, at: At, index: usize, f: &mut dyn FnMut(&mut dyn Session));
-}
+    /// Runs `f` on a session of the TCP port, if there is one with that index.
+    fn with_client(&mut self, index: usize, f: &mut dyn FnMut(&mut dyn Session));
 
-/// Which port.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum At {
-    Tcp,
-    Http,
+    /// Runs `f` on a session of the HTTP port, if there is one with that index.
+    fn with_http(&mut self, index: usize, f: &mut dyn FnMut(&mut dyn Session));
 }
 
 /// An engine with what the driver adds to it.
@@ -135,7 +131,7 @@ pub(super) async fn run_ports<
 >(
     shared: &SharedServer<M, E>,
     ports: &mut Ports<L, CLIENTS, HTTP>,
-    rx: (&mut [[u8; RX]; CLIENTS], &mut [[u8; RX]; HTTP]),
+    rx: (&mut Buffers<CLIENTS, RX>, &mut Buffers<HTTP, RX>),
     sleep: &S,
     leave: F,
 ) where
@@ -148,12 +144,16 @@ pub(super) async fn run_ports<
     if shared.peek(|served| served.stop == Stop::Done) == Some(true) {
         return;
     }
-    let tcp = |index| Cell { shared, at: At::Tcp, index };
-    let http = |index| Cell { shared, at: At::Http, index };
-    let lines = select(
-        serve_port::<M, _, _, _, CLIENTS, RX>(&mut ports.tcp, tcp, sleep, rx.0),
-        serve_port::<M, _, _, _, HTTP, RX>(&mut ports.http, http, sleep, rx.1),
-    );
+    let tcp = |index| ClientCell { shared, index };
+    let http = |index| HttpCell { shared, index };
+    let lines =
+        select(serve_port::<M, _, _, _, CLIENTS, RX>(&mut ports.tcp, tcp, sleep, rx.0), async {
+            // Known when it is compiled: without any there is to be nothing of it in the program.
+            if HTTP == 0 {
+                return pending().await;
+            }
+            serve_port::<M, _, _, _, HTTP, RX>(&mut ports.http, http, sleep, rx.1).await
+        });
     match select(lines, leave).await {
         Either::First(Either::First(never) | Either::Second(never)) => never,
         Either::Second(()) => {}
@@ -173,21 +173,40 @@ pub(super) async fn stop_asked<M: RawMutex, E: Engine>(shared: &SharedServer<M, 
     .await;
 }
 
-/// One of a server's sessions.
-struct Cell<'c, M: RawMutex, E> {
+/// One of a server's sessions, at its TCP port.
+struct ClientCell<'c, M: RawMutex, E> {
     shared: &'c SharedServer<M, E>,
-    at: At,
     index: usize,
 }
 
-impl<M: RawMutex, E: Engine> SessionCell for Cell<'_, M, E> {
+impl<M: RawMutex, E: Engine> SessionCell for ClientCell<'_, M, E> {
     fn with(&self, f: &mut dyn FnMut(&mut dyn Session)) {
         // What one client brings may give another something to read.
         self.shared.change_if(|served| {
-            served.noting(|served| match (self.index, self.at) {
-                (SPARE, At::Tcp) => f(&mut served.tcp_busy),
-                (SPARE, At::Http) => f(&mut served.http_busy),
-                (index, at) => served.engine.with(at, index, f),
+            served.noting(|served| match self.index {
+                SPARE => f(&mut served.tcp_busy),
+                index => served.engine.with_client(index, f),
+            })
+        });
+    }
+
+    fn register(&self, waker: &Waker) {
+        self.shared.register(waker);
+    }
+}
+
+/// One of them, at its HTTP port.
+struct HttpCell<'c, M: RawMutex, E> {
+    shared: &'c SharedServer<M, E>,
+    index: usize,
+}
+
+impl<M: RawMutex, E: Engine> SessionCell for HttpCell<'_, M, E> {
+    fn with(&self, f: &mut dyn FnMut(&mut dyn Session)) {
+        self.shared.change_if(|served| {
+            served.noting(|served| match self.index {
+                SPARE => f(&mut served.http_busy),
+                index => served.engine.with_http(index, f),
             })
         });
     }

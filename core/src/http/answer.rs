@@ -47,7 +47,7 @@ impl Status {
             Self::MethodNotAllowed => "405 Method Not Allowed",
             Self::RequestTimeout => "408 Request Timeout",
             Self::LengthRequired => "411 Length Required",
-            Self::ContentTooLarge => "413 Content Too Large",
+            Self::ContentTooLarge => "413 Request Entity Too Large",
             Self::HeadTooLarge => "431 Request Header Fields Too Large",
             Self::InternalError => "500 Internal Server Error",
             Self::Unavailable => "503 Service Unavailable",

@@ -285,7 +285,7 @@ fn refusals_of_the_service_keep_the_connection() {
     assert!(answer.contains("405 Method Not Allowed\r\nAllow: GET, OPTIONS\r\n"), "{answer}");
     assert_eq!(world.say("POST /nope HTTP/1.1\r\nContent-Length: 4\r\n\r\nbody"), not_found);
     // Refused in the middle of it.
-    let no = refusal("413 Content Too Large", "NO", false);
+    let no = refusal("413 Request Entity Too Large", "NO", false);
     assert_eq!(world.say("POST /echo HTTP/1.1\r\nContent-Length: 4\r\n\r\n!"), "");
     assert_eq!(world.say("dy "), no);
     assert_eq!(world.say("GET /ping HTTP/1.1\r\n\r\n"), OK);
@@ -374,10 +374,10 @@ fn bodies_at_their_bounds() {
     };
     let most = DISCARD_MAX as usize;
     assert!(World::new().say(&post("/nothing", most)).starts_with("HTTP/1.1 200"));
-    let long = refusal("413 Content Too Large", "BODY_TOO_BIG", true);
+    let long = refusal("413 Request Entity Too Large", "BODY_TOO_BIG", true);
     assert_eq!(World::new().say(&post("/nothing", most + 1)), long);
     assert!(body(&World::new().say(&post("/whole/x", BUFFER))).len() == BUFFER);
-    let long = refusal("413 Content Too Large", "TOO_LONG", true);
+    let long = refusal("413 Request Entity Too Large", "TOO_LONG", true);
     assert_eq!(World::new().say(&post("/whole/x", BUFFER + 1)), long);
     // Refused anyway, but too long to be passed over.
     let not_found = refusal("404 Not Found", "NOT_FOUND", true);

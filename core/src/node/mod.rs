@@ -27,9 +27,9 @@
 //! - Attempts stay at 32,767 instead of wrapping: pynsq reads a signed number.
 //! - Requeued and new messages are delivered in turn, and clients that wait get theirs in turn.
 //! - A full node lets producers wait for room, then refuses: `E_PUB_FAILED PUB failed no room`.
-//! - tokio-nsq gets bare error codes, since it gives a server up for good that says more. FIN of
-//!   a message that timed out is answered as nsqd does, `E_FIN_FAILED`: go-nsq and pynsq log it,
-//!   and their users learn that their handlers are slow.
+//! - FIN, REQ and TOUCH that come too late are answered as nsqd does (`E_FIN_FAILED FIN ...`): go-nsq
+//!   and pynsq log that, and their users learn that their handlers are slow. tokio-nsq gets the bare
+//!   code: it gives a server up for good that says more.
 //! - Sampling at n percent delivers n percent, not one more.
 //!
 //! # Bounds
@@ -44,6 +44,7 @@
 //! | requeued, deferred | none of their own: they wait in the store | |
 //! | unread answers | about 15 a client | nothing more is read from it until it reads |
 //! | a client that takes nothing | one heartbeat interval | closed |
+//! | a command or body that does not end | two heartbeat intervals | closed, its room is free |
 //! | what a client says of itself | [`TEXT_MAX`] bytes each | cut off |
 //!
 //! Timers live in the clients' sessions. With no client there is nothing to deliver, so a node

@@ -303,7 +303,7 @@ fn an_error_longer_than_its_room_is_cut_off() {
 }
 
 #[test]
-fn tokio_nsq_gets_bare_codes() {
+fn tokio_nsq_gets_bare_codes_of_what_is_not_fatal() {
     let mut world = World::new();
     world.say(0, identify("{\"user_agent\":\"tokio_nsq/0.14.0\"}"));
     world.say(0, format!("SUB t c\nFIN {}\nTOUCH {}\nREQ {} 0\n", id(0), id(0), id(0)));
@@ -311,8 +311,8 @@ fn tokio_nsq_gets_bare_codes() {
     let bare = ["E_FIN_FAILED", "E_TOUCH_FAILED", "E_REQ_FAILED"].map(error);
     let [fin, touch, req] = bare;
     world.expect(0, &[ok.clone(), ok, fin, touch, req]);
-    world.say(0, "RDY x\n").expect(0, &[error("E_INVALID")]);
-    world.expect_link(0, Link::Close);
+    // Of what ends the connection it reads the text.
+    world.refused(0, "RDY x\n", "E_INVALID RDY could not parse count x");
 }
 
 #[test]
@@ -736,6 +736,22 @@ fn a_producer_waits_for_room_and_is_told_when_there_is_none() {
         world.client(2).receive(now, &wait),
         Err(crate::session::Fault::Refused(crate::wire::v2::ErrorCode::Pub))
     );
+}
+
+#[test]
+fn waiting_for_room_is_not_silence() {
+    let mut world = World::with(&CONFIG, 66);
+    world.say(1, identify("{\"heartbeat_interval\":1000}")).expect(1, &[response("OK")]);
+    world.put("t", "a");
+    assert_eq!(world.take(1, &publish("t", "b")), publish("t", "b").len() - 1);
+    for second in 1..5 {
+        world.at(second * 1000).expect(1, &[response("_heartbeat_")]).expect_link(1, Link::Up);
+    }
+    let now = world.now;
+    world.node.empty_topic(now, &topic("t")).unwrap();
+    world.say(1, "b").expect(1, &[response("OK")]);
+    // From now on it is.
+    world.at(5900).expect_link(1, Link::Up).at(6000).expect_link(1, Link::Close);
 }
 
 #[test]

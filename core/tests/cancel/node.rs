@@ -9,7 +9,7 @@ use nanonsq_core::drive::node::{self, Settings};
 use nanonsq_core::drive::{Port, Ports};
 use nanonsq_core::lookup;
 use nanonsq_core::name::ChannelName;
-use nanonsq_core::node::{ClientEvent, Config, Event, PublishError};
+use nanonsq_core::node::{ClientEvent, Config, Event, HttpConfig, PublishError};
 use nanonsq_core::session::Closed;
 use nanonsq_core::wire::v1::NodeInfo;
 
@@ -61,6 +61,7 @@ fn with_node(world: &World, test: impl FnOnce(&Handle<'_>, Runner<'_>, &Others))
         subscriber: world.serve(SUBSCRIBER, Server::subscriber()),
     };
     let config = Config::new();
+    let http = HttpConfig::new();
     let info = NodeInfo {
         broadcast_address: "node",
         hostname: "node",
@@ -76,7 +77,7 @@ fn with_node(world: &World, test: impl FnOnce(&Handle<'_>, Runner<'_>, &Others))
     let door = |port| Door(world.clone(), port);
     let (handle, runner) = node::new(
         &mut resources,
-        Settings { node: &config, lookup: &lookup, lookupds: &lookupds },
+        Settings { node: &config, http: &http, lookup: &lookup, lookupds: &lookupds },
         &mut store,
         Ports {
             tcp: Port { slots: [door(Some(SUBSCRIBER)), door(None)], spare: Some(door(None)) },

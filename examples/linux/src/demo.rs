@@ -136,15 +136,11 @@ pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
         seed,
         ..lookup::Config::new(bound[index].info(SENSORS[index].0))
     });
-    let http_configs: [_; 2] = std::array::from_fn(|index| {
-        let info = bound[index].info(SENSORS[index].0);
-        HttpConfig {
-            broadcast_address: info.broadcast_address,
-            hostname: info.hostname,
-            tcp_port: info.tcp_port,
-            http_port: info.http_port,
-            ..HttpConfig::new()
-        }
+    let http_configs: [_; 2] = std::array::from_fn(|index| HttpConfig {
+        hostname: SENSORS[index].0,
+        tcp_port: bound[index].tcp_address.port(),
+        http_port: bound[index].http_address.port(),
+        ..HttpConfig::new()
     });
     let settings = |index: usize| Settings {
         node: &configs[index],

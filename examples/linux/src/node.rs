@@ -145,8 +145,8 @@ pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
         ..NodeInfo::default()
     };
     let http_config = HttpConfig {
-        broadcast_address: info.broadcast_address,
-        hostname: info.hostname,
+        broadcast_address: &broadcast_address,
+        hostname: &hostname,
         tcp_port: info.tcp_port,
         http_port: info.http_port,
         ..HttpConfig::new()

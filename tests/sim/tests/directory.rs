@@ -3,9 +3,12 @@
 //!
 //! `SEEDS=5000 cargo test --release -p nanonsq-sim --test directory` replays more of them.
 
+mod exchange;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::time::Duration;
+
+use exchange::{Answer, LIMIT, ask, exchange, in_order, is_address};
 
 use nanonsq_core::directory::{Config, Directory, Storage};
 use nanonsq_core::session::{Closed, Link, Session};
@@ -13,14 +16,13 @@ use nanonsq_core::time::Instant;
 use nanonsq_core::wire::v1::IdentifyReply;
 use nanonsq_sim::random::Random;
 use nanonsq_tests::{Nsqlookupd, ServerOptions, eventually, require_peers};
-use serde_json::{Map, Value};
+use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 /// How many scripts, and how many steps each has.
 const SCRIPTS: u64 = 150;
 const STEPS: u64 = 25;
-const LIMIT: Duration = Duration::from_secs(10);
 /// How many nodes take part.
 const NODES: usize = 3;
 
@@ -275,22 +277,6 @@ impl Ours {
     }
 }
 
-fn exchange(session: &mut dyn Session, now: Instant, mut bytes: &[u8]) -> Vec<u8> {
-    let mut said = Vec::new();
-    loop {
-        let taken = session.take(now, bytes);
-        bytes = &bytes[taken..];
-        let lent = session.transmit(now);
-        let piece = [lent.head, lent.body].concat();
-        session.sent(now, piece.len());
-        if taken == 0 && piece.is_empty() {
-            assert!(bytes.is_empty(), "held for nothing");
-            return said;
-        }
-        said.extend(piece);
-    }
-}
-
 /// The real one, and connections to it.
 struct Theirs {
     tcp: SocketAddr,
@@ -334,13 +320,13 @@ impl Theirs {
         let address = self.http;
         let request = "GET /debug HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
         eventually(&what, LIMIT, async || {
-            !String::from_utf8_lossy(&ask(address, request).await).contains(&name)
+            !String::from_utf8_lossy(&ask(address, request.as_bytes()).await).contains(&name)
         })
         .await;
     }
 
     async fn ask(&self, request: &str) -> Vec<u8> {
-        ask(self.http, request).await
+        ask(self.http, request.as_bytes()).await
     }
 
     /// All nodes leave; all topics are deleted.
@@ -353,17 +339,6 @@ impl Theirs {
         let all = "POST /topic/delete?topic=* HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
         self.ask(all).await;
     }
-}
-
-async fn ask(address: SocketAddr, request: &str) -> Vec<u8> {
-    let exchange = async {
-        let mut stream = TcpStream::connect(address).await?;
-        stream.write_all(request.as_bytes()).await?;
-        let mut answer = Vec::new();
-        stream.read_to_end(&mut answer).await?;
-        std::io::Result::Ok(answer)
-    };
-    tokio::time::timeout(LIMIT, exchange).await.expect("an answer").expect("a whole answer")
 }
 
 /// Replies without the names and ports that the server says of itself.
@@ -388,100 +363,36 @@ fn without_names(replies: &[u8]) -> String {
     kept
 }
 
-/// An answer without what must differ: the date, times, where a node's connection comes from, and
-/// the order of what has none. A body's length and chunks are what they have to be.
+/// An answer without what must differ: times, where a node's connection comes from, and the order
+/// of what has none.
 fn scrub(answer: &[u8]) -> String {
-    let answer = String::from_utf8_lossy(answer);
-    let (head, rest) = answer.split_once("\r\n\r\n").expect("a head");
-    let (line, head) = head.split_once("\r\n").unwrap_or((head, ""));
-    let mut headers: Vec<_> = head
-        .lines()
-        .map(|header| header.split_once(": ").expect("a header line"))
-        .map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned()))
-        .filter(|(name, _)| name != "date")
-        .collect();
-    headers.sort();
-    let is = |name: &str, value: &str| headers.contains(&(name.into(), value.into()));
-    let body = if is("transfer-encoding", "chunked") { unchunk(rest) } else { rest.to_owned() };
-    let json: Option<Value> = serde_json::from_str(&body).ok();
-    let has_own_length = json.as_ref().is_some_and(|json| json.get("message").is_none());
-    if has_own_length {
-        headers.retain(|(name, value)| match name.as_str() {
-            "content-length" => {
-                assert_eq!(value, &body.len().to_string());
-                false
-            }
-            "transfer-encoding" => false,
-            _ => true,
-        });
+    let mut answer = Answer::new(answer);
+    let Some(json) = answer.json() else { return answer.show(&answer.body) };
+    if json.get("message").is_none() {
+        answer.forget_length();
     }
-    let body = match json {
-        Some(json) => {
-            let text = |json: &Value| serde_json::to_string(json).expect("JSON");
-            if !body.contains("\\u") && line.contains("200") {
-                // Compact, as Go writes it: whatever the order, the same characters.
-                assert_eq!(sorted(&body), sorted(&text(&json)), "{body}");
-            }
-            text(&in_order(json))
-        }
-        None => body,
-    };
-    format!("{line}\n{headers:?}\n{body}")
+    let json = in_order(with_tombstones(json), &|key, value| match key {
+        "remote_address" | "id" => is_address(&value),
+        "last_update" => Value::from(value.is_i64()),
+        "tombstoned_at" if value != -6_795_364_578_871_345_152_i64 => Value::from(value.is_i64()),
+        _ => value,
+    });
+    answer.show(&json.to_string())
 }
 
-fn sorted(text: &str) -> Vec<char> {
-    let mut chars: Vec<_> = text.chars().collect();
-    chars.sort_unstable();
-    chars
-}
-
-fn unchunk(mut rest: &str) -> String {
-    let mut body = String::new();
-    loop {
-        let (len, behind) = rest.split_once("\r\n").expect("a chunk's length");
-        let len = usize::from_str_radix(len, 16).expect("a number");
-        body.push_str(&behind[..len]);
-        rest = behind[len..].strip_prefix("\r\n").expect("a chunk's end");
-        if len == 0 {
-            assert_eq!(rest, "");
-            return body;
-        }
-    }
-}
-
-fn in_order(json: Value) -> Value {
-    match json {
-        Value::Object(mut object) => {
-            // Tombstones go with their topics.
-            if let (Some(Value::Array(flags)), Some(Value::Array(topics))) =
-                (object.remove("tombstones"), object.get_mut("topics"))
-            {
-                assert_eq!(flags.len(), topics.len(), "nsqadmin would crash");
-                for (topic, flag) in topics.iter_mut().zip(flags) {
-                    *topic = Value::from(format!("{topic} {flag}"));
-                }
+/// The tombstones of nodes with their topics.
+fn with_tombstones(mut json: Value) -> Value {
+    let nodes = json.get_mut("producers").and_then(Value::as_array_mut);
+    for node in nodes.into_iter().flatten() {
+        let Some(node) = node.as_object_mut() else { continue };
+        if let (Some(Value::Array(flags)), Some(Value::Array(topics))) =
+            (node.remove("tombstones"), node.get_mut("topics"))
+        {
+            assert_eq!(flags.len(), topics.len(), "nsqadmin would crash");
+            for (topic, flag) in topics.iter_mut().zip(flags) {
+                *topic = Value::from(format!("{topic} {flag}"));
             }
-            let object = object.into_iter().map(|(key, value)| {
-                let value = match key.as_str() {
-                    "remote_address" | "id" => {
-                        let address = value.as_str().map(str::parse::<SocketAddr>);
-                        Value::from(matches!(address, Some(Ok(_))))
-                    }
-                    "last_update" => Value::from(value.is_i64()),
-                    "tombstoned_at" if value != -6_795_364_578_871_345_152_i64 => {
-                        Value::from(value.is_i64())
-                    }
-                    _ => in_order(value),
-                };
-                (key, value)
-            });
-            Value::Object(object.collect::<Map<_, _>>())
         }
-        Value::Array(list) => {
-            let mut list: Vec<_> = list.into_iter().map(in_order).collect();
-            list.sort_by_key(Value::to_string);
-            Value::Array(list)
-        }
-        other => other,
     }
+    json
 }

@@ -122,19 +122,19 @@ impl ClientSession<'_, '_> {
     }
 
     fn on_identified(&mut self, now: Instant) {
-        let config = self.shared.config;
         let settings = match self.client.identify.finish(&self.shared.limits) {
             Ok(identification) => identification.settings,
             Err(refusal) => return self.refuse(now, refusal),
         };
         self.client.identified = true;
         self.client.heartbeat = match settings.heartbeat_interval {
-            0 => config.heartbeat,
+            // As it is: nsqd's defaults, or what an earlier IDENTIFY asked for.
+            0 => self.client.heartbeat,
             // Checked: -1, or within the limits.
             ms => Span::from_millis(u32::try_from(ms).unwrap_or(0)),
         };
         self.client.msg_timeout = match settings.msg_timeout {
-            0 => config.msg_timeout,
+            0 => self.client.msg_timeout,
             ms => Span::from_millis(ms.unsigned_abs()),
         };
         let beats = self.client.heartbeat != Span::ZERO;

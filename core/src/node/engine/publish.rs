@@ -19,17 +19,14 @@ impl Shared<'_> {
         Some(all.min(self.store.capacity()))
     }
 
-    /// Keeps room for a batch; false if there is none now.
+    /// Keeps room for a batch; false if there is none now. Nothing is dropped for what is only
+    /// announced: where the oldest make room, they do so message by message.
     pub(in crate::node) fn promise(&mut self, draft: &mut Draft, blocks: u16) -> bool {
-        loop {
-            if self.store.reserve(blocks) {
-                draft.promised = draft.promised.saturating_add(blocks);
-                return true;
-            }
-            if !self.make_room(blocks.into(), draft.promised) {
-                return false;
-            }
+        let kept = self.store.reserve(blocks);
+        if kept {
+            draft.promised = draft.promised.saturating_add(blocks);
         }
+        kept || self.config.full == Full::DropOldest
     }
 
     /// Begins a message of `len` bytes; false if there is no room now.

@@ -262,7 +262,7 @@ impl Stats {
     }
 
     fn producers(&mut self, view: &View<'_, '_>, piece: &mut Piece<'_>) -> bool {
-        let any = self.shape.with_clients && view.client(0, self.is_producer()).is_some();
+        let any = self.shape.with_clients && view.client(0, is_producer).is_some();
         self.client = 0;
         self.clients = 0;
         let fits = piece.put(|w| {
@@ -277,17 +277,11 @@ impl Stats {
     }
 
     fn next_producer(&mut self, view: &View<'_, '_>, piece: &mut Piece<'_>) -> bool {
-        if let Some((at, client)) = view.client(self.client, self.is_producer()) {
+        if let Some((at, client)) = view.client(self.client, is_producer) {
             return self.client(view, piece, at, &client, Step::Producer, Step::ProducerEnd);
         }
         let fits = !self.shape.json || piece.put(|w| w.write_all(b"]}"));
         self.go(fits, Step::Done)
-    }
-
-    /// Who published to the topic that is asked for, or to any.
-    fn is_producer(&self) -> impl Fn(&ClientStatus<'_>) -> bool + use<> {
-        let topic = self.shape.only_topic.then_some(self.topic);
-        move |client| published(client, topic.as_ref()).next().is_some()
     }
 
     /// Begins a client's element.
@@ -379,6 +373,11 @@ impl<'v> View<'v, '_> {
     fn unix(&self) -> i64 {
         self.shared.unix(self.now).div_euclid(1_000_000_000)
     }
+}
+
+/// Who published anything, to whatever topic is asked for.
+fn is_producer(client: &ClientStatus<'_>) -> bool {
+    client.published().next().is_some()
 }
 
 /// What a client published, to the topic that is asked for if one is.

@@ -149,7 +149,7 @@ async fn press(browser: &Browser, of: &str, action: &str) {
     browser.click(&format!(".{of}-actions button[data-action={action}]")).await;
     let question = browser.wait_text(".bootbox .modal-body", |text| !text.is_empty()).await;
     assert!(question.contains(action), "{question}");
-    browser.click(".bootbox .btn-primary").await;
+    browser.leaving(browser.click(".bootbox .btn-primary")).await;
 }
 
 /// Where CI finds it.
