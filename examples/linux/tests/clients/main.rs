@@ -6,6 +6,7 @@
 //! with ours, and with one of each.
 
 mod admin;
+mod config;
 mod consume;
 mod harm;
 mod hostile;
