@@ -79,11 +79,31 @@ async fn a_node_is_published_to_listed_consumed_and_leaves() {
     consumed.expect(0, &["1000 received, 1000 finished"]);
     assert_eq!(consumed.printed, lines, "in order, since there is one of each");
 
+    let stats = http::get_json(node.http, "/stats?format=json").await.unwrap();
+    assert_eq!(stats["topics"][0]["channels"][0]["message_count"], 1000, "{stats}");
+    let info = http::get_json(node.http, "/info").await.unwrap();
+    assert_eq!(info["tcp_port"], node.tcp.port(), "{info}");
     node.run.signal(Signal::TERM);
     node.run.end().await.expect(0, &["stopping", "1000 messages taken, 1000 delivered"]);
     assert!(listed(lookupd.http).await.is_empty(), "it said goodbye");
     lookupd.run.signal(Signal::INT);
     lookupd.run.end().await.expect(0, &["stopping", "1 nodes registered, 0 refused"]);
+}
+
+/// As on nsqd: `PUT /config/nsqlookupd_tcp_addresses`.
+#[tokio::test]
+async fn the_nsqlookupds_of_a_node_can_be_changed() {
+    let lookupds = [Server::start("lookupd", &[]).await, Server::start("lookupd", &[]).await];
+    let node = Server::node(lookupds[0].tcp, &[]).await;
+    http::post(node.http, "/topic/create?topic=t", b"").await.unwrap();
+    let port = [u64::from(node.tcp.port())];
+    eventually("it is listed", SOON, async || listed(lookupds[0].http).await == port).await;
+    let addresses = format!("[\"{}\"]", lookupds[1].tcp);
+    let path = "/config/nsqlookupd_tcp_addresses";
+    let set = http::request(node.http, "PUT", path, addresses.as_bytes()).await.unwrap();
+    assert_eq!(set.status, 200, "{}", set.text());
+    eventually("it is listed there", SOON, async || listed(lookupds[1].http).await == port).await;
+    eventually("and only there", SOON, async || listed(lookupds[0].http).await.is_empty()).await;
 }
 
 #[tokio::test]
