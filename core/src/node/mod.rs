@@ -27,9 +27,9 @@
 //! - Attempts stay at 32,767 instead of wrapping: pynsq reads a signed number.
 //! - Requeued and new messages are delivered in turn, and clients that wait get theirs in turn.
 //! - A full node lets producers wait for room, then refuses: `E_PUB_FAILED PUB failed no room`.
-//! - tokio-nsq gets bare error codes, since it gives a server up for good that says more. FIN of
-//!   a message that timed out is answered as nsqd does, `E_FIN_FAILED`: go-nsq and pynsq log it,
-//!   and their users learn that their handlers are slow.
+//! - FIN, REQ and TOUCH that come too late are answered as nsqd does (`E_FIN_FAILED FIN ...`): go-nsq
+//!   and pynsq log that, and their users learn that their handlers are slow. tokio-nsq gets the bare
+//!   code: it gives a server up for good that says more.
 //! - Sampling at n percent delivers n percent, not one more.
 //!
 //! # Bounds
@@ -86,7 +86,7 @@ pub const DEFER_MAX: Span = Span::from_secs(3600);
 /// messages in flight in each channel.
 ///
 /// RAM: at most [`TOPIC_RAM_MAX`] bytes a topic, [`CHANNEL_RAM_MAX`] a channel, [`CLIENT_RAM_MAX`]
-/// a client and [`ENTRY_RAM`] for each message in flight of each channel: 7.2 KiB for 2 topics
+/// a client and [`ENTRY_RAM`] for each message in flight of each channel: 5.6 KiB for 2 topics
 /// with 2 channels each, 4 clients and 8 messages in flight a channel. The store comes on top.
 #[derive(Debug)]
 pub struct Storage<
@@ -103,19 +103,28 @@ pub struct Storage<
 }
 
 /// The most bytes that a topic takes of a [`Storage`].
-pub const TOPIC_RAM_MAX: usize = 112;
+pub const TOPIC_RAM_MAX: usize = 104;
 
 /// The most bytes that a channel takes of a [`Storage`], beside its entries.
-pub const CHANNEL_RAM_MAX: usize = 136;
+pub const CHANNEL_RAM_MAX: usize = 128;
 
 /// The most bytes that a client takes of a [`Storage`].
-pub const CLIENT_RAM_MAX: usize = 1248;
+pub const CLIENT_RAM_MAX: usize = 1056;
 
 /// The bytes that room for one message in flight takes of a [`Storage`].
 pub const ENTRY_RAM: usize = 24;
 
 /// The most bytes that a [`Node`] takes beside its storage and store.
-pub const RAM_MAX: usize = 432;
+pub const RAM_MAX: usize = 360;
+
+// On every target that this is compiled for.
+const _: () = {
+    assert!(size_of::<Topic>() <= TOPIC_RAM_MAX);
+    assert!(size_of::<Channel>() <= CHANNEL_RAM_MAX);
+    assert!(size_of::<Client>() + size_of::<Seat>() <= CLIENT_RAM_MAX);
+    assert!(size_of::<Entry>() == ENTRY_RAM);
+    assert!(size_of::<Node<'_>>() <= RAM_MAX);
+};
 
 /// How many bytes of the store a message takes whose body has `len` bytes, in a node whose topics
 /// can have `channels_per_topic` channels, as long as the store has fewer than 65,535 blocks
@@ -244,6 +253,12 @@ pub enum Event {
         index: usize,
         /// What happened.
         event: ClientEvent,
+    },
+    /// So many messages were dropped to make room since this was last said
+    /// ([`Full::DropOldest`]); topics' and channels' status have how many of whose.
+    Dropped {
+        /// How many.
+        count: u32,
     },
 }
 
@@ -515,8 +530,12 @@ impl<'a> Node<'a> {
         }
     }
 
-    /// The newest change of any connection that nobody polled yet.
+    /// What the application should know and did not poll yet.
     pub fn poll_event(&mut self) -> Option<Event> {
+        let count = core::mem::take(&mut self.shared.unsaid);
+        if count > 0 {
+            return Some(Event::Dropped { count });
+        }
         self.clients
             .iter_mut()
             .enumerate()

@@ -280,8 +280,6 @@ pub(super) struct Seat {
     pub(super) channel: u8,
     /// Nothing waits to be written: it would take a message at once.
     pub(super) idle: bool,
-    /// It let another go first.
-    pub(super) yielded: bool,
     /// Its channel is gone: it is to be closed.
     pub(super) kicked: bool,
     /// RDY.
@@ -289,6 +287,8 @@ pub(super) struct Seat {
     pub(super) in_flight: u16,
     /// Its last turn.
     pub(super) turn: u32,
+    /// The channel's turn when it let another go first.
+    pub(super) yielded: Option<u32>,
     pub(super) delivered: u64,
     pub(super) finished: u64,
     pub(super) requeued: u64,
@@ -300,11 +300,11 @@ impl Seat {
     pub(super) const EMPTY: Self = Self {
         channel: NONE,
         idle: false,
-        yielded: false,
         kicked: false,
         ready: 0,
         in_flight: 0,
         turn: 0,
+        yielded: None,
         delivered: 0,
         finished: 0,
         requeued: 0,

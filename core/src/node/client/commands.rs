@@ -29,9 +29,7 @@ impl ClientSession<'_, '_> {
                 }
             }
             Item::Rdy(count) => {
-                if let Some(seat) = self.seat() {
-                    seat.ready = u16::try_from(count).unwrap_or(u16::MAX);
-                }
+                self.set_ready(u16::try_from(count).unwrap_or(u16::MAX));
             }
             Item::Fin(id) => {
                 let done = self.shared.finish(self.id, &id);
@@ -46,9 +44,7 @@ impl ClientSession<'_, '_> {
                 self.check(now, Verb::Touch, id, done.map(|_| ()));
             }
             Item::Cls => {
-                if let Some(seat) = self.seat() {
-                    seat.ready = 0;
-                }
+                self.set_ready(0);
                 self.answer(v2::CLOSE_WAIT);
             }
             Item::Nop => {}
@@ -66,6 +62,16 @@ impl ClientSession<'_, '_> {
                 _ => {}
             },
             Item::Part { data, done, .. } => self.on_part(now, data, done),
+        }
+    }
+
+    fn set_ready(&mut self, ready: u16) {
+        if let Some(seat) = self.seat() {
+            seat.ready = ready;
+        }
+        if ready == 0 {
+            // The entry that was kept for this client is free for others.
+            self.shared.changed();
         }
     }
 
@@ -116,19 +122,19 @@ impl ClientSession<'_, '_> {
     }
 
     fn on_identified(&mut self, now: Instant) {
-        let config = self.shared.config;
         let settings = match self.client.identify.finish(&self.shared.limits) {
             Ok(identification) => identification.settings,
             Err(refusal) => return self.refuse(now, refusal),
         };
         self.client.identified = true;
         self.client.heartbeat = match settings.heartbeat_interval {
-            0 => config.heartbeat,
+            // As it is: nsqd's defaults, or what an earlier IDENTIFY asked for.
+            0 => self.client.heartbeat,
             // Checked: -1, or within the limits.
             ms => Span::from_millis(u32::try_from(ms).unwrap_or(0)),
         };
         self.client.msg_timeout = match settings.msg_timeout {
-            0 => config.msg_timeout,
+            0 => self.client.msg_timeout,
             ms => Span::from_millis(ms.unsigned_abs()),
         };
         let beats = self.client.heartbeat != Span::ZERO;

@@ -145,6 +145,49 @@ impl Client {
         wants: None,
     };
 
+    /// As new, where it lies: as a whole it would pass through the stack.
+    fn reset(&mut self) {
+        let Self {
+            state: _,
+            news: _,
+            why,
+            from,
+            since: _,
+            commands,
+            identify,
+            identified,
+            timers,
+            heartbeat: _,
+            msg_timeout: _,
+            heartbeat_due,
+            answer_at: _,
+            answer_len,
+            desk,
+            message,
+            head_at: _,
+            head: _,
+            body: _,
+            verb,
+            topic: _,
+            defer_ms: _,
+            draft,
+            wants,
+        } = self;
+        *why = Closed::Local;
+        *from = None;
+        *commands = CommandDecoder::new();
+        *identify = IdentifyScanner::new();
+        *identified = false;
+        timers.stop_all();
+        *heartbeat_due = false;
+        *answer_len = 0;
+        desk.clear();
+        *message = NIL;
+        *verb = Verb::Nop;
+        *draft = Draft::NONE;
+        *wants = None;
+    }
+
     pub(super) fn is_connected(&self) -> bool {
         self.state != State::Unused
     }
@@ -218,7 +261,8 @@ impl Client {
         self.answer_len == 0 && self.desk.has_room()
     }
 
-    /// Whether it is the client that takes an error it does not know for the end.
+    /// Whether it is the client that takes an error it does not know for the end, and of errors that
+    /// are none knows the codes.
     fn wants_bare_codes(&self) -> bool {
         self.identify.identification().user_agent.starts_with(BARE)
     }
@@ -231,8 +275,7 @@ impl Client {
 
 /// A client with what it shares with the others: the session of one accepted connection.
 ///
-/// Made for each call by [`Node::client`](super::Node::client); the state is in the node. Several
-/// of its methods take time as all of a node's do: from one clock.
+/// Made for each call by [`Node::client`](super::Node::client); the state is in the node.
 #[derive(Debug)]
 pub struct ClientSession<'s, 'a> {
     pub(super) client: &'s mut Client,
@@ -310,7 +353,7 @@ impl ClientSession<'_, '_> {
     }
 
     fn refuse(&mut self, now: Instant, refusal: Refusal<'_>) {
-        let bare = self.client.wants_bare_codes();
+        let bare = !refusal.is_fatal() && self.client.wants_bare_codes();
         self.client.desk.push_error(&refusal, bare);
         if refusal.is_fatal() {
             self.refused(now, refusal.code());
@@ -457,8 +500,7 @@ impl ClientSession<'_, '_> {
                 Ok(Some(item)) => item,
                 Err(refusal) => {
                     // Its texts are the decoder's: written out at once.
-                    let bare = client.identify.identification().user_agent.starts_with(BARE);
-                    client.desk.push_error(&refusal, bare);
+                    client.desk.push_error(&refusal, false);
                     let code = refusal.code();
                     self.refused(now, code);
                     return 0;
@@ -487,14 +529,12 @@ impl Session for ClientSession<'_, '_> {
             self.closed(now, Closed::Local);
         }
         let config = self.shared.config;
-        *self.client = Client {
-            state: State::Up,
-            news: Some(News::Connected),
-            since: self.shared.unix(now).checked_div(1_000_000_000).unwrap_or_default(),
-            heartbeat: config.heartbeat,
-            msg_timeout: config.msg_timeout,
-            ..Client::NEW
-        };
+        self.client.reset();
+        self.client.since = self.shared.unix(now).checked_div(1_000_000_000).unwrap_or_default();
+        self.client.heartbeat = config.heartbeat;
+        self.client.msg_timeout = config.msg_timeout;
+        self.client.set_state(State::Up);
+        self.client.news = Some(News::Connected);
         if let Some(seat) = self.seat() {
             *seat = Seat::EMPTY;
         }
@@ -569,7 +609,6 @@ impl Session for ClientSession<'_, '_> {
             // What is left has its full time again.
             self.client.timers.stop(Timer::Write);
         }
-        self.settle();
     }
 
     fn deadline(&self) -> Instant {

@@ -77,7 +77,6 @@ impl Shared<'_> {
         seat.in_flight = seat.in_flight.saturating_add(1);
         seat.delivered = seat.delivered.saturating_add(1);
         seat.turn = turn;
-        seat.yielded = false;
         self.counters.delivered = self.counters.delivered.saturating_add(1);
         self.trim_of(at);
         // Pinned while it is being written.
@@ -109,11 +108,12 @@ impl Shared<'_> {
         may
     }
 
-    /// Whether it is another client's turn. One that was passed over once is not again, whatever
-    /// the others do.
+    /// Whether it is another client's turn. Who has let that one go first does not wait for it a
+    /// second time, whatever the other does.
     fn yields(&mut self, id: u8, at: u8) -> bool {
+        let Some(turn) = self.channel(at).map(|channel| channel.turn) else { return false };
         let Some(seat) = self.seat(id).copied() else { return false };
-        if seat.yielded {
+        if seat.yielded == Some(turn) {
             return false;
         }
         let before = |other: &Seat| (other.turn.wrapping_sub(seat.turn) as i32) < 0;
@@ -122,7 +122,7 @@ impl Shared<'_> {
         let yields = self.seats.iter().any(is_next);
         if yields {
             if let Some(seat) = self.seat_mut(id) {
-                seat.yielded = true;
+                seat.yielded = Some(turn);
             }
             self.changed();
         }

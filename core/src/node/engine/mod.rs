@@ -33,6 +33,8 @@ pub(super) struct Shared<'a> {
     pub(super) counters: Counters,
     pub(super) version: u32,
     pub(super) topology: u32,
+    /// Messages dropped that the application was not told of.
+    pub(in crate::node) unsaid: u32,
     /// Somebody waits for room.
     pub(super) wanted: bool,
     jitter: Jitter,
@@ -113,6 +115,7 @@ impl<'a> Shared<'a> {
             counters: Counters::default(),
             version: 0,
             topology: 0,
+            unsaid: 0,
             wanted: false,
             jitter: Jitter::new(config.seed),
             epoch: 0,

@@ -19,17 +19,14 @@ impl Shared<'_> {
         Some(all.min(self.store.capacity()))
     }
 
-    /// Keeps room for a batch; false if there is none now.
+    /// Keeps room for a batch; false if there is none now. Nothing is dropped for what is only
+    /// announced: where the oldest make room, they do so message by message.
     pub(in crate::node) fn promise(&mut self, draft: &mut Draft, blocks: u16) -> bool {
-        loop {
-            if self.store.reserve(blocks) {
-                draft.promised = draft.promised.saturating_add(blocks);
-                return true;
-            }
-            if !self.make_room() {
-                return false;
-            }
+        let kept = self.store.reserve(blocks);
+        if kept {
+            draft.promised = draft.promised.saturating_add(blocks);
         }
+        kept || self.config.full == Full::DropOldest
     }
 
     /// Begins a message of `len` bytes; false if there is no room now.
@@ -47,7 +44,7 @@ impl Shared<'_> {
                 draft.bytes = draft.bytes.saturating_add(len.into());
                 return true;
             }
-            if !self.make_room() {
+            if !self.make_room(self.store.layout().blocks(len), draft.promised) {
                 return false;
             }
         }
@@ -147,9 +144,51 @@ impl Shared<'_> {
         self.topics.get_mut(usize::from(at))?.held.pop(&self.store)
     }
 
-    /// Drops the oldest message, if that is wanted and there is one that may be dropped.
-    fn make_room(&mut self) -> bool {
-        self.config.full == Full::DropOldest && self.drop_oldest()
+    /// Drops the oldest messages for so many more blocks, if that is wanted and makes enough room:
+    /// otherwise nothing changes.
+    fn make_room(&mut self, blocks: u32, promised: u16) -> bool {
+        let free = self.store.free().saturating_sub(self.store.reserved());
+        let missing = blocks.saturating_sub(free.saturating_add(promised).into());
+        self.config.full == Full::DropOldest && self.can_drop(missing) && self.drop_oldest()
+    }
+
+    /// Whether what may be dropped takes so many blocks. Mostly the first few messages do.
+    fn can_drop(&self, blocks: u32) -> bool {
+        let mut sum = 0u32;
+        let mut is_enough = |message: u16| {
+            if self.is_droppable(message) {
+                let len = self.store.len(message);
+                sum = sum.saturating_add(self.store.layout().blocks(len));
+            }
+            sum >= blocks
+        };
+        for topic in &*self.topics {
+            for list in [topic.held, topic.list] {
+                let mut message = list.first;
+                for _ in 0..list.len {
+                    if is_enough(message) {
+                        return true;
+                    }
+                    message = self.store.next(message);
+                }
+            }
+        }
+        for channel in self.channels.iter().filter(|channel| channel.is_used()) {
+            for list in [channel.requeued, channel.deferred] {
+                let mut message = list.first;
+                for _ in 0..list.len {
+                    // Each once.
+                    let is_counted = self.store.is_listed(message)
+                        || (0..channel.lane)
+                            .any(|lane| self.store.lane(message, lane) != Lane::Done);
+                    if !is_counted && is_enough(message) {
+                        return true;
+                    }
+                    message = self.store.lane_next(message, channel.lane);
+                }
+            }
+        }
+        false
     }
 
     /// Of each queue the first message that nobody has in flight, and of these the oldest.
@@ -234,6 +273,7 @@ impl Shared<'_> {
             topic.dropped = topic.dropped.saturating_add(1);
         }
         self.counters.dropped = self.counters.dropped.saturating_add(1);
+        self.unsaid = self.unsaid.saturating_add(1);
         self.store.give(message);
         self.changed();
     }
