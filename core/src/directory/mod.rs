@@ -43,7 +43,7 @@
 //! | tombstones | [`TOMBSTONES`] at a time | HTTP 503 |
 //! | answers that a node does not read | 1024, then it is held | closed after [`Config::reply_timeout`] |
 //! | HTTP connections | the storage's `HTTP` | not accepted |
-//! | an HTTP request or answer | see [`http`](crate::http) | |
+//! | an HTTP request or answer | see [`http`] | |
 //! | a node's texts | see [`v1::Node`](crate::wire::v1::Node) | cut off; an address is refused |
 //!
 //! A slot for a node more than there are nodes lets one come back whose old connection is not yet

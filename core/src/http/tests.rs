@@ -1,3 +1,5 @@
+use super::answer::{Framing, Head};
+use super::route::Methods;
 use super::*;
 use crate::session::TransportError;
 use crate::wire::Write;
