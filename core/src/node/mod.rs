@@ -44,6 +44,7 @@
 //! | requeued, deferred | none of their own: they wait in the store | |
 //! | unread answers | about 15 a client | nothing more is read from it until it reads |
 //! | a client that takes nothing | one heartbeat interval | closed |
+//! | a command or body that does not end | two heartbeat intervals | closed, its room is free |
 //! | what a client says of itself | [`TEXT_MAX`] bytes each | cut off |
 //!
 //! Timers live in the clients' sessions. With no client there is nothing to deliver, so a node
