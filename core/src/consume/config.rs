@@ -212,7 +212,7 @@ impl Config<'_> {
     }
 
     /// Checks what nsqd would refuse later, and the storage.
-    pub(super) const fn check(
+    pub(crate) const fn check(
         &self,
         connections: usize,
         nsqds: usize,

@@ -638,7 +638,8 @@ impl ConnectionSession<'_, '_> {
             seat.busy = false;
             if fails && !seat.fails {
                 seat.fails = true;
-                self.shared.offer_given(now);
+                self.shared.offers = now;
+                self.shared.go_round(now);
             }
         }
     }
@@ -755,17 +756,15 @@ impl Session for ConnectionSession<'_, '_> {
     }
 
     fn deadline(&self) -> Instant {
-        let seat = self.shared.directory.seat(self.id).map(|seat| seat.leaves);
         let common = match self.connection.state {
             ConnectionState::Unused => Instant::NEVER,
             _ => self.shared.deadline(),
         };
-        let own = self.connection.timers.next();
-        own.min(seat.unwrap_or(Instant::NEVER)).min(common)
+        self.connection.timers.next().min(common)
     }
 
     fn tick(&mut self, now: Instant) {
-        self.shared.tick(now, self.id);
+        self.shared.tick(now);
         self.follow(now);
         if self.connection.timers.expired(Timer::Settle, now) {
             self.shared.window.settle(self.id);

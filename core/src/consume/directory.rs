@@ -104,15 +104,27 @@ pub(super) struct Directory<'a> {
 }
 
 impl<'a> Directory<'a> {
+    /// The given addresses have the seats, which are empty, as far as there are any.
     pub(super) fn new(seats: &'a mut [Seat], given: &'a [Address]) -> Self {
-        seats.fill(Seat::EMPTY);
+        let mut order = 0u16;
+        let mut free = seats.iter_mut();
+        for (at, address) in given.iter().enumerate() {
+            let first = given.iter().position(|other| other == address);
+            if first == Some(at)
+                && let Some(seat) = free.next()
+            {
+                order = order.wrapping_add(1);
+                seat.set(Nsqd::Given(at as u8), GIVEN);
+                seat.order = order;
+            }
+        }
         Self {
             seats,
             given,
             found: &mut [],
             cursor: 0,
             next: None,
-            order: 0,
+            order,
             rotates: Instant::NEVER,
         }
     }
@@ -142,6 +154,20 @@ impl<'a> Directory<'a> {
         if let Some(seat) = self.seat_mut(id) {
             seat.set(Nsqd::Nobody, 0);
         }
+    }
+
+    /// Gives up the seats whose time is over. Says whether there were any, and when the next is.
+    pub(super) fn leave(&mut self, now: Instant) -> (bool, Instant) {
+        let mut left = false;
+        let mut next = Instant::NEVER;
+        for seat in self.seats.iter_mut() {
+            if seat.leaves <= now {
+                seat.set(Nsqd::Nobody, 0);
+                left = true;
+            }
+            next = next.min(seat.leaves);
+        }
+        (left, next)
     }
 
     pub(super) fn begin(&mut self, source: u8, round: &mut Round) {
@@ -291,7 +317,7 @@ impl<'a> Directory<'a> {
 
 /// FNV-1a.
 fn hash(address: &Address) -> u32 {
-    let host = address.host().as_bytes().iter();
+    let host = address.host_bytes().iter();
     host.chain(&address.port().to_be_bytes())
         .fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193))
 }

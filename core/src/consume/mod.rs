@@ -64,7 +64,7 @@ mod tests;
 mod window;
 
 use crate::address::Address;
-use crate::session::Closed;
+use crate::session::{Closed, Session};
 use crate::time::{Instant, Jitter, Span, TimerId, Timers};
 use crate::wire::v2::{Message, MessageHead, MessageId};
 
@@ -130,6 +130,24 @@ impl<const CONNECTIONS: usize, const MESSAGES: usize> Storage<CONNECTIONS, MESSA
             slots: [Slot::FREE; MESSAGES],
         }
     }
+
+    /// With a ring of so many bytes, which is usually known when it is compiled: no division then.
+    #[inline]
+    pub(crate) fn tables(&mut self, ring: usize) -> Tables<'_> {
+        let Self { connections, seats, shares, slots } = self;
+        let unit = ring.checked_div(MESSAGES).unwrap_or_default();
+        Tables { connections, seats, shares, slots, unit }
+    }
+}
+
+/// A [`Storage`] of any size.
+pub(crate) struct Tables<'a> {
+    connections: &'a mut [Connection],
+    seats: &'a mut [Seat],
+    shares: &'a mut [Share],
+    slots: &'a mut [Slot],
+    /// Bytes of a slot.
+    unit: usize,
 }
 
 impl<const CONNECTIONS: usize, const MESSAGES: usize> Default for Storage<CONNECTIONS, MESSAGES> {
@@ -159,6 +177,8 @@ pub struct Consumer<'a> {
     connections: &'a mut [Connection],
     lookupds: &'a mut [Lookupd],
     lookupd_addresses: &'a [Address],
+    /// Behind a pointer that only [`discover`](Self::discover) sets: what is not used is not linked.
+    with_lookupd: fn(&mut Self, usize, &mut dyn FnMut(&mut dyn Session)),
     shared: Shared<'a>,
 }
 
@@ -345,12 +365,12 @@ enum Timer {
     Probe,
     /// See whose turn it is.
     Turn,
-    /// Offer the given addresses, of which some wait.
-    Offer,
+    /// The given addresses are to be offered, or a seat given up.
+    Seats,
 }
 
 impl TimerId for Timer {
-    const ALL: &'static [Self] = &[Self::Probe, Self::Turn, Self::Offer];
+    const ALL: &'static [Self] = &[Self::Probe, Self::Turn, Self::Seats];
 
     fn index(self) -> usize {
         self as usize
@@ -364,6 +384,11 @@ struct Shared<'a> {
     directory: Directory<'a>,
     /// The given addresses, as a source.
     given: Round,
+    /// When they are offered again.
+    offers: Instant,
+    /// What [`go_round`](Self::go_round) does. Behind a pointer that is set only if the nsqds may be
+    /// others than those that have a seat from the start: what is not used is not linked.
+    rounds: fn(&mut Self, Instant),
     window: Window<'a>,
     store: Store<'a>,
     flow: Flow,
@@ -388,17 +413,37 @@ impl<'a> Consumer<'a> {
         ring: &'a mut [u8],
     ) -> Result<Self, ConfigError> {
         config.check(CONNECTIONS, nsqds.len(), MESSAGES, ring.len())?;
-        let Storage { connections, seats, shares, slots } = storage;
+        // It may have been another consumer's.
+        *storage = Storage::new();
+        let mut consumer = Self::seated(config, storage.tables(ring.len()), nsqds, ring);
+        if nsqds.len() > CONNECTIONS {
+            consumer.take_turns();
+        }
+        Ok(consumer)
+    }
+
+    /// As [`new`](Self::new), of checked settings and new tables. With more nsqds than connections
+    /// [`take_turns`](Self::take_turns) is to be called.
+    pub(crate) fn seated(
+        config: &'a Config<'a>,
+        tables: Tables<'a>,
+        nsqds: &'a [Address],
+        ring: &'a mut [u8],
+    ) -> Self {
+        let Tables { connections, seats, shares, slots, unit } = tables;
         let mut consumer = Self {
             connections,
             lookupds: &mut [],
             lookupd_addresses: &[],
+            with_lookupd: |_, _, _| {},
             shared: Shared {
                 config,
                 directory: Directory::new(seats, nsqds),
                 given: Round::NONE,
+                offers: Instant::NEVER,
+                rounds: |_, _| {},
                 window: Window::new(shares),
-                store: Store::new(slots, ring),
+                store: Store::new(slots, ring, unit),
                 flow: Flow::new(config.max_in_flight),
                 timers: Timers::new(),
                 jitter: Jitter::new(config.seed),
@@ -408,10 +453,16 @@ impl<'a> Consumer<'a> {
                 version: 0,
             },
         };
-        consumer.connections.fill_with(|| Connection::NEW);
-        consumer.shared.offer_given(Instant::ZERO);
         consumer.shared.adjust(Instant::ZERO);
-        Ok(consumer)
+        consumer
+    }
+
+    /// The given nsqds without a connection are to have their turn. Call it before anything is
+    /// driven.
+    pub(crate) fn take_turns(&mut self) {
+        self.shared.rounds = Shared::offer_and_leave;
+        self.shared.offers = Instant::ZERO;
+        self.shared.go_round(Instant::ZERO);
     }
 
     /// Asks these nsqlookupds as well, at their HTTP ports (4161), and connects to what they list.
@@ -427,7 +478,13 @@ impl<'a> Consumer<'a> {
         let Discovery { lookupds: tables, found } = discovery;
         self.lookupds = tables;
         self.lookupd_addresses = lookupds;
+        self.with_lookupd = |consumer, index, f| {
+            if let Some(mut session) = consumer.lookupd(index) {
+                f(&mut session);
+            }
+        };
         self.shared.directory.find_into(found);
+        self.shared.rounds = Shared::offer_and_leave;
         let interval = self.shared.config.lookup_interval;
         self.lookupds.fill_with(|| Lookupd::NEW);
         for (lookupd, _) in self.lookupds.iter_mut().zip(lookupds) {
@@ -459,8 +516,27 @@ impl<'a> Consumer<'a> {
         Some(LookupdSession { lookupd, shared: &mut self.shared, address, source: 1 << index })
     }
 
+    /// Runs `f` on a session: those of the connections, then those of nsqlookupds.
+    #[cfg(feature = "async")]
+    pub(crate) fn with_session(&mut self, index: usize, f: &mut dyn FnMut(&mut dyn Session)) {
+        match index.checked_sub(self.connections.len()) {
+            None => {
+                if let Some(mut session) = self.connection(index) {
+                    f(&mut session);
+                }
+            }
+            Some(index) => (self.with_lookupd)(self, index, f),
+        }
+    }
+
     /// Hands out the next message. It is to be answered before its time is up.
     pub fn take(&mut self, now: Instant) -> Option<Delivery> {
+        self.take_with_head(now).map(|(delivery, _)| delivery)
+    }
+
+    /// As [`take`](Self::take), with the message's head.
+    #[inline(never)]
+    pub(crate) fn take_with_head(&mut self, now: Instant) -> Option<(Delivery, MessageHead)> {
         let shared = &mut self.shared;
         loop {
             let token = shared.store.take()?;
@@ -469,7 +545,7 @@ impl<'a> Consumer<'a> {
             };
             let exhausted = shared.config.is_exhausted(head.attempts);
             if !exhausted || shared.config.exhausted == Exhausted::Deliver {
-                return Some(Delivery { token, exhausted });
+                return Some((Delivery { token, exhausted }, head));
             }
             shared.give_up(&head);
             let _ = shared.answer(now, token, Answer::Finish);
@@ -715,17 +791,34 @@ impl Shared<'_> {
         }
     }
 
+    /// Looks whether a seat is to be somebody else's.
+    fn go_round(&mut self, now: Instant) {
+        (self.rounds)(self, now);
+    }
+
+    /// Offers the given addresses if it is time, and gives up the seats whose time is over.
+    fn offer_and_leave(&mut self, now: Instant) {
+        if self.offers <= now {
+            self.offer_given(now);
+        }
+        let (left, next) = self.directory.leave(now);
+        if left {
+            self.changed();
+        }
+        self.timers.set(Timer::Seats, next.min(self.offers));
+    }
+
     /// Offers the given addresses.
     fn offer_given(&mut self, now: Instant) {
         let Self { directory, given, config, .. } = self;
         let changed = !self.stopping && directory.offer_given(now, config.rotate, given);
-        if given.unserved == 0 || self.stopping {
-            self.timers.stop(Timer::Offer);
+        self.offers = if given.unserved == 0 || self.stopping {
+            Instant::NEVER
         } else {
             // When the next may have a seat; if it is time already, another source's turn is it.
             let soon = now.after(Span::from_millis((config.rotate.as_millis() >> 2).max(1)));
-            self.timers.set(Timer::Offer, directory.rotates.max(soon));
-        }
+            directory.rotates.max(soon)
+        };
         if changed {
             self.changed();
         }
@@ -735,8 +828,8 @@ impl Shared<'_> {
         self.timers.next()
     }
 
-    /// Time passed for all, and for the seat of connection `id`.
-    fn tick(&mut self, now: Instant, id: u8) {
+    /// Time passed.
+    fn tick(&mut self, now: Instant) {
         if self.timers.expired(Timer::Probe, now) {
             self.flow.probe();
             self.adjust(now);
@@ -747,12 +840,8 @@ impl Shared<'_> {
             self.adjust(now);
             self.changed();
         }
-        if self.timers.expired(Timer::Offer, now) {
-            self.offer_given(now);
-        }
-        if self.directory.seat(id).is_some_and(|seat| seat.leaves <= now) {
-            self.directory.retire(id);
-            self.changed();
+        if self.timers.expired(Timer::Seats, now) {
+            self.go_round(now);
         }
     }
 }

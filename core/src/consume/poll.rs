@@ -259,6 +259,7 @@ impl LookupdSession<'_, '_> {
         if lookupd.producers.count > 0 {
             let super::Config { rotate, grace, .. } = *self.shared.config;
             self.shared.directory.end(now, rotate, grace, self.source, &mut lookupd.round);
+            self.shared.go_round(now);
         } else {
             lookupd.round = Round::NONE;
         }

@@ -129,9 +129,8 @@ pub(super) struct Store<'a> {
 }
 
 impl<'a> Store<'a> {
-    pub(super) fn new(slots: &'a mut [Slot], ring: &'a mut [u8]) -> Self {
-        slots.fill(Slot::FREE);
-        let unit = ring.len().checked_div(slots.len()).unwrap_or_default();
+    /// All slots are [`Slot::FREE`].
+    pub(super) fn new(slots: &'a mut [Slot], ring: &'a mut [u8], unit: usize) -> Self {
         Self { slots, ring, unit, free: 0, take: 0, answer: 0, waiting: 0, withheld: 0 }
     }
 

@@ -76,9 +76,8 @@ pub(super) struct Window<'a> {
 }
 
 impl<'a> Window<'a> {
-    /// Nothing to give yet. At most 255 shares.
+    /// Nothing to give yet. At most 255 shares, all of them [`Share::NONE`].
     pub(super) fn new(shares: &'a mut [Share]) -> Self {
-        shares.fill(Share::NONE);
         Self { shares, limit: 0, cursor: 0 }
     }
 
@@ -277,20 +276,33 @@ impl<'a> Window<'a> {
         for share in self.shares.iter_mut() {
             share.target = if share.live { OPEN } else { 0 };
         }
-        let mut part = left.checked_div(open).unwrap_or_default();
+        let (mut part, mut more) = divide(left, open);
         let full = |share: &Share, part: u16| share.target == OPEN && share.cap <= part;
         while let Some(share) = self.shares.iter_mut().find(|share| full(share, part)) {
             share.target = share.cap;
             left = left.saturating_sub(share.cap);
             open = open.saturating_sub(1);
-            part = left.checked_div(open).unwrap_or_default();
+            (part, more) = divide(left, open);
         }
-        let mut more = left.saturating_sub(part.saturating_mul(open));
         for share in self.shares.iter_mut().filter(|share| share.target == OPEN) {
             share.target = part.saturating_add((more > 0).into());
             more = more.saturating_sub(1);
         }
     }
+}
+
+/// Quotient and rest, (0, `n`) of a division by zero. Bit by bit: a core without a divider would link
+/// a function four times as long.
+fn divide(n: u16, by: u16) -> (u16, u16) {
+    let (mut part, mut rest) = (0, u32::from(n));
+    for bit in (0..16).rev() {
+        let less = rest.wrapping_sub(u32::from(by) << bit);
+        if by > 0 && less <= rest {
+            rest = less;
+            part |= 1 << bit;
+        }
+    }
+    (part, rest as u16)
 }
 
 /// The largest RDY.

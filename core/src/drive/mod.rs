@@ -23,7 +23,7 @@ pub mod publisher;
 mod shared;
 
 use core::future::{Future, poll_fn};
-use core::pin::pin;
+use core::pin::{Pin, pin};
 use core::task::{Context, Poll, Waker};
 
 use crate::address::Address;
@@ -150,6 +150,13 @@ where
             Ok(_) => line.closed(cell, Closed::Local),
         }
     }
+}
+
+/// Polls a future in a function of its own: as a part of the application's, everything in it would be
+/// reached by long offsets, with nearly no registers left.
+#[inline(never)]
+fn poll_apart<F: Future>(future: Pin<&mut F>, cx: &mut Context<'_>) -> Poll<F::Output> {
+    future.poll(cx)
 }
 
 /// Serves one accept slot for ever: each connection in turn is a new life of the session.
