@@ -2,7 +2,6 @@
 
 use core::convert::Infallible;
 
-use embedded_io::Write;
 use heapless::Vec;
 
 use super::config::{Exhausted, TooLarge};
@@ -32,35 +31,38 @@ const COMMAND_MAX: usize = 32;
 const NO_ROOM_DELAY: u32 = 1000;
 
 /// A connection to one nsqd.
+// In this order because a Cortex-M0 reaches only the first 31 bytes, 62 half words and 124 bytes of
+// a structure in one instruction.
 #[derive(Debug)]
+#[repr(C)]
 pub(super) struct Connection {
     state: ConnectionState,
-    /// Why it is closing, or was closed last.
-    why: Option<Closed>,
-    news: Option<News>,
-    /// The seat's, when it was followed last.
-    serial: u16,
+    cls: Cls,
     /// A heartbeat is to be answered.
     nop: bool,
-    cls: Cls,
     staged: u8,
     written: u8,
-    timers: Timers<Timer, 3>,
     /// Attempts to connect since it was good.
     attempts: u8,
-    frames: FrameDecoder,
-    desk: Desk,
-    /// What nsqd says in the frame being read, as far as it matters: of a message that is skipped
-    /// its head. An error's stays.
-    text: Vec<u8, DETAIL_MAX, u8>,
+    /// The seat's, when it was followed last.
+    serial: u16,
     /// How much of the handshake's current command was staged, and its length once known.
     handshake_at: u16,
     handshake_len: u16,
     /// The message being received: where to, and how much of it is there.
     filling: Filling,
+    news: Option<News>,
     have: u32,
+    timers: Timers<Timer, 3>,
     msg_timeout: Span,
     max_msg_timeout: Span,
+    frames: FrameDecoder,
+    /// Why it is closing, or was closed last.
+    why: Option<Closed>,
+    /// What nsqd says in the frame being read, as far as it matters: of a message that is skipped
+    /// its head. An error's stays.
+    text: Vec<u8, DETAIL_MAX, u8>,
+    desk: Desk,
 }
 
 /// Where a message goes as it arrives.
@@ -181,6 +183,22 @@ impl Connection {
         self.handshake_len > 0 && self.handshake_at >= self.handshake_len && !self.is_writing()
     }
 
+    /// Whether what nsqd says is of interest.
+    fn is_up(&self) -> bool {
+        match self.state {
+            ConnectionState::Identifying
+            | ConnectionState::Authenticating
+            | ConnectionState::Subscribing
+            | ConnectionState::Ready
+            | ConnectionState::Draining
+            | ConnectionState::Leaving => true,
+            ConnectionState::Unused
+            | ConnectionState::Waiting
+            | ConnectionState::Dialing
+            | ConnectionState::Closing => false,
+        }
+    }
+
     /// Whether nsqd takes FIN, REQ and TOUCH.
     fn is_subscribed(&self) -> bool {
         match self.state {
@@ -214,25 +232,26 @@ impl Connection {
         self.handshake_at = self.handshake_at.saturating_add(staged as u16);
     }
 
-    /// Puts one command behind what is staged.
-    fn push(&mut self, emit: impl FnOnce(&mut Window<'_>) -> Result<(), Infallible>) {
+    /// Puts a command behind what is staged: one shape for all of them, so one piece of code.
+    fn push(&mut self, verb: &[u8], id: &[u8], number: Option<u32>) {
         let staged = usize::from(self.staged);
         let room = self.desk.staging().get_mut(staged..).unwrap_or_default();
         let mut window = Window::new(room, 0);
-        let Ok(()) = emit(&mut window);
-        self.staged = self.staged.saturating_add(window.written() as u8);
+        let Ok(()) = v2::emit_line(&mut window, verb, id, number);
+        self.staged = self.staged.wrapping_add(window.written() as u8);
     }
 
     fn has_room(&self) -> bool {
         usize::from(self.staged).saturating_add(COMMAND_MAX) <= STAGING
     }
 
-    fn push_answer(&mut self, id: v2::MessageId, answer: Answer) {
-        self.push(|window| match answer {
-            Answer::Finish => v2::emit_fin(window, &id),
-            Answer::Requeue(delay) => v2::emit_req(window, &id, delay),
-            Answer::Touch => v2::emit_touch(window, &id),
-        });
+    fn push_answer(&mut self, id: &[u8], answer: Answer) {
+        let (verb, delay): (&[u8], _) = match answer {
+            Answer::Finish => (b"FIN ", None),
+            Answer::Requeue(delay) => (b"REQ ", Some(delay)),
+            Answer::Touch => (b"TOUCH ", None),
+        };
+        self.push(verb, id, delay);
     }
 }
 
@@ -273,9 +292,9 @@ impl ConnectionSession<'_, '_> {
         })
     }
 
-    fn fail(&mut self, now: Instant, fault: Fault) -> Result<(), Fault> {
+    /// Closes; [`receive`](Session::receive) says why.
+    fn fail(&mut self, now: Instant, fault: Fault) {
         self.close(now, Closed::Fault(fault));
-        Err(fault)
     }
 
     /// Asks the driver to close the connection.
@@ -386,23 +405,23 @@ impl ConnectionSession<'_, '_> {
         let Self { connection, shared, id } = self;
         if connection.nop {
             connection.nop = false;
-            connection.push(|window| window.write_all(b"NOP\n"));
+            connection.push(b"NOP", &[], None);
         }
         if connection.state == ConnectionState::Ready {
             if let Some(rdy) = shared.window.next(*id) {
-                connection.push(|window| v2::emit_rdy(window, rdy.into()));
+                connection.push(b"RDY", &[], Some(rdy.into()));
                 if shared.window.told(*id, rdy) {
                     connection.timers.set(Timer::Settle, now.after(SETTLE));
                 }
             }
         } else if connection.cls == Cls::Unsent {
             connection.cls = Cls::Sent;
-            connection.push(|window| window.write_all(b"CLS\n"));
+            connection.push(b"CLS", &[], None);
         }
         while connection.has_room()
             && let Some((message, answer)) = shared.store.next_answer(*id)
         {
-            connection.push_answer(message, answer);
+            connection.push_answer(&message, answer);
             if answer == Answer::Touch {
                 shared.tally.touched = shared.tally.touched.saturating_add(1);
             } else {
@@ -425,7 +444,8 @@ impl ConnectionSession<'_, '_> {
         }
     }
 
-    fn on_part(&mut self, now: Instant, part: FramePart<'_>) -> Result<(), Fault> {
+    #[inline(never)]
+    fn on_part(&mut self, now: Instant, part: FramePart<'_>) {
         if part.frame_type == FrameType::Message {
             return self.on_message(now, part);
         }
@@ -450,7 +470,7 @@ impl ConnectionSession<'_, '_> {
             negotiated.feed(part.data);
         }
         if !part.last {
-            return Ok(());
+            return;
         }
         if part.frame_type == FrameType::Error {
             return self.on_error(now);
@@ -459,12 +479,12 @@ impl ConnectionSession<'_, '_> {
             self.shared.tally.heartbeats = self.shared.tally.heartbeats.saturating_add(1);
             self.connection.nop = true;
             self.prove_good();
-            return Ok(());
+            return;
         }
         self.on_response(now)
     }
 
-    fn on_response(&mut self, now: Instant) -> Result<(), Fault> {
+    fn on_response(&mut self, now: Instant) {
         let config = self.shared.config;
         let asked = self.connection.has_asked();
         match self.connection.state {
@@ -502,7 +522,6 @@ impl ConnectionSession<'_, '_> {
             }
             _ => return self.fail(now, Fault::UnexpectedReply),
         }
-        Ok(())
     }
 
     fn on_ready(&mut self, now: Instant) {
@@ -531,17 +550,16 @@ impl ConnectionSession<'_, '_> {
         }
     }
 
-    fn on_error(&mut self, now: Instant) -> Result<(), Fault> {
+    fn on_error(&mut self, now: Instant) {
         let (code, _) = ErrorCode::parse(&self.connection.text);
         if code.is_fatal() || !self.connection.is_subscribed() {
             return self.fail(now, Fault::Refused(code));
         }
         // nsqd took the message back before the answer came.
         self.shared.tally.refused = self.shared.tally.refused.saturating_add(1);
-        Ok(())
     }
 
-    fn on_message(&mut self, now: Instant, part: FramePart<'_>) -> Result<(), Fault> {
+    fn on_message(&mut self, now: Instant, part: FramePart<'_>) {
         if part.first {
             if !self.connection.is_subscribed() {
                 return self.fail(now, Fault::UnexpectedReply);
@@ -571,7 +589,6 @@ impl ConnectionSession<'_, '_> {
                 Filling::Skip(why) => self.on_skipped(now, why),
             }
         }
-        Ok(())
     }
 
     fn on_arrived(&mut self, now: Instant, slot: u16) {
@@ -581,7 +598,7 @@ impl ConnectionSession<'_, '_> {
         let due = now.after(self.connection.due_after(shared.config)).min(end);
         if shared.store.arrived(slot, due, end) {
             shared.tally.timed_out = shared.tally.timed_out.saturating_add(1);
-            shared.window.answered(self.id);
+            shared.window.answered(self.id, 1);
         }
         self.connection.due_by(due);
         if shared.stopping {
@@ -597,11 +614,9 @@ impl ConnectionSession<'_, '_> {
         let shared = &mut *self.shared;
         let Some((head, _)) = MessageHead::parse(&self.connection.text) else { return };
         let config = shared.config;
-        let answer = match why {
-            NoRoom::Now => {
-                shared.tally.no_room = shared.tally.no_room.saturating_add(1);
-                Answer::Requeue(NO_ROOM_DELAY)
-            }
+        let mut answer = Answer::Requeue(NO_ROOM_DELAY);
+        match why {
+            NoRoom::Now => shared.tally.no_room = shared.tally.no_room.saturating_add(1),
             NoRoom::Ever => {
                 shared.tally.too_large = shared.tally.too_large.saturating_add(1);
                 let exhausted =
@@ -609,15 +624,15 @@ impl ConnectionSession<'_, '_> {
                 if exhausted {
                     shared.give_up(&head);
                 }
-                if exhausted || config.too_large == TooLarge::Finish {
+                answer = if exhausted || config.too_large == TooLarge::Finish {
                     Answer::Finish
                 } else {
                     Answer::Requeue(config.requeue_delay(head.attempts))
-                }
+                };
             }
-        };
+        }
         if self.connection.has_room() {
-            self.connection.push_answer(head.id, answer);
+            self.connection.push_answer(&head.id.0, answer);
         } else {
             // nsqd takes it back when its time is up.
             shared.tally.unanswered = shared.tally.unanswered.saturating_add(1);
@@ -715,24 +730,18 @@ impl Session for ConnectionSession<'_, '_> {
         if self.connection.state == ConnectionState::Ready {
             self.hear(now);
         }
-        loop {
-            match self.connection.state {
-                ConnectionState::Identifying
-                | ConnectionState::Authenticating
-                | ConnectionState::Subscribing
-                | ConnectionState::Ready
-                | ConnectionState::Draining
-                | ConnectionState::Leaving => {}
-                ConnectionState::Unused
-                | ConnectionState::Waiting
-                | ConnectionState::Dialing
-                | ConnectionState::Closing => return Ok(()),
-            }
+        while self.connection.is_up() {
             match self.connection.frames.next(&mut input) {
-                Ok(Some(part)) => self.on_part(now, part)?,
+                Ok(Some(part)) => self.on_part(now, part),
                 Ok(None) => return Ok(()),
-                Err(fault) => return self.fail(now, fault),
+                Err(fault) => self.fail(now, fault),
             }
+        }
+        match self.connection.why {
+            Some(Closed::Fault(fault)) if self.connection.state == ConnectionState::Closing => {
+                Err(fault)
+            }
+            _ => Ok(()),
         }
     }
 
@@ -773,12 +782,9 @@ impl Session for ConnectionSession<'_, '_> {
         if self.connection.timers.expired(Timer::Due, now) {
             let Self { connection, shared, id } = self;
             let touch = shared.config.auto_touch.then(|| connection.due_after(shared.config));
-            let window = &mut shared.window;
-            let tally = &mut shared.tally;
-            let next = shared.store.expire(*id, now, touch, || {
-                window.answered(*id);
-                tally.timed_out = tally.timed_out.saturating_add(1);
-            });
+            let (expired, next) = shared.store.expire(*id, now, touch);
+            shared.tally.timed_out = shared.tally.timed_out.saturating_add(expired.into());
+            shared.window.answered(*id, expired);
             connection.timers.set(Timer::Due, next);
             shared.adjust(now);
             shared.changed();

@@ -378,26 +378,28 @@ impl TimerId for Timer {
 }
 
 /// What all connections share.
+// In this order for the same reason as a `Connection`.
 #[derive(Debug)]
+#[repr(C)]
 struct Shared<'a> {
+    stopping: bool,
+    flow: Flow,
     config: &'a Config<'a>,
-    directory: Directory<'a>,
-    /// The given addresses, as a source.
-    given: Round,
-    /// When they are offered again.
+    version: u32,
+    jitter: Jitter,
+    window: Window<'a>,
+    store: Store<'a>,
+    timers: Timers<Timer, 3>,
+    /// When the given addresses are offered again.
     offers: Instant,
     /// What [`go_round`](Self::go_round) does. Behind a pointer that is set only if the nsqds may be
     /// others than those that have a seat from the start: what is not used is not linked.
     rounds: fn(&mut Self, Instant),
-    window: Window<'a>,
-    store: Store<'a>,
-    flow: Flow,
-    timers: Timers<Timer, 3>,
-    jitter: Jitter,
+    directory: Directory<'a>,
+    /// The given addresses, as a source.
+    given: Round,
     tally: Counters,
     given_up: Option<(MessageId, u16)>,
-    stopping: bool,
-    version: u32,
 }
 
 impl<'a> Consumer<'a> {
@@ -757,7 +759,7 @@ impl Shared<'_> {
 
     /// A message is no longer in flight.
     fn answered(&mut self, now: Instant, id: u8) {
-        self.window.answered(id);
+        self.window.answered(id, 1);
         self.adjust(now);
     }
 

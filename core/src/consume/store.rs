@@ -10,7 +10,7 @@
 
 use crate::time::{Instant, Span};
 use crate::wire::copy;
-use crate::wire::v2::{Message, MessageHead, MessageId};
+use crate::wire::v2::{Message, MessageHead};
 
 /// What is known of a slot's message.
 ///
@@ -110,6 +110,10 @@ pub enum AnswerError {
     Unknown,
 }
 
+/// Where a message's number of attempts and its id are, in bytes from its start.
+const ATTEMPTS: usize = 8;
+const ID: usize = 10;
+
 /// The slots and their bytes.
 #[derive(Debug)]
 pub(super) struct Store<'a> {
@@ -197,27 +201,22 @@ impl<'a> Store<'a> {
     /// Gives up an earlier delivery of a message on the same connection. Its answer would be taken
     /// for that of the new one.
     fn supersede(&mut self, new: u16) -> bool {
-        let Some((owner, head)) = self.slots.get(usize::from(new)).and_then(|slot| {
-            let (head, _) = MessageHead::parse(self.data(new)?)?;
-            Some((slot.owner, head))
-        }) else {
-            return false;
+        let (owner, id) = match self.slots.get(usize::from(new)) {
+            Some(slot) if u16::from_be_bytes(self.piece(new, ATTEMPTS)) > 1 => {
+                (slot.owner, self.id(new))
+            }
+            // What nearly every message is: delivered for the first time.
+            Some(_) | None => return false,
         };
-        if head.attempts < 2 {
-            // What nearly every message is.
-            return false;
+        let old = (0..self.slots.len() as u16).find(|at| {
+            let slot = self.slots.get(usize::from(*at));
+            slot.is_some_and(|slot| slot.owner == owner && slot.is_in_flight())
+                && self.id(*at) == id
+        });
+        if let Some(old) = old {
+            self.give_up(old);
         }
-        let is = |slot: &Slot| slot.owner == owner && slot.is_in_flight();
-        let same = |at: &u16| {
-            let data = self.data(*at).unwrap_or_default();
-            MessageHead::parse(data).is_some_and(|(old, _)| old.id == head.id)
-        };
-        let old = (0..self.slots.len() as u16)
-            .filter(|at| self.slots.get(usize::from(*at)).is_some_and(is))
-            .find(same);
-        let Some(old) = old else { return false };
-        self.give_up(old);
-        true
+        old.is_some()
     }
 
     /// nsqd has taken a message in flight back.
@@ -323,8 +322,8 @@ impl<'a> Store<'a> {
         }
     }
 
-    /// The next thing to tell the nsqd of connection `owner`: taken out of here.
-    pub(super) fn next_answer(&mut self, owner: u8) -> Option<(MessageId, Answer)> {
+    /// The next thing to tell the nsqd of connection `owner`, and the message's id: taken out of here.
+    pub(super) fn next_answer(&mut self, owner: u8) -> Option<([u8; 16], Answer)> {
         let at = self.find(self.answer, |slot| {
             let answered = matches!(
                 slot.state,
@@ -333,7 +332,7 @@ impl<'a> Store<'a> {
             slot.owner == owner && (answered || (slot.touch && slot.is_in_flight()))
         })?;
         self.answer = at.wrapping_add(1);
-        let id = MessageHead::parse(self.data(at)?)?.0.id;
+        let id = self.id(at);
         let slot = self.get_mut(at)?;
         let answer = match slot.state {
             SlotState::Finished => {
@@ -378,15 +377,10 @@ impl<'a> Store<'a> {
         }
     }
 
-    /// Touches what is due on connection `owner`, or gives it up: what nsqd takes back of the
-    /// latter is told `expired`. Gives the time of the next.
-    pub(super) fn expire(
-        &mut self,
-        owner: u8,
-        now: Instant,
-        touch: Option<Span>,
-        mut expired: impl FnMut(),
-    ) -> Instant {
+    /// Touches what is due on connection `owner`, or gives it up: says how many of the latter, and
+    /// when the next is due.
+    pub(super) fn expire(&mut self, owner: u8, now: Instant, touch: Option<Span>) -> (u16, Instant) {
+        let mut expired = 0u16;
         let mut next = Instant::NEVER;
         for at in 0..self.slots.len() as u16 {
             let Some(slot) = self.get_mut(at) else { continue };
@@ -404,10 +398,10 @@ impl<'a> Store<'a> {
                 next = next.min(slot.due);
                 continue;
             }
-            expired();
+            expired = expired.wrapping_add(1);
             self.give_up(at);
         }
-        next
+        (expired, next)
     }
 
     /// The message takes longer: nsqd has it in flight until `due`, or as long as it ever does.
@@ -453,6 +447,17 @@ impl<'a> Store<'a> {
         };
         let start = self.start(at);
         self.ring.get(start..start.saturating_add(len))
+    }
+
+    fn id(&self, at: u16) -> [u8; 16] {
+        self.piece(at, ID)
+    }
+
+    /// A piece of a message's head, `from` bytes from its start.
+    fn piece<const N: usize>(&self, at: u16, from: usize) -> [u8; N] {
+        let start = self.start(at).saturating_add(from);
+        let bytes = self.ring.get(start..).and_then(<[u8]>::first_chunk);
+        bytes.copied().unwrap_or([0; N])
     }
 
     fn start(&self, at: u16) -> usize {

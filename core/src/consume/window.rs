@@ -159,9 +159,9 @@ impl<'a> Window<'a> {
     }
 
     /// Answered, or no longer in flight for another reason.
-    pub(super) fn answered(&mut self, id: u8) {
+    pub(super) fn answered(&mut self, id: u8, messages: u16) {
         if let Some(share) = self.get(id) {
-            share.in_flight = share.in_flight.saturating_sub(1);
+            share.in_flight = share.in_flight.saturating_sub(messages);
         }
     }
 
@@ -412,10 +412,10 @@ mod tests {
         assert!(window.told(0, 2));
         window.settle(0);
         assert_eq!(tell(&mut window), [2, 0]);
-        window.answered(0);
+        window.answered(0, 1);
         assert_eq!(tell(&mut window), [2, 1]);
-        window.answered(0);
-        window.answered(0);
+        window.answered(0, 1);
+        window.answered(0, 1);
         assert_eq!(tell(&mut window), [2, 2]);
     }
 
@@ -448,7 +448,7 @@ mod tests {
             // The second is busy.
             if window.rdy(1) == 1 {
                 window.delivered(1);
-                window.answered(1);
+                window.answered(1, 1);
             }
             window.turn();
             tell(&mut window);
