@@ -213,10 +213,10 @@ impl Connection {
         }
     }
 
-    fn handshake(&mut self, now: Instant, config: &Config<'_>, state: ConnectionState) {
+    fn handshake(&mut self, shared: &Shared<'_>, state: ConnectionState) {
         self.handshake_at = 0;
         self.handshake_len = 0;
-        self.timers.set(Timer::Step, now.after(config.connect_timeout));
+        self.timers.set(Timer::Step, shared.after(shared.config.connect_timeout));
         self.set_state(state);
     }
 
@@ -293,29 +293,29 @@ impl ConnectionSession<'_, '_> {
     }
 
     /// Closes; [`receive`](Session::receive) says why.
-    fn fail(&mut self, now: Instant, fault: Fault) {
-        self.close(now, Closed::Fault(fault));
+    fn fail(&mut self, fault: Fault) {
+        self.close(Closed::Fault(fault));
     }
 
     /// Asks the driver to close the connection.
-    fn close(&mut self, now: Instant, why: Closed) {
+    fn close(&mut self, why: Closed) {
         self.connection.why = Some(why);
         self.connection.nop = false;
         if why != Closed::Local {
             self.connection.staged = self.connection.written;
         }
         self.connection.timers.stop_all();
-        let deadline = now.after(self.shared.config.close_timeout);
+        let deadline = self.shared.after(self.shared.config.close_timeout);
         self.connection.timers.set(Timer::Step, deadline);
         self.connection.set_state(ConnectionState::Closing);
-        self.land(now);
+        self.land();
     }
 
     /// Nothing is in flight any more.
-    fn land(&mut self, now: Instant) {
+    fn land(&mut self) {
         self.shared.store.forget(self.id);
         self.shared.window.leave(self.id);
-        self.shared.adjust(now);
+        self.shared.adjust();
     }
 
     /// Whether the seat is, or was, for somebody else.
@@ -325,7 +325,7 @@ impl ConnectionSession<'_, '_> {
     }
 
     /// Makes the connection follow its seat.
-    fn follow(&mut self, now: Instant) {
+    fn follow(&mut self) {
         if !self.is_stale() {
             return;
         }
@@ -341,7 +341,7 @@ impl ConnectionSession<'_, '_> {
                     self.connection.attempts = 1;
                     self.connection.timers.stop_all();
                     if wanted {
-                        self.connection.timers.set(Timer::Step, now);
+                        self.connection.timers.set(Timer::Step, self.shared.now);
                     }
                 }
                 let state =
@@ -352,13 +352,13 @@ impl ConnectionSession<'_, '_> {
             }
             ConnectionState::Ready => {
                 self.shared.window.retire(self.id);
-                self.shared.adjust(now);
+                self.shared.adjust();
                 if self.shared.stopping {
                     self.shared.store.recall(self.id, false);
                 }
-                let drain = now.after(self.shared.config.drain_timeout);
+                let drain = self.shared.after(self.shared.config.drain_timeout);
                 self.connection.timers.set(Timer::Step, drain);
-                self.connection.timers.set(Timer::Settle, now.after(SETTLE));
+                self.connection.timers.set(Timer::Settle, self.shared.after(SETTLE));
                 self.connection.set_state(ConnectionState::Draining);
             }
             // The link says that they are to be closed.
@@ -379,7 +379,7 @@ impl ConnectionSession<'_, '_> {
         }
     }
 
-    fn stage(&mut self, now: Instant) {
+    fn stage(&mut self) {
         self.connection.staged = 0;
         self.connection.written = 0;
         match self.connection.state {
@@ -392,7 +392,7 @@ impl ConnectionSession<'_, '_> {
                 }
             }
             ConnectionState::Ready | ConnectionState::Draining | ConnectionState::Leaving => {
-                self.stage_commands(now);
+                self.stage_commands();
             }
             ConnectionState::Unused
             | ConnectionState::Waiting
@@ -401,7 +401,7 @@ impl ConnectionSession<'_, '_> {
         }
     }
 
-    fn stage_commands(&mut self, now: Instant) {
+    fn stage_commands(&mut self) {
         let Self { connection, shared, id } = self;
         if connection.nop {
             connection.nop = false;
@@ -411,7 +411,7 @@ impl ConnectionSession<'_, '_> {
             if let Some(rdy) = shared.window.next(*id) {
                 connection.push(b"RDY", &[], Some(rdy.into()));
                 if shared.window.told(*id, rdy) {
-                    connection.timers.set(Timer::Settle, now.after(SETTLE));
+                    connection.timers.set(Timer::Settle, shared.after(SETTLE));
                 }
             }
         } else if connection.cls == Cls::Unsent {
@@ -425,14 +425,14 @@ impl ConnectionSession<'_, '_> {
             if answer == Answer::Touch {
                 shared.tally.touched = shared.tally.touched.saturating_add(1);
             } else {
-                shared.answered(now, *id);
+                shared.answered(*id);
             }
         }
-        self.leave_if_done(now);
+        self.leave_if_done();
     }
 
     /// Closes once nothing is in flight any more and nsqd has confirmed that nothing comes.
-    fn leave_if_done(&mut self, now: Instant) {
+    fn leave_if_done(&mut self) {
         let left = self.shared.window.in_flight(self.id) == 0;
         let done = match self.connection.state {
             ConnectionState::Draining => left && self.connection.cls == Cls::Confirmed,
@@ -440,25 +440,25 @@ impl ConnectionSession<'_, '_> {
             _ => false,
         };
         if done {
-            self.close(now, Closed::Local);
+            self.close(Closed::Local);
         }
     }
 
     #[inline(never)]
-    fn on_part(&mut self, now: Instant, part: FramePart<'_>) {
+    fn on_part(&mut self, part: FramePart<'_>) {
         if part.frame_type == FrameType::Message {
-            return self.on_message(now, part);
+            return self.on_message(part);
         }
         if part.first {
             if part.size > REPLY_MAX {
-                return self.fail(now, Fault::BadLength { len: part.size, max: REPLY_MAX });
+                return self.fail(Fault::BadLength { len: part.size, max: REPLY_MAX });
             }
             self.connection.text.clear();
             if part.frame_type == FrameType::Response
                 && self.connection.state == ConnectionState::Identifying
             {
                 if !self.connection.has_asked() {
-                    return self.fail(now, Fault::UnexpectedReply);
+                    return self.fail(Fault::UnexpectedReply);
                 }
                 self.connection.desk = Desk::Identifying(GrantedScanner::new());
             }
@@ -473,7 +473,7 @@ impl ConnectionSession<'_, '_> {
             return;
         }
         if part.frame_type == FrameType::Error {
-            return self.on_error(now);
+            return self.on_error();
         }
         if self.connection.text.as_slice() == v2::HEARTBEAT {
             self.shared.tally.heartbeats = self.shared.tally.heartbeats.saturating_add(1);
@@ -481,10 +481,10 @@ impl ConnectionSession<'_, '_> {
             self.prove_good();
             return;
         }
-        self.on_response(now)
+        self.on_response()
     }
 
-    fn on_response(&mut self, now: Instant) {
+    fn on_response(&mut self) {
         let config = self.shared.config;
         let asked = self.connection.has_asked();
         match self.connection.state {
@@ -494,7 +494,7 @@ impl ConnectionSession<'_, '_> {
                     Desk::Writing(_) => Err(Fault::BadIdentifyReply),
                 };
                 let Ok(negotiated) = answer else {
-                    return self.fail(now, Fault::BadIdentifyReply);
+                    return self.fail(Fault::BadIdentifyReply);
                 };
                 self.connection.msg_timeout = Span::from_millis(negotiated.msg_timeout_ms.max(1));
                 self.connection.max_msg_timeout =
@@ -503,43 +503,43 @@ impl ConnectionSession<'_, '_> {
                 let next = match (negotiated.auth_required, config.auth_secret) {
                     (false, _) => ConnectionState::Subscribing,
                     (true, Some(_)) => ConnectionState::Authenticating,
-                    (true, None) => return self.fail(now, Fault::AuthRequired),
+                    (true, None) => return self.fail(Fault::AuthRequired),
                 };
-                self.connection.handshake(now, config, next);
+                self.connection.handshake(self.shared, next);
             }
             ConnectionState::Authenticating if asked => {
-                self.connection.handshake(now, config, ConnectionState::Subscribing);
+                self.connection.handshake(self.shared, ConnectionState::Subscribing);
             }
             ConnectionState::Subscribing if asked && self.connection.text.as_slice() == v2::OK => {
-                self.on_ready(now);
+                self.on_ready();
             }
             ConnectionState::Draining | ConnectionState::Leaving
                 if self.connection.cls == Cls::Sent
                     && self.connection.text.as_slice() == v2::CLOSE_WAIT =>
             {
                 self.connection.cls = Cls::Confirmed;
-                self.leave_if_done(now);
+                self.leave_if_done();
             }
-            _ => return self.fail(now, Fault::UnexpectedReply),
+            _ => return self.fail(Fault::UnexpectedReply),
         }
     }
 
-    fn on_ready(&mut self, now: Instant) {
+    fn on_ready(&mut self) {
         self.shared.tally.connections = self.shared.tally.connections.saturating_add(1);
         self.connection.news = Some(News::Connected);
         self.connection.why = None;
-        self.hear(now);
+        self.hear();
         self.connection.set_state(ConnectionState::Ready);
         // Above what a share counts there is nothing to want.
         let cap = u16::try_from(self.connection.have).unwrap_or(u16::MAX);
         self.shared.window.join(self.id, cap);
-        self.shared.adjust(now);
+        self.shared.adjust();
     }
 
     /// Two intervals: nsqd's own rule for its clients.
-    fn hear(&mut self, now: Instant) {
+    fn hear(&mut self) {
         let silence = self.shared.config.heartbeat.as_millis().saturating_mul(2);
-        self.connection.timers.set(Timer::Step, now.after(Span::from_millis(silence)));
+        self.connection.timers.set(Timer::Step, self.shared.after(Span::from_millis(silence)));
     }
 
     /// nsqd does what it is there for: the next loss is followed by an immediate redial.
@@ -550,22 +550,22 @@ impl ConnectionSession<'_, '_> {
         }
     }
 
-    fn on_error(&mut self, now: Instant) {
+    fn on_error(&mut self) {
         let (code, _) = ErrorCode::parse(&self.connection.text);
         if code.is_fatal() || !self.connection.is_subscribed() {
-            return self.fail(now, Fault::Refused(code));
+            return self.fail(Fault::Refused(code));
         }
         // nsqd took the message back before the answer came.
         self.shared.tally.refused = self.shared.tally.refused.saturating_add(1);
     }
 
-    fn on_message(&mut self, now: Instant, part: FramePart<'_>) {
+    fn on_message(&mut self, part: FramePart<'_>) {
         if part.first {
             if !self.connection.is_subscribed() {
-                return self.fail(now, Fault::UnexpectedReply);
+                return self.fail(Fault::UnexpectedReply);
             }
             if part.size < MessageHead::LEN as u32 {
-                return self.fail(now, Fault::ShortMessage { len: part.size });
+                return self.fail(Fault::ShortMessage { len: part.size });
             }
             self.connection.have = 0;
             self.connection.text.clear();
@@ -585,17 +585,17 @@ impl ConnectionSession<'_, '_> {
         }
         if part.last {
             match self.connection.filling {
-                Filling::Slot(slot) => self.on_arrived(now, slot),
-                Filling::Skip(why) => self.on_skipped(now, why),
+                Filling::Slot(slot) => self.on_arrived(slot),
+                Filling::Skip(why) => self.on_skipped(why),
             }
         }
     }
 
-    fn on_arrived(&mut self, now: Instant, slot: u16) {
+    fn on_arrived(&mut self, slot: u16) {
         let shared = &mut *self.shared;
         shared.tally.received = shared.tally.received.saturating_add(1);
-        let end = now.after(self.connection.max_msg_timeout);
-        let due = now.after(self.connection.due_after(shared.config)).min(end);
+        let end = shared.after(self.connection.max_msg_timeout);
+        let due = shared.after(self.connection.due_after(shared.config)).min(end);
         if shared.store.arrived(slot, due, end) {
             shared.tally.timed_out = shared.tally.timed_out.saturating_add(1);
             shared.window.answered(self.id, 1);
@@ -605,12 +605,12 @@ impl ConnectionSession<'_, '_> {
             shared.store.recall(self.id, false);
         }
         // It may have taken more than its part.
-        shared.adjust(now);
+        shared.adjust();
         shared.changed();
     }
 
     /// A message had no room: it is answered at once, if there is room for that.
-    fn on_skipped(&mut self, now: Instant, why: NoRoom) {
+    fn on_skipped(&mut self, why: NoRoom) {
         let shared = &mut *self.shared;
         let Some((head, _)) = MessageHead::parse(&self.connection.text) else { return };
         let config = shared.config;
@@ -637,24 +637,24 @@ impl ConnectionSession<'_, '_> {
             // nsqd takes it back when its time is up.
             shared.tally.unanswered = shared.tally.unanswered.saturating_add(1);
         }
-        shared.answered(now, self.id);
-        self.leave_if_done(now);
+        shared.answered(self.id);
+        self.leave_if_done();
     }
 
     /// The seat's nsqd did not come up, or broke.
-    fn wait(&mut self, now: Instant) {
+    fn wait(&mut self) {
         let mut backoff = self.shared.config.backoff().resume(self.connection.attempts);
         let delay = backoff.next_delay(&mut self.shared.jitter);
         self.connection.attempts = backoff.attempts();
         let fails = self.connection.attempts > 2;
-        self.connection.timers.set(Timer::Step, now.after(delay));
+        self.connection.timers.set(Timer::Step, self.shared.after(delay));
         self.connection.set_state(ConnectionState::Waiting);
         if let Some(seat) = self.shared.directory.seat_mut(self.id) {
             seat.busy = false;
             if fails && !seat.fails {
                 seat.fails = true;
-                self.shared.offers = now;
-                self.shared.go_round(now);
+                self.shared.offers = self.shared.now;
+                self.shared.go_round();
             }
         }
     }
@@ -699,7 +699,8 @@ impl Session for ConnectionSession<'_, '_> {
     }
 
     fn dial(&mut self, now: Instant) -> Option<&Address> {
-        self.follow(now);
+        self.shared.now = now;
+        self.follow();
         if self.connection.state != ConnectionState::Waiting
             || !self.connection.timers.expired(Timer::Step, now)
         {
@@ -707,12 +708,13 @@ impl Session for ConnectionSession<'_, '_> {
         }
         self.shared.directory.address(self.id)?;
         self.set_busy(true);
-        self.connection.handshake(now, self.shared.config, ConnectionState::Dialing);
+        self.connection.handshake(self.shared, ConnectionState::Dialing);
         self.shared.directory.address(self.id)
     }
 
     fn open(&mut self, now: Instant) {
-        self.land(now);
+        self.shared.now = now;
+        self.land();
         let connection = &mut *self.connection;
         connection.frames = FrameDecoder::new(u32::MAX);
         connection.text.clear();
@@ -721,20 +723,24 @@ impl Session for ConnectionSession<'_, '_> {
         connection.staged = 0;
         connection.written = 0;
         connection.timers.stop_all();
-        connection.handshake(now, self.shared.config, ConnectionState::Identifying);
+        connection.handshake(self.shared, ConnectionState::Identifying);
         self.set_busy(true);
     }
 
     fn receive(&mut self, now: Instant, bytes: &[u8]) -> Result<(), Fault> {
+        self.shared.now = now;
         let mut input = bytes;
         if self.connection.state == ConnectionState::Ready {
-            self.hear(now);
+            self.hear();
+        }
+        if !self.connection.is_up() {
+            return Ok(());
         }
         while self.connection.is_up() {
             match self.connection.frames.next(&mut input) {
-                Ok(Some(part)) => self.on_part(now, part),
+                Ok(Some(part)) => self.on_part(part),
                 Ok(None) => return Ok(()),
-                Err(fault) => self.fail(now, fault),
+                Err(fault) => self.fail(fault),
             }
         }
         match self.connection.why {
@@ -746,9 +752,10 @@ impl Session for ConnectionSession<'_, '_> {
     }
 
     fn transmit(&mut self, now: Instant) -> Transmit<'_> {
+        self.shared.now = now;
         if !self.connection.is_writing() {
-            self.follow(now);
-            self.stage(now);
+            self.follow();
+            self.stage();
         }
         let pending = self.connection.written.into()..self.connection.staged.into();
         let head = match &self.connection.desk {
@@ -773,8 +780,9 @@ impl Session for ConnectionSession<'_, '_> {
     }
 
     fn tick(&mut self, now: Instant) {
-        self.shared.tick(now);
-        self.follow(now);
+        self.shared.now = now;
+        self.shared.tick();
+        self.follow();
         if self.connection.timers.expired(Timer::Settle, now) {
             self.shared.window.settle(self.id);
             self.shared.changed();
@@ -786,7 +794,7 @@ impl Session for ConnectionSession<'_, '_> {
             shared.tally.timed_out = shared.tally.timed_out.saturating_add(expired.into());
             shared.window.answered(*id, expired);
             connection.timers.set(Timer::Due, next);
-            shared.adjust(now);
+            shared.adjust();
             shared.changed();
         }
         match self.connection.state {
@@ -796,28 +804,29 @@ impl Session for ConnectionSession<'_, '_> {
             _ => {}
         }
         match self.connection.state {
-            ConnectionState::Dialing => self.close(now, Closed::Dial(DialError::TimedOut)),
+            ConnectionState::Dialing => self.close(Closed::Dial(DialError::TimedOut)),
             ConnectionState::Identifying
             | ConnectionState::Authenticating
             | ConnectionState::Subscribing => {
-                self.close(now, Closed::Fault(Fault::TimedOut(Awaited::Handshake)));
+                self.close(Closed::Fault(Fault::TimedOut(Awaited::Handshake)));
             }
             ConnectionState::Ready => {
-                self.close(now, Closed::Fault(Fault::TimedOut(Awaited::Heartbeat)));
+                self.close(Closed::Fault(Fault::TimedOut(Awaited::Heartbeat)));
             }
             ConnectionState::Draining => {
                 self.shared.store.recall(self.id, true);
-                let leave = now.after(self.shared.config.close_timeout);
+                let leave = self.shared.after(self.shared.config.close_timeout);
                 self.connection.timers.set(Timer::Step, leave);
                 self.connection.set_state(ConnectionState::Leaving);
                 self.shared.changed();
             }
-            ConnectionState::Leaving => self.close(now, Closed::Local),
+            ConnectionState::Leaving => self.close(Closed::Local),
             ConnectionState::Closing | ConnectionState::Unused | ConnectionState::Waiting => {}
         }
     }
 
     fn closed(&mut self, now: Instant, why: Closed) {
+        self.shared.now = now;
         let why = match self.connection.state {
             ConnectionState::Unused | ConnectionState::Waiting => return,
             // What the session itself had against the connection is the better reason.
@@ -830,15 +839,15 @@ impl Session for ConnectionSession<'_, '_> {
         self.connection.written = 0;
         self.connection.timers.stop_all();
         self.connection.news = Some(News::Disconnected);
-        self.land(now);
+        self.land();
         if why != Closed::Local {
             self.shared.tally.failures = self.shared.tally.failures.saturating_add(1);
         }
         if self.is_stale() {
             self.connection.set_state(ConnectionState::Waiting);
-            self.follow(now);
+            self.follow();
         } else {
-            self.wait(now);
+            self.wait();
         }
         self.shared.changed();
     }

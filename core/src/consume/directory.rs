@@ -118,15 +118,7 @@ impl<'a> Directory<'a> {
                 seat.order = order;
             }
         }
-        Self {
-            seats,
-            given,
-            found: &mut [],
-            cursor: 0,
-            next: None,
-            order,
-            rotates: Instant::NEVER,
-        }
+        Self { seats, given, found: &mut [], cursor: 0, next: None, order, rotates: Instant::NEVER }
     }
 
     pub(super) fn seat(&self, id: u8) -> Option<&Seat> {

@@ -386,6 +386,9 @@ struct Shared<'a> {
     flow: Flow,
     config: &'a Config<'a>,
     version: u32,
+    /// The time of the call. Here rather than handed on: it takes two registers of the four that
+    /// there are for arguments.
+    now: Instant,
     jitter: Jitter,
     window: Window<'a>,
     store: Store<'a>,
@@ -394,7 +397,7 @@ struct Shared<'a> {
     offers: Instant,
     /// What [`go_round`](Self::go_round) does. Behind a pointer that is set only if the nsqds may be
     /// others than those that have a seat from the start: what is not used is not linked.
-    rounds: fn(&mut Self, Instant),
+    rounds: fn(&mut Self),
     directory: Directory<'a>,
     /// The given addresses, as a source.
     given: Round,
@@ -443,7 +446,7 @@ impl<'a> Consumer<'a> {
                 directory: Directory::new(seats, nsqds),
                 given: Round::NONE,
                 offers: Instant::NEVER,
-                rounds: |_, _| {},
+                rounds: |_| {},
                 window: Window::new(shares),
                 store: Store::new(slots, ring, unit),
                 flow: Flow::new(config.max_in_flight),
@@ -453,9 +456,10 @@ impl<'a> Consumer<'a> {
                 given_up: None,
                 stopping: false,
                 version: 0,
+                now: Instant::ZERO,
             },
         };
-        consumer.shared.adjust(Instant::ZERO);
+        consumer.shared.adjust();
         consumer
     }
 
@@ -464,7 +468,7 @@ impl<'a> Consumer<'a> {
     pub(crate) fn take_turns(&mut self) {
         self.shared.rounds = Shared::offer_and_leave;
         self.shared.offers = Instant::ZERO;
-        self.shared.go_round(Instant::ZERO);
+        self.shared.go_round();
     }
 
     /// Asks these nsqlookupds as well, at their HTTP ports (4161), and connects to what they list.
@@ -540,6 +544,7 @@ impl<'a> Consumer<'a> {
     #[inline(never)]
     pub(crate) fn take_with_head(&mut self, now: Instant) -> Option<(Delivery, MessageHead)> {
         let shared = &mut self.shared;
+        shared.now = now;
         loop {
             let token = shared.store.take()?;
             let Some(head) = shared.store.message(token).map(|message| message.head) else {
@@ -550,7 +555,7 @@ impl<'a> Consumer<'a> {
                 return Some((Delivery { token, exhausted }, head));
             }
             shared.give_up(&head);
-            let _ = shared.answer(now, token, Answer::Finish);
+            let _ = shared.answer(token, Answer::Finish);
         }
     }
 
@@ -562,11 +567,12 @@ impl<'a> Consumer<'a> {
     /// The message is done (FIN). While backing off, that is a success.
     pub fn finish(&mut self, now: Instant, token: Token) -> Result<(), AnswerError> {
         let shared = &mut self.shared;
-        shared.answer(now, token, Answer::Finish)?;
+        shared.now = now;
+        shared.answer(token, Answer::Finish)?;
         shared.tally.finished = shared.tally.finished.saturating_add(1);
         let Config { backoff_base, backoff_cap, .. } = *shared.config;
         let wait = shared.flow.succeeded(backoff_base, backoff_cap, &mut shared.jitter);
-        shared.back_off(now, wait);
+        shared.back_off(wait);
         Ok(())
     }
 
@@ -583,7 +589,7 @@ impl<'a> Consumer<'a> {
         let shared = &mut self.shared;
         let Config { backoff_base, backoff_cap, .. } = *shared.config;
         let wait = shared.flow.failed(backoff_base, backoff_cap, &mut shared.jitter);
-        shared.back_off(now, wait);
+        shared.back_off(wait);
         Ok(())
     }
 
@@ -595,6 +601,7 @@ impl<'a> Consumer<'a> {
         delay: Option<Span>,
     ) -> Result<(), AnswerError> {
         let shared = &mut self.shared;
+        shared.now = now;
         let delay = match delay {
             Some(delay) => delay.as_millis(),
             None => {
@@ -602,7 +609,7 @@ impl<'a> Consumer<'a> {
                 shared.config.requeue_delay(message.head.attempts)
             }
         };
-        shared.answer(now, token, Answer::Requeue(delay))?;
+        shared.answer(token, Answer::Requeue(delay))?;
         shared.tally.requeued = shared.tally.requeued.saturating_add(1);
         Ok(())
     }
@@ -610,10 +617,11 @@ impl<'a> Consumer<'a> {
     /// The message takes longer (TOUCH): nsqd waits anew, but never longer than its
     /// `--max-msg-timeout` in all.
     pub fn touch(&mut self, now: Instant, token: Token) -> Result<(), AnswerError> {
-        self.shared.answer(now, token, Answer::Touch)?;
+        self.shared.now = now;
+        self.shared.answer(token, Answer::Touch)?;
         let owner = self.shared.store.owner(token);
         if let Some(connection) = self.connections.get(usize::from(owner)) {
-            let due = now.after(connection.due_after(self.shared.config));
+            let due = self.shared.after(connection.due_after(self.shared.config));
             self.shared.store.prolong(token, due);
         }
         Ok(())
@@ -621,15 +629,17 @@ impl<'a> Consumer<'a> {
 
     /// Asks for no more messages; what is in flight goes on.
     pub fn pause(&mut self, now: Instant) {
+        self.shared.now = now;
         self.shared.flow.set_paused(true);
-        self.shared.adjust(now);
+        self.shared.adjust();
         self.shared.changed();
     }
 
     /// Asks for messages again.
     pub fn resume(&mut self, now: Instant) {
+        self.shared.now = now;
         self.shared.flow.set_paused(false);
-        self.shared.adjust(now);
+        self.shared.adjust();
         self.shared.changed();
     }
 
@@ -640,8 +650,9 @@ impl<'a> Consumer<'a> {
 
     /// Another [`Config::max_in_flight`] from now on.
     pub fn set_max_in_flight(&mut self, now: Instant, max: u16) {
+        self.shared.now = now;
         self.shared.flow.set_max(max);
-        self.shared.adjust(now);
+        self.shared.adjust();
         self.shared.changed();
     }
 
@@ -744,13 +755,13 @@ impl Shared<'_> {
     }
 
     /// Makes the window as large as it is to be now.
-    fn adjust(&mut self, now: Instant) {
+    fn adjust(&mut self) {
         self.window.set_limit(self.flow.limit(self.store.capacity()));
         if !self.window.takes_turns() {
             self.timers.stop(Timer::Turn);
         } else if !self.timers.is_set(Timer::Turn) {
             let interval = self.jitter.around(self.config.redistribute).max(Span::from_millis(1));
-            self.timers.set(Timer::Turn, now.after(interval));
+            self.timers.set(Timer::Turn, self.after(interval));
         }
         if self.window.is_short() {
             self.changed();
@@ -758,27 +769,27 @@ impl Shared<'_> {
     }
 
     /// A message is no longer in flight.
-    fn answered(&mut self, now: Instant, id: u8) {
+    fn answered(&mut self, id: u8) {
         self.window.answered(id, 1);
-        self.adjust(now);
+        self.adjust();
     }
 
-    fn answer(&mut self, now: Instant, token: Token, answer: Answer) -> Result<(), AnswerError> {
+    fn answer(&mut self, token: Token, answer: Answer) -> Result<(), AnswerError> {
         let answered = self.store.answer(token, answer);
         if answered == Err(AnswerError::Late) {
             self.tally.late = self.tally.late.saturating_add(1);
             // Its slot may be free now.
-            self.adjust(now);
+            self.adjust();
         }
         self.changed();
         answered
     }
 
-    fn back_off(&mut self, now: Instant, wait: Option<Span>) {
+    fn back_off(&mut self, wait: Option<Span>) {
         if let Some(wait) = wait {
-            self.timers.set(Timer::Probe, now.after(wait));
+            self.timers.set(Timer::Probe, self.after(wait));
         }
-        self.adjust(now);
+        self.adjust();
     }
 
     fn give_up(&mut self, head: &MessageHead) {
@@ -787,23 +798,25 @@ impl Shared<'_> {
     }
 
     /// Somebody lists an nsqd.
-    fn offer(&mut self, now: Instant, source: u8, round: &mut Round, address: &Address) {
-        if !self.stopping && self.directory.offer(now, self.config.rotate, source, round, address) {
+    fn offer(&mut self, source: u8, round: &mut Round, address: &Address) {
+        if !self.stopping
+            && self.directory.offer(self.now, self.config.rotate, source, round, address)
+        {
             self.changed();
         }
     }
 
     /// Looks whether a seat is to be somebody else's.
-    fn go_round(&mut self, now: Instant) {
-        (self.rounds)(self, now);
+    fn go_round(&mut self) {
+        (self.rounds)(self);
     }
 
     /// Offers the given addresses if it is time, and gives up the seats whose time is over.
-    fn offer_and_leave(&mut self, now: Instant) {
-        if self.offers <= now {
-            self.offer_given(now);
+    fn offer_and_leave(&mut self) {
+        if self.offers <= self.now {
+            self.offer_given();
         }
-        let (left, next) = self.directory.leave(now);
+        let (left, next) = self.directory.leave(self.now);
         if left {
             self.changed();
         }
@@ -811,9 +824,9 @@ impl Shared<'_> {
     }
 
     /// Offers the given addresses.
-    fn offer_given(&mut self, now: Instant) {
-        let Self { directory, given, config, .. } = self;
-        let changed = !self.stopping && directory.offer_given(now, config.rotate, given);
+    fn offer_given(&mut self) {
+        let Self { directory, given, config, now, .. } = self;
+        let changed = !self.stopping && directory.offer_given(*now, config.rotate, given);
         self.offers = if given.unserved == 0 || self.stopping {
             Instant::NEVER
         } else {
@@ -826,24 +839,29 @@ impl Shared<'_> {
         }
     }
 
+    /// A time from now.
+    fn after(&self, span: Span) -> Instant {
+        self.now.after(span)
+    }
+
     fn deadline(&self) -> Instant {
         self.timers.next()
     }
 
     /// Time passed.
-    fn tick(&mut self, now: Instant) {
-        if self.timers.expired(Timer::Probe, now) {
+    fn tick(&mut self) {
+        if self.timers.expired(Timer::Probe, self.now) {
             self.flow.probe();
-            self.adjust(now);
+            self.adjust();
             self.changed();
         }
-        if self.timers.expired(Timer::Turn, now) {
+        if self.timers.expired(Timer::Turn, self.now) {
             self.window.turn();
-            self.adjust(now);
+            self.adjust();
             self.changed();
         }
-        if self.timers.expired(Timer::Seats, now) {
-            self.go_round(now);
+        if self.timers.expired(Timer::Seats, self.now) {
+            self.go_round();
         }
     }
 }

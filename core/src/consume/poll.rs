@@ -239,7 +239,7 @@ impl LookupdSession<'_, '_> {
             if whole {
                 producers.count = producers.count.saturating_add(1);
                 if let Some(address) = producers.address() {
-                    self.shared.offer(now, self.source, &mut self.lookupd.round, &address);
+                    self.shared.offer(self.source, &mut self.lookupd.round, &address);
                 }
             }
         }
@@ -259,7 +259,7 @@ impl LookupdSession<'_, '_> {
         if lookupd.producers.count > 0 {
             let super::Config { rotate, grace, .. } = *self.shared.config;
             self.shared.directory.end(now, rotate, grace, self.source, &mut lookupd.round);
-            self.shared.go_round(now);
+            self.shared.go_round();
         } else {
             lookupd.round = Round::NONE;
         }
@@ -318,6 +318,7 @@ impl Session for LookupdSession<'_, '_> {
     }
 
     fn receive(&mut self, now: Instant, bytes: &[u8]) -> Result<(), Fault> {
+        self.shared.now = now;
         let mut input = bytes;
         while self.lookupd.state == LookupdState::Asking {
             let body = match self.lookupd.http.next(&mut input) {
@@ -384,6 +385,7 @@ impl Session for LookupdSession<'_, '_> {
     }
 
     fn closed(&mut self, now: Instant, why: Closed) {
+        self.shared.now = now;
         if self.lookupd.state == LookupdState::Asking && why == Closed::Peer {
             // That may be the end of the answer.
             let _ = match self.lookupd.http.finish() {

@@ -200,6 +200,7 @@ impl<'a> Store<'a> {
 
     /// Gives up an earlier delivery of a message on the same connection. Its answer would be taken
     /// for that of the new one.
+    #[inline(never)]
     fn supersede(&mut self, new: u16) -> bool {
         let (owner, id) = match self.slots.get(usize::from(new)) {
             Some(slot) if u16::from_be_bytes(self.piece(new, ATTEMPTS)) > 1 => {
@@ -379,7 +380,12 @@ impl<'a> Store<'a> {
 
     /// Touches what is due on connection `owner`, or gives it up: says how many of the latter, and
     /// when the next is due.
-    pub(super) fn expire(&mut self, owner: u8, now: Instant, touch: Option<Span>) -> (u16, Instant) {
+    pub(super) fn expire(
+        &mut self,
+        owner: u8,
+        now: Instant,
+        touch: Option<Span>,
+    ) -> (u16, Instant) {
         let mut expired = 0u16;
         let mut next = Instant::NEVER;
         for at in 0..self.slots.len() as u16 {

@@ -10,7 +10,8 @@ use super::shared::{self, Cell, InTurn, Place, Shared};
 use super::{Dialer, Sleep, drive, poll_apart};
 use crate::address::Address;
 use crate::consume::{
-    AnswerError, Config, ConfigError, Consumer, Counters, Delivery, Discovery, Event, Storage, Tables,
+    AnswerError, Config, ConfigError, Consumer, Counters, Delivery, Discovery, Event, Storage,
+    Tables,
 };
 use crate::session::Session;
 use crate::time::Span;
@@ -288,9 +289,7 @@ impl<'a, M: RawMutex, S: Sleep> Message<'a, M, S> {
     ) -> Result<(), AnswerError> {
         self.answered = true;
         let delivery = self.delivery;
-        self.shared
-            .change(|consumer| f(consumer, &delivery))
-            .unwrap_or(Err(AnswerError::Unknown))
+        self.shared.change(|consumer| f(consumer, &delivery)).unwrap_or(Err(AnswerError::Unknown))
     }
 }
 

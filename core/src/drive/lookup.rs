@@ -158,10 +158,7 @@ impl<'a, M: RawMutex, S: Sleep, const PEERS: usize, const TOPICS: usize, const C
         &self,
         mut f: impl FnMut(&mut Lookup<'a, PEERS, TOPICS, CHANNELS>) -> Option<R>,
     ) -> R {
-        poll_fn(|cx| {
-            self.shared.poll_wait(cx.waker(), &mut Place::None, &mut f)
-        })
-        .await
+        poll_fn(|cx| self.shared.poll_wait(cx.waker(), &mut Place::None, &mut f)).await
     }
 
     fn change<R>(

@@ -124,11 +124,9 @@ impl<'a, M: RawMutex> Handle<'a, M> {
     ) -> impl Future<Output = Result<Ticket, PublishError>> + use<'a, 't, 'b, M> {
         let mut wait = InTurn::new(self.shared);
         poll_fn(move |cx| {
-            wait.poll_wait(cx.waker(), |publisher| {
-                match publisher.offer(topic, body, options) {
-                    Err(PublishError::Full) => None,
-                    taken => Some(taken),
-                }
+            wait.poll_wait(cx.waker(), |publisher| match publisher.offer(topic, body, options) {
+                Err(PublishError::Full) => None,
+                taken => Some(taken),
             })
         })
     }

@@ -139,11 +139,7 @@ struct Hub {
 
 impl Hub {
     const fn new() -> Self {
-        Self {
-            runner: WakerRegistration::new(),
-            waiters: Waiters(Vec::new()),
-            queue: Queue::new(),
-        }
+        Self { runner: WakerRegistration::new(), waiters: Waiters(Vec::new()), queue: Queue::new() }
     }
 
     /// There is news for those who wait.
