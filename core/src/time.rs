@@ -296,13 +296,7 @@ impl<T: TimerId, const N: usize> Timers<T, N> {
 
     /// The earliest deadline; [`Instant::NEVER`] if none runs.
     pub fn next(&self) -> Instant {
-        let mut next = Instant::NEVER;
-        for at in &self.deadlines {
-            if *at < next {
-                next = *at;
-            }
-        }
-        next
+        earliest(&self.deadlines)
     }
 
     /// Which timer is the earliest: the reason of the next wakeup.
@@ -316,6 +310,18 @@ impl<T: TimerId, const N: usize> Timers<T, N> {
     pub fn get(&self, timer: T) -> Instant {
         self.deadlines.get(timer.index()).copied().unwrap_or(Instant::NEVER)
     }
+}
+
+/// One copy, whoever asks.
+#[inline(never)]
+fn earliest(deadlines: &[Instant]) -> Instant {
+    let mut next = Instant::NEVER;
+    for at in deadlines {
+        if *at < next {
+            next = *at;
+        }
+    }
+    next
 }
 
 /// Makes a deadline that has come "never" and says true. One copy: 64 bits are compared in several

@@ -3,14 +3,12 @@
 use core::convert::Infallible;
 use core::fmt;
 
-use embedded_io::Write;
-
 use super::LOOKUPDS_MAX;
 use crate::name::{ChannelName, TopicName};
 use crate::time::{Backoff, Span};
 use crate::wire::Window;
 use crate::wire::v2::MessageHead;
-use crate::wire::v2::hello::{self, Hello};
+use crate::wire::v2::hello::Hello;
 
 /// The fewest ring bytes for each message in flight: its head and a short body.
 pub const SLOT_MIN: usize = MessageHead::LEN + 6;
@@ -192,23 +190,18 @@ impl Config<'_> {
 
     /// What a connection begins with.
     pub(super) fn emit_identify(&self, w: &mut Window<'_>) -> Result<(), Infallible> {
+        let sample_rate = (self.sample_rate > 0).then_some(self.sample_rate.into());
         let hello = Hello {
             client_id: self.client_id,
             hostname: self.hostname,
             user_agent: self.user_agent,
             heartbeat_ms: self.heartbeat.as_millis(),
+            more: &[
+                (",\"msg_timeout\":", self.msg_timeout.map(Span::as_millis)),
+                (",\"sample_rate\":", sample_rate),
+            ],
         };
-        hello.emit(w, |w| {
-            if let Some(timeout) = self.msg_timeout {
-                w.write_all(b",\"msg_timeout\":")?;
-                hello::emit_number(w, timeout.as_millis())?;
-            }
-            if self.sample_rate > 0 {
-                w.write_all(b",\"sample_rate\":")?;
-                hello::emit_number(w, self.sample_rate.into())?;
-            }
-            Ok(())
-        })
+        hello.emit(w)
     }
 
     /// Checks what nsqd would refuse later, and the storage.

@@ -7,7 +7,9 @@ use heapless::Vec;
 use super::config::{Exhausted, TooLarge};
 use super::store::{Answer, NoRoom};
 use super::window::SETTLE;
-use super::{Config, ConnectionEvent, ConnectionState, ConnectionStatus, DETAIL_MAX, Shared};
+use super::{
+    Config, ConnectionEvent, ConnectionState, ConnectionStatus, DETAIL_MAX, Shared, count,
+};
 use crate::address::Address;
 use crate::macros::trace_state;
 use crate::session::{Awaited, Closed, DialError, Fault, Link, Session, Transmit, keep};
@@ -423,7 +425,7 @@ impl ConnectionSession<'_, '_> {
         {
             connection.push_answer(&message, answer);
             if answer == Answer::Touch {
-                shared.tally.touched = shared.tally.touched.saturating_add(1);
+                count(&mut shared.tally.touched);
             } else {
                 shared.answered(*id);
             }
@@ -476,7 +478,7 @@ impl ConnectionSession<'_, '_> {
             return self.on_error();
         }
         if self.connection.text.as_slice() == v2::HEARTBEAT {
-            self.shared.tally.heartbeats = self.shared.tally.heartbeats.saturating_add(1);
+            count(&mut self.shared.tally.heartbeats);
             self.connection.nop = true;
             self.prove_good();
             return;
@@ -525,7 +527,7 @@ impl ConnectionSession<'_, '_> {
     }
 
     fn on_ready(&mut self) {
-        self.shared.tally.connections = self.shared.tally.connections.saturating_add(1);
+        count(&mut self.shared.tally.connections);
         self.connection.news = Some(News::Connected);
         self.connection.why = None;
         self.hear();
@@ -556,7 +558,7 @@ impl ConnectionSession<'_, '_> {
             return self.fail(Fault::Refused(code));
         }
         // nsqd took the message back before the answer came.
-        self.shared.tally.refused = self.shared.tally.refused.saturating_add(1);
+        count(&mut self.shared.tally.refused);
     }
 
     fn on_message(&mut self, part: FramePart<'_>) {
@@ -597,7 +599,7 @@ impl ConnectionSession<'_, '_> {
         let end = shared.after(self.connection.max_msg_timeout);
         let due = shared.after(self.connection.due_after(shared.config)).min(end);
         if shared.store.arrived(slot, due, end) {
-            shared.tally.timed_out = shared.tally.timed_out.saturating_add(1);
+            count(&mut shared.tally.timed_out);
             shared.window.answered(self.id, 1);
         }
         self.connection.due_by(due);
@@ -616,9 +618,9 @@ impl ConnectionSession<'_, '_> {
         let config = shared.config;
         let mut answer = Answer::Requeue(NO_ROOM_DELAY);
         match why {
-            NoRoom::Now => shared.tally.no_room = shared.tally.no_room.saturating_add(1),
+            NoRoom::Now => count(&mut shared.tally.no_room),
             NoRoom::Ever => {
-                shared.tally.too_large = shared.tally.too_large.saturating_add(1);
+                count(&mut shared.tally.too_large);
                 let exhausted =
                     config.is_exhausted(head.attempts) && config.exhausted == Exhausted::Finish;
                 if exhausted {
@@ -635,7 +637,7 @@ impl ConnectionSession<'_, '_> {
             self.connection.push_answer(&head.id.0, answer);
         } else {
             // nsqd takes it back when its time is up.
-            shared.tally.unanswered = shared.tally.unanswered.saturating_add(1);
+            count(&mut shared.tally.unanswered);
         }
         shared.answered(self.id);
         self.leave_if_done();
@@ -841,7 +843,7 @@ impl Session for ConnectionSession<'_, '_> {
         self.connection.news = Some(News::Disconnected);
         self.land();
         if why != Closed::Local {
-            self.shared.tally.failures = self.shared.tally.failures.saturating_add(1);
+            count(&mut self.shared.tally.failures);
         }
         if self.is_stale() {
             self.connection.set_state(ConnectionState::Waiting);

@@ -565,6 +565,7 @@ impl<'a> Consumer<'a> {
     }
 
     /// The message is done (FIN). While backing off, that is a success.
+    #[inline(never)]
     pub fn finish(&mut self, now: Instant, token: Token) -> Result<(), AnswerError> {
         let shared = &mut self.shared;
         shared.now = now;
@@ -749,6 +750,12 @@ impl<'a> Consumer<'a> {
     }
 }
 
+/// Counts one more: a function of its own, since there are so many of them.
+#[inline(never)]
+fn count(counter: &mut u32) {
+    *counter = counter.saturating_add(1);
+}
+
 impl Shared<'_> {
     fn changed(&mut self) {
         self.version = self.version.wrapping_add(1);
@@ -777,7 +784,7 @@ impl Shared<'_> {
     fn answer(&mut self, token: Token, answer: Answer) -> Result<(), AnswerError> {
         let answered = self.store.answer(token, answer);
         if answered == Err(AnswerError::Late) {
-            self.tally.late = self.tally.late.saturating_add(1);
+            count(&mut self.tally.late);
             // Its slot may be free now.
             self.adjust();
         }
@@ -793,7 +800,7 @@ impl Shared<'_> {
     }
 
     fn give_up(&mut self, head: &MessageHead) {
-        self.tally.given_up = self.tally.given_up.saturating_add(1);
+        count(&mut self.tally.given_up);
         self.given_up = Some((head.id, head.attempts));
     }
 

@@ -6,7 +6,7 @@
 use core::convert::Infallible;
 
 use super::directory::Round;
-use super::{LookupdEvent, LookupdState, LookupdStatus, Shared};
+use super::{LookupdEvent, LookupdState, LookupdStatus, Shared, count};
 use crate::address::{Address, HOST_MAX};
 use crate::macros::trace_state;
 use crate::session::{Awaited, Closed, DialError, Fault, Link, Session, Transmit};
@@ -263,7 +263,7 @@ impl LookupdSession<'_, '_> {
         } else {
             lookupd.round = Round::NONE;
         }
-        self.shared.tally.lookups = self.shared.tally.lookups.saturating_add(1);
+        count(&mut self.shared.tally.lookups);
         lookupd.backoff.skip_immediate();
         lookupd.close(now, Closed::Local, self.shared.config.close_timeout);
         self.shared.changed();
@@ -409,7 +409,7 @@ impl Session for LookupdSession<'_, '_> {
             lookupd.backoff.skip_immediate();
             shared.jitter.around(shared.config.lookup_interval).max(Span::from_millis(1))
         } else {
-            shared.tally.lookups_failed = shared.tally.lookups_failed.saturating_add(1);
+            count(&mut shared.tally.lookups_failed);
             lookupd.backoff.next_delay(&mut shared.jitter)
         };
         lookupd.step = now.after(delay);

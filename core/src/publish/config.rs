@@ -125,8 +125,9 @@ impl Config<'_> {
             hostname: self.hostname,
             user_agent: self.user_agent,
             heartbeat_ms: self.heartbeat.as_millis(),
+            more: &[],
         };
-        hello.emit(w, |_| Ok(()))
+        hello.emit(w)
     }
 
     pub(super) fn emit_auth(&self, w: &mut Window<'_>) -> Result<(), Infallible> {
