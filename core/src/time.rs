@@ -267,6 +267,10 @@ impl<T: TimerId, const N: usize> Timers<T, N> {
         Self { deadlines: [Instant::NEVER; N], _ids: core::marker::PhantomData }
     }
 
+    /// As memory comes; for [`stop_all`](Self::stop_all) to make something of.
+    pub(crate) const ZERO: Self =
+        Self { deadlines: [Instant::ZERO; N], _ids: core::marker::PhantomData };
+
     /// Starts or moves a timer.
     pub fn set(&mut self, timer: T, at: Instant) {
         if let Some(slot) = self.deadlines.get_mut(timer.index()) {

@@ -53,14 +53,14 @@ pub(super) struct Connection {
     handshake_len: u16,
     /// The message being received: where to, and how much of it is there.
     filling: Filling,
-    news: Option<News>,
+    news: News,
     have: u32,
     timers: Timers<Timer, 3>,
     msg_timeout: Span,
     max_msg_timeout: Span,
     frames: FrameDecoder,
     /// Why it is closing, or was closed last.
-    why: Option<Closed>,
+    why: Why,
     /// What nsqd says in the frame being read, as far as it matters: of a message that is skipped
     /// its head. An error's stays.
     text: Vec<u8, DETAIL_MAX, u8>,
@@ -77,6 +77,7 @@ enum Filling {
 
 /// What is written, or the answer to IDENTIFY, which is read when nothing is.
 #[derive(Debug)]
+#[repr(u8)]
 enum Desk {
     Writing([u8; STAGING]),
     Identifying(GrantedScanner),
@@ -94,6 +95,23 @@ impl Desk {
     }
 }
 
+/// An `Option<Closed>` of which `None` is zero.
+#[derive(Debug, Clone, Copy)]
+#[repr(u8)]
+enum Why {
+    None,
+    Closed(Closed),
+}
+
+impl Why {
+    fn get(self) -> Option<Closed> {
+        match self {
+            Self::None => None,
+            Self::Closed(why) => Some(why),
+        }
+    }
+}
+
 /// How far leaving nsqd has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Cls {
@@ -105,6 +123,7 @@ enum Cls {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum News {
+    None,
     Connected,
     Disconnected,
 }
@@ -129,28 +148,33 @@ impl TimerId for Timer {
 }
 
 impl Connection {
-    /// For storage.
+    /// For storage, before [`set_up`](Self::set_up): all of it is zero, so that no image of it is in
+    /// flash.
     pub(super) const NEW: Self = Self {
         state: ConnectionState::Unused,
-        why: None,
-        news: None,
+        why: Why::None,
+        news: News::None,
         serial: 0,
         nop: false,
         cls: Cls::Unsent,
         staged: 0,
         written: 0,
-        timers: Timers::new(),
+        timers: Timers::ZERO,
         attempts: 0,
         frames: FrameDecoder::new(0),
         desk: Desk::Writing([0; STAGING]),
         text: Vec::new(),
         handshake_at: 0,
         handshake_len: 0,
-        filling: Filling::Skip(NoRoom::Now),
+        filling: Filling::Slot(0),
         have: 0,
         msg_timeout: Span::ZERO,
         max_msg_timeout: Span::ZERO,
     };
+
+    pub(super) fn set_up(&mut self) {
+        self.timers.stop_all();
+    }
 
     pub(super) fn state(&self) -> ConnectionState {
         self.state
@@ -162,7 +186,7 @@ impl Connection {
             state: self.state,
             rdy: shared.window.rdy(id),
             in_flight: shared.window.in_flight(id),
-            last: self.why,
+            last: self.why.get(),
             detail: if self.text.starts_with(b"E_") {
                 core::str::from_utf8(&self.text).unwrap_or_default()
             } else {
@@ -286,12 +310,14 @@ pub struct ConnectionSession<'s, 'a> {
 impl ConnectionSession<'_, '_> {
     /// The newest change of this connection that nobody polled yet.
     pub fn poll_event(&mut self) -> Option<ConnectionEvent> {
-        Some(match self.connection.news.take()? {
-            News::Connected => ConnectionEvent::Connected,
+        match core::mem::replace(&mut self.connection.news, News::None) {
+            News::None => None,
+            News::Connected => Some(ConnectionEvent::Connected),
             News::Disconnected => {
-                ConnectionEvent::Disconnected(self.connection.why.unwrap_or(Closed::Local))
+                let why = self.connection.why.get().unwrap_or(Closed::Local);
+                Some(ConnectionEvent::Disconnected(why))
             }
-        })
+        }
     }
 
     /// Closes; [`receive`](Session::receive) says why.
@@ -301,7 +327,7 @@ impl ConnectionSession<'_, '_> {
 
     /// Asks the driver to close the connection.
     fn close(&mut self, why: Closed) {
-        self.connection.why = Some(why);
+        self.connection.why = Why::Closed(why);
         self.connection.nop = false;
         if why != Closed::Local {
             self.connection.staged = self.connection.written;
@@ -528,8 +554,8 @@ impl ConnectionSession<'_, '_> {
 
     fn on_ready(&mut self) {
         count(&mut self.shared.tally.connections);
-        self.connection.news = Some(News::Connected);
-        self.connection.why = None;
+        self.connection.news = News::Connected;
+        self.connection.why = Why::None;
         self.hear();
         self.connection.set_state(ConnectionState::Ready);
         // Above what a share counts there is nothing to want.
@@ -746,7 +772,7 @@ impl Session for ConnectionSession<'_, '_> {
             }
         }
         match self.connection.why {
-            Some(Closed::Fault(fault)) if self.connection.state == ConnectionState::Closing => {
+            Why::Closed(Closed::Fault(fault)) if self.connection.state == ConnectionState::Closing => {
                 Err(fault)
             }
             _ => Ok(()),
@@ -832,15 +858,15 @@ impl Session for ConnectionSession<'_, '_> {
         let why = match self.connection.state {
             ConnectionState::Unused | ConnectionState::Waiting => return,
             // What the session itself had against the connection is the better reason.
-            ConnectionState::Closing => self.connection.why.unwrap_or(why),
+            ConnectionState::Closing => self.connection.why.get().unwrap_or(why),
             _ if self.is_stale() => Closed::Local,
             _ => why,
         };
-        self.connection.why = Some(why);
+        self.connection.why = Why::Closed(why);
         self.connection.staged = 0;
         self.connection.written = 0;
         self.connection.timers.stop_all();
-        self.connection.news = Some(News::Disconnected);
+        self.connection.news = News::Disconnected;
         self.land();
         if why != Closed::Local {
             count(&mut self.shared.tally.failures);

@@ -49,9 +49,10 @@ enum Nsqd {
 }
 
 impl Seat {
+    // Zero, as a new `Connection`.
     pub(super) const EMPTY: Self = Self {
         nsqd: Nsqd::Nobody,
-        leaves: Instant::NEVER,
+        leaves: Instant::ZERO,
         order: 0,
         serial: 0,
         listed: 0,
@@ -152,7 +153,7 @@ impl<'a> Directory<'a> {
     pub(super) fn leave(&mut self, now: Instant) -> (bool, Instant) {
         let mut left = false;
         let mut next = Instant::NEVER;
-        for seat in self.seats.iter_mut() {
+        for seat in self.seats.iter_mut().filter(|seat| !seat.is_empty()) {
             if seat.leaves <= now {
                 seat.set(Nsqd::Nobody, 0);
                 left = true;

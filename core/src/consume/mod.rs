@@ -459,6 +459,7 @@ impl<'a> Consumer<'a> {
                 now: Instant::ZERO,
             },
         };
+        consumer.connections.iter_mut().for_each(Connection::set_up);
         consumer.shared.adjust();
         consumer
     }

@@ -56,12 +56,13 @@ enum SlotState {
 }
 
 impl Slot {
+    // Zero, as a new `Connection`.
     pub(super) const FREE: Self = Self {
-        due: Instant::NEVER,
-        end: Instant::NEVER,
+        due: Instant::ZERO,
+        end: Instant::ZERO,
         len: 0,
         serial: 0,
-        span: 1,
+        span: 0,
         owner: 0,
         state: SlotState::Free,
         touch: false,
