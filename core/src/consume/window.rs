@@ -17,10 +17,10 @@ use crate::time::Span;
 pub(super) const SETTLE: Span = Span::from_secs(1);
 
 /// How many intervals without a message a connection keeps its turn.
-const QUIET_TURNS: u8 = 2;
+const QUIET_TURNS: u16 = 2;
 
 /// How many intervals a connection keeps its turn.
-const BUSY_TURNS: u8 = 6;
+const BUSY_TURNS: u16 = 6;
 
 /// What one connection has of the window.
 #[derive(Debug, Clone, Copy)]
@@ -35,10 +35,11 @@ pub(super) struct Share {
     in_flight: u16,
     /// The server's `max_rdy_count`.
     cap: u16,
+    // 16 bits, which makes it 16 bytes: of others, the compiler counts them by a division.
     /// Intervals since the last message.
-    quiet: u8,
+    quiet: u16,
     /// Intervals since its turn began.
-    turns: u8,
+    turns: u16,
     live: bool,
 }
 
@@ -55,9 +56,9 @@ impl Share {
     }
 
     /// How long it has been time to pass the turn on; an idle one goes first.
-    fn age(&self) -> u8 {
+    fn age(&self) -> u16 {
         if self.quiet >= QUIET_TURNS {
-            u8::MAX
+            u16::MAX
         } else if self.turns >= BUSY_TURNS {
             self.turns
         } else {
