@@ -607,7 +607,7 @@ impl ConnectionSession<'_, '_> {
         match self.connection.filling {
             Filling::Slot(slot) => {
                 self.shared.store.fill(slot, self.connection.have, part.data);
-                self.connection.have = self.connection.have.saturating_add(part.data.len() as u32);
+                self.connection.have = self.connection.have.wrapping_add(part.data.len() as u32);
             }
             Filling::Skip(_) => keep(&mut self.connection.text, part.data),
         }
@@ -795,8 +795,8 @@ impl Session for ConnectionSession<'_, '_> {
 
     fn sent(&mut self, _: Instant, n: usize) {
         let connection = &mut *self.connection;
-        let n = n.min(connection.staged.saturating_sub(connection.written).into());
-        connection.written = connection.written.saturating_add(n as u8);
+        let n = n.min(connection.staged.wrapping_sub(connection.written).into());
+        connection.written = connection.written.wrapping_add(n as u8);
     }
 
     fn deadline(&self) -> Instant {

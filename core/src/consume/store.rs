@@ -116,6 +116,8 @@ const ATTEMPTS: usize = 8;
 const ID: usize = 10;
 
 /// The slots and their bytes.
+// All positions are at most the ring's length, and all counts at most that of the slots: what is
+// added, taken away and multiplied here is exact.
 #[derive(Debug)]
 pub(super) struct Store<'a> {
     slots: &'a mut [Slot],
@@ -141,7 +143,7 @@ impl<'a> Store<'a> {
 
     /// How many messages may be in flight.
     pub(super) fn capacity(&self) -> u16 {
-        (self.slots.len() as u16).saturating_sub(self.withheld)
+        (self.slots.len() as u16).wrapping_sub(self.withheld)
     }
 
     /// How many messages wait for the application.
@@ -152,17 +154,17 @@ impl<'a> Store<'a> {
     /// Takes slots for a message of `len` bytes.
     pub(super) fn reserve(&mut self, owner: u8, len: u32) -> Result<u16, NoRoom> {
         let bytes = usize::try_from(len).unwrap_or(usize::MAX);
-        if bytes > self.unit.saturating_mul(self.slots.len()) {
+        if bytes > self.unit.wrapping_mul(self.slots.len()) {
             return Err(NoRoom::Ever);
         }
         let mut span = 1u16;
         let mut room = self.unit;
         while room < bytes {
-            room = room.saturating_add(self.unit);
-            span = span.saturating_add(1);
+            room = room.wrapping_add(self.unit);
+            span = span.wrapping_add(1);
         }
         let first = self.run(self.free, span).or_else(|| self.run(0, span)).ok_or(NoRoom::Now)?;
-        let range = usize::from(first)..usize::from(first).saturating_add(span.into());
+        let range = usize::from(first)..usize::from(first).wrapping_add(span.into());
         for slot in self.slots.get_mut(range).unwrap_or_default() {
             slot.state = SlotState::Part;
         }
@@ -175,14 +177,14 @@ impl<'a> Store<'a> {
             slot.due = Instant::NEVER;
             slot.end = Instant::NEVER;
         }
-        self.withheld = self.withheld.saturating_add(span.wrapping_sub(1));
-        self.free = first.saturating_add(span);
+        self.withheld = self.withheld.wrapping_add(span.wrapping_sub(1));
+        self.free = first.wrapping_add(span);
         Ok(first)
     }
 
     /// Adds a piece of the message, `at` bytes from its start.
     pub(super) fn fill(&mut self, slot: u16, at: u32, data: &[u8]) {
-        let start = self.start(slot).saturating_add(at as usize);
+        let start = self.start(slot).wrapping_add(at as usize);
         copy(self.ring.get_mut(start..).unwrap_or_default(), data);
     }
 
@@ -194,7 +196,7 @@ impl<'a> Store<'a> {
             slot.state = SlotState::Waiting;
             slot.due = due;
             slot.end = end;
-            self.waiting = self.waiting.saturating_add(1);
+            self.waiting = self.waiting.wrapping_add(1);
         }
         superseded
     }
@@ -227,7 +229,7 @@ impl<'a> Store<'a> {
         if slot.state == SlotState::Taken {
             self.lose(at);
         } else {
-            self.waiting = self.waiting.saturating_sub(1);
+            self.waiting = self.waiting.wrapping_sub(1);
             self.free(at);
         }
     }
@@ -306,7 +308,7 @@ impl<'a> Store<'a> {
                     slot.state = SlotState::Requeued;
                     slot.due = Instant::NEVER;
                     self.set_delay(at, 0);
-                    self.waiting = self.waiting.saturating_sub(1);
+                    self.waiting = self.waiting.wrapping_sub(1);
                 }
                 SlotState::Taken if taken => {
                     slot.state = SlotState::Recalled;
@@ -370,7 +372,7 @@ impl<'a> Store<'a> {
             match slot.state {
                 SlotState::Taken | SlotState::Recalled => self.lose(at),
                 SlotState::Waiting => {
-                    self.waiting = self.waiting.saturating_sub(1);
+                    self.waiting = self.waiting.wrapping_sub(1);
                     self.free(at);
                 }
                 SlotState::Filling | SlotState::Finished | SlotState::Requeued => self.free(at),
@@ -422,7 +424,7 @@ impl<'a> Store<'a> {
         if let Some(slot) = self.get_mut(at) {
             slot.state = SlotState::Lost;
             slot.due = Instant::NEVER;
-            self.withheld = self.withheld.saturating_add(1);
+            self.withheld = self.withheld.wrapping_add(1);
         }
     }
 
@@ -431,12 +433,12 @@ impl<'a> Store<'a> {
         let lost = slot.state == SlotState::Lost;
         let span = slot.span;
         slot.serial = slot.serial.wrapping_add(1);
-        let range = usize::from(at)..usize::from(at).saturating_add(span.into());
+        let range = usize::from(at)..usize::from(at).wrapping_add(span.into());
         for slot in self.slots.get_mut(range).unwrap_or_default() {
             slot.state = SlotState::Free;
         }
-        let withheld = span.wrapping_sub(1).saturating_add(lost.into());
-        self.withheld = self.withheld.saturating_sub(withheld);
+        let withheld = span.wrapping_sub(1).wrapping_add(lost.into());
+        self.withheld = self.withheld.wrapping_sub(withheld);
     }
 
     fn set_delay(&mut self, at: u16, delay: u32) {
@@ -453,7 +455,7 @@ impl<'a> Store<'a> {
             _ => slot.len as usize,
         };
         let start = self.start(at);
-        self.ring.get(start..start.saturating_add(len))
+        self.ring.get(start..start.wrapping_add(len))
     }
 
     fn id(&self, at: u16) -> [u8; 16] {
@@ -462,13 +464,13 @@ impl<'a> Store<'a> {
 
     /// A piece of a message's head, `from` bytes from its start.
     fn piece<const N: usize>(&self, at: u16, from: usize) -> [u8; N] {
-        let start = self.start(at).saturating_add(from);
+        let start = self.start(at).wrapping_add(from);
         let bytes = self.ring.get(start..).and_then(<[u8]>::first_chunk);
         bytes.copied().unwrap_or([0; N])
     }
 
     fn start(&self, at: u16) -> usize {
-        self.unit.saturating_mul(at.into())
+        self.unit.wrapping_mul(at.into())
     }
 
     fn get_mut(&mut self, at: u16) -> Option<&mut Slot> {
@@ -495,7 +497,7 @@ impl<'a> Store<'a> {
     fn run(&self, start: u16, span: u16) -> Option<u16> {
         let mut free = 0u16;
         for (at, slot) in self.slots.iter().enumerate().skip(start.into()) {
-            free = if slot.state == SlotState::Free { free.saturating_add(1) } else { 0 };
+            free = if slot.state == SlotState::Free { free.wrapping_add(1) } else { 0 };
             if free == span {
                 return Some((at as u16).wrapping_sub(span.wrapping_sub(1)));
             }

@@ -208,7 +208,7 @@ impl<'a> Window<'a> {
         for share in self.shares.iter_mut().filter(|share| share.has_turn()) {
             share.quiet = share.quiet.saturating_add(1);
             share.turns = share.turns.saturating_add(1);
-            over = over.saturating_add((share.age() > 0).into());
+            over = over.wrapping_add((share.age() > 0).into());
         }
         if self.is_short() {
             // Who was given a turn last does not have it yet; with two it would be the first that
@@ -266,11 +266,11 @@ impl<'a> Window<'a> {
             // Who has one keeps it.
             for share in self.shares.iter_mut() {
                 let keeps = share.target > 0 && left > 0;
-                left = left.saturating_sub(keeps.into());
+                left = left.wrapping_sub(keeps.into());
                 share.target = keeps.into();
             }
             while left > 0 && self.give_turn() {
-                left = left.saturating_sub(1);
+                left = left.wrapping_sub(1);
             }
             return;
         }
@@ -282,12 +282,12 @@ impl<'a> Window<'a> {
         let full = |share: &Share, part: u16| share.target == OPEN && share.cap <= part;
         while let Some(share) = self.shares.iter_mut().find(|share| full(share, part)) {
             share.target = share.cap;
-            left = left.saturating_sub(share.cap);
-            open = open.saturating_sub(1);
+            left = left.wrapping_sub(share.cap);
+            open = open.wrapping_sub(1);
             (part, more) = divide(left, open);
         }
         for share in self.shares.iter_mut().filter(|share| share.target == OPEN) {
-            share.target = part.saturating_add((more > 0).into());
+            share.target = part.wrapping_add((more > 0).into());
             more = more.saturating_sub(1);
         }
     }
