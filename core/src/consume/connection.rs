@@ -772,7 +772,9 @@ impl Session for ConnectionSession<'_, '_> {
             }
         }
         match self.connection.why {
-            Why::Closed(Closed::Fault(fault)) if self.connection.state == ConnectionState::Closing => {
+            Why::Closed(Closed::Fault(fault))
+                if self.connection.state == ConnectionState::Closing =>
+            {
                 Err(fault)
             }
             _ => Ok(()),

@@ -265,7 +265,25 @@ fn identify_asks_for_timeout_and_sample() {
         bench.dial(0);
         let hello = String::from_utf8_lossy(&bench.open(0).written(0)).into_owned();
         assert!(hello.contains("\"msg_timeout\":5000,\"sample_rate\":7"), "{hello}");
+        assert!(!hello.contains("output_buffer"), "{hello}");
     });
+}
+
+#[test]
+fn identify_asks_how_long_messages_may_be_held_back() {
+    let said = |ms| {
+        let output_buffer_timeout = Some(Span::from_millis(ms));
+        let mut hello = String::new();
+        with::<1, 4>(&Config { output_buffer_timeout, ..config() }, 1, |bench| {
+            bench.dial(0);
+            hello = String::from_utf8_lossy(&bench.open(0).written(0)).into_owned();
+        });
+        let more = hello.split_once("\"heartbeat_interval\":").unwrap().1;
+        more.trim_start_matches(|digit: char| digit.is_ascii_digit()).to_owned()
+    };
+    assert_eq!(said(25), ",\"output_buffer_timeout\":25}");
+    assert_eq!(said(30_000), ",\"output_buffer_timeout\":30000}");
+    assert_eq!(said(0), ",\"output_buffer_size\":-1}");
 }
 
 #[test]
@@ -1016,6 +1034,13 @@ fn settings_are_checked() {
     assert_eq!(check(&all, 64, 1), Some(ConfigError::SampleRate { percent: 100 }));
     let hasty = Config { msg_timeout: Some(Span::from_millis(1)), ..c };
     assert_eq!(check(&hasty, 64, 1), Some(ConfigError::MsgTimeout { ms: 1 }));
+    for (ms, refused) in
+        [(0, false), (1, true), (24, true), (25, false), (30_000, false), (30_001, true)]
+    {
+        let held = Config { output_buffer_timeout: Some(Span::from_millis(ms)), ..c };
+        let error = refused.then_some(ConfigError::OutputBufferTimeout { ms });
+        assert_eq!(check(&held, 64, 1), error);
+    }
     let (mut storage, mut ring) = (Storage::<1, 2>::new(), [0; 64]);
     let mut consumer = Consumer::new(&c, &mut storage, &[], &mut ring).unwrap();
     let lookups = ["h:1".parse().unwrap(), "i:1".parse().unwrap()];

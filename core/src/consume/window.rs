@@ -520,6 +520,6 @@ mod tests {
 
     #[test]
     fn ram() {
-        assert_eq!(size_of::<Share>(), 14);
+        assert_eq!(size_of::<Share>(), 16);
     }
 }

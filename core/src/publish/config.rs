@@ -125,9 +125,8 @@ impl Config<'_> {
             hostname: self.hostname,
             user_agent: self.user_agent,
             heartbeat_ms: self.heartbeat.as_millis(),
-            more: &[],
         };
-        hello.emit(w)
+        hello.emit(w, &[])
     }
 
     pub(super) fn emit_auth(&self, w: &mut Window<'_>) -> Result<(), Infallible> {

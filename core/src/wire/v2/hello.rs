@@ -16,21 +16,22 @@ pub(crate) struct Hello<'a> {
     pub(crate) hostname: &'a str,
     pub(crate) user_agent: &'a str,
     pub(crate) heartbeat_ms: u32,
-    /// What else there is to say: `,"key":` and a number. A list rather than a closure, for the same
-    /// reason.
-    pub(crate) more: &'a [(&'a str, Option<u32>)],
 }
 
+/// What else a client says in IDENTIFY: `,"key":` and a number, unless it is 0. A list rather than a
+/// closure, for the same reason; apart from [`Hello`], so that one that is always empty is seen.
+pub(crate) type More<'a> = [(&'a str, u32)];
+
 impl Hello<'_> {
-    pub(crate) fn emit(&self, w: &mut Window<'_>) -> Result<(), Infallible> {
+    pub(crate) fn emit(&self, w: &mut Window<'_>, more: &More<'_>) -> Result<(), Infallible> {
         w.write_all(&MAGIC)?;
         w.write_all(b"IDENTIFY\n")?;
-        emit_len(w, len_of(|w| self.emit_body(w)))?;
-        self.emit_body(w)
+        emit_len(w, len_of(|w| self.emit_body(w, more)))?;
+        self.emit_body(w, more)
     }
 
     #[inline(never)]
-    fn emit_body(&self, w: &mut Window<'_>) -> Result<(), Infallible> {
+    fn emit_body(&self, w: &mut Window<'_>, more: &More<'_>) -> Result<(), Infallible> {
         w.write_all(b"{\"client_id\":")?;
         emit_str(w, self.client_id)?;
         w.write_all(b",\"hostname\":")?;
@@ -39,8 +40,8 @@ impl Hello<'_> {
         emit_str(w, self.user_agent)?;
         w.write_all(b",\"feature_negotiation\":true,\"heartbeat_interval\":")?;
         emit_number(w, self.heartbeat_ms)?;
-        for (key, number) in self.more {
-            if let Some(number) = number {
+        for (key, number) in more {
+            if *number > 0 {
                 w.write_all(key.as_bytes())?;
                 emit_number(w, *number)?;
             }
