@@ -105,21 +105,33 @@ pub(super) struct Directory<'a> {
 }
 
 impl<'a> Directory<'a> {
-    /// The given addresses have the seats, which are empty, as far as there are any.
+    /// All seats are empty.
     pub(super) fn new(seats: &'a mut [Seat], given: &'a [Address]) -> Self {
-        let mut order = 0u16;
+        Self {
+            seats,
+            given,
+            found: &mut [],
+            cursor: 0,
+            next: None,
+            order: 0,
+            rotates: Instant::NEVER,
+        }
+    }
+
+    /// Gives the given addresses seats, each one, as far as there are any.
+    pub(super) fn seat_given(&mut self) {
+        let Self { seats, given, order, .. } = self;
         let mut free = seats.iter_mut();
         for (at, address) in given.iter().enumerate() {
             let first = given.iter().position(|other| other == address);
             if first == Some(at)
                 && let Some(seat) = free.next()
             {
-                order = order.wrapping_add(1);
+                *order = order.wrapping_add(1);
                 seat.set(Nsqd::Given(at as u8), GIVEN);
-                seat.order = order;
+                seat.order = *order;
             }
         }
-        Self { seats, given, found: &mut [], cursor: 0, next: None, order, rotates: Instant::NEVER }
     }
 
     pub(super) fn seat(&self, id: u8) -> Option<&Seat> {
@@ -351,6 +363,7 @@ mod tests {
     fn with(seats: usize, given: &[Address], scenario: impl FnOnce(&mut Directory<'_>)) {
         let (mut table, mut found) = (vec![Seat::EMPTY; seats], vec![None; seats]);
         let mut directory = Directory::new(&mut table, given);
+        directory.seat_given();
         directory.find_into(&mut found);
         scenario(&mut directory);
     }
@@ -402,6 +415,7 @@ mod tests {
         for seats in 1..5 {
             let (mut seats, mut found) = (vec![Seat::EMPTY; seats], vec![None; seats]);
             let mut directory = Directory::new(&mut seats, &[]);
+            directory.seat_given();
             directory.find_into(&mut found);
             let all: Vec<u16> = (1..=40).collect();
             // Two sources list overlapping halves.
@@ -442,6 +456,7 @@ mod tests {
         let given: Vec<Address> = (1..=3).map(|port| Address::new("h", port).unwrap()).collect();
         let (mut seats, mut found) = ([Seat::EMPTY; 2], [None]);
         let mut directory = Directory::new(&mut seats, &given);
+        directory.seat_given();
         directory.find_into(&mut found);
         let mut round = Round::NONE;
         let mut served = [0; 10];

@@ -420,23 +420,25 @@ impl<'a> Consumer<'a> {
         config.check(CONNECTIONS, nsqds.len(), MESSAGES, ring.len())?;
         // It may have been another consumer's.
         *storage = Storage::new();
-        let mut consumer = Self::seated(config, storage.tables(ring.len()), nsqds, ring);
+        let mut consumer = Self::unseated(config, storage.tables(ring.len()), nsqds, ring);
+        consumer.seat();
         if nsqds.len() > CONNECTIONS {
             consumer.take_turns();
         }
         Ok(consumer)
     }
 
-    /// As [`new`](Self::new), of checked settings and new tables. With more nsqds than connections
-    /// [`take_turns`](Self::take_turns) is to be called.
-    pub(crate) fn seated(
+    /// As [`new`](Self::new), of checked settings and new tables. [`seat`](Self::seat) it where it
+    /// lies, and with more nsqds than connections have it [`take_turns`](Self::take_turns).
+    #[inline(always)]
+    pub(crate) fn unseated(
         config: &'a Config<'a>,
         tables: Tables<'a>,
         nsqds: &'a [Address],
         ring: &'a mut [u8],
     ) -> Self {
         let Tables { connections, seats, shares, slots, unit } = tables;
-        let mut consumer = Self {
+        Self {
             connections,
             lookupds: &mut [],
             lookupd_addresses: &[],
@@ -458,10 +460,14 @@ impl<'a> Consumer<'a> {
                 version: 0,
                 now: Instant::ZERO,
             },
-        };
-        consumer.connections.iter_mut().for_each(Connection::set_up);
-        consumer.shared.adjust();
-        consumer
+        }
+    }
+
+    /// Gives the given nsqds their connections.
+    pub(crate) fn seat(&mut self) {
+        self.connections.iter_mut().for_each(Connection::set_up);
+        self.shared.directory.seat_given();
+        self.shared.adjust();
     }
 
     /// The given nsqds without a connection are to have their turn. Call it before anything is

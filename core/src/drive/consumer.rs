@@ -131,7 +131,9 @@ fn set_up<'a, M: RawMutex>(
     nsqds: &'a [Address],
     ring: &'a mut [u8],
 ) -> &'a mut Shared<M, Consumer<'a>> {
-    shared.insert(Shared::new(Consumer::seated(config, tables, nsqds, ring)))
+    let shared = shared.insert(Shared::new(Consumer::unseated(config, tables, nsqds, ring)));
+    shared.get_mut().seat();
+    shared
 }
 
 /// Takes messages. Clone it to wherever it is needed.
