@@ -548,7 +548,7 @@ impl ConnectionSession<'_, '_> {
                 self.connection.cls = Cls::Confirmed;
                 self.leave_if_done();
             }
-            _ => return self.fail(Fault::UnexpectedReply),
+            _ => self.fail(Fault::UnexpectedReply),
         }
     }
 

@@ -106,7 +106,7 @@ pub struct Discovery<const LOOKUPDS: usize, const NSQDS: usize> {
 }
 
 /// The most bytes that a connection takes of a [`Storage`].
-pub const CONNECTION_RAM_MAX: usize = 262;
+pub const CONNECTION_RAM_MAX: usize = 272;
 
 /// The most bytes that a message in flight takes of a [`Storage`], beside the ring.
 pub const MESSAGE_RAM_MAX: usize = 32;
@@ -118,7 +118,7 @@ pub const LOOKUPD_RAM_MAX: usize = 400;
 pub const FOUND_RAM_MAX: usize = 104;
 
 /// The most bytes that a [`Consumer`] takes beside its storage and ring.
-pub const RAM_MAX: usize = 368;
+pub const RAM_MAX: usize = 416;
 
 impl<const CONNECTIONS: usize, const MESSAGES: usize> Storage<CONNECTIONS, MESSAGES> {
     /// Empty; [`Consumer::new`] fills it.
@@ -178,9 +178,12 @@ pub struct Consumer<'a> {
     lookupds: &'a mut [Lookupd],
     lookupd_addresses: &'a [Address],
     /// Behind a pointer that only [`discover`](Self::discover) sets: what is not used is not linked.
-    with_lookupd: fn(&mut Self, usize, &mut dyn FnMut(&mut dyn Session)),
+    with_lookupd: WithSession<'a>,
     shared: Shared<'a>,
 }
+
+/// Runs a function on one of a consumer's sessions, if there is such a one.
+type WithSession<'a> = fn(&mut Consumer<'a>, usize, &mut dyn FnMut(&mut dyn Session));
 
 /// A message handed out: to be answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
