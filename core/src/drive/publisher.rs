@@ -1,12 +1,11 @@
 //! A [`Publisher`] with its connection: a [`Handle`] to publish with and a [`Runner`] to run.
 
 use core::future::{Future, poll_fn};
-use core::pin::pin;
 
 use embassy_sync::blocking_mutex::raw::RawMutex;
 
 use super::shared::{self, Cell, InTurn, Place, Shared};
-use super::{Dialer, Sleep, drive, poll_apart};
+use super::{Dialer, Sleep, drive};
 use crate::address::Address;
 use crate::name::TopicName;
 use crate::publish::{
@@ -217,8 +216,7 @@ impl<M: RawMutex, D: Dialer, S: Sleep> Runner<'_, M, D, S> {
     pub async fn run(&mut self) -> ! {
         let mut rx = [0; RX_LEN];
         let cell = Cell { shared: self.shared, index: 0 };
-        let mut drive = pin!(drive(&cell, &mut self.dialer, &mut self.sleep, &mut rx));
-        poll_fn(|cx| poll_apart(drive.as_mut(), cx)).await
+        drive(&cell, &mut self.dialer, &mut self.sleep, &mut rx).await
     }
 }
 
