@@ -105,9 +105,13 @@ impl Address {
 
     /// The host: a name, or a literal address without brackets.
     pub fn host(&self) -> &str {
-        let host = self.host.get(..usize::from(self.len)).unwrap_or_default();
         // It was a whole `str`.
-        core::str::from_utf8(host).unwrap_or_default()
+        core::str::from_utf8(self.host_bytes()).unwrap_or_default()
+    }
+
+    /// The host's bytes, without looking at them.
+    pub(crate) fn host_bytes(&self) -> &[u8] {
+        self.host.get(..usize::from(self.len)).unwrap_or_default()
     }
 
     /// The TCP port, never 0.

@@ -3,14 +3,12 @@
 use core::convert::Infallible;
 use core::fmt;
 
-use embedded_io::Write;
-
 use super::LOOKUPDS_MAX;
 use crate::name::{ChannelName, TopicName};
 use crate::time::{Backoff, Span};
 use crate::wire::Window;
 use crate::wire::v2::MessageHead;
-use crate::wire::v2::hello::{self, Hello};
+use crate::wire::v2::hello::Hello;
 
 /// The fewest ring bytes for each message in flight: its head and a short body.
 pub const SLOT_MIN: usize = MessageHead::LEN + 6;
@@ -57,6 +55,11 @@ pub struct Config<'a> {
     /// How long nsqd waits for the answer to a message before it queues it again, from 1 s to its
     /// `--max-msg-timeout` (15 min). Default none: nsqd's own `--msg-timeout` (60 s).
     pub msg_timeout: Option<Span>,
+    /// How long nsqd may hold a message back to send it together with later ones, 25 ms to 30 s, or
+    /// zero for not at all: each message then leaves at once, in several packets. It holds none
+    /// back while as many are in flight as it was asked for. Default none: nsqd's own
+    /// `--output-buffer-timeout` (250 ms), which no nsqd refuses.
+    pub output_buffer_timeout: Option<Span>,
     /// How many percent of the channel's messages to get, 1 to 99; nsqd then drops the others for
     /// this consumer. Default 0, all.
     pub sample_rate: u8,
@@ -151,6 +154,7 @@ impl Config<'_> {
             auth_secret: None,
             heartbeat: Span::from_secs(30),
             msg_timeout: None,
+            output_buffer_timeout: None,
             sample_rate: 0,
             max_in_flight: u16::MAX,
             connect_timeout: Span::from_secs(5),
@@ -192,27 +196,26 @@ impl Config<'_> {
 
     /// What a connection begins with.
     pub(super) fn emit_identify(&self, w: &mut Window<'_>) -> Result<(), Infallible> {
+        let millis = |span: Option<Span>| span.unwrap_or(Span::ZERO).as_millis();
         let hello = Hello {
             client_id: self.client_id,
             hostname: self.hostname,
             user_agent: self.user_agent,
             heartbeat_ms: self.heartbeat.as_millis(),
         };
-        hello.emit(w, |w| {
-            if let Some(timeout) = self.msg_timeout {
-                w.write_all(b",\"msg_timeout\":")?;
-                hello::emit_number(w, timeout.as_millis())?;
-            }
-            if self.sample_rate > 0 {
-                w.write_all(b",\"sample_rate\":")?;
-                hello::emit_number(w, self.sample_rate.into())?;
-            }
-            Ok(())
-        })
+        let more = [
+            (",\"msg_timeout\":", millis(self.msg_timeout)),
+            (",\"sample_rate\":", self.sample_rate.into()),
+            (",\"output_buffer_timeout\":", millis(self.output_buffer_timeout)),
+            // Without a timeout, but with a buffer, nsqd would keep a message until the next
+            // heartbeat (nsqd/protocol_v2.go, messagePump).
+            (",\"output_buffer_size\":-", (self.output_buffer_timeout == Some(Span::ZERO)).into()),
+        ];
+        hello.emit(w, &more)
     }
 
     /// Checks what nsqd would refuse later, and the storage.
-    pub(super) const fn check(
+    pub(crate) const fn check(
         &self,
         connections: usize,
         nsqds: usize,
@@ -227,6 +230,12 @@ impl Config<'_> {
             && timeout.as_millis() < 1000
         {
             return Err(ConfigError::MsgTimeout { ms: timeout.as_millis() });
+        }
+        if let Some(timeout) = self.output_buffer_timeout {
+            let ms = timeout.as_millis();
+            if ms > 0 && (ms < 25 || ms > 30_000) {
+                return Err(ConfigError::OutputBufferTimeout { ms });
+            }
         }
         if self.sample_rate > 99 {
             return Err(ConfigError::SampleRate { percent: self.sample_rate });
@@ -259,6 +268,11 @@ pub enum ConfigError {
     },
     /// The message timeout must be 1,000 ms or more.
     MsgTimeout {
+        /// What it is.
+        ms: u32,
+    },
+    /// The output buffer timeout must be 25 to 30,000 ms, or zero.
+    OutputBufferTimeout {
         /// What it is.
         ms: u32,
     },
@@ -302,6 +316,9 @@ impl fmt::Display for ConfigError {
             }
             Self::MsgTimeout { ms } => {
                 write!(f, "message timeout {ms} ms; nsqd takes 1000 ms or more")
+            }
+            Self::OutputBufferTimeout { ms } => {
+                write!(f, "output buffer timeout {ms} ms; nsqd takes 25 to 30000 ms, or none")
             }
             Self::SampleRate { percent } => {
                 write!(f, "sample rate {percent} percent; nsqd takes 0 to 99")

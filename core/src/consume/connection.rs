@@ -2,13 +2,14 @@
 
 use core::convert::Infallible;
 
-use embedded_io::Write;
 use heapless::Vec;
 
 use super::config::{Exhausted, TooLarge};
 use super::store::{Answer, NoRoom};
 use super::window::SETTLE;
-use super::{Config, ConnectionEvent, ConnectionState, ConnectionStatus, DETAIL_MAX, Shared};
+use super::{
+    Config, ConnectionEvent, ConnectionState, ConnectionStatus, DETAIL_MAX, Shared, count,
+};
 use crate::address::Address;
 use crate::macros::trace_state;
 use crate::session::{Awaited, Closed, DialError, Fault, Link, Session, Transmit, keep};
@@ -32,35 +33,38 @@ const COMMAND_MAX: usize = 32;
 const NO_ROOM_DELAY: u32 = 1000;
 
 /// A connection to one nsqd.
+// In this order because a Cortex-M0 reaches only the first 31 bytes, 62 half words and 124 bytes of
+// a structure in one instruction.
 #[derive(Debug)]
+#[repr(C)]
 pub(super) struct Connection {
     state: ConnectionState,
-    /// Why it is closing, or was closed last.
-    why: Option<Closed>,
-    news: Option<News>,
-    /// The seat's, when it was followed last.
-    serial: u16,
+    cls: Cls,
     /// A heartbeat is to be answered.
     nop: bool,
-    cls: Cls,
     staged: u8,
     written: u8,
-    timers: Timers<Timer, 3>,
     /// Attempts to connect since it was good.
     attempts: u8,
-    frames: FrameDecoder,
-    desk: Desk,
-    /// What nsqd says in the frame being read, as far as it matters: of a message that is skipped
-    /// its head. An error's stays.
-    text: Vec<u8, DETAIL_MAX, u8>,
+    /// The seat's, when it was followed last.
+    serial: u16,
     /// How much of the handshake's current command was staged, and its length once known.
     handshake_at: u16,
     handshake_len: u16,
     /// The message being received: where to, and how much of it is there.
     filling: Filling,
+    news: News,
     have: u32,
+    timers: Timers<Timer, 3>,
     msg_timeout: Span,
     max_msg_timeout: Span,
+    frames: FrameDecoder,
+    /// Why it is closing, or was closed last.
+    why: Why,
+    /// What nsqd says in the frame being read, as far as it matters: of a message that is skipped
+    /// its head. An error's stays.
+    text: Vec<u8, DETAIL_MAX, u8>,
+    desk: Desk,
 }
 
 /// Where a message goes as it arrives.
@@ -73,6 +77,7 @@ enum Filling {
 
 /// What is written, or the answer to IDENTIFY, which is read when nothing is.
 #[derive(Debug)]
+#[repr(u8)]
 enum Desk {
     Writing([u8; STAGING]),
     Identifying(GrantedScanner),
@@ -90,6 +95,23 @@ impl Desk {
     }
 }
 
+/// An `Option<Closed>` of which `None` is zero.
+#[derive(Debug, Clone, Copy)]
+#[repr(u8)]
+enum Why {
+    None,
+    Closed(Closed),
+}
+
+impl Why {
+    fn get(self) -> Option<Closed> {
+        match self {
+            Self::None => None,
+            Self::Closed(why) => Some(why),
+        }
+    }
+}
+
 /// How far leaving nsqd has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Cls {
@@ -101,6 +123,7 @@ enum Cls {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum News {
+    None,
     Connected,
     Disconnected,
 }
@@ -125,28 +148,33 @@ impl TimerId for Timer {
 }
 
 impl Connection {
-    /// For storage.
+    /// For storage, before [`set_up`](Self::set_up): all of it is zero, so that no image of it is in
+    /// flash.
     pub(super) const NEW: Self = Self {
         state: ConnectionState::Unused,
-        why: None,
-        news: None,
+        why: Why::None,
+        news: News::None,
         serial: 0,
         nop: false,
         cls: Cls::Unsent,
         staged: 0,
         written: 0,
-        timers: Timers::new(),
+        timers: Timers::ZERO,
         attempts: 0,
         frames: FrameDecoder::new(0),
         desk: Desk::Writing([0; STAGING]),
         text: Vec::new(),
         handshake_at: 0,
         handshake_len: 0,
-        filling: Filling::Skip(NoRoom::Now),
+        filling: Filling::Slot(0),
         have: 0,
         msg_timeout: Span::ZERO,
         max_msg_timeout: Span::ZERO,
     };
+
+    pub(super) fn set_up(&mut self) {
+        self.timers.stop_all();
+    }
 
     pub(super) fn state(&self) -> ConnectionState {
         self.state
@@ -158,7 +186,7 @@ impl Connection {
             state: self.state,
             rdy: shared.window.rdy(id),
             in_flight: shared.window.in_flight(id),
-            last: self.why,
+            last: self.why.get(),
             detail: if self.text.starts_with(b"E_") {
                 core::str::from_utf8(&self.text).unwrap_or_default()
             } else {
@@ -181,6 +209,22 @@ impl Connection {
         self.handshake_len > 0 && self.handshake_at >= self.handshake_len && !self.is_writing()
     }
 
+    /// Whether what nsqd says is of interest.
+    fn is_up(&self) -> bool {
+        match self.state {
+            ConnectionState::Identifying
+            | ConnectionState::Authenticating
+            | ConnectionState::Subscribing
+            | ConnectionState::Ready
+            | ConnectionState::Draining
+            | ConnectionState::Leaving => true,
+            ConnectionState::Unused
+            | ConnectionState::Waiting
+            | ConnectionState::Dialing
+            | ConnectionState::Closing => false,
+        }
+    }
+
     /// Whether nsqd takes FIN, REQ and TOUCH.
     fn is_subscribed(&self) -> bool {
         match self.state {
@@ -195,10 +239,10 @@ impl Connection {
         }
     }
 
-    fn handshake(&mut self, now: Instant, config: &Config<'_>, state: ConnectionState) {
+    fn handshake(&mut self, shared: &Shared<'_>, state: ConnectionState) {
         self.handshake_at = 0;
         self.handshake_len = 0;
-        self.timers.set(Timer::Step, now.after(config.connect_timeout));
+        self.timers.set(Timer::Step, shared.after(shared.config.connect_timeout));
         self.set_state(state);
     }
 
@@ -214,25 +258,26 @@ impl Connection {
         self.handshake_at = self.handshake_at.saturating_add(staged as u16);
     }
 
-    /// Puts one command behind what is staged.
-    fn push(&mut self, emit: impl FnOnce(&mut Window<'_>) -> Result<(), Infallible>) {
+    /// Puts a command behind what is staged: one shape for all of them, so one piece of code.
+    fn push(&mut self, verb: &[u8], id: &[u8], number: Option<u32>) {
         let staged = usize::from(self.staged);
         let room = self.desk.staging().get_mut(staged..).unwrap_or_default();
         let mut window = Window::new(room, 0);
-        let Ok(()) = emit(&mut window);
-        self.staged = self.staged.saturating_add(window.written() as u8);
+        let Ok(()) = v2::emit_line(&mut window, verb, id, number);
+        self.staged = self.staged.wrapping_add(window.written() as u8);
     }
 
     fn has_room(&self) -> bool {
         usize::from(self.staged).saturating_add(COMMAND_MAX) <= STAGING
     }
 
-    fn push_answer(&mut self, id: v2::MessageId, answer: Answer) {
-        self.push(|window| match answer {
-            Answer::Finish => v2::emit_fin(window, &id),
-            Answer::Requeue(delay) => v2::emit_req(window, &id, delay),
-            Answer::Touch => v2::emit_touch(window, &id),
-        });
+    fn push_answer(&mut self, id: &[u8], answer: Answer) {
+        let (verb, delay): (&[u8], _) = match answer {
+            Answer::Finish => (b"FIN ", None),
+            Answer::Requeue(delay) => (b"REQ ", Some(delay)),
+            Answer::Touch => (b"TOUCH ", None),
+        };
+        self.push(verb, id, delay);
     }
 }
 
@@ -265,38 +310,40 @@ pub struct ConnectionSession<'s, 'a> {
 impl ConnectionSession<'_, '_> {
     /// The newest change of this connection that nobody polled yet.
     pub fn poll_event(&mut self) -> Option<ConnectionEvent> {
-        Some(match self.connection.news.take()? {
-            News::Connected => ConnectionEvent::Connected,
+        match core::mem::replace(&mut self.connection.news, News::None) {
+            News::None => None,
+            News::Connected => Some(ConnectionEvent::Connected),
             News::Disconnected => {
-                ConnectionEvent::Disconnected(self.connection.why.unwrap_or(Closed::Local))
+                let why = self.connection.why.get().unwrap_or(Closed::Local);
+                Some(ConnectionEvent::Disconnected(why))
             }
-        })
+        }
     }
 
-    fn fail(&mut self, now: Instant, fault: Fault) -> Result<(), Fault> {
-        self.close(now, Closed::Fault(fault));
-        Err(fault)
+    /// Closes; [`receive`](Session::receive) says why.
+    fn fail(&mut self, fault: Fault) {
+        self.close(Closed::Fault(fault));
     }
 
     /// Asks the driver to close the connection.
-    fn close(&mut self, now: Instant, why: Closed) {
-        self.connection.why = Some(why);
+    fn close(&mut self, why: Closed) {
+        self.connection.why = Why::Closed(why);
         self.connection.nop = false;
         if why != Closed::Local {
             self.connection.staged = self.connection.written;
         }
         self.connection.timers.stop_all();
-        let deadline = now.after(self.shared.config.close_timeout);
+        let deadline = self.shared.after(self.shared.config.close_timeout);
         self.connection.timers.set(Timer::Step, deadline);
         self.connection.set_state(ConnectionState::Closing);
-        self.land(now);
+        self.land();
     }
 
     /// Nothing is in flight any more.
-    fn land(&mut self, now: Instant) {
+    fn land(&mut self) {
         self.shared.store.forget(self.id);
         self.shared.window.leave(self.id);
-        self.shared.adjust(now);
+        self.shared.adjust();
     }
 
     /// Whether the seat is, or was, for somebody else.
@@ -306,7 +353,7 @@ impl ConnectionSession<'_, '_> {
     }
 
     /// Makes the connection follow its seat.
-    fn follow(&mut self, now: Instant) {
+    fn follow(&mut self) {
         if !self.is_stale() {
             return;
         }
@@ -322,7 +369,7 @@ impl ConnectionSession<'_, '_> {
                     self.connection.attempts = 1;
                     self.connection.timers.stop_all();
                     if wanted {
-                        self.connection.timers.set(Timer::Step, now);
+                        self.connection.timers.set(Timer::Step, self.shared.now);
                     }
                 }
                 let state =
@@ -333,13 +380,13 @@ impl ConnectionSession<'_, '_> {
             }
             ConnectionState::Ready => {
                 self.shared.window.retire(self.id);
-                self.shared.adjust(now);
+                self.shared.adjust();
                 if self.shared.stopping {
                     self.shared.store.recall(self.id, false);
                 }
-                let drain = now.after(self.shared.config.drain_timeout);
+                let drain = self.shared.after(self.shared.config.drain_timeout);
                 self.connection.timers.set(Timer::Step, drain);
-                self.connection.timers.set(Timer::Settle, now.after(SETTLE));
+                self.connection.timers.set(Timer::Settle, self.shared.after(SETTLE));
                 self.connection.set_state(ConnectionState::Draining);
             }
             // The link says that they are to be closed.
@@ -360,7 +407,7 @@ impl ConnectionSession<'_, '_> {
         }
     }
 
-    fn stage(&mut self, now: Instant) {
+    fn stage(&mut self) {
         self.connection.staged = 0;
         self.connection.written = 0;
         match self.connection.state {
@@ -373,7 +420,7 @@ impl ConnectionSession<'_, '_> {
                 }
             }
             ConnectionState::Ready | ConnectionState::Draining | ConnectionState::Leaving => {
-                self.stage_commands(now);
+                self.stage_commands();
             }
             ConnectionState::Unused
             | ConnectionState::Waiting
@@ -382,38 +429,38 @@ impl ConnectionSession<'_, '_> {
         }
     }
 
-    fn stage_commands(&mut self, now: Instant) {
+    fn stage_commands(&mut self) {
         let Self { connection, shared, id } = self;
         if connection.nop {
             connection.nop = false;
-            connection.push(|window| window.write_all(b"NOP\n"));
+            connection.push(b"NOP", &[], None);
         }
         if connection.state == ConnectionState::Ready {
             if let Some(rdy) = shared.window.next(*id) {
-                connection.push(|window| v2::emit_rdy(window, rdy.into()));
+                connection.push(b"RDY", &[], Some(rdy.into()));
                 if shared.window.told(*id, rdy) {
-                    connection.timers.set(Timer::Settle, now.after(SETTLE));
+                    connection.timers.set(Timer::Settle, shared.after(SETTLE));
                 }
             }
         } else if connection.cls == Cls::Unsent {
             connection.cls = Cls::Sent;
-            connection.push(|window| window.write_all(b"CLS\n"));
+            connection.push(b"CLS", &[], None);
         }
         while connection.has_room()
             && let Some((message, answer)) = shared.store.next_answer(*id)
         {
-            connection.push_answer(message, answer);
+            connection.push_answer(&message, answer);
             if answer == Answer::Touch {
-                shared.tally.touched = shared.tally.touched.saturating_add(1);
+                count(&mut shared.tally.touched);
             } else {
-                shared.answered(now, *id);
+                shared.answered(*id);
             }
         }
-        self.leave_if_done(now);
+        self.leave_if_done();
     }
 
     /// Closes once nothing is in flight any more and nsqd has confirmed that nothing comes.
-    fn leave_if_done(&mut self, now: Instant) {
+    fn leave_if_done(&mut self) {
         let left = self.shared.window.in_flight(self.id) == 0;
         let done = match self.connection.state {
             ConnectionState::Draining => left && self.connection.cls == Cls::Confirmed,
@@ -421,24 +468,25 @@ impl ConnectionSession<'_, '_> {
             _ => false,
         };
         if done {
-            self.close(now, Closed::Local);
+            self.close(Closed::Local);
         }
     }
 
-    fn on_part(&mut self, now: Instant, part: FramePart<'_>) -> Result<(), Fault> {
+    #[inline(never)]
+    fn on_part(&mut self, part: FramePart<'_>) {
         if part.frame_type == FrameType::Message {
-            return self.on_message(now, part);
+            return self.on_message(part);
         }
         if part.first {
             if part.size > REPLY_MAX {
-                return self.fail(now, Fault::BadLength { len: part.size, max: REPLY_MAX });
+                return self.fail(Fault::BadLength { len: part.size, max: REPLY_MAX });
             }
             self.connection.text.clear();
             if part.frame_type == FrameType::Response
                 && self.connection.state == ConnectionState::Identifying
             {
                 if !self.connection.has_asked() {
-                    return self.fail(now, Fault::UnexpectedReply);
+                    return self.fail(Fault::UnexpectedReply);
                 }
                 self.connection.desk = Desk::Identifying(GrantedScanner::new());
             }
@@ -450,21 +498,21 @@ impl ConnectionSession<'_, '_> {
             negotiated.feed(part.data);
         }
         if !part.last {
-            return Ok(());
+            return;
         }
         if part.frame_type == FrameType::Error {
-            return self.on_error(now);
+            return self.on_error();
         }
         if self.connection.text.as_slice() == v2::HEARTBEAT {
-            self.shared.tally.heartbeats = self.shared.tally.heartbeats.saturating_add(1);
+            count(&mut self.shared.tally.heartbeats);
             self.connection.nop = true;
             self.prove_good();
-            return Ok(());
+            return;
         }
-        self.on_response(now)
+        self.on_response()
     }
 
-    fn on_response(&mut self, now: Instant) -> Result<(), Fault> {
+    fn on_response(&mut self) {
         let config = self.shared.config;
         let asked = self.connection.has_asked();
         match self.connection.state {
@@ -474,7 +522,7 @@ impl ConnectionSession<'_, '_> {
                     Desk::Writing(_) => Err(Fault::BadIdentifyReply),
                 };
                 let Ok(negotiated) = answer else {
-                    return self.fail(now, Fault::BadIdentifyReply);
+                    return self.fail(Fault::BadIdentifyReply);
                 };
                 self.connection.msg_timeout = Span::from_millis(negotiated.msg_timeout_ms.max(1));
                 self.connection.max_msg_timeout =
@@ -483,44 +531,43 @@ impl ConnectionSession<'_, '_> {
                 let next = match (negotiated.auth_required, config.auth_secret) {
                     (false, _) => ConnectionState::Subscribing,
                     (true, Some(_)) => ConnectionState::Authenticating,
-                    (true, None) => return self.fail(now, Fault::AuthRequired),
+                    (true, None) => return self.fail(Fault::AuthRequired),
                 };
-                self.connection.handshake(now, config, next);
+                self.connection.handshake(self.shared, next);
             }
             ConnectionState::Authenticating if asked => {
-                self.connection.handshake(now, config, ConnectionState::Subscribing);
+                self.connection.handshake(self.shared, ConnectionState::Subscribing);
             }
             ConnectionState::Subscribing if asked && self.connection.text.as_slice() == v2::OK => {
-                self.on_ready(now);
+                self.on_ready();
             }
             ConnectionState::Draining | ConnectionState::Leaving
                 if self.connection.cls == Cls::Sent
                     && self.connection.text.as_slice() == v2::CLOSE_WAIT =>
             {
                 self.connection.cls = Cls::Confirmed;
-                self.leave_if_done(now);
+                self.leave_if_done();
             }
-            _ => return self.fail(now, Fault::UnexpectedReply),
+            _ => self.fail(Fault::UnexpectedReply),
         }
-        Ok(())
     }
 
-    fn on_ready(&mut self, now: Instant) {
-        self.shared.tally.connections = self.shared.tally.connections.saturating_add(1);
-        self.connection.news = Some(News::Connected);
-        self.connection.why = None;
-        self.hear(now);
+    fn on_ready(&mut self) {
+        count(&mut self.shared.tally.connections);
+        self.connection.news = News::Connected;
+        self.connection.why = Why::None;
+        self.hear();
         self.connection.set_state(ConnectionState::Ready);
         // Above what a share counts there is nothing to want.
         let cap = u16::try_from(self.connection.have).unwrap_or(u16::MAX);
         self.shared.window.join(self.id, cap);
-        self.shared.adjust(now);
+        self.shared.adjust();
     }
 
     /// Two intervals: nsqd's own rule for its clients.
-    fn hear(&mut self, now: Instant) {
+    fn hear(&mut self) {
         let silence = self.shared.config.heartbeat.as_millis().saturating_mul(2);
-        self.connection.timers.set(Timer::Step, now.after(Span::from_millis(silence)));
+        self.connection.timers.set(Timer::Step, self.shared.after(Span::from_millis(silence)));
     }
 
     /// nsqd does what it is there for: the next loss is followed by an immediate redial.
@@ -531,23 +578,22 @@ impl ConnectionSession<'_, '_> {
         }
     }
 
-    fn on_error(&mut self, now: Instant) -> Result<(), Fault> {
+    fn on_error(&mut self) {
         let (code, _) = ErrorCode::parse(&self.connection.text);
         if code.is_fatal() || !self.connection.is_subscribed() {
-            return self.fail(now, Fault::Refused(code));
+            return self.fail(Fault::Refused(code));
         }
         // nsqd took the message back before the answer came.
-        self.shared.tally.refused = self.shared.tally.refused.saturating_add(1);
-        Ok(())
+        count(&mut self.shared.tally.refused);
     }
 
-    fn on_message(&mut self, now: Instant, part: FramePart<'_>) -> Result<(), Fault> {
+    fn on_message(&mut self, part: FramePart<'_>) {
         if part.first {
             if !self.connection.is_subscribed() {
-                return self.fail(now, Fault::UnexpectedReply);
+                return self.fail(Fault::UnexpectedReply);
             }
             if part.size < MessageHead::LEN as u32 {
-                return self.fail(now, Fault::ShortMessage { len: part.size });
+                return self.fail(Fault::ShortMessage { len: part.size });
             }
             self.connection.have = 0;
             self.connection.text.clear();
@@ -561,84 +607,82 @@ impl ConnectionSession<'_, '_> {
         match self.connection.filling {
             Filling::Slot(slot) => {
                 self.shared.store.fill(slot, self.connection.have, part.data);
-                self.connection.have = self.connection.have.saturating_add(part.data.len() as u32);
+                self.connection.have = self.connection.have.wrapping_add(part.data.len() as u32);
             }
             Filling::Skip(_) => keep(&mut self.connection.text, part.data),
         }
         if part.last {
             match self.connection.filling {
-                Filling::Slot(slot) => self.on_arrived(now, slot),
-                Filling::Skip(why) => self.on_skipped(now, why),
+                Filling::Slot(slot) => self.on_arrived(slot),
+                Filling::Skip(why) => self.on_skipped(why),
             }
         }
-        Ok(())
     }
 
-    fn on_arrived(&mut self, now: Instant, slot: u16) {
+    fn on_arrived(&mut self, slot: u16) {
         let shared = &mut *self.shared;
         shared.tally.received = shared.tally.received.saturating_add(1);
-        let end = now.after(self.connection.max_msg_timeout);
-        let due = now.after(self.connection.due_after(shared.config)).min(end);
+        let end = shared.after(self.connection.max_msg_timeout);
+        let due = shared.after(self.connection.due_after(shared.config)).min(end);
         if shared.store.arrived(slot, due, end) {
-            shared.tally.timed_out = shared.tally.timed_out.saturating_add(1);
-            shared.window.answered(self.id);
+            count(&mut shared.tally.timed_out);
+            shared.window.answered(self.id, 1);
         }
         self.connection.due_by(due);
         if shared.stopping {
             shared.store.recall(self.id, false);
         }
         // It may have taken more than its part.
-        shared.adjust(now);
+        shared.adjust();
         shared.changed();
     }
 
     /// A message had no room: it is answered at once, if there is room for that.
-    fn on_skipped(&mut self, now: Instant, why: NoRoom) {
+    fn on_skipped(&mut self, why: NoRoom) {
         let shared = &mut *self.shared;
         let Some((head, _)) = MessageHead::parse(&self.connection.text) else { return };
         let config = shared.config;
-        let answer = match why {
-            NoRoom::Now => {
-                shared.tally.no_room = shared.tally.no_room.saturating_add(1);
-                Answer::Requeue(NO_ROOM_DELAY)
-            }
+        let mut answer = Answer::Requeue(NO_ROOM_DELAY);
+        match why {
+            NoRoom::Now => count(&mut shared.tally.no_room),
             NoRoom::Ever => {
-                shared.tally.too_large = shared.tally.too_large.saturating_add(1);
+                count(&mut shared.tally.too_large);
                 let exhausted =
                     config.is_exhausted(head.attempts) && config.exhausted == Exhausted::Finish;
                 if exhausted {
                     shared.give_up(&head);
                 }
-                if exhausted || config.too_large == TooLarge::Finish {
+                answer = if exhausted || config.too_large == TooLarge::Finish {
                     Answer::Finish
                 } else {
                     Answer::Requeue(config.requeue_delay(head.attempts))
-                }
+                };
             }
-        };
+        }
         if self.connection.has_room() {
-            self.connection.push_answer(head.id, answer);
+            self.connection.push_answer(&head.id.0, answer);
         } else {
             // nsqd takes it back when its time is up.
-            shared.tally.unanswered = shared.tally.unanswered.saturating_add(1);
+            count(&mut shared.tally.unanswered);
         }
-        shared.answered(now, self.id);
-        self.leave_if_done(now);
+        shared.answered(self.id);
+        self.leave_if_done();
     }
 
     /// The seat's nsqd did not come up, or broke.
-    fn wait(&mut self, now: Instant) {
+    fn wait(&mut self) {
         let mut backoff = self.shared.config.backoff().resume(self.connection.attempts);
         let delay = backoff.next_delay(&mut self.shared.jitter);
         self.connection.attempts = backoff.attempts();
         let fails = self.connection.attempts > 2;
-        self.connection.timers.set(Timer::Step, now.after(delay));
+        self.connection.timers.set(Timer::Step, self.shared.after(delay));
         self.connection.set_state(ConnectionState::Waiting);
         if let Some(seat) = self.shared.directory.seat_mut(self.id) {
             seat.busy = false;
             if fails && !seat.fails {
                 seat.fails = true;
-                self.shared.offer_given(now);
+                self.shared.offers = self.shared.now;
+                self.shared.go_round();
             }
         }
     }
@@ -683,7 +727,8 @@ impl Session for ConnectionSession<'_, '_> {
     }
 
     fn dial(&mut self, now: Instant) -> Option<&Address> {
-        self.follow(now);
+        self.shared.now = now;
+        self.follow();
         if self.connection.state != ConnectionState::Waiting
             || !self.connection.timers.expired(Timer::Step, now)
         {
@@ -691,12 +736,13 @@ impl Session for ConnectionSession<'_, '_> {
         }
         self.shared.directory.address(self.id)?;
         self.set_busy(true);
-        self.connection.handshake(now, self.shared.config, ConnectionState::Dialing);
+        self.connection.handshake(self.shared, ConnectionState::Dialing);
         self.shared.directory.address(self.id)
     }
 
     fn open(&mut self, now: Instant) {
-        self.land(now);
+        self.shared.now = now;
+        self.land();
         let connection = &mut *self.connection;
         connection.frames = FrameDecoder::new(u32::MAX);
         connection.text.clear();
@@ -705,40 +751,41 @@ impl Session for ConnectionSession<'_, '_> {
         connection.staged = 0;
         connection.written = 0;
         connection.timers.stop_all();
-        connection.handshake(now, self.shared.config, ConnectionState::Identifying);
+        connection.handshake(self.shared, ConnectionState::Identifying);
         self.set_busy(true);
     }
 
     fn receive(&mut self, now: Instant, bytes: &[u8]) -> Result<(), Fault> {
+        self.shared.now = now;
         let mut input = bytes;
         if self.connection.state == ConnectionState::Ready {
-            self.hear(now);
+            self.hear();
         }
-        loop {
-            match self.connection.state {
-                ConnectionState::Identifying
-                | ConnectionState::Authenticating
-                | ConnectionState::Subscribing
-                | ConnectionState::Ready
-                | ConnectionState::Draining
-                | ConnectionState::Leaving => {}
-                ConnectionState::Unused
-                | ConnectionState::Waiting
-                | ConnectionState::Dialing
-                | ConnectionState::Closing => return Ok(()),
-            }
+        if !self.connection.is_up() {
+            return Ok(());
+        }
+        while self.connection.is_up() {
             match self.connection.frames.next(&mut input) {
-                Ok(Some(part)) => self.on_part(now, part)?,
+                Ok(Some(part)) => self.on_part(part),
                 Ok(None) => return Ok(()),
-                Err(fault) => return self.fail(now, fault),
+                Err(fault) => self.fail(fault),
             }
+        }
+        match self.connection.why {
+            Why::Closed(Closed::Fault(fault))
+                if self.connection.state == ConnectionState::Closing =>
+            {
+                Err(fault)
+            }
+            _ => Ok(()),
         }
     }
 
     fn transmit(&mut self, now: Instant) -> Transmit<'_> {
+        self.shared.now = now;
         if !self.connection.is_writing() {
-            self.follow(now);
-            self.stage(now);
+            self.follow();
+            self.stage();
         }
         let pending = self.connection.written.into()..self.connection.staged.into();
         let head = match &self.connection.desk {
@@ -750,23 +797,22 @@ impl Session for ConnectionSession<'_, '_> {
 
     fn sent(&mut self, _: Instant, n: usize) {
         let connection = &mut *self.connection;
-        let n = n.min(connection.staged.saturating_sub(connection.written).into());
-        connection.written = connection.written.saturating_add(n as u8);
+        let n = n.min(connection.staged.wrapping_sub(connection.written).into());
+        connection.written = connection.written.wrapping_add(n as u8);
     }
 
     fn deadline(&self) -> Instant {
-        let seat = self.shared.directory.seat(self.id).map(|seat| seat.leaves);
         let common = match self.connection.state {
             ConnectionState::Unused => Instant::NEVER,
             _ => self.shared.deadline(),
         };
-        let own = self.connection.timers.next();
-        own.min(seat.unwrap_or(Instant::NEVER)).min(common)
+        self.connection.timers.next().min(common)
     }
 
     fn tick(&mut self, now: Instant) {
-        self.shared.tick(now, self.id);
-        self.follow(now);
+        self.shared.now = now;
+        self.shared.tick();
+        self.follow();
         if self.connection.timers.expired(Timer::Settle, now) {
             self.shared.window.settle(self.id);
             self.shared.changed();
@@ -774,14 +820,11 @@ impl Session for ConnectionSession<'_, '_> {
         if self.connection.timers.expired(Timer::Due, now) {
             let Self { connection, shared, id } = self;
             let touch = shared.config.auto_touch.then(|| connection.due_after(shared.config));
-            let window = &mut shared.window;
-            let tally = &mut shared.tally;
-            let next = shared.store.expire(*id, now, touch, || {
-                window.answered(*id);
-                tally.timed_out = tally.timed_out.saturating_add(1);
-            });
+            let (expired, next) = shared.store.expire(*id, now, touch);
+            shared.tally.timed_out = shared.tally.timed_out.saturating_add(expired.into());
+            shared.window.answered(*id, expired);
             connection.timers.set(Timer::Due, next);
-            shared.adjust(now);
+            shared.adjust();
             shared.changed();
         }
         match self.connection.state {
@@ -791,49 +834,50 @@ impl Session for ConnectionSession<'_, '_> {
             _ => {}
         }
         match self.connection.state {
-            ConnectionState::Dialing => self.close(now, Closed::Dial(DialError::TimedOut)),
+            ConnectionState::Dialing => self.close(Closed::Dial(DialError::TimedOut)),
             ConnectionState::Identifying
             | ConnectionState::Authenticating
             | ConnectionState::Subscribing => {
-                self.close(now, Closed::Fault(Fault::TimedOut(Awaited::Handshake)));
+                self.close(Closed::Fault(Fault::TimedOut(Awaited::Handshake)));
             }
             ConnectionState::Ready => {
-                self.close(now, Closed::Fault(Fault::TimedOut(Awaited::Heartbeat)));
+                self.close(Closed::Fault(Fault::TimedOut(Awaited::Heartbeat)));
             }
             ConnectionState::Draining => {
                 self.shared.store.recall(self.id, true);
-                let leave = now.after(self.shared.config.close_timeout);
+                let leave = self.shared.after(self.shared.config.close_timeout);
                 self.connection.timers.set(Timer::Step, leave);
                 self.connection.set_state(ConnectionState::Leaving);
                 self.shared.changed();
             }
-            ConnectionState::Leaving => self.close(now, Closed::Local),
+            ConnectionState::Leaving => self.close(Closed::Local),
             ConnectionState::Closing | ConnectionState::Unused | ConnectionState::Waiting => {}
         }
     }
 
     fn closed(&mut self, now: Instant, why: Closed) {
+        self.shared.now = now;
         let why = match self.connection.state {
             ConnectionState::Unused | ConnectionState::Waiting => return,
             // What the session itself had against the connection is the better reason.
-            ConnectionState::Closing => self.connection.why.unwrap_or(why),
+            ConnectionState::Closing => self.connection.why.get().unwrap_or(why),
             _ if self.is_stale() => Closed::Local,
             _ => why,
         };
-        self.connection.why = Some(why);
+        self.connection.why = Why::Closed(why);
         self.connection.staged = 0;
         self.connection.written = 0;
         self.connection.timers.stop_all();
-        self.connection.news = Some(News::Disconnected);
-        self.land(now);
+        self.connection.news = News::Disconnected;
+        self.land();
         if why != Closed::Local {
-            self.shared.tally.failures = self.shared.tally.failures.saturating_add(1);
+            count(&mut self.shared.tally.failures);
         }
         if self.is_stale() {
             self.connection.set_state(ConnectionState::Waiting);
-            self.follow(now);
+            self.follow();
         } else {
-            self.wait(now);
+            self.wait();
         }
         self.shared.changed();
     }

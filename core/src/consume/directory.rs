@@ -49,9 +49,10 @@ enum Nsqd {
 }
 
 impl Seat {
+    // Zero, as a new `Connection`.
     pub(super) const EMPTY: Self = Self {
         nsqd: Nsqd::Nobody,
-        leaves: Instant::NEVER,
+        leaves: Instant::ZERO,
         order: 0,
         serial: 0,
         listed: 0,
@@ -104,8 +105,8 @@ pub(super) struct Directory<'a> {
 }
 
 impl<'a> Directory<'a> {
+    /// All seats are empty.
     pub(super) fn new(seats: &'a mut [Seat], given: &'a [Address]) -> Self {
-        seats.fill(Seat::EMPTY);
         Self {
             seats,
             given,
@@ -114,6 +115,22 @@ impl<'a> Directory<'a> {
             next: None,
             order: 0,
             rotates: Instant::NEVER,
+        }
+    }
+
+    /// Gives the given addresses seats, each one, as far as there are any.
+    pub(super) fn seat_given(&mut self) {
+        let Self { seats, given, order, .. } = self;
+        let mut free = seats.iter_mut();
+        for (at, address) in given.iter().enumerate() {
+            let first = given.iter().position(|other| other == address);
+            if first == Some(at)
+                && let Some(seat) = free.next()
+            {
+                *order = order.wrapping_add(1);
+                seat.set(Nsqd::Given(at as u8), GIVEN);
+                seat.order = *order;
+            }
         }
     }
 
@@ -142,6 +159,20 @@ impl<'a> Directory<'a> {
         if let Some(seat) = self.seat_mut(id) {
             seat.set(Nsqd::Nobody, 0);
         }
+    }
+
+    /// Gives up the seats whose time is over. Says whether there were any, and when the next is.
+    pub(super) fn leave(&mut self, now: Instant) -> (bool, Instant) {
+        let mut left = false;
+        let mut next = Instant::NEVER;
+        for seat in self.seats.iter_mut().filter(|seat| !seat.is_empty()) {
+            if seat.leaves <= now {
+                seat.set(Nsqd::Nobody, 0);
+                left = true;
+            }
+            next = next.min(seat.leaves);
+        }
+        (left, next)
     }
 
     pub(super) fn begin(&mut self, source: u8, round: &mut Round) {
@@ -291,7 +322,7 @@ impl<'a> Directory<'a> {
 
 /// FNV-1a.
 fn hash(address: &Address) -> u32 {
-    let host = address.host().as_bytes().iter();
+    let host = address.host_bytes().iter();
     host.chain(&address.port().to_be_bytes())
         .fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193))
 }
@@ -332,6 +363,7 @@ mod tests {
     fn with(seats: usize, given: &[Address], scenario: impl FnOnce(&mut Directory<'_>)) {
         let (mut table, mut found) = (vec![Seat::EMPTY; seats], vec![None; seats]);
         let mut directory = Directory::new(&mut table, given);
+        directory.seat_given();
         directory.find_into(&mut found);
         scenario(&mut directory);
     }
@@ -383,6 +415,7 @@ mod tests {
         for seats in 1..5 {
             let (mut seats, mut found) = (vec![Seat::EMPTY; seats], vec![None; seats]);
             let mut directory = Directory::new(&mut seats, &[]);
+            directory.seat_given();
             directory.find_into(&mut found);
             let all: Vec<u16> = (1..=40).collect();
             // Two sources list overlapping halves.
@@ -423,6 +456,7 @@ mod tests {
         let given: Vec<Address> = (1..=3).map(|port| Address::new("h", port).unwrap()).collect();
         let (mut seats, mut found) = ([Seat::EMPTY; 2], [None]);
         let mut directory = Directory::new(&mut seats, &given);
+        directory.seat_given();
         directory.find_into(&mut found);
         let mut round = Round::NONE;
         let mut served = [0; 10];

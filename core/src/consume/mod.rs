@@ -64,7 +64,7 @@ mod tests;
 mod window;
 
 use crate::address::Address;
-use crate::session::Closed;
+use crate::session::{Closed, Session};
 use crate::time::{Instant, Jitter, Span, TimerId, Timers};
 use crate::wire::v2::{Message, MessageHead, MessageId};
 
@@ -106,7 +106,7 @@ pub struct Discovery<const LOOKUPDS: usize, const NSQDS: usize> {
 }
 
 /// The most bytes that a connection takes of a [`Storage`].
-pub const CONNECTION_RAM_MAX: usize = 262;
+pub const CONNECTION_RAM_MAX: usize = 272;
 
 /// The most bytes that a message in flight takes of a [`Storage`], beside the ring.
 pub const MESSAGE_RAM_MAX: usize = 32;
@@ -118,7 +118,7 @@ pub const LOOKUPD_RAM_MAX: usize = 400;
 pub const FOUND_RAM_MAX: usize = 104;
 
 /// The most bytes that a [`Consumer`] takes beside its storage and ring.
-pub const RAM_MAX: usize = 368;
+pub const RAM_MAX: usize = 416;
 
 impl<const CONNECTIONS: usize, const MESSAGES: usize> Storage<CONNECTIONS, MESSAGES> {
     /// Empty; [`Consumer::new`] fills it.
@@ -130,6 +130,24 @@ impl<const CONNECTIONS: usize, const MESSAGES: usize> Storage<CONNECTIONS, MESSA
             slots: [Slot::FREE; MESSAGES],
         }
     }
+
+    /// With a ring of so many bytes, which is usually known when it is compiled: no division then.
+    #[inline]
+    pub(crate) fn tables(&mut self, ring: usize) -> Tables<'_> {
+        let Self { connections, seats, shares, slots } = self;
+        let unit = ring.checked_div(MESSAGES).unwrap_or_default();
+        Tables { connections, seats, shares, slots, unit }
+    }
+}
+
+/// A [`Storage`] of any size.
+pub(crate) struct Tables<'a> {
+    connections: &'a mut [Connection],
+    seats: &'a mut [Seat],
+    shares: &'a mut [Share],
+    slots: &'a mut [Slot],
+    /// Bytes of a slot.
+    unit: usize,
 }
 
 impl<const CONNECTIONS: usize, const MESSAGES: usize> Default for Storage<CONNECTIONS, MESSAGES> {
@@ -159,8 +177,13 @@ pub struct Consumer<'a> {
     connections: &'a mut [Connection],
     lookupds: &'a mut [Lookupd],
     lookupd_addresses: &'a [Address],
+    /// Behind a pointer that only [`discover`](Self::discover) sets: what is not used is not linked.
+    with_lookupd: WithSession<'a>,
     shared: Shared<'a>,
 }
+
+/// Runs a function on one of a consumer's sessions, if there is such a one.
+type WithSession<'a> = fn(&mut Consumer<'a>, usize, &mut dyn FnMut(&mut dyn Session));
 
 /// A message handed out: to be answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -345,12 +368,12 @@ enum Timer {
     Probe,
     /// See whose turn it is.
     Turn,
-    /// Offer the given addresses, of which some wait.
-    Offer,
+    /// The given addresses are to be offered, or a seat given up.
+    Seats,
 }
 
 impl TimerId for Timer {
-    const ALL: &'static [Self] = &[Self::Probe, Self::Turn, Self::Offer];
+    const ALL: &'static [Self] = &[Self::Probe, Self::Turn, Self::Seats];
 
     fn index(self) -> usize {
         self as usize
@@ -358,21 +381,31 @@ impl TimerId for Timer {
 }
 
 /// What all connections share.
+// In this order for the same reason as a `Connection`.
 #[derive(Debug)]
+#[repr(C)]
 struct Shared<'a> {
+    stopping: bool,
+    flow: Flow,
     config: &'a Config<'a>,
+    version: u32,
+    /// The time of the call. Here rather than handed on: it takes two registers of the four that
+    /// there are for arguments.
+    now: Instant,
+    jitter: Jitter,
+    window: Window<'a>,
+    store: Store<'a>,
+    timers: Timers<Timer, 3>,
+    /// When the given addresses are offered again.
+    offers: Instant,
+    /// What [`go_round`](Self::go_round) does. Behind a pointer that is set only if the nsqds may be
+    /// others than those that have a seat from the start: what is not used is not linked.
+    rounds: fn(&mut Self),
     directory: Directory<'a>,
     /// The given addresses, as a source.
     given: Round,
-    window: Window<'a>,
-    store: Store<'a>,
-    flow: Flow,
-    timers: Timers<Timer, 3>,
-    jitter: Jitter,
     tally: Counters,
     given_up: Option<(MessageId, u16)>,
-    stopping: bool,
-    version: u32,
 }
 
 impl<'a> Consumer<'a> {
@@ -388,17 +421,39 @@ impl<'a> Consumer<'a> {
         ring: &'a mut [u8],
     ) -> Result<Self, ConfigError> {
         config.check(CONNECTIONS, nsqds.len(), MESSAGES, ring.len())?;
-        let Storage { connections, seats, shares, slots } = storage;
-        let mut consumer = Self {
+        // It may have been another consumer's.
+        *storage = Storage::new();
+        let mut consumer = Self::unseated(config, storage.tables(ring.len()), nsqds, ring);
+        consumer.seat();
+        if nsqds.len() > CONNECTIONS {
+            consumer.take_turns();
+        }
+        Ok(consumer)
+    }
+
+    /// As [`new`](Self::new), of checked settings and new tables. [`seat`](Self::seat) it where it
+    /// lies, and with more nsqds than connections have it [`take_turns`](Self::take_turns).
+    #[inline(always)]
+    pub(crate) fn unseated(
+        config: &'a Config<'a>,
+        tables: Tables<'a>,
+        nsqds: &'a [Address],
+        ring: &'a mut [u8],
+    ) -> Self {
+        let Tables { connections, seats, shares, slots, unit } = tables;
+        Self {
             connections,
             lookupds: &mut [],
             lookupd_addresses: &[],
+            with_lookupd: |_, _, _| {},
             shared: Shared {
                 config,
                 directory: Directory::new(seats, nsqds),
                 given: Round::NONE,
+                offers: Instant::NEVER,
+                rounds: |_| {},
                 window: Window::new(shares),
-                store: Store::new(slots, ring),
+                store: Store::new(slots, ring, unit),
                 flow: Flow::new(config.max_in_flight),
                 timers: Timers::new(),
                 jitter: Jitter::new(config.seed),
@@ -406,12 +461,24 @@ impl<'a> Consumer<'a> {
                 given_up: None,
                 stopping: false,
                 version: 0,
+                now: Instant::ZERO,
             },
-        };
-        consumer.connections.fill_with(|| Connection::NEW);
-        consumer.shared.offer_given(Instant::ZERO);
-        consumer.shared.adjust(Instant::ZERO);
-        Ok(consumer)
+        }
+    }
+
+    /// Gives the given nsqds their connections.
+    pub(crate) fn seat(&mut self) {
+        self.connections.iter_mut().for_each(Connection::set_up);
+        self.shared.directory.seat_given();
+        self.shared.adjust();
+    }
+
+    /// The given nsqds without a connection are to have their turn. Call it before anything is
+    /// driven.
+    pub(crate) fn take_turns(&mut self) {
+        self.shared.rounds = Shared::offer_and_leave;
+        self.shared.offers = Instant::ZERO;
+        self.shared.go_round();
     }
 
     /// Asks these nsqlookupds as well, at their HTTP ports (4161), and connects to what they list.
@@ -427,7 +494,13 @@ impl<'a> Consumer<'a> {
         let Discovery { lookupds: tables, found } = discovery;
         self.lookupds = tables;
         self.lookupd_addresses = lookupds;
+        self.with_lookupd = |consumer, index, f| {
+            if let Some(mut session) = consumer.lookupd(index) {
+                f(&mut session);
+            }
+        };
         self.shared.directory.find_into(found);
+        self.shared.rounds = Shared::offer_and_leave;
         let interval = self.shared.config.lookup_interval;
         self.lookupds.fill_with(|| Lookupd::NEW);
         for (lookupd, _) in self.lookupds.iter_mut().zip(lookupds) {
@@ -459,9 +532,29 @@ impl<'a> Consumer<'a> {
         Some(LookupdSession { lookupd, shared: &mut self.shared, address, source: 1 << index })
     }
 
+    /// Runs `f` on a session: those of the connections, then those of nsqlookupds.
+    #[cfg(feature = "async")]
+    pub(crate) fn with_session(&mut self, index: usize, f: &mut dyn FnMut(&mut dyn Session)) {
+        match index.checked_sub(self.connections.len()) {
+            None => {
+                if let Some(mut session) = self.connection(index) {
+                    f(&mut session);
+                }
+            }
+            Some(index) => (self.with_lookupd)(self, index, f),
+        }
+    }
+
     /// Hands out the next message. It is to be answered before its time is up.
     pub fn take(&mut self, now: Instant) -> Option<Delivery> {
+        self.take_with_head(now).map(|(delivery, _)| delivery)
+    }
+
+    /// As [`take`](Self::take), with the message's head.
+    #[inline(never)]
+    pub(crate) fn take_with_head(&mut self, now: Instant) -> Option<(Delivery, MessageHead)> {
         let shared = &mut self.shared;
+        shared.now = now;
         loop {
             let token = shared.store.take()?;
             let Some(head) = shared.store.message(token).map(|message| message.head) else {
@@ -469,10 +562,10 @@ impl<'a> Consumer<'a> {
             };
             let exhausted = shared.config.is_exhausted(head.attempts);
             if !exhausted || shared.config.exhausted == Exhausted::Deliver {
-                return Some(Delivery { token, exhausted });
+                return Some((Delivery { token, exhausted }, head));
             }
             shared.give_up(&head);
-            let _ = shared.answer(now, token, Answer::Finish);
+            let _ = shared.answer(token, Answer::Finish);
         }
     }
 
@@ -482,13 +575,15 @@ impl<'a> Consumer<'a> {
     }
 
     /// The message is done (FIN). While backing off, that is a success.
+    #[inline(never)]
     pub fn finish(&mut self, now: Instant, token: Token) -> Result<(), AnswerError> {
         let shared = &mut self.shared;
-        shared.answer(now, token, Answer::Finish)?;
+        shared.now = now;
+        shared.answer(token, Answer::Finish)?;
         shared.tally.finished = shared.tally.finished.saturating_add(1);
         let Config { backoff_base, backoff_cap, .. } = *shared.config;
         let wait = shared.flow.succeeded(backoff_base, backoff_cap, &mut shared.jitter);
-        shared.back_off(now, wait);
+        shared.back_off(wait);
         Ok(())
     }
 
@@ -505,7 +600,7 @@ impl<'a> Consumer<'a> {
         let shared = &mut self.shared;
         let Config { backoff_base, backoff_cap, .. } = *shared.config;
         let wait = shared.flow.failed(backoff_base, backoff_cap, &mut shared.jitter);
-        shared.back_off(now, wait);
+        shared.back_off(wait);
         Ok(())
     }
 
@@ -517,6 +612,7 @@ impl<'a> Consumer<'a> {
         delay: Option<Span>,
     ) -> Result<(), AnswerError> {
         let shared = &mut self.shared;
+        shared.now = now;
         let delay = match delay {
             Some(delay) => delay.as_millis(),
             None => {
@@ -524,7 +620,7 @@ impl<'a> Consumer<'a> {
                 shared.config.requeue_delay(message.head.attempts)
             }
         };
-        shared.answer(now, token, Answer::Requeue(delay))?;
+        shared.answer(token, Answer::Requeue(delay))?;
         shared.tally.requeued = shared.tally.requeued.saturating_add(1);
         Ok(())
     }
@@ -532,10 +628,11 @@ impl<'a> Consumer<'a> {
     /// The message takes longer (TOUCH): nsqd waits anew, but never longer than its
     /// `--max-msg-timeout` in all.
     pub fn touch(&mut self, now: Instant, token: Token) -> Result<(), AnswerError> {
-        self.shared.answer(now, token, Answer::Touch)?;
+        self.shared.now = now;
+        self.shared.answer(token, Answer::Touch)?;
         let owner = self.shared.store.owner(token);
         if let Some(connection) = self.connections.get(usize::from(owner)) {
-            let due = now.after(connection.due_after(self.shared.config));
+            let due = self.shared.after(connection.due_after(self.shared.config));
             self.shared.store.prolong(token, due);
         }
         Ok(())
@@ -543,15 +640,17 @@ impl<'a> Consumer<'a> {
 
     /// Asks for no more messages; what is in flight goes on.
     pub fn pause(&mut self, now: Instant) {
+        self.shared.now = now;
         self.shared.flow.set_paused(true);
-        self.shared.adjust(now);
+        self.shared.adjust();
         self.shared.changed();
     }
 
     /// Asks for messages again.
     pub fn resume(&mut self, now: Instant) {
+        self.shared.now = now;
         self.shared.flow.set_paused(false);
-        self.shared.adjust(now);
+        self.shared.adjust();
         self.shared.changed();
     }
 
@@ -562,8 +661,9 @@ impl<'a> Consumer<'a> {
 
     /// Another [`Config::max_in_flight`] from now on.
     pub fn set_max_in_flight(&mut self, now: Instant, max: u16) {
+        self.shared.now = now;
         self.shared.flow.set_max(max);
-        self.shared.adjust(now);
+        self.shared.adjust();
         self.shared.changed();
     }
 
@@ -660,19 +760,25 @@ impl<'a> Consumer<'a> {
     }
 }
 
+/// Counts one more: a function of its own, since there are so many of them.
+#[inline(never)]
+fn count(counter: &mut u32) {
+    *counter = counter.saturating_add(1);
+}
+
 impl Shared<'_> {
     fn changed(&mut self) {
         self.version = self.version.wrapping_add(1);
     }
 
     /// Makes the window as large as it is to be now.
-    fn adjust(&mut self, now: Instant) {
+    fn adjust(&mut self) {
         self.window.set_limit(self.flow.limit(self.store.capacity()));
         if !self.window.takes_turns() {
             self.timers.stop(Timer::Turn);
         } else if !self.timers.is_set(Timer::Turn) {
             let interval = self.jitter.around(self.config.redistribute).max(Span::from_millis(1));
-            self.timers.set(Timer::Turn, now.after(interval));
+            self.timers.set(Timer::Turn, self.after(interval));
         }
         if self.window.is_short() {
             self.changed();
@@ -680,79 +786,99 @@ impl Shared<'_> {
     }
 
     /// A message is no longer in flight.
-    fn answered(&mut self, now: Instant, id: u8) {
-        self.window.answered(id);
-        self.adjust(now);
+    fn answered(&mut self, id: u8) {
+        self.window.answered(id, 1);
+        self.adjust();
     }
 
-    fn answer(&mut self, now: Instant, token: Token, answer: Answer) -> Result<(), AnswerError> {
+    fn answer(&mut self, token: Token, answer: Answer) -> Result<(), AnswerError> {
         let answered = self.store.answer(token, answer);
         if answered == Err(AnswerError::Late) {
-            self.tally.late = self.tally.late.saturating_add(1);
+            count(&mut self.tally.late);
             // Its slot may be free now.
-            self.adjust(now);
+            self.adjust();
         }
         self.changed();
         answered
     }
 
-    fn back_off(&mut self, now: Instant, wait: Option<Span>) {
+    fn back_off(&mut self, wait: Option<Span>) {
         if let Some(wait) = wait {
-            self.timers.set(Timer::Probe, now.after(wait));
+            self.timers.set(Timer::Probe, self.after(wait));
         }
-        self.adjust(now);
+        self.adjust();
     }
 
     fn give_up(&mut self, head: &MessageHead) {
-        self.tally.given_up = self.tally.given_up.saturating_add(1);
+        count(&mut self.tally.given_up);
         self.given_up = Some((head.id, head.attempts));
     }
 
     /// Somebody lists an nsqd.
-    fn offer(&mut self, now: Instant, source: u8, round: &mut Round, address: &Address) {
-        if !self.stopping && self.directory.offer(now, self.config.rotate, source, round, address) {
+    fn offer(&mut self, source: u8, round: &mut Round, address: &Address) {
+        if !self.stopping
+            && self.directory.offer(self.now, self.config.rotate, source, round, address)
+        {
             self.changed();
         }
     }
 
+    /// Looks whether a seat is to be somebody else's.
+    fn go_round(&mut self) {
+        (self.rounds)(self);
+    }
+
+    /// Offers the given addresses if it is time, and gives up the seats whose time is over.
+    fn offer_and_leave(&mut self) {
+        if self.offers <= self.now {
+            self.offer_given();
+        }
+        let (left, next) = self.directory.leave(self.now);
+        if left {
+            self.changed();
+        }
+        self.timers.set(Timer::Seats, next.min(self.offers));
+    }
+
     /// Offers the given addresses.
-    fn offer_given(&mut self, now: Instant) {
-        let Self { directory, given, config, .. } = self;
-        let changed = !self.stopping && directory.offer_given(now, config.rotate, given);
-        if given.unserved == 0 || self.stopping {
-            self.timers.stop(Timer::Offer);
+    fn offer_given(&mut self) {
+        let Self { directory, given, config, now, .. } = self;
+        let changed = !self.stopping && directory.offer_given(*now, config.rotate, given);
+        self.offers = if given.unserved == 0 || self.stopping {
+            Instant::NEVER
         } else {
             // When the next may have a seat; if it is time already, another source's turn is it.
             let soon = now.after(Span::from_millis((config.rotate.as_millis() >> 2).max(1)));
-            self.timers.set(Timer::Offer, directory.rotates.max(soon));
-        }
+            directory.rotates.max(soon)
+        };
         if changed {
             self.changed();
         }
+    }
+
+    /// A time from now.
+    fn after(&self, span: Span) -> Instant {
+        self.now.after(span)
     }
 
     fn deadline(&self) -> Instant {
         self.timers.next()
     }
 
-    /// Time passed for all, and for the seat of connection `id`.
-    fn tick(&mut self, now: Instant, id: u8) {
-        if self.timers.expired(Timer::Probe, now) {
+    /// Time passed.
+    fn tick(&mut self) {
+        if self.timers.expired(Timer::Probe, self.now) {
             self.flow.probe();
-            self.adjust(now);
+            self.adjust();
             self.changed();
         }
-        if self.timers.expired(Timer::Turn, now) {
+        if self.timers.expired(Timer::Turn, self.now) {
             self.window.turn();
-            self.adjust(now);
+            self.adjust();
             self.changed();
         }
-        if self.timers.expired(Timer::Offer, now) {
-            self.offer_given(now);
-        }
-        if self.directory.seat(id).is_some_and(|seat| seat.leaves <= now) {
-            self.directory.retire(id);
-            self.changed();
+        if self.timers.expired(Timer::Seats, self.now) {
+            self.go_round();
         }
     }
 }

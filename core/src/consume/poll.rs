@@ -6,7 +6,7 @@
 use core::convert::Infallible;
 
 use super::directory::Round;
-use super::{LookupdEvent, LookupdState, LookupdStatus, Shared};
+use super::{LookupdEvent, LookupdState, LookupdStatus, Shared, count};
 use crate::address::{Address, HOST_MAX};
 use crate::macros::trace_state;
 use crate::session::{Awaited, Closed, DialError, Fault, Link, Session, Transmit};
@@ -239,7 +239,7 @@ impl LookupdSession<'_, '_> {
             if whole {
                 producers.count = producers.count.saturating_add(1);
                 if let Some(address) = producers.address() {
-                    self.shared.offer(now, self.source, &mut self.lookupd.round, &address);
+                    self.shared.offer(self.source, &mut self.lookupd.round, &address);
                 }
             }
         }
@@ -259,10 +259,11 @@ impl LookupdSession<'_, '_> {
         if lookupd.producers.count > 0 {
             let super::Config { rotate, grace, .. } = *self.shared.config;
             self.shared.directory.end(now, rotate, grace, self.source, &mut lookupd.round);
+            self.shared.go_round();
         } else {
             lookupd.round = Round::NONE;
         }
-        self.shared.tally.lookups = self.shared.tally.lookups.saturating_add(1);
+        count(&mut self.shared.tally.lookups);
         lookupd.backoff.skip_immediate();
         lookupd.close(now, Closed::Local, self.shared.config.close_timeout);
         self.shared.changed();
@@ -317,6 +318,7 @@ impl Session for LookupdSession<'_, '_> {
     }
 
     fn receive(&mut self, now: Instant, bytes: &[u8]) -> Result<(), Fault> {
+        self.shared.now = now;
         let mut input = bytes;
         while self.lookupd.state == LookupdState::Asking {
             let body = match self.lookupd.http.next(&mut input) {
@@ -383,6 +385,7 @@ impl Session for LookupdSession<'_, '_> {
     }
 
     fn closed(&mut self, now: Instant, why: Closed) {
+        self.shared.now = now;
         if self.lookupd.state == LookupdState::Asking && why == Closed::Peer {
             // That may be the end of the answer.
             let _ = match self.lookupd.http.finish() {
@@ -406,7 +409,7 @@ impl Session for LookupdSession<'_, '_> {
             lookupd.backoff.skip_immediate();
             shared.jitter.around(shared.config.lookup_interval).max(Span::from_millis(1))
         } else {
-            shared.tally.lookups_failed = shared.tally.lookups_failed.saturating_add(1);
+            count(&mut shared.tally.lookups_failed);
             lookupd.backoff.next_delay(&mut shared.jitter)
         };
         lookupd.step = now.after(delay);

@@ -10,7 +10,7 @@
 
 use crate::time::{Instant, Span};
 use crate::wire::copy;
-use crate::wire::v2::{Message, MessageHead, MessageId};
+use crate::wire::v2::{Message, MessageHead};
 
 /// What is known of a slot's message.
 ///
@@ -56,12 +56,13 @@ enum SlotState {
 }
 
 impl Slot {
+    // Zero, as a new `Connection`.
     pub(super) const FREE: Self = Self {
-        due: Instant::NEVER,
-        end: Instant::NEVER,
+        due: Instant::ZERO,
+        end: Instant::ZERO,
         len: 0,
         serial: 0,
-        span: 1,
+        span: 0,
         owner: 0,
         state: SlotState::Free,
         touch: false,
@@ -110,7 +111,13 @@ pub enum AnswerError {
     Unknown,
 }
 
+/// Where a message's number of attempts and its id are, in bytes from its start.
+const ATTEMPTS: usize = 8;
+const ID: usize = 10;
+
 /// The slots and their bytes.
+// All positions are at most the ring's length, and all counts at most that of the slots: what is
+// added, taken away and multiplied here is exact.
 #[derive(Debug)]
 pub(super) struct Store<'a> {
     slots: &'a mut [Slot],
@@ -129,15 +136,14 @@ pub(super) struct Store<'a> {
 }
 
 impl<'a> Store<'a> {
-    pub(super) fn new(slots: &'a mut [Slot], ring: &'a mut [u8]) -> Self {
-        slots.fill(Slot::FREE);
-        let unit = ring.len().checked_div(slots.len()).unwrap_or_default();
+    /// All slots are [`Slot::FREE`].
+    pub(super) fn new(slots: &'a mut [Slot], ring: &'a mut [u8], unit: usize) -> Self {
         Self { slots, ring, unit, free: 0, take: 0, answer: 0, waiting: 0, withheld: 0 }
     }
 
     /// How many messages may be in flight.
     pub(super) fn capacity(&self) -> u16 {
-        (self.slots.len() as u16).saturating_sub(self.withheld)
+        (self.slots.len() as u16).wrapping_sub(self.withheld)
     }
 
     /// How many messages wait for the application.
@@ -148,17 +154,17 @@ impl<'a> Store<'a> {
     /// Takes slots for a message of `len` bytes.
     pub(super) fn reserve(&mut self, owner: u8, len: u32) -> Result<u16, NoRoom> {
         let bytes = usize::try_from(len).unwrap_or(usize::MAX);
-        if bytes > self.unit.saturating_mul(self.slots.len()) {
+        if bytes > self.unit.wrapping_mul(self.slots.len()) {
             return Err(NoRoom::Ever);
         }
         let mut span = 1u16;
         let mut room = self.unit;
         while room < bytes {
-            room = room.saturating_add(self.unit);
-            span = span.saturating_add(1);
+            room = room.wrapping_add(self.unit);
+            span = span.wrapping_add(1);
         }
         let first = self.run(self.free, span).or_else(|| self.run(0, span)).ok_or(NoRoom::Now)?;
-        let range = usize::from(first)..usize::from(first).saturating_add(span.into());
+        let range = usize::from(first)..usize::from(first).wrapping_add(span.into());
         for slot in self.slots.get_mut(range).unwrap_or_default() {
             slot.state = SlotState::Part;
         }
@@ -171,14 +177,14 @@ impl<'a> Store<'a> {
             slot.due = Instant::NEVER;
             slot.end = Instant::NEVER;
         }
-        self.withheld = self.withheld.saturating_add(span.wrapping_sub(1));
-        self.free = first.saturating_add(span);
+        self.withheld = self.withheld.wrapping_add(span.wrapping_sub(1));
+        self.free = first.wrapping_add(span);
         Ok(first)
     }
 
     /// Adds a piece of the message, `at` bytes from its start.
     pub(super) fn fill(&mut self, slot: u16, at: u32, data: &[u8]) {
-        let start = self.start(slot).saturating_add(at as usize);
+        let start = self.start(slot).wrapping_add(at as usize);
         copy(self.ring.get_mut(start..).unwrap_or_default(), data);
     }
 
@@ -190,35 +196,31 @@ impl<'a> Store<'a> {
             slot.state = SlotState::Waiting;
             slot.due = due;
             slot.end = end;
-            self.waiting = self.waiting.saturating_add(1);
+            self.waiting = self.waiting.wrapping_add(1);
         }
         superseded
     }
 
     /// Gives up an earlier delivery of a message on the same connection. Its answer would be taken
     /// for that of the new one.
+    #[inline(never)]
     fn supersede(&mut self, new: u16) -> bool {
-        let Some((owner, head)) = self.slots.get(usize::from(new)).and_then(|slot| {
-            let (head, _) = MessageHead::parse(self.data(new)?)?;
-            Some((slot.owner, head))
-        }) else {
-            return false;
+        let (owner, id) = match self.slots.get(usize::from(new)) {
+            Some(slot) if u16::from_be_bytes(self.piece(new, ATTEMPTS)) > 1 => {
+                (slot.owner, self.id(new))
+            }
+            // What nearly every message is: delivered for the first time.
+            Some(_) | None => return false,
         };
-        if head.attempts < 2 {
-            // What nearly every message is.
-            return false;
+        let old = (0..self.slots.len() as u16).find(|at| {
+            let slot = self.slots.get(usize::from(*at));
+            slot.is_some_and(|slot| slot.owner == owner && slot.is_in_flight())
+                && self.id(*at) == id
+        });
+        if let Some(old) = old {
+            self.give_up(old);
         }
-        let is = |slot: &Slot| slot.owner == owner && slot.is_in_flight();
-        let same = |at: &u16| {
-            let data = self.data(*at).unwrap_or_default();
-            MessageHead::parse(data).is_some_and(|(old, _)| old.id == head.id)
-        };
-        let old = (0..self.slots.len() as u16)
-            .filter(|at| self.slots.get(usize::from(*at)).is_some_and(is))
-            .find(same);
-        let Some(old) = old else { return false };
-        self.give_up(old);
-        true
+        old.is_some()
     }
 
     /// nsqd has taken a message in flight back.
@@ -227,7 +229,7 @@ impl<'a> Store<'a> {
         if slot.state == SlotState::Taken {
             self.lose(at);
         } else {
-            self.waiting = self.waiting.saturating_sub(1);
+            self.waiting = self.waiting.wrapping_sub(1);
             self.free(at);
         }
     }
@@ -306,7 +308,7 @@ impl<'a> Store<'a> {
                     slot.state = SlotState::Requeued;
                     slot.due = Instant::NEVER;
                     self.set_delay(at, 0);
-                    self.waiting = self.waiting.saturating_sub(1);
+                    self.waiting = self.waiting.wrapping_sub(1);
                 }
                 SlotState::Taken if taken => {
                     slot.state = SlotState::Recalled;
@@ -324,8 +326,8 @@ impl<'a> Store<'a> {
         }
     }
 
-    /// The next thing to tell the nsqd of connection `owner`: taken out of here.
-    pub(super) fn next_answer(&mut self, owner: u8) -> Option<(MessageId, Answer)> {
+    /// The next thing to tell the nsqd of connection `owner`, and the message's id: taken out of here.
+    pub(super) fn next_answer(&mut self, owner: u8) -> Option<([u8; 16], Answer)> {
         let at = self.find(self.answer, |slot| {
             let answered = matches!(
                 slot.state,
@@ -334,7 +336,7 @@ impl<'a> Store<'a> {
             slot.owner == owner && (answered || (slot.touch && slot.is_in_flight()))
         })?;
         self.answer = at.wrapping_add(1);
-        let id = MessageHead::parse(self.data(at)?)?.0.id;
+        let id = self.id(at);
         let slot = self.get_mut(at)?;
         let answer = match slot.state {
             SlotState::Finished => {
@@ -370,7 +372,7 @@ impl<'a> Store<'a> {
             match slot.state {
                 SlotState::Taken | SlotState::Recalled => self.lose(at),
                 SlotState::Waiting => {
-                    self.waiting = self.waiting.saturating_sub(1);
+                    self.waiting = self.waiting.wrapping_sub(1);
                     self.free(at);
                 }
                 SlotState::Filling | SlotState::Finished | SlotState::Requeued => self.free(at),
@@ -379,15 +381,15 @@ impl<'a> Store<'a> {
         }
     }
 
-    /// Touches what is due on connection `owner`, or gives it up: what nsqd takes back of the
-    /// latter is told `expired`. Gives the time of the next.
+    /// Touches what is due on connection `owner`, or gives it up: says how many of the latter, and
+    /// when the next is due.
     pub(super) fn expire(
         &mut self,
         owner: u8,
         now: Instant,
         touch: Option<Span>,
-        mut expired: impl FnMut(),
-    ) -> Instant {
+    ) -> (u16, Instant) {
+        let mut expired = 0u16;
         let mut next = Instant::NEVER;
         for at in 0..self.slots.len() as u16 {
             let Some(slot) = self.get_mut(at) else { continue };
@@ -405,10 +407,10 @@ impl<'a> Store<'a> {
                 next = next.min(slot.due);
                 continue;
             }
-            expired();
+            expired = expired.wrapping_add(1);
             self.give_up(at);
         }
-        next
+        (expired, next)
     }
 
     /// The message takes longer: nsqd has it in flight until `due`, or as long as it ever does.
@@ -422,7 +424,7 @@ impl<'a> Store<'a> {
         if let Some(slot) = self.get_mut(at) {
             slot.state = SlotState::Lost;
             slot.due = Instant::NEVER;
-            self.withheld = self.withheld.saturating_add(1);
+            self.withheld = self.withheld.wrapping_add(1);
         }
     }
 
@@ -431,12 +433,12 @@ impl<'a> Store<'a> {
         let lost = slot.state == SlotState::Lost;
         let span = slot.span;
         slot.serial = slot.serial.wrapping_add(1);
-        let range = usize::from(at)..usize::from(at).saturating_add(span.into());
+        let range = usize::from(at)..usize::from(at).wrapping_add(span.into());
         for slot in self.slots.get_mut(range).unwrap_or_default() {
             slot.state = SlotState::Free;
         }
-        let withheld = span.wrapping_sub(1).saturating_add(lost.into());
-        self.withheld = self.withheld.saturating_sub(withheld);
+        let withheld = span.wrapping_sub(1).wrapping_add(lost.into());
+        self.withheld = self.withheld.wrapping_sub(withheld);
     }
 
     fn set_delay(&mut self, at: u16, delay: u32) {
@@ -453,11 +455,22 @@ impl<'a> Store<'a> {
             _ => slot.len as usize,
         };
         let start = self.start(at);
-        self.ring.get(start..start.saturating_add(len))
+        self.ring.get(start..start.wrapping_add(len))
+    }
+
+    fn id(&self, at: u16) -> [u8; 16] {
+        self.piece(at, ID)
+    }
+
+    /// A piece of a message's head, `from` bytes from its start.
+    fn piece<const N: usize>(&self, at: u16, from: usize) -> [u8; N] {
+        let start = self.start(at).wrapping_add(from);
+        let bytes = self.ring.get(start..).and_then(<[u8]>::first_chunk);
+        bytes.copied().unwrap_or([0; N])
     }
 
     fn start(&self, at: u16) -> usize {
-        self.unit.saturating_mul(at.into())
+        self.unit.wrapping_mul(at.into())
     }
 
     fn get_mut(&mut self, at: u16) -> Option<&mut Slot> {
@@ -484,7 +497,7 @@ impl<'a> Store<'a> {
     fn run(&self, start: u16, span: u16) -> Option<u16> {
         let mut free = 0u16;
         for (at, slot) in self.slots.iter().enumerate().skip(start.into()) {
-            free = if slot.state == SlotState::Free { free.saturating_add(1) } else { 0 };
+            free = if slot.state == SlotState::Free { free.wrapping_add(1) } else { 0 };
             if free == span {
                 return Some((at as u16).wrapping_sub(span.wrapping_sub(1)));
             }

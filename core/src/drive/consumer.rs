@@ -1,16 +1,17 @@
 //! A [`Consumer`] with its connections: a [`Handle`] to take messages with and a [`Runner`].
 
 use core::future::{Future, poll_fn};
-use core::task::Waker;
+use core::pin::pin;
 
 use embassy_futures::select::{Either, select, select_array};
 use embassy_sync::blocking_mutex::raw::RawMutex;
 
-use super::shared::{InTurn, Place, Shared};
-use super::{Dialer, SessionCell, Sleep, drive};
+use super::shared::{self, Cell, InTurn, Place, Shared};
+use super::{Dialer, Sleep, drive, poll_apart};
 use crate::address::Address;
 use crate::consume::{
     AnswerError, Config, ConfigError, Consumer, Counters, Delivery, Discovery, Event, Storage,
+    Tables,
 };
 use crate::session::Session;
 use crate::time::Span;
@@ -104,15 +105,35 @@ pub fn new<
     sleep: S,
 ) -> Result<(Handle<'a, M, S>, Runner<'a, M, D, S, CONNECTIONS, LOOKUPDS>), ConfigError> {
     let Resources { storage, discovery, shared } = resources;
-    let mut consumer = Consumer::new(config, storage, sources.nsqds, ring)?;
-    // Without any there is to be nothing of them in the program.
+    // Here, where the compiler knows most of it.
+    config.check(CONNECTIONS, sources.nsqds.len(), MESSAGES, ring.len())?;
+    let shared = set_up(config, storage.tables(ring.len()), shared, sources.nsqds, ring);
+    // What is not used is known when it is compiled, and is not linked.
+    if sources.nsqds.len() > CONNECTIONS {
+        shared.get_mut().take_turns();
+    }
     if LOOKUPDS > 0 {
-        consumer.discover(discovery, sources.lookupds)?;
+        shared.get_mut().discover(discovery, sources.lookupds)?;
     } else if !sources.lookupds.is_empty() {
         return Err(ConfigError::Lookupds { count: sources.lookupds.len() });
     }
-    let shared: &'a Shared<M, Consumer<'a>> = shared.insert(Shared::new(consumer));
+    let shared = &*shared;
     Ok((Handle { shared, sleep: sleep.clone() }, Runner { shared, dialers, sleep }))
+}
+
+/// Sets a consumer up where it lies. Apart, so that what passes through the stack meanwhile is not
+/// under every poll.
+#[inline(never)]
+fn set_up<'a, M: RawMutex>(
+    config: &'a Config<'a>,
+    tables: Tables<'a>,
+    shared: &'a mut Option<Shared<M, Consumer<'a>>>,
+    nsqds: &'a [Address],
+    ring: &'a mut [u8],
+) -> &'a mut Shared<M, Consumer<'a>> {
+    let shared = shared.insert(Shared::new(Consumer::unseated(config, tables, nsqds, ring)));
+    shared.get_mut().seat();
+    shared
 }
 
 /// Takes messages. Clone it to wherever it is needed.
@@ -135,12 +156,7 @@ impl<'a, M: RawMutex, S: Sleep> Handle<'a, M, S> {
         let (shared, sleep) = (self.shared, &self.sleep);
         let mut wait = InTurn::new(shared);
         let (delivery, head) = poll_fn(|cx| {
-            wait.poll_wait(cx.waker(), |consumer| {
-                noting(consumer, |consumer| {
-                    let delivery = consumer.take(sleep.now())?;
-                    Some((delivery, consumer.message(delivery.token)?.head))
-                })
-            })
+            wait.poll_wait(cx.waker(), |consumer| consumer.take_with_head(sleep.now()))
         })
         .await;
         Message { shared, sleep: sleep.clone(), delivery, head, answered: false }
@@ -148,10 +164,8 @@ impl<'a, M: RawMutex, S: Sleep> Handle<'a, M, S> {
 
     /// The next message, if there is one now.
     pub fn try_next(&self) -> Option<Message<'a, M, S>> {
-        let (delivery, head) = self.change(|consumer| {
-            let delivery = consumer.take(self.sleep.now())?;
-            Some((delivery, consumer.message(delivery.token)?.head))
-        })??;
+        let (delivery, head) =
+            self.change(|consumer| consumer.take_with_head(self.sleep.now()))??;
         let (shared, sleep) = (self.shared, self.sleep.clone());
         Some(Message { shared, sleep, delivery, head, answered: false })
     }
@@ -203,21 +217,12 @@ impl<'a, M: RawMutex, S: Sleep> Handle<'a, M, S> {
         F: FnMut(&mut Consumer<'a>) -> Option<R>,
     {
         let shared = self.shared;
-        poll_fn(move |cx| {
-            shared.poll_wait(cx.waker(), &mut Place::None, |consumer| noting(consumer, &mut f))
-        })
+        poll_fn(move |cx| shared.poll_wait(cx.waker(), &mut Place::None, &mut f))
     }
 
     fn change<R>(&self, f: impl FnOnce(&mut Consumer<'a>) -> R) -> Option<R> {
-        self.shared.change(|consumer| noting(consumer, f))
+        self.shared.change(f)
     }
-}
-
-/// Runs `f` and says whether it changed what somebody may wait for.
-fn noting<'a, R>(consumer: &mut Consumer<'a>, f: impl FnOnce(&mut Consumer<'a>) -> R) -> (R, bool) {
-    let before = consumer.version();
-    let result = f(consumer);
-    (result, consumer.version() != before)
 }
 
 /// A message, to be answered. Dropped unanswered it is requeued, as by
@@ -276,9 +281,7 @@ impl<'a, M: RawMutex, S: Sleep> Message<'a, M, S> {
     pub fn touch(&self) -> Result<(), AnswerError> {
         let now = self.sleep.now();
         self.shared
-            .change(|consumer| {
-                noting(consumer, |consumer| consumer.touch(now, self.delivery.token))
-            })
+            .change(|consumer| consumer.touch(now, self.delivery.token))
             .unwrap_or(Err(AnswerError::Unknown))
     }
 
@@ -288,9 +291,7 @@ impl<'a, M: RawMutex, S: Sleep> Message<'a, M, S> {
     ) -> Result<(), AnswerError> {
         self.answered = true;
         let delivery = self.delivery;
-        self.shared
-            .change(|consumer| noting(consumer, |consumer| f(consumer, &delivery)))
-            .unwrap_or(Err(AnswerError::Unknown))
+        self.shared.change(|consumer| f(consumer, &delivery)).unwrap_or(Err(AnswerError::Unknown))
     }
 }
 
@@ -327,17 +328,17 @@ impl<M: RawMutex, D: Dialer, S: Sleep, const CONNECTIONS: usize, const LOOKUPDS:
         let (shared, sleep) = (self.shared, &self.sleep);
         let mut index = 0;
         let connections = self.dialers.nsqds.each_mut().map(|dialer| {
-            let cell = Cell::<_, LOOKUPDS> { shared, of: Of::Connection(index) };
+            let cell = Cell { shared, index };
             index += 1;
             async move {
                 let mut sleep = sleep.clone();
                 let mut rx = [0; RX];
-                drive(&cell, dialer, &mut sleep, &mut rx).await
+                let mut drive = pin!(drive(&cell, dialer, &mut sleep, &mut rx));
+                poll_fn(|cx| poll_apart(drive.as_mut(), cx)).await
             }
         });
-        let mut index = 0;
         let lookupds = self.dialers.lookupds.each_mut().map(|dialer| {
-            let cell = Cell::<_, LOOKUPDS> { shared, of: Of::Lookupd(index) };
+            let cell = Cell { shared, index };
             index += 1;
             async move {
                 let mut sleep = sleep.clone();
@@ -352,41 +353,16 @@ impl<M: RawMutex, D: Dialer, S: Sleep, const CONNECTIONS: usize, const LOOKUPDS:
     }
 }
 
-/// One of a consumer's sessions, of which `LOOKUPDS` are those of nsqlookupds.
-struct Cell<'c, 'a, M: RawMutex, const LOOKUPDS: usize> {
-    shared: &'c Shared<M, Consumer<'a>>,
-    of: Of,
-}
+impl shared::State for Consumer<'_> {
+    type Version = u32;
 
-#[derive(Clone, Copy)]
-enum Of {
-    Connection(usize),
-    Lookupd(usize),
-}
-
-impl<M: RawMutex, const LOOKUPDS: usize> SessionCell for Cell<'_, '_, M, LOOKUPDS> {
-    fn with(&self, f: &mut dyn FnMut(&mut dyn Session)) {
-        // What one connection brings may give another something to write.
-        self.shared.change_if(|consumer| {
-            noting(consumer, |consumer| match self.of {
-                Of::Connection(index) => {
-                    if let Some(mut session) = consumer.connection(index) {
-                        f(&mut session);
-                    }
-                }
-                Of::Lookupd(index) => {
-                    // Known when it is compiled, unlike that there is no such session.
-                    if LOOKUPDS > 0
-                        && let Some(mut session) = consumer.lookupd(index)
-                    {
-                        f(&mut session);
-                    }
-                }
-            })
-        });
+    fn version(&self) -> u32 {
+        self.version()
     }
 
-    fn register(&self, waker: &Waker) {
-        self.shared.register(waker);
+    fn with(&mut self, index: usize, f: &mut dyn FnMut(&mut dyn Session)) -> bool {
+        self.with_session(index, f);
+        // What one connection brings may give another something to write.
+        true
     }
 }

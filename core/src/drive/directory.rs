@@ -6,8 +6,8 @@ use core::future::{Future, pending, poll_fn};
 use embassy_sync::blocking_mutex::raw::RawMutex;
 
 use super::serve::Buffers;
-use super::server::{Engine, Served, SharedServer, change, poll_wait, run_ports, stop, stop_asked};
-use super::shared::Shared;
+use super::server::{Engine, Served, SharedServer, run_ports, stop, stop_asked};
+use super::shared::{Place, Shared};
 use super::{Listener, Ports, Sleep};
 use crate::busy::Protocol;
 use crate::directory::{Config, Counters, Directory, Event, Storage};
@@ -112,7 +112,7 @@ impl<'a, M: RawMutex, S: Sleep> Handle<'a, M, S> {
     /// Says what time it is: Unix time in nanoseconds.
     pub fn set_unix_time(&self, nanoseconds: i64) {
         let now = self.sleep.now();
-        change(self.shared, |served| served.engine.set_unix_time(now, nanoseconds));
+        self.shared.change(|served| served.engine.set_unix_time(now, nanoseconds));
     }
 
     /// The next thing to tell. Cancel-safe. With several tasks asking, each event goes to one.
@@ -147,7 +147,9 @@ impl<'a, M: RawMutex, S: Sleep> Handle<'a, M, S> {
         F: FnMut(&mut Directory<'a>) -> Option<R>,
     {
         let shared = self.shared;
-        poll_fn(move |cx| poll_wait(shared, cx.waker(), |served| f(&mut served.engine)))
+        poll_fn(move |cx| {
+            shared.poll_wait(cx.waker(), &mut Place::None, |served| f(&mut served.engine))
+        })
     }
 }
 

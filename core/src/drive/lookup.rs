@@ -6,8 +6,8 @@ use core::task::Waker;
 use embassy_futures::select::select_array;
 use embassy_sync::blocking_mutex::raw::RawMutex;
 
-use super::shared::{Place, Shared};
-use super::{Dialer, SessionCell, Sleep, drive};
+use super::shared::{self, Cell, Place, Shared};
+use super::{Dialer, Sleep, drive};
 use crate::address::Address;
 use crate::lookup::{Config, ConfigError, Lookup, RegistryFull, TooManyPeers};
 use crate::name::{ChannelName, TopicName};
@@ -159,14 +159,7 @@ impl<'a, M: RawMutex, S: Sleep, const PEERS: usize, const TOPICS: usize, const C
         &self,
         mut f: impl FnMut(&mut Lookup<'a, PEERS, TOPICS, CHANNELS>) -> Option<R>,
     ) -> R {
-        poll_fn(|cx| {
-            self.shared.poll_wait(cx.waker(), &mut Place::None, |lookup| {
-                let before = lookup.version();
-                let answer = f(lookup);
-                (answer, lookup.version() != before)
-            })
-        })
-        .await
+        poll_fn(|cx| self.shared.poll_wait(cx.waker(), &mut Place::None, &mut f)).await
     }
 
     /// Has the task woken when somebody else changes the lookup.
@@ -178,7 +171,7 @@ impl<'a, M: RawMutex, S: Sleep, const PEERS: usize, const TOPICS: usize, const C
         &self,
         f: impl FnOnce(&mut Lookup<'a, PEERS, TOPICS, CHANNELS>) -> R,
     ) -> Option<R> {
-        self.shared.change(|lookup| (f(lookup), true))
+        self.shared.change_and_tell(f)
     }
 }
 
@@ -227,25 +220,19 @@ impl<
     }
 }
 
-struct Cell<'a, M: RawMutex, const PEERS: usize, const TOPICS: usize, const CHANNELS: usize> {
-    shared: &'a Shared<M, Lookup<'a, PEERS, TOPICS, CHANNELS>>,
-    index: usize,
-}
-
-impl<M: RawMutex, const PEERS: usize, const TOPICS: usize, const CHANNELS: usize> SessionCell
-    for Cell<'_, M, PEERS, TOPICS, CHANNELS>
+impl<const PEERS: usize, const TOPICS: usize, const CHANNELS: usize> shared::State
+    for Lookup<'_, PEERS, TOPICS, CHANNELS>
 {
-    fn with(&self, f: &mut dyn FnMut(&mut dyn Session)) {
-        self.shared.drive(|lookup| {
-            let before = lookup.version();
-            if let Some(mut peer) = lookup.peer(self.index) {
-                f(&mut peer);
-            }
-            ((), lookup.version() != before)
-        });
+    type Version = u32;
+
+    fn version(&self) -> u32 {
+        self.version()
     }
 
-    fn register(&self, waker: &Waker) {
-        self.shared.register(waker);
+    fn with(&mut self, index: usize, f: &mut dyn FnMut(&mut dyn Session)) -> bool {
+        if let Some(mut peer) = self.peer(index) {
+            f(&mut peer);
+        }
+        false
     }
 }

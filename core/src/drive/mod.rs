@@ -29,7 +29,7 @@ mod shared;
 use core::future::{Future, poll_fn};
 use core::net::SocketAddr;
 use core::ops::Range;
-use core::pin::pin;
+use core::pin::{Pin, pin};
 use core::task::{Context, Poll, Waker};
 
 use crate::address::Address;
@@ -167,6 +167,13 @@ where
             Ok(_) => line.closed(cell, Closed::Local),
         }
     }
+}
+
+/// Polls a future in a function of its own: as a part of the application's, everything in it would be
+/// reached by long offsets, with nearly no registers left.
+#[inline(never)]
+fn poll_apart<F: Future>(future: Pin<&mut F>, cx: &mut Context<'_>) -> Poll<F::Output> {
+    future.poll(cx)
 }
 
 /// One connection after the other: what one poll leaves to the next.

@@ -12,10 +12,8 @@ use embassy_sync::blocking_mutex::raw::RawMutex;
 
 use super::publisher::Publish;
 use super::serve::Buffers;
-use super::server::{
-    Engine, Served, SharedServer, change, poll_in_turn, poll_wait, run_ports, stop, stop_asked,
-};
-use super::shared::{InTurn, Shared};
+use super::server::{Engine, Served, SharedServer, run_ports, stop, stop_asked};
+use super::shared::{InTurn, Place, Shared};
 use super::{Dialer, Listener, Ports, Sleep, lookup};
 use crate::address::Address;
 use crate::busy::Protocol;
@@ -217,7 +215,7 @@ impl<'a, M: RawMutex, S: Sleep> Handle<'a, M, S> {
         let sleep = self.sleep.clone();
         poll_fn(move |cx| {
             let now = sleep.now();
-            poll_in_turn(&mut wait, cx.waker(), |served| {
+            wait.poll_wait(cx.waker(), |served| {
                 match served.engine.offer(now, topic, body, options) {
                     Err(PublishError::Full) => None,
                     taken => Some(taken),
@@ -332,11 +330,13 @@ impl<'a, M: RawMutex, S: Sleep> Handle<'a, M, S> {
         F: FnMut(&mut Node<'a>) -> Option<R>,
     {
         let shared = self.shared;
-        poll_fn(move |cx| poll_wait(shared, cx.waker(), |served| f(&mut served.engine)))
+        poll_fn(move |cx| {
+            shared.poll_wait(cx.waker(), &mut Place::None, |served| f(&mut served.engine))
+        })
     }
 
     fn change<R>(&self, f: impl FnOnce(&mut Node<'a>) -> R) -> Option<R> {
-        change(self.shared, |served| f(&mut served.engine))
+        self.shared.change(|served| f(&mut served.engine))
     }
 
     /// `busy` is the answer from within another look.

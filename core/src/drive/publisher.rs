@@ -2,12 +2,11 @@
 
 use core::fmt;
 use core::future::{Future, poll_fn};
-use core::task::Waker;
 
 use embassy_sync::blocking_mutex::raw::RawMutex;
 
-use super::shared::{InTurn, Place, Shared};
-use super::{Dialer, SessionCell, Sleep, drive};
+use super::shared::{self, Cell, InTurn, Place, Shared};
+use super::{Dialer, Sleep, drive};
 use crate::address::Address;
 use crate::name::TopicName;
 use crate::publish::{
@@ -131,11 +130,9 @@ impl<'a, M: RawMutex> Handle<'a, M> {
     ) -> impl Future<Output = Result<Ticket, PublishError>> + use<'a, 't, 'b, M> {
         let mut wait = InTurn::new(self.shared);
         poll_fn(move |cx| {
-            wait.poll_wait(cx.waker(), |publisher| {
-                noting(publisher, |publisher| match publisher.offer(topic, body, options) {
-                    Err(PublishError::Full) => None,
-                    taken => Some(taken),
-                })
+            wait.poll_wait(cx.waker(), |publisher| match publisher.offer(topic, body, options) {
+                Err(PublishError::Full) => None,
+                taken => Some(taken),
             })
         })
     }
@@ -162,7 +159,7 @@ impl<'a, M: RawMutex> Handle<'a, M> {
     /// closes all the same.
     pub async fn stop(&self, sleep: &impl Sleep) {
         let now = sleep.now();
-        self.shared.change(|publisher| (publisher.stop(now), true));
+        self.shared.change_and_tell(|publisher| publisher.stop(now));
         self.wait(|publisher| matches!(publisher.state(), State::Stopped).then_some(())).await;
     }
 
@@ -184,29 +181,15 @@ impl<'a, M: RawMutex> Handle<'a, M> {
     {
         let shared = self.shared;
         // Not an `async fn`: that would be a state machine around this one.
-        poll_fn(move |cx| {
-            shared.poll_wait(cx.waker(), &mut Place::None, |publisher| noting(publisher, &mut f))
-        })
+        poll_fn(move |cx| shared.poll_wait(cx.waker(), &mut Place::None, &mut f))
     }
 
     fn accept(
         &self,
         publish: impl FnOnce(&mut Publisher<'a>) -> Result<Ticket, PublishError>,
     ) -> Result<Ticket, PublishError> {
-        self.shared
-            .change(|publisher| noting(publisher, publish))
-            .unwrap_or(Err(PublishError::Full))
+        self.shared.change(publish).unwrap_or(Err(PublishError::Full))
     }
-}
-
-/// Runs `f` and says whether it changed what somebody may wait for.
-fn noting<'a, R>(
-    publisher: &mut Publisher<'a>,
-    f: impl FnOnce(&mut Publisher<'a>) -> R,
-) -> (R, bool) {
-    let before = publisher.version();
-    let result = f(publisher);
-    (result, publisher.version() != before)
 }
 
 impl<M: RawMutex> Publish for Handle<'_, M> {
@@ -242,18 +225,20 @@ impl<M: RawMutex, D: Dialer, S: Sleep> Runner<'_, M, D, S> {
     /// Runs for ever. Dropped, the connection ends and messages wait; run again, they go on.
     pub async fn run(&mut self) -> ! {
         let mut rx = [0; RX_LEN];
-        drive(&Cell(self.shared), &mut self.dialer, &mut self.sleep, &mut rx).await
+        let cell = Cell { shared: self.shared, index: 0 };
+        drive(&cell, &mut self.dialer, &mut self.sleep, &mut rx).await
     }
 }
 
-struct Cell<'c, 'a, M: RawMutex>(&'c Shared<M, Publisher<'a>>);
+impl shared::State for Publisher<'_> {
+    type Version = u32;
 
-impl<M: RawMutex> SessionCell for Cell<'_, '_, M> {
-    fn with(&self, f: &mut dyn FnMut(&mut dyn Session)) {
-        self.0.drive(|publisher| noting(publisher, |publisher| f(publisher)));
+    fn version(&self) -> u32 {
+        self.version()
     }
 
-    fn register(&self, waker: &Waker) {
-        self.0.register(waker);
+    fn with(&mut self, _: usize, f: &mut dyn FnMut(&mut dyn Session)) -> bool {
+        f(self);
+        false
     }
 }

@@ -134,7 +134,7 @@ where
 }
 
 /// The index of the session that refuses.
-pub(super) const SPARE: usize = usize::MAX;
+pub(super) const SPARE: usize = usize::MAX >> 1;
 
 /// Bytes read at once of what a refused caller says.
 const SPARE_RX_LEN: usize = 32;

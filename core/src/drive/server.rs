@@ -1,14 +1,14 @@
 //! What the runners of servers have in common: two ports, each with slots and a spare one.
 
 use core::future::{Future, pending, poll_fn};
-use core::task::{Poll, Waker};
+use core::task::Poll;
 
 use embassy_futures::select::{Either, select};
 use embassy_sync::blocking_mutex::raw::RawMutex;
 
 use super::serve::{Buffers, SPARE, serve_port};
-use super::shared::{InTurn, Place, Shared};
-use super::{Listener, Port, SessionCell, Sleep};
+use super::shared::{Cell, Place, Shared, State};
+use super::{Listener, Port, Sleep};
 use crate::busy::{Busy, Protocol};
 use crate::session::Session;
 
@@ -50,7 +50,7 @@ pub(super) struct Served<E> {
 
 /// How far stopping is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Stop {
+pub(super) enum Stop {
     No,
     Asked,
     Done,
@@ -65,56 +65,45 @@ impl<E: Engine> Served<E> {
     pub(super) const fn refused(&self) -> u32 {
         self.tcp_busy.refused().saturating_add(self.http_busy.refused())
     }
+}
 
-    /// Runs `f` and says whether it changed what somebody may wait for.
-    pub(super) fn noting<R>(&mut self, f: impl FnOnce(&mut Self) -> R) -> (R, bool) {
-        let marks = |served: &Self| {
-            let engine = &served.engine;
-            (engine.version(), engine.is_idle(), served.refused(), served.stop)
-        };
-        let before = marks(self);
-        let result = f(self);
-        (result, marks(self) != before)
+impl<E: Engine> State for Served<E> {
+    type Version = (u32, bool, u32, Stop);
+
+    fn version(&self) -> Self::Version {
+        (self.engine.version(), self.engine.is_idle(), self.refused(), self.stop)
+    }
+
+    fn with(&mut self, index: usize, f: &mut dyn FnMut(&mut dyn Session)) -> bool {
+        match index {
+            SPARE => f(&mut self.tcp_busy),
+            HTTP_SPARE => f(&mut self.http_busy),
+            client if client < SPARE => self.engine.with_client(client, f),
+            http => self.engine.with_http(!http, f),
+        }
+        // What one client brings may give another something to read.
+        true
     }
 }
+
+/// Sessions of the HTTP port count down from the end.
+const HTTP_SPARE: usize = !SPARE;
 
 /// What handles share with the runner.
 pub(super) type SharedServer<M, E> = Shared<M, Served<E>>;
 
-pub(super) fn change<M: RawMutex, E: Engine, R>(
-    shared: &SharedServer<M, E>,
-    f: impl FnOnce(&mut Served<E>) -> R,
-) -> Option<R> {
-    shared.change(|served| served.noting(f))
-}
-
-/// Asks `f` now and whenever something changed.
-pub(super) fn poll_wait<M: RawMutex, E: Engine, R>(
-    shared: &SharedServer<M, E>,
-    waker: &Waker,
-    f: impl FnOnce(&mut Served<E>) -> Option<R>,
-) -> Poll<R> {
-    shared.poll_wait(waker, &mut Place::None, |served| served.noting(f))
-}
-
-/// As [`poll_wait`], by turns.
-pub(super) fn poll_in_turn<M: RawMutex, E: Engine, R>(
-    wait: &mut InTurn<'_, M, Served<E>>,
-    waker: &Waker,
-    f: impl FnOnce(&mut Served<E>) -> Option<R>,
-) -> Poll<R> {
-    wait.poll_wait(waker, |served| served.noting(f))
-}
-
 /// Has the runner stop, and waits until it did.
 pub(super) async fn stop<M: RawMutex, E: Engine>(shared: &SharedServer<M, E>) {
-    change(shared, |served| {
+    shared.change(|served| {
         if served.stop == Stop::No {
             served.stop = Stop::Asked;
         }
     });
-    poll_fn(|cx| poll_wait(shared, cx.waker(), |served| (served.stop == Stop::Done).then_some(())))
-        .await;
+    poll_fn(|cx| {
+        let done = |served: &mut Served<E>| (served.stop == Stop::Done).then_some(());
+        shared.poll_wait(cx.waker(), &mut Place::None, done)
+    })
+    .await;
 }
 
 /// Serves both ports until it is asked to stop, and `leave` has come to its end after that: then
@@ -144,8 +133,8 @@ pub(super) async fn run_ports<
     if shared.peek(|served| served.stop == Stop::Done) == Some(true) {
         return;
     }
-    let tcp = |index| ClientCell { shared, index };
-    let http = |index| HttpCell { shared, index };
+    let tcp = |index| Cell { shared, index };
+    let http = |index: usize| Cell { shared, index: !index };
     let lines =
         select(serve_port::<M, _, _, _, CLIENTS, RX>(&mut ports.tcp, tcp, sleep, rx.0), async {
             // Known when it is compiled: without any there is to be nothing of it in the program.
@@ -158,7 +147,7 @@ pub(super) async fn run_ports<
         Either::First(Either::First(never) | Either::Second(never)) => never,
         Either::Second(()) => {}
     }
-    change(shared, |served| served.stop = Stop::Done);
+    shared.change(|served| served.stop = Stop::Done);
 }
 
 /// Ready when the runner is to stop.
@@ -171,47 +160,4 @@ pub(super) async fn stop_asked<M: RawMutex, E: Engine>(shared: &SharedServer<M, 
         }
     })
     .await;
-}
-
-/// One of a server's sessions, at its TCP port.
-struct ClientCell<'c, M: RawMutex, E> {
-    shared: &'c SharedServer<M, E>,
-    index: usize,
-}
-
-impl<M: RawMutex, E: Engine> SessionCell for ClientCell<'_, M, E> {
-    fn with(&self, f: &mut dyn FnMut(&mut dyn Session)) {
-        // What one client brings may give another something to read.
-        self.shared.change_if(|served| {
-            served.noting(|served| match self.index {
-                SPARE => f(&mut served.tcp_busy),
-                index => served.engine.with_client(index, f),
-            })
-        });
-    }
-
-    fn register(&self, waker: &Waker) {
-        self.shared.register(waker);
-    }
-}
-
-/// One of them, at its HTTP port.
-struct HttpCell<'c, M: RawMutex, E> {
-    shared: &'c SharedServer<M, E>,
-    index: usize,
-}
-
-impl<M: RawMutex, E: Engine> SessionCell for HttpCell<'_, M, E> {
-    fn with(&self, f: &mut dyn FnMut(&mut dyn Session)) {
-        self.shared.change_if(|served| {
-            served.noting(|served| match self.index {
-                SPARE => f(&mut served.http_busy),
-                index => served.engine.with_http(index, f),
-            })
-        });
-    }
-
-    fn register(&self, waker: &Waker) {
-        self.shared.register(waker);
-    }
 }

@@ -7,39 +7,38 @@ use embassy_sync::blocking_mutex::{Mutex, raw::RawMutex};
 use embassy_sync::waitqueue::WakerRegistration;
 use heapless::Vec;
 
+use super::SessionCell;
+use crate::session::Session;
+
 /// How many tasks may wait on handles of one runner. With more, all get their answers, but while
 /// they wait they wake each other without end: let one task wait for the others then.
 pub const WAITERS_MAX: usize = 8;
+
+/// What handles and a runner share, beside the lock.
+pub(super) trait State {
+    /// Differs from an earlier one when somebody who waits should look.
+    type Version: PartialEq;
+
+    /// What of it those who wait look at.
+    fn version(&self) -> Self::Version;
+
+    /// Runs `f` on session `index`, if there is one. Says whether what it changes may concern other
+    /// sessions of this state.
+    fn with(&mut self, index: usize, f: &mut dyn FnMut(&mut dyn Session)) -> bool;
+}
 
 pub(super) struct Shared<M: RawMutex, T> {
     inner: Mutex<M, RefCell<Inner<T>>>,
 }
 
 struct Inner<T> {
+    hub: Hub,
     state: T,
-    runner: WakerRegistration,
-    waiters: Waiters,
-    queue: Queue,
-}
-
-impl<T> Inner<T> {
-    /// There is news for those who wait.
-    fn tell(&mut self) {
-        self.queue.news = self.queue.news.wrapping_add(1);
-        self.waiters.wake();
-    }
 }
 
 impl<M: RawMutex, T> Shared<M, T> {
     pub(super) const fn new(state: T) -> Self {
-        Self {
-            inner: Mutex::new(RefCell::new(Inner {
-                state,
-                runner: WakerRegistration::new(),
-                waiters: Waiters(Vec::new()),
-                queue: Queue::new(),
-            })),
-        }
+        Self { inner: Mutex::new(RefCell::new(Inner { hub: Hub::new(), state })) }
     }
 
     /// The state, while nobody else can have it.
@@ -57,100 +56,137 @@ impl<M: RawMutex, T> Shared<M, T> {
         self.lock(|inner| f(&mut inner.state))
     }
 
-    /// The application changes it: the runner is to look. `f` says whether somebody who waits
-    /// should, too.
-    pub(super) fn change<R>(&self, f: impl FnOnce(&mut T) -> (R, bool)) -> Option<R> {
-        self.lock(|inner| {
-            let (result, news) = f(&mut inner.state);
-            inner.runner.wake();
-            if news {
-                inner.tell();
-            }
-            result
-        })
-    }
-
-    /// The runner changes it; `f` says whether somebody who waits should look.
-    pub(super) fn drive<R>(&self, f: impl FnOnce(&mut T) -> (R, bool)) -> Option<R> {
-        self.lock(|inner| {
-            let (result, news) = f(&mut inner.state);
-            if news {
-                inner.tell();
-            }
-            result
-        })
-    }
-
-    /// As [`drive`](Self::drive), for a state with several sessions: what one of them changes may
-    /// concern the others, so the runner looks again.
-    pub(super) fn change_if<R>(&self, f: impl FnOnce(&mut T) -> (R, bool)) -> Option<R> {
-        self.lock(|inner| {
-            let (result, news) = f(&mut inner.state);
-            if news {
-                inner.runner.wake();
-                inner.tell();
-            }
-            result
-        })
-    }
-
-    /// Has the runner's task woken at the next [`change`](Self::change).
+    /// Has the runner's task woken at the next change.
     pub(super) fn register(&self, waker: &Waker) {
-        self.lock(|inner| inner.runner.register(waker));
-    }
-
-    /// Asks `f` now and whenever there is news, until it has an answer; `f` also says whether it
-    /// made news itself. Cancel-safe: `f` is asked only in a poll that returns its answer.
-    pub(super) fn poll_wait<R>(
-        &self,
-        waker: &Waker,
-        place: &mut Place,
-        f: impl FnOnce(&mut T) -> (Option<R>, bool),
-    ) -> Poll<R> {
-        self.lock(|inner| {
-            match inner.queue.enter(place) {
-                Enter::Ask => {}
-                Enter::Return => {
-                    waker.wake_by_ref();
-                    return Poll::Pending;
-                }
-                Enter::Wait => {
-                    inner.waiters.register(waker);
-                    return Poll::Pending;
-                }
-            }
-            let (answer, news) = f(&mut inner.state);
-            if news {
-                inner.runner.wake();
-                inner.tell();
-            }
-            match answer {
-                Some(answer) => {
-                    if inner.queue.served(place) {
-                        // There may be something for the next one as well.
-                        inner.tell();
-                    }
-                    // It may have taken the answer out.
-                    inner.runner.wake();
-                    Poll::Ready(answer)
-                }
-                None => {
-                    inner.queue.not_served(place);
-                    inner.waiters.register(waker);
-                    Poll::Pending
-                }
-            }
-        })
-        .unwrap_or(Poll::Pending)
+        self.lock(|inner| inner.hub.runner.register(waker));
     }
 
     /// A wait is over without an answer.
     fn leave(&self, place: Place) {
         self.lock(|inner| {
-            if inner.queue.leave(place) {
-                inner.tell();
+            if inner.hub.queue.leave(place) {
+                inner.hub.tell();
             }
         });
+    }
+}
+
+impl<M: RawMutex, T: State> Shared<M, T> {
+    /// The application changes it: the runner is to look.
+    pub(super) fn change<R>(&self, f: impl FnOnce(&mut T) -> R) -> Option<R> {
+        self.lock(|inner| {
+            let before = inner.state.version();
+            let result = f(&mut inner.state);
+            inner.hub.changed(inner.state.version() != before);
+            result
+        })
+    }
+
+    /// As [`change`](Self::change), and who waits is to look in any case.
+    pub(super) fn change_and_tell<R>(&self, f: impl FnOnce(&mut T) -> R) -> Option<R> {
+        self.lock(|inner| {
+            let result = f(&mut inner.state);
+            inner.hub.changed(true);
+            result
+        })
+    }
+
+    /// Asks `f` now and whenever there is news, until it has an answer. Cancel-safe: `f` is asked
+    /// only in a poll that returns its answer.
+    pub(super) fn poll_wait<R>(
+        &self,
+        waker: &Waker,
+        place: &mut Place,
+        f: impl FnOnce(&mut T) -> Option<R>,
+    ) -> Poll<R> {
+        let answer = self.lock(|inner| {
+            if !inner.hub.enter(place, waker) {
+                return None;
+            }
+            let before = inner.state.version();
+            let answer = f(&mut inner.state);
+            let news = inner.state.version() != before;
+            inner.hub.asked(place, waker, answer.is_some(), news);
+            answer
+        });
+        answer.flatten().map_or(Poll::Pending, Poll::Ready)
+    }
+}
+
+/// One session of a state.
+pub(super) struct Cell<'c, M: RawMutex, T> {
+    pub(super) shared: &'c Shared<M, T>,
+    pub(super) index: usize,
+}
+
+impl<M: RawMutex, T: State> SessionCell for Cell<'_, M, T> {
+    fn with(&self, f: &mut dyn FnMut(&mut dyn Session)) {
+        self.shared.lock(|inner| {
+            let before = inner.state.version();
+            let concerns_others = inner.state.with(self.index, f);
+            if inner.state.version() != before {
+                if concerns_others {
+                    inner.hub.runner.wake();
+                }
+                inner.hub.tell();
+            }
+        });
+    }
+
+    fn register(&self, waker: &Waker) {
+        self.shared.register(waker);
+    }
+}
+
+/// Who is to be woken: the same for every state, so that there is one copy of it.
+struct Hub {
+    runner: WakerRegistration,
+    waiters: Waiters,
+    queue: Queue,
+}
+
+impl Hub {
+    const fn new() -> Self {
+        Self { runner: WakerRegistration::new(), waiters: Waiters(Vec::new()), queue: Queue::new() }
+    }
+
+    /// There is news for those who wait.
+    fn tell(&mut self) {
+        self.queue.news = self.queue.news.wrapping_add(1);
+        self.waiters.wake();
+    }
+
+    /// A handle changed something.
+    fn changed(&mut self, news: bool) {
+        self.runner.wake();
+        if news {
+            self.tell();
+        }
+    }
+
+    /// A wait is polled: whether it is to be asked.
+    fn enter(&mut self, place: &mut Place, waker: &Waker) -> bool {
+        match self.queue.enter(place) {
+            Enter::Ask => return true,
+            Enter::Return => waker.wake_by_ref(),
+            Enter::Wait => self.waiters.register(waker),
+        }
+        false
+    }
+
+    /// A wait was asked, and has its answer or has not.
+    fn asked(&mut self, place: &mut Place, waker: &Waker, answered: bool, news: bool) {
+        if news {
+            self.changed(true);
+        }
+        if answered {
+            // There may be something for the next one as well, and it may have taken the answer out.
+            let more = self.queue.served(place);
+            self.changed(more);
+        } else {
+            self.queue.not_served(place);
+            self.waiters.register(waker);
+        }
     }
 }
 
@@ -162,7 +198,7 @@ pub(super) struct InTurn<'a, M: RawMutex, T> {
     place: Place,
 }
 
-impl<'a, M: RawMutex, T> InTurn<'a, M, T> {
+impl<'a, M: RawMutex, T: State> InTurn<'a, M, T> {
     pub(super) const fn new(shared: &'a Shared<M, T>) -> Self {
         Self { shared, place: Place::New }
     }
@@ -171,7 +207,7 @@ impl<'a, M: RawMutex, T> InTurn<'a, M, T> {
     pub(super) fn poll_wait<R>(
         &mut self,
         waker: &Waker,
-        f: impl FnOnce(&mut T) -> (Option<R>, bool),
+        f: impl FnOnce(&mut T) -> Option<R>,
     ) -> Poll<R> {
         self.shared.poll_wait(waker, &mut self.place, f)
     }
@@ -351,14 +387,40 @@ mod tests {
         }
     }
 
-    type Room = Shared<NoopRawMutex, u32>;
+    /// What there is to take, and how often some was given.
+    #[derive(Default)]
+    struct Room {
+        left: u32,
+        version: u32,
+    }
+
+    impl State for Room {
+        fn version(&self) -> u32 {
+            self.version
+        }
+
+        fn with(&mut self, _: usize, _: &mut dyn FnMut(&mut dyn Session)) -> bool {
+            false
+        }
+    }
+
+    fn room() -> Shared<NoopRawMutex, Room> {
+        Shared::new(Room::default())
+    }
+
+    fn give(shared: &Shared<NoopRawMutex, Room>, gift: u32) {
+        shared.change(|room| {
+            room.left += gift;
+            room.version += 1;
+        });
+    }
 
     /// Takes `cost` of what there is.
-    fn take(wait: &mut InTurn<'_, NoopRawMutex, u32>, waker: &Waker, cost: u32) -> bool {
+    fn take(wait: &mut InTurn<'_, NoopRawMutex, Room>, waker: &Waker, cost: u32) -> bool {
         let taken = wait.poll_wait(waker, |room| {
-            let rest = room.checked_sub(cost);
-            *room = rest.unwrap_or(*room);
-            (rest, false)
+            let rest = room.left.checked_sub(cost);
+            room.left = rest.unwrap_or(room.left);
+            rest
         });
         taken.is_ready()
     }
@@ -370,16 +432,13 @@ mod tests {
         costs: [u32; N],
         gifts: impl Iterator<Item = u32>,
     ) -> [u32; N] {
-        let shared = Room::new(0);
+        let shared = room();
         let flags: [_; N] =
             std::array::from_fn(|at| Arc::new(Flag(AtomicBool::new(at == 0 || !one_task))));
         let mut waits: [_; N] = std::array::from_fn(|_| InTurn::new(&shared));
         let mut taken = [0; N];
         for gift in gifts {
-            shared.drive(|room| {
-                *room += gift;
-                ((), true)
-            });
+            give(&shared, gift);
             let mut polls = 0;
             while flags.iter().any(|flag| flag.0.load(Ordering::Relaxed)) {
                 for at in 0..N {
@@ -399,7 +458,7 @@ mod tests {
                 }
             }
             let most = costs.into_iter().max().unwrap();
-            assert!(shared.peek(|room| *room).unwrap() < most, "somebody could take more");
+            assert!(shared.peek(|room| room.left).unwrap() < most, "somebody could take more");
         }
         taken
     }
@@ -438,7 +497,7 @@ mod tests {
     #[test]
     fn a_wait_that_is_dropped_or_never_polled_again_holds_nobody_up() {
         for dropped in [false, true] {
-            let shared = Room::new(0);
+            let shared = room();
             let mut parked = Some(InTurn::new(&shared));
             let mut next = InTurn::new(&shared);
             assert!(!take(parked.as_mut().unwrap(), Waker::noop(), 1));
@@ -449,10 +508,7 @@ mod tests {
                 parked = None;
                 assert!(flag.0.load(Ordering::Relaxed), "its turn has come");
             }
-            shared.drive(|room| {
-                *room = 50;
-                ((), true)
-            });
+            give(&shared, 50);
             for _ in 0..50 {
                 assert!((0..2).any(|_| take(&mut next, Waker::noop(), 1)));
                 next = InTurn::new(&shared);
@@ -463,20 +519,17 @@ mod tests {
 
     #[test]
     fn a_full_queue_asks_whoever_comes() {
-        let shared = Room::new(0);
+        let shared = room();
         let mut waits: Vec<_, 40> = (0..40).map(|_| InTurn::new(&shared)).collect();
         for _ in 0..3 {
             for wait in &mut waits {
                 assert!(!take(wait, Waker::noop(), 1));
             }
         }
-        shared.drive(|room| {
-            *room = 40;
-            ((), true)
-        });
+        give(&shared, 40);
         for wait in &mut waits {
             assert!((0..2).any(|_| take(wait, Waker::noop(), 1)));
         }
-        assert_eq!(shared.peek(|room| *room), Some(0));
+        assert_eq!(shared.peek(|room| room.left), Some(0));
     }
 }

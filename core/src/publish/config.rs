@@ -126,7 +126,7 @@ impl Config<'_> {
             user_agent: self.user_agent,
             heartbeat_ms: self.heartbeat.as_millis(),
         };
-        hello.emit(w, |_| Ok(()))
+        hello.emit(w, &[])
     }
 
     pub(super) fn emit_auth(&self, w: &mut Window<'_>) -> Result<(), Infallible> {

@@ -10,7 +10,7 @@ use nanonsq_std::core::consume::{
 use nanonsq_std::core::session::{Closed, Fault};
 use nanonsq_std::core::time::Span;
 use nanonsq_std::core::wire::v2::ErrorCode;
-use nanonsq_tests::proxy::Recording;
+use nanonsq_tests::proxy::{Mode, Recording};
 use nanonsq_tests::tap::V2;
 use nanonsq_tests::{
     Cut, Nsqd, Nsqlookupd, Peers, Proxy, ServerOptions, Until, auth, consume_all, eventually,
@@ -621,6 +621,69 @@ async fn an_answer_after_the_time_is_up_is_not_sent() {
     // The touch and the answer.
     assert_eq!((counters.timed_out, counters.late, counters.refused), (1, 2, 0), "{counters:?}");
     assert_eq!(tap::v2(&proxy.client_bytes()[0]).unwrap().counts().fin, 1);
+}
+
+#[tokio::test]
+async fn an_answer_that_comes_when_nsqd_has_taken_the_message_back_is_only_counted() {
+    let peers = require_peers!();
+    let nsqd = start_nsqd(&peers).await;
+    let proxy = Proxy::start(nsqd.tcp_address()).await;
+    let config = Config {
+        heartbeat: Span::from_secs(30),
+        msg_timeout: Some(Span::from_secs(1)),
+        ..config()
+    };
+    let consumer = Consumer::start(config, &[proxy.address()], &[]);
+    consumer.connected(1).await;
+    tokio::time::sleep(NEW_CHANNEL).await;
+    nsqd.publish("t", b"x").await;
+    let message = consumer.next().await;
+    // It is not to be delivered again at once: then the answer would count for that.
+    consumer.handle.pause();
+    says(&nsqd, &[("ready_count", 0), ("in_flight_count", 1)]).await;
+    proxy.set_mode(Mode::Blackhole).await;
+    message.finish().expect("nsqd has it in flight still");
+    says(&nsqd, &[("timeout_count", 1), ("in_flight_count", 0), ("finish_count", 0)]).await;
+    proxy.set_mode(Mode::Forward).await;
+    eventually("refused", SOON, async || consumer.handle.counters().refused == 1).await;
+    consumer.handle.resume();
+    let again = consumer.next().await;
+    assert_eq!(again.head().attempts, 2);
+    again.finish().unwrap();
+    says(&nsqd, &[("finish_count", 1), ("in_flight_count", 0), ("depth", 0)]).await;
+    let counters = consumer.handle.counters();
+    assert_eq!((counters.connections, counters.failures), (1, 0), "it goes on: {counters:?}");
+    assert_eq!((counters.refused, counters.late, counters.timed_out), (1, 0, 0), "{counters:?}");
+}
+
+#[tokio::test]
+async fn nsqd_holds_messages_back_no_longer_than_it_is_told() {
+    let peers = require_peers!();
+    let nsqd = start_nsqd(&peers).await;
+    let mut took = Vec::new();
+    for output_buffer_timeout in [None, Some(Span::from_millis(25)), Some(Span::ZERO)] {
+        let config = Config { output_buffer_timeout, ..config() };
+        let consumer = Consumer::start(config, &[nsqd.tcp_address()], &[]);
+        consumer.connected(1).await;
+        says(&nsqd, &[("ready_count", 64)]).await;
+        // One by one. The first shows when nsqd looks, the others follow directly behind that.
+        let mut start = Instant::now();
+        for number in 0..6 {
+            nsqd.publish("t", b"x").await;
+            consumer.next().await.finish().unwrap();
+            if number == 0 {
+                start = Instant::now();
+            }
+        }
+        took.push(start.elapsed());
+        consumer.handle.stop().await;
+        says(&nsqd, &[("client_count", 0)]).await;
+    }
+    let [own, short, none] = took.try_into().unwrap();
+    // 250 ms each, 25 ms each, and only what it takes.
+    assert!(own > Duration::from_millis(1000), "{own:?}");
+    assert!(short < own / 2, "{short:?} of {own:?}");
+    assert!(none < own / 4, "{none:?} of {own:?}");
 }
 
 #[tokio::test]

@@ -197,6 +197,25 @@ pub fn emit_touch<W: Write>(w: &mut W, id: &MessageId) -> Result<(), W::Error> {
     w.write_all(b"\n")
 }
 
+/// Writes a command that is one line: a verb, which ends with a space if an id follows, the id, and
+/// a number.
+pub(crate) fn emit_line<W: Write>(
+    w: &mut W,
+    verb: &[u8],
+    id: &[u8],
+    number: Option<u32>,
+) -> Result<(), W::Error> {
+    w.write_all(verb)?;
+    w.write_all(id)?;
+    match number {
+        Some(number) => {
+            w.write_all(b" ")?;
+            emit_number(w, number)
+        }
+        None => w.write_all(b"\n"),
+    }
+}
+
 #[inline]
 fn emit_topic<W: Write>(w: &mut W, verb: &[u8], name: &[u8]) -> Result<(), W::Error> {
     w.write_all(verb)?;

@@ -59,11 +59,12 @@ impl MessageHead {
 
     /// Splits a message frame's data into head and body; `None` if it is shorter than a head.
     pub fn parse(data: &[u8]) -> Option<(Self, &[u8])> {
-        let (timestamp, data) = data.split_first_chunk()?;
+        let (timestamp, data) = data.split_first_chunk::<8>()?;
         let (attempts, data) = data.split_first_chunk()?;
         let (id, body) = data.split_first_chunk()?;
         let head = Self {
-            timestamp: i64::from_be_bytes(*timestamp),
+            // In a loop: a small core has to load it byte by byte, since it may lie anywhere.
+            timestamp: timestamp.iter().fold(0, |sum, byte| (sum << 8) | i64::from(*byte)),
             attempts: u16::from_be_bytes(*attempts),
             id: MessageId(*id),
         };

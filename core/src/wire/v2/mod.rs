@@ -22,6 +22,7 @@ mod refusal;
 mod server;
 
 pub use auth::{AuthResponse, AuthScanner, Authorized};
+pub(crate) use command::emit_line;
 pub use command::{
     Command, emit_auth, emit_dpub_head, emit_fin, emit_identify, emit_mpub_head, emit_pub_head,
     emit_rdy, emit_req, emit_sub, emit_touch,
