@@ -395,6 +395,8 @@ mod tests {
     }
 
     impl State for Room {
+        type Version = u32;
+
         fn version(&self) -> u32 {
             self.version
         }
