@@ -83,7 +83,7 @@ enum Scenario {
     Idle,
     /// A soak: as fast as it goes
     Flood,
-    /// All of these, and `clean` and `node` as ARMv6-M
+    /// All of these, and `clean` as ARMv6-M
     All,
     /// Servers of your own at 127.0.0.1, on NSQ's ports, until Ctrl-C
     Own,
@@ -91,7 +91,7 @@ enum Scenario {
 
 impl Scenario {
     /// The soaks are last.
-    const ALL: [(Option<Target>, Self); 12] = [
+    const ALL: [(Option<Target>, Self); 11] = [
         (None, Self::Clean),
         (Some(Target::Thumbv6m), Self::Clean),
         (None, Self::Restarts),
@@ -101,7 +101,6 @@ impl Scenario {
         (None, Self::Crowd),
         (None, Self::Command),
         (None, Self::Node),
-        (Some(Target::Thumbv6m), Self::Node),
         (None, Self::Idle),
         (None, Self::Flood),
     ];

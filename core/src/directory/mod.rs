@@ -43,7 +43,7 @@
 //! | tombstones | [`TOMBSTONES`] at a time | HTTP 503 |
 //! | answers that a node does not read | 1024, then it is held | closed after [`Config::reply_timeout`] |
 //! | HTTP connections | the storage's `HTTP` | not accepted |
-//! | an HTTP request or answer | see [`http`](crate::http) | |
+//! | an HTTP request or answer | see [`http`] | |
 //! | a node's texts | see [`v1::Node`](crate::wire::v1::Node) | cut off; an address is refused |
 //!
 //! A slot for a node more than there are nodes lets one come back whose old connection is not yet
@@ -153,7 +153,7 @@ pub struct Storage<
 }
 
 /// The most bytes that a node takes of a [`Storage`].
-pub const PRODUCER_RAM_MAX: usize = 920;
+pub const PRODUCER_RAM_MAX: usize = 848;
 
 /// The most bytes that a topic or channel takes of a [`Storage`], beside its bits.
 pub const KEY_RAM_MAX: usize = 88;
@@ -162,7 +162,15 @@ pub const KEY_RAM_MAX: usize = 88;
 pub const HTTP_RAM_MAX: usize = http::BUFFER + 168;
 
 /// The most bytes that a [`Directory`] takes beside its storage.
-pub const RAM_MAX: usize = 448;
+pub const RAM_MAX: usize = 440;
+
+// On every target that this is compiled for.
+const _: () = {
+    assert!(size_of::<Producer>() <= PRODUCER_RAM_MAX);
+    assert!(size_of::<Topic>() <= KEY_RAM_MAX && size_of::<Channel>() <= KEY_RAM_MAX);
+    assert!(size_of::<http::Connection<Task>>() <= HTTP_RAM_MAX);
+    assert!(size_of::<Directory<'_>>() <= RAM_MAX);
+};
 
 impl<
     const PRODUCERS: usize,

@@ -731,5 +731,5 @@ fn ram() {
     };
     assert!(size_of::<One>() <= most(1, 2, 1, 4), "{}", size_of::<One>());
     assert!(size_of::<Large>() <= most(9, 18, 3, 8), "{}", size_of::<Large>());
-    assert!(size_of::<Directory<'_>>() <= RAM_MAX, "{}", size_of::<Directory<'_>>());
+    assert_eq!((size_of::<Producer>(), size_of::<Directory<'_>>()), (PRODUCER_RAM_MAX, RAM_MAX));
 }

@@ -63,7 +63,7 @@ impl<'r> Request<'r> {
         }
         let (path, query) = split(target, b'?');
         let request = Self { method, path, query: query.unwrap_or_default(), body_len };
-        Decoded::new(path, false).all(|byte| byte.is_ok()).then_some(request)
+        decoded(path, false).all(|byte| byte.is_ok()).then_some(request)
     }
 
     /// The method.
@@ -78,7 +78,7 @@ impl<'r> Request<'r> {
 
     /// Whether this is the path, once `%` escapes are read.
     pub fn is_for(&self, path: &str) -> bool {
-        Decoded::new(self.path, false).eq(path.bytes().map(Ok))
+        decoded(self.path, false).eq(path.bytes().map(Ok))
     }
 
     /// What follows `prefix` in the path, if that is one name: not empty and without a `/`.
@@ -93,7 +93,7 @@ impl<'r> Request<'r> {
     /// Whether the query is one; nsqd and nsqlookupd refuse the others as a whole.
     pub fn check_query(&self) -> Result<(), BadQuery> {
         let has_semicolon = self.query.bytes().any(|byte| byte == b';');
-        if has_semicolon || Decoded::new(self.query, true).any(|byte| byte.is_err()) {
+        if has_semicolon || decoded(self.query, true).any(|byte| byte.is_err()) {
             return Err(BadQuery);
         }
         Ok(())
@@ -106,7 +106,7 @@ impl<'r> Request<'r> {
             let (pair, more) = split(query, b'&');
             rest = more;
             let (key, value) = split(pair, b'=');
-            if !pair.is_empty() && Decoded::new(key, true).eq(name.bytes().map(Ok)) {
+            if !pair.is_empty() && decoded(key, true).eq(name.bytes().map(Ok)) {
                 return Some(Value { text: value.unwrap_or_default(), plus: true });
             }
         }
@@ -125,7 +125,7 @@ pub struct Value<'r> {
 impl<'r> Value<'r> {
     /// Its bytes. Where an escape is none, they end.
     pub fn bytes(&self) -> impl Iterator<Item = u8> + use<'r> {
-        Decoded::new(self.text, self.plus).map_while(Result::ok)
+        decoded(self.text, self.plus).map_while(Result::ok)
     }
 
     /// Whether it is this text.
@@ -194,36 +194,23 @@ fn split(text: &str, at: u8) -> (&str, Option<&str>) {
 }
 
 /// The bytes of a text in which some are escaped as `%` and two digits.
-#[derive(Debug, Clone)]
-struct Decoded<'r> {
-    rest: core::str::Bytes<'r>,
-    plus: bool,
-}
-
-impl<'r> Decoded<'r> {
-    fn new(text: &'r str, plus: bool) -> Self {
-        Self { rest: text.bytes(), plus }
-    }
-}
-
-impl Iterator for Decoded<'_> {
-    type Item = Result<u8, BadQuery>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        let byte = self.rest.next()?;
-        Some(match byte {
+// A closure: a type of its own would have all that iterators can do compiled, panics included.
+fn decoded(text: &str, plus: bool) -> impl Iterator<Item = Result<u8, BadQuery>> {
+    let mut rest = text.bytes();
+    core::iter::from_fn(move || {
+        Some(match rest.next()? {
             b'%' => {
-                let mut digit = || self.rest.next().and_then(|byte| char::from(byte).to_digit(16));
+                let mut digit = || rest.next().and_then(|byte| char::from(byte).to_digit(16));
                 match (digit(), digit()) {
                     // Below 256.
                     (Some(high), Some(low)) => Ok((high << 4 | low) as u8),
                     _ => Err(BadQuery),
                 }
             }
-            b'+' if self.plus => Ok(b' '),
+            b'+' if plus => Ok(b' '),
             byte => Ok(byte),
         })
-    }
+    })
 }
 
 #[cfg(test)]

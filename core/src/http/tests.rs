@@ -1,3 +1,5 @@
+use super::answer::{Framing, Head};
+use super::route::Methods;
 use super::*;
 use crate::session::TransportError;
 use crate::wire::Write;
@@ -12,10 +14,12 @@ struct Echo {
     takes: usize,
     /// How long elements are.
     element: usize,
+    patience: Option<Span>,
 }
 
 enum Task {
     Echo(Vec<u8>),
+    Lines(Vec<u8>),
     List { left: u32, at: u32 },
     Ping,
     Nothing,
@@ -28,9 +32,14 @@ impl Service for Echo {
         &self.config
     }
 
+    fn patience(&self) -> Span {
+        self.patience.unwrap_or(self.config.body)
+    }
+
     fn begin(&mut self, _: Instant, request: &Request<'_>) -> Result<(Task, Body), Refusal> {
         const ROUTES: &[Route<u8>] = &[
             Route { method: Method::Post, path: "/echo", to: 0 },
+            Route { method: Method::Post, path: "/lines", to: 5 },
             Route { method: Method::Put, path: "/whole/", to: 1 },
             Route { method: Method::Get, path: "/whole/", to: 4 },
             Route { method: Method::Get, path: "/list", to: 2 },
@@ -46,12 +55,25 @@ impl Service for Echo {
                 (Task::List { left, at: 0 }, Body::Ignore)
             }
             3 => (Task::Ping, Body::Ignore),
+            5 => (Task::Lines(Vec::new()), Body::Lines("LONG_LINE")),
             _ => (Task::Nothing, Body::Ignore),
         })
     }
 
     fn body(&mut self, _: Instant, task: &mut Task, bytes: &[u8]) -> Result<usize, Refusal> {
         assert!(!bytes.is_empty());
+        if let Task::Lines(body) = task {
+            if self.takes == 0 {
+                return Ok(0);
+            }
+            assert!(!bytes.contains(&b'\n'));
+            body.extend([b"[", bytes, b"]"].concat());
+            return if bytes == b"!" {
+                Err(Refusal::new(Status::ContentTooLarge, "NO"))
+            } else {
+                Ok(bytes.len())
+            };
+        }
         let Task::Echo(body) = task else { panic!("not asked for") };
         let taken = bytes.len().min(self.takes);
         body.extend_from_slice(&bytes[..taken]);
@@ -64,7 +86,7 @@ impl Service for Echo {
     fn answer(&mut self, _: Instant, task: &mut Task) -> Result<Content, Refusal> {
         match task {
             Task::Echo(body) if body.is_empty() => Err(Refusal::bad_request("EMPTY")),
-            Task::Echo(_) => Ok(Content::Text),
+            Task::Echo(_) | Task::Lines(_) => Ok(Content::Text),
             Task::List { .. } => Ok(Content::Json),
             Task::Ping => Ok(Content::Plain),
             Task::Nothing => Ok(Content::Nothing),
@@ -73,7 +95,7 @@ impl Service for Echo {
 
     fn write(&mut self, _: Instant, task: &mut Task, piece: &mut Piece<'_>) -> bool {
         match task {
-            Task::Echo(body) => {
+            Task::Echo(body) | Task::Lines(body) => {
                 while !body.is_empty() {
                     if !piece.put(|w| w.write_all(&body[..1])) {
                         return false;
@@ -435,6 +457,84 @@ fn a_client_is_held_while_there_is_no_room() {
     world.after(world.service.config.body);
     assert_eq!(world.say(""), refusal("503 Service Unavailable", "BUSY", true));
     assert_eq!(world.service.ends, [End::Refused(Status::Unavailable)]);
+}
+
+#[test]
+fn lines() {
+    let post = |body: &str| {
+        format!("POST /lines HTTP/1.1\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+    };
+    let longest = "y".repeat(BUFFER);
+    for (text, expected) in [
+        ("", ""),
+        ("\n\n", ""),
+        ("a", "[a]"),
+        ("a\n", "[a]"),
+        ("\na\n\nbc\r\nd", "[a][bc\r][d]"),
+        (&format!("{longest}\n{longest}"), &format!("[{longest}][{longest}]")),
+    ] {
+        assert_eq!(body(&World::new().say(&post(text))), expected);
+        // A byte at a time.
+        let mut world = World::new();
+        let said: String =
+            post(text).bytes().map(|byte| world.exchange(&[byte], usize::MAX)).collect();
+        assert_eq!(body(&said), expected);
+        // Held before every line, with what comes behind it as well.
+        let mut world = World::new();
+        let request = post(text) + "GET /ping HTTP/1.1\r\n\r\n";
+        let (mut rest, mut said) = (request.as_bytes(), String::new());
+        while !rest.is_empty() {
+            for takes in [0, 0, 1] {
+                world.service.takes = takes;
+                let piece = &rest[..rest.len().min(7)];
+                let taken = world.connection.take(world.now, piece, &mut world.service);
+                rest = &rest[taken..];
+                said += &world.say("");
+            }
+        }
+        let (answer, ping) = said.split_at(said.len() - OK.len());
+        assert_eq!((body(answer), ping), (expected.to_owned(), OK), "{text:?}");
+    }
+    // Too long, with or without an end; refused by the service. The rest is passed over.
+    let ping = "GET /ping HTTP/1.1\r\n\r\n";
+    for (text, code) in [
+        (&format!("{longest}y"), "LONG_LINE"),
+        (&format!("a\n{longest}y\nb"), "LONG_LINE"),
+        (&"a\n!\nb\nc".to_owned(), "NO"),
+        (&"a\n!".to_owned(), "NO"),
+    ] {
+        let refused = refusal("413 Request Entity Too Large", code, false);
+        let mut world = World::new();
+        assert_eq!(world.say(&(post(text) + ping)), refused.clone() + OK);
+        let mut world = World::new();
+        let bytes = post(text) + ping;
+        let said: String = bytes.bytes().map(|byte| world.exchange(&[byte], 9)).collect();
+        assert_eq!(said, refused + OK);
+        assert_eq!(world.service.ends.len(), 2);
+    }
+    // Held for as long as the service says, each time anew, but for no longer than a body may take.
+    let mut world = World::new();
+    world.service.patience = Some(Span::from_secs(4));
+    let request = post("a\nb\nc\nd\ne\nf\ng\nh\ni\n");
+    let mut rest = request.as_bytes();
+    for _ in 0..9 {
+        world.service.takes = 0;
+        rest = &rest[world.connection.take(world.now, rest, &mut world.service)..];
+        assert_eq!(world.connection.link(), Link::Up);
+        world.after(Span::from_secs(3));
+        world.service.takes = 1;
+        let taken = world.connection.take(world.now, &rest[..1], &mut world.service);
+        assert_eq!(taken, 1);
+        rest = &rest[taken..];
+    }
+    assert!(world.say("").ends_with("[a][b][c][d][e][f][g][h][i]"));
+    let mut world = World::new();
+    world.service.patience = Some(Span::from_secs(4));
+    world.service.takes = 0;
+    world.connection.take(world.now, request.as_bytes(), &mut world.service);
+    assert_eq!(world.connection.deadline(), world.now.after(Span::from_secs(4)));
+    world.after(Span::from_secs(4));
+    assert_eq!(world.say(""), refusal("503 Service Unavailable", "BUSY", true));
 }
 
 #[test]

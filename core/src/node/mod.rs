@@ -116,7 +116,7 @@ pub const CLIENT_RAM_MAX: usize = 1056;
 pub const ENTRY_RAM: usize = 24;
 
 /// The most bytes that a [`Node`] takes beside its storage and store.
-pub const RAM_MAX: usize = 432;
+pub const RAM_MAX: usize = 360;
 
 // On every target that this is compiled for.
 const _: () = {

@@ -19,6 +19,8 @@ mod options;
 mod publish;
 mod service;
 mod stats;
+#[cfg(test)]
+mod tests;
 mod text;
 
 use core::fmt;
@@ -82,6 +84,12 @@ pub const HTTP_RAM_MAX: usize = http::BUFFER + 336;
 
 /// The bytes that an address takes of an [`HttpStorage`].
 pub const LOOKUPD_RAM: usize = crate::address::HOST_MAX + 4;
+
+// On every target that this is compiled for.
+const _: () = {
+    assert!(size_of::<Connection<Task>>() <= HTTP_RAM_MAX);
+    assert!(size_of::<Address>() == LOOKUPD_RAM);
+};
 
 impl<const HTTP: usize, const LOOKUPDS: usize> HttpStorage<HTTP, LOOKUPDS> {
     /// Empty; [`Node::answer_http`] fills it.
