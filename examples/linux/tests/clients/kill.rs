@@ -203,6 +203,8 @@ async fn consume(
     let requeues = random.below(2) == 0;
     let mut held = Vec::new();
     let mut answered = 0;
+    // Now and then it waits until it has all that it may have: one more would be too many.
+    let mut fills = true;
     while !over.load(Relaxed) {
         // What is held is answered when nothing more comes.
         let next = tokio::time::timeout(Duration::from_millis(20), raw.next()).await;
@@ -214,12 +216,19 @@ async fn consume(
                 said = raw.buffered()?;
             }
             assert_eq!(said, None, "the consumer did nothing wrong");
-            answer = if random.below(4) == 0 { held.len().div_ceil(2) } else { held.len() };
+            answer = match random.below(4) {
+                _ if fills => 0,
+                0 => held.len().div_ceil(2),
+                _ => held.len(),
+            };
+        } else {
+            fills = false;
         }
         if answered + answer >= age {
             break;
         }
         answered += answer;
+        fills |= random.below(200) == 0;
         let mut answers = Vec::new();
         for delivered in held.drain(..answer) {
             let again = requeues && random.below(100) == 0;
