@@ -399,10 +399,12 @@ export class Board {
     try {
       for (let left = 50_000; left > 0 && !this.ended; ) {
         if (!core.waiting) {
+          const { PC } = core;
           clock.tick(core.executeInstruction() * cycle);
           this.instructions++;
           left--;
-          continue;
+          // A loop that only an interrupt can end is as good as sleep.
+          if (core.PC !== PC) continue;
         }
         const next = clock.nextAlarm ? clock.nanosToNextAlarm : Infinity;
         const ahead = next - this.lag();

@@ -73,6 +73,16 @@ pub fn driver_hangs() -> bool {
     DRIVER_HANGS.load(Ordering::Relaxed)
 }
 
+/// Logs what a board has to say.
+pub fn log_info(text: &str) {
+    note!(info, "{}", text);
+}
+
+/// Logs what a board complains of.
+pub fn log_warn(text: &str) {
+    note!(warn, "{}", text);
+}
+
 /// A serial port with a terminal on it, or without.
 pub trait Serial {
     /// Waits for what is typed. Dropped before it is ready, nothing is lost.

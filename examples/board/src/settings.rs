@@ -25,6 +25,8 @@ pub const TEXT_MAX: usize = 1536;
 const INTERVAL: (Span, Span) = (Span::from_millis(10), Span::from_secs(24 * 60 * 60));
 /// The interval of reports.
 const REPORT_INTERVAL: (Span, Span) = (Span::from_secs(1), Span::from_secs(24 * 60 * 60));
+/// What nsqd allows.
+const HEARTBEAT: (Span, Span) = (Span::from_secs(1), Span::from_secs(60));
 /// Bytes of what was wrong that are repeated.
 const WORD_MAX: usize = 24;
 
@@ -98,11 +100,13 @@ pub enum Key {
     ReportInterval,
     /// How many readings to publish.
     Count,
+    /// How often nsqd says that it is alive.
+    Heartbeat,
 }
 
 impl Key {
     /// All of them, in the order in which they are shown.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::Name,
         Self::WifiSsid,
         Self::WifiPassword,
@@ -119,6 +123,7 @@ impl Key {
         Self::Interval,
         Self::ReportInterval,
         Self::Count,
+        Self::Heartbeat,
     ];
 
     /// What it is called on the console and in flash.
@@ -140,6 +145,7 @@ impl Key {
             Self::Interval => "interval",
             Self::ReportInterval => "report-interval",
             Self::Count => "count",
+            Self::Heartbeat => "heartbeat",
         }
     }
 
@@ -162,6 +168,7 @@ impl Key {
             Self::Interval => "from reading to reading: 10ms to 24h",
             Self::ReportInterval => "from report to report: 1s to 24h",
             Self::Count => "stop after so many readings; 0: never",
+            Self::Heartbeat => "how often nsqd says that it is alive: 1s to 60s",
         }
     }
 
@@ -215,6 +222,7 @@ pub struct Settings {
     pub interval: Span,
     pub report_interval: Span,
     pub count: u32,
+    pub heartbeat: Span,
 }
 
 /// What is wrong with a value. The settings are as they were.
@@ -258,6 +266,7 @@ impl Settings {
             interval: Span::from_secs(5),
             report_interval: Span::from_secs(60),
             count: 0,
+            heartbeat: Span::from_secs(30),
         }
     }
 
@@ -290,6 +299,7 @@ impl Settings {
             Key::Count => {
                 self.count = value.parse().map_err(|_| Wrong::NotANumber(cut(value)))?;
             }
+            Key::Heartbeat => self.heartbeat = span(key, value, HEARTBEAT)?,
         }
         Ok(())
     }
@@ -314,6 +324,7 @@ impl Settings {
             Key::Interval => self.interval = defaults.interval,
             Key::ReportInterval => self.report_interval = defaults.report_interval,
             Key::Count => self.count = defaults.count,
+            Key::Heartbeat => self.heartbeat = defaults.heartbeat,
         }
     }
 
@@ -339,6 +350,7 @@ impl Settings {
             Key::Interval => write_span(self.interval, out),
             Key::ReportInterval => write_span(self.report_interval, out),
             Key::Count => write!(out, "{}", self.count),
+            Key::Heartbeat => write_span(self.heartbeat, out),
         }
     }
 
@@ -437,8 +449,12 @@ impl fmt::Display for Wrong {
             Self::Topic { text, why } => write!(f, "'{text}' is no topic: {why}"),
             Self::NotATime(word) => write!(f, "'{word}' is no time such as 500ms, 5s, 2m or 1h"),
             Self::TimeRange { text, key } => {
-                let least = if *key == Key::Interval { "10ms" } else { "1s" };
-                write!(f, "'{text}' is not between {least} and 24h")
+                let range = match key {
+                    Key::Interval => "10ms and 24h",
+                    Key::Heartbeat => "1s and 60s",
+                    _ => "1s and 24h",
+                };
+                write!(f, "'{text}' is not between {range}")
             }
             Self::NotANumber(word) => write!(f, "'{word}' is no number from 0 to {}", u32::MAX),
         }

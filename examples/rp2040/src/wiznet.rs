@@ -49,17 +49,16 @@ impl Receive {
     }
 
     fn saw(&self, operations: &[Operation<'_, u8>]) {
-        let [Operation::Write(&[high, low]), Operation::Write(&[control]), data] = operations
-        else {
+        let [Operation::Write([high, low]), Operation::Write([control]), data] = operations else {
             return;
         };
         let value = match data {
-            Operation::Write(&[high, low]) | Operation::TransferInPlace([high, low]) => {
+            Operation::Write([high, low]) | Operation::TransferInPlace([high, low]) => {
                 u16::from_be_bytes([*high, *low])
             }
             _ => return,
         };
-        match (control, u16::from_be_bytes([high, low])) {
+        match (*control, u16::from_be_bytes([*high, *low])) {
             (SOCKET_0, RECEIVED_SIZE) => self.held.set(value),
             (SOCKET_0, READ_POINTER) => self.read_pointer.set(value),
             (control, READ_POINTER) if control == SOCKET_0 | WRITE => {

@@ -283,6 +283,7 @@ fn start_publisher(
     let config = CONFIG.init(PublishConfig {
         client_id: &settings.name,
         hostname: &settings.name,
+        heartbeat: settings.heartbeat,
         seed,
         ..PublishConfig::new()
     });
@@ -351,7 +352,11 @@ fn start_commands(
     };
     let sources = consumer::Sources { nsqds: &settings.nsqds, lookupds: &[] };
     let config =
-        CONFIG.init(consume::Config { seed, ..nanonsq_app::commands(topic, &settings.name) });
+        CONFIG.init(consume::Config {
+            heartbeat: settings.heartbeat,
+            seed,
+            ..nanonsq_app::commands(topic, &settings.name)
+        });
     let (handle, runner) =
         consumer::new(RESOURCES.take(), config, sources, RING.take(), dialers, EmbassySleep)
             .map_err(|_| "the configuration of commands")?;

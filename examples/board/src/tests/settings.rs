@@ -8,7 +8,7 @@ fn shown(settings: &Settings, key: Key) -> String {
 }
 
 /// Each setting with values that are taken, as they are shown afterwards.
-const GOOD: [(Key, &str, &str); 22] = [
+const GOOD: [(Key, &str, &str); 23] = [
     (Key::Name, "greenhouse-7", "greenhouse-7"),
     (Key::Name, "abcdefghijklmnopqrstuvwxyz012345", "abcdefghijklmnopqrstuvwxyz012345"),
     (Key::WifiSsid, "my network, 2.4 GHz", "my network, 2.4 GHz"),
@@ -31,10 +31,11 @@ const GOOD: [(Key, &str, &str); 22] = [
     (Key::Interval, "24h", "24h"),
     (Key::ReportInterval, "90s", "90s"),
     (Key::Count, "4294967295", "4294967295"),
+    (Key::Heartbeat, "60s", "1m"),
 ];
 
 /// And values that are not.
-const BAD: [(Key, &str); 37] = [
+const BAD: [(Key, &str); 38] = [
     (Key::Name, ""),
     (Key::Name, "abcdefghijklmnopqrstuvwxyz0123456"),
     (Key::Name, "two words"),
@@ -72,6 +73,7 @@ const BAD: [(Key, &str); 37] = [
     (Key::ReportInterval, "999ms"),
     (Key::Count, "-1"),
     (Key::Count, "4294967296"),
+    (Key::Heartbeat, "61s"),
 ];
 
 #[test]
@@ -154,6 +156,7 @@ fn the_longest_of_all_fit() {
         (Key::Interval, "86399999ms".to_owned()),
         (Key::ReportInterval, "86399999ms".to_owned()),
         (Key::Count, u32::MAX.to_string()),
+        (Key::Heartbeat, "59999ms".to_owned()),
     ] {
         settings.set(key, &value).unwrap_or_else(|wrong| panic!("{}: {wrong}", key.word()));
     }
