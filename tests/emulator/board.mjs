@@ -16,6 +16,8 @@ const SECTOR = 4096;
 /** A W25Q16JV's typical times, in nanoseconds. */
 const ERASE_NS = 45e6;
 const PROGRAM_NS = 0.4e6;
+/** So far may the board be behind the clock on the wall. */
+const LAG_MAX_NS = 20e6;
 const WATCHDOG = 0x40058;
 const WATCHDOG_REASON_TIMER = 1;
 /** The chip's temperature sensor, in millivolts and as the ADC has it: 27 degrees. */
@@ -363,9 +365,16 @@ export class Board {
     if (this.sleeping) this.poke();
   }
 
-  /** Nanoseconds that the board is behind the clock on the wall. */
+  /**
+   * Nanoseconds that the board is behind the clock on the wall. What is more than a moment, because
+   * the board computes a lot or this machine does, is never made up for: to the board, everybody
+   * else would stand still meanwhile.
+   */
   lag() {
-    return Number(process.hrtime.bigint() - this.began) - (this.mcu.clock.nanos - this.beganAt);
+    const lag = Number(process.hrtime.bigint() - this.began) - (this.mcu.clock.nanos - this.beganAt);
+    if (lag <= LAG_MAX_NS) return lag;
+    this.beganAt -= lag - LAG_MAX_NS;
+    return LAG_MAX_NS;
   }
 
   /** To be called when an input changed: ends an idle sleep. */

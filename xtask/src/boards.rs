@@ -212,5 +212,7 @@ fn esp_image(elf: &Path, image: &Path) -> Result<()> {
             Err(_) => {}
         }
     }
-    bail!("neither `espflash` (cargo install espflash) nor `esptool` (pip install esptool) is there")
+    bail!(
+        "neither `espflash` (cargo install espflash) nor `esptool` (pip install esptool) is there"
+    )
 }

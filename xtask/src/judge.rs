@@ -26,7 +26,11 @@ pub(crate) fn exactly_once(arrived: &[u32], readings: u32) -> Result<()> {
 /// Each arrived; in the order in which they were read, but that after a connection was lost the
 /// next begins with the first that was not acknowledged. Gives the number of duplicates, of which
 /// there may be as many as the device said.
-pub(crate) fn at_least_once(arrived: &[u32], readings: u32, numbers: &BTreeMap<String, u64>) -> Result<u64> {
+pub(crate) fn at_least_once(
+    arrived: &[u32],
+    readings: u32,
+    numbers: &BTreeMap<String, u64>,
+) -> Result<u64> {
     let number = |name: &str| numbers.get(name).copied().unwrap_or_default();
     let (mut next, mut expected, mut steps_back) = (0, 0, 0);
     for &number in arrived {

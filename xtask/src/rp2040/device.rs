@@ -96,8 +96,9 @@ impl Device {
         }
     }
 
-    /// Waits for a line with `text` in it that came after `since`; when that was.
+    /// Waits for a line with `text` in it that came after `since`; when that was, and the line.
     pub(crate) async fn says(&self, text: &str, since: Instant) -> Result<(Instant, String)> {
+        let waiting = Instant::now();
         loop {
             let found = lock(&self.seen)
                 .lines
@@ -107,7 +108,7 @@ impl Device {
             if let Some(found) = found {
                 return Ok(found);
             }
-            self.check(since, || format!("the board did not say {text:?}"))?;
+            self.check(waiting, || format!("the board did not say {text:?}"))?;
             sleep(POLL).await;
         }
     }

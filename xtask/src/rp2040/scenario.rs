@@ -36,6 +36,7 @@ pub(crate) struct Stage<'s> {
     lookupds: [Nsqlookupd; 2],
     nsqd: Nsqd,
     seed: u64,
+    started: Instant,
     /// Crash reports that were consumed.
     seen: RefCell<Vec<Value>>,
 }
@@ -56,7 +57,15 @@ impl<'s> Stage<'s> {
             lookupds[1].tcp_address(),
             nsqd.tcp_address()
         );
-        Self { emulator, image, lookupds, nsqd, seed: u64::from(nanos), seen: RefCell::default() }
+        Self {
+            emulator,
+            image,
+            lookupds,
+            nsqd,
+            seed: u64::from(nanos),
+            started: Instant::now(),
+            seen: RefCell::default(),
+        }
     }
 
     /// A board as it comes out of the factory, with a terminal.
@@ -103,9 +112,7 @@ impl<'s> Stage<'s> {
     async fn publishing(&self, readings: u32) -> Result<Device> {
         let count = readings.to_string();
         let device = self.boot_for(&[("interval", "10ms"), ("count", &count)]).await?;
-        let since = Instant::now();
-        // It may have been so quick that it said it already.
-        device.says("nsqd 0: connected", since.checked_sub(LIMIT).unwrap_or(since)).await?;
+        device.says("nsqd 0: connected", self.started).await?;
         Ok(device)
     }
 
@@ -321,10 +328,7 @@ impl<'s> Stage<'s> {
     pub(crate) async fn command(&mut self) -> Result<String> {
         self.nsqd.create_topic(COMMANDS).await;
         let mut device = self.boot_for(&[("commands", COMMANDS), ("interval", "1h")]).await?;
-        let since = Instant::now();
-        device
-            .says("commands 0: subscribed", since.checked_sub(LIMIT).unwrap_or(since))
-            .await?;
+        device.says("commands 0: subscribed", self.started).await?;
         let reply = self.ask("#1 set interval 50ms").await?;
         ensure!(reply["ok"] == true && reply["text"] == "interval is 50 ms", "{reply}");
         let before = self.nsqd.message_count(READINGS).await;
@@ -414,7 +418,10 @@ impl<'s> Stage<'s> {
         let numbers: Vec<u32> = numbers.collect::<Result<_>>()?;
         let texts = consumed.texts();
         if let [first, .., last] = &*texts {
-            println!("in nsqd:\n    > {first}\n    > ... {} more ...\n    > {last}", texts.len() - 2);
+            println!(
+                "in nsqd:\n    > {first}\n    > ... {} more ...\n    > {last}",
+                texts.len() - 2
+            );
         }
         Ok(numbers)
     }
@@ -433,12 +440,7 @@ async fn stopped(device: &Device, before: usize) -> Result<String> {
 }
 
 /// Waits until an nsqlookupd lists the producer.
-async fn listed(
-    lookupd: &Nsqlookupd,
-    topic: &str,
-    producer: &str,
-    limit: Duration,
-) -> Result<()> {
+async fn listed(lookupd: &Nsqlookupd, topic: &str, producer: &str, limit: Duration) -> Result<()> {
     let since = Instant::now();
     while !lookupd.lookup(topic).await.iter().any(|other| other == producer) {
         ensure!(since.elapsed() < limit, "{topic} is not listed in {limit:?}");
