@@ -143,6 +143,12 @@ pub fn failed(record: &mut Record, reason: Reason, uptime_s: u32, what: fmt::Arg
     write(record, state, count, uptime_s, &text.0);
 }
 
+/// The name of a source file without where its crate lies on the machine that built it.
+pub fn short(file: &str) -> &str {
+    let crates = file.rfind("/src/").and_then(|src| file.get(..src)?.rfind('/'));
+    crates.and_then(|at| file.get(at + 1..)).unwrap_or(file)
+}
+
 /// Takes what fits, and what is plain text.
 struct Cut(String<CRASH_TEXT_MAX>);
 

@@ -55,7 +55,7 @@ fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
     match info.location() {
         Some(at) => failed(
             Reason::Panic,
-            format_args!("{}:{}: {}", short(at.file()), at.line(), info.message()),
+            format_args!("{}:{}: {}", crash::short(at.file()), at.line(), info.message()),
         ),
         None => failed(Reason::Panic, format_args!("{}", info.message())),
     }
@@ -66,10 +66,4 @@ fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
 unsafe fn HardFault(frame: &cortex_m_rt::ExceptionFrame) -> ! {
     // The default waits for a debugger for ever.
     panic!("hard fault at {:#x}, called from {:#x}", frame.pc(), frame.lr());
-}
-
-/// A source file without where its crate lies on the machine that built it.
-fn short(file: &str) -> &str {
-    let crates = file.rfind("/src/").map_or(0, |src| file[..src].rfind('/').map_or(0, |at| at + 1));
-    &file[crates..]
 }

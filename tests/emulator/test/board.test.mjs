@@ -27,8 +27,8 @@ test('a boot loader is run from RAM', async () => {
   assert.deepEqual(await board.run(), { what: 'breakpoint 7 at 0x20041f04', why: '' });
 });
 
-test('each bit of the boot loader counts', () => {
-  for (let bit = 0; bit < 2048; bit += 7) {
+test('a flipped bit of the boot loader is noticed', () => {
+  for (let bit = 0; bit < 2048; bit += 61) {
     const kept = flashWith(0xbe07);
     kept.flash[bit >> 3] ^= 1 << (bit & 7);
     assert.throws(() => new Board(kept).boot(), /checksum/);

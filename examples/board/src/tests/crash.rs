@@ -1,5 +1,5 @@
 use crate::crash::{
-    CRASH_REPORT_MAX, CRASH_TEXT_MAX, Reason, Record, WORDS, alive, failed, leaving, start,
+    CRASH_REPORT_MAX, CRASH_TEXT_MAX, Reason, Record, WORDS, alive, failed, leaving, short, start,
 };
 
 /// What RAM has without power.
@@ -120,4 +120,12 @@ fn it_says_what_happened() {
     failed(&mut record, Reason::Stall, 7, format_args!("no more readings are taken"));
     let crash = start(&mut record, false).expect("it stalled");
     assert_eq!(crash.to_string(), "stall after 7 s, number 1: no more readings are taken");
+}
+
+#[test]
+fn a_file_is_named_from_its_crate_on() {
+    assert_eq!(short("/home/a/.cargo/registry/src/b/embassy-net-0.9.1/src/tcp.rs"), "embassy-net-0.9.1/src/tcp.rs");
+    assert_eq!(short("/src/main.rs"), "src/main.rs");
+    assert_eq!(short("src/main.rs"), "src/main.rs");
+    assert_eq!(short("main.rs"), "main.rs");
 }
