@@ -189,7 +189,7 @@ fn emulator() -> Result<PathBuf> {
                 return Err(error).with_context(|| format!("cannot run `{program}`"));
             }
             _ => bail!(
-                "`{program}` was not found: the emulated board runs in Node.js 20 or newer \
+                "`{program}` was not found: the emulated board runs in Node.js 18 or newer \
                  (https://nodejs.org, or the package {package})"
             ),
         }
