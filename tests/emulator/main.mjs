@@ -3,7 +3,9 @@
 //     node main.mjs IMAGE.uf2 [--flash FILE] [--seed N] [--forward PORT:PORT]
 //
 // What the board says on its serial port comes out, and what is typed goes in. With `--json` lines
-// of JSON go out instead, and commands come in, one a line: see `COMMANDS` below.
+// of JSON go out instead, and commands come in, one a line: see `COMMANDS` below. `--flash` keeps what
+// is in flash from one time to the next; `--forward` takes callers on a port of this machine to one of
+// the board's.
 import fs from 'node:fs';
 import readline from 'node:readline';
 import { parseArgs } from 'node:util';
@@ -88,6 +90,10 @@ if (options.json) {
 }
 // Whoever started it is gone.
 lines.on('close', () => process.exit(0));
+process.on('SIGINT', () => process.exit(0));
+process.on('exit', () => {
+  if (options.flash && board) fs.writeFileSync(options.flash, board.mcu.flash.subarray(0, kept.flash.length));
+});
 
 for (;;) {
   board = new Board(kept, { logLevel: options.debug ? LogLevel.Debug : LogLevel.Error });

@@ -39,14 +39,12 @@ enum Escape {
     Sequence,
 }
 
-/// A line was ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Line {
-    /// This one.
-    Whole(String<LINE_MAX>),
-    /// It had more than [`LINE_MAX`] bytes, and was forgotten.
-    TooLong,
-}
+/// A line that was ended.
+pub type Line = Result<String<LINE_MAX>, TooLong>;
+
+/// It had more than [`LINE_MAX`] bytes, and was forgotten.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TooLong;
 
 impl Input {
     /// Nothing typed yet.
@@ -83,7 +81,7 @@ impl Input {
                 let _ = echo.write_char('\n');
                 let line = core::mem::take(&mut self.line);
                 let is_too_long = core::mem::take(&mut self.is_too_long);
-                Some(if is_too_long { Line::TooLong } else { Line::Whole(line) })
+                Some(if is_too_long { Err(TooLong) } else { Ok(line) })
             }
             0x08 | 0x7F => {
                 if self.line.pop().is_some() {

@@ -24,7 +24,7 @@ use nanonsq_app::Sensor;
 use nanonsq_core::publish::State;
 use nanonsq_embassy::Sockets;
 
-use crate::console::{ANSWER_MAX, Action, Input, LINE_MAX, Line, Session};
+use crate::console::{ANSWER_MAX, Action, Input, LINE_MAX, Session, TooLong};
 use crate::crash::Crash;
 use crate::life::{Life, Signs, Stalled};
 use crate::light::Light;
@@ -370,8 +370,8 @@ where
         for &byte in bytes {
             let Some(line) = input.push(byte, &mut answer) else { continue };
             let action = match line {
-                Line::Whole(line) => session.run(&line, &mut answer),
-                Line::TooLong => {
+                Ok(line) => session.run(&line, &mut answer),
+                Err(TooLong) => {
                     let _ =
                         writeln!(answer, "nothing changed: a line has at most {LINE_MAX} bytes");
                     None

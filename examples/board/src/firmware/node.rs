@@ -351,12 +351,11 @@ fn start_commands(
         lookupds: [],
     };
     let sources = consumer::Sources { nsqds: &settings.nsqds, lookupds: &[] };
-    let config =
-        CONFIG.init(consume::Config {
-            heartbeat: settings.heartbeat,
-            seed,
-            ..nanonsq_app::commands(topic, &settings.name)
-        });
+    let config = CONFIG.init(consume::Config {
+        heartbeat: settings.heartbeat,
+        seed,
+        ..nanonsq_app::commands(topic, &settings.name)
+    });
     let (handle, runner) =
         consumer::new(RESOURCES.take(), config, sources, RING.take(), dialers, EmbassySleep)
             .map_err(|_| "the configuration of commands")?;

@@ -124,7 +124,10 @@ fn it_says_what_happened() {
 
 #[test]
 fn a_file_is_named_from_its_crate_on() {
-    assert_eq!(short("/home/a/.cargo/registry/src/b/embassy-net-0.9.1/src/tcp.rs"), "embassy-net-0.9.1/src/tcp.rs");
+    assert_eq!(
+        short("/home/a/.cargo/registry/src/b/embassy-net-0.9.1/src/tcp.rs"),
+        "embassy-net-0.9.1/src/tcp.rs"
+    );
     assert_eq!(short("/src/main.rs"), "src/main.rs");
     assert_eq!(short("src/main.rs"), "src/main.rs");
     assert_eq!(short("main.rs"), "main.rs");

@@ -44,7 +44,8 @@ fn what_is_not_expected_does_not_stand_still() {
     let mut life = Life::new();
     assert_eq!(first_stall(&mut life, 0, 10_000, |_| Signs::default()), None);
     // Each time that it is expected again it has all its time.
-    let signs = |now: u32| Signs { driver: (now % 15 != 0).then_some(7), ..Signs::default() };
+    let signs =
+        |now: u32| Signs { driver: (!now.is_multiple_of(15)).then_some(7), ..Signs::default() };
     assert_eq!(first_stall(&mut life, 10_000, 10_000, signs), None);
 }
 

@@ -1,3 +1,5 @@
+use embedded_storage::nor_flash::{ErrorType, NorFlash, ReadNorFlash};
+
 use super::{Flash, SECTOR};
 use crate::settings::TEXT_MAX;
 use crate::store::{Store, StoreError};
@@ -143,10 +145,10 @@ fn the_number_wraps() {
 #[test]
 fn flash_that_keeps_nothing_is_noticed() {
     struct Worn(Flash);
-    impl embedded_storage::nor_flash::ErrorType for Worn {
+    impl ErrorType for Worn {
         type Error = super::NoPower;
     }
-    impl embedded_storage::nor_flash::ReadNorFlash for Worn {
+    impl ReadNorFlash for Worn {
         const READ_SIZE: usize = 4;
         fn read(&mut self, offset: u32, bytes: &mut [u8]) -> Result<(), super::NoPower> {
             self.0.read(offset, bytes)
@@ -155,7 +157,7 @@ fn flash_that_keeps_nothing_is_noticed() {
             2 * SECTOR
         }
     }
-    impl embedded_storage::nor_flash::NorFlash for Worn {
+    impl NorFlash for Worn {
         const WRITE_SIZE: usize = 4;
         const ERASE_SIZE: usize = SECTOR;
         fn erase(&mut self, from: u32, to: u32) -> Result<(), super::NoPower> {
@@ -165,7 +167,6 @@ fn flash_that_keeps_nothing_is_noticed() {
             self.0.write(offset, &bytes[..bytes.len() - 4])
         }
     }
-    use embedded_storage::nor_flash::{NorFlash, ReadNorFlash};
     let mut store = Store::new(Worn(Flash::new()), 0);
     assert_eq!(store.load(&mut [0; TEXT_MAX]), Ok(None));
     assert_eq!(store.save("name x\n"), Err(StoreError::Differs));
