@@ -1,7 +1,7 @@
 //! The sensor node on a Raspberry Pi Pico W: Wi-Fi.
 //!
 //! The radio's own firmware is in the crate `cyw43-firmware`, under Infineon's Permissive Binary
-//! License, which allows it to be used with that radio and nothing else.
+//! License: it may be passed on unchanged, with its notice.
 
 #![no_std]
 #![no_main]
