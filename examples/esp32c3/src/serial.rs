@@ -49,14 +49,12 @@ impl Serial for UsbSerial {
             }
             Terminal::There | Terminal::Gone => {}
         }
-        loop {
-            let Ok(count @ 1..) = Read::read(&mut self.port, buf).await;
-            if self.terminal == Terminal::There {
-                return Heard::Bytes(count);
-            }
-            self.terminal = Terminal::There;
-            return Heard::Opened;
+        let Ok(count) = Read::read(&mut self.port, buf).await;
+        if self.terminal == Terminal::There {
+            return Heard::Bytes(count);
         }
+        self.terminal = Terminal::There;
+        Heard::Opened
     }
 
     async fn say(&mut self, bytes: &[u8]) {
