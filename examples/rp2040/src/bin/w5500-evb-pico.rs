@@ -27,7 +27,7 @@ bind_interrupts!(struct Irqs {
 
 /// Frames on their way, in each direction.
 const FRAMES: usize = 8;
-/// The chip's fastest is 80 MHz; the wires on the board take 33 MHz for sure (its datasheet).
+/// The chip's datasheet has 80 MHz in theory and promises 33.3 MHz.
 const SPI_HZ: u32 = 31_250_000;
 
 type EthernetSpi = Watched<ExclusiveDevice<Spi<'static, SPI0, Async>, Output<'static>, Delay>>;
