@@ -12,7 +12,8 @@ use nanonsq_tests::{
 use serde_json::Value;
 
 use super::device::Device;
-use super::scenario::{HOST, LIMIT, READINGS, REPORTS, exactly_once, expect, finish};
+use super::scenario::{HOST, LIMIT, READINGS, REPORTS, finish};
+use crate::judge::{exactly_once, expect};
 
 const CHANNEL: &str = "archive";
 /// What the consumer may have in flight: as much as a channel of the device's.
