@@ -4,6 +4,7 @@
 mod bench;
 mod demo;
 mod firmware;
+mod fuzz;
 mod panics;
 mod peers;
 mod project;
@@ -43,6 +44,8 @@ enum Task {
     Sizes(sizes::Options),
     /// Simulate: virtual time, a network that fails, model servers, thousands of seeded worlds
     Sim(sim::Options),
+    /// Fuzz decoders, sessions and tables on a stable toolchain
+    Fuzz(fuzz::Options),
 }
 
 fn main() -> ExitCode {
@@ -62,6 +65,7 @@ fn main() -> ExitCode {
         Task::Panics(options) => panics::run(&options),
         Task::Sizes(options) => sizes::run(&options),
         Task::Sim(options) => sim::run(&options),
+        Task::Fuzz(options) => fuzz::run(&options),
     };
     // Not with `{:?}`: most failures here are advice to a user, whom a backtrace does not help.
     done.map_or_else(
