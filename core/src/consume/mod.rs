@@ -706,6 +706,7 @@ impl Shared<'_> {
     fn give_up(&mut self, head: &MessageHead) {
         self.tally.given_up = self.tally.given_up.saturating_add(1);
         self.given_up = Some((head.id, head.attempts));
+        self.changed();
     }
 
     /// Somebody lists an nsqd.
