@@ -55,6 +55,8 @@ struct Setup {
     constant: bool,
     /// It never answers late.
     quick: bool,
+    /// It answers nothing by itself.
+    hoards: bool,
     /// What its application does more than anything else.
     favourite: u64,
 }
@@ -99,8 +101,13 @@ impl Subscriber {
         random: &mut Random,
     ) -> Self {
         let ms = |random: &mut Random, from: &[u32]| Span::from_millis(random.pick(from));
-        let constant = random.one_in(2);
-        let max_attempts = random.pick(&[0, 0, 2, 8]);
+        let (constant, quick) = (random.one_in(2), random.one_in(2));
+        // All of them by the lists, or some that are given.
+        let given = if webs > 0 && random.one_in(2) { 0 } else { random.between(1, nsqds as u64) };
+        let reached = if webs > 0 { nsqds } else { given as usize };
+        // With more nsqds than seats each has its turn, and none of it is to be lost.
+        let turns = reached > CONNECTIONS;
+        let max_attempts = random.pick(&[0, 0, 2, 3]);
         let exhausted = random.pick(&[Exhausted::Finish, Exhausted::Deliver]);
         // Without a limit of attempts one too large would be requeued for ever.
         let endless = max_attempts == 0 || exhausted == Exhausted::Deliver;
@@ -124,8 +131,8 @@ impl Subscriber {
             exhausted,
             too_large: if endless { TooLarge::Finish } else { TooLarge::Requeue },
             requeue_base: ms(random, &[0, 500]),
-            requeue_cap: Span::from_millis(2000),
-            backoff_base: if constant { Span::ZERO } else { ms(random, &[0, 100]) },
+            requeue_cap: Span::from_millis(if turns { 500 } else { 2000 }),
+            backoff_base: if constant || turns { Span::ZERO } else { ms(random, &[0, 100]) },
             backoff_cap: Span::from_millis(2000),
             auto_touch: random.one_in(3),
             seed: random.below(1 << 32) as u32,
@@ -134,10 +141,7 @@ impl Subscriber {
                 ChannelName::new("c").expect("a name"),
             )
         };
-        // All of them by the lists, or some that are given.
-        let given = if webs > 0 && random.one_in(2) { 0 } else { random.between(1, nsqds as u64) };
         let address = |name: String| name.parse::<Address>().expect("an address");
-        let reached = if webs > 0 { nsqds } else { given as usize };
         let setup = Setup {
             config,
             nsqds: (0..given).map(|n| address(format!("nsqd{n}:4150"))).collect(),
@@ -146,7 +150,8 @@ impl Subscriber {
             max_rdy_count,
             reached: (0..reached).collect(),
             constant,
-            quick: random.one_in(2),
+            quick,
+            hoards: !quick && random.one_in(3),
             favourite: random.below(10),
         };
         watch::say(|| {
@@ -286,7 +291,8 @@ async fn run(
                 let _ = message.finish();
                 continue;
             };
-            let patient = !ledger.diligent && !setup.quick && ledger.random.one_in(4);
+            let patient =
+                !ledger.diligent && !setup.quick && (setup.hoards || ledger.random.one_in(4));
             if patient {
                 held.borrow_mut().push((name, message));
             } else {

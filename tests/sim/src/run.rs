@@ -99,12 +99,12 @@ impl Stage {
     fn new(random: &mut Random) -> Self {
         // Those that consume are mostly among themselves.
         let consumers = random.pick(&[0, 0, 0, 1, 1]);
-        let others = consumers == 0 || random.one_in(4);
+        let others = consumers == 0 || random.one_in(3);
         let publishers = if others { random.pick(&[0, 1, 1, 1, 2]) } else { 0 };
         let registrars = match publishers {
             _ if !others => 0,
             0 => 1,
-            _ => random.pick(&[0, 0, 1, 2]),
+            _ => random.pick(&[0, 1, 1, 2]),
         };
         let (nsqds, lookupds) = (random.between(1, 3) as usize, random.between(1, 4) as usize);
         let auth = random.one_in(4);
