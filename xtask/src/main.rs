@@ -4,13 +4,16 @@
 mod bench;
 mod demo;
 mod firmware;
+mod fleet;
 mod fuzz;
+mod graph;
 mod panics;
 mod peers;
 mod project;
 mod qemu;
 mod sim;
 mod sizes;
+mod stack;
 
 use std::process::ExitCode;
 
@@ -40,10 +43,14 @@ enum Task {
     Qemu(qemu::Options),
     /// Show that nothing in the core can panic
     Panics(panics::Options),
+    /// Bound the stack that functions of the core take
+    Stack(stack::Options),
     /// Measure what nanonsq takes on a Cortex-M0: flash, RAM, stack, instructions (needs QEMU)
     Sizes(sizes::Options),
     /// Simulate: virtual time, a network that fails, model servers, thousands of seeded worlds
     Sim(sim::Options),
+    /// Ten thousand nodes and an nsqlookupd that restarts, simulated and real (needs the peers)
+    Fleet(fleet::Options),
     /// Fuzz decoders, sessions and tables on a stable toolchain
     Fuzz(fuzz::Options),
 }
@@ -63,8 +70,10 @@ fn main() -> ExitCode {
         Task::Bench(options) => bench::run(&options),
         Task::Qemu(options) => qemu::run(&options),
         Task::Panics(options) => panics::run(&options),
+        Task::Stack(options) => stack::run(&options),
         Task::Sizes(options) => sizes::run(&options),
         Task::Sim(options) => sim::run(&options),
+        Task::Fleet(options) => fleet::run(&options),
         Task::Fuzz(options) => fuzz::run(&options),
     };
     // Not with `{:?}`: most failures here are advice to a user, whom a backtrace does not help.

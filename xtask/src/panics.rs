@@ -36,19 +36,27 @@ pub(crate) fn run(_: &Options) -> Result<()> {
     let toolchain = Toolchain::find(TARGET)?;
     for features in FEATURES {
         for level in LEVELS {
-            let calls = Calls::of(&library(&toolchain, features, level)?)?;
-            let (own, found) = calls.search();
-            if !found.is_empty() {
-                bail!("with features '{features}' at {level}:\n{}", found.join("\n"));
+            for checks in ["off", "on"] {
+                let how = format!("features '{features}' at {level}, overflow checks {checks}");
+                let calls = Calls::of(&library(&toolchain, features, level, checks)?)?;
+                let (own, found) = calls.search();
+                if !found.is_empty() {
+                    bail!("with {how}:\n{}", found.join("\n"));
+                }
+                println!("{how}: none of {own} functions can panic");
             }
-            println!("features '{features}' at {level}: none of {own} functions can panic");
         }
     }
     Ok(())
 }
 
 /// The core, compiled.
-fn library(toolchain: &Toolchain, features: &str, level: &str) -> Result<Vec<u8>> {
+fn library(
+    toolchain: &Toolchain,
+    features: &str,
+    level: &str,
+    overflow_checks: &str,
+) -> Result<Vec<u8>> {
     let mut command = toolchain.cargo("rustc");
     command.args(["--quiet", "--message-format=json-render-diagnostics", "--lib", "--release"]);
     command.args(["--package", "nanonsq-core", "--no-default-features", "--features", features]);
@@ -57,6 +65,7 @@ fn library(toolchain: &Toolchain, features: &str, level: &str) -> Result<Vec<u8>
     // Machine code, which can be searched, rather than what LTO would have.
     command.env("CARGO_PROFILE_RELEASE_LTO", "off").env("CARGO_PROFILE_RELEASE_DEBUG", "false");
     command.args(["--", "-Clink-dead-code"]).arg(format!("-Copt-level={level}"));
+    command.arg(format!("-Coverflow-checks={overflow_checks}"));
     let library = firmware::artifacts(&mut command)?
         .into_iter()
         .find(|path| path.file_name().is_some_and(is_core))
