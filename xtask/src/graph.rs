@@ -23,7 +23,11 @@ pub(crate) struct Graph {
     pub(crate) refers: BTreeMap<String, BTreeSet<String>>,
     /// Bytes of stack, of those functions that the compiler says it of.
     pub(crate) frames: BTreeMap<String, u64>,
+    files: usize,
 }
+
+/// In the names of constants that have none of their own.
+const CONSTANT: &str = " in file ";
 
 impl Graph {
     pub(crate) fn of(libraries: &[PathBuf]) -> Result<Self> {
@@ -44,11 +48,12 @@ impl Graph {
     /// Each function and each constant is in a section of its own.
     fn add(&mut self, file: &object::File<'_>) -> Result<()> {
         let mut names: HashMap<SectionIndex, String> = HashMap::new();
+        self.files += 1;
         for section in file.sections() {
             // Constants without a name have that of their section, which is unique in the file.
             if section.name()?.starts_with(".rodata") || section.name()?.starts_with(".data") {
-                let file_name = format!("{:p}", file.data_address());
-                names.insert(section.index(), format!("{}@{file_name}", section.name()?));
+                let name = format!("{}{CONSTANT}{}", section.name()?, self.files);
+                names.insert(section.index(), name);
             }
         }
         for symbol in file.symbols() {
@@ -91,18 +96,6 @@ impl Graph {
             }
         }
         Ok(())
-    }
-}
-
-/// Where a file's bytes are: what tells it from all others while they are read.
-trait Address {
-    fn data_address(&self) -> *const u8;
-}
-
-impl Address for object::File<'_> {
-    fn data_address(&self) -> *const u8 {
-        let sections = self.sections().filter_map(|section| section.data().ok());
-        sections.map(<[u8]>::as_ptr).min().unwrap_or(std::ptr::null())
     }
 }
 

@@ -456,7 +456,8 @@ impl<'a> Consumer<'a> {
     pub fn lookupd(&mut self, index: usize) -> Option<LookupdSession<'_, 'a>> {
         let address = self.lookupd_addresses.get(index)?;
         let lookupd = self.lookupds.get_mut(index)?;
-        Some(LookupdSession { lookupd, shared: &mut self.shared, address, source: 1 << index })
+        let source = 1u8.unbounded_shl(index as u32);
+        Some(LookupdSession { lookupd, shared: &mut self.shared, address, source })
     }
 
     /// Hands out the next message. It is to be answered before its time is up.
