@@ -33,9 +33,10 @@ const LEVELS: [&str; 2] = ["s", "3"];
 const EXCUSED: &str = " as core::cmp::Ord>::clamp";
 
 /// With overflow checks, in whom the standard library counts how far it is in a slice, inlined:
-/// that is never longer than its own counter is. Their own arithmetic is written out.
+/// that is never longer than its own counter is. Their own arithmetic is written out. And what
+/// heapless does with the length of a vector.
 const COUNTING: [&str; 7] = [
-    "heapless::vec::VecInner<_, _, _>>::extend_from_slice",
+    "heapless::vec::VecInner<",
     "core::iter::adapters::enumerate::Enumerate<",
     "nanonsq_core::consume::window::Window>::live",
     "nanonsq_core::consume::directory::Directory>::offer_as",
@@ -43,7 +44,10 @@ const COUNTING: [&str; 7] = [
     "nanonsq_core::consume::store::Store>::run",
     "nanonsq_core::wire::line::Line<160>>::next",
 ];
-const OVERFLOW: &str = "core::panicking::panic_const::panic_const_add_overflow";
+const OVERFLOW: [&str; 2] = [
+    "core::panicking::panic_const::panic_const_add_overflow",
+    "core::panicking::panic_const::panic_const_sub_overflow",
+];
 
 #[derive(Args)]
 pub(crate) struct Options {}
@@ -164,7 +168,9 @@ impl Calls {
                 continue;
             }
             let counts = COUNTING.iter().any(|counting| name.contains(counting));
-            for callee in callees.iter().filter(|callee| !counts || *callee != OVERFLOW) {
+            for callee in
+                callees.iter().filter(|callee| !counts || !OVERFLOW.contains(&callee.as_str()))
+            {
                 came_from.entry(callee).or_insert_with(|| {
                     next.push(callee);
                     Some(name)

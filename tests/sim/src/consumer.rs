@@ -117,7 +117,7 @@ impl Subscriber {
             msg_timeout: random
                 .pick(&[None, Some(1000), Some(5000), Some(20_000)])
                 .map(Span::from_millis),
-            max_in_flight: random.pick(&[1, 2, 4, u16::MAX]),
+            max_in_flight: random.pick(if turns { &[4, u16::MAX] } else { &[1, 2, 4, u16::MAX] }),
             connect_timeout: ms(random, &[1000, 5000]),
             reconnect_spread: ms(random, &[0, 0, 2000]),
             drain_timeout: ms(random, &[500, 5000]),
@@ -549,7 +549,7 @@ fn obey(
             }
             ledger.hungry = true;
             desk.units.wake(TAKING);
-            ledger.max = ledger.max.max(1);
+            ledger.max = ledger.max.max(if setup.reached.len() > CONNECTIONS { 4 } else { 1 });
             handle.set_max_in_flight(ledger.max);
             handle.resume();
             ledger.feed(&mut random, world, setup, session);
