@@ -5,6 +5,9 @@ mod bench;
 mod boards;
 mod demo;
 mod firmware;
+mod fleet;
+mod fuzz;
+mod graph;
 mod judge;
 mod panics;
 mod peers;
@@ -13,6 +16,7 @@ mod qemu;
 mod rp2040;
 mod sim;
 mod sizes;
+mod stack;
 mod uf2;
 
 use std::process::ExitCode;
@@ -49,10 +53,16 @@ enum Task {
     Uf2(uf2::Options),
     /// Show that nothing in the core can panic
     Panics(panics::Options),
+    /// Bound the stack that functions of the core take
+    Stack(stack::Options),
     /// Measure what nanonsq takes on a Cortex-M0: flash, RAM, stack, instructions (needs QEMU)
     Sizes(sizes::Options),
     /// Simulate: virtual time, a network that fails, model servers, thousands of seeded worlds
     Sim(sim::Options),
+    /// Ten thousand nodes and an nsqlookupd that restarts, simulated and real (needs the peers)
+    Fleet(fleet::Options),
+    /// Fuzz decoders, sessions and tables on a stable toolchain
+    Fuzz(fuzz::Options),
 }
 
 fn main() -> ExitCode {
@@ -73,8 +83,11 @@ fn main() -> ExitCode {
         Task::Rp2040(options) => rp2040::run(&options),
         Task::Uf2(options) => uf2::run(&options),
         Task::Panics(options) => panics::run(&options),
+        Task::Stack(options) => stack::run(&options),
         Task::Sizes(options) => sizes::run(&options),
         Task::Sim(options) => sim::run(&options),
+        Task::Fleet(options) => fleet::run(&options),
+        Task::Fuzz(options) => fuzz::run(&options),
     };
     // Not with `{:?}`: most failures here are advice to a user, whom a backtrace does not help.
     done.map_or_else(

@@ -225,6 +225,9 @@ pub(super) struct Network {
 }
 
 impl Publish for Network {
+    type Ticket = Ticket;
+    type Error = PublishError;
+
     async fn publish(&self, topic: &TopicName, body: &[u8]) -> Result<Ticket, PublishError> {
         self.publisher.publish(topic, body).await
     }
