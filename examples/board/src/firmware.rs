@@ -404,6 +404,9 @@ impl<M: Machine> Device<M> {
             Action::Panic => panic!("asked for on the console"),
             #[expect(clippy::empty_loop, reason = "nothing is to happen, until the watchdog barks")]
             Action::Stall => loop {},
+            Action::StallNetwork if !self.driver_counts => {
+                let _ = answer.write_str("not this board: its driver is not watched\n");
+            }
             Action::StallNetwork => {
                 DRIVER_HANGS.store(true, Ordering::Relaxed);
                 let _ = answer.write_str("the network's driver stands still from now on\n");

@@ -76,8 +76,7 @@ impl Wifi {
     }
 }
 
-/// Keeps the network joined, and shows the LED, which hangs on the radio: each change of it is a
-/// round of the driver's.
+/// Keeps the network joined, and shows the LED, which hangs on the radio.
 #[embassy_executor::task]
 async fn supervise(mut control: Control<'static>, wifi: Wifi, stack: Stack<'static>) {
     wifi.join(&mut control).await;
@@ -85,12 +84,9 @@ async fn supervise(mut control: Control<'static>, wifi: Wifi, stack: Stack<'stat
     let mut up = Instant::now();
     loop {
         let wanted = firmware::light().is_on(ms);
-        if wanted != is_on || ms.is_multiple_of(1000) {
+        if wanted != is_on {
             control.gpio_set(0, wanted).await;
             is_on = wanted;
-            if !firmware::driver_hangs() {
-                firmware::driver_round();
-            }
         }
         if stack.is_link_up() {
             up = Instant::now();
@@ -113,7 +109,7 @@ async fn main(spawner: Spawner) {
         adc: p.ADC,
         temperature: p.ADC_TEMP_SENSOR,
     };
-    // Joining keeps the LED waiting for longer than a stalled driver may take.
+    // Nothing tells of the driver's rounds; the connection to nsqd is watched all the same.
     let (board, _) = start(spawner, parts, "Pico W", Medium::Wifi, false);
 
     let settings = board.session.saved();
