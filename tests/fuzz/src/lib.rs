@@ -7,7 +7,7 @@
 //! Two ways to run them:
 //!
 //! - `cargo xtask fuzz`, on a stable toolchain: seeded, bounded, what CI runs. It keeps inputs that
-//!   show something new ([`feature`]) and goes on from these.
+//!   show something new (`feature`) and goes on from these.
 //! - cargo-fuzz in `fuzz/`, with libFuzzer and its view of which branches were taken.
 //!
 //! To add a target, write its function, add it to [`TARGETS`] and a file to `fuzz/fuzz_targets`.
