@@ -23,7 +23,7 @@
 //!         }
 //!         Link::Up => {
 //!             wait for readable, writable (if transmit() is not empty), deadline() or a change:
-//!             readable  => session.receive(now, bytes), on a fault close the transport
+//!             readable  => n = session.take(now, bytes), the rest again after the next change
 //!             writable  => n = transport.write(session.transmit(now)); session.sent(now, n)
 //!         }
 //!         Link::Upgrade(kind) => wrap the transport; session.upgraded(now)
@@ -41,6 +41,7 @@
 //! [`DRAINS_MAX`] drains; the tests hold it to that.
 
 use core::fmt;
+use core::net::SocketAddr;
 
 use crate::address::Address;
 use crate::time::Instant;
@@ -68,11 +69,30 @@ pub trait Session {
     /// The transport is up: resets all that belongs to a connection.
     fn open(&mut self, now: Instant);
 
+    /// As [`open`](Self::open), for a connection that was accepted: from whom it comes.
+    fn accepted(&mut self, now: Instant, from: SocketAddr) {
+        let _ = from;
+        self.open(now);
+    }
+
     /// Takes everything that arrived, split anywhere.
     ///
     /// After a fault the session ignores further bytes, and its link is [`Link::Close`] until
     /// [`closed`](Self::closed).
     fn receive(&mut self, now: Instant, bytes: &[u8]) -> Result<(), Fault>;
+
+    /// Takes of what arrived as much as there is room for, and says how many bytes that was.
+    ///
+    /// A session that takes fewer *holds* the other side: the driver reads no more, and offers the
+    /// rest again after each change, deadline or write. So a server lets a client wait whose
+    /// message it has no room for. It has to have a deadline until when it does that: meanwhile
+    /// nobody sees that the other side hung up. Sessions that never hold
+    /// [`receive`](Self::receive) all.
+    fn take(&mut self, now: Instant, bytes: &[u8]) -> usize {
+        // A fault shows as `Link::Close`.
+        let _ = self.receive(now, bytes);
+        bytes.len()
+    }
 
     /// What to write next; empty if there is nothing.
     ///

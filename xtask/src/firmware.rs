@@ -25,6 +25,8 @@ pub(crate) struct Build<'a> {
     pub(crate) manifest: &'a Path,
     pub(crate) target_dir: &'a Path,
     pub(crate) profile: &'a str,
+    /// One binary; else all.
+    pub(crate) bin: Option<&'a str>,
     pub(crate) features: &'a [&'a str],
     pub(crate) no_default_features: bool,
     pub(crate) env: &'a [(&'a str, &'a str)],
@@ -54,7 +56,8 @@ impl Toolchain {
                 let env = vec![
                     ("RUSTC".to_owned(), rustc.display().to_string()),
                     ("RUSTC_BOOTSTRAP".to_owned(), "1".to_owned()),
-                    ("CARGO_UNSTABLE_BUILD_STD".to_owned(), "core".to_owned()),
+                    // A heap is for those who have one.
+                    ("CARGO_UNSTABLE_BUILD_STD".to_owned(), "core,alloc".to_owned()),
                     (linker_key, linker),
                 ];
                 return Ok(Self { target, cargo: cargo.clone(), env });
@@ -74,10 +77,14 @@ impl Toolchain {
         command
     }
 
-    /// Builds all binaries of a package; gives their names and where they are.
+    /// Builds the binaries of a package; gives their names and where they are.
     pub(crate) fn build(&self, build: &Build<'_>) -> Result<Vec<(String, PathBuf)>> {
         let mut command = self.cargo("build");
-        command.args(["--quiet", "--message-format=json-render-diagnostics", "--bins"]);
+        command.args(["--quiet", "--message-format=json-render-diagnostics"]);
+        match build.bin {
+            Some(bin) => command.args(["--bin", bin]),
+            None => command.arg("--bins"),
+        };
         command.args(["--profile", build.profile]);
         command.arg("--manifest-path").arg(build.manifest);
         command.arg("--target-dir").arg(build.target_dir);

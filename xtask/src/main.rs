@@ -2,14 +2,22 @@
 //! `Options` and a `run`.
 
 mod bench;
+mod boards;
 mod demo;
 mod firmware;
+mod fleet;
+mod fuzz;
+mod graph;
+mod judge;
 mod panics;
 mod peers;
 mod project;
 mod qemu;
+mod rp2040;
 mod sim;
 mod sizes;
+mod stack;
+mod uf2;
 
 use std::process::ExitCode;
 
@@ -37,12 +45,24 @@ enum Task {
     Bench(bench::Options),
     /// Run the firmware of examples/qemu against real servers (needs QEMU and Go)
     Qemu(qemu::Options),
+    /// Build the images for boards, and say how large they are
+    Boards(boards::Options),
+    /// Run the UF2 of the W5500-EVB-Pico in an emulated one against real servers (needs Node, Go)
+    Rp2040(rp2040::Options),
+    /// Make of an RP2040's image a file that is copied to its USB drive
+    Uf2(uf2::Options),
     /// Show that nothing in the core can panic
     Panics(panics::Options),
+    /// Bound the stack that functions of the core take
+    Stack(stack::Options),
     /// Measure what nanonsq takes on a Cortex-M0: flash, RAM, stack, instructions (needs QEMU)
     Sizes(sizes::Options),
     /// Simulate: virtual time, a network that fails, model servers, thousands of seeded worlds
     Sim(sim::Options),
+    /// Ten thousand nodes and an nsqlookupd that restarts, simulated and real (needs the peers)
+    Fleet(fleet::Options),
+    /// Fuzz decoders, sessions and tables on a stable toolchain
+    Fuzz(fuzz::Options),
 }
 
 fn main() -> ExitCode {
@@ -59,9 +79,15 @@ fn main() -> ExitCode {
         Task::Demo(options) => demo::run(&options),
         Task::Bench(options) => bench::run(&options),
         Task::Qemu(options) => qemu::run(&options),
+        Task::Boards(options) => boards::run(&options),
+        Task::Rp2040(options) => rp2040::run(&options),
+        Task::Uf2(options) => uf2::run(&options),
         Task::Panics(options) => panics::run(&options),
+        Task::Stack(options) => stack::run(&options),
         Task::Sizes(options) => sizes::run(&options),
         Task::Sim(options) => sim::run(&options),
+        Task::Fleet(options) => fleet::run(&options),
+        Task::Fuzz(options) => fuzz::run(&options),
     };
     // Not with `{:?}`: most failures here are advice to a user, whom a backtrace does not help.
     done.map_or_else(

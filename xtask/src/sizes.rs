@@ -139,6 +139,7 @@ impl Measured {
                 let profile = level.profile();
                 eprintln!("building {profile} {features:?} ...");
                 toolchain.build(&Build {
+                    bin: None,
                     manifest: &manifest,
                     target_dir: &target_dir,
                     profile,

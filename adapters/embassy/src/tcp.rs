@@ -6,7 +6,7 @@
 
 use core::fmt;
 use core::future::Future;
-use core::net::IpAddr;
+use core::net::{IpAddr, SocketAddr};
 use core::pin::pin;
 use core::task::{Context, Poll};
 
@@ -115,8 +115,9 @@ impl<'a> Dialer for TcpDialer<'a> {
 /// Takes in TCP connections on a port, of all families, one at a time.
 ///
 /// While its connection lives, and for the moment until [`serve`](nanonsq_core::drive::serve) asks
-/// again, further callers are refused: have as many listeners on the port as there may be
-/// connections at a time, and one more.
+/// again, it does not listen. Have as many listeners on the port as there may be connections at a
+/// time, and a spare one for [`refuse`](nanonsq_core::drive::refuse), which tells a caller that all
+/// are taken. While that one is taken as well, further callers are reset: connection refused.
 #[derive(Debug)]
 pub struct TcpListener<'a> {
     port: u16,
@@ -145,7 +146,7 @@ impl<'a> Listener for TcpListener<'a> {
     where
         Self: 'l;
 
-    async fn accept(&mut self) -> Result<Self::Transport<'_>, DialError> {
+    async fn accept(&mut self) -> Result<(Self::Transport<'_>, SocketAddr), DialError> {
         let transport = TcpTransport(&mut self.socket);
         loop {
             transport.0.vacate().await;
@@ -154,8 +155,10 @@ impl<'a> Listener for TcpListener<'a> {
             tcp.accept(self.port).await.map_err(|_| DialError::Other)?;
             tcp.set_timeout(None);
             // Not if the caller is gone already.
-            if tcp.may_send() {
-                return Ok(transport);
+            if tcp.may_send()
+                && let Some(from) = tcp.remote_endpoint()
+            {
+                return Ok((transport, SocketAddr::new(from.addr.into(), from.port)));
             }
         }
     }

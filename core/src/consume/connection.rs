@@ -562,6 +562,8 @@ impl ConnectionSession<'_, '_> {
         let cap = u16::try_from(self.connection.have).unwrap_or(u16::MAX);
         self.shared.window.join(self.id, cap);
         self.shared.adjust();
+        // Also if nothing is wanted of it: who waits for events is to hear of it.
+        self.shared.changed();
     }
 
     /// Two intervals: nsqd's own rule for its clients.

@@ -537,7 +537,8 @@ impl<'a> Consumer<'a> {
     pub fn lookupd(&mut self, index: usize) -> Option<LookupdSession<'_, 'a>> {
         let address = self.lookupd_addresses.get(index)?;
         let lookupd = self.lookupds.get_mut(index)?;
-        Some(LookupdSession { lookupd, shared: &mut self.shared, address, source: 1 << index })
+        let source = 1u8.unbounded_shl(index as u32);
+        Some(LookupdSession { lookupd, shared: &mut self.shared, address, source })
     }
 
     /// Runs `f` on a session: those of the connections, then those of nsqlookupds.
@@ -820,6 +821,7 @@ impl Shared<'_> {
     fn give_up(&mut self, head: &MessageHead) {
         count(&mut self.tally.given_up);
         self.given_up = Some((head.id, head.attempts));
+        self.changed();
     }
 
     /// Somebody lists an nsqd.

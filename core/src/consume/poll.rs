@@ -321,25 +321,25 @@ impl Session for LookupdSession<'_, '_> {
         self.shared.now = now;
         let mut input = bytes;
         while self.lookupd.state == LookupdState::Asking {
-            let body = match self.lookupd.http.next(&mut input) {
-                Ok(body) => body,
-                Err(error) => return self.bad(now, BadAnswer::Http(error)),
-            };
-            match self.lookupd.http.status() {
-                Some(200) => {
+            let body = self.lookupd.http.next(&mut input);
+            match (self.lookupd.http.status(), body) {
+                // The body matters to nobody, so it does not whether it is one.
+                (Some(NOT_FOUND), _) => return self.on_answer(now),
+                (Some(200) | None, Err(error)) => return self.bad(now, BadAnswer::Http(error)),
+                (Some(200), Ok(body)) => {
                     if let Some(body) = body {
                         self.on_body(now, body)?;
                     }
                     if self.lookupd.http.is_complete() {
                         return self.on_answer(now);
                     }
+                    if body.is_none() {
+                        return Ok(());
+                    }
                 }
-                Some(NOT_FOUND) => return self.on_answer(now),
-                Some(status) => return self.bad(now, BadAnswer::Status(status)),
-                None => {}
-            }
-            if body.is_none() {
-                return Ok(());
+                (Some(status), _) => return self.bad(now, BadAnswer::Status(status)),
+                (None, Ok(Some(_))) => {}
+                (None, Ok(None)) => return Ok(()),
             }
         }
         Ok(())

@@ -223,6 +223,36 @@ fn connects_subscribes_and_asks() {
 }
 
 #[test]
+fn who_waits_for_events_is_told_of_a_connection_of_which_nothing_is_wanted() {
+    with::<1, 4>(&config(), 1, |bench| {
+        let now = bench.now();
+        bench.consumer.pause(now);
+        bench.dial(0);
+        bench.open(0).written(0);
+        bench.receive(0, &frame(0, INFO)).writes(0, "SUB t ch\n");
+        let before = bench.consumer.version();
+        bench.receive(0, &frame(0, b"OK")).writes(0, "");
+        assert_ne!(bench.consumer.version(), before);
+        assert_eq!(bench.session(0).poll_event(), Some(ConnectionEvent::Connected));
+    });
+}
+
+#[test]
+fn who_waits_for_events_is_told_of_a_message_that_was_too_long_too_often() {
+    let config = Config { max_attempts: 1, ..config() };
+    with::<1, 1>(&config, 1, |bench| {
+        bench.connect(0).writes(0, "RDY 1\n");
+        let before = bench.consumer.version();
+        bench.receive(0, &message(7, 2, &[b'x'; 100]));
+        assert_ne!(bench.consumer.version(), before);
+        let told = bench.consumer.poll_event();
+        assert!(matches!(told, Some(Event::Connection { .. } | Event::GivenUp { .. })));
+        assert_eq!(bench.consumer.counters().given_up, 1);
+        bench.writes(0, &format!("FIN {}\n", id(7)));
+    });
+}
+
+#[test]
 fn the_answer_to_identify_may_come_in_pieces() {
     for len in 1..=INFO.len() {
         with::<1, 4>(&config(), 1, |bench| {

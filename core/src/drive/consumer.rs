@@ -354,6 +354,8 @@ impl<M: RawMutex, D: Dialer, S: Sleep, const CONNECTIONS: usize, const LOOKUPDS:
 }
 
 impl shared::State for Consumer<'_> {
+    type Version = u32;
+
     fn version(&self) -> u32 {
         self.version()
     }

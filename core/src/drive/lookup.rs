@@ -1,6 +1,7 @@
 //! A [`Lookup`] with its connections: a [`Handle`] to register with and a [`Runner`] to run.
 
 use core::future::poll_fn;
+use core::task::Waker;
 
 use embassy_futures::select::select_array;
 use embassy_sync::blocking_mutex::raw::RawMutex;
@@ -161,7 +162,12 @@ impl<'a, M: RawMutex, S: Sleep, const PEERS: usize, const TOPICS: usize, const C
         poll_fn(|cx| self.shared.poll_wait(cx.waker(), &mut Place::None, &mut f)).await
     }
 
-    fn change<R>(
+    /// Has the task woken when somebody else changes the lookup.
+    pub(super) fn register(&self, waker: &Waker) {
+        self.shared.register(waker);
+    }
+
+    pub(super) fn change<R>(
         &self,
         f: impl FnOnce(&mut Lookup<'a, PEERS, TOPICS, CHANNELS>) -> R,
     ) -> Option<R> {
@@ -217,6 +223,8 @@ impl<
 impl<const PEERS: usize, const TOPICS: usize, const CHANNELS: usize> shared::State
     for Lookup<'_, PEERS, TOPICS, CHANNELS>
 {
+    type Version = u32;
+
     fn version(&self) -> u32 {
         self.version()
     }

@@ -17,20 +17,28 @@
 //! means.
 
 pub mod consumer;
+pub mod directory;
 mod gather;
 pub mod lookup;
+pub mod node;
 pub mod publisher;
+mod serve;
+mod server;
 mod shared;
 
 use core::future::{Future, poll_fn};
+use core::net::SocketAddr;
+use core::ops::Range;
 use core::pin::{Pin, pin};
 use core::task::{Context, Poll, Waker};
 
 use crate::address::Address;
 use crate::session::{Closed, DialError, Link, Session, Transmit, TransportError, Upgrade};
-use crate::time::{Instant, Span};
+use crate::time::Instant;
 
 pub use gather::{Gathered, Gathering};
+pub use serve::{Admitted, Admitting, Gate, Port, refuse, serve};
+pub use server::Ports;
 pub use shared::WAITERS_MAX;
 
 /// How many rounds of reading and writing one poll makes before it lets other tasks run.
@@ -54,11 +62,18 @@ pub trait Transport {
     ) -> Poll<Result<usize, TransportError>>;
 
     /// Ends the stream towards the other side after what was written. Ready when that is under way
-    /// or done, as the platform needs before the transport may be dropped.
+    /// or done, as the platform needs before the transport may be dropped. It can be read from also
+    /// after that.
     fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), TransportError>>;
 
     /// Gives up the connection at once; bytes under way may be lost. Dropped afterwards.
     fn abort(&mut self) {}
+
+    /// Sends what it took and holds back until it is read from ([`Gathered`]): the session wants to
+    /// read nothing for a while.
+    fn send_gathered(&mut self, cx: &mut Context<'_>) {
+        let _ = cx;
+    }
 
     /// Wraps the stream in place.
     fn poll_upgrade(
@@ -93,8 +108,10 @@ pub trait Listener {
     where
         Self: 'l;
 
-    /// Waits for the next connection. Dropped, it stops listening.
-    fn accept(&mut self) -> impl Future<Output = Result<Self::Transport<'_>, DialError>>;
+    /// Waits for the next connection, and says from whom it comes. Dropped, it stops listening.
+    fn accept(
+        &mut self,
+    ) -> impl Future<Output = Result<(Self::Transport<'_>, SocketAddr), DialError>>;
 }
 
 /// Tells and waits for time. A clone is an independent timer.
@@ -143,7 +160,7 @@ where
         };
         match dialed {
             Err(error) => line.closed(cell, Closed::Dial(error)),
-            Ok(mut transport) if line.open(cell, true) => {
+            Ok(mut transport) if line.open(cell) => {
                 poll_fn(|cx| line.poll_up(cell, &mut transport, rx, cx)).await;
             }
             // It came up just as it was no longer wanted.
@@ -159,31 +176,6 @@ fn poll_apart<F: Future>(future: Pin<&mut F>, cx: &mut Context<'_>) -> Poll<F::O
     future.poll(cx)
 }
 
-/// Serves one accept slot for ever: each connection in turn is a new life of the session.
-///
-/// `rx` as in [`drive`]. A listener that fails is asked again after a second.
-pub async fn serve<C, L, S>(cell: &C, listener: &mut L, sleep: &mut S, rx: &mut [u8]) -> !
-where
-    C: SessionCell,
-    L: Listener,
-    S: Sleep,
-{
-    let mut line = Line::new(cell, sleep);
-    loop {
-        match listener.accept().await {
-            Ok(mut transport) => {
-                line.open(cell, false);
-                poll_fn(|cx| line.poll_up(cell, &mut transport, rx, cx)).await;
-            }
-            Err(_) => {
-                let again = line.sleep.now().after(Span::from_secs(1));
-                poll_fn(|cx| line.sleep.poll_until(cx, again)).await;
-                line.alarm = Instant::NEVER;
-            }
-        }
-    }
-}
-
 /// One connection after the other: what one poll leaves to the next.
 ///
 /// The cell is not in here but handed in: as a `dyn` it would keep the drive from being `Send`.
@@ -196,6 +188,23 @@ struct Line<'d, S> {
     broken: Option<TransportError>,
     /// The transport is being wrapped: what there is to read is not the session's.
     wrapping: bool,
+    /// Where in the receive buffer lies what the session has not taken yet.
+    held: Range<usize>,
+    /// What becomes of a transport when it is closed.
+    ending: Ending,
+}
+
+/// What becomes of a transport when it is closed.
+#[derive(Clone, Copy)]
+enum Ending {
+    /// It is done with.
+    Drop,
+    /// It is read to its end, within the session's deadline. Who called may still be writing, and
+    /// a transport that is dropped with bytes unread is reset: the caller would lose what it was
+    /// told last.
+    Read,
+    /// It is closed and being read to its end.
+    Reading,
 }
 
 /// What is to be done after a session was looked at.
@@ -217,22 +226,42 @@ impl<'d, S: Sleep> Line<'d, S> {
                 session.closed(now, Closed::Transport(TransportError::Other));
             }
         });
-        Self { sleep, alarm: Instant::NEVER, broken: None, wrapping: false }
+        Self {
+            sleep,
+            alarm: Instant::NEVER,
+            broken: None,
+            wrapping: false,
+            held: 0..0,
+            ending: Ending::Drop,
+        }
     }
 
     /// The transport is up. False if the session wants none any more.
-    fn open(&mut self, cell: &dyn SessionCell, only_if_wanted: bool) -> bool {
-        let now = self.sleep.now();
+    fn open(&mut self, cell: &dyn SessionCell) -> bool {
+        let now = self.afresh();
         let mut opened = false;
-        self.broken = None;
-        self.wrapping = false;
         cell.with(&mut |session| {
-            if !only_if_wanted || matches!(session.link(), Link::Up) {
+            if matches!(session.link(), Link::Up) {
                 session.open(now);
                 opened = true;
             }
         });
         opened
+    }
+
+    /// Somebody connected.
+    fn accepted(&mut self, cell: &dyn SessionCell, from: SocketAddr) {
+        let now = self.afresh();
+        self.ending = Ending::Read;
+        cell.with(&mut |session| session.accepted(now, from));
+    }
+
+    /// Forgets what belonged to the last transport.
+    fn afresh(&mut self) -> Instant {
+        self.broken = None;
+        self.wrapping = false;
+        self.held = 0..0;
+        self.sleep.now()
     }
 
     #[cold]
@@ -332,34 +361,40 @@ impl<'d, S: Sleep> Line<'d, S> {
         // Whether the session is to be looked at even if there is nothing to read.
         let mut look = true;
         for _ in 0..ROUNDS_MAX {
-            let read = if self.wrapping { Poll::Pending } else { transport.poll_read(cx, rx) };
-            let received = match read {
-                Poll::Ready(Ok(n)) if n > 0 => rx.get(..n).unwrap_or_default(),
+            let read = if self.wrapping || !self.held.is_empty() {
+                transport.send_gathered(cx);
+                Poll::Pending
+            } else {
+                transport.poll_read(cx, rx)
+            };
+            match read {
+                Poll::Ready(Ok(n)) if n > 0 => self.held = 0..n,
                 Poll::Ready(end) => {
                     let why = end.err().or(self.broken).map_or(Closed::Peer, Closed::Transport);
                     self.ended(cell, why);
                     return Poll::Ready(());
                 }
-                Poll::Pending if look || self.is_due(now, deadline, cx) => &[],
+                Poll::Pending if look || self.is_due(now, deadline, cx) => {}
                 Poll::Pending => return Poll::Pending,
-            };
+            }
             now = self.sleep.now();
             // Over if there is no such session any more.
             let mut step = Step::Over(Closed::Local);
-            let (broken, wrapping) = (&mut self.broken, &mut self.wrapping);
+            let (broken, wrapping, held) = (&mut self.broken, &mut self.wrapping, &mut self.held);
+            let ending = &mut self.ending;
+            let mut more = false;
             cell.with(&mut |session| {
-                if !received.is_empty() {
-                    // A fault shows as `Link::Close`.
-                    let _ = session.receive(now, received);
-                }
-                step = step_up(session, transport, broken, wrapping, now, cx);
+                give(session, now, rx, held);
+                step = step_up(session, transport, broken, wrapping, ending, now, cx);
+                // What was written may have made room.
+                more = give(session, now, rx, held);
                 deadline = session.deadline();
                 if deadline <= now {
                     session.tick(now);
                 }
             });
             look = match step {
-                Step::Wait => deadline <= now,
+                Step::Wait => more || deadline <= now,
                 Step::Again => true,
                 Step::Over(why) => {
                     self.closed(cell, why);
@@ -371,6 +406,14 @@ impl<'d, S: Sleep> Line<'d, S> {
         cx.waker().wake_by_ref();
         Poll::Pending
     }
+}
+
+/// Offers what was read, until it is taken. True if some of it was.
+fn give(session: &mut dyn Session, now: Instant, rx: &[u8], held: &mut Range<usize>) -> bool {
+    let bytes = rx.get(held.clone()).unwrap_or_default();
+    let taken = if bytes.is_empty() { 0 } else { session.take(now, bytes) };
+    held.start = held.start.saturating_add(taken);
+    taken > 0
 }
 
 /// Ticks if the deadline has come; says when to tick next.
@@ -387,6 +430,7 @@ fn step_up<T: Transport>(
     transport: &mut T,
     broken: &mut Option<TransportError>,
     wrapping: &mut bool,
+    ending: &mut Ending,
     now: Instant,
     cx: &mut Context<'_>,
 ) -> Step {
@@ -401,7 +445,7 @@ fn step_up<T: Transport>(
                 Step::Again
             }
         },
-        Link::Close => step_closing(session, transport, now, cx),
+        Link::Close => step_closing(session, transport, ending, now, cx),
         Link::Down => Step::Over(Closed::Local),
         Link::Upgrade(upgrade) => match transport.poll_upgrade(cx, upgrade) {
             Poll::Pending => {
@@ -424,17 +468,25 @@ fn step_up<T: Transport>(
 fn step_closing<T: Transport>(
     session: &mut dyn Session,
     transport: &mut T,
+    ending: &mut Ending,
     now: Instant,
     cx: &mut Context<'_>,
 ) -> Step {
-    let closed = match poll_transmit(session, transport, now, cx) {
-        Ok(Written::All) => transport.poll_close(cx),
-        Ok(Written::Blocked) => Poll::Pending,
-        Ok(Written::Some) => return Step::Again,
-        Err(error) => Poll::Ready(Err(error)),
+    let closed = match ending {
+        Ending::Reading => Poll::Pending,
+        Ending::Drop | Ending::Read => match poll_transmit(session, transport, now, cx) {
+            Ok(Written::All) => transport.poll_close(cx),
+            Ok(Written::Blocked) => Poll::Pending,
+            Ok(Written::Some) => return Step::Again,
+            Err(error) => Poll::Ready(Err(error)),
+        },
     };
     match closed {
-        Poll::Ready(Ok(())) => return Step::Over(Closed::Local),
+        Poll::Ready(Ok(())) if matches!(ending, Ending::Drop) => return Step::Over(Closed::Local),
+        Poll::Ready(Ok(())) => {
+            *ending = Ending::Reading;
+            return Step::Again;
+        }
         // What is still due after the tick is the end of closing itself.
         Poll::Pending if tick(session, now) > now => return Step::Wait,
         Poll::Pending | Poll::Ready(Err(_)) => {}

@@ -16,8 +16,11 @@ pub const WAITERS_MAX: usize = 8;
 
 /// What handles and a runner share, beside the lock.
 pub(super) trait State {
-    /// Changes when somebody who waits should look.
-    fn version(&self) -> u32;
+    /// Differs from an earlier one when somebody who waits should look.
+    type Version: PartialEq;
+
+    /// What of it those who wait look at.
+    fn version(&self) -> Self::Version;
 
     /// Runs `f` on session `index`, if there is one. Says whether what it changes may concern other
     /// sessions of this state.
@@ -51,6 +54,11 @@ impl<M: RawMutex, T> Shared<M, T> {
     /// Looks at it.
     pub(super) fn peek<R>(&self, f: impl FnOnce(&mut T) -> R) -> Option<R> {
         self.lock(|inner| f(&mut inner.state))
+    }
+
+    /// Has the runner's task woken at the next change.
+    pub(super) fn register(&self, waker: &Waker) {
+        self.lock(|inner| inner.hub.runner.register(waker));
     }
 
     /// A wait is over without an answer.
@@ -126,7 +134,7 @@ impl<M: RawMutex, T: State> SessionCell for Cell<'_, M, T> {
     }
 
     fn register(&self, waker: &Waker) {
-        self.shared.lock(|inner| inner.hub.runner.register(waker));
+        self.shared.register(waker);
     }
 }
 
@@ -387,6 +395,8 @@ mod tests {
     }
 
     impl State for Room {
+        type Version = u32;
+
         fn version(&self) -> u32 {
             self.version
         }

@@ -66,10 +66,10 @@ pub struct Config<'a> {
     /// Reconnecting: after the first failure wait up to this, then up to double. Default 50 ms.
     pub reconnect_base: Span,
     /// Reconnecting: never wait longer. Default 800 ms, so that a node is listed within a second
-    /// of an nsqlookupd's return. A fleet of thousands should take longer.
+    /// of an nsqlookupd's return. Longer in a [`fleet`](Self::fleet).
     pub reconnect_cap: Span,
-    /// Reconnecting: spreads the first attempt after a loss over this time. Set it to seconds for
-    /// a fleet of thousands. Default none.
+    /// Reconnecting: spreads the first attempt after a loss over this time. Default none; see
+    /// [`fleet`](Self::fleet).
     pub reconnect_spread: Span,
     /// How long closing may take. Default 1 s.
     pub close_timeout: Span,
@@ -91,6 +91,18 @@ impl<'a> Config<'a> {
             reconnect_spread: Span::ZERO,
             close_timeout: Span::from_secs(1),
             seed: 0,
+        }
+    }
+
+    /// The defaults for each of many nodes, up to ten thousand: when an nsqlookupd restarts, they
+    /// come back one after the other, at most a fifth of them within a second, and are all listed
+    /// again within 20 s. A single node with [`new`](Self::new) is listed within a second.
+    pub const fn fleet(node: NodeInfo<'a>) -> Self {
+        Self {
+            reconnect_base: Span::from_secs(12),
+            reconnect_cap: Span::from_secs(16),
+            reconnect_spread: Span::from_secs(15),
+            ..Self::new(node)
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::future::poll_fn;
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::task::Waker;
 
@@ -78,13 +79,13 @@ impl SessionCell for EchoCell {
 impl Listener for World {
     type Transport<'l> = Pipe;
 
-    async fn accept(&mut self) -> Result<Pipe, DialError> {
+    async fn accept(&mut self) -> Result<(Pipe, SocketAddr), DialError> {
         // Nobody is always there already.
         let mut slow = Slow { times: 0, left: self.0.pending.max(1) };
         poll_fn(|cx| slow.poll(cx)).await;
         let mut pipe = self.pipe(0);
         pipe.incoming.extend(b"hello.");
-        Ok(pipe)
+        Ok((pipe, SocketAddr::from(([127, 0, 0, 1], 1))))
     }
 }
 

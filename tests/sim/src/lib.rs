@@ -11,14 +11,15 @@
 //! | `world` | virtual time and the network |
 //! | `schedule` | what is to happen |
 //! | `exec` | who is polled, and whether there was a reason |
-//! | [`nsqd`], [`nsqlookupd`] | the model servers, held against the real ones by `tests/differential.rs` |
-//! | `actor` | what takes part; `publisher` and `registrar` are its kinds |
+//! | [`nsqd`], [`nsqlookupd`], `web` | the model servers, the first two held against the real ones by `tests/differential.rs` |
+//! | `actor` | what takes part; `publisher`, `registrar` and `consumer` are its kinds |
 //! | [`watch`] | which state met which event, and the trace |
 //! | [`run`] | one world, and many |
 //!
 //! Start with `cargo xtask sim --help`.
 
 mod actor;
+mod consumer;
 mod exec;
 pub mod nsqd;
 pub mod nsqlookupd;
@@ -31,4 +32,5 @@ pub mod server;
 pub mod shrink;
 pub mod table;
 pub mod watch;
+mod web;
 mod world;

@@ -1,5 +1,7 @@
-//! A model nsqd 1.3.0: what a producer meets of `nsqd/protocol_v2.go`. It shares no code with
+//! A model nsqd 1.3.0: what a client meets of `nsqd/protocol_v2.go`. It shares no code with
 //! nanonsq, and `tests/differential.rs` holds it against the real one.
+
+mod channel;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,6 +10,7 @@ use serde_json::{Value, json};
 use crate::random::Random;
 use crate::server::{ConnId, Out, Seen, Server, body, is_name};
 use crate::watch::Event;
+use channel::{Channels, Key};
 
 /// What it takes, and what it asks for.
 #[derive(Debug, Clone)]
@@ -16,13 +19,15 @@ pub struct Settings {
     pub max_msg_size: i32,
     /// `--max-body-size`
     pub max_body_size: i32,
+    /// `--max-rdy-count`
+    pub max_rdy_count: u64,
     /// The secret that AUTH must bring; the topic `forbidden` is for nobody.
     pub secret: Option<Vec<u8>>,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { max_msg_size: 1 << 20, max_body_size: 5 << 20, secret: None }
+        Self { max_msg_size: 1 << 20, max_body_size: 5 << 20, max_rdy_count: 2500, secret: None }
     }
 }
 
@@ -32,6 +37,9 @@ pub struct Nsqd {
     settings: Settings,
     exiting: bool,
     connections: BTreeMap<ConnId, Connection>,
+    channels: Channels,
+    /// The time when it last did something.
+    now: u64,
 }
 
 #[derive(Debug)]
@@ -49,6 +57,22 @@ struct Connection {
     patience: u64,
     /// A heartbeat was said and no command came since.
     unanswered: bool,
+    phase: Phase,
+    subscription: Option<Key>,
+    rdy: u64,
+    /// Microseconds.
+    msg_timeout: u64,
+    /// Messages that were delivered here and then taken back: an answer to that delivery may come
+    /// at any time, and be taken for one to a later delivery.
+    taken_back: BTreeSet<u64>,
+}
+
+/// nsqd's `client.State`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Init,
+    Subscribed,
+    Closing,
 }
 
 const SECOND: u64 = 1_000_000;
@@ -67,7 +91,13 @@ enum Done {
 impl Nsqd {
     /// Nobody connected.
     pub fn new(settings: Settings) -> Self {
-        Self { settings, exiting: false, connections: BTreeMap::new() }
+        Self {
+            settings,
+            exiting: false,
+            connections: BTreeMap::new(),
+            channels: Channels::default(),
+            now: 0,
+        }
     }
 
     /// Runs one command if it is there; false if not.
@@ -121,9 +151,12 @@ impl Nsqd {
             b"IDENTIFY" => self.identify(conn, rest, out),
             b"AUTH" => self.auth(conn, words.len(), rest, out),
             b"PUB" | b"MPUB" | b"DPUB" => self.publish(conn, &words, rest, out),
-            b"SUB" | b"RDY" | b"FIN" | b"REQ" | b"TOUCH" | b"CLS" => {
-                panic!("not in the model yet: {}", line.escape_ascii())
-            }
+            b"SUB" => self.subscribe(conn, &words, out),
+            b"RDY" => self.ready(conn, &words, out),
+            b"FIN" => self.answer(conn, "FIN", &words, out),
+            b"REQ" => self.answer(conn, "REQ", &words, out),
+            b"TOUCH" => self.answer(conn, "TOUCH", &words, out),
+            b"CLS" => self.leave(conn, out),
             _ => {
                 Err(Refused(format!("E_INVALID invalid command {}", String::from_utf8_lossy(verb))))
             }
@@ -131,6 +164,9 @@ impl Nsqd {
     }
 
     fn identify(&mut self, conn: ConnId, rest: &[u8], out: &mut Out) -> Result<Done, Refused> {
+        if self.connections[&conn].phase != Phase::Init {
+            return Err(Refused("E_INVALID cannot IDENTIFY in current state".into()));
+        }
         let max = self.settings.max_body_size;
         let Some((len, text)) = body(rest) else { return Ok(Done::Wait) };
         if len <= 0 {
@@ -149,14 +185,21 @@ impl Nsqd {
             ms @ 1000..=60_000 => Some(ms),
             ms => return Err(bad(format!("heartbeat interval ({ms}) is invalid"))),
         };
+        let msg_timeout = match asked["msg_timeout"].as_u64().unwrap_or(0) {
+            0 => 60_000,
+            ms @ 1000..=900_000 => ms,
+            ms => return Err(bad(format!("msg timeout ({ms}) is invalid"))),
+        };
         let it = self.connections.get_mut(&conn).expect("an open connection");
+        it.msg_timeout = msg_timeout * 1000;
         it.heartbeat = heartbeat.map(|ms| ms.unsigned_abs() * 1000);
         it.next_heartbeat = it.heartbeat.map_or(u64::MAX, |every| out.now + every);
         let reply = if asked["feature_negotiation"] == json!(true) {
             let required = self.settings.secret.is_some();
+            let rdy = self.settings.max_rdy_count;
             format!(
-                "{{\"max_rdy_count\":2500,\"version\":\"1.3.0\",\"max_msg_timeout\":900000,\
-                 \"msg_timeout\":60000,\"tls_v1\":false,\"deflate\":false,\"deflate_level\":6,\
+                "{{\"max_rdy_count\":{rdy},\"version\":\"1.3.0\",\"max_msg_timeout\":900000,\
+                 \"msg_timeout\":{msg_timeout},\"tls_v1\":false,\"deflate\":false,\"deflate_level\":6,\
                  \"max_deflate_level\":6,\"snappy\":false,\"sample_rate\":0,\
                  \"auth_required\":{required},\"output_buffer_size\":16384,\
                  \"output_buffer_timeout\":250}}"
@@ -175,6 +218,9 @@ impl Nsqd {
         rest: &[u8],
         out: &mut Out,
     ) -> Result<Done, Refused> {
+        if self.connections[&conn].phase != Phase::Init {
+            return Err(Refused("E_INVALID cannot AUTH in current state".into()));
+        }
         if words != 1 {
             return Err(Refused("E_INVALID AUTH invalid number of parameters".into()));
         }
@@ -224,6 +270,7 @@ impl Nsqd {
             let text = format!("E_BAD_TOPIC {again}{verb} topic name {topic:?} is not valid");
             return Err(Refused(text));
         }
+        let mut due = 0;
         if verb == "DPUB" {
             let digits = String::from_utf8_lossy(words[2]).into_owned();
             let Ok(ms) = digits.parse::<u64>() else {
@@ -232,9 +279,10 @@ impl Nsqd {
             if ms > 3_600_000 {
                 return Err(Refused(format!("E_INVALID DPUB timeout {ms} out of range 0-3600000")));
             }
+            due = out.now + ms * 1000;
         }
         if verb == "MPUB" {
-            self.may_publish(conn, verb, &topic)?;
+            self.may(conn, verb, &topic, "")?;
         }
         let (used, bodies) = match verb {
             "MPUB" => match self.batch(rest)? {
@@ -256,7 +304,7 @@ impl Nsqd {
             }
         };
         if verb != "MPUB" {
-            self.may_publish(conn, verb, &topic)?;
+            self.may(conn, verb, &topic, "")?;
         }
         let batch = verb == "MPUB";
         if self.exiting {
@@ -266,6 +314,9 @@ impl Nsqd {
                 out.seen.push((conn, Seen::Stored { topic, bodies: part, batch }));
             }
             return Err(Refused(format!("E_{verb}_FAILED {verb} failed exiting")));
+        }
+        for body in &bodies {
+            self.channels.store(&topic, body, due);
         }
         out.seen.push((conn, Seen::Stored { topic, bodies, batch }));
         out.say(conn, Event::Ok, frame(0, b"OK"));
@@ -306,7 +357,7 @@ impl Nsqd {
         Ok(Some((at, bodies)))
     }
 
-    fn may_publish(&self, conn: ConnId, verb: &str, topic: &str) -> Result<(), Refused> {
+    fn may(&self, conn: ConnId, verb: &str, topic: &str, channel: &str) -> Result<(), Refused> {
         if self.settings.secret.is_none() {
             return Ok(());
         }
@@ -314,7 +365,7 @@ impl Nsqd {
             return Err(Refused(format!("E_AUTH_FIRST AUTH required before {verb}")));
         }
         if topic == "forbidden" {
-            let text = format!("E_UNAUTHORIZED AUTH failed for {verb} on {topic:?} \"\"");
+            let text = format!("E_UNAUTHORIZED AUTH failed for {verb} on {topic:?} {channel:?}");
             return Err(Refused(text));
         }
         Ok(())
@@ -332,15 +383,23 @@ impl Server for Nsqd {
             next_heartbeat: out.now + 30 * SECOND,
             patience: out.now + 60 * SECOND,
             unanswered: false,
+            phase: Phase::Init,
+            subscription: None,
+            rdy: 0,
+            msg_timeout: 60 * SECOND,
+            taken_back: BTreeSet::new(),
         };
+        self.now = out.now;
         self.connections.insert(conn, it);
     }
 
     fn receive(&mut self, conn: ConnId, bytes: &[u8], out: &mut Out) {
+        self.now = out.now;
         if let Some(it) = self.connections.get_mut(&conn) {
             it.inbox.extend_from_slice(bytes);
         }
         while self.step(conn, out) {}
+        self.pump(out);
     }
 
     fn ended(&mut self, conn: ConnId, out: &mut Out) {
@@ -361,10 +420,12 @@ impl Server for Nsqd {
 
     fn deadline(&self) -> u64 {
         let live = self.connections.values().filter(|it| !it.dead);
-        live.map(|it| it.next_heartbeat.min(it.patience)).min().unwrap_or(u64::MAX)
+        let own = live.map(|it| it.next_heartbeat.min(it.patience)).min();
+        own.unwrap_or(u64::MAX).min(self.channels.deadline(self.now))
     }
 
     fn tick(&mut self, out: &mut Out) {
+        self.now = out.now;
         for (&conn, it) in self.connections.iter_mut().filter(|(_, it)| !it.dead) {
             if it.next_heartbeat <= out.now {
                 if it.unanswered {
@@ -379,6 +440,17 @@ impl Server for Nsqd {
                 out.close(conn);
             }
         }
+        self.pump(out);
+    }
+
+    fn feed(&mut self, topic: &str, body: &[u8], out: &mut Out) {
+        self.now = out.now;
+        self.channels.store(topic, body, 0);
+        self.pump(out);
+    }
+
+    fn unfinished(&self, topic: &str) -> Vec<Vec<u8>> {
+        self.channels.unfinished(topic)
     }
 
     fn lie(&self, random: &mut Random) -> Vec<u8> {
@@ -397,9 +469,15 @@ impl Server for Nsqd {
         self.exiting = exiting;
     }
 
-    fn vandalize(&mut self, _: &mut Random) -> String {
+    fn vandalize(&mut self, random: &mut Random) -> String {
         // Deleting a topic does nothing to who publishes to it.
-        "a topic".into()
+        let Some((what, gone)) = self.channels.empty(random) else { return "a topic".into() };
+        for (conn, number) in gone {
+            if let Some(it) = self.connections.get_mut(&conn) {
+                it.taken_back.insert(number);
+            }
+        }
+        what
     }
 
     fn unanswered_max(&self) -> u32 {

@@ -152,9 +152,10 @@ impl Producer {
 }
 
 /// What all nsqds of a simulation are like.
-pub(crate) fn nsqd_settings(auth: bool) -> Settings {
+pub(crate) fn nsqd_settings(auth: bool, max_rdy_count: u64) -> Settings {
     Settings {
         max_msg_size: MESSAGE_MAX,
+        max_rdy_count,
         secret: auth.then(|| SECRET.to_vec()),
         ..Settings::default()
     }
@@ -194,7 +195,10 @@ impl Actor for Producer {
                 }
             }
             Seen::Refused { words } => watch::say(|| format!("nsqd refuses: {words}")),
-            Seen::Overdue(_) => {}
+            Seen::Overdue(_)
+            | Seen::Ready { .. }
+            | Seen::Finished { .. }
+            | Seen::TakenBack { .. } => {}
         }
     }
 

@@ -1,6 +1,7 @@
 //! The harness's generator, with what a simulation asks of it.
 
 #[path = "../../src/random.rs"]
+#[expect(unreachable_pub, reason = "the harness has it in its interface")]
 mod generator;
 
 /// Numbers that depend on nothing but the seed.

@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::task::{Context, Waker};
 
 use crate::actor::{Actor, Desk, Order, Process};
+use crate::consumer::Subscriber;
 use crate::nsqd::Nsqd;
 use crate::nsqlookupd::Nsqlookupd;
 use crate::publisher::{Producer, nsqd_settings};
@@ -14,6 +15,7 @@ use crate::random::Random;
 use crate::registrar::{PING_MAX, Registrar};
 use crate::schedule::{self, FAULTY, Restart, SETTLED, Step, What};
 use crate::watch::{self, Coverage};
+use crate::web::Web;
 use crate::world::{Due, World};
 
 /// What came of a world.
@@ -95,31 +97,48 @@ struct Slot {
 
 impl Stage {
     fn new(random: &mut Random) -> Self {
-        let publishers = random.pick(&[0, 1, 1, 1, 2]);
-        let registrars = if publishers == 0 { 1 } else { random.pick(&[0, 0, 1, 2]) };
+        // Those that consume are mostly among themselves.
+        let consumers = random.pick(&[0, 0, 0, 1, 1]);
+        let others = consumers == 0 || random.one_in(3);
+        let publishers = if others { random.pick(&[0, 1, 1, 1, 2]) } else { 0 };
+        let registrars = match publishers {
+            _ if !others => 0,
+            0 => 1,
+            _ => random.pick(&[0, 1, 1, 2]),
+        };
         let (nsqds, lookupds) = (random.between(1, 3) as usize, random.between(1, 4) as usize);
         let auth = random.one_in(4);
         let clock = random.pick(&[0, 0, 1, 1 << 32, 1 << 62]);
-        let world = World::new(random.below(u64::MAX), publishers + registrars, clock);
-        let hosts =
-            [if publishers > 0 { nsqds } else { 0 }, if registrars > 0 { lookupds } else { 0 }];
+        let webs = if consumers > 0 { random.below(3) as usize } else { 0 };
+        let actors = publishers + registrars + consumers;
+        let world = World::new(random.below(u64::MAX), actors, clock);
+        let with = |any: bool, n: usize| if any { n } else { 0 };
+        let hosts = [with(publishers + consumers > 0, nsqds), with(registrars > 0, lookupds)];
+        let rdy: u16 = random.pick(&[2, 2500]);
         for n in 0..hosts[0] {
-            world.add_host(format!("nsqd{n}"), Box::new(Nsqd::new(nsqd_settings(auth))));
+            world
+                .add_host(format!("nsqd{n}"), Box::new(Nsqd::new(nsqd_settings(auth, rdy.into()))));
         }
         for n in 0..hosts[1] {
             world.add_host(format!("lookup{n}"), Box::new(Nsqlookupd::new(PING_MAX)));
         }
+        for n in 0..webs {
+            let all = (0..nsqds).map(|n| format!("nsqd{n}")).collect();
+            world.add_host(format!("web{n}"), Box::new(Web::new(all)));
+        }
         let mut slots = Vec::new();
-        for me in 0..publishers + registrars {
+        for me in 0..actors {
             let actor: Box<dyn Actor> = if me < publishers {
                 Box::new(Producer::new(&world, me, nsqds, auth, random))
-            } else {
+            } else if me < publishers + registrars {
                 Box::new(Registrar::new(&world, me, lookupds, random))
+            } else {
+                Box::new(Subscriber::new(&world, me, nsqds, webs, (auth, rdy), random))
             };
             slots.push(Slot { actor, process: None });
             world.push(0, Due::Start(me));
         }
-        Self { world, slots, hosts: hosts.iter().sum(), random: random.fork() }
+        Self { world, slots, hosts: hosts.iter().sum::<usize>() + webs, random: random.fork() }
     }
 
     fn play(&mut self, steps: &[Step], end: u64) {

@@ -42,6 +42,23 @@ pub enum Seen {
         /// It came as an MPUB.
         batch: bool,
     },
+    /// The client may have so many messages in flight.
+    Ready {
+        /// How many.
+        rdy: u64,
+    },
+    /// nsqd has finished this message.
+    Finished {
+        /// The message.
+        body: Vec<u8>,
+        /// How often it was delivered.
+        attempts: u16,
+    },
+    /// nsqd has taken this message back: it was not answered in time.
+    TakenBack {
+        /// The message.
+        body: Vec<u8>,
+    },
     /// nsqd refused this command, with these words.
     Refused {
         /// The words.
@@ -79,6 +96,22 @@ pub trait Server {
 
     /// An administrator deletes something; what it was.
     fn vandalize(&mut self, random: &mut Random) -> String;
+
+    /// All that was wrong with it is right again.
+    fn heal(&mut self) {
+        self.set_exiting(false);
+    }
+
+    /// Somebody else publishes a message.
+    fn feed(&mut self, topic: &str, body: &[u8], out: &mut Out) {
+        let _ = (topic, body, out);
+    }
+
+    /// What was published to a topic and is not finished.
+    fn unfinished(&self, topic: &str) -> Vec<Vec<u8>> {
+        let _ = topic;
+        Vec::new()
+    }
 
     /// How many commands a client may send ahead of their answers.
     fn unanswered_max(&self) -> u32;

@@ -52,6 +52,12 @@ pub enum Event {
     Heartbeat,
     /// The end of a refusal.
     Refusal,
+    /// The end of a message.
+    Message,
+    /// The end of a CLOSE_WAIT.
+    CloseWait,
+    /// The end of an E_FIN_FAILED and its like: the connection stays.
+    Late,
     /// A part of any of these.
     Part,
     /// Something that a server should not say.
@@ -60,7 +66,7 @@ pub enum Event {
 
 impl Event {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 25] = [
         Self::Work,
         Self::Stop,
         Self::Configure,
@@ -81,6 +87,9 @@ impl Event {
         Self::Ok,
         Self::Heartbeat,
         Self::Refusal,
+        Self::Message,
+        Self::CloseWait,
+        Self::Late,
         Self::Part,
         Self::Lie,
     ];
@@ -96,7 +105,7 @@ pub struct Machine {
 }
 
 /// The kinds of sessions there are.
-pub const MACHINES: [Machine; 2] = [
+pub const MACHINES: [Machine; 4] = [
     Machine {
         name: "publisher",
         states: &[
@@ -113,13 +122,29 @@ pub const MACHINES: [Machine; 2] = [
         name: "lookup peer",
         states: &["Unused", "Waiting", "Dialing", "Identifying", "Connected", "Leaving", "Closing"],
     },
+    Machine {
+        name: "consumer",
+        states: &[
+            "Unused",
+            "Waiting",
+            "Dialing",
+            "Identifying",
+            "Authenticating",
+            "Subscribing",
+            "Ready",
+            "Draining",
+            "Leaving",
+            "Closing",
+        ],
+    },
+    Machine { name: "lookupd", states: &["Unused", "Waiting", "Dialing", "Asking", "Closing"] },
 ];
 
 /// The number of a [`Machine`]'s sessions: an index into [`MACHINES`].
 pub type Kind = usize;
 
 /// The most states that a machine has.
-const STATES_MAX: usize = 8;
+const STATES_MAX: usize = 10;
 
 /// What was exercised.
 #[derive(Debug, Clone, Default)]

@@ -76,6 +76,10 @@ struct Inner {
     /// How often each actor moved something.
     moves: Vec<u64>,
     named: u64,
+    /// Sessions that gave up a connection with which nothing was wrong.
+    given_up: Vec<Session>,
+    /// When a clock jumped last.
+    disturbed: u64,
     seen: Vec<(Session, ConnId, Seen)>,
 }
 
@@ -132,6 +136,8 @@ struct Conn {
     /// The client has read a heartbeat and not begun to answer it; the last bytes that it wrote.
     owes: bool,
     wrote: [u8; 3],
+    /// The client has read a lie: what comes may be a part of it.
+    lied_to: bool,
     /// Commands that the server understood, answers that the client has read.
     commands: u32,
     answers: u32,
@@ -166,6 +172,8 @@ impl World {
             clocks: vec![clock; actors],
             moves: vec![0; actors],
             named: 0,
+            given_up: Vec::new(),
+            disturbed: 0,
             seen: Vec::new(),
         })))
     }
@@ -229,7 +237,8 @@ impl World {
         let inner = self.0.borrow();
         for conn in inner.conns.values().filter(|conn| conn.owes && conn.has_client) {
             let can = conn.end.is_none() && conn.writer.is_none();
-            let ready = watch::is_in(conn.session, "Ready");
+            let ready = ["Ready", "Draining", "Leaving"];
+            let ready = ready.iter().any(|state| watch::is_in(conn.session, state));
             assert!(!can || !ready, "a heartbeat is read and not answered");
         }
     }
@@ -252,6 +261,41 @@ impl World {
     /// All that was wrong is right again, for good, except what is already lost.
     pub(crate) fn heal(&self) {
         self.0.borrow_mut().heal();
+    }
+
+    /// Somebody publishes a message to a host, if it is up.
+    pub(crate) fn feed(&self, host: usize, topic: &str, body: &[u8]) -> bool {
+        let inner = &mut *self.0.borrow_mut();
+        let up = inner.hosts[host].down <= inner.now;
+        if up {
+            inner.serve(host, |server, out| server.feed(topic, body, out));
+        }
+        up
+    }
+
+    /// What a host has of a topic, and nobody has finished.
+    pub(crate) fn unfinished(&self, host: usize, topic: &str) -> Vec<Vec<u8>> {
+        self.0.borrow().hosts[host].server.unfinished(topic)
+    }
+
+    /// Whether what a session writes is taken.
+    pub(crate) fn is_free(&self, session: Session) -> bool {
+        let inner = self.0.borrow();
+        let mut conns = inner.conns.values().filter(|it| it.session == session && it.has_client);
+        conns.all(|conn| conn.end.is_none() && conn.writer.is_none())
+    }
+
+    /// The sessions of an actor that gave up a connection with which nothing was wrong.
+    pub(crate) fn take_given_up(&self, actor: usize) -> Vec<Session> {
+        let inner = &mut *self.0.borrow_mut();
+        inner.given_up.extract_if(.., |session| session.0 == actor).collect()
+    }
+
+    /// Whether nothing was wrong with anything for so long, in microseconds.
+    pub(crate) fn is_calm(&self, long: u64) -> bool {
+        let inner = self.0.borrow();
+        let faulty = inner.hosts.iter().map(|host| host.faulty.max(host.down)).max();
+        faulty.unwrap_or(0).max(inner.disturbed) + long < inner.now
     }
 
     /// All that a host has listed for an actor's process, and through how many connections.
@@ -353,6 +397,7 @@ impl Inner {
             writer: None,
             owes: false,
             wrote: [0; 3],
+            lied_to: false,
             commands: 0,
             answers: 0,
         };
@@ -377,7 +422,12 @@ impl Inner {
         for (id, seen) in out.seen {
             let Some(conn) = self.conns.get_mut(&id) else { continue };
             match &seen {
-                Seen::Opened | Seen::Stored { .. } | Seen::Refused { .. } => {}
+                Seen::Opened
+                | Seen::Stored { .. }
+                | Seen::Ready { .. }
+                | Seen::Finished { .. }
+                | Seen::TakenBack { .. }
+                | Seen::Refused { .. } => {}
                 Seen::Overdue(what) => {
                     assert!(!conn.clean || conn.lost, "a healthy client owes {what}");
                     continue;

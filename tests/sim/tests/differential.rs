@@ -73,6 +73,67 @@ const TO_NSQD: &[&[u8]] = &[
     b"\n",
 ];
 
+const ID: &str = "0123456789abcdef";
+
+/// What nsqd is to be told by a consumer, of which no message ever comes.
+fn to_nsqd_by_consumers() -> Vec<Vec<u8>> {
+    let lines = [
+        "SUB e#ephemeral c#ephemeral",
+        "SUB e#ephemeral c#ephemeral and more",
+        "RDY 1",
+        "RDY",
+        "RDY ",
+        "RDY 2500",
+        "RDY 007",
+        "FIN ID",
+        "FIN ID more",
+        "REQ ID 0",
+        "REQ ID 999999999",
+        "REQ ID ",
+        "TOUCH ID",
+        "NOP",
+        "CLS",
+        "PUB other#ephemeral\n\0\0\0\x02hi",
+        // Refused.
+        "SUB",
+        "SUB e#ephemeral",
+        "SUB $ c",
+        "SUB e#ephemeral $",
+        "SUB  c",
+        "RDY 2501",
+        "RDY -1",
+        "RDY x",
+        "RDY 1x",
+        "FIN",
+        "FIN ",
+        "FIN 0123",
+        "FIN 0123456789abcdef0",
+        "REQ ID",
+        "REQ",
+        "REQ ID -1",
+        "REQ ID x",
+        "REQ 0123 1",
+        "TOUCH",
+        "TOUCH 1",
+        "IDENTIFY\n\0\0\0\x02{}",
+        "AUTH\n\0\0\0\x02s3",
+        "CLS",
+        "CLS\nRDY 1",
+        "CLS\nCLS",
+        "CLS\nFIN ID",
+        "IDENTIFY\n\0\0\0\x19{\"heartbeat_interval\":-1}",
+        "IDENTIFY\n\0\0\0\x12{\"msg_timeout\":999}",
+        "IDENTIFY\n\0\0\0\x35{\"feature_negotiation\":true,\"msg_timeout\":1234      }",
+    ];
+    let with_end = |line: &str| {
+        let body = line.contains('\0');
+        let line = line.replace("ID ", &format!("{ID} "));
+        let line = if line.ends_with(" ID") { line.replace("ID", ID) } else { line };
+        format!("{line}{}", if body { "" } else { "\n" }).into_bytes()
+    };
+    lines.into_iter().map(with_end).collect()
+}
+
 const SECRET: &[u8] = b"s3";
 
 /// What nsqd is to be told if it requires AUTH.
@@ -142,6 +203,193 @@ async fn the_model_nsqd_says_what_nsqd_says() {
         |random| script(random, b"  V2", None, TO_NSQD),
     )
     .await;
+}
+
+#[tokio::test]
+async fn the_model_nsqd_says_to_consumers_what_nsqd_says() {
+    let peers = require_peers!();
+    let real = Nsqd::start(&peers, ServerOptions::new()).await;
+    let commands = to_nsqd_by_consumers();
+    let commands: Vec<&[u8]> = commands.iter().map(Vec::as_slice).collect();
+    compare(
+        real.tcp_address(),
+        || nsqd::Nsqd::new(Settings::default()),
+        <[u8]>::to_vec,
+        |random| {
+            let first = random.below(5) > 0;
+            script(random, b"  V2", first.then_some(&commands[0].to_vec()), &commands)
+        },
+    )
+    .await;
+}
+
+/// What is done in one step of a conversation with messages; all but the first with those that are
+/// in flight.
+#[derive(Debug, Clone, Copy)]
+enum Do {
+    Publish(u64),
+    Ready(u64),
+    Finish,
+    Requeue,
+    Defer,
+    Touch,
+    Leave,
+}
+
+/// The messages and other frames of some bytes: bodies and attempts, sorted, as nsqd promises no
+/// order of these, and what was said besides.
+#[derive(Debug, Default, PartialEq)]
+struct Heard {
+    messages: Vec<(String, u16)>,
+    others: Vec<String>,
+    /// Who they are for the server.
+    ids: Vec<(String, String)>,
+}
+
+impl Heard {
+    fn of(bytes: &[u8]) -> Self {
+        let mut heard = Self::default();
+        let mut rest = bytes;
+        while let Some((size, data)) = rest.split_first_chunk::<4>() {
+            let (frame, behind) = data.split_at(u32::from_be_bytes(*size) as usize);
+            rest = behind;
+            let (kind, data) = frame.split_at(4);
+            if kind != [0, 0, 0, 2] {
+                heard.others.push(data.escape_ascii().to_string());
+                continue;
+            }
+            let attempts = u16::from_be_bytes([data[8], data[9]]);
+            let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+            let body = text(&data[26..]);
+            heard.ids.push((body.clone(), text(&data[10..26])));
+            heard.messages.push((body, attempts));
+        }
+        heard.messages.sort();
+        heard
+    }
+}
+
+/// One side of a conversation: what is said to it and heard of it.
+struct Side {
+    in_flight: Vec<(String, String)>,
+}
+
+impl Side {
+    /// The commands of a step, for a server with these ids.
+    fn commands(&mut self, what: Do, published: &mut u32, topic: &str) -> Vec<u8> {
+        let answer = |form: &str, side: &mut Self| {
+            // By body: the same one on both sides.
+            side.in_flight.sort();
+            let id = if matches!(what, Do::Touch) {
+                side.in_flight.first().map(|(_, id)| id.clone())
+            } else {
+                (!side.in_flight.is_empty()).then(|| side.in_flight.remove(0).1)
+            };
+            id.map_or(String::from("NOP\n"), |id| form.replace("ID", &id)).into_bytes()
+        };
+        match what {
+            Do::Publish(count) => {
+                let mut text = Vec::new();
+                for _ in 0..count {
+                    let body = format!("m{published:03}");
+                    *published += 1;
+                    text.extend(format!("PUB {topic}\n\0\0\0\x04{body}").bytes());
+                }
+                text
+            }
+            Do::Ready(count) => format!("RDY {count}\n").into_bytes(),
+            Do::Finish => answer("FIN ID\n", self),
+            Do::Requeue => answer("REQ ID 0\n", self),
+            // Far beyond the end of the conversation.
+            Do::Defer => answer("REQ ID 600000\n", self),
+            Do::Touch => answer("TOUCH ID\n", self),
+            Do::Leave => b"CLS\n".to_vec(),
+        }
+    }
+}
+
+/// How long nothing more comes from a real nsqd before it counts as quiet.
+const QUIET: Duration = Duration::from_millis(150);
+
+/// Conversations in which messages come and are answered: the same ones, as often, and the same
+/// words. Which of several messages comes first is nsqd's affair, so there is never one of several
+/// to choose from but all of them, or RDY is 1 and one waits.
+#[tokio::test]
+async fn the_model_nsqd_delivers_what_nsqd_delivers() {
+    let peers = require_peers!();
+    let real = Nsqd::start(&peers, ServerOptions::new()).await;
+    let address = real.tcp_address();
+    let talks = (0..40).map(|seed| tokio::spawn(converse(address, seed)));
+    let mut delivered = 0;
+    for talk in talks.collect::<Vec<_>>() {
+        delivered += talk.await.expect("a conversation that is the same");
+    }
+    println!("{delivered} messages delivered");
+    assert!(delivered > 200, "{delivered}");
+}
+
+async fn converse(address: SocketAddr, seed: u64) -> usize {
+    let mut random = Random::new(seed);
+    let topic = format!("conversation{seed}#ephemeral");
+    let mut model = nsqd::Nsqd::new(Settings::default());
+    let mut out = Out::new(0);
+    model.open(1, &mut out);
+    let mut socket = TcpStream::connect(address).await.expect("a server that listens");
+    let (mut ours, mut theirs) = (Side { in_flight: Vec::new() }, Side { in_flight: Vec::new() });
+    let mut delivered = 0;
+    let mut published = [0, 0];
+    let mut script = vec![];
+    let all = [Do::Finish, Do::Finish, Do::Requeue, Do::Defer, Do::Touch];
+    for _ in 0..24 {
+        script.push(match random.below(8) {
+            0 | 1 => Do::Publish(1),
+            2 => Do::Publish(random.between(1, 4)),
+            // More than there ever are, or none: else which ones come is nsqd's choice.
+            3 => Do::Ready(random.pick(&[0, 100, 100])),
+            _ => random.pick(&all),
+        });
+    }
+    script.push(Do::Leave);
+    script.extend([Do::Finish, Do::Requeue, Do::Ready(5), Do::Publish(1), Do::Finish]);
+    let hello = format!("  V2SUB {topic} c#ephemeral\n").into_bytes();
+    for step in 0..=script.len() {
+        let (to_model, to_real) = match step.checked_sub(1) {
+            None => (hello.clone(), hello.clone()),
+            Some(at) => (
+                ours.commands(script[at], &mut published[0], &topic),
+                theirs.commands(script[at], &mut published[1], &topic),
+            ),
+        };
+        model.receive(1, &to_model, &mut out);
+        let said = out.replies.drain(..).map(|(_, reply)| match reply {
+            Reply::Say(_, bytes) => bytes,
+            Reply::Close => b"\0\0\0\x09\0\0\0\0close".to_vec(),
+        });
+        let said: Vec<u8> = said.flatten().collect();
+        let expected = Heard::of(&said);
+        socket.write_all(&to_real).await.expect("a connection");
+        let mut bytes = Vec::new();
+        // As much as is expected, and then nothing more.
+        let mut piece = [0; 4096];
+        loop {
+            let patience = if bytes.len() < said.len() { LIMIT } else { QUIET };
+            match tokio::time::timeout(patience, socket.read(&mut piece)).await {
+                Ok(Ok(n)) if n > 0 => bytes.extend_from_slice(&piece[..n]),
+                _ => break,
+            }
+        }
+        let real = Heard::of(&bytes);
+        let what = step.checked_sub(1).map(|at| script[at]);
+        assert_eq!(
+            (&real.messages, &real.others),
+            (&expected.messages, &expected.others),
+            "seed {seed}, step {step}: {what:?}"
+        );
+        delivered += real.messages.len();
+        ours.in_flight.extend(expected.ids);
+        theirs.in_flight.extend(real.ids);
+    }
+    delivered
 }
 
 #[tokio::test]

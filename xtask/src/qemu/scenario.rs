@@ -14,18 +14,19 @@ use tokio::time::sleep;
 
 use super::Scenario;
 use super::device::{Device, Line};
+use crate::judge::{at_least_once, exactly_once, expect};
 
-const READINGS: &str = "readings";
+pub(super) const READINGS: &str = "readings";
 const SECOND: &str = "more-readings";
-const REPORTS: &str = "reports";
+pub(super) const REPORTS: &str = "reports";
 const REPLIES: &str = "replies";
 const COMMANDS: &str = "qemu-commands";
 /// nsqd keeps none of its messages, only counts them.
 const FLOOD: &str = "flood#ephemeral";
 /// The host as the device sees it.
-const HOST: &str = "10.0.2.2";
+pub(super) const HOST: &str = "10.0.2.2";
 /// For what takes no time, on a machine that is busy.
-const LIMIT: Duration = Duration::from_secs(60);
+pub(super) const LIMIT: Duration = Duration::from_secs(60);
 /// A device that takes 15 s, and has a heartbeat each second.
 const SLOW: [(&str, u64); 4] = [
     ("readings", SLOW_READINGS as u64),
@@ -611,7 +612,7 @@ impl<'s> Stage<'s> {
 }
 
 /// Waits for the device's end, which must be a good one; gives its numbers.
-async fn finish(device: &mut Device, limit: Duration) -> Result<BTreeMap<String, u64>> {
+pub(super) async fn finish(device: &mut Device, limit: Duration) -> Result<BTreeMap<String, u64>> {
     let status = device.end(limit).await?;
     ensure!(status.success(), "the device ended with {status}");
     let numbers = device.numbers();
@@ -619,46 +620,6 @@ async fn finish(device: &mut Device, limit: Duration) -> Result<BTreeMap<String,
         expect(&numbers, name, 0..=0)?;
     }
     Ok(numbers)
-}
-
-fn expect(
-    numbers: &BTreeMap<String, u64>,
-    name: &str,
-    range: std::ops::RangeInclusive<u64>,
-) -> Result<()> {
-    let number = *numbers.get(name).with_context(|| format!("the device did not say {name}"))?;
-    ensure!(range.contains(&number), "{name} is {number}, not in {range:?}");
-    Ok(())
-}
-
-fn exactly_once(arrived: &[u32], readings: u32) -> Result<()> {
-    let mut sorted = arrived.to_vec();
-    sorted.sort_unstable();
-    ensure!(sorted.iter().copied().eq(0..readings), "not each of {readings} readings once");
-    Ok(())
-}
-
-/// Each arrived; in the order in which they were read, but that after a connection was lost the
-/// next begins with the first that was not acknowledged. Gives the number of duplicates, of which
-/// there may be as many as the device said.
-fn at_least_once(arrived: &[u32], readings: u32, numbers: &BTreeMap<String, u64>) -> Result<u64> {
-    let number = |name: &str| numbers.get(name).copied().unwrap_or_default();
-    let (mut next, mut expected, mut steps_back) = (0, 0, 0);
-    for &number in arrived {
-        if number != expected {
-            ensure!(number < expected, "{number} came after {expected}: one is missing or late");
-            steps_back += 1;
-        }
-        expected = number + 1;
-        next = next.max(expected);
-    }
-    ensure!(next == readings, "{next} of {readings} readings arrived");
-    let connections = number("connections");
-    ensure!(steps_back < connections, "{steps_back} repetitions in {connections} connections");
-    let (duplicates, possible) =
-        (arrived.len() as u64 - u64::from(readings), number("possible_duplicates"));
-    ensure!(duplicates <= possible, "{duplicates} duplicates, {possible} were announced");
-    Ok(duplicates)
 }
 
 /// How many heartbeats the server was answered.
@@ -670,39 +631,4 @@ fn nops_of(proxy: &Proxy) -> Result<u64> {
 
 fn millis(duration: Duration) -> u64 {
     duration.as_millis() as u64
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn numbers(connections: u64, possible_duplicates: u64) -> BTreeMap<String, u64> {
-        [("connections", connections), ("possible_duplicates", possible_duplicates)]
-            .map(|(name, number)| (name.to_owned(), number))
-            .into()
-    }
-
-    #[test]
-    fn once_is_not_twice_and_not_never() {
-        assert!(exactly_once(&[0, 2, 1], 3).is_ok());
-        assert!(exactly_once(&[0, 1], 3).is_err());
-        assert!(exactly_once(&[0, 1, 2, 2], 3).is_err());
-        assert!(exactly_once(&[0, 1, 1], 3).is_err());
-    }
-
-    #[test]
-    fn a_repetition_needs_another_connection() {
-        assert_eq!(at_least_once(&[0, 1, 2], 3, &numbers(1, 0)).unwrap(), 0);
-        assert_eq!(at_least_once(&[0, 1, 0, 1, 2], 3, &numbers(2, 2)).unwrap(), 2);
-        assert!(at_least_once(&[0, 1, 0, 1, 2], 3, &numbers(1, 2)).is_err());
-        assert!(at_least_once(&[0, 1, 0, 1, 2], 3, &numbers(2, 1)).is_err(), "not announced");
-    }
-
-    #[test]
-    fn what_is_missing_or_late_is_seen() {
-        let all = numbers(9, 9);
-        for arrived in [&[0, 2, 1][..], &[1, 2], &[0, 1], &[0, 1, 2, 3], &[0, 1, 0, 2], &[]] {
-            assert!(at_least_once(arrived, 3, &all).is_err(), "{arrived:?}");
-        }
-    }
 }

@@ -387,10 +387,10 @@ impl Machine {
             _ => 3,
         };
         let mut shift = more.wrapping_mul(6);
-        self.push(text, (0xff80u32 >> more | code >> shift) as u8);
+        self.push(text, (0xff80u32.unbounded_shr(more) | code.unbounded_shr(shift)) as u8);
         while shift > 0 {
             shift = shift.wrapping_sub(6);
-            self.push(text, (0x80 | code >> shift & 0x3f) as u8);
+            self.push(text, (0x80 | code.unbounded_shr(shift) & 0x3f) as u8);
         }
     }
 

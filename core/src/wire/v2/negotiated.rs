@@ -74,11 +74,14 @@ const KEYS: [&str; 8] = [
 pub struct NegotiatedScanner {
     fields: Fields<24>,
     negotiated: Negotiated,
-    /// How much of `OK` was read, or [`JSON`].
+    /// How much of `OK` was read, [`JSON`] or [`REFUSED`].
     plain: u8,
 }
 
 const JSON: u8 = 3;
+
+/// What came before is of no use, whatever comes.
+const REFUSED: u8 = 4;
 
 impl NegotiatedScanner {
     /// Before the first byte.
@@ -86,7 +89,8 @@ impl NegotiatedScanner {
         Self { fields: Fields::new(), negotiated: Negotiated::DEFAULT, plain: 0 }
     }
 
-    /// Takes the next piece of the answer. Fails with [`Fault::BadIdentifyReply`] only.
+    /// Takes the next piece of the answer. Fails with [`Fault::BadIdentifyReply`] only; after that
+    /// every later call fails, too.
     pub fn feed(&mut self, bytes: &[u8]) -> Result<(), Fault> {
         let mut bytes = bytes;
         while let Some((byte, rest)) = bytes.split_first()
@@ -101,7 +105,11 @@ impl NegotiatedScanner {
         if self.plain == 0 {
             self.plain = JSON;
         }
-        if self.plain == JSON { self.json(bytes) } else { None }.ok_or(Fault::BadIdentifyReply)
+        if self.plain == JSON && self.json(bytes).is_some() {
+            return Ok(());
+        }
+        self.plain = REFUSED;
+        Err(Fault::BadIdentifyReply)
     }
 
     /// The answer is complete. Fails with [`Fault::BadIdentifyReply`] only.

@@ -1,7 +1,7 @@
 //! What goes wrong.
 
 use super::link::{Way, wake};
-use super::{Due, Inner, KEEPALIVE, Segment, WINDOW};
+use super::{Conn, Due, Inner, KEEPALIVE, Segment, WINDOW};
 use crate::exec::application;
 use crate::random::Random;
 use crate::schedule::{Cut, Jump, What};
@@ -12,14 +12,17 @@ impl Inner {
     /// All that was wrong is right again, for good, except what is already lost.
     pub(super) fn heal(&mut self) {
         for host in &mut self.hosts {
-            host.server.set_exiting(false);
+            host.server.heal();
         }
         for conn in self.conns.values_mut() {
             conn.window = conn.window.max(WINDOW);
             wake(&mut conn.writer);
         }
-        let misled = self.conns.iter().filter(|(_, conn)| conn.misled && conn.has_client);
-        for id in misled.map(|(id, _)| *id).collect::<Vec<_>>() {
+        // One to whom a byte a second was said would hear of that for hours.
+        let soon = self.now + 10_000_000;
+        let odd = |conn: &Conn| conn.misled || conn.down.last > soon;
+        let odd = self.conns.iter().filter(|(_, conn)| conn.has_client && odd(conn));
+        for id in odd.map(|(id, _)| *id).collect::<Vec<_>>() {
             self.cut(id, Cut::Reset);
         }
     }
@@ -37,6 +40,7 @@ impl Inner {
                 };
                 let conns = self.conns.values_mut().filter(|conn| conn.session.0 == actor);
                 conns.for_each(|conn| conn.clean = false);
+                self.disturbed = now;
                 let mut alarms = std::mem::take(&mut self.alarms);
                 alarms.retain(|session, (_, waker)| {
                     if session.0 == actor {

@@ -149,7 +149,8 @@ impl Inner {
         if whole {
             match kind {
                 Event::Ok | Event::Refusal => conn.answers += 1,
-                Event::Heartbeat => conn.owes = true,
+                Event::Heartbeat => conn.owes = !conn.lied_to,
+                Event::Lie => conn.lied_to = true,
                 _ => {}
             }
             conn.rx.pop_front();
@@ -189,8 +190,13 @@ impl Inner {
         {
             panic!("gives up a healthy connection: {fault}");
         }
+        let gives_up = conn.clean && watch::is_in(session, "Closing");
         conn.has_client = false;
         conn.rx.clear();
+        if gives_up {
+            self.given_up.push(session);
+        }
+        let conn = self.conns.get_mut(&id).expect("the connection");
         if conn.lost || !conn.has_server {
             self.sweep(id);
         } else if closed {

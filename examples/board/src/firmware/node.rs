@@ -1,0 +1,372 @@
+//! The application of `examples/app`, over the device's network and as it is set.
+
+use core::cell::Cell;
+use core::convert::Infallible;
+use core::future::pending;
+
+use embassy_executor::{SpawnError, SpawnToken, Spawner};
+use embassy_futures::join::join3;
+use embassy_futures::select::select;
+use embassy_net::Stack;
+use embassy_sync::blocking_mutex::raw::NoopRawMutex;
+use nanonsq_app::Sensor;
+use nanonsq_core::address::Address;
+use nanonsq_core::consume;
+use nanonsq_core::drive::publisher::Publish;
+use nanonsq_core::drive::{consumer, lookup, publisher};
+use nanonsq_core::lookup::{Config as LookupConfig, NodeInfo};
+use nanonsq_core::name::TopicName;
+use nanonsq_core::publish::{
+    Config as PublishConfig, Counters, Event, Outcome, PublishError, State, Ticket,
+};
+use nanonsq_core::session::Closed;
+use nanonsq_embassy::{EmbassySleep, TcpDialer, TcpStorage};
+use static_cell::{ConstStaticCell, StaticCell};
+
+use super::{blink, note};
+use crate::crash::{CRASH_REPORT_MAX, Crash};
+use crate::settings::{LOOKUPDS_MAX, Settings};
+
+/// Bytes that wait for nsqd's acknowledgement, or for nsqd.
+const OUTBOX: usize = 32 * 1024;
+/// Readings, reports and replies.
+const TOPICS: usize = 3;
+/// nsqds that commands come from, at a time.
+pub(super) const COMMAND_NSQDS: usize = 2;
+/// Commands in flight: one is done, the others wait.
+const COMMANDS: usize = 4;
+/// Bytes of a command with its head, with room to spare: a longer one takes several such slots.
+const COMMAND_SLOT: usize = 192;
+/// nsqd's HTTP port, if its TCP port is the usual one, and the same distance if not.
+const HTTP_PORT_AFTER: u16 = 1;
+
+type PublishHandle = publisher::Handle<'static, NoopRawMutex>;
+type PublishRunner = publisher::Runner<'static, NoopRawMutex, TcpDialer<'static>, EmbassySleep>;
+pub(super) type LookupHandle =
+    lookup::Handle<'static, NoopRawMutex, EmbassySleep, LOOKUPDS_MAX, TOPICS, 0>;
+type LookupRunner = lookup::Runner<
+    'static,
+    NoopRawMutex,
+    TcpDialer<'static>,
+    EmbassySleep,
+    LOOKUPDS_MAX,
+    TOPICS,
+    0,
+>;
+type CommandHandle = consumer::Handle<'static, NoopRawMutex, EmbassySleep>;
+type CommandRunner =
+    consumer::Runner<'static, NoopRawMutex, TcpDialer<'static>, EmbassySleep, COMMAND_NSQDS, 0>;
+type SensorNode = nanonsq_app::Node<'static, Network, EmbassySleep>;
+
+/// The running node. A copy is the same node.
+#[derive(Clone)]
+pub(super) struct Node {
+    publisher: PublishHandle,
+    registry: LookupHandle,
+    commands: Option<CommandHandle>,
+    network: Network,
+    app: &'static SensorNode,
+    settings: &'static Settings,
+    is_done: &'static Cell<bool>,
+}
+
+#[embassy_executor::task]
+async fn publish_to_nsqd(mut runner: PublishRunner) {
+    runner.run().await
+}
+
+#[embassy_executor::task]
+async fn register(mut runner: LookupRunner) {
+    runner.run().await
+}
+
+#[embassy_executor::task]
+async fn watch(handle: LookupHandle) {
+    nanonsq_app::watch_lookups(&handle).await
+}
+
+#[embassy_executor::task]
+async fn consume_from_nsqd(mut runner: CommandRunner) {
+    runner.run().await
+}
+
+/// Starts it, once.
+pub(super) fn start(
+    spawner: Spawner,
+    settings: &Settings,
+    stack: Stack<'static>,
+    seed: u32,
+) -> Result<Node, &'static str> {
+    static SETTINGS: StaticCell<Settings> = StaticCell::new();
+    static APP_SETTINGS: StaticCell<nanonsq_app::Settings<'static>> = StaticCell::new();
+    static APP: StaticCell<SensorNode> = StaticCell::new();
+    static LAST: StaticCell<Cell<Option<Closed>>> = StaticCell::new();
+    static DONE: StaticCell<Cell<bool>> = StaticCell::new();
+    let settings: &'static Settings = SETTINGS.init(settings.clone());
+    let app_settings: &'static _ = APP_SETTINGS.init(nanonsq_app::Settings {
+        device: &settings.name,
+        readings: settings.topic,
+        reports: settings.reports,
+        replies: settings.replies,
+        period: settings.interval,
+        report_period: settings.report_interval,
+        count: (settings.count > 0).then_some(settings.count),
+        duration: None,
+    });
+    let publisher = start_publisher(spawner, settings, stack, seed)?;
+    let registry = start_lookup(spawner, settings, stack, seed)?;
+    nanonsq_app::register(&registry, app_settings, &settings.lookupds)
+        .map_err(|_| "no room to register")?;
+    let commands = match settings.commands {
+        Some(topic) => Some(start_commands(spawner, settings, topic, stack, seed)?),
+        None => None,
+    };
+    let network = Network { publisher, last: LAST.init(Cell::new(None)) };
+    let app = APP.init(nanonsq_app::Node::new(app_settings, network, EmbassySleep));
+    let is_done = DONE.init(Cell::new(false));
+    Ok(Node { publisher, registry, commands, network, app, settings, is_done })
+}
+
+impl Node {
+    /// Reads the sensor, publishes, and does what comes as a command. `leave` starts the device
+    /// anew.
+    pub(super) async fn run<R, L>(&self, sensor: &mut R, leave: impl Fn() -> L) -> Infallible
+    where
+        R: Sensor,
+        L: Future<Output = Infallible>,
+    {
+        let publish = async {
+            self.app.run(sensor).await;
+            self.is_done.set(true);
+            note!(info, "all {} readings are published", self.app.readings());
+            pending::<Infallible>().await
+        };
+        let obey = async {
+            let mut board = Obedient(leave);
+            match &self.commands {
+                Some(commands) => self.app.obey(commands, &mut board).await,
+                None => pending().await,
+            }
+        };
+        match select(publish, obey).await {
+            embassy_futures::select::Either::First(never)
+            | embassy_futures::select::Either::Second(never) => never,
+        }
+    }
+
+    /// Publishes why the device started anew.
+    pub(super) async fn report(&self, crash: &Crash) {
+        let mut buf = [0; CRASH_REPORT_MAX];
+        let report = crash.report(&self.settings.name);
+        // It fits: a test has the longest.
+        let Ok(length) = serde_json_core::to_slice(&report, &mut buf) else { return };
+        let body = buf.get(..length).unwrap_or_default();
+        if let Err(why) = self.publisher.publish(&self.settings.reports, body).await {
+            note!(warn, "crash not reported: {}", why);
+        }
+    }
+
+    /// Leaves all servers.
+    pub(super) async fn stop(&self) {
+        let commands = async {
+            if let Some(commands) = &self.commands {
+                commands.stop().await;
+            }
+        };
+        join3(commands, self.registry.stop(), self.publisher.stop(&EmbassySleep)).await;
+    }
+
+    /// What must move: see [`Signs`](crate::life::Signs).
+    pub(super) fn signs(&self) -> (Option<u32>, Option<(u32, u32)>) {
+        let counters = self.counters();
+        let publish = counters
+            .connections
+            .wrapping_add(counters.failures)
+            .wrapping_add(counters.heartbeats)
+            .wrapping_add(counters.acknowledged as u32);
+        let is_free = self.state() == State::Ready && counters.pending == 0;
+        // A command may have changed the interval; no less than was set is waited for.
+        let interval_s = self.settings.interval.as_millis() / 1000;
+        let readings = (is_free && !self.is_done.get() && self.commands.is_none())
+            .then(|| (self.app.readings(), interval_s));
+        (Some(publish), readings)
+    }
+
+    pub(super) fn state(&self) -> State {
+        self.publisher.look(|publisher| publisher.state()).unwrap_or(State::Stopped)
+    }
+
+    pub(super) fn nsqd(&self) -> Option<Address> {
+        self.publisher.look(|publisher| publisher.nsqd().cloned()).flatten()
+    }
+
+    pub(super) fn last_failure(&self) -> Option<Closed> {
+        self.network.last.get()
+    }
+
+    pub(super) fn registry(&self) -> &LookupHandle {
+        &self.registry
+    }
+
+    pub(super) fn counters(&self) -> Counters {
+        self.publisher.counters()
+    }
+
+    pub(super) fn readings(&self) -> u32 {
+        self.app.readings()
+    }
+}
+
+/// The publisher, which also remembers why its last connection ended.
+#[derive(Clone, Copy)]
+pub(super) struct Network {
+    publisher: PublishHandle,
+    last: &'static Cell<Option<Closed>>,
+}
+
+impl Publish for Network {
+    type Ticket = Ticket;
+    type Error = PublishError;
+
+    async fn publish(&self, topic: &TopicName, body: &[u8]) -> Result<Ticket, PublishError> {
+        self.publisher.publish(topic, body).await
+    }
+
+    fn try_publish(&self, topic: &TopicName, body: &[u8]) -> Result<Ticket, PublishError> {
+        self.publisher.try_publish(topic, body)
+    }
+
+    async fn outcome(&self, ticket: Ticket) -> Outcome {
+        self.publisher.outcome(ticket).await
+    }
+}
+
+impl nanonsq_app::Network for Network {
+    fn counters(&self) -> Counters {
+        self.publisher.counters()
+    }
+
+    async fn event(&self) -> Event {
+        let event = self.publisher.event().await;
+        if let Event::Disconnected { why, .. } = &event {
+            self.last.set(Some(*why));
+        }
+        event
+    }
+
+    async fn settle(&self) {
+        self.publisher.idle().await;
+    }
+}
+
+/// What commands are for on a board.
+struct Obedient<L>(L);
+
+impl<L: Fn() -> F, F: Future<Output = Infallible>> nanonsq_app::Board for Obedient<L> {
+    async fn blink(&mut self) {
+        blink().await;
+    }
+
+    async fn reboot(&mut self) -> Infallible {
+        self.0().await
+    }
+}
+
+fn start_publisher(
+    spawner: Spawner,
+    settings: &'static Settings,
+    stack: Stack<'static>,
+    seed: u32,
+) -> Result<PublishHandle, &'static str> {
+    static CONFIG: StaticCell<PublishConfig<'static>> = StaticCell::new();
+    static RESOURCES: ConstStaticCell<publisher::Resources<'static, NoopRawMutex>> =
+        ConstStaticCell::new(publisher::Resources::new());
+    static RING: ConstStaticCell<[u8; OUTBOX]> = ConstStaticCell::new([0; OUTBOX]);
+    static TCP: ConstStaticCell<TcpStorage<512, 4096>> = ConstStaticCell::new(TcpStorage::new());
+    let config = CONFIG.init(PublishConfig {
+        client_id: &settings.name,
+        hostname: &settings.name,
+        heartbeat: settings.heartbeat,
+        seed,
+        ..PublishConfig::new()
+    });
+    let (handle, runner) = publisher::new(
+        RESOURCES.take(),
+        config,
+        &settings.nsqds,
+        RING.take(),
+        TcpDialer::new(stack, TCP.take()),
+        EmbassySleep,
+    )
+    .map_err(|_| "the publisher's configuration")?;
+    spawn(spawner, publish_to_nsqd(runner))?;
+    Ok(handle)
+}
+
+fn start_lookup(
+    spawner: Spawner,
+    settings: &'static Settings,
+    stack: Stack<'static>,
+    seed: u32,
+) -> Result<LookupHandle, &'static str> {
+    static CONFIG: StaticCell<LookupConfig<'static>> = StaticCell::new();
+    static RESOURCES: ConstStaticCell<
+        lookup::Resources<'static, NoopRawMutex, LOOKUPDS_MAX, TOPICS, 0>,
+    > = ConstStaticCell::new(lookup::Resources::new());
+    static TCP: ConstStaticCell<[TcpStorage<512, 512>; LOOKUPDS_MAX]> =
+        ConstStaticCell::new([const { TcpStorage::new() }; LOOKUPDS_MAX]);
+    // The messages are in nsqd: that is where consumers are sent.
+    let whom = settings.broadcast.as_ref().or(settings.nsqds.first());
+    let node = NodeInfo {
+        broadcast_address: whom.map_or("", Address::host),
+        hostname: &settings.name,
+        tcp_port: whom.map_or(0, Address::port),
+        http_port: whom.map_or(0, |at| at.port().saturating_add(HTTP_PORT_AFTER)),
+        version: super::VERSION,
+        ..NodeInfo::default()
+    };
+    let config = CONFIG.init(LookupConfig { seed, ..LookupConfig::new(node) });
+    let dialers = TCP.take().each_mut().map(|storage| TcpDialer::new(stack, storage));
+    let (handle, runner) = lookup::new(RESOURCES.take(), config, dialers, EmbassySleep)
+        .map_err(|_| "the configuration of registration")?;
+    spawn(spawner, register(runner))?;
+    spawn(spawner, watch(handle.clone()))?;
+    Ok(handle)
+}
+
+fn start_commands(
+    spawner: Spawner,
+    settings: &'static Settings,
+    topic: TopicName,
+    stack: Stack<'static>,
+    seed: u32,
+) -> Result<CommandHandle, &'static str> {
+    static CONFIG: StaticCell<consume::Config<'static>> = StaticCell::new();
+    static RESOURCES: ConstStaticCell<
+        consumer::Resources<'static, NoopRawMutex, COMMAND_NSQDS, COMMANDS, 0, COMMAND_NSQDS>,
+    > = ConstStaticCell::new(consumer::Resources::new());
+    static RING: ConstStaticCell<[u8; COMMANDS * COMMAND_SLOT]> =
+        ConstStaticCell::new([0; COMMANDS * COMMAND_SLOT]);
+    static TCP: ConstStaticCell<[TcpStorage<1024, 512>; COMMAND_NSQDS]> =
+        ConstStaticCell::new([const { TcpStorage::new() }; COMMAND_NSQDS]);
+    let dialers = consumer::Dialers {
+        nsqds: TCP.take().each_mut().map(|storage| TcpDialer::new(stack, storage)),
+        lookupds: [],
+    };
+    let sources = consumer::Sources { nsqds: &settings.nsqds, lookupds: &[] };
+    let config = CONFIG.init(consume::Config {
+        heartbeat: settings.heartbeat,
+        seed,
+        ..nanonsq_app::commands(topic, &settings.name)
+    });
+    let (handle, runner) =
+        consumer::new(RESOURCES.take(), config, sources, RING.take(), dialers, EmbassySleep)
+            .map_err(|_| "the configuration of commands")?;
+    spawn(spawner, consume_from_nsqd(runner))?;
+    Ok(handle)
+}
+
+fn spawn<S>(spawner: Spawner, task: Result<SpawnToken<S>, SpawnError>) -> Result<(), &'static str> {
+    spawner.spawn(task.map_err(|_| "a task is started twice")?);
+    Ok(())
+}

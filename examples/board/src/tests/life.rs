@@ -1,0 +1,71 @@
+use crate::life::{Life, Signs, Stalled};
+use crate::light::Light;
+
+/// Second by second from `from`; the first at which something hangs.
+fn first_stall(
+    life: &mut Life,
+    from: u32,
+    seconds: u32,
+    signs: impl Fn(u32) -> Signs,
+) -> Option<(u32, Stalled)> {
+    (from..from + seconds).find_map(|now| Some((now, life.check(now, &signs(now))?)))
+}
+
+#[test]
+fn what_moves_lives() {
+    let mut life = Life::new();
+    let signs = |now| Signs {
+        driver: Some(now * 4),
+        // A heartbeat each 30 s.
+        publish: Some(now / 30),
+        readings: Some((now / 3600, 3600)),
+    };
+    assert_eq!(first_stall(&mut life, 0, 20_000, signs), None);
+}
+
+#[test]
+fn what_stands_still_is_named_in_time() {
+    let alive = |now| Signs { driver: Some(now), publish: Some(now), readings: Some((now, 5)) };
+    let dies = |signs: fn(u32) -> Signs| {
+        let mut life = Life::new();
+        assert_eq!(first_stall(&mut life, 0, 100, alive), None);
+        first_stall(&mut life, 100, 1000, signs)
+    };
+    let driver = dies(|now| Signs { driver: Some(1), publish: Some(now), readings: None });
+    assert_eq!(driver, Some((121, Stalled::Driver)));
+    let publish = dies(|now| Signs { driver: Some(now), publish: Some(1), readings: None });
+    assert_eq!(publish, Some((221, Stalled::Publish)));
+    let readings = dies(|now| Signs { driver: None, publish: Some(now), readings: Some((1, 5)) });
+    assert_eq!(readings, Some((166, Stalled::Readings)));
+}
+
+#[test]
+fn what_is_not_expected_does_not_stand_still() {
+    let mut life = Life::new();
+    assert_eq!(first_stall(&mut life, 0, 10_000, |_| Signs::default()), None);
+    // Each time that it is expected again it has all its time.
+    let signs =
+        |now: u32| Signs { driver: (!now.is_multiple_of(15)).then_some(7), ..Signs::default() };
+    assert_eq!(first_stall(&mut life, 10_000, 10_000, signs), None);
+}
+
+#[test]
+fn a_number_that_wraps_moves() {
+    let mut life = Life::new();
+    let signs = |now: u32| Signs { driver: Some(u32::MAX.wrapping_add(now)), ..Signs::default() };
+    assert_eq!(first_stall(&mut life, 0, 1000, signs), None);
+}
+
+#[test]
+fn each_light_can_be_told_from_the_others() {
+    let all = [Light::Setup, Light::NoNetwork, Light::NoNsqd, Light::Connected, Light::Here];
+    let pattern = |light: Light| {
+        (0..2000).step_by(Light::STEP_MS as usize).map(|ms| light.is_on(ms)).collect::<Vec<_>>()
+    };
+    for (index, light) in all.into_iter().enumerate() {
+        assert_eq!(Light::from_byte(light.to_byte()), light);
+        for other in &all[..index] {
+            assert_ne!(pattern(light), pattern(*other), "{light:?} and {other:?}");
+        }
+    }
+}

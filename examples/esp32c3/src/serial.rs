@@ -1,0 +1,74 @@
+//! The chip's own USB serial port.
+//!
+//! It does not tell whether somebody has it open. Who does not read for a moment has not; the first
+//! byte that is typed then only opens it.
+
+use embassy_time::{Duration, with_timeout};
+use embedded_io_async::{Read, Write};
+use esp_hal::Async;
+use esp_hal::peripherals::USB_DEVICE;
+use esp_hal::usb::usb_serial_jtag::UsbSerialJtag;
+use nanonsq_board::firmware::{Heard, Serial};
+
+/// How long a terminal may take to read what fits into the port.
+const PATIENCE: Duration = Duration::from_millis(200);
+/// What fits into the port.
+const PACKET: usize = 64;
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Terminal {
+    /// Nobody knows; it is tried.
+    New,
+    There,
+    /// It does not read; the console was not told yet.
+    Leaving,
+    Gone,
+}
+
+pub(crate) struct UsbSerial {
+    port: UsbSerialJtag<'static, Async>,
+    terminal: Terminal,
+}
+
+impl UsbSerial {
+    pub(crate) fn new(usb: USB_DEVICE<'static>) -> Self {
+        Self { port: UsbSerialJtag::new(usb).into_async(), terminal: Terminal::New }
+    }
+}
+
+impl Serial for UsbSerial {
+    async fn hear(&mut self, buf: &mut [u8]) -> Heard {
+        match self.terminal {
+            Terminal::New => {
+                self.terminal = Terminal::There;
+                return Heard::Opened;
+            }
+            Terminal::Leaving => {
+                self.terminal = Terminal::Gone;
+                return Heard::Closed;
+            }
+            Terminal::There | Terminal::Gone => {}
+        }
+        let Ok(count) = Read::read(&mut self.port, buf).await;
+        if self.terminal == Terminal::There {
+            return Heard::Bytes(count);
+        }
+        self.terminal = Terminal::There;
+        Heard::Opened
+    }
+
+    async fn say(&mut self, bytes: &[u8]) {
+        for packet in bytes.chunks(PACKET) {
+            if self.terminal != Terminal::There {
+                return;
+            }
+            let said = async {
+                let _ = Write::write_all(&mut self.port, packet).await;
+                let _ = Write::flush(&mut self.port).await;
+            };
+            if with_timeout(PATIENCE, said).await.is_err() {
+                self.terminal = Terminal::Leaving;
+            }
+        }
+    }
+}

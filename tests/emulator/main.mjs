@@ -1,0 +1,116 @@
+// An RP2040 board with a W5500 in this terminal:
+//
+//     node main.mjs IMAGE.uf2 [--flash FILE] [--seed N] [--forward PORT:PORT]
+//
+// What the board says on its serial port comes out, and what is typed goes in. With `--json` lines
+// of JSON go out instead, and commands come in, one a line: see `COMMANDS` below. `--flash` keeps what
+// is in flash from one time to the next; `--forward` takes callers on a port of this machine to one of
+// the board's.
+import fs from 'node:fs';
+import readline from 'node:readline';
+import { parseArgs } from 'node:util';
+import { LogLevel } from 'rp2040js';
+import { Board, keepOver } from './board.mjs';
+import { Network } from './network.mjs';
+import { loadUf2 } from './uf2.mjs';
+import { W5500_EVB_PICO, wire } from './w5500.mjs';
+import { Wire, seeded } from './wire.mjs';
+
+const LED = 25;
+
+const { values: options, positionals } = parseArgs({
+  allowPositionals: true,
+  options: {
+    json: { type: 'boolean' },
+    flash: { type: 'string' },
+    seed: { type: 'string', default: '1' },
+    forward: { type: 'string', multiple: true, default: [] },
+    debug: { type: 'boolean' },
+  },
+});
+if (positionals.length !== 1) {
+  console.error('usage: node main.mjs IMAGE.uf2 [--json] [--flash FILE] [--seed N] [--forward PORT:PORT] [--debug]');
+  process.exit(2);
+}
+
+const cable = new Wire(seeded(Number(options.seed)));
+const network = new Network((frame) => cable.toBoard(frame));
+for (const ports of options.forward) {
+  const [port, guestPort] = ports.split(':').map(Number);
+  network.forward(port, guestPort);
+}
+
+let board, chip;
+let isPlugged = true;
+let ledChanges = 0;
+const kept = Board.blank();
+if (options.flash && fs.existsSync(options.flash)) kept.flash.set(fs.readFileSync(options.flash));
+loadUf2(fs.readFileSync(positionals[0]), kept.flash);
+
+const say = (message) => options.json && process.stdout.write(`${JSON.stringify(message)}\n`);
+const decoder = new TextDecoder();
+
+/** What the board is subjected to. */
+const COMMANDS = {
+  /** `type TEXT`: on the serial port, with an end of line. */
+  type: (text) => board.type(Buffer.from(`${text}\r`)),
+  /** `cable in|out` */
+  cable: (how) => {
+    isPlugged = how !== 'out';
+    chip.plug(isPlugged);
+    board.poke();
+  },
+  /** `hold on|off`: keeps all frames back, the link stays up. */
+  hold: (how) => cable.hold(how === 'on'),
+  /** `loss 0.02`: of all frames, each way. */
+  loss: (share) => void (cable.loss = Number(share)),
+  /** `delay 20`: milliseconds, each way. */
+  delay: (ms) => void (cable.delayMs = Number(ms)),
+  /** `reset`: the button. */
+  reset: () => board.stop('button'),
+  /** `power`: cut now, and back. */
+  power: () => board.stop('power', 'the plug'),
+  /** `cut 100`: power is cut when 100 more bytes of flash were erased or programmed, and comes back. */
+  cut: (bytes) => board.cutAfter(Number(bytes)),
+  /** `stats` */
+  stats: () => say({ stats: { ...chip.stats, ...cable.stats, ...network.stats, hostname: network.hostname, ledChanges, instructions: board.instructions, milliseconds: board.mcu.clock.nanos / 1e6 } }),
+  /** `flash FILE`: writes what is in flash. */
+  flash: (file) => fs.writeFileSync(file, board.mcu.flash.subarray(0, kept.flash.length)),
+};
+
+const lines = readline.createInterface({ input: process.stdin, terminal: false });
+if (options.json) {
+  lines.on('line', (line) => {
+    const [command, ...rest] = line.split(' ');
+    if (COMMANDS[command]) COMMANDS[command](rest.join(' '));
+    else say({ error: `unknown command ${command}` });
+  });
+} else {
+  lines.on('line', (line) => board.type(Buffer.from(`${line}\r`)));
+}
+// Whoever started it is gone.
+lines.on('close', () => process.exit(0));
+process.on('SIGINT', () => process.exit(0));
+process.on('exit', () => {
+  if (options.flash && board) fs.writeFileSync(options.flash, board.mcu.flash.subarray(0, kept.flash.length));
+});
+
+for (;;) {
+  board = new Board(kept, { logLevel: options.debug ? LogLevel.Debug : LogLevel.Error });
+  chip = wire(board.mcu, { onSend: (frame) => cable.toNetwork(frame) }, W5500_EVB_PICO);
+  chip.plug(isPlugged);
+  cable.connect((frame) => chip.receive(frame), (frame) => network.receive(frame));
+  cable.onActivity = () => board.poke();
+  board.plugUsb((bytes) => {
+    const text = decoder.decode(bytes, { stream: true });
+    if (options.json) say({ serial: text });
+    else process.stdout.write(text);
+  });
+  board.mcu.gpio[LED].addListener(() => ledChanges++);
+  board.boot();
+  const { what, why } = await board.run();
+  say({ stopped: what, why });
+  if (!options.json) process.stdout.write(`\n[${what}${why && `: ${why}`}]\n`);
+  if (!['reset', 'button', 'power'].includes(what)) process.exit(what === 'bootloader' ? 0 : 1);
+  keepOver(kept, { what });
+}

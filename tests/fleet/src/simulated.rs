@@ -1,0 +1,284 @@
+//! All nodes and a model nsqlookupd in virtual time: the real state machines, and a network that
+//! only takes its time.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
+use nanonsq_sim::nsqlookupd::Nsqlookupd;
+use nanonsq_sim::random::Random;
+use nanonsq_sim::server::{Out, Reply, Server};
+use nanonsq_std::core::address::Address;
+use nanonsq_std::core::lookup::{Config, Lookup};
+use nanonsq_std::core::name::TopicName;
+use nanonsq_std::core::session::{Closed, DialError, Link, Session, TransportError};
+use nanonsq_std::core::time::Instant;
+
+use crate::Return;
+
+/// A fleet, and what happens to its nsqlookupd.
+pub(crate) struct Scenario {
+    pub(crate) nodes: usize,
+    pub(crate) config: Config<'static>,
+    pub(crate) jitter: Jitter,
+    /// For how many seconds nsqlookupd is down.
+    pub(crate) down: f64,
+}
+
+/// Whether nodes differ in their jitter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Jitter {
+    /// All have the same seed, so they do all at the same time.
+    None,
+    /// Each has its own.
+    Each,
+}
+
+/// Microseconds, when nsqlookupd goes down: everybody is listed.
+const CRASH: u64 = 20 * SECOND;
+/// For how long it is watched then.
+const WATCH: u64 = 30 * SECOND;
+const SECOND: u64 = 1_000_000;
+/// How long a segment takes one way, in microseconds.
+const DELAY: (u64, u64) = (200, 2000);
+
+/// What happens to a node.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum What {
+    Alarm,
+    /// A dial reaches nsqlookupd.
+    Dial,
+    /// The answer to it.
+    Dialed(bool),
+    /// Bytes reach nsqlookupd, on this connection.
+    Up(u64, Vec<u8>),
+    /// Bytes reach the node.
+    Down(u64, Vec<u8>),
+    /// The node sees that its connection is gone.
+    Gone(u64),
+}
+
+struct Node<'c> {
+    lookup: Lookup<'c, 1, 1, 1>,
+    /// Names the connection that it has, or had last.
+    conn: u64,
+    connected: bool,
+    dialing: bool,
+    listed: bool,
+    alarm: u64,
+    /// When the last of what is under way arrives.
+    last: u64,
+}
+
+struct World<'c> {
+    nodes: Vec<Node<'c>>,
+    queue: BinaryHeap<Reverse<(u64, u64, usize, What)>>,
+    pushed: u64,
+    random: Random,
+    now: u64,
+    server: Option<Nsqlookupd>,
+    listed: usize,
+    conns: u64,
+    /// When connections came up.
+    opened: Vec<u64>,
+    /// When the last node was listed.
+    last: u64,
+}
+
+pub(crate) fn run(scenario: &Scenario) -> Return {
+    let topic = TopicName::new("fleet").expect("a name");
+    let address: [Address; 1] = ["lookupd:4160".parse().expect("an address")];
+    let configs: Vec<Config<'_>> = (0..scenario.nodes)
+        .map(|n| {
+            let seed = if scenario.jitter == Jitter::Each { n as u32 } else { 0 };
+            Config { seed, ..scenario.config }
+        })
+        .collect();
+    let mut world = World {
+        nodes: Vec::new(),
+        queue: BinaryHeap::new(),
+        pushed: 0,
+        random: Random::new(1),
+        now: 1,
+        server: Some(new_server()),
+        listed: 0,
+        conns: 0,
+        opened: Vec::new(),
+        last: 0,
+    };
+    for (at, config) in configs.iter().enumerate() {
+        let mut lookup = Lookup::new(config).expect("a good configuration");
+        lookup.registry().add_topic(&topic).expect("room for one");
+        lookup.configure(Instant::from_micros(world.now), &address).expect("room for one");
+        let node = Node {
+            lookup,
+            conn: 0,
+            connected: false,
+            dialing: false,
+            listed: false,
+            alarm: u64::MAX,
+            last: 0,
+        };
+        world.nodes.push(node);
+        world.drive(at);
+    }
+    world.until(CRASH);
+    assert_eq!(world.listed, scenario.nodes, "all are listed in the beginning");
+    world.crash();
+    let up = CRASH + (scenario.down * SECOND as f64) as u64;
+    world.until(up);
+    world.server = Some(new_server());
+    world.opened.clear();
+    world.until(up + WATCH);
+    assert_eq!(world.listed, scenario.nodes, "all are listed again");
+    let mut tenths = vec![0; (WATCH / (SECOND / 10)) as usize + 1];
+    for at in &world.opened {
+        tenths[((at - up) / (SECOND / 10)) as usize] += 1;
+    }
+    Return { tenths, listed: (world.last - up) as f64 / SECOND as f64 }
+}
+
+fn new_server() -> Nsqlookupd {
+    Nsqlookupd::new(u64::MAX / 2)
+}
+
+impl World<'_> {
+    fn push(&mut self, at: u64, node: usize, what: What) {
+        self.pushed += 1;
+        self.queue.push(Reverse((at, self.pushed, node, what)));
+    }
+
+    fn after_a_while(&mut self, node: usize, what: What) {
+        let at = self.now + self.random.between(DELAY.0, DELAY.1);
+        // Nothing of a node overtakes anything.
+        let last = &mut self.nodes[node].last;
+        *last = at.max(*last);
+        let at = *last;
+        self.push(at, node, what);
+    }
+
+    fn until(&mut self, end: u64) {
+        while self.queue.peek().is_some_and(|Reverse((at, ..))| *at < end) {
+            let Some(Reverse((at, _, node, what))) = self.queue.pop() else { return };
+            self.now = at;
+            self.happen(node, what);
+        }
+        self.now = end;
+    }
+
+    fn crash(&mut self) {
+        self.server = None;
+        for at in 0..self.nodes.len() {
+            let node = &mut self.nodes[at];
+            self.listed -= usize::from(std::mem::take(&mut node.listed));
+            let conn = node.conn;
+            self.after_a_while(at, What::Gone(conn));
+        }
+    }
+
+    fn happen(&mut self, at: usize, what: What) {
+        let now = Instant::from_micros(self.now);
+        let node = &mut self.nodes[at];
+        let mut peer = node.lookup.peer(0).expect("a peer");
+        match what {
+            What::Alarm => node.alarm = u64::MAX,
+            What::Dial => {
+                let up = self.server.is_some();
+                if up {
+                    self.opened.push(self.now);
+                }
+                self.after_a_while(at, What::Dialed(up));
+                return;
+            }
+            What::Dialed(up) => {
+                node.dialing = false;
+                match (peer.link(), up) {
+                    (Link::Up, true) => {
+                        self.conns += 1;
+                        node.conn = self.conns;
+                        node.connected = true;
+                        peer.open(now);
+                        if let Some(server) = &mut self.server {
+                            server.open(node.conn, &mut Out::new(self.now));
+                        }
+                    }
+                    (Link::Up, false) => peer.closed(now, Closed::Dial(DialError::Refused)),
+                    _ => {}
+                }
+            }
+            What::Up(conn, bytes) => {
+                self.serve(at, conn, &bytes);
+                return;
+            }
+            What::Down(conn, bytes) => {
+                if conn == node.conn && node.connected {
+                    peer.receive(now, &bytes).expect("nsqlookupd says what is right");
+                }
+            }
+            What::Gone(conn) => {
+                if conn == node.conn && std::mem::take(&mut node.connected) {
+                    peer.closed(now, Closed::Transport(TransportError::Reset));
+                }
+            }
+        }
+        self.drive(at);
+    }
+
+    fn serve(&mut self, at: usize, conn: u64, bytes: &[u8]) {
+        let Some(server) = &mut self.server else { return };
+        let mut out = Out::new(self.now);
+        server.receive(conn, bytes, &mut out);
+        let node = &mut self.nodes[at];
+        if !node.listed && server.listing(conn).is_some_and(|names| names.contains("fleet")) {
+            node.listed = true;
+            self.listed += 1;
+            self.last = self.now;
+        }
+        for (_, reply) in out.replies {
+            match reply {
+                Reply::Say(_, bytes) => self.after_a_while(at, What::Down(conn, bytes)),
+                Reply::Close => self.after_a_while(at, What::Gone(conn)),
+            }
+        }
+    }
+
+    /// What a driver does.
+    fn drive(&mut self, at: usize) {
+        let now = Instant::from_micros(self.now);
+        loop {
+            let node = &mut self.nodes[at];
+            let mut peer = node.lookup.peer(0).expect("a peer");
+            if peer.deadline() <= now {
+                peer.tick(now);
+            }
+            match peer.link() {
+                Link::Down => {
+                    if peer.dial(now).is_none() {
+                        break;
+                    }
+                    node.dialing = true;
+                    self.after_a_while(at, What::Dial);
+                }
+                Link::Up => {
+                    let bytes = peer.transmit(now).head.to_vec();
+                    if !node.connected || bytes.is_empty() {
+                        break;
+                    }
+                    peer.sent(now, bytes.len());
+                    let conn = node.conn;
+                    self.after_a_while(at, What::Up(conn, bytes));
+                }
+                Link::Close => {
+                    node.connected = false;
+                    peer.closed(now, Closed::Local);
+                }
+                Link::Upgrade(upgrade) => panic!("nobody asked for {upgrade:?}"),
+            }
+        }
+        let node = &mut self.nodes[at];
+        let deadline = node.lookup.peer(0).expect("a peer").deadline().as_micros();
+        if deadline < node.alarm {
+            node.alarm = deadline;
+            self.push(deadline, at, What::Alarm);
+        }
+    }
+}

@@ -1,0 +1,254 @@
+//! A consumer that hears anything: of its nsqds, and of its nsqlookupd.
+
+use std::fmt::Write as _;
+
+use nanonsq_core::address::Address;
+use nanonsq_core::consume::{
+    Config, Consumer, Discovery, Exhausted, LookupdEvent, Storage, Token, TooLarge,
+};
+use nanonsq_core::name::{ChannelName, TopicName};
+use nanonsq_core::session::{Closed, Session};
+use nanonsq_core::time::{Instant, Span};
+use nanonsq_core::wire::v2::{CommandDecoder, Limits};
+
+use crate::feature;
+use crate::input::{Input, pieces};
+use crate::session::{self, Machine, play};
+
+const CONNECTIONS: usize = 2;
+const MESSAGES: usize = 4;
+const RING: usize = 64 * MESSAGES;
+
+const FROM_NSQD: &[&[u8]] = &[
+    b"\0\0\0\x1c\0\0\0\0{\"auth_required\":false }",
+    b"\0\0\0\x06\0\0\0\0OK",
+    b"\0\0\0\x22\0\0\0\x02\0\0\0\0\0\0\0\0\0\x010123456789abcdefbody",
+    b"\0\0\0\x22\0\0\0\x02\0\0\0\0\0\0\0\0\0\x021123456789abcdefbody",
+    b"\0\0\0\x22\0\0\0\x02\0\0\0\0\0\0\0\0\0\x070123456789abcdefbody",
+    b"\0\0\0\x0f\0\0\0\0_heartbeat_",
+    b"\0\0\0\x5e\0\0\0\x02\0\0\0\0\0\0\0\0\0\x012123456789abcdeflonger than a slot is, which has \
+      sixty-four bytes, head and all",
+    b"\0\0\x02\x22\0\0\0\x02\0\0\0\0\0\0\0\0\0\x013123456789abcdef",
+    b"\0\0\0\x0e\0\0\0\0CLOSE_WAIT",
+    b"\0\0\0\x10\0\0\0\x01E_FIN_FAILED",
+    b"\0\0\0\x0d\0\0\0\x01E_INVALID",
+    b"\0\0\0\x59\0\0\0\0{\"max_rdy_count\":3,\"max_msg_timeout\":4000,\"msg_timeout\":2000,\
+      \"auth_required\":true    }",
+    b"\0\0\0\x05\0\0\0\x02x",
+    b"HTTP/1.1 400 Bad Request\r\n\r\n",
+];
+
+const FROM_NSQLOOKUPD: &[&[u8]] = &[
+    b"HTTP/1.1 200 OK\r\nContent-Length: 58\r\n\r\n\
+      {\"producers\":[{\"broadcast_address\":\"one\",\"tcp_port\":4150}]}",
+    b"HTTP/1.1 200 OK\r\nContent-Length: 109\r\n\r\n\
+      {\"producers\":[{\"broadcast_address\":\"two\",\"tcp_port\":1},{\"broadcast_address\":\"three\",\
+      \"tcp_port\":3,\"x\":[{}]}]}",
+    b"HTTP/1.1 404 Not Found\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nContent-Length: 16\r\n\r\n{\"producers\":[]}",
+    b"HTTP/1.1 500 Internal Server Error\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
+    b"10\r\n{\"producers\":[]}\r\n0\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\n\r\n{\"producers\":nul",
+];
+
+struct Application<'a> {
+    consumer: Consumer<'a>,
+    held: Vec<Token>,
+    nsqds: [CommandDecoder; CONNECTIONS],
+    request: Vec<u8>,
+}
+
+impl Machine for Application<'_> {
+    fn sessions(&self) -> usize {
+        CONNECTIONS + 1
+    }
+
+    fn with(&mut self, index: usize, f: &mut dyn FnMut(&mut dyn Session)) {
+        match self.consumer.connection(index) {
+            Some(mut session) => f(&mut session),
+            None => f(&mut self.consumer.lookupd(0).expect("an nsqlookupd")),
+        }
+    }
+
+    fn pieces(&self, index: usize) -> &'static [&'static [u8]] {
+        if index < CONNECTIONS { FROM_NSQD } else { FROM_NSQLOOKUPD }
+    }
+
+    fn act(&mut self, now: Instant, input: &mut Input<'_>) {
+        let consumer = &mut self.consumer;
+        match input.below(12) {
+            0..=2 => {
+                if let Some(delivery) = consumer.take(now) {
+                    let message = consumer.message(delivery.token).expect("the message");
+                    feature((message.head.attempts.min(9), delivery.exhausted));
+                    self.held.push(delivery.token);
+                }
+            }
+            op @ 3..=6 if !self.held.is_empty() => {
+                let at = input.below(self.held.len() as u32) as usize;
+                let token = self.held.swap_remove(at);
+                let done = match op {
+                    3 | 4 => consumer.finish(now, token),
+                    5 => consumer.requeue(now, token, None),
+                    _ => consumer.release(now, token, Some(Span::from_millis(input.below(5000)))),
+                };
+                feature((op, done.is_ok()));
+                assert!(consumer.message(token).is_none(), "it is answered");
+                assert!(consumer.finish(now, token).is_err(), "it is answered once");
+            }
+            7 if !self.held.is_empty() => {
+                let at = input.below(self.held.len() as u32) as usize;
+                feature(("touch", consumer.touch(now, self.held[at]).is_ok()));
+            }
+            8 => {
+                if consumer.is_paused() {
+                    consumer.resume(now);
+                } else {
+                    consumer.pause(now);
+                }
+            }
+            9 => consumer.set_max_in_flight(now, input.below(7) as u16),
+            10 if input.byte() > 200 => {
+                consumer.stop();
+            }
+            _ => while consumer.poll_event().is_some() {},
+        }
+    }
+
+    fn opened(&mut self, index: usize) {
+        match self.nsqds.get_mut(index) {
+            Some(nsqd) => *nsqd = CommandDecoder::new(),
+            None => self.request.clear(),
+        }
+    }
+
+    fn wrote(&mut self, index: usize, bytes: &[u8]) {
+        let Some(nsqd) = self.nsqds.get_mut(index) else {
+            self.request.extend_from_slice(bytes);
+            let text = b"GET /lookup?topic=t%23ephemeral HTTP/1.1\r\nHost: l:1\r\n";
+            let n = text.len().min(self.request.len());
+            assert_eq!(self.request[..n], text[..n], "a request");
+            return;
+        };
+        let mut input = bytes;
+        loop {
+            match nsqd.next(&Limits::NSQD, &mut input) {
+                Ok(Some(_)) => {}
+                Ok(None) => return,
+                Err(refusal) => panic!("nsqd refuses what it writes: {refusal}"),
+            }
+        }
+    }
+
+    fn check(&mut self, _: Instant) {
+        assert!(
+            self.held.len() + self.consumer.waiting() <= MESSAGES,
+            "as many as there are slots"
+        );
+        let mut rdy = 0;
+        for index in 0..CONNECTIONS {
+            let status = self.consumer.status(index).expect("a connection");
+            feature((index, status.state as u8, status.rdy.min(5), status.in_flight.min(5)));
+            rdy += status.rdy;
+        }
+        assert!(usize::from(rdy) <= 2 * MESSAGES, "RDY {rdy}");
+        let lookupd = self.consumer.lookupd_status(0).expect("an nsqlookupd");
+        feature((lookupd.state as u8, lookupd.producers.min(4), lookupd.unserved.min(4)));
+        // Each token that was not answered names a message, and no two the same.
+        for token in &self.held {
+            let message = self.consumer.message(*token).expect("what is not answered");
+            assert!(message.body.len() <= RING - 26);
+        }
+    }
+}
+
+fn config(dice: u8) -> Config<'static> {
+    let topic = TopicName::new("t#ephemeral").expect("a name");
+    let channel = ChannelName::new("c").expect("a name");
+    Config {
+        auth_secret: (dice & 1 > 0).then_some(b"s3"),
+        auto_touch: dice & 2 > 0,
+        exhausted: if dice & 4 > 0 { Exhausted::Deliver } else { Exhausted::Finish },
+        too_large: if dice & 8 > 0 { TooLarge::Finish } else { TooLarge::Requeue },
+        max_in_flight: if dice & 16 > 0 { 1 } else { u16::MAX },
+        drain_timeout: Span::from_millis(if dice & 32 > 0 { 0 } else { 5000 }),
+        seed: u32::from(dice >> 6),
+        ..Config::new(topic, channel)
+    }
+}
+
+pub(crate) fn run(data: &[u8]) {
+    let mut input = Input::new(data);
+    let config = config(input.byte());
+    let nsqds: [Address; 2] = ["a:1", "b:1"].map(|a| a.parse().expect("an address"));
+    let lookupds = ["l:1".parse().expect("an address")];
+    let given = input.below(3) as usize;
+    let mut ring = [0; RING];
+    let mut storage = Storage::<CONNECTIONS, MESSAGES>::new();
+    let mut discovery = Discovery::<1, CONNECTIONS>::new();
+    let mut consumer = Consumer::new(&config, &mut storage, &nsqds[..given], &mut ring)
+        .expect("a good configuration");
+    consumer.discover(&mut discovery, &lookupds).expect("room for one");
+    let mut application = Application {
+        consumer,
+        held: Vec::new(),
+        nsqds: [(); CONNECTIONS].map(|()| CommandDecoder::new()),
+        request: Vec::new(),
+    };
+    play(&mut application, &mut input);
+}
+
+pub(crate) fn seeds() -> Vec<Vec<u8>> {
+    let plain = session::seeds(CONNECTIONS as u8 + 1, 12);
+    plain.iter().zip(0..).map(|(seed, dice)| [&[dice * 7, 2], &seed[..]].concat()).collect()
+}
+
+/// nsqlookupd's answer: whether it comes in one piece makes no difference.
+pub(crate) fn poll(data: &[u8]) {
+    let Some((&seed, stream)) = data.split_first() else { return };
+    let whole = ask(&mut std::iter::once(stream));
+    let split = ask(&mut pieces(stream, seed));
+    assert_eq!(whole, split, "splits show, with {seed}");
+}
+
+fn ask(answer: &mut dyn Iterator<Item = &[u8]>) -> String {
+    let config = config(0);
+    let lookupds = ["l:1".parse().expect("an address")];
+    let mut ring = [0; RING];
+    let mut storage = Storage::<3, MESSAGES>::new();
+    let mut discovery = Discovery::<1, 2>::new();
+    let mut consumer =
+        Consumer::new(&config, &mut storage, &[], &mut ring).expect("a good configuration");
+    consumer.discover(&mut discovery, &lookupds).expect("room for one");
+    let now = Instant::from_millis(1);
+    let mut session = consumer.lookupd(0).expect("an nsqlookupd");
+    session.dial(now).expect("it asks at once");
+    session.open(now);
+    while !session.transmit(now).is_empty() {
+        let n = session.transmit(now).len();
+        session.sent(now, n);
+    }
+    for piece in answer {
+        if session.receive(now, piece).is_err() {
+            break;
+        }
+    }
+    session.closed(now, Closed::Peer);
+    let event = session.poll_event().expect("asking ended");
+    assert_eq!(session.poll_event(), None, "told once");
+    let mut said = format!("{event:?} {:?}", consumer.lookupd_status(0));
+    for index in 0..consumer.connections() {
+        let address = consumer.status(index).expect("a connection").address;
+        let _ = write!(said, " {address:?}");
+    }
+    feature(match event {
+        LookupdEvent::Answered { producers } => format!("{}", producers.min(5)),
+        other => {
+            format!("{other:?}").split(|c: char| c.is_ascii_digit()).next().expect("one").into()
+        }
+    });
+    // The seat that is for given addresses alone stays empty.
+    assert!(consumer.status(2).expect("a connection").address.is_none());
+    said
+}

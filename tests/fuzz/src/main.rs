@@ -1,0 +1,194 @@
+//! `cargo xtask fuzz`: see `--help`.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::panic::{self, AssertUnwindSafe};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use clap::Parser;
+use nanonsq_fuzz::mutate::{Random, minimize, mutate};
+use nanonsq_fuzz::{TARGETS, Target, take_features, target};
+
+/// Feed decoders, sessions and tables with inputs that nobody thought of
+#[derive(Parser)]
+#[command(bin_name = "cargo xtask fuzz")]
+struct Options {
+    /// Only these targets; all if none is named
+    targets: Vec<String>,
+    /// How many inputs each target gets
+    #[arg(long, default_value_t = 100_000)]
+    runs: u64,
+    /// How long each target takes at most, in seconds
+    #[arg(long, default_value_t = 3600)]
+    seconds: u64,
+    /// Where the randomness begins
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// The longest input, in bytes
+    #[arg(long, default_value_t = 1500)]
+    max_len: usize,
+    /// Run one target with this file, or with its bytes as hexadecimal digits
+    #[arg(long)]
+    replay: Option<String>,
+    /// Write what the targets start from to files, in a folder for each below this one
+    #[arg(long)]
+    write_seeds: Option<PathBuf>,
+    /// List the targets
+    #[arg(long)]
+    list: bool,
+}
+
+/// An input that takes longer does not end.
+const HANGS: Duration = Duration::from_secs(20);
+
+fn main() -> Result<ExitCode> {
+    let options = Options::parse();
+    let mut targets: Vec<&Target> = Vec::new();
+    for name in &options.targets {
+        targets.push(target(name).with_context(|| format!("no target '{name}'; see --list"))?);
+    }
+    if options.list {
+        TARGETS.iter().for_each(|target| println!("{}", target.name));
+        return Ok(ExitCode::SUCCESS);
+    }
+    if let Some(input) = &options.replay {
+        let [target] = targets[..] else { bail!("--replay is for one target: name it") };
+        let bytes = read(input)?;
+        println!("{}: {} bytes: {}", target.name, bytes.len(), bytes.escape_ascii());
+        // Not caught: with its backtrace.
+        (target.run)(&bytes);
+        println!("well");
+        return Ok(ExitCode::SUCCESS);
+    }
+    if targets.is_empty() {
+        targets.extend(TARGETS);
+    }
+    if let Some(dir) = &options.write_seeds {
+        for target in targets {
+            let dir = dir.join(target.name);
+            fs::create_dir_all(&dir)?;
+            for (at, seed) in (target.seeds)().iter().enumerate() {
+                fs::write(dir.join(format!("seed-{at}")), seed)?;
+            }
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    panic::set_hook(Box::new(|_| {}));
+    let failed = fuzz(&targets, &options);
+    Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+fn read(input: &str) -> Result<Vec<u8>> {
+    if PathBuf::from(input).is_file() {
+        return fs::read(input).with_context(|| format!("cannot read {input}"));
+    }
+    let digits = input.as_bytes().chunks(2);
+    let byte = |two: &[u8]| u8::from_str_radix(std::str::from_utf8(two).ok()?, 16).ok();
+    digits.map(byte).collect::<Option<_>>().context("neither a file nor hexadecimal digits")
+}
+
+/// What a thread is at, for the one that watches it.
+type At = Mutex<Option<(&'static str, Vec<u8>, Instant)>>;
+
+fn fuzz(targets: &[&Target], options: &Options) -> bool {
+    let jobs = std::thread::available_parallelism().map_or(1, Into::into).min(targets.len());
+    let next = AtomicUsize::new(0);
+    let failed = AtomicBool::new(false);
+    let seats: Vec<At> = (0..jobs).map(|_| At::default()).collect();
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = seats
+            .iter()
+            .map(|seat| {
+                scope.spawn(|| {
+                    while let Some(target) = targets.get(next.fetch_add(1, Ordering::Relaxed)) {
+                        if !explore(target, options, seat) {
+                            failed.store(true, Ordering::Relaxed);
+                        }
+                    }
+                })
+            })
+            .collect();
+        while workers.iter().any(|worker| !worker.is_finished()) {
+            std::thread::sleep(Duration::from_millis(50));
+            for seat in &seats {
+                let seat = seat.lock().expect("no panic");
+                if let Some((name, input, since)) = seat.as_ref()
+                    && since.elapsed() > HANGS
+                {
+                    println!(
+                        "{name}: does not end: cargo xtask fuzz {name} --replay {}",
+                        hex(input)
+                    );
+                    std::process::exit(1);
+                }
+            }
+        }
+    });
+    failed.into_inner()
+}
+
+fn hex(input: &[u8]) -> String {
+    input.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Runs one input; says what was wrong.
+fn try_input(target: &Target, input: &[u8]) -> Option<String> {
+    let result = panic::catch_unwind(AssertUnwindSafe(|| (target.run)(input)));
+    let payload = result.err()?;
+    let text = payload.downcast_ref::<&str>().copied();
+    let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
+    Some(text.unwrap_or("?").to_owned())
+}
+
+/// Goes on from inputs that showed something new; says whether nothing was wrong.
+fn explore(target: &Target, options: &Options, seat: &At) -> bool {
+    let started = Instant::now();
+    let limit = Duration::from_secs(options.seconds);
+    let mut random = Random::new(options.seed);
+    let mut corpus = Vec::new();
+    let mut known = BTreeSet::new();
+    let mut runs = 0;
+    let mut queue = (target.seeds)();
+    let seeds = queue.len() as u64;
+    queue.push(Vec::new());
+    while runs < options.runs.max(seeds) && started.elapsed() < limit {
+        let input = queue.pop().unwrap_or_else(|| {
+            let base: &Vec<u8> = &corpus[random.below(corpus.len())];
+            let other = &corpus[random.below(corpus.len())];
+            mutate(&mut random, base, other, options.max_len)
+        });
+        take_features();
+        *seat.lock().expect("no panic") = Some((target.name, input.clone(), Instant::now()));
+        let failure = try_input(target, &input);
+        *seat.lock().expect("no panic") = None;
+        runs += 1;
+        if let Some(failure) = failure {
+            let least = minimize(&input, |bytes| try_input(target, bytes).is_some());
+            let why = try_input(target, &least).unwrap_or_default();
+            println!("{}: {why}", target.name);
+            println!("  run {runs} of seed {} failed: {failure}", options.seed);
+            println!("  {} bytes are enough: {}", least.len(), least.escape_ascii());
+            println!("  cargo xtask fuzz {} --replay {}", target.name, hex(&least));
+            return false;
+        }
+        let features = take_features();
+        let before = known.len();
+        known.extend(features);
+        if known.len() > before || runs <= seeds {
+            corpus.push(input);
+        }
+    }
+    let rate = runs as f64 / started.elapsed().as_secs_f64();
+    println!(
+        "{:<14} well: {runs} inputs, {rate:.0}/s, {} kept, {} features",
+        target.name,
+        corpus.len(),
+        known.len()
+    );
+    true
+}

@@ -1,0 +1,152 @@
+//! Making inputs of inputs: others that are like them, and smaller ones.
+
+/// Numbers that depend on nothing but the seed (SplitMix64).
+#[derive(Debug, Clone)]
+pub struct Random(u64);
+
+impl Random {
+    /// Seeded.
+    pub const fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    /// A number below `n`, which is not 0.
+    pub fn below(&mut self, n: usize) -> usize {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((u128::from(z ^ (z >> 31)) * n as u128) >> 64) as usize
+    }
+}
+
+/// Bytes that mean something in one protocol or the other.
+const WORDS: &[&[u8]] = &[
+    b"\0\0\0\0",
+    b"\0\0\0\x04",
+    b"\0\0\x03\xe8",
+    b"\xff\xff\xff\xff",
+    b"\x80\0\0\0",
+    b"\n",
+    b"\r\n",
+    b" ",
+    b"\"",
+    b"\\",
+    b"\\u00e9",
+    b"\\ud83d\\ude00",
+    b"{}",
+    b"[]",
+    b"{",
+    b"}",
+    b",",
+    b":",
+    b"-1",
+    b"1e9",
+    b"null",
+    b"true",
+    b"0",
+    b"65536",
+    b"4294967296",
+    b"0\r\n\r\n",
+    b"\xff",
+    b"\x7f",
+    b"Content-Length: ",
+    b"Transfer-Encoding: chunked",
+    b"\"tcp_port\":",
+    b"\"producers\":[",
+];
+
+/// An input like `base`, with parts of `other` perhaps, no longer than `max`.
+pub fn mutate(random: &mut Random, base: &[u8], other: &[u8], max: usize) -> Vec<u8> {
+    let mut bytes = base.to_vec();
+    for _ in 0..1 + random.below(4) {
+        let at = random.below(bytes.len() + 1);
+        match random.below(9) {
+            0 if at < bytes.len() => bytes[at] = random.below(256) as u8,
+            1 if at < bytes.len() => bytes[at] ^= 1 << random.below(8),
+            2 if at < bytes.len() => {
+                bytes[at] = bytes[at].wrapping_add([1, 255, 16][random.below(3)]);
+            }
+            3 => {
+                let end = (at + 1 + random.below(16)).min(bytes.len());
+                bytes.drain(at..end);
+            }
+            4 => {
+                let end = (at + 1 + random.below(40)).min(bytes.len());
+                let part = bytes[at..end].to_vec();
+                let to = random.below(bytes.len() + 1);
+                bytes.splice(to..to, part);
+            }
+            5 => {
+                let word = WORDS[random.below(WORDS.len())];
+                bytes.splice(at..at, word.iter().copied());
+            }
+            6 if !other.is_empty() => {
+                let from = random.below(other.len());
+                let end = (from + 1 + random.below(60)).min(other.len());
+                bytes.splice(at..at, other[from..end].iter().copied());
+            }
+            7 => {
+                for _ in 0..1 + random.below(8) {
+                    bytes.insert(at, random.below(256) as u8);
+                }
+            }
+            _ => bytes.truncate(at.max(1)),
+        }
+    }
+    bytes.truncate(max);
+    bytes
+}
+
+/// The smallest input found that still fails, by leaving out parts and making bytes 0.
+pub fn minimize(input: &[u8], fails: impl Fn(&[u8]) -> bool) -> Vec<u8> {
+    let mut least = input.to_vec();
+    let mut part = least.len().div_ceil(2);
+    while part > 0 {
+        let before = least.len();
+        let mut at = 0;
+        while at < least.len() {
+            let mut fewer = least.clone();
+            fewer.drain(at..(at + part).min(least.len()));
+            if fails(&fewer) {
+                least = fewer;
+            } else {
+                at += part;
+            }
+        }
+        if part > 1 || least.len() == before {
+            part /= 2;
+        }
+    }
+    for at in 0..least.len() {
+        let mut simpler = least.clone();
+        simpler[at] = 0;
+        if least[at] != 0 && fails(&simpler) {
+            least = simpler;
+        }
+    }
+    least
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_needed_stays_and_nothing_else() {
+        let input: Vec<u8> = (0..200).collect();
+        let fails = |bytes: &[u8]| bytes.contains(&7) && bytes.iter().any(|&b| b > 150);
+        let least = minimize(&input, fails);
+        assert_eq!(least.len(), 2, "{least:?}");
+        assert!(fails(&least));
+    }
+
+    #[test]
+    fn mutants_are_bounded_and_differ() {
+        let mut random = Random::new(1);
+        let base = b"a base";
+        let mutants: Vec<_> = (0..500).map(|_| mutate(&mut random, base, b"other", 20)).collect();
+        assert!(mutants.iter().all(|mutant| mutant.len() <= 20));
+        assert!(mutants.iter().filter(|mutant| mutant[..] != base[..]).count() > 450);
+    }
+}

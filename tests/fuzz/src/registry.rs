@@ -1,0 +1,219 @@
+//! A registry and its peers against nsqlookupds that are sets, and a wish that is one: whatever
+//! happened before, once nothing fails any more every nsqlookupd lists what is wanted.
+
+use std::collections::BTreeSet;
+
+use nanonsq_core::lookup::{Lookup, RegistryFull};
+use nanonsq_core::name::{ChannelName, TopicName};
+use nanonsq_core::session::{Closed, Link, Session};
+use nanonsq_core::time::{Instant, Span};
+use nanonsq_core::wire::v1::{CommandDecoder, Item};
+
+use crate::feature;
+use crate::input::Input;
+use crate::lookup::config;
+
+const PEERS: usize = 2;
+const TOPICS: usize = 3;
+const CHANNELS: usize = 4;
+const INFO: &[u8] = b"\0\0\0\x18{\"broadcast_address\":\"\"}";
+const OK: &[u8] = b"\0\0\0\x02OK";
+
+/// A connection as the nsqlookupd sees it.
+struct Nsqlookupd {
+    commands: CommandDecoder,
+    listed: BTreeSet<String>,
+    /// What it said and nobody has read.
+    said: Vec<u8>,
+}
+
+impl Nsqlookupd {
+    fn receive(&mut self, bytes: &[u8]) {
+        let mut input = bytes;
+        loop {
+            let item = match self.commands.next(&mut input) {
+                Ok(Some(item)) => item,
+                Ok(None) => return,
+                Err(refusal) => panic!("refused: {refusal}"),
+            };
+            match item {
+                Item::Identify | Item::Body { .. } | Item::Part { last: false, .. } => continue,
+                Item::Part { last: true, .. } => {
+                    self.said.extend_from_slice(INFO);
+                    continue;
+                }
+                Item::Ping => {}
+                Item::Register { topic, channel } => {
+                    self.listed.insert(topic.to_string());
+                    self.listed.extend(channel.map(|channel| format!("{topic}/{channel}")));
+                }
+                Item::Unregister { topic, channel: Some(channel) } => {
+                    let known = self.listed.remove(&format!("{topic}/{channel}"));
+                    assert!(known, "UNREGISTER {topic} {channel}, which it never had");
+                }
+                Item::Unregister { topic, channel: None } => {
+                    let name = topic.to_string();
+                    assert!(self.listed.remove(&name), "UNREGISTER {topic}, which it never had");
+                    let channels = format!("{name}/");
+                    let left = self.listed.iter().any(|other| other.starts_with(&channels));
+                    assert!(!left, "UNREGISTER {topic} before its channels");
+                }
+            }
+            self.said.extend_from_slice(OK);
+        }
+    }
+}
+
+struct World<'a> {
+    lookup: Lookup<'a, PEERS, TOPICS, CHANNELS>,
+    nsqlookupds: [Option<Nsqlookupd>; PEERS],
+    wanted: BTreeSet<String>,
+    now: Instant,
+}
+
+impl World<'_> {
+    fn change(&mut self, input: &mut Input<'_>) {
+        let name = input.pick(&["a", "b", "c", "d"]);
+        let topic = TopicName::new(name).expect("a name");
+        let channel = ChannelName::new(input.pick(&["x", "y"])).expect("a name");
+        let both = format!("{name}/{channel}");
+        let registry = self.lookup.registry();
+        match input.below(4) {
+            0 => match registry.add_topic(&topic) {
+                Ok(()) => drop(self.wanted.insert(name.into())),
+                Err(full) => self.full(full, false),
+            },
+            1 => match registry.add_channel(&topic, &channel) {
+                Ok(()) => self.wanted.extend([name.to_owned(), both]),
+                Err(full) => self.full(full, true),
+            },
+            2 => {
+                let was = self.wanted.remove(name);
+                self.wanted.retain(|other| !other.starts_with(&format!("{name}/")));
+                assert_eq!(registry.remove_topic(&topic), was);
+            }
+            _ => {
+                let was = self.wanted.remove(&both);
+                assert_eq!(registry.remove_channel(&topic, &channel), was);
+            }
+        }
+    }
+
+    /// A slot is held by what is wanted, or by what some nsqlookupd may still list.
+    fn full(&self, full: RegistryFull, channel: bool) {
+        feature((std::mem::discriminant(&full), channel));
+        if self.nsqlookupds.iter().all(Option::is_none) {
+            let channels = self.wanted.iter().filter(|name| name.contains('/')).count();
+            match full {
+                RegistryFull::Topics { max } => assert_eq!(self.wanted.len() - channels, max),
+                RegistryFull::Channels { max } => assert_eq!(channels, max),
+            }
+        }
+    }
+
+    /// Lets a peer write up to so many bytes and read up to so many.
+    fn exchange(&mut self, at: usize, write: usize, read: usize) -> bool {
+        let now = self.now;
+        let mut peer = self.lookup.peer(at).expect("a peer");
+        if peer.deadline() <= now {
+            peer.tick(now);
+        }
+        match (peer.link(), &mut self.nsqlookupds[at]) {
+            (Link::Down, server) => {
+                *server = None;
+                if peer.dial(now).is_none() {
+                    return false;
+                }
+                peer.open(now);
+                *server = Some(Nsqlookupd {
+                    commands: CommandDecoder::new(1000),
+                    listed: BTreeSet::new(),
+                    said: Vec::new(),
+                });
+                true
+            }
+            (Link::Up, Some(server)) => {
+                let bytes = peer.transmit(now).head.to_vec();
+                let n = bytes.len().min(write);
+                peer.sent(now, n);
+                server.receive(&bytes[..n]);
+                let read = server.said.len().min(read);
+                let heard: Vec<u8> = server.said.drain(..read).collect();
+                assert_eq!(peer.receive(now, &heard), Ok(()), "nsqlookupd says what is right");
+                n + read > 0
+            }
+            (Link::Close, server) => {
+                *server = None;
+                peer.closed(now, Closed::Local);
+                true
+            }
+            (link, _) => panic!("{link:?} without a dial"),
+        }
+    }
+
+    fn check(&mut self) {
+        let registry = self.lookup.registry();
+        let channels = registry.channels().map(|(topic, channel)| format!("{topic}/{channel}"));
+        let names: BTreeSet<_> =
+            registry.topics().map(ToString::to_string).chain(channels).collect();
+        assert_eq!(names, self.wanted, "the registry is what was asked for");
+        let listed = |server: &Option<Nsqlookupd>| server.as_ref().map(|it| it.listed.len());
+        feature((names.len(), listed(&self.nsqlookupds[0]), listed(&self.nsqlookupds[1])));
+    }
+}
+
+pub(crate) fn run(data: &[u8]) {
+    let mut input = Input::new(data);
+    let config = config(input.byte());
+    let mut lookup = Lookup::new(&config).expect("a good configuration");
+    let addresses = ["one:1", "two:1"].map(|a| a.parse().expect("an address"));
+    lookup.configure(Instant::ZERO, &addresses).expect("as many as there are peers");
+    let now = Instant::from_millis(1);
+    let mut world = World { lookup, nsqlookupds: [None, None], wanted: BTreeSet::new(), now };
+    while !input.is_over() {
+        let at = input.below(PEERS as u32) as usize;
+        match input.below(8) {
+            0..=2 => world.change(&mut input),
+            3 => {
+                let (write, read) = (input.byte().into(), input.byte().into());
+                world.exchange(at, write, read);
+            }
+            4 => while world.exchange(at, 1000, 1000) {},
+            5 => world.now = world.now.after(Span::from_millis(input.below(4000))),
+            6 if world.nsqlookupds[at].take().is_some() => {
+                let now = world.now;
+                world.lookup.peer(at).expect("a peer").closed(now, Closed::Peer);
+            }
+            _ => {
+                for other in 0..PEERS {
+                    world.exchange(other, 1000, 1000);
+                }
+            }
+        }
+        world.check();
+    }
+    // Nothing fails any more.
+    for _ in 0..100 {
+        for at in 0..PEERS {
+            let mut rounds = 0;
+            while world.exchange(at, 1000, 1000) {
+                rounds += 1;
+                assert!(rounds < 1000, "never settles");
+            }
+        }
+        world.now = world.now.after(Span::from_millis(100));
+    }
+    for (at, server) in world.nsqlookupds.iter().enumerate() {
+        let server = server.as_ref().expect("a connection");
+        assert_eq!(server.listed, world.wanted, "nsqlookupd {at} lists something else");
+        assert!(world.lookup.status(at).expect("a peer").settled);
+    }
+}
+
+pub(crate) fn seeds() -> Vec<Vec<u8>> {
+    vec![
+        vec![0, 0, 0, 0, 0, 1, 0, 4, 0, 1, 1, 1, 1, 4, 0, 2, 2, 0, 2],
+        vec![1, 0, 4, 1, 4, 0, 0, 0, 0, 1, 0, 0, 1, 1, 1, 0, 7, 0, 0, 2, 0, 3, 0, 6, 0, 4],
+        vec![3, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 2, 0, 0, 0, 0, 3, 0, 0, 0, 4, 1, 6, 0, 5, 9, 9],
+    ]
+}

@@ -1,0 +1,615 @@
+//! A consumer: a real one with its runner and handle, and what must be true of what it is given
+//! and of what it asks for.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::poll_fn;
+use std::pin::pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+
+use embassy_sync::blocking_mutex::raw::NoopRawMutex;
+use nanonsq_core::address::Address;
+use nanonsq_core::consume::{Config, ConnectionState, Exhausted, TooLarge};
+use nanonsq_core::drive::consumer::{self, Dialers, Handle, Message, Sources};
+use nanonsq_core::name::{ChannelName, TopicName};
+use nanonsq_core::session::{Closed, Session as _};
+use nanonsq_core::time::Span;
+
+use crate::actor::{Actor, Desk, ORDERS, Order, Process, RUNNER, favour, until};
+use crate::exec::application;
+use crate::publisher::SECRET;
+use crate::random::Random;
+use crate::server::{ConnId, Seen};
+use crate::watch::{self, Event, Session};
+use crate::world::{Clock, Dials, World};
+
+const CONNECTIONS: usize = 2;
+const MESSAGES: usize = 6;
+const LOOKUPDS: usize = 2;
+/// Bytes of the ring for each message: one with a longer body takes several.
+const SLOT: usize = 64;
+
+/// Units of the process, beside those that all have.
+const EVENTS: usize = 2;
+const TAKING: usize = 3;
+const STOPPING: usize = 4;
+
+/// See the [module](self).
+pub(crate) struct Subscriber {
+    world: World,
+    me: usize,
+    setup: Rc<Setup>,
+    state: Rc<RefCell<Ledger>>,
+}
+
+struct Setup {
+    config: Config<'static>,
+    nsqds: Vec<Address>,
+    lookupds: Vec<Address>,
+    /// How many nsqds there are, how much they may be asked for, and those that it reaches.
+    hosts: usize,
+    max_rdy_count: u16,
+    reached: BTreeSet<usize>,
+    /// The application always wants as many messages, so there are never more in flight.
+    constant: bool,
+    /// It never answers late.
+    quick: bool,
+    /// It answers nothing by itself.
+    hoards: bool,
+    /// What its application does more than anything else.
+    favourite: u64,
+}
+
+/// What is known of all messages, of this process and of those before.
+struct Ledger {
+    /// By nsqd and number.
+    fed: BTreeMap<Name, Fed>,
+    random: Random,
+    /// The application wants messages.
+    hungry: bool,
+    /// Everything is answered as soon as it comes, and well.
+    diligent: bool,
+    /// max_in_flight, as it was set last.
+    max: u16,
+    stop: bool,
+    stopped: bool,
+    /// The RDY of each connection when it was looked at last.
+    rdy: [u16; CONNECTIONS],
+}
+
+/// An nsqd and the number of a message there.
+type Name = (usize, u32);
+
+#[derive(Default)]
+struct Fed {
+    /// The application was given it, with these attempts.
+    taken: BTreeSet<u16>,
+    /// The application said that it is done, or the consumer was to say so.
+    done: bool,
+    finished: bool,
+    taken_back: bool,
+}
+
+impl Subscriber {
+    pub(crate) fn new(
+        world: &World,
+        me: usize,
+        nsqds: usize,
+        webs: usize,
+        (auth, max_rdy_count): (bool, u16),
+        random: &mut Random,
+    ) -> Self {
+        let ms = |random: &mut Random, from: &[u32]| Span::from_millis(random.pick(from));
+        let (constant, quick) = (random.one_in(2), random.one_in(2));
+        // All of them by the lists, or some that are given.
+        let given = if webs > 0 && random.one_in(2) { 0 } else { random.between(1, nsqds as u64) };
+        let reached = if webs > 0 { nsqds } else { given as usize };
+        // With more nsqds than seats each has its turn, and none of it is to be lost.
+        let turns = reached > CONNECTIONS;
+        let max_attempts = random.pick(&[0, 0, 2, 3]);
+        let exhausted = random.pick(&[Exhausted::Finish, Exhausted::Deliver]);
+        // Without a limit of attempts one too large would be requeued for ever.
+        let endless = max_attempts == 0 || exhausted == Exhausted::Deliver;
+        let config = Config {
+            auth_secret: auth.then_some(SECRET),
+            heartbeat: ms(random, &[1000, 5000, 30_000, 60_000]),
+            msg_timeout: random
+                .pick(&[None, Some(1000), Some(5000), Some(20_000)])
+                .map(Span::from_millis),
+            max_in_flight: random.pick(if turns { &[4, u16::MAX] } else { &[1, 2, 4, u16::MAX] }),
+            connect_timeout: ms(random, &[1000, 5000]),
+            reconnect_spread: ms(random, &[0, 0, 2000]),
+            drain_timeout: ms(random, &[500, 5000]),
+            close_timeout: ms(random, &[200, 1000, 20_000]),
+            lookup_interval: ms(random, &[4000, 8000]),
+            lookup_timeout: ms(random, &[1000, 5000]),
+            grace: ms(random, &[500, 60_000]),
+            rotate: ms(random, &[3000, 6000]),
+            redistribute: ms(random, &[300, 2000]),
+            max_attempts,
+            exhausted,
+            too_large: if endless { TooLarge::Finish } else { TooLarge::Requeue },
+            requeue_base: ms(random, &[0, 500]),
+            requeue_cap: Span::from_millis(if turns { 500 } else { 2000 }),
+            backoff_base: if constant || turns { Span::ZERO } else { ms(random, &[0, 100]) },
+            backoff_cap: Span::from_millis(2000),
+            auto_touch: random.one_in(3),
+            seed: random.below(1 << 32) as u32,
+            ..Config::new(
+                TopicName::new("feed").expect("a name"),
+                ChannelName::new("c").expect("a name"),
+            )
+        };
+        let address = |name: String| name.parse::<Address>().expect("an address");
+        let setup = Setup {
+            config,
+            nsqds: (0..given).map(|n| address(format!("nsqd{n}:4150"))).collect(),
+            lookupds: (0..webs).map(|n| address(format!("web{n}:4161"))).collect(),
+            hosts: nsqds,
+            max_rdy_count,
+            reached: (0..reached).collect(),
+            constant,
+            quick,
+            hoards: !quick && random.one_in(3),
+            favourite: random.below(10),
+        };
+        watch::say(|| {
+            format!("node{me} consumes from {:?}, {:?}: {config:?}", setup.nsqds, setup.lookupds)
+        });
+        let ledger = Ledger {
+            fed: BTreeMap::new(),
+            random: random.fork(),
+            hungry: true,
+            diligent: false,
+            max: config.max_in_flight,
+            stop: false,
+            stopped: false,
+            rdy: [0; CONNECTIONS],
+        };
+        Self {
+            world: world.clone(),
+            me,
+            setup: Rc::new(setup),
+            state: Rc::new(RefCell::new(ledger)),
+        }
+    }
+}
+
+impl Actor for Subscriber {
+    fn start(&mut self) -> (Process, Rc<Desk>) {
+        let sessions = CONNECTIONS + LOOKUPDS;
+        let desk = Desk::new(5, sessions as u32);
+        for session in 0..CONNECTIONS {
+            watch::add((self.me, session), 2);
+        }
+        for session in CONNECTIONS..sessions {
+            watch::add((self.me, session), 3);
+        }
+        let (world, setup, state) = (self.world.clone(), self.setup.clone(), self.state.clone());
+        (Box::pin(run(world, self.me, setup, state, desk.clone())), desk)
+    }
+
+    fn seen(&mut self, _: Session, _: ConnId, seen: Seen) {
+        let ledger = &mut *self.state.borrow_mut();
+        match seen {
+            Seen::Finished { body, attempts } => {
+                let name = name(&body).expect("a message of ours");
+                let Config { max_attempts, exhausted, too_large, .. } = self.setup.config;
+                let tired = max_attempts > 0 && attempts > max_attempts;
+                let given_up = tired && exhausted == Exhausted::Finish;
+                let skipped = body.len() > SLOT * MESSAGES - 26 && too_large == TooLarge::Finish;
+                let fed = ledger.fed.get_mut(&name).expect("it was fed");
+                assert!(!fed.finished, "{name:?} is finished twice");
+                assert!(fed.done || given_up || skipped, "{name:?} is finished, and nobody had it");
+                fed.finished = true;
+            }
+            Seen::TakenBack { body } => {
+                let name = name(&body).expect("a message of ours");
+                ledger.fed.get_mut(&name).expect("it was fed").taken_back = true;
+            }
+            Seen::Ready { rdy } => {
+                assert!(rdy <= MESSAGES as u64, "RDY {rdy}, with room for {MESSAGES}");
+            }
+            Seen::Refused { words } => {
+                // Another kind of server may have been dialed, a connection may break anywhere,
+                // and a server that exits takes nobody.
+                let fair = ["E_BAD_PROTOCOL", "E_SUB_FAILED", "E_AUTH_FAILED", "failed to read"];
+                assert!(fair.iter().any(|fair| words.contains(fair)), "nsqd refuses: {words}");
+            }
+            Seen::Opened | Seen::Stored { .. } | Seen::Overdue(_) => {}
+        }
+    }
+
+    fn died(&mut self) {
+        let ledger = &mut *self.state.borrow_mut();
+        ledger.stop = false;
+        ledger.stopped = false;
+        ledger.hungry = true;
+        ledger.max = self.setup.config.max_in_flight;
+        ledger.rdy = [0; CONNECTIONS];
+    }
+}
+
+/// Which message a body is; none that somebody fed may have one like that.
+fn name(body: &[u8]) -> Option<Name> {
+    let mut words = body.split(|&b| b == b'/');
+    let mut number = || std::str::from_utf8(words.next()?).ok()?.parse().ok();
+    let (host, number): (u32, u32) = (number()?, number()?);
+    let rest = words.next()?;
+    let padding = b'a' + (number % 26) as u8;
+    let whole = rest.iter().all(|&b| b == padding);
+    assert!(whole, "what is read is not what was sent: {}", body.escape_ascii());
+    Some((host as usize, number))
+}
+
+type Consumer<'a> = Handle<'a, NoopRawMutex, Clock>;
+type Taken<'a> = Message<'a, NoopRawMutex, Clock>;
+
+async fn run(
+    world: World,
+    me: usize,
+    setup: Rc<Setup>,
+    state: Rc<RefCell<Ledger>>,
+    desk: Rc<Desk>,
+) {
+    let units = &desk.units;
+    let (config, nsqds, lookupds) = (setup.config, setup.nsqds.clone(), setup.lookupds.clone());
+    let mut ring = vec![0; SLOT * MESSAGES];
+    let mut resources =
+        consumer::Resources::<NoopRawMutex, CONNECTIONS, MESSAGES, LOOKUPDS, CONNECTIONS>::new();
+    let next = Rc::new(RefCell::new(0));
+    let clock = Clock::of_runner(&world, me, next.clone());
+    let dialers = Dialers {
+        nsqds: std::array::from_fn(|n| Dials(world.clone(), (me, n))),
+        lookupds: std::array::from_fn::<_, LOOKUPDS, _>(|n| {
+            Dials(world.clone(), (me, CONNECTIONS + n))
+        }),
+    };
+    let sources = Sources { nsqds: &nsqds, lookupds: &lookupds };
+    let (handle, mut runner) =
+        consumer::new(&mut resources, &config, sources, &mut ring, dialers, clock)
+            .expect("a good configuration");
+    read_states(&handle, me);
+    // What the application has and has not answered.
+    let held: RefCell<Vec<(Name, Taken<'_>)>> = RefCell::default();
+
+    let mut events = pin!(async {
+        loop {
+            let event = handle.event().await;
+            watch::tell((me, 0), || format!("tells {event:?}"));
+        }
+    });
+    let mut taking = pin!(async {
+        loop {
+            until(|| state.borrow().hungry.then_some(())).await;
+            let message = handle.next().await;
+            watch::tell((me, 0), || format!("is given {:?}", message.head()));
+            let ledger = &mut *state.borrow_mut();
+            let Some(name) = ledger.take(&message, &config) else {
+                // A server made it up.
+                let _ = message.finish();
+                continue;
+            };
+            let patient =
+                !ledger.diligent && !setup.quick && (setup.hoards || ledger.random.one_in(4));
+            if patient {
+                held.borrow_mut().push((name, message));
+            } else {
+                ledger.answer(name, message);
+            }
+        }
+    });
+    let mut stopping = pin!(async {
+        until(|| state.borrow().stop.then_some(())).await;
+        handle.stop().await;
+        state.borrow_mut().stopped = true;
+        std::future::pending::<()>().await
+    });
+
+    loop {
+        // Clones of the clock from here on are the sessions'.
+        next.replace(1);
+        let mut run = pin!(runner.run_with::<64>());
+        let again = poll_fn(|_| {
+            while let Some((unit, causes)) = units.take(world.now()) {
+                let waker = units.waker(unit);
+                let cx = &mut Context::from_waker(&waker);
+                match unit {
+                    RUNNER => {
+                        let before = (world.moves(me), print(&handle));
+                        let _ = run.as_mut().poll(cx);
+                        units.judge(causes, before != (world.moves(me), print(&handle)));
+                        check_given_up(&handle, &world, me);
+                    }
+                    ORDERS => {
+                        while let Some(order) = desk.next_order() {
+                            if matches!(order, Order::Restart) {
+                                for session in 0..CONNECTIONS + LOOKUPDS {
+                                    watch::event((me, session), Event::Dropped);
+                                }
+                                units.wake(RUNNER);
+                                return Poll::Ready(true);
+                            }
+                            let ledger = &mut *state.borrow_mut();
+                            if ledger.stopped
+                                && matches!(&order, Order::Act(r) if r.clone().one_in(2))
+                            {
+                                // It is of no more use.
+                                return Poll::Ready(false);
+                            }
+                            let held = &mut *held.borrow_mut();
+                            application(|| {
+                                obey(order, &handle, &world, &setup, ledger, held, &desk, me)
+                            });
+                        }
+                    }
+                    EVENTS => drop(application(|| events.as_mut().poll(cx))),
+                    TAKING => drop(application(|| taking.as_mut().poll(cx))),
+                    _ => drop(application(|| stopping.as_mut().poll(cx))),
+                }
+                check(&handle, &mut state.borrow_mut());
+            }
+            let holds = held.borrow().len();
+            check_quiet(&handle, &state.borrow(), &setup, &world, holds, me);
+            Poll::Pending
+        })
+        .await;
+        if !again {
+            return;
+        }
+    }
+}
+
+/// Differs whenever the consumer changed.
+fn print(handle: &Consumer<'_>) -> impl PartialEq + use<> {
+    handle.look(|consumer| {
+        let connections: [_; CONNECTIONS] = std::array::from_fn(|n| {
+            let status = consumer.status(n).map(|it| (it.state, it.rdy, it.in_flight));
+            (status, consumer.connection(n).map(|it| it.deadline()))
+        });
+        let lookupds: [_; LOOKUPDS] = std::array::from_fn(|n| {
+            (consumer.lookupd_status(n), consumer.lookupd(n).map(|it| it.deadline()))
+        });
+        (consumer.version(), consumer.counters(), connections, lookupds)
+    })
+}
+
+/// The application changed states behind the runner's back, or they are what they are set up as.
+fn read_states(handle: &Consumer<'_>, me: usize) {
+    handle.look(|consumer| {
+        for n in 0..CONNECTIONS {
+            watch::set_state((me, n), &consumer.status(n).expect("a connection").state);
+        }
+        for n in 0..LOOKUPDS {
+            let status = consumer.lookupd_status(n).expect("an nsqlookupd");
+            watch::set_state((me, CONNECTIONS + n), &status.state);
+        }
+    });
+}
+
+/// A connection with which nothing is wrong is not given up.
+fn check_given_up(handle: &Consumer<'_>, world: &World, me: usize) {
+    for (_, session) in world.take_given_up(me) {
+        let last = handle.look(|consumer| match session.checked_sub(CONNECTIONS) {
+            None => consumer.status(session).expect("a connection").last,
+            Some(n) => consumer.lookupd_status(n).expect("an nsqlookupd").last,
+        });
+        if let Some(Some(Closed::Fault(fault))) = last {
+            panic!("gives up a healthy connection: {fault}");
+        }
+    }
+}
+
+/// Always so.
+fn check(handle: &Consumer<'_>, ledger: &mut Ledger) {
+    handle.look(|consumer| {
+        let status = |n| consumer.status(n).expect("a connection");
+        let rdy: [u16; CONNECTIONS] = std::array::from_fn(|n| status(n).rdy);
+        let raised = rdy.iter().zip(&ledger.rdy).any(|(now, before)| now > before);
+        let (sum, most) = (rdy.iter().sum::<u16>(), ledger.max.min(MESSAGES as u16));
+        assert!(!raised || sum <= most, "RDY is raised to {sum} in all, of {most}");
+        ledger.rdy = rdy;
+        assert!(consumer.waiting() <= MESSAGES, "as many as there are slots");
+    });
+}
+
+/// So when nothing more moves.
+fn check_quiet(
+    handle: &Consumer<'_>,
+    ledger: &Ledger,
+    setup: &Setup,
+    world: &World,
+    holds: usize,
+    me: usize,
+) {
+    handle.look(|consumer| {
+        assert_eq!(consumer.poll_event(), None, "nobody told who waits for events");
+        let waits = ledger.hungry && consumer.waiting() > 0;
+        assert!(!waits, "nobody told who waits for messages");
+        let status = |n| consumer.status(n).expect("a connection");
+        let in_flight: u16 = (0..CONNECTIONS).map(|n| status(n).in_flight).sum();
+        if (0..CONNECTIONS).all(|n| world.is_free((me, n))) {
+            // One of each connection may be there in part.
+            let known = consumer.waiting() + holds + CONNECTIONS;
+            assert!(usize::from(in_flight) <= known, "an answer waits, and could be sent");
+        }
+        let counters = consumer.counters();
+        let late = counters.timed_out > 0 || counters.refused > 0;
+        if setup.constant && setup.quick && !late && world.is_calm(30_000_000) {
+            let most = setup.config.max_in_flight.min(MESSAGES as u16);
+            assert!(in_flight <= most, "{in_flight} in flight, of {most}");
+        }
+        if ledger.stopped {
+            assert!(consumer.is_stopped(), "it said that it has stopped");
+            assert_eq!(in_flight, 0, "in flight without a connection");
+        }
+    });
+}
+
+impl Ledger {
+    /// The application is given a message; none if a server made it up.
+    fn take(&mut self, message: &Taken<'_>, config: &Config<'_>) -> Option<Name> {
+        let attempts = message.head().attempts;
+        let name = message.read(name).expect("not within a look")?;
+        let fed = self.fed.get_mut(&name).expect("it was fed");
+        assert!(fed.taken.insert(attempts), "{name:?} is handed out twice with {attempts}");
+        assert!(!fed.finished || fed.taken_back, "{name:?} is handed out after its FIN");
+        let tired = config.max_attempts > 0 && attempts > config.max_attempts;
+        assert_eq!(message.is_exhausted(), tired, "{name:?} was delivered {attempts} times");
+        assert!(!tired || config.exhausted == Exhausted::Deliver, "{name:?} is handed out");
+        Some(name)
+    }
+
+    /// The application answers a message.
+    fn answer(&mut self, name: Name, message: Taken<'_>) {
+        let soon = Some(Span::from_millis(self.random.below(500) as u32));
+        let what = if self.diligent { 9 } else { self.random.below(12) };
+        let fed = self.fed.get_mut(&name).expect("it was fed");
+        let answered = match what {
+            0 => message.requeue(None),
+            1 => message.release(soon),
+            2 => {
+                drop(message);
+                Ok(())
+            }
+            _ => {
+                // Late or not: once it was said, nsqd may have been told.
+                fed.done = true;
+                message.finish()
+            }
+        };
+        watch::count(if answered.is_ok() { "answered" } else { "answered late" });
+    }
+}
+
+#[expect(clippy::too_many_arguments, reason = "an application and all that it knows")]
+fn obey(
+    order: Order,
+    handle: &Consumer<'_>,
+    world: &World,
+    setup: &Setup,
+    ledger: &mut Ledger,
+    held: &mut Vec<(Name, Taken<'_>)>,
+    desk: &Desk,
+    me: usize,
+) {
+    let session = (me, 0);
+    let say = |what: &str| watch::tell(session, || what.to_owned());
+    let each = |event| (0..CONNECTIONS + LOOKUPDS).for_each(|n| watch::event((me, n), event));
+    match order {
+        Order::Act(mut random) => {
+            each(Event::Work);
+            match favour(&mut random, setup.favourite, 10) {
+                0 if random.one_in(3) => {
+                    say("stops");
+                    each(Event::Stop);
+                    ledger.stop = true;
+                    desk.units.wake(STOPPING);
+                }
+                1 if !setup.constant => {
+                    ledger.max = random.below(8) as u16;
+                    watch::tell(session, || format!("wants {} in flight", ledger.max));
+                    handle.set_max_in_flight(ledger.max);
+                }
+                2 if !setup.constant => {
+                    let paused = handle.look(|consumer| consumer.is_paused());
+                    say(if paused == Some(true) { "resumes" } else { "pauses" });
+                    if paused == Some(true) { handle.resume() } else { handle.pause() }
+                }
+                3 if !setup.quick => {
+                    ledger.hungry = !ledger.hungry;
+                    say(if ledger.hungry { "is hungry" } else { "is not hungry" });
+                    desk.units.wake(TAKING);
+                }
+                4 | 5 if !held.is_empty() => {
+                    say("answers what it has");
+                    let keep = random.below(held.len() as u64) as usize;
+                    for (name, message) in held.drain(keep..).rev() {
+                        ledger.answer(name, message);
+                    }
+                }
+                6 if !held.is_empty() => {
+                    say("touches what it has");
+                    for (_, message) in held.iter() {
+                        let _ = message.touch();
+                    }
+                }
+                _ => ledger.feed(&mut random, world, setup, session),
+            }
+        }
+        Order::Settled(mut random) => {
+            if ledger.stop {
+                assert!(ledger.stopped, "not stopped, though nothing is wrong");
+                return;
+            }
+            ledger.diligent = true;
+            for (name, message) in held.drain(..) {
+                ledger.answer(name, message);
+            }
+            ledger.hungry = true;
+            desk.units.wake(TAKING);
+            ledger.max = ledger.max.max(if setup.reached.len() > CONNECTIONS { 4 } else { 1 });
+            handle.set_max_in_flight(ledger.max);
+            handle.resume();
+            ledger.feed(&mut random, world, setup, session);
+        }
+        Order::End => finish(handle, world, setup, ledger),
+        Order::Restart => {}
+    }
+}
+
+impl Ledger {
+    /// Somebody publishes messages for it.
+    fn feed(&mut self, random: &mut Random, world: &World, setup: &Setup, session: Session) {
+        let host = random.below(setup.hosts as u64) as usize;
+        let count = random.pick(&[1, 1, 3, 20]);
+        watch::tell(session, || format!("nsqd{host} is fed with {count} messages"));
+        for _ in 0..count {
+            let number = self.fed.len() as u32;
+            let mut body = format!("{host}/{number}/").into_bytes();
+            let len = match random.below(30) {
+                0 => 500,
+                1..4 => random.between(40, 200) as usize,
+                _ => random.between(10, 38) as usize,
+            };
+            body.resize(len.max(body.len()), b'a' + (number % 26) as u8);
+            // Before it is there: it may be delivered at once.
+            self.fed.insert((host, number), Fed::default());
+            if !world.feed(host, "feed", &body) {
+                self.fed.entry((host, number)).or_default().done = true;
+            }
+        }
+    }
+}
+
+/// No faults since long, and nothing left to do.
+fn finish(handle: &Consumer<'_>, world: &World, setup: &Setup, ledger: &Ledger) {
+    if ledger.stop {
+        assert!(ledger.stopped, "not stopped, though nothing is wrong");
+        return;
+    }
+    for &host in &setup.reached {
+        let left = world.unfinished(host, "feed");
+        let shown = left.first().map(|body| body.escape_ascii().to_string());
+        assert!(left.is_empty(), "{} messages are left at nsqd{host}: {shown:?}", left.len());
+    }
+    handle.look(|consumer| {
+        let status = |n| consumer.status(n).expect("a connection");
+        let seats = setup.reached.len().min(CONNECTIONS);
+        let is_ready = |n: &usize| status(*n).state == ConnectionState::Ready;
+        let ready = (0..CONNECTIONS).filter(is_ready).count();
+        // With more nsqds than seats one may just be on its way.
+        let turns = setup.reached.len() > CONNECTIONS;
+        assert!(ready == seats || turns, "{ready} connected of {seats}, though nothing is wrong");
+        assert_eq!(consumer.waiting(), 0, "messages wait, though nothing is wrong");
+        if !turns && !consumer.is_backing_off() {
+            let cap = setup.max_rdy_count.saturating_mul(ready as u16);
+            let most = ledger.max.min(MESSAGES as u16).min(cap);
+            let sum: u16 = (0..CONNECTIONS).map(|n| status(n).rdy).sum();
+            // One that passes its turn on is waited for.
+            let passing = ready > most.into() && sum < most;
+            assert!(sum == most || passing, "RDY {sum} in all, of {most}");
+        }
+    });
+}

@@ -1,0 +1,291 @@
+//! What the model nsqd does for consumers: channels, what is in flight, and the commands that
+//! answer it.
+
+use std::collections::BTreeMap;
+
+use super::{Connection, Done, Nsqd, Phase, Refused, frame};
+use crate::random::Random;
+use crate::server::{ConnId, Out, Seen, is_name};
+use crate::watch::Event;
+
+/// Topic and channel.
+pub(super) type Key = (String, String);
+
+/// Messages by topic and channel.
+#[derive(Debug, Default)]
+pub(super) struct Channels {
+    channels: BTreeMap<Key, Channel>,
+    /// Of topics that no channel was ever made of.
+    backlog: BTreeMap<String, Vec<Message>>,
+    named: u64,
+}
+
+#[derive(Debug, Default)]
+struct Channel {
+    /// Each with when it may be delivered.
+    queue: Vec<(u64, Message)>,
+    flying: Vec<Flying>,
+}
+
+#[derive(Debug, Clone)]
+struct Message {
+    number: u64,
+    body: Vec<u8>,
+    attempts: u16,
+}
+
+#[derive(Debug)]
+struct Flying {
+    message: Message,
+    client: ConnId,
+    delivered: u64,
+    deadline: u64,
+}
+
+/// nsqd's own limit of `TOUCH`: 15 minutes, in microseconds.
+const TIMEOUT_MAX: u64 = 900_000_000;
+/// The longest delay of a `REQ`, in milliseconds.
+const DELAY_MAX: u64 = 3_600_000;
+
+impl Channels {
+    /// Every channel of the topic gets a copy.
+    pub(super) fn store(&mut self, topic: &str, body: &[u8], due: u64) {
+        self.named += 1;
+        let message = Message { number: self.named, body: body.to_vec(), attempts: 0 };
+        let mut stored = false;
+        for ((of, _), channel) in &mut self.channels {
+            if of == topic {
+                channel.queue.push((due, message.clone()));
+                stored = true;
+            }
+        }
+        if !stored {
+            self.backlog.entry(topic.to_owned()).or_default().push(message);
+        }
+    }
+
+    /// The first channel of a topic gets all that was published before.
+    fn subscribe(&mut self, key: &Key) {
+        let backlog = self.backlog.remove(&key.0).unwrap_or_default();
+        let channel = self.channels.entry(key.clone()).or_default();
+        channel.queue.extend(backlog.into_iter().map(|message| (0, message)));
+    }
+
+    /// When a message is due to be delivered or taken back.
+    pub(super) fn deadline(&self, now: u64) -> u64 {
+        let times = self.channels.values().flat_map(|channel| {
+            let due = channel.queue.iter().map(|(due, _)| *due).filter(|due| *due > now);
+            due.chain(channel.flying.iter().map(|flying| flying.deadline))
+        });
+        times.min().unwrap_or(u64::MAX)
+    }
+
+    /// The bodies of what was published to a topic and not finished.
+    pub(super) fn unfinished(&self, topic: &str) -> Vec<Vec<u8>> {
+        let waiting = self.backlog.get(topic).into_iter().flatten().map(|it| it.body.clone());
+        let channels = self.channels.iter().filter(|((of, _), _)| of == topic);
+        let rest = channels.flat_map(|(_, channel)| {
+            let queue = channel.queue.iter().map(|(_, message)| message.body.clone());
+            queue.chain(channel.flying.iter().map(|flying| flying.message.body.clone()))
+        });
+        waiting.chain(rest).collect()
+    }
+
+    /// Empties one of the channels, if there is one: what is in flight is gone as well.
+    pub(super) fn empty(&mut self, random: &mut Random) -> Option<(String, Vec<(ConnId, u64)>)> {
+        let at = random.below(self.channels.len().max(1) as u64) as usize;
+        let ((topic, name), channel) = self.channels.iter_mut().nth(at)?;
+        channel.queue.clear();
+        let gone = channel.flying.drain(..).map(|flying| (flying.client, flying.message.number));
+        Some((format!("what is in {topic}/{name}"), gone.collect()))
+    }
+
+    fn in_flight(&self, key: &Key, conn: ConnId) -> usize {
+        let flying = self.channels.get(key).into_iter().flat_map(|channel| &channel.flying);
+        flying.filter(|flying| flying.client == conn).count()
+    }
+}
+
+/// The id of a message.
+fn id(number: u64) -> String {
+    format!("{number:016x}")
+}
+
+impl Nsqd {
+    /// SUB.
+    pub(super) fn subscribe(&mut self, conn: ConnId, words: &[&[u8]], out: &mut Out) -> Outcome {
+        let it = self.connections.get_mut(&conn).expect("an open connection");
+        if it.phase != Phase::Init {
+            return Err(Refused("E_INVALID cannot SUB in current state".into()));
+        }
+        if it.heartbeat.is_none() {
+            return Err(Refused("E_INVALID cannot SUB with heartbeats disabled".into()));
+        }
+        let &[_, topic, channel, ..] = words else {
+            return Err(Refused("E_INVALID SUB insufficient number of parameters".into()));
+        };
+        let [topic_text, channel_text] =
+            [topic, channel].map(|name| String::from_utf8_lossy(name).into_owned());
+        if !is_name(topic) {
+            let text = format!("E_BAD_TOPIC SUB topic name {topic_text:?} is not valid");
+            return Err(Refused(text));
+        }
+        if !is_name(channel) {
+            let text = format!("E_BAD_CHANNEL SUB channel name {channel_text:?} is not valid");
+            return Err(Refused(text));
+        }
+        self.may(conn, "SUB", &topic_text, &channel_text)?;
+        if self.exiting {
+            return Err(Refused("E_SUB_FAILED SUB failed exiting".into()));
+        }
+        let key = (topic_text, channel_text);
+        self.channels.subscribe(&key);
+        let it = self.connections.get_mut(&conn).expect("an open connection");
+        it.phase = Phase::Subscribed;
+        it.subscription = Some(key);
+        out.say(conn, Event::Ok, frame(0, b"OK"));
+        Ok(Done::Used(0))
+    }
+
+    /// RDY.
+    pub(super) fn ready(&mut self, conn: ConnId, words: &[&[u8]], out: &mut Out) -> Outcome {
+        let most = self.settings.max_rdy_count;
+        let it = self.connections.get_mut(&conn).expect("an open connection");
+        match it.phase {
+            Phase::Init => return Err(Refused("E_INVALID cannot RDY in current state".into())),
+            Phase::Closing => return Ok(Done::Used(0)),
+            Phase::Subscribed => {}
+        }
+        let digits = words.get(1).copied().unwrap_or(b"1");
+        let Some(rdy) = number(digits) else {
+            let text = String::from_utf8_lossy(digits).into_owned();
+            return Err(Refused(format!("E_INVALID RDY could not parse count {text}")));
+        };
+        if rdy > most {
+            return Err(Refused(format!("E_INVALID RDY count {rdy} out of range 0-{most}")));
+        }
+        it.rdy = rdy;
+        out.seen.push((conn, Seen::Ready { rdy }));
+        Ok(Done::Used(0))
+    }
+
+    /// FIN, REQ and TOUCH.
+    pub(super) fn answer(
+        &mut self,
+        conn: ConnId,
+        verb: &'static str,
+        words: &[&[u8]],
+        out: &mut Out,
+    ) -> Outcome {
+        let it = self.connections.get_mut(&conn).expect("an open connection");
+        if it.phase == Phase::Init {
+            return Err(Refused(format!("E_INVALID cannot {verb} in current state")));
+        }
+        if words.len() < if verb == "REQ" { 3 } else { 2 } {
+            return Err(Refused(format!("E_INVALID {verb} insufficient number of params")));
+        }
+        let text = words[1];
+        if text.len() != 16 {
+            return Err(Refused("E_INVALID invalid message ID".into()));
+        }
+        let mut delay = 0;
+        if verb == "REQ" {
+            let Some(ms) = number(words[2]) else {
+                let text = String::from_utf8_lossy(words[2]).into_owned();
+                return Err(Refused(format!("E_INVALID REQ could not parse timeout {text}")));
+            };
+            delay = ms.min(DELAY_MAX) * 1000;
+        }
+        let key = it.subscription.clone().expect("it has subscribed");
+        let channel = self.channels.channels.get_mut(&key).expect("its channel");
+        let named = |flying: &Flying| id(flying.message.number).as_bytes() == text;
+        let at = channel.flying.iter().position(named);
+        let owned = at.filter(|at| channel.flying[*at].client == conn);
+        let Some(at) = owned else {
+            let known = it.taken_back.iter().any(|number| id(*number).as_bytes() == text);
+            if !known {
+                let what = "an explanation: it answers what it was not given";
+                out.seen.push((conn, Seen::Overdue(what)));
+            }
+            let why = if at.is_some() { "client does not own message" } else { "ID not in flight" };
+            let id = String::from_utf8_lossy(text).into_owned();
+            let words = format!("E_{verb}_FAILED {verb} {id} failed {why}");
+            out.say(conn, Event::Late, frame(1, words.as_bytes()));
+            return Ok(Done::Used(0));
+        };
+        if verb == "TOUCH" {
+            let flying = &mut channel.flying[at];
+            flying.deadline = (out.now + it.msg_timeout).min(flying.delivered + TIMEOUT_MAX);
+            return Ok(Done::Used(0));
+        }
+        let flying = channel.flying.remove(at);
+        let body = flying.message.body.clone();
+        let attempts = flying.message.attempts;
+        if verb == "REQ" {
+            channel.queue.push((out.now + delay, flying.message));
+        } else {
+            out.seen.push((conn, Seen::Finished { body, attempts }));
+        }
+        Ok(Done::Used(0))
+    }
+
+    /// CLS.
+    pub(super) fn leave(&mut self, conn: ConnId, out: &mut Out) -> Outcome {
+        let it = self.connections.get_mut(&conn).expect("an open connection");
+        if it.phase != Phase::Subscribed {
+            return Err(Refused("E_INVALID cannot CLS in current state".into()));
+        }
+        it.phase = Phase::Closing;
+        out.say(conn, Event::CloseWait, frame(0, b"CLOSE_WAIT"));
+        Ok(Done::Used(0))
+    }
+
+    /// Takes back what was not answered in time, and delivers what may be delivered.
+    pub(super) fn pump(&mut self, out: &mut Out) {
+        let Self { channels, connections, .. } = self;
+        for channel in channels.channels.values_mut() {
+            let late = |flying: &mut Flying| flying.deadline <= out.now;
+            for flying in channel.flying.extract_if(.., late) {
+                if let Some(it) = connections.get_mut(&flying.client) {
+                    it.taken_back.insert(flying.message.number);
+                    let body = flying.message.body.clone();
+                    out.seen.push((flying.client, Seen::TakenBack { body }));
+                }
+                channel.queue.push((out.now, flying.message));
+            }
+        }
+        for (&conn, it) in connections.iter_mut() {
+            let Connection {
+                subscription: Some(key), phase: Phase::Subscribed, dead: false, ..
+            } = it
+            else {
+                continue;
+            };
+            let mut room = it.rdy.saturating_sub(channels.in_flight(key, conn) as u64);
+            let channel = channels.channels.get_mut(key).expect("its channel");
+            while room > 0 {
+                let due = channel.queue.iter().position(|(due, _)| *due <= out.now);
+                let Some(at) = due else { break };
+                let (_, mut message) = channel.queue.remove(at);
+                message.attempts += 1;
+                let head = [&[0; 8][..], &message.attempts.to_be_bytes()].concat();
+                let data = [&head, id(message.number).as_bytes(), &message.body].concat();
+                out.say(conn, Event::Message, frame(2, &data));
+                let deadline = out.now + it.msg_timeout;
+                channel.flying.push(Flying { message, client: conn, delivered: out.now, deadline });
+                room -= 1;
+            }
+        }
+    }
+}
+
+type Outcome = Result<Done, Refused>;
+
+/// As nsqd reads numbers: digits, of which there may be none.
+fn number(digits: &[u8]) -> Option<u64> {
+    let text = std::str::from_utf8(digits).ok()?;
+    if !digits.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    if text.is_empty() { Some(0) } else { text.parse().ok() }
+}

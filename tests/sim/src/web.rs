@@ -1,0 +1,157 @@
+//! A model nsqlookupd's HTTP side: `GET /lookup?topic=...`, in each of the ways in which an answer
+//! may say where it ends.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::random::Random;
+use crate::server::{ConnId, Out, Server};
+use crate::watch::Event;
+
+/// See the [module](self).
+#[derive(Debug)]
+pub(crate) struct Web {
+    /// The hosts that it lists, but for those an administrator tombstoned.
+    nsqds: Vec<String>,
+    hidden: BTreeSet<usize>,
+    exiting: bool,
+    connections: BTreeMap<ConnId, Vec<u8>>,
+    asked: u32,
+}
+
+impl Web {
+    /// It lists these hosts.
+    pub(crate) fn new(nsqds: Vec<String>) -> Self {
+        Self {
+            nsqds,
+            hidden: BTreeSet::new(),
+            exiting: false,
+            connections: BTreeMap::new(),
+            asked: 0,
+        }
+    }
+
+    fn body(&self) -> Option<String> {
+        let listed = self.nsqds.iter().enumerate().filter(|(at, _)| !self.hidden.contains(at));
+        let producers: Vec<_> = listed
+            .map(|(_, nsqd)| {
+                format!(
+                    "{{\"remote_address\":\"10.0.0.1:2\",\"hostname\":\"h\",\
+                     \"broadcast_address\":\"{nsqd}\",\"tcp_port\":4150,\"http_port\":4151,\
+                     \"version\":\"1.3.0\"}}"
+                )
+            })
+            .collect();
+        let known = !producers.is_empty();
+        known.then(|| format!("{{\"channels\":[\"c\"],\"producers\":[{}]}}", producers.join(",")))
+    }
+}
+
+/// An answer that says its length.
+fn answer(status: &str, body: &str) -> Vec<u8> {
+    format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\n\r\n{body}", body.len()).into_bytes()
+}
+
+impl Server for Web {
+    fn open(&mut self, conn: ConnId, _: &mut Out) {
+        self.connections.insert(conn, Vec::new());
+    }
+
+    fn receive(&mut self, conn: ConnId, bytes: &[u8], out: &mut Out) {
+        let Some(inbox) = self.connections.get_mut(&conn) else { return };
+        inbox.extend_from_slice(bytes);
+        let asks = b"GET /lookup?topic=";
+        let n = inbox.len().min(asks.len());
+        if inbox[..n] != asks[..n] {
+            self.connections.remove(&conn);
+            out.say(conn, Event::Refusal, answer("400 Bad Request", "400 Bad Request"));
+            out.close(conn);
+            return;
+        }
+        if !inbox.ends_with(b"\r\n\r\n") {
+            return;
+        }
+        inbox.clear();
+        self.asked += 1;
+        if self.exiting {
+            let body = "{\"message\":\"INTERNAL_ERROR\"}";
+            out.say(conn, Event::Refusal, answer("500 Internal Server Error", body));
+            return;
+        }
+        let Some(body) = self.body() else {
+            let body = "{\"message\":\"TOPIC_NOT_FOUND\"}";
+            out.say(conn, Event::Refusal, answer("404 Not Found", body));
+            return;
+        };
+        match self.asked % 3 {
+            0 => out.say(conn, Event::Ok, answer("200 OK", &body)),
+            1 => {
+                let text = format!("HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n{body}");
+                out.say(conn, Event::Ok, text.into_bytes());
+                out.close(conn);
+            }
+            _ => {
+                let (one, two) = body.split_at(body.len() / 3);
+                let text = format!(
+                    "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n\
+                     {:x}\r\n{one}\r\n{:x}\r\n{two}\r\n0\r\n\r\n",
+                    one.len(),
+                    two.len()
+                );
+                out.say(conn, Event::Ok, text.into_bytes());
+            }
+        }
+    }
+
+    fn ended(&mut self, conn: ConnId, out: &mut Out) {
+        if self.connections.remove(&conn).is_some() {
+            out.close(conn);
+        }
+    }
+
+    fn closed(&mut self, conn: ConnId) {
+        self.connections.remove(&conn);
+    }
+
+    fn deadline(&self) -> u64 {
+        u64::MAX
+    }
+
+    fn tick(&mut self, _: &mut Out) {}
+
+    fn lie(&self, random: &mut Random) -> Vec<u8> {
+        match random.below(6) {
+            0 => answer("200 OK", "{\"producers\":[]}"),
+            1 => answer("200 OK", "{\"channels\":[]}"),
+            2 => answer("200 OK", "{\"producers\":[{\"broadcast_address\":"),
+            3 => answer("302 Found", ""),
+            4 => answer("404 Not Found", "nothing"),
+            _ => answer(
+                "200 OK",
+                "{\"producers\":[{\"broadcast_address\":\"nobody\",\"tcp_port\":4150}]}",
+            ),
+        }
+    }
+
+    fn set_exiting(&mut self, exiting: bool) {
+        self.exiting = exiting;
+    }
+
+    fn vandalize(&mut self, random: &mut Random) -> String {
+        let at = random.below(self.nsqds.len() as u64) as usize;
+        self.hidden.insert(at);
+        format!("{} from a list", self.nsqds[at])
+    }
+
+    fn heal(&mut self) {
+        self.exiting = false;
+        self.hidden.clear();
+    }
+
+    fn unanswered_max(&self) -> u32 {
+        1
+    }
+
+    fn listing(&self, _: ConnId) -> Option<&BTreeSet<String>> {
+        None
+    }
+}

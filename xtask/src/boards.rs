@@ -1,0 +1,225 @@
+//! `cargo xtask boards`: the images that people flash, and how large they are.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::{env, fs};
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::{Args, ValueEnum};
+use object::{Object, ObjectSection, ObjectSegment, SectionKind};
+
+use crate::firmware::{Build, Toolchain};
+use crate::{project, uf2};
+
+const KIB: u64 = 1024;
+
+#[derive(Args)]
+pub(crate) struct Options {
+    /// Which boards [default: all]
+    boards: Vec<Board>,
+    /// Also build the images that log to a debug probe, with defmt
+    #[arg(long)]
+    probe: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Board {
+    /// WIZnet's W5500-EVB-Pico: an RP2040 with Ethernet
+    W5500EvbPico,
+    /// Raspberry Pi's Pico W: an RP2040 with Wi-Fi
+    PicoW,
+    /// An ESP32-C3, with Wi-Fi
+    Esp32c3,
+}
+
+/// What one is to fit into: what it takes today and some more, so that what makes it grow is seen.
+/// Of flash there is far more on every board; RAM is what is left for an application.
+struct Budget {
+    flash: u64,
+    ram: u64,
+}
+
+/// A built image.
+pub(crate) struct Image {
+    /// What is copied or written to the board.
+    pub(crate) file: PathBuf,
+    /// Bytes of flash.
+    flash: u64,
+    /// Bytes of RAM that variables take, the heap of those who have one too.
+    ram: u64,
+    /// Bytes of RAM that are left, for the stack too.
+    free: u64,
+}
+
+impl Board {
+    const ALL: [Self; 3] = [Self::W5500EvbPico, Self::PicoW, Self::Esp32c3];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::W5500EvbPico => "w5500-evb-pico",
+            Self::PicoW => "pico-w",
+            Self::Esp32c3 => "esp32c3",
+        }
+    }
+
+    fn package(self) -> &'static str {
+        match self {
+            Self::W5500EvbPico | Self::PicoW => "rp2040",
+            Self::Esp32c3 => "esp32c3",
+        }
+    }
+
+    fn target(self) -> &'static str {
+        match self {
+            Self::W5500EvbPico | Self::PicoW => "thumbv6m-none-eabi",
+            Self::Esp32c3 => "riscv32imc-unknown-none-elf",
+        }
+    }
+
+    /// Bytes of RAM, if all of it is for data.
+    fn ram(self) -> Option<u64> {
+        match self {
+            Self::W5500EvbPico | Self::PicoW => Some(264 * KIB),
+            // Code and caches are in it, too; the linker gives the stack what is left.
+            Self::Esp32c3 => None,
+        }
+    }
+
+    fn budget(self) -> Budget {
+        match self {
+            Self::W5500EvbPico => Budget { flash: 224 * KIB, ram: 120 * KIB },
+            Self::PicoW => Budget { flash: 490 * KIB, ram: 120 * KIB },
+            Self::Esp32c3 => Budget { flash: 720 * KIB, ram: 240 * KIB },
+        }
+    }
+}
+
+pub(crate) fn run(options: &Options) -> Result<()> {
+    let boards = if options.boards.is_empty() { &Board::ALL[..] } else { &options.boards };
+    let mut images = Vec::new();
+    for &board in boards {
+        images.push((board, build(board)?));
+        if options.probe && board != Board::Esp32c3 {
+            link(board, &["defmt"])?;
+        }
+    }
+    println!(
+        "{:<16} {:>16} {:>16} {:>16} {:>10}  image",
+        "board", "flash, bytes", "RAM, bytes", "of", "free RAM"
+    );
+    let mut over = Vec::new();
+    for (board, image) in &images {
+        let budget = board.budget();
+        println!(
+            "{:<16} {:>16} {:>16} {:>16} {:>10}  {}",
+            board.name(),
+            format!("{} ({} %)", image.flash, percent(image.flash, budget.flash)),
+            format!("{} ({} %)", image.ram, percent(image.ram, budget.ram)),
+            format!("{}/{}", budget.flash, budget.ram),
+            image.free,
+            image.file.strip_prefix(project::root()).unwrap_or(&image.file).display()
+        );
+        if image.flash > budget.flash || image.ram > budget.ram {
+            over.push(board.name());
+        }
+    }
+    println!("(percent of the budget in xtask/src/boards.rs)");
+    ensure!(over.is_empty(), "over the budget: {}", over.join(", "));
+    Ok(())
+}
+
+fn percent(part: u64, whole: u64) -> u64 {
+    part * 100 / whole
+}
+
+/// Builds what people flash without a debug probe.
+pub(crate) fn build(board: Board) -> Result<Image> {
+    let elf = link(board, &["text"])?;
+    let (ram, stack) = ram(&elf)?;
+    let free = board.ram().map_or(stack, |all| all.saturating_sub(ram));
+    let (file, flash) = match board {
+        Board::W5500EvbPico | Board::PicoW => {
+            let file = elf.with_extension("uf2");
+            uf2::convert(&elf, &file)?;
+            let flash = loaded(&elf)?;
+            (file, flash)
+        }
+        Board::Esp32c3 => {
+            let file = elf.with_extension("bin");
+            esp_image(&elf, &file)?;
+            let flash = fs::metadata(&file)?.len();
+            (file, flash)
+        }
+    };
+    Ok(Image { file, flash, ram, free })
+}
+
+fn link(board: Board, features: &[&str]) -> Result<PathBuf> {
+    eprintln!("building the image of {} for {} ...", features.join(","), board.name());
+    let root = project::root();
+    let toolchain = Toolchain::find(board.target())?;
+    let build = Build {
+        manifest: &root.join("examples").join(board.package()).join("Cargo.toml"),
+        // Under the root's target directory, where `cargo clean` finds it.
+        target_dir: &root.join("target").join(board.package()),
+        profile: "release",
+        bin: Some(board.name()),
+        features,
+        no_default_features: true,
+        env: &[],
+    };
+    let programs = toolchain.build(&build)?;
+    let program = programs.into_iter().find(|(name, _)| name == board.name());
+    Ok(program.context("cargo named no executable")?.1)
+}
+
+/// What goes to flash.
+fn loaded(elf: &Path) -> Result<u64> {
+    let bytes = fs::read(elf)?;
+    let file = object::File::parse(&*bytes)?;
+    let lengths = file.segments().map(|segment| segment.data().map_or(0, |data| data.len() as u64));
+    Ok(lengths.sum())
+}
+
+/// What variables take, and what a section for the stack has.
+fn ram(elf: &Path) -> Result<(u64, u64)> {
+    let bytes = fs::read(elf)?;
+    let file = object::File::parse(&*bytes)?;
+    let (mut variables, mut stack) = (0, 0);
+    for section in file.sections() {
+        let name = section.name().unwrap_or_default();
+        let is_data = [SectionKind::Data, SectionKind::UninitializedData].contains(&section.kind());
+        if name == ".stack" {
+            stack += section.size();
+        } else if (is_data || name.starts_with(".uninit")) && !name.contains("dummy") {
+            // A dummy is address space alone: what is code on the other bus.
+            variables += section.size();
+        }
+    }
+    Ok((variables, stack))
+}
+
+/// An application image, as the ESP32-C3's boot loader starts it.
+fn esp_image(elf: &Path, image: &Path) -> Result<()> {
+    let tools = [
+        ("espflash", &["save-image", "--chip", "esp32c3"][..], false),
+        ("esptool", &["--chip", "esp32c3", "elf2image", "--flash-mode", "dio", "-o"], true),
+    ];
+    for (tool, args, is_image_first) in tools {
+        let program = env::var_os("NANONSQ_ESPTOOL").filter(|_| tool == "esptool");
+        let mut command = Command::new(program.unwrap_or(tool.into()));
+        command.args(args);
+        let (one, other) = if is_image_first { (image, elf) } else { (elf, image) };
+        command.arg(one).arg(other);
+        match command.output() {
+            Ok(output) if output.status.success() => return Ok(()),
+            Ok(output) => {
+                bail!("{command:?}: {}", String::from_utf8_lossy(&output.stderr).trim())
+            }
+            Err(_) => {}
+        }
+    }
+    bail!(
+        "neither `espflash` (cargo install espflash) nor `esptool` (pip install esptool) is there"
+    )
+}

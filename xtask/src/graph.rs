@@ -1,0 +1,123 @@
+//! Which function calls which, and how much stack each takes: read from compiled libraries.
+//!
+//! Whatever a function refers to counts as called, also by way of constants: so a function that is
+//! called through a pointer is called by all that can know the pointer.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use object::read::archive::ArchiveFile;
+use object::{
+    Object, ObjectSection, ObjectSymbol, RelocationFlags, RelocationTarget, SectionIndex,
+    SymbolKind, SymbolSection,
+};
+
+/// `R_ARM_THM_CALL`: a call, rather than a jump.
+const CALL: u32 = 10;
+
+/// Functions and constants by their symbols' names.
+#[derive(Default)]
+pub(crate) struct Graph {
+    pub(crate) refers: BTreeMap<String, BTreeSet<String>>,
+    /// Bytes of stack, of those functions that the compiler says it of.
+    pub(crate) frames: BTreeMap<String, u64>,
+    files: usize,
+}
+
+/// In the names of constants that have none of their own.
+const CONSTANT: &str = " in file ";
+
+impl Graph {
+    pub(crate) fn of(libraries: &[PathBuf]) -> Result<Self> {
+        let mut graph = Self::default();
+        for path in libraries {
+            let library =
+                fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+            for member in ArchiveFile::parse(&*library)?.members() {
+                let member = member?;
+                if member.name().ends_with(b".o") {
+                    graph.add(&object::File::parse(member.data(&*library)?)?)?;
+                }
+            }
+        }
+        Ok(graph)
+    }
+
+    /// Each function and each constant is in a section of its own.
+    fn add(&mut self, file: &object::File<'_>) -> Result<()> {
+        let mut names: HashMap<SectionIndex, String> = HashMap::new();
+        self.files += 1;
+        for section in file.sections() {
+            // Constants without a name have that of their section, which is unique in the file.
+            if section.name()?.starts_with(".rodata") || section.name()?.starts_with(".data") {
+                let name = format!("{}{CONSTANT}{}", section.name()?, self.files);
+                names.insert(section.index(), name);
+            }
+        }
+        for symbol in file.symbols() {
+            if let (SymbolKind::Text | SymbolKind::Data, SymbolSection::Section(section)) =
+                (symbol.kind(), symbol.section())
+                && !symbol.name()?.is_empty()
+            {
+                names.insert(section, symbol.name()?.to_owned());
+            }
+        }
+        let target = |target: RelocationTarget| -> Result<Option<String>> {
+            let RelocationTarget::Symbol(index) = target else { return Ok(None) };
+            let symbol = file.symbol_by_index(index)?;
+            let local = symbol.section_index().and_then(|section| names.get(&section));
+            Ok(Some(match local {
+                Some(name) => name.clone(),
+                None => symbol.name()?.to_owned(),
+            }))
+        };
+        for section in file.sections() {
+            if section.name()? == ".stack_sizes" {
+                for (offset, relocation) in section.relocations() {
+                    let Some(function) = target(relocation.target())? else { continue };
+                    let size = section.data()?.get(offset as usize + 4..).and_then(uleb);
+                    let size = size.with_context(|| format!("no stack size for {function}"))?;
+                    let frame = self.frames.entry(function).or_default();
+                    *frame = size.max(*frame);
+                }
+                continue;
+            }
+            let Some(name) = names.get(&section.index()) else { continue };
+            let refers = self.refers.entry(name.clone()).or_default();
+            for (_, relocation) in section.relocations() {
+                let to = target(relocation.target())?;
+                // A function's tables of jumps refer to itself as well.
+                let calls = matches!(relocation.flags(), RelocationFlags::Elf { r_type: CALL });
+                if calls || to.as_ref() != Some(name) {
+                    refers.extend(to);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn uleb(bytes: &[u8]) -> Option<u64> {
+    let mut number = 0;
+    for (at, byte) in bytes.iter().take(9).enumerate() {
+        number |= u64::from(byte & 0x7f) << (7 * at);
+        if byte & 0x80 == 0 {
+            return Some(number);
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::uleb;
+
+    #[test]
+    fn numbers_are_read() {
+        assert_eq!(uleb(&[5]), Some(5));
+        assert_eq!(uleb(&[0xe5, 0x8e, 0x26]), Some(624_485));
+        assert_eq!(uleb(&[0x80]), None);
+    }
+}

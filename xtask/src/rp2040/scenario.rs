@@ -1,0 +1,459 @@
+//! What happens to a board, and what must come of it.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, bail, ensure};
+use nanonsq_tests::{Nsqd, Nsqlookupd, Peers, ServerOptions, Until, consume_all};
+use serde_json::Value;
+use tokio::time::sleep;
+
+use super::LIMIT;
+use super::device::Device;
+use crate::judge::{at_least_once, exactly_once, expect};
+
+const READINGS: &str = "readings";
+const REPORTS: &str = "reports";
+const REPLIES: &str = "replies";
+const COMMANDS: &str = "pico-commands";
+/// This machine as the board sees it.
+const HOST: &str = "10.0.2.2";
+/// The device's name without another: from the number of the emulated flash chip.
+const NAME: &str = "pico-12345678";
+/// How long publishing may take, twice as long as it takes on a machine that does nothing else.
+const PUBLISHING: Duration = Duration::from_secs(150);
+/// A node is listed again so soon after its nsqlookupd is back: within its longest wait and a dial.
+const LISTED: Duration = Duration::from_secs(10);
+/// What erasing a sector costs of the bytes that `cut` counts.
+const SECTOR: u64 = 4096;
+
+/// The servers, and what they play with.
+pub(crate) struct Stage<'s> {
+    emulator: &'s Path,
+    image: &'s Path,
+    lookupds: [Nsqlookupd; 2],
+    nsqd: Nsqd,
+    seed: u64,
+    started: Instant,
+    /// Crash reports that were consumed.
+    seen: RefCell<Vec<Value>>,
+}
+
+impl<'s> Stage<'s> {
+    pub(crate) async fn set(peers: &Peers, emulator: &'s Path, image: &'s Path) -> Self {
+        let lookupds = [
+            Nsqlookupd::start(peers, ServerOptions::new()).await,
+            Nsqlookupd::start(peers, ServerOptions::new()).await,
+        ];
+        // Through files alone the order of arrival is kept.
+        let options = ServerOptions::new().flag("--mem-queue-size=0");
+        let nsqd = Nsqd::start(peers, options).await;
+        let nanos = SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |at| at.subsec_nanos());
+        println!(
+            "nsqlookupds on {} and {}, nsqd on {}; seed {nanos}",
+            lookupds[0].tcp_address(),
+            lookupds[1].tcp_address(),
+            nsqd.tcp_address()
+        );
+        Self {
+            emulator,
+            image,
+            lookupds,
+            nsqd,
+            seed: u64::from(nanos),
+            started: Instant::now(),
+            seen: RefCell::default(),
+        }
+    }
+
+    /// A board as it comes out of the factory, with a terminal.
+    async fn boot(&self) -> Result<Device> {
+        let started = Instant::now();
+        let device = Device::boot(self.emulator, self.image, self.seed)?;
+        device.ready(started).await?;
+        Ok(device)
+    }
+
+    /// A board that was set up on its console for these servers, and then rebooted.
+    async fn boot_for(&self, settings: &[(&str, &str)]) -> Result<Device> {
+        let mut device = self.boot().await?;
+        let shown = device.ask("show").await?;
+        ensure!(shown.contains("no nsqd is set") && shown.contains(NAME), "{shown}");
+        let at_host = |port: u16| format!("{HOST}:{port}");
+        let lookupds =
+            self.lookupds.each_ref().map(|lookupd| at_host(lookupd.tcp_address().port()));
+        for (key, value) in [
+            ("nsqd", &*at_host(self.nsqd.tcp_address().port())),
+            ("lookupd", &lookupds.join(",")),
+            ("broadcast", &self.nsqd.tcp_address().to_string()),
+            ("heartbeat", "1s"),
+        ]
+        .iter()
+        .chain(settings)
+        {
+            let answer = device.ask(&format!("set {key} {value}")).await?;
+            ensure!(answer.contains("not saved yet"), "{answer}");
+        }
+        let answer = device.ask("save").await?;
+        ensure!(answer.contains("saved; `reboot` to use it"), "{answer}");
+        self.reboot(&mut device).await?;
+        Ok(device)
+    }
+
+    async fn reboot(&self, device: &mut Device) -> Result<()> {
+        let since = Instant::now();
+        device.type_line("reboot")?;
+        device.ready(since).await
+    }
+
+    /// A board that publishes so many readings, once it is connected.
+    async fn publishing(&self, readings: u32) -> Result<Device> {
+        let count = readings.to_string();
+        let device = self.boot_for(&[("interval", "10ms"), ("count", &count)]).await?;
+        device.says("nsqd 0: connected", self.started).await?;
+        Ok(device)
+    }
+
+    pub(crate) async fn clean(&mut self, readings: u32) -> Result<String> {
+        let mut device = self.publishing(readings).await?;
+        let stats = device.ask("stats").await?;
+        ensure!(stats.contains("network    10.0.2.15/24, gateway 10.0.2.2"), "{stats}");
+        ensure!(device.counts().await?["hostname"] == NAME, "DHCP knows no host name");
+        for lookupd in &self.lookupds {
+            for topic in [READINGS, REPORTS, REPLIES] {
+                let producer = self.nsqd.tcp_address().to_string();
+                listed(lookupd, topic, &producer, LIMIT).await?;
+            }
+        }
+        let numbers = self.finish(&mut device, readings).await?;
+        let arrived = self.arrived(readings).await?;
+        exactly_once(&arrived, readings)?;
+        expect(&numbers, "connections", 1..=1)?;
+        expect(&numbers, "possible_duplicates", 0..=0)?;
+        let counts = device.counts().await?;
+        ensure!(counts["ledChanges"].as_u64() > Some(0), "the LED never changed: {counts}");
+        Ok(format!("{readings} readings, each once; set up on the console, address by DHCP"))
+    }
+
+    pub(crate) async fn unplugged(&mut self, readings: u32) -> Result<String> {
+        let mut device = self.publishing(readings).await?;
+        sleep(Duration::from_secs(2)).await;
+        println!("pulling the cable");
+        let pulled = Instant::now();
+        device.tell("cable out")?;
+        let (noticed, _) = device.says("nsqd 0: ", pulled).await?;
+        // Longer than two heartbeats in any case.
+        sleep(Duration::from_secs(4).saturating_sub(pulled.elapsed())).await;
+        let stats = device.ask("stats").await?;
+        ensure!(stats.contains("network    no link"), "{stats}");
+        println!("putting it in");
+        let back = Instant::now();
+        device.tell("cable in")?;
+        let (connected, _) = device.says("nsqd 0: connected", back).await?;
+        let (noticed, connected) = (noticed - pulled, connected - back);
+        let duplicates = self.at_least_once(&mut device, readings, 2..=3).await?;
+        Ok(format!(
+            "noticed after {} ms, connected {} ms after the end, {readings} readings and \
+             {duplicates} duplicates",
+            noticed.as_millis(),
+            connected.as_millis()
+        ))
+    }
+
+    pub(crate) async fn restarts(&mut self, readings: u32) -> Result<String> {
+        let mut device = self.publishing(readings).await?;
+        let mut took = Duration::ZERO;
+        for round in 1..=3 {
+            sleep(Duration::from_secs(2)).await;
+            println!("stopping and starting nsqd, {round} of 3");
+            self.nsqd.stop_sigterm().await;
+            sleep(Duration::from_millis(300)).await;
+            let since = Instant::now();
+            self.nsqd.start_again().await;
+            device.says("nsqd 0: connected", since).await?;
+            if round == 2 {
+                println!("killing and starting an nsqlookupd");
+                self.lookupds[1].kill().await;
+                sleep(Duration::from_secs(1)).await;
+                self.lookupds[1].start_again().await;
+                let producer = self.nsqd.tcp_address().to_string();
+                let since = self.lookupds[1].listening_since();
+                listed(&self.lookupds[1], READINGS, &producer, LISTED).await?;
+                took = since.elapsed();
+            }
+        }
+        let duplicates = self.at_least_once(&mut device, readings, 4..=7).await?;
+        Ok(format!(
+            "{readings} readings and {duplicates} duplicates across 3 restarts of nsqd; listed \
+             again {} ms after nsqlookupd's",
+            took.as_millis()
+        ))
+    }
+
+    pub(crate) async fn loss(&mut self, readings: u32) -> Result<String> {
+        let mut device = self.publishing(readings).await?;
+        device.tell("loss 0.02")?;
+        let duplicates = self.at_least_once(&mut device, readings, 1..=u64::MAX).await?;
+        let counts = device.counts().await?;
+        let lost = counts["lost"].as_u64().context("no count of frames")?;
+        ensure!(lost > 0, "nothing was lost: {counts}");
+        let frames = counts["out"].as_u64().unwrap_or(0) + counts["in"].as_u64().unwrap_or(0);
+        Ok(format!(
+            "{readings} readings and {duplicates} duplicates; {lost} of {frames} frames lost"
+        ))
+    }
+
+    pub(crate) async fn power(&mut self, cuts: u32) -> Result<String> {
+        let mut device = self.boot().await?;
+        device.ask("set name device-0").await?;
+        device.ask("set count 0").await?;
+        device.ask("set nsqd 10.0.2.2:4000").await?;
+        let answer = device.ask("save").await?;
+        ensure!(answer.contains("saved"), "{answer}");
+        let (mut current, mut olds, mut news) = (0, 0, 0);
+        let mut random = self.seed | 1;
+        for number in 1..=cuts {
+            device.ask(&format!("set name device-{number}")).await?;
+            device.ask(&format!("set nsqd 10.0.2.2:{}", 4000 + number)).await?;
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            // While the sector is erased, while the record is written, or just after.
+            let cut = match number % 3 {
+                0 => random % SECTOR,
+                1 => SECTOR + random % 64,
+                _ => SECTOR + 80 + random % 4,
+            };
+            println!("power is cut after {cut} bytes of flash");
+            let (since, stops) = (Instant::now(), device.stops().len());
+            device.tell(&format!("cut {cut}"))?;
+            device.type_line("save")?;
+            // Either it is cut, or it was done by then.
+            let saved = device.says("saved; `reboot`", since);
+            let was_saved = tokio::select! {
+                saved = saved => saved.is_ok(),
+                cut = stopped(&device, stops) => {
+                    cut?;
+                    false
+                }
+            };
+            if was_saved {
+                device.tell("power")?;
+                stopped(&device, stops).await?;
+            }
+            device.ready(since).await?;
+            let shown = device.ask("show").await?;
+            let is = |number: u32| {
+                let name = format!("  name             device-{number}\n");
+                let nsqd = format!("  nsqd             10.0.2.2:{}\n", 4000 + number);
+                shown.contains(&name) && shown.contains(&nsqd)
+            };
+            match (is(current), is(number)) {
+                (true, false) if !was_saved => olds += 1,
+                (false, true) => {
+                    news += 1;
+                    current = number;
+                }
+                _ => bail!("neither the old settings nor the new: {shown}"),
+            }
+        }
+        ensure!(olds > 0 && news > 0, "{olds} and {news}: cut too early or too late each time");
+        Ok(format!("{cuts} cuts: the old settings {olds} times, the new ones {news} times"))
+    }
+
+    pub(crate) async fn crash(&mut self) -> Result<String> {
+        let mut device = self.boot_for(&[]).await?;
+        let mut times = Vec::new();
+        for (number, command, reason, text) in [
+            (1u32, "panic", "panic", "asked for on the console"),
+            (2, "stall", "watchdog", "nobody fed the watchdog"),
+            (3, "stall network", "stall", "the network's driver makes no progress"),
+        ] {
+            let (since, stops) = (Instant::now(), device.stops().len());
+            device.type_line(command)?;
+            let stopped = stopped(&device, stops).await?;
+            times.push(since.elapsed().as_secs());
+            ensure!((stopped == "reset: watchdog") == (command == "stall"), "{stopped}");
+            device.ready(since).await?;
+            device.says("nsqd 0: connected", since).await?;
+            let report = self.crash_report(number).await?;
+            ensure!(report["device"] == NAME && report["crash"] == reason, "{report}");
+            ensure!(report["text"].as_str().unwrap_or_default().ends_with(text), "{report}");
+            ensure!(report["crash_uptime_s"].is_u64(), "{report}");
+            let stats = device.ask("stats").await?;
+            ensure!(stats.contains(&format!("crashed    {reason} after ")), "{stats}");
+        }
+        println!("pushing the reset button");
+        let since = Instant::now();
+        device.tell("reset")?;
+        device.ready(since).await?;
+        device.says("nsqd 0: connected", since).await?;
+        let stats = device.ask("stats").await?;
+        ensure!(stats.contains("crashed    not before this start"), "{stats}");
+        ensure!(self.crash_reports().await?.len() == 3, "a reset is no crash");
+        Ok(format!(
+            "a panic, a hang and a network that hangs, each reported; back after {} s, {} s, {} s",
+            times[0], times[1], times[2]
+        ))
+    }
+
+    /// The crash reports that arrived in nsqd so far.
+    async fn crash_reports(&self) -> Result<Vec<Value>> {
+        let until = Until::quiet_for(Duration::from_millis(300));
+        let consumed = consume_all(self.nsqd.tcp_address(), REPORTS, "crashes", until).await?;
+        for text in consumed.texts() {
+            println!("    > {text}");
+            let report: Value = serde_json::from_str(&text)?;
+            if report["crash"].is_string() {
+                self.seen.borrow_mut().push(report);
+            }
+        }
+        Ok(self.seen.borrow().clone())
+    }
+
+    /// Waits for the crash report with this number.
+    async fn crash_report(&self, number: u32) -> Result<Value> {
+        let since = Instant::now();
+        loop {
+            let reports = self.crash_reports().await?;
+            if let Some(report) = reports.iter().find(|report| report["crashes"] == number) {
+                return Ok(report.clone());
+            }
+            ensure!(since.elapsed() < LIMIT, "no crash report number {number}");
+        }
+    }
+
+    pub(crate) async fn command(&mut self) -> Result<String> {
+        self.nsqd.create_topic(COMMANDS).await;
+        let mut device = self.boot_for(&[("commands", COMMANDS), ("interval", "1h")]).await?;
+        device.says("commands 0: subscribed", self.started).await?;
+        let reply = self.ask("#1 set interval 50ms").await?;
+        ensure!(reply["ok"] == true && reply["text"] == "interval is 50 ms", "{reply}");
+        let (before, at) = (self.nsqd.message_count(READINGS).await, uptime(&mut device).await?);
+        sleep(Duration::from_secs(2)).await;
+        let came = self.nsqd.message_count(READINGS).await - before;
+        // By the board's clock, which may be slower than ours, and with some on their way.
+        let took = uptime(&mut device).await? - at;
+        let expected = took / 50;
+        ensure!((expected * 3 / 4..=expected + 5).contains(&came), "{came} readings in {took} ms");
+        let reply = self.ask("#2 dance").await?;
+        ensure!(reply["ok"] == false, "{reply}");
+        let (since, stops) = (Instant::now(), device.stops().len());
+        let reply = self.ask("#3 reboot").await?;
+        ensure!(reply["ok"] == true && reply["text"] == "rebooting", "{reply}");
+        ensure!(stopped(&device, stops).await? == "reset: asked for", "not as asked for");
+        device.ready(since).await?;
+        device.says("commands 0: subscribed", since).await?;
+        let stats = device.ask("stats").await?;
+        ensure!(stats.contains("crashed    not before this start"), "{stats}");
+        let reply = self.ask("#4 stats").await?;
+        ensure!(reply["ok"] == true && reply["stats"]["readings"].is_u64(), "{reply}");
+        ensure!(device.stops().len() == stops + 1, "it rebooted again");
+        Ok(format!("4 commands answered, {came} readings in {took} ms after `set interval 50ms`"))
+    }
+
+    /// Sends a command; gives its reply.
+    async fn ask(&self, command: &str) -> Result<Value> {
+        let (number, _) = command.split_once(' ').context("a command has a number")?;
+        println!("    < {command}");
+        self.nsqd.publish(COMMANDS, command.as_bytes()).await;
+        let since = Instant::now();
+        loop {
+            let until = Until::distinct(1).idle(Duration::from_millis(500));
+            let consumed = consume_all(self.nsqd.tcp_address(), REPLIES, "checker", until).await?;
+            for text in consumed.texts() {
+                println!("    > {text}");
+                let reply: Value = serde_json::from_str(&text)?;
+                if reply["id"] == number.trim_start_matches('#') {
+                    return Ok(reply);
+                }
+            }
+            ensure!(since.elapsed() < LIMIT, "no reply to {command:?}");
+        }
+    }
+
+    /// Waits until all readings are published; the numbers of then.
+    async fn finish(&self, device: &mut Device, readings: u32) -> Result<BTreeMap<String, u64>> {
+        let waiting = Instant::now();
+        loop {
+            let numbers = device.numbers().await?;
+            let number = |name: &str| numbers.get(name).copied();
+            if number("readings") == Some(readings.into()) && number("pending") == Some(0) {
+                for name in ["rejected", "dropped", "expired"] {
+                    expect(&numbers, name, 0..=0)?;
+                }
+                ensure!(number("accepted") == number("acknowledged"), "{numbers:?}");
+                return Ok(numbers);
+            }
+            ensure!(waiting.elapsed() < PUBLISHING, "not published in {PUBLISHING:?}: {numbers:?}");
+            sleep(Duration::from_secs(1)).await;
+        }
+    }
+
+    /// Waits until all are published; each arrived, in order. Gives the number of duplicates.
+    async fn at_least_once(
+        &self,
+        device: &mut Device,
+        readings: u32,
+        connections: std::ops::RangeInclusive<u64>,
+    ) -> Result<u64> {
+        let numbers = self.finish(device, readings).await?;
+        expect(&numbers, "connections", connections)?;
+        let arrived = self.arrived(readings).await?;
+        at_least_once(&arrived, readings, &numbers)
+    }
+
+    /// The numbers of the readings in nsqd, in the order of their arrival.
+    async fn arrived(&self, readings: u32) -> Result<Vec<u32>> {
+        let until =
+            Until::distinct(readings as usize).linger(Duration::from_millis(500)).limit(LIMIT);
+        let consumed = consume_all(self.nsqd.tcp_address(), READINGS, "checker", until).await?;
+        let numbers = consumed.bodies().map(|body| -> Result<u32> {
+            let reading: Value = serde_json::from_slice(body)?;
+            let temperature = reading["values"]["temperature_mc"].as_i64().unwrap_or_default();
+            // The emulated chip has 27 degrees.
+            let is_good = reading["device"] == NAME && (26_000..28_000).contains(&temperature);
+            ensure!(is_good, "{reading}");
+            Ok(serde_json::from_value(reading["number"].clone())?)
+        });
+        let numbers: Vec<u32> = numbers.collect::<Result<_>>()?;
+        let texts = consumed.texts();
+        if let [first, .., last] = &*texts {
+            println!(
+                "in nsqd:\n    > {first}\n    > ... {} more ...\n    > {last}",
+                texts.len() - 2
+            );
+        }
+        Ok(numbers)
+    }
+}
+
+/// Milliseconds since the board was started, by its own clock.
+async fn uptime(device: &mut Device) -> Result<u64> {
+    let counts = device.counts().await?;
+    Ok(counts["milliseconds"].as_f64().context("no count of milliseconds")? as u64)
+}
+
+/// Waits until the board has stopped more often than before; why it did.
+async fn stopped(device: &Device, before: usize) -> Result<String> {
+    let since = Instant::now();
+    loop {
+        if let Some(stop) = device.stops().get(before) {
+            return Ok(stop.clone());
+        }
+        ensure!(since.elapsed() < LIMIT, "the board still runs after {LIMIT:?}");
+        sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Waits until an nsqlookupd lists the producer.
+async fn listed(lookupd: &Nsqlookupd, topic: &str, producer: &str, limit: Duration) -> Result<()> {
+    let since = Instant::now();
+    while !lookupd.lookup(topic).await.iter().any(|other| other == producer) {
+        ensure!(since.elapsed() < limit, "{topic} is not listed in {limit:?}");
+        sleep(Duration::from_millis(5)).await;
+    }
+    Ok(())
+}
