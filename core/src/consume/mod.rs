@@ -131,6 +131,14 @@ impl<const CONNECTIONS: usize, const MESSAGES: usize> Storage<CONNECTIONS, MESSA
         }
     }
 
+    // One by one: as a whole, it would pass through the stack.
+    fn clear(&mut self) {
+        self.connections.fill_with(|| Connection::NEW);
+        self.seats.fill(Seat::EMPTY);
+        self.shares.fill(Share::NONE);
+        self.slots.fill(Slot::FREE);
+    }
+
     /// With a ring of so many bytes, which is usually known when it is compiled: no division then.
     #[inline]
     pub(crate) fn tables(&mut self, ring: usize) -> Tables<'_> {
@@ -422,7 +430,7 @@ impl<'a> Consumer<'a> {
     ) -> Result<Self, ConfigError> {
         config.check(CONNECTIONS, nsqds.len(), MESSAGES, ring.len())?;
         // It may have been another consumer's.
-        *storage = Storage::new();
+        storage.clear();
         let mut consumer = Self::unseated(config, storage.tables(ring.len()), nsqds, ring);
         consumer.seat();
         if nsqds.len() > CONNECTIONS {
