@@ -29,16 +29,22 @@ pub(crate) fn emit_text<W: Write>(w: &mut W, text: &str) -> Result<(), W::Error>
 /// A number of up to 20 digits.
 pub(crate) fn emit_u64<W: Write>(w: &mut W, number: u64) -> Result<(), W::Error> {
     const BILLION: u64 = 1_000_000_000;
-    // Nine digits at a time; at most 18 are left for the first two rounds.
-    let (high, low) = (number / BILLION, (number % BILLION) as u32);
-    if high == 0 {
-        return w.write_all(Decimal::unsigned(low).as_bytes());
+    // Nine digits at a time; the first part has at most two.
+    let parts = [number / BILLION / BILLION, number / BILLION % BILLION, number % BILLION];
+    let mut begun = false;
+    for (at, part) in parts.into_iter().enumerate() {
+        if part == 0 && !begun && at < 2 {
+            continue;
+        }
+        let digits = Decimal::unsigned(part as u32);
+        let zeros = 9usize.saturating_sub(digits.as_bytes().len());
+        if begun {
+            w.write_all(b"00000000".get(..zeros).unwrap_or_default())?;
+        }
+        w.write_all(digits.as_bytes())?;
+        begun = true;
     }
-    emit_u64(w, high)?;
-    let digits = Decimal::unsigned(low);
-    let zeros = 9usize.saturating_sub(digits.as_bytes().len());
-    w.write_all(b"00000000".get(..zeros).unwrap_or_default())?;
-    w.write_all(digits.as_bytes())
+    Ok(())
 }
 
 /// A signed number of up to 20 characters.
