@@ -101,7 +101,6 @@ impl Address {
     }
 
     /// Of nobody: nothing can be dialed there.
-    #[cfg(feature = "async")]
     pub(crate) const NONE: Self = Self { port: 0, len: 0, host: [0; HOST_MAX] };
 
     /// The host: a name, or a literal address without brackets.

@@ -5,11 +5,15 @@
 mod macros;
 
 pub mod address;
+pub mod busy;
 pub mod consume;
+pub mod directory;
 #[cfg(feature = "async")]
 pub mod drive;
+pub mod http;
 pub mod lookup;
 pub mod name;
+pub mod node;
 pub mod publish;
 pub mod session;
 pub mod time;

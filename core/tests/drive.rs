@@ -5,14 +5,19 @@
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::future::Future;
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 
+use embassy_futures::select::select;
+use embassy_sync::blocking_mutex::raw::NoopRawMutex;
 use nanonsq_core::address::Address;
-use nanonsq_core::drive::{Dialer, SessionCell, Sleep, Transport, drive};
+use nanonsq_core::drive::{
+    Dialer, Gate, Listener, SessionCell, Sleep, Transport, drive, refuse, serve,
+};
 use nanonsq_core::session::{
     Closed, DialError, Fault, Link, Session, Transmit, TransportError, Upgrade,
 };
@@ -33,6 +38,9 @@ struct Wire {
 struct World {
     /// Whether dials are held back.
     gate: Rc<Cell<bool>>,
+    /// How many call, and how often somebody waited for a caller.
+    callers: Rc<Cell<usize>>,
+    accepts: Rc<Cell<usize>>,
     wire: Rc<RefCell<Wire>>,
     now: Rc<Cell<u64>>,
     /// When it is to wake the task, and how often that changed.
@@ -101,6 +109,23 @@ impl Dialer for World {
         std::future::poll_fn(|_| if self.gate.get() { Poll::Pending } else { Poll::Ready(()) })
             .await;
         Ok(Pipe(self.clone()))
+    }
+}
+
+impl Listener for World {
+    type Transport<'l> = Pipe;
+
+    async fn accept(&mut self) -> Result<(Pipe, SocketAddr), DialError> {
+        self.accepts.set(self.accepts.get() + 1);
+        std::future::poll_fn(|_| match self.callers.get().checked_sub(1) {
+            Some(left) => {
+                self.callers.set(left);
+                Poll::Ready(())
+            }
+            None => Poll::Pending,
+        })
+        .await;
+        Ok((Pipe(self.clone()), ([10, 0, 0, 2], 4000).into()))
     }
 }
 
@@ -238,6 +263,20 @@ impl Wake for Wakes {
     }
 }
 
+/// Polls it, and again as long as it wakes itself.
+fn settle<T>(mut future: std::pin::Pin<&mut impl Future<Output = T>>) {
+    let wakes = Arc::new(Wakes::default());
+    let waker = Waker::from(wakes.clone());
+    for _ in 0..100 {
+        let before = wakes.0.load(Ordering::Relaxed);
+        assert!(future.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+        if wakes.0.load(Ordering::Relaxed) == before {
+            return;
+        }
+    }
+    panic!("it wakes itself for ever");
+}
+
 /// Polls the driver when told to, and as long as it wakes itself.
 macro_rules! driven {
     ($world:ident, $shared:ident, $poll:ident, $greeter:expr) => {
@@ -249,18 +288,7 @@ macro_rules! driven {
         let $shared = Shared(RefCell::new($greeter));
         let (mut dialer, mut sleep, mut rx) = ($world.clone(), $world.clone(), [0; 16]);
         let mut driver = pin!(drive(&$shared, &mut dialer, &mut sleep, &mut rx));
-        let wakes = Arc::new(Wakes::default());
-        let waker = Waker::from(wakes.clone());
-        let mut $poll = || {
-            for _ in 0..100 {
-                let before = wakes.0.load(Ordering::Relaxed);
-                let Poll::Pending = driver.as_mut().poll(&mut Context::from_waker(&waker));
-                if wakes.0.load(Ordering::Relaxed) == before {
-                    return;
-                }
-            }
-            panic!("the driver wakes itself for ever");
-        };
+        let mut $poll = || settle(driver.as_mut());
         $poll();
     };
 }
@@ -399,4 +427,152 @@ fn what_one_connection_left_is_not_offered_to_the_next() {
     say(&world, "next");
     poll();
     assert_eq!(shared.0.borrow().heard, b"anext");
+}
+
+// --- accepted connections ---
+
+/// As [`Greeter`]; accepted connections are up without a dial.
+struct Caller(Greeter);
+
+impl Session for Caller {
+    fn link(&self) -> Link {
+        self.0.link
+    }
+
+    fn open(&mut self, now: Instant) {
+        self.0.link = Link::Up;
+        self.0.open(now);
+    }
+
+    fn receive(&mut self, now: Instant, bytes: &[u8]) -> Result<(), Fault> {
+        if self.0.link == Link::Up { self.0.receive(now, bytes) } else { Ok(()) }
+    }
+
+    fn transmit(&mut self, now: Instant) -> Transmit<'_> {
+        self.0.transmit(now)
+    }
+
+    fn sent(&mut self, now: Instant, n: usize) {
+        self.0.sent(now, n);
+    }
+
+    fn deadline(&self) -> Instant {
+        self.0.deadline()
+    }
+
+    fn tick(&mut self, _: Instant) {}
+
+    fn closed(&mut self, now: Instant, why: Closed) {
+        self.0.closed(now, why);
+    }
+}
+
+struct CallerCell(RefCell<Caller>);
+
+impl CallerCell {
+    fn new() -> Self {
+        Self(RefCell::new(Caller(Greeter::new(false))))
+    }
+}
+
+impl SessionCell for CallerCell {
+    fn with(&self, f: &mut dyn FnMut(&mut dyn Session)) {
+        f(&mut *self.0.borrow_mut());
+    }
+
+    fn register(&self, _: &Waker) {}
+}
+
+#[test]
+fn a_caller_is_heard_to_the_end_before_its_transport_is_dropped() {
+    for ends in [Ok(Vec::new()), Err(TransportError::Reset)] {
+        let world = World::default();
+        let cell = CallerCell::new();
+        let (mut listener, mut sleep, mut rx) = (world.clone(), world.clone(), [0; 16]);
+        let mut serving = pin!(serve(&cell, &mut listener, &mut sleep, &mut rx));
+        world.callers.set(1);
+        settle(serving.as_mut());
+        say(&world, "bye");
+        settle(serving.as_mut());
+        assert_eq!(written(&world), "hellolast words");
+        assert_eq!(world.wire.borrow().log, ["close"], "once");
+        assert_eq!(cell.0.borrow().0.closed, [], "it may still be writing");
+        say(&world, "more");
+        settle(serving.as_mut());
+        assert_eq!((&*cell.0.borrow().0.heard, written(&world)), (&b"bye"[..], String::new()));
+        world.wire.borrow_mut().reads.push_back(ends);
+        settle(serving.as_mut());
+        assert_eq!(world.wire.borrow().log, ["close"]);
+        assert_eq!(cell.0.borrow().0.closed, [Closed::Local]);
+        assert_eq!(world.accepts.get(), 2, "the slot listens again");
+    }
+}
+
+#[test]
+fn a_caller_that_does_not_hang_up_is_heard_until_the_deadline() {
+    let world = World::default();
+    let cell = CallerCell::new();
+    let (mut listener, mut sleep, mut rx) = (world.clone(), world.clone(), [0; 16]);
+    let mut serving = pin!(serve(&cell, &mut listener, &mut sleep, &mut rx));
+    world.callers.set(1);
+    say(&world, "bye");
+    for ms in 0..999 {
+        world.now.set(ms);
+        say(&world, "more and more");
+        settle(serving.as_mut());
+        assert_eq!(cell.0.borrow().0.closed, []);
+    }
+    world.now.set(1000);
+    settle(serving.as_mut());
+    assert_eq!(world.wire.borrow().log, ["close", "abort"]);
+    assert_eq!(cell.0.borrow().0.closed, [Closed::Local]);
+    assert_eq!(world.accepts.get(), 2);
+}
+
+#[test]
+fn the_spare_slot_listens_only_while_all_others_are_taken() {
+    let (one, two, spare) = (World::default(), World::default(), World::default());
+    let cells = [CallerCell::new(), CallerCell::new(), CallerCell::new()];
+    let gate = Gate::<NoopRawMutex>::new(2);
+    let (mut first, mut second, mut third) =
+        (gate.admit(one.clone()), gate.admit(two.clone()), spare.clone());
+    let (mut sleeps, mut rx) = ([one.clone(), two.clone(), spare.clone()], [[0; 16]; 3]);
+    let [sleep_1, sleep_2, sleep_3] = &mut sleeps;
+    let [rx_1, rx_2, rx_3] = &mut rx;
+    let mut all = pin!(select(
+        select(
+            serve(&cells[0], &mut first, sleep_1, rx_1),
+            serve(&cells[1], &mut second, sleep_2, rx_2),
+        ),
+        refuse(&gate, &cells[2], &mut third, sleep_3, rx_3),
+    ));
+    let mut poll = || settle(all.as_mut());
+    spare.callers.set(1);
+    poll();
+    one.callers.set(1);
+    poll();
+    assert_eq!((spare.accepts.get(), spare.callers.get()), (0, 1), "one is free");
+    two.callers.set(1);
+    poll();
+    assert_eq!((spare.accepts.get(), written(&spare).as_str()), (1, "hello"));
+    // One of the others goes, while somebody is refused.
+    say(&one, "");
+    poll();
+    say(&spare, "bye");
+    say(&spare, "");
+    poll();
+    assert_eq!(cells[2].0.borrow().0.closed, [Closed::Local]);
+    assert_eq!(spare.accepts.get(), 1, "one is free");
+    // And while the spare one listens.
+    one.callers.set(1);
+    poll();
+    assert_eq!(spare.accepts.get(), 2);
+    say(&two, "");
+    poll();
+    spare.callers.set(1);
+    poll();
+    assert_eq!(spare.callers.get(), 1, "it no longer listens");
+    two.callers.set(1);
+    poll();
+    assert_eq!((spare.accepts.get(), spare.callers.get()), (3, 0));
 }

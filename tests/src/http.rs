@@ -66,6 +66,17 @@ pub async fn request(
     path: &str,
     body: &[u8],
 ) -> Result<Response> {
+    request_within(LIMIT, address, method, path, body).await
+}
+
+/// Any request, with another limit than 5 s.
+pub async fn request_within(
+    limit: Duration,
+    address: SocketAddr,
+    method: &str,
+    path: &str,
+    body: &[u8],
+) -> Result<Response> {
     let exchange = async {
         let mut stream = TcpStream::connect(address).await?;
         let length = body.len();
@@ -77,13 +88,14 @@ pub async fn request(
         out.extend_from_slice(body);
         stream.write_all(&out).await?;
         let mut answer = Vec::new();
-        stream.read_to_end(&mut answer).await?;
+        // chromedriver promises to close the connection and then does not.
+        while !has_all(&answer) && stream.read_buf(&mut answer).await? > 0 {}
         parse(&answer)
     };
     let late = || {
-        Error::new(ErrorKind::TimedOut, format!("{method} {address}{path}: no answer in {LIMIT:?}"))
+        Error::new(ErrorKind::TimedOut, format!("{method} {address}{path}: no answer in {limit:?}"))
     };
-    timeout(LIMIT, exchange).await.map_err(|_| late())?
+    timeout(limit, exchange).await.map_err(|_| late())?
 }
 
 /// Percent-encodes a topic or channel name for a query: `#ephemeral` must not become a fragment.
@@ -96,6 +108,18 @@ pub fn encode(name: &str) -> String {
             other => format!("%{other:02X}"),
         })
         .collect()
+}
+
+/// Whether a body of known length has arrived.
+fn has_all(answer: &[u8]) -> bool {
+    let length = || {
+        let (head, body) = split_once(answer, b"\r\n\r\n")?;
+        let head = std::str::from_utf8(head).ok()?.to_ascii_lowercase();
+        let mut lengths = head.lines().filter_map(|line| line.strip_prefix("content-length:"));
+        let length: usize = lengths.next()?.trim().parse().ok()?;
+        Some(body.len() >= length)
+    };
+    length().unwrap_or(false)
 }
 
 fn parse(answer: &[u8]) -> Result<Response> {

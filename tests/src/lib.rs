@@ -4,8 +4,10 @@
 //! | part | what it is |
 //! |---|---|
 //! | [`require_peers!`] | programs of `cargo xtask peers`; without them a test skips, visibly |
-//! | [`Nsqd`], [`Nsqlookupd`] | real servers: stop, kill, start again on the same ports and data |
+//! | [`Nsqd`], [`Nsqlookupd`] | servers, the real ones or others with their flags: stop, kill, start again on the same ports and data |
 //! | [`Tool`] | any other program, with its output collected |
+//! | [`Client`] | ordinary programs on go-nsq, pynsq and tokio-nsq, which say what they did |
+//! | [`Browser`] | a headless Chromium |
 //! | [`Proxy`] | a TCP proxy that delays, stalls, cuts and records |
 //! | [`oracle`] | a minimal consumer: what really arrived in nsqd |
 //! | [`tap`] | reads recorded client bytes back as commands |
@@ -16,16 +18,20 @@
 //! Every wait in it is bounded.
 
 pub mod auth;
+mod browser;
+pub mod client;
 pub mod http;
 pub mod oracle;
 pub mod peers;
 pub mod ports;
 pub mod proxy;
-mod random;
+pub mod random;
 pub mod server;
 pub mod tap;
 mod tool;
 
+pub use browser::Browser;
+pub use client::{Client, ClientConsumer};
 pub use oracle::{Consumed, Until, consume_all};
 pub use peers::Peers;
 pub use proxy::{Cut, Fault, Faults, Mode, Proxy};

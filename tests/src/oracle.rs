@@ -14,7 +14,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 /// for 250 ms.
 const IDENTIFY: &[u8] =
     br#"{"client_id":"oracle","user_agent":"oracle","output_buffer_timeout":25}"#;
-const RDY: u32 = 500;
+const RDY: u32 = 100;
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(5);
 const LARGEST_FRAME: usize = 16 << 20;
 
@@ -258,15 +258,20 @@ async fn goodbye(mut stream: TcpStream) {
     let _ = timeout(Duration::from_millis(500), end).await;
 }
 
-enum Frame<'a> {
+/// What nsqd sends.
+#[derive(Debug)]
+pub enum Frame<'a> {
+    /// An answer, or a heartbeat.
     Response(&'a [u8]),
+    /// An error.
     Error(&'a [u8]),
+    /// A delivery.
     Message(Message),
 }
 
 impl<'a> Frame<'a> {
     /// The first frame and its size, if it is complete.
-    fn parse(bytes: &'a [u8]) -> Result<Option<(Frame<'a>, usize)>> {
+    pub fn parse(bytes: &'a [u8]) -> Result<Option<(Frame<'a>, usize)>> {
         let bad = |why: String| Error::new(ErrorKind::InvalidData, why);
         let Some((size, rest)) = bytes.split_first_chunk() else {
             return Ok(None);

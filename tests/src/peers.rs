@@ -15,6 +15,19 @@ impl Peers {
     pub fn program(&self, name: &str) -> PathBuf {
         self.dir.join(name)
     }
+
+    /// The path of a program that `cargo xtask peers` leaves out where it cannot be built; if it is
+    /// missing, says that `test` is skipped.
+    ///
+    /// # Panics
+    ///
+    /// As [`find_or_skip`].
+    pub fn program_or_skip(&self, name: &str, test: &str) -> Option<PathBuf> {
+        let file = self.program(name);
+        file.is_file().then_some(file).or_else(|| {
+            skip(test, &format!("{name} is not there, see what `cargo xtask peers` says of it"))
+        })
+    }
 }
 
 /// The programs are not there; `Display` says what is missing and what to do.
@@ -56,20 +69,34 @@ pub fn find() -> Result<Peers, Missing> {
 pub fn find_or_skip(test: &str) -> Option<Peers> {
     match find() {
         Ok(peers) => Some(peers),
-        Err(missing) => {
-            let is = |name, value| env::var_os(name).is_some_and(|is| is == value);
-            if is("NANONSQ_REQUIRE_PEERS", "1") || is("CI", "true") {
-                panic!("{test} must not be skipped here: {missing}");
-            }
-            // Not eprintln: the test runner captures that, and shows it only for tests that fail.
-            let _ = writeln!(std::io::stderr(), "SKIPPED {test}: {missing}");
-            None
-        }
+        Err(missing) => skip(test, &missing),
     }
 }
 
+/// A program of this machine, by its name; if it is missing, says that `test` is skipped, and that
+/// `package` has it.
+///
+/// # Panics
+///
+/// As [`find_or_skip`].
+pub fn installed_or_skip(name: &str, package: &str, test: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let found = env::split_paths(&path).map(|dir| dir.join(name)).find(|file| file.is_file());
+    found.or_else(|| skip(test, &format!("{name} is not installed (package {package})")))
+}
+
+fn skip<T>(test: &str, why: &dyn fmt::Display) -> Option<T> {
+    let is = |name, value| env::var_os(name).is_some_and(|is| is == value);
+    if is("NANONSQ_REQUIRE_PEERS", "1") || is("CI", "true") {
+        panic!("{test} must not be skipped here: {why}");
+    }
+    // Not eprintln: the test runner captures that, and shows it only for tests that fail.
+    let _ = writeln!(std::io::stderr(), "SKIPPED {test}: {why}");
+    None
+}
+
 /// The root of the repository, for a test of any package in it.
-fn root() -> PathBuf {
+pub(crate) fn root() -> PathBuf {
     // What cargo says at run time, first: a cached build may come from another directory.
     let running = env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from).unwrap_or_default();
     let is_root = |dir: &&Path| dir.join("tests/peers/go.mod").is_file();

@@ -1,4 +1,4 @@
-//! Real nsqd and nsqlookupd processes on loopback.
+//! nsqd and nsqlookupd processes on loopback: the real ones, or others that take their flags.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom};
@@ -30,6 +30,7 @@ pub type Nsqlookupd = Server<NsqlookupdProgram>;
 /// What to start a server with, besides its ports and data directory.
 #[derive(Debug, Clone, Default)]
 pub struct ServerOptions {
+    program: Option<PathBuf>,
     flags: Vec<String>,
 }
 
@@ -42,6 +43,14 @@ impl ServerOptions {
     /// Adds a command line flag, such as `--msg-timeout=1s`.
     pub fn flag(mut self, flag: impl Into<String>) -> Self {
         self.flags.push(flag.into());
+        self
+    }
+
+    /// Another program in its place, such as `nanonsq`, with the command that comes before the flags.
+    /// It keeps no data.
+    pub fn program(mut self, program: impl Into<PathBuf>, command: impl Into<String>) -> Self {
+        self.program = Some(program.into());
+        self.flags.insert(0, command.into());
         self
     }
 
@@ -82,6 +91,7 @@ impl Program for NsqlookupdProgram {
 #[derive(Debug)]
 pub struct Server<P: Program> {
     program: PathBuf,
+    keeps_data: bool,
     flags: Vec<String>,
     tcp: Reserved,
     http: Reserved,
@@ -101,7 +111,8 @@ impl<P: Program> Server<P> {
         let dir =
             tempfile::Builder::new().prefix(P::NAME).tempdir().expect("a temporary directory");
         let mut server = Server {
-            program: peers.program(P::NAME),
+            keeps_data: P::HAS_DATA && options.program.is_none(),
+            program: options.program.unwrap_or_else(|| peers.program(P::NAME)),
             flags: options.flags,
             tcp: ports::reserve(),
             http: ports::reserve(),
@@ -189,6 +200,20 @@ impl<P: Program> Server<P> {
         self.http.address()
     }
 
+    /// The memory that its process has in RAM now, in bytes; 0 where there is no /proc to tell.
+    pub fn resident(&self) -> u64 {
+        let id = self.child.as_ref().map_or(0, Child::id);
+        let status = fs::read_to_string(format!("/proc/{id}/status")).unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+        kib.unwrap_or(0) * 1024
+    }
+
+    /// Whether the process still runs.
+    pub fn is_running(&mut self) -> bool {
+        self.child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)))
+    }
+
     /// Where nsqd keeps its data; the log is there too.
     pub fn dir(&self) -> &Path {
         self.dir.path()
@@ -237,7 +262,7 @@ impl<P: Program> Server<P> {
             if let Some(status) = self.child.as_mut().and_then(|child| child.try_wait().ok()?) {
                 self.child = None;
                 let log = self.log_from(from);
-                return Err(match log.contains("address already in use") {
+                return Err(match log.to_lowercase().contains("address already in use") {
                     true => StartError::PortTaken,
                     false => StartError::Other(status.to_string()),
                 });
@@ -256,6 +281,7 @@ impl<P: Program> Server<P> {
     fn command(&self, log: File) -> Command {
         let mut command = Command::new(&self.program);
         command
+            .args(&self.flags)
             .arg(format!("--tcp-address={}", self.tcp_address()))
             .arg(format!("--http-address={}", self.http_address()))
             .arg("--broadcast-address=127.0.0.1")
@@ -263,10 +289,9 @@ impl<P: Program> Server<P> {
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a second handle of the log"))
             .stderr(log);
-        if P::HAS_DATA {
+        if self.keeps_data {
             command.arg("--data-path").arg(self.dir());
         }
-        command.args(&self.flags);
         command
     }
 
@@ -337,7 +362,8 @@ impl Server<NsqdProgram> {
     /// The entry of `topic` in `/stats`, or `Null` if it does not exist.
     pub async fn stats(&self, topic: &str) -> Value {
         let mut stats = self.get_json(&format!("/stats?format=json&topic={}", encode(topic))).await;
-        stats["topics"][0].take()
+        // Null if there is none of that name.
+        stats["topics"].get_mut(0).map(Value::take).unwrap_or_default()
     }
 
     /// Messages of `topic` that no channel has got yet.

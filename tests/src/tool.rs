@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -54,6 +55,18 @@ impl Tool {
         self.read("stdout")
     }
 
+    /// What it wrote to standard output after its first `start` bytes.
+    pub fn stdout_from(&self, start: u64) -> Vec<u8> {
+        let read = || {
+            let mut file = File::open(self.dir.path().join("stdout"))?;
+            file.seek(SeekFrom::Start(start))?;
+            let mut bytes = Vec::new();
+            file.read_to_end(&mut bytes)?;
+            std::io::Result::Ok(bytes)
+        };
+        read().unwrap_or_default()
+    }
+
     /// What it wrote to standard error so far.
     pub fn stderr(&self) -> String {
         self.read("stderr")
@@ -66,6 +79,17 @@ impl Tool {
             kill_process(Pid::from_child(&self.child), Signal::TERM)
                 .expect("signalling a child of ours");
         }
+    }
+
+    /// Kills it, as a crash would.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// Whether it still runs.
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().expect("a child of ours").is_none()
     }
 
     /// Waits for its end; panics after `limit`.

@@ -1,10 +1,11 @@
-//! `cargo xtask peers`: the NSQ programs, built from the module that pins them (`tests/peers`).
+//! `cargo xtask peers`: the NSQ programs, built from the module that pins them (`tests/peers`), and
+//! clients in other languages: pynsq in a virtual environment, and a program on tokio-nsq.
 
 use std::ffi::OsStr;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::{env, fs};
 
 use anyhow::{Context, Result, bail};
@@ -24,7 +25,9 @@ const NSQ: [&str; 8] = [
     "to_nsq",
 ];
 /// Programs of our own, in `tests/peers/cmd`.
-const OURS: [&str; 1] = ["go-nsq-bench"];
+const OURS: [&str; 2] = ["go-nsq-bench", "go-nsq-client"];
+/// The program on tokio-nsq, in `tests/bench-tokio-nsq`.
+const TOKIO_NSQ: &str = "tokio-nsq-client";
 
 #[derive(Args, Default)]
 pub(crate) struct Options {
@@ -35,10 +38,22 @@ pub(crate) struct Options {
 
 pub(crate) fn run(options: &Options) -> Result<()> {
     ensure(options)?;
-    report(&module(), &project::peers_dir())
+    let (module, dir) = (module(), project::peers_dir());
+    let left_out =
+        [("pynsq", pynsq(options, &module, &dir)), (TOKIO_NSQ, tokio_nsq(options, &dir))];
+    report(&module, &dir)?;
+    for (client, made) in left_out {
+        match made {
+            Ok(version) => println!("  {client} {version}"),
+            // Only some tests want it, and they say that it is missing.
+            Err(why) => eprintln!("  {client} IS LEFT OUT: {why:#}"),
+        }
+    }
+    Ok(())
 }
 
-/// Builds what is missing or out of date, and says nothing if there is nothing to do.
+/// Builds those of the NSQ programs that are missing or out of date, and says nothing if there is
+/// nothing to do.
 pub(crate) fn ensure(options: &Options) -> Result<()> {
     let (module, dir) = (module(), project::peers_dir());
     let stamp = dir.join(".built-from");
@@ -47,7 +62,7 @@ pub(crate) fn ensure(options: &Options) -> Result<()> {
     let inputs = fingerprint(&module)?;
 
     let present = NSQ.iter().chain(&OURS).all(|program| dir.join(program).is_file());
-    if options.force || !present || fs::read_to_string(&stamp).ok().as_ref() != Some(&inputs) {
+    if options.force || !present || !is(&stamp, &inputs) {
         build(&module, &dir)?;
         fs::write(&stamp, inputs)?;
     }
@@ -79,6 +94,54 @@ fn build(module: &Path, dir: &Path) -> Result<()> {
     go.args(NSQ.map(|program| format!("github.com/nsqio/nsq/apps/{program}")));
     go.args(OURS.map(|program| format!("./cmd/{program}")));
     project::run(&mut go)
+}
+
+/// pynsq, in `target/peers/pynsq`. Gives its version.
+fn pynsq(options: &Options, module: &Path, dir: &Path) -> Result<String> {
+    let requirements = module.join("pynsq/requirements.txt");
+    let wanted = fs::read_to_string(&requirements)?;
+    let venv = dir.join("pynsq");
+    let stamp = venv.join(".built-from");
+    if options.force || !is(&stamp, &wanted) {
+        eprintln!("installing pynsq into {} ...", venv.display());
+        let mut make = Command::new("python3");
+        make.args(["-m", "venv", "--clear"]).arg(&venv);
+        project::run(&mut make).context("is Python 3 here, with venv (python3-venv)?")?;
+        let mut install = Command::new(venv.join("bin/pip"));
+        install.args(["install", "--quiet", "--disable-pip-version-check", "--no-cache-dir"]);
+        install.args(["--timeout=20", "--retries=2", "--requirement"]).arg(requirements);
+        project::run(&mut install)?;
+        fs::write(&stamp, &wanted)?;
+    }
+    let version = wanted.lines().find_map(|line| line.strip_prefix("pynsq=="));
+    Ok(version.context("requirements.txt does not pin pynsq")?.to_owned())
+}
+
+/// The program on tokio-nsq. Gives the version of tokio-nsq.
+fn tokio_nsq(options: &Options, dir: &Path) -> Result<String> {
+    let package = project::root().join("tests/bench-tokio-nsq");
+    let files = ["Cargo.toml", "Cargo.lock", "src/bin/tokio-nsq-client.rs"];
+    let inputs = fingerprint_of(files.map(|file| package.join(file)))?;
+    let (program, stamp) = (dir.join(TOKIO_NSQ), dir.join(".tokio-nsq-built-from"));
+    if options.force || !program.is_file() || !is(&stamp, &inputs) {
+        eprintln!("building {} ...", program.display());
+        let target = project::root().join("target/bench-tokio-nsq");
+        let mut build = Command::new(env!("CARGO"));
+        build.args(["build", "--locked", "--quiet", "--bin", TOKIO_NSQ]).stdin(Stdio::null());
+        build.arg("--manifest-path").arg(package.join("Cargo.toml"));
+        build.arg("--target-dir").arg(&target);
+        project::run(&mut build)?;
+        fs::copy(target.join("debug").join(TOKIO_NSQ), &program)?;
+        fs::write(&stamp, inputs)?;
+    }
+    let manifest = fs::read_to_string(package.join("Cargo.toml"))?;
+    let version = manifest.lines().find_map(|line| line.strip_prefix("tokio-nsq = \"="));
+    Ok(version.context("Cargo.toml does not pin tokio-nsq")?.trim_end_matches('"').to_owned())
+}
+
+/// Whether a stamp says that something was built from what there is now.
+fn is(stamp: &Path, inputs: &str) -> bool {
+    fs::read_to_string(stamp).is_ok_and(|is| is == inputs)
 }
 
 fn report(module: &Path, dir: &Path) -> Result<()> {
@@ -115,7 +178,10 @@ fn fingerprint(module: &Path) -> Result<String> {
         ["go", "mod", "sum"].iter().any(|&kind| path.extension() == Some(OsStr::new(kind)))
     });
     files.sort();
+    fingerprint_of(files)
+}
 
+fn fingerprint_of(files: impl IntoIterator<Item = PathBuf>) -> Result<String> {
     let mut hasher = DefaultHasher::new();
     (NSQ, OURS, env::consts::OS, env::consts::ARCH).hash(&mut hasher);
     for path in files {

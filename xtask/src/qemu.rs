@@ -2,6 +2,7 @@
 //! is a play for a device, two nsqlookupds and an nsqd; what arrived in nsqd decides.
 
 mod device;
+mod node;
 mod panics;
 mod scenario;
 
@@ -29,7 +30,7 @@ pub(crate) struct Options {
     /// The instruction set to build for [default: thumbv7m, and thumbv6m too for `all`]
     #[arg(long)]
     target: Option<Target>,
-    /// How many readings `clean` and `restarts` publish
+    /// How many readings `clean` and `restarts` publish; `node` has at least 20000
     #[arg(long, default_value_t = 10_000)]
     readings: u32,
     /// How long each soak takes
@@ -76,6 +77,8 @@ enum Scenario {
     Crowd,
     /// The device is found by nsqlookupd, told what to do, and rebooted; nsqd is restarted meanwhile
     Command,
+    /// The device is an nsqd: go-nsq finds it by nsqlookupd and consumes it
+    Node,
     /// A soak: nothing but heartbeats
     Idle,
     /// A soak: as fast as it goes
@@ -88,7 +91,7 @@ enum Scenario {
 
 impl Scenario {
     /// The soaks are last.
-    const ALL: [(Option<Target>, Self); 10] = [
+    const ALL: [(Option<Target>, Self); 11] = [
         (None, Self::Clean),
         (Some(Target::Thumbv6m), Self::Clean),
         (None, Self::Restarts),
@@ -97,6 +100,7 @@ impl Scenario {
         (None, Self::Silence),
         (None, Self::Crowd),
         (None, Self::Command),
+        (None, Self::Node),
         (None, Self::Idle),
         (None, Self::Flood),
     ];
@@ -110,6 +114,7 @@ impl Scenario {
             Self::Silence => "silence",
             Self::Crowd => "crowd",
             Self::Command => "command",
+            Self::Node => "node",
             Self::Idle => "idle",
             Self::Flood => "flood",
             Self::All => "all",
@@ -186,6 +191,9 @@ async fn play(
     scenario: Scenario,
     options: &Options,
 ) -> Result<String> {
+    if scenario == Scenario::Node {
+        return node::play(peers, kernel, options.defmt, options.readings.max(20_000)).await;
+    }
     let mut stage = Stage::set(peers, kernel, options.defmt, scenario).await;
     let soak = Duration::from_secs(options.seconds.into());
     match scenario {
@@ -198,7 +206,7 @@ async fn play(
         Scenario::Command => stage.command().await,
         Scenario::Idle => stage.idle(soak).await,
         Scenario::Flood => stage.flood(soak).await,
-        Scenario::All | Scenario::Own => bail!("not a play"),
+        Scenario::Node | Scenario::All | Scenario::Own => bail!("not a play"),
     }
 }
 

@@ -59,7 +59,7 @@
 //! | | sockets of the stack | RAM on a 32-bit core, IPv4 (both families) |
 //! |---|---|---|
 //! | [`TcpDialer`], one for each publisher, each lookup peer, each of a consumer's connections | 1 | [`TcpStorage`] + 352 (408) in `StackResources` + 12 |
-//! | [`TcpListener`], one for each connection at a time | 1 | the same |
+//! | [`TcpListener`], one for each connection at a time, and a spare one for each port | 1 | the same |
 //! | DNS (feature `dns`), DHCP | 1 each | 352 (408) each in `StackResources` |
 //! | dialing, in the runner's future | | 152 (208) |
 //! | [`EmbassySleep`] | | 0 |
@@ -120,7 +120,7 @@ pub struct Sockets {
     pub lookupds: usize,
     /// Connections of consumers: see [`with_consumer`](Self::with_consumer).
     pub consumers: usize,
-    /// Accept slots: one each.
+    /// Accept slots, spare ones too: one each. See [`with_node`](Self::with_node).
     pub listeners: usize,
     /// The application's own.
     pub other: usize,
@@ -151,6 +151,26 @@ impl Sockets {
     #[must_use]
     pub const fn with_consumer(mut self, connections: usize, lookupds: usize) -> Self {
         self.consumers += connections + lookupds;
+        self
+    }
+
+    /// These, and those of a node with the same parameters as its
+    /// [`Resources`](nanonsq_core::drive::node::Resources), with a spare one for each port: one for
+    /// each client and each connection over HTTP, and one for each nsqlookupd.
+    ///
+    /// ```
+    /// # use nanonsq_embassy::Sockets;
+    /// // 4 clients, 2 connections over HTTP, 1 nsqlookupd.
+    /// const SOCKETS: Sockets = Sockets::NONE.with_node(4, 2, 1);
+    /// # assert_eq!(SOCKETS.count() - Sockets::NONE.count(), 5 + 3 + 1);
+    /// ```
+    #[must_use]
+    pub const fn with_node(mut self, clients: usize, http: usize, lookupds: usize) -> Self {
+        self.listeners += clients + 1;
+        if http > 0 {
+            self.listeners += http + 1;
+        }
+        self.lookupds += lookupds;
         self
     }
 

@@ -115,8 +115,9 @@ impl<'a> Dialer for TcpDialer<'a> {
 /// Takes in TCP connections on a port, of all families, one at a time.
 ///
 /// While its connection lives, and for the moment until [`serve`](nanonsq_core::drive::serve) asks
-/// again, further callers are refused: have as many listeners on the port as there may be
-/// connections at a time, and one more.
+/// again, it does not listen. Have as many listeners on the port as there may be connections at a
+/// time, and a spare one for [`refuse`](nanonsq_core::drive::refuse), which tells a caller that all
+/// are taken. While that one is taken as well, further callers are reset: connection refused.
 #[derive(Debug)]
 pub struct TcpListener<'a> {
     port: u16,

@@ -4,16 +4,18 @@
 
 use std::future::Future;
 use std::io::{self, ErrorKind, IoSlice};
+use std::net::SocketAddr;
 use std::pin::{Pin, pin};
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use nanonsq_core::address::Address;
-use nanonsq_core::drive::{Dialer, Sleep, Transport};
+use nanonsq_core::drive::{Dialer, Listener, Sleep, Transport};
 use nanonsq_core::session::{DialError, Transmit, TransportError};
 use nanonsq_core::time::Instant;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, ToSocketAddrs};
 
 pub use embassy_sync::blocking_mutex::raw::{CriticalSectionRawMutex, NoopRawMutex};
 pub use nanonsq_core as core;
@@ -66,6 +68,46 @@ impl Dialer for TcpDialer {
             }
         }
         Err(failed)
+    }
+}
+
+/// Takes in TCP connections on a port, with `TCP_NODELAY`.
+///
+/// Its clones are accept slots of the same port: each takes one connection at a time. While all of
+/// them have one, further callers wait in the operating system's queue; so have one clone more, for
+/// [`refuse`](nanonsq_core::drive::refuse).
+#[derive(Debug, Clone)]
+pub struct TcpListener(Arc<tokio::net::TcpListener>);
+
+impl TcpListener {
+    /// Listens on the first of the addresses that is to be had; port 0 is any that is free.
+    pub async fn bind(addresses: impl ToSocketAddrs) -> io::Result<Self> {
+        Ok(Self(Arc::new(tokio::net::TcpListener::bind(addresses).await?)))
+    }
+
+    /// Where it listens.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.0.local_addr()
+    }
+}
+
+impl Listener for TcpListener {
+    type Transport<'l> = TokioTransport<TcpStream>;
+
+    async fn accept(&mut self) -> Result<(Self::Transport<'_>, SocketAddr), DialError> {
+        loop {
+            match self.0.accept().await {
+                // If it hung up meanwhile, there is nothing to set.
+                Ok((stream, from)) => {
+                    if stream.set_nodelay(true).is_ok() {
+                        return Ok((TokioTransport(stream), from));
+                    }
+                }
+                // It hung up while it waited.
+                Err(error) if error.kind() == ErrorKind::ConnectionAborted => {}
+                Err(error) => return Err(dial_error(&error)),
+            }
+        }
     }
 }
 

@@ -1,15 +1,16 @@
 //! Fewer writes.
 
+use core::net::SocketAddr;
 use core::task::{Context, Poll, ready};
 
-use super::{Dialer, Transport};
+use super::{Dialer, Listener, Transport};
 use crate::address::Address;
 use crate::session::{DialError, Transmit, TransportError, Upgrade};
 use crate::wire::copy;
 
-/// A dialer whose transports gather what a session has to say at a time, up to `TX` bytes, into one
-/// write: for platforms where a write is a system call. A consumer's answers have 21 bytes each, and
-/// otherwise leave three at a time.
+/// A dialer or listener whose transports gather what a session has to say at a time, up to `TX`
+/// bytes, into one write: for platforms where a write is a system call. A consumer's answers have 21
+/// bytes each, and otherwise leave three at a time; a node's messages leave one at a time.
 #[derive(Debug, Clone, Copy)]
 pub struct Gathering<D, const TX: usize>(pub D);
 
@@ -20,12 +21,23 @@ impl<D: Dialer, const TX: usize> Dialer for Gathering<D, TX> {
         Self: 'd;
 
     async fn dial(&mut self, address: &Address) -> Result<Self::Transport<'_>, DialError> {
-        let transport = self.0.dial(address).await?;
-        Ok(Gathered { transport, buf: [0; TX], written: 0, len: 0, broken: None })
+        Ok(Gathered::new(self.0.dial(address).await?))
     }
 }
 
-/// A transport of a [`Gathering`] dialer.
+impl<L: Listener, const TX: usize> Listener for Gathering<L, TX> {
+    type Transport<'l>
+        = Gathered<L::Transport<'l>, TX>
+    where
+        Self: 'l;
+
+    async fn accept(&mut self) -> Result<(Self::Transport<'_>, SocketAddr), DialError> {
+        let (transport, from) = self.0.accept().await?;
+        Ok((Gathered::new(transport), from))
+    }
+}
+
+/// A transport of a [`Gathering`] dialer or listener.
 ///
 /// Writes when it is read from, or closed, or full: the driver reads after all that there was to
 /// write, in the same poll.
@@ -40,6 +52,10 @@ pub struct Gathered<T, const TX: usize> {
 }
 
 impl<T: Transport, const TX: usize> Gathered<T, TX> {
+    fn new(transport: T) -> Self {
+        Self { transport, buf: [0; TX], written: 0, len: 0, broken: None }
+    }
+
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), TransportError>> {
         while self.written < self.len {
             if let Some(error) = self.broken {
@@ -103,6 +119,12 @@ impl<T: Transport, const TX: usize> Transport for Gathered<T, TX> {
 
     fn abort(&mut self) {
         self.transport.abort();
+    }
+
+    fn send_gathered(&mut self, cx: &mut Context<'_>) {
+        // If it failed, the next write says so.
+        let _ = self.poll_flush(cx);
+        self.transport.send_gathered(cx);
     }
 
     fn poll_upgrade(

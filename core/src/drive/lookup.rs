@@ -169,7 +169,12 @@ impl<'a, M: RawMutex, S: Sleep, const PEERS: usize, const TOPICS: usize, const C
         .await
     }
 
-    fn change<R>(
+    /// Has the task woken when somebody else changes the lookup.
+    pub(super) fn register(&self, waker: &Waker) {
+        self.shared.register(waker);
+    }
+
+    pub(super) fn change<R>(
         &self,
         f: impl FnOnce(&mut Lookup<'a, PEERS, TOPICS, CHANNELS>) -> R,
     ) -> Option<R> {

@@ -17,9 +17,13 @@
 //! means.
 
 pub mod consumer;
+pub mod directory;
 mod gather;
 pub mod lookup;
+pub mod node;
 pub mod publisher;
+mod serve;
+mod server;
 mod shared;
 
 use core::future::{Future, poll_fn};
@@ -30,9 +34,11 @@ use core::task::{Context, Poll, Waker};
 
 use crate::address::Address;
 use crate::session::{Closed, DialError, Link, Session, Transmit, TransportError, Upgrade};
-use crate::time::{Instant, Span};
+use crate::time::Instant;
 
 pub use gather::{Gathered, Gathering};
+pub use serve::{Admitted, Admitting, Gate, Port, refuse, serve};
+pub use server::Ports;
 pub use shared::WAITERS_MAX;
 
 /// How many rounds of reading and writing one poll makes before it lets other tasks run.
@@ -56,11 +62,18 @@ pub trait Transport {
     ) -> Poll<Result<usize, TransportError>>;
 
     /// Ends the stream towards the other side after what was written. Ready when that is under way
-    /// or done, as the platform needs before the transport may be dropped.
+    /// or done, as the platform needs before the transport may be dropped. It can be read from also
+    /// after that.
     fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), TransportError>>;
 
     /// Gives up the connection at once; bytes under way may be lost. Dropped afterwards.
     fn abort(&mut self) {}
+
+    /// Sends what it took and holds back until it is read from ([`Gathered`]): the session wants to
+    /// read nothing for a while.
+    fn send_gathered(&mut self, cx: &mut Context<'_>) {
+        let _ = cx;
+    }
 
     /// Wraps the stream in place.
     fn poll_upgrade(
@@ -156,31 +169,6 @@ where
     }
 }
 
-/// Serves one accept slot for ever: each connection in turn is a new life of the session.
-///
-/// `rx` as in [`drive`]. A listener that fails is asked again after a second.
-pub async fn serve<C, L, S>(cell: &C, listener: &mut L, sleep: &mut S, rx: &mut [u8]) -> !
-where
-    C: SessionCell,
-    L: Listener,
-    S: Sleep,
-{
-    let mut line = Line::new(cell, sleep);
-    loop {
-        match listener.accept().await {
-            Ok((mut transport, from)) => {
-                line.accepted(cell, from);
-                poll_fn(|cx| line.poll_up(cell, &mut transport, rx, cx)).await;
-            }
-            Err(_) => {
-                let again = line.sleep.now().after(Span::from_secs(1));
-                poll_fn(|cx| line.sleep.poll_until(cx, again)).await;
-                line.alarm = Instant::NEVER;
-            }
-        }
-    }
-}
-
 /// One connection after the other: what one poll leaves to the next.
 ///
 /// The cell is not in here but handed in: as a `dyn` it would keep the drive from being `Send`.
@@ -195,6 +183,21 @@ struct Line<'d, S> {
     wrapping: bool,
     /// Where in the receive buffer lies what the session has not taken yet.
     held: Range<usize>,
+    /// What becomes of a transport when it is closed.
+    ending: Ending,
+}
+
+/// What becomes of a transport when it is closed.
+#[derive(Clone, Copy)]
+enum Ending {
+    /// It is done with.
+    Drop,
+    /// It is read to its end, within the session's deadline. Who called may still be writing, and
+    /// a transport that is dropped with bytes unread is reset: the caller would lose what it was
+    /// told last.
+    Read,
+    /// It is closed and being read to its end.
+    Reading,
 }
 
 /// What is to be done after a session was looked at.
@@ -216,7 +219,14 @@ impl<'d, S: Sleep> Line<'d, S> {
                 session.closed(now, Closed::Transport(TransportError::Other));
             }
         });
-        Self { sleep, alarm: Instant::NEVER, broken: None, wrapping: false, held: 0..0 }
+        Self {
+            sleep,
+            alarm: Instant::NEVER,
+            broken: None,
+            wrapping: false,
+            held: 0..0,
+            ending: Ending::Drop,
+        }
     }
 
     /// The transport is up. False if the session wants none any more.
@@ -235,6 +245,7 @@ impl<'d, S: Sleep> Line<'d, S> {
     /// Somebody connected.
     fn accepted(&mut self, cell: &dyn SessionCell, from: SocketAddr) {
         let now = self.afresh();
+        self.ending = Ending::Read;
         cell.with(&mut |session| session.accepted(now, from));
     }
 
@@ -343,8 +354,12 @@ impl<'d, S: Sleep> Line<'d, S> {
         // Whether the session is to be looked at even if there is nothing to read.
         let mut look = true;
         for _ in 0..ROUNDS_MAX {
-            let full = self.wrapping || !self.held.is_empty();
-            let read = if full { Poll::Pending } else { transport.poll_read(cx, rx) };
+            let read = if self.wrapping || !self.held.is_empty() {
+                transport.send_gathered(cx);
+                Poll::Pending
+            } else {
+                transport.poll_read(cx, rx)
+            };
             match read {
                 Poll::Ready(Ok(n)) if n > 0 => self.held = 0..n,
                 Poll::Ready(end) => {
@@ -359,10 +374,11 @@ impl<'d, S: Sleep> Line<'d, S> {
             // Over if there is no such session any more.
             let mut step = Step::Over(Closed::Local);
             let (broken, wrapping, held) = (&mut self.broken, &mut self.wrapping, &mut self.held);
+            let ending = &mut self.ending;
             let mut more = false;
             cell.with(&mut |session| {
                 give(session, now, rx, held);
-                step = step_up(session, transport, broken, wrapping, now, cx);
+                step = step_up(session, transport, broken, wrapping, ending, now, cx);
                 // What was written may have made room.
                 more = give(session, now, rx, held);
                 deadline = session.deadline();
@@ -407,6 +423,7 @@ fn step_up<T: Transport>(
     transport: &mut T,
     broken: &mut Option<TransportError>,
     wrapping: &mut bool,
+    ending: &mut Ending,
     now: Instant,
     cx: &mut Context<'_>,
 ) -> Step {
@@ -421,7 +438,7 @@ fn step_up<T: Transport>(
                 Step::Again
             }
         },
-        Link::Close => step_closing(session, transport, now, cx),
+        Link::Close => step_closing(session, transport, ending, now, cx),
         Link::Down => Step::Over(Closed::Local),
         Link::Upgrade(upgrade) => match transport.poll_upgrade(cx, upgrade) {
             Poll::Pending => {
@@ -444,17 +461,25 @@ fn step_up<T: Transport>(
 fn step_closing<T: Transport>(
     session: &mut dyn Session,
     transport: &mut T,
+    ending: &mut Ending,
     now: Instant,
     cx: &mut Context<'_>,
 ) -> Step {
-    let closed = match poll_transmit(session, transport, now, cx) {
-        Ok(Written::All) => transport.poll_close(cx),
-        Ok(Written::Blocked) => Poll::Pending,
-        Ok(Written::Some) => return Step::Again,
-        Err(error) => Poll::Ready(Err(error)),
+    let closed = match ending {
+        Ending::Reading => Poll::Pending,
+        Ending::Drop | Ending::Read => match poll_transmit(session, transport, now, cx) {
+            Ok(Written::All) => transport.poll_close(cx),
+            Ok(Written::Blocked) => Poll::Pending,
+            Ok(Written::Some) => return Step::Again,
+            Err(error) => Poll::Ready(Err(error)),
+        },
     };
     match closed {
-        Poll::Ready(Ok(())) => return Step::Over(Closed::Local),
+        Poll::Ready(Ok(())) if matches!(ending, Ending::Drop) => return Step::Over(Closed::Local),
+        Poll::Ready(Ok(())) => {
+            *ending = Ending::Reading;
+            return Step::Again;
+        }
         // What is still due after the tick is the end of closing itself.
         Poll::Pending if tick(session, now) > now => return Step::Wait,
         Poll::Pending | Poll::Ready(Err(_)) => {}

@@ -1,5 +1,6 @@
 //! A [`Publisher`] with its connection: a [`Handle`] to publish with and a [`Runner`] to run.
 
+use core::fmt;
 use core::future::{Future, poll_fn};
 use core::task::Waker;
 
@@ -56,21 +57,27 @@ pub fn new<'a, M: RawMutex, D: Dialer, S: Sleep>(
     Ok((Handle { shared }, Runner { shared, dialer, sleep }))
 }
 
-/// What application code needs to publish, whatever it runs on.
+/// What application code needs to publish, whatever it runs on, to an nsqd or as a node of its own
+/// ([`node::Handle`](super::node::Handle)).
 pub trait Publish {
-    /// Takes a message; waits while the outbox is full. Cancel-safe: dropped before it is ready,
-    /// the message was not taken.
+    /// Names a message that was taken.
+    type Ticket: Copy + fmt::Debug;
+    /// Why a message was not taken.
+    type Error: fmt::Debug + fmt::Display;
+
+    /// Takes a message; waits while there is no room. Cancel-safe: dropped before it is ready, the
+    /// message was not taken.
     fn publish(
         &self,
         topic: &TopicName,
         body: &[u8],
-    ) -> impl Future<Output = Result<Ticket, PublishError>>;
+    ) -> impl Future<Output = Result<Self::Ticket, Self::Error>>;
 
     /// Takes a message now or refuses it.
-    fn try_publish(&self, topic: &TopicName, body: &[u8]) -> Result<Ticket, PublishError>;
+    fn try_publish(&self, topic: &TopicName, body: &[u8]) -> Result<Self::Ticket, Self::Error>;
 
     /// Waits until a message is final. Cancel-safe.
-    fn outcome(&self, ticket: Ticket) -> impl Future<Output = Outcome>;
+    fn outcome(&self, ticket: Self::Ticket) -> impl Future<Output = Outcome>;
 }
 
 /// Publishes. Copy it to wherever it is needed.
@@ -203,6 +210,9 @@ fn noting<'a, R>(
 }
 
 impl<M: RawMutex> Publish for Handle<'_, M> {
+    type Ticket = Ticket;
+    type Error = PublishError;
+
     fn publish(
         &self,
         topic: &TopicName,

@@ -7,7 +7,9 @@
 #![cfg(feature = "async")]
 
 mod consumer;
+mod directory;
 mod lookup;
+mod node;
 mod publisher;
 mod servers;
 mod serving;

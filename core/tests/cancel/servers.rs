@@ -11,8 +11,22 @@ pub(crate) enum Server {
     Source(Box<Source>),
     /// nsqlookupd's HTTP port, with what was asked so far.
     Directory(Vec<u8>),
-    /// Says this, and keeps what it hears.
+    /// Keeps what it hears.
     Caller(Vec<u8>),
+    /// Calls, and says this; keeps what it hears.
+    Talker {
+        says: &'static [u8],
+        heard: Vec<u8>,
+    },
+    /// Calls, subscribes, and finishes all that it gets.
+    Subscriber(Box<Subscriber>),
+}
+
+pub(crate) struct Subscriber {
+    frames: v2::FrameDecoder,
+    frame: Vec<u8>,
+    /// The bodies, in the order in which they came.
+    pub(crate) finished: Vec<String>,
 }
 
 pub(crate) struct Nsqd {
@@ -72,6 +86,14 @@ impl Server {
         }))
     }
 
+    pub(crate) fn subscriber() -> Self {
+        Self::Subscriber(Box::new(Subscriber {
+            frames: v2::FrameDecoder::new(1024),
+            frame: Vec::new(),
+            finished: Vec::new(),
+        }))
+    }
+
     pub(crate) fn lookupd() -> Self {
         let commands = v1::CommandDecoder::new(4096);
         Self::Lookupd(Box::new(Lookupd { commands, listed: BTreeSet::new() }))
@@ -92,7 +114,25 @@ impl Server {
                 source.left = false;
             }
             Self::Directory(asked) => asked.clear(),
+            Self::Subscriber(subscriber) => {
+                subscriber.frames = v2::FrameDecoder::new(1024);
+                subscriber.frame.clear();
+            }
+            Self::Talker { heard, .. } => heard.clear(),
             Self::Caller(_) => {}
+        }
+    }
+
+    /// What it says first.
+    pub(crate) fn greeting(&self) -> &'static [u8] {
+        match self {
+            Self::Talker { says, .. } => says,
+            Self::Subscriber(_) => b"  V2SUB t c\nRDY 2\n",
+            Self::Nsqd(_)
+            | Self::Lookupd(_)
+            | Self::Source(_)
+            | Self::Directory(_)
+            | Self::Caller(_) => b"",
         }
     }
 
@@ -100,7 +140,11 @@ impl Server {
         match self {
             Self::Lookupd(lookupd) => lookupd.listed.clear(),
             Self::Source(source) => source.gone(),
-            Self::Nsqd(_) | Self::Directory(_) | Self::Caller(_) => {}
+            Self::Nsqd(_)
+            | Self::Directory(_)
+            | Self::Caller(_)
+            | Self::Talker { .. }
+            | Self::Subscriber(_) => {}
         }
     }
 
@@ -113,11 +157,36 @@ impl Server {
                 asked.extend(bytes);
                 if asked.ends_with(b"\r\n\r\n") { LISTING.into() } else { Vec::new() }
             }
-            Self::Caller(heard) => {
+            Self::Caller(heard) | Self::Talker { heard, .. } => {
                 heard.extend(bytes);
                 Vec::new()
             }
+            Self::Subscriber(subscriber) => subscriber.take(bytes),
         }
+    }
+}
+
+impl Subscriber {
+    fn take(&mut self, mut bytes: &[u8]) -> Vec<u8> {
+        let mut answers = Vec::new();
+        while let Some(part) = self.frames.next(&mut bytes).unwrap() {
+            self.frame.extend(part.data);
+            if !part.last {
+                continue;
+            }
+            let frame = std::mem::take(&mut self.frame);
+            match part.frame_type {
+                v2::FrameType::Response if frame == v2::HEARTBEAT => answers.extend(b"NOP\n"),
+                v2::FrameType::Response => assert_eq!(frame, v2::OK),
+                v2::FrameType::Error => panic!("{}", String::from_utf8_lossy(&frame)),
+                v2::FrameType::Message => {
+                    let message = v2::Message::parse(&frame).unwrap();
+                    self.finished.push(String::from_utf8_lossy(message.body).into());
+                    answers.extend([b"FIN ", &message.head.id.0[..], b"\n"].concat());
+                }
+            }
+        }
+        answers
     }
 }
 

@@ -3,6 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::future::{Future, poll_fn};
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -10,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 
 use nanonsq_core::address::Address;
-use nanonsq_core::drive::{Dialer, Sleep, Transport};
+use nanonsq_core::drive::{Dialer, Listener, Sleep, Transport};
 use nanonsq_core::name::TopicName;
 use nanonsq_core::session::{DialError, Transmit, TransportError};
 use nanonsq_core::time::Instant;
@@ -120,12 +121,14 @@ impl World {
         let server = self.0.servers.borrow()[&port].clone();
         server.borrow_mut().connected();
         let slow = || Slow::new(self);
+        let incoming = server.borrow().greeting().iter().copied().collect();
         Pipe {
             world: self.clone(),
             server,
-            incoming: VecDeque::new(),
+            incoming,
             reader: None,
             slow: [slow(), slow(), slow()],
+            closed: false,
         }
     }
 }
@@ -158,6 +161,8 @@ pub(crate) struct Pipe {
     pub(crate) incoming: VecDeque<u8>,
     pub(crate) reader: Option<Waker>,
     pub(crate) slow: [Slow; 3],
+    /// By this side; then the other side does the same.
+    pub(crate) closed: bool,
 }
 
 impl Drop for Pipe {
@@ -174,6 +179,9 @@ impl Transport for Pipe {
         buf: &mut [u8],
     ) -> Poll<Result<usize, TransportError>> {
         self.reader = Some(cx.waker().clone());
+        if self.closed && self.incoming.is_empty() {
+            return Poll::Ready(Ok(0));
+        }
         if self.incoming.is_empty() || self.slow[0].poll(cx).is_pending() {
             return Poll::Pending;
         }
@@ -205,7 +213,10 @@ impl Transport for Pipe {
     }
 
     fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), TransportError>> {
-        self.slow[2].poll(cx).map(Ok)
+        self.slow[2].poll(cx).map(|()| {
+            self.closed = true;
+            Ok(())
+        })
     }
 }
 
@@ -216,6 +227,20 @@ impl Dialer for World {
         let mut slow = Slow::new(self);
         poll_fn(|cx| slow.poll(cx)).await;
         Ok(self.pipe(address.port()))
+    }
+}
+
+/// Where the server of a port calls, whenever it is not there; nobody, without one.
+pub(crate) struct Door(pub(crate) World, pub(crate) Option<u16>);
+
+impl Listener for Door {
+    type Transport<'l> = Pipe;
+
+    async fn accept(&mut self) -> Result<(Pipe, SocketAddr), DialError> {
+        let Some(port) = self.1 else { return std::future::pending().await };
+        let mut slow = Slow { times: 0, left: self.0.0.pending.max(1) };
+        poll_fn(|cx| slow.poll(cx)).await;
+        Ok((self.0.pipe(port), ([10, 0, 0, 2], port).into()))
     }
 }
 

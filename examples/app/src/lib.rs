@@ -74,7 +74,8 @@ use crate::note::note;
 use crate::said::Said;
 pub use command::COMMAND_MAX;
 pub use message::{READING_MAX, REPLY_MAX, REPORT_MAX, Reading, Reply, Report};
-pub use network::{Network, RegisterError, register, watch_lookups};
+pub use network::{Network, RegisterError, register, watch_clients, watch_lookups};
+pub use note::Logged;
 pub use obey::{Board, Commands, Request, commands};
 pub use sensor::{Climate, Sensor, SensorFault, Simulated};
 

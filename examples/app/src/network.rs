@@ -3,18 +3,20 @@
 use embassy_sync::blocking_mutex::raw::RawMutex;
 use nanonsq_core::address::Address;
 use nanonsq_core::drive::Sleep;
-use nanonsq_core::drive::lookup;
 use nanonsq_core::drive::publisher::{Handle, Publish};
+use nanonsq_core::drive::{lookup, node};
 use nanonsq_core::lookup::{PeerEvent, RegistryFull, TooManyPeers};
+use nanonsq_core::node::{ClientEvent, Event as NodeEvent};
 use nanonsq_core::publish::{Counters, Event};
 use nanonsq_core::session::Closed;
 
 use crate::Settings;
-use crate::note::note;
+use crate::note::{Logged, note};
 use crate::said::Said;
 
-/// Publishes, and tells how that went. A publisher's handle; in tests, a stand-in.
-pub trait Network: Publish {
+/// Publishes, and tells how that went. A publisher's handle, or that of a node of NSQ's; in tests, a
+/// stand-in.
+pub trait Network: Publish<Error: Logged> {
     /// What happened so far.
     fn counters(&self) -> Counters;
 
@@ -36,6 +38,46 @@ impl<M: RawMutex> Network for Handle<'_, M> {
 
     async fn settle(&self) {
         self.idle().await;
+    }
+}
+
+/// The device is an nsqd itself. What it has taken is acknowledged; it is final when every channel is
+/// done with it.
+impl<M: RawMutex, S: Sleep> Network for node::Handle<'_, M, S> {
+    fn counters(&self) -> Counters {
+        let node = node::Handle::counters(self);
+        let mut counters = Counters::default();
+        counters.accepted = node.accepted;
+        counters.acknowledged = node.accepted;
+        counters.dropped = node.dropped;
+        counters.refused = node.refused;
+        counters.connections = node.connections;
+        counters.failures = node.refusals;
+        counters
+    }
+
+    /// Never: those of its clients are [`watch_clients`]'s.
+    async fn event(&self) -> Event {
+        core::future::pending().await
+    }
+
+    async fn settle(&self) {
+        self.idle().await;
+    }
+}
+
+/// Logs for ever which clients come and go.
+pub async fn watch_clients<M: RawMutex, S: Sleep>(node: &node::Handle<'_, M, S>) -> ! {
+    loop {
+        match node.event().await {
+            NodeEvent::Client { index, event: ClientEvent::Connected } => {
+                note!(info, "client {}: connected", index);
+            }
+            NodeEvent::Client { index, event: ClientEvent::Disconnected(why) } => {
+                note!(info, "client {}: {}", index, why);
+            }
+            _ => {}
+        }
     }
 }
 

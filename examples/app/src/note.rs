@@ -12,3 +12,15 @@ macro_rules! note {
 }
 
 pub(crate) use note;
+
+/// What can be logged, by whichever it is.
+#[cfg(feature = "defmt")]
+pub trait Logged: core::fmt::Display + defmt::Format {}
+#[cfg(feature = "defmt")]
+impl<T: core::fmt::Display + defmt::Format> Logged for T {}
+
+/// What can be logged, by whichever it is.
+#[cfg(not(feature = "defmt"))]
+pub trait Logged: core::fmt::Display {}
+#[cfg(not(feature = "defmt"))]
+impl<T: core::fmt::Display> Logged for T {}

@@ -11,7 +11,6 @@ use nanonsq_core::consume::{AnswerError, Config, ConnectionEvent, Event, Lookupd
 use nanonsq_core::drive::Sleep;
 use nanonsq_core::drive::consumer;
 use nanonsq_core::name::{ChannelName, TopicName};
-use nanonsq_core::publish::{PublishError, Ticket};
 use nanonsq_core::session::Closed;
 use nanonsq_core::time::{Instant, Span};
 use nanonsq_core::wire::v2::MessageHead;
@@ -140,7 +139,7 @@ impl<N: Network, S: Sleep> Node<'_, N, S> {
     }
 
     /// Up to the first reboot, with the ticket of the reply to that.
-    async fn serve<C: Commands, B: Board>(&self, commands: &C, board: &mut B) -> Ticket {
+    async fn serve<C: Commands, B: Board>(&self, commands: &C, board: &mut B) -> N::Ticket {
         loop {
             let request = commands.next().await;
             let head = *request.head();
@@ -180,13 +179,7 @@ impl<N: Network, S: Sleep> Node<'_, N, S> {
             // At least once: until the reply is in the outbox, nsqd has the command. Finished
             // earlier, the command of a device that fails here would go without a reply; later, when
             // nsqd has acknowledged the reply, each nsqd that is gone would have commands done twice.
-            let ticket = match self.reply(&reply).await {
-                Ok(ticket) => ticket,
-                Err(why) => {
-                    note!(error, "reply not published, the command comes again: {}", why);
-                    continue;
-                }
-            };
+            let Some(ticket) = self.reply(&reply).await else { continue };
             self.commands.set(self.commands.get().saturating_add(1));
             if request.finish().is_err() {
                 note!(warn, "command {} comes again", id.as_str());
@@ -199,11 +192,20 @@ impl<N: Network, S: Sleep> Node<'_, N, S> {
         }
     }
 
-    async fn reply(&self, reply: &Reply<'_>) -> Result<Ticket, PublishError> {
+    /// None if it is not published: then the command comes again.
+    async fn reply(&self, reply: &Reply<'_>) -> Option<N::Ticket> {
         let mut buf = [0; REPLY_MAX];
-        let body =
-            message::json(reply, &mut buf).ok_or(PublishError::TooLarge { max: REPLY_MAX })?;
-        self.network.publish(&self.settings.replies, body).await
+        let Some(body) = message::json(reply, &mut buf) else {
+            note!(error, "the reply has more than {} bytes as JSON", REPLY_MAX);
+            return None;
+        };
+        match self.network.publish(&self.settings.replies, body).await {
+            Ok(ticket) => Some(ticket),
+            Err(why) => {
+                note!(error, "reply not published, the command comes again: {}", why);
+                None
+            }
+        }
     }
 }
 

@@ -42,6 +42,9 @@ impl Stage {
 }
 
 impl Publish for &Stage {
+    type Ticket = Ticket;
+    type Error = PublishError;
+
     async fn publish(&self, topic: &TopicName, body: &[u8]) -> Result<Ticket, PublishError> {
         while self.room.get() == 0 && self.refuse.get().is_none() {
             tokio::time::sleep(Duration::from_millis(10)).await;

@@ -19,7 +19,7 @@ use nanonsq_std::{NoopRawMutex, TcpDialer, TokioSleep};
 
 use crate::input::{Framing, Input, Record};
 use crate::progress::{self, Progress, Skipped};
-use crate::report::{Numbers, Publishing, Reporter, watch_registration};
+use crate::report::{Numbers, Publishing, Reporter, watch_lookups};
 use crate::system::{hostname, interrupts, seed};
 
 /// The outbox, if its size is not given and one message leaves it at that.
@@ -207,13 +207,12 @@ pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
         ended
     };
     let background = join(runner.run(), lookup_runner.run());
-    let ended =
-        match select4(app, background, watch_registration(&registration), interrupts(2)).await {
-            Either4::First(ended) => ended,
-            Either4::Second((never, _)) => never,
-            Either4::Third(never) => match never {},
-            Either4::Fourth(()) => Err("interrupted again: stopped at once".to_owned()),
-        };
+    let ended = match select4(app, background, watch_lookups(&registration), interrupts(2)).await {
+        Either4::First(ended) => ended,
+        Either4::Second((never, _)) => never,
+        Either4::Third(never) => match never {},
+        Either4::Fourth(()) => Err("interrupted again: stopped at once".to_owned()),
+    };
 
     let counters = publisher.counters();
     if ended.is_ok() || counters.accepted > 0 {

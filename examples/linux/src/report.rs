@@ -7,15 +7,13 @@ use std::convert::Infallible;
 use log::{error, info, warn};
 use nanonsq_core::address::Address;
 use nanonsq_core::drive;
-use nanonsq_core::lookup::{PEERS_MAX, PeerState};
+use nanonsq_core::lookup::PeerState;
 use nanonsq_core::publish::{Event, Outcome, Ticket};
 use nanonsq_core::session::{Closed, Fault};
 use nanonsq_core::wire::v2::ErrorCode;
 use nanonsq_std::{NoopRawMutex, TokioSleep};
 
 pub(crate) type Publishing<'a> = drive::publisher::Handle<'a, NoopRawMutex>;
-pub(crate) type Registration<'a> =
-    drive::lookup::Handle<'a, NoopRawMutex, TokioSleep, PEERS_MAX, 1, 0>;
 
 /// Tells what happens to the connection and to messages.
 #[derive(Debug)]
@@ -126,13 +124,19 @@ fn words(code: ErrorCode, said: &str) -> String {
     if is_it { said.to_owned() } else { code.to_string() }
 }
 
-/// Tells what happens to the registration. Never returns.
-pub(crate) async fn watch_registration(registration: &Registration<'_>) -> Infallible {
-    let mut told: [String; PEERS_MAX] = Default::default();
+/// Tells what happens to a registration. Never returns.
+pub(crate) async fn watch_lookups<
+    const PEERS: usize,
+    const TOPICS: usize,
+    const CHANNELS: usize,
+>(
+    registration: &drive::lookup::Handle<'_, NoopRawMutex, TokioSleep, PEERS, TOPICS, CHANNELS>,
+) -> Infallible {
+    let mut told: [String; PEERS] = [const { String::new() }; PEERS];
     loop {
         let (peer, line, good) = registration
             .wait(|lookup| {
-                (0..PEERS_MAX).find_map(|peer| {
+                (0..PEERS).find_map(|peer| {
                     let status = lookup.status(peer)?;
                     let address = status.address?;
                     let (line, good) = match (status.state, status.last) {

@@ -1,6 +1,10 @@
-//! What both commands ask of the operating system.
+//! What the commands ask of the operating system.
+
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use embassy_futures::select::select;
+use log::info;
+use nanonsq_std::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Waits for so many of Ctrl-C, or of what service managers send instead.
@@ -28,4 +32,17 @@ pub(crate) fn hostname() -> String {
 pub(crate) fn seed() -> u32 {
     use std::hash::{BuildHasher, Hasher};
     std::hash::RandomState::new().build_hasher().finish() as u32
+}
+
+/// Says, in nsqd's words, where it listens; the port.
+pub(crate) fn listening(what: &str, listener: &TcpListener) -> Result<u16, String> {
+    let address = listener.local_addr().map_err(|error| error.to_string())?;
+    info!("{what}: listening on {address}");
+    Ok(address.port())
+}
+
+/// In nanoseconds.
+pub(crate) fn unix_time() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
 }

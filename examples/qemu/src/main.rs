@@ -23,6 +23,7 @@ mod clock;
 mod executor;
 mod host;
 mod lan9118;
+mod serve;
 mod settings;
 
 use core::convert::Infallible;
@@ -63,9 +64,17 @@ const LEFT_IN: Duration = Duration::from_secs(2);
 /// How long it waits in the end for nsqlookupds that it could not be registered with so far.
 const REGISTERED_IN: Duration = Duration::from_secs(5);
 static SECOND_ENDED: Signal<CriticalSectionRawMutex, ()> = Signal::new();
-const SOCKETS: Sockets =
-    Sockets { dhcp: true, publishers: 1, lookupds: LOOKUPDS_MAX, ..Sockets::NONE }
+/// Those of a publisher with its consumer, or of a node.
+const SOCKETS: usize = {
+    let publisher = Sockets { dhcp: true, publishers: 1, lookupds: LOOKUPDS_MAX, ..Sockets::NONE }
         .with_consumer(COMMAND_NSQDS, COMMAND_LOOKUPDS_MAX);
+    let node = Sockets { dhcp: true, ..Sockets::NONE }.with_node(
+        serve::CLIENTS,
+        serve::HTTP,
+        LOOKUPDS_MAX,
+    );
+    if publisher.count() > node.count() { publisher.count() } else { node.count() }
+};
 
 type PublishHandle = publisher::Handle<'static, NoopRawMutex>;
 type PublishRunner = publisher::Runner<'static, NoopRawMutex, TcpDialer<'static>, EmbassySleep>;
@@ -159,6 +168,9 @@ async fn node(spawner: Spawner) {
     }
     say!("address {} after {} ms", own.as_str(), Instant::now().as_millis());
 
+    if firmware.is_node {
+        serve::run(spawner, firmware, own, stack).await
+    }
     let publisher = start_publisher(spawner, firmware, stack);
     let registry = start_lookup(spawner, firmware, own, stack);
     if let Err(why) = nanonsq_app::register(&registry, &firmware.node, &firmware.lookupds) {
@@ -191,7 +203,7 @@ async fn node(spawner: Spawner) {
 
 fn start_network(spawner: Spawner, seed: u32) -> Stack<'static> {
     static DEVICE: StaticCell<Lan9118> = StaticCell::new();
-    static RESOURCES: ConstStaticCell<StackResources<{ SOCKETS.count() }>> =
+    static RESOURCES: ConstStaticCell<StackResources<SOCKETS>> =
         ConstStaticCell::new(StackResources::new());
     let device = match Lan9118::new() {
         Ok(device) => DEVICE.init(device),

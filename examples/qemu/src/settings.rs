@@ -22,6 +22,7 @@
 //! | `NANONSQ_READINGS` | `readings` | stop after so many; 0 is never | 0 |
 //! | `NANONSQ_DURATION_MS` | `duration-ms` | stop after so long; 0 is never | 0 |
 //! | `NANONSQ_SECOND` | `second` | a second node publishes to this topic, if it is not empty | |
+//! | `NANONSQ_NODE` | `node` | 1: the device is an nsqd itself, on ports 4150 and 4151; what is said of nsqds and commands does not matter then | 0 |
 //! | `NANONSQ_SEED` | `seed` | makes its jitter and ports differ | 1 |
 
 use heapless::Vec;
@@ -29,7 +30,7 @@ use nanonsq_app::Settings;
 use nanonsq_embassy::core::address::Address;
 use nanonsq_embassy::core::name::TopicName;
 use nanonsq_embassy::core::time::Span;
-use nanonsq_embassy::core::{consume, lookup, publish};
+use nanonsq_embassy::core::{consume, lookup, node, publish};
 
 use crate::host::{self, give_up};
 
@@ -59,6 +60,8 @@ pub(crate) struct Firmware {
     lookup_interval: Span,
     pub(crate) second: Option<Settings<'static>>,
     heartbeat: Span,
+    /// An nsqd itself.
+    pub(crate) is_node: bool,
     pub(crate) seed: u32,
 }
 
@@ -136,6 +139,7 @@ impl Firmware {
             second: (!second.is_empty()).then(|| Settings { readings: topic(second), ..node }),
             node,
             heartbeat: Span::from_millis(heartbeat),
+            is_node: text!(args, "node", "NANONSQ_NODE", "0") == "1",
             seed: number!(args, "seed", "NANONSQ_SEED", "1"),
         }
     }
@@ -171,6 +175,18 @@ impl Firmware {
             ..Default::default()
         };
         lookup::Config { seed: self.seed, ..lookup::Config::new(node) }
+    }
+
+    /// As a node says it over HTTP.
+    pub(crate) fn http_config(&self, own: &'static str) -> node::HttpConfig<'static> {
+        let info = self.lookup_config(own).node;
+        node::HttpConfig {
+            broadcast_address: info.broadcast_address,
+            hostname: info.hostname,
+            tcp_port: info.tcp_port,
+            http_port: info.http_port,
+            ..node::HttpConfig::new()
+        }
     }
 }
 

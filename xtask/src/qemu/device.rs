@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
+use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -42,11 +43,23 @@ pub(crate) struct Line {
 impl Device {
     /// Boots it. `args` are its settings; `defmt`: its log is frames for `defmt-print`.
     pub(crate) fn boot(kernel: &Path, args: &[(&str, String)], defmt: bool) -> Result<Self> {
+        Self::boot_reachable(kernel, args, &[], defmt)
+    }
+
+    /// Boots it where this machine reaches it: its ports by addresses on loopback.
+    pub(crate) fn boot_reachable(
+        kernel: &Path,
+        args: &[(&str, String)],
+        forwards: &[(SocketAddr, u16)],
+        defmt: bool,
+    ) -> Result<Self> {
         let dir = tempfile::tempdir()?;
         let mut command = firmware::qemu()?;
         command.args(["-M", "mps2-an385", "-display", "none", "-serial", "none"]);
         command.args(["-monitor", "none"]);
-        command.arg("-nic").arg(format!("user,id={CABLE},model=lan9118"));
+        let forwards: String =
+            forwards.iter().map(|(from, to)| format!(",hostfwd=tcp:{from}-:{to}")).collect();
+        command.arg("-nic").arg(format!("user,id={CABLE},model=lan9118{forwards}"));
         command.arg("-object").arg(format!(
             "filter-buffer,id={HOLD},netdev={CABLE},queue=all,interval={},status=off",
             u32::MAX

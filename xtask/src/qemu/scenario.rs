@@ -15,17 +15,17 @@ use tokio::time::sleep;
 use super::Scenario;
 use super::device::{Device, Line};
 
-const READINGS: &str = "readings";
+pub(super) const READINGS: &str = "readings";
 const SECOND: &str = "more-readings";
-const REPORTS: &str = "reports";
+pub(super) const REPORTS: &str = "reports";
 const REPLIES: &str = "replies";
 const COMMANDS: &str = "qemu-commands";
 /// nsqd keeps none of its messages, only counts them.
 const FLOOD: &str = "flood#ephemeral";
 /// The host as the device sees it.
-const HOST: &str = "10.0.2.2";
+pub(super) const HOST: &str = "10.0.2.2";
 /// For what takes no time, on a machine that is busy.
-const LIMIT: Duration = Duration::from_secs(60);
+pub(super) const LIMIT: Duration = Duration::from_secs(60);
 /// A device that takes 15 s, and has a heartbeat each second.
 const SLOW: [(&str, u64); 4] = [
     ("readings", SLOW_READINGS as u64),
@@ -611,7 +611,7 @@ impl<'s> Stage<'s> {
 }
 
 /// Waits for the device's end, which must be a good one; gives its numbers.
-async fn finish(device: &mut Device, limit: Duration) -> Result<BTreeMap<String, u64>> {
+pub(super) async fn finish(device: &mut Device, limit: Duration) -> Result<BTreeMap<String, u64>> {
     let status = device.end(limit).await?;
     ensure!(status.success(), "the device ended with {status}");
     let numbers = device.numbers();
@@ -621,7 +621,7 @@ async fn finish(device: &mut Device, limit: Duration) -> Result<BTreeMap<String,
     Ok(numbers)
 }
 
-fn expect(
+pub(super) fn expect(
     numbers: &BTreeMap<String, u64>,
     name: &str,
     range: std::ops::RangeInclusive<u64>,
@@ -631,7 +631,7 @@ fn expect(
     Ok(())
 }
 
-fn exactly_once(arrived: &[u32], readings: u32) -> Result<()> {
+pub(super) fn exactly_once(arrived: &[u32], readings: u32) -> Result<()> {
     let mut sorted = arrived.to_vec();
     sorted.sort_unstable();
     ensure!(sorted.iter().copied().eq(0..readings), "not each of {readings} readings once");

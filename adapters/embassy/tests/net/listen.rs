@@ -10,19 +10,21 @@ use embassy_futures::select::{Either, select};
 use embassy_net::Stack;
 use embassy_net::tcp::{State, TcpSocket};
 use embassy_time::Timer;
-use nanonsq_core::drive::{Listener, SessionCell, Transport, serve};
+use nanonsq_core::busy::{Busy, Protocol};
+use nanonsq_core::drive::{Gate, Listener, SessionCell, Transport, refuse, serve};
 use nanonsq_core::session::{Closed, DialError, Fault, Link, Session, Transmit};
-use nanonsq_core::time::Instant;
-use nanonsq_embassy::{EmbassySleep, TcpListener, TcpStorage};
+use nanonsq_core::time::{Instant, Span};
+use nanonsq_embassy::{EmbassySleep, NoopRawMutex, TcpListener, TcpStorage};
 
 use crate::leak;
 use crate::world::{DEVICE, Faults, HOST, World};
 
-/// Sends everything back, and hangs up after a full stop.
+/// Sends everything back, and hangs up after a full stop, or 10 s of silence.
 #[derive(Default)]
 struct Echo {
     up: bool,
     closing: bool,
+    until: Instant,
     back: Vec<u8>,
     ended: Vec<Closed>,
 }
@@ -30,20 +32,24 @@ struct Echo {
 impl Session for Echo {
     fn link(&self) -> Link {
         match (self.up, self.closing) {
-            (_, true) => Link::Close,
+            (false, _) => Link::Down,
+            (true, true) => Link::Close,
             (true, false) => Link::Up,
-            (false, false) => Link::Down,
         }
     }
 
-    fn open(&mut self, _: Instant) {
+    fn open(&mut self, now: Instant) {
         self.back.clear();
         (self.up, self.closing) = (true, false);
+        self.until = now.after(Span::from_secs(10));
     }
 
-    fn receive(&mut self, _: Instant, bytes: &[u8]) -> Result<(), Fault> {
-        self.back.extend(bytes);
-        self.closing = bytes.contains(&b'.');
+    fn receive(&mut self, now: Instant, bytes: &[u8]) -> Result<(), Fault> {
+        if !self.closing {
+            self.back.extend(bytes);
+            self.closing = bytes.contains(&b'.');
+            self.until = now.after(Span::from_secs(if self.closing { 1 } else { 10 }));
+        }
         Ok(())
     }
 
@@ -56,13 +62,18 @@ impl Session for Echo {
     }
 
     fn deadline(&self) -> Instant {
-        Instant::NEVER
+        if self.up { self.until } else { Instant::NEVER }
     }
 
-    fn tick(&mut self, _: Instant) {}
+    fn tick(&mut self, now: Instant) {
+        if self.until <= now && !self.closing {
+            self.closing = true;
+            self.until = now.after(Span::from_secs(1));
+        }
+    }
 
     fn closed(&mut self, _: Instant, why: Closed) {
-        (self.up, self.closing) = (false, false);
+        self.up = false;
         self.ended.push(why);
     }
 }
@@ -71,6 +82,17 @@ impl Session for Echo {
 struct Cell(Rc<RefCell<Echo>>);
 
 impl SessionCell for Cell {
+    fn with(&self, f: &mut dyn FnMut(&mut dyn Session)) {
+        f(&mut *self.0.borrow_mut());
+    }
+
+    fn register(&self, _: &Waker) {}
+}
+
+/// A spare slot's.
+struct BusyCell(RefCell<Busy>);
+
+impl SessionCell for BusyCell {
     fn with(&self, f: &mut dyn FnMut(&mut dyn Session)) {
         f(&mut *self.0.borrow_mut());
     }
@@ -200,5 +222,209 @@ fn port_0_is_an_error() {
     world.run(async {
         let mut slot = TcpListener::new(device, 0, leak(TcpStorage::<64, 64>::new()));
         assert_eq!(slot.accept().await.map(drop), Err(DialError::Other));
+    });
+}
+
+// --- several slots, and a spare one ---
+
+/// Two slots and a spare one that refuses; gives what is told to each.
+fn serve_two(world: &World, device: Stack<'static>) -> [Cell; 2] {
+    let gate: &'static Gate<NoopRawMutex> = leak(Gate::new(2));
+    let cells = [Cell::default(), Cell::default()];
+    for cell in cells.clone() {
+        let mut slot = gate.admit(listener(device));
+        world.spawn(async move { serve(&cell, &mut slot, &mut EmbassySleep, &mut [0; 64]).await });
+    }
+    let mut spare = listener(device);
+    world.spawn(async move {
+        let busy = BusyCell(RefCell::new(Busy::new(Protocol::V2)));
+        refuse(gate, &busy, &mut spare, &mut EmbassySleep, &mut [0; 32]).await
+    });
+    cells
+}
+
+/// A caller that is connected; what it is told decides whether it is served.
+async fn call(host: Stack<'static>) -> TcpSocket<'static> {
+    let mut caller = socket(host);
+    let address: std::net::IpAddr = "10.0.0.1".parse().unwrap();
+    caller.connect((address, PORT)).await.unwrap();
+    caller
+}
+
+/// What it hears until the other side hangs up, or `n` bytes.
+async fn hear(caller: &mut TcpSocket<'_>, n: usize) -> Result<Vec<u8>, embassy_net::tcp::Error> {
+    let mut heard = Vec::new();
+    let mut buf = [0; 64];
+    while heard.len() < n {
+        match caller.read(&mut buf).await? {
+            0 => break,
+            read => heard.extend(&buf[..read]),
+        }
+    }
+    Ok(heard)
+}
+
+async fn is_served(caller: &mut TcpSocket<'_>) -> bool {
+    caller.write(b"hello").await.unwrap();
+    hear(caller, 5).await.unwrap() == b"hello"
+}
+
+/// Calls as V2 clients do: a magic, and more.
+async fn is_refused(host: Stack<'static>) -> bool {
+    let mut caller = call(host).await;
+    caller.write(b"  V2").await.unwrap();
+    caller.write(&[b'x'; 400]).await.unwrap();
+    let heard = hear(&mut caller, usize::MAX).await;
+    caller.close();
+    caller.flush().await.unwrap();
+    heard.unwrap() == Protocol::V2.refusal()
+}
+
+/// How a caller comes to leave.
+#[derive(Debug, Clone, Copy)]
+enum Leaves {
+    /// It closes.
+    Closes,
+    /// It resets.
+    Resets,
+    /// It is hung up on, and closes then.
+    IsLeft,
+}
+
+const LEAVES: [Leaves; 3] = [Leaves::Closes, Leaves::Resets, Leaves::IsLeft];
+
+async fn leave(mut caller: TcpSocket<'static>, how: Leaves) {
+    match how {
+        Leaves::Closes => caller.close(),
+        Leaves::Resets => caller.abort(),
+        Leaves::IsLeft => {
+            caller.write(b"bye.").await.unwrap();
+            assert_eq!(hear(&mut caller, usize::MAX).await.unwrap(), b"bye.");
+            caller.close();
+        }
+    }
+    caller.flush().await.unwrap();
+}
+
+#[test]
+fn two_are_served_the_third_is_told_why_not_and_a_slot_that_is_left_serves_at_once() {
+    let world = World::new(6);
+    let (device, host) = (world.device(), world.host());
+    let cells = serve_two(&world, device);
+    world.run(async {
+        Timer::after_millis(1).await;
+        let mut callers = vec![call(host).await, call(host).await];
+        for how in LEAVES.into_iter().cycle().take(12) {
+            for caller in &mut callers {
+                assert!(is_served(caller).await, "{how:?}");
+            }
+            assert!(is_refused(host).await, "{how:?}");
+            leave(callers.remove(0), how).await;
+            // What has left the host has arrived a millisecond later.
+            Timer::after_millis(1).await;
+            let start = embassy_time::Instant::now();
+            callers.push(call(host).await);
+            assert!(is_served(&mut callers[1]).await);
+            assert!(start.elapsed().as_millis() < 5, "{how:?}: {}", start.elapsed());
+        }
+    });
+    let ended: usize = cells.iter().map(|cell| cell.0.borrow().ended.len()).sum();
+    assert_eq!(ended, 12);
+}
+
+/// Packets are lost, doubled and overtake each other: then a call may fail (smoltcp lets a doubled
+/// SYN open another slot, and resets), but no slot is lost.
+#[test]
+fn a_bad_network_costs_calls_but_no_slots() {
+    for seed in 10..20 {
+        let world = World::new(seed);
+        let (device, host) = (world.device(), world.host());
+        let cells = serve_two(&world, device);
+        let mut served = 0;
+        world.run(async {
+            for how in LEAVES.into_iter().cycle().take(30) {
+                world.wire.set_faults(Faults::BAD);
+                let mut caller = socket(host);
+                caller.set_timeout(Some(embassy_time::Duration::from_secs(5)));
+                let address: std::net::IpAddr = "10.0.0.1".parse().unwrap();
+                if caller.connect((address, PORT)).await.is_ok()
+                    && caller.write(b"hello").await.is_ok()
+                {
+                    match hear(&mut caller, 5).await.as_deref() {
+                        Ok(b"hello") => served += 1,
+                        // Others' slots are not free yet.
+                        Ok(heard) => assert!(Protocol::V2.refusal().starts_with(heard)),
+                        Err(_) => {}
+                    }
+                }
+                match how {
+                    Leaves::Closes => caller.close(),
+                    Leaves::Resets => caller.abort(),
+                    Leaves::IsLeft => {
+                        let _ = caller.write(b"bye.").await;
+                        let _ = hear(&mut caller, usize::MAX).await;
+                        caller.close();
+                    }
+                }
+                let _ = caller.flush().await;
+            }
+            world.wire.set_faults(Faults::NONE);
+            Timer::after_secs(15).await;
+            let mut callers = [call(host).await, call(host).await];
+            for caller in &mut callers {
+                assert!(is_served(caller).await, "seed {seed}");
+            }
+            assert!(is_refused(host).await, "seed {seed}");
+        });
+        assert!(served >= 10, "seed {seed}: {served} of 30");
+        let ended: usize = cells.iter().map(|cell| cell.0.borrow().ended.len()).sum();
+        assert!(ended >= served, "seed {seed}");
+    }
+}
+
+/// Nobody hears of it. The session's deadline closes; nobody acknowledges, so it aborts.
+#[test]
+fn a_caller_that_vanishes_keeps_its_slot_until_the_session_gives_it_up() {
+    let world = World::new(7);
+    let (device, host) = (world.device(), world.host());
+    let cells = serve_two(&world, device);
+    world.run(async {
+        Timer::after_millis(1).await;
+        let mut vanishing = call(host).await;
+        assert!(is_served(&mut vanishing).await);
+        world.wire.set_faults(Faults::CUT);
+        vanishing.abort();
+        Timer::after_secs(12).await;
+        world.wire.set_faults(Faults::NONE);
+        let mut callers = [call(host).await, call(host).await];
+        for caller in &mut callers {
+            assert!(is_served(caller).await);
+        }
+    });
+    let ended: Vec<_> = cells.iter().flat_map(|cell| cell.0.borrow().ended.clone()).collect();
+    assert_eq!(ended, [Closed::Local]);
+    assert!(world.wire.sent(DEVICE).resets > 0, "given up with a reset");
+}
+
+#[test]
+fn nobody_is_kept_waiting_by_a_refused_caller_for_long() {
+    let world = World::new(8);
+    let (device, host) = (world.device(), world.host());
+    let _cells = serve_two(&world, device);
+    world.run(async {
+        Timer::after_millis(1).await;
+        let mut callers = [call(host).await, call(host).await];
+        // The spare slot listens when the others' handshakes are over.
+        Timer::after_millis(1).await;
+        // It says nothing, hears the answer, and does not hang up.
+        let mut silent = call(host).await;
+        let start = embassy_time::Instant::now();
+        assert_eq!(hear(&mut silent, usize::MAX).await.unwrap(), Protocol::V2.refusal());
+        assert_eq!(start.elapsed().as_secs(), 2);
+        Timer::after_millis(1010).await;
+        assert!(is_refused(host).await);
+        for caller in &mut callers {
+            assert!(is_served(caller).await);
+        }
     });
 }

@@ -96,6 +96,11 @@ impl NodeScanner {
         Ok(&self.node)
     }
 
+    /// What was read so far.
+    pub const fn node(&self) -> &Node {
+        &self.node
+    }
+
     /// `None` if the value has the wrong type.
     fn keep(&mut self, key: u8) -> Option<()> {
         let node = &mut self.node;

@@ -293,6 +293,11 @@ impl<const S: usize, const N: usize> IdentifyScanner<S, N> {
         Ok(&self.identification)
     }
 
+    /// What was read so far.
+    pub const fn identification(&self) -> &Identification<N> {
+        &self.identification
+    }
+
     /// `None` if the value has the wrong type.
     fn keep(&mut self, key: u8) -> Option<()> {
         let Self { fields, identification } = self;

@@ -1,0 +1,539 @@
+//! Who has what: nsqlookupd's registration database, in fixed tables.
+//!
+//! A topic or channel has a slot, and in it a bit for each producer that registered it. So a
+//! producer can have every topic and channel there is, nothing but the slots can be full, and a
+//! connection's end is a column of bits cleared.
+
+use super::TOMBSTONES;
+use crate::name::{ChannelName, TopicName};
+use crate::time::{Instant, Span};
+
+/// A topic's slot.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Topic {
+    name: TopicName,
+    key: Key,
+}
+
+/// A channel's slot.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Channel {
+    name: ChannelName,
+    /// The slot of its topic, which is there as long as it is.
+    topic: u16,
+    key: Key,
+}
+
+/// What topics and channels have in common.
+#[derive(Debug, Clone, Copy)]
+struct Key {
+    /// Which one it is: no other has this number. 0 in a free slot.
+    birth: u32,
+    /// An administrator made it: it stays until one deletes it.
+    kept: bool,
+    /// Since when it has been without producers, if it is.
+    empty_since: Instant,
+}
+
+impl Key {
+    const FREE: Self = Self { birth: 0, kept: false, empty_since: Instant::NEVER };
+
+    fn is_free(&self) -> bool {
+        self.birth == 0
+    }
+
+    fn is_stale(&self, now: Instant, timeout: Span) -> bool {
+        !self.is_free() && !self.kept && self.empty_since.after(timeout) <= now
+    }
+}
+
+impl Topic {
+    pub(super) const FREE: Self = Self { name: TopicName::NONE, key: Key::FREE };
+}
+
+impl Channel {
+    pub(super) const FREE: Self = Self { name: ChannelName::NONE, topic: 0, key: Key::FREE };
+}
+
+/// A producer that is not to be listed for a topic for a while.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Tombstone {
+    topic: u16,
+    producer: u16,
+    /// [`Instant::NEVER`] in a free slot.
+    at: Instant,
+}
+
+impl Tombstone {
+    pub(super) const FREE: Self = Self { topic: 0, producer: 0, at: Instant::NEVER };
+}
+
+/// What there is no slot for. Nothing changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Full {
+    Topics,
+    Channels,
+    Tombstones,
+}
+
+/// The tables. Producers are numbers below their count, topics and channels those of their slots.
+#[derive(Debug)]
+pub(super) struct Tables<'a> {
+    topics: &'a mut [Topic],
+    channels: &'a mut [Channel],
+    topic_bits: Bits<'a>,
+    channel_bits: Bits<'a>,
+    tombstones: [Tombstone; TOMBSTONES],
+    births: u32,
+    version: u32,
+    /// Keys collected so far.
+    pub(super) collected: u32,
+}
+
+/// A row of bits for each key, one for each producer.
+#[derive(Debug)]
+pub(super) struct Bits<'a> {
+    bits: &'a mut [u32],
+    /// In a row.
+    words: usize,
+}
+
+impl<'a> Bits<'a> {
+    pub(super) const fn new(bits: &'a mut [u32], words: usize) -> Self {
+        Self { bits, words }
+    }
+
+    fn row(&self, key: usize) -> &[u32] {
+        let start = key.saturating_mul(self.words);
+        self.bits.get(start..start.saturating_add(self.words)).unwrap_or_default()
+    }
+
+    fn place(&self, key: usize, producer: usize) -> (usize, u32) {
+        let word = key.saturating_mul(self.words).saturating_add(producer / 32);
+        (word, 1u32.unbounded_shl((producer % 32) as u32))
+    }
+
+    fn has(&self, key: usize, producer: usize) -> bool {
+        let (word, mask) = self.place(key, producer);
+        self.bits.get(word).is_some_and(|word| word & mask != 0)
+    }
+
+    /// Says whether that changed anything.
+    fn put(&mut self, key: usize, producer: usize, has: bool) -> bool {
+        let (word, mask) = self.place(key, producer);
+        let Some(word) = self.bits.get_mut(word) else { return false };
+        let before = *word;
+        *word = if has { before | mask } else { before & !mask };
+        *word != before
+    }
+
+    fn is_empty(&self, key: usize) -> bool {
+        self.row(key).iter().all(|word| *word == 0)
+    }
+
+    fn count(&self, key: usize) -> usize {
+        self.row(key).iter().fold(0, |sum, word| sum.saturating_add(word.count_ones() as usize))
+    }
+
+    fn clear(&mut self, key: usize) {
+        let start = key.saturating_mul(self.words);
+        let end = start.saturating_add(self.words);
+        self.bits.get_mut(start..end).unwrap_or_default().fill(0);
+    }
+}
+
+impl<'a> Tables<'a> {
+    pub(super) fn new(
+        topics: &'a mut [Topic],
+        channels: &'a mut [Channel],
+        topic_bits: Bits<'a>,
+        channel_bits: Bits<'a>,
+    ) -> Self {
+        topics.fill(Topic::FREE);
+        channels.fill(Channel::FREE);
+        topic_bits.bits.fill(0);
+        channel_bits.bits.fill(0);
+        Self {
+            topics,
+            channels,
+            topic_bits,
+            channel_bits,
+            tombstones: [Tombstone::FREE; TOMBSTONES],
+            births: 0,
+            version: 0,
+            collected: 0,
+        }
+    }
+
+    /// Makes a topic if there is none, and says where it is.
+    pub(super) fn add_topic(
+        &mut self,
+        now: Instant,
+        timeout: Span,
+        name: &TopicName,
+        keep: bool,
+    ) -> Result<usize, Full> {
+        let found = self.topic(name);
+        let at = match found.or_else(|| self.topics.iter().position(|slot| slot.key.is_free())) {
+            Some(at) => at,
+            None => {
+                self.collect(now, timeout);
+                self.topics.iter().position(|slot| slot.key.is_free()).ok_or(Full::Topics)?
+            }
+        };
+        let birth = if found.is_some() { None } else { Some(self.next_birth()) };
+        if let Some(slot) = self.topics.get_mut(at) {
+            if let Some(birth) = birth {
+                let key = Key { birth, kept: false, empty_since: now };
+                *slot = Topic { name: *name, key };
+            }
+            slot.key.kept |= keep;
+        }
+        Ok(at)
+    }
+
+    /// Makes a channel, and its topic, if there are none, and says where they are.
+    pub(super) fn add_channel(
+        &mut self,
+        now: Instant,
+        timeout: Span,
+        topic: &TopicName,
+        name: &ChannelName,
+        keep: bool,
+    ) -> Result<(usize, usize), Full> {
+        let found = self.topic(topic).and_then(|topic| self.channel(topic, name));
+        let has_room = |tables: &Self| tables.channels.iter().any(|slot| slot.key.is_free());
+        if found.is_none() && !has_room(self) {
+            self.collect(now, timeout);
+            if !has_room(self) {
+                return Err(Full::Channels);
+            }
+        }
+        // The topic only now: if there was no room, nothing has changed. Making room for it takes
+        // away no channel that is there to stay.
+        let topic = self.add_topic(now, timeout, topic, keep)?;
+        let found = self.channel(topic, name);
+        let free = || self.channels.iter().position(|slot| slot.key.is_free());
+        let at = found.or_else(free).ok_or(Full::Channels)?;
+        let birth = if found.is_some() { None } else { Some(self.next_birth()) };
+        if let Some(slot) = self.channels.get_mut(at) {
+            if let Some(birth) = birth {
+                let key = Key { birth, kept: false, empty_since: now };
+                *slot = Channel { name: *name, topic: topic as u16, key };
+            }
+            slot.key.kept |= keep;
+        }
+        Ok((topic, at))
+    }
+
+    /// A producer has a topic, or a channel and its topic.
+    pub(super) fn register(
+        &mut self,
+        now: Instant,
+        timeout: Span,
+        producer: usize,
+        topic: &TopicName,
+        channel: Option<&ChannelName>,
+    ) -> Result<(), Full> {
+        let at = match channel {
+            None => self.add_topic(now, timeout, topic, false)?,
+            Some(channel) => {
+                let (topic, channel) = self.add_channel(now, timeout, topic, channel, false)?;
+                if let Some(slot) = self.channels.get_mut(channel) {
+                    slot.key.empty_since = Instant::NEVER;
+                }
+                if self.channel_bits.put(channel, producer, true) {
+                    self.changed();
+                }
+                topic
+            }
+        };
+        if let Some(slot) = self.topics.get_mut(at) {
+            slot.key.empty_since = Instant::NEVER;
+        }
+        if self.topic_bits.put(at, producer, true) {
+            self.changed();
+        }
+        Ok(())
+    }
+
+    /// A producer no longer has a channel, or a topic with all its channels. An ephemeral one that
+    /// nobody has any more is gone, as in nsqlookupd.
+    pub(super) fn unregister(
+        &mut self,
+        now: Instant,
+        producer: usize,
+        topic: &TopicName,
+        channel: Option<&ChannelName>,
+    ) {
+        let Some(topic) = self.topic(topic) else { return };
+        match channel {
+            Some(name) => {
+                let Some(channel) = self.channel(topic, name) else { return };
+                self.leave_channel(now, channel, producer);
+                if name.is_ephemeral() && self.channel_bits.is_empty(channel) {
+                    self.remove_channel(channel);
+                }
+            }
+            None => {
+                for channel in 0..self.channels.len() {
+                    if self.topic_of(channel) == Some(topic) {
+                        self.leave_channel(now, channel, producer);
+                    }
+                }
+                self.leave_topic(now, topic, producer);
+                let is_ephemeral =
+                    self.topics.get(topic).is_some_and(|slot| slot.name.is_ephemeral());
+                if is_ephemeral && self.topic_bits.is_empty(topic) {
+                    self.remove_topic(topic);
+                }
+            }
+        }
+    }
+
+    /// A producer is gone, and with it all that it registered. The topics and channels stay.
+    pub(super) fn forget(&mut self, now: Instant, producer: usize) {
+        for channel in 0..self.channels.len() {
+            self.leave_channel(now, channel, producer);
+        }
+        for topic in 0..self.topics.len() {
+            self.leave_topic(now, topic, producer);
+        }
+        self.changed();
+    }
+
+    /// Removes a topic, its channels, and what producers registered of them.
+    pub(super) fn remove_topic(&mut self, topic: usize) {
+        for channel in 0..self.channels.len() {
+            if self.topic_of(channel) == Some(topic) {
+                self.remove_channel(channel);
+            }
+        }
+        for tombstone in &mut self.tombstones {
+            if usize::from(tombstone.topic) == topic {
+                *tombstone = Tombstone::FREE;
+            }
+        }
+        self.topic_bits.clear(topic);
+        if let Some(slot) = self.topics.get_mut(topic) {
+            *slot = Topic::FREE;
+        }
+        self.changed();
+    }
+
+    /// Removes a channel.
+    pub(super) fn remove_channel(&mut self, channel: usize) {
+        self.channel_bits.clear(channel);
+        if let Some(slot) = self.channels.get_mut(channel) {
+            *slot = Channel::FREE;
+        }
+        self.changed();
+    }
+
+    /// Does not list these producers for a topic for a while, those of them that have it.
+    pub(super) fn bury(
+        &mut self,
+        now: Instant,
+        lifetime: Span,
+        topic: usize,
+        producers: impl Iterator<Item = usize> + Clone,
+    ) -> Result<(), Full> {
+        let own = producers.clone().filter(|&producer| self.has_topic(topic, producer));
+        let own_count = own.clone().count();
+        let lapsed = |tombstone: &Tombstone| {
+            tombstone.at == Instant::NEVER || tombstone.at.after(lifetime) <= now
+        };
+        let is_for = |tombstone: &Tombstone, producer: usize| {
+            tombstone.at != Instant::NEVER
+                && usize::from(tombstone.topic) == topic
+                && usize::from(tombstone.producer) == producer
+        };
+        // Some may be theirs already: those need no room, but are few.
+        let room = self.tombstones.iter().filter(|tombstone| lapsed(tombstone)).count();
+        let theirs = own
+            .clone()
+            .filter(|&producer| {
+                self.tombstones.iter().any(|is| !lapsed(is) && is_for(is, producer))
+            })
+            .count();
+        if own_count > room.saturating_add(theirs) {
+            return Err(Full::Tombstones);
+        }
+        for producer in producers {
+            if !self.has_topic(topic, producer) {
+                continue;
+            }
+            let tombstones = &mut self.tombstones;
+            let slot = match tombstones.iter().position(|is| is_for(is, producer)) {
+                Some(at) => tombstones.get_mut(at),
+                None => tombstones.iter_mut().find(|is| lapsed(is)),
+            };
+            if let Some(slot) = slot {
+                *slot = Tombstone { topic: topic as u16, producer: producer as u16, at: now };
+            }
+        }
+        self.changed();
+        Ok(())
+    }
+
+    /// Forgets the topics and channels that have had no producer for so long, except those that an
+    /// administrator made. [`Span::ZERO`] is never.
+    pub(super) fn collect(&mut self, now: Instant, timeout: Span) {
+        if timeout == Span::ZERO {
+            return;
+        }
+        for channel in 0..self.channels.len() {
+            if self.channels.get(channel).is_some_and(|slot| slot.key.is_stale(now, timeout)) {
+                self.remove_channel(channel);
+                self.collected = self.collected.saturating_add(1);
+            }
+        }
+        for topic in 0..self.topics.len() {
+            let is_stale =
+                self.topics.get(topic).is_some_and(|slot| slot.key.is_stale(now, timeout));
+            if is_stale && self.channels_of(topic, 0).next().is_none() {
+                self.remove_topic(topic);
+                self.collected = self.collected.saturating_add(1);
+            }
+        }
+    }
+
+    /// Where a topic is.
+    pub(super) fn topic(&self, name: &TopicName) -> Option<usize> {
+        self.topics.iter().position(|slot| !slot.key.is_free() && slot.name == *name)
+    }
+
+    /// Where a channel is.
+    pub(super) fn channel(&self, topic: usize, name: &ChannelName) -> Option<usize> {
+        self.channels.iter().position(|slot| {
+            !slot.key.is_free() && usize::from(slot.topic) == topic && slot.name == *name
+        })
+    }
+
+    /// The topics from slot `from` on, each with its slot.
+    pub(super) fn topics(&self, from: usize) -> impl Iterator<Item = (usize, &TopicName)> {
+        let slots = self.topics.iter().enumerate().skip(from);
+        slots.filter(|(_, slot)| !slot.key.is_free()).map(|(at, slot)| (at, &slot.name))
+    }
+
+    /// The channels from slot `from` on, each with its slot and its topic.
+    pub(super) fn channels(
+        &self,
+        from: usize,
+    ) -> impl Iterator<Item = (usize, &TopicName, &ChannelName)> {
+        let slots = self.channels.iter().enumerate().skip(from);
+        slots.filter(|(_, slot)| !slot.key.is_free()).filter_map(|(at, slot)| {
+            let topic = self.topics.get(usize::from(slot.topic))?;
+            Some((at, &topic.name, &slot.name))
+        })
+    }
+
+    /// The channels of a topic from slot `from` on, each with its slot.
+    pub(super) fn channels_of(
+        &self,
+        topic: usize,
+        from: usize,
+    ) -> impl Iterator<Item = (usize, &ChannelName)> {
+        let slots = self.channels.iter().enumerate().skip(from);
+        slots
+            .filter(move |(_, slot)| !slot.key.is_free() && usize::from(slot.topic) == topic)
+            .map(|(at, slot)| (at, &slot.name))
+    }
+
+    /// Which topic lies in a slot; 0 if none does.
+    pub(super) fn birth(&self, topic: usize) -> u32 {
+        self.topics.get(topic).map_or(0, |slot| slot.key.birth)
+    }
+
+    /// Which channel lies in a slot; 0 if none does.
+    pub(super) fn channel_birth(&self, channel: usize) -> u32 {
+        self.channels.get(channel).map_or(0, |slot| slot.key.birth)
+    }
+
+    /// How many topics and channels there is room for.
+    pub(super) fn slots(&self) -> (usize, usize) {
+        (self.topics.len(), self.channels.len())
+    }
+
+    /// Whether a producer registered a topic.
+    pub(super) fn has_topic(&self, topic: usize, producer: usize) -> bool {
+        self.topic_bits.has(topic, producer)
+    }
+
+    /// Whether a producer registered a channel.
+    pub(super) fn has_channel(&self, channel: usize, producer: usize) -> bool {
+        self.channel_bits.has(channel, producer)
+    }
+
+    /// How many producers registered a topic.
+    pub(super) fn producers_of(&self, topic: usize) -> usize {
+        self.topic_bits.count(topic)
+    }
+
+    /// When a producer was last tombstoned for a topic, if it was, and whether that still counts.
+    pub(super) fn tombstone(
+        &self,
+        now: Instant,
+        lifetime: Span,
+        topic: usize,
+        producer: usize,
+    ) -> Option<(Instant, bool)> {
+        self.tombstones
+            .iter()
+            .find(|tombstone| {
+                tombstone.at != Instant::NEVER
+                    && usize::from(tombstone.topic) == topic
+                    && usize::from(tombstone.producer) == producer
+            })
+            .map(|tombstone| (tombstone.at, now < tombstone.at.after(lifetime)))
+    }
+
+    /// A number that no other topic, channel or producer has.
+    pub(super) fn next_birth(&mut self) -> u32 {
+        self.births = self.births.wrapping_add(1).max(1);
+        self.changed();
+        self.births
+    }
+
+    pub(super) fn changed(&mut self) {
+        self.version = self.version.wrapping_add(1);
+    }
+
+    pub(super) fn version(&self) -> u32 {
+        self.version
+    }
+
+    fn topic_of(&self, channel: usize) -> Option<usize> {
+        let slot = self.channels.get(channel)?;
+        (!slot.key.is_free()).then_some(slot.topic.into())
+    }
+
+    fn leave_channel(&mut self, now: Instant, channel: usize, producer: usize) {
+        if self.channel_bits.put(channel, producer, false) {
+            if self.channel_bits.is_empty(channel)
+                && let Some(slot) = self.channels.get_mut(channel)
+            {
+                slot.key.empty_since = now;
+            }
+            self.changed();
+        }
+    }
+
+    fn leave_topic(&mut self, now: Instant, topic: usize, producer: usize) {
+        if self.topic_bits.put(topic, producer, false) {
+            for tombstone in &mut self.tombstones {
+                if usize::from(tombstone.topic) == topic
+                    && usize::from(tombstone.producer) == producer
+                {
+                    *tombstone = Tombstone::FREE;
+                }
+            }
+            if self.topic_bits.is_empty(topic)
+                && let Some(slot) = self.topics.get_mut(topic)
+            {
+                slot.key.empty_since = now;
+            }
+            self.changed();
+        }
+    }
+}

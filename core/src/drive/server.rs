@@ -1,0 +1,217 @@
+//! What the runners of servers have in common: two ports, each with slots and a spare one.
+
+use core::future::{Future, pending, poll_fn};
+use core::task::{Poll, Waker};
+
+use embassy_futures::select::{Either, select};
+use embassy_sync::blocking_mutex::raw::RawMutex;
+
+use super::serve::{Buffers, SPARE, serve_port};
+use super::shared::{InTurn, Place, Shared};
+use super::{Listener, Port, SessionCell, Sleep};
+use crate::busy::{Busy, Protocol};
+use crate::session::Session;
+
+/// What a server listens on.
+#[derive(Debug, Clone, Copy)]
+pub struct Ports<L, const CLIENTS: usize, const HTTP: usize> {
+    /// NSQ's own protocol.
+    pub tcp: Port<L, CLIENTS>,
+    /// HTTP.
+    pub http: Port<L, HTTP>,
+}
+
+/// A server's state machine, whose sessions are views on it.
+pub(super) trait Engine {
+    /// What is spoken at its TCP port.
+    const PROTOCOL: Protocol;
+
+    /// Changes when somebody who waits may want to look.
+    fn version(&self) -> u32;
+
+    /// Whether there is nothing to do, for who waits for that.
+    fn is_idle(&self) -> bool;
+
+    /// Runs `f` on a session of the TCP port, if there is one with that index.
+    fn with_client(&mut self, index: usize, f: &mut dyn FnMut(&mut dyn Session));
+
+    /// Runs `f` on a session of the HTTP port, if there is one with that index.
+    fn with_http(&mut self, index: usize, f: &mut dyn FnMut(&mut dyn Session));
+}
+
+/// An engine with what the driver adds to it.
+#[derive(Debug)]
+pub(super) struct Served<E> {
+    pub(super) engine: E,
+    tcp_busy: Busy,
+    http_busy: Busy,
+    stop: Stop,
+}
+
+/// How far stopping is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stop {
+    No,
+    Asked,
+    Done,
+}
+
+impl<E: Engine> Served<E> {
+    pub(super) const fn new(engine: E) -> Self {
+        let (tcp_busy, http_busy) = (Busy::new(E::PROTOCOL), Busy::new(Protocol::Http));
+        Self { engine, tcp_busy, http_busy, stop: Stop::No }
+    }
+
+    pub(super) const fn refused(&self) -> u32 {
+        self.tcp_busy.refused().saturating_add(self.http_busy.refused())
+    }
+
+    /// Runs `f` and says whether it changed what somebody may wait for.
+    pub(super) fn noting<R>(&mut self, f: impl FnOnce(&mut Self) -> R) -> (R, bool) {
+        let marks = |served: &Self| {
+            let engine = &served.engine;
+            (engine.version(), engine.is_idle(), served.refused(), served.stop)
+        };
+        let before = marks(self);
+        let result = f(self);
+        (result, marks(self) != before)
+    }
+}
+
+/// What handles share with the runner.
+pub(super) type SharedServer<M, E> = Shared<M, Served<E>>;
+
+pub(super) fn change<M: RawMutex, E: Engine, R>(
+    shared: &SharedServer<M, E>,
+    f: impl FnOnce(&mut Served<E>) -> R,
+) -> Option<R> {
+    shared.change(|served| served.noting(f))
+}
+
+/// Asks `f` now and whenever something changed.
+pub(super) fn poll_wait<M: RawMutex, E: Engine, R>(
+    shared: &SharedServer<M, E>,
+    waker: &Waker,
+    f: impl FnOnce(&mut Served<E>) -> Option<R>,
+) -> Poll<R> {
+    shared.poll_wait(waker, &mut Place::None, |served| served.noting(f))
+}
+
+/// As [`poll_wait`], by turns.
+pub(super) fn poll_in_turn<M: RawMutex, E: Engine, R>(
+    wait: &mut InTurn<'_, M, Served<E>>,
+    waker: &Waker,
+    f: impl FnOnce(&mut Served<E>) -> Option<R>,
+) -> Poll<R> {
+    wait.poll_wait(waker, |served| served.noting(f))
+}
+
+/// Has the runner stop, and waits until it did.
+pub(super) async fn stop<M: RawMutex, E: Engine>(shared: &SharedServer<M, E>) {
+    change(shared, |served| {
+        if served.stop == Stop::No {
+            served.stop = Stop::Asked;
+        }
+    });
+    poll_fn(|cx| poll_wait(shared, cx.waker(), |served| (served.stop == Stop::Done).then_some(())))
+        .await;
+}
+
+/// Serves both ports until it is asked to stop, and `leave` has come to its end after that: then
+/// the connections are closed.
+pub(super) async fn run_ports<
+    M,
+    E,
+    L,
+    S,
+    F,
+    const CLIENTS: usize,
+    const HTTP: usize,
+    const RX: usize,
+>(
+    shared: &SharedServer<M, E>,
+    ports: &mut Ports<L, CLIENTS, HTTP>,
+    rx: (&mut Buffers<CLIENTS, RX>, &mut Buffers<HTTP, RX>),
+    sleep: &S,
+    leave: F,
+) where
+    M: RawMutex,
+    E: Engine,
+    L: Listener,
+    S: Sleep,
+    F: Future<Output = ()>,
+{
+    if shared.peek(|served| served.stop == Stop::Done) == Some(true) {
+        return;
+    }
+    let tcp = |index| ClientCell { shared, index };
+    let http = |index| HttpCell { shared, index };
+    let lines =
+        select(serve_port::<M, _, _, _, CLIENTS, RX>(&mut ports.tcp, tcp, sleep, rx.0), async {
+            // Known when it is compiled: without any there is to be nothing of it in the program.
+            if HTTP == 0 {
+                return pending().await;
+            }
+            serve_port::<M, _, _, _, HTTP, RX>(&mut ports.http, http, sleep, rx.1).await
+        });
+    match select(lines, leave).await {
+        Either::First(Either::First(never) | Either::Second(never)) => never,
+        Either::Second(()) => {}
+    }
+    change(shared, |served| served.stop = Stop::Done);
+}
+
+/// Ready when the runner is to stop.
+pub(super) async fn stop_asked<M: RawMutex, E: Engine>(shared: &SharedServer<M, E>) {
+    poll_fn(|cx| {
+        shared.register(cx.waker());
+        match shared.peek(|served| served.stop) {
+            Some(Stop::Asked | Stop::Done) => Poll::Ready(()),
+            Some(Stop::No) | None => Poll::Pending,
+        }
+    })
+    .await;
+}
+
+/// One of a server's sessions, at its TCP port.
+struct ClientCell<'c, M: RawMutex, E> {
+    shared: &'c SharedServer<M, E>,
+    index: usize,
+}
+
+impl<M: RawMutex, E: Engine> SessionCell for ClientCell<'_, M, E> {
+    fn with(&self, f: &mut dyn FnMut(&mut dyn Session)) {
+        // What one client brings may give another something to read.
+        self.shared.change_if(|served| {
+            served.noting(|served| match self.index {
+                SPARE => f(&mut served.tcp_busy),
+                index => served.engine.with_client(index, f),
+            })
+        });
+    }
+
+    fn register(&self, waker: &Waker) {
+        self.shared.register(waker);
+    }
+}
+
+/// One of them, at its HTTP port.
+struct HttpCell<'c, M: RawMutex, E> {
+    shared: &'c SharedServer<M, E>,
+    index: usize,
+}
+
+impl<M: RawMutex, E: Engine> SessionCell for HttpCell<'_, M, E> {
+    fn with(&self, f: &mut dyn FnMut(&mut dyn Session)) {
+        self.shared.change_if(|served| {
+            served.noting(|served| match self.index {
+                SPARE => f(&mut served.http_busy),
+                index => served.engine.with_http(index, f),
+            })
+        });
+    }
+
+    fn register(&self, waker: &Waker) {
+        self.shared.register(waker);
+    }
+}

@@ -1,0 +1,239 @@
+//! Answers: their heads, and the pieces in which they leave.
+
+use core::convert::Infallible;
+
+use super::route::Methods;
+use crate::wire::json::hex;
+use crate::wire::{Decimal, ErrorType, Write, copy, saturate};
+
+/// An answer's status.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub enum Status {
+    /// 200
+    Ok,
+    /// 400: what was asked for makes no sense.
+    BadRequest,
+    /// 403: not from here.
+    Forbidden,
+    /// 404: there is no such path, topic or channel.
+    NotFound,
+    /// 405: not with this method.
+    MethodNotAllowed,
+    /// 408: the request took too long to come.
+    RequestTimeout,
+    /// 411: a body without `Content-Length`.
+    LengthRequired,
+    /// 413: the body is longer than what is taken.
+    ContentTooLarge,
+    /// 431: the head is longer than what is taken.
+    HeadTooLarge,
+    /// 500: this side is to blame.
+    InternalError,
+    /// 503: not now.
+    Unavailable,
+    /// 505: neither HTTP/1.1 nor 1.0.
+    VersionNotSupported,
+}
+
+impl Status {
+    /// Its number and the words that belong to it.
+    const fn line(self) -> &'static str {
+        match self {
+            Self::Ok => "200 OK",
+            Self::BadRequest => "400 Bad Request",
+            Self::Forbidden => "403 Forbidden",
+            Self::NotFound => "404 Not Found",
+            Self::MethodNotAllowed => "405 Method Not Allowed",
+            Self::RequestTimeout => "408 Request Timeout",
+            Self::LengthRequired => "411 Length Required",
+            Self::ContentTooLarge => "413 Request Entity Too Large",
+            Self::HeadTooLarge => "431 Request Header Fields Too Large",
+            Self::InternalError => "500 Internal Server Error",
+            Self::Unavailable => "503 Service Unavailable",
+            Self::VersionNotSupported => "505 HTTP Version Not Supported",
+        }
+    }
+}
+
+/// What an answer's body is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub enum Content {
+    /// There is none.
+    Nothing,
+    /// Text, from a server that speaks for itself (`/ping`): without `X-NSQ-Content-Type`.
+    Plain,
+    /// Text.
+    Text,
+    /// JSON. Clients of NSQ see nothing in it without `X-NSQ-Content-Type`.
+    Json,
+}
+
+/// A refusal: answered as `{"message":"CODE"}`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct Refusal {
+    /// The status.
+    pub status: Status,
+    /// The code, which needs no escaping.
+    pub code: &'static str,
+    /// The methods that the path has, if the method is to blame.
+    pub(super) allow: Methods,
+}
+
+impl Refusal {
+    /// A refusal with a status and NSQ's code for the reason, such as `TOPIC_NOT_FOUND`.
+    pub const fn new(status: Status, code: &'static str) -> Self {
+        Self { status, code, allow: Methods::NONE }
+    }
+
+    /// 400.
+    pub const fn bad_request(code: &'static str) -> Self {
+        Self::new(Status::BadRequest, code)
+    }
+
+    /// 404.
+    pub const fn not_found(code: &'static str) -> Self {
+        Self::new(Status::NotFound, code)
+    }
+
+    pub(super) fn emit(&self, piece: &mut Piece<'_>) {
+        piece.put(|w| {
+            w.write_all(b"{\"message\":\"")?;
+            w.write_all(self.code.as_bytes())?;
+            w.write_all(b"\"}")
+        });
+    }
+}
+
+/// How the other side knows where an answer ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Framing {
+    /// After so many bytes.
+    Length(usize),
+    /// In chunks.
+    Chunked,
+    /// With the connection.
+    ToTheEnd,
+}
+
+/// The head of an answer.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Head {
+    pub(super) status: Status,
+    pub(super) content: Content,
+    pub(super) allow: Methods,
+    /// The answer to a request in HTTP/1.0.
+    pub(super) is_old: bool,
+    /// The connection ends with it.
+    pub(super) closes: bool,
+    pub(super) framing: Framing,
+}
+
+impl Head {
+    /// Header lines in the order of Go's net/http; without a date, as a server without a clock has
+    /// it.
+    fn emit<W: Write>(&self, w: &mut W) -> Result<(), W::Error> {
+        w.write_all(if self.is_old { b"HTTP/1.0 " } else { b"HTTP/1.1 " })?;
+        w.write_all(self.status.line().as_bytes())?;
+        w.write_all(b"\r\n")?;
+        self.allow.emit(w)?;
+        match self.content {
+            Content::Nothing => {}
+            Content::Plain | Content::Text => {
+                w.write_all(b"Content-Type: text/plain; charset=utf-8\r\n")?;
+            }
+            Content::Json => {
+                w.write_all(b"Content-Type: application/json; charset=utf-8\r\n")?;
+            }
+        }
+        let is_options = self.content == Content::Nothing && self.allow != Methods::NONE;
+        if self.content != Content::Plain && !is_options {
+            w.write_all(b"X-NSQ-Content-Type: nsq; version=1.0\r\n")?;
+        }
+        match self.framing {
+            Framing::Length(len) => {
+                w.write_all(b"Content-Length: ")?;
+                w.write_all(Decimal::unsigned(saturate(len)).as_bytes())?;
+                w.write_all(b"\r\n")?;
+            }
+            Framing::Chunked => w.write_all(b"Transfer-Encoding: chunked\r\n")?,
+            Framing::ToTheEnd => {}
+        }
+        if self.closes {
+            w.write_all(b"Connection: close\r\n")?;
+        }
+        w.write_all(b"\r\n")
+    }
+
+    /// Writes it.
+    pub(super) fn put(&self, piece: &mut Piece<'_>) {
+        piece.put(|w| self.emit(w));
+    }
+}
+
+/// Writes the line before a chunk of so many bytes, at most 4095.
+pub(super) fn put_chunk_len(piece: &mut Piece<'_>, len: usize) {
+    let digit = |shift: u32| hex((len.unbounded_shr(shift) & 0xf) as u8);
+    piece.put(|w| w.write_all(&[digit(8), digit(4), digit(0), b'\r', b'\n']));
+}
+
+/// Room for the next piece of an answer. What does not fit as a whole is left for the next piece.
+#[derive(Debug)]
+pub struct Piece<'p> {
+    buf: &'p mut [u8],
+    len: usize,
+    over: bool,
+}
+
+impl<'p> Piece<'p> {
+    /// An empty one over all of `buf`.
+    pub const fn new(buf: &'p mut [u8]) -> Self {
+        Self { buf, len: 0, over: false }
+    }
+
+    /// Writes what `emit` writes, if there is room for all of it; else nothing, and says false.
+    /// In an empty piece there is room for [`super::PIECE_MIN`] bytes.
+    pub fn put(&mut self, emit: impl FnOnce(&mut Self) -> Result<(), Infallible>) -> bool {
+        let before = self.len;
+        let Ok(()) = emit(self);
+        if core::mem::take(&mut self.over) {
+            self.len = before;
+            return false;
+        }
+        true
+    }
+
+    /// How many bytes are written.
+    pub const fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether nothing is written yet.
+    pub const fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+}
+
+impl ErrorType for Piece<'_> {
+    type Error = Infallible;
+}
+
+impl Write for Piece<'_> {
+    fn write(&mut self, bytes: &[u8]) -> Result<usize, Infallible> {
+        self.write_all(bytes).map(|()| bytes.len())
+    }
+
+    fn write_all(&mut self, bytes: &[u8]) -> Result<(), Infallible> {
+        let room = self.buf.get_mut(self.len..).unwrap_or_default();
+        let kept = copy(room, bytes);
+        self.over |= kept < bytes.len();
+        self.len = self.len.saturating_add(kept);
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<(), Infallible> {
+        Ok(())
+    }
+}

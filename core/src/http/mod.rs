@@ -1,0 +1,482 @@
+//! HTTP/1.1, a server's side: one request after the other on one connection, in bounded memory.
+//!
+//! [`Connection`] is the machine, which nsqd's and nsqlookupd's HTTP share; what is asked for and
+//! answered is a [`Service`]. A request's head is collected in the connection's buffer and parsed
+//! with `httparse`; its body is handed on as it arrives. Once the head is read the same buffer
+//! holds the answer, a piece at a time, so that an answer of any length needs no more.
+//!
+//! ```text
+//!           accepted        first byte        head            body
+//! Down ----------------> Idle ------> Head --------> [Body] -----> Answer
+//!   ^                     ^ |           |               |            |
+//!   |                     | | time      | refused       | refused    | written
+//!   |                     | |           +----> Answer <-+            |
+//!   |                     +-|----------------------------------------+ keep-alive
+//!   |                       v                                        |
+//!   +--------------------- Closing <---------- Linger <--------------+ "close", unread body
+//! ```
+//!
+//! - Answers have a `Content-Length` if they fit into one piece, else they are chunked; for HTTP/1.0
+//!   they end with the connection.
+//! - Requests may be pipelined: what comes while an answer is written is held back
+//!   ([`Session::take`](crate::session::Session::take)).
+//! - `Expect: 100-continue` is answered once the service wants the body.
+//! - After a request that is refused before its body was read, the rest of it is passed over for a
+//!   moment ([`Config::linger`]) before the connection is closed: closing with something unread
+//!   would take the answer away from the client.
+//! - Refusals are NSQ's: `{"message":"CODE"}`.
+//!
+//! Unlike Go's server this one does not redirect (`/Topics/` to `/topics`), takes no chunked
+//! request bodies (411), sends no date, and refuses what is not HTTP in JSON as well.
+//!
+//! # Bounds
+//!
+//! | what | bound | beyond it |
+//! |---|---|---|
+//! | request line and header | [`BUFFER`] bytes, [`HEADERS_MAX`] lines | 431, closed |
+//! | body that nobody wants | [`DISCARD_MAX`] bytes, passed over | 413, closed |
+//! | body | the service's to say | 413, closed |
+//! | an element of an answer | [`PIECE_MIN`] bytes, not to be split | the connection is closed |
+//! | silence between requests | [`Config::idle`] | closed |
+//! | a head on its way | [`Config::head`] | 408, closed |
+//! | a body on its way, or held | [`Config::body`] | 408, or 503 if held; closed |
+//! | a client that does not read | [`Config::write`] for each piece | closed |
+
+mod answer;
+pub(crate) mod emit;
+mod head;
+mod incoming;
+mod outgoing;
+mod request;
+mod route;
+#[cfg(test)]
+mod tests;
+
+use core::ops::Range;
+
+use crate::macros::trace_state;
+use crate::session::{Closed, Link, Transmit};
+use crate::time::{Instant, Span};
+
+pub use answer::{Content, Piece, Refusal, Status};
+pub use request::{BadQuery, Method, Request, Value};
+pub use route::{Route, find};
+
+/// The length of a connection's buffer in bytes, and so the longest head. What NSQ's clients and
+/// tools send has less than 200, a browser's has 500 to 900.
+pub const BUFFER: usize = 1024;
+
+/// The most header lines of a request.
+pub const HEADERS_MAX: usize = 32;
+
+/// The longest body, in bytes, that is passed over if the service does not want it.
+pub const DISCARD_MAX: u32 = 16 * 1024;
+
+/// How much fits into an empty piece of an answer, in bytes.
+pub const PIECE_MIN: usize = 768;
+
+/// Before a piece: the answer's head and a chunk's length.
+const FRONT: usize = 249;
+
+/// Behind a piece: the end of a chunk, and of the last one.
+const TAIL: &[u8] = b"\r\n0\r\n\r\n";
+
+const CONTINUE: &[u8; 25] = b"HTTP/1.1 100 Continue\r\n\r\n";
+
+const _: () = assert!(FRONT + PIECE_MIN + TAIL.len() == BUFFER);
+
+/// How long things may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct Config {
+    /// Between two requests, and before the first. Default 15 s: there are few connections, and a
+    /// client that keeps one opens another without a word.
+    pub idle: Span,
+    /// From the first byte of a head to its last. Default 10 s.
+    pub head: Span,
+    /// For a whole body, the time included in which the service takes none of it. Default 30 s.
+    pub body: Span,
+    /// For one piece of an answer, 1 KiB at most, to be taken by the transport. Default 10 s.
+    pub write: Span,
+    /// How long to pass over what a refused request still sends. Default 1 s.
+    pub linger: Span,
+    /// For closing. Default 1 s.
+    pub close: Span,
+}
+
+impl Config {
+    /// The defaults.
+    pub const fn new() -> Self {
+        Self {
+            idle: Span::from_secs(15),
+            head: Span::from_secs(10),
+            body: Span::from_secs(30),
+            write: Span::from_secs(10),
+            linger: Span::from_secs(1),
+            close: Span::from_secs(1),
+        }
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// What is asked for and answered.
+///
+/// For each request: [`begin`](Self::begin), then [`body`](Self::body) for as long as it lasts,
+/// then [`answer`](Self::answer) and [`write`](Self::write) until all is written, then
+/// [`end`](Self::end). Anything may happen to what is served between two calls.
+pub trait Service {
+    /// What is kept of a request until it is answered.
+    type Task;
+
+    /// The times.
+    fn config(&self) -> &Config;
+
+    /// A request's head is read. A refusal is its answer.
+    fn begin(&mut self, now: Instant, request: &Request<'_>)
+    -> Result<(Self::Task, Body), Refusal>;
+
+    /// The next bytes of the body, never none. Gives how many were taken; if not all, the client
+    /// is held, and the rest comes again whenever something changed. [`Body::Lines`]: a line, of
+    /// which all or nothing is taken. [`Body::Whole`]: all of it, once.
+    fn body(
+        &mut self,
+        now: Instant,
+        task: &mut Self::Task,
+        bytes: &[u8],
+    ) -> Result<usize, Refusal> {
+        let _ = (now, task);
+        Ok(bytes.len())
+    }
+
+    /// How long a client may be held at a time; then it is refused with 503. Default
+    /// [`Config::body`], which no request is held longer than anyway.
+    fn patience(&self) -> Span {
+        self.config().body
+    }
+
+    /// The request is whole: does what was asked for, and says what the answer is.
+    fn answer(&mut self, now: Instant, task: &mut Self::Task) -> Result<Content, Refusal>;
+
+    /// Writes as much of the answer's body as the piece has room for; whether that is the end of
+    /// it. Not asked if there is no content.
+    fn write(&mut self, now: Instant, task: &mut Self::Task, piece: &mut Piece<'_>) -> bool;
+
+    /// A request is over: its answer was written, or it was refused. The task is there if it was
+    /// begun.
+    fn end(&mut self, now: Instant, task: Option<&mut Self::Task>, how: End) {
+        let _ = (now, task, how);
+    }
+}
+
+/// What a service wants of a request's body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub enum Body {
+    /// Nothing: it is passed over.
+    Ignore,
+    /// All of it, in pieces as they arrive.
+    Pieces,
+    /// All of it, a line at a time, without its end; empty ones are left out. A line of more than
+    /// [`BUFFER`] bytes is refused with this code and 413.
+    Lines(&'static str),
+    /// All of it at once; [`BUFFER`] bytes at most, more are refused with this code and 413.
+    Whole(&'static str),
+}
+
+/// How a request ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub enum End {
+    /// Its answer was written.
+    Answered,
+    /// It was refused, by the service or before it came so far.
+    Refused(Status),
+    /// The client went away, or did not read.
+    Lost,
+}
+
+/// One connection, and what is asked for on it: the session's part that is not the service's.
+///
+/// Its methods are those of [`Session`](crate::session::Session), with the service.
+///
+/// RAM: [`BUFFER`] + 136 bytes and the task.
+#[derive(Debug)]
+pub struct Connection<T> {
+    task: Option<T>,
+    /// The answer, once the rest of the body is passed over.
+    refusal: Option<Refusal>,
+    state: State,
+    /// What counts for the request under way and its answer.
+    exchange: Exchange,
+    /// When the state has lasted too long.
+    step: Instant,
+    /// Held: when the body will have.
+    held: Instant,
+    /// How much of [`CONTINUE`] is still to be written.
+    continuing: u8,
+    /// Collected: the head, or a whole body.
+    filled: u16,
+    /// Of the head's last line.
+    line: u16,
+    /// How much of the body is still to come.
+    left: u32,
+    /// To be written: what lies at the buffer's front.
+    front: Range<u16>,
+    /// Then this, as it lies behind the front.
+    body: Range<u16>,
+    buf: [u8; BUFFER],
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+enum State {
+    /// There is no connection.
+    Down,
+    /// Between requests.
+    Idle,
+    Head,
+    Body(Body),
+    /// In a body of which the service takes nothing at the moment.
+    Held(Body),
+    /// The answer is written, of which this is left.
+    Answer(Rest),
+    /// All is said; what the client still sends is passed over.
+    Linger,
+    Closing,
+}
+
+/// What of an answer is not in the buffer yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+enum Rest {
+    /// More pieces.
+    Chunks,
+    /// More pieces, to the connection's end.
+    Bytes,
+    /// Nothing.
+    Nothing,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Exchange {
+    /// In HTTP/1.0.
+    is_old: bool,
+    /// Without the body of the answer.
+    is_head: bool,
+    /// The connection ends with it.
+    closes: bool,
+    /// The client waits for leave to send the body.
+    expects: bool,
+}
+
+impl Exchange {
+    const NEW: Self = Self { is_old: false, is_head: false, closes: false, expects: false };
+}
+
+impl<T> Connection<T> {
+    /// None yet.
+    pub const fn new() -> Self {
+        Self {
+            task: None,
+            refusal: None,
+            state: State::Down,
+            exchange: Exchange::NEW,
+            step: Instant::NEVER,
+            held: Instant::NEVER,
+            continuing: 0,
+            filled: 0,
+            line: 0,
+            left: 0,
+            front: 0..0,
+            body: 0..0,
+            buf: [0; BUFFER],
+        }
+    }
+
+    /// As [`Session::open`](crate::session::Session::open).
+    pub fn open<S: Service<Task = T>>(&mut self, now: Instant, service: &mut S) {
+        self.closed(now, Closed::Local, service);
+        self.await_request(now, service);
+    }
+
+    /// As [`Session::take`](crate::session::Session::take).
+    pub fn take<S: Service<Task = T>>(
+        &mut self,
+        now: Instant,
+        bytes: &[u8],
+        service: &mut S,
+    ) -> usize {
+        let mut input = bytes;
+        while let Some((&byte, rest)) = input.split_first() {
+            match self.state {
+                State::Down | State::Linger | State::Closing => return bytes.len(),
+                State::Idle | State::Head => {
+                    input = rest;
+                    self.on_head_byte(now, byte, service);
+                }
+                State::Body(wanted) => {
+                    let taken = self.on_body(now, wanted, input, service);
+                    input = input.get(taken..).unwrap_or_default();
+                    if matches!(self.state, State::Held(_)) {
+                        break;
+                    }
+                }
+                State::Held(wanted) => {
+                    let taken = self.on_body(now, wanted, input, service);
+                    input = input.get(taken..).unwrap_or_default();
+                    if taken == 0 && self.state == State::Held(wanted) {
+                        break;
+                    }
+                }
+                State::Answer(_) => break,
+            }
+        }
+        bytes.len().saturating_sub(input.len())
+    }
+
+    /// As [`Session::transmit`](crate::session::Session::transmit).
+    pub fn transmit<S: Service<Task = T>>(
+        &mut self,
+        now: Instant,
+        service: &mut S,
+    ) -> Transmit<'_> {
+        if self.continuing > 0 {
+            let written = CONTINUE.len().saturating_sub(self.continuing.into());
+            return Transmit { head: CONTINUE.get(written..).unwrap_or_default(), body: &[] };
+        }
+        if self.front.is_empty() && self.body.is_empty() {
+            self.stage_more(now, service);
+        }
+        let (front, behind) = self.buf.split_at_checked(FRONT).unwrap_or_default();
+        Transmit { head: part(front, &self.front), body: part(behind, &self.body) }
+    }
+
+    /// As [`Session::sent`](crate::session::Session::sent).
+    pub fn sent<S: Service<Task = T>>(&mut self, now: Instant, n: usize, service: &mut S) {
+        // At most what was lent, which is less than 64 KiB.
+        let n = n as u16;
+        let leave = n.min(self.continuing.into());
+        self.continuing = self.continuing.saturating_sub(leave as u8);
+        let n = n.saturating_sub(leave);
+        let front = n.min(self.front.end.saturating_sub(self.front.start));
+        self.front.start = self.front.start.saturating_add(front);
+        let body = n.saturating_sub(front);
+        self.body.start = self.body.start.saturating_add(body).min(self.body.end);
+        if self.front.is_empty()
+            && self.body.is_empty()
+            && self.state == State::Answer(Rest::Nothing)
+        {
+            self.end(now, service, End::Answered);
+            if !self.exchange.closes {
+                self.await_request(now, service);
+            } else if self.left > 0 {
+                self.step = now.after(service.config().linger);
+                self.set_state(State::Linger);
+            } else {
+                self.close(now, service);
+            }
+        }
+    }
+
+    /// As [`Session::tick`](crate::session::Session::tick).
+    pub fn tick<S: Service<Task = T>>(&mut self, now: Instant, service: &mut S) {
+        if now < self.step {
+            return;
+        }
+        match self.state {
+            State::Down => self.step = Instant::NEVER,
+            // It stays due until it is closed: the driver breaks it off then.
+            State::Closing => {}
+            State::Idle | State::Linger => self.close(now, service),
+            State::Head => self.refuse_all(now, Status::RequestTimeout, "TIMEOUT", service),
+            State::Held(_) => self.refuse_all(now, Status::Unavailable, "BUSY", service),
+            State::Body(_) => self.refuse_all(now, Status::RequestTimeout, "TIMEOUT", service),
+            State::Answer(_) => self.abort(now, service),
+        }
+    }
+
+    /// Closes the connection at once, whatever is under way.
+    pub fn abort<S: Service<Task = T>>(&mut self, now: Instant, service: &mut S) {
+        self.end(now, service, End::Lost);
+        self.nothing_staged();
+        self.continuing = 0;
+        self.close(now, service);
+    }
+
+    /// As [`Session::closed`](crate::session::Session::closed).
+    pub fn closed<S: Service<Task = T>>(&mut self, now: Instant, _: Closed, service: &mut S) {
+        self.end(now, service, End::Lost);
+        self.nothing_staged();
+        self.continuing = 0;
+        self.step = Instant::NEVER;
+        self.set_state(State::Down);
+    }
+
+    /// As [`Session::link`](crate::session::Session::link).
+    pub const fn link(&self) -> Link {
+        match self.state {
+            State::Down => Link::Down,
+            State::Idle
+            | State::Head
+            | State::Body(_)
+            | State::Held(_)
+            | State::Answer(_)
+            | State::Linger => Link::Up,
+            State::Closing => Link::Close,
+        }
+    }
+
+    /// As [`Session::deadline`](crate::session::Session::deadline).
+    pub const fn deadline(&self) -> Instant {
+        self.step
+    }
+
+    fn set_state(&mut self, state: State) {
+        trace_state!("http", self.state, state);
+        self.state = state;
+    }
+
+    fn await_request<S: Service<Task = T>>(&mut self, now: Instant, service: &S) {
+        self.exchange = Exchange::NEW;
+        self.filled = 0;
+        self.line = 0;
+        self.left = 0;
+        self.step = now.after(service.config().idle);
+        self.set_state(State::Idle);
+    }
+
+    fn close<S: Service<Task = T>>(&mut self, now: Instant, service: &S) {
+        self.step = now.after(service.config().close);
+        self.set_state(State::Closing);
+    }
+
+    fn nothing_staged(&mut self) {
+        self.front = 0..0;
+        self.body = 0..0;
+    }
+
+    /// The request under way is over, if there is one.
+    fn end<S: Service<Task = T>>(&mut self, now: Instant, service: &mut S, how: End) {
+        if let Some(task) = &mut self.task {
+            service.end(now, Some(task), how);
+        }
+        self.task = None;
+        self.refusal = None;
+    }
+}
+
+impl<T> Default for Connection<T> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// What lies in `range` of `bytes`.
+fn part<'b>(bytes: &'b [u8], range: &Range<u16>) -> &'b [u8] {
+    bytes.get(range.start.into()..range.end.into()).unwrap_or_default()
+}

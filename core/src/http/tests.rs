@@ -1,0 +1,674 @@
+use super::answer::{Framing, Head};
+use super::route::Methods;
+use super::*;
+use crate::session::TransportError;
+use crate::wire::Write;
+
+/// Answers what the path says: `/echo` with the body, `/list?n=3` with so many elements of 100
+/// bytes, `/ping`, `/nothing`, `/full` is `/echo` that may hold.
+#[derive(Default)]
+struct Echo {
+    config: Config,
+    ends: Vec<End>,
+    /// How many bytes of a body are taken in one call.
+    takes: usize,
+    /// How long elements are.
+    element: usize,
+    patience: Option<Span>,
+}
+
+enum Task {
+    Echo(Vec<u8>),
+    Lines(Vec<u8>),
+    List { left: u32, at: u32 },
+    Ping,
+    Nothing,
+}
+
+impl Service for Echo {
+    type Task = Task;
+
+    fn config(&self) -> &Config {
+        &self.config
+    }
+
+    fn patience(&self) -> Span {
+        self.patience.unwrap_or(self.config.body)
+    }
+
+    fn begin(&mut self, _: Instant, request: &Request<'_>) -> Result<(Task, Body), Refusal> {
+        const ROUTES: &[Route<u8>] = &[
+            Route { method: Method::Post, path: "/echo", to: 0 },
+            Route { method: Method::Post, path: "/lines", to: 5 },
+            Route { method: Method::Put, path: "/whole/", to: 1 },
+            Route { method: Method::Get, path: "/whole/", to: 4 },
+            Route { method: Method::Get, path: "/list", to: 2 },
+            Route { method: Method::Get, path: "/ping", to: 3 },
+            Route { method: Method::Post, path: "/nothing", to: 4 },
+        ];
+        Ok(match find(ROUTES, request)? {
+            0 => (Task::Echo(Vec::new()), Body::Pieces),
+            1 => (Task::Echo(Vec::new()), Body::Whole("TOO_LONG")),
+            2 => {
+                let n = request.param("n").and_then(|n| n.number());
+                let left = n.ok_or(Refusal::bad_request("BAD_N"))?;
+                (Task::List { left, at: 0 }, Body::Ignore)
+            }
+            3 => (Task::Ping, Body::Ignore),
+            5 => (Task::Lines(Vec::new()), Body::Lines("LONG_LINE")),
+            _ => (Task::Nothing, Body::Ignore),
+        })
+    }
+
+    fn body(&mut self, _: Instant, task: &mut Task, bytes: &[u8]) -> Result<usize, Refusal> {
+        assert!(!bytes.is_empty());
+        if let Task::Lines(body) = task {
+            if self.takes == 0 {
+                return Ok(0);
+            }
+            assert!(!bytes.contains(&b'\n'));
+            body.extend([b"[", bytes, b"]"].concat());
+            return if bytes == b"!" {
+                Err(Refusal::new(Status::ContentTooLarge, "NO"))
+            } else {
+                Ok(bytes.len())
+            };
+        }
+        let Task::Echo(body) = task else { panic!("not asked for") };
+        let taken = bytes.len().min(self.takes);
+        body.extend_from_slice(&bytes[..taken]);
+        if body.contains(&b'!') {
+            return Err(Refusal::new(Status::ContentTooLarge, "NO"));
+        }
+        Ok(taken)
+    }
+
+    fn answer(&mut self, _: Instant, task: &mut Task) -> Result<Content, Refusal> {
+        match task {
+            Task::Echo(body) if body.is_empty() => Err(Refusal::bad_request("EMPTY")),
+            Task::Echo(_) | Task::Lines(_) => Ok(Content::Text),
+            Task::List { .. } => Ok(Content::Json),
+            Task::Ping => Ok(Content::Plain),
+            Task::Nothing => Ok(Content::Nothing),
+        }
+    }
+
+    fn write(&mut self, _: Instant, task: &mut Task, piece: &mut Piece<'_>) -> bool {
+        match task {
+            Task::Echo(body) | Task::Lines(body) => {
+                while !body.is_empty() {
+                    if !piece.put(|w| w.write_all(&body[..1])) {
+                        return false;
+                    }
+                    body.remove(0);
+                }
+            }
+            Task::List { left, at } => {
+                while left > at {
+                    let letter = b'a' + (*at % 26) as u8;
+                    if !piece.put(|w| w.write_all(&vec![letter; self.element])) {
+                        return false;
+                    }
+                    *at += 1;
+                }
+            }
+            Task::Ping => {
+                piece.put(|w| w.write_all(b"OK"));
+            }
+            Task::Nothing => panic!("nothing to write"),
+        }
+        true
+    }
+
+    fn end(&mut self, _: Instant, _: Option<&mut Task>, how: End) {
+        self.ends.push(how);
+    }
+}
+
+/// A connection, its service and the time.
+struct World {
+    connection: Connection<Task>,
+    service: Echo,
+    now: Instant,
+}
+
+impl World {
+    fn new() -> Self {
+        let service = Echo { takes: usize::MAX, element: 100, ..Echo::default() };
+        let mut world = Self { connection: Connection::new(), service, now: Instant::ZERO };
+        assert_eq!(world.connection.link(), Link::Down);
+        world.connection.open(world.now, &mut world.service);
+        assert_eq!(world.connection.link(), Link::Up);
+        world
+    }
+
+    /// Offers bytes as often as any are taken, and gives all that is written; a write takes
+    /// `write` bytes.
+    #[track_caller]
+    fn exchange(&mut self, mut bytes: &[u8], write: usize) -> String {
+        let mut said = Vec::new();
+        for _ in 0..100_000 {
+            let taken = self.connection.take(self.now, bytes, &mut self.service);
+            bytes = &bytes[taken..];
+            let written = self.write(write);
+            if taken == 0 && written.is_empty() {
+                break;
+            }
+            said.extend(written);
+        }
+        String::from_utf8_lossy(&said).into_owned()
+    }
+
+    fn write(&mut self, most: usize) -> Vec<u8> {
+        let lent = self.connection.transmit(self.now, &mut self.service);
+        let mut bytes = [lent.head, lent.body].concat();
+        assert!(bytes.len() <= BUFFER);
+        bytes.truncate(most);
+        self.connection.sent(self.now, bytes.len(), &mut self.service);
+        bytes
+    }
+
+    #[track_caller]
+    fn say(&mut self, text: &str) -> String {
+        self.exchange(text.as_bytes(), usize::MAX)
+    }
+
+    fn after(&mut self, span: Span) -> Link {
+        self.now = self.now.after(span);
+        self.connection.tick(self.now, &mut self.service);
+        self.connection.link()
+    }
+}
+
+const JSON: &str = "Content-Type: application/json; charset=utf-8\r\n\
+                    X-NSQ-Content-Type: nsq; version=1.0\r\n";
+
+fn refusal(line: &str, code: &str, closes: bool) -> String {
+    let len = code.len() + 14;
+    let close = if closes { "Connection: close\r\n" } else { "" };
+    format!(
+        "HTTP/1.1 {line}\r\n{JSON}Content-Length: {len}\r\n{close}\r\n{{\"message\":\"{code}\"}}"
+    )
+}
+
+const OK: &str = "HTTP/1.1 200 OK\r\nContent-Type: text/plain; charset=utf-8\r\n\
+                  Content-Length: 2\r\n\r\nOK";
+
+/// The body of an answer, its chunks put together.
+#[track_caller]
+fn body(answer: &str) -> String {
+    let (head, mut rest) = answer.split_once("\r\n\r\n").unwrap();
+    if !head.contains("Transfer-Encoding: chunked") {
+        return rest.to_owned();
+    }
+    assert!(!head.contains("Content-Length"));
+    let mut body = String::new();
+    loop {
+        let (len, behind) = rest.split_once("\r\n").unwrap();
+        let len = usize::from_str_radix(len, 16).unwrap();
+        body.push_str(&behind[..len]);
+        rest = behind[len..].strip_prefix("\r\n").unwrap();
+        if len == 0 {
+            assert_eq!(rest, "");
+            return body;
+        }
+    }
+}
+
+#[test]
+fn requests_one_after_the_other() {
+    let mut world = World::new();
+    let ping = "GET /ping HTTP/1.1\r\nHost: x\r\n\r\n";
+    assert_eq!(world.say(ping), OK);
+    assert_eq!(world.say(ping), OK);
+    // With the empty line that some send behind a body.
+    assert_eq!(world.say(&format!("\r\n{ping}")), OK);
+    // Pipelined.
+    assert_eq!(world.say(&ping.repeat(5)), OK.repeat(5));
+    let nothing = "POST /nothing HTTP/1.1\r\nContent-Length: 3\r\n\r\n123";
+    let empty =
+        "HTTP/1.1 200 OK\r\nX-NSQ-Content-Type: nsq; version=1.0\r\nContent-Length: 0\r\n\r\n";
+    assert_eq!(world.say(nothing), empty);
+    assert_eq!(world.service.ends, [End::Answered; 9]);
+    assert_eq!(world.connection.link(), Link::Up);
+    let last = world.say("GET /ping HTTP/1.1\r\nConnection: Keep-Alive, CLOSE\r\n\r\n");
+    assert_eq!(last, OK.replace("\r\n\r\n", "\r\nConnection: close\r\n\r\n"));
+    assert_eq!(world.connection.link(), Link::Close);
+    world.connection.closed(world.now, Closed::Local, &mut world.service);
+    assert_eq!(world.connection.link(), Link::Down);
+    assert_eq!(world.connection.deadline(), Instant::NEVER);
+}
+
+#[test]
+fn split_anywhere() {
+    let script = "POST /echo HTTP/1.1\r\nContent-Length: 5\r\n\r\nhello\
+                  GET /list?n=20 HTTP/1.1\n\nGET /nope HTTP/1.1\r\nX: y\r\n\r\n\
+                  PUT /whole/x HTTP/1.1\r\ncontent-length:2\r\n\r\nhi";
+    let whole = World::new().say(script);
+    assert!(whole.ends_with("hi") && whole.contains("hello") && whole.contains("NOT_FOUND"));
+    for at in 0..=script.len() {
+        let mut world = World::new();
+        let (front, back) = script.split_at(at);
+        assert_eq!(world.say(front) + &world.say(back), whole, "split at {at}");
+    }
+    // A byte at a time, both ways.
+    let mut world = World::new();
+    let bytes = script.bytes().map(|byte| world.exchange(&[byte], 1));
+    assert_eq!(bytes.collect::<String>(), whole);
+}
+
+#[test]
+fn long_answers_come_in_chunks() {
+    for element in [1, 100, PIECE_MIN] {
+        for n in [0, 1, 7, 8, 9, 100] {
+            let mut world = World::new();
+            world.service.element = element;
+            let answer = world.say(&format!("GET /list?n={n} HTTP/1.1\r\n\r\n"));
+            let expected: String =
+                (0..n).flat_map(|at| vec![char::from(b'a' + at % 26); element]).collect();
+            assert_eq!(body(&answer), expected);
+            let is_long = usize::from(n) * element > PIECE_MIN;
+            assert_eq!(answer.contains("chunked"), is_long, "{n} of {element}");
+            assert_eq!(world.say("GET /ping HTTP/1.1\r\n\r\n"), OK);
+            // To the connection's end.
+            let old = world.say(&format!("GET /list?n={n} HTTP/1.0\r\n\r\n"));
+            assert!(
+                old.starts_with("HTTP/1.0 200 OK\r\n") && old.contains("Connection: close\r\n")
+            );
+            assert_eq!(old.contains("Content-Length"), !is_long);
+            assert_eq!(body(&old), expected);
+            assert_eq!(world.connection.link(), Link::Close);
+        }
+    }
+}
+
+#[test]
+fn an_element_longer_than_a_piece_ends_the_connection() {
+    let mut world = World::new();
+    world.service.element = PIECE_MIN + 1;
+    world.say("GET /list?n=2 HTTP/1.1\r\n\r\n");
+    assert_eq!(world.connection.link(), Link::Close);
+    assert_eq!(world.service.ends, [End::Lost]);
+}
+
+#[test]
+fn refusals_of_the_service_keep_the_connection() {
+    let mut world = World::new();
+    let bad = refusal("400 Bad Request", "BAD_N", false);
+    assert_eq!(world.say("GET /list HTTP/1.1\r\n\r\n"), bad);
+    let not_found = refusal("404 Not Found", "NOT_FOUND", false);
+    assert_eq!(world.say("GET /lists HTTP/1.1\r\n\r\n"), not_found);
+    let empty = refusal("400 Bad Request", "EMPTY", false);
+    assert_eq!(world.say("POST /echo HTTP/1.1\r\n\r\n"), empty);
+    assert_eq!(world.say("PUT /whole/x HTTP/1.1\r\nContent-Length: 0\r\n\r\n"), empty);
+    // Its body is passed over first.
+    let with_body = "POST /list HTTP/1.1\r\nContent-Length: 4\r\n\r\nbody";
+    let answer = world.say(with_body);
+    assert!(answer.contains("405 Method Not Allowed\r\nAllow: GET, OPTIONS\r\n"), "{answer}");
+    assert_eq!(world.say("POST /nope HTTP/1.1\r\nContent-Length: 4\r\n\r\nbody"), not_found);
+    // Refused in the middle of it.
+    let no = refusal("413 Request Entity Too Large", "NO", false);
+    assert_eq!(world.say("POST /echo HTTP/1.1\r\nContent-Length: 4\r\n\r\n!"), "");
+    assert_eq!(world.say("dy "), no);
+    assert_eq!(world.say("GET /ping HTTP/1.1\r\n\r\n"), OK);
+    let bad = End::Refused(Status::BadRequest);
+    let not_found = End::Refused(Status::NotFound);
+    let method = End::Refused(Status::MethodNotAllowed);
+    let long = End::Refused(Status::ContentTooLarge);
+    let expected = [bad, not_found, bad, bad, method, not_found, long, End::Answered];
+    assert_eq!(world.service.ends, expected);
+}
+
+#[test]
+fn methods() {
+    let mut world = World::new();
+    // HEAD is refused, without a body.
+    let head = world.say("HEAD /ping HTTP/1.1\r\n\r\n");
+    let get = refusal("405 Method Not Allowed\r\nAllow: GET, OPTIONS", "METHOD_NOT_ALLOWED", false);
+    assert_eq!(format!("{head}{{\"message\":\"METHOD_NOT_ALLOWED\"}}"), get);
+    for method in ["POST", "DELETE", "get", "PRI"] {
+        assert_eq!(world.say(&format!("{method} /ping HTTP/1.1\r\n\r\n")), get, "{method}");
+    }
+    let both = world.say("OPTIONS /whole/x HTTP/1.1\r\n\r\n");
+    assert_eq!(both, "HTTP/1.1 200 OK\r\nAllow: GET, OPTIONS, PUT\r\nContent-Length: 0\r\n\r\n");
+    assert!(world.say("OPTIONS /nope HTTP/1.1\r\n\r\n").starts_with("HTTP/1.1 404"));
+}
+
+#[test]
+fn what_is_not_understood_ends_the_connection() {
+    for (request, line, code) in [
+        ("  V2IDENTIFY\n", "400 Bad Request", "BAD_REQUEST"),
+        ("GET ping HTTP/1.1\r\n\r\n", "400 Bad Request", "BAD_REQUEST"),
+        ("GET /%zz HTTP/1.1\r\n\r\n", "400 Bad Request", "BAD_REQUEST"),
+        ("GET /ping\r\n\r\n", "400 Bad Request", "BAD_REQUEST"),
+        ("GET /ping HTTP/2.0\r\n", "505 HTTP Version Not Supported", "VERSION_NOT_SUPPORTED"),
+        ("GET /ping HTTP/1.1\r\n: x\r\n\r\n", "400 Bad Request", "BAD_REQUEST"),
+        ("GET /ping HTTP/1.1\r\nContent-Length: -1\r\n\r\n", "400 Bad Request", "BAD_REQUEST"),
+        ("GET /ping HTTP/1.1\r\nContent-Length: \r\n\r\n", "400 Bad Request", "BAD_REQUEST"),
+        (
+            "GET /ping HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
+            "400 Bad Request",
+            "BAD_REQUEST",
+        ),
+        (
+            "POST /echo HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n",
+            "411 Length Required",
+            "LENGTH_REQUIRED",
+        ),
+    ] {
+        let mut world = World::new();
+        assert_eq!(world.say(request), refusal(line, code, true), "{request:?}");
+        // What else it sends is passed over for a moment, so that the answer arrives.
+        assert_eq!(world.say("GET /ping HTTP/1.1\r\n\r\n"), "");
+        assert_eq!(world.connection.link(), Link::Up);
+        assert_eq!(world.after(world.service.config.linger), Link::Close);
+        assert_eq!(world.service.ends.len(), 1);
+    }
+}
+
+#[test]
+fn a_head_as_long_as_the_buffer_and_one_longer() {
+    let fixed = "GET /ping HTTP/1.1\r\nX: \r\n\r\n".len();
+    for over in [0, 1] {
+        let filler = "y".repeat(BUFFER - fixed + over);
+        let mut world = World::new();
+        let answer = world.say(&format!("GET /ping HTTP/1.1\r\nX: {filler}\r\n\r\n"));
+        if over == 0 {
+            assert_eq!(answer, OK);
+        } else {
+            let too_large =
+                refusal("431 Request Header Fields Too Large", "HEADER_TOO_LARGE", true);
+            assert_eq!(answer, too_large);
+        }
+    }
+    for lines in [HEADERS_MAX, HEADERS_MAX + 1] {
+        let header = "a:b\r\n".repeat(lines);
+        let answer = World::new().say(&format!("GET /ping HTTP/1.1\r\n{header}\r\n"));
+        assert_eq!(answer == OK, lines == HEADERS_MAX, "{answer}");
+    }
+}
+
+#[test]
+fn bodies_at_their_bounds() {
+    let post = |path: &str, len: usize| {
+        let method = if path == "/whole/x" { "PUT" } else { "POST" };
+        format!("{method} {path} HTTP/1.1\r\nContent-Length: {len}\r\n\r\n{}", "b".repeat(len))
+    };
+    let most = DISCARD_MAX as usize;
+    assert!(World::new().say(&post("/nothing", most)).starts_with("HTTP/1.1 200"));
+    let long = refusal("413 Request Entity Too Large", "BODY_TOO_BIG", true);
+    assert_eq!(World::new().say(&post("/nothing", most + 1)), long);
+    assert!(body(&World::new().say(&post("/whole/x", BUFFER))).len() == BUFFER);
+    let long = refusal("413 Request Entity Too Large", "TOO_LONG", true);
+    assert_eq!(World::new().say(&post("/whole/x", BUFFER + 1)), long);
+    // Refused anyway, but too long to be passed over.
+    let not_found = refusal("404 Not Found", "NOT_FOUND", true);
+    assert_eq!(World::new().say(&post("/nope", most + 1)), not_found);
+    let endless = "POST /nothing HTTP/1.1\r\nContent-Length: 99999999999999\r\n\r\n";
+    assert!(World::new().say(endless).starts_with("HTTP/1.1 413"));
+    // In pieces it has no bound but the service's.
+    assert_eq!(body(&World::new().say(&post("/echo", 50_000))).len(), 50_000);
+}
+
+#[test]
+fn leave_to_send_a_body() {
+    let head = "POST /echo HTTP/1.1\r\nExpect: 100-Continue\r\nContent-Length: 2\r\n\r\n";
+    let leave = "HTTP/1.1 100 Continue\r\n\r\n";
+    let mut world = World::new();
+    assert_eq!(world.say(head), leave);
+    assert!(world.say("hi").ends_with("\r\n\r\nhi"));
+    // It does not wait.
+    let answer = world.say(&format!("{head}hi"));
+    assert!(answer.starts_with(leave) && answer.ends_with("hi"), "{answer}");
+    // Not given: the body may come, or not.
+    let refused = world.say(&head.replace("/echo", "/nope"));
+    assert_eq!(refused, refusal("404 Not Found", "NOT_FOUND", true));
+    // Nor to a client that does not know of it, nor for nothing.
+    let mut world = World::new();
+    assert_eq!(world.say(&head.replace("1.1", "1.0")), "");
+    let mut world = World::new();
+    let nothing = world.say(&head.replace("Length: 2", "Length: 0"));
+    assert_eq!(nothing, refusal("400 Bad Request", "EMPTY", false));
+}
+
+#[test]
+fn a_client_is_held_while_there_is_no_room() {
+    let mut world = World::new();
+    world.service.takes = 0;
+    let request = b"POST /echo HTTP/1.1\r\nContent-Length: 4\r\n\r\nbodyGET";
+    let taken = world.connection.take(world.now, request, &mut world.service);
+    assert_eq!(taken, request.len() - 7);
+    let mut rest = &request[taken..];
+    assert_eq!(world.connection.take(world.now, rest, &mut world.service), 0);
+    world.service.takes = 3;
+    let taken = world.connection.take(world.now, rest, &mut world.service);
+    // All of it, in two calls, and no more: the answer comes first.
+    assert_eq!(taken, 4);
+    rest = &rest[taken..];
+    assert_eq!(world.connection.take(world.now, rest, &mut world.service), 0);
+    assert!(world.say("").ends_with("body"));
+    assert_eq!(world.connection.take(world.now, rest, &mut world.service), 3);
+
+    // For so long.
+    let mut world = World::new();
+    world.service.takes = 0;
+    world.connection.take(world.now, request, &mut world.service);
+    assert_eq!(world.connection.deadline(), world.now.after(world.service.config.body));
+    world.after(world.service.config.body);
+    assert_eq!(world.say(""), refusal("503 Service Unavailable", "BUSY", true));
+    assert_eq!(world.service.ends, [End::Refused(Status::Unavailable)]);
+}
+
+#[test]
+fn lines() {
+    let post = |body: &str| {
+        format!("POST /lines HTTP/1.1\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+    };
+    let longest = "y".repeat(BUFFER);
+    for (text, expected) in [
+        ("", ""),
+        ("\n\n", ""),
+        ("a", "[a]"),
+        ("a\n", "[a]"),
+        ("\na\n\nbc\r\nd", "[a][bc\r][d]"),
+        (&format!("{longest}\n{longest}"), &format!("[{longest}][{longest}]")),
+    ] {
+        assert_eq!(body(&World::new().say(&post(text))), expected);
+        // A byte at a time.
+        let mut world = World::new();
+        let said: String =
+            post(text).bytes().map(|byte| world.exchange(&[byte], usize::MAX)).collect();
+        assert_eq!(body(&said), expected);
+        // Held before every line, with what comes behind it as well.
+        let mut world = World::new();
+        let request = post(text) + "GET /ping HTTP/1.1\r\n\r\n";
+        let (mut rest, mut said) = (request.as_bytes(), String::new());
+        while !rest.is_empty() {
+            for takes in [0, 0, 1] {
+                world.service.takes = takes;
+                let piece = &rest[..rest.len().min(7)];
+                let taken = world.connection.take(world.now, piece, &mut world.service);
+                rest = &rest[taken..];
+                said += &world.say("");
+            }
+        }
+        let (answer, ping) = said.split_at(said.len() - OK.len());
+        assert_eq!((body(answer), ping), (expected.to_owned(), OK), "{text:?}");
+    }
+    // Too long, with or without an end; refused by the service. The rest is passed over.
+    let ping = "GET /ping HTTP/1.1\r\n\r\n";
+    for (text, code) in [
+        (&format!("{longest}y"), "LONG_LINE"),
+        (&format!("a\n{longest}y\nb"), "LONG_LINE"),
+        (&"a\n!\nb\nc".to_owned(), "NO"),
+        (&"a\n!".to_owned(), "NO"),
+    ] {
+        let refused = refusal("413 Request Entity Too Large", code, false);
+        let mut world = World::new();
+        assert_eq!(world.say(&(post(text) + ping)), refused.clone() + OK);
+        let mut world = World::new();
+        let bytes = post(text) + ping;
+        let said: String = bytes.bytes().map(|byte| world.exchange(&[byte], 9)).collect();
+        assert_eq!(said, refused + OK);
+        assert_eq!(world.service.ends.len(), 2);
+    }
+    // Held for as long as the service says, each time anew, but for no longer than a body may take.
+    let mut world = World::new();
+    world.service.patience = Some(Span::from_secs(4));
+    let request = post("a\nb\nc\nd\ne\nf\ng\nh\ni\n");
+    let mut rest = request.as_bytes();
+    for _ in 0..9 {
+        world.service.takes = 0;
+        rest = &rest[world.connection.take(world.now, rest, &mut world.service)..];
+        assert_eq!(world.connection.link(), Link::Up);
+        world.after(Span::from_secs(3));
+        world.service.takes = 1;
+        let taken = world.connection.take(world.now, &rest[..1], &mut world.service);
+        assert_eq!(taken, 1);
+        rest = &rest[taken..];
+    }
+    assert!(world.say("").ends_with("[a][b][c][d][e][f][g][h][i]"));
+    let mut world = World::new();
+    world.service.patience = Some(Span::from_secs(4));
+    world.service.takes = 0;
+    world.connection.take(world.now, request.as_bytes(), &mut world.service);
+    assert_eq!(world.connection.deadline(), world.now.after(Span::from_secs(4)));
+    world.after(Span::from_secs(4));
+    assert_eq!(world.say(""), refusal("503 Service Unavailable", "BUSY", true));
+}
+
+#[test]
+fn time_runs_out() {
+    let config = Config::new();
+    // Between requests.
+    let mut world = World::new();
+    assert_eq!(world.after(Span::from_millis(config.idle.as_millis() - 1)), Link::Up);
+    assert_eq!(world.after(Span::from_millis(1)), Link::Close);
+    assert_eq!(world.after(config.close), Link::Close);
+    assert_eq!(world.connection.deadline(), world.now, "due until the driver breaks it off");
+    assert_eq!(world.service.ends, []);
+
+    // In a head, also if something comes all the time, after whatever empty lines.
+    let mut world = World::new();
+    world.after(Span::from_secs(1));
+    world.say("\r\n");
+    for _ in 0..10 {
+        world.say("G");
+        world.after(Span::from_secs(1));
+    }
+    assert_eq!(world.say(""), refusal("408 Request Timeout", "TIMEOUT", true));
+    assert_eq!(world.after(config.linger), Link::Close);
+
+    // In a body.
+    let mut world = World::new();
+    world.say("POST /echo HTTP/1.1\r\nContent-Length: 100\r\n\r\n");
+    for _ in 0..30 {
+        assert_eq!(world.say("b"), "");
+        world.after(Span::from_secs(1));
+    }
+    assert_eq!(world.say(""), refusal("408 Request Timeout", "TIMEOUT", true));
+    assert_eq!(world.service.ends, [End::Refused(Status::RequestTimeout)]);
+
+    // It does not read, or hardly.
+    let mut world = World::new();
+    let request = b"GET /list?n=100 HTTP/1.1\r\n\r\n";
+    world.connection.take(world.now, request, &mut world.service);
+    for _ in 0..9 {
+        assert_eq!(world.write(1).len(), 1);
+        assert_eq!(world.after(Span::from_secs(1)), Link::Up);
+    }
+    assert_eq!(world.after(Span::from_secs(1)), Link::Close);
+    assert_eq!(world.write(usize::MAX), b"");
+    assert_eq!(world.service.ends, [End::Lost]);
+}
+
+#[test]
+fn a_connection_that_breaks_leaves_nothing_behind() {
+    let script =
+        b"POST /echo HTTP/1.1\r\nContent-Length: 5\r\n\r\nhelloGET /list?n=20 HTTP/1.1\n\n";
+    for at in 0..script.len() {
+        for write in [0, 1, usize::MAX] {
+            let mut world = World::new();
+            let mut rest = &script[..at];
+            for _ in 0..3 {
+                let taken = world.connection.take(world.now, rest, &mut world.service);
+                rest = &rest[taken..];
+                world.write(write);
+            }
+            let broken = Closed::Transport(TransportError::Reset);
+            world.connection.closed(world.now, broken, &mut world.service);
+            assert_eq!(world.write(usize::MAX), b"", "cut at {at}");
+            assert!(world.connection.task.is_none());
+            world.connection.open(world.now, &mut world.service);
+            assert_eq!(world.say("GET /ping HTTP/1.1\r\n\r\n"), OK, "cut at {at}");
+        }
+    }
+}
+
+#[test]
+fn garbage() {
+    let good = b"POST /echo HTTP/1.1\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\nhello\
+                 GET /list?n=30&x=%20 HTTP/1.1\r\nHost: x\r\n\r\nGET /ping HTTP/1.0\r\n\r\n";
+    let mut seed = 7u32;
+    let mut random = |below: usize| {
+        seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (seed >> 8) as usize % below
+    };
+    let mut answers = 0;
+    for _ in 0..20_000 {
+        let mut bytes = good.to_vec();
+        for _ in 0..random(4) {
+            let at = random(bytes.len());
+            match random(3) {
+                0 => bytes[at] = random(256) as u8,
+                1 => bytes.truncate(at + 1),
+                _ => bytes.insert(at, b" %\n\r:;?&/0"[random(10)]),
+            }
+        }
+        let mut world = World::new();
+        let mut rest = &bytes[..];
+        while !rest.is_empty() {
+            let (piece, behind) = rest.split_at(1 + random(rest.len()));
+            rest = behind;
+            let said = world.exchange(piece, 1 + random(2000));
+            answers += usize::from(said.contains("HTTP/1."));
+            if random(9) == 0 {
+                world.after(Span::from_secs(random(20) as u32));
+            }
+        }
+        for _ in 0..5 {
+            world.after(Span::from_secs(31));
+            world.say("");
+        }
+        // However it was left, it ends.
+        assert_eq!(world.connection.link(), Link::Close);
+    }
+    assert!(answers > 20_000, "{answers}");
+}
+
+#[test]
+fn the_longest_head_has_room() {
+    let all = [Method::Get, Method::Post, Method::Put, Method::Options];
+    let head = Head {
+        status: Status::HeadTooLarge,
+        content: Content::Json,
+        allow: all.into_iter().fold(Methods::NONE, Methods::with),
+        is_old: false,
+        closes: true,
+        framing: Framing::Chunked,
+    };
+    let mut buf = [0; BUFFER];
+    let mut piece = Piece::new(&mut buf);
+    head.put(&mut piece);
+    answer::put_chunk_len(&mut piece, 4095);
+    assert!(piece.len() > 200 && piece.len() <= FRONT, "{}", piece.len());
+    let long = Head { framing: Framing::Length(PIECE_MIN), ..head };
+    let mut piece = Piece::new(&mut buf);
+    long.put(&mut piece);
+    assert!(piece.len() <= FRONT);
+}
+
+#[test]
+fn ram() {
+    assert!(size_of::<Connection<()>>() <= BUFFER + 136, "{}", size_of::<Connection<()>>());
+}

@@ -1,0 +1,172 @@
+//! What a client's commands do.
+
+use super::{ClientSession, Timer, Want};
+use crate::name::TopicName;
+use crate::node::engine::{NoSlot, NotYours};
+use crate::time::{Instant, Span};
+use crate::wire::v2::{self, IdentifyScanner, Item, MessageId, Refusal, Verb};
+
+impl ClientSession<'_, '_> {
+    pub(super) fn on_item(&mut self, now: Instant, item: Item<'_>) {
+        match item {
+            Item::Identify => {
+                self.client.verb = Verb::Identify;
+                self.client.identify = IdentifyScanner::new();
+            }
+            Item::Auth => self.client.verb = Verb::Auth,
+            Item::Sub { topic, channel } => {
+                self.client.verb = Verb::Sub;
+                let made = self
+                    .shared
+                    .topic_for(&topic)
+                    .and_then(|topic| self.shared.channel_for(now, topic, &channel));
+                match made {
+                    Ok(at) => {
+                        self.shared.join(self.id, at);
+                        self.answer(v2::OK);
+                    }
+                    Err(why) => self.fail(now, no_slot(why)),
+                }
+            }
+            Item::Rdy(count) => {
+                self.set_ready(u16::try_from(count).unwrap_or(u16::MAX));
+            }
+            Item::Fin(id) => {
+                let done = self.shared.finish(self.id, &id);
+                self.check(now, Verb::Fin, id, done);
+            }
+            Item::Req { id, delay_ms } => {
+                let done = self.shared.requeue(now, self.id, &id, delay_ms);
+                self.check(now, Verb::Req, id, done);
+            }
+            Item::Touch(id) => {
+                let done = self.shared.touch(now, self.id, &id, self.client.msg_timeout);
+                self.check(now, Verb::Touch, id, done.map(|_| ()));
+            }
+            Item::Cls => {
+                self.set_ready(0);
+                self.answer(v2::CLOSE_WAIT);
+            }
+            Item::Nop => {}
+            Item::Pub { topic } => self.on_publish(now, Verb::Pub, topic, 0),
+            Item::Mpub { topic } => self.on_publish(now, Verb::Mpub, topic, 0),
+            Item::Dpub { topic, defer_ms } => self.on_publish(now, Verb::Dpub, topic, defer_ms),
+            Item::Batch { len, count } => match self.shared.batch_blocks(len, count) {
+                Some(blocks) => self.client.wants = Some(Want::Batch(blocks)),
+                None => self.fail(now, "the messages never fit"),
+            },
+            Item::Body { len } => match self.client.verb {
+                Verb::Pub | Verb::Mpub | Verb::Dpub => {
+                    self.client.wants = Some(Want::Message(len));
+                }
+                _ => {}
+            },
+            Item::Part { data, done, .. } => self.on_part(now, data, done),
+        }
+    }
+
+    fn set_ready(&mut self, ready: u16) {
+        if let Some(seat) = self.seat() {
+            seat.ready = ready;
+        }
+        if ready == 0 {
+            // The entry that was kept for this client is free for others.
+            self.shared.changed();
+        }
+    }
+
+    fn on_publish(&mut self, now: Instant, verb: Verb, topic: TopicName, defer_ms: u32) {
+        self.client.verb = verb;
+        self.client.topic = topic;
+        self.client.defer_ms = defer_ms;
+        if !self.shared.has_slot_for(&topic) {
+            self.fail(now, no_slot(NoSlot::Topics));
+        }
+    }
+
+    fn on_part(&mut self, now: Instant, data: &[u8], done: bool) {
+        match self.client.verb {
+            Verb::Identify => {
+                if let Err(refusal) = self.client.identify.feed(data) {
+                    self.refuse(now, refusal);
+                } else if done {
+                    self.on_identified(now);
+                }
+            }
+            Verb::Auth => {
+                if done {
+                    self.refuse(now, Refusal::AuthDisabled);
+                }
+            }
+            _ => {
+                self.shared.fill(&mut self.client.draft, data);
+                if done {
+                    self.on_published(now);
+                }
+            }
+        }
+    }
+
+    fn on_published(&mut self, now: Instant) {
+        match self.shared.topic_for(&self.client.topic) {
+            Ok(at) => {
+                let defer_ms = self.client.defer_ms;
+                let (_, count) = self.shared.commit(now, at, &mut self.client.draft, defer_ms);
+                if let Some(seat) = self.seat() {
+                    seat.count_pubs(at, count);
+                }
+                self.answer(v2::OK);
+            }
+            Err(why) => self.fail(now, no_slot(why)),
+        }
+    }
+
+    fn on_identified(&mut self, now: Instant) {
+        let settings = match self.client.identify.finish(&self.shared.limits) {
+            Ok(identification) => identification.settings,
+            Err(refusal) => return self.refuse(now, refusal),
+        };
+        self.client.identified = true;
+        self.client.heartbeat = match settings.heartbeat_interval {
+            // As it is: nsqd's defaults, or what an earlier IDENTIFY asked for.
+            0 => self.client.heartbeat,
+            // Checked: -1, or within the limits.
+            ms => Span::from_millis(u32::try_from(ms).unwrap_or(0)),
+        };
+        self.client.msg_timeout = match settings.msg_timeout {
+            0 => self.client.msg_timeout,
+            ms => Span::from_millis(ms.unsigned_abs()),
+        };
+        let beats = self.client.heartbeat != Span::ZERO;
+        self.client.commands.set_heartbeats(beats);
+        self.client.heartbeat_due = false;
+        self.client.timers.stop(Timer::Heartbeat);
+        if beats {
+            self.client.timers.set(Timer::Heartbeat, now.after(self.client.heartbeat));
+        }
+        self.hear(now);
+        if settings.feature_negotiation {
+            self.client.answer_at = 0;
+            self.client.answer_len = u16::MAX;
+        } else {
+            self.answer(v2::OK);
+        }
+    }
+
+    /// FIN, REQ and TOUCH are answered only if they fail.
+    fn check(&mut self, now: Instant, verb: Verb, id: MessageId, done: Result<(), NotYours>) {
+        match done {
+            Ok(()) => {}
+            Err(NotYours::NotInFlight) => self.refuse(now, Refusal::NotInFlight { verb, id }),
+            Err(NotYours::NotOwner) => self.refuse(now, Refusal::NotOwner { verb, id }),
+        }
+    }
+}
+
+const fn no_slot(why: NoSlot) -> &'static str {
+    match why {
+        NoSlot::Topics => "no room for another topic",
+        NoSlot::Channels => "no room for another channel",
+        NoSlot::ChannelsOfTopic => "no room for another channel of this topic",
+    }
+}

@@ -1,0 +1,251 @@
+//! What becomes of messages: the part of a node that all sessions share.
+
+mod deliver;
+mod publish;
+mod shape;
+
+use super::store::{Cursor, Lane, NIL, Store};
+use super::table::{Channel, Entry, NONE, Seat, Topic};
+use super::{Config, Counters};
+use crate::time::{Instant, Jitter};
+use crate::wire::v2::{Limits, MessageId};
+
+/// Above it pynsq reads a number below zero.
+const ATTEMPTS_MAX: u16 = i16::MAX as u16;
+
+/// How many messages in a row a client's sampling may skip before others get their turn.
+const SKIPS_MAX: u32 = 64;
+
+/// What all clients share.
+#[derive(Debug)]
+pub(super) struct Shared<'a> {
+    pub(super) config: &'a Config<'a>,
+    pub(super) limits: Limits,
+    pub(super) store: Store<'a>,
+    pub(super) topics: &'a mut [Topic],
+    pub(super) channels: &'a mut [Channel],
+    /// So many for each channel.
+    pub(super) entries: &'a mut [Entry],
+    pub(super) per_channel: u16,
+    pub(super) seats: &'a mut [Seat],
+    /// The next message's number.
+    pub(super) next: u64,
+    pub(super) counters: Counters,
+    pub(super) version: u32,
+    pub(super) topology: u32,
+    /// Messages dropped that the application was not told of.
+    pub(in crate::node) unsaid: u32,
+    /// Somebody waits for room.
+    pub(super) wanted: bool,
+    jitter: Jitter,
+    /// Unix time at the platform's start, in nanoseconds.
+    pub(super) epoch: i64,
+}
+
+/// Messages on their way into a topic: stored, but nobody's yet.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Draft {
+    first: u16,
+    last: u16,
+    count: u32,
+    bytes: u64,
+    /// Blocks that are kept free for the rest.
+    promised: u16,
+    /// Where the last one is being filled.
+    to: Cursor,
+}
+
+impl Draft {
+    pub(super) const NONE: Self =
+        Self { first: NIL, last: NIL, count: 0, bytes: 0, promised: 0, to: Cursor::NONE };
+}
+
+/// Why a topic or channel could not be made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum NoSlot {
+    Topics,
+    Channels,
+    /// The topic has as many as it can.
+    ChannelsOfTopic,
+}
+
+/// Why a message cannot be answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum NotYours {
+    NotInFlight,
+    NotOwner,
+}
+
+/// A message to be written to a client.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Delivery {
+    pub(super) message: u16,
+    pub(super) attempts: u16,
+}
+
+impl<'a> Shared<'a> {
+    pub(in crate::node) fn new(
+        config: &'a Config<'a>,
+        store: Store<'a>,
+        topics: &'a mut [Topic],
+        channels: &'a mut [Channel],
+        entries: &'a mut [Entry],
+        seats: &'a mut [Seat],
+        per_channel: u16,
+    ) -> Self {
+        topics.fill_with(|| Topic::NEW);
+        channels.fill_with(|| Channel::NEW);
+        entries.fill(Entry::FREE);
+        seats.fill(Seat::EMPTY);
+        let mut limits = config.limits;
+        limits.max_rdy_count = limits.max_rdy_count.min(per_channel.into());
+        limits.max_msg_size = limits.max_msg_size.min(store.layout().longest());
+        limits.deflate = false;
+        limits.snappy = false;
+        Self {
+            config,
+            limits,
+            store,
+            topics,
+            channels,
+            entries,
+            per_channel,
+            seats,
+            next: 0,
+            counters: Counters::default(),
+            version: 0,
+            topology: 0,
+            unsaid: 0,
+            wanted: false,
+            jitter: Jitter::new(config.seed),
+            epoch: 0,
+        }
+    }
+
+    /// Whoever waits may want to look.
+    pub(in crate::node) fn changed(&mut self) {
+        self.version = self.version.wrapping_add(1);
+    }
+
+    pub(in crate::node) fn topic(&self, at: u8) -> Option<&Topic> {
+        self.topics.get(usize::from(at))
+    }
+
+    fn topic_mut(&mut self, at: u8) -> Option<&mut Topic> {
+        self.topics.get_mut(usize::from(at))
+    }
+
+    pub(in crate::node) fn channel(&self, at: u8) -> Option<&Channel> {
+        self.channels.get(usize::from(at))
+    }
+
+    fn channel_mut(&mut self, at: u8) -> Option<&mut Channel> {
+        self.channels.get_mut(usize::from(at))
+    }
+
+    pub(in crate::node) fn seat(&self, id: u8) -> Option<&Seat> {
+        self.seats.get(usize::from(id))
+    }
+
+    pub(in crate::node) fn seat_mut(&mut self, id: u8) -> Option<&mut Seat> {
+        self.seats.get_mut(usize::from(id))
+    }
+
+    /// Unix time in nanoseconds.
+    pub(in crate::node) fn unix(&self, now: Instant) -> i64 {
+        let nanos = i64::try_from(now.as_micros()).unwrap_or(i64::MAX).saturating_mul(1000);
+        self.epoch.saturating_add(nanos)
+    }
+
+    /// The message is being written: its blocks stay.
+    fn pin(&mut self, message: u16) {
+        let refs = self.store.refs(message).saturating_add(1);
+        self.store.set_refs(message, refs);
+    }
+
+    /// One fewer needs the message.
+    pub(in crate::node) fn release(&mut self, message: u16) {
+        let refs = self.store.refs(message).saturating_sub(1);
+        self.store.set_refs(message, refs);
+        if refs == 0 && !self.store.is_listed(message) {
+            self.store.give(message);
+            self.freed();
+        }
+    }
+
+    /// A channel is done with a message.
+    fn done(&mut self, message: u16, lane: u8) {
+        self.store.set_lane(message, lane, Lane::Done);
+        self.release(message);
+    }
+
+    fn trim_of(&mut self, channel: u8) {
+        if let Some(topic) = self.channel(channel).map(|channel| channel.topic) {
+            self.trim(topic);
+        }
+    }
+
+    /// Takes out of a topic's list what all cursors have passed.
+    fn trim(&mut self, at: u8) {
+        while let Some(topic) = self.topics.get_mut(usize::from(at))
+            && topic.list.len > 0
+        {
+            let message = topic.list.first;
+            let is_queued = |lane| self.store.lane(message, lane) == Lane::Queued;
+            if (0..self.config.channels_per_topic).any(is_queued) {
+                return;
+            }
+            let _ = topic.list.pop(&self.store);
+            self.unlisted(message);
+        }
+    }
+
+    fn unlisted(&mut self, message: u16) {
+        self.store.set_listed(message, false);
+        if self.store.refs(message) == 0 {
+            self.store.give(message);
+            self.freed();
+        }
+    }
+
+    /// Blocks became free.
+    fn freed(&mut self) {
+        if self.wanted {
+            self.wanted = false;
+            self.changed();
+        }
+    }
+
+    fn range(&self, channel: u8) -> core::ops::Range<usize> {
+        if channel == NONE {
+            return 0..0;
+        }
+        let per = usize::from(self.per_channel);
+        let start = usize::from(channel).saturating_mul(per);
+        start..start.saturating_add(per)
+    }
+
+    /// Sixteen hexadecimal digits: the boot's number, then the message's.
+    pub(in crate::node) fn id_of(&self, sequence: u32) -> MessageId {
+        let mut id = [0; 16];
+        let number = u64::from(self.config.boot) << 32 | u64::from(sequence);
+        for (slot, nibble) in id.iter_mut().zip((0..16).rev()) {
+            let digit = (number >> (4 * nibble)) as u8 & 15;
+            *slot = if digit < 10 { b'0' | digit } else { (b'a' - 10).wrapping_add(digit) };
+        }
+        MessageId(id)
+    }
+
+    fn sequence_of(&self, id: &MessageId) -> Option<u32> {
+        let mut number = 0u64;
+        for byte in id.0 {
+            let digit = match byte {
+                b'0'..=b'9' => byte & 15,
+                b'a'..=b'f' => byte.wrapping_sub(b'a').wrapping_add(10),
+                _ => return None,
+            };
+            number = number << 4 | u64::from(digit);
+        }
+        ((number >> 32) as u32 == self.config.boot).then_some(number as u32)
+    }
+}

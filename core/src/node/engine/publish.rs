@@ -1,0 +1,280 @@
+//! Messages on their way in, and what goes when there is no room for them.
+
+use super::{Draft, Shared};
+use crate::node::Full;
+use crate::node::store::{Lane, NIL, Store};
+use crate::time::Instant;
+
+impl Shared<'_> {
+    /// How many blocks to keep free for a batch, if its announced length is true and its messages
+    /// are of a length; `None` if it never fits.
+    pub(in crate::node) fn batch_blocks(&self, len: u32, count: u32) -> Option<u16> {
+        let layout = self.store.layout();
+        let bytes = len.saturating_sub(4).saturating_sub(count.saturating_mul(4));
+        if count.max(layout.blocks(bytes)) > self.store.capacity().into() {
+            return None;
+        }
+        let each = layout.blocks(bytes.checked_div(count).unwrap_or_default());
+        let all = u16::try_from(each.saturating_mul(count)).unwrap_or(u16::MAX);
+        Some(all.min(self.store.capacity()))
+    }
+
+    /// Keeps room for a batch; false if there is none now. Nothing is dropped for what is only
+    /// announced: where the oldest make room, they do so message by message.
+    pub(in crate::node) fn promise(&mut self, draft: &mut Draft, blocks: u16) -> bool {
+        let kept = self.store.reserve(blocks);
+        if kept {
+            draft.promised = draft.promised.saturating_add(blocks);
+        }
+        kept || self.config.full == Full::DropOldest
+    }
+
+    /// Begins a message of `len` bytes; false if there is no room now.
+    pub(in crate::node) fn begin(&mut self, draft: &mut Draft, len: u32) -> bool {
+        loop {
+            if let Some((message, to)) = self.store.take(len, &mut draft.promised) {
+                if draft.first == NIL {
+                    draft.first = message;
+                } else {
+                    self.store.set_next(draft.last, message);
+                }
+                draft.last = message;
+                draft.to = to;
+                draft.count = draft.count.saturating_add(1);
+                draft.bytes = draft.bytes.saturating_add(len.into());
+                return true;
+            }
+            if !self.make_room(self.store.layout().blocks(len), draft.promised) {
+                return false;
+            }
+        }
+    }
+
+    pub(in crate::node) fn fill(&mut self, draft: &mut Draft, data: &[u8]) {
+        self.store.fill(&mut draft.to, data);
+    }
+
+    /// The messages are whole: the topic has them. Gives the number of the first, and how many
+    /// they are.
+    pub(in crate::node) fn commit(
+        &mut self,
+        now: Instant,
+        at: u8,
+        draft: &mut Draft,
+        defer_ms: u32,
+    ) -> (u64, u32) {
+        let first = self.next;
+        let Draft { first: mut message, count, bytes, mut promised, .. } = *draft;
+        *draft = Draft::NONE;
+        self.store.release(&mut promised);
+        let timestamp = self.unix(now);
+        for _ in 0..count {
+            let next = self.store.next(message);
+            self.store.label(message, at, self.next as u32, timestamp);
+            self.store.set_refs(message, 1);
+            // Until the topic gives it to its channels.
+            self.store.set_due(message, 0, Instant::from_millis(defer_ms.into()));
+            self.next = self.next.wrapping_add(1);
+            if let Some(topic) = self.topics.get_mut(usize::from(at)) {
+                topic.held.push(&mut self.store, message);
+            }
+            message = next;
+        }
+        if let Some(topic) = self.topic_mut(at) {
+            topic.messages = topic.messages.saturating_add(count.into());
+            topic.bytes = topic.bytes.saturating_add(bytes);
+        }
+        self.counters.accepted = self.counters.accepted.saturating_add(count.into());
+        self.flow(now, at);
+        self.changed();
+        (first, count)
+    }
+
+    /// The messages will not be whole.
+    pub(in crate::node) fn discard(&mut self, draft: &mut Draft) {
+        let Draft { first: mut message, count, mut promised, .. } = *draft;
+        *draft = Draft::NONE;
+        self.store.release(&mut promised);
+        for _ in 0..count {
+            let next = self.store.next(message);
+            self.store.give(message);
+            message = next;
+        }
+        self.freed();
+    }
+
+    /// Gives the channels what the topic has held back, if it may flow.
+    pub(super) fn flow(&mut self, now: Instant, at: u8) {
+        while self.topic(at).is_some_and(|topic| !topic.paused && topic.channels > 0)
+            && let Some(message) = self.pop_held(at)
+        {
+            self.distribute(now, at, message);
+        }
+        self.changed();
+    }
+
+    fn distribute(&mut self, now: Instant, at: u8, message: u16) {
+        let defer = self.store.due(message, 0);
+        let is_deferred = defer != Instant::ZERO;
+        let due = Instant::from_micros(now.as_micros().saturating_add(defer.as_micros()));
+        let mut refs = 0u16;
+        for channel in self.channels.iter_mut().filter(|channel| channel.topic == at) {
+            refs = refs.saturating_add(1);
+            channel.messages = channel.messages.saturating_add(1);
+            let lane = channel.lane;
+            if is_deferred {
+                self.store.set_lane(message, lane, Lane::Deferred);
+                channel.deferred.insert_lane(&mut self.store, message, lane, due);
+            } else {
+                self.store.set_lane(message, lane, Lane::Queued);
+                channel.queued = channel.queued.saturating_add(1);
+                if channel.cursor == NIL {
+                    channel.cursor = message;
+                }
+            }
+        }
+        self.store.set_refs(message, refs);
+        if !is_deferred && let Some(topic) = self.topics.get_mut(usize::from(at)) {
+            self.store.set_listed(message, true);
+            topic.list.push(&mut self.store, message);
+        }
+    }
+
+    pub(super) fn pop_held(&mut self, at: u8) -> Option<u16> {
+        self.topics.get_mut(usize::from(at))?.held.pop(&self.store)
+    }
+
+    /// Drops the oldest messages for so many more blocks, if that is wanted and makes enough room:
+    /// otherwise nothing changes.
+    fn make_room(&mut self, blocks: u32, promised: u16) -> bool {
+        let free = self.store.free().saturating_sub(self.store.reserved());
+        let missing = blocks.saturating_sub(free.saturating_add(promised).into());
+        self.config.full == Full::DropOldest && self.can_drop(missing) && self.drop_oldest()
+    }
+
+    /// Whether what may be dropped takes so many blocks. Mostly the first few messages do.
+    fn can_drop(&self, blocks: u32) -> bool {
+        let mut sum = 0u32;
+        let mut is_enough = |message: u16| {
+            if self.is_droppable(message) {
+                let len = self.store.len(message);
+                sum = sum.saturating_add(self.store.layout().blocks(len));
+            }
+            sum >= blocks
+        };
+        for topic in &*self.topics {
+            for list in [topic.held, topic.list] {
+                let mut message = list.first;
+                for _ in 0..list.len {
+                    if is_enough(message) {
+                        return true;
+                    }
+                    message = self.store.next(message);
+                }
+            }
+        }
+        for channel in self.channels.iter().filter(|channel| channel.is_used()) {
+            for list in [channel.requeued, channel.deferred] {
+                let mut message = list.first;
+                for _ in 0..list.len {
+                    // Each once.
+                    let is_counted = self.store.is_listed(message)
+                        || (0..channel.lane)
+                            .any(|lane| self.store.lane(message, lane) != Lane::Done);
+                    if !is_counted && is_enough(message) {
+                        return true;
+                    }
+                    message = self.store.lane_next(message, channel.lane);
+                }
+            }
+        }
+        false
+    }
+
+    /// Of each queue the first message that nobody has in flight, and of these the oldest.
+    fn drop_oldest(&mut self) -> bool {
+        let mut oldest: Option<(u32, u16)> = None;
+        let mut consider = |message: u16, store: &Store<'_>, next: u64| {
+            let age = (next as u32).wrapping_sub(store.sequence(message));
+            if oldest.is_none_or(|(most, _)| age > most) {
+                oldest = Some((age, message));
+            }
+        };
+        for topic in &*self.topics {
+            for list in [topic.held, topic.list] {
+                let mut message = list.first;
+                for _ in 0..list.len {
+                    if self.is_droppable(message) {
+                        consider(message, &self.store, self.next);
+                        break;
+                    }
+                    message = self.store.next(message);
+                }
+            }
+        }
+        for channel in self.channels.iter().filter(|channel| channel.is_used()) {
+            for list in [channel.requeued, channel.deferred] {
+                let mut message = list.first;
+                for _ in 0..list.len {
+                    if self.is_droppable(message) {
+                        consider(message, &self.store, self.next);
+                        break;
+                    }
+                    message = self.store.lane_next(message, channel.lane);
+                }
+            }
+        }
+        let Some((_, message)) = oldest else { return false };
+        self.drop_message(message);
+        true
+    }
+
+    /// Nobody has it in flight, nor is it being written.
+    fn is_droppable(&self, message: u16) -> bool {
+        let mut waiting = 0u16;
+        for lane in 0..self.config.channels_per_topic {
+            match self.store.lane(message, lane) {
+                Lane::Done => {}
+                Lane::Queued | Lane::Requeued | Lane::Deferred => {
+                    waiting = waiting.saturating_add(1);
+                }
+                Lane::InFlight => return false,
+            }
+        }
+        // What the topic holds is in no lane.
+        self.store.refs(message) == waiting.max(1)
+    }
+
+    fn drop_message(&mut self, message: u16) {
+        let at = self.store.topic(message);
+        for channel in self.channels.iter_mut().filter(|channel| channel.topic == at) {
+            let lane = channel.lane;
+            match self.store.lane(message, lane) {
+                Lane::Done | Lane::InFlight => continue,
+                Lane::Queued => {
+                    channel.queued = channel.queued.saturating_sub(1);
+                    if channel.cursor == message {
+                        channel.cursor = self.store.next(message);
+                    }
+                }
+                Lane::Requeued => channel.requeued.unlink_lane(&mut self.store, message, lane),
+                Lane::Deferred => channel.deferred.unlink_lane(&mut self.store, message, lane),
+            }
+            channel.dropped = channel.dropped.saturating_add(1);
+        }
+        if let Some(topic) = self.topics.get_mut(usize::from(at)) {
+            let waits = (0..self.config.channels_per_topic)
+                .any(|lane| self.store.lane(message, lane) != Lane::Done);
+            if self.store.is_listed(message) {
+                topic.list.unlink(&mut self.store, message);
+            } else if !waits {
+                topic.held.unlink(&mut self.store, message);
+            }
+            topic.dropped = topic.dropped.saturating_add(1);
+        }
+        self.counters.dropped = self.counters.dropped.saturating_add(1);
+        self.unsaid = self.unsaid.saturating_add(1);
+        self.store.give(message);
+        self.changed();
+    }
+}

@@ -1,0 +1,477 @@
+//! A directory against an unbounded, obviously right model, over random lives of nodes and of
+//! administrators: what is listed, what there is no room for, and what time does.
+
+mod support;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+
+use nanonsq_core::directory::{Config, Directory, Storage};
+use nanonsq_core::name::{ChannelName, TopicName};
+use nanonsq_core::session::{Closed, Link, Session};
+use nanonsq_core::time::{Instant, Span};
+use nanonsq_core::wire::json::{Scanner, Token};
+use support::{Random, seeds};
+
+const CLIENTS: usize = 4;
+const TOPICS: usize = 4;
+const CHANNELS: usize = 5;
+const NAMES: [&str; 6] = ["a", "b", "c", "d", "e#ephemeral", "f#ephemeral"];
+
+const INACTIVE: Span = Span::from_secs(300);
+const LIFETIME: Span = Span::from_secs(45);
+const IDLE: Span = Span::from_secs(400);
+const GREETING: Span = Span::from_secs(10);
+const EMPTY: Span = Span::from_secs(500);
+
+/// A topic or channel.
+#[derive(Debug, Clone)]
+struct Key {
+    kept: bool,
+    producers: BTreeSet<usize>,
+    empty_since: Instant,
+}
+
+impl Key {
+    fn new(now: Instant) -> Self {
+        Self { kept: false, producers: BTreeSet::new(), empty_since: now }
+    }
+
+    fn leave(&mut self, now: Instant, client: usize) {
+        if self.producers.remove(&client) && self.producers.is_empty() {
+            self.empty_since = now;
+        }
+    }
+
+    fn is_stale(&self, now: Instant) -> bool {
+        !self.kept && self.producers.is_empty() && self.empty_since.after(EMPTY) <= now
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Client {
+    Gone,
+    Greeting { until: Instant },
+    Here { node: u32, heard: Instant, pinged: Instant },
+}
+
+/// What nsqlookupd promises, with maps, and how much room there is.
+#[derive(Debug)]
+struct Model {
+    clients: [Client; CLIENTS],
+    topics: BTreeMap<String, Key>,
+    channels: BTreeMap<(String, String), Key>,
+    buried: BTreeMap<(String, usize), Instant>,
+    full: u32,
+    collected: u32,
+}
+
+impl Model {
+    fn new() -> Self {
+        Self {
+            clients: [Client::Gone; CLIENTS],
+            topics: BTreeMap::new(),
+            channels: BTreeMap::new(),
+            buried: BTreeMap::new(),
+            full: 0,
+            collected: 0,
+        }
+    }
+
+    fn collect(&mut self, now: Instant) {
+        let before = self.channels.len() + self.topics.len();
+        self.channels.retain(|_, key| !key.is_stale(now));
+        let with_channels: BTreeSet<_> = self.channels.keys().map(|(t, _)| t.clone()).collect();
+        self.topics.retain(|name, key| !key.is_stale(now) || with_channels.contains(name));
+        self.collected += (before - self.channels.len() - self.topics.len()) as u32;
+    }
+
+    /// Whether there is room, once what is stale is gone.
+    fn make(&mut self, now: Instant, topic: &str, channel: Option<&str>, keep: bool) -> bool {
+        if let Some(channel) = channel {
+            let is_new = !self.channels.contains_key(&(topic.into(), channel.into()));
+            if is_new && self.channels.len() == CHANNELS {
+                self.collect(now);
+            }
+            if is_new && self.channels.len() == CHANNELS {
+                self.full += 1;
+                return false;
+            }
+        }
+        let is_new = !self.topics.contains_key(topic);
+        if is_new && self.topics.len() == TOPICS {
+            self.collect(now);
+        }
+        if is_new && self.topics.len() == TOPICS {
+            self.full += 1;
+            return false;
+        }
+        self.topics.entry(topic.into()).or_insert(Key::new(now)).kept |= keep;
+        if let Some(channel) = channel {
+            let key = (topic.into(), channel.into());
+            self.channels.entry(key).or_insert(Key::new(now)).kept |= keep;
+        }
+        true
+    }
+
+    fn register(
+        &mut self,
+        now: Instant,
+        client: usize,
+        topic: &str,
+        channel: Option<&str>,
+    ) -> bool {
+        if !self.make(now, topic, channel, false) {
+            return false;
+        }
+        self.topics.get_mut(topic).unwrap().producers.insert(client);
+        if let Some(channel) = channel {
+            let key = (topic.into(), channel.into());
+            self.channels.get_mut(&key).unwrap().producers.insert(client);
+        }
+        true
+    }
+
+    fn unregister(&mut self, now: Instant, client: usize, topic: &str, channel: Option<&str>) {
+        if let Some(channel) = channel {
+            let key = (topic.to_owned(), channel.to_owned());
+            if let Some(is) = self.channels.get_mut(&key) {
+                is.leave(now, client);
+                if is.producers.is_empty() && channel.ends_with("#ephemeral") {
+                    self.channels.remove(&key);
+                }
+            }
+            return;
+        }
+        for (_, is) in self.channels.iter_mut().filter(|((name, _), _)| name == topic) {
+            is.leave(now, client);
+        }
+        self.buried.remove(&(topic.to_owned(), client));
+        if let Some(is) = self.topics.get_mut(topic) {
+            is.leave(now, client);
+            if is.producers.is_empty() && topic.ends_with("#ephemeral") {
+                self.delete(topic);
+            }
+        }
+    }
+
+    fn delete(&mut self, topic: &str) {
+        self.topics.remove(topic);
+        self.channels.retain(|(name, _), _| name != topic);
+        self.buried.retain(|(name, _), _| name != topic);
+    }
+
+    fn leave(&mut self, now: Instant, client: usize) {
+        self.clients[client] = Client::Gone;
+        self.topics.values_mut().for_each(|key| key.leave(now, client));
+        self.channels.values_mut().for_each(|key| key.leave(now, client));
+        self.buried.retain(|(_, is), _| *is != client);
+    }
+
+    fn is_buried(&self, now: Instant, topic: &str, client: usize) -> bool {
+        let at = self.buried.get(&(topic.to_owned(), client));
+        at.is_some_and(|at| now < at.after(LIFETIME))
+    }
+
+    /// The node that a client is, if it still sends PING.
+    fn active(&self, now: Instant, client: usize) -> Option<u32> {
+        match self.clients[client] {
+            Client::Here { node, pinged, .. } if now <= pinged.after(INACTIVE) => Some(node),
+            _ => None,
+        }
+    }
+}
+
+struct World {
+    directory: Directory<'static>,
+    model: Model,
+    now: Instant,
+    random: Random,
+}
+
+impl World {
+    fn say(&mut self, client: usize, bytes: &[u8]) -> Vec<u8> {
+        let (now, write) = (self.now, 1 + self.random.below(300) as usize);
+        exchange(&mut self.directory.client(client).unwrap(), now, bytes, write)
+    }
+
+    /// The status and body of an answer.
+    fn ask(&mut self, request: &str) -> (String, String) {
+        let (now, write) = (self.now, 1 + self.random.below(2000) as usize);
+        let mut session = self.directory.http(0).unwrap();
+        session.open(now);
+        let request = format!("{request} HTTP/1.0\r\n\r\n");
+        let answer = exchange(&mut session, now, request.as_bytes(), write);
+        session.closed(now, Closed::Local);
+        self.model.collect(now);
+        let answer = String::from_utf8(answer).unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        (head.split(' ').nth(1).unwrap().to_owned(), body.to_owned())
+    }
+
+    fn step(&mut self) {
+        let now = self.now;
+        let client = self.random.below(CLIENTS as u32) as usize;
+        // Some more often than others, so that things meet.
+        let mut name = || NAMES[self.random.below(6).min(self.random.below(6)) as usize];
+        let (topic, channel) = (name(), name());
+        let with_channel = (!self.random.one_in(3)).then_some(channel);
+        let command = |verb: &str| match with_channel {
+            Some(channel) => format!("{verb} {topic} {channel}\n"),
+            None => format!("{verb} {topic}\n"),
+        };
+        match (self.random.below(12), self.model.clients[client]) {
+            (0..=1, Client::Gone) => {
+                let from = SocketAddr::from(([127, 0, 0, 1], 1000 + client as u16));
+                self.directory.client(client).unwrap().accepted(now, from);
+                self.say(client, b"  V1");
+                self.model.clients[client] = Client::Greeting { until: now.after(GREETING) };
+            }
+            (0..=3, Client::Greeting { .. }) => {
+                // Fewer names than connections: they meet.
+                let node = self.random.below(3);
+                let json = format!(
+                    r#"{{"broadcast_address":"n{node}","tcp_port":1,"http_port":2,"version":"v"}}"#
+                );
+                let len = (json.len() as u32).to_be_bytes();
+                let said = self.say(client, &[b"IDENTIFY\n", &len[..], json.as_bytes()].concat());
+                assert!(said.ends_with(b"}"));
+                let is_twin =
+                    |is: &Client| matches!(is, Client::Here { node: other, .. } if *other == node);
+                if let Some(twin) = self.model.clients.iter().position(is_twin) {
+                    let mut session = self.directory.client(twin).unwrap();
+                    assert_eq!(session.link(), Link::Close);
+                    session.closed(now, Closed::Local);
+                    self.model.leave(now, twin);
+                }
+                self.model.clients[client] = Client::Here { node, heard: now, pinged: now };
+            }
+            (0..=3, Client::Here { node, pinged, .. }) => {
+                let said = self.say(client, command("REGISTER").as_bytes());
+                let took = self.model.register(now, client, topic, with_channel);
+                assert_eq!(said == b"\0\0\0\x02OK", took, "{}", said.escape_ascii());
+                assert!(took || said[4..].starts_with(b"E_REGISTER_FAILED"));
+                self.model.clients[client] = Client::Here { node, heard: now, pinged };
+            }
+            (4, Client::Here { node, pinged, .. }) => {
+                let said = self.say(client, command("UNREGISTER").as_bytes());
+                assert_eq!(said, b"\0\0\0\x02OK");
+                self.model.unregister(now, client, topic, with_channel);
+                self.model.clients[client] = Client::Here { node, heard: now, pinged };
+            }
+            (5, Client::Here { node, .. }) => {
+                assert_eq!(self.say(client, b"PING\n"), b"\0\0\0\x02OK");
+                self.model.clients[client] = Client::Here { node, heard: now, pinged: now };
+            }
+            (6, state) if state != Client::Gone && self.random.one_in(4) => {
+                self.directory.client(client).unwrap().closed(now, Closed::Peer);
+                self.model.leave(now, client);
+            }
+            (7, _) => self.administer(topic, channel),
+            (8, _) if self.random.one_in(2) => self.pass(),
+            _ => self.check(),
+        }
+    }
+
+    fn administer(&mut self, topic: &str, channel: &str) {
+        let now = self.now;
+        let escaped = |name: &str| name.replace('#', "%23");
+        let (t, c) = (escaped(topic), escaped(channel));
+        // As the directory does before each request.
+        self.model.collect(now);
+        let (request, expected) = match self.random.below(6) {
+            0 => {
+                let made = self.model.make(now, topic, None, true);
+                (format!("POST /topic/create?topic={t}"), if made { "200" } else { "503" })
+            }
+            1 => {
+                let made = self.model.make(now, topic, Some(channel), true);
+                let request = format!("POST /channel/create?topic={t}&channel={c}");
+                (request, if made { "200" } else { "503" })
+            }
+            2 => {
+                self.model.delete(topic);
+                (format!("POST /topic/delete?topic={t}"), "200")
+            }
+            3 => {
+                let key = (topic.to_owned(), channel.to_owned());
+                let had = self.model.channels.remove(&key).is_some();
+                let request = format!("POST /channel/delete?topic={t}&channel={c}");
+                (request, if had { "200" } else { "404" })
+            }
+            _ => {
+                let node = self.random.below(3);
+                for client in 0..CLIENTS {
+                    let is_meant = matches!(
+                        self.model.clients[client], Client::Here { node: is, .. } if is == node
+                    );
+                    let has = self.model.topics.get(topic);
+                    if is_meant && has.is_some_and(|key| key.producers.contains(&client)) {
+                        self.model.buried.insert((topic.to_owned(), client), now);
+                    }
+                }
+                (format!("POST /topic/tombstone?topic={t}&node=n{node}:2"), "200")
+            }
+        };
+        assert_eq!(self.ask(&request).0, expected, "{request}");
+    }
+
+    /// Time passes; sessions are told when they want to be.
+    fn pass(&mut self) {
+        let seconds = [1, 9, 46, 150, 301][self.random.below(5) as usize];
+        let until = self.now.after(Span::from_secs(seconds));
+        loop {
+            let deadline =
+                |world: &mut Self, client| world.directory.client(client).unwrap().deadline();
+            let next = (0..CLIENTS).map(|client| deadline(self, client)).min().unwrap();
+            self.now = next.min(until).max(self.now);
+            let now = self.now;
+            for client in 0..CLIENTS {
+                let mut session = self.directory.client(client).unwrap();
+                session.tick(now);
+                let is_over = match self.model.clients[client] {
+                    Client::Gone => false,
+                    Client::Greeting { until } => until <= now,
+                    Client::Here { heard, .. } => heard.after(IDLE) <= now,
+                };
+                assert_eq!(session.link() == Link::Close, is_over, "{:?}", self.model.clients);
+                if is_over {
+                    session.closed(now, Closed::Local);
+                    self.model.leave(now, client);
+                }
+            }
+            if next > until {
+                return;
+            }
+        }
+    }
+
+    fn check(&mut self) {
+        let now = self.now;
+        let topics = self.ask("GET /topics").1;
+        let model = &self.model;
+        assert_eq!(strings(&topics), model.topics.keys().cloned().collect::<BTreeSet<_>>());
+        for topic in NAMES {
+            let name = TopicName::new(topic).unwrap();
+            let escaped = topic.replace('#', "%23");
+            let (status, body) = self.ask(&format!("GET /lookup?topic={escaped}"));
+            let model = &self.model;
+            let Some(key) = model.topics.get(topic) else {
+                assert_eq!(status, "404");
+                continue;
+            };
+            let of_topic =
+                |((is, name), _): (&(String, String), _)| (is == topic).then(|| name.clone());
+            let channels: BTreeSet<_> = model.channels.iter().filter_map(of_topic).collect();
+            let listed =
+                key.producers.iter().filter(|client| !model.is_buried(now, topic, **client));
+            let nodes = listed.filter_map(|client| model.active(now, *client));
+            let nodes: BTreeSet<_> = nodes.map(|node| format!("n{node}")).collect();
+            let (front, back) = body.split_once("],\"producers\":").unwrap();
+            assert_eq!(strings(&format!("{front}]}}")), channels, "{body}");
+            assert_eq!(names(back.strip_suffix('}').unwrap()), nodes, "{topic} {:?}", self.model);
+            for client in 0..CLIENTS {
+                let has = self.model.topics[topic].producers.contains(&client);
+                assert_eq!(self.directory.has_topic(client, &name), has);
+            }
+        }
+        let channels: BTreeSet<_> = self.directory.channels().map(pair).collect();
+        assert_eq!(channels, self.model.channels.keys().cloned().collect());
+        let nodes = self.ask("GET /nodes").1;
+        let here = (0..CLIENTS).filter_map(|client| self.model.active(now, client));
+        assert_eq!(names(&nodes), here.map(|node| format!("n{node}")).collect());
+        let buried = (0..CLIENTS).filter(|client| self.model.active(now, *client).is_some());
+        let buried =
+            buried.flat_map(|client| self.model.topics.iter().map(move |key| (key, client)));
+        let buried = buried.filter(|((name, key), client)| {
+            key.producers.contains(client) && self.model.is_buried(now, name, *client)
+        });
+        assert_eq!(nodes.matches("true").count(), buried.count(), "{nodes}");
+        let counters = self.directory.counters();
+        assert_eq!((counters.full, counters.collected), (self.model.full, self.model.collected));
+    }
+}
+
+fn pair((topic, channel): (&TopicName, &ChannelName)) -> (String, String) {
+    (topic.to_string(), channel.to_string())
+}
+
+/// All texts that are no keys.
+fn strings(json: &str) -> BTreeSet<String> {
+    let mut strings = BTreeSet::new();
+    each(json, |_, text| assert!(strings.insert(text.to_owned()), "twice: {json}"));
+    strings
+}
+
+fn names(json: &str) -> BTreeSet<String> {
+    let mut names = BTreeSet::new();
+    each(json, |key, text| {
+        assert!(key != "broadcast_address" || names.insert(text.to_owned()), "twice: {json}");
+    });
+    names
+}
+
+fn each(json: &str, mut then: impl FnMut(&str, &str)) {
+    let mut scanner = Scanner::<128>::new();
+    let (mut input, mut key) = (json.as_bytes(), String::new());
+    while let Some(token) = scanner.next(&mut input).unwrap() {
+        match token {
+            Token::Key(name) => key = name.as_str().unwrap().to_owned(),
+            Token::String(text) => then(&key, text.as_str().unwrap()),
+            _ => {}
+        }
+    }
+    assert!(scanner.finished(), "{json}");
+}
+
+/// Offers bytes as often as any are taken; a write takes `write` bytes.
+fn exchange(session: &mut dyn Session, now: Instant, mut bytes: &[u8], write: usize) -> Vec<u8> {
+    let mut said = Vec::new();
+    loop {
+        let taken = session.take(now, bytes);
+        bytes = &bytes[taken..];
+        let lent = session.transmit(now);
+        let mut piece = [lent.head, lent.body].concat();
+        piece.truncate(write);
+        session.sent(now, piece.len());
+        if taken == 0 && piece.is_empty() {
+            assert!(bytes.is_empty(), "held for nothing");
+            return said;
+        }
+        said.extend(piece);
+    }
+}
+
+#[test]
+fn a_directory_is_what_the_model_says() {
+    let (mut full, mut collected, mut replaced, mut timed_out) = (0, 0, 0, 0);
+    for seed in 0..seeds(40) {
+        let config = Box::leak(Box::new(Config {
+            inactive_timeout: INACTIVE,
+            tombstone_lifetime: LIFETIME,
+            idle_timeout: IDLE,
+            greeting_timeout: GREETING,
+            empty_timeout: EMPTY,
+            ..Config::new()
+        }));
+        let storage = Box::leak(Box::new(Storage::<CLIENTS, TOPICS, CHANNELS, 1>::new()));
+        let mut world = World {
+            directory: Directory::new(config, storage),
+            model: Model::new(),
+            now: Instant::from_millis(5),
+            random: Random::new(seed),
+        };
+        for _ in 0..300 {
+            world.step();
+        }
+        world.check();
+        let counters = world.directory.counters();
+        full += counters.full;
+        collected += counters.collected;
+        replaced += counters.replaced;
+        timed_out += counters.timed_out;
+    }
+    println!("full {full}, collected {collected}, replaced {replaced}, timed out {timed_out}");
+    let few = seeds(40);
+    assert!(full > few && collected > few / 2 && replaced > few && timed_out > few / 2);
+}

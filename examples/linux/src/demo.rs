@@ -1,0 +1,426 @@
+//! `nanonsq` alone: a directory, two sensor nodes and a consumer, in one process, on loopback.
+
+use std::cell::{Cell, RefCell};
+use std::convert::Infallible;
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use embassy_futures::join::{join, join3};
+use embassy_futures::select::{Either, Either3, select, select3};
+use log::warn;
+use nanonsq_core::address::Address;
+use nanonsq_core::consume;
+use nanonsq_core::directory;
+use nanonsq_core::drive::consumer::{self, Dialers, Sources};
+use nanonsq_core::drive::node::Settings;
+use nanonsq_core::drive::{self, Gathering, Port, Ports};
+use nanonsq_core::lookup::{self, NodeInfo};
+use nanonsq_core::name::{ChannelName, TopicName};
+use nanonsq_core::node::{Config, HttpConfig, Node};
+use nanonsq_core::time::Span;
+use nanonsq_core::wire::v1::IdentifyReply;
+use nanonsq_std::{NoopRawMutex, TcpDialer, TcpListener, TokioSleep};
+
+use crate::system::{interrupts, seed, unix_time};
+use crate::view::{Row, View};
+
+const TOPIC: &str = "readings";
+const CHANNEL: &str = "demo";
+
+/// The nodes, and how often each reads its sensor.
+const SENSORS: [(&str, Duration); 2] =
+    [("greenhouse", Duration::from_millis(250)), ("cellar", Duration::from_millis(400))];
+
+/// NSQ's own ports, and the next ones for the second node. Others, if they are taken.
+const DIRECTORY_PORTS: [u16; 2] = [4160, 4161];
+const NODE_PORTS: [[u16; 2]; 2] = [[4150, 4151], [4152, 4153]];
+
+/// What each node has for its messages.
+const STORE: usize = 64 * 1024;
+
+/// How long the last messages may take.
+const LAST: Duration = Duration::from_secs(5);
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The demo: end by itself after so long.
+    #[arg(long = "for", value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+    seconds: Option<u64>,
+}
+
+type NodeResources<'a> = drive::node::Resources<'a, NoopRawMutex, 8, 16, 16, 64, 8, 1, 1024>;
+type NodeHandle<'a> = drive::node::Handle<'a, NoopRawMutex, TokioSleep>;
+type Consumer<'a> = consumer::Handle<'a, NoopRawMutex, TokioSleep>;
+
+/// A server's two ports.
+struct Bound {
+    tcp: TcpListener,
+    http: TcpListener,
+    tcp_address: SocketAddr,
+    http_address: SocketAddr,
+}
+
+impl Bound {
+    async fn new(ports: [u16; 2]) -> Result<Self, String> {
+        let [tcp, http] = [bind(ports[0]).await?, bind(ports[1]).await?];
+        let address = |listener: &TcpListener| listener.local_addr().map_err(|e| e.to_string());
+        let (tcp_address, http_address) = (address(&tcp)?, address(&http)?);
+        Ok(Self { tcp, http, tcp_address, http_address })
+    }
+
+    fn ports<const CLIENTS: usize, const HTTP: usize>(
+        &self,
+    ) -> Ports<Gathering<TcpListener, 1024>, CLIENTS, HTTP> {
+        Ports {
+            tcp: Port::new(|| Gathering(self.tcp.clone())),
+            http: Port::new(|| Gathering(self.http.clone())),
+        }
+    }
+
+    fn info<'a>(&self, name: &'a str) -> NodeInfo<'a> {
+        NodeInfo {
+            broadcast_address: "127.0.0.1",
+            hostname: name,
+            tcp_port: self.tcp_address.port(),
+            http_port: self.http_address.port(),
+            version: Config::new().version,
+            ..NodeInfo::default()
+        }
+    }
+}
+
+/// Listens there, or where there is room.
+async fn bind(port: u16) -> Result<TcpListener, String> {
+    match TcpListener::bind(("127.0.0.1", port)).await {
+        Ok(listener) => Ok(listener),
+        Err(_) => TcpListener::bind(("127.0.0.1", 0))
+            .await
+            .map_err(|error| format!("cannot listen on 127.0.0.1: {error}")),
+    }
+}
+
+/// Runs until Ctrl-C, or as long as wanted. Fails if a reading is lost.
+pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
+    let topic = TopicName::new(TOPIC).map_err(|error| error.to_string())?;
+    let channel = ChannelName::new(CHANNEL).map_err(|error| error.to_string())?;
+    let seed = seed();
+    let sleep = TokioSleep::new();
+
+    // The directory.
+    let at = Bound::new(DIRECTORY_PORTS).await?;
+    let mut config = directory::Config::new();
+    config.info = IdentifyReply {
+        broadcast_address: "127.0.0.1",
+        hostname: "demo",
+        tcp_port: at.tcp_address.port(),
+        http_port: at.http_address.port(),
+        ..config.info
+    };
+    let mut resources =
+        Box::new(drive::directory::Resources::<NoopRawMutex, 16, 32, 64, 8, 512>::new());
+    let (directory, mut directory_runner) =
+        drive::directory::new(&mut resources, &config, at.ports(), sleep.clone());
+    directory.set_unix_time(unix_time());
+
+    // The nodes.
+    let lookupds = [address(at.tcp_address)?];
+    let bound = [Bound::new(NODE_PORTS[0]).await?, Bound::new(NODE_PORTS[1]).await?];
+    let mut configs = [Config::new(), Config::new()];
+    for (index, config) in configs.iter_mut().enumerate() {
+        config.boot = seed.wrapping_add(index as u32);
+        config.seed = config.boot;
+    }
+    let lookup_configs: [_; 2] = std::array::from_fn(|index| lookup::Config {
+        seed,
+        ..lookup::Config::new(bound[index].info(SENSORS[index].0))
+    });
+    let http_configs: [_; 2] = std::array::from_fn(|index| HttpConfig {
+        hostname: SENSORS[index].0,
+        tcp_port: bound[index].tcp_address.port(),
+        http_port: bound[index].http_address.port(),
+        ..HttpConfig::new()
+    });
+    let settings = |index: usize| Settings {
+        node: &configs[index],
+        http: &http_configs[index],
+        lookup: &lookup_configs[index],
+        lookupds: &lookupds,
+    };
+    let mut stores = [vec![0; STORE], vec![0; STORE]];
+    let [store_1, store_2] = &mut stores;
+    let mut resources = [Box::new(NodeResources::new()), Box::new(NodeResources::new())];
+    let [resources_1, resources_2] = &mut resources;
+    let dialers = || [TcpDialer::new()];
+    let (node_1, mut node_runner_1) = drive::node::new(
+        resources_1,
+        settings(0),
+        store_1,
+        bound[0].ports(),
+        dialers(),
+        sleep.clone(),
+    )
+    .map_err(|error| error.to_string())?;
+    let (node_2, mut node_runner_2) = drive::node::new(
+        resources_2,
+        settings(1),
+        store_2,
+        bound[1].ports(),
+        dialers(),
+        sleep.clone(),
+    )
+    .map_err(|error| error.to_string())?;
+    let nodes = [node_1, node_2];
+    for node in &nodes {
+        node.set_unix_time(unix_time());
+    }
+
+    // The consumer, which knows nothing but the directory.
+    let config = consume::Config {
+        client_id: "demo",
+        lookup_interval: Span::from_secs(1),
+        max_in_flight: 16,
+        max_attempts: 0,
+        seed,
+        ..consume::Config::new(topic, channel)
+    };
+    let mut ring = vec![0; 64 * 1024];
+    let mut resources = Box::new(consumer::Resources::<NoopRawMutex, 8, 16, 1, 16>::new());
+    let sources = [address(at.http_address)?];
+    let (consumer, mut consumer_runner) = consumer::new(
+        &mut resources,
+        &config,
+        Sources { nsqds: &[], lookupds: &sources },
+        &mut ring,
+        Dialers { nsqds: [TcpDialer::new(); 8], lookupds: [TcpDialer::new()] },
+        sleep.clone(),
+    )
+    .map_err(|error| error.to_string())?;
+
+    introduce(&at, &bound);
+    let demo = Demo {
+        nodes,
+        view: RefCell::new(View::new()),
+        published: [const { Cell::new(0) }; 2],
+        received: RefCell::new([Vec::new(), Vec::new()]),
+        others: Cell::new(0),
+        twice: Cell::new(0),
+    };
+    let start = Instant::now();
+    let app = async {
+        let sensors = join(demo.sense(&topic, 0), demo.sense(&topic, 1));
+        let live = join(sensors, demo.draw());
+        let consuming = demo.consume(&consumer);
+        let end = select(after(args.seconds), interrupts(1));
+        let mut consuming = std::pin::pin!(consuming);
+        match select3(live, consuming.as_mut(), end).await {
+            Either3::First((_, never)) => match never {},
+            Either3::Second(never) => match never {},
+            Either3::Third(_) => {}
+        }
+        // What was published is to arrive.
+        let all = demo.all_arrived();
+        let _ = tokio::time::timeout(LAST, select(consuming, all)).await;
+        demo.view.borrow_mut().draw(demo.rows());
+        demo.view.borrow_mut().finish();
+        consumer.stop().await;
+        join(demo.nodes[0].stop(), demo.nodes[1].stop()).await;
+        directory.stop().await;
+    };
+    let servers = join3(directory_runner.run(), node_runner_1.run(), node_runner_2.run());
+    let background = Box::pin(select(servers, consumer_runner.run()));
+    match select3(app, background, interrupts(2)).await {
+        Either3::First(()) => {}
+        Either3::Second(Either::First((never, ..)) | Either::Second(never)) => never,
+        Either3::Third(()) => return Err("interrupted again: stopped at once".to_owned()),
+    }
+    let found = consumer.counters().connections;
+    Ok(demo.sum_up(start.elapsed(), found))
+}
+
+fn address(of: SocketAddr) -> Result<Address, String> {
+    Address::new(&of.ip().to_string(), of.port()).map_err(|error| error.to_string())
+}
+
+async fn after(seconds: Option<u64>) {
+    match seconds {
+        Some(seconds) => tokio::time::sleep(Duration::from_secs(seconds)).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// What it is, and how to look at it.
+fn introduce(directory: &Bound, nodes: &[Bound; 2]) {
+    let (lookupd, node) = (directory.http_address, nodes[0].http_address);
+    let mut text = format!(
+        "A directory (nsqlookupd), two sensor nodes (nsqd) and a consumer, all of them nanonsq, in \
+         this process:\n\n  {:<12}{:<18}http://{lookupd}\n",
+        "directory", directory.tcp_address
+    );
+    for ((name, _), bound) in SENSORS.iter().zip(nodes) {
+        let _ =
+            writeln!(text, "  {name:<12}{:<18}http://{}", bound.tcp_address, bound.http_address);
+    }
+    let _ = writeln!(
+        text,
+        "\nLook at it from outside, with NSQ's own tools or others:\n\n  \
+         curl 'http://{lookupd}/lookup?topic={TOPIC}'\n  \
+         curl 'http://{node}/stats'\n  \
+         curl -d 'hello' 'http://{node}/pub?topic={TOPIC}'\n  \
+         nsq_tail --topic={TOPIC} --lookupd-http-address={lookupd}\n\n\
+         Ctrl-C ends it.\n"
+    );
+    print!("{text}");
+}
+
+struct Demo<'a> {
+    nodes: [NodeHandle<'a>; 2],
+    view: RefCell<View>,
+    /// How many readings each node took.
+    published: [Cell<usize>; 2],
+    /// Which of them the consumer got.
+    received: RefCell<[Vec<bool>; 2]>,
+    /// What came of somebody else.
+    others: Cell<usize>,
+    twice: Cell<usize>,
+}
+
+impl Demo<'_> {
+    /// Reads a sensor, and publishes what it says.
+    async fn sense(&self, topic: &TopicName, index: usize) -> Infallible {
+        let (device, period) = SENSORS[index];
+        let mut ticks = tokio::time::interval(period);
+        loop {
+            ticks.tick().await;
+            let number = self.published[index].get();
+            let celsius = 20.0 + (number as f64 / 20.0).sin() * 3.0 - index as f64 * 8.0;
+            let body =
+                format!("{{\"device\":\"{device}\",\"number\":{number},\"celsius\":{celsius:.2}}}");
+            match self.nodes[index].try_publish(topic, body.as_bytes()) {
+                Ok(_) => self.published[index].set(number + 1),
+                Err(why) => warn!("{device}: {why}"),
+            }
+        }
+    }
+
+    /// Prints what comes, and keeps account of it.
+    async fn consume(&self, consumer: &Consumer<'_>) -> Infallible {
+        loop {
+            let message = consumer.next().await;
+            let body = message.read(|body| String::from_utf8_lossy(body).into_owned());
+            let body = body.unwrap_or_default();
+            self.view.borrow_mut().print(&body);
+            match number(&body) {
+                Some((index, number)) if number < self.published[index].get() => {
+                    let received = &mut self.received.borrow_mut()[index];
+                    if received.len() <= number {
+                        received.resize(number + 1, false);
+                    }
+                    if std::mem::replace(&mut received[number], true) {
+                        self.twice.set(self.twice.get() + 1);
+                    }
+                }
+                _ => self.others.set(self.others.get() + 1),
+            }
+            let _ = message.finish();
+        }
+    }
+
+    fn count(&self, index: usize) -> usize {
+        self.received.borrow()[index].iter().filter(|received| **received).count()
+    }
+
+    async fn all_arrived(&self) {
+        while (0..2).any(|index| self.count(index) < self.published[index].get()) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    async fn draw(&self) -> Infallible {
+        loop {
+            let interval = self.view.borrow().interval();
+            tokio::time::sleep(interval).await;
+            self.view.borrow_mut().draw(self.rows());
+        }
+    }
+
+    fn rows(&self) -> Vec<Row> {
+        let mut rows = Vec::new();
+        for ((name, _), node) in SENSORS.iter().zip(&self.nodes) {
+            rows.extend(node.look(|node| rows_of(name, node)).unwrap_or_default());
+        }
+        rows
+    }
+
+    /// Says how it went; fails if a reading was lost, or a node not found.
+    fn sum_up(&self, took: Duration, found: u32) -> ExitCode {
+        let published: usize = self.published.iter().map(Cell::get).sum();
+        let received: usize = (0..2).map(|index| self.count(index)).sum();
+        println!(
+            "\n{published} readings of {} nodes in {:.1} s: {received} received, {} lost, {} twice; \
+             {} messages of others",
+            SENSORS.len(),
+            took.as_secs_f64(),
+            published - received,
+            self.twice.get(),
+            self.others.get(),
+        );
+        let nodes = SENSORS.len() as u32;
+        if found < nodes {
+            println!("the consumer found {found} of {nodes} nodes");
+        }
+        let good = received == published && published > 0 && found >= nodes;
+        if good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    }
+}
+
+/// Of which node a reading is, and which one.
+fn number(body: &str) -> Option<(usize, usize)> {
+    let rest = body.strip_prefix("{\"device\":\"")?;
+    let (device, rest) = rest.split_once("\",\"number\":")?;
+    let (number, _) = rest.split_once(',')?;
+    let index = SENSORS.iter().position(|(name, _)| *name == device)?;
+    Some((index, number.parse().ok()?))
+}
+
+fn rows_of(name: &str, node: &Node<'_>) -> Vec<Row> {
+    let mut rows = Vec::new();
+    for topic in node.topics() {
+        let row = Row {
+            node: name.to_owned(),
+            topic: topic.name.to_string(),
+            channel: None,
+            depth: topic.depth,
+            in_flight: 0,
+            clients: 0,
+            messages: topic.messages,
+        };
+        let of_topic = rows.len();
+        rows.extend(node.channels(topic.name).map(|channel| Row {
+            channel: Some(channel.name.to_string()),
+            depth: channel.depth,
+            in_flight: channel.in_flight,
+            clients: channel.clients.into(),
+            messages: channel.messages,
+            ..row.clone()
+        }));
+        if rows.len() == of_topic {
+            rows.push(row);
+        }
+    }
+    rows
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn readings_are_known_again() {
+        assert_eq!(number(r#"{"device":"cellar","number":12,"celsius":1.00}"#), Some((1, 12)));
+        for body in ["hello", "", r#"{"device":"attic","number":1,"celsius":1.00}"#] {
+            assert_eq!(number(body), None, "{body}");
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! `nanonsq lookupd`: a small nsqlookupd.
+
+use std::convert::Infallible;
+use std::process::ExitCode;
+
+use embassy_futures::select::{Either4, select4};
+use log::{info, warn};
+use nanonsq_core::directory::{Config, Event};
+use nanonsq_core::drive::directory::{self, Resources};
+use nanonsq_core::drive::{Gathering, Port, Ports};
+use nanonsq_core::session::Closed;
+use nanonsq_core::wire::v1::IdentifyReply;
+use nanonsq_std::{NoopRawMutex, TokioSleep};
+
+use crate::flags::{GoDuration, Listen, broadcast};
+use crate::system::{hostname, interrupts, listening, unix_time};
+
+/// What there is room for. `WORDS`: 32 nodes each.
+const NODES: usize = 128;
+const WORDS: usize = NODES / 32;
+const TOPICS: usize = 1024;
+const CHANNELS: usize = 4096;
+const HTTP: usize = 64;
+
+/// What each connection reads and writes at once.
+const RX: usize = 1024;
+const TX: usize = 4096;
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  \
+    nanonsq lookupd --tcp-address 127.0.0.1:4160 --http-address 127.0.0.1:4161")]
+pub(crate) struct Args {
+    /// Where to listen for nodes, as host:port; port 0 is any that is free.
+    #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:4160")]
+    tcp_address: Listen,
+
+    /// Where to listen for HTTP.
+    #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:4161")]
+    http_address: Listen,
+
+    /// What it calls itself to nodes [default: this machine's name].
+    #[arg(long, value_name = "HOST")]
+    broadcast_address: Option<String>,
+
+    /// How long a node is listed after its last sign of life.
+    #[arg(long, value_name = "DURATION", default_value = "5m")]
+    inactive_producer_timeout: GoDuration,
+
+    /// For how long a node that is tombstoned is not listed.
+    #[arg(long, value_name = "DURATION", default_value = "45s")]
+    tombstone_lifetime: GoDuration,
+}
+
+/// Runs until Ctrl-C.
+pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
+    let hostname = hostname();
+    let broadcast_address = broadcast(args.broadcast_address.as_deref(), &hostname)?;
+    let tcp = args.tcp_address.bind().await?;
+    let http = args.http_address.bind().await?;
+    let tcp_port = listening("TCP", &tcp)?;
+    let http_port = listening("HTTP", &http)?;
+
+    let mut config = Config::new();
+    config.info = IdentifyReply {
+        broadcast_address: &broadcast_address,
+        hostname: &hostname,
+        tcp_port,
+        http_port,
+        ..config.info
+    };
+    config.inactive_timeout = args.inactive_producer_timeout.0;
+    config.tombstone_lifetime = args.tombstone_lifetime.0;
+    let mut resources =
+        Box::new(Resources::<NoopRawMutex, NODES, TOPICS, CHANNELS, HTTP, RX, WORDS>::new());
+    let (directory, mut runner) = directory::new(
+        &mut resources,
+        &config,
+        Ports {
+            tcp: Port::new(|| Gathering::<_, TX>(tcp.clone())),
+            http: Port::new(|| Gathering(http.clone())),
+        },
+        TokioSleep::new(),
+    );
+    directory.set_unix_time(unix_time());
+
+    let stop = async {
+        interrupts(1).await;
+        info!("stopping: closing connections");
+        directory.stop().await;
+    };
+    let background = Box::pin(runner.run());
+    match select4(stop, background, watch(&directory), interrupts(2)).await {
+        Either4::First(()) => {}
+        Either4::Second(never) => never,
+        Either4::Third(never) => match never {},
+        Either4::Fourth(()) => return Err("interrupted again: stopped at once".to_owned()),
+    }
+    let counters = directory.counters();
+    eprintln!(
+        "{} nodes registered, {} refused, {} timed out; {} HTTP requests, {} refused",
+        counters.identified,
+        counters.refused,
+        counters.timed_out,
+        counters.requests,
+        counters.requests_refused,
+    );
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(crate) type Handle<'a> = directory::Handle<'a, NoopRawMutex, TokioSleep>;
+
+/// Tells who comes and goes. Never returns.
+async fn watch(directory: &Handle<'_>) -> Infallible {
+    let mut names = vec![String::new(); NODES];
+    loop {
+        match directory.event().await {
+            Event::Identified { index } => {
+                let name = directory.look(|directory| {
+                    let node = directory.producer(index)?.node;
+                    Some(format!("{}:{}", node.broadcast_address, node.tcp_port))
+                });
+                names[index] = name.flatten().unwrap_or_default();
+                info!("node {} registered", names[index]);
+            }
+            Event::Left { index, why } => {
+                let name = std::mem::take(&mut names[index]);
+                match why {
+                    Closed::Peer => info!("node {name} left"),
+                    Closed::Local => info!("node {name} came back by another connection"),
+                    why => warn!("node {name}: {why}"),
+                }
+            }
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,222 @@
+//! `nanonsq node`: a small nsqd.
+
+use std::process::ExitCode;
+
+use embassy_futures::join::join;
+use embassy_futures::select::{Either4, select4};
+use log::{debug, info};
+use nanonsq_core::address::Address;
+use nanonsq_core::drive::node::{self, Resources, Settings};
+use nanonsq_core::drive::{Gathering, Port, Ports};
+use nanonsq_core::lookup::{self, NodeInfo};
+use nanonsq_core::node::{ClientEvent, Config, Event, Full, HttpConfig, LANES_MAX};
+use nanonsq_core::session::Closed;
+use nanonsq_core::wire::v2::Limits;
+use nanonsq_std::{NoopRawMutex, TcpDialer, TokioSleep};
+
+use crate::flags::{GoDuration, Listen, broadcast};
+use crate::report::watch_lookups;
+use crate::system::{hostname, interrupts, listening, seed, unix_time};
+
+/// What there is room for.
+const TOPICS: usize = 64;
+const CHANNELS: usize = 254;
+const CLIENTS: usize = 128;
+const HTTP: usize = 64;
+const IN_FLIGHT: usize = 2500;
+const PEERS: usize = lookup::PEERS_MAX;
+
+/// What each connection reads and writes at once.
+const RX: usize = 4096;
+const TX: usize = 4096;
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  \
+    nanonsq node --lookupd-tcp-address 127.0.0.1:4160 --broadcast-address 127.0.0.1")]
+pub(crate) struct Args {
+    /// Where to listen for clients, as host:port; port 0 is any that is free.
+    #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:4150")]
+    tcp_address: Listen,
+
+    /// Where to listen for HTTP.
+    #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:4151")]
+    http_address: Listen,
+
+    /// Host that nsqlookupds tell consumers [default: this machine's name].
+    #[arg(long, value_name = "HOST")]
+    broadcast_address: Option<String>,
+
+    /// TCP port that nsqlookupds tell consumers [default: the one listened on].
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    broadcast_tcp_port: Option<u16>,
+
+    /// HTTP port that nsqlookupds tell others [default: the one listened on].
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    broadcast_http_port: Option<u16>,
+
+    /// nsqlookupd to register with, as host:port; repeatable.
+    #[arg(long, value_name = "ADDRESS")]
+    lookupd_tcp_address: Vec<Address>,
+
+    /// Memory for messages, in bytes.
+    #[arg(long, value_name = "BYTES", default_value_t = 64 << 20)]
+    mem: usize,
+
+    /// When that is full: drop the oldest messages, instead of letting producers wait.
+    #[arg(long)]
+    drop_oldest: bool,
+
+    /// Channels that a topic can have. Each costs 11 bytes of every message.
+    #[arg(long, value_name = "N", default_value_t = 8,
+        value_parser = clap::value_parser!(u8).range(1..=LANES_MAX as i64))]
+    channels_per_topic: u8,
+
+    /// Longest message, in bytes.
+    #[arg(long, value_name = "BYTES", default_value_t = 1 << 20,
+        value_parser = clap::value_parser!(u32).range(1..))]
+    max_msg_size: u32,
+
+    /// Longest body of a command, in bytes.
+    #[arg(long, value_name = "BYTES", default_value_t = 5 << 20,
+        value_parser = clap::value_parser!(u32).range(1..))]
+    max_body_size: u32,
+
+    /// When a message that is not answered is delivered again, if the client does not say.
+    #[arg(long, value_name = "DURATION", default_value = "60s")]
+    msg_timeout: GoDuration,
+
+    /// How long a client may keep a message at most.
+    #[arg(long, value_name = "DURATION", default_value = "15m")]
+    max_msg_timeout: GoDuration,
+
+    /// For how long a message can be requeued or deferred at most.
+    #[arg(long, value_name = "DURATION", default_value = "1h")]
+    max_req_timeout: GoDuration,
+
+    /// Longest interval of heartbeats that a client may ask for.
+    #[arg(long, value_name = "DURATION", default_value = "60s")]
+    max_heartbeat_interval: GoDuration,
+
+    /// Messages in flight that a client may ask for at most.
+    #[arg(long, value_name = "N", default_value_t = IN_FLIGHT as u32,
+        value_parser = clap::value_parser!(u32).range(1..=IN_FLIGHT as i64))]
+    max_rdy_count: u32,
+}
+
+impl Args {
+    fn config(&self, seed: u32) -> Config<'static> {
+        Config {
+            limits: Limits {
+                max_msg_size: self.max_msg_size,
+                max_body_size: self.max_body_size,
+                max_rdy_count: self.max_rdy_count,
+                max_req_timeout_ms: self.max_req_timeout.0.as_millis(),
+                max_msg_timeout_ms: self.max_msg_timeout.0.as_millis(),
+                max_heartbeat_interval_ms: self.max_heartbeat_interval.0.as_millis(),
+                ..Limits::NSQD
+            },
+            msg_timeout: self.msg_timeout.0,
+            full: if self.drop_oldest { Full::DropOldest } else { Full::Refuse },
+            channels_per_topic: self.channels_per_topic,
+            boot: seed,
+            seed,
+            ..Config::new()
+        }
+    }
+}
+
+/// Runs until Ctrl-C.
+pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
+    let hostname = hostname();
+    let broadcast_address = broadcast(args.broadcast_address.as_deref(), &hostname)?;
+    let tcp = args.tcp_address.bind().await?;
+    let http = args.http_address.bind().await?;
+    let tcp_port = listening("TCP", &tcp)?;
+    let http_port = listening("HTTP", &http)?;
+
+    let seed = seed();
+    let config = args.config(seed);
+    let info = NodeInfo {
+        broadcast_address: &broadcast_address,
+        hostname: &hostname,
+        tcp_port: args.broadcast_tcp_port.unwrap_or(tcp_port),
+        http_port: args.broadcast_http_port.unwrap_or(http_port),
+        version: config.version,
+        ..NodeInfo::default()
+    };
+    let http_config = HttpConfig {
+        broadcast_address: &broadcast_address,
+        hostname: &hostname,
+        tcp_port: info.tcp_port,
+        http_port: info.http_port,
+        ..HttpConfig::new()
+    };
+    let lookup_config = lookup::Config { seed, ..lookup::Config::new(info) };
+    let mut store = vec![0; args.mem];
+    let mut resources =
+        Box::new(
+            Resources::<NoopRawMutex, TOPICS, CHANNELS, CLIENTS, IN_FLIGHT, HTTP, PEERS, RX>::new(),
+        );
+    let (node, mut runner) = node::new(
+        &mut resources,
+        Settings {
+            node: &config,
+            http: &http_config,
+            lookup: &lookup_config,
+            lookupds: &args.lookupd_tcp_address,
+        },
+        &mut store,
+        Ports {
+            tcp: Port::new(|| Gathering::<_, TX>(tcp.clone())),
+            http: Port::new(|| Gathering(http.clone())),
+        },
+        [TcpDialer::new(); PEERS],
+        TokioSleep::new(),
+    )
+    .map_err(|error| error.to_string())?;
+    node.set_unix_time(unix_time());
+
+    let registration = runner.lookup();
+    let stop = async {
+        interrupts(1).await;
+        info!("stopping: leaving nsqlookupds, closing connections");
+        node.stop().await;
+    };
+    let watching = join(watch_clients(&node), watch_lookups(&registration));
+    let background = Box::pin(runner.run());
+    match select4(stop, background, watching, interrupts(2)).await {
+        Either4::First(()) => {}
+        Either4::Second(never) => never,
+        Either4::Third((never, _)) => match never {},
+        Either4::Fourth(()) => return Err("interrupted again: stopped at once".to_owned()),
+    }
+    let counters = node.counters();
+    eprintln!(
+        "{} messages taken, {} delivered, {} finished, {} requeued, {} timed out, {} dropped; \
+         {} connections",
+        counters.accepted,
+        counters.delivered,
+        counters.finished,
+        counters.requeued,
+        counters.timed_out,
+        counters.dropped,
+        counters.connections,
+    );
+    Ok(ExitCode::SUCCESS)
+}
+
+type Handle<'a> = node::Handle<'a, NoopRawMutex, TokioSleep>;
+
+/// Tells who comes and goes. Never returns.
+async fn watch_clients(node: &Handle<'_>) -> std::convert::Infallible {
+    loop {
+        if let Event::Client { index, event } = node.event().await {
+            match event {
+                ClientEvent::Connected => debug!("client {index}: connected"),
+                ClientEvent::Disconnected(Closed::Peer) => debug!("client {index}: left"),
+                ClientEvent::Disconnected(why) => info!("client {index}: {why}"),
+                _ => {}
+            }
+        }
+    }
+}

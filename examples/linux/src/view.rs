@@ -1,0 +1,170 @@
+//! The demo's live view: a table that is drawn again and again under what scrolls by.
+
+use std::fmt::Write as _;
+use std::io::{IsTerminal, Write as _};
+use std::time::{Duration, Instant};
+
+/// How often it is drawn on a terminal, and elsewhere, where it cannot be drawn over.
+const INTERVAL: Duration = Duration::from_millis(500);
+const INTERVAL_PLAIN: Duration = Duration::from_secs(5);
+
+/// The longest name shown whole. Wider than the terminal, a line would be two.
+const NAME: usize = 14;
+
+/// A channel of a topic at a node; or the topic alone, if it has none.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Row {
+    pub(crate) node: String,
+    pub(crate) topic: String,
+    pub(crate) channel: Option<String>,
+    pub(crate) depth: u32,
+    pub(crate) in_flight: u32,
+    pub(crate) clients: u32,
+    /// Messages that it got, in all.
+    pub(crate) messages: u64,
+}
+
+/// The table on standard output.
+#[derive(Debug)]
+pub(crate) struct View {
+    live: bool,
+    rows: Vec<Row>,
+    drawn: Option<Instant>,
+    table: String,
+    /// How many of its lines are on the screen.
+    lines: usize,
+}
+
+impl View {
+    pub(crate) fn new() -> Self {
+        let live = std::io::stdout().is_terminal();
+        Self { live, rows: Vec::new(), drawn: None, table: String::new(), lines: 0 }
+    }
+
+    /// How often to draw it.
+    pub(crate) fn interval(&self) -> Duration {
+        if self.live { INTERVAL } else { INTERVAL_PLAIN }
+    }
+
+    /// Prints a line above the table.
+    pub(crate) fn print(&mut self, line: &str) {
+        let mut text = self.clear();
+        let _ = writeln!(text, "{line}");
+        if self.live {
+            self.append_table(&mut text);
+        }
+        write_out(&text);
+    }
+
+    /// Draws the table anew.
+    pub(crate) fn draw(&mut self, rows: Vec<Row>) {
+        let now = Instant::now();
+        let seconds = self.drawn.map_or(0.0, |drawn| (now - drawn).as_secs_f64());
+        self.table = table(&rows, &self.rows, seconds);
+        (self.rows, self.drawn) = (rows, Some(now));
+        let mut text = self.clear();
+        self.append_table(&mut text);
+        write_out(&text);
+    }
+
+    /// The table stays as it is; what is printed from now on comes below it.
+    pub(crate) fn finish(&mut self) {
+        self.lines = 0;
+    }
+
+    fn append_table(&mut self, text: &mut String) {
+        text.push_str(&self.table);
+        self.lines = if self.live { self.table.lines().count() } else { 0 };
+    }
+
+    /// Goes to the table's first line and clears all from there.
+    fn clear(&mut self) -> String {
+        match std::mem::take(&mut self.lines) {
+            0 => String::new(),
+            lines => format!("\x1b[{lines}A\r\x1b[J"),
+        }
+    }
+}
+
+/// Nobody may be reading: that is no reason to end.
+fn write_out(text: &str) {
+    let mut stdout = std::io::stdout().lock();
+    let _ = stdout.write_all(text.as_bytes());
+    let _ = stdout.flush();
+}
+
+/// `old` is what was `seconds` ago.
+fn table(rows: &[Row], old: &[Row], seconds: f64) -> String {
+    let mut text = format!(
+        "{:<NAME$} {:<NAME$} {:<NAME$} {:>5} {:>6} {:>6} {:>7} {:>6}\n",
+        "node", "topic", "channel", "conns", "depth", "flying", "in all", "/s"
+    );
+    for row in rows {
+        let key = |row: &Row| (row.node.clone(), row.topic.clone(), row.channel.clone());
+        let before = old.iter().find(|other| key(other) == key(row)).map(|row| row.messages);
+        let rate = match before {
+            Some(before) if seconds > 0.0 => {
+                format!("{:.1}", row.messages.saturating_sub(before) as f64 / seconds)
+            }
+            _ => "-".to_owned(),
+        };
+        let channel = row.channel.as_deref().map_or("-".to_owned(), short);
+        let _ = writeln!(
+            text,
+            "{:<NAME$} {:<NAME$} {channel:<NAME$} {:>5} {:>6} {:>6} {:>7} {rate:>6}",
+            short(&row.node),
+            short(&row.topic),
+            row.clients,
+            row.depth,
+            row.in_flight,
+            row.messages,
+        );
+    }
+    text
+}
+
+fn short(name: &str) -> String {
+    match name.char_indices().nth(NAME) {
+        None => name.to_owned(),
+        Some(_) => name.chars().take(NAME - 1).chain(['~']).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(node: &str, channel: Option<&str>, clients: u32, messages: u64) -> Row {
+        Row {
+            node: node.to_owned(),
+            topic: "readings".to_owned(),
+            channel: channel.map(str::to_owned),
+            depth: 3,
+            in_flight: 1,
+            clients,
+            messages,
+        }
+    }
+
+    #[test]
+    fn a_row_has_its_rate_once_it_was_seen_before() {
+        let old = [row("cellar", Some("demo"), 1, 100)];
+        let new = [row("cellar", Some("demo"), 1, 150), row("cellar", None, 0, 7)];
+        let text = table(&new, &old, 2.0);
+        let lines: Vec<Vec<&str>> =
+            text.lines().map(|line| line.split_whitespace().collect()).collect();
+        assert_eq!(lines[1], ["cellar", "readings", "demo", "1", "3", "1", "150", "25.0"]);
+        assert_eq!(lines[2], ["cellar", "readings", "-", "0", "3", "1", "7", "-"]);
+        assert!(table(&new, &new, 0.0).contains(" -\n"), "no time passed");
+    }
+
+    #[test]
+    fn no_line_is_wider_than_a_terminal() {
+        let long = "x".repeat(64);
+        let mut row = row(&long, Some(&long), 0, 9_999_999);
+        row.topic = long;
+        for line in table(&[row], &[], 0.0).lines() {
+            assert!(line.chars().count() < 80, "{line}");
+        }
+    }
+}

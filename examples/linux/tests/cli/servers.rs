@@ -1,0 +1,233 @@
+//! `nanonsq node`, `nanonsq lookupd`, and the demo that is both.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use nanonsq_tests::{Nsqd, Nsqlookupd, ServerOptions, eventually, http, require_peers};
+use rustix::process::Signal;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::run::{Run, SOON};
+
+/// A server of ours with what it listens on.
+struct Server {
+    run: Run,
+    tcp: SocketAddr,
+    http: SocketAddr,
+}
+
+impl Server {
+    async fn start(command: &str, more: &[&str]) -> Self {
+        let mut args =
+            vec![command, "--tcp-address", "127.0.0.1:0", "--http-address", "127.0.0.1:0"];
+        args.extend(["--broadcast-address", "127.0.0.1"]);
+        args.extend(more);
+        let run = Run::start(&args);
+        run.until_it_says("HTTP: listening on ").await;
+        let bound = |what: &str| {
+            let said = run.said();
+            let (_, rest) = said.split_once(&format!("{what}: listening on ")).unwrap();
+            rest.lines().next().unwrap().parse().unwrap()
+        };
+        let (tcp, http) = (bound("TCP"), bound("HTTP"));
+        Self { run, tcp, http }
+    }
+
+    async fn node(lookupd: SocketAddr, more: &[&str]) -> Self {
+        let lookupd = lookupd.to_string();
+        let mut args = vec!["--lookupd-tcp-address", &lookupd];
+        args.extend(more);
+        Self::start("node", &args).await
+    }
+}
+
+/// The TCP ports of the nodes that have topic `t`.
+async fn listed(lookupd: SocketAddr) -> Vec<u64> {
+    // 404 as long as nobody has it.
+    let found = http::get_json(lookupd, "/lookup?topic=t").await.unwrap_or_default();
+    let producers = found["producers"].as_array().cloned().unwrap_or_default();
+    producers.iter().map(|producer| producer["tcp_port"].as_u64().unwrap()).collect()
+}
+
+#[tokio::test]
+async fn a_node_is_published_to_listed_consumed_and_leaves() {
+    let lookupd = Server::start("lookupd", &[]).await;
+    let node = Server::node(lookupd.tcp, &["--msg-timeout=1m30s", "--mem=1000000"]).await;
+    node.run.until_it_says(&format!("registered with nsqlookupd {}", lookupd.tcp)).await;
+    let mut publishing = Run::publish(node.tcp, &[]);
+    let lines: Vec<String> = (0..1000).map(|line| line.to_string()).collect();
+    publishing.write(lines.join("\n")).await;
+    publishing.finish().await.expect(0, &["1000 accepted, 1000 acknowledged"]);
+    eventually("it is listed", SOON, async || {
+        listed(lookupd.http).await == [u64::from(node.tcp.port())]
+    })
+    .await;
+    let at = lookupd.http.to_string();
+    let consuming = Run::start(&[
+        "sub",
+        "--topic",
+        "t",
+        "--channel",
+        "c",
+        "-n",
+        "1000",
+        "--lookupd-http-address",
+        &at,
+    ]);
+    let consumed = consuming.end().await;
+    consumed.expect(0, &["1000 received, 1000 finished"]);
+    assert_eq!(consumed.printed, lines, "in order, since there is one of each");
+
+    let stats = http::get_json(node.http, "/stats?format=json").await.unwrap();
+    assert_eq!(stats["topics"][0]["channels"][0]["message_count"], 1000, "{stats}");
+    let info = http::get_json(node.http, "/info").await.unwrap();
+    assert_eq!(info["tcp_port"], node.tcp.port(), "{info}");
+    node.run.signal(Signal::TERM);
+    node.run.end().await.expect(0, &["stopping", "1000 messages taken, 1000 delivered"]);
+    assert!(listed(lookupd.http).await.is_empty(), "it said goodbye");
+    lookupd.run.signal(Signal::INT);
+    lookupd.run.end().await.expect(0, &["stopping", "1 nodes registered, 0 refused"]);
+}
+
+/// As on nsqd: `PUT /config/nsqlookupd_tcp_addresses`.
+#[tokio::test]
+async fn the_nsqlookupds_of_a_node_can_be_changed() {
+    let lookupds = [Server::start("lookupd", &[]).await, Server::start("lookupd", &[]).await];
+    let node = Server::node(lookupds[0].tcp, &[]).await;
+    http::post(node.http, "/topic/create?topic=t", b"").await.unwrap();
+    let port = [u64::from(node.tcp.port())];
+    eventually("it is listed", SOON, async || listed(lookupds[0].http).await == port).await;
+    let addresses = format!("[\"{}\"]", lookupds[1].tcp);
+    let path = "/config/nsqlookupd_tcp_addresses";
+    let set = http::request(node.http, "PUT", path, addresses.as_bytes()).await.unwrap();
+    assert_eq!(set.status, 200, "{}", set.text());
+    eventually("it is listed there", SOON, async || listed(lookupds[1].http).await == port).await;
+    eventually("and only there", SOON, async || listed(lookupds[0].http).await.is_empty()).await;
+}
+
+#[tokio::test]
+async fn real_servers_next_to_ours() {
+    let peers = require_peers!();
+    // A real nsqlookupd lists our node, with the ports it is told to announce.
+    let lookupd = Nsqlookupd::start(&peers, ServerOptions::new()).await;
+    let node = Server::node(lookupd.tcp_address(), &["--broadcast-tcp-port=1234"]).await;
+    let mut publishing = Run::publish(node.tcp, &[]);
+    publishing.write("one\n").await;
+    publishing.finish().await.expect(0, &["1 accepted, 1 acknowledged"]);
+    eventually("it is listed", SOON, async || listed(lookupd.http_address()).await == [1234]).await;
+    node.run.signal(Signal::INT);
+    node.run.end().await.expect(0, &["stopping"]);
+    assert!(listed(lookupd.http_address()).await.is_empty());
+    // Our directory lists a real nsqd, and forgets one that is killed.
+    let directory = Server::start("lookupd", &[]).await;
+    let options = ServerOptions::new().lookupd(directory.tcp);
+    let mut nsqd = Nsqd::start(&peers, options.flag("--broadcast-address=127.0.0.1")).await;
+    nsqd.create_topic("t").await;
+    let port = u64::from(nsqd.tcp_address().port());
+    eventually("it is listed", SOON, async || listed(directory.http).await == [port]).await;
+    nsqd.kill().await;
+    eventually("it is gone", SOON, async || listed(directory.http).await.is_empty()).await;
+    let left = format!("node 127.0.0.1:{port} left");
+    eventually("it is told", SOON, async || {
+        let said = directory.run.said();
+        said.contains(&left) || said.contains(&format!("node 127.0.0.1:{port}: connection reset"))
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn one_client_more_than_there_is_room_for_hears_why() {
+    let lookupd = Server::start("lookupd", &[]).await;
+    let node = Server::node(lookupd.tcp, &[]).await;
+    for (server, magic, refusal) in [
+        (&node, b"  V2", &b"\0\0\0\x22\0\0\0\x01E_INVALID too many connections"[..]),
+        (&lookupd, b"  V1", b"\0\0\0\x1eE_INVALID too many connections"),
+    ] {
+        // Its node takes one of the directory's.
+        let room = if server.tcp == node.tcp { 128 } else { 127 };
+        let mut clients = Vec::new();
+        for _ in 0..room {
+            let mut client = TcpStream::connect(server.tcp).await.unwrap();
+            client.write_all(magic).await.unwrap();
+            clients.push(client);
+        }
+        let mut heard = Vec::new();
+        let mut more = TcpStream::connect(server.tcp).await.unwrap();
+        more.write_all(magic).await.unwrap();
+        more.write_all(b"IDENTIFY\n\0\0\0\x02{}").await.unwrap();
+        more.read_to_end(&mut heard).await.unwrap();
+        assert_eq!(heard, refusal);
+        // One goes: the next one is served.
+        drop(clients.pop());
+        eventually("there is room", SOON, async || {
+            let mut next = TcpStream::connect(server.tcp).await.unwrap();
+            next.write_all(magic).await.unwrap();
+            next.write_all(b"NONSENSE\n").await.unwrap();
+            let mut heard = Vec::new();
+            next.read_to_end(&mut heard).await.unwrap();
+            String::from_utf8_lossy(&heard).ends_with("E_INVALID invalid command NONSENSE")
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn an_address_that_is_taken() {
+    let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    for command in ["node", "lookupd"] {
+        let run = Run::start(&[command, "--tcp-address", &address]);
+        run.end().await.expect(1, &[&format!("cannot listen on {address}: ")]);
+    }
+}
+
+#[tokio::test]
+async fn flags_that_make_no_sense() {
+    for args in [
+        ["node", "--msg-timeout=60"],
+        ["node", "--max-rdy-count=0"],
+        ["node", "--tcp-address=4150"],
+        ["lookupd", "--tombstone-lifetime=-1s"],
+        ["--for=0", "node"],
+        ["--for=5", "node"],
+    ] {
+        assert_eq!(Run::start(&args).end().await.code, Some(2), "{args:?}");
+    }
+    let run = Run::start(&[
+        "node",
+        "--msg-timeout=0.5s",
+        "--tcp-address=127.0.0.1:0",
+        "--http-address=127.0.0.1:0",
+    ]);
+    run.end().await.expect(1, &["message timeout 500 ms; give 1000 ms"]);
+}
+
+/// Two at a time: one of them finds NSQ's ports taken.
+#[tokio::test]
+async fn the_demo_ends_by_itself_and_nothing_is_lost() {
+    let runs = [Run::start(&["--for", "3"]), Run::start(&["--for", "3"])];
+    for run in runs {
+        let ended = run.end().await;
+        ended.expect(0, &[]);
+        let printed = ended.printed.join("\n");
+        assert!(printed.contains(" 0 lost, 0 twice; 0 messages of others"), "{printed}");
+        assert!(printed.contains("curl 'http://127.0.0.1:"), "{printed}");
+        for device in ["greenhouse", "cellar"] {
+            let first = format!(r#"{{"device":"{device}","number":0,"#);
+            assert_eq!(printed.matches(&first).count(), 1, "{printed}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_demo_ends_on_ctrl_c() {
+    let run = Run::start(&[]);
+    run.until_it_prints(20).await;
+    let start = Instant::now();
+    run.signal(Signal::INT);
+    let ended = run.end().await;
+    ended.expect(0, &[]);
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    assert!(ended.printed.last().unwrap().contains(" 0 lost, 0 twice;"), "{:?}", ended.printed);
+}

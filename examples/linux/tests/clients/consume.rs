@@ -1,0 +1,246 @@
+//! Consumers that know nsqlookupd only, and what they get: each message, once, unless it is asked for
+//! again, with attempts counted right.
+
+use std::time::Duration;
+
+use nanonsq_tests::client::{Action, Delivery, Library};
+use nanonsq_tests::{Client, ClientConsumer, ServerOptions, Until, consume_all, eventually};
+
+use crate::pair::{Pair, SOON, Setting, tests_with};
+
+tests_with!([Real, OurNode, OurLookupd, Ours]:
+    go_nsq_finishes,
+    go_nsq_asks_again,
+    pynsq_finishes,
+    pynsq_asks_again,
+    tokio_nsq_finishes,
+    tokio_nsq_asks_again,
+    four_consumers_share_two_channels,
+    deferred_messages_wait,
+);
+
+const LIMIT: Duration = Duration::from_secs(60);
+/// Long enough that nothing times out because the machine is busy.
+const MSG_TIMEOUT: u64 = 3_000;
+
+async fn go_nsq_finishes(setting: Setting) {
+    play(&setting, Play { messages: many(&setting), ..Play::of(Library::GoNsq) }).await;
+}
+
+async fn go_nsq_asks_again(setting: Setting) {
+    let messages = many(&setting);
+    let again = Again { requeued: 10, timed_out: 200, touched: 1000 };
+    play(&setting, Play { messages, again: Some(again), ..Play::of(Library::GoNsq) }).await;
+}
+
+async fn pynsq_finishes(setting: Setting) {
+    play(&setting, Play { command: "mpub", ..Play::of(Library::Pynsq) }).await;
+}
+
+async fn pynsq_asks_again(setting: Setting) {
+    play(&setting, Play { again: Some(Again::SOME), ..Play::of(Library::Pynsq) }).await;
+}
+
+async fn tokio_nsq_finishes(setting: Setting) {
+    play(&setting, Play { command: "mpub", ..Play::of(Library::TokioNsq) }).await;
+}
+
+async fn tokio_nsq_asks_again(setting: Setting) {
+    play(&setting, Play { again: Some(Again::SOME), ..Play::of(Library::TokioNsq) }).await;
+}
+
+/// The hundred thousand are for a node that is found through the real nsqlookupd; the others show that
+/// it works just as well.
+fn many(setting: &Setting) -> usize {
+    if setting.subject == crate::pair::Subject::OurNode { 100_000 } else { 20_000 }
+}
+
+/// One producer and one consumer.
+struct Play {
+    library: Library,
+    messages: usize,
+    command: &'static str,
+    again: Option<Again>,
+}
+
+/// Every how many messages one is asked for again.
+struct Again {
+    requeued: usize,
+    timed_out: usize,
+    touched: usize,
+}
+
+impl Again {
+    const SOME: Again = Again { requeued: 10, timed_out: 100, touched: 500 };
+}
+
+impl Play {
+    fn of(library: Library) -> Play {
+        Play { library, messages: 5_000, command: "pub", again: None }
+    }
+
+    /// What the consumer must do with message `n`, in that order: the first is its first attempt.
+    fn expected(&self, n: usize) -> &'static [Action] {
+        let is = |remainder, every: fn(&Again) -> usize| {
+            self.again.as_ref().is_some_and(|again| n % every(again) == remainder)
+        };
+        if is(1, |again| again.requeued) {
+            &[Action::Req, Action::Fin]
+        } else if is(2, |again| again.timed_out) {
+            &[Action::Timeout, Action::Fin]
+        } else if is(3, |again| again.touched) {
+            &[Action::Touch]
+        } else {
+            &[Action::Fin]
+        }
+    }
+}
+
+async fn play(setting: &Setting, play: Play) {
+    let Some(client) = Client::find_or_skip(play.library, &setting.peers, setting.test) else {
+        return;
+    };
+    // tokio-nsq cannot ask for a timeout.
+    let options = ServerOptions::new().flag(format!("--msg-timeout={MSG_TIMEOUT}ms"));
+    let pair = setting.start(options).await;
+    pair.create("t", &["c"]).await;
+
+    let mut options = vec![("max-in-flight", 1_000)];
+    if let Some(again) = &play.again {
+        options.extend([
+            ("msg-timeout-ms", MSG_TIMEOUT),
+            ("requeue-every", again.requeued as u64),
+            ("timeout-every", again.timed_out as u64),
+            ("touch-every", again.touched as u64),
+        ]);
+    }
+    let mut consumer = client.consume(pair.lookupd.http_address(), "t", "c", &options);
+    let count = [("count", play.messages as u64)];
+    let mut producer = client.publish(pair.node.tcp_address(), "t", play.command, &count);
+    assert!(producer.wait(LIMIT).await.success(), "{}", producer.stderr());
+
+    let wanted: usize = (0..play.messages).map(|n| play.expected(n).len()).sum();
+    eventually("all deliveries", LIMIT, async || {
+        slowly().await;
+        consumer.deliveries().len() >= wanted
+    })
+    .await;
+    finished(&pair, "c", play.messages).await;
+    // What should not come would come now.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+
+    let mut got: Vec<Vec<Delivery>> = vec![Vec::new(); play.messages];
+    for delivery in consumer.stop().await {
+        got[delivery.number].push(delivery);
+    }
+    for (n, deliveries) in got.iter().enumerate() {
+        let did: Vec<_> = deliveries.iter().map(|delivery| delivery.action).collect();
+        assert_eq!(did, play.expected(n), "message {n}: {deliveries:?}");
+        for (before, delivery) in deliveries.iter().enumerate() {
+            assert_eq!(usize::from(delivery.attempts), before + 1, "message {n}: {deliveries:?}");
+            assert_eq!(delivery.id, deliveries[0].id, "message {n}");
+        }
+    }
+    let count = |action| got.iter().flatten().filter(|is| is.action == action).count() as u64;
+    assert_eq!(pair.channel_stat("t", "c", "message_count").await, play.messages as u64);
+    assert_eq!(pair.channel_stat("t", "c", "requeue_count").await, count(Action::Req));
+    assert_eq!(pair.channel_stat("t", "c", "timeout_count").await, count(Action::Timeout));
+    nothing_left(&pair, "c").await;
+}
+
+async fn four_consumers_share_two_channels(setting: Setting) {
+    const MESSAGES: usize = 20_000;
+    let Some(client) = Client::find_or_skip(Library::GoNsq, &setting.peers, setting.test) else {
+        return;
+    };
+    let pair = setting.start(ServerOptions::new()).await;
+    pair.create("t", &["a", "b"]).await;
+    let start = |channel| {
+        let options = [("max-in-flight", 50)];
+        client.consume(pair.lookupd.http_address(), "t", channel, &options)
+    };
+    let mut consumers: [(&str, [ClientConsumer; 2]); 2] =
+        ["a", "b"].map(|channel| (channel, [start(channel), start(channel)]));
+    for (channel, _) in &consumers {
+        eventually("two clients", SOON, async || {
+            pair.channel_stat("t", channel, "client_count").await == 2
+        })
+        .await;
+    }
+    let options = [("count", MESSAGES as u64)];
+    let mut producer = client.publish(pair.node.tcp_address(), "t", "pub", &options);
+    assert!(producer.wait(LIMIT).await.success(), "{}", producer.stderr());
+
+    for (channel, both) in &mut consumers {
+        eventually("all deliveries", LIMIT, async || {
+            slowly().await;
+            both.iter_mut().map(|consumer| consumer.deliveries().len()).sum::<usize>() >= MESSAGES
+        })
+        .await;
+        finished(&pair, channel, MESSAGES).await;
+    }
+    for (channel, both) in consumers {
+        let mut seen = vec![0; MESSAGES];
+        for consumer in both {
+            let deliveries = consumer.stop().await;
+            let share = deliveries.len();
+            assert!(share > MESSAGES / 100, "a consumer of {channel} got {share} of {MESSAGES}");
+            for delivery in deliveries {
+                assert_eq!((delivery.attempts, delivery.action), (1, Action::Fin), "{delivery:?}");
+                seen[delivery.number] += 1;
+            }
+        }
+        let wrong = seen.iter().position(|&times| times != 1);
+        assert_eq!(wrong, None, "{channel} got a message more than once or never");
+        nothing_left(&pair, channel).await;
+    }
+}
+
+async fn deferred_messages_wait(setting: Setting) {
+    const MESSAGES: u64 = 50;
+    const DELAY: Duration = Duration::from_millis(1_500);
+    let Some(client) = Client::find_or_skip(Library::GoNsq, &setting.peers, setting.test) else {
+        return;
+    };
+    let pair = setting.start(ServerOptions::new()).await;
+    pair.create("t", &["c"]).await;
+    let mut consumer = client.consume(pair.lookupd.http_address(), "t", "c", &[]);
+    eventually("a client", SOON, async || pair.channel_stat("t", "c", "client_count").await == 1)
+        .await;
+    let since = std::time::Instant::now();
+    let options = [("count", MESSAGES), ("delay-ms", DELAY.as_millis() as u64)];
+    let mut producer = client.publish(pair.node.tcp_address(), "t", "dpub", &options);
+    assert!(producer.wait(LIMIT).await.success(), "{}", producer.stderr());
+    eventually("all deliveries", LIMIT, async || {
+        let arrived = consumer.deliveries().len();
+        let early = since.elapsed() < DELAY;
+        assert!(!early || arrived == 0, "{arrived} arrived after {:?}", since.elapsed());
+        arrived == MESSAGES as usize
+    })
+    .await;
+    finished(&pair, "c", MESSAGES as usize).await;
+    assert!(consumer.stop().await.iter().all(|delivery| delivery.attempts == 1));
+}
+
+/// Waits until a channel has had so many messages, and has nothing left to do with any.
+async fn finished(pair: &Pair, channel: &str, messages: usize) {
+    eventually("everything is finished", SOON, async || {
+        let stats = pair.node.channel_stats("t", channel).await;
+        let is = |key: &str, value: usize| stats[key].as_u64() == Some(value as u64);
+        is("message_count", messages)
+            && ["depth", "in_flight_count", "deferred_count"].iter().all(|key| is(key, 0))
+    })
+    .await;
+}
+
+/// What was finished does not come again.
+async fn nothing_left(pair: &Pair, channel: &str) {
+    let until = Until::quiet_for(Duration::from_millis(500));
+    let consumed = consume_all(pair.node.tcp_address(), "t", channel, until).await.unwrap();
+    assert_eq!(consumed.texts(), Vec::<String>::new());
+}
+
+/// Reading what a consumer says costs more than a look at nsqd.
+async fn slowly() {
+    tokio::time::sleep(Duration::from_millis(100)).await;
+}

@@ -1,0 +1,325 @@
+//! Clients that mean harm, beside one that behaves: it loses nothing, and waits for a bounded time.
+
+use std::io::Result;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use nanonsq_tests::oracle::Message;
+use nanonsq_tests::{Nsqd, ServerOptions, http};
+
+use crate::harm;
+use crate::pair::{Setting, tests_with};
+use crate::raw::{Raw, Said, mpub, sized};
+
+tests_with!([Real, OurNode]:
+    random_bytes,
+    every_command_truncated_at_every_byte,
+    bad_numbers,
+    ids_of_others,
+    a_million_subs,
+    clients_that_never_read,
+    bad_http,
+);
+
+/// The longest that a well-behaved consumer waits for a message, on a busy machine.
+const DELAY_LIMIT: Duration = Duration::from_secs(2);
+/// How often it gets one.
+const INTERVAL: Duration = Duration::from_millis(2);
+/// How long a client may be silent before it is given up: twice its heartbeat interval, which is the
+/// shortest that nsqd allows.
+const SILENCE: Duration = Duration::from_secs(2);
+
+/// How long someone new may have to wait for an answer over HTTP while all places are taken.
+const HTTP_LIMIT: Duration = Duration::from_secs(40);
+
+/// A server and what there is to do harm to.
+struct Target<'a> {
+    address: SocketAddr,
+    ours: bool,
+    node: &'a Nsqd,
+}
+
+/// A well-behaved consumer gets every message once, within `delay` of its acknowledgement, while
+/// `harm` is done; the server is alive after that, and has the memory that it had.
+async fn beside(setting: &Setting, delay: Duration, harm: impl AsyncFnOnce(&Target<'_>)) {
+    let options = ServerOptions::new().flag("--msg-timeout=2s");
+    let node = setting.subject.start_node(&setting.peers, options).await;
+    node.create_topic("good").await;
+    node.create_channel("good", "c").await;
+    let address = node.tcp_address();
+    let ours = setting.subject.is_our_node();
+
+    let start = Instant::now();
+    let over = AtomicBool::new(false);
+    let mut consumer = Raw::subscribe(address, "good", "c", 100).await.unwrap();
+    let producer = async {
+        let mut raw = Raw::identify(address, 30_000).await?;
+        let mut sent = 0;
+        // Until the harm is done and a moment longer.
+        while !over.load(Relaxed) || sent < 500 {
+            let now = start.elapsed().as_micros();
+            raw.send(&sized("PUB good", format!("{sent} {now}").as_bytes())).await?;
+            raw.expect("OK").await?;
+            sent += 1;
+            tokio::time::sleep(INTERVAL).await;
+        }
+        raw.send(&sized("PUB good", b"end")).await?;
+        raw.expect("OK").await?;
+        Result::Ok(sent)
+    };
+    let consumed = async {
+        let mut arrived = Vec::new();
+        let mut slowest = Duration::ZERO;
+        let mut ended = false;
+        loop {
+            // Some may still be with a client that does not answer.
+            let next = tokio::time::timeout(if ended { delay } else { LONG }, consumer.next());
+            let message = match next.await {
+                Ok(Ok(Said::Message(message))) => message,
+                Err(_) if ended => break,
+                other => panic!("{other:?}"),
+            };
+            consumer.send(&fin(&message)).await?;
+            let body = String::from_utf8_lossy(&message.body);
+            if body == "end" {
+                ended = true;
+                continue;
+            }
+            let (number, sent) = body.split_once(' ').unwrap();
+            let sent = Duration::from_micros(sent.parse().unwrap());
+            slowest = slowest.max(start.elapsed() - sent);
+            arrived.push(number.parse::<usize>().unwrap());
+        }
+        Result::Ok((arrived, slowest))
+    };
+    let harm = async {
+        // The well-behaved ones are at work.
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let before = node.resident();
+        harm(&Target { address, ours, node: &node }).await;
+        over.store(true, Relaxed);
+        (before, node.resident())
+    };
+    let (sent, consumed, (before, after)) = tokio::join!(producer, consumed, harm);
+    let (mut arrived, slowest) = consumed.unwrap();
+    arrived.sort_unstable();
+    let expected: Vec<_> = (0..sent.unwrap()).collect();
+    assert_eq!(arrived, expected, "each message once");
+    println!("{} messages, slowest {slowest:?}, memory {before} to {after}", arrived.len());
+    assert!(slowest < delay, "a message came after {slowest:?}");
+    if ours {
+        assert!(after <= before + (512 << 10), "memory grew from {before} to {after}");
+    }
+    // New clients are served as before.
+    let mut late = Raw::subscribe(address, "good", "c", 1).await.unwrap();
+    late.send(&sized("PUB good", b"late")).await.unwrap();
+    late.expect("OK").await.unwrap();
+}
+
+/// Longer than anything takes.
+const LONG: Duration = Duration::from_secs(60);
+
+async fn random_bytes(setting: Setting) {
+    beside(&setting, DELAY_LIMIT, async |target: &Target<'_>| {
+        // With the magic it gets further; with a command further still.
+        let openings: [&[u8]; 4] = [
+            b"",
+            b"  V2",
+            b"  V2PUB evil#ephemeral\n",
+            b"  V2SUB evil#ephemeral e#ephemeral\nRDY 10\n",
+        ];
+        harm::random_after(target.address, &openings, 1_000).await;
+    })
+    .await;
+}
+
+async fn every_command_truncated_at_every_byte(setting: Setting) {
+    const SUBSCRIBED: &[u8] = b"  V2SUB evil#ephemeral e#ephemeral\n";
+    let new = b"  V2";
+    let commands: [(&[u8], Vec<u8>); 13] = [
+        (b"", b"  V2".to_vec()),
+        (new, sized("IDENTIFY", br#"{"client_id":"evil","heartbeat_interval":1000}"#)),
+        (new, sized("AUTH", b"secret")),
+        (new, b"SUB evil#ephemeral e#ephemeral\n".to_vec()),
+        (new, sized("PUB evil#ephemeral", b"body")),
+        (new, mpub("evil#ephemeral", [b"one".to_vec(), b"two".to_vec()])),
+        (new, sized("DPUB evil#ephemeral 10", b"body")),
+        (new, b"NOP\n".to_vec()),
+        (SUBSCRIBED, b"RDY 10\n".to_vec()),
+        (SUBSCRIBED, b"FIN 0123456789abcdef\n".to_vec()),
+        (SUBSCRIBED, b"REQ 0123456789abcdef 100\n".to_vec()),
+        (SUBSCRIBED, b"TOUCH 0123456789abcdef\n".to_vec()),
+        (SUBSCRIBED, b"CLS\n".to_vec()),
+    ];
+    beside(&setting, DELAY_LIMIT, async |target: &Target<'_>| {
+        harm::truncated(target.address, &commands).await;
+        // And some that stop there without hanging up, until they are given up.
+        let hello = [b"  V2", &*sized("IDENTIFY", br#"{"heartbeat_interval":1000}"#)].concat();
+        let cut =
+            |(_, command): &(&[u8], Vec<u8>)| [&*hello, &command[..command.len() - 1]].concat();
+        let openings: Vec<_> = commands[2..].iter().map(cut).collect();
+        let silent = harm::silent_after(target.address, &openings, openings.len()).await;
+        given_up(silent).await;
+    })
+    .await;
+}
+
+async fn bad_numbers(setting: Setting) {
+    const BAD: [(&str, &str); 12] = [
+        ("RDY -1\n", "E_INVALID"),
+        ("RDY 99999999999999999999\n", "E_INVALID"),
+        ("RDY x\n", "E_INVALID"),
+        ("REQ 0123456789abcdef -1\n", "E_INVALID"),
+        ("REQ 0123456789abcdef\n", "E_INVALID"),
+        ("FIN 0123\n", "E_INVALID"),
+        ("TOUCH\n", "E_INVALID"),
+        ("PUB evil#ephemeral\n\u{0}\u{0}\u{0}\u{0}", "E_BAD_MESSAGE"),
+        ("PUB evil#ephemeral\n\u{7f}\u{7f}\u{7f}\u{7f}", "E_BAD_MESSAGE"),
+        ("MPUB evil#ephemeral\n\u{0}\u{0}\u{0}\u{8}\u{7f}\u{7f}\u{7f}\u{7f}", "E_BAD_BODY"),
+        ("DPUB evil#ephemeral -1\n\u{0}\u{0}\u{0}\u{1}x", "E_INVALID"),
+        ("SUB evil e\n", "E_INVALID"),
+    ];
+    beside(&setting, DELAY_LIMIT, async |target: &Target<'_>| {
+        for round in 0..20 {
+            for (n, (bad, code)) in BAD.into_iter().enumerate() {
+                // Each in another channel: the last one's goes with it, and who comes then is refused.
+                let channel = format!("evil{n}-{round}#ephemeral");
+                let mut raw = Raw::subscribe(target.address, "good", &channel, 0).await.unwrap();
+                raw.send(bad.as_bytes()).await.unwrap();
+                if round == 0 {
+                    let said = raw.rest().await;
+                    let is = matches!(&said[..], [Said::Error(text)] if text.starts_with(code));
+                    assert!(is, "{bad:?}: {said:?}");
+                }
+            }
+        }
+    })
+    .await;
+}
+
+async fn ids_of_others(setting: Setting) {
+    beside(&setting, DELAY_LIMIT, async |target: &Target<'_>| {
+        target.node.create_topic("held").await;
+        target.node.create_channel("held", "c").await;
+        let mut owner = Raw::subscribe(target.address, "held", "c", 1).await.unwrap();
+        target.node.publish("held", b"x").await;
+        let Said::Message(message) = owner.next().await.unwrap() else { panic!("no message") };
+        let id = std::str::from_utf8(&message.id).unwrap();
+        // In the same channel, and in another one.
+        for channel in ["c", "d#ephemeral"] {
+            let mut evil = Raw::subscribe(target.address, "held", channel, 0).await.unwrap();
+            let known = std::str::from_utf8(&message.id).unwrap();
+            for id in [known, "0000000000000000", "\u{1}\u{2}\u{3}56789abcdef\u{7f}x"] {
+                for (command, code) in [
+                    (format!("FIN {id}\n"), "E_FIN_FAILED"),
+                    (format!("REQ {id} 0\n"), "E_REQ_FAILED"),
+                    (format!("TOUCH {id}\n"), "E_TOUCH_FAILED"),
+                ] {
+                    for _ in 0..200 {
+                        evil.send(command.as_bytes()).await.unwrap();
+                        match evil.next().await.unwrap() {
+                            Said::Error(text) if text.starts_with(code) => {}
+                            other => panic!("{command:?} in {channel}: {other:?}"),
+                        }
+                    }
+                }
+            }
+            evil.close().await;
+        }
+        let stats = target.node.channel_stats("held", "c").await;
+        assert_eq!((&stats["in_flight_count"], &stats["requeue_count"]), (&1.into(), &0.into()));
+        // It is still its owner's.
+        owner.send(format!("FIN {id}\n").as_bytes()).await.unwrap();
+        owner.close().await;
+        assert_eq!(target.node.channel_stats("held", "c").await["in_flight_count"], 0);
+    })
+    .await;
+}
+
+async fn a_million_subs(setting: Setting) {
+    // Of one connection: the first one counts, the second is an error, and the rest is not read.
+    const AT_ONCE: usize = 100;
+    beside(&setting, DELAY_LIMIT, async |target: &Target<'_>| {
+        let connections = if target.ours { 10_000 } else { 1_000 };
+        for round in 0..connections {
+            let mut subs = b"  V2".to_vec();
+            for n in 0..AT_ONCE {
+                // Each another one, as long as that is not for ever.
+                let kind = if target.ours && round % 2 == 0 { "" } else { "#ephemeral" };
+                subs.extend(format!("SUB evil{round}{kind} c{n}{kind}\n").bytes());
+            }
+            harm::send(target.address, &subs, round).await;
+        }
+    })
+    .await;
+}
+
+async fn clients_that_never_read(setting: Setting) {
+    // What it holds comes back when it is given up, or when the time of its messages is up.
+    beside(&setting, 2 * SILENCE + DELAY_LIMIT, async |target: &Target<'_>| {
+        let mut evil = Vec::new();
+        // Some want messages, and neither read nor answer them.
+        for _ in 0..4 {
+            let mut raw = Raw::identify(target.address, 1_000).await.unwrap();
+            raw.send(b"SUB good c\nRDY 20\n").await.unwrap();
+            evil.push(raw);
+        }
+        // Others ask and ask, and never listen.
+        let asking = async {
+            let mut raw = Raw::identify(target.address, 1_000).await.unwrap();
+            raw.send(b"SUB good evil#ephemeral\n").await.unwrap();
+            let questions = b"FIN 0123456789abcdef\n".repeat(1_000);
+            let since = Instant::now();
+            while since.elapsed() < 2 * SILENCE && raw.send(&questions).await.is_ok() {}
+        };
+        asking.await;
+        given_up(evil).await;
+    })
+    .await;
+}
+
+/// What a browser or a careless script may send, and worse.
+async fn bad_http(setting: Setting) {
+    beside(&setting, DELAY_LIMIT, async |target: &Target<'_>| {
+        harm_http(target.node.http_address(), "/pub?topic=evil%23ephemeral").await;
+    })
+    .await;
+}
+
+/// Harm to an HTTP port; it answers as ever after that.
+pub(crate) async fn harm_http(http: SocketAddr, post: &str) {
+    let get = "GET /stats?format=json HTTP/1.1\r\nHost: x\r\n\r\n".to_owned();
+    let post = |length: i64| {
+        format!("POST {post} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\nbody")
+    };
+    let no_end = get.trim_end().to_owned();
+    let openings = [String::new(), no_end.clone(), post(1_000_000), post(-1), post(1)];
+    let openings: Vec<_> = openings.iter().map(|opening| opening.as_bytes()).collect();
+    harm::random_after(http, &openings, 300).await;
+    let commands: [(&[u8], Vec<u8>); 2] = [(b"", get.into_bytes()), (b"", post(4).into_bytes())];
+    harm::truncated(http, &commands).await;
+    // More than there is room for: they are in the way until they are given up.
+    let openings = [Vec::new(), no_end.into_bytes(), post(10).into_bytes()];
+    let silent = harm::silent_after(http, &openings, 100).await;
+    let since = Instant::now();
+    while !http::get(http, "/ping").await.is_ok_and(|answer| answer.status == 200) {
+        assert!(since.elapsed() < HTTP_LIMIT, "no answer for {:?}", since.elapsed());
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    drop(silent);
+}
+
+/// Waits until the server has hung up on clients that do not answer its heartbeats.
+async fn given_up(clients: Vec<Raw>) {
+    let since = Instant::now();
+    for mut raw in clients {
+        raw.silent().await;
+    }
+    let gone = since.elapsed();
+    assert!(gone < SILENCE + DELAY_LIMIT, "given up after {gone:?}");
+}
+
+fn fin(message: &Message) -> Vec<u8> {
+    [b"FIN ", &message.id[..], b"\n"].concat()
+}

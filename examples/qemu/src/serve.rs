@@ -1,0 +1,155 @@
+//! The device as an nsqd: consumers come to it, and nsqlookupds tell them where it is.
+
+use embassy_executor::Spawner;
+use embassy_net::Stack;
+use nanonsq_app::{Node, Simulated};
+use nanonsq_embassy::core::drive::node::{self, Resources, Settings};
+use nanonsq_embassy::core::drive::{Port, Ports, lookup as drive_lookup};
+use nanonsq_embassy::core::{lookup, node as core_node};
+use nanonsq_embassy::{EmbassySleep, NoopRawMutex, TcpDialer, TcpListener, TcpStorage};
+use static_cell::{ConstStaticCell, StaticCell};
+
+use crate::host::{give_up, say};
+use crate::settings::{Firmware, LOOKUPDS_MAX};
+use crate::{finish, spawn};
+
+/// Consumers and producers at a time, and connections over HTTP; one more each is refused.
+pub(crate) const CLIENTS: usize = 4;
+pub(crate) const HTTP: usize = 2;
+/// Readings, reports, and what others make.
+const TOPICS: usize = 4;
+const CHANNELS: usize = 6;
+/// Messages in flight in each channel.
+const IN_FLIGHT: usize = 100;
+/// Bytes for messages.
+const STORE: usize = 24 * 1024;
+/// Bytes read at once.
+const RX: usize = 256;
+
+const TCP_PORT: u16 = 4150;
+const HTTP_PORT: u16 = 4151;
+
+type Tables =
+    Resources<'static, NoopRawMutex, TOPICS, CHANNELS, CLIENTS, IN_FLIGHT, HTTP, LOOKUPDS_MAX, RX>;
+type Handle = node::Handle<'static, NoopRawMutex, EmbassySleep>;
+type Runner = node::Runner<
+    'static,
+    NoopRawMutex,
+    TcpListener<'static>,
+    TcpDialer<'static>,
+    EmbassySleep,
+    TOPICS,
+    CHANNELS,
+    CLIENTS,
+    HTTP,
+    LOOKUPDS_MAX,
+    RX,
+>;
+
+#[embassy_executor::task]
+async fn serve(mut runner: Runner) {
+    runner.run().await
+}
+
+#[embassy_executor::task]
+async fn watch_clients(handle: Handle) {
+    nanonsq_app::watch_clients(&handle).await
+}
+
+#[embassy_executor::task]
+async fn watch_lookups(
+    handle: drive_lookup::Handle<
+        'static,
+        NoopRawMutex,
+        EmbassySleep,
+        LOOKUPDS_MAX,
+        TOPICS,
+        CHANNELS,
+    >,
+) {
+    nanonsq_app::watch_lookups(&handle).await
+}
+
+/// Reads the sensor, and keeps what it says until somebody has consumed it.
+pub(crate) async fn run(
+    spawner: Spawner,
+    firmware: &'static Firmware,
+    own: &'static str,
+    stack: Stack<'static>,
+) -> ! {
+    let node = start(spawner, firmware, own, stack);
+    // Also before the first reading.
+    for topic in [&firmware.node.readings, &firmware.node.reports] {
+        if let Err(why) = node.create_topic(topic) {
+            give_up!("topic {}: {}", topic.as_str(), why);
+        }
+    }
+    let app = Node::new(&firmware.node, node.clone(), EmbassySleep);
+    app.run(&mut Simulated::new()).await;
+    let counters = node.counters();
+    say!(
+        "readings={} delivered={} finished={} returned={} timed_out={} turned_away={}",
+        app.readings(),
+        counters.delivered,
+        counters.finished,
+        counters.returned,
+        counters.timed_out,
+        node.turned_away()
+    );
+    node.stop().await;
+    finish(&nanonsq_app::Network::counters(&node))
+}
+
+fn start(
+    spawner: Spawner,
+    firmware: &'static Firmware,
+    own: &'static str,
+    stack: Stack<'static>,
+) -> Handle {
+    static CONFIG: StaticCell<core_node::Config<'static>> = StaticCell::new();
+    static HTTP_CONFIG: StaticCell<core_node::HttpConfig<'static>> = StaticCell::new();
+    static LOOKUP: StaticCell<lookup::Config<'static>> = StaticCell::new();
+    static RESOURCES: ConstStaticCell<Tables> = ConstStaticCell::new(Resources::new());
+    static MESSAGES: ConstStaticCell<[u8; STORE]> = ConstStaticCell::new([0; STORE]);
+    static TCP: ConstStaticCell<[TcpStorage<512, 4096>; CLIENTS]> =
+        ConstStaticCell::new([const { TcpStorage::new() }; CLIENTS]);
+    static HTTP_TCP: ConstStaticCell<[TcpStorage<512, 1024>; HTTP]> =
+        ConstStaticCell::new([const { TcpStorage::new() }; HTTP]);
+    static SPARE_TCP: ConstStaticCell<[TcpStorage<256, 256>; 2]> =
+        ConstStaticCell::new([const { TcpStorage::new() }; 2]);
+    static LOOKUP_TCP: ConstStaticCell<[TcpStorage<512, 512>; LOOKUPDS_MAX]> =
+        ConstStaticCell::new([const { TcpStorage::new() }; LOOKUPDS_MAX]);
+
+    let [tcp_spare, http_spare] = SPARE_TCP.take();
+    let ports = Ports {
+        tcp: Port {
+            slots: TCP.take().each_mut().map(|tcp| TcpListener::new(stack, TCP_PORT, tcp)),
+            spare: Some(TcpListener::new(stack, TCP_PORT, tcp_spare)),
+        },
+        http: Port {
+            slots: HTTP_TCP.take().each_mut().map(|tcp| TcpListener::new(stack, HTTP_PORT, tcp)),
+            spare: Some(TcpListener::new(stack, HTTP_PORT, http_spare)),
+        },
+    };
+    let dialers = LOOKUP_TCP.take().each_mut().map(|tcp| TcpDialer::new(stack, tcp));
+    let settings = Settings {
+        node: CONFIG.init(core_node::Config {
+            boot: firmware.seed,
+            seed: firmware.seed,
+            ..core_node::Config::new()
+        }),
+        http: HTTP_CONFIG.init(firmware.http_config(own)),
+        lookup: LOOKUP.init(firmware.lookup_config(own)),
+        lookupds: &firmware.lookupds,
+    };
+    let made = node::new(RESOURCES.take(), settings, MESSAGES.take(), ports, dialers, EmbassySleep);
+    match made {
+        Ok((handle, runner)) => {
+            spawn(spawner, watch_lookups(runner.lookup()));
+            spawn(spawner, serve(runner));
+            spawn(spawner, watch_clients(handle.clone()));
+            handle
+        }
+        Err(why) => give_up!("node: {}", why),
+    }
+}

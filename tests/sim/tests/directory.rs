@@ -1,0 +1,398 @@
+//! `core::directory` says what nsqlookupd says: scripts of nodes' commands and HTTP requests go to
+//! both, and every reply is compared.
+//!
+//! `SEEDS=5000 cargo test --release -p nanonsq-sim --test directory` replays more of them.
+
+mod exchange;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use exchange::{Answer, LIMIT, ask, exchange, in_order, is_address};
+
+use nanonsq_core::directory::{Config, Directory, Storage};
+use nanonsq_core::session::{Closed, Link, Session};
+use nanonsq_core::time::Instant;
+use nanonsq_core::wire::v1::IdentifyReply;
+use nanonsq_sim::random::Random;
+use nanonsq_tests::{Nsqlookupd, ServerOptions, eventually, require_peers};
+use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+/// How many scripts, and how many steps each has.
+const SCRIPTS: u64 = 150;
+const STEPS: u64 = 25;
+/// How many nodes take part.
+const NODES: usize = 3;
+
+const COMMANDS: &[&str] = &[
+    "PING\n",
+    "REGISTER t\n",
+    "REGISTER t c\n",
+    "REGISTER t c\n",
+    "REGISTER t d#ephemeral\n",
+    "REGISTER u c more\n",
+    "REGISTER u d\r\n",
+    "REGISTER e#ephemeral\n",
+    "UNREGISTER t\n",
+    "UNREGISTER t c\n",
+    "UNREGISTER t d#ephemeral\n",
+    "UNREGISTER u\n",
+    "UNREGISTER u c\n",
+    "UNREGISTER e#ephemeral\n",
+    "UNREGISTER t  c\n",
+    "UNREGISTER never c#ephemeral\n",
+];
+
+/// Each is the end of a connection.
+const REFUSED: &[&str] =
+    &["REGISTER\n", "REGISTER $ c\n", "REGISTER t $\n", "register t\n", "IDENTIFY\n", "\n"];
+
+const REQUESTS: &[&str] = &[
+    "GET /ping",
+    "GET /info",
+    "GET /topics",
+    "GET /topics?topic=%",
+    "GET /nodes",
+    "GET /nodes",
+    "GET /debug",
+    "GET /lookup",
+    "GET /lookup?topic=t",
+    "GET /lookup?topic=t&topic=u",
+    "GET /lookup?channel=c&topic=u",
+    "GET /lookup?topic=e%23ephemeral",
+    "GET /lookup?topic=e#ephemeral",
+    "GET /lookup?topic=",
+    "GET /lookup?topic=$",
+    "GET /lookup?topic=%zz",
+    "GET /lookup?topic=t;u",
+    "GET /channels",
+    "GET /channels?topic=t",
+    "GET /channels?topic=never",
+    "GET /channels?topic=",
+    "POST /topic/create?topic=t",
+    "POST /topic/create?topic=v",
+    "POST /topic/create?topic=v+w",
+    "POST /topic/create?topic=",
+    "POST /topic/create",
+    "POST /topic/delete?topic=t",
+    "POST /topic/delete?topic=u",
+    "POST /topic/delete?topic=never",
+    "POST /topic/delete?topic=$",
+    "POST /topic/delete",
+    "POST /channel/create?topic=t&channel=x",
+    "POST /channel/create?topic=w&channel=x%23ephemeral",
+    "POST /channel/create?topic=w",
+    "POST /channel/create?topic=$&channel=x",
+    "POST /channel/create?topic=w&channel=",
+    "POST /channel/create?channel=x",
+    "POST /channel/delete?topic=t&channel=c",
+    "POST /channel/delete?topic=t&channel=x",
+    "POST /channel/delete?topic=never&channel=x",
+    "POST /channel/delete?topic=t&channel=%",
+    "POST /channel/delete?topic=t&channel=$",
+    "POST /channel/delete?topic=t",
+    "POST /topic/tombstone?topic=t&node=node0:2",
+    "POST /topic/tombstone?topic=t&node=node1%3A3",
+    "POST /topic/tombstone?topic=u&node=node2:4",
+    "POST /topic/tombstone?topic=t&node=node9:2",
+    "POST /topic/tombstone?topic=t&node=",
+    "POST /topic/tombstone?topic=$&node=node0:2",
+    "POST /topic/tombstone?topic=t",
+    "POST /topic/tombstone?node=node0:2",
+    "GET /topic/create?topic=t",
+    "POST /lookup?topic=t",
+    "PUT /nodes",
+    "HEAD /topics",
+    "OPTIONS /topics",
+    "OPTIONS /channel/delete",
+    "OPTIONS /never",
+    "DELETE /topics",
+    "GET /never",
+    "GET /",
+    "GET /%74opics",
+    "GET http://elsewhere/topics",
+];
+
+/// What happens next.
+#[derive(Debug)]
+enum Step {
+    /// A node connects and says who it is.
+    Arrive(usize, String),
+    /// It says something; whether that is the end of its connection.
+    Say(usize, String, bool),
+    /// It hangs up.
+    Leave(usize),
+    Ask(String),
+}
+
+fn script(random: &mut Random) -> Vec<Step> {
+    let mut present = [false; NODES];
+    let mut next = || {
+        let pick = |random: &mut Random, from: &[&str]| {
+            from[random.below(from.len() as u64) as usize].to_owned()
+        };
+        let node = random.below(NODES as u64) as usize;
+        if random.one_in(2) {
+            return Step::Ask(pick(random, REQUESTS));
+        }
+        if !present[node] {
+            present[node] = true;
+            return Step::Arrive(node, identify(random, node));
+        }
+        if random.one_in(15) {
+            present[node] = false;
+            return Step::Leave(node);
+        }
+        if random.one_in(15) {
+            present[node] = false;
+            return Step::Say(node, pick(random, REFUSED), true);
+        }
+        Step::Say(node, pick(random, COMMANDS), false)
+    };
+    (0..STEPS).map(|_| next()).collect()
+}
+
+fn identify(random: &mut Random, node: usize) -> String {
+    let hostname = ["h", "", "a\\\"b", "\\u00e9 \\\\"][random.below(4) as usize];
+    let body = format!(
+        "{{\"broadcast_address\":\"node{node}\",\"hostname\":\"{hostname}\",\"tcp_port\":1,\
+         \"http_port\":{},\"version\":\"1.{node}.0\",\"more\":[{{}},null]}}",
+        node + 2
+    );
+    let len = (body.len() as u32).to_be_bytes();
+    // A length of less than 256 is text as well.
+    format!("  V1IDENTIFY\n{}{body}", String::from_utf8(len.to_vec()).expect("short"))
+}
+
+#[tokio::test]
+async fn the_directory_says_what_nsqlookupd_says() {
+    let peers = require_peers!();
+    let real = Nsqlookupd::start(&peers, ServerOptions::new()).await;
+    let scripts = std::env::var("SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(SCRIPTS);
+    let mut seen = BTreeMap::<String, u64>::new();
+    for seed in 0..scripts {
+        let mut random = Random::new(seed);
+        let mut ours = Ours::new();
+        let mut theirs = Theirs::new(real.tcp_address(), real.http_address()).await;
+        let mut done = String::new();
+        for step in script(&mut random) {
+            done.push_str(&format!("{step:?}\n"));
+            let (our, their) = match &step {
+                Step::Arrive(node, hello) => {
+                    (ours.arrive(*node, hello.as_bytes()), theirs.arrive(*node, hello).await)
+                }
+                Step::Say(node, command, is_end) => {
+                    (ours.say(*node, command.as_bytes()), theirs.say(*node, command, *is_end).await)
+                }
+                Step::Leave(node) => {
+                    ours.leave(*node);
+                    theirs.leave(*node).await;
+                    (String::new(), String::new())
+                }
+                Step::Ask(request) => {
+                    let request =
+                        format!("{request} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+                    let our = scrub(&ours.ask(request.as_bytes()));
+                    (our, scrub(&theirs.ask(&request).await))
+                }
+            };
+            assert_eq!(our, their, "ours and theirs, seed {seed}, at the end of\n{done}");
+            let kind = our.split('\n').next().unwrap_or_default().to_owned();
+            *seen.entry(kind).or_default() += 1;
+        }
+        theirs.clear().await;
+    }
+    println!("{seen:#?}");
+    let lines = ["200 OK", "400 Bad Request", "404 Not Found", "405 Method Not Allowed"];
+    for line in lines {
+        assert!(seen.get(&format!("HTTP/1.1 {line}")).is_some_and(|&n| n > scripts / 10), "{line}");
+    }
+}
+
+/// A directory, driven by hand.
+struct Ours {
+    directory: Directory<'static>,
+    /// The connection of each node.
+    nodes: [Option<usize>; NODES],
+    now: Instant,
+}
+
+impl Ours {
+    fn new() -> Self {
+        let storage = Box::leak(Box::new(Storage::<4, 8, 16, 1>::new()));
+        let info = IdentifyReply {
+            broadcast_address: "127.0.0.1",
+            hostname: "h",
+            http_port: 1,
+            tcp_port: 2,
+            version: "1.3.0",
+        };
+        let config = Box::leak(Box::new(Config { info, ..Config::new() }));
+        let directory = Directory::new(config, storage);
+        Self { directory, nodes: [None; NODES], now: Instant::from_millis(1_000) }
+    }
+
+    fn arrive(&mut self, node: usize, hello: &[u8]) -> String {
+        let is_free = |directory: &mut Directory<'_>, at| {
+            directory.client(at).is_some_and(|session| session.link() == Link::Down)
+        };
+        let at = (0..4).find(|&at| is_free(&mut self.directory, at)).expect("a free slot");
+        let from = SocketAddr::from(([127, 0, 0, 1], 1000));
+        self.directory.client(at).expect("a slot").accepted(self.now, from);
+        self.nodes[node] = Some(at);
+        without_names(&self.talk(at, hello))
+    }
+
+    fn say(&mut self, node: usize, command: &[u8]) -> String {
+        let at = self.nodes[node].expect("arrived");
+        let said = self.talk(at, command);
+        let mut session = self.directory.client(at).expect("a slot");
+        if session.link() == Link::Close {
+            session.closed(self.now, Closed::Local);
+            self.nodes[node] = None;
+        }
+        without_names(&said)
+    }
+
+    fn talk(&mut self, at: usize, bytes: &[u8]) -> Vec<u8> {
+        let now = self.now;
+        exchange(&mut self.directory.client(at).expect("a slot"), now, bytes)
+    }
+
+    fn leave(&mut self, node: usize) {
+        let at = self.nodes[node].take().expect("arrived");
+        self.directory.client(at).expect("a slot").closed(self.now, Closed::Peer);
+    }
+
+    fn ask(&mut self, request: &[u8]) -> Vec<u8> {
+        let now = self.now;
+        let mut session = self.directory.http(0).expect("a slot");
+        session.open(now);
+        let answer = exchange(&mut session, now, request);
+        assert_eq!(session.link(), Link::Close, "as was asked");
+        session.closed(now, Closed::Local);
+        answer
+    }
+}
+
+/// The real one, and connections to it.
+struct Theirs {
+    tcp: SocketAddr,
+    http: SocketAddr,
+    nodes: [Option<TcpStream>; NODES],
+}
+
+impl Theirs {
+    async fn new(tcp: SocketAddr, http: SocketAddr) -> Self {
+        Self { tcp, http, nodes: [const { None }; NODES] }
+    }
+
+    async fn arrive(&mut self, node: usize, hello: &str) -> String {
+        let stream = TcpStream::connect(self.tcp).await.expect("a server that listens");
+        self.nodes[node] = Some(stream);
+        self.say(node, hello, false).await
+    }
+
+    /// Each command has one reply.
+    async fn say(&mut self, node: usize, command: &str, is_end: bool) -> String {
+        let stream = self.nodes[node].as_mut().expect("arrived");
+        stream.write_all(command.as_bytes()).await.expect("a server that reads");
+        let mut reply = vec![0; 4];
+        let read = async {
+            stream.read_exact(&mut reply).await?;
+            let len = u32::from_be_bytes(reply[..4].try_into().expect("four bytes"));
+            reply.resize(4 + len as usize, 0);
+            stream.read_exact(&mut reply[4..]).await
+        };
+        tokio::time::timeout(LIMIT, read).await.expect("a reply").expect("a whole reply");
+        if is_end {
+            self.leave(node).await;
+        }
+        without_names(&reply)
+    }
+
+    async fn leave(&mut self, node: usize) {
+        drop(self.nodes[node].take().expect("arrived"));
+        let name = format!("\"node{node}\"");
+        let what = format!("nsqlookupd to forget {name}");
+        let address = self.http;
+        let request = "GET /debug HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+        eventually(&what, LIMIT, async || {
+            !String::from_utf8_lossy(&ask(address, request.as_bytes()).await).contains(&name)
+        })
+        .await;
+    }
+
+    async fn ask(&self, request: &str) -> Vec<u8> {
+        ask(self.http, request.as_bytes()).await
+    }
+
+    /// All nodes leave; all topics are deleted.
+    async fn clear(&mut self) {
+        for node in 0..NODES {
+            if self.nodes[node].is_some() {
+                self.leave(node).await;
+            }
+        }
+        let all = "POST /topic/delete?topic=* HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+        self.ask(all).await;
+    }
+}
+
+/// Replies without the names and ports that the server says of itself.
+fn without_names(replies: &[u8]) -> String {
+    let mut rest = replies;
+    let mut kept = String::new();
+    while let Some((size, data)) = rest.split_first_chunk::<4>() {
+        let (reply, behind) = data.split_at(u32::from_be_bytes(*size) as usize);
+        rest = behind;
+        match serde_json::from_slice::<Value>(reply) {
+            Ok(Value::Object(info)) => {
+                for (key, value) in &info {
+                    let kind = if value.is_string() { "text" } else { "number" };
+                    let value = if key == "version" { value.to_string() } else { kind.into() };
+                    kept.push_str(&format!("{key}={value};"));
+                }
+            }
+            _ => kept.push_str(&format!("{} {}\n", reply.len(), reply.escape_ascii())),
+        }
+    }
+    assert!(rest.is_empty(), "half a reply");
+    kept
+}
+
+/// An answer without what must differ: times, where a node's connection comes from, and the order
+/// of what has none.
+fn scrub(answer: &[u8]) -> String {
+    let mut answer = Answer::new(answer);
+    let Some(json) = answer.json() else { return answer.show(&answer.body) };
+    if json.get("message").is_none() {
+        answer.forget_length();
+    }
+    let json = in_order(with_tombstones(json), &|key, value| match key {
+        "remote_address" | "id" => is_address(&value),
+        "last_update" => Value::from(value.is_i64()),
+        "tombstoned_at" if value != -6_795_364_578_871_345_152_i64 => Value::from(value.is_i64()),
+        _ => value,
+    });
+    answer.show(&json.to_string())
+}
+
+/// The tombstones of nodes with their topics.
+fn with_tombstones(mut json: Value) -> Value {
+    let nodes = json.get_mut("producers").and_then(Value::as_array_mut);
+    for node in nodes.into_iter().flatten() {
+        let Some(node) = node.as_object_mut() else { continue };
+        if let (Some(Value::Array(flags)), Some(Value::Array(topics))) =
+            (node.remove("tombstones"), node.get_mut("topics"))
+        {
+            assert_eq!(flags.len(), topics.len(), "nsqadmin would crash");
+            for (topic, flag) in topics.iter_mut().zip(flags) {
+                *topic = Value::from(format!("{topic} {flag}"));
+            }
+        }
+    }
+    json
+}
