@@ -26,6 +26,11 @@ pub(crate) trait Dice {
 
     /// Nothing more is to be decided.
     fn is_over(&self) -> bool;
+
+    /// Something was seen; a fuzzer goes on from where it saw something new.
+    fn note(&mut self, what: &[usize]) {
+        let _ = what;
+    }
 }
 
 const TOPICS: usize = 2;
@@ -1100,6 +1105,13 @@ impl<'n, D: Dice> World<'n, D> {
             }
         }
         self.check();
+        let model = &self.model;
+        let waiting: usize = model.channels.iter().map(Channel::waiting).sum();
+        let flying: usize = model.channels.iter().map(Channel::in_flight).sum();
+        let (topics, channels) = (model.topics.len(), model.channels.len());
+        let closing = model.seats.iter().filter(|seat| seat.closing).count();
+        let used = model.used() / 8;
+        self.random.note(&[topics, channels, waiting.min(4), flying, closing, used]);
     }
 
     /// Whether all blocks in use are those of messages that the model knows.

@@ -318,6 +318,10 @@ impl Dice for Input<'_> {
     fn is_over(&self) -> bool {
         Input::is_over(self)
     }
+
+    fn note(&mut self, what: &[usize]) {
+        feature(what);
+    }
 }
 
 /// Operations on a node and on its model.

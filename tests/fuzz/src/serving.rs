@@ -109,6 +109,8 @@ impl Stage {
             taken = session.take(now, held);
             assert!(taken <= held.len());
             let all = taken == held.len();
+            // Deadlines are read after what there is to write.
+            let _ = session.transmit(now);
             assert!(link != Link::Close || all, "what comes after the end is passed over");
             let due = session.deadline();
             assert!(all || due != Instant::NEVER, "held without end");
