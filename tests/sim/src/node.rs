@@ -121,7 +121,7 @@ impl Actor for Daemon {
             watch::add((self.me, session), watch::NODE);
         }
         for session in CLIENTS + 1..SESSIONS {
-            watch::add((self.me, session), watch::PEER);
+            watch::add_shared((self.me, session), watch::PEER);
         }
         self.state.lives.set(self.state.lives.get() + 1);
         self.port.set_up(&self.world, true);
@@ -240,7 +240,9 @@ async fn run(
                     RUNNER => {
                         let before = (world.moves(me), print(&handle, &listed));
                         let _ = run.as_mut().poll(cx);
-                        units.judge(causes, before != (world.moves(me), print(&handle, &listed)));
+                        let changed = before != (world.moves(me), print(&handle, &listed));
+                        // How far stopping is does not show.
+                        units.judge(causes, changed || state.stop.get());
                     }
                     ORDERS => {
                         while let Some(order) = desk.next_order() {

@@ -218,6 +218,8 @@ struct Watch {
 struct Seat {
     kind: Kind,
     state: usize,
+    /// Others change it as well: what it was may be news.
+    shared: bool,
     /// What it holds against its connection, if that is a fault of the other side.
     fault: Option<String>,
 }
@@ -252,6 +254,9 @@ impl log::Log for Logger {
             }
             assert_eq!(machine.name, name, "the session that asked for the time last");
             let state = |word: &str| machine.states.iter().position(|state| *state == word);
+            if seat.shared {
+                seat.state = state(&old).expect("a state that is in the table");
+            }
             assert_eq!(state(&old), Some(seat.state), "{session:?}: {text}");
             let new = state(&new).expect("a state that is in the table");
             watch.coverage.changes[seat.kind][seat.state][new] += 1;
@@ -302,9 +307,16 @@ pub(crate) fn set_now(now: u64) {
 
 /// The state of a new session.
 pub(crate) fn add(session: Session, kind: Kind) {
-    WATCH.with_borrow_mut(|watch| {
-        watch.sessions.insert(session, Seat { kind, state: 0, fault: None })
-    });
+    insert(session, Seat { kind, state: 0, shared: false, fault: None });
+}
+
+/// The state of a new session that is stopped and configured from within its own runner.
+pub(crate) fn add_shared(session: Session, kind: Kind) {
+    insert(session, Seat { kind, state: 0, shared: true, fault: None });
+}
+
+fn insert(session: Session, seat: Seat) {
+    WATCH.with_borrow_mut(|watch| watch.sessions.insert(session, seat));
 }
 
 /// What the core traces from now on is about this session.
