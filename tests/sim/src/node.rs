@@ -232,6 +232,7 @@ async fn run(
         serving.replace((0..=CLIENTS).map(Role::Session).collect());
         peers.replace((CLIENTS + 1..SESSIONS).map(Role::Session).collect());
         let mut run = pin!(runner.run());
+        let mut begins = true;
         let again = poll_fn(|_| {
             while let Some((unit, causes)) = units.take(world.now()) {
                 let waker = units.waker(unit);
@@ -241,8 +242,10 @@ async fn run(
                         let before = (world.moves(me), print(&handle, &listed));
                         let _ = run.as_mut().poll(cx);
                         let changed = before != (world.moves(me), print(&handle, &listed));
-                        // How far stopping is does not show.
-                        units.judge(causes, changed || state.stop.get());
+                        // How far stopping is does not show; who begins brings the registry into
+                        // agreement once more.
+                        units.judge(causes, changed || state.stop.get() || begins);
+                        begins = false;
                     }
                     ORDERS => {
                         while let Some(order) = desk.next_order() {
