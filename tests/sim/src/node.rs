@@ -293,7 +293,9 @@ fn print(handle: &Node<'_>, listed: &Listed<'_>) -> impl PartialEq + use<> {
     let lookup = listed.look(|lookup| {
         let deadlines: [_; PEERS] =
             std::array::from_fn(|n| lookup.peer(n).map(|peer| peer.deadline()));
-        (lookup.version(), deadlines)
+        let registry = lookup.registry();
+        let wanted = registry.topics().count() + 16 * registry.channels().count();
+        (lookup.version(), deadlines, wanted)
     });
     (node, lookup, handle.turned_away())
 }

@@ -36,6 +36,8 @@ struct Line {
     /// The same of FINs, each with when it would be too late.
     fins: Vec<(u64, u16, u64)>,
     flying: BTreeMap<u64, Flying>,
+    /// What was in flight for too long.
+    late: BTreeSet<u64>,
     /// What of the frame under way was written.
     frame: Vec<u8>,
     /// It was looked at when it was offered first.
@@ -46,6 +48,16 @@ struct Flying {
     attempts: u16,
     delivered: u64,
     deadline: u64,
+}
+
+impl Line {
+    /// What is in flight for too long.
+    fn take_back(&mut self, now: u64) -> Vec<u64> {
+        let late = self.flying.extract_if(.., |_, it| it.deadline <= now);
+        let late: Vec<_> = late.map(|(number, _)| number).collect();
+        self.late.extend(&late);
+        late
+    }
 }
 
 impl Tap {
@@ -84,6 +96,14 @@ impl Tap {
         }
     }
 
+    /// The node is about to close it: what it read just now it passes over, and what comes.
+    pub(crate) fn closes(&mut self, conn: ConnId) {
+        if let Some(line) = self.lines.get_mut(&conn) {
+            line.blind = true;
+            self.perhaps.extend(line.fins.drain(..).map(|fin| fin.0));
+        }
+    }
+
     /// The node reads on: what it had read is processed.
     pub(crate) fn read_again(&mut self, conn: ConnId, now: u64) -> Vec<Seen> {
         let mut seen = Vec::new();
@@ -109,6 +129,12 @@ impl Tap {
     pub(crate) fn read(&mut self, conn: ConnId, bytes: &[u8], now: u64) -> Vec<Seen> {
         let mut seen = Vec::new();
         let Some(line) = self.lines.get_mut(&conn) else { return seen };
+        for number in line.take_back(now) {
+            let body = &self.accepted[&number];
+            if is_fed(body) {
+                seen.push(Seen::TakenBack { body: body.clone() });
+            }
+        }
         line.inbox.extend_from_slice(bytes);
         if !line.greeted && line.inbox.len() >= 4 {
             line.greeted = true;
@@ -141,13 +167,18 @@ impl Tap {
                     seen.push(Seen::Ready { rdy });
                 }
                 "CLS" => line.rdys.push(0),
-                "FIN" => {
-                    if let Some(number) = number(1)
-                        && let Some(it) = line.flying.remove(&number)
-                    {
-                        line.fins.push((number, it.attempts, it.deadline));
+                "FIN" => match number(1) {
+                    Some(number) if line.late.remove(&number) => {
+                        // Just before it was taken back, perhaps.
+                        self.perhaps.insert(number);
                     }
-                }
+                    Some(number) => {
+                        if let Some(it) = line.flying.remove(&number) {
+                            line.fins.push((number, it.attempts, it.deadline));
+                        }
+                    }
+                    None => {}
+                },
                 "REQ" => drop(number(1).and_then(|number| line.flying.remove(&number))),
                 "TOUCH" => {
                     if let Some(it) = number(1).and_then(|number| line.flying.get_mut(&number)) {
@@ -167,21 +198,23 @@ impl Tap {
     pub(crate) fn offer(&mut self, conn: ConnId, bytes: &[u8], now: u64) -> Vec<Seen> {
         let mut seen = Vec::new();
         let Some(line) = self.lines.get_mut(&conn) else { return seen };
-        let late: Vec<_> = line
-            .flying
-            .extract_if(.., |_, it| it.deadline <= now)
-            .map(|(number, _)| number)
-            .collect();
-        for number in late {
+        for number in line.take_back(now) {
             let body = &self.accepted[&number];
             if is_fed(body) {
                 seen.push(Seen::TakenBack { body: body.clone() });
             }
         }
-        if line.known || !line.frame.is_empty() || bytes.get(7) != Some(&2) {
+        if line.known || !line.frame.is_empty() || bytes.len() < 8 {
             return seen;
         }
         line.known = true;
+        if kind_of(bytes) == Event::Refusal {
+            self.closes(conn);
+        }
+        if bytes[7] != 2 {
+            return seen;
+        }
+        let Some(line) = self.lines.get_mut(&conn) else { return seen };
         let id = std::str::from_utf8(&bytes[18..34]).expect("an id is text");
         let (boot, number) = id.split_at(8);
         assert_eq!(boot, format!("{:08x}", self.boot), "an id of this life");
@@ -193,6 +226,7 @@ impl Tap {
         let flying = line.flying.len() as u64;
         assert!(flying < rdy, "one more than {flying} in flight, and RDY is {rdy}");
         let deadline = now.saturating_add(line.msg_timeout);
+        line.late.remove(&number);
         let before = line.flying.insert(number, Flying { attempts, delivered: now, deadline });
         assert!(before.is_none(), "{id} is in flight here already");
         self.delivered.insert(number);

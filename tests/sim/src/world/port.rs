@@ -324,7 +324,10 @@ impl Transport for Socket {
             return Poll::Ready(Err(TransportError::Reset));
         };
         let unread: usize = conn.rx.iter().map(|(_, bytes)| bytes.len()).sum();
-        let room = conn.window.min(WINDOW).saturating_sub(conn.down.bytes + unread - conn.read);
+        let room = conn
+            .window
+            .min(WINDOW)
+            .saturating_sub(conn.down.bytes + unread.saturating_sub(conn.read));
         if room == 0 {
             watch::event(self.session, Event::Blocked);
             end.writer = Some(cx.waker().clone());
@@ -350,6 +353,9 @@ impl Transport for Socket {
     }
 
     fn poll_close(&mut self, _: &mut Context<'_>) -> Poll<Result<(), TransportError>> {
+        if let Some(tap) = &self.tap {
+            tap.borrow_mut().closes(self.id);
+        }
         let inner = &mut *self.world.0.borrow_mut();
         inner.moves[self.session.0] += 1;
         if !std::mem::replace(&mut self.closed, true) {
