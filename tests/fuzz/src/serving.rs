@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 
-use nanonsq_core::session::{Closed, DRAINS_MAX, Link, TransportError};
+use nanonsq_core::session::{Closed, DRAINS_MAX, Link, Session, TransportError};
 use nanonsq_core::time::{Instant, Span};
 
 use crate::feature;
@@ -285,10 +285,13 @@ impl Answers {
     }
 }
 
+/// What is done with a session.
+pub(crate) type Use<'u> = &'u mut dyn FnMut(&mut dyn Session);
+
 /// All that a session says to a stream that comes in pieces, in which
 /// neither splits nor waiting show; its client waits for nothing.
 pub(crate) fn converse(
-    with: &mut dyn FnMut(&mut dyn FnMut(&mut dyn nanonsq_core::session::Session)),
+    with: &mut dyn FnMut(Use<'_>),
     now: Instant,
     pieces: &mut dyn Iterator<Item = &[u8]>,
 ) -> Vec<u8> {

@@ -1,6 +1,6 @@
 //! A directory: a real one with its runner, and what must be true of what it lists.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::future::poll_fn;
 use std::pin::pin;
@@ -14,7 +14,7 @@ use nanonsq_core::drive::{Port as Slots, Ports};
 use nanonsq_core::session::{Link, Session as _};
 use nanonsq_core::time::Span;
 
-use crate::actor::{Actor, Desk, ORDERS, Order, Process, RUNNER};
+use crate::actor::{Actor, Desk, ORDERS, Order, Process, RUNNER, until};
 use crate::exec::application;
 use crate::random::Random;
 use crate::server::{ConnId, Seen};
@@ -30,6 +30,7 @@ const SESSIONS: usize = NODES + 1 + HTTP + 1;
 
 /// Units of the process, beside those that all have.
 const EVENTS: usize = 2;
+const STOPPING: usize = 3;
 
 /// See the [module](self).
 pub(crate) struct Lists {
@@ -62,7 +63,7 @@ impl Lists {
 
 impl Actor for Lists {
     fn start(&mut self) -> (Process, Rc<Desk>) {
-        let desk = Desk::new(3, SESSIONS as u32);
+        let desk = Desk::new(4, SESSIONS as u32);
         for session in 0..NODES {
             watch::add((self.me, session), watch::PRODUCER);
         }
@@ -109,11 +110,18 @@ async fn run(
             watch::tell((me, 0), || format!("tells {event:?}"));
         }
     });
+    let (stop, stopped) = (Cell::new(false), Cell::new(false));
+    let mut stopping = pin!(async {
+        until(|| stop.get().then_some(())).await;
+        handle.stop().await;
+        stopped.set(true);
+        std::future::pending::<()>().await
+    });
     loop {
         // Clones of the runner's clock from here on are the sessions'.
         sessions.replace((0..SESSIONS).map(Role::Session).collect());
         let mut run = pin!(runner.run());
-        poll_fn(|_| {
+        let again = poll_fn(|_| {
             while let Some((unit, causes)) = units.take(world.now()) {
                 let waker = units.waker(unit);
                 let cx = &mut Context::from_waker(&waker);
@@ -121,28 +129,41 @@ async fn run(
                     RUNNER => {
                         let before = (world.moves(me), print(&handle));
                         let _ = run.as_mut().poll(cx);
-                        units.judge(causes, before != (world.moves(me), print(&handle)));
+                        let changed = before != (world.moves(me), print(&handle));
+                        // How far stopping is does not show.
+                        units.judge(causes, changed || stop.get());
                     }
                     ORDERS => {
                         while let Some(order) = desk.next_order() {
                             if matches!(order, Order::Restart) {
                                 (0..NODES).for_each(|n| watch::event((me, n), Event::Dropped));
                                 units.wake(RUNNER);
-                                return Poll::Ready(());
+                                return Poll::Ready(true);
+                            }
+                            // It has little to do.
+                            if matches!(order, Order::Act(random) if random.clone().one_in(20)) {
+                                watch::tell((me, 0), || "stops".into());
+                                (0..NODES).for_each(|n| watch::event((me, n), Event::Stop));
+                                stop.set(true);
+                                units.wake(STOPPING);
                             }
                         }
                     }
                     EVENTS => drop(application(|| events.as_mut().poll(cx))),
-                    _ => unreachable!("it has no such unit"),
+                    _ => drop(application(|| stopping.as_mut().poll(cx))),
                 }
                 tcp.set_listings(listings(&handle));
                 read_states(&handle, me);
             }
             let said = handle.look(|directory| directory.poll_event());
             assert_eq!(said, Some(None), "nobody told who waits for events");
-            Poll::Pending
+            // A process that has stopped ends.
+            if stopped.get() { Poll::Ready(false) } else { Poll::Pending }
         })
         .await;
+        if !again {
+            return;
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! The harness's generator, with what a simulation asks of it.
 
 #[path = "../../src/random.rs"]
+#[allow(unreachable_pub, reason = "the harness shows it to its own tests")]
 mod generator;
 
 /// Numbers that depend on nothing but the seed.

@@ -53,8 +53,9 @@ struct Flying {
 impl Line {
     /// What is in flight for too long.
     fn take_back(&mut self, now: u64) -> Vec<u64> {
-        let late = self.flying.extract_if(.., |_, it| it.deadline <= now);
-        let late: Vec<_> = late.map(|(number, _)| number).collect();
+        let late = self.flying.iter().filter(|(_, it)| it.deadline <= now);
+        let late: Vec<_> = late.map(|(number, _)| *number).collect();
+        self.flying.retain(|_, it| it.deadline > now);
         self.late.extend(&late);
         late
     }

@@ -224,6 +224,15 @@ struct Seat {
     fault: Option<String>,
 }
 
+impl Seat {
+    fn change(&mut self, new: usize, coverage: &mut Coverage) {
+        if new != self.state {
+            coverage.changes[self.kind][self.state][new] += 1;
+            self.state = new;
+        }
+    }
+}
+
 thread_local! {
     static WATCH: RefCell<Watch> = RefCell::default();
     static NOW: Cell<u64> = const { Cell::new(0) };
@@ -249,7 +258,14 @@ impl log::Log for Logger {
             let Some(seat) = watch.sessions.get_mut(&session) else { return };
             let machine = &MACHINES[seat.kind];
             if seat.kind >= NODE {
-                // What one client does may change another: their states are read afterwards.
+                // What one client does may change another, and not all of its state is traced: the
+                // rest is read when everybody was polled.
+                let new = if new == "Up" { "Init" } else { &*new };
+                let other = seat.kind == PRODUCER && old == "Identified";
+                if machine.name == name && !other {
+                    let new = machine.states.iter().position(|state| *state == new);
+                    seat.change(new.expect("a state that is in the table"), &mut watch.coverage);
+                }
                 return;
             }
             assert_eq!(machine.name, name, "the session that asked for the time last");
@@ -332,10 +348,7 @@ pub(crate) fn set_state(session: Session, state: &impl fmt::Debug) {
         let Some(seat) = watch.sessions.get_mut(&session) else { return };
         let states = MACHINES[seat.kind].states;
         let new = states.iter().position(|state| *state == word).expect("in the table");
-        if new != seat.state {
-            watch.coverage.changes[seat.kind][seat.state][new] += 1;
-            seat.state = new;
-        }
+        seat.change(new, &mut watch.coverage);
     });
 }
 
