@@ -143,7 +143,14 @@ impl Stage {
             all.push(Box::new(Registrar::new(&world, me, lookupds, random)));
         }
         for me in registrars..first_node {
-            all.push(Box::new(Subscriber::new(&world, me, nodes, lookupds, (false, rdy), random)));
+            all.push(Box::new(Subscriber::new(
+                &world,
+                me,
+                nodes,
+                lookupds,
+                (false, rdy, true),
+                random,
+            )));
         }
         for (n, port) in ports.into_iter().enumerate() {
             let (me, name) = (first_node + n, format!("nsqd{n}"));
@@ -197,7 +204,7 @@ impl Stage {
             } else if me < publishers + registrars {
                 Box::new(Registrar::new(&world, me, lookupds, random))
             } else {
-                Box::new(Subscriber::new(&world, me, nsqds, webs, (auth, rdy), random))
+                Box::new(Subscriber::new(&world, me, nsqds, webs, (auth, rdy, false), random))
             };
             slots.push(Slot { actor, process: None });
             world.push(0, Due::Start(me));
