@@ -227,6 +227,12 @@ const IMPOSSIBLE: &[(Kind, &[&str], &[Event], &str)] = {
         (PRODUCER, &["Free"], SERVED, "there is no transport"),
         (
             PRODUCER,
+            &["Greeting"],
+            &[Wrote, WrotePart, Blocked, WriteError],
+            "what is answered first is IDENTIFY, or a refusal, which closes",
+        ),
+        (
+            PRODUCER,
             &["Greeting", "Identified", "Closing"],
             &[Up, DialFailed],
             "it has a connection",
@@ -275,6 +281,19 @@ const RARE: &[(Kind, &[&str], &[Event], &str)] = {
             "closing lasts only as long as the transport does not take what is left",
         ),
         (PEER, &["Closing"], &[Dropped], "closing is over at once, unless the transport waits"),
+        (
+            NODE,
+            &["Closing"],
+            &[Stop, Dropped, WriteError],
+            "closing lasts only until the other side hangs up, a second at most",
+        ),
+        (PRODUCER, &["Greeting"], &[End], "a node says who it is before anything else"),
+        (
+            PRODUCER,
+            &["Closing"],
+            &[Stop, Dropped, ClockJump, Blocked, WriteError],
+            "closing lasts only until the other side hangs up, a second at most",
+        ),
     ]
 };
 

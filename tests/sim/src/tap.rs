@@ -25,7 +25,9 @@ pub(crate) struct Tap {
 
 #[derive(Default)]
 struct Line {
-    /// It is no consumer: nothing is known of it.
+    /// It does not speak V2, or has not begun to.
+    foreign: bool,
+    /// It is no consumer, or is passed over: nothing is known of it.
     blind: bool,
     greeted: bool,
     inbox: Vec<u8>,
@@ -86,7 +88,7 @@ impl Tap {
     }
 
     pub(crate) fn open(&mut self, conn: ConnId) {
-        let line = Line { msg_timeout: self.msg_timeout, ..Line::default() };
+        let line = Line { foreign: true, msg_timeout: self.msg_timeout, ..Line::default() };
         self.lines.insert(conn, line);
     }
 
@@ -139,7 +141,8 @@ impl Tap {
         line.inbox.extend_from_slice(bytes);
         if !line.greeted && line.inbox.len() >= 4 {
             line.greeted = true;
-            line.blind = !line.inbox.starts_with(b"  V2");
+            line.foreign = !line.inbox.starts_with(b"  V2");
+            line.blind = line.foreign;
             line.inbox.drain(..4);
         }
         while line.greeted
@@ -259,7 +262,9 @@ impl Tap {
             }
             let frame = std::mem::take(&mut line.frame);
             line.known = false;
-            parts.push((kind_of(&frame), n));
+            // To who speaks something else it says nothing that has a name.
+            let kind = if line.foreign { Event::Part } else { kind_of(&frame) };
+            parts.push((kind, n));
             if frame[7] == 2 {
                 let number = std::str::from_utf8(&frame[26..34]).expect("text");
                 let number = u64::from_str_radix(number, 16).expect("digits");
