@@ -363,6 +363,13 @@ impl<'a> Directory<'a> {
         tables.topic(topic).is_some_and(|topic| tables.has_topic(topic, index))
     }
 
+    /// Whether the node on connection `index` registered a channel.
+    pub fn has_channel(&self, index: usize, topic: &TopicName, channel: &ChannelName) -> bool {
+        let tables = &self.shared.tables;
+        let channel = tables.topic(topic).and_then(|topic| tables.channel(topic, channel));
+        channel.is_some_and(|channel| tables.has_channel(channel, index))
+    }
+
     /// What happened so far.
     pub fn counters(&self) -> Counters {
         Counters { collected: self.shared.tables.collected, ..self.shared.tally }

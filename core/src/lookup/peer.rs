@@ -136,7 +136,10 @@ impl Peer {
         self.address = Some(address);
         self.backoff = config.backoff();
         self.last = None;
-        self.detail.clear();
+        if !matches!(self.state, PeerState::Leaving) {
+            // There it may hold the first half of an answer.
+            self.detail.clear();
+        }
         self.connections = 0;
         self.failures = 0;
         if matches!(self.state, PeerState::Unused) {

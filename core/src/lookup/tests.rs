@@ -658,6 +658,25 @@ fn a_stop_counts_for_a_peer_that_leaves_and_was_given_another_address() {
     assert!(rig.lookup.is_stopped(), "{:?}", rig.status(0).state);
 }
 
+/// What the simulator found: the half of an answer that was there was forgotten.
+#[test]
+fn a_peer_that_leaves_is_given_another_address_in_the_middle_of_an_answer() {
+    let config = Config::new(NODE);
+    let mut rig = Rig::new(&config);
+    rig.configure(&["one:1"]);
+    rig.add(&["t"]);
+    rig.connect(0);
+    rig.commands(0);
+    rig.lookup.stop(rig.now);
+    assert_eq!(rig.written(0), b"UNREGISTER t\n");
+    let ok = reply("OK");
+    rig.say(0, &ok[..5]);
+    // Room for two only: one of them goes to the peer that is leaving.
+    rig.configure(&["two:2", "three:3"]);
+    rig.say(0, &ok[5..]);
+    assert_eq!(rig.status(0).state, PeerState::Closing(Closed::Local));
+}
+
 #[test]
 fn zero_turns_ping_and_reassert_off_and_the_cap_is_at_least_a_millisecond() {
     let config = Config {

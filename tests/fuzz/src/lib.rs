@@ -14,12 +14,16 @@
 
 mod connection;
 mod decode;
+mod directory;
+mod http;
 mod input;
 mod lookup;
 pub mod mutate;
+mod node;
 pub mod outbox;
 mod publisher;
 mod registry;
+mod serving;
 mod session;
 mod window;
 
@@ -55,6 +59,13 @@ pub const TARGETS: &[Target] = &[
     Target { name: "consumer", run: connection::run, seeds: connection::seeds },
     Target { name: "lookupd_poll", run: connection::poll, seeds: decode::http_seeds },
     Target { name: "window", run: window::run, seeds: window::seeds },
+    Target { name: "http", run: http::run, seeds: http::seeds },
+    Target { name: "node", run: node::run, seeds: node::seeds },
+    Target { name: "node_http", run: node::http, seeds: node::http_seeds },
+    Target { name: "node_model", run: node::model, seeds: node::model_seeds },
+    Target { name: "directory", run: directory::run, seeds: directory::seeds },
+    Target { name: "directory_http", run: directory::http, seeds: directory::http_seeds },
+    Target { name: "directory_model", run: directory::model, seeds: directory::model_seeds },
 ];
 
 /// The target of that name.

@@ -54,6 +54,11 @@ const WORDS: &[&[u8]] = &[
     b"Transfer-Encoding: chunked",
     b"\"tcp_port\":",
     b"\"producers\":[",
+    b"  V1",
+    b"  V2",
+    b" HTTP/1.1\r\n\r\n",
+    b"Expect: 100-continue\r\n",
+    b"Connection: close\r\n",
 ];
 
 /// An input like `base`, with parts of `other` perhaps, no longer than `max`.

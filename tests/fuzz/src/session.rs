@@ -16,7 +16,7 @@ pub(crate) trait Machine {
     /// Lends one of them.
     fn with(&mut self, index: usize, f: &mut dyn FnMut(&mut dyn Session));
 
-    /// What a server may say to it, well-formed.
+    /// What the other side may say to it, well-formed.
     fn pieces(&self, index: usize) -> &'static [&'static [u8]];
 
     /// The application does something.
@@ -24,6 +24,11 @@ pub(crate) trait Machine {
 
     /// A connection came up.
     fn opened(&mut self, index: usize);
+
+    /// A session took these bytes.
+    fn heard(&mut self, index: usize, bytes: &[u8]) {
+        let _ = (index, bytes);
+    }
 
     /// A session wrote these bytes.
     fn wrote(&mut self, index: usize, bytes: &[u8]);
@@ -197,7 +202,7 @@ impl Stage {
     }
 }
 
-fn join(transmit: Transmit<'_>) -> Vec<u8> {
+pub(crate) fn join(transmit: Transmit<'_>) -> Vec<u8> {
     [transmit.head, transmit.body].concat()
 }
 

@@ -53,6 +53,8 @@ struct Setup {
     reached: BTreeSet<usize>,
     /// The application always wants as many messages, so there are never more in flight.
     constant: bool,
+    /// There is much to do, and what it may have in flight goes from one nsqd to the other.
+    turns: bool,
     /// It never answers late.
     quick: bool,
     /// It answers nothing by itself.
@@ -97,7 +99,7 @@ impl Subscriber {
         me: usize,
         nsqds: usize,
         webs: usize,
-        (auth, max_rdy_count): (bool, u16),
+        (auth, max_rdy_count, served): (bool, u16, bool),
         random: &mut Random,
     ) -> Self {
         let ms = |random: &mut Random, from: &[u32]| Span::from_millis(random.pick(from));
@@ -106,7 +108,7 @@ impl Subscriber {
         let given = if webs > 0 && random.one_in(2) { 0 } else { random.between(1, nsqds as u64) };
         let reached = if webs > 0 { nsqds } else { given as usize };
         // With more nsqds than seats each has its turn, and none of it is to be lost.
-        let turns = reached > CONNECTIONS;
+        let turns = reached > CONNECTIONS || (served && reached > 1);
         let max_attempts = random.pick(&[0, 0, 2, 3]);
         let exhausted = random.pick(&[Exhausted::Finish, Exhausted::Deliver]);
         // Without a limit of attempts one too large would be requeued for ever.
@@ -150,6 +152,7 @@ impl Subscriber {
             max_rdy_count,
             reached: (0..reached).collect(),
             constant,
+            turns,
             quick,
             hoards: !quick && random.one_in(3),
             favourite: random.below(10),
@@ -549,7 +552,7 @@ fn obey(
             }
             ledger.hungry = true;
             desk.units.wake(TAKING);
-            ledger.max = ledger.max.max(if setup.reached.len() > CONNECTIONS { 4 } else { 1 });
+            ledger.max = ledger.max.max(if setup.turns { 4 } else { 1 });
             handle.set_max_in_flight(ledger.max);
             handle.resume();
             ledger.feed(&mut random, world, setup, session);

@@ -12,7 +12,7 @@
 //! | `schedule` | what is to happen |
 //! | `exec` | who is polled, and whether there was a reason |
 //! | [`nsqd`], [`nsqlookupd`], `web` | the model servers, the first two held against the real ones by `tests/differential.rs` |
-//! | `actor` | what takes part; `publisher`, `registrar` and `consumer` are its kinds |
+//! | `actor` | what takes part; `publisher`, `registrar`, `consumer`, `node` and `directory` are its kinds |
 //! | [`watch`] | which state met which event, and the trace |
 //! | [`run`] | one world, and many |
 //!
@@ -20,7 +20,9 @@
 
 mod actor;
 mod consumer;
+mod directory;
 mod exec;
+mod node;
 pub mod nsqd;
 pub mod nsqlookupd;
 mod publisher;
@@ -31,6 +33,7 @@ mod schedule;
 pub mod server;
 pub mod shrink;
 pub mod table;
+mod tap;
 pub mod watch;
 mod web;
 mod world;

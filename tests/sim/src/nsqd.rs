@@ -484,7 +484,7 @@ impl Server for Nsqd {
         nanonsq_core::publish::FLIGHTS_MAX as u32
     }
 
-    fn listing(&self, _: ConnId) -> Option<&BTreeSet<String>> {
+    fn listing(&self, _: ConnId) -> Option<BTreeSet<String>> {
         None
     }
 }

@@ -228,8 +228,8 @@ impl Server for Nsqlookupd {
         nanonsq_core::lookup::OUTSTANDING_MAX.into()
     }
 
-    fn listing(&self, conn: ConnId) -> Option<&BTreeSet<String>> {
-        self.connections.get(&conn).map(|it| &it.listed)
+    fn listing(&self, conn: ConnId) -> Option<BTreeSet<String>> {
+        self.connections.get(&conn).map(|it| it.listed.clone())
     }
 }
 

@@ -72,7 +72,8 @@ struct Wants {
 impl Registrar {
     pub(crate) fn new(world: &World, me: usize, lookupds: usize, random: &mut Random) -> Self {
         let node = NodeInfo {
-            broadcast_address: "node",
+            // Another node than the others.
+            broadcast_address: ["node0", "node1", "node2", "node3"][me % 4],
             hostname: "node",
             tcp_port: 4150,
             http_port: 4151,

@@ -8,6 +8,8 @@ use std::task::{Context, Waker};
 
 use crate::actor::{Actor, Desk, Order, Process};
 use crate::consumer::Subscriber;
+use crate::directory::Lists;
+use crate::node::Daemon;
 use crate::nsqd::Nsqd;
 use crate::nsqlookupd::Nsqlookupd;
 use crate::publisher::{Producer, nsqd_settings};
@@ -97,6 +99,75 @@ struct Slot {
 
 impl Stage {
     fn new(random: &mut Random) -> Self {
+        if random.one_in(4) { Self::served(random) } else { Self::modeled(random) }
+    }
+
+    /// Nodes and directories of ours, beside model nsqlookupds, and those who need them.
+    fn served(random: &mut Random) -> Self {
+        let (nodes, lookupds) = (random.pick(&[1, 1, 2, 3]), random.between(1, 2) as usize);
+        let registrars = random.pick(&[0, 0, 1, 2]);
+        let consumers = random.pick(&[0, 1, 1, 1]);
+        let ours: Vec<bool> = (0..lookupds).map(|_| !random.one_in(3)).collect();
+        let directories = ours.iter().filter(|ours| **ours).count();
+        let first_node = registrars + consumers;
+        let first_directory = first_node + nodes;
+        let actors = first_directory + directories;
+        let clock = random.pick(&[0, 0, 1, 1 << 32, 1 << 62]);
+        let world = World::new(random.below(u64::MAX), actors, clock);
+        let rdy: u16 = random.pick(&[2, 2500]);
+        let ports: Vec<_> =
+            (0..nodes).map(|n| world.add_port(format!("nsqd{n}"), first_node + n)).collect();
+        let mut listing = Vec::new();
+        let mut owner = first_directory;
+        for (n, ours) in ours.iter().enumerate() {
+            if *ours {
+                listing.push(world.add_port(format!("lookup{n}"), owner));
+                owner += 1;
+            } else {
+                world.add_host(format!("lookup{n}"), Box::new(Nsqlookupd::new(PING_MAX)));
+            }
+        }
+        let mut asked = Vec::new();
+        let mut owner = first_directory;
+        for (n, ours) in ours.iter().enumerate() {
+            if *ours {
+                asked.push(world.add_port(format!("web{n}"), owner));
+                owner += 1;
+            } else {
+                let all = (0..nodes).map(|n| format!("nsqd{n}")).collect();
+                world.add_host(format!("web{n}"), Box::new(Web::new(all)));
+            }
+        }
+        let mut all: Vec<Box<dyn Actor>> = Vec::new();
+        for me in 0..registrars {
+            all.push(Box::new(Registrar::new(&world, me, lookupds, random)));
+        }
+        for me in registrars..first_node {
+            all.push(Box::new(Subscriber::new(
+                &world,
+                me,
+                nodes,
+                lookupds,
+                (false, rdy, true),
+                random,
+            )));
+        }
+        for (n, port) in ports.into_iter().enumerate() {
+            let (me, name) = (first_node + n, format!("nsqd{n}"));
+            all.push(Box::new(Daemon::new(&world, me, name, port, (lookupds, rdy), random)));
+        }
+        for (n, ports) in listing.into_iter().zip(asked).enumerate() {
+            all.push(Box::new(Lists::new(&world, first_directory + n, ports, random)));
+        }
+        for me in 0..actors {
+            world.push(0, Due::Start(me));
+        }
+        let slots = all.into_iter().map(|actor| Slot { actor, process: None }).collect();
+        Self { world, slots, hosts: nodes + 2 * lookupds, random: random.fork() }
+    }
+
+    /// Model servers, and those who need them.
+    fn modeled(random: &mut Random) -> Self {
         // Those that consume are mostly among themselves.
         let consumers = random.pick(&[0, 0, 0, 1, 1]);
         let others = consumers == 0 || random.one_in(3);
@@ -133,7 +204,7 @@ impl Stage {
             } else if me < publishers + registrars {
                 Box::new(Registrar::new(&world, me, lookupds, random))
             } else {
-                Box::new(Subscriber::new(&world, me, nsqds, webs, (auth, rdy), random))
+                Box::new(Subscriber::new(&world, me, nsqds, webs, (auth, rdy, false), random))
             };
             slots.push(Slot { actor, process: None });
             world.push(0, Due::Start(me));

@@ -117,7 +117,23 @@ pub trait Server {
     fn unanswered_max(&self) -> u32;
 
     /// What a connection has registered.
-    fn listing(&self, conn: ConnId) -> Option<&BTreeSet<String>>;
+    fn listing(&self, conn: ConnId) -> Option<BTreeSet<String>>;
+
+    /// Whether it listens.
+    fn is_up(&self) -> bool {
+        true
+    }
+
+    /// How much arrived on a connection that it has not read.
+    fn unread(&self, conn: ConnId) -> usize {
+        let _ = conn;
+        0
+    }
+
+    /// A client read something, so that there is room for more.
+    fn writable(&mut self, conn: ConnId) {
+        let _ = conn;
+    }
 }
 
 impl Out {

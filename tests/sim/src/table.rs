@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use crate::watch::{Coverage, Event, Kind, MACHINES};
+use crate::watch::{Coverage, Event, Kind, MACHINES, NODE, PRODUCER};
 
 /// The tables, for a person to read.
 pub fn text(coverage: &Coverage) -> String {
@@ -65,6 +65,31 @@ const TRANSPORT: &[Event] = &[
     Event::Late,
     Event::Part,
     Event::Lie,
+];
+
+/// What clients hear, each with its kind.
+const ANSWERS: &[Event] = &[
+    Event::Identified,
+    Event::Authorized,
+    Event::Ok,
+    Event::Heartbeat,
+    Event::Refusal,
+    Event::Message,
+    Event::CloseWait,
+    Event::Late,
+    Event::Part,
+    Event::Lie,
+];
+
+/// What comes from the transport of a connection that was accepted.
+const SERVED: &[Event] = &[
+    Event::Wrote,
+    Event::WrotePart,
+    Event::Blocked,
+    Event::WriteError,
+    Event::ReadError,
+    Event::End,
+    Event::Heard,
 ];
 
 /// What cannot happen: the machine, its states, the events, and why.
@@ -188,6 +213,30 @@ const IMPOSSIBLE: &[(Kind, &[&str], &[Event], &str)] = {
             &[Wrote, WrotePart, Blocked, WriteError],
             "a request of which more is to be written is dropped",
         ),
+        (PUBLISHER, ALL, &[Heard], "what it reads are answers"),
+        (PEER, ALL, &[Heard], "what it reads are answers"),
+        (CONSUMER, ALL, &[Heard], "what it reads are answers"),
+        (LOOKUPD, ALL, &[Heard], "what it reads are answers"),
+        (NODE, ALL, &[Configure], "a server is not told with whom to be connected"),
+        (NODE, ALL, ANSWERS, "what it reads are commands"),
+        (NODE, &["Unused"], SERVED, "there is no transport"),
+        (NODE, &["Init", "Subscribed", "Closing"], &[Up, DialFailed], "it has a connection"),
+        (PRODUCER, ALL, &[Configure], "a server is not told with whom to be connected"),
+        (PRODUCER, ALL, &[Work], "a directory is given no work"),
+        (PRODUCER, ALL, ANSWERS, "what it reads are commands"),
+        (PRODUCER, &["Free"], SERVED, "there is no transport"),
+        (
+            PRODUCER,
+            &["Greeting"],
+            &[Wrote, WrotePart, Blocked, WriteError],
+            "what is answered first is IDENTIFY, or a refusal, which closes",
+        ),
+        (
+            PRODUCER,
+            &["Greeting", "Identified", "Closing"],
+            &[Up, DialFailed],
+            "it has a connection",
+        ),
     ]
 };
 
@@ -232,6 +281,19 @@ const RARE: &[(Kind, &[&str], &[Event], &str)] = {
             "closing lasts only as long as the transport does not take what is left",
         ),
         (PEER, &["Closing"], &[Dropped], "closing is over at once, unless the transport waits"),
+        (
+            NODE,
+            &["Closing"],
+            &[Stop, Dropped, WriteError],
+            "closing lasts only until the other side hangs up, a second at most",
+        ),
+        (PRODUCER, &["Greeting"], &[End], "a node says who it is before anything else"),
+        (
+            PRODUCER,
+            &["Closing"],
+            &[Stop, Dropped, ClockJump, Blocked, WriteError],
+            "closing lasts only until the other side hangs up, a second at most",
+        ),
     ]
 };
 

@@ -62,11 +62,13 @@ pub enum Event {
     Part,
     /// Something that a server should not say.
     Lie,
+    /// A server read something.
+    Heard,
 }
 
 impl Event {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 26] = [
         Self::Work,
         Self::Stop,
         Self::Configure,
@@ -92,6 +94,7 @@ impl Event {
         Self::Late,
         Self::Part,
         Self::Lie,
+        Self::Heard,
     ];
 }
 
@@ -105,7 +108,7 @@ pub struct Machine {
 }
 
 /// The kinds of sessions there are.
-pub const MACHINES: [Machine; 4] = [
+pub const MACHINES: [Machine; 6] = [
     Machine {
         name: "publisher",
         states: &[
@@ -138,7 +141,14 @@ pub const MACHINES: [Machine; 4] = [
         ],
     },
     Machine { name: "lookupd", states: &["Unused", "Waiting", "Dialing", "Asking", "Closing"] },
+    Machine { name: "node", states: &["Unused", "Init", "Subscribed", "Closing"] },
+    Machine { name: "producer", states: &["Free", "Greeting", "Identified", "Closing"] },
 ];
+
+/// The sessions of a lookup; of a node's clients; of a directory's nodes.
+pub(crate) const PEER: Kind = 1;
+pub(crate) const NODE: Kind = 4;
+pub(crate) const PRODUCER: Kind = 5;
 
 /// The number of a [`Machine`]'s sessions: an index into [`MACHINES`].
 pub type Kind = usize;
@@ -208,8 +218,19 @@ struct Watch {
 struct Seat {
     kind: Kind,
     state: usize,
+    /// Others change it as well: what it was may be news.
+    shared: bool,
     /// What it holds against its connection, if that is a fault of the other side.
     fault: Option<String>,
+}
+
+impl Seat {
+    fn change(&mut self, new: usize, coverage: &mut Coverage) {
+        if new != self.state {
+            coverage.changes[self.kind][self.state][new] += 1;
+            self.state = new;
+        }
+    }
 }
 
 thread_local! {
@@ -236,8 +257,22 @@ impl log::Log for Logger {
         WATCH.with_borrow_mut(|watch| {
             let Some(seat) = watch.sessions.get_mut(&session) else { return };
             let machine = &MACHINES[seat.kind];
+            if seat.kind >= NODE {
+                // What one client does may change another, and not all of its state is traced: the
+                // rest is read when everybody was polled.
+                let new = if new == "Up" { "Init" } else { &*new };
+                let other = seat.kind == PRODUCER && old == "Identified";
+                if machine.name == name && !other {
+                    let new = machine.states.iter().position(|state| *state == new);
+                    seat.change(new.expect("a state that is in the table"), &mut watch.coverage);
+                }
+                return;
+            }
             assert_eq!(machine.name, name, "the session that asked for the time last");
             let state = |word: &str| machine.states.iter().position(|state| *state == word);
+            if seat.shared {
+                seat.state = state(&old).expect("a state that is in the table");
+            }
             assert_eq!(state(&old), Some(seat.state), "{session:?}: {text}");
             let new = state(&new).expect("a state that is in the table");
             watch.coverage.changes[seat.kind][seat.state][new] += 1;
@@ -288,9 +323,16 @@ pub(crate) fn set_now(now: u64) {
 
 /// The state of a new session.
 pub(crate) fn add(session: Session, kind: Kind) {
-    WATCH.with_borrow_mut(|watch| {
-        watch.sessions.insert(session, Seat { kind, state: 0, fault: None })
-    });
+    insert(session, Seat { kind, state: 0, shared: false, fault: None });
+}
+
+/// The state of a new session that is stopped and configured from within its own runner.
+pub(crate) fn add_shared(session: Session, kind: Kind) {
+    insert(session, Seat { kind, state: 0, shared: true, fault: None });
+}
+
+fn insert(session: Session, seat: Seat) {
+    WATCH.with_borrow_mut(|watch| watch.sessions.insert(session, seat));
 }
 
 /// What the core traces from now on is about this session.
@@ -306,10 +348,7 @@ pub(crate) fn set_state(session: Session, state: &impl fmt::Debug) {
         let Some(seat) = watch.sessions.get_mut(&session) else { return };
         let states = MACHINES[seat.kind].states;
         let new = states.iter().position(|state| *state == word).expect("in the table");
-        if new != seat.state {
-            watch.coverage.changes[seat.kind][seat.state][new] += 1;
-            seat.state = new;
-        }
+        seat.change(new, &mut watch.coverage);
     });
 }
 

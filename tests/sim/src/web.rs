@@ -151,7 +151,7 @@ impl Server for Web {
         1
     }
 
-    fn listing(&self, _: ConnId) -> Option<&BTreeSet<String>> {
+    fn listing(&self, _: ConnId) -> Option<BTreeSet<String>> {
         None
     }
 }

@@ -7,6 +7,7 @@
 mod faults;
 mod link;
 mod platform;
+mod port;
 
 use std::cell::RefCell;
 use std::cmp::Reverse;
@@ -22,7 +23,8 @@ use crate::schedule::{DialFault, What};
 use crate::server::{ConnId, Mode, Out, Reply, Seen, Server};
 use crate::watch::{self, Event, Session};
 use link::Way;
-pub(crate) use platform::{Clock, Dials};
+pub(crate) use platform::{Clock, Dials, Role};
+pub(crate) use port::{Listens, Port};
 
 /// When the real one's kernel notices that a client is gone: Go's keepalive.
 const KEEPALIVE: u64 = 150_000_000;
@@ -86,6 +88,8 @@ struct Inner {
 struct Host {
     name: String,
     server: Box<dyn Server>,
+    /// The actor whose process it is, if it is one.
+    owner: Option<usize>,
     tick_at: u64,
     /// Until then, something is wrong with it; each with what it is.
     faulty: u64,
@@ -180,9 +184,21 @@ impl World {
 
     /// A host that dials reach by its name.
     pub(crate) fn add_host(&self, name: String, server: Box<dyn Server>) {
+        self.add(name, server, None);
+    }
+
+    /// A host that is an actor's process.
+    pub(crate) fn add_port(&self, name: String, owner: usize) -> Port {
+        let port = Port::default();
+        self.add(name, Box::new(port.clone()), Some(owner));
+        port
+    }
+
+    fn add(&self, name: String, server: Box<dyn Server>, owner: Option<usize>) {
         self.0.borrow_mut().hosts.push(Host {
             name,
             server,
+            owner,
             tick_at: u64::MAX,
             faulty: 0,
             down: 0,
@@ -306,7 +322,7 @@ impl World {
         });
         let lists: Vec<_> =
             conns.filter_map(|(id, conn)| inner.hosts[conn.host].server.listing(*id)).collect();
-        let mut names: Vec<_> = lists.iter().copied().flatten().cloned().collect();
+        let mut names: Vec<_> = lists.iter().flatten().cloned().collect();
         names.sort();
         (names, lists.len())
     }
@@ -357,6 +373,9 @@ impl Inner {
             }
         };
         let misled = target != dial.host;
+        let is_up = |at: usize| self.hosts[at].server.is_up();
+        let result =
+            if target.is_some_and(is_up) { result } else { result.and(Err(DialError::Refused)) };
         let result =
             result.map(|()| self.connect(session, target.expect("it was reached"), misled));
         watch::tell(session, || match result {
@@ -380,7 +399,12 @@ impl Inner {
             host: at,
             misled,
             // At the end of all time there is no later.
-            clean: !misled && host.faulty <= self.now && self.clocks[session.0] < 1 << 63,
+            clean: !misled
+                && host.faulty <= self.now
+                && [Some(session.0), host.owner]
+                    .into_iter()
+                    .flatten()
+                    .all(|actor| self.clocks[actor] < 1 << 63),
             mute: false,
             lost: false,
             up: Flow::default(),

@@ -541,6 +541,8 @@ impl Session for ClientSession<'_, '_> {
         self.client.timers.set(Timer::Heartbeat, now.after(config.heartbeat));
         self.hear(now);
         self.shared.counters.connections = self.shared.counters.connections.saturating_add(1);
+        // Somebody may wait for the event.
+        self.shared.changed();
     }
 
     fn accepted(&mut self, now: Instant, from: SocketAddr) {

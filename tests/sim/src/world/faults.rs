@@ -14,9 +14,10 @@ impl Inner {
         for host in &mut self.hosts {
             host.server.heal();
         }
-        for conn in self.conns.values_mut() {
+        for (id, conn) in &mut self.conns {
             conn.window = conn.window.max(WINDOW);
             wake(&mut conn.writer);
+            self.hosts[conn.host].server.writable(*id);
         }
         // One to whom a byte a second was said would hear of that for hours.
         let soon = self.now + 10_000_000;
@@ -38,7 +39,10 @@ impl Inner {
                     Jump::By(ms) => clock.saturating_add(ms * 1000),
                     Jump::ToEdge(ms) => (u64::MAX - now).saturating_sub(ms * 1000),
                 };
-                let conns = self.conns.values_mut().filter(|conn| conn.session.0 == actor);
+                let hosts = &self.hosts;
+                let conns = self.conns.values_mut().filter(|conn| {
+                    conn.session.0 == actor || hosts[conn.host].owner == Some(actor)
+                });
                 conns.for_each(|conn| conn.clean = false);
                 self.disturbed = now;
                 let mut alarms = std::mem::take(&mut self.alarms);

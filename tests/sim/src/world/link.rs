@@ -101,7 +101,8 @@ impl Inner {
             watch::event(session, Event::WriteError);
             return Poll::Ready(Err(error));
         }
-        let room = conn.window.saturating_sub(conn.up.bytes);
+        let unread = self.hosts[conn.host].server.unread(id);
+        let room = conn.window.saturating_sub(conn.up.bytes + unread);
         if room == 0 {
             watch::event(session, Event::Blocked);
             conn.writer = Some(cx.waker().clone());
@@ -159,6 +160,8 @@ impl Inner {
             conn.read += n;
         }
         self.moves[session.0] += 1;
+        let at = conn.host;
+        self.hosts[at].server.writable(id);
         Poll::Ready(Ok(n))
     }
 

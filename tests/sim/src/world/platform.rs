@@ -1,6 +1,7 @@
 //! The network as the driver sees it: its clock, its dialer and its transports.
 
 use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
@@ -27,22 +28,40 @@ pub(crate) struct Clock {
     whose: Whose,
     /// The sessions that clones are for, in their order; without, clones are for handles.
     next: Option<Rc<RefCell<usize>>>,
+    /// What its clones are for, in their order; then for handles.
+    plan: Option<Rc<RefCell<VecDeque<Role>>>>,
+}
+
+/// What a clone of a clock is for.
+#[derive(Clone)]
+pub(crate) enum Role {
+    /// A handle.
+    Handle,
+    /// This one of the actor's sessions.
+    Session(usize),
+    /// A runner, whose clones have roles of their own.
+    Runner(Rc<RefCell<VecDeque<Role>>>),
 }
 
 impl Clock {
     /// Of an actor's one session.
     pub(crate) fn of_session(world: &World, session: Session) -> Self {
-        Self { world: world.clone(), whose: Whose::Session(session), next: None }
+        Self { world: world.clone(), whose: Whose::Session(session), next: None, plan: None }
     }
 
     /// Of an actor's application.
     pub(crate) fn of_handle(world: &World, actor: usize) -> Self {
-        Self { world: world.clone(), whose: Whose::Handle(actor), next: None }
+        Self { world: world.clone(), whose: Whose::Handle(actor), next: None, plan: None }
     }
 
     /// Of an actor's runner that clones it for each of its sessions; `next` is which comes next.
     pub(crate) fn of_runner(world: &World, actor: usize, next: Rc<RefCell<usize>>) -> Self {
-        Self { world: world.clone(), whose: Whose::Handle(actor), next: Some(next) }
+        Self { world: world.clone(), whose: Whose::Handle(actor), next: Some(next), plan: None }
+    }
+
+    /// Of an actor's handle, whose clones have these roles.
+    pub(crate) fn of_plan(world: &World, actor: usize, plan: Rc<RefCell<VecDeque<Role>>>) -> Self {
+        Self { plan: Some(plan), ..Self::of_handle(world, actor) }
     }
 
     fn actor(&self) -> usize {
@@ -55,6 +74,13 @@ impl Clock {
 impl Clone for Clock {
     fn clone(&self) -> Self {
         let actor = self.actor();
+        if let Some(plan) = &self.plan {
+            return match plan.borrow_mut().pop_front() {
+                None | Some(Role::Handle) => Self::of_handle(&self.world, actor),
+                Some(Role::Session(session)) => Self::of_session(&self.world, (actor, session)),
+                Some(Role::Runner(plan)) => Self::of_plan(&self.world, actor, plan),
+            };
+        }
         let whose = match &self.next {
             // The first clone of all is the handle's.
             Some(next) => {
@@ -64,7 +90,7 @@ impl Clone for Clock {
             }
             None => Whose::Handle(actor),
         };
-        Self { world: self.world.clone(), whose, next: None }
+        Self { world: self.world.clone(), whose, next: None, plan: None }
     }
 }
 

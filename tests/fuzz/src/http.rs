@@ -1,0 +1,274 @@
+//! The server's side of HTTP, with a service that does a little of everything: whatever it is
+//! sent, in whatever pieces, its answers are well-formed, and the same.
+
+use nanonsq_core::http::{
+    Body, Config, Connection, Content, End, Method, Piece, Refusal, Request, Route, Service,
+    Status, find,
+};
+use nanonsq_core::session::{Closed, Fault, Link, Session, Transmit};
+use nanonsq_core::time::Instant;
+use nanonsq_core::wire::Write as _;
+
+use crate::feature;
+use crate::input::{Input, pieces};
+use crate::serving::{self, Answers, converse, play};
+use crate::session::Machine;
+
+const CONNECTIONS: usize = 2;
+
+const REQUESTS: &[&[u8]] = &[
+    b"GET /ping HTTP/1.1\r\n\r\n",
+    b"GET /ping HTTP/1.0\r\nConnection: keep-alive\r\n\r\n",
+    b"POST /echo HTTP/1.1\r\nContent-Length: 5\r\n\r\nhello",
+    b"POST /echo?a=%20b+c HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 30\r\n\r\n",
+    b"POST /lines HTTP/1.1\r\nContent-Length: 9\r\n\r\none\n\ntwo\n",
+    b"PUT /whole/one HTTP/1.1\r\nContent-Length: 3\r\n\r\nall",
+    b"PUT /whole/two HTTP/1.1\r\nContent-Length: 2000\r\n\r\n",
+    b"GET /list?n=3 HTTP/1.1\r\n\r\n",
+    b"GET /list?n=40 HTTP/1.1\r\n\r\n",
+    b"GET /list?n=40 HTTP/1.0\r\n\r\n",
+    b"POST /nothing HTTP/1.1\r\nContent-Length: 20\r\nConnection: close\r\n\r\nabc",
+    b"GET /lines HTTP/1.1\r\n\r\n",
+    b"OPTIONS /echo HTTP/1.1\r\n\r\n",
+    b"POST /echo HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n",
+    b"POST /echo HTTP/1.1\r\nContent-Length: 4294967296\r\n\r\n",
+    b"0123456789012345678901234567890123456789!\n",
+];
+
+/// Answers what the path says, and takes a few bytes of a body at once.
+#[derive(Default)]
+struct Odd {
+    config: Config,
+    begun: u32,
+    ended: u32,
+    /// It takes nothing of a body.
+    full: bool,
+}
+
+enum Task {
+    Bytes(Vec<u8>),
+    List { left: u32 },
+    Ping,
+    Nothing,
+}
+
+impl Service for Odd {
+    type Task = Task;
+
+    fn config(&self) -> &Config {
+        &self.config
+    }
+
+    fn begin(&mut self, _: Instant, request: &Request<'_>) -> Result<(Task, Body), Refusal> {
+        const fn route(method: Method, path: &'static str, to: u8) -> Route<u8> {
+            Route { method, path, to }
+        }
+        const ROUTES: &[Route<u8>] = &[
+            route(Method::Post, "/echo", 0),
+            route(Method::Post, "/lines", 1),
+            route(Method::Put, "/whole/", 2),
+            route(Method::Get, "/list", 3),
+            route(Method::Get, "/ping", 4),
+            route(Method::Post, "/nothing", 5),
+        ];
+        let to = find(ROUTES, request)?;
+        request.check_query().map_err(|_| Refusal::bad_request("INVALID_REQUEST"))?;
+        if request.body_len() > 10_000 {
+            return Err(Refusal::new(Status::ContentTooLarge, "TOO_BIG"));
+        }
+        let given = request.param("n").and_then(|n| n.number());
+        let done = match to {
+            0 => (Task::Bytes(Vec::new()), Body::Pieces),
+            1 => (Task::Bytes(Vec::new()), Body::Lines("LONG_LINE")),
+            2 => (Task::Bytes(Vec::new()), Body::Whole("TOO_LONG")),
+            3 => {
+                let left = given.ok_or(Refusal::bad_request("BAD_N"))?.min(2000);
+                (Task::List { left }, Body::Ignore)
+            }
+            4 => (Task::Ping, Body::Ignore),
+            _ => (Task::Nothing, Body::Ignore),
+        };
+        feature(("to", to, request.body_len().min(9)));
+        self.begun += 1;
+        Ok(done)
+    }
+
+    fn body(&mut self, _: Instant, task: &mut Task, bytes: &[u8]) -> Result<usize, Refusal> {
+        assert!(!bytes.is_empty(), "never none");
+        let Task::Bytes(body) = task else { panic!("nobody asked for it") };
+        if bytes.contains(&b'!') {
+            return Err(Refusal::new(Status::ContentTooLarge, "NO"));
+        }
+        if self.full {
+            return Ok(0);
+        }
+        body.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn answer(&mut self, _: Instant, task: &mut Task) -> Result<Content, Refusal> {
+        match task {
+            Task::Bytes(body) if body.is_empty() => Err(Refusal::bad_request("EMPTY")),
+            Task::Bytes(_) => Ok(Content::Text),
+            Task::List { .. } => Ok(Content::Json),
+            Task::Ping => Ok(Content::Plain),
+            Task::Nothing => Ok(Content::Nothing),
+        }
+    }
+
+    fn write(&mut self, _: Instant, task: &mut Task, piece: &mut Piece<'_>) -> bool {
+        match task {
+            Task::Bytes(body) => {
+                while let Some(&byte) = body.first() {
+                    if !piece.put(|w| w.write_all(&[byte])) {
+                        return false;
+                    }
+                    body.remove(0);
+                }
+            }
+            Task::List { left } => {
+                while *left > 0 {
+                    if !piece.put(|w| w.write_all(&[b'x'; 100])) {
+                        return false;
+                    }
+                    *left -= 1;
+                }
+            }
+            Task::Ping => assert!(piece.put(|w| w.write_all(b"OK")), "there is room"),
+            Task::Nothing => panic!("nothing to write"),
+        }
+        true
+    }
+
+    fn end(&mut self, _: Instant, task: Option<&mut Task>, how: End) {
+        self.ended += u32::from(task.is_some());
+        assert!(self.ended <= self.begun, "each ends once");
+        feature(std::mem::discriminant(&how));
+    }
+}
+
+struct Server {
+    connections: [Connection<Task>; CONNECTIONS],
+    service: Odd,
+    answers: [Answers; CONNECTIONS],
+}
+
+/// One connection, as a session.
+struct Line<'s> {
+    connection: &'s mut Connection<Task>,
+    service: &'s mut Odd,
+}
+
+impl Session for Line<'_> {
+    fn link(&self) -> Link {
+        self.connection.link()
+    }
+
+    fn open(&mut self, now: Instant) {
+        self.connection.open(now, self.service);
+    }
+
+    fn receive(&mut self, _: Instant, _: &[u8]) -> Result<(), Fault> {
+        panic!("a server's bytes are taken")
+    }
+
+    fn take(&mut self, now: Instant, bytes: &[u8]) -> usize {
+        self.connection.take(now, bytes, self.service)
+    }
+
+    fn transmit(&mut self, now: Instant) -> Transmit<'_> {
+        self.connection.transmit(now, self.service)
+    }
+
+    fn sent(&mut self, now: Instant, n: usize) {
+        self.connection.sent(now, n, self.service);
+    }
+
+    fn deadline(&self) -> Instant {
+        self.connection.deadline()
+    }
+
+    fn tick(&mut self, now: Instant) {
+        self.connection.tick(now, self.service);
+    }
+
+    fn closed(&mut self, now: Instant, why: Closed) {
+        self.connection.closed(now, why, self.service);
+    }
+}
+
+impl Machine for Server {
+    fn sessions(&self) -> usize {
+        CONNECTIONS
+    }
+
+    fn with(&mut self, index: usize, f: &mut dyn FnMut(&mut dyn Session)) {
+        let connection = &mut self.connections[index];
+        f(&mut Line { connection, service: &mut self.service });
+    }
+
+    fn pieces(&self, _: usize) -> &'static [&'static [u8]] {
+        REQUESTS
+    }
+
+    fn act(&mut self, _: Instant, _: &mut Input<'_>) {
+        self.service.full = !self.service.full;
+    }
+
+    fn opened(&mut self, index: usize) {
+        self.answers[index] = Answers::default();
+    }
+
+    fn heard(&mut self, index: usize, bytes: &[u8]) {
+        self.answers[index].heard(bytes);
+    }
+
+    fn wrote(&mut self, index: usize, bytes: &[u8]) {
+        self.answers[index].wrote(bytes);
+    }
+
+    fn check(&mut self, _: Instant) {
+        let open = self.connections.iter().filter(|it| it.link() != Link::Down).count();
+        let under_way = self.service.begun - self.service.ended;
+        assert!(under_way as usize <= open, "{under_way} requests on {open} connections");
+    }
+}
+
+/// Whatever clients do; and whether requests come in one piece makes no difference.
+pub(crate) fn run(data: &[u8]) {
+    let Some((&kind, data)) = data.split_first() else { return };
+    if kind < 128 {
+        let connections = [(); CONNECTIONS].map(|()| Connection::new());
+        let answers = [(); CONNECTIONS].map(|()| Answers::default());
+        let mut server = Server { connections, service: Odd::default(), answers };
+        play(&mut server, &mut Input::new(data));
+        assert_eq!(server.service.begun, server.service.ended, "all requests ended");
+        return;
+    }
+    let whole = ask(&mut std::iter::once(data));
+    let split = ask(&mut pieces(data, kind));
+    assert_eq!(whole, split, "splits show, with {kind}");
+}
+
+fn ask(requests: &mut dyn Iterator<Item = &[u8]>) -> String {
+    let mut service = Odd::default();
+    let mut connection = Connection::new();
+    let said = converse(
+        &mut |f| f(&mut Line { connection: &mut connection, service: &mut service }),
+        Instant::from_millis(5),
+        requests,
+    );
+    for line in String::from_utf8_lossy(&said).split("\r\n") {
+        feature(line.get(..20).unwrap_or(line).replace(|c: char| c.is_ascii_digit(), "0"));
+    }
+    said.escape_ascii().to_string()
+}
+
+pub(crate) fn seeds() -> Vec<Vec<u8>> {
+    let plain = serving::seeds(CONNECTIONS as u8, REQUESTS.len() as u8, 8);
+    let mut seeds: Vec<_> = plain.iter().map(|seed| [b"\0", &seed[..]].concat()).collect();
+    for few in REQUESTS.chunks(3) {
+        seeds.push([b"\x80", &few.concat()[..]].concat());
+    }
+    seeds
+}

@@ -1,0 +1,219 @@
+//! A directory: a real one with its runner, and what must be true of what it lists.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::future::poll_fn;
+use std::pin::pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+
+use embassy_sync::blocking_mutex::raw::NoopRawMutex;
+use nanonsq_core::directory::Config;
+use nanonsq_core::drive::directory::{self, Handle};
+use nanonsq_core::drive::{Port as Slots, Ports};
+use nanonsq_core::session::{Link, Session as _};
+use nanonsq_core::time::Span;
+
+use crate::actor::{Actor, Desk, ORDERS, Order, Process, RUNNER, until};
+use crate::exec::application;
+use crate::random::Random;
+use crate::server::{ConnId, Seen};
+use crate::watch::{self, Event, Session};
+use crate::world::{Clock, Listens, Port, Role, World};
+
+/// More than there are nodes, by those whose old connection is not yet found dead.
+const NODES: usize = 8;
+const TOPICS: usize = 10;
+const CHANNELS: usize = 24;
+const HTTP: usize = 3;
+const SESSIONS: usize = NODES + 1 + HTTP + 1;
+
+/// Units of the process, beside those that all have.
+const EVENTS: usize = 2;
+const STOPPING: usize = 3;
+
+/// See the [module](self).
+pub(crate) struct Lists {
+    world: World,
+    me: usize,
+    config: Rc<Config<'static>>,
+    tcp: Port,
+    http: Port,
+}
+
+impl Lists {
+    pub(crate) fn new(
+        world: &World,
+        me: usize,
+        (tcp, http): (Port, Port),
+        random: &mut Random,
+    ) -> Self {
+        let config = Config {
+            idle_timeout: Span::from_secs(random.pick(&[40, 60])),
+            inactive_timeout: Span::from_secs(60),
+            greeting_timeout: Span::from_secs(random.pick(&[2, 10])),
+            reply_timeout: Span::from_secs(random.pick(&[1, 5])),
+            empty_timeout: Span::from_secs(random.pick(&[0, 5, 3600])),
+            ..Config::new()
+        };
+        watch::say(|| format!("node{me} is a directory: {config:?}"));
+        Self { world: world.clone(), me, config: Rc::new(config), tcp, http }
+    }
+}
+
+impl Actor for Lists {
+    fn start(&mut self) -> (Process, Rc<Desk>) {
+        let desk = Desk::new(4, SESSIONS as u32);
+        for session in 0..NODES {
+            watch::add((self.me, session), watch::PRODUCER);
+        }
+        self.tcp.set_up(&self.world, true);
+        self.http.set_up(&self.world, true);
+        let (world, config) = (self.world.clone(), self.config.clone());
+        let ports = (self.tcp.clone(), self.http.clone());
+        (Box::pin(run(world, self.me, config, ports, desk.clone())), desk)
+    }
+
+    fn seen(&mut self, _: Session, _: ConnId, _: Seen) {}
+
+    fn died(&mut self) {
+        self.tcp.set_up(&self.world, false);
+        self.http.set_up(&self.world, false);
+    }
+}
+
+type Directory<'a> = Handle<'a, NoopRawMutex, Clock>;
+
+async fn run(
+    world: World,
+    me: usize,
+    config: Rc<Config<'static>>,
+    (tcp, http): (Port, Port),
+    desk: Rc<Desk>,
+) {
+    let units = &desk.units;
+    let mut resources =
+        directory::Resources::<NoopRawMutex, NODES, TOPICS, CHANNELS, HTTP, 32>::new();
+    let sessions = Rc::new(RefCell::new(VecDeque::new()));
+    let plan = VecDeque::from([Role::Runner(sessions.clone())]);
+    let clock = Clock::of_plan(&world, me, Rc::new(RefCell::new(plan)));
+    let mut next = 0;
+    let mut listens = |port: &Port| {
+        next += 1;
+        Listens { world: world.clone(), port: port.clone(), session: (me, next - 1), tap: None }
+    };
+    let ports = Ports { tcp: Slots::new(|| listens(&tcp)), http: Slots::new(|| listens(&http)) };
+    let (handle, mut runner) = directory::new(&mut resources, &config, ports, clock);
+    let mut events = pin!(async {
+        loop {
+            let event = handle.event().await;
+            watch::tell((me, 0), || format!("tells {event:?}"));
+        }
+    });
+    let (stop, stopped) = (Cell::new(false), Cell::new(false));
+    let mut stopping = pin!(async {
+        until(|| stop.get().then_some(())).await;
+        handle.stop().await;
+        stopped.set(true);
+        std::future::pending::<()>().await
+    });
+    loop {
+        // Clones of the runner's clock from here on are the sessions'.
+        sessions.replace((0..SESSIONS).map(Role::Session).collect());
+        let mut run = pin!(runner.run());
+        let again = poll_fn(|_| {
+            while let Some((unit, causes)) = units.take(world.now()) {
+                let waker = units.waker(unit);
+                let cx = &mut Context::from_waker(&waker);
+                match unit {
+                    RUNNER => {
+                        let before = (world.moves(me), print(&handle));
+                        let _ = run.as_mut().poll(cx);
+                        let changed = before != (world.moves(me), print(&handle));
+                        // How far stopping is does not show.
+                        units.judge(causes, changed || stop.get());
+                    }
+                    ORDERS => {
+                        while let Some(order) = desk.next_order() {
+                            if matches!(order, Order::Restart) {
+                                (0..NODES).for_each(|n| watch::event((me, n), Event::Dropped));
+                                units.wake(RUNNER);
+                                return Poll::Ready(true);
+                            }
+                            // It has little to do.
+                            if matches!(order, Order::Act(random) if random.clone().one_in(20)) {
+                                watch::tell((me, 0), || "stops".into());
+                                (0..NODES).for_each(|n| watch::event((me, n), Event::Stop));
+                                stop.set(true);
+                                units.wake(STOPPING);
+                            }
+                        }
+                    }
+                    EVENTS => drop(application(|| events.as_mut().poll(cx))),
+                    _ => drop(application(|| stopping.as_mut().poll(cx))),
+                }
+                tcp.set_listings(listings(&handle));
+                read_states(&handle, me);
+            }
+            let said = handle.look(|directory| directory.poll_event());
+            assert_eq!(said, Some(None), "nobody told who waits for events");
+            // A process that has stopped ends.
+            if stopped.get() { Poll::Ready(false) } else { Poll::Pending }
+        })
+        .await;
+        if !again {
+            return;
+        }
+    }
+}
+
+/// Differs whenever the directory changed.
+fn print(handle: &Directory<'_>) -> impl PartialEq + use<> {
+    handle.look(|directory| {
+        let nodes: [_; NODES] = std::array::from_fn(|n| {
+            directory.client(n).map(|session| (session.link(), session.deadline()))
+        });
+        let http: [_; HTTP] = std::array::from_fn(|n| {
+            directory.http(n).map(|session| (session.link(), session.deadline()))
+        });
+        (directory.version(), directory.counters(), nodes, http)
+    })
+}
+
+/// States that another session's driver changed.
+fn read_states(handle: &Directory<'_>, me: usize) {
+    handle.look(|directory| {
+        for n in 0..NODES {
+            let identified = directory.producer(n).is_some();
+            let state = match directory.client(n).map(|session| session.link()) {
+                Some(Link::Close) => "Closing",
+                Some(Link::Up) if identified => "Identified",
+                Some(Link::Up) => "Greeting",
+                _ => "Free",
+            };
+            watch::set_state((me, n), &format_args!("{state}"));
+        }
+    });
+}
+
+/// What each connection has registered. Nobody is listed who is not there.
+fn listings(handle: &Directory<'_>) -> BTreeMap<ConnId, BTreeSet<String>> {
+    let all = handle.look(|directory| {
+        let mut listings = BTreeMap::new();
+        let mut names = BTreeSet::new();
+        for n in 0..NODES {
+            let Some(producer) = directory.producer(n) else { continue };
+            let twice = !names.insert(producer.node.broadcast_address);
+            assert!(!twice, "{} is listed twice", producer.node.broadcast_address);
+            let topics = directory.topics().filter(|(name, _)| directory.has_topic(n, name));
+            let channels = directory
+                .channels()
+                .filter(|(topic, name)| directory.has_channel(n, topic, name))
+                .map(|(topic, name)| format!("{topic}/{name}"));
+            let list = topics.map(|(name, _)| name.to_string()).chain(channels).collect();
+            listings.insert(Port::conn_of(producer.remote), list);
+        }
+        listings
+    });
+    all.expect("not within a look")
+}

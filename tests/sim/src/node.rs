@@ -1,0 +1,479 @@
+//! A node: a real one with its runner and handle, an application that publishes and keeps house,
+//! and what must be true of what its clients get and what the nsqlookupds list.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::pin::pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+
+use embassy_sync::blocking_mutex::raw::NoopRawMutex;
+use nanonsq_core::address::Address;
+use nanonsq_core::drive::node::{self, Handle, Settings};
+use nanonsq_core::drive::{Port as Slots, Ports};
+use nanonsq_core::lookup::{Config as LookupConfig, NodeInfo};
+use nanonsq_core::name::{ChannelName, TopicName};
+use nanonsq_core::node::{
+    ClientState, Config, HttpConfig, PublishError, PublishOptions, message_cost,
+};
+use nanonsq_core::session::Session as _;
+use nanonsq_core::time::Span;
+
+use crate::actor::{Actor, Desk, ORDERS, Order, Process, RUNNER, favour, until};
+use crate::exec::application;
+use crate::random::Random;
+use crate::server::{ConnId, Seen};
+use crate::tap::Tap;
+use crate::watch::{self, Event, Session};
+use crate::world::{Clock, Dials, Listens, Port, Role, World};
+
+const TOPICS: usize = 3;
+const CHANNELS: usize = 5;
+const CLIENTS: usize = 3;
+const IN_FLIGHT: usize = 8;
+const PEERS: usize = 2;
+/// Its clients' sessions, the one that refuses, and its nsqlookupds'.
+const SESSIONS: usize = CLIENTS + 1 + PEERS;
+
+const LANES: u8 = 2;
+
+/// What consumers consume, and what comes and goes.
+const FEED: &str = "feed";
+const OTHERS: [&str; 3] = ["x", "y#ephemeral", "z"];
+
+/// Units of the process, beside those that all have.
+const EVENTS: usize = 2;
+const PUBLISHING: usize = 3;
+const STOPPING: usize = 4;
+
+/// See the [module](self).
+pub(crate) struct Daemon {
+    world: World,
+    me: usize,
+    setup: Rc<Setup>,
+    port: Port,
+    state: Rc<State>,
+}
+
+struct Setup {
+    /// The name of its host.
+    name: String,
+    config: Config<'static>,
+    lookup: LookupConfig<'static>,
+    lookupds: Vec<Address>,
+    blocks: usize,
+    /// What its application does more than anything else.
+    favourite: u64,
+}
+
+#[derive(Default)]
+struct State {
+    lives: Cell<u32>,
+    published: Cell<u32>,
+    /// How long the message is that waits for room.
+    waits: Cell<Option<usize>>,
+    stop: Cell<bool>,
+    stopped: Cell<bool>,
+}
+
+impl Daemon {
+    pub(crate) fn new(
+        world: &World,
+        me: usize,
+        name: String,
+        port: Port,
+        (lookupds, max_rdy_count): (usize, u16),
+        random: &mut Random,
+    ) -> Self {
+        let ms = |random: &mut Random, from: &[u32]| Span::from_millis(random.pick(from));
+        let mut config = Config {
+            heartbeat: ms(random, &[1000, 5000, 30_000]),
+            msg_timeout: ms(random, &[2000, 60_000]),
+            close_timeout: ms(random, &[100, 1000]),
+            channels_per_topic: LANES,
+            seed: random.below(1 << 32) as u32,
+            ..Config::new()
+        };
+        config.limits.max_rdy_count = max_rdy_count.into();
+        let lookup = LookupConfig {
+            ping: Span::from_secs(15),
+            reply_timeout: ms(random, &[1000, 5000]),
+            reassert: ms(random, &[2000, 20_000]),
+            close_timeout: ms(random, &[100, 1000]),
+            seed: random.below(1 << 32) as u32,
+            ..LookupConfig::new(NodeInfo::default())
+        };
+        let lookupds =
+            (0..lookupds).map(|n| format!("lookup{n}:4160").parse().expect("an address")).collect();
+        let blocks = random.pick(&[12, 40, 200]);
+        watch::say(|| format!("node{me} is {name}, {blocks} blocks, at {lookupds:?}: {config:?}"));
+        let favourite = random.below(10);
+        let setup = Rc::new(Setup { name, config, lookup, lookupds, blocks, favourite });
+        Self { world: world.clone(), me, setup, port, state: Rc::default() }
+    }
+}
+
+impl Actor for Daemon {
+    fn start(&mut self) -> (Process, Rc<Desk>) {
+        let desk = Desk::new(5, SESSIONS as u32);
+        for session in 0..CLIENTS {
+            watch::add((self.me, session), watch::NODE);
+        }
+        for session in CLIENTS + 1..SESSIONS {
+            watch::add_shared((self.me, session), watch::PEER);
+        }
+        self.state.lives.set(self.state.lives.get() + 1);
+        self.port.set_up(&self.world, true);
+        let (world, setup, state) = (self.world.clone(), self.setup.clone(), self.state.clone());
+        (Box::pin(run(world, self.me, setup, state, self.port.clone(), desk.clone())), desk)
+    }
+
+    fn seen(&mut self, _: Session, _: ConnId, seen: Seen) {
+        if let Seen::Refused { words } = seen {
+            // Another kind of server may have been dialed, and a connection may break anywhere.
+            let fair = words == "E_BAD_PROTOCOL" || words.contains("failed to read");
+            assert!(fair, "nsqlookupd refuses: {words}");
+        }
+    }
+
+    fn died(&mut self) {
+        self.port.set_up(&self.world, false);
+        self.state.waits.set(None);
+        self.state.stop.set(false);
+        self.state.stopped.set(false);
+    }
+}
+
+type Node<'a> = Handle<'a, NoopRawMutex, Clock>;
+
+async fn run(
+    world: World,
+    me: usize,
+    setup: Rc<Setup>,
+    state: Rc<State>,
+    port: Port,
+    desk: Rc<Desk>,
+) {
+    let units = &desk.units;
+    let config = Config { boot: state.lives.get(), ..setup.config };
+    let info = NodeInfo {
+        broadcast_address: &setup.name,
+        hostname: &setup.name,
+        tcp_port: 4150,
+        http_port: 4151,
+        version: "1.3.0",
+        ..NodeInfo::default()
+    };
+    let lookup = LookupConfig { node: info, ..setup.lookup };
+    let micros = |ms: u32| u64::from(ms) * 1000;
+    let tap = Rc::new(RefCell::new(Tap::new(
+        config.boot,
+        micros(config.msg_timeout.as_millis()),
+        micros(config.limits.max_msg_timeout_ms),
+    )));
+    let mut store = vec![0xee; setup.blocks * 66];
+    let mut resources =
+        node::Resources::<NoopRawMutex, TOPICS, CHANNELS, CLIENTS, IN_FLIGHT, 0, PEERS, 64>::new();
+    let (serving, peers) = (Rc::new(RefCell::default()), Rc::new(RefCell::default()));
+    peers.replace(VecDeque::from([Role::Handle]));
+    let plan = VecDeque::from([Role::Runner(peers.clone()), Role::Runner(serving.clone())]);
+    let clock = Clock::of_plan(&world, me, Rc::new(RefCell::new(plan)));
+    let mut next = 0;
+    let ports = Ports {
+        tcp: Slots::new(|| {
+            next += 1;
+            let (world, port, session) = (world.clone(), port.clone(), (me, next - 1));
+            Listens { world, port, session, tap: Some(tap.clone()) }
+        }),
+        http: Slots::NONE,
+    };
+    const HTTP: &HttpConfig<'_> = &HttpConfig::new();
+    let settings =
+        Settings { node: &config, http: HTTP, lookup: &lookup, lookupds: &setup.lookupds };
+    let dialers = std::array::from_fn(|n| Dials(world.clone(), (me, CLIENTS + 1 + n)));
+    let (handle, mut runner) =
+        node::new(&mut resources, settings, &mut store, ports, dialers, clock)
+            .expect("a good configuration");
+    let listed = runner.lookup();
+    let feed = TopicName::new(FEED).expect("a name");
+    // So that consumers find it.
+    handle.create_topic(&feed).expect("room for the first");
+    read_states(&handle, &listed, me);
+
+    let mut events = pin!(async {
+        loop {
+            let event = handle.event().await;
+            watch::tell((me, 0), || format!("tells {event:?}"));
+        }
+    });
+    let mut publishing = pin!(async {
+        loop {
+            let (_, body) = poll_fn(|cx| port.poll_fed(cx)).await;
+            state.waits.set(Some(body.len()));
+            let taken = handle.publish(&feed, &body).await;
+            state.waits.set(None);
+            match taken {
+                Ok(ticket) => tap.borrow_mut().accept(ticket.number(), &body),
+                Err(PublishError::TooLarge { .. }) => watch::count("larger than the store"),
+                Err(error) => panic!("{error}"),
+            }
+        }
+    });
+    let mut stopping = pin!(async {
+        until(|| state.stop.get().then_some(())).await;
+        handle.stop().await;
+        state.stopped.set(true);
+        std::future::pending::<()>().await
+    });
+
+    loop {
+        // Clones of the runners' clocks from here on are the sessions'.
+        serving.replace((0..=CLIENTS).map(Role::Session).collect());
+        peers.replace((CLIENTS + 1..SESSIONS).map(Role::Session).collect());
+        let mut run = pin!(runner.run());
+        let mut begins = true;
+        let again = poll_fn(|_| {
+            while let Some((unit, causes)) = units.take(world.now()) {
+                let waker = units.waker(unit);
+                let cx = &mut Context::from_waker(&waker);
+                match unit {
+                    RUNNER => {
+                        let before = (world.moves(me), print(&handle, &listed));
+                        let _ = run.as_mut().poll(cx);
+                        let changed = before != (world.moves(me), print(&handle, &listed));
+                        // How far stopping is does not show; who begins brings the registry into
+                        // agreement once more.
+                        units.judge(causes, changed || state.stop.get() || begins);
+                        begins = false;
+                    }
+                    ORDERS => {
+                        while let Some(order) = desk.next_order() {
+                            if matches!(order, Order::Restart) {
+                                (0..SESSIONS).for_each(|n| watch::event((me, n), Event::Dropped));
+                                units.wake(RUNNER);
+                                return Poll::Ready(true);
+                            }
+                            application(|| {
+                                obey(order, &handle, &world, &setup, &state, &tap, &desk, me)
+                            });
+                        }
+                    }
+                    EVENTS => drop(application(|| events.as_mut().poll(cx))),
+                    PUBLISHING => drop(application(|| publishing.as_mut().poll(cx))),
+                    _ => drop(application(|| stopping.as_mut().poll(cx))),
+                }
+                port.set_unfinished(tap.borrow().unfinished());
+                read_states(&handle, &listed, me);
+                check(&handle, &tap.borrow());
+            }
+            check_quiet(&handle, &state);
+            // A process that has stopped ends.
+            if state.stopped.get() { Poll::Ready(false) } else { Poll::Pending }
+        })
+        .await;
+        if !again {
+            return;
+        }
+    }
+}
+
+type Listed<'a> =
+    nanonsq_core::drive::lookup::Handle<'a, NoopRawMutex, Clock, PEERS, TOPICS, CHANNELS>;
+
+/// Differs whenever the node, or what is listed of it, changed.
+fn print(handle: &Node<'_>, listed: &Listed<'_>) -> impl PartialEq + use<> {
+    let node = handle.look(|node| {
+        let sessions: [_; CLIENTS] = std::array::from_fn(|n| {
+            let seat = node.status(n).map(|it| (it.state, it.ready, it.in_flight, it.messages));
+            (seat, node.client(n).map(|session| (session.link(), session.deadline())))
+        });
+        (node.version(), node.topology(), node.counters(), node.store(), sessions)
+    });
+    let lookup = listed.look(|lookup| {
+        let deadlines: [_; PEERS] =
+            std::array::from_fn(|n| lookup.peer(n).map(|peer| peer.deadline()));
+        let registry = lookup.registry();
+        let wanted = registry.topics().count() + 16 * registry.channels().count();
+        (lookup.version(), deadlines, wanted)
+    });
+    (node, lookup, handle.turned_away())
+}
+
+/// States that the core does not trace, or that another session's driver changed.
+fn read_states(handle: &Node<'_>, listed: &Listed<'_>, me: usize) {
+    handle.look(|node| {
+        for n in 0..CLIENTS {
+            let state = match node.status(n).map(|status| status.state) {
+                None => "Unused",
+                Some(ClientState::Init) => "Init",
+                Some(ClientState::Subscribed) => "Subscribed",
+                Some(ClientState::Closing) => "Closing",
+            };
+            watch::set_state((me, n), &format_args!("{state}"));
+        }
+    });
+    for n in 0..PEERS {
+        let state = listed.look(|lookup| lookup.status(n).map(|status| status.state));
+        watch::set_state((me, CLIENTS + 1 + n), &state.flatten().expect("a peer"));
+    }
+}
+
+/// Always so.
+fn check(handle: &Node<'_>, tap: &Tap) {
+    tap.check();
+    handle.look(|node| {
+        let store = node.store();
+        assert!(store.promised <= store.free && store.free <= store.blocks, "{store:?}");
+        let mut flying = 0;
+        for topic in node.topics() {
+            for channel in node.channels(topic.name) {
+                assert!(channel.in_flight <= IN_FLIGHT as u32, "{channel:?}");
+                flying += channel.in_flight;
+            }
+        }
+        let theirs: u32 = node.statuses().map(|status| u32::from(status.in_flight)).sum();
+        assert_eq!(flying, theirs, "what is in flight is with a client");
+    });
+}
+
+/// So when nothing more moves.
+fn check_quiet(handle: &Node<'_>, state: &State) {
+    handle.look(|node| {
+        assert_eq!(node.poll_event(), None, "nobody told who waits for events");
+        if let Some(len) = state.waits.get() {
+            let store = node.store();
+            let need = message_cost(len as u32, LANES) / 66;
+            let free = usize::from(store.free - store.promised);
+            assert!(free < need, "nobody told who waits for room");
+        }
+    });
+}
+
+#[expect(clippy::too_many_arguments, reason = "an application and all that it knows")]
+fn obey(
+    order: Order,
+    handle: &Node<'_>,
+    world: &World,
+    setup: &Setup,
+    state: &State,
+    tap: &Rc<RefCell<Tap>>,
+    desk: &Desk,
+    me: usize,
+) {
+    let feed = TopicName::new(FEED).expect("a name");
+    let channel = ChannelName::new("c").expect("a name");
+    let each = |event| (0..SESSIONS).for_each(|n| watch::event((me, n), event));
+    let say = |what: &str| watch::tell((me, 0), || what.to_owned());
+    match order {
+        Order::Act(mut random) => {
+            each(Event::Work);
+            let topic = TopicName::new(random.pick(&OTHERS)).expect("a name");
+            let other = ChannelName::new(random.pick(&["c", "d", "e#ephemeral"])).expect("a name");
+            let what = favour(&mut random, setup.favourite, 10);
+            watch::tell((me, 0), || format!("does {what} with {topic} {other}"));
+            match what {
+                0 => drop(handle.create_topic(&topic)),
+                1 | 2 => drop(handle.create_channel(&topic, &other)),
+                3 => drop(handle.delete_topic(&topic)),
+                4 => drop(handle.delete_channel(&topic, &other)),
+                5 if random.one_in(4) => {
+                    say("stops");
+                    each(Event::Stop);
+                    state.stop.set(true);
+                    desk.units.wake(STOPPING);
+                }
+                5 => match random.below(4) {
+                    0 => drop(handle.pause_topic(&feed)),
+                    1 => drop(handle.unpause_topic(&feed)),
+                    2 => drop(handle.pause_channel(&feed, &channel)),
+                    _ => drop(handle.unpause_channel(&feed, &channel)),
+                },
+                _ => {
+                    for _ in 0..random.between(1, 8) {
+                        publish(&mut random, handle, state, tap, &feed);
+                    }
+                }
+            }
+        }
+        Order::Settled(mut random) => {
+            handle.unpause_topic(&feed).expect("it is there");
+            // Nobody may have subscribed yet.
+            let _ = handle.unpause_channel(&feed, &channel);
+            publish(&mut random, handle, state, tap, &feed);
+        }
+        Order::End => finish(handle, world, setup, state, tap, me),
+        Order::Restart => {}
+    }
+}
+
+/// Publishes at once, a message of its own.
+fn publish(
+    random: &mut Random,
+    handle: &Node<'_>,
+    state: &State,
+    tap: &Rc<RefCell<Tap>>,
+    feed: &TopicName,
+) {
+    let number = state.published.get();
+    state.published.set(number + 1);
+    let mut body = format!("own/{number}/").into_bytes();
+    let len = if random.one_in(10) { 200 } else { random.between(10, 38) as usize };
+    body.resize(len.max(body.len()), b'o');
+    let defer = random.one_in(5).then_some(Span::from_millis(random.below(6000) as u32));
+    let before = handle.look(|node| node.store()).expect("not within a look");
+    match handle.try_publish_with(feed, &body, PublishOptions { defer }) {
+        Ok(ticket) => tap.borrow_mut().accept(ticket.number(), &body),
+        Err(PublishError::Full) => {
+            watch::count("node full");
+            let need = message_cost(body.len() as u32, LANES) / 66;
+            let free = usize::from(before.free - before.promised);
+            // Those who wait come first.
+            assert!(free < need || state.waits.get().is_some(), "refused, though there is room");
+        }
+        Err(PublishError::TooLarge { .. }) => {}
+        Err(error) => panic!("{error}"),
+    }
+}
+
+/// No faults since long, and nothing left to do.
+fn finish(
+    handle: &Node<'_>,
+    world: &World,
+    setup: &Setup,
+    state: &State,
+    tap: &Rc<RefCell<Tap>>,
+    me: usize,
+) {
+    let mut names = handle
+        .look(|node| {
+            let mut names = Vec::new();
+            for topic in node.topics() {
+                names.push(topic.name.to_string());
+                let channels = node.channels(topic.name);
+                names.extend(channels.map(|channel| format!("{}/{}", topic.name, channel.name)));
+            }
+            names
+        })
+        .expect("not within a look");
+    names.sort();
+    for address in &setup.lookupds {
+        let (listed, conns) = world.listing(address.host(), me);
+        assert_eq!(conns, 1, "one connection to {address}");
+        assert_eq!(listed, names, "{address} lists something else");
+    }
+    handle.look(|node| {
+        let feed = TopicName::new(FEED).expect("a name");
+        let served = node.statuses().any(|status| status.ready > 0);
+        let store = node.store();
+        if served {
+            watch::count("node empty in the end");
+            let left = tap.borrow().unfinished().len();
+            assert_eq!(left, 0, "messages are left, and somebody consumes");
+            assert_eq!((store.free, store.promised), (store.blocks, 0), "{store:?}");
+            assert_eq!(state.waits.get(), None, "somebody waits for room");
+            let depth: u32 = node.channels(&feed).map(|it| it.depth + it.in_flight).sum();
+            assert_eq!(depth, 0, "messages wait");
+        }
+    });
+}

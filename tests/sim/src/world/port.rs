@@ -1,0 +1,392 @@
+//! A host that is a process of an actor: its listeners and its ends of connections. What arrives
+//! lies here until the process reads it.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+
+use nanonsq_core::drive::{Listener, Transport};
+use nanonsq_core::session::{DialError, Transmit, TransportError};
+
+use super::link::{Way, wake};
+use super::{Inner, Segment, WINDOW, World};
+use crate::random::Random;
+use crate::server::{ConnId, Out, Seen, Server};
+use crate::tap::Tap;
+use crate::watch::{self, Event, Session};
+
+/// How many connections wait to be accepted; the next one is reset.
+const BACKLOG: usize = 4;
+
+/// Where a process listens.
+#[derive(Clone, Default)]
+pub(crate) struct Port(Rc<RefCell<Desk>>);
+
+#[derive(Default)]
+struct Desk {
+    /// There is a process.
+    up: bool,
+    backlog: VecDeque<ConnId>,
+    accepting: BTreeMap<Session, Waker>,
+    ends: BTreeMap<ConnId, End>,
+    listings: BTreeMap<ConnId, BTreeSet<String>>,
+    /// What somebody wants to have published, and whom to tell.
+    fed: VecDeque<(String, Vec<u8>)>,
+    feeder: Option<Waker>,
+    /// What was published and is not finished.
+    unfinished: Vec<Vec<u8>>,
+}
+
+/// The process's end of a connection.
+#[derive(Default)]
+struct End {
+    rx: VecDeque<u8>,
+    /// The client ended its stream; the connection is no more.
+    ended: bool,
+    gone: bool,
+    reader: Option<Waker>,
+    writer: Option<Waker>,
+}
+
+impl Port {
+    /// The process starts, or is dead.
+    pub(crate) fn set_up(&self, world: &World, up: bool) {
+        let waiting: Vec<_> = {
+            let desk = &mut *self.0.borrow_mut();
+            desk.up = up;
+            desk.listings.clear();
+            desk.unfinished.clear();
+            desk.fed.clear();
+            if up { Vec::new() } else { desk.backlog.drain(..).collect() }
+        };
+        for id in waiting {
+            world.0.borrow_mut().hang_up(id, true);
+            self.0.borrow_mut().ends.remove(&id);
+        }
+    }
+
+    /// What somebody wants to have published.
+    pub(crate) fn poll_fed(&self, cx: &Context<'_>) -> Poll<(String, Vec<u8>)> {
+        let desk = &mut *self.0.borrow_mut();
+        match desk.fed.pop_front() {
+            Some(fed) => Poll::Ready(fed),
+            None => {
+                desk.feeder = Some(cx.waker().clone());
+                Poll::Pending
+            }
+        }
+    }
+
+    /// What of a node's messages is not finished.
+    pub(crate) fn set_unfinished(&self, bodies: Vec<Vec<u8>>) {
+        self.0.borrow_mut().unfinished = bodies;
+    }
+
+    /// What each connection has registered.
+    pub(crate) fn set_listings(&self, listings: BTreeMap<ConnId, BTreeSet<String>>) {
+        self.0.borrow_mut().listings = listings;
+    }
+
+    /// The connection that comes from there.
+    pub(crate) fn conn_of(from: SocketAddr) -> ConnId {
+        let SocketAddr::V4(from) = from else { panic!("not one of ours") };
+        u64::from(u32::from(*from.ip())) << 16 | u64::from(from.port())
+    }
+}
+
+fn address_of(id: ConnId) -> SocketAddr {
+    SocketAddr::from((
+        (id >> 16).to_be_bytes()[4..].first_chunk::<4>().copied().unwrap(),
+        id as u16,
+    ))
+}
+
+/// As the network sees it.
+impl Server for Port {
+    fn open(&mut self, conn: ConnId, out: &mut Out) {
+        let desk = &mut *self.0.borrow_mut();
+        if desk.backlog.len() >= BACKLOG {
+            out.close(conn);
+            return;
+        }
+        desk.ends.insert(conn, End::default());
+        desk.backlog.push_back(conn);
+        for (_, waker) in std::mem::take(&mut desk.accepting) {
+            wake(&mut Some(waker));
+        }
+    }
+
+    fn receive(&mut self, conn: ConnId, bytes: &[u8], _: &mut Out) {
+        if let Some(end) = self.0.borrow_mut().ends.get_mut(&conn) {
+            end.rx.extend(bytes);
+            wake(&mut end.reader);
+        }
+    }
+
+    fn ended(&mut self, conn: ConnId, _: &mut Out) {
+        if let Some(end) = self.0.borrow_mut().ends.get_mut(&conn) {
+            end.ended = true;
+            wake(&mut end.reader);
+        }
+    }
+
+    fn closed(&mut self, conn: ConnId) {
+        if let Some(end) = self.0.borrow_mut().ends.get_mut(&conn) {
+            end.gone = true;
+            wake(&mut end.reader);
+            wake(&mut end.writer);
+        }
+    }
+
+    fn deadline(&self) -> u64 {
+        u64::MAX
+    }
+
+    fn tick(&mut self, _: &mut Out) {}
+
+    fn lie(&self, _: &mut Random) -> Vec<u8> {
+        Vec::new()
+    }
+
+    fn set_exiting(&mut self, _: bool) {}
+
+    fn vandalize(&mut self, _: &mut Random) -> String {
+        "nothing".into()
+    }
+
+    fn feed(&mut self, topic: &str, body: &[u8], _: &mut Out) {
+        let desk = &mut *self.0.borrow_mut();
+        if desk.up {
+            desk.fed.push_back((topic.to_owned(), body.to_vec()));
+            if let Some(waker) = desk.feeder.take() {
+                crate::exec::application(|| waker.wake());
+            }
+        }
+    }
+
+    fn unfinished(&self, _: &str) -> Vec<Vec<u8>> {
+        let desk = self.0.borrow();
+        desk.unfinished.iter().cloned().chain(desk.fed.iter().map(|fed| fed.1.clone())).collect()
+    }
+
+    fn unanswered_max(&self) -> u32 {
+        u32::MAX
+    }
+
+    fn listing(&self, conn: ConnId) -> Option<BTreeSet<String>> {
+        self.0.borrow().listings.get(&conn).cloned()
+    }
+
+    fn is_up(&self) -> bool {
+        self.0.borrow().up
+    }
+
+    fn unread(&self, conn: ConnId) -> usize {
+        self.0.borrow().ends.get(&conn).map_or(0, |end| end.rx.len())
+    }
+
+    fn writable(&mut self, conn: ConnId) {
+        if let Some(end) = self.0.borrow_mut().ends.get_mut(&conn) {
+            wake(&mut end.writer);
+        }
+    }
+}
+
+/// One accept slot of a session.
+pub(crate) struct Listens {
+    pub(crate) world: World,
+    pub(crate) port: Port,
+    pub(crate) session: Session,
+    /// What is checked of what it carries, if it is V2.
+    pub(crate) tap: Option<Rc<RefCell<Tap>>>,
+}
+
+impl Listener for Listens {
+    type Transport<'l> = Socket;
+
+    async fn accept(&mut self) -> Result<(Socket, SocketAddr), DialError> {
+        let Self { world, port, session, tap } = self;
+        /// Nobody listens any more, however it ends.
+        struct Guard(Port, Session);
+        impl Drop for Guard {
+            fn drop(&mut self) {
+                self.0.0.borrow_mut().accepting.remove(&self.1);
+            }
+        }
+        let guard = Guard(port.clone(), *session);
+        let id = std::future::poll_fn(|cx| {
+            let desk = &mut *guard.0.0.borrow_mut();
+            let Some(&id) = desk.backlog.front() else {
+                desk.accepting.insert(*session, cx.waker().clone());
+                return Poll::Pending;
+            };
+            let inner = &mut *world.0.borrow_mut();
+            if inner.random.one_in(60) {
+                // As when there are no file descriptors left: what waits, waits.
+                if let Some(conn) = inner.conns.get_mut(&id) {
+                    conn.clean = false;
+                }
+                inner.moves[session.0] += 1;
+                watch::event(*session, Event::DialFailed);
+                return Poll::Ready(None);
+            }
+            desk.backlog.pop_front();
+            inner.moves[session.0] += 1;
+            Poll::Ready(Some(id))
+        })
+        .await;
+        drop(guard);
+        let Some(id) = id else { return Err(DialError::NoSocket) };
+        watch::event(*session, Event::Up);
+        watch::tell(*session, || format!("accepts connection {id}"));
+        if let Some(tap) = tap {
+            tap.borrow_mut().open(id);
+        }
+        let (world, port, session, tap) = (world.clone(), port.clone(), *session, tap.clone());
+        Ok((Socket { world, port, id, session, tap, closed: false }, address_of(id)))
+    }
+}
+
+/// [`Transport`] of a connection that was accepted.
+pub(crate) struct Socket {
+    world: World,
+    port: Port,
+    id: ConnId,
+    session: Session,
+    tap: Option<Rc<RefCell<Tap>>>,
+    closed: bool,
+}
+
+impl Socket {
+    fn tap(&self, inner: &mut Inner, f: impl FnOnce(&mut Tap, u64) -> Vec<Seen>) {
+        let Some(tap) = &self.tap else { return };
+        let clock = inner.now.saturating_add(inner.clocks[self.session.0]);
+        let seen = f(&mut tap.borrow_mut(), clock);
+        if let Some(client) = inner.conns.get(&self.id).map(|conn| conn.session) {
+            inner.seen.extend(seen.into_iter().map(|seen| (client, self.id, seen)));
+        }
+    }
+}
+
+impl Transport for Socket {
+    fn poll_read(
+        &mut self,
+        cx: &mut Context<'_>,
+        buf: &mut [u8],
+    ) -> Poll<Result<usize, TransportError>> {
+        let inner = &mut *self.world.0.borrow_mut();
+        // All that was read before is taken, else it would not be asked for more.
+        self.tap(inner, |tap, now| tap.read_again(self.id, now));
+        let desk = &mut *self.port.0.borrow_mut();
+        let end = desk.ends.get_mut(&self.id).expect("an end that is held");
+        if end.rx.is_empty() {
+            end.reader = Some(cx.waker().clone());
+            if !end.gone && !end.ended {
+                return Poll::Pending;
+            }
+            inner.moves[self.session.0] += 1;
+            watch::event(self.session, if end.gone { Event::ReadError } else { Event::End });
+            let reset = Poll::Ready(Err(TransportError::Reset));
+            return if end.gone { reset } else { Poll::Ready(Ok(0)) };
+        }
+        let piece = inner.conns.get(&self.id).map_or(10_000, |conn| conn.piece);
+        let most = inner.random.between(1, piece) as usize;
+        let n = end.rx.len().min(buf.len()).min(most);
+        for (to, from) in buf.iter_mut().zip(end.rx.drain(..n)) {
+            *to = from;
+        }
+        watch::event(self.session, Event::Heard);
+        watch::tell(self.session, || format!("reads {}", buf[..n].escape_ascii()));
+        inner.moves[self.session.0] += 1;
+        self.tap(inner, |tap, now| tap.read(self.id, &buf[..n], now));
+        if let Some(conn) = inner.conns.get_mut(&self.id) {
+            wake(&mut conn.writer);
+        }
+        Poll::Ready(Ok(n))
+    }
+
+    fn poll_write(
+        &mut self,
+        cx: &mut Context<'_>,
+        bytes: Transmit<'_>,
+    ) -> Poll<Result<usize, TransportError>> {
+        assert!(!self.closed, "written to after it was closed");
+        let inner = &mut *self.world.0.borrow_mut();
+        let all = [bytes.head, bytes.body].concat();
+        self.tap(inner, |tap, now| tap.offer(self.id, &all, now));
+        let desk = &mut *self.port.0.borrow_mut();
+        let end = desk.ends.get_mut(&self.id).expect("an end that is held");
+        let conn = inner.conns.get_mut(&self.id).filter(|_| !end.gone);
+        let Some(conn) = conn else {
+            watch::event(self.session, Event::WriteError);
+            return Poll::Ready(Err(TransportError::Reset));
+        };
+        let unread: usize = conn.rx.iter().map(|(_, bytes)| bytes.len()).sum();
+        let room = conn
+            .window
+            .min(WINDOW)
+            .saturating_sub(conn.down.bytes + unread.saturating_sub(conn.read));
+        if room == 0 {
+            watch::event(self.session, Event::Blocked);
+            end.writer = Some(cx.waker().clone());
+            return Poll::Pending;
+        }
+        let most = inner.random.between(1, conn.piece) as usize;
+        let n = all.len().min(room).min(most);
+        let event = if n < all.len() { Event::WrotePart } else { Event::Wrote };
+        watch::event(self.session, event);
+        watch::tell(self.session, || format!("writes {}", all[..n].escape_ascii()));
+        inner.moves[self.session.0] += 1;
+        let kinds = match &self.tap {
+            Some(tap) => tap.borrow_mut().wrote(self.id, &all[..n]),
+            None => vec![(Event::Part, n)],
+        };
+        let mut rest = &all[..n];
+        for (kind, len) in kinds {
+            let (part, others) = rest.split_at(len);
+            inner.send(self.id, Way::Down, Segment::Data(kind, part.to_vec()));
+            rest = others;
+        }
+        Poll::Ready(Ok(n))
+    }
+
+    fn poll_close(&mut self, _: &mut Context<'_>) -> Poll<Result<(), TransportError>> {
+        if let Some(tap) = &self.tap {
+            tap.borrow_mut().closes(self.id);
+        }
+        let inner = &mut *self.world.0.borrow_mut();
+        inner.moves[self.session.0] += 1;
+        if !std::mem::replace(&mut self.closed, true) {
+            watch::tell(self.session, || "closes".into());
+            inner.send(self.id, Way::Down, Segment::End);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        watch::event(self.session, Event::Closed);
+        watch::tell(self.session, || "is done with the connection".into());
+        if let Some(tap) = &self.tap {
+            tap.borrow_mut().closed(self.id);
+        }
+        let inner = &mut *self.world.0.borrow_mut();
+        inner.moves[self.session.0] += 1;
+        let end = self.port.0.borrow_mut().ends.remove(&self.id);
+        let unread = end.is_none_or(|end| !end.rx.is_empty());
+        inner.hang_up(self.id, !self.closed || unread);
+    }
+}
+
+impl Inner {
+    /// A process drops its end of a connection.
+    fn hang_up(&mut self, id: ConnId, reset: bool) {
+        if reset {
+            self.send(id, Way::Down, Segment::Reset);
+        }
+        self.server_gone(id);
+    }
+}
