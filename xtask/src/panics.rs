@@ -35,9 +35,10 @@ const EXCUSED: &str = " as core::cmp::Ord>::clamp";
 /// With overflow checks, in whom the standard library counts how far it is in a slice, inlined:
 /// that is never longer than its own counter is. Their own arithmetic is written out. And what
 /// heapless does with the length of a vector.
-const COUNTING: [&str; 7] = [
+const COUNTING: [&str; 8] = [
     "heapless::vec::VecInner<",
     "core::iter::adapters::enumerate::Enumerate<",
+    "core::iter::traits::iterator::Iterator::position::check<",
     "nanonsq_core::consume::window::Window>::live",
     "nanonsq_core::consume::directory::Directory>::offer_as",
     "nanonsq_core::consume::directory::Directory>::victim",
@@ -140,11 +141,20 @@ impl Calls {
         Ok(())
     }
 
-    /// How many functions of the core there are, and the ways from one of them to a panic.
+    /// How many functions of the core there are, and the ways from one of them to a panic: the
+    /// shortest for each that calls one.
     fn search(&self) -> (usize, Vec<String>) {
         let own: Vec<_> = self.0.keys().filter(|name| is_own(name)).collect();
-        let ways = own.iter().filter_map(|name| self.way_to_panic(name));
-        (own.len(), ways.map(|way| format!("    {}", way.join("\n        calls "))).collect())
+        let mut ways = BTreeMap::<_, Vec<_>>::new();
+        for way in own.iter().filter_map(|name| self.way_to_panic(name)) {
+            let last = way[way.len().saturating_sub(2)..].to_vec();
+            let known = ways.entry(last).or_insert_with(|| way.clone());
+            if way.len() < known.len() {
+                *known = way;
+            }
+        }
+        let told = ways.values().map(|way| format!("    {}", way.join("\n        calls ")));
+        (own.len(), told.collect())
     }
 
     fn way_to_panic(&self, from: &str) -> Option<Vec<String>> {

@@ -8,6 +8,7 @@ use core::net::SocketAddr;
 
 use super::Shared;
 use super::producer::Producer;
+use super::table::numbered;
 use crate::http::emit::{emit_i64, emit_remote, emit_text};
 use crate::http::{Content, Piece};
 use crate::time::Instant;
@@ -289,11 +290,7 @@ impl Task {
             return self.text(piece, "}", Step::Done);
         };
         let is_same = self.inner_count == 0 || birth == self.birth;
-        let next = view
-            .producers
-            .iter()
-            .enumerate()
-            .skip(self.inner.into())
+        let next = numbered(view.producers, self.inner.into())
             .filter_map(|(at, producer)| Some((at, producer, producer.node()?.0)))
             .find(|(at, ..)| is_same && view.has(key, *at));
         let Some((at, producer, node)) = next else {
@@ -393,7 +390,7 @@ impl<'v> View<'v, '_> {
     /// The nodes from slot `from` on that still send PING.
     fn active(&self, from: usize) -> impl Iterator<Item = (usize, Listed<'v>)> + use<'v> {
         let (now, timeout) = (self.now, self.shared.config.inactive_timeout);
-        let slots = self.producers.iter().enumerate().skip(from);
+        let slots = numbered(self.producers, from);
         slots.filter_map(move |(at, producer)| {
             let (node, birth) = producer.node()?;
             let is_active = now <= producer.last_update.after(timeout);

@@ -3,7 +3,7 @@
 use core::convert::Infallible;
 use core::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use super::table::Full;
+use super::table::{Full, numbered};
 use super::{Event, Shared};
 use crate::macros::trace_state;
 use crate::session::{Awaited, Closed, Fault, Link, Session, Transmit};
@@ -262,13 +262,13 @@ impl ProducerSession<'_, '_> {
     fn replace_twin(&mut self, now: Instant) {
         let Some(node) = self.producers.get(self.id).and_then(Producer::node) else { return };
         let (address, port) = (&node.0.broadcast_address, node.0.tcp_port);
-        let twin = self.producers.iter().enumerate().position(|(id, producer)| {
+        let twin = numbered(self.producers, 0).find(|&(id, producer)| {
             id != self.id
                 && producer.node().is_some_and(|(other, _)| {
                     other.tcp_port == port && other.broadcast_address == *address
                 })
         });
-        if let Some(twin) = twin {
+        if let Some((twin, _)) = twin {
             self.shared.tally.replaced = self.shared.tally.replaced.saturating_add(1);
             self.leave(now, twin, Closed::Local);
         }

@@ -3,7 +3,7 @@
 use super::Shared;
 use super::listing::{Step, Task, View};
 use super::producer::Producer;
-use super::table::Full;
+use super::table::{Full, numbered};
 use crate::http::{
     self, Body, Connection, Content, DISCARD_MAX, End, Method, Piece, Refusal, Request, Route,
     Service, Status, Value,
@@ -158,7 +158,7 @@ impl Desk<'_, '_> {
                 node.bytes().eq(name.chain(port.as_bytes().iter().copied()))
             })
         };
-        let producers = self.producers.iter().enumerate();
+        let producers = numbered(self.producers, 0);
         let meant = producers.filter(|(_, producer)| is_meant(producer)).map(|(at, _)| at);
         let buried = self.shared.tables.bury(now, lifetime, topic, meant);
         buried.map_err(|full| self.full(full))

@@ -338,8 +338,6 @@ impl<'a> Tables<'a> {
         topic: usize,
         producers: impl Iterator<Item = usize> + Clone,
     ) -> Result<(), Full> {
-        let own = producers.clone().filter(|&producer| self.has_topic(topic, producer));
-        let own_count = own.clone().count();
         let lapsed = |tombstone: &Tombstone| {
             tombstone.at == Instant::NEVER || tombstone.at.after(lifetime) <= now
         };
@@ -348,15 +346,12 @@ impl<'a> Tables<'a> {
                 && usize::from(tombstone.topic) == topic
                 && usize::from(tombstone.producer) == producer
         };
-        // Some may be theirs already: those need no room, but are few.
-        let room = self.tombstones.iter().filter(|tombstone| lapsed(tombstone)).count();
-        let theirs = own
-            .clone()
-            .filter(|&producer| {
-                self.tombstones.iter().any(|is| !lapsed(is) && is_for(is, producer))
-            })
-            .count();
-        if own_count > room.saturating_add(theirs) {
+        let mut room = self.tombstones.iter().filter(|tombstone| lapsed(tombstone));
+        let fits = producers.clone().all(|producer| {
+            let has_one = || self.tombstones.iter().any(|is| !lapsed(is) && is_for(is, producer));
+            !self.has_topic(topic, producer) || has_one() || room.next().is_some()
+        });
+        if !fits {
             return Err(Full::Tombstones);
         }
         for producer in producers {
@@ -412,7 +407,7 @@ impl<'a> Tables<'a> {
 
     /// The topics from slot `from` on, each with its slot.
     pub(super) fn topics(&self, from: usize) -> impl Iterator<Item = (usize, &TopicName)> {
-        let slots = self.topics.iter().enumerate().skip(from);
+        let slots = numbered(self.topics, from);
         slots.filter(|(_, slot)| !slot.key.is_free()).map(|(at, slot)| (at, &slot.name))
     }
 
@@ -421,7 +416,7 @@ impl<'a> Tables<'a> {
         &self,
         from: usize,
     ) -> impl Iterator<Item = (usize, &TopicName, &ChannelName)> {
-        let slots = self.channels.iter().enumerate().skip(from);
+        let slots = numbered(self.channels, from);
         slots.filter(|(_, slot)| !slot.key.is_free()).filter_map(|(at, slot)| {
             let topic = self.topics.get(usize::from(slot.topic))?;
             Some((at, &topic.name, &slot.name))
@@ -434,7 +429,7 @@ impl<'a> Tables<'a> {
         topic: usize,
         from: usize,
     ) -> impl Iterator<Item = (usize, &ChannelName)> {
-        let slots = self.channels.iter().enumerate().skip(from);
+        let slots = numbered(self.channels, from);
         slots
             .filter(move |(_, slot)| !slot.key.is_free() && usize::from(slot.topic) == topic)
             .map(|(at, slot)| (at, &slot.name))
@@ -536,4 +531,9 @@ impl<'a> Tables<'a> {
             self.changed();
         }
     }
+}
+
+/// What is in a table from slot `from` on, each with its slot.
+pub(super) fn numbered<T>(slots: &[T], from: usize) -> impl Iterator<Item = (usize, &T)> + Clone {
+    (from..slots.len()).zip(slots.get(from..).unwrap_or_default())
 }

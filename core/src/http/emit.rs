@@ -30,10 +30,13 @@ pub(crate) fn emit_text<W: Write>(w: &mut W, text: &str) -> Result<(), W::Error>
 pub(crate) fn emit_u64<W: Write>(w: &mut W, number: u64) -> Result<(), W::Error> {
     const BILLION: u64 = 1_000_000_000;
     // Nine digits at a time; the first part has at most two.
-    let parts = [number / BILLION / BILLION, number / BILLION % BILLION, number % BILLION];
     let mut begun = false;
-    for (at, part) in parts.into_iter().enumerate() {
-        if part == 0 && !begun && at < 2 {
+    for (part, is_last) in [
+        (number / BILLION / BILLION, false),
+        (number / BILLION % BILLION, false),
+        (number % BILLION, true),
+    ] {
+        if part == 0 && !begun && !is_last {
             continue;
         }
         let digits = Decimal::unsigned(part as u32);
@@ -82,7 +85,10 @@ pub(crate) fn emit_ip<W: Write>(w: &mut W, ip: IpAddr) -> Result<(), W::Error> {
 
 /// The longest run of zeros, if of two or more, as `::` (RFC 5952).
 fn emit_ipv6<W: Write>(w: &mut W, segments: [u16; 8]) -> Result<(), W::Error> {
-    let zeros_at = |at: usize| segments.iter().skip(at).take_while(|part| **part == 0).count();
+    let zeros_at = |at: usize| {
+        let zeros = segments.iter().skip(at).take_while(|part| **part == 0);
+        zeros.fold(0usize, |zeros, _| zeros.saturating_add(1))
+    };
     let (mut start, mut len) = (8, 1);
     for at in 0..8 {
         if zeros_at(at) > len {
@@ -90,7 +96,7 @@ fn emit_ipv6<W: Write>(w: &mut W, segments: [u16; 8]) -> Result<(), W::Error> {
         }
     }
     let mut before = b"".as_slice();
-    for (at, part) in segments.into_iter().enumerate() {
+    for (at, part) in (0..8).zip(segments) {
         if at == start {
             w.write_all(b"::")?;
             before = b"";
@@ -99,9 +105,15 @@ fn emit_ipv6<W: Write>(w: &mut W, segments: [u16; 8]) -> Result<(), W::Error> {
             continue;
         }
         w.write_all(before)?;
-        let digits = [12, 8, 4, 0].map(|shift| hex((part >> shift & 0xf) as u8));
-        let zeros = digits.iter().take(3).take_while(|digit| **digit == b'0').count();
-        w.write_all(digits.get(zeros..).unwrap_or_default())?;
+        let digits = [part >> 12, part >> 8 & 0xf, part >> 4 & 0xf, part & 0xf];
+        let digits = digits.map(|digit| hex(digit as u8));
+        let mut digits = digits.as_slice();
+        while let [b'0', rest @ ..] = digits
+            && !rest.is_empty()
+        {
+            digits = rest;
+        }
+        w.write_all(digits)?;
         before = b":";
     }
     Ok(())

@@ -25,6 +25,9 @@ const FIXED: usize = 22;
 /// What a lane takes.
 const LANE: usize = 11;
 
+/// The latest time in six bytes, in milliseconds.
+const DUE_MAX: u64 = (1 << 48) - 1;
+
 /// No block.
 pub(super) const NIL: u16 = u16::MAX;
 
@@ -56,39 +59,53 @@ pub(super) struct Layout {
 impl Layout {
     /// `None` if not even one block with one byte of a body fits.
     pub(super) const fn new(len: usize, lanes: u8) -> Option<Self> {
-        let head = FIXED + LANE * lanes as usize;
+        let head = at(lanes, 0);
         let mut shift = BLOCK_MIN.trailing_zeros() as u8;
-        // A block that is nearly all head would be a waste.
-        while (1 << shift) < head + 4 {
-            shift += 1;
-        }
         loop {
-            match len.checked_div((1 << shift) + 2) {
-                None | Some(0) => return None,
-                Some(count) if count <= BLOCKS_MAX => {
-                    return Some(Self { shift, head: head as u16, count: count as u16 });
-                }
-                Some(_) => shift += 1,
+            let layout = Self { shift, head: head as u16, count: 0 };
+            let count = len.wrapping_div(layout.stride());
+            if count == 0 {
+                return None;
             }
+            // A block that is nearly all head would be a waste.
+            if count <= BLOCKS_MAX && layout.unit() >= head.saturating_add(4) {
+                return Some(Self { count: count as u16, ..layout });
+            }
+            shift = shift.saturating_add(1);
         }
+    }
+
+    /// How long a block is.
+    const fn unit(&self) -> usize {
+        1usize.wrapping_shl(self.shift as u32)
+    }
+
+    /// How long a block is with its link.
+    const fn stride(&self) -> usize {
+        self.unit().saturating_add(2)
+    }
+
+    /// Where a block lies. Blocks with numbers below `count` lie in the lent slice.
+    const fn start(&self, block: u16) -> usize {
+        (block as usize).wrapping_shl(self.shift as u32)
     }
 
     /// How many blocks a message with a body of `len` bytes takes.
     pub(super) const fn blocks(&self, len: u32) -> u32 {
-        let unit = 1u64 << self.shift;
-        let bytes = len as u64 + self.head as u64;
-        ((bytes + unit - 1) >> self.shift) as u32
+        let bytes = (len as u64).saturating_add(self.head as u64);
+        let before_next = bytes.saturating_add(self.unit() as u64).saturating_sub(1);
+        before_next.wrapping_shr(self.shift as u32) as u32
     }
 
     /// The longest body that fits into an empty store.
     pub(super) const fn longest(&self) -> u32 {
-        let bytes = ((self.count as u64) << self.shift).saturating_sub(self.head as u64);
+        let bytes = self.start(self.count).saturating_sub(self.head as usize) as u64;
         if bytes > u32::MAX as u64 { u32::MAX } else { bytes as u32 }
     }
 
     /// Bytes of the lent slice that a message with a body of `len` bytes takes.
     pub(super) const fn cost(&self, len: u32) -> usize {
-        self.blocks(len) as usize * ((1 << self.shift) + 2)
+        (self.blocks(len) as usize).saturating_mul(self.stride())
     }
 }
 
@@ -138,7 +155,8 @@ pub(super) struct Store<'a> {
 impl<'a> Store<'a> {
     pub(super) fn new(slice: &'a mut [u8], layout: Layout) -> Self {
         let count = usize::from(layout.count);
-        let (blocks, rest) = slice.split_at_mut_checked(count << layout.shift).unwrap_or_default();
+        let (blocks, rest) =
+            slice.split_at_mut_checked(layout.start(layout.count)).unwrap_or_default();
         let (links, _) = rest.as_chunks_mut();
         let links = links.get_mut(..count).unwrap_or_default();
         links.fill(FREE.to_ne_bytes());
@@ -200,7 +218,7 @@ impl<'a> Store<'a> {
             }
             last = block;
         }
-        let start = usize::from(first) << self.layout.shift;
+        let start = self.layout.start(first);
         let head = start..start.saturating_add(self.layout.head.into());
         self.blocks.get_mut(head).unwrap_or_default().fill(0);
         self.put(first, LEN, len.to_ne_bytes());
@@ -230,8 +248,8 @@ impl<'a> Store<'a> {
     pub(super) fn fill(&mut self, to: &mut Cursor, data: &[u8]) {
         let mut data = data;
         while !data.is_empty() && to.left > 0 {
-            let unit = self.unit();
-            let start = (usize::from(to.block) << self.layout.shift).saturating_add(to.at as usize);
+            let unit = self.layout.unit();
+            let start = self.layout.start(to.block).saturating_add(to.at as usize);
             let room = unit.saturating_sub(to.at as usize).min(to.left as usize);
             let end = start.saturating_add(room);
             let n = copy(self.blocks.get_mut(start..end).unwrap_or_default(), data);
@@ -245,16 +263,16 @@ impl<'a> Store<'a> {
 
     /// As much of a body, from the cursor on, as lies in one piece.
     pub(super) fn piece(&self, from: &Cursor) -> &[u8] {
-        let start = (usize::from(from.block) << self.layout.shift).saturating_add(from.at as usize);
+        let start = self.layout.start(from.block).saturating_add(from.at as usize);
         let left = from.left as usize;
-        let mut len = self.unit().saturating_sub(from.at as usize);
+        let mut len = self.layout.unit().saturating_sub(from.at as usize);
         let mut block = from.block;
         while len < left {
             let next = self.link(block);
             if next != block.wrapping_add(1) {
                 break;
             }
-            len = len.saturating_add(self.unit());
+            len = len.saturating_add(self.layout.unit());
             block = next;
         }
         self.blocks.get(start..start.saturating_add(len.min(left))).unwrap_or_default()
@@ -265,7 +283,7 @@ impl<'a> Store<'a> {
         let n = n.min(cursor.left as usize);
         cursor.left = cursor.left.wrapping_sub(n as u32);
         let mut at = (cursor.at as usize).saturating_add(n);
-        let unit = self.unit();
+        let unit = self.layout.unit();
         while at >= unit && cursor.left > 0 {
             cursor.block = self.link(cursor.block);
             at = at.wrapping_sub(unit);
@@ -371,7 +389,7 @@ impl<'a> Store<'a> {
 
     pub(super) fn set_due(&mut self, message: u16, lane: u8, due: Instant) {
         let millis = due.as_micros().div_ceil(1000);
-        let [_, _, due @ ..] = millis.min((1 << 48) - 1).to_be_bytes();
+        let [_, _, due @ ..] = millis.min(DUE_MAX).to_be_bytes();
         self.put(message, at(lane, 5), due);
     }
 
@@ -387,10 +405,6 @@ impl<'a> Store<'a> {
         Some(block)
     }
 
-    fn unit(&self) -> usize {
-        1 << self.layout.shift
-    }
-
     fn link(&self, block: u16) -> u16 {
         self.links.get(usize::from(block)).map_or(NIL, |link| u16::from_ne_bytes(*link))
     }
@@ -402,12 +416,12 @@ impl<'a> Store<'a> {
     }
 
     fn get<const N: usize>(&self, message: u16, at: usize) -> [u8; N] {
-        let start = (usize::from(message) << self.layout.shift).saturating_add(at);
+        let start = self.layout.start(message).saturating_add(at);
         self.blocks.get(start..).and_then(|bytes| bytes.first_chunk()).copied().unwrap_or([0; N])
     }
 
     fn put<const N: usize>(&mut self, message: u16, at: usize, bytes: [u8; N]) {
-        let start = (usize::from(message) << self.layout.shift).saturating_add(at);
+        let start = self.layout.start(message).saturating_add(at);
         if let Some(to) = self.blocks.get_mut(start..).and_then(|to| to.first_chunk_mut()) {
             *to = bytes;
         }
@@ -416,5 +430,5 @@ impl<'a> Store<'a> {
 
 /// Where a field of a lane lies.
 const fn at(lane: u8, field: usize) -> usize {
-    FIXED + LANE * lane as usize + field
+    LANE.wrapping_mul(lane as usize).wrapping_add(FIXED).wrapping_add(field)
 }

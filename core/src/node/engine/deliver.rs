@@ -99,7 +99,7 @@ impl Shared<'_> {
                 .seats
                 .iter()
                 .filter(|seat| seat.channel == at && seat.ready > 0 && seat.in_flight == 0);
-            owed = others.count() as u16;
+            owed = others.fold(0, |owed: u16, _| owed.saturating_add(1));
         }
         let may = free > owed;
         if !may && let Some(channel) = self.channel_mut(at) {
@@ -130,8 +130,8 @@ impl Shared<'_> {
     }
 
     fn has_other(&self, id: u8, at: u8) -> bool {
-        let others = self.seats.iter().enumerate().filter(|(other, _)| *other != usize::from(id));
-        others.into_iter().any(|(_, seat)| seat.channel == at && seat.idle && seat.wants())
+        let mut seats = (0..=u8::MAX).zip(self.seats.iter());
+        seats.any(|(other, seat)| other != id && seat.channel == at && seat.idle && seat.wants())
     }
 
     fn samples(&mut self, rate: u8) -> bool {

@@ -170,7 +170,7 @@ impl Stats {
             return found.filter(|(at, _)| is_wanted(*at));
         }
         let after = (self.topics > 0).then_some(self.topic.as_bytes());
-        let topics = (0u8..).zip(view.shared.topics.iter());
+        let topics = (0..=u8::MAX).zip(view.shared.topics.iter());
         topics
             .filter(|(at, topic)| topic.is_used() && is_wanted(*at))
             .filter(|(_, topic)| after.is_none_or(|after| topic.name.as_bytes() > after))
@@ -207,7 +207,7 @@ impl Stats {
             return if self.channels == 0 { Some((at, view.shared.channel(at)?)) } else { None };
         }
         let after = (self.channels > 0).then_some(self.channel.as_bytes());
-        let channels = (0u8..).zip(view.shared.channels.iter());
+        let channels = (0..=u8::MAX).zip(view.shared.channels.iter());
         channels
             .filter(|(_, channel)| channel.is_used() && channel.topic == topic)
             .filter(|(_, channel)| after.is_none_or(|after| channel.name.as_bytes() > after))
@@ -363,7 +363,7 @@ impl<'v> View<'v, '_> {
         from: u8,
         is_such: impl Fn(&ClientStatus<'_>) -> bool,
     ) -> Option<(u8, ClientStatus<'v>)> {
-        let clients = (0u8..).zip(self.clients).skip(from.into());
+        let clients = (0..=u8::MAX).zip(self.clients).skip(from.into());
         clients
             .filter_map(|(at, client)| Some((at, client.status(self.shared, at)?)))
             .find(|(_, client)| is_such(client))
