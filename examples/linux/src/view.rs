@@ -8,6 +8,10 @@ use std::time::{Duration, Instant};
 const INTERVAL: Duration = Duration::from_millis(500);
 const INTERVAL_PLAIN: Duration = Duration::from_secs(5);
 
+/// Lines that are too long are cut off, or go on in the next one.
+const NO_WRAP: &str = "\x1b[?7l";
+const WRAP: &str = "\x1b[?7h";
+
 /// The longest name shown whole. Wider than the terminal, a line would be two.
 const NAME: usize = 14;
 
@@ -33,17 +37,30 @@ pub(crate) struct View {
     table: String,
     /// How many of its lines are on the screen.
     lines: usize,
+    is_closed: bool,
 }
 
 impl View {
     pub(crate) fn new() -> Self {
         let live = std::io::stdout().is_terminal();
-        Self { live, rows: Vec::new(), drawn: None, table: String::new(), lines: 0 }
+        Self {
+            live,
+            rows: Vec::new(),
+            drawn: None,
+            table: String::new(),
+            lines: 0,
+            is_closed: false,
+        }
     }
 
     /// How often to draw it.
     pub(crate) fn interval(&self) -> Duration {
         if self.live { INTERVAL } else { INTERVAL_PLAIN }
+    }
+
+    /// Whether nobody reads any more, as with `head`.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.is_closed
     }
 
     /// Prints a line above the table.
@@ -53,7 +70,7 @@ impl View {
         if self.live {
             self.append_table(&mut text);
         }
-        write_out(&text);
+        self.write_out(&text);
     }
 
     /// Draws the table anew.
@@ -64,17 +81,25 @@ impl View {
         (self.rows, self.drawn) = (rows, Some(now));
         let mut text = self.clear();
         self.append_table(&mut text);
-        write_out(&text);
+        self.write_out(&text);
     }
 
     /// The table stays as it is; what is printed from now on comes below it.
     pub(crate) fn finish(&mut self) {
         self.lines = 0;
+        self.table.clear();
     }
 
     fn append_table(&mut self, text: &mut String) {
+        if !self.live {
+            text.push_str(&self.table);
+            return;
+        }
+        // On a narrow terminal its lines are cut off: wrapped, they would be more than are counted.
+        text.push_str(NO_WRAP);
         text.push_str(&self.table);
-        self.lines = if self.live { self.table.lines().count() } else { 0 };
+        text.push_str(WRAP);
+        self.lines = self.table.lines().count();
     }
 
     /// Goes to the table's first line and clears all from there.
@@ -84,13 +109,12 @@ impl View {
             lines => format!("\x1b[{lines}A\r\x1b[J"),
         }
     }
-}
 
-/// Nobody may be reading: that is no reason to end.
-fn write_out(text: &str) {
-    let mut stdout = std::io::stdout().lock();
-    let _ = stdout.write_all(text.as_bytes());
-    let _ = stdout.flush();
+    fn write_out(&mut self, text: &str) {
+        let mut stdout = std::io::stdout().lock();
+        let written = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+        self.is_closed |= written.is_err();
+    }
 }
 
 /// `old` is what was `seconds` ago.
