@@ -200,8 +200,7 @@ pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
     )
     .map_err(|error| error.to_string())?;
 
-    let mut view = View::new();
-    view.print(&introduction(&at, &bound));
+    let view = View::new(&introduction(&at, &bound), &hints(&at, &bound));
     let demo = Demo {
         nodes,
         view: RefCell::new(view),
@@ -253,28 +252,30 @@ async fn after(seconds: Option<u64>) {
     }
 }
 
-/// What it is, and how to look at it.
+/// What it is.
 fn introduction(directory: &Bound, nodes: &[Bound; 2]) -> String {
-    let (lookupd, node) = (directory.http_address, nodes[0].http_address);
     let mut text = format!(
         "A directory (nsqlookupd), two sensor nodes (nsqd) and a consumer, all of them nanonsq, in \
-         this process:\n\n  {:<12}{:<18}http://{lookupd}\n",
-        "directory", directory.tcp_address
+         this process:\n\n  {:<12}{:<18}http://{}\n",
+        "directory", directory.tcp_address, directory.http_address
     );
     for ((name, _), bound) in SENSORS.iter().zip(nodes) {
         let _ =
             writeln!(text, "  {name:<12}{:<18}http://{}", bound.tcp_address, bound.http_address);
     }
-    let _ = write!(
-        text,
-        "\nLook at it from outside, with NSQ's own tools or others:\n\n  \
+    text
+}
+
+/// How to look at it.
+fn hints(directory: &Bound, nodes: &[Bound; 2]) -> String {
+    let (lookupd, node) = (directory.http_address, nodes[0].http_address);
+    format!(
+        "Look at it from outside, with NSQ's own tools or others; Ctrl-C ends it:\n\n  \
          curl 'http://{lookupd}/lookup?topic={TOPIC}'\n  \
          curl 'http://{node}/stats'\n  \
          curl -d 'hello' 'http://{node}/pub?topic={TOPIC}'\n  \
-         nsq_tail --topic={TOPIC} --lookupd-http-address={lookupd}\n\n\
-         Ctrl-C ends it.\n"
-    );
-    text
+         nsq_tail --topic={TOPIC} --lookupd-http-address={lookupd}\n"
+    )
 }
 
 struct Demo<'a> {
@@ -368,9 +369,8 @@ impl Demo<'_> {
         let published: usize = self.published.iter().map(Cell::get).sum();
         let received: usize = (0..2).map(|index| self.count(index)).sum();
         let mut text = format!(
-            "\n{published} readings of {} nodes in {:.1} s: {received} received, {} lost, {} twice; \
-             {} messages of others",
-            SENSORS.len(),
+            "\n{published} readings in {:.1} s: {received} received, {} lost, {} twice; {} messages of \
+             others",
             took.as_secs_f64(),
             published - received,
             self.twice.get(),

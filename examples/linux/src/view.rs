@@ -8,6 +8,9 @@ use std::time::{Duration, Instant};
 const INTERVAL: Duration = Duration::from_millis(500);
 const INTERVAL_PLAIN: Duration = Duration::from_secs(5);
 
+/// How many lines are to be left for what scrolls by.
+const SCROLLING: usize = 8;
+
 /// Lines that are too long are cut off, or go on in the next one.
 const NO_WRAP: &str = "\x1b[?7l";
 const WRAP: &str = "\x1b[?7h";
@@ -35,22 +38,32 @@ pub(crate) struct View {
     rows: Vec<Row>,
     drawn: Option<Instant>,
     table: String,
-    /// How many of its lines are on the screen.
+    /// What stands below the table where there is room for it.
+    footer: String,
+    /// How many lines of both are on the screen.
     lines: usize,
     is_closed: bool,
 }
 
 impl View {
-    pub(crate) fn new() -> Self {
-        let live = std::io::stdout().is_terminal();
-        Self {
-            live,
+    /// `footer` is to stay on the screen; where it cannot, it is printed now, below `header`.
+    pub(crate) fn new(header: &str, footer: &str) -> Self {
+        let mut view = Self {
+            live: std::io::stdout().is_terminal(),
             rows: Vec::new(),
             drawn: None,
             table: String::new(),
+            footer: String::new(),
             lines: 0,
             is_closed: false,
+        };
+        if view.live && has_room(window_lines(), footer.lines().count()) {
+            view.print(header);
+            view.footer = format!("\n{footer}");
+        } else {
+            view.print(&format!("{header}\n{footer}"));
         }
+        view
     }
 
     /// How often to draw it.
@@ -86,6 +99,10 @@ impl View {
 
     /// The table stays as it is; what is printed from now on comes below it.
     pub(crate) fn finish(&mut self) {
+        self.footer.clear();
+        let mut text = self.clear();
+        self.append_table(&mut text);
+        self.write_out(&text);
         self.lines = 0;
         self.table.clear();
     }
@@ -95,11 +112,17 @@ impl View {
             text.push_str(&self.table);
             return;
         }
+        let drawn = text.len();
         // On a narrow terminal its lines are cut off: wrapped, they would be more than are counted.
         text.push_str(NO_WRAP);
         text.push_str(&self.table);
+        // The window may have another size meanwhile.
+        let lines = self.table.lines().count() + self.footer.lines().count();
+        if has_room(window_lines(), lines) {
+            text.push_str(&self.footer);
+        }
         text.push_str(WRAP);
-        self.lines = self.table.lines().count();
+        self.lines = text[drawn..].matches('\n').count();
     }
 
     /// Goes to the table's first line and clears all from there.
@@ -115,6 +138,16 @@ impl View {
         let written = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
         self.is_closed |= written.is_err();
     }
+}
+
+/// How many lines the terminal shows; 0 if it does not say.
+fn window_lines() -> usize {
+    rustix::termios::tcgetwinsize(std::io::stdout()).map_or(0, |size| size.ws_row.into())
+}
+
+/// Whether something of so many lines leaves enough for the rest.
+fn has_room(window: usize, lines: usize) -> bool {
+    window >= lines + SCROLLING
 }
 
 /// `old` is what was `seconds` ago.
@@ -180,6 +213,13 @@ mod tests {
         assert_eq!(lines[1], ["cellar", "readings", "demo", "1", "3", "1", "150", "25.0"]);
         assert_eq!(lines[2], ["cellar", "readings", "-", "0", "3", "1", "7", "-"]);
         assert!(table(&new, &new, 0.0).contains(" -\n"), "no time passed");
+    }
+
+    #[test]
+    fn what_stands_below_the_table_leaves_room_for_what_scrolls_by() {
+        assert!(has_room(24, 16) && !has_room(24, 17));
+        // It did not say.
+        assert!(!has_room(0, 1));
     }
 
     #[test]
