@@ -218,7 +218,7 @@ pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
         Either4::Fourth(()) => return Err("interrupted again: stopped at once".to_owned()),
     }
     if let Some(left @ 1..) = node.look(|node| left(node)) {
-        warn!("{left} messages that no channel has finished are gone: they were in memory only");
+        warn!("unfinished messages, which were in memory only: {left}");
     }
     let counters = node.counters();
     eprintln!(

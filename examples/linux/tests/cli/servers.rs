@@ -225,7 +225,7 @@ async fn a_node_that_is_stopped_says_what_it_takes_with_it() {
     http::post(node.http, "/pub?topic=t&defer=60000", b"later").await.unwrap();
     node.run.signal(Signal::TERM);
     // That of u, and the deferred one in both channels: the second came after the first message.
-    node.run.end().await.expect(0, &["warn: 3 messages that no channel has finished are gone"]);
+    node.run.end().await.expect(0, &["warn: unfinished messages, which were in memory only: 3"]);
 }
 
 /// Two at a time: one of them finds NSQ's ports taken.
