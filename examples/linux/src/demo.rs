@@ -224,8 +224,7 @@ pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
         // What was published is to arrive.
         let all = demo.all_arrived();
         let _ = tokio::time::timeout(LAST, select(consuming, all)).await;
-        demo.view.borrow_mut().draw(demo.rows());
-        demo.view.borrow_mut().finish();
+        demo.view.borrow_mut().finish(&demo.rows(), start.elapsed());
         consumer.stop().await;
         join(demo.nodes[0].stop(), demo.nodes[1].stop()).await;
         directory.stop().await;

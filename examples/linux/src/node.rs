@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use embassy_futures::join::join;
+use embassy_futures::join::join3;
 use embassy_futures::select::{Either4, select4};
 use log::{debug, info, warn};
 use nanonsq_core::address::Address;
@@ -17,7 +17,7 @@ use nanonsq_core::wire::v2::Limits;
 use nanonsq_std::{NoopRawMutex, TcpDialer, TokioSleep};
 
 use crate::flags::{GoDuration, Listen, broadcast};
-use crate::report::watch_lookups;
+use crate::report::{watch_lookups, watch_turned_away};
 use crate::system::{hostname, interrupts, listening, seed, unix_time};
 
 /// What there is room for.
@@ -209,12 +209,16 @@ pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
         info!("stopping: leaving nsqlookupds, closing connections");
         node.stop().await;
     };
-    let watching = join(watch_clients(&node), watch_lookups(&registration));
+    let watching = join3(
+        watch_clients(&node),
+        watch_lookups(&registration),
+        watch_turned_away(|| node.turned_away()),
+    );
     let background = Box::pin(runner.run());
     match select4(stop, background, watching, interrupts(2)).await {
         Either4::First(()) => {}
         Either4::Second(never) => never,
-        Either4::Third((never, _)) => match never {},
+        Either4::Third((never, ..)) => match never {},
         Either4::Fourth(()) => return Err("interrupted again: stopped at once".to_owned()),
     }
     if let Some(left @ 1..) = node.look(|node| left(node)) {
@@ -223,7 +227,7 @@ pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
     let counters = node.counters();
     eprintln!(
         "{} messages taken, {} delivered, {} finished, {} requeued, {} timed out, {} dropped; \
-         {} connections",
+         {} connections, {} turned away",
         counters.accepted,
         counters.delivered,
         counters.finished,
@@ -231,6 +235,7 @@ pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
         counters.timed_out,
         counters.dropped,
         counters.connections,
+        node.turned_away(),
     );
     Ok(ExitCode::SUCCESS)
 }

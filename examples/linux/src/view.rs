@@ -97,8 +97,11 @@ impl View {
         self.write_out(&text);
     }
 
-    /// The table stays as it is; what is printed from now on comes below it.
-    pub(crate) fn finish(&mut self) {
+    /// Draws the table for the last time, with its rates over all of `took`; what is printed from now
+    /// on comes below it.
+    pub(crate) fn finish(&mut self, rows: &[Row], took: Duration) {
+        let before: Vec<_> = rows.iter().map(|row| Row { messages: 0, ..row.clone() }).collect();
+        self.table = table(rows, &before, took.as_secs_f64());
         self.footer.clear();
         let mut text = self.clear();
         self.append_table(&mut text);

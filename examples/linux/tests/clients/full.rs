@@ -33,6 +33,10 @@ async fn clients_of_a_full_node(setting: Setting) {
     let mut producer = go_nsq.publish(tcp, "t", "pub", &[("count", 1)]);
     assert!(!producer.wait(SOON).await.success());
     assert!(producer.stderr().contains(REFUSAL), "{}", producer.stderr());
+    eventually("the node says so, too", SOON, async || {
+        pair.node.log().contains("callers turned away: all places are taken")
+    })
+    .await;
     // Consumers say why they wait, and have what there is when one of the others goes.
     pair.node.publish("t", b"0").await;
     for client in [go_nsq, pynsq] {
@@ -68,6 +72,10 @@ async fn nsqd_and_a_full_directory(setting: Setting) {
     let options = ServerOptions::new().lookupd(pair.lookupd.tcp_address());
     let nsqd = Nsqd::start(&setting.peers, options).await;
     eventually("nsqd says why", SOON, async || nsqd.log().contains(REFUSAL)).await;
+    eventually("the directory says so, too", SOON, async || {
+        pair.lookupd.log().contains("callers turned away: all places are taken")
+    })
+    .await;
     drop(taken.pop());
     // nsqd tries again with each topic.
     nsqd.create_topic("t").await;
