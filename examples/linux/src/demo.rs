@@ -40,8 +40,9 @@ const NODE_PORTS: [[u16; 2]; 2] = [[4150, 4151], [4152, 4153]];
 /// What each node has for its messages.
 const STORE: usize = 64 * 1024;
 
-/// How long the last messages may take.
+/// How long the last messages may take, and how long before that is worth a word.
 const LAST: Duration = Duration::from_secs(5);
+const SOON: Duration = Duration::from_millis(500);
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -222,8 +223,11 @@ pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
             Either3::Third(_) => {}
         }
         // What was published is to arrive.
-        let all = demo.all_arrived();
-        let _ = tokio::time::timeout(LAST, select(consuming, all)).await;
+        let mut last = std::pin::pin!(select(consuming, demo.all_arrived()));
+        if tokio::time::timeout(SOON, last.as_mut()).await.is_err() {
+            demo.view.borrow_mut().print("Waiting for readings that have not arrived ...");
+            let _ = tokio::time::timeout(LAST, last).await;
+        }
         demo.view.borrow_mut().finish(&demo.rows(), start.elapsed());
         consumer.stop().await;
         join(demo.nodes[0].stop(), demo.nodes[1].stop()).await;
