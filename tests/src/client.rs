@@ -139,6 +139,11 @@ impl ClientConsumer {
         &self.deliveries
     }
 
+    /// What it has said of itself on standard error so far.
+    pub fn stderr(&self) -> String {
+        self.tool.stderr()
+    }
+
     /// Ends it as its users do, and gives all deliveries.
     ///
     /// # Panics

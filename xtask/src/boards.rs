@@ -182,7 +182,7 @@ fn loaded(elf: &Path) -> Result<u64> {
 }
 
 /// What variables take, and what a section for the stack has.
-fn ram(elf: &Path) -> Result<(u64, u64)> {
+pub(crate) fn ram(elf: &Path) -> Result<(u64, u64)> {
     let bytes = fs::read(elf)?;
     let file = object::File::parse(&*bytes)?;
     let (mut variables, mut stack) = (0, 0);

@@ -2,6 +2,7 @@
 //! is a play for a device, two nsqlookupds and an nsqd; what arrived in nsqd decides.
 
 mod device;
+mod memory;
 mod node;
 mod panics;
 mod scenario;
@@ -151,6 +152,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let mut results = Results::default();
     for (target, kernel) in &kernels {
         results.add("no panics", *target, panics::check(kernel));
+        results.add("memory", *target, memory::check(kernel));
     }
     for (target, scenario) in plays {
         println!("\n== {} on {}", scenario.name(), target.triple());

@@ -6,7 +6,7 @@
 //! counting they are built once more with simulated peers behind the same links, and run.
 
 mod callgrind;
-mod image;
+pub(crate) mod image;
 mod table;
 mod trace;
 

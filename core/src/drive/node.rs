@@ -528,3 +528,18 @@ impl fmt::Display for SettingsError {
 }
 
 impl core::error::Error for SettingsError {}
+
+#[cfg(test)]
+mod tests {
+    use embassy_sync::blocking_mutex::raw::NoopRawMutex;
+
+    use super::Resources;
+
+    /// 2 topics with 2 channels each, 4 clients, 8 messages in flight a channel, 2 connections over
+    /// HTTP, 1 nsqlookupd: beside a store, sockets and the runner, that is all.
+    #[test]
+    fn memory_is_as_documented() {
+        let resources = size_of::<Resources<'_, NoopRawMutex, 2, 4, 4, 8, 2, 1, 256>>();
+        assert!(resources <= 11_536, "{resources}");
+    }
+}

@@ -31,6 +31,9 @@
 //!   and pynsq log that, and their users learn that their handlers are slow. tokio-nsq gets the bare
 //!   code: it gives a server up for good that says more.
 //! - Sampling at n percent delivers n percent, not one more.
+//! - A new topic has the channels that are made here. nsqd asks its nsqlookupds over HTTP which ones the
+//!   topic has elsewhere, and makes those, too: where a second channel must not miss what came before
+//!   its first client, make both at the start ([`Node::create_channel`]).
 //!
 //! # Bounds
 //!

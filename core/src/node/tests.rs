@@ -391,6 +391,18 @@ fn a_message_comes_again_when_its_time_is_up() {
     world.expect_empty();
 }
 
+/// pynsq reads a number of 16 bits with a sign.
+#[test]
+fn attempts_stay_at_their_end() {
+    let mut world = World::new();
+    world.put("t", "a").say(0, "SUB t c\nRDY 1\n");
+    world.expect(0, &[response("OK"), message(0, 1, "a")]);
+    for attempts in 2..=32_769u16 {
+        world.say(0, format!("REQ {} 0\n", id(0)));
+        world.expect(0, &[message(0, attempts.min(32_767), "a")]);
+    }
+}
+
 #[test]
 fn touch_keeps_a_message_no_longer_than_max_msg_timeout() {
     const SHORT: Config<'_> = Config {

@@ -18,7 +18,7 @@ use nanonsq_core::drive::node::Settings;
 use nanonsq_core::drive::{self, Gathering, Port, Ports};
 use nanonsq_core::lookup::{self, NodeInfo};
 use nanonsq_core::name::{ChannelName, TopicName};
-use nanonsq_core::node::{Config, HttpConfig, Node};
+use nanonsq_core::node::{Config, Full, HttpConfig, Node};
 use nanonsq_core::time::Span;
 use nanonsq_core::wire::v1::IdentifyReply;
 use nanonsq_std::{NoopRawMutex, TcpDialer, TcpListener, TokioSleep};
@@ -40,8 +40,9 @@ const NODE_PORTS: [[u16; 2]; 2] = [[4150, 4151], [4152, 4153]];
 /// What each node has for its messages.
 const STORE: usize = 64 * 1024;
 
-/// How long the last messages may take.
+/// How long the last messages may take, and how long before that is worth a word.
 const LAST: Duration = Duration::from_secs(5);
+const SOON: Duration = Duration::from_millis(500);
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -129,6 +130,8 @@ pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
     let bound = [Bound::new(NODE_PORTS[0]).await?, Bound::new(NODE_PORTS[1]).await?];
     let mut configs = [Config::new(), Config::new()];
     for (index, config) in configs.iter_mut().enumerate() {
+        // A channel that somebody made and left must not keep new readings out.
+        config.full = Full::DropOldest;
         config.boot = seed.wrapping_add(index as u32);
         config.seed = config.boot;
     }
@@ -198,10 +201,10 @@ pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
     )
     .map_err(|error| error.to_string())?;
 
-    introduce(&at, &bound);
+    let view = View::new(&introduction(&at, &bound), &hints(&at, &bound));
     let demo = Demo {
         nodes,
-        view: RefCell::new(View::new()),
+        view: RefCell::new(view),
         published: [const { Cell::new(0) }; 2],
         received: RefCell::new([Vec::new(), Vec::new()]),
         others: Cell::new(0),
@@ -212,7 +215,7 @@ pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
         let sensors = join(demo.sense(&topic, 0), demo.sense(&topic, 1));
         let live = join(sensors, demo.draw());
         let consuming = demo.consume(&consumer);
-        let end = select(after(args.seconds), interrupts(1));
+        let end = select3(after(args.seconds), interrupts(1), demo.unread());
         let mut consuming = std::pin::pin!(consuming);
         match select3(live, consuming.as_mut(), end).await {
             Either3::First((_, never)) => match never {},
@@ -220,10 +223,12 @@ pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
             Either3::Third(_) => {}
         }
         // What was published is to arrive.
-        let all = demo.all_arrived();
-        let _ = tokio::time::timeout(LAST, select(consuming, all)).await;
-        demo.view.borrow_mut().draw(demo.rows());
-        demo.view.borrow_mut().finish();
+        let mut last = std::pin::pin!(select(consuming, demo.all_arrived()));
+        if tokio::time::timeout(SOON, last.as_mut()).await.is_err() {
+            demo.view.borrow_mut().print("Waiting for readings that have not arrived ...");
+            let _ = tokio::time::timeout(LAST, last).await;
+        }
+        demo.view.borrow_mut().finish(&demo.rows(), start.elapsed());
         consumer.stop().await;
         join(demo.nodes[0].stop(), demo.nodes[1].stop()).await;
         directory.stop().await;
@@ -250,28 +255,30 @@ async fn after(seconds: Option<u64>) {
     }
 }
 
-/// What it is, and how to look at it.
-fn introduce(directory: &Bound, nodes: &[Bound; 2]) {
-    let (lookupd, node) = (directory.http_address, nodes[0].http_address);
+/// What it is.
+fn introduction(directory: &Bound, nodes: &[Bound; 2]) -> String {
     let mut text = format!(
         "A directory (nsqlookupd), two sensor nodes (nsqd) and a consumer, all of them nanonsq, in \
-         this process:\n\n  {:<12}{:<18}http://{lookupd}\n",
-        "directory", directory.tcp_address
+         this process:\n\n  {:<12}{:<18}http://{}\n",
+        "directory", directory.tcp_address, directory.http_address
     );
     for ((name, _), bound) in SENSORS.iter().zip(nodes) {
         let _ =
             writeln!(text, "  {name:<12}{:<18}http://{}", bound.tcp_address, bound.http_address);
     }
-    let _ = writeln!(
-        text,
-        "\nLook at it from outside, with NSQ's own tools or others:\n\n  \
+    text
+}
+
+/// How to look at it.
+fn hints(directory: &Bound, nodes: &[Bound; 2]) -> String {
+    let (lookupd, node) = (directory.http_address, nodes[0].http_address);
+    format!(
+        "Look at it from outside, with NSQ's own tools or others; Ctrl-C ends it:\n\n  \
          curl 'http://{lookupd}/lookup?topic={TOPIC}'\n  \
          curl 'http://{node}/stats'\n  \
          curl -d 'hello' 'http://{node}/pub?topic={TOPIC}'\n  \
-         nsq_tail --topic={TOPIC} --lookupd-http-address={lookupd}\n\n\
-         Ctrl-C ends it.\n"
-    );
-    print!("{text}");
+         nsq_tail --topic={TOPIC} --lookupd-http-address={lookupd}\n"
+    )
 }
 
 struct Demo<'a> {
@@ -345,6 +352,13 @@ impl Demo<'_> {
         }
     }
 
+    /// Waits until nobody reads what is printed.
+    async fn unread(&self) {
+        while !self.view.borrow().is_closed() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
     fn rows(&self) -> Vec<Row> {
         let mut rows = Vec::new();
         for ((name, _), node) in SENSORS.iter().zip(&self.nodes) {
@@ -357,10 +371,9 @@ impl Demo<'_> {
     fn sum_up(&self, took: Duration, found: u32) -> ExitCode {
         let published: usize = self.published.iter().map(Cell::get).sum();
         let received: usize = (0..2).map(|index| self.count(index)).sum();
-        println!(
-            "\n{published} readings of {} nodes in {:.1} s: {received} received, {} lost, {} twice; \
-             {} messages of others",
-            SENSORS.len(),
+        let mut text = format!(
+            "\n{published} readings in {:.1} s: {received} received, {} lost, {} twice; {} messages of \
+             others",
             took.as_secs_f64(),
             published - received,
             self.twice.get(),
@@ -368,8 +381,9 @@ impl Demo<'_> {
         );
         let nodes = SENSORS.len() as u32;
         if found < nodes {
-            println!("the consumer found {found} of {nodes} nodes");
+            let _ = write!(text, "\nthe consumer found {found} of {nodes} nodes");
         }
+        self.view.borrow_mut().print(&text);
         let good = received == published && published > 0 && found >= nodes;
         if good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
     }

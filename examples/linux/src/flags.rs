@@ -85,6 +85,7 @@ pub(crate) fn broadcast(given: Option<&str>, hostname: &str) -> Result<String, S
     let host = given.unwrap_or(hostname);
     match Address::new(host, 1) {
         Ok(_) => Ok(host.to_owned()),
+        Err(_) if host.is_empty() => Err("--broadcast-address is empty".to_owned()),
         Err(error) => Err(format!("--broadcast-address {host}: {error}")),
     }
 }

@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::process::ExitCode;
 
+use embassy_futures::join::join;
 use embassy_futures::select::{Either4, select4};
 use log::{info, warn};
 use nanonsq_core::directory::{Config, Event};
@@ -13,6 +14,7 @@ use nanonsq_core::wire::v1::IdentifyReply;
 use nanonsq_std::{NoopRawMutex, TokioSleep};
 
 use crate::flags::{GoDuration, Listen, broadcast};
+use crate::report::watch_turned_away;
 use crate::system::{hostname, interrupts, listening, unix_time};
 
 /// What there is room for. `WORDS`: 32 nodes each.
@@ -89,20 +91,23 @@ pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
         directory.stop().await;
     };
     let background = Box::pin(runner.run());
-    match select4(stop, background, watch(&directory), interrupts(2)).await {
+    let watching = join(watch(&directory), watch_turned_away(|| directory.turned_away()));
+    match select4(stop, background, watching, interrupts(2)).await {
         Either4::First(()) => {}
         Either4::Second(never) => never,
-        Either4::Third(never) => match never {},
+        Either4::Third((never, _)) => match never {},
         Either4::Fourth(()) => return Err("interrupted again: stopped at once".to_owned()),
     }
     let counters = directory.counters();
     eprintln!(
-        "{} nodes registered, {} refused, {} timed out; {} HTTP requests, {} refused",
+        "{} nodes registered, {} refused, {} timed out; {} HTTP requests, {} refused; {} callers turned \
+         away",
         counters.identified,
         counters.refused,
         counters.timed_out,
         counters.requests,
         counters.requests_refused,
+        directory.turned_away(),
     );
     Ok(ExitCode::SUCCESS)
 }

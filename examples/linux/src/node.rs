@@ -2,20 +2,22 @@
 
 use std::process::ExitCode;
 
-use embassy_futures::join::join;
+use embassy_futures::join::join3;
 use embassy_futures::select::{Either4, select4};
-use log::{debug, info};
+use log::{debug, info, warn};
 use nanonsq_core::address::Address;
-use nanonsq_core::drive::node::{self, Resources, Settings};
+use nanonsq_core::drive::node::{self, Resources, Settings, SettingsError};
 use nanonsq_core::drive::{Gathering, Port, Ports};
 use nanonsq_core::lookup::{self, NodeInfo};
-use nanonsq_core::node::{ClientEvent, Config, Event, Full, HttpConfig, LANES_MAX};
+use nanonsq_core::node::{
+    ClientEvent, Config, ConfigError, Event, Full, HttpConfig, LANES_MAX, Node,
+};
 use nanonsq_core::session::Closed;
 use nanonsq_core::wire::v2::Limits;
 use nanonsq_std::{NoopRawMutex, TcpDialer, TokioSleep};
 
 use crate::flags::{GoDuration, Listen, broadcast};
-use crate::report::watch_lookups;
+use crate::report::{watch_lookups, watch_turned_away};
 use crate::system::{hostname, interrupts, listening, seed, unix_time};
 
 /// What there is room for.
@@ -105,6 +107,7 @@ pub(crate) struct Args {
 
 impl Args {
     fn config(&self, seed: u32) -> Config<'static> {
+        let default = Config::new();
         Config {
             limits: Limits {
                 max_msg_size: self.max_msg_size,
@@ -115,13 +118,37 @@ impl Args {
                 max_heartbeat_interval_ms: self.max_heartbeat_interval.0.as_millis(),
                 ..Limits::NSQD
             },
+            heartbeat: default.heartbeat.min(self.max_heartbeat_interval.0),
             msg_timeout: self.msg_timeout.0,
             full: if self.drop_oldest { Full::DropOldest } else { Full::Refuse },
             channels_per_topic: self.channels_per_topic,
             boot: seed,
             seed,
-            ..Config::new()
+            ..default
         }
+    }
+
+    /// Memory for messages. It is in RAM only once it is used.
+    fn store(&self) -> Result<Vec<u8>, String> {
+        // Zeroed memory cannot be asked for so that it may fail; but as much of any other can.
+        match Vec::<u8>::new().try_reserve_exact(self.mem) {
+            Ok(()) => Ok(vec![0; self.mem]),
+            Err(error) => Err(format!("--mem {}: {error}", self.mem)),
+        }
+    }
+}
+
+/// What is wrong, by the flags that it comes from.
+fn explain(error: SettingsError) -> String {
+    match error {
+        SettingsError::Node(why @ ConfigError::MsgTimeout { .. }) => {
+            format!("--msg-timeout: {why}, --max-msg-timeout")
+        }
+        SettingsError::Node(why @ ConfigError::Heartbeat { .. }) => {
+            format!("--max-heartbeat-interval: {why}")
+        }
+        SettingsError::Node(why @ ConfigError::StoreTooSmall { .. }) => format!("--mem: {why}"),
+        other => other.to_string(),
     }
 }
 
@@ -152,7 +179,7 @@ pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
         ..HttpConfig::new()
     };
     let lookup_config = lookup::Config { seed, ..lookup::Config::new(info) };
-    let mut store = vec![0; args.mem];
+    let mut store = args.store()?;
     let mut resources =
         Box::new(
             Resources::<NoopRawMutex, TOPICS, CHANNELS, CLIENTS, IN_FLIGHT, HTTP, PEERS, RX>::new(),
@@ -173,7 +200,7 @@ pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
         [TcpDialer::new(); PEERS],
         TokioSleep::new(),
     )
-    .map_err(|error| error.to_string())?;
+    .map_err(explain)?;
     node.set_unix_time(unix_time());
 
     let registration = runner.lookup();
@@ -182,18 +209,25 @@ pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
         info!("stopping: leaving nsqlookupds, closing connections");
         node.stop().await;
     };
-    let watching = join(watch_clients(&node), watch_lookups(&registration));
+    let watching = join3(
+        watch_clients(&node),
+        watch_lookups(&registration),
+        watch_turned_away(|| node.turned_away()),
+    );
     let background = Box::pin(runner.run());
     match select4(stop, background, watching, interrupts(2)).await {
         Either4::First(()) => {}
         Either4::Second(never) => never,
-        Either4::Third((never, _)) => match never {},
+        Either4::Third((never, ..)) => match never {},
         Either4::Fourth(()) => return Err("interrupted again: stopped at once".to_owned()),
+    }
+    if let Some(left @ 1..) = node.look(|node| left(node)) {
+        warn!("unfinished messages, which were in memory only: {left}");
     }
     let counters = node.counters();
     eprintln!(
         "{} messages taken, {} delivered, {} finished, {} requeued, {} timed out, {} dropped; \
-         {} connections",
+         {} connections, {} turned away",
         counters.accepted,
         counters.delivered,
         counters.finished,
@@ -201,8 +235,17 @@ pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
         counters.timed_out,
         counters.dropped,
         counters.connections,
+        node.turned_away(),
     );
     Ok(ExitCode::SUCCESS)
+}
+
+/// How many messages wait for a channel, or for somebody to finish them, each once for each channel.
+fn left(node: &Node<'_>) -> u32 {
+    let of_channels = |topic| {
+        node.channels(topic).map(|channel| channel.depth + channel.in_flight + channel.deferred)
+    };
+    node.topics().map(|topic| topic.depth + of_channels(topic.name).sum::<u32>()).sum()
 }
 
 type Handle<'a> = node::Handle<'a, NoopRawMutex, TokioSleep>;

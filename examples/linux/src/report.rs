@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::time::Duration;
 
 use log::{error, info, warn};
 use nanonsq_core::address::Address;
@@ -161,6 +162,19 @@ pub(crate) async fn watch_lookups<
             warn!("{line}; trying again");
         }
         told[peer] = line;
+    }
+}
+
+/// Tells how many callers a server has turned away, those of a second in one line. Never returns.
+pub(crate) async fn watch_turned_away(count: impl Fn() -> u32) -> Infallible {
+    let mut told = 0;
+    loop {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let now = count();
+        if now != told {
+            warn!("{} callers turned away: all places are taken", now.wrapping_sub(told));
+            told = now;
+        }
     }
 }
 

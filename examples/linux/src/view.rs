@@ -8,6 +8,13 @@ use std::time::{Duration, Instant};
 const INTERVAL: Duration = Duration::from_millis(500);
 const INTERVAL_PLAIN: Duration = Duration::from_secs(5);
 
+/// How many lines are to be left for what scrolls by.
+const SCROLLING: usize = 8;
+
+/// Lines that are too long are cut off, or go on in the next one.
+const NO_WRAP: &str = "\x1b[?7l";
+const WRAP: &str = "\x1b[?7h";
+
 /// The longest name shown whole. Wider than the terminal, a line would be two.
 const NAME: usize = 14;
 
@@ -31,19 +38,42 @@ pub(crate) struct View {
     rows: Vec<Row>,
     drawn: Option<Instant>,
     table: String,
-    /// How many of its lines are on the screen.
+    /// What stands below the table where there is room for it.
+    footer: String,
+    /// How many lines of both are on the screen.
     lines: usize,
+    is_closed: bool,
 }
 
 impl View {
-    pub(crate) fn new() -> Self {
-        let live = std::io::stdout().is_terminal();
-        Self { live, rows: Vec::new(), drawn: None, table: String::new(), lines: 0 }
+    /// `footer` is to stay on the screen; where it cannot, it is printed now, below `header`.
+    pub(crate) fn new(header: &str, footer: &str) -> Self {
+        let mut view = Self {
+            live: std::io::stdout().is_terminal(),
+            rows: Vec::new(),
+            drawn: None,
+            table: String::new(),
+            footer: String::new(),
+            lines: 0,
+            is_closed: false,
+        };
+        if view.live && has_room(window_lines(), footer.lines().count()) {
+            view.print(header);
+            view.footer = format!("\n{footer}");
+        } else {
+            view.print(&format!("{header}\n{footer}"));
+        }
+        view
     }
 
     /// How often to draw it.
     pub(crate) fn interval(&self) -> Duration {
         if self.live { INTERVAL } else { INTERVAL_PLAIN }
+    }
+
+    /// Whether nobody reads any more, as with `head`.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.is_closed
     }
 
     /// Prints a line above the table.
@@ -53,7 +83,7 @@ impl View {
         if self.live {
             self.append_table(&mut text);
         }
-        write_out(&text);
+        self.write_out(&text);
     }
 
     /// Draws the table anew.
@@ -64,17 +94,38 @@ impl View {
         (self.rows, self.drawn) = (rows, Some(now));
         let mut text = self.clear();
         self.append_table(&mut text);
-        write_out(&text);
+        self.write_out(&text);
     }
 
-    /// The table stays as it is; what is printed from now on comes below it.
-    pub(crate) fn finish(&mut self) {
+    /// Draws the table for the last time, with its rates over all of `took`; what is printed from now
+    /// on comes below it.
+    pub(crate) fn finish(&mut self, rows: &[Row], took: Duration) {
+        let before: Vec<_> = rows.iter().map(|row| Row { messages: 0, ..row.clone() }).collect();
+        self.table = table(rows, &before, took.as_secs_f64());
+        self.footer.clear();
+        let mut text = self.clear();
+        self.append_table(&mut text);
+        self.write_out(&text);
         self.lines = 0;
+        self.table.clear();
     }
 
     fn append_table(&mut self, text: &mut String) {
+        if !self.live {
+            text.push_str(&self.table);
+            return;
+        }
+        let drawn = text.len();
+        // On a narrow terminal its lines are cut off: wrapped, they would be more than are counted.
+        text.push_str(NO_WRAP);
         text.push_str(&self.table);
-        self.lines = if self.live { self.table.lines().count() } else { 0 };
+        // The window may have another size meanwhile.
+        let lines = self.table.lines().count() + self.footer.lines().count();
+        if has_room(window_lines(), lines) {
+            text.push_str(&self.footer);
+        }
+        text.push_str(WRAP);
+        self.lines = text[drawn..].matches('\n').count();
     }
 
     /// Goes to the table's first line and clears all from there.
@@ -84,13 +135,22 @@ impl View {
             lines => format!("\x1b[{lines}A\r\x1b[J"),
         }
     }
+
+    fn write_out(&mut self, text: &str) {
+        let mut stdout = std::io::stdout().lock();
+        let written = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+        self.is_closed |= written.is_err();
+    }
 }
 
-/// Nobody may be reading: that is no reason to end.
-fn write_out(text: &str) {
-    let mut stdout = std::io::stdout().lock();
-    let _ = stdout.write_all(text.as_bytes());
-    let _ = stdout.flush();
+/// How many lines the terminal shows; 0 if it does not say.
+fn window_lines() -> usize {
+    rustix::termios::tcgetwinsize(std::io::stdout()).map_or(0, |size| size.ws_row.into())
+}
+
+/// Whether something of so many lines leaves enough for the rest.
+fn has_room(window: usize, lines: usize) -> bool {
+    window >= lines + SCROLLING
 }
 
 /// `old` is what was `seconds` ago.
@@ -156,6 +216,13 @@ mod tests {
         assert_eq!(lines[1], ["cellar", "readings", "demo", "1", "3", "1", "150", "25.0"]);
         assert_eq!(lines[2], ["cellar", "readings", "-", "0", "3", "1", "7", "-"]);
         assert!(table(&new, &new, 0.0).contains(" -\n"), "no time passed");
+    }
+
+    #[test]
+    fn what_stands_below_the_table_leaves_room_for_what_scrolls_by() {
+        assert!(has_room(24, 16) && !has_room(24, 17));
+        // It did not say.
+        assert!(!has_room(0, 1));
     }
 
     #[test]

@@ -77,6 +77,10 @@ impl Image {
         &self.functions
     }
 
+    pub(crate) fn variables(&self) -> impl Iterator<Item = &Symbol> {
+        self.variables.iter().map(|(symbol, _)| symbol)
+    }
+
     /// The little-endian word that a variable is, for all whose name begins with `prefix`.
     pub(crate) fn words(&self, prefix: &str) -> Vec<(String, u32)> {
         let word = |(symbol, value): &(Symbol, Vec<u8>)| {

@@ -1,12 +1,14 @@
 //! `nanonsq node`, `nanonsq lookupd`, and the demo that is both.
 
 use std::net::SocketAddr;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use nanonsq_tests::{Nsqd, Nsqlookupd, ServerOptions, eventually, http, require_peers};
 use rustix::process::Signal;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::process::Command;
 
 use crate::run::{Run, SOON};
 
@@ -194,13 +196,36 @@ async fn flags_that_make_no_sense() {
     ] {
         assert_eq!(Run::start(&args).end().await.code, Some(2), "{args:?}");
     }
-    let run = Run::start(&[
-        "node",
-        "--msg-timeout=0.5s",
-        "--tcp-address=127.0.0.1:0",
-        "--http-address=127.0.0.1:0",
-    ]);
-    run.end().await.expect(1, &["message timeout 500 ms; give 1000 ms"]);
+    for (flag, says) in [
+        ("--msg-timeout=0.5s", "--msg-timeout: message timeout 500 ms; give 1000 ms"),
+        ("--max-heartbeat-interval=0.5s", "--max-heartbeat-interval: heartbeat interval 500 ms;"),
+        ("--mem=10", "--mem: the store has 10 bytes; it needs 66 at least"),
+        ("--mem=99999999999999", "--mem 99999999999999: memory allocation failed"),
+        ("--broadcast-address=", "--broadcast-address is empty"),
+    ] {
+        let run =
+            Run::start(&["node", flag, "--tcp-address=127.0.0.1:0", "--http-address=127.0.0.1:0"]);
+        run.end().await.expect(1, &[&format!("error: {says}")]);
+    }
+}
+
+/// What was in memory only.
+#[tokio::test]
+async fn a_node_that_is_stopped_says_what_it_takes_with_it() {
+    let node = Server::start("node", &["--max-heartbeat-interval=10s"]).await;
+    for topic in ["t", "u"] {
+        http::post(node.http, &format!("/pub?topic={topic}"), b"x").await.unwrap();
+    }
+    for channel in ["c", "d"] {
+        let path = format!("/channel/create?topic=t&channel={channel}");
+        assert_eq!(http::post(node.http, &path, b"").await.unwrap().status, 200);
+    }
+    let consumed = Run::subscribe(node.tcp, &["-n", "1"]).end().await;
+    consumed.expect(0, &["1 finished"]);
+    http::post(node.http, "/pub?topic=t&defer=60000", b"later").await.unwrap();
+    node.run.signal(Signal::TERM);
+    // That of u, and the deferred one in both channels: the second came after the first message.
+    node.run.end().await.expect(0, &["warn: unfinished messages, which were in memory only: 3"]);
 }
 
 /// Two at a time: one of them finds NSQ's ports taken.
@@ -218,6 +243,23 @@ async fn the_demo_ends_by_itself_and_nothing_is_lost() {
             assert_eq!(printed.matches(&first).count(), 1, "{printed}");
         }
     }
+}
+
+/// As with `| head`.
+#[tokio::test]
+async fn the_demo_ends_when_nobody_reads_it() {
+    let mut demo = Command::new(env!("CARGO_BIN_EXE_nanonsq"))
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let mut stdout = demo.stdout.take().unwrap();
+    stdout.read_exact(&mut [0; 10]).await.unwrap();
+    drop(stdout);
+    let ended = tokio::time::timeout(SOON, demo.wait_with_output()).await.unwrap().unwrap();
+    assert_eq!(String::from_utf8_lossy(&ended.stderr), "");
+    assert_ne!(ended.status.code(), None, "{}", ended.status);
 }
 
 #[tokio::test]

@@ -8,6 +8,7 @@
 mod admin;
 mod config;
 mod consume;
+mod full;
 mod harm;
 mod hostile;
 mod hostile_directory;

@@ -1,0 +1,104 @@
+//! All places are taken: what clients say of that, and that they come in when there is one again.
+
+use std::process::Command;
+
+use nanonsq_tests::client::Library;
+use nanonsq_tests::{Client, Nsqd, ServerOptions, eventually, peers};
+
+use crate::pair::{Pair, SOON, Setting, tests_with};
+use crate::raw::{Raw, sized};
+
+// nsqd and nsqlookupd have no such limit.
+tests_with!([OurNode]: clients_of_a_full_node);
+tests_with!([OurLookupd]: nsqd_and_a_full_directory);
+tests_with!([OurNode, OurLookupd]: askers_of_a_full_http_port);
+
+/// As many as `nanonsq node` and `nanonsq lookupd` have.
+const PLACES: usize = 128;
+const HTTP_PLACES: usize = 64;
+
+const REFUSAL: &str = "E_INVALID too many connections";
+
+async fn clients_of_a_full_node(setting: Setting) {
+    let find = |library| Client::find_or_skip(library, &setting.peers, setting.test);
+    let (Some(go_nsq), Some(pynsq)) = (find(Library::GoNsq), find(Library::Pynsq)) else { return };
+    let pair = setting.start(ServerOptions::new()).await;
+    pair.create("t", &["c"]).await;
+    let (tcp, lookupd) = (pair.node.tcp_address(), pair.lookupd.http_address());
+    let mut taken = Vec::new();
+    for _ in 0..PLACES {
+        taken.push(Raw::identify(tcp, 60_000).await.unwrap());
+    }
+    // A producer fails at once, with the reason.
+    let mut producer = go_nsq.publish(tcp, "t", "pub", &[("count", 1)]);
+    assert!(!producer.wait(SOON).await.success());
+    assert!(producer.stderr().contains(REFUSAL), "{}", producer.stderr());
+    eventually("the node says so, too", SOON, async || {
+        pair.node.log().contains("callers turned away: all places are taken")
+    })
+    .await;
+    // Consumers say why they wait, and have what there is when one of the others goes.
+    pair.node.publish("t", b"0").await;
+    for client in [go_nsq, pynsq] {
+        let mut consumer = client.consume(lookupd, "t", "c", &[]);
+        let library = client.library;
+        eventually(&format!("{library:?} says why"), SOON, async || {
+            consumer.stderr().contains(REFUSAL)
+        })
+        .await;
+        assert_eq!(consumer.deliveries(), []);
+        taken.pop().expect("one of many").close().await;
+        eventually(&format!("{library:?} has it"), SOON, async || consumer.deliveries().len() == 1)
+            .await;
+        consumer.stop().await;
+        taken.push(Raw::identify(tcp, 60_000).await.unwrap());
+        pair.node.publish("t", b"1").await;
+    }
+}
+
+async fn nsqd_and_a_full_directory(setting: Setting) {
+    // The pair's nsqd is a node as well.
+    let pair = setting.start(ServerOptions::new()).await;
+    let mut taken = Vec::new();
+    for port in 1..PLACES {
+        let mut raw = Raw::connect(pair.lookupd.tcp_address()).await.unwrap();
+        let node = format!(
+            r#"{{"broadcast_address":"taken","tcp_port":{port},"http_port":1,"version":"1"}}"#
+        );
+        raw.send(&[b"  V1", &*sized("IDENTIFY", node.as_bytes())].concat()).await.unwrap();
+        taken.push(raw);
+    }
+    eventually("all are there", SOON, async || pair.lookupd.nodes().await.len() == PLACES).await;
+    let options = ServerOptions::new().lookupd(pair.lookupd.tcp_address());
+    let nsqd = Nsqd::start(&setting.peers, options).await;
+    eventually("nsqd says why", SOON, async || nsqd.log().contains(REFUSAL)).await;
+    eventually("the directory says so, too", SOON, async || {
+        pair.lookupd.log().contains("callers turned away: all places are taken")
+    })
+    .await;
+    drop(taken.pop());
+    // nsqd tries again with each topic.
+    nsqd.create_topic("t").await;
+    pair.lookupd.wait_listed("t", nsqd.tcp_address(), SOON).await;
+}
+
+async fn askers_of_a_full_http_port(setting: Setting) {
+    let Some(curl) = peers::installed_or_skip("curl", "curl", setting.test) else { return };
+    let Pair { node, lookupd } = setting.start(ServerOptions::new()).await;
+    let address =
+        if setting.subject.is_our_node() { node.http_address() } else { lookupd.http_address() };
+    let mut taken = Vec::new();
+    for _ in 0..HTTP_PLACES {
+        taken.push(Raw::connect(address).await.unwrap());
+    }
+    let ask = || {
+        let url = format!("http://{address}/ping");
+        let args = ["--silent", "--max-time", "10", "--write-out", " %{http_code}", &url];
+        let output = Command::new(&curl).args(args).output().unwrap();
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    eventually("it is full", SOON, async || ask() == r#"{"message":"TOO_MANY_CONNECTIONS"} 503"#)
+        .await;
+    drop(taken.pop());
+    eventually("there is room", SOON, async || ask() == "OK 200").await;
+}
