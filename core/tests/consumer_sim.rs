@@ -540,6 +540,7 @@ fn live(seed: u32) -> [u64; 12] {
         // The consumer's connections and the network.
         let latency = if faulty { 1 + random.below(200) } else { 2 };
         for index in 0..CONNECTIONS {
+            let told = consumer.status(index).unwrap().rdy;
             let mut session = consumer.connection(index).unwrap();
             let mut opened = None;
             let written = drive(
@@ -554,6 +555,17 @@ fn live(seed: u32) -> [u64; 12] {
                     up
                 },
             );
+            // More is asked of one only as far as what may be asked of all allows, as it is now.
+            let rdy: [u16; CONNECTIONS] =
+                std::array::from_fn(|index| consumer.status(index).unwrap().rdy);
+            let most = match () {
+                () if consumer.is_paused() => 0,
+                () if consumer.is_backing_off() => max.min(1),
+                () => max.min(MESSAGES as u16),
+            };
+            let sum: u16 = rdy.iter().sum();
+            assert!(rdy[index] <= told || sum <= most, "{context}: raised to {rdy:?} of {most}");
+            let mut session = consumer.connection(index).unwrap();
             if let Some(nsqd) = opened {
                 numbers += 1;
                 clients[index] = Some(Client {

@@ -81,7 +81,8 @@ pub struct Config<'a> {
     pub drain_timeout: Span,
     /// How long closing may take after that. Default 1 s.
     pub close_timeout: Span,
-    /// How often each nsqlookupd is asked, give or take an eighth. Default 60 s, as go-nsq.
+    /// How long after an answer each nsqlookupd is asked again at the latest, or up to a quarter
+    /// earlier: a new nsqd that it lists is found by then. Default 60 s, as go-nsq.
     pub lookup_interval: Span,
     /// How long an nsqlookupd may take to answer. Default 10 s.
     pub lookup_timeout: Span,

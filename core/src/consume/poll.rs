@@ -94,6 +94,8 @@ impl Producers {
             }
             Token::ArrayEnd if list > 0 && depth == list => self.depth = 0,
             Token::Null if field == Field::Producers => self.found = true,
+            // It has none.
+            Token::String(text) if text.as_bytes() == TOPIC_NOT_FOUND => self.found = true,
             Token::String(host) if field == Field::Host && !host.store_ascii(&mut self.host) => {
                 self.host.clear();
             }
@@ -222,7 +224,13 @@ impl LookupdSession<'_, '_> {
         Err(fault)
     }
 
+    /// With another status than 200 it is that: something else than nsqlookupd has pages of its own
+    /// for what it does not find.
     fn bad(&mut self, now: Instant, why: BadAnswer) -> Result<(), Fault> {
+        let why = match self.lookupd.http.status() {
+            None | Some(200) => why,
+            Some(status) => BadAnswer::Status(status),
+        };
         self.fail(now, Fault::BadAnswer(why))
     }
 
@@ -248,13 +256,11 @@ impl LookupdSession<'_, '_> {
     /// The answer is whole.
     fn on_answer(&mut self, now: Instant) -> Result<(), Fault> {
         let lookupd = &mut *self.lookupd;
-        if lookupd.http.status() != Some(NOT_FOUND) {
-            if let Err(error) = lookupd.json.end() {
-                return self.bad(now, BadAnswer::Json(error));
-            }
-            if !lookupd.producers.found {
-                return self.bad(now, BadAnswer::NoProducers);
-            }
+        if let Err(error) = lookupd.json.end() {
+            return self.bad(now, BadAnswer::Json(error));
+        }
+        if !lookupd.producers.found {
+            return self.bad(now, BadAnswer::NoProducers);
         }
         if lookupd.producers.count > 0 {
             let super::Config { rotate, grace, .. } = *self.shared.config;
@@ -271,8 +277,8 @@ impl LookupdSession<'_, '_> {
     }
 }
 
-/// The topic is in no nsqd yet.
-const NOT_FOUND: u16 = 404;
+/// What nsqlookupd says, with the status 404, of a topic that is in no nsqd yet.
+const TOPIC_NOT_FOUND: &[u8] = b"TOPIC_NOT_FOUND";
 
 impl Session for LookupdSession<'_, '_> {
     fn link(&self) -> Link {
@@ -323,10 +329,8 @@ impl Session for LookupdSession<'_, '_> {
         while self.lookupd.state == LookupdState::Asking {
             let body = self.lookupd.http.next(&mut input);
             match (self.lookupd.http.status(), body) {
-                // The body matters to nobody, so it does not whether it is one.
-                (Some(NOT_FOUND), _) => return self.on_answer(now),
-                (Some(200) | None, Err(error)) => return self.bad(now, BadAnswer::Http(error)),
-                (Some(200), Ok(body)) => {
+                (_, Err(error)) => return self.bad(now, BadAnswer::Http(error)),
+                (Some(200 | 404), Ok(body)) => {
                     if let Some(body) = body {
                         self.on_body(now, body)?;
                     }
@@ -337,7 +341,7 @@ impl Session for LookupdSession<'_, '_> {
                         return Ok(());
                     }
                 }
-                (Some(status), _) => return self.bad(now, BadAnswer::Status(status)),
+                (Some(status), Ok(_)) => return self.bad(now, BadAnswer::Status(status)),
                 (None, Ok(Some(_))) => {}
                 (None, Ok(None)) => return Ok(()),
             }
@@ -407,7 +411,10 @@ impl Session for LookupdSession<'_, '_> {
         let delay = if why == Closed::Local {
             lookupd.backoff.reset();
             lookupd.backoff.skip_immediate();
-            shared.jitter.around(shared.config.lookup_interval).max(Span::from_millis(1))
+            // Never longer: that is how long a new nsqd may go unseen.
+            let longest = shared.config.lookup_interval.as_millis().max(1);
+            let shortest = longest.wrapping_sub(longest >> 2);
+            shared.jitter.between(Span::from_millis(shortest), Span::from_millis(longest))
         } else {
             count(&mut shared.tally.lookups_failed);
             lookupd.backoff.next_delay(&mut shared.jitter)

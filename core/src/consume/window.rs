@@ -55,10 +55,11 @@ impl Share {
         self.live && self.target > 0 && self.rdy > 0
     }
 
-    /// How long it has been time to pass the turn on; an idle one goes first.
+    /// How long it has been time to pass the turn on; an idle one goes first, of several the one
+    /// that is so for longest.
     fn age(&self) -> u16 {
         if self.quiet >= QUIET_TURNS {
-            u16::MAX
+            self.quiet | 1 << 15
         } else if self.turns >= BUSY_TURNS {
             self.turns
         } else {
@@ -462,6 +463,49 @@ mod tests {
         let count = |id| turns.iter().filter(|&&turn| turn == id).count();
         // Of ten intervals two, six and two.
         assert_eq!((count(0), count(1), count(2)), (8, 24, 8), "{turns:?}");
+    }
+
+    #[test]
+    fn whose_turn_it_is() {
+        // connections, max_in_flight, which are busy; of 240 intervals those with an RDY of 1
+        for (connections, limit, busy, want) in [
+            (2, 1, &[][..], &[120, 120][..]),
+            // Idle ones have two intervals, busy ones six.
+            (2, 1, &[0], &[180, 60]),
+            (2, 1, &[0, 1], &[120, 120]),
+            (3, 1, &[], &[80, 80, 80]),
+            (3, 1, &[1], &[48, 144, 48]),
+            (3, 2, &[], &[161, 160, 159]),
+            // As many as wait: one of two passes its turn on, the idle one if there is such a one.
+            (3, 2, &[0], &[206, 138, 136]),
+            (3, 2, &[0, 1], &[206, 206, 68]),
+            (3, 2, &[0, 1, 2], &[162, 162, 156]),
+            (4, 2, &[], &[120, 120, 120, 120]),
+            (4, 2, &[3], &[120, 120, 60, 180]),
+            (4, 2, &[0, 1], &[180, 180, 60, 60]),
+            (5, 2, &[0, 1, 2, 3, 4], &[96, 96, 96, 96, 96]),
+            (5, 4, &[2], &[181, 180, 240, 180, 179]),
+        ] {
+            let mut shares = vec![Share::NONE; connections];
+            let mut window = Window::new(&mut shares);
+            window.set_limit(limit);
+            (0..connections as u8).for_each(|id| window.join(id, 9));
+            let mut turns = vec![0u16; connections];
+            for _ in 0..240 {
+                tell(&mut window);
+                settle(&mut window);
+                for (id, rdy) in tell(&mut window).into_iter().enumerate() {
+                    turns[id] += rdy;
+                    if rdy == 1 && busy.contains(&id) {
+                        window.delivered(id as u8);
+                        window.answered(id as u8, 1);
+                    }
+                }
+                window.turn();
+            }
+            assert_eq!(turns, want, "{connections} connections, {limit} in flight, {busy:?} busy");
+            assert_eq!(turns.iter().sum::<u16>(), 240 * limit, "all of it, always");
+        }
     }
 
     #[test]

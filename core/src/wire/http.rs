@@ -46,7 +46,7 @@ pub enum HttpError {
 pub enum BadAnswer {
     /// It is not HTTP as it should be.
     Http(HttpError),
-    /// Its status is neither 200 nor, for a topic that nobody has yet, 404.
+    /// Its status is neither 200 nor, with nsqlookupd's words for a topic that nobody has yet, 404.
     Status(u16),
     /// Its body is not JSON.
     Json(JsonError),
@@ -189,6 +189,11 @@ impl ResponseDecoder {
                 return Ok(true);
             }
             self.room = self.room.checked_sub(1).ok_or(HttpError::HeadTooLong)?;
+            // nsqlookupd's TCP port answers in one word, without a line's end.
+            let wanted = VERSION.get(usize::from(self.len));
+            if self.place == Place::Status && wanted.is_some_and(|wanted| *wanted != byte) {
+                return Err(HttpError::NotHttp);
+            }
             if let Some(slot) = self.line.get_mut(usize::from(self.len)) {
                 *slot = byte;
                 self.len = self.len.wrapping_add(1);
@@ -276,9 +281,12 @@ impl Default for ResponseDecoder {
     }
 }
 
+/// What an answer begins with.
+const VERSION: &[u8] = b"HTTP/1.";
+
 /// The code in `HTTP/1.x code reason`.
 fn status(line: &[u8]) -> Option<u16> {
-    let rest = line.strip_prefix(b"HTTP/1.")?;
+    let rest = line.strip_prefix(VERSION)?;
     let code = rest.get(1..5)?.strip_prefix(b" ")?;
     number(code, 10).map(|code| code as u16)
 }
@@ -446,7 +454,14 @@ mod tests {
     #[test]
     fn what_is_refused_and_why() {
         use HttpError::*;
-        refuses(b"\0\0\0\x0eE_BAD_PROTOCOL\n", NotHttp);
+        // What nsqlookupd and nsqd say at their TCP ports, and the first byte of it.
+        refuses(b"\0\0\0\x0eE_BAD_PROTOCOL", NotHttp);
+        refuses(b"\0\0\0\x12\0\0\0\x01E_BAD_PROTOCOL", NotHttp);
+        refuses(b"\0", NotHttp);
+        refuses(b"HTTP/0", NotHttp);
+        refuses(b"http/1", NotHttp);
+        refuses(b"\n", NotHttp);
+        refuses(b"HTTP/1", Truncated);
         refuses(b"HTTP/2 200\r\n", NotHttp);
         refuses(b"HTTP/1.1 2x0 OK\r\n", NotHttp);
         refuses(b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n", Length);

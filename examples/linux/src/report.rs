@@ -11,6 +11,7 @@ use nanonsq_core::drive;
 use nanonsq_core::lookup::PeerState;
 use nanonsq_core::publish::{Event, Outcome, Ticket};
 use nanonsq_core::session::{Closed, Fault};
+use nanonsq_core::wire::http::BadAnswer;
 use nanonsq_core::wire::v2::ErrorCode;
 use nanonsq_std::{NoopRawMutex, TokioSleep};
 
@@ -116,6 +117,16 @@ pub(crate) fn explain(why: Closed, was_up: bool, said: &str) -> String {
             "its answer is not nsqd's: is this the TCP port of an nsqd?".to_owned()
         }
         _ => fault.to_string(),
+    }
+}
+
+/// Why asking an nsqlookupd failed.
+pub(crate) fn explain_answer(why: Closed) -> String {
+    match why {
+        Closed::Fault(Fault::BadAnswer(
+            BadAnswer::Status(404) | BadAnswer::Json(_) | BadAnswer::NoProducers,
+        )) => format!("{why}: is this the HTTP port of an nsqlookupd (4161)?"),
+        _ => why.to_string(),
     }
 }
 

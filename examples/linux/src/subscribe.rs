@@ -2,9 +2,9 @@
 
 use std::io::ErrorKind;
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use embassy_futures::select::{Either3, select3};
+use embassy_futures::select::{Either3, select, select3};
 use log::{info, warn};
 use nanonsq_core::address::Address;
 use nanonsq_core::consume::{Config, ConnectionEvent, Counters, Event, LOOKUPDS_MAX, LookupdEvent};
@@ -16,7 +16,7 @@ use nanonsq_core::time::Span;
 use nanonsq_std::{NoopRawMutex, TcpDialer, TokioSleep};
 use tokio::io::AsyncWriteExt;
 
-use crate::report::{explain, is_hopeless};
+use crate::report::{explain, explain_answer, is_hopeless};
 use crate::system::{hostname, interrupts, seed};
 
 /// nsqds at a time, and nsqds that nsqlookupds list.
@@ -31,6 +31,9 @@ const RING: usize = 8 << 20;
 /// pass through the stack, several times.
 const RX: usize = 4096;
 const TX: usize = 1024;
+
+/// How long stopping may take before it is said what it waits for.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Messages that are written at once, if so many wait.
 const BATCH: usize = 64;
@@ -152,7 +155,13 @@ pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
         for message in batch {
             let _ = message.release(Some(Span::ZERO));
         }
-        consumer.stop().await;
+        // At once, unless an nsqd does not answer.
+        let patience = async {
+            tokio::time::sleep(PATIENCE).await;
+            info!("waiting for nsqd to take back what is in flight; interrupt to stop at once");
+            std::future::pending::<()>().await
+        };
+        select(consumer.stop(), patience).await;
         ended
     };
     // Its buffers are large.
@@ -271,7 +280,9 @@ async fn watch(args: &Args, consumer: &Consuming<'_>) -> String {
                     LookupdEvent::Answered { producers } => {
                         format!("nsqlookupd {address} lists {producers} nsqd for {topic}")
                     }
-                    LookupdEvent::Failed(why) => format!("nsqlookupd {address}: {why}"),
+                    LookupdEvent::Failed(why) => {
+                        format!("nsqlookupd {address}: {}", explain_answer(why))
+                    }
                     _ => continue,
                 };
                 if lookupds[index] != line {

@@ -113,7 +113,7 @@ impl Subscriber {
         let exhausted = random.pick(&[Exhausted::Finish, Exhausted::Deliver]);
         // Without a limit of attempts one too large would be requeued for ever.
         let endless = max_attempts == 0 || exhausted == Exhausted::Deliver;
-        let config = Config {
+        let mut config = Config {
             auth_secret: auth.then_some(SECRET),
             heartbeat: ms(random, &[1000, 5000, 30_000, 60_000]),
             msg_timeout: random
@@ -143,6 +143,11 @@ impl Subscriber {
                 ChannelName::new("c").expect("a name"),
             )
         };
+        // What a server that lies swallowed is delivered again when two heartbeats and a timeout are
+        // over. With the longest of both that is as long as a world goes on without faults.
+        if config.heartbeat == Span::from_secs(60) && config.msg_timeout.is_none() {
+            config.msg_timeout = Some(Span::from_secs(20));
+        }
         let address = |name: String| name.parse::<Address>().expect("an address");
         let setup = Setup {
             config,

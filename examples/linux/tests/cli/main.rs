@@ -522,6 +522,64 @@ async fn nsqds_that_will_never_do() {
     assert_eq!(ended.printed, ["x"]);
 }
 
+/// The four ports of two servers, each taken for nsqlookupd's HTTP port.
+#[tokio::test]
+async fn nsqlookupds_that_are_none() {
+    let peers = require_peers!();
+    let lookupd = Nsqlookupd::start(&peers, ServerOptions::new()).await;
+    let nsqd = start_nsqd(&peers).await;
+    let wrong = "not an answer in HTTP; use nsqlookupd's HTTP port (4161), not its TCP port";
+    for (address, says) in [
+        (lookupd.tcp_address(), wrong),
+        (nsqd.tcp_address(), wrong),
+        (
+            nsqd.http_address(),
+            "answered with HTTP status 404: is this the HTTP port of an nsqlookupd (4161)?",
+        ),
+        (ports::reserve().address(), "connection refused: nothing listens on that port"),
+    ] {
+        let address = address.to_string();
+        let run = Run::start(&["sub", "--topic", "t", "--lookupd-http-address", &address]);
+        run.until_it_says(&format!("nsqlookupd {address}: ")).await;
+        run.signal(Signal::INT);
+        let ended = run.end().await;
+        ended.expect(0, &[says, "; trying again\n"]);
+        assert!(!ended.said.contains("lists"), "{}", ended.said);
+    }
+}
+
+/// Stopping is bounded, and one who waits is told what for.
+#[tokio::test]
+async fn an_interrupt_while_nsqd_hangs() {
+    let peers = require_peers!();
+    let nsqd = start_nsqd(&peers).await;
+    publish_numbers(&nsqd, 3).await;
+    for twice in [false, true] {
+        let run = Run::subscribe(nsqd.tcp_address(), &[]);
+        run.until_it_says("connected to nsqd").await;
+        if !twice {
+            run.until_it_prints(3).await;
+        }
+        nsqd.freeze();
+        let start = Instant::now();
+        run.signal(Signal::INT);
+        run.until_it_says("waiting for nsqd to take back what is in flight").await;
+        if twice {
+            run.signal(Signal::INT);
+        }
+        let ended = run.end().await;
+        let took = start.elapsed();
+        nsqd.thaw();
+        if twice {
+            assert!(took < Duration::from_secs(3), "{took:?}");
+            ended.expect(1, &["error: interrupted again: stopped at once\n"]);
+        } else {
+            assert!(took < Duration::from_secs(8), "{took:?}");
+            ended.expect(0, &["3 received, 3 finished, 0 requeued"]);
+        }
+    }
+}
+
 // Command lines.
 
 #[tokio::test]
