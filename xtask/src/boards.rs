@@ -89,7 +89,7 @@ impl Board {
         match self {
             Self::W5500EvbPico => Budget { flash: 336 * KIB, ram: 168 * KIB },
             Self::PicoW => Budget { flash: 620 * KIB, ram: 168 * KIB },
-            Self::Esp32c3 => Budget { flash: 800 * KIB, ram: 260 * KIB },
+            Self::Esp32c3 => Budget { flash: 800 * KIB, ram: 272 * KIB },
         }
     }
 }
