@@ -28,12 +28,25 @@ const KIB = 1024;
 const BUFFERS_KIB = 16;
 const MR_RESET = 0x80;
 const PHY_RESET = 0x80;
-/** OPMD, OPMDC, and with a link: full duplex, 100 Mbit/s. */
+/** OPMD and OPMDC; what they are after a reset: all modes, negotiated. */
 const PHY_SETTINGS = 0x78;
+const PHY_SETTINGS_RESET = 0x38;
+/** With a link: full duplex, 100 Mbit/s. */
 const PHY_LINK = 0x07;
+/** Cycles of the chip's clock of 150 MHz that INTn stays high for each step of INTLEVEL, in nanoseconds. */
+const WAIT_NS = 4 / 0.15;
+/** Where writing changes nothing: registers to be read only (4.1, 4.2: R), and what is reserved. */
+const COMMON_READ_ONLY = [COMMON.SIR, ...span(COMMON.UIPR, 4), ...span(COMMON.UPORTR, 2), ...span(0x2f, 10), COMMON.VERSIONR, ...span(0x3a, 6)];
+const SOCKET_READ_ONLY = [
+  SOCKET.SR, 0x14, ...span(0x17, 7), ...span(SOCKET.TX_FSR, 2), ...span(SOCKET.TX_RD, 2), ...span(SOCKET.RX_RSR, 2), ...span(SOCKET.RX_WR, 2),
+];
 /** Preamble, checksum and gap around a frame, in bytes; nanoseconds a byte. */
 const WIRE = { extra: 24, byte: 80 };
 const SHORTEST = 60;
+
+function span(from, length) {
+  return Array.from({ length }, (_, n) => from + n);
+}
 
 export class W5500 {
   /**
@@ -69,8 +82,11 @@ export class W5500 {
     this.memory = { tx: new Uint8Array(BUFFERS_KIB * KIB), rx: new Uint8Array(BUFFERS_KIB * KIB) };
     // Socket 0's pointers: those written, and those in effect since the last command.
     this.pointers = { txRead: 0, txWrite: 0, rxRead: 0, rxReadInEffect: 0, rxWrite: 0 };
-    this.sending = 0;
+    this.sentUpTo = 0;
+    this.garbled = undefined;
+    this.phySettings = PHY_SETTINGS_RESET;
     this.resetPhy();
+    this.isWaiting = false;
     this.updateInterrupt();
   }
 
@@ -164,18 +180,18 @@ export class W5500 {
 
   readCommon(address) {
     if (address === COMMON.SIR) return this.socketInterrupts();
-    if (address === COMMON.PHYCFGR) return PHY_RESET | (this.hasLink ? PHY_LINK : 0) | (this.phySettings ?? PHY_SETTINGS & 0x38);
+    if (address === COMMON.PHYCFGR) return PHY_RESET | this.phySettings | (this.hasLink ? PHY_LINK : 0);
     return this.common[address] ?? 0;
   }
 
   writeCommon(address, value) {
+    if (COMMON_READ_ONLY.includes(address)) return;
     switch (address) {
       case COMMON.MR:
         if (value & MR_RESET) return this.reset();
         this.common[COMMON.MR] = value;
         return;
       case COMMON.IR: this.common[COMMON.IR] &= ~value; break;
-      case COMMON.SIR: case COMMON.VERSIONR: return;
       case COMMON.PHYCFGR:
         this.phySettings = value & PHY_SETTINGS;
         if (!(value & PHY_RESET)) this.resetPhy();
@@ -197,7 +213,7 @@ export class W5500 {
     const isMain = socket === 0;
     if (name === 'free') {
       const [, , size] = this.buffer(socket, 'tx');
-      return isMain ? size - ((this.sentUpTo - pointers.txRead) & 0xffff || 0) : size;
+      return isMain ? size - ((this.sentUpTo - pointers.txRead) & 0xffff) : size;
     }
     if (name === 'held') return isMain ? this.held : 0;
     return isMain ? pointers[name] : 0;
@@ -215,14 +231,12 @@ export class W5500 {
       const { pointers } = this;
       pointers[name] = address & 1 ? (pointers[name] & 0xff00) | value : (pointers[name] & 0xff) | (value << 8);
     };
+    if (SOCKET_READ_ONLY.includes(address)) return;
     switch (address) {
       case SOCKET.CR: return this.command(socket, value);
       case SOCKET.IR: registers[SOCKET.IR] &= ~value; break;
-      case SOCKET.SR: return;
       case SOCKET.TX_WR: case SOCKET.TX_WR + 1: return half('txWrite');
       case SOCKET.RX_RD: case SOCKET.RX_RD + 1: return half('rxRead');
-      case SOCKET.TX_FSR: case SOCKET.TX_FSR + 1: case SOCKET.TX_RD: case SOCKET.TX_RD + 1:
-      case SOCKET.RX_RSR: case SOCKET.RX_RSR + 1: case SOCKET.RX_WR: case SOCKET.RX_WR + 1: return;
       default: if (address < registers.length) registers[address] = value;
     }
     this.updateInterrupt();
@@ -250,7 +264,7 @@ export class W5500 {
 
   send() {
     const { pointers, epoch } = this;
-    const from = this.sentUpTo ?? pointers.txRead;
+    const from = this.sentUpTo;
     const length = (pointers.txWrite - from) & 0xffff;
     const [memory, base, size] = this.buffer(0, 'tx');
     this.sentUpTo = pointers.txWrite;
@@ -282,8 +296,10 @@ export class W5500 {
       this.pointers.rxWrite = (this.pointers.rxWrite + 1) & 0xffff;
     };
     // The length counts itself.
-    put(length >> 8);
-    put(length & 0xff);
+    const said = this.garbled ?? length;
+    this.garbled = undefined;
+    put(said >> 8);
+    put(said & 0xff);
     for (const byte of frame) put(byte);
     this.stats.received++;
     this.stats.mostQueued = Math.max(this.stats.mostQueued, this.held);
@@ -303,6 +319,11 @@ export class W5500 {
     return isOwn || !(mode & FILTER.OWN);
   }
 
+  /** The board's own address, as the driver set it. */
+  get ownAddress() {
+    return Buffer.from(this.common.subarray(COMMON.SHAR, COMMON.SHAR + 6));
+  }
+
   socketInterrupts() {
     const bits = this.sockets.map((registers, n) => (registers[SOCKET.IR] & registers[SOCKET.IMR] ? 1 << n : 0));
     return bits.reduce((sum, bit) => sum | bit, 0);
@@ -311,9 +332,19 @@ export class W5500 {
   updateInterrupt() {
     const { common } = this;
     const isLow = (this.socketInterrupts() & common[COMMON.SIMR]) !== 0 || (common[COMMON.IR] & common[COMMON.IMR]) !== 0;
-    if (isLow === this.isLow) return;
+    if (isLow === this.isLow || (isLow && this.isWaiting)) return;
+    const wasLow = this.isLow;
     this.isLow = isLow;
     this.options.onInterrupt(isLow);
+    if (!wasLow || isLow) return;
+    // INTn is high for a while before it is low again (4.1: INTLEVEL).
+    const { epoch } = this;
+    this.isWaiting = true;
+    this.schedule((((common[COMMON.INTLEVEL] << 8) | common[COMMON.INTLEVEL + 1]) + 1) * WAIT_NS, () => {
+      if (epoch !== this.epoch) return;
+      this.isWaiting = false;
+      this.updateInterrupt();
+    });
   }
 }
 

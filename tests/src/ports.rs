@@ -47,6 +47,19 @@ pub fn reserve() -> Reserved {
     panic!("no free port found in {TRIES} tries");
 }
 
+/// Reserves two free ports, the second of which follows the first, as nsqd's do.
+pub fn reserve_two() -> (Reserved, Reserved) {
+    for _ in 0..TRIES {
+        let first = reserve();
+        let next = SocketAddr::from((Ipv4Addr::LOCALHOST, first.0.port() + 1));
+        let mut reserved = reserved();
+        if TcpListener::bind(next).is_ok() && reserved.taken.insert(next.port()) {
+            return (first, Reserved(next));
+        }
+    }
+    panic!("no two free ports found in {TRIES} tries");
+}
+
 struct Reservations {
     taken: HashSet<u16>,
     random: Random,

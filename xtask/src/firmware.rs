@@ -25,8 +25,8 @@ pub(crate) struct Build<'a> {
     pub(crate) manifest: &'a Path,
     pub(crate) target_dir: &'a Path,
     pub(crate) profile: &'a str,
-    /// One binary; else all.
-    pub(crate) bin: Option<&'a str>,
+    /// Some binaries; if there are none, all.
+    pub(crate) bins: &'a [&'a str],
     pub(crate) features: &'a [&'a str],
     pub(crate) no_default_features: bool,
     pub(crate) env: &'a [(&'a str, &'a str)],
@@ -81,10 +81,12 @@ impl Toolchain {
     pub(crate) fn build(&self, build: &Build<'_>) -> Result<Vec<(String, PathBuf)>> {
         let mut command = self.cargo("build");
         command.args(["--quiet", "--message-format=json-render-diagnostics"]);
-        match build.bin {
-            Some(bin) => command.args(["--bin", bin]),
-            None => command.arg("--bins"),
-        };
+        for bin in build.bins {
+            command.args(["--bin", bin]);
+        }
+        if build.bins.is_empty() {
+            command.arg("--bins");
+        }
         command.args(["--profile", build.profile]);
         command.arg("--manifest-path").arg(build.manifest);
         command.arg("--target-dir").arg(build.target_dir);

@@ -277,7 +277,7 @@ fn build(target: Target, toolchain: &Toolchain, defmt: bool) -> Result<PathBuf> 
         // Under the root's target directory, where `cargo clean` finds it.
         target_dir: &project::root().join("target/qemu"),
         profile: "release",
-        bin: None,
+        bins: &[],
         features: if defmt { &["defmt"] } else { &["text"] },
         no_default_features: true,
         env: if defmt { &[("DEFMT_LOG", "info")] } else { &[] },

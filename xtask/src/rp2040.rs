@@ -2,13 +2,19 @@
 //! against real servers. What arrived in nsqd decides, and what nsqlookupd lists.
 
 mod device;
+mod node;
 mod scenario;
+mod tap;
 
+use std::io::{BufRead, BufReader};
+use std::num::NonZero;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
-use std::{fs, io};
+use std::{env, fs, io, slice, thread};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::{Args, ValueEnum};
@@ -33,6 +39,15 @@ pub(crate) struct Options {
     /// Where `own` keeps the board's flash from one time to the next
     #[arg(long)]
     flash: Option<PathBuf>,
+    /// `own`: takes callers on a port of this machine to one of the board's, as 14150:4150
+    #[arg(long, value_name = "PORT:PORT")]
+    forward: Vec<String>,
+    /// `own`: a TAP interface of this machine as the board's network
+    #[arg(long, value_name = "NAME", conflicts_with = "forward")]
+    tap: Option<String>,
+    /// Play one, here: for whoever plays several
+    #[arg(long, hide = true)]
+    alone: bool,
     /// Use this UF2 instead of building one
     #[arg(long)]
     image: Option<PathBuf>,
@@ -50,24 +65,31 @@ enum Scenario {
     Loss,
     /// Power is cut while settings are saved, again and again
     Power,
-    /// It panics, hangs, and its network hangs: it comes back and says why
+    /// It panics, hangs, its network hangs, its publisher hangs: it comes back and says why
     Crash,
     /// It does what comes as a command, reboots too
     Command,
+    /// It is an nsqd itself, which go-nsq finds by nsqlookupds and consumes
+    Node,
     /// All of these
     All,
+    /// On a TAP interface: Linux's own network instead of the emulator's. Takes Linux, and root or
+    /// user namespaces
+    Tap,
     /// A board for servers of your own at 127.0.0.1, with its console here, until Ctrl-C
     Own,
 }
 
 impl Scenario {
-    const ALL: [Self; 7] = [
+    /// The one that takes longest begins.
+    const ALL: [Self; 8] = [
+        Self::Crash,
         Self::Clean,
         Self::Unplugged,
         Self::Restarts,
         Self::Loss,
+        Self::Node,
         Self::Power,
-        Self::Crash,
         Self::Command,
     ];
 
@@ -80,6 +102,8 @@ impl Scenario {
             Self::Power => "power",
             Self::Crash => "crash",
             Self::Command => "command",
+            Self::Node => "node",
+            Self::Tap => "tap",
             Self::All => "all",
             Self::Own => "own",
         }
@@ -101,28 +125,31 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     crate::peers::ensure(&crate::peers::Options::default())?;
     let peers = peers::find().map_err(|missing| anyhow!("{missing}"))?;
-    let runtime = Runtime::new()?;
-
-    let plays: &[Scenario] = match &*options.scenarios {
-        [] => &[Scenario::Clean],
-        all if all.contains(&Scenario::All) => &Scenario::ALL,
-        chosen => chosen,
+    let plays: Vec<Scenario> = match &*options.scenarios {
+        [] => vec![Scenario::Clean],
+        chosen => chosen
+            .iter()
+            .flat_map(|scenario| match scenario {
+                Scenario::All => &Scenario::ALL[..],
+                one => slice::from_ref(one),
+            })
+            .copied()
+            .collect(),
     };
-    let started = Instant::now();
-    let (mut lines, mut failed) = (Vec::new(), 0);
-    let tested = self_test(&emulator);
-    let mut results = vec![("emulator", tested)];
-    for &scenario in plays {
-        println!("\n== {}", scenario.name());
+    if options.alone {
+        let [scenario] = *plays else { bail!("one play") };
+        let runtime = Runtime::new()?;
         // What the harness expects in vain is a panic.
         let play = || runtime.block_on(play(&peers, &emulator, &image, scenario, options));
         let result = catch_unwind(AssertUnwindSafe(play))
             .unwrap_or_else(|_| Err(anyhow!("it panicked, see above")));
-        if let Err(why) = &result {
-            println!("FAILED: {why:#}");
-        }
-        results.push((scenario.name(), result));
+        println!("{RESULT}{}", result?);
+        return Ok(());
     }
+    let started = Instant::now();
+    let (mut lines, mut failed) = (Vec::new(), 0);
+    let mut results = vec![("emulator", self_test(&emulator))];
+    results.extend(play_all(&plays, &image, options));
     for (name, result) in results {
         let (how, text) = match result {
             Ok(text) => ("ok", text),
@@ -145,6 +172,79 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
+/// Plays each in a process of its own, several at a time: most of what a play does is wait. What
+/// they print comes when they end, but that of one alone.
+fn play_all(
+    plays: &[Scenario],
+    image: &Path,
+    options: &Options,
+) -> Vec<(&'static str, Result<String>)> {
+    let at_once = thread::available_parallelism().map_or(1, NonZero::get).min(plays.len());
+    let (next, results) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    thread::scope(|scope| {
+        for _ in 0..at_once {
+            scope.spawn(|| {
+                while let Some(&scenario) = plays.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let result = play_elsewhere(scenario, image, options, at_once == 1);
+                    results.lock().expect("nobody panics with it").push((scenario, result));
+                }
+            });
+        }
+    });
+    let mut results = results.into_inner().expect("nobody panics with it");
+    results.sort_by_key(|&(scenario, _)| plays.iter().position(|&play| play == scenario));
+    results.into_iter().map(|(scenario, result)| (scenario.name(), result)).collect()
+}
+
+fn play_elsewhere(
+    scenario: Scenario,
+    image: &Path,
+    options: &Options,
+    is_shown: bool,
+) -> Result<String> {
+    let itself = env::current_exe().context("what is this program?")?;
+    let mut command = match scenario {
+        Scenario::Tap => tap::in_namespace(&itself),
+        _ => Command::new(&itself),
+    };
+    command.args(["rp2040", scenario.name(), "--alone", "--image"]).arg(image);
+    command.args(["--readings", &options.readings.to_string()]);
+    command.args(["--cuts", &options.cuts.to_string()]);
+    let head = format!("\n== {}\n", scenario.name());
+    let started = Instant::now();
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(if is_shown { Stdio::inherit() } else { Stdio::piped() })
+        .spawn()
+        .with_context(|| format!("cannot run {command:?}"))?;
+    if is_shown {
+        print!("{head}");
+    }
+    let mut lines = Vec::new();
+    for line in BufReader::new(child.stdout.take().context("stdout is piped")?).lines() {
+        let line = line?;
+        if is_shown {
+            println!("{line}");
+        }
+        lines.push(line);
+    }
+    let output = child.wait_with_output()?;
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    let took = started.elapsed().as_secs();
+    if !is_shown {
+        println!("{head}{}\n{stderr}({} took {took} s)", lines.join("\n"), scenario.name());
+    }
+    let result = lines.iter().find_map(|line| line.strip_prefix(RESULT));
+    match result {
+        Some(result) if output.status.success() => Ok(format!("{result}; {took} s")),
+        _ => {
+            let why = stderr.lines().rev().find_map(|line| line.strip_prefix("error: "));
+            bail!("{}", why.unwrap_or("see above"))
+        }
+    }
+}
+
 async fn play(
     peers: &Peers,
     emulator: &Path,
@@ -152,6 +252,9 @@ async fn play(
     scenario: Scenario,
     options: &Options,
 ) -> Result<String> {
+    if scenario == Scenario::Tap {
+        return tap::play(peers, emulator, image).await;
+    }
     let mut stage = Stage::set(peers, emulator, image).await;
     match scenario {
         Scenario::Clean => stage.clean(options.readings).await,
@@ -161,7 +264,8 @@ async fn play(
         Scenario::Power => stage.power(options.cuts).await,
         Scenario::Crash => stage.crash().await,
         Scenario::Command => stage.command().await,
-        Scenario::All | Scenario::Own => bail!("not a play"),
+        Scenario::Node => stage.node(peers, options.readings).await,
+        Scenario::All | Scenario::Own | Scenario::Tap => bail!("not a play"),
     }
 }
 
@@ -170,12 +274,19 @@ fn own(emulator: &Path, image: &Path, options: &Options) -> Result<()> {
     println!(
         "The board's network sees this machine as 10.0.2.2. For servers on NSQ's ports:\n\
          \n    set nsqd 10.0.2.2:4150\n    set lookupd 10.0.2.2:4160\n    set broadcast \
-         127.0.0.1:4150\n    save\n    reboot\n\nCtrl-C ends it.\n"
+         127.0.0.1:4150\n    save\n    reboot\n\nA line that begins with ~ is for the emulator: \
+         ~cable out, ~cable in, ~loss 0.02, ~delay 50, ~reset, ~power.\nCtrl-C ends it.\n"
     );
     let mut node = Command::new("node");
     node.arg(emulator.join("main.mjs")).arg(image);
     if let Some(flash) = &options.flash {
         node.arg("--flash").arg(flash);
+    }
+    for ports in &options.forward {
+        node.arg("--forward").arg(ports);
+    }
+    if let Some(tap) = &options.tap {
+        node.arg("--tap").arg(tap);
     }
     project::run(&mut node)
 }
@@ -183,15 +294,20 @@ fn own(emulator: &Path, image: &Path, options: &Options) -> Result<()> {
 /// Where the emulator is, with what it needs.
 fn emulator() -> Result<PathBuf> {
     for (program, package) in [("node", "nodejs"), ("npm", "npm")] {
+        let wanted = format!(
+            "the emulated board runs in Node.js {NODE} or newer (https://nodejs.org, or the \
+             package {package})"
+        );
         match Command::new(program).arg("--version").output() {
-            Ok(output) if output.status.success() => {}
+            Ok(output) if output.status.success() => {
+                let version = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+                let is_old = program == "node" && major(&version).is_none_or(|major| major < NODE);
+                ensure!(!is_old, "`node` is {version}: {wanted}");
+            }
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 return Err(error).with_context(|| format!("cannot run `{program}`"));
             }
-            _ => bail!(
-                "`{program}` was not found: the emulated board runs in Node.js 18 or newer \
-                 (https://nodejs.org, or the package {package})"
-            ),
+            _ => bail!("`{program}` was not found: {wanted}"),
         }
     }
     let emulator = project::root().join("tests/emulator");
@@ -203,6 +319,11 @@ fn emulator() -> Result<PathBuf> {
         project::run(&mut npm)?;
     }
     Ok(emulator)
+}
+
+/// Of `v18.19.0`.
+fn major(version: &str) -> Option<u32> {
+    version.strip_prefix('v')?.split('.').next()?.parse().ok()
 }
 
 /// The one package that the emulator needs, as a lock file has it.
@@ -232,6 +353,12 @@ fn self_test(emulator: &Path) -> Result<String> {
     ensure!(passed > 0, "the emulator has no tests: {said}");
     Ok(format!("{passed} tests of its own"))
 }
+
+/// The oldest Node.js that the emulator is tried with.
+const NODE: u32 = 18;
+
+/// What a play's last line begins with.
+const RESULT: &str = "result: ";
 
 /// So long may take what takes no time, on a machine that is busy.
 const LIMIT: Duration = Duration::from_secs(60);

@@ -139,7 +139,7 @@ impl Measured {
                 let profile = level.profile();
                 eprintln!("building {profile} {features:?} ...");
                 toolchain.build(&Build {
-                    bin: None,
+                    bins: &[],
                     manifest: &manifest,
                     target_dir: &target_dir,
                     profile,

@@ -9,7 +9,7 @@ use embedded_storage::nor_flash::NorFlash;
 use heapless::String;
 
 use crate::settings::{Identity, Key, Settings, TEXT_MAX, Wrong};
-use crate::store::Store;
+use crate::store::{Store, StoreError};
 
 /// The longest line, in bytes.
 pub const LINE_MAX: usize = 384;
@@ -135,6 +135,8 @@ pub enum Action {
     Stall,
     /// Let the network's driver do nothing for ever, likewise.
     StallNetwork,
+    /// Let what carries to nsqd do nothing for ever, likewise.
+    StallPublisher,
 }
 
 /// What an end of the conversation knows.
@@ -144,30 +146,32 @@ pub struct Session<F> {
     edited: Settings,
     saved: Settings,
     store: Store<F>,
+    /// What became of the settings in flash, if not all of them were taken.
+    found: Found,
+}
+
+/// How the settings in flash were found.
+#[derive(Debug, Clone, Copy)]
+enum Found {
+    Good,
+    /// So many are not for this firmware.
+    Ignored(usize),
+    Unreadable(StoreError),
 }
 
 impl<F: NorFlash> Session<F> {
-    /// Over the settings that are in `store`; writes what there is to say about them.
-    pub fn load(identity: Identity, mut store: Store<F>, out: &mut impl Write) -> Self {
+    /// Over the settings that are in `store`.
+    pub fn load(identity: Identity, mut store: Store<F>) -> Self {
         let mut buf = [0; TEXT_MAX];
-        let saved = match store.load(&mut buf) {
+        let (saved, found) = match store.load(&mut buf) {
             Ok(Some(text)) => {
                 let (settings, ignored) = Settings::decode(text, &identity);
-                if ignored > 0 {
-                    let _ = writeln!(
-                        out,
-                        "{ignored} saved settings are not for this firmware: ignored"
-                    );
-                }
-                settings
+                (settings, if ignored > 0 { Found::Ignored(ignored) } else { Found::Good })
             }
-            Ok(None) => Settings::defaults(&identity),
-            Err(why) => {
-                let _ = writeln!(out, "settings not read, defaults used: {why}");
-                Settings::defaults(&identity)
-            }
+            Ok(None) => (Settings::defaults(&identity), Found::Good),
+            Err(why) => (Settings::defaults(&identity), Found::Unreadable(why)),
         };
-        Self { identity, edited: saved.clone(), saved, store }
+        Self { identity, edited: saved.clone(), saved, store, found }
     }
 
     /// The settings in flash.
@@ -202,8 +206,12 @@ impl<F: NorFlash> Session<F> {
             "reboot" => (Some(Action::Reboot), self.warn_unsaved(out)),
             "bootloader" => (Some(Action::Bootloader), Ok(())),
             "panic" => (Some(Action::Panic), Ok(())),
-            "stall" if rest == "network" => (Some(Action::StallNetwork), Ok(())),
-            "stall" => (Some(Action::Stall), Ok(())),
+            "stall" => match rest {
+                "" => (Some(Action::Stall), Ok(())),
+                "network" => (Some(Action::StallNetwork), Ok(())),
+                "publisher" => (Some(Action::StallPublisher), Ok(())),
+                _ => (None, writeln!(out, "stall, stall network or stall publisher?")),
+            },
             other => {
                 let other = other.get(..24.min(other.len())).unwrap_or_default();
                 (None, writeln!(out, "unknown command '{other}'; `help` has them all"))
@@ -222,7 +230,7 @@ impl<F: NorFlash> Session<F> {
              reboot           starts anew, with what is saved\n\
              stats            what the device is doing\n\
              bootloader       restarts for a new image over USB\n\
-             panic, stall, stall network   break something, to see that it comes back\n\n",
+             panic, stall, stall network, stall publisher   break it, to see that it comes back\n\n",
         )?;
         for key in Key::ALL.into_iter().filter(|key| key.exists(self.identity.medium)) {
             writeln!(out, "{:<16} {}", key.word(), key.help())?;
@@ -274,6 +282,15 @@ impl<F: NorFlash> Session<F> {
         if self.edited != self.saved {
             writeln!(out, "* not saved yet: `save`, then `reboot`")?;
         }
+        match self.found {
+            Found::Good => {}
+            Found::Ignored(count) => {
+                writeln!(out, "{count} saved settings are not for this firmware: ignored")?;
+            }
+            Found::Unreadable(why) => {
+                writeln!(out, "settings not read, defaults used: {why}")?;
+            }
+        }
         self.advise(&self.edited, out)
     }
 
@@ -295,6 +312,7 @@ impl<F: NorFlash> Session<F> {
         match self.store.save(&self.edited.encode(&self.identity)?) {
             Ok(()) => {
                 self.saved = self.edited.clone();
+                self.found = Found::Good;
                 writeln!(out, "saved; `reboot` to use it")?;
                 self.advise(&self.saved, out)
             }

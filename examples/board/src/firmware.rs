@@ -6,7 +6,9 @@
 
 mod log;
 mod node;
+mod serve;
 mod stats;
+mod upstream;
 
 use core::cell::{Cell, RefCell};
 use core::convert::Infallible;
@@ -21,24 +23,24 @@ use embassy_time::{Duration, Instant, Timer, with_timeout};
 use embedded_storage::nor_flash::NorFlash;
 use heapless::String;
 use nanonsq_app::Sensor;
-use nanonsq_core::publish::State;
 use nanonsq_embassy::Sockets;
 
 use crate::console::{ANSWER_MAX, Action, Input, LINE_MAX, Session, TooLong};
 use crate::crash::Crash;
 use crate::life::{Life, Signs, Stalled};
 use crate::light::Light;
-use crate::settings::{Ip, LOOKUPDS_MAX, Medium, Settings};
+use crate::settings::{Ip, LOOKUPDS_MAX, Medium, Mode, Settings};
 use node::Node;
 
 #[cfg(all(feature = "log", not(feature = "defmt")))]
 pub use self::log::Text;
 pub(crate) use self::log::note;
 
-/// The sockets of the whole node.
-pub const SOCKETS: Sockets =
-    Sockets { dhcp: true, publishers: 1, lookupds: LOOKUPDS_MAX, ..Sockets::NONE }
-        .with_consumer(node::COMMAND_NSQDS, 0);
+/// The sockets of a device that is an nsqd itself; one that is not has no listeners, and one
+/// connection to an nsqd instead.
+pub const SOCKETS: Sockets = Sockets { dhcp: true, ..Sockets::NONE }
+    .with_node(serve::CLIENTS, serve::HTTP, LOOKUPDS_MAX)
+    .with_consumer(node::COMMAND_NSQDS, 0);
 
 /// The network stack's memory.
 pub type NetResources = StackResources<{ SOCKETS.count() }>;
@@ -52,6 +54,7 @@ static LIGHT: AtomicU8 = AtomicU8::new(0);
 static HERE: AtomicBool = AtomicBool::new(false);
 static DRIVER_ROUNDS: AtomicU32 = AtomicU32::new(0);
 static DRIVER_HANGS: AtomicBool = AtomicBool::new(false);
+static PUBLISHER_HANGS: AtomicBool = AtomicBool::new(false);
 
 /// What the LED is to say.
 pub fn light() -> Light {
@@ -61,9 +64,12 @@ pub fn light() -> Light {
     Light::from_byte(LIGHT.load(Ordering::Relaxed))
 }
 
-/// The network's driver went round its loop. A board whose driver calls this at least every few
-/// seconds is reset when it does not.
+/// The network's driver went round its loop, or showed in another way that it lives. The board is
+/// reset if it does not say so for 20 s.
 pub fn driver_round() {
+    if driver_hangs() {
+        return;
+    }
     // Not `fetch_add`, which some cores have not; nobody else writes.
     DRIVER_ROUNDS.store(DRIVER_ROUNDS.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
 }
@@ -71,6 +77,11 @@ pub fn driver_round() {
 /// Whether the driver was told to hang, to see what comes of it.
 pub fn driver_hangs() -> bool {
     DRIVER_HANGS.load(Ordering::Relaxed)
+}
+
+/// Likewise what carries to nsqd.
+fn publisher_hangs() -> bool {
+    PUBLISHER_HANGS.load(Ordering::Relaxed)
 }
 
 /// Logs what a board has to say.
@@ -136,8 +147,6 @@ pub struct Board<F, S, R, M> {
     pub crash: Option<Crash>,
     /// A random number.
     pub seed: u32,
-    /// Whether the driver calls [`driver_round`].
-    pub driver_counts: bool,
 }
 
 /// The network's configuration as it is set.
@@ -169,7 +178,7 @@ where
     R: Sensor,
     M: Machine,
 {
-    let Board { session, serial, mut sensor, machine, crash, seed, driver_counts } = board;
+    let Board { session, serial, mut sensor, machine, crash, seed } = board;
     let device = Device {
         machine,
         settings: session.saved().clone(),
@@ -177,7 +186,6 @@ where
         crash,
         network: Cell::new(Network::Coming),
         node: RefCell::new(None),
-        driver_counts,
     };
     let all = select3(
         converse(&device, session, serial),
@@ -205,7 +213,6 @@ struct Device<M> {
     crash: Option<Crash>,
     network: Cell<Network>,
     node: RefCell<Option<Node>>,
-    driver_counts: bool,
 }
 
 impl<M: Machine> Device<M> {
@@ -238,7 +245,7 @@ impl<M: Machine> Device<M> {
         if let Some(config) = &config {
             note!(info, "address {}, after {} ms", config.address, Instant::now().as_millis());
         }
-        if self.settings.nsqds.is_empty() {
+        if self.settings.mode == Mode::Publish && self.settings.nsqds.is_empty() {
             return pending().await;
         }
         let made = node::start(spawner, &self.settings, stack, seed);
@@ -269,6 +276,15 @@ impl<M: Machine> Device<M> {
         self.machine.reboot()
     }
 
+    /// Whether the device has another address than the one that it told everybody.
+    fn has_moved(&self) -> bool {
+        let Network::There(stack) = self.network.get() else { return false };
+        let node = self.node.borrow();
+        let told = node.as_ref().and_then(Node::own_address);
+        let now = stack.config_v4().map(|config| config.address.address());
+        told.zip(now).is_some_and(|(told, now)| told != now)
+    }
+
     /// Feeds the watchdog as long as all is well, and has the LED say how it is.
     async fn watch(&self) -> Infallible {
         let mut life = Life::new();
@@ -283,6 +299,10 @@ impl<M: Machine> Device<M> {
                     self.machine.stalled(now_s, what);
                 }
                 self.machine.alive(now_s);
+                if self.has_moved() {
+                    note!(warn, "starts anew: it has another address than it told");
+                    match self.leave().await {}
+                }
             }
             Timer::after_millis(100).await;
         }
@@ -290,12 +310,13 @@ impl<M: Machine> Device<M> {
 
     fn signs(&self) -> Signs {
         let driver = match self.network.get() {
-            Network::There(_) if self.driver_counts => Some(DRIVER_ROUNDS.load(Ordering::Relaxed)),
-            _ => None,
+            Network::There(_) => Some(DRIVER_ROUNDS.load(Ordering::Relaxed)),
+            // It takes a second or two.
+            Network::Coming => Some(0),
+            Network::Failed(_) => None,
         };
         let node = self.node.borrow();
-        let (publish, readings) = node.as_ref().map_or((None, None), Node::signs);
-        Signs { driver, publish, readings }
+        Signs { driver, ..node.as_ref().map(Node::signs).unwrap_or_default() }
     }
 
     fn light(&self) -> Light {
@@ -307,8 +328,8 @@ impl<M: Machine> Device<M> {
             return Light::NoNetwork;
         }
         let node = self.node.borrow();
-        let state = node.as_ref().map(Node::state);
-        if state == Some(State::Ready) { Light::Connected } else { Light::NoNsqd }
+        let is_well = node.as_ref().is_some_and(Node::is_well);
+        if is_well { Light::Connected } else { Light::NoNsqd }
     }
 }
 
@@ -404,8 +425,12 @@ impl<M: Machine> Device<M> {
             Action::Panic => panic!("asked for on the console"),
             #[expect(clippy::empty_loop, reason = "nothing is to happen, until the watchdog barks")]
             Action::Stall => loop {},
-            Action::StallNetwork if !self.driver_counts => {
-                let _ = answer.write_str("not this board: its driver is not watched\n");
+            Action::StallPublisher if self.settings.mode == Mode::Node => {
+                let _ = answer.write_str("there is none: the device is an nsqd itself\n");
+            }
+            Action::StallPublisher => {
+                PUBLISHER_HANGS.store(true, Ordering::Relaxed);
+                let _ = answer.write_str("what carries to nsqd stands still from now on\n");
             }
             Action::StallNetwork => {
                 DRIVER_HANGS.store(true, Ordering::Relaxed);

@@ -8,8 +8,9 @@ use core::fmt;
 
 /// The chip's driver goes round its loop twice a second or more often.
 const DRIVER_LIMIT_S: u32 = 20;
-/// A publisher hears a heartbeat each 30 s, or fails to connect several times a minute.
-const PUBLISH_LIMIT_S: u32 = 120;
+/// A publisher hears a heartbeat in each of its intervals and misses no more than two, or fails to
+/// connect several times a minute: beyond three of them.
+const PUBLISH_LIMIT_S: u32 = 30;
 /// Beyond the interval of readings: a sensor may take its time.
 const READINGS_LIMIT_S: u32 = 60;
 
@@ -18,8 +19,9 @@ const READINGS_LIMIT_S: u32 = 60;
 pub struct Signs {
     /// Rounds of the network driver's loop.
     pub driver: Option<u32>,
-    /// Connections, failures, heartbeats and acknowledgements together.
-    pub publish: Option<u32>,
+    /// Connections, failures, heartbeats and acknowledgements together, and the interval of
+    /// heartbeats in seconds.
+    pub publish: Option<(u32, u32)>,
     /// Readings and failures of the sensor together, and the interval in seconds; while the
     /// outbox is empty and nsqd is connected, as nothing else holds up a reading.
     pub readings: Option<(u32, u32)>,
@@ -59,16 +61,17 @@ impl Life {
 
     /// Says what hangs, if anything does. Called about once a second, with the time since start.
     pub fn check(&mut self, now_s: u32, signs: &Signs) -> Option<Stalled> {
+        let heartbeats = signs.publish.map_or(0, |(_, heartbeat_s)| heartbeat_s.saturating_mul(3));
+        let publish_limit = PUBLISH_LIMIT_S.saturating_add(heartbeats);
         let interval = signs.readings.map_or(0, |(_, interval_s)| interval_s);
-        let limit = READINGS_LIMIT_S.saturating_add(interval);
+        let readings_limit = READINGS_LIMIT_S.saturating_add(interval);
+        let (publish, readings) =
+            (signs.publish.map(|(count, _)| count), signs.readings.map(|(count, _)| count));
         // All of them, whatever the first says: each is remembered.
         let stalled = [
             (self.driver.stands_still(now_s, signs.driver, DRIVER_LIMIT_S), Stalled::Driver),
-            (self.publish.stands_still(now_s, signs.publish, PUBLISH_LIMIT_S), Stalled::Publish),
-            (
-                self.readings.stands_still(now_s, signs.readings.map(|(count, _)| count), limit),
-                Stalled::Readings,
-            ),
+            (self.publish.stands_still(now_s, publish, publish_limit), Stalled::Publish),
+            (self.readings.stands_still(now_s, readings, readings_limit), Stalled::Readings),
         ];
         stalled.into_iter().find_map(|(is_stalled, what)| is_stalled.then_some(what))
     }

@@ -1,4 +1,6 @@
-//! What can be set, one line of text each, and how that is read and written.
+//! What can be set, one line of text each.
+
+mod value;
 
 use core::fmt::{self, Write};
 use core::net::Ipv4Addr;
@@ -7,6 +9,12 @@ use heapless::{String, Vec};
 use nanonsq_core::address::Address;
 use nanonsq_core::name::TopicName;
 use nanonsq_core::time::Span;
+
+pub use value::Wrong;
+use value::{
+    address, addresses, cut, host, ip, mode, name, span, text, topic, write_list, write_some,
+    write_span,
+};
 
 /// The longest device name, in bytes.
 pub const NAME_MAX: usize = 32;
@@ -27,10 +35,6 @@ const INTERVAL: (Span, Span) = (Span::from_millis(10), Span::from_secs(24 * 60 *
 const REPORT_INTERVAL: (Span, Span) = (Span::from_secs(1), Span::from_secs(24 * 60 * 60));
 /// What nsqd allows.
 const HEARTBEAT: (Span, Span) = (Span::from_secs(1), Span::from_secs(60));
-/// Bytes of what was wrong that are repeated.
-const WORD_MAX: usize = 24;
-
-type Word = String<WORD_MAX>;
 
 /// How a board gets onto the network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,6 +84,8 @@ pub enum Key {
     Gateway,
     /// The name server, with an address of its own.
     Dns,
+    /// Whether it publishes to an nsqd or is one.
+    Mode,
     /// Where to publish.
     Nsqd,
     /// Where to register.
@@ -106,13 +112,14 @@ pub enum Key {
 
 impl Key {
     /// All of them, in the order in which they are shown.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::Name,
         Self::WifiSsid,
         Self::WifiPassword,
         Self::Ip,
         Self::Gateway,
         Self::Dns,
+        Self::Mode,
         Self::Nsqd,
         Self::Lookupd,
         Self::Broadcast,
@@ -135,6 +142,7 @@ impl Key {
             Self::Ip => "ip",
             Self::Gateway => "gateway",
             Self::Dns => "dns",
+            Self::Mode => "mode",
             Self::Nsqd => "nsqd",
             Self::Lookupd => "lookupd",
             Self::Broadcast => "broadcast",
@@ -158,9 +166,10 @@ impl Key {
             Self::Ip => "dhcp, or such as 192.168.1.50/24",
             Self::Gateway => "the router, if ip is not dhcp",
             Self::Dns => "the name server, if ip is not dhcp",
+            Self::Mode => "publish, to nsqd; or node: it is an nsqd itself, on 4150 and 4151",
             Self::Nsqd => "host:port of nsqd's TCP port; up to 3, with commas",
             Self::Lookupd => "host:port of nsqlookupd's TCP port; up to 3",
-            Self::Broadcast => "host:port where consumers find the topics; unset: the first nsqd",
+            Self::Broadcast => "host:port where consumers find the topics; unset: nsqd, or itself",
             Self::Topic => "where readings go",
             Self::Reports => "where counters and crashes go",
             Self::Replies => "where replies to commands go",
@@ -202,6 +211,15 @@ pub enum Ip {
     },
 }
 
+/// What becomes of the messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// They go to an nsqd.
+    Publish,
+    /// They stay in the device, which is an nsqd itself, until they are consumed.
+    Node,
+}
+
 /// Everything that can be set.
 #[derive(Clone, PartialEq, Eq)]
 #[expect(missing_docs, reason = "`Key` has them")]
@@ -212,6 +230,7 @@ pub struct Settings {
     pub ip: Ip,
     pub gateway: Option<Ipv4Addr>,
     pub dns: Option<Ipv4Addr>,
+    pub mode: Mode,
     pub nsqds: Vec<Address, NSQDS_MAX>,
     pub lookupds: Vec<Address, LOOKUPDS_MAX>,
     pub broadcast: Option<Address>,
@@ -225,27 +244,6 @@ pub struct Settings {
     pub heartbeat: Span,
 }
 
-/// What is wrong with a value. The settings are as they were.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[expect(missing_docs, reason = "`Display` says what each means")]
-pub enum Wrong {
-    UnknownKey(Word),
-    NoWifi(Key),
-    Missing(Key),
-    TooLong { key: Key, max: usize },
-    TooShort { key: Key, min: usize },
-    Name(Word),
-    NotPlain(Key),
-    Ip(Word),
-    Host(Word),
-    Address { text: Word, why: nanonsq_core::address::AddressError },
-    TooMany { key: Key, max: usize },
-    Topic { text: Word, why: nanonsq_core::name::NameError },
-    NotATime(Word),
-    TimeRange { text: Word, key: Key },
-    NotANumber(Word),
-}
-
 impl Settings {
     /// As they are until somebody sets them.
     pub fn defaults(identity: &Identity) -> Self {
@@ -256,6 +254,7 @@ impl Settings {
             ip: Ip::Dhcp,
             gateway: None,
             dns: None,
+            mode: Mode::Publish,
             nsqds: Vec::new(),
             lookupds: Vec::new(),
             broadcast: None,
@@ -287,6 +286,7 @@ impl Settings {
             Key::Ip => self.ip = ip(value)?,
             Key::Gateway => self.gateway = Some(host(value)?),
             Key::Dns => self.dns = Some(host(value)?),
+            Key::Mode => self.mode = mode(value)?,
             Key::Nsqd => self.nsqds = addresses(key, value)?,
             Key::Lookupd => self.lookupds = addresses(key, value)?,
             Key::Broadcast => self.broadcast = Some(address(value)?),
@@ -314,6 +314,7 @@ impl Settings {
             Key::Ip => self.ip = defaults.ip,
             Key::Gateway => self.gateway = defaults.gateway,
             Key::Dns => self.dns = defaults.dns,
+            Key::Mode => self.mode = defaults.mode,
             Key::Nsqd => self.nsqds = defaults.nsqds,
             Key::Lookupd => self.lookupds = defaults.lookupds,
             Key::Broadcast => self.broadcast = defaults.broadcast,
@@ -340,6 +341,10 @@ impl Settings {
             },
             Key::Gateway => write_some(&self.gateway, out),
             Key::Dns => write_some(&self.dns, out),
+            Key::Mode => out.write_str(match self.mode {
+                Mode::Publish => "publish",
+                Mode::Node => "node",
+            }),
             Key::Nsqd => write_list(&self.nsqds, out),
             Key::Lookupd => write_list(&self.lookupds, out),
             Key::Broadcast => write_some(&self.broadcast, out),
@@ -396,7 +401,7 @@ impl Settings {
                 "no wireless network is set: set wifi-ssid NAME, set wifi-password PASSWORD",
             );
         }
-        if self.nsqds.is_empty() {
+        if self.mode == Mode::Publish && self.nsqds.is_empty() {
             return Some("no nsqd is set: set nsqd HOST:4150, then save and reboot");
         }
         if let Ip::Static { address, prefix } = self.ip {
@@ -419,50 +424,6 @@ impl fmt::Debug for Settings {
     }
 }
 
-impl fmt::Display for Wrong {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::UnknownKey(word) => write!(f, "unknown setting '{word}'; `show` has them all"),
-            Self::NoWifi(key) => write!(f, "this board has no {}: it has no Wi-Fi", key.word()),
-            Self::Missing(key) => {
-                let key = key.word();
-                write!(f, "{key} to what? `unset {key}` makes it what it is by default")
-            }
-            Self::TooLong { key, max } => {
-                write!(f, "{} has at most {max} characters", key.word())
-            }
-            Self::TooShort { key, min } => {
-                write!(f, "{} has at least {min} characters", key.word())
-            }
-            Self::Name(word) => {
-                write!(f, "'{word}' is no name: 1 to {NAME_MAX} of a-z A-Z 0-9 - _ .")
-            }
-            Self::NotPlain(key) => write!(f, "{} has a control character", key.word()),
-            Self::Ip(word) => {
-                write!(f, "'{word}' is neither dhcp nor such as 192.168.1.50/24")
-            }
-            Self::Host(word) => write!(f, "'{word}' is no address such as 192.168.1.1"),
-            Self::Address { text, why } => {
-                write!(f, "'{text}' is no host:port such as 192.168.1.10:4150: {why}")
-            }
-            Self::TooMany { key, max } => write!(f, "{} takes at most {max} addresses", key.word()),
-            Self::Topic { text, why } => write!(f, "'{text}' is no topic: {why}"),
-            Self::NotATime(word) => write!(f, "'{word}' is no time such as 500ms, 5s, 2m or 1h"),
-            Self::TimeRange { text, key } => {
-                let range = match key {
-                    Key::Interval => "10ms and 24h",
-                    Key::Heartbeat => "1s and 60s",
-                    _ => "1s and 24h",
-                };
-                write!(f, "'{text}' is not between {range}")
-            }
-            Self::NotANumber(word) => write!(f, "'{word}' is no number from 0 to {}", u32::MAX),
-        }
-    }
-}
-
-impl core::error::Error for Wrong {}
-
 /// The longest value of a setting, as text.
 const VALUE_MAX: usize = 320;
 
@@ -475,111 +436,4 @@ const fn constant(name: &str) -> TopicName {
         Ok(topic) => topic,
         Err(_) => panic!("a topic's name"),
     }
-}
-
-fn name(value: &str) -> Result<String<NAME_MAX>, Wrong> {
-    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
-    if !value.bytes().all(is_plain) {
-        return Err(Wrong::Name(cut(value)));
-    }
-    String::try_from(value).map_err(|_| Wrong::Name(cut(value)))
-}
-
-fn text<const N: usize>(key: Key, value: &str) -> Result<String<N>, Wrong> {
-    if value.chars().any(char::is_control) {
-        return Err(Wrong::NotPlain(key));
-    }
-    String::try_from(value).map_err(|_| Wrong::TooLong { key, max: N })
-}
-
-fn ip(value: &str) -> Result<Ip, Wrong> {
-    if value == "dhcp" {
-        return Ok(Ip::Dhcp);
-    }
-    let wrong = || Wrong::Ip(cut(value));
-    let (address, prefix) = value.split_once('/').ok_or_else(wrong)?;
-    let address: Ipv4Addr = address.parse().map_err(|_| wrong())?;
-    let is_host = !address.is_unspecified() && !address.is_multicast() && !address.is_broadcast();
-    let prefix = prefix.parse().ok().filter(|prefix| (1..=30).contains(prefix));
-    match prefix {
-        Some(prefix) if is_host => Ok(Ip::Static { address, prefix }),
-        _ => Err(wrong()),
-    }
-}
-
-fn host(value: &str) -> Result<Ipv4Addr, Wrong> {
-    let address = value.parse().ok().filter(|address: &Ipv4Addr| !address.is_unspecified());
-    address.ok_or_else(|| Wrong::Host(cut(value)))
-}
-
-fn addresses<const N: usize>(key: Key, value: &str) -> Result<Vec<Address, N>, Wrong> {
-    let mut all = Vec::new();
-    for one in value.split([',', ' ']).filter(|one| !one.is_empty()) {
-        all.push(address(one)?).map_err(|_| Wrong::TooMany { key, max: N })?;
-    }
-    if all.is_empty() { Err(Wrong::Missing(key)) } else { Ok(all) }
-}
-
-fn address(value: &str) -> Result<Address, Wrong> {
-    value.parse().map_err(|why| Wrong::Address { text: cut(value), why })
-}
-
-fn topic(value: &str) -> Result<TopicName, Wrong> {
-    TopicName::new(value).map_err(|why| Wrong::Topic { text: cut(value), why })
-}
-
-fn span(key: Key, value: &str, (least, most): (Span, Span)) -> Result<Span, Wrong> {
-    let digits = value.bytes().take_while(u8::is_ascii_digit).count();
-    let (number, unit) = value.split_at(digits);
-    let unit: u32 = match unit {
-        "ms" => 1,
-        "s" => 1000,
-        "m" => 60 * 1000,
-        "h" => 60 * 60 * 1000,
-        _ => return Err(Wrong::NotATime(cut(value))),
-    };
-    if number.is_empty() {
-        return Err(Wrong::NotATime(cut(value)));
-    }
-    let millis = number.parse::<u32>().ok().and_then(|number| number.checked_mul(unit));
-    let span = millis.map(Span::from_millis).filter(|span| (least..=most).contains(span));
-    span.ok_or_else(|| Wrong::TimeRange { text: cut(value), key })
-}
-
-fn write_some(value: &Option<impl fmt::Display>, out: &mut impl Write) -> fmt::Result {
-    match value {
-        Some(value) => write!(out, "{value}"),
-        None => Ok(()),
-    }
-}
-
-fn write_list(addresses: &[Address], out: &mut impl Write) -> fmt::Result {
-    for (index, address) in addresses.iter().enumerate() {
-        if index > 0 {
-            out.write_char(',')?;
-        }
-        write!(out, "{address}")?;
-    }
-    Ok(())
-}
-
-fn write_span(span: Span, out: &mut impl Write) -> fmt::Result {
-    let ms = span.as_millis();
-    let units = [("h", 60 * 60 * 1000), ("m", 60 * 1000), ("s", 1000)];
-    let whole = units.into_iter().find(|&(_, unit)| ms > 0 && ms.is_multiple_of(unit));
-    match whole {
-        Some((name, unit)) => write!(out, "{}{name}", ms / unit),
-        None => write!(out, "{ms}ms"),
-    }
-}
-
-/// As much of it as there is room for, without what would garble a terminal.
-fn cut(text: &str) -> Word {
-    let mut word = Word::new();
-    for c in text.chars() {
-        if word.push(if c.is_control() { '?' } else { c }).is_err() {
-            break;
-        }
-    }
-    word
 }

@@ -42,8 +42,10 @@ esp_bootloader_esp_idf::esp_app_desc!();
 /// Where the settings are: the first two sectors of the partition `nvs` in the usual table, which
 /// no image is written to, and which nothing else here uses.
 const SETTINGS_AT: u32 = 0x9000;
-/// How long joining a network may take; then it is tried again.
-const JOIN_LIMIT: Duration = Duration::from_secs(20);
+/// How long joining a network may take; then it is tried again. Less than the driver may be silent.
+const JOIN_LIMIT: Duration = Duration::from_secs(15);
+/// How often the radio is asked whether it is alive.
+const LOOK: Duration = Duration::from_secs(5);
 /// From one try to the next.
 const REST: Duration = Duration::from_secs(3);
 
@@ -66,10 +68,16 @@ async fn led(mut led: Output<'static>) {
 #[embassy_executor::task]
 async fn join(mut radio: WifiController<'static>) {
     loop {
+        firmware::driver_round();
         match with_timeout(JOIN_LIMIT, radio.connect_async()).await {
             Ok(Ok(_)) => {
                 firmware::log_info("Wi-Fi: joined");
-                let _ = radio.wait_for_disconnect_async().await;
+                while with_timeout(LOOK, radio.wait_for_disconnect_async()).await.is_err() {
+                    // Its own task answers this: if that hangs, so does all here, and the watchdog
+                    // is not fed.
+                    let _ = radio.rssi();
+                    firmware::driver_round();
+                }
                 firmware::log_warn("Wi-Fi: lost");
             }
             Ok(Err(_)) => firmware::log_warn("Wi-Fi: refused; are name and password right?"),
@@ -94,7 +102,7 @@ async fn main(spawner: Spawner) -> ! {
     let mac = esp_hal::efuse::base_mac_address();
     let identity = Identity::new("ESP32-C3", Medium::Wifi, "esp", mac.as_bytes());
     let store = Store::new(FlashStorage::new(p.FLASH), SETTINGS_AT);
-    let session = Session::load(identity, store, &mut heapless::String::<256>::new());
+    let session = Session::load(identity, store);
     if let Ok(task) = led(Output::new(p.GPIO8, Level::High, OutputConfig::default())) {
         spawner.spawn(task);
     }
@@ -125,7 +133,6 @@ async fn main(spawner: Spawner) -> ! {
         machine,
         crash,
         seed: random.random(),
-        driver_counts: false,
     };
     firmware::run(spawner, board, bring_up).await
 }

@@ -60,7 +60,6 @@ pub fn start(
     parts: Parts,
     board: &'static str,
     medium: Medium,
-    driver_counts: bool,
 ) -> (Board<Storage, UsbSerial, Thermometer, Rp2040>, [u8; 8]) {
     log::start();
     let (machine, by_watchdog) = Rp2040::new(parts.watchdog);
@@ -75,13 +74,8 @@ pub fn start(
         static_cell::StaticCell::new();
     let serial_number = SERIAL_NUMBER.init(identity.name.clone());
     let serial = UsbSerial::start(spawner, parts.usb, board, serial_number);
-    // What it has to say about the settings is shown with them.
-    let session = Session::load(
-        identity,
-        Store::new(flash, SETTINGS_AT),
-        &mut heapless::String::<256>::new(),
-    );
+    let session = Session::load(identity, Store::new(flash, SETTINGS_AT));
     let sensor = Thermometer::new(parts.adc, parts.temperature);
     let seed = RoscRng.next_u32();
-    (Board { session, serial, sensor, machine, crash, seed, driver_counts }, unique)
+    (Board { session, serial, sensor, machine, crash, seed }, unique)
 }

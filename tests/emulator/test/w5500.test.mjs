@@ -77,7 +77,7 @@ const COMMON_RESET = [
   ['SIPR', 0x0f, [0, 0, 0, 0]], ['INTLEVEL', 0x13, [0, 0]], ['IR', 0x15, [0]], ['IMR', 0x16, [0]], ['SIR', 0x17, [0]],
   ['SIMR', 0x18, [0]], ['RTR', 0x19, [0x07, 0xd0]], ['RCR', 0x1b, [0x08]], ['PTIMER', 0x1c, [0x28]], ['PMAGIC', 0x1d, [0]],
   ['PHAR', 0x1e, [0, 0, 0, 0, 0, 0]], ['PSID', 0x24, [0, 0]], ['PMRU', 0x26, [0xff, 0xff]], ['UIPR', 0x28, [0, 0, 0, 0]],
-  ['UPORTR', 0x2c, [0, 0]], ['VERSIONR', 0x39, [0x04]],
+  ['UPORTR', 0x2c, [0, 0]], ['PHYCFGR', 0x2e, [0b10111000]], ['VERSIONR', 0x39, [0x04]],
 ];
 const SOCKET_RESET = [
   ['MR', 0x00, [0]], ['CR', 0x01, [0]], ['IR', 0x02, [0]], ['SR', 0x03, [0]], ['PORT', 0x04, [0, 0]],
@@ -91,7 +91,7 @@ for (const [how, reset] of [['at power-on', () => {}], ['after MR.RST', (w) => w
   test(`every register has its reset value ${how}`, () => {
     const world = bench();
     if (how !== 'at power-on') {
-      for (let address = 1; address < 0x39; address++) if (address !== COMMON.PHYCFGR) world.write(0, address, 0xa5);
+      for (let address = 1; address < 0x39; address++) world.write(0, address, 0xa5);
       for (let n = 0; n < 8; n++) for (let address = 4; address < 0x30; address++) world.write(n * 4 + 1, address, 0xa5);
     }
     reset(world);
@@ -103,23 +103,129 @@ for (const [how, reset] of [['at power-on', () => {}], ['after MR.RST', (w) => w
 }
 
 test('the names are where the tables have them', () => {
-  for (const [name, address] of COMMON_RESET) assert.equal(COMMON[name], address, name);
-  assert.equal(COMMON.PHYCFGR, 0x2e);
-  for (const [name, address] of SOCKET_RESET) assert.equal(SOCKET[name], address, name);
+  assert.deepEqual(COMMON, Object.fromEntries(COMMON_RESET));
+  assert.deepEqual(SOCKET, Object.fromEntries(SOCKET_RESET));
+});
+
+/** Those that are to be read only, and those of which a bit is cleared by writing 1 (4.1, 4.2). */
+const COMMON_OTHERS = ['MR', 'IR', 'SIR', 'UIPR', 'UPORTR', 'PHYCFGR', 'VERSIONR'];
+const SOCKET_OTHERS = ['CR', 'IR', 'SR', 'TX_FSR', 'TX_RD', 'RX_RSR', 'RX_WR'];
+
+test('all others keep what is written', () => {
+  const world = bench();
+  const kept = (block, registers, others) => {
+    for (const [name, address, reset] of registers) {
+      if (others.includes(name)) continue;
+      for (const value of [reset.map((_, n) => 0x5a + n), reset.map(() => 0xff), reset]) {
+        world.write(block, address, ...value);
+        assert.deepEqual(world.read(block, address, value.length), value, name);
+      }
+    }
+  };
+  kept(0, COMMON_RESET, COMMON_OTHERS);
+  kept(1, SOCKET_RESET, SOCKET_OTHERS);
+  for (const value of [0x02, 0x08, 0x10, 0x20]) {
+    world.write(0, COMMON.MR, value);
+    assert.deepEqual(world.read(0, COMMON.MR), [value]);
+  }
+});
+
+test('the PHY is set up, and starts anew when it is told to', () => {
+  const world = bench();
+  world.pass(1e9);
+  world.write(0, COMMON.PHYCFGR, 0b11010000);
+  assert.deepEqual(world.read(0, COMMON.PHYCFGR), [0b11010111], 'OPMD and OPMDC, with a link');
+  world.write(0, COMMON.PHYCFGR, 0b01010000);
+  assert.deepEqual(world.read(0, COMMON.PHYCFGR), [0b11010000], 'the link is gone for a while');
+  world.pass(1e9);
+  assert.deepEqual(world.read(0, COMMON.PHYCFGR), [0b11010111]);
 });
 
 test('registers for reading only cannot be written', () => {
   const world = bench();
-  for (const address of [COMMON.SIR, COMMON.VERSIONR]) {
-    const before = world.read(0, address);
-    world.write(0, address, 0xff);
-    assert.deepEqual(world.read(0, address), before);
+  for (const [address, length] of [[COMMON.SIR, 1], [COMMON.UIPR, 4], [COMMON.UPORTR, 2], [COMMON.VERSIONR, 1]]) {
+    const before = world.read(0, address, length);
+    world.write(0, address, ...new Array(length).fill(0xff));
+    assert.deepEqual(world.read(0, address, length), before);
   }
   for (const [address, length] of [[SOCKET.SR, 1], [SOCKET.TX_FSR, 2], [SOCKET.TX_RD, 2], [SOCKET.RX_RSR, 2], [SOCKET.RX_WR, 2]]) {
     const before = world.read(1, address, length);
     world.write(1, address, ...new Array(length).fill(0xff));
     assert.deepEqual(world.read(1, address, length), before);
   }
+});
+
+test('what is reserved reads 0, whatever was written', () => {
+  const world = bench();
+  const listed = (registers) => registers.flatMap(([, address, value]) => value.map((_, n) => address + n));
+  for (const [block, registers, end] of [[0, COMMON_RESET, 0x50], [1, SOCKET_RESET, 0x40]]) {
+    for (let address = 0; address < end; address++) {
+      if (listed(registers).includes(address)) continue;
+      world.write(block, address, 0xff);
+      assert.deepEqual(world.read(block, address), [0], `block ${block}, ${address.toString(16)}`);
+    }
+  }
+});
+
+test('interrupts: a bit is cleared by writing 1 to it, and others stay', () => {
+  const world = bench();
+  // Nothing here makes these happen.
+  world.chip.common[COMMON.IR] = 0xf0;
+  world.write(0, COMMON.IR, 0x50);
+  assert.deepEqual(world.read(0, COMMON.IR), [0xa0]);
+  world.write(0, COMMON.IMR, 0x50);
+  assert.equal(world.chip.isLow, false, 'IMR lets through what it has');
+  world.write(0, COMMON.IMR, 0x80);
+  assert.equal(world.chip.isLow, true);
+  world.open();
+  world.chip.receive(frame(OWN));
+  world.write(1, SOCKET.IR, 0xff & ~INTERRUPT.RECV);
+  assert.deepEqual(world.read(1, SOCKET.IR), [INTERRUPT.RECV]);
+  world.write(1, SOCKET.IR, INTERRUPT.RECV);
+  assert.deepEqual(world.read(1, SOCKET.IR), [0]);
+});
+
+test('INT is high between two interrupts as long as INTLEVEL says', () => {
+  for (const [level, wait] of [[0, 27], [999, 26_667], [0xffff, 1_747_627]]) {
+    const world = bench().open();
+    world.write(0, COMMON.INTLEVEL, level >> 8, level & 0xff);
+    world.chip.receive(frame(OWN));
+    world.write(1, SOCKET.IR, INTERRUPT.RECV);
+    world.chip.receive(frame(OWN));
+    world.pass(wait - 1);
+    assert.equal(world.chip.isLow, false);
+    world.pass(1);
+    assert.equal(world.chip.isLow, true);
+  }
+});
+
+test('every command is taken, and those of TCP change nothing', () => {
+  const world = bench().open();
+  for (const command of [0x02, 0x04, 0x08, 0x21, 0x22, 0x00, 0xff]) {
+    world.write(1, SOCKET.CR, command);
+    assert.deepEqual(world.read(1, SOCKET.CR), [0]);
+    assert.deepEqual(world.read(1, SOCKET.SR), [STATUS.MACRAW]);
+  }
+  world.pass(1e6);
+  assert.equal(world.sent.length, 0);
+  // Without OPEN none does anything.
+  const closed = bench();
+  for (const command of [COMMAND.SEND, COMMAND.RECV, COMMAND.CLOSE]) closed.write(1, SOCKET.CR, command);
+  closed.pass(1e9);
+  assert.deepEqual([closed.sent.length, closed.read(1, SOCKET.SR)[0], closed.read(1, SOCKET.IR)[0]], [0, STATUS.CLOSED, 0]);
+});
+
+test('OPEN makes all pointers 0', () => {
+  const world = bench().open();
+  world.chip.receive(frame(OWN));
+  world.take();
+  world.writeWord(1, SOCKET.TX_WR, 60);
+  world.write(1, SOCKET.CR, COMMAND.SEND);
+  world.pass(1e6);
+  world.write(1, SOCKET.CR, COMMAND.CLOSE);
+  world.write(1, SOCKET.CR, COMMAND.OPEN);
+  for (const pointer of [SOCKET.TX_RD, SOCKET.TX_WR, SOCKET.RX_RSR, SOCKET.RX_RD, SOCKET.RX_WR]) assert.equal(world.word(1, pointer), 0);
+  assert.equal(world.word(1, SOCKET.TX_FSR), 16384);
 });
 
 test('SPI: addresses count up, and fixed lengths end', () => {
@@ -201,6 +307,7 @@ test('INT is low from a frame until its bit is cleared, and not again for frames
   world.take();
   assert.equal(world.word(1, SOCKET.RX_RSR), 62, 'one is left');
   assert.equal(world.chip.isLow, false);
+  world.pass(100);
   world.chip.receive(frame(OWN));
   assert.equal(world.chip.isLow, true);
 });
@@ -246,6 +353,16 @@ test('the buffer wraps, and what finds no room is dropped whole', () => {
     assert.equal(world.word(1, SOCKET.RX_RSR), fits * 102);
     assert.equal(world.chip.stats.dropped, 3);
     for (let n = 0; n < fits; n++) assert.equal(world.take()[50], n & 0xff);
+  }
+});
+
+test('a length can be garbled, once', () => {
+  const world = bench().open();
+  world.chip.garbled = 40_000;
+  for (const length of [40_000, 62]) {
+    world.chip.receive(frame(OWN));
+    const at = world.word(1, SOCKET.RX_WR) - 62;
+    assert.deepEqual(world.read(3, at, 2), [length >> 8, length & 0xff]);
   }
 });
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
+use std::ops::RangeInclusive;
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::{Arc, Mutex};
@@ -17,6 +18,12 @@ use super::LIMIT;
 const POLL: Duration = Duration::from_millis(5);
 /// What the console writes before it waits for a line.
 const PROMPT: &str = "> ";
+
+/// What the README says of the LED, as changes in two seconds.
+pub(crate) const LED_ON: RangeInclusive<u64> = 0..=0;
+pub(crate) const LED_ONE_FLASH: RangeInclusive<u64> = 3..=5;
+pub(crate) const LED_TWO_FLASHES: RangeInclusive<u64> = 7..=9;
+pub(crate) const LED_FIVE_FLASHES: RangeInclusive<u64> = 17..=23;
 
 /// A board that runs. Dropping it pulls the plug for good.
 pub(crate) struct Device {
@@ -38,11 +45,11 @@ struct Seen {
 }
 
 impl Device {
-    /// Switches it on, with nothing in its flash but the image.
-    pub(crate) fn boot(emulator: &Path, image: &Path, seed: u64) -> Result<Self> {
+    /// Switches it on, with nothing in its flash but the image. `args` are the emulator's.
+    pub(crate) fn boot(emulator: &Path, image: &Path, seed: u64, args: &[String]) -> Result<Self> {
         let mut command = Command::new("node");
         command.arg(emulator.join("main.mjs")).arg(image).args(["--json", "--seed"]);
-        command.arg(seed.to_string());
+        command.arg(seed.to_string()).args(args);
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut node = command.spawn().with_context(|| format!("cannot run {command:?}"))?;
         let input = node.stdin.take().context("stdin is piped")?;
@@ -160,6 +167,22 @@ impl Device {
             }
             self.check(since, || "the emulator does not answer".to_owned())?;
             sleep(POLL).await;
+        }
+    }
+
+    /// Waits until the LED says this: whether it may be on when it does not change, and how often
+    /// it changes in two seconds.
+    pub(crate) async fn led(&mut self, changes: RangeInclusive<u64>) -> Result<()> {
+        let since = Instant::now();
+        loop {
+            let led = &self.counts().await?["led"];
+            let is_right = led["changes"].as_u64().is_some_and(|count| changes.contains(&count));
+            // On all the time, if it does not change.
+            if is_right && (changes != LED_ON || led["isOn"] == true) {
+                return Ok(());
+            }
+            self.check(since, || format!("the LED has {led}, not {changes:?} changes"))?;
+            sleep(Duration::from_millis(200)).await;
         }
     }
 

@@ -11,19 +11,19 @@ use serde_json::Value;
 use tokio::time::sleep;
 
 use super::LIMIT;
-use super::device::Device;
+use super::device::{Device, LED_FIVE_FLASHES, LED_ON, LED_ONE_FLASH, LED_TWO_FLASHES};
 use crate::judge::{at_least_once, exactly_once, expect};
 
-const READINGS: &str = "readings";
-const REPORTS: &str = "reports";
+pub(super) const READINGS: &str = "readings";
+pub(super) const REPORTS: &str = "reports";
 const REPLIES: &str = "replies";
 const COMMANDS: &str = "pico-commands";
 /// This machine as the board sees it.
-const HOST: &str = "10.0.2.2";
+pub(super) const HOST: &str = "10.0.2.2";
 /// The device's name without another: from the number of the emulated flash chip.
-const NAME: &str = "pico-12345678";
+pub(super) const NAME: &str = "pico-12345678";
 /// How long publishing may take, twice as long as it takes on a machine that does nothing else.
-const PUBLISHING: Duration = Duration::from_secs(150);
+pub(super) const PUBLISHING: Duration = Duration::from_secs(150);
 /// A node is listed again so soon after its nsqlookupd is back: within its longest wait and a dial.
 const LISTED: Duration = Duration::from_secs(10);
 /// What erasing a sector costs of the bytes that `cut` counts.
@@ -31,12 +31,12 @@ const SECTOR: u64 = 4096;
 
 /// The servers, and what they play with.
 pub(crate) struct Stage<'s> {
-    emulator: &'s Path,
-    image: &'s Path,
-    lookupds: [Nsqlookupd; 2],
+    pub(super) emulator: &'s Path,
+    pub(super) image: &'s Path,
+    pub(super) lookupds: [Nsqlookupd; 2],
     nsqd: Nsqd,
-    seed: u64,
-    started: Instant,
+    pub(super) seed: u64,
+    pub(super) started: Instant,
     /// Crash reports that were consumed.
     seen: RefCell<Vec<Value>>,
 }
@@ -71,7 +71,7 @@ impl<'s> Stage<'s> {
     /// A board as it comes out of the factory, with a terminal.
     async fn boot(&self) -> Result<Device> {
         let started = Instant::now();
-        let device = Device::boot(self.emulator, self.image, self.seed)?;
+        let device = Device::boot(self.emulator, self.image, self.seed, &[])?;
         device.ready(started).await?;
         Ok(device)
     }
@@ -102,7 +102,7 @@ impl<'s> Stage<'s> {
         Ok(device)
     }
 
-    async fn reboot(&self, device: &mut Device) -> Result<()> {
+    pub(super) async fn reboot(&self, device: &mut Device) -> Result<()> {
         let since = Instant::now();
         device.type_line("reboot")?;
         device.ready(since).await
@@ -127,13 +127,19 @@ impl<'s> Stage<'s> {
                 listed(lookupd, topic, &producer, LIMIT).await?;
             }
         }
+        // Frames longer than the driver has room for, and of a length that is none.
+        for frame in
+            ["frame 1518", "frame 4000", "garble 1", "frame 60", "garble 40000", "frame 60"]
+        {
+            device.tell(frame)?;
+        }
+        device.led(LED_ON).await?;
         let numbers = self.finish(&mut device, readings).await?;
+        ensure!(device.stops() == ["reset: asked for"], "it stopped: {:?}", device.stops());
         let arrived = self.arrived(readings).await?;
         exactly_once(&arrived, readings)?;
         expect(&numbers, "connections", 1..=1)?;
         expect(&numbers, "possible_duplicates", 0..=0)?;
-        let counts = device.counts().await?;
-        ensure!(counts["ledChanges"].as_u64() > Some(0), "the LED never changed: {counts}");
         Ok(format!("{readings} readings, each once; set up on the console, address by DHCP"))
     }
 
@@ -144,6 +150,7 @@ impl<'s> Stage<'s> {
         let pulled = Instant::now();
         device.tell("cable out")?;
         let (noticed, _) = device.says("nsqd 0: ", pulled).await?;
+        device.led(LED_FIVE_FLASHES).await?;
         // Longer than two heartbeats in any case.
         sleep(Duration::from_secs(4).saturating_sub(pulled.elapsed())).await;
         let stats = device.ask("stats").await?;
@@ -207,6 +214,7 @@ impl<'s> Stage<'s> {
 
     pub(crate) async fn power(&mut self, cuts: u32) -> Result<String> {
         let mut device = self.boot().await?;
+        device.led(LED_TWO_FLASHES).await?;
         device.ask("set name device-0").await?;
         device.ask("set count 0").await?;
         device.ask("set nsqd 10.0.2.2:4000").await?;
@@ -259,6 +267,8 @@ impl<'s> Stage<'s> {
                 _ => bail!("neither the old settings nor the new: {shown}"),
             }
         }
+        // Nothing listens where it was told to publish.
+        device.led(LED_ONE_FLASH).await?;
         ensure!(olds > 0 && news > 0, "{olds} and {news}: cut too early or too late each time");
         Ok(format!("{cuts} cuts: the old settings {olds} times, the new ones {news} times"))
     }
@@ -270,6 +280,7 @@ impl<'s> Stage<'s> {
             (1u32, "panic", "panic", "asked for on the console"),
             (2, "stall", "watchdog", "nobody fed the watchdog"),
             (3, "stall network", "stall", "the network's driver makes no progress"),
+            (4, "stall publisher", "stall", "the connection to nsqd makes no progress"),
         ] {
             let (since, stops) = (Instant::now(), device.stops().len());
             device.type_line(command)?;
@@ -292,10 +303,11 @@ impl<'s> Stage<'s> {
         device.says("nsqd 0: connected", since).await?;
         let stats = device.ask("stats").await?;
         ensure!(stats.contains("crashed    not before this start"), "{stats}");
-        ensure!(self.crash_reports().await?.len() == 3, "a reset is no crash");
+        ensure!(self.crash_reports().await?.len() == 4, "a reset is no crash");
         Ok(format!(
-            "a panic, a hang and a network that hangs, each reported; back after {} s, {} s, {} s",
-            times[0], times[1], times[2]
+            "a panic, a hang, a network and a publisher that hang, each reported; back after {} s, \
+             {} s, {} s, {} s",
+            times[0], times[1], times[2], times[3]
         ))
     }
 
@@ -405,29 +417,30 @@ impl<'s> Stage<'s> {
         at_least_once(&arrived, readings, &numbers)
     }
 
-    /// The numbers of the readings in nsqd, in the order of their arrival.
+    /// See [`readings_in`].
     async fn arrived(&self, readings: u32) -> Result<Vec<u32>> {
-        let until =
-            Until::distinct(readings as usize).linger(Duration::from_millis(500)).limit(LIMIT);
-        let consumed = consume_all(self.nsqd.tcp_address(), READINGS, "checker", until).await?;
-        let numbers = consumed.bodies().map(|body| -> Result<u32> {
-            let reading: Value = serde_json::from_slice(body)?;
-            let temperature = reading["values"]["temperature_mc"].as_i64().unwrap_or_default();
-            // The emulated chip has 27 degrees.
-            let is_good = reading["device"] == NAME && (26_000..28_000).contains(&temperature);
-            ensure!(is_good, "{reading}");
-            Ok(serde_json::from_value(reading["number"].clone())?)
-        });
-        let numbers: Vec<u32> = numbers.collect::<Result<_>>()?;
-        let texts = consumed.texts();
-        if let [first, .., last] = &*texts {
-            println!(
-                "in nsqd:\n    > {first}\n    > ... {} more ...\n    > {last}",
-                texts.len() - 2
-            );
-        }
-        Ok(numbers)
+        readings_in(&self.nsqd, readings).await
     }
+}
+
+/// The numbers of the readings in an nsqd, in the order of their arrival.
+pub(super) async fn readings_in(nsqd: &Nsqd, readings: u32) -> Result<Vec<u32>> {
+    let until = Until::distinct(readings as usize).linger(Duration::from_millis(500)).limit(LIMIT);
+    let consumed = consume_all(nsqd.tcp_address(), READINGS, "checker", until).await?;
+    let numbers = consumed.bodies().map(|body| -> Result<u32> {
+        let reading: Value = serde_json::from_slice(body)?;
+        let temperature = reading["values"]["temperature_mc"].as_i64().unwrap_or_default();
+        // The emulated chip has 27 degrees.
+        let is_good = reading["device"] == NAME && (26_000..28_000).contains(&temperature);
+        ensure!(is_good, "{reading}");
+        Ok(serde_json::from_value(reading["number"].clone())?)
+    });
+    let numbers: Vec<u32> = numbers.collect::<Result<_>>()?;
+    let texts = consumed.texts();
+    if let [first, .., last] = &*texts {
+        println!("in nsqd:\n    > {first}\n    > ... {} more ...\n    > {last}", texts.len() - 2);
+    }
+    Ok(numbers)
 }
 
 /// Milliseconds since the board was started, by its own clock.
@@ -443,13 +456,18 @@ async fn stopped(device: &Device, before: usize) -> Result<String> {
         if let Some(stop) = device.stops().get(before) {
             return Ok(stop.clone());
         }
-        ensure!(since.elapsed() < LIMIT, "the board still runs after {LIMIT:?}");
+        ensure!(since.elapsed() < PUBLISHING, "the board still runs after {PUBLISHING:?}");
         sleep(Duration::from_millis(5)).await;
     }
 }
 
 /// Waits until an nsqlookupd lists the producer.
-async fn listed(lookupd: &Nsqlookupd, topic: &str, producer: &str, limit: Duration) -> Result<()> {
+pub(super) async fn listed(
+    lookupd: &Nsqlookupd,
+    topic: &str,
+    producer: &str,
+    limit: Duration,
+) -> Result<()> {
     let since = Instant::now();
     while !lookupd.lookup(topic).await.iter().any(|other| other == producer) {
         ensure!(since.elapsed() < limit, "{topic} is not listed in {limit:?}");

@@ -2,35 +2,38 @@
 
 use core::cell::Cell;
 use core::convert::Infallible;
-use core::future::pending;
+use core::fmt::{self, Write};
+use core::future::{pending, poll_fn};
+use core::net::Ipv4Addr;
+use core::pin::pin;
+use core::task::Poll;
 
 use embassy_executor::{SpawnError, SpawnToken, Spawner};
-use embassy_futures::join::join3;
+use embassy_futures::join::join;
 use embassy_futures::select::select;
 use embassy_net::Stack;
 use embassy_sync::blocking_mutex::raw::NoopRawMutex;
 use nanonsq_app::Sensor;
 use nanonsq_core::address::Address;
 use nanonsq_core::consume;
-use nanonsq_core::drive::publisher::Publish;
+use nanonsq_core::drive::publisher::Publish as _;
 use nanonsq_core::drive::{consumer, lookup, publisher};
 use nanonsq_core::lookup::{Config as LookupConfig, NodeInfo};
 use nanonsq_core::name::TopicName;
-use nanonsq_core::publish::{
-    Config as PublishConfig, Counters, Event, Outcome, PublishError, State, Ticket,
-};
+use nanonsq_core::publish::Config as PublishConfig;
 use nanonsq_core::session::Closed;
 use nanonsq_embassy::{EmbassySleep, TcpDialer, TcpStorage};
 use static_cell::{ConstStaticCell, StaticCell};
 
-use super::{blink, note};
+use super::upstream::{LookupHandle, PublishHandle, Publishing, TOPICS, Upstream};
+use super::{blink, note, publisher_hangs, serve};
 use crate::crash::{CRASH_REPORT_MAX, Crash};
-use crate::settings::{LOOKUPDS_MAX, Settings};
+use crate::life::Signs;
+use crate::settings::{LOOKUPDS_MAX, Mode, Settings};
 
-/// Bytes that wait for nsqd's acknowledgement, or for nsqd.
-const OUTBOX: usize = 32 * 1024;
-/// Readings, reports and replies.
-const TOPICS: usize = 3;
+/// Bytes that wait for nsqd's acknowledgement, or for nsqd; in a device that is one, for
+/// consumers.
+pub(super) type Messages = [u8; 32 * 1024];
 /// nsqds that commands come from, at a time.
 pub(super) const COMMAND_NSQDS: usize = 2;
 /// Commands in flight: one is done, the others wait.
@@ -38,12 +41,11 @@ const COMMANDS: usize = 4;
 /// Bytes of a command with its head, with room to spare: a longer one takes several such slots.
 const COMMAND_SLOT: usize = 192;
 /// nsqd's HTTP port, if its TCP port is the usual one, and the same distance if not.
-const HTTP_PORT_AFTER: u16 = 1;
+pub(super) const HTTP_PORT_AFTER: u16 = 1;
 
-type PublishHandle = publisher::Handle<'static, NoopRawMutex>;
+/// For the connections to nsqlookupds.
+pub(super) type LookupTcp = [TcpStorage<512, 512>; LOOKUPDS_MAX];
 type PublishRunner = publisher::Runner<'static, NoopRawMutex, TcpDialer<'static>, EmbassySleep>;
-pub(super) type LookupHandle =
-    lookup::Handle<'static, NoopRawMutex, EmbassySleep, LOOKUPDS_MAX, TOPICS, 0>;
 type LookupRunner = lookup::Runner<
     'static,
     NoopRawMutex,
@@ -56,15 +58,13 @@ type LookupRunner = lookup::Runner<
 type CommandHandle = consumer::Handle<'static, NoopRawMutex, EmbassySleep>;
 type CommandRunner =
     consumer::Runner<'static, NoopRawMutex, TcpDialer<'static>, EmbassySleep, COMMAND_NSQDS, 0>;
-type SensorNode = nanonsq_app::Node<'static, Network, EmbassySleep>;
+type SensorNode = nanonsq_app::Node<'static, Upstream, EmbassySleep>;
 
 /// The running node. A copy is the same node.
 #[derive(Clone)]
 pub(super) struct Node {
-    publisher: PublishHandle,
-    registry: LookupHandle,
+    upstream: Upstream,
     commands: Option<CommandHandle>,
-    network: Network,
     app: &'static SensorNode,
     settings: &'static Settings,
     is_done: &'static Cell<bool>,
@@ -72,7 +72,8 @@ pub(super) struct Node {
 
 #[embassy_executor::task]
 async fn publish_to_nsqd(mut runner: PublishRunner) {
-    runner.run().await
+    let mut run = pin!(runner.run());
+    poll_fn(|cx| if publisher_hangs() { Poll::Pending } else { run.as_mut().poll(cx) }).await
 }
 
 #[embassy_executor::task]
@@ -81,7 +82,7 @@ async fn register(mut runner: LookupRunner) {
 }
 
 #[embassy_executor::task]
-async fn watch(handle: LookupHandle) {
+async fn watch(handle: LookupHandle<TOPICS, 0>) {
     nanonsq_app::watch_lookups(&handle).await
 }
 
@@ -100,8 +101,10 @@ pub(super) fn start(
     static SETTINGS: StaticCell<Settings> = StaticCell::new();
     static APP_SETTINGS: StaticCell<nanonsq_app::Settings<'static>> = StaticCell::new();
     static APP: StaticCell<SensorNode> = StaticCell::new();
-    static LAST: StaticCell<Cell<Option<Closed>>> = StaticCell::new();
     static DONE: StaticCell<Cell<bool>> = StaticCell::new();
+    static MESSAGES: ConstStaticCell<Messages> = ConstStaticCell::new([0; size_of::<Messages>()]);
+    static LOOKUP_TCP: ConstStaticCell<LookupTcp> =
+        ConstStaticCell::new([const { TcpStorage::new() }; LOOKUPDS_MAX]);
     let settings: &'static Settings = SETTINGS.init(settings.clone());
     let app_settings: &'static _ = APP_SETTINGS.init(nanonsq_app::Settings {
         device: &settings.name,
@@ -113,18 +116,30 @@ pub(super) fn start(
         count: (settings.count > 0).then_some(settings.count),
         duration: None,
     });
-    let publisher = start_publisher(spawner, settings, stack, seed)?;
-    let registry = start_lookup(spawner, settings, stack, seed)?;
-    nanonsq_app::register(&registry, app_settings, &settings.lookupds)
-        .map_err(|_| "no room to register")?;
-    let commands = match settings.commands {
-        Some(topic) => Some(start_commands(spawner, settings, topic, stack, seed)?),
-        None => None,
+    let (messages, lookup_tcp) = (MESSAGES.take(), LOOKUP_TCP.take());
+    let upstream = match settings.mode {
+        Mode::Publish => {
+            let handle = start_publisher(spawner, settings, stack, messages, seed)?;
+            let registry = start_lookup(spawner, settings, stack, lookup_tcp, seed)?;
+            nanonsq_app::register(&registry, app_settings, &settings.lookupds)
+                .map_err(|_| "no room to register")?;
+            static LAST: StaticCell<Cell<Option<Closed>>> = StaticCell::new();
+            Upstream::Nsqd(Publishing { handle, registry, last: LAST.init(Cell::new(None)) })
+        }
+        Mode::Node => {
+            Upstream::Own(serve::start(spawner, settings, stack, messages, lookup_tcp, seed)?)
+        }
     };
-    let network = Network { publisher, last: LAST.init(Cell::new(None)) };
-    let app = APP.init(nanonsq_app::Node::new(app_settings, network, EmbassySleep));
+    let commands = match settings.commands {
+        Some(topic) if !settings.nsqds.is_empty() => {
+            Some(start_commands(spawner, settings, topic, stack, seed)?)
+        }
+        // A node has nowhere to take them from, unless an nsqd is set.
+        _ => None,
+    };
+    let app = APP.init(nanonsq_app::Node::new(app_settings, upstream.clone(), EmbassySleep));
     let is_done = DONE.init(Cell::new(false));
-    Ok(Node { publisher, registry, commands, network, app, settings, is_done })
+    Ok(Node { upstream, commands, app, settings, is_done })
 }
 
 impl Node {
@@ -161,7 +176,7 @@ impl Node {
         // It fits: a test has the longest.
         let Ok(length) = serde_json_core::to_slice(&report, &mut buf) else { return };
         let body = buf.get(..length).unwrap_or_default();
-        if let Err(why) = self.publisher.publish(&self.settings.reports, body).await {
+        if let Err(why) = self.upstream.publish(&self.settings.reports, body).await {
             note!(warn, "crash not reported: {}", why);
         }
     }
@@ -173,89 +188,36 @@ impl Node {
                 commands.stop().await;
             }
         };
-        join3(commands, self.registry.stop(), self.publisher.stop(&EmbassySleep)).await;
+        join(commands, self.upstream.stop()).await;
     }
 
-    /// What must move: see [`Signs`](crate::life::Signs).
-    pub(super) fn signs(&self) -> (Option<u32>, Option<(u32, u32)>) {
-        let counters = self.counters();
-        let publish = counters
-            .connections
-            .wrapping_add(counters.failures)
-            .wrapping_add(counters.heartbeats)
-            .wrapping_add(counters.acknowledged as u32);
-        let is_free = self.state() == State::Ready && counters.pending == 0;
+    /// What must move; of the driver nothing is known here.
+    pub(super) fn signs(&self) -> Signs {
+        let heartbeat_s = self.settings.heartbeat.as_millis() / 1000;
+        let publish = self.upstream.sign().map(|sign| (sign, heartbeat_s));
         // A command may have changed the interval; no less than was set is waited for.
         let interval_s = self.settings.interval.as_millis() / 1000;
-        let readings = (is_free && !self.is_done.get() && self.commands.is_none())
-            .then(|| (self.app.readings(), interval_s));
-        (Some(publish), readings)
+        let is_expected = !self.is_done.get() && self.commands.is_none() && self.upstream.is_free();
+        let readings = is_expected.then(|| (self.app.readings(), interval_s));
+        Signs { driver: None, publish, readings }
     }
 
-    pub(super) fn state(&self) -> State {
-        self.publisher.look(|publisher| publisher.state()).unwrap_or(State::Stopped)
-    }
-
-    pub(super) fn nsqd(&self) -> Option<Address> {
-        self.publisher.look(|publisher| publisher.nsqd().cloned()).flatten()
-    }
-
-    pub(super) fn last_failure(&self) -> Option<Closed> {
-        self.network.last.get()
-    }
-
-    pub(super) fn registry(&self) -> &LookupHandle {
-        &self.registry
-    }
-
-    pub(super) fn counters(&self) -> Counters {
-        self.publisher.counters()
-    }
-
-    pub(super) fn readings(&self) -> u32 {
-        self.app.readings()
-    }
-}
-
-/// The publisher, which also remembers why its last connection ended.
-#[derive(Clone, Copy)]
-pub(super) struct Network {
-    publisher: PublishHandle,
-    last: &'static Cell<Option<Closed>>,
-}
-
-impl Publish for Network {
-    type Ticket = Ticket;
-    type Error = PublishError;
-
-    async fn publish(&self, topic: &TopicName, body: &[u8]) -> Result<Ticket, PublishError> {
-        self.publisher.publish(topic, body).await
-    }
-
-    fn try_publish(&self, topic: &TopicName, body: &[u8]) -> Result<Ticket, PublishError> {
-        self.publisher.try_publish(topic, body)
-    }
-
-    async fn outcome(&self, ticket: Ticket) -> Outcome {
-        self.publisher.outcome(ticket).await
-    }
-}
-
-impl nanonsq_app::Network for Network {
-    fn counters(&self) -> Counters {
-        self.publisher.counters()
-    }
-
-    async fn event(&self) -> Event {
-        let event = self.publisher.event().await;
-        if let Event::Disconnected { why, .. } = &event {
-            self.last.set(Some(*why));
+    /// Where consumers were told that they find the device, if that is its own address.
+    pub(super) fn own_address(&self) -> Option<Ipv4Addr> {
+        match &self.upstream {
+            Upstream::Own(own) => own.address,
+            Upstream::Nsqd(_) => None,
         }
-        event
     }
 
-    async fn settle(&self) {
-        self.publisher.idle().await;
+    /// Whether messages get where they are to go.
+    pub(super) fn is_well(&self) -> bool {
+        self.upstream.is_well()
+    }
+
+    /// What there is to say of it.
+    pub(super) fn write(&self, out: &mut impl Write) -> fmt::Result {
+        self.upstream.write(self.app.readings(), out)
     }
 }
 
@@ -276,12 +238,12 @@ fn start_publisher(
     spawner: Spawner,
     settings: &'static Settings,
     stack: Stack<'static>,
+    ring: &'static mut Messages,
     seed: u32,
 ) -> Result<PublishHandle, &'static str> {
     static CONFIG: StaticCell<PublishConfig<'static>> = StaticCell::new();
     static RESOURCES: ConstStaticCell<publisher::Resources<'static, NoopRawMutex>> =
         ConstStaticCell::new(publisher::Resources::new());
-    static RING: ConstStaticCell<[u8; OUTBOX]> = ConstStaticCell::new([0; OUTBOX]);
     static TCP: ConstStaticCell<TcpStorage<512, 4096>> = ConstStaticCell::new(TcpStorage::new());
     let config = CONFIG.init(PublishConfig {
         client_id: &settings.name,
@@ -294,7 +256,7 @@ fn start_publisher(
         RESOURCES.take(),
         config,
         &settings.nsqds,
-        RING.take(),
+        ring,
         TcpDialer::new(stack, TCP.take()),
         EmbassySleep,
     )
@@ -307,14 +269,13 @@ fn start_lookup(
     spawner: Spawner,
     settings: &'static Settings,
     stack: Stack<'static>,
+    tcp: &'static mut LookupTcp,
     seed: u32,
-) -> Result<LookupHandle, &'static str> {
+) -> Result<LookupHandle<TOPICS, 0>, &'static str> {
     static CONFIG: StaticCell<LookupConfig<'static>> = StaticCell::new();
     static RESOURCES: ConstStaticCell<
         lookup::Resources<'static, NoopRawMutex, LOOKUPDS_MAX, TOPICS, 0>,
     > = ConstStaticCell::new(lookup::Resources::new());
-    static TCP: ConstStaticCell<[TcpStorage<512, 512>; LOOKUPDS_MAX]> =
-        ConstStaticCell::new([const { TcpStorage::new() }; LOOKUPDS_MAX]);
     // The messages are in nsqd: that is where consumers are sent.
     let whom = settings.broadcast.as_ref().or(settings.nsqds.first());
     let node = NodeInfo {
@@ -326,7 +287,7 @@ fn start_lookup(
         ..NodeInfo::default()
     };
     let config = CONFIG.init(LookupConfig { seed, ..LookupConfig::new(node) });
-    let dialers = TCP.take().each_mut().map(|storage| TcpDialer::new(stack, storage));
+    let dialers = tcp.each_mut().map(|storage| TcpDialer::new(stack, storage));
     let (handle, runner) = lookup::new(RESOURCES.take(), config, dialers, EmbassySleep)
         .map_err(|_| "the configuration of registration")?;
     spawn(spawner, register(runner))?;
@@ -366,7 +327,10 @@ fn start_commands(
     Ok(handle)
 }
 
-fn spawn<S>(spawner: Spawner, task: Result<SpawnToken<S>, SpawnError>) -> Result<(), &'static str> {
+pub(super) fn spawn<S>(
+    spawner: Spawner,
+    task: Result<SpawnToken<S>, SpawnError>,
+) -> Result<(), &'static str> {
     spawner.spawn(task.map_err(|_| "a task is started twice")?);
     Ok(())
 }

@@ -2,11 +2,7 @@
 
 use core::fmt::{self, Write};
 
-use nanonsq_core::lookup::PeerState;
-use nanonsq_core::publish::State;
-
 use super::{Device, Machine, Network, seconds};
-use crate::settings::LOOKUPDS_MAX;
 
 impl<M: Machine> Device<M> {
     pub(super) fn write_stats(&self, out: &mut impl Write) -> fmt::Result {
@@ -46,58 +42,6 @@ impl<M: Machine> Device<M> {
                 None => writeln!(out, "nsqd       waits for the network"),
             };
         };
-        let (nsqd, state) = (node.nsqd(), node.state());
-        out.write_str("nsqd       ")?;
-        if let Some(nsqd) = nsqd {
-            write!(out, "{nsqd} ")?;
-        }
-        out.write_str(match state {
-            State::Waiting => "will be dialed again",
-            State::Dialing => "is being dialed",
-            State::Identifying | State::Authenticating => "is being talked to",
-            State::Ready => "is connected",
-            State::Closing(_) => "is being left",
-            State::Stopped => "was left",
-        })?;
-        match node.last_failure() {
-            Some(why) => writeln!(out, "; last time it ended: {why}")?,
-            None => writeln!(out)?,
-        }
-        for index in 0..LOOKUPDS_MAX {
-            let written = node.registry().look(|lookup| {
-                let Some(status) = lookup.status(index) else { return Ok(()) };
-                let Some(address) = status.address else { return Ok(()) };
-                let how = match (status.state, status.settled) {
-                    (PeerState::Connected, true) => "has all topics",
-                    (PeerState::Connected, false) => "is being told the topics",
-                    _ => "is not connected",
-                };
-                write!(out, "nsqlookupd {address} {how}")?;
-                match status.last {
-                    Some(why) => writeln!(out, "; last time it ended: {why}"),
-                    None => writeln!(out),
-                }
-            });
-            written.unwrap_or(Ok(()))?;
-        }
-        let counters = node.counters();
-        writeln!(
-            out,
-            "messages   readings={} accepted={} acknowledged={} pending={} rejected={} \
-             dropped={} expired={} refused={} possible_duplicates={} connections={} failures={} \
-             heartbeats={}",
-            node.readings(),
-            counters.accepted,
-            counters.acknowledged,
-            counters.pending,
-            counters.rejected,
-            counters.dropped,
-            counters.expired,
-            counters.refused,
-            counters.possible_duplicates,
-            counters.connections,
-            counters.failures,
-            counters.heartbeats
-        )
+        node.write(out)
     }
 }

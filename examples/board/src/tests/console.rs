@@ -9,10 +9,7 @@ struct Terminal {
 
 impl Terminal {
     fn new(identity: Identity, flash: Flash) -> Self {
-        let mut said = String::new();
-        let session = Session::load(identity, Store::new(flash, 0), &mut said);
-        assert_eq!(said, "");
-        Self { session }
+        Self { session: Session::load(identity, Store::new(flash, 0)) }
     }
 
     /// What is answered to a line, which must fit.
@@ -107,6 +104,7 @@ fn bad_input_changes_nothing() {
         ("show colour", "unknown setting 'colour'"),
         ("dance", "unknown command 'dance'; `help` has them all"),
         ("SET topic x", "unknown command 'SET'"),
+        ("stall nothing", "stall, stall network or stall publisher?"),
     ] {
         let (action, answer) = terminal.act(line);
         assert!(answer.starts_with(said), "{line}: {answer}");
@@ -143,6 +141,7 @@ fn actions_are_the_boards() {
         ("panic", Action::Panic),
         ("stall", Action::Stall),
         ("stall network", Action::StallNetwork),
+        ("stall publisher", Action::StallPublisher),
     ] {
         assert_eq!(terminal.act(line).0, Some(action));
     }
@@ -224,8 +223,11 @@ fn a_line_that_is_too_long_is_forgotten_whole() {
 fn settings_of_another_firmware_are_mentioned() {
     let mut flash = Flash::new();
     Store::new(&mut flash, 0).save("colour red\ncount 5\n").expect("saved");
-    let mut said = String::new();
-    let session = Session::load(ethernet(), Store::new(flash, 0), &mut said);
-    assert_eq!(said, "1 saved settings are not for this firmware: ignored\n");
-    assert_eq!(session.saved().count, 5);
+    let mut terminal = Terminal::new(ethernet(), flash);
+    assert_eq!(terminal.session.saved().count, 5);
+    let said = "1 saved settings are not for this firmware: ignored\n";
+    assert!(terminal.ask("show").contains(said));
+    terminal.ask("set count 6");
+    terminal.ask("save");
+    assert!(!terminal.ask("show").contains(said), "they are no longer there");
 }

@@ -17,7 +17,7 @@ fn what_moves_lives() {
     let signs = |now| Signs {
         driver: Some(now * 4),
         // A heartbeat each 30 s.
-        publish: Some(now / 30),
+        publish: Some((now / 30, 30)),
         readings: Some((now / 3600, 3600)),
     };
     assert_eq!(first_stall(&mut life, 0, 20_000, signs), None);
@@ -25,17 +25,21 @@ fn what_moves_lives() {
 
 #[test]
 fn what_stands_still_is_named_in_time() {
-    let alive = |now| Signs { driver: Some(now), publish: Some(now), readings: Some((now, 5)) };
+    let alive =
+        |now| Signs { driver: Some(now), publish: Some((now, 30)), readings: Some((now, 5)) };
     let dies = |signs: fn(u32) -> Signs| {
         let mut life = Life::new();
         assert_eq!(first_stall(&mut life, 0, 100, alive), None);
         first_stall(&mut life, 100, 1000, signs)
     };
-    let driver = dies(|now| Signs { driver: Some(1), publish: Some(now), readings: None });
+    let driver = dies(|now| Signs { driver: Some(1), publish: Some((now, 30)), readings: None });
     assert_eq!(driver, Some((121, Stalled::Driver)));
-    let publish = dies(|now| Signs { driver: Some(now), publish: Some(1), readings: None });
+    let publish = dies(|now| Signs { driver: Some(now), publish: Some((1, 30)), readings: None });
     assert_eq!(publish, Some((221, Stalled::Publish)));
-    let readings = dies(|now| Signs { driver: None, publish: Some(now), readings: Some((1, 5)) });
+    let publish = dies(|_| Signs { publish: Some((1, 1)), ..Signs::default() });
+    assert_eq!(publish, Some((134, Stalled::Publish)), "with heartbeats each second");
+    let readings =
+        dies(|now| Signs { driver: None, publish: Some((now, 30)), readings: Some((1, 5)) });
     assert_eq!(readings, Some((166, Stalled::Readings)));
 }
 

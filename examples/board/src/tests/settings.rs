@@ -8,7 +8,7 @@ fn shown(settings: &Settings, key: Key) -> String {
 }
 
 /// Each setting with values that are taken, as they are shown afterwards.
-const GOOD: [(Key, &str, &str); 23] = [
+const GOOD: [(Key, &str, &str); 25] = [
     (Key::Name, "greenhouse-7", "greenhouse-7"),
     (Key::Name, "abcdefghijklmnopqrstuvwxyz012345", "abcdefghijklmnopqrstuvwxyz012345"),
     (Key::WifiSsid, "my network, 2.4 GHz", "my network, 2.4 GHz"),
@@ -18,6 +18,8 @@ const GOOD: [(Key, &str, &str); 23] = [
     (Key::Ip, "10.1.2.3/30", "10.1.2.3/30"),
     (Key::Gateway, "192.168.1.1", "192.168.1.1"),
     (Key::Dns, "9.9.9.9", "9.9.9.9"),
+    (Key::Mode, "publish", "publish"),
+    (Key::Mode, "node", "node"),
     (Key::Nsqd, "nsqd.example:4150", "nsqd.example:4150"),
     (Key::Nsqd, "a:1,b:2, c:3", "a:1,b:2,c:3"),
     (Key::Lookupd, "10.0.0.1:4160", "10.0.0.1:4160"),
@@ -35,7 +37,7 @@ const GOOD: [(Key, &str, &str); 23] = [
 ];
 
 /// And values that are not.
-const BAD: [(Key, &str); 38] = [
+const BAD: [(Key, &str); 40] = [
     (Key::Name, ""),
     (Key::Name, "abcdefghijklmnopqrstuvwxyz0123456"),
     (Key::Name, "two words"),
@@ -56,6 +58,8 @@ const BAD: [(Key, &str); 38] = [
     (Key::Gateway, "0.0.0.0"),
     (Key::Gateway, "router"),
     (Key::Dns, "9.9.9"),
+    (Key::Mode, "NODE"),
+    (Key::Mode, "nsqd"),
     (Key::Nsqd, "10.0.0.1"),
     (Key::Nsqd, ","),
     (Key::Nsqd, "a:1,b:2,c:3,d:4"),
@@ -146,6 +150,7 @@ fn the_longest_of_all_fit() {
         (Key::Ip, "192.168.100.100/24".to_owned()),
         (Key::Gateway, "192.168.100.101".to_owned()),
         (Key::Dns, "192.168.100.102".to_owned()),
+        (Key::Mode, "node".to_owned()),
         (Key::Nsqd, three.clone()),
         (Key::Lookupd, three),
         (Key::Broadcast, host("d")),
@@ -202,6 +207,7 @@ fn advice_is_about_what_is_missing_first() {
     assert!(advice(Medium::Ethernet, &[]).contains("nsqd"));
     let nsqd = (Key::Nsqd, "a:1");
     assert_eq!(advice(Medium::Ethernet, &[nsqd]), "");
+    assert_eq!(advice(Medium::Ethernet, &[(Key::Mode, "node")]), "", "it needs none");
     let net = |gateway| [nsqd, (Key::Ip, "192.168.1.50/24"), (Key::Gateway, gateway)];
     assert!(advice(Medium::Ethernet, &net("192.168.2.1")).contains("subnet"));
     assert_eq!(advice(Medium::Ethernet, &net("192.168.1.1")), "");

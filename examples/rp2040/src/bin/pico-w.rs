@@ -36,8 +36,8 @@ static NVRAM: Aligned<A4, [u8; NVRAM_BIN.len()]> = Aligned({
     nvram
 });
 
-/// How long joining a network may take; then it is tried again.
-const JOIN_LIMIT: Duration = Duration::from_secs(20);
+/// How long joining a network may take; then it is tried again. Less than the driver may be silent.
+const JOIN_LIMIT: Duration = Duration::from_secs(15);
 /// How long the link may be down before the network is joined anew.
 const LINK_LIMIT: Duration = Duration::from_secs(5);
 
@@ -79,18 +79,19 @@ impl Wifi {
 /// Keeps the network joined, and shows the LED, which hangs on the radio.
 #[embassy_executor::task]
 async fn supervise(mut control: Control<'static>, wifi: Wifi, stack: Stack<'static>) {
-    wifi.join(&mut control).await;
     let (mut ms, mut is_on) = (0u32, false);
     let mut up = Instant::now();
     loop {
         let wanted = firmware::light().is_on(ms);
-        if wanted != is_on {
+        // Each second also if nothing changed: that the radio answers says that its driver lives.
+        if wanted != is_on || ms.is_multiple_of(1000) {
             control.gpio_set(0, wanted).await;
             is_on = wanted;
+            firmware::driver_round();
         }
         if stack.is_link_up() {
             up = Instant::now();
-        } else if up.elapsed() > LINK_LIMIT {
+        } else if ms == 0 || up.elapsed() > LINK_LIMIT {
             wifi.join(&mut control).await;
             up = Instant::now();
         }
@@ -109,8 +110,7 @@ async fn main(spawner: Spawner) {
         adc: p.ADC,
         temperature: p.ADC_TEMP_SENSOR,
     };
-    // Nothing tells of the driver's rounds; the connection to nsqd is watched all the same.
-    let (board, _) = start(spawner, parts, "Pico W", Medium::Wifi, false);
+    let (board, _) = start(spawner, parts, "Pico W", Medium::Wifi);
 
     let settings = board.session.saved();
     let config = firmware::net_config(settings);

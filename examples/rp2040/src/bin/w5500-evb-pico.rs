@@ -62,7 +62,7 @@ async fn main(spawner: Spawner) {
         adc: p.ADC,
         temperature: p.ADC_TEMP_SENSOR,
     };
-    let (board, unique) = start(spawner, parts, "W5500-EVB-Pico", Medium::Ethernet, true);
+    let (board, unique) = start(spawner, parts, "W5500-EVB-Pico", Medium::Ethernet);
     if let Ok(task) = led(Output::new(p.PIN_25, Level::Low)) {
         spawner.spawn(task);
     }
