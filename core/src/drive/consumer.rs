@@ -51,13 +51,12 @@ impl<
 {
     /// Empty; [`new`] fills it.
     pub const fn new() -> Self {
-        const {
-            Self {
-                storage: Storage::new(),
-                discovery: Discovery::new(),
-                consumer: Late::Empty,
-                shared: Late::Empty,
-            }
+        Self {
+            // Zero; the other tables are not, and are written rather than copied from flash.
+            storage: const { Storage::new() },
+            discovery: Discovery::new(),
+            consumer: Late::Empty,
+            shared: Late::Empty,
         }
     }
 }
@@ -359,7 +358,8 @@ impl<M: RawMutex, D: Dialer, S: Sleep, const CONNECTIONS: usize, const LOOKUPDS:
             async move {
                 let mut sleep = sleep.clone();
                 let mut rx = [0; LOOKUPD_RX_LEN];
-                drive(&cell, dialer, &mut sleep, &mut rx).await
+                let mut drive = pin!(drive(&cell, dialer, &mut sleep, &mut rx));
+                poll_fn(|cx| poll_apart(drive.as_mut(), cx)).await
             }
         });
         // None of them ever ends; without any there is nothing to run.
