@@ -16,5 +16,6 @@ pub mod name;
 pub mod node;
 pub mod publish;
 pub mod session;
+mod talk;
 pub mod time;
 pub mod wire;

@@ -268,8 +268,8 @@ pub enum Awaited {
 }
 
 /// Keeps as much of what a peer says as there is room for.
-pub(crate) fn keep<const N: usize>(text: &mut heapless::Vec<u8, N, u8>, data: &[u8]) {
-    let room = N.saturating_sub(text.len());
+pub(crate) fn keep(text: &mut heapless::VecView<u8, u8>, data: &[u8]) {
+    let room = text.capacity().saturating_sub(text.len());
     let _ = text.extend_from_slice(data.get(..room).unwrap_or(data));
 }
 

@@ -229,11 +229,14 @@ impl Backoff {
         self.attempt = self.attempt.max(1);
     }
 
-    /// As after so many attempts since the last success.
-    #[must_use]
-    pub const fn resume(mut self, attempts: u8) -> Self {
-        self.attempt = attempts;
-        self
+    /// The delay after so many attempts since the last success; counts one more. For who keeps
+    /// their number and nothing else.
+    #[inline(never)]
+    pub(crate) fn delay(mut self, attempts: &mut u8, jitter: &mut Jitter) -> Span {
+        self.attempt = *attempts;
+        let delay = self.next_delay(jitter);
+        *attempts = self.attempt;
+        delay
     }
 
     /// How many attempts since the last success; stays at 255.
@@ -331,7 +334,7 @@ fn earliest(deadlines: &[Instant]) -> Instant {
 /// Makes a deadline that has come "never" and says true. One copy: 64 bits are compared in several
 /// steps on a small core.
 #[inline(never)]
-fn expire(at: &mut Instant, now: Instant) -> bool {
+pub(crate) fn expire(at: &mut Instant, now: Instant) -> bool {
     let due = *at != Instant::NEVER && *at <= now;
     if due {
         *at = Instant::NEVER;

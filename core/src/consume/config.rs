@@ -1,12 +1,10 @@
 //! How a consumer behaves: set once, borrowed for its life.
 
-use core::convert::Infallible;
 use core::fmt;
 
 use super::LOOKUPDS_MAX;
 use crate::name::{ChannelName, TopicName};
 use crate::time::{Backoff, Span};
-use crate::wire::Window;
 use crate::wire::v2::MessageHead;
 use crate::wire::v2::hello::Hello;
 
@@ -195,24 +193,31 @@ impl Config<'_> {
         self.max_attempts > 0 && attempts > self.max_attempts
     }
 
-    /// What a connection begins with.
-    pub(super) fn emit_identify(&self, w: &mut Window<'_>) -> Result<(), Infallible> {
-        let millis = |span: Option<Span>| span.unwrap_or(Span::ZERO).as_millis();
-        let hello = Hello {
+    pub(super) fn hello(&self) -> Hello<'_> {
+        Hello {
             client_id: self.client_id,
             hostname: self.hostname,
             user_agent: self.user_agent,
             heartbeat_ms: self.heartbeat.as_millis(),
-        };
-        let more = [
+        }
+    }
+
+    /// Whether there is anything to say in IDENTIFY that most consumers do not.
+    pub(crate) const fn has_options(&self) -> bool {
+        self.msg_timeout.is_some() || self.output_buffer_timeout.is_some() || self.sample_rate > 0
+    }
+
+    /// That.
+    pub(super) fn options(&self) -> [(&'static str, u32); 4] {
+        let millis = |span: Option<Span>| span.unwrap_or(Span::ZERO).as_millis();
+        [
             (",\"msg_timeout\":", millis(self.msg_timeout)),
             (",\"sample_rate\":", self.sample_rate.into()),
             (",\"output_buffer_timeout\":", millis(self.output_buffer_timeout)),
             // Without a timeout, but with a buffer, nsqd would keep a message until the next
             // heartbeat (nsqd/protocol_v2.go, messagePump).
             (",\"output_buffer_size\":-", (self.output_buffer_timeout == Some(Span::ZERO)).into()),
-        ];
-        hello.emit(w, &more)
+        ]
     }
 
     /// Checks what nsqd would refuse later, and the storage.

@@ -5,26 +5,23 @@ use core::convert::Infallible;
 use heapless::Vec;
 
 use super::config::{Exhausted, TooLarge};
+use super::leave::Moment;
 use super::store::{Answer, NoRoom};
 use super::window::SETTLE;
 use super::{
     Config, ConnectionEvent, ConnectionState, ConnectionStatus, DETAIL_MAX, Shared, count,
+    count_long,
 };
 use crate::address::Address;
-use crate::macros::trace_state;
-use crate::session::{Awaited, Closed, DialError, Fault, Link, Session, Transmit, keep};
+use crate::session::{Closed, Fault, Link, Session, Transmit, keep};
+use crate::talk::{Greet, Heard, REPLY_MAX, Stage, Talk, Why};
 use crate::time::{Instant, Span, TimerId, Timers};
 use crate::wire::Window;
 use crate::wire::v2::hello;
-use crate::wire::v2::{
-    self, ErrorCode, FrameDecoder, FramePart, FrameType, GrantedScanner, MessageHead,
-};
+use crate::wire::v2::{self, ErrorCode, FramePart, FrameType, MessageHead};
 
-/// Longest answer to IDENTIFY or AUTH that is read; everything else but messages is far shorter.
-const REPLY_MAX: u32 = 16 * 1024;
-
-/// Takes two of the longest commands after the handshake, three FIN, and a NOP.
-const STAGING: usize = 72;
+/// Takes two of the longest commands after the handshake.
+const STAGING: usize = 64;
 
 /// The longest command after the handshake: a REQ.
 const COMMAND_MAX: usize = 32;
@@ -38,33 +35,22 @@ const NO_ROOM_DELAY: u32 = 1000;
 #[derive(Debug)]
 #[repr(C)]
 pub(super) struct Connection {
-    state: ConnectionState,
-    cls: Cls,
-    /// A heartbeat is to be answered.
-    nop: bool,
-    staged: u8,
-    written: u8,
+    pub(super) talk: Talk,
+    pub(super) cls: Cls,
+    news: News,
     /// Attempts to connect since it was good.
     attempts: u8,
     /// The seat's, when it was followed last.
     serial: u16,
-    /// How much of the handshake's current command was staged, and its length once known.
-    handshake_at: u16,
-    handshake_len: u16,
     /// The message being received: where to, and how much of it is there.
     filling: Filling,
-    news: News,
     have: u32,
-    timers: Timers<Timer, 3>,
-    msg_timeout: Span,
-    max_msg_timeout: Span,
-    frames: FrameDecoder,
-    /// Why it is closing, or was closed last.
-    why: Why,
+    pub(super) timers: Timers<Timer, 2>,
     /// What nsqd says in the frame being read, as far as it matters: of a message that is skipped
     /// its head. An error's stays.
-    text: Vec<u8, DETAIL_MAX, u8>,
-    desk: Desk,
+    pub(super) text: Vec<u8, DETAIL_MAX, u8>,
+    /// What is written.
+    desk: [u8; STAGING],
 }
 
 /// Where a message goes as it arrives.
@@ -75,46 +61,9 @@ enum Filling {
     Skip(NoRoom),
 }
 
-/// What is written, or the answer to IDENTIFY, which is read when nothing is.
-#[derive(Debug)]
-#[repr(u8)]
-enum Desk {
-    Writing([u8; STAGING]),
-    Identifying(GrantedScanner),
-}
-
-impl Desk {
-    fn staging(&mut self) -> &mut [u8] {
-        if let Self::Identifying(_) = self {
-            *self = Self::Writing([0; STAGING]);
-        }
-        match self {
-            Self::Writing(staging) => staging,
-            Self::Identifying(_) => &mut [],
-        }
-    }
-}
-
-/// An `Option<Closed>` of which `None` is zero.
-#[derive(Debug, Clone, Copy)]
-#[repr(u8)]
-enum Why {
-    None,
-    Closed(Closed),
-}
-
-impl Why {
-    fn get(self) -> Option<Closed> {
-        match self {
-            Self::None => None,
-            Self::Closed(why) => Some(why),
-        }
-    }
-}
-
 /// How far leaving nsqd has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Cls {
+pub(super) enum Cls {
     Unsent,
     Sent,
     /// nsqd delivers nothing more.
@@ -129,10 +78,7 @@ enum News {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Timer {
-    /// Waiting: dial. Dialing to Subscribing: give up. Ready: nothing heard. Draining: requeue the
-    /// rest. Leaving, Closing: give up.
-    Step,
+pub(super) enum Timer {
     /// Ready to Leaving: a message is to be touched, or given up.
     Due,
     /// Ready to Leaving: what RDY allowed before has come.
@@ -140,7 +86,7 @@ enum Timer {
 }
 
 impl TimerId for Timer {
-    const ALL: &'static [Self] = &[Self::Step, Self::Due, Self::Settle];
+    const ALL: &'static [Self] = &[Self::Due, Self::Settle];
 
     fn index(self) -> usize {
         self as usize
@@ -151,42 +97,49 @@ impl Connection {
     /// For storage, before [`set_up`](Self::set_up): all of it is zero, so that no image of it is in
     /// flash.
     pub(super) const NEW: Self = Self {
-        state: ConnectionState::Unused,
-        why: Why::None,
+        talk: Talk::ZERO,
+        cls: Cls::Unsent,
         news: News::None,
         serial: 0,
-        nop: false,
-        cls: Cls::Unsent,
-        staged: 0,
-        written: 0,
-        timers: Timers::ZERO,
         attempts: 0,
-        frames: FrameDecoder::new(0),
-        desk: Desk::Writing([0; STAGING]),
-        text: Vec::new(),
-        handshake_at: 0,
-        handshake_len: 0,
         filling: Filling::Slot(0),
         have: 0,
-        msg_timeout: Span::ZERO,
-        max_msg_timeout: Span::ZERO,
+        timers: Timers::ZERO,
+        text: Vec::new(),
+        desk: [0; STAGING],
     };
 
     pub(super) fn set_up(&mut self) {
+        self.stop_timers();
+    }
+
+    fn stop_timers(&mut self) {
+        self.talk.step = Instant::NEVER;
         self.timers.stop_all();
     }
 
     pub(super) fn state(&self) -> ConnectionState {
-        self.state
+        match self.talk.stage() {
+            Stage::Idle => ConnectionState::Unused,
+            Stage::Waiting => ConnectionState::Waiting,
+            Stage::Dialing => ConnectionState::Dialing,
+            Stage::Identifying => ConnectionState::Identifying,
+            Stage::Authenticating => ConnectionState::Authenticating,
+            Stage::Subscribing => ConnectionState::Subscribing,
+            Stage::Ready => ConnectionState::Ready,
+            Stage::Draining => ConnectionState::Draining,
+            Stage::Leaving => ConnectionState::Leaving,
+            Stage::Closing => ConnectionState::Closing,
+        }
     }
 
     pub(super) fn status<'s>(&'s self, shared: &'s Shared<'_>, id: u8) -> ConnectionStatus<'s> {
         ConnectionStatus {
             address: shared.directory.address(id),
-            state: self.state,
+            state: self.state(),
             rdy: shared.window.rdy(id),
             in_flight: shared.window.in_flight(id),
-            last: self.why.get(),
+            last: self.talk.why.get(),
             detail: if self.text.starts_with(b"E_") {
                 core::str::from_utf8(&self.text).unwrap_or_default()
             } else {
@@ -195,80 +148,17 @@ impl Connection {
         }
     }
 
-    fn set_state(&mut self, state: ConnectionState) {
-        trace_state!("consumer", self.state, state);
-        self.state = state;
-    }
-
-    fn is_writing(&self) -> bool {
-        self.written < self.staged
-    }
-
-    /// Whether the handshake's current command is wholly written: an answer is due only then.
-    fn has_asked(&self) -> bool {
-        self.handshake_len > 0 && self.handshake_at >= self.handshake_len && !self.is_writing()
-    }
-
-    /// Whether what nsqd says is of interest.
-    fn is_up(&self) -> bool {
-        match self.state {
-            ConnectionState::Identifying
-            | ConnectionState::Authenticating
-            | ConnectionState::Subscribing
-            | ConnectionState::Ready
-            | ConnectionState::Draining
-            | ConnectionState::Leaving => true,
-            ConnectionState::Unused
-            | ConnectionState::Waiting
-            | ConnectionState::Dialing
-            | ConnectionState::Closing => false,
-        }
-    }
-
-    /// Whether nsqd takes FIN, REQ and TOUCH.
-    fn is_subscribed(&self) -> bool {
-        match self.state {
-            ConnectionState::Ready | ConnectionState::Draining | ConnectionState::Leaving => true,
-            ConnectionState::Unused
-            | ConnectionState::Waiting
-            | ConnectionState::Dialing
-            | ConnectionState::Identifying
-            | ConnectionState::Authenticating
-            | ConnectionState::Subscribing
-            | ConnectionState::Closing => false,
-        }
-    }
-
-    fn handshake(&mut self, shared: &Shared<'_>, state: ConnectionState) {
-        self.handshake_at = 0;
-        self.handshake_len = 0;
-        self.timers.set(Timer::Step, shared.after(shared.config.connect_timeout));
-        self.set_state(state);
-    }
-
-    /// The handshake's text is longer than the staging area: it is made again for each piece.
-    // Apart, so that its frame is not under every poll.
-    #[inline(never)]
-    fn stage_handshake(&mut self, config: &Config<'_>) {
-        let mut window = Window::new(self.desk.staging(), self.handshake_at.into());
-        let Ok(()) = emit_handshake(&mut window, self.state, config);
-        let staged = window.written();
-        self.handshake_len = window.total() as u16;
-        self.staged = staged as u8;
-        self.handshake_at = self.handshake_at.saturating_add(staged as u16);
-    }
-
     /// Puts a command behind what is staged: one shape for all of them, so one piece of code.
-    fn push(&mut self, verb: &[u8], id: &[u8], number: Option<u32>) {
-        let staged = usize::from(self.staged);
-        let room = self.desk.staging().get_mut(staged..).unwrap_or_default();
+    pub(super) fn push(&mut self, verb: &[u8], id: &[u8], number: Option<u32>) {
+        let staged = usize::from(self.talk.staged);
+        let room = self.desk.get_mut(staged..).unwrap_or_default();
         let mut window = Window::new(room, 0);
         let Ok(()) = v2::emit_line(&mut window, verb, id, number);
-        self.staged = self.staged.wrapping_add(window.written() as u8);
+        self.talk.staged = self.talk.staged.wrapping_add(window.written() as u8);
     }
 
     fn has_room(&self) -> bool {
-        usize::from(self.staged).saturating_add(COMMAND_MAX) <= STAGING
+        usize::from(self.talk.staged).saturating_add(COMMAND_MAX) <= STAGING
     }
 
     fn push_answer(&mut self, id: &[u8], answer: Answer) {
@@ -281,18 +171,14 @@ impl Connection {
     }
 }
 
-/// The command that a state of the handshake sends.
-fn emit_handshake(
-    window: &mut Window<'_>,
-    state: ConnectionState,
-    config: &Config<'_>,
-) -> Result<(), Infallible> {
-    match state {
-        ConnectionState::Identifying => config.emit_identify(window),
-        ConnectionState::Authenticating => {
-            hello::emit_auth(window, config.auth_secret.unwrap_or_default())
+impl Greet for Shared<'_> {
+    fn greet(&self, w: &mut Window<'_>, stage: Stage) -> Result<(), Infallible> {
+        let config = self.config;
+        match stage {
+            Stage::Identifying => (self.identify)(config, w),
+            Stage::Authenticating => hello::emit_auth(w, config.auth_secret.unwrap_or_default()),
+            _ => v2::emit_sub(w, &config.topic, &config.channel),
         }
-        _ => v2::emit_sub(window, &config.topic, &config.channel),
     }
 }
 
@@ -314,28 +200,21 @@ impl ConnectionSession<'_, '_> {
             News::None => None,
             News::Connected => Some(ConnectionEvent::Connected),
             News::Disconnected => {
-                let why = self.connection.why.get().unwrap_or(Closed::Local);
+                let why = self.connection.talk.why.get().unwrap_or(Closed::Local);
                 Some(ConnectionEvent::Disconnected(why))
             }
         }
     }
 
     /// Closes; [`receive`](Session::receive) says why.
-    fn fail(&mut self, fault: Fault) {
+    pub(super) fn fail(&mut self, fault: Fault) {
         self.close(Closed::Fault(fault));
     }
 
     /// Asks the driver to close the connection.
-    fn close(&mut self, why: Closed) {
-        self.connection.why = Why::Closed(why);
-        self.connection.nop = false;
-        if why != Closed::Local {
-            self.connection.staged = self.connection.written;
-        }
+    pub(super) fn close(&mut self, why: Closed) {
         self.connection.timers.stop_all();
-        let deadline = self.shared.after(self.shared.config.close_timeout);
-        self.connection.timers.set(Timer::Step, deadline);
-        self.connection.set_state(ConnectionState::Closing);
+        self.connection.talk.close(&why, self.shared.now, self.shared.config.close_timeout);
         self.land();
     }
 
@@ -358,47 +237,31 @@ impl ConnectionSession<'_, '_> {
             return;
         }
         let Some(seat) = self.shared.directory.seat(self.id) else { return };
-        match self.connection.state {
-            ConnectionState::Unused | ConnectionState::Waiting => {
+        match self.connection.talk.stage() {
+            Stage::Idle | Stage::Waiting => {
+                let talk = &mut self.connection.talk;
                 self.connection.serial = seat.serial;
                 let wanted = !seat.is_empty();
                 // A wait after a failure goes on, and grows: else several nsqds that are down would
                 // be dialed in turn without a pause.
-                if !wanted || !self.connection.timers.is_set(Timer::Step) {
+                if !wanted || talk.step == Instant::NEVER {
                     // Nothing is known of it yet: the first failure is followed by a wait.
                     self.connection.attempts = 1;
-                    self.connection.timers.stop_all();
-                    if wanted {
-                        self.connection.timers.set(Timer::Step, self.shared.now);
-                    }
+                    talk.step = if wanted { self.shared.now } else { Instant::NEVER };
                 }
-                let state =
-                    if wanted { ConnectionState::Waiting } else { ConnectionState::Unused };
-                self.connection.set_state(state);
+                talk.set(if wanted { Stage::Waiting } else { Stage::Idle });
                 self.set_busy(false);
                 self.shared.changed();
             }
-            ConnectionState::Ready => {
-                self.shared.window.retire(self.id);
-                self.shared.adjust();
-                if self.shared.stopping {
-                    self.shared.store.recall(self.id, false);
-                }
-                let drain = self.shared.after(self.shared.config.drain_timeout);
-                self.connection.timers.set(Timer::Step, drain);
-                self.connection.timers.set(Timer::Settle, self.shared.after(SETTLE));
-                self.connection.set_state(ConnectionState::Draining);
-            }
-            // The link says that they are to be closed.
-            ConnectionState::Dialing
-            | ConnectionState::Identifying
-            | ConnectionState::Authenticating
-            | ConnectionState::Subscribing
-            // They are about to be.
-            | ConnectionState::Draining
-            | ConnectionState::Leaving
-            | ConnectionState::Closing => {}
+            Stage::Ready => self.leave(Moment::Unseated),
+            // The link says that they are to be closed, or they are about to be.
+            _ => {}
         }
+    }
+
+    /// Tells it to a connection that may be left.
+    fn leave(&mut self, moment: Moment) {
+        (self.shared.leave)(self, moment);
     }
 
     fn set_busy(&mut self, busy: bool) {
@@ -408,43 +271,30 @@ impl ConnectionSession<'_, '_> {
     }
 
     fn stage(&mut self) {
-        self.connection.staged = 0;
-        self.connection.written = 0;
-        match self.connection.state {
-            ConnectionState::Identifying
-            | ConnectionState::Authenticating
-            | ConnectionState::Subscribing => {
-                // Once all of it is written, the desk may hold a part of the answer.
-                if !self.connection.has_asked() {
-                    self.connection.stage_handshake(self.shared.config);
-                }
-            }
-            ConnectionState::Ready | ConnectionState::Draining | ConnectionState::Leaving => {
-                self.stage_commands();
-            }
-            ConnectionState::Unused
-            | ConnectionState::Waiting
-            | ConnectionState::Dialing
-            | ConnectionState::Closing => {}
+        let Connection { talk, desk, .. } = &mut *self.connection;
+        talk.unstage();
+        if talk.stage().is_handshake() {
+            talk.greet(desk, self.shared);
+        } else if talk.stage().is_subscribed() {
+            self.stage_commands();
         }
     }
 
     fn stage_commands(&mut self) {
-        let Self { connection, shared, id } = self;
-        if connection.nop {
-            connection.nop = false;
-            connection.push(b"NOP", &[], None);
+        if self.connection.talk.nops > 0 {
+            self.connection.talk.nops = 0;
+            self.connection.push(b"NOP", &[], None);
         }
-        if connection.state == ConnectionState::Ready {
-            if let Some(rdy) = shared.window.next(*id) {
-                connection.push(b"RDY", &[], Some(rdy.into()));
-                if shared.window.told(*id, rdy) {
-                    connection.timers.set(Timer::Settle, shared.after(SETTLE));
-                }
+        let is_ready = self.connection.talk.stage() == Stage::Ready;
+        if !is_ready {
+            self.leave(Moment::Stage);
+        }
+        let Self { connection, shared, id } = self;
+        if is_ready && let Some(rdy) = shared.window.next(*id) {
+            connection.push(b"RDY", &[], Some(rdy.into()));
+            if shared.window.told(*id, rdy) {
+                connection.timers.set(Timer::Settle, shared.after(SETTLE));
             }
-        } else if connection.cls == Cls::Unsent {
-            connection.cls = Cls::Sent;
-            connection.push(b"CLS", &[], None);
         }
         while connection.has_room()
             && let Some((message, answer)) = shared.store.next_answer(*id)
@@ -456,20 +306,7 @@ impl ConnectionSession<'_, '_> {
                 shared.answered(*id);
             }
         }
-        self.leave_if_done();
-    }
-
-    /// Closes once nothing is in flight any more and nsqd has confirmed that nothing comes.
-    fn leave_if_done(&mut self) {
-        let left = self.shared.window.in_flight(self.id) == 0;
-        let done = match self.connection.state {
-            ConnectionState::Draining => left && self.connection.cls == Cls::Confirmed,
-            ConnectionState::Leaving => left,
-            _ => false,
-        };
-        if done {
-            self.close(Closed::Local);
-        }
+        self.leave(Moment::Answered);
     }
 
     #[inline(never)]
@@ -477,99 +314,43 @@ impl ConnectionSession<'_, '_> {
         if part.frame_type == FrameType::Message {
             return self.on_message(part);
         }
-        if part.first {
-            if part.size > REPLY_MAX {
-                return self.fail(Fault::BadLength { len: part.size, max: REPLY_MAX });
-            }
-            self.connection.text.clear();
-            if part.frame_type == FrameType::Response
-                && self.connection.state == ConnectionState::Identifying
-            {
-                if !self.connection.has_asked() {
-                    return self.fail(Fault::UnexpectedReply);
-                }
-                self.connection.desk = Desk::Identifying(GrantedScanner::new());
-            }
+        if part.size > REPLY_MAX {
+            return self.fail(Fault::BadLength { len: part.size, max: REPLY_MAX });
         }
-        keep(&mut self.connection.text, part.data);
-        if part.frame_type == FrameType::Response
-            && let Desk::Identifying(negotiated) = &mut self.connection.desk
-        {
-            negotiated.feed(part.data);
-        }
-        if !part.last {
-            return;
-        }
-        if part.frame_type == FrameType::Error {
-            return self.on_error();
-        }
-        if self.connection.text.as_slice() == v2::HEARTBEAT {
-            count(&mut self.shared.tally.heartbeats);
-            self.connection.nop = true;
-            self.prove_good();
-            return;
-        }
-        self.on_response()
-    }
-
-    fn on_response(&mut self) {
-        let config = self.shared.config;
-        let asked = self.connection.has_asked();
-        match self.connection.state {
-            ConnectionState::Identifying if asked => {
-                let answer = match &mut self.connection.desk {
-                    Desk::Identifying(negotiated) => negotiated.finish(),
-                    Desk::Writing(_) => Err(Fault::BadIdentifyReply),
-                };
-                let Ok(negotiated) = answer else {
-                    return self.fail(Fault::BadIdentifyReply);
-                };
-                self.connection.msg_timeout = Span::from_millis(negotiated.msg_timeout_ms.max(1));
-                self.connection.max_msg_timeout =
-                    Span::from_millis(negotiated.max_msg_timeout_ms.max(1));
-                self.connection.have = negotiated.max_rdy_count;
-                let next = match (negotiated.auth_required, config.auth_secret) {
-                    (false, _) => ConnectionState::Subscribing,
-                    (true, Some(_)) => ConnectionState::Authenticating,
-                    (true, None) => return self.fail(Fault::AuthRequired),
-                };
-                self.connection.handshake(self.shared, next);
+        let until = self.shared.after(self.shared.config.connect_timeout);
+        let has_secret = self.shared.config.auth_secret.is_some();
+        let Connection { talk, text, .. } = &mut *self.connection;
+        match talk.part(&part, text.as_mut_view(), has_secret, until) {
+            Heard::Nothing => {}
+            Heard::Heartbeat => {
+                count(&mut self.shared.tally.heartbeats);
+                self.prove_good();
             }
-            ConnectionState::Authenticating if asked => {
-                self.connection.handshake(self.shared, ConnectionState::Subscribing);
+            Heard::Ready => self.on_ready(),
+            Heard::Response if self.connection.talk.stage() == Stage::Ready => {
+                self.fail(Fault::UnexpectedReply);
             }
-            ConnectionState::Subscribing if asked && self.connection.text.as_slice() == v2::OK => {
-                self.on_ready();
-            }
-            ConnectionState::Draining | ConnectionState::Leaving
-                if self.connection.cls == Cls::Sent
-                    && self.connection.text.as_slice() == v2::CLOSE_WAIT =>
-            {
-                self.connection.cls = Cls::Confirmed;
-                self.leave_if_done();
-            }
-            _ => self.fail(Fault::UnexpectedReply),
+            Heard::Response => self.leave(Moment::Response),
+            Heard::Refusal => self.on_error(),
+            Heard::Fault(fault) => self.fail(fault),
         }
     }
 
     fn on_ready(&mut self) {
         count(&mut self.shared.tally.connections);
         self.connection.news = News::Connected;
-        self.connection.why = Why::None;
+        self.connection.talk.why = Why::None;
         self.hear();
-        self.connection.set_state(ConnectionState::Ready);
         // Above what a share counts there is nothing to want.
-        let cap = u16::try_from(self.connection.have).unwrap_or(u16::MAX);
+        let cap = u16::try_from(self.connection.talk.granted.max_rdy_count()).unwrap_or(u16::MAX);
         self.shared.window.join(self.id, cap);
         self.shared.adjust();
         // Also if nothing is wanted of it: who waits for events is to hear of it.
         self.shared.changed();
     }
 
-    /// Two intervals: nsqd's own rule for its clients.
     fn hear(&mut self) {
-        let silence = self.shared.config.heartbeat.as_millis().saturating_mul(2);
-        self.connection.timers.set(Timer::Step, self.shared.after(Span::from_millis(silence)));
+        self.connection.talk.hear(self.shared.now, self.shared.config.heartbeat);
     }
 
     /// nsqd does what it is there for: the next loss is followed by an immediate redial.
@@ -582,7 +363,7 @@ impl ConnectionSession<'_, '_> {
 
     fn on_error(&mut self) {
         let (code, _) = ErrorCode::parse(&self.connection.text);
-        if code.is_fatal() || !self.connection.is_subscribed() {
+        if code.is_fatal() || !self.connection.talk.stage().is_subscribed() {
             return self.fail(Fault::Refused(code));
         }
         // nsqd took the message back before the answer came.
@@ -591,7 +372,7 @@ impl ConnectionSession<'_, '_> {
 
     fn on_message(&mut self, part: FramePart<'_>) {
         if part.first {
-            if !self.connection.is_subscribed() {
+            if !self.connection.talk.stage().is_subscribed() {
                 return self.fail(Fault::UnexpectedReply);
             }
             if part.size < MessageHead::LEN as u32 {
@@ -623,20 +404,18 @@ impl ConnectionSession<'_, '_> {
 
     fn on_arrived(&mut self, slot: u16) {
         let shared = &mut *self.shared;
-        shared.tally.received = shared.tally.received.saturating_add(1);
-        let end = shared.after(self.connection.max_msg_timeout);
+        count_long(&mut shared.tally.received);
+        let end = shared.after(self.connection.max_msg_timeout());
         let due = shared.after(self.connection.due_after(shared.config)).min(end);
         if shared.store.arrived(slot, due, end) {
             count(&mut shared.tally.timed_out);
             shared.window.answered(self.id, 1);
         }
         self.connection.due_by(due);
-        if shared.stopping {
-            shared.store.recall(self.id, false);
-        }
+        self.leave(Moment::Arrived);
         // It may have taken more than its part.
-        shared.adjust();
-        shared.changed();
+        self.shared.adjust();
+        self.shared.changed();
     }
 
     /// A message had no room: it is answered at once, if there is room for that.
@@ -668,17 +447,16 @@ impl ConnectionSession<'_, '_> {
             count(&mut shared.tally.unanswered);
         }
         shared.answered(self.id);
-        self.leave_if_done();
+        self.leave(Moment::Answered);
     }
 
     /// The seat's nsqd did not come up, or broke.
     fn wait(&mut self) {
-        let mut backoff = self.shared.config.backoff().resume(self.connection.attempts);
-        let delay = backoff.next_delay(&mut self.shared.jitter);
-        self.connection.attempts = backoff.attempts();
+        let backoff = self.shared.config.backoff();
+        let delay = backoff.delay(&mut self.connection.attempts, &mut self.shared.jitter);
         let fails = self.connection.attempts > 2;
-        self.connection.timers.set(Timer::Step, self.shared.after(delay));
-        self.connection.set_state(ConnectionState::Waiting);
+        self.connection.talk.step = self.shared.after(delay);
+        self.connection.talk.set(Stage::Waiting);
         if let Some(seat) = self.shared.directory.seat_mut(self.id) {
             seat.busy = false;
             if fails && !seat.fails {
@@ -693,11 +471,13 @@ impl ConnectionSession<'_, '_> {
 impl Connection {
     /// How long after a message came it is to be touched, or given up.
     pub(super) fn due_after(&self, config: &Config<'_>) -> Span {
-        if config.auto_touch {
-            Span::from_millis(self.msg_timeout.as_millis() >> 1)
-        } else {
-            self.msg_timeout
-        }
+        let timeout = self.talk.granted.msg_timeout_ms().max(1);
+        Span::from_millis(if config.auto_touch { timeout >> 1 } else { timeout })
+    }
+
+    /// How long TOUCH can keep a message in flight.
+    fn max_msg_timeout(&self) -> Span {
+        Span::from_millis(self.talk.granted.max_msg_timeout_ms().max(1))
     }
 
     pub(super) fn due_by(&mut self, due: Instant) {
@@ -709,36 +489,21 @@ impl Connection {
 
 impl Session for ConnectionSession<'_, '_> {
     fn link(&self) -> Link {
-        match self.connection.state {
-            ConnectionState::Unused | ConnectionState::Waiting => Link::Down,
-            ConnectionState::Dialing
-            | ConnectionState::Identifying
-            | ConnectionState::Authenticating
-            | ConnectionState::Subscribing => {
-                if self.is_stale() {
-                    Link::Close
-                } else {
-                    Link::Up
-                }
-            }
-            ConnectionState::Ready | ConnectionState::Draining | ConnectionState::Leaving => {
-                Link::Up
-            }
-            ConnectionState::Closing => Link::Close,
-        }
+        let stage = self.connection.talk.stage();
+        let coming_up = stage == Stage::Dialing || stage.is_handshake();
+        if coming_up && self.is_stale() { Link::Close } else { self.connection.talk.link() }
     }
 
     fn dial(&mut self, now: Instant) -> Option<&Address> {
         self.shared.now = now;
         self.follow();
-        if self.connection.state != ConnectionState::Waiting
-            || !self.connection.timers.expired(Timer::Step, now)
-        {
+        if !self.connection.talk.is_due(now) {
             return None;
         }
         self.shared.directory.address(self.id)?;
         self.set_busy(true);
-        self.connection.handshake(self.shared, ConnectionState::Dialing);
+        let until = self.shared.after(self.shared.config.connect_timeout);
+        self.connection.talk.ask(Stage::Dialing, until);
         self.shared.directory.address(self.id)
     }
 
@@ -746,69 +511,52 @@ impl Session for ConnectionSession<'_, '_> {
         self.shared.now = now;
         self.land();
         let connection = &mut *self.connection;
-        connection.frames = FrameDecoder::new(u32::MAX);
         connection.text.clear();
-        connection.nop = false;
         connection.cls = Cls::Unsent;
-        connection.staged = 0;
-        connection.written = 0;
         connection.timers.stop_all();
-        connection.handshake(self.shared, ConnectionState::Identifying);
+        connection.talk.open(self.shared.after(self.shared.config.connect_timeout));
         self.set_busy(true);
     }
 
     fn receive(&mut self, now: Instant, bytes: &[u8]) -> Result<(), Fault> {
         self.shared.now = now;
         let mut input = bytes;
-        if self.connection.state == ConnectionState::Ready {
-            self.hear();
-        }
-        if !self.connection.is_up() {
+        if !self.connection.talk.stage().is_up() {
             return Ok(());
         }
-        while self.connection.is_up() {
-            match self.connection.frames.next(&mut input) {
+        self.hear();
+        while self.connection.talk.stage().is_up() {
+            match self.connection.talk.frames.next(&mut input) {
                 Ok(Some(part)) => self.on_part(part),
                 Ok(None) => return Ok(()),
                 Err(fault) => self.fail(fault),
             }
         }
-        match self.connection.why {
-            Why::Closed(Closed::Fault(fault))
-                if self.connection.state == ConnectionState::Closing =>
-            {
-                Err(fault)
-            }
+        match self.connection.talk.why {
+            Why::Closed(Closed::Fault(fault)) => Err(fault),
             _ => Ok(()),
         }
     }
 
     fn transmit(&mut self, now: Instant) -> Transmit<'_> {
         self.shared.now = now;
-        if !self.connection.is_writing() {
+        if !self.connection.talk.is_writing() {
             self.follow();
             self.stage();
         }
-        let pending = self.connection.written.into()..self.connection.staged.into();
-        let head = match &self.connection.desk {
-            Desk::Writing(staging) => staging.get(pending).unwrap_or_default(),
-            Desk::Identifying(_) => &[],
-        };
-        Transmit { head, body: &[] }
+        Transmit { head: self.connection.talk.pending(&self.connection.desk), body: &[] }
     }
 
     fn sent(&mut self, _: Instant, n: usize) {
-        let connection = &mut *self.connection;
-        let n = n.min(connection.staged.wrapping_sub(connection.written).into());
-        connection.written = connection.written.wrapping_add(n as u8);
+        self.connection.talk.sent(n);
     }
 
     fn deadline(&self) -> Instant {
-        let common = match self.connection.state {
-            ConnectionState::Unused => Instant::NEVER,
-            _ => self.shared.deadline(),
-        };
-        self.connection.timers.next().min(common)
+        let own = self.connection.timers.next().min(self.connection.talk.step);
+        match self.connection.talk.stage() {
+            Stage::Idle => own,
+            _ => own.min(self.shared.deadline()),
+        }
     }
 
     fn tick(&mut self, now: Instant) {
@@ -829,46 +577,20 @@ impl Session for ConnectionSession<'_, '_> {
             shared.adjust();
             shared.changed();
         }
-        match self.connection.state {
-            // It stays due until it is dialed, or aborted.
-            ConnectionState::Waiting | ConnectionState::Closing => return,
-            _ if !self.connection.timers.expired(Timer::Step, now) => return,
-            _ => {}
-        }
-        match self.connection.state {
-            ConnectionState::Dialing => self.close(Closed::Dial(DialError::TimedOut)),
-            ConnectionState::Identifying
-            | ConnectionState::Authenticating
-            | ConnectionState::Subscribing => {
-                self.close(Closed::Fault(Fault::TimedOut(Awaited::Handshake)));
+        let talk = &mut self.connection.talk;
+        if talk.stage() > Stage::Ready && talk.stage() < Stage::Closing {
+            if talk.is_late(now) {
+                self.leave(Moment::Late);
             }
-            ConnectionState::Ready => {
-                self.close(Closed::Fault(Fault::TimedOut(Awaited::Heartbeat)));
-            }
-            ConnectionState::Draining => {
-                self.shared.store.recall(self.id, true);
-                let leave = self.shared.after(self.shared.config.close_timeout);
-                self.connection.timers.set(Timer::Step, leave);
-                self.connection.set_state(ConnectionState::Leaving);
-                self.shared.changed();
-            }
-            ConnectionState::Leaving => self.close(Closed::Local),
-            ConnectionState::Closing | ConnectionState::Unused | ConnectionState::Waiting => {}
+        } else if let Some(why) = talk.tick(now) {
+            self.close(why);
         }
     }
 
     fn closed(&mut self, now: Instant, why: Closed) {
         self.shared.now = now;
-        let why = match self.connection.state {
-            ConnectionState::Unused | ConnectionState::Waiting => return,
-            // What the session itself had against the connection is the better reason.
-            ConnectionState::Closing => self.connection.why.get().unwrap_or(why),
-            _ if self.is_stale() => Closed::Local,
-            _ => why,
-        };
-        self.connection.why = Why::Closed(why);
-        self.connection.staged = 0;
-        self.connection.written = 0;
+        let why = if self.is_stale() { Closed::Local } else { why };
+        let Some(why) = self.connection.talk.closed(why) else { return };
         self.connection.timers.stop_all();
         self.connection.news = News::Disconnected;
         self.land();
@@ -876,7 +598,7 @@ impl Session for ConnectionSession<'_, '_> {
             count(&mut self.shared.tally.failures);
         }
         if self.is_stale() {
-            self.connection.set_state(ConnectionState::Waiting);
+            self.connection.talk.set(Stage::Waiting);
             self.follow();
         } else {
             self.wait();

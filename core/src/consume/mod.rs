@@ -57,15 +57,19 @@ mod config;
 mod connection;
 mod directory;
 mod flow;
+mod leave;
 mod poll;
 mod store;
 #[cfg(test)]
 mod tests;
 mod window;
 
+use core::convert::Infallible;
+
 use crate::address::Address;
 use crate::session::{Closed, Session};
 use crate::time::{Instant, Jitter, Span, TimerId, Timers};
+use crate::wire::Window as Piece;
 use crate::wire::v2::{Message, MessageHead, MessageId};
 
 pub use config::{Config, ConfigError, Exhausted, SLOT_MIN, TooLarge};
@@ -77,6 +81,7 @@ pub use store::{AnswerError, Token};
 use connection::Connection;
 use directory::{Directory, Round, Seat};
 use flow::Flow;
+use leave::Leave;
 use poll::Lookupd;
 use store::{Answer, Slot, Store};
 use window::{Share, Window};
@@ -106,7 +111,7 @@ pub struct Discovery<const LOOKUPDS: usize, const NSQDS: usize> {
 }
 
 /// The most bytes that a connection takes of a [`Storage`].
-pub const CONNECTION_RAM_MAX: usize = 272;
+pub const CONNECTION_RAM_MAX: usize = 280;
 
 /// The most bytes that a message in flight takes of a [`Storage`], beside the ring.
 pub const MESSAGE_RAM_MAX: usize = 32;
@@ -118,7 +123,7 @@ pub const LOOKUPD_RAM_MAX: usize = 400;
 pub const FOUND_RAM_MAX: usize = 104;
 
 /// The most bytes that a [`Consumer`] takes beside its storage and ring.
-pub const RAM_MAX: usize = 416;
+pub const RAM_MAX: usize = 440;
 
 impl<const CONNECTIONS: usize, const MESSAGES: usize> Storage<CONNECTIONS, MESSAGES> {
     /// Empty; [`Consumer::new`] fills it.
@@ -370,6 +375,27 @@ pub struct Counters {
     pub lookups_failed: u32,
 }
 
+impl Counters {
+    const NONE: Self = Self {
+        received: 0,
+        finished: 0,
+        requeued: 0,
+        late: 0,
+        timed_out: 0,
+        touched: 0,
+        given_up: 0,
+        too_large: 0,
+        no_room: 0,
+        unanswered: 0,
+        refused: 0,
+        connections: 0,
+        failures: 0,
+        heartbeats: 0,
+        lookups: 0,
+        lookups_failed: 0,
+    };
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Timer {
     /// Backoff: try one message.
@@ -409,6 +435,12 @@ struct Shared<'a> {
     /// What [`go_round`](Self::go_round) does. Behind a pointer that is set only if the nsqds may be
     /// others than those that have a seat from the start: what is not used is not linked.
     rounds: fn(&mut Self),
+    /// What is done as a connection is left: likewise.
+    leave: Leave<'a>,
+    /// Writes IDENTIFY, with what else there is to say if there is any.
+    identify: fn(&Config<'_>, &mut Piece<'_>) -> Result<(), Infallible>,
+    /// What a success does: nothing until a message was requeued.
+    recover: fn(&mut Self),
     directory: Directory<'a>,
     /// The given addresses, as a source.
     given: Round,
@@ -433,6 +465,9 @@ impl<'a> Consumer<'a> {
         storage.clear();
         let mut consumer = Self::unseated(config, storage.tables(ring.len()), nsqds, ring);
         consumer.seat();
+        if config.has_options() {
+            consumer.say_options();
+        }
         if nsqds.len() > CONNECTIONS {
             consumer.take_turns();
         }
@@ -460,12 +495,15 @@ impl<'a> Consumer<'a> {
                 given: Round::NONE,
                 offers: Instant::NEVER,
                 rounds: |_| {},
+                leave: leave::never,
+                identify: |config, w| config.hello().emit(w, &[]),
+                recover: |_| {},
                 window: Window::new(shares),
                 store: Store::new(slots, ring, unit),
                 flow: Flow::new(config.max_in_flight),
                 timers: Timers::new(),
                 jitter: Jitter::new(config.seed),
-                tally: Counters::default(),
+                tally: Counters::NONE,
                 given_up: None,
                 stopping: false,
                 version: 0,
@@ -481,9 +519,15 @@ impl<'a> Consumer<'a> {
         self.shared.adjust();
     }
 
+    /// IDENTIFY says what most consumers do not.
+    pub(crate) fn say_options(&mut self) {
+        self.shared.identify = |config, w| config.hello().emit(w, &config.options());
+    }
+
     /// The given nsqds without a connection are to have their turn. Call it before anything is
     /// driven.
     pub(crate) fn take_turns(&mut self) {
+        self.shared.may_leave();
         self.shared.rounds = Shared::offer_and_leave;
         self.shared.offers = Instant::ZERO;
         self.shared.go_round();
@@ -508,6 +552,7 @@ impl<'a> Consumer<'a> {
             }
         };
         self.shared.directory.find_into(found);
+        self.shared.may_leave();
         self.shared.rounds = Shared::offer_and_leave;
         let interval = self.shared.config.lookup_interval;
         self.lookupds.fill_with(|| Lookupd::NEW);
@@ -589,10 +634,9 @@ impl<'a> Consumer<'a> {
         let shared = &mut self.shared;
         shared.now = now;
         shared.answer(token, Answer::Finish)?;
-        shared.tally.finished = shared.tally.finished.saturating_add(1);
-        let Config { backoff_base, backoff_cap, .. } = *shared.config;
-        let wait = shared.flow.succeeded(backoff_base, backoff_cap, &mut shared.jitter);
-        shared.back_off(wait);
+        count_long(&mut shared.tally.finished);
+        (shared.recover)(shared);
+        shared.adjust();
         Ok(())
     }
 
@@ -610,6 +654,8 @@ impl<'a> Consumer<'a> {
         let Config { backoff_base, backoff_cap, .. } = *shared.config;
         let wait = shared.flow.failed(backoff_base, backoff_cap, &mut shared.jitter);
         shared.back_off(wait);
+        shared.recover = Shared::succeed;
+        shared.adjust();
         Ok(())
     }
 
@@ -630,7 +676,7 @@ impl<'a> Consumer<'a> {
             }
         };
         shared.answer(token, Answer::Requeue(delay))?;
-        shared.tally.requeued = shared.tally.requeued.saturating_add(1);
+        count_long(&mut shared.tally.requeued);
         Ok(())
     }
 
@@ -682,6 +728,7 @@ impl<'a> Consumer<'a> {
     pub fn stop(&mut self) {
         let shared = &mut self.shared;
         shared.stopping = true;
+        shared.may_leave();
         for id in 0..self.connections.len() {
             shared.directory.retire(id as u8);
         }
@@ -775,6 +822,12 @@ fn count(counter: &mut u32) {
     *counter = counter.saturating_add(1);
 }
 
+/// Likewise.
+#[inline(never)]
+fn count_long(counter: &mut u64) {
+    *counter = counter.saturating_add(1);
+}
+
 impl Shared<'_> {
     fn changed(&mut self) {
         self.version = self.version.wrapping_add(1);
@@ -815,7 +868,13 @@ impl Shared<'_> {
         if let Some(wait) = wait {
             self.timers.set(Timer::Probe, self.after(wait));
         }
-        self.adjust();
+    }
+
+    /// A message is done, after others failed.
+    fn succeed(&mut self) {
+        let Config { backoff_base, backoff_cap, .. } = *self.config;
+        let wait = self.flow.succeeded(backoff_base, backoff_cap, &mut self.jitter);
+        self.back_off(wait);
     }
 
     fn give_up(&mut self, head: &MessageHead) {
@@ -877,13 +936,16 @@ impl Shared<'_> {
 
     /// Time passed.
     fn tick(&mut self) {
-        if self.timers.expired(Timer::Probe, self.now) {
+        let probe = self.timers.expired(Timer::Probe, self.now);
+        if probe {
             self.flow.probe();
             self.adjust();
-            self.changed();
         }
-        if self.timers.expired(Timer::Turn, self.now) {
+        let turn = self.timers.expired(Timer::Turn, self.now);
+        if turn {
             self.window.turn();
+        }
+        if probe || turn {
             self.adjust();
             self.changed();
         }

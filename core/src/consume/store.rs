@@ -327,6 +327,8 @@ impl<'a> Store<'a> {
     }
 
     /// The next thing to tell the nsqd of connection `owner`, and the message's id: taken out of here.
+    // Apart: it needs all registers.
+    #[inline(never)]
     pub(super) fn next_answer(&mut self, owner: u8) -> Option<([u8; 16], Answer)> {
         let at = self.find(self.answer, |slot| {
             let answered = matches!(

@@ -223,8 +223,15 @@ impl<'a> Window<'a> {
             self.give_turn();
         }
         for _ in 0..pass {
-            let turns = self.shares.iter_mut().filter(|share| share.has_turn());
-            if let Some(oldest) = turns.max_by_key(|share| share.age()) {
+            // By hand: less code than `max_by_key`.
+            let (mut oldest, mut age) = (None, 0);
+            for share in self.shares.iter_mut() {
+                if share.has_turn() && share.age() >= age {
+                    age = share.age();
+                    oldest = Some(share);
+                }
+            }
+            if let Some(oldest) = oldest {
                 oldest.target = 0;
             }
         }

@@ -6,12 +6,12 @@ use core::pin::pin;
 use embassy_futures::select::{Either, select, select_array};
 use embassy_sync::blocking_mutex::raw::RawMutex;
 
-use super::shared::{self, Cell, InTurn, Place, Shared};
+use super::client::{Client, Late, Machine};
+use super::shared::{Cell, InTurn, Place, Shared};
 use super::{Dialer, Sleep, drive, poll_apart};
 use crate::address::Address;
 use crate::consume::{
     AnswerError, Config, ConfigError, Consumer, Counters, Delivery, Discovery, Event, Storage,
-    Tables,
 };
 use crate::session::Session;
 use crate::time::Span;
@@ -37,7 +37,8 @@ pub struct Resources<
 > {
     storage: Storage<CONNECTIONS, MESSAGES>,
     discovery: Discovery<LOOKUPDS, NSQDS>,
-    shared: Option<Shared<M, Consumer<'a>>>,
+    consumer: Late<Consumer<'a>>,
+    shared: Late<Shared<M, Client<'a>>>,
 }
 
 impl<
@@ -50,7 +51,13 @@ impl<
 {
     /// Empty; [`new`] fills it.
     pub const fn new() -> Self {
-        Self { storage: Storage::new(), discovery: Discovery::new(), shared: None }
+        Self {
+            // Zero; the other tables are not, and are written rather than copied from flash.
+            storage: const { Storage::new() },
+            discovery: Discovery::new(),
+            consumer: Late::Empty,
+            shared: Late::Empty,
+        }
     }
 }
 
@@ -104,42 +111,46 @@ pub fn new<
     dialers: Dialers<D, CONNECTIONS, LOOKUPDS>,
     sleep: S,
 ) -> Result<(Handle<'a, M, S>, Runner<'a, M, D, S, CONNECTIONS, LOOKUPDS>), ConfigError> {
-    let Resources { storage, discovery, shared } = resources;
+    let Resources { storage, discovery, consumer, shared } = resources;
     // Here, where the compiler knows most of it.
     config.check(CONNECTIONS, sources.nsqds.len(), MESSAGES, ring.len())?;
-    let shared = set_up(config, storage.tables(ring.len()), shared, sources.nsqds, ring);
+    let consumer = set_up(config, storage, consumer, sources.nsqds, ring);
     // What is not used is known when it is compiled, and is not linked.
+    if config.has_options() {
+        consumer.say_options();
+    }
     if sources.nsqds.len() > CONNECTIONS {
-        shared.get_mut().take_turns();
+        consumer.take_turns();
     }
     if LOOKUPDS > 0 {
-        shared.get_mut().discover(discovery, sources.lookupds)?;
+        consumer.discover(discovery, sources.lookupds)?;
     } else if !sources.lookupds.is_empty() {
         return Err(ConfigError::Lookupds { count: sources.lookupds.len() });
     }
-    let shared = &*shared;
+    let shared = &*shared.insert(Shared::new(Client::new(consumer)));
     Ok((Handle { shared, sleep: sleep.clone() }, Runner { shared, dialers, sleep }))
 }
 
 /// Sets a consumer up where it lies. Apart, so that what passes through the stack meanwhile is not
 /// under every poll.
 #[inline(never)]
-fn set_up<'a, M: RawMutex>(
+fn set_up<'a, const CONNECTIONS: usize, const MESSAGES: usize>(
     config: &'a Config<'a>,
-    tables: Tables<'a>,
-    shared: &'a mut Option<Shared<M, Consumer<'a>>>,
+    storage: &'a mut Storage<CONNECTIONS, MESSAGES>,
+    consumer: &'a mut Late<Consumer<'a>>,
     nsqds: &'a [Address],
     ring: &'a mut [u8],
-) -> &'a mut Shared<M, Consumer<'a>> {
-    let shared = shared.insert(Shared::new(Consumer::unseated(config, tables, nsqds, ring)));
-    shared.get_mut().seat();
-    shared
+) -> &'a mut Consumer<'a> {
+    let tables = storage.tables(ring.len());
+    let consumer = consumer.insert(Consumer::unseated(config, tables, nsqds, ring));
+    consumer.seat();
+    consumer
 }
 
 /// Takes messages. Clone it to wherever it is needed.
 #[derive(Debug)]
 pub struct Handle<'a, M: RawMutex, S> {
-    shared: &'a Shared<M, Consumer<'a>>,
+    shared: &'a Shared<M, Client<'a>>,
     sleep: S,
 }
 
@@ -156,7 +167,7 @@ impl<'a, M: RawMutex, S: Sleep> Handle<'a, M, S> {
         let (shared, sleep) = (self.shared, &self.sleep);
         let mut wait = InTurn::new(shared);
         let (delivery, head) = poll_fn(|cx| {
-            wait.poll_wait(cx.waker(), |consumer| consumer.take_with_head(sleep.now()))
+            wait.poll_wait(cx.waker(), |client| client.as_consumer()?.take_with_head(sleep.now()))
         })
         .await;
         Message { shared, sleep: sleep.clone(), delivery, head, answered: false }
@@ -208,7 +219,7 @@ impl<'a, M: RawMutex, S: Sleep> Handle<'a, M, S> {
 
     /// Looks at the consumer. `None` only from within another look.
     pub fn look<R>(&self, f: impl FnOnce(&mut Consumer<'a>) -> R) -> Option<R> {
-        self.shared.peek(f)
+        self.shared.peek(|client| client.as_consumer().map(f))?
     }
 
     /// Asks `f` now and whenever something changed, until it has an answer. Cancel-safe.
@@ -217,11 +228,13 @@ impl<'a, M: RawMutex, S: Sleep> Handle<'a, M, S> {
         F: FnMut(&mut Consumer<'a>) -> Option<R>,
     {
         let shared = self.shared;
-        poll_fn(move |cx| shared.poll_wait(cx.waker(), &mut Place::None, &mut f))
+        poll_fn(move |cx| {
+            shared.poll_wait(cx.waker(), &mut Place::None, |client| f(client.as_consumer()?))
+        })
     }
 
     fn change<R>(&self, f: impl FnOnce(&mut Consumer<'a>) -> R) -> Option<R> {
-        self.shared.change(f)
+        self.shared.change(|client| client.as_consumer().map(f))?
     }
 }
 
@@ -233,7 +246,7 @@ impl<'a, M: RawMutex, S: Sleep> Handle<'a, M, S> {
 /// its place in the ring stays taken.
 #[derive(Debug)]
 pub struct Message<'a, M: RawMutex, S: Sleep> {
-    shared: &'a Shared<M, Consumer<'a>>,
+    shared: &'a Shared<M, Client<'a>>,
     sleep: S,
     delivery: Delivery,
     head: MessageHead,
@@ -256,7 +269,7 @@ impl<'a, M: RawMutex, S: Sleep> Message<'a, M, S> {
     /// within a look at the consumer.
     pub fn read<R>(&self, f: impl FnOnce(&[u8]) -> R) -> Option<R> {
         self.shared
-            .peek(|consumer| consumer.message(self.delivery.token).map(|message| f(message.body)))?
+            .peek(|client| Some(f(client.as_consumer()?.message(self.delivery.token)?.body)))?
     }
 
     /// It is done; see [`Consumer::finish`].
@@ -280,9 +293,10 @@ impl<'a, M: RawMutex, S: Sleep> Message<'a, M, S> {
     /// It takes longer; see [`Consumer::touch`].
     pub fn touch(&self) -> Result<(), AnswerError> {
         let now = self.sleep.now();
-        self.shared
-            .change(|consumer| consumer.touch(now, self.delivery.token))
-            .unwrap_or(Err(AnswerError::Unknown))
+        let touched = self
+            .shared
+            .change(|client| Some(client.as_consumer()?.touch(now, self.delivery.token)));
+        touched.flatten().unwrap_or(Err(AnswerError::Unknown))
     }
 
     fn answer(
@@ -291,7 +305,8 @@ impl<'a, M: RawMutex, S: Sleep> Message<'a, M, S> {
     ) -> Result<(), AnswerError> {
         self.answered = true;
         let delivery = self.delivery;
-        self.shared.change(|consumer| f(consumer, &delivery)).unwrap_or(Err(AnswerError::Unknown))
+        let answered = self.shared.change(|client| Some(f(client.as_consumer()?, &delivery)));
+        answered.flatten().unwrap_or(Err(AnswerError::Unknown))
     }
 }
 
@@ -307,7 +322,7 @@ impl<M: RawMutex, S: Sleep> Drop for Message<'_, M, S> {
 /// Connects and carries. Run exactly one.
 #[derive(Debug)]
 pub struct Runner<'a, M: RawMutex, D, S, const CONNECTIONS: usize, const LOOKUPDS: usize> {
-    shared: &'a Shared<M, Consumer<'a>>,
+    shared: &'a Shared<M, Client<'a>>,
     dialers: Dialers<D, CONNECTIONS, LOOKUPDS>,
     sleep: S,
 }
@@ -343,7 +358,8 @@ impl<M: RawMutex, D: Dialer, S: Sleep, const CONNECTIONS: usize, const LOOKUPDS:
             async move {
                 let mut sleep = sleep.clone();
                 let mut rx = [0; LOOKUPD_RX_LEN];
-                drive(&cell, dialer, &mut sleep, &mut rx).await
+                let mut drive = pin!(drive(&cell, dialer, &mut sleep, &mut rx));
+                poll_fn(|cx| poll_apart(drive.as_mut(), cx)).await
             }
         });
         // None of them ever ends; without any there is nothing to run.
@@ -353,9 +369,7 @@ impl<M: RawMutex, D: Dialer, S: Sleep, const CONNECTIONS: usize, const LOOKUPDS:
     }
 }
 
-impl shared::State for Consumer<'_> {
-    type Version = u32;
-
+impl<'a> Machine<'a> for Consumer<'a> {
     fn version(&self) -> u32 {
         self.version()
     }
@@ -364,5 +378,9 @@ impl shared::State for Consumer<'_> {
         self.with_session(index, f);
         // What one connection brings may give another something to write.
         true
+    }
+
+    fn as_consumer(&mut self) -> Option<&mut Consumer<'a>> {
+        Some(self)
     }
 }

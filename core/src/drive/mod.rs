@@ -16,6 +16,7 @@
 //! session is told when it is driven again. Handles' futures say for themselves what dropping them
 //! means.
 
+mod client;
 pub mod consumer;
 pub mod directory;
 mod gather;

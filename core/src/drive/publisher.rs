@@ -2,11 +2,13 @@
 
 use core::fmt;
 use core::future::{Future, poll_fn};
+use core::pin::pin;
 
 use embassy_sync::blocking_mutex::raw::RawMutex;
 
-use super::shared::{self, Cell, InTurn, Place, Shared};
-use super::{Dialer, Sleep, drive};
+use super::client::{Client, Late, Machine};
+use super::shared::{Cell, InTurn, Place, Shared};
+use super::{Dialer, Sleep, drive, poll_apart};
 use crate::address::Address;
 use crate::name::TopicName;
 use crate::publish::{
@@ -25,13 +27,14 @@ const RX_LEN: usize = 128;
 #[derive(Debug)]
 pub struct Resources<'a, M: RawMutex> {
     // Made idle and set up where it lies: moved into place, it would pass through the stack.
-    shared: Shared<M, Publisher<'a>>,
+    publisher: Publisher<'a>,
+    shared: Late<Shared<M, Client<'a>>>,
 }
 
 impl<M: RawMutex> Resources<'_, M> {
     /// Idle; [`new`] sets it up.
     pub const fn new() -> Self {
-        const { Self { shared: Shared::new(Publisher::idle()) } }
+        const { Self { publisher: Publisher::idle(), shared: Late::Empty } }
     }
 }
 
@@ -51,8 +54,9 @@ pub fn new<'a, M: RawMutex, D: Dialer, S: Sleep>(
     dialer: D,
     sleep: S,
 ) -> Result<(Handle<'a, M>, Runner<'a, M, D, S>), ConfigError> {
-    resources.shared.get_mut().set_up(config, nsqds, ring)?;
-    let shared = &resources.shared;
+    let Resources { publisher, shared } = resources;
+    publisher.set_up(config, nsqds, ring)?;
+    let shared = &*shared.insert(Shared::new(Client::new(publisher)));
     Ok((Handle { shared }, Runner { shared, dialer, sleep }))
 }
 
@@ -82,7 +86,7 @@ pub trait Publish {
 /// Publishes. Copy it to wherever it is needed.
 #[derive(Debug)]
 pub struct Handle<'a, M: RawMutex> {
-    shared: &'a Shared<M, Publisher<'a>>,
+    shared: &'a Shared<M, Client<'a>>,
 }
 
 impl<M: RawMutex> Clone for Handle<'_, M> {
@@ -130,9 +134,11 @@ impl<'a, M: RawMutex> Handle<'a, M> {
     ) -> impl Future<Output = Result<Ticket, PublishError>> + use<'a, 't, 'b, M> {
         let mut wait = InTurn::new(self.shared);
         poll_fn(move |cx| {
-            wait.poll_wait(cx.waker(), |publisher| match publisher.offer(topic, body, options) {
-                Err(PublishError::Full) => None,
-                taken => Some(taken),
+            wait.poll_wait(cx.waker(), |client| {
+                match client.as_publisher()?.offer(topic, body, options) {
+                    Err(PublishError::Full) => None,
+                    taken => Some(taken),
+                }
             })
         })
     }
@@ -159,7 +165,11 @@ impl<'a, M: RawMutex> Handle<'a, M> {
     /// closes all the same.
     pub async fn stop(&self, sleep: &impl Sleep) {
         let now = sleep.now();
-        self.shared.change_and_tell(|publisher| publisher.stop(now));
+        self.shared.change_and_tell(|client| {
+            if let Some(publisher) = client.as_publisher() {
+                publisher.stop(now);
+            }
+        });
         self.wait(|publisher| matches!(publisher.state(), State::Stopped).then_some(())).await;
     }
 
@@ -170,7 +180,7 @@ impl<'a, M: RawMutex> Handle<'a, M> {
 
     /// Looks at the publisher. `None` only from within another look.
     pub fn look<R>(&self, f: impl FnOnce(&mut Publisher<'a>) -> R) -> Option<R> {
-        self.shared.peek(f)
+        self.shared.peek(|client| client.as_publisher().map(f))?
     }
 
     /// Asks `f` now and whenever a message is resolved or the connection comes or goes, until it
@@ -181,14 +191,17 @@ impl<'a, M: RawMutex> Handle<'a, M> {
     {
         let shared = self.shared;
         // Not an `async fn`: that would be a state machine around this one.
-        poll_fn(move |cx| shared.poll_wait(cx.waker(), &mut Place::None, &mut f))
+        poll_fn(move |cx| {
+            shared.poll_wait(cx.waker(), &mut Place::None, |client| f(client.as_publisher()?))
+        })
     }
 
     fn accept(
         &self,
         publish: impl FnOnce(&mut Publisher<'a>) -> Result<Ticket, PublishError>,
     ) -> Result<Ticket, PublishError> {
-        self.shared.change(publish).unwrap_or(Err(PublishError::Full))
+        let taken = self.shared.change(|client| client.as_publisher().map(publish));
+        taken.flatten().unwrap_or(Err(PublishError::Full))
     }
 }
 
@@ -216,7 +229,7 @@ impl<M: RawMutex> Publish for Handle<'_, M> {
 /// Connects and carries. Run exactly one.
 #[derive(Debug)]
 pub struct Runner<'a, M: RawMutex, D, S> {
-    shared: &'a Shared<M, Publisher<'a>>,
+    shared: &'a Shared<M, Client<'a>>,
     dialer: D,
     sleep: S,
 }
@@ -226,13 +239,12 @@ impl<M: RawMutex, D: Dialer, S: Sleep> Runner<'_, M, D, S> {
     pub async fn run(&mut self) -> ! {
         let mut rx = [0; RX_LEN];
         let cell = Cell { shared: self.shared, index: 0 };
-        drive(&cell, &mut self.dialer, &mut self.sleep, &mut rx).await
+        let mut drive = pin!(drive(&cell, &mut self.dialer, &mut self.sleep, &mut rx));
+        poll_fn(|cx| poll_apart(drive.as_mut(), cx)).await
     }
 }
 
-impl shared::State for Publisher<'_> {
-    type Version = u32;
-
+impl<'a> Machine<'a> for Publisher<'a> {
     fn version(&self) -> u32 {
         self.version()
     }
@@ -240,5 +252,9 @@ impl shared::State for Publisher<'_> {
     fn with(&mut self, _: usize, f: &mut dyn FnMut(&mut dyn Session)) -> bool {
         f(self);
         false
+    }
+
+    fn as_publisher(&mut self) -> Option<&mut Publisher<'a>> {
+        Some(self)
     }
 }

@@ -97,19 +97,27 @@ impl<M: RawMutex, T: State> Shared<M, T> {
         &self,
         waker: &Waker,
         place: &mut Place,
-        f: impl FnOnce(&mut T) -> Option<R>,
+        mut f: impl FnMut(&mut T) -> Option<R>,
     ) -> Poll<R> {
-        let answer = self.lock(|inner| {
-            if !inner.hub.enter(place, waker) {
-                return None;
-            }
-            let before = inner.state.version();
-            let answer = f(&mut inner.state);
-            let news = inner.state.version() != before;
-            inner.hub.asked(place, waker, answer.is_some(), news);
-            answer
+        let mut answer = None;
+        self.ask(waker, place, &mut |state| {
+            answer = f(state);
+            answer.is_some()
         });
-        answer.flatten().map_or(Poll::Pending, Poll::Ready)
+        answer.map_or(Poll::Pending, Poll::Ready)
+    }
+
+    /// Apart, and not generic: one copy of it, whatever is asked.
+    #[inline(never)]
+    fn ask(&self, waker: &Waker, place: &mut Place, f: &mut dyn FnMut(&mut T) -> bool) {
+        self.lock(|inner| {
+            if inner.hub.enter(place, waker) {
+                let before = inner.state.version();
+                let answered = f(&mut inner.state);
+                let news = inner.state.version() != before;
+                inner.hub.asked(place, waker, answered, news);
+            }
+        });
     }
 }
 
@@ -207,7 +215,7 @@ impl<'a, M: RawMutex, T: State> InTurn<'a, M, T> {
     pub(super) fn poll_wait<R>(
         &mut self,
         waker: &Waker,
-        f: impl FnOnce(&mut T) -> Option<R>,
+        f: impl FnMut(&mut T) -> Option<R>,
     ) -> Poll<R> {
         self.shared.poll_wait(waker, &mut self.place, f)
     }

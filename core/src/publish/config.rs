@@ -5,6 +5,7 @@ use core::fmt;
 
 use super::outbox::{HEADER_OVERHEAD, RECORD_OVERHEAD};
 use crate::name::NAME_MAX;
+use crate::talk::{Greet, Stage};
 use crate::time::Span;
 use crate::wire::Window;
 use crate::wire::v2::hello::{self, Hello};
@@ -117,9 +118,13 @@ impl Config<'_> {
         }
         Ok(())
     }
+}
 
-    /// What a connection begins with.
-    pub(super) fn emit_identify(&self, w: &mut Window<'_>) -> Result<(), Infallible> {
+impl Greet for Config<'_> {
+    fn greet(&self, w: &mut Window<'_>, stage: Stage) -> Result<(), Infallible> {
+        if stage != Stage::Identifying {
+            return hello::emit_auth(w, self.auth_secret.unwrap_or_default());
+        }
         let hello = Hello {
             client_id: self.client_id,
             hostname: self.hostname,
@@ -127,10 +132,6 @@ impl Config<'_> {
             heartbeat_ms: self.heartbeat.as_millis(),
         };
         hello.emit(w, &[])
-    }
-
-    pub(super) fn emit_auth(&self, w: &mut Window<'_>) -> Result<(), Infallible> {
-        hello::emit_auth(w, self.auth_secret.unwrap_or_default())
     }
 }
 

@@ -40,12 +40,12 @@ pub use outbox::{Batch, Flight, HEADER_OVERHEAD, Outbox, PushError, RECORD_OVERH
 pub use outcome::{EXCEPTIONS_MAX, Outcome, Ticket};
 
 use crate::address::Address;
-use crate::macros::trace_state;
 use crate::name::TopicName;
-use crate::session::{Awaited, Closed, DialError, Fault, Link, Session, Transmit, keep};
-use crate::time::{Backoff, Instant, Jitter, Span, TimerId, Timers};
+use crate::session::{Awaited, Closed, Fault, Link, Session, Transmit};
+use crate::talk::{Heard, Stage, Talk, Why};
+use crate::time::{Backoff, Instant, Jitter, Span, expire};
 use crate::wire::Window;
-use crate::wire::v2::{self, ErrorCode, FrameDecoder, FramePart, FrameType, RequiresAuth};
+use crate::wire::v2::{self, ErrorCode, FramePart, FrameType};
 use outbox::Flights;
 use outcome::Exceptions;
 
@@ -65,9 +65,6 @@ pub const RAM_MAX: usize = 744;
 /// together still leave together.
 const DEADLINE_STEP_MICROS: u64 = 1 << 17;
 
-/// Longest answer to IDENTIFY or AUTH that is read; everything else is far shorter.
-const REPLY_MAX: u32 = 16 * 1024;
-
 /// What nsqd says, with E_BAD_MESSAGE or E_BAD_BODY, of a command whose end never came.
 const CUT_OFF: &[u8] = b"failed to read";
 
@@ -85,18 +82,15 @@ const STAGING: usize = 96;
 #[derive(Debug)]
 #[repr(C)]
 pub struct Publisher<'a> {
-    /// Head of the command being written: how long it is, and how much of it is written.
-    staged: u8,
-    written: u8,
     /// The head being written, or written last, is that of a plain PUB.
     staged_pub: bool,
-    /// Heartbeats to answer.
-    nops: u8,
     /// The nsqd in use or next to try, and how many failed in this round.
     current: u8,
     failed: u8,
-    state: State,
-    frames: FrameDecoder,
+    /// Attempts to connect since it was good.
+    attempts: u8,
+    /// What is staged is the head of the command being written.
+    talk: Talk,
     config: &'a Config<'a>,
     /// Counts changes that may be worth waking somebody for.
     version: u32,
@@ -105,22 +99,18 @@ pub struct Publisher<'a> {
     /// Body of the command being written: where in the ring, how much is left.
     body_index: usize,
     body_left: usize,
-    timers: Timers<Timer, 3>,
+    /// Batches on the wire: when nsqd has neither answered nor taken more.
+    reply: Instant,
     outbox: Outbox<'a>,
     /// The newest may be half written.
     flights: Flights,
     exceptions: Exceptions,
     counters: Tally,
     nsqds: &'a [Address],
-    backoff: Backoff,
     jitter: Jitter,
     polled: u64,
     /// The newest change of the connection, if nobody polled it yet.
     news: Option<News>,
-    /// How much of the handshake's current command was staged, and its length once known.
-    handshake_at: u16,
-    handshake_len: u16,
-    requires_auth: RequiresAuth,
     /// What nsqd says in the response being read, as far as it takes to know OK and heartbeats.
     word: Vec<u8, WORD_MAX, u8>,
     staging: [u8; STAGING],
@@ -290,24 +280,6 @@ pub enum State {
     Stopped,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Timer {
-    /// Waiting: dial. Dialing, Identifying, Authenticating: give up. Closing: abort.
-    State,
-    /// Ready, batches on the wire: nsqd neither answers nor takes more.
-    Reply,
-    /// Identifying to Ready: nothing heard.
-    Silence,
-}
-
-impl TimerId for Timer {
-    const ALL: &'static [Self] = &[Self::State, Self::Reply, Self::Silence];
-
-    fn index(self) -> usize {
-        self as usize
-    }
-}
-
 #[derive(Debug, Clone, Copy)]
 enum News {
     Connected,
@@ -333,32 +305,26 @@ impl<'a> Publisher<'a> {
     pub(crate) const fn idle() -> Self {
         const NONE: Config<'_> = Config::new();
         Self {
-            staged: 0,
-            written: 0,
             staged_pub: false,
-            nops: 0,
             current: 0,
             failed: 0,
-            state: State::Waiting,
-            frames: FrameDecoder::new(REPLY_MAX),
+            // The first failure is followed by a wait.
+            attempts: 1,
+            talk: Talk::PUBLISHER,
             config: &NONE,
             version: 0,
             suspects: 0,
             body_index: 0,
             body_left: 0,
-            timers: Timers::new(),
+            reply: Instant::NEVER,
             outbox: Outbox::new(&mut []),
             flights: Flights::new(),
             exceptions: Exceptions::new(),
             counters: Tally::NONE,
             nsqds: &[],
-            backoff: Backoff::new(Span::ZERO, Span::ZERO),
             jitter: Jitter::new(0),
             polled: 0,
             news: None,
-            handshake_at: 0,
-            handshake_len: 0,
-            requires_auth: RequiresAuth::new(),
             word: Vec::new(),
             staging: [0; STAGING],
             detail: Vec::new(),
@@ -376,10 +342,6 @@ impl<'a> Publisher<'a> {
         self.config = config;
         self.nsqds = nsqds;
         self.outbox.set_ring(ring);
-        self.timers.set(Timer::State, Instant::ZERO);
-        self.backoff = Backoff::new(config.reconnect_base, config.reconnect_cap)
-            .with_spread(config.reconnect_spread);
-        self.backoff.skip_immediate();
         self.jitter = Jitter::new(config.seed);
         Ok(())
     }
@@ -421,7 +383,7 @@ impl<'a> Publisher<'a> {
         if options.defer.is_some_and(|defer| defer > DEFER_MAX) {
             return Err(PublishError::DeferTooLong);
         }
-        if matches!(self.state, State::Stopped | State::Closing(Closed::Local)) {
+        if self.is_stopped() {
             return Err(PublishError::Stopped);
         }
         let expiry = match options.deadline {
@@ -445,17 +407,13 @@ impl<'a> Publisher<'a> {
     /// Messages not acknowledged by then stay pending: wait for [`Counters::pending`] to reach 0
     /// first.
     pub fn stop(&mut self, now: Instant) {
-        match self.state {
-            State::Waiting => {
-                self.timers.stop_all();
-                self.set_state(State::Stopped);
+        match self.talk.stage() {
+            Stage::Idle => {}
+            Stage::Waiting => {
+                self.talk.step = Instant::NEVER;
+                self.set(Stage::Idle);
             }
-            State::Dialing
-            | State::Identifying
-            | State::Authenticating
-            | State::Ready
-            | State::Closing(_) => self.close(now, Closed::Local),
-            State::Stopped => {}
+            _ => self.close(now, Closed::Local),
         }
     }
 
@@ -529,7 +487,25 @@ impl<'a> Publisher<'a> {
 
     /// Where the connection is.
     pub fn state(&self) -> State {
-        self.state
+        match self.talk.stage() {
+            Stage::Idle => State::Stopped,
+            Stage::Waiting => State::Waiting,
+            Stage::Dialing => State::Dialing,
+            Stage::Identifying => State::Identifying,
+            Stage::Authenticating => State::Authenticating,
+            Stage::Closing => State::Closing(self.talk.why.get().unwrap_or(Closed::Local)),
+            // It neither subscribes nor is left.
+            Stage::Subscribing | Stage::Ready | Stage::Draining | Stage::Leaving => State::Ready,
+        }
+    }
+
+    /// Whether [`stop`](Self::stop) was called.
+    fn is_stopped(&self) -> bool {
+        match self.talk.stage() {
+            Stage::Idle => true,
+            Stage::Closing => matches!(self.talk.why, Why::Closed(Closed::Local)),
+            _ => false,
+        }
     }
 
     /// The nsqd in use, or the next to try.
@@ -571,9 +547,12 @@ impl<'a> Publisher<'a> {
         true
     }
 
-    fn set_state(&mut self, state: State) {
-        trace_state!("publisher", self.state, state);
-        self.state = state;
+    fn set(&mut self, stage: Stage) {
+        self.talk.set(stage);
+        self.changed();
+    }
+
+    fn changed(&mut self) {
         self.version = self.version.wrapping_add(1);
     }
 
@@ -584,14 +563,9 @@ impl<'a> Publisher<'a> {
         if !matches!(why, Closed::Local) {
             self.land(why);
         }
-        self.timers.stop_all();
-        // A peer that is silent takes no farewell either.
-        let patience = match why {
-            Closed::Fault(Fault::TimedOut(_)) => Span::ZERO,
-            _ => self.config.close_timeout,
-        };
-        self.timers.set(Timer::State, now.after(patience));
-        self.set_state(State::Closing(why));
+        self.reply = Instant::NEVER;
+        self.talk.close(&why, now, self.config.close_timeout);
+        self.changed();
     }
 
     #[cold]
@@ -617,20 +591,10 @@ impl<'a> Publisher<'a> {
         let before = self.outbox.first();
         self.outbox.rewind();
         self.clear_suspects(before);
-        self.unstage();
-        self.body_left = 0;
-        self.nops = 0;
-    }
-
-    fn unstage(&mut self) {
-        self.staged = 0;
-        self.written = 0;
+        self.talk.unstage();
+        self.talk.nops = 0;
         self.staged_pub = false;
-    }
-
-    /// Whether the handshake's current command is wholly written: an answer is due only then.
-    fn has_asked(&self) -> bool {
-        self.handshake_len > 0 && self.handshake_at >= self.handshake_len && !self.is_writing()
+        self.body_left = 0;
     }
 
     /// Whether the newest batch is: its records leave last. A NOP may be on its way without one.
@@ -639,34 +603,20 @@ impl<'a> Publisher<'a> {
     }
 
     fn is_writing(&self) -> bool {
-        self.written < self.staged || self.body_left > 0
+        self.talk.is_writing() || self.body_left > 0
     }
 
     /// Puts the next command's head into the staging area.
     // Apart, so that a call that finds nothing to do is short.
     #[inline(never)]
     fn stage(&mut self, now: Instant) {
-        match self.state {
-            State::Ready => self.stage_batch(now),
-            State::Identifying | State::Authenticating => self.stage_handshake(),
-            State::Waiting | State::Dialing | State::Closing(_) | State::Stopped => self.unstage(),
+        match self.talk.stage() {
+            Stage::Ready => self.stage_batch(now),
+            Stage::Identifying | Stage::Authenticating => {
+                self.talk.greet(&mut self.staging, self.config);
+            }
+            _ => self.talk.unstage(),
         }
-    }
-
-    /// The text is longer than the staging area: it is made again for each piece.
-    #[cold]
-    #[inline(never)]
-    fn stage_handshake(&mut self) {
-        let mut window = Window::new(&mut self.staging, self.handshake_at.into());
-        let Ok(()) = match self.state {
-            State::Identifying => self.config.emit_identify(&mut window),
-            _ => self.config.emit_auth(&mut window),
-        };
-        let staged = window.written();
-        self.written = 0;
-        self.staged = staged as u8;
-        self.handshake_len = window.total() as u16;
-        self.handshake_at = self.handshake_at.saturating_add(staged as u16);
     }
 
     fn stage_batch(&mut self, now: Instant) {
@@ -676,7 +626,7 @@ impl<'a> Publisher<'a> {
             let Config { batch_messages, batch_bytes, .. } = *self.config;
             self.outbox.next_batch(batch_messages, batch_bytes, self.suspects)
         };
-        let nop = self.nops > 0;
+        let nop = self.talk.nops > 0;
         let Some(batch) = batch else {
             if nop {
                 self.stage_head(None);
@@ -686,7 +636,7 @@ impl<'a> Publisher<'a> {
         let is_pub = !nop && batch.count() == 1 && batch.defer().is_none();
         if is_pub && self.staged_pub && batch.same_context() {
             // The head of a PUB to the same topic is there already.
-            self.written = 0;
+            self.talk.written = 0;
         } else {
             self.stage_head(Some(&batch));
             self.staged_pub = is_pub;
@@ -697,7 +647,7 @@ impl<'a> Publisher<'a> {
         self.body_index = batch.index();
         self.body_left = batch.bytes() as usize;
         if self.flights.is_empty() {
-            self.timers.set(Timer::Reply, now.after(self.config.reply_timeout));
+            self.expect(now);
         }
         self.flights.push(batch.into());
     }
@@ -705,9 +655,9 @@ impl<'a> Publisher<'a> {
     #[inline(never)]
     fn stage_head(&mut self, batch: Option<&Batch>) {
         let mut window = Window::new(&mut self.staging, 0);
-        if let Some(nops) = self.nops.checked_sub(1) {
+        if let Some(nops) = self.talk.nops.checked_sub(1) {
             // Control bytes go first.
-            self.nops = nops;
+            self.talk.nops = nops;
             let Ok(()) = window.write_all(v2::NOP);
         }
         self.staged_pub = false;
@@ -719,14 +669,16 @@ impl<'a> Publisher<'a> {
                 None => v2::emit_mpub_head(&mut window, topic, batch.bytes(), batch.count()),
             };
         }
-        self.written = 0;
-        self.staged = window.written() as u8;
+        self.talk.written = 0;
+        self.talk.staged = window.written() as u8;
     }
 
     #[inline]
     fn on_part(&mut self, now: Instant, part: FramePart<'_>) -> Result<(), Fault> {
         let is_ok = part.first && part.last && matches!(part.data, b"OK");
-        if is_ok && matches!((part.frame_type, &self.state), (FrameType::Response, State::Ready)) {
+        if is_ok
+            && matches!((part.frame_type, self.talk.stage()), (FrameType::Response, Stage::Ready))
+        {
             // What nearly every frame is.
             return self.on_ok(now);
         }
@@ -735,79 +687,45 @@ impl<'a> Publisher<'a> {
 
     #[inline(never)]
     fn on_rare_part(&mut self, now: Instant, part: FramePart<'_>) -> Result<(), Fault> {
-        if part.first {
-            self.word.clear();
-            if matches!(part.frame_type, FrameType::Error) {
-                self.detail.clear();
-            }
-            self.requires_auth = RequiresAuth::new();
-        }
-        if matches!(part.frame_type, FrameType::Error) {
-            keep(&mut self.detail, part.data);
-        } else {
-            keep(&mut self.word, part.data);
-            if matches!(self.state, State::Identifying) {
-                self.requires_auth.feed(part.data);
-            }
-        }
-        if !part.last {
-            return Ok(());
-        }
-        match part.frame_type {
-            FrameType::Response if self.word.as_slice() == v2::HEARTBEAT => {
+        let text = match part.frame_type {
+            FrameType::Message => return self.fail(now, Fault::UnexpectedReply),
+            FrameType::Error => self.detail.as_mut_view(),
+            FrameType::Response => self.word.as_mut_view(),
+        };
+        let until = now.after(self.config.connect_timeout);
+        match self.talk.part(&part, text, self.config.auth_secret.is_some(), until) {
+            Heard::Nothing => Ok(()),
+            Heard::Heartbeat => {
                 self.counters.heartbeats = self.counters.heartbeats.saturating_add(1);
-                self.nops = self.nops.saturating_add(1);
                 self.prove_good();
                 Ok(())
             }
-            FrameType::Response => match self.state {
-                State::Identifying | State::Authenticating if !self.has_asked() => {
-                    self.fail(now, Fault::UnexpectedReply)
-                }
-                State::Identifying => self.on_identified(now),
-                State::Authenticating => {
-                    self.on_ready();
-                    Ok(())
-                }
-                State::Ready if self.word.as_slice() == v2::OK => self.on_ok(now),
-                State::Ready
-                | State::Waiting
-                | State::Dialing
-                | State::Closing(_)
-                | State::Stopped => self.fail(now, Fault::UnexpectedReply),
-            },
-            FrameType::Error => self.on_error(now),
-            FrameType::Message => self.fail(now, Fault::UnexpectedReply),
+            Heard::Ready => {
+                self.on_ready(now);
+                Ok(())
+            }
+            Heard::Response if self.word.as_slice() == v2::OK => self.on_ok(now),
+            Heard::Response => self.fail(now, Fault::UnexpectedReply),
+            Heard::Refusal => self.on_error(now),
+            Heard::Fault(fault) => self.fail(now, fault),
         }
     }
 
-    fn on_identified(&mut self, now: Instant) -> Result<(), Fault> {
-        let Ok(auth_required) = self.requires_auth.finish() else {
-            return self.fail(now, Fault::BadIdentifyReply);
-        };
-        if !auth_required {
-            self.on_ready();
-        } else if self.config.auth_secret.is_some() {
-            self.handshake_at = 0;
-            self.handshake_len = 0;
-            self.timers.set(Timer::State, now.after(self.config.connect_timeout));
-            self.set_state(State::Authenticating);
-        } else {
-            return self.fail(now, Fault::AuthRequired);
-        }
-        Ok(())
-    }
-
-    fn on_ready(&mut self) {
-        self.timers.stop(Timer::State);
+    fn on_ready(&mut self, now: Instant) {
+        self.talk.hear(now, self.config.heartbeat);
         self.counters.connections = self.counters.connections.saturating_add(1);
         self.news = Some(News::Connected);
-        self.set_state(State::Ready);
+        self.changed();
+    }
+
+    /// The answer of the oldest batch is due.
+    fn expect(&mut self, now: Instant) {
+        self.reply = now.after(self.config.reply_timeout);
     }
 
     /// nsqd does what it is there for: the next loss is followed by an immediate redial.
     fn prove_good(&mut self) {
-        self.backoff.reset();
+        self.attempts = 0;
         self.failed = 0;
     }
 
@@ -824,9 +742,9 @@ impl<'a> Publisher<'a> {
         self.counters.late = self.counters.late.wrapping_add(late.into());
         self.prove_good();
         if self.flights.is_empty() {
-            self.timers.stop(Timer::Reply);
+            self.reply = Instant::NEVER;
         } else {
-            self.timers.set(Timer::Reply, now.after(self.config.reply_timeout));
+            self.expect(now);
         }
         Ok(())
     }
@@ -889,64 +807,54 @@ impl<'a> Publisher<'a> {
 
     /// How long to wait before the next dial, and whom to dial then.
     fn next_attempt(&mut self) -> Span {
-        if self.backoff.attempts() == 0 {
-            // It was good: the same again, at once.
-            self.failed = 0;
-            return self.backoff.next_delay(&mut self.jitter);
-        }
         self.failed = self.failed.saturating_add(1);
-        let count = self.nsqds.len();
-        let next = usize::from(self.current).saturating_add(1);
-        self.current = if next < count { next as u8 } else { 0 };
-        if usize::from(self.failed) < count {
-            return Span::ZERO;
+        if self.attempts == 0 {
+            // It was good: the same again, at once.
+        } else {
+            let count = self.nsqds.len();
+            let next = usize::from(self.current).saturating_add(1);
+            self.current = if next < count { next as u8 } else { 0 };
+            if usize::from(self.failed) < count {
+                return Span::ZERO;
+            }
         }
         self.failed = 0;
-        self.backoff.next_delay(&mut self.jitter)
+        let Config { reconnect_base, reconnect_cap, reconnect_spread, .. } = *self.config;
+        Backoff::new(reconnect_base, reconnect_cap)
+            .with_spread(reconnect_spread)
+            .delay(&mut self.attempts, &mut self.jitter)
     }
 }
 
 impl Session for Publisher<'_> {
     fn link(&self) -> Link {
-        match self.state {
-            State::Waiting | State::Stopped => Link::Down,
-            State::Dialing | State::Identifying | State::Authenticating | State::Ready => Link::Up,
-            State::Closing(_) => Link::Close,
-        }
+        self.talk.link()
     }
 
     fn dial(&mut self, now: Instant) -> Option<&Address> {
-        if !matches!(self.state, State::Waiting) || !self.timers.expired(Timer::State, now) {
+        if !self.talk.is_due(now) {
             return None;
         }
-        self.timers.set(Timer::State, now.after(self.config.connect_timeout));
-        self.set_state(State::Dialing);
+        self.talk.ask(Stage::Dialing, now.after(self.config.connect_timeout));
+        self.changed();
         self.nsqd()
     }
 
     fn open(&mut self, now: Instant) {
         self.land(Closed::Local);
-        self.frames = FrameDecoder::new(REPLY_MAX);
-        self.handshake_at = 0;
-        self.handshake_len = 0;
-        self.timers.stop_all();
-        self.timers.set(Timer::State, now.after(self.config.connect_timeout));
-        self.set_state(State::Identifying);
+        self.reply = Instant::NEVER;
+        self.talk.open(now.after(self.config.connect_timeout));
+        self.changed();
     }
 
     fn receive(&mut self, now: Instant, bytes: &[u8]) -> Result<(), Fault> {
         let mut input = bytes;
-        match self.state {
-            State::Identifying | State::Authenticating | State::Ready => {
-                // Two intervals: nsqd's own rule for its clients.
-                let silence =
-                    Span::from_millis(self.config.heartbeat.as_millis().saturating_mul(2));
-                self.timers.set(Timer::Silence, now.after(silence));
-            }
-            State::Waiting | State::Dialing | State::Closing(_) | State::Stopped => return Ok(()),
+        if !self.talk.stage().is_up() {
+            return Ok(());
         }
+        self.talk.hear(now, self.config.heartbeat);
         loop {
-            match self.frames.next(&mut input) {
+            match self.talk.frames.next(&mut input) {
                 Ok(Some(part)) => self.on_part(now, part)?,
                 Ok(None) => return Ok(()),
                 Err(fault) => return self.fail(now, fault),
@@ -956,36 +864,33 @@ impl Session for Publisher<'_> {
 
     fn transmit(&mut self, now: Instant) -> Transmit<'_> {
         if !self.is_writing() {
-            let idle = self.nops == 0 && self.outbox.all_sent();
-            if idle && matches!(self.state, State::Ready) {
+            let idle = self.talk.nops == 0 && self.outbox.all_sent();
+            if idle && matches!(self.talk.stage(), Stage::Ready) {
                 // What nearly every call finds.
                 return Transmit::default();
             }
             self.stage(now);
         }
         Transmit {
-            head: self.staging.get(self.written.into()..self.staged.into()).unwrap_or_default(),
+            head: self.talk.pending(&self.staging),
             body: self.outbox.bytes(self.body_index, self.body_left),
         }
     }
 
     fn sent(&mut self, now: Instant, n: usize) {
         let batch = self.is_half_written();
-        let head = n.min(self.staged.saturating_sub(self.written).into());
-        self.written = self.written.saturating_add(head as u8);
+        let head = self.talk.sent(n);
         let body = n.saturating_sub(head).min(self.body_left);
         self.body_left = self.body_left.saturating_sub(body);
         self.body_index = self.outbox.advance(self.body_index, body);
         if batch && n > 0 {
             // nsqd still takes it. A NOP proves nothing.
-            self.timers.set(Timer::Reply, now.after(self.config.reply_timeout));
+            self.expect(now);
         }
     }
 
     fn deadline(&self) -> Instant {
-        // By hand: a loop takes twice the instructions, several times a message.
-        let waits = self.timers.get(Timer::State).min(self.timers.get(Timer::Silence));
-        waits.min(self.timers.get(Timer::Reply)).min(self.outbox.next_expiry())
+        self.talk.step.min(self.reply).min(self.outbox.next_expiry())
     }
 
     fn tick(&mut self, now: Instant) {
@@ -997,43 +902,29 @@ impl Session for Publisher<'_> {
             counters.expired = counters.expired.saturating_add(count.into());
         });
         self.clear_suspects(before);
-        let why = match self.state {
-            // The redial and the end of closing are the driver's.
-            State::Waiting | State::Closing(_) | State::Stopped => return,
-            State::Dialing if self.timers.expired(Timer::State, now) => {
-                Closed::Dial(DialError::TimedOut)
-            }
-            _ => Closed::Fault(Fault::TimedOut(if self.timers.expired(Timer::State, now) {
-                Awaited::Handshake
-            } else if self.timers.expired(Timer::Reply, now) {
-                Awaited::Reply
-            } else if self.timers.expired(Timer::Silence, now) {
-                Awaited::Heartbeat
-            } else {
-                return;
-            })),
+        let why = if expire(&mut self.reply, now) {
+            Closed::Fault(Fault::TimedOut(Awaited::Reply))
+        } else if let Some(why) = self.talk.tick(now) {
+            why
+        } else {
+            return;
         };
         self.close(now, why);
     }
 
     fn closed(&mut self, now: Instant, why: Closed) {
-        // What the session itself had against the connection is the better reason.
-        let why = match self.state {
-            State::Closing(why) => why,
-            State::Waiting | State::Stopped => return,
-            State::Dialing | State::Identifying | State::Authenticating | State::Ready => why,
-        };
+        let Some(why) = self.talk.closed(why) else { return };
         self.land(why);
-        self.timers.stop_all();
+        self.reply = Instant::NEVER;
         if matches!(why, Closed::Local) {
-            self.set_state(State::Stopped);
+            self.set(Stage::Idle);
             return;
         }
         self.counters.failures = self.counters.failures.saturating_add(1);
         self.news = Some(News::Disconnected(self.current, why));
         let delay = self.next_attempt();
-        self.timers.set(Timer::State, now.after(delay));
-        self.set_state(State::Waiting);
+        self.talk.step = now.after(delay);
+        self.set(Stage::Waiting);
     }
 }
 

@@ -676,9 +676,12 @@ fn nonsense_ends_the_connection_with_a_reason() {
         (b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec(), Fault::WrongPort),
         (
             b"\xff\xff\xff\xff\0\0\0\0".to_vec(),
-            Fault::BadLength { len: u32::MAX, max: REPLY_MAX + 4 },
+            Fault::BadLength { len: u32::MAX, max: crate::talk::REPLY_MAX + 4 },
         ),
-        (b"\0\0\0\x03\0\0\0\0".to_vec(), Fault::BadLength { len: 3, max: REPLY_MAX + 4 }),
+        (
+            b"\0\0\0\x03\0\0\0\0".to_vec(),
+            Fault::BadLength { len: 3, max: crate::talk::REPLY_MAX + 4 },
+        ),
         (b"\0\0\0\x06\0\0\0\x07OK".to_vec(), Fault::UnknownFrame { frame_type: 7 }),
         (frame(0, "{]"), Fault::BadIdentifyReply),
         (frame(0, ""), Fault::BadIdentifyReply),

@@ -231,11 +231,7 @@ pub(crate) fn negotiated(chunks: &[&[u8]]) -> Result<v2::Negotiated, Fault> {
 }
 
 pub(crate) fn requires_auth(chunks: &[&[u8]]) -> Result<bool, Fault> {
-    let mut scanner = v2::RequiresAuth::new();
-    for chunk in chunks {
-        scanner.feed(chunk);
-    }
-    scanner.finish()
+    granted(chunks).map(|granted| granted.auth_required)
 }
 
 pub(crate) fn granted(chunks: &[&[u8]]) -> Result<v2::Granted, Fault> {

@@ -7,7 +7,7 @@ use nanonsq_core::wire::json::{Fields, Scanner, Token};
 use nanonsq_core::wire::v1::{self, NodeScanner, PeerInfoScanner, ReplyDecoder};
 use nanonsq_core::wire::v2::{
     self, AuthScanner, ErrorCode, FrameDecoder, GrantedScanner, IdentifyScanner, Limits, Message,
-    NegotiatedScanner, RequiresAuth,
+    NegotiatedScanner,
 };
 
 use crate::feature;
@@ -287,7 +287,6 @@ pub(crate) fn json(data: &[u8]) {
         let mut field_error = None;
         let mut is_object = false;
         let mut negotiated = NegotiatedScanner::new();
-        let mut requires = RequiresAuth::new();
         let mut granted = GrantedScanner::new();
         let mut auth = AuthScanner::new();
         let mut identify = IdentifyScanner::<24, 20>::new();
@@ -296,7 +295,6 @@ pub(crate) fn json(data: &[u8]) {
         for piece in pieces {
             // Each of them has its own opinion of where it ends.
             let _ = negotiated.feed(piece);
-            requires.feed(piece);
             granted.feed(piece);
             let _ = auth.feed(piece);
             let _ = identify.feed(piece);
@@ -348,16 +346,16 @@ pub(crate) fn json(data: &[u8]) {
         }
         let _ = write!(
             transcript.said,
-            " {end} {field_error:?} {:?} {:?} {:?} {:?} {:?} {:?} {:?}",
+            " {end} {field_error:?} {:?} {:?} {:?} {:?} {:?} {:?}",
             negotiated.finish(),
-            requires.finish(),
             granted.finish(),
             auth.finish().map_err(|error| error.to_string()),
             identify.finish(&Limits::NSQD).map_err(|refusal| refusal.to_string()),
             info.finish().map_err(|error| error.to_string()),
             node.finish().map_err(|refusal| refusal.to_string()),
         );
-        feature(("auth required", requires.finish().ok(), negotiated.finish().is_ok()));
+        let required = granted.finish().map(|granted| granted.auth_required);
+        feature(("auth required", required.ok(), negotiated.finish().is_ok()));
         transcript
     });
 }

@@ -34,7 +34,7 @@ pub use frame::{
 pub use identify::{Identification, IdentifyRequest, IdentifyResponse, IdentifyScanner, Settings};
 pub use limits::Limits;
 pub use message::{Message, MessageHead, MessageId, emit_message, emit_message_head};
-pub use negotiated::{Granted, GrantedScanner, Negotiated, NegotiatedScanner, RequiresAuth};
+pub use negotiated::{Granted, GrantedScanner, Negotiated, NegotiatedScanner};
 pub use refusal::{Refusal, Setting, Verb, Within};
 pub use server::{CommandDecoder, Item, LINE_BUFFER, Phase};
 

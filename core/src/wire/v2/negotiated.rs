@@ -150,64 +150,7 @@ impl Default for NegotiatedScanner {
     }
 }
 
-/// All that a producer needs of the answer to IDENTIFY: whether AUTH is to follow. In pieces, and
-/// without a JSON parser, which would be a tenth of a producer's flash.
-///
-/// RAM: 3 bytes.
-#[derive(Debug, Clone, Copy)]
-pub struct RequiresAuth {
-    /// How much of [`Self::FIELD`] the last bytes are; all of it once it was found.
-    matched: u8,
-    first: u8,
-    last: u8,
-}
-
-impl RequiresAuth {
-    /// As nsqd writes it. Inside a string the quotes would be escaped.
-    const FIELD: &'static [u8] = b"\"auth_required\":true";
-
-    /// Before the first byte.
-    pub const fn new() -> Self {
-        Self { matched: 0, first: 0, last: 0 }
-    }
-
-    /// Takes the next piece of the answer.
-    pub fn feed(&mut self, bytes: &[u8]) {
-        for &byte in bytes {
-            if byte.is_ascii_whitespace() {
-                continue;
-            }
-            if self.first == 0 {
-                self.first = byte;
-            }
-            self.last = byte;
-            match Self::FIELD.get(usize::from(self.matched)) {
-                None => {}
-                Some(next) if *next == byte => self.matched = self.matched.wrapping_add(1),
-                Some(_) => self.matched = (byte == b'"').into(),
-            }
-        }
-    }
-
-    /// The answer is complete: whether AUTH is needed before anything else. Fails with
-    /// [`Fault::BadIdentifyReply`] only, if the answer is neither an object nor the `OK` of a
-    /// server that negotiates nothing.
-    pub fn finish(&self) -> Result<bool, Fault> {
-        match (self.first, self.last) {
-            (b'{', b'}') => Ok(usize::from(self.matched) == Self::FIELD.len()),
-            (b'O', b'K') => Ok(false),
-            _ => Err(Fault::BadIdentifyReply),
-        }
-    }
-}
-
-impl Default for RequiresAuth {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-/// What a consumer needs of the answer to IDENTIFY. RAM: 16 bytes.
+/// What a client needs of the answer to IDENTIFY. RAM: 16 bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Granted {
@@ -221,27 +164,35 @@ pub struct Granted {
     pub auth_required: bool,
 }
 
-/// Reads [`Granted`] in pieces, without a JSON parser, as [`RequiresAuth`] does.
+/// Reads [`Granted`] in pieces, without a JSON parser, which would be a tenth of a client's flash.
 ///
 /// Fields that are absent or `null` keep their default ([`Negotiated::DEFAULT`]). A number below 0
-/// reads 0, one above [`u32::MAX`] reads that, of a fraction the integer part counts.
+/// reads 0, one above [`u32::MAX`] reads that, of a fraction the integer part counts. Names are
+/// compared by a hash of 32 bits.
 ///
 /// RAM: 24 bytes.
 #[derive(Debug, Clone)]
 pub struct GrantedScanner {
-    auth: RequiresAuth,
-    /// How much of each of [`Self::FIELDS`] the last bytes are.
-    matched: [u8; 3],
+    /// The first byte and the last one so far.
+    first: u8,
+    last: u8,
     /// Whose value is being read.
     reading: u8,
     value: Value,
-    numbers: [u32; 3],
+    /// Of what follows the last quote.
+    hash: u32,
+    /// What was read for each of [`Self::FIELDS`]: a flag is 1 or 0.
+    numbers: [u32; 4],
 }
 
-/// How far a number was read.
+/// How far a value was read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Value {
-    /// Not at all, or it is not a field's.
+    /// It is not a field's.
+    Other,
+    /// Its field was named.
+    Named,
+    /// It is what comes next.
     Begins,
     Digits,
     /// What follows does not count: a fraction, or the digits of a number below 0.
@@ -251,86 +202,130 @@ enum Value {
 }
 
 impl GrantedScanner {
-    /// As nsqd writes them.
-    const FIELDS: [&'static [u8]; 3] =
-        [b"\"max_rdy_count\":", b"\"msg_timeout\":", b"\"max_msg_timeout\":"];
-    /// No field's value is being read.
-    const NONE: u8 = 3;
+    /// As nsqd names them. Inside a string the quotes behind them would be escaped.
+    const FIELDS: [u32; 4] = [
+        hash(b"max_rdy_count"),
+        hash(b"msg_timeout"),
+        hash(b"max_msg_timeout"),
+        hash(b"auth_required"),
+    ];
+    /// The one that is a flag.
+    const AUTH: u8 = 3;
+
+    /// As memory comes.
+    pub(crate) const ZERO: Self =
+        Self { first: 0, last: 0, reading: 0, value: Value::Other, hash: 0, numbers: [0; 4] };
 
     /// Before the first byte.
     pub const fn new() -> Self {
         let Negotiated { max_rdy_count, msg_timeout_ms, max_msg_timeout_ms, .. } =
             Negotiated::DEFAULT;
-        Self {
-            auth: RequiresAuth::new(),
-            matched: [0; 3],
-            reading: Self::NONE,
-            value: Value::Begins,
-            numbers: [max_rdy_count, msg_timeout_ms, max_msg_timeout_ms],
-        }
+        Self { numbers: [max_rdy_count, msg_timeout_ms, max_msg_timeout_ms, 0], ..Self::ZERO }
     }
 
     /// Takes the next piece of the answer.
+    #[inline(never)]
     pub fn feed(&mut self, bytes: &[u8]) {
-        self.auth.feed(bytes);
         for &byte in bytes {
             if byte.is_ascii_whitespace() {
                 continue;
             }
-            self.number(byte);
-            for (at, (matched, field)) in self.matched.iter_mut().zip(Self::FIELDS).enumerate() {
-                if field.get(usize::from(*matched)) == Some(&byte) {
-                    *matched = matched.wrapping_add(1);
-                } else {
-                    *matched = (byte == b'"').into();
-                }
-                if usize::from(*matched) == field.len() {
-                    *matched = 0;
-                    // What makes no sense once stays so.
-                    if !matches!(self.value, Value::Bad) {
-                        self.reading = at as u8;
-                    }
-                }
+            if self.first == 0 {
+                self.first = byte;
             }
+            self.last = byte;
+            self.value(byte);
+            self.hash = if byte == b'"' { self.name() } else { hash_of(self.hash, byte) };
         }
     }
 
     /// The answer is complete. Fails with [`Fault::BadIdentifyReply`] only, if the answer is neither
     /// an object nor the `OK` of a server that negotiates nothing, or a field is no number.
     pub fn finish(&self) -> Result<Granted, Fault> {
-        let auth_required = self.auth.finish()?;
-        if matches!(self.value, Value::Bad) {
+        let is_answer = matches!((self.first, self.last), (b'{', b'}') | (b'O', b'K'));
+        if !is_answer || self.value == Value::Bad {
             return Err(Fault::BadIdentifyReply);
         }
-        let [max_rdy_count, msg_timeout_ms, max_msg_timeout_ms] = self.numbers;
-        Ok(Granted { max_rdy_count, msg_timeout_ms, max_msg_timeout_ms, auth_required })
+        let [max_rdy_count, msg_timeout_ms, max_msg_timeout_ms, auth_required] = self.numbers;
+        Ok(Granted {
+            max_rdy_count,
+            msg_timeout_ms,
+            max_msg_timeout_ms,
+            auth_required: auth_required > 0,
+        })
+    }
+
+    pub(crate) fn max_rdy_count(&self) -> u32 {
+        self.numbers[0]
+    }
+
+    pub(crate) fn msg_timeout_ms(&self) -> u32 {
+        self.numbers[1]
+    }
+
+    pub(crate) fn max_msg_timeout_ms(&self) -> u32 {
+        self.numbers[2]
+    }
+
+    /// A quote: it may end a field's name. The next name's hash begins.
+    fn name(&mut self) -> u32 {
+        if matches!(self.value, Value::Other | Value::Named)
+            && let Some(at) = Self::FIELDS.iter().position(|field| *field == self.hash)
+        {
+            self.reading = at as u8;
+            self.value = Value::Named;
+        }
+        HASH
     }
 
     /// The next byte, if it is of a value that matters.
-    fn number(&mut self, byte: u8) {
+    fn value(&mut self, byte: u8) {
         let Some(number) = self.numbers.get_mut(usize::from(self.reading)) else { return };
+        let digit = u32::from(byte).wrapping_sub(u32::from(b'0'));
+        let is_flag = self.reading == Self::AUTH;
         self.value = match (self.value, byte) {
-            (Value::Begins, b'0'..=b'9') => {
-                *number = u32::from(byte & 15);
-                Value::Digits
-            }
+            (Value::Named, b':') => Value::Begins,
+            (Value::Begins, b'n') => Value::Rest,
             (Value::Begins, b'-') => {
                 *number = 0;
                 Value::Rest
             }
-            (Value::Digits, b'0'..=b'9') => {
-                *number = number.saturating_mul(10).saturating_add(u32::from(byte & 15));
-                return;
+            (Value::Begins, b't' | b'f') if is_flag => {
+                *number = (byte == b't').into();
+                Value::Rest
             }
-            (Value::Digits | Value::Rest, b'.' | b'e' | b'E')
-            | (Value::Rest, b'0'..=b'9' | b'+' | b'-') => Value::Rest,
-            (Value::Begins, b'n') | (Value::Digits | Value::Rest, b',' | b'}') => Value::Begins,
-            _ => Value::Bad,
+            (Value::Begins, _) if digit < 10 => {
+                *number = digit;
+                Value::Digits
+            }
+            (Value::Begins, _) => Value::Bad,
+            (Value::Digits, _) if digit < 10 => {
+                *number = number.saturating_mul(10).saturating_add(digit);
+                Value::Digits
+            }
+            (Value::Digits | Value::Rest, b',' | b'}') => Value::Other,
+            (Value::Digits, _) => Value::Rest,
+            (Value::Named, _) => Value::Other,
+            (value, _) => value,
         };
-        if matches!(self.value, Value::Begins) {
-            self.reading = Self::NONE;
-        }
     }
+}
+
+/// FNV-1a, before the first byte.
+const HASH: u32 = 0x811c_9dc5;
+
+/// FNV-1a, with one byte more.
+const fn hash_of(hash: u32, byte: u8) -> u32 {
+    (hash ^ byte as u32).wrapping_mul(0x0100_0193)
+}
+
+const fn hash(mut name: &[u8]) -> u32 {
+    let mut hash = HASH;
+    while let [byte, rest @ ..] = name {
+        hash = hash_of(hash, *byte);
+        name = rest;
+    }
+    hash
 }
 
 impl Default for GrantedScanner {

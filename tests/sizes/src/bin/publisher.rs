@@ -4,8 +4,4 @@
 
 use nanonsq_sizes::{clients, tasks};
 
-async fn publisher() {
-    clients::publish().await;
-}
-
-tasks!(publisher);
+tasks!(clients::publish);

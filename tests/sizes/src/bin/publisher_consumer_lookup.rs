@@ -4,12 +4,4 @@
 
 use nanonsq_sizes::{clients, tasks};
 
-async fn publisher() {
-    clients::publish().await;
-}
-
-async fn consumer() {
-    clients::consume::<1, { clients::FOUND }>().await;
-}
-
-tasks!(publisher, consumer);
+tasks!(clients::publish, clients::consume::<1, { clients::FOUND }>);

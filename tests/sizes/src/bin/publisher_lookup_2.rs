@@ -4,12 +4,4 @@
 
 use nanonsq_sizes::{clients, tasks};
 
-async fn publisher() {
-    clients::publish().await;
-}
-
-async fn lookup() {
-    clients::register::<2>().await;
-}
-
-tasks!(publisher, lookup);
+tasks!(clients::publish, clients::register::<2>);
