@@ -200,13 +200,14 @@ impl Tap {
     /// The node has this to write, the first of it; it may have had before.
     pub(crate) fn offer(&mut self, conn: ConnId, bytes: &[u8], now: u64) -> Vec<Seen> {
         let mut seen = Vec::new();
-        let Some(line) = self.lines.get_mut(&conn) else { return seen };
-        for number in line.take_back(now) {
+        // Of all: what is offered here may be what another did not answer in time.
+        for number in self.lines.values_mut().flat_map(|line| line.take_back(now)) {
             let body = &self.accepted[&number];
             if is_fed(body) {
                 seen.push(Seen::TakenBack { body: body.clone() });
             }
         }
+        let Some(line) = self.lines.get_mut(&conn) else { return seen };
         if line.known || !line.frame.is_empty() || bytes.len() < 8 {
             return seen;
         }
