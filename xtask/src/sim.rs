@@ -29,7 +29,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     if options.planted {
         return planted(&options.rest);
     }
-    let status = simulator(&project::root(), None).args(&options.rest).status()?;
+    let status = simulator(&project::root(), "sim").args(&options.rest).status()?;
     // It has said why.
     if !status.success() {
         std::process::exit(status.code().unwrap_or(1));
@@ -37,14 +37,11 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// The simulator, built with the optimizer and with all checks.
-fn simulator(root: &Path, target: Option<&Path>) -> Command {
+/// The simulator of this tree, built with the optimizer and with all checks.
+fn simulator(root: &Path, profile: &str) -> Command {
     let mut command = Command::new(env!("CARGO"));
-    command.args(["run", "--quiet", "--profile=sim", "--package=nanonsq-sim"]);
+    command.args(["run", "--quiet", "--package=nanonsq-sim", "--profile", profile]);
     command.arg("--manifest-path").arg(root.join("Cargo.toml"));
-    if let Some(target) = target {
-        command.arg("--target-dir").arg(target);
-    }
     command.arg("--");
     command
 }
@@ -77,15 +74,20 @@ fn planted(names: &[OsString]) -> Result<()> {
     for fault in &faults {
         fault.plant(&copy)?;
     }
-    let target = root.join("target/planted/target");
-    let well = simulator(&copy, Some(&target)).args(["--seeds=100", "--first"]).output()?;
+    let planted = || {
+        let mut command = simulator(&copy, "planted");
+        command.env("CARGO_TARGET_DIR", root.join("target/planted/target"));
+        command.arg("--first");
+        command
+    };
+    let well = planted().arg("--seeds=100").output()?;
     ensure!(well.status.success(), "it fails without any fault:\n{}", text(&well));
     let mut missed = Vec::new();
     for fault in &faults {
         let path = copy.join(&fault.file);
         let before = fs::read_to_string(&path)?;
         fs::write(&path, fault.plant(&copy)?)?;
-        let output = simulator(&copy, Some(&target)).args(["--first", "--seeds", SEEDS]).output();
+        let output = planted().args(["--seeds", SEEDS]).output();
         fs::write(&path, before)?;
         let output = output?;
         let said = text(&output);

@@ -117,6 +117,7 @@ async fn run(
         stopped.set(true);
         std::future::pending::<()>().await
     });
+    let mut listed = None;
     loop {
         // Clones of the runner's clock from here on are the sessions'.
         sessions.replace((0..SESSIONS).map(Role::Session).collect());
@@ -127,9 +128,10 @@ async fn run(
                 let cx = &mut Context::from_waker(&waker);
                 match unit {
                     RUNNER => {
-                        let before = (world.moves(me), print(&handle));
+                        let (moves, before) = (world.moves(me), print(&handle));
                         let _ = run.as_mut().poll(cx);
-                        let changed = before != (world.moves(me), print(&handle));
+                        let moved = moves != world.moves(me);
+                        let changed = moved || before != print(&handle);
                         // How far stopping is does not show.
                         units.judge(causes, changed || stop.get());
                     }
@@ -152,7 +154,12 @@ async fn run(
                     EVENTS => drop(application(|| events.as_mut().poll(cx))),
                     _ => drop(application(|| stopping.as_mut().poll(cx))),
                 }
-                tcp.set_listings(listings(&handle));
+                check(&handle);
+                let version = handle.look(|directory| directory.version());
+                if listed != version {
+                    listed = version;
+                    tcp.set_listings(listings(&handle));
+                }
                 read_states(&handle, me);
             }
             let said = handle.look(|directory| directory.poll_event());
@@ -191,7 +198,18 @@ fn read_states(handle: &Directory<'_>, me: usize) {
                 Some(Link::Up) => "Greeting",
                 _ => "Free",
             };
-            watch::set_state((me, n), &format_args!("{state}"));
+            watch::set_word((me, n), state);
+        }
+    });
+}
+
+/// Always so.
+fn check(handle: &Directory<'_>) {
+    handle.look(|directory| {
+        let address = |n| directory.producer(n).map(|producer| producer.node.broadcast_address);
+        for n in 0..NODES {
+            let twice = address(n).is_some() && (0..n).any(|other| address(other) == address(n));
+            assert!(!twice, "{:?} is listed twice", address(n));
         }
     });
 }
@@ -200,11 +218,8 @@ fn read_states(handle: &Directory<'_>, me: usize) {
 fn listings(handle: &Directory<'_>) -> BTreeMap<ConnId, BTreeSet<String>> {
     let all = handle.look(|directory| {
         let mut listings = BTreeMap::new();
-        let mut names = BTreeSet::new();
         for n in 0..NODES {
             let Some(producer) = directory.producer(n) else { continue };
-            let twice = !names.insert(producer.node.broadcast_address);
-            assert!(!twice, "{} is listed twice", producer.node.broadcast_address);
             let topics = directory.topics().filter(|(name, _)| directory.has_topic(n, name));
             let channels = directory
                 .channels()

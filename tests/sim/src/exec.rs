@@ -21,6 +21,12 @@ pub(crate) enum Cause {
 
 thread_local! {
     static CAUSE: Cell<Cause> = const { Cell::new(Cause::Own) };
+    static WOKEN: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether anybody was woken since this was last asked.
+pub(crate) fn take_woken() -> bool {
+    WOKEN.replace(false)
 }
 
 /// Whoever `f` wakes is woken because of that.
@@ -55,6 +61,7 @@ impl Wake for Flag {
     fn wake_by_ref(self: &Arc<Self>) {
         self.causes.fetch_or(CAUSE.get() as u8, Ordering::Relaxed);
         self.ready.store(true, Ordering::Relaxed);
+        WOKEN.set(true);
     }
 }
 

@@ -30,6 +30,7 @@ pub mod random;
 mod registrar;
 pub mod run;
 mod schedule;
+mod seats;
 pub mod server;
 pub mod shrink;
 pub mod table;

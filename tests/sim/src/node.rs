@@ -172,6 +172,7 @@ async fn run(
         micros(config.msg_timeout.as_millis()),
         micros(config.limits.max_msg_timeout_ms),
     )));
+    port.set_tap(tap.clone());
     let mut store = vec![0xee; setup.blocks * 66];
     let mut resources =
         node::Resources::<NoopRawMutex, TOPICS, CHANNELS, CLIENTS, IN_FLIGHT, 0, PEERS, 64>::new();
@@ -239,9 +240,10 @@ async fn run(
                 let cx = &mut Context::from_waker(&waker);
                 match unit {
                     RUNNER => {
-                        let before = (world.moves(me), print(&handle, &listed));
+                        let (moves, before) = (world.moves(me), print(&handle, &listed));
                         let _ = run.as_mut().poll(cx);
-                        let changed = before != (world.moves(me), print(&handle, &listed));
+                        let moved = moves != world.moves(me);
+                        let changed = moved || before != print(&handle, &listed);
                         // How far stopping is does not show; who begins brings the registry into
                         // agreement once more.
                         units.judge(causes, changed || state.stop.get() || begins);
@@ -263,9 +265,8 @@ async fn run(
                     PUBLISHING => drop(application(|| publishing.as_mut().poll(cx))),
                     _ => drop(application(|| stopping.as_mut().poll(cx))),
                 }
-                port.set_unfinished(tap.borrow().unfinished());
                 read_states(&handle, &listed, me);
-                check(&handle, &tap.borrow());
+                check(&handle);
             }
             check_quiet(&handle, &state);
             // A process that has stopped ends.
@@ -310,7 +311,7 @@ fn read_states(handle: &Node<'_>, listed: &Listed<'_>, me: usize) {
                 Some(ClientState::Subscribed) => "Subscribed",
                 Some(ClientState::Closing) => "Closing",
             };
-            watch::set_state((me, n), &format_args!("{state}"));
+            watch::set_word((me, n), state);
         }
     });
     for n in 0..PEERS {
@@ -320,8 +321,7 @@ fn read_states(handle: &Node<'_>, listed: &Listed<'_>, me: usize) {
 }
 
 /// Always so.
-fn check(handle: &Node<'_>, tap: &Tap) {
-    tap.check();
+fn check(handle: &Node<'_>) {
     handle.look(|node| {
         let store = node.store();
         assert!(store.promised <= store.free && store.free <= store.blocks, "{store:?}");

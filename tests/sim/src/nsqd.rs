@@ -3,6 +3,7 @@
 
 mod channel;
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
@@ -40,12 +41,16 @@ pub struct Nsqd {
     channels: Channels,
     /// The time when it last did something.
     now: u64,
+    /// The last answer to [`Server::deadline`], and whether it is still that.
+    next: Cell<u64>,
+    same: Cell<bool>,
 }
 
 #[derive(Debug)]
 struct Connection {
-    /// What has not been understood yet.
+    /// What has not been understood yet, and how much there has to be for that.
     inbox: Vec<u8>,
+    need: usize,
     greeted: bool,
     authorized: bool,
     /// Refused something fatal, or ended: reads no more.
@@ -97,6 +102,8 @@ impl Nsqd {
             connections: BTreeMap::new(),
             channels: Channels::default(),
             now: 0,
+            next: Cell::new(u64::MAX),
+            same: Cell::new(false),
         }
     }
 
@@ -116,13 +123,21 @@ impl Nsqd {
             it.greeted = true;
         }
         let Some(end) = it.inbox.iter().position(|&b| b == b'\n') else { return false };
+        it.need = 0;
         let line = it.inbox[..end].strip_suffix(b"\r").unwrap_or(&it.inbox[..end]).to_vec();
         let inbox = std::mem::take(&mut it.inbox);
         let done = self.run(conn, &line, &inbox[end + 1..], out);
         let it = self.connections.get_mut(&conn).expect("the connection it was");
         it.inbox = inbox;
         match done {
-            Ok(Done::Wait) => false,
+            Ok(Done::Wait) => {
+                let rest = &it.inbox[end + 1..];
+                it.need = match body(rest) {
+                    Some((len, None)) if !line.starts_with(b"MPUB") => end + 5 + len as usize,
+                    _ => it.inbox.len() + 1,
+                };
+                false
+            }
             Ok(Done::Used(used)) => {
                 it.inbox.drain(..end + 1 + used);
                 it.patience = out.now + 2 * it.heartbeat.unwrap_or(u64::MAX >> 2);
@@ -376,6 +391,7 @@ impl Server for Nsqd {
     fn open(&mut self, conn: ConnId, out: &mut Out) {
         let it = Connection {
             inbox: Vec::new(),
+            need: 4,
             greeted: false,
             authorized: false,
             dead: false,
@@ -397,6 +413,11 @@ impl Server for Nsqd {
         self.now = out.now;
         if let Some(it) = self.connections.get_mut(&conn) {
             it.inbox.extend_from_slice(bytes);
+            // A byte of many: nothing comes of it.
+            if it.inbox.len() < it.need && self.next.get() > out.now {
+                self.same.set(true);
+                return;
+            }
         }
         while self.step(conn, out) {}
         self.pump(out);
@@ -419,9 +440,13 @@ impl Server for Nsqd {
     }
 
     fn deadline(&self) -> u64 {
+        if self.same.take() {
+            return self.next.get();
+        }
         let live = self.connections.values().filter(|it| !it.dead);
         let own = live.map(|it| it.next_heartbeat.min(it.patience)).min();
-        own.unwrap_or(u64::MAX).min(self.channels.deadline(self.now))
+        self.next.set(own.unwrap_or(u64::MAX).min(self.channels.deadline(self.now)));
+        self.next.get()
     }
 
     fn tick(&mut self, out: &mut Out) {

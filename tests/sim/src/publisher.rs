@@ -418,9 +418,10 @@ async fn run(
                 let cx = &mut Context::from_waker(&waker);
                 match unit {
                     RUNNER => {
-                        let before = (world.moves(me), print(&handle));
+                        let (moves, before) = (world.moves(me), print(&handle));
                         let _ = run.as_mut().poll(cx);
-                        units.judge(causes, before != (world.moves(me), print(&handle)));
+                        let moved = moves != world.moves(me);
+                        units.judge(causes, moved || before != print(&handle));
                         let now = Instant::from_micros(world.clock(me));
                         check_redial(&handle, state.borrow_mut().life(), now, &config);
                     }

@@ -9,6 +9,7 @@ use std::task::{Context, Waker};
 use crate::actor::{Actor, Desk, Order, Process};
 use crate::consumer::Subscriber;
 use crate::directory::Lists;
+use crate::exec::take_woken;
 use crate::node::Daemon;
 use crate::nsqd::Nsqd;
 use crate::nsqlookupd::Nsqlookupd;
@@ -232,7 +233,10 @@ impl Stage {
                 Due::End if at > SETTLED * 1000 => self.order_all(&Order::End),
                 _ => {}
             }
-            self.settle();
+            // Most of what arrives is more of the same, and nobody waits for it.
+            if take_woken() || self.world.has_seen() {
+                self.settle();
+            }
             self.world.check_quiet();
             if due == Due::End {
                 break;
@@ -290,7 +294,7 @@ impl Stage {
             let ready = |slot: &&mut Slot| {
                 slot.process.as_ref().is_some_and(|(_, desk)| desk.units.is_ready())
             };
-            let Some(slot) = self.slots.iter_mut().find(ready) else { return };
+            let Some(slot) = self.slots.iter_mut().find(ready) else { break };
             if let Some((process, _)) = &mut slot.process
                 && process.as_mut().poll(cx).is_ready()
             {
@@ -300,6 +304,7 @@ impl Stage {
                 slot.process = Some(slot.actor.start());
             }
         }
+        take_woken();
     }
 }
 

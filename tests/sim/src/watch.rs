@@ -7,7 +7,9 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
-use std::fmt;
+use std::fmt::{self, Write as _};
+
+use crate::seats::Seats;
 
 /// What happens to a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -105,6 +107,12 @@ pub struct Machine {
     pub name: &'static str,
     /// The names of its states.
     pub states: &'static [&'static str],
+}
+
+impl Machine {
+    fn state(&self, word: &str) -> Option<usize> {
+        self.states.iter().position(|state| *state == word)
+    }
 }
 
 /// The kinds of sessions there are.
@@ -210,7 +218,7 @@ pub(crate) type Session = (usize, usize);
 
 #[derive(Default)]
 struct Watch {
-    sessions: BTreeMap<Session, Seat>,
+    sessions: Seats<Seat>,
     coverage: Coverage,
     trace: Option<Vec<String>>,
 }
@@ -237,6 +245,23 @@ thread_local! {
     static WATCH: RefCell<Watch> = RefCell::default();
     static NOW: Cell<u64> = const { Cell::new(0) };
     static ACTIVE: Cell<Option<Session>> = const { Cell::new(None) };
+    static TRACED: Cell<bool> = const { Cell::new(false) };
+    /// What was formatted last: there is much of it, and mostly only its first word is read.
+    static TEXT: RefCell<String> = const { RefCell::new(String::new()) };
+}
+
+/// What something is as text.
+fn with_text<R>(what: fmt::Arguments<'_>, read: impl FnOnce(&str) -> R) -> R {
+    TEXT.with_borrow_mut(|text| {
+        text.clear();
+        text.write_fmt(what).expect("room for it");
+        read(text)
+    })
+}
+
+/// The word before what a state holds.
+fn word(state: &str) -> &str {
+    state.split('(').next().unwrap_or_default()
 }
 
 struct Logger;
@@ -248,44 +273,43 @@ impl log::Log for Logger {
 
     /// The core's trace: `machine: Old(..) -> New(..)`.
     fn log(&self, record: &log::Record<'_>) {
-        let text = record.args().to_string();
-        let Some((name, states)) = text.split_once(": ") else { return };
-        let Some((old, new)) = states.split_once(" -> ") else { return };
         let Some(session) = ACTIVE.get() else { return };
-        let word = |state: &str| state.split('(').next().unwrap_or_default().to_owned();
-        let (old, new) = (word(old), word(new));
-        WATCH.with_borrow_mut(|watch| {
-            let Some(seat) = watch.sessions.get_mut(&session) else { return };
-            let machine = &MACHINES[seat.kind];
-            if seat.kind >= NODE {
-                // What one client does may change another, and not all of its state is traced: the
-                // rest is read when everybody was polled.
-                let new = if new == "Up" { "Init" } else { &*new };
-                let other = seat.kind == PRODUCER && old == "Identified";
-                if machine.name == name && !other {
-                    let new = machine.states.iter().position(|state| *state == new);
-                    seat.change(new.expect("a state that is in the table"), &mut watch.coverage);
+        with_text(*record.args(), |text| {
+            let Some((name, states)) = text.split_once(": ") else { return };
+            let Some((old, new)) = states.split_once(" -> ") else { return };
+            let (old, new) = (word(old), word(new));
+            WATCH.with_borrow_mut(|watch| {
+                let Some(seat) = watch.sessions.get_mut(session) else { return };
+                let machine = &MACHINES[seat.kind];
+                if seat.kind >= NODE {
+                    // What one client does may change another, and not all of its state is traced:
+                    // the rest is read when everybody was polled.
+                    let new = if new == "Up" { "Init" } else { new };
+                    let other = seat.kind == PRODUCER && old == "Identified";
+                    if machine.name == name && !other {
+                        let new = machine.state(new).expect("a state that is in the table");
+                        seat.change(new, &mut watch.coverage);
+                    }
+                    return;
                 }
-                return;
-            }
-            assert_eq!(machine.name, name, "the session that asked for the time last");
-            let state = |word: &str| machine.states.iter().position(|state| *state == word);
-            if seat.shared {
-                seat.state = state(&old).expect("a state that is in the table");
-            }
-            assert_eq!(state(&old), Some(seat.state), "{session:?}: {text}");
-            let new = state(&new).expect("a state that is in the table");
-            watch.coverage.changes[seat.kind][seat.state][new] += 1;
-            seat.state = new;
-            match machine.states[new] {
-                "Closing" if states.contains("Fault(") && !states.contains("Refused") => {
-                    seat.fault = Some(states.to_owned());
+                assert_eq!(machine.name, name, "the session that asked for the time last");
+                if seat.shared {
+                    seat.state = machine.state(old).expect("a state that is in the table");
                 }
-                "Identifying" => seat.fault = None,
-                _ => {}
-            }
+                assert_eq!(machine.state(old), Some(seat.state), "{session:?}: {text}");
+                let new = machine.state(new).expect("a state that is in the table");
+                watch.coverage.changes[seat.kind][seat.state][new] += 1;
+                seat.state = new;
+                match machine.states[new] {
+                    "Closing" if states.contains("Fault(") && !states.contains("Refused") => {
+                        seat.fault = Some(states.to_owned());
+                    }
+                    "Identifying" => seat.fault = None,
+                    _ => {}
+                }
+            });
+            say(|| format!("{}: {states}", label(session)));
         });
-        say(|| format!("{}: {states}", label(session)));
     }
 
     fn flush(&self) {}
@@ -308,6 +332,7 @@ pub(crate) fn install() {
 pub(crate) fn begin(trace: bool) {
     NOW.set(0);
     ACTIVE.set(None);
+    TRACED.set(trace);
     WATCH.set(Watch { trace: trace.then(Vec::new), ..Watch::default() });
 }
 
@@ -342,25 +367,27 @@ pub(crate) fn enter(session: Option<Session>) {
 
 /// Its state, if it changed without a driver.
 pub(crate) fn set_state(session: Session, state: &impl fmt::Debug) {
-    let text = format!("{state:?}");
-    let word = text.split('(').next().unwrap_or_default();
+    with_text(format_args!("{state:?}"), |text| set_word(session, word(text)));
+}
+
+/// As [`set_state`], by its name.
+pub(crate) fn set_word(session: Session, word: &str) {
     WATCH.with_borrow_mut(|watch| {
-        let Some(seat) = watch.sessions.get_mut(&session) else { return };
-        let states = MACHINES[seat.kind].states;
-        let new = states.iter().position(|state| *state == word).expect("in the table");
+        let Some(seat) = watch.sessions.get_mut(session) else { return };
+        let new = MACHINES[seat.kind].state(word).expect("in the table");
         seat.change(new, &mut watch.coverage);
     });
 }
 
 /// What a session holds against its connection, other than that the server refused something.
 pub(crate) fn fault(session: Session) -> Option<String> {
-    WATCH.with_borrow(|watch| watch.sessions.get(&session)?.fault.clone())
+    WATCH.with_borrow(|watch| watch.sessions.get(session)?.fault.clone())
 }
 
 /// Whether a session is in that state.
 pub(crate) fn is_in(session: Session, state: &str) -> bool {
     WATCH.with_borrow(|watch| {
-        let seat = watch.sessions.get(&session);
+        let seat = watch.sessions.get(session);
         seat.is_some_and(|seat| MACHINES[seat.kind].states[seat.state] == state)
     })
 }
@@ -368,7 +395,7 @@ pub(crate) fn is_in(session: Session, state: &str) -> bool {
 /// Something happens to a session, in the state in which it is.
 pub(crate) fn event(session: Session, event: Event) {
     WATCH.with_borrow_mut(|watch| {
-        if let Some(seat) = watch.sessions.get(&session) {
+        if let Some(seat) = watch.sessions.get(session) {
             watch.coverage.events[seat.kind][seat.state][event as usize] += 1;
         }
     });
@@ -381,7 +408,7 @@ pub(crate) fn count(what: &'static str) {
 
 /// A line of the trace.
 pub(crate) fn say(line: impl FnOnce() -> String) {
-    if WATCH.with_borrow(|watch| watch.trace.is_none()) {
+    if !TRACED.get() {
         return;
     }
     let now = NOW.get();

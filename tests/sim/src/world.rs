@@ -8,10 +8,12 @@ mod faults;
 mod link;
 mod platform;
 mod port;
+mod table;
 
 use std::cell::RefCell;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
+use std::ops::Deref;
 use std::rc::Rc;
 use std::task::Waker;
 
@@ -20,11 +22,13 @@ use nanonsq_core::session::{DialError, TransportError};
 use crate::exec::{Cause, because};
 use crate::random::Random;
 use crate::schedule::{DialFault, What};
+use crate::seats::Seats;
 use crate::server::{ConnId, Mode, Out, Reply, Seen, Server};
 use crate::watch::{self, Event, Session};
 use link::Way;
 pub(crate) use platform::{Clock, Dials, Role};
 pub(crate) use port::{Listens, Port};
+use table::Connections;
 
 /// When the real one's kernel notices that a client is gone: Go's keepalive.
 const KEEPALIVE: u64 = 150_000_000;
@@ -68,9 +72,9 @@ struct Inner {
     pushed: u64,
     random: Random,
     hosts: Vec<Host>,
-    conns: BTreeMap<ConnId, Conn>,
+    conns: Connections,
     dials: BTreeMap<u64, Dial>,
-    alarms: BTreeMap<Session, (u64, Waker)>,
+    alarms: Seats<(u64, Waker)>,
     /// When each session dialed lately.
     dialed: BTreeMap<Session, VecDeque<u64>>,
     /// How far each actor's clock is ahead.
@@ -83,6 +87,8 @@ struct Inner {
     /// When a clock jumped last.
     disturbed: u64,
     seen: Vec<(Session, ConnId, Seen)>,
+    /// Some connection's client may have a heartbeat to answer.
+    owing: bool,
 }
 
 struct Host {
@@ -124,7 +130,7 @@ struct Conn {
     up: Flow,
     down: Flow,
     /// What arrived for the client, and how much of the first it has read.
-    rx: VecDeque<(Event, Vec<u8>)>,
+    rx: VecDeque<(Event, Chunk)>,
     read: usize,
     /// What the client reads after that.
     end: Option<Result<(), TransportError>>,
@@ -152,13 +158,52 @@ struct Flow {
     queue: VecDeque<(u64, Segment)>,
     bytes: usize,
     last: u64,
+    /// For when the last arrival is in the queue: what arrives together is one.
+    due: u64,
     stalled: u64,
 }
 
 enum Segment {
-    Data(Event, Vec<u8>),
+    Data(Event, Chunk),
     End,
     Reset,
+}
+
+/// Some bytes; so few of them as most writes take are no allocation.
+enum Chunk {
+    Short(u8, [u8; 22]),
+    Long(Vec<u8>),
+}
+
+impl Chunk {
+    fn new(bytes: &[u8]) -> Self {
+        let mut short = [0; 22];
+        match short.get_mut(..bytes.len()) {
+            Some(room) => {
+                room.copy_from_slice(bytes);
+                Self::Short(bytes.len() as u8, short)
+            }
+            None => Self::Long(bytes.to_vec()),
+        }
+    }
+
+    fn truncate(&mut self, len: usize) {
+        match self {
+            Self::Short(all, _) => *all = len.min((*all).into()) as u8,
+            Self::Long(bytes) => bytes.truncate(len),
+        }
+    }
+}
+
+impl Deref for Chunk {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Short(len, bytes) => &bytes[..usize::from(*len)],
+            Self::Long(bytes) => bytes,
+        }
+    }
 }
 
 impl World {
@@ -169,9 +214,9 @@ impl World {
             pushed: 0,
             random: Random::new(seed),
             hosts: Vec::new(),
-            conns: BTreeMap::new(),
+            conns: Connections::default(),
             dials: BTreeMap::new(),
-            alarms: BTreeMap::new(),
+            alarms: Seats::default(),
             dialed: BTreeMap::new(),
             clocks: vec![clock; actors],
             moves: vec![0; actors],
@@ -179,6 +224,7 @@ impl World {
             given_up: Vec::new(),
             disturbed: 0,
             seen: Vec::new(),
+            owing: false,
         })))
     }
 
@@ -227,9 +273,9 @@ impl World {
             Due::Down(conn) => inner.arrive_down(conn),
             Due::Dial(id) => inner.dialed(id),
             Due::Alarm(session, at) => {
-                if inner.alarms.get(&session).is_some_and(|alarm| alarm.0 == at) {
+                if inner.alarms.get(session).is_some_and(|alarm| alarm.0 == at) {
                     watch::event(session, Event::Deadline);
-                    let (_, waker) = inner.alarms.remove(&session).expect("the alarm");
+                    let (_, waker) = inner.alarms.remove(session).expect("the alarm");
                     because(Cause::Alarm, || waker.wake());
                 }
             }
@@ -244,14 +290,23 @@ impl World {
         std::mem::take(&mut self.0.borrow_mut().seen)
     }
 
+    /// Whether [`Self::take_seen`] has something.
+    pub(crate) fn has_seen(&self) -> bool {
+        !self.0.borrow().seen.is_empty()
+    }
+
     pub(crate) fn now(&self) -> u64 {
         self.0.borrow().now
     }
 
     /// So when nothing more moves: control bytes wait for nothing but their transport.
     pub(crate) fn check_quiet(&self) {
-        let inner = self.0.borrow();
+        let inner = &mut *self.0.borrow_mut();
+        if !std::mem::take(&mut inner.owing) {
+            return;
+        }
         for conn in inner.conns.values().filter(|conn| conn.owes && conn.has_client) {
+            inner.owing = true;
             let can = conn.end.is_none() && conn.writer.is_none();
             let ready = ["Ready", "Draining", "Leaving"];
             let ready = ready.iter().any(|state| watch::is_in(conn.session, state));
@@ -321,7 +376,7 @@ impl World {
             conn.session.0 == actor && inner.hosts[conn.host].name == host && conn.has_server
         });
         let lists: Vec<_> =
-            conns.filter_map(|(id, conn)| inner.hosts[conn.host].server.listing(*id)).collect();
+            conns.filter_map(|(id, conn)| inner.hosts[conn.host].server.listing(id)).collect();
         let mut names: Vec<_> = lists.iter().flatten().cloned().collect();
         names.sort();
         (names, lists.len())
@@ -444,7 +499,7 @@ impl Inner {
             self.push(deadline, Due::Tick(at));
         }
         for (id, seen) in out.seen {
-            let Some(conn) = self.conns.get_mut(&id) else { continue };
+            let Some(conn) = self.conns.get_mut(id) else { continue };
             match &seen {
                 Seen::Opened
                 | Seen::Stored { .. }
@@ -461,7 +516,7 @@ impl Inner {
         }
         for (id, reply) in out.replies {
             if matches!(reply, Reply::Say(Event::Ok | Event::Refusal, _))
-                && let Some(conn) = self.conns.get_mut(&id)
+                && let Some(conn) = self.conns.get_mut(id)
             {
                 conn.commands += 1;
                 let most = self.hosts[at].server.unanswered_max();
@@ -487,7 +542,7 @@ impl Inner {
 
     /// A server says something, in its way.
     fn reply(&mut self, id: ConnId, kind: Event, bytes: Vec<u8>) {
-        let Some(conn) = self.conns.get_mut(&id) else { return };
+        let Some(conn) = self.conns.get_mut(id) else { return };
         let host = &self.hosts[conn.host];
         if host.faulty > self.now {
             conn.clean = false;
@@ -531,7 +586,7 @@ impl Inner {
             Mode::Trickle => {
                 let last = bytes.len() - 1;
                 for (n, byte) in bytes.into_iter().enumerate() {
-                    let conn = self.conns.get_mut(&id).expect("the connection");
+                    let conn = self.conns.get_mut(id).expect("the connection");
                     conn.down.last = conn.down.last.max(self.now) + 1_000_000;
                     self.say(id, if n == last { kind } else { Event::Part }, vec![byte]);
                 }
@@ -545,16 +600,16 @@ impl Inner {
 
     /// Bytes leave a server.
     fn say(&mut self, id: ConnId, kind: Event, bytes: Vec<u8>) {
-        self.send(id, Way::Down, Segment::Data(kind, bytes));
+        self.send(id, Way::Down, Segment::Data(kind, Chunk::Long(bytes)));
     }
 
     fn server_closes(&mut self, id: ConnId) {
-        let Some(conn) = self.conns.get(&id) else { return };
+        let Some(conn) = self.conns.get(id) else { return };
         // It closes with a reset if there is something that it has not read; that may overtake
         // what it said before.
         let unread = !conn.up.queue.is_empty();
         if unread && self.random.one_in(2) {
-            let conn = self.conns.get_mut(&id).expect("the connection");
+            let conn = self.conns.get_mut(id).expect("the connection");
             let keep = self.random.below(conn.down.queue.len() as u64 + 1) as usize;
             conn.down.queue.truncate(keep);
             self.send(id, Way::Down, Segment::Reset);
@@ -566,7 +621,7 @@ impl Inner {
 
     /// The server's end of a connection is no more.
     fn server_gone(&mut self, id: ConnId) {
-        let Some(conn) = self.conns.get_mut(&id) else { return };
+        let Some(conn) = self.conns.get_mut(id) else { return };
         if std::mem::take(&mut conn.has_server) {
             self.hosts[conn.host].server.closed(id);
         }
@@ -574,8 +629,8 @@ impl Inner {
     }
 
     fn sweep(&mut self, id: ConnId) {
-        if self.conns.get(&id).is_some_and(|conn| !conn.has_client && !conn.has_server) {
-            self.conns.remove(&id);
+        if self.conns.get(id).is_some_and(|conn| !conn.has_client && !conn.has_server) {
+            self.conns.remove(id);
         }
     }
 }

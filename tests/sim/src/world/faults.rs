@@ -14,16 +14,16 @@ impl Inner {
         for host in &mut self.hosts {
             host.server.heal();
         }
-        for (id, conn) in &mut self.conns {
+        for (id, conn) in self.conns.iter_mut() {
             conn.window = conn.window.max(WINDOW);
             wake(&mut conn.writer);
-            self.hosts[conn.host].server.writable(*id);
+            self.hosts[conn.host].server.writable(id);
         }
         // One to whom a byte a second was said would hear of that for hours.
         let soon = self.now + 10_000_000;
         let odd = |conn: &Conn| conn.misled || conn.down.last > soon;
         let odd = self.conns.iter().filter(|(_, conn)| conn.has_client && odd(conn));
-        for id in odd.map(|(id, _)| *id).collect::<Vec<_>>() {
+        for id in odd.map(|(id, _)| id).collect::<Vec<_>>() {
             self.cut(id, Cut::Reset);
         }
     }
@@ -45,22 +45,17 @@ impl Inner {
                 });
                 conns.for_each(|conn| conn.clean = false);
                 self.disturbed = now;
-                let mut alarms = std::mem::take(&mut self.alarms);
-                alarms.retain(|session, (_, waker)| {
-                    if session.0 == actor {
-                        watch::event(*session, Event::ClockJump);
-                        application(|| waker.wake_by_ref());
-                    }
-                    session.0 != actor
-                });
-                self.alarms = alarms;
+                for (session, (_, waker)) in self.alarms.take_all(actor) {
+                    watch::event(session, Event::ClockJump);
+                    application(|| waker.wake());
+                }
                 return;
             }
             What::Cut(actor, at, cut) => {
                 let hit = self.conns.iter().filter(|(_, conn)| {
                     conn.session.0 == actor && conn.host == at && conn.has_client
                 });
-                for id in hit.map(|(id, _)| *id).collect::<Vec<_>>() {
+                for id in hit.map(|(id, _)| id).collect::<Vec<_>>() {
                     self.cut(id, cut);
                 }
                 return;
@@ -75,7 +70,7 @@ impl Inner {
                 self.hosts[at].down = until(ms);
                 self.hosts[at].gone = gone;
                 let hit = self.conns.iter().filter(|(_, conn)| conn.host == at);
-                for id in hit.map(|(id, _)| *id).collect::<Vec<_>>() {
+                for id in hit.map(|(id, _)| id).collect::<Vec<_>>() {
                     let cut = if gone {
                         Cut::HalfOpen
                     } else if self.random.one_in(2) {
@@ -127,7 +122,7 @@ impl Inner {
     }
 
     pub(super) fn cut(&mut self, id: ConnId, cut: Cut) {
-        let Some(conn) = self.conns.get_mut(&id) else { return };
+        let Some(conn) = self.conns.get_mut(id) else { return };
         conn.clean = false;
         match cut {
             Cut::HalfOpen => {
@@ -161,12 +156,12 @@ impl Inner {
                 let at = conn.host;
                 for (_, segment) in rest {
                     if let Segment::Data(_, bytes) = segment
-                        && self.conns.get(&id).is_some_and(|conn| conn.has_server)
+                        && self.conns.get(id).is_some_and(|conn| conn.has_server)
                     {
                         self.serve(at, |server, out| server.receive(id, &bytes, out));
                     }
                 }
-                if let Some(conn) = self.conns.get_mut(&id) {
+                if let Some(conn) = self.conns.get_mut(id) {
                     conn.down.queue.clear();
                 }
                 self.server_gone(id);

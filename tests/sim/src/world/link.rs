@@ -4,7 +4,7 @@ use std::task::{Context, Poll, Waker};
 
 use nanonsq_core::session::{Transmit, TransportError};
 
-use super::{Conn, DELAY_MAX, Due, Flow, Inner, Segment};
+use super::{Chunk, Conn, DELAY_MAX, Due, Flow, Inner, Segment};
 use crate::exec::{Cause, because};
 use crate::server::ConnId;
 use crate::watch::{self, Event};
@@ -13,7 +13,7 @@ impl Inner {
     pub(super) fn send(&mut self, id: ConnId, way: Way, segment: Segment) {
         let now = self.now;
         let delay = self.random.between(100, DELAY_MAX);
-        let Some(conn) = self.conns.get_mut(&id) else { return };
+        let Some(conn) = self.conns.get_mut(id) else { return };
         let (slow, until) = self.hosts[conn.host].slow;
         let delay = if until > now { delay + slow } else { delay };
         let flow = conn.flow(way);
@@ -21,13 +21,16 @@ impl Inner {
         let at = flow.last;
         flow.bytes += segment.len();
         flow.queue.push_back((at, segment));
-        self.push(at, way.due(id));
+        // Time goes on: what is due then is still to come.
+        if std::mem::replace(&mut flow.due, at) != at {
+            self.push(at, way.due(id));
+        }
     }
 
     /// The next segment that has arrived; later, if something holds it up.
     fn arrived(&mut self, id: ConnId, way: Way) -> Option<Segment> {
         let now = self.now;
-        let conn = self.conns.get_mut(&id)?;
+        let conn = self.conns.get_mut(id)?;
         let frozen = if way == Way::Up { self.hosts[conn.host].frozen } else { 0 };
         let lost = conn.lost;
         let flow = conn.flow(way);
@@ -46,7 +49,7 @@ impl Inner {
 
     pub(super) fn arrive_up(&mut self, id: ConnId) {
         while let Some(segment) = self.arrived(id, Way::Up) {
-            let conn = self.conns.get_mut(&id).expect("the connection");
+            let conn = self.conns.get_mut(id).expect("the connection");
             wake(&mut conn.writer);
             let (at, has_server) = (conn.host, conn.has_server);
             match segment {
@@ -70,7 +73,7 @@ impl Inner {
     pub(super) fn arrive_down(&mut self, id: ConnId) {
         while let Some(segment) = self.arrived(id, Way::Down) {
             let purge = self.random.one_in(2);
-            let conn = self.conns.get_mut(&id).expect("the connection");
+            let conn = self.conns.get_mut(id).expect("the connection");
             match segment {
                 Segment::Data(kind, bytes) => conn.rx.push_back((kind, bytes)),
                 Segment::End => conn.end = conn.end.or(Some(Ok(()))),
@@ -91,7 +94,7 @@ impl Inner {
         bytes: Transmit<'_>,
         cx: &Context<'_>,
     ) -> Poll<Result<usize, TransportError>> {
-        let conn = self.conns.get_mut(&id).expect("a connection that is held");
+        let conn = self.conns.get_mut(id).expect("a connection that is held");
         let session = conn.session;
         if !conn.has_server && !conn.lost && self.random.one_in(3) {
             // What ends it arrives between a read and this write.
@@ -111,9 +114,11 @@ impl Inner {
         let most = self.random.between(1, conn.piece) as usize;
         let n = bytes.len().min(room).min(most);
         watch::event(session, if n < bytes.len() { Event::WrotePart } else { Event::Wrote });
-        let taken: Vec<u8> = bytes.head.iter().chain(bytes.body).take(n).copied().collect();
+        let taken = take(bytes, n);
         watch::tell(session, || format!("writes {}", short(&taken)));
-        for &byte in &taken {
+        // Only what comes after the heartbeat answers it, but it may have begun before.
+        let looked_at = if conn.owes { taken.len() } else { taken.len().min(3) };
+        for &byte in &taken[taken.len() - looked_at..] {
             let [_, a, b] = conn.wrote;
             conn.wrote = [a, b, byte];
             conn.owes &= conn.wrote != *b"NOP";
@@ -129,7 +134,7 @@ impl Inner {
         buf: &mut [u8],
         cx: &Context<'_>,
     ) -> Poll<Result<usize, TransportError>> {
-        let conn = self.conns.get_mut(&id).expect("a connection that is held");
+        let conn = self.conns.get_mut(id).expect("a connection that is held");
         let session = conn.session;
         let Some((kind, bytes)) = conn.rx.front() else {
             conn.reader = Some(cx.waker().clone());
@@ -150,7 +155,10 @@ impl Inner {
         if whole {
             match kind {
                 Event::Ok | Event::Refusal => conn.answers += 1,
-                Event::Heartbeat => conn.owes = !conn.lied_to,
+                Event::Heartbeat => {
+                    conn.owes = !conn.lied_to;
+                    self.owing = true;
+                }
                 Event::Lie => conn.lied_to = true,
                 _ => {}
             }
@@ -170,7 +178,7 @@ impl Inner {
         id: ConnId,
         cx: &Context<'_>,
     ) -> Poll<Result<(), TransportError>> {
-        let conn = self.conns.get_mut(&id).expect("a connection that is held");
+        let conn = self.conns.get_mut(id).expect("a connection that is held");
         if let Some(Err(error)) = conn.end {
             return Poll::Ready(Err(error));
         }
@@ -184,7 +192,7 @@ impl Inner {
 
     /// The client drops its end: after it closed it, or not.
     pub(super) fn drop_client(&mut self, id: ConnId, closed: bool) {
-        let Some(conn) = self.conns.get_mut(&id) else { return };
+        let Some(conn) = self.conns.get_mut(id) else { return };
         let session = conn.session;
         watch::event(session, Event::Closed);
         watch::tell(session, || if closed { "closes" } else { "aborts" }.into());
@@ -199,7 +207,7 @@ impl Inner {
         if gives_up {
             self.given_up.push(session);
         }
-        let conn = self.conns.get_mut(&id).expect("the connection");
+        let conn = self.conns.get_mut(id).expect("the connection");
         if conn.lost || !conn.has_server {
             self.sweep(id);
         } else if closed {
@@ -258,6 +266,15 @@ impl Segment {
 pub(super) fn wake(waker: &mut Option<Waker>) {
     if let Some(waker) = waker.take() {
         because(Cause::Io, || waker.wake());
+    }
+}
+
+/// The first of what is offered.
+pub(super) fn take(bytes: Transmit<'_>, n: usize) -> Chunk {
+    match bytes.head.get(..n) {
+        Some(head) => Chunk::new(head),
+        None if bytes.head.is_empty() => Chunk::new(&bytes.body[..n]),
+        None => Chunk::new(&[bytes.head, &bytes.body[..n - bytes.head.len()]].concat()),
     }
 }
 

@@ -111,9 +111,12 @@ impl Sleep for Clock {
         if real <= inner.now {
             return Poll::Ready(());
         }
-        let alarm = inner.alarms.insert(session, (real, cx.waker().clone()));
-        if alarm.is_none_or(|(at, _)| at != real) {
-            inner.push(real, Due::Alarm(session, real));
+        match inner.alarms.get_mut(session) {
+            Some((at, waker)) if *at == real => waker.clone_from(cx.waker()),
+            _ => {
+                inner.alarms.insert(session, (real, cx.waker().clone()));
+                inner.push(real, Due::Alarm(session, real));
+            }
         }
         Poll::Pending
     }

@@ -10,11 +10,11 @@ use std::task::{Context, Poll, Waker};
 use nanonsq_core::drive::{Listener, Transport};
 use nanonsq_core::session::{DialError, Transmit, TransportError};
 
-use super::link::{Way, wake};
-use super::{Inner, Segment, WINDOW, World};
+use super::link::{Way, take, wake};
+use super::{Chunk, Inner, Segment, WINDOW, World};
 use crate::random::Random;
 use crate::server::{ConnId, Out, Seen, Server};
-use crate::tap::Tap;
+use crate::tap::{OFFERED, Tap};
 use crate::watch::{self, Event, Session};
 
 /// How many connections wait to be accepted; the next one is reset.
@@ -35,8 +35,8 @@ struct Desk {
     /// What somebody wants to have published, and whom to tell.
     fed: VecDeque<(String, Vec<u8>)>,
     feeder: Option<Waker>,
-    /// What was published and is not finished.
-    unfinished: Vec<Vec<u8>>,
+    /// Knows what was published and is not finished.
+    tap: Option<Rc<RefCell<Tap>>>,
 }
 
 /// The process's end of a connection.
@@ -57,7 +57,7 @@ impl Port {
             let desk = &mut *self.0.borrow_mut();
             desk.up = up;
             desk.listings.clear();
-            desk.unfinished.clear();
+            desk.tap = None;
             desk.fed.clear();
             if up { Vec::new() } else { desk.backlog.drain(..).collect() }
         };
@@ -79,9 +79,9 @@ impl Port {
         }
     }
 
-    /// What of a node's messages is not finished.
-    pub(crate) fn set_unfinished(&self, bodies: Vec<Vec<u8>>) {
-        self.0.borrow_mut().unfinished = bodies;
+    /// What knows which of a node's messages are not finished.
+    pub(crate) fn set_tap(&self, tap: Rc<RefCell<Tap>>) {
+        self.0.borrow_mut().tap = Some(tap);
     }
 
     /// What each connection has registered.
@@ -168,7 +168,8 @@ impl Server for Port {
 
     fn unfinished(&self, _: &str) -> Vec<Vec<u8>> {
         let desk = self.0.borrow();
-        desk.unfinished.iter().cloned().chain(desk.fed.iter().map(|fed| fed.1.clone())).collect()
+        let accepted = desk.tap.as_ref().map(|tap| tap.borrow().unfinished()).unwrap_or_default();
+        accepted.into_iter().chain(desk.fed.iter().map(|fed| fed.1.clone())).collect()
     }
 
     fn unanswered_max(&self) -> u32 {
@@ -225,7 +226,7 @@ impl Listener for Listens {
             let inner = &mut *world.0.borrow_mut();
             if inner.random.one_in(60) {
                 // As when there are no file descriptors left: what waits, waits.
-                if let Some(conn) = inner.conns.get_mut(&id) {
+                if let Some(conn) = inner.conns.get_mut(id) {
                     conn.clean = false;
                 }
                 inner.moves[session.0] += 1;
@@ -264,7 +265,7 @@ impl Socket {
         let Some(tap) = &self.tap else { return };
         let clock = inner.now.saturating_add(inner.clocks[self.session.0]);
         let seen = f(&mut tap.borrow_mut(), clock);
-        if let Some(client) = inner.conns.get(&self.id).map(|conn| conn.session) {
+        if let Some(client) = inner.conns.get(self.id).map(|conn| conn.session) {
             inner.seen.extend(seen.into_iter().map(|seen| (client, self.id, seen)));
         }
     }
@@ -291,7 +292,7 @@ impl Transport for Socket {
             let reset = Poll::Ready(Err(TransportError::Reset));
             return if end.gone { reset } else { Poll::Ready(Ok(0)) };
         }
-        let piece = inner.conns.get(&self.id).map_or(10_000, |conn| conn.piece);
+        let piece = inner.conns.get(self.id).map_or(10_000, |conn| conn.piece);
         let most = inner.random.between(1, piece) as usize;
         let n = end.rx.len().min(buf.len()).min(most);
         for (to, from) in buf.iter_mut().zip(end.rx.drain(..n)) {
@@ -301,7 +302,7 @@ impl Transport for Socket {
         watch::tell(self.session, || format!("reads {}", buf[..n].escape_ascii()));
         inner.moves[self.session.0] += 1;
         self.tap(inner, |tap, now| tap.read(self.id, &buf[..n], now));
-        if let Some(conn) = inner.conns.get_mut(&self.id) {
+        if let Some(conn) = inner.conns.get_mut(self.id) {
             wake(&mut conn.writer);
         }
         Poll::Ready(Ok(n))
@@ -314,11 +315,12 @@ impl Transport for Socket {
     ) -> Poll<Result<usize, TransportError>> {
         assert!(!self.closed, "written to after it was closed");
         let inner = &mut *self.world.0.borrow_mut();
-        let all = [bytes.head, bytes.body].concat();
-        self.tap(inner, |tap, now| tap.offer(self.id, &all, now));
+        // As much as it looks at.
+        let first = take(bytes, bytes.len().min(OFFERED));
+        self.tap(inner, |tap, now| tap.offer(self.id, &first, now));
         let desk = &mut *self.port.0.borrow_mut();
         let end = desk.ends.get_mut(&self.id).expect("an end that is held");
-        let conn = inner.conns.get_mut(&self.id).filter(|_| !end.gone);
+        let conn = inner.conns.get_mut(self.id).filter(|_| !end.gone);
         let Some(conn) = conn else {
             watch::event(self.session, Event::WriteError);
             return Poll::Ready(Err(TransportError::Reset));
@@ -334,19 +336,20 @@ impl Transport for Socket {
             return Poll::Pending;
         }
         let most = inner.random.between(1, conn.piece) as usize;
-        let n = all.len().min(room).min(most);
-        let event = if n < all.len() { Event::WrotePart } else { Event::Wrote };
+        let n = bytes.len().min(room).min(most);
+        let event = if n < bytes.len() { Event::WrotePart } else { Event::Wrote };
+        let taken = take(bytes, n);
         watch::event(self.session, event);
-        watch::tell(self.session, || format!("writes {}", all[..n].escape_ascii()));
+        watch::tell(self.session, || format!("writes {}", taken.escape_ascii()));
         inner.moves[self.session.0] += 1;
-        let kinds = match &self.tap {
-            Some(tap) => tap.borrow_mut().wrote(self.id, &all[..n]),
-            None => vec![(Event::Part, n)],
+        let Some(tap) = &self.tap else {
+            inner.send(self.id, Way::Down, Segment::Data(Event::Part, taken));
+            return Poll::Ready(Ok(n));
         };
-        let mut rest = &all[..n];
-        for (kind, len) in kinds {
+        let mut rest = &*taken;
+        for (kind, len) in tap.borrow_mut().wrote(self.id, &taken) {
             let (part, others) = rest.split_at(len);
-            inner.send(self.id, Way::Down, Segment::Data(kind, part.to_vec()));
+            inner.send(self.id, Way::Down, Segment::Data(kind, Chunk::new(part)));
             rest = others;
         }
         Poll::Ready(Ok(n))
