@@ -124,18 +124,21 @@ fn who_is_silent_takes_no_farewell() {
     });
 }
 
-/// Lines of 73 and 67 bytes fill the staging area exactly.
+/// There is room for 144 bytes.
 #[test]
 fn as_many_commands_as_fit_leave_together() {
-    connected(|lookup| {
-        let (first, second) = ("a".repeat(63), "b".repeat(57));
-        add(lookup, &first);
-        add(lookup, &second);
-        let lines = format!("REGISTER {first}\nREGISTER {second}\n");
-        let mut peer = lookup.peer(0).unwrap();
-        let staged = peer.transmit(at(2000)).len();
-        assert_eq!(staged, lines.len());
-    });
+    for (len, fits) in [(61, true), (62, false)] {
+        connected(|lookup| {
+            let (first, second) = ("a".repeat(63), "b".repeat(len));
+            add(lookup, &first);
+            add(lookup, &second);
+            let lines = [format!("REGISTER {first}\n"), format!("REGISTER {second}\n")];
+            let mut peer = lookup.peer(0).unwrap();
+            let together = if fits { lines.concat() } else { lines[0].clone() };
+            assert_eq!(peer.transmit(at(2000)).head, together.as_bytes());
+            assert_eq!(said(&mut peer, at(2000)), lines.concat().as_bytes());
+        });
+    }
 }
 
 #[test]

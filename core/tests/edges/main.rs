@@ -1,7 +1,10 @@
 //! Edges that nothing else comes to by itself: what is exactly full, exactly due, half written, or
 //! said at the wrong moment.
 
+mod consume;
+mod http;
 mod lookup;
+mod node;
 mod publish;
 mod wire;
 
@@ -20,6 +23,6 @@ fn said(session: &mut dyn Session, now: Instant) -> Vec<u8> {
     all
 }
 
-fn at(ms: u64) -> Instant {
+const fn at(ms: u64) -> Instant {
     Instant::from_millis(ms)
 }
