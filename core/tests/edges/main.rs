@@ -1,6 +1,7 @@
 //! Edges that nothing else comes to by itself: what is exactly full, exactly due, half written, or
 //! said at the wrong moment.
 
+mod bounds;
 mod consume;
 mod http;
 mod lookup;

@@ -141,3 +141,34 @@ fn a_text_has_at_most_65535_bytes() {
         assert_eq!((text.as_bytes().len(), text.truncated()), (kept, len > kept));
     }
 }
+
+#[test]
+fn an_answer_may_end_between_frames_only() {
+    let mut frames = v2::FrameDecoder::new(100);
+    assert!(frames.at_boundary());
+    for (bytes, boundary) in [(&b"\0\0"[..], false), (b"\0\x06\0\0\0\0O", false), (b"K", true)] {
+        let mut input = bytes;
+        while !input.is_empty() {
+            frames.next(&mut input).unwrap();
+        }
+        assert_eq!(frames.at_boundary(), boundary, "{bytes:?}");
+    }
+    let mut replies = v1::ReplyDecoder::new(100);
+    assert!(replies.at_boundary());
+    for (bytes, boundary) in [(&b"\0\0"[..], false), (b"\0\x02O", false), (b"K", true)] {
+        let mut input = bytes;
+        while !input.is_empty() {
+            replies.next(&mut input).unwrap();
+        }
+        assert_eq!(replies.at_boundary(), boundary, "{bytes:?}");
+    }
+}
+
+#[test]
+fn a_text_is_the_string_of_a_token() {
+    let mut scanner = Scanner::<16>::new();
+    let mut input = &b"\"x\""[..];
+    let token = scanner.next(&mut input).unwrap().unwrap();
+    assert_eq!(token.as_text().map(|text| text.as_bytes()), Some(&b"x"[..]));
+    assert_eq!(Token::Null.as_text(), None);
+}
