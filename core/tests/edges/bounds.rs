@@ -164,3 +164,31 @@ fn a_directory_that_is_given_all_at_once_says_if_it_did_not_take_it() {
     assert_eq!(session.receive(at(1), ask), Ok(()));
     assert!(session.receive(at(1), &ask.repeat(9)).is_err());
 }
+
+#[test]
+fn a_directory_knows_who_registered_what() {
+    let config = directory::Config::new();
+    let mut storage = directory::Storage::<2, 2, 4, 1>::new();
+    let mut directory = Directory::new(&config, &mut storage);
+    for (index, channel) in ["one", "two"].into_iter().enumerate() {
+        let says = format!(
+            "  V1IDENTIFY\n\0\0\0\x4f{{\"broadcast_address\":\"nod{index}\",\
+            \"tcp_port\":4150,\"http_port\":4151,\"version\":\"1.3.0\"}}REGISTER t {channel}\n"
+        );
+        let mut client = directory.client(index).unwrap();
+        client.accepted(at(1), ([10, 0, 0, index as u8], 5000).into());
+        let mut left = says.as_bytes();
+        while !left.is_empty() {
+            left = &left[client.take(at(1), left)..];
+            said(&mut client, at(1));
+        }
+    }
+    let topic = TopicName::new("t").unwrap();
+    for (index, name, is) in
+        [(0, "one", true), (0, "two", false), (1, "one", false), (1, "two", true)]
+    {
+        let channel = ChannelName::new(name).unwrap();
+        assert_eq!(directory.has_channel(index, &topic, &channel), is, "{index} {name}");
+        assert!(directory.has_topic(index, &topic));
+    }
+}

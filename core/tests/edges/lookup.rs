@@ -1,8 +1,8 @@
 //! A connection to an nsqlookupd.
 
-use nanonsq_core::lookup::{Config, Lookup, PeerState};
+use nanonsq_core::lookup::{Config, Lookup, PeerEvent, PeerState};
 use nanonsq_core::name::TopicName;
-use nanonsq_core::session::{Fault, Link, Session};
+use nanonsq_core::session::{Closed, Fault, Link, Session};
 use nanonsq_core::time::Span;
 use nanonsq_core::wire::v1::NodeInfo;
 
@@ -148,4 +148,69 @@ fn the_fleets_defaults_are_wide() {
     assert_eq!(fleet.reconnect_cap, Span::from_secs(16));
     assert_eq!(fleet.reconnect_spread, Span::from_secs(15));
     assert!(one.reconnect_base < Span::from_secs(1));
+}
+
+#[test]
+fn what_happened_is_told_once() {
+    connected(|lookup| {
+        let mut peer = lookup.peer(0).unwrap();
+        assert_eq!(peer.poll_event(), Some(PeerEvent::Connected));
+        assert_eq!(peer.poll_event(), None);
+        peer.closed(at(2000), Closed::Peer);
+        assert_eq!(peer.poll_event(), Some(PeerEvent::Disconnected(Closed::Peer)));
+    });
+}
+
+#[test]
+fn a_tick_before_its_time_is_harmless() {
+    open(|lookup| {
+        let mut peer = lookup.peer(0).unwrap();
+        peer.tick(at(1001));
+        assert_eq!(peer.link(), Link::Up);
+        said(&mut peer, at(1001));
+        peer.receive(at(1002), INFO).unwrap();
+    });
+}
+
+/// One command at a time fits: between them all is answered, and not all is said.
+#[test]
+fn who_leaves_says_all_of_it_first() {
+    connected(|lookup| {
+        for letter in ["a", "b", "c"] {
+            add(lookup, &letter.repeat(64));
+        }
+        let mut peer = lookup.peer(0).unwrap();
+        said(&mut peer, at(2000));
+        for _ in 0..3 {
+            peer.receive(at(2000), OK).unwrap();
+        }
+        lookup.stop(at(3000));
+        let mut peer = lookup.peer(0).unwrap();
+        for left in [2, 1, 0] {
+            let n = peer.transmit(at(3000)).len();
+            assert_eq!(n, "UNREGISTER \n".len() + 64);
+            peer.sent(at(3000), n);
+            peer.receive(at(3000), OK).unwrap();
+            assert_eq!(peer.link(), if left > 0 { Link::Up } else { Link::Close });
+        }
+    });
+}
+
+#[test]
+fn who_leaves_and_hears_nothing_has_not_failed() {
+    connected(|lookup| {
+        add(lookup, "one");
+        let mut peer = lookup.peer(0).unwrap();
+        said(&mut peer, at(2000));
+        peer.receive(at(2000), OK).unwrap();
+        peer.poll_event();
+        lookup.stop(at(3000));
+        let mut peer = lookup.peer(0).unwrap();
+        said(&mut peer, at(3000));
+        let over = peer.deadline();
+        peer.tick(over);
+        assert_eq!(peer.link(), Link::Close);
+        peer.closed(over, Closed::Local);
+        assert_eq!(peer.poll_event(), Some(PeerEvent::Disconnected(Closed::Local)));
+    });
 }

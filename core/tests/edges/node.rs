@@ -115,6 +115,7 @@ fn of_several_clients_each_is_told_of_what_the_first_left() {
     rig.put("a");
     rig.put("b");
     assert!(rig.wakes(|rig| assert!(rig.step(0) > 0)), "one is left");
+    assert_eq!(rig.step(0), 0, "it is the other's turn");
     assert!(!rig.wakes(|rig| assert!(rig.step(1) > 0)), "none is left");
     // The same of what came back.
     let (a, b) = (rig.id(0), rig.id(1));
