@@ -189,8 +189,7 @@ fn who_found_no_place_looks_again_when_there_is_one() {
 fn a_deferral_is_an_hour_at_most() {
     let mut rig = Rig::new(Config::new(), 4096);
     let mut publish = |defer| {
-        let mut options = PublishOptions::default();
-        options.defer = Some(defer);
+        let options = PublishOptions { defer: Some(defer) };
         rig.node.publish_with(NOW, &topic(), b"x", options)
     };
     assert!(publish(DEFER_MAX).is_ok());
