@@ -412,6 +412,21 @@ fn what_a_session_does_not_take_is_offered_again_and_nothing_more_read() {
 }
 
 #[test]
+fn what_a_write_made_room_for_is_acted_on_at_once() {
+    driven!(world, shared, poll, Greeter::new(false));
+    shared.0.borrow_mut().room = 3;
+    say(&world, "abcbye");
+    poll();
+    assert_eq!(shared.0.borrow().heard, b"abc");
+    (shared.0.borrow_mut().text, shared.0.borrow_mut().freed) = (b"123", 1);
+    // Nothing else would wake the task.
+    poll();
+    assert_eq!(shared.0.borrow().heard, b"abcbye");
+    assert_eq!(written(&world), "hello123last words");
+    assert_eq!(shared.0.borrow().closed, [Closed::Local]);
+}
+
+#[test]
 fn what_one_connection_left_is_not_offered_to_the_next() {
     driven!(world, shared, poll, Greeter::new(false));
     shared.0.borrow_mut().room = 1;

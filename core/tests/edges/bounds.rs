@@ -1,0 +1,194 @@
+//! Settings and tables at their bounds: the last value that is taken, and the first that is not.
+
+use nanonsq_core::address::Address;
+use nanonsq_core::consume::{self, Consumer};
+use nanonsq_core::directory::{self, Directory};
+use nanonsq_core::name::{ChannelName, TopicName};
+use nanonsq_core::node::{self, Node};
+use nanonsq_core::publish::{self, Publisher};
+use nanonsq_core::session::Session;
+use nanonsq_core::time::Span;
+
+use crate::{at, said};
+
+fn addresses(count: usize) -> Vec<Address> {
+    (0..count).map(|n| format!("nsqd{n}:4150").parse().unwrap()).collect()
+}
+
+fn ms(ms: u32) -> Span {
+    Span::from_millis(ms)
+}
+
+#[test]
+fn a_publishers_settings() {
+    let made = |heartbeat, nsqds, ring| {
+        let config = publish::Config { heartbeat, ..publish::Config::new() };
+        let (nsqds, mut ring) = (addresses(nsqds), vec![0; ring]);
+        Publisher::new(&config, &nsqds, &mut ring).map(|_| ())
+    };
+    let min = publish::RING_MIN;
+    for (heartbeat, taken) in [(999, false), (1000, true), (60_000, true), (60_001, false)] {
+        let bad = Err(publish::ConfigError::Heartbeat { ms: heartbeat });
+        assert_eq!(made(ms(heartbeat), 1, min), if taken { Ok(()) } else { bad });
+    }
+    for (count, taken) in [(0, false), (1, true), (255, true), (256, false), (300, false)] {
+        let bad = Err(publish::ConfigError::Addresses { count });
+        assert_eq!(made(ms(1000), count, min), if taken { Ok(()) } else { bad });
+    }
+    let len = min - 1;
+    assert_eq!(made(ms(1000), 1, len), Err(publish::ConfigError::RingTooSmall { len }));
+}
+
+fn consume_config() -> consume::Config<'static> {
+    consume::Config::new(TopicName::new("t").unwrap(), ChannelName::new("c").unwrap())
+}
+
+fn consumer<const CONNECTIONS: usize>(
+    config: &consume::Config<'_>,
+    nsqds: usize,
+    ring: usize,
+) -> Result<(), consume::ConfigError> {
+    let mut storage = Box::new(consume::Storage::<CONNECTIONS, 2>::new());
+    let (nsqds, mut ring) = (addresses(nsqds), vec![0; ring]);
+    Consumer::new(config, &mut storage, &nsqds, &mut ring).map(|_| ())
+}
+
+#[test]
+fn a_consumers_settings() {
+    use consume::ConfigError;
+    let made = |change: &dyn Fn(&mut consume::Config<'static>)| {
+        let mut config = consume_config();
+        change(&mut config);
+        consumer::<1>(&config, 1, 1000)
+    };
+    for (heartbeat, taken) in [(999, false), (1000, true), (60_000, true), (60_001, false)] {
+        let bad = Err(ConfigError::Heartbeat { ms: heartbeat });
+        let heard = made(&|config| config.heartbeat = ms(heartbeat));
+        assert_eq!(heard, if taken { Ok(()) } else { bad });
+    }
+    for (timeout, taken) in [(999, false), (1000, true)] {
+        let bad = Err(ConfigError::MsgTimeout { ms: timeout });
+        let heard = made(&|config| config.msg_timeout = Some(ms(timeout)));
+        assert_eq!(heard, if taken { Ok(()) } else { bad });
+    }
+    for (rate, taken) in [(0, true), (99, true), (100, false)] {
+        let bad = Err(ConfigError::SampleRate { percent: rate });
+        let heard = made(&|config| config.sample_rate = rate);
+        assert_eq!(heard, if taken { Ok(()) } else { bad });
+    }
+    for (held, taken) in [(0, true), (24, false), (25, true), (30_000, true), (30_001, false)] {
+        let bad = Err(ConfigError::OutputBufferTimeout { ms: held });
+        let heard = made(&|config| config.output_buffer_timeout = Some(ms(held)));
+        assert_eq!(heard, if taken { Ok(()) } else { bad });
+    }
+}
+
+#[test]
+fn a_consumers_tables() {
+    use consume::ConfigError;
+    let config = consume_config();
+    assert_eq!(consumer::<0>(&config, 1, 1000), Err(ConfigError::Connections { count: 0 }));
+    assert_eq!(consumer::<1>(&config, 1, 1000), Ok(()));
+    assert_eq!(consumer::<255>(&config, 1, 1000), Ok(()));
+    assert_eq!(consumer::<256>(&config, 1, 1000), Err(ConfigError::Connections { count: 256 }));
+    assert_eq!(consumer::<300>(&config, 1, 1000), Err(ConfigError::Connections { count: 300 }));
+    assert_eq!(consumer::<1>(&config, 255, 1000), Ok(()));
+    assert_eq!(consumer::<1>(&config, 256, 1000), Err(ConfigError::Addresses { count: 256 }));
+    assert_eq!(consumer::<1>(&config, 300, 1000), Err(ConfigError::Addresses { count: 300 }));
+    let min = 2 * consume::SLOT_MIN;
+    assert_eq!(consumer::<1>(&config, 1, min), Ok(()));
+    let short = Err(ConfigError::RingTooSmall { len: min - 1 });
+    assert_eq!(consumer::<1>(&config, 1, min - 1), short);
+    let nsqds = addresses(1);
+    let mut storage = consume::Storage::<1, 0>::new();
+    let none = Consumer::new(&config, &mut storage, &nsqds, &mut []).map(|_| ());
+    assert_eq!(none, Err(ConfigError::Messages { count: 0 }));
+}
+
+#[test]
+fn a_nodes_settings() {
+    let limits = node::Config::new().limits;
+    let made = |config: &node::Config<'_>| {
+        let mut storage = node::Storage::<1, 1, 2, 1>::new();
+        Node::new(config, &mut storage, &mut [0; 1000]).map(|_| ())
+    };
+    let most = limits.max_heartbeat_interval_ms;
+    for (heartbeat, taken) in [(999, false), (1000, true), (most, true), (most + 1, false)] {
+        let bad = Err(node::ConfigError::Heartbeat { ms: heartbeat });
+        let config = node::Config { heartbeat: ms(heartbeat), ..node::Config::new() };
+        assert_eq!(made(&config), if taken { Ok(()) } else { bad });
+    }
+    let most = limits.max_msg_timeout_ms;
+    for (timeout, taken) in [(999, false), (1000, true), (most, true), (most + 1, false)] {
+        let bad = Err(node::ConfigError::MsgTimeout { ms: timeout });
+        let config = node::Config { msg_timeout: ms(timeout), ..node::Config::new() };
+        assert_eq!(made(&config), if taken { Ok(()) } else { bad });
+    }
+}
+
+#[test]
+fn tables_say_how_long_they_are() {
+    let config = directory::Config::new();
+    let mut storage = directory::Storage::<3, 1, 1, 2>::new();
+    let mut directory = Directory::new(&config, &mut storage);
+    assert_eq!((directory.clients(), directory.http_clients()), (3, 2));
+    assert!(directory.client(2).is_some() && directory.client(3).is_none());
+    assert!(directory.http(1).is_some() && directory.http(2).is_none());
+    let config = node::Config::new();
+    let mut storage = node::Storage::<1, 1, 2, 1>::new();
+    let mut store = [0; 1000];
+    let mut node = Node::new(&config, &mut storage, &mut store).unwrap();
+    let (topic, now) = (TopicName::new("t").unwrap(), at(1));
+    for number in [0, 1, 2] {
+        assert_eq!(node.publish(now, &topic, b"x").unwrap().number(), number);
+    }
+}
+
+/// Only a driver that offers the rest again can hold a node.
+#[test]
+fn a_directory_that_is_given_all_at_once_says_if_it_did_not_take_it() {
+    let config = directory::Config::new();
+    let mut storage = directory::Storage::<1, 1, 1, 1>::new();
+    let mut directory = Directory::new(&config, &mut storage);
+    let mut client = directory.client(0).unwrap();
+    client.open(at(1));
+    assert_eq!(client.receive(at(1), b"  V1PING\n"), Ok(()));
+    // The answer to IDENTIFY is to be written first.
+    let asks = b"IDENTIFY\n\0\0\0\x4f{\"broadcast_address\":\"node\",\
+        \"tcp_port\":4150,\"http_port\":4151,\"version\":\"1.3.0\"}PING\n";
+    said(&mut client, at(1));
+    assert!(client.receive(at(1), asks).is_err());
+    let mut session = directory.http(0).unwrap();
+    session.open(at(1));
+    let ask = b"GET /ping HTTP/1.1\r\nHost: h\r\n\r\n";
+    assert_eq!(session.receive(at(1), ask), Ok(()));
+    assert!(session.receive(at(1), &ask.repeat(9)).is_err());
+}
+
+#[test]
+fn a_directory_knows_who_registered_what() {
+    let config = directory::Config::new();
+    let mut storage = directory::Storage::<2, 2, 4, 1>::new();
+    let mut directory = Directory::new(&config, &mut storage);
+    for (index, channel) in ["one", "two"].into_iter().enumerate() {
+        let says = format!(
+            "  V1IDENTIFY\n\0\0\0\x4f{{\"broadcast_address\":\"nod{index}\",\
+            \"tcp_port\":4150,\"http_port\":4151,\"version\":\"1.3.0\"}}REGISTER t {channel}\n"
+        );
+        let mut client = directory.client(index).unwrap();
+        client.accepted(at(1), ([10, 0, 0, index as u8], 5000).into());
+        let mut left = says.as_bytes();
+        while !left.is_empty() {
+            left = &left[client.take(at(1), left)..];
+            said(&mut client, at(1));
+        }
+    }
+    let topic = TopicName::new("t").unwrap();
+    for (index, name, is) in
+        [(0, "one", true), (0, "two", false), (1, "one", false), (1, "two", true)]
+    {
+        let channel = ChannelName::new(name).unwrap();
+        assert_eq!(directory.has_channel(index, &topic, &channel), is, "{index} {name}");
+        assert!(directory.has_topic(index, &topic));
+    }
+}

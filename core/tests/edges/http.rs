@@ -1,0 +1,167 @@
+//! A node over HTTP.
+
+use nanonsq_core::name::TopicName;
+use nanonsq_core::node::{Config, HttpConfig, HttpStorage, Node, Storage, TooManyLookupds};
+use nanonsq_core::session::{Closed, Session};
+use nanonsq_core::time::Instant;
+use nanonsq_core::wire::v2::Limits;
+
+use crate::{at, said};
+
+const NOW: Instant = at(60_000);
+
+struct Rig {
+    node: Node<'static>,
+}
+
+fn node(limits: Limits) -> Node<'static> {
+    let config = Box::leak(Box::new(Config { limits, ..Config::new() }));
+    let storage = Box::leak(Box::new(Storage::<3, 6, 3, 4>::new()));
+    let store = Box::leak(vec![0; 1 << 14].into_boxed_slice());
+    Node::new(config, storage, store).unwrap()
+}
+
+impl Rig {
+    fn new(limits: Limits) -> Self {
+        const HTTP: HttpConfig<'_> = HttpConfig { hostname: "h", ..HttpConfig::new() };
+        let mut node = node(limits);
+        let storage = Box::leak(Box::new(HttpStorage::<1, 2>::new()));
+        node.answer_http(const { &HTTP }, storage, &[]).unwrap();
+        Self { node }
+    }
+
+    /// The body of an answer, behind its status if that is not 200.
+    fn ask(&mut self, request: &str, body: &[u8]) -> String {
+        let head = format!("{request} HTTP/1.0\r\nContent-Length: {}\r\n\r\n", body.len());
+        let mut session = self.node.http(0).unwrap();
+        session.open(NOW);
+        session.receive(NOW, &[head.as_bytes(), body].concat()).unwrap();
+        let answer = String::from_utf8(said(&mut session, NOW)).unwrap();
+        session.closed(NOW, Closed::Local);
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        let status = head.strip_prefix("HTTP/1.0 ").unwrap().split(' ').next().unwrap();
+        if status == "200" { body.to_owned() } else { format!("{status} {body}") }
+    }
+
+    fn depth(&self) -> u32 {
+        self.node.topics().map(|topic| topic.depth).sum()
+    }
+}
+
+#[test]
+fn as_many_nsqlookupds_as_there_is_room_for() {
+    const HTTP: HttpConfig<'_> = HttpConfig::new();
+    let three = ["a:1", "b:1", "c:1"].map(|address| address.parse().unwrap());
+    for (given, taken) in [(0, true), (1, true), (2, true), (3, false)] {
+        let mut node = node(Limits::NSQD);
+        let storage = Box::leak(Box::new(HttpStorage::<1, 2>::new()));
+        let made = node.answer_http(const { &HTTP }, storage, &three[..given]);
+        assert_eq!(made, if taken { Ok(()) } else { Err(TooManyLookupds { max: 2 }) });
+    }
+}
+
+#[test]
+fn a_message_may_be_as_long_as_the_longest() {
+    let limits = Limits { max_msg_size: 300, ..Limits::NSQD };
+    let line = |len| [vec![b'x'; len], vec![b'\n']].concat();
+    let record = |len: u32| [&len.to_be_bytes()[..], &vec![b'x'; len as usize]].concat();
+    let binary = |len| [&1u32.to_be_bytes()[..], &record(len)].concat();
+    for (len, taken) in [(300, true), (301, false)] {
+        let mut rig = Rig::new(limits);
+        let said = rig.ask("POST /mpub?topic=t", &line(len));
+        assert_eq!(said == "OK", taken, "{said}");
+        assert_eq!(rig.depth(), taken.into());
+        let mut rig = Rig::new(limits);
+        let said = rig.ask("POST /mpub?topic=t&binary=true", &binary(len as u32));
+        assert_eq!(said == "OK", taken, "{said}");
+        let mut rig = Rig::new(limits);
+        let said = rig.ask("POST /pub?topic=t", &vec![b'x'; len]);
+        assert_eq!(said == "OK", taken, "{said}");
+    }
+}
+
+#[test]
+fn a_batch_is_of_lines_unless_it_is_said_to_be_binary() {
+    for (query, count) in [("", 2), ("&binary=false", 2), ("&binary=0", 2)] {
+        let mut rig = Rig::new(Limits::NSQD);
+        assert_eq!(rig.ask(&format!("POST /mpub?topic=t{query}"), b"one\ntwo\n"), "OK");
+        assert_eq!(rig.depth(), count, "{query}");
+    }
+    for query in ["&binary=true", "&binary=1", "&binary="] {
+        let mut rig = Rig::new(Limits::NSQD);
+        let batch = b"\0\0\0\x02\0\0\0\x01a\0\0\0\x01b";
+        assert_eq!(rig.ask(&format!("POST /mpub?topic=t{query}"), batch), "OK");
+        assert_eq!(rig.depth(), 2, "{query}");
+    }
+}
+
+#[test]
+fn a_list_of_nsqlookupds_is_a_list_of_addresses_or_null() {
+    let mut rig = Rig::new(Limits::NSQD);
+    let (set, get) =
+        ("PUT /config/nsqlookupd_tcp_addresses", "GET /config/nsqlookupd_tcp_addresses");
+    assert!(!rig.ask(set, br#"["a:1","[::1]:2"]"#).starts_with('4'));
+    let both = r#"["a:1","[::1]:2"]"#;
+    assert_eq!(rig.ask(get, b""), both);
+    for bad in ["[null]", "[[]]", "[{}]", "[1]", "{}", "1", "[", r#"["a"]"#, r#""a:1""#] {
+        let said = rig.ask(set, bad.as_bytes());
+        assert!(said.starts_with("400"), "{bad}: {said}");
+        assert_eq!(rig.ask(get, b""), both, "{bad}");
+    }
+    assert!(!rig.ask(set, b"null").starts_with('4'));
+    assert_ne!(rig.ask(get, b""), both);
+}
+
+#[test]
+fn stats_of_one_topic_and_one_channel() {
+    let mut rig = Rig::new(Limits::NSQD);
+    for query in [
+        "topic/create?topic=t",
+        "topic/create?topic=u",
+        "channel/create?topic=t&channel=a",
+        "channel/create?topic=t&channel=b",
+        "channel/create?topic=u&channel=b",
+    ] {
+        assert_eq!(rig.ask(&format!("POST /{query}"), b""), "");
+    }
+    let mut names = |query: &str| {
+        let stats = rig.ask(&format!("GET /stats?format=json{query}"), b"");
+        let key = |key: &str| stats.matches(key).count();
+        (key("\"topic_name\":\"t\""), key("\"topic_name\":\"u\""), key("\"channel_name\":\"a\""))
+    };
+    assert_eq!(names(""), (1, 1, 1));
+    assert_eq!(names("&topic=t"), (1, 0, 1));
+    assert_eq!(names("&topic=t&channel=b"), (1, 0, 0));
+    assert_eq!(names("&topic=t&channel=a"), (1, 0, 1));
+}
+
+#[test]
+fn a_clients_name_may_have_spaces() {
+    let mut rig = Rig::new(Limits::NSQD);
+    let ask = br#"{"client_id":"a b","hostname":"h","user_agent":"one two/3"}"#;
+    let len = u32::try_from(ask.len()).unwrap().to_be_bytes();
+    let mut client = rig.node.client(0).unwrap();
+    client.accepted(NOW, ([10, 0, 0, 1], 5000).into());
+    let mut input = [b"  V2IDENTIFY\n", &len[..], ask, b"SUB t c\n"].concat();
+    while !input.is_empty() {
+        let taken = client.take(NOW, &input);
+        input.drain(..taken);
+        said(&mut client, NOW);
+    }
+    assert_eq!(rig.node.topics().next().unwrap().name, &TopicName::new("t").unwrap());
+    let stats = rig.ask("GET /stats", b"");
+    assert!(stats.contains("[V2 h:5000 one two/3 "), "{stats}");
+}
+
+/// Only a driver that offers the rest again can hold a client.
+#[test]
+fn who_gives_all_at_once_is_told_if_it_was_not_taken() {
+    let mut rig = Rig::new(Limits::NSQD);
+    let mut session = rig.node.http(0).unwrap();
+    session.open(NOW);
+    assert_eq!(session.receive(NOW, b"GET /ping HTTP/1.1\r\nHost: h\r\n\r\n"), Ok(()));
+    // The answer is not written yet: another request is more than there is room for.
+    let more = b"GET /ping HTTP/1.1\r\nHost: h\r\n\r\n".repeat(9);
+    assert!(session.receive(NOW, &more).is_err());
+    assert!(session.transmit(NOW).is_empty(), "it is over");
+}

@@ -1,0 +1,492 @@
+//! What handles do without their runners: each method is the state machine's, at the handle's time.
+
+#![cfg(feature = "async")]
+
+use std::cell::Cell;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+
+use embassy_sync::blocking_mutex::raw::NoopRawMutex;
+use nanonsq_core::address::Address;
+use nanonsq_core::consume::{self, ConfigError, Exhausted};
+use nanonsq_core::drive::{Dialer, Listener, Port, Ports, Sleep, Transport};
+use nanonsq_core::drive::{consumer, directory, lookup, node};
+use nanonsq_core::lookup::TooManyPeers;
+use nanonsq_core::name::{ChannelName, TopicName};
+use nanonsq_core::node::{NodeError, PublishOptions};
+use nanonsq_core::session::{DialError, Session, Transmit, TransportError};
+use nanonsq_core::time::{Instant, Span};
+use nanonsq_core::wire::v1::NodeInfo;
+
+/// Nobody is there, and it is always the same time unless it is set.
+#[derive(Debug, Clone, Default)]
+struct Still(Rc<Cell<u64>>);
+
+impl Sleep for Still {
+    fn now(&self) -> Instant {
+        Instant::from_millis(1000 + self.0.get())
+    }
+
+    fn poll_until(&mut self, _: &mut Context<'_>, _: Instant) -> Poll<()> {
+        Poll::Pending
+    }
+}
+
+enum Never {}
+
+impl Transport for Never {
+    fn poll_read(
+        &mut self,
+        _: &mut Context<'_>,
+        _: &mut [u8],
+    ) -> Poll<Result<usize, TransportError>> {
+        match *self {}
+    }
+
+    fn poll_write(
+        &mut self,
+        _: &mut Context<'_>,
+        _: Transmit<'_>,
+    ) -> Poll<Result<usize, TransportError>> {
+        match *self {}
+    }
+
+    fn poll_close(&mut self, _: &mut Context<'_>) -> Poll<Result<(), TransportError>> {
+        match *self {}
+    }
+}
+
+impl Dialer for Still {
+    type Transport<'d> = Never;
+
+    async fn dial(&mut self, _: &Address) -> Result<Never, DialError> {
+        std::future::pending().await
+    }
+}
+
+impl Listener for Still {
+    type Transport<'l> = Never;
+
+    async fn accept(&mut self) -> Result<(Never, SocketAddr), DialError> {
+        std::future::pending().await
+    }
+}
+
+/// Calls once, says who it is, and waits.
+#[derive(Debug, Clone)]
+struct Caller(bool);
+
+struct Silent(bool);
+
+impl Transport for Silent {
+    fn poll_read(
+        &mut self,
+        _: &mut Context<'_>,
+        buf: &mut [u8],
+    ) -> Poll<Result<usize, TransportError>> {
+        if std::mem::replace(&mut self.0, true) {
+            return Poll::Pending;
+        }
+        buf[..4].copy_from_slice(b"  V2");
+        Poll::Ready(Ok(4))
+    }
+
+    fn poll_write(
+        &mut self,
+        _: &mut Context<'_>,
+        bytes: Transmit<'_>,
+    ) -> Poll<Result<usize, TransportError>> {
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_close(&mut self, _: &mut Context<'_>) -> Poll<Result<(), TransportError>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Listener for Caller {
+    type Transport<'l> = Silent;
+
+    async fn accept(&mut self) -> Result<(Silent, SocketAddr), DialError> {
+        if std::mem::replace(&mut self.0, true) {
+            return std::future::pending().await;
+        }
+        Ok((Silent(false), ([10, 0, 0, 2], 5000).into()))
+    }
+}
+
+/// One place, for which two call.
+const CROWDED: Ports<Caller, 1, 0> =
+    Ports { tcp: Port { slots: [Caller(false)], spare: Some(Caller(false)) }, http: Port::NONE };
+
+/// Runs for a moment.
+fn run(runner: impl Future) {
+    let mut runner = pin!(runner);
+    for _ in 0..9 {
+        assert!(runner.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+    }
+}
+
+fn topic() -> TopicName {
+    TopicName::new("t").unwrap()
+}
+
+fn channel() -> ChannelName {
+    ChannelName::new("c").unwrap()
+}
+
+fn frame(kind: u8, data: &[u8]) -> Vec<u8> {
+    let size = u32::try_from(data.len() + 4).unwrap().to_be_bytes();
+    [&size[..], &[0, 0, 0, kind], data].concat()
+}
+
+fn message(attempts: u8, body: &[u8]) -> Vec<u8> {
+    frame(2, &[&[0; 9][..], &[attempts], b"0123456789abcdef", body].concat())
+}
+
+/// What a session has to say.
+fn said(session: &mut dyn Session, now: Instant) -> Vec<u8> {
+    let mut all = Vec::new();
+    while !session.transmit(now).is_empty() {
+        let bytes = session.transmit(now);
+        let n = bytes.len();
+        all.extend([bytes.head, bytes.body].concat());
+        session.sent(now, n);
+    }
+    all
+}
+
+#[track_caller]
+fn ready<T>(future: impl Future<Output = T>) -> T {
+    match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(value) => value,
+        Poll::Pending => panic!("it waits"),
+    }
+}
+
+type Consumer<'a> = consumer::Handle<'a, NoopRawMutex, Still>;
+
+fn hear(handle: &Consumer<'_>, still: &Still, bytes: &[u8]) {
+    let now = still.now();
+    handle.look(|consumer| consumer.connection(0).unwrap().receive(now, bytes).unwrap()).unwrap();
+}
+
+fn writes(handle: &Consumer<'_>, still: &Still) -> String {
+    let now = still.now();
+    let bytes = handle.look(|consumer| said(&mut consumer.connection(0).unwrap(), now)).unwrap();
+    String::from_utf8(bytes).unwrap()
+}
+
+/// Runs `test` with a consumer that is subscribed, and has said how many messages it wants.
+fn with_consumer(test: impl FnOnce(&Consumer<'_>, &Still)) {
+    let config = consume::Config {
+        max_attempts: 2,
+        exhausted: Exhausted::Deliver,
+        backoff_base: Span::ZERO,
+        ..consume::Config::new(topic(), channel())
+    };
+    let still = Still::default();
+    let nsqds = ["nsqd:4150".parse().unwrap()];
+    let mut ring = [0; 4 * 64];
+    let mut resources = consumer::Resources::<NoopRawMutex, 1, 4, 0, 0>::new();
+    let (handle, _runner) = consumer::new(
+        &mut resources,
+        &config,
+        consumer::Sources { nsqds: &nsqds, lookupds: &[] },
+        &mut ring,
+        consumer::Dialers { nsqds: [still.clone()], lookupds: [] },
+        still.clone(),
+    )
+    .unwrap();
+    let now = still.now();
+    handle.look(|consumer| {
+        let mut session = consumer.connection(0).unwrap();
+        assert!(session.dial(now).is_some());
+        session.open(now);
+    });
+    assert!(writes(&handle, &still).contains("IDENTIFY"));
+    hear(&handle, &still, &frame(0, b"{\"max_rdy_count\":2500}"));
+    assert_eq!(writes(&handle, &still), "SUB t c\n");
+    hear(&handle, &still, &frame(0, b"OK"));
+    assert_eq!(writes(&handle, &still), "RDY 4\n");
+    test(&handle, &still);
+}
+
+#[test]
+fn a_consumer_is_paused_resumed_and_bounded() {
+    with_consumer(|handle, still| {
+        handle.pause();
+        assert_eq!(handle.look(|consumer| consumer.is_paused()), Some(true));
+        assert_eq!(writes(handle, still), "RDY 0\n");
+        handle.resume();
+        assert_eq!(writes(handle, still), "RDY 4\n");
+        handle.set_max_in_flight(3);
+        assert_eq!(writes(handle, still), "RDY 3\n");
+    });
+}
+
+#[test]
+fn a_message_is_read_and_answered_in_each_way() {
+    with_consumer(|handle, still| {
+        assert!(handle.try_next().is_none());
+        hear(handle, still, &message(2, b"body"));
+        let first = handle.try_next().unwrap();
+        assert!(!first.is_exhausted());
+        assert_eq!(first.read(<[u8]>::to_vec), Some(b"body".to_vec()));
+        assert_eq!(first.touch(), Ok(()));
+        assert_eq!(writes(handle, still), "TOUCH 0123456789abcdef\n");
+        assert_eq!(first.requeue(Some(Span::from_millis(7))), Ok(()));
+        assert_eq!(writes(handle, still), "REQ 0123456789abcdef 7\n");
+        hear(handle, still, &message(3, b"body"));
+        let second = handle.try_next().unwrap();
+        assert!(second.is_exhausted());
+        assert_eq!(second.release(Some(Span::from_millis(8))), Ok(()));
+        assert_eq!(writes(handle, still), "REQ 0123456789abcdef 8\n");
+        let counters = handle.counters();
+        // Only the first is a failure.
+        assert_eq!((counters.requeued, counters.touched, counters.finished), (2, 1, 0));
+        hear(handle, still, &message(1, b"body"));
+        // Dropped, it comes again as late as it would after a first failure.
+        drop(handle.try_next().unwrap());
+        assert_eq!(writes(handle, still), "REQ 0123456789abcdef 90000\n");
+    });
+}
+
+#[test]
+fn a_consumer_without_place_for_nsqlookupds_takes_none() {
+    let config = consume::Config::new(topic(), channel());
+    let lookupds = ["lookupd:4161".parse().unwrap()];
+    let still = Still::default();
+    let mut ring = [0; 4 * 64];
+    let mut resources = consumer::Resources::<NoopRawMutex, 1, 4, 0, 0>::new();
+    let made = consumer::new(
+        &mut resources,
+        &config,
+        consumer::Sources { nsqds: &[], lookupds: &lookupds },
+        &mut ring,
+        consumer::Dialers { nsqds: [still.clone()], lookupds: [] },
+        still,
+    );
+    assert_eq!(made.err(), Some(ConfigError::Lookupds { count: 1 }));
+}
+
+fn info() -> NodeInfo<'static> {
+    NodeInfo {
+        broadcast_address: "node",
+        hostname: "node",
+        http_port: 4151,
+        tcp_port: 4150,
+        version: "1",
+        ..NodeInfo::default()
+    }
+}
+
+#[test]
+fn what_a_lookup_is_to_list_is_added_and_removed() {
+    let config = nanonsq_core::lookup::Config::new(info());
+    let still = Still::default();
+    let mut resources = lookup::Resources::<NoopRawMutex, 1, 1, 1>::new();
+    let (handle, _runner) = lookup::new(&mut resources, &config, [still.clone()], still).unwrap();
+    let listed = || {
+        handle
+            .look(|lookup| {
+                let registry = lookup.registry();
+                (registry.topics().count(), registry.channels().count())
+            })
+            .unwrap()
+    };
+    handle.add_channel(&topic(), &channel()).unwrap();
+    assert_eq!(listed(), (1, 1));
+    assert!(!handle.remove_channel(&topic(), &ChannelName::new("other").unwrap()));
+    assert!(handle.remove_channel(&topic(), &channel()));
+    assert!(!handle.remove_channel(&topic(), &channel()));
+    assert_eq!(listed(), (1, 0));
+    assert!(handle.remove_topic(&topic()));
+    assert!(!handle.remove_topic(&topic()));
+    assert_eq!(listed(), (0, 0));
+    let two = ["one:4160", "two:4160"].map(|address| address.parse().unwrap());
+    assert_eq!(handle.configure(&two), Err(TooManyPeers { max: 1 }));
+}
+
+fn ports<const CLIENTS: usize, const HTTP: usize>(still: &Still) -> Ports<Still, CLIENTS, HTTP> {
+    Ports { tcp: Port::new(|| still.clone()), http: Port::new(|| still.clone()) }
+}
+
+#[test]
+fn a_directory_tells_what_there_is() {
+    let config = nanonsq_core::directory::Config::new();
+    let still = Still::default();
+    let mut resources = directory::Resources::<NoopRawMutex, 1, 1, 1, 1, 16>::new();
+    let (handle, _runner) = directory::new(&mut resources, &config, ports(&still), still.clone());
+    assert_eq!(handle.turned_away(), 0);
+    let says = b"  V1IDENTIFY\n\0\0\0\x4f{\"broadcast_address\":\"node\",\
+        \"tcp_port\":4150,\"http_port\":4151,\"version\":\"1.3.0\"}REGISTER t c\n";
+    handle.set_unix_time(1_700_000_000_000_000_000);
+    handle.look(|directory| {
+        let mut client = directory.client(0).unwrap();
+        client.accepted(still.now(), ([10, 0, 0, 2], 5000).into());
+        client.open(still.now());
+        let mut left = &says[..];
+        while !left.is_empty() {
+            left = &left[client.take(still.now(), left)..];
+            assert!(!said(&mut client, still.now()).is_empty(), "an answer to each command");
+        }
+    });
+    let (topics, channels) =
+        handle.look(|all| (all.topics().count(), all.channels().count())).unwrap();
+    assert_eq!((topics, channels), (1, 1));
+    let has = |name| {
+        let channel = ChannelName::new(name).unwrap();
+        handle.look(|all| all.has_channel(0, &topic(), &channel)).unwrap()
+    };
+    assert!(has("c"));
+    assert!(!has("other"));
+    assert_eq!(handle.look(|all| all.http_clients()), Some(1));
+    let debug = handle.look(|all| {
+        let mut session = all.http(0).unwrap();
+        session.accepted(still.now(), ([10, 0, 0, 3], 5000).into());
+        session.take(still.now(), b"GET /debug HTTP/1.1\r\nHost: directory\r\n\r\n");
+        String::from_utf8(said(&mut session, still.now())).unwrap()
+    });
+    assert!(debug.unwrap().contains("\"last_update\":1700000000000000000"), "the time of day");
+    assert_eq!(handle.counters(), handle.look(|all| all.counters()).unwrap());
+    assert_ne!(handle.counters(), nanonsq_core::directory::Counters::default());
+}
+
+#[test]
+fn a_directory_counts_whom_it_turned_away() {
+    let config = nanonsq_core::directory::Config::new();
+    let still = Still::default();
+    let mut resources = directory::Resources::<NoopRawMutex, 1, 1, 1, 0, 16>::new();
+    let (handle, mut runner) = directory::new(&mut resources, &config, CROWDED, still);
+    run(runner.run());
+    assert_eq!(handle.turned_away(), 1);
+}
+
+#[test]
+fn a_node_counts_whom_it_turned_away() {
+    let still = Still::default();
+    let config = nanonsq_core::node::Config::new();
+    let http = nanonsq_core::node::HttpConfig::new();
+    let lookup = nanonsq_core::lookup::Config::new(info());
+    let settings = node::Settings { node: &config, http: &http, lookup: &lookup, lookupds: &[] };
+    let mut store = [0; 4096];
+    let mut resources = node::Resources::<NoopRawMutex, 1, 1, 1, 4, 0, 1, 16>::new();
+    let (handle, mut runner) =
+        node::new(&mut resources, settings, &mut store, CROWDED, [still.clone()], still).unwrap();
+    run(runner.run());
+    assert_eq!(handle.turned_away(), 1);
+}
+
+type Node<'a> = node::Handle<'a, NoopRawMutex, Still>;
+
+fn with_node(test: impl FnOnce(&Node<'_>, &Still)) {
+    let still = Still::default();
+    let config = nanonsq_core::node::Config::new();
+    let http = nanonsq_core::node::HttpConfig::new();
+    let lookup = nanonsq_core::lookup::Config::new(info());
+    let settings = node::Settings { node: &config, http: &http, lookup: &lookup, lookupds: &[] };
+    let mut store = [0; 4096];
+    let mut resources = node::Resources::<NoopRawMutex, 1, 1, 3, 4, 1, 1, 16>::new();
+    let (handle, _runner) = node::new(
+        &mut resources,
+        settings,
+        &mut store,
+        ports(&still),
+        [still.clone()],
+        still.clone(),
+    )
+    .unwrap();
+    test(&handle, &still);
+}
+
+/// Whether the topic is paused and its messages; the same of the channel.
+fn depths(handle: &Node<'_>) -> (bool, u32, bool, u32) {
+    handle
+        .look(|node| {
+            let topic_status = node.topics().next().map(|t| (t.paused, t.depth)).unwrap();
+            let channel = node.channels(&topic()).next().map(|c| (c.paused, c.depth));
+            let (paused, depth) = channel.unwrap_or_default();
+            (topic_status.0, topic_status.1, paused, depth)
+        })
+        .unwrap()
+}
+
+#[test]
+fn a_nodes_topics_and_channels_are_managed() {
+    with_node(|handle, _| {
+        let (topic, channel) = (topic(), channel());
+        assert_eq!(handle.turned_away(), 0);
+        assert_eq!(handle.look(|node| node.clients()), Some(3));
+        handle.create_topic(&topic).unwrap();
+        handle.try_publish(&topic, b"x").unwrap();
+        assert_eq!(depths(handle), (false, 1, false, 0));
+        handle.empty_topic(&topic).unwrap();
+        assert_eq!(depths(handle), (false, 0, false, 0));
+        handle.pause_topic(&topic).unwrap();
+        handle.create_channel(&topic, &channel).unwrap();
+        handle.try_publish(&topic, b"x").unwrap();
+        assert_eq!(depths(handle), (true, 1, false, 0));
+        handle.unpause_topic(&topic).unwrap();
+        handle.pause_channel(&topic, &channel).unwrap();
+        assert_eq!(depths(handle), (false, 0, true, 1));
+        handle.unpause_channel(&topic, &channel).unwrap();
+        assert_eq!(depths(handle), (false, 0, false, 1));
+        handle.empty_channel(&topic, &channel).unwrap();
+        assert_eq!(depths(handle), (false, 0, false, 0));
+        handle.delete_channel(&topic, &channel).unwrap();
+        assert_eq!(handle.look(|node| node.channels(&topic).count()), Some(0));
+        handle.delete_topic(&topic).unwrap();
+        let gone = Err(NodeError::NoTopic);
+        for refused in [
+            handle.empty_topic(&topic),
+            handle.pause_topic(&topic),
+            handle.unpause_topic(&topic),
+            handle.empty_channel(&topic, &channel),
+            handle.pause_channel(&topic, &channel),
+            handle.unpause_channel(&topic, &channel),
+            handle.delete_channel(&topic, &channel),
+            handle.delete_topic(&topic),
+        ] {
+            assert_eq!(refused, gone);
+        }
+    });
+}
+
+/// A message says when it was published: the time of day is the one that was set, and goes on.
+#[test]
+fn a_nodes_messages_have_the_time_of_day() {
+    with_node(|handle, still| {
+        handle.set_unix_time(1_700_000_000_000_000_000);
+        still.0.set(5);
+        handle.create_topic(&topic()).unwrap();
+        handle.create_channel(&topic(), &channel()).unwrap();
+        handle.try_publish(&topic(), b"x").unwrap();
+        let bytes = handle.look(|node| {
+            let mut client = node.client(0).unwrap();
+            client.open(still.now());
+            assert_eq!(client.take(still.now(), b"  V2SUB t c\nRDY 1\n"), 18);
+            said(&mut client, still.now())
+        });
+        let bytes = bytes.unwrap();
+        // The answer to SUB has 10 bytes, and the frame's head 8.
+        let time = i64::from_be_bytes(bytes[18..26].try_into().unwrap());
+        assert_eq!(time, 1_700_000_000_005_000_000);
+    });
+}
+
+#[test]
+fn what_waits_for_a_node_is_ready_at_once_if_there_is_nothing_to_wait_for() {
+    with_node(|handle, _| {
+        ready(handle.idle());
+        ready(handle.publish(&topic(), b"x")).unwrap();
+        let options = PublishOptions::default();
+        let ticket = ready(handle.publish_with(&topic(), b"x", options)).unwrap();
+        assert_eq!(ticket.number(), 1);
+        assert_eq!(handle.counters().accepted, 2);
+        assert!(pin!(handle.idle()).poll(&mut Context::from_waker(Waker::noop())).is_pending());
+    });
+}

@@ -1,0 +1,184 @@
+//! What a person is told: each error says something of its own, with the numbers that are in it.
+
+use std::collections::BTreeSet;
+use std::fmt::Display;
+
+use nanonsq_core::address::{Address, AddressError};
+use nanonsq_core::consume::{self, AnswerError};
+use nanonsq_core::lookup::{self, RegistryFull, TooManyPeers};
+use nanonsq_core::name::NameError;
+use nanonsq_core::node::{self, NodeError, TooManyLookupds};
+use nanonsq_core::publish::{self, Outcome};
+use nanonsq_core::session::{Awaited, Closed, DialError, Fault, TransportError};
+use nanonsq_core::time::Span;
+use nanonsq_core::wire::http::{BadAnswer, HttpError};
+use nanonsq_core::wire::v2::ErrorCode;
+
+/// Each has a text, on one line, that no other has.
+#[track_caller]
+fn distinct<T: Display>(all: &[T]) {
+    let texts: BTreeSet<_> = all.iter().map(ToString::to_string).collect();
+    assert_eq!(texts.len(), all.len(), "{texts:?}");
+    for text in texts {
+        assert!(text.len() > 5 && !text.contains('\n'), "{text:?}");
+    }
+}
+
+#[test]
+fn errors_of_what_is_configured() {
+    distinct(&[
+        AddressError::EmptyHost,
+        AddressError::HostTooLong { len: 200 },
+        AddressError::BadHost,
+        AddressError::MissingPort,
+        AddressError::BadPort,
+        AddressError::UnbracketedIpv6,
+    ]);
+    assert!(AddressError::HostTooLong { len: 200 }.to_string().contains("200 bytes"));
+    let bad = NameError::BadCharacter { byte: b'!', at: 7 };
+    distinct(&[NameError::Empty, NameError::TooLong { len: 65 }, bad]);
+    assert!(bad.to_string().contains("byte 0x21 at position 7"));
+    distinct(&[lookup::ConfigError::EmptyField, lookup::ConfigError::ZeroPort]);
+    assert!(TooManyPeers { max: 3 }.to_string().contains("than the 3 there"));
+    assert!(TooManyLookupds { max: 4 }.to_string().contains("than the 4 there"));
+    distinct(&[RegistryFull::Topics { max: 3 }, RegistryFull::Channels { max: 3 }]);
+    assert!(RegistryFull::Topics { max: 3 }.to_string().contains("all 3 topic"));
+    distinct(&[
+        publish::ConfigError::Addresses { count: 300 },
+        publish::ConfigError::Heartbeat { ms: 300 },
+        publish::ConfigError::RingTooSmall { len: 300 },
+    ]);
+    distinct(&[
+        consume::ConfigError::Heartbeat { ms: 300 },
+        consume::ConfigError::MsgTimeout { ms: 300 },
+        consume::ConfigError::OutputBufferTimeout { ms: 300 },
+        consume::ConfigError::SampleRate { percent: 100 },
+        consume::ConfigError::Connections { count: 300 },
+        consume::ConfigError::Addresses { count: 300 },
+        consume::ConfigError::Lookupds { count: 300 },
+        consume::ConfigError::Messages { count: 300 },
+        consume::ConfigError::RingTooSmall { len: 300 },
+    ]);
+    assert!(publish::ConfigError::Heartbeat { ms: 300 }.to_string().contains("300 ms"));
+}
+
+#[test]
+fn errors_of_calls() {
+    distinct(&[
+        publish::PublishError::Full,
+        publish::PublishError::TooLarge { max: 79 },
+        publish::PublishError::Empty,
+        publish::PublishError::DeferTooLong,
+        publish::PublishError::Stopped,
+    ]);
+    distinct(&[
+        node::PublishError::Full,
+        node::PublishError::TooLarge { max: 79 },
+        node::PublishError::Empty,
+        node::PublishError::DeferTooLong,
+        node::PublishError::TooManyTopics,
+    ]);
+    assert!(publish::PublishError::TooLarge { max: 79 }.to_string().contains("79 bytes"));
+    assert!(node::PublishError::TooLarge { max: 79 }.to_string().contains("79 bytes"));
+    distinct(&[
+        NodeError::NoTopic,
+        NodeError::NoChannel,
+        NodeError::TooManyTopics,
+        NodeError::TooManyChannels,
+    ]);
+    distinct(&[
+        node::ConfigError::Heartbeat { ms: 300 },
+        node::ConfigError::MsgTimeout { ms: 300 },
+        node::ConfigError::Tables { count: 300 },
+        node::ConfigError::InFlight { count: 0 },
+        node::ConfigError::ChannelsPerTopic { count: 9 },
+        node::ConfigError::StoreTooSmall { len: 9 },
+    ]);
+    distinct(&[
+        HttpError::NotHttp,
+        HttpError::HeadTooLong,
+        HttpError::Length,
+        HttpError::Coding,
+        HttpError::Chunk,
+        HttpError::Truncated,
+    ]);
+    distinct(&[AnswerError::Late, AnswerError::Unknown]);
+    distinct(&[
+        Outcome::Acknowledged,
+        Outcome::Rejected(ErrorCode::BadTopic),
+        Outcome::Expired,
+        Outcome::Dropped,
+        Outcome::Forgotten,
+    ]);
+    assert!(Outcome::Rejected(ErrorCode::BadTopic).to_string().contains("E_BAD_TOPIC"));
+}
+
+#[test]
+fn ends_of_connections() {
+    let dials = [
+        DialError::Refused,
+        DialError::TimedOut,
+        DialError::Unreachable,
+        DialError::NameNotFound,
+        DialError::NoSocket,
+        DialError::Other,
+    ];
+    distinct(&dials);
+    let breaks = [
+        TransportError::Reset,
+        TransportError::TimedOut,
+        TransportError::Unsupported,
+        TransportError::Other,
+    ];
+    distinct(&breaks);
+    let faults = [
+        Fault::BadLength { len: 70, max: 60 },
+        Fault::WrongPort,
+        Fault::UnknownFrame { frame_type: 9 },
+        Fault::ShortMessage { len: 3 },
+        Fault::UnexpectedReply,
+        Fault::BadIdentifyReply,
+        Fault::Refused(ErrorCode::Invalid),
+        Fault::BadAnswer(BadAnswer::NoProducers),
+        Fault::BadAnswer(BadAnswer::Status(503)),
+        Fault::BadAnswer(BadAnswer::Http(HttpError::HeadTooLong)),
+        Fault::AuthRequired,
+        Fault::TimedOut(Awaited::Handshake),
+        Fault::TimedOut(Awaited::Reply),
+        Fault::TimedOut(Awaited::Heartbeat),
+        Fault::TimedOut(Awaited::Drain),
+    ];
+    distinct(&faults);
+    assert!(
+        Fault::BadLength { len: 70, max: 60 }.to_string().contains("70 bytes where at most 60")
+    );
+    distinct(&[Closed::Peer, Closed::Local]);
+    // Of what they are made of they say what that says.
+    for dial in dials {
+        assert_eq!(Closed::Dial(dial).to_string(), dial.to_string());
+    }
+    for broken in breaks {
+        assert_eq!(Closed::Transport(broken).to_string(), broken.to_string());
+    }
+    for fault in faults {
+        assert_eq!(Closed::Fault(fault).to_string(), fault.to_string());
+    }
+}
+
+#[cfg(feature = "async")]
+#[test]
+fn errors_of_a_nodes_settings_are_those_of_its_parts() {
+    use nanonsq_core::drive::node::SettingsError;
+    let peers = TooManyPeers { max: 3 };
+    let lookup = lookup::ConfigError::ZeroPort;
+    assert_eq!(SettingsError::Lookupds(peers).to_string(), peers.to_string());
+    assert_eq!(SettingsError::Lookup(lookup).to_string(), lookup.to_string());
+}
+
+#[test]
+fn values() {
+    let span = Span::from_millis(1500);
+    assert_eq!((format!("{span}"), format!("{span:?}")), ("1500 ms".into(), "1500 ms".into()));
+    let address: Address = "[::1]:4150".parse().unwrap();
+    assert_eq!(format!("{address:?}"), "[::1]:4150");
+}
