@@ -121,6 +121,7 @@ impl Nsqd {
             }
             it.inbox.drain(..4);
             it.greeted = true;
+            it.need = 0;
         }
         let Some(end) = it.inbox.iter().position(|&b| b == b'\n') else { return false };
         it.need = 0;
