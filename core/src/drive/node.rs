@@ -17,7 +17,9 @@ use super::shared::{InTurn, Place, Shared};
 use super::{Dialer, Listener, Ports, Sleep, lookup};
 use crate::address::Address;
 use crate::busy::Protocol;
-use crate::lookup::{Config as LookupConfig, ConfigError as LookupError, Registry, TooManyPeers};
+use crate::lookup::{
+    Config as LookupConfig, ConfigError as LookupError, Registry, RegistryFull, TooManyPeers,
+};
 use crate::name::{ChannelName, TopicName};
 use crate::node::{
     Config, ConfigError, Counters, Event, HttpConfig, HttpStorage, Node, NodeError, PublishError,
@@ -453,10 +455,17 @@ where
                 lookupds = node.lookupds_version();
             }
             let topology = Some(node.topology());
-            if agreed != topology
-                && lookup.change(|lookup| agree(lookup.registry(), node)) == Some(true)
-            {
-                agreed = topology;
+            if agreed == topology {
+                return;
+            }
+            if let Some(done) = lookup.look(|lookup| agree(lookup.registry(), node)) {
+                // Waking oneself for what does not fit yet would go on until it does.
+                if done.changed {
+                    lookup.change(|_| ());
+                }
+                if done.all {
+                    agreed = topology;
+                }
             }
         });
         Poll::Pending
@@ -464,32 +473,48 @@ where
     .await
 }
 
-/// Wants listed what the node has, and nothing else. False if that did not fit: what was removed
-/// keeps its place until every nsqlookupd knows.
+/// What came of it.
+struct Agreed {
+    /// Something was added or removed.
+    changed: bool,
+    /// False if not everything fitted: what was removed keeps its place until every nsqlookupd
+    /// knows.
+    all: bool,
+}
+
+/// Wants listed what the node has, and nothing else.
 fn agree<const TOPICS: usize, const CHANNELS: usize>(
     registry: &mut Registry<TOPICS, CHANNELS>,
     node: &Node<'_>,
-) -> bool {
+) -> Agreed {
+    let mut done = Agreed { changed: false, all: true };
     loop {
         let gone = registry.topics().find(|name| !node.topics().any(|topic| topic.name == *name));
         let Some(topic) = gone.copied() else { break };
-        registry.remove_topic(&topic);
+        done.changed |= registry.remove_topic(&topic);
     }
     loop {
         let gone = registry
             .channels()
             .find(|(topic, name)| !node.channels(topic).any(|channel| channel.name == *name));
         let Some((topic, channel)) = gone.map(|(topic, channel)| (*topic, *channel)) else { break };
-        registry.remove_channel(&topic, &channel);
+        done.changed |= registry.remove_channel(&topic, &channel);
     }
-    let mut all = true;
+    let mut add = |result: Result<(), RegistryFull>| match result {
+        Ok(()) => done.changed = true,
+        Err(_) => done.all = false,
+    };
     for topic in node.topics() {
-        all &= registry.add_topic(topic.name).is_ok();
+        if !registry.topics().any(|name| name == topic.name) {
+            add(registry.add_topic(topic.name));
+        }
         for channel in node.channels(topic.name) {
-            all &= registry.add_channel(topic.name, channel.name).is_ok();
+            if !registry.channels().any(|it| it == (topic.name, channel.name)) {
+                add(registry.add_channel(topic.name, channel.name));
+            }
         }
     }
-    all
+    done
 }
 
 impl Engine for Node<'_> {

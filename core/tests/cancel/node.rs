@@ -301,3 +301,35 @@ fn until<T>(world: &World, run: &mut Task<'_, T>, done: impl Fn() -> bool) {
     }
     panic!("it never happens");
 }
+
+/// The registry has room for two topics, and one that was removed keeps its place until the
+/// nsqlookupd was told: the third waits for that, and the runner sleeps meanwhile.
+#[test]
+fn who_waits_for_room_to_be_listed_sleeps() {
+    let world = World::new((0, 1000));
+    with_node(&world, |handle, mut runner, others| {
+        let mut run = pin!(runner.run());
+        let mut run = Task::new(run.as_mut());
+        let until_quiet = |run: &mut Task<'_, _>| (0..100).take_while(|_| run.poll()).count();
+        // The client subscribes to the other.
+        handle.create_topic(&topic("a")).unwrap();
+        while others.listed() < 3 {
+            if !run.poll() {
+                world.advance();
+            }
+        }
+        until_quiet(&mut run);
+        world.0.clogged.set(true);
+        // This is on its way, and all else behind it.
+        handle.create_channel(&topic("t"), &ChannelName::new("d").unwrap()).unwrap();
+        until_quiet(&mut run);
+        handle.delete_topic(&topic("a")).unwrap();
+        handle.create_topic(&topic("b")).unwrap();
+        let polls = until_quiet(&mut run);
+        assert!(polls < 10, "woken {polls} times and more, while nothing can be done");
+        others.assert_listed(&["a", "t", "t c"]);
+        world.unclog();
+        until_quiet(&mut run);
+        others.assert_listed(&["b", "t", "t c", "t d"]);
+    });
+}

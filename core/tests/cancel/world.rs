@@ -66,6 +66,9 @@ pub(crate) struct Inner {
     /// By port.
     pub(crate) servers: RefCell<BTreeMap<u16, Rc<RefCell<Server>>>>,
     pub(crate) open: Cell<usize>,
+    /// No transport takes anything.
+    pub(crate) clogged: Cell<bool>,
+    writers: RefCell<Vec<Waker>>,
 }
 
 impl World {
@@ -77,7 +80,15 @@ impl World {
             alarms: RefCell::default(),
             servers: RefCell::default(),
             open: Cell::new(0),
+            clogged: Cell::new(false),
+            writers: RefCell::default(),
         }))
+    }
+
+    /// Transports take what is written again.
+    pub(crate) fn unclog(&self) {
+        self.0.clogged.set(false);
+        self.0.writers.take().into_iter().for_each(Waker::wake);
     }
 
     /// Time goes on to the next alarm.
@@ -197,6 +208,10 @@ impl Transport for Pipe {
         cx: &mut Context<'_>,
         bytes: Transmit<'_>,
     ) -> Poll<Result<usize, TransportError>> {
+        if self.world.0.clogged.get() {
+            self.world.0.writers.borrow_mut().push(cx.waker().clone());
+            return Poll::Pending;
+        }
         if self.slow[1].poll(cx).is_pending() {
             return Poll::Pending;
         }
