@@ -93,6 +93,13 @@ struct Fed {
     taken_back: bool,
 }
 
+/// A body for which a consumer has no room: it may requeue the message several times.
+const LARGE: usize = 500;
+/// No more messages than this are left at the servers when more are published, and no more of the
+/// large ones: a consumer is through with them before the world ends, also one at a time.
+const BACKLOG_MAX: usize = 100;
+const LARGE_MAX: usize = 5;
+
 impl Subscriber {
     pub(crate) fn new(
         world: &World,
@@ -574,11 +581,24 @@ impl Ledger {
         let host = random.below(setup.hosts as u64) as usize;
         let count = random.pick(&[1, 1, 3, 20]);
         watch::tell(session, || format!("nsqd{host} is fed with {count} messages"));
+        let backlog = (0..setup.hosts).flat_map(|host| world.unfinished(host, "feed"));
+        let (mut all, mut large) = (0, 0);
+        for body in backlog {
+            all += 1;
+            large += usize::from(body.len() >= LARGE);
+        }
+        if all >= BACKLOG_MAX {
+            watch::count("a backlog as long as may be");
+            return;
+        }
         for _ in 0..count {
             let number = self.fed.len() as u32;
             let mut body = format!("{host}/{number}/").into_bytes();
             let len = match random.below(30) {
-                0 => 500,
+                0 if large < LARGE_MAX => {
+                    large += 1;
+                    LARGE
+                }
                 1..4 => random.between(40, 200) as usize,
                 _ => random.between(10, 38) as usize,
             };

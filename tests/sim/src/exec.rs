@@ -75,11 +75,24 @@ pub(crate) struct Units {
     fruitless: Cell<u32>,
     /// The last poll changed something.
     fruitful: Cell<bool>,
-    polls: Cell<(u64, u32)>,
+    /// When it was polled last, how often then, and how often since something changed.
+    polls: Cell<Polls>,
 }
 
-/// No process polls its futures more often than this while the time stands still.
-const POLLS_MAX: u32 = 5000;
+#[derive(Clone, Copy, Default)]
+struct Polls {
+    at: u64,
+    all: u32,
+    fruitless: u32,
+}
+
+/// No process polls its futures more often than this while the time stands still and its runner
+/// changes nothing.
+const FRUITLESS_MAX: u32 = 5000;
+
+/// No process polls its futures more often than this while the time stands still, whatever comes
+/// of it. After a jump of its clock much is due at once, and may be written a byte at a time.
+const POLLS_MAX: u32 = 100_000;
 
 impl Units {
     pub(crate) fn new(units: usize, sessions: u32) -> Self {
@@ -89,7 +102,7 @@ impl Units {
             sessions,
             fruitless: Cell::new(0),
             fruitful: Cell::new(false),
-            polls: Cell::new((0, 0)),
+            polls: Cell::default(),
         }
     }
 
@@ -112,16 +125,20 @@ impl Units {
     /// The next one to poll, and why.
     pub(crate) fn take(&self, now: u64) -> Option<(usize, u8)> {
         let unit = self.flags.iter().position(|flag| flag.ready.swap(false, Ordering::Relaxed))?;
-        let (at, polls) = self.polls.get();
-        let polls = if at == now { polls + 1 } else { 1 };
-        self.polls.set((now, polls));
-        assert!(polls < POLLS_MAX, "polled without end while the time stands still");
+        let Polls { at, all, fruitless } = self.polls.get();
+        let (all, fruitless) = if at == now { (all + 1, fruitless + 1) } else { (1, 1) };
+        self.polls.set(Polls { at: now, all, fruitless });
+        let ends = all < POLLS_MAX && fruitless < FRUITLESS_MAX;
+        assert!(ends, "polled without end while the time stands still");
         Some((unit, self.flags[unit].causes.swap(0, Ordering::Relaxed)))
     }
 
     /// Judges a poll of the runner: every wakeup has its reason.
     pub(crate) fn judge(&self, causes: u8, changed: bool) {
         let before = self.fruitful.replace(changed);
+        if changed {
+            self.polls.set(Polls { fruitless: 0, ..self.polls.get() });
+        }
         if changed || causes & (Cause::Io as u8 | Cause::Application as u8) != 0 {
             self.fruitless.set(0);
             return;
