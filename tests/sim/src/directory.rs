@@ -26,7 +26,8 @@ const NODES: usize = 8;
 const TOPICS: usize = 10;
 const CHANNELS: usize = 24;
 const HTTP: usize = 3;
-const SESSIONS: usize = NODES + 1 + HTTP + 1;
+const FIRST_HTTP: usize = NODES + 1;
+const SESSIONS: usize = FIRST_HTTP + HTTP + 1;
 
 /// Units of the process, beside those that all have.
 const EVENTS: usize = 2;
@@ -66,6 +67,9 @@ impl Actor for Lists {
         let desk = Desk::new(4, SESSIONS as u32);
         for session in 0..NODES {
             watch::add((self.me, session), watch::PRODUCER);
+        }
+        for n in 0..HTTP {
+            watch::add((self.me, FIRST_HTTP + n), watch::HTTP);
         }
         self.tcp.set_up(&self.world, true);
         self.http.set_up(&self.world, true);
@@ -138,14 +142,14 @@ async fn run(
                     ORDERS => {
                         while let Some(order) = desk.next_order() {
                             if matches!(order, Order::Restart) {
-                                (0..NODES).for_each(|n| watch::event((me, n), Event::Dropped));
+                                (0..SESSIONS).for_each(|n| watch::event((me, n), Event::Dropped));
                                 units.wake(RUNNER);
                                 return Poll::Ready(true);
                             }
                             // It has little to do.
                             if matches!(order, Order::Act(random) if random.clone().one_in(20)) {
                                 watch::tell((me, 0), || "stops".into());
-                                (0..NODES).for_each(|n| watch::event((me, n), Event::Stop));
+                                (0..SESSIONS).for_each(|n| watch::event((me, n), Event::Stop));
                                 stop.set(true);
                                 units.wake(STOPPING);
                             }
@@ -199,6 +203,10 @@ fn read_states(handle: &Directory<'_>, me: usize) {
                 _ => "Free",
             };
             watch::set_word((me, n), state);
+        }
+        for n in 0..HTTP {
+            let link = directory.http(n).map(|session| session.link());
+            watch::set_http((me, FIRST_HTTP + n), link);
         }
     });
 }

@@ -35,6 +35,7 @@ pub mod server;
 pub mod shrink;
 pub mod table;
 mod tap;
+mod visitor;
 pub mod watch;
 mod web;
 mod world;

@@ -17,6 +17,7 @@ use crate::publisher::{Producer, nsqd_settings};
 use crate::random::Random;
 use crate::registrar::{PING_MAX, Registrar};
 use crate::schedule::{self, FAULTY, Restart, SETTLED, Step, What};
+use crate::visitor::Visitor;
 use crate::watch::{self, Coverage};
 use crate::web::Web;
 use crate::world::{Due, World};
@@ -112,7 +113,9 @@ impl Stage {
         let directories = ours.iter().filter(|ours| **ours).count();
         let first_node = registrars + consumers;
         let first_directory = first_node + nodes;
-        let actors = first_directory + directories;
+        // Of those that are asked over HTTP one is ours.
+        let visitors = if directories > 0 { random.pick(&[0, 1]) } else { 0 };
+        let actors = first_directory + directories + visitors;
         let clock = random.pick(&[0, 0, 1, 1 << 32, 1 << 62]);
         let world = World::new(random.below(u64::MAX), actors, clock);
         let rdy: u16 = random.pick(&[2, 2500]);
@@ -159,6 +162,15 @@ impl Stage {
         }
         for (n, ports) in listing.into_iter().zip(asked).enumerate() {
             all.push(Box::new(Lists::new(&world, first_directory + n, ports, random)));
+        }
+        let visited = ours.iter().enumerate().filter(|(_, ours)| **ours);
+        let visited: Vec<_> = visited.map(|(n, _)| (format!("web{n}"), false)).collect();
+        for n in 0..visitors {
+            all.push(Box::new(Visitor::new(
+                &world,
+                first_directory + directories + n,
+                visited.clone(),
+            )));
         }
         for me in 0..actors {
             world.push(0, Due::Start(me));

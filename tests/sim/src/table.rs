@@ -247,7 +247,7 @@ const RARE: &[(Kind, &[&str], &[Event], &str)] = {
         (
             PUBLISHER,
             &["Closing"],
-            &[Lie, Part],
+            &[Lie, Part, ClockJump],
             "closing lasts only as long as the transport does not take what is left",
         ),
         (
@@ -281,6 +281,7 @@ const RARE: &[(Kind, &[&str], &[Event], &str)] = {
             "closing lasts only as long as the transport does not take what is left",
         ),
         (PEER, &["Closing"], &[Dropped], "closing is over at once, unless the transport waits"),
+        (PEER, &["Leaving"], &[WriteError], "leaving lasts no longer than a few answers"),
         (
             NODE,
             &["Closing"],

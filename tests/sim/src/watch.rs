@@ -9,6 +9,8 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
 
+use nanonsq_core::session::Link;
+
 use crate::seats::Seats;
 
 /// What happens to a session.
@@ -116,7 +118,7 @@ impl Machine {
 }
 
 /// The kinds of sessions there are.
-pub const MACHINES: [Machine; 6] = [
+pub const MACHINES: [Machine; 7] = [
     Machine {
         name: "publisher",
         states: &[
@@ -151,12 +153,17 @@ pub const MACHINES: [Machine; 6] = [
     Machine { name: "lookupd", states: &["Unused", "Waiting", "Dialing", "Asking", "Closing"] },
     Machine { name: "node", states: &["Unused", "Init", "Subscribed", "Closing"] },
     Machine { name: "producer", states: &["Free", "Greeting", "Identified", "Closing"] },
+    Machine {
+        name: "http",
+        states: &["Down", "Idle", "Head", "Body", "Held", "Answer", "Linger", "Closing"],
+    },
 ];
 
-/// The sessions of a lookup; of a node's clients; of a directory's nodes.
+/// The sessions of a lookup; of a node's clients; of a directory's nodes; of both's HTTP.
 pub(crate) const PEER: Kind = 1;
 pub(crate) const NODE: Kind = 4;
 pub(crate) const PRODUCER: Kind = 5;
+pub(crate) const HTTP: Kind = 6;
 
 /// The number of a [`Machine`]'s sessions: an index into [`MACHINES`].
 pub type Kind = usize;
@@ -377,6 +384,15 @@ pub(crate) fn set_word(session: Session, word: &str) {
         let new = MACHINES[seat.kind].state(word).expect("in the table");
         seat.change(new, &mut watch.coverage);
     });
+}
+
+/// The state of an HTTP session, as far as its link shows that another's driver changed it.
+pub(crate) fn set_http(session: Session, link: Option<Link>) {
+    match link {
+        Some(Link::Up) => {}
+        Some(Link::Close) => set_word(session, "Closing"),
+        _ => set_word(session, "Down"),
+    }
 }
 
 /// What a session holds against its connection, other than that the server refused something.

@@ -184,6 +184,15 @@ impl Dialer for Dials {
     }
 }
 
+impl Pipe {
+    /// Whether it leads to that host: another one may have been dialed.
+    pub(crate) fn is_of(&self, host: &str) -> bool {
+        let inner = self.world.0.borrow();
+        let conn = inner.conns.get(self.conn);
+        conn.is_some_and(|conn| inner.hosts[conn.host].name == host)
+    }
+}
+
 impl Transport for Pipe {
     fn poll_read(
         &mut self,

@@ -1,0 +1,462 @@
+//! Somebody with curl, a browser, or nothing good in mind: connections over HTTP to directories and
+//! nodes, and what must be true of what they answer.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::pin::pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+
+use nanonsq_core::address::Address;
+use nanonsq_core::drive::{Dialer as _, Sleep as _, Transport as _};
+use nanonsq_core::session::Transmit;
+use nanonsq_core::time::{Instant, Span};
+
+use crate::actor::{Actor, Desk, ORDERS, Order, Process, until};
+use crate::exec::application;
+use crate::random::Random;
+use crate::server::{ConnId, Seen};
+use crate::watch::{self, Session};
+use crate::world::{Clock, Dials, World};
+
+/// Connections at a time.
+const LANES: usize = 2;
+/// The units of the lanes, behind those that all processes have.
+const FIRST: usize = 2;
+/// No visit takes longer.
+const PATIENCE: Span = Span::from_secs(90);
+/// When everything is well an answer comes within this time, once a connection was accepted.
+const PROMPT: Span = Span::from_secs(10);
+/// How often it comes again if it is turned away.
+const TRIES: usize = 6;
+
+/// See the [module](self).
+pub(crate) struct Visitor {
+    world: World,
+    me: usize,
+    /// Whom it visits: names of hosts, each with whether it is a node.
+    hosts: Rc<Vec<(String, bool)>>,
+}
+
+/// What one visit is.
+struct Visit {
+    host: usize,
+    script: VecDeque<Part>,
+    /// Requests in it, as far as they can be counted.
+    requests: usize,
+    /// An answer may have the head of a body and none.
+    heads: bool,
+}
+
+enum Part {
+    Say(Vec<u8>),
+    Pause(Span),
+    /// Nothing is read until so much later.
+    Deaf(Span),
+    /// Ends its stream.
+    Close,
+}
+
+/// What was answered.
+#[derive(Default)]
+struct Answers {
+    /// Their codes.
+    codes: Vec<u16>,
+    /// The last body.
+    body: Vec<u8>,
+    /// Nothing of one is missing.
+    whole: bool,
+}
+
+impl Visitor {
+    pub(crate) fn new(world: &World, me: usize, hosts: Vec<(String, bool)>) -> Self {
+        watch::say(|| format!("node{me} visits {hosts:?}"));
+        Self { world: world.clone(), me, hosts: Rc::new(hosts) }
+    }
+}
+
+impl Actor for Visitor {
+    fn start(&mut self) -> (Process, Rc<Desk>) {
+        let desk = Desk::new(FIRST + LANES, LANES as u32);
+        let (world, hosts) = (self.world.clone(), self.hosts.clone());
+        (Box::pin(run(world, self.me, hosts, desk.clone())), desk)
+    }
+
+    fn seen(&mut self, _: Session, _: ConnId, _: Seen) {}
+}
+
+async fn run(world: World, me: usize, hosts: Rc<Vec<(String, bool)>>, desk: Rc<Desk>) {
+    let units = &desk.units;
+    let visits: RefCell<VecDeque<Visit>> = RefCell::default();
+    // Hosts that are to be found well before the end, and how many were.
+    let (due, well): (RefCell<VecDeque<usize>>, Cell<usize>) = Default::default();
+    let settled = Cell::new(false);
+    let mut lanes: [_; LANES] = std::array::from_fn(|n| {
+        let (world, hosts, visits, due, well) = (&world, &hosts, &visits, &due, &well);
+        Box::pin(async move {
+            let session = (me, n);
+            loop {
+                // Healthy hosts have an answer for everybody.
+                let next = || {
+                    let host = due.borrow_mut().pop_front();
+                    let visit = || visits.borrow_mut().pop_front().map(Err);
+                    host.map(Ok).or_else(visit)
+                };
+                match until(next).await {
+                    Ok(host) => {
+                        look_whether_well(world, session, &hosts[host].0).await;
+                        well.set(well.get() + 1);
+                    }
+                    Err(visit) => {
+                        let name = &hosts[visit.host].0;
+                        let heard = live(world, session, name, visit.script, PATIENCE).await;
+                        if let Some(heard) = heard.filter(|_| !visit.heads) {
+                            let codes = Answers::read(&heard).codes;
+                            let count = codes.iter().filter(|code| **code != 100).count();
+                            let most = visit.requests;
+                            assert!(count <= most, "{count} answers to {most} requests");
+                            (0..count).for_each(|_| watch::count("answered over HTTP"));
+                        }
+                    }
+                }
+            }
+        })
+    });
+    poll_fn(|_| -> Poll<()> {
+        while let Some((unit, _)) = units.take(world.now()) {
+            let waker = units.waker(unit);
+            let cx = &mut Context::from_waker(&waker);
+            if unit == ORDERS {
+                while let Some(order) = desk.next_order() {
+                    match order {
+                        Order::Act(mut random) => {
+                            // Who is late goes away.
+                            visits.borrow_mut().truncate(LANES);
+                            visits.borrow_mut().push_back(Visit::random(&mut random, &hosts));
+                        }
+                        Order::Settled(_) => {
+                            visits.borrow_mut().clear();
+                            due.borrow_mut().extend(0..hosts.len());
+                            settled.set(true);
+                        }
+                        Order::End => assert!(
+                            !settled.get() || well.get() == hosts.len(),
+                            "{} of {} have no answer, though nothing is wrong",
+                            hosts.len() - well.get(),
+                            hosts.len()
+                        ),
+                        Order::Restart => {}
+                    }
+                    (0..LANES).for_each(|n| units.wake(FIRST + n));
+                }
+            } else if let Some(lane) = unit.checked_sub(FIRST) {
+                assert!(application(|| lanes[lane].as_mut().poll(cx)).is_pending(), "for ever");
+            }
+        }
+        Poll::Pending
+    })
+    .await;
+}
+
+/// Asks what every server answers, until it is answered as it is to be.
+async fn look_whether_well(world: &World, session: Session, host: &str) {
+    for _ in 0..TRIES {
+        let script = VecDeque::from([
+            Part::Say(b"GET /ping HTTP/1.1\r\nHost: h\r\n".to_vec()),
+            Part::Say(b"Connection: close\r\n\r\n".to_vec()),
+        ]);
+        let heard = live(world, session, host, script, PROMPT).await;
+        if heard
+            .map(|heard| Answers::read(&heard))
+            .is_some_and(|it| it.whole && it.codes == [200] && it.body == b"OK")
+        {
+            return;
+        }
+        watch::count("visited in vain");
+    }
+    panic!("{host} does not answer, though nothing is wrong");
+}
+
+/// Lives a visit; what was answered, if it came to that and was that host.
+async fn live(
+    world: &World,
+    session: Session,
+    host: &str,
+    mut script: VecDeque<Part>,
+    patience: Span,
+) -> Option<Vec<u8>> {
+    let mut clock = Clock::of_session(world, session);
+    let end = clock.now().after(patience);
+    let address: Address = format!("{host}:80").parse().expect("an address");
+    let mut dials = Dials(world.clone(), session);
+    let mut pipe = {
+        let mut dial = pin!(dials.dial(&address));
+        let dialed = poll_fn(|cx| match dial.as_mut().poll(cx) {
+            Poll::Ready(dialed) => Poll::Ready(dialed.ok()),
+            Poll::Pending => clock.poll_until(cx, end).map(|()| None),
+        });
+        dialed.await?
+    };
+    let (mut hears, mut pause) = (Instant::from_micros(0), None);
+    let mut heard = Vec::new();
+    poll_fn(|cx| {
+        let mut buf = [0; 200];
+        loop {
+            let now = clock.now();
+            let (mut moved, mut alarm) = (false, end);
+            match script.front_mut() {
+                Some(Part::Say(bytes)) => {
+                    match pipe.poll_write(cx, Transmit { head: bytes, body: &[] }) {
+                        Poll::Ready(Ok(n)) => {
+                            bytes.drain(..n);
+                            moved = true;
+                            if bytes.is_empty() {
+                                script.pop_front();
+                            }
+                        }
+                        Poll::Ready(Err(_)) => {
+                            // What was said before may still come.
+                            script.clear();
+                            moved = true;
+                        }
+                        Poll::Pending => {}
+                    }
+                }
+                Some(Part::Pause(span)) => {
+                    let until = *pause.get_or_insert(now.after(*span));
+                    if until <= now {
+                        pause = None;
+                        script.pop_front();
+                        moved = true;
+                    } else {
+                        alarm = alarm.min(until);
+                    }
+                }
+                Some(Part::Deaf(span)) => {
+                    hears = now.after(*span);
+                    script.pop_front();
+                    moved = true;
+                }
+                Some(Part::Close) => match pipe.poll_close(cx) {
+                    Poll::Ready(_) => {
+                        script.clear();
+                        moved = true;
+                    }
+                    Poll::Pending => {}
+                },
+                None => {}
+            }
+            if hears <= now {
+                match pipe.poll_read(cx, &mut buf) {
+                    Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(()),
+                    Poll::Ready(Ok(n)) => {
+                        heard.extend_from_slice(&buf[..n]);
+                        moved = true;
+                    }
+                    Poll::Pending => {}
+                }
+            } else {
+                alarm = alarm.min(hears);
+            }
+            if end <= now {
+                return Poll::Ready(());
+            }
+            if !moved {
+                let due = clock.poll_until(cx, alarm);
+                // The end of time comes, and no clock shows it.
+                if due.is_pending() || alarm == end {
+                    return due;
+                }
+            }
+        }
+    })
+    .await;
+    let theirs = pipe.is_of(host);
+    drop(pipe);
+    if !theirs {
+        watch::count("visited somebody else");
+        return None;
+    }
+    watch::tell(session, || format!("was answered {}", heard.escape_ascii()));
+    Some(heard)
+}
+
+impl Answers {
+    /// All answers; panics if anything is not HTTP.
+    fn read(mut heard: &[u8]) -> Self {
+        let mut answers = Self { whole: true, ..Self::default() };
+        while !heard.is_empty() {
+            let Some(at) = heard.windows(4).position(|it| it == b"\r\n\r\n") else {
+                answers.whole = false;
+                return answers;
+            };
+            let head = std::str::from_utf8(&heard[..at]).expect("text");
+            let mut lines = head.split("\r\n");
+            let status = lines.next().expect("a line");
+            let code = status.strip_prefix("HTTP/1.").and_then(|rest| rest.get(2..5)?.parse().ok());
+            let code: u16 = code.unwrap_or_else(|| panic!("no HTTP: {status}"));
+            let (mut len, mut chunked) = (None, false);
+            for line in lines {
+                let (name, value) = line.split_once(": ").expect("a header line");
+                match name.to_ascii_lowercase().as_str() {
+                    "content-length" => len = Some(value.parse::<usize>().expect("a number")),
+                    "transfer-encoding" => chunked = value == "chunked",
+                    _ => {}
+                }
+            }
+            answers.codes.push(code);
+            let rest = &heard[at + 4..];
+            let body = match (code, chunked, len) {
+                (100, ..) => Some((Vec::new(), rest)),
+                (_, true, _) => dechunk(rest),
+                (_, false, Some(len)) => {
+                    rest.split_at_checked(len).map(|(body, rest)| (body.to_vec(), rest))
+                }
+                // To the end of the connection.
+                (_, false, None) => Some((rest.to_vec(), &rest[rest.len()..])),
+            };
+            let Some((body, rest)) = body else {
+                answers.whole = false;
+                return answers;
+            };
+            answers.body = body;
+            heard = rest;
+        }
+        answers
+    }
+}
+
+/// A body in chunks, and what follows; none if it is not all there.
+fn dechunk(mut bytes: &[u8]) -> Option<(Vec<u8>, &[u8])> {
+    let mut body = Vec::new();
+    loop {
+        let at = bytes.windows(2).position(|it| it == b"\r\n")?;
+        let len = std::str::from_utf8(&bytes[..at])
+            .ok()
+            .and_then(|it| usize::from_str_radix(it, 16).ok());
+        let len = len.expect("the length of a chunk");
+        let (chunk, rest) = bytes[at + 2..].split_at_checked(len)?;
+        body.extend_from_slice(chunk);
+        let (end, rest) = rest.split_at_checked(2)?;
+        assert_eq!(end, b"\r\n", "the end of a chunk");
+        bytes = rest;
+        if len == 0 {
+            return Some((body, bytes));
+        }
+    }
+}
+
+/// What a directory is asked.
+const OF_DIRECTORY: &[(&str, &str)] = &[
+    ("GET", "/lookup?topic=feed"),
+    ("GET", "/lookup?topic=nobody"),
+    ("GET", "/topics"),
+    ("GET", "/channels?topic=feed"),
+    ("GET", "/nodes"),
+    ("GET", "/debug"),
+    ("POST", "/topic/create?topic=feed"),
+    ("POST", "/topic/delete?topic=nobody"),
+    ("POST", "/channel/create?topic=feed&channel=c"),
+    ("POST", "/topic/tombstone?topic=feed&node=nobody:4151"),
+];
+
+/// What a node is asked.
+const OF_NODE: &[(&str, &str)] = &[
+    ("GET", "/stats"),
+    ("GET", "/stats?format=json"),
+    ("GET", "/config/nsqlookupd_tcp_addresses"),
+    ("POST", "/topic/create?topic=x"),
+    ("POST", "/topic/empty?topic=x"),
+    ("POST", "/channel/create?topic=x&channel=c"),
+    ("POST", "/pub?topic=x"),
+    ("POST", "/pub?topic=z&defer=1000"),
+    ("POST", "/pub?topic=x"),
+    ("POST", "/mpub?topic=x"),
+    ("POST", "/mpub?topic=z"),
+    ("POST", "/mpub?topic=z&binary=true"),
+];
+
+/// What everybody is asked.
+const OF_ALL: &[(&str, &str)] = &[
+    ("GET", "/ping"),
+    ("HEAD", "/ping"),
+    ("GET", "/info"),
+    ("GET", "/nowhere"),
+    ("DELETE", "/ping"),
+    ("POST", "/topic/create?topic=$"),
+    ("POST", "/topic/delete"),
+];
+
+impl Visit {
+    fn random(random: &mut Random, hosts: &[(String, bool)]) -> Self {
+        let host = random.below(hosts.len() as u64) as usize;
+        let own = if hosts[host].1 { OF_NODE } else { OF_DIRECTORY };
+        let mut visit = Self { host, script: VecDeque::new(), requests: 0, heads: false };
+        let hasty = random.one_in(3);
+        for _ in 0..random.pick(&[1, 1, 2, 4]) {
+            if random.one_in(12) {
+                visit.script.push_back(Part::Deaf(Span::from_millis(random.pick(&[500, 20_000]))));
+            }
+            let from = if random.one_in(3) { OF_ALL } else { own };
+            let (method, path) = random.pick(from);
+            let mut head =
+                format!("{method} {path} HTTP/1.{}\r\nHost: h\r\n", random.pick(&[1, 1, 1, 0]));
+            if random.one_in(4) {
+                head.push_str(
+                    random.pick(&["Connection: close\r\n", "Connection: keep-alive\r\n"]),
+                );
+            }
+            visit.heads |= method == "HEAD";
+            let bodied = method == "POST" || random.one_in(8);
+            let len = if bodied { random.pick(&[0, 1, 10, 60, 300, 2000, 20_000]) } else { 0 };
+            match random.below(if bodied { 16 } else { 40 }) {
+                0 => head.push_str("Transfer-Encoding: chunked\r\n"),
+                1 => head.push_str("Content-Length: 99999999999\r\n"),
+                2 | 3 => {
+                    head.push_str(&format!("Content-Length: {len}\r\nExpect: 100-continue\r\n"))
+                }
+                _ if len > 0 => head.push_str(&format!("Content-Length: {len}\r\n")),
+                _ => {}
+            }
+            if random.one_in(20) {
+                head.push_str(&format!("X: {}\r\n", "y".repeat(random.pick(&[300, 1200]))));
+            }
+            head.push_str("\r\n");
+            let line = random.pick(&[1, 7, 50, 700, 30_000]);
+            let body = (0..len).map(|n| if n % line == line - 1 { b'\n' } else { b'b' });
+            let mut request: Vec<u8> = head.into_bytes().into_iter().chain(body).collect();
+            visit.requests += 1;
+            if random.one_in(20) {
+                // Whatever this is: each line may be one.
+                request = (0..random.between(1, 300)).map(|_| random.below(256) as u8).collect();
+                visit.requests += request.len();
+            } else if len > 0 {
+                // Of a body that is refused, or not announced, the rest may be taken for requests.
+                visit.requests += len;
+            }
+            let stops = random.one_in(10);
+            if stops {
+                request.truncate(random.below(request.len() as u64) as usize);
+            }
+            let cut = random.below(request.len() as u64 + 1) as usize;
+            let second = request.split_off(cut);
+            for piece in [request, second] {
+                if !piece.is_empty() {
+                    visit.script.push_back(Part::Say(piece));
+                }
+                if !hasty && random.one_in(4) {
+                    let ms = random.pick(&[10, 300, 5000, 12_000, 40_000]);
+                    visit.script.push_back(Part::Pause(Span::from_millis(ms)));
+                }
+            }
+            if stops {
+                break;
+            }
+        }
+        if random.one_in(4) {
+            visit.script.push_back(Part::Close);
+        }
+        visit
+    }
+}
