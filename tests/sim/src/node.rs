@@ -33,8 +33,11 @@ const CHANNELS: usize = 5;
 const CLIENTS: usize = 3;
 const IN_FLIGHT: usize = 8;
 const PEERS: usize = 2;
-/// Its clients' sessions, the one that refuses, and its nsqlookupds'.
-const SESSIONS: usize = CLIENTS + 1 + PEERS;
+const HTTP: usize = 2;
+/// Its clients' sessions and the one that refuses, those over HTTP likewise, and its nsqlookupds'.
+const FIRST_HTTP: usize = CLIENTS + 1;
+const FIRST_PEER: usize = FIRST_HTTP + HTTP + 1;
+const SESSIONS: usize = FIRST_PEER + PEERS;
 
 const LANES: u8 = 2;
 
@@ -52,7 +55,8 @@ pub(crate) struct Daemon {
     world: World,
     me: usize,
     setup: Rc<Setup>,
-    port: Port,
+    tcp: Port,
+    http: Port,
     state: Rc<State>,
 }
 
@@ -82,7 +86,7 @@ impl Daemon {
         world: &World,
         me: usize,
         name: String,
-        port: Port,
+        (tcp, http): (Port, Port),
         (lookupds, max_rdy_count): (usize, u16),
         random: &mut Random,
     ) -> Self {
@@ -110,7 +114,7 @@ impl Daemon {
         watch::say(|| format!("node{me} is {name}, {blocks} blocks, at {lookupds:?}: {config:?}"));
         let favourite = random.below(10);
         let setup = Rc::new(Setup { name, config, lookup, lookupds, blocks, favourite });
-        Self { world: world.clone(), me, setup, port, state: Rc::default() }
+        Self { world: world.clone(), me, setup, tcp, http, state: Rc::default() }
     }
 }
 
@@ -120,13 +124,18 @@ impl Actor for Daemon {
         for session in 0..CLIENTS {
             watch::add((self.me, session), watch::NODE);
         }
-        for session in CLIENTS + 1..SESSIONS {
+        for n in 0..HTTP {
+            watch::add((self.me, FIRST_HTTP + n), watch::HTTP);
+        }
+        for session in FIRST_PEER..SESSIONS {
             watch::add_shared((self.me, session), watch::PEER);
         }
         self.state.lives.set(self.state.lives.get() + 1);
-        self.port.set_up(&self.world, true);
+        self.tcp.set_up(&self.world, true);
+        self.http.set_up(&self.world, true);
         let (world, setup, state) = (self.world.clone(), self.setup.clone(), self.state.clone());
-        (Box::pin(run(world, self.me, setup, state, self.port.clone(), desk.clone())), desk)
+        let ports = (self.tcp.clone(), self.http.clone());
+        (Box::pin(run(world, self.me, setup, state, ports, desk.clone())), desk)
     }
 
     fn seen(&mut self, _: Session, _: ConnId, seen: Seen) {
@@ -138,7 +147,8 @@ impl Actor for Daemon {
     }
 
     fn died(&mut self) {
-        self.port.set_up(&self.world, false);
+        self.tcp.set_up(&self.world, false);
+        self.http.set_up(&self.world, false);
         self.state.waits.set(None);
         self.state.stop.set(false);
         self.state.stopped.set(false);
@@ -152,7 +162,7 @@ async fn run(
     me: usize,
     setup: Rc<Setup>,
     state: Rc<State>,
-    port: Port,
+    (port, http): (Port, Port),
     desk: Rc<Desk>,
 ) {
     let units = &desk.units;
@@ -174,25 +184,37 @@ async fn run(
     )));
     port.set_tap(tap.clone());
     let mut store = vec![0xee; setup.blocks * 66];
-    let mut resources =
-        node::Resources::<NoopRawMutex, TOPICS, CHANNELS, CLIENTS, IN_FLIGHT, 0, PEERS, 64>::new();
+    let mut resources = node::Resources::<
+        NoopRawMutex,
+        TOPICS,
+        CHANNELS,
+        CLIENTS,
+        IN_FLIGHT,
+        HTTP,
+        PEERS,
+        64,
+    >::new();
     let (serving, peers) = (Rc::new(RefCell::default()), Rc::new(RefCell::default()));
     peers.replace(VecDeque::from([Role::Handle]));
     let plan = VecDeque::from([Role::Runner(peers.clone()), Role::Runner(serving.clone())]);
     let clock = Clock::of_plan(&world, me, Rc::new(RefCell::new(plan)));
-    let mut next = 0;
+    let (mut next, mut visited) = (0, 0);
     let ports = Ports {
         tcp: Slots::new(|| {
             next += 1;
             let (world, port, session) = (world.clone(), port.clone(), (me, next - 1));
             Listens { world, port, session, tap: Some(tap.clone()) }
         }),
-        http: Slots::NONE,
+        http: Slots::new(|| {
+            visited += 1;
+            let (world, port) = (world.clone(), http.clone());
+            Listens { world, port, session: (me, FIRST_HTTP + visited - 1), tap: None }
+        }),
     };
-    const HTTP: &HttpConfig<'_> = &HttpConfig::new();
+    let http = HttpConfig::new();
     let settings =
-        Settings { node: &config, http: HTTP, lookup: &lookup, lookupds: &setup.lookupds };
-    let dialers = std::array::from_fn(|n| Dials(world.clone(), (me, CLIENTS + 1 + n)));
+        Settings { node: &config, http: &http, lookup: &lookup, lookupds: &setup.lookupds };
+    let dialers = std::array::from_fn(|n| Dials(world.clone(), (me, FIRST_PEER + n)));
     let (handle, mut runner) =
         node::new(&mut resources, settings, &mut store, ports, dialers, clock)
             .expect("a good configuration");
@@ -230,8 +252,8 @@ async fn run(
 
     loop {
         // Clones of the runners' clocks from here on are the sessions'.
-        serving.replace((0..=CLIENTS).map(Role::Session).collect());
-        peers.replace((CLIENTS + 1..SESSIONS).map(Role::Session).collect());
+        serving.replace((0..FIRST_PEER).map(Role::Session).collect());
+        peers.replace((FIRST_PEER..SESSIONS).map(Role::Session).collect());
         let mut run = pin!(runner.run());
         let mut begins = true;
         let again = poll_fn(|_| {
@@ -289,7 +311,10 @@ fn print(handle: &Node<'_>, listed: &Listed<'_>) -> impl PartialEq + use<> {
             let seat = node.status(n).map(|it| (it.state, it.ready, it.in_flight, it.messages));
             (seat, node.client(n).map(|session| (session.link(), session.deadline())))
         });
-        (node.version(), node.topology(), node.counters(), node.store(), sessions)
+        let http: [_; HTTP] = std::array::from_fn(|n| {
+            node.http(n).map(|session| (session.link(), session.deadline()))
+        });
+        (node.version(), node.topology(), node.counters(), node.store(), sessions, http)
     });
     let lookup = listed.look(|lookup| {
         let deadlines: [_; PEERS] =
@@ -313,10 +338,14 @@ fn read_states(handle: &Node<'_>, listed: &Listed<'_>, me: usize) {
             };
             watch::set_word((me, n), state);
         }
+        for n in 0..HTTP {
+            let link = node.http(n).map(|session| session.link());
+            watch::set_http((me, FIRST_HTTP + n), link);
+        }
     });
     for n in 0..PEERS {
         let state = listed.look(|lookup| lookup.status(n).map(|status| status.state));
-        watch::set_state((me, CLIENTS + 1 + n), &state.flatten().expect("a peer"));
+        watch::set_state((me, FIRST_PEER + n), &state.flatten().expect("a peer"));
     }
 }
 
@@ -397,6 +426,10 @@ fn obey(
             }
         }
         Order::Settled(mut random) => {
+            // What was published over HTTP is for nobody.
+            for topic in OTHERS {
+                let _ = handle.delete_topic(&TopicName::new(topic).expect("a name"));
+            }
             handle.unpause_topic(&feed).expect("it is there");
             // Nobody may have subscribed yet.
             let _ = handle.unpause_channel(&feed, &channel);

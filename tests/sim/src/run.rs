@@ -113,8 +113,7 @@ impl Stage {
         let directories = ours.iter().filter(|ours| **ours).count();
         let first_node = registrars + consumers;
         let first_directory = first_node + nodes;
-        // Of those that are asked over HTTP one is ours.
-        let visitors = if directories > 0 { random.pick(&[0, 1]) } else { 0 };
+        let visitors = random.pick(&[0, 0, 1]);
         let actors = first_directory + directories + visitors;
         let clock = random.pick(&[0, 0, 1, 1 << 32, 1 << 62]);
         let world = World::new(random.below(u64::MAX), actors, clock);
@@ -142,6 +141,8 @@ impl Stage {
                 world.add_host(format!("web{n}"), Box::new(Web::new(all)));
             }
         }
+        let stats: Vec<_> =
+            (0..nodes).map(|n| world.add_port(format!("stat{n}"), first_node + n)).collect();
         let mut all: Vec<Box<dyn Actor>> = Vec::new();
         for me in 0..registrars {
             all.push(Box::new(Registrar::new(&world, me, lookupds, random)));
@@ -156,15 +157,17 @@ impl Stage {
                 random,
             )));
         }
-        for (n, port) in ports.into_iter().enumerate() {
+        for (n, ports) in ports.into_iter().zip(stats).enumerate() {
             let (me, name) = (first_node + n, format!("nsqd{n}"));
-            all.push(Box::new(Daemon::new(&world, me, name, port, (lookupds, rdy), random)));
+            all.push(Box::new(Daemon::new(&world, me, name, ports, (lookupds, rdy), random)));
         }
         for (n, ports) in listing.into_iter().zip(asked).enumerate() {
             all.push(Box::new(Lists::new(&world, first_directory + n, ports, random)));
         }
         let visited = ours.iter().enumerate().filter(|(_, ours)| **ours);
-        let visited: Vec<_> = visited.map(|(n, _)| (format!("web{n}"), false)).collect();
+        let visited = visited.map(|(n, _)| (format!("web{n}"), false));
+        let visited: Vec<_> =
+            visited.chain((0..nodes).map(|n| (format!("stat{n}"), true))).collect();
         for n in 0..visitors {
             all.push(Box::new(Visitor::new(
                 &world,
@@ -176,7 +179,7 @@ impl Stage {
             world.push(0, Due::Start(me));
         }
         let slots = all.into_iter().map(|actor| Slot { actor, process: None }).collect();
-        Self { world, slots, hosts: nodes + 2 * lookupds, random: random.fork() }
+        Self { world, slots, hosts: 2 * nodes + 2 * lookupds, random: random.fork() }
     }
 
     /// Model servers, and those who need them.

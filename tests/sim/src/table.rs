@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use crate::watch::{Coverage, Event, Kind, MACHINES, NODE, PRODUCER};
+use crate::watch::{Coverage, Event, HTTP, Kind, MACHINES, NODE, PRODUCER};
 
 /// The tables, for a person to read.
 pub fn text(coverage: &Coverage) -> String {
@@ -38,8 +38,10 @@ pub fn text(coverage: &Coverage) -> String {
     text
 }
 
-/// From so many seeds on, everything that is possible has happened.
+/// From so many seeds on, everything that is possible has happened, but what is rare.
 const ENOUGH: u64 = 20_000;
+/// From so many on, that has as well.
+const PLENTY: u64 = 1_000_000;
 
 const PUBLISHER: Kind = 0;
 const PEER: Kind = 1;
@@ -237,10 +239,32 @@ const IMPOSSIBLE: &[(Kind, &[&str], &[Event], &str)] = {
             &[Up, DialFailed],
             "it has a connection",
         ),
+        (HTTP, ALL, &[Configure], "it has nobody to connect to"),
+        (HTTP, ALL, ANSWERS, "what it reads are requests"),
+        (HTTP, &["Down"], SERVED, "there is no transport"),
+        (
+            HTTP,
+            &["Idle", "Head", "Body", "Held", "Answer", "Linger", "Closing"],
+            &[Up, DialFailed],
+            "it has a connection",
+        ),
+        (
+            HTTP,
+            &["Idle", "Head", "Linger", "Closing"],
+            &[Wrote, WrotePart, Blocked, WriteError],
+            "there is nothing to write",
+        ),
+        (
+            HTTP,
+            &["Held"],
+            &[ReadError, End, Heard],
+            "nothing is read while what was read before is held back",
+        ),
     ]
 };
 
-/// What happens now and then, but not in any twenty thousand worlds: as [`IMPOSSIBLE`].
+/// What happens now and then, but not in any twenty thousand worlds: as [`IMPOSSIBLE`]. In a million
+/// it does.
 const RARE: &[(Kind, &[&str], &[Event], &str)] = {
     use Event::*;
     &[
@@ -288,6 +312,24 @@ const RARE: &[(Kind, &[&str], &[Event], &str)] = {
             &[Stop, Dropped, WriteError],
             "closing lasts only until the other side hangs up, a second at most",
         ),
+        (
+            HTTP,
+            &["Body", "Held"],
+            &[Stop, Dropped, ClockJump, Wrote, WrotePart, Blocked, WriteError, ReadError, Closed],
+            "what is written before the answer is 25 bytes, and few bodies take long",
+        ),
+        (
+            HTTP,
+            &["Answer"],
+            &[Work, Stop, Dropped, ClockJump],
+            "answering lasts only as long as the transport does not take what is left",
+        ),
+        (
+            HTTP,
+            &["Linger", "Closing"],
+            &[Stop, Dropped, ClockJump],
+            "closing lasts only until the other side hangs up, a second at most",
+        ),
         (PRODUCER, &["Greeting"], &[End], "a node says who it is before anything else"),
         (
             PRODUCER,
@@ -317,7 +359,7 @@ pub fn gaps(coverage: &Coverage, seeds: u64) -> Vec<String> {
                     Some((.., why)) if times > 0 => gaps.push(format!(
                         "{pair} happened {times} times, though it is listed as impossible: {why}"
                     )),
-                    None if times == 0 && seeds >= ENOUGH && !rare => {
+                    None if times == 0 && seeds >= if rare { PLENTY } else { ENOUGH } => {
                         gaps.push(format!(
                             "{pair} never happened, and is not listed as impossible"
                         ));

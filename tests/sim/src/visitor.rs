@@ -24,8 +24,8 @@ use crate::world::{Clock, Dials, World};
 const LANES: usize = 2;
 /// The units of the lanes, behind those that all processes have.
 const FIRST: usize = 2;
-/// No visit takes longer.
-const PATIENCE: Span = Span::from_secs(90);
+/// No visit takes longer: they are over, and one that waited as well, when everything is well.
+const PATIENCE: Span = Span::from_secs(60);
 /// When everything is well an answer comes within this time, once a connection was accepted.
 const PROMPT: Span = Span::from_secs(10);
 /// How often it comes again if it is turned away.
@@ -132,7 +132,7 @@ async fn run(world: World, me: usize, hosts: Rc<Vec<(String, bool)>>, desk: Rc<D
                     match order {
                         Order::Act(mut random) => {
                             // Who is late goes away.
-                            visits.borrow_mut().truncate(LANES);
+                            visits.borrow_mut().clear();
                             visits.borrow_mut().push_back(Visit::random(&mut random, &hosts));
                         }
                         Order::Settled(_) => {
@@ -409,7 +409,11 @@ impl Visit {
             }
             visit.heads |= method == "HEAD";
             let bodied = method == "POST" || random.one_in(8);
-            let len = if bodied { random.pick(&[0, 1, 10, 60, 300, 2000, 20_000]) } else { 0 };
+            let len = match random.below(40) {
+                _ if !bodied => 0,
+                0 => 17_000,
+                _ => random.pick(&[0, 1, 10, 60, 300, 2000]),
+            };
             match random.below(if bodied { 16 } else { 40 }) {
                 0 => head.push_str("Transfer-Encoding: chunked\r\n"),
                 1 => head.push_str("Content-Length: 99999999999\r\n"),

@@ -395,6 +395,11 @@ pub(crate) fn set_http(session: Session, link: Option<Link>) {
     }
 }
 
+/// Whether a session is one of the core's.
+pub(crate) fn knows(session: Session) -> bool {
+    WATCH.with_borrow(|watch| watch.sessions.get(session).is_some())
+}
+
 /// What a session holds against its connection, other than that the server refused something.
 pub(crate) fn fault(session: Session) -> Option<String> {
     WATCH.with_borrow(|watch| watch.sessions.get(session)?.fault.clone())
