@@ -449,11 +449,14 @@ impl Inner {
         let mut random = self.random.fork();
         let host = &self.hosts[at];
         let squeezed = host.squeezed > self.now;
-        // What is asked over HTTP is long, asked often, and always the same.
+        // Byte by byte is what takes a simulation most of its time, and over HTTP it is always the
+        // same bytes.
         let asked = ["web", "stat"].iter().any(|kind| host.name.starts_with(kind));
-        let piece = match random.pick(&[1, 7, 100, 10_000, 10_000]) {
-            1 if asked && !random.one_in(8) => 30,
-            piece => piece,
+        let piece = match random.below(if asked { 80 } else { 12 }) {
+            0 => 1,
+            1 => 7,
+            2..5 => 100,
+            _ => 10_000,
         };
         let conn = Conn {
             session,
