@@ -341,9 +341,7 @@ impl ConnectionSession<'_, '_> {
         self.connection.news = News::Connected;
         self.connection.talk.why = Why::None;
         self.hear();
-        // Above what a share counts there is nothing to want.
-        let cap = u16::try_from(self.connection.talk.granted.max_rdy_count()).unwrap_or(u16::MAX);
-        self.shared.window.join(self.id, cap);
+        self.shared.window.join(self.id, self.connection.talk.granted.max_rdy_count());
         self.shared.adjust();
         // Also if nothing is wanted of it: who waits for events is to hear of it.
         self.shared.changed();

@@ -33,26 +33,29 @@ pub(super) struct Share {
     target: u16,
     /// Messages delivered and not answered.
     in_flight: u16,
-    /// The server's `max_rdy_count`.
-    cap: u16,
-    // 16 bits, which makes it 16 bytes: of others, the compiler counts them by a division.
+    /// The server's `max_rdy_count`; 0 of one that takes no part.
+    // 32 bits, which makes it 16 bytes: of others, the compiler counts them by a division.
+    cap: u32,
     /// Intervals since the last message.
     quiet: u16,
     /// Intervals since its turn began.
     turns: u16,
-    live: bool,
 }
 
 impl Share {
     pub(super) const NONE: Self =
-        Self { rdy: 0, held: 0, target: 0, in_flight: 0, cap: 0, quiet: 0, turns: 0, live: false };
+        Self { rdy: 0, held: 0, target: 0, in_flight: 0, cap: 0, quiet: 0, turns: 0 };
 
     fn committed(&self) -> u16 {
         self.rdy.max(self.held).max(self.in_flight)
     }
 
+    fn is_live(&self) -> bool {
+        self.cap > 0
+    }
+
     fn has_turn(&self) -> bool {
-        self.live && self.target > 0 && self.rdy > 0
+        self.target > 0 && self.rdy > 0
     }
 
     /// How long it has been time to pass the turn on; an idle one goes first, of several the one
@@ -83,10 +86,11 @@ impl<'a> Window<'a> {
         Self { shares, limit: 0, cursor: 0 }
     }
 
-    /// A connection takes part from now on, with an RDY of 0.
-    pub(super) fn join(&mut self, id: u8, cap: u16) {
+    /// A connection takes part from now on, with an RDY of 0: it is new, or has
+    /// [left](Self::leave).
+    pub(super) fn join(&mut self, id: u8, cap: u32) {
         if let Some(share) = self.get(id) {
-            *share = Share { cap: cap.min(RDY_MAX), live: true, ..Share::NONE };
+            share.cap = cap.min(RDY_MAX);
         }
         self.spread();
     }
@@ -102,7 +106,7 @@ impl<'a> Window<'a> {
     /// It gets nothing more; what is in flight stays so.
     pub(super) fn retire(&mut self, id: u8) {
         if let Some(share) = self.get(id) {
-            share.live = false;
+            share.cap = 0;
             share.target = 0;
             // nsqd delivers nothing after CLS, but for what is on its way.
             share.held = share.committed();
@@ -242,7 +246,7 @@ impl<'a> Window<'a> {
     }
 
     fn live(&self) -> u16 {
-        self.shares.iter().filter(|share| share.live).count() as u16
+        self.shares.iter().filter(|share| share.is_live()).count() as u16
     }
 
     /// Gives the next waiting connection its turn; says whether there was one.
@@ -254,7 +258,7 @@ impl<'a> Window<'a> {
             let at = self.cursor;
             self.cursor = at.wrapping_add(1);
             if let Some(share) = self.get(at)
-                && share.live
+                && share.is_live()
                 && share.target == 0
             {
                 share.target = 1;
@@ -268,9 +272,8 @@ impl<'a> Window<'a> {
 
     /// Decides anew what each is to be told.
     fn spread(&mut self) {
-        let mut open = self.live();
         let mut left = self.limit;
-        if open > left {
+        if self.live() > left {
             // Who has one keeps it.
             for share in self.shares.iter_mut() {
                 let keeps = share.target > 0 && left > 0;
@@ -282,44 +285,33 @@ impl<'a> Window<'a> {
             }
             return;
         }
-        // Those that cannot take an equal part get what they can take, until the others can.
+        // All get the same, as far as each can take it: as much as goes round. Bit by bit, without a
+        // division: a core without a divider would link a function for it.
+        let limit = u32::from(left);
+        let mut part = 0;
+        for bit in (0..16).rev() {
+            let more = part | 1 << bit;
+            if self.sum(more) <= limit {
+                part = more;
+            }
+        }
+        // What is left goes to the first of those that can take more.
+        let mut left = limit.wrapping_sub(self.sum(part));
         for share in self.shares.iter_mut() {
-            share.target = if share.live { OPEN } else { 0 };
-        }
-        let (mut part, mut more) = divide(left, open);
-        let full = |share: &Share, part: u16| share.target == OPEN && share.cap <= part;
-        while let Some(share) = self.shares.iter_mut().find(|share| full(share, part)) {
-            share.target = share.cap;
-            left = left.wrapping_sub(share.cap);
-            open = open.wrapping_sub(1);
-            (part, more) = divide(left, open);
-        }
-        for share in self.shares.iter_mut().filter(|share| share.target == OPEN) {
-            share.target = part.wrapping_add((more > 0).into());
-            more = more.saturating_sub(1);
+            let more = u32::from(left > 0 && share.cap > part);
+            left = left.wrapping_sub(more);
+            share.target = share.cap.min(part).wrapping_add(more) as u16;
         }
     }
-}
 
-/// Quotient and rest, (0, `n`) of a division by zero. Bit by bit: a core without a divider would link
-/// a function four times as long.
-fn divide(n: u16, by: u16) -> (u16, u16) {
-    let (mut part, mut rest) = (0, u32::from(n));
-    for bit in (0..16).rev() {
-        let less = rest.wrapping_sub(u32::from(by) << bit);
-        if by > 0 && less <= rest {
-            rest = less;
-            part |= 1 << bit;
-        }
+    /// How much all have if each gets `part`, as far as it can take that.
+    fn sum(&self, part: u32) -> u32 {
+        self.shares.iter().fold(0, |sum: u32, share| sum.wrapping_add(share.cap.min(part)))
     }
-    (part, rest as u16)
 }
 
 /// The largest RDY.
-const RDY_MAX: u16 = u16::MAX - 1;
-
-/// As target: not decided yet.
-const OPEN: u16 = u16::MAX;
+const RDY_MAX: u32 = u16::MAX as u32 - 1;
 
 #[cfg(test)]
 mod tests {
@@ -346,7 +338,7 @@ mod tests {
     }
 
     /// Joined one after the other, each told before the next joins.
-    fn joined(connections: usize, limit: u16, cap: u16) -> Vec<u16> {
+    fn joined(connections: usize, limit: u16, cap: u32) -> Vec<u16> {
         let mut shares = vec![Share::NONE; connections];
         let mut window = Window::new(&mut shares);
         window.set_limit(limit);
@@ -378,8 +370,8 @@ mod tests {
             (5, 2, 2500, &[1, 1, 0, 0, 0]),
             (3, 100, 10, &[10, 10, 10]),
             (3, 0, 2500, &[0, 0, 0]),
-            (2, u16::MAX, u16::MAX, &[32768, 32767]),
-            (1, u16::MAX, u16::MAX, &[RDY_MAX]),
+            (2, u16::MAX, u32::MAX, &[32768, 32767]),
+            (1, u16::MAX, u32::MAX, &[RDY_MAX as u16]),
             (2, 7, 0, &[0, 0]),
         ] {
             assert_eq!(joined(connections, limit, cap), want, "{connections} share {limit}");
