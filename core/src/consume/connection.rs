@@ -419,7 +419,7 @@ impl ConnectionSession<'_, '_> {
     /// A message had no room: it is answered at once, if there is room for that.
     fn on_skipped(&mut self, why: NoRoom) {
         let shared = &mut *self.shared;
-        let Some((head, _)) = MessageHead::parse(&self.connection.text) else { return };
+        let Some((attempts, id)) = MessageHead::parse_brief(&self.connection.text) else { return };
         let config = shared.config;
         let mut answer = Answer::Requeue(NO_ROOM_DELAY);
         match why {
@@ -427,19 +427,19 @@ impl ConnectionSession<'_, '_> {
             NoRoom::Ever => {
                 count(&mut shared.tally.too_large);
                 let exhausted =
-                    config.is_exhausted(head.attempts) && config.exhausted == Exhausted::Finish;
+                    config.is_exhausted(attempts) && config.exhausted == Exhausted::Finish;
                 if exhausted {
-                    shared.give_up(&head);
+                    shared.give_up(id, attempts);
                 }
                 answer = if exhausted || config.too_large == TooLarge::Finish {
                     Answer::Finish
                 } else {
-                    Answer::Requeue(config.requeue_delay(head.attempts))
+                    Answer::Requeue(config.requeue_delay(attempts))
                 };
             }
         }
         if self.connection.has_room() {
-            self.connection.push_answer(&head.id.0, answer);
+            self.connection.push_answer(&id.0, answer);
         } else {
             // nsqd takes it back when its time is up.
             count(&mut shared.tally.unanswered);

@@ -601,31 +601,29 @@ impl<'a> Consumer<'a> {
 
     /// Hands out the next message. It is to be answered before its time is up.
     pub fn take(&mut self, now: Instant) -> Option<Delivery> {
-        self.take_with_head(now).map(|(delivery, _)| delivery)
-    }
-
-    /// As [`take`](Self::take), with the message's head.
-    #[inline(never)]
-    pub(crate) fn take_with_head(&mut self, now: Instant) -> Option<(Delivery, MessageHead)> {
         let shared = &mut self.shared;
         shared.now = now;
         loop {
             let token = shared.store.take()?;
-            let Some(head) = shared.store.message(token).map(|message| message.head) else {
-                continue;
-            };
-            let exhausted = shared.config.is_exhausted(head.attempts);
+            let attempts = shared.store.attempts(token.slot);
+            let exhausted = shared.config.is_exhausted(attempts);
             if !exhausted || shared.config.exhausted == Exhausted::Deliver {
-                return Some((Delivery { token, exhausted }, head));
+                return Some(Delivery { token, exhausted });
             }
-            shared.give_up(&head);
+            let id = MessageId(shared.store.id(token.slot));
+            shared.give_up(id, attempts);
             let _ = shared.answer(token, Answer::Finish);
         }
     }
 
     /// The message, where it lies, until it is answered.
     pub fn message(&self, token: Token) -> Option<Message<'_>> {
-        self.shared.store.message(token)
+        Message::parse(self.shared.store.message(token)?)
+    }
+
+    /// Its body alone.
+    pub fn body(&self, token: Token) -> Option<&[u8]> {
+        self.shared.store.message(token)?.get(MessageHead::LEN..)
     }
 
     /// The message is done (FIN). While backing off, that is a success.
@@ -671,8 +669,8 @@ impl<'a> Consumer<'a> {
         let delay = match delay {
             Some(delay) => delay.as_millis(),
             None => {
-                let message = shared.store.message(token).ok_or(AnswerError::Unknown)?;
-                shared.config.requeue_delay(message.head.attempts)
+                shared.store.message(token).ok_or(AnswerError::Unknown)?;
+                shared.config.requeue_delay(shared.store.attempts(token.slot))
             }
         };
         shared.answer(token, Answer::Requeue(delay))?;
@@ -877,9 +875,9 @@ impl Shared<'_> {
         self.back_off(wait);
     }
 
-    fn give_up(&mut self, head: &MessageHead) {
+    fn give_up(&mut self, id: MessageId, attempts: u16) {
         count(&mut self.tally.given_up);
-        self.given_up = Some((head.id, head.attempts));
+        self.given_up = Some((id, attempts));
         self.changed();
     }
 

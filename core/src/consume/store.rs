@@ -10,7 +10,6 @@
 
 use crate::time::{Instant, Span};
 use crate::wire::copy;
-use crate::wire::v2::{Message, MessageHead};
 
 /// What is known of a slot's message.
 ///
@@ -78,7 +77,7 @@ impl Slot {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Token {
-    slot: u16,
+    pub(super) slot: u16,
     serial: u32,
 }
 
@@ -206,7 +205,7 @@ impl<'a> Store<'a> {
     #[inline(never)]
     fn supersede(&mut self, new: u16) -> bool {
         let (owner, id) = match self.slots.get(usize::from(new)) {
-            Some(slot) if u16::from_be_bytes(self.piece(new, ATTEMPTS)) > 1 => {
+            Some(slot) if self.attempts(new) > 1 => {
                 (slot.owner, self.id(new))
             }
             // What nearly every message is: delivered for the first time.
@@ -247,14 +246,15 @@ impl<'a> Store<'a> {
         Some(Token { slot: at, serial: slot.serial })
     }
 
-    /// The message that the application has.
-    pub(super) fn message(&self, token: Token) -> Option<Message<'_>> {
+    /// The message that the application has, head and body.
+    pub(super) fn message(&self, token: Token) -> Option<&[u8]> {
         let slot = self.slots.get(usize::from(token.slot))?;
         let has = matches!(slot.state, SlotState::Taken | SlotState::Lost | SlotState::Recalled);
         if !has || slot.serial != token.serial {
             return None;
         }
-        Message::parse(self.data(token.slot)?)
+        let start = self.start(token.slot);
+        self.ring.get(start..start.wrapping_add(slot.len as usize))
     }
 
     /// Whose message it is.
@@ -449,18 +449,12 @@ impl<'a> Store<'a> {
         }
     }
 
-    /// The message's bytes; of a requeued one, whose length is forgotten, its head and more.
-    fn data(&self, at: u16) -> Option<&[u8]> {
-        let slot = self.slots.get(usize::from(at))?;
-        let len = match slot.state {
-            SlotState::Requeued => MessageHead::LEN,
-            _ => slot.len as usize,
-        };
-        let start = self.start(at);
-        self.ring.get(start..start.wrapping_add(len))
+    /// How often the message was delivered.
+    pub(super) fn attempts(&self, at: u16) -> u16 {
+        u16::from_be_bytes(self.piece(at, ATTEMPTS))
     }
 
-    fn id(&self, at: u16) -> [u8; 16] {
+    pub(super) fn id(&self, at: u16) -> [u8; 16] {
         self.piece(at, ID)
     }
 

@@ -166,19 +166,18 @@ impl<'a, M: RawMutex, S: Sleep> Handle<'a, M, S> {
     pub async fn next(&self) -> Message<'a, M, S> {
         let (shared, sleep) = (self.shared, &self.sleep);
         let mut wait = InTurn::new(shared);
-        let (delivery, head) = poll_fn(|cx| {
-            wait.poll_wait(cx.waker(), |client| client.as_consumer()?.take_with_head(sleep.now()))
+        let delivery = poll_fn(|cx| {
+            wait.poll_wait(cx.waker(), |client| client.as_consumer()?.take(sleep.now()))
         })
         .await;
-        Message { shared, sleep: sleep.clone(), delivery, head, answered: false }
+        Message { shared, sleep: sleep.clone(), delivery, answered: false }
     }
 
     /// The next message, if there is one now.
     pub fn try_next(&self) -> Option<Message<'a, M, S>> {
-        let (delivery, head) =
-            self.change(|consumer| consumer.take_with_head(self.sleep.now()))??;
+        let delivery = self.change(|consumer| consumer.take(self.sleep.now()))??;
         let (shared, sleep) = (self.shared, self.sleep.clone());
-        Some(Message { shared, sleep, delivery, head, answered: false })
+        Some(Message { shared, sleep, delivery, answered: false })
     }
 
     /// The next thing to tell. Cancel-safe. With several tasks asking, each event goes to one.
@@ -249,14 +248,15 @@ pub struct Message<'a, M: RawMutex, S: Sleep> {
     shared: &'a Shared<M, Client<'a>>,
     sleep: S,
     delivery: Delivery,
-    head: MessageHead,
     answered: bool,
 }
 
 impl<'a, M: RawMutex, S: Sleep> Message<'a, M, S> {
-    /// Its id, when it was published, and how often it was delivered.
-    pub fn head(&self) -> &MessageHead {
-        &self.head
+    /// Its id, when it was published, and how often it was delivered. `None` only from within a
+    /// look at the consumer.
+    pub fn head(&self) -> Option<MessageHead> {
+        let token = self.delivery.token;
+        self.shared.peek(|client| Some(client.as_consumer()?.message(token)?.head))?
     }
 
     /// Whether it was delivered more than [`Config::max_attempts`] times, which is seen only with
@@ -269,7 +269,7 @@ impl<'a, M: RawMutex, S: Sleep> Message<'a, M, S> {
     /// within a look at the consumer.
     pub fn read<R>(&self, f: impl FnOnce(&[u8]) -> R) -> Option<R> {
         self.shared
-            .peek(|client| Some(f(client.as_consumer()?.message(self.delivery.token)?.body)))?
+            .peek(|client| Some(f(client.as_consumer()?.body(self.delivery.token)?)))?
     }
 
     /// It is done; see [`Consumer::finish`].

@@ -65,7 +65,7 @@ pub trait Commands {
 /// A command that waits for its answer. Dropped, it comes again.
 pub trait Request {
     /// Its id, and how often it was delivered.
-    fn head(&self) -> &MessageHead;
+    fn head(&self) -> Option<MessageHead>;
 
     /// Reads its text.
     fn read<R>(&self, f: impl FnOnce(&[u8]) -> R) -> Option<R>;
@@ -91,7 +91,7 @@ impl<'a, M: RawMutex, S: Sleep> Commands for consumer::Handle<'a, M, S> {
 }
 
 impl<M: RawMutex, S: Sleep> Request for consumer::Message<'_, M, S> {
-    fn head(&self) -> &MessageHead {
+    fn head(&self) -> Option<MessageHead> {
         consumer::Message::head(self)
     }
 
@@ -142,7 +142,7 @@ impl<N: Network, S: Sleep> Node<'_, N, S> {
     async fn serve<C: Commands, B: Board>(&self, commands: &C, board: &mut B) -> N::Ticket {
         loop {
             let request = commands.next().await;
-            let head = *request.head();
+            let Some(head) = request.head() else { continue };
             let Some((id, command)) = request.read(|body| command::read(body, head.id)) else {
                 continue;
             };

@@ -381,8 +381,8 @@ struct Slip<'d> {
 }
 
 impl Request for Slip<'_> {
-    fn head(&self) -> &MessageHead {
-        &self.head
+    fn head(&self) -> Option<MessageHead> {
+        Some(self.head)
     }
 
     fn read<R>(&self, f: impl FnOnce(&[u8]) -> R) -> Option<R> {

@@ -466,7 +466,7 @@ fn check_quiet(
 impl Ledger {
     /// The application is given a message; none if a server made it up.
     fn take(&mut self, message: &Taken<'_>, config: &Config<'_>) -> Option<Name> {
-        let attempts = message.head().attempts;
+        let attempts = message.head().expect("not within a look").attempts;
         let name = message.read(name).expect("not within a look")?;
         let fed = self.fed.get_mut(&name).expect("it was fed");
         assert!(fed.taken.insert(attempts), "{name:?} is handed out twice with {attempts}");

@@ -220,7 +220,7 @@ async fn every_message_is_finished_once_while_servers_restart() {
                         tokio::time::sleep(Duration::from_millis(1)).await;
                     }
                     // Each hundredth fails, the first time.
-                    if number % 100 == 7 && message.head().attempts == 1 {
+                    if number % 100 == 7 && message.head().unwrap().attempts == 1 {
                         let _ =
                             message.requeue(Some(Span::from_millis(u32::from(number % 2 == 1))));
                     } else if message.finish().is_ok() {
@@ -606,7 +606,7 @@ async fn what_fails_too_often_is_given_up_or_marked() {
     let consumer = Consumer::start(config, &[nsqd.tcp_address()], &[]);
     for attempt in 1..=2 {
         let message = consumer.next().await;
-        assert_eq!((message.head().attempts, message.is_exhausted()), (attempt, false));
+        assert_eq!((message.head().unwrap().attempts, message.is_exhausted()), (attempt, false));
         message.requeue(Some(Span::ZERO)).unwrap();
     }
     // It is looked at when it is asked for.
@@ -652,12 +652,12 @@ async fn delays_are_told_and_kept() {
     let mut message = consumer.next().await;
     // The third time its own, which grows with the attempts.
     for (delay, ms) in [(Some(1200), 1200), (Some(0), 0), (None, 900)] {
-        let attempts = message.head().attempts;
+        let attempts = message.head().unwrap().attempts;
         message.requeue(delay.map(Span::from_millis)).unwrap();
         let start = Instant::now();
         message = consumer.next().await;
         let took = start.elapsed();
-        assert_eq!(message.head().attempts, attempts + 1);
+        assert_eq!(message.head().unwrap().attempts, attempts + 1);
         let least = Duration::from_millis(ms);
         assert!((least..least + Duration::from_millis(1500)).contains(&took), "{ms}: {took:?}");
     }
@@ -682,7 +682,7 @@ async fn a_message_dropped_unanswered_comes_again() {
     says(&nsqd, &[("requeue_count", 1)]).await;
     // No failure: it does not back off.
     let message = consumer.next().await;
-    assert_eq!(message.head().attempts, 2);
+    assert_eq!(message.head().unwrap().attempts, 2);
     message.finish().unwrap();
     says(&nsqd, &[("finish_count", 1), ("in_flight_count", 0)]).await;
 }
@@ -762,7 +762,7 @@ async fn an_answer_after_the_time_is_up_is_not_sent() {
     assert_eq!(message.touch(), Err(AnswerError::Late));
     assert_eq!(message.finish(), Err(AnswerError::Late));
     let again = consumer.next().await;
-    assert_eq!(again.head().attempts, 2);
+    assert_eq!(again.head().unwrap().attempts, 2);
     again.finish().unwrap();
     says(&nsqd, &[("finish_count", 1), ("timeout_count", 1), ("in_flight_count", 0)]).await;
     let counters = consumer.handle.counters();
@@ -796,7 +796,7 @@ async fn an_answer_that_comes_when_nsqd_has_taken_the_message_back_is_only_count
     eventually("refused", SOON, async || consumer.handle.counters().refused == 1).await;
     consumer.handle.resume();
     let again = consumer.next().await;
-    assert_eq!(again.head().attempts, 2);
+    assert_eq!(again.head().unwrap().attempts, 2);
     again.finish().unwrap();
     says(&nsqd, &[("finish_count", 1), ("in_flight_count", 0), ("depth", 0)]).await;
     let counters = consumer.handle.counters();
@@ -856,7 +856,7 @@ async fn an_answer_after_the_connection_was_cut_is_not_sent() {
     // nsqd delivers them again when their time is up.
     for _ in 0..3 {
         let message = consumer.next().await;
-        assert_eq!(message.head().attempts, 2);
+        assert_eq!(message.head().unwrap().attempts, 2);
         message.finish().unwrap();
     }
     says(&nsqd, &[("depth", 0), ("in_flight_count", 0), ("timeout_count", 3), ("finish_count", 3)])

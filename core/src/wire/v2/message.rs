@@ -71,6 +71,13 @@ impl MessageHead {
         Some((head, body))
     }
 
+    /// Of a message frame's data, how often it was delivered and its id: what a consumer itself
+    /// needs, without the rest.
+    pub(crate) fn parse_brief(data: &[u8]) -> Option<(u16, MessageId)> {
+        let (attempts, data) = data.get(8..)?.split_first_chunk()?;
+        Some((u16::from_be_bytes(*attempts), MessageId(*data.first_chunk()?)))
+    }
+
     /// Writes the 26 bytes.
     pub fn emit<W: Write>(&self, w: &mut W) -> Result<(), W::Error> {
         w.write_all(&self.timestamp.to_be_bytes())?;
