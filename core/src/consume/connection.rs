@@ -213,13 +213,13 @@ impl ConnectionSession<'_, '_> {
 
     /// Asks the driver to close the connection.
     pub(super) fn close(&mut self, why: Closed) {
-        self.connection.timers.stop_all();
         self.connection.talk.close(&why, self.shared.now, self.shared.config.close_timeout);
         self.land();
     }
 
     /// Nothing is in flight any more.
     fn land(&mut self) {
+        self.connection.timers.stop_all();
         self.shared.store.forget(self.id);
         self.shared.window.leave(self.id);
         self.shared.adjust();
@@ -511,9 +511,7 @@ impl Session for ConnectionSession<'_, '_> {
         let connection = &mut *self.connection;
         connection.text.clear();
         connection.cls = Cls::Unsent;
-        connection.timers.stop_all();
         connection.talk.open(self.shared.after(self.shared.config.connect_timeout));
-        self.set_busy(true);
     }
 
     fn receive(&mut self, now: Instant, bytes: &[u8]) -> Result<(), Fault> {
@@ -589,7 +587,6 @@ impl Session for ConnectionSession<'_, '_> {
         self.shared.now = now;
         let why = if self.is_stale() { Closed::Local } else { why };
         let Some(why) = self.connection.talk.closed(why) else { return };
-        self.connection.timers.stop_all();
         self.connection.news = News::Disconnected;
         self.land();
         if why != Closed::Local {

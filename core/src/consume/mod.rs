@@ -98,6 +98,7 @@ pub struct Storage<const CONNECTIONS: usize, const MESSAGES: usize> {
     seats: [Seat; CONNECTIONS],
     shares: [Share; CONNECTIONS],
     slots: [Slot; MESSAGES],
+    tally: Counters,
 }
 
 /// The tables of a consumer that asks nsqlookupds: for so many of them, and so many nsqds that
@@ -133,6 +134,7 @@ impl<const CONNECTIONS: usize, const MESSAGES: usize> Storage<CONNECTIONS, MESSA
             seats: [const { Seat::EMPTY }; CONNECTIONS],
             shares: [Share::NONE; CONNECTIONS],
             slots: [Slot::FREE; MESSAGES],
+            tally: Counters::NONE,
         }
     }
 
@@ -142,14 +144,15 @@ impl<const CONNECTIONS: usize, const MESSAGES: usize> Storage<CONNECTIONS, MESSA
         self.seats.fill(Seat::EMPTY);
         self.shares.fill(Share::NONE);
         self.slots.fill(Slot::FREE);
+        self.tally = Counters::NONE;
     }
 
     /// With a ring of so many bytes, which is usually known when it is compiled: no division then.
     #[inline]
     pub(crate) fn tables(&mut self, ring: usize) -> Tables<'_> {
-        let Self { connections, seats, shares, slots } = self;
+        let Self { connections, seats, shares, slots, tally } = self;
         let unit = ring.checked_div(MESSAGES).unwrap_or_default();
-        Tables { connections, seats, shares, slots, unit }
+        Tables { connections, seats, shares, slots, tally, unit }
     }
 }
 
@@ -159,6 +162,7 @@ pub(crate) struct Tables<'a> {
     seats: &'a mut [Seat],
     shares: &'a mut [Share],
     slots: &'a mut [Slot],
+    tally: &'a mut Counters,
     /// Bytes of a slot.
     unit: usize,
 }
@@ -444,7 +448,7 @@ struct Shared<'a> {
     directory: Directory<'a>,
     /// The given addresses, as a source.
     given: Round,
-    tally: Counters,
+    tally: &'a mut Counters,
     given_up: Option<(MessageId, u16)>,
 }
 
@@ -483,7 +487,7 @@ impl<'a> Consumer<'a> {
         nsqds: &'a [Address],
         ring: &'a mut [u8],
     ) -> Self {
-        let Tables { connections, seats, shares, slots, unit } = tables;
+        let Tables { connections, seats, shares, slots, tally, unit } = tables;
         Self {
             connections,
             lookupds: &mut [],
@@ -503,7 +507,7 @@ impl<'a> Consumer<'a> {
                 flow: Flow::new(config.max_in_flight),
                 timers: Timers::new(),
                 jitter: Jitter::new(config.seed),
-                tally: Counters::NONE,
+                tally,
                 given_up: None,
                 stopping: false,
                 version: 0,
@@ -756,7 +760,7 @@ impl<'a> Consumer<'a> {
 
     /// What happened so far.
     pub fn counters(&self) -> Counters {
-        self.shared.tally
+        *self.shared.tally
     }
 
     /// How many nsqds, as far as is known, wait for a connection to be free: the most that one
@@ -924,6 +928,7 @@ impl Shared<'_> {
     }
 
     /// A time from now.
+    #[inline(never)]
     fn after(&self, span: Span) -> Instant {
         self.now.after(span)
     }
