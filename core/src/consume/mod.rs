@@ -427,6 +427,7 @@ struct Shared<'a> {
     flow: Flow,
     config: &'a Config<'a>,
     version: u32,
+    tally: &'a mut Counters,
     /// The time of the call. Here rather than handed on: it takes two registers of the four that
     /// there are for arguments.
     now: Instant,
@@ -448,7 +449,6 @@ struct Shared<'a> {
     directory: Directory<'a>,
     /// The given addresses, as a source.
     given: Round,
-    tally: &'a mut Counters,
     given_up: Option<(MessageId, u16)>,
 }
 
@@ -614,8 +614,7 @@ impl<'a> Consumer<'a> {
             if !exhausted || shared.config.exhausted == Exhausted::Deliver {
                 return Some(Delivery { token, exhausted });
             }
-            let id = MessageId(shared.store.id(token.slot));
-            shared.give_up(id, attempts);
+            shared.give_up(MessageId(shared.store.id(token.slot)), attempts);
             let _ = shared.answer(token, Answer::Finish);
         }
     }

@@ -162,19 +162,14 @@ impl<'a> Store<'a> {
             room = room.wrapping_add(self.unit);
             span = span.wrapping_add(1);
         }
-        let first = self.run(self.free, span).or_else(|| self.run(0, span)).ok_or(NoRoom::Now)?;
-        let range = usize::from(first)..usize::from(first).wrapping_add(span.into());
-        for slot in self.slots.get_mut(range).unwrap_or_default() {
-            slot.state = SlotState::Part;
-        }
+        let first = self.run(span).ok_or(NoRoom::Now)?;
+        self.mark(first, span, SlotState::Part);
         if let Some(slot) = self.get_mut(first) {
             slot.state = SlotState::Filling;
             slot.owner = owner;
             slot.len = len;
             slot.span = span;
             slot.touch = false;
-            slot.due = Instant::NEVER;
-            slot.end = Instant::NEVER;
         }
         self.withheld = self.withheld.wrapping_add(span.wrapping_sub(1));
         self.free = first.wrapping_add(span);
@@ -275,12 +270,10 @@ impl<'a> Store<'a> {
             }
             (SlotState::Taken | SlotState::Recalled, Answer::Finish) => {
                 slot.state = SlotState::Finished;
-                slot.due = Instant::NEVER;
             }
             (SlotState::Taken | SlotState::Recalled, Answer::Requeue(delay)) => {
                 slot.state = SlotState::Requeued;
-                slot.due = Instant::NEVER;
-                self.set_delay(token.slot, delay);
+                slot.len = delay;
             }
             (SlotState::Lost, Answer::Finish | Answer::Requeue(_)) => {
                 self.free(token.slot);
@@ -306,14 +299,10 @@ impl<'a> Store<'a> {
             match slot.state {
                 SlotState::Waiting => {
                     slot.state = SlotState::Requeued;
-                    slot.due = Instant::NEVER;
-                    self.set_delay(at, 0);
+                    slot.len = 0;
                     self.waiting = self.waiting.wrapping_sub(1);
                 }
-                SlotState::Taken if taken => {
-                    slot.state = SlotState::Recalled;
-                    slot.due = Instant::NEVER;
-                }
+                SlotState::Taken if taken => slot.state = SlotState::Recalled,
                 SlotState::Taken
                 | SlotState::Free
                 | SlotState::Part
@@ -425,7 +414,6 @@ impl<'a> Store<'a> {
     fn lose(&mut self, at: u16) {
         if let Some(slot) = self.get_mut(at) {
             slot.state = SlotState::Lost;
-            slot.due = Instant::NEVER;
             self.withheld = self.withheld.wrapping_add(1);
         }
     }
@@ -435,17 +423,16 @@ impl<'a> Store<'a> {
         let lost = slot.state == SlotState::Lost;
         let span = slot.span;
         slot.serial = slot.serial.wrapping_add(1);
-        let range = usize::from(at)..usize::from(at).wrapping_add(span.into());
-        for slot in self.slots.get_mut(range).unwrap_or_default() {
-            slot.state = SlotState::Free;
-        }
+        self.mark(at, span, SlotState::Free);
         let withheld = span.wrapping_sub(1).wrapping_add(lost.into());
         self.withheld = self.withheld.wrapping_sub(withheld);
     }
 
-    fn set_delay(&mut self, at: u16, delay: u32) {
-        if let Some(slot) = self.get_mut(at) {
-            slot.len = delay;
+    /// The slots of one message are all in a state.
+    fn mark(&mut self, at: u16, span: u16, state: SlotState) {
+        let range = usize::from(at)..usize::from(at).wrapping_add(span.into());
+        for slot in self.slots.get_mut(range).unwrap_or_default() {
+            slot.state = state;
         }
     }
 
@@ -489,13 +476,21 @@ impl<'a> Store<'a> {
         None
     }
 
-    /// The first `span` free slots in a row from `start` on.
-    fn run(&self, start: u16, span: u16) -> Option<u16> {
+    /// The first `span` free slots in a row behind the message that came last, else from the first
+    /// slot on.
+    fn run(&self, span: u16) -> Option<u16> {
+        let len = self.slots.len();
         let mut free = 0u16;
-        for (at, slot) in self.slots.iter().enumerate().skip(start.into()) {
-            free = if slot.state == SlotState::Free { free.wrapping_add(1) } else { 0 };
+        let mut at = usize::from(self.free);
+        for _ in 0..len.wrapping_mul(2) {
+            if at >= len {
+                (at, free) = (0, 0);
+            }
+            let is_free = self.slots.get(at).is_some_and(|slot| slot.state == SlotState::Free);
+            free = if is_free { free.wrapping_add(1) } else { 0 };
+            at = at.wrapping_add(1);
             if free == span {
-                return Some((at as u16).wrapping_sub(span.wrapping_sub(1)));
+                return Some((at as u16).wrapping_sub(span));
             }
         }
         None
