@@ -297,9 +297,10 @@ impl ConnectionSession<'_, '_> {
             }
         }
         while connection.has_room()
-            && let Some((message, answer)) = shared.store.next_answer(*id)
+            && let Some((at, answer)) = shared.store.next_answer(*id)
+            && let Some(message) = shared.store.id(at)
         {
-            connection.push_answer(&message, answer);
+            connection.push_answer(message, answer);
             if answer == Answer::Touch {
                 count(&mut shared.tally.touched);
             } else {

@@ -609,12 +609,14 @@ impl<'a> Consumer<'a> {
         shared.now = now;
         loop {
             let token = shared.store.take()?;
-            let attempts = shared.store.attempts(token.slot);
+            let attempts = shared.store.attempts(token.slot.into());
             let exhausted = shared.config.is_exhausted(attempts);
             if !exhausted || shared.config.exhausted == Exhausted::Deliver {
                 return Some(Delivery { token, exhausted });
             }
-            shared.give_up(MessageId(shared.store.id(token.slot)), attempts);
+            if let Some(id) = shared.store.id(token.slot.into()) {
+                shared.give_up(MessageId(*id), attempts);
+            }
             let _ = shared.answer(token, Answer::Finish);
         }
     }
@@ -673,7 +675,7 @@ impl<'a> Consumer<'a> {
             Some(delay) => delay.as_millis(),
             None => {
                 shared.store.message(token).ok_or(AnswerError::Unknown)?;
-                shared.config.requeue_delay(shared.store.attempts(token.slot))
+                shared.config.requeue_delay(shared.store.attempts(token.slot.into()))
             }
         };
         shared.answer(token, Answer::Requeue(delay))?;

@@ -10,6 +10,7 @@
 
 use crate::time::{Instant, Span};
 use crate::wire::copy;
+use crate::wire::v2::MessageHead;
 
 /// What is known of a slot's message.
 ///
@@ -110,10 +111,6 @@ pub enum AnswerError {
     Unknown,
 }
 
-/// Where a message's number of attempts and its id are, in bytes from its start.
-const ATTEMPTS: usize = 8;
-const ID: usize = 10;
-
 /// The slots and their bytes.
 // All positions are at most the ring's length, and all counts at most that of the slots: what is
 // added, taken away and multiplied here is exact.
@@ -156,7 +153,7 @@ impl<'a> Store<'a> {
         if bytes > self.unit.wrapping_mul(self.slots.len()) {
             return Err(NoRoom::Ever);
         }
-        let mut span = 1u16;
+        let mut span = 1usize;
         let mut room = self.unit;
         while room < bytes {
             room = room.wrapping_add(self.unit);
@@ -168,25 +165,25 @@ impl<'a> Store<'a> {
             slot.state = SlotState::Filling;
             slot.owner = owner;
             slot.len = len;
-            slot.span = span;
+            slot.span = span as u16;
             slot.touch = false;
         }
-        self.withheld = self.withheld.wrapping_add(span.wrapping_sub(1));
-        self.free = first.wrapping_add(span);
-        Ok(first)
+        self.withheld = self.withheld.wrapping_add(span.wrapping_sub(1) as u16);
+        self.free = first.wrapping_add(span) as u16;
+        Ok(first as u16)
     }
 
     /// Adds a piece of the message, `at` bytes from its start.
     pub(super) fn fill(&mut self, slot: u16, at: u32, data: &[u8]) {
-        let start = self.start(slot).wrapping_add(at as usize);
+        let start = self.start(slot.into()).wrapping_add(at as usize);
         copy(self.ring.get_mut(start..).unwrap_or_default(), data);
     }
 
     /// The message is whole. Says whether nsqd has taken an earlier delivery of it back: then what
     /// is still here of that does not count any more.
     pub(super) fn arrived(&mut self, at: u16, due: Instant, end: Instant) -> bool {
-        let superseded = self.supersede(at);
-        if let Some(slot) = self.get_mut(at) {
+        let superseded = self.supersede(at.into());
+        if let Some(slot) = self.get_mut(at.into()) {
             slot.state = SlotState::Waiting;
             slot.due = due;
             slot.end = end;
@@ -198,18 +195,15 @@ impl<'a> Store<'a> {
     /// Gives up an earlier delivery of a message on the same connection. Its answer would be taken
     /// for that of the new one.
     #[inline(never)]
-    fn supersede(&mut self, new: u16) -> bool {
-        let (owner, id) = match self.slots.get(usize::from(new)) {
-            Some(slot) if self.attempts(new) > 1 => {
-                (slot.owner, self.id(new))
-            }
-            // What nearly every message is: delivered for the first time.
-            Some(_) | None => return false,
-        };
-        let old = (0..self.slots.len() as u16).find(|at| {
-            let slot = self.slots.get(usize::from(*at));
-            slot.is_some_and(|slot| slot.owner == owner && slot.is_in_flight())
-                && self.id(*at) == id
+    fn supersede(&mut self, new: usize) -> bool {
+        // What nearly every message is: delivered for the first time.
+        if self.attempts(new) < 2 {
+            return false;
+        }
+        let id = self.id(new);
+        let Some(owner) = self.slots.get(new).map(|slot| slot.owner) else { return false };
+        let old = self.find(0, |at, slot| {
+            slot.owner == owner && slot.is_in_flight() && self.id(at) == id
         });
         if let Some(old) = old {
             self.give_up(old);
@@ -218,7 +212,7 @@ impl<'a> Store<'a> {
     }
 
     /// nsqd has taken a message in flight back.
-    fn give_up(&mut self, at: u16) {
+    fn give_up(&mut self, at: usize) {
         let Some(slot) = self.get_mut(at) else { return };
         if slot.state == SlotState::Taken {
             self.lose(at);
@@ -233,12 +227,12 @@ impl<'a> Store<'a> {
         if self.waiting == 0 {
             return None;
         }
-        let at = self.find(self.take, |slot| slot.state == SlotState::Waiting)?;
-        self.take = at.wrapping_add(1);
+        let at = self.find(self.take, |_, slot| slot.state == SlotState::Waiting)?;
+        self.take = at.wrapping_add(1) as u16;
         self.waiting = self.waiting.wrapping_sub(1);
         let slot = self.get_mut(at)?;
         slot.state = SlotState::Taken;
-        Some(Token { slot: at, serial: slot.serial })
+        Some(Token { slot: at as u16, serial: slot.serial })
     }
 
     /// The message that the application has, head and body.
@@ -248,7 +242,7 @@ impl<'a> Store<'a> {
         if !has || slot.serial != token.serial {
             return None;
         }
-        let start = self.start(token.slot);
+        let start = self.start(token.slot.into());
         self.ring.get(start..start.wrapping_add(slot.len as usize))
     }
 
@@ -259,7 +253,7 @@ impl<'a> Store<'a> {
 
     /// The application's answer.
     pub(super) fn answer(&mut self, token: Token, answer: Answer) -> Result<(), AnswerError> {
-        let Some(slot) = self.get_mut(token.slot) else { return Err(AnswerError::Unknown) };
+        let Some(slot) = self.get_mut(token.slot.into()) else { return Err(AnswerError::Unknown) };
         if slot.serial != token.serial {
             return Err(AnswerError::Unknown);
         }
@@ -276,7 +270,7 @@ impl<'a> Store<'a> {
                 slot.len = delay;
             }
             (SlotState::Lost, Answer::Finish | Answer::Requeue(_)) => {
-                self.free(token.slot);
+                self.free(token.slot.into());
                 return Err(AnswerError::Late);
             }
             (
@@ -294,7 +288,7 @@ impl<'a> Store<'a> {
 
     /// Requeues, at once, what connection `owner` has delivered: all of it, or what nobody took.
     pub(super) fn recall(&mut self, owner: u8, taken: bool) {
-        for at in 0..self.slots.len() as u16 {
+        for at in 0..self.slots.len() {
             let Some(slot) = self.get_mut(at).filter(|slot| slot.owner == owner) else { continue };
             match slot.state {
                 SlotState::Waiting => {
@@ -315,19 +309,19 @@ impl<'a> Store<'a> {
         }
     }
 
-    /// The next thing to tell the nsqd of connection `owner`, and the message's id: taken out of here.
+    /// The next thing to tell the nsqd of connection `owner`, and of which message: its id is in place
+    /// until another one comes.
     // Apart: it needs all registers.
     #[inline(never)]
-    pub(super) fn next_answer(&mut self, owner: u8) -> Option<([u8; 16], Answer)> {
-        let at = self.find(self.answer, |slot| {
+    pub(super) fn next_answer(&mut self, owner: u8) -> Option<(usize, Answer)> {
+        let at = self.find(self.answer, |_, slot| {
             let answered = matches!(
                 slot.state,
                 SlotState::Finished | SlotState::Requeued | SlotState::Recalled
             );
             slot.owner == owner && (answered || (slot.touch && slot.is_in_flight()))
         })?;
-        self.answer = at.wrapping_add(1);
-        let id = self.id(at);
+        self.answer = at.wrapping_add(1) as u16;
         let slot = self.get_mut(at)?;
         let answer = match slot.state {
             SlotState::Finished => {
@@ -353,12 +347,12 @@ impl<'a> Store<'a> {
                 Answer::Touch
             }
         };
-        Some((id, answer))
+        Some((at, answer))
     }
 
     /// Connection `owner` is gone: nsqd takes back what it delivered.
     pub(super) fn forget(&mut self, owner: u8) {
-        for at in 0..self.slots.len() as u16 {
+        for at in 0..self.slots.len() {
             let Some(slot) = self.get_mut(at).filter(|slot| slot.owner == owner) else { continue };
             match slot.state {
                 SlotState::Taken | SlotState::Recalled => self.lose(at),
@@ -382,7 +376,7 @@ impl<'a> Store<'a> {
     ) -> (u16, Instant) {
         let mut expired = 0u16;
         let mut next = Instant::NEVER;
-        for at in 0..self.slots.len() as u16 {
+        for at in 0..self.slots.len() {
             let Some(slot) = self.get_mut(at) else { continue };
             if slot.owner != owner || !slot.is_in_flight() {
                 continue;
@@ -406,69 +400,68 @@ impl<'a> Store<'a> {
 
     /// The message takes longer: nsqd has it in flight until `due`, or as long as it ever does.
     pub(super) fn prolong(&mut self, token: Token, due: Instant) {
-        if let Some(slot) = self.get_mut(token.slot) {
+        if let Some(slot) = self.get_mut(token.slot.into()) {
             slot.due = due.min(slot.end);
         }
     }
 
-    fn lose(&mut self, at: u16) {
+    fn lose(&mut self, at: usize) {
         if let Some(slot) = self.get_mut(at) {
             slot.state = SlotState::Lost;
             self.withheld = self.withheld.wrapping_add(1);
         }
     }
 
-    fn free(&mut self, at: u16) {
+    fn free(&mut self, at: usize) {
         let Some(slot) = self.get_mut(at) else { return };
         let lost = slot.state == SlotState::Lost;
         let span = slot.span;
         slot.serial = slot.serial.wrapping_add(1);
-        self.mark(at, span, SlotState::Free);
+        self.mark(at, span.into(), SlotState::Free);
         let withheld = span.wrapping_sub(1).wrapping_add(lost.into());
         self.withheld = self.withheld.wrapping_sub(withheld);
     }
 
     /// The slots of one message are all in a state.
-    fn mark(&mut self, at: u16, span: u16, state: SlotState) {
-        let range = usize::from(at)..usize::from(at).wrapping_add(span.into());
-        for slot in self.slots.get_mut(range).unwrap_or_default() {
+    fn mark(&mut self, at: usize, span: usize, state: SlotState) {
+        for slot in self.slots.iter_mut().skip(at).take(span) {
             slot.state = state;
         }
     }
 
     /// How often the message was delivered.
-    pub(super) fn attempts(&self, at: u16) -> u16 {
-        u16::from_be_bytes(self.piece(at, ATTEMPTS))
+    pub(super) fn attempts(&self, at: usize) -> u16 {
+        let Some([_, _, _, _, _, _, _, _, high, low, ..]) = self.head(at) else { return 0 };
+        u16::from_be_bytes([*high, *low])
     }
 
-    pub(super) fn id(&self, at: u16) -> [u8; 16] {
-        self.piece(at, ID)
+    /// Its id.
+    pub(super) fn id(&self, at: usize) -> Option<&[u8; 16]> {
+        self.head(at)?.last_chunk()
     }
 
-    /// A piece of a message's head, `from` bytes from its start.
-    fn piece<const N: usize>(&self, at: u16, from: usize) -> [u8; N] {
-        let start = self.start(at).wrapping_add(from);
-        let bytes = self.ring.get(start..).and_then(<[u8]>::first_chunk);
-        bytes.copied().unwrap_or([0; N])
+    /// What stands before its body.
+    #[inline(never)]
+    fn head(&self, at: usize) -> Option<&[u8; MessageHead::LEN]> {
+        self.ring.get(self.start(at)..)?.first_chunk()
     }
 
-    fn start(&self, at: u16) -> usize {
-        self.unit.wrapping_mul(at.into())
+    fn start(&self, at: usize) -> usize {
+        self.unit.wrapping_mul(at)
     }
 
-    fn get_mut(&mut self, at: u16) -> Option<&mut Slot> {
-        self.slots.get_mut(usize::from(at))
+    fn get_mut(&mut self, at: usize) -> Option<&mut Slot> {
+        self.slots.get_mut(at)
     }
 
     /// The first slot from `start` on, round the end, of which `is` holds.
-    fn find(&self, start: u16, is: impl Fn(&Slot) -> bool) -> Option<u16> {
-        let len = self.slots.len() as u16;
-        let mut at = start;
-        for _ in 0..len {
-            if at >= len {
+    fn find(&self, start: u16, is: impl Fn(usize, &Slot) -> bool) -> Option<usize> {
+        let mut at = usize::from(start);
+        for _ in 0..self.slots.len() {
+            if at >= self.slots.len() {
                 at = 0;
             }
-            if self.slots.get(usize::from(at)).is_some_and(&is) {
+            if self.slots.get(at).is_some_and(|slot| is(at, slot)) {
                 return Some(at);
             }
             at = at.wrapping_add(1);
@@ -478,9 +471,9 @@ impl<'a> Store<'a> {
 
     /// The first `span` free slots in a row behind the message that came last, else from the first
     /// slot on.
-    fn run(&self, span: u16) -> Option<u16> {
+    fn run(&self, span: usize) -> Option<usize> {
         let len = self.slots.len();
-        let mut free = 0u16;
+        let mut free = 0usize;
         let mut at = usize::from(self.free);
         for _ in 0..len.wrapping_mul(2) {
             if at >= len {
@@ -490,7 +483,7 @@ impl<'a> Store<'a> {
             free = if is_free { free.wrapping_add(1) } else { 0 };
             at = at.wrapping_add(1);
             if free == span {
-                return Some((at as u16).wrapping_sub(span));
+                return Some(at.wrapping_sub(span));
             }
         }
         None
