@@ -1,5 +1,6 @@
 //! A [`Consumer`] with its connections: a [`Handle`] to take messages with and a [`Runner`].
 
+use core::array;
 use core::future::{Future, poll_fn};
 use core::pin::pin;
 
@@ -341,10 +342,8 @@ impl<M: RawMutex, D: Dialer, S: Sleep, const CONNECTIONS: usize, const LOOKUPDS:
     /// future, which an unoptimized build moves through the stack.
     pub async fn run_with<const RX: usize>(&mut self) -> ! {
         let (shared, sleep) = (self.shared, &self.sleep);
-        let mut index = 0;
-        let connections = self.dialers.nsqds.each_mut().map(|dialer| {
+        let connections = each(&mut self.dialers.nsqds, |dialer, index| {
             let cell = Cell { shared, index };
-            index += 1;
             async move {
                 let mut sleep = sleep.clone();
                 let mut rx = [0; RX];
@@ -352,9 +351,8 @@ impl<M: RawMutex, D: Dialer, S: Sleep, const CONNECTIONS: usize, const LOOKUPDS:
                 poll_fn(|cx| poll_apart(drive.as_mut(), cx)).await
             }
         });
-        let lookupds = self.dialers.lookupds.each_mut().map(|dialer| {
-            let cell = Cell { shared, index };
-            index += 1;
+        let lookupds = each(&mut self.dialers.lookupds, |dialer, index| {
+            let cell = Cell { shared, index: CONNECTIONS.saturating_add(index) };
             async move {
                 let mut sleep = sleep.clone();
                 let mut rx = [0; LOOKUPD_RX_LEN];
@@ -367,6 +365,23 @@ impl<M: RawMutex, D: Dialer, S: Sleep, const CONNECTIONS: usize, const LOOKUPDS:
             Either::First((never, _)) | Either::Second((never, _)) => never,
         }
     }
+}
+
+/// What `f` makes of each dialer and its place. Less code than `each_mut` and `map` link.
+fn each<'d, D, F, const N: usize>(
+    dialers: &'d mut [D; N],
+    mut f: impl FnMut(&'d mut D, usize) -> F,
+) -> [F; N] {
+    let mut dialers = dialers.iter_mut();
+    array::from_fn(|index| {
+        // There is one for each, so this ends at once.
+        let dialer = loop {
+            if let Some(dialer) = dialers.next() {
+                break dialer;
+            }
+        };
+        f(dialer, index)
+    })
 }
 
 impl<'a> Machine<'a> for Consumer<'a> {
