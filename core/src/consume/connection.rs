@@ -175,7 +175,10 @@ impl Greet for Shared<'_> {
     fn greet(&self, w: &mut Window<'_>, stage: Stage) -> Result<(), Infallible> {
         let config = self.config;
         match stage {
-            Stage::Identifying => (self.identify)(config, w),
+            Stage::Identifying => match self.identify {
+                Some(identify) => identify(config, w),
+                None => config.hello().emit(w, &[]),
+            },
             Stage::Authenticating => hello::emit_auth(w, config.auth_secret.unwrap_or_default()),
             _ => v2::emit_sub(w, &config.topic, &config.channel),
         }
@@ -260,8 +263,11 @@ impl ConnectionSession<'_, '_> {
     }
 
     /// Tells it to a connection that may be left.
+    #[inline(never)]
     fn leave(&mut self, moment: Moment) {
-        (self.shared.leave)(self, moment);
+        if let Some(leave) = self.shared.leave {
+            leave(self, moment);
+        }
     }
 
     fn set_busy(&mut self, busy: bool) {

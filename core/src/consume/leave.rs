@@ -31,13 +31,8 @@ pub(super) enum Moment {
 /// What is done then.
 pub(super) type Leave<'a> = fn(&mut ConnectionSession<'_, 'a>, Moment);
 
-/// For connections that are never left.
-pub(super) const fn never(session: &mut ConnectionSession<'_, '_>, moment: Moment) {
-    let _ = (session, moment);
-}
-
-/// For those that may be.
-pub(super) fn leave(session: &mut ConnectionSession<'_, '_>, moment: Moment) {
+/// It, where connections may be left.
+fn leave(session: &mut ConnectionSession<'_, '_>, moment: Moment) {
     match moment {
         Moment::Unseated => session.drain(),
         Moment::Arrived => {
@@ -104,6 +99,6 @@ impl ConnectionSession<'_, '_> {
 impl Shared<'_> {
     /// Connections may be left from now on.
     pub(super) fn may_leave(&mut self) {
-        self.leave = leave;
+        self.leave = Some(leave);
     }
 }

@@ -194,8 +194,8 @@ pub struct Consumer<'a> {
     connections: &'a mut [Connection],
     lookupds: &'a mut [Lookupd],
     lookupd_addresses: &'a [Address],
-    /// Behind a pointer that only [`discover`](Self::discover) sets: what is not used is not linked.
-    with_lookupd: WithSession<'a>,
+    /// Only [`discover`](Self::discover) sets it: what is not used is not linked.
+    with_lookupd: Option<WithSession<'a>>,
     shared: Shared<'a>,
 }
 
@@ -439,13 +439,13 @@ struct Shared<'a> {
     offers: Instant,
     /// What [`go_round`](Self::go_round) does. Behind a pointer that is set only if the nsqds may be
     /// others than those that have a seat from the start: what is not used is not linked.
-    rounds: fn(&mut Self),
+    rounds: Option<fn(&mut Self)>,
     /// What is done as a connection is left: likewise.
-    leave: Leave<'a>,
-    /// Writes IDENTIFY, with what else there is to say if there is any.
-    identify: fn(&Config<'_>, &mut Piece<'_>) -> Result<(), Infallible>,
+    leave: Option<Leave<'a>>,
+    /// Writes IDENTIFY with what else there is to say, if there is any.
+    identify: Option<fn(&Config<'_>, &mut Piece<'_>) -> Result<(), Infallible>>,
     /// What a success does: nothing until a message was requeued.
-    recover: fn(&mut Self),
+    recover: Option<fn(&mut Self)>,
     directory: Directory<'a>,
     /// The given addresses, as a source.
     given: Round,
@@ -492,16 +492,16 @@ impl<'a> Consumer<'a> {
             connections,
             lookupds: &mut [],
             lookupd_addresses: &[],
-            with_lookupd: |_, _, _| {},
+            with_lookupd: None,
             shared: Shared {
                 config,
                 directory: Directory::new(seats, nsqds),
                 given: Round::NONE,
                 offers: Instant::NEVER,
-                rounds: |_| {},
-                leave: leave::never,
-                identify: |config, w| config.hello().emit(w, &[]),
-                recover: |_| {},
+                rounds: None,
+                leave: None,
+                identify: None,
+                recover: None,
                 window: Window::new(shares),
                 store: Store::new(slots, ring, unit),
                 flow: Flow::new(config.max_in_flight),
@@ -525,14 +525,14 @@ impl<'a> Consumer<'a> {
 
     /// IDENTIFY says what most consumers do not.
     pub(crate) fn say_options(&mut self) {
-        self.shared.identify = |config, w| config.hello().emit(w, &config.options());
+        self.shared.identify = Some(|config, w| config.hello().emit(w, &config.options()));
     }
 
     /// The given nsqds without a connection are to have their turn. Call it before anything is
     /// driven.
     pub(crate) fn take_turns(&mut self) {
         self.shared.may_leave();
-        self.shared.rounds = Shared::offer_and_leave;
+        self.shared.rounds = Some(Shared::offer_and_leave);
         self.shared.offers = Instant::ZERO;
         self.shared.go_round();
     }
@@ -550,14 +550,14 @@ impl<'a> Consumer<'a> {
         let Discovery { lookupds: tables, found } = discovery;
         self.lookupds = tables;
         self.lookupd_addresses = lookupds;
-        self.with_lookupd = |consumer, index, f| {
+        self.with_lookupd = Some(|consumer, index, f| {
             if let Some(mut session) = consumer.lookupd(index) {
                 f(&mut session);
             }
-        };
+        });
         self.shared.directory.find_into(found);
         self.shared.may_leave();
-        self.shared.rounds = Shared::offer_and_leave;
+        self.shared.rounds = Some(Shared::offer_and_leave);
         let interval = self.shared.config.lookup_interval;
         self.lookupds.fill_with(|| Lookupd::NEW);
         for (lookupd, _) in self.lookupds.iter_mut().zip(lookupds) {
@@ -599,7 +599,11 @@ impl<'a> Consumer<'a> {
                     f(&mut session);
                 }
             }
-            Some(index) => (self.with_lookupd)(self, index, f),
+            Some(index) => {
+                if let Some(with) = self.with_lookupd {
+                    with(self, index, f);
+                }
+            }
         }
     }
 
@@ -638,7 +642,9 @@ impl<'a> Consumer<'a> {
         shared.now = now;
         shared.answer(token, Answer::Finish)?;
         count_long(&mut shared.tally.finished);
-        (shared.recover)(shared);
+        if let Some(recover) = shared.recover {
+            recover(shared);
+        }
         shared.adjust();
         Ok(())
     }
@@ -657,7 +663,7 @@ impl<'a> Consumer<'a> {
         let Config { backoff_base, backoff_cap, .. } = *shared.config;
         let wait = shared.flow.failed(backoff_base, backoff_cap, &mut shared.jitter);
         shared.back_off(wait);
-        shared.recover = Shared::succeed;
+        shared.recover = Some(Shared::succeed);
         shared.adjust();
         Ok(())
     }
@@ -897,7 +903,9 @@ impl Shared<'_> {
 
     /// Looks whether a seat is to be somebody else's.
     fn go_round(&mut self) {
-        (self.rounds)(self);
+        if let Some(rounds) = self.rounds {
+            rounds(self);
+        }
     }
 
     /// Offers the given addresses if it is time, and gives up the seats whose time is over.
