@@ -150,7 +150,7 @@ impl Connection {
 
     /// Puts a command behind what is staged: one shape for all of them, so one piece of code.
     pub(super) fn push(&mut self, verb: &[u8], id: &[u8], number: Option<u32>) {
-        let staged = usize::from(self.talk.staged);
+        let staged = usize::from(self.talk.staged).min(STAGING);
         let room = self.desk.get_mut(staged..).unwrap_or_default();
         let mut window = Window::new(room, 0);
         let Ok(()) = v2::emit_line(&mut window, verb, id, number);

@@ -175,7 +175,7 @@ impl<'a> Store<'a> {
 
     /// Adds a piece of the message, `at` bytes from its start.
     pub(super) fn fill(&mut self, slot: u16, at: u32, data: &[u8]) {
-        let start = self.start(slot.into()).wrapping_add(at as usize);
+        let start = self.start(slot.into()).wrapping_add(at as usize).min(self.ring.len());
         copy(self.ring.get_mut(start..).unwrap_or_default(), data);
     }
 

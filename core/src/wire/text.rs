@@ -34,7 +34,7 @@ impl Decimal {
 
     /// The text.
     pub fn as_bytes(&self) -> &[u8] {
-        self.text.get(..usize::from(self.len)).unwrap_or_default()
+        self.text.get(..usize::from(self.len).min(self.text.len())).unwrap_or_default()
     }
 
     fn digits(&mut self, number: u32) {
