@@ -138,7 +138,7 @@ impl Write for Window<'_> {
         self.total = self.total.saturating_add(bytes.len());
         let skipped = self.skip.min(bytes.len());
         self.skip = self.skip.saturating_sub(skipped);
-        let room = self.buf.get_mut(self.written..).unwrap_or_default();
+        let room = self.buf.get_mut(self.written.min(self.buf.len())..).unwrap_or_default();
         let kept = copy(room, bytes.get(skipped..).unwrap_or_default());
         self.written = self.written.saturating_add(kept);
         Ok(())
@@ -180,6 +180,11 @@ pub(crate) fn len_of(emit: impl FnOnce(&mut Window<'_>) -> Result<(), Infallible
 /// Writes a length as the wire has it.
 pub(crate) fn emit_len<W: Write>(w: &mut W, len: usize) -> Result<(), W::Error> {
     w.write_all(&saturate(len).to_be_bytes())
+}
+
+/// Writes a number as text.
+pub(crate) fn emit_decimal<W: Write>(w: &mut W, number: u32) -> Result<(), W::Error> {
+    w.write_all(Decimal::unsigned(number).as_bytes())
 }
 
 /// A length as the wire counts it.

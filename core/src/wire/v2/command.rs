@@ -2,7 +2,7 @@
 
 use super::{IdentifyRequest, MessageId};
 use crate::name::{ChannelName, TopicName};
-use crate::wire::{Decimal, Write, emit_len, len_of, saturate};
+use crate::wire::{Write, emit_decimal, emit_len, len_of, saturate};
 
 /// A command, ready to be written. All of them are defined in `nsqd/protocol_v2.go`.
 #[derive(Debug, Clone, Copy)]
@@ -224,7 +224,7 @@ fn emit_topic<W: Write>(w: &mut W, verb: &[u8], name: &[u8]) -> Result<(), W::Er
 
 /// The last parameter and the line's end.
 fn emit_number<W: Write>(w: &mut W, number: u32) -> Result<(), W::Error> {
-    w.write_all(Decimal::unsigned(number).as_bytes())?;
+    emit_decimal(w, number)?;
     w.write_all(b"\n")
 }
 

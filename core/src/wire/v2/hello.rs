@@ -8,7 +8,7 @@ use embedded_io::Write;
 
 use super::MAGIC;
 use crate::wire::json::emit_str;
-use crate::wire::{Decimal, Window, emit_len, len_of};
+use crate::wire::{Window, emit_decimal, emit_len, len_of};
 
 /// A client, as it introduces itself.
 pub(crate) struct Hello<'a> {
@@ -39,19 +39,15 @@ impl Hello<'_> {
         w.write_all(b",\"user_agent\":")?;
         emit_str(w, self.user_agent)?;
         w.write_all(b",\"feature_negotiation\":true,\"heartbeat_interval\":")?;
-        emit_number(w, self.heartbeat_ms)?;
+        emit_decimal(w, self.heartbeat_ms)?;
         for (key, number) in more {
             if *number > 0 {
                 w.write_all(key.as_bytes())?;
-                emit_number(w, *number)?;
+                emit_decimal(w, *number)?;
             }
         }
         w.write_all(b"}")
     }
-}
-
-fn emit_number(w: &mut Window<'_>, number: u32) -> Result<(), Infallible> {
-    w.write_all(Decimal::unsigned(number).as_bytes())
 }
 
 /// Writes AUTH.
