@@ -164,14 +164,15 @@ impl<M: RawMutex, S: Clone> Clone for Handle<'_, M, S> {
 impl<'a, M: RawMutex, S: Sleep> Handle<'a, M, S> {
     /// Waits for the next message. Cancel-safe: dropped before it is ready, no message was taken.
     /// Tasks that wait get messages in the order in which they came.
-    pub async fn next(&self) -> Message<'a, M, S> {
+    // Not an `async fn`: there is only one state, so no code for any other.
+    pub fn next<'h>(&'h self) -> impl Future<Output = Message<'a, M, S>> + use<'h, 'a, M, S> {
         let (shared, sleep) = (self.shared, &self.sleep);
         let mut wait = InTurn::new(shared);
-        let delivery = poll_fn(|cx| {
-            wait.poll_wait(cx.waker(), |client| client.as_consumer()?.take(sleep.now()))
+        poll_fn(move |cx| {
+            wait.poll_wait(cx.waker(), |client| client.as_consumer()?.take(sleep.now())).map(
+                |delivery| Message { shared, sleep: sleep.clone(), delivery, answered: false },
+            )
         })
-        .await;
-        Message { shared, sleep: sleep.clone(), delivery, answered: false }
     }
 
     /// The next message, if there is one now.
