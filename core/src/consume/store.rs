@@ -148,6 +148,7 @@ impl<'a> Store<'a> {
     }
 
     /// Takes slots for a message of `len` bytes.
+    #[inline(never)]
     pub(super) fn reserve(&mut self, owner: u8, len: u32) -> Result<u16, NoRoom> {
         let bytes = usize::try_from(len).unwrap_or(usize::MAX);
         if bytes > self.unit.wrapping_mul(self.slots.len()) {
