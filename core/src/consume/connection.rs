@@ -459,16 +459,11 @@ impl ConnectionSession<'_, '_> {
     fn wait(&mut self) {
         let backoff = self.shared.config.backoff();
         let delay = backoff.delay(&mut self.connection.attempts, &mut self.shared.jitter);
-        let fails = self.connection.attempts > 2;
         self.connection.talk.step = self.shared.after(delay);
         self.connection.talk.set(Stage::Waiting);
-        if let Some(seat) = self.shared.directory.seat_mut(self.id) {
-            seat.busy = false;
-            if fails && !seat.fails {
-                seat.fails = true;
-                self.shared.offers = self.shared.now;
-                self.shared.go_round();
-            }
+        self.set_busy(false);
+        if self.connection.attempts > 2 {
+            self.shared.go_round(Some(self.id));
         }
     }
 }
@@ -476,8 +471,8 @@ impl ConnectionSession<'_, '_> {
 impl Connection {
     /// How long after a message came it is to be touched, or given up.
     pub(super) fn due_after(&self, config: &Config<'_>) -> Span {
-        let timeout = self.talk.granted.msg_timeout_ms().max(1);
-        Span::from_millis(if config.auto_touch { timeout >> 1 } else { timeout })
+        let timeout = self.talk.granted.msg_timeout_ms();
+        Span::from_millis((if config.auto_touch { timeout >> 1 } else { timeout }).max(1))
     }
 
     /// How long TOUCH can keep a message in flight.
@@ -505,7 +500,6 @@ impl Session for ConnectionSession<'_, '_> {
         if !self.connection.talk.is_due(now) {
             return None;
         }
-        self.shared.directory.address(self.id)?;
         self.set_busy(true);
         let until = self.shared.after(self.shared.config.connect_timeout);
         self.connection.talk.ask(Stage::Dialing, until);
@@ -515,10 +509,7 @@ impl Session for ConnectionSession<'_, '_> {
     fn open(&mut self, now: Instant) {
         self.shared.now = now;
         self.land();
-        let connection = &mut *self.connection;
-        connection.text.clear();
-        connection.cls = Cls::Unsent;
-        connection.talk.open(self.shared.after(self.shared.config.connect_timeout));
+        self.connection.talk.open(self.shared.after(self.shared.config.connect_timeout));
     }
 
     fn receive(&mut self, now: Instant, bytes: &[u8]) -> Result<(), Fault> {

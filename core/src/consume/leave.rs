@@ -79,6 +79,7 @@ impl ConnectionSession<'_, '_> {
         }
         connection.talk.step = shared.after(shared.config.drain_timeout);
         connection.timers.set(Timer::Settle, shared.after(SETTLE));
+        connection.cls = Cls::Unsent;
         connection.talk.set(Stage::Draining);
     }
 

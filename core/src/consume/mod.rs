@@ -91,7 +91,8 @@ pub const DETAIL_MAX: usize = 56;
 
 /// The tables of a consumer: for so many connections to nsqds and messages in flight.
 ///
-/// RAM: at most [`CONNECTION_RAM_MAX`] bytes a connection and [`MESSAGE_RAM_MAX`] a message.
+/// RAM: at most [`CONNECTION_RAM_MAX`] bytes a connection and [`MESSAGE_RAM_MAX`] a message, and the
+/// [`Counters`].
 #[derive(Debug)]
 pub struct Storage<const CONNECTIONS: usize, const MESSAGES: usize> {
     connections: [Connection; CONNECTIONS],
@@ -124,7 +125,7 @@ pub const LOOKUPD_RAM_MAX: usize = 400;
 pub const FOUND_RAM_MAX: usize = 104;
 
 /// The most bytes that a [`Consumer`] takes beside its storage and ring.
-pub const RAM_MAX: usize = 440;
+pub const RAM_MAX: usize = 360;
 
 impl<const CONNECTIONS: usize, const MESSAGES: usize> Storage<CONNECTIONS, MESSAGES> {
     /// Empty; [`Consumer::new`] fills it.
@@ -418,6 +419,15 @@ impl TimerId for Timer {
     }
 }
 
+/// What may end or ease a backoff.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Recovery {
+    /// A message is done.
+    Success,
+    /// Time passed.
+    Time,
+}
+
 /// What all connections share.
 // In this order for the same reason as a `Connection`.
 #[derive(Debug)]
@@ -439,13 +449,13 @@ struct Shared<'a> {
     offers: Instant,
     /// What [`go_round`](Self::go_round) does. Behind a pointer that is set only if the nsqds may be
     /// others than those that have a seat from the start: what is not used is not linked.
-    rounds: Option<fn(&mut Self)>,
+    rounds: Option<fn(&mut Self, Option<u8>)>,
     /// What is done as a connection is left: likewise.
     leave: Option<Leave<'a>>,
     /// Writes IDENTIFY with what else there is to say, if there is any.
     identify: Option<fn(&Config<'_>, &mut Piece<'_>) -> Result<(), Infallible>>,
-    /// What a success does: nothing until a message was requeued.
-    recover: Option<fn(&mut Self)>,
+    /// What is done after failures: nothing until a message was requeued.
+    recover: Option<fn(&mut Self, Recovery)>,
     directory: Directory<'a>,
     /// The given addresses, as a source.
     given: Round,
@@ -532,9 +542,9 @@ impl<'a> Consumer<'a> {
     /// driven.
     pub(crate) fn take_turns(&mut self) {
         self.shared.may_leave();
-        self.shared.rounds = Some(Shared::offer_and_leave);
+        self.shared.rounds = Some(Shared::look_round);
         self.shared.offers = Instant::ZERO;
-        self.shared.go_round();
+        self.shared.offer_and_leave();
     }
 
     /// Asks these nsqlookupds as well, at their HTTP ports (4161), and connects to what they list.
@@ -557,7 +567,7 @@ impl<'a> Consumer<'a> {
         });
         self.shared.directory.find_into(found);
         self.shared.may_leave();
-        self.shared.rounds = Some(Shared::offer_and_leave);
+        self.shared.rounds = Some(Shared::look_round);
         let interval = self.shared.config.lookup_interval;
         self.lookupds.fill_with(|| Lookupd::NEW);
         for (lookupd, _) in self.lookupds.iter_mut().zip(lookupds) {
@@ -642,9 +652,7 @@ impl<'a> Consumer<'a> {
         shared.now = now;
         shared.answer(token, Answer::Finish)?;
         count_long(&mut shared.tally.finished);
-        if let Some(recover) = shared.recover {
-            recover(shared);
-        }
+        shared.recover(Recovery::Success);
         shared.adjust();
         Ok(())
     }
@@ -663,7 +671,7 @@ impl<'a> Consumer<'a> {
         let Config { backoff_base, backoff_cap, .. } = *shared.config;
         let wait = shared.flow.failed(backoff_base, backoff_cap, &mut shared.jitter);
         shared.back_off(wait);
-        shared.recover = Some(Shared::succeed);
+        shared.recover = Some(Shared::recover_by);
         shared.adjust();
         Ok(())
     }
@@ -879,11 +887,28 @@ impl Shared<'_> {
         }
     }
 
-    /// A message is done, after others failed.
-    fn succeed(&mut self) {
-        let Config { backoff_base, backoff_cap, .. } = *self.config;
-        let wait = self.flow.succeeded(backoff_base, backoff_cap, &mut self.jitter);
-        self.back_off(wait);
+    /// Goes on after failures, if there were any.
+    fn recover(&mut self, by: Recovery) {
+        if let Some(recover) = self.recover {
+            recover(self, by);
+        }
+    }
+
+    fn recover_by(&mut self, by: Recovery) {
+        match by {
+            Recovery::Success => {
+                let Config { backoff_base, backoff_cap, .. } = *self.config;
+                let wait = self.flow.succeeded(backoff_base, backoff_cap, &mut self.jitter);
+                self.back_off(wait);
+            }
+            Recovery::Time => {
+                if self.timers.expired(Timer::Probe, self.now) {
+                    self.flow.probe();
+                    self.adjust();
+                    self.changed();
+                }
+            }
+        }
     }
 
     fn give_up(&mut self, id: MessageId, attempts: u16) {
@@ -901,10 +926,23 @@ impl Shared<'_> {
         }
     }
 
-    /// Looks whether a seat is to be somebody else's.
-    fn go_round(&mut self) {
+    /// Looks whether a seat is to be somebody else's. There may be a connection that does not come
+    /// up.
+    fn go_round(&mut self, failed: Option<u8>) {
         if let Some(rounds) = self.rounds {
-            rounds(self);
+            rounds(self, failed);
+        }
+    }
+
+    /// Looks if there is a reason to.
+    fn look_round(&mut self, failed: Option<u8>) {
+        let failed = failed.and_then(|id| self.directory.seat_mut(id));
+        if let Some(seat) = failed.filter(|seat| !seat.fails) {
+            seat.fails = true;
+            self.offers = self.now;
+            self.offer_and_leave();
+        } else if self.timers.expired(Timer::Seats, self.now) {
+            self.offer_and_leave();
         }
     }
 
@@ -948,21 +986,12 @@ impl Shared<'_> {
 
     /// Time passed.
     fn tick(&mut self) {
-        let probe = self.timers.expired(Timer::Probe, self.now);
-        if probe {
-            self.flow.probe();
-            self.adjust();
-        }
-        let turn = self.timers.expired(Timer::Turn, self.now);
-        if turn {
+        self.recover(Recovery::Time);
+        if self.timers.expired(Timer::Turn, self.now) {
             self.window.turn();
-        }
-        if probe || turn {
             self.adjust();
             self.changed();
         }
-        if self.timers.expired(Timer::Seats, self.now) {
-            self.go_round();
-        }
+        self.go_round(None);
     }
 }

@@ -265,7 +265,7 @@ impl LookupdSession<'_, '_> {
         if lookupd.producers.count > 0 {
             let super::Config { rotate, grace, .. } = *self.shared.config;
             self.shared.directory.end(now, rotate, grace, self.source, &mut lookupd.round);
-            self.shared.go_round();
+            self.shared.offer_and_leave();
         } else {
             lookupd.round = Round::NONE;
         }

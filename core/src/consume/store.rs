@@ -203,9 +203,8 @@ impl<'a> Store<'a> {
         }
         let id = self.id(new);
         let Some(owner) = self.slots.get(new).map(|slot| slot.owner) else { return false };
-        let old = self.find(0, |at, slot| {
-            slot.owner == owner && slot.is_in_flight() && self.id(at) == id
-        });
+        let old = self
+            .find(0, |at, slot| slot.owner == owner && slot.is_in_flight() && self.id(at) == id);
         if let Some(old) = old {
             self.give_up(old);
         }
@@ -218,7 +217,6 @@ impl<'a> Store<'a> {
         if slot.state == SlotState::Taken {
             self.lose(at);
         } else {
-            self.waiting = self.waiting.wrapping_sub(1);
             self.free(at);
         }
     }
@@ -357,17 +355,16 @@ impl<'a> Store<'a> {
             let Some(slot) = self.get_mut(at).filter(|slot| slot.owner == owner) else { continue };
             match slot.state {
                 SlotState::Taken | SlotState::Recalled => self.lose(at),
-                SlotState::Waiting => {
-                    self.waiting = self.waiting.wrapping_sub(1);
-                    self.free(at);
-                }
-                SlotState::Filling | SlotState::Finished | SlotState::Requeued => self.free(at),
                 SlotState::Free | SlotState::Part | SlotState::Lost => {}
+                SlotState::Filling
+                | SlotState::Waiting
+                | SlotState::Finished
+                | SlotState::Requeued => self.free(at),
             }
         }
     }
 
-    /// Touches what is due on connection `owner`, or gives it up: says how many of the latter, and
+    /// Touches what is due on connection `owner`, for a time that is not zero, or gives it up: says how many of the latter, and
     /// when the next is due.
     pub(super) fn expire(
         &mut self,
@@ -382,19 +379,20 @@ impl<'a> Store<'a> {
             if slot.owner != owner || !slot.is_in_flight() {
                 continue;
             }
-            if slot.due <= now
-                && let Some(every) = touch
-                && now < slot.end
-            {
-                slot.touch = true;
-                slot.due = now.after(every).min(slot.end);
+            if slot.due <= now {
+                match touch {
+                    Some(every) if now < slot.end => {
+                        slot.touch = true;
+                        slot.due = now.after(every).min(slot.end);
+                    }
+                    Some(_) | None => {
+                        expired = expired.wrapping_add(1);
+                        self.give_up(at);
+                        continue;
+                    }
+                }
             }
-            if slot.due > now {
-                next = next.min(slot.due);
-                continue;
-            }
-            expired = expired.wrapping_add(1);
-            self.give_up(at);
+            next = next.min(slot.due);
         }
         (expired, next)
     }
@@ -416,11 +414,13 @@ impl<'a> Store<'a> {
     fn free(&mut self, at: usize) {
         let Some(slot) = self.get_mut(at) else { return };
         let lost = slot.state == SlotState::Lost;
+        let waited = slot.state == SlotState::Waiting;
         let span = slot.span;
         slot.serial = slot.serial.wrapping_add(1);
         self.mark(at, span.into(), SlotState::Free);
         let withheld = span.wrapping_sub(1).wrapping_add(lost.into());
         self.withheld = self.withheld.wrapping_sub(withheld);
+        self.waiting = self.waiting.wrapping_sub(waited.into());
     }
 
     /// The slots of one message are all in a state.

@@ -169,9 +169,8 @@ impl<'a, M: RawMutex, S: Sleep> Handle<'a, M, S> {
         let (shared, sleep) = (self.shared, &self.sleep);
         let mut wait = InTurn::new(shared);
         poll_fn(move |cx| {
-            wait.poll_wait(cx.waker(), |client| client.as_consumer()?.take(sleep.now())).map(
-                |delivery| Message { shared, sleep: sleep.clone(), delivery, answered: false },
-            )
+            wait.poll_wait(cx.waker(), |client| client.as_consumer()?.take(sleep.now()))
+                .map(|delivery| Message { shared, sleep: sleep.clone(), delivery, answered: false })
         })
     }
 
@@ -270,8 +269,7 @@ impl<'a, M: RawMutex, S: Sleep> Message<'a, M, S> {
     /// Reads the body where it lies. Be brief: the connections wait meanwhile. `None` only from
     /// within a look at the consumer.
     pub fn read<R>(&self, f: impl FnOnce(&[u8]) -> R) -> Option<R> {
-        self.shared
-            .peek(|client| Some(f(client.as_consumer()?.body(self.delivery.token)?)))?
+        self.shared.peek(|client| Some(f(client.as_consumer()?.body(self.delivery.token)?)))?
     }
 
     /// It is done; see [`Consumer::finish`].
