@@ -236,15 +236,16 @@ impl ConnectionSession<'_, '_> {
 
     /// Makes the connection follow its seat.
     fn follow(&mut self) {
-        if !self.is_stale() {
+        let Some(seat) = self.shared.directory.seat_mut(self.id) else { return };
+        if seat.serial == self.connection.serial {
             return;
         }
-        let Some(seat) = self.shared.directory.seat(self.id) else { return };
         match self.connection.talk.stage() {
             Stage::Idle | Stage::Waiting => {
                 let talk = &mut self.connection.talk;
                 self.connection.serial = seat.serial;
                 let wanted = !seat.is_empty();
+                seat.busy = wanted;
                 // A wait after a failure goes on, and grows: else several nsqds that are down would
                 // be dialed in turn without a pause.
                 if !wanted || talk.step == Instant::NEVER {
@@ -253,7 +254,6 @@ impl ConnectionSession<'_, '_> {
                     talk.step = if wanted { self.shared.now } else { Instant::NEVER };
                 }
                 talk.set(if wanted { Stage::Waiting } else { Stage::Idle });
-                self.set_busy(false);
                 self.shared.changed();
             }
             Stage::Ready => self.leave(Moment::Unseated),
@@ -267,12 +267,6 @@ impl ConnectionSession<'_, '_> {
     fn leave(&mut self, moment: Moment) {
         if let Some(leave) = self.shared.leave {
             leave(self, moment);
-        }
-    }
-
-    fn set_busy(&mut self, busy: bool) {
-        if let Some(seat) = self.shared.directory.seat_mut(self.id) {
-            seat.busy = busy;
         }
     }
 
@@ -461,7 +455,6 @@ impl ConnectionSession<'_, '_> {
         let delay = backoff.delay(&mut self.connection.attempts, &mut self.shared.jitter);
         self.connection.talk.step = self.shared.after(delay);
         self.connection.talk.set(Stage::Waiting);
-        self.set_busy(false);
         if self.connection.attempts > 2 {
             self.shared.go_round(Some(self.id));
         }
@@ -500,7 +493,6 @@ impl Session for ConnectionSession<'_, '_> {
         if !self.connection.talk.is_due(now) {
             return None;
         }
-        self.set_busy(true);
         let until = self.shared.after(self.shared.config.connect_timeout);
         self.connection.talk.ask(Stage::Dialing, until);
         self.shared.directory.address(self.id)
@@ -583,14 +575,15 @@ impl Session for ConnectionSession<'_, '_> {
 
     fn closed(&mut self, now: Instant, why: Closed) {
         self.shared.now = now;
-        let why = if self.is_stale() { Closed::Local } else { why };
+        let stale = self.is_stale();
+        let why = if stale { Closed::Local } else { why };
         let Some(why) = self.connection.talk.closed(why) else { return };
         self.connection.news = News::Disconnected;
         self.land();
         if why != Closed::Local {
             count(&mut self.shared.tally.failures);
         }
-        if self.is_stale() {
+        if stale {
             self.connection.talk.set(Stage::Waiting);
             self.follow();
         } else {

@@ -34,7 +34,7 @@ pub(super) struct Seat {
     seen: u8,
     /// Its connection does not come up.
     pub(super) fails: bool,
-    /// Its connection is not down.
+    /// Its connection has not been idle since it was somebody's.
     pub(super) busy: bool,
 }
 
@@ -66,6 +66,7 @@ impl Seat {
     }
 
     fn set(&mut self, nsqd: Nsqd, source: u8) {
+        self.busy |= nsqd != Nsqd::Nobody;
         self.nsqd = nsqd;
         self.serial = self.serial.wrapping_add(1);
         self.leaves = Instant::NEVER;

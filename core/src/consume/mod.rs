@@ -975,7 +975,6 @@ impl Shared<'_> {
     }
 
     /// A time from now.
-    #[inline(never)]
     fn after(&self, span: Span) -> Instant {
         self.now.after(span)
     }
