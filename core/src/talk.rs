@@ -61,6 +61,11 @@ impl Stage {
         self as u8 <= Self::Waiting as u8
     }
 
+    /// Whether it is on its way up.
+    pub(crate) fn is_coming_up(self) -> bool {
+        (self as u8).wrapping_sub(Self::Dialing as u8) < 4
+    }
+
     /// Whether there is a command to be made and an answer to come.
     pub(crate) fn is_handshake(self) -> bool {
         (self as u8).wrapping_sub(Self::Identifying as u8) < 3

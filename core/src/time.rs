@@ -232,10 +232,15 @@ impl Backoff {
     /// The delay after so many attempts since the last success; counts one more. For who keeps
     /// their number and nothing else.
     #[inline(never)]
-    pub(crate) fn delay(mut self, attempts: &mut u8, jitter: &mut Jitter) -> Span {
-        self.attempt = *attempts;
-        let delay = self.next_delay(jitter);
-        *attempts = self.attempt;
+    pub(crate) fn delay(
+        [base, cap, spread]: [Span; 3],
+        attempts: &mut u8,
+        jitter: &mut Jitter,
+    ) -> Span {
+        let mut backoff = Self::new(base, cap).with_spread(spread);
+        backoff.attempt = *attempts;
+        let delay = backoff.next_delay(jitter);
+        *attempts = backoff.attempt;
         delay
     }
 

@@ -4,7 +4,7 @@ use core::fmt;
 
 use super::LOOKUPDS_MAX;
 use crate::name::{ChannelName, TopicName};
-use crate::time::{Backoff, Span};
+use crate::time::Span;
 use crate::wire::v2::MessageHead;
 use crate::wire::v2::hello::Hello;
 
@@ -177,10 +177,6 @@ impl Config<'_> {
             auto_touch: false,
             seed: 0,
         }
-    }
-
-    pub(super) const fn backoff(&self) -> Backoff {
-        Backoff::new(self.reconnect_base, self.reconnect_cap).with_spread(self.reconnect_spread)
     }
 
     /// The delay of a message that fails for the `attempts`th time.

@@ -15,7 +15,7 @@ use super::{
 use crate::address::Address;
 use crate::session::{Closed, Fault, Link, Session, Transmit, keep};
 use crate::talk::{Greet, Heard, REPLY_MAX, Stage, Talk, Why};
-use crate::time::{Instant, Span, TimerId, Timers};
+use crate::time::{Backoff, Instant, Span, TimerId, Timers};
 use crate::wire::Window;
 use crate::wire::v2::hello;
 use crate::wire::v2::{self, ErrorCode, FramePart, FrameType, MessageHead};
@@ -451,8 +451,9 @@ impl ConnectionSession<'_, '_> {
 
     /// The seat's nsqd did not come up, or broke.
     fn wait(&mut self) {
-        let backoff = self.shared.config.backoff();
-        let delay = backoff.delay(&mut self.connection.attempts, &mut self.shared.jitter);
+        let Config { reconnect_base, reconnect_cap, reconnect_spread, .. } = *self.shared.config;
+        let spans = [reconnect_base, reconnect_cap, reconnect_spread];
+        let delay = Backoff::delay(spans, &mut self.connection.attempts, &mut self.shared.jitter);
         self.connection.talk.step = self.shared.after(delay);
         self.connection.talk.set(Stage::Waiting);
         if self.connection.attempts > 2 {
@@ -483,8 +484,11 @@ impl Connection {
 impl Session for ConnectionSession<'_, '_> {
     fn link(&self) -> Link {
         let stage = self.connection.talk.stage();
-        let coming_up = stage == Stage::Dialing || stage.is_handshake();
-        if coming_up && self.is_stale() { Link::Close } else { self.connection.talk.link() }
+        if stage.is_coming_up() && self.is_stale() {
+            Link::Close
+        } else {
+            self.connection.talk.link()
+        }
     }
 
     fn dial(&mut self, now: Instant) -> Option<&Address> {
@@ -563,13 +567,12 @@ impl Session for ConnectionSession<'_, '_> {
             shared.adjust();
             shared.changed();
         }
-        let talk = &mut self.connection.talk;
-        if talk.stage() > Stage::Ready && talk.stage() < Stage::Closing {
-            if talk.is_late(now) {
+        if let Some(why) = self.connection.talk.tick(now) {
+            if self.connection.talk.stage() > Stage::Ready {
                 self.leave(Moment::Late);
+            } else {
+                self.close(why);
             }
-        } else if let Some(why) = talk.tick(now) {
-            self.close(why);
         }
     }
 

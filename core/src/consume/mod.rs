@@ -653,7 +653,6 @@ impl<'a> Consumer<'a> {
         shared.answer(token, Answer::Finish)?;
         count_long(&mut shared.tally.finished);
         shared.recover(Recovery::Success);
-        shared.adjust();
         Ok(())
     }
 
@@ -874,9 +873,9 @@ impl Shared<'_> {
         let answered = self.store.answer(token, answer);
         if answered == Err(AnswerError::Late) {
             count(&mut self.tally.late);
-            // Its slot may be free now.
-            self.adjust();
         }
+        // Its slot may be free now.
+        self.adjust();
         self.changed();
         answered
     }
@@ -900,6 +899,7 @@ impl Shared<'_> {
                 let Config { backoff_base, backoff_cap, .. } = *self.config;
                 let wait = self.flow.succeeded(backoff_base, backoff_cap, &mut self.jitter);
                 self.back_off(wait);
+                self.adjust();
             }
             Recovery::Time => {
                 if self.timers.expired(Timer::Probe, self.now) {

@@ -820,9 +820,8 @@ impl<'a> Publisher<'a> {
         }
         self.failed = 0;
         let Config { reconnect_base, reconnect_cap, reconnect_spread, .. } = *self.config;
-        Backoff::new(reconnect_base, reconnect_cap)
-            .with_spread(reconnect_spread)
-            .delay(&mut self.attempts, &mut self.jitter)
+        let spans = [reconnect_base, reconnect_cap, reconnect_spread];
+        Backoff::delay(spans, &mut self.attempts, &mut self.jitter)
     }
 }
 
