@@ -128,11 +128,11 @@ impl<'a> Directory<'a> {
             if first == Some(at)
                 && let Some(seat) = free.next()
             {
-                *order = order.wrapping_add(1);
                 seat.set(Nsqd::Given(at as u8), GIVEN);
-                seat.order = *order;
+                seat.order = at as u16;
             }
         }
+        *order = given.len() as u16;
     }
 
     pub(super) fn seat(&self, id: u8) -> Option<&Seat> {
