@@ -203,6 +203,9 @@ pub struct Consumer<'a> {
 /// Runs a function on one of a consumer's sessions, if there is such a one.
 type WithSession<'a> = fn(&mut Consumer<'a>, usize, &mut dyn FnMut(&mut dyn Session));
 
+/// Writes IDENTIFY.
+type Identify = fn(&Config<'_>, &mut Piece<'_>) -> Result<(), Infallible>;
+
 /// A message handed out: to be answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
@@ -453,7 +456,7 @@ struct Shared<'a> {
     /// What is done as a connection is left: likewise.
     leave: Option<Leave<'a>>,
     /// Writes IDENTIFY with what else there is to say, if there is any.
-    identify: Option<fn(&Config<'_>, &mut Piece<'_>) -> Result<(), Infallible>>,
+    identify: Option<Identify>,
     /// What is done after failures: nothing until a message was requeued.
     recover: Option<fn(&mut Self, Recovery)>,
     directory: Directory<'a>,

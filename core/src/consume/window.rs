@@ -392,6 +392,31 @@ mod tests {
     }
 
     #[test]
+    fn it_is_spread_as_if_given_one_by_one() {
+        for limit in 0..=9u16 {
+            for caps in (0..216u32).map(|n| [n % 6, n / 6 % 6, n / 36]) {
+                let mut shares = [Share::NONE; 3];
+                let mut window = Window::new(&mut shares);
+                window.set_limit(limit);
+                (0..3).for_each(|id| window.join(id, caps[usize::from(id)]));
+                if window.live() > limit {
+                    continue;
+                }
+                let (mut want, mut left) = ([0u32; 3], u32::from(limit));
+                while left > 0 && want != caps {
+                    for at in 0..3 {
+                        let more = u32::from(left > 0 && want[at] < caps[at]);
+                        want[at] += more;
+                        left -= more;
+                    }
+                }
+                let targets = window.shares.iter().map(|share| u32::from(share.target));
+                assert_eq!(targets.collect::<Vec<_>>(), want, "{limit} over {caps:?}");
+            }
+        }
+    }
+
+    #[test]
     fn what_is_taken_from_one_is_given_to_another_only_once_it_is_free() {
         let mut shares = [Share::NONE; 2];
         let mut window = Window::new(&mut shares);
