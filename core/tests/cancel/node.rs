@@ -5,7 +5,7 @@ use std::pin::pin;
 use std::rc::Rc;
 
 use embassy_sync::blocking_mutex::raw::NoopRawMutex;
-use nanonsq_core::drive::node::{self, Settings};
+use nanonsq_core::drive::node::{self, Dialers, Settings};
 use nanonsq_core::drive::{Port, Ports};
 use nanonsq_core::lookup;
 use nanonsq_core::name::ChannelName;
@@ -83,7 +83,7 @@ fn with_node(world: &World, test: impl FnOnce(&Handle<'_>, Runner<'_>, &Others))
             tcp: Port { slots: [door(Some(SUBSCRIBER)), door(None)], spare: Some(door(None)) },
             http: Port::NONE,
         },
-        [world.clone()],
+        Dialers { lookupds: [world.clone()], channels: Some(world.clone()) },
         world.clone(),
     )
     .unwrap();
