@@ -97,6 +97,11 @@ impl<const N: usize> Get<N> {
         self.state = state;
     }
 
+    /// Afresh: asks at a time.
+    pub(crate) fn start(&mut self, at: Instant) {
+        *self = Self { state: LookupdState::Waiting, step: at, ..Self::NEW };
+    }
+
     /// Asks no more.
     pub(crate) fn retire(&mut self) {
         self.step = Instant::NEVER;

@@ -114,7 +114,7 @@ impl Lookupd {
         *self = Self::NEW;
         self.backoff = Backoff::new(RETRY, interval);
         self.backoff.skip_immediate();
-        self.get.wait(Instant::ZERO);
+        self.get.start(Instant::ZERO);
     }
 
     pub(super) fn is_busy(&self) -> bool {

@@ -130,7 +130,7 @@ impl<'a> Node<'a> {
     /// before anything is driven.
     pub fn ask_lookupds(&mut self, asker: &'a mut Asker) {
         *asker = Asker::new();
-        asker.get.wait(Instant::NEVER);
+        asker.get.start(Instant::NEVER);
         self.shared.asks = self.shared.config.channels_wait > Span::ZERO;
         self.asker = Some(asker);
     }
