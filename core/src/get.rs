@@ -97,9 +97,10 @@ impl<const N: usize> Get<N> {
         self.state = state;
     }
 
-    /// Afresh: asks at a time.
+    /// What was unused so far asks at a time.
     pub(crate) fn start(&mut self, at: Instant) {
-        *self = Self { state: LookupdState::Waiting, step: at, ..Self::NEW };
+        self.step = at;
+        self.state = LookupdState::Waiting;
     }
 
     /// Asks no more.
@@ -110,8 +111,8 @@ impl<const N: usize> Get<N> {
 
     /// Asks at a time.
     pub(crate) fn wait(&mut self, until: Instant) {
-        self.step = until;
-        self.set_state(LookupdState::Waiting);
+        trace_state!("lookupd", self.state, LookupdState::Waiting);
+        self.start(until);
     }
 
     /// Dials, until a time.
