@@ -384,7 +384,6 @@ fn check_held(handle: &Node<'_>, now: u64, held: &mut Held) {
         });
         for topic in node.topics().filter(|topic| topic.asking) {
             held.entry(topic.name.to_string()).or_insert(now);
-            assert_eq!(topic.messages, u64::from(topic.depth), "{} is held", topic.name);
             let got: u64 = node.channels(topic.name).map(|channel| channel.messages).sum();
             assert_eq!(got, 0, "{} is held, and flows", topic.name);
         }
