@@ -196,13 +196,14 @@ impl AskSession<'_, '_> {
     fn next(&self) -> Option<(u8, u8)> {
         // Those that have not failed are asked for all topics first.
         for among in [!self.asker.failed, u8::MAX] {
-            for (at, topic) in (0..).zip(&*self.shared.topics) {
+            for (at, topic) in (0..NONE).zip(&*self.shared.topics) {
                 let left = topic.asking & among;
-                let ready = (0..).zip(self.lookupds).find(|(source, lookupd)| {
-                    left & 1u8.unbounded_shl(*source) != 0 && matches!(lookupd, Lookupd::At(..))
+                let ready = (0..ASKED_MAX as u8).zip(self.lookupds).find(|(source, lookupd)| {
+                    let bit = 1u8.unbounded_shl(u32::from(*source));
+                    left & bit != 0 && matches!(lookupd, Lookupd::At(..))
                 });
                 if let Some((source, _)) = ready {
-                    return Some((at, source as u8));
+                    return Some((at, source));
                 }
             }
         }
