@@ -288,6 +288,37 @@ fn what_is_no_answer_is_told_and_holds_nothing_up() {
     }
 }
 
+/// Whatever it says, it ends, and names are names.
+#[test]
+fn a_byte_that_is_another_does_no_harm() {
+    let body = "{\"channels\":[\"a\",\"b\\u0063\"],\"x\":[1,{}]}";
+    let chunks = format!(
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{:x}\r\n{body}\r\n0\r\n\r\n",
+        body.len()
+    );
+    for text in [answer("200 OK", body), chunks] {
+        for at in 0..text.len() {
+            for byte in [0, b'"', b'#', b'[', b']', b'{', b'9', b'\\', b'\n', 0x80, 0xff] {
+                let mut text = text.clone().into_bytes();
+                text[at] = byte;
+                let mut rig = Rig::new(&[Kind::At]);
+                rig.publish("t").dials("lookup0:4161");
+                rig.open();
+                for piece in text.chunks(at % 7 + 1) {
+                    let _ = rig.hear(piece);
+                }
+                rig.closed(Closed::Peer);
+                assert!(!rig.node.is_asking());
+                let (asked, failed, _) = rig.counts();
+                assert_eq!(asked + failed, 1, "{byte} at {at}");
+                let (channels, held) = rig.seen("t");
+                assert!(channels.iter().all(|(name, depth)| !name.is_empty() && *depth == 1));
+                assert_eq!(held, u32::from(channels.is_empty()));
+            }
+        }
+    }
+}
+
 #[test]
 fn a_connection_that_breaks_is_no_answer() {
     let broken = Closed::Transport(TransportError::Reset);
