@@ -114,6 +114,11 @@ impl Address {
         self.host.get(..usize::from(self.len)).unwrap_or_default()
     }
 
+    /// Another port of the same host.
+    pub(crate) fn set_port(&mut self, port: u16) {
+        self.port = port;
+    }
+
     /// The TCP port, never 0.
     pub fn port(&self) -> u16 {
         self.port

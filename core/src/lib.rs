@@ -10,6 +10,7 @@ pub mod consume;
 pub mod directory;
 #[cfg(feature = "async")]
 pub mod drive;
+mod get;
 pub mod http;
 pub mod lookup;
 pub mod name;

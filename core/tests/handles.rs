@@ -375,8 +375,9 @@ fn a_node_counts_whom_it_turned_away() {
     let settings = node::Settings { node: &config, http: &http, lookup: &lookup, lookupds: &[] };
     let mut store = [0; 4096];
     let mut resources = node::Resources::<NoopRawMutex, 1, 1, 1, 4, 0, 1, 16>::new();
+    let dialers = node::Dialers { lookupds: [still.clone()], channels: None };
     let (handle, mut runner) =
-        node::new(&mut resources, settings, &mut store, CROWDED, [still.clone()], still).unwrap();
+        node::new(&mut resources, settings, &mut store, CROWDED, dialers, still).unwrap();
     run(runner.run());
     assert_eq!(handle.turned_away(), 1);
 }
@@ -396,7 +397,7 @@ fn with_node(test: impl FnOnce(&Node<'_>, &Still)) {
         settings,
         &mut store,
         ports(&still),
-        [still.clone()],
+        node::Dialers { lookupds: [still.clone()], channels: None },
         still.clone(),
     )
     .unwrap();

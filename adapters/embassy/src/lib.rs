@@ -58,7 +58,7 @@
 //!
 //! | | sockets of the stack | RAM on a 32-bit core, IPv4 (both families) |
 //! |---|---|---|
-//! | [`TcpDialer`], one for each publisher, each lookup peer, each of a consumer's connections | 1 | [`TcpStorage`] + 352 (408) in `StackResources` + 12 |
+//! | [`TcpDialer`], one for each publisher, each lookup peer, each of a consumer's connections, and one for a node that asks for channels | 1 | [`TcpStorage`] + 352 (408) in `StackResources` + 12 |
 //! | [`TcpListener`], one for each connection at a time, and a spare one for each port | 1 | the same |
 //! | DNS (feature `dns`), DHCP | 1 each | 352 (408) each in `StackResources` |
 //! | dialing, in the runner's future | | 152 (208) |
@@ -116,7 +116,8 @@ pub struct Sockets {
     pub dns: bool,
     /// Publishers: one each, however many nsqds they choose from.
     pub publishers: usize,
-    /// nsqlookupds that a lookup may have at a time (its `PEERS`): one each.
+    /// nsqlookupds that a lookup may have at a time (its `PEERS`): one each. For a node's see
+    /// [`with_node`](Self::with_node).
     pub lookupds: usize,
     /// Connections of consumers: see [`with_consumer`](Self::with_consumer).
     pub consumers: usize,
@@ -156,13 +157,14 @@ impl Sockets {
 
     /// These, and those of a node with the same parameters as its
     /// [`Resources`](nanonsq_core::drive::node::Resources), with a spare one for each port: one for
-    /// each client and each connection over HTTP, and one for each nsqlookupd.
+    /// each client and each connection over HTTP, one for each nsqlookupd, and one to ask them for
+    /// the channels of new topics.
     ///
     /// ```
     /// # use nanonsq_embassy::Sockets;
     /// // 4 clients, 2 connections over HTTP, 1 nsqlookupd.
     /// const SOCKETS: Sockets = Sockets::NONE.with_node(4, 2, 1);
-    /// # assert_eq!(SOCKETS.count() - Sockets::NONE.count(), 5 + 3 + 1);
+    /// # assert_eq!(SOCKETS.count() - Sockets::NONE.count(), 5 + 3 + 1 + 1);
     /// ```
     #[must_use]
     pub const fn with_node(mut self, clients: usize, http: usize, lookupds: usize) -> Self {
@@ -170,7 +172,9 @@ impl Sockets {
         if http > 0 {
             self.listeners += http + 1;
         }
-        self.lookupds += lookupds;
+        if lookupds > 0 {
+            self.lookupds += lookupds + 1;
+        }
         self
     }
 

@@ -72,6 +72,7 @@ use crate::time::{Instant, Jitter, Span, TimerId, Timers};
 use crate::wire::Window as Piece;
 use crate::wire::v2::{Message, MessageHead, MessageId};
 
+pub use crate::get::LookupdState;
 pub use config::{Config, ConfigError, Exhausted, SLOT_MIN, TooLarge};
 pub use connection::ConnectionSession;
 pub use directory::LOOKUPDS_MAX;
@@ -297,22 +298,6 @@ pub struct ConnectionStatus<'s> {
     pub last: Option<Closed>,
     /// nsqd's own words for its last error, cut off at [`DETAIL_MAX`] bytes.
     pub detail: &'s str,
-}
-
-/// Where asking an nsqlookupd is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[cfg_attr(feature = "defmt", derive(defmt::Format))]
-pub enum LookupdState {
-    /// There is no such nsqlookupd, or the consumer has stopped.
-    Unused,
-    /// The next request is due at a time.
-    Waiting,
-    /// A dial is under way.
-    Dialing,
-    /// The request is being sent, or the answer read.
-    Asking,
-    /// The driver is to close the connection.
-    Closing,
 }
 
 /// What came of asking an nsqlookupd. Newer ones replace older ones that nobody polled.
@@ -756,9 +741,7 @@ impl<'a> Consumer<'a> {
 
     /// Whether no connection is left after [`stop`](Self::stop).
     pub fn is_stopped(&self) -> bool {
-        let asking = |lookupd: &Lookupd| {
-            !matches!(lookupd.state(), LookupdState::Unused | LookupdState::Waiting)
-        };
+        let asking = |lookupd: &Lookupd| lookupd.is_busy();
         let unused = |connection: &Connection| connection.state() == ConnectionState::Unused;
         self.shared.stopping
             && self.connections.iter().all(unused)

@@ -3,19 +3,14 @@
 //! The answer is scanned as it arrives, however long it is: each producer is offered to the
 //! directory as soon as it is whole.
 
-use core::convert::Infallible;
-
 use super::directory::Round;
 use super::{LookupdEvent, LookupdState, LookupdStatus, Shared, count};
 use crate::address::{Address, HOST_MAX};
-use crate::macros::trace_state;
-use crate::session::{Awaited, Closed, DialError, Fault, Link, Session, Transmit};
+use crate::get::Get;
+use crate::session::{Closed, Fault, Link, Session, Transmit};
 use crate::time::{Backoff, Instant, Span};
-use crate::wire::Window;
-use crate::wire::http::{BadAnswer, ResponseDecoder, emit_get};
-use crate::wire::json::{Scanner, Token};
-
-const STAGING: usize = 64;
+use crate::wire::http::{BadAnswer, emit_get};
+use crate::wire::json::Token;
 
 /// After a failure, ask again after up to this, then up to double, up to the usual interval.
 const RETRY: Span = Span::from_secs(1);
@@ -23,22 +18,10 @@ const RETRY: Span = Span::from_secs(1);
 /// One nsqlookupd, and what its answer has said so far.
 #[derive(Debug)]
 pub(super) struct Lookupd {
-    state: LookupdState,
-    why: Option<Closed>,
-    news: bool,
-    staged: u8,
-    written: u8,
-    /// How much of the request was staged, and its length once known.
-    request_at: u16,
-    request_len: u16,
-    /// Waiting: ask. Dialing, Asking: give up. Closing: abort.
-    step: Instant,
+    get: Get<HOST_MAX>,
     backoff: Backoff,
-    http: ResponseDecoder,
-    json: Scanner<HOST_MAX>,
     producers: Producers,
     round: Round,
-    staging: [u8; STAGING],
 }
 
 /// Finds producers in the answer's JSON.
@@ -120,20 +103,10 @@ impl Producers {
 impl Lookupd {
     /// For storage.
     pub(super) const NEW: Self = Self {
-        state: LookupdState::Unused,
-        why: None,
-        news: false,
-        staged: 0,
-        written: 0,
-        request_at: 0,
-        request_len: 0,
-        step: Instant::NEVER,
+        get: Get::NEW,
         backoff: Backoff::new(RETRY, RETRY),
-        http: ResponseDecoder::new(),
-        json: Scanner::new(),
         producers: Producers::NEW,
         round: Round::NONE,
-        staging: [0; STAGING],
     };
 
     /// Asks from now on, at once.
@@ -141,12 +114,11 @@ impl Lookupd {
         *self = Self::NEW;
         self.backoff = Backoff::new(RETRY, interval);
         self.backoff.skip_immediate();
-        self.step = Instant::ZERO;
-        self.state = LookupdState::Waiting;
+        self.get.start(Instant::ZERO);
     }
 
-    pub(super) fn state(&self) -> LookupdState {
-        self.state
+    pub(super) fn is_busy(&self) -> bool {
+        self.get.is_busy()
     }
 
     pub(super) fn unserved(&self) -> u16 {
@@ -155,39 +127,11 @@ impl Lookupd {
 
     pub(super) fn status(&self) -> LookupdStatus {
         LookupdStatus {
-            state: self.state,
+            state: self.get.state(),
             producers: self.producers.count,
             unserved: self.round.unserved,
-            last: self.why,
+            last: self.get.why(),
         }
-    }
-
-    fn set_state(&mut self, state: LookupdState) {
-        trace_state!("lookupd", self.state, state);
-        self.state = state;
-    }
-
-    fn close(&mut self, now: Instant, why: Closed, timeout: Span) {
-        self.why = Some(why);
-        self.staged = self.written;
-        self.step = now.after(timeout);
-        self.set_state(LookupdState::Closing);
-    }
-
-    /// The request is longer than the staging area: it is made again for each piece.
-    #[inline(never)]
-    fn stage(&mut self, shared: &Shared<'_>, host: &Address) {
-        let mut window = Window::new(&mut self.staging, self.request_at.into());
-        let config = shared.config;
-        let topic = config.topic.as_str();
-        let done: Result<(), Infallible> =
-            emit_get(&mut window, host, "/lookup?topic=", topic, config.user_agent);
-        let Ok(()) = done;
-        let staged = window.written();
-        self.request_len = window.total() as u16;
-        self.staged = staged as u8;
-        self.written = 0;
-        self.request_at = self.request_at.saturating_add(staged as u16);
     }
 }
 
@@ -207,10 +151,10 @@ pub struct LookupdSession<'s, 'a> {
 impl LookupdSession<'_, '_> {
     /// What came of asking last, if nobody polled it yet.
     pub fn poll_event(&mut self) -> Option<LookupdEvent> {
-        if !core::mem::take(&mut self.lookupd.news) {
+        if !self.lookupd.get.take_news() {
             return None;
         }
-        Some(match self.lookupd.why {
+        Some(match self.lookupd.get.why() {
             None | Some(Closed::Local) => {
                 LookupdEvent::Answered { producers: self.lookupd.producers.count }
             }
@@ -220,14 +164,14 @@ impl LookupdSession<'_, '_> {
 
     fn fail(&mut self, now: Instant, fault: Fault) -> Result<(), Fault> {
         let timeout = self.shared.config.close_timeout;
-        self.lookupd.close(now, Closed::Fault(fault), timeout);
+        self.lookupd.get.close(now, Closed::Fault(fault), timeout);
         Err(fault)
     }
 
     /// With another status than 200 it is that: something else than nsqlookupd has pages of its own
     /// for what it does not find.
     fn bad(&mut self, now: Instant, why: BadAnswer) -> Result<(), Fault> {
-        let why = match self.lookupd.http.status() {
+        let why = match self.lookupd.get.http.status() {
             None | Some(200) => why,
             Some(status) => BadAnswer::Status(status),
         };
@@ -237,7 +181,7 @@ impl LookupdSession<'_, '_> {
     fn on_body(&mut self, now: Instant, body: &[u8]) -> Result<(), Fault> {
         let mut input = body;
         loop {
-            let Lookupd { json, producers, .. } = &mut *self.lookupd;
+            let Lookupd { get: Get { json, .. }, producers, .. } = &mut *self.lookupd;
             let depth = json.depth();
             let whole = match json.next(&mut input) {
                 Ok(Some(token)) => producers.take(token, depth),
@@ -256,7 +200,7 @@ impl LookupdSession<'_, '_> {
     /// The answer is whole.
     fn on_answer(&mut self, now: Instant) -> Result<(), Fault> {
         let lookupd = &mut *self.lookupd;
-        if let Err(error) = lookupd.json.end() {
+        if let Err(error) = lookupd.get.json.end() {
             return self.bad(now, BadAnswer::Json(error));
         }
         if !lookupd.producers.found {
@@ -271,7 +215,7 @@ impl LookupdSession<'_, '_> {
         }
         count(&mut self.shared.tally.lookups);
         lookupd.backoff.skip_immediate();
-        lookupd.close(now, Closed::Local, self.shared.config.close_timeout);
+        lookupd.get.close(now, Closed::Local, self.shared.config.close_timeout);
         self.shared.changed();
         Ok(())
     }
@@ -282,59 +226,45 @@ const TOPIC_NOT_FOUND: &[u8] = b"TOPIC_NOT_FOUND";
 
 impl Session for LookupdSession<'_, '_> {
     fn link(&self) -> Link {
-        match self.lookupd.state {
-            LookupdState::Unused | LookupdState::Waiting => Link::Down,
-            LookupdState::Dialing | LookupdState::Asking if self.shared.stopping => Link::Close,
-            LookupdState::Dialing | LookupdState::Asking => Link::Up,
-            LookupdState::Closing => Link::Close,
-        }
+        self.lookupd.get.link(!self.shared.stopping)
     }
 
     fn dial(&mut self, now: Instant) -> Option<&Address> {
         let lookupd = &mut *self.lookupd;
-        if lookupd.state != LookupdState::Waiting {
+        if lookupd.get.state() != LookupdState::Waiting {
             return None;
         }
         if self.shared.stopping {
-            lookupd.step = Instant::NEVER;
-            lookupd.set_state(LookupdState::Unused);
+            lookupd.get.retire();
             self.shared.changed();
             return None;
         }
-        if now < lookupd.step {
+        if now < lookupd.get.step() {
             return None;
         }
-        lookupd.step = now.after(self.shared.config.connect_timeout);
-        lookupd.set_state(LookupdState::Dialing);
+        lookupd.get.dial(now.after(self.shared.config.connect_timeout));
         Some(self.address)
     }
 
     fn open(&mut self, now: Instant) {
         let lookupd = &mut *self.lookupd;
-        lookupd.http = ResponseDecoder::new();
-        lookupd.json = Scanner::new();
         lookupd.producers = Producers::NEW;
-        lookupd.staged = 0;
-        lookupd.written = 0;
-        lookupd.request_at = 0;
-        lookupd.request_len = 0;
-        lookupd.step = now.after(self.shared.config.lookup_timeout);
         self.shared.directory.begin(self.source, &mut lookupd.round);
-        lookupd.set_state(LookupdState::Asking);
+        lookupd.get.open(now.after(self.shared.config.lookup_timeout));
     }
 
     fn receive(&mut self, now: Instant, bytes: &[u8]) -> Result<(), Fault> {
         self.shared.now = now;
         let mut input = bytes;
-        while self.lookupd.state == LookupdState::Asking {
-            let body = self.lookupd.http.next(&mut input);
-            match (self.lookupd.http.status(), body) {
+        while self.lookupd.get.state() == LookupdState::Asking {
+            let body = self.lookupd.get.http.next(&mut input);
+            match (self.lookupd.get.http.status(), body) {
                 (_, Err(error)) => return self.bad(now, BadAnswer::Http(error)),
                 (Some(200 | 404), Ok(body)) => {
                     if let Some(body) = body {
                         self.on_body(now, body)?;
                     }
-                    if self.lookupd.http.is_complete() {
+                    if self.lookupd.get.http.is_complete() {
                         return self.on_answer(now);
                     }
                     if body.is_none() {
@@ -350,63 +280,38 @@ impl Session for LookupdSession<'_, '_> {
     }
 
     fn transmit(&mut self, _: Instant) -> Transmit<'_> {
-        let lookupd = &mut *self.lookupd;
-        if lookupd.written >= lookupd.staged
-            && lookupd.state == LookupdState::Asking
-            && (lookupd.request_len == 0 || lookupd.request_at < lookupd.request_len)
-        {
-            lookupd.stage(self.shared, self.address);
-        }
-        let pending = lookupd.written.into()..lookupd.staged.into();
-        Transmit { head: lookupd.staging.get(pending).unwrap_or_default(), body: &[] }
+        let (config, address) = (self.shared.config, self.address);
+        self.lookupd.get.transmit(|request| {
+            let topic = config.topic.as_str();
+            emit_get(request, address, "/lookup?topic=", topic, config.user_agent)
+        })
     }
 
     fn sent(&mut self, _: Instant, n: usize) {
-        let lookupd = &mut *self.lookupd;
-        let n = n.min(lookupd.staged.saturating_sub(lookupd.written).into());
-        lookupd.written = lookupd.written.saturating_add(n as u8);
+        self.lookupd.get.sent(n);
     }
 
     fn deadline(&self) -> Instant {
-        self.lookupd.step
+        self.lookupd.get.step()
     }
 
     fn tick(&mut self, now: Instant) {
-        if now < self.lookupd.step {
-            return;
-        }
-        let timeout = self.shared.config.close_timeout;
-        match self.lookupd.state {
-            LookupdState::Dialing => {
-                self.lookupd.close(now, Closed::Dial(DialError::TimedOut), timeout);
-            }
-            LookupdState::Asking => {
-                let why = Closed::Fault(Fault::TimedOut(Awaited::Reply));
-                self.lookupd.close(now, why, timeout);
-            }
-            LookupdState::Unused | LookupdState::Waiting | LookupdState::Closing => {}
-        }
+        self.lookupd.get.tick(now, self.shared.config.close_timeout);
     }
 
     fn closed(&mut self, now: Instant, why: Closed) {
         self.shared.now = now;
-        if self.lookupd.state == LookupdState::Asking && why == Closed::Peer {
-            // That may be the end of the answer.
-            let _ = match self.lookupd.http.finish() {
+        if self.lookupd.get.state() == LookupdState::Asking && why == Closed::Peer {
+            let _ = match self.lookupd.get.http.finish() {
                 Ok(()) => self.on_answer(now),
                 Err(error) => self.bad(now, BadAnswer::Http(error)),
             };
         }
         let lookupd = &mut *self.lookupd;
-        let why = match lookupd.state {
-            LookupdState::Unused | LookupdState::Waiting => return,
-            LookupdState::Closing => lookupd.why.unwrap_or(why),
-            LookupdState::Dialing | LookupdState::Asking => why,
-        };
-        lookupd.why = Some(why);
-        lookupd.news = true;
-        lookupd.staged = 0;
-        lookupd.written = 0;
+        if !lookupd.get.is_busy() {
+            return;
+        }
+        let why = lookupd.get.closed(why);
         let shared = &mut *self.shared;
         let delay = if why == Closed::Local {
             lookupd.backoff.reset();
@@ -419,8 +324,7 @@ impl Session for LookupdSession<'_, '_> {
             count(&mut shared.tally.lookups_failed);
             lookupd.backoff.next_delay(&mut shared.jitter)
         };
-        lookupd.step = now.after(delay);
-        lookupd.set_state(LookupdState::Waiting);
+        lookupd.get.wait(now.after(delay));
         shared.changed();
     }
 }

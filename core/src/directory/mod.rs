@@ -77,8 +77,9 @@ pub const TOMBSTONES: usize = 16;
 /// The settings. Borrowed, so that a constant one costs no RAM.
 #[derive(Debug, Clone, Copy)]
 pub struct Config<'a> {
-    /// What it says of itself, in answer to IDENTIFY; the version also to `/info`. Default nothing
-    /// but the version 1.3.0, whose behaviour this is.
+    /// What it says of itself, in answer to IDENTIFY; the version also to `/info`. nsqds ask at its
+    /// `http_port` which channels a new topic has elsewhere: without one they do not. Default
+    /// nothing but the version 1.3.0, whose behaviour this is.
     pub info: IdentifyReply<'a>,
     /// `-inactive-producer-timeout`: how long after its last PING a node is listed. Default 300 s.
     pub inactive_timeout: Span,

@@ -5,25 +5,26 @@
 
 use core::fmt;
 use core::future::{Future, pending, poll_fn};
-use core::task::Poll;
+use core::task::{Poll, Waker};
 
-use embassy_futures::select::select3;
+use embassy_futures::select::select4;
 use embassy_sync::blocking_mutex::raw::RawMutex;
 
 use super::publisher::Publish;
 use super::serve::Buffers;
 use super::server::{Engine, Served, SharedServer, run_ports, stop, stop_asked};
 use super::shared::{InTurn, Place, Shared};
-use super::{Dialer, Listener, Ports, Sleep, lookup};
+use super::{Dialer, Listener, Ports, SessionCell, Sleep, drive, lookup};
 use crate::address::Address;
 use crate::busy::Protocol;
 use crate::lookup::{
-    Config as LookupConfig, ConfigError as LookupError, Registry, RegistryFull, TooManyPeers,
+    Config as LookupConfig, ConfigError as LookupError, HttpPort, Lookup, Registry, RegistryFull,
+    TooManyPeers,
 };
 use crate::name::{ChannelName, TopicName};
 use crate::node::{
-    Config, ConfigError, Counters, Event, HttpConfig, HttpStorage, Node, NodeError, PublishError,
-    PublishOptions, Storage, Ticket, TooManyLookupds,
+    Asker, Config, ConfigError, Counters, Event, HttpConfig, HttpStorage, Lookupd, Node, NodeError,
+    PublishError, PublishOptions, Storage, Ticket, TooManyLookupds,
 };
 use crate::publish::Outcome;
 use crate::session::Session;
@@ -47,6 +48,7 @@ pub struct Resources<
 > {
     storage: Storage<TOPICS, CHANNELS, CLIENTS, IN_FLIGHT>,
     http: HttpStorage<HTTP, PEERS>,
+    asker: Asker,
     shared: Option<SharedServer<M, Node<'a>>>,
     lookup: lookup::Resources<'a, M, PEERS, TOPICS, CHANNELS>,
     client_rx: Buffers<CLIENTS, RX>,
@@ -69,6 +71,7 @@ impl<
         Self {
             storage: Storage::new(),
             http: HttpStorage::new(),
+            asker: Asker::new(),
             shared: None,
             lookup: lookup::Resources::new(),
             client_rx: [[0; RX]; CLIENTS],
@@ -91,6 +94,17 @@ impl<
     fn default() -> Self {
         Self::new()
     }
+}
+
+/// What connections to nsqlookupds are dialed with.
+#[derive(Debug, Clone, Copy)]
+pub struct Dialers<D, const PEERS: usize> {
+    /// Those on which the node is registered, one for each.
+    pub lookupds: [D; PEERS],
+    /// The one on which they are asked, over HTTP, which channels a new topic has elsewhere: one
+    /// after the other. Without it they are not asked. With it, a new topic's messages go on to its
+    /// channels when the runner has seen to that.
+    pub channels: Option<D>,
 }
 
 /// How a node behaves, and who is told of it.
@@ -120,8 +134,7 @@ pub enum SettingsError {
     Lookupds(TooManyPeers),
 }
 
-/// A node's two ends. Its messages lie in `store`; see [`Node::new`]. Each nsqlookupd has a dialer
-/// of its own.
+/// A node's two ends. Its messages lie in `store`; see [`Node::new`].
 #[expect(clippy::type_complexity, reason = "two ends, each with its parameters")]
 pub fn new<
     'a,
@@ -141,24 +154,30 @@ pub fn new<
     settings: Settings<'a>,
     store: &'a mut [u8],
     ports: Ports<L, CLIENTS, HTTP>,
-    dialers: [D; PEERS],
+    dialers: Dialers<D, PEERS>,
     sleep: S,
 ) -> Result<
     (Handle<'a, M, S>, Runner<'a, M, L, D, S, TOPICS, CHANNELS, CLIENTS, HTTP, PEERS, RX>),
     SettingsError,
 > {
-    let Resources { storage, http, shared, lookup, client_rx, http_rx } = resources;
+    let Resources { storage, http, asker, shared, lookup, client_rx, http_rx } = resources;
     let mut node = Node::new(settings.node, storage, store).map_err(SettingsError::Node)?;
     // Without any there is to be nothing of it in the program.
     if HTTP > 0 {
         node.answer_http(settings.http, http, settings.lookupds)
             .map_err(|TooManyLookupds { max }| SettingsError::Lookupds(TooManyPeers { max }))?;
     }
-    let (lookup, peers) = lookup::new(lookup, settings.lookup, dialers, sleep.clone())
+    let (lookup, peers) = lookup::new(lookup, settings.lookup, dialers.lookupds, sleep.clone())
         .map_err(SettingsError::Lookup)?;
+    if PEERS > 0 && dialers.channels.is_some() {
+        lookup.change(Lookup::find_http_ports);
+        node.ask_lookupds(asker);
+    }
     lookup.configure(settings.lookupds).map_err(SettingsError::Lookupds)?;
     let shared: &'a SharedServer<M, Node<'a>> = shared.insert(Shared::new(Served::new(node)));
-    let runner = Runner { shared, ports, client_rx, http_rx, lookup, peers, sleep: sleep.clone() };
+    let (channels, own_sleep) = (dialers.channels, sleep.clone());
+    let runner =
+        Runner { shared, ports, client_rx, http_rx, lookup, peers, channels, sleep: own_sleep };
     Ok((Handle { shared, sleep }, runner))
 }
 
@@ -395,6 +414,7 @@ pub struct Runner<
     http_rx: &'a mut Buffers<HTTP, RX>,
     lookup: lookup::Handle<'a, M, S, PEERS, TOPICS, CHANNELS>,
     peers: lookup::Runner<'a, M, D, S, PEERS, TOPICS, CHANNELS>,
+    channels: Option<D>,
     sleep: S,
 }
 
@@ -428,9 +448,72 @@ impl<
         };
         let serving =
             run_ports(shared, &mut self.ports, (self.client_rx, self.http_rx), &self.sleep, leave);
-        // The registry comes last: by then all that happened has happened.
-        select3(serving, self.peers.run(), keep_listed::<_, _, PEERS, _, _>(shared, lookup)).await;
+        let (channels, sleep) = (&mut self.channels, &self.sleep);
+        let asking = async {
+            match channels {
+                // As above: known when it is compiled.
+                Some(dialer) if PEERS > 0 => {
+                    let (mut sleep, mut rx) = (sleep.clone(), [0; RX_LEN]);
+                    drive(&Asking { shared, lookup }, dialer, &mut sleep, &mut rx).await
+                }
+                _ => pending().await,
+            }
+        };
+        // Asking comes after who may say whom, and the registry last: by then all that happened has
+        // happened.
+        let listing = keep_listed::<_, _, PEERS, _, _>(shared, lookup);
+        select4(serving, self.peers.run(), asking, listing).await;
         pending().await
+    }
+}
+
+/// Bytes that are read at once of what an nsqlookupd says of a topic.
+const RX_LEN: usize = 64;
+
+/// The session that asks nsqlookupds for the channels of new topics, with what their connections
+/// know of them.
+struct Asking<
+    'r,
+    'a,
+    M: RawMutex,
+    S,
+    const PEERS: usize,
+    const TOPICS: usize,
+    const CHANNELS: usize,
+> {
+    shared: &'r SharedServer<M, Node<'a>>,
+    lookup: &'r lookup::Handle<'a, M, S, PEERS, TOPICS, CHANNELS>,
+}
+
+impl<M: RawMutex, S: Sleep, const PEERS: usize, const TOPICS: usize, const CHANNELS: usize>
+    SessionCell for Asking<'_, '_, M, S, PEERS, TOPICS, CHANNELS>
+{
+    fn with(&self, f: &mut dyn FnMut(&mut dyn Session)) {
+        self.shared.with(|served| {
+            let node = &mut served.engine;
+            self.lookup.look(|lookup| {
+                let mut lookupds = [Lookupd::Absent; PEERS];
+                // Mostly there is nothing to ask.
+                if node.is_asking() {
+                    for (at, lookupd) in lookupds.iter_mut().enumerate() {
+                        *lookupd = match lookup.http(at) {
+                            None | Some((_, HttpPort::Unknown)) => Lookupd::Absent,
+                            Some((_, HttpPort::Coming)) => Lookupd::Coming,
+                            Some((address, HttpPort::Known(port))) => Lookupd::At(address, port),
+                        };
+                    }
+                }
+                if let Some(mut session) = node.asking(&lookupds) {
+                    f(&mut session);
+                }
+            });
+            true
+        });
+    }
+
+    fn register(&self, waker: &Waker) {
+        self.shared.register(waker);
+        self.lookup.register(waker);
     }
 }
 
@@ -565,6 +648,6 @@ mod tests {
     #[test]
     fn memory_is_as_documented() {
         let resources = size_of::<Resources<'_, NoopRawMutex, 2, 4, 4, 8, 2, 1, 256>>();
-        assert!(resources <= 11_536, "{resources}");
+        assert!(resources <= 11_936, "{resources}");
     }
 }

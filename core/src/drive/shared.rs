@@ -91,6 +91,21 @@ impl<M: RawMutex, T: State> Shared<M, T> {
         })
     }
 
+    /// Runs `f`, which runs one of its sessions and says whether what that changes may concern
+    /// others.
+    pub(super) fn with(&self, f: impl FnOnce(&mut T) -> bool) {
+        self.lock(|inner| {
+            let before = inner.state.version();
+            let concerns_others = f(&mut inner.state);
+            if inner.state.version() != before {
+                if concerns_others {
+                    inner.hub.runner.wake();
+                }
+                inner.hub.tell();
+            }
+        });
+    }
+
     /// Asks `f` now and whenever there is news, until it has an answer. Cancel-safe: `f` is asked
     /// only in a poll that returns its answer.
     pub(super) fn poll_wait<R>(
@@ -129,16 +144,7 @@ pub(super) struct Cell<'c, M: RawMutex, T> {
 
 impl<M: RawMutex, T: State> SessionCell for Cell<'_, M, T> {
     fn with(&self, f: &mut dyn FnMut(&mut dyn Session)) {
-        self.shared.lock(|inner| {
-            let before = inner.state.version();
-            let concerns_others = inner.state.with(self.index, f);
-            if inner.state.version() != before {
-                if concerns_others {
-                    inner.hub.runner.wake();
-                }
-                inner.hub.tell();
-            }
-        });
+        self.shared.with(|state| state.with(self.index, f));
     }
 
     fn register(&self, waker: &Waker) {

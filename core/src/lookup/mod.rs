@@ -38,8 +38,8 @@ use crate::address::Address;
 use crate::session::Closed;
 use crate::time::{Backoff, Instant, Span};
 pub use crate::wire::v1::NodeInfo;
-use peer::Peer;
 pub use peer::PeerSession;
+use peer::{FindPort, Http, Peer};
 use registry::PeerId;
 pub use registry::{PEERS_MAX, Registry, RegistryFull};
 
@@ -191,6 +191,18 @@ pub enum PeerEvent {
     Disconnected(Closed),
 }
 
+/// Where an nsqlookupd answers HTTP, as far as is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub enum HttpPort {
+    /// It was not to be reached when that was tried last, or it did not say.
+    Unknown,
+    /// It is being connected to for the first time: it may say so at any moment.
+    Coming,
+    /// This is what it said last.
+    Known(u16),
+}
+
 /// What is known of a peer.
 #[derive(Debug, Clone, Copy)]
 pub struct PeerStatus<'s> {
@@ -213,12 +225,13 @@ pub struct PeerStatus<'s> {
 
 /// The peers and what they keep registered: nsqd's lookupLoop.
 ///
-/// RAM: 8 bytes + the registry + [`PEER_RAM_MAX`] bytes a peer, at most.
+/// RAM: 24 bytes + the registry + [`PEER_RAM_MAX`] bytes a peer, at most.
 #[derive(Debug)]
 pub struct Lookup<'a, const PEERS: usize, const TOPICS: usize, const CHANNELS: usize> {
     config: &'a Config<'a>,
     registry: Registry<TOPICS, CHANNELS>,
     peers: PeerTable<PEERS>,
+    find_port: Option<FindPort>,
 }
 
 /// A fixed number of peers.
@@ -226,7 +239,7 @@ pub struct Lookup<'a, const PEERS: usize, const TOPICS: usize, const CHANNELS: u
 struct PeerTable<const PEERS: usize>([Peer; PEERS]);
 
 /// The most bytes that a peer takes.
-pub const PEER_RAM_MAX: usize = 456;
+pub const PEER_RAM_MAX: usize = 464;
 
 impl<'a, const PEERS: usize, const TOPICS: usize, const CHANNELS: usize>
     Lookup<'a, PEERS, TOPICS, CHANNELS>
@@ -248,6 +261,7 @@ impl<'a, const PEERS: usize, const TOPICS: usize, const CHANNELS: usize>
             config: &NONE,
             registry: Registry::new(),
             peers: PeerTable([const { Peer::new() }; PEERS]),
+            find_port: None,
         }
     }
 
@@ -328,7 +342,20 @@ impl<'a, const PEERS: usize, const TOPICS: usize, const CHANNELS: usize>
             registry: self.registry.view(),
             id: PeerId::new(index),
             config: self.config,
+            find_port: self.find_port,
         })
+    }
+
+    /// From now on, looks in nsqlookupds' answers to IDENTIFY for where they answer HTTP. Call it
+    /// before anything is driven.
+    pub fn find_http_ports(&mut self) {
+        self.find_port = Some(Http::find);
+    }
+
+    /// The nsqlookupd of peer `index`, below `PEERS`, as it is configured, and the port at which it
+    /// answers HTTP; `None` if there is none. See [`find_http_ports`](Self::find_http_ports).
+    pub fn http(&self, index: usize) -> Option<(&Address, HttpPort)> {
+        self.peers.0.get(index)?.http()
     }
 
     /// What is known of peer `index`, below `PEERS`.

@@ -6,13 +6,13 @@ use embedded_io::Write;
 use heapless::Vec;
 
 use super::registry::{PeerId, RegistryView};
-use super::{Config, DETAIL_MAX, OUTSTANDING_MAX, PeerEvent, PeerState, PeerStatus};
+use super::{Config, DETAIL_MAX, HttpPort, OUTSTANDING_MAX, PeerEvent, PeerState, PeerStatus};
 use crate::address::Address;
 use crate::macros::trace_state;
 use crate::session::{Awaited, Closed, DialError, Fault, Link, Session, Transmit, keep};
 use crate::time::{Backoff, Instant, Jitter, Span, TimerId, Timers};
 use crate::wire::Window;
-use crate::wire::v1::{self, Command, LINE_MAX, ReplyDecoder, ReplyPart};
+use crate::wire::v1::{self, Command, HttpPortFinder, LINE_MAX, ReplyDecoder, ReplyPart};
 use crate::wire::v2::ErrorCode;
 
 /// The longest reply that is read: an IDENTIFY answer with long names.
@@ -49,6 +49,7 @@ pub(super) struct Peer {
     opened_at: Instant,
     last: Option<Closed>,
     news: Option<PeerEvent>,
+    http: Http,
     staging: [u8; STAGING],
     /// What nsqlookupd says in the reply being read; an error's stays until the next connection.
     detail: Vec<u8, DETAIL_MAX, u8>,
@@ -97,6 +98,7 @@ impl Peer {
             opened_at: Instant::NEVER,
             last: None,
             news: None,
+            http: Http { port: 0, finder: HttpPortFinder::new() },
             staging: [0; STAGING],
             detail: Vec::new(),
             address: None,
@@ -109,6 +111,15 @@ impl Peer {
 
     pub(super) fn address(&self) -> Option<&Address> {
         self.address.as_ref()
+    }
+
+    pub(super) fn http(&self) -> Option<(&Address, HttpPort)> {
+        let port = match self.http.port {
+            0 if self.connections == 0 && self.failures == 0 => HttpPort::Coming,
+            0 => HttpPort::Unknown,
+            port => HttpPort::Known(port),
+        };
+        Some((self.address.as_ref()?, port))
     }
 
     pub(super) fn version(&self) -> u32 {
@@ -142,6 +153,7 @@ impl Peer {
         }
         self.connections = 0;
         self.failures = 0;
+        self.http.port = 0;
         if matches!(self.state, PeerState::Unused) {
             self.wait(now);
         }
@@ -230,6 +242,26 @@ pub struct PeerSession<'s, 'a> {
     pub(super) registry: RegistryView<'s>,
     pub(super) id: PeerId,
     pub(super) config: &'a Config<'a>,
+    pub(super) find_port: Option<FindPort>,
+}
+
+/// Where nsqlookupd answers HTTP.
+#[derive(Debug)]
+pub(super) struct Http {
+    /// Once it said so, until it is not to be reached; else 0.
+    port: u16,
+    finder: HttpPortFinder,
+}
+
+/// Looks for the port in what comes with the answer to IDENTIFY: [`Http::find`], by way of a pointer,
+/// so that only who wants it has it in the program.
+pub(super) type FindPort = fn(&mut Http, &[u8]);
+
+impl Http {
+    pub(super) fn find(&mut self, bytes: &[u8]) {
+        self.finder.feed(bytes);
+        self.port = self.finder.port().unwrap_or(self.port);
+    }
 }
 
 impl PeerSession<'_, '_> {
@@ -380,7 +412,7 @@ impl PeerSession<'_, '_> {
             // An answer to half a question.
             return self.fail(now, Fault::UnexpectedReply);
         }
-        // What nsqlookupd says of itself there is nobody to tell.
+        // Of what nsqlookupd says of itself only the port matters to anybody.
         if self.peer.detail.first() != Some(&b'{') {
             return self.fail(now, Fault::BadIdentifyReply);
         }
@@ -421,6 +453,7 @@ impl Session for PeerSession<'_, '_> {
         self.registry.forget(self.id);
         let peer = &mut *self.peer;
         peer.replies = ReplyDecoder::new(REPLY_MAX);
+        peer.http.finder = HttpPortFinder::new();
         peer.outstanding = 0;
         peer.pings = 0;
         peer.reassert = u16::MAX;
@@ -435,6 +468,11 @@ impl Session for PeerSession<'_, '_> {
     }
 
     fn receive(&mut self, now: Instant, bytes: &[u8]) -> Result<(), Fault> {
+        if let Some(find_port) = self.find_port
+            && matches!(self.peer.state, PeerState::Identifying)
+        {
+            find_port(&mut self.peer.http, bytes);
+        }
         let mut input = bytes;
         loop {
             match self.peer.state {
@@ -506,6 +544,9 @@ impl Session for PeerSession<'_, '_> {
         };
         self.registry.forget(self.id);
         peer.timers.stop_all();
+        if matches!(why, Closed::Dial(_)) {
+            peer.http.port = 0;
+        }
         if !replaced {
             peer.failures = peer.failures.saturating_add(1);
             peer.last = Some(why);

@@ -742,5 +742,5 @@ fn ram() {
     assert_eq!(size_of::<Registry<10, 0>>(), 670);
     assert_eq!(size_of::<Registry<0, 10>>(), 700);
     let all = size_of::<Lookup<'_, 3, 10, 10>>();
-    assert!(all <= 16 + 670 + 700 + 3 * PEER_RAM_MAX, "{all}");
+    assert!(all <= 24 + 670 + 700 + 3 * PEER_RAM_MAX, "{all}");
 }

@@ -37,6 +37,10 @@ pub struct Config<'a> {
     pub publish_wait: Span,
     /// How long closing may take. Default 1 s.
     pub close_timeout: Span,
+    /// How long a new topic holds its messages back, at most, while nsqlookupds are asked which
+    /// channels it has elsewhere, if [somebody does](super::Node::ask_lookupds); zero asks nobody.
+    /// Default 5 s; nsqd gives each 2 s to connect and 5 s to answer, all at once.
+    pub channels_wait: Span,
     /// What to do with a message that does not fit. Default [`Full::Refuse`].
     pub full: Full,
     /// How many channels each topic can have, 1 to [`LANES_MAX`]. Each costs 11 bytes of every
@@ -71,6 +75,7 @@ impl Config<'_> {
             msg_timeout: Span::from_secs(60),
             publish_wait: Span::from_secs(5),
             close_timeout: Span::from_secs(1),
+            channels_wait: Span::from_secs(5),
             full: Full::Refuse,
             channels_per_topic: 2,
             boot: 0,

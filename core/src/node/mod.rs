@@ -31,9 +31,23 @@
 //!   and pynsq log that, and their users learn that their handlers are slow. tokio-nsq gets the bare
 //!   code: it gives a server up for good that says more.
 //! - Sampling at n percent delivers n percent, not one more.
-//! - A new topic has the channels that are made here. nsqd asks its nsqlookupds over HTTP which ones the
-//!   topic has elsewhere, and makes those, too: where a second channel must not miss what came before
-//!   its first client, make both at the start ([`Node::create_channel`]).
+//! - A new topic waits for its channels also while an nsqlookupd is being connected to for the first
+//!   time, and [`Config::channels_wait`] at most; see below.
+//!
+//! # The channels of a new topic
+//!
+//! As nsqd does, a node asks its nsqlookupds which channels a new topic has elsewhere (`GET
+//! /channels?topic=`) and makes those that are not ephemeral, before any message goes on: a consumer
+//! that finds the node a minute later has missed nothing, nor has one after a device was reset.
+//! Meanwhile the topic is held, as if it were paused; messages are taken. The session for that is
+//! [`Node::asking`]; `drive` runs it. nsqlookupds that are not to be reached are not asked, those that
+//! do not answer are counted and told ([`Event::AskFailed`]), and channels for which there is no room are
+//! counted ([`Counters::channels_left_out`]).
+//!
+//! ```text
+//!          topic made        nsqlookupd known             all asked, or no time left
+//! (held) ------------> Waiting ----> Dialing ----> Asking ----> Closing ----> Waiting ----> (flows)
+//! ```
 //!
 //! # Bounds
 //!
@@ -45,6 +59,8 @@
 //! | clients | the storage's `CLIENTS` | the listener refuses |
 //! | in flight, a channel | the storage's `IN_FLIGHT`; announced as `max_rdy_count` | messages wait; the last entries are for clients that have nothing |
 //! | requeued, deferred | none of their own: they wait in the store | |
+//! | nsqlookupds asked for channels | [`ASKED_MAX`] | the others are not asked |
+//! | asking | [`Config::channels_wait`] for a topic | the topic flows without the channels of those that have not answered |
 //! | unread answers | about 15 a client | nothing more is read from it until it reads |
 //! | a client that takes nothing | one heartbeat interval | closed |
 //! | a command or body that does not end | two heartbeat intervals | closed, its room is free |
@@ -53,6 +69,7 @@
 //! Timers live in the clients' sessions. With no client there is nothing to deliver, so a node
 //! needs none of its own.
 
+mod ask;
 mod client;
 mod config;
 mod engine;
@@ -70,6 +87,7 @@ use crate::session::Closed;
 use crate::time::{Instant, Span};
 use crate::wire::v2::{Limits, MessageId};
 
+pub use ask::{ASKED_MAX, ASKER_RAM_MAX, AskSession, AskState, Asker, Lookupd};
 pub use client::{ClientSession, TEXT_MAX};
 pub use config::{Config, ConfigError, Full, LANES_MAX};
 pub use http::{HTTP_RAM_MAX, HttpConfig, HttpSession, HttpStorage, LOOKUPD_RAM, TooManyLookupds};
@@ -107,7 +125,7 @@ pub struct Storage<
 }
 
 /// The most bytes that a topic takes of a [`Storage`].
-pub const TOPIC_RAM_MAX: usize = 104;
+pub const TOPIC_RAM_MAX: usize = 112;
 
 /// The most bytes that a channel takes of a [`Storage`], beside its entries.
 pub const CHANNEL_RAM_MAX: usize = 128;
@@ -119,7 +137,7 @@ pub const CLIENT_RAM_MAX: usize = 1056;
 pub const ENTRY_RAM: usize = 24;
 
 /// The most bytes that a [`Node`] takes beside its storage and store.
-pub const RAM_MAX: usize = 360;
+pub const RAM_MAX: usize = 376;
 
 // On every target that this is compiled for.
 const _: () = {
@@ -176,6 +194,7 @@ pub struct Node<'a> {
     clients: &'a mut [Client],
     shared: Shared<'a>,
     http: Http<'a>,
+    asker: Option<&'a mut Asker>,
 }
 
 /// Names one message that the node took from the application: they count up from 0, clients'
@@ -264,6 +283,14 @@ pub enum Event {
         /// How many.
         count: u32,
     },
+    /// An nsqlookupd did not say which channels a new topic has elsewhere: the topic does without.
+    /// A newer one replaces an older one that nobody polled.
+    AskFailed {
+        /// Which one: as [`Node::asking`] is given them.
+        lookupd: usize,
+        /// Why.
+        why: Closed,
+    },
 }
 
 /// What happened so far. Each stays at its end.
@@ -295,6 +322,12 @@ pub struct Counters {
     pub refusals: u32,
     /// Connections accepted.
     pub connections: u32,
+    /// Times that an nsqlookupd said which channels a new topic has elsewhere.
+    pub asked: u32,
+    /// Times that one did not.
+    pub ask_failures: u32,
+    /// Channels of new topics that are elsewhere, and for which there was no room.
+    pub channels_left_out: u32,
 }
 
 /// What of the store is in use.
@@ -331,7 +364,7 @@ impl<'a> Node<'a> {
         let entries = entries.as_flattened_mut();
         let per_channel = IN_FLIGHT as u16;
         let shared = Shared::new(config, store, topics, channels, entries, seats, per_channel);
-        Ok(Self { clients, shared, http: Http::none() })
+        Ok(Self { clients, shared, http: Http::none(), asker: None })
     }
 
     /// How many connections it can have.
@@ -403,7 +436,7 @@ impl<'a> Node<'a> {
             return Err(PublishError::Full);
         }
         self.shared.fill(&mut draft, body);
-        let Ok(topic) = self.shared.topic_for(topic) else {
+        let Ok(topic) = self.shared.topic_for(now, topic) else {
             self.shared.discard(&mut draft);
             return Err(PublishError::TooManyTopics);
         };
@@ -418,8 +451,7 @@ impl<'a> Node<'a> {
 
     /// Makes a topic; one that is there is left as it is.
     pub fn create_topic(&mut self, now: Instant, topic: &TopicName) -> Result<(), NodeError> {
-        let _ = now;
-        self.shared.topic_for(topic)?;
+        self.shared.topic_for(now, topic)?;
         Ok(())
     }
 
@@ -540,6 +572,9 @@ impl<'a> Node<'a> {
         if count > 0 {
             return Some(Event::Dropped { count });
         }
+        if let Some(event) = self.asker.as_mut().and_then(|asker| asker.poll_event()) {
+            return Some(event);
+        }
         self.clients
             .iter_mut()
             .enumerate()
@@ -585,6 +620,7 @@ impl<'a> Node<'a> {
         self.shared.topics.iter().filter(|topic| topic.is_used()).map(|topic| TopicStatus {
             name: &topic.name,
             paused: topic.paused,
+            asking: topic.asking != 0,
             channels: topic.channels,
             depth: topic.held.len.into(),
             messages: topic.messages,

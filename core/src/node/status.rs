@@ -12,9 +12,12 @@ pub struct TopicStatus<'s> {
     pub name: &'s TopicName,
     /// Nothing goes on to its channels.
     pub paused: bool,
+    /// Likewise: nsqlookupds are being asked which channels it has elsewhere.
+    pub asking: bool,
     /// How many channels it has.
     pub channels: u8,
-    /// Messages that no channel has yet: there is none, or the topic is paused.
+    /// Messages that no channel has yet: there is none, or the topic is paused, or nsqlookupds are
+    /// being asked for its channels.
     pub depth: u32,
     /// Messages published, in all.
     pub messages: u64,

@@ -161,7 +161,10 @@ pub(super) struct Topic {
     pub(super) paused: bool,
     /// How many channels it has.
     pub(super) channels: u8,
-    /// Not given to the channels yet: there is none, or the topic is paused.
+    /// Which nsqlookupds are still to be asked for its channels, a bit for each, until when.
+    pub(super) asking: u8,
+    pub(super) ask_until: Instant,
+    /// Not given to the channels yet: there is none, or the topic is paused, or they are asked for.
     pub(super) held: List,
     /// Given to the channels, and not passed by the cursors of all.
     pub(super) list: List,
@@ -175,6 +178,8 @@ impl Topic {
         name: TopicName::NONE,
         paused: false,
         channels: 0,
+        asking: 0,
+        ask_until: Instant::NEVER,
         held: List::EMPTY,
         list: List::EMPTY,
         messages: 0,

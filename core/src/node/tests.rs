@@ -1013,5 +1013,5 @@ fn memory_is_as_documented() {
     assert!(
         storage <= 2 * TOPIC_RAM_MAX + 4 * CHANNEL_RAM_MAX + 4 * CLIENT_RAM_MAX + 32 * ENTRY_RAM
     );
-    assert_eq!(storage, 5712);
+    assert_eq!(storage, 5728);
 }

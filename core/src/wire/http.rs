@@ -52,6 +52,8 @@ pub enum BadAnswer {
     Json(JsonError),
     /// Its body has no list of producers.
     NoProducers,
+    /// Its body has no list of channels.
+    NoChannels,
 }
 
 /// Takes an answer apart, split anywhere.
@@ -369,6 +371,7 @@ impl fmt::Display for BadAnswer {
             Self::Status(status) => write!(f, "nsqlookupd answered with HTTP status {status}"),
             Self::Json(error) => write!(f, "nsqlookupd's answer is not JSON: {error}"),
             Self::NoProducers => f.write_str("nsqlookupd's answer has no list of producers"),
+            Self::NoChannels => f.write_str("nsqlookupd's answer has no list of channels"),
         }
     }
 }

@@ -5,11 +5,11 @@ use std::pin::pin;
 use std::rc::Rc;
 
 use embassy_sync::blocking_mutex::raw::NoopRawMutex;
-use nanonsq_core::drive::node::{self, Settings};
+use nanonsq_core::drive::node::{self, Dialers, Settings};
 use nanonsq_core::drive::{Port, Ports};
 use nanonsq_core::lookup;
 use nanonsq_core::name::ChannelName;
-use nanonsq_core::node::{ClientEvent, Config, Event, HttpConfig, PublishError};
+use nanonsq_core::node::{ClientEvent, Config, Event, HttpConfig, Node, PublishError};
 use nanonsq_core::session::Closed;
 use nanonsq_core::wire::v1::NodeInfo;
 
@@ -17,6 +17,8 @@ use crate::servers::Server;
 use crate::world::{Door, Task, World, at_every_await, poll_times, runner_is_gone, topic};
 
 const LOOKUPD: u16 = 4160;
+/// Says of every topic that it has the channel `c` elsewhere.
+const CHANNELS: u16 = 4161;
 const SUBSCRIBER: u16 = 5000;
 
 /// Room for so many messages of a few bytes.
@@ -42,6 +44,11 @@ impl Others {
         assert!(lookupd.listed.iter().eq(names), "{:?}", lookupd.listed);
     }
 
+    fn has(&self, name: &str) -> bool {
+        let Server::Lookupd(lookupd) = &*self.lookupd.borrow() else { unreachable!() };
+        lookupd.listed.contains(name)
+    }
+
     fn listed(&self) -> usize {
         let Server::Lookupd(lookupd) = &*self.lookupd.borrow() else { unreachable!() };
         lookupd.listed.len()
@@ -60,6 +67,7 @@ fn with_node(world: &World, test: impl FnOnce(&Handle<'_>, Runner<'_>, &Others))
         lookupd: world.serve(LOOKUPD, Server::lookupd()),
         subscriber: world.serve(SUBSCRIBER, Server::subscriber()),
     };
+    world.serve(CHANNELS, Server::Directory(Vec::new()));
     let config = Config::new();
     let http = HttpConfig::new();
     let info = NodeInfo {
@@ -83,7 +91,7 @@ fn with_node(world: &World, test: impl FnOnce(&Handle<'_>, Runner<'_>, &Others))
             tcp: Port { slots: [door(Some(SUBSCRIBER)), door(None)], spare: Some(door(None)) },
             http: Port::NONE,
         },
-        [world.clone()],
+        Dialers { lookupds: [world.clone()], channels: Some(world.clone()) },
         world.clone(),
     )
     .unwrap();
@@ -150,6 +158,46 @@ fn nodes_run_once() {
             let counters = handle.counters();
             assert_eq!(counters.finished, ALL as u64);
             assert_eq!(counters.delivered, counters.finished + counters.returned);
+        });
+        completed
+    });
+}
+
+/// Wherever the runner is dropped while it connects and asks, and run again: the topic has the channel
+/// that it has elsewhere, or that failed; and it is not held for ever. The next one has it.
+#[test]
+fn channels_are_asked_for() {
+    at_every_await(|world, k| {
+        let mut completed = false;
+        with_node(world, |handle, mut runner, others| {
+            let u = topic("u");
+            handle.try_publish(&u, b"0000").unwrap();
+            let has = |depth| {
+                let look = handle.look(|node| {
+                    let held = node.topics().find(|it| *it.name == u && it.asking);
+                    assert!(held.is_none_or(|it| it.depth == 1), "it is held, and flows");
+                    node.channels(&u).map(|channel| channel.depth).eq([depth])
+                });
+                look.unwrap()
+            };
+            {
+                let mut run = pin!(runner.run());
+                let mut run = Task::new(run.as_mut());
+                let learnt = |node: &mut Node<'_>| {
+                    (node.channels(&u).next().is_some() && !node.is_asking()).then_some(())
+                };
+                completed = poll_times(world, k, pin!(handle.wait(learnt)), &mut run).is_some();
+                assert!(!completed || has(1));
+            }
+            runner_is_gone(world);
+            let mut run = pin!(runner.run());
+            let mut run = Task::new(run.as_mut());
+            until(world, &mut run, || handle.look(|node| !node.is_asking()).unwrap());
+            assert!(has(1) || handle.look(|node| node.channels(&u).next().is_none()).unwrap());
+            until(world, &mut run, || others.has("u"));
+            handle.delete_topic(&u).unwrap();
+            handle.try_publish(&u, b"0001").unwrap();
+            until(world, &mut run, || has(1));
         });
         completed
     });
@@ -268,8 +316,8 @@ fn what_comes_and_goes_is_listed() {
             handle.create_topic(&other).unwrap();
             handle.create_channel(&other, &channel("d")).unwrap();
             handle.create_channel(&topic("t"), &channel("e")).unwrap();
-            let both = format!("{name} d");
-            let listed = ["t", "t c", "t e", &name, &both];
+            let (learnt, made) = (format!("{name} c"), format!("{name} d"));
+            let listed = ["t", "t c", "t e", &name, &learnt, &made];
             until(&world, &mut run, || others.listed() == listed.len());
             others.assert_listed(&listed);
             handle.delete_topic(&other).unwrap();
@@ -313,7 +361,7 @@ fn who_waits_for_room_to_be_listed_sleeps() {
         let until_quiet = |run: &mut Task<'_, _>| (0..100).take_while(|_| run.poll()).count();
         // The client subscribes to the other.
         handle.create_topic(&topic("a")).unwrap();
-        while others.listed() < 3 {
+        while others.listed() < 4 {
             if !run.poll() {
                 world.advance();
             }
@@ -327,9 +375,9 @@ fn who_waits_for_room_to_be_listed_sleeps() {
         handle.create_topic(&topic("b")).unwrap();
         let polls = until_quiet(&mut run);
         assert!(polls < 10, "woken {polls} times and more, while nothing can be done");
-        others.assert_listed(&["a", "t", "t c"]);
+        others.assert_listed(&["a", "a c", "t", "t c"]);
         world.unclog();
         until_quiet(&mut run);
-        others.assert_listed(&["b", "t", "t c", "t d"]);
+        others.assert_listed(&["b", "b c", "t", "t c", "t d"]);
     });
 }

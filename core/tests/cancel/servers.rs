@@ -313,7 +313,7 @@ impl Lookupd {
                 v1::Item::Identify | v1::Item::Body { .. } | v1::Item::Part { last: false, .. } => {
                     continue;
                 }
-                v1::Item::Part { .. } => b"{\"version\":\"1.3.0\"}",
+                v1::Item::Part { .. } => b"{\"http_port\":4161,\"version\":\"1.3.0\"}",
                 v1::Item::Ping => v1::OK,
                 v1::Item::Register { topic, channel } => {
                     // A channel brings its topic.

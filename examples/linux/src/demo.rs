@@ -155,7 +155,8 @@ pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
     let [store_1, store_2] = &mut stores;
     let mut resources = [Box::new(NodeResources::new()), Box::new(NodeResources::new())];
     let [resources_1, resources_2] = &mut resources;
-    let dialers = || [TcpDialer::new()];
+    let dialers =
+        || drive::node::Dialers { lookupds: [TcpDialer::new()], channels: Some(TcpDialer::new()) };
     let (node_1, mut node_runner_1) = drive::node::new(
         resources_1,
         settings(0),

@@ -6,7 +6,7 @@ use embassy_futures::join::join3;
 use embassy_futures::select::{Either4, select4};
 use log::{debug, info, warn};
 use nanonsq_core::address::Address;
-use nanonsq_core::drive::node::{self, Resources, Settings, SettingsError};
+use nanonsq_core::drive::node::{self, Dialers, Resources, Settings, SettingsError};
 use nanonsq_core::drive::{Gathering, Port, Ports};
 use nanonsq_core::lookup::{self, NodeInfo};
 use nanonsq_core::node::{
@@ -197,7 +197,7 @@ pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
             tcp: Port::new(|| Gathering::<_, TX>(tcp.clone())),
             http: Port::new(|| Gathering(http.clone())),
         },
-        [TcpDialer::new(); PEERS],
+        Dialers { lookupds: [TcpDialer::new(); PEERS], channels: Some(TcpDialer::new()) },
         TokioSleep::new(),
     )
     .map_err(explain)?;
@@ -253,13 +253,17 @@ type Handle<'a> = node::Handle<'a, NoopRawMutex, TokioSleep>;
 /// Tells who comes and goes. Never returns.
 async fn watch_clients(node: &Handle<'_>) -> std::convert::Infallible {
     loop {
-        if let Event::Client { index, event } = node.event().await {
-            match event {
+        match node.event().await {
+            Event::Client { index, event } => match event {
                 ClientEvent::Connected => debug!("client {index}: connected"),
                 ClientEvent::Disconnected(Closed::Peer) => debug!("client {index}: left"),
                 ClientEvent::Disconnected(why) => info!("client {index}: {why}"),
                 _ => {}
+            },
+            Event::AskFailed { lookupd, why } => {
+                warn!("nsqlookupd {lookupd}: asked for the channels of a new topic: {why}");
             }
+            _ => {}
         }
     }
 }

@@ -3,7 +3,7 @@
 use embassy_executor::Spawner;
 use embassy_net::Stack;
 use nanonsq_app::{Node, Simulated};
-use nanonsq_embassy::core::drive::node::{self, Resources, Settings};
+use nanonsq_embassy::core::drive::node::{self, Dialers, Resources, Settings};
 use nanonsq_embassy::core::drive::{Port, Ports, lookup as drive_lookup};
 use nanonsq_embassy::core::{lookup, node as core_node};
 use nanonsq_embassy::{EmbassySleep, NoopRawMutex, TcpDialer, TcpListener, TcpStorage};
@@ -119,6 +119,8 @@ fn start(
         ConstStaticCell::new([const { TcpStorage::new() }; 2]);
     static LOOKUP_TCP: ConstStaticCell<[TcpStorage<512, 512>; LOOKUPDS_MAX]> =
         ConstStaticCell::new([const { TcpStorage::new() }; LOOKUPDS_MAX]);
+    static CHANNELS_TCP: ConstStaticCell<TcpStorage<256, 512>> =
+        ConstStaticCell::new(TcpStorage::new());
 
     let [tcp_spare, http_spare] = SPARE_TCP.take();
     let ports = Ports {
@@ -131,7 +133,10 @@ fn start(
             spare: Some(TcpListener::new(stack, HTTP_PORT, http_spare)),
         },
     };
-    let dialers = LOOKUP_TCP.take().each_mut().map(|tcp| TcpDialer::new(stack, tcp));
+    let dialers = Dialers {
+        lookupds: LOOKUP_TCP.take().each_mut().map(|tcp| TcpDialer::new(stack, tcp)),
+        channels: Some(TcpDialer::new(stack, CHANNELS_TCP.take())),
+    };
     let settings = Settings {
         node: CONFIG.init(core_node::Config {
             boot: firmware.seed,

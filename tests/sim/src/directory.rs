@@ -13,13 +13,14 @@ use nanonsq_core::drive::directory::{self, Handle};
 use nanonsq_core::drive::{Port as Slots, Ports};
 use nanonsq_core::session::{Link, Session as _};
 use nanonsq_core::time::Span;
+use nanonsq_core::wire::v1::IdentifyReply;
 
 use crate::actor::{Actor, Desk, ORDERS, Order, Process, RUNNER, until};
 use crate::exec::application;
 use crate::random::Random;
 use crate::server::{ConnId, Seen};
 use crate::watch::{self, Event, Session};
-use crate::world::{Clock, Listens, Port, Role, World};
+use crate::world::{Clock, HTTP_PORT, Listens, Port, Role, World};
 
 /// More than there are nodes, by those whose old connection is not yet found dead.
 const NODES: usize = 8;
@@ -49,7 +50,9 @@ impl Lists {
         (tcp, http): (Port, Port),
         random: &mut Random,
     ) -> Self {
+        let info = IdentifyReply { http_port: HTTP_PORT, ..Config::new().info };
         let config = Config {
+            info,
             idle_timeout: Span::from_secs(random.pick(&[40, 60])),
             inactive_timeout: Span::from_secs(60),
             greeting_timeout: Span::from_secs(random.pick(&[2, 10])),

@@ -2,7 +2,7 @@
 //! and what must be true of what its clients get and what the nsqlookupds list.
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::future::poll_fn;
 use std::pin::pin;
 use std::rc::Rc;
@@ -10,7 +10,7 @@ use std::task::{Context, Poll};
 
 use embassy_sync::blocking_mutex::raw::NoopRawMutex;
 use nanonsq_core::address::Address;
-use nanonsq_core::drive::node::{self, Handle, Settings};
+use nanonsq_core::drive::node::{self, Dialers, Handle, Settings};
 use nanonsq_core::drive::{Port as Slots, Ports};
 use nanonsq_core::lookup::{Config as LookupConfig, NodeInfo};
 use nanonsq_core::name::{ChannelName, TopicName};
@@ -34,10 +34,12 @@ const CLIENTS: usize = 3;
 const IN_FLIGHT: usize = 8;
 const PEERS: usize = 2;
 const HTTP: usize = 2;
-/// Its clients' sessions and the one that refuses, those over HTTP likewise, and its nsqlookupds'.
+/// Its clients' sessions and the one that refuses, those over HTTP likewise, its nsqlookupds', and
+/// the one that asks these.
 const FIRST_HTTP: usize = CLIENTS + 1;
 const FIRST_PEER: usize = FIRST_HTTP + HTTP + 1;
-const SESSIONS: usize = FIRST_PEER + PEERS;
+const ASKER: usize = FIRST_PEER + PEERS;
+const SESSIONS: usize = ASKER + 1;
 
 const LANES: u8 = 2;
 
@@ -95,6 +97,7 @@ impl Daemon {
             heartbeat: ms(random, &[1000, 5000, 30_000]),
             msg_timeout: ms(random, &[2000, 60_000]),
             close_timeout: ms(random, &[100, 1000]),
+            channels_wait: ms(random, &[0, 300, 5000, 5000]),
             channels_per_topic: LANES,
             seed: random.below(1 << 32) as u32,
             ..Config::new()
@@ -127,9 +130,10 @@ impl Actor for Daemon {
         for n in 0..HTTP {
             watch::add((self.me, FIRST_HTTP + n), watch::HTTP);
         }
-        for session in FIRST_PEER..SESSIONS {
+        for session in FIRST_PEER..ASKER {
             watch::add_shared((self.me, session), watch::PEER);
         }
+        watch::add((self.me, ASKER), watch::LOOKUPD);
         self.state.lives.set(self.state.lives.get() + 1);
         self.tcp.set_up(&self.world, true);
         self.http.set_up(&self.world, true);
@@ -214,7 +218,10 @@ async fn run(
     let http = HttpConfig::new();
     let settings =
         Settings { node: &config, http: &http, lookup: &lookup, lookupds: &setup.lookupds };
-    let dialers = std::array::from_fn(|n| Dials(world.clone(), (me, FIRST_PEER + n)));
+    let dialers = Dialers {
+        lookupds: std::array::from_fn(|n| Dials(world.clone(), (me, FIRST_PEER + n))),
+        channels: Some(Dials(world.clone(), (me, ASKER))),
+    };
     let (handle, mut runner) =
         node::new(&mut resources, settings, &mut store, ports, dialers, clock)
             .expect("a good configuration");
@@ -243,6 +250,7 @@ async fn run(
             }
         }
     });
+    let mut held = Held::new();
     let mut stopping = pin!(async {
         until(|| state.stop.get().then_some(())).await;
         handle.stop().await;
@@ -252,8 +260,8 @@ async fn run(
 
     loop {
         // Clones of the runners' clocks from here on are the sessions'.
-        serving.replace((0..FIRST_PEER).map(Role::Session).collect());
-        peers.replace((FIRST_PEER..SESSIONS).map(Role::Session).collect());
+        serving.replace((0..FIRST_PEER).chain([ASKER]).map(Role::Session).collect());
+        peers.replace((FIRST_PEER..ASKER).map(Role::Session).collect());
         let mut run = pin!(runner.run());
         let mut begins = true;
         let again = poll_fn(|_| {
@@ -281,6 +289,7 @@ async fn run(
                             application(|| {
                                 obey(order, &handle, &world, &setup, &state, &tap, &desk, me)
                             });
+                            check_held(&handle, world.clock(me), &mut held);
                         }
                     }
                     EVENTS => drop(application(|| events.as_mut().poll(cx))),
@@ -289,6 +298,12 @@ async fn run(
                 }
                 read_states(&handle, &listed, me);
                 check(&handle);
+                check_held(&handle, world.clock(me), &mut held);
+            }
+            let wait = micros(config.channels_wait.as_millis());
+            for (topic, since) in &held {
+                let until = since.saturating_add(wait);
+                assert!(world.clock(me) <= until, "{topic} is held for too long");
             }
             check_quiet(&handle, &state);
             // A process that has stopped ends.
@@ -314,7 +329,10 @@ fn print(handle: &Node<'_>, listed: &Listed<'_>) -> impl PartialEq + use<> {
         let http: [_; HTTP] = std::array::from_fn(|n| {
             node.http(n).map(|session| (session.link(), session.deadline()))
         });
-        (node.version(), node.topology(), node.counters(), node.store(), sessions, http)
+        let asking = node.asking(&[]).map(|session| session.deadline());
+        let held = node.topics().map(|topic| topic.asking).collect::<Vec<_>>();
+        let asker = (node.ask_state(), asking, held);
+        (node.version(), node.topology(), node.counters(), node.store(), sessions, http, asker)
     });
     let lookup = listed.look(|lookup| {
         let deadlines: [_; PEERS] =
@@ -342,11 +360,34 @@ fn read_states(handle: &Node<'_>, listed: &Listed<'_>, me: usize) {
             let link = node.http(n).map(|session| session.link());
             watch::set_http((me, FIRST_HTTP + n), link);
         }
+        watch::set_state((me, ASKER), &node.ask_state());
     });
     for n in 0..PEERS {
         let state = listed.look(|lookup| lookup.status(n).map(|status| status.state));
         watch::set_state((me, FIRST_PEER + n), &state.flatten().expect("a peer"));
     }
+}
+
+/// Since when each topic is held, by its name.
+type Held = BTreeMap<String, u64>;
+
+/// Always so: a topic whose channels are asked for gives nothing to those that it has.
+fn check_held(handle: &Node<'_>, now: u64, held: &mut Held) {
+    handle.look(|node| {
+        let asking = |name: &str| node.topics().any(|it| it.asking && it.name.as_str() == name);
+        held.retain(|name, _| {
+            let still = asking(name);
+            if !still {
+                watch::count("topic no longer held");
+            }
+            still
+        });
+        for topic in node.topics().filter(|topic| topic.asking) {
+            held.entry(topic.name.to_string()).or_insert(now);
+            let got: u64 = node.channels(topic.name).map(|channel| channel.messages).sum();
+            assert_eq!(got, 0, "{} is held, and flows", topic.name);
+        }
+    });
 }
 
 /// Always so.

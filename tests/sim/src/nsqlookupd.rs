@@ -1,7 +1,9 @@
 //! A model nsqlookupd 1.3.0: `nsqlookupd/lookup_protocol_v1.go`. It shares no code with nanonsq,
 //! and `tests/differential.rs` holds it against the real one.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
 
 use serde_json::Value;
 
@@ -15,6 +17,21 @@ pub struct Nsqlookupd {
     /// How long a node may be silent, in microseconds; beyond, it is [`Seen::Overdue`].
     patience: u64,
     connections: BTreeMap<ConnId, Connection>,
+    known: Known,
+}
+
+/// The channels that a nsqlookupd has heard of, each as `topic/channel`: it forgets ephemeral ones
+/// only, once nobody has them.
+#[derive(Debug, Clone, Default)]
+pub struct Known(Rc<RefCell<BTreeSet<String>>>);
+
+impl Known {
+    /// A topic's channels, as `/channels` lists them.
+    pub fn channels(&self, topic: &str) -> Vec<String> {
+        let prefix = format!("{topic}/");
+        let known = self.0.borrow();
+        known.iter().filter_map(|name| name.strip_prefix(&prefix)).map(str::to_owned).collect()
+    }
 }
 
 /// A connection; what it registered goes with it.
@@ -32,7 +49,20 @@ struct Connection {
 impl Nsqlookupd {
     /// Nobody connected.
     pub fn new(patience: u64) -> Self {
-        Self { patience, connections: BTreeMap::new() }
+        Self { patience, connections: BTreeMap::new(), known: Known::default() }
+    }
+
+    /// What its HTTP side knows of it.
+    pub fn known(&self) -> Known {
+        self.known.clone()
+    }
+
+    /// Learns what a connection has, and forgets what is ephemeral and nobody has any more.
+    fn learn(&mut self) {
+        let all = || self.connections.values().flat_map(|it| &it.listed);
+        let mut known = self.known.0.borrow_mut();
+        known.extend(all().filter(|name| name.contains('/')).cloned());
+        known.retain(|name| !name.ends_with("#ephemeral") || all().any(|listed| listed == name));
     }
 }
 
@@ -165,6 +195,7 @@ impl Server for Nsqlookupd {
             it.inbox.extend_from_slice(bytes);
             while it.step(conn, out) {}
         }
+        self.learn();
     }
 
     fn ended(&mut self, conn: ConnId, out: &mut Out) {
@@ -187,6 +218,7 @@ impl Server for Nsqlookupd {
 
     fn closed(&mut self, conn: ConnId) {
         self.connections.remove(&conn);
+        self.learn();
     }
 
     fn deadline(&self) -> u64 {
@@ -221,6 +253,7 @@ impl Server for Nsqlookupd {
         for it in self.connections.values_mut() {
             it.listed.retain(|name| name != topic && !name.starts_with(&channels));
         }
+        self.known.0.borrow_mut().retain(|name| !name.starts_with(&channels));
         format!("topic {topic}")
     }
 

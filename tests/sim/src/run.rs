@@ -12,7 +12,7 @@ use crate::directory::Lists;
 use crate::exec::take_woken;
 use crate::node::Daemon;
 use crate::nsqd::Nsqd;
-use crate::nsqlookupd::Nsqlookupd;
+use crate::nsqlookupd::{Known, Nsqlookupd};
 use crate::publisher::{Producer, nsqd_settings};
 use crate::random::Random;
 use crate::registrar::{PING_MAX, Registrar};
@@ -121,13 +121,17 @@ impl Stage {
         let ports: Vec<_> =
             (0..nodes).map(|n| world.add_port(format!("nsqd{n}"), first_node + n)).collect();
         let mut listing = Vec::new();
+        let mut known = Vec::new();
         let mut owner = first_directory;
         for (n, ours) in ours.iter().enumerate() {
             if *ours {
                 listing.push(world.add_port(format!("lookup{n}"), owner));
+                known.push(Known::default());
                 owner += 1;
             } else {
-                world.add_host(format!("lookup{n}"), Box::new(Nsqlookupd::new(PING_MAX)));
+                let lookupd = Nsqlookupd::new(PING_MAX);
+                known.push(lookupd.known());
+                world.add_host(format!("lookup{n}"), Box::new(lookupd));
             }
         }
         let mut asked = Vec::new();
@@ -138,7 +142,7 @@ impl Stage {
                 owner += 1;
             } else {
                 let all = (0..nodes).map(|n| format!("nsqd{n}")).collect();
-                world.add_host(format!("web{n}"), Box::new(Web::new(all)));
+                world.add_host(format!("web{n}"), Box::new(Web::new(all, known[n].clone())));
             }
         }
         let stats: Vec<_> =
@@ -211,7 +215,7 @@ impl Stage {
         }
         for n in 0..webs {
             let all = (0..nsqds).map(|n| format!("nsqd{n}")).collect();
-            world.add_host(format!("web{n}"), Box::new(Web::new(all)));
+            world.add_host(format!("web{n}"), Box::new(Web::new(all, Known::default())));
         }
         let mut slots = Vec::new();
         for me in 0..actors {

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use crate::watch::{Coverage, Event, HTTP, Kind, MACHINES, NODE, PRODUCER};
+use crate::watch::{Coverage, Event, HTTP, Kind, LOOKUPD, MACHINES, NODE, PRODUCER};
 
 /// The tables, for a person to read.
 pub fn text(coverage: &Coverage) -> String {
@@ -46,7 +46,6 @@ const PLENTY: u64 = 1_000_000;
 const PUBLISHER: Kind = 0;
 const PEER: Kind = 1;
 const CONSUMER: Kind = 2;
-const LOOKUPD: Kind = 3;
 
 /// What comes from a transport. [`Event::Closed`] is apart: the driver tells the session first and
 /// drops the transport then.

@@ -159,8 +159,10 @@ pub const MACHINES: [Machine; 7] = [
     },
 ];
 
-/// The sessions of a lookup; of a node's clients; of a directory's nodes; of both's HTTP.
+/// The sessions of a lookup; those that ask nsqlookupds; of a node's clients; of a directory's nodes; of
+/// both's HTTP.
 pub(crate) const PEER: Kind = 1;
+pub(crate) const LOOKUPD: Kind = 3;
 pub(crate) const NODE: Kind = 4;
 pub(crate) const PRODUCER: Kind = 5;
 pub(crate) const HTTP: Kind = 6;

@@ -1,8 +1,9 @@
-//! A model nsqlookupd's HTTP side: `GET /lookup?topic=...`, in each of the ways in which an answer
-//! may say where it ends.
+//! A model nsqlookupd's HTTP side: `GET /lookup?topic=...` and `GET /channels?topic=...`, in each of
+//! the ways in which an answer may say where it ends.
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::nsqlookupd::Known;
 use crate::random::Random;
 use crate::server::{ConnId, Out, Server};
 use crate::watch::Event;
@@ -12,6 +13,8 @@ use crate::watch::Event;
 pub(crate) struct Web {
     /// The hosts that it lists, but for those an administrator tombstoned.
     nsqds: Vec<String>,
+    /// What its other side has heard of.
+    known: Known,
     hidden: BTreeSet<usize>,
     exiting: bool,
     connections: BTreeMap<ConnId, Vec<u8>>,
@@ -19,10 +22,11 @@ pub(crate) struct Web {
 }
 
 impl Web {
-    /// It lists these hosts.
-    pub(crate) fn new(nsqds: Vec<String>) -> Self {
+    /// It lists these hosts, and the channels that these have.
+    pub(crate) fn new(nsqds: Vec<String>, known: Known) -> Self {
         Self {
             nsqds,
+            known,
             hidden: BTreeSet::new(),
             exiting: false,
             connections: BTreeMap::new(),
@@ -30,7 +34,13 @@ impl Web {
         }
     }
 
-    fn body(&self) -> Option<String> {
+    fn channels(&self, topic: &str) -> String {
+        let names = self.known.channels(&topic.replace("%23", "#"));
+        let names: Vec<_> = names.iter().map(|name| format!("\"{name}\"")).collect();
+        format!("{{\"channels\":[{}]}}", names.join(","))
+    }
+
+    fn listing(&self) -> Option<String> {
         let listed = self.nsqds.iter().enumerate().filter(|(at, _)| !self.hidden.contains(at));
         let producers: Vec<_> = listed
             .map(|(_, nsqd)| {
@@ -46,6 +56,9 @@ impl Web {
     }
 }
 
+/// How one asks for a topic's channels.
+const CHANNELS: &str = "GET /channels?topic=";
+
 /// An answer that says its length.
 fn answer(status: &str, body: &str) -> Vec<u8> {
     format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\n\r\n{body}", body.len()).into_bytes()
@@ -59,9 +72,11 @@ impl Server for Web {
     fn receive(&mut self, conn: ConnId, bytes: &[u8], out: &mut Out) {
         let Some(inbox) = self.connections.get_mut(&conn) else { return };
         inbox.extend_from_slice(bytes);
-        let asks = b"GET /lookup?topic=";
-        let n = inbox.len().min(asks.len());
-        if inbox[..n] != asks[..n] {
+        let begins = |asks: &[u8]| {
+            let n = inbox.len().min(asks.len());
+            inbox[..n] == asks[..n]
+        };
+        if !begins(b"GET /lookup?topic=") && !begins(CHANNELS.as_bytes()) {
             self.connections.remove(&conn);
             out.say(conn, Event::Refusal, answer("400 Bad Request", "400 Bad Request"));
             out.close(conn);
@@ -70,14 +85,15 @@ impl Server for Web {
         if !inbox.ends_with(b"\r\n\r\n") {
             return;
         }
-        inbox.clear();
+        let request = String::from_utf8(std::mem::take(inbox)).expect("text");
+        let of = request.strip_prefix(CHANNELS).and_then(|rest| rest.split(' ').next());
         self.asked += 1;
         if self.exiting {
             let body = "{\"message\":\"INTERNAL_ERROR\"}";
             out.say(conn, Event::Refusal, answer("500 Internal Server Error", body));
             return;
         }
-        let Some(body) = self.body() else {
+        let Some(body) = of.map_or_else(|| self.listing(), |of| Some(self.channels(of))) else {
             let body = "{\"message\":\"TOPIC_NOT_FOUND\"}";
             out.say(conn, Event::Refusal, answer("404 Not Found", body));
             return;
@@ -119,12 +135,13 @@ impl Server for Web {
     fn tick(&mut self, _: &mut Out) {}
 
     fn lie(&self, random: &mut Random) -> Vec<u8> {
-        match random.below(6) {
+        match random.below(7) {
             0 => answer("200 OK", "{\"producers\":[]}"),
             1 => answer("200 OK", "{\"channels\":[]}"),
             2 => answer("200 OK", "{\"producers\":[{\"broadcast_address\":"),
             3 => answer("302 Found", ""),
             4 => answer("404 Not Found", "nothing"),
+            5 => answer("200 OK", "{\"channels\":[\"c\""),
             _ => answer(
                 "200 OK",
                 "{\"producers\":[{\"broadcast_address\":\"nobody\",\"tcp_port\":4150}]}",

@@ -26,7 +26,7 @@ use crate::seats::Seats;
 use crate::server::{ConnId, Mode, Out, Reply, Seen, Server};
 use crate::watch::{self, Event, Session};
 use link::Way;
-pub(crate) use platform::{Clock, Dials, Role};
+pub(crate) use platform::{Clock, Dials, HTTP_PORT, Role};
 pub(crate) use port::{Listens, Port};
 use table::Connections;
 

@@ -18,7 +18,7 @@ impl ClientSession<'_, '_> {
                 self.client.verb = Verb::Sub;
                 let made = self
                     .shared
-                    .topic_for(&topic)
+                    .topic_for(now, &topic)
                     .and_then(|topic| self.shared.channel_for(now, topic, &channel));
                 match made {
                     Ok(at) => {
@@ -108,7 +108,7 @@ impl ClientSession<'_, '_> {
     }
 
     fn on_published(&mut self, now: Instant) {
-        match self.shared.topic_for(&self.client.topic) {
+        match self.shared.topic_for(now, &self.client.topic) {
             Ok(at) => {
                 let defer_ms = self.client.defer_ms;
                 let (_, count) = self.shared.commit(now, at, &mut self.client.draft, defer_ms);

@@ -37,6 +37,11 @@ pub(super) struct Shared<'a> {
     pub(in crate::node) unsaid: u32,
     /// Somebody waits for room.
     pub(super) wanted: bool,
+    /// New topics are held until nsqlookupds were asked for their channels.
+    pub(super) asks: bool,
+    /// The topic whose channels one is being asked for; [`NONE`] if that is over, or of no use any
+    /// more.
+    pub(super) asked: u8,
     jitter: Jitter,
     /// Unix time at the platform's start, in nanoseconds.
     pub(super) epoch: i64,
@@ -117,6 +122,8 @@ impl<'a> Shared<'a> {
             topology: 0,
             unsaid: 0,
             wanted: false,
+            asks: false,
+            asked: NONE,
             jitter: Jitter::new(config.seed),
             epoch: 0,
         }

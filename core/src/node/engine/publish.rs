@@ -3,6 +3,7 @@
 use super::{Draft, Shared};
 use crate::node::Full;
 use crate::node::store::{Lane, NIL, Store};
+use crate::node::table::Topic;
 use crate::time::Instant;
 
 impl Shared<'_> {
@@ -105,7 +106,8 @@ impl Shared<'_> {
 
     /// Gives the channels what the topic has held back, if it may flow.
     pub(super) fn flow(&mut self, now: Instant, at: u8) {
-        while self.topic(at).is_some_and(|topic| !topic.paused && topic.channels > 0)
+        let flows = |topic: &Topic| !topic.paused && topic.asking == 0 && topic.channels > 0;
+        while self.topic(at).is_some_and(flows)
             && let Some(message) = self.pop_held(at)
         {
             self.distribute(now, at, message);

@@ -15,8 +15,13 @@ impl Shared<'_> {
         self.topics.iter().any(|topic| !topic.is_used() || topic.name == *name)
     }
 
-    /// The topic of that name, made if need be.
-    pub(in crate::node) fn topic_for(&mut self, name: &TopicName) -> Result<u8, NoSlot> {
+    /// The topic of that name, made if need be: then it is held if nsqlookupds are to be asked for
+    /// its channels.
+    pub(in crate::node) fn topic_for(
+        &mut self,
+        now: Instant,
+        name: &TopicName,
+    ) -> Result<u8, NoSlot> {
         if let Some(at) = self.find_topic(name) {
             return Ok(at);
         }
@@ -24,9 +29,23 @@ impl Shared<'_> {
         let at = free.ok_or(NoSlot::Topics)?;
         if let Some(topic) = self.topics.get_mut(at) {
             *topic = Topic { name: *name, ..Topic::NEW };
+            if self.asks {
+                topic.asking = u8::MAX;
+                topic.ask_until = now.after(self.config.channels_wait);
+            }
         }
         self.reshaped();
         Ok(at as u8)
+    }
+
+    /// Of the nsqlookupds that are still to be asked for a topic's channels, leaves only these; once
+    /// none is left, or no time, the topic is not held any more.
+    pub(in crate::node) fn ask_only(&mut self, now: Instant, at: u8, lookupds: u8) {
+        let Some(topic) = self.topic_mut(at).filter(|topic| topic.asking != 0) else { return };
+        topic.asking &= if topic.ask_until <= now { 0 } else { lookupds };
+        if topic.asking == 0 {
+            self.flow(now, at);
+        }
     }
 
     pub(in crate::node) fn find_channel(&self, topic: u8, name: &ChannelName) -> Option<u8> {
@@ -73,6 +92,10 @@ impl Shared<'_> {
         self.empty_topic(at);
         if let Some(topic) = self.topic_mut(at) {
             *topic = Topic::NEW;
+        }
+        if self.asked == at {
+            // What comes here next is another topic.
+            self.asked = NONE;
         }
         for seat in &mut *self.seats {
             for count in &mut seat.pubs {

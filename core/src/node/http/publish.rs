@@ -81,7 +81,7 @@ impl Publish {
                 return Err(too_large("BAD_MESSAGE"));
             }
         }
-        let at = shared.topic_for(&self.topic).map_err(no_slot)?;
+        let at = shared.topic_for(now, &self.topic).map_err(no_slot)?;
         shared.commit(now, at, &mut self.draft, self.defer_ms);
         Ok(())
     }

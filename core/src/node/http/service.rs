@@ -98,7 +98,7 @@ impl Desk<'_, '_> {
         match to {
             To::CreateTopic => {
                 let topic = topic.map_err(|_| Refusal::bad_request("INVALID_TOPIC"))?;
-                self.shared.topic_for(&topic).map_err(no_slot)?;
+                self.shared.topic_for(now, &topic).map_err(no_slot)?;
             }
             To::DeleteTopic => self.shared.delete_topic(found.ok_or(NO_TOPIC)?),
             To::EmptyTopic => {

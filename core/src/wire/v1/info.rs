@@ -126,3 +126,103 @@ impl PeerInfoScanner {
         Some(())
     }
 }
+
+/// Finds the HTTP port in the answer to IDENTIFY, in pieces, without a JSON parser: for who wants
+/// nothing else of it. Text that is no JSON has no port.
+///
+/// RAM: 4 bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct HttpPortFinder {
+    /// How much of [`NEEDLE`] was seen, or what follows.
+    at: u8,
+    port: u16,
+}
+
+/// The key. Inside a string its quotes would be escaped.
+const NEEDLE: &[u8] = b"\"http_port\"";
+
+/// What follows the key: the colon, the first digit, more of them, what does not matter.
+const COLON: u8 = NEEDLE.len() as u8;
+const FIRST: u8 = COLON + 1;
+const DIGITS: u8 = COLON + 2;
+const DONE: u8 = COLON + 3;
+
+impl HttpPortFinder {
+    /// Before the first byte.
+    pub(crate) const fn new() -> Self {
+        Self { at: 0, port: 0 }
+    }
+
+    /// Takes the next piece of the answer.
+    pub(crate) fn feed(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.at = match self.at {
+                DONE => return,
+                COLON.. if self.at < DIGITS && byte.is_ascii_whitespace() => self.at,
+                COLON if byte == b':' => FIRST,
+                FIRST | DIGITS if byte.is_ascii_digit() => {
+                    let digit = u16::from(byte & 15);
+                    let port = self.port.checked_mul(10).and_then(|port| port.checked_add(digit));
+                    self.port = port.unwrap_or(0);
+                    if port.is_some() { DIGITS } else { DONE }
+                }
+                // A fraction is no port, nor are digits in which a string ends.
+                DIGITS if !matches!(byte, b',' | b'}') && !byte.is_ascii_whitespace() => {
+                    self.port = 0;
+                    DONE
+                }
+                DIGITS | FIRST => DONE,
+                at if NEEDLE.get(usize::from(at)) == Some(&byte) => at.wrapping_add(1),
+                // The first byte of the needle is only its last one besides.
+                _ => u8::from(byte == b'"'),
+            };
+        }
+    }
+
+    /// The port, once it is read; 0 if it is none.
+    pub(crate) fn port(self) -> Option<u16> {
+        (self.at == DONE).then_some(self.port)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::HttpPortFinder;
+
+    #[track_caller]
+    fn finds(text: &str, port: u16) {
+        for at in 0..=text.len() {
+            let (one, two) = text.as_bytes().split_at(at);
+            let mut finder = HttpPortFinder::new();
+            finder.feed(one);
+            finder.feed(two);
+            assert_eq!(finder.port().unwrap_or(0), port, "{text} split at {at}");
+        }
+    }
+
+    #[test]
+    fn the_http_port_is_found_however_the_answer_is_split() {
+        finds(r#"{"broadcast_address":"h","http_port":4161,"tcp_port":4160}"#, 4161);
+        finds("{ \"http_port\" :\n 65535 }", 65535);
+        finds(r#"{"http_port":1}"#, 1);
+        finds(r#"{"a":"","http_port":7}"#, 7);
+        finds(r#"{"hostname":"http_port","tcp_port":1,"http_port":2}"#, 2);
+        finds(r#"{"hostname":"\"http_port\":9","http_port":2}"#, 2);
+        finds(r#"{"http_port":4161,"http_port":4162}"#, 4161);
+    }
+
+    #[test]
+    fn what_is_no_port_is_none() {
+        finds(r#"{"tcp_port":4160}"#, 0);
+        finds(r#"{"http_port":"4161"}"#, 0);
+        finds(r#"{"http_port":null}"#, 0);
+        finds(r#"{"http_port":-1}"#, 0);
+        finds(r#"{"http_port":0}"#, 0);
+        finds(r#"{"http_port":65536}"#, 0);
+        finds(r#"{"http_port":4161.5}"#, 0);
+        finds(r#"{"http_port":99999999999999999999}"#, 0);
+        finds("OK", 0);
+        finds("", 0);
+        finds(r#"{"http_port":4161"#, 0);
+    }
+}

@@ -16,6 +16,7 @@ mod reply;
 mod server;
 
 pub use command::{Command, NodeInfo};
+pub(crate) use info::HttpPortFinder;
 pub use info::{IdentifyReply, PeerInfo, PeerInfoScanner};
 pub use node::{Node, NodeScanner};
 pub use refusal::{Refusal, Verb};

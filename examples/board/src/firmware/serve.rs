@@ -7,7 +7,7 @@ use embassy_net::Stack;
 use embassy_sync::blocking_mutex::raw::NoopRawMutex;
 use heapless::String;
 use nanonsq_core::address::Address;
-use nanonsq_core::drive::node::{self, Resources};
+use nanonsq_core::drive::node::{self, Dialers, Resources};
 use nanonsq_core::drive::{Port, Ports};
 use nanonsq_core::lookup::{Config as LookupConfig, NodeInfo};
 use nanonsq_core::node::{Config, HttpConfig};
@@ -84,6 +84,8 @@ pub(super) fn start(
         ConstStaticCell::new([const { TcpStorage::new() }; HTTP]);
     static SPARE_TCP: ConstStaticCell<[TcpStorage<256, 256>; 2]> =
         ConstStaticCell::new([const { TcpStorage::new() }; 2]);
+    static CHANNELS_TCP: ConstStaticCell<TcpStorage<256, 512>> =
+        ConstStaticCell::new(TcpStorage::new());
 
     let address = stack.config_v4().ok_or("the address is gone")?.address.address();
     let own = OWN.init(String::new());
@@ -118,7 +120,10 @@ pub(super) fn start(
             spare: Some(TcpListener::new(stack, HTTP_PORT, http_spare)),
         },
     };
-    let dialers = lookup_tcp.each_mut().map(|tcp| TcpDialer::new(stack, tcp));
+    let dialers = Dialers {
+        lookupds: lookup_tcp.each_mut().map(|tcp| TcpDialer::new(stack, tcp)),
+        channels: Some(TcpDialer::new(stack, CHANNELS_TCP.take())),
+    };
     let parts = node::Settings {
         node: CONFIG.init(config),
         http: HTTP_CONFIG.init(http),

@@ -6,6 +6,7 @@
 //! with ours, and with one of each.
 
 mod admin;
+mod channels;
 mod config;
 mod consume;
 mod full;

@@ -122,6 +122,9 @@ impl Sleep for Clock {
     }
 }
 
+/// The port of nsqlookupd's HTTP side.
+pub(crate) const HTTP_PORT: u16 = 4161;
+
 /// [`Dialer`] on the simulated network, for one session.
 pub(crate) struct Dials(pub(crate) World, pub(crate) Session);
 
@@ -139,7 +142,12 @@ impl Dialer for Dials {
         let Self(world, session) = self;
         let id = {
             let inner = &mut *world.0.borrow_mut();
-            let host = inner.hosts.iter().position(|host| host.name == address.host());
+            let name = match address.port() {
+                // nsqlookupd's two sides are two hosts here: each fails by itself.
+                HTTP_PORT => address.host().replace("lookup", "web"),
+                _ => address.host().to_owned(),
+            };
+            let host = inner.hosts.iter().position(|host| host.name == name);
             let id = inner.name();
             inner.moves[session.0] += 1;
             let lately = inner.dialed.entry(*session).or_default();
