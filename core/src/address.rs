@@ -30,7 +30,7 @@ pub enum AddressError {
         /// Its length in bytes.
         len: usize,
     },
-    /// White space, a control character, or `/`, as in `http://host:port`.
+    /// White space, a control character, a bracket, or `/`, as in `http://host:port`.
     BadHost,
     /// No `:port` at the end.
     MissingPort,
@@ -84,7 +84,7 @@ impl Address {
         let mut from = host.as_bytes();
         let mut to: &mut [u8] = &mut address.host;
         while let Some((&byte, rest)) = from.split_first() {
-            if byte <= b' ' || byte == 0x7f || byte == b'/' {
+            if byte <= b' ' || matches!(byte, 0x7f | b'/' | b'[' | b']') {
                 return Err(AddressError::BadHost);
             }
             let Some((slot, slots)) = to.split_first_mut() else {
@@ -200,6 +200,13 @@ mod tests {
     }
 
     #[test]
+    fn a_host_is_given_without_brackets() {
+        for host in ["[", "]", "[::1]", "a[b"] {
+            assert_eq!(Address::new(host, 1), Err(AddressError::BadHost), "{host}");
+        }
+    }
+
+    #[test]
     fn refused_with_the_reason() {
         use AddressError::*;
         for (text, error) in [
@@ -217,6 +224,9 @@ mod tests {
             ("http://h:4150", BadHost),
             ("h:4150/", BadHost),
             ("a b:1", BadHost),
+            ("[[::1]:1", BadHost),
+            ("[a]]:1", BadHost),
+            ("a]:1", BadHost),
         ] {
             assert_eq!(text.parse::<Address>().unwrap_err(), error, "{text:?}");
         }

@@ -41,6 +41,8 @@ struct World {
     /// How many call, and how often somebody waited for a caller.
     callers: Rc<Cell<usize>>,
     accepts: Rc<Cell<usize>>,
+    /// Listening fails.
+    broken: Rc<Cell<bool>>,
     wire: Rc<RefCell<Wire>>,
     now: Rc<Cell<u64>>,
     /// When it is to wake the task, and how often that changed.
@@ -117,6 +119,9 @@ impl Listener for World {
 
     async fn accept(&mut self) -> Result<(Pipe, SocketAddr), DialError> {
         self.accepts.set(self.accepts.get() + 1);
+        if self.broken.get() {
+            return Err(DialError::Other);
+        }
         std::future::poll_fn(|_| match self.callers.get().checked_sub(1) {
             Some(left) => {
                 self.callers.set(left);
@@ -161,6 +166,9 @@ struct Greeter {
     room: usize,
     /// How many more it takes for each byte written.
     freed: usize,
+    /// It closes when all is written.
+    last_word: bool,
+    ticks: Vec<Instant>,
 }
 
 impl Greeter {
@@ -175,6 +183,8 @@ impl Greeter {
             dialed: false,
             room: usize::MAX,
             freed: 0,
+            last_word: false,
+            ticks: Vec::new(),
         }
     }
 }
@@ -224,13 +234,21 @@ impl Session for Greeter {
     fn sent(&mut self, _: Instant, n: usize) {
         self.text = &self.text[n..];
         self.room = self.room.saturating_add(n * self.freed);
+        if self.last_word && self.text.is_empty() {
+            self.link = Link::Close;
+        }
     }
 
     fn deadline(&self) -> Instant {
         self.deadline.unwrap_or(Instant::NEVER)
     }
 
-    fn tick(&mut self, _: Instant) {}
+    fn tick(&mut self, now: Instant) {
+        self.ticks.push(now);
+        if self.link == Link::Up {
+            self.deadline = Some(now.after(Span::from_secs(10)));
+        }
+    }
 
     fn upgraded(&mut self, _: Instant) {
         self.link = Link::Up;
@@ -358,6 +376,36 @@ fn closing_is_bounded() {
     poll();
     assert_eq!(world.wire.borrow().log.last(), Some(&"abort"));
     assert_eq!(shared.0.borrow().closed, [Closed::Local]);
+}
+
+#[test]
+fn a_session_that_has_said_its_last_word_is_closed_at_once() {
+    driven!(world, shared, _poll, Greeter { last_word: true, ..Greeter::new(false) });
+    assert_eq!(written(&world), "hello");
+    assert_eq!(world.wire.borrow().log, ["close"]);
+    assert_eq!(shared.0.borrow().closed, [Closed::Local]);
+}
+
+#[test]
+fn a_session_ticks_when_it_is_due_and_not_before() {
+    driven!(world, shared, poll, Greeter::new(false));
+    for (ms, ticks) in [(0, 0), (9999, 0), (10_000, 1), (10_001, 1), (19_999, 1), (25_000, 2)] {
+        world.now.set(ms);
+        poll();
+        assert_eq!(shared.0.borrow().ticks.len(), ticks, "{ms}");
+    }
+    assert_eq!(shared.0.borrow().ticks, [10_000, 25_000].map(Instant::from_millis));
+}
+
+#[test]
+fn a_session_ticks_also_while_it_is_dialed() {
+    driven!(world, shared, poll, Greeter::new(false), true);
+    shared.0.borrow_mut().deadline = Some(Instant::from_millis(500));
+    for (ms, ticks) in [(1, 0), (499, 0), (500, 1), (501, 1)] {
+        world.now.set(ms);
+        poll();
+        assert_eq!(shared.0.borrow().ticks.len(), ticks, "{ms}");
+    }
 }
 
 #[test]
@@ -542,6 +590,27 @@ fn a_caller_that_does_not_hang_up_is_heard_until_the_deadline() {
     assert_eq!(world.wire.borrow().log, ["close", "abort"]);
     assert_eq!(cell.0.borrow().0.closed, [Closed::Local]);
     assert_eq!(world.accepts.get(), 2);
+}
+
+#[test]
+fn a_listener_that_fails_is_asked_again_after_a_second() {
+    let world = World::default();
+    let cell = CallerCell::new();
+    let (mut listener, mut sleep, mut rx) = (world.clone(), world.clone(), [0; 16]);
+    let mut serving = pin!(serve(&cell, &mut listener, &mut sleep, &mut rx));
+    world.broken.set(true);
+    for second in 0..3 {
+        for ms in [0, 1, 999] {
+            world.now.set(1000 * second + ms);
+            settle(serving.as_mut());
+            assert_eq!(world.accepts.get() as u64, 1 + second);
+        }
+    }
+    world.broken.set(false);
+    world.callers.set(1);
+    world.now.set(3000);
+    settle(serving.as_mut());
+    assert_eq!(written(&world), "hello");
 }
 
 #[test]

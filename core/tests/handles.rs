@@ -2,6 +2,9 @@
 
 #![cfg(feature = "async")]
 
+#[path = "support/sessions.rs"]
+mod sessions;
+
 use std::cell::Cell;
 use std::future::Future;
 use std::net::SocketAddr;
@@ -20,6 +23,7 @@ use nanonsq_core::node::{NodeError, PublishOptions};
 use nanonsq_core::session::{DialError, Session, Transmit, TransportError};
 use nanonsq_core::time::{Instant, Span};
 use nanonsq_core::wire::v1::NodeInfo;
+use sessions::{frame, message, said};
 
 /// Nobody is there, and it is always the same time unless it is set.
 #[derive(Debug, Clone, Default)]
@@ -138,27 +142,6 @@ fn channel() -> ChannelName {
     ChannelName::new("c").unwrap()
 }
 
-fn frame(kind: u8, data: &[u8]) -> Vec<u8> {
-    let size = u32::try_from(data.len() + 4).unwrap().to_be_bytes();
-    [&size[..], &[0, 0, 0, kind], data].concat()
-}
-
-fn message(attempts: u8, body: &[u8]) -> Vec<u8> {
-    frame(2, &[&[0; 9][..], &[attempts], b"0123456789abcdef", body].concat())
-}
-
-/// What a session has to say.
-fn said(session: &mut dyn Session, now: Instant) -> Vec<u8> {
-    let mut all = Vec::new();
-    while !session.transmit(now).is_empty() {
-        let bytes = session.transmit(now);
-        let n = bytes.len();
-        all.extend([bytes.head, bytes.body].concat());
-        session.sent(now, n);
-    }
-    all
-}
-
 #[track_caller]
 fn ready<T>(future: impl Future<Output = T>) -> T {
     match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
@@ -213,6 +196,45 @@ fn with_consumer(test: impl FnOnce(&Consumer<'_>, &Still)) {
     hear(&handle, &still, &frame(0, b"OK"));
     assert_eq!(writes(&handle, &still), "RDY 4\n");
     test(&handle, &still);
+}
+
+#[test]
+fn what_a_consumer_asks_of_nsqd_is_said_if_it_asks_for_any() {
+    let plain = consume::Config::new(topic(), channel());
+    for (config, says) in [
+        (plain, None),
+        (consume::Config { sample_rate: 10, ..plain }, Some("\"sample_rate\":10")),
+        (
+            consume::Config { msg_timeout: Some(Span::from_secs(5)), ..plain },
+            Some("\"msg_timeout\":5000"),
+        ),
+    ] {
+        let still = Still::default();
+        let nsqds = ["nsqd:4150".parse().unwrap()];
+        let mut ring = [0; 4 * 64];
+        let mut resources = consumer::Resources::<NoopRawMutex, 1, 4, 0, 0>::new();
+        let (handle, _runner) = consumer::new(
+            &mut resources,
+            &config,
+            consumer::Sources { nsqds: &nsqds, lookupds: &[] },
+            &mut ring,
+            consumer::Dialers { nsqds: [still.clone()], lookupds: [] },
+            still.clone(),
+        )
+        .unwrap();
+        let now = still.now();
+        handle.look(|consumer| {
+            let mut session = consumer.connection(0).unwrap();
+            assert!(session.dial(now).is_some());
+            session.open(now);
+        });
+        let said = handle.look(|consumer| said(&mut consumer.connection(0).unwrap(), now));
+        let said = String::from_utf8_lossy(&said.unwrap()).into_owned();
+        assert!(said.contains(says.unwrap_or("IDENTIFY")), "{said}");
+        let others = ["\"sample_rate\"", "\"msg_timeout\""];
+        let expected = usize::from(says.is_some());
+        assert_eq!(others.iter().filter(|key| said.contains(*key)).count(), expected, "{said}");
+    }
 }
 
 #[test]

@@ -4,6 +4,7 @@
 //! `cargo fuzz` does, but without its sanitizers, of which only these need a nightly toolchain.
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, Result};
@@ -17,6 +18,9 @@ pub(crate) struct Options {
     /// libFuzzer on one target, with its own options: `--guided json -max_total_time=60`
     #[arg(long)]
     guided: Option<String>,
+    /// Of all that libFuzzer found for these targets, keep in the corpus what takes a way of its own
+    #[arg(long, num_args = 1.., conflicts_with = "guided")]
+    keep: Vec<String>,
     /// See `cargo xtask fuzz --help`
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     rest: Vec<OsString>,
@@ -25,6 +29,9 @@ pub(crate) struct Options {
 pub(crate) fn run(options: &Options) -> Result<()> {
     if let Some(target) = &options.guided {
         return guided(target, &options.rest);
+    }
+    if !options.keep.is_empty() {
+        return keep(&options.keep);
     }
     let status = runner().args(&options.rest).status()?;
     // It has said why.
@@ -49,16 +56,42 @@ const COUNTING: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-l
     -Ccodegen-units=1 --cfg fuzzing";
 
 fn guided(target: &str, rest: &[OsString]) -> Result<()> {
-    let dir = project::root().join("target/fuzz");
-    let corpus = dir.join("corpus");
-    project::run(runner().arg(target).arg("--write-seeds").arg(&corpus))?;
+    let corpus = dir().join("corpus").join(target);
+    project::run(lib_fuzzer(target)?.arg(corpus).args(rest))
+}
+
+/// The fewest and shortest of them that show all that they do.
+fn keep(targets: &[String]) -> Result<()> {
+    let least = dir().join("least");
+    for target in targets {
+        let least = least.join(target);
+        if least.exists() {
+            std::fs::remove_dir_all(&least)?;
+        }
+        std::fs::create_dir_all(&least)?;
+        let corpus = dir().join("corpus").join(target);
+        let merge = ["-merge=1", "-max_len=1500"];
+        project::run(lib_fuzzer(target)?.args(merge).arg(&least).arg(corpus))?;
+    }
+    // Only now: the corpus is a part of the program.
+    project::run(runner().args(targets).arg("--collect").arg(least))
+}
+
+fn dir() -> PathBuf {
+    project::root().join("target/fuzz")
+}
+
+/// libFuzzer with one target, whose inputs so far are in `target/fuzz/corpus`.
+fn lib_fuzzer(target: &str) -> Result<Command> {
+    let dir = dir();
+    project::run(runner().arg(target).arg("--write-inputs").arg(dir.join("corpus")))?;
     let mut command = Command::new(env!("CARGO"));
     command.args(["run", "--quiet", "--release", "--bin", target, "--manifest-path"]);
     command.arg(project::root().join("fuzz/Cargo.toml"));
     // With a target given, build scripts are not counted.
     command.args(["--target", &host()?, "--target-dir"]).arg(&dir).env("RUSTFLAGS", COUNTING);
-    command.arg("--").arg(corpus.join(target)).args(rest).current_dir(&dir);
-    project::run(&mut command)
+    command.arg("--").current_dir(&dir);
+    Ok(command)
 }
 
 fn host() -> Result<String> {

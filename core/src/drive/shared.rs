@@ -533,6 +533,86 @@ mod tests {
         }
     }
 
+    /// A task that counts nothing but whether it was woken since this was last asked.
+    fn task() -> (Waker, impl Fn() -> bool) {
+        let flag = Arc::new(Flag(AtomicBool::new(false)));
+        (Waker::from(flag.clone()), move || flag.0.swap(false, Ordering::Relaxed))
+    }
+
+    /// Polled for the first time while others wait, it steps back once.
+    fn queued(wait: &mut InTurn<'_, NoopRawMutex, Room>, waker: &Waker, cost: u32) {
+        assert!(!take(wait, waker, cost));
+        assert!(!take(wait, waker, cost));
+    }
+
+    #[test]
+    fn who_came_first_is_asked_first() {
+        let shared = room();
+        let [mut first, mut second, mut third] = [(); 3].map(|()| InTurn::new(&shared));
+        queued(&mut first, Waker::noop(), 1);
+        queued(&mut second, Waker::noop(), 1);
+        give(&shared, 1);
+        for late in [&mut third, &mut second] {
+            let (waker, woken) = task();
+            assert!(!take(late, &waker, 1));
+            assert!(woken(), "it comes back when others were asked");
+        }
+        assert!(take(&mut first, Waker::noop(), 1));
+    }
+
+    #[test]
+    fn who_was_served_goes_on_as_long_as_there_is_more() {
+        let shared = room();
+        let [mut wait, mut other] = [(); 2].map(|()| InTurn::new(&shared));
+        queued(&mut wait, Waker::noop(), 1);
+        let (waker, woken) = task();
+        queued(&mut other, &waker, 1);
+        woken();
+        give(&shared, 3);
+        for left in (0..3).rev() {
+            assert!(take(&mut wait, Waker::noop(), 1));
+            assert_eq!(shared.peek(|room| room.left), Some(left));
+            wait = InTurn::new(&shared);
+        }
+        assert!(woken());
+        assert!(!take(&mut wait, Waker::noop(), 1), "no more");
+        // Now it is behind the other.
+        give(&shared, 1);
+        assert!(!take(&mut wait, Waker::noop(), 1));
+        assert!(take(&mut other, Waker::noop(), 1));
+    }
+
+    #[test]
+    fn who_waits_for_something_else_is_not_woken_by_what_is_taken() {
+        let shared = room();
+        let (waker, woken) = task();
+        let other =
+            shared.poll_wait(&waker, &mut Place::None, |room| (room.left > 9).then_some(()));
+        assert!(other.is_pending());
+        shared.peek(|room| room.left = 2);
+        for _ in 0..2 {
+            assert!(take(&mut InTurn::new(&shared), Waker::noop(), 1));
+            assert!(!woken());
+        }
+    }
+
+    #[test]
+    fn who_gives_up_wakes_others_only_if_it_was_the_first() {
+        let shared = room();
+        let [mut first, mut second, mut third] = [(); 3].map(|()| InTurn::new(&shared));
+        let (waker, woken) = task();
+        queued(&mut first, &waker, 1);
+        queued(&mut second, Waker::noop(), 1);
+        queued(&mut third, &waker, 1);
+        woken();
+        drop(second);
+        assert!(!woken(), "one in the middle");
+        drop(first);
+        assert!(woken(), "the third is the first");
+        drop(third);
+        assert!(!woken(), "nobody is left");
+    }
+
     #[test]
     fn a_full_queue_asks_whoever_comes() {
         let shared = room();

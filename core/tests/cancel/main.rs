@@ -11,6 +11,7 @@ mod directory;
 mod lookup;
 mod node;
 mod publisher;
+mod running;
 mod servers;
 mod serving;
 mod world;

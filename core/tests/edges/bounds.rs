@@ -1,13 +1,14 @@
 //! Settings and tables at their bounds: the last value that is taken, and the first that is not.
 
 use nanonsq_core::address::Address;
+use nanonsq_core::busy::{Busy, Protocol};
 use nanonsq_core::consume::{self, Consumer};
 use nanonsq_core::directory::{self, Directory};
 use nanonsq_core::name::{ChannelName, TopicName};
 use nanonsq_core::node::{self, Node};
 use nanonsq_core::publish::{self, Publisher};
 use nanonsq_core::session::Session;
-use nanonsq_core::time::Span;
+use nanonsq_core::time::{Jitter, Span};
 
 use crate::{at, said};
 
@@ -191,4 +192,32 @@ fn a_directory_knows_who_registered_what() {
         assert_eq!(directory.has_channel(index, &topic, &channel), is, "{index} {name}");
         assert!(directory.has_topic(index, &topic));
     }
+}
+
+/// The numbers of Marsaglia's paper, which begins with 2463534242.
+#[test]
+fn jitter_is_xorshift() {
+    let mut jitter = Jitter::new(661814673);
+    let numbers = [(); 3].map(|()| jitter.next_u32());
+    assert_eq!(numbers, [723471715, 2497366906, 2064144800]);
+}
+
+/// go-nsq writes its magic by itself: an answer before it is one too early.
+#[test]
+fn who_is_turned_away_has_said_its_magic_first() {
+    for protocol in [Protocol::V1, Protocol::V2] {
+        let mut busy = Busy::new(protocol);
+        busy.open(at(1000));
+        for bytes in [b"  ", b"V"] as [&[u8]; 2] {
+            busy.receive(at(1000), bytes).unwrap();
+            assert!(busy.transmit(at(1000)).is_empty(), "{protocol:?}");
+        }
+        busy.receive(at(1000), b"2").unwrap();
+        assert_eq!(said(&mut busy, at(1000)), protocol.refusal());
+    }
+    let mut busy = Busy::new(Protocol::Http);
+    busy.open(at(1000));
+    assert!(busy.transmit(at(1000)).is_empty(), "it would be taken for a mistake");
+    busy.receive(at(1000), b"G").unwrap();
+    assert_eq!(said(&mut busy, at(1000)), Protocol::Http.refusal());
 }

@@ -7,19 +7,10 @@ use nanonsq_core::session::{Awaited, Closed, DialError, Fault, Link, Session, Tr
 use nanonsq_core::time::{Instant, Span};
 use nanonsq_core::wire::v2::ErrorCode;
 
-use crate::{at, said};
+use crate::{at, frame, message, said};
 
 const NOW: Instant = at(1000);
 const INFO: &[u8] = b"{\"max_rdy_count\":2500,\"msg_timeout\":60000,\"max_msg_timeout\":900000}";
-
-fn frame(kind: u8, data: &[u8]) -> Vec<u8> {
-    let size = u32::try_from(data.len() + 4).unwrap().to_be_bytes();
-    [&size[..], &[0, 0, 0, kind], data].concat()
-}
-
-fn message(body: &[u8]) -> Vec<u8> {
-    frame(2, &[&[0; 9][..], &[1], b"0123456789abcdef", body].concat())
-}
 
 fn config() -> Config<'static> {
     Config {
@@ -116,7 +107,7 @@ fn sub_is_answered_with_ok_and_nothing_else() {
 fn cls_is_answered_with_close_wait_and_nothing_else() {
     for (answer, right) in [(&b"CLOSE_WAIT"[..], true), (b"OK", false), (b"CLOSE_WAI", false)] {
         ready(&config(), |consumer| {
-            hears(consumer, &message(b"x")).unwrap();
+            hears(consumer, &message(1, b"x")).unwrap();
             let token = consumer.take(NOW).unwrap().token;
             consumer.stop();
             // Not before it was asked for.
@@ -131,7 +122,7 @@ fn cls_is_answered_with_close_wait_and_nothing_else() {
         });
     }
     ready(&config(), |consumer| {
-        hears(consumer, &message(b"x")).unwrap();
+        hears(consumer, &message(1, b"x")).unwrap();
         consumer.take(NOW).unwrap();
         consumer.stop();
         assert_eq!(hears(consumer, &frame(0, b"CLOSE_WAIT")), Err(Fault::UnexpectedReply));
@@ -159,14 +150,14 @@ fn an_error_before_the_subscription_is_final() {
     });
     open(&config(), |consumer| {
         says(consumer);
-        assert_eq!(hears(consumer, &message(b"x")), Err(Fault::UnexpectedReply));
+        assert_eq!(hears(consumer, &message(1, b"x")), Err(Fault::UnexpectedReply));
     });
 }
 
 #[test]
 fn the_shortest_message_has_a_head_and_no_body() {
     ready(&config(), |consumer| {
-        hears(consumer, &message(b"")).unwrap();
+        hears(consumer, &message(1, b"")).unwrap();
         let token = consumer.take(NOW).unwrap().token;
         assert_eq!(consumer.message(token).unwrap().body, b"");
         let short = frame(2, &[0; 25]);

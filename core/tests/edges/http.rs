@@ -1,8 +1,9 @@
 //! A node over HTTP.
 
+use nanonsq_core::http::{BUFFER, DISCARD_MAX};
 use nanonsq_core::name::TopicName;
 use nanonsq_core::node::{Config, HttpConfig, HttpStorage, Node, Storage, TooManyLookupds};
-use nanonsq_core::session::{Closed, Session};
+use nanonsq_core::session::{Closed, Link, Session};
 use nanonsq_core::time::Instant;
 use nanonsq_core::wire::v2::Limits;
 
@@ -54,8 +55,9 @@ fn as_many_nsqlookupds_as_there_is_room_for() {
     let three = ["a:1", "b:1", "c:1"].map(|address| address.parse().unwrap());
     for (given, taken) in [(0, true), (1, true), (2, true), (3, false)] {
         let mut node = node(Limits::NSQD);
-        let storage = Box::leak(Box::new(HttpStorage::<1, 2>::new()));
+        let storage = Box::leak(Box::new(HttpStorage::<3, 2>::new()));
         let made = node.answer_http(const { &HTTP }, storage, &three[..given]);
+        assert_eq!(node.http_clients(), if taken { 3 } else { 0 });
         assert_eq!(made, if taken { Ok(()) } else { Err(TooManyLookupds { max: 2 }) });
     }
 }
@@ -164,4 +166,145 @@ fn who_gives_all_at_once_is_told_if_it_was_not_taken() {
     let more = b"GET /ping HTTP/1.1\r\nHost: h\r\n\r\n".repeat(9);
     assert!(session.receive(NOW, &more).is_err());
     assert!(session.transmit(NOW).is_empty(), "it is over");
+}
+
+#[test]
+fn a_binary_batch_may_have_as_many_messages_as_fit() {
+    // A count, and 20 messages of a byte.
+    let limits = Limits { max_body_size: 104, ..Limits::NSQD };
+    let batch = |count: u32, messages: u32| {
+        let record = |_| b"\0\0\0\x01x";
+        [&count.to_be_bytes()[..], &(0..messages).flat_map(record).copied().collect::<Vec<_>>()]
+            .concat()
+    };
+    let mut rig = Rig::new(limits);
+    let mpub = "POST /mpub?topic=t&binary=true";
+    assert_eq!(rig.ask(mpub, &batch(20, 20)), "OK");
+    assert_eq!(rig.depth(), 20);
+    for (count, messages) in [(0, 0), (0, 20), (21, 20), (u32::MAX, 1)] {
+        let said = rig.ask(mpub, &batch(count, messages));
+        assert!(said.starts_with("413 ") && said.contains("BAD_BODY"), "{count}: {said}");
+    }
+    let said = rig.ask(mpub, &batch(20, 21));
+    assert!(said.starts_with("413 ") && said.contains("BODY_TOO_BIG"), "{said}");
+    // As lines, too.
+    assert_eq!(rig.ask("POST /mpub?topic=t", &[b'x'; 104]), "OK");
+    assert!(rig.ask("POST /mpub?topic=t", &[b'x'; 105]).starts_with("413 "));
+    assert_eq!(rig.depth(), 21);
+}
+
+#[test]
+fn a_body_that_nobody_wants_is_passed_over_up_to_its_bound() {
+    for (len, taken) in [(DISCARD_MAX, true), (DISCARD_MAX + 1, false)] {
+        let mut rig = Rig::new(Limits::NSQD);
+        let mut session = rig.node.http(0).unwrap();
+        session.open(NOW);
+        let head = format!("POST /topic/create?topic=t HTTP/1.0\r\nContent-Length: {len}\r\n\r\n");
+        session.take(NOW, head.as_bytes());
+        session.take(NOW, &vec![b'x'; len as usize]);
+        let answer = said(&mut session, NOW);
+        assert_eq!(answer.starts_with(b"HTTP/1.0 200 "), taken);
+        assert_eq!(rig.node.topics().count(), taken.into(), "nothing is done for what is refused");
+    }
+}
+
+#[test]
+fn a_length_is_made_of_digits() {
+    for (length, status) in [("1", "200"), ("01", "200"), ("1:", "400"), ("1/", "400"), ("", "400")]
+    {
+        let mut rig = Rig::new(Limits::NSQD);
+        let mut session = rig.node.http(0).unwrap();
+        session.open(NOW);
+        let head = format!("POST /pub?topic=t HTTP/1.0\r\nContent-Length: {length}\r\n\r\n");
+        session.take(NOW, head.as_bytes());
+        session.take(NOW, b"x");
+        let answer = String::from_utf8(said(&mut session, NOW)).unwrap();
+        assert_eq!(answer.get(9..12), Some(status), "{length}: {answer}");
+    }
+}
+
+#[test]
+fn a_list_of_nsqlookupds_may_fill_the_buffer_and_no_more() {
+    let set = "PUT /config/nsqlookupd_tcp_addresses";
+    for (len, taken) in [(BUFFER, true), (BUFFER + 1, false)] {
+        let mut rig = Rig::new(Limits::NSQD);
+        let list = format!("{:len$}", r#"["a:1"]"#);
+        let said = rig.ask(set, list.as_bytes());
+        assert_eq!(!said.starts_with('4'), taken, "{said}");
+    }
+    // The beginning of an address is another address.
+    let mut rig = Rig::new(Limits::NSQD);
+    let host = "h".repeat(95);
+    for (text, taken) in [(format!("{host}:00000001"), true), (format!("{host}:000000019"), false)]
+    {
+        let said = rig.ask(set, format!(r#"["{text}"]"#).as_bytes());
+        assert_eq!(!said.starts_with('4'), taken, "{said}");
+    }
+}
+
+#[test]
+fn who_says_nothing_over_http_is_closed_when_its_time_is_over() {
+    let mut rig = Rig::new(Limits::NSQD);
+    assert_eq!(rig.node.http_clients(), 1);
+    let mut session = rig.node.http(0).unwrap();
+    assert_eq!(session.deadline(), Instant::NEVER);
+    session.open(NOW);
+    let idle = HttpConfig::new().times.idle;
+    assert_eq!(session.deadline(), NOW.after(idle));
+    session.tick(NOW.after(idle));
+    assert_eq!(session.link(), Link::Close);
+}
+
+impl Rig {
+    /// A client that calls from there says this, and reads what it is told.
+    fn calls(&mut self, index: usize, port: u16, says: &[u8]) {
+        let mut client = self.node.client(index).unwrap();
+        client.accepted(NOW, ([10, 0, 0, 1], port).into());
+        let mut input = says.to_vec();
+        while !input.is_empty() {
+            let taken = client.take(NOW, &input);
+            input.drain(..taken);
+            said(&mut client, NOW);
+        }
+    }
+}
+
+#[test]
+fn stats_list_everything_once_where_it_belongs() {
+    let mut rig = Rig::new(Limits::NSQD);
+    let text = rig.ask("GET /stats", b"");
+    assert!(text.contains("\nTopics: None\n"), "{text}");
+    for (topic, channel) in [("t", "z"), ("t", "y"), ("u", "a")] {
+        rig.ask(&format!("POST /topic/create?topic={topic}"), b"");
+        rig.ask(&format!("POST /channel/create?topic={topic}&channel={channel}"), b"");
+    }
+    rig.calls(0, 5000, b"  V2SUB t y\n");
+    let ask = br#"{"client_id":"me","hostname":"h"}"#;
+    let identify = [b"  V2IDENTIFY\n\0\0\0", &[ask.len() as u8][..], ask, b"SUB u a\n"].concat();
+    rig.calls(1, 5001, &identify);
+    for (request, before) in
+        [("GET /stats?format=json", "\"channel_name\":\""), ("GET /stats", " [")]
+    {
+        let stats = rig.ask(request, b"");
+        for name in ["y", "z", "a"] {
+            assert_eq!(stats.matches(&format!("{before}{name}")).count(), 1, "{name}: {stats}");
+        }
+    }
+    let json = rig.ask("GET /stats?format=json", b"");
+    assert_eq!(json.matches("10.0.0.1:5000").count(), 1, "{json}");
+    assert_eq!(json.matches("10.0.0.1:5001").count(), 1, "{json}");
+    assert!(json.contains("\"client_id\":\"me\""), "{json}");
+    assert!(json.contains("\"client_id\":\"10.0.0.1\""), "who did not say: {json}");
+}
+
+#[test]
+fn dates_have_two_digits() {
+    let mut rig = Rig::new(Limits::NSQD);
+    for (seconds, date) in
+        [(1_696_932_610, "2023-10-10T10:10:10Z"), (1_709_802_549, "2024-03-07T09:09:09Z")]
+    {
+        rig.node.set_unix_time(Instant::ZERO, seconds * 1_000_000_000);
+        let text = rig.ask("GET /stats", b"");
+        assert!(text.contains(date), "{date}: {text}");
+    }
 }

@@ -3,26 +3,19 @@
 
 mod bounds;
 mod consume;
+mod directory;
 mod http;
 mod lookup;
 mod node;
 mod publish;
+mod rdy;
 mod wire;
 
-use nanonsq_core::session::Session;
-use nanonsq_core::time::Instant;
+#[path = "../support/sessions.rs"]
+mod sessions;
 
-/// What a session has to say.
-fn said(session: &mut dyn Session, now: Instant) -> Vec<u8> {
-    let mut all = Vec::new();
-    while !session.transmit(now).is_empty() {
-        let bytes = session.transmit(now);
-        let n = bytes.len();
-        all.extend([bytes.head, bytes.body].concat());
-        session.sent(now, n);
-    }
-    all
-}
+use nanonsq_core::time::Instant;
+use sessions::{frame, message, said};
 
 const fn at(ms: u64) -> Instant {
     Instant::from_millis(ms)

@@ -1,10 +1,12 @@
 //! A node's queues: who has to look again, who gets the last places, what is exactly too much.
 
+use std::sync::Mutex;
+
 use nanonsq_core::name::{ChannelName, TopicName};
 use nanonsq_core::node::{
     Config, DEFER_MAX, Full, Node, PublishError, PublishOptions, Storage, StoreStatus,
 };
-use nanonsq_core::session::Session;
+use nanonsq_core::session::{Closed, Link, Session};
 use nanonsq_core::time::{Instant, Span};
 use nanonsq_core::wire::v2::{FrameDecoder, FrameType, Message};
 
@@ -255,4 +257,93 @@ fn an_empty_store_is_all_free() {
     assert_eq!(rig.node.store().free, blocks - 1);
     assert!(rig.node.client(0).unwrap().poll_event().is_some(), "it connected");
     assert!(rig.node.client(0).unwrap().poll_event().is_none(), "told once");
+}
+
+#[test]
+fn what_is_deferred_in_a_channel_wakes_those_who_subscribe_to_it() {
+    let mut rig = Rig::new(Config::new(), 4000);
+    rig.subscribe(0, "c", 1);
+    rig.subscribe(1, "d", 1);
+    let number = rig.put("x");
+    assert_eq!((rig.hear(0), rig.hear(1)), (vec!["x".into()], vec!["x".into()]));
+    let id = rig.id(number as u32);
+    rig.say(0, format!("FIN {id}\n"));
+    rig.say(1, format!("REQ {id} 5000\n"));
+    let deadline = |rig: &mut Rig, index| rig.node.client(index).unwrap().deadline();
+    assert_eq!(deadline(&mut rig, 1), NOW.after(Span::from_secs(5)));
+    assert!(deadline(&mut rig, 0) > NOW.after(Span::from_secs(5)), "it has nothing to do with it");
+}
+
+#[test]
+fn who_sends_anything_is_not_silent() {
+    let heartbeat = Span::from_secs(10);
+    let config = Config { heartbeat, ..Config::new() };
+    for speaks in [true, false] {
+        let mut rig = Rig::new(config, 4000);
+        let mut client = rig.node.client(0).unwrap();
+        for second in 1..60 {
+            let now = NOW.after(Span::from_secs(second));
+            if client.deadline() <= now {
+                client.tick(now);
+            }
+            said(&mut client, now);
+            if speaks && second % 9 == 0 {
+                client.take(now, b"NOP\n");
+            }
+        }
+        assert_eq!(client.link(), if speaks { Link::Up } else { Link::Close });
+    }
+}
+
+#[test]
+fn all_that_came_at_once_is_taken_at_once_if_there_is_room() {
+    let mut rig = Rig::new(Config::new(), 4000);
+    let mut client = rig.node.client(0).unwrap();
+    assert_eq!(client.receive(NOW, b"SUB t c\nRDY 1\nNOP\n"), Ok(()));
+    assert_eq!(client.link(), Link::Up);
+    // Nothing written is nothing.
+    assert!(!client.transmit(NOW).is_empty());
+    let due = client.deadline();
+    client.sent(at(2000), 0);
+    assert_eq!(client.deadline(), due);
+}
+
+#[test]
+fn nobody_leaves_who_was_not_there() {
+    let mut rig = Rig::new(Config::new(), 4000);
+    let mut client = rig.node.client(0).unwrap();
+    client.closed(NOW, Closed::Peer);
+    while client.poll_event().is_some() {}
+    client.closed(NOW, Closed::Peer);
+    assert_eq!(client.poll_event(), None);
+    assert_eq!((client.link(), client.deadline()), (Link::Down, Instant::NEVER));
+}
+
+#[test]
+fn a_client_that_negotiates_is_told_all_limits() {
+    let mut config = Config::new();
+    config.limits.max_msg_timeout_ms = 700_000;
+    let mut rig = Rig::new(config, 4000);
+    let ask = "{\"feature_negotiation\":true}";
+    rig.say(0, [b"IDENTIFY\n\0\0\0\x1c", ask.as_bytes()].concat());
+    let [answer] = &rig.hear(0)[..] else { panic!("one answer") };
+    for part in [
+        "\"max_rdy_count\":4,",
+        "\"max_msg_timeout\":700000,",
+        "\"msg_timeout\":60000,",
+        "\"auth_required\":false,",
+    ] {
+        assert!(answer.contains(part), "{answer}");
+    }
+}
+
+static HUGE: Mutex<Storage<1, 1, 1, 65_536>> = Mutex::new(Storage::new());
+static LARGE: Mutex<Storage<1, 1, 1, 65_535>> = Mutex::new(Storage::new());
+
+#[test]
+fn as_many_messages_in_flight_as_a_number_of_two_bytes_says() {
+    let config = Config::new();
+    let mut store = [0; 4000];
+    assert!(Node::new(&config, &mut *LARGE.lock().unwrap(), &mut store).is_ok());
+    assert!(Node::new(&config, &mut *HUGE.lock().unwrap(), &mut store).is_err());
 }

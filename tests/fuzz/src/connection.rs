@@ -1,18 +1,18 @@
 //! A consumer that hears anything: of its nsqds, and of its nsqlookupd.
 
-use std::fmt::Write as _;
-
 use nanonsq_core::address::Address;
 use nanonsq_core::consume::{
-    Config, Consumer, Discovery, Exhausted, LookupdEvent, Storage, Token, TooLarge,
+    Config, Consumer, Discovery, Exhausted, LookupdEvent, LookupdState, Storage, Token, TooLarge,
 };
 use nanonsq_core::name::{ChannelName, TopicName};
 use nanonsq_core::session::{Closed, Session};
 use nanonsq_core::time::{Instant, Span};
 use nanonsq_core::wire::v2::{CommandDecoder, Limits};
 
+use crate::decode::http_seeds;
 use crate::feature;
 use crate::input::{Input, pieces};
+use crate::reference::lookup;
 use crate::session::{self, Machine, play};
 
 const CONNECTIONS: usize = 2;
@@ -204,20 +204,49 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
     plain.iter().zip(0..).map(|(seed, dice)| [&[dice * 7, 2], &seed[..]].concat()).collect()
 }
 
-/// nsqlookupd's answer: whether it comes in one piece makes no difference.
+/// nsqlookupd's answer: whether it comes in one piece makes no difference, and what it lists is what
+/// something simple finds in it.
 pub(crate) fn poll(data: &[u8]) {
     let Some((&seed, stream)) = data.split_first() else { return };
     let whole = ask(&mut std::iter::once(stream));
     let split = ask(&mut pieces(stream, seed));
     assert_eq!(whole, split, "splits show, with {seed}");
+    let Some(listed) = lookup::producers(stream) else {
+        assert!(matches!(whole.event, LookupdEvent::Failed(_)), "{whole:?}");
+        return;
+    };
+    let count = listed.len() as u16;
+    assert_eq!(whole.event, LookupdEvent::Answered { producers: count });
+    let mut seats = Vec::new();
+    let mut unserved = 0;
+    for address in listed.iter().flatten() {
+        if seats.len() < FOUND && !seats.contains(address) {
+            seats.push(address.clone());
+        } else if !seats.contains(address) {
+            unserved += 1;
+        }
+    }
+    feature((seats.len(), unserved.min(3), count.min(9)));
+    assert_eq!((whole.seats, whole.unserved), (seats, unserved));
 }
 
-fn ask(answer: &mut dyn Iterator<Item = &[u8]>) -> String {
+/// Seats for what nsqlookupds list.
+const FOUND: usize = 2;
+
+/// What came of an answer.
+#[derive(Debug, PartialEq)]
+struct Asked {
+    event: LookupdEvent,
+    unserved: u16,
+    seats: Vec<String>,
+}
+
+fn ask(answer: &mut dyn Iterator<Item = &[u8]>) -> Asked {
     let config = config(0);
     let lookupds = ["l:1".parse().expect("an address")];
     let mut ring = [0; RING];
     let mut storage = Storage::<3, MESSAGES>::new();
-    let mut discovery = Discovery::<1, 2>::new();
+    let mut discovery = Discovery::<1, FOUND>::new();
     let mut consumer =
         Consumer::new(&config, &mut storage, &[], &mut ring).expect("a good configuration");
     consumer.discover(&mut discovery, &lookupds).expect("room for one");
@@ -237,18 +266,44 @@ fn ask(answer: &mut dyn Iterator<Item = &[u8]>) -> String {
     session.closed(now, Closed::Peer);
     let event = session.poll_event().expect("asking ended");
     assert_eq!(session.poll_event(), None, "told once");
-    let mut said = format!("{event:?} {:?}", consumer.lookupd_status(0));
-    for index in 0..consumer.connections() {
-        let address = consumer.status(index).expect("a connection").address;
-        let _ = write!(said, " {address:?}");
-    }
+    let status = consumer.lookupd_status(0).expect("an nsqlookupd");
+    assert_eq!(status.state, LookupdState::Waiting);
     feature(match event {
         LookupdEvent::Answered { producers } => format!("{}", producers.min(5)),
         other => {
             format!("{other:?}").split(|c: char| c.is_ascii_digit()).next().expect("one").into()
         }
     });
+    let address = |index| consumer.status(index).expect("a connection").address;
     // The seat that is for given addresses alone stays empty.
-    assert!(consumer.status(2).expect("a connection").address.is_none());
-    said
+    assert!(address(FOUND).is_none());
+    let seats = (0..FOUND).filter_map(address).map(ToString::to_string).collect();
+    Asked { event, unserved: status.unserved, seats }
+}
+
+/// Answers as nsqlookupds give them, and lists in places and orders in which none does.
+pub(crate) fn poll_seeds() -> Vec<Vec<u8>> {
+    let lists: &[&str] = &[
+        r#"{"a":null}"#,
+        r#"{"producers":null}"#,
+        r#"{"producers":"none","x":[{"broadcast_address":"h","tcp_port":1}]}"#,
+        r#"{"producers":{"producers":[{"broadcast_address":"h","tcp_port":1}]}}"#,
+        r#"{"a":{"b":{"producers":[{"broadcast_address":"h","tcp_port":1}]}}}"#,
+        r#"[[{"producers":[{"broadcast_address":"h","tcp_port":1}]}]]"#,
+        r#"{"broadcast_address":"h","producers":[{"tcp_port":1}],"tcp_port":2}"#,
+        r#"{"tcp_port":2,"producers":[{"broadcast_address":"h"}]}"#,
+        r#"{"producers":[{"x":{"broadcast_address":"i","tcp_port":2},"tcp_port":1}]}"#,
+        r#"{"producers":[{"broadcast_address":"h","x":{"tcp_port":2}}]}"#,
+        r#"{"producers":[[{"broadcast_address":"h","tcp_port":1}],{"tcp_port":3}]}"#,
+        r#"{"producers":[{"t":[],"broadcast_address":"h","tcp_port":1},{"broadcast_address":"i",
+            "tags":[1,[2]],"tcp_port":2}],"x":[{"broadcast_address":"j","tcp_port":3}]}"#,
+        r#"{"producers":[],"producers":[{"broadcast_address":"h","tcp_port":1}]}"#,
+        r#"{"producers":[{"producers":[{"broadcast_address":"i","tcp_port":2}],"tcp_port":1}]}"#,
+        r#"{"x":[{"broadcast_address":"h","tcp_port":1}],"producers":[]}"#,
+    ];
+    let mut seeds = http_seeds();
+    seeds.extend(
+        lists.iter().map(|list| [b"\x07HTTP/1.0 200 OK\r\n\r\n", list.as_bytes()].concat()),
+    );
+    seeds
 }

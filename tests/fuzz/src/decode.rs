@@ -1,42 +1,49 @@
-//! Decoders: what comes out does not depend on where the stream was split.
+//! Decoders: what comes out does not depend on where the stream was split, and is what something
+//! simple makes of the whole stream.
 
 use std::fmt::{Display, Write as _};
 
+use nanonsq_core::address::Address;
+use nanonsq_core::name::{ChannelName, TopicName};
 use nanonsq_core::wire::http::ResponseDecoder;
-use nanonsq_core::wire::json::{Fields, Scanner, Token};
-use nanonsq_core::wire::v1::{self, NodeScanner, PeerInfoScanner, ReplyDecoder};
-use nanonsq_core::wire::v2::{
-    self, AuthScanner, ErrorCode, FrameDecoder, GrantedScanner, IdentifyScanner, Limits, Message,
-    NegotiatedScanner,
-};
+use nanonsq_core::wire::v1::{self, ReplyDecoder};
+use nanonsq_core::wire::v2::{self, ErrorCode, FrameDecoder, Limits, Message};
 
 use crate::feature;
 use crate::input::pieces;
+use crate::json::Scanned;
+use crate::reference::{self, commands, names};
 
 /// What came out of a stream, in which splits do not show.
 #[derive(Debug, Default, PartialEq)]
-struct Transcript {
-    said: String,
+pub(crate) struct Transcript {
+    /// What a reference says as well.
+    pub(crate) said: String,
+    /// More than that: the reasons, the state at the end.
+    pub(crate) rest: String,
     /// A fault ended it.
-    over: bool,
-    kinds: usize,
+    pub(crate) over: bool,
+    pub(crate) kinds: usize,
+    /// Of JSON, what the scanners made of it.
+    pub(crate) scanned: Option<Scanned>,
 }
 
 impl Transcript {
-    fn item(&mut self, kind: &str, rest: impl Display) {
+    pub(crate) fn item(&mut self, kind: &str, rest: impl Display) {
         if self.kinds < 6 {
             // What comes first is what later things depend on.
             feature((self.kinds, kind));
         }
         self.kinds += 1;
-        let _ = write!(self.said, " {kind} {rest}");
+        let _ = write!(self.said, " {kind}{rest}");
     }
 
     fn data(&mut self, data: &[u8]) {
         let _ = write!(self.said, "{}", data.escape_ascii());
     }
 
-    fn fault(&mut self, fault: impl Display) {
+    /// Refused, with that code if it has one.
+    pub(crate) fn fault(&mut self, code: &str, fault: impl Display) {
         let text = fault.to_string();
         assert!(text.len() > 3, "a fault has a reason: {text:?}");
         // Not what is quoted in it.
@@ -45,21 +52,28 @@ impl Transcript {
             text.split(' ').take(2).filter(|word| word.is_ascii()).count(),
             text.len() / 8,
         ));
-        let _ = write!(self.said, " !{text}");
+        let _ = write!(self.said, " !{code}");
+        let _ = write!(self.rest, " !{text}");
         self.over = true;
     }
 }
 
-/// Decodes a stream twice, in one piece and in others.
-fn agree(data: &[u8], decode: impl Fn(&mut dyn Iterator<Item = &[u8]>) -> Transcript) {
+/// Decodes a stream twice, in one piece and in others; and says what must come out.
+pub(crate) fn agree(
+    data: &[u8],
+    decode: impl Fn(&mut dyn Iterator<Item = &[u8]>) -> Transcript,
+    expected: impl Fn(&[u8]) -> String,
+) {
     let Some((&seed, stream)) = data.split_first() else { return };
     let whole = decode(&mut std::iter::once(stream));
     let split = decode(&mut pieces(stream, seed));
+    assert_eq!(whole.said, expected(stream), "not what was said");
     assert_eq!(whole.said, split.said, "splits show, with {seed}");
+    assert_eq!(whole.rest, split.rest, "splits show, with {seed}");
 }
 
 /// Takes all that `next` has to give; it must give nothing only once it took all.
-fn drain<'b>(
+pub(crate) fn drain<'b>(
     piece: &'b [u8],
     transcript: &mut Transcript,
     mut next: impl FnMut(&mut &'b [u8], &mut Transcript) -> bool,
@@ -80,7 +94,7 @@ fn drain<'b>(
 
 pub(crate) fn v2_frames(data: &[u8]) {
     const MAX: u32 = 1000;
-    agree(data, |pieces| {
+    let decode = |pieces: &mut dyn Iterator<Item = &[u8]>| {
         let mut decoder = FrameDecoder::new(MAX);
         let mut transcript = Transcript::default();
         let mut frame = Vec::new();
@@ -88,178 +102,21 @@ pub(crate) fn v2_frames(data: &[u8]) {
             drain(piece, &mut transcript, |input, transcript| match decoder.next(input) {
                 Ok(Some(part)) => {
                     assert!(part.size <= MAX && part.data.len() <= part.size as usize);
-                    if part.first {
-                        frame.clear();
-                        transcript.item(&format!("{:?}", part.frame_type), part.size);
-                    }
+                    assert_eq!(part.first, frame.is_empty());
                     assert!(part.first || !part.data.is_empty());
                     frame.extend_from_slice(part.data);
                     assert_eq!(part.last, frame.len() == part.size as usize);
                     if part.last {
+                        transcript.item(&format!("{:?}", part.frame_type), " ");
                         transcript.data(&frame);
-                        let (code, _) = ErrorCode::parse(&frame);
-                        feature(std::mem::discriminant(&code));
-                        if let Some(message) = Message::parse(&frame) {
-                            assert_eq!(message.encoded_len(), frame.len());
-                        }
+                        read_frame(&frame);
+                        frame.clear();
                     }
                     true
                 }
                 Ok(None) => false,
                 Err(fault) => {
-                    transcript.fault(fault);
-                    false
-                }
-            });
-            if transcript.over {
-                break;
-            }
-        }
-        transcript
-    });
-}
-
-pub(crate) fn v2_commands(data: &[u8]) {
-    let limits = Limits { max_msg_size: 300, max_body_size: 1000, ..Limits::NSQD };
-    agree(data, |pieces| {
-        let mut decoder = v2::CommandDecoder::new();
-        let mut transcript = Transcript::default();
-        let mut identify = IdentifyScanner::<24, 20>::new();
-        for piece in pieces {
-            drain(piece, &mut transcript, |input, transcript| match decoder.next(&limits, input) {
-                Ok(Some(v2::Item::Part { data, last, done })) => {
-                    assert!(!data.is_empty() && (last || !done));
-                    transcript.data(data);
-                    if last {
-                        transcript.item("end", done);
-                    }
-                    let _ = identify.feed(data);
-                    true
-                }
-                Ok(Some(item)) => {
-                    match item {
-                        v2::Item::Body { len } => assert!((1..=1000).contains(&len)),
-                        v2::Item::Batch { count, .. } => assert!((1..=199).contains(&count)),
-                        v2::Item::Req { delay_ms, .. } => {
-                            assert!(delay_ms <= limits.max_req_timeout_ms);
-                        }
-                        v2::Item::Identify => identify = IdentifyScanner::new(),
-                        _ => {}
-                    }
-                    let text = format!("{item:?}");
-                    let kind = text.split(['(', ' ']).next().unwrap_or_default();
-                    transcript.item(kind, &text);
-                    true
-                }
-                Ok(None) => false,
-                Err(refusal) => {
-                    transcript.fault(refusal);
-                    false
-                }
-            });
-            if transcript.over {
-                break;
-            }
-        }
-        let _ = write!(transcript.said, " at boundary: {}", decoder.at_boundary());
-        if let Err(refusal) = decoder.end() {
-            transcript.fault(refusal);
-            assert_eq!(decoder.end(), Ok(()), "refused once");
-        }
-        transcript
-    });
-}
-
-pub(crate) fn v1_replies(data: &[u8]) {
-    agree(data, |pieces| {
-        let mut decoder = ReplyDecoder::new(1000);
-        let mut transcript = Transcript::default();
-        for piece in pieces {
-            drain(piece, &mut transcript, |input, transcript| match decoder.next(input) {
-                Ok(Some(part)) => {
-                    assert!(part.data.len() <= 1000);
-                    if part.first {
-                        transcript.item("reply", "");
-                    }
-                    transcript.data(part.data);
-                    if part.last {
-                        transcript.item("end", decoder.at_boundary());
-                    }
-                    true
-                }
-                Ok(None) => false,
-                Err(fault) => {
-                    transcript.fault(fault);
-                    false
-                }
-            });
-            if transcript.over {
-                break;
-            }
-        }
-        transcript
-    });
-}
-
-pub(crate) fn v1_commands(data: &[u8]) {
-    agree(data, |pieces| {
-        let mut decoder = v1::CommandDecoder::new(500);
-        let mut transcript = Transcript::default();
-        let mut node = NodeScanner::new();
-        for piece in pieces {
-            drain(piece, &mut transcript, |input, transcript| match decoder.next(input) {
-                Ok(Some(v1::Item::Part { data, last })) => {
-                    transcript.data(data);
-                    if last {
-                        transcript.item("end", "");
-                    }
-                    let _ = node.feed(data);
-                    true
-                }
-                Ok(Some(item)) => {
-                    if let v1::Item::Body { len } = item {
-                        assert!(len <= 500);
-                    }
-                    let text = format!("{item:?}");
-                    let kind = text.split(['(', ' ']).next().unwrap_or_default();
-                    transcript.item(kind, &text);
-                    true
-                }
-                Ok(None) => false,
-                Err(refusal) => {
-                    transcript.fault(refusal);
-                    false
-                }
-            });
-            if transcript.over {
-                break;
-            }
-        }
-        let _ = write!(transcript.said, " at boundary: {}", decoder.at_boundary());
-        if let Err(refusal) = decoder.end() {
-            transcript.fault(refusal);
-        }
-        transcript
-    });
-}
-
-pub(crate) fn http_response(data: &[u8]) {
-    agree(data, |pieces| {
-        let mut decoder = ResponseDecoder::new();
-        let mut transcript = Transcript::default();
-        for piece in pieces {
-            drain(piece, &mut transcript, |input, transcript| match decoder.next(input) {
-                Ok(Some(body)) => {
-                    assert!(!body.is_empty());
-                    if transcript.kinds == 0 {
-                        transcript.item("body", decoder.status().expect("a head before a body"));
-                    }
-                    transcript.data(body);
-                    true
-                }
-                Ok(None) => false,
-                Err(error) => {
-                    transcript.fault(error);
+                    transcript.fault("", fault);
                     false
                 }
             });
@@ -267,101 +124,273 @@ pub(crate) fn http_response(data: &[u8]) {
                 return transcript;
             }
         }
-        let _ = write!(transcript.said, " {:?} {}", decoder.status(), decoder.is_complete());
-        feature((decoder.status().map(|status| status / 100), decoder.is_complete()));
-        if let Err(error) = decoder.finish() {
-            transcript.fault(error);
+        let _ = write!(transcript.said, " at boundary: {}", decoder.at_boundary());
+        transcript
+    };
+    agree(data, decode, |stream| reference::frames(stream, MAX));
+}
+
+/// What else is made of a frame: a message, an error's code.
+fn read_frame(frame: &[u8]) {
+    let (code, detail) = ErrorCode::parse(frame);
+    feature(std::mem::discriminant(&code));
+    let word = frame.split(|byte| *byte == b' ').next().expect("one at least");
+    if code == ErrorCode::Other {
+        assert_eq!(detail, frame, "all of what is not known");
+    } else {
+        assert_eq!(code.as_str().as_bytes(), word);
+        assert_eq!(detail, frame.get(word.len() + 1..).unwrap_or_default());
+    }
+    let message = Message::parse(frame);
+    assert_eq!(message.is_some(), frame.len() >= 26);
+    if let Some(message) = message {
+        let head = message.head;
+        let again = [
+            &head.timestamp.to_be_bytes()[..],
+            &head.attempts.to_be_bytes(),
+            &head.id.0,
+            message.body,
+        ];
+        assert_eq!(again.concat(), frame);
+        assert_eq!(message.encoded_len(), frame.len());
+    }
+}
+
+pub(crate) fn v2_commands(data: &[u8]) {
+    let limits = Limits { max_msg_size: 300, max_body_size: 1000, ..Limits::NSQD };
+    let decode = |pieces: &mut dyn Iterator<Item = &[u8]>| {
+        let mut decoder = v2::CommandDecoder::new();
+        let mut transcript = Transcript::default();
+        for piece in pieces {
+            drain(piece, &mut transcript, |input, transcript| match decoder.next(&limits, input) {
+                Ok(Some(item)) => {
+                    v2_item(transcript, item);
+                    true
+                }
+                Ok(None) => false,
+                Err(refusal) => {
+                    assert!(refusal.is_fatal());
+                    transcript.fault(refusal.code().as_str(), refusal);
+                    false
+                }
+            });
+            if transcript.over {
+                break;
+            }
+        }
+        if transcript.over {
+            assert!(!decoder.at_boundary());
         } else {
-            assert!(decoder.is_complete());
+            let _ = write!(transcript.said, " at boundary: {}", decoder.at_boundary());
+        }
+        if let Err(refusal) = decoder.end() {
+            transcript.fault(refusal.code().as_str(), refusal);
+            assert_eq!(decoder.end(), Ok(()), "refused once");
         }
         transcript
+    };
+    agree(data, decode, |stream| commands::v2(stream, &limits));
+}
+
+fn v2_item(transcript: &mut Transcript, item: v2::Item<'_>) {
+    let id = |id: v2::MessageId| id.0.escape_ascii().to_string();
+    match item {
+        v2::Item::Identify => transcript.item("Identify", ""),
+        v2::Item::Auth => transcript.item("Auth", ""),
+        v2::Item::Sub { topic, channel } => transcript.item("Sub", format!(" {topic} {channel}")),
+        v2::Item::Rdy(count) => transcript.item("Rdy", format!(" {count}")),
+        v2::Item::Fin(message) => transcript.item("Fin", format!(" {}", id(message))),
+        v2::Item::Req { id: message, delay_ms } => {
+            transcript.item("Req", format!(" {} {delay_ms}", id(message)));
+        }
+        v2::Item::Touch(message) => transcript.item("Touch", format!(" {}", id(message))),
+        v2::Item::Cls => transcript.item("Cls", ""),
+        v2::Item::Nop => transcript.item("Nop", ""),
+        v2::Item::Pub { topic } => transcript.item("Pub", format!(" {topic}")),
+        v2::Item::Mpub { topic } => transcript.item("Mpub", format!(" {topic}")),
+        v2::Item::Dpub { topic, defer_ms } => {
+            transcript.item("Dpub", format!(" {topic} {defer_ms}"));
+        }
+        v2::Item::Batch { len, count } => transcript.item("Batch", format!(" {len} {count}")),
+        v2::Item::Body { len } => transcript.item("Body", format!(" {len} ")),
+        v2::Item::Part { data, last, done } => {
+            assert!(!data.is_empty() && (last || !done));
+            transcript.data(data);
+            if last {
+                transcript.item("end", format!(" {done}"));
+            }
+        }
+    }
+}
+
+pub(crate) fn v1_replies(data: &[u8]) {
+    const MAX: u32 = 1000;
+    let decode = |pieces: &mut dyn Iterator<Item = &[u8]>| {
+        let mut decoder = ReplyDecoder::new(MAX);
+        let mut transcript = Transcript::default();
+        let mut reply = Vec::new();
+        for piece in pieces {
+            drain(piece, &mut transcript, |input, transcript| match decoder.next(input) {
+                Ok(Some(part)) => {
+                    assert_eq!(part.first, reply.is_empty());
+                    assert!(!part.data.is_empty() || (part.first && part.last));
+                    reply.extend_from_slice(part.data);
+                    if part.last {
+                        feature(("reply", reply.len().min(20), transcript.kinds.min(9)));
+                        transcript.item("reply", " ");
+                        transcript.data(&reply);
+                        reply.clear();
+                    }
+                    assert_eq!(part.last, decoder.at_boundary());
+                    true
+                }
+                Ok(None) => false,
+                Err(fault) => {
+                    transcript.fault("", fault);
+                    false
+                }
+            });
+            if transcript.over {
+                return transcript;
+            }
+        }
+        let _ = write!(transcript.said, " at boundary: {}", decoder.at_boundary());
+        transcript
+    };
+    agree(data, decode, |stream| reference::replies(stream, MAX));
+}
+
+pub(crate) fn v1_commands(data: &[u8]) {
+    const MAX: u32 = 500;
+    let decode = |pieces: &mut dyn Iterator<Item = &[u8]>| {
+        let mut decoder = v1::CommandDecoder::new(MAX);
+        let mut transcript = Transcript::default();
+        for piece in pieces {
+            drain(piece, &mut transcript, |input, transcript| match decoder.next(input) {
+                Ok(Some(item)) => {
+                    v1_item(transcript, item);
+                    true
+                }
+                Ok(None) => false,
+                Err(refusal) => {
+                    transcript.fault(code(&refusal.to_string()), refusal);
+                    false
+                }
+            });
+            if transcript.over {
+                break;
+            }
+        }
+        if transcript.over {
+            assert!(!decoder.at_boundary());
+        } else {
+            let _ = write!(transcript.said, " at boundary: {}", decoder.at_boundary());
+        }
+        if let Err(refusal) = decoder.end() {
+            transcript.fault(code(&refusal.to_string()), refusal);
+            assert_eq!(decoder.end(), Ok(()), "refused once");
+        }
+        transcript
+    };
+    agree(data, decode, |stream| commands::v1(stream, MAX));
+}
+
+fn v1_item(transcript: &mut Transcript, item: v1::Item<'_>) {
+    let names = |topic: TopicName, channel: Option<ChannelName>| {
+        let channel = channel.map_or("-".to_owned(), |channel| channel.to_string());
+        format!(" {topic} {channel}")
+    };
+    match item {
+        v1::Item::Ping => transcript.item("Ping", ""),
+        v1::Item::Identify => transcript.item("Identify", ""),
+        v1::Item::Register { topic, channel } => {
+            transcript.item("Register", names(topic, channel));
+        }
+        v1::Item::Unregister { topic, channel } => {
+            transcript.item("Unregister", names(topic, channel));
+        }
+        v1::Item::Body { len } => transcript.item("Body", format!(" {len} ")),
+        v1::Item::Part { data, last } => {
+            transcript.data(data);
+            if last {
+                transcript.item("end", " true");
+            }
+        }
+    }
+}
+
+/// An nsqlookupd's refusal begins with its code.
+fn code(refusal: &str) -> &str {
+    refusal.split(' ').next().expect("one word")
+}
+
+pub(crate) fn http_response(data: &[u8]) {
+    let decode = |pieces: &mut dyn Iterator<Item = &[u8]>| {
+        let mut decoder = ResponseDecoder::new();
+        let mut transcript = Transcript::default();
+        let mut whole = Vec::new();
+        for piece in pieces {
+            drain(piece, &mut transcript, |input, transcript| match decoder.next(input) {
+                Ok(Some(body)) => {
+                    assert!(!body.is_empty());
+                    if whole.is_empty() {
+                        transcript.item("body", decoder.status().expect("a head before a body"));
+                    }
+                    whole.extend_from_slice(body);
+                    true
+                }
+                Ok(None) => false,
+                Err(error) => {
+                    transcript.fault("", error);
+                    false
+                }
+            });
+            if transcript.over {
+                transcript.said = "!".into();
+                return transcript;
+            }
+        }
+        let status = decoder.status();
+        feature((status.map(|status| status / 25), decoder.is_complete(), whole.len().min(9)));
+        let complete = decoder.finish();
+        assert_eq!(complete.is_ok(), decoder.is_complete());
+        transcript.said = format!("{status:?} {} {}", whole.escape_ascii(), complete.is_ok());
+        transcript
+    };
+    agree(data, decode, |stream| match reference::http::response(stream) {
+        None => "!".into(),
+        Some((status, body, complete)) => {
+            format!("{status:?} {} {complete}", body.escape_ascii())
+        }
     });
 }
 
-/// One text to all that read JSON.
-pub(crate) fn json(data: &[u8]) {
-    agree(data, |pieces| {
-        let mut transcript = Transcript::default();
-        let mut scanner = Scanner::<20>::new();
-        let mut fields = Fields::<12>::new();
-        let mut field_error = None;
-        let mut is_object = false;
-        let mut negotiated = NegotiatedScanner::new();
-        let mut granted = GrantedScanner::new();
-        let mut auth = AuthScanner::new();
-        let mut identify = IdentifyScanner::<24, 20>::new();
-        let mut info = PeerInfoScanner::new();
-        let mut node = NodeScanner::new();
-        for piece in pieces {
-            // Each of them has its own opinion of where it ends.
-            let _ = negotiated.feed(piece);
-            granted.feed(piece);
-            let _ = auth.feed(piece);
-            let _ = identify.feed(piece);
-            let _ = info.feed(piece);
-            let _ = node.feed(piece);
-            let mut rest = piece;
-            while field_error.is_none() {
-                match fields.next(&["a", "tcp_port"], &mut rest) {
-                    Ok(Some((key, value))) => {
-                        feature(("field", key, std::mem::discriminant(&value)));
-                    }
-                    Ok(None) => break,
-                    Err(error) => field_error = Some(error),
-                }
-            }
-            if !transcript.over {
-                drain(piece, &mut transcript, |input, transcript| match scanner.next(input) {
-                    Ok(Some(token)) => {
-                        is_object |= transcript.kinds == 0 && token == Token::ObjectStart;
-                        let text = match token {
-                            Token::Key(text) | Token::String(text) => {
-                                assert!(text.as_bytes().len() <= 20);
-                                format!("{:?} {}", text.as_str(), text.truncated())
-                            }
-                            other => format!("{other:?}"),
-                        };
-                        transcript.item("token", text);
-                        true
-                    }
-                    Ok(None) => false,
-                    Err(error) => {
-                        transcript.fault(error);
-                        false
-                    }
-                });
-                assert!(scanner.depth() < 256);
-            }
+/// A name or an address.
+pub(crate) fn names(data: &[u8]) {
+    let topic = TopicName::from_bytes(data);
+    feature(topic.as_ref().map_err(std::mem::discriminant).map(TopicName::is_ephemeral));
+    assert_eq!(topic.is_ok(), names::is_name(data), "{topic:?}");
+    match (topic, ChannelName::from_bytes(data)) {
+        (Ok(topic), Ok(channel)) => {
+            assert_eq!([topic.as_bytes(), channel.as_bytes()], [data; 2]);
+            assert_eq!(topic.is_ephemeral(), data.ends_with(b"#ephemeral"));
+            assert_eq!(channel.is_ephemeral(), topic.is_ephemeral());
         }
-        let mut end = String::new();
-        if !transcript.over {
-            match scanner.end() {
-                Ok(token) => {
-                    let _ = write!(end, "{token:?}");
-                    let agree = field_error.is_none() || !is_object;
-                    assert!(agree, "the one takes it, the other does not: {field_error:?}");
-                }
-                Err(error) => end = error.to_string(),
-            }
-        }
-        let _ = write!(
-            transcript.said,
-            " {end} {field_error:?} {:?} {:?} {:?} {:?} {:?} {:?}",
-            negotiated.finish(),
-            granted.finish(),
-            auth.finish().map_err(|error| error.to_string()),
-            identify.finish(&Limits::NSQD).map_err(|refusal| refusal.to_string()),
-            info.finish().map_err(|error| error.to_string()),
-            node.finish().map_err(|refusal| refusal.to_string()),
-        );
-        let required = granted.finish().map(|granted| granted.auth_required);
-        feature(("auth required", required.ok(), negotiated.finish().is_ok()));
-        transcript
-    });
+        (topic, channel) => assert_eq!(topic.err(), channel.err(), "the same rules"),
+    }
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let address = text.parse::<Address>();
+    feature(address.as_ref().err().map(std::mem::discriminant));
+    let expected = names::address(text);
+    assert_eq!(address.is_ok(), expected.is_some(), "{address:?}");
+    if let (Ok(address), Some((host, port))) = (address, expected) {
+        assert_eq!((address.host(), address.port()), (host, port));
+        assert_eq!(address.to_string().parse(), Ok(address), "what it prints is it again");
+    }
 }
 
 /// Each of these behind each way to split.
-fn split_seeds(streams: &[&[u8]]) -> Vec<Vec<u8>> {
+pub(crate) fn split_seeds(streams: &[&[u8]]) -> Vec<Vec<u8>> {
     let seeds = streams.iter().enumerate();
     seeds.map(|(at, stream)| [&[at as u8], *stream].concat()).collect()
 }
@@ -437,15 +466,27 @@ pub(crate) fn http_seeds() -> Vec<Vec<u8>> {
     ])
 }
 
-pub(crate) fn json_seeds() -> Vec<Vec<u8>> {
-    split_seeds(&[
-        br#"{"broadcast_address":"l","hostname":"l","http_port":1,"tcp_port":2,"version":"1"}"#,
-        br#"{"max_rdy_count":2500,"version":"1.3.0","max_msg_timeout":900000,"msg_timeout":60000,"tls_v1":false,"auth_required":true,"sample_rate":0}"#,
-        br#"{"identity":"\u00e9\ud83d\ude00","identity_url":"","permission_count":3}"#,
-        br#"{"client_id":null,"heartbeat_interval":-1,"hostname":"a\nb","tls_v1":true,"feature_negotiation":true}"#,
-        br#"[1,-2.5e7,[[[[[["\"\\\/\b"]]]]]],null,true,false,{"":{}}]"#,
-        b" [ ",
-        br#"{"a":12345678901,"tcp_port":"x","a":{"tcp_port":[1]}} 7"#,
-        b"-0.0e+0",
-    ])
+pub(crate) fn names_seeds() -> Vec<Vec<u8>> {
+    let long = "x".repeat(54);
+    let texts = [
+        "a",
+        "A-b_c.9",
+        "#ephemeral",
+        "t#ephemeral",
+        "t#ephemera",
+        "t#ephemeral2",
+        &format!("{long}#ephemeral"),
+        &format!("{long}y#ephemeral"),
+        "bad name",
+        "127.0.0.1:4150",
+        "h:0",
+        "h:65536",
+        "[::1]:4150",
+        "::1:4150",
+        "[::1]",
+        "http://h:1",
+        &format!("{long}{}:1", "y".repeat(42)),
+        &format!("{long}{}:1", "y".repeat(43)),
+    ];
+    texts.iter().map(|text| text.as_bytes().to_vec()).collect()
 }

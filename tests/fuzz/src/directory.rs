@@ -145,6 +145,38 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
     plain.iter().zip(0..).map(|(seed, dice)| [&[dice], &seed[..]].concat()).collect()
 }
 
+/// A node's commands: whether they come in one piece makes no difference.
+pub(crate) fn v1(data: &[u8]) {
+    let Some((&seed, stream)) = data.split_first() else { return };
+    let whole = listen(&mut std::iter::once(stream));
+    let split = listen(&mut pieces(stream, seed));
+    assert_eq!(whole, split, "splits show, with {seed}");
+}
+
+/// What a directory says to a node, what it tells of it, and what stays when it is gone.
+fn listen(commands: &mut dyn Iterator<Item = &[u8]>) -> (String, Vec<String>, BTreeSet<String>) {
+    let config = config(0);
+    let now = Instant::from_millis(1);
+    let mut storage = Storage::<NODES, TOPICS, CHANNELS, HTTP>::new();
+    let mut directory = Directory::new(&config, &mut storage);
+    let said = converse(&mut |f| f(&mut directory.client(0).expect("a node's")), now, commands);
+    let events: Vec<_> =
+        std::iter::from_fn(|| directory.poll_event()).map(|event| format!("{event:?}")).collect();
+    let topics = directory.topics().map(|(name, count)| format!("{name} {count}"));
+    let channels = directory.channels().map(|(topic, name)| format!("{topic}/{name}"));
+    let left: BTreeSet<_> = topics.chain(channels).collect();
+    feature((left.len(), events.len(), said.len().min(40) / 2));
+    (said.escape_ascii().to_string(), events, left)
+}
+
+pub(crate) fn v1_seeds() -> Vec<Vec<u8>> {
+    let hello = FROM_NODES[1];
+    let mut seeds: Vec<_> = FROM_NODES.iter().map(|piece| [b"\0", hello, piece].concat()).collect();
+    seeds.extend(FROM_NODES.iter().map(|piece| [b"\x02", *piece].concat()));
+    seeds.push([&[3], hello, &FROM_NODES[3..12].concat()].concat());
+    seeds
+}
+
 /// Requests: whether they come in one piece makes no difference.
 pub(crate) fn http(data: &[u8]) {
     let Some((&seed, stream)) = data.split_first() else { return };

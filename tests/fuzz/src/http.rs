@@ -3,7 +3,7 @@
 
 use nanonsq_core::http::{
     Body, Config, Connection, Content, End, Method, Piece, Refusal, Request, Route, Service,
-    Status, find,
+    Status, Value, find,
 };
 use nanonsq_core::session::{Closed, Fault, Link, Session, Transmit};
 use nanonsq_core::time::Instant;
@@ -11,6 +11,8 @@ use nanonsq_core::wire::Write as _;
 
 use crate::feature;
 use crate::input::{Input, pieces};
+use crate::reference::http::Target;
+use crate::reference::names;
 use crate::serving::{self, Answers, converse, play};
 use crate::session::Machine;
 
@@ -109,8 +111,7 @@ impl Service for Odd {
     fn answer(&mut self, _: Instant, task: &mut Task) -> Result<Content, Refusal> {
         match task {
             Task::Bytes(body) if body.is_empty() => Err(Refusal::bad_request("EMPTY")),
-            Task::Bytes(_) => Ok(Content::Text),
-            Task::List { .. } => Ok(Content::Json),
+            Task::Bytes(_) | Task::List { .. } => Ok(Content::Text),
             Task::Ping => Ok(Content::Plain),
             Task::Nothing => Ok(Content::Nothing),
         }
@@ -262,6 +263,101 @@ fn ask(requests: &mut dyn Iterator<Item = &[u8]>) -> String {
         feature(line.get(..20).unwrap_or(line).replace(|c: char| c.is_ascii_digit(), "0"));
     }
     said.escape_ascii().to_string()
+}
+
+/// Hears what is asked for, and refuses it.
+struct Listener<'t> {
+    config: Config,
+    text: &'t str,
+    heard: bool,
+}
+
+impl Service for Listener<'_> {
+    type Task = ();
+
+    fn config(&self) -> &Config {
+        &self.config
+    }
+
+    fn begin(&mut self, _: Instant, request: &Request<'_>) -> Result<((), Body), Refusal> {
+        self.heard = true;
+        let target = Target::new(self.text).expect("a target");
+        assert_eq!((request.method(), request.body_len()), (Method::Get, 0));
+        let (path, _) = &target.path;
+        match std::str::from_utf8(path) {
+            Ok(path) => {
+                assert!(request.is_for(path), "{path}");
+                assert!(!request.is_for(&format!("{path}/")), "{path}");
+            }
+            Err(_) => assert!(!request.is_for(&String::from_utf8_lossy(path))),
+        }
+        let bytes = |value: Value<'_>| value.bytes().collect::<Vec<_>>();
+        assert_eq!(request.name_after("/a/").map(bytes), target.name_after("/a/"));
+        let params = target.params();
+        assert_eq!(request.check_query().is_ok(), params.is_some());
+        feature((path.len().min(9), params.as_ref().map(Vec::len)));
+        let Some(params) = params else { return Err(Refusal::bad_request("QUERY")) };
+        for name in ["n", "topic", "", " "] {
+            let value = request.param(name);
+            let expected = params.iter().find(|(key, _)| key == name.as_bytes());
+            assert_eq!(value.map(bytes).as_ref(), expected.map(|(_, value)| value), "{name}");
+            let (Some(value), Some((_, expected))) = (value, expected) else { continue };
+            assert_eq!(value.topic().is_ok(), names::is_name(expected), "{value:?}");
+            assert_eq!(
+                value.channel().ok().map(|it| it.to_string()),
+                value.topic().ok().map(|it| it.to_string())
+            );
+            let text = std::str::from_utf8(expected).unwrap_or("no number");
+            let digits = text.bytes().all(|byte| byte.is_ascii_digit());
+            assert_eq!(value.number(), text.parse().ok().filter(|_: &u32| digits), "{value:?}");
+            let bool = match text {
+                "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
+                "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(false),
+                _ => None,
+            };
+            assert_eq!(value.bool(), bool, "{value:?}");
+            feature((name, value.topic().is_ok(), value.number().is_some(), bool));
+        }
+        Err(Refusal::bad_request("HEARD"))
+    }
+
+    fn answer(&mut self, _: Instant, _: &mut ()) -> Result<Content, Refusal> {
+        panic!("all is refused")
+    }
+
+    fn write(&mut self, _: Instant, _: &mut (), _: &mut Piece<'_>) -> bool {
+        panic!("all is refused")
+    }
+}
+
+/// A request for that: what is asked for is what something simple reads in it.
+pub(crate) fn target(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    // A line of HTTP, and not longer than one may be.
+    if text.len() > 300 || text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return;
+    }
+    let mut service = Listener { config: Config::default(), text, heard: false };
+    let mut connection = Connection::new();
+    let now = Instant::from_millis(5);
+    connection.open(now, &mut service);
+    let request = format!("GET {text} HTTP/1.1\r\n\r\n");
+    assert_eq!(connection.take(now, request.as_bytes(), &mut service), request.len());
+    assert_eq!(service.heard, Target::new(text).is_some(), "{text}");
+}
+
+pub(crate) fn target_seeds() -> Vec<Vec<u8>> {
+    let texts = [
+        "/stats?format=json&topic=t&n=12",
+        "http://host:1/a/b%20c?n=%31&topic=a%23ephemeral",
+        "/a/?=x&n=True&topic&&+=1",
+        "/a/b/c?n=4294967296&topic=+",
+        "/%zz?n",
+        "/?n=%2",
+        "/?a;b",
+        "*",
+    ];
+    texts.iter().map(|text| text.as_bytes().to_vec()).collect()
 }
 
 pub(crate) fn seeds() -> Vec<Vec<u8>> {

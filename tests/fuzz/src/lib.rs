@@ -10,18 +10,24 @@
 //!   show something new (`feature`) and goes on from these.
 //! - cargo-fuzz in `fuzz/`, with libFuzzer and its view of which branches were taken.
 //!
-//! To add a target, write its function, add it to [`TARGETS`] and a file to `fuzz/fuzz_targets`.
+//! Both begin with the corpus in `corpus/`: of what libFuzzer found, the fewest inputs that take all
+//! the branches. `cargo xtask fuzz --keep TARGET` writes it anew.
+//!
+//! To add a target, write its function, add it to [`TARGETS`] and files to `corpus` and
+//! `fuzz/fuzz_targets`.
 
 mod connection;
 mod decode;
 mod directory;
 mod http;
 mod input;
+mod json;
 mod lookup;
 pub mod mutate;
 mod node;
 pub mod outbox;
 mod publisher;
+mod reference;
 mod registry;
 mod serving;
 mod session;
@@ -40,32 +46,69 @@ pub struct Target {
     pub name: &'static str,
     /// The function.
     pub run: fn(&[u8]),
-    /// Inputs to start from.
+    /// Inputs to start from, made by hand.
     pub seeds: fn() -> Vec<Vec<u8>>,
+    /// Others that each take a way of their own, one a line as hexadecimal digits.
+    corpus: &'static str,
+}
+
+impl Target {
+    /// Inputs to start from, each once.
+    pub fn inputs(&self) -> Vec<Vec<u8>> {
+        let corpus = self.corpus.lines().map(|line| read_hex(line).expect("hexadecimal digits"));
+        let mut known = BTreeSet::new();
+        (self.seeds)().into_iter().chain(corpus).filter(|it| known.insert(it.clone())).collect()
+    }
+}
+
+/// Bytes written as hexadecimal digits, if they are.
+pub fn read_hex(digits: &str) -> Option<Vec<u8>> {
+    let byte = |two: &[u8]| u8::from_str_radix(std::str::from_utf8(two).ok()?, 16).ok();
+    let pairs = digits.as_bytes().chunks(2);
+    pairs.map(|two| byte(two).filter(|_| two.len() == 2)).collect()
+}
+
+/// Bytes as hexadecimal digits.
+pub fn write_hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+macro_rules! target {
+    ($name:literal, $run:path, $seeds:path) => {
+        Target {
+            name: $name,
+            run: $run,
+            seeds: $seeds,
+            corpus: include_str!(concat!("../corpus/", $name, ".txt")),
+        }
+    };
 }
 
 /// All of them.
 pub const TARGETS: &[Target] = &[
-    Target { name: "v2_frames", run: decode::v2_frames, seeds: decode::v2_frames_seeds },
-    Target { name: "v2_commands", run: decode::v2_commands, seeds: decode::v2_commands_seeds },
-    Target { name: "v1_replies", run: decode::v1_replies, seeds: decode::v1_replies_seeds },
-    Target { name: "v1_commands", run: decode::v1_commands, seeds: decode::v1_commands_seeds },
-    Target { name: "http_response", run: decode::http_response, seeds: decode::http_seeds },
-    Target { name: "json", run: decode::json, seeds: decode::json_seeds },
-    Target { name: "outbox", run: outbox::run, seeds: outbox::seeds },
-    Target { name: "publisher", run: publisher::run, seeds: publisher::seeds },
-    Target { name: "lookup", run: lookup::run, seeds: lookup::seeds },
-    Target { name: "registry", run: registry::run, seeds: registry::seeds },
-    Target { name: "consumer", run: connection::run, seeds: connection::seeds },
-    Target { name: "lookupd_poll", run: connection::poll, seeds: decode::http_seeds },
-    Target { name: "window", run: window::run, seeds: window::seeds },
-    Target { name: "http", run: http::run, seeds: http::seeds },
-    Target { name: "node", run: node::run, seeds: node::seeds },
-    Target { name: "node_http", run: node::http, seeds: node::http_seeds },
-    Target { name: "node_model", run: node::model, seeds: node::model_seeds },
-    Target { name: "directory", run: directory::run, seeds: directory::seeds },
-    Target { name: "directory_http", run: directory::http, seeds: directory::http_seeds },
-    Target { name: "directory_model", run: directory::model, seeds: directory::model_seeds },
+    target!("v2_frames", decode::v2_frames, decode::v2_frames_seeds),
+    target!("v2_commands", decode::v2_commands, decode::v2_commands_seeds),
+    target!("v1_replies", decode::v1_replies, decode::v1_replies_seeds),
+    target!("v1_commands", decode::v1_commands, decode::v1_commands_seeds),
+    target!("http_response", decode::http_response, decode::http_seeds),
+    target!("json", json::run, json::seeds),
+    target!("names", decode::names, decode::names_seeds),
+    target!("outbox", outbox::run, outbox::seeds),
+    target!("publisher", publisher::run, publisher::seeds),
+    target!("lookup", lookup::run, lookup::seeds),
+    target!("registry", registry::run, registry::seeds),
+    target!("consumer", connection::run, connection::seeds),
+    target!("lookupd_poll", connection::poll, connection::poll_seeds),
+    target!("window", window::run, window::seeds),
+    target!("http", http::run, http::seeds),
+    target!("http_target", http::target, http::target_seeds),
+    target!("node", node::run, node::seeds),
+    target!("node_http", node::http, node::http_seeds),
+    target!("node_model", node::model, node::model_seeds),
+    target!("directory", directory::run, directory::seeds),
+    target!("directory_v1", directory::v1, directory::v1_seeds),
+    target!("directory_http", directory::http, directory::http_seeds),
+    target!("directory_model", directory::model, directory::model_seeds),
 ];
 
 /// The target of that name.

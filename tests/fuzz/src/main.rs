@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::panic::{self, AssertUnwindSafe};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use clap::Parser;
 use nanonsq_fuzz::mutate::{Random, minimize, mutate};
-use nanonsq_fuzz::{TARGETS, Target, take_features, target};
+use nanonsq_fuzz::{TARGETS, Target, read_hex, take_features, target, write_hex};
 
 /// Feed decoders, sessions and tables with inputs that nobody thought of
 #[derive(Parser)]
@@ -37,7 +37,10 @@ struct Options {
     replay: Option<String>,
     /// Write what the targets start from to files, in a folder for each below this one
     #[arg(long)]
-    write_seeds: Option<PathBuf>,
+    write_inputs: Option<PathBuf>,
+    /// Make the targets' corpora of the files in this folder, which has one for each
+    #[arg(long)]
+    collect: Option<PathBuf>,
     /// List the targets
     #[arg(long)]
     list: bool,
@@ -68,13 +71,19 @@ fn main() -> Result<ExitCode> {
     if targets.is_empty() {
         targets.extend(TARGETS);
     }
-    if let Some(dir) = &options.write_seeds {
+    if let Some(dir) = &options.write_inputs {
         for target in targets {
             let dir = dir.join(target.name);
             fs::create_dir_all(&dir)?;
-            for (at, seed) in (target.seeds)().iter().enumerate() {
-                fs::write(dir.join(format!("seed-{at}")), seed)?;
+            for (at, input) in target.inputs().iter().enumerate() {
+                fs::write(dir.join(format!("input-{at}")), input)?;
             }
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    if let Some(dir) = &options.collect {
+        for target in targets {
+            collect(target, &dir.join(target.name))?;
         }
         return Ok(ExitCode::SUCCESS);
     }
@@ -87,9 +96,33 @@ fn read(input: &str) -> Result<Vec<u8>> {
     if PathBuf::from(input).is_file() {
         return fs::read(input).with_context(|| format!("cannot read {input}"));
     }
-    let digits = input.as_bytes().chunks(2);
-    let byte = |two: &[u8]| u8::from_str_radix(std::str::from_utf8(two).ok()?, 16).ok();
-    digits.map(byte).collect::<Option<_>>().context("neither a file nor hexadecimal digits")
+    read_hex(input).context("neither a file nor hexadecimal digits")
+}
+
+/// How much a target's corpus has at most, in bytes of inputs: the longest ones are left out.
+const CORPUS_MAX: usize = 32 << 10;
+
+/// Writes the corpus: the shortest inputs first.
+fn collect(target: &Target, dir: &Path) -> Result<()> {
+    let seeds = (target.seeds)();
+    let mut inputs = Vec::new();
+    for entry in fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))? {
+        inputs.push(fs::read(entry?.path())?);
+    }
+    inputs.retain(|input| !input.is_empty() && !seeds.contains(input));
+    inputs.sort_by(|one, other| (one.len(), one).cmp(&(other.len(), other)));
+    inputs.dedup();
+    let all = inputs.len();
+    let mut bytes = 0;
+    inputs.retain(|input| {
+        bytes += input.len();
+        bytes <= CORPUS_MAX
+    });
+    let lines: String = inputs.iter().map(|input| write_hex(input) + "\n").collect();
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("corpus/{}.txt", target.name));
+    fs::write(&file, lines)?;
+    println!("{}: {} of {all} inputs", file.display(), inputs.len());
+    Ok(())
 }
 
 /// What a thread is at, for the one that watches it.
@@ -122,7 +155,7 @@ fn fuzz(targets: &[&Target], options: &Options) -> bool {
                 {
                     println!(
                         "{name}: does not end: cargo xtask fuzz {name} --replay {}",
-                        hex(input)
+                        write_hex(input)
                     );
                     std::process::exit(1);
                 }
@@ -130,10 +163,6 @@ fn fuzz(targets: &[&Target], options: &Options) -> bool {
         }
     });
     failed.into_inner()
-}
-
-fn hex(input: &[u8]) -> String {
-    input.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Runs one input; says what was wrong.
@@ -153,10 +182,11 @@ fn explore(target: &Target, options: &Options, seat: &At) -> bool {
     let mut corpus = Vec::new();
     let mut known = BTreeSet::new();
     let mut runs = 0;
-    let mut queue = (target.seeds)();
-    let seeds = queue.len() as u64;
+    let mut queue = target.inputs();
     queue.push(Vec::new());
-    while runs < options.runs.max(seeds) && started.elapsed() < limit {
+    let given = queue.len() as u64;
+    // What is given is run however little time there is.
+    while runs < options.runs.max(given) && (runs < given || started.elapsed() < limit) {
         let input = queue.pop().unwrap_or_else(|| {
             let base: &Vec<u8> = &corpus[random.below(corpus.len())];
             let other = &corpus[random.below(corpus.len())];
@@ -173,13 +203,13 @@ fn explore(target: &Target, options: &Options, seat: &At) -> bool {
             println!("{}: {why}", target.name);
             println!("  run {runs} of seed {} failed: {failure}", options.seed);
             println!("  {} bytes are enough: {}", least.len(), least.escape_ascii());
-            println!("  cargo xtask fuzz {} --replay {}", target.name, hex(&least));
+            println!("  cargo xtask fuzz {} --replay {}", target.name, write_hex(&least));
             return false;
         }
         let features = take_features();
         let before = known.len();
         known.extend(features);
-        if known.len() > before || runs <= seeds {
+        if known.len() > before || runs <= given {
             corpus.push(input);
         }
     }

@@ -1,8 +1,10 @@
 //! A registry and its peers against nsqlookupds that are sets, and a wish that is one: whatever
-//! happened before, once nothing fails any more every nsqlookupd lists what is wanted.
+//! happened before, once nothing fails any more every nsqlookupd that is to be told lists what is
+//! wanted, and no other has a connection.
 
 use std::collections::BTreeSet;
 
+use nanonsq_core::address::Address;
 use nanonsq_core::lookup::{Lookup, RegistryFull};
 use nanonsq_core::name::{ChannelName, TopicName};
 use nanonsq_core::session::{Closed, Link, Session};
@@ -67,6 +69,9 @@ impl Nsqlookupd {
 struct World<'a> {
     lookup: Lookup<'a, PEERS, TOPICS, CHANNELS>,
     nsqlookupds: [Option<Nsqlookupd>; PEERS],
+    addresses: [Address; 3],
+    /// Those that are to be told, in order.
+    configured: Vec<Address>,
     wanted: BTreeSet<String>,
     now: Instant,
 }
@@ -97,6 +102,26 @@ impl World<'_> {
                 assert_eq!(registry.remove_channel(&topic, &channel), was);
             }
         }
+    }
+
+    /// Other nsqlookupds are to be told; one that stays keeps its connection.
+    fn configure(&mut self, input: &mut Input<'_>) {
+        let (from, count) = (input.below(3) as usize, input.below(PEERS as u32 + 1) as usize);
+        let some: Vec<_> = self.addresses.iter().cycle().skip(from).take(count).cloned().collect();
+        let had = |world: &mut Self| {
+            let peers = (0..PEERS).map(|at| {
+                let status = world.lookup.status(at).expect("a peer");
+                (status.address.cloned(), status.state)
+            });
+            peers.collect::<Vec<_>>()
+        };
+        let before = had(self);
+        self.lookup.configure(self.now, &some).expect("as many as there are peers");
+        for (before, after) in before.iter().zip(had(self)) {
+            let stays = before.0.as_ref().is_some_and(|address| some.contains(address));
+            assert!(!stays || *before == after, "{before:?} stays, not {after:?}");
+        }
+        self.configured = some;
     }
 
     /// A slot is held by what is wanted, or by what some nsqlookupd may still list.
@@ -152,6 +177,12 @@ impl World<'_> {
     }
 
     fn check(&mut self) {
+        let status = |at| self.lookup.status(at).expect("a peer").address.cloned();
+        let mut addresses: Vec<_> = (0..PEERS).filter_map(status).collect();
+        let mut configured = self.configured.clone();
+        addresses.sort_by_key(ToString::to_string);
+        configured.sort_by_key(ToString::to_string);
+        assert_eq!(addresses, configured, "each nsqlookupd has one peer");
         let registry = self.lookup.registry();
         let channels = registry.channels().map(|(topic, channel)| format!("{topic}/{channel}"));
         let names: BTreeSet<_> =
@@ -166,10 +197,12 @@ pub(crate) fn run(data: &[u8]) {
     let mut input = Input::new(data);
     let config = config(input.byte());
     let mut lookup = Lookup::new(&config).expect("a good configuration");
-    let addresses = ["one:1", "two:1"].map(|a| a.parse().expect("an address"));
-    lookup.configure(Instant::ZERO, &addresses).expect("as many as there are peers");
+    let addresses = ["one:1", "two:1", "three:1"].map(|a| a.parse().expect("an address"));
+    let configured = addresses[..PEERS].to_vec();
+    lookup.configure(Instant::ZERO, &configured).expect("as many as there are peers");
     let now = Instant::from_millis(1);
-    let mut world = World { lookup, nsqlookupds: [None, None], wanted: BTreeSet::new(), now };
+    let wanted = BTreeSet::new();
+    let mut world = World { lookup, nsqlookupds: [None, None], addresses, configured, wanted, now };
     while !input.is_over() {
         let at = input.below(PEERS as u32) as usize;
         match input.below(8) {
@@ -179,6 +212,7 @@ pub(crate) fn run(data: &[u8]) {
                 world.exchange(at, write, read);
             }
             4 => while world.exchange(at, 1000, 1000) {},
+            5 if input.below(4) == 3 => world.configure(&mut input),
             5 => world.now = world.now.after(Span::from_millis(input.below(4000))),
             6 if world.nsqlookupds[at].take().is_some() => {
                 let now = world.now;
@@ -204,9 +238,11 @@ pub(crate) fn run(data: &[u8]) {
         world.now = world.now.after(Span::from_millis(100));
     }
     for (at, server) in world.nsqlookupds.iter().enumerate() {
-        let server = server.as_ref().expect("a connection");
+        let status = world.lookup.status(at).expect("a peer");
+        assert_eq!(server.is_some(), status.address.is_some(), "{status:?}");
+        let Some(server) = server else { continue };
         assert_eq!(server.listed, world.wanted, "nsqlookupd {at} lists something else");
-        assert!(world.lookup.status(at).expect("a peer").settled);
+        assert!(status.settled);
     }
 }
 
@@ -214,6 +250,7 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
     vec![
         vec![0, 0, 0, 0, 0, 1, 0, 4, 0, 1, 1, 1, 1, 4, 0, 2, 2, 0, 2],
         vec![1, 0, 4, 1, 4, 0, 0, 0, 0, 1, 0, 0, 1, 1, 1, 0, 7, 0, 0, 2, 0, 3, 0, 6, 0, 4],
-        vec![3, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 2, 0, 0, 0, 0, 3, 0, 0, 0, 4, 1, 6, 0, 5, 9, 9],
+        vec![3, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 2, 0, 0, 0, 0, 3, 0, 0, 0, 4, 1, 6, 0, 5, 0, 9],
+        vec![0, 0, 0, 0, 0, 0, 7, 0, 5, 3, 1, 2, 0, 7, 0, 5, 3, 0, 1, 0, 7, 0, 5, 3, 2, 2, 0, 4],
     ]
 }

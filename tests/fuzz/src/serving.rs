@@ -8,6 +8,7 @@ use nanonsq_core::time::{Instant, Span};
 
 use crate::feature;
 use crate::input::Input;
+use crate::reference;
 use crate::session::{Machine, join};
 
 /// Plays the operations that an input says.
@@ -257,7 +258,9 @@ impl Answers {
         let line = |name: &str| lines.split("\r\n").find_map(|line| line.strip_prefix(name));
         if let Some(len) = line("Content-Length: ") {
             let len: usize = len.parse().expect("a length");
-            return (self.said.len() - end >= len).then_some(end + len);
+            let body = self.said[end..].get(..len)?;
+            check_body(head, body);
+            return Some(end + len);
         }
         if line("Transfer-Encoding: ").is_none() {
             // To the connection's end.
@@ -269,6 +272,7 @@ impl Answers {
             return None;
         }
         let mut at = end;
+        let mut body = Vec::new();
         loop {
             let rest = &self.said[at..];
             let digits = rest.windows(2).position(|line| line == b"\r\n")?;
@@ -276,12 +280,23 @@ impl Answers {
             let len = usize::from_str_radix(len, 16).expect("a chunk's length");
             let chunk = rest.get(digits + 2..digits + len + 4)?;
             assert!(chunk.ends_with(b"\r\n"), "a chunk's end");
+            body.extend(&chunk[..len]);
             at += digits + len + 4;
             if len == 0 {
+                check_body(head, &body);
                 feature("chunks");
                 return Some(at);
             }
         }
+    }
+}
+
+/// What is said to be JSON is that, however it was put together.
+fn check_body(head: &str, body: &[u8]) {
+    if head.contains("\r\nContent-Type: application/json") {
+        let (value, _) = reference::json::read(body, 0);
+        assert!(value.is_some(), "no JSON: {}", body.escape_ascii());
+        feature(("JSON", body.len().min(2000) / 50));
     }
 }
 

@@ -1,34 +1,20 @@
-//! What the targets start from, and a little further, with every `cargo test`; `cargo xtask fuzz`
-//! goes on from there.
+//! What once failed; and that each target can be run by cargo-fuzz. That all of them take their
+//! seeds and their corpus is among the core's own tests (`core/tests/targets.rs`).
 
-use nanonsq_fuzz::mutate::{Random, mutate};
-use nanonsq_fuzz::{TARGETS, take_features};
-
-#[test]
-fn every_target_takes_its_seeds_and_what_is_like_them() {
-    for target in TARGETS {
-        let seeds = (target.seeds)();
-        let mut random = Random::new(1);
-        take_features();
-        for seed in &seeds {
-            (target.run)(seed);
-        }
-        // A target that does nothing with its seeds would fuzz nothing.
-        let features = take_features().len();
-        assert!(features > 5, "{}: {features} features", target.name);
-        for at in 0..300 {
-            let other = &seeds[random.below(seeds.len())];
-            (target.run)(&mutate(&mut random, &seeds[at % seeds.len()], other, 400));
-        }
-    }
-}
+use nanonsq_fuzz::TARGETS;
 
 /// What was found, each with what it was.
 #[test]
 fn what_once_failed_is_well() {
-    let found: [(&str, &str); 2] = [
+    let found: [(&str, &str); 3] = [
         // An answer to IDENTIFY with a wrong type in it was taken after all, if more of it came.
         ("json", "007b226d61785f7264795f636f756e74223a22312e222c22223a747275652c22223a307d"),
+        // A host `[` was taken, and dialed.
+        (
+            "lookupd_poll",
+            "00485454502f312e00203230300a0a7b2270726f647563657273223a5b7b2262726f6164636173745f616464\
+             72657373223a225b222c227463705f706f7274223a337d5d7d",
+        ),
         // A 404 whose body is no chunk was a failure or an answer, by where it was split.
         (
             "lookupd_poll",
@@ -36,8 +22,7 @@ fn what_once_failed_is_well() {
         ),
     ];
     for (name, digits) in found {
-        let byte = |at| u8::from_str_radix(&digits[at..at + 2], 16).expect("digits");
-        let bytes: Vec<u8> = (0..digits.len()).step_by(2).map(byte).collect();
+        let bytes = nanonsq_fuzz::read_hex(digits).expect("digits");
         (nanonsq_fuzz::target(name).expect("a target").run)(&bytes);
     }
 }

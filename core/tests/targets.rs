@@ -1,0 +1,64 @@
+//! What the fuzz targets start from, the corpus too, and a little further, with every `cargo test`;
+//! `cargo xtask fuzz` goes on from there. Here, among the core's own tests, so that whoever changes
+//! the core sees what they find.
+
+use nanonsq_fuzz::mutate::{Random, mutate};
+use nanonsq_fuzz::{TARGETS, take_features, target};
+
+fn try_target(name: &str) {
+    let target = target(name).expect("a target");
+    let inputs = target.inputs();
+    let mut random = Random::new(1);
+    take_features();
+    for input in &inputs {
+        (target.run)(input);
+    }
+    // A target that does nothing with its inputs would fuzz nothing.
+    let features = take_features().len();
+    assert!(features > 5, "{features} features");
+    for at in 0..300 {
+        let other = &inputs[random.below(inputs.len())];
+        (target.run)(&mutate(&mut random, &inputs[at % inputs.len()], other, 400));
+    }
+}
+
+macro_rules! targets {
+    ($($name:ident)*) => {
+        $(#[test]
+        fn $name() {
+            try_target(stringify!($name));
+        })*
+
+        #[test]
+        fn each_target_is_here() {
+            let here = [$(stringify!($name)),*];
+            assert!(TARGETS.iter().map(|target| target.name).eq(here));
+        }
+    };
+}
+
+targets! {
+    v2_frames
+    v2_commands
+    v1_replies
+    v1_commands
+    http_response
+    json
+    names
+    outbox
+    publisher
+    lookup
+    registry
+    consumer
+    lookupd_poll
+    window
+    http
+    http_target
+    node
+    node_http
+    node_model
+    directory
+    directory_v1
+    directory_http
+    directory_model
+}

@@ -1,0 +1,154 @@
+//! nsqlookupd's answers over HTTP, and what requests ask for.
+
+/// A line without its end, as far as it is kept, and what is behind it.
+fn line(stream: &[u8]) -> Option<(&[u8], &[u8])> {
+    let end = stream.iter().position(|byte| *byte == b'\n')?;
+    let line = &stream[..end.min(40)];
+    Some((line.strip_suffix(b"\r").unwrap_or(line), &stream[end + 1..]))
+}
+
+/// Of an answer its status, its body, and whether it is complete; `None` if it is refused.
+pub(crate) fn response(stream: &[u8]) -> Option<(Option<u16>, Vec<u8>, bool)> {
+    let mut rest = stream;
+    let (status, length, chunked) = loop {
+        let start = b"HTTP/1.";
+        if rest.iter().zip(start).any(|(is, should)| is != should) {
+            return None;
+        }
+        let Some((first, mut behind)) = line(rest) else { return Some((None, Vec::new(), false)) };
+        let code = first.get(start.len() + 1..start.len() + 5)?.strip_prefix(b" ")?;
+        if !code.iter().all(u8::is_ascii_digit) {
+            return None;
+        }
+        let status: u16 = std::str::from_utf8(code).ok()?.parse().ok()?;
+        let (mut length, mut chunked) = (None, false);
+        loop {
+            let Some((header, more)) = line(behind) else { return Some((None, Vec::new(), false)) };
+            behind = more;
+            if header.is_empty() {
+                break;
+            }
+            let text = String::from_utf8_lossy(header);
+            let Some((name, value)) = text.split_once(':') else { continue };
+            let value = value.trim_matches(|char: char| char.is_ascii_whitespace());
+            match name.to_ascii_lowercase().as_str() {
+                "content-length" => {
+                    let digits = value.bytes().all(|byte| byte.is_ascii_digit());
+                    let value: u32 = value.parse().ok().filter(|_| digits)?;
+                    let other = !chunked && length.is_some_and(|length| length != value);
+                    if header.len() == 40 || other {
+                        return None;
+                    }
+                    length = Some(value);
+                }
+                "transfer-encoding" if value.eq_ignore_ascii_case("chunked") => chunked = true,
+                "transfer-encoding" => return None,
+                _ => {}
+            }
+        }
+        rest = behind;
+        if !(100..200).contains(&status) {
+            break (status, length, chunked);
+        }
+    };
+    let mut body = Vec::new();
+    let complete = match length {
+        _ if status == 204 || status == 304 => true,
+        _ if chunked => chunks(rest, &mut body)?,
+        Some(length) => {
+            body.extend(rest.iter().take(length as usize));
+            body.len() == length as usize
+        }
+        None => {
+            body.extend(rest);
+            // So far, and the connection's end is its end.
+            true
+        }
+    };
+    Some((Some(status), body, complete))
+}
+
+/// Whether they are complete; `None` if they are none.
+fn chunks(stream: &[u8], body: &mut Vec<u8>) -> Option<bool> {
+    let mut rest = stream;
+    loop {
+        let Some((head, behind)) = line(rest) else { return Some(false) };
+        rest = behind;
+        let size = head.split(|byte| *byte == b';').next().expect("one at least");
+        let size = std::str::from_utf8(size).ok()?;
+        let size = size.trim_matches(|char: char| char.is_ascii_whitespace());
+        if !size.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            return None;
+        }
+        let size = u32::from_str_radix(size, 16).ok()? as usize;
+        if size == 0 {
+            break;
+        }
+        body.extend(rest.iter().take(size));
+        let Some(behind) = rest.get(size..) else { return Some(false) };
+        let Some((end, behind)) = line(behind) else { return Some(false) };
+        if !end.is_empty() {
+            return None;
+        }
+        rest = behind;
+    }
+    // Trailers.
+    loop {
+        match line(rest) {
+            None => return Some(false),
+            Some(([], _)) => return Some(true),
+            Some((_, behind)) => rest = behind,
+        }
+    }
+}
+
+/// What a request asks for.
+pub(crate) struct Target<'t> {
+    /// Its path, unescaped, and as it stands.
+    pub(crate) path: (Vec<u8>, &'t str),
+    query: &'t str,
+}
+
+impl<'t> Target<'t> {
+    /// `None` if it is none.
+    pub(crate) fn new(text: &'t str) -> Option<Self> {
+        let text = match text.strip_prefix("http://") {
+            Some(rest) => &rest[rest.find('/')?..],
+            None => text,
+        };
+        let (path, query) = text.split_once('?').unwrap_or((text, ""));
+        let unescaped = unescape(path, false).filter(|_| text.starts_with('/'))?;
+        Some(Self { path: (unescaped, path), query })
+    }
+
+    /// The name behind `prefix`.
+    pub(crate) fn name_after(&self, prefix: &str) -> Option<Vec<u8>> {
+        let name = unescape(self.path.1.strip_prefix(prefix)?, false)?;
+        (!name.is_empty() && !name.contains(&b'/')).then_some(name)
+    }
+
+    /// All parameters, in order; `None` if the query is none.
+    pub(crate) fn params(&self) -> Option<Vec<(Vec<u8>, Vec<u8>)>> {
+        let pairs = self.query.split('&').filter(|pair| !pair.is_empty());
+        let split = |pair: &'t str| pair.split_once('=').unwrap_or((pair, ""));
+        let unescape = |(key, value)| Some((unescape(key, true)?, unescape(value, true)?));
+        (!self.query.contains(';')).then(|| pairs.map(split).map(unescape).collect())?
+    }
+}
+
+/// `%` and two digits are a byte, and a `+` may be a space; `None` if a `%` is none.
+fn unescape(text: &str, plus: bool) -> Option<Vec<u8>> {
+    let mut parts = text.split('%');
+    let plain = |part: &str| match plus {
+        true => part.replace('+', " ").into_bytes(),
+        false => part.as_bytes().to_vec(),
+    };
+    let mut bytes = plain(parts.next().expect("one at least"));
+    for part in parts {
+        let digits =
+            part.get(..2).filter(|two| two.bytes().all(|byte| byte.is_ascii_hexdigit()))?;
+        bytes.push(u8::from_str_radix(digits, 16).expect("two digits"));
+        bytes.extend(plain(&part[2..]));
+    }
+    Some(bytes)
+}
