@@ -82,7 +82,7 @@ fn with_node(
             tcp: Port { slots: callers.map(door), spare: Some(door(None)) },
             http: Port { slots: [door(asker)], spare: Some(door(None)) },
         },
-        node::Dialers { lookupds: [world.clone()], channels: Some(world.clone()) },
+        node::Dialers { lookupds: [world.clone()], channels: None },
         world.clone(),
     )
     .unwrap();
