@@ -43,6 +43,9 @@ struct Line {
     flying: BTreeMap<u64, Flying>,
     /// What was in flight for too long.
     late: BTreeSet<u64>,
+    /// What was answered and is not in flight, and perhaps the node has not come so far: by then it
+    /// may be in flight again.
+    early: BTreeSet<u64>,
     /// What of the frame under way was written.
     frame: Vec<u8>,
     /// It was looked at when it was offered first.
@@ -53,6 +56,8 @@ struct Flying {
     attempts: u16,
     delivered: u64,
     deadline: u64,
+    /// Nothing that was read before it was delivered, and processed after, may have answered it.
+    sure: bool,
 }
 
 impl Line {
@@ -112,6 +117,7 @@ impl Tap {
         if let Some(rdy) = line.rdys.drain(..).next_back() {
             line.rdy = rdy;
         }
+        line.early.clear();
         for (number, attempts, deadline) in line.fins.drain(..) {
             if now >= deadline {
                 self.perhaps.insert(number);
@@ -174,6 +180,7 @@ impl Tap {
                     Some(number) if line.late.remove(&number) => {
                         // Just before it was taken back, perhaps.
                         self.perhaps.insert(number);
+                        line.early.insert(number);
                     }
                     Some(number) => {
                         if let Some(it) = line.flying.remove(&number) {
@@ -182,7 +189,13 @@ impl Tap {
                     }
                     None => {}
                 },
-                "REQ" => drop(number(1).and_then(|number| line.flying.remove(&number))),
+                "REQ" => {
+                    if let Some(number) = number(1)
+                        && line.flying.remove(&number).is_none()
+                    {
+                        line.early.insert(number);
+                    }
+                }
                 "TOUCH" => {
                     if let Some(it) = number(1).and_then(|number| line.flying.get_mut(&number)) {
                         let last = it.delivered.saturating_add(self.max_msg_timeout);
@@ -227,12 +240,14 @@ impl Tap {
         assert!(self.accepted.contains_key(&number), "nobody published {id}");
         assert!(!self.finished.contains(&number), "{id} is delivered after its FIN");
         let rdy = line.rdys.iter().copied().fold(line.rdy, u64::max);
-        let flying = line.flying.len() as u64;
+        let flying = line.flying.values().filter(|it| it.sure).count() as u64;
         assert!(flying < rdy, "one more than {flying} in flight, and RDY is {rdy}");
         let deadline = now.saturating_add(line.msg_timeout);
         line.late.remove(&number);
-        let before = line.flying.insert(number, Flying { attempts, delivered: now, deadline });
-        assert!(before.is_none(), "{id} is in flight here already");
+        let sure = !line.early.contains(&number);
+        let flying = Flying { attempts, delivered: now, deadline, sure };
+        let before = line.flying.insert(number, flying);
+        assert!(before.is_none_or(|it| !it.sure), "{id} is in flight here already");
         self.delivered.insert(number);
         seen
     }
@@ -292,5 +307,60 @@ fn kind_of(frame: &[u8]) -> Event {
         (_, b"_heartbeat_") => Event::Heartbeat,
         (_, b"CLOSE_WAIT") => Event::CloseWait,
         _ => Event::Identified,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{OFFERED, Tap};
+
+    fn frame(number: u64, attempts: u16, body: &[u8]) -> Vec<u8> {
+        let mut frame = (30 + body.len() as u32).to_be_bytes().to_vec();
+        frame.extend_from_slice(&[0, 0, 0, 2]);
+        frame.extend_from_slice(&[0; 8]);
+        frame.extend_from_slice(&attempts.to_be_bytes());
+        frame.extend_from_slice(format!("{:08x}{number:08x}", 1).as_bytes());
+        frame.extend_from_slice(body);
+        frame
+    }
+
+    /// A node delivers a message, if it may.
+    fn deliver(tap: &mut Tap, number: u64, attempts: u16, now: u64) {
+        let frame = frame(number, attempts, b"0/0/a");
+        tap.offer(7, &frame[..OFFERED], now);
+        tap.wrote(7, &frame);
+    }
+
+    /// Three messages, RDY 2, and the first in flight for too long.
+    fn with_one_late() -> Tap {
+        let mut tap = Tap::new(1, 1000, 1_000_000);
+        (1..=4).for_each(|number| tap.accept(number, b"0/0/a"));
+        tap.open(7);
+        tap.read(7, b"  V2RDY 2\n", 0);
+        tap.read_again(7, 0);
+        deliver(&mut tap, 1, 1, 0);
+        tap
+    }
+
+    #[test]
+    fn an_answer_that_is_held_back_may_be_for_what_is_delivered_meanwhile() {
+        let mut tap = with_one_late();
+        tap.read(7, b"REQ 00000001", 2000);
+        tap.read(7, b"00000001 0\n", 2000);
+        deliver(&mut tap, 1, 2, 2000);
+        // Now the node comes to the REQ: it has nothing in flight.
+        deliver(&mut tap, 2, 1, 2000);
+        deliver(&mut tap, 3, 1, 2000);
+    }
+
+    #[test]
+    #[should_panic(expected = "one more than 2 in flight, and RDY is 2")]
+    fn an_answer_that_was_processed_is_for_what_was_delivered_before() {
+        let mut tap = with_one_late();
+        tap.read(7, b"REQ 0000000100000001 0\n", 2000);
+        tap.read_again(7, 2000);
+        deliver(&mut tap, 1, 2, 2000);
+        deliver(&mut tap, 2, 1, 2000);
+        deliver(&mut tap, 3, 1, 2000);
     }
 }

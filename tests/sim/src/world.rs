@@ -148,6 +148,8 @@ struct Conn {
     wrote: [u8; 3],
     /// The client has read a lie: what comes may be a part of it.
     lied_to: bool,
+    /// It was promised 16 KiB, which a client may wait for.
+    promised: bool,
     /// Commands that the server understood, answers that the client has read.
     commands: u32,
     answers: u32,
@@ -486,6 +488,7 @@ impl Inner {
             owes: false,
             wrote: [0; 3],
             lied_to: false,
+            promised: false,
             commands: 0,
             answers: 0,
         };
@@ -586,13 +589,12 @@ impl Inner {
             }
             Mode::Huge => {
                 let mut huge = bytes;
-                huge[..4].copy_from_slice(random.pick(&[
-                    b"\xff\xff\xff\xff",
-                    b"\x7f\xff\xff\xff",
-                    b"\x80\0\0\0",
-                    b"\0\0\x40\x05",
-                    b"HTTP",
-                ]));
+                let sizes = [0xffff_ffff, 0x7fff_ffff, 0x8000_0000, 0x4005, 0x4854_5450];
+                let size: u32 = random.pick(&sizes);
+                huge[..4].copy_from_slice(&size.to_be_bytes());
+                if let Some(conn) = self.conns.get_mut(id) {
+                    conn.promised |= size == 0x4005;
+                }
                 self.say(id, Event::Lie, huge);
             }
             Mode::Trickle => {

@@ -19,9 +19,10 @@ impl Inner {
             wake(&mut conn.writer);
             self.hosts[conn.host].server.writable(id);
         }
-        // One to whom a byte a second was said would hear of that for hours.
+        // One to whom a byte a second was said would hear of that for hours, and one that was
+        // promised 16 KiB would wait for them for as long: a heartbeat brings 19 bytes.
         let soon = self.now + 10_000_000;
-        let odd = |conn: &Conn| conn.misled || conn.down.last > soon;
+        let odd = |conn: &Conn| conn.misled || conn.promised || conn.down.last > soon;
         let odd = self.conns.iter().filter(|(_, conn)| conn.has_client && odd(conn));
         for id in odd.map(|(id, _)| id).collect::<Vec<_>>() {
             self.cut(id, Cut::Reset);
