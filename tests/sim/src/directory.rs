@@ -74,6 +74,9 @@ impl Actor for Lists {
         for n in 0..HTTP {
             watch::add((self.me, FIRST_HTTP + n), watch::HTTP);
         }
+        for spare in [NODES, FIRST_HTTP + HTTP] {
+            watch::add((self.me, spare), watch::BUSY);
+        }
         self.tcp.set_up(&self.world, true);
         self.http.set_up(&self.world, true);
         let (world, config) = (self.world.clone(), self.config.clone());

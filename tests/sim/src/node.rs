@@ -130,6 +130,9 @@ impl Actor for Daemon {
         for n in 0..HTTP {
             watch::add((self.me, FIRST_HTTP + n), watch::HTTP);
         }
+        for spare in [CLIENTS, FIRST_HTTP + HTTP] {
+            watch::add((self.me, spare), watch::BUSY);
+        }
         for session in FIRST_PEER..ASKER {
             watch::add_shared((self.me, session), watch::PEER);
         }

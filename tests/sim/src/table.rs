@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use crate::watch::{Coverage, Event, HTTP, Kind, LOOKUPD, MACHINES, NODE, PRODUCER};
+use crate::watch::{BUSY, Coverage, Event, HTTP, Kind, LOOKUPD, MACHINES, NODE, PRODUCER};
 
 /// The tables, for a person to read.
 pub fn text(coverage: &Coverage) -> String {
@@ -259,6 +259,16 @@ const IMPOSSIBLE: &[(Kind, &[&str], &[Event], &str)] = {
             &[ReadError, End, Heard],
             "nothing is read while what was read before is held back",
         ),
+        (BUSY, ALL, &[Configure], "it has nobody to connect to"),
+        (BUSY, ALL, ANSWERS, "what it reads are first words"),
+        (BUSY, &["Down"], SERVED, "there is no transport"),
+        (
+            BUSY,
+            &["Listening"],
+            &[Wrote, WrotePart, Blocked, WriteError],
+            "nothing is said before the caller says something",
+        ),
+        (BUSY, &["Listening", "Answering"], &[Up, DialFailed], "it has a connection"),
     ]
 };
 
@@ -328,6 +338,12 @@ const RARE: &[(Kind, &[&str], &[Event], &str)] = {
             &["Linger", "Closing"],
             &[Stop, Dropped, ClockJump],
             "closing lasts only until the other side hangs up, a second at most",
+        ),
+        (
+            BUSY,
+            &["Listening", "Answering"],
+            &[Work, Stop, Dropped, ClockJump, End, ReadError, WriteError],
+            "turning away lasts a moment, three seconds at most",
         ),
         (PRODUCER, &["Greeting"], &[End], "a node says who it is before anything else"),
         (

@@ -118,7 +118,7 @@ impl Machine {
 }
 
 /// The kinds of sessions there are.
-pub const MACHINES: [Machine; 7] = [
+pub const MACHINES: [Machine; 8] = [
     Machine {
         name: "publisher",
         states: &[
@@ -157,15 +157,17 @@ pub const MACHINES: [Machine; 7] = [
         name: "http",
         states: &["Down", "Idle", "Head", "Body", "Held", "Answer", "Linger", "Closing"],
     },
+    Machine { name: "busy", states: &["Down", "Listening", "Answering"] },
 ];
 
 /// The sessions of a lookup; those that ask nsqlookupds; of a node's clients; of a directory's nodes; of
-/// both's HTTP.
+/// both's HTTP; of those that both turn away.
 pub(crate) const PEER: Kind = 1;
 pub(crate) const LOOKUPD: Kind = 3;
 pub(crate) const NODE: Kind = 4;
 pub(crate) const PRODUCER: Kind = 5;
 pub(crate) const HTTP: Kind = 6;
+pub(crate) const BUSY: Kind = 7;
 
 /// The number of a [`Machine`]'s sessions: an index into [`MACHINES`].
 pub type Kind = usize;
@@ -270,7 +272,7 @@ fn with_text<R>(what: fmt::Arguments<'_>, read: impl FnOnce(&str) -> R) -> R {
 
 /// The word before what a state holds.
 fn word(state: &str) -> &str {
-    state.split('(').next().unwrap_or_default()
+    state.split(['(', ' ']).next().unwrap_or_default()
 }
 
 struct Logger;
