@@ -240,6 +240,29 @@ fn what_is_in_flight_makes_no_room() {
     assert_eq!(oldest, rig.node.counters().dropped, "in order, none of the newer ones");
 }
 
+/// What waits in several channels makes room once, and is left alone if that is too little.
+#[test]
+fn what_waits_twice_makes_room_once() {
+    let mut rig = Rig::new(Config { full: Full::DropOldest, ..Config::new() }, 3 * 66);
+    rig.subscribe(0, "c", 3);
+    rig.subscribe(1, "d", 3);
+    for _ in 0..3 {
+        rig.put("x");
+    }
+    assert_eq!((rig.hear(0).len(), rig.hear(1).len()), (3, 3));
+    let (twice, once) = (rig.id(0), rig.id(1));
+    rig.say(0, format!("REQ {twice} 5000\n"));
+    rig.say(1, format!("REQ {twice} 5000\n"));
+    let two_blocks = [b'y'; 40];
+    assert_eq!(rig.node.publish(NOW, &topic(), &two_blocks), Err(PublishError::Full));
+    assert_eq!(rig.node.counters().dropped, 0, "in vain");
+    // With another one that waits in one channel it is enough.
+    rig.say(0, format!("FIN {once}\n"));
+    rig.say(1, format!("REQ {once} 5000\n"));
+    rig.node.publish(NOW, &topic(), &two_blocks).unwrap();
+    assert_eq!(rig.node.counters().dropped, 2);
+}
+
 #[test]
 fn a_version_of_ones_own_is_told() {
     let mut rig = Rig::new(Config { version: "9.8.7", ..Config::new() }, 4096);
