@@ -256,9 +256,11 @@ fn what_waits_twice_makes_room_once() {
     let two_blocks = [b'y'; 40];
     assert_eq!(rig.node.publish(NOW, &topic(), &two_blocks), Err(PublishError::Full));
     assert_eq!(rig.node.counters().dropped, 0, "in vain");
-    // With another one that waits in one channel it is enough.
-    rig.say(0, format!("FIN {once}\n"));
-    rig.say(1, format!("REQ {once} 5000\n"));
+    // Another one waits in one channel, and is in flight in the other.
+    rig.say(0, format!("REQ {once} 5000\n"));
+    assert_eq!(rig.node.publish(NOW, &topic(), &two_blocks), Err(PublishError::Full));
+    assert_eq!(rig.node.counters().dropped, 0, "in flight, or in vain");
+    rig.say(1, format!("FIN {once}\n"));
     rig.node.publish(NOW, &topic(), &two_blocks).unwrap();
     assert_eq!(rig.node.counters().dropped, 2);
 }
