@@ -14,6 +14,9 @@ tests_with!([Real, OurNode, OurLookupd, Ours]:
 
 const MESSAGES: usize = 50;
 
+/// What nsqd logs of an nsqlookupd that has answered IDENTIFY.
+const KNOWS: &str = ": peer info ";
+
 /// Both are connected, and a real nsqd has the topic with these channels.
 async fn start_with_another(setting: &Setting, channels: &[&str]) -> (Pair, Nsqd) {
     let pair = setting.start(ServerOptions::new()).await;
@@ -67,8 +70,18 @@ async fn a_node_that_comes_back_has_its_channels_again(setting: Setting) {
     })
     .await;
     // A device that is reset has forgotten all that it had.
+    let knew = pair.node.log().matches(KNOWS).count();
     pair.node.kill().await;
+    eventually("nsqlookupd has seen that", SOON, async || pair.lookupd.nodes().await.is_empty())
+        .await;
     pair.node.start_again().await;
+    if !setting.subject.is_our_node() {
+        // Ours waits for that by itself. nsqd asks whom it knows, and says when it does.
+        eventually("nsqd is connected", SOON, async || {
+            pair.lookupd.nodes().await.len() == 1 && pair.node.log().matches(KNOWS).count() > knew
+        })
+        .await;
+    }
     pair.node.publish("t", b"first").await;
     assert_each_has(&pair.node, &["alarms", "archive"], 1).await;
 }
@@ -78,7 +91,10 @@ async fn without_nsqlookupd_nothing_is_held(setting: Setting) {
     node.create_topic("t").await;
     node.create_channel("t", "c").await;
     node.publish("t", b"x").await;
-    assert_eq!(node.channel_stats("t", "c").await["depth"], 1);
+    // Nobody is waited for: that would take five seconds.
+    let soon = std::time::Duration::from_secs(3);
+    eventually("it is delivered", soon, async || node.channel_stats("t", "c").await["depth"] == 1)
+        .await;
     // One that is not there costs nothing, either.
     let nobody = "127.0.0.1:1".parse().unwrap();
     let options = ServerOptions::new().lookupd(nobody);
@@ -86,7 +102,6 @@ async fn without_nsqlookupd_nothing_is_held(setting: Setting) {
     node.create_topic("t").await;
     node.create_channel("t", "c").await;
     node.publish("t", b"x").await;
-    let soon = std::time::Duration::from_secs(3);
     eventually("it is delivered", soon, async || node.channel_stats("t", "c").await["depth"] == 1)
         .await;
 }
