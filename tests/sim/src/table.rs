@@ -272,8 +272,8 @@ const IMPOSSIBLE: &[(Kind, &[&str], &[Event], &str)] = {
     ]
 };
 
-/// What happens now and then, but not in any twenty thousand worlds: as [`IMPOSSIBLE`]. In a million
-/// it does.
+/// What happens now and then, but not in any twenty thousand worlds: as [`IMPOSSIBLE`]. A million
+/// showed all of it but a lookupd's `Ok` while closing and an HTTP session's `WriteError` while held.
 const RARE: &[(Kind, &[&str], &[Event], &str)] = {
     use Event::*;
     &[
