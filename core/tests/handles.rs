@@ -163,21 +163,15 @@ fn writes(handle: &Consumer<'_>, still: &Still) -> String {
     String::from_utf8(bytes).unwrap()
 }
 
-/// Runs `test` with a consumer that is subscribed, and has said how many messages it wants.
-fn with_consumer(test: impl FnOnce(&Consumer<'_>, &Still)) {
-    let config = consume::Config {
-        max_attempts: 2,
-        exhausted: Exhausted::Deliver,
-        backoff_base: Span::ZERO,
-        ..consume::Config::new(topic(), channel())
-    };
+/// Runs `test` with a consumer whose connection has just come up.
+fn with_connection(config: &consume::Config<'_>, test: impl FnOnce(&Consumer<'_>, &Still)) {
     let still = Still::default();
     let nsqds = ["nsqd:4150".parse().unwrap()];
     let mut ring = [0; 4 * 64];
     let mut resources = consumer::Resources::<NoopRawMutex, 1, 4, 0, 0>::new();
     let (handle, _runner) = consumer::new(
         &mut resources,
-        &config,
+        config,
         consumer::Sources { nsqds: &nsqds, lookupds: &[] },
         &mut ring,
         consumer::Dialers { nsqds: [still.clone()], lookupds: [] },
@@ -190,12 +184,25 @@ fn with_consumer(test: impl FnOnce(&Consumer<'_>, &Still)) {
         assert!(session.dial(now).is_some());
         session.open(now);
     });
-    assert!(writes(&handle, &still).contains("IDENTIFY"));
-    hear(&handle, &still, &frame(0, b"{\"max_rdy_count\":2500}"));
-    assert_eq!(writes(&handle, &still), "SUB t c\n");
-    hear(&handle, &still, &frame(0, b"OK"));
-    assert_eq!(writes(&handle, &still), "RDY 4\n");
     test(&handle, &still);
+}
+
+/// Runs `test` with a consumer that is subscribed, and has said how many messages it wants.
+fn with_consumer(test: impl FnOnce(&Consumer<'_>, &Still)) {
+    let config = consume::Config {
+        max_attempts: 2,
+        exhausted: Exhausted::Deliver,
+        backoff_base: Span::ZERO,
+        ..consume::Config::new(topic(), channel())
+    };
+    with_connection(&config, |handle, still| {
+        assert!(writes(handle, still).contains("IDENTIFY"));
+        hear(handle, still, &frame(0, b"{\"max_rdy_count\":2500}"));
+        assert_eq!(writes(handle, still), "SUB t c\n");
+        hear(handle, still, &frame(0, b"OK"));
+        assert_eq!(writes(handle, still), "RDY 4\n");
+        test(handle, still);
+    });
 }
 
 #[test]
@@ -209,31 +216,15 @@ fn what_a_consumer_asks_of_nsqd_is_said_if_it_asks_for_any() {
             Some("\"msg_timeout\":5000"),
         ),
     ] {
-        let still = Still::default();
-        let nsqds = ["nsqd:4150".parse().unwrap()];
-        let mut ring = [0; 4 * 64];
-        let mut resources = consumer::Resources::<NoopRawMutex, 1, 4, 0, 0>::new();
-        let (handle, _runner) = consumer::new(
-            &mut resources,
-            &config,
-            consumer::Sources { nsqds: &nsqds, lookupds: &[] },
-            &mut ring,
-            consumer::Dialers { nsqds: [still.clone()], lookupds: [] },
-            still.clone(),
-        )
-        .unwrap();
-        let now = still.now();
-        handle.look(|consumer| {
-            let mut session = consumer.connection(0).unwrap();
-            assert!(session.dial(now).is_some());
-            session.open(now);
+        with_connection(&config, |handle, still| {
+            let said =
+                handle.look(|consumer| said(&mut consumer.connection(0).unwrap(), still.now()));
+            let said = String::from_utf8_lossy(&said.unwrap()).into_owned();
+            assert!(said.contains(says.unwrap_or("IDENTIFY")), "{said}");
+            let others = ["\"sample_rate\"", "\"msg_timeout\""];
+            let expected = usize::from(says.is_some());
+            assert_eq!(others.iter().filter(|key| said.contains(*key)).count(), expected, "{said}");
         });
-        let said = handle.look(|consumer| said(&mut consumer.connection(0).unwrap(), now));
-        let said = String::from_utf8_lossy(&said.unwrap()).into_owned();
-        assert!(said.contains(says.unwrap_or("IDENTIFY")), "{said}");
-        let others = ["\"sample_rate\"", "\"msg_timeout\""];
-        let expected = usize::from(says.is_some());
-        assert_eq!(others.iter().filter(|key| said.contains(*key)).count(), expected, "{said}");
     }
 }
 

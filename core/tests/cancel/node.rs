@@ -31,6 +31,17 @@ const ALL: usize = 20;
 type Handle<'a> = node::Handle<'a, NoopRawMutex, World>;
 type Runner<'a> = node::Runner<'a, NoopRawMutex, Door, World, World, 2, 4, 2, 0, 1, 16>;
 
+/// What nsqlookupds are told of it.
+pub(crate) const INFO: NodeInfo<'static> = NodeInfo {
+    broadcast_address: "node",
+    hostname: "node",
+    http_port: 4151,
+    tcp_port: 4150,
+    topology_region: "",
+    topology_zone: "",
+    version: "1",
+};
+
 /// Who else is there.
 struct Others {
     lookupd: Rc<RefCell<Server>>,
@@ -70,15 +81,7 @@ fn with_node(world: &World, test: impl FnOnce(&Handle<'_>, Runner<'_>, &Others))
     world.serve(CHANNELS, Server::Directory(Vec::new()));
     let config = Config::new();
     let http = HttpConfig::new();
-    let info = NodeInfo {
-        broadcast_address: "node",
-        hostname: "node",
-        http_port: 4151,
-        tcp_port: 4150,
-        version: "1",
-        ..NodeInfo::default()
-    };
-    let lookup = lookup::Config::new(info);
+    let lookup = lookup::Config::new(INFO);
     let lookupds = ["lookupd:4160".parse().unwrap()];
     let mut store = [0; STORE];
     let mut resources = node::Resources::<_, 2, 4, 2, 3, 0, 1, 16>::new();

@@ -13,8 +13,8 @@ use nanonsq_core::lookup;
 use nanonsq_core::name::ChannelName;
 use nanonsq_core::node::{Config, HttpConfig, message_cost};
 use nanonsq_core::time::Span;
-use nanonsq_core::wire::v1::NodeInfo;
 
+use crate::node::INFO;
 use crate::servers::Server;
 use crate::world::{Door, Task, World, topic};
 
@@ -61,15 +61,7 @@ fn with_node(
 ) {
     world.serve(LOOKUPD, Server::lookupd());
     let (config, http) = (Config::new(), HttpConfig::new());
-    let info = NodeInfo {
-        broadcast_address: "node",
-        hostname: "node",
-        http_port: 4151,
-        tcp_port: 4150,
-        version: "1",
-        ..NodeInfo::default()
-    };
-    let lookup = lookup::Config::new(info);
+    let lookup = lookup::Config::new(INFO);
     let lookupds = ["lookupd:4160".parse().unwrap()];
     let mut store = [0; 10 * message_cost(4, 2) + 8];
     let mut resources = node::Resources::<_, 2, 4, 2, 3, 1, 1, 16>::new();
