@@ -10,9 +10,10 @@ use nanonsq_core::wire::v2::ErrorCode;
 use crate::{at, frame, message, said};
 
 const NOW: Instant = at(1000);
-const INFO: &[u8] = b"{\"max_rdy_count\":2500,\"msg_timeout\":60000,\"max_msg_timeout\":900000}";
+pub(crate) const INFO: &[u8] =
+    b"{\"max_rdy_count\":2500,\"msg_timeout\":60000,\"max_msg_timeout\":900000}";
 
-fn config() -> Config<'static> {
+pub(crate) fn config() -> Config<'static> {
     Config {
         heartbeat: Span::from_secs(60),
         ..Config::new(TopicName::new("t").unwrap(), ChannelName::new("c").unwrap())

@@ -1,24 +1,16 @@
 //! How many messages a consumer asks each of its nsqds for.
 
 use nanonsq_core::address::Address;
-use nanonsq_core::consume::{Config, Consumer, Storage};
-use nanonsq_core::name::{ChannelName, TopicName};
+use nanonsq_core::consume::{Consumer, Storage};
 use nanonsq_core::session::{Closed, Session};
 use nanonsq_core::time::{Instant, Span};
 
+use crate::consume::{INFO, config};
 use crate::{at, frame, message, said};
 
 const CONNECTIONS: usize = 5;
 const MESSAGES: usize = 16;
 const NOW: Instant = at(1000);
-const INFO: &[u8] = b"{\"max_rdy_count\":2500,\"msg_timeout\":60000,\"max_msg_timeout\":900000}";
-
-fn config() -> Config<'static> {
-    Config {
-        heartbeat: Span::from_secs(60),
-        ..Config::new(TopicName::new("t").unwrap(), ChannelName::new("c").unwrap())
-    }
-}
 
 fn connect(consumer: &mut Consumer<'_>, index: usize) {
     let mut session = consumer.connection(index).unwrap();
