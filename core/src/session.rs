@@ -128,7 +128,9 @@ pub enum Link {
     Up,
     /// Wrap the transport in place, then call [`Session::upgraded`]. Write nothing meanwhile.
     Upgrade(Upgrade),
-    /// Write what is left to write, within the deadline, then close it.
+    /// Write what is left to write, within the deadline, then close it. A driver that has begun to
+    /// close it writes nothing more, also if this is [`Link::Up`] again, and says
+    /// [`Closed::Local`].
     Close,
 }
 

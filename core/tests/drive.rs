@@ -378,6 +378,34 @@ fn closing_is_bounded() {
     assert_eq!(shared.0.borrow().closed, [Closed::Local]);
 }
 
+/// Closing has begun and waits for the other side, when the session wants to be connected after all.
+#[test]
+fn closing_is_not_taken_back() {
+    for (end, why) in [(false, "acknowledged"), (true, "ended")] {
+        driven!(world, shared, poll, Greeter::new(false));
+        world.wire.borrow_mut().never_closes = true;
+        say(&world, "bye");
+        poll();
+        assert_eq!(written(&world), "hellolast words", "{why}");
+        shared.0.borrow_mut().link = Link::Up;
+        shared.0.borrow_mut().text = b"more";
+        say(&world, "late");
+        poll();
+        assert_eq!(written(&world), "", "{why}: nothing can be written any more");
+        assert_eq!(shared.0.borrow().heard, b"byelate", "{why}");
+        assert_eq!(shared.0.borrow().closed, [], "{why}");
+        if end {
+            world.wire.borrow_mut().reads.push_back(Ok(Vec::new()));
+        } else {
+            world.wire.borrow_mut().never_closes = false;
+        }
+        poll();
+        assert_eq!(shared.0.borrow().closed, [Closed::Local], "{why}");
+        assert_eq!(written(&world), "", "{why}");
+        assert!(!world.wire.borrow().log.contains(&"abort"), "{why}");
+    }
+}
+
 #[test]
 fn a_session_that_has_said_its_last_word_is_closed_at_once() {
     driven!(world, shared, _poll, Greeter { last_word: true, ..Greeter::new(false) });

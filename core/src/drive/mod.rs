@@ -191,21 +191,26 @@ struct Line<'d, S> {
     wrapping: bool,
     /// Where in the receive buffer lies what the session has not taken yet.
     held: Range<usize>,
-    /// What becomes of a transport when it is closed.
     ending: Ending,
 }
 
-/// What becomes of a transport when it is closed.
-#[derive(Clone, Copy)]
-enum Ending {
-    /// It is done with.
-    Drop,
+/// How a transport is closed.
+struct Ending {
     /// It is read to its end, within the session's deadline. Who called may still be writing, and
     /// a transport that is dropped with bytes unread is reset: the caller would lose what it was
     /// told last.
-    Read,
-    /// It is closed and being read to its end.
-    Reading,
+    reads_on: bool,
+    closing: Closing,
+}
+
+/// How far closing a transport is. There is no way back: nothing more can be written.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Closing {
+    No,
+    /// The end of the stream is not yet where it has to be before the transport may be dropped.
+    Begun,
+    /// What comes is read to its end.
+    Done,
 }
 
 /// What is to be done after a session was looked at.
@@ -233,7 +238,7 @@ impl<'d, S: Sleep> Line<'d, S> {
             broken: None,
             wrapping: false,
             held: 0..0,
-            ending: Ending::Drop,
+            ending: Ending { reads_on: false, closing: Closing::No },
         }
     }
 
@@ -253,7 +258,7 @@ impl<'d, S: Sleep> Line<'d, S> {
     /// Somebody connected.
     fn accepted(&mut self, cell: &dyn SessionCell, from: SocketAddr) {
         let now = self.afresh();
-        self.ending = Ending::Read;
+        self.ending.reads_on = true;
         cell.with(&mut |session| session.accepted(now, from));
     }
 
@@ -262,6 +267,7 @@ impl<'d, S: Sleep> Line<'d, S> {
         self.broken = None;
         self.wrapping = false;
         self.held = 0..0;
+        self.ending.closing = Closing::No;
         self.sleep.now()
     }
 
@@ -277,10 +283,11 @@ impl<'d, S: Sleep> Line<'d, S> {
     #[inline(never)]
     fn ended(&mut self, cell: &dyn SessionCell, why: Closed) {
         let now = self.sleep.now();
+        let closing = self.ending.closing != Closing::No;
         cell.with(&mut |session| {
             // The other side may close first once it has heard that this one does.
-            let why = if matches!(session.link(), Link::Close) { Closed::Local } else { why };
-            session.closed(now, why);
+            let local = closing || matches!(session.link(), Link::Close);
+            session.closed(now, if local { Closed::Local } else { why });
         });
     }
 
@@ -436,6 +443,9 @@ fn step_up<T: Transport>(
     cx: &mut Context<'_>,
 ) -> Step {
     match session.link() {
+        Link::Down => Step::Over(Closed::Local),
+        // Also if it is wanted again: the next one is then.
+        _ if ending.closing != Closing::No => step_closing(session, transport, ending, now, cx),
         Link::Up if broken.is_some() => Step::Wait,
         Link::Up => match poll_transmit(session, transport, now, cx) {
             // It may have had its last word.
@@ -447,7 +457,6 @@ fn step_up<T: Transport>(
             }
         },
         Link::Close => step_closing(session, transport, ending, now, cx),
-        Link::Down => Step::Over(Closed::Local),
         Link::Upgrade(upgrade) => match transport.poll_upgrade(cx, upgrade) {
             Poll::Pending => {
                 *wrapping = true;
@@ -473,21 +482,25 @@ fn step_closing<T: Transport>(
     now: Instant,
     cx: &mut Context<'_>,
 ) -> Step {
-    let closed = match ending {
-        Ending::Reading => Poll::Pending,
-        Ending::Drop | Ending::Read => match poll_transmit(session, transport, now, cx) {
-            Ok(Written::All) => transport.poll_close(cx),
+    let closed = match ending.closing {
+        Closing::Done => Poll::Pending,
+        Closing::Begun => transport.poll_close(cx),
+        Closing::No => match poll_transmit(session, transport, now, cx) {
+            Ok(Written::All) => {
+                ending.closing = Closing::Begun;
+                transport.poll_close(cx)
+            }
             Ok(Written::Blocked) => Poll::Pending,
             Ok(Written::Some) => return Step::Again,
             Err(error) => Poll::Ready(Err(error)),
         },
     };
     match closed {
-        Poll::Ready(Ok(())) if matches!(ending, Ending::Drop) => return Step::Over(Closed::Local),
-        Poll::Ready(Ok(())) => {
-            *ending = Ending::Reading;
+        Poll::Ready(Ok(())) if ending.reads_on => {
+            ending.closing = Closing::Done;
             return Step::Again;
         }
+        Poll::Ready(Ok(())) => return Step::Over(Closed::Local),
         // What is still due after the tick is the end of closing itself.
         Poll::Pending if tick(session, now) > now => return Step::Wait,
         Poll::Pending | Poll::Ready(Err(_)) => {}

@@ -54,8 +54,12 @@ enum Part {
     Pause(Span),
     /// Nothing is read until so much later.
     Deaf(Span),
+    /// So many bytes are taken before they are read.
+    Narrow(usize),
     /// Ends its stream.
     Close,
+    /// Is gone.
+    Cut,
 }
 
 /// What was answered.
@@ -238,6 +242,11 @@ async fn live(
                     script.pop_front();
                     moved = true;
                 }
+                Some(Part::Narrow(window)) => {
+                    pipe.narrow(*window);
+                    script.pop_front();
+                    moved = true;
+                }
                 Some(Part::Close) => match pipe.poll_close(cx) {
                     Poll::Ready(_) => {
                         script.clear();
@@ -245,6 +254,7 @@ async fn live(
                     }
                     Poll::Pending => {}
                 },
+                Some(Part::Cut) => return Poll::Ready(()),
                 None => {}
             }
             if hears <= now {
@@ -393,6 +403,10 @@ impl Visit {
         let host = random.below(hosts.len() as u64) as usize;
         let own = if hosts[host].1 { OF_NODE } else { OF_DIRECTORY };
         let mut visit = Self { host, script: VecDeque::new(), requests: 0, heads: false };
+        if hosts[host].1 && random.one_in(6) {
+            visit.take_no_answers(random);
+            return visit;
+        }
         let hasty = random.one_in(3);
         for _ in 0..random.pick(&[1, 1, 2, 4]) {
             if random.one_in(12) {
@@ -462,5 +476,22 @@ impl Visit {
             visit.script.push_back(Part::Close);
         }
         visit
+    }
+
+    /// Publishes to a node that may be full, reads nothing that it says, and is gone.
+    fn take_no_answers(&mut self, random: &mut Random) {
+        let window = random.between(1, 200) as usize;
+        self.script.extend([Part::Deaf(PATIENCE), Part::Narrow(window)]);
+        for _ in 0..random.between(1, 6) {
+            let len = random.pick(&[1, 10, 60]);
+            let head = format!(
+                "POST /pub?topic=x HTTP/1.1\r\nHost: h\r\nContent-Length: {len}\r\nExpect: 100-continue\r\n\r\n"
+            );
+            let body = std::iter::repeat_n(b'b', len);
+            self.script.push_back(Part::Say(head.into_bytes().into_iter().chain(body).collect()));
+            self.requests += 1 + len;
+        }
+        let ms = random.pick(&[1, 10, 300, 5000]);
+        self.script.extend([Part::Pause(Span::from_millis(ms)), Part::Cut]);
     }
 }

@@ -64,6 +64,8 @@ pub(crate) enum Due {
     Alarm(Session, u64),
     Tick(usize),
     Keepalive(ConnId),
+    /// The server has all that a client said, and the client hears of that.
+    Acknowledged(ConnId),
 }
 
 struct Inner {
@@ -137,8 +139,11 @@ struct Conn {
     /// How much may be under way to the server, and what is taken at once.
     window: usize,
     piece: u64,
-    /// Closing waits until everything has arrived.
+    /// Closing waits until everything has arrived, and the client has heard of that.
     patient: bool,
+    /// The client has ended its stream; all of it is acknowledged.
+    ended: bool,
+    acknowledged: bool,
     has_server: bool,
     has_client: bool,
     reader: Option<Waker>,
@@ -283,6 +288,7 @@ impl World {
             }
             Due::Tick(host) => inner.tick(host),
             Due::Keepalive(conn) => inner.server_gone(conn),
+            Due::Acknowledged(conn) => inner.acknowledged(conn),
         }
         Some((at, due))
     }
@@ -481,6 +487,8 @@ impl Inner {
             window: if squeezed { random.between(1, 64) as usize } else { WINDOW },
             piece,
             patient: random.one_in(2),
+            ended: false,
+            acknowledged: false,
             has_server: true,
             has_client: true,
             reader: None,
@@ -621,7 +629,7 @@ impl Inner {
         let Some(conn) = self.conns.get(id) else { return };
         // It closes with a reset if there is something that it has not read; that may overtake
         // what it said before.
-        let unread = !conn.up.queue.is_empty();
+        let unread = conn.up.bytes > 0;
         if unread && self.random.one_in(2) {
             let conn = self.conns.get_mut(id).expect("the connection");
             let keep = self.random.below(conn.down.queue.len() as u64 + 1) as usize;

@@ -61,10 +61,13 @@ impl Inner {
                 }
                 // Nobody is there any more: the kernel says so.
                 Segment::Data(..) => self.send(id, Way::Down, Segment::Reset),
-                Segment::End if has_server => {
-                    self.serve(at, |server, out| server.ended(id, out));
+                Segment::End => {
+                    let way_back = self.random.between(100, DELAY_MAX);
+                    self.push(self.now + way_back, Due::Acknowledged(id));
+                    if has_server {
+                        self.serve(at, |server, out| server.ended(id, out));
+                    }
                 }
-                Segment::End => {}
                 Segment::Reset => self.server_gone(id),
             }
         }
@@ -86,6 +89,12 @@ impl Inner {
         }
     }
 
+    pub(super) fn acknowledged(&mut self, id: ConnId) {
+        let Some(conn) = self.conns.get_mut(id).filter(|conn| !conn.lost) else { return };
+        conn.acknowledged = true;
+        wake(&mut conn.writer);
+    }
+
     // The client's end.
 
     pub(super) fn write(
@@ -96,6 +105,7 @@ impl Inner {
     ) -> Poll<Result<usize, TransportError>> {
         let conn = self.conns.get_mut(id).expect("a connection that is held");
         let session = conn.session;
+        assert!(!conn.ended, "written to after it was closed");
         if !conn.has_server && !conn.lost && self.random.one_in(3) {
             // What ends it arrives between a read and this write.
             conn.reset(false);
@@ -182,7 +192,11 @@ impl Inner {
         if let Some(Err(error)) = conn.end {
             return Poll::Ready(Err(error));
         }
-        if conn.patient && conn.up.bytes > 0 {
+        if !std::mem::replace(&mut conn.ended, true) {
+            self.send(id, Way::Up, Segment::End);
+        }
+        let conn = self.conns.get_mut(id).expect("a connection that is held");
+        if conn.patient && !conn.acknowledged {
             conn.writer = Some(cx.waker().clone());
             return Poll::Pending;
         }
@@ -210,9 +224,7 @@ impl Inner {
         let conn = self.conns.get_mut(id).expect("the connection");
         if conn.lost || !conn.has_server {
             self.sweep(id);
-        } else if closed {
-            self.send(id, Way::Up, Segment::End);
-        } else {
+        } else if !closed {
             // The reset may overtake what was written.
             let keep = self.random.below(conn.up.queue.len() as u64 + 1) as usize;
             conn.up.queue.truncate(keep);
