@@ -13,8 +13,9 @@ use nanonsq_core::address::Address;
 use nanonsq_core::consume::{Config, ConnectionState, Exhausted, TooLarge};
 use nanonsq_core::drive::consumer::{self, Dialers, Handle, Message, Sources};
 use nanonsq_core::name::{ChannelName, TopicName};
-use nanonsq_core::session::{Closed, Session as _};
+use nanonsq_core::session::{Closed, Fault, Session as _};
 use nanonsq_core::time::Span;
+use nanonsq_core::wire::http::BadAnswer;
 
 use crate::actor::{Actor, Desk, ORDERS, Order, Process, RUNNER, favour, until};
 use crate::exec::application;
@@ -411,8 +412,11 @@ fn check_given_up(handle: &Consumer<'_>, world: &World, me: usize) {
             None => consumer.status(session).expect("a connection").last,
             Some(n) => consumer.lookupd_status(n).expect("an nsqlookupd").last,
         });
-        if let Some(Some(Closed::Fault(fault))) = last {
-            panic!("gives up a healthy connection: {fault}");
+        match last.flatten() {
+            // What is right with the connection, its server said.
+            Some(Closed::Fault(Fault::Refused(_) | Fault::BadAnswer(BadAnswer::Status(_)))) => {}
+            Some(Closed::Fault(fault)) => panic!("gives up a healthy connection: {fault}"),
+            _ => {}
         }
     }
 }
