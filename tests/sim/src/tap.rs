@@ -182,11 +182,11 @@ impl Tap {
                         self.perhaps.insert(number);
                         line.early.insert(number);
                     }
-                    Some(number) => {
-                        if let Some(it) = line.flying.remove(&number) {
-                            line.fins.push((number, it.attempts, it.deadline));
-                        }
-                    }
+                    Some(number) => match line.flying.remove(&number) {
+                        Some(it) if it.sure => line.fins.push((number, it.attempts, it.deadline)),
+                        Some(_) => drop(self.perhaps.insert(number)),
+                        None => {}
+                    },
                     None => {}
                 },
                 "REQ" => {
@@ -351,6 +351,27 @@ mod tests {
         // Now the node comes to the REQ: it has nothing in flight.
         deliver(&mut tap, 2, 1, 2000);
         deliver(&mut tap, 3, 1, 2000);
+    }
+
+    #[test]
+    fn what_a_held_answer_may_have_taken_back_is_not_finished_for_sure() {
+        let mut tap = with_one_late();
+        tap.read(7, b"REQ 0000000100000001 0\n", 2000);
+        deliver(&mut tap, 1, 2, 2000);
+        // Now the node comes to the REQ, and the FIN is too late.
+        tap.read_again(7, 2000);
+        tap.read(7, b"FIN 0000000100000001\n", 2000);
+        tap.read_again(7, 2000);
+        deliver(&mut tap, 1, 3, 2000);
+    }
+
+    #[test]
+    #[should_panic(expected = "is delivered after its FIN")]
+    fn what_was_finished_is_not_delivered_again() {
+        let mut tap = with_one_late();
+        tap.read(7, b"FIN 0000000100000001\n", 500);
+        tap.read_again(7, 500);
+        deliver(&mut tap, 1, 2, 600);
     }
 
     #[test]

@@ -12,11 +12,15 @@ fn some_worlds_are_well() {
 }
 
 /// Worlds in which something was wrong once; which, says the comment.
-const ONCE_WRONG: [u64; 2] = [
+const ONCE_WRONG: [u64; 4] = [
     // What was wanted again while it was being closed was written to: `closing-taken-back`.
     22,
     // A consumer that restarts while it closes what an nsqlookupd has refused gave up nothing healthy.
     27_173,
+    // What trickles in when its connection has ended was delivered before what was finished since.
+    772_319,
+    // What a node may have taken back as it came to an earlier REQ may not be finished by a FIN.
+    900_665,
 ];
 
 #[test]
