@@ -249,6 +249,9 @@ fn a_message_is_read_and_answered_in_each_way() {
         let first = handle.try_next().unwrap();
         assert!(!first.is_exhausted());
         assert_eq!(first.read(<[u8]>::to_vec), Some(b"body".to_vec()));
+        let head = first.head().unwrap();
+        assert_eq!((head.attempts, head.id.to_string().as_str()), (2, "0123456789abcdef"));
+        assert_eq!(handle.look(|_| first.head()), Some(None), "not within a look");
         assert_eq!(first.touch(), Ok(()));
         assert_eq!(writes(handle, still), "TOUCH 0123456789abcdef\n");
         assert_eq!(first.requeue(Some(Span::from_millis(7))), Ok(()));

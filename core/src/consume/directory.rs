@@ -446,9 +446,26 @@ mod tests {
             directory.seat_mut(1).unwrap().fails = true;
             a.lists(directory, 2, &[1, 2, 3]);
             assert_eq!(ports(directory), [1, 3]);
-            a.lists(directory, 63, &[1, 2, 3]);
-            a.lists(directory, 64, &[1, 2, 3]);
+            a.lists(directory, 61, &[1, 2, 3]);
+            assert_eq!(ports(directory), [1, 3], "its time is not over");
+            a.lists(directory, 62, &[1, 2, 3]);
             assert_eq!(ports(directory), [2, 3], "the oldest");
+        });
+    }
+
+    #[test]
+    fn a_seat_whose_connection_is_down_is_taken_before_one_that_is_still_left() {
+        with(2, &[], |directory| {
+            let mut a = Source::new(1);
+            a.lists(directory, 0, &[1, 2]);
+            assert!(directory.seats.iter().all(|seat| seat.busy));
+            (0..2).for_each(|id| directory.retire(id));
+            assert!(directory.seats.iter().all(|seat| seat.busy), "until it is down");
+            directory.seat_mut(1).unwrap().busy = false;
+            a.lists(directory, 1, &[3]);
+            assert_eq!(ports(directory), [0, 3]);
+            a.lists(directory, 2, &[3, 4]);
+            assert_eq!(ports(directory), [4, 3], "if there is no other");
         });
     }
 
@@ -462,7 +479,10 @@ mod tests {
         let mut round = Round::NONE;
         let mut served = [0; 10];
         for minute in 0..30 {
-            directory.offer_given(Instant::from_millis(minute * 60_000), ROTATE, &mut round);
+            let before = ports(&directory);
+            let now = Instant::from_millis(minute * 60_000);
+            let changed = directory.offer_given(now, ROTATE, &mut round);
+            assert_eq!(changed, ports(&directory) != before, "in minute {minute}");
             ports(&directory).into_iter().for_each(|port| served[usize::from(port)] += 1);
         }
         assert_eq!((served[1], served[2], served[3]), (20, 20, 20), "{served:?}");

@@ -432,6 +432,60 @@ fn several_nsqds_that_are_down_are_not_dialed_without_a_pause() {
 }
 
 #[test]
+fn an_nsqd_that_fails_twice_makes_room_for_another() {
+    with::<1, 2>(&config(), 2, |bench| {
+        let mut dialed = Vec::new();
+        while dialed.len() < 4 {
+            bench.tick();
+            let now = bench.now();
+            if let Some(address) = bench.session(0).dial(now) {
+                dialed.push(address.to_string());
+                bench.closed(0, Closed::Dial(DialError::Refused));
+            }
+            let next = bench.session(0).deadline().as_micros().div_ceil(1000);
+            let next = next.max(bench.now + 1);
+            bench.at(next);
+        }
+        assert_eq!(dialed[..3], ["nsqd0:4150", "nsqd0:4150", "nsqd1:4150"], "{dialed:?}");
+    });
+}
+
+#[test]
+fn a_connection_that_is_for_nobody_waits_for_nothing() {
+    with::<2, 4>(&config(), 1, |bench| {
+        bench.connect(0).writes(0, "RDY 4\n");
+        bench.receive(0, &message(1, 1, b"x"));
+        let token = bench.take();
+        bench.consumer.requeue(at(0), token, None).unwrap();
+        // Backing off ends by itself, soon.
+        assert!(bench.session(0).deadline() < at(10_000));
+        assert_eq!(bench.state(1), ConnectionState::Unused);
+        assert_eq!(bench.session(1).deadline(), Instant::NEVER);
+    });
+}
+
+#[test]
+fn a_message_is_touched_for_as_long_as_its_own_nsqd_has_it() {
+    with::<2, 4>(&Config { msg_timeout: Some(Span::from_secs(60)), ..config() }, 2, |bench| {
+        bench.connect(0).written(0);
+        // The other one grants less.
+        bench.dial(1);
+        bench.open(1).written(1);
+        let info = String::from_utf8(INFO.to_vec()).unwrap().replace("60000", "10000");
+        bench.receive(1, &frame(0, info.as_bytes())).written(1);
+        bench.receive(1, &frame(0, b"OK")).written(1);
+        bench.receive(1, &message(1, 1, b"x"));
+        let token = bench.take();
+        bench.at(9_000).consumer.touch(at(9_000), token).unwrap();
+        assert_eq!(bench.written(1), format!("TOUCH {}\n", id(1)).as_bytes());
+        bench.at(18_999).tick();
+        assert_eq!(bench.consumer.counters().timed_out, 0);
+        bench.at(19_000).tick();
+        assert_eq!(bench.consumer.counters().timed_out, 1);
+    });
+}
+
+#[test]
 fn answers_in_any_order_and_slots_used_again() {
     with::<1, 4>(&config(), 1, |bench| {
         bench.connect(0).writes(0, "RDY 4\n");
@@ -663,15 +717,17 @@ fn an_answer_after_the_connection_is_dropped_and_counted() {
 
 #[test]
 fn an_earlier_delivery_of_the_same_message_does_not_answer_the_new_one() {
-    with::<1, 4>(&config(), 1, |bench| {
-        bench.connect(0).writes(0, "RDY 4\n");
-        bench.receive(0, &message(1, 1, b"first"));
-        let old = bench.take();
-        bench.receive(0, &message(1, 2, b"second"));
-        assert_eq!(bench.consumer.finish(at(0), old), Err(AnswerError::Late));
-        let new = bench.take();
-        assert_eq!(bench.body(new), b"second");
-    });
+    for (before, after) in [(1, 2), (2, 3), (2, 5)] {
+        with::<1, 4>(&config(), 1, |bench| {
+            bench.connect(0).writes(0, "RDY 4\n");
+            bench.receive(0, &message(1, before, b"first"));
+            let old = bench.take();
+            bench.receive(0, &message(1, after, b"second"));
+            assert_eq!(bench.consumer.finish(at(0), old), Err(AnswerError::Late));
+            let new = bench.take();
+            assert_eq!(bench.body(new), b"second");
+        });
+    }
 }
 
 #[test]
@@ -698,6 +754,7 @@ fn stops_with_everything_answered() {
         }
         let (one, two) = (bench.take(), bench.take());
         bench.consumer.stop();
+        assert_eq!(bench.session(0).link(), Link::Up, "it has to say so");
         bench.writes(0, &format!("CLS\nREQ {} 0\n", id(3)));
         assert_eq!(bench.state(0), ConnectionState::Draining);
         assert_eq!(bench.consumer.take(at(0)), None);
@@ -732,6 +789,18 @@ fn stopping_does_not_wait_for_ever() {
         bench.closed(0, Closed::Local);
         assert!(bench.consumer.is_stopped());
         assert_eq!(bench.consumer.finish(at(5_000), token), Err(AnswerError::Late));
+    });
+    // Nor for a transport that takes nothing.
+    with::<1, 4>(&config(), 1, |bench| {
+        bench.connect(0).writes(0, "RDY 4\n");
+        bench.receive(0, &message(1, 1, b"x"));
+        bench.consumer.stop();
+        bench.tick().at(5_000).tick();
+        assert_eq!(bench.state(0), ConnectionState::Leaving);
+        bench.at(5_999).tick();
+        assert_eq!(bench.session(0).link(), Link::Up);
+        bench.at(6_000).tick();
+        assert_eq!(bench.session(0).link(), Link::Close);
     });
     // Before it is connected.
     with::<1, 4>(&config(), 1, |bench| {
@@ -935,6 +1004,16 @@ fn a_failing_or_empty_nsqlookupd_empties_nothing_and_says_what_is_wrong() {
         assert!(error.starts_with("nsqlookupd's answer is not JSON: a key in quotes"), "{error}");
         // What it listed before that is known all the same.
         assert_eq!(bench.hosts(), ["a", "x", "y"]);
+        // An answer that ends with its connection has to end well.
+        let due = bench.poll(0).deadline().as_micros().div_ceil(1000);
+        bench.at(due).tick().ask(0);
+        let now = bench.now();
+        let body = lookup_body(&["a"]);
+        let text = format!("HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n{body}");
+        bench.poll(0).receive(now, text.as_bytes()).unwrap();
+        let broken = Closed::Transport(TransportError::Reset);
+        bench.poll(0).closed(now, broken);
+        assert_eq!(bench.poll(0).poll_event(), Some(LookupdEvent::Failed(broken)));
     });
 }
 

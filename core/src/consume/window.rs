@@ -533,6 +533,55 @@ mod tests {
     }
 
     #[test]
+    fn who_has_a_turn_keeps_it_whoever_comes_and_goes() {
+        let mut shares = [Share::NONE; 3];
+        let mut window = Window::new(&mut shares);
+        window.set_limit(1);
+        (0..3).for_each(|id| window.join(id, 9));
+        while tell(&mut window) != [0, 1, 0] {
+            window.turn();
+            settle(&mut window);
+        }
+        window.leave(0);
+        window.join(0, 9);
+        assert_eq!(tell(&mut window), [0, 1, 0]);
+    }
+
+    #[test]
+    fn a_turn_begins_when_nsqd_is_told() {
+        let mut shares = [Share::NONE; 2];
+        let mut window = Window::new(&mut shares);
+        window.set_limit(1);
+        (0..2).for_each(|id| window.join(id, 9));
+        assert_eq!(tell(&mut window), [1, 0]);
+        window.delivered(0);
+        (0..BUSY_TURNS).for_each(|_| window.turn());
+        assert_eq!(tell(&mut window), [0, 0]);
+        // The message is answered late.
+        (0..BUSY_TURNS).for_each(|_| window.turn());
+        settle(&mut window);
+        window.answered(0, 1);
+        assert_eq!(tell(&mut window), [0, 1]);
+        for _ in 1..QUIET_TURNS {
+            window.turn();
+            assert_eq!(tell(&mut window), [0, 1], "all of its time");
+        }
+        window.turn();
+        assert_eq!(window.next(1), Some(0));
+    }
+
+    #[test]
+    fn turns_are_taken_only_where_there_is_not_one_for_each() {
+        let mut shares = [Share::NONE; 2];
+        let mut window = Window::new(&mut shares);
+        (0..2).for_each(|id| window.join(id, 9));
+        for (limit, takes) in [(0, false), (1, true), (2, false), (3, false)] {
+            window.set_limit(limit);
+            assert_eq!(window.takes_turns(), takes, "{limit} for two");
+        }
+    }
+
+    #[test]
     fn nobody_waits_for_ever() {
         for (connections, limit) in [(2, 1), (5, 2), (7, 6), (20, 3)] {
             let mut shares = vec![Share::NONE; connections];

@@ -1,8 +1,8 @@
 //! A connection to an nsqlookupd.
 
-use nanonsq_core::lookup::{Config, Lookup, PeerEvent, PeerState};
+use nanonsq_core::lookup::{Config, HttpPort, Lookup, PeerEvent, PeerState};
 use nanonsq_core::name::TopicName;
-use nanonsq_core::session::{Closed, Fault, Link, Session};
+use nanonsq_core::session::{Closed, DialError, Fault, Link, Session};
 use nanonsq_core::time::Span;
 use nanonsq_core::wire::v1::NodeInfo;
 
@@ -45,6 +45,23 @@ fn connected(test: impl FnOnce(&mut Registrar<'_>)) {
         assert_eq!(lookup.status(0).unwrap().state, PeerState::Connected);
         test(lookup);
     });
+}
+
+/// Who asks nsqlookupd something over HTTP waits for the first connection, and for no other.
+#[test]
+fn where_an_nsqlookupd_speaks_http_is_to_come_until_it_was_tried_once() {
+    let port = |lookup: &Registrar<'_>| lookup.http(0).map(|(_, port)| port);
+    let config = config();
+    let mut lookup = Registrar::new(&config).unwrap();
+    assert_eq!(port(&lookup), None);
+    lookup.configure(at(1000), &["lookupd:4160".parse().unwrap()]).unwrap();
+    assert_eq!(port(&lookup), Some(HttpPort::Coming));
+    let mut peer = lookup.peer(0).unwrap();
+    assert!(peer.dial(at(1000)).is_some());
+    peer.closed(at(1000), Closed::Dial(DialError::Refused));
+    assert_eq!(port(&lookup), Some(HttpPort::Unknown));
+    // It does not say.
+    connected(|lookup| assert_eq!(port(lookup), Some(HttpPort::Unknown)));
 }
 
 fn add(lookup: &mut Registrar<'_>, name: &str) {

@@ -221,6 +221,72 @@ fn a_sample_is_as_large_as_it_should_be() {
     assert_eq!(rig.node.counters().sampled_out + had, 10_000);
 }
 
+/// Who cannot take a message now is not waited for.
+#[test]
+fn whose_turn_it_is_and_who_is_still_writing_is_passed_over() {
+    let mut rig = Rig::new(Config::new(), 4000);
+    rig.subscribe(0, "c", 4);
+    rig.subscribe(1, "c", 4);
+    rig.put("first");
+    let mut slow = rig.node.client(0).unwrap();
+    let n = slow.transmit(NOW).len();
+    slow.sent(NOW, n - 1);
+    rig.put("a");
+    assert_eq!(rig.hear(1), ["a"]);
+    rig.put("b");
+    assert_eq!(rig.hear(1), ["b"], "at once");
+}
+
+#[test]
+fn of_the_same_time_first_come_first_served() {
+    let mut rig = Rig::new(Config::new(), 4000);
+    rig.subscribe(0, "c", 4);
+    for (ms, body) in [(100, "a"), (100, "b"), (200, "z"), (100, "c")] {
+        let options = PublishOptions { defer: Some(Span::from_millis(ms)) };
+        rig.node.publish_with(NOW, &topic(), body.as_bytes(), options).unwrap();
+    }
+    let later = NOW.after(Span::from_millis(100));
+    let mut client = rig.node.client(0).unwrap();
+    client.tick(later);
+    let text = String::from_utf8_lossy(&said(&mut client, later)).into_owned();
+    let order: Vec<_> = text.chars().filter(|char| "abcz".contains(*char)).collect();
+    assert_eq!(order, ['a', 'b', 'c']);
+}
+
+/// A batch as large as the store is taken, also where others have to make room.
+#[test]
+fn the_largest_batch() {
+    let mpub = |messages: u8| {
+        let each = [0, 0, 0, 1, b'x'];
+        let body = [&[0, 0, 0, messages][..], &each.repeat(messages.into())].concat();
+        [b"MPUB t\n", &(body.len() as u32).to_be_bytes()[..], &body].concat()
+    };
+    for full in [Full::Refuse, Full::DropOldest] {
+        let mut rig = Rig::new(Config { full, ..Config::new() }, 3 * 66);
+        assert_eq!(rig.node.store().blocks, 3);
+        rig.say(0, mpub(3));
+        assert_eq!(rig.hear(0), ["OK"]);
+        let mut client = rig.node.client(1).unwrap();
+        client.take(NOW, &mpub(4));
+        assert_eq!(rig.hear(1), ["E_MPUB_FAILED MPUB failed the messages never fit"]);
+    }
+    let mut rig = Rig::new(Config { full: Full::DropOldest, ..Config::new() }, 3 * 66);
+    for _ in 0..3 {
+        rig.put("x");
+    }
+    rig.say(0, mpub(2));
+    assert_eq!((rig.hear(0), rig.node.counters().dropped), (vec!["OK".into()], 2));
+    // Else there has to be room for all of it before any of it is taken.
+    let mut rig = Rig::new(Config::new(), 3 * 66);
+    for _ in 0..2 {
+        rig.put("x");
+    }
+    let batch = mpub(2);
+    let taken = rig.node.client(0).unwrap().take(NOW, &batch);
+    assert!(taken < batch.len(), "{taken} bytes");
+    assert_eq!((rig.hear(0).len(), rig.node.store().free), (0, 1));
+}
+
 /// What is in flight is nobody's to drop, however old it is.
 #[test]
 fn what_is_in_flight_makes_no_room() {

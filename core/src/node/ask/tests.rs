@@ -244,6 +244,21 @@ fn no_channels_are_an_answer_as_well() {
         rig.expect("t", &[], 0);
         assert_eq!(rig.counts(), (1, 0, 0), "{body}");
     }
+    // What is beside the list, around it or in it is none of it.
+    for body in [
+        "{\"x\":null,\"channels\":[\"a\"]}",
+        "{\"x\":[\"b\"],\"channels\":[\"a\"],\"y\":[\"b\"]}",
+        "{\"channels\":[[\"b\"],\"a\",[]]}",
+        "{\"channels\":[\"a\"],\"channels\":[\"b\"]}",
+        "{\"x\":{\"y\":{\"channels\":[\"b\"]}},\"channels\":[\"a\"]}",
+        "{\"channels\":[\"a\"],\"x\":\"b\"}",
+    ] {
+        let mut rig = Rig::new(&[Kind::At]);
+        rig.publish("t");
+        rig.answers("lookup0:4161", &answer("200 OK", body));
+        let (seen, _) = rig.seen("t");
+        assert_eq!(seen, [("a".to_owned(), 1)], "{body}");
+    }
     // As an nsqlookupd before 1.0 says it.
     let mut rig = Rig::new(&[Kind::At]);
     rig.publish("t");
@@ -542,7 +557,7 @@ fn one_that_is_no_longer_wanted_is_left() {
             rig.open();
         }
         // Others are configured, or the node stops.
-        rig.lookupds[0] = Kind::Absent;
+        rig.lookupds = vec![Kind::Absent, Kind::At];
         assert_eq!(rig.link(), Link::Close);
         rig.closed(Closed::Local);
         assert!(!rig.node.is_asking());

@@ -199,7 +199,7 @@ impl Shared<'_> {
     pub(in crate::node) fn leave(&mut self, id: u8) {
         let Some(seat) = self.seat_mut(id) else { return };
         let at = seat.channel;
-        *seat = Seat { kicked: seat.kicked, ..Seat::EMPTY };
+        *seat = Seat::EMPTY;
         if at == NONE {
             return;
         }

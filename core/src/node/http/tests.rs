@@ -110,6 +110,53 @@ fn check_json(json: &str) {
     assert!(scanner.finished(), "{json}");
 }
 
+/// What is said of a client is of that one only, also if another comes into its place meanwhile.
+#[test]
+fn who_comes_while_stats_are_written_is_not_taken_for_who_went() {
+    let mut replaced = 0;
+    // Where one piece ends and the next begins depends on how long the names are.
+    for len in 1..=64 {
+        for after in 0..3 {
+            let mut world = small();
+            let mine = "t".repeat(len);
+            let clients = world.node.clients();
+            for at in 0..clients {
+                world.client(at, format!("PUB {mine}\n\0\0\0\x02hi").as_bytes());
+            }
+            world.open(0);
+            world.take(0, b"GET /stats?format=json HTTP/1.0\r\n\r\n");
+            let mut said = Vec::new();
+            for n in 0.. {
+                let mut session = world.node.http(0).unwrap();
+                let lent = session.transmit(world.now);
+                let piece = [lent.head, lent.body].concat();
+                session.sent(world.now, piece.len());
+                if piece.is_empty() {
+                    break;
+                }
+                said.extend(piece);
+                if n == after {
+                    for at in 0..clients {
+                        let from = SocketAddr::from(([10, 0, 0, 2], 60_000 + at as u16));
+                        let mut session = world.node.client(at).unwrap();
+                        session.closed(world.now, Closed::Local);
+                        session.accepted(world.now, from);
+                        session.take(world.now, b"  V2PUB other\n\0\0\0\x02hi");
+                    }
+                    replaced += 1;
+                }
+            }
+            let text = String::from_utf8(said).unwrap();
+            for client in text.split("remote_address").skip(1) {
+                let is_first = client.starts_with("\":\"10.0.0.1");
+                let has_other = client.contains("\"topic\":\"other\"");
+                assert!(!(is_first && has_other), "{len}, after {after} pieces: {text}");
+            }
+        }
+    }
+    assert!(replaced > 100, "{replaced}");
+}
+
 #[test]
 fn info_and_stats() {
     let mut world = small();

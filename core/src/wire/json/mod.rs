@@ -246,3 +246,24 @@ impl fmt::Display for Problem {
 }
 
 impl core::error::Error for JsonError {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_stored_of_a_text() {
+        // A character that was cut off is left out, one that is broken is marked.
+        for (bytes, truncated, stored) in [
+            (&b"a\xe2\x82"[..], false, "a\u{fffd}"),
+            (b"a\xe2\x82", true, "a"),
+            (b"\xffa", true, "\u{fffd}a"),
+            (b"abcdef", false, "abcd"),
+            (b"ab\xff", false, "ab"),
+        ] {
+            let mut to = heapless::String::<4, u8>::new();
+            Text { bytes, truncated }.store(&mut to);
+            assert_eq!(to, stored, "{bytes:?}");
+        }
+    }
+}

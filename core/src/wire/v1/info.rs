@@ -204,6 +204,7 @@ mod tests {
     fn the_http_port_is_found_however_the_answer_is_split() {
         finds(r#"{"broadcast_address":"h","http_port":4161,"tcp_port":4160}"#, 4161);
         finds("{ \"http_port\" :\n 65535 }", 65535);
+        finds("{\"http_port\":41 61}", 41);
         finds(r#"{"http_port":1}"#, 1);
         finds(r#"{"a":"","http_port":7}"#, 7);
         finds(r#"{"hostname":"http_port","tcp_port":1,"http_port":2}"#, 2);
