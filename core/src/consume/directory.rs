@@ -398,6 +398,27 @@ mod tests {
     }
 
     #[test]
+    fn what_a_source_takes_back_is_its_own() {
+        // There is no other.
+        with(2, &[], |directory| {
+            let mut a = Source::new(1);
+            a.lists(directory, 0, &[1, 2]);
+            a.lists(directory, 1, &[1]);
+            assert_eq!(leaving(directory), [false, true]);
+        });
+        // Another one answers meanwhile.
+        with(2, &[], |directory| {
+            let (mut a, mut b) = (Source::new(1), Source::new(2));
+            let now = Instant::from_millis(1000);
+            directory.begin(a.bit, &mut a.round);
+            directory.offer(now, ROTATE, a.bit, &mut a.round, &Address::new("h", 1).unwrap());
+            b.lists(directory, 1, &[2]);
+            directory.end(now, ROTATE, GRACE, a.bit, &mut a.round);
+            assert_eq!((ports(directory), leaving(directory)), (vec![1, 2], vec![false, false]));
+        });
+    }
+
+    #[test]
     fn a_freed_seat_goes_to_the_next_offered() {
         with(2, &[], |directory| {
             let mut a = Source::new(1);
