@@ -392,11 +392,26 @@ fn all_that_came_at_once_is_taken_at_once_if_there_is_room() {
     let mut client = rig.node.client(0).unwrap();
     assert_eq!(client.receive(NOW, b"SUB t c\nRDY 1\nNOP\n"), Ok(()));
     assert_eq!(client.link(), Link::Up);
-    // Nothing written is nothing.
-    assert!(!client.transmit(NOW).is_empty());
-    let due = client.deadline();
-    client.sent(at(2000), 0);
-    assert_eq!(client.deadline(), due);
+}
+
+/// Nothing written is nothing.
+#[test]
+fn who_takes_nothing_is_given_up() {
+    let mut rig = Rig::new(Config { heartbeat: Span::from_secs(10), ..Config::new() }, 4000);
+    let mut client = rig.node.client(0).unwrap();
+    client.take(NOW, b"SUB t c\n");
+    for second in 1..60 {
+        let now = NOW.after(Span::from_secs(second));
+        if client.deadline() <= now {
+            client.tick(now);
+        }
+        if client.link() == Link::Up {
+            assert!(!client.transmit(now).is_empty(), "in second {second}");
+            client.sent(now, 0);
+            client.take(now, b"NOP\n");
+        }
+    }
+    assert_eq!(client.link(), Link::Close);
 }
 
 #[test]

@@ -519,7 +519,7 @@ fn the_answer_about_a_topic_that_is_gone_is_of_no_use() {
         rig.publish("t").dials("lookup0:4161");
         if asks {
             rig.open();
-            rig.hear("HTTP/1.1 200 OK\r\n\r\n{\"channels\":[").unwrap();
+            rig.hear("HTTP/1.1 200 OK\r\nContent-Length: 18\r\n\r\n{\"channels\":[").unwrap();
         }
         rig.node.delete_topic(rig.now, &topic("t")).unwrap();
         if remade {
@@ -550,8 +550,9 @@ fn the_answer_about_a_topic_that_is_gone_is_of_no_use() {
 
 #[test]
 fn one_that_is_no_longer_wanted_is_left() {
-    for asks in [false, true] {
-        let mut rig = Rig::new(&[Kind::At]);
+    for (asks, other) in [(false, false), (false, true), (true, false), (true, true)] {
+        let all = [Kind::At, Kind::At];
+        let mut rig = Rig::new(if other { &all } else { &all[..1] });
         rig.publish("t").dials("lookup0:4161");
         if asks {
             rig.open();
@@ -560,8 +561,12 @@ fn one_that_is_no_longer_wanted_is_left() {
         rig.lookupds = vec![Kind::Absent, Kind::At];
         assert_eq!(rig.link(), Link::Close);
         rig.closed(Closed::Local);
-        assert!(!rig.node.is_asking());
+        assert_eq!(rig.node.is_asking(), other);
         assert_eq!((rig.counts(), rig.node.poll_event()), ((0, 0, 0), None));
+        if other {
+            rig.answers("lookup1:4162", &channels(&["a"]));
+            rig.expect("t", &[("a", 1)], 0);
+        }
     }
 }
 
