@@ -134,13 +134,33 @@ impl<'a> Bench<'a> {
         self
     }
 
+    /// Whom connection 0 dials now, if anybody, and is refused; then goes on to its next deadline.
+    fn dial_in_vain(&mut self) -> Option<String> {
+        self.tick();
+        let now = self.now();
+        let dialed = self.session(0).dial(now).map(Address::to_string);
+        if dialed.is_some() {
+            self.closed(0, Closed::Dial(DialError::Refused));
+        }
+        let next = self.session(0).deadline().as_micros().div_ceil(1000);
+        let next = next.max(self.now + 1);
+        self.at(next);
+        dialed
+    }
+
     /// Dials and goes through the handshake, up to SUB's answer.
     #[track_caller]
     fn connect(&mut self, index: usize) -> &mut Self {
+        self.connect_with(index, INFO)
+    }
+
+    /// As [`connect`](Self::connect), with that answer to IDENTIFY.
+    #[track_caller]
+    fn connect_with(&mut self, index: usize, info: &[u8]) -> &mut Self {
         self.dial(index);
         self.open(index);
         assert!(self.written(index).starts_with(b"  V2IDENTIFY\n"));
-        self.receive(index, &frame(0, INFO)).writes(index, "SUB t ch\n");
+        self.receive(index, &frame(0, info)).writes(index, "SUB t ch\n");
         self.receive(index, &frame(0, b"OK"))
     }
 
@@ -415,16 +435,10 @@ fn several_nsqds_that_are_down_are_not_dialed_without_a_pause() {
         let mut dialed = std::collections::HashMap::new();
         let mut dials = 0;
         while bench.now < 60_000 {
-            bench.tick();
-            let now = bench.now();
-            if let Some(address) = bench.session(0).dial(now) {
-                *dialed.entry(address.to_string()).or_insert(0) += 1;
+            if let Some(address) = bench.dial_in_vain() {
+                *dialed.entry(address).or_insert(0) += 1;
                 dials += 1;
-                bench.closed(0, Closed::Dial(DialError::Refused));
             }
-            let next = bench.session(0).deadline().as_micros().div_ceil(1000);
-            let next = next.max(bench.now + 1);
-            bench.at(next);
         }
         assert!(dials < 40, "{dials}: {dialed:?}");
         assert!(dialed.len() == 3 && dialed.values().all(|&n| n > 1), "{dialed:?}");
@@ -436,15 +450,7 @@ fn an_nsqd_that_fails_twice_makes_room_for_another() {
     with::<1, 2>(&config(), 2, |bench| {
         let mut dialed = Vec::new();
         while dialed.len() < 4 {
-            bench.tick();
-            let now = bench.now();
-            if let Some(address) = bench.session(0).dial(now) {
-                dialed.push(address.to_string());
-                bench.closed(0, Closed::Dial(DialError::Refused));
-            }
-            let next = bench.session(0).deadline().as_micros().div_ceil(1000);
-            let next = next.max(bench.now + 1);
-            bench.at(next);
+            dialed.extend(bench.dial_in_vain());
         }
         assert_eq!(dialed[..3], ["nsqd0:4150", "nsqd0:4150", "nsqd1:4150"], "{dialed:?}");
     });
@@ -469,11 +475,8 @@ fn a_message_is_touched_for_as_long_as_its_own_nsqd_has_it() {
     with::<2, 4>(&Config { msg_timeout: Some(Span::from_secs(60)), ..config() }, 2, |bench| {
         bench.connect(0).written(0);
         // The other one grants less.
-        bench.dial(1);
-        bench.open(1).written(1);
         let info = String::from_utf8(INFO.to_vec()).unwrap().replace("60000", "10000");
-        bench.receive(1, &frame(0, info.as_bytes())).written(1);
-        bench.receive(1, &frame(0, b"OK")).written(1);
+        bench.connect_with(1, info.as_bytes()).written(1);
         bench.receive(1, &message(1, 1, b"x"));
         let token = bench.take();
         bench.at(9_000).consumer.touch(at(9_000), token).unwrap();
@@ -886,13 +889,19 @@ impl<'a> Bench<'a> {
         }
     }
 
-    /// Asks nsqlookupd `index` as soon as it is due, and answers.
+    /// Asks nsqlookupd `index` as soon as it is due.
     #[track_caller]
-    fn answer(&mut self, index: usize, bytes: &[u8]) -> Result<(), Fault> {
+    fn ask_when_due(&mut self, index: usize) {
         let due = self.poll(index).deadline().as_micros().div_ceil(1000);
         let due = due.max(self.now);
         self.at(due).tick();
         self.ask(index);
+    }
+
+    /// Asks nsqlookupd `index` as soon as it is due, and answers.
+    #[track_caller]
+    fn answer(&mut self, index: usize, bytes: &[u8]) -> Result<(), Fault> {
+        self.ask_when_due(index);
         let now = self.now();
         let mut session = self.poll(index);
         let answered = session.receive(now, bytes);
@@ -1005,10 +1014,8 @@ fn a_failing_or_empty_nsqlookupd_empties_nothing_and_says_what_is_wrong() {
         // What it listed before that is known all the same.
         assert_eq!(bench.hosts(), ["a", "x", "y"]);
         // An answer that ends with its connection has to end well.
-        let due = bench.poll(0).deadline().as_micros().div_ceil(1000);
-        bench.at(due).tick().ask(0);
+        bench.ask_when_due(0);
         let now = bench.now();
-        let body = lookup_body(&["a"]);
         let text = format!("HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n{body}");
         bench.poll(0).receive(now, text.as_bytes()).unwrap();
         let broken = Closed::Transport(TransportError::Reset);

@@ -337,6 +337,14 @@ mod tests {
         (0..window.shares.len() as u8).for_each(|id| window.settle(id));
     }
 
+    /// All take part, and nobody is told yet.
+    fn shared(shares: &mut [Share], limit: u16) -> Window<'_> {
+        let mut window = Window::new(shares);
+        window.set_limit(limit);
+        (0..window.shares.len() as u8).for_each(|id| window.join(id, 9));
+        window
+    }
+
     /// Joined one after the other, each told before the next joins.
     fn joined(connections: usize, limit: u16, cap: u32) -> Vec<u16> {
         let mut shares = vec![Share::NONE; connections];
@@ -449,10 +457,7 @@ mod tests {
     #[test]
     fn a_lower_limit_is_told_at_once_and_the_same_one_never() {
         let mut shares = [Share::NONE; 2];
-        let mut window = Window::new(&mut shares);
-        window.set_limit(6);
-        window.join(0, 9);
-        window.join(1, 9);
+        let mut window = shared(&mut shares, 6);
         assert_eq!(tell(&mut window), [3, 3]);
         window.set_limit(6);
         assert_eq!((window.next(0), window.next(1)), (None, None));
@@ -466,9 +471,7 @@ mod tests {
     #[test]
     fn idle_connections_pass_their_turn_on_and_busy_ones_later() {
         let mut shares = [Share::NONE; 3];
-        let mut window = Window::new(&mut shares);
-        window.set_limit(1);
-        (0..3).for_each(|id| window.join(id, 9));
+        let mut window = shared(&mut shares, 1);
         assert_eq!(tell(&mut window), [1, 0, 0]);
         let mut turns = Vec::new();
         for interval in 0..40 {
@@ -511,9 +514,7 @@ mod tests {
             (5, 4, &[2], &[181, 180, 240, 180, 179]),
         ] {
             let mut shares = vec![Share::NONE; connections];
-            let mut window = Window::new(&mut shares);
-            window.set_limit(limit);
-            (0..connections as u8).for_each(|id| window.join(id, 9));
+            let mut window = shared(&mut shares, limit);
             let mut turns = vec![0u16; connections];
             for _ in 0..240 {
                 tell(&mut window);
@@ -535,9 +536,7 @@ mod tests {
     #[test]
     fn who_has_a_turn_keeps_it_whoever_comes_and_goes() {
         let mut shares = [Share::NONE; 3];
-        let mut window = Window::new(&mut shares);
-        window.set_limit(1);
-        (0..3).for_each(|id| window.join(id, 9));
+        let mut window = shared(&mut shares, 1);
         while tell(&mut window) != [0, 1, 0] {
             window.turn();
             settle(&mut window);
@@ -550,9 +549,7 @@ mod tests {
     #[test]
     fn a_turn_begins_when_nsqd_is_told() {
         let mut shares = [Share::NONE; 2];
-        let mut window = Window::new(&mut shares);
-        window.set_limit(1);
-        (0..2).for_each(|id| window.join(id, 9));
+        let mut window = shared(&mut shares, 1);
         assert_eq!(tell(&mut window), [1, 0]);
         window.delivered(0);
         (0..BUSY_TURNS).for_each(|_| window.turn());
@@ -573,8 +570,7 @@ mod tests {
     #[test]
     fn turns_are_taken_only_where_there_is_not_one_for_each() {
         let mut shares = [Share::NONE; 2];
-        let mut window = Window::new(&mut shares);
-        (0..2).for_each(|id| window.join(id, 9));
+        let mut window = shared(&mut shares, 0);
         for (limit, takes) in [(0, false), (1, true), (2, false), (3, false)] {
             window.set_limit(limit);
             assert_eq!(window.takes_turns(), takes, "{limit} for two");
@@ -585,9 +581,7 @@ mod tests {
     fn nobody_waits_for_ever() {
         for (connections, limit) in [(2, 1), (5, 2), (7, 6), (20, 3)] {
             let mut shares = vec![Share::NONE; connections];
-            let mut window = Window::new(&mut shares);
-            window.set_limit(limit);
-            (0..connections as u8).for_each(|id| window.join(id, 9));
+            let mut window = shared(&mut shares, limit);
             let mut seen = vec![0; connections];
             for _ in 0..600 {
                 for (id, rdy) in tell(&mut window).into_iter().enumerate() {

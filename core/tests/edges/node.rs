@@ -407,7 +407,9 @@ fn who_takes_nothing_is_given_up() {
         }
         if client.link() == Link::Up {
             assert!(!client.transmit(now).is_empty(), "in second {second}");
+            let due = client.deadline();
             client.sent(now, 0);
+            assert_eq!(client.deadline(), due);
             client.take(now, b"NOP\n");
         }
     }

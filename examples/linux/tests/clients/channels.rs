@@ -77,8 +77,7 @@ async fn a_node_that_comes_back_has_its_channels_again(setting: Setting) {
     if !setting.subject.is_our_node() {
         // Ours waits for that by itself. nsqd asks only whom its loop has got to know, which is a
         // moment after it has told them who it is: it says so of a topic that is new by then.
-        let made = "LOOKUPD({}): topic REGISTER first";
-        let made = made.replace("{}", &pair.lookupd.tcp_address().to_string());
+        let made = format!("LOOKUPD({}): topic REGISTER first", pair.lookupd.tcp_address());
         pair.node.create_topic("first").await;
         eventually("nsqd's loop has its nsqlookupd", SOON, async || {
             pair.node.log().contains(&made)
