@@ -145,7 +145,7 @@ impl<'a> Node<'a> {
 
     /// Whether a topic is held because nsqlookupds are to be asked for its channels.
     pub fn is_asking(&self) -> bool {
-        self.shared.topics.iter().any(|topic| topic.asking != 0)
+        self.shared.is_holding()
     }
 
     /// Where asking is; [`AskState::Unused`] if nobody is asked.
@@ -186,10 +186,14 @@ impl AskSession<'_, '_> {
 
     /// Lets go of topics for which there is nobody left to ask, or no time.
     fn settle(&mut self, now: Instant) {
+        if !self.shared.holds {
+            return;
+        }
         let present = self.present();
         for at in 0..self.shared.topics.len() as u8 {
             self.shared.ask_only(now, at, present);
         }
+        self.shared.holds = self.shared.is_holding();
     }
 
     /// The next to ask: a topic, its time, and an nsqlookupd.
@@ -280,7 +284,7 @@ impl Session for AskSession<'_, '_> {
     }
 
     fn dial(&mut self, now: Instant) -> Option<&Address> {
-        if self.asker.get.state() != AskState::Waiting {
+        if self.asker.get.state() != AskState::Waiting || !self.shared.holds {
             return None;
         }
         self.settle(now);
@@ -354,6 +358,9 @@ impl Session for AskSession<'_, '_> {
     }
 
     fn deadline(&self) -> Instant {
+        if !self.shared.holds {
+            return self.asker.get.step();
+        }
         let held = self.shared.topics.iter().filter(|topic| topic.asking != 0);
         held.fold(self.asker.get.step(), |first, topic| first.min(topic.ask_until))
     }

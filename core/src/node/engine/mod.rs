@@ -39,6 +39,8 @@ pub(super) struct Shared<'a> {
     pub(super) wanted: bool,
     /// New topics are held until nsqlookupds were asked for their channels.
     pub(super) asks: bool,
+    /// A topic may be held. While it is not set, none is, and nobody looks through all of them.
+    pub(in crate::node) holds: bool,
     /// The topic whose channels one is being asked for; [`NONE`] if that is over, or of no use any
     /// more.
     pub(super) asked: u8,
@@ -123,6 +125,7 @@ impl<'a> Shared<'a> {
             unsaid: 0,
             wanted: false,
             asks: false,
+            holds: false,
             asked: NONE,
             jitter: Jitter::new(config.seed),
             epoch: 0,

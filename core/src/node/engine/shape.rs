@@ -30,12 +30,18 @@ impl Shared<'_> {
         if let Some(topic) = self.topics.get_mut(at) {
             *topic = Topic { name: *name, ..Topic::NEW };
             if self.asks {
+                self.holds = true;
                 topic.asking = u8::MAX;
                 topic.ask_until = now.after(self.config.channels_wait);
             }
         }
         self.reshaped();
         Ok(at as u8)
+    }
+
+    /// Whether a topic is held until nsqlookupds were asked for its channels.
+    pub(in crate::node) fn is_holding(&self) -> bool {
+        self.holds && self.topics.iter().any(|topic| topic.asking != 0)
     }
 
     /// Of the nsqlookupds that are still to be asked for a topic's channels, leaves only these; once
