@@ -80,6 +80,8 @@
 //!   wake each other in circles.
 //! - Give the stack a random seed. With a constant one a board comes back from a reset with the
 //!   port of the connection that the server still has, and loses a second.
+//! - All connections have TCP keepalive, so each wakes the board every 15 s while nothing is said on
+//!   it; what vanishes without a word is noticed within 150 s, without heartbeats.
 //! - embassy-net keeps one address of a name, or `SMOLTCP_DNS_MAX_RESULT_COUNT` of them. It asks
 //!   for the hardware address of one neighbour a second: connections to several servers of the
 //!   same subnet come up one after the other.

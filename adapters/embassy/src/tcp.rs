@@ -35,6 +35,12 @@ const RST_WAIT: Duration = Duration::from_millis(20);
 /// accept slot for ever.
 const HANDSHAKE_MAX: Duration = Duration::from_secs(5);
 
+/// TCP keepalive, as on desktops: an acknowledgement is asked for after so long without a packet from
+/// the other side, and the connection is reset after so long without one. It also bounds how long
+/// something sent waits for its acknowledgement.
+const KEEPALIVE: Duration = Duration::from_secs(15);
+const SILENCE_MAX: Duration = Duration::from_secs(150);
+
 /// The buffers of one connection, for a `static` cell.
 ///
 /// RAM: `RX + TX` bytes. `TX` is what may be on the wire without an ACK, so a connection carries
@@ -153,7 +159,7 @@ impl<'a> Listener for TcpListener<'a> {
             let tcp = &mut transport.0.tcp;
             tcp.set_timeout(Some(HANDSHAKE_MAX));
             tcp.accept(self.port).await.map_err(|_| DialError::Other)?;
-            tcp.set_timeout(None);
+            tcp.set_timeout(Some(SILENCE_MAX));
             // Not if the caller is gone already.
             if tcp.may_send()
                 && let Some(from) = tcp.remote_endpoint()
@@ -165,6 +171,10 @@ impl<'a> Listener for TcpListener<'a> {
 }
 
 /// A connection over a dialer's or listener's socket.
+///
+/// It has TCP keepalive: after 15 s without a packet from the other side it asks for one, every 15 s,
+/// and after 150 s without one it is reset. So a caller that vanishes without a word, and has no
+/// heartbeats, gives its slot back within 150 s, also one that has not acknowledged something.
 ///
 /// Dropped, it closes as an operating system would: what was written still leaves, then a FIN, in
 /// the background; what is left of that when the socket is needed again is reset.
@@ -238,6 +248,8 @@ impl<'a> Socket<'a> {
         let mut tcp = TcpSocket::new(stack, &mut storage.rx, &mut storage.tx);
         // The core fills segments by itself; what it writes is not to wait for an ACK.
         tcp.set_nagle_enabled(false);
+        // For good: it comes into effect with each connection.
+        tcp.set_keep_alive(Some(KEEPALIVE));
         Self { stack, tcp }
     }
 
@@ -246,13 +258,17 @@ impl<'a> Socket<'a> {
             return Err(DialError::Unreachable);
         }
         self.vacate().await;
+        // The session has a limit of its own for this.
+        self.tcp.set_timeout(None);
         self.tcp.connect((ip, port)).await.map_err(|error| match error {
             // The stack also resets what it has lost the address for.
             ConnectError::ConnectionReset if has_route(self.stack, ip) => DialError::Refused,
             ConnectError::ConnectionReset | ConnectError::NoRoute => DialError::Unreachable,
             ConnectError::TimedOut => DialError::TimedOut,
             ConnectError::InvalidState => DialError::Other,
-        })
+        })?;
+        self.tcp.set_timeout(Some(SILENCE_MAX));
+        Ok(())
     }
 
     /// Makes it ready for another connection: resets what is left of the last one and lets the

@@ -1,10 +1,18 @@
 //! nanonsq on desktops: tokio's sockets, DNS and time for [`nanonsq_core::drive`].
 //!
 //! Nothing of NSQ is decided here. [`nanonsq_core`] says what it does and how to use it.
+//!
+//! # Connections
+//!
+//! Dialed and accepted ones have `TCP_NODELAY`, and TCP keepalive with Go's defaults, as nsqd's and
+//! nsqlookupd's have: after 15 s of silence a probe every 15 s, and the end after 9 that are not
+//! answered. So whoever vanishes without a word, and has no heartbeats, gives its slot back within
+//! 150 s. What it had not acknowledged by then is not probed but sent again, until the operating
+//! system gives up: about 15 minutes on Linux (`net.ipv4.tcp_retries2`).
 
 use std::future::Future;
 use std::io::{self, ErrorKind, IoSlice};
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -14,13 +22,23 @@ use nanonsq_core::address::Address;
 use nanonsq_core::drive::{Dialer, Listener, Sleep, Transport};
 use nanonsq_core::session::{DialError, Transmit, TransportError};
 use nanonsq_core::time::Instant;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpStream, ToSocketAddrs};
+use tokio::net::{TcpSocket, TcpStream, ToSocketAddrs};
 
 pub use embassy_sync::blocking_mutex::raw::{CriticalSectionRawMutex, NoopRawMutex};
 pub use nanonsq_core as core;
 
-/// Connects over TCP, with `TCP_NODELAY`.
+/// TCP keepalive: how long a connection is silent before it is probed, and how long a probe waits.
+const KEEPALIVE: Duration = Duration::from_secs(15);
+
+/// Probes without an answer that end a connection.
+const KEEPALIVE_PROBES: u32 = 9;
+
+/// Callers that the operating system keeps waiting.
+const BACKLOG: u32 = 1024;
+
+/// Connects over TCP.
 ///
 /// Resolves a name at each dial and tries all its addresses in turn; each but the last gets
 /// `per_address`, the last what is left of the session's connect timeout.
@@ -62,7 +80,7 @@ impl Dialer for TcpDialer {
             } else {
                 connect.await
             };
-            match connected.and_then(|stream| stream.set_nodelay(true).map(|()| stream)) {
+            match connected.and_then(|stream| set_up(&stream).map(|()| stream)) {
                 Ok(stream) => return Ok(TokioTransport(stream)),
                 Err(error) => failed = dial_error(&error),
             }
@@ -71,7 +89,7 @@ impl Dialer for TcpDialer {
     }
 }
 
-/// Takes in TCP connections on a port, with `TCP_NODELAY`.
+/// Takes in TCP connections on a port.
 ///
 /// Its clones are accept slots of the same port: each takes one connection at a time. While all of
 /// them have one, further callers wait in the operating system's queue; so have one clone more, for
@@ -81,8 +99,18 @@ pub struct TcpListener(Arc<tokio::net::TcpListener>);
 
 impl TcpListener {
     /// Listens on the first of the addresses that is to be had; port 0 is any that is free.
+    ///
+    /// `[::]` takes callers over IPv4 as well, whatever the operating system's default is; they are
+    /// told by their IPv4 addresses.
     pub async fn bind(addresses: impl ToSocketAddrs) -> io::Result<Self> {
-        Ok(Self(Arc::new(tokio::net::TcpListener::bind(addresses).await?)))
+        let mut failed = io::Error::new(ErrorKind::NotFound, "no such host");
+        for address in tokio::net::lookup_host(addresses).await? {
+            match listen(address) {
+                Ok(listener) => return Ok(Self(Arc::new(listener))),
+                Err(error) => failed = error,
+            }
+        }
+        Err(failed)
     }
 
     /// Where it listens.
@@ -99,7 +127,8 @@ impl Listener for TcpListener {
             match self.0.accept().await {
                 // If it hung up meanwhile, there is nothing to set.
                 Ok((stream, from)) => {
-                    if stream.set_nodelay(true).is_ok() {
+                    if set_up(&stream).is_ok() {
+                        let from = SocketAddr::new(from.ip().to_canonical(), from.port());
                         return Ok((TokioTransport(stream), from));
                     }
                 }
@@ -109,6 +138,28 @@ impl Listener for TcpListener {
             }
         }
     }
+}
+
+/// As tokio's own, but for [`TcpListener::bind`]'s promise.
+fn listen(address: SocketAddr) -> io::Result<tokio::net::TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    if address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED) {
+        SockRef::from(&socket).set_only_v6(false)?;
+    }
+    // Where it means that a port can be taken again soon, and not that two can have it.
+    #[cfg(not(windows))]
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
+/// What all connections have.
+fn set_up(stream: &TcpStream) -> io::Result<()> {
+    let keepalive = TcpKeepalive::new().with_time(KEEPALIVE);
+    #[cfg(not(target_os = "openbsd"))]
+    let keepalive = keepalive.with_interval(KEEPALIVE).with_retries(KEEPALIVE_PROBES);
+    stream.set_nodelay(true)?;
+    SockRef::from(stream).set_tcp_keepalive(&keepalive)
 }
 
 /// Any stream of tokio's, a TLS stream among them, as a transport.

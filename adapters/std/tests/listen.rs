@@ -5,10 +5,11 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant as StdInstant};
 
 use nanonsq_std::core::busy::{Busy, Protocol};
-use nanonsq_std::core::drive::{Gate, Listener, SessionCell, refuse, serve};
+use nanonsq_std::core::drive::{Dialer, Gate, Listener, SessionCell, refuse, serve};
 use nanonsq_std::core::session::{Closed, Fault, Link, Session, Transmit};
 use nanonsq_std::core::time::{Instant, Span};
-use nanonsq_std::{NoopRawMutex, TcpListener, TokioSleep};
+use nanonsq_std::{NoopRawMutex, TcpDialer, TcpListener, TokioSleep};
+use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -218,4 +219,47 @@ async fn a_refused_caller_that_does_nothing_keeps_nobody_waiting_for_long() {
         assert!(start.elapsed() < Duration::from_secs(7), "{:?}", start.elapsed());
     })
     .await;
+}
+
+/// As Go's: `*` in netstat. A caller over IPv4 is not shown as `::ffff:127.0.0.1`.
+#[tokio::test]
+async fn all_addresses_are_those_of_both_families() {
+    let listener = TcpListener::bind("[::]:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    for host in ["127.0.0.1", "::1"] {
+        let address = SocketAddr::new(host.parse().unwrap(), port);
+        let (accepted, caller) =
+            tokio::join!(async { listener.clone().accept().await.map(|(_, from)| from) }, async {
+                TcpStream::connect(address).await
+            });
+        assert_eq!(accepted.unwrap(), caller.unwrap().local_addr().unwrap());
+    }
+}
+
+#[tokio::test]
+async fn the_first_address_that_is_to_be_had() {
+    // Not one of this machine's.
+    let addresses: [SocketAddr; 2] =
+        ["192.0.2.1:0".parse().unwrap(), "127.0.0.1:0".parse().unwrap()];
+    let listener = TcpListener::bind(&addresses[..]).await.unwrap();
+    assert_eq!(listener.local_addr().unwrap().ip(), addresses[1].ip());
+    let again = TcpListener::bind(listener.local_addr().unwrap()).await;
+    assert_eq!(again.unwrap_err().kind(), std::io::ErrorKind::AddrInUse);
+}
+
+/// Whoever vanishes without a word, and has no heartbeats, gives its slot back.
+#[tokio::test]
+async fn dialed_and_accepted_connections_have_keepalive() {
+    let mut listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string().parse().unwrap();
+    let mut dialer = TcpDialer::new();
+    let (accepted, dialed) = tokio::join!(listener.accept(), dialer.dial(&address));
+    for stream in [&accepted.unwrap().0.0, &dialed.unwrap().0] {
+        let socket = SockRef::from(stream);
+        assert!(socket.keepalive().unwrap() && stream.nodelay().unwrap());
+        let second = Duration::from_secs(1);
+        assert_eq!(socket.tcp_keepalive_time().unwrap(), 15 * second);
+        assert_eq!(socket.tcp_keepalive_interval().unwrap(), 15 * second);
+        assert_eq!(socket.tcp_keepalive_retries().unwrap(), 9);
+    }
 }

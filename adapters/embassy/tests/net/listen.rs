@@ -11,13 +11,13 @@ use embassy_net::Stack;
 use embassy_net::tcp::{State, TcpSocket};
 use embassy_time::Timer;
 use nanonsq_core::busy::{Busy, Protocol};
-use nanonsq_core::drive::{Gate, Listener, SessionCell, Transport, refuse, serve};
-use nanonsq_core::session::{Closed, DialError, Fault, Link, Session, Transmit};
+use nanonsq_core::drive::{Dialer, Gate, Listener, SessionCell, Transport, refuse, serve};
+use nanonsq_core::session::{Closed, DialError, Fault, Link, Session, Transmit, TransportError};
 use nanonsq_core::time::{Instant, Span};
 use nanonsq_embassy::{EmbassySleep, NoopRawMutex, TcpListener, TcpStorage};
 
-use crate::leak;
 use crate::world::{DEVICE, Faults, HOST, World};
+use crate::{dialer, leak};
 
 /// Sends everything back, and hangs up after a full stop, or 10 s of silence.
 #[derive(Default)]
@@ -379,6 +379,48 @@ fn a_bad_network_costs_calls_but_no_slots() {
         assert!(served >= 10, "seed {seed}: {served} of 30");
         let ended: usize = cells.iter().map(|cell| cell.0.borrow().ended.len()).sum();
         assert!(ended >= served, "seed {seed}");
+    }
+}
+
+/// Nothing is said for long, and all is well; then the other side vanishes. When it is noticed.
+async fn vanishing(world: &World, transport: &mut impl Transport, unacknowledged: bool) -> u64 {
+    let mut buf = [0; 8];
+    let read = poll_fn(|cx| transport.poll_read(cx, &mut buf));
+    let silence = select(read, Timer::after_secs(1000)).await;
+    assert!(matches!(silence, Either::Second(())), "{silence:?}");
+    world.wire.set_faults(Faults::CUT);
+    let start = embassy_time::Instant::now();
+    if unacknowledged {
+        let bytes = Transmit { head: b"hello", body: &[] };
+        poll_fn(|cx| transport.poll_write(cx, bytes)).await.unwrap();
+    }
+    assert_eq!(poll_fn(|cx| transport.poll_read(cx, &mut buf)).await, Err(TransportError::Reset));
+    start.elapsed().as_secs()
+}
+
+/// Accepted and dialed, idle and with something on its way: TCP keepalive ends it. Neither has a
+/// session with a deadline.
+#[test]
+fn who_vanishes_without_a_word_is_noticed_within_150_seconds() {
+    for unacknowledged in [false, true] {
+        let world = World::new(9);
+        let (device, host) = (world.device(), world.host());
+        world.run(async {
+            let (mut slot, mut dialing) = (listener(device), dialer(host));
+            let address = "10.0.0.1:4150".parse().unwrap();
+            {
+                let (accepted, dialed) = join(slot.accept(), dialing.dial(&address)).await;
+                let (mut accepted, mut dialed) = (accepted.unwrap().0, dialed.unwrap());
+                let accepted = vanishing(&world, &mut accepted, unacknowledged);
+                let dialed = vanishing(&world, &mut dialed, unacknowledged);
+                for took in <[u64; 2]>::from(join(accepted, dialed).await) {
+                    assert!((130..=150).contains(&took), "{unacknowledged}: {took} s");
+                }
+            }
+            world.wire.set_faults(Faults::NONE);
+            let (accepted, _caller) = join(slot.accept(), call(host)).await;
+            assert!(accepted.is_ok(), "the slot is free again");
+        });
     }
 }
 
