@@ -15,7 +15,7 @@ use heapless::VecView;
 
 use crate::macros::trace_state;
 use crate::session::{Awaited, Closed, DialError, Fault, Link, keep};
-use crate::time::{Instant, Span, expire};
+use crate::time::{Instant, LASTED, Span, expire};
 use crate::wire::Window;
 use crate::wire::v2::{self, FrameDecoder, FramePart, FrameType, GrantedScanner};
 
@@ -138,6 +138,8 @@ pub(crate) struct Talk {
     pub(crate) granted: GrantedScanner,
     /// Why it is closing, or was closed last.
     pub(crate) why: Why,
+    /// When it came up; never if it has not.
+    opened: Instant,
 }
 
 impl Talk {
@@ -154,6 +156,7 @@ impl Talk {
         granted: GrantedScanner::ZERO,
         step: Instant::ZERO,
         why: Why::None,
+        opened: Instant::ZERO,
     };
 
     /// For a publisher that dials at once.
@@ -229,8 +232,25 @@ impl Talk {
         self.stage == Stage::Waiting && self.is_late(now)
     }
 
+    /// Dials, until a time.
+    pub(crate) fn dial(&mut self, until: Instant) {
+        self.opened = Instant::NEVER;
+        self.ask(Stage::Dialing, until);
+    }
+
+    /// Whether there is a connection, or was one at the end.
+    pub(crate) fn came_up(&self) -> bool {
+        self.opened != Instant::NEVER
+    }
+
+    /// Whether it lasted long enough to have been good: see [`Attempts`](crate::time::Attempts).
+    #[inline(never)]
+    pub(crate) fn lasted(&self, now: Instant) -> bool {
+        self.came_up() && self.opened.after(LASTED) <= now
+    }
+
     /// The next step of the way up, until a time.
-    pub(crate) fn ask(&mut self, stage: Stage, until: Instant) {
+    fn ask(&mut self, stage: Stage, until: Instant) {
         self.handshake_at = 0;
         self.asked = false;
         self.step = until;
@@ -238,7 +258,8 @@ impl Talk {
     }
 
     /// There is a connection: nothing of the last one counts.
-    pub(crate) fn open(&mut self, until: Instant) {
+    pub(crate) fn open(&mut self, now: Instant, until: Instant) {
+        self.opened = now;
         self.frames = FrameDecoder::new(if self.publishes { REPLY_MAX } else { u32::MAX });
         self.nops = 0;
         self.unstage();

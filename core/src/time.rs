@@ -97,6 +97,12 @@ impl Span {
         self.0
     }
 
+    /// Twice as long, so many times; saturates.
+    fn doubled(self, times: u8) -> Self {
+        let grown = u64::from(self.0) << times.min(32);
+        Self(u32::try_from(grown).unwrap_or(u32::MAX))
+    }
+
     /// Microseconds; always fits.
     pub const fn as_micros(self) -> u64 {
         // In halves: a core without a 64-bit multiplication would call a function for it.
@@ -214,9 +220,7 @@ impl Backoff {
             return jitter.between(Span::ZERO, self.spread);
         };
         self.attempt = self.attempt.saturating_add(1);
-        let grown = u64::from(self.base.0) << doublings.min(32);
-        let high = u32::try_from(grown).unwrap_or(u32::MAX).min(self.cap.0);
-        jitter.between(Span(self.base.0 / 2), Span(high))
+        jitter.between(Span(self.base.0 / 2), self.base.doubled(doublings).min(self.cap))
     }
 
     /// The connection proved good: the next attempt is immediate again.
@@ -229,24 +233,84 @@ impl Backoff {
         self.attempt = self.attempt.max(1);
     }
 
-    /// The delay after so many attempts since the last success; counts one more. For who keeps
-    /// their number and nothing else.
-    #[inline(never)]
-    pub(crate) fn delay(
-        [base, cap, spread]: [Span; 3],
-        attempts: &mut u8,
-        jitter: &mut Jitter,
-    ) -> Span {
-        let mut backoff = Self::new(base, cap).with_spread(spread);
-        backoff.attempt = *attempts;
-        let delay = backoff.next_delay(jitter);
-        *attempts = backoff.attempt;
-        delay
-    }
-
     /// How many attempts since the last success; stays at 255.
     pub fn attempts(&self) -> u8 {
         self.attempt
+    }
+}
+
+/// When to dial again: the one rule of all that dials. It counts what failed since a connection was
+/// good, which is one that
+///
+/// - lasted for [`LASTED`], or
+/// - did its work: a publisher's messages were acknowledged or finally refused, a consumer was
+///   delivered a message, a query has its whole answer, a registration was all answered and stayed
+///   so for a second.
+///
+/// | what ended | the next dial |
+/// |---|---|
+/// | a good connection | at once, or within the spread |
+/// | a dial that failed | as [`Backoff`] has it |
+/// | a connection that came up and was not good | after half to all of 1 s, then 2 s, up to 16 s; with a longer base or cap, of these |
+///
+/// Whoever accepts connections and closes them again (a load balancer without a backend, a server
+/// that refuses the handshake) is thus dialed at most seven times within 20 s, however short the
+/// backoff is.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Attempts {
+    /// Dials since a connection was good.
+    dials: u8,
+    /// Connections since then that came up.
+    short: u8,
+}
+
+/// A connection that lasted so long was good, whatever came of it.
+pub(crate) const LASTED: Span = Span::from_secs(10);
+
+/// How long to wait at most after the first connection that came up and was not good, and after any.
+const SHORT_BASE: Span = Span::from_secs(1);
+const SHORT_CAP: Span = Span::from_secs(16);
+
+impl Attempts {
+    /// The first dial is due at once.
+    pub(crate) const NONE: Self = Self { dials: 0, short: 0 };
+    /// The first dial was made: its failure is followed by a wait.
+    pub(crate) const ONE: Self = Self { dials: 1, short: 0 };
+
+    /// The connection did its work, or lasted.
+    pub(crate) fn prove_good(&mut self) {
+        *self = Self::NONE;
+    }
+
+    /// Whether no dial failed since a connection was good.
+    pub(crate) fn is_good(self) -> bool {
+        self.dials == 0
+    }
+
+    /// Whether more than the first dial failed.
+    pub(crate) fn is_failing(self) -> bool {
+        self.dials > 2 || self.short > 1
+    }
+
+    /// How long to wait before the next dial; counts it. `short`: since a connection was good, or
+    /// since the last wait, one came up and was not.
+    #[inline(never)]
+    pub(crate) fn delay(
+        &mut self,
+        [base, cap, spread]: [Span; 3],
+        short: bool,
+        jitter: &mut Jitter,
+    ) -> Span {
+        if short && !self.is_good() {
+            let high = base.max(SHORT_BASE).doubled(self.short).min(cap.max(SHORT_CAP));
+            self.short = self.short.saturating_add(1);
+            return jitter.between(Span(high.0 / 2), high);
+        }
+        let mut backoff = Backoff::new(base, cap).with_spread(spread);
+        backoff.attempt = self.dials;
+        let delay = backoff.next_delay(jitter);
+        self.dials = backoff.attempt;
+        delay
     }
 }
 
@@ -437,6 +501,39 @@ mod tests {
             assert_eq!(backoff.next_delay(&mut jitter), Span::ZERO);
         }
         assert!(highest[0] > 95 && highest[1] > 190 && highest[11] > 780, "{highest:?}");
+    }
+
+    #[test]
+    fn whoever_accepts_and_closes_is_dialed_less_and_less() {
+        let spans = [50, 800, 0].map(Span::from_millis);
+        for seed in 0..2000 {
+            let mut jitter = Jitter::new(seed);
+            let mut attempts = Attempts::NONE;
+            assert_eq!(attempts.delay(spans, true, &mut jitter), Span::ZERO, "after a good one");
+            let (mut at, mut dials) = (0, 1);
+            for high in [1000, 2000, 4000, 8000, 16_000, 16_000] {
+                // What cannot be reached in between changes nothing.
+                assert!(attempts.delay(spans, false, &mut jitter) <= spans[1]);
+                let delay = attempts.delay(spans, true, &mut jitter).as_millis();
+                assert!((high / 2..=high).contains(&delay), "{delay} of {high}");
+                at += delay;
+                dials += u32::from(at <= 20_000);
+            }
+            assert!(dials <= 7, "{dials}");
+            assert!(attempts.is_failing());
+            attempts.prove_good();
+            assert_eq!(attempts.delay(spans, false, &mut jitter), Span::ZERO);
+        }
+        // A fleet's spans are longer.
+        let spans = [12, 16, 15].map(Span::from_secs);
+        let mut attempts = Attempts::ONE;
+        for n in 0..300 {
+            let delay = attempts.delay(spans, true, &mut Jitter::new(n)).as_millis();
+            assert!((6000..=16_000).contains(&delay));
+        }
+        let mut long = Attempts::ONE;
+        long.delay([Span::MAX; 3], true, &mut Jitter::new(0));
+        assert!(long.delay([Span::MAX; 3], true, &mut Jitter::new(0)) >= Span(u32::MAX / 2));
     }
 
     #[test]

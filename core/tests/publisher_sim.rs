@@ -322,7 +322,10 @@ fn live(seed: u32) -> [u64; 6] {
         if !faulty && counters.pending == 0 && publisher.outbox().messages() == 0 {
             break;
         }
-        assert!(now < end_of_faults.after(Span::from_secs(60)), "{context}: stuck: {publisher:?}");
+        // Time may jump over an answer that is on its way. A connection that came up and was ended by
+        // that is followed by a wait of up to 16 s.
+        let stuck = now >= end_of_faults.after(Span::from_secs(240));
+        assert!(!stuck, "{context}: stuck: {:?} {:?}", publisher.state(), publisher.counters());
         // Mostly short steps, sometimes right to the next deadline.
         now = match publisher.deadline() {
             at if at > now && random.one_in(10) => at.min(now.after(Span::from_secs(2))),

@@ -69,7 +69,9 @@ pub struct Config<'a> {
     pub connect_timeout: Span,
     /// Reconnecting: after the first failure wait up to this, then up to double. Default 100 ms.
     pub reconnect_base: Span,
-    /// Reconnecting: never wait longer. Default 10 s.
+    /// Reconnecting: never wait longer for an nsqd that is not to be reached. Default 10 s. If one
+    /// accepted the connection, and it neither lasted for 10 s nor delivered a message, the wait is
+    /// up to 1 s, then 2 s, up to 16 s, or this if it is longer.
     pub reconnect_cap: Span,
     /// Reconnecting: spreads the first attempt after a loss over this time. Set it to seconds for
     /// a fleet of thousands. Default none.

@@ -15,7 +15,7 @@ use super::{
 use crate::address::Address;
 use crate::session::{Closed, Fault, Link, Session, Transmit, keep};
 use crate::talk::{Greet, Heard, REPLY_MAX, Stage, Talk, Why};
-use crate::time::{Backoff, Instant, Span, TimerId, Timers};
+use crate::time::{Attempts, Instant, Span, TimerId, Timers};
 use crate::wire::Window;
 use crate::wire::v2::hello;
 use crate::wire::v2::{self, ErrorCode, FramePart, FrameType, MessageHead};
@@ -38,8 +38,7 @@ pub(super) struct Connection {
     pub(super) talk: Talk,
     pub(super) cls: Cls,
     news: News,
-    /// Attempts to connect since it was good.
-    attempts: u8,
+    attempts: Attempts,
     /// The seat's, when it was followed last.
     serial: u16,
     /// The message being received: where to, and how much of it is there.
@@ -101,7 +100,7 @@ impl Connection {
         cls: Cls::Unsent,
         news: News::None,
         serial: 0,
-        attempts: 0,
+        attempts: Attempts::NONE,
         filling: Filling::Slot(0),
         have: 0,
         timers: Timers::ZERO,
@@ -250,7 +249,7 @@ impl ConnectionSession<'_, '_> {
                 // be dialed in turn without a pause.
                 if !wanted || talk.step == Instant::NEVER {
                     // Nothing is known of it yet: the first failure is followed by a wait.
-                    self.connection.attempts = 1;
+                    self.connection.attempts = Attempts::ONE;
                     talk.step = if wanted { self.shared.now } else { Instant::NEVER };
                 }
                 talk.set(if wanted { Stage::Waiting } else { Stage::Idle });
@@ -325,7 +324,9 @@ impl ConnectionSession<'_, '_> {
             Heard::Nothing => {}
             Heard::Heartbeat => {
                 count(&mut self.shared.tally.heartbeats);
-                self.prove_good();
+                if self.connection.talk.lasted(self.shared.now) {
+                    self.prove_good();
+                }
             }
             Heard::Ready => self.on_ready(),
             Heard::Response if self.connection.talk.stage() == Stage::Ready => {
@@ -354,7 +355,7 @@ impl ConnectionSession<'_, '_> {
 
     /// nsqd does what it is there for: the next loss is followed by an immediate redial.
     fn prove_good(&mut self) {
-        self.connection.attempts = 0;
+        self.connection.attempts.prove_good();
         if let Some(seat) = self.shared.directory.seat_mut(self.id) {
             seat.fails = false;
         }
@@ -453,10 +454,14 @@ impl ConnectionSession<'_, '_> {
     fn wait(&mut self) {
         let Config { reconnect_base, reconnect_cap, reconnect_spread, .. } = *self.shared.config;
         let spans = [reconnect_base, reconnect_cap, reconnect_spread];
-        let delay = Backoff::delay(spans, &mut self.connection.attempts, &mut self.shared.jitter);
+        if self.connection.talk.lasted(self.shared.now) {
+            self.prove_good();
+        }
+        let Connection { attempts, talk, .. } = &mut *self.connection;
+        let delay = attempts.delay(spans, talk.came_up(), &mut self.shared.jitter);
         self.connection.talk.step = self.shared.after(delay);
         self.connection.talk.set(Stage::Waiting);
-        if self.connection.attempts > 2 {
+        if self.connection.attempts.is_failing() {
             self.shared.go_round(Some(self.id));
         }
     }
@@ -498,14 +503,14 @@ impl Session for ConnectionSession<'_, '_> {
             return None;
         }
         let until = self.shared.after(self.shared.config.connect_timeout);
-        self.connection.talk.ask(Stage::Dialing, until);
+        self.connection.talk.dial(until);
         self.shared.directory.address(self.id)
     }
 
     fn open(&mut self, now: Instant) {
         self.shared.now = now;
         self.land();
-        self.connection.talk.open(self.shared.after(self.shared.config.connect_timeout));
+        self.connection.talk.open(now, self.shared.after(self.shared.config.connect_timeout));
     }
 
     fn receive(&mut self, now: Instant, bytes: &[u8]) -> Result<(), Fault> {

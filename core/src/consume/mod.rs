@@ -114,7 +114,7 @@ pub struct Discovery<const LOOKUPDS: usize, const NSQDS: usize> {
 }
 
 /// The most bytes that a connection takes of a [`Storage`].
-pub const CONNECTION_RAM_MAX: usize = 280;
+pub const CONNECTION_RAM_MAX: usize = 288;
 
 /// The most bytes that a message in flight takes of a [`Storage`], beside the ring.
 pub const MESSAGE_RAM_MAX: usize = 32;
@@ -556,10 +556,9 @@ impl<'a> Consumer<'a> {
         self.shared.directory.find_into(found);
         self.shared.may_leave();
         self.shared.rounds = Some(Shared::look_round);
-        let interval = self.shared.config.lookup_interval;
         self.lookupds.fill_with(|| Lookupd::NEW);
         for (lookupd, _) in self.lookupds.iter_mut().zip(lookupds) {
-            lookupd.start(interval);
+            lookupd.start();
         }
         Ok(())
     }

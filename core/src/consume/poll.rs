@@ -8,7 +8,7 @@ use super::{LookupdEvent, LookupdState, LookupdStatus, Shared, count};
 use crate::address::{Address, HOST_MAX};
 use crate::get::Get;
 use crate::session::{Closed, Fault, Link, Session, Transmit};
-use crate::time::{Backoff, Instant, Span};
+use crate::time::{Attempts, Instant, Span};
 use crate::wire::http::{BadAnswer, emit_get};
 use crate::wire::json::Token;
 
@@ -19,7 +19,7 @@ const RETRY: Span = Span::from_secs(1);
 #[derive(Debug)]
 pub(super) struct Lookupd {
     get: Get<HOST_MAX>,
-    backoff: Backoff,
+    attempts: Attempts,
     producers: Producers,
     round: Round,
 }
@@ -104,16 +104,14 @@ impl Lookupd {
     /// For storage.
     pub(super) const NEW: Self = Self {
         get: Get::NEW,
-        backoff: Backoff::new(RETRY, RETRY),
+        attempts: Attempts::ONE,
         producers: Producers::NEW,
         round: Round::NONE,
     };
 
     /// Asks from now on, at once.
-    pub(super) fn start(&mut self, interval: Span) {
+    pub(super) fn start(&mut self) {
         *self = Self::NEW;
-        self.backoff = Backoff::new(RETRY, interval);
-        self.backoff.skip_immediate();
         self.get.start(Instant::ZERO);
     }
 
@@ -214,7 +212,6 @@ impl LookupdSession<'_, '_> {
             lookupd.round = Round::NONE;
         }
         count(&mut self.shared.tally.lookups);
-        lookupd.backoff.skip_immediate();
         lookupd.get.close(now, Closed::Local, self.shared.config.close_timeout);
         self.shared.changed();
         Ok(())
@@ -314,15 +311,15 @@ impl Session for LookupdSession<'_, '_> {
         let why = lookupd.get.closed(why);
         let shared = &mut *self.shared;
         let delay = if why == Closed::Local {
-            lookupd.backoff.reset();
-            lookupd.backoff.skip_immediate();
+            lookupd.attempts = Attempts::ONE;
             // Never longer: that is how long a new nsqd may go unseen.
             let longest = shared.config.lookup_interval.as_millis().max(1);
             let shortest = longest.wrapping_sub(longest >> 2);
             shared.jitter.between(Span::from_millis(shortest), Span::from_millis(longest))
         } else {
             count(&mut shared.tally.lookups_failed);
-            lookupd.backoff.next_delay(&mut shared.jitter)
+            let spans = [RETRY, shared.config.lookup_interval, Span::ZERO];
+            lookupd.attempts.delay(spans, false, &mut shared.jitter)
         };
         lookupd.get.wait(now.after(delay));
         shared.changed();

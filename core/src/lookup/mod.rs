@@ -14,7 +14,8 @@
 //!    +--- retired ---------------------------+
 //! ```
 //!
-//! Beyond nsqd: reconnects at once after a loss, then with jittered backoff; pipelines; checks
+//! Beyond nsqd: reconnects at once after the loss of a connection that was good (all was answered and
+//! stayed so for a second, or it lasted for 10 s), then with jittered backoff; pipelines; checks
 //! every answer; jitters PING; asserts everything again at a slow interval, which heals what an
 //! administrator deleted; unregisters on [`Lookup::stop`].
 //!
@@ -36,7 +37,7 @@ use core::fmt;
 
 use crate::address::Address;
 use crate::session::Closed;
-use crate::time::{Backoff, Instant, Span};
+use crate::time::{Instant, Span};
 pub use crate::wire::v1::NodeInfo;
 pub use peer::PeerSession;
 use peer::{FindPort, Http, Peer};
@@ -65,8 +66,10 @@ pub struct Config<'a> {
     pub reassert: Span,
     /// Reconnecting: after the first failure wait up to this, then up to double. Default 50 ms.
     pub reconnect_base: Span,
-    /// Reconnecting: never wait longer. Default 800 ms, so that a node is listed within a second
-    /// of an nsqlookupd's return. Longer in a [`fleet`](Self::fleet).
+    /// Reconnecting: never wait longer for an nsqlookupd that is not to be reached. Default 800 ms,
+    /// so that a node is listed within a second of its return. Longer in a [`fleet`](Self::fleet).
+    /// One that accepts connections and closes them again is dialed after 1 s, then up to 2 s, up
+    /// to 16 s, or this if it is longer.
     pub reconnect_cap: Span,
     /// Reconnecting: spreads the first attempt after a loss over this time. Default none; see
     /// [`fleet`](Self::fleet).
@@ -117,8 +120,8 @@ impl<'a> Config<'a> {
         Ok(())
     }
 
-    const fn backoff(&self) -> Backoff {
-        Backoff::new(self.reconnect_base, self.reconnect_cap).with_spread(self.reconnect_spread)
+    const fn reconnect(&self) -> [Span; 3] {
+        [self.reconnect_base, self.reconnect_cap, self.reconnect_spread]
     }
 }
 

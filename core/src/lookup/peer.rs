@@ -10,7 +10,7 @@ use super::{Config, DETAIL_MAX, HttpPort, OUTSTANDING_MAX, PeerEvent, PeerState,
 use crate::address::Address;
 use crate::macros::trace_state;
 use crate::session::{Awaited, Closed, DialError, Fault, Link, Session, Transmit, keep};
-use crate::time::{Backoff, Instant, Jitter, Span, TimerId, Timers};
+use crate::time::{Attempts, Instant, Jitter, LASTED, Span, TimerId, Timers};
 use crate::wire::Window;
 use crate::wire::v1::{self, Command, HttpPortFinder, LINE_MAX, ReplyDecoder, ReplyPart};
 use crate::wire::v2::ErrorCode;
@@ -20,6 +20,9 @@ const REPLY_MAX: u32 = 4096;
 
 /// Takes the longest command line.
 const STAGING: usize = LINE_MAX + 3;
+
+/// Who was told everything, and has answered it, for so long has listed the node.
+const LISTED: Span = Span::from_secs(1);
 
 /// A connection to one nsqlookupd, and what is known of it.
 // In this order for the reason given at `Publisher`.
@@ -44,9 +47,11 @@ pub(super) struct Peer {
     connections: u32,
     failures: u32,
     timers: Timers<Timer, 4>,
-    backoff: Backoff,
+    attempts: Attempts,
     jitter: Jitter,
     opened_at: Instant,
+    /// All that was to be registered was answered on this connection.
+    listed: bool,
     last: Option<Closed>,
     news: Option<PeerEvent>,
     http: Http,
@@ -93,9 +98,10 @@ impl Peer {
             connections: 0,
             failures: 0,
             timers: Timers::new(),
-            backoff: Backoff::new(Span::ZERO, Span::ZERO),
+            attempts: Attempts::NONE,
             jitter: Jitter::new(0),
             opened_at: Instant::NEVER,
+            listed: false,
             last: None,
             news: None,
             http: Http { port: 0, finder: HttpPortFinder::new() },
@@ -145,7 +151,7 @@ impl Peer {
     /// Connects to `address` from now on, once the connection that may still be closing is gone.
     pub(super) fn assign(&mut self, config: &Config<'_>, now: Instant, address: Address) {
         self.address = Some(address);
-        self.backoff = config.backoff();
+        self.attempts = Attempts::NONE;
         self.last = None;
         if !matches!(self.state, PeerState::Leaving) {
             // There it may hold the first half of an answer.
@@ -155,7 +161,7 @@ impl Peer {
         self.failures = 0;
         self.http.port = 0;
         if matches!(self.state, PeerState::Unused) {
-            self.wait(now);
+            self.wait(config, now);
         }
     }
 
@@ -193,8 +199,9 @@ impl Peer {
         self.outstanding == 0 && self.written == self.staged && self.pings == 0
     }
 
-    fn wait(&mut self, now: Instant) {
-        let delay = self.backoff.next_delay(&mut self.jitter);
+    fn wait(&mut self, config: &Config<'_>, now: Instant) {
+        let came_up = core::mem::replace(&mut self.opened_at, Instant::NEVER) != Instant::NEVER;
+        let delay = self.attempts.delay(config.reconnect(), came_up, &mut self.jitter);
         self.timers.set(Timer::State, now.after(delay));
         self.set_state(PeerState::Waiting);
     }
@@ -400,6 +407,8 @@ impl PeerSession<'_, '_> {
             return Ok(());
         }
         self.peer.timers.stop(Timer::Reply);
+        // Also what it never had to register: then PING was answered.
+        self.peer.listed |= self.is_settled();
         self.peer.version = self.peer.version.wrapping_add(1);
         if matches!(self.peer.state, PeerState::Leaving) && self.is_settled() {
             self.peer.close(self.config, now, Closed::Local);
@@ -462,6 +471,7 @@ impl Session for PeerSession<'_, '_> {
         peer.handshake_at = 0;
         peer.handshake_len = 0;
         peer.opened_at = now;
+        peer.listed = false;
         peer.timers.stop_all();
         peer.timers.set(Timer::State, now.after(self.config.connect_timeout));
         peer.set_state(PeerState::Identifying);
@@ -550,16 +560,14 @@ impl Session for PeerSession<'_, '_> {
         if !replaced {
             peer.failures = peer.failures.saturating_add(1);
             peer.last = Some(why);
-            let a_while = self.config.reconnect_cap.max(Span::from_millis(1));
-            if peer.opened_at.after(a_while) <= now {
-                // It held for a while: again at once.
-                peer.backoff.reset();
+            let enough = if peer.listed { LISTED } else { LASTED };
+            if peer.opened_at.after(enough) <= now {
+                peer.attempts.prove_good();
             }
         }
-        peer.opened_at = Instant::NEVER;
         peer.news = Some(PeerEvent::Disconnected(why));
         if peer.address.is_some() {
-            peer.wait(now);
+            peer.wait(self.config, now);
         } else {
             peer.set_state(PeerState::Unused);
         }

@@ -49,7 +49,9 @@ pub struct Config<'a> {
     /// Reconnecting: after a round of all addresses failed, wait up to this, then up to double.
     /// Default 100 ms.
     pub reconnect_base: Span,
-    /// Reconnecting: never wait longer. Default 2 s.
+    /// Reconnecting: never wait longer for an nsqd that is not to be reached. Default 2 s. If one
+    /// accepted the connection, and it neither lasted for 10 s nor was a message acknowledged or
+    /// finally refused on it, the wait is up to 1 s, then 2 s, up to 16 s, or this if it is longer.
     pub reconnect_cap: Span,
     /// Reconnecting: spreads the first attempt after a loss over this time. Set it to seconds for
     /// a fleet of thousands. Default none.

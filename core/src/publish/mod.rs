@@ -43,7 +43,7 @@ use crate::address::Address;
 use crate::name::TopicName;
 use crate::session::{Awaited, Closed, Fault, Link, Session, Transmit};
 use crate::talk::{Heard, Stage, Talk, Why};
-use crate::time::{Backoff, Instant, Jitter, Span, expire};
+use crate::time::{Attempts, Instant, Jitter, Span, expire};
 use crate::wire::Window;
 use crate::wire::v2::{self, ErrorCode, FramePart, FrameType};
 use outbox::Flights;
@@ -59,7 +59,7 @@ pub const DETAIL_MAX: usize = 64;
 pub const DEFER_MAX: Span = Span::from_secs(3600);
 
 /// The most bytes that a [`Publisher`] takes.
-pub const RAM_MAX: usize = 744;
+pub const RAM_MAX: usize = 752;
 
 /// Deadlines are rounded up to a multiple of this, 131 ms, so that messages published close
 /// together still leave together.
@@ -87,8 +87,9 @@ pub struct Publisher<'a> {
     /// The nsqd in use or next to try, and how many failed in this round.
     current: u8,
     failed: u8,
-    /// Attempts to connect since it was good.
-    attempts: u8,
+    /// One that came up in this round was not good.
+    short: bool,
+    attempts: Attempts,
     /// What is staged is the head of the command being written.
     talk: Talk,
     config: &'a Config<'a>,
@@ -308,8 +309,8 @@ impl<'a> Publisher<'a> {
             staged_pub: false,
             current: 0,
             failed: 0,
-            // The first failure is followed by a wait.
-            attempts: 1,
+            short: false,
+            attempts: Attempts::ONE,
             talk: Talk::PUBLISHER,
             config: &NONE,
             version: 0,
@@ -697,7 +698,6 @@ impl<'a> Publisher<'a> {
             Heard::Nothing => Ok(()),
             Heard::Heartbeat => {
                 self.counters.heartbeats = self.counters.heartbeats.saturating_add(1);
-                self.prove_good();
                 Ok(())
             }
             Heard::Ready => {
@@ -725,8 +725,9 @@ impl<'a> Publisher<'a> {
 
     /// nsqd does what it is there for: the next loss is followed by an immediate redial.
     fn prove_good(&mut self) {
-        self.attempts = 0;
+        self.attempts.prove_good();
         self.failed = 0;
+        self.short = false;
     }
 
     fn on_ok(&mut self, now: Instant) -> Result<(), Fault> {
@@ -808,7 +809,7 @@ impl<'a> Publisher<'a> {
     /// How long to wait before the next dial, and whom to dial then.
     fn next_attempt(&mut self) -> Span {
         self.failed = self.failed.saturating_add(1);
-        if self.attempts == 0 {
+        if self.attempts.is_good() {
             // It was good: the same again, at once.
         } else {
             let count = self.nsqds.len();
@@ -821,7 +822,7 @@ impl<'a> Publisher<'a> {
         self.failed = 0;
         let Config { reconnect_base, reconnect_cap, reconnect_spread, .. } = *self.config;
         let spans = [reconnect_base, reconnect_cap, reconnect_spread];
-        Backoff::delay(spans, &mut self.attempts, &mut self.jitter)
+        self.attempts.delay(spans, core::mem::take(&mut self.short), &mut self.jitter)
     }
 }
 
@@ -834,7 +835,7 @@ impl Session for Publisher<'_> {
         if !self.talk.is_due(now) {
             return None;
         }
-        self.talk.ask(Stage::Dialing, now.after(self.config.connect_timeout));
+        self.talk.dial(now.after(self.config.connect_timeout));
         self.changed();
         self.nsqd()
     }
@@ -842,7 +843,7 @@ impl Session for Publisher<'_> {
     fn open(&mut self, now: Instant) {
         self.land(Closed::Local);
         self.reply = Instant::NEVER;
-        self.talk.open(now.after(self.config.connect_timeout));
+        self.talk.open(now, now.after(self.config.connect_timeout));
         self.changed();
     }
 
@@ -921,6 +922,10 @@ impl Session for Publisher<'_> {
         }
         self.counters.failures = self.counters.failures.saturating_add(1);
         self.news = Some(News::Disconnected(self.current, why));
+        if self.talk.lasted(now) {
+            self.prove_good();
+        }
+        self.short |= self.talk.came_up();
         let delay = self.next_attempt();
         self.talk.step = now.after(delay);
         self.set(Stage::Waiting);

@@ -764,7 +764,56 @@ fn an_nsqd_that_accepts_and_hangs_up_is_not_hammered() {
         }
         rig.wait(1);
     }
-    assert!((30..150).contains(&dials), "{dials} dials in a minute");
+    assert!((5..12).contains(&dials), "{dials} dials in a minute");
+}
+
+#[test]
+fn only_an_nsqd_that_takes_messages_or_lasts_is_dialed_again_at_once() {
+    for (say, held, at_once) in [
+        (None, 9999, false),
+        (None, 10_000, true),
+        (Some(HEARTBEAT.to_vec()), 1000, false),
+        (Some(OK.to_vec()), 0, true),
+        (Some(frame(1, "E_BAD_MESSAGE PUB message too big 1 > 0")), 0, true),
+        (Some(frame(1, "E_PUB_FAILED PUB failed exiting")), 0, false),
+    ] {
+        rig!(rig);
+        rig.publish("a");
+        rig.connect();
+        rig.written();
+        if let Some(say) = &say {
+            let _ = rig.publisher.receive(rig.now, say);
+        }
+        // Without a tick: a tick would end it, as its answer is late.
+        rig.now = rig.now.after(Span::from_millis(held));
+        rig.lose();
+        assert_eq!(rig.publisher.dial(rig.now).is_some(), at_once, "{say:?}, {held} ms");
+        rig.wait(499);
+        assert!(rig.publisher.dial(rig.now).is_none(), "{say:?}, {held} ms");
+    }
+}
+
+#[test]
+fn a_round_in_which_one_came_up_and_was_not_good_is_followed_by_a_longer_wait() {
+    rig!(rig, Config::new(), 1024, ["one:1", "two:1"]);
+    let mut wait = |hangs_up: bool| {
+        for name in ["one:1", "two:1"] {
+            assert_eq!(rig.dial(), name);
+            if hangs_up && name == "one:1" {
+                rig.publisher.open(rig.now);
+            }
+            rig.lose();
+        }
+        let before = rig.now;
+        while rig.publisher.deadline() > rig.now {
+            rig.wait(1);
+        }
+        rig.now.since(before).as_millis()
+    };
+    assert!((50..=100).contains(&wait(false)));
+    assert!((500..=1000).contains(&wait(true)));
+    assert!((1000..=2000).contains(&wait(true)));
+    assert!((50..=2000).contains(&wait(false)));
 }
 
 #[test]

@@ -502,7 +502,7 @@ fn check_quiet(handle: &Publisher<'_>, ledger: &mut Ledger, now: Instant) {
 fn check_redial(handle: &Publisher<'_>, life: &mut Life, now: Instant, config: &Config<'_>) {
     handle.look(|p| {
         let c = p.counters();
-        let done = c.acknowledged + c.late + c.rejected + u64::from(c.heartbeats);
+        let done = c.acknowledged + c.late + c.rejected;
         life.good &= life.connections == c.connections;
         life.good |= life.done != done;
         (life.connections, life.done) = (c.connections, done);
