@@ -12,16 +12,19 @@
 //! | `schedule` | what is to happen |
 //! | `exec` | who is polled, and whether there was a reason |
 //! | [`nsqd`], [`nsqlookupd`], `web` | the model servers, the first two held against the real ones by `tests/differential.rs` |
-//! | `actor` | what takes part; `publisher`, `registrar`, `consumer`, `node` and `directory` are its kinds |
+//! | `actor` | what takes part; `publisher`, `registrar`, `consumer`, `node`, `directory`, `visitor`, `board` and `hostile` are its kinds |
+//! | `script` | a connection of a visitor or of a hostile client |
 //! | [`watch`] | which state met which event, and the trace |
 //! | [`run`] | one world, and many |
 //!
 //! Start with `cargo xtask sim --help`.
 
 mod actor;
+mod board;
 mod consumer;
 mod directory;
 mod exec;
+mod hostile;
 mod node;
 pub mod nsqd;
 pub mod nsqlookupd;
@@ -30,6 +33,7 @@ pub mod random;
 mod registrar;
 pub mod run;
 mod schedule;
+mod script;
 mod seats;
 pub mod server;
 pub mod shrink;

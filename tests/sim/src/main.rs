@@ -26,6 +26,9 @@ struct Options {
     /// The first of them
     #[arg(long, default_value_t = 0)]
     from: u64,
+    /// From each to the next: `--from 4 --every 8` is all with hostile clients
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+    every: u64,
     /// Stop at the first that fails, and say no more than its failure
     #[arg(long)]
     first: bool,
@@ -99,7 +102,7 @@ fn many(options: &Options) -> bool {
                         if n >= options.seeds || enough {
                             break;
                         }
-                        let seed = options.from + n;
+                        let seed = options.from + n * options.every;
                         let report = run::live(seed, None, false);
                         coverage.add(&report.coverage);
                         if let Some(failure) = report.failure {

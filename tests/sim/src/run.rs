@@ -7,9 +7,11 @@ use std::rc::Rc;
 use std::task::{Context, Waker};
 
 use crate::actor::{Actor, Desk, Order, Process};
+use crate::board::{Board, Consumer, Ledger};
 use crate::consumer::Subscriber;
 use crate::directory::Lists;
 use crate::exec::take_woken;
+use crate::hostile::Hostile;
 use crate::node::Daemon;
 use crate::nsqd::Nsqd;
 use crate::nsqlookupd::{Known, Nsqlookupd};
@@ -44,6 +46,13 @@ pub struct Failure {
     pub message: String,
 }
 
+/// One of so many worlds has a board and hostile clients.
+const HOSTILE: u64 = 8;
+/// The first seed of which that is so: today's node does not stand it.
+const FIRST_WORLD: u64 = 1 << 32;
+/// The first of these, behind the board and its consumer.
+const FIRST_HOSTILE: usize = 2;
+
 thread_local! {
     static FAILURE: RefCell<Option<Failure>> = const { RefCell::new(None) };
 }
@@ -69,9 +78,15 @@ pub fn live(seed: u64, keep: Option<&[usize]>, trace: bool) -> Report {
     watch::begin(trace);
     FAILURE.set(None);
     let mut random = Random::new(seed);
-    let mut stage = Stage::new(&mut random);
+    let hostile = seed >= FIRST_WORLD && seed % HOSTILE == HOSTILE / 2;
+    let mut stage = if hostile { Stage::hostile(&mut random) } else { Stage::new(&mut random) };
     let (actors, hosts) = (stage.slots.len(), stage.hosts);
-    let (steps, end) = schedule::generate(&mut random.fork(), actors, hosts);
+    let dice = &mut random.fork();
+    let (steps, end) = if hostile {
+        schedule::hostile(dice, FIRST_HOSTILE..actors, hosts)
+    } else {
+        schedule::generate(dice, actors, hosts)
+    };
     let kept = |at: &usize| keep.is_none_or(|keep| keep.contains(at));
     for at in (0..steps.len()).filter(kept) {
         stage.world.push(steps[at].at * 1000, Due::Step(at));
@@ -184,6 +199,28 @@ impl Stage {
         }
         let slots = all.into_iter().map(|actor| Slot { actor, process: None }).collect();
         Self { world, slots, hosts: 2 * nodes + 2 * lookupds, random: random.fork() }
+    }
+
+    /// A node of a board's size, its honest consumer, and hostile clients.
+    fn hostile(random: &mut Random) -> Self {
+        let actors = FIRST_HOSTILE + random.between(1, 3) as usize;
+        let clock = random.pick(&[0, 0, 1, 1 << 32, 1 << 62]);
+        let world = World::new(random.below(u64::MAX), actors, clock);
+        let ports = (world.add_port("nsqd0".into(), 0), world.add_port("stat0".into(), 0));
+        let ledger = Rc::new(Ledger::default());
+        let mut all: Vec<Box<dyn Actor>> = vec![
+            Box::new(Board::new(&world, 0, ports, &ledger, random)),
+            Box::new(Consumer::new(&world, 1, &ledger)),
+        ];
+        for me in FIRST_HOSTILE..actors {
+            all.push(Box::new(Hostile::new(&world, me, &ledger, random)));
+        }
+        // What is honest comes first.
+        for me in 0..actors {
+            world.push(1000 * me as u64, Due::Start(me));
+        }
+        let slots = all.into_iter().map(|actor| Slot { actor, process: None }).collect();
+        Self { world, slots, hosts: 2, random: random.fork() }
     }
 
     /// Model servers, and those who need them.

@@ -2,6 +2,7 @@
 //! each other, so that some of them can be left out.
 
 use std::fmt;
+use std::ops::Range;
 
 use crate::random::Random;
 use crate::server::Mode;
@@ -207,6 +208,33 @@ pub(crate) fn generate(random: &mut Random, actors: usize, hosts: usize) -> (Vec
     }
     steps.sort_by_key(|step| step.at);
     (steps, end)
+}
+
+/// When the first hostile client comes, in milliseconds: others are there by then.
+const HOSTILE: u64 = 5000;
+
+/// What hostile clients do, and what breaks their connections; others have nothing to suffer but them.
+pub(crate) fn hostile(random: &mut Random, actors: Range<usize>, hosts: usize) -> (Vec<Step>, u64) {
+    let mut steps = Vec::new();
+    for actor in actors {
+        for _ in 0..random.between(1, 12) {
+            let at = random.between(HOSTILE, FAULTY - 1);
+            steps.push(Step { at, what: What::Act(actor, random.below(u64::MAX)) });
+        }
+        for _ in 0..random.pick(&[0, 0, 1, 6]) {
+            let at = random.between(HOSTILE, FAULTY - 1);
+            let host = random.below(hosts as u64) as usize;
+            let cut = random.pick(&[Cut::Reset, Cut::End, Cut::HalfOpen, Cut::HalfOpen]);
+            let ms = random.between(1, 5000);
+            let what = match random.below(3) {
+                0 => What::Restart(actor, Restart::Process(ms)),
+                _ => What::Cut(actor, host, cut),
+            };
+            steps.push(Step { at, what });
+        }
+    }
+    steps.sort_by_key(|step| step.at);
+    (steps, END)
 }
 
 /// A fault of a kind, 0 to 15.

@@ -4,21 +4,18 @@
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::future::poll_fn;
-use std::pin::pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
-use nanonsq_core::address::Address;
-use nanonsq_core::drive::{Dialer as _, Sleep as _, Transport as _};
-use nanonsq_core::session::Transmit;
-use nanonsq_core::time::{Instant, Span};
+use nanonsq_core::time::Span;
 
 use crate::actor::{Actor, Desk, ORDERS, Order, Process, until};
 use crate::exec::application;
 use crate::random::Random;
+use crate::script::{Part, play};
 use crate::server::{ConnId, Seen};
 use crate::watch::{self, Session};
-use crate::world::{Clock, Dials, World};
+use crate::world::World;
 
 /// Connections at a time.
 const LANES: usize = 2;
@@ -47,19 +44,6 @@ struct Visit {
     requests: usize,
     /// An answer may have the head of a body and none.
     heads: bool,
-}
-
-enum Part {
-    Say(Vec<u8>),
-    Pause(Span),
-    /// Nothing is read until so much later.
-    Deaf(Span),
-    /// So many bytes are taken before they are read.
-    Narrow(usize),
-    /// Ends its stream.
-    Close,
-    /// Is gone.
-    Cut,
 }
 
 /// What was answered.
@@ -187,104 +171,15 @@ async fn live(
     world: &World,
     session: Session,
     host: &str,
-    mut script: VecDeque<Part>,
+    script: VecDeque<Part>,
     patience: Span,
 ) -> Option<Vec<u8>> {
-    let mut clock = Clock::of_session(world, session);
-    let end = clock.now().after(patience);
-    let address: Address = format!("{host}:80").parse().expect("an address");
-    let mut dials = Dials(world.clone(), session);
-    let mut pipe = {
-        let mut dial = pin!(dials.dial(&address));
-        let dialed = poll_fn(|cx| match dial.as_mut().poll(cx) {
-            Poll::Ready(dialed) => Poll::Ready(dialed.ok()),
-            Poll::Pending => clock.poll_until(cx, end).map(|()| None),
-        });
-        dialed.await?
-    };
-    let (mut hears, mut pause) = (Instant::from_micros(0), None);
     let mut heard = Vec::new();
-    poll_fn(|cx| {
-        let mut buf = [0; 200];
-        loop {
-            let now = clock.now();
-            let (mut moved, mut alarm) = (false, end);
-            match script.front_mut() {
-                Some(Part::Say(bytes)) => {
-                    match pipe.poll_write(cx, Transmit { head: bytes, body: &[] }) {
-                        Poll::Ready(Ok(n)) => {
-                            bytes.drain(..n);
-                            moved = true;
-                            if bytes.is_empty() {
-                                script.pop_front();
-                            }
-                        }
-                        Poll::Ready(Err(_)) => {
-                            // What was said before may still come.
-                            script.clear();
-                            moved = true;
-                        }
-                        Poll::Pending => {}
-                    }
-                }
-                Some(Part::Pause(span)) => {
-                    let until = *pause.get_or_insert(now.after(*span));
-                    if until <= now {
-                        pause = None;
-                        script.pop_front();
-                        moved = true;
-                    } else {
-                        alarm = alarm.min(until);
-                    }
-                }
-                Some(Part::Deaf(span)) => {
-                    hears = now.after(*span);
-                    script.pop_front();
-                    moved = true;
-                }
-                Some(Part::Narrow(window)) => {
-                    pipe.narrow(*window);
-                    script.pop_front();
-                    moved = true;
-                }
-                Some(Part::Close) => match pipe.poll_close(cx) {
-                    Poll::Ready(_) => {
-                        script.clear();
-                        moved = true;
-                    }
-                    Poll::Pending => {}
-                },
-                Some(Part::Cut) => return Poll::Ready(()),
-                None => {}
-            }
-            if hears <= now {
-                match pipe.poll_read(cx, &mut buf) {
-                    Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(()),
-                    Poll::Ready(Ok(n)) => {
-                        heard.extend_from_slice(&buf[..n]);
-                        moved = true;
-                    }
-                    Poll::Pending => {}
-                }
-            } else {
-                alarm = alarm.min(hears);
-            }
-            if end <= now {
-                return Poll::Ready(());
-            }
-            if !moved {
-                let due = clock.poll_until(cx, alarm);
-                // The end of time comes, and no clock shows it.
-                if due.is_pending() || alarm == end {
-                    return due;
-                }
-            }
-        }
-    })
-    .await;
-    let theirs = pipe.is_of(host);
-    drop(pipe);
-    if !theirs {
+    let theirs = play(world, session, host, script, patience, |bytes| {
+        heard.extend_from_slice(bytes);
+        Vec::new()
+    });
+    if !theirs.await? {
         watch::count("visited somebody else");
         return None;
     }

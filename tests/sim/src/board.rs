@@ -1,0 +1,425 @@
+//! A node with the tables and the store of `examples/board`, an application that publishes like a
+//! sensor, and an honest consumer; see `hostile` for who works against them.
+//!
+//! Whatever the hostile ones do, the application publishes within [`LIMIT`], and its messages come
+//! to the consumer.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, VecDeque};
+use std::future::poll_fn;
+use std::pin::pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+
+use embassy_sync::blocking_mutex::raw::NoopRawMutex;
+use nanonsq_core::drive::node::{self, Dialers, Handle, Settings};
+use nanonsq_core::drive::{Port as Slots, Ports, Sleep as _};
+use nanonsq_core::lookup::{Config as LookupConfig, NodeInfo};
+use nanonsq_core::name::TopicName;
+use nanonsq_core::node::{ClientState, Config, HttpConfig};
+use nanonsq_core::session::Session as _;
+use nanonsq_core::time::Span;
+
+use crate::actor::{Actor, Desk, ORDERS, Order, Process, RUNNER};
+use crate::exec::application;
+use crate::random::Random;
+use crate::script::{Part, pause, play};
+use crate::server::{ConnId, Seen};
+use crate::watch::{self, Session};
+use crate::world::{Clock, Dials, Listens, Port, Role, World};
+
+/// As `examples/board` has them.
+const TOPICS: usize = 4;
+const CHANNELS: usize = 6;
+const CLIENTS: usize = 4;
+const IN_FLIGHT: usize = 100;
+const HTTP: usize = 2;
+const PEERS: usize = 2;
+const RX: usize = 256;
+const STORE: usize = 32 * 1024;
+
+/// Sessions as in `node`, and the application's alarm.
+const FIRST_HTTP: usize = CLIENTS + 1;
+const FIRST_PEER: usize = FIRST_HTTP + HTTP + 1;
+const ASKER: usize = FIRST_PEER + PEERS;
+const ALARM: usize = ASKER + 1;
+
+/// The device's own topics: what the consumer consumes, and what nobody does.
+pub(crate) const READINGS: &str = "readings";
+pub(crate) const OTHERS: [&str; 2] = ["reports", "replies"];
+/// The consumer's channel of the readings.
+pub(crate) const ARCHIVE: &str = "archive";
+
+/// The longest message of the application: as many as may be in flight in both channels that its
+/// topic can have fit into the store, and leave some of it.
+const BODY_MAX: u64 = 60;
+
+/// What the consumer may have in flight.
+const RDY: u32 = 20;
+
+/// The longest that the application waits for room, in microseconds.
+pub(crate) const LIMIT: u64 = 2_000_000;
+/// The longest that a message is on its way to the consumer, unless another one shares its channel.
+const ARRIVES: u64 = 5_000_000;
+
+/// What the application published, and what of it has come.
+#[derive(Default)]
+pub(crate) struct Ledger {
+    /// When each was accepted; how often it came.
+    sent: RefCell<BTreeMap<u32, (u64, u32)>>,
+    /// A hostile client has, or had, the consumer's channel too.
+    pub(crate) shared: Cell<bool>,
+}
+
+/// See the [module](self).
+pub(crate) struct Board {
+    world: World,
+    me: usize,
+    tcp: Port,
+    http: Port,
+    setup: Rc<Setup>,
+    ledger: Rc<Ledger>,
+}
+
+struct Setup {
+    config: Config<'static>,
+    /// From one reading to the next, at most, in milliseconds.
+    period: u64,
+    dice: Random,
+}
+
+impl Board {
+    pub(crate) fn new(
+        world: &World,
+        me: usize,
+        (tcp, http): (Port, Port),
+        ledger: &Rc<Ledger>,
+        random: &mut Random,
+    ) -> Self {
+        let seed = random.below(1 << 32) as u32;
+        let config = Config { boot: 1, seed, ..Config::new() };
+        let period = random.pick(&[200, 1000, 5000]);
+        watch::say(|| format!("node{me} is a board, with a reading each {period} ms"));
+        let setup = Rc::new(Setup { config, period, dice: random.fork() });
+        Self { world: world.clone(), me, tcp, http, setup, ledger: ledger.clone() }
+    }
+}
+
+impl Actor for Board {
+    fn start(&mut self) -> (Process, Rc<Desk>) {
+        // The last unit publishes.
+        let desk = Desk::new(3, ASKER as u32);
+        for session in 0..CLIENTS {
+            watch::add((self.me, session), watch::NODE);
+        }
+        for n in 0..HTTP {
+            watch::add((self.me, FIRST_HTTP + n), watch::HTTP);
+        }
+        for spare in [CLIENTS, FIRST_HTTP + HTTP] {
+            watch::add((self.me, spare), watch::BUSY);
+        }
+        self.tcp.set_up(&self.world, true);
+        self.http.set_up(&self.world, true);
+        let ports = (self.tcp.clone(), self.http.clone());
+        let (world, setup, ledger) = (self.world.clone(), self.setup.clone(), self.ledger.clone());
+        (Box::pin(run(world, self.me, setup, ledger, ports, desk.clone())), desk)
+    }
+
+    fn seen(&mut self, _: Session, _: ConnId, _: Seen) {}
+}
+
+type Node<'a> = Handle<'a, NoopRawMutex, Clock>;
+
+async fn run(
+    world: World,
+    me: usize,
+    setup: Rc<Setup>,
+    ledger: Rc<Ledger>,
+    (tcp, http): (Port, Port),
+    desk: Rc<Desk>,
+) {
+    let units = &desk.units;
+    let mut store = vec![0xee; STORE];
+    let mut resources = node::Resources::<
+        NoopRawMutex,
+        TOPICS,
+        CHANNELS,
+        CLIENTS,
+        IN_FLIGHT,
+        HTTP,
+        PEERS,
+        RX,
+    >::new();
+    let (serving, peers) = (Rc::new(RefCell::default()), Rc::new(RefCell::default()));
+    peers.replace(VecDeque::from([Role::Handle]));
+    let plan = VecDeque::from([Role::Runner(peers.clone()), Role::Runner(serving.clone())]);
+    let clock = Clock::of_plan(&world, me, Rc::new(RefCell::new(plan)));
+    let (mut next, mut visited) = (0, 0);
+    let ports = Ports {
+        tcp: Slots::new(|| {
+            next += 1;
+            let (world, port) = (world.clone(), tcp.clone());
+            Listens { world, port, session: (me, next - 1), tap: None }
+        }),
+        http: Slots::new(|| {
+            visited += 1;
+            let (world, port) = (world.clone(), http.clone());
+            Listens { world, port, session: (me, FIRST_HTTP + visited - 1), tap: None }
+        }),
+    };
+    let lookup = LookupConfig::new(NodeInfo {
+        broadcast_address: "nsqd0",
+        hostname: "nsqd0",
+        tcp_port: 4150,
+        http_port: 4151,
+        version: "1.3.0",
+        ..NodeInfo::default()
+    });
+    let settings =
+        Settings { node: &setup.config, http: &HttpConfig::new(), lookup: &lookup, lookupds: &[] };
+    let dialers = Dialers {
+        lookupds: std::array::from_fn(|n| Dials(world.clone(), (me, FIRST_PEER + n))),
+        channels: Some(Dials(world.clone(), (me, ASKER))),
+    };
+    let (handle, mut runner) =
+        node::new(&mut resources, settings, &mut store, ports, dialers, clock)
+            .expect("a good configuration");
+    let topic = |name| TopicName::new(name).expect("a name");
+    let readings = topic(READINGS);
+    for own in [READINGS].into_iter().chain(OTHERS) {
+        handle.create_topic(&topic(own)).expect("room for the device's own");
+    }
+    serving.replace((0..FIRST_PEER).chain([ASKER]).map(Role::Session).collect());
+    peers.replace((FIRST_PEER..ASKER).map(Role::Session).collect());
+    let mut run = pin!(runner.run());
+    let mut publishing = pin!(publish(&world, me, &setup, &ledger, &handle, &readings));
+    poll_fn(|_| -> Poll<()> {
+        while let Some((unit, _)) = units.take(world.now()) {
+            let waker = units.waker(unit);
+            let cx = &mut Context::from_waker(&waker);
+            match unit {
+                RUNNER => drop(run.as_mut().poll(cx)),
+                ORDERS => {
+                    while let Some(order) = desk.next_order() {
+                        if matches!(order, Order::End) {
+                            finish(&handle, &world, &ledger);
+                        }
+                    }
+                }
+                _ => drop(application(|| publishing.as_mut().poll(cx))),
+            }
+            read_states(&handle, me);
+            check(&handle);
+        }
+        Poll::Pending
+    })
+    .await;
+}
+
+/// Reads a sensor and publishes, for ever; each time within the limit.
+async fn publish(
+    world: &World,
+    me: usize,
+    setup: &Setup,
+    ledger: &Ledger,
+    handle: &Node<'_>,
+    readings: &TopicName,
+) {
+    let mut random = setup.dice.clone();
+    let mut clock = Clock::of_session(world, (me, ALARM));
+    for number in 0.. {
+        // Now and then several at once.
+        if !random.one_in(8) {
+            let ms = 1 + random.below(setup.period);
+            pause(&mut clock, Span::from_millis(ms as u32)).await;
+        }
+        let mut body = format!("{number}/").into_bytes();
+        body.resize(random.between(10, BODY_MAX) as usize, b'r');
+        let (began, alarm) = (world.now(), clock.now().after(Span::from_millis(2000)));
+        let mut taken = pin!(handle.publish(readings, &body));
+        let taken = poll_fn(|cx| {
+            let taken = taken.as_mut().poll(cx);
+            if taken.is_pending() {
+                watch::count("application waits");
+                let _ = clock.poll_until(cx, alarm);
+                let waited = world.now() - began;
+                assert!(waited < LIMIT, "the application waits for {waited} us: {}", seen(handle));
+            }
+            taken
+        });
+        taken.await.expect("a message that fits, in a topic that is there");
+        ledger.sent.borrow_mut().entry(number).or_insert((world.now(), 0));
+    }
+}
+
+/// What there is to see of a node.
+fn seen(handle: &Node<'_>) -> String {
+    let seen = handle.look(|node| {
+        let topics: Vec<_> = node
+            .topics()
+            .map(|topic| (topic, node.channels(topic.name).collect::<Vec<_>>()))
+            .collect();
+        format!("{:?} {topics:?}", node.store())
+    });
+    seen.unwrap_or_default()
+}
+
+fn read_states(handle: &Node<'_>, me: usize) {
+    handle.look(|node| {
+        for n in 0..CLIENTS {
+            let state = match node.status(n).map(|status| status.state) {
+                None => "Unused",
+                Some(ClientState::Init) => "Init",
+                Some(ClientState::Subscribed) => "Subscribed",
+                Some(ClientState::Closing) => "Closing",
+            };
+            watch::set_word((me, n), state);
+        }
+        for n in 0..HTTP {
+            let link = node.http(n).map(|session| session.link());
+            watch::set_http((me, FIRST_HTTP + n), link);
+        }
+    });
+}
+
+/// Always so.
+fn check(handle: &Node<'_>) {
+    handle.look(|node| {
+        let store = node.store();
+        assert!(store.promised <= store.free && store.free <= store.blocks, "{store:?}");
+        for own in [READINGS].into_iter().chain(OTHERS) {
+            let kept = node.topics().any(|topic| topic.name.as_str() == own);
+            assert!(kept, "the application's topic {own} is taken away");
+        }
+    });
+}
+
+/// The hostile ones are gone since long.
+fn finish(handle: &Node<'_>, world: &World, ledger: &Ledger) {
+    let sent = ledger.sent.borrow();
+    let old = sent.iter().filter(|(_, (at, _))| at + ARRIVES < world.now());
+    let lost: Vec<_> = old.filter(|(_, (_, came))| *came == 0).map(|(number, _)| number).collect();
+    assert!(lost.is_empty(), "the consumer never got {lost:?} of {}", sent.len());
+    handle.look(|node| {
+        assert_eq!(node.store().promised, 0, "room is promised, and nobody is there");
+        for channel in node.topics().flat_map(|topic| node.channels(topic.name)) {
+            let most = if channel.name.as_str() == ARCHIVE { RDY } else { 0 };
+            assert!(channel.in_flight <= most, "in flight, and nobody is there: {channel:?}");
+        }
+    });
+}
+
+/// An honest consumer, which is there first.
+pub(crate) struct Consumer {
+    world: World,
+    me: usize,
+    ledger: Rc<Ledger>,
+}
+
+impl Consumer {
+    pub(crate) fn new(world: &World, me: usize, ledger: &Rc<Ledger>) -> Self {
+        Self { world: world.clone(), me, ledger: ledger.clone() }
+    }
+}
+
+impl Actor for Consumer {
+    fn start(&mut self) -> (Process, Rc<Desk>) {
+        let desk = Desk::new(2, 1);
+        let (world, ledger) = (self.world.clone(), self.ledger.clone());
+        (Box::pin(consume(world, self.me, ledger, desk.clone())), desk)
+    }
+
+    fn seen(&mut self, _: Session, _: ConnId, _: Seen) {}
+}
+
+async fn consume(world: World, me: usize, ledger: Rc<Ledger>, desk: Rc<Desk>) {
+    let units = &desk.units;
+    let mut frames = Frames::default();
+    let script = VecDeque::from([
+        Part::Say(b"  V2".to_vec()),
+        Part::Say(format!("SUB {READINGS} {ARCHIVE}\nRDY {RDY}\n").into_bytes()),
+    ]);
+    let mut consuming = pin!(play(&world, (me, 0), "nsqd0", script, Span::MAX, |bytes| {
+        let mut says = Vec::new();
+        for frame in frames.read(bytes) {
+            match frame {
+                Frame::Heartbeat => says.extend(b"NOP\n"),
+                Frame::Said(said) => assert_eq!(said, "OK", "the honest consumer is refused"),
+                Frame::Message { id, body } => {
+                    came(&world, &ledger, &body);
+                    says.extend([b"FIN ", &id[..], b"\n"].concat());
+                }
+            }
+        }
+        says
+    }));
+    poll_fn(|_| -> Poll<()> {
+        while let Some((unit, _)) = units.take(world.now()) {
+            let waker = units.waker(unit);
+            let cx = &mut Context::from_waker(&waker);
+            match unit {
+                ORDERS => while desk.next_order().is_some() {},
+                RUNNER => {
+                    let over = application(|| consuming.as_mut().poll(cx)).is_ready();
+                    assert!(!over, "the honest consumer is hung up on");
+                }
+                _ => {}
+            }
+        }
+        Poll::Pending
+    })
+    .await;
+}
+
+/// A message came to the consumer.
+fn came(world: &World, ledger: &Ledger, body: &[u8]) {
+    // Others may publish to any topic.
+    let Some(number) = number(body) else { return };
+    let sent = &mut *ledger.sent.borrow_mut();
+    // It may be faster than the application is told that it was taken.
+    let (at, came) = sent.entry(number).or_insert((world.now(), 0));
+    *came += 1;
+    let late = world.now() - *at;
+    assert_eq!(*came, 1, "reading {number} comes again");
+    assert!(ledger.shared.get() || late < ARRIVES, "reading {number} is late by {late} us");
+}
+
+/// Which reading it is; none of anybody else is one.
+fn number(body: &[u8]) -> Option<u32> {
+    let text = std::str::from_utf8(body).ok()?;
+    let (number, rest) = text.split_once('/')?;
+    rest.bytes().all(|b| b == b'r').then_some(())?;
+    number.parse().ok()
+}
+
+/// What a server says to a V2 client.
+pub(crate) enum Frame {
+    Heartbeat,
+    Said(String),
+    Message { id: [u8; 16], body: Vec<u8> },
+}
+
+/// Reads frames from what arrives.
+#[derive(Default)]
+pub(crate) struct Frames(Vec<u8>);
+
+impl Frames {
+    pub(crate) fn read(&mut self, bytes: &[u8]) -> Vec<Frame> {
+        self.0.extend_from_slice(bytes);
+        let mut frames = Vec::new();
+        while let Some(size) = self.0.first_chunk() {
+            let size = 4 + u32::from_be_bytes(*size) as usize;
+            let Some(frame) = self.0.get(8..size) else { break };
+            frames.push(match (self.0[7], frame) {
+                (2, frame) => Frame::Message {
+                    id: *frame[10..].first_chunk().expect("a message has an id"),
+                    body: frame[26..].to_vec(),
+                },
+                (_, b"_heartbeat_") => Frame::Heartbeat,
+                (_, said) => Frame::Said(String::from_utf8_lossy(said).into_owned()),
+            });
+            self.0.drain(..size);
+        }
+        frames
+    }
+}

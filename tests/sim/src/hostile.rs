@@ -1,0 +1,463 @@
+//! Clients of a node that want nothing good, or are broken: they announce what never comes, fill what
+//! there is to fill, keep what they got, and say nothing for ever.
+//!
+//! Each *attack* is some connections of one kind, made again and again until it is over. What it may
+//! cost others is looked at in `board`.
+
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+
+use nanonsq_core::time::Span;
+
+use crate::actor::{Actor, Desk, ORDERS, Order, Process};
+use crate::board::{ARCHIVE, Frame, Frames, Ledger, OTHERS, READINGS};
+use crate::exec::application;
+use crate::random::Random;
+use crate::schedule::FAULTY;
+use crate::script::{Part, pause, play};
+use crate::server::{ConnId, Seen};
+use crate::watch::{self, Session};
+use crate::world::{Clock, World};
+
+/// Connections at a time: more than a board has for all.
+const LANES: usize = 6;
+/// The units of the lanes, behind those that all processes have.
+const FIRST: usize = 2;
+
+/// See the [module](self).
+pub(crate) struct Hostile {
+    world: World,
+    me: usize,
+    /// What it does more than anything else.
+    kinds: Rc<Vec<Kind>>,
+    ledger: Rc<Ledger>,
+}
+
+/// What an attack is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// Announces a body and sends none of it, or a byte now and then.
+    Announce,
+    /// Announces an MPUB of a great many messages, and what of it comes, comes slowly.
+    Batch,
+    /// Publishes what nobody consumes, until it is refused.
+    Junk,
+    /// The same over HTTP.
+    Post,
+    /// Subscribes to topics and channels of its own, and leaves.
+    Names,
+    /// Makes them over HTTP.
+    Create,
+    /// Consumes, in a channel of its own, and does not answer or has all delivered again.
+    Consume,
+    /// The same in the channel of the honest consumer.
+    Share,
+    /// Says nothing, or nothing more.
+    Silent,
+    /// Asks and asks, and reads nothing.
+    Deaf,
+    /// A request over HTTP that does not end, an answer that is not read, a connection that is idle.
+    Slow,
+}
+
+const KINDS: [Kind; 11] = [
+    Kind::Announce,
+    Kind::Batch,
+    Kind::Junk,
+    Kind::Post,
+    Kind::Names,
+    Kind::Create,
+    Kind::Consume,
+    Kind::Share,
+    Kind::Silent,
+    Kind::Deaf,
+    Kind::Slow,
+];
+
+impl Hostile {
+    pub(crate) fn new(world: &World, me: usize, ledger: &Rc<Ledger>, random: &mut Random) -> Self {
+        let n = random.pick(&[1, 1, 2, 4, 11]);
+        let kinds: Vec<_> = (0..n).map(|_| random.pick(&KINDS)).collect();
+        watch::say(|| format!("node{me} is hostile: {kinds:?}"));
+        Self { world: world.clone(), me, kinds: Rc::new(kinds), ledger: ledger.clone() }
+    }
+}
+
+impl Actor for Hostile {
+    fn start(&mut self) -> (Process, Rc<Desk>) {
+        let desk = Desk::new(FIRST + LANES, LANES as u32);
+        let (world, kinds, ledger) = (self.world.clone(), self.kinds.clone(), self.ledger.clone());
+        (Box::pin(run(world, self.me, kinds, ledger, desk.clone())), desk)
+    }
+
+    fn seen(&mut self, _: Session, _: ConnId, _: Seen) {}
+}
+
+async fn run(world: World, me: usize, kinds: Rc<Vec<Kind>>, ledger: Rc<Ledger>, desk: Rc<Desk>) {
+    let units = &desk.units;
+    let mut lanes: [Option<Pin<Box<dyn Future<Output = ()>>>>; LANES] = Default::default();
+    poll_fn(|_| -> Poll<()> {
+        while let Some((unit, _)) = units.take(world.now()) {
+            let waker = units.waker(unit);
+            let cx = &mut Context::from_waker(&waker);
+            if unit == ORDERS {
+                while let Some(order) = desk.next_order() {
+                    match order {
+                        Order::Act(mut random) => {
+                            let kind = random.pick(&kinds);
+                            watch::count(kind.name());
+                            if kind == Kind::Share {
+                                ledger.shared.set(true);
+                            }
+                            let ms = random.pick(&[100, 3000, 30_000, 130_000, 300_000]);
+                            let end =
+                                (world.now() + 1000 * random.between(1, ms)).min(1000 * FAULTY);
+                            let n = random.between(1, LANES as u64) as usize;
+                            watch::say(|| format!("node{me}: {kind:?} by {n} until {end}"));
+                            for (at, lane) in lanes.iter_mut().enumerate().take(n) {
+                                let (world, random) = (world.clone(), random.fork());
+                                *lane = Some(Box::pin(attack(world, (me, at), kind, random, end)));
+                            }
+                        }
+                        Order::Settled(_) => lanes = Default::default(),
+                        Order::End | Order::Restart => {}
+                    }
+                    (0..LANES).for_each(|n| units.wake(FIRST + n));
+                }
+            } else if let Some(at) = unit.checked_sub(FIRST)
+                && let Some(lane) = &mut lanes[at]
+                && application(|| lane.as_mut().poll(cx)).is_ready()
+            {
+                lanes[at] = None;
+            }
+        }
+        Poll::Pending
+    })
+    .await;
+}
+
+/// One connection after the other, until it is over.
+async fn attack(world: World, session: Session, kind: Kind, mut random: Random, end: u64) {
+    // Each attack comes back at its own pace.
+    let rest = random.pick(&[100, 1000, 20_000]);
+    while world.now() < end {
+        let script = kind.script(&mut random);
+        let answer = Answer::of(kind, &mut random);
+        let mut frames = Frames::default();
+        let hear = |bytes: &[u8]| {
+            let mut says = Vec::new();
+            if kind.speaks_http() {
+                return says;
+            }
+            for frame in frames.read(bytes) {
+                match frame {
+                    Frame::Heartbeat if answer != Answer::Nothing => says.extend(b"NOP\n"),
+                    Frame::Heartbeat | Frame::Said(_) => {}
+                    Frame::Message { id, .. } => says.extend(answer.to(&id)),
+                }
+            }
+            says
+        };
+        let left = Span::from_millis(((end - world.now()) / 1000 + 1) as u32);
+        let patience = random.pick(&[1000, 20_000, 300_000]);
+        let patience = Span::from_millis(patience).min(left);
+        let host = if kind.speaks_http() { "stat0" } else { "nsqd0" };
+        play(&world, session, host, script, patience, hear).await;
+        let mut clock = Clock::of_session(&world, session);
+        pause(&mut clock, Span::from_millis(random.between(10, rest) as u32)).await;
+    }
+}
+
+/// What a hostile consumer does with a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Answer {
+    /// Nothing, also to heartbeats.
+    Nothing,
+    /// Nothing; it answers heartbeats.
+    Beats,
+    /// Has it delivered again after so many milliseconds.
+    Requeue(u32),
+    /// Has more time for it, again and again.
+    Touch,
+    /// Is done with it.
+    Finish,
+}
+
+impl Answer {
+    fn of(kind: Kind, random: &mut Random) -> Self {
+        match random.below(6) {
+            0 => Self::Nothing,
+            1 => Self::Beats,
+            2 => Self::Requeue(0),
+            // What others are to get comes back before the end.
+            3 if kind == Kind::Share => Self::Requeue(random.pick(&[1000, 60_000])),
+            3 => Self::Requeue(random.pick(&[1000, 60_000, 3_600_000])),
+            4 => Self::Touch,
+            // What others are to get it leaves to them.
+            _ if kind == Kind::Share => Self::Beats,
+            _ => Self::Finish,
+        }
+    }
+
+    fn to(self, id: &[u8; 16]) -> Vec<u8> {
+        let line = |verb: &str, rest: &str| [verb.as_bytes(), id, rest.as_bytes()].concat();
+        match self {
+            Self::Nothing | Self::Beats => Vec::new(),
+            Self::Requeue(ms) => line("REQ ", &format!(" {ms}\n")),
+            Self::Touch => line("TOUCH ", "\n"),
+            Self::Finish => line("FIN ", "\n"),
+        }
+    }
+}
+
+/// A topic that nobody honest has.
+fn own_topic(random: &mut Random) -> String {
+    format!("evil{}", random.below(8))
+}
+
+/// Its own, or one of the device's that nobody consumes.
+fn any_topic(random: &mut Random) -> String {
+    if random.one_in(3) { random.pick(&OTHERS).to_owned() } else { own_topic(random) }
+}
+
+fn channel(random: &mut Random) -> String {
+    format!("c{}{}", random.below(3), random.pick(&["", "", "#ephemeral"]))
+}
+
+/// The length of a body.
+fn length(random: &mut Random) -> u32 {
+    let most = random.pick(&[1, 100, 800, 2000, 16_000, 32_000, 60_000, 1 << 20]);
+    random.pick(&[1, most / 2 + 1, most, random.clone().between(1, most.into()) as u32])
+}
+
+impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Announce => "hostile announce",
+            Self::Batch => "hostile batch",
+            Self::Junk => "hostile junk",
+            Self::Post => "hostile post",
+            Self::Names => "hostile names",
+            Self::Create => "hostile create",
+            Self::Consume => "hostile consume",
+            Self::Share => "hostile share",
+            Self::Silent => "hostile silent",
+            Self::Deaf => "hostile deaf",
+            Self::Slow => "hostile slow",
+        }
+    }
+
+    fn speaks_http(self) -> bool {
+        matches!(self, Self::Post | Self::Create | Self::Slow)
+    }
+
+    /// One connection.
+    fn script(self, random: &mut Random) -> VecDeque<Part> {
+        let mut script = VecDeque::new();
+        let mute = self == Self::Silent && random.one_in(3);
+        if !self.speaks_http() && !mute {
+            let mut hello = b"  V2".to_vec();
+            if !random.one_in(3) {
+                hello.extend(identify(random));
+            }
+            script.push_back(Part::Say(hello));
+        }
+        match self {
+            Self::Announce => announce(random, &mut script),
+            Self::Batch => batch(random, &mut script),
+            Self::Junk => junk(random, &mut script),
+            Self::Post => post(random, &mut script),
+            Self::Names => names(random, &mut script),
+            Self::Create => create(random, &mut script),
+            Self::Consume | Self::Share => consume(self, random, &mut script),
+            Self::Silent => {}
+            Self::Deaf => deaf(random, &mut script),
+            Self::Slow => slow(random, &mut script),
+        }
+        if random.one_in(4) {
+            let ms = random.pick(&[1, 300, 10_000]);
+            script.push_back(Part::Pause(Span::from_millis(ms)));
+            script.push_back(if random.one_in(2) { Part::Close } else { Part::Cut });
+        }
+        script
+    }
+}
+
+/// A command with a body.
+fn sized(line: &str, body: &[u8]) -> Vec<u8> {
+    [line.as_bytes(), b"\n", &(body.len() as u32).to_be_bytes(), body].concat()
+}
+
+fn identify(random: &mut Random) -> Vec<u8> {
+    let heartbeat = random.pick(&[-1, -1, 1000, 30_000, 60_000]);
+    let mut json = format!("{{\"heartbeat_interval\":{heartbeat}");
+    if random.one_in(3) {
+        json.push_str(",\"msg_timeout\":900000");
+    }
+    json.push('}');
+    sized("IDENTIFY", json.as_bytes())
+}
+
+fn announce(random: &mut Random, script: &mut VecDeque<Part>) {
+    let (topic, len) = (any_topic(random), length(random));
+    let mut said = match random.below(4) {
+        0 => format!("DPUB {topic} {}\n", random.pick(&[0, 1000, 3_600_000])),
+        1 => format!("MPUB {topic}\n"),
+        _ => format!("PUB {topic}\n"),
+    }
+    .into_bytes();
+    said.extend(len.to_be_bytes());
+    script.push_back(Part::Say(said));
+    match random.below(3) {
+        0 => {}
+        1 => {
+            let some = random.between(0, 200.min(u64::from(len) - 1));
+            script.push_back(Part::Say(vec![b'a'; some as usize]));
+        }
+        _ => script.push_back(trickle(random, &vec![b'a'; len.min(4000) as usize])),
+    }
+}
+
+fn trickle(random: &mut Random, bytes: &[u8]) -> Part {
+    let ms = random.pick(&[100, 1000, 5000, 20_000]);
+    Part::Trickle(bytes.iter().copied().collect(), Span::from_millis(ms))
+}
+
+fn batch(random: &mut Random, script: &mut VecDeque<Part>) {
+    let (topic, len) = (any_topic(random), length(random).max(10));
+    let count = random.pick(&[1, 2, 100, len / 5, len, 0x7fff_ffff]);
+    let mut said = format!("MPUB {topic}\n").into_bytes();
+    said.extend(len.to_be_bytes());
+    said.extend(count.to_be_bytes());
+    script.push_back(Part::Say(said));
+    // Messages that are as long as they may be, or as short.
+    let each = random.pick(&[1, 1, 100, len / count.max(1)]).max(1);
+    let message = [&each.to_be_bytes()[..], &vec![b'm'; each.min(4000) as usize]].concat();
+    let some = message.repeat(random.pick(&[1, 3, 20]));
+    script.push_back(if random.one_in(2) { trickle(random, &some) } else { Part::Say(some) });
+}
+
+fn junk(random: &mut Random, script: &mut VecDeque<Part>) {
+    let topic = any_topic(random);
+    if random.one_in(3) {
+        // A channel that nobody consumes.
+        script.push_back(Part::Say(format!("SUB {topic} {}\n", channel(random)).into_bytes()));
+    }
+    let body = vec![b'j'; random.pick(&[1, 50, 200, 2000])];
+    let command = match random.below(4) {
+        0 => sized(&format!("DPUB {topic} 3600000"), &body),
+        _ => sized(&format!("PUB {topic}"), &body),
+    };
+    let ms = random.pick(&[0, 10, 300]);
+    for _ in 0..random.between(1, 300) {
+        script.push_back(Part::Say(command.clone()));
+        if ms > 0 {
+            script.push_back(Part::Pause(Span::from_millis(ms)));
+        }
+    }
+}
+
+fn post(random: &mut Random, script: &mut VecDeque<Part>) {
+    let topic = any_topic(random);
+    let len = random.pick(&[1, 50, 200, 2000]);
+    let path = random.pick(&["pub?topic=", "mpub?topic=", "pub?defer=3600000&topic="]);
+    for _ in 0..random.between(1, 100) {
+        let head =
+            format!("POST /{path}{topic} HTTP/1.1\r\nHost: h\r\nContent-Length: {len}\r\n\r\n");
+        let body = std::iter::repeat_n(b'j', len);
+        script.push_back(Part::Say(head.into_bytes().into_iter().chain(body).collect()));
+    }
+}
+
+fn names(random: &mut Random, script: &mut VecDeque<Part>) {
+    let topic = if random.one_in(4) { any_topic(random) } else { own_topic(random) };
+    let said = match random.below(4) {
+        0 => sized(&format!("PUB {topic}"), b"j"),
+        _ => format!("SUB {topic} {}\n", channel(random)).into_bytes(),
+    };
+    script.push_back(Part::Say(said));
+    if !random.one_in(4) {
+        script.push_back(Part::Pause(Span::from_millis(random.pick(&[1, 200]))));
+        script.push_back(if random.one_in(2) { Part::Close } else { Part::Cut });
+    }
+}
+
+fn create(random: &mut Random, script: &mut VecDeque<Part>) {
+    for _ in 0..random.between(1, 10) {
+        let topic = any_topic(random);
+        let path = match random.below(2) {
+            0 => format!("topic/create?topic={topic}"),
+            _ => {
+                let channel = channel(random).replace('#', "%23");
+                format!("channel/create?topic={topic}&channel={channel}")
+            }
+        };
+        let head = format!("POST /{path} HTTP/1.1\r\nHost: h\r\nContent-Length: 0\r\n\r\n");
+        script.push_back(Part::Say(head.into_bytes()));
+    }
+}
+
+fn consume(kind: Kind, random: &mut Random, script: &mut VecDeque<Part>) {
+    let (topic, channel) = match kind {
+        Kind::Share => (READINGS.to_owned(), ARCHIVE.to_owned()),
+        _ if random.one_in(2) => (READINGS.to_owned(), channel(random)),
+        _ => (any_topic(random), channel(random)),
+    };
+    let rdy = random.pick(&[0, 1, 10, 100, 100, 2500]);
+    script.push_back(Part::Say(format!("SUB {topic} {channel}\nRDY {rdy}\n").into_bytes()));
+    if random.one_in(3) {
+        script.push_back(Part::Narrow(random.between(1, 200) as usize));
+        script.push_back(Part::Deaf(Span::from_millis(random.pick(&[500, 60_000, 300_000]))));
+    }
+}
+
+fn deaf(random: &mut Random, script: &mut VecDeque<Part>) {
+    script.push_back(Part::Narrow(random.between(1, 200) as usize));
+    script.push_back(Part::Deaf(Span::from_secs(300)));
+    let topic = own_topic(random);
+    let asked = match random.below(4) {
+        0 => "FIN 0123456789abcdef\n".to_owned(),
+        1 => "NOP\n".to_owned(),
+        2 => "TOUCH 0123456789abcdef\n".to_owned(),
+        _ => String::from_utf8_lossy(&sized(&format!("PUB {topic}"), b"j")).into_owned(),
+    };
+    for _ in 0..random.between(1, 40) {
+        script.push_back(Part::Say(asked.repeat(10).into_bytes()));
+    }
+}
+
+fn slow(random: &mut Random, script: &mut VecDeque<Part>) {
+    let get = |path: &str| format!("GET /{path} HTTP/1.1\r\nHost: h\r\n\r\n").into_bytes();
+    match random.below(6) {
+        // Says nothing at all.
+        0 => {}
+        1 => {
+            let head = get("ping");
+            let cut = random.between(1, head.len() as u64 - 1) as usize;
+            script.push_back(Part::Say(head[..cut].to_vec()));
+        }
+        2 => script.push_back(trickle(random, &get("stats?format=json"))),
+        3 => {
+            let head = format!(
+                "POST /pub?topic={} HTTP/1.1\r\nHost: h\r\nContent-Length: {}\r\n\r\n",
+                any_topic(random),
+                random.pick(&[10, 1000, 10_000])
+            );
+            script.push_back(Part::Say(head.into_bytes()));
+            script.push_back(trickle(random, &[b'b'; 9]));
+        }
+        4 => {
+            script.push_back(Part::Narrow(random.between(1, 100) as usize));
+            script.push_back(Part::Deaf(Span::from_secs(300)));
+            let path = random.pick(&["stats", "stats?format=json", "info"]);
+            for _ in 0..random.between(1, 10) {
+                script.push_back(Part::Say(get(path)));
+            }
+        }
+        // Has been answered, and stays.
+        _ => script.push_back(Part::Say(get("ping"))),
+    }
+}
