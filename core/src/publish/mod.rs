@@ -36,7 +36,7 @@ use embedded_io::Write;
 use heapless::Vec;
 
 pub use config::{Config, ConfigError, Full, RING_MIN};
-pub use outbox::{Batch, Flight, HEADER_OVERHEAD, Outbox, PushError, RECORD_OVERHEAD};
+pub use outbox::{Batch, Flight, HEADER_OVERHEAD, Outbox, PushError, RECORD_OVERHEAD, RING_MAX};
 pub use outcome::{EXCEPTIONS_MAX, Outcome, Ticket};
 
 use crate::address::Address;

@@ -38,6 +38,10 @@ const MARK: u32 = 1 << 31;
 const DEAD: u32 = 1 << 30;
 /// What is left is a size.
 const SIZE: u32 = DEAD - 1;
+
+/// The longest ring of which all is used.
+pub const RING_MAX: usize = SIZE as usize;
+
 /// In a header's deferral: none, so PUB or MPUB.
 const NOT_DEFERRED: u32 = u32::MAX;
 

@@ -23,7 +23,10 @@ use nanonsq_core::time::Span;
 use nanonsq_core::wire::v1::IdentifyReply;
 use nanonsq_std::{NoopRawMutex, TcpDialer, TcpListener, TokioSleep};
 
-use crate::system::{interrupts, seed, unix_time};
+use crate::flags::SECONDS_MAX;
+use crate::output::{cannot_print, plain};
+use crate::signals::interrupts;
+use crate::system::{seed, unix_time};
 use crate::view::{Row, View};
 
 const TOPIC: &str = "readings";
@@ -47,7 +50,7 @@ const SOON: Duration = Duration::from_millis(500);
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// The demo: end by itself after so long.
-    #[arg(long = "for", value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long = "for", value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=SECONDS_MAX))]
     seconds: Option<u64>,
 }
 
@@ -242,7 +245,11 @@ pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
         Either3::Third(()) => return Err("interrupted again: stopped at once".to_owned()),
     }
     let found = consumer.counters().connections;
-    Ok(demo.sum_up(start.elapsed(), found))
+    let status = demo.sum_up(start.elapsed(), found);
+    match demo.view.borrow().failed() {
+        Some(error) => Err(cannot_print(error)),
+        None => Ok(status),
+    }
 }
 
 fn address(of: SocketAddr) -> Result<Address, String> {
@@ -318,7 +325,7 @@ impl Demo<'_> {
             let message = consumer.next().await;
             let body = message.read(|body| String::from_utf8_lossy(body).into_owned());
             let body = body.unwrap_or_default();
-            self.view.borrow_mut().print(&body);
+            self.view.borrow_mut().print(&plain(&body));
             match number(&body) {
                 Some((index, number)) if number < self.published[index].get() => {
                     let received = &mut self.received.borrow_mut()[index];

@@ -1,5 +1,10 @@
 //! Values of flags as nsqd and nsqlookupd take them.
 
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use nanonsq_core::address::Address;
@@ -52,6 +57,7 @@ impl FromStr for GoDuration {
 /// Where to listen, as `host:port`, or `:port` on all addresses; port 0 is any that is free.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Listen {
+    /// Empty: all addresses, of IPv6 and IPv4.
     host: String,
     port: u16,
 }
@@ -63,20 +69,94 @@ impl FromStr for Listen {
         let bad = || format!("{text:?} is not host:port");
         let (host, port) = text.rsplit_once(':').ok_or_else(bad)?;
         let port = port.parse().map_err(|_| bad())?;
-        let host = match host {
-            "" => "0.0.0.0",
-            host => host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host),
-        };
+        let host = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);
         Ok(Self { host: host.to_owned(), port })
     }
 }
 
 impl Listen {
-    /// Listens there.
+    /// Listens there. As nsqd does: all addresses are those of IPv4 alone where there is no IPv6, and
+    /// of a name those of IPv4 go first.
     pub(crate) async fn bind(&self) -> Result<TcpListener, String> {
-        TcpListener::bind((&*self.host, self.port))
-            .await
-            .map_err(|error| format!("cannot listen on {}:{}: {error}", self.host, self.port))
+        let addresses = self.addresses().await;
+        let listener = match addresses {
+            Ok(addresses) => TcpListener::bind(&addresses[..]).await,
+            Err(error) => Err(error),
+        };
+        listener.map_err(|error| format!("cannot listen on {}:{}: {error}", self.host, self.port))
+    }
+
+    async fn addresses(&self) -> io::Result<Vec<SocketAddr>> {
+        let all: [IpAddr; 2] = [Ipv6Addr::UNSPECIFIED.into(), Ipv4Addr::UNSPECIFIED.into()];
+        if self.host.is_empty() {
+            return Ok(all.map(|ip| SocketAddr::new(ip, self.port)).to_vec());
+        }
+        let found = tokio::net::lookup_host((&*self.host, self.port)).await?;
+        let mut found: Vec<_> = found.collect();
+        found.sort_by_key(SocketAddr::is_ipv6);
+        Ok(found)
+    }
+}
+
+/// The longest time in seconds that a flag takes: 136 years.
+pub(crate) const SECONDS_MAX: u64 = u32::MAX as u64;
+
+/// The longest secret.
+pub(crate) const SECRET_MAX: u64 = 64 * 1024;
+
+/// The variable that a secret may come from.
+const SECRET: &str = "NANONSQ_AUTH_SECRET";
+
+/// The secret for nsqds that require AUTH. It is never printed.
+#[derive(clap::Args)]
+pub(crate) struct Secret {
+    /// Secret for an nsqd that requires AUTH. Other users of this machine can see it: better give it
+    /// by --auth-secret-file, or by the variable NANONSQ_AUTH_SECRET, which counts if no flag is
+    /// given.
+    #[arg(long, value_name = "SECRET")]
+    auth_secret: Option<String>,
+
+    /// File with that secret. A newline at its end is no part of it.
+    #[arg(long, value_name = "PATH", conflicts_with = "auth_secret")]
+    auth_secret_file: Option<PathBuf>,
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Secret").finish_non_exhaustive()
+    }
+}
+
+impl Secret {
+    /// The secret of the flags, or of the variable.
+    pub(crate) fn read(&self) -> Result<Option<Vec<u8>>, String> {
+        let (from, secret) = if let Some(path) = &self.auth_secret_file {
+            let from = format!("--auth-secret-file {}", path.display());
+            if path.as_os_str() == "-" {
+                return Err(format!("{from}: no file; for standard input give /dev/stdin"));
+            }
+            let mut secret = Vec::new();
+            let read = File::open(path)
+                .and_then(|file| file.take(SECRET_MAX + 3).read_to_end(&mut secret));
+            read.map_err(|error| format!("{from}: {error}"))?;
+            if secret.pop_if(|last| *last == b'\n').is_some() {
+                secret.pop_if(|last| *last == b'\r');
+            }
+            (from, secret)
+        } else if let Some(secret) = &self.auth_secret {
+            ("--auth-secret".to_owned(), secret.clone().into_bytes())
+        } else {
+            let set = std::env::var_os(SECRET).filter(|secret| !secret.is_empty());
+            let Some(secret) = set else { return Ok(None) };
+            (SECRET.to_owned(), secret.into_encoded_bytes())
+        };
+        if secret.is_empty() {
+            return Err(format!("{from} is empty"));
+        }
+        if secret.len() as u64 > SECRET_MAX {
+            return Err(format!("{from} has more than {SECRET_MAX} bytes: is that the secret?"));
+        }
+        Ok(Some(secret))
     }
 }
 
@@ -93,6 +173,27 @@ pub(crate) fn broadcast(given: Option<&str>, hostname: &str) -> Result<String, S
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_newline_at_the_end_of_a_file_is_no_part_of_the_secret() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let flags = Secret { auth_secret: None, auth_secret_file: Some(file.path().into()) };
+        assert_eq!(format!("{flags:?}"), "Secret { .. }");
+        for (written, secret) in [
+            (&b"a b"[..], &b"a b"[..]),
+            (b"a\n", b"a"),
+            (b"a\r\n", b"a"),
+            (b"a\r", b"a\r"),
+            (b"a\n\n", b"a\n"),
+            (b"\xff\n", b"\xff"),
+            (&[b'x'; SECRET_MAX as usize], &[b'x'; SECRET_MAX as usize]),
+        ] {
+            std::fs::write(&file, written).unwrap();
+            assert_eq!(flags.read().unwrap().as_deref(), Some(secret));
+        }
+        std::fs::write(&file, [b'x'; SECRET_MAX as usize + 1]).unwrap();
+        assert!(flags.read().unwrap_err().contains("more than 65536 bytes"));
+    }
 
     #[test]
     fn durations_are_read_as_go_reads_them() {
@@ -121,7 +222,7 @@ mod tests {
     fn addresses_to_listen_on() {
         for (text, host, port) in [
             ("127.0.0.1:4150", "127.0.0.1", 4150),
-            (":4150", "0.0.0.0", 4150),
+            (":4150", "", 4150),
             ("[::1]:0", "::1", 0),
             ("localhost:65535", "localhost", 65535),
         ] {

@@ -6,16 +6,20 @@ use std::process::ExitCode;
 use embassy_futures::join::join;
 use embassy_futures::select::{Either4, select4};
 use log::{info, warn};
-use nanonsq_core::directory::{Config, Event};
+use nanonsq_core::address::HOST_MAX;
+use nanonsq_core::directory::{Config, Event, TOMBSTONES};
 use nanonsq_core::drive::directory::{self, Resources};
 use nanonsq_core::drive::{Gathering, Port, Ports};
+use nanonsq_core::name::NAME_MAX;
 use nanonsq_core::session::Closed;
 use nanonsq_core::wire::v1::IdentifyReply;
 use nanonsq_std::{NoopRawMutex, TokioSleep};
 
 use crate::flags::{GoDuration, Listen, broadcast};
+use crate::output::{self, say};
 use crate::report::watch_turned_away;
-use crate::system::{hostname, interrupts, listening, unix_time};
+use crate::signals::{self, interrupts};
+use crate::system::{hostname, listening, port, unix_time};
 
 /// What there is room for. `WORDS`: 32 nodes each.
 const NODES: usize = 128;
@@ -28,16 +32,32 @@ const HTTP: usize = 64;
 const RX: usize = 1024;
 const TX: usize = 4096;
 
+fn help() -> String {
+    output::help(
+        "0 at its end by a signal; 1 if it cannot start; 2 for flags that make no sense",
+        &[
+            ("nodes", NODES as u64),
+            ("topics", TOPICS as u64),
+            ("channels", CHANNELS as u64),
+            ("tombstones", TOMBSTONES as u64),
+            ("HTTP connections", HTTP as u64),
+            ("bytes of a topic's or channel's name", NAME_MAX as u64),
+            ("bytes of a host", HOST_MAX as u64),
+            ("milliseconds of a duration", u32::MAX.into()),
+        ],
+        "nanonsq lookupd --tcp-address 127.0.0.1:4160 --http-address 127.0.0.1:4161",
+    )
+}
+
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  \
-    nanonsq lookupd --tcp-address 127.0.0.1:4160 --http-address 127.0.0.1:4161")]
+#[command(after_help = help(), allow_negative_numbers = true)]
 pub(crate) struct Args {
     /// Where to listen for nodes, as host:port; port 0 is any that is free.
-    #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:4160")]
+    #[arg(long, value_name = "ADDRESS", default_value = ":4160")]
     tcp_address: Listen,
 
     /// Where to listen for HTTP.
-    #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:4161")]
+    #[arg(long, value_name = "ADDRESS", default_value = ":4161")]
     http_address: Listen,
 
     /// What it calls itself to nodes [default: this machine's name].
@@ -45,12 +65,20 @@ pub(crate) struct Args {
     broadcast_address: Option<String>,
 
     /// How long a node is listed after its last sign of life.
-    #[arg(long, value_name = "DURATION", default_value = "5m")]
+    #[arg(long, value_name = "DURATION", allow_hyphen_values = true, default_value = "5m")]
     inactive_producer_timeout: GoDuration,
 
     /// For how long a node that is tombstoned is not listed.
-    #[arg(long, value_name = "DURATION", default_value = "45s")]
+    #[arg(long, value_name = "DURATION", allow_hyphen_values = true, default_value = "45s")]
     tombstone_lifetime: GoDuration,
+}
+
+type Tables<'a> = Resources<'a, NoopRawMutex, NODES, TOPICS, CHANNELS, HTTP, RX, WORDS>;
+
+/// Apart, so that they are no part of the frame that a poll of the program has.
+#[inline(never)]
+fn tables<'a>() -> Box<Tables<'a>> {
+    Box::new(Tables::new())
 }
 
 /// Runs until Ctrl-C.
@@ -59,8 +87,7 @@ pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
     let broadcast_address = broadcast(args.broadcast_address.as_deref(), &hostname)?;
     let tcp = args.tcp_address.bind().await?;
     let http = args.http_address.bind().await?;
-    let tcp_port = listening("TCP", &tcp)?;
-    let http_port = listening("HTTP", &http)?;
+    let (tcp_port, http_port) = (port(&tcp)?, port(&http)?);
 
     let mut config = Config::new();
     config.info = IdentifyReply {
@@ -72,8 +99,7 @@ pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
     };
     config.inactive_timeout = args.inactive_producer_timeout.0;
     config.tombstone_lifetime = args.tombstone_lifetime.0;
-    let mut resources =
-        Box::new(Resources::<NoopRawMutex, NODES, TOPICS, CHANNELS, HTTP, RX, WORDS>::new());
+    let mut resources = tables();
     let (directory, mut runner) = directory::new(
         &mut resources,
         &config,
@@ -84,6 +110,9 @@ pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
         TokioSleep::new(),
     );
     directory.set_unix_time(unix_time());
+    signals::catch();
+    listening("TCP", &tcp)?;
+    listening("HTTP", &http)?;
 
     let stop = async {
         interrupts(1).await;
@@ -99,7 +128,7 @@ pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
         Either4::Fourth(()) => return Err("interrupted again: stopped at once".to_owned()),
     }
     let counters = directory.counters();
-    eprintln!(
+    say(format_args!(
         "{} nodes registered, {} refused, {} timed out; {} HTTP requests, {} refused; {} callers turned \
          away",
         counters.identified,
@@ -108,7 +137,7 @@ pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
         counters.requests,
         counters.requests_refused,
         directory.turned_away(),
-    );
+    ));
     Ok(ExitCode::SUCCESS)
 }
 

@@ -1,18 +1,22 @@
 //! The nanonsq desktop program.
 
+// They panic where standard output or error fails: `output` says and prints.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 mod demo;
 mod flags;
 mod input;
 mod lookupd;
 mod node;
+mod output;
 mod progress;
 mod publish;
 mod report;
+mod signals;
 mod subscribe;
 mod system;
 mod view;
 
-use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -21,13 +25,23 @@ use clap::{Parser, Subcommand};
 ///
 /// Without a command: a demo, a directory, two nodes and a consumer in one process.
 #[derive(Debug, Parser)]
-#[command(name = "nanonsq", version, args_conflicts_with_subcommands = true)]
+#[command(name = "nanonsq", version, args_conflicts_with_subcommands = true,
+    allow_negative_numbers = true, after_help = help())]
 struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
 
     #[command(flatten)]
     demo: demo::Args,
+}
+
+/// The demo's.
+fn help() -> String {
+    output::help(
+        "0 if no reading was lost, else 1; 2 for flags that make no sense. Commands have their own",
+        &[("seconds of --for", flags::SECONDS_MAX)],
+        "",
+    )
 }
 
 #[derive(Debug, Subcommand)]
@@ -48,15 +62,11 @@ enum Command {
 const STACK: usize = 256 << 20;
 
 fn main() -> ExitCode {
-    let terminal = std::io::stderr().is_terminal();
-    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("nanonsq=info"))
-        .format(move |f, record| {
-            // The progress line has no newline: clear it first.
-            let clear = if terminal { progress::CLEAR } else { "" };
-            writeln!(f, "{clear}{}: {}", record.level().as_str().to_lowercase(), record.args())
-        })
-        .init();
-    let cli = Cli::parse();
+    output::start_log();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(said) => return output::usage(&said),
+    };
     let thread = std::thread::Builder::new().stack_size(STACK).spawn(move || run(&cli));
     let status = match thread.map(std::thread::JoinHandle::join) {
         Ok(Ok(status)) => status,
@@ -64,7 +74,7 @@ fn main() -> ExitCode {
         Err(error) => Err(format!("no thread: {error}")),
     };
     status.unwrap_or_else(|message| {
-        eprintln!("error: {message}");
+        output::say(format_args!("error: {message}"));
         ExitCode::FAILURE
     })
 }
@@ -72,13 +82,14 @@ fn main() -> ExitCode {
 fn run(cli: &Cli) -> Result<ExitCode, String> {
     match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => {
+            // Boxed: the future of all would be as large as the largest.
             let status = runtime.block_on(async {
                 match &cli.command {
-                    None => demo::run(&cli.demo).await,
-                    Some(Command::Pub(args)) => publish::run(args).await,
-                    Some(Command::Sub(args)) => subscribe::run(args).await,
-                    Some(Command::Node(args)) => node::run(args).await,
-                    Some(Command::Lookupd(args)) => lookupd::run(args).await,
+                    None => Box::pin(demo::run(&cli.demo)).await,
+                    Some(Command::Pub(args)) => Box::pin(publish::run(args)).await,
+                    Some(Command::Sub(args)) => Box::pin(subscribe::run(args)).await,
+                    Some(Command::Node(args)) => Box::pin(node::run(args)).await,
+                    Some(Command::Lookupd(args)) => Box::pin(lookupd::run(args)).await,
                 }
             });
             // A name that is still being resolved must not hold up the end.

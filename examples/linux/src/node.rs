@@ -5,10 +5,11 @@ use std::process::ExitCode;
 use embassy_futures::join::join3;
 use embassy_futures::select::{Either4, select4};
 use log::{debug, info, warn};
-use nanonsq_core::address::Address;
+use nanonsq_core::address::{Address, HOST_MAX};
 use nanonsq_core::drive::node::{self, Dialers, Resources, Settings, SettingsError};
 use nanonsq_core::drive::{Gathering, Port, Ports};
 use nanonsq_core::lookup::{self, NodeInfo};
+use nanonsq_core::name::NAME_MAX;
 use nanonsq_core::node::{
     ClientEvent, Config, ConfigError, Event, Full, HttpConfig, LANES_MAX, Node,
 };
@@ -17,8 +18,10 @@ use nanonsq_core::wire::v2::Limits;
 use nanonsq_std::{NoopRawMutex, TcpDialer, TokioSleep};
 
 use crate::flags::{GoDuration, Listen, broadcast};
+use crate::output::{self, say};
 use crate::report::{watch_lookups, watch_turned_away};
-use crate::system::{hostname, interrupts, listening, seed, unix_time};
+use crate::signals::{self, interrupts};
+use crate::system::{hostname, listening, memory, port, seed, unix_time};
 
 /// What there is room for.
 const TOPICS: usize = 64;
@@ -32,16 +35,34 @@ const PEERS: usize = lookup::PEERS_MAX;
 const RX: usize = 4096;
 const TX: usize = 4096;
 
+fn help() -> String {
+    output::help(
+        "0 at its end by a signal; 1 if it cannot start; 2 for flags that make no sense",
+        &[
+            ("topics", TOPICS as u64),
+            ("channels", CHANNELS as u64),
+            ("channels of a topic, for --channels-per-topic", LANES_MAX as u64),
+            ("clients", CLIENTS as u64),
+            ("HTTP connections", HTTP as u64),
+            ("messages in flight in a channel", IN_FLIGHT as u64),
+            ("nsqlookupds", PEERS as u64),
+            ("bytes of a topic's or channel's name", NAME_MAX as u64),
+            ("bytes of a host", HOST_MAX as u64),
+            ("milliseconds of a duration", u32::MAX.into()),
+        ],
+        "nanonsq node --lookupd-tcp-address 127.0.0.1:4160 --broadcast-address 127.0.0.1",
+    )
+}
+
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  \
-    nanonsq node --lookupd-tcp-address 127.0.0.1:4160 --broadcast-address 127.0.0.1")]
+#[command(after_help = help(), allow_negative_numbers = true)]
 pub(crate) struct Args {
     /// Where to listen for clients, as host:port; port 0 is any that is free.
-    #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:4150")]
+    #[arg(long, value_name = "ADDRESS", default_value = ":4150")]
     tcp_address: Listen,
 
     /// Where to listen for HTTP.
-    #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:4151")]
+    #[arg(long, value_name = "ADDRESS", default_value = ":4151")]
     http_address: Listen,
 
     /// Host that nsqlookupds tell consumers [default: this machine's name].
@@ -84,19 +105,19 @@ pub(crate) struct Args {
     max_body_size: u32,
 
     /// When a message that is not answered is delivered again, if the client does not say.
-    #[arg(long, value_name = "DURATION", default_value = "60s")]
+    #[arg(long, value_name = "DURATION", allow_hyphen_values = true, default_value = "60s")]
     msg_timeout: GoDuration,
 
     /// How long a client may keep a message at most.
-    #[arg(long, value_name = "DURATION", default_value = "15m")]
+    #[arg(long, value_name = "DURATION", allow_hyphen_values = true, default_value = "15m")]
     max_msg_timeout: GoDuration,
 
     /// For how long a message can be requeued or deferred at most.
-    #[arg(long, value_name = "DURATION", default_value = "1h")]
+    #[arg(long, value_name = "DURATION", allow_hyphen_values = true, default_value = "1h")]
     max_req_timeout: GoDuration,
 
     /// Longest interval of heartbeats that a client may ask for.
-    #[arg(long, value_name = "DURATION", default_value = "60s")]
+    #[arg(long, value_name = "DURATION", allow_hyphen_values = true, default_value = "60s")]
     max_heartbeat_interval: GoDuration,
 
     /// Messages in flight that a client may ask for at most.
@@ -127,15 +148,16 @@ impl Args {
             ..default
         }
     }
+}
 
-    /// Memory for messages. It is in RAM only once it is used.
-    fn store(&self) -> Result<Vec<u8>, String> {
-        // Zeroed memory cannot be asked for so that it may fail; but as much of any other can.
-        match Vec::<u8>::new().try_reserve_exact(self.mem) {
-            Ok(()) => Ok(vec![0; self.mem]),
-            Err(error) => Err(format!("--mem {}: {error}", self.mem)),
-        }
-    }
+type Tables<'a> =
+    Resources<'a, NoopRawMutex, TOPICS, CHANNELS, CLIENTS, IN_FLIGHT, HTTP, PEERS, RX>;
+
+/// Apart, so that they pass through this function's stack, if at all, and are no part of the frame
+/// that a poll of the program has.
+#[inline(never)]
+fn tables<'a>() -> Box<Tables<'a>> {
+    Box::new(Tables::new())
 }
 
 /// What is wrong, by the flags that it comes from.
@@ -158,8 +180,7 @@ pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
     let broadcast_address = broadcast(args.broadcast_address.as_deref(), &hostname)?;
     let tcp = args.tcp_address.bind().await?;
     let http = args.http_address.bind().await?;
-    let tcp_port = listening("TCP", &tcp)?;
-    let http_port = listening("HTTP", &http)?;
+    let (tcp_port, http_port) = (port(&tcp)?, port(&http)?);
 
     let seed = seed();
     let config = args.config(seed);
@@ -179,11 +200,8 @@ pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
         ..HttpConfig::new()
     };
     let lookup_config = lookup::Config { seed, ..lookup::Config::new(info) };
-    let mut store = args.store()?;
-    let mut resources =
-        Box::new(
-            Resources::<NoopRawMutex, TOPICS, CHANNELS, CLIENTS, IN_FLIGHT, HTTP, PEERS, RX>::new(),
-        );
+    let mut store = memory("--mem", args.mem)?;
+    let mut resources = tables();
     let (node, mut runner) = node::new(
         &mut resources,
         Settings {
@@ -202,6 +220,9 @@ pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
     )
     .map_err(explain)?;
     node.set_unix_time(unix_time());
+    signals::catch();
+    listening("TCP", &tcp)?;
+    listening("HTTP", &http)?;
 
     let registration = runner.lookup();
     let stop = async {
@@ -225,7 +246,7 @@ pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
         warn!("unfinished messages, which were in memory only: {left}");
     }
     let counters = node.counters();
-    eprintln!(
+    say(format_args!(
         "{} messages taken, {} delivered, {} finished, {} requeued, {} timed out, {} dropped; \
          {} connections, {} turned away",
         counters.accepted,
@@ -236,7 +257,7 @@ pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
         counters.dropped,
         counters.connections,
         node.turned_away(),
-    );
+    ));
     Ok(ExitCode::SUCCESS)
 }
 

@@ -1,10 +1,12 @@
 //! The live line on a terminal and the summary at the end.
 
 use std::fmt::Write as _;
-use std::io::{IsTerminal, Write as _};
+use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 use nanonsq_core::publish::Counters;
+
+use crate::output;
 
 /// Goes to the start of the line and clears it.
 pub(crate) const CLEAR: &str = "\r\x1b[2K";
@@ -39,21 +41,20 @@ impl Progress {
         let rate = (counters.acknowledged - acknowledged) as f64 / seconds;
         self.drawn = (now, counters.acknowledged);
         let fill = 100.0 * used as f64 / capacity.max(1) as f64;
-        eprint!(
+        output::draw(&format!(
             "{CLEAR}{} acknowledged, {} pending, {rate:.0}/s, outbox {fill:.0} %, {} reconnects",
             counters.acknowledged,
             counters.pending,
             counters.connections.saturating_sub(1),
-        );
-        let _ = std::io::stderr().flush();
+        ));
     }
 
     /// Clears the line and prints what became of everything.
     pub(crate) fn finish(&self, counters: &Counters, skipped: &Skipped) {
         if self.live {
-            eprint!("{CLEAR}");
+            output::draw(CLEAR);
         }
-        eprintln!("{}", summary(counters, skipped, self.start.elapsed()));
+        output::say(summary(counters, skipped, self.start.elapsed()));
     }
 }
 

@@ -9,28 +9,53 @@ use std::time::Duration;
 use embassy_futures::join::join;
 use embassy_futures::select::{Either, Either3, Either4, select, select3, select4};
 use log::{error, info, warn};
-use nanonsq_core::address::Address;
+use nanonsq_core::address::{Address, HOST_MAX};
 use nanonsq_core::drive::{self, Sleep as _};
 use nanonsq_core::lookup::{self, PEERS_MAX};
-use nanonsq_core::name::TopicName;
-use nanonsq_core::publish::{Config, PublishError, PublishOptions, RING_MIN};
+use nanonsq_core::name::{NAME_MAX, TopicName};
+use nanonsq_core::publish::{
+    Config, FLIGHTS_MAX, PublishError, PublishOptions, RING_MAX, RING_MIN,
+};
 use nanonsq_core::time::Span;
 use nanonsq_std::{NoopRawMutex, TcpDialer, TokioSleep};
 
+use crate::flags::{SECONDS_MAX, SECRET_MAX, Secret};
 use crate::input::{Framing, Input, Record};
+use crate::output;
 use crate::progress::{self, Progress, Skipped};
 use crate::report::{Numbers, Publishing, Reporter, watch_lookups};
-use crate::system::{hostname, interrupts, seed};
+use crate::signals::interrupts;
+use crate::system::{hostname, memory, seed};
 
 /// The outbox, if its size is not given and one message leaves it at that.
 const OUTBOX: usize = 4 << 20;
 
+/// The longest message that fits an outbox.
+const MESSAGE_MAX: u32 = (RING_MAX - RING_MIN) as u32;
+
 /// How long leaving may take.
 const GOODBYE: Duration = Duration::from_secs(2);
 
+fn help() -> String {
+    output::help(
+        "0 if nsqd acknowledged every message of the input, else 1; 2 for flags that make no sense",
+        &[
+            ("nsqds", u8::MAX.into()),
+            ("nsqlookupds", PEERS_MAX as u64),
+            ("bytes of a message", MESSAGE_MAX.into()),
+            ("bytes of --outbox-size", RING_MAX as u64),
+            ("commands that await nsqd's answer", FLIGHTS_MAX as u64),
+            ("bytes of a topic's name", NAME_MAX as u64),
+            ("bytes of a host", HOST_MAX as u64),
+            ("bytes of a secret", SECRET_MAX),
+            ("seconds of a timeout", SECONDS_MAX),
+        ],
+        "tail -F app.log | nanonsq pub --topic app --nsqd-tcp-address 127.0.0.1:4150",
+    )
+}
+
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  \
-    tail -F app.log | nanonsq pub --topic app --nsqd-tcp-address 127.0.0.1:4150")]
+#[command(after_help = help(), allow_negative_numbers = true)]
 pub(crate) struct Args {
     /// Topic to publish to.
     #[arg(long)]
@@ -68,12 +93,13 @@ pub(crate) struct Args {
 
     /// Longest message; nsqd's flag of the same name and default.
     #[arg(long, value_name = "BYTES", default_value_t = 1 << 20,
-        value_parser = clap::value_parser!(u32).range(1..))]
+        value_parser = clap::value_parser!(u32).range(1..=MESSAGE_MAX.into()))]
     max_msg_size: u32,
 
     /// Bytes of messages that wait for nsqd at most; reading pauses when they do [default: 4 MiB].
-    #[arg(long, value_name = "BYTES")]
-    outbox_size: Option<usize>,
+    #[arg(long, value_name = "BYTES",
+        value_parser = clap::value_parser!(u32).range(..=RING_MAX as i64))]
+    outbox_size: Option<u32>,
 
     /// Have nsqd hold each message back for so long (DPUB), up to one hour.
     #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u32).range(..=3_600_000))]
@@ -83,21 +109,22 @@ pub(crate) struct Args {
     #[arg(long, value_name = "MS")]
     expire: Option<u32>,
 
-    /// Secret for an nsqd that requires AUTH.
-    #[arg(long, value_name = "SECRET")]
-    auth_secret: Option<String>,
+    #[command(flatten)]
+    secret: Secret,
 
-    /// How often nsqd sends heartbeats; two missed ones end a connection.
+    /// How often nsqd sends heartbeats, 1000 to 60000; two missed ones end a connection.
     #[arg(long, value_name = "MS", default_value_t = 10_000,
         value_parser = clap::value_parser!(u32).range(1000..=60_000))]
     heartbeat_interval: u32,
 
     /// How long to try for a first connection before giving up.
-    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 10,
+        value_parser = clap::value_parser!(u64).range(..=SECONDS_MAX))]
     connect_timeout: u64,
 
     /// How long to go on delivering after the end of input or Ctrl-C.
-    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 30,
+        value_parser = clap::value_parser!(u64).range(..=SECONDS_MAX))]
     drain_timeout: u64,
 }
 
@@ -115,7 +142,7 @@ impl Args {
         }
         // So that the longest message fits.
         let room = RING_MIN.saturating_add(max as usize);
-        match self.outbox_size {
+        match self.outbox_size.map(|size| size as usize) {
             None => Ok(OUTBOX.max(room)),
             Some(size) if size < room => Err(format!(
                 "--outbox-size {size} is too small for --max-msg-size {max}; give {room} or more"
@@ -132,7 +159,8 @@ impl Args {
 /// Runs until everything is delivered or there is no hope; the status is success only if every
 /// message of the input was acknowledged.
 pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
-    let mut ring = vec![0; args.outbox_size()?];
+    let secret = args.secret.read()?;
+    let mut ring = memory("--outbox-size", args.outbox_size()?)?;
     let mut input = Input::open(args.file.as_deref(), args.framing(), args.max_msg_size as usize)
         .map_err(|error| format!("cannot open {}: {error}", args.input_name()))?;
     let typed = args.file.is_none() && std::io::stdin().is_terminal();
@@ -146,7 +174,7 @@ pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
         client_id: hostname.split('.').next().unwrap_or_default(),
         hostname: &hostname,
         heartbeat: Span::from_millis(args.heartbeat_interval),
-        auth_secret: args.auth_secret.as_deref().map(str::as_bytes),
+        auth_secret: secret.as_deref(),
         seed,
         ..Config::new()
     };

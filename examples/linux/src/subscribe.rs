@@ -1,23 +1,25 @@
 //! `nanonsq sub`: a channel's messages to standard output.
 
-use std::io::ErrorKind;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use embassy_futures::select::{Either3, select, select3};
 use log::{info, warn};
-use nanonsq_core::address::Address;
+use nanonsq_core::address::{Address, HOST_MAX};
 use nanonsq_core::consume::{Config, ConnectionEvent, Counters, Event, LOOKUPDS_MAX, LookupdEvent};
 use nanonsq_core::drive::Gathering;
 use nanonsq_core::drive::consumer::{self, Dialers, Resources, Sources};
-use nanonsq_core::name::{ChannelName, TopicName};
+use nanonsq_core::name::{ChannelName, NAME_MAX, TopicName};
 use nanonsq_core::session::Closed;
 use nanonsq_core::time::Span;
 use nanonsq_std::{NoopRawMutex, TcpDialer, TokioSleep};
 use tokio::io::AsyncWriteExt;
 
+use crate::flags::{SECRET_MAX, Secret};
+use crate::output::{self, cannot_print, is_closed, say};
 use crate::report::{explain, explain_answer, is_hopeless};
-use crate::system::{hostname, interrupts, seed};
+use crate::signals::interrupts;
+use crate::system::{hostname, seed};
 
 /// nsqds at a time, and nsqds that nsqlookupds list.
 const CONNECTIONS: usize = 16;
@@ -41,9 +43,27 @@ const BATCH: usize = 64;
 type Consuming<'a> = consumer::Handle<'a, NoopRawMutex, TokioSleep>;
 type Message<'a> = consumer::Message<'a, NoopRawMutex, TokioSleep>;
 
+fn help() -> String {
+    output::help(
+        "0 if there were as many messages as -n says, or at its end by a signal without -n, or if \
+         nobody\n  reads what it prints any more; else 1. 2 for flags that make no sense",
+        &[
+            ("connections to nsqds at a time; more nsqds take turns", CONNECTIONS as u64),
+            ("nsqds of --nsqd-tcp-address", u8::MAX.into()),
+            ("nsqds that nsqlookupds list, remembered at a time", NSQDS as u64),
+            ("nsqlookupds", LOOKUPDS_MAX as u64),
+            ("messages in flight", MESSAGES as u64),
+            ("bytes of a message, and of all in flight", RING as u64),
+            ("bytes of a topic's or channel's name", NAME_MAX as u64),
+            ("bytes of a host", HOST_MAX as u64),
+            ("bytes of a secret", SECRET_MAX),
+        ],
+        "nanonsq sub --topic app --lookupd-http-address 127.0.0.1:4161 | grep error",
+    )
+}
+
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  \
-    nanonsq sub --topic app --lookupd-http-address 127.0.0.1:4161 | grep error")]
+#[command(after_help = help(), allow_negative_numbers = true)]
 pub(crate) struct Args {
     /// Topic to consume.
     #[arg(long)]
@@ -84,11 +104,10 @@ pub(crate) struct Args {
         value_parser = clap::value_parser!(u32).range(100..))]
     lookupd_poll_interval: u32,
 
-    /// Secret for an nsqd that requires AUTH.
-    #[arg(long, value_name = "SECRET")]
-    auth_secret: Option<String>,
+    #[command(flatten)]
+    secret: Secret,
 
-    /// How often nsqd sends heartbeats; two missed ones end a connection.
+    /// How often nsqd sends heartbeats, 1000 to 60000; two missed ones end a connection.
     #[arg(long, value_name = "MS", default_value_t = 10_000,
         value_parser = clap::value_parser!(u32).range(1000..=60_000))]
     heartbeat_interval: u32,
@@ -103,8 +122,17 @@ enum End {
     Interrupted,
 }
 
+type Tables<'a> = Resources<'a, NoopRawMutex, CONNECTIONS, MESSAGES, LOOKUPDS_MAX, NSQDS>;
+
+/// Apart, so that they are no part of the frame that a poll of the program has.
+#[inline(never)]
+fn tables<'a>() -> Box<Tables<'a>> {
+    Box::new(Tables::new())
+}
+
 /// Runs until there are enough messages, Ctrl-C, or no hope.
 pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
+    let secret = args.secret.read()?;
     let seed = seed();
     let channel = match args.channel {
         Some(channel) => channel,
@@ -117,7 +145,7 @@ pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
     let config = Config {
         client_id: hostname.split('.').next().unwrap_or_default(),
         hostname: &hostname,
-        auth_secret: args.auth_secret.as_deref().map(str::as_bytes),
+        auth_secret: secret.as_deref(),
         heartbeat: Span::from_millis(args.heartbeat_interval),
         lookup_interval: Span::from_millis(args.lookupd_poll_interval),
         max_in_flight: args.max_in_flight.min(wanted),
@@ -126,8 +154,7 @@ pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
         ..Config::new(args.topic, channel)
     };
     let mut ring = vec![0; RING];
-    let mut resources =
-        Box::new(Resources::<NoopRawMutex, CONNECTIONS, MESSAGES, LOOKUPDS_MAX, NSQDS>::new());
+    let mut resources = tables();
     let (consumer, mut runner) = consumer::new(
         &mut resources,
         &config,
@@ -174,7 +201,7 @@ pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
 
     let counters = consumer.counters();
     if ended.is_ok() || counters.received > 0 {
-        eprintln!("{}", summary(&counters, start.elapsed().as_secs_f64()));
+        say(summary(&counters, start.elapsed().as_secs_f64()));
     }
     match (ended?, args.count) {
         (End::Interrupted, Some(count)) => Err(format!("interrupted before message {count}")),
@@ -213,8 +240,8 @@ async fn print<'a>(
         };
         match written.await {
             Ok(()) => {}
-            Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(End::Closed),
-            Err(error) => return Err(format!("cannot write to standard output: {error}")),
+            Err(error) if is_closed(&error) => return Ok(End::Closed),
+            Err(error) => return Err(cannot_print(&error)),
         }
         lines.clear();
         for message in batch.drain(..) {

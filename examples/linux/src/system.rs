@@ -2,22 +2,8 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use embassy_futures::select::select;
 use log::info;
 use nanonsq_std::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
-
-/// Waits for so many of Ctrl-C, or of what service managers send instead.
-pub(crate) async fn interrupts(count: usize) {
-    let signals = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()));
-    let (Ok(mut interrupt), Ok(mut terminate)) = signals else {
-        // Without signals the program just cannot be interrupted gracefully.
-        return std::future::pending().await;
-    };
-    for _ in 0..count {
-        select(interrupt.recv(), terminate.recv()).await;
-    }
-}
 
 pub(crate) fn hostname() -> String {
     std::fs::read_to_string("/proc/sys/kernel/hostname")
@@ -34,11 +20,25 @@ pub(crate) fn seed() -> u32 {
     std::hash::RandomState::new().build_hasher().finish() as u32
 }
 
-/// Says, in nsqd's words, where it listens; the port.
-pub(crate) fn listening(what: &str, listener: &TcpListener) -> Result<u16, String> {
+/// Says, in nsqd's words, where it listens.
+pub(crate) fn listening(what: &str, listener: &TcpListener) -> Result<(), String> {
     let address = listener.local_addr().map_err(|error| error.to_string())?;
     info!("{what}: listening on {address}");
-    Ok(address.port())
+    Ok(())
+}
+
+/// Where it listens.
+pub(crate) fn port(listener: &TcpListener) -> Result<u16, String> {
+    listener.local_addr().map(|address| address.port()).map_err(|error| error.to_string())
+}
+
+/// Zeroed memory of the size that a flag says. It is in RAM only once it is used.
+pub(crate) fn memory(flag: &str, bytes: usize) -> Result<Vec<u8>, String> {
+    // Zeroed memory cannot be asked for so that it may fail; but as much of any other can.
+    match Vec::<u8>::new().try_reserve_exact(bytes) {
+        Ok(()) => Ok(vec![0; bytes]),
+        Err(error) => Err(format!("{flag} {bytes}: {error}")),
+    }
 }
 
 /// In nanoseconds.

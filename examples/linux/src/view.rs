@@ -1,8 +1,10 @@
 //! The demo's live view: a table that is drawn again and again under what scrolls by.
 
 use std::fmt::Write as _;
-use std::io::{IsTerminal, Write as _};
+use std::io::{self, IsTerminal, Write as _};
 use std::time::{Duration, Instant};
+
+use crate::output::is_closed;
 
 /// How often it is drawn on a terminal, and elsewhere, where it cannot be drawn over.
 const INTERVAL: Duration = Duration::from_millis(500);
@@ -42,20 +44,21 @@ pub(crate) struct View {
     footer: String,
     /// How many lines of both are on the screen.
     lines: usize,
-    is_closed: bool,
+    /// Why nothing can be printed any more.
+    failed: Option<io::Error>,
 }
 
 impl View {
     /// `footer` is to stay on the screen; where it cannot, it is printed now, below `header`.
     pub(crate) fn new(header: &str, footer: &str) -> Self {
         let mut view = Self {
-            live: std::io::stdout().is_terminal(),
+            live: io::stdout().is_terminal(),
             rows: Vec::new(),
             drawn: None,
             table: String::new(),
             footer: String::new(),
             lines: 0,
-            is_closed: false,
+            failed: None,
         };
         if view.live && has_room(window_lines(), footer.lines().count()) {
             view.print(header);
@@ -71,9 +74,14 @@ impl View {
         if self.live { INTERVAL } else { INTERVAL_PLAIN }
     }
 
-    /// Whether nobody reads any more, as with `head`.
+    /// Whether nothing can be printed any more.
     pub(crate) fn is_closed(&self) -> bool {
-        self.is_closed
+        self.failed.is_some()
+    }
+
+    /// What failed, if it is not that nobody reads any more, as with `head`.
+    pub(crate) fn failed(&self) -> Option<&io::Error> {
+        self.failed.as_ref().filter(|error| !is_closed(error))
     }
 
     /// Prints a line above the table.
@@ -137,15 +145,17 @@ impl View {
     }
 
     fn write_out(&mut self, text: &str) {
-        let mut stdout = std::io::stdout().lock();
+        let mut stdout = io::stdout().lock();
         let written = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
-        self.is_closed |= written.is_err();
+        if let Err(error) = written {
+            self.failed.get_or_insert(error);
+        }
     }
 }
 
 /// How many lines the terminal shows; 0 if it does not say.
 fn window_lines() -> usize {
-    rustix::termios::tcgetwinsize(std::io::stdout()).map_or(0, |size| size.ws_row.into())
+    rustix::termios::tcgetwinsize(io::stdout()).map_or(0, |size| size.ws_row.into())
 }
 
 /// Whether something of so many lines leaves enough for the rest.

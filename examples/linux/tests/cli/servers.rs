@@ -13,14 +13,14 @@ use tokio::process::Command;
 use crate::run::{Run, SOON};
 
 /// A server of ours with what it listens on.
-struct Server {
-    run: Run,
-    tcp: SocketAddr,
-    http: SocketAddr,
+pub(crate) struct Server {
+    pub(crate) run: Run,
+    pub(crate) tcp: SocketAddr,
+    pub(crate) http: SocketAddr,
 }
 
 impl Server {
-    async fn start(command: &str, more: &[&str]) -> Self {
+    pub(crate) async fn start(command: &str, more: &[&str]) -> Self {
         let mut args =
             vec![command, "--tcp-address", "127.0.0.1:0", "--http-address", "127.0.0.1:0"];
         args.extend(["--broadcast-address", "127.0.0.1"]);

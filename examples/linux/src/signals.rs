@@ -1,0 +1,132 @@
+//! Requests to stop, by signals.
+//!
+//! SIGINT (Ctrl-C), SIGTERM and SIGHUP are the same request. The first asks for an orderly end. A
+//! second one stops at once, but for one within [`SAME`], which is the first one once more: a
+//! terminal and `timeout` send theirs to the process and to its group. SIGHUP is not heeded if it was
+//! ignored when the program was started, as `nohup` has it.
+//!
+//! A thread of its own waits for them. So they have their times, whatever else keeps the program busy,
+//! and the second one ends it even if that is for ever: a standard error that nobody reads.
+
+use std::future::pending;
+use std::io;
+use std::process::exit;
+use std::sync::OnceLock;
+use std::thread;
+use std::time::Duration;
+
+use embassy_futures::select::select3;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep};
+
+/// For how long another signal is the same request.
+const SAME: Duration = Duration::from_millis(500);
+
+/// How long the program may take for its last words when it is to stop at once.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// What all commands say in their help.
+pub(crate) const HELP: &str = "\
+Signals:
+  SIGINT (Ctrl-C), SIGTERM or SIGHUP ends it in order, another one at least 500 ms later at once, with
+  status 1. Under nohup SIGHUP is ignored.";
+
+/// From now on signals are requests, and do not kill.
+pub(crate) fn catch() {
+    let _ = requests();
+}
+
+/// Waits for so many requests to stop: 1 is one, 2 is one to do so at once.
+pub(crate) async fn interrupts(count: u8) {
+    let waited = match requests() {
+        Some(mut requests) => requests.wait_for(|seen| *seen >= count).await.is_ok(),
+        // Without signals the program just cannot be interrupted gracefully.
+        None => false,
+    };
+    if !waited {
+        pending().await
+    }
+}
+
+fn requests() -> Option<watch::Receiver<u8>> {
+    static REQUESTS: OnceLock<Option<watch::Receiver<u8>>> = OnceLock::new();
+    REQUESTS.get_or_init(|| start().ok()).clone()
+}
+
+/// Starts the thread, and waits until it has signals caught.
+fn start() -> io::Result<watch::Receiver<u8>> {
+    let (requested, requests) = watch::channel(0);
+    let (started, starting) = std::sync::mpsc::channel();
+    thread::Builder::new().name("signals".to_owned()).spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let caught = runtime.and_then(|runtime| {
+            let caught = runtime.block_on(async { Caught::new() })?;
+            Ok((caught, runtime))
+        });
+        match caught {
+            Ok((mut caught, runtime)) => {
+                let _ = started.send(Ok(()));
+                runtime.block_on(wait(&mut caught, &requested));
+            }
+            Err(error) => {
+                let _ = started.send(Err(error));
+            }
+        }
+    })?;
+    starting.recv().unwrap_or_else(|gone| Err(io::Error::other(gone)))?;
+    Ok(requests)
+}
+
+struct Caught {
+    interrupt: Signal,
+    terminate: Signal,
+    hangup: Option<Signal>,
+}
+
+impl Caught {
+    fn new() -> io::Result<Self> {
+        let hangup = if is_hangup_ignored() { None } else { Some(signal(SignalKind::hangup())?) };
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            hangup,
+        })
+    }
+
+    async fn next(&mut self) {
+        let hangup = async {
+            match &mut self.hangup {
+                Some(hangup) => hangup.recv().await,
+                None => pending().await,
+            }
+        };
+        select3(self.interrupt.recv(), self.terminate.recv(), hangup).await;
+    }
+}
+
+async fn wait(caught: &mut Caught, requested: &watch::Sender<u8>) {
+    caught.next().await;
+    let first = Instant::now();
+    let _ = requested.send(1);
+    loop {
+        caught.next().await;
+        if first.elapsed() >= SAME {
+            break;
+        }
+    }
+    let _ = requested.send(2);
+    sleep(LAST_WORDS).await;
+    // Nothing is said: that may be what it hangs in.
+    exit(1);
+}
+
+/// Whether SIGHUP was ignored when the program was started.
+fn is_hangup_ignored() -> bool {
+    const HANGUP: u64 = 1 << (rustix::process::Signal::HUP.as_raw() - 1);
+    // There is no way to ask without `unsafe` but this one, which is Linux's.
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let ignored = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    ignored.is_some_and(|mask| mask & HANGUP != 0)
+}
