@@ -221,24 +221,37 @@ fn a_connection_that_ends_anywhere_leaves_nothing() {
     }
 }
 
-/// Each in a topic or channel of its own: the tables are full, then they say so.
+/// Each in a topic or channel of its own: the tables are full, then the oldest go.
 #[test]
 fn a_million_subs_take_no_more_than_the_tables() {
     let mut node = node(&CONFIG);
     let now = Instant::from_millis(5);
     let mut refused = 0;
-    for n in 0..1_000_000u32 {
+    let mut sub = |node: &mut Node<'_>, n: u32, name: &str| {
         let mut session = node.client(0).unwrap();
         session.open(now);
-        let line = format!("  V2SUB t{n} c{n}\n");
+        let line = format!("  V2SUB {name}{n} c{n}\n");
         assert_eq!(session.take(now, line.as_bytes()), line.len());
         refused += u32::from(session.link() == Link::Close);
         session.closed(now, Closed::Peer);
+        refused
+    };
+    for n in 0..1_000_000 {
+        sub(&mut node, n, "t");
     }
-    assert_eq!((node.topics().count(), refused), (3, 1_000_000 - 3));
+    assert_eq!((node.topics().count(), sub(&mut node, 0, "u")), (3, 0));
+    assert_eq!(node.counters().topics_given_back, 1_000_001 - 3);
+    // What the application named stays, and what finds no room says so.
+    for topic in node.topics().map(|topic| *topic.name).collect::<Vec<_>>() {
+        node.create_topic(now, &topic).unwrap();
+    }
+    for n in 0..1_000 {
+        assert_eq!(sub(&mut node, n, "v"), n + 1);
+    }
+    assert_eq!((node.topics().count(), node.counters().topics_refused), (3, 1_000));
     // Who is there already goes on.
     let mut session = node.client(0).unwrap();
     session.open(now);
-    session.take(now, b"  V2SUB t0 c0\nPUB t0\n\0\0\0\x01x");
+    session.take(now, b"  V2SUB u0 c0\nPUB u0\n\0\0\0\x01x");
     assert_eq!(session.transmit(now).head, b"\0\0\0\x06\0\0\0\0OK".repeat(2));
 }

@@ -7,7 +7,7 @@ use nanonsq_core::address::{Address, AddressError};
 use nanonsq_core::consume::{self, AnswerError};
 use nanonsq_core::lookup::{self, RegistryFull, TooManyPeers};
 use nanonsq_core::name::NameError;
-use nanonsq_core::node::{self, NodeError, TooManyLookupds};
+use nanonsq_core::node::{self, NodeError, TableFull, TooManyLookupds};
 use nanonsq_core::publish::{self, Outcome};
 use nanonsq_core::session::{Awaited, Closed, DialError, Fault, TransportError};
 use nanonsq_core::time::Span;
@@ -86,6 +86,7 @@ fn errors_of_calls() {
         NodeError::TooManyTopics,
         NodeError::TooManyChannels,
     ]);
+    distinct(&[TableFull::Topics, TableFull::Channels, TableFull::ChannelsOfTopic]);
     distinct(&[
         node::ConfigError::Heartbeat { ms: 300 },
         node::ConfigError::MsgTimeout { ms: 300 },

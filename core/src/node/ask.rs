@@ -7,7 +7,7 @@
 //! answer last time get their turn last, so one that hangs keeps no other from being asked.
 
 use super::engine::Shared;
-use super::table::NONE;
+use super::table::{NONE, Origin};
 use super::{Event, Node};
 use crate::address::Address;
 use crate::get::Get;
@@ -256,7 +256,8 @@ impl AskSession<'_, '_> {
                 Err(error) => return self.fail(now, BadAnswer::Json(error)),
             };
             let Some(channel) = channel.filter(|channel| !channel.is_ephemeral()) else { continue };
-            if self.shared.channel_for(now, self.shared.asked, &channel).is_err() {
+            let asked = self.shared.asked;
+            if self.shared.channel_for(now, asked, &channel, Origin::Lookupd).is_err() {
                 let left_out = &mut self.shared.counters.channels_left_out;
                 *left_out = left_out.saturating_add(1);
             }

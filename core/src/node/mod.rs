@@ -49,19 +49,43 @@
 //! (held) ------------> Waiting ----> Dialing ----> Asking ----> Closing ----> Waiting ----> (flows)
 //! ```
 //!
+//! # Full tables
+//!
+//! Topics and channels stay as long as there is room for others, as in nsqd. When one needs room that
+//! there is not, one that can be spared is given back, with its registrations:
+//!
+//! - *a topic* that has no messages, and no channel that cannot be spared;
+//! - *a channel* that has never delivered anything and has no client: at once if its topic never had a
+//!   message, and a client made it; otherwise, and if an nsqlookupd named it, once it had no client
+//!   for 60 s.
+//!
+//! Never given back are a channel that has delivered a message, what the application named (by
+//! creating it, or publishing to it), a channel that was named over HTTP, what is paused, and the
+//! topics of all these channels. A topic that `/topic/create` named goes after all others, and not for
+//! another that is only named. First go those in which no messages wait, of these those that nobody
+//! named, of these the one that was not used for longest: made, published to, or left by its last
+//! client. Messages that wait in a channel go with it: they are counted
+//! ([`Counters::abandoned`]) and told ([`Event::Dropped`]).
+//!
+//! If nothing can be spared the newcomer is refused, told which table is full, and counted;
+//! [`Event::TableFull`] tells the application, once until there was room again. So an application
+//! makes its topics when it starts: then it has them, whatever clients do.
+//!
 //! # Bounds
 //!
 //! | what | bound | beyond it |
 //! |---|---|---|
 //! | messages | the lent store: [`message_cost`] each | [`Full`]; producers wait for [`Config::publish_wait`] |
 //! | a message | the store, `limits.max_msg_size` | refused before its body, as nsqd does |
-//! | topics, channels | the storage's `TOPICS` and `CHANNELS`, [`Config::channels_per_topic`] | `E_SUB_FAILED`, `E_PUB_FAILED`, [`NodeError`] |
+//! | topics, channels | the storage's `TOPICS` and `CHANNELS`, [`Config::channels_per_topic`] | what nobody uses is given back, see above; else `E_SUB_FAILED`, `E_PUB_FAILED`, [`NodeError`] |
+//! | a channel that has delivered nothing, and has no client | 60 s, if its topic ever had a message | given back if others need its room |
 //! | clients | the storage's `CLIENTS` | the listener refuses |
 //! | in flight, a channel | the storage's `IN_FLIGHT`; announced as `max_rdy_count` | messages wait; the last entries are for clients that have nothing |
 //! | requeued, deferred | none of their own: they wait in the store | |
 //! | nsqlookupds asked for channels | [`ASKED_MAX`] | the others are not asked |
 //! | asking | [`Config::channels_wait`] for a topic | the topic flows without the channels of those that have not answered |
 //! | unread answers | about 15 a client | nothing more is read from it until it reads |
+//! | a client that says nothing, also not its magic | two heartbeat intervals, [`Config::heartbeat`]'s until it asks for another | closed |
 //! | a client that takes nothing | one heartbeat interval | closed |
 //! | a command or body that does not end | two heartbeat intervals | closed, its room is free |
 //! | what a client says of itself | [`TEXT_MAX`] bytes each | cut off |
@@ -90,16 +114,17 @@ use crate::wire::v2::{Limits, MessageId};
 pub use ask::{ASKED_MAX, ASKER_RAM_MAX, AskSession, AskState, Asker, Lookupd};
 pub use client::{ClientSession, TEXT_MAX};
 pub use config::{Config, ConfigError, Full, LANES_MAX};
+pub use engine::TableFull;
 pub use http::{HTTP_RAM_MAX, HttpConfig, HttpSession, HttpStorage, LOOKUPD_RAM, TooManyLookupds};
 pub use status::{ChannelStatus, ClientState, ClientStatus, TopicStatus};
 pub use store::BLOCK_MIN;
 pub use table::PUB_COUNTS_MAX;
 
 use client::Client;
-use engine::{Draft, NoSlot, Shared};
+use engine::{Draft, Shared};
 use http::Http;
 use store::{Layout, Store};
-use table::{Channel, Entry, Seat, Topic};
+use table::{Channel, Entry, Origin, Seat, Topic};
 
 /// The longest deferral, one hour: nsqd's `--max-req-timeout`.
 pub const DEFER_MAX: Span = Span::from_secs(3600);
@@ -125,10 +150,10 @@ pub struct Storage<
 }
 
 /// The most bytes that a topic takes of a [`Storage`].
-pub const TOPIC_RAM_MAX: usize = 112;
+pub const TOPIC_RAM_MAX: usize = 120;
 
 /// The most bytes that a channel takes of a [`Storage`], beside its entries.
-pub const CHANNEL_RAM_MAX: usize = 128;
+pub const CHANNEL_RAM_MAX: usize = 136;
 
 /// The most bytes that a client takes of a [`Storage`].
 pub const CLIENT_RAM_MAX: usize = 1056;
@@ -137,7 +162,7 @@ pub const CLIENT_RAM_MAX: usize = 1056;
 pub const ENTRY_RAM: usize = 24;
 
 /// The most bytes that a [`Node`] takes beside its storage and store.
-pub const RAM_MAX: usize = 376;
+pub const RAM_MAX: usize = 408;
 
 // On every target that this is compiled for.
 const _: () = {
@@ -277,12 +302,16 @@ pub enum Event {
         /// What happened.
         event: ClientEvent,
     },
-    /// So many messages were dropped to make room since this was last said
-    /// ([`Full::DropOldest`]); topics' and channels' status have how many of whose.
+    /// So many messages were dropped to make room since this was last said: for others
+    /// ([`Full::DropOldest`]; topics' and channels' status have how many of whose), or with a channel
+    /// that was given back.
     Dropped {
         /// How many.
         count: u32,
     },
+    /// Somebody was refused since a table is full, with nothing in it that can be given back. Said
+    /// once, until there was room again.
+    TableFull(TableFull),
     /// An nsqlookupd did not say which channels a new topic has elsewhere: the topic does without.
     /// A newer one replaces an older one that nobody polled.
     AskFailed {
@@ -314,6 +343,8 @@ pub struct Counters {
     pub sampled_out: u64,
     /// Messages dropped to make room.
     pub dropped: u64,
+    /// Messages that waited in channels that were given back, once for each channel.
+    pub abandoned: u64,
     /// Calls of `publish` refused because the store was full. A message tried again counts again.
     pub refused: u64,
     /// How often a client had to wait for room.
@@ -328,6 +359,16 @@ pub struct Counters {
     pub ask_failures: u32,
     /// Channels of new topics that are elsewhere, and for which there was no room.
     pub channels_left_out: u32,
+    /// Topics that went since another needed the room.
+    pub topics_given_back: u32,
+    /// Channels that did, by themselves.
+    pub channels_given_back: u32,
+    /// How often there was no room for a topic.
+    pub topics_refused: u32,
+    /// How often there was none for a channel.
+    pub channels_refused: u32,
+    /// How often a topic could not have another channel.
+    pub channels_of_topic_refused: u32,
 }
 
 /// What of the store is in use.
@@ -427,7 +468,7 @@ impl<'a> Node<'a> {
         if len > max {
             return Err(PublishError::TooLarge { max: max as usize });
         }
-        if !self.shared.has_slot_for(topic) {
+        if self.shared.has_slot_for(now, topic, Origin::Application).is_err() {
             return Err(PublishError::TooManyTopics);
         }
         let mut draft = Draft::NONE;
@@ -436,7 +477,7 @@ impl<'a> Node<'a> {
             return Err(PublishError::Full);
         }
         self.shared.fill(&mut draft, body);
-        let Ok(topic) = self.shared.topic_for(now, topic) else {
+        let Ok(topic) = self.shared.topic_for(now, topic, Origin::Application) else {
             self.shared.discard(&mut draft);
             return Err(PublishError::TooManyTopics);
         };
@@ -451,7 +492,7 @@ impl<'a> Node<'a> {
 
     /// Makes a topic; one that is there is left as it is.
     pub fn create_topic(&mut self, now: Instant, topic: &TopicName) -> Result<(), NodeError> {
-        self.shared.topic_for(now, topic)?;
+        self.shared.topic_for(now, topic, Origin::Application)?;
         Ok(())
     }
 
@@ -494,7 +535,7 @@ impl<'a> Node<'a> {
         channel: &ChannelName,
     ) -> Result<(), NodeError> {
         let at = self.topic_at(topic)?;
-        self.shared.channel_for(now, at, channel)?;
+        self.shared.channel_for(now, at, channel, Origin::Application)?;
         Ok(())
     }
 
@@ -571,6 +612,12 @@ impl<'a> Node<'a> {
         let count = core::mem::take(&mut self.shared.unsaid);
         if count > 0 {
             return Some(Event::Dropped { count });
+        }
+        for full in [TableFull::Topics, TableFull::Channels, TableFull::ChannelsOfTopic] {
+            if self.shared.full_unsaid & full.bit() != 0 {
+                self.shared.full_unsaid &= !full.bit();
+                return Some(Event::TableFull(full));
+            }
         }
         if let Some(event) = self.asker.as_mut().and_then(|asker| asker.poll_event()) {
             return Some(event);
@@ -671,11 +718,11 @@ impl<'a> Node<'a> {
     }
 }
 
-impl From<NoSlot> for NodeError {
-    fn from(why: NoSlot) -> Self {
-        match why {
-            NoSlot::Topics => Self::TooManyTopics,
-            NoSlot::Channels | NoSlot::ChannelsOfTopic => Self::TooManyChannels,
+impl From<TableFull> for NodeError {
+    fn from(full: TableFull) -> Self {
+        match full {
+            TableFull::Topics => Self::TooManyTopics,
+            TableFull::Channels | TableFull::ChannelsOfTopic => Self::TooManyChannels,
         }
     }
 }

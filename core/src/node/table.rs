@@ -153,11 +153,44 @@ impl List {
     }
 }
 
+/// Who named a topic or channel, the one who matters most: what an application or an administrator
+/// named is not taken away for others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Origin {
+    /// Clients, by SUB or publishing.
+    Client,
+    /// An nsqlookupd that was asked for a topic's channels.
+    Lookupd,
+    /// `/topic/create` or `/channel/create`.
+    Http,
+    Application,
+}
+
+/// A point in time, in units of 65.536 ms, to compare ages by. It comes round after 8 years.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Used(u32);
+
+impl Used {
+    pub(super) const NEVER: Self = Self(0);
+
+    pub(super) const fn at(now: Instant) -> Self {
+        Self((now.as_micros() >> 16) as u32)
+    }
+
+    /// How long that is ago, in those units.
+    pub(super) const fn age(self, now: Instant) -> u32 {
+        Self::at(now).0.wrapping_sub(self.0)
+    }
+}
+
 /// A topic, or room for one.
 #[derive(Debug)]
 pub(super) struct Topic {
     /// Empty if there is none.
     pub(super) name: TopicName,
+    pub(super) origin: Origin,
+    /// When it was made, published to, or subscribed to, or its last subscriber left.
+    pub(super) used: Used,
     pub(super) paused: bool,
     /// How many channels it has.
     pub(super) channels: u8,
@@ -176,6 +209,8 @@ pub(super) struct Topic {
 impl Topic {
     pub(super) const NEW: Self = Self {
         name: TopicName::NONE,
+        origin: Origin::Client,
+        used: Used::NEVER,
         paused: false,
         channels: 0,
         asking: 0,
@@ -198,6 +233,11 @@ pub(super) struct Channel {
     pub(super) name: ChannelName,
     /// Its topic; [`NONE`] if there is no such channel.
     pub(super) topic: u8,
+    pub(super) origin: Origin,
+    /// When it was made, or its last client left.
+    pub(super) used: Used,
+    /// A client was given a message, ever.
+    pub(super) delivered: bool,
     /// Its place in the heads of the topic's messages.
     pub(super) lane: u8,
     /// How many are subscribed.
@@ -227,6 +267,9 @@ impl Channel {
     pub(super) const NEW: Self = Self {
         name: ChannelName::NONE,
         topic: NONE,
+        origin: Origin::Client,
+        used: Used::NEVER,
+        delivered: false,
         lane: 0,
         clients: 0,
         paused: false,
@@ -247,6 +290,11 @@ impl Channel {
     /// Messages that wait for their delivery.
     pub(super) fn depth(&self) -> u32 {
         u32::from(self.queued).saturating_add(self.requeued.len.into())
+    }
+
+    /// Messages that nobody has in flight.
+    pub(super) fn waiting(&self) -> u32 {
+        self.depth().saturating_add(self.deferred.len.into())
     }
 
     pub(super) fn is_used(&self) -> bool {

@@ -98,6 +98,11 @@ struct Channel {
     requeues: u64,
     timeouts: u64,
     dropped: u64,
+    /// The application named it.
+    named: bool,
+    /// It gave somebody a message.
+    delivered: bool,
+    used: u64,
 }
 
 impl Channel {
@@ -130,6 +135,8 @@ struct Topic {
     messages: u64,
     bytes: u64,
     dropped: u64,
+    named: bool,
+    used: u64,
 }
 
 #[derive(Debug, Default, Clone)]
@@ -179,7 +186,20 @@ struct Model {
     bodies: BTreeMap<u64, Body>,
     finished: u64,
     dropped: u64,
+    abandoned: u64,
+    given_back: (u32, u32),
+    /// The topics and channels that the node has after what it did last: of several that may be given
+    /// back it chooses.
+    there: Vec<(usize, Option<usize>)>,
 }
+
+/// In the node's units of time: what is not used for longer goes first.
+fn units(micros: u64) -> u64 {
+    micros >> 16
+}
+
+/// Whether waiting messages go with it, and since when it is not used: the least goes first.
+type Need = (bool, u64);
 
 impl Model {
     fn new(full: Full) -> Self {
@@ -193,19 +213,92 @@ impl Model {
             bodies: BTreeMap::new(),
             finished: 0,
             dropped: 0,
+            abandoned: 0,
+            given_back: (0, 0),
+            there: Vec::new(),
         }
+    }
+
+    /// What is lost with a channel, if it may be given back at all.
+    fn channel_need(&self, now: u64, channel: &Channel) -> Option<Need> {
+        let topic = self.topics.iter().find(|topic| topic.id == channel.topic).unwrap();
+        let is_served = self.seats.iter().any(|seat| seat.channel == Some(channel.id));
+        // 60 s, and a bit.
+        let is_old = units(now) - units(channel.used) > units(60_000_000);
+        let may = !channel.delivered && !channel.named && !channel.paused && !is_served;
+        let waiting = channel.waiting() + channel.deferred.len() > 0;
+        (may && (is_old || topic.messages == 0)).then_some((waiting, units(channel.used)))
+    }
+
+    fn topic_need(&self, now: u64, topic: &Topic) -> Option<Need> {
+        if topic.named || topic.paused || !topic.held.is_empty() {
+            return None;
+        }
+        let mut waiting = false;
+        for channel in self.channels.iter().filter(|channel| channel.topic == topic.id) {
+            waiting |= self.channel_need(now, channel)?.0;
+        }
+        Some((waiting, units(topic.used)))
+    }
+
+    fn has_slot_for(&self, now: u64, name: usize) -> bool {
+        self.topics.len() < TOPICS
+            || self.topics.iter().any(|topic| topic.name == name)
+            || self.topics.iter().any(|topic| self.topic_need(now, topic).is_some())
+    }
+
+    /// Gives the topic back that the node gave back, which is one that can best be spared.
+    fn spare_topic(&mut self, now: u64) -> Option<()> {
+        let needs = self.topics.iter().map(|topic| self.topic_need(now, topic));
+        let least = needs.flatten().min()?;
+        let is_gone = |topic: &Topic| {
+            self.topic_need(now, topic) == Some(least) && !self.there.contains(&(topic.name, None))
+        };
+        let at = self.topics.iter().position(is_gone).expect("the node spares one of the right");
+        let id = self.topics[at].id;
+        for channel in self.channels.iter().filter(|channel| channel.topic == id) {
+            self.abandoned += (channel.waiting() + channel.deferred.len()) as u64;
+        }
+        self.given_back.0 += 1;
+        self.delete_topic(at);
+        Some(())
+    }
+
+    /// Likewise a channel, of one topic or of all.
+    fn spare_channel(&mut self, now: u64, of: Option<u64>, stays: u64) -> Option<()> {
+        let is_of = |channel: &&Channel| of.is_none_or(|topic| channel.topic == topic);
+        let needs = self.channels.iter().filter(is_of).map(|it| self.channel_need(now, it));
+        let least = needs.flatten().min()?;
+        let is_gone = |channel: &Channel| {
+            let topic = self.topics.iter().find(|topic| topic.id == channel.topic).unwrap().name;
+            is_of(&channel)
+                && self.channel_need(now, channel) == Some(least)
+                && !self.there.contains(&(topic, Some(channel.name)))
+        };
+        let at = self.channels.iter().position(is_gone).expect("the node spares one of the right");
+        let channel = &self.channels[at];
+        self.abandoned += (channel.waiting() + channel.deferred.len()) as u64;
+        self.given_back.1 += 1;
+        if channel.topic == stays {
+            self.drop_channel(at)
+        } else {
+            self.delete_channel(at)
+        }
+        Some(())
     }
 
     fn topic(&mut self, name: usize) -> Option<usize> {
         self.topics.iter().position(|topic| topic.name == name)
     }
 
-    fn topic_for(&mut self, name: usize) -> Option<usize> {
+    fn topic_for(&mut self, now: u64, name: usize, named: bool) -> Option<usize> {
         if let Some(at) = self.topic(name) {
+            self.topics[at].used = now;
+            self.topics[at].named |= named;
             return Some(at);
         }
         if self.topics.len() == TOPICS {
-            return None;
+            self.spare_topic(now)?;
         }
         self.id += 1;
         self.topics.push(Topic {
@@ -216,6 +309,8 @@ impl Model {
             messages: 0,
             bytes: 0,
             dropped: 0,
+            named,
+            used: now,
         });
         Some(self.topics.len() - 1)
     }
@@ -229,17 +324,26 @@ impl Model {
         self.channels.iter().position(|channel| channel.id == id).unwrap()
     }
 
-    fn channel_for(&mut self, now: u64, topic: usize, name: usize) -> Result<usize, &'static str> {
+    fn channel_for(
+        &mut self,
+        now: u64,
+        topic: usize,
+        name: usize,
+        named: bool,
+    ) -> Result<usize, &'static str> {
         if let Some(at) = self.channel(topic, name) {
+            self.channels[at].named |= named;
             return Ok(at);
         }
         let id = self.topics[topic].id;
         if self.channels.iter().filter(|channel| channel.topic == id).count() == LANES {
-            return Err("no room for another channel of this topic");
+            let spared = self.spare_channel(now, Some(id), id);
+            spared.ok_or("no room for another channel of this topic")?;
+        } else if self.channels.len() == CHANNELS {
+            self.spare_channel(now, None, id).ok_or("no room for another channel")?;
         }
-        if self.channels.len() == CHANNELS {
-            return Err("no room for another channel");
-        }
+        // Another topic may have gone with its channel.
+        let topic = self.topics.iter().position(|topic| topic.id == id).unwrap();
         self.id += 1;
         self.channels.push(Channel {
             id: self.id,
@@ -256,6 +360,9 @@ impl Model {
             requeues: 0,
             timeouts: 0,
             dropped: 0,
+            named,
+            delivered: false,
+            used: now,
         });
         self.flow(now, topic);
         Ok(self.channels.len() - 1)
@@ -278,8 +385,30 @@ impl Model {
         }
     }
 
-    fn publish(&mut self, now: u64, name: usize, bodies: Vec<Vec<u8>>, defer: u64) -> usize {
-        let topic = self.topic_for(name).unwrap();
+    /// What a client subscribes to: a topic and a channel, or neither.
+    fn channel_of(&mut self, now: u64, name: usize, channel: usize) -> Result<usize, &'static str> {
+        if self.topic(name).is_none() {
+            if !self.has_slot_for(now, name) {
+                return Err("no room for another topic");
+            }
+            let may_go = |channel: &Channel| self.channel_need(now, channel).is_some();
+            if self.channels.len() == CHANNELS && !self.channels.iter().any(may_go) {
+                return Err("no room for another channel");
+            }
+        }
+        let topic = self.topic_for(now, name, false).expect("as it said");
+        self.channel_for(now, topic, channel, false)
+    }
+
+    fn publish(
+        &mut self,
+        now: u64,
+        name: usize,
+        bodies: Vec<Vec<u8>>,
+        defer: u64,
+        named: bool,
+    ) -> usize {
+        let topic = self.topic_for(now, name, named).unwrap();
         for bytes in bodies {
             let number = self.next;
             self.next += 1;
@@ -372,6 +501,7 @@ impl Model {
         let count = channel.attempts.entry(number).or_default();
         *count += 1;
         assert_eq!(*count, attempts);
+        channel.delivered = true;
         let free = channel.entries.iter_mut().find(|entry| entry.is_none()).unwrap();
         *free = Some(Flight { number, owner: client, deadline: now + MSG_TIMEOUT, delivered: now });
         self.seats[client].delivered += 1;
@@ -413,7 +543,7 @@ impl Model {
         }
     }
 
-    fn leave(&mut self, client: usize) {
+    fn leave(&mut self, now: u64, client: usize) {
         self.take_back(client, |_| true);
         let seat = &mut self.seats[client];
         seat.closing = true;
@@ -424,6 +554,9 @@ impl Model {
         seat.requeued = 0;
         let Some(id) = seat.channel.take() else { return };
         let at = self.channel_at(id);
+        self.channels[at].used = now;
+        let topic = self.channels[at].topic;
+        self.topics.iter_mut().find(|other| other.id == topic).unwrap().used = now;
         let is_empty = !self.seats.iter().any(|seat| seat.channel == Some(id));
         if is_empty && CHANNEL_NAMES[self.channels[at].name].ends_with("#ephemeral") {
             self.delete_channel(at);
@@ -591,10 +724,16 @@ struct World<'n, D> {
     now: u64,
     delivered: u64,
     holds: u64,
+    /// The application names so many of the topics and channels: others may be given back.
+    named: usize,
+    /// Clients come and go, and hardly any has something to say, or wants a message.
+    crowd: bool,
 }
 
 impl<'n, D: Dice> World<'n, D> {
-    fn new(random: D, full: Full, node: Node<'n>) -> Self {
+    fn new(mut random: D, full: Full, node: Node<'n>) -> Self {
+        let named = random.below(4) as usize;
+        let crowd = random.one_in(3);
         Self {
             random,
             node,
@@ -603,11 +742,26 @@ impl<'n, D: Dice> World<'n, D> {
             now: 1_000_000,
             delivered: 0,
             holds: 0,
+            named,
+            crowd,
         }
     }
 
     fn below(&mut self, n: u32) -> usize {
         self.random.below(n) as usize
+    }
+
+    /// What the node has now.
+    fn look(&mut self) {
+        let at = |names: &[&str], name: &str| names.iter().position(|it| *it == name).unwrap();
+        let mut there = Vec::new();
+        for topic in self.node.topics() {
+            let name = at(&TOPIC_NAMES, topic.name.as_str());
+            there.push((name, None));
+            let channels = self.node.channels(topic.name);
+            there.extend(channels.map(|it| (name, Some(at(&CHANNEL_NAMES, it.name.as_str())))));
+        }
+        self.model.there = there;
     }
 
     fn instant(&self) -> Instant {
@@ -623,7 +777,7 @@ impl<'n, D: Dice> World<'n, D> {
         let link = self.client(client).link();
         let seat = &self.model.seats[client];
         if seat.open && link == Link::Close && !seat.closing {
-            self.model.leave(client);
+            self.model.leave(self.now, client);
         }
         assert_eq!(self.model.seats[client].closing, link == Link::Close, "client {client}");
         if link == Link::Close && !self.model.seats[client].refused {
@@ -638,7 +792,7 @@ impl<'n, D: Dice> World<'n, D> {
         let now = self.instant();
         self.client(client).closed(now, why);
         if !self.model.seats[client].closing {
-            self.model.leave(client);
+            self.model.leave(self.now, client);
         }
         self.model.seats[client] = Seat::default();
     }
@@ -700,6 +854,7 @@ impl<'n, D: Dice> World<'n, D> {
     }
 
     fn apply(&mut self, client: usize, effect: Effect, bytes: &[u8], accepted: u64) {
+        self.look();
         let now = self.now;
         let model = &mut self.model;
         let failed = |verb: &str, number: u64, why: &str| {
@@ -707,25 +862,19 @@ impl<'n, D: Dice> World<'n, D> {
         };
         match effect {
             Effect::None => {}
-            Effect::Sub { topic, channel } => {
-                let made = match model.topic_for(topic) {
-                    None => Err("no room for another topic"),
-                    Some(topic) => model.channel_for(now, topic, channel),
-                };
-                match made {
-                    Ok(at) => {
-                        let id = model.channels[at].id;
-                        model.seats[client].channel = Some(id);
-                        model.seats[client].expected.push_back(frame(0, "OK"));
-                        self.connections[client].subscribed = true;
-                    }
-                    Err(why) => {
-                        let text = format!("E_SUB_FAILED SUB failed {why}");
-                        model.seats[client].expected.push_back(frame(1, &text));
-                        model.seats[client].refused = true;
-                    }
+            Effect::Sub { topic, channel } => match model.channel_of(now, topic, channel) {
+                Ok(at) => {
+                    let id = model.channels[at].id;
+                    model.seats[client].channel = Some(id);
+                    model.seats[client].expected.push_back(frame(0, "OK"));
+                    self.connections[client].subscribed = true;
                 }
-            }
+                Err(why) => {
+                    let text = format!("E_SUB_FAILED SUB failed {why}");
+                    model.seats[client].expected.push_back(frame(1, &text));
+                    model.seats[client].refused = true;
+                }
+            },
             Effect::Rdy(count) => {
                 if !self.connections[client].said_cls {
                     model.seats[client].ready = count;
@@ -781,7 +930,7 @@ impl<'n, D: Dice> World<'n, D> {
                     return;
                 }
                 let count = bodies.len() as u32;
-                let at = model.publish(now, topic, bodies, defer * 1000);
+                let at = model.publish(now, topic, bodies, defer * 1000, false);
                 let id = model.topics[at].id;
                 let seat = &mut model.seats[client];
                 match seat.pubs.iter_mut().find(|(topic, _)| *topic == id) {
@@ -905,8 +1054,10 @@ impl<'n, D: Dice> World<'n, D> {
         let id = format!("00000007{number:08x}");
         let subscribed = self.connections[client].subscribed;
         let said_cls = self.connections[client].said_cls;
+        let quiet = self.crowd && !self.random.one_in(32);
         let (bytes, effect) = match self.below(20) {
             0 => (b"NOP\n".to_vec(), Effect::None),
+            1..=4 if quiet => (b"NOP\n".to_vec(), Effect::None),
             1..=2 => {
                 let body = self.body();
                 let mut bytes = format!("PUB {name}\n").into_bytes();
@@ -941,7 +1092,7 @@ impl<'n, D: Dice> World<'n, D> {
                 (bytes, Effect::Sub { topic, channel })
             }
             5..=8 => {
-                let count = self.below(IN_FLIGHT as u32 + 1);
+                let count = if quiet { 0 } else { self.below(IN_FLIGHT as u32 + 1) };
                 (format!("RDY {count}\n").into_bytes(), Effect::Rdy(count))
             }
             9..=10 => {
@@ -961,9 +1112,12 @@ impl<'n, D: Dice> World<'n, D> {
 
     fn publish(&mut self) {
         let topic = self.below(3);
+        if topic >= self.named {
+            return;
+        }
         let body = self.body();
         let defer = if self.random.one_in(5) { u64::from(self.random.below(5000)) } else { 0 };
-        let has_slot = self.model.topics.len() < TOPICS || self.model.topic(topic).is_some();
+        let has_slot = self.model.has_slot_for(self.now, topic);
         let need = blocks(body.len());
         let store = self.node.store();
         let exact = self.is_exact();
@@ -993,7 +1147,8 @@ impl<'n, D: Dice> World<'n, D> {
                         assert!(self.model.drop_oldest());
                     }
                 }
-                self.model.publish(self.now, topic, vec![body], defer * 1000);
+                self.look();
+                self.model.publish(self.now, topic, vec![body], defer * 1000, true);
             }
             Err(error) => panic!("{error}"),
         }
@@ -1010,9 +1165,11 @@ impl<'n, D: Dice> World<'n, D> {
         let what = self.below(16);
         let node = &mut self.node;
         let (done, expected) = match what {
+            0 | 7 if topic.max(channel) >= self.named => return,
             0 => {
                 let done = node.create_topic(now, &topic_is);
-                let made = self.model.topic_for(topic);
+                self.look();
+                let made = self.model.topic_for(self.now, topic, true);
                 (done, made.map(|_| ()).ok_or(NodeError::TooManyTopics))
             }
             1 if self.random.one_in(4) => {
@@ -1037,8 +1194,9 @@ impl<'n, D: Dice> World<'n, D> {
             }
             7 => {
                 let done = node.create_channel(now, &topic_is, &channel_is);
+                self.look();
                 let expected = no_topic(at).and_then(|at| {
-                    let made = self.model.channel_for(self.now, at, channel);
+                    let made = self.model.channel_for(self.now, at, channel, true);
                     made.map(|_| ()).map_err(|_| NodeError::TooManyChannels)
                 });
                 (done, expected)
@@ -1075,13 +1233,20 @@ impl<'n, D: Dice> World<'n, D> {
         let open = self.model.seats[client].open;
         match self.below(40) {
             0..=2 => self.publish(),
-            3 if self.random.one_in(4) => self.administer(),
+            3 if self.crowd || self.random.one_in(4) => self.administer(),
             4 => {
                 let micros = match self.below(4) {
+                    // Clients are silent for too long, and their channels not used.
+                    0 if self.random.one_in(if self.crowd { 2 } else { 16 }) => {
+                        59_000_000 + self.random.below(3_000_000)
+                    }
                     0 => self.random.below(5_000_000),
                     _ => self.random.below(300_000),
                 };
                 self.wait(micros.into());
+            }
+            5..=9 if open && self.crowd && self.random.one_in(4) => {
+                self.hang_up(client, Closed::Peer);
             }
             5 if self.random.one_in(12) && open => self.hang_up(client, Closed::Peer),
             6 if open => self.connections[client].reads = !self.random.one_in(4),
@@ -1186,6 +1351,9 @@ impl<'n, D: Dice> World<'n, D> {
         }
         assert_eq!(node.counters().finished, model.finished);
         assert_eq!(node.counters().dropped, model.dropped);
+        let counters = node.counters();
+        let given_back = (counters.topics_given_back, counters.channels_given_back);
+        assert_eq!((counters.abandoned, given_back), (model.abandoned, model.given_back));
         assert_eq!(node.counters().delivered, self.delivered);
         if self.is_exact() {
             assert_eq!(node.store().promised, 0);

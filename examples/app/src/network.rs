@@ -76,6 +76,7 @@ pub async fn watch_clients<M: RawMutex, S: Sleep>(node: &node::Handle<'_, M, S>)
             NodeEvent::Client { index, event: ClientEvent::Disconnected(why) } => {
                 note!(info, "client {}: {}", index, why);
             }
+            NodeEvent::TableFull(full) => note!(warn, "table full: {}", full),
             NodeEvent::AskFailed { lookupd, why } => {
                 note!(warn, "nsqlookupd {}: asked for a topic's channels: {}", lookupd, why);
             }

@@ -1,6 +1,7 @@
 //! `nanonsq node`: a small nsqd.
 
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use embassy_futures::join::join3;
 use embassy_futures::select::{Either4, select4};
@@ -11,7 +12,7 @@ use nanonsq_core::drive::{Gathering, Port, Ports};
 use nanonsq_core::lookup::{self, NodeInfo};
 use nanonsq_core::name::NAME_MAX;
 use nanonsq_core::node::{
-    ClientEvent, Config, ConfigError, Event, Full, HttpConfig, LANES_MAX, Node,
+    ClientEvent, Config, ConfigError, Event, Full, HttpConfig, LANES_MAX, Node, TableFull,
 };
 use nanonsq_core::session::Closed;
 use nanonsq_core::wire::v2::Limits;
@@ -271,10 +272,51 @@ fn left(node: &Node<'_>) -> u32 {
 
 type Handle<'a> = node::Handle<'a, NoopRawMutex, TokioSleep>;
 
-/// Tells who comes and goes. Never returns.
+/// For so long a table that is full is not told of again.
+const FULL_AGAIN: Duration = Duration::from_secs(60);
+
+/// Which table is full, and what bounds it.
+fn explain_full(full: TableFull, channels_per_topic: u8) -> String {
+    match full {
+        TableFull::Topics => format!("all {TOPICS} topics, the most that a node has, are in use"),
+        TableFull::Channels => {
+            format!("all {CHANNELS} channels, the most that all topics have together, are in use")
+        }
+        TableFull::ChannelsOfTopic => {
+            format!(
+                "all {channels_per_topic} channels of a topic are in use (--channels-per-topic)"
+            )
+        }
+    }
+}
+
+/// Tells who comes and goes, and what there is no room for. Never returns.
 async fn watch_clients(node: &Handle<'_>) -> std::convert::Infallible {
+    let channels_per_topic = node.look(|node| node.config().channels_per_topic).unwrap_or(0);
+    let mut told: Vec<(TableFull, Instant)> = Vec::new();
+    let mut abandoned = 0;
     loop {
         match node.event().await {
+            Event::TableFull(full) => {
+                told.retain(|(_, when)| when.elapsed() < FULL_AGAIN);
+                if told.iter().any(|(other, _)| *other == full) {
+                    continue;
+                }
+                told.push((full, Instant::now()));
+                let why = explain_full(full, channels_per_topic);
+                warn!("table full: {why}: a new one was refused");
+            }
+            Event::Dropped { .. } => {
+                let all = node.counters().abandoned;
+                if all > abandoned {
+                    warn!(
+                        "messages dropped with channels that delivered nothing and had no client \
+                         for 60 s, whose room was needed: {}",
+                        all - abandoned
+                    );
+                    abandoned = all;
+                }
+            }
             Event::Client { index, event } => match event {
                 ClientEvent::Connected => debug!("client {index}: connected"),
                 ClientEvent::Disconnected(Closed::Peer) => debug!("client {index}: left"),

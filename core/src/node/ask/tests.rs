@@ -207,6 +207,51 @@ fn a_new_topic_gets_the_channels_that_it_has_elsewhere_before_its_messages_go_on
 }
 
 #[test]
+fn channels_that_are_elsewhere_wait_for_their_clients_for_60_s() {
+    let mut rig = Rig::new(&[Kind::At]);
+    // Its topic never had a message: what a client made would be given back at once.
+    rig.node.create_topic(rig.now, &topic("t")).unwrap();
+    rig.answers("lookup0:4161", &channels(&["a", "b"]));
+    let sub = |rig: &mut Rig, ms: u64, name: &str| {
+        rig.at(ms);
+        let now = rig.now;
+        let mut client = rig.node.client(0).unwrap();
+        client.open(now);
+        client.take(now, format!("  V2SUB t {name}\n").as_bytes());
+        let is_in = client.link() == Link::Up;
+        client.closed(now, Closed::Peer);
+        is_in
+    };
+    assert!(!sub(&mut rig, 59_900, "c"));
+    // As before its client came.
+    assert!(sub(&mut rig, 60_000, "b"));
+    assert!(sub(&mut rig, 60_200, "c"));
+    rig.expect("t", &[("b", 0), ("c", 0)], 0);
+    assert!(sub(&mut rig, 60_300, "d"), "a client made that one");
+    rig.expect("t", &[("b", 0), ("d", 0)], 0);
+}
+
+#[test]
+fn a_topic_that_is_given_back_is_not_asked_for_any_more() {
+    let mut rig = Rig::new(&[Kind::At]);
+    for name in ["x", "y", "z"] {
+        let now = rig.now;
+        let mut client = rig.node.client(0).unwrap();
+        client.open(now);
+        client.take(now, format!("  V2SUB {name} c\n").as_bytes());
+        client.closed(now, Closed::Peer);
+    }
+    rig.dials("lookup0:4161");
+    assert!(rig.open().starts_with("GET /channels?topic=x "));
+    rig.publish("readings");
+    assert_eq!(rig.hear(channels(&["a"])), Ok(()));
+    rig.expect("readings", &[], 1);
+    assert_eq!(rig.link(), Link::Close);
+    rig.closed(Closed::Local).dials("lookup0:4161");
+    assert!(rig.open().starts_with("GET /channels?topic=readings "));
+}
+
+#[test]
 fn answers_may_be_split_anywhere_and_end_in_each_way() {
     let body = "{\"channels\":[\"a\",\"b\"]}";
     let chunks = format!(

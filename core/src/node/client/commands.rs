@@ -2,7 +2,8 @@
 
 use super::{ClientSession, Timer, Want};
 use crate::name::TopicName;
-use crate::node::engine::{NoSlot, NotYours};
+use crate::node::engine::NotYours;
+use crate::node::table::Origin;
 use crate::time::{Instant, Span};
 use crate::wire::v2::{self, IdentifyScanner, Item, MessageId, Refusal, Verb};
 
@@ -16,16 +17,12 @@ impl ClientSession<'_, '_> {
             Item::Auth => self.client.verb = Verb::Auth,
             Item::Sub { topic, channel } => {
                 self.client.verb = Verb::Sub;
-                let made = self
-                    .shared
-                    .topic_for(now, &topic)
-                    .and_then(|topic| self.shared.channel_for(now, topic, &channel));
-                match made {
+                match self.shared.channel_of(now, &topic, &channel) {
                     Ok(at) => {
                         self.shared.join(self.id, at);
                         self.answer(v2::OK);
                     }
-                    Err(why) => self.fail(now, no_slot(why)),
+                    Err(full) => self.fail(now, full.text()),
                 }
             }
             Item::Rdy(count) => {
@@ -79,8 +76,8 @@ impl ClientSession<'_, '_> {
         self.client.verb = verb;
         self.client.topic = topic;
         self.client.defer_ms = defer_ms;
-        if !self.shared.has_slot_for(&topic) {
-            self.fail(now, no_slot(NoSlot::Topics));
+        if let Err(full) = self.shared.has_slot_for(now, &topic, Origin::Client) {
+            self.fail(now, full.text());
         }
     }
 
@@ -108,7 +105,7 @@ impl ClientSession<'_, '_> {
     }
 
     fn on_published(&mut self, now: Instant) {
-        match self.shared.topic_for(now, &self.client.topic) {
+        match self.shared.topic_for(now, &self.client.topic, Origin::Client) {
             Ok(at) => {
                 let defer_ms = self.client.defer_ms;
                 let (_, count) = self.shared.commit(now, at, &mut self.client.draft, defer_ms);
@@ -117,7 +114,7 @@ impl ClientSession<'_, '_> {
                 }
                 self.answer(v2::OK);
             }
-            Err(why) => self.fail(now, no_slot(why)),
+            Err(full) => self.fail(now, full.text()),
         }
     }
 
@@ -160,13 +157,5 @@ impl ClientSession<'_, '_> {
             Err(NotYours::NotInFlight) => self.refuse(now, Refusal::NotInFlight { verb, id }),
             Err(NotYours::NotOwner) => self.refuse(now, Refusal::NotOwner { verb, id }),
         }
-    }
-}
-
-const fn no_slot(why: NoSlot) -> &'static str {
-    match why {
-        NoSlot::Topics => "no room for another topic",
-        NoSlot::Channels => "no room for another channel",
-        NoSlot::ChannelsOfTopic => "no room for another channel of this topic",
     }
 }

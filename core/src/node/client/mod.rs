@@ -338,7 +338,7 @@ impl ClientSession<'_, '_> {
         }
         self.client.wants = None;
         self.shared.discard(&mut self.client.draft);
-        self.shared.leave(self.id);
+        self.shared.leave(now, self.id);
         // Others may have what it had.
         self.shared.changed();
     }

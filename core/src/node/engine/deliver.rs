@@ -71,6 +71,7 @@ impl Shared<'_> {
         let channel = self.channel_mut(at)?;
         channel.in_flight = channel.in_flight.saturating_add(1);
         channel.turn = channel.turn.wrapping_add(1);
+        channel.delivered = true;
         let turn = channel.turn;
         let more = channel.queued > 0 || channel.requeued.len > 0;
         let seat = self.seat_mut(id)?;

@@ -4,6 +4,8 @@ mod deliver;
 mod publish;
 mod shape;
 
+use core::fmt;
+
 use super::store::{Cursor, Lane, NIL, Store};
 use super::table::{Channel, Entry, NONE, Seat, Topic};
 use super::{Config, Counters};
@@ -35,6 +37,10 @@ pub(super) struct Shared<'a> {
     pub(super) topology: u32,
     /// Messages dropped that the application was not told of.
     pub(in crate::node) unsaid: u32,
+    /// Tables that were full when somebody needed room, a bit for each, since when they had it last;
+    /// and those of which the application was not told.
+    pub(in crate::node) full_said: u8,
+    pub(in crate::node) full_unsaid: u8,
     /// Somebody waits for room.
     pub(super) wanted: bool,
     /// New topics are held until nsqlookupds were asked for their channels.
@@ -67,13 +73,40 @@ impl Draft {
         Self { first: NIL, last: NIL, count: 0, bytes: 0, promised: 0, to: Cursor::NONE };
 }
 
-/// Why a topic or channel could not be made.
+/// The table that has no room for another topic or channel, nor anything to give back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum NoSlot {
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub enum TableFull {
+    /// The topics: the storage's `TOPICS`.
     Topics,
+    /// The channels of all topics together: the storage's `CHANNELS`.
     Channels,
-    /// The topic has as many as it can.
+    /// A topic's channels: [`Config::channels_per_topic`].
     ChannelsOfTopic,
+}
+
+impl TableFull {
+    pub(super) const fn text(self) -> &'static str {
+        match self {
+            Self::Topics => "no room for another topic",
+            Self::Channels => "no room for another channel",
+            Self::ChannelsOfTopic => "no room for another channel of this topic",
+        }
+    }
+
+    pub(super) const fn bit(self) -> u8 {
+        match self {
+            Self::Topics => 1,
+            Self::Channels => 2,
+            Self::ChannelsOfTopic => 4,
+        }
+    }
+}
+
+impl fmt::Display for TableFull {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.text())
+    }
 }
 
 /// Why a message cannot be answered.
@@ -123,6 +156,8 @@ impl<'a> Shared<'a> {
             version: 0,
             topology: 0,
             unsaid: 0,
+            full_said: 0,
+            full_unsaid: 0,
             wanted: false,
             asks: false,
             holds: false,

@@ -1,42 +1,81 @@
 //! Topics and channels: made, deleted, emptied, paused; who is subscribed.
 
-use super::{NoSlot, Shared};
+use core::cmp::Reverse;
+
+use super::{Shared, TableFull};
 use crate::name::{ChannelName, TopicName};
 use crate::node::store::NIL;
-use crate::node::table::{Channel, Entry, NONE, Seat, Topic};
+use crate::node::table::{Channel, Entry, NONE, Origin, Seat, Topic, Used};
 use crate::time::Instant;
+
+/// For how long a channel that has delivered nothing waits for its client to come back before its
+/// room is for others, 60 s: [`Used`].
+const UNUSED: u32 = (60_000_000u32 >> 16) + 1;
+
+/// What is lost with a topic or channel: what has the least goes first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Need {
+    /// Messages wait.
+    waiting: bool,
+    /// Somebody named it over HTTP.
+    named: bool,
+    /// Since when it is not used.
+    age: Reverse<u32>,
+}
 
 impl Shared<'_> {
     pub(in crate::node) fn find_topic(&self, name: &TopicName) -> Option<u8> {
         self.topics.iter().position(|topic| topic.name == *name).map(|at| at as u8)
     }
 
-    pub(in crate::node) fn has_slot_for(&self, name: &TopicName) -> bool {
-        self.topics.iter().any(|topic| !topic.is_used() || topic.name == *name)
+    /// Whether a topic of that name is there, or can be made.
+    pub(in crate::node) fn has_slot_for(
+        &mut self,
+        now: Instant,
+        name: &TopicName,
+        origin: Origin,
+    ) -> Result<(), TableFull> {
+        let has = |topic: &Topic| !topic.is_used() || topic.name == *name;
+        if self.topics.iter().any(has) || self.spare_topic(now, origin).is_some() {
+            return Ok(());
+        }
+        Err(self.refused(TableFull::Topics))
     }
 
     /// The topic of that name, made if need be: then it is held if nsqlookupds are to be asked for
-    /// its channels.
+    /// its channels. If there is no room, the one that can best be spared goes.
     pub(in crate::node) fn topic_for(
         &mut self,
         now: Instant,
         name: &TopicName,
-    ) -> Result<u8, NoSlot> {
+        origin: Origin,
+    ) -> Result<u8, TableFull> {
         if let Some(at) = self.find_topic(name) {
+            if let Some(topic) = self.topic_mut(at) {
+                topic.used = Used::at(now);
+                topic.origin = topic.origin.max(origin);
+            }
             return Ok(at);
         }
-        let free = self.topics.iter().position(|topic| !topic.is_used());
-        let at = free.ok_or(NoSlot::Topics)?;
-        if let Some(topic) = self.topics.get_mut(at) {
-            *topic = Topic { name: *name, ..Topic::NEW };
+        let free = self.topics.iter().position(|topic| !topic.is_used()).map(|at| at as u8);
+        let at = match free.or_else(|| self.spare_topic(now, origin)) {
+            Some(at) => at,
+            None => return Err(self.refused(TableFull::Topics)),
+        };
+        if free.is_none() {
+            self.give_back_topic(at);
+        }
+        if let Some(topic) = self.topics.get_mut(usize::from(at)) {
+            *topic = Topic { name: *name, origin, used: Used::at(now), ..Topic::NEW };
             if self.asks {
                 self.holds = true;
                 topic.asking = u8::MAX;
                 topic.ask_until = now.after(self.config.channels_wait);
             }
         }
+        self.full_said &= !TableFull::Topics.bit();
         self.reshaped();
-        Ok(at as u8)
+        Ok(at)
     }
 
     /// Whether a topic is held until nsqlookupds were asked for its channels.
@@ -60,32 +99,170 @@ impl Shared<'_> {
     }
 
     /// The topic's channel of that name, made if need be: the topic's first gets what the topic
-    /// has held back so far.
+    /// has held back so far. If there is no room, the one that can best be spared goes.
     pub(in crate::node) fn channel_for(
         &mut self,
         now: Instant,
         topic: u8,
         name: &ChannelName,
-    ) -> Result<u8, NoSlot> {
+        origin: Origin,
+    ) -> Result<u8, TableFull> {
         if let Some(at) = self.find_channel(topic, name) {
+            if let Some(channel) = self.channel_mut(at) {
+                channel.origin = channel.origin.max(origin);
+            }
             return Ok(at);
         }
-        let lanes = self.config.channels_per_topic;
-        let is_taken = |lane: u8| {
-            self.channels.iter().any(|channel| channel.topic == topic && channel.lane == lane)
+        let is_taken = |channels: &[Channel], lane: u8| {
+            channels.iter().any(|channel| channel.topic == topic && channel.lane == lane)
         };
-        let lane = (0..lanes).find(|lane| !is_taken(*lane)).ok_or(NoSlot::ChannelsOfTopic)?;
-        let free = self.channels.iter().position(|channel| !channel.is_used());
-        let at = free.ok_or(NoSlot::Channels)?;
+        let lanes = 0..self.config.channels_per_topic;
+        let mut lane = lanes.clone().find(|lane| !is_taken(self.channels, *lane));
+        let mut free = self.channels.iter().position(|channel| !channel.is_used());
+        if lane.is_none() || free.is_none() {
+            let (among, full) = match lane {
+                None => (topic, TableFull::ChannelsOfTopic),
+                Some(_) => (NONE, TableFull::Channels),
+            };
+            let Some(spare) = self.spare_channel(now, among) else {
+                return Err(self.refused(full));
+            };
+            self.give_back_channel(spare, topic);
+            lane = lanes.clone().find(|lane| !is_taken(self.channels, *lane));
+            free = Some(spare.into());
+        }
+        let lane = lane.unwrap_or_default();
+        let at = free.unwrap_or_default();
         if let Some(channel) = self.channels.get_mut(at) {
-            *channel = Channel { name: *name, topic, lane, ..Channel::NEW };
+            let used = Used::at(now);
+            *channel = Channel { name: *name, topic, lane, origin, used, ..Channel::NEW };
         }
         if let Some(topic) = self.topic_mut(topic) {
             topic.channels = topic.channels.saturating_add(1);
         }
+        self.full_said &= TableFull::Topics.bit();
         self.reshaped();
         self.flow(now, topic);
         Ok(at as u8)
+    }
+
+    /// The channel that a client subscribes to, made with its topic if need be; both or neither.
+    pub(in crate::node) fn channel_of(
+        &mut self,
+        now: Instant,
+        topic: &TopicName,
+        channel: &ChannelName,
+    ) -> Result<u8, TableFull> {
+        if self.find_topic(topic).is_none() {
+            self.has_slot_for(now, topic, Origin::Client)?;
+            let is_free = |channel: &Channel| !channel.is_used();
+            if !self.channels.iter().any(is_free) && self.spare_channel(now, NONE).is_none() {
+                return Err(self.refused(TableFull::Channels));
+            }
+        }
+        let topic = self.topic_for(now, topic, Origin::Client)?;
+        self.channel_for(now, topic, channel, Origin::Client)
+    }
+
+    /// A table is full for somebody.
+    fn refused(&mut self, full: TableFull) -> TableFull {
+        let counters = &mut self.counters;
+        let count = match full {
+            TableFull::Topics => &mut counters.topics_refused,
+            TableFull::Channels => &mut counters.channels_refused,
+            TableFull::ChannelsOfTopic => &mut counters.channels_of_topic_refused,
+        };
+        *count = count.saturating_add(1);
+        if self.full_said & full.bit() == 0 {
+            self.full_said |= full.bit();
+            self.full_unsaid |= full.bit();
+            // Somebody may wait for the event.
+            self.changed();
+        }
+        full
+    }
+
+    /// How badly a channel is needed, if it can be given back to somebody who needs its room: `None`
+    /// if it cannot.
+    fn channel_need(&self, now: Instant, channel: &Channel) -> Option<Need> {
+        let age = channel.used.age(now);
+        let had_messages = || self.topic(channel.topic).is_none_or(|topic| topic.messages > 0);
+        let is_kept = !channel.is_used()
+            || channel.delivered
+            || channel.origin >= Origin::Http
+            || channel.paused
+            || channel.clients > 0
+            || (age < UNUSED && (channel.origin == Origin::Lookupd || had_messages()));
+        (!is_kept).then_some(Need {
+            waiting: channel.waiting() > 0,
+            named: false,
+            age: Reverse(age),
+        })
+    }
+
+    /// Likewise for a topic, and who needs its room.
+    fn topic_need(&self, now: Instant, at: u8, origin: Origin) -> Option<Need> {
+        let topic = self.topic(at)?;
+        let named = topic.origin == Origin::Http;
+        let is_kept = !topic.is_used()
+            || topic.origin == Origin::Application
+            || (named && origin == Origin::Http)
+            || topic.paused
+            || topic.held.len > 0;
+        if is_kept {
+            return None;
+        }
+        let mut need = Need { waiting: false, named, age: Reverse(topic.used.age(now)) };
+        for channel in self.channels.iter().filter(|channel| channel.topic == at) {
+            need.waiting |= self.channel_need(now, channel)?.waiting;
+        }
+        Some(need)
+    }
+
+    /// The topic that can best be spared, for one of that origin.
+    fn spare_topic(&self, now: Instant, origin: Origin) -> Option<u8> {
+        let all = (0..NONE).take(self.topics.len());
+        all.filter_map(|at| Some((self.topic_need(now, at, origin)?, at))).min().map(|(_, at)| at)
+    }
+
+    /// The channel that can best be spared, of one topic or, if that is [`NONE`], of all.
+    fn spare_channel(&self, now: Instant, topic: u8) -> Option<u8> {
+        let all = (0..NONE).zip(&*self.channels);
+        all.filter(|(_, channel)| topic == NONE || channel.topic == topic)
+            .filter_map(|(at, channel)| Some((self.channel_need(now, channel)?, at)))
+            .min()
+            .map(|(_, at)| at)
+    }
+
+    fn give_back_topic(&mut self, at: u8) {
+        for channel in 0..self.channels.len() as u8 {
+            if self.channel(channel).is_some_and(|channel| channel.topic == at) {
+                self.count_dropped(channel);
+            }
+        }
+        self.delete_topic(at);
+        let count = &mut self.counters.topics_given_back;
+        *count = count.saturating_add(1);
+    }
+
+    /// `for_topic` stays, whatever it is, since it gets another one.
+    fn give_back_channel(&mut self, at: u8, for_topic: u8) {
+        self.count_dropped(at);
+        if self.channel(at).is_some_and(|channel| channel.topic == for_topic) {
+            self.drop_channel(at);
+            self.reshaped();
+        } else {
+            self.delete_channel(at);
+        }
+        let count = &mut self.counters.channels_given_back;
+        *count = count.saturating_add(1);
+    }
+
+    /// What waits in a channel goes with it.
+    fn count_dropped(&mut self, at: u8) {
+        let waiting = self.channel(at).map_or(0, Channel::waiting);
+        self.counters.abandoned = self.counters.abandoned.saturating_add(waiting.into());
+        self.unsaid = self.unsaid.saturating_add(waiting);
     }
 
     /// Deletes a topic with its channels and messages; its subscribers are closed.
@@ -202,7 +379,7 @@ impl Shared<'_> {
     }
 
     /// A client goes: others get at once what it has in flight.
-    pub(in crate::node) fn leave(&mut self, id: u8) {
+    pub(in crate::node) fn leave(&mut self, now: Instant, id: u8) {
         let Some(seat) = self.seat_mut(id) else { return };
         let at = seat.channel;
         *seat = Seat::EMPTY;
@@ -219,7 +396,12 @@ impl Shared<'_> {
         }
         let Some(channel) = self.channel_mut(at) else { return };
         channel.clients = channel.clients.saturating_sub(1);
+        channel.used = Used::at(now);
+        let topic = channel.topic;
         let is_over = channel.clients == 0 && channel.name.is_ephemeral();
+        if let Some(topic) = self.topic_mut(topic) {
+            topic.used = Used::at(now);
+        }
         if is_over {
             self.delete_channel(at);
         }

@@ -2,7 +2,8 @@
 
 use crate::http::{Refusal, Status};
 use crate::name::TopicName;
-use crate::node::engine::{Draft, NoSlot, Shared};
+use crate::node::engine::{Draft, Shared, TableFull};
+use crate::node::table::Origin;
 use crate::time::Instant;
 use crate::wire::{saturate, take};
 
@@ -81,7 +82,7 @@ impl Publish {
                 return Err(too_large("BAD_MESSAGE"));
             }
         }
-        let at = shared.topic_for(now, &self.topic).map_err(no_slot)?;
+        let at = shared.topic_for(now, &self.topic, Origin::Client).map_err(no_slot)?;
         shared.commit(now, at, &mut self.draft, self.defer_ms);
         Ok(())
     }
@@ -179,12 +180,13 @@ const fn too_large(code: &'static str) -> Refusal {
     Refusal::new(Status::ContentTooLarge, code)
 }
 
-pub(super) const fn no_slot(why: NoSlot) -> Refusal {
+pub(super) const fn no_slot(full: TableFull) -> Refusal {
     Refusal::new(
         Status::Unavailable,
-        match why {
-            NoSlot::Topics => "TOO_MANY_TOPICS",
-            NoSlot::Channels | NoSlot::ChannelsOfTopic => "TOO_MANY_CHANNELS",
+        match full {
+            TableFull::Topics => "TOO_MANY_TOPICS",
+            TableFull::Channels => "TOO_MANY_CHANNELS",
+            TableFull::ChannelsOfTopic => "TOO_MANY_CHANNELS_OF_TOPIC",
         },
     )
 }

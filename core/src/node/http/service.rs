@@ -10,6 +10,7 @@ use crate::http::{
     Status, Value,
 };
 use crate::name::{ChannelName, TopicName};
+use crate::node::table::Origin;
 use crate::time::Instant;
 use crate::wire::Write;
 
@@ -98,7 +99,7 @@ impl Desk<'_, '_> {
         match to {
             To::CreateTopic => {
                 let topic = topic.map_err(|_| Refusal::bad_request("INVALID_TOPIC"))?;
-                self.shared.topic_for(now, &topic).map_err(no_slot)?;
+                self.shared.topic_for(now, &topic, Origin::Http).map_err(no_slot)?;
             }
             To::DeleteTopic => self.shared.delete_topic(found.ok_or(NO_TOPIC)?),
             To::EmptyTopic => {
@@ -135,7 +136,8 @@ impl Desk<'_, '_> {
         channel: &ChannelName,
     ) -> Result<(), Refusal> {
         if matches!(to, To::CreateChannel) {
-            return self.shared.channel_for(now, topic, channel).map(|_| ()).map_err(no_slot);
+            let made = self.shared.channel_for(now, topic, channel, Origin::Http);
+            return made.map(|_| ()).map_err(no_slot);
         }
         let found = self.shared.find_channel(topic, channel);
         let at = found.ok_or(Refusal::not_found("CHANNEL_NOT_FOUND"))?;
@@ -159,15 +161,15 @@ impl Desk<'_, '_> {
         Ok(())
     }
 
-    fn publish(&self, request: &Request<'_>) -> Result<(Task, Body), Refusal> {
-        let (limits, len) = (&self.shared.limits, request.body_len());
+    fn publish(&mut self, now: Instant, request: &Request<'_>) -> Result<(Task, Body), Refusal> {
+        let (limits, len) = (self.shared.limits, request.body_len());
         if len > limits.max_msg_size {
             return Err(Refusal::new(Status::ContentTooLarge, "MSG_TOO_BIG"));
         }
         if len == 0 {
             return Err(Refusal::bad_request("MSG_EMPTY"));
         }
-        let topic = self.topic_to_publish(request)?;
+        let topic = self.topic_to_publish(now, request)?;
         let defer = request.param("defer").map(|defer| {
             let defer = defer.number().filter(|ms| *ms <= limits.max_req_timeout_ms);
             defer.ok_or(Refusal::bad_request("INVALID_DEFER"))
@@ -176,12 +178,16 @@ impl Desk<'_, '_> {
         Ok((Task::Publish(Publish::one(topic, defer_ms, len)), Body::Pieces))
     }
 
-    fn publish_many(&self, request: &Request<'_>) -> Result<(Task, Body), Refusal> {
+    fn publish_many(
+        &mut self,
+        now: Instant,
+        request: &Request<'_>,
+    ) -> Result<(Task, Body), Refusal> {
         let len = request.body_len();
         if len > self.shared.limits.max_body_size {
             return Err(Refusal::new(Status::ContentTooLarge, "BODY_TOO_BIG"));
         }
-        let topic = self.topic_to_publish(request)?;
+        let topic = self.topic_to_publish(now, request)?;
         let is_text = |value: Value<'_>| value.is("false") || value.is("0");
         if request.param("binary").is_none_or(is_text) {
             let lines = Publish::lines(topic, len);
@@ -190,13 +196,15 @@ impl Desk<'_, '_> {
         Ok((Task::Publish(Publish::binary(topic, len)), Body::Pieces))
     }
 
-    fn topic_to_publish(&self, request: &Request<'_>) -> Result<TopicName, Refusal> {
+    fn topic_to_publish(
+        &mut self,
+        now: Instant,
+        request: &Request<'_>,
+    ) -> Result<TopicName, Refusal> {
         let given = topic_param(request)?;
         let topic = given.topic().map_err(|_| Refusal::bad_request("INVALID_TOPIC"))?;
         // Before its body is read.
-        if !self.shared.has_slot_for(&topic) {
-            return Err(Refusal::new(Status::Unavailable, "TOO_MANY_TOPICS"));
-        }
+        self.shared.has_slot_for(now, &topic, Origin::Client).map_err(no_slot)?;
         Ok(topic)
     }
 
@@ -278,8 +286,8 @@ impl Service for Desk<'_, '_> {
         let task = match to {
             To::Ping => Task::Ping,
             To::Info => Task::Info,
-            To::Pub => return self.publish(request),
-            To::Mpub => return self.publish_many(request),
+            To::Pub => return self.publish(now, request),
+            To::Mpub => return self.publish_many(now, request),
             To::PutOption => return self.put_option(request),
             To::Stats => {
                 // Counted as it is, not as it was when somebody last looked.

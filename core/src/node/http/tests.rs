@@ -323,13 +323,21 @@ fn what_does_not_fit_is_refused_and_makes_nothing() {
     }
     let full = r#"503 {"message":"TOO_MANY_TOPICS"}"#;
     assert_eq!(world.ask("POST /topic/create?topic=w", b""), full);
+    // Named over HTTP, and empty: they go for who publishes, not for others that are only named.
+    assert_eq!(world.ask("POST /pub?topic=w", b"x"), "OK");
+    assert_eq!(world.ask("POST /topic/create?topic=u", b""), full);
+    assert_eq!(world.ask("POST /channel/create?topic=v&channel=a", b""), "");
+    assert_eq!(world.ask("POST /pub?topic=u", b"x"), full, "nor with a channel that was named");
+    world.node.delete_topic(world.now, &topic("w")).unwrap();
+    assert_eq!(world.ask("POST /topic/create?topic=u", b""), "");
+    assert_eq!(world.ask("POST /channel/create?topic=u&channel=a", b""), "");
     assert_eq!(world.ask("POST /pub?topic=w", b"x"), full);
     assert_eq!(world.ask("POST /mpub?topic=w", b"x"), full);
     // Two channels a topic.
     for name in ["a", "b"] {
         assert_eq!(world.ask(&format!("POST /channel/create?topic=t&channel={name}"), b""), "");
     }
-    let full = r#"503 {"message":"TOO_MANY_CHANNELS"}"#;
+    let full = r#"503 {"message":"TOO_MANY_CHANNELS_OF_TOPIC"}"#;
     assert_eq!(world.ask("POST /channel/create?topic=t&channel=c", b""), full);
     assert_eq!(world.node.channels(&topic("t")).count(), 2);
     // With room for a message less than what is announced.

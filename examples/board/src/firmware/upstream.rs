@@ -147,7 +147,7 @@ impl Upstream {
                 writeln!(
                     out,
                     " delivered={} finished={} requeued={} timed_out={} returned={} refused={} \
-                     connections={} turned_away={}",
+                     connections={} turned_away={} given_back={} abandoned={} tables_full={}",
                     counters.delivered,
                     counters.finished,
                     counters.requeued,
@@ -155,7 +155,13 @@ impl Upstream {
                     counters.returned,
                     counters.refused,
                     counters.connections,
-                    own.handle.turned_away()
+                    own.handle.turned_away(),
+                    counters.topics_given_back.saturating_add(counters.channels_given_back),
+                    counters.abandoned,
+                    counters
+                        .topics_refused
+                        .saturating_add(counters.channels_refused)
+                        .saturating_add(counters.channels_of_topic_refused)
                 )
             }
         }
