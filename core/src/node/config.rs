@@ -22,8 +22,9 @@ pub struct Config<'a> {
     /// nsqd whose behaviour this is. nsqadmin shows nodes with a lower one as out of date.
     pub version: &'a str,
     /// nsqd's limits. What is larger than the storage is made smaller: `max_rdy_count` to the
-    /// entries of a channel, `max_msg_size` to the store. `snappy` and `deflate` do not matter:
-    /// neither is to be had. Default [`Limits::NSQD`].
+    /// entries of a channel, `max_msg_size` to what clients can announce of the store, for the
+    /// application to the store. `snappy` and `deflate` do not matter: neither is to be had. Default
+    /// [`Limits::NSQD`].
     pub limits: Limits,
     /// How often clients hear of the node if they do not ask for another interval, 1 s to
     /// `limits.max_heartbeat_interval_ms`. Default 30 s, as nsqd.
@@ -35,6 +36,20 @@ pub struct Config<'a> {
     /// more is read from it, and heartbeats go on. Default 5 s. go-nsq gives up a write that is
     /// stuck for 1 s, which happens only if the message does not fit into the sockets' buffers.
     pub publish_wait: Span,
+    /// How long a client that publishes may take for each KiB of a body, and for what is left at its
+    /// end; not counted while the node has no room. Beyond it the client is told what nsqd says
+    /// (`E_BAD_MESSAGE PUB failed to read message body`) and closed, and its room is free. Default
+    /// 5 s: a link of 205 bytes a second passes, a byte a second does not.
+    pub body_timeout: Span,
+    /// How much of the store is kept free for the application, in percent: no client can take it.
+    /// With [`Full::DropOldest`] what the application has in the store counts, and is not dropped
+    /// for a client. 0 to 90, default 12, about an eighth.
+    pub reserve_percent: u8,
+    /// How much of the store clients that have announced messages, and not sent all of them, can
+    /// hold together, in percent: the others wait. What a client has sent as a whole, in one piece,
+    /// does not. The longest message and the longest batch that a client can publish must fit into
+    /// it. 1 to 100 less the reserve, default 30.
+    pub announced_percent: u8,
     /// How long closing may take. Default 1 s.
     pub close_timeout: Span,
     /// How long a new topic holds its messages back, at most, while nsqlookupds are asked which
@@ -74,6 +89,9 @@ impl Config<'_> {
             heartbeat: Span::from_secs(30),
             msg_timeout: Span::from_secs(60),
             publish_wait: Span::from_secs(5),
+            body_timeout: Span::from_secs(5),
+            reserve_percent: 12,
+            announced_percent: 30,
             close_timeout: Span::from_secs(1),
             channels_wait: Span::from_secs(5),
             full: Full::Refuse,
@@ -107,6 +125,10 @@ impl Config<'_> {
         }
         if in_flight == 0 || in_flight > usize::from(u16::MAX) {
             return Err(ConfigError::InFlight { count: in_flight });
+        }
+        let (reserve, announced) = (self.reserve_percent, self.announced_percent);
+        if reserve > 90 || announced == 0 || announced > 100u8.saturating_sub(reserve) {
+            return Err(ConfigError::Shares { reserve, announced });
         }
         let lanes = self.channels_per_topic;
         if lanes == 0 || usize::from(lanes) > LANES_MAX {
@@ -147,6 +169,14 @@ pub enum ConfigError {
         /// How many there are.
         count: usize,
     },
+    /// Clients must be able to announce at least 1 percent of the store, and at most what the
+    /// reserve leaves, which can have 90 percent.
+    Shares {
+        /// [`Config::reserve_percent`].
+        reserve: u8,
+        /// [`Config::announced_percent`].
+        announced: u8,
+    },
     /// A topic must be able to have 1 to [`LANES_MAX`] channels.
     ChannelsPerTopic {
         /// How many are configured.
@@ -174,6 +204,13 @@ impl fmt::Display for ConfigError {
             }
             Self::InFlight { count } => {
                 write!(f, "storage for {count} messages in flight a channel; give it 1 to 65535")
+            }
+            Self::Shares { reserve, announced } => {
+                write!(
+                    f,
+                    "{reserve} % of the store reserved, {announced} % for what is announced; "
+                )?;
+                f.write_str("give 0 to 90 and 1 to what that leaves of 100")
             }
             Self::ChannelsPerTopic { count } => {
                 write!(f, "{count} channels per topic; give 1 to {LANES_MAX}")

@@ -27,6 +27,10 @@
 //! - Attempts stay at 32,767 instead of wrapping: pynsq reads a signed number.
 //! - Requeued and new messages are delivered in turn, and clients that wait get theirs in turn.
 //! - A full node lets producers wait for room, then refuses: `E_PUB_FAILED PUB failed no room`.
+//!   What can never fit is refused at once with nsqd's words for what is too long, `E_BAD_MESSAGE`
+//!   or `E_BAD_BODY`: no repetition cures that, a smaller batch does.
+//! - Each KiB of a message has [`Config::body_timeout`] to come; nsqd gives a command two heartbeat
+//!   intervals as a whole.
 //! - FIN, REQ and TOUCH that come too late are answered as nsqd does (`E_FIN_FAILED FIN ...`): go-nsq
 //!   and pynsq log that, and their users learn that their handlers are slow. tokio-nsq gets the bare
 //!   code: it gives a server up for good that says more.
@@ -76,7 +80,10 @@
 //! | what | bound | beyond it |
 //! |---|---|---|
 //! | messages | the lent store: [`message_cost`] each | [`Full`]; producers wait for [`Config::publish_wait`] |
-//! | a message | the store, `limits.max_msg_size` | refused before its body, as nsqd does |
+//! | a message, a batch | what clients can announce, `limits`; of the application the store | refused before its body, as nsqd does |
+//! | what clients have announced and not sent as a whole | [`Config::announced_percent`] of the store, together | they wait for [`Config::publish_wait`]; what is here as a whole does not |
+//! | each KiB of a body, and its end | [`Config::body_timeout`] | closed, its room is free; [`Counters::body_timeouts`] |
+//! | what clients can take of the store | all but [`Config::reserve_percent`], which is the application's | as if it were full |
 //! | topics, channels | the storage's `TOPICS` and `CHANNELS`, [`Config::channels_per_topic`] | what nobody uses is given back, see above; else `E_SUB_FAILED`, `E_PUB_FAILED`, [`NodeError`] |
 //! | a channel that has delivered nothing, and has no client | 60 s, if its topic ever had a message | given back if others need its room |
 //! | clients | the storage's `CLIENTS` | the listener refuses |
@@ -87,7 +94,7 @@
 //! | unread answers | about 15 a client | nothing more is read from it until it reads |
 //! | a client that says nothing, also not its magic | two heartbeat intervals, [`Config::heartbeat`]'s until it asks for another | closed |
 //! | a client that takes nothing | one heartbeat interval | closed |
-//! | a command or body that does not end | two heartbeat intervals | closed, its room is free |
+//! | a command line, IDENTIFY or AUTH that does not end | two heartbeat intervals | closed |
 //! | what a client says of itself | [`TEXT_MAX`] bytes each | cut off |
 //!
 //! Timers live in the clients' sessions. With no client there is nothing to deliver, so a node
@@ -162,7 +169,7 @@ pub const CLIENT_RAM_MAX: usize = 1056;
 pub const ENTRY_RAM: usize = 24;
 
 /// The most bytes that a [`Node`] takes beside its storage and store.
-pub const RAM_MAX: usize = 408;
+pub const RAM_MAX: usize = 424;
 
 // On every target that this is compiled for.
 const _: () = {
@@ -349,6 +356,8 @@ pub struct Counters {
     pub refused: u64,
     /// How often a client had to wait for room.
     pub waits: u32,
+    /// Clients closed since a body did not come within [`Config::body_timeout`].
+    pub body_timeouts: u32,
     /// Clients closed with an error.
     pub refusals: u32,
     /// Connections accepted.
@@ -381,6 +390,8 @@ pub struct StoreStatus {
     pub free: u16,
     /// How many of the free ones are promised to batches that are being received.
     pub promised: u16,
+    /// How many are taken by, or promised to, what clients have announced and not sent as a whole.
+    pub announced: u16,
 }
 
 impl<'a> Node<'a> {
@@ -421,7 +432,7 @@ impl<'a> Node<'a> {
 
     /// Takes a message, at once.
     ///
-    /// The body, 1 byte to `limits.max_msg_size` or what the store holds, is copied once, to
+    /// The body, 1 byte to the configured `limits.max_msg_size` or what the store holds, is copied once, to
     /// where it is sent from. The topic is made if need be.
     pub fn publish(
         &mut self,
@@ -463,7 +474,8 @@ impl<'a> Node<'a> {
         if defer > DEFER_MAX {
             return Err(PublishError::DeferTooLong);
         }
-        let max = self.shared.limits.max_msg_size;
+        let longest = self.shared.store.layout().longest();
+        let max = self.shared.config.limits.max_msg_size.min(longest);
         let len = u32::try_from(body.len()).unwrap_or(u32::MAX);
         if len > max {
             return Err(PublishError::TooLarge { max: max as usize });
@@ -471,7 +483,7 @@ impl<'a> Node<'a> {
         if self.shared.has_slot_for(now, topic, Origin::Application).is_err() {
             return Err(PublishError::TooManyTopics);
         }
-        let mut draft = Draft::NONE;
+        let mut draft = Draft::OWN;
         if !self.shared.begin(&mut draft, len) {
             self.shared.wanted = true;
             return Err(PublishError::Full);
@@ -649,10 +661,15 @@ impl<'a> Node<'a> {
     /// What of the store is in use.
     pub const fn store(&self) -> StoreStatus {
         let store = &self.shared.store;
-        StoreStatus { blocks: store.capacity(), free: store.free(), promised: store.reserved() }
+        StoreStatus {
+            blocks: store.capacity(),
+            free: store.free(),
+            promised: store.reserved(),
+            announced: self.shared.announced as u16,
+        }
     }
 
-    /// The limits as they hold: those configured, less what is larger than the storage.
+    /// The limits as they hold for clients: those configured, less what is larger than the storage.
     pub const fn limits(&self) -> Limits {
         self.shared.limits
     }

@@ -45,6 +45,13 @@ const TIME: usize = 12;
 const TOPIC: usize = 20;
 const FLAGS: usize = 21;
 
+/// The message is in its topic's list.
+const LISTED: u8 = 1;
+/// It is the application's.
+const OWN: u8 = 2;
+/// Its blocks count as its publisher's.
+const COUNTED: u8 = 4;
+
 /// How a lent slice is cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Layout {
@@ -99,8 +106,20 @@ impl Layout {
 
     /// The longest body that fits into an empty store.
     pub(super) const fn longest(&self) -> u32 {
-        let bytes = self.start(self.count).saturating_sub(self.head as usize) as u64;
+        self.longest_in(self.count)
+    }
+
+    /// The longest body that fits into so many blocks.
+    pub(super) const fn longest_in(&self, blocks: u16) -> u32 {
+        let bytes = self.start(blocks).saturating_sub(self.head as usize) as u64;
         if bytes > u32::MAX as u64 { u32::MAX } else { bytes as u32 }
+    }
+
+    /// How many blocks messages take at least whose bodies have `len` bytes together.
+    pub(super) const fn blocks_of(&self, count: u32, len: u32) -> u32 {
+        let heads = count.saturating_sub(1).saturating_mul(self.head as u32);
+        let blocks = self.blocks(len.saturating_add(heads));
+        if blocks > count { blocks } else { count }
     }
 
     /// Bytes of the lent slice that a message with a body of `len` bytes takes.
@@ -179,9 +198,9 @@ impl<'a> Store<'a> {
         self.reserved
     }
 
-    /// Promises so many blocks; false if there are not as many.
-    pub(super) fn reserve(&mut self, blocks: u16) -> bool {
-        let fits = blocks <= self.free.saturating_sub(self.reserved);
+    /// Promises so many blocks; false if there are not as many, beside `kept` ones.
+    pub(super) fn reserve(&mut self, blocks: u16, kept: u16) -> bool {
+        let fits = blocks <= self.free.saturating_sub(self.reserved).saturating_sub(kept);
         if fits {
             self.reserved = self.reserved.saturating_add(blocks);
         }
@@ -195,10 +214,17 @@ impl<'a> Store<'a> {
     }
 
     /// Takes blocks for a message whose body has `len` bytes, first those that were promised. The
-    /// message's first block, and where its body is to be filled in.
-    pub(super) fn take(&mut self, len: u32, promised: &mut u16) -> Option<(u16, Cursor)> {
+    /// message's first block, and where its body is to be filled in. `None` if there are not as
+    /// many, beside `kept` ones.
+    pub(super) fn take(
+        &mut self,
+        len: u32,
+        promised: &mut u16,
+        kept: u16,
+    ) -> Option<(u16, Cursor)> {
         let count = u16::try_from(self.layout.blocks(len)).ok()?;
-        let free = self.free.saturating_sub(self.reserved).saturating_add(*promised);
+        let unpromised = self.free.saturating_sub(self.reserved).saturating_sub(kept);
+        let free = unpromised.saturating_add(*promised);
         if count == 0 || count > free {
             return None;
         }
@@ -332,8 +358,16 @@ impl<'a> Store<'a> {
         topic
     }
 
-    /// Says what a message is.
-    pub(super) fn label(&mut self, message: u16, topic: u8, sequence: u32, timestamp: i64) {
+    /// Says what a message is; it counts as its publisher's from here on.
+    pub(super) fn label(
+        &mut self,
+        message: u16,
+        topic: u8,
+        sequence: u32,
+        timestamp: i64,
+        own: bool,
+    ) {
+        self.put(message, FLAGS, [if own { COUNTED | OWN } else { COUNTED }]);
         self.put(message, TOPIC, [topic]);
         self.put(message, SEQUENCE, sequence.to_ne_bytes());
         self.put(message, TIME, timestamp.to_ne_bytes());
@@ -341,11 +375,35 @@ impl<'a> Store<'a> {
 
     /// Whether the message is in its topic's list.
     pub(super) fn is_listed(&self, message: u16) -> bool {
-        self.get(message, FLAGS) != [0]
+        self.has(message, LISTED)
     }
 
     pub(super) fn set_listed(&mut self, message: u16, listed: bool) {
-        self.put(message, FLAGS, [listed.into()]);
+        self.set(message, LISTED, listed);
+    }
+
+    /// Whether it is the application's, not a client's.
+    pub(super) fn is_own(&self, message: u16) -> bool {
+        self.has(message, OWN)
+    }
+
+    /// The message does not count any more; how many blocks it counted for.
+    pub(super) fn uncount(&mut self, message: u16) -> u16 {
+        if !self.has(message, COUNTED) {
+            return 0;
+        }
+        self.set(message, COUNTED, false);
+        self.layout.blocks(self.len(message)) as u16
+    }
+
+    fn has(&self, message: u16, flag: u8) -> bool {
+        let [flags] = self.get(message, FLAGS);
+        flags & flag != 0
+    }
+
+    fn set(&mut self, message: u16, flag: u8, on: bool) {
+        let [flags] = self.get(message, FLAGS);
+        self.put(message, FLAGS, [if on { flags | flag } else { flags & !flag }]);
     }
 
     pub(super) fn lane(&self, message: u16, lane: u8) -> Lane {

@@ -8,6 +8,9 @@ mod tables;
 
 const CONFIG: Config<'_> = Config { boot: 0xb007, ..Config::new() };
 
+/// All of the store is for whoever comes first.
+const WHOLE: Config<'_> = Config { reserve_percent: 0, announced_percent: 100, ..CONFIG };
+
 /// A node with three clients, and a clock.
 struct World {
     node: Node<'static>,
@@ -226,8 +229,8 @@ impl World {
 
     #[track_caller]
     fn expect_empty(&self) {
-        let StoreStatus { blocks, free, promised } = self.node.store();
-        assert_eq!((free, promised), (blocks, 0));
+        let StoreStatus { blocks, free, promised, announced } = self.node.store();
+        assert_eq!((free, promised, announced), (blocks, 0, 0));
     }
 }
 
@@ -282,9 +285,11 @@ fn what_is_refused_is_refused_in_nsqds_words() {
     world.refused(
         0,
         b"MPUB t\n\0\0\x10\0\0\0\0\x64\0\0\0\x01",
-        "E_MPUB_FAILED MPUB failed the messages never fit",
+        &format!("E_BAD_BODY MPUB body too big 4096 > {}", max + 8),
     );
-    assert_eq!(world.node.counters().refusals, 10);
+    let ask = b"MPUB t\n\0\0\x03\0\0\0\0\x64\0\0\0\x01";
+    world.refused(0, ask, "E_BAD_BODY MPUB invalid message count 100");
+    assert_eq!(world.node.counters().refusals, 11);
     let now = world.now;
     world.client(1).closed(now, Closed::Peer);
     world.client(1).open(now);
@@ -352,8 +357,9 @@ fn heartbeats_come_whatever_else_and_silence_closes() {
     world.say(0, identify("{\"heartbeat_interval\":-1}")).expect(0, &[response("OK")]);
     world.at(500_000).expect(0, &[]).expect_link(0, Link::Up);
     // But a body that never ends does not keep its room for ever.
-    world.say(0, "PUB t\n\0\0\0\x09").at(559_999).expect_link(0, Link::Up);
-    world.at(560_000).expect_link(0, Link::Close);
+    world.say(0, "PUB t\n\0\0\0\x09").at(504_999).expect_link(0, Link::Up);
+    world.at(505_000).expect_link(0, Link::Close);
+    world.expect(0, &[error("E_BAD_MESSAGE PUB failed to read message body")]);
     let now = world.now;
     world.client(0).closed(now, Closed::Local);
     world.open(0);
@@ -720,7 +726,7 @@ fn what_is_not_read_keeps_nobody_else_waiting() {
 
 #[test]
 fn a_producer_waits_for_room_and_is_told_when_there_is_none() {
-    let mut world = World::with(&CONFIG, 66 * 4);
+    let mut world = World::with(&WHOLE, 66 * 4);
     world.subscribe(0, 4);
     world.say(1, publish("t", &"a".repeat(200))).expect(1, &[response("OK")]);
     assert_eq!(world.bodies(0).len(), 1);
@@ -772,22 +778,22 @@ fn waiting_for_room_is_not_silence() {
 fn room_that_came_in_time_counts_even_if_nobody_asked_again() {
     let mut world = World::with(&CONFIG, 66 * 2);
     world.put("t", "a").put("t", "b");
-    let wait = publish("t", "c");
-    assert_eq!(world.take(1, &wait[..wait.len() - 1]), wait.len() - 1);
+    let wait = publish("t", "cc");
+    assert_eq!(world.take(1, &wait[..wait.len() - 1]), wait.len() - 2);
     let now = world.now;
     world.node.empty_topic(now, &topic("t")).unwrap();
     world.at(5000).expect_link(1, Link::Up);
-    world.say(1, "c").expect(1, &[response("OK")]);
+    world.say(1, "cc").expect(1, &[response("OK")]);
 }
 
 #[test]
 fn a_batch_comes_whole_or_not_at_all() {
-    let mut world = World::with(&CONFIG, 66 * 8);
+    let mut world = World::with(&WHOLE, 66 * 8);
     let batch = mpub("t", &["a", "b", "c", "d", "e"]);
     // Room for all of them is promised to the batch before its messages come.
     let (head, rest) = batch.split_at(b"MPUB t\n".len() + 4 + 4 + 4);
     world.say(0, head);
-    assert_eq!(world.node.store().promised, 4);
+    assert_eq!(world.node.store().promised, 5);
     world.put("t", "x").put("t", "y").put("t", "z");
     let now = world.now;
     assert_eq!(world.node.publish(now, &topic("t"), b"no"), Err(PublishError::Full));
@@ -799,14 +805,190 @@ fn a_batch_comes_whole_or_not_at_all() {
     // One that is broken off leaves nothing.
     world.node.empty_topic(now, &topic("t")).unwrap();
     world.say(0, &batch[..batch.len() - 1]);
-    assert_eq!(world.node.store().free, 3);
+    let StoreStatus { free, promised, .. } = world.node.store();
+    assert_eq!((free, promised), (4, 1), "what has not begun to come is only promised");
     world.client(0).closed(now, Closed::Peer);
     world.expect_empty();
 }
 
+/// A command whose body is announced, and does not come.
+fn announce(verb: &str, topic: &str, len: u32) -> Vec<u8> {
+    [format!("{verb} {topic}\n").as_bytes(), &len.to_be_bytes()].concat()
+}
+
+#[test]
+fn a_client_that_sends_no_body_does_not_keep_the_application_from_publishing() {
+    let mut world = World::with(&CONFIG, 66 * 100);
+    let now = world.now;
+    world.node.publish(now, &topic("readings"), b"21.5").unwrap();
+    world.say(0, identify("{\"heartbeat_interval\":60000}")).expect(0, &[response("OK")]);
+    // The longest that is taken, of which one byte comes.
+    let longest = world.node.limits().max_msg_size;
+    assert_eq!(longest, 30 * 64 - 44);
+    world.say(0, announce("PUB", "junk", longest)).say(0, "x");
+    let StoreStatus { free, announced, .. } = world.node.store();
+    assert_eq!((free, announced), (69, 30));
+    // The others of its kind wait.
+    assert_eq!(world.take(1, &[&announce("PUB", "junk", 20)[..], b"x"].concat()), 13);
+    // The application and small messages that are here as a whole do not.
+    world.node.publish(now, &topic("readings"), &[b'x'; 200]).unwrap();
+    world.say(2, publish("readings", &"x".repeat(200))).expect(2, &[response("OK")]);
+    world.say(2, mpub("readings", &["a", "b", "c"])).expect(2, &[response("OK")]);
+    assert_eq!(world.node.store().announced, 30);
+    // Not for long.
+    world.at(4999).expect_link(0, Link::Up);
+    world.at(5000).expect_link(0, Link::Close);
+    world.expect(0, &[error("E_BAD_MESSAGE PUB failed to read message body")]);
+    assert_eq!((world.node.counters().body_timeouts, world.node.store().announced), (1, 1));
+}
+
+#[test]
+fn a_body_that_comes_slowly_is_taken_and_one_that_trickles_is_not() {
+    let mut world = World::with(&CONFIG, 66 * 400);
+    let body = "x".repeat(3000);
+    let whole = publish("t", &body);
+    let (mut rest, mut now) = (&whole[..], 0);
+    // A KiB each time, a moment before the last.
+    while !rest.is_empty() {
+        let (piece, after) = rest.split_at(rest.len().min(1024));
+        world.at(now).say(0, piece);
+        (rest, now) = (after, now + 4990);
+    }
+    world.expect(0, &[response("OK")]);
+    for client in [0, 1] {
+        world.open(client);
+    }
+    // A byte a second; a body that has all but its last byte.
+    let begun = world.now.as_micros() / 1000 - 1000;
+    world.say(0, &whole[..20]).say(1, &whole[..whole.len() - 1]);
+    for second in 1..5 {
+        world.at(begun + second * 1000).say(0, "x").expect_link(0, Link::Up);
+    }
+    world.at(begun + 4999).expect_link(0, Link::Up).expect_link(1, Link::Up);
+    world.at(begun + 5000).expect_link(0, Link::Close).expect_link(1, Link::Close);
+    assert_eq!(world.node.counters().body_timeouts, 2);
+    let used = world.node.store().blocks - world.node.store().free;
+    assert_eq!(usize::from(used), message_cost(3000, 2) / 66, "theirs is free");
+}
+
+#[test]
+fn a_trickled_batch_has_the_same_deadline() {
+    let mut world = World::with(&CONFIG, 66 * 100);
+    // Whole messages, one a second, each of which may seem to be all there is.
+    let one = [&1u32.to_be_bytes()[..], b"x"].concat();
+    let head = [&announce("MPUB", "t", 4 + 30 * 5)[..], &30u32.to_be_bytes()].concat();
+    world.say(0, [head, one.clone()].concat());
+    for second in 1..5 {
+        world.at(second * 1000).say(0, &one);
+        assert_eq!(world.node.store().announced, 30);
+    }
+    world.at(5000).expect_link(0, Link::Close);
+    world.expect(0, &[error("E_BAD_MESSAGE MPUB failed to read message(5) body size")]);
+    world.expect_empty();
+}
+
+#[test]
+fn who_lies_about_a_batch_holds_no_more_than_its_share() {
+    let mut world = World::with(&CONFIG, 66 * 100);
+    // Another one has all of it.
+    let hold = world.node.limits().max_msg_size;
+    world.say(0, [announce("PUB", "t", hold), vec![b'x']].concat());
+    let count = 20u32.to_be_bytes();
+    let body = [&count[..], &[&1u32.to_be_bytes()[..], b"x"].concat().repeat(20)].concat();
+    let truth = [&announce("MPUB", "t", body.len() as u32)[..], &body].concat();
+    // All of it is here, if it is as long as it says: but its first message is longer.
+    let mut lie = truth.clone();
+    lie[b"MPUB t\n".len() + 4 + 4 + 3] = 200;
+    world.say(1, lie).expect(1, &[error("E_MPUB_FAILED MPUB failed no room")]);
+    // Or there is more of it than it says.
+    let now = world.now;
+    world.client(1).closed(now, Closed::Peer);
+    world.open(1);
+    let mut lie = truth.clone();
+    lie[b"MPUB t\n".len() + 4 + 3] = 21;
+    lie[b"MPUB t\n".len() + 3] += 5;
+    lie.extend([0, 0, 0]);
+    assert_eq!(world.take(1, &lie), 15, "not all that it announces is here: it waits");
+    world.client(1).closed(now, Closed::Peer);
+    world.open(1);
+    lie[b"MPUB t\n".len() + 4 + 3] = 20;
+    lie[b"MPUB t\n".len() + 3] -= 5;
+    world.say(1, &lie).expect(1, &[response("OK")]);
+    assert_eq!(world.node.store().announced, 30);
+}
+
+#[test]
+fn the_last_blocks_are_the_applications() {
+    // 12 of 100.
+    let mut world = World::with(&CONFIG, 66 * 100);
+    world.say(0, "SUB t c\n").expect(0, &[response("OK")]);
+    for _ in 0..88 {
+        world.say(1, publish("t", "x")).expect(1, &[response("OK")]);
+    }
+    let wait = publish("t", "xx");
+    assert_eq!(world.take(1, &wait), wait.len() - 2);
+    for _ in 0..12 {
+        world.put("t", "x");
+    }
+    let now = world.now;
+    assert_eq!(world.node.publish(now, &topic("t"), b"x"), Err(PublishError::Full));
+    // What is free is first the application's again.
+    world.say(0, "RDY 1\n");
+    for number in 0..12 {
+        assert_eq!(world.hear(0).len(), 1);
+        world.say(0, format!("FIN {}\n", id(number)));
+        assert_eq!(world.take(1, b"xx"), 0);
+    }
+    assert_eq!(world.hear(0).len(), 1);
+    world.say(0, format!("FIN {}\n", id(12)));
+    world.say(1, "xx").expect(1, &[response("OK")]);
+}
+
+#[test]
+fn of_the_applications_messages_clients_have_none_dropped_that_its_reserve_has_room_for() {
+    const DROP: Config<'_> = Config { full: Full::DropOldest, ..CONFIG };
+    let mut world = World::with(&DROP, 66 * 100);
+    for _ in 0..20 {
+        world.put("t", "own");
+    }
+    for _ in 0..500 {
+        world.say(1, publish("u", "x")).expect(1, &[response("OK")]);
+    }
+    let depth =
+        |world: &World, name| world.node.topics().find(|it| *it.name == topic(name)).unwrap().depth;
+    assert_eq!((depth(&world, "t"), depth(&world, "u")), (12, 88));
+    assert_eq!(world.node.counters().dropped, 8 + 412);
+    // The application's own are not spared for the application.
+    for _ in 0..100 {
+        world.put("t", "own");
+    }
+    assert_eq!((depth(&world, "t"), depth(&world, "u")), (100, 0));
+    // What it has beyond the reserve makes room for others.
+    for _ in 0..88 {
+        world.say(1, publish("u", "x")).expect(1, &[response("OK")]);
+    }
+    assert_eq!((depth(&world, "t"), depth(&world, "u")), (12, 88));
+}
+
+#[test]
+fn a_client_that_is_full_of_what_others_hold_leaves_nothing_behind() {
+    let mut world = World::with(&CONFIG, 66 * 100);
+    let now = world.now;
+    for _ in 0..3 {
+        for verb in ["PUB", "DPUB"] {
+            let topic = if verb == "PUB" { "t" } else { "t 100" };
+            let longest = world.node.limits().max_msg_size;
+            world.say(0, [announce(verb, topic, longest), vec![b'x']].concat());
+            world.client(0).closed(now, Closed::Peer);
+            world.expect_empty();
+            world.open(0);
+        }
+    }
+}
+
 #[test]
 fn two_batches_do_not_starve_each_other() {
-    let mut world = World::with(&CONFIG, 66 * 8);
+    let mut world = World::with(&WHOLE, 66 * 8);
     let batch = mpub("t", &["a", "b", "c", "d", "e"]);
     let half = batch.len() / 2;
     world.say(0, &batch[..half]);
@@ -870,7 +1052,7 @@ fn a_sample_is_about_as_large_as_it_should_be() {
 
 #[test]
 fn every_length_around_a_block_comes_out_as_it_went_in() {
-    let mut world = World::new();
+    let mut world = World::with(&WHOLE, 4096);
     world.subscribe(0, 1);
     let max = world.node.limits().max_msg_size as usize;
     assert_eq!(max, 62 * 64 - 44);
@@ -964,6 +1146,13 @@ fn settings_that_cannot_work_are_named() {
     assert_eq!(with(long), ConfigError::Heartbeat { ms: 60_001 });
     let long = Config { msg_timeout: ms(900_001), ..CONFIG };
     assert_eq!(with(long), ConfigError::MsgTimeout { ms: 900_001 });
+    for (reserve, announced, good) in
+        [(90, 10, true), (91, 1, false), (0, 0, false), (0, 100, true), (12, 89, false)]
+    {
+        let shares = Config { reserve_percent: reserve, announced_percent: announced, ..CONFIG };
+        let wrong = ConfigError::Shares { reserve, announced };
+        assert_eq!(shares.check(2, 4, 3, 4, 4096).err(), (!good).then_some(wrong));
+    }
     let none = Config { channels_per_topic: 0, ..CONFIG };
     assert_eq!(with(none), ConfigError::ChannelsPerTopic { count: 0 });
     let many = Config { channels_per_topic: 33, ..CONFIG };

@@ -253,6 +253,11 @@ fn of_the_same_time_first_come_first_served() {
     assert_eq!(order, ['a', 'b', 'c']);
 }
 
+/// All of the store is for whoever comes first.
+fn whole(full: Full) -> Config<'static> {
+    Config { full, reserve_percent: 0, announced_percent: 100, ..Config::new() }
+}
+
 /// A batch as large as the store is taken, also where others have to make room.
 #[test]
 fn the_largest_batch() {
@@ -262,22 +267,22 @@ fn the_largest_batch() {
         [b"MPUB t\n", &(body.len() as u32).to_be_bytes()[..], &body].concat()
     };
     for full in [Full::Refuse, Full::DropOldest] {
-        let mut rig = Rig::new(Config { full, ..Config::new() }, 3 * 66);
+        let mut rig = Rig::new(whole(full), 3 * 66);
         assert_eq!(rig.node.store().blocks, 3);
         rig.say(0, mpub(3));
         assert_eq!(rig.hear(0), ["OK"]);
         let mut client = rig.node.client(1).unwrap();
         client.take(NOW, &mpub(4));
-        assert_eq!(rig.hear(1), ["E_MPUB_FAILED MPUB failed the messages never fit"]);
+        assert_eq!(rig.hear(1), ["E_BAD_BODY MPUB invalid message count 4"]);
     }
-    let mut rig = Rig::new(Config { full: Full::DropOldest, ..Config::new() }, 3 * 66);
+    let mut rig = Rig::new(whole(Full::DropOldest), 3 * 66);
     for _ in 0..3 {
         rig.put("x");
     }
     rig.say(0, mpub(2));
     assert_eq!((rig.hear(0), rig.node.counters().dropped), (vec!["OK".into()], 2));
     // Else there has to be room for all of it before any of it is taken.
-    let mut rig = Rig::new(Config::new(), 3 * 66);
+    let mut rig = Rig::new(whole(Full::Refuse), 3 * 66);
     for _ in 0..2 {
         rig.put("x");
     }
@@ -342,8 +347,8 @@ fn a_version_of_ones_own_is_told() {
 #[test]
 fn an_empty_store_is_all_free() {
     let mut rig = Rig::new(Config::new(), 4096);
-    let StoreStatus { blocks, free, promised } = rig.node.store();
-    assert_eq!((free, promised), (blocks, 0));
+    let StoreStatus { blocks, free, promised, announced } = rig.node.store();
+    assert_eq!((free, promised, announced), (blocks, 0, 0));
     rig.put("x");
     assert_eq!(rig.node.store().free, blocks - 1);
     assert!(rig.node.client(0).unwrap().poll_event().is_some(), "it connected");

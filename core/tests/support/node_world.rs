@@ -41,6 +41,10 @@ const LANES: usize = 2;
 const BLOCKS: usize = 40;
 const MSG_TIMEOUT: u64 = 2_000_000;
 const MAX_MSG_TIMEOUT: u64 = 5_000_000;
+const BODY_TIMEOUT: u64 = 3_000_000;
+/// What no client can take, and what clients can announce together: 12 and 30 percent.
+const RESERVE: usize = 4;
+const ANNOUNCED: usize = 12;
 
 const TOPIC_NAMES: [&str; 3] = ["t", "u", "x#ephemeral"];
 const CHANNEL_NAMES: [&str; 3] = ["a", "b", "e#ephemeral"];
@@ -60,6 +64,7 @@ fn config(full: Full) -> Config<'static> {
         heartbeat: Span::from_secs(5),
         msg_timeout: Span::from_secs(2),
         publish_wait: Span::from_millis(500),
+        body_timeout: Span::from_secs(3),
         channels_per_topic: LANES as u8,
         ..Config::new()
     };
@@ -71,6 +76,19 @@ fn config(full: Full) -> Config<'static> {
 /// What a body of that length takes, counted by hand: 22 bytes, 11 for each lane, 64 a block.
 fn blocks(len: usize) -> usize {
     (22 + 11 * LANES + len).div_ceil(64)
+}
+
+/// Whether clients cannot announce that much together.
+fn never_fits(mpub: &[u8]) -> bool {
+    let line = mpub.iter().position(|byte| *byte == b'\n').unwrap();
+    let mut rest = &mpub[line + 9..];
+    let mut sum = 0;
+    while let Some((len, after)) = rest.split_first_chunk() {
+        let len = u32::from_be_bytes(*len) as usize;
+        sum += blocks(len);
+        rest = &after[len..];
+    }
+    sum > ANNOUNCED
 }
 
 #[derive(Debug, Clone)]
@@ -157,12 +175,20 @@ struct Seat {
 }
 
 impl Seat {
-    /// It published, and is told that there is no room: for the message, or its topic.
-    fn refused_publishing(&mut self, bytes: &[u8]) {
+    /// It published, and is told that there is no room, for the message or its topic, or that the
+    /// rest did not come.
+    fn refused_publishing(&mut self, bytes: &[u8], late: bool) {
         let line = String::from_utf8_lossy(bytes);
         let verb = line.split(' ').next().unwrap();
         if ["PUB", "MPUB", "DPUB"].contains(&verb) {
-            let text = format!("E_{verb}_FAILED {verb} failed no room*");
+            let text = match verb {
+                _ if late => "E_BAD_*".into(),
+                // Unless it waited in vain for room for some of it, or for its topic.
+                "MPUB" if never_fits(bytes) => {
+                    "E_BAD_BODY MPUB *|E_MPUB_FAILED MPUB failed no room*".into()
+                }
+                _ => format!("E_{verb}_FAILED {verb} failed no room*"),
+            };
             self.expected.push_back(text.into_bytes());
             self.refused = true;
         }
@@ -173,6 +199,8 @@ impl Seat {
 struct Body {
     bytes: Vec<u8>,
     timestamp: i64,
+    /// The application's.
+    own: bool,
 }
 
 /// What a node should be.
@@ -415,7 +443,7 @@ impl Model {
             self.topics[topic].held.push_back((number, defer));
             self.topics[topic].messages += 1;
             self.topics[topic].bytes += bytes.len() as u64;
-            self.bodies.insert(number, Body { bytes, timestamp: now as i64 * 1000 });
+            self.bodies.insert(number, Body { bytes, timestamp: now as i64 * 1000, own: named });
         }
         self.flow(now, topic);
         topic
@@ -567,18 +595,23 @@ impl Model {
         self.seats.iter().any(|seat| seat.writing == Some(number))
     }
 
+    /// Whether it waits for a channel, or for a channel's clients.
+    fn waits(&self, number: u64) -> bool {
+        self.topics.iter().any(|topic| topic.held.iter().any(|(held, _)| *held == number))
+            || self.channels.iter().any(|channel| channel.holds(number))
+    }
+
     /// Blocks in use.
     fn used(&self) -> usize {
-        let is_held = |number: &u64| {
-            self.topics.iter().any(|topic| topic.held.iter().any(|(held, _)| held == number))
-        };
-        let is_needed = |number: &&u64| {
-            is_held(number)
-                || self.channels.iter().any(|channel| channel.holds(**number))
-                || self.is_pinned(**number)
-        };
+        let is_needed = |number: &&u64| self.waits(**number) || self.is_pinned(**number);
         let needed = self.bodies.keys().filter(is_needed);
         needed.map(|number| blocks(self.bodies[number].bytes.len())).sum()
+    }
+
+    /// Blocks that messages of the application take.
+    fn own(&self) -> usize {
+        let own = self.bodies.iter().filter(|(number, body)| body.own && self.waits(**number));
+        own.map(|(_, body)| blocks(body.bytes.len())).sum()
     }
 
     /// Forgets the bodies that nobody needs.
@@ -598,10 +631,13 @@ impl Model {
         }
     }
 
-    /// Drops the oldest message as the node should.
-    fn drop_oldest(&mut self) -> bool {
+    /// Drops the oldest message as the node should: for a client none of the application's that its
+    /// reserve has room for.
+    fn drop_oldest(&mut self, own: bool) -> bool {
+        let may_drop_own = own || self.own() > RESERVE;
         let is_droppable = |number: &u64| {
-            !self.is_pinned(*number)
+            (may_drop_own || !self.bodies[number].own)
+                && !self.is_pinned(*number)
                 && !self.channels.iter().any(|channel| channel.has_in_flight(*number))
         };
         let mut oldest = None;
@@ -643,7 +679,7 @@ impl Model {
         true
     }
 
-    /// Makes room for a message as the node should; false, and nothing changed, if that cannot be.
+    /// Makes room for a message of the application as the node should; false, and nothing changed, if that cannot be.
     fn make_room(&mut self, need: usize) -> bool {
         let free = BLOCKS - self.used();
         let is_droppable = |number: &&u64| {
@@ -659,7 +695,7 @@ impl Model {
             return false;
         }
         while BLOCKS - self.used() < need {
-            assert!(self.drop_oldest());
+            assert!(self.drop_oldest(true));
         }
         true
     }
@@ -700,6 +736,8 @@ struct Connection {
     subscribed: bool,
     said_cls: bool,
     reads: bool,
+    /// When the last bytes were taken.
+    moved: u64,
 }
 
 impl Connection {
@@ -712,6 +750,7 @@ impl Connection {
             subscribed: false,
             said_cls: false,
             reads: true,
+            moved: 0,
         }
     }
 }
@@ -816,6 +855,22 @@ impl<'n, D: Dice> World<'n, D> {
         let had = free(&self.node);
         let taken = self.client(client).take(now, &bytes[at..at + most]);
         assert!(taken <= most);
+        if taken > 0 {
+            self.connections[client].moved = self.now;
+        }
+        let has = free(&self.node);
+        if self.model.full == Full::Refuse && has < had {
+            assert!(usize::from(has) >= RESERVE, "a client took what is kept for the application");
+        }
+        if let Effect::Publish { bodies, .. } = &effect
+            && bytes[0] != b'M'
+            && self.model.full == Full::Refuse
+            && (most == rest && rest >= bodies[0].len() + 4 && taken < most)
+            && self.model.seats[client].expected.is_empty()
+        {
+            let need = blocks(bodies[0].len());
+            assert!(need + RESERVE > usize::from(had), "what is here as a whole does not wait");
+        }
         if self.model.seats[client].closing {
             assert_eq!(taken, most, "it is not listened to any more");
             self.connections[client].pending = None;
@@ -827,7 +882,7 @@ impl<'n, D: Dice> World<'n, D> {
         // What a client publishes may make the node drop at any time: the model follows.
         let after = self.node.counters();
         for _ in before.dropped..after.dropped {
-            assert!(self.model.drop_oldest(), "had {had}");
+            assert!(self.model.drop_oldest(false), "had {had}");
         }
         let done = at + taken == bytes.len();
         if done {
@@ -836,11 +891,11 @@ impl<'n, D: Dice> World<'n, D> {
         } else {
             self.connections[client].pending = Some((bytes, at + taken, effect));
         }
-        self.follow_refusal(client);
+        self.follow_refusal(client, false);
     }
 
-    /// A client that waited for room in vain is told so.
-    fn follow_refusal(&mut self, client: usize) {
+    /// A client that waited for room in vain, or that did not go on, is told so.
+    fn follow_refusal(&mut self, client: usize, late: bool) {
         let closing = self.client(client).link() == Link::Close;
         let seat = &mut self.model.seats[client];
         if closing
@@ -848,7 +903,7 @@ impl<'n, D: Dice> World<'n, D> {
             && !seat.closing
             && let Some((bytes, ..)) = &self.connections[client].pending
         {
-            seat.refused_publishing(bytes);
+            seat.refused_publishing(bytes, late);
         }
         self.follow(client);
     }
@@ -926,7 +981,7 @@ impl<'n, D: Dice> World<'n, D> {
                 assert!(accepted == bodies.len() as u64 || accepted == 0);
                 if accepted == 0 {
                     // The topics were full when it came to that.
-                    model.seats[client].refused_publishing(bytes);
+                    model.seats[client].refused_publishing(bytes, false);
                     return;
                 }
                 let count = bodies.len() as u32;
@@ -994,11 +1049,12 @@ impl<'n, D: Dice> World<'n, D> {
             } else if &frame[8..] == b"_heartbeat_" {
             } else {
                 let expected = seat.expected.pop_front().expect("an answer");
+                let text = String::from_utf8_lossy;
+                let starts = |start: &str| text(&frame[8..]).starts_with(start);
                 let is_same = match expected.strip_suffix(b"*") {
-                    Some(start) => frame[8..].starts_with(start),
+                    Some(start) => text(start).split("*|").any(starts),
                     None => frame == expected,
                 };
-                let text = String::from_utf8_lossy;
                 assert!(is_same, "client {client}: {:?}, not {:?}", text(&frame), text(&expected));
             }
         }
@@ -1011,16 +1067,26 @@ impl<'n, D: Dice> World<'n, D> {
         self.node.tick(now);
         self.model.release_due(self.now);
         for client in 0..CLIENTS {
-            let before = self.node.counters().dropped;
+            let before = self.node.counters();
             let mut session = self.client(client);
             if session.deadline() <= now && session.link() == Link::Up {
                 session.tick(now);
                 self.model.expire(self.now, client);
                 // One that waited for room may have got it.
-                for _ in before..self.node.counters().dropped {
-                    assert!(self.model.drop_oldest());
+                for _ in before.dropped..self.node.counters().dropped {
+                    assert!(self.model.drop_oldest(false));
                 }
-                self.follow_refusal(client);
+                let late = self.node.counters().body_timeouts > before.body_timeouts;
+                let waited = self.now - self.connections[client].moved;
+                assert!(!late || waited >= BODY_TIMEOUT, "not yet");
+                self.follow_refusal(client, late);
+            }
+            if let Some((bytes, at, Effect::Publish { .. })) = &self.connections[client].pending
+                && bytes[..*at].contains(&b'\n')
+                && (self.model.seats[client].open && !self.model.seats[client].closing)
+            {
+                let most = Instant::from_micros(self.now + BODY_TIMEOUT);
+                assert!(self.client(client).deadline() <= most, "a body has no deadline");
             }
         }
     }
@@ -1144,7 +1210,7 @@ impl<'n, D: Dice> World<'n, D> {
                     assert!(self.model.make_room(need));
                 } else {
                     for _ in 0..dropped {
-                        assert!(self.model.drop_oldest());
+                        assert!(self.model.drop_oldest(true));
                     }
                 }
                 self.look();
@@ -1355,8 +1421,9 @@ impl<'n, D: Dice> World<'n, D> {
         let given_back = (counters.topics_given_back, counters.channels_given_back);
         assert_eq!((counters.abandoned, given_back), (model.abandoned, model.given_back));
         assert_eq!(node.counters().delivered, self.delivered);
+        assert!(usize::from(node.store().announced) <= ANNOUNCED);
         if self.is_exact() {
-            assert_eq!(node.store().promised, 0);
+            assert_eq!((node.store().promised, node.store().announced), (0, 0));
             assert_eq!(usize::from(node.store().free), BLOCKS - model.used());
         }
     }

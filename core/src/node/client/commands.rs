@@ -49,12 +49,25 @@ impl ClientSession<'_, '_> {
             Item::Mpub { topic } => self.on_publish(now, Verb::Mpub, topic, 0),
             Item::Dpub { topic, defer_ms } => self.on_publish(now, Verb::Dpub, topic, defer_ms),
             Item::Batch { len, count } => match self.shared.batch_blocks(len, count) {
-                Some(blocks) => self.client.wants = Some(Want::Batch(blocks)),
-                None => self.fail(now, "the messages never fit"),
+                Some(blocks) => {
+                    let rest = len.saturating_sub(4);
+                    // A message takes five bytes at least, else the length is not true.
+                    let is_true = rest >= count.saturating_mul(5);
+                    let len = if is_true { rest } else { u32::MAX };
+                    let len = u16::try_from(len).unwrap_or(u16::MAX);
+                    self.client.wants = Some(Want::Batch { blocks, len });
+                }
+                None => self.never_fits(now, len, count),
             },
             Item::Body { len } => match self.client.verb {
                 Verb::Pub | Verb::Mpub | Verb::Dpub => {
-                    self.client.wants = Some(Want::Message(len));
+                    self.progress(now, 4);
+                    if self.shared.never_fits(&self.client.draft, len) {
+                        let count = self.client.draft.count().saturating_add(1);
+                        self.never_fits(now, 0, count);
+                    } else {
+                        self.client.wants = Some(Want::Message(len));
+                    }
                 }
                 _ => {}
             },
@@ -72,13 +85,26 @@ impl ClientSession<'_, '_> {
         }
     }
 
+    /// A batch is too long, or of too many messages: no repetition cures that.
+    fn never_fits(&mut self, now: Instant, len: u32, count: u32) {
+        // Eight bytes are the batch's and the message's own.
+        let max = self.shared.limits.max_msg_size.saturating_add(8);
+        let refusal = if len > max {
+            Refusal::TooBig { verb: Verb::Mpub, len: len as i32, max }
+        } else {
+            Refusal::BadCount(count as i32)
+        };
+        self.refuse(now, refusal);
+    }
+
     fn on_publish(&mut self, now: Instant, verb: Verb, topic: TopicName, defer_ms: u32) {
         self.client.verb = verb;
         self.client.topic = topic;
         self.client.defer_ms = defer_ms;
         if let Err(full) = self.shared.has_slot_for(now, &topic, Origin::Client) {
-            self.fail(now, full.text());
+            return self.fail(now, full.text());
         }
+        self.expect(now);
     }
 
     fn on_part(&mut self, now: Instant, data: &[u8], done: bool) {
@@ -98,7 +124,10 @@ impl ClientSession<'_, '_> {
             _ => {
                 self.shared.fill(&mut self.client.draft, data);
                 if done {
+                    self.client.timers.stop(Timer::Body);
                     self.on_published(now);
+                } else {
+                    self.progress(now, data.len());
                 }
             }
         }

@@ -28,6 +28,12 @@ pub const TEXT_MAX: usize = 32;
 /// Of a message frame, what stands before the body.
 const HEAD: usize = 8 + MessageHead::LEN;
 
+/// So many bytes of what is published have [`Config::body_timeout`](super::Config::body_timeout), and
+/// so has what is left.
+const BODY_STEP: u16 = 1024;
+
+const NO_ROOM: &str = "no room";
+
 /// The one client that never comes back after an error it does not know: it knows bare codes.
 const BARE: &str = "tokio_nsq/";
 
@@ -63,6 +69,8 @@ pub(super) struct Client {
     verb: Verb,
     topic: TopicName,
     defer_ms: u32,
+    /// How much of it was read since that was last timed.
+    step: u16,
     draft: Draft,
     /// What there is no room for yet.
     wants: Option<Want>,
@@ -87,8 +95,9 @@ enum News {
 enum Want {
     /// Room for a message of so many bytes.
     Message(u32),
-    /// Room for so many blocks.
-    Batch(u16),
+    /// Room for so many blocks; the messages take so many bytes, if they are as announced and that
+    /// is below the most.
+    Batch { blocks: u16, len: u16 },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -99,20 +108,30 @@ enum Timer {
     Silence,
     /// Up: nothing more was written.
     Write,
+    /// Up: more is to come of what it publishes.
+    Body,
     /// Up: there is no room for what it publishes.
     Room,
     /// Up: a message was in flight for too long.
     Due,
-    /// Closing: give up.
+    /// Closing: give up. In the place of what is read no more.
     Close,
 }
 
 impl TimerId for Timer {
-    const ALL: &'static [Self] =
-        &[Self::Heartbeat, Self::Silence, Self::Write, Self::Room, Self::Due, Self::Close];
+    const ALL: &'static [Self] = &[
+        Self::Heartbeat,
+        Self::Silence,
+        Self::Write,
+        Self::Body,
+        Self::Room,
+        Self::Due,
+        Self::Close,
+    ];
 
     fn index(self) -> usize {
-        self as usize
+        let of = if self == Self::Close { Self::Body } else { self };
+        of as usize
     }
 }
 
@@ -141,6 +160,7 @@ impl Client {
         verb: Verb::Nop,
         topic: TopicName::NONE,
         defer_ms: 0,
+        step: 0,
         draft: Draft::NONE,
         wants: None,
     };
@@ -170,6 +190,7 @@ impl Client {
             verb,
             topic: _,
             defer_ms: _,
+            step: _,
             draft,
             wants,
         } = self;
@@ -371,6 +392,15 @@ impl ClientSession<'_, '_> {
         self.refuse(now, Refusal::Failed { verb, why });
     }
 
+    /// The rest of a body did not come: what nsqd says then.
+    fn on_body_timeout(&mut self, now: Instant) {
+        let timeouts = &mut self.shared.counters.body_timeouts;
+        *timeouts = timeouts.saturating_add(1);
+        if let Err(refusal) = self.client.commands.end() {
+            self.refuse(now, refusal);
+        }
+    }
+
     fn answer(&mut self, data: &[u8]) {
         self.client.desk.push(FrameType::Response, data);
     }
@@ -381,12 +411,15 @@ impl ClientSession<'_, '_> {
         let has = match self.client.wants {
             None => return true,
             Some(Want::Message(len)) => self.shared.begin(draft, len),
-            Some(Want::Batch(blocks)) => self.shared.promise(draft, blocks),
+            Some(Want::Batch { blocks, .. }) => self.shared.promise(draft, blocks),
         };
         if has {
             self.client.wants = None;
-            self.client.timers.stop(Timer::Room);
-            self.hear(now);
+            if self.client.timers.is_set(Timer::Room) {
+                self.client.timers.stop(Timer::Room);
+                self.hear(now);
+                self.expect(now);
+            }
         } else {
             self.shared.wanted = true;
             if !self.client.timers.is_set(Timer::Room) {
@@ -394,10 +427,44 @@ impl ClientSession<'_, '_> {
                 self.client.timers.set(Timer::Room, at);
                 // Nothing is read meanwhile.
                 self.client.timers.stop(Timer::Silence);
+                self.client.timers.stop(Timer::Body);
                 self.shared.counters.waits = self.shared.counters.waits.saturating_add(1);
             }
         }
         has
+    }
+
+    /// More is to come of what the client publishes.
+    fn expect(&mut self, now: Instant) {
+        self.client.step = 0;
+        self.client.timers.set(Timer::Body, now.after(self.shared.config.body_timeout));
+    }
+
+    /// So much of it came.
+    fn progress(&mut self, now: Instant, len: usize) {
+        self.client.step = self.client.step.saturating_add(u16::try_from(len).unwrap_or(u16::MAX));
+        if self.client.step >= BODY_STEP {
+            self.hear(now);
+            self.expect(now);
+        }
+    }
+
+    /// Says whether all that the client wants room for is among so many bytes; false if it may not
+    /// have what it got since it seemed so.
+    fn look_at(&mut self, here: usize) -> bool {
+        let draft = &mut self.client.draft;
+        match self.client.wants {
+            Some(Want::Batch { len, .. }) => {
+                draft.here = len < u16::MAX && usize::from(len) <= here;
+            }
+            Some(Want::Message(len)) if self.client.verb != Verb::Mpub => {
+                draft.here = len as usize <= here;
+            }
+            Some(Want::Message(len)) if len as usize <= here => {}
+            Some(Want::Message(_)) | None if draft.here => return self.shared.is_not_here(draft),
+            Some(Want::Message(_)) | None => {}
+        }
+        true
     }
 
     /// Decides what to write next, once nothing is left of the last.
@@ -491,12 +558,27 @@ impl ClientSession<'_, '_> {
             if self.client.state != State::Up {
                 return 0;
             }
+            if self.client.wants.is_some() {
+                if !self.look_at(input.len()) {
+                    self.fail(now, NO_ROOM);
+                    return 0;
+                }
+                // Room is for what comes.
+                if input.is_empty() {
+                    return 0;
+                }
+            }
             if !self.client.can_answer() || !self.has_room(now) {
                 return input.len();
             }
             let client = &mut *self.client;
             let item = match client.commands.next(&self.shared.limits, &mut input) {
-                Ok(None) => return 0,
+                Ok(None) => {
+                    if !self.look_at(0) {
+                        self.fail(now, NO_ROOM);
+                    }
+                    return 0;
+                }
                 Ok(Some(item)) => item,
                 Err(refusal) => {
                     // Its texts are the decoder's: written out at once.
@@ -559,7 +641,7 @@ impl Session for ClientSession<'_, '_> {
             if input.is_empty() || self.client.state != State::Up {
                 break;
             }
-            self.fail(now, "no room");
+            self.fail(now, NO_ROOM);
         }
         match (self.client.state, self.client.why) {
             (State::Closing, Closed::Fault(fault)) => Err(fault),
@@ -638,7 +720,9 @@ impl Session for ClientSession<'_, '_> {
             self.client.timers.set(Timer::Heartbeat, now.after(self.client.heartbeat));
         }
         if self.client.timers.get(Timer::Room) <= now && !self.has_room(now) {
-            self.fail(now, "no room");
+            self.fail(now, NO_ROOM);
+        } else if self.client.timers.expired(Timer::Body, now) {
+            self.on_body_timeout(now);
         } else if self.client.timers.expired(Timer::Silence, now) {
             self.close(now, Closed::Fault(Fault::TimedOut(Awaited::Heartbeat)), false);
         } else if self.client.timers.expired(Timer::Write, now) {

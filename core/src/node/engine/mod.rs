@@ -24,6 +24,14 @@ pub(super) struct Shared<'a> {
     pub(super) config: &'a Config<'a>,
     pub(super) limits: Limits,
     pub(super) store: Store<'a>,
+    /// Blocks kept free for the application.
+    reserve: u16,
+    /// Blocks that clients can hold together for what is not whole yet.
+    pub(super) announced_max: u16,
+    /// Blocks that they hold for it.
+    pub(super) announced: u32,
+    /// Blocks that the application's messages take.
+    own: u16,
     pub(super) topics: &'a mut [Topic],
     pub(super) channels: &'a mut [Channel],
     /// So many for each channel.
@@ -61,16 +69,44 @@ pub(super) struct Draft {
     first: u16,
     last: u16,
     count: u32,
-    bytes: u64,
+    bytes: u32,
     /// Blocks that are kept free for the rest.
     promised: u16,
+    /// Blocks that the messages take so far.
+    held: u16,
+    /// Blocks that count as announced.
+    claimed: u16,
+    /// The application's, which nothing is kept from.
+    own: bool,
+    /// All of it was sent, if it is as long as announced: it need not wait for what others have
+    /// announced.
+    pub(super) here: bool,
     /// Where the last one is being filled.
     to: Cursor,
 }
 
 impl Draft {
-    pub(super) const NONE: Self =
-        Self { first: NIL, last: NIL, count: 0, bytes: 0, promised: 0, to: Cursor::NONE };
+    /// Nothing yet, from a client.
+    pub(super) const NONE: Self = Self {
+        first: NIL,
+        last: NIL,
+        count: 0,
+        bytes: 0,
+        promised: 0,
+        held: 0,
+        claimed: 0,
+        own: false,
+        here: false,
+        to: Cursor::NONE,
+    };
+
+    /// Nothing yet, from the application.
+    pub(super) const OWN: Self = Self { own: true, ..Self::NONE };
+
+    /// How many messages there are, the last one included that may not be whole.
+    pub(super) const fn count(&self) -> u32 {
+        self.count
+    }
 }
 
 /// The table that has no room for another topic or channel, nor anything to give back.
@@ -137,15 +173,23 @@ impl<'a> Shared<'a> {
         channels.fill_with(|| Channel::NEW);
         entries.fill(Entry::FREE);
         seats.fill(Seat::EMPTY);
+        let share = |percent: u8| u32::from(store.capacity()).saturating_mul(percent.into());
+        let reserve = share(config.reserve_percent).div_euclid(100) as u16;
+        let announced_max = share(config.announced_percent).div_ceil(100) as u16;
+        let longest = store.layout().longest_in(announced_max);
         let mut limits = config.limits;
         limits.max_rdy_count = limits.max_rdy_count.min(per_channel.into());
-        limits.max_msg_size = limits.max_msg_size.min(store.layout().longest());
+        limits.max_msg_size = limits.max_msg_size.min(longest);
         limits.deflate = false;
         limits.snappy = false;
         Self {
             config,
             limits,
             store,
+            reserve,
+            announced_max,
+            announced: 0,
+            own: 0,
             topics,
             channels,
             entries,
@@ -213,8 +257,7 @@ impl<'a> Shared<'a> {
         let refs = self.store.refs(message).saturating_sub(1);
         self.store.set_refs(message, refs);
         if refs == 0 && !self.store.is_listed(message) {
-            self.store.give(message);
-            self.freed();
+            self.free(message);
         }
     }
 
@@ -222,6 +265,26 @@ impl<'a> Shared<'a> {
     fn done(&mut self, message: u16, lane: u8) {
         self.store.set_lane(message, lane, Lane::Done);
         self.release(message);
+        let is_done = |lane| self.store.lane(message, lane) == Lane::Done;
+        if (0..self.config.channels_per_topic).all(is_done) {
+            // If it is still being written: its topic may be gone by the end of that.
+            self.uncount(message);
+        }
+    }
+
+    /// Nobody needs the message.
+    fn free(&mut self, message: u16) {
+        self.uncount(message);
+        self.store.give(message);
+        self.freed();
+    }
+
+    /// The message does not count as its publisher's any more.
+    fn uncount(&mut self, message: u16) {
+        let blocks = self.store.uncount(message);
+        if self.store.is_own(message) {
+            self.own = self.own.saturating_sub(blocks);
+        }
     }
 
     fn trim_of(&mut self, channel: u8) {
@@ -248,8 +311,7 @@ impl<'a> Shared<'a> {
     fn unlisted(&mut self, message: u16) {
         self.store.set_listed(message, false);
         if self.store.refs(message) == 0 {
-            self.store.give(message);
-            self.freed();
+            self.free(message);
         }
     }
 

@@ -12,28 +12,88 @@ impl Shared<'_> {
     pub(in crate::node) fn batch_blocks(&self, len: u32, count: u32) -> Option<u16> {
         let layout = self.store.layout();
         let bytes = len.saturating_sub(4).saturating_sub(count.saturating_mul(4));
-        if count.max(layout.blocks(bytes)) > self.store.capacity().into() {
+        if layout.blocks_of(count, bytes) > self.announced_max.into() {
             return None;
         }
         let each = layout.blocks(bytes.checked_div(count).unwrap_or_default());
         let all = u16::try_from(each.saturating_mul(count)).unwrap_or(u16::MAX);
-        Some(all.min(self.store.capacity()))
+        Some(all.min(self.announced_max))
+    }
+
+    /// Whether a client's message of `len` bytes never fits behind what its batch has already.
+    pub(in crate::node) fn never_fits(&self, draft: &Draft, len: u32) -> bool {
+        let blocks = self.store.layout().blocks(len).saturating_add(draft.held.into());
+        blocks > self.announced_max.into()
     }
 
     /// Keeps room for a batch; false if there is none now. Nothing is dropped for what is only
     /// announced: where the oldest make room, they do so message by message.
     pub(in crate::node) fn promise(&mut self, draft: &mut Draft, blocks: u16) -> bool {
-        let kept = self.store.reserve(blocks);
+        let more = self.unclaimed(draft, blocks.into());
+        if !self.may_claim(draft, more) {
+            return false;
+        }
+        let kept = self.store.reserve(blocks, self.kept(draft.own));
         if kept {
             draft.promised = draft.promised.saturating_add(blocks);
         }
-        kept || self.config.full == Full::DropOldest
+        let promised = kept || self.config.full == Full::DropOldest;
+        if promised {
+            self.claim(draft, more);
+        }
+        promised
+    }
+
+    /// What was taken for sent as a whole was not: whether that may stay. What is announced, and not
+    /// sent, cannot hold more than its share.
+    pub(in crate::node) fn is_not_here(&self, draft: &mut Draft) -> bool {
+        draft.here = false;
+        self.announced <= self.announced_max.into()
+    }
+
+    /// How many more blocks count as announced with so many more for messages.
+    fn unclaimed(&self, draft: &Draft, blocks: u32) -> u32 {
+        if draft.own {
+            return 0;
+        }
+        blocks.saturating_add(draft.held.into()).saturating_sub(draft.claimed.into())
+    }
+
+    fn may_claim(&self, draft: &Draft, more: u32) -> bool {
+        more == 0 || draft.here || self.announced.saturating_add(more) <= self.announced_max.into()
+    }
+
+    fn claim(&mut self, draft: &mut Draft, more: u32) {
+        draft.claimed = draft.claimed.saturating_add(more as u16);
+        self.announced = self.announced.saturating_add(more);
+    }
+
+    /// Nothing counts as announced any more.
+    fn unclaim(&mut self, draft: &Draft) {
+        self.announced = self.announced.saturating_sub(draft.claimed.into());
+    }
+
+    /// How many blocks are kept free for the application: where it can make room, what it has counts.
+    fn kept(&self, own: bool) -> u16 {
+        match self.config.full {
+            _ if own => 0,
+            Full::Refuse => self.reserve,
+            Full::DropOldest => self.reserve.saturating_sub(self.own),
+        }
     }
 
     /// Begins a message of `len` bytes; false if there is no room now.
     pub(in crate::node) fn begin(&mut self, draft: &mut Draft, len: u32) -> bool {
+        let blocks = self.store.layout().blocks(len);
+        let more = self.unclaimed(draft, blocks);
+        if !self.may_claim(draft, more) {
+            return false;
+        }
         loop {
-            if let Some((message, to)) = self.store.take(len, &mut draft.promised) {
+            let kept = self.kept(draft.own);
+            if let Some((message, to)) = self.store.take(len, &mut draft.promised, kept) {
+                self.claim(draft, more);
+                draft.held = draft.held.saturating_add(blocks as u16);
                 if draft.first == NIL {
                     draft.first = message;
                 } else {
@@ -42,10 +102,10 @@ impl Shared<'_> {
                 draft.last = message;
                 draft.to = to;
                 draft.count = draft.count.saturating_add(1);
-                draft.bytes = draft.bytes.saturating_add(len.into());
+                draft.bytes = draft.bytes.saturating_add(len);
                 return true;
             }
-            if !self.make_room(self.store.layout().blocks(len), draft.promised) {
+            if !self.make_room(blocks, draft) {
                 return false;
             }
         }
@@ -65,13 +125,17 @@ impl Shared<'_> {
         defer_ms: u32,
     ) -> (u64, u32) {
         let first = self.next;
-        let Draft { first: mut message, count, bytes, mut promised, .. } = *draft;
+        self.unclaim(draft);
+        let Draft { first: mut message, count, bytes, mut promised, own, held, .. } = *draft;
         *draft = Draft::NONE;
         self.store.release(&mut promised);
+        if own {
+            self.own = self.own.saturating_add(held);
+        }
         let timestamp = self.unix(now);
         for _ in 0..count {
             let next = self.store.next(message);
-            self.store.label(message, at, self.next as u32, timestamp);
+            self.store.label(message, at, self.next as u32, timestamp, own);
             self.store.set_refs(message, 1);
             // Until the topic gives it to its channels.
             self.store.set_due(message, 0, Instant::from_millis(defer_ms.into()));
@@ -83,16 +147,21 @@ impl Shared<'_> {
         }
         if let Some(topic) = self.topic_mut(at) {
             topic.messages = topic.messages.saturating_add(count.into());
-            topic.bytes = topic.bytes.saturating_add(bytes);
+            topic.bytes = topic.bytes.saturating_add(bytes.into());
         }
         self.counters.accepted = self.counters.accepted.saturating_add(count.into());
         self.flow(now, at);
         self.changed();
+        if !own {
+            // Others may announce what this one had.
+            self.freed();
+        }
         (first, count)
     }
 
     /// The messages will not be whole.
     pub(in crate::node) fn discard(&mut self, draft: &mut Draft) {
+        self.unclaim(draft);
         let Draft { first: mut message, count, mut promised, .. } = *draft;
         *draft = Draft::NONE;
         self.store.release(&mut promised);
@@ -148,21 +217,28 @@ impl Shared<'_> {
 
     /// Drops the oldest messages for so many more blocks, if that is wanted and makes enough room:
     /// otherwise nothing changes.
-    fn make_room(&mut self, blocks: u32, promised: u16) -> bool {
+    fn make_room(&mut self, blocks: u32, draft: &Draft) -> bool {
+        if self.config.full != Full::DropOldest {
+            return false;
+        }
         let free = self.store.free().saturating_sub(self.store.reserved());
-        let missing = blocks.saturating_sub(free.saturating_add(promised).into());
-        self.config.full == Full::DropOldest && self.can_drop(missing) && self.drop_oldest()
+        let free = free.saturating_sub(self.kept(draft.own)).saturating_add(draft.promised);
+        // Of the application's messages a client has only those dropped that are beyond its reserve.
+        let own = if draft.own { u16::MAX } else { self.own.saturating_sub(self.reserve) };
+        let missing = blocks.saturating_sub(free.into());
+        self.can_drop(missing, own.into()) && self.drop_oldest(own > 0)
     }
 
-    /// Whether what may be dropped takes so many blocks. Mostly the first few messages do.
-    fn can_drop(&self, blocks: u32) -> bool {
-        let mut sum = 0u32;
+    /// Whether what may be dropped takes so many blocks, `own_max` of them of the application's
+    /// messages. Mostly the first few messages do.
+    fn can_drop(&self, blocks: u32, own_max: u32) -> bool {
+        let (mut own, mut others) = (0u32, 0u32);
         let mut is_enough = |message: u16| {
             if self.is_droppable(message) {
-                let len = self.store.len(message);
-                sum = sum.saturating_add(self.store.layout().blocks(len));
+                let sum = if self.store.is_own(message) { &mut own } else { &mut others };
+                *sum = sum.saturating_add(self.store.layout().blocks(self.store.len(message)));
             }
-            sum >= blocks
+            own.min(own_max).saturating_add(others) >= blocks
         };
         for topic in &*self.topics {
             for list in [topic.held, topic.list] {
@@ -194,7 +270,9 @@ impl Shared<'_> {
     }
 
     /// Of each queue the first message that nobody has in flight, and of these the oldest.
-    fn drop_oldest(&mut self) -> bool {
+    fn drop_oldest(&mut self, own: bool) -> bool {
+        let may_go =
+            |message: u16| self.is_droppable(message) && (own || !self.store.is_own(message));
         let mut oldest: Option<(u32, u16)> = None;
         let mut consider = |message: u16, store: &Store<'_>, next: u64| {
             let age = (next as u32).wrapping_sub(store.sequence(message));
@@ -206,7 +284,7 @@ impl Shared<'_> {
             for list in [topic.held, topic.list] {
                 let mut message = list.first;
                 for _ in 0..list.len {
-                    if self.is_droppable(message) {
+                    if may_go(message) {
                         consider(message, &self.store, self.next);
                         break;
                     }
@@ -218,7 +296,7 @@ impl Shared<'_> {
             for list in [channel.requeued, channel.deferred] {
                 let mut message = list.first;
                 for _ in 0..list.len {
-                    if self.is_droppable(message) {
+                    if may_go(message) {
                         consider(message, &self.store, self.next);
                         break;
                     }
@@ -276,6 +354,7 @@ impl Shared<'_> {
         }
         self.counters.dropped = self.counters.dropped.saturating_add(1);
         self.unsaid = self.unsaid.saturating_add(1);
+        self.uncount(message);
         self.store.give(message);
         self.changed();
     }

@@ -97,6 +97,7 @@ impl Publish {
         let limits = shared.limits;
         match self.part {
             Part::Raw => {
+                self.draft.here = input.len() >= self.len as usize;
                 if !shared.begin(&mut self.draft, self.len) {
                     return Ok(false);
                 }
@@ -106,6 +107,9 @@ impl Publish {
                 let len = saturate(input.len());
                 if len > limits.max_msg_size {
                     return Err(too_large("MSG_TOO_BIG"));
+                }
+                if shared.never_fits(&self.draft, len) {
+                    return Err(too_large("BODY_TOO_BIG"));
                 }
                 if !shared.begin(&mut self.draft, len) {
                     return Ok(false);
@@ -128,8 +132,10 @@ impl Publish {
             }
             Part::Room { count } => {
                 let Some(blocks) = shared.batch_blocks(self.len, count) else {
-                    return Err(too_large("MSG_TOO_BIG"));
+                    return Err(too_large("BODY_TOO_BIG"));
                 };
+                let rest = self.len.saturating_sub(4);
+                self.draft.here = rest >= count.saturating_mul(5) && input.len() >= rest as usize;
                 if !shared.promise(&mut self.draft, blocks) {
                     return Ok(false);
                 }
@@ -148,6 +154,9 @@ impl Publish {
                 };
             }
             Part::Begin { count, size } => {
+                if shared.never_fits(&self.draft, size) {
+                    return Err(too_large("BODY_TOO_BIG"));
+                }
                 if !shared.begin(&mut self.draft, size) {
                     return Ok(false);
                 }

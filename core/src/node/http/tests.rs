@@ -17,7 +17,11 @@ struct World {
 const HTTP: HttpConfig<'_> = HttpConfig { hostname: "h", ..HttpConfig::new() };
 
 fn world(store: usize, limits: Limits) -> World {
-    let config = Box::leak(Box::new(Config { limits, ..Config::new() }));
+    with(store, Config { limits, ..Config::new() })
+}
+
+fn with(store: usize, config: Config<'static>) -> World {
+    let config = Box::leak(Box::new(config));
     let tables = Box::leak(Box::new(Tables::new()));
     let store = Box::leak(vec![0; store].into_boxed_slice());
     let mut node = Node::new(config, tables, store).unwrap();
@@ -208,7 +212,9 @@ fn info_and_stats() {
 
 #[test]
 fn who_publishes_waits_for_room() {
-    let mut world = world(1 << 10, Limits::NSQD);
+    // All of the store is for whoever comes first.
+    let whole = Config { reserve_percent: 0, announced_percent: 100, ..Config::new() };
+    let mut world = with(1 << 10, whole);
     let body = [b'x'; 300];
     let mut count = 0;
     while world.node.publish(world.now, &topic("t"), &body).is_ok() {
