@@ -277,6 +277,11 @@ impl Attempts {
     /// The first dial was made: its failure is followed by a wait.
     pub(crate) const ONE: Self = Self { dials: 1, short: 0 };
 
+    /// As if so many dials had failed.
+    pub(crate) fn of(dials: u8) -> Self {
+        Self { dials, short: 0 }
+    }
+
     /// The connection did its work, or lasted.
     pub(crate) fn prove_good(&mut self) {
         *self = Self::NONE;
@@ -287,9 +292,9 @@ impl Attempts {
         self.dials == 0
     }
 
-    /// Whether more than the first dial failed.
+    /// Whether a dial failed that was not the first after a good connection.
     pub(crate) fn is_failing(self) -> bool {
-        self.dials > 2 || self.short > 1
+        self.dials > 1 || self.short > 0
     }
 
     /// How long to wait before the next dial; counts it. `short`: since a connection was good, or

@@ -65,7 +65,9 @@ pub struct Config<'a> {
     /// slots for. More than there are nsqds keeps each of them busy. Default as many as the
     /// storage has slots for.
     pub max_in_flight: u16,
-    /// How long connecting may take, and each answer of the handshake. Default 5 s.
+    /// How long connecting may take, and each answer of the handshake. Default 5 s. While other
+    /// nsqds wait for a connection, no longer than 1 s, which doubles each time all have been tried
+    /// without a change.
     pub connect_timeout: Span,
     /// Reconnecting: after the first failure wait up to this, then up to double. Default 100 ms.
     pub reconnect_base: Span,
@@ -82,15 +84,17 @@ pub struct Config<'a> {
     /// How long closing may take after that. Default 1 s.
     pub close_timeout: Span,
     /// How long after an answer each nsqlookupd is asked again at the latest, or up to a quarter
-    /// earlier: a new nsqd that it lists is found by then. Default 60 s, as go-nsq.
+    /// earlier: a new nsqd that it lists is found by then. Default 60 s, as go-nsq. While an nsqd
+    /// fails and others wait for a connection, already 0.5 s after it; that doubles each time all have been
+    /// tried without a change, up to a quarter of the interval.
     pub lookup_interval: Span,
     /// How long an nsqlookupd may take to answer. Default 10 s.
     pub lookup_timeout: Span,
     /// After how long an nsqd that no nsqlookupd lists any more is left. Default 2 min: nsqd is
     /// listed anew within half a minute of an nsqlookupd's restart.
     pub grace: Span,
-    /// With more nsqds than connections: how long each has one at least, if it works. Default
-    /// 1 min.
+    /// With more nsqds than connections: how long each has one at least, if it works. One that
+    /// failed lately takes nobody's turn but for once in five times. Default 1 min.
     pub rotate: Span,
     /// With more connections than messages in flight: how often it is looked whose turn it is, give
     /// or take an eighth. Default 5 s, as go-nsq.

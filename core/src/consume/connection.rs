@@ -242,16 +242,18 @@ impl ConnectionSession<'_, '_> {
         match self.connection.talk.stage() {
             Stage::Idle | Stage::Waiting => {
                 let talk = &mut self.connection.talk;
+                if seat.is_open() {
+                    talk.step = Instant::NEVER;
+                    return;
+                }
                 self.connection.serial = seat.serial;
                 let wanted = !seat.is_empty();
                 seat.busy = wanted;
-                // A wait after a failure goes on, and grows: else several nsqds that are down would
-                // be dialed in turn without a pause.
-                if !wanted || talk.step == Instant::NEVER {
-                    // Nothing is known of it yet: the first failure is followed by a wait.
-                    self.connection.attempts = Attempts::ONE;
-                    talk.step = if wanted { self.shared.now } else { Instant::NEVER };
-                }
+                // Nothing is known of it yet: the first failure is followed by a wait, which is as
+                // long as the time until it makes room for another.
+                self.connection.attempts =
+                    Attempts::of(self.shared.directory.level.wrapping_add(1));
+                talk.step = if wanted { self.shared.now } else { Instant::NEVER };
                 talk.set(if wanted { Stage::Waiting } else { Stage::Idle });
                 self.shared.changed();
             }
@@ -317,7 +319,7 @@ impl ConnectionSession<'_, '_> {
         if part.size > REPLY_MAX {
             return self.fail(Fault::BadLength { len: part.size, max: REPLY_MAX });
         }
-        let until = self.shared.after(self.shared.config.connect_timeout);
+        let until = self.shared.after(self.shared.patience);
         let has_secret = self.shared.config.auth_secret.is_some();
         let Connection { talk, text, .. } = &mut *self.connection;
         match talk.part(&part, text.as_mut_view(), has_secret, until) {
@@ -342,6 +344,7 @@ impl ConnectionSession<'_, '_> {
         count(&mut self.shared.tally.connections);
         self.connection.news = News::Connected;
         self.connection.talk.why = Why::None;
+        self.shared.directory.succeed(self.id);
         self.hear();
         self.shared.window.join(self.id, self.connection.talk.granted.max_rdy_count());
         self.shared.adjust();
@@ -356,9 +359,6 @@ impl ConnectionSession<'_, '_> {
     /// nsqd does what it is there for: the next loss is followed by an immediate redial.
     fn prove_good(&mut self) {
         self.connection.attempts.prove_good();
-        if let Some(seat) = self.shared.directory.seat_mut(self.id) {
-            seat.fails = false;
-        }
     }
 
     fn on_error(&mut self) {
@@ -502,15 +502,14 @@ impl Session for ConnectionSession<'_, '_> {
         if !self.connection.talk.is_due(now) {
             return None;
         }
-        let until = self.shared.after(self.shared.config.connect_timeout);
-        self.connection.talk.dial(until);
+        self.connection.talk.dial(self.shared.after(self.shared.patience));
         self.shared.directory.address(self.id)
     }
 
     fn open(&mut self, now: Instant) {
         self.shared.now = now;
         self.land();
-        self.connection.talk.open(now, self.shared.after(self.shared.config.connect_timeout));
+        self.connection.talk.open(now, self.shared.after(self.shared.patience));
     }
 
     fn receive(&mut self, now: Instant, bytes: &[u8]) -> Result<(), Fault> {

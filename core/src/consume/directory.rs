@@ -6,9 +6,35 @@
 //! word back, one that fails or lists nobody does not.
 //!
 //! With more nsqds than seats, those without are not remembered, however many they are: a hash of
-//! the address puts them all in a circle, rounds find the first one behind the last that was given
-//! another's seat, and that one gets the next when a source offers it again. So each has its turn,
-//! unless two addresses have the same hash of 32 bits: then one of them has both.
+//! the address puts them all in a circle, and they are tried in that order, from a cursor on.
+//!
+//! # Seats whose nsqd fails
+//!
+//! A connection that fails before it is ready, while other nsqds wait, marks its seat, and each
+//! source that has nsqds waiting is to be asked [soon](Directory::soon). The next round gives all
+//! marked seats away at once: while the source lists its nsqds, the seats go to those of them that are nearest
+//! behind the cursor, and when it has listed all of them the cursor stands at the farthest that
+//! got one. What failed last on each connection is remembered, by its hash, and tried when nobody
+//! else waits. With several sources that have nsqds waiting, a seat goes from one source to another, so that one
+//! that answers first does not keep the others' nsqds out.
+//!
+//! Once round the circle is a *lap*. Laps without a change are counted in
+//! [`level`](Directory::level): asking and trying get slower and more patient with it. The circle
+//! has another order in each lap, so that no nsqd is passed over each time.
+//!
+//! # Turns
+//!
+//! Where no seat fails, the first nsqd behind the cursor (of all sources) gets the seat of the one that came
+//! first, once in `rotate`; not one that just failed, but for once in five such times. If it does not come up, the one that had to leave gets the
+//! seat back in the next round.
+//!
+//! | what is remembered | bound |
+//! |---|---|
+//! | nsqds that failed | a hash of 32 bits for each seat: the last one that failed there |
+//! | who had to leave for a turn | a hash, the last one |
+//! | whether a source lists others than before | the sum of the hashes of all that it lists |
+//!
+//! Of two addresses with the same hash of 32 bits one has the turns of both.
 
 use crate::address::Address;
 use crate::time::{Instant, Span};
@@ -32,10 +58,29 @@ pub(super) struct Seat {
     /// The sources that list it, and those that did in their current round.
     listed: u8,
     seen: u8,
+    /// The source that it was given to.
+    by: u8,
     /// Its connection does not come up.
     pub(super) fails: bool,
+    given: Given,
     /// Its connection has not been idle since it was somebody's.
     pub(super) busy: bool,
+    /// The hash of the last nsqd that failed here and made room.
+    failed: u32,
+}
+
+/// Whether a seat was given away in a round that is not over. Nobody is dialed yet: how long that
+/// may take depends on whether others wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Given {
+    No,
+    /// It was free.
+    Free,
+    // One that failed: to whom is not certain yet.
+    /// To one that nothing is known of.
+    First,
+    /// To one that failed lately: every other one comes before it.
+    Last,
 }
 
 /// An nsqd by where its address is.
@@ -57,8 +102,11 @@ impl Seat {
         serial: 0,
         listed: 0,
         seen: 0,
+        by: 0,
         fails: false,
+        given: Given::No,
         busy: false,
+        failed: 0,
     };
 
     pub(super) fn is_empty(&self) -> bool {
@@ -72,7 +120,14 @@ impl Seat {
         self.leaves = Instant::NEVER;
         self.listed = source;
         self.seen = source;
+        self.by = source;
         self.fails = false;
+        self.given = Given::No;
+    }
+
+    /// Whether the round that gave it away is not over.
+    pub(super) fn is_open(&self) -> bool {
+        self.given != Given::No
     }
 }
 
@@ -84,11 +139,42 @@ pub(super) struct Round {
     /// Offered without getting a seat, in this round and in the last whole one.
     count: u16,
     pub(super) unserved: u16,
+    /// The sum of all hashes, in this round and in the last whole one.
+    sum: u32,
+    whole: u32,
 }
 
 impl Round {
-    pub(super) const NONE: Self = Self { nearest: None, count: 0, unserved: 0 };
+    pub(super) const NONE: Self = Self { nearest: None, count: 0, unserved: 0, sum: 0, whole: 0 };
+
+    /// One that has no seat.
+    fn wait(&mut self, hash: u32, barred: bool, circle: Circle) {
+        let is_nearer = |nearest| circle.distance(hash) < circle.distance(nearest);
+        if !barred && self.nearest.is_none_or(is_nearer) {
+            self.nearest = Some(hash);
+        }
+        self.count = self.count.saturating_add(1);
+    }
 }
+
+/// The order in which nsqds without a seat are tried.
+#[derive(Debug, Clone, Copy)]
+struct Circle {
+    /// The hash of the last one.
+    cursor: u32,
+    /// An odd number, another in each lap.
+    order: u32,
+}
+
+impl Circle {
+    /// How far behind the cursor a hash is; the cursor's own place is the farthest.
+    fn distance(self, hash: u32) -> u32 {
+        hash.wrapping_sub(self.cursor).wrapping_mul(self.order).wrapping_sub(1)
+    }
+}
+
+/// The most that [`Directory::level`] counts.
+const LEVEL_MAX: u8 = 7;
 
 #[derive(Debug)]
 pub(super) struct Directory<'a> {
@@ -96,8 +182,18 @@ pub(super) struct Directory<'a> {
     given: &'a [Address],
     /// Of the first so many seats, those that are for an nsqd that was found.
     found: &'a mut [Option<Address>],
-    /// The hash of the last nsqd that replaced another one.
-    cursor: u32,
+    circle: Circle,
+    /// How much of the current lap is over, of 2^32.
+    lap: u32,
+    /// Laps without a change.
+    pub(super) level: u8,
+    /// The sources that list more nsqds than have seats, and those of them that are to be asked soon.
+    pub(super) waiting: u8,
+    pub(super) soon: u8,
+    /// The hash of the nsqd that had to leave for a turn.
+    back: u32,
+    /// Turns of those that had not failed.
+    turns: u8,
     /// The hash of the one that is to be given a seat next, and the source that said so.
     next: Option<(u32, u8)>,
     order: u16,
@@ -112,7 +208,13 @@ impl<'a> Directory<'a> {
             seats,
             given,
             found: &mut [],
-            cursor: 0,
+            circle: Circle { cursor: 0, order: 1 },
+            lap: 0,
+            level: 0,
+            waiting: 0,
+            soon: 0,
+            back: 0,
+            turns: 0,
             next: None,
             order: 0,
             rotates: Instant::NEVER,
@@ -177,11 +279,39 @@ impl<'a> Directory<'a> {
     }
 
     pub(super) fn begin(&mut self, source: u8, round: &mut Round) {
+        // The last round may not have come to its end.
+        self.settle(source);
+        self.soon &= !source;
         for seat in self.seats.iter_mut() {
             seat.seen &= !source;
         }
         round.nearest = None;
         round.count = 0;
+        round.sum = 0;
+    }
+
+    /// A source is not to be had, or lists nobody: nobody waits for a seat because of it.
+    pub(super) fn lose(&mut self, source: u8) {
+        self.settle(source);
+        self.waiting &= !source;
+        self.soon &= !source;
+    }
+
+    /// A connection does not come up. Says whether others wait.
+    pub(super) fn fail(&mut self, id: u8) -> bool {
+        if let Some(seat) = self.seat_mut(id).filter(|seat| !seat.is_empty()) {
+            seat.fails = true;
+            self.soon |= self.waiting;
+        }
+        self.waiting != 0
+    }
+
+    /// A connection came up.
+    pub(super) fn succeed(&mut self, id: u8) {
+        if let Some(seat) = self.seat_mut(id) {
+            seat.fails = false;
+        }
+        self.level = self.level.min(1);
     }
 
     /// The given addresses are a source as well. Says whether a seat changed.
@@ -222,6 +352,8 @@ impl<'a> Directory<'a> {
         address: &Address,
         nsqd: Nsqd,
     ) -> bool {
+        let hash = hash(address);
+        round.sum = round.sum.wrapping_add(hash);
         let known = (0..self.seats.len() as u8).find(|id| self.address(*id) == Some(address));
         if let Some(seat) = known.and_then(|id| self.seat_mut(id)) {
             seat.listed |= source;
@@ -236,25 +368,64 @@ impl<'a> Directory<'a> {
         let free = seats.clone().position(down).or_else(|| seats.clone().position(Seat::is_empty));
         if let Some(at) = free {
             self.assign(at, source, nsqd, address);
+            if let Some(seat) = self.seats.get_mut(at) {
+                seat.given = Given::Free;
+            }
             return true;
         }
-        let hash = hash(address);
+        if let Some(at) = self.failing(len, source, hash) {
+            let old = self.hash_at(at);
+            let given = match () {
+                () if hash == self.back => Given::No,
+                () if self.has_failed(hash) => Given::Last,
+                () => Given::First,
+            };
+            if given == Given::No {
+                self.back = 0;
+            }
+            let known = self.has_failed(old);
+            if let Some(seat) = self.seats.get_mut(at) {
+                if seat.fails && !known {
+                    seat.failed = old;
+                }
+                if seat.seen & source != 0 {
+                    round.wait(old, seat.fails, self.circle);
+                }
+            }
+            self.rotates = now.after(rotate);
+            self.assign(at, source, nsqd, address);
+            if let Some(seat) = self.seats.get_mut(at) {
+                seat.given = given;
+            }
+            return true;
+        }
         if self.next.is_some_and(|(next, _)| next == hash)
-            && let Some(at) = self.victim(now, len)
+            && now >= self.rotates
+            && let Some(at) = self.oldest(len)
         {
-            self.cursor = hash;
+            if !self.has_failed(hash) {
+                self.turns = self.turns.wrapping_add(1);
+                if self.turns & 3 == 0 {
+                    // They are to have their turn again, however many others have theirs.
+                    self.seats.iter_mut().for_each(|seat| seat.failed = 0);
+                }
+            }
+            self.back = self.hash_at(at);
+            if self.seats.get(at).is_some_and(|seat| seat.seen & source != 0) {
+                round.wait(self.back, false, self.circle);
+            }
+            self.circle.cursor = hash;
             self.next = None;
             self.rotates = now.after(rotate);
             self.assign(at, source, nsqd, address);
             return true;
         }
-        if round.nearest.is_none_or(|nearest| self.distance(hash) < self.distance(nearest)) {
-            round.nearest = Some(hash);
-        }
-        round.count = round.count.saturating_add(1);
         if self.rotates == Instant::NEVER {
             self.rotates = now.after(rotate);
         }
+        let long = Span::from_millis(rotate.as_millis().saturating_mul(4));
+        let barred = self.has_failed(hash) && now < self.rotates.after(long);
+        round.wait(hash, barred, self.circle);
         false
     }
 
@@ -276,7 +447,19 @@ impl<'a> Directory<'a> {
                 seat.leaves = now.after(grace);
             }
         }
+        self.settle(source);
         round.unserved = round.count;
+        if round.sum != round.whole {
+            round.whole = round.sum;
+            self.level = 0;
+        }
+        self.waiting &= !source;
+        if round.unserved > 0 {
+            self.waiting |= source;
+        }
+        if self.seats.iter().any(|seat| seat.fails) {
+            self.soon |= self.waiting;
+        }
         let nearest = round.nearest.map(|hash| (hash, source));
         // It had its time to be offered again: its source may be gone.
         let overdue = now >= self.rotates.after(rotate).after(rotate);
@@ -289,9 +472,69 @@ impl<'a> Directory<'a> {
         }
     }
 
-    /// How far behind the cursor a hash is; the cursor's own place is the farthest.
     fn distance(&self, hash: u32) -> u32 {
-        hash.wrapping_sub(self.cursor).wrapping_sub(1)
+        self.circle.distance(hash)
+    }
+
+    /// The hash of whom a seat is for.
+    fn hash_at(&self, at: usize) -> u32 {
+        self.address(at as u8).map_or(0, hash)
+    }
+
+    /// Whether it is one of those that failed last.
+    fn has_failed(&self, hash: u32) -> bool {
+        self.seats.iter().any(|seat| seat.failed == hash)
+    }
+
+    /// A seat whose nsqd fails, for one that a source lists; or the one that was just given to one that is
+    /// to be tried later than it.
+    fn failing(&self, len: usize, source: u8, hash: u32) -> Option<usize> {
+        let alone = self.waiting & !source == 0 || hash == self.back;
+        // Who is tried first: the lowest.
+        let distance = if hash == self.back { 0 } else { self.distance(hash) };
+        let (mut last, mut rank) = (None, (self.has_failed(hash), distance));
+        for (at, seat) in self.seats.iter().take(len).enumerate() {
+            if !seat.is_open() {
+                if seat.fails && (alone || seat.by != source) {
+                    return Some(at);
+                }
+            } else if seat.by == source && seat.given != Given::Free {
+                let other = (seat.given == Given::Last, self.distance(self.hash_at(at)));
+                if other > rank {
+                    (last, rank) = (Some(at), other);
+                }
+            }
+        }
+        last
+    }
+
+    /// A source's round is over, whether it came to its end or not: what it gave away is given.
+    fn settle(&mut self, source: u8) {
+        let mut far = None;
+        for at in 0..self.seats.len() {
+            let hash = self.hash_at(at);
+            let distance = self.distance(hash);
+            if let Some(seat) = self.seats.get_mut(at)
+                && seat.is_open()
+                && seat.by == source
+            {
+                let was_free = seat.given == Given::Free;
+                seat.given = Given::No;
+                if !was_free && far.is_none_or(|(farthest, _)| farthest < distance) {
+                    far = Some((distance, hash));
+                }
+            }
+        }
+        let Some((distance, hash)) = far else { return };
+        self.circle.cursor = hash;
+        // Several sources have a part of the circle each.
+        let part = distance >> u32::from(self.waiting & !source != 0);
+        let (lap, over) = self.lap.overflowing_add(part);
+        self.lap = lap;
+        if over {
+            self.circle.order = self.circle.order.wrapping_mul(ORDER);
+            self.level = self.level.saturating_add(1).min(LEVEL_MAX);
+        }
     }
 
     #[inline(never)]
@@ -308,18 +551,15 @@ impl<'a> Directory<'a> {
         }
     }
 
-    /// Who has to make room: one that does not work, else, if it is time, who came first.
-    fn victim(&self, now: Instant, len: usize) -> Option<usize> {
+    /// Whose turn is over: who came first.
+    fn oldest(&self, len: usize) -> Option<usize> {
         let seats = self.seats.iter().take(len).enumerate();
-        if let Some((at, _)) = seats.clone().find(|(_, seat)| seat.fails) {
-            return Some(at);
-        }
-        if now < self.rotates {
-            return None;
-        }
         seats.max_by_key(|(_, seat)| self.order.wrapping_sub(seat.order)).map(|(at, _)| at)
     }
 }
+
+/// An odd number with bits all over: what the circle's order is multiplied with after a lap.
+const ORDER: u32 = 0x9e37_79b1;
 
 /// FNV-1a.
 fn hash(address: &Address) -> u32 {
@@ -467,10 +707,225 @@ mod tests {
             directory.seat_mut(1).unwrap().fails = true;
             a.lists(directory, 2, &[1, 2, 3]);
             assert_eq!(ports(directory), [1, 3]);
-            a.lists(directory, 61, &[1, 2, 3]);
+            a.lists(directory, 61, &[1, 2, 3, 4]);
             assert_eq!(ports(directory), [1, 3], "its time is not over");
-            a.lists(directory, 62, &[1, 2, 3]);
-            assert_eq!(ports(directory), [2, 3], "the oldest");
+            a.lists(directory, 62, &[1, 2, 3, 4]);
+            assert_eq!(ports(directory), [4, 3], "the oldest; 2 failed, and waits");
+        });
+    }
+
+    /// Each nsqd that has a seat comes up, or does not.
+    fn try_all(directory: &mut Directory<'_>, live: &[u16]) {
+        for (id, port) in ports(directory).into_iter().enumerate() {
+            if live.contains(&port) {
+                directory.succeed(id as u8);
+            } else {
+                directory.fail(id as u8);
+            }
+        }
+    }
+
+    fn have_seats(directory: &Directory<'_>, live: &[u16]) -> bool {
+        live.iter().all(|port| ports(directory).contains(port))
+    }
+
+    #[test]
+    fn all_that_fail_make_room_in_one_round_and_are_tried_last() {
+        with(4, &[], |directory| {
+            let mut a = Source::new(1);
+            let all: Vec<u16> = (1..=12).collect();
+            a.lists(directory, 0, &all);
+            assert_eq!((ports(directory), directory.soon), (vec![1, 2, 3, 4], 0));
+            try_all(directory, &[2]);
+            assert_eq!(directory.soon, a.bit, "to be asked soon");
+            a.lists(directory, 1, &all);
+            let mut tried = ports(directory);
+            assert!(
+                tried[1] == 2 && tried.iter().all(|port| ![1, 3, 4].contains(port)),
+                "{tried:?}"
+            );
+            assert_eq!((directory.soon, directory.level), (0, 0));
+            for _ in 0..2 {
+                try_all(directory, &[2]);
+                a.lists(directory, 2, &all);
+                tried.extend(ports(directory));
+            }
+            let missed = (5..=12).find(|port| !tried.contains(port));
+            assert_eq!(missed, None, "eight others, in three rounds: {tried:?}");
+            // Nobody waits: who fails keeps its seat.
+            try_all(directory, &[2]);
+            a.lists(directory, 3, &[1, 2]);
+            assert_eq!((a.round.unserved, directory.waiting, directory.soon), (0, 0, 0));
+        });
+    }
+
+    #[test]
+    fn one_that_works_is_found_among_any_number_that_do_not() {
+        for (seats, dead) in [(1, 5), (2, 9), (4, 40), (16, 17), (16, 40), (16, 200), (3, 200)] {
+            for at in [0, dead / 3, dead] {
+                let mut all: Vec<u16> = (1..=dead).collect();
+                all.insert(at.into(), 999);
+                with(seats, &[], |directory| {
+                    let mut a = Source::new(1);
+                    let mut rounds = 1;
+                    a.lists(directory, 0, &all);
+                    while !have_seats(directory, &[999]) {
+                        try_all(directory, &[999]);
+                        rounds += 1;
+                        a.lists(directory, rounds, &all);
+                    }
+                    let most = 3 + 2 * u64::from(dead) / seats as u64;
+                    assert!(rounds <= most, "{rounds} rounds, {seats} seats, {dead} dead, at {at}");
+                    for round in 0..20 {
+                        try_all(directory, &[999]);
+                        a.lists(directory, rounds + round, &all);
+                        assert!(have_seats(directory, &[999]), "it stays");
+                    }
+                });
+            }
+        }
+    }
+
+    #[test]
+    fn no_source_keeps_out_what_another_one_lists() {
+        // The first always answers first, and the one that works is in another's list.
+        for (seats, sources) in [(1, 2), (2, 2), (4, 3), (16, 2)] {
+            for at in 0..30 {
+                with(seats, &[], |directory| {
+                    let mut all: Vec<_> = (0..sources)
+                        .map(|n| {
+                            (Source::new(1 << n), (1..=30).map(|port| port + 100 * n).collect())
+                        })
+                        .collect::<Vec<(Source, Vec<u16>)>>();
+                    all.last_mut().unwrap().1.insert(at, 999);
+                    let mut rounds = 0;
+                    while !have_seats(directory, &[999]) {
+                        for (source, list) in &mut all {
+                            source.lists(directory, rounds, list);
+                            try_all(directory, &[999]);
+                        }
+                        rounds += 1;
+                        assert!(
+                            rounds < 20 + 300 / seats as u64,
+                            "{seats} seats, {sources}, at {at}"
+                        );
+                    }
+                });
+            }
+        }
+    }
+
+    #[test]
+    fn as_many_that_work_as_there_are_seats_are_found_and_kept() {
+        with(4, &[], |directory| {
+            let mut a = Source::new(1);
+            let live = [5, 6, 7, 8];
+            let all: Vec<u16> = (1..=8).collect();
+            a.lists(directory, 0, &all);
+            try_all(directory, &live);
+            a.lists(directory, 1, &all);
+            try_all(directory, &live);
+            assert!(have_seats(directory, &live), "{:?}", ports(directory));
+            // An hour, asked once a minute and once more after a failure.
+            let mut turns = 0;
+            for minute in 1..60 {
+                a.lists(directory, minute * 60, &all);
+                if !have_seats(directory, &live) {
+                    turns += 1;
+                    try_all(directory, &live);
+                    assert_eq!(directory.soon, a.bit);
+                    a.lists(directory, minute * 60 + 1, &all);
+                }
+                assert!(have_seats(directory, &live), "back at once: {:?}", ports(directory));
+                try_all(directory, &live);
+            }
+            // The others are tried once in five turns.
+            assert!((8..=12).contains(&turns), "{turns}");
+        });
+    }
+
+    #[test]
+    fn one_that_failed_has_turns_again_also_while_others_take_theirs() {
+        with(2, &[], |directory| {
+            let mut a = Source::new(1);
+            let all: Vec<u16> = (1..=6).collect();
+            a.lists(directory, 0, &all);
+            directory.fail(0);
+            a.lists(directory, 1, &all);
+            assert!(!have_seats(directory, &[1]));
+            // It works again, and all others do.
+            let mut minutes = 0;
+            while !have_seats(directory, &[1]) {
+                minutes += 1;
+                assert!(minutes < 15, "{:?}", ports(directory));
+                try_all(directory, &all);
+                a.lists(directory, minutes * 60, &all);
+            }
+        });
+    }
+
+    #[test]
+    fn laps_without_a_change_are_counted() {
+        with(2, &[], |directory| {
+            let mut a = Source::new(1);
+            let all: Vec<u16> = (1..=8).collect();
+            let mut levels = Vec::new();
+            for round in 0..40 {
+                a.lists(directory, round, &all);
+                levels.push(directory.level);
+                try_all(directory, &[]);
+            }
+            assert!(levels.is_sorted() && levels[5] <= 2, "{levels:?}");
+            assert_eq!(levels.last(), Some(&LEVEL_MAX), "{levels:?}");
+            directory.succeed(0);
+            assert_eq!(directory.level, 1, "one came up");
+            directory.level = 5;
+            a.lists(directory, 50, &all);
+            assert_eq!(directory.level, 5, "the same as before");
+            a.lists(directory, 51, &[1, 2, 3, 4, 5, 6, 7, 9]);
+            assert_eq!(directory.level, 0, "others than before");
+        });
+    }
+
+    #[test]
+    fn what_a_source_lists_that_is_lost_is_not_waited_for() {
+        with(1, &[], |directory| {
+            let (mut a, mut b) = (Source::new(1), Source::new(2));
+            b.lists(directory, 0, &[1, 2, 3]);
+            a.lists(directory, 0, &[1, 4]);
+            assert_eq!((ports(directory), directory.waiting), (vec![1], 3));
+            directory.fail(0);
+            b.lists(directory, 1, &[1, 2, 3]);
+            assert_eq!(ports(directory), [1], "it was given to what b lists");
+            directory.lose(a.bit);
+            assert_eq!((directory.waiting, directory.soon), (2, 2));
+            b.lists(directory, 2, &[1, 2, 3]);
+            assert_ne!(ports(directory), [1]);
+        });
+    }
+
+    #[test]
+    fn nobody_is_dialed_before_a_round_is_over() {
+        with(1, &[], |directory| {
+            let now = Instant::from_millis(0);
+            let mut a = Source::new(1);
+            let offer = |directory: &mut Directory<'_>, round: &mut Round, port| {
+                directory.offer(now, ROTATE, 1, round, &Address::new("h", port).unwrap());
+            };
+            directory.begin(a.bit, &mut a.round);
+            offer(directory, &mut a.round, 1);
+            assert!(directory.seat(0).unwrap().is_open());
+            offer(directory, &mut a.round, 2);
+            directory.end(now, ROTATE, GRACE, a.bit, &mut a.round);
+            assert!(!directory.seat(0).unwrap().is_open());
+            directory.fail(0);
+            directory.begin(a.bit, &mut a.round);
+            offer(directory, &mut a.round, 2);
+            assert!(directory.seat(0).unwrap().is_open());
+            // The answer breaks off.
+            directory.lose(a.bit);
+            assert!(!directory.seat(0).unwrap().is_open());
+            assert_eq!(ports(directory), [2]);
         });
     }
 

@@ -47,10 +47,13 @@
 //! |---|---|---|
 //! | messages in flight | the storage's `MESSAGES`, [`Config::max_in_flight`] | nsqd is not asked for more |
 //! | a message | ring length / `MESSAGES`, less 26 | takes several slots, if they are free side by side, else it is requeued; see [`TooLarge`] above the whole ring |
-//! | connections | the storage's `CONNECTIONS` | the nsqds take turns: [`Config::rotate`] |
+//! | connections | the storage's `CONNECTIONS` | the nsqds take turns: [`Config::rotate`]; one whose connection fails makes room at once |
+//! | trying nsqds that fail, while others wait | [`Config::connect_timeout`], at first 1 s; given ones every [`Config::reconnect_base`] / 2, at most [`Config::reconnect_cap`] / 2, doubled with each time round | |
+//! | asking an nsqlookupd, likewise | 0.5 s after its last answer, doubled with each time round up to [`Config::lookup_interval`] / 4 | |
 //! | nsqds given | 255 | [`ConfigError::Addresses`] |
 //! | nsqlookupds | the [`Discovery`]'s `LOOKUPDS`, at most [`LOOKUPDS_MAX`] | [`ConfigError::Lookupds`] |
 //! | an nsqlookupd's answer | none: it is scanned as it arrives | |
+//! | what is told of producers that nobody can use | as many at a time as nsqlookupds, [`HOST_SHOWN`] bytes of each host | counted: [`LookupdStatus::unusable`] |
 //! | nsqd's error text | [`DETAIL_MAX`] bytes | cut off |
 
 mod config;
@@ -62,6 +65,7 @@ mod poll;
 mod store;
 #[cfg(test)]
 mod tests;
+mod unusable;
 mod window;
 
 use core::convert::Infallible;
@@ -78,9 +82,10 @@ pub use connection::ConnectionSession;
 pub use directory::LOOKUPDS_MAX;
 pub use poll::LookupdSession;
 pub use store::{AnswerError, Token};
+pub use unusable::{BadProducer, HOST_SHOWN, Unusable};
 
 use connection::Connection;
-use directory::{Directory, Round, Seat};
+use directory::{Directory, GIVEN, Round, Seat};
 use flow::Flow;
 use leave::Leave;
 use poll::Lookupd;
@@ -110,6 +115,7 @@ pub struct Storage<const CONNECTIONS: usize, const MESSAGES: usize> {
 #[derive(Debug)]
 pub struct Discovery<const LOOKUPDS: usize, const NSQDS: usize> {
     lookupds: [Lookupd; LOOKUPDS],
+    unusable: [unusable::Entry; LOOKUPDS],
     found: [Option<Address>; NSQDS],
 }
 
@@ -120,13 +126,13 @@ pub const CONNECTION_RAM_MAX: usize = 288;
 pub const MESSAGE_RAM_MAX: usize = 32;
 
 /// The most bytes that an nsqlookupd takes of a [`Discovery`].
-pub const LOOKUPD_RAM_MAX: usize = 400;
+pub const LOOKUPD_RAM_MAX: usize = 480;
 
 /// The most bytes that a found nsqd takes of a [`Discovery`].
 pub const FOUND_RAM_MAX: usize = 104;
 
 /// The most bytes that a [`Consumer`] takes beside its storage and ring.
-pub const RAM_MAX: usize = 360;
+pub const RAM_MAX: usize = 416;
 
 impl<const CONNECTIONS: usize, const MESSAGES: usize> Storage<CONNECTIONS, MESSAGES> {
     /// Empty; [`Consumer::new`] fills it.
@@ -178,7 +184,11 @@ impl<const CONNECTIONS: usize, const MESSAGES: usize> Default for Storage<CONNEC
 impl<const LOOKUPDS: usize, const NSQDS: usize> Discovery<LOOKUPDS, NSQDS> {
     /// Empty; [`Consumer::discover`] fills it.
     pub const fn new() -> Self {
-        Self { lookupds: [const { Lookupd::NEW }; LOOKUPDS], found: [const { None }; NSQDS] }
+        Self {
+            lookupds: [const { Lookupd::NEW }; LOOKUPDS],
+            unusable: [const { unusable::Entry::FREE }; LOOKUPDS],
+            found: [const { None }; NSQDS],
+        }
     }
 }
 
@@ -273,6 +283,13 @@ pub enum Event {
         /// What came of it.
         event: LookupdEvent,
     },
+    /// An nsqlookupd lists a producer that nobody can use; [`Consumer::unusable`] has it. Told once as long as
+    /// it is listed, of as many at a time as the [`Discovery`] has nsqlookupds;
+    /// [`LookupdStatus::unusable`] counts them all. The others of the answer are used.
+    Unusable {
+        /// Which one.
+        index: usize,
+    },
     /// A message was finished since it had been delivered too often. Several between two polls are
     /// one event, of the newest; [`Counters::given_up`] counts them all.
     GivenUp {
@@ -322,6 +339,8 @@ pub struct LookupdStatus {
     pub state: LookupdState,
     /// How many producers its last answer listed, or the one being read so far.
     pub producers: u16,
+    /// How many of them nobody can use: [`Event::Unusable`].
+    pub unusable: u16,
     /// How many of them there was no connection for.
     pub unserved: u16,
     /// How asking it ended last: [`Closed::Local`] is well.
@@ -433,8 +452,11 @@ struct Shared<'a> {
     window: Window<'a>,
     store: Store<'a>,
     timers: Timers<Timer, 3>,
-    /// When the given addresses are offered again.
+    /// When the given addresses are offered again, and when that may be at the earliest.
     offers: Instant,
+    paced: Instant,
+    /// How long a connection may take to come up, each step of it.
+    patience: Span,
     /// What [`go_round`](Self::go_round) does. Behind a pointer that is set only if the nsqds may be
     /// others than those that have a seat from the start: what is not used is not linked.
     rounds: Option<fn(&mut Self, Option<u8>)>,
@@ -448,6 +470,8 @@ struct Shared<'a> {
     /// The given addresses, as a source.
     given: Round,
     given_up: Option<(MessageId, u16)>,
+    /// What nsqlookupds list and nobody can use.
+    unusable: &'a mut [unusable::Entry],
 }
 
 impl<'a> Consumer<'a> {
@@ -496,6 +520,8 @@ impl<'a> Consumer<'a> {
                 directory: Directory::new(seats, nsqds),
                 given: Round::NONE,
                 offers: Instant::NEVER,
+                paced: Instant::ZERO,
+                patience: config.connect_timeout,
                 rounds: None,
                 leave: None,
                 identify: None,
@@ -507,6 +533,7 @@ impl<'a> Consumer<'a> {
                 jitter: Jitter::new(config.seed),
                 tally,
                 given_up: None,
+                unusable: &mut [],
                 stopping: false,
                 version: 0,
                 now: Instant::ZERO,
@@ -545,7 +572,9 @@ impl<'a> Consumer<'a> {
         if lookupds.len() > LOOKUPDS.min(LOOKUPDS_MAX) {
             return Err(ConfigError::Lookupds { count: lookupds.len() });
         }
-        let Discovery { lookupds: tables, found } = discovery;
+        let Discovery { lookupds: tables, unusable, found } = discovery;
+        unusable.fill_with(|| unusable::Entry::FREE);
+        self.shared.unusable = unusable;
         self.lookupds = tables;
         self.lookupd_addresses = lookupds;
         self.with_lookupd = Some(|consumer, index, f| {
@@ -757,6 +786,11 @@ impl<'a> Consumer<'a> {
         Some(self.lookupds.get(index)?.status())
     }
 
+    /// A producer that nobody can use, of an [`Event::Unusable`].
+    pub fn unusable(&self, index: usize) -> Option<Unusable<'_>> {
+        self.shared.unusable.get(index)?.shown()
+    }
+
     /// What happened so far.
     pub fn counters(&self) -> Counters {
         *self.shared.tally
@@ -800,7 +834,8 @@ impl<'a> Consumer<'a> {
                 return Some(Event::Lookupd { index, event });
             }
         }
-        None
+        let index = self.shared.unusable.iter_mut().position(unusable::Entry::take_news)?;
+        Some(Event::Unusable { index })
     }
 
     /// The newest message that was finished since it had been delivered too often, and how often,
@@ -815,6 +850,14 @@ impl<'a> Consumer<'a> {
     pub fn version(&self) -> u32 {
         self.shared.version
     }
+}
+
+/// While others wait: how long a connection may take to come up, each step of it, in the first lap.
+const PATIENCE: Span = Span::from_secs(1);
+
+/// A time that doubles with each lap.
+fn slower(span: Span, level: u8) -> Span {
+    Span::from_millis(span.as_millis().saturating_mul(1 << u32::from(level.min(16))))
 }
 
 /// Counts one more: a function of its own, since there are so many of them.
@@ -921,12 +964,11 @@ impl Shared<'_> {
 
     /// Looks if there is a reason to.
     fn look_round(&mut self, failed: Option<u8>) {
-        let failed = failed.and_then(|id| self.directory.seat_mut(id));
-        if let Some(seat) = failed.filter(|seat| !seat.fails) {
-            seat.fails = true;
-            self.offers = self.now;
-            self.offer_and_leave();
-        } else if self.timers.expired(Timer::Seats, self.now) {
+        let fails = failed.is_some_and(|id| self.directory.fail(id));
+        if fails && self.directory.soon & GIVEN != 0 {
+            self.offers = self.offers.min(self.paced);
+        }
+        if fails || self.timers.expired(Timer::Seats, self.now) {
             self.offer_and_leave();
         }
     }
@@ -941,22 +983,43 @@ impl Shared<'_> {
             self.changed();
         }
         self.timers.set(Timer::Seats, next.min(self.offers));
+        self.be_patient();
     }
 
     /// Offers the given addresses.
     fn offer_given(&mut self) {
-        let Self { directory, given, config, now, .. } = self;
-        let changed = !self.stopping && directory.offer_given(*now, config.rotate, given);
+        let Self { directory, given, config, jitter, now, .. } = self;
+        let soon = directory.soon;
+        let mut changed = !self.stopping && directory.offer_given(*now, config.rotate, given);
+        changed |= directory.soon & !soon != 0;
         self.offers = if given.unserved == 0 || self.stopping {
             Instant::NEVER
+        } else if directory.soon & GIVEN != 0 {
+            Instant::ZERO
         } else {
             // When the next may have a seat; if it is time already, another source's turn is it.
             let soon = now.after(Span::from_millis((config.rotate.as_millis() >> 2).max(1)));
             directory.rotates.max(soon)
         };
+        if changed || directory.soon & GIVEN != 0 {
+            let pause = slower(config.reconnect_base, directory.level).min(config.reconnect_cap);
+            let pause = Span::from_millis((pause.as_millis() >> 1).max(1));
+            self.paced = now.after(jitter.around(pause));
+        }
+        self.offers = self.offers.max(self.paced);
         if changed {
             self.changed();
         }
+    }
+
+    /// While others wait, nobody may take long to come up.
+    fn be_patient(&mut self) {
+        let longest = self.config.connect_timeout;
+        self.patience = if self.directory.waiting == 0 {
+            longest
+        } else {
+            slower(PATIENCE, self.directory.level).min(longest)
+        };
     }
 
     /// A time from now.

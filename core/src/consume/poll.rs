@@ -4,13 +4,19 @@
 //! directory as soon as it is whole.
 
 use super::directory::Round;
-use super::{LookupdEvent, LookupdState, LookupdStatus, Shared, count};
+use super::unusable::{self, BadProducer, Listed};
+use super::{LookupdEvent, LookupdState, LookupdStatus, Shared, count, slower};
 use crate::address::{Address, HOST_MAX};
 use crate::get::Get;
 use crate::session::{Closed, Fault, Link, Session, Transmit};
 use crate::time::{Attempts, Instant, Span};
 use crate::wire::http::{BadAnswer, emit_get};
 use crate::wire::json::Token;
+
+/// While an nsqd fails and others wait: how long after an answer the next question comes, in the first
+/// lap, and of the usual interval at most how much.
+const SOON: Span = Span::from_millis(500);
+const SOON_SHIFT: u32 = 2;
 
 /// After a failure, ask again after up to this, then up to double, up to the usual interval.
 const RETRY: Span = Span::from_secs(1);
@@ -20,6 +26,8 @@ const RETRY: Span = Span::from_secs(1);
 pub(super) struct Lookupd {
     get: Get<HOST_MAX>,
     attempts: Attempts,
+    /// Not to be asked before, however much there is to find out.
+    paced: Instant,
     producers: Producers,
     round: Round,
 }
@@ -35,8 +43,11 @@ struct Producers {
     found: bool,
     /// How many were in it.
     count: u16,
+    /// How many of them nobody can use.
+    unusable: u16,
     host: heapless::String<HOST_MAX, u8>,
     port: u16,
+    listed: Listed,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,8 +64,10 @@ impl Producers {
         depth: 0,
         found: false,
         count: 0,
+        unusable: 0,
         host: heapless::String::new(),
         port: 0,
+        listed: Listed::NOTHING,
     };
 
     /// Takes the next token, `depth` objects and lists deep; says whether a producer is whole.
@@ -79,12 +92,16 @@ impl Producers {
             Token::Null if field == Field::Producers => self.found = true,
             // It has none.
             Token::String(text) if text.as_bytes() == TOPIC_NOT_FOUND => self.found = true,
-            Token::String(host) if field == Field::Host && !host.store_ascii(&mut self.host) => {
+            Token::String(host) if field == Field::Host => {
+                let whole = host.store_ascii(&mut self.host);
+                self.listed.host(&host, whole);
+            }
+            _ if field == Field::Host => {
                 self.host.clear();
+                self.listed.host = Some(BadProducer::NoHost);
             }
-            Token::Number(port) if field == Field::Port && port.exact => {
-                self.port = u16::try_from(port.integer).unwrap_or(0);
-            }
+            Token::Number(port) if field == Field::Port => self.port = self.listed.port(Some(port)),
+            _ if field == Field::Port => self.port = self.listed.port(None),
             Token::ObjectEnd if inside => return true,
             _ => {}
         }
@@ -92,11 +109,18 @@ impl Producers {
     }
 
     /// The producer just read, if it is one.
-    fn address(&mut self) -> Option<Address> {
-        let address = Address::new(&self.host, self.port).ok();
+    fn address(&self) -> Option<Address> {
+        match self.listed.host {
+            None => Address::new(&self.host, self.port).ok(),
+            Some(_) => None,
+        }
+    }
+
+    /// The next one begins.
+    fn next(&mut self) {
         self.host.clear();
         self.port = 0;
-        address
+        self.listed = Listed::NOTHING;
     }
 }
 
@@ -105,6 +129,7 @@ impl Lookupd {
     pub(super) const NEW: Self = Self {
         get: Get::NEW,
         attempts: Attempts::ONE,
+        paced: Instant::ZERO,
         producers: Producers::NEW,
         round: Round::NONE,
     };
@@ -127,6 +152,7 @@ impl Lookupd {
         LookupdStatus {
             state: self.get.state(),
             producers: self.producers.count,
+            unusable: self.producers.unusable,
             unserved: self.round.unserved,
             last: self.get.why(),
         }
@@ -160,6 +186,14 @@ impl LookupdSession<'_, '_> {
         })
     }
 
+    /// When to do the next thing.
+    fn step(&self) -> Instant {
+        let step = self.lookupd.get.step();
+        let waits = self.lookupd.get.state() == LookupdState::Waiting;
+        let soon = waits && self.shared.directory.soon & self.source != 0;
+        if soon { step.min(self.lookupd.paced) } else { step }
+    }
+
     fn fail(&mut self, now: Instant, fault: Fault) -> Result<(), Fault> {
         let timeout = self.shared.config.close_timeout;
         self.lookupd.get.close(now, Closed::Fault(fault), timeout);
@@ -190,7 +224,14 @@ impl LookupdSession<'_, '_> {
                 producers.count = producers.count.saturating_add(1);
                 if let Some(address) = producers.address() {
                     self.shared.offer(self.source, &mut self.lookupd.round, &address);
+                } else {
+                    producers.unusable = producers.unusable.saturating_add(1);
+                    let Producers { listed, host, .. } = &*producers;
+                    if listed.enter(self.shared.unusable, self.source, host) {
+                        self.shared.changed();
+                    }
                 }
+                self.lookupd.producers.next();
             }
         }
     }
@@ -209,8 +250,11 @@ impl LookupdSession<'_, '_> {
             self.shared.directory.end(now, rotate, grace, self.source, &mut lookupd.round);
             self.shared.offer_and_leave();
         } else {
+            self.shared.directory.lose(self.source);
             lookupd.round = Round::NONE;
         }
+        self.shared.be_patient();
+        unusable::end(self.shared.unusable, self.source);
         count(&mut self.shared.tally.lookups);
         lookupd.get.close(now, Closed::Local, self.shared.config.close_timeout);
         self.shared.changed();
@@ -236,9 +280,10 @@ impl Session for LookupdSession<'_, '_> {
             self.shared.changed();
             return None;
         }
-        if now < lookupd.get.step() {
+        if now < self.step() {
             return None;
         }
+        let lookupd = &mut *self.lookupd;
         lookupd.get.dial(now.after(self.shared.config.connect_timeout));
         Some(self.address)
     }
@@ -247,6 +292,7 @@ impl Session for LookupdSession<'_, '_> {
         let lookupd = &mut *self.lookupd;
         lookupd.producers = Producers::NEW;
         self.shared.directory.begin(self.source, &mut lookupd.round);
+        unusable::begin(self.shared.unusable, self.source);
         lookupd.get.open(now.after(self.shared.config.lookup_timeout));
     }
 
@@ -289,7 +335,7 @@ impl Session for LookupdSession<'_, '_> {
     }
 
     fn deadline(&self) -> Instant {
-        self.lookupd.get.step()
+        self.step()
     }
 
     fn tick(&mut self, now: Instant) {
@@ -310,17 +356,24 @@ impl Session for LookupdSession<'_, '_> {
         }
         let why = lookupd.get.closed(why);
         let shared = &mut *self.shared;
-        let delay = if why == Closed::Local {
+        let longest = shared.config.lookup_interval.as_millis().max(1);
+        let (delay, soon) = if why == Closed::Local {
             lookupd.attempts = Attempts::ONE;
             // Never longer: that is how long a new nsqd may go unseen.
-            let longest = shared.config.lookup_interval.as_millis().max(1);
             let shortest = longest.wrapping_sub(longest >> 2);
-            shared.jitter.between(Span::from_millis(shortest), Span::from_millis(longest))
+            let delay =
+                shared.jitter.between(Span::from_millis(shortest), Span::from_millis(longest));
+            let most = Span::from_millis(longest >> SOON_SHIFT).max(SOON);
+            let soon = slower(SOON, shared.directory.level).min(most);
+            (delay, shared.jitter.around(soon))
         } else {
             count(&mut shared.tally.lookups_failed);
+            shared.directory.lose(self.source);
             let spans = [RETRY, shared.config.lookup_interval, Span::ZERO];
-            lookupd.attempts.delay(spans, false, &mut shared.jitter)
+            let delay = lookupd.attempts.delay(spans, false, &mut shared.jitter);
+            (delay, delay)
         };
+        lookupd.paced = now.after(soon);
         lookupd.get.wait(now.after(delay));
         shared.changed();
     }

@@ -4,6 +4,7 @@
 mod edges;
 
 use super::*;
+use crate::address::HOST_MAX;
 use crate::name::{ChannelName, TopicName};
 use crate::session::{Awaited, DialError, Fault, Link, Session, TransportError};
 use crate::wire::http::{BadAnswer, HttpError};
@@ -462,19 +463,30 @@ fn several_nsqds_that_are_down_are_not_dialed_without_a_pause() {
                 dials += 1;
             }
         }
-        assert!(dials < 40, "{dials}: {dialed:?}");
+        // Each makes room as soon as it fails, so the pauses double only once round.
+        assert!(dials < 60, "{dials}: {dialed:?}");
         assert!(dialed.len() == 3 && dialed.values().all(|&n| n > 1), "{dialed:?}");
     });
 }
 
 #[test]
-fn an_nsqd_that_fails_twice_makes_room_for_another() {
-    with::<1, 2>(&config(), 2, |bench| {
+fn an_nsqd_that_fails_makes_room_for_another_at_once() {
+    with::<1, 2>(&config(), 3, |bench| {
         let mut dialed = Vec::new();
-        while dialed.len() < 4 {
+        while dialed.len() < 3 {
             dialed.extend(bench.dial_in_vain());
         }
-        assert_eq!(dialed[..3], ["nsqd0:4150", "nsqd0:4150", "nsqd1:4150"], "{dialed:?}");
+        dialed.sort();
+        assert_eq!(dialed, ["nsqd0:4150", "nsqd1:4150", "nsqd2:4150"], "each of them once");
+        assert!(bench.now < 1000, "{} ms", bench.now);
+    });
+    // One that was good is dialed again first.
+    with::<1, 2>(&config(), 2, |bench| {
+        bench.connect(0).writes(0, "RDY 2\n");
+        bench.receive(0, &message(1, 1, b"x"));
+        bench.closed(0, Closed::Peer);
+        assert_eq!(bench.dial_in_vain().as_deref(), Some("nsqd0:4150"));
+        assert_eq!(bench.dial_in_vain().as_deref(), Some("nsqd1:4150"));
     });
 }
 
@@ -975,6 +987,191 @@ fn finds_nsqds_through_nsqlookupd() {
     });
 }
 
+/// All connections dial whom they are to dial, in vain; says whom.
+fn dial_all_in_vain(bench: &mut Bench<'_>) -> Vec<String> {
+    bench.tick();
+    let now = bench.now();
+    let mut dialed = Vec::new();
+    for index in 0..bench.consumer.connections() {
+        if let Some(address) = bench.session(index).dial(now).map(Address::to_string) {
+            dialed.push(address);
+            bench.closed(index, Closed::Dial(DialError::Refused));
+        }
+    }
+    dialed
+}
+
+#[test]
+fn while_nsqds_fail_and_others_wait_nsqlookupds_are_asked_soon_and_ever_less_often() {
+    let hosts: Vec<String> = (0..9).map(|n| format!("nsqd{n}")).collect();
+    let body = http("200 OK", &lookup_body(&hosts.iter().map(String::as_str).collect::<Vec<_>>()));
+    looking_up(&config(), 1, |bench| {
+        let (mut asked, mut first) = (Vec::new(), Vec::new());
+        bench.answer(0, &body).unwrap();
+        while bench.now < 300_000 {
+            let dialed = dial_all_in_vain(bench);
+            if asked.len() < 3 {
+                first.extend(dialed);
+            }
+            bench.answer(0, &body).unwrap();
+            asked.push(bench.now);
+        }
+        first.sort();
+        first.dedup();
+        assert!(first.len() >= 8, "in three rounds: {first:?}");
+        let gaps: Vec<u64> = asked.windows(2).map(|two| two[1] - two[0]).collect();
+        assert!((437..=563).contains(&asked[0]) && asked[2] < 2000, "{asked:?}");
+        assert!(gaps.iter().all(|&gap| gap >= 437), "twice a second at most: {gaps:?}");
+        let last = &gaps[gaps.len() - 5..];
+        assert!(last.iter().all(|gap| (13_000..=17_000).contains(gap)), "a quarter: {gaps:?}");
+        // Somebody new: at once again.
+        let others = lookup_body(&["nsqd0", "a", "b", "c", "d", "e"]);
+        bench.answer(0, &http("200 OK", &others)).unwrap();
+        let before = bench.now;
+        dial_all_in_vain(bench);
+        bench.answer(0, &http("200 OK", &others)).unwrap();
+        assert!(bench.now - before <= 563, "{}", bench.now - before);
+    });
+    // Nobody waits, or nobody fails: as usual.
+    looking_up(&config(), 1, |bench| {
+        bench.answer(0, &http("200 OK", &lookup_body(&["a", "b", "c"]))).unwrap();
+        dial_all_in_vain(bench);
+        let next = bench.poll(0).deadline();
+        assert!(next >= at(45_000), "{next:?}");
+        bench.answer(0, &body).unwrap();
+        let next = bench.poll(0).deadline();
+        assert!(next > bench.now().after(Span::from_secs(45)), "{next:?}");
+    });
+}
+
+#[test]
+fn nobody_may_take_long_to_come_up_while_others_wait() {
+    let four = http("200 OK", &lookup_body(&["a", "b", "c", "d"]));
+    looking_up(&config(), 1, |bench| {
+        bench.answer(0, &four).unwrap();
+        bench.dial(0);
+        assert_eq!(bench.session(0).deadline(), at(1000));
+        bench.dial(1);
+        bench.at(900).open(1).written(1);
+        assert_eq!(bench.session(1).deadline(), at(1900));
+        bench.at(1000).tick();
+        assert_eq!(bench.session(0).link(), Link::Close);
+        bench.closed(0, Closed::Local).answer(0, &four).unwrap();
+        assert_eq!(bench.hosts()[0], "d");
+        assert_eq!(bench.dial(0), "d:4150");
+    });
+    // Nobody waits.
+    looking_up(&config(), 1, |bench| {
+        bench.answer(0, &http("200 OK", &lookup_body(&["a", "b", "c"]))).unwrap();
+        bench.dial(0);
+        assert_eq!(bench.session(0).deadline(), at(5000));
+    });
+    // It grows with the laps, for those that need longer.
+    with::<1, 2>(&config(), 3, |bench| {
+        let mut longest = 0;
+        for round in 0..40 {
+            if round > 0 {
+                let next = bench.session(0).deadline().as_micros().div_ceil(1000);
+                bench.now = next.max(bench.now);
+            }
+            bench.tick();
+            let now = bench.now();
+            if bench.session(0).dial(now).is_some() {
+                let due = bench.session(0).deadline();
+                longest = longest.max(due.since(now).as_millis());
+                bench.now = due.as_micros() / 1000;
+                bench.tick().closed(0, Closed::Local);
+            }
+        }
+        assert_eq!(longest, 5000);
+    });
+}
+
+#[test]
+fn what_is_listed_and_nobody_can_use_is_told_once_and_the_others_are_used() {
+    let long = "h".repeat(HOST_MAX + 1);
+    let longest = "h".repeat(HOST_MAX);
+    let cases = [
+        (r#""broadcast_address":"a","tcp_port":0"#, "a", Some(0), BadProducer::BadPort),
+        (r#""broadcast_address":"a","tcp_port":65536"#, "a", Some(65_536), BadProducer::BadPort),
+        (r#""broadcast_address":"a","tcp_port":-1"#, "a", Some(-1), BadProducer::BadPort),
+        (r#""broadcast_address":"a","tcp_port":4150.5"#, "a", Some(4150), BadProducer::BadPort),
+        (r#""tcp_port":"4150","broadcast_address":"a""#, "a", None, BadProducer::BadPort),
+        (r#""broadcast_address":"a","tcp_port":null"#, "a", None, BadProducer::BadPort),
+        (r#""broadcast_address":"a","tcp_port":[1]"#, "a", None, BadProducer::BadPort),
+        (r#""broadcast_address":"a""#, "a", None, BadProducer::NoPort),
+        (r#""broadcast_address":"[::1]","tcp_port":1"#, "[::1]", Some(1), BadProducer::BadHost),
+        (r#""broadcast_address":"a\u000ab","tcp_port":1"#, "a?b", Some(1), BadProducer::BadHost),
+        (
+            r#""broadcast_address":"http://a","tcp_port":1"#,
+            "http://a",
+            Some(1),
+            BadProducer::BadHost,
+        ),
+        (r#""broadcast_address":"aü","tcp_port":1"#, "a", Some(1), BadProducer::BadHost),
+        (r#""broadcast_address":"","tcp_port":1"#, "", Some(1), BadProducer::NoHost),
+        (r#""broadcast_address":7,"tcp_port":1"#, "", Some(1), BadProducer::NoHost),
+        (r#""tcp_port":1"#, "", Some(1), BadProducer::NoHost),
+        ("", "", None, BadProducer::NoHost),
+    ];
+    let long = format!(r#""broadcast_address":"{long}","tcp_port":1"#);
+    let too_long = (&*long, &longest[..HOST_SHOWN], Some(1), BadProducer::HostTooLong);
+    for (fields, host, port, why) in cases.into_iter().chain([too_long]) {
+        looking_up(&config(), 1, |bench| {
+            let good = |host: &str| format!(r#"{{"broadcast_address":"{host}","tcp_port":4150}}"#);
+            let body = format!(r#"{{"producers":[{},{{{fields}}},{}]}}"#, good("one"), good("two"));
+            let answer = http("200 OK", &body);
+            for poll in 0..3 {
+                assert_eq!(bench.answer(0, &answer), Ok(()), "{body}");
+                assert_eq!(bench.hosts(), ["one", "two"], "{fields}");
+                let status = bench.consumer.lookupd_status(0).unwrap();
+                assert_eq!((status.producers, status.unusable), (3, 1), "{fields}");
+                let answered =
+                    Event::Lookupd { index: 0, event: LookupdEvent::Answered { producers: 3 } };
+                assert_eq!(bench.consumer.poll_event(), Some(answered));
+                let told = (poll == 0).then_some(Event::Unusable { index: 0 });
+                assert_eq!(bench.consumer.poll_event(), told, "{fields}, in poll {poll}");
+                let known = bench.consumer.unusable(0).unwrap();
+                assert_eq!(known, Unusable { lookupd: 0, host, port, why }, "{fields}");
+            }
+            // It is gone, and comes again.
+            bench.answer(0, &http("200 OK", &lookup_body(&["one"]))).unwrap();
+            assert_eq!(bench.consumer.unusable(0), None);
+            bench.answer(0, &answer).unwrap();
+            let told = std::iter::from_fn(|| bench.consumer.poll_event());
+            assert!(told.into_iter().any(|event| event == Event::Unusable { index: 0 }));
+        });
+    }
+}
+
+#[test]
+fn no_more_of_what_nobody_can_use_is_kept_than_there_are_nsqlookupds() {
+    looking_up(&config(), 2, |bench| {
+        let bad = |ports: &[u32]| {
+            let each = |port| format!(r#"{{"broadcast_address":"a","tcp_port":{port}}}"#);
+            let all: Vec<String> = ports.iter().map(each).collect();
+            http("200 OK", &format!("{{\"producers\":[{}]}}", all.join(",")))
+        };
+        let told = |bench: &mut Bench<'_>| {
+            let events = std::iter::from_fn(|| bench.consumer.poll_event());
+            events.filter(|event| matches!(event, Event::Unusable { .. })).count()
+        };
+        bench.answer(0, &bad(&[70_000, 70_001, 70_002])).unwrap();
+        assert_eq!(told(bench), 2);
+        assert_eq!(bench.consumer.lookupd_status(0).unwrap().unusable, 3);
+        assert_eq!(bench.consumer.unusable(1).unwrap().port, Some(70_001));
+        assert_eq!(bench.consumer.unusable(2), None);
+        bench.answer(1, &bad(&[70_000])).unwrap();
+        assert_eq!(told(bench), 0, "there is no room");
+        // One of them is gone; another one is told in the next answer.
+        bench.answer(0, &bad(&[70_001, 70_002])).unwrap();
+        assert_eq!(told(bench), 0);
+        bench.answer(1, &bad(&[70_000])).unwrap();
+        assert_eq!(told(bench), 1);
+        assert_eq!(bench.consumer.unusable(0).unwrap().lookupd, 1);
+    });
+}
+
 #[test]
 fn an_answer_longer_than_any_buffer() {
     looking_up(&config(), 1, |bench| {
@@ -1204,8 +1401,9 @@ fn ram() {
     let hundred = size_of::<Storage<100, 0>>() - size_of::<Counters>();
     assert_eq!(hundred / 100, CONNECTION_RAM_MAX);
     assert_eq!((size_of::<Storage<0, 100>>() - size_of::<Counters>()) / 100, MESSAGE_RAM_MAX);
-    assert!(size_of::<Discovery<100, 0>>() / 100 <= LOOKUPD_RAM_MAX);
+    let lookupd = size_of::<Discovery<100, 0>>() / 100;
+    assert!(lookupd <= LOOKUPD_RAM_MAX, "{lookupd}");
     assert!(size_of::<Discovery<0, 100>>() / 100 <= FOUND_RAM_MAX);
     let all = size_of::<Consumer<'_>>() + size_of::<Storage<2, 4>>();
-    assert_eq!(all - 112, 1032, "two connections, four messages in flight, on a 32-bit machine");
+    assert_eq!(all - 112, 1088, "two connections, four messages in flight, on a 32-bit machine");
 }

@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 use embassy_futures::select::{Either3, select, select3};
 use log::{info, warn};
 use nanonsq_core::address::{Address, HOST_MAX};
-use nanonsq_core::consume::{Config, ConnectionEvent, Counters, Event, LOOKUPDS_MAX, LookupdEvent};
+use nanonsq_core::consume::{
+    Config, ConnectionEvent, Counters, Event, LOOKUPDS_MAX, LookupdEvent, Unusable,
+};
 use nanonsq_core::drive::Gathering;
 use nanonsq_core::drive::consumer::{self, Dialers, Resources, Sources};
 use nanonsq_core::name::{ChannelName, NAME_MAX, TopicName};
@@ -305,7 +307,16 @@ async fn watch(args: &Args, consumer: &Consuming<'_>) -> String {
                 let topic = args.topic.as_str();
                 let line = match event {
                     LookupdEvent::Answered { producers } => {
-                        format!("nsqlookupd {address} lists {producers} nsqd for {topic}")
+                        let unusable = consumer
+                            .look(|consumer| Some(consumer.lookupd_status(index)?.unusable))
+                            .flatten()
+                            .unwrap_or_default();
+                        let mut line =
+                            format!("nsqlookupd {address} lists {producers} nsqd for {topic}");
+                        if unusable > 0 {
+                            line.push_str(&format!(", {unusable} of them with a bad address"));
+                        }
+                        line
                     }
                     LookupdEvent::Failed(why) => {
                         format!("nsqlookupd {address}: {}", explain_answer(why))
@@ -320,9 +331,30 @@ async fn watch(args: &Args, consumer: &Consuming<'_>) -> String {
                     lookupds[index] = line;
                 }
             }
+            Event::Unusable { index } => {
+                let line = consumer.look(|consumer| {
+                    let bad = consumer.unusable(index)?;
+                    let address = args.lookupd_http_address.get(bad.lookupd)?;
+                    Some(format!("nsqlookupd {address} lists {}", unusable(&bad)))
+                });
+                if let Some(line) = line.flatten() {
+                    warn!("{line}");
+                }
+            }
             _ => {}
         }
     }
+}
+
+/// A producer that nobody can connect to, as it is listed.
+fn unusable(bad: &Unusable<'_>) -> String {
+    let port = match bad.port {
+        Some(i32::MAX) => format!("{} or above", i32::MAX),
+        Some(port) => port.to_string(),
+        None => "none".to_owned(),
+    };
+    let Unusable { host, why, .. } = bad;
+    format!("an nsqd that cannot be used, broadcast_address \"{host}\", tcp_port {port}: {why}")
 }
 
 /// What is known and was told of a connection's nsqd.
