@@ -340,6 +340,11 @@ impl<'a, M: RawMutex, S: Sleep> Handle<'a, M, S> {
         self.shared.peek(|served| served.refused()).unwrap_or_default()
     }
 
+    /// How many of these called the HTTP port.
+    pub fn turned_away_http(&self) -> u32 {
+        self.shared.peek(|served| served.refused_http()).unwrap_or_default()
+    }
+
     /// Looks at the node. `None` only from within another look.
     pub fn look<R>(&self, f: impl FnOnce(&mut Node<'a>) -> R) -> Option<R> {
         self.shared.peek(|served| f(&mut served.engine))

@@ -65,6 +65,11 @@ impl<E: Engine> Served<E> {
     pub(super) const fn refused(&self) -> u32 {
         self.tcp_busy.refused().saturating_add(self.http_busy.refused())
     }
+
+    /// Of these, at the HTTP port.
+    pub(super) const fn refused_http(&self) -> u32 {
+        self.http_busy.refused()
+    }
 }
 
 impl<E: Engine> State for Served<E> {

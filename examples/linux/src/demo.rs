@@ -24,7 +24,7 @@ use nanonsq_core::wire::v1::IdentifyReply;
 use nanonsq_std::{NoopRawMutex, TcpDialer, TcpListener, TokioSleep};
 
 use crate::flags::SECONDS_MAX;
-use crate::output::{cannot_print, plain};
+use crate::output::{cannot_print, has_output, plain};
 use crate::signals::interrupts;
 use crate::system::{seed, unix_time};
 use crate::view::{Row, View};
@@ -107,6 +107,7 @@ async fn bind(port: u16) -> Result<TcpListener, String> {
 
 /// Runs until Ctrl-C, or as long as wanted. Fails if a reading is lost.
 pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
+    has_output()?;
     let topic = TopicName::new(TOPIC).map_err(|error| error.to_string())?;
     let channel = ChannelName::new(CHANNEL).map_err(|error| error.to_string())?;
     let seed = seed();

@@ -120,7 +120,11 @@ pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
         directory.stop().await;
     };
     let background = Box::pin(runner.run());
-    let watching = join(watch(&directory), watch_turned_away(|| directory.turned_away()));
+    let turned_away = watch_turned_away([("nodes", NODES), ("HTTP connections", HTTP)], || {
+        let http = directory.turned_away_http();
+        [directory.turned_away().saturating_sub(http), http]
+    });
+    let watching = join(watch(&directory), turned_away);
     match select4(stop, background, watching, interrupts(2)).await {
         Either4::First(()) => {}
         Either4::Second(never) => never,

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use embassy_futures::join::join3;
+use embassy_futures::join::{join, join3};
 use embassy_futures::select::{Either4, select4};
 use log::{debug, info, warn};
 use nanonsq_core::address::{Address, HOST_MAX};
@@ -20,7 +20,7 @@ use nanonsq_std::{NoopRawMutex, TcpDialer, TokioSleep};
 
 use crate::flags::{GoDuration, Listen, broadcast};
 use crate::output::{self, say};
-use crate::report::{watch_lookups, watch_turned_away};
+use crate::report::{watch_in_flight, watch_lookups, watch_turned_away};
 use crate::signals::{self, interrupts};
 use crate::system::{hostname, listening, memory, port, seed, unix_time};
 
@@ -234,7 +234,18 @@ pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
     let watching = join3(
         watch_clients(&node),
         watch_lookups(&registration),
-        watch_turned_away(|| node.turned_away()),
+        join(
+            watch_turned_away([("clients", CLIENTS), ("HTTP connections", HTTP)], || {
+                let http = node.turned_away_http();
+                [node.turned_away().saturating_sub(http), http]
+            }),
+            watch_in_flight(IN_FLIGHT, |tell| {
+                let _ = node.look(|node| {
+                    let topics = node.topics();
+                    topics.for_each(|topic| node.channels(topic.name).for_each(|c| tell(&c)));
+                });
+            }),
+        ),
     );
     let background = Box::pin(runner.run());
     match select4(stop, background, watching, interrupts(2)).await {

@@ -11,6 +11,7 @@ use std::borrow::Cow;
 use std::fmt::{Display, Write as _};
 use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use env_filter::Filter;
 use log::{Log, Metadata, Record};
@@ -100,6 +101,10 @@ pub(crate) fn usage(said: &clap::Error) -> ExitCode {
     if said.use_stderr() {
         return ExitCode::from(2);
     }
+    if let Err(closed) = has_output() {
+        say(format_args!("error: {closed}"));
+        return ExitCode::FAILURE;
+    }
     match printed.and_then(|()| io::stdout().flush()) {
         Err(error) if !is_closed(&error) => {
             say(format_args!("error: {}", cannot_print(&error)));
@@ -123,6 +128,32 @@ pub(crate) fn help(status: &str, bounds: &[(&str, u64)], example: &str) -> Strin
     }
     text
 }
+
+/// Fails if standard output was closed when the program was started (`>&-`).
+///
+/// What is printed is lost then, and nothing fails: Rust opens `/dev/null` in its place, as Go does.
+pub(crate) fn has_output() -> Result<(), String> {
+    if WAS_CLOSED.load(Ordering::Relaxed) {
+        return Err("standard output is closed".to_owned());
+    }
+    Ok(())
+}
+
+static WAS_CLOSED: AtomicBool = AtomicBool::new(false);
+
+/// Called before Rust opens anything. Where it is not, nothing is known.
+#[cfg_attr(not(target_os = "linux"), expect(dead_code))]
+extern "C" fn look_at_output() {
+    let closed = rustix::io::fcntl_getfd(rustix::stdio::stdout()).is_err();
+    WAS_CLOSED.store(closed, Ordering::Relaxed);
+}
+
+// Safe: that section is a list of functions to call at the start, and this one needs nothing that is
+// not there yet.
+#[cfg(target_os = "linux")]
+#[used]
+#[unsafe(link_section = ".init_array")]
+static LOOK: extern "C" fn() = look_at_output;
 
 /// Whether nobody reads any more, as with `head`: no failure.
 pub(crate) fn is_closed(error: &io::Error) -> bool {

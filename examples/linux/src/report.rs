@@ -1,7 +1,7 @@
 //! What is told of connections and messages: one line for each thing that happens, once.
 
 use std::cell::RefCell;
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::convert::Infallible;
 use std::time::Duration;
 
@@ -9,6 +9,7 @@ use log::{error, info, warn};
 use nanonsq_core::address::Address;
 use nanonsq_core::drive;
 use nanonsq_core::lookup::PeerState;
+use nanonsq_core::node::ChannelStatus;
 use nanonsq_core::publish::{Event, Outcome, Ticket};
 use nanonsq_core::session::{Closed, Fault};
 use nanonsq_core::wire::http::BadAnswer;
@@ -176,16 +177,53 @@ pub(crate) async fn watch_lookups<
     }
 }
 
-/// Tells how many callers a server has turned away, those of a second in one line. Never returns.
-pub(crate) async fn watch_turned_away(count: impl Fn() -> u32) -> Infallible {
-    let mut told = 0;
+/// How often full tables are looked for; what is full is told once each time.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Tells how many callers a server has turned away, at its TCP port and over HTTP, those of a second in
+/// one line each, and which places were taken. Never returns.
+pub(crate) async fn watch_turned_away(
+    places: [(&str, usize); 2],
+    count: impl Fn() -> [u32; 2],
+) -> Infallible {
+    let mut told = [0; 2];
     loop {
-        tokio::time::sleep(Duration::from_secs(1)).await;
+        tokio::time::sleep(LOOK).await;
         let now = count();
-        if now != told {
-            warn!("{} callers turned away: all places are taken", now.wrapping_sub(told));
-            told = now;
+        for ((what, places), (told, now)) in places.iter().zip(told.iter_mut().zip(now)) {
+            if now != *told {
+                let callers = now.wrapping_sub(*told);
+                warn!("{callers} callers turned away: all places are taken: {places} {what}");
+                *told = now;
+            }
         }
+    }
+}
+
+/// Tells which channels have as many messages in flight as there is room for, while others wait.
+/// Never returns.
+pub(crate) async fn watch_in_flight(
+    room: usize,
+    look: impl Fn(&mut dyn FnMut(&ChannelStatus<'_>)),
+) -> Infallible {
+    let mut full = BTreeSet::new();
+    loop {
+        tokio::time::sleep(LOOK).await;
+        let mut now = BTreeSet::new();
+        look(&mut |status| {
+            // The last places are kept for clients that have nothing.
+            let taken = status.in_flight as usize + usize::from(status.clients);
+            if status.depth > 0 && taken > room {
+                now.insert((status.topic.to_string(), status.name.to_string()));
+            }
+        });
+        for (topic, channel) in now.difference(&full) {
+            warn!(
+                "channel {channel} of topic {topic}: all {room} messages that can be in flight are; \
+                 the others wait until clients finish some"
+            );
+        }
+        full = now;
     }
 }
 

@@ -18,7 +18,7 @@ use nanonsq_std::{NoopRawMutex, TcpDialer, TokioSleep};
 use tokio::io::AsyncWriteExt;
 
 use crate::flags::{SECRET_MAX, Secret};
-use crate::output::{self, cannot_print, is_closed, say};
+use crate::output::{self, cannot_print, has_output, is_closed, say};
 use crate::report::{explain, explain_answer, is_hopeless};
 use crate::signals::interrupts;
 use crate::system::{hostname, seed};
@@ -134,6 +134,7 @@ fn tables<'a>() -> Box<Tables<'a>> {
 
 /// Runs until there are enough messages, Ctrl-C, or no hope.
 pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
+    has_output()?;
     let secret = args.secret.read()?;
     let seed = seed();
     let channel = match args.channel {

@@ -191,6 +191,14 @@ async fn a_full_standard_output_is_a_failure_that_loses_no_message() {
         assert_eq!(output.status.code(), Some(1), "{said}");
         assert!(said.contains("error: cannot write to standard output: No space left"), "{said}");
     }
+    // Closed before: what is written then is lost, and nothing fails, unless somebody looks.
+    for args in [&sub[..], &["--for=9"], &["--version"]] {
+        let mut run = Command::new("sh");
+        run.args(["-c", "exec \"$0\" \"$@\" >&-", NANONSQ]).args(args);
+        let output = tokio::time::timeout(SOON, run.output()).await.unwrap().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!((output.status.code(), &*said), (Some(1), "error: standard output is closed\n"));
+    }
     left_in(&nsqd, 100).await;
     // `--help | head -0`, and files that were closed before: `>&-`, `2>&-`.
     for script in
@@ -468,6 +476,34 @@ async fn what_does_not_start_does_not_listen() {
         let ended = run.end().await;
         ended.expect(1, &["error: "]);
         assert!(!ended.said.contains("listening"), "{}", ended.said);
+    }
+}
+
+// Full tables.
+
+#[tokio::test]
+async fn a_channel_with_all_in_flight_is_told() {
+    let node = Server::start("node", &[]).await;
+    let (input, _) = numbers(2600);
+    let mut publishing = Run::publish(node.tcp, &[]);
+    publishing.write(input).await;
+    publishing.finish().await.expect(0, &["2600 acknowledged"]);
+    let mut client = TcpStream::connect(node.tcp).await.unwrap();
+    client.write_all(b"  V2SUB t c\nRDY 2499\n").await.unwrap();
+    // One is left to others.
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    assert!(!node.run.said().contains("in flight"), "{}", node.run.said());
+    client.write_all(b"RDY 2500\n").await.unwrap();
+    let says =
+        "warn: channel c of topic t: all 2500 messages that can be in flight are; the others wait";
+    let reading = async {
+        loop {
+            client.read(&mut [0; 4096]).await.unwrap();
+        }
+    };
+    tokio::select! {
+        never = reading => never,
+        () = node.run.until_it_says(says) => {}
     }
 }
 

@@ -160,6 +160,9 @@ async fn one_client_more_than_there_is_room_for_hears_why() {
         more.write_all(b"IDENTIFY\n\0\0\0\x02{}").await.unwrap();
         more.read_to_end(&mut heard).await.unwrap();
         assert_eq!(heard, refusal);
+        let what = if server.tcp == node.tcp { "128 clients" } else { "128 nodes" };
+        let says = format!("warn: 1 callers turned away: all places are taken: {what}\n");
+        server.run.until_it_says(&says).await;
         // One goes: the next one is served.
         drop(clients.pop());
         eventually("there is room", SOON, async || {
