@@ -248,10 +248,30 @@ pub enum Fault {
     Refused(ErrorCode),
     /// nsqlookupd's answer over HTTP is of no use.
     BadAnswer(BadAnswer),
-    /// nsqd requires AUTH and no secret is configured.
+    /// nsqd requires AUTH and no secret is configured. [Permanent](Self::is_permanent).
     AuthRequired,
+    /// nsqd requires TLS, which this client does not speak. [Permanent](Self::is_permanent).
+    TlsRequired,
+    /// nsqd refused AUTH, or what follows it, with `E_AUTH_FAILED`, `E_UNAUTHORIZED`,
+    /// `E_AUTH_FIRST` or `E_AUTH_DISABLED`; its text is kept by the session as `detail`.
+    /// [Permanent](Self::is_permanent).
+    AuthRefused,
+    /// nsqd refused IDENTIFY; its text is kept by the session as `detail`.
+    /// [Permanent](Self::is_permanent).
+    IdentifyRefused,
     /// The peer did not answer in time.
     TimedOut(Awaited),
+}
+
+impl Fault {
+    /// Whether the handshake can never work, so that asking the same server again cures nothing:
+    /// somebody has to change its settings, or those of this side.
+    pub const fn is_permanent(&self) -> bool {
+        matches!(
+            self,
+            Self::AuthRequired | Self::TlsRequired | Self::AuthRefused | Self::IdentifyRefused
+        )
+    }
 }
 
 /// What a session was waiting for when time ran out.
@@ -329,7 +349,20 @@ impl fmt::Display for Fault {
             Self::UnexpectedReply => f.write_str("an answer that does not fit what was asked"),
             Self::BadIdentifyReply => f.write_str("the answer to IDENTIFY makes no sense"),
             Self::Refused(code) => write!(f, "refused with {code}"),
-            Self::AuthRequired => f.write_str("the server requires AUTH and no secret is given"),
+            Self::AuthRequired => {
+                f.write_str("the server requires AUTH and no secret is given: give the secret")
+            }
+            Self::TlsRequired => f.write_str(
+                "the server requires TLS, which this client does not speak: use one without \
+                 --tls-required, or a tunnel that speaks TLS",
+            ),
+            Self::AuthRefused => f.write_str(
+                "the server refused the secret, or what it may do: check it and what the \
+                 authorization server permits",
+            ),
+            Self::IdentifyRefused => f.write_str(
+                "the server refused IDENTIFY: check that it is an nsqd, and the heartbeat interval",
+            ),
             Self::TimedOut(Awaited::Handshake) => f.write_str("no answer to IDENTIFY in time"),
             Self::TimedOut(Awaited::Reply) => f.write_str("no answer to a command in time"),
             Self::TimedOut(Awaited::Heartbeat) => {

@@ -17,10 +17,30 @@ use crate::macros::trace_state;
 use crate::session::{Awaited, Closed, DialError, Fault, Link, keep};
 use crate::time::{Instant, LASTED, Span, expire};
 use crate::wire::Window;
-use crate::wire::v2::{self, FrameDecoder, FramePart, FrameType, GrantedScanner};
+use crate::wire::v2::{self, ErrorCode, FrameDecoder, FramePart, FrameType, GrantedScanner};
 
 /// Longest answer to IDENTIFY or AUTH that is read; everything else but messages is far shorter.
 pub(crate) const REPLY_MAX: u32 = 16 * 1024;
+
+/// What nsqd says of a command whose end never came.
+const CUT_OFF: &[u8] = b"failed to read";
+
+/// What nsqd with `--tls-required` says of every command but IDENTIFY.
+const TLS_REQUIRED: &[u8] = b"TLS required";
+
+/// Whether nsqd never got the end of the command that it refused: nothing is wrong with that.
+pub(crate) fn is_cut_off(text: &[u8]) -> bool {
+    contains(text, CUT_OFF)
+}
+
+/// Whether it is what a node of ours says when it refuses a batch: it takes it whole or not at all.
+pub(crate) fn says_that_nothing_is_stored(text: &[u8]) -> bool {
+    contains(text, b"no room") || contains(text, b"never fit")
+}
+
+fn contains(text: &[u8], words: &[u8]) -> bool {
+    text.windows(words.len()).any(|some| some == words)
+}
 
 /// Where a connection is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd)]
@@ -350,6 +370,25 @@ impl Talk {
         }
         self.set(Stage::Ready);
         Heard::Ready
+    }
+
+    /// What an error means that is nsqd's last word on this connection, by its text: one of the
+    /// [permanent](Fault::is_permanent) faults, or else [`Fault::Refused`].
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn refusal(&self, text: &[u8]) -> Fault {
+        let (code, words) = ErrorCode::parse(text);
+        match (code, self.stage) {
+            (ErrorCode::Invalid, _) if contains(words, TLS_REQUIRED) => Fault::TlsRequired,
+            (ErrorCode::AuthFailed | ErrorCode::AuthFirst | ErrorCode::AuthDisabled, _)
+            | (ErrorCode::Unauthorized, Stage::Authenticating | Stage::Subscribing) => {
+                Fault::AuthRefused
+            }
+            (ErrorCode::BadBody | ErrorCode::Invalid, Stage::Identifying) if !is_cut_off(words) => {
+                Fault::IdentifyRefused
+            }
+            _ => Fault::Refused(code),
+        }
     }
 
     /// Why it is to be closed, if the time for the current step is up. What that means to a

@@ -69,7 +69,7 @@ fn an_emptied_outbox_starts_at_the_front_again() {
     let mut outbox = Outbox::new(&mut ring);
     for n in 0..50 {
         outbox.push(&topic(), &[n; 30], None, Instant::NEVER).unwrap();
-        let batch = outbox.next_batch(9, 999, 0).unwrap();
+        let batch = outbox.next_batch(9, 999).unwrap();
         assert_eq!(outbox.bytes(batch.index(), 34).len(), 34, "in one piece");
         outbox.resolve(&batch.into());
     }
@@ -82,7 +82,7 @@ fn no_ring_at_all_takes_nothing_and_does_not_panic() {
         outbox.push(&topic(), &[0], None, Instant::NEVER),
         Err(PushError::TooLarge { max: 0 })
     );
-    assert_eq!(outbox.next_batch(1, 1, 0), None);
+    assert_eq!(outbox.next_batch(1, 1), None);
     outbox.rewind();
     assert_eq!(outbox.drop_oldest(), None);
 }

@@ -364,7 +364,7 @@ impl ConnectionSession<'_, '_> {
     fn on_error(&mut self) {
         let (code, _) = ErrorCode::parse(&self.connection.text);
         if code.is_fatal() || !self.connection.talk.stage().is_subscribed() {
-            return self.fail(Fault::Refused(code));
+            return self.fail(self.connection.talk.refusal(&self.connection.text));
         }
         // nsqd took the message back before the answer came.
         count(&mut self.shared.tally.refused);

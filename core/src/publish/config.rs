@@ -56,13 +56,18 @@ pub struct Config<'a> {
     /// Reconnecting: spreads the first attempt after a loss over this time. Set it to seconds for
     /// a fleet of thousands. Default none.
     pub reconnect_spread: Span,
+    /// How long an nsqd is left out that refused in a way that no repetition cures
+    /// ([`Fault::is_permanent`](crate::session::Fault::is_permanent)): it requires TLS, or the
+    /// secret is wrong. The others are used meanwhile. At least 1 s; default 5 min.
+    pub left_out_for: Span,
     /// How long closing may take. Default 1 s.
     pub close_timeout: Span,
     /// The most bytes that one MPUB carries; one message may be longer. A heartbeat waits for the
     /// command before it, so this times the link's speed should be well below the heartbeat
     /// interval; nsqd's `--max-body-size` (5 MiB) is the upper end. Default 1 MiB.
     pub batch_bytes: u32,
-    /// The most messages that one MPUB carries. Default 10,000.
+    /// The most messages that one MPUB carries. Default 10,000. Fewer after nsqd refused a batch
+    /// twice, or for a message in it, until it takes more again.
     pub batch_messages: u32,
     /// What to do with a message that does not fit. Default [`Full::Refuse`].
     pub full: Full,
@@ -98,6 +103,7 @@ impl Config<'_> {
             reconnect_base: Span::from_millis(100),
             reconnect_cap: Span::from_secs(2),
             reconnect_spread: Span::ZERO,
+            left_out_for: Span::from_secs(300),
             close_timeout: Span::from_secs(1),
             batch_bytes: 1 << 20,
             batch_messages: 10_000,

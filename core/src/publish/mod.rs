@@ -23,6 +23,22 @@
 //! | one MPUB | [`Config::batch_bytes`], [`Config::batch_messages`] | the rest goes in the next |
 //! | remembered exceptions | [`EXCEPTIONS_MAX`] ranges | the oldest reads [`Outcome::Forgotten`] |
 //! | nsqd's error text | [`DETAIL_MAX`] bytes | cut off |
+//!
+//! # Refusals
+//!
+//! | nsqd refuses | what becomes of it |
+//! |---|---|
+//! | the connection (TLS or AUTH required, the secret) | nothing of the messages: that nsqd is left out for [`Config::left_out_for`], which is [`Event::LeftOut`] |
+//! | the topic, or a deferral | the batch is [rejected](Outcome::Rejected) |
+//! | a message on its own, for its body | it is rejected |
+//! | a batch for a message in it, or twice for whatever else | half as many leave at once, down to one message each |
+//! | a message on its own for whatever else | it is sent again, after a wait |
+//!
+//! Batches grow again as nsqd takes them: to double after each, below the length that was refused, and
+//! without a bound again at the first heartbeat of a connection that has lasted for 10 s. A refused batch counts no possible duplicates: nsqd stores nothing of it, with one
+//! exception. After `E_MPUB_FAILED` nsqd may have stored the first part (its disk is full, or it exits:
+//! `PutMessages` in nsqd/topic.go), and that part counts. A node of ours says that there is no room, or
+//! that the messages never fit, and has stored nothing.
 
 mod config;
 pub mod outbox;
@@ -42,7 +58,7 @@ pub use outcome::{EXCEPTIONS_MAX, Outcome, Ticket};
 use crate::address::Address;
 use crate::name::TopicName;
 use crate::session::{Awaited, Closed, Fault, Link, Session, Transmit};
-use crate::talk::{Heard, Stage, Talk, Why};
+use crate::talk::{Heard, Stage, Talk, Why, is_cut_off, says_that_nothing_is_stored};
 use crate::time::{Attempts, Instant, Jitter, Span, expire};
 use crate::wire::Window;
 use crate::wire::v2::{self, ErrorCode, FramePart, FrameType};
@@ -59,14 +75,11 @@ pub const DETAIL_MAX: usize = 64;
 pub const DEFER_MAX: Span = Span::from_secs(3600);
 
 /// The most bytes that a [`Publisher`] takes.
-pub const RAM_MAX: usize = 752;
+pub const RAM_MAX: usize = 808;
 
 /// Deadlines are rounded up to a multiple of this, 131 ms, so that messages published close
 /// together still leave together.
 const DEADLINE_STEP_MICROS: u64 = 1 << 17;
-
-/// What nsqd says, with E_BAD_MESSAGE or E_BAD_BODY, of a command whose end never came.
-const CUT_OFF: &[u8] = b"failed to read";
 
 /// One more than the longest response that means something.
 const WORD_MAX: usize = v2::HEARTBEAT.len() + 1;
@@ -95,8 +108,15 @@ pub struct Publisher<'a> {
     config: &'a Config<'a>,
     /// Counts changes that may be worth waking somebody for.
     version: u32,
-    /// So many messages from the oldest on go one by one: they were in a batch that was refused.
+    /// So many messages from the oldest on were in a batch that was refused.
     suspects: u32,
+    /// The most messages in a batch, and so many were too many.
+    most: u32,
+    too_many: u32,
+    /// How often the batch at head was refused.
+    refusals: u8,
+    /// A smaller batch is to be tried without a wait.
+    shrunk: bool,
     /// Body of the command being written: where in the ring, how much is left.
     body_index: usize,
     body_left: usize,
@@ -110,6 +130,9 @@ pub struct Publisher<'a> {
     nsqds: &'a [Address],
     jitter: Jitter,
     polled: u64,
+    /// When those that are left out are dialed again; a bit for each of them.
+    again: Instant,
+    left_out: [u8; 32],
     /// The newest change of the connection, if nobody polled it yet.
     news: Option<News>,
     /// What nsqd says in the response being read, as far as it takes to know OK and heartbeats.
@@ -167,6 +190,14 @@ pub enum Event {
         nsqd: usize,
         /// Why; [`Publisher::detail`] has nsqd's own words.
         why: Closed,
+    },
+    /// This nsqd refused in a way that no repetition cures, and is left out for
+    /// [`Config::left_out_for`]; the others are used meanwhile. Instead of `Disconnected`, each time.
+    LeftOut {
+        /// Which of the nsqd addresses.
+        nsqd: usize,
+        /// Why, and what to do; [`Publisher::detail`] has nsqd's own words.
+        why: Fault,
     },
     /// These messages were not acknowledged, and never will be.
     Failed {
@@ -267,6 +298,9 @@ impl Tally {
 pub enum State {
     /// No connection; the next dial is due at a time.
     Waiting,
+    /// No connection: every nsqd refused in a way that no repetition cures, the last one so. They are
+    /// dialed again after [`Config::left_out_for`].
+    LeftOut(Fault),
     /// A dial is under way.
     Dialing,
     /// IDENTIFY is being sent, or its answer is due.
@@ -315,6 +349,10 @@ impl<'a> Publisher<'a> {
             config: &NONE,
             version: 0,
             suspects: 0,
+            most: u32::MAX,
+            too_many: u32::MAX,
+            refusals: 0,
+            shrunk: false,
             body_index: 0,
             body_left: 0,
             reply: Instant::NEVER,
@@ -325,6 +363,8 @@ impl<'a> Publisher<'a> {
             nsqds: &[],
             jitter: Jitter::new(0),
             polled: 0,
+            again: Instant::NEVER,
+            left_out: [0; 32],
             news: None,
             word: Vec::new(),
             staging: [0; STAGING],
@@ -466,6 +506,9 @@ impl<'a> Publisher<'a> {
             Some(News::Connected) => {
                 return Some(Event::Connected { nsqd: self.current.into() });
             }
+            Some(News::Disconnected(nsqd, Closed::Fault(why))) if why.is_permanent() => {
+                return Some(Event::LeftOut { nsqd: nsqd.into(), why });
+            }
             Some(News::Disconnected(nsqd, why)) => {
                 return Some(Event::Disconnected { nsqd: nsqd.into(), why });
             }
@@ -490,7 +533,12 @@ impl<'a> Publisher<'a> {
     pub fn state(&self) -> State {
         match self.talk.stage() {
             Stage::Idle => State::Stopped,
-            Stage::Waiting => State::Waiting,
+            Stage::Waiting => match self.talk.why {
+                Why::Closed(Closed::Fault(why)) if self.is_left_out(self.current.into()) => {
+                    State::LeftOut(why)
+                }
+                _ => State::Waiting,
+            },
             Stage::Dialing => State::Dialing,
             Stage::Identifying => State::Identifying,
             Stage::Authenticating => State::Authenticating,
@@ -507,6 +555,13 @@ impl<'a> Publisher<'a> {
             Stage::Closing => matches!(self.talk.why, Why::Closed(Closed::Local)),
             _ => false,
         }
+    }
+
+    /// Whether an nsqd, by its place among the addresses, refused in a way that no repetition cures
+    /// and is left out.
+    pub fn is_left_out(&self, nsqd: usize) -> bool {
+        let bits = self.left_out.get(nsqd >> 3).copied().unwrap_or_default();
+        bits & bit(nsqd) != 0
     }
 
     /// The nsqd in use, or the next to try.
@@ -580,7 +635,11 @@ impl<'a> Publisher<'a> {
     fn land(&mut self, why: Closed) {
         let half_written = self.is_half_written();
         // nsqd runs no command after one that it refused.
-        if !matches!(why, Closed::Fault(Fault::Refused(_))) {
+        let refused = match why {
+            Closed::Fault(fault) => fault.is_permanent() || matches!(fault, Fault::Refused(_)),
+            _ => false,
+        };
+        if !refused {
             let whole = self.flights.len().saturating_sub(half_written.into());
             for flight in self.flights.iter().take(whole) {
                 let count = u64::from(flight.count());
@@ -625,7 +684,7 @@ impl<'a> Publisher<'a> {
             None
         } else {
             let Config { batch_messages, batch_bytes, .. } = *self.config;
-            self.outbox.next_batch(batch_messages, batch_bytes, self.suspects)
+            self.outbox.next_batch(batch_messages.min(self.most), batch_bytes)
         };
         let nop = self.talk.nops > 0;
         let Some(batch) = batch else {
@@ -698,6 +757,9 @@ impl<'a> Publisher<'a> {
             Heard::Nothing => Ok(()),
             Heard::Heartbeat => {
                 self.counters.heartbeats = self.counters.heartbeats.saturating_add(1);
+                if self.talk.lasted(now) {
+                    self.lift();
+                }
                 Ok(())
             }
             Heard::Ready => {
@@ -742,6 +804,7 @@ impl<'a> Publisher<'a> {
         self.counters.acknowledged = self.counters.acknowledged.wrapping_add(live.into());
         self.counters.late = self.counters.late.wrapping_add(late.into());
         self.prove_good();
+        self.grow(flight.count());
         if self.flights.is_empty() {
             self.reply = Instant::NEVER;
         } else {
@@ -754,15 +817,45 @@ impl<'a> Publisher<'a> {
     fn resolve(&mut self, flight: &Flight) -> (u64, u32) {
         let before = self.outbox.first();
         let resolved = self.outbox.resolve(flight);
-        self.clear_suspects(before);
+        let _ = self.pass_suspects(before);
+        self.refusals = 0;
         self.version = self.version.wrapping_add(1);
         resolved
     }
 
-    /// Head moved on from message `before`: so many fewer to send one by one.
+    /// Head moved on from message `before`. Says whether there were suspects and none is left.
+    fn pass_suspects(&mut self, before: u64) -> bool {
+        let (passed, were) = (self.outbox.first().saturating_sub(before), self.suspects);
+        self.suspects = were.saturating_sub(passed as u32);
+        were > 0 && self.suspects == 0
+    }
+
+    /// Head moved on from message `before`, though nsqd took nothing: if those that were refused are
+    /// gone, all others leave as ever.
     fn clear_suspects(&mut self, before: u64) {
-        let passed = self.outbox.first().saturating_sub(before);
-        self.suspects = self.suspects.saturating_sub(passed as u32);
+        if self.pass_suspects(before) {
+            self.lift();
+        }
+    }
+
+    /// Batches are as long as ever.
+    fn lift(&mut self) {
+        (self.most, self.too_many, self.refusals) = (u32::MAX, u32::MAX, 0);
+    }
+
+    /// nsqd refused a batch of so many: fewer from now on.
+    fn shrink(&mut self, count: u32) {
+        self.suspects = self.suspects.max(count);
+        (self.most, self.too_many) = (count >> 1, count);
+        self.shrunk = true;
+    }
+
+    /// nsqd took a batch of so many.
+    fn grow(&mut self, count: u32) {
+        let twice = self.most.saturating_mul(2);
+        if count >= self.most && twice < self.too_many {
+            self.most = if twice < self.config.batch_messages { twice } else { u32::MAX };
+        }
     }
 
     /// An error frame: it concerns the oldest command on the wire, if any, and nsqd closes after
@@ -770,14 +863,19 @@ impl<'a> Publisher<'a> {
     #[cold]
     #[inline(never)]
     fn on_error(&mut self, now: Instant) -> Result<(), Fault> {
+        let fault = self.talk.refusal(&self.detail);
         let (code, text) = ErrorCode::parse(&self.detail);
-        let fault = Fault::Refused(code);
         let about_deferral = text.starts_with(b"DPUB timeout");
         // The command was cut off on its way: nothing is wrong with its messages.
-        let cut_off = text.windows(CUT_OFF.len()).any(|words| words == CUT_OFF);
+        let cut_off = is_cut_off(text);
+        let in_part = !says_that_nothing_is_stored(text);
         let Some(flight) = self.flights.first() else {
             return self.fail(now, fault);
         };
+        if fault.is_permanent() {
+            // It is not about the messages.
+            return self.fail(now, fault);
+        }
         // Which messages nsqd would refuse again.
         let about_body = matches!(code, ErrorCode::BadMessage | ErrorCode::BadBody) && !cut_off;
         let refused = match code {
@@ -794,35 +892,62 @@ impl<'a> Publisher<'a> {
             }
             self.counters.rejected = self.counters.rejected.saturating_add(live.into());
             self.prove_good();
-        } else if about_body {
-            // One of them is bad. They are at head once the connection is given up.
-            self.suspects = self.suspects.max(flight.count());
-            self.prove_good();
-        } else if code == ErrorCode::Mpub {
-            // nsqd may have stored a part of it.
-            self.counters.possible_duplicates =
-                self.counters.possible_duplicates.saturating_add(flight.count().into());
+            // That may be what was wrong with the batches that it was in.
+            self.too_many = u32::MAX;
+        } else if flight.count() > 1 && !cut_off {
+            self.refusals = self.refusals.saturating_add(1);
+            if about_body || self.refusals > 1 || self.most < u32::MAX {
+                self.shrink(flight.count());
+            }
+            if code == ErrorCode::Mpub && in_part {
+                self.counters.possible_duplicates =
+                    self.counters.possible_duplicates.saturating_add(flight.count().into());
+            }
         }
         self.fail(now, fault)
     }
 
-    /// How long to wait before the next dial, and whom to dial then.
-    fn next_attempt(&mut self) -> Span {
-        self.failed = self.failed.saturating_add(1);
-        if self.attempts.is_good() {
+    /// When to dial next, and whom.
+    fn next_attempt(&mut self, now: Instant, refused: bool) -> Instant {
+        if expire(&mut self.again, now) {
+            self.left_out = [0; 32];
+        }
+        let current = usize::from(self.current);
+        if refused {
+            if let Some(bits) = self.left_out.get_mut(current >> 3) {
+                *bits |= bit(current);
+            }
+            if self.again == Instant::NEVER {
+                self.again = now.after(self.config.left_out_for.max(Span::from_secs(1)));
+            }
+        } else {
+            self.failed = self.failed.saturating_add(1);
+        }
+        let at_once = core::mem::take(&mut self.shrunk) || refused;
+        if !refused && self.attempts.is_good() {
             // It was good: the same again, at once.
         } else {
             let count = self.nsqds.len();
-            let next = usize::from(self.current).saturating_add(1);
-            self.current = if next < count { next as u8 } else { 0 };
-            if usize::from(self.failed) < count {
-                return Span::ZERO;
+            let left = (0..count).filter(|nsqd| !self.is_left_out(*nsqd)).count();
+            loop {
+                let next = usize::from(self.current).saturating_add(1);
+                self.current = if next < count { next as u8 } else { 0 };
+                if left == 0 || !self.is_left_out(self.current.into()) {
+                    break;
+                }
+            }
+            if left == 0 {
+                return self.again;
+            }
+            if at_once || usize::from(self.failed) < left {
+                return now;
             }
         }
         self.failed = 0;
         let Config { reconnect_base, reconnect_cap, reconnect_spread, .. } = *self.config;
         let spans = [reconnect_base, reconnect_cap, reconnect_spread];
-        self.attempts.delay(spans, core::mem::take(&mut self.short), &mut self.jitter)
+        let short = core::mem::take(&mut self.short);
+        now.after(self.attempts.delay(spans, short, &mut self.jitter))
     }
 }
 
@@ -834,6 +959,9 @@ impl Session for Publisher<'_> {
     fn dial(&mut self, now: Instant) -> Option<&Address> {
         if !self.talk.is_due(now) {
             return None;
+        }
+        if expire(&mut self.again, now) {
+            self.left_out = [0; 32];
         }
         self.talk.dial(now.after(self.config.connect_timeout));
         self.changed();
@@ -925,11 +1053,16 @@ impl Session for Publisher<'_> {
         if self.talk.lasted(now) {
             self.prove_good();
         }
-        self.short |= self.talk.came_up();
-        let delay = self.next_attempt();
-        self.talk.step = now.after(delay);
+        let refused = matches!(why, Closed::Fault(fault) if fault.is_permanent());
+        self.short |= self.talk.came_up() && !refused;
+        self.talk.step = self.next_attempt(now, refused);
         self.set(Stage::Waiting);
     }
+}
+
+/// The bit of an nsqd in its byte.
+fn bit(nsqd: usize) -> u8 {
+    1u8.unbounded_shl((nsqd & 7) as u32)
 }
 
 impl fmt::Display for PublishError {

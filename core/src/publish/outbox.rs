@@ -220,9 +220,7 @@ impl<'a> Outbox<'a> {
 
     /// The next messages that can leave as one command, at most `max_count` of them and
     /// `max_bytes` of records (one message may be longer); moves *sent* behind them.
-    ///
-    /// `one_by_one`: the first so many messages from head on leave in batches of one.
-    pub fn next_batch(&mut self, max_count: u32, max_bytes: u32, one_by_one: u32) -> Option<Batch> {
+    pub fn next_batch(&mut self, max_count: u32, max_bytes: u32) -> Option<Batch> {
         let mut at = self.sent;
         let mut header = self.sent_header;
         let mut dead = self.is_dead(header);
@@ -244,7 +242,7 @@ impl<'a> Outbox<'a> {
         };
         let defer = self.defer_at(header);
         let before = self.sent_messages.wrapping_add(skipped);
-        let max_count = if before < one_by_one || defer != NOT_DEFERRED { 1 } else { max_count };
+        let max_count = if defer != NOT_DEFERRED { 1 } else { max_count };
         let mut bytes = first;
         let mut count = 1u32;
         while count < max_count {

@@ -314,18 +314,182 @@ fn a_rejected_batch_is_retried_one_by_one() {
     rig.say(OK);
     rig.say_and_fault(frame(1, "E_BAD_MESSAGE PUB message too big 3 > 2"));
     rig.reconnect();
-    // The suspects are still on their own.
-    rig.expect([pub_one("c"), pub_one("later")].concat());
-    rig.say([OK, OK].concat());
-    rig.publish("x");
-    rig.publish("y");
-    rig.expect(mpub(&["x", "y"]));
+    // What was wrong is gone, so batches grow again: one was taken, so two leave at once.
+    rig.expect(mpub(&["c", "later"]));
+    rig.say(OK);
+    for body in ["w", "x", "y", "z"] {
+        rig.publish(body);
+    }
+    rig.expect(mpub(&["w", "x", "y", "z"]));
     assert_eq!(
         tickets.map(|ticket| rig.outcome(ticket).unwrap()),
         [Outcome::Acknowledged, Outcome::Rejected(ErrorCode::BadMessage), Outcome::Acknowledged]
     );
     let counters = rig.publisher.counters();
     assert_eq!((counters.rejected, counters.possible_duplicates), (1, 0));
+}
+
+/// Refuses what is written, with these words; gives how many messages that was.
+fn refuse(rig: &mut Rig<'_>, words: &str) -> u32 {
+    let written = rig.written();
+    let count = match written.strip_prefix(b"MPUB t\n") {
+        Some(rest) => u32::from_be_bytes(rest[4..8].try_into().unwrap()),
+        None => u32::from(written.starts_with(b"PUB t\n")),
+    };
+    rig.say_and_fault(frame(1, words));
+    rig.lose();
+    rig.wait(16_000);
+    rig.connect();
+    count
+}
+
+#[test]
+fn a_batch_that_is_refused_twice_is_halved_whatever_the_code() {
+    for words in ["E_PUB_FAILED x", "E_MPUB_FAILED MPUB failed no room", "E_NEW", "E_INVALID x"] {
+        rig!(rig);
+        let last = (0..20).map(|n| rig.publish(&n.to_string())).last().unwrap();
+        rig.connect();
+        let counts: Vec<u32> = (0..9).map(|_| refuse(&mut rig, words)).collect();
+        assert_eq!(counts, [20, 20, 10, 5, 2, 1, 1, 1, 1], "{words}");
+        let counters = rig.publisher.counters();
+        let lost = (counters.rejected, counters.possible_duplicates, counters.pending);
+        assert_eq!(lost, (0, 0, 20), "{words}");
+        // What it takes then grows, but for a while not to what it refused.
+        rig.expect([pub_one("0"), pub_one("1"), pub_one("2"), pub_one("3")].concat());
+        rig.say([OK; 4].concat());
+        while rig.outcome(last).is_none() {
+            let written = rig.written();
+            assert!(!written.starts_with(b"MPUB"), "{}", String::from_utf8_lossy(&written));
+            rig.say(OK);
+            rig.say(OK);
+            rig.say(OK);
+            rig.say(OK);
+        }
+        assert_eq!(rig.publisher.counters().acknowledged, 20);
+    }
+}
+
+#[test]
+fn a_smaller_batch_is_tried_without_a_wait_and_one_message_is_not() {
+    rig!(rig);
+    for n in 0..4 {
+        rig.publish(&n.to_string());
+    }
+    rig.connect();
+    for (count, at_once) in [(4, false), (4, true), (2, true), (1, false)] {
+        let written = rig.written();
+        assert_eq!(written.starts_with(b"MPUB"), count > 1);
+        rig.say_and_fault(frame(1, "E_PUB_FAILED PUB failed no room"));
+        rig.lose();
+        assert_eq!(rig.publisher.deadline() <= rig.now, at_once, "{count}");
+        rig.wait(20_000);
+        rig.connect();
+    }
+}
+
+#[test]
+fn batches_grow_past_what_was_refused_once_a_connection_lasts() {
+    rig!(rig, Config::new(), 100_000, ["one:4150"]);
+    rig.connect();
+    let publish = |rig: &mut Rig<'_>, count: u32| {
+        for _ in 0..count {
+            rig.publish("x");
+        }
+    };
+    publish(&mut rig, 8);
+    assert_eq!(refuse(&mut rig, "E_NEW"), 8);
+    assert_eq!(refuse(&mut rig, "E_NEW"), 8);
+    let taken = |rig: &mut Rig<'_>| {
+        let written = rig.written();
+        let first = written.strip_prefix(b"MPUB t\n").expect("a batch");
+        while rig.publisher.counters().pending > 0 {
+            rig.say(OK);
+            rig.written();
+        }
+        u32::from_be_bytes(first[4..8].try_into().unwrap())
+    };
+    for _ in 0..100 {
+        assert_eq!(taken(&mut rig), 4);
+        publish(&mut rig, 8);
+    }
+    rig.wait(9000);
+    rig.say(HEARTBEAT);
+    rig.expect([&b"NOP\n"[..], &mpub(&["x"; 4]), &mpub(&["x"; 4])].concat());
+    rig.say([OK, OK].concat());
+    rig.wait(1000);
+    rig.say(HEARTBEAT);
+    rig.expect("NOP\n");
+    publish(&mut rig, 1000);
+    assert_eq!(taken(&mut rig), 1000);
+}
+
+#[test]
+fn one_bad_message_among_many_is_rejected_alone() {
+    for bad in [0, 1, 499, 998, 999] {
+        rig!(rig, Config::new(), 100_000, ["one:4150"]);
+        for n in 0..1000 {
+            rig.publish(if n == bad { "bad" } else { "good" });
+        }
+        rig.connect();
+        let mut refusals = 0;
+        while rig.publisher.counters().pending > 0 {
+            let written = rig.written();
+            // What nsqd makes of it, command by command.
+            let mut rest = &written[..];
+            while let Some(end) = rest.iter().position(|&b| b == b'\n') {
+                let word = |at: usize| {
+                    u32::from_be_bytes(rest[end + at..end + at + 4].try_into().unwrap()) as usize
+                };
+                let used = 5 + word(1);
+                let command = &rest[..end + used];
+                rest = &rest[end + used..];
+                if command.windows(3).any(|words| words == b"bad") {
+                    refusals += 1;
+                    rig.say_and_fault(frame(1, "E_BAD_MESSAGE MPUB message too big 3 > 2"));
+                    rig.lose();
+                    assert!(rig.publisher.deadline() <= rig.now, "nothing is gained by a wait");
+                    rig.connect();
+                    break;
+                }
+                rig.say(OK);
+            }
+        }
+        let counters = rig.publisher.counters();
+        assert_eq!((counters.acknowledged, counters.rejected), (999, 1), "{bad}");
+        assert_eq!(counters.possible_duplicates, 0);
+        assert!(refusals <= 24, "{refusals} refusals for message {bad}");
+    }
+}
+
+/// Bad ones expire, are dropped, or are given up with their connection: what comes later leaves in
+/// batches.
+#[test]
+fn suspects_that_are_gone_are_none_any_more() {
+    for expire in [true, false] {
+        let full = if expire { Full::Refuse } else { Full::DropOldest };
+        rig!(rig, Config { full, ..Config::new() }, 100, ["one:4150"]);
+        rig.connect();
+        for _ in 0..3 {
+            if expire {
+                with_deadline(&mut rig, 1000);
+            } else {
+                rig.publish(&"bad".repeat(7));
+            }
+        }
+        assert!(rig.written().starts_with(b"MPUB"));
+        rig.say_and_fault(frame(1, "E_BAD_MESSAGE MPUB invalid message"));
+        rig.lose();
+        rig.wait(2000);
+        if !expire {
+            rig.publisher.publish(&topic(T), &[b'x'; 79]).unwrap();
+            assert_eq!(rig.publisher.counters().dropped, 3);
+        }
+        for body in ["a", "b"] {
+            rig.publish(body);
+        }
+        rig.connect();
+        assert!(rig.written().starts_with(b"MPUB"), "{expire}");
+    }
 }
 
 #[test]
@@ -355,7 +519,7 @@ fn what_is_nsqds_own_fault_rejects_nothing() {
         "E_BAD_BODY MPUB failed to read body size",
         "E_PUB_FAILED PUB failed exiting",
         "E_MPUB_FAILED x",
-        "E_AUTH_FIRST",
+        "E_INVALID cannot PUB in current state",
         "E_NEW x",
     ] {
         rig!(rig);
@@ -670,6 +834,129 @@ fn auth_required_without_a_secret_says_so() {
     assert_eq!(rig.say_and_fault(frame(0, r#"{"auth_required":true}"#)), Fault::AuthRequired);
 }
 
+const TLS: &str = "E_INVALID cannot PUB in current state (TLS required)";
+
+/// All that can never work, with what nsqd says: after IDENTIFY was written, and after the next
+/// thing.
+fn permanent() -> [(Option<&'static str>, Vec<u8>, Fault); 9] {
+    const AUTH: Option<&str> = Some(r#"{"auth_required":true}"#);
+    [
+        (Some("{}"), frame(1, TLS), Fault::TlsRequired),
+        (
+            Some("OK"),
+            frame(1, "E_INVALID cannot MPUB in current state (TLS required)"),
+            Fault::TlsRequired,
+        ),
+        (
+            AUTH,
+            frame(1, "E_INVALID cannot AUTH in current state (TLS required)"),
+            Fault::TlsRequired,
+        ),
+        (AUTH, frame(1, "E_AUTH_FAILED AUTH failed"), Fault::AuthRefused),
+        (AUTH, frame(1, "E_UNAUTHORIZED AUTH no authorizations found"), Fault::AuthRefused),
+        (Some("{}"), frame(1, "E_AUTH_FIRST AUTH required before PUB"), Fault::AuthRefused),
+        (Some("{}"), frame(1, "E_AUTH_FAILED AUTH failed"), Fault::AuthRefused),
+        (
+            None,
+            frame(1, "E_BAD_BODY IDENTIFY heartbeat interval (60000) is invalid"),
+            Fault::IdentifyRefused,
+        ),
+        (None, frame(1, "E_INVALID cannot IDENTIFY in current state"), Fault::IdentifyRefused),
+    ]
+}
+
+#[test]
+fn who_can_never_take_messages_is_left_out_and_asked_again_every_five_minutes() {
+    for (identified, refusal, fault) in permanent() {
+        rig!(rig, Config { auth_secret: Some(b"s"), ..Config::new() });
+        let ticket = rig.publish("a");
+        for round in 0..3 {
+            rig.dial();
+            rig.publisher.open(rig.now);
+            rig.written();
+            if let Some(identified) = identified {
+                rig.say(frame(0, identified));
+                assert!(!rig.written().is_empty());
+            }
+            assert_eq!(rig.say_and_fault(&refusal), fault);
+            assert!(fault.is_permanent());
+            rig.events();
+            rig.lose();
+            assert_eq!(rig.events(), [Event::LeftOut { nsqd: 0, why: fault }], "round {round}");
+            assert_eq!(rig.publisher.state(), State::LeftOut(fault));
+            assert!(rig.publisher.is_left_out(0));
+            rig.wait(299_999);
+            assert_eq!(rig.publisher.dial(rig.now), None);
+            assert_eq!(rig.publisher.state(), State::LeftOut(fault));
+            rig.wait(1);
+        }
+        let counters = rig.publisher.counters();
+        assert_eq!((counters.pending, counters.rejected, counters.possible_duplicates), (1, 0, 0));
+        // Somebody has put it right.
+        rig.connect();
+        assert!(!rig.publisher.is_left_out(0));
+        rig.expect(pub_one("a"));
+        rig.say(OK);
+        assert_eq!(rig.outcome(ticket), Some(Outcome::Acknowledged));
+    }
+}
+
+#[test]
+fn one_of_several_is_left_out_and_the_others_are_used_without_delay() {
+    rig!(rig, Config::new(), 1024, ["tls:1", "good:1", "down:1"]);
+    rig.publish("a");
+    rig.connect();
+    rig.expect(pub_one("a"));
+    rig.say_and_fault(frame(1, TLS));
+    rig.lose();
+    assert_eq!(rig.publisher.state(), State::Waiting);
+    assert_eq!(rig.publisher.nsqd().unwrap().to_string(), "good:1");
+    rig.connect();
+    rig.expect(pub_one("a"));
+    rig.say(OK);
+    assert_eq!(rig.publisher.counters().acknowledged, 1);
+    // The others take turns as ever.
+    rig.lose();
+    let start = rig.now;
+    let mut dialed = Vec::new();
+    while rig.now < start.after(Span::from_secs(310)) {
+        if let Some(nsqd) = rig.publisher.dial(rig.now) {
+            dialed.push((rig.now.since(start).as_millis(), nsqd.to_string()));
+            rig.publisher.closed(rig.now, Closed::Dial(DialError::Refused));
+        }
+        rig.wait(10);
+    }
+    let first = dialed.iter().find(|(_, nsqd)| nsqd == "tls:1").expect("it is asked again");
+    assert!((298_000..303_000).contains(&first.0), "{first:?}");
+    let others = dialed.iter().filter(|(_, nsqd)| nsqd != "tls:1").count();
+    assert!(others > 300, "{others}");
+    assert!(!rig.publisher.is_left_out(0) && !rig.publisher.is_left_out(300));
+}
+
+#[test]
+fn all_are_left_out_in_one_round_however_many() {
+    let names: Vec<String> = (0..255).map(|n| format!("nsqd{n}:1")).collect();
+    let nsqds: Vec<Address> = names.iter().map(|name| name.parse().unwrap()).collect();
+    let config = Config { left_out_for: Span::ZERO, ..Config::new() };
+    let mut ring = vec![0; 1024];
+    let mut rig = Rig::new(&config, &nsqds, &mut ring);
+    rig.publish("a");
+    for round in 0..2 {
+        for (nsqd, name) in names.iter().enumerate() {
+            assert_eq!(rig.dial(), *name, "round {round}");
+            rig.publisher.open(rig.now);
+            rig.written();
+            rig.say_and_fault(frame(0, r#"{"auth_required":true}"#));
+            rig.lose();
+            assert_eq!(rig.events(), [Event::LeftOut { nsqd, why: Fault::AuthRequired }]);
+        }
+        assert_eq!(rig.publisher.state(), State::LeftOut(Fault::AuthRequired));
+        rig.wait(999);
+        assert_eq!(rig.publisher.dial(rig.now), None, "a second at least");
+        rig.wait(1);
+    }
+}
+
 #[test]
 fn nonsense_ends_the_connection_with_a_reason() {
     for (bytes, fault) in [
@@ -687,9 +974,11 @@ fn nonsense_ends_the_connection_with_a_reason() {
         (frame(0, ""), Fault::BadIdentifyReply),
         (frame(0, "NO"), Fault::BadIdentifyReply),
         (frame(2, "a message"), Fault::UnexpectedReply),
-        (frame(1, "E_BAD_BODY IDENTIFY"), Fault::Refused(ErrorCode::BadBody)),
+        (frame(1, "E_BAD_BODY IDENTIFY"), Fault::IdentifyRefused),
+        (frame(1, "E_BAD_BODY IDENTIFY failed to read body"), Fault::Refused(ErrorCode::BadBody)),
+        (frame(1, "E_IDENTIFY_FAILED x"), Fault::Refused(ErrorCode::IdentifyFailed)),
     ] {
-        rig!(rig);
+        rig!(rig, Config { left_out_for: Span::from_secs(5), ..Config::new() });
         let ticket = rig.publish("a");
         rig.dial();
         rig.publisher.open(rig.now);

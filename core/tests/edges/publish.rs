@@ -104,9 +104,9 @@ fn an_outbox_says_how_much_there_is() {
         outbox.push(&topic(), body, None, Instant::NEVER).unwrap();
     }
     assert_eq!((outbox.messages(), outbox.all_sent()), (2, false));
-    outbox.next_batch(1, 999, 0).unwrap();
+    outbox.next_batch(1, 999).unwrap();
     assert!(!outbox.all_sent());
-    outbox.next_batch(1, 999, 0).unwrap();
+    outbox.next_batch(1, 999).unwrap();
     assert_eq!((outbox.messages(), outbox.all_sent()), (2, true));
     assert_eq!(outbox.used() + outbox.free(), outbox.capacity());
 }
@@ -223,9 +223,15 @@ fn who_answers_something_else_than_ok_is_not_nsqd() {
 
 #[test]
 fn only_a_batch_that_failed_may_be_there_in_part() {
-    for (text, count, duplicates) in
-        [("E_MPUB_FAILED MPUB failed", 3, 3), ("E_PUB_FAILED PUB failed", 1, 0)]
-    {
+    for (text, count, duplicates) in [
+        ("E_MPUB_FAILED MPUB failed", 3, 3),
+        // A node of ours takes a batch whole or not at all.
+        ("E_MPUB_FAILED MPUB failed no room", 3, 0),
+        ("E_MPUB_FAILED MPUB failed the messages never fit", 3, 0),
+        ("E_BAD_BODY MPUB body too big 3 > 2", 3, 0),
+        ("E_NEW MPUB", 3, 0),
+        ("E_PUB_FAILED PUB failed", 1, 0),
+    ] {
         connected(|publisher| {
             for _ in 0..count {
                 publisher.publish(&topic(), b"body").unwrap();

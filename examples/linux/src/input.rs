@@ -2,9 +2,11 @@
 
 use std::fs::File;
 use std::io::{self, Read};
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::thread;
 
+use rustix::event::{PollFd, PollFlags, Timespec};
 use tokio::sync::mpsc;
 
 const CHUNK: usize = 64 * 1024;
@@ -23,19 +25,40 @@ pub(crate) enum Framing {
 pub(crate) struct Input {
     chunks: mpsc::Receiver<io::Result<Vec<u8>>>,
     splitter: Splitter,
+    /// Nobody is known to write to it: a file.
+    is_file: bool,
+    is_stdin: bool,
 }
 
 impl Input {
     /// Opens a file, or standard input if there is none.
     pub(crate) fn open(file: Option<&Path>, framing: Framing, longest: usize) -> io::Result<Self> {
-        let source: Box<dyn Read + Send> = match file {
-            Some(path) => Box::new(File::open(path)?),
-            None => Box::new(io::stdin()),
+        let (source, is_file): (Box<dyn Read + Send>, bool) = match file {
+            Some(path) => {
+                let file = File::open(path)?;
+                let is_file = is_file(&file);
+                (Box::new(file), is_file)
+            }
+            None => (Box::new(io::stdin()), is_file(io::stdin())),
         };
         // Two chunks ahead: enough to keep busy, little enough to bound memory.
         let (sender, chunks) = mpsc::channel(2);
         thread::spawn(move || read_chunks(source, &sender));
-        Ok(Self { chunks, splitter: Splitter::new(framing, longest) })
+        let splitter = Splitter::new(framing, longest);
+        Ok(Self { chunks, splitter, is_file, is_stdin: file.is_none() })
+    }
+
+    /// Whether nobody writes to it any more, as far as is known: only what is there is to be read.
+    pub(crate) fn is_at_its_end(&self) -> bool {
+        if self.is_file || self.chunks.is_closed() {
+            return true;
+        }
+        let stdin = io::stdin();
+        let mut polled = [PollFd::new(&stdin, PollFlags::IN)];
+        let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+        self.is_stdin
+            && rustix::event::poll(&mut polled, Some(&at_once)).is_ok()
+            && polled[0].revents().contains(PollFlags::HUP)
     }
 
     /// The next message, or what is wrong with it; `None` at the end.
@@ -50,6 +73,11 @@ impl Input {
             }
         }
     }
+}
+
+fn is_file(input: impl AsFd) -> bool {
+    rustix::fs::fstat(input)
+        .is_ok_and(|stat| rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file())
 }
 
 fn read_chunks(mut source: impl Read, sender: &mpsc::Sender<io::Result<Vec<u8>>>) {

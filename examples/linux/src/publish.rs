@@ -304,7 +304,16 @@ async fn publish_all(
                     defer: args.defer.map(Span::from_millis),
                     deadline: args.expire.map(|ms| sleep.now().after(Span::from_millis(ms))),
                 };
-                let taken = publisher.publish_with(&args.topic, &body, options).await;
+                let taken = publisher.publish_with(&args.topic, &body, options);
+                let taken = select(taken, stalled(args, publisher, input)).await;
+                let Either::First(taken) = taken else {
+                    return Err(format!(
+                        "nsqd acknowledged nothing within --drain-timeout {} s, so {} was not read \
+                         to its end",
+                        args.drain_timeout,
+                        args.input_name()
+                    ));
+                };
                 taken.map_err(|error: PublishError| format!("{what} {number}: {error}"))?;
                 continue;
             }
@@ -318,9 +327,31 @@ async fn publish_all(
     }
 }
 
+/// Waits for room, if the input is at its end but for what there is no room for: returns if nothing
+/// became final for `--drain-timeout`.
+async fn stalled(args: &Args, publisher: Publishing<'_>, input: &Input) {
+    let limit = Duration::from_secs(args.drain_timeout).max(Duration::from_millis(1));
+    loop {
+        let is_final = || publisher.counters().accepted - publisher.counters().pending;
+        let before = is_final();
+        // Whoever may still write to it may be waited for.
+        let mut since = tokio::time::Instant::now();
+        while is_final() == before && since.elapsed() < limit {
+            tokio::time::sleep(limit.min(Duration::from_millis(100))).await;
+            if !input.is_at_its_end() {
+                since = tokio::time::Instant::now();
+            }
+        }
+        if is_final() == before {
+            return;
+        }
+    }
+}
+
 /// Tells what happens; returns, with the reason, only if there is no hope.
 async fn watch(args: &Args, publisher: Publishing<'_>, reporter: &mut Reporter<'_>) -> String {
-    let limit = tokio::time::Instant::now() + Duration::from_secs(args.connect_timeout);
+    let patience = Duration::from_secs(args.connect_timeout);
+    let mut limit = tokio::time::Instant::now() + patience;
     loop {
         let event = if reporter.was_connected() {
             publisher.event().await
@@ -338,8 +369,13 @@ async fn watch(args: &Args, publisher: Publishing<'_>, reporter: &mut Reporter<'
                 }
             }
         };
+        let was_connected = reporter.was_connected();
         if let Err(hopeless) = reporter.tell(event) {
             return hopeless;
+        }
+        if was_connected && !reporter.was_connected() {
+            // Only to one that takes nothing: the others get their time.
+            limit = tokio::time::Instant::now() + patience;
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::collections::{BTreeSet, VecDeque};
 use std::convert::Infallible;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use log::{error, info, warn};
 use nanonsq_core::address::Address;
@@ -11,7 +11,7 @@ use nanonsq_core::drive;
 use nanonsq_core::lookup::PeerState;
 use nanonsq_core::node::ChannelStatus;
 use nanonsq_core::publish::{Event, Outcome, Ticket};
-use nanonsq_core::session::{Closed, Fault};
+use nanonsq_core::session::{Closed, Fault, TransportError};
 use nanonsq_core::wire::http::BadAnswer;
 use nanonsq_core::wire::v2::ErrorCode;
 use nanonsq_std::{NoopRawMutex, TokioSleep};
@@ -24,11 +24,19 @@ pub(crate) struct Reporter<'a> {
     publisher: Publishing<'a>,
     nsqds: &'a [Address],
     numbers: &'a Numbers,
-    /// What was told of each nsqd since its last connection.
+    /// What was told of each nsqd since it was of use.
     told: Vec<Vec<String>>,
-    connected: bool,
+    /// Why asking each nsqd again cannot help.
+    hopeless: Vec<Option<String>>,
+    /// Since when there is a connection.
+    connected: Option<Instant>,
     was_connected: bool,
+    /// How many messages were acknowledged when it was last looked at.
+    acknowledged: u64,
 }
+
+/// A connection that lasted so long is news, as is its end.
+const LASTED: Duration = Duration::from_secs(10);
 
 impl<'a> Reporter<'a> {
     pub(crate) fn new(
@@ -37,10 +45,20 @@ impl<'a> Reporter<'a> {
         numbers: &'a Numbers,
     ) -> Self {
         let told = vec![Vec::new(); nsqds.len()];
-        Self { publisher, nsqds, numbers, told, connected: false, was_connected: false }
+        let hopeless = vec![None; nsqds.len()];
+        Self {
+            publisher,
+            nsqds,
+            numbers,
+            told,
+            hopeless,
+            connected: None,
+            was_connected: false,
+            acknowledged: 0,
+        }
     }
 
-    /// Whether there ever was a connection.
+    /// Whether there ever was a connection that may be of use.
     pub(crate) fn was_connected(&self) -> bool {
         self.was_connected
     }
@@ -49,27 +67,44 @@ impl<'a> Reporter<'a> {
     pub(crate) fn tell(&mut self, event: Event) -> Result<(), String> {
         match event {
             Event::Connected { nsqd, .. } => {
-                self.connected = true;
+                self.connected = Some(Instant::now());
                 self.was_connected = true;
+                self.hopeless[nsqd] = None;
                 let line = format!("connected to nsqd {}", self.nsqds[nsqd]);
-                if self.told[nsqd].last() != Some(&line) {
+                if self.is_new(nsqd, &line) {
                     info!("{line}");
-                    self.told[nsqd] = vec![line];
                 }
             }
+            Event::LeftOut { nsqd, why } => {
+                let was_up = self.connected.take().is_some();
+                self.hear_of(nsqd);
+                let why = self.explain(Closed::Fault(why), was_up);
+                let line = format!("nsqd {}: {why}", self.nsqds[nsqd]);
+                self.give_up(nsqd, &line)?;
+                if self.acknowledged == 0 {
+                    self.was_connected = false;
+                }
+                // Each time, which is not often.
+                warn!("{line}; it is left out, and asked again in 5 minutes");
+            }
             Event::Disconnected { nsqd, why } => {
-                let was_up = std::mem::take(&mut self.connected);
+                let why = end(why);
+                let since = self.connected.take();
+                let was_up = since.is_some();
+                if since.is_some_and(|since| since.elapsed() >= LASTED) {
+                    self.told[nsqd].clear();
+                }
+                self.hear_of(nsqd);
                 if was_up && is_about_messages(why) {
                     // nsqd hangs up on a bad message. What is rejected is told by itself.
                     return Ok(());
                 }
                 let line = format!("nsqd {}: {}", self.nsqds[nsqd], self.explain(why, was_up));
-                if !self.was_connected && self.nsqds.len() == 1 && is_hopeless(why) {
-                    return Err(line);
+                if is_hopeless(why) && !self.was_connected {
+                    self.give_up(nsqd, &line)?;
                 }
-                if !self.told[nsqd].contains(&line) {
+                if self.is_new(nsqd, &line) {
                     warn!("{line}; trying again");
-                    self.told[nsqd].push(line);
                 }
             }
             Event::Failed { first, count, outcome } => {
@@ -90,6 +125,30 @@ impl<'a> Reporter<'a> {
         Ok(())
     }
 
+    /// Whether that was not told of an nsqd since it was of use.
+    fn is_new(&mut self, nsqd: usize, line: &str) -> bool {
+        let new = !self.told[nsqd].iter().any(|told| told == line);
+        if new {
+            self.told[nsqd].push(line.to_owned());
+        }
+        new
+    }
+
+    /// An nsqd that took messages was of use.
+    fn hear_of(&mut self, nsqd: usize) {
+        let acknowledged = self.publisher.counters().acknowledged;
+        if std::mem::replace(&mut self.acknowledged, acknowledged) != acknowledged {
+            self.told[nsqd].clear();
+        }
+    }
+
+    /// Asking this nsqd again cannot help; fails if that is so of all of them.
+    fn give_up(&mut self, nsqd: usize, line: &str) -> Result<(), String> {
+        self.hopeless[nsqd] = Some(line.to_owned());
+        let all: Option<Vec<_>> = self.hopeless.iter().map(Option::as_deref).collect();
+        all.map_or(Ok(()), |lines| Err(lines.join("; ")))
+    }
+
     fn explain(&self, why: Closed, was_up: bool) -> String {
         explain(why, was_up, &self.said())
     }
@@ -108,6 +167,17 @@ pub(crate) fn explain(why: Closed, was_up: bool, said: &str) -> String {
     let Closed::Fault(fault) = why else { return why.to_string() };
     match fault {
         Fault::AuthRequired => "requires AUTH: give --auth-secret".to_owned(),
+        Fault::TlsRequired => "requires TLS, which nanonsq does not speak: give an nsqd without \
+                               --tls-required, or a tunnel that speaks TLS (stunnel, socat)"
+            .to_owned(),
+        Fault::AuthRefused => format!(
+            "refused: {}: check the secret, and what nsqd's --auth-http-address answers",
+            said_or(said, "AUTH failed")
+        ),
+        Fault::IdentifyRefused => format!(
+            "refused: {}: check --heartbeat-interval against its --max-heartbeat-interval",
+            said_or(said, "IDENTIFY failed")
+        ),
         Fault::Refused(code) => format!("refused: {}", words(code, said)),
         Fault::BadLength { .. }
         | Fault::UnknownFrame { .. }
@@ -119,6 +189,19 @@ pub(crate) fn explain(why: Closed, was_up: bool, said: &str) -> String {
         }
         _ => fault.to_string(),
     }
+}
+
+/// Whether the other side closed or reset the connection is chance, and no news.
+fn end(why: Closed) -> Closed {
+    match why {
+        Closed::Transport(TransportError::Reset) => Closed::Peer,
+        why => why,
+    }
+}
+
+/// A server's words, if there are any.
+fn said_or<'s>(said: &'s str, else_: &'s str) -> &'s str {
+    if said.is_empty() { else_ } else { said }
 }
 
 /// Why asking an nsqlookupd failed.
@@ -145,7 +228,10 @@ pub(crate) async fn watch_lookups<
 >(
     registration: &drive::lookup::Handle<'_, NoopRawMutex, TokioSleep, PEERS, TOPICS, CHANNELS>,
 ) -> Infallible {
-    let mut told: [String; PEERS] = [const { String::new() }; PEERS];
+    // The line that holds, since when, and those that were told since it was registered for long.
+    let mut now: [String; PEERS] = [const { String::new() }; PEERS];
+    let mut since = [Instant::now(); PEERS];
+    let mut told: [Vec<String>; PEERS] = [const { Vec::new() }; PEERS];
     loop {
         let (peer, line, good) = registration
             .wait(|lookup| {
@@ -160,20 +246,28 @@ pub(crate) async fn watch_lookups<
                             (format!("nsqlookupd {address}: refused: {}", status.detail), false)
                         }
                         (PeerState::Waiting, Some(why)) => {
-                            (format!("nsqlookupd {address}: {why}"), false)
+                            (format!("nsqlookupd {address}: {}", end(why)), false)
                         }
                         _ => return None,
                     };
-                    (told[peer] != line).then_some((peer, line, good))
+                    (now[peer] != line).then_some((peer, line, good))
                 })
             })
             .await;
+        if now[peer].starts_with("registered") && since[peer].elapsed() >= LASTED {
+            told[peer].clear();
+        }
+        since[peer] = Instant::now();
+        now[peer].clone_from(&line);
+        if told[peer].contains(&line) {
+            continue;
+        }
         if good {
             info!("{line}");
         } else {
             warn!("{line}; trying again");
         }
-        told[peer] = line;
+        told[peer].push(line);
     }
 }
 
@@ -293,12 +387,7 @@ fn is_about_messages(why: Closed) -> bool {
 /// Whether trying the same again cannot help.
 pub(crate) fn is_hopeless(why: Closed) -> bool {
     let Closed::Fault(fault) = why else { return false };
-    matches!(
-        fault,
-        Fault::WrongPort
-            | Fault::AuthRequired
-            | Fault::Refused(ErrorCode::AuthFailed | ErrorCode::Unauthorized | ErrorCode::BadBody)
-    )
+    fault == Fault::WrongPort || fault.is_permanent()
 }
 
 #[cfg(test)]

@@ -36,13 +36,12 @@ impl Model {
     }
 
     /// What the next batch must be: skipped expired ones, then live ones of one kind.
-    fn next_batch(&mut self, max_count: usize, max_bytes: usize, singly: usize) -> Vec<Message> {
+    fn next_batch(&mut self, max_count: usize, max_bytes: usize) -> Vec<Message> {
         let rest: Vec<_> = self.messages.iter().skip(self.sent).cloned().collect();
         let skipped = rest.iter().take_while(|m| m.expired).count();
         let live = &rest[skipped..];
         let Some(first) = live.first() else { return Vec::new() };
-        let max_count =
-            if self.sent + skipped < singly || first.defer.is_some() { 1 } else { max_count };
+        let max_count = if first.defer.is_some() { 1 } else { max_count };
         let mut bytes = 0;
         let batch: Vec<_> = live
             .iter()
@@ -130,10 +129,9 @@ pub fn sequence(input: &mut Input<'_>) -> [u32; 9] {
                 }
             }
             4..=5 => {
-                let (count, bytes, singly) =
-                    (1 + input.below(5), input.below(300), input.below(4) * input.below(2));
-                let batch = outbox.next_batch(count, bytes, singly);
-                let expected = model.next_batch(count as usize, bytes as usize, singly as usize);
+                let (count, bytes) = (1 + input.below(5), input.below(300));
+                let batch = outbox.next_batch(count, bytes);
+                let expected = model.next_batch(count as usize, bytes as usize);
                 let Some(batch) = batch else {
                     assert_eq!(expected, [], "{context}");
                     continue;

@@ -180,6 +180,7 @@ impl Publishing {
         }
         out.write_str(match self.state() {
             State::Waiting => "will be dialed again",
+            State::LeftOut(_) => "refused for good, and is asked again every few minutes",
             State::Dialing => "is being dialed",
             State::Identifying | State::Authenticating => "is being talked to",
             State::Ready => "is connected",

@@ -2,6 +2,7 @@
 //! nsqd need `cargo xtask peers` and otherwise say that they are skipped.
 
 mod edges;
+mod refused;
 mod run;
 mod servers;
 

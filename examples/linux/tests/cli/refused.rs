@@ -1,0 +1,341 @@
+//! Servers that never take anything: what `nanonsq pub` says, and when it ends.
+
+use std::net::SocketAddr;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use nanonsq_tests::{Nsqd, Peers, ServerOptions, auth, eventually, require_peers};
+use rustix::process::Signal;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::process::Command;
+
+use crate::run::{Run, SOON};
+use crate::{arrived, publish, start_nsqd};
+
+/// How soon the program ends where there is no hope.
+const HOPELESS: Duration = Duration::from_secs(5);
+
+/// A real nsqd with `--tls-required`; the directory is that of its certificate.
+async fn start_with_tls(peers: &Peers) -> (Nsqd, tempfile::TempDir) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    let made = Command::new("openssl")
+        .args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"])
+        .args(["-keyout", &path("key"), "-out", &path("cert"), "-subj", "/CN=localhost"])
+        .stderr(Stdio::null())
+        .status()
+        .await;
+    assert!(made.expect("openssl").success());
+    let options = ServerOptions::new()
+        .flag(format!("--tls-cert={}", path("cert")))
+        .flag(format!("--tls-key={}", path("key")))
+        // Not over HTTP, which the test asks.
+        .flag("--tls-required=tcp-https");
+    (Nsqd::start(peers, options).await, dir)
+}
+
+#[tokio::test]
+async fn an_nsqd_that_requires_tls() {
+    let peers = require_peers!();
+    let (nsqd, _dir) = start_with_tls(&peers).await;
+    let start = Instant::now();
+    let ended = publish(nsqd.tcp_address(), &[], "a\nb\n").await;
+    assert!(start.elapsed() < HOPELESS, "{:?}", start.elapsed());
+    ended.expect(1, &["2 accepted, 0 acknowledged, 0 rejected"]);
+    let said = format!("error: nsqd {}: requires TLS, which nanonsq does not", nsqd.tcp_address());
+    assert_eq!(ended.lines("error").len(), 1, "{}", ended.said);
+    assert!(ended.lines("error")[0].starts_with(&said), "{}", ended.said);
+    assert!(!ended.said.contains("trying again"), "{}", ended.said);
+}
+
+#[tokio::test]
+async fn secrets_that_nsqd_refuses() {
+    let peers = require_peers!();
+    let nobody = auth::start("t", ".*", &["publish"]).await;
+    let nsqd =
+        Nsqd::start(&peers, ServerOptions::new().flag(format!("--auth-http-address={nobody}")))
+            .await;
+    for (secret, said) in [
+        (&[][..], "requires AUTH: give --auth-secret"),
+        (&["--auth-secret=wrong"], "refused: E_AUTH_FAILED AUTH failed: check the secret"),
+    ] {
+        let start = Instant::now();
+        let ended = publish(nsqd.tcp_address(), secret, "a\n").await;
+        assert!(start.elapsed() < HOPELESS, "{:?}", start.elapsed());
+        ended.expect(1, &[said, "1 accepted, 0 acknowledged, 0 rejected"]);
+        assert!(!ended.said.contains("trying again"), "{}", ended.said);
+    }
+}
+
+#[tokio::test]
+async fn one_of_several_that_refuses_is_left_out() {
+    let peers = require_peers!();
+    let (tls, _dir) = start_with_tls(&peers).await;
+    let good = start_nsqd(&peers).await;
+    let other = good.tcp_address().to_string();
+    let start = Instant::now();
+    let ended = publish(tls.tcp_address(), &["--nsqd-tcp-address", &other], "a\nb\n").await;
+    assert!(start.elapsed() < HOPELESS, "{:?}", start.elapsed());
+    ended.expect(0, &["2 accepted, 2 acknowledged, 0 rejected, 0 expired, 0 possible duplicates"]);
+    let warnings = ended.lines("warn");
+    assert_eq!(warnings.len(), 1, "{}", ended.said);
+    assert!(warnings[0].contains("requires TLS") && warnings[0].contains("left out"));
+    assert_eq!(arrived(&good, 2).await, ["a", "b"]);
+    // If the other one does not listen, the time to connect still has an end.
+    drop(good);
+    let more = ["--nsqd-tcp-address", &other, "--connect-timeout=2"];
+    let start = Instant::now();
+    let ended = publish(tls.tcp_address(), &more, "a\n").await;
+    assert!(start.elapsed() < SOON, "{:?}", start.elapsed());
+    ended.expect(1, &["no connection to nsqd", "requires TLS"]);
+}
+
+/// What a server does with a connection.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Manner {
+    /// Says nothing.
+    Hangs,
+    /// Takes nothing and says nothing.
+    Stopped,
+    /// Closes at once.
+    HangsUp,
+    /// Answers IDENTIFY and closes.
+    HangsUpLater,
+    /// Answers IDENTIFY, then refuses each command with these words.
+    Refuses(&'static str),
+    /// Answers IDENTIFY, then says a byte of OK a second.
+    Trickles,
+    /// Answers IDENTIFY, then heartbeats only.
+    Beats,
+}
+
+fn frame(kind: u8, text: &str) -> Vec<u8> {
+    let size = u32::try_from(text.len() + 4).unwrap().to_be_bytes();
+    [&size[..], &[0, 0, 0, kind], text.as_bytes()].concat()
+}
+
+async fn behave(mut stream: TcpStream, manner: Manner) -> std::io::Result<()> {
+    let mut bytes = vec![0; 1 << 16];
+    match manner {
+        Manner::HangsUp => return Ok(()),
+        Manner::Stopped => std::future::pending().await,
+        _ => stream.read(&mut bytes).await?,
+    };
+    if manner != Manner::Hangs {
+        stream.write_all(&frame(0, "OK")).await?;
+    }
+    if manner == Manner::HangsUpLater {
+        return Ok(());
+    }
+    loop {
+        if stream.read(&mut bytes).await? == 0 {
+            return Ok(());
+        }
+        match manner {
+            Manner::Refuses(words) => return stream.write_all(&frame(1, words)).await,
+            Manner::Trickles => {
+                for byte in frame(0, "OK") {
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                    stream.write_all(&[byte]).await?;
+                }
+            }
+            Manner::Beats => stream.write_all(&frame(0, "_heartbeat_")).await?,
+            _ => {}
+        }
+    }
+}
+
+/// Where such a server listens, and how often it was connected to.
+async fn server(manner: Manner) -> (SocketAddr, std::sync::Arc<std::sync::atomic::AtomicU32>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let count = std::sync::Arc::new(std::sync::atomic::AtomicU32::new(0));
+    let counted = count.clone();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            counted.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            tokio::spawn(behave(stream, manner));
+        }
+    });
+    (address, count)
+}
+
+const MANNERS: [Manner; 9] = [
+    Manner::Hangs,
+    Manner::Stopped,
+    Manner::HangsUp,
+    Manner::HangsUpLater,
+    Manner::Refuses("E_PUB_FAILED PUB failed no room"),
+    Manner::Refuses("E_MPUB_FAILED MPUB failed disk"),
+    Manner::Refuses("E_NEW"),
+    Manner::Trickles,
+    Manner::Beats,
+];
+
+/// After the end of the input, and after a signal while it is open.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_drain_timeout_holds_whatever_the_server_does() {
+    let mut running = Vec::new();
+    for manner in MANNERS {
+        for open in [false, true] {
+            running.push(tokio::spawn(async move {
+                let (address, count) = server(manner).await;
+                let mut run = Run::publish(address, &["--drain-timeout=3", "--connect-timeout=60"]);
+                let lines: String = (0..2000).map(|line| format!("{line}\n")).collect();
+                run.write(lines).await;
+                let start = Instant::now();
+                let ended = if open {
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                    run.signal(Signal::TERM);
+                    run.end().await
+                } else {
+                    run.finish().await
+                };
+                let took = start.elapsed();
+                assert!(took < Duration::from_secs(3 + 2 + 4), "{manner:?} {open}: {took:?}");
+                let what = "2000 accepted, 0 acknowledged, 0 rejected";
+                ended.expect(1, &["--drain-timeout 3 s", what]);
+                let again = ended.said.matches("trying again").count();
+                assert!(again <= 2, "{manner:?} {open}: {}", ended.said);
+                // Smaller batches are tried at once: some 12 of them.
+                let dials = count.load(std::sync::atomic::Ordering::Relaxed);
+                assert!(dials <= 20, "{manner:?} {open}: {dials} dials");
+            }));
+        }
+    }
+    for run in running {
+        run.await.unwrap();
+    }
+}
+
+/// The input ended, and its rest does not fit into the outbox: it is never read to its end.
+#[tokio::test]
+async fn the_drain_timeout_holds_for_an_input_that_is_longer_than_the_outbox() {
+    let (address, _) = server(Manner::Stopped).await;
+    let line = "x".repeat(1000) + "\n";
+    let path = crate::file("long.txt", line.repeat(9000).as_bytes());
+    let small = ["--max-msg-size=2000", "--outbox-size=20000", "--connect-timeout=60"];
+    let more = [&small[..], &["--drain-timeout=2"]].concat();
+    let start = Instant::now();
+    let run = Run::publish(address, &[&more[..], &["--file", path.to_str().unwrap()]].concat());
+    let ended = run.end().await;
+    assert!(start.elapsed() < SOON, "{:?}", start.elapsed());
+    ended
+        .expect(1, &["acknowledged nothing within --drain-timeout 2 s", "was not read to its end"]);
+    // A pipe whose writer is gone.
+    let start = Instant::now();
+    let mut run = Run::publish(address, &more);
+    run.write(line.repeat(30)).await;
+    let ended = run.finish().await;
+    assert!(start.elapsed() < SOON, "{:?}", start.elapsed());
+    ended.expect(1, &["acknowledged nothing within --drain-timeout 2 s"]);
+    // One whose writer may go on is waited for.
+    let mut run = Run::publish(address, &more);
+    run.write(line.repeat(30)).await;
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    assert!(!run.said().contains("--drain-timeout"), "{}", run.said());
+    run.signal(Signal::INT);
+    run.end().await.expect(1, &["--drain-timeout 2 s"]);
+}
+
+/// A load balancer without a backend, or a server that hangs up after IDENTIFY, as nsqd and as
+/// nsqlookupd.
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_accepts_and_hangs_up_is_not_hammered() {
+    let mut counts = Vec::new();
+    let mut runs = Vec::new();
+    for manner in [Manner::HangsUp, Manner::HangsUpLater] {
+        let (nsqd, as_nsqd) = server(manner).await;
+        let (lookupd, as_lookupd) = server(manner).await;
+        let lookupd = lookupd.to_string();
+        let more = ["--lookupd-tcp-address", &lookupd, "--connect-timeout=60"];
+        let mut run = Run::publish(nsqd, &more);
+        run.write("a\n").await;
+        runs.push(run);
+        counts.extend([(manner, "nsqd", as_nsqd), (manner, "nsqlookupd", as_lookupd)]);
+    }
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    for (manner, what, count) in counts {
+        let dials = count.load(std::sync::atomic::Ordering::Relaxed);
+        assert!((3..=7).contains(&dials), "{manner:?} as {what}: {dials} dials in 20 s");
+    }
+    for run in &runs {
+        let again = run.said().matches("trying again").count();
+        assert!(again <= 2, "{}", run.said());
+    }
+}
+
+/// A server that takes no batch above a size, and says so with words that do not tell.
+#[tokio::test]
+async fn batches_that_are_too_long_for_a_server_become_shorter() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let stored = std::sync::Arc::new(std::sync::Mutex::new(Vec::<Vec<u8>>::new()));
+    let store = stored.clone();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let store = store.clone();
+            tokio::spawn(async move { take_short_ones(stream, &store).await });
+        }
+    });
+    let lines: Vec<String> = (0..5000).map(|line| line.to_string()).collect();
+    let start = Instant::now();
+    let ended = publish(address, &["--drain-timeout=20"], lines.join("\n")).await;
+    ended.expect(0, &["5000 accepted, 5000 acknowledged, 0 rejected, 0 expired, 0 possible"]);
+    assert!(start.elapsed() < Duration::from_secs(15), "{:?}", start.elapsed());
+    let stored = stored.lock().unwrap();
+    assert!(stored.iter().map(Vec::as_slice).eq(lines.iter().map(String::as_bytes)));
+}
+
+/// Batches of at most 100.
+async fn take_short_ones(
+    stream: TcpStream,
+    store: &std::sync::Mutex<Vec<Vec<u8>>>,
+) -> std::io::Result<()> {
+    let mut stream = tokio::io::BufStream::new(stream);
+    let mut magic = [0; 4];
+    stream.read_exact(&mut magic).await?;
+    loop {
+        let mut line = Vec::new();
+        while line.last() != Some(&b'\n') {
+            line.push(stream.read_u8().await?);
+        }
+        if line.starts_with(b"NOP") {
+            continue;
+        }
+        let mut bodies = Vec::new();
+        let len = stream.read_u32().await?;
+        let count = if line.starts_with(b"MPUB") { stream.read_u32().await? } else { 1 };
+        for at in 0..count {
+            let one = at == 0 && !line.starts_with(b"MPUB");
+            let len = if one { len } else { stream.read_u32().await? };
+            let mut body = vec![0; len as usize];
+            stream.read_exact(&mut body).await?;
+            bodies.push(body);
+        }
+        if bodies.len() > 100 {
+            stream.write_all(&frame(1, "E_SLOW please")).await?;
+            return stream.flush().await;
+        }
+        if !line.starts_with(b"IDENTIFY") {
+            store.lock().unwrap().extend(bodies);
+        }
+        stream.write_all(&frame(0, "OK")).await?;
+        stream.flush().await?;
+    }
+}
+
+/// What is refused for good may be put right: it is asked again.
+#[tokio::test]
+async fn while_somebody_else_takes_them_nothing_ends() {
+    let peers = require_peers!();
+    let good = start_nsqd(&peers).await;
+    let (refuses, _) = server(Manner::Refuses("E_AUTH_FIRST AUTH required before PUB")).await;
+    let other = good.tcp_address().to_string();
+    let mut run = Run::publish(refuses, &["--nsqd-tcp-address", &other]);
+    run.write("a\n").await;
+    eventually("it arrives", SOON, async || good.message_count("t").await == 1).await;
+    run.write("b\n").await;
+    run.finish().await.expect(0, &["2 acknowledged, 0 rejected", "E_AUTH_FIRST", "left out"]);
+}
