@@ -73,6 +73,11 @@ pub struct Config<'a> {
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Full {
     /// Refuse it; the application keeps it. A client waits for [`Config::publish_wait`] first.
+    ///
+    /// Only what some client has finished, or sent back for later, is dropped all the same, oldest
+    /// first and counted, and only for the application: else a channel that nobody consumes, which
+    /// every client can make, would keep the application from publishing for ever. What nobody has
+    /// answered is never dropped.
     #[default]
     Refuse,
     /// Drop as many of the oldest as it needs, and count them. What is in flight, or being

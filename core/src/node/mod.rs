@@ -84,6 +84,7 @@
 //! | what clients have announced and not sent as a whole | [`Config::announced_percent`] of the store, together | they wait for [`Config::publish_wait`]; what is here as a whole does not |
 //! | each KiB of a body, and its end | [`Config::body_timeout`] | closed, its room is free; [`Counters::body_timeouts`] |
 //! | what clients can take of the store | all but [`Config::reserve_percent`], which is the application's | as if it were full |
+//! | what some client has finished or sent back for later, and others have not finished | the store | the application's next message has the oldest dropped, whatever [`Full`] says: [`Counters::dropped`] |
 //! | topics, channels | the storage's `TOPICS` and `CHANNELS`, [`Config::channels_per_topic`] | what nobody uses is given back, see above; else `E_SUB_FAILED`, `E_PUB_FAILED`, [`NodeError`] |
 //! | a channel that has delivered nothing, and has no client | 60 s, if its topic ever had a message | given back if others need its room |
 //! | clients | the storage's `CLIENTS` | the listener refuses |

@@ -51,6 +51,8 @@ const LISTED: u8 = 1;
 const OWN: u8 = 2;
 /// Its blocks count as its publisher's.
 const COUNTED: u8 = 4;
+/// Some client has finished it, or sent it back for later.
+const ANSWERED: u8 = 8;
 
 /// How a lent slice is cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -385,6 +387,15 @@ impl<'a> Store<'a> {
     /// Whether it is the application's, not a client's.
     pub(super) fn is_own(&self, message: u16) -> bool {
         self.has(message, OWN)
+    }
+
+    /// Whether some client has finished it, or sent it back for later.
+    pub(super) fn is_answered(&self, message: u16) -> bool {
+        self.has(message, ANSWERED)
+    }
+
+    pub(super) fn set_answered(&mut self, message: u16) {
+        self.set(message, ANSWERED, true);
     }
 
     /// The message does not count any more; how many blocks it counted for.

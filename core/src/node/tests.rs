@@ -1024,6 +1024,56 @@ fn the_oldest_makes_room_if_so_configured() {
 }
 
 #[test]
+fn what_one_channel_is_done_with_makes_room_for_the_application() {
+    let mut world = World::with(&CONFIG, 66 * 100);
+    world.subscribe(0, 1);
+    world.say(1, "SUB t d\n").expect(1, &[response("OK")]);
+    // Nobody consumes `d`.
+    for number in 0..150 {
+        world.put("t", "x");
+        assert_eq!(world.bodies(0), ["x"]);
+        world.say(0, format!("FIN {}\n", id(number)));
+    }
+    assert_eq!(world.node.counters().dropped, 50);
+    let dropped = |world: &World, name| world.channel_status(name).dropped;
+    assert_eq!((dropped(&world, "c"), dropped(&world, "d")), (0, 50));
+    // Clients wait all the same, and what nobody has answered stays.
+    let wait = publish("t", "x");
+    assert!(world.take(2, &wait) < wait.len());
+    world.say(0, "RDY 0\n");
+    for _ in 0..100 {
+        world.put("t", "y");
+    }
+    let now = world.now;
+    assert_eq!(world.node.publish(now, &topic("t"), b"z"), Err(PublishError::Full));
+    assert_eq!(world.node.counters().dropped, 150);
+    assert_eq!(world.channel_status("c").depth, 100);
+}
+
+#[test]
+fn what_is_sent_back_for_later_makes_room_for_the_application() {
+    let mut world = World::with(&CONFIG, 66 * 100);
+    world.subscribe(0, 1);
+    for number in 0..150 {
+        world.put("t", "x");
+        assert_eq!(world.bodies(0), ["x"]);
+        world.say(0, format!("REQ {} 5000\n", id(number)));
+    }
+    assert_eq!(world.node.counters().dropped, 50);
+    assert_eq!(world.channel_status("c").deferred, 100);
+    // Sent back to be delivered at once, or taken back, it stays.
+    let mut world = World::with(&CONFIG, 66 * 100);
+    world.subscribe(0, 1).put("t", "x");
+    assert_eq!(world.bodies(0), ["x"]);
+    world.say(0, format!("RDY 0\nREQ {} 0\n", id(0)));
+    for _ in 1..100 {
+        world.put("t", "y");
+    }
+    let now = world.now;
+    assert_eq!(world.node.publish(now, &topic("t"), b"z"), Err(PublishError::Full));
+}
+
+#[test]
 fn a_sample_is_about_as_large_as_it_should_be() {
     let mut world = World::with(&CONFIG, 66 * 1000);
     world.say(0, identify("{\"sample_rate\":25}")).expect(0, &[response("OK")]);

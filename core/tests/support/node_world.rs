@@ -201,6 +201,8 @@ struct Body {
     timestamp: i64,
     /// The application's.
     own: bool,
+    /// Somebody has finished it, or sent it back for later.
+    answered: bool,
 }
 
 /// What a node should be.
@@ -443,7 +445,10 @@ impl Model {
             self.topics[topic].held.push_back((number, defer));
             self.topics[topic].messages += 1;
             self.topics[topic].bytes += bytes.len() as u64;
-            self.bodies.insert(number, Body { bytes, timestamp: now as i64 * 1000, own: named });
+            self.bodies.insert(
+                number,
+                Body { bytes, timestamp: now as i64 * 1000, own: named, answered: false },
+            );
         }
         self.flow(now, topic);
         topic
@@ -631,12 +636,21 @@ impl Model {
         }
     }
 
+    /// A message is finished, or sent back for later.
+    fn answer(&mut self, number: u64) {
+        if let Some(body) = self.bodies.get_mut(&number) {
+            body.answered = true;
+        }
+    }
+
     /// Drops the oldest message as the node should: for a client none of the application's that its
     /// reserve has room for.
     fn drop_oldest(&mut self, own: bool) -> bool {
         let may_drop_own = own || self.own() > RESERVE;
         let is_droppable = |number: &u64| {
-            (may_drop_own || !self.bodies[number].own)
+            let body = &self.bodies[number];
+            (may_drop_own || !body.own)
+                && (self.full == Full::DropOldest || body.answered)
                 && !self.is_pinned(*number)
                 && !self.channels.iter().any(|channel| channel.has_in_flight(*number))
         };
@@ -685,13 +699,14 @@ impl Model {
         let is_droppable = |number: &&u64| {
             let held = |topic: &Topic| topic.held.iter().any(|(held, _)| held == *number);
             let has = |channel: &Channel| channel.has_in_flight(**number);
-            (self.topics.iter().any(held) || self.channels.iter().any(|c| c.holds(**number)))
+            (self.full == Full::DropOldest || self.bodies[*number].answered)
+                && (self.topics.iter().any(held) || self.channels.iter().any(|c| c.holds(**number)))
                 && !self.is_pinned(**number)
                 && !self.channels.iter().any(has)
         };
         let droppable = self.bodies.keys().filter(is_droppable);
         let most: usize = droppable.map(|number| blocks(self.bodies[number].bytes.len())).sum();
-        if free < need && (self.full == Full::Refuse || free + most < need) {
+        if free < need && free + most < need {
             return false;
         }
         while BLOCKS - self.used() < need {
@@ -938,6 +953,7 @@ impl<'n, D: Dice> World<'n, D> {
             Effect::Fin(number) => match model.flight(client, number) {
                 Ok((at, entry)) => {
                     model.channels[at].entries[entry] = None;
+                    model.answer(number);
                     model.seats[client].finished += 1;
                     model.finished += 1;
                 }
@@ -955,6 +971,7 @@ impl<'n, D: Dice> World<'n, D> {
                     } else {
                         // Longer ones are clamped.
                         defer_until(channel, number, now + delay.min(10_000) * 1000);
+                        model.answer(number);
                     }
                     model.seats[client].requeued += 1;
                 }

@@ -213,6 +213,7 @@ impl Shared<'_> {
     pub(in crate::node) fn finish(&mut self, id: u8, message: &MessageId) -> Result<(), NotYours> {
         let (at, index) = self.flight(id, message)?;
         let (message, lane) = self.land(at, index);
+        self.store.set_answered(message);
         self.done(message, lane);
         if let Some(seat) = self.seat_mut(id) {
             seat.finished = seat.finished.saturating_add(1);
@@ -235,6 +236,7 @@ impl Shared<'_> {
             self.put_back(at, message, lane);
         } else {
             let due = now.after(Span::from_millis(delay_ms));
+            self.store.set_answered(message);
             self.store.set_lane(message, lane, Lane::Deferred);
             if let Some(channel) = self.channels.get_mut(usize::from(at)) {
                 channel.deferred.insert_lane(&mut self.store, message, lane, due);

@@ -216,9 +216,11 @@ impl Shared<'_> {
     }
 
     /// Drops the oldest messages for so many more blocks, if that is wanted and makes enough room:
-    /// otherwise nothing changes.
+    /// otherwise nothing changes. Where it is not wanted, the application's message still takes the
+    /// room of what has been answered and is kept for others: a channel that nobody consumes, or a
+    /// consumer that sends all back for later, does not keep it out.
     fn make_room(&mut self, blocks: u32, draft: &Draft) -> bool {
-        if self.config.full != Full::DropOldest {
+        if self.config.full == Full::Refuse && !draft.own {
             return false;
         }
         let free = self.store.free().saturating_sub(self.store.reserved());
@@ -309,8 +311,12 @@ impl Shared<'_> {
         true
     }
 
-    /// Nobody has it in flight, nor is it being written.
+    /// Nobody has it in flight, nor is it being written; and if nothing is to be dropped, somebody
+    /// has answered it.
     fn is_droppable(&self, message: u16) -> bool {
+        if self.config.full == Full::Refuse && !self.store.is_answered(message) {
+            return false;
+        }
         let mut waiting = 0u16;
         for lane in 0..self.config.channels_per_topic {
             match self.store.lane(message, lane) {
