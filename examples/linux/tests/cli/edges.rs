@@ -498,7 +498,8 @@ async fn a_channel_with_all_in_flight_is_told() {
         "warn: channel c of topic t: all 2500 messages that can be in flight are; the others wait";
     let reading = async {
         loop {
-            client.read(&mut [0; 4096]).await.unwrap();
+            let read = client.read(&mut [0; 4096]).await.unwrap();
+            assert_ne!(read, 0, "it hung up");
         }
     };
     tokio::select! {
