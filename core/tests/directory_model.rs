@@ -21,30 +21,39 @@ const NAMES: [&str; 6] = ["a", "b", "c", "d", "e#ephemeral", "f#ephemeral"];
 const INACTIVE: Span = Span::from_secs(300);
 const LIFETIME: Span = Span::from_secs(45);
 const IDLE: Span = Span::from_secs(400);
+const REPLACE: Span = Span::from_secs(45);
 const GREETING: Span = Span::from_secs(10);
-const EMPTY: Span = Span::from_secs(500);
+const EMPTY: Span = Span::from_secs(160);
+
+/// What one client may have and make more.
+const TOPICS_OF_ONE: usize = 3;
+const CHANNELS_OF_ONE: usize = 4;
 
 /// A topic or channel.
 #[derive(Debug, Clone)]
 struct Key {
     kept: bool,
     producers: BTreeSet<usize>,
-    empty_since: Instant,
+    /// Without producers: since when it has been so, or was made again or asked for.
+    unused_since: Instant,
+    number: u32,
 }
 
 impl Key {
-    fn new(now: Instant) -> Self {
-        Self { kept: false, producers: BTreeSet::new(), empty_since: now }
-    }
-
     fn leave(&mut self, now: Instant, client: usize) {
         if self.producers.remove(&client) && self.producers.is_empty() {
-            self.empty_since = now;
+            self.unused_since = now;
+        }
+    }
+
+    fn touch(&mut self, now: Instant) {
+        if self.producers.is_empty() {
+            self.unused_since = now;
         }
     }
 
     fn is_stale(&self, now: Instant) -> bool {
-        !self.kept && self.producers.is_empty() && self.empty_since.after(EMPTY) <= now
+        !self.kept && self.producers.is_empty() && self.unused_since.after(EMPTY) <= now
     }
 }
 
@@ -52,7 +61,7 @@ impl Key {
 enum Client {
     Gone,
     Greeting { until: Instant },
-    Here { node: u32, heard: Instant, pinged: Instant },
+    Here { node: u32, number: u32, heard: Instant, pinged: Instant },
 }
 
 /// What nsqlookupd promises, with maps, and how much room there is.
@@ -62,8 +71,20 @@ struct Model {
     topics: BTreeMap<String, Key>,
     channels: BTreeMap<(String, String), Key>,
     buried: BTreeMap<(String, usize), Instant>,
+    /// Of what was made last.
+    number: u32,
+    /// A caller found no room.
+    turned_away: bool,
     full: u32,
     collected: u32,
+    given_back: u32,
+    replaced: u32,
+}
+
+/// Of those without producers, the one that was not used for longest.
+fn oldest<'m, K: Clone + 'm>(keys: impl Iterator<Item = (&'m K, &'m Key)>) -> Option<K> {
+    let unused = keys.filter(|(_, key)| key.producers.is_empty());
+    unused.min_by_key(|(_, key)| (key.unused_since, key.number)).map(|(name, _)| name.clone())
 }
 
 impl Model {
@@ -73,8 +94,12 @@ impl Model {
             topics: BTreeMap::new(),
             channels: BTreeMap::new(),
             buried: BTreeMap::new(),
+            number: 0,
+            turned_away: false,
             full: 0,
             collected: 0,
+            given_back: 0,
+            replaced: 0,
         }
     }
 
@@ -86,30 +111,62 @@ impl Model {
         self.collected += (before - self.channels.len() - self.topics.len()) as u32;
     }
 
-    /// Whether there is room, once what is stale is gone.
-    fn make(&mut self, now: Instant, topic: &str, channel: Option<&str>, keep: bool) -> bool {
-        if let Some(channel) = channel {
-            let is_new = !self.channels.contains_key(&(topic.into(), channel.into()));
-            if is_new && self.channels.len() == CHANNELS {
-                self.collect(now);
-            }
-            if is_new && self.channels.len() == CHANNELS {
-                self.full += 1;
-                return false;
-            }
-        }
-        let is_new = !self.topics.contains_key(topic);
-        if is_new && self.topics.len() == TOPICS {
+    fn key(&mut self, now: Instant) -> Key {
+        self.number += 1;
+        Key { kept: false, producers: BTreeSet::new(), unused_since: now, number: self.number }
+    }
+
+    /// Whether there is room, once what is stale is gone, and what nobody has.
+    fn make(
+        &mut self,
+        now: Instant,
+        topic: &str,
+        channel: Option<&str>,
+        client: Option<usize>,
+    ) -> bool {
+        let both = channel.map(|channel| (topic.to_owned(), channel.to_owned()));
+        let new_channel =
+            |model: &Self| both.as_ref().is_some_and(|both| !model.channels.contains_key(both));
+        if !self.topics.contains_key(topic) && self.topics.len() == TOPICS
+            || new_channel(self) && self.channels.len() == CHANNELS
+        {
             self.collect(now);
         }
-        if is_new && self.topics.len() == TOPICS {
+        let (new_topic, new_channel) = (!self.topics.contains_key(topic), new_channel(self));
+        let no_topic = self.topics.len() == TOPICS && oldest(self.topics.iter()).is_none();
+        let no_channel = self.channels.len() == CHANNELS && oldest(self.channels.iter()).is_none();
+        let of_one = |keys: &mut dyn Iterator<Item = &Key>, most| {
+            client.is_some_and(|it| keys.filter(|key| key.producers.contains(&it)).count() >= most)
+        };
+        if new_topic && (no_topic || of_one(&mut self.topics.values(), TOPICS_OF_ONE))
+            || new_channel && (no_channel || of_one(&mut self.channels.values(), CHANNELS_OF_ONE))
+        {
             self.full += 1;
             return false;
         }
-        self.topics.entry(topic.into()).or_insert(Key::new(now)).kept |= keep;
-        if let Some(channel) = channel {
-            let key = (topic.into(), channel.into());
-            self.channels.entry(key).or_insert(Key::new(now)).kept |= keep;
+        if new_topic {
+            if self.topics.len() == TOPICS {
+                let name = oldest(self.topics.iter()).unwrap();
+                let before = self.channels.len();
+                self.delete(&name);
+                self.given_back += 1 + (before - self.channels.len()) as u32;
+            }
+            let key = self.key(now);
+            self.topics.insert(topic.into(), key);
+        }
+        if new_channel {
+            if self.channels.len() == CHANNELS {
+                let name = oldest(self.channels.iter()).unwrap();
+                self.channels.remove(&name);
+                self.given_back += 1;
+            }
+            let key = self.key(now);
+            self.channels.insert(both.clone().unwrap(), key);
+        }
+        let channel = both.and_then(|both| self.channels.get_mut(&both));
+        for key in self.topics.get_mut(topic).into_iter().chain(channel) {
+            key.kept |= client.is_none();
+            key.touch(now);
         }
         true
     }
@@ -121,7 +178,7 @@ impl Model {
         topic: &str,
         channel: Option<&str>,
     ) -> bool {
-        if !self.make(now, topic, channel, false) {
+        if !self.make(now, topic, channel, Some(client)) {
             return false;
         }
         self.topics.get_mut(topic).unwrap().producers.insert(client);
@@ -163,6 +220,7 @@ impl Model {
 
     fn leave(&mut self, now: Instant, client: usize) {
         self.clients[client] = Client::Gone;
+        self.turned_away = false;
         self.topics.values_mut().for_each(|key| key.leave(now, client));
         self.channels.values_mut().for_each(|key| key.leave(now, client));
         self.buried.retain(|(_, is), _| *is != client);
@@ -171,6 +229,23 @@ impl Model {
     fn is_buried(&self, now: Instant, topic: &str, client: usize) -> bool {
         let at = self.buried.get(&(topic.to_owned(), client));
         at.is_some_and(|at| now < at.after(LIFETIME))
+    }
+
+    /// Of these clients, the last one heard of each node, among those that still send PING.
+    fn listed(&self, now: Instant, clients: impl Iterator<Item = usize>) -> BTreeMap<u32, usize> {
+        let heard = |client: usize| match self.clients[client] {
+            Client::Here { number, heard, .. } => (heard, number),
+            _ => unreachable!("it is listed"),
+        };
+        let mut listed = BTreeMap::new();
+        for client in clients {
+            let Some(node) = self.active(now, client) else { continue };
+            let shown = listed.entry(node).or_insert(client);
+            if heard(client) > heard(*shown) {
+                *shown = client;
+            }
+        }
+        listed
     }
 
     /// The node that a client is, if it still sends PING.
@@ -229,39 +304,35 @@ impl World {
             }
             (0..=3, Client::Greeting { .. }) => {
                 // Fewer names than connections: they meet.
-                let node = self.random.below(3);
+                let (node, port) = (self.random.below(3), port(client));
                 let json = format!(
-                    r#"{{"broadcast_address":"n{node}","tcp_port":1,"http_port":2,"version":"v"}}"#
+                    r#"{{"broadcast_address":"n{node}","tcp_port":1,"http_port":{port},"version":"v"}}"#
                 );
                 let len = (json.len() as u32).to_be_bytes();
                 let said = self.say(client, &[b"IDENTIFY\n", &len[..], json.as_bytes()].concat());
                 assert!(said.ends_with(b"}"));
-                let is_twin =
-                    |is: &Client| matches!(is, Client::Here { node: other, .. } if *other == node);
-                if let Some(twin) = self.model.clients.iter().position(is_twin) {
-                    let mut session = self.directory.client(twin).unwrap();
-                    assert_eq!(session.link(), Link::Close);
-                    session.closed(now, Closed::Local);
-                    self.model.leave(now, twin);
-                }
-                self.model.clients[client] = Client::Here { node, heard: now, pinged: now };
+                self.model.number += 1;
+                let number = self.model.number;
+                self.model.clients[client] = Client::Here { node, number, heard: now, pinged: now };
+                self.replace(client);
             }
-            (0..=3, Client::Here { node, pinged, .. }) => {
+            (0..=3, Client::Here { node, number, pinged, .. }) => {
                 let said = self.say(client, command("REGISTER").as_bytes());
                 let took = self.model.register(now, client, topic, with_channel);
                 assert_eq!(said == b"\0\0\0\x02OK", took, "{}", said.escape_ascii());
                 assert!(took || said[4..].starts_with(b"E_REGISTER_FAILED"));
-                self.model.clients[client] = Client::Here { node, heard: now, pinged };
+                self.model.clients[client] = Client::Here { node, number, heard: now, pinged };
             }
-            (4, Client::Here { node, pinged, .. }) => {
+            (4, Client::Here { node, number, pinged, .. }) => {
                 let said = self.say(client, command("UNREGISTER").as_bytes());
                 assert_eq!(said, b"\0\0\0\x02OK");
                 self.model.unregister(now, client, topic, with_channel);
-                self.model.clients[client] = Client::Here { node, heard: now, pinged };
+                self.model.clients[client] = Client::Here { node, number, heard: now, pinged };
             }
-            (5, Client::Here { node, .. }) => {
+            (5, Client::Here { node, number, .. }) => {
                 assert_eq!(self.say(client, b"PING\n"), b"\0\0\0\x02OK");
-                self.model.clients[client] = Client::Here { node, heard: now, pinged: now };
+                self.model.clients[client] = Client::Here { node, number, heard: now, pinged: now };
+                self.replace(client);
             }
             (6, state) if state != Client::Gone && self.random.one_in(4) => {
                 self.directory.client(client).unwrap().closed(now, Closed::Peer);
@@ -269,7 +340,32 @@ impl World {
             }
             (7, _) => self.administer(topic, channel),
             (8, _) if self.random.one_in(2) => self.pass(),
+            (9, _) if self.random.one_in(4) => {
+                self.directory.turned_away();
+                self.model.turned_away = true;
+            }
             _ => self.check(),
+        }
+    }
+
+    /// Those that were there before a client and have its address, if they are silent for long.
+    fn replace(&mut self, client: usize) {
+        let (now, clients) = (self.now, self.model.clients);
+        let Client::Here { node, number, .. } = clients[client] else { return };
+        for (other, state) in clients.iter().enumerate() {
+            let mut session = self.directory.client(other).unwrap();
+            match *state {
+                Client::Here { node: of, number: older, heard, .. }
+                    if of == node && older < number && heard.after(REPLACE) < now =>
+                {
+                    assert_eq!(session.link(), Link::Close, "it came back");
+                    session.closed(now, Closed::Local);
+                    self.model.leave(now, other);
+                    self.model.replaced += 1;
+                }
+                Client::Gone => {}
+                _ => assert_eq!(session.link(), Link::Up, "it is not that one"),
+            }
         }
     }
 
@@ -281,11 +377,11 @@ impl World {
         self.model.collect(now);
         let (request, expected) = match self.random.below(6) {
             0 => {
-                let made = self.model.make(now, topic, None, true);
+                let made = self.model.make(now, topic, None, None);
                 (format!("POST /topic/create?topic={t}"), if made { "200" } else { "503" })
             }
             1 => {
-                let made = self.model.make(now, topic, Some(channel), true);
+                let made = self.model.make(now, topic, Some(channel), None);
                 let request = format!("POST /channel/create?topic={t}&channel={c}");
                 (request, if made { "200" } else { "503" })
             }
@@ -300,17 +396,19 @@ impl World {
                 (request, if had { "200" } else { "404" })
             }
             _ => {
-                let node = self.random.below(3);
+                let (node, meant) = (self.random.below(3), 2 + self.random.below(2));
                 for client in 0..CLIENTS {
-                    let is_meant = matches!(
-                        self.model.clients[client], Client::Here { node: is, .. } if is == node
-                    );
+                    let is_meant = port(client) == meant
+                        && matches!(
+                            self.model.clients[client],
+                            Client::Here { node: is, .. } if is == node
+                        );
                     let has = self.model.topics.get(topic);
                     if is_meant && has.is_some_and(|key| key.producers.contains(&client)) {
                         self.model.buried.insert((topic.to_owned(), client), now);
                     }
                 }
-                (format!("POST /topic/tombstone?topic={t}&node=n{node}:2"), "200")
+                (format!("POST /topic/tombstone?topic={t}&node=n{node}:{meant}"), "200")
             }
         };
         assert_eq!(self.ask(&request).0, expected, "{request}");
@@ -326,13 +424,22 @@ impl World {
             let next = (0..CLIENTS).map(|client| deadline(self, client)).min().unwrap();
             self.now = next.min(until).max(self.now);
             let now = self.now;
+            let heard = |client: &usize| match self.model.clients[*client] {
+                Client::Here { heard, number, .. } => (heard, number),
+                _ => (Instant::NEVER, 0),
+            };
+            let silent = (0..CLIENTS)
+                .min_by_key(heard)
+                .filter(|client| self.model.turned_away && heard(client).0.after(REPLACE) <= now);
             for client in 0..CLIENTS {
                 let mut session = self.directory.client(client).unwrap();
                 session.tick(now);
                 let is_over = match self.model.clients[client] {
                     Client::Gone => false,
                     Client::Greeting { until } => until <= now,
-                    Client::Here { heard, .. } => heard.after(IDLE) <= now,
+                    Client::Here { heard, .. } => {
+                        heard.after(IDLE) <= now || Some(client) == silent
+                    }
                 };
                 assert_eq!(session.link() == Link::Close, is_over, "{:?}", self.model.clients);
                 if is_over {
@@ -353,43 +460,78 @@ impl World {
         assert_eq!(strings(&topics), model.topics.keys().cloned().collect::<BTreeSet<_>>());
         for topic in NAMES {
             let name = TopicName::new(topic).unwrap();
-            let escaped = topic.replace('#', "%23");
-            let (status, body) = self.ask(&format!("GET /lookup?topic={escaped}"));
-            let model = &self.model;
-            let Some(key) = model.topics.get(topic) else {
-                assert_eq!(status, "404");
-                continue;
-            };
-            let of_topic =
-                |((is, name), _): (&(String, String), _)| (is == topic).then(|| name.clone());
-            let channels: BTreeSet<_> = model.channels.iter().filter_map(of_topic).collect();
-            let listed =
-                key.producers.iter().filter(|client| !model.is_buried(now, topic, **client));
-            let nodes = listed.filter_map(|client| model.active(now, *client));
-            let nodes: BTreeSet<_> = nodes.map(|node| format!("n{node}")).collect();
-            let (front, back) = body.split_once("],\"producers\":").unwrap();
-            assert_eq!(strings(&format!("{front}]}}")), channels, "{body}");
-            assert_eq!(names(back.strip_suffix('}').unwrap()), nodes, "{topic} {:?}", self.model);
             for client in 0..CLIENTS {
-                let has = self.model.topics[topic].producers.contains(&client);
+                let has = |key: &Key| key.producers.contains(&client);
+                let has = self.model.topics.get(topic).is_some_and(has);
                 assert_eq!(self.directory.has_topic(client, &name), has);
+            }
+            // To be asked for is to be used.
+            if self.random.one_in(4) {
+                self.look_up(topic);
             }
         }
         let channels: BTreeSet<_> = self.directory.channels().map(pair).collect();
         assert_eq!(channels, self.model.channels.keys().cloned().collect());
+        let model = &self.model;
+        for (name, count) in self.directory.topics() {
+            let nodes = model.topics[name.as_str()].producers.iter().map(|client| {
+                let Client::Here { node, .. } = model.clients[*client] else {
+                    panic!("it is gone")
+                };
+                node
+            });
+            assert_eq!(count, nodes.collect::<BTreeSet<_>>().len(), "of {name}");
+        }
         let nodes = self.ask("GET /nodes").1;
-        let here = (0..CLIENTS).filter_map(|client| self.model.active(now, client));
-        assert_eq!(names(&nodes), here.map(|node| format!("n{node}")).collect());
-        let buried = (0..CLIENTS).filter(|client| self.model.active(now, *client).is_some());
-        let buried =
-            buried.flat_map(|client| self.model.topics.iter().map(move |key| (key, client)));
-        let buried = buried.filter(|((name, key), client)| {
-            key.producers.contains(client) && self.model.is_buried(now, name, *client)
-        });
-        assert_eq!(nodes.matches("true").count(), buried.count(), "{nodes}");
+        let model = &self.model;
+        assert_eq!(shown(&nodes), ports(model.listed(now, 0..CLIENTS)));
+        let mut buried = 0;
+        for (name, key) in &model.topics {
+            let listed = |client: &&usize| !model.is_buried(now, name, **client);
+            let all = model.listed(now, key.producers.iter().copied());
+            let seen = model.listed(now, key.producers.iter().filter(listed).copied());
+            buried += all.len() - seen.len();
+        }
+        assert_eq!(nodes.matches("true").count(), buried, "{nodes}");
+        let topics = model.topics.values();
+        let topics = topics.map(|key| model.listed(now, key.producers.iter().copied()).len());
+        assert_eq!(nodes.matches("false").count() + buried, topics.sum(), "{nodes}");
         let counters = self.directory.counters();
-        assert_eq!((counters.full, counters.collected), (self.model.full, self.model.collected));
+        let model = &self.model;
+        assert_eq!((counters.full, counters.collected), (model.full, model.collected));
+        assert_eq!((counters.given_back, counters.replaced), (model.given_back, model.replaced));
     }
+
+    fn look_up(&mut self, topic: &str) {
+        let now = self.now;
+        let escaped = topic.replace('#', "%23");
+        let (status, body) = self.ask(&format!("GET /lookup?topic={escaped}"));
+        let model = &mut self.model;
+        let Some(key) = model.topics.get_mut(topic) else {
+            assert_eq!(status, "404");
+            return;
+        };
+        key.touch(now);
+        let of_topic =
+            |((is, name), _): (&(String, String), _)| (is == topic).then(|| name.clone());
+        let channels: BTreeSet<_> = model.channels.iter().filter_map(of_topic).collect();
+        let producers = model.topics[topic].producers.iter();
+        let listed = producers.filter(|client| !model.is_buried(now, topic, **client));
+        let listed = ports(model.listed(now, listed.copied()));
+        let (front, back) = body.split_once("],\"producers\":").unwrap();
+        assert_eq!(strings(&format!("{front}]}}")), channels, "{body}");
+        assert_eq!(shown(back.strip_suffix('}').unwrap()), listed, "{topic} {:?}", self.model);
+    }
+}
+
+/// Some have the same HTTP port, and some not.
+fn port(client: usize) -> u32 {
+    2 + client as u32 % 2
+}
+
+/// Nodes by their names, each with the HTTP port of the connection that is shown.
+fn ports(listed: BTreeMap<u32, usize>) -> BTreeMap<String, u32> {
+    listed.into_iter().map(|(node, client)| (format!("n{node}"), port(client))).collect()
 }
 
 fn pair((topic, channel): (&TopicName, &ChannelName)) -> (String, String) {
@@ -403,12 +545,17 @@ fn strings(json: &str) -> BTreeSet<String> {
     strings
 }
 
-fn names(json: &str) -> BTreeSet<String> {
-    let mut names = BTreeSet::new();
-    each(json, |key, text| {
-        assert!(key != "broadcast_address" || names.insert(text.to_owned()), "twice: {json}");
+/// Nodes by their names, each with its HTTP port.
+fn shown(json: &str) -> BTreeMap<String, u32> {
+    let nodes = json.split("\"broadcast_address\":\"").skip(1).map(|rest| {
+        let (name, rest) = rest.split_once('"').unwrap();
+        let port = rest.split("\"http_port\":").nth(1).unwrap();
+        (name.to_owned(), port[..1].parse().unwrap())
     });
-    names
+    let nodes: Vec<_> = nodes.collect();
+    let by_name: BTreeMap<_, _> = nodes.iter().cloned().collect();
+    assert_eq!(by_name.len(), nodes.len(), "twice: {json}");
+    by_name
 }
 
 fn each(json: &str, mut then: impl FnMut(&str, &str)) {
@@ -445,6 +592,7 @@ fn exchange(session: &mut dyn Session, now: Instant, mut bytes: &[u8], write: us
 #[test]
 fn a_directory_is_what_the_model_says() {
     let (mut full, mut collected, mut replaced, mut timed_out) = (0, 0, 0, 0);
+    let mut given_back = 0;
     for seed in 0..seeds(40) {
         let config = Box::leak(Box::new(Config {
             inactive_timeout: INACTIVE,
@@ -452,6 +600,8 @@ fn a_directory_is_what_the_model_says() {
             idle_timeout: IDLE,
             greeting_timeout: GREETING,
             empty_timeout: EMPTY,
+            topics_per_node: TOPICS_OF_ONE as u16,
+            channels_per_node: CHANNELS_OF_ONE as u16,
             ..Config::new()
         }));
         let storage = Box::leak(Box::new(Storage::<CLIENTS, TOPICS, CHANNELS, 1>::new()));
@@ -469,9 +619,14 @@ fn a_directory_is_what_the_model_says() {
         full += counters.full;
         collected += counters.collected;
         replaced += counters.replaced;
+        given_back += counters.given_back;
         timed_out += counters.timed_out;
     }
-    println!("full {full}, collected {collected}, replaced {replaced}, timed out {timed_out}");
+    println!(
+        "full {full}, collected {collected}, given back {given_back}, replaced {replaced}, timed \
+         out {timed_out}"
+    );
     let few = seeds(40);
-    assert!(full > few && collected > few / 2 && replaced > few && timed_out > few / 2);
+    assert!(full > few && collected > few / 2 && replaced > few / 2 && timed_out > few / 2);
+    assert!(given_back > few);
 }

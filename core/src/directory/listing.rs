@@ -4,10 +4,9 @@
 //! list ends. Each element is written as a whole or not yet.
 
 use core::convert::Infallible;
-use core::net::SocketAddr;
 
 use super::Shared;
-use super::producer::Producer;
+use super::producer::{Producer, twins};
 use super::table::numbered;
 use crate::http::emit::{emit_i64, emit_remote, emit_text};
 use crate::http::{Content, Piece};
@@ -34,6 +33,8 @@ pub(super) struct Task {
     /// The slot and birth of what an inner list is about.
     slot: u16,
     birth: u32,
+    /// The last birth when the list began.
+    since: u32,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,7 +71,17 @@ pub(super) struct View<'v, 'a> {
 
 impl Task {
     pub(super) const fn new(step: Step) -> Self {
-        Self { step, at: 0, inner: 0, count: 0, inner_count: 0, flags: 0, slot: 0, birth: 0 }
+        Self {
+            step,
+            at: 0,
+            inner: 0,
+            count: 0,
+            inner_count: 0,
+            flags: 0,
+            slot: 0,
+            birth: 0,
+            since: 0,
+        }
     }
 
     /// About a topic; none gives an empty list.
@@ -147,6 +158,7 @@ impl Task {
                     if fits {
                         self.at = 0;
                         self.count = 0;
+                        self.since = tables.births();
                     }
                     fits
                 }
@@ -159,7 +171,10 @@ impl Task {
                 }
                 None => self.text(piece, "]}", Step::Done),
             },
-            Step::Nodes => self.text(piece, "{\"producers\":[", Step::Node),
+            Step::Nodes => {
+                self.since = tables.births();
+                self.text(piece, "{\"producers\":[", Step::Node)
+            }
             Step::Node => self.node(view, piece),
             Step::NodeTopic => match self.next_topic_of_node(view) {
                 Some((at, name)) => {
@@ -180,7 +195,10 @@ impl Task {
                 }
             },
             Step::NodeTombstone => self.tombstone(view, piece),
-            Step::Debug => self.text(piece, "{", Step::DebugProducer),
+            Step::Debug => {
+                self.since = tables.births();
+                self.text(piece, "{", Step::DebugProducer)
+            }
             Step::DebugProducer => self.debug(view, piece),
         }
     }
@@ -225,22 +243,23 @@ impl Task {
         if tables.birth(topic) != self.birth {
             return None;
         }
-        let lifetime = view.shared.config.tombstone_lifetime;
-        view.active(self.at.into()).find(|(at, _)| {
-            let tombstone = tables.tombstone(view.now, lifetime, topic, *at);
-            tables.has_topic(topic, *at) && !tombstone.is_some_and(|(_, counts)| counts)
+        view.entries(self.at.into(), self.since).find_map(|at| {
+            let is_listed = |id| tables.has_topic(topic, id) && !view.is_buried(topic, id);
+            Some((at, view.latest(at, |id| view.is_active(id) && is_listed(id))?))
         })
     }
 
     /// The next node, up to the list of its topics.
     fn node(&mut self, view: &View<'_, '_>, piece: &mut Piece<'_>) -> bool {
-        let Some((at, producer)) = view.active(self.at.into()).next() else {
+        let mut entries = view.entries(self.at.into(), self.since);
+        let next = entries.find_map(|at| Some((at, view.latest(at, |id| view.is_active(id))?)));
+        let Some((at, producer)) = next else {
             return self.text(piece, "]}", Step::Done);
         };
         let fits = producer.emit(piece, self.count, ",\"topics\":[");
         if fits {
             self.slot = at as u16;
-            self.birth = producer.birth;
+            self.birth = view.birth(at);
             self.inner = 0;
             self.inner_count = 0;
             self.step = Step::NodeTopic;
@@ -251,13 +270,12 @@ impl Task {
 
     fn next_topic_of_node<'v>(&self, view: &View<'v, '_>) -> Option<(usize, &'v str)> {
         let node = usize::from(self.slot);
-        let (_, birth) = view.producers.get(node)?.node()?;
-        if birth != self.birth {
+        if view.birth(node) != self.birth {
             return None;
         }
         let tables = &view.shared.tables;
         let mut topics = tables.topics(self.inner.into());
-        let (at, name) = topics.find(|(topic, _)| tables.has_topic(*topic, node))?;
+        let (at, name) = topics.find(|(topic, _)| view.having(*topic, node).next().is_some())?;
         Some((at, name.as_str()))
     }
 
@@ -267,11 +285,8 @@ impl Task {
             return self.text(piece, "]}", Step::Node);
         }
         let next = self.next_topic_of_node(view).map(|(topic, _)| topic);
-        let lifetime = view.shared.config.tombstone_lifetime;
         let is_buried = next.is_some_and(|topic| {
-            let node = self.slot.into();
-            let tombstone = view.shared.tables.tombstone(view.now, lifetime, topic, node);
-            tombstone.is_some_and(|(_, counts)| counts)
+            view.having(topic, self.slot.into()).all(|id| view.is_buried(topic, id))
         });
         let fits = piece.put(|w| {
             w.write_all(if self.flags == 0 { b"" } else { b"," })?;
@@ -290,10 +305,12 @@ impl Task {
             return self.text(piece, "}", Step::Done);
         };
         let is_same = self.inner_count == 0 || birth == self.birth;
-        let next = numbered(view.producers, self.inner.into())
-            .filter_map(|(at, producer)| Some((at, producer, producer.node()?.0)))
-            .find(|(at, ..)| is_same && view.has(key, *at));
-        let Some((at, producer, node)) = next else {
+        let next = view.entries(self.inner.into(), self.since).find_map(|at| {
+            let has = |id| is_same && view.has(key, id);
+            let listed = view.latest(at, |id| has(id) && !view.is_hidden(key, id));
+            Some((at, listed.or_else(|| view.latest(at, has))?))
+        });
+        let Some((at, producer)) = next else {
             let fits = self.inner_count == 0 || piece.put(|w| w.write_all(b"]"));
             if fits {
                 self.at = self.at.saturating_add(1);
@@ -311,7 +328,7 @@ impl Task {
                 key.emit(w)?;
                 w.write_all(b"\":[")?;
             }
-            view.emit_debug(w, key, at, producer, node)
+            view.emit_debug(w, key, &producer)
         });
         if fits {
             self.inner = (at as u16).saturating_add(1);
@@ -322,11 +339,11 @@ impl Task {
     }
 }
 
-/// A producer to be listed.
+/// The connection that a list shows of an address.
 struct Listed<'v> {
+    id: usize,
+    producer: &'v Producer,
     node: &'v Node,
-    birth: u32,
-    remote: SocketAddr,
 }
 
 impl Listed<'_> {
@@ -336,7 +353,7 @@ impl Listed<'_> {
         piece.put(|w| {
             w.write_all(if count == 0 { b"" } else { b"," })?;
             w.write_all(b"{\"remote_address\":\"")?;
-            emit_remote(w, self.remote)?;
+            emit_remote(w, self.producer.remote())?;
             w.write_all(b"\",\"hostname\":")?;
             emit_text(w, &node.hostname)?;
             w.write_all(b",\"broadcast_address\":")?;
@@ -387,15 +404,56 @@ impl Key<'_> {
 }
 
 impl<'v> View<'v, '_> {
-    /// The nodes from slot `from` on that still send PING.
-    fn active(&self, from: usize) -> impl Iterator<Item = (usize, Listed<'v>)> + use<'v> {
-        let (now, timeout) = (self.now, self.shared.config.inactive_timeout);
-        let slots = numbered(self.producers, from);
-        slots.filter_map(move |(at, producer)| {
-            let (node, birth) = producer.node()?;
-            let is_active = now <= producer.last_update.after(timeout);
-            is_active.then_some((at, Listed { node, birth, remote: producer.remote() }))
-        })
+    /// Where a list has its entries, from slot `from` on: one for each address, at the first of its
+    /// connections. Those that came after the list began, when the last birth was `since`, come
+    /// behind the others, so that they do not take an entry to where the list was already.
+    fn entries(&self, from: usize, since: u32) -> impl Iterator<Item = usize> + use<'v> {
+        let producers = self.producers;
+        let slots = numbered(producers, from).filter(|(_, producer)| producer.node().is_some());
+        let is_entry = move |&(at, producer): &(usize, &Producer)| {
+            let place = (producer.is_after(since), at);
+            twins(producers, at).all(|(other, twin)| (twin.is_after(since), other) >= place)
+        };
+        slots.filter(is_entry).map(|(at, _)| at)
+    }
+
+    /// Of the connections with the address of `at` that are to be listed, the one heard last.
+    fn latest(&self, at: usize, is_listed: impl Fn(usize) -> bool) -> Option<Listed<'v>> {
+        let all = twins(self.producers, at).filter(|(id, _)| is_listed(*id));
+        let (id, producer) = all.max_by_key(|(_, producer)| producer.heard())?;
+        let (node, _) = producer.node()?;
+        Some(Listed { id, producer, node })
+    }
+
+    /// The connections with the address of `at` that make `/nodes` list a topic.
+    fn having(&self, topic: usize, at: usize) -> impl Iterator<Item = usize> {
+        let ids = twins(self.producers, at).map(|(id, _)| id);
+        ids.filter(move |id| self.is_active(*id) && self.shared.tables.has_topic(topic, *id))
+    }
+
+    /// Whether a node still sends PING.
+    fn is_active(&self, id: usize) -> bool {
+        let timeout = self.shared.config.inactive_timeout;
+        self.producers.get(id).is_some_and(|it| self.now <= it.last_update.after(timeout))
+    }
+
+    /// Whether consumers are not to hear of a producer of a topic.
+    fn is_buried(&self, topic: usize, id: usize) -> bool {
+        let lifetime = self.shared.config.tombstone_lifetime;
+        let tombstone = self.shared.tables.tombstone(self.now, lifetime, topic, id);
+        tombstone.is_some_and(|(_, counts)| counts)
+    }
+
+    fn is_hidden(&self, key: Key<'_>, id: usize) -> bool {
+        match key {
+            Key::Topic(topic, _) => self.is_buried(topic, id),
+            Key::Client | Key::Channel(..) | Key::None => false,
+        }
+    }
+
+    /// Which node is on a connection; 0 if none is.
+    fn birth(&self, id: usize) -> u32 {
+        self.producers.get(id).and_then(Producer::node).map_or(0, |(_, birth)| birth)
     }
 
     /// Key number `at`, and its birth; `None` behind the last.
@@ -433,13 +491,12 @@ impl<'v> View<'v, '_> {
         &self,
         w: &mut Piece<'_>,
         key: Key<'_>,
-        at: usize,
-        producer: &Producer,
-        node: &Node,
+        listed: &Listed<'_>,
     ) -> Result<(), Infallible> {
+        let Listed { id, producer, node } = *listed;
         let lifetime = self.shared.config.tombstone_lifetime;
         let tombstone = match key {
-            Key::Topic(topic, _) => self.shared.tables.tombstone(self.now, lifetime, topic, at),
+            Key::Topic(topic, _) => self.shared.tables.tombstone(self.now, lifetime, topic, id),
             Key::Client | Key::Channel(..) | Key::None => None,
         };
         w.write_all(b"{\"broadcast_address\":")?;

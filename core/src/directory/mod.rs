@@ -10,8 +10,9 @@
 //! | a negative length in IDENTIFY ends the process, a large one is allocated | refused: [`Config::max_body`] |
 //! | lines of any length | refused above [`v1::LINE_BUFFER`](crate::wire::v1::LINE_BUFFER) bytes |
 //! | a silent connection stays for ever | closed after [`Config::idle_timeout`], before IDENTIFY after [`Config::greeting_timeout`] |
-//! | a node that lost its connection comes back and is listed twice | the new connection replaces the old one |
-//! | topics and channels without producers stay for ever | forgotten after [`Config::empty_timeout`], unless an administrator made them |
+//! | connections that announce one address are listed as many times | listed once, see [below](#one-address-several-connections) |
+//! | a node that lost its connection comes back and its old registrations stay | the new connection replaces one that has been silent for more than [`Config::replace_timeout`] |
+//! | topics and channels without producers stay for ever | forgotten after [`Config::empty_timeout`], unless they were made over HTTP; given back when others need the room |
 //! | `topic=*` stands for all topics, also in `/topic/delete` | no topic |
 //!
 //! The life of a node's connection:
@@ -19,8 +20,8 @@
 //! ```text
 //!       accepted            IDENTIFY
 //! Free ----------> Greeting ---------> Identified
-//!   ^                 |                    |  refused, silent, does not read,
-//!   |                 v                    v  or came back on another connection
+//!   ^                 |                    |  refused, silent, does not read, or was silent
+//!   |                 v                    v  for long and came back on another connection
 //!   +------------- Closing <---------------+
 //! ```
 //!
@@ -29,25 +30,47 @@
 //! [`Config::inactive_timeout`] on. A tombstone hides a node for one topic and
 //! [`Config::tombstone_lifetime`], or until it unregisters and registers that topic.
 //!
+//! # One address, several connections
+//!
+//! Several connections may announce one address, which is `broadcast_address` and `tcp_port`,
+//! compared byte by byte: publishers that register the nsqd that they publish to, nsqds behind one
+//! NAT address, a node that knows a directory by two names. As in nsqlookupd each keeps what it
+//! registered until it unregisters that or ends, and neither changes what the others have. Lists
+//! are the union, with one entry for the address. Of the connections that would be listed it shows
+//! the one heard last: its hostname, HTTP port, version and `remote_address`.
+//!
+//! - `/lookup`: one that sends no PING, or is tombstoned for the topic, does not hide another one.
+//! - `/nodes`: the topics of all that send PING; tombstoned where `/lookup` leaves the address out.
+//! - `/topic/tombstone`: all connections whose own `broadcast_address` and HTTP port are `node`.
+//! - Whoever IDENTIFYs or sends PING ends the older connections of its address that have been
+//!   silent for more than [`Config::replace_timeout`]: it is the node, come back.
+//!
 //! Answers over HTTP are written as they are read, while the tables may change: a list may miss
-//! what came meanwhile, but is well-formed, and the `tombstones` and `topics` of a node in `/nodes`
-//! are always as many (nsqadmin crashes otherwise).
+//! what came meanwhile, and have an address twice of which a connection ended meanwhile, but is
+//! well-formed, and the `tombstones` and `topics` of a node in `/nodes` are always as many (nsqadmin
+//! crashes otherwise).
 //!
 //! # Bounds
 //!
 //! | what | bound | when full |
 //! |---|---|---|
-//! | connections of nodes | the storage's `PRODUCERS` | not accepted |
-//! | topics, channels | the storage's `TOPICS`, `CHANNELS` | REGISTER answers `E_REGISTER_FAILED`, HTTP 503; nothing changed; [`Counters::full`] |
-//! | registrations | none: every node may have every topic and channel | |
+//! | connections of nodes | the storage's `PRODUCERS`; one that was silent for [`Config::replace_timeout`] goes when a caller finds no room | not accepted |
+//! | topics, channels | the storage's `TOPICS`, `CHANNELS`; those that no connected node registers are given back, least recently used first, [`Counters::given_back`] | REGISTER answers `E_REGISTER_FAILED`, HTTP 503; nothing changed; [`Counters::full`], [`Event::TableFull`] |
+//! | topics, channels that one connection has when it makes another one | [`Config::topics_per_node`], [`Config::channels_per_node`] | as above |
+//! | registrations | none: every node may have every topic and channel that is there | |
 //! | tombstones | [`TOMBSTONES`] at a time | HTTP 503 |
 //! | answers that a node does not read | 1024, then it is held | closed after [`Config::reply_timeout`] |
 //! | HTTP connections | the storage's `HTTP` | not accepted |
 //! | an HTTP request or answer | see [`http`] | |
 //! | a node's texts | see [`v1::Node`](crate::wire::v1::Node) | cut off; an address is refused |
 //!
-//! A slot for a node more than there are nodes lets one come back whose old connection is not yet
-//! found dead.
+//! Used is what a node registers or registered last, what is made again over HTTP, and the topic
+//! that `/lookup` or `/channels` is asked for. What a connected node registers is never given back.
+//!
+//! A node that lost its connection without a word takes a second slot until the old connection is
+//! found dead: after [`Config::idle_timeout`], or once it has been silent for
+//! [`Config::replace_timeout`] and the node sends PING. If all slots are taken, the one that has been
+//! silent for longest makes room as soon as that is [`Config::replace_timeout`].
 
 mod listing;
 mod producer;
@@ -68,7 +91,7 @@ pub use producer::ProducerSession;
 pub use service::HttpSession;
 
 use listing::Task;
-use producer::Producer;
+use producer::{Producer, twins};
 use table::{Bits, Channel, Tables, Topic};
 
 /// How many producers can be tombstoned at a time, each for a topic.
@@ -87,15 +110,25 @@ pub struct Config<'a> {
     pub tombstone_lifetime: Span,
     /// How long a node's connection may be silent. nsqd sends PING every 15 s. Default 300 s.
     pub idle_timeout: Span,
+    /// How long a node's connection has been silent when a newer one that announces the same
+    /// address replaces it, or when it makes room for a caller that finds none. Default 45 s, three
+    /// of nsqd's PINGs.
+    pub replace_timeout: Span,
     /// How long a node may take to IDENTIFY itself. Default 10 s.
     pub greeting_timeout: Span,
     /// How long a node may take to read answers. Default 5 s.
     pub reply_timeout: Span,
     /// How long closing may take. Default 1 s.
     pub close_timeout: Span,
-    /// How long a topic or channel is kept that no node has any more, unless it was made over
-    /// HTTP; zero is for ever, as nsqlookupd. Default one hour.
+    /// How long a topic or channel is kept that no node has and nobody uses, unless it was made over
+    /// HTTP; zero is for ever, as nsqlookupd. Sooner when others need its slot. Default one hour.
     pub empty_timeout: Span,
+    /// How many topics a connection of a node may have and make another one by REGISTER: so that one
+    /// cannot take all that there is room for. What is there already, it may register as well.
+    /// Default no limit.
+    pub topics_per_node: u16,
+    /// How many channels, likewise.
+    pub channels_per_node: u16,
     /// The longest IDENTIFY, in bytes; nsqd's has about 150. Default 1024.
     pub max_body: u32,
     /// The times of HTTP connections.
@@ -116,10 +149,13 @@ impl<'a> Config<'a> {
             inactive_timeout: Span::from_secs(300),
             tombstone_lifetime: Span::from_secs(45),
             idle_timeout: Span::from_secs(300),
+            replace_timeout: Span::from_secs(45),
             greeting_timeout: Span::from_secs(10),
             reply_timeout: Span::from_secs(5),
             close_timeout: Span::from_secs(1),
             empty_timeout: Span::from_secs(3600),
+            topics_per_node: u16::MAX,
+            channels_per_node: u16::MAX,
             max_body: 1024,
             http: http::Config::new(),
         }
@@ -163,7 +199,7 @@ pub const KEY_RAM_MAX: usize = 88;
 pub const HTTP_RAM_MAX: usize = http::BUFFER + 168;
 
 /// The most bytes that a [`Directory`] takes beside its storage.
-pub const RAM_MAX: usize = 440;
+pub const RAM_MAX: usize = 448;
 
 // On every target that this is compiled for.
 const _: () = {
@@ -231,6 +267,10 @@ struct Shared<'a> {
     tally: Counters,
     /// What to add to the time for nanoseconds since 1970.
     unix_offset: i64,
+    /// The tables that were full, a bit each, as long as nobody polled that.
+    met: u8,
+    /// A caller found no room among the connections of nodes.
+    wants_room: bool,
 }
 
 /// What the owner should know. Newer ones of a node replace older ones that nobody polled.
@@ -242,14 +282,44 @@ pub enum Event {
     Identified {
         /// Its connection.
         index: usize,
+        /// Its address is listed already: another connection announces it as well.
+        listed: bool,
     },
-    /// A node is listed no longer.
+    /// A node's connection ended, and what it registered is listed no longer.
     Left {
         /// Its connection.
         index: usize,
         /// How that ended. [`Closed::Local`]: another connection replaced it.
         why: Closed,
+        /// Its address is listed still: another connection announces it as well.
+        listed: bool,
     },
+    /// Something was refused since there is no room for it. Once for all since it was last polled:
+    /// [`Counters::full`] has how often.
+    TableFull(TableFull),
+}
+
+/// What there is no room for. Nothing changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub enum TableFull {
+    /// Another topic: connected nodes register all that there is room for.
+    Topics,
+    /// Another channel: connected nodes register all that there is room for.
+    Channels,
+    /// Another tombstone: there are [`TOMBSTONES`].
+    Tombstones,
+    /// Another topic or channel of one connection: [`Config::topics_per_node`],
+    /// [`Config::channels_per_node`].
+    Share,
+}
+
+impl TableFull {
+    const ALL: [Self; 4] = [Self::Topics, Self::Channels, Self::Tombstones, Self::Share];
+
+    const fn bit(self) -> u8 {
+        1 << self as u8
+    }
 }
 
 /// What happened so far. Each stays at its end.
@@ -259,7 +329,7 @@ pub enum Event {
 pub struct Counters {
     /// Nodes that said who they are.
     pub identified: u32,
-    /// Of them, those that came back before their old connection was found dead.
+    /// Connections of nodes that another one of the same address replaced.
     pub replaced: u32,
     /// Connections of nodes closed for what they sent.
     pub refused: u32,
@@ -269,6 +339,8 @@ pub struct Counters {
     pub full: u32,
     /// Topics and channels forgotten after a while without producers.
     pub collected: u32,
+    /// Topics and channels without producers removed since others needed their slots.
+    pub given_back: u32,
     /// HTTP requests answered, refusals not included.
     pub requests: u32,
     /// HTTP requests refused.
@@ -306,7 +378,8 @@ impl<'a> Directory<'a> {
         let topic_bits = Bits::new(topic_bits.as_flattened_mut(), WORDS);
         let channel_bits = Bits::new(channel_bits.as_flattened_mut(), WORDS);
         let tables = Tables::new(topics, channels, topic_bits, channel_bits);
-        let shared = Shared { config, tables, tally: Counters::default(), unix_offset: 0 };
+        let tally = Counters::default();
+        let shared = Shared { config, tables, tally, unix_offset: 0, met: 0, wants_room: false };
         Self { producers, http, shared }
     }
 
@@ -347,10 +420,15 @@ impl<'a> Directory<'a> {
         })
     }
 
-    /// The topics, in no order, each with how many nodes have it.
+    /// The topics, in no order, each with how many nodes have it: addresses, not connections.
     pub fn topics(&self) -> impl Iterator<Item = (&TopicName, usize)> {
-        let tables = &self.shared.tables;
-        tables.topics(0).map(|(at, name)| (name, tables.producers_of(at)))
+        let (tables, producers) = (&self.shared.tables, &*self.producers);
+        tables.topics(0).map(move |(topic, name)| {
+            let has = move |id: &usize| tables.has_topic(topic, *id);
+            let is_first =
+                |id: &usize| twins(producers, *id).all(|(other, _)| other >= *id || !has(&other));
+            (name, (0..producers.len()).filter(has).filter(is_first).count())
+        })
     }
 
     /// The channels, in no order, each with its topic.
@@ -373,13 +451,27 @@ impl<'a> Directory<'a> {
 
     /// What happened so far.
     pub fn counters(&self) -> Counters {
-        Counters { collected: self.shared.tables.collected, ..self.shared.tally }
+        let Tables { collected, given_back, .. } = self.shared.tables;
+        Counters { collected, given_back, ..self.shared.tally }
     }
 
     /// The next thing to tell; call until `None`.
     pub fn poll_event(&mut self) -> Option<Event> {
         let mut producers = self.producers.iter_mut().enumerate();
-        producers.find_map(|(index, producer)| producer.poll_event(index))
+        let news = producers.find_map(|(index, producer)| producer.poll_event(index));
+        news.or_else(|| {
+            let met = &mut self.shared.met;
+            let full = TableFull::ALL.into_iter().find(|full| *met & full.bit() != 0)?;
+            *met &= !full.bit();
+            Some(Event::TableFull(full))
+        })
+    }
+
+    /// A caller found all connections of nodes taken. The one that has been silent for longest makes
+    /// room as soon as that is [`Config::replace_timeout`]: wake the driver of every session.
+    pub fn turned_away(&mut self) {
+        self.shared.wants_room = true;
+        self.shared.tables.changed();
     }
 
     /// Changes when a node comes or goes, or what is registered does: whether it is worth asking
@@ -396,6 +488,21 @@ impl<'a> Directory<'a> {
 }
 
 impl Shared<'_> {
+    /// There is no room for something.
+    fn refused(&mut self, full: TableFull) {
+        self.tally.full = self.tally.full.saturating_add(1);
+        if self.met & full.bit() == 0 {
+            self.met |= full.bit();
+            self.tables.changed();
+        }
+    }
+
+    /// Until when a node may be silent that was heard then.
+    fn patience(&self, heard: Instant) -> Instant {
+        let idle = heard.after(self.config.idle_timeout);
+        if self.wants_room { idle.min(heard.after(self.config.replace_timeout)) } else { idle }
+    }
+
     /// Nanoseconds since 1970.
     fn unix_time(&self, at: Instant) -> i64 {
         nanos_of(at).saturating_add(self.unix_offset)

@@ -1,10 +1,12 @@
 //! One nsqd's connection, as nsqlookupd serves it.
+//!
+//! Connections that announce one address are in a ring, so that lists have one entry for them.
 
 use core::convert::Infallible;
 use core::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use super::table::{Full, numbered};
-use super::{Event, Shared};
+use super::table::numbered;
+use super::{Event, Shared, TableFull};
 use crate::macros::trace_state;
 use crate::session::{Awaited, Closed, Fault, Link, Session, Transmit};
 use crate::time::Instant;
@@ -40,7 +42,9 @@ pub(super) struct Producer {
     birth: u32,
     /// When it last sent IDENTIFY or PING.
     pub(super) last_update: Instant,
-    /// Greeting, Identified: give up. Closing: abort.
+    /// Identified: the next connection of those that announce its address, in a ring.
+    twin: u16,
+    /// Greeting: give up. Closing: abort. Identified: when it last said anything.
     step: Instant,
     /// Something waits to be written: give up.
     write: Instant,
@@ -75,8 +79,8 @@ enum State {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum News {
-    Came,
-    Went,
+    Came { listed: bool },
+    Went { listed: bool },
 }
 
 /// An answer that is not `OK`.
@@ -101,6 +105,7 @@ impl Producer {
         scanner: NodeScanner::new(),
         birth: 0,
         last_update: Instant::ZERO,
+        twin: 0,
         step: Instant::NEVER,
         write: Instant::NEVER,
         answer: Answer::NONE,
@@ -117,8 +122,26 @@ impl Producer {
 
     pub(super) fn poll_event(&mut self, index: usize) -> Option<Event> {
         Some(match self.news.take()? {
-            News::Came => Event::Identified { index },
-            News::Went => Event::Left { index, why: self.why.unwrap_or(Closed::Local) },
+            News::Came { listed } => Event::Identified { index, listed },
+            News::Went { listed } => {
+                Event::Left { index, why: self.why.unwrap_or(Closed::Local), listed }
+            }
+        })
+    }
+
+    /// What is greater was heard later.
+    pub(super) fn heard(&self) -> (Instant, u32) {
+        (self.step, self.birth)
+    }
+
+    /// Whether it was made after the thing with that number.
+    pub(super) fn is_after(&self, birth: u32) -> bool {
+        self.birth.wrapping_sub(birth).cast_signed() > 0
+    }
+
+    fn has_address(&self, node: &Node) -> bool {
+        self.node().is_some_and(|(is, _)| {
+            is.tcp_port == node.tcp_port && is.broadcast_address == node.broadcast_address
         })
     }
 
@@ -223,16 +246,44 @@ impl ProducerSession<'_, '_> {
     /// A producer is listed no longer, and its connection is to be closed.
     fn leave(&mut self, now: Instant, id: usize, why: Closed) {
         let timeout = self.shared.config.close_timeout;
+        let is_identified = self.producers.get(id).is_some_and(|it| it.state == State::Identified);
+        let listed = is_identified && self.unlink(id);
         let Some(producer) = self.producers.get_mut(id) else { return };
-        if producer.state == State::Identified {
+        if is_identified {
             self.shared.tables.forget(now, id);
-            producer.news = Some(News::Went);
+            producer.news = Some(News::Went { listed });
         }
         producer.why = Some(why);
         producer.step = now.after(timeout);
         producer.write = Instant::NEVER;
         producer.set_state(State::Closing);
         self.shared.tables.changed();
+    }
+
+    /// Puts this connection beside those that announce its address; whether there are any.
+    fn link_twins(&mut self) -> bool {
+        let id = self.id;
+        let Some((node, _)) = self.producers.get(id).and_then(Producer::node) else { return false };
+        let twin = numbered(self.producers, 0)
+            .find(|(other, producer)| *other != id && producer.has_address(node));
+        let twin = twin.map(|(other, _)| other);
+        let twin = twin.and_then(|other| self.producers.get_mut(other));
+        let next = twin.map(|twin| core::mem::replace(&mut twin.twin, id as u16));
+        if let Some(producer) = self.producers.get_mut(id) {
+            producer.twin = next.unwrap_or(id as u16);
+        }
+        next.is_some()
+    }
+
+    /// Takes a connection from beside those that announce its address; whether there are any.
+    fn unlink(&mut self, id: usize) -> bool {
+        let Some(producer) = self.producers.get(id) else { return false };
+        let next = producer.twin;
+        let before = twins(self.producers, id).skip(1).last().map(|(before, _)| before);
+        if let Some(before) = before.and_then(|before| self.producers.get_mut(before)) {
+            before.twin = next;
+        }
+        before.is_some()
     }
 
     /// A refusal is staged.
@@ -251,35 +302,50 @@ impl ProducerSession<'_, '_> {
         }
         producer.birth = self.shared.tables.next_birth();
         producer.last_update = now;
-        producer.news = Some(News::Came);
         producer.answer.identify();
         producer.set_state(State::Identified);
         self.shared.tally.identified = self.shared.tally.identified.saturating_add(1);
-        self.replace_twin(now);
+        let listed = self.link_twins();
+        if let Some(producer) = self.producers.get_mut(id) {
+            producer.news = Some(News::Came { listed });
+        }
+        self.replace_silent(now);
     }
 
-    /// A node that came back does not wait until its old connection is found dead.
-    fn replace_twin(&mut self, now: Instant) {
-        let Some(node) = self.producers.get(self.id).and_then(Producer::node) else { return };
-        let (address, port) = (&node.0.broadcast_address, node.0.tcp_port);
-        let twin = numbered(self.producers, 0).find(|&(id, producer)| {
-            id != self.id
-                && producer.node().is_some_and(|(other, _)| {
-                    other.tcp_port == port && other.broadcast_address == *address
-                })
-        });
-        if let Some((twin, _)) = twin {
+    /// A node that came back does not wait until its old connection is found dead: one that has
+    /// been silent for long ends.
+    fn replace_silent(&mut self, now: Instant) {
+        while let Some(silent) = self.silent_twin(now) {
             self.shared.tally.replaced = self.shared.tally.replaced.saturating_add(1);
-            self.leave(now, twin, Closed::Local);
+            self.leave(now, silent, Closed::Local);
+        }
+    }
+
+    /// An older connection that announces this one's address, and has been silent for long.
+    fn silent_twin(&self, now: Instant) -> Option<usize> {
+        let patience = self.shared.config.replace_timeout;
+        let (_, birth) = self.producers.get(self.id)?.node()?;
+        let mut others = twins(self.producers, self.id).skip(1);
+        let is_silent = |twin: &Producer| twin.step.after(patience) < now && !twin.is_after(birth);
+        others.find(|(_, twin)| is_silent(twin)).map(|(id, _)| id)
+    }
+
+    /// A caller found no room: who has been silent for longest makes some, if it is for long.
+    fn make_room(&mut self, now: Instant) {
+        let identified = numbered(self.producers, 0).filter(|(_, is)| is.node().is_some());
+        let Some((id, silent)) = identified.min_by_key(|(_, is)| is.heard()) else { return };
+        if silent.step.after(self.shared.config.replace_timeout) <= now {
+            self.shared.wants_room = false;
+            self.shared.tally.timed_out = self.shared.tally.timed_out.saturating_add(1);
+            self.leave(now, id, Closed::Fault(Fault::TimedOut(Awaited::Heartbeat)));
         }
     }
 
     fn on_item(&mut self, now: Instant, item: Item<'_>) {
-        let (id, timeout) = (self.id, self.shared.config.empty_timeout);
-        let max_idle = self.shared.config.idle_timeout;
+        let (id, config) = (self.id, self.shared.config);
         let Some(producer) = self.producers.get_mut(id) else { return };
         if producer.state == State::Identified {
-            producer.step = now.after(max_idle);
+            producer.step = now;
         }
         match item {
             Item::Identify => producer.scanner = NodeScanner::new(),
@@ -288,23 +354,24 @@ impl ProducerSession<'_, '_> {
                 // What is wrong with it is said at its end, as nsqlookupd does.
                 let _ = producer.scanner.feed(data);
                 if last {
-                    producer.step = now.after(max_idle);
+                    producer.step = now;
                     self.on_identify(now);
                 }
             }
             Item::Ping => {
                 producer.last_update = now;
                 producer.answer.ok();
+                self.replace_silent(now);
             }
             Item::Unregister { topic, channel } => {
                 producer.answer.ok();
                 self.shared.tables.unregister(now, id, &topic, channel.as_ref());
             }
             Item::Register { topic, channel } => {
-                match self.shared.tables.register(now, timeout, id, &topic, channel.as_ref()) {
+                match self.shared.tables.register(now, config, id, &topic, channel.as_ref()) {
                     Ok(()) => producer.answer.ok(),
                     Err(full) => {
-                        self.shared.tally.full = self.shared.tally.full.saturating_add(1);
+                        self.shared.refused(full);
                         producer.answer.say(|w| emit_reply(w, no_room(full)));
                     }
                 }
@@ -315,13 +382,27 @@ impl ProducerSession<'_, '_> {
 
 /// What nsqlookupd never says, since it takes everything. Not fatal: what else the node has
 /// registered stays.
-fn no_room(full: Full) -> &'static [u8] {
+fn no_room(full: TableFull) -> &'static [u8] {
     match full {
-        Full::Topics => b"E_REGISTER_FAILED REGISTER no room for another topic",
-        Full::Channels | Full::Tombstones => {
+        TableFull::Topics => b"E_REGISTER_FAILED REGISTER no room for another topic",
+        TableFull::Channels | TableFull::Tombstones => {
             b"E_REGISTER_FAILED REGISTER no room for another channel"
         }
+        TableFull::Share => b"E_REGISTER_FAILED REGISTER no room for more of one node",
     }
+}
+
+/// The connections that announce the address of an identified one: that one first.
+pub(super) fn twins(
+    producers: &[Producer],
+    of: usize,
+) -> impl Iterator<Item = (usize, &Producer)> + Clone {
+    let next = move |at: &usize| {
+        let next = producers.get(*at)?.twin.into();
+        (next != of).then_some(next)
+    };
+    let ring = core::iter::successors(Some(of), next).take(producers.len());
+    ring.filter_map(|at| Some((at, producers.get(at)?)))
 }
 
 impl Session for ProducerSession<'_, '_> {
@@ -412,20 +493,27 @@ impl Session for ProducerSession<'_, '_> {
     }
 
     fn deadline(&self) -> Instant {
-        self.producers
-            .get(self.id)
-            .map_or(Instant::NEVER, |producer| producer.step.min(producer.write))
+        let Some(producer) = self.producers.get(self.id) else { return Instant::NEVER };
+        let step = match producer.state {
+            State::Free | State::Greeting | State::Closing => producer.step,
+            State::Identified => self.shared.patience(producer.step),
+        };
+        step.min(producer.write)
     }
 
     fn tick(&mut self, now: Instant) {
+        if self.shared.wants_room {
+            self.make_room(now);
+        }
+        let max_idle = self.shared.config.idle_timeout;
         let Some(producer) = self.producer() else { return };
         let awaited = match producer.state {
             // A closing one stays due until it is closed: the driver breaks it off then.
             State::Free | State::Closing => return,
             State::Greeting | State::Identified if producer.write <= now => Awaited::Drain,
-            State::Greeting | State::Identified if now < producer.step => return,
-            State::Greeting => Awaited::Handshake,
-            State::Identified => Awaited::Heartbeat,
+            State::Greeting if producer.step <= now => Awaited::Handshake,
+            State::Identified if producer.step.after(max_idle) <= now => Awaited::Heartbeat,
+            State::Greeting | State::Identified => return,
         };
         if awaited == Awaited::Drain {
             // What it does not read, it need not be offered while the connection is closed.
@@ -446,6 +534,7 @@ impl Session for ProducerSession<'_, '_> {
             producer.step = Instant::NEVER;
             producer.answer = Answer::NONE;
             producer.set_state(State::Free);
+            self.shared.wants_room = false;
         }
     }
 }

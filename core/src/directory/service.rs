@@ -1,9 +1,9 @@
 //! What is asked for over HTTP.
 
-use super::Shared;
 use super::listing::{Step, Task, View};
 use super::producer::Producer;
-use super::table::{Full, numbered};
+use super::table::{Maker, numbered};
+use super::{Shared, TableFull};
 use crate::http::{
     self, Body, Connection, Content, DISCARD_MAX, End, Method, Piece, Refusal, Request, Route,
     Service, Status, Value,
@@ -74,14 +74,14 @@ impl Desk<'_, '_> {
         View { producers: self.producers, shared: self.shared, now }
     }
 
-    fn full(&mut self, full: Full) -> Refusal {
-        self.shared.tally.full = self.shared.tally.full.saturating_add(1);
+    fn full(&mut self, full: TableFull) -> Refusal {
+        self.shared.refused(full);
         Refusal::new(
             Status::Unavailable,
             match full {
-                Full::Topics => "TOO_MANY_TOPICS",
-                Full::Channels => "TOO_MANY_CHANNELS",
-                Full::Tombstones => "TOO_MANY_TOMBSTONES",
+                TableFull::Topics | TableFull::Share => "TOO_MANY_TOPICS",
+                TableFull::Channels => "TOO_MANY_CHANNELS",
+                TableFull::Tombstones => "TOO_MANY_TOMBSTONES",
             },
         )
     }
@@ -111,13 +111,12 @@ impl Desk<'_, '_> {
         let found = topic.ok().and_then(|topic| self.shared.tables.topic(&topic));
         match to {
             To::Lookup if found.is_none() => return Err(Refusal::not_found("TOPIC_NOT_FOUND")),
-            To::Ping
-            | To::Info
-            | To::Topics
-            | To::Nodes
-            | To::Debug
-            | To::Lookup
-            | To::Channels => {}
+            To::Lookup | To::Channels => {
+                if let Some(topic) = found {
+                    self.shared.tables.touch(now, topic);
+                }
+            }
+            To::Ping | To::Info | To::Topics | To::Nodes | To::Debug => {}
             To::DeleteTopic => {
                 if let Some(topic) = found {
                     self.shared.tables.remove_topic(topic);
@@ -129,12 +128,14 @@ impl Desk<'_, '_> {
             }
             To::CreateTopic => {
                 let topic = topic.map_err(|_| Refusal::bad_request("INVALID_ARG_TOPIC"))?;
-                let made = self.shared.tables.add_topic(now, timeout, &topic, true);
+                let maker = Maker::Administrator;
+                let made = self.shared.tables.add(now, timeout, &topic, None, maker);
                 made.map_err(|full| self.full(full))?;
             }
             To::CreateChannel => {
                 let (topic, channel) = names(topic.ok(), request)?;
-                let made = self.shared.tables.add_channel(now, timeout, &topic, &channel, true);
+                let maker = Maker::Administrator;
+                let made = self.shared.tables.add(now, timeout, &topic, Some(&channel), maker);
                 made.map_err(|full| self.full(full))?;
             }
             To::DeleteChannel => {

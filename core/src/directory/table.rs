@@ -2,9 +2,10 @@
 //!
 //! A topic or channel has a slot, and in it a bit for each producer that registered it. So a
 //! producer can have every topic and channel there is, nothing but the slots can be full, and a
-//! connection's end is a column of bits cleared.
+//! connection's end is a column of bits cleared. Slots without a bit are given back when others
+//! need them.
 
-use super::TOMBSTONES;
+use super::{Config, TOMBSTONES, TableFull};
 use crate::name::{ChannelName, TopicName};
 use crate::time::{Instant, Span};
 
@@ -29,21 +30,34 @@ pub(super) struct Channel {
 struct Key {
     /// Which one it is: no other has this number. 0 in a free slot.
     birth: u32,
-    /// An administrator made it: it stays until one deletes it.
+    /// An administrator made it: it stays until one deletes it, or others need its slot.
     kept: bool,
-    /// Since when it has been without producers, if it is.
-    empty_since: Instant,
+    /// Since when it has had no producer, was not made again and not asked for.
+    /// [`Instant::NEVER`] while it has one.
+    unused_since: Instant,
 }
 
 impl Key {
-    const FREE: Self = Self { birth: 0, kept: false, empty_since: Instant::NEVER };
+    const FREE: Self = Self { birth: 0, kept: false, unused_since: Instant::NEVER };
 
     fn is_free(&self) -> bool {
         self.birth == 0
     }
 
     fn is_stale(&self, now: Instant, timeout: Span) -> bool {
-        !self.is_free() && !self.kept && self.empty_since.after(timeout) <= now
+        !self.is_free() && !self.kept && self.unused_since.after(timeout) <= now
+    }
+
+    /// Somebody made it again, or asked for it.
+    fn touch(&mut self, now: Instant) {
+        if self.unused_since != Instant::NEVER {
+            self.unused_since = now;
+        }
+    }
+
+    /// What is least is given back first.
+    fn age(&self) -> (Instant, u32) {
+        (self.unused_since, self.birth)
     }
 }
 
@@ -68,12 +82,13 @@ impl Tombstone {
     pub(super) const FREE: Self = Self { topic: 0, producer: 0, at: Instant::NEVER };
 }
 
-/// What there is no slot for. Nothing changed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Full {
-    Topics,
-    Channels,
-    Tombstones,
+/// Who makes a topic or channel.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Maker {
+    /// Somebody over HTTP: it stays.
+    Administrator,
+    /// A producer, which makes no topic if it has as many, and no channel likewise.
+    Producer { id: usize, topics: u16, channels: u16 },
 }
 
 /// The tables. Producers are numbers below their count, topics and channels those of their slots.
@@ -88,6 +103,8 @@ pub(super) struct Tables<'a> {
     version: u32,
     /// Keys collected so far.
     pub(super) collected: u32,
+    /// Keys without producers removed so far since others needed their slots.
+    pub(super) given_back: u32,
 }
 
 /// A row of bits for each key, one for each producer.
@@ -131,8 +148,9 @@ impl<'a> Bits<'a> {
         self.row(key).iter().all(|word| *word == 0)
     }
 
-    fn count(&self, key: usize) -> usize {
-        self.row(key).iter().fold(0, |sum, word| sum.saturating_add(word.count_ones() as usize))
+    /// How many keys a producer has.
+    fn count_of(&self, keys: usize, producer: usize) -> usize {
+        (0..keys).filter(|key| self.has(*key, producer)).count()
     }
 
     fn clear(&mut self, key: usize) {
@@ -162,96 +180,164 @@ impl<'a> Tables<'a> {
             births: 0,
             version: 0,
             collected: 0,
+            given_back: 0,
         }
     }
 
-    /// Makes a topic if there is none, and says where it is.
-    pub(super) fn add_topic(
-        &mut self,
-        now: Instant,
-        timeout: Span,
-        name: &TopicName,
-        keep: bool,
-    ) -> Result<usize, Full> {
-        let found = self.topic(name);
-        let at = match found.or_else(|| self.topics.iter().position(|slot| slot.key.is_free())) {
-            Some(at) => at,
-            None => {
-                self.collect(now, timeout);
-                self.topics.iter().position(|slot| slot.key.is_free()).ok_or(Full::Topics)?
-            }
-        };
-        let birth = if found.is_some() { None } else { Some(self.next_birth()) };
-        if let Some(slot) = self.topics.get_mut(at) {
-            if let Some(birth) = birth {
-                let key = Key { birth, kept: false, empty_since: now };
-                *slot = Topic { name: *name, key };
-            }
-            slot.key.kept |= keep;
-        }
-        Ok(at)
-    }
-
-    /// Makes a channel, and its topic, if there are none, and says where they are.
-    pub(super) fn add_channel(
+    /// Makes a topic, or a channel and its topic, if there are none, and says where they are.
+    ///
+    /// If there is no slot left, what is stale is collected, and after that what has had no
+    /// producer and no use for longest is given back. If that does not help either, nothing has
+    /// changed.
+    pub(super) fn add(
         &mut self,
         now: Instant,
         timeout: Span,
         topic: &TopicName,
-        name: &ChannelName,
-        keep: bool,
-    ) -> Result<(usize, usize), Full> {
-        let found = self.topic(topic).and_then(|topic| self.channel(topic, name));
-        let has_room = |tables: &Self| tables.channels.iter().any(|slot| slot.key.is_free());
-        if found.is_none() && !has_room(self) {
+        channel: Option<&ChannelName>,
+        maker: Maker,
+    ) -> Result<(usize, Option<usize>), TableFull> {
+        let (mut topic_at, mut channel_at) = self.find(topic, channel);
+        let mut needs_channel = channel.is_some() && channel_at.is_none();
+        if topic_at.is_none() && self.free_topic().is_none()
+            || needs_channel && self.free_channel().is_none()
+        {
             self.collect(now, timeout);
-            if !has_room(self) {
-                return Err(Full::Channels);
+            // These as well, perhaps.
+            (topic_at, channel_at) = self.find(topic, channel);
+            needs_channel = channel.is_some() && channel_at.is_none();
+        }
+        if needs_channel && self.free_channel().or_else(|| self.oldest_channel()).is_none() {
+            return Err(TableFull::Channels);
+        }
+        if topic_at.is_none() && self.free_topic().or_else(|| self.oldest_topic()).is_none() {
+            return Err(TableFull::Topics);
+        }
+        if let Maker::Producer { id, topics, channels } = maker {
+            let has = (self.topics.len(), self.channels.len());
+            let has = (self.topic_bits.count_of(has.0, id), self.channel_bits.count_of(has.1, id));
+            if topic_at.is_none() && has.0 >= topics.into()
+                || needs_channel && has.1 >= channels.into()
+            {
+                return Err(TableFull::Share);
             }
         }
-        // The topic only now: if there was no room, nothing has changed. Making room for it takes
-        // away no channel that is there to stay.
-        let topic = self.add_topic(now, timeout, topic, keep)?;
-        let found = self.channel(topic, name);
-        let free = || self.channels.iter().position(|slot| slot.key.is_free());
-        let at = found.or_else(free).ok_or(Full::Channels)?;
-        let birth = if found.is_some() { None } else { Some(self.next_birth()) };
-        if let Some(slot) = self.channels.get_mut(at) {
-            if let Some(birth) = birth {
-                let key = Key { birth, kept: false, empty_since: now };
-                *slot = Channel { name: *name, topic: topic as u16, key };
-            }
+        let keep = matches!(maker, Maker::Administrator);
+        let topic_at = match topic_at {
+            Some(at) => at,
+            None => self.new_topic(now, topic).ok_or(TableFull::Topics)?,
+        };
+        if let Some(slot) = self.topics.get_mut(topic_at) {
             slot.key.kept |= keep;
+            slot.key.touch(now);
         }
-        Ok((topic, at))
+        let Some(channel) = channel else { return Ok((topic_at, None)) };
+        let channel_at = match channel_at {
+            Some(at) => at,
+            None => self.new_channel(now, topic_at, channel).ok_or(TableFull::Channels)?,
+        };
+        if let Some(slot) = self.channels.get_mut(channel_at) {
+            slot.key.kept |= keep;
+            slot.key.touch(now);
+        }
+        Ok((topic_at, Some(channel_at)))
+    }
+
+    fn find(
+        &self,
+        topic: &TopicName,
+        channel: Option<&ChannelName>,
+    ) -> (Option<usize>, Option<usize>) {
+        let topic = self.topic(topic);
+        (topic, topic.zip(channel).and_then(|(topic, channel)| self.channel(topic, channel)))
+    }
+
+    /// Puts a topic into a slot, if need be one that is given back.
+    fn new_topic(&mut self, now: Instant, name: &TopicName) -> Option<usize> {
+        let at = match self.free_topic() {
+            Some(at) => at,
+            None => {
+                let at = self.oldest_topic()?;
+                let channels = self.channels_of(at, 0).count() as u32;
+                self.remove_topic(at);
+                self.given_back = self.given_back.saturating_add(1).saturating_add(channels);
+                at
+            }
+        };
+        let key = Key { birth: self.next_birth(), kept: false, unused_since: now };
+        *self.topics.get_mut(at)? = Topic { name: *name, key };
+        Some(at)
+    }
+
+    /// Puts a channel into a slot, if need be one that is given back.
+    fn new_channel(&mut self, now: Instant, topic: usize, name: &ChannelName) -> Option<usize> {
+        let at = match self.free_channel() {
+            Some(at) => at,
+            None => {
+                let at = self.oldest_channel()?;
+                self.remove_channel(at);
+                self.given_back = self.given_back.saturating_add(1);
+                at
+            }
+        };
+        let key = Key { birth: self.next_birth(), kept: false, unused_since: now };
+        *self.channels.get_mut(at)? = Channel { name: *name, topic: topic as u16, key };
+        Some(at)
+    }
+
+    fn free_topic(&self) -> Option<usize> {
+        self.topics.iter().position(|slot| slot.key.is_free())
+    }
+
+    fn free_channel(&self) -> Option<usize> {
+        self.channels.iter().position(|slot| slot.key.is_free())
+    }
+
+    /// The topic that is given back first: its channels have no producer either.
+    fn oldest_topic(&self) -> Option<usize> {
+        let topics = numbered(self.topics, 0)
+            .filter(|(at, slot)| !slot.key.is_free() && self.topic_bits.is_empty(*at));
+        topics.min_by_key(|(_, slot)| slot.key.age()).map(|(at, _)| at)
+    }
+
+    /// The channel that is given back first.
+    fn oldest_channel(&self) -> Option<usize> {
+        let channels = numbered(self.channels, 0)
+            .filter(|(at, slot)| !slot.key.is_free() && self.channel_bits.is_empty(*at));
+        channels.min_by_key(|(_, slot)| slot.key.age()).map(|(at, _)| at)
+    }
+
+    /// Somebody asks for a topic.
+    pub(super) fn touch(&mut self, now: Instant, topic: usize) {
+        if let Some(slot) = self.topics.get_mut(topic) {
+            slot.key.touch(now);
+        }
     }
 
     /// A producer has a topic, or a channel and its topic.
     pub(super) fn register(
         &mut self,
         now: Instant,
-        timeout: Span,
+        config: &Config<'_>,
         producer: usize,
         topic: &TopicName,
         channel: Option<&ChannelName>,
-    ) -> Result<(), Full> {
-        let at = match channel {
-            None => self.add_topic(now, timeout, topic, false)?,
-            Some(channel) => {
-                let (topic, channel) = self.add_channel(now, timeout, topic, channel, false)?;
-                if let Some(slot) = self.channels.get_mut(channel) {
-                    slot.key.empty_since = Instant::NEVER;
-                }
-                if self.channel_bits.put(channel, producer, true) {
-                    self.changed();
-                }
-                topic
+    ) -> Result<(), TableFull> {
+        let Config { topics_per_node: topics, channels_per_node: channels, .. } = *config;
+        let maker = Maker::Producer { id: producer, topics, channels };
+        let (topic, channel) = self.add(now, config.empty_timeout, topic, channel, maker)?;
+        if let Some(channel) = channel {
+            if let Some(slot) = self.channels.get_mut(channel) {
+                slot.key.unused_since = Instant::NEVER;
             }
-        };
-        if let Some(slot) = self.topics.get_mut(at) {
-            slot.key.empty_since = Instant::NEVER;
+            if self.channel_bits.put(channel, producer, true) {
+                self.changed();
+            }
         }
-        if self.topic_bits.put(at, producer, true) {
+        if let Some(slot) = self.topics.get_mut(topic) {
+            slot.key.unused_since = Instant::NEVER;
+        }
+        if self.topic_bits.put(topic, producer, true) {
             self.changed();
         }
         Ok(())
@@ -337,7 +423,7 @@ impl<'a> Tables<'a> {
         lifetime: Span,
         topic: usize,
         producers: impl Iterator<Item = usize> + Clone,
-    ) -> Result<(), Full> {
+    ) -> Result<(), TableFull> {
         let lapsed = |tombstone: &Tombstone| {
             tombstone.at == Instant::NEVER || tombstone.at.after(lifetime) <= now
         };
@@ -352,7 +438,7 @@ impl<'a> Tables<'a> {
             !self.has_topic(topic, producer) || has_one() || room.next().is_some()
         });
         if !fits {
-            return Err(Full::Tombstones);
+            return Err(TableFull::Tombstones);
         }
         for producer in producers {
             if !self.has_topic(topic, producer) {
@@ -371,8 +457,8 @@ impl<'a> Tables<'a> {
         Ok(())
     }
 
-    /// Forgets the topics and channels that have had no producer for so long, except those that an
-    /// administrator made. [`Span::ZERO`] is never.
+    /// Forgets the topics and channels that have had no producer and no use for so long, except
+    /// those that an administrator made. [`Span::ZERO`] is never.
     pub(super) fn collect(&mut self, now: Instant, timeout: Span) {
         if timeout == Span::ZERO {
             return;
@@ -460,11 +546,6 @@ impl<'a> Tables<'a> {
         self.channel_bits.has(channel, producer)
     }
 
-    /// How many producers registered a topic.
-    pub(super) fn producers_of(&self, topic: usize) -> usize {
-        self.topic_bits.count(topic)
-    }
-
     /// When a producer was last tombstoned for a topic, if it was, and whether that still counts.
     pub(super) fn tombstone(
         &self,
@@ -490,6 +571,11 @@ impl<'a> Tables<'a> {
         self.births
     }
 
+    /// The last of these numbers.
+    pub(super) fn births(&self) -> u32 {
+        self.births
+    }
+
     pub(super) fn changed(&mut self) {
         self.version = self.version.wrapping_add(1);
     }
@@ -508,7 +594,7 @@ impl<'a> Tables<'a> {
             if self.channel_bits.is_empty(channel)
                 && let Some(slot) = self.channels.get_mut(channel)
             {
-                slot.key.empty_since = now;
+                slot.key.unused_since = now;
             }
             self.changed();
         }
@@ -526,7 +612,7 @@ impl<'a> Tables<'a> {
             if self.topic_bits.is_empty(topic)
                 && let Some(slot) = self.topics.get_mut(topic)
             {
-                slot.key.empty_since = now;
+                slot.key.unused_since = now;
             }
             self.changed();
         }

@@ -206,13 +206,13 @@ fn a_connections_end_takes_its_registrations_with_it() {
     world.arrive(1, "b");
     world.ok(0, "REGISTER t c\n");
     world.ok(1, "REGISTER t c\n");
-    assert_eq!(world.directory.poll_event(), Some(Event::Identified { index: 0 }));
-    assert_eq!(world.directory.poll_event(), Some(Event::Identified { index: 1 }));
+    assert_eq!(world.directory.poll_event(), Some(Event::Identified { index: 0, listed: false }));
+    assert_eq!(world.directory.poll_event(), Some(Event::Identified { index: 1, listed: false }));
     assert_eq!(world.directory.poll_event(), None);
     let version = world.directory.version();
     world.directory.client(0).unwrap().closed(world.now, Closed::Peer);
     assert_ne!(world.directory.version(), version);
-    let left = Event::Left { index: 0, why: Closed::Peer };
+    let left = Event::Left { index: 0, why: Closed::Peer, listed: false };
     assert_eq!(world.directory.poll_event(), Some(left));
     assert_eq!(world.lookup("t"), "b");
     assert!(world.directory.producer(0).is_none());
@@ -227,29 +227,268 @@ fn a_connections_end_takes_its_registrations_with_it() {
 }
 
 #[test]
-fn a_node_that_comes_back_replaces_itself() {
+fn connections_of_one_address_are_one_entry_and_keep_what_they_registered() {
+    let mut world = small();
+    world.arrive(0, "b");
+    world.ok(0, "REGISTER t c\n");
+    world.arrive(2, "a");
+    world.ok(2, "REGISTER t c\n");
+    world.ok(2, "REGISTER u\n");
+    while world.directory.poll_event().is_some() {}
+    // Another one at the same address.
+    world.connect(1);
+    world.say(1, &identify(&node("a").replace("\"http_port\":2", "\"http_port\":7")));
+    let came = Event::Identified { index: 1, listed: true };
+    assert_eq!((world.directory.poll_event(), world.directory.poll_event()), (Some(came), None));
+    world.ok(1, "REGISTER t d\n");
+    world.ok(1, "REGISTER w\n");
+    assert_eq!((0..3).map(|at| world.link(at)).collect::<Vec<_>>(), [Link::Up; 3]);
+    let of = |world: &World<'_>| {
+        world.directory.topics().map(|(name, n)| format!("{name} {n}")).collect::<Vec<_>>()
+    };
+    assert_eq!(of(&world), ["t 2", "u 1", "w 1"]);
+    for (topic, nodes) in [("t", "b a"), ("u", "a"), ("w", "a")] {
+        assert_eq!(world.lookup(topic), nodes);
+    }
+    assert_eq!(world.ask("GET /channels?topic=t"), r#"{"channels":["c","d"]}"#);
+    let nodes = world.ask("GET /nodes");
+    assert_eq!(nodes.matches("\"broadcast_address\":\"a\"").count(), 1);
+    assert!(nodes.ends_with(r#""topics":["t","u","w"],"tombstones":[false,false,false]}]}"#));
+    let debug = world.ask("GET /debug");
+    check_json(&debug);
+    // client, t, u, w, t/c and t/d
+    assert_eq!(debug.matches("\"broadcast_address\":\"a\"").count(), 6);
+
+    // It shows the one heard last; of those that have what the list is about.
+    let shows = |world: &mut World<'_>, what: &str| {
+        let body = world.ask(what);
+        let (_, a) = body.split_once("\"broadcast_address\":\"a\"").unwrap();
+        a.split("\"http_port\":").nth(1).unwrap()[..1].to_owned()
+    };
+    let asked = ["GET /lookup?topic=t", "GET /nodes", "GET /lookup?topic=u"];
+    assert_eq!(asked.map(|what| shows(&mut world, what)), ["7", "7", "2"]);
+    world.after(1);
+    world.ok(2, "PING\n");
+    assert_eq!(asked.map(|what| shows(&mut world, what)), ["2", "2", "2"]);
+    assert_eq!(shows(&mut world, "GET /lookup?topic=w"), "7");
+
+    // What one takes back, the other still has.
+    world.ok(2, "UNREGISTER t c\n");
+    world.ok(2, "UNREGISTER t\n");
+    assert_eq!((world.lookup("t"), shows(&mut world, asked[0])), ("b a".into(), "7".into()));
+    world.ok(2, "REGISTER t\n");
+    // A tombstone is for the connections that say this HTTP port.
+    world.ask("POST /topic/tombstone?topic=t&node=a:2");
+    assert_eq!((world.lookup("t"), shows(&mut world, asked[0])), ("b a".into(), "7".into()));
+    assert!(!world.ask("GET /nodes").contains("true"));
+    assert!(!world.ask("GET /debug").contains("\"tombstoned\":true"));
+    world.ask("POST /topic/tombstone?topic=t&node=a:7");
+    assert_eq!(world.lookup("t"), "b");
+    let nodes = world.ask("GET /nodes");
+    assert!(nodes.ends_with(r#""topics":["t","u","w"],"tombstones":[true,false,false]}]}"#));
+    assert!(world.ask("GET /debug").contains("\"tombstoned\":true"));
+    // The end of one takes its own with it: also its tombstone.
+    world.directory.client(2).unwrap().closed(world.now, Closed::Peer);
+    let left = Event::Left { index: 2, why: Closed::Peer, listed: true };
+    assert_eq!(world.directory.poll_event(), Some(left));
+    assert_eq!((world.lookup("u"), world.lookup("w")), (String::new(), "a".into()));
+    world.directory.client(1).unwrap().closed(world.now, Closed::Peer);
+    let left = Event::Left { index: 1, why: Closed::Peer, listed: false };
+    assert_eq!(world.directory.poll_event(), Some(left));
+    assert_eq!((world.lookup("t"), world.lookup("w")), ("b".into(), String::new()));
+    assert_eq!(world.directory.counters().replaced, 0);
+    // Another port is another node, and so is another way to write it.
+    for (at, json) in [(1, node("b").replace("\"tcp_port\":1", "\"tcp_port\":9")), (2, node("B"))] {
+        world.connect(at);
+        world.say(at, &identify(&json));
+        world.ok(at, "REGISTER t\n");
+    }
+    assert_eq!(world.lookup("t"), "b b B");
+}
+
+#[test]
+fn any_of_several_connections_may_come_and_go() {
+    let orders = [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]];
+    for (arrive, leave) in orders.iter().flat_map(|a| orders.iter().map(move |b| (a, b))) {
+        let mut world = a_world(Storage::<4, 3, 1, 1>::new(), Config::new());
+        world.arrive(3, "other");
+        for at in arrive {
+            world.arrive(*at, "a");
+            world.ok(*at, &format!("REGISTER t{at}\n"));
+        }
+        for (n, at) in leave.iter().enumerate() {
+            assert_eq!(check_nodes(&world.ask("GET /nodes")), 1);
+            assert_eq!(world.ask("GET /nodes").matches("\"a\"").count(), 1);
+            world.directory.client(*at).unwrap().closed(world.now, Closed::Peer);
+            for other in 0..3 {
+                let here = leave[n + 1..].contains(&other);
+                assert_eq!(world.lookup(&format!("t{other}")), if here { "a" } else { "" });
+            }
+        }
+        assert_eq!(world.ask("GET /nodes").matches("\"a\"").count(), 0);
+    }
+}
+
+#[test]
+fn one_that_sends_no_ping_hides_none_that_does() {
+    let mut world = small();
+    world.arrive(0, "a");
+    world.ok(0, "REGISTER t\n");
+    world.arrive(1, "a");
+    world.ok(1, "REGISTER u\n");
+    for _ in 0..10 {
+        world.after(30);
+        world.ok(1, "PING\n");
+        // It is heard, but that is no PING; and last.
+        world.ok(0, "REGISTER t\n");
+        world.ok(0, "REGISTER u\n");
+    }
+    assert_eq!((world.lookup("t"), world.lookup("u")), ("a".into(), "a".into()));
+    world.after(1);
+    assert_eq!((world.lookup("t"), world.lookup("u")), (String::new(), "a".into()));
+    assert!(world.ask("GET /nodes").ends_with(r#""topics":["u"],"tombstones":[false]}]}"#));
+    assert!(world.ask("GET /lookup?topic=u").contains("127.0.0.1:1001"));
+    assert!(world.ask("GET /debug").contains("topic:t:"));
+}
+
+#[test]
+fn a_node_that_comes_back_replaces_a_connection_that_is_silent_for_long() {
     let mut world = small();
     world.arrive(0, "a");
     world.ok(0, "REGISTER t\n");
     world.arrive(1, "b");
     world.ok(1, "REGISTER t\n");
+    world.after(45);
+    world.ok(1, "PING\n");
     while world.directory.poll_event().is_some() {}
+    // Not yet for more than 45 s.
     world.arrive(2, "a");
-    // The old connection is dead, or a mistake: closed, and its registrations are gone.
+    assert_eq!((world.link(0), world.link(1)), (Link::Up, Link::Up));
+    assert_eq!(world.lookup("t"), "a b");
+    world.ok(2, "PING\n");
+    assert_eq!(world.link(0), Link::Up);
+    world.now = world.now.after(Span::from_millis(1));
+    // REGISTER alone may be of one that is as old.
+    world.ok(2, "REGISTER u\n");
+    assert_eq!(world.link(0), Link::Up);
+    let version = world.directory.version();
+    world.ok(2, "PING\n");
+    assert_ne!(world.directory.version(), version, "its driver is to hear of that");
     assert_eq!((world.link(0), world.link(1)), (Link::Close, Link::Up));
     assert_eq!(world.lookup("t"), "b");
-    let left = Event::Left { index: 0, why: Closed::Local };
-    assert_eq!(world.directory.poll_event(), Some(left));
+    let left = Event::Left { index: 0, why: Closed::Local, listed: true };
+    let came = Event::Identified { index: 2, listed: true };
+    assert_eq!([(); 2].map(|()| world.directory.poll_event()), [Some(left), Some(came)]);
     assert_eq!(world.say(0, b"PING\nREGISTER t\n"), b"", "it is over");
-    world.ok(2, "REGISTER t\n");
-    world.directory.client(0).unwrap().closed(world.now, Closed::Peer);
-    assert_eq!(world.link(0), Link::Down);
-    assert_eq!(world.lookup("t"), "b a");
-    assert_eq!(world.directory.counters().replaced, 1);
-    // Another port is another node.
-    world.connect(0);
-    world.say(0, &identify(&node("a").replace("\"tcp_port\":1", "\"tcp_port\":9")));
+    world.directory.client(0).unwrap().closed(world.now, Closed::Local);
+    assert_eq!((world.link(0), world.directory.counters().replaced), (Link::Down, 1));
+
+    // By IDENTIFY, and all of them.
+    world.arrive(0, "a");
+    world.after(46);
+    world.ok(1, "PING\n");
+    world.after(1);
+    world.directory.client(1).unwrap().closed(world.now, Closed::Peer);
     assert_eq!((world.link(0), world.link(2)), (Link::Up, Link::Up));
+    world.arrive(1, "a");
+    assert_eq!((world.link(0), world.link(1), world.link(2)), (Link::Close, Link::Up, Link::Close));
+    assert_eq!(world.directory.counters().replaced, 3);
+
+    // One that came later is replaced by none that was there before, and any word is a sign of
+    // life.
+    let mut world = small();
+    world.arrive(0, "a");
+    world.arrive(1, "a");
+    world.after(30);
+    world.ok(0, "PING\n");
+    world.after(30);
+    world.ok(0, "PING\n");
+    assert_eq!((world.link(0), world.link(1)), (Link::Up, Link::Up));
+    world.ok(0, "REGISTER t\n");
+    world.after(30);
+    world.ok(1, "PING\n");
+    assert_eq!((world.link(0), world.link(1)), (Link::Up, Link::Up));
+}
+
+#[test]
+fn a_dead_connection_makes_room_when_a_caller_finds_none() {
+    let mut world = small();
+    for (at, name) in ["a", "b", "c"].iter().enumerate() {
+        world.arrive(at, name);
+        world.after(1);
+    }
+    while world.directory.poll_event().is_some() {}
+    world.after(7);
+    // Nobody is silent for long yet.
+    let version = world.directory.version();
+    world.directory.turned_away();
+    assert_ne!(world.directory.version(), version);
+    world.ok(0, "PING\n");
+    let due = world.directory.client(1).unwrap().deadline();
+    assert_eq!(due, Instant::from_millis(1001 + 45_000));
+    world.after(35);
+    assert_eq!(world.link(1), Link::Up);
+    world.after(1);
+    // The one that was silent for longest, and no other one.
+    assert_eq!(
+        (0..3).map(|at| world.link(at)).collect::<Vec<_>>(),
+        [Link::Up, Link::Close, Link::Up]
+    );
+    let why = Closed::Fault(Fault::TimedOut(Awaited::Heartbeat));
+    let left = Event::Left { index: 1, why, listed: false };
+    assert_eq!(world.directory.poll_event(), Some(left));
+    assert_eq!(world.directory.counters().timed_out, 1);
+    world.after(5);
+    assert_eq!(world.link(2), Link::Up);
+    assert_eq!(world.directory.client(2).unwrap().deadline(), Instant::from_millis(302_001));
+    world.directory.client(1).unwrap().closed(world.now, Closed::Local);
+    world.arrive(1, "b");
+    // There was room before anybody was silent for long.
+    world.directory.turned_away();
+    world.directory.client(0).unwrap().closed(world.now, Closed::Peer);
+    world.after(44);
+    assert_eq!((world.link(1), world.link(2)), (Link::Up, Link::Up));
+}
+
+#[test]
+fn an_entry_does_not_go_to_where_its_list_was_already() {
+    let long = "h".repeat(100);
+    let json = |name: &str| node(name).replace("\"h\"", &format!("\"{long}\""));
+    for path in ["/nodes", "/lookup?topic=t", "/debug"] {
+        let mut world = a_world(Storage::<16, 1, 1, 1>::new(), Config::new());
+        for at in 1..16 {
+            world.connect(at);
+            world.say(at, &identify(&json(&format!("n{at}"))));
+            world.ok(at, "REGISTER t\n");
+        }
+        let mut session = world.directory.http(0).unwrap();
+        session.open(world.now);
+        session.take(world.now, format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes());
+        let mut answer = Vec::new();
+        for piece in 0.. {
+            let mut session = world.directory.http(0).unwrap();
+            let lent = session.transmit(world.now);
+            let bytes = [lent.head, lent.body].concat();
+            session.sent(world.now, bytes.len());
+            answer.extend(bytes);
+            if session.link() == Link::Close {
+                assert!(piece > 1);
+                break;
+            }
+            if piece == 0 {
+                // In front of where the list is, with the address of one behind that.
+                world.connect(0);
+                world.say(0, &identify(&json("n15")));
+                world.ok(0, "REGISTER t\n");
+            }
+        }
+        let answer = String::from_utf8(answer).unwrap();
+        let lists = if path == "/debug" { 2 } else { 1 };
+        for at in 1..16 {
+            let name = format!("\"broadcast_address\":\"n{at}\"");
+            assert_eq!(answer.matches(&name).count(), lists, "{path} {name}");
+        }
+    }
 }
 
 #[test]
@@ -285,7 +524,7 @@ fn silence() {
     assert_eq!(world.link(0), Link::Close);
     let why = Closed::Fault(Fault::TimedOut(Awaited::Heartbeat));
     let events = [world.directory.poll_event(), world.directory.poll_event()];
-    assert_eq!(events, [Some(Event::Left { index: 0, why }), None]);
+    assert_eq!(events, [Some(Event::Left { index: 0, why, listed: false }), None]);
     assert_eq!(world.directory.counters().timed_out, 2);
     assert_eq!(world.ask("GET /debug"), "{}");
 }
@@ -439,42 +678,37 @@ fn what_nobody_has_is_forgotten_after_a_while() {
     world.ok(0, "REGISTER t d\n");
     world.ok(0, "UNREGISTER t d\n");
     assert_eq!(world.ask("POST /channel/create?topic=made&channel=c"), "");
-    let listed =
-        |world: &mut World<'_>| world.ask("GET /topics") + &world.ask("GET /channels?topic=t");
+    let listed = |world: &mut World<'_>| {
+        let _ = world.ask("GET /topics");
+        let topics = world.directory.topics().map(|(name, _)| name.to_string());
+        let channels = world.directory.channels().map(|(topic, name)| format!("{topic}/{name}"));
+        topics.chain(channels).collect::<Vec<_>>().join(" ")
+    };
     for _ in 0..12 {
         world.after(299);
         world.ok(0, "PING\n");
     }
-    assert_eq!(listed(&mut world), r#"{"topics":["t","made"]}{"channels":["c","d"]}"#);
+    assert_eq!(listed(&mut world), "t made t/c t/d made/c");
     world.after(12);
-    assert_eq!(listed(&mut world), r#"{"topics":["t","made"]}{"channels":["c"]}"#);
+    assert_eq!(listed(&mut world), "t made t/c made/c");
     world.directory.client(0).unwrap().closed(world.now, Closed::Peer);
     world.after(3599);
-    assert_eq!(listed(&mut world), r#"{"topics":["t","made"]}{"channels":["c"]}"#);
+    assert_eq!(listed(&mut world), "t made t/c made/c");
+    // Who asks for a topic uses it, and not its channels.
+    assert_eq!(world.lookup("t"), "");
     world.after(1);
     // What an administrator made stays, for who comes one day.
-    assert_eq!(listed(&mut world), r#"{"topics":["made"]}{"channels":[]}"#);
+    assert_eq!(listed(&mut world), "t made made/c");
+    assert_eq!(world.directory.counters().collected, 2);
+    world.after(3597);
+    assert_eq!(world.ask("GET /channels?topic=t"), r#"{"channels":[]}"#);
+    world.after(3599);
+    assert_eq!(listed(&mut world), "t made made/c");
+    world.after(1);
+    assert_eq!(listed(&mut world), "made made/c");
     assert_eq!(world.directory.counters().collected, 3);
     world.after(1_000_000);
     assert_eq!(world.ask("GET /channels?topic=made"), r#"{"channels":["c"]}"#);
-}
-
-#[test]
-fn room_is_made_of_what_nobody_has() {
-    let mut world = small();
-    world.arrive(0, "a");
-    for name in ["t", "u", "v"] {
-        world.ok(0, &format!("REGISTER {name} c\n"));
-    }
-    world.ok(0, "UNREGISTER v\n");
-    world.ok(0, "UNREGISTER t c\n");
-    for _ in 0..13 {
-        assert!(world.say(0, b"REGISTER w c\n").ends_with(b"channel"));
-        world.after(280);
-        world.ok(0, "PING\n");
-    }
-    world.ok(0, "REGISTER w c\n");
-    assert_eq!(world.ask("GET /topics"), r#"{"topics":["t","u","w"]}"#);
 
     // Never, if so configured.
     let config = Config { empty_timeout: Span::ZERO, ..Config::new() };
@@ -488,6 +722,159 @@ fn room_is_made_of_what_nobody_has() {
         world.after(299);
     }
     assert_eq!(world.ask("GET /channels?topic=t"), r#"{"channels":["c"]}"#);
+}
+
+/// The topics and channels that there are, sorted.
+fn names(world: &World<'_>) -> String {
+    let topics = world.directory.topics().map(|(name, _)| name.to_string());
+    let channels = world.directory.channels().map(|(topic, name)| format!("{topic}/{name}"));
+    let mut names: Vec<_> = topics.chain(channels).collect();
+    names.sort();
+    names.join(" ")
+}
+
+#[test]
+fn what_nobody_has_is_given_back_least_recently_used_first() {
+    let mut world = a_world(Storage::<3, 4, 4, 1>::new(), Config::new());
+    for topic in ["m1", "m2", "m3"] {
+        assert_eq!(world.ask(&format!("POST /channel/create?topic={topic}&channel=c")), "");
+        world.after(1);
+    }
+    world.arrive(0, "a");
+    world.ok(0, "REGISTER mine c\n");
+    assert_eq!(names(&world), "m1 m1/c m2 m2/c m3 m3/c mine mine/c");
+    // Who asks for a topic uses it, and who makes it again.
+    world.after(1);
+    world.lookup("m1");
+    world.after(1);
+    assert_eq!(world.ask("POST /topic/create?topic=m2"), "");
+    // With its channels.
+    world.ok(0, "REGISTER mine2\n");
+    assert_eq!(names(&world), "m1 m1/c m2 m2/c mine mine/c mine2");
+    assert_eq!(world.directory.counters().given_back, 2);
+    // What is not used any more is, too.
+    world.arrive(1, "b");
+    world.ok(1, "REGISTER m1\n");
+    world.after(1);
+    world.directory.client(1).unwrap().closed(world.now, Closed::Peer);
+    assert_eq!(world.ask("POST /topic/create?topic=m4"), "", "over HTTP as well");
+    assert_eq!(names(&world), "m1 m1/c m4 mine mine/c mine2");
+    // Channels by themselves, of topics that somebody has as well.
+    world.ok(0, "REGISTER mine d\n");
+    world.after(1);
+    assert_eq!(world.ask("POST /channel/create?topic=mine&channel=made"), "");
+    world.after(1);
+    world.ok(0, "UNREGISTER mine d\n");
+    world.ok(0, "REGISTER mine e\n");
+    assert_eq!(names(&world), "m1 m4 mine mine/c mine/d mine/e mine/made mine2");
+    world.ok(0, "REGISTER mine f\n");
+    world.arrive(1, "b");
+    world.ok(1, "REGISTER mine2 f\n");
+    assert_eq!(names(&world), "m1 m4 mine mine/c mine/e mine/f mine2 mine2/f");
+    // What a connected node has is never given back.
+    assert!(world.say(0, b"REGISTER m1 c\n").ends_with(b"another channel"));
+    let full = r#"503 {"message":"TOO_MANY_CHANNELS"}"#;
+    assert_eq!(world.ask("POST /channel/create?topic=m1&channel=c"), full);
+    assert_eq!(world.ask("POST /channel/create?topic=m9&channel=c"), full, "nothing changes");
+    assert_eq!(names(&world), "m1 m4 mine mine/c mine/e mine/f mine2 mine2/f");
+    world.arrive(2, "c");
+    world.ok(2, "REGISTER m1\n");
+    world.ok(2, "REGISTER m4\n");
+    assert!(world.say(2, b"REGISTER m5\n").ends_with(b"another topic"));
+    // A channel could be given back, no topic: nothing changes.
+    world.ok(0, "UNREGISTER mine c\n");
+    assert!(world.say(2, b"REGISTER m5 c\n").ends_with(b"another topic"));
+    assert_eq!(names(&world), "m1 m4 mine mine/c mine/e mine/f mine2 mine2/f");
+    let counters = world.directory.counters();
+    assert_eq!((counters.full, counters.given_back, counters.collected), (5, 7, 0));
+}
+
+#[test]
+fn junk_of_any_kind_keeps_no_node_out() {
+    let mut world = a_world(Storage::<3, 8, 16, 1>::new(), Config::new());
+    let fill = |world: &mut World<'_>, n: usize| {
+        for at in 0..40 {
+            match n {
+                0 => world.ask(&format!("POST /topic/create?topic=junk{at}")),
+                1 => world.ask(&format!("POST /channel/create?topic=junk{at}&channel=c")),
+                _ => world.ask(&format!("POST /channel/create?topic=junk&channel=c{at}")),
+            };
+        }
+        // And somebody who leaves.
+        world.arrive(1, "b");
+        for at in 0..40 {
+            world.say(1, format!("REGISTER left{} c{}\n", at % (n + 5), at).as_bytes());
+        }
+        world.directory.client(1).unwrap().closed(world.now, Closed::Peer);
+    };
+    for n in 0..3 {
+        fill(&mut world, n);
+        world.arrive(0, "a");
+        for at in 0..4 {
+            world.ok(0, &format!("REGISTER good{at} c{n}\n"));
+        }
+        fill(&mut world, n);
+        for at in 0..4 {
+            assert_eq!(world.lookup(&format!("good{at}")), "a");
+            let channels = world.ask(&format!("GET /channels?topic=good{at}"));
+            assert!(channels.contains(&format!("\"c{n}\"")), "{channels}");
+        }
+        world.directory.client(0).unwrap().closed(world.now, Closed::Peer);
+    }
+}
+
+#[test]
+fn one_connection_leaves_room_to_others() {
+    let config = Config { topics_per_node: 6, channels_per_node: 20, ..Config::new() };
+    let mut world = a_world(Storage::<3, 8, 24, 1>::new(), config);
+    world.arrive(0, "greedy");
+    world.arrive(1, "good");
+    for at in 0..6 {
+        world.ok(0, &format!("REGISTER g{at}\n"));
+    }
+    let no = b"E_REGISTER_FAILED REGISTER no room for more of one node";
+    assert!(world.say(0, b"REGISTER more\n").ends_with(no));
+    assert!(world.say(0, b"REGISTER more c\n").ends_with(no));
+    for at in 0..20 {
+        world.ok(0, &format!("REGISTER g0 c{at}\n"));
+    }
+    assert!(world.say(0, b"REGISTER g0 more\n").ends_with(no));
+    assert_eq!(world.ask("GET /topics").matches('g').count(), 6);
+    // What is there may be registered by anybody.
+    world.ok(1, "REGISTER good c\n");
+    world.ok(1, "REGISTER good2 c\n");
+    world.ok(0, "REGISTER good c\n");
+    world.ok(0, "REGISTER g0 c0\n");
+    assert_eq!(world.directory.counters().full, 3);
+    // And made over HTTP by whoever it was.
+    assert_eq!(world.ask("POST /channel/create?topic=g0&channel=more"), "");
+    world.ok(0, "UNREGISTER good\n");
+    world.ok(0, "UNREGISTER g5\n");
+    world.ok(0, "REGISTER more\n");
+}
+
+#[test]
+fn a_table_that_is_full_is_told_once() {
+    let config = Config { topics_per_node: 3, channels_per_node: 3, ..Config::new() };
+    let mut world = a_world(Storage::<3, 4, 4, 1>::new(), config);
+    world.arrive(0, "a");
+    world.arrive(1, "b");
+    for at in 0..3 {
+        world.ok(0, &format!("REGISTER t{at} c\n"));
+    }
+    while world.directory.poll_event().is_some() {}
+    let version = world.directory.version();
+    world.say(0, b"REGISTER t4\nREGISTER t5\n");
+    assert_ne!(world.directory.version(), version, "who waits for events is to look");
+    world.ok(1, "REGISTER t4 c\n");
+    world.say(1, b"REGISTER t5\nREGISTER t4 d\nREGISTER t4 d\n");
+    let told = [(); 4].map(|()| world.directory.poll_event());
+    let bounds = [TableFull::Topics, TableFull::Channels, TableFull::Share]
+        .map(|it| Some(Event::TableFull(it)));
+    assert_eq!(told, [bounds[0], bounds[1], bounds[2], None]);
+    world.say(1, b"REGISTER t5\n");
+    assert_eq!(world.directory.poll_event(), Some(Event::TableFull(TableFull::Topics)));
+    assert_eq!(world.directory.counters().full, 6);
 }
 
 #[test]

@@ -198,6 +198,10 @@ impl Engine for Directory<'_> {
         true
     }
 
+    fn turned_away(&mut self) {
+        Directory::turned_away(self);
+    }
+
     fn with_client(&mut self, index: usize, f: &mut dyn FnMut(&mut dyn Session)) {
         if let Some(mut session) = self.client(index) {
             f(&mut session);

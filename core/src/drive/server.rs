@@ -32,6 +32,9 @@ pub(super) trait Engine {
     /// Whether there is nothing to do, for who waits for that.
     fn is_idle(&self) -> bool;
 
+    /// A caller at the TCP port found all places taken.
+    fn turned_away(&mut self) {}
+
     /// Runs `f` on a session of the TCP port, if there is one with that index.
     fn with_client(&mut self, index: usize, f: &mut dyn FnMut(&mut dyn Session));
 
@@ -81,7 +84,13 @@ impl<E: Engine> State for Served<E> {
 
     fn with(&mut self, index: usize, f: &mut dyn FnMut(&mut dyn Session)) -> bool {
         match index {
-            SPARE => f(&mut self.tcp_busy),
+            SPARE => {
+                let before = self.tcp_busy.refused();
+                f(&mut self.tcp_busy);
+                if before != self.tcp_busy.refused() {
+                    self.engine.turned_away();
+                }
+            }
             HTTP_SPARE => f(&mut self.http_busy),
             client if client < SPARE => self.engine.with_client(client, f),
             http => self.engine.with_http(!http, f),

@@ -212,12 +212,12 @@ fn a_node_that_does_not_read_its_answer_is_closed() {
 fn that_a_node_left_is_told_also_when_another_has_its_connection() {
     directory(|directory| {
         comes(directory, 0, "a", "REGISTER t\n");
-        assert_eq!(directory.poll_event(), Some(Event::Identified { index: 0 }));
+        assert_eq!(directory.poll_event(), Some(Event::Identified { index: 0, listed: false }));
         let why = Closed::Fault(Fault::UnexpectedReply);
         let mut session = directory.client(0).unwrap();
         session.closed(NOW, why);
         session.open(NOW);
-        assert_eq!(directory.poll_event(), Some(Event::Left { index: 0, why }));
+        assert_eq!(directory.poll_event(), Some(Event::Left { index: 0, why, listed: false }));
         assert_eq!(directory.poll_event(), None);
     });
 }

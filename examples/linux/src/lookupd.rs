@@ -2,12 +2,13 @@
 
 use std::convert::Infallible;
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use embassy_futures::join::join;
 use embassy_futures::select::{Either4, select4};
 use log::{info, warn};
 use nanonsq_core::address::HOST_MAX;
-use nanonsq_core::directory::{Config, Event, TOMBSTONES};
+use nanonsq_core::directory::{Config, Event, TOMBSTONES, TableFull};
 use nanonsq_core::drive::directory::{self, Resources};
 use nanonsq_core::drive::{Gathering, Port, Ports};
 use nanonsq_core::name::NAME_MAX;
@@ -28,6 +29,13 @@ const TOPICS: usize = 1024;
 const CHANNELS: usize = 4096;
 const HTTP: usize = 64;
 
+/// What one connection may have and make more: there is a topic and a channel for each other one.
+const TOPICS_PER_NODE: usize = TOPICS - NODES;
+const CHANNELS_PER_NODE: usize = CHANNELS - NODES;
+
+/// How often a full table is told of at most.
+const TELL: Duration = Duration::from_secs(60);
+
 /// What each connection reads and writes at once.
 const RX: usize = 1024;
 const TX: usize = 4096;
@@ -39,6 +47,8 @@ fn help() -> String {
             ("nodes", NODES as u64),
             ("topics", TOPICS as u64),
             ("channels", CHANNELS as u64),
+            ("topics that one connection makes", TOPICS_PER_NODE as u64),
+            ("channels that one connection makes", CHANNELS_PER_NODE as u64),
             ("tombstones", TOMBSTONES as u64),
             ("HTTP connections", HTTP as u64),
             ("bytes of a topic's or channel's name", NAME_MAX as u64),
@@ -99,6 +109,8 @@ pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
     };
     config.inactive_timeout = args.inactive_producer_timeout.0;
     config.tombstone_lifetime = args.tombstone_lifetime.0;
+    config.topics_per_node = TOPICS_PER_NODE as u16;
+    config.channels_per_node = CHANNELS_PER_NODE as u16;
     let mut resources = tables();
     let (directory, mut runner) = directory::new(
         &mut resources,
@@ -133,13 +145,14 @@ pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
     }
     let counters = directory.counters();
     say(format_args!(
-        "{} nodes registered, {} refused, {} timed out; {} HTTP requests, {} refused; {} callers turned \
-         away",
+        "{} nodes registered, {} refused, {} timed out; {} HTTP requests, {} refused; {} without room; {} \
+         callers turned away",
         counters.identified,
         counters.refused,
         counters.timed_out,
         counters.requests,
         counters.requests_refused,
+        counters.full,
         directory.turned_away(),
     ));
     Ok(ExitCode::SUCCESS)
@@ -147,28 +160,58 @@ pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
 
 pub(crate) type Handle<'a> = directory::Handle<'a, NoopRawMutex, TokioSleep>;
 
-/// Tells who comes and goes. Never returns.
+/// Tells who comes and goes, and which table is full. Never returns.
 async fn watch(directory: &Handle<'_>) -> Infallible {
     let mut names = vec![String::new(); NODES];
+    let mut told = Vec::<(TableFull, Instant)>::new();
     loop {
         match directory.event().await {
-            Event::Identified { index } => {
+            Event::Identified { index, listed } => {
                 let name = directory.look(|directory| {
                     let node = directory.producer(index)?.node;
                     Some(format!("{}:{}", node.broadcast_address, node.tcp_port))
                 });
                 names[index] = name.flatten().unwrap_or_default();
-                info!("node {} registered", names[index]);
+                let more = if listed { " on one more connection" } else { "" };
+                info!("node {} registered{more}", names[index]);
             }
-            Event::Left { index, why } => {
+            Event::Left { index, why, listed } => {
                 let name = std::mem::take(&mut names[index]);
+                let more = if listed { "; it is listed by another connection" } else { "" };
                 match why {
-                    Closed::Peer => info!("node {name} left"),
+                    Closed::Peer => info!("node {name} left{more}"),
                     Closed::Local => info!("node {name} came back by another connection"),
-                    why => warn!("node {name}: {why}"),
+                    why => warn!("node {name}: {why}{more}"),
+                }
+            }
+            Event::TableFull(full) => {
+                told.retain(|(_, at)| at.elapsed() < TELL);
+                if !told.iter().any(|(is, _)| *is == full) {
+                    told.push((full, Instant::now()));
+                    warn!("table full: {}: a new one was refused", explain(full));
                 }
             }
             _ => {}
         }
+    }
+}
+
+/// Which table is full, and of what.
+fn explain(full: TableFull) -> String {
+    match full {
+        TableFull::Topics => format!(
+            "all {TOPICS} topics, the most that a directory has, are registered by connected nodes"
+        ),
+        TableFull::Channels => format!(
+            "all {CHANNELS} channels, the most that all topics have together, are registered by \
+             connected nodes"
+        ),
+        TableFull::Tombstones => {
+            format!("all {TOMBSTONES} tombstones, each for --tombstone-lifetime, are in use")
+        }
+        TableFull::Share => format!(
+            "all {TOPICS_PER_NODE} topics or {CHANNELS_PER_NODE} channels that one node's connection \
+             may make are made"
+        ),
     }
 }

@@ -109,10 +109,12 @@ impl Machine for Server<'_> {
         let (mut topics, mut producers) = (0, 0);
         for (name, count) in directory.topics() {
             let having = (0..NODES).filter(|index| directory.has_topic(*index, name));
-            assert_eq!(having.clone().count(), count);
-            for index in having {
-                assert!(directory.producer(index).is_some(), "somebody who is gone has a topic");
-            }
+            let addresses = having.map(|index| {
+                let producer = directory.producer(index);
+                let node = producer.expect("nobody who is gone has a topic").node;
+                (node.broadcast_address, node.tcp_port)
+            });
+            assert_eq!(addresses.collect::<BTreeSet<_>>().len(), count);
             topics += 1;
             producers += count;
         }
@@ -127,6 +129,9 @@ fn config(dice: u8) -> Config<'static> {
         empty_timeout: Span::from_secs(if dice & 1 > 0 { 20 } else { 0 }),
         idle_timeout: Span::from_secs(if dice & 2 > 0 { 40 } else { 300 }),
         inactive_timeout: Span::from_secs(if dice & 4 > 0 { 10 } else { 300 }),
+        replace_timeout: Span::from_secs(if dice & 8 > 0 { 15 } else { 45 }),
+        topics_per_node: if dice & 16 > 0 { 2 } else { u16::MAX },
+        channels_per_node: if dice & 16 > 0 { 3 } else { u16::MAX },
         ..Config::new()
     }
 }
@@ -233,12 +238,21 @@ type Key = (usize, Option<usize>);
 struct Known {
     /// An administrator made it.
     kept: bool,
-    /// Since when nobody has it; `None` while somebody does.
-    empty_since: Option<Instant>,
+    /// Since when nobody has it or uses it; `None` while somebody has it.
+    unused_since: Option<Instant>,
+    number: u32,
+}
+
+impl Known {
+    fn touch(&mut self, now: Instant) {
+        self.unused_since = self.unused_since.map(|_| now);
+    }
 }
 
 struct Peer {
     opened: Instant,
+    /// Who says its name later has a larger one.
+    number: u32,
     /// Its name, once it has said it.
     name: Option<usize>,
     heard: Instant,
@@ -253,6 +267,8 @@ struct Model<'a> {
     now: Instant,
     known: BTreeMap<Key, Known>,
     peers: [Option<Peer>; NODES],
+    /// Of what was made last.
+    number: u32,
 }
 
 impl Model<'_> {
@@ -266,7 +282,7 @@ impl Model<'_> {
             return;
         }
         let stale = |known: &Known| {
-            !known.kept && known.empty_since.is_some_and(|since| since.after(timeout) <= now)
+            !known.kept && known.unused_since.is_some_and(|since| since.after(timeout) <= now)
         };
         self.known.retain(|(_, channel), known| channel.is_none() || !stale(known));
         let of: BTreeSet<_> =
@@ -276,25 +292,53 @@ impl Model<'_> {
         });
     }
 
-    /// Makes a topic, or a channel and its topic; false, and nothing changed, if there is no room.
-    fn make(&mut self, (topic, channel): Key, keep: bool) -> bool {
-        let new_channel = channel.is_some() && !self.known.contains_key(&(topic, channel));
-        if new_channel && self.count(true) == CHANNELS {
+    /// What nobody has and nobody used for longest, of the topics or the channels.
+    fn oldest(&self, channels: bool) -> Option<Key> {
+        let known = self.known.iter().filter(|(key, _)| key.1.is_some() == channels);
+        let unused = known.filter_map(|(key, it)| Some((it.unused_since?, it.number, *key)));
+        unused.min().map(|(.., key)| key)
+    }
+
+    /// Makes a topic, or a channel and its topic, for a peer or an administrator; false, and nothing
+    /// changed, if there is no room.
+    fn make(&mut self, (topic, channel): Key, peer: Option<usize>) -> bool {
+        let most = [(false, TOPICS), (true, CHANNELS)];
+        let keys = [Some((topic, None)), channel.map(|_| (topic, channel))].into_iter().flatten();
+        let is_new = |model: &Self, key: Key| !model.known.contains_key(&key);
+        let is_full = |model: &Self, key: Key| {
+            let (channels, most) = most[usize::from(key.1.is_some())];
+            model.count(channels) == most
+        };
+        if keys.clone().any(|key| is_new(self, key) && is_full(self, key)) {
             self.collect();
-            if self.count(true) == CHANNELS {
-                return false;
-            }
         }
-        if !self.known.contains_key(&(topic, None)) && self.count(false) == TOPICS {
-            self.collect();
-            if self.count(false) == TOPICS {
+        let config = self.config;
+        for key in keys.clone().filter(|key| is_new(self, *key)) {
+            let channels = key.1.is_some();
+            let has = peer.and_then(|at| self.peers[at].as_ref()).map_or(0, |peer| {
+                peer.has.iter().filter(|key| key.1.is_some() == channels).count()
+            });
+            let per_node = if channels { config.channels_per_node } else { config.topics_per_node };
+            if peer.is_some() && has >= per_node.into()
+                || is_full(self, key) && self.oldest(channels).is_none()
+            {
                 return false;
             }
         }
         let now = self.now;
-        for key in [Some((topic, None)), channel.map(|_| (topic, channel))].into_iter().flatten() {
-            let fresh = || Known { kept: false, empty_since: Some(now) };
-            self.known.entry(key).or_insert_with(fresh).kept |= keep;
+        for key in keys {
+            if is_new(self, key) {
+                if is_full(self, key) {
+                    self.remove(self.oldest(key.1.is_some()).expect("one that nobody has"));
+                    feature("given back");
+                }
+                self.number += 1;
+                let number = self.number;
+                self.known.insert(key, Known { kept: false, unused_since: Some(now), number });
+            }
+            let known = self.known.get_mut(&key).expect("it is there");
+            known.kept |= peer.is_none();
+            known.touch(now);
         }
         true
     }
@@ -306,7 +350,7 @@ impl Model<'_> {
         if let Some(known) = self.known.get_mut(&key)
             && empty
         {
-            known.empty_since = Some(now);
+            known.unused_since = Some(now);
         }
     }
 
@@ -394,7 +438,8 @@ impl World<'_> {
             assert_eq!(self.tell(at, b"  V1"), b"");
             let has = BTreeSet::new();
             let buried = BTreeMap::new();
-            let peer = Peer { opened: now, name: None, heard: now, pinged: now, has, buried };
+            let (heard, pinged) = (now, now);
+            let peer = Peer { opened: now, number: 0, name: None, heard, pinged, has, buried };
             self.model.peers[at] = Some(peer);
             return;
         };
@@ -413,17 +458,9 @@ impl World<'_> {
             let len = (text.len() as u32).to_be_bytes();
             let said = self.tell(at, &[b"IDENTIFY\n", &len[..], text.as_bytes()].concat());
             assert!(said.ends_with(b"}"), "{}", said.escape_ascii());
-            // It replaces itself.
-            for other in (0..NODES).filter(|other| *other != at) {
-                if self.model.peers[other].as_ref().is_some_and(|it| it.name == Some(name)) {
-                    self.model.forget(other);
-                    let mut session = self.directory.client(other).expect("a node's");
-                    assert_eq!(session.link(), Link::Close, "one that came back");
-                    session.closed(now, Closed::Local);
-                    feature("replaced");
-                }
-            }
-            return;
+            self.model.number += 1;
+            self.model.peers[at].as_mut().expect("a peer").number = self.model.number;
+            return self.replace(at);
         }
         peer.heard = now;
         let topic = input.below(4) as usize;
@@ -435,14 +472,14 @@ impl World<'_> {
         }
         match op {
             0..4 => {
-                let made = self.model.make((topic, channel), false);
+                let made = self.model.make((topic, channel), Some(at));
                 let said = self.tell(at, format!("REGISTER {line}\n").as_bytes());
                 assert_eq!(said.ends_with(b"OK"), made, "{}", said.escape_ascii());
                 feature(("register", made));
                 if made {
                     for key in [(topic, None), (topic, channel)] {
                         self.model.peers[at].as_mut().expect("a peer").has.insert(key);
-                        self.model.known.get_mut(&key).expect("made").empty_since = None;
+                        self.model.known.get_mut(&key).expect("made").unused_since = None;
                     }
                 }
             }
@@ -454,6 +491,26 @@ impl World<'_> {
             _ => {
                 peer.pinged = now;
                 assert_eq!(self.tell(at, b"PING\n"), b"\0\0\0\x02OK");
+                self.replace(at);
+            }
+        }
+    }
+
+    /// Those that were there before a peer, have its name, and are silent for long.
+    fn replace(&mut self, at: usize) {
+        let (now, patience) = (self.model.now, self.model.config.replace_timeout);
+        let me = self.model.peers[at].as_ref().expect("a peer");
+        let (name, number) = (me.name, me.number);
+        for other in 0..NODES {
+            let is_over = self.model.peers[other].as_ref().is_some_and(|it| {
+                it.name == name && it.number < number && it.heard.after(patience) < now
+            });
+            let mut session = self.directory.client(other).expect("a node's");
+            assert_eq!(session.link() == Link::Close, is_over, "one that came back");
+            if is_over {
+                session.closed(now, Closed::Local);
+                self.model.forget(other);
+                feature("replaced");
             }
         }
     }
@@ -483,12 +540,12 @@ impl World<'_> {
         let has_topic = self.model.known.contains_key(&(topic, None));
         match input.below(6) {
             0 => {
-                let made = self.model.make((topic, None), true);
+                let made = self.model.make((topic, None), None);
                 let (status, _) = self.ask(&format!("POST /topic/create?topic={name}"));
                 assert_eq!(status, if made { 200 } else { 503 });
             }
             1 => {
-                let made = self.model.make((topic, Some(channel)), true);
+                let made = self.model.make((topic, Some(channel)), None);
                 let (status, _) = self.ask(&format!("POST /channel/create?topic={both}"));
                 assert_eq!(status, if made { 200 } else { 503 });
             }
@@ -520,6 +577,10 @@ impl World<'_> {
             _ => {
                 let (status, body) = self.ask(&format!("GET /lookup?topic={name}"));
                 assert_eq!(status, if has_topic { 200 } else { 404 });
+                let now = self.model.now;
+                if let Some(known) = self.model.known.get_mut(&(topic, None)) {
+                    known.touch(now);
+                }
                 let names = body.split("\"broadcast_address\":\"").skip(1);
                 let mut names: Vec<_> =
                     names.map(|rest| rest.split('"').next().expect("a name")).collect();
@@ -536,6 +597,7 @@ impl World<'_> {
                 let mut listed: Vec<_> =
                     peers.map(|peer| NODE_NAMES[peer.name.expect("its name")]).collect();
                 listed.sort_unstable();
+                listed.dedup();
                 assert_eq!(names, listed, "{body}");
                 feature(("lookup", names.len(), status));
             }
@@ -570,7 +632,8 @@ impl World<'_> {
             self.directory.topics().map(|(name, count)| (name.to_string(), count)).collect();
         let having = |topic: usize| {
             let peers = self.model.peers.iter().flatten();
-            peers.filter(|peer| peer.has.contains(&(topic, None))).count()
+            let peers = peers.filter(|peer| peer.has.contains(&(topic, None)));
+            peers.map(|peer| peer.name).collect::<BTreeSet<_>>().len()
         };
         let is_topic = |key: &&Key| key.1.is_none();
         let known = self.model.known.keys();
@@ -610,6 +673,7 @@ pub(crate) fn model(data: &[u8]) {
         now: Instant::from_millis(1),
         known: BTreeMap::new(),
         peers: [const { None }; NODES],
+        number: 0,
     };
     let mut world = World { directory, model };
     while !input.is_over() {

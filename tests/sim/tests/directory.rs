@@ -5,14 +5,14 @@
 
 mod exchange;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use exchange::{Answer, LIMIT, ask, exchange, in_order, is_address};
 
 use nanonsq_core::directory::{Config, Directory, Storage};
 use nanonsq_core::session::{Closed, Link, Session};
-use nanonsq_core::time::Instant;
+use nanonsq_core::time::{Instant, Span};
 use nanonsq_core::wire::v1::IdentifyReply;
 use nanonsq_sim::random::Random;
 use nanonsq_tests::{Nsqlookupd, ServerOptions, eventually, require_peers};
@@ -96,6 +96,8 @@ const REQUESTS: &[&str] = &[
     "POST /topic/tombstone?topic=t&node=node0:2",
     "POST /topic/tombstone?topic=t&node=node1%3A3",
     "POST /topic/tombstone?topic=u&node=node2:4",
+    "POST /topic/tombstone?topic=t&node=node0%3A3",
+    "POST /topic/tombstone?topic=t&node=node0:4",
     "POST /topic/tombstone?topic=t&node=node9:2",
     "POST /topic/tombstone?topic=t&node=",
     "POST /topic/tombstone?topic=$&node=node0:2",
@@ -156,8 +158,10 @@ fn script(random: &mut Random) -> Vec<Step> {
 
 fn identify(random: &mut Random, node: usize) -> String {
     let hostname = ["h", "", "a\\\"b", "\\u00e9 \\\\"][random.below(4) as usize];
+    // Some announce the address of another one.
+    let address = if random.one_in(3) { 0 } else { node };
     let body = format!(
-        "{{\"broadcast_address\":\"node{node}\",\"hostname\":\"{hostname}\",\"tcp_port\":1,\
+        "{{\"broadcast_address\":\"node{address}\",\"hostname\":\"{hostname}\",\"tcp_port\":1,\
          \"http_port\":{},\"version\":\"1.{node}.0\",\"more\":[{{}},null]}}",
         node + 2
     );
@@ -177,8 +181,14 @@ async fn the_directory_says_what_nsqlookupd_says() {
         let mut ours = Ours::new();
         let mut theirs = Theirs::new(real.tcp_address(), real.http_address()).await;
         let mut done = String::new();
+        // Nodes, the one heard last at the end.
+        let mut heard = Vec::new();
         for step in script(&mut random) {
             done.push_str(&format!("{step:?}\n"));
+            if let Step::Arrive(node, _) | Step::Say(node, ..) = &step {
+                heard.retain(|other| other != node);
+                heard.push(*node);
+            }
             let (our, their) = match &step {
                 Step::Arrive(node, hello) => {
                     (ours.arrive(*node, hello.as_bytes()), theirs.arrive(*node, hello).await)
@@ -194,17 +204,19 @@ async fn the_directory_says_what_nsqlookupd_says() {
                 Step::Ask(request) => {
                     let request =
                         format!("{request} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
-                    let our = scrub(&ours.ask(request.as_bytes()));
-                    (our, scrub(&theirs.ask(&request).await))
+                    let our = scrub(&ours.ask(request.as_bytes()), &[]);
+                    (our, scrub(&theirs.ask(&request).await, &heard))
                 }
             };
             assert_eq!(our, their, "ours and theirs, seed {seed}, at the end of\n{done}");
             let kind = our.split('\n').next().unwrap_or_default().to_owned();
             *seen.entry(kind).or_default() += 1;
+            *seen.entry("shared addresses".into()).or_default() += u64::from(theirs.shared());
         }
         theirs.clear().await;
     }
     println!("{seen:#?}");
+    assert!(seen["shared addresses"] > scripts, "{seen:?}");
     let lines = ["200 OK", "400 Bad Request", "404 Not Found", "405 Method Not Allowed"];
     for line in lines {
         assert!(seen.get(&format!("HTTP/1.1 {line}")).is_some_and(|&n| n > scripts / 10), "{line}");
@@ -257,6 +269,7 @@ impl Ours {
     }
 
     fn talk(&mut self, at: usize, bytes: &[u8]) -> Vec<u8> {
+        self.now = self.now.after(Span::from_millis(1));
         let now = self.now;
         exchange(&mut self.directory.client(at).expect("a slot"), now, bytes)
     }
@@ -282,17 +295,28 @@ struct Theirs {
     tcp: SocketAddr,
     http: SocketAddr,
     nodes: [Option<TcpStream>; NODES],
+    /// The address that each announced.
+    addresses: [String; NODES],
 }
 
 impl Theirs {
     async fn new(tcp: SocketAddr, http: SocketAddr) -> Self {
-        Self { tcp, http, nodes: [const { None }; NODES] }
+        Self { tcp, http, nodes: [const { None }; NODES], addresses: Default::default() }
     }
 
     async fn arrive(&mut self, node: usize, hello: &str) -> String {
         let stream = TcpStream::connect(self.tcp).await.expect("a server that listens");
         self.nodes[node] = Some(stream);
+        let address = hello.split('"').nth(3).expect("an address");
+        self.addresses[node] = address.to_owned();
         self.say(node, hello, false).await
+    }
+
+    /// Whether several nodes have one address.
+    fn shared(&self) -> bool {
+        let here = (0..NODES).filter(|node| self.nodes[*node].is_some());
+        let addresses: BTreeSet<_> = here.clone().map(|node| &self.addresses[node]).collect();
+        addresses.len() < here.count()
     }
 
     /// Each command has one reply.
@@ -315,7 +339,7 @@ impl Theirs {
 
     async fn leave(&mut self, node: usize) {
         drop(self.nodes[node].take().expect("arrived"));
-        let name = format!("\"node{node}\"");
+        let name = format!("\"1.{node}.0\"");
         let what = format!("nsqlookupd to forget {name}");
         let address = self.http;
         let request = "GET /debug HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
@@ -364,20 +388,59 @@ fn without_names(replies: &[u8]) -> String {
 }
 
 /// An answer without what must differ: times, where a node's connection comes from, and the order
-/// of what has none.
-fn scrub(answer: &[u8]) -> String {
+/// of what has none. Of several nodes with one address `heard` says which one is to be shown.
+fn scrub(answer: &[u8], heard: &[usize]) -> String {
     let mut answer = Answer::new(answer);
     let Some(json) = answer.json() else { return answer.show(&answer.body) };
     if json.get("message").is_none() {
         answer.forget_length();
     }
-    let json = in_order(with_tombstones(json), &|key, value| match key {
+    let json = in_order(with_tombstones(one_entry_each(json, heard)), &|key, value| match key {
         "remote_address" | "id" => is_address(&value),
         "last_update" => Value::from(value.is_i64()),
         "tombstoned_at" if value != -6_795_364_578_871_345_152_i64 => Value::from(value.is_i64()),
         _ => value,
     });
     answer.show(&json.to_string())
+}
+
+/// What nsqlookupd lists, with one entry for each address.
+fn one_entry_each(mut json: Value, heard: &[usize]) -> Value {
+    let lists = json.as_object_mut().into_iter().flat_map(|lists| lists.values_mut());
+    for list in lists.filter_map(Value::as_array_mut) {
+        if !list.iter().all(|entry| entry.get("broadcast_address").is_some()) {
+            continue;
+        }
+        let mut entries = BTreeMap::<String, Vec<Value>>::new();
+        for entry in list.drain(..) {
+            let address = format!("{}:{}", entry["broadcast_address"], entry["tcp_port"]);
+            entries.entry(address).or_default().push(entry);
+        }
+        for mut same in entries.into_values() {
+            // In `/debug` what `/lookup` does not leave out is shown rather than what it does.
+            let rank = |entry: &Value| {
+                let node: usize =
+                    entry["version"].as_str().expect("one")[2..3].parse().expect("one");
+                (entry["tombstoned"] != true, heard.iter().position(|other| *other == node))
+            };
+            same.sort_by_key(rank);
+            let mut topics = BTreeMap::<String, bool>::new();
+            for entry in &same {
+                let list = |key: &str| entry[key].as_array().cloned().unwrap_or_default();
+                for (topic, flag) in list("topics").iter().zip(list("tombstones")) {
+                    let topic = topic.as_str().expect("a name").to_owned();
+                    *topics.entry(topic).or_insert(true) &= flag == true;
+                }
+            }
+            let mut shown = same.pop().expect("at least one");
+            if shown.get("topics").is_some() {
+                shown["topics"] = topics.keys().cloned().collect();
+                shown["tombstones"] = topics.values().copied().collect();
+            }
+            list.push(shown);
+        }
+    }
+    json
 }
 
 /// The tombstones of nodes with their topics.
