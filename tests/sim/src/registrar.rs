@@ -72,15 +72,14 @@ struct Wants {
 impl Registrar {
     pub(crate) fn new(world: &World, me: usize, lookupds: usize, random: &mut Random) -> Self {
         let node = NodeInfo {
-            // Another node than the others.
             broadcast_address: ["node0", "node1", "node2", "node3"][me % 4],
-            hostname: "node",
+            hostname: ["host0", "host1", "host2", "host3"][me % 4],
             tcp_port: 4150,
             http_port: 4151,
             version: "1.3.0",
             ..NodeInfo::default()
         };
-        let config = Config {
+        let mut config = Config {
             connect_timeout: Span::from_millis(random.pick(&[1000, 5000])),
             // Below PING's interval: a server that leaves out an answer, and goes on, is else one
             // that answers late.
@@ -92,6 +91,12 @@ impl Registrar {
             seed: random.below(1 << 32) as u32,
             ..Config::new(node)
         };
+        // Some announce the address of another one, be it a registrar or a node of ours.
+        match config.seed % 4 {
+            0 => config.node.broadcast_address = "node0",
+            1 => config.node.broadcast_address = "nsqd0",
+            _ => {}
+        }
         let lookupds =
             (0..lookupds).map(|n| format!("lookup{n}:4160").parse().expect("an address")).collect();
         watch::say(|| format!("node{me} registers: {config:?}"));

@@ -124,6 +124,12 @@ pub trait Server {
         true
     }
 
+    /// Whether a connection waits to be accepted.
+    fn waits(&self, conn: ConnId) -> bool {
+        let _ = conn;
+        false
+    }
+
     /// How much arrived on a connection that it has not read.
     fn unread(&self, conn: ConnId) -> usize {
         let _ = conn;

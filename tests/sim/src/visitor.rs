@@ -93,7 +93,13 @@ async fn run(world: World, me: usize, hosts: Rc<Vec<(String, bool)>>, desk: Rc<D
                 };
                 match until(next).await {
                     Ok(host) => {
-                        look_whether_well(world, session, &hosts[host].0).await;
+                        let (host, is_node) = &hosts[host];
+                        let answers = |it: &Answers| it.body == b"OK";
+                        look_whether_well(world, session, host, "/ping", answers).await;
+                        if !is_node {
+                            let once = |it: &Answers| lists_each_once(&it.body);
+                            look_whether_well(world, session, host, "/nodes", once).await;
+                        }
                         well.set(well.get() + 1);
                     }
                     Err(visit) => {
@@ -147,23 +153,40 @@ async fn run(world: World, me: usize, hosts: Rc<Vec<(String, bool)>>, desk: Rc<D
     .await;
 }
 
+/// Whether no address is there twice.
+fn lists_each_once(nodes: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(nodes);
+    let mut addresses: Vec<_> =
+        text.split("\"broadcast_address\":").skip(1).map(|it| it.split(',').next()).collect();
+    let all = addresses.len();
+    addresses.sort();
+    addresses.dedup();
+    addresses.len() == all
+}
+
 /// Asks what every server answers, until it is answered as it is to be.
-async fn look_whether_well(world: &World, session: Session, host: &str) {
+async fn look_whether_well(
+    world: &World,
+    session: Session,
+    host: &str,
+    path: &str,
+    is_well: impl Fn(&Answers) -> bool,
+) {
     for _ in 0..TRIES {
         let script = VecDeque::from([
-            Part::Say(b"GET /ping HTTP/1.1\r\nHost: h\r\n".to_vec()),
+            Part::Say(format!("GET {path} HTTP/1.1\r\nHost: h\r\n").into_bytes()),
             Part::Say(b"Connection: close\r\n\r\n".to_vec()),
         ]);
         let heard = live(world, session, host, script, PROMPT).await;
         if heard
             .map(|heard| Answers::read(&heard))
-            .is_some_and(|it| it.whole && it.codes == [200] && it.body == b"OK")
+            .is_some_and(|it| it.whole && it.codes == [200] && is_well(&it))
         {
             return;
         }
         watch::count("visited in vain");
     }
-    panic!("{host} does not answer, though nothing is wrong");
+    panic!("{host} does not answer {path} as it should, though nothing is wrong");
 }
 
 /// Lives a visit; what was answered, if it came to that and was that host.
@@ -302,6 +325,10 @@ impl Visit {
             visit.take_no_answers(random);
             return visit;
         }
+        if !hosts[host].1 && random.one_in(4) {
+            visit.make_junk(random);
+            return visit;
+        }
         let hasty = random.one_in(3);
         for _ in 0..random.pick(&[1, 1, 2, 4]) {
             if random.one_in(12) {
@@ -371,6 +398,22 @@ impl Visit {
             visit.script.push_back(Part::Close);
         }
         visit
+    }
+
+    /// Makes topics and channels that nobody will ever have.
+    fn make_junk(&mut self, random: &mut Random) {
+        for _ in 0..random.between(5, 40) {
+            let (topic, channel) = (random.below(30), random.below(30));
+            let path = match random.below(3) {
+                0 => format!("topic/create?topic=junk{topic}"),
+                1 => format!("channel/create?topic=junk{topic}&channel=c{channel}"),
+                _ => format!("channel/create?topic=junk&channel=c{channel}"),
+            };
+            let request = format!("POST /{path} HTTP/1.1\r\nHost: h\r\n\r\n");
+            self.script.push_back(Part::Say(request.into_bytes()));
+            self.requests += 1;
+        }
+        self.script.push_back(Part::Close);
     }
 
     /// Publishes to a node that may be full, reads nothing that it says, and is gone.

@@ -210,6 +210,8 @@ impl Inner {
         let session = conn.session;
         watch::event(session, Event::Closed);
         watch::tell(session, || if closed { "closes" } else { "aborts" }.into());
+        // All places are taken: nobody may have come to it.
+        conn.clean &= !self.hosts[conn.host].server.waits(id);
         if conn.clean
             && let Some(fault) = watch::fault(session)
         {

@@ -43,6 +43,8 @@ struct Desk {
 #[derive(Default)]
 struct End {
     rx: VecDeque<u8>,
+    /// When it came up.
+    since: u64,
     /// The client ended its stream; the connection is no more.
     ended: bool,
     gone: bool,
@@ -111,7 +113,7 @@ impl Server for Port {
             out.close(conn);
             return;
         }
-        desk.ends.insert(conn, End::default());
+        desk.ends.insert(conn, End { since: out.now, ..End::default() });
         desk.backlog.push_back(conn);
         for (_, waker) in std::mem::take(&mut desk.accepting) {
             wake(&mut Some(waker));
@@ -184,6 +186,10 @@ impl Server for Port {
         self.0.borrow().up
     }
 
+    fn waits(&self, conn: ConnId) -> bool {
+        self.0.borrow().backlog.contains(&conn)
+    }
+
     fn unread(&self, conn: ConnId) -> usize {
         self.0.borrow().ends.get(&conn).map_or(0, |end| end.rx.len())
     }
@@ -235,6 +241,11 @@ impl Listener for Listens {
             }
             desk.backlog.pop_front();
             inner.moves[session.0] += 1;
+            // All places were taken for a while: it may be answered late.
+            let waited = desk.ends.get(&id).is_some_and(|end| end.since < inner.now);
+            if let Some(conn) = inner.conns.get_mut(id).filter(|_| waited) {
+                conn.clean = false;
+            }
             Poll::Ready(Some(id))
         })
         .await;
