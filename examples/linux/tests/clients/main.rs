@@ -5,6 +5,7 @@
 //! Every test runs with the real nsqd and nsqlookupd first, which shows that the test is right, then
 //! with ours, and with one of each.
 
+mod addresses;
 mod admin;
 mod channels;
 mod config;

@@ -29,7 +29,8 @@ impl Subject {
         }
     }
 
-    fn is_our_lookupd(self) -> bool {
+    /// Whether nsqlookupd is `nanonsq lookupd`.
+    pub(crate) fn is_our_lookupd(self) -> bool {
         match self {
             Subject::Real | Subject::OurNode => false,
             Subject::OurLookupd | Subject::Ours => true,
