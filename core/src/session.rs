@@ -109,6 +109,13 @@ pub trait Session {
     /// Time passed. Calling it early, late or twice is harmless.
     fn tick(&mut self, now: Instant);
 
+    /// From when on a server may close the connection to make room for another caller, because its
+    /// client is idle, or slow, or has not said who it is. [`Instant::NEVER`], the default, is not
+    /// at all.
+    fn evictable(&self) -> Instant {
+        Instant::NEVER
+    }
+
     /// The transport is wrapped as [`Link::Upgrade`] asked.
     fn upgraded(&mut self, now: Instant) {
         let _ = now;

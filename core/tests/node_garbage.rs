@@ -37,7 +37,7 @@ const SEEDS: [&[u8]; 22] = [
     b"PUB safe\n\0\0\x01\0",
     b"DPUB t 100\n\0\0\0\x02hi",
     b"MPUB t\n\0\0\0\x10\0\0\0\x02\0\0\0\x02hi\0\0\0\x02ho",
-    b"GET /stats HTTP/1.1\r\n\r\n",
+    b"GET /stats HTTP/1.1\r\nHost: x\r\n\r\n",
 ];
 
 fn node(config: &'static Config<'static>) -> Node<'static> {

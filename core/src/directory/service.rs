@@ -5,8 +5,8 @@ use super::producer::Producer;
 use super::table::{Maker, numbered};
 use super::{Shared, TableFull};
 use crate::http::{
-    self, Body, Connection, Content, DISCARD_MAX, End, Method, Piece, Refusal, Request, Route,
-    Service, Status, Value,
+    self, Body, Connection, Content, End, Method, Piece, Refusal, Request, Route, Service, Status,
+    Value,
 };
 use crate::name::{ChannelName, TopicName};
 use crate::session::{Awaited, Closed, Fault, Link, Session, Transmit};
@@ -156,7 +156,7 @@ impl Desk<'_, '_> {
             producer.node().is_some_and(|(is, _)| {
                 let port = Decimal::unsigned(is.http_port.into());
                 let name = is.broadcast_address.bytes().chain([b':']);
-                node.bytes().eq(name.chain(port.as_bytes().iter().copied()))
+                name.chain(port.as_bytes().iter().copied()).eq(node.bytes().iter().copied())
             })
         };
         let producers = numbered(self.producers, 0);
@@ -180,17 +180,19 @@ fn names(
 impl Service for Desk<'_, '_> {
     type Task = Task;
 
+    const PARAMS: &'static [&'static str] = &["topic", "channel", "node"];
+
     fn config(&self) -> &http::Config {
         &self.shared.config.http
     }
 
-    fn begin(&mut self, now: Instant, request: &Request<'_>) -> Result<(Task, Body), Refusal> {
+    fn wants(&self, request: &Request<'_>) -> Result<Body, Refusal> {
+        http::find(ROUTES, request).map(|_| Body::Ignore)
+    }
+
+    fn begin(&mut self, now: Instant, request: &Request<'_>) -> Result<Task, Refusal> {
         let to = http::find(ROUTES, request)?;
-        // Nothing is done for a request that is refused.
-        if request.body_len() > DISCARD_MAX {
-            return Err(Refusal::new(Status::ContentTooLarge, "BODY_TOO_BIG"));
-        }
-        Ok((self.go(now, to, request)?, Body::Ignore))
+        self.go(now, to, request)
     }
 
     fn answer(&mut self, _: Instant, task: &mut Task) -> Result<Content, Refusal> {
@@ -255,6 +257,10 @@ impl Session for HttpSession<'_, '_> {
 
     fn deadline(&self) -> Instant {
         self.connection.deadline()
+    }
+
+    fn evictable(&self) -> Instant {
+        self.connection.evictable()
     }
 
     fn tick(&mut self, now: Instant) {

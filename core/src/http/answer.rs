@@ -22,14 +22,18 @@ pub enum Status {
     MethodNotAllowed,
     /// 408: the request took too long to come.
     RequestTimeout,
-    /// 411: a body without `Content-Length`.
-    LengthRequired,
     /// 413: the body is longer than what is taken.
     ContentTooLarge,
+    /// 414: the request's line is longer than what is taken.
+    UriTooLong,
+    /// 417: `Expect` asks for what nobody knows.
+    ExpectationFailed,
     /// 431: the head is longer than what is taken.
     HeadTooLarge,
     /// 500: this side is to blame.
     InternalError,
+    /// 501: a `Transfer-Encoding` other than `chunked`.
+    NotImplemented,
     /// 503: not now.
     Unavailable,
     /// 505: neither HTTP/1.1 nor 1.0.
@@ -46,10 +50,12 @@ impl Status {
             Self::NotFound => "404 Not Found",
             Self::MethodNotAllowed => "405 Method Not Allowed",
             Self::RequestTimeout => "408 Request Timeout",
-            Self::LengthRequired => "411 Length Required",
             Self::ContentTooLarge => "413 Request Entity Too Large",
+            Self::UriTooLong => "414 Request URI Too Long",
+            Self::ExpectationFailed => "417 Expectation Failed",
             Self::HeadTooLarge => "431 Request Header Fields Too Large",
             Self::InternalError => "500 Internal Server Error",
+            Self::NotImplemented => "501 Not Implemented",
             Self::Unavailable => "503 Service Unavailable",
             Self::VersionNotSupported => "505 HTTP Version Not Supported",
         }
@@ -163,6 +169,8 @@ impl Head {
         }
         if self.closes {
             w.write_all(b"Connection: close\r\n")?;
+        } else if self.is_old {
+            w.write_all(b"Connection: keep-alive\r\n")?;
         }
         w.write_all(b"\r\n")
     }

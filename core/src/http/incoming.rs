@@ -3,9 +3,29 @@
 use core::mem;
 
 use super::answer::{Refusal, Status};
-use super::{BUFFER, Body, CONTINUE, Connection, DISCARD_MAX, Service, State, head};
+use super::chunk::{Chunks, Next};
+use super::{BUFFER, Body, CONTINUE, Connection, DISCARD_MAX, SLOW, Service, State};
 use crate::time::Instant;
 use crate::wire::{copy, take};
+
+/// What became of a line.
+enum Line {
+    Taken,
+    Held,
+    Refused,
+}
+
+impl Body {
+    /// How long it may be, and what one that is longer is refused with.
+    const fn most(self) -> (u32, &'static str) {
+        match self {
+            Self::Ignore => (DISCARD_MAX, "BODY_TOO_BIG"),
+            Self::Pieces(most, code) => (most, code),
+            Self::Lines(most, _) => (most, "BODY_TOO_BIG"),
+            Self::Whole(code) => (BUFFER as u32, code),
+        }
+    }
+}
 
 impl<T> Connection<T> {
     pub(super) fn on_head_byte<S: Service<Task = T>>(
@@ -14,70 +34,73 @@ impl<T> Connection<T> {
         byte: u8,
         service: &mut S,
     ) {
-        let is_blank = self.line == 0;
-        match byte {
-            // Before a request there may be empty lines.
-            b'\r' | b'\n' if self.state == State::Idle => return,
-            b'\n' => self.line = 0,
-            b'\r' => {}
-            _ => self.line = self.line.saturating_add(1),
-        }
         if self.state == State::Idle {
+            // Before a request there may be empty lines.
+            if matches!(byte, b'\r' | b'\n') {
+                return;
+            }
             self.step = now.after(service.config().head);
+            self.evictable = now.after(SLOW);
             self.set_state(State::Head);
         }
-        let is_first_line = byte == b'\n' && !self.collected().contains(&b'\n');
-        let Some(slot) = self.buf.get_mut(usize::from(self.filled)) else {
-            return self.refuse_all(now, Status::HeadTooLarge, "HEADER_TOO_LARGE", service);
-        };
-        *slot = byte;
-        self.filled = self.filled.saturating_add(1);
-        if byte == b'\n' && is_blank {
-            self.on_head(now, service);
-        } else if is_first_line && let Err(refusal) = head::check_line(self.collected()) {
-            // Whoever speaks something else may wait for an answer before sending more.
-            self.refuse_all(now, refusal.status, refusal.code, service);
+        match self.head.take(byte, &mut self.buf, S::PARAMS) {
+            Ok(false) => {}
+            Ok(true) => self.on_head(now, service),
+            Err(refusal) => self.refuse_all(now, refusal.status, refusal.code, service),
         }
-    }
-
-    fn collected(&self) -> &[u8] {
-        self.buf.get(..self.filled.into()).unwrap_or_default()
     }
 
     /// The head is whole.
     fn on_head<S: Service<Task = T>>(&mut self, now: Instant, service: &mut S) {
-        let head = match head::parse(self.buf.get(..self.filled.into()).unwrap_or_default()) {
-            Ok(head) => head,
-            Err(refusal) => {
-                return self.refuse_all(now, refusal.status, refusal.code, service);
-            }
-        };
-        self.exchange = head.exchange;
-        self.left = head.request.body_len();
+        self.exchange = self.head.exchange();
+        let body_len = self.head.body_len();
+        self.chunks = if body_len.is_some() { Chunks::NONE } else { Chunks::START };
+        self.left = body_len.unwrap_or(0);
         self.step = now.after(service.config().body);
-        let wanted = match service.begin(now, &head.request) {
-            Ok((task, wanted)) => {
-                self.task = Some(task);
-                wanted
-            }
+        let wanted = match service.wants(&self.head.request(&self.buf, S::PARAMS)) {
+            Ok(wanted) => wanted,
             Err(refusal) => return self.refuse_later(now, refusal, service),
         };
+        let (most, code) = wanted.most();
+        self.room = most;
+        if self.left > most {
+            let refusal = Refusal::new(Status::ContentTooLarge, code);
+            return self.refuse_later(now, refusal, service);
+        }
+        if wanted != Body::Ignore && !self.begin(now, service) {
+            return;
+        }
         self.filled = 0;
+        if self.left == 0 && self.chunks.is_none() {
+            return self.on_whole(now, wanted, service);
+        }
+        if mem::take(&mut self.exchange.expects) {
+            self.continuing = CONTINUE.len() as u8;
+        }
+        self.set_state(State::Body(wanted));
+    }
+
+    /// Begins the request, unless the service refuses it.
+    fn begin<S: Service<Task = T>>(&mut self, now: Instant, service: &mut S) -> bool {
+        match service.begin(now, &self.head.request(&self.buf, S::PARAMS)) {
+            Ok(task) => {
+                self.task = Some(task);
+                true
+            }
+            Err(refusal) => {
+                self.refuse_later(now, refusal, service);
+                false
+            }
+        }
+    }
+
+    /// The request is whole.
+    fn on_whole<S: Service<Task = T>>(&mut self, now: Instant, wanted: Body, service: &mut S) {
         match wanted {
-            Body::Ignore if self.left > DISCARD_MAX => {
-                self.refuse_all(now, Status::ContentTooLarge, "BODY_TOO_BIG", service);
-            }
-            Body::Whole(code) if self.left > BUFFER as u32 => {
-                self.refuse_all(now, Status::ContentTooLarge, code, service);
-            }
-            _ if self.left > 0 => {
-                if mem::take(&mut self.exchange.expects) {
-                    self.continuing = CONTINUE.len() as u8;
-                }
-                self.set_state(State::Body(wanted));
-            }
-            Body::Ignore | Body::Pieces | Body::Lines(_) => self.answer(now, service),
+            // What was to be kept of the head is still in the buffer.
+            Body::Ignore if self.refusal.is_none() && !self.begin(now, service) => {}
             Body::Whole(_) => self.whole(now, service),
+            Body::Ignore | Body::Pieces(..) | Body::Lines(..) => self.answer(now, service),
         }
     }
 
@@ -89,6 +112,10 @@ impl<T> Connection<T> {
         input: &[u8],
         service: &mut S,
     ) -> usize {
+        if self.left == 0 {
+            let Some(&byte) = input.first() else { return 0 };
+            return usize::from(self.on_framing(now, wanted, byte, service));
+        }
         let mut rest = input;
         let data = take(&mut rest, self.left);
         let taken = match wanted {
@@ -99,8 +126,8 @@ impl<T> Connection<T> {
                 self.filled = self.filled.saturating_add(taken as u16);
                 taken
             }
-            Body::Lines(code) => self.on_lines(now, code, data, service),
-            Body::Pieces => {
+            Body::Lines(..) => self.on_lines(now, wanted, data, service),
+            Body::Pieces(..) => {
                 let Some(task) = &mut self.task else { return input.len() };
                 match service.body(now, task, data) {
                     Ok(0) => {
@@ -108,7 +135,7 @@ impl<T> Connection<T> {
                         return 0;
                     }
                     Ok(taken) => {
-                        self.unhold(wanted);
+                        self.unhold(now, wanted);
                         taken.min(data.len())
                     }
                     Err(refusal) => {
@@ -119,28 +146,59 @@ impl<T> Connection<T> {
             }
         };
         self.left = self.left.saturating_sub(taken as u32);
-        if self.left == 0 && self.state == State::Body(wanted) {
-            match wanted {
-                Body::Ignore | Body::Pieces | Body::Lines(_) => self.answer(now, service),
-                Body::Whole(_) => self.whole(now, service),
-            }
+        if self.left == 0 && self.chunks.is_none() && self.state == State::Body(wanted) {
+            self.on_whole(now, wanted, service);
         }
         taken
+    }
+
+    /// A byte between the data of a body in chunks; whether it was taken.
+    fn on_framing<S: Service<Task = T>>(
+        &mut self,
+        now: Instant,
+        wanted: Body,
+        byte: u8,
+        service: &mut S,
+    ) -> bool {
+        // The last line may have no end. If it is not taken the body's last byte is left, so that
+        // there is something to come again.
+        if self.chunks.is_last(byte)
+            && matches!(wanted, Body::Lines(..))
+            && self.filled > 0
+            && !matches!(self.on_line(now, wanted, service), Line::Taken)
+        {
+            return false;
+        }
+        match self.chunks.take(byte) {
+            Ok(Next::More) => {}
+            Ok(Next::Data(size)) if size > self.room => {
+                let (_, code) = wanted.most();
+                self.refuse_all(now, Status::ContentTooLarge, code, service);
+            }
+            Ok(Next::Data(size)) => {
+                self.room = self.room.saturating_sub(size);
+                self.left = size;
+            }
+            Ok(Next::End) => self.on_whole(now, wanted, service),
+            Err(_) => self.refuse_all(now, Status::BadRequest, "BAD_CHUNK", service),
+        }
+        true
     }
 
     /// The service takes nothing of the body.
     fn hold<S: Service<Task = T>>(&mut self, now: Instant, wanted: Body, service: &S) {
         if self.state != State::Held(wanted) {
-            self.held = self.step;
+            self.evictable = self.step;
             self.step = self.step.min(now.after(service.patience()));
             self.set_state(State::Held(wanted));
         }
     }
 
     /// The service takes some of it.
-    fn unhold(&mut self, wanted: Body) {
+    fn unhold(&mut self, now: Instant, wanted: Body) {
         if self.state == State::Held(wanted) {
-            self.step = self.held;
+            self.step = self.evictable;
+            self.evictable = now.after(SLOW);
             self.set_state(State::Body(wanted));
         }
     }
@@ -150,16 +208,16 @@ impl<T> Connection<T> {
     fn on_lines<S: Service<Task = T>>(
         &mut self,
         now: Instant,
-        code: &'static str,
+        wanted: Body,
         data: &[u8],
         service: &mut S,
     ) -> usize {
-        let wanted = Body::Lines(code);
         for (taken, &byte) in data.iter().enumerate() {
-            let is_last = taken.saturating_add(1) == self.left as usize;
+            let is_last = self.chunks.is_none() && taken.saturating_add(1) == self.left as usize;
             let before = self.filled;
             if byte != b'\n' {
                 let Some(slot) = self.buf.get_mut(usize::from(before)) else {
+                    let code = if let Body::Lines(_, code) = wanted { code } else { "" };
                     let refusal = Refusal::new(Status::ContentTooLarge, code);
                     self.refuse_later(now, refusal, service);
                     return 0;
@@ -170,25 +228,42 @@ impl<T> Connection<T> {
             if (byte != b'\n' && !is_last) || self.filled == 0 {
                 continue;
             }
-            let line = self.buf.get(..self.filled.into()).unwrap_or_default();
-            let Some(task) = &mut self.task else { return data.len() };
-            match service.body(now, task, line) {
-                Ok(0) => {
+            match self.on_line(now, wanted, service) {
+                Line::Taken => {}
+                Line::Held => {
                     self.filled = before;
-                    self.hold(now, wanted, service);
                     return taken;
                 }
-                Ok(_) => {
-                    self.filled = 0;
-                    self.unhold(wanted);
-                }
-                Err(refusal) => {
-                    self.refuse_later(now, refusal, service);
-                    return 0;
-                }
+                Line::Refused => return 0,
             }
         }
         data.len()
+    }
+
+    /// Hands a line on.
+    fn on_line<S: Service<Task = T>>(
+        &mut self,
+        now: Instant,
+        wanted: Body,
+        service: &mut S,
+    ) -> Line {
+        let line = self.buf.get(..self.filled.into()).unwrap_or_default();
+        let Some(task) = &mut self.task else { return Line::Taken };
+        match service.body(now, task, line) {
+            Ok(0) => {
+                self.hold(now, wanted, service);
+                Line::Held
+            }
+            Ok(_) => {
+                self.filled = 0;
+                self.unhold(now, wanted);
+                Line::Taken
+            }
+            Err(refusal) => {
+                self.refuse_later(now, refusal, service);
+                Line::Refused
+            }
+        }
     }
 
     /// The body was collected.

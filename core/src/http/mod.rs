@@ -1,9 +1,10 @@
 //! HTTP/1.1, a server's side: one request after the other on one connection, in bounded memory.
 //!
 //! [`Connection`] is the machine, which nsqd's and nsqlookupd's HTTP share; what is asked for and
-//! answered is a [`Service`]. A request's head is collected in the connection's buffer and parsed
-//! with `httparse`; its body is handed on as it arrives. Once the head is read the same buffer
-//! holds the answer, a piece at a time, so that an answer of any length needs no more.
+//! answered is a [`Service`]. A request's head is read as it streams by: only what matters is kept
+//! of it, the path and the parameters that the service looks at, at the front of the connection's
+//! buffer. Its body is handed on as it arrives. Then the same buffer holds the answer, a piece at a
+//! time, so that an answer of any length needs no more.
 //!
 //! ```text
 //!           accepted        first byte        head            body
@@ -26,23 +27,33 @@
 //!   would take the answer away from the client.
 //! - Refusals are NSQ's: `{"message":"CODE"}`.
 //!
-//! Unlike Go's server this one does not redirect (`/Topics/` to `/topics`), takes no chunked
-//! request bodies (411), sends no date, and refuses what is not HTTP in JSON as well.
+//! What Go's server does otherwise is in `docs/differences.md`.
 //!
 //! # Bounds
 //!
 //! | what | bound | beyond it |
 //! |---|---|---|
-//! | request line and header | [`BUFFER`] bytes, [`HEADERS_MAX`] lines | 431, closed |
+//! | a request's first line | [`LINE_MAX`] bytes | 414, closed |
+//! | a head, in lines of any number and length | [`HEAD_MAX`] bytes | 431, closed |
+//! | what is kept of a path | [`PATH_MAX`] bytes | it is found nowhere |
+//! | what is kept of a parameter's value | [`VALUE_MAX`] bytes | it is no name, and no number |
+//! | parameters that a service looks at | [`PARAMS_MAX`] | does not compile |
 //! | body that nobody wants | [`DISCARD_MAX`] bytes, passed over | 413, closed |
 //! | body | the service's to say | 413, closed |
+//! | a chunk's first line; all trailers | [`CHUNK_LINE_MAX`] bytes | 400, closed |
 //! | an element of an answer | [`PIECE_MIN`] bytes, not to be split | the connection is closed |
 //! | silence between requests | [`Config::idle`] | closed |
 //! | a head on its way | [`Config::head`] | 408, closed |
 //! | a body on its way, or held | [`Config::body`] | 408, or 503 if held; closed |
 //! | a client that does not read | [`Config::write`] for each piece | closed |
+//!
+//! These are for a server that has room. While another caller waits for a place
+//! ([`Connection::evictable`]) a connection may be closed that has been silent for 500 ms since it
+//! was accepted, or for 100 ms since its last answer, or whose request, or the reading of whose
+//! answer, is 2 s later than a byte a millisecond. A client that the service holds is not slow.
 
 mod answer;
+mod chunk;
 pub(crate) mod emit;
 mod head;
 mod incoming;
@@ -57,17 +68,42 @@ use core::ops::Range;
 use crate::macros::trace_state;
 use crate::session::{Closed, Link, Transmit};
 use crate::time::{Instant, Span};
+use crate::wire::saturate;
+
+use chunk::Chunks;
 
 pub use answer::{Content, Piece, Refusal, Status};
 pub use request::{BadQuery, Method, Request, Value};
 pub use route::{Route, find};
 
-/// The length of a connection's buffer in bytes, and so the longest head. What NSQ's clients and
-/// tools send has less than 200, a browser's has 500 to 900.
+/// The length of a connection's buffer in bytes.
 pub const BUFFER: usize = 1024;
 
-/// The most header lines of a request.
-pub const HEADERS_MAX: usize = 32;
+/// The longest head, in bytes. As in Go's net/http.
+pub const HEAD_MAX: u32 = 1 << 20;
+
+/// The longest first line of a request, in bytes, without its end.
+pub const LINE_MAX: u32 = 2048;
+
+/// The longest path that a route may have, in bytes.
+pub const PATH_MAX: usize = 63;
+
+/// The longest value of a parameter that is of any use, in bytes: an address, a colon and a port.
+pub const VALUE_MAX: usize = crate::address::HOST_MAX + 6;
+
+/// The most [parameters](Service::PARAMS) that a service looks at, each of 17 bytes at most.
+pub const PARAMS_MAX: usize = 6;
+
+/// The longest line before a chunk of a body, its extensions included, and the longest trailer
+/// behind the last chunk, in bytes.
+pub const CHUNK_LINE_MAX: u16 = 4096;
+
+/// While another caller waits for a place: how long a new connection may be silent,
+const FRESH: Span = Span::from_millis(500);
+/// how long one that was answered,
+const BETWEEN: Span = Span::from_millis(100);
+/// and how much longer than a byte a millisecond a request or the reading of its answer may take.
+const SLOW: Span = Span::from_secs(2);
 
 /// The longest body, in bytes, that is passed over if the service does not want it.
 pub const DISCARD_MAX: u32 = 16 * 1024;
@@ -126,19 +162,26 @@ impl Default for Config {
 
 /// What is asked for and answered.
 ///
-/// For each request: [`begin`](Self::begin), then [`body`](Self::body) for as long as it lasts,
+/// For each request: [`wants`](Self::wants), [`begin`](Self::begin), then [`body`](Self::body) for as long as it lasts,
 /// then [`answer`](Self::answer) and [`write`](Self::write) until all is written, then
 /// [`end`](Self::end). Anything may happen to what is served between two calls.
 pub trait Service {
     /// What is kept of a request until it is answered.
     type Task;
 
+    /// The parameters of queries that it looks at, at most [`PARAMS_MAX`]. Others are not kept.
+    const PARAMS: &'static [&'static str];
+
     /// The times.
     fn config(&self) -> &Config;
 
-    /// A request's head is read. A refusal is its answer.
-    fn begin(&mut self, now: Instant, request: &Request<'_>)
-    -> Result<(Self::Task, Body), Refusal>;
+    /// A request's head is read: what is wanted of its body. A refusal is its answer.
+    fn wants(&self, request: &Request<'_>) -> Result<Body, Refusal>;
+
+    /// Begins the request: once its head is read, or, with [`Body::Ignore`], once its body was
+    /// passed over, so that nothing is done for a request that is refused for its body. A refusal
+    /// is its answer.
+    fn begin(&mut self, now: Instant, request: &Request<'_>) -> Result<Self::Task, Refusal>;
 
     /// The next bytes of the body, never none. Gives how many were taken; if not all, the client
     /// is held, and the rest comes again whenever something changed. [`Body::Lines`]: a line, of
@@ -177,13 +220,13 @@ pub trait Service {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Body {
-    /// Nothing: it is passed over.
+    /// Nothing: it is passed over, [`DISCARD_MAX`] bytes at most.
     Ignore,
-    /// All of it, in pieces as they arrive.
-    Pieces,
-    /// All of it, a line at a time, without its end; empty ones are left out. A line of more than
-    /// [`BUFFER`] bytes is refused with this code and 413.
-    Lines(&'static str),
+    /// All of it, in pieces as they arrive. More bytes are refused with this code and 413.
+    Pieces(u32, &'static str),
+    /// All of it, a line at a time, without its end; empty ones are left out. More bytes are
+    /// refused with `BODY_TOO_BIG`, and a line of more than [`BUFFER`] bytes with this code and 413.
+    Lines(u32, &'static str),
     /// All of it at once; [`BUFFER`] bytes at most, more are refused with this code and 413.
     Whole(&'static str),
 }
@@ -204,7 +247,7 @@ pub enum End {
 ///
 /// Its methods are those of [`Session`](crate::session::Session), with the service.
 ///
-/// RAM: [`BUFFER`] + 136 bytes and the task.
+/// RAM: [`BUFFER`] + 144 bytes and the task.
 #[derive(Debug)]
 pub struct Connection<T> {
     task: Option<T>,
@@ -215,16 +258,19 @@ pub struct Connection<T> {
     exchange: Exchange,
     /// When the state has lasted too long.
     step: Instant,
-    /// Held: when the body will have.
-    held: Instant,
+    /// When it has lasted too long for another caller who waits for a place. Held: when the body
+    /// will have lasted too long.
+    evictable: Instant,
     /// How much of [`CONTINUE`] is still to be written.
     continuing: u8,
-    /// Collected: the head, or a whole body.
+    head: head::Scanner,
+    /// Collected of a line, or of a whole body.
     filled: u16,
-    /// Of the head's last line.
-    line: u16,
-    /// How much of the body is still to come.
+    /// How much of the body is still to come, or of its chunk.
     left: u32,
+    chunks: Chunks,
+    /// How many bytes further chunks may have.
+    room: u32,
     /// To be written: what lies at the buffer's front.
     front: Range<u16>,
     /// Then this, as it lies behind the front.
@@ -287,11 +333,13 @@ impl<T> Connection<T> {
             state: State::Down,
             exchange: Exchange::NEW,
             step: Instant::NEVER,
-            held: Instant::NEVER,
+            evictable: Instant::NEVER,
             continuing: 0,
+            head: head::Scanner::new(),
             filled: 0,
-            line: 0,
             left: 0,
+            chunks: Chunks::NONE,
+            room: 0,
             front: 0..0,
             body: 0..0,
             buf: [0; BUFFER],
@@ -302,6 +350,7 @@ impl<T> Connection<T> {
     pub fn open<S: Service<Task = T>>(&mut self, now: Instant, service: &mut S) {
         self.closed(now, Closed::Local, service);
         self.await_request(now, service);
+        self.evictable = now.after(FRESH);
     }
 
     /// As [`Session::take`](crate::session::Session::take).
@@ -336,7 +385,9 @@ impl<T> Connection<T> {
                 State::Answer(_) => break,
             }
         }
-        bytes.len().saturating_sub(input.len())
+        let taken = bytes.len().saturating_sub(input.len());
+        self.moved(now, taken);
+        taken
     }
 
     /// As [`Session::transmit`](crate::session::Session::transmit).
@@ -358,6 +409,7 @@ impl<T> Connection<T> {
 
     /// As [`Session::sent`](crate::session::Session::sent).
     pub fn sent<S: Service<Task = T>>(&mut self, now: Instant, n: usize, service: &mut S) {
+        self.moved(now, n);
         // At most what was lent, which is less than 64 KiB.
         let n = n as u16;
         let leave = n.min(self.continuing.into());
@@ -436,6 +488,24 @@ impl<T> Connection<T> {
         self.step
     }
 
+    /// As [`Session::evictable`](crate::session::Session::evictable): between two requests, or
+    /// when the client is slow.
+    pub const fn evictable(&self) -> Instant {
+        match self.state {
+            State::Down | State::Held(_) => Instant::NEVER,
+            State::Idle | State::Head | State::Body(_) | State::Answer(_) => self.evictable,
+            State::Linger | State::Closing => Instant::ZERO,
+        }
+    }
+
+    /// So many bytes came, or were taken by the client: each gives it a millisecond.
+    fn moved(&mut self, now: Instant, n: usize) {
+        if !matches!(self.state, State::Idle | State::Held(_)) {
+            let more = Span::from_millis(saturate(n));
+            self.evictable = self.evictable.after(more).min(now.after(SLOW));
+        }
+    }
+
     fn set_state(&mut self, state: State) {
         trace_state!("http", self.state, state);
         self.state = state;
@@ -443,10 +513,10 @@ impl<T> Connection<T> {
 
     fn await_request<S: Service<Task = T>>(&mut self, now: Instant, service: &S) {
         self.exchange = Exchange::NEW;
-        self.filled = 0;
-        self.line = 0;
+        self.head = head::Scanner::new();
         self.left = 0;
         self.step = now.after(service.config().idle);
+        self.evictable = now.after(BETWEEN);
         self.set_state(State::Idle);
     }
 

@@ -5,7 +5,8 @@ use core::mem;
 use super::answer::{self, Content, Framing, Head, Piece, Refusal, Status};
 use super::route::Methods;
 use super::{
-    Body, Connection, DISCARD_MAX, End, Exchange, FRONT, PIECE_MIN, Rest, Service, State, TAIL,
+    Body, Connection, DISCARD_MAX, End, Exchange, FRONT, PIECE_MIN, Rest, SLOW, Service, State,
+    TAIL,
 };
 use crate::time::Instant;
 use crate::wire::copy;
@@ -81,17 +82,22 @@ impl<T> Connection<T> {
         service: &mut S,
     ) {
         let waits = mem::take(&mut self.exchange.expects);
-        if self.left > 0 && self.left <= DISCARD_MAX && !waits {
+        let has_rest = self.left > 0 || !self.chunks.is_none();
+        if has_rest && self.left <= DISCARD_MAX && !waits {
             service.end(now, self.task.as_mut(), End::Refused(refusal.status));
             self.task = None;
             self.refusal = Some(refusal);
+            self.room = DISCARD_MAX.saturating_sub(self.left);
             return self.set_state(State::Body(Body::Ignore));
         }
-        self.exchange.closes |= self.left > 0;
+        if has_rest {
+            self.nothing_more_matters();
+        }
         self.refuse(now, refusal, service);
     }
 
     /// Refuses a request of which the rest makes no difference any more, and then the connection.
+    /// One that was refused before is answered that.
     pub(super) fn refuse_all<S: Service<Task = T>>(
         &mut self,
         now: Instant,
@@ -99,9 +105,16 @@ impl<T> Connection<T> {
         code: &'static str,
         service: &mut S,
     ) {
+        self.nothing_more_matters();
+        match self.refusal.take() {
+            Some(refusal) => self.stage_refusal(now, refusal, service),
+            None => self.refuse(now, Refusal::new(status, code), service),
+        }
+    }
+
+    fn nothing_more_matters(&mut self) {
         self.exchange.closes = true;
         self.left = u32::MAX;
-        self.refuse(now, Refusal::new(status, code), service);
     }
 
     /// The first piece of the answer lies behind the front, `len` bytes of it.
@@ -131,6 +144,7 @@ impl<T> Connection<T> {
         let end = if rest == Rest::Chunks { self.put_behind(len, b"\r\n") } else { len };
         self.body = 0..if is_head { 0 } else { end as u16 };
         self.step = now.after(service.config().write);
+        self.evictable = now.after(SLOW);
         self.set_state(State::Answer(rest));
     }
 

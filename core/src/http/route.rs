@@ -68,7 +68,9 @@ pub fn find<R: Copy>(routes: &[Route<R>], request: &Request<'_>) -> Result<R, Re
             allow = allow.with(route.method);
         }
     }
-    if allow == Methods::NONE {
+    // What is asked of the server itself: nothing can be.
+    let is_for_all = request.is_for("*");
+    if allow == Methods::NONE && !is_for_all {
         return Err(Refusal::not_found("NOT_FOUND"));
     }
     let allow = allow.with(Method::Options);

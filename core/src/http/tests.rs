@@ -15,7 +15,20 @@ struct Echo {
     /// How long elements are.
     element: usize,
     patience: Option<Span>,
+    /// How long a body may be.
+    most: u32,
+    begun: u32,
 }
+
+const ROUTES: &[Route<u8>] = &[
+    Route { method: Method::Post, path: "/echo", to: 0 },
+    Route { method: Method::Post, path: "/lines", to: 5 },
+    Route { method: Method::Put, path: "/whole/", to: 1 },
+    Route { method: Method::Get, path: "/whole/", to: 4 },
+    Route { method: Method::Get, path: "/list", to: 2 },
+    Route { method: Method::Get, path: "/ping", to: 3 },
+    Route { method: Method::Post, path: "/nothing", to: 4 },
+];
 
 enum Task {
     Echo(Vec<u8>),
@@ -36,27 +49,29 @@ impl Service for Echo {
         self.patience.unwrap_or(self.config.body)
     }
 
-    fn begin(&mut self, _: Instant, request: &Request<'_>) -> Result<(Task, Body), Refusal> {
-        const ROUTES: &[Route<u8>] = &[
-            Route { method: Method::Post, path: "/echo", to: 0 },
-            Route { method: Method::Post, path: "/lines", to: 5 },
-            Route { method: Method::Put, path: "/whole/", to: 1 },
-            Route { method: Method::Get, path: "/whole/", to: 4 },
-            Route { method: Method::Get, path: "/list", to: 2 },
-            Route { method: Method::Get, path: "/ping", to: 3 },
-            Route { method: Method::Post, path: "/nothing", to: 4 },
-        ];
+    const PARAMS: &'static [&'static str] = &["n", "x"];
+
+    fn wants(&self, request: &Request<'_>) -> Result<Body, Refusal> {
         Ok(match find(ROUTES, request)? {
-            0 => (Task::Echo(Vec::new()), Body::Pieces),
-            1 => (Task::Echo(Vec::new()), Body::Whole("TOO_LONG")),
+            0 => Body::Pieces(self.most, "TOO_BIG"),
+            1 => Body::Whole("TOO_LONG"),
+            5 => Body::Lines(self.most, "LONG_LINE"),
+            _ => Body::Ignore,
+        })
+    }
+
+    fn begin(&mut self, _: Instant, request: &Request<'_>) -> Result<Task, Refusal> {
+        self.begun += 1;
+        Ok(match find(ROUTES, request)? {
+            0 | 1 => Task::Echo(Vec::new()),
             2 => {
                 let n = request.param("n").and_then(|n| n.number());
                 let left = n.ok_or(Refusal::bad_request("BAD_N"))?;
-                (Task::List { left, at: 0 }, Body::Ignore)
+                Task::List { left, at: 0 }
             }
-            3 => (Task::Ping, Body::Ignore),
-            5 => (Task::Lines(Vec::new()), Body::Lines("LONG_LINE")),
-            _ => (Task::Nothing, Body::Ignore),
+            3 => Task::Ping,
+            5 => Task::Lines(Vec::new()),
+            _ => Task::Nothing,
         })
     }
 
@@ -134,7 +149,7 @@ struct World {
 
 impl World {
     fn new() -> Self {
-        let service = Echo { takes: usize::MAX, element: 100, ..Echo::default() };
+        let service = Echo { takes: usize::MAX, element: 100, most: 60_000, ..Echo::default() };
         let mut world = Self { connection: Connection::new(), service, now: Instant::ZERO };
         assert_eq!(world.connection.link(), Link::Down);
         world.connection.open(world.now, &mut world.service);
@@ -225,13 +240,13 @@ fn requests_one_after_the_other() {
     assert_eq!(world.say(&format!("\r\n{ping}")), OK);
     // Pipelined.
     assert_eq!(world.say(&ping.repeat(5)), OK.repeat(5));
-    let nothing = "POST /nothing HTTP/1.1\r\nContent-Length: 3\r\n\r\n123";
+    let nothing = "POST /nothing HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\n123";
     let empty =
         "HTTP/1.1 200 OK\r\nX-NSQ-Content-Type: nsq; version=1.0\r\nContent-Length: 0\r\n\r\n";
     assert_eq!(world.say(nothing), empty);
     assert_eq!(world.service.ends, [End::Answered; 9]);
     assert_eq!(world.connection.link(), Link::Up);
-    let last = world.say("GET /ping HTTP/1.1\r\nConnection: Keep-Alive, CLOSE\r\n\r\n");
+    let last = world.say("GET /ping HTTP/1.1\r\nHost: x\r\nConnection: Keep-Alive, CLOSE\r\n\r\n");
     assert_eq!(last, OK.replace("\r\n\r\n", "\r\nConnection: close\r\n\r\n"));
     assert_eq!(world.connection.link(), Link::Close);
     world.connection.closed(world.now, Closed::Local, &mut world.service);
@@ -241,9 +256,9 @@ fn requests_one_after_the_other() {
 
 #[test]
 fn split_anywhere() {
-    let script = "POST /echo HTTP/1.1\r\nContent-Length: 5\r\n\r\nhello\
-                  GET /list?n=20 HTTP/1.1\n\nGET /nope HTTP/1.1\r\nX: y\r\n\r\n\
-                  PUT /whole/x HTTP/1.1\r\ncontent-length:2\r\n\r\nhi";
+    let script = "POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello\
+                  GET /list?n=20 HTTP/1.1\nHost: x\n\nGET /nope HTTP/1.1\r\nHost: x\r\nX: y\r\n\r\n\
+                  PUT /whole/x HTTP/1.1\r\nHost: x\r\ncontent-length:2\r\n\r\nhi";
     let whole = World::new().say(script);
     assert!(whole.ends_with("hi") && whole.contains("hello") && whole.contains("NOT_FOUND"));
     for at in 0..=script.len() {
@@ -263,13 +278,13 @@ fn long_answers_come_in_chunks() {
         for n in [0, 1, 7, 8, 9, 100] {
             let mut world = World::new();
             world.service.element = element;
-            let answer = world.say(&format!("GET /list?n={n} HTTP/1.1\r\n\r\n"));
+            let answer = world.say(&format!("GET /list?n={n} HTTP/1.1\r\nHost: x\r\n\r\n"));
             let expected: String =
                 (0..n).flat_map(|at| vec![char::from(b'a' + at % 26); element]).collect();
             assert_eq!(body(&answer), expected);
             let is_long = usize::from(n) * element > PIECE_MIN;
             assert_eq!(answer.contains("chunked"), is_long, "{n} of {element}");
-            assert_eq!(world.say("GET /ping HTTP/1.1\r\n\r\n"), OK);
+            assert_eq!(world.say("GET /ping HTTP/1.1\r\nHost: x\r\n\r\n"), OK);
             // To the connection's end.
             let old = world.say(&format!("GET /list?n={n} HTTP/1.0\r\n\r\n"));
             assert!(
@@ -286,7 +301,7 @@ fn long_answers_come_in_chunks() {
 fn an_element_longer_than_a_piece_ends_the_connection() {
     let mut world = World::new();
     world.service.element = PIECE_MIN + 1;
-    world.say("GET /list?n=2 HTTP/1.1\r\n\r\n");
+    world.say("GET /list?n=2 HTTP/1.1\r\nHost: x\r\n\r\n");
     assert_eq!(world.connection.link(), Link::Close);
     assert_eq!(world.service.ends, [End::Lost]);
 }
@@ -295,22 +310,25 @@ fn an_element_longer_than_a_piece_ends_the_connection() {
 fn refusals_of_the_service_keep_the_connection() {
     let mut world = World::new();
     let bad = refusal("400 Bad Request", "BAD_N", false);
-    assert_eq!(world.say("GET /list HTTP/1.1\r\n\r\n"), bad);
+    assert_eq!(world.say("GET /list HTTP/1.1\r\nHost: x\r\n\r\n"), bad);
     let not_found = refusal("404 Not Found", "NOT_FOUND", false);
-    assert_eq!(world.say("GET /lists HTTP/1.1\r\n\r\n"), not_found);
+    assert_eq!(world.say("GET /lists HTTP/1.1\r\nHost: x\r\n\r\n"), not_found);
     let empty = refusal("400 Bad Request", "EMPTY", false);
-    assert_eq!(world.say("POST /echo HTTP/1.1\r\n\r\n"), empty);
-    assert_eq!(world.say("PUT /whole/x HTTP/1.1\r\nContent-Length: 0\r\n\r\n"), empty);
+    assert_eq!(world.say("POST /echo HTTP/1.1\r\nHost: x\r\n\r\n"), empty);
+    assert_eq!(world.say("PUT /whole/x HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"), empty);
     // Its body is passed over first.
-    let with_body = "POST /list HTTP/1.1\r\nContent-Length: 4\r\n\r\nbody";
+    let with_body = "POST /list HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nbody";
     let answer = world.say(with_body);
     assert!(answer.contains("405 Method Not Allowed\r\nAllow: GET, OPTIONS\r\n"), "{answer}");
-    assert_eq!(world.say("POST /nope HTTP/1.1\r\nContent-Length: 4\r\n\r\nbody"), not_found);
+    assert_eq!(
+        world.say("POST /nope HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nbody"),
+        not_found
+    );
     // Refused in the middle of it.
     let no = refusal("413 Request Entity Too Large", "NO", false);
-    assert_eq!(world.say("POST /echo HTTP/1.1\r\nContent-Length: 4\r\n\r\n!"), "");
+    assert_eq!(world.say("POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\n!"), "");
     assert_eq!(world.say("dy "), no);
-    assert_eq!(world.say("GET /ping HTTP/1.1\r\n\r\n"), OK);
+    assert_eq!(world.say("GET /ping HTTP/1.1\r\nHost: x\r\n\r\n"), OK);
     let bad = End::Refused(Status::BadRequest);
     let not_found = End::Refused(Status::NotFound);
     let method = End::Refused(Status::MethodNotAllowed);
@@ -323,96 +341,489 @@ fn refusals_of_the_service_keep_the_connection() {
 fn methods() {
     let mut world = World::new();
     // HEAD is refused, without a body.
-    let head = world.say("HEAD /ping HTTP/1.1\r\n\r\n");
+    let head = world.say("HEAD /ping HTTP/1.1\r\nHost: x\r\n\r\n");
     let get = refusal("405 Method Not Allowed\r\nAllow: GET, OPTIONS", "METHOD_NOT_ALLOWED", false);
     assert_eq!(format!("{head}{{\"message\":\"METHOD_NOT_ALLOWED\"}}"), get);
     for method in ["POST", "DELETE", "get", "PRI"] {
-        assert_eq!(world.say(&format!("{method} /ping HTTP/1.1\r\n\r\n")), get, "{method}");
+        assert_eq!(
+            world.say(&format!("{method} /ping HTTP/1.1\r\nHost: x\r\n\r\n")),
+            get,
+            "{method}"
+        );
     }
-    let both = world.say("OPTIONS /whole/x HTTP/1.1\r\n\r\n");
+    let both = world.say("OPTIONS /whole/x HTTP/1.1\r\nHost: x\r\n\r\n");
     assert_eq!(both, "HTTP/1.1 200 OK\r\nAllow: GET, OPTIONS, PUT\r\nContent-Length: 0\r\n\r\n");
-    assert!(world.say("OPTIONS /nope HTTP/1.1\r\n\r\n").starts_with("HTTP/1.1 404"));
+    assert!(world.say("OPTIONS /nope HTTP/1.1\r\nHost: x\r\n\r\n").starts_with("HTTP/1.1 404"));
 }
 
 #[test]
 fn what_is_not_understood_ends_the_connection() {
     for (request, line, code) in [
         ("  V2IDENTIFY\n", "400 Bad Request", "BAD_REQUEST"),
-        ("GET ping HTTP/1.1\r\n\r\n", "400 Bad Request", "BAD_REQUEST"),
-        ("GET /%zz HTTP/1.1\r\n\r\n", "400 Bad Request", "BAD_REQUEST"),
+        ("GET ping HTTP/1.1\r\nHost: x\r\n\r\n", "400 Bad Request", "BAD_REQUEST"),
+        ("GET /%zz HTTP/1.1\r\nHost: x\r\n\r\n", "400 Bad Request", "BAD_REQUEST"),
         ("GET /ping\r\n\r\n", "400 Bad Request", "BAD_REQUEST"),
         ("GET /ping HTTP/2.0\r\n", "505 HTTP Version Not Supported", "VERSION_NOT_SUPPORTED"),
-        ("GET /ping HTTP/1.1\r\n: x\r\n\r\n", "400 Bad Request", "BAD_REQUEST"),
-        ("GET /ping HTTP/1.1\r\nContent-Length: -1\r\n\r\n", "400 Bad Request", "BAD_REQUEST"),
-        ("GET /ping HTTP/1.1\r\nContent-Length: \r\n\r\n", "400 Bad Request", "BAD_REQUEST"),
+        ("GET /ping HTTP/1.1\r\nHost: x\r\n: x\r\n\r\n", "400 Bad Request", "BAD_REQUEST"),
         (
-            "GET /ping HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
+            "GET /ping HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
             "400 Bad Request",
             "BAD_REQUEST",
         ),
         (
-            "POST /echo HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n",
-            "411 Length Required",
-            "LENGTH_REQUIRED",
+            "GET /ping HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
+            "400 Bad Request",
+            "BAD_REQUEST",
         ),
     ] {
         let mut world = World::new();
         assert_eq!(world.say(request), refusal(line, code, true), "{request:?}");
         // What else it sends is passed over for a moment, so that the answer arrives.
-        assert_eq!(world.say("GET /ping HTTP/1.1\r\n\r\n"), "");
+        assert_eq!(world.say("GET /ping HTTP/1.1\r\nHost: x\r\n\r\n"), "");
         assert_eq!(world.connection.link(), Link::Up);
         assert_eq!(world.after(world.service.config.linger), Link::Close);
         assert_eq!(world.service.ends.len(), 1);
     }
 }
 
-#[test]
-fn a_head_as_long_as_the_buffer_and_one_longer() {
-    let fixed = "GET /ping HTTP/1.1\r\nX: \r\n\r\n".len();
-    for over in [0, 1] {
-        let filler = "y".repeat(BUFFER - fixed + over);
+/// All of it at once, and a byte at a time: the answer is the same.
+#[track_caller]
+fn ask(request: &str) -> String {
+    let whole = World::new().say(request);
+    if request.len() < 5000 {
         let mut world = World::new();
-        let answer = world.say(&format!("GET /ping HTTP/1.1\r\nX: {filler}\r\n\r\n"));
-        if over == 0 {
-            assert_eq!(answer, OK);
-        } else {
-            let too_large =
-                refusal("431 Request Header Fields Too Large", "HEADER_TOO_LARGE", true);
-            assert_eq!(answer, too_large);
+        let bytes = request.bytes().map(|byte| world.exchange(&[byte], usize::MAX));
+        assert_eq!(bytes.collect::<String>(), whole, "{request:?}");
+    }
+    whole
+}
+
+#[test]
+fn heads_of_any_length_pass_by() {
+    let ping = "GET /ping HTTP/1.1\r\nHost: x\r\n";
+    for (name, value, times) in [
+        ("Cookie", "a".repeat(3000), 1),
+        ("Cookie", "a".repeat(500_000), 1),
+        ("X", "y".into(), 60),
+        ("X", "y".into(), 20_000),
+        (&"x".repeat(10_000), String::new(), 3),
+    ] {
+        let lines = format!("{name}: {value}\r\n").repeat(times);
+        assert_eq!(ask(&format!("{ping}{lines}\r\n")), OK);
+    }
+    for over in [0, 1] {
+        let fixed = ping.len() + "X: \r\n\r\n".len();
+        let filler = "y".repeat(HEAD_MAX as usize - fixed + over);
+        let answer = ask(&format!("{ping}X: {filler}\r\n\r\n"));
+        let refused = refusal("431 Request Header Fields Too Large", "HEADER_TOO_LARGE", true);
+        assert_eq!(answer, if over == 0 { OK.to_owned() } else { refused });
+    }
+}
+
+#[test]
+fn the_first_line_at_its_bound() {
+    for (before, after) in [
+        ("GET /ping?", " HTTP/1.1"),
+        ("GET /ping?n=", " HTTP/1.1"),
+        ("GET http://", "/ping HTTP/1.1"),
+        ("GET /ping?a=", "&b=%20&c HTTP/1.1"),
+    ] {
+        for over in [0, 1] {
+            let filler = "y".repeat(LINE_MAX as usize - before.len() - after.len() + over);
+            let answer = ask(&format!("{before}{filler}{after}\r\nHost: x\r\n\r\n"));
+            let refused = refusal("414 Request URI Too Long", "URI_TOO_LONG", true);
+            assert_eq!(answer, if over == 0 { OK.to_owned() } else { refused });
         }
     }
-    for lines in [HEADERS_MAX, HEADERS_MAX + 1] {
-        let header = "a:b\r\n".repeat(lines);
-        let answer = World::new().say(&format!("GET /ping HTTP/1.1\r\n{header}\r\n"));
-        assert_eq!(answer == OK, lines == HEADERS_MAX, "{answer}");
+    let long = "GET /".to_owned() + &"y".repeat(PATH_MAX) + " HTTP/1.1\r\nHost: x\r\n\r\n";
+    assert!(ask(&long).starts_with("HTTP/1.1 404"));
+    let long = "yyyyyyyyyyyyyyyyyyyyyyyyyyyyy /ping HTTP/1.1\r\nHost: x\r\n\r\n";
+    assert!(ask(long).starts_with("HTTP/1.1 405"));
+}
+
+#[test]
+fn targets() {
+    for (target, status) in [
+        ("/ping", 200),
+        ("/p%69ng", 200),
+        ("/ping?a;b&%zz", 200),
+        ("//ping", 404),
+        ("/ping/", 404),
+        ("/ping#a", 404),
+        ("/ping%00", 404),
+        ("/pöng", 404),
+        ("http://h/ping", 200),
+        ("HTTP://h:1/ping", 200),
+        ("ftp+x://u:p@h/ping?a", 200),
+        ("http:/ping", 200),
+        ("http:///ping", 200),
+        ("http://h", 404),
+        ("http://h?a", 404),
+        ("h:80", 404),
+        ("foo:bar", 404),
+        ("*", 405),
+        ("*a", 400),
+        ("ping", 400),
+        ("1h:80", 400),
+        ("/%zz", 400),
+        ("/%2", 400),
+        ("/a\x01", 400),
+        ("/ping?\x7f", 400),
+        ("/ping\0", 400),
+        ("", 400),
+    ] {
+        let answer = ask(&format!("GET {target} HTTP/1.1\r\nHost: x\r\n\r\n"));
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{target:?}: {answer}");
     }
+    let all = ask("OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n");
+    assert!(all.starts_with("HTTP/1.1 200") && all.ends_with("\r\n\r\n"), "{all}");
+}
+
+#[test]
+fn parameters() {
+    let list = |query: &str| {
+        let answer = ask(&format!("GET /list?{query} HTTP/1.1\r\nHost: x\r\n\r\n"));
+        answer.starts_with("HTTP/1.1 200").then(|| body(&answer).len() / 100)
+    };
+    for (query, expected) in [
+        ("n=2", Some(2)),
+        ("a=b&n=2&c", Some(2)),
+        ("n=2&n=3", Some(2)),
+        ("&&n=2&", Some(2)),
+        ("%6e=%32", Some(2)),
+        ("n=2&x=%2", Some(2)),
+        ("=5&n=2", Some(2)),
+        ("nn=5&n=2", Some(2)),
+        ("n&n=2", None),
+        ("n=", None),
+        ("n=2=", None),
+        ("n=2+", None),
+        ("N=2", None),
+        ("", None),
+    ] {
+        assert_eq!(list(query), expected, "{query}");
+    }
+    // However many others there are.
+    let others: String = (0..200).map(|n| format!("a{n}=b&")).collect();
+    assert_eq!(list(&format!("{others}n=2&{}", &others[..500])), Some(2));
+    let long = "x".repeat(1900);
+    assert_eq!(list(&format!("x={long}&n=2")), Some(2));
+    assert_eq!(list(&format!("{long}={}&n=2", "y".repeat(50))), Some(2));
+    // Of which the longest may all be there.
+    const { assert!(PATH_MAX + PARAMS_MAX * (VALUE_MAX + 3) < BUFFER) }
+}
+
+#[test]
+fn headers() {
+    let with = |lines: &str| {
+        let answer = ask(&format!("GET /ping HTTP/1.1\r\n{lines}\r\n"));
+        let code = answer.split("\"message\":\"").nth(1).map(|it| it.trim_end_matches("\"}"));
+        (answer[9..12].parse::<u16>().unwrap(), code.unwrap_or("").to_owned())
+    };
+    for (lines, status, code) in [
+        ("Host: x\r\n", 200, ""),
+        ("hOsT:\r\n", 200, ""),
+        ("Host: [::1]:80 \r\n", 200, ""),
+        ("Host: x\n", 200, ""),
+        ("", 400, "MISSING_HOST"),
+        ("Hosts: x\r\n", 400, "MISSING_HOST"),
+        ("Host: x\r\nHost: x\r\n", 400, "TOO_MANY_HOSTS"),
+        ("Host: a b\r\n", 400, "BAD_HOST"),
+        ("Host: a/b\r\n", 400, "BAD_HOST"),
+        ("Host: a\r\n b\r\n", 400, "BAD_HOST"),
+        // Folded lines.
+        ("Host: x\r\nA: b\r\n c\r\n\td\r\n \r\n", 200, ""),
+        (" A: b\r\nHost: x\r\n", 400, "BAD_REQUEST"),
+        ("Host:\r\n x\r\n", 200, ""),
+        // What is no header.
+        ("Host: x\r\nAbc\r\n", 400, "BAD_REQUEST"),
+        ("Host: x\r\nAbc : d\r\n", 400, "BAD_REQUEST"),
+        ("Host: x\r\nAbc\t: d\r\n", 400, "BAD_REQUEST"),
+        ("Host: x\r\nA bc: d\r\n", 400, "BAD_REQUEST"),
+        ("Host: x\r\n: d\r\n", 400, "BAD_REQUEST"),
+        ("Host: x\r\nA(b: d\r\n", 400, "BAD_REQUEST"),
+        ("Host: x\r\nÄ: d\r\n", 400, "BAD_REQUEST"),
+        ("Host: x\r\nA\0: d\r\n", 400, "BAD_REQUEST"),
+        ("Host: x\r\nA: b\0c\r\n", 400, "BAD_REQUEST"),
+        ("Host: x\r\nA: b\x7fc\r\n", 400, "BAD_REQUEST"),
+        ("Host: x\r\nA: b\rc\r\n", 400, "BAD_REQUEST"),
+        ("Host: x\r\r\n", 400, "BAD_REQUEST"),
+        ("Host: x\r\nA: ö\tb\r\n", 200, ""),
+        ("Host: x\r\nA:\r\n", 200, ""),
+        // Lengths.
+        ("Host: x\r\nContent-Length: 0\r\nContent-Length: 00\r\n", 200, ""),
+        ("Host: x\r\nContent-Length:\r\n 0\r\n", 200, ""),
+        ("Host: x\r\nContent-Length: 2\r\n 0\r\n", 400, "BAD_REQUEST"),
+        ("Host: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n", 400, "BAD_REQUEST"),
+        ("Host: x\r\nContent-Length: +1\r\n", 400, "BAD_REQUEST"),
+        ("Host: x\r\nContent-Length: -1\r\n", 400, "BAD_REQUEST"),
+        ("Host: x\r\nContent-Length: 1, 1\r\n", 400, "BAD_REQUEST"),
+        ("Host: x\r\nContent-Length: 0x0\r\n", 400, "BAD_REQUEST"),
+        ("Host: x\r\nContent-Length:\r\n", 200, ""),
+        ("Host: x\r\nContent-Length : 0\r\n", 400, "BAD_REQUEST"),
+        // Encodings.
+        ("Host: x\r\nTransfer-Encoding: identity\r\n", 501, "UNSUPPORTED_TRANSFER_ENCODING"),
+        ("Host: x\r\nTransfer-Encoding: gzip, chunked\r\n", 501, "UNSUPPORTED_TRANSFER_ENCODING"),
+        ("Host: x\r\nTransfer-Encoding: chunked, x\r\n", 501, "UNSUPPORTED_TRANSFER_ENCODING"),
+        ("Host: x\r\nTransfer-Encoding: xchunked\r\n", 501, "UNSUPPORTED_TRANSFER_ENCODING"),
+        ("Host: x\r\nTransfer-Encoding:\r\n", 501, "UNSUPPORTED_TRANSFER_ENCODING"),
+        (
+            "Host: x\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n",
+            501,
+            "UNSUPPORTED_TRANSFER_ENCODING",
+        ),
+        // What nobody can do.
+        ("Host: x\r\nExpect: foo\r\n", 417, "EXPECTATION_FAILED"),
+        ("Host: x\r\nExpect: b\r\nExpect: 100-continue\r\n", 417, "EXPECTATION_FAILED"),
+        ("Host: x\r\nExpect: a, 100-Continue\r\nExpect: b\r\n", 200, ""),
+        ("Host: x\r\nExpect: \r\n", 200, ""),
+    ] {
+        assert_eq!(with(lines), (status, code.to_owned()), "{lines:?}");
+    }
+    let closes = |lines: &str| ask(lines).contains("Connection: close");
+    for (lines, expected) in [
+        ("Connection: x, Close ,y\r\n", true),
+        ("Connection: keep-alive\r\nConnection: close\r\n", true),
+        ("Connection:\r\n close\r\n", true),
+        ("Connection: closed, no close\r\n", false),
+        ("Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n", false),
+    ] {
+        let request = format!("GET /ping HTTP/1.1\r\nHost: x\r\n{lines}\r\n");
+        assert_eq!(closes(&request), expected, "{lines}");
+    }
+}
+
+#[test]
+fn http_1_0_keeps_alive_if_asked_to() {
+    // It needs no host, and knows no encodings.
+    let old = |lines: &str| ask(&format!("GET /ping HTTP/1.0\r\n{lines}\r\n"));
+    assert!(old("Transfer-Encoding: gzip\r\n").contains("200 OK"));
+    assert!(old("").contains("Connection: close"));
+    assert!(old("Connection: Keep-Alive\r\n").contains("Connection: keep-alive"));
+    assert!(old("Connection: keep-alive, close\r\n").contains("Connection: close"));
+    assert!(old("Expect: x\r\n").contains(" 417 "));
+    let mut world = World::new();
+    world.say("GET /ping HTTP/1.0\r\nConnection: keep-alive\r\n\r\n");
+    assert_eq!(world.connection.link(), Link::Up);
+    assert_eq!(world.say("GET /ping HTTP/1.1\r\nHost: x\r\n\r\n"), OK);
+    // Whose end nobody would see otherwise.
+    let long = "GET /list?n=100 HTTP/1.0\r\nConnection: keep-alive\r\n\r\n";
+    assert!(world.say(long).contains("Connection: close"));
+    // And the others.
+    for (version, status) in [("1.2", 200), ("1.9", 200), ("2.0", 505), ("0.9", 505)] {
+        let answer = ask(&format!("GET /ping HTTP/{version}\r\nHost: x\r\n\r\n"));
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{version}: {answer}");
+    }
+    for line in ["http/1.1", "HTTP/1.10", "HTTP/1.1 ", " HTTP/1.1", "HTTP/1", "HTTP/1.x"] {
+        let answer = ask(&format!("GET /ping {line}\r\nHost: x\r\n\r\n"));
+        assert!(answer.starts_with("HTTP/1.1 400"), "{line}: {answer}");
+    }
+}
+
+fn chunked(path: &str, chunks: &str) -> String {
+    let method = if path == "/whole/x" { "PUT" } else { "POST" };
+    format!("{method} {path} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n{chunks}")
+}
+
+const PING: &str = "GET /ping HTTP/1.1\r\nHost: x\r\n\r\n";
+
+#[test]
+fn bodies_in_chunks() {
+    let a4000 = "a".repeat(4000);
+    for chunks in [
+        "2\r\nhi\r\n0\r\n\r\n",
+        "1\r\nh\r\n1\r\ni\r\n0\r\n\r\n",
+        "2;a=b\r\nhi\r\n0;x\r\n\r\n",
+        "2;a=\"b;c\"\r\nhi\r\n0\r\n\r\n",
+        "2 \t\r\nhi\r\n000\r\nA: b\r\nC: d\r\n\r\n",
+        "0000000000000002\r\nhi\r\n0\r\n\r\n",
+        &format!("2;{a4000}\r\nhi\r\n0;{a4000}\r\n{a4000}\r\n\r\n"),
+    ] {
+        for path in ["/echo", "/whole/x"] {
+            let answer = ask(&(chunked(path, chunks) + PING));
+            let (first, ping) = answer.split_at(answer.len() - OK.len());
+            assert_eq!((body(first).as_str(), ping), ("hi", OK), "{chunks:?}");
+        }
+        let answer = ask(&(chunked("/nothing", chunks) + PING));
+        assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with(OK), "{answer}");
+        let answer = ask(&(chunked("/nope", chunks) + PING));
+        assert!(answer.starts_with("HTTP/1.1 404") && answer.ends_with(OK), "{answer}");
+    }
+    // Its length does not matter then, if it is one.
+    let both = chunked("/echo", "A\r\n0123456789\r\n0\r\n\r\n");
+    let with_len = both.replace("\r\n\r\nA", "\r\nContent-Length: 3\r\n\r\nA");
+    assert_eq!(body(&ask(&with_len)), "0123456789");
+    let bad = both.replace("\r\n\r\nA", "\r\nContent-Length: x\r\n\r\nA");
+    assert_eq!(ask(&bad), refusal("400 Bad Request", "BAD_REQUEST", true));
+    let none = chunked("/echo", "0\r\n\r\n");
+    assert_eq!(ask(&none), refusal("400 Bad Request", "EMPTY", false));
+    // Leave is given.
+    let waits = chunked("/echo", "").replace("\r\n\r\n", "\r\nExpect: 100-continue\r\n\r\n");
+    assert_eq!(ask(&waits), "HTTP/1.1 100 Continue\r\n\r\n");
+}
+
+#[test]
+fn what_is_no_body_in_chunks() {
+    let a5000 = "a".repeat(5000);
+    for chunks in [
+        "x\r\n",
+        "-2\r\n",
+        "0x2\r\n",
+        " 2\r\n",
+        "\r\n",
+        "2\n",
+        "2;a\n",
+        "2;a\rb\r\n",
+        "2 ;a\r\n",
+        "00000000000000002\r\n",
+        "2\r\nhix\r\n",
+        "2\r\nhi\n",
+        "2\r\nhi\rx",
+        "0\r\n\n",
+        "0\r\nA: b\n",
+        "0\r\n\rx",
+        &format!("2;{a5000}"),
+        &format!("0\r\n{a5000}"),
+        &format!("0\r\n{}", "A: b\r\n".repeat(700)),
+    ] {
+        let bad = refusal("400 Bad Request", "BAD_CHUNK", true);
+        for path in ["/echo", "/whole/x", "/lines", "/nothing"] {
+            let mut world = World::new();
+            assert_eq!(world.say(&chunked(path, chunks)), bad, "{path} {chunks:?}");
+            assert_eq!(world.say(PING), "");
+            assert_eq!(world.after(world.service.config.linger), Link::Close);
+            // Nothing was done for it.
+            assert_eq!(world.service.begun, u32::from(path != "/nothing"));
+        }
+        // What was refused before is answered that.
+        let refused = ask(&chunked("/nope", chunks));
+        assert_eq!(refused, refusal("404 Not Found", "NOT_FOUND", true), "{chunks:?}");
+    }
+}
+
+#[test]
+fn chunks_at_their_bounds() {
+    // As long a body as there may be, in whatever chunks.
+    for (path, most, code) in [
+        ("/echo", 60_000, "TOO_BIG"),
+        ("/whole/x", BUFFER, "TOO_LONG"),
+        ("/nothing", DISCARD_MAX as usize, "BODY_TOO_BIG"),
+        ("/lines", 60_000, "BODY_TOO_BIG"),
+    ] {
+        for over in [0, 1] {
+            for piece in [1000, 7] {
+                let line = "b\n".repeat(most / 2) + &"b".repeat(over);
+                let pieces = line.as_bytes().chunks(piece);
+                let text = pieces.map(|piece| {
+                    format!("{:x}\r\n{}\r\n", piece.len(), str::from_utf8(piece).unwrap())
+                });
+                let answer = ask(&chunked(path, &(text.collect::<String>() + "0\r\n\r\n")));
+                let refused = refusal("413 Request Entity Too Large", code, true);
+                assert_eq!(answer.starts_with("HTTP/1.1 200"), over == 0, "{path} {answer:.300}");
+                assert!(over == 0 || answer == refused, "{answer}");
+            }
+        }
+    }
+    for size in ["ffffffffffffffff", "fffffffff", "ea61"] {
+        let long = refusal("413 Request Entity Too Large", "TOO_BIG", true);
+        assert_eq!(ask(&chunked("/echo", &format!("{size}\r\n"))), long);
+    }
+    // Refused before, and too long to be passed over.
+    let long = format!("4000\r\n{}\r\n1\r\n", "b".repeat(0x4000));
+    let not_found = refusal("404 Not Found", "NOT_FOUND", true);
+    assert_eq!(ask(&chunked("/nope", &long)), not_found);
+}
+
+#[test]
+fn a_slow_client_may_go_when_another_one_waits() {
+    let ms = |ms| Span::from_millis(ms);
+    let mut world = World::new();
+    let at = |world: &World| world.connection.evictable();
+    // Nothing was asked for yet.
+    assert_eq!(at(&world), world.now.after(ms(500)));
+    world.after(ms(400));
+    world.say("\r\n");
+    assert_eq!(at(&world), Instant::from_millis(500));
+    // A head, a byte at a time: each gives a millisecond.
+    world.say("G");
+    let begun = world.now.after(SLOW);
+    assert_eq!(at(&world), begun);
+    for _ in 0..10 {
+        world.after(ms(100));
+        world.say("E");
+    }
+    assert_eq!(at(&world), begun.after(ms(10)));
+    // A client that is fast enough has its two seconds at all times.
+    world.say(&"E".repeat(1200));
+    assert_eq!(at(&world), world.now.after(SLOW));
+
+    // Between requests.
+    let mut world = World::new();
+    world.after(ms(300));
+    world.say(PING);
+    assert_eq!(at(&world), world.now.after(ms(100)));
+
+    // While the service has no room it is not to blame.
+    world.service.takes = 0;
+    let post = "POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nhi";
+    world.connection.take(world.now, post.as_bytes(), &mut world.service);
+    assert_eq!(at(&world), Instant::NEVER);
+    world.after(ms(3000));
+    assert_eq!(at(&world), Instant::NEVER);
+    world.service.takes = 1;
+    world.connection.take(world.now, b"h", &mut world.service);
+    assert_eq!(at(&world), world.now.after(SLOW));
+    assert_eq!(world.connection.deadline(), Instant::from_millis(30_300), "the body's own");
+
+    // It does not read.
+    let mut world = World::new();
+    let list = b"GET /list?n=100 HTTP/1.1\r\nHost: x\r\n\r\n";
+    world.connection.take(world.now, list, &mut world.service);
+    let begun = world.now;
+    for _ in 0..5 {
+        world.after(ms(100));
+        world.write(10);
+    }
+    assert_eq!(at(&world), begun.after(SLOW).after(ms(50)));
+    // All is said.
+    let mut world = World::new();
+    world.say("GET /ping HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    assert_eq!((world.connection.link(), at(&world)), (Link::Close, Instant::ZERO));
+    world.connection.closed(world.now, Closed::Local, &mut world.service);
+    assert_eq!(at(&world), Instant::NEVER);
 }
 
 #[test]
 fn bodies_at_their_bounds() {
     let post = |path: &str, len: usize| {
         let method = if path == "/whole/x" { "PUT" } else { "POST" };
-        format!("{method} {path} HTTP/1.1\r\nContent-Length: {len}\r\n\r\n{}", "b".repeat(len))
+        format!(
+            "{method} {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len}\r\n\r\n{}",
+            "b".repeat(len)
+        )
     };
     let most = DISCARD_MAX as usize;
     assert!(World::new().say(&post("/nothing", most)).starts_with("HTTP/1.1 200"));
     let long = refusal("413 Request Entity Too Large", "BODY_TOO_BIG", true);
     assert_eq!(World::new().say(&post("/nothing", most + 1)), long);
     assert!(body(&World::new().say(&post("/whole/x", BUFFER))).len() == BUFFER);
-    let long = refusal("413 Request Entity Too Large", "TOO_LONG", true);
+    let long = refusal("413 Request Entity Too Large", "TOO_LONG", false);
     assert_eq!(World::new().say(&post("/whole/x", BUFFER + 1)), long);
     // Refused anyway, but too long to be passed over.
     let not_found = refusal("404 Not Found", "NOT_FOUND", true);
     assert_eq!(World::new().say(&post("/nope", most + 1)), not_found);
-    let endless = "POST /nothing HTTP/1.1\r\nContent-Length: 99999999999999\r\n\r\n";
+    let endless = "POST /nothing HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999999\r\n\r\n";
     assert!(World::new().say(endless).starts_with("HTTP/1.1 413"));
     // In pieces it has no bound but the service's.
-    assert_eq!(body(&World::new().say(&post("/echo", 50_000))).len(), 50_000);
+    assert_eq!(body(&World::new().say(&post("/echo", 60_000))).len(), 60_000);
+    let long = refusal("413 Request Entity Too Large", "TOO_BIG", true);
+    assert_eq!(World::new().say(&post("/echo", 60_001)), long);
 }
 
 #[test]
 fn leave_to_send_a_body() {
-    let head = "POST /echo HTTP/1.1\r\nExpect: 100-Continue\r\nContent-Length: 2\r\n\r\n";
+    let head =
+        "POST /echo HTTP/1.1\r\nHost: x\r\nExpect: 100-Continue\r\nContent-Length: 2\r\n\r\n";
     let leave = "HTTP/1.1 100 Continue\r\n\r\n";
     let mut world = World::new();
     assert_eq!(world.say(head), leave);
@@ -435,7 +846,7 @@ fn leave_to_send_a_body() {
 fn a_client_is_held_while_there_is_no_room() {
     let mut world = World::new();
     world.service.takes = 0;
-    let request = b"POST /echo HTTP/1.1\r\nContent-Length: 4\r\n\r\nbodyGET";
+    let request = b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nbodyGET";
     let taken = world.connection.take(world.now, request, &mut world.service);
     assert_eq!(taken, request.len() - 7);
     let mut rest = &request[taken..];
@@ -462,7 +873,7 @@ fn a_client_is_held_while_there_is_no_room() {
 #[test]
 fn lines() {
     let post = |body: &str| {
-        format!("POST /lines HTTP/1.1\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+        format!("POST /lines HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n{body}", body.len())
     };
     let longest = "y".repeat(BUFFER);
     for (text, expected) in [
@@ -481,7 +892,7 @@ fn lines() {
         assert_eq!(body(&said), expected);
         // Held before every line, with what comes behind it as well.
         let mut world = World::new();
-        let request = post(text) + "GET /ping HTTP/1.1\r\n\r\n";
+        let request = post(text) + "GET /ping HTTP/1.1\r\nHost: x\r\n\r\n";
         let (mut rest, mut said) = (request.as_bytes(), String::new());
         while !rest.is_empty() {
             for takes in [0, 0, 1] {
@@ -496,7 +907,7 @@ fn lines() {
         assert_eq!((body(answer), ping), (expected.to_owned(), OK), "{text:?}");
     }
     // Too long, with or without an end; refused by the service. The rest is passed over.
-    let ping = "GET /ping HTTP/1.1\r\n\r\n";
+    let ping = "GET /ping HTTP/1.1\r\nHost: x\r\n\r\n";
     for (text, code) in [
         (&format!("{longest}y"), "LONG_LINE"),
         (&format!("a\n{longest}y\nb"), "LONG_LINE"),
@@ -561,7 +972,7 @@ fn time_runs_out() {
 
     // In a body.
     let mut world = World::new();
-    world.say("POST /echo HTTP/1.1\r\nContent-Length: 100\r\n\r\n");
+    world.say("POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n");
     for _ in 0..30 {
         assert_eq!(world.say("b"), "");
         world.after(Span::from_secs(1));
@@ -571,7 +982,7 @@ fn time_runs_out() {
 
     // It does not read, or hardly.
     let mut world = World::new();
-    let request = b"GET /list?n=100 HTTP/1.1\r\n\r\n";
+    let request = b"GET /list?n=100 HTTP/1.1\r\nHost: x\r\n\r\n";
     world.connection.take(world.now, request, &mut world.service);
     for _ in 0..9 {
         assert_eq!(world.write(1).len(), 1);
@@ -585,7 +996,7 @@ fn time_runs_out() {
 #[test]
 fn a_connection_that_breaks_leaves_nothing_behind() {
     let script =
-        b"POST /echo HTTP/1.1\r\nContent-Length: 5\r\n\r\nhelloGET /list?n=20 HTTP/1.1\n\n";
+        b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhelloGET /list?n=20 HTTP/1.1\nHost: x\n\n";
     for at in 0..script.len() {
         for write in [0, 1, usize::MAX] {
             let mut world = World::new();
@@ -600,14 +1011,15 @@ fn a_connection_that_breaks_leaves_nothing_behind() {
             assert_eq!(world.write(usize::MAX), b"", "cut at {at}");
             assert!(world.connection.task.is_none());
             world.connection.open(world.now, &mut world.service);
-            assert_eq!(world.say("GET /ping HTTP/1.1\r\n\r\n"), OK, "cut at {at}");
+            assert_eq!(world.say("GET /ping HTTP/1.1\r\nHost: x\r\n\r\n"), OK, "cut at {at}");
         }
     }
 }
 
 #[test]
 fn garbage() {
-    let good = b"POST /echo HTTP/1.1\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\nhello\
+    let good =
+        b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\nhello\
                  GET /list?n=30&x=%20 HTTP/1.1\r\nHost: x\r\n\r\nGET /ping HTTP/1.0\r\n\r\n";
     let mut seed = 7u32;
     let mut random = |below: usize| {
@@ -670,5 +1082,5 @@ fn the_longest_head_has_room() {
 
 #[test]
 fn ram() {
-    assert!(size_of::<Connection<()>>() <= BUFFER + 136, "{}", size_of::<Connection<()>>());
+    assert!(size_of::<Connection<()>>() <= BUFFER + 144, "{}", size_of::<Connection<()>>());
 }

@@ -254,6 +254,36 @@ impl<'a> Store<'a> {
         Some((first, self.body(first)))
     }
 
+    /// How many more blocks a message takes with a body that is `more` bytes longer.
+    pub(super) fn missing(&self, message: u16, more: u32) -> u32 {
+        let len = self.len(message);
+        let after = self.layout.blocks(len.saturating_add(more));
+        after.saturating_sub(self.layout.blocks(len))
+    }
+
+    /// Takes blocks for `more` bytes of a body that is filled as far as it goes; false if there are
+    /// not as many beside `kept`.
+    pub(super) fn grow(&mut self, message: u16, to: &mut Cursor, more: u32, kept: u16) -> bool {
+        let count = self.missing(message, more);
+        let unpromised = self.free.saturating_sub(self.reserved).saturating_sub(kept);
+        if count > unpromised.into() {
+            return false;
+        }
+        let mut last = to.block;
+        for _ in 0..count {
+            let Some(block) = self.next_free() else { return false };
+            self.free = self.free.saturating_sub(1);
+            self.set_link(block, NIL);
+            self.set_link(last, block);
+            last = block;
+        }
+        self.put(message, LEN, self.len(message).saturating_add(more).to_ne_bytes());
+        to.left = more;
+        // It may stand at a block's end.
+        self.advance(to, 0);
+        true
+    }
+
     /// Gives a message's blocks back.
     pub(super) fn give(&mut self, message: u16) {
         let mut block = message;

@@ -34,24 +34,24 @@ const FROM_NODES: &[&[u8]] = &[
     b"PING\n",
     b"PING\nPING\nPING\nREGISTER x\n",
     b"REGISTER t bad!name\n",
-    b"GET / HTTP/1.1\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
 ];
 
 const FROM_ASKERS: &[&[u8]] = &[
-    b"GET /lookup?topic=t HTTP/1.1\r\n\r\n",
+    b"GET /lookup?topic=t HTTP/1.1\r\nHost: x\r\n\r\n",
     b"GET /topics HTTP/1.1\r\nHost: a\r\n\r\n",
-    b"GET /channels?topic=t HTTP/1.1\r\n\r\n",
-    b"GET /nodes HTTP/1.1\r\n\r\n",
-    b"GET /debug HTTP/1.1\r\n\r\n",
+    b"GET /channels?topic=t HTTP/1.1\r\nHost: x\r\n\r\n",
+    b"GET /nodes HTTP/1.1\r\nHost: x\r\n\r\n",
+    b"GET /debug HTTP/1.1\r\nHost: x\r\n\r\n",
     b"GET /info HTTP/1.0\r\n\r\n",
-    b"GET /ping HTTP/1.1\r\nConnection: close\r\n\r\n",
-    b"POST /topic/create?topic=t HTTP/1.1\r\n\r\n",
-    b"POST /topic/delete?topic=t HTTP/1.1\r\n\r\n",
-    b"POST /channel/create?topic=t&channel=c HTTP/1.1\r\nContent-Length: 3\r\n\r\nabc",
-    b"POST /channel/delete?topic=t&channel=c HTTP/1.1\r\n\r\n",
-    b"POST /topic/tombstone?topic=t&node=a:2 HTTP/1.1\r\n\r\n",
-    b"OPTIONS /lookup HTTP/1.1\r\n\r\n",
-    b"PUT /lookup HTTP/1.1\r\n\r\n",
+    b"GET /ping HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+    b"POST /topic/create?topic=t HTTP/1.1\r\nHost: x\r\n\r\n",
+    b"POST /topic/delete?topic=t HTTP/1.1\r\nHost: x\r\n\r\n",
+    b"POST /channel/create?topic=t&channel=c HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc",
+    b"POST /channel/delete?topic=t&channel=c HTTP/1.1\r\nHost: x\r\n\r\n",
+    b"POST /topic/tombstone?topic=t&node=a:2 HTTP/1.1\r\nHost: x\r\n\r\n",
+    b"OPTIONS /lookup HTTP/1.1\r\nHost: x\r\n\r\n",
+    b"PUT /lookup HTTP/1.1\r\nHost: x\r\n\r\n",
 ];
 
 struct Server<'a> {

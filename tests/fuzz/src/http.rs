@@ -2,8 +2,8 @@
 //! sent, in whatever pieces, its answers are well-formed, and the same.
 
 use nanonsq_core::http::{
-    Body, Config, Connection, Content, End, Method, Piece, Refusal, Request, Route, Service,
-    Status, Value, find,
+    Body, Config, Connection, Content, End, Method, PATH_MAX, Piece, Refusal, Request, Route,
+    Service, Status, VALUE_MAX, find,
 };
 use nanonsq_core::session::{Closed, Fault, Link, Session, Transmit};
 use nanonsq_core::time::Instant;
@@ -19,21 +19,26 @@ use crate::session::Machine;
 const CONNECTIONS: usize = 2;
 
 const REQUESTS: &[&[u8]] = &[
-    b"GET /ping HTTP/1.1\r\n\r\n",
+    b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\n",
     b"GET /ping HTTP/1.0\r\nConnection: keep-alive\r\n\r\n",
-    b"POST /echo HTTP/1.1\r\nContent-Length: 5\r\n\r\nhello",
-    b"POST /echo?a=%20b+c HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 30\r\n\r\n",
-    b"POST /lines HTTP/1.1\r\nContent-Length: 9\r\n\r\none\n\ntwo\n",
-    b"PUT /whole/one HTTP/1.1\r\nContent-Length: 3\r\n\r\nall",
-    b"PUT /whole/two HTTP/1.1\r\nContent-Length: 2000\r\n\r\n",
-    b"GET /list?n=3 HTTP/1.1\r\n\r\n",
-    b"GET /list?n=40 HTTP/1.1\r\n\r\n",
+    b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello",
+    b"POST /echo?a=%20b+c HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 30\r\n\r\n",
+    b"POST /lines HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\none\n\ntwo\n",
+    b"PUT /whole/one HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nall",
+    b"PUT /whole/two HTTP/1.1\r\nHost: x\r\nContent-Length: 2000\r\n\r\n",
+    b"GET /list?n=3 HTTP/1.1\r\nHost: x\r\n\r\n",
+    b"GET /list?n=40 HTTP/1.1\r\nHost: x\r\n\r\n",
     b"GET /list?n=40 HTTP/1.0\r\n\r\n",
-    b"POST /nothing HTTP/1.1\r\nContent-Length: 20\r\nConnection: close\r\n\r\nabc",
-    b"GET /lines HTTP/1.1\r\n\r\n",
-    b"OPTIONS /echo HTTP/1.1\r\n\r\n",
-    b"POST /echo HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n",
-    b"POST /echo HTTP/1.1\r\nContent-Length: 4294967296\r\n\r\n",
+    b"POST /nothing HTTP/1.1\r\nHost: x\r\nContent-Length: 20\r\nConnection: close\r\n\r\nabc",
+    b"GET /lines HTTP/1.1\r\nHost: x\r\n\r\n",
+    b"OPTIONS /echo HTTP/1.1\r\nHost: x\r\n\r\n",
+    b"POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n",
+    b"5;a=b\r\nhello\r\n0\r\n\r\n",
+    b"0\r\nA: b\r\n\r\n",
+    b"POST /lines HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\na\nb\r\n",
+    b"GET /ping HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\n\r\n",
+    b"GET http://h/ping?a=%20 HTTP/1.1\r\nHost: x\r\nExpect: a\r\n b\r\n\r\n",
+    b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 4294967296\r\n\r\n",
     b"0123456789012345678901234567890123456789!\n",
 ];
 
@@ -54,6 +59,19 @@ enum Task {
     Nothing,
 }
 
+const fn route(method: Method, path: &'static str, to: u8) -> Route<u8> {
+    Route { method, path, to }
+}
+
+const ROUTES: &[Route<u8>] = &[
+    route(Method::Post, "/echo", 0),
+    route(Method::Post, "/lines", 1),
+    route(Method::Put, "/whole/", 2),
+    route(Method::Get, "/list", 3),
+    route(Method::Get, "/ping", 4),
+    route(Method::Post, "/nothing", 5),
+];
+
 impl Service for Odd {
     type Task = Task;
 
@@ -61,36 +79,30 @@ impl Service for Odd {
         &self.config
     }
 
-    fn begin(&mut self, _: Instant, request: &Request<'_>) -> Result<(Task, Body), Refusal> {
-        const fn route(method: Method, path: &'static str, to: u8) -> Route<u8> {
-            Route { method, path, to }
-        }
-        const ROUTES: &[Route<u8>] = &[
-            route(Method::Post, "/echo", 0),
-            route(Method::Post, "/lines", 1),
-            route(Method::Put, "/whole/", 2),
-            route(Method::Get, "/list", 3),
-            route(Method::Get, "/ping", 4),
-            route(Method::Post, "/nothing", 5),
-        ];
+    const PARAMS: &'static [&'static str] = &["n", "a"];
+
+    fn wants(&self, request: &Request<'_>) -> Result<Body, Refusal> {
         let to = find(ROUTES, request)?;
+        feature(("to", to, request.body_len().map(|len| len.min(9))));
+        Ok(match to {
+            0 => Body::Pieces(10_000, "TOO_BIG"),
+            1 => Body::Lines(10_000, "LONG_LINE"),
+            2 => Body::Whole("TOO_LONG"),
+            _ => Body::Ignore,
+        })
+    }
+
+    fn begin(&mut self, _: Instant, request: &Request<'_>) -> Result<Task, Refusal> {
         request.check_query().map_err(|_| Refusal::bad_request("INVALID_REQUEST"))?;
-        if request.body_len() > 10_000 {
-            return Err(Refusal::new(Status::ContentTooLarge, "TOO_BIG"));
-        }
-        let given = request.param("n").and_then(|n| n.number());
-        let done = match to {
-            0 => (Task::Bytes(Vec::new()), Body::Pieces),
-            1 => (Task::Bytes(Vec::new()), Body::Lines("LONG_LINE")),
-            2 => (Task::Bytes(Vec::new()), Body::Whole("TOO_LONG")),
+        let done = match find(ROUTES, request)? {
+            0..3 => Task::Bytes(Vec::new()),
             3 => {
-                let left = given.ok_or(Refusal::bad_request("BAD_N"))?.min(2000);
-                (Task::List { left }, Body::Ignore)
+                let given = request.param("n").and_then(|n| n.number());
+                Task::List { left: given.ok_or(Refusal::bad_request("BAD_N"))?.min(2000) }
             }
-            4 => (Task::Ping, Body::Ignore),
-            _ => (Task::Nothing, Body::Ignore),
+            4 => Task::Ping,
+            _ => Task::Nothing,
         };
-        feature(("to", to, request.body_len().min(9)));
         self.begun += 1;
         Ok(done)
     }
@@ -279,36 +291,46 @@ impl Service for Listener<'_> {
         &self.config
     }
 
-    fn begin(&mut self, _: Instant, request: &Request<'_>) -> Result<((), Body), Refusal> {
+    const PARAMS: &'static [&'static str] = &["n", "topic", "", " "];
+
+    fn wants(&self, request: &Request<'_>) -> Result<Body, Refusal> {
+        assert_eq!((request.method(), request.body_len()), (Method::Get, Some(0)));
+        Ok(Body::Ignore)
+    }
+
+    fn begin(&mut self, _: Instant, request: &Request<'_>) -> Result<(), Refusal> {
         self.heard = true;
         let target = Target::new(self.text).expect("a target");
-        assert_eq!((request.method(), request.body_len()), (Method::Get, 0));
-        let (path, _) = &target.path;
+        let path = &target.path[..];
+        let is_short = path.len() <= PATH_MAX;
         match std::str::from_utf8(path) {
             Ok(path) => {
-                assert!(request.is_for(path), "{path}");
+                assert_eq!(request.is_for(path), is_short, "{path}");
                 assert!(!request.is_for(&format!("{path}/")), "{path}");
             }
             Err(_) => assert!(!request.is_for(&String::from_utf8_lossy(path))),
         }
-        let bytes = |value: Value<'_>| value.bytes().collect::<Vec<_>>();
-        assert_eq!(request.name_after("/a/").map(bytes), target.name_after("/a/"));
+        if is_short {
+            let name = request.name_after("/a/").map(|value| value.bytes());
+            assert_eq!(name, target.name_after("/a/"));
+        }
         let params = target.params();
         assert_eq!(request.check_query().is_ok(), params.is_some());
         feature((path.len().min(9), params.as_ref().map(Vec::len)));
         let Some(params) = params else { return Err(Refusal::bad_request("QUERY")) };
-        for name in ["n", "topic", "", " "] {
+        for name in Self::PARAMS {
             let value = request.param(name);
             let expected = params.iter().find(|(key, _)| key == name.as_bytes());
-            assert_eq!(value.map(bytes).as_ref(), expected.map(|(_, value)| value), "{name}");
-            let (Some(value), Some((_, expected))) = (value, expected) else { continue };
+            let expected = expected.map(|(_, value)| &value[..value.len().min(VALUE_MAX + 1)]);
+            assert_eq!(value.map(|value| value.bytes()), expected, "{name}");
+            let (Some(value), Some(expected)) = (value, expected) else { continue };
             assert_eq!(value.topic().is_ok(), names::is_name(expected), "{value:?}");
             assert_eq!(
                 value.channel().ok().map(|it| it.to_string()),
                 value.topic().ok().map(|it| it.to_string())
             );
             let text = std::str::from_utf8(expected).unwrap_or("no number");
-            let digits = text.bytes().all(|byte| byte.is_ascii_digit());
+            let digits = text.len() <= VALUE_MAX && text.bytes().all(|it| it.is_ascii_digit());
             assert_eq!(value.number(), text.parse().ok().filter(|_: &u32| digits), "{value:?}");
             let bool = match text {
                 "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
@@ -334,15 +356,15 @@ impl Service for Listener<'_> {
 pub(crate) fn target(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     // A line of HTTP, and not longer than one may be.
-    if text.len() > 300 || text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
+    if text.len() > 2000 || text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
         return;
     }
     let mut service = Listener { config: Config::default(), text, heard: false };
     let mut connection = Connection::new();
     let now = Instant::from_millis(5);
     connection.open(now, &mut service);
-    let request = format!("GET {text} HTTP/1.1\r\n\r\n");
-    assert_eq!(connection.take(now, request.as_bytes(), &mut service), request.len());
+    let request = format!("GET {text} HTTP/1.1\r\nHost: x\r\n\r\n");
+    connection.take(now, request.as_bytes(), &mut service);
     assert_eq!(service.heard, Target::new(text).is_some(), "{text}");
 }
 
@@ -356,6 +378,12 @@ pub(crate) fn target_seeds() -> Vec<Vec<u8>> {
         "/?n=%2",
         "/?a;b",
         "*",
+        "a+b:c?n=1",
+        "http://h?n=1",
+        "http:/a/b",
+        "/0123456789012345678901234567890123456789012345678901234567890123",
+        "/a/?n=000000000000000000000000000000000000000000000000000000000000000000000000000000000000\
+         00000000000000000000000001",
     ];
     texts.iter().map(|text| text.as_bytes().to_vec()).collect()
 }

@@ -56,7 +56,7 @@ const WORDS: &[&[u8]] = &[
     b"\"producers\":[",
     b"  V1",
     b"  V2",
-    b" HTTP/1.1\r\n\r\n",
+    b" HTTP/1.1\r\nHost: x\r\n\r\n",
     b"Expect: 100-continue\r\n",
     b"Connection: close\r\n",
 ];

@@ -111,6 +111,25 @@ impl Shared<'_> {
         }
     }
 
+    /// Takes room for `len` more bytes of the message that was begun last; false if there is none
+    /// now.
+    pub(in crate::node) fn grow(&mut self, draft: &mut Draft, len: u32) -> bool {
+        let blocks = self.store.missing(draft.last, len);
+        let more = self.unclaimed(draft, blocks);
+        if !self.may_claim(draft, more) {
+            return false;
+        }
+        while !self.store.grow(draft.last, &mut draft.to, len, self.kept(draft.own)) {
+            if !self.make_room(blocks, draft) {
+                return false;
+            }
+        }
+        self.claim(draft, more);
+        draft.held = draft.held.saturating_add(blocks as u16);
+        draft.bytes = draft.bytes.saturating_add(len);
+        true
+    }
+
     pub(in crate::node) fn fill(&mut self, draft: &mut Draft, data: &[u8]) {
         self.store.fill(&mut draft.to, data);
     }

@@ -247,6 +247,10 @@ impl Session for HttpSession<'_, '_> {
         self.connection.deadline()
     }
 
+    fn evictable(&self) -> Instant {
+        self.connection.evictable()
+    }
+
     fn tick(&mut self, now: Instant) {
         self.connection.tick(now, &mut self.desk);
     }

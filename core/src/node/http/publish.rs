@@ -14,8 +14,8 @@ pub(super) struct Publish {
     defer_ms: u32,
     draft: Draft,
     part: Part,
-    /// How long the body is, in bytes.
-    len: u32,
+    /// How long the body is, in bytes, if that is known.
+    len: Option<u32>,
     /// Waiting for room is counted once.
     waited: bool,
 }
@@ -25,6 +25,8 @@ pub(super) struct Publish {
 enum Part {
     /// One message, all of it.
     Raw,
+    /// One message, as much of it as comes.
+    Open,
     /// A message, each time.
     Line,
     /// How many messages there are; so many of its four bytes are read.
@@ -42,18 +44,19 @@ enum Part {
 }
 
 impl Publish {
-    /// One message: the whole body, of `len` bytes.
-    pub(super) const fn one(topic: TopicName, defer_ms: u32, len: u32) -> Self {
-        Self { topic, defer_ms, draft: Draft::NONE, part: Part::Raw, len, waited: false }
+    /// One message: the whole body, of `len` bytes if that is known.
+    pub(super) const fn one(topic: TopicName, defer_ms: u32, len: Option<u32>) -> Self {
+        let part = if len.is_some() { Part::Raw } else { Part::Open };
+        Self { topic, defer_ms, draft: Draft::NONE, part, len, waited: false }
     }
 
     /// A message a line.
-    pub(super) const fn lines(topic: TopicName, len: u32) -> Self {
-        Self { part: Part::Line, ..Self::one(topic, 0, len) }
+    pub(super) const fn lines(topic: TopicName) -> Self {
+        Self { part: Part::Line, ..Self::one(topic, 0, None) }
     }
 
     /// Messages with their number and lengths, as MPUB has them.
-    pub(super) const fn binary(topic: TopicName, len: u32) -> Self {
+    pub(super) const fn binary(topic: TopicName, len: Option<u32>) -> Self {
         Self { part: Part::Count { number: 0, have: 0 }, ..Self::one(topic, 0, len) }
     }
 
@@ -76,7 +79,8 @@ impl Publish {
     /// The body is whole: the topic has its messages.
     pub(super) fn commit(&mut self, now: Instant, shared: &mut Shared<'_>) -> Result<(), Refusal> {
         match self.part {
-            Part::Raw | Part::Line | Part::End => {}
+            Part::Open if self.draft.count() == 0 => return Err(EMPTY),
+            Part::Raw | Part::Open | Part::Line | Part::End => {}
             Part::Count { .. } | Part::Room { .. } => return Err(too_large("BAD_BODY")),
             Part::Size { .. } | Part::Begin { .. } | Part::Data { .. } => {
                 return Err(too_large("BAD_MESSAGE"));
@@ -97,11 +101,26 @@ impl Publish {
         let limits = shared.limits;
         match self.part {
             Part::Raw => {
-                self.draft.here = input.len() >= self.len as usize;
-                if !shared.begin(&mut self.draft, self.len) {
+                let len = self.len.unwrap_or(0);
+                self.draft.here = input.len() >= len as usize;
+                if !shared.begin(&mut self.draft, len) {
                     return Ok(false);
                 }
-                self.part = Part::Data { count: 0, left: self.len };
+                self.part = Part::Data { count: 0, left: len };
+            }
+            Part::Open => {
+                let len = saturate(input.len());
+                let is_first = self.draft.count() == 0;
+                let has_room = if is_first {
+                    shared.begin(&mut self.draft, len)
+                } else {
+                    shared.grow(&mut self.draft, len)
+                };
+                if !has_room {
+                    return Ok(false);
+                }
+                shared.fill(&mut self.draft, input);
+                *input = &[];
             }
             Part::Line => {
                 let len = saturate(input.len());
@@ -131,13 +150,17 @@ impl Publish {
                 };
             }
             Part::Room { count } => {
-                let Some(blocks) = shared.batch_blocks(self.len, count) else {
-                    return Err(too_large("BODY_TOO_BIG"));
-                };
-                let rest = self.len.saturating_sub(4);
-                self.draft.here = rest >= count.saturating_mul(5) && input.len() >= rest as usize;
-                if !shared.promise(&mut self.draft, blocks) {
-                    return Ok(false);
+                // Of a batch that does not say how long it is each message waits for its own room.
+                if let Some(len) = self.len {
+                    let Some(blocks) = shared.batch_blocks(len, count) else {
+                        return Err(too_large("BODY_TOO_BIG"));
+                    };
+                    let rest = len.saturating_sub(4);
+                    self.draft.here =
+                        rest >= count.saturating_mul(5) && input.len() >= rest as usize;
+                    if !shared.promise(&mut self.draft, blocks) {
+                        return Ok(false);
+                    }
                 }
                 self.part = Part::Size { count, number: 0, have: 0 };
             }
@@ -177,6 +200,8 @@ impl Publish {
         Ok(true)
     }
 }
+
+pub(super) const EMPTY: Refusal = Refusal::bad_request("MSG_EMPTY");
 
 /// More of a number of four bytes; `None` if there is nothing to read.
 fn read(input: &mut &[u8], number: u32, have: u8) -> Option<(u32, u8)> {

@@ -1,13 +1,12 @@
 //! What is asked for over HTTP.
 
 use super::options::{Opt, set_lookupds};
-use super::publish::{Publish, no_slot};
+use super::publish::{EMPTY, Publish, no_slot};
 use super::stats::Stats;
 use super::{Client, Settings, Shared, Span};
 use crate::http::emit::{emit_i64, emit_text, emit_u64};
 use crate::http::{
-    self, BUFFER, Body, Content, DISCARD_MAX, End, Method, Piece, Refusal, Request, Route, Service,
-    Status, Value,
+    self, Body, Content, End, Method, Piece, Refusal, Request, Route, Service, Status, Value,
 };
 use crate::name::{ChannelName, TopicName};
 use crate::node::table::Origin;
@@ -87,12 +86,12 @@ pub(super) struct Desk<'s, 'a> {
 
 const NO_TOPIC: Refusal = Refusal::not_found("TOPIC_NOT_FOUND");
 
+/// As nsqd has it.
+const NO_VALUE: Refusal = Refusal::new(Status::ContentTooLarge, "INVALID_VALUE");
+
 impl Desk<'_, '_> {
     /// Changes topics and channels.
     fn change(&mut self, now: Instant, to: To, request: &Request<'_>) -> Result<Task, Refusal> {
-        if request.body_len() > DISCARD_MAX {
-            return Err(Refusal::new(Status::ContentTooLarge, "BODY_TOO_BIG"));
-        }
         let given = topic_param(request)?;
         let topic = given.topic();
         let found = topic.ok().and_then(|topic| self.shared.find_topic(&topic));
@@ -161,13 +160,10 @@ impl Desk<'_, '_> {
         Ok(())
     }
 
-    fn publish(&mut self, now: Instant, request: &Request<'_>) -> Result<(Task, Body), Refusal> {
-        let (limits, len) = (self.shared.limits, request.body_len());
-        if len > limits.max_msg_size {
-            return Err(Refusal::new(Status::ContentTooLarge, "MSG_TOO_BIG"));
-        }
-        if len == 0 {
-            return Err(Refusal::bad_request("MSG_EMPTY"));
+    fn publish(&mut self, now: Instant, request: &Request<'_>) -> Result<Task, Refusal> {
+        let limits = self.shared.limits;
+        if request.body_len() == Some(0) {
+            return Err(EMPTY);
         }
         let topic = self.topic_to_publish(now, request)?;
         let defer = request.param("defer").map(|defer| {
@@ -175,25 +171,16 @@ impl Desk<'_, '_> {
             defer.ok_or(Refusal::bad_request("INVALID_DEFER"))
         });
         let defer_ms = defer.transpose()?.unwrap_or(0);
-        Ok((Task::Publish(Publish::one(topic, defer_ms, len)), Body::Pieces))
+        Ok(Task::Publish(Publish::one(topic, defer_ms, request.body_len())))
     }
 
-    fn publish_many(
-        &mut self,
-        now: Instant,
-        request: &Request<'_>,
-    ) -> Result<(Task, Body), Refusal> {
-        let len = request.body_len();
-        if len > self.shared.limits.max_body_size {
-            return Err(Refusal::new(Status::ContentTooLarge, "BODY_TOO_BIG"));
-        }
+    fn publish_many(&mut self, now: Instant, request: &Request<'_>) -> Result<Task, Refusal> {
         let topic = self.topic_to_publish(now, request)?;
-        let is_text = |value: Value<'_>| value.is("false") || value.is("0");
-        if request.param("binary").is_none_or(is_text) {
-            let lines = Publish::lines(topic, len);
-            return Ok((Task::Publish(lines), Body::Lines("MSG_TOO_BIG")));
-        }
-        Ok((Task::Publish(Publish::binary(topic, len)), Body::Pieces))
+        Ok(Task::Publish(if is_binary(request) {
+            Publish::binary(topic, request.body_len())
+        } else {
+            Publish::lines(topic)
+        }))
     }
 
     fn topic_to_publish(
@@ -213,15 +200,14 @@ impl Desk<'_, '_> {
         name.and_then(Opt::find).ok_or(Refusal::bad_request("INVALID_OPTION"))
     }
 
-    fn put_option(&self, request: &Request<'_>) -> Result<(Task, Body), Refusal> {
-        let is_empty = request.body_len() == 0;
-        if is_empty || request.body_len() > BUFFER as u32 {
-            return Err(Refusal::new(Status::ContentTooLarge, "INVALID_VALUE"));
+    fn put_option(&self, request: &Request<'_>) -> Result<Task, Refusal> {
+        if request.body_len() == Some(0) {
+            return Err(NO_VALUE);
         }
         if self.option(request) != Ok(Opt::Lookupds) {
             return Err(Refusal::bad_request("INVALID_OPTION"));
         }
-        Ok((Task::SetLookupds, Body::Whole("INVALID_VALUE")))
+        Ok(Task::SetLookupds)
     }
 
     fn write_info(&self, piece: &mut Piece<'_>) -> bool {
@@ -269,6 +255,11 @@ fn topic_param<'r>(request: &Request<'r>) -> Result<Value<'r>, Refusal> {
     request.param("topic").ok_or(Refusal::bad_request("MISSING_ARG_TOPIC"))
 }
 
+/// Whether messages come with their lengths. nsqd takes every word for yes that is none for no.
+fn is_binary(request: &Request<'_>) -> bool {
+    request.param("binary").is_some_and(|value| !value.is("false") && !value.is("0"))
+}
+
 fn channel_param(request: &Request<'_>) -> Result<ChannelName, Refusal> {
     let channel = request.param("channel").ok_or(Refusal::bad_request("MISSING_ARG_CHANNEL"))?;
     channel.channel().map_err(|_| Refusal::bad_request("INVALID_ARG_CHANNEL"))
@@ -277,18 +268,43 @@ fn channel_param(request: &Request<'_>) -> Result<ChannelName, Refusal> {
 impl Service for Desk<'_, '_> {
     type Task = Task;
 
+    const PARAMS: &'static [&'static str] =
+        &["topic", "channel", "defer", "binary", "format", "include_clients"];
+
     fn config(&self) -> &http::Config {
         &self.settings.config.times
     }
 
-    fn begin(&mut self, now: Instant, request: &Request<'_>) -> Result<(Task, Body), Refusal> {
+    fn wants(&self, request: &Request<'_>) -> Result<Body, Refusal> {
+        let limits = &self.shared.limits;
+        Ok(match http::find(ROUTES, request)? {
+            To::Pub => Body::Pieces(limits.max_msg_size, "MSG_TOO_BIG"),
+            To::Mpub if is_binary(request) => Body::Pieces(limits.max_body_size, "BODY_TOO_BIG"),
+            To::Mpub => Body::Lines(limits.max_body_size, "MSG_TOO_BIG"),
+            To::PutOption => Body::Whole("INVALID_VALUE"),
+            To::Ping
+            | To::Info
+            | To::Stats
+            | To::GetOption
+            | To::CreateTopic
+            | To::DeleteTopic
+            | To::EmptyTopic
+            | To::PauseTopic(_)
+            | To::CreateChannel
+            | To::DeleteChannel
+            | To::EmptyChannel
+            | To::PauseChannel(_) => Body::Ignore,
+        })
+    }
+
+    fn begin(&mut self, now: Instant, request: &Request<'_>) -> Result<Task, Refusal> {
         let to = http::find(ROUTES, request)?;
-        let task = match to {
+        Ok(match to {
             To::Ping => Task::Ping,
             To::Info => Task::Info,
-            To::Pub => return self.publish(now, request),
-            To::Mpub => return self.publish_many(now, request),
-            To::PutOption => return self.put_option(request),
+            To::Pub => self.publish(now, request)?,
+            To::Mpub => self.publish_many(now, request)?,
+            To::PutOption => self.put_option(request)?,
             To::Stats => {
                 // Counted as it is, not as it was when somebody last looked.
                 for channel in 0..self.shared.channels.len() as u8 {
@@ -305,8 +321,7 @@ impl Service for Desk<'_, '_> {
             | To::DeleteChannel
             | To::EmptyChannel
             | To::PauseChannel(_) => self.change(now, to, request)?,
-        };
-        Ok((task, Body::Ignore))
+        })
     }
 
     fn body(&mut self, _: Instant, task: &mut Task, bytes: &[u8]) -> Result<usize, Refusal> {
@@ -315,6 +330,7 @@ impl Service for Desk<'_, '_> {
             Task::SetLookupds => set_lookupds(self.settings, bytes).map(|()| {
                 // Whoever registers the node may want to look.
                 self.shared.changed();
+                *task = Task::Option(Opt::Lookupds, 0);
                 bytes.len()
             }),
             Task::Done | Task::Ping | Task::Info | Task::Stats(_) | Task::Option(..) => {
@@ -338,10 +354,8 @@ impl Service for Desk<'_, '_> {
             }
             Task::Stats(stats) => stats.content(),
             Task::Option(option, _) => option.content(),
-            Task::SetLookupds => {
-                *task = Task::Option(Opt::Lookupds, 0);
-                Content::Json
-            }
+            // Its body was empty.
+            Task::SetLookupds => return Err(NO_VALUE),
         })
     }
 

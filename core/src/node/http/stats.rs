@@ -67,7 +67,7 @@ impl Stats {
     pub(super) fn new(request: &Request<'_>) -> Result<Self, Refusal> {
         request.check_query().map_err(|_| Refusal::bad_request("INVALID_REQUEST"))?;
         // Empty is not given, as in nsqd; what is no name is the name of nothing.
-        let given = |name| request.param(name).filter(|value| value.bytes().next().is_some());
+        let given = |name| request.param(name).filter(|value| !value.bytes().is_empty());
         let topic = given("topic").map(|name| name.topic().unwrap_or(TopicName::NONE));
         let channel = given("channel").map(|name| name.channel().unwrap_or(ChannelName::NONE));
         let shape = Shape {

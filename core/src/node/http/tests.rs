@@ -222,7 +222,7 @@ fn who_publishes_waits_for_room() {
     }
     assert!(count > 1);
     let free = world.free();
-    let head = "POST /pub?topic=t HTTP/1.1\r\nContent-Length: 300\r\n\r\n";
+    let head = "POST /pub?topic=t HTTP/1.1\r\nHost: x\r\nContent-Length: 300\r\n\r\n";
     world.open(0);
     assert_eq!(world.take(0, head.as_bytes()), head.len());
     assert_eq!(world.take(0, &body), 0);
@@ -257,7 +257,8 @@ fn who_publishes_waits_for_room() {
         ),
     ] {
         world.open(0);
-        let head = format!("POST {path} HTTP/1.1\r\nContent-Length: {}\r\n\r\n", body.len());
+        let head =
+            format!("POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", body.len());
         world.take(0, head.as_bytes());
         let taken = world.take(0, &body);
         world.take(0, &body[taken..]);
@@ -279,7 +280,8 @@ fn a_request_that_breaks_off_leaves_nothing() {
         ("/mpub?topic=t&binary=true", b"\0\0\0\x02\0\0\0\x01a\0\0\0\x02bc".to_vec()),
     ];
     for (path, body) in scripts {
-        let head = format!("POST {path} HTTP/1.1\r\nContent-Length: {}\r\n\r\n", body.len());
+        let head =
+            format!("POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", body.len());
         let request = [head.as_bytes(), &body].concat();
         for at in 0..request.len() {
             world.open(0);
@@ -473,10 +475,10 @@ fn stats_of_a_node_that_changes_meanwhile() {
 
 #[test]
 fn garbage() {
-    let good = b"POST /mpub?topic=t&binary=true HTTP/1.1\r\nContent-Length: 20\r\n\r\n\0\0\0\x02\0\0\0\x01a\0\0\0\x02bc...\
-                 PUT /config/nsqlookupd_tcp_addresses HTTP/1.1\r\nContent-Length: 7\r\n\r\n[\"a:1\"]\
-                 POST /mpub?topic=t HTTP/1.1\r\nContent-Length: 3\r\n\r\na\nb\
-                 GET /stats?format=json&topic=t HTTP/1.1\r\n\r\nPOST /topic/delete?topic=t HTTP/1.1\r\n\r\n";
+    let good = b"POST /mpub?topic=t&binary=true HTTP/1.1\r\nHost: x\r\nContent-Length: 20\r\n\r\n\0\0\0\x02\0\0\0\x01a\0\0\0\x02bc...\
+                 PUT /config/nsqlookupd_tcp_addresses HTTP/1.1\r\nHost: x\r\nContent-Length: 7\r\n\r\n[\"a:1\"]\
+                 POST /mpub?topic=t HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\na\nb\
+                 GET /stats?format=json&topic=t HTTP/1.1\r\nHost: x\r\n\r\nPOST /topic/delete?topic=t HTTP/1.1\r\nHost: x\r\n\r\n";
     let mut world = small();
     let before = world.free();
     let mut seed = 11u32;
@@ -517,6 +519,6 @@ fn a_store_that_is_full_for_the_application_is_so_for_http() {
     while world.node.publish(world.now, &topic("t"), b"x").is_ok() {}
     assert_eq!(world.node.publish(world.now, &topic("t"), b"x"), Err(PublishError::Full));
     world.open(0);
-    let head = "POST /pub?topic=t HTTP/1.1\r\nContent-Length: 1\r\n\r\nx";
+    let head = "POST /pub?topic=t HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nx";
     assert_eq!(world.take(0, head.as_bytes()), head.len() - 1);
 }

@@ -14,6 +14,7 @@ mod full;
 mod harm;
 mod hostile;
 mod hostile_directory;
+mod http;
 mod kill;
 mod ledger;
 mod pair;

@@ -104,26 +104,42 @@ fn chunks(stream: &[u8], body: &mut Vec<u8>) -> Option<bool> {
 
 /// What a request asks for.
 pub(crate) struct Target<'t> {
-    /// Its path, unescaped, and as it stands.
-    pub(crate) path: (Vec<u8>, &'t str),
+    /// Its path, unescaped; empty if there is none.
+    pub(crate) path: Vec<u8>,
     query: &'t str,
 }
 
 impl<'t> Target<'t> {
     /// `None` if it is none.
     pub(crate) fn new(text: &'t str) -> Option<Self> {
-        let text = match text.strip_prefix("http://") {
-            Some(rest) => &rest[rest.find('/')?..],
-            None => text,
+        if text == "*" {
+            return Some(Self { path: b"*".to_vec(), query: "" });
+        }
+        let (path, query) = match text.strip_prefix('/') {
+            Some(_) => text.split_once('?').unwrap_or((text, "")),
+            None => {
+                let (scheme, rest) = text.split_once(':')?;
+                let mut letters = scheme.bytes();
+                let begins = letters.next()?.is_ascii_alphabetic();
+                let goes_on = |it: u8| it.is_ascii_alphanumeric() || b"+-.".contains(&it);
+                if !begins || !letters.all(goes_on) {
+                    return None;
+                }
+                let rest = match rest.strip_prefix("//") {
+                    Some(rest) => &rest[rest.find(['/', '?']).unwrap_or(rest.len())..],
+                    None => rest,
+                };
+                let has_path = rest.starts_with('/') || text.contains("://");
+                rest.split_once('?').filter(|_| has_path).unwrap_or((rest, ""))
+            }
         };
-        let (path, query) = text.split_once('?').unwrap_or((text, ""));
-        let unescaped = unescape(path, false).filter(|_| text.starts_with('/'))?;
-        Some(Self { path: (unescaped, path), query })
+        let path = if path.starts_with('/') { path } else { "" };
+        Some(Self { path: unescape(path, false)?, query })
     }
 
     /// The name behind `prefix`.
-    pub(crate) fn name_after(&self, prefix: &str) -> Option<Vec<u8>> {
-        let name = unescape(self.path.1.strip_prefix(prefix)?, false)?;
+    pub(crate) fn name_after(&self, prefix: &str) -> Option<&[u8]> {
+        let name = self.path.strip_prefix(prefix.as_bytes())?;
         (!name.is_empty() && !name.contains(&b'/')).then_some(name)
     }
 
