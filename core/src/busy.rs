@@ -5,7 +5,7 @@
 //! they asked, so that they show it, and not as a connection that broke.
 //!
 //! ```text
-//! Down --accepted--> Listening --the first words, or 2 s--> Answering --read to the end, or 1 s--> Down
+//! Down --accepted--> Listening --the first words, or 250 ms--> Answering --read to the end, or 500 ms--> Down
 //! ```
 //!
 //! RAM: 48 bytes. What the caller says is not kept, however much it is.
@@ -14,11 +14,15 @@ use crate::macros::trace_state;
 use crate::session::{Closed, Fault, Link, Session, Transmit};
 use crate::time::{Instant, Span};
 
-/// How long a caller may take to say its first words; then it is answered all the same.
-pub const LISTEN: Span = Span::from_secs(2);
+/// How long a caller may take to say its first words; then it is answered all the same. Others wait
+/// meanwhile.
+pub const LISTEN: Span = Span::from_millis(250);
 
 /// How long a caller may take to hear the answer and to hang up.
-pub const ANSWER: Span = Span::from_secs(1);
+pub const ANSWER: Span = Span::from_millis(500);
+
+/// How long one that said nothing may.
+pub const SILENT: Span = Span::from_millis(50);
 
 /// What is spoken on a port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,7 +69,7 @@ impl Protocol {
 
 /// Tells each caller in turn that there are too many connections, and hangs up.
 ///
-/// Bounded in time: 3 seconds after a caller came, its connection is over, whatever it does.
+/// Bounded in time: 750 ms after a caller came, its connection is over, whatever it does.
 #[derive(Debug)]
 pub struct Busy {
     protocol: Protocol,
@@ -101,9 +105,9 @@ impl Busy {
         }
     }
 
-    fn answer(&mut self, now: Instant) {
+    fn answer(&mut self, now: Instant, within: Span) {
         self.refused = self.refused.saturating_add(1);
-        self.set_state(State::Answering { written: 0, until: now.after(ANSWER) });
+        self.set_state(State::Answering { written: 0, until: now.after(within) });
     }
 
     fn set_state(&mut self, state: State) {
@@ -132,7 +136,7 @@ impl Session for Busy {
                 let heard = u8::try_from(bytes.len()).unwrap_or(u8::MAX);
                 *missing = missing.saturating_sub(heard);
                 if *missing == 0 {
-                    self.answer(now);
+                    self.answer(now, ANSWER);
                 }
             }
             State::Down | State::Answering { .. } => {}
@@ -162,7 +166,7 @@ impl Session for Busy {
 
     fn tick(&mut self, now: Instant) {
         match self.state {
-            State::Listening { until, .. } if until <= now => self.answer(now),
+            State::Listening { until, .. } if until <= now => self.answer(now, SILENT),
             State::Down | State::Listening { .. } | State::Answering { .. } => {}
         }
     }
@@ -227,14 +231,14 @@ mod tests {
     fn a_silent_caller_is_answered_as_well_and_each_has_a_bound() {
         for (protocol, _) in PROTOCOLS {
             let mut busy = open(protocol);
-            busy.tick(Instant::from_millis(1999));
+            busy.tick(Instant::from_millis(249));
             assert_eq!(busy.link(), Link::Up);
-            busy.tick(Instant::from_millis(2000));
+            busy.tick(Instant::from_millis(250));
             assert_eq!(busy.link(), Link::Close);
-            assert_eq!(busy.deadline(), Instant::from_millis(3000));
+            assert_eq!(busy.deadline(), Instant::from_millis(300));
             // Due for good: the driver aborts.
             busy.tick(Instant::from_millis(5000));
-            assert_eq!(busy.deadline(), Instant::from_millis(3000));
+            assert_eq!(busy.deadline(), Instant::from_millis(300));
             busy.open(Instant::from_millis(6000));
             assert_eq!(busy.link(), Link::Up);
         }

@@ -120,6 +120,8 @@ impl TcpListener {
 }
 
 impl Listener for TcpListener {
+    const ONE_QUEUE: bool = true;
+
     type Transport<'l> = TokioTransport<TcpStream>;
 
     async fn accept(&mut self) -> Result<(Self::Transport<'_>, SocketAddr), DialError> {

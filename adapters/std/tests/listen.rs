@@ -187,7 +187,7 @@ async fn a_caller_that_writes_much_before_it_reads_hears_why() {
         let _callers = [call(address).await, call(address).await];
         for _ in 0..5 {
             let mut refused = TcpStream::connect(address).await.unwrap();
-            refused.write_all(b"POST /pub?topic=t HTTP/1.1\r\n").await.unwrap();
+            refused.write_all(b"POST /pub?topic=t HTTP/1.1\r\nHost: x\r\n").await.unwrap();
             for _ in 0..1000 {
                 refused.write_all(&[b'x'; 1000]).await.unwrap();
             }

@@ -9,7 +9,7 @@ use super::table::numbered;
 use super::{Event, Shared, TableFull};
 use crate::macros::trace_state;
 use crate::session::{Awaited, Closed, Fault, Link, Session, Transmit};
-use crate::time::Instant;
+use crate::time::{Instant, Span};
 use crate::wire::v1::{
     CommandDecoder, IdentifyReply, Item, Node, NodeScanner, emit_refusal, emit_reply,
 };
@@ -499,6 +499,18 @@ impl Session for ProducerSession<'_, '_> {
             State::Identified => self.shared.patience(producer.step),
         };
         step.min(producer.write)
+    }
+
+    /// Who has not said who it is may go 2 s after it came.
+    fn evictable(&self) -> Instant {
+        match self.producers.get(self.id) {
+            Some(producer) if producer.state == State::Greeting => {
+                let timeout = self.shared.config.greeting_timeout.as_micros();
+                let came = producer.step.as_micros().saturating_sub(timeout);
+                Instant::from_micros(came).after(Span::from_secs(2))
+            }
+            _ => Instant::NEVER,
+        }
     }
 
     fn tick(&mut self, now: Instant) {

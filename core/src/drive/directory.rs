@@ -5,7 +5,7 @@ use core::future::{Future, pending, poll_fn};
 
 use embassy_sync::blocking_mutex::raw::RawMutex;
 
-use super::serve::Buffers;
+use super::port::Buffers;
 use super::server::{Engine, Served, SharedServer, run_ports, stop, stop_asked};
 use super::shared::{Place, Shared};
 use super::{Listener, Ports, Sleep};

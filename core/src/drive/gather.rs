@@ -26,6 +26,8 @@ impl<D: Dialer, const TX: usize> Dialer for Gathering<D, TX> {
 }
 
 impl<L: Listener, const TX: usize> Listener for Gathering<L, TX> {
+    const ONE_QUEUE: bool = L::ONE_QUEUE;
+
     type Transport<'l>
         = Gathered<L::Transport<'l>, TX>
     where

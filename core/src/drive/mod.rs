@@ -22,6 +22,7 @@ pub mod directory;
 mod gather;
 pub mod lookup;
 pub mod node;
+mod port;
 pub mod publisher;
 mod serve;
 mod server;
@@ -104,6 +105,10 @@ pub trait Dialer {
 /// Takes in transports that others bring up: one accept slot. Several of them on one port are as
 /// many connections at a time.
 pub trait Listener {
+    /// Whether all listeners of a port take callers from one queue, so that only one of those that
+    /// wait has to be polled. Default `false`: each is polled whenever something happens.
+    const ONE_QUEUE: bool = false;
+
     /// What it takes in; may borrow its buffers.
     type Transport<'l>: Transport
     where

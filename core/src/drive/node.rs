@@ -10,7 +10,7 @@ use core::task::{Poll, Waker};
 use embassy_futures::select::select4;
 use embassy_sync::blocking_mutex::raw::RawMutex;
 
-use super::serve::Buffers;
+use super::port::Buffers;
 use super::publisher::Publish;
 use super::server::{Engine, Served, SharedServer, run_ports, stop, stop_asked};
 use super::shared::{InTurn, Place, Shared};

@@ -1,11 +1,11 @@
 //! Serving: accept slots, and a spare one that refuses.
 
 use core::cell::RefCell;
-use core::future::{Future, pending, poll_fn};
+use core::future::{Future, poll_fn};
 use core::net::SocketAddr;
 use core::task::{Context, Poll};
 
-use embassy_futures::select::{Either, select, select_array};
+use embassy_futures::select::{Either, select};
 use embassy_sync::blocking_mutex::{Mutex, raw::RawMutex};
 use embassy_sync::waitqueue::WakerRegistration;
 
@@ -69,15 +69,17 @@ where
     }
 }
 
-/// What a server listens on: its accept slots, and a spare one that refuses callers while all of
-/// them are taken. Without a spare one they wait, or are reset, as the platform has it.
+/// What a server listens on: a listener for each session, and a spare one. While all sessions are
+/// taken the spare one accepts callers: each gets the session of a connection that is idle or slow
+/// ([`Session::evictable`](crate::session::Session::evictable)), if need be within 2.5 s, or is
+/// refused. Without a spare one callers wait, or are reset, as the platform has it.
 ///
 /// All of them are listeners of one port.
 #[derive(Debug, Clone, Copy)]
 pub struct Port<L, const SLOTS: usize> {
     /// One for each connection at a time.
     pub slots: [L; SLOTS],
-    /// To refuse with.
+    /// For callers while all sessions are taken.
     pub spare: Option<L>,
 }
 
@@ -93,54 +95,8 @@ impl<L> Port<L, 0> {
     pub const NONE: Self = Self { slots: [], spare: None };
 }
 
-/// What each of some slots reads into.
-pub(super) type Buffers<const SLOTS: usize, const RX: usize> = [[u8; RX]; SLOTS];
-
-/// Serves a port for ever: session `index` is behind slot `index`, [`SPARE`] behind the spare one.
-/// Slots without receive buffer are not served.
-pub(super) async fn serve_port<M, L, C, S, const SLOTS: usize, const RX: usize>(
-    port: &mut Port<L, SLOTS>,
-    cell: impl Fn(usize) -> C,
-    sleep: &S,
-    rx: &mut Buffers<SLOTS, RX>,
-) -> !
-where
-    M: RawMutex,
-    L: Listener,
-    C: SessionCell,
-    S: Sleep,
-{
-    let gate = &Gate::<M>::new(SLOTS);
-    let mut buffers = rx.iter_mut();
-    let mut index = 0;
-    let slots = port.slots.each_mut().map(|listener| {
-        let cell = cell(index);
-        let rx = buffers.next().map(|rx| &mut rx[..]).unwrap_or_default();
-        index += 1;
-        async move {
-            let mut sleep = sleep.clone();
-            serve(&cell, &mut gate.admit(listener), &mut sleep, rx).await
-        }
-    });
-    let spare = async {
-        let Some(listener) = &mut port.spare else { return pending().await };
-        let mut sleep = sleep.clone();
-        refuse(gate, &cell(SPARE), listener, &mut sleep, &mut [0; SPARE_RX_LEN]).await
-    };
-    // The spare one is last: it is asked when the others had their turn.
-    match select(select_array(slots), spare).await {
-        Either::First((never, _)) | Either::Second(never) => never,
-    }
-}
-
-/// The index of the session that refuses.
-pub(super) const SPARE: usize = usize::MAX >> 1;
-
-/// Bytes read at once of what a refused caller says.
-const SPARE_RX_LEN: usize = 32;
-
 /// A listener failed: nothing is gained by asking it again at once.
-async fn pause<S: Sleep>(line: &mut Line<'_, S>) {
+pub(super) async fn pause<S: Sleep>(line: &mut Line<'_, S>) {
     let again = line.sleep.now().after(Span::from_secs(1));
     poll_fn(|cx| line.sleep.poll_until(cx, again)).await;
     line.alarm = Instant::NEVER;
@@ -210,6 +166,8 @@ pub struct Admitting<'g, M: RawMutex, L> {
 }
 
 impl<L: Listener> Listener for &mut L {
+    const ONE_QUEUE: bool = L::ONE_QUEUE;
+
     type Transport<'l>
         = L::Transport<'l>
     where
@@ -223,6 +181,8 @@ impl<L: Listener> Listener for &mut L {
 }
 
 impl<'g, M: RawMutex, L: Listener> Listener for Admitting<'g, M, L> {
+    const ONE_QUEUE: bool = L::ONE_QUEUE;
+
     type Transport<'l>
         = Admitted<'g, M, L::Transport<'l>>
     where

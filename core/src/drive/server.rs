@@ -6,7 +6,7 @@ use core::task::Poll;
 use embassy_futures::select::{Either, select};
 use embassy_sync::blocking_mutex::raw::RawMutex;
 
-use super::serve::{Buffers, SPARE, serve_port};
+use super::port::{Buffers, SPARE, serve_port};
 use super::shared::{Cell, Place, Shared, State};
 use super::{Listener, Port, Sleep};
 use crate::busy::{Busy, Protocol};

@@ -9,6 +9,7 @@ use crate::wire::v2::{self, IdentifyScanner, Item, MessageId, Refusal, Verb};
 
 impl ClientSession<'_, '_> {
     pub(super) fn on_item(&mut self, now: Instant, item: Item<'_>) {
+        self.client.is_known |= !matches!(item, Item::Identify);
         match item {
             Item::Identify => {
                 self.client.verb = Verb::Identify;

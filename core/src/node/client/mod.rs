@@ -34,6 +34,9 @@ const BODY_STEP: u16 = 1024;
 
 const NO_ROOM: &str = "no room";
 
+/// How long a client may take to give a command while another caller waits for a place.
+const GREETING: Span = Span::from_secs(2);
+
 /// The one client that never comes back after an error it does not know: it knows bare codes.
 const BARE: &str = "tokio_nsq/";
 
@@ -51,6 +54,8 @@ pub(super) struct Client {
     /// What it said of itself, and what reads that.
     identify: IdentifyScanner<TEXT_MAX, TEXT_MAX>,
     identified: bool,
+    /// It has given a command.
+    is_known: bool,
     timers: Timers<Timer, 6>,
     /// Zero if it wants none.
     heartbeat: Span,
@@ -146,6 +151,7 @@ impl Client {
         commands: CommandDecoder::new(),
         identify: IdentifyScanner::new(),
         identified: false,
+        is_known: false,
         timers: Timers::new(),
         heartbeat: Span::ZERO,
         msg_timeout: Span::ZERO,
@@ -176,6 +182,7 @@ impl Client {
             commands,
             identify,
             identified,
+            is_known,
             timers,
             heartbeat: _,
             msg_timeout: _,
@@ -199,6 +206,7 @@ impl Client {
         *commands = CommandDecoder::new();
         *identify = IdentifyScanner::new();
         *identified = false;
+        *is_known = false;
         timers.stop_all();
         *heartbeat_due = false;
         *answer_len = 0;
@@ -702,6 +710,17 @@ impl Session for ClientSession<'_, '_> {
             State::Up => self.client.timers.next().min(self.shared.next_due(self.channel())),
             State::Closing => self.client.timers.next(),
         }
+    }
+
+    /// Who has not given a command may go 2 s after it came.
+    fn evictable(&self) -> Instant {
+        if self.client.state == State::Up && !self.client.is_known {
+            // The first one is due so long after that.
+            let heartbeat = self.client.timers.get(Timer::Heartbeat).as_micros();
+            let came = heartbeat.saturating_sub(self.client.heartbeat.as_micros());
+            return Instant::from_micros(came).after(GREETING);
+        }
+        Instant::NEVER
     }
 
     fn tick(&mut self, now: Instant) {

@@ -211,6 +211,8 @@ pub(crate) struct Listens {
 }
 
 impl Listener for Listens {
+    const ONE_QUEUE: bool = true;
+
     type Transport<'l> = Socket;
 
     async fn accept(&mut self) -> Result<(Socket, SocketAddr), DialError> {
