@@ -301,7 +301,10 @@ impl Transport for Socket {
                 return Poll::Pending;
             }
             inner.moves[self.session.0] += 1;
-            watch::event(self.session, if end.gone { Event::ReadError } else { Event::End });
+            watch::event_of_listener(
+                self.session,
+                if end.gone { Event::ReadError } else { Event::End },
+            );
             let reset = Poll::Ready(Err(TransportError::Reset));
             return if end.gone { reset } else { Poll::Ready(Ok(0)) };
         }
@@ -311,7 +314,7 @@ impl Transport for Socket {
         for (to, from) in buf.iter_mut().zip(end.rx.drain(..n)) {
             *to = from;
         }
-        watch::event(self.session, Event::Heard);
+        watch::event_of_listener(self.session, Event::Heard);
         watch::tell(self.session, || format!("reads {}", buf[..n].escape_ascii()));
         inner.moves[self.session.0] += 1;
         self.tap(inner, |tap, now| tap.read(self.id, &buf[..n], now));
@@ -335,7 +338,7 @@ impl Transport for Socket {
         let end = desk.ends.get_mut(&self.id).expect("an end that is held");
         let conn = inner.conns.get_mut(self.id).filter(|_| !end.gone);
         let Some(conn) = conn else {
-            watch::event(self.session, Event::WriteError);
+            watch::event_of_listener(self.session, Event::WriteError);
             return Poll::Ready(Err(TransportError::Reset));
         };
         let unread: usize = conn.rx.iter().map(|(_, bytes)| bytes.len()).sum();
@@ -344,7 +347,7 @@ impl Transport for Socket {
             .min(WINDOW)
             .saturating_sub(conn.down.bytes + unread.saturating_sub(conn.read));
         if room == 0 {
-            watch::event(self.session, Event::Blocked);
+            watch::event_of_listener(self.session, Event::Blocked);
             end.writer = Some(cx.waker().clone());
             return Poll::Pending;
         }
@@ -352,7 +355,7 @@ impl Transport for Socket {
         let n = bytes.len().min(room).min(most);
         let event = if n < bytes.len() { Event::WrotePart } else { Event::Wrote };
         let taken = take(bytes, n);
-        watch::event(self.session, event);
+        watch::event_of_listener(self.session, event);
         watch::tell(self.session, || format!("writes {}", taken.escape_ascii()));
         inner.moves[self.session.0] += 1;
         let Some(tap) = &self.tap else {
