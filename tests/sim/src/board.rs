@@ -5,7 +5,7 @@
 //! to the consumer.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::future::poll_fn;
 use std::pin::pin;
 use std::rc::Rc;
@@ -69,7 +69,24 @@ pub(crate) struct Ledger {
     sent: RefCell<BTreeMap<u32, (u64, u32)>>,
     /// A hostile client has, or had, the consumer's channel too.
     pub(crate) shared: Cell<bool>,
+    /// A hostile client named topics or channels over HTTP.
+    pub(crate) named: Cell<bool>,
 }
+
+/// The node's tables as they were when it was looked at last.
+#[derive(Default)]
+struct Tables {
+    /// Channels that have delivered something.
+    used: BTreeSet<Names>,
+    /// Channels, when they last had a client, and whether their topics had messages since.
+    waits: BTreeMap<Names, (u64, bool)>,
+    /// Topics that nothing is lost with.
+    spare: BTreeSet<String>,
+    topics_refused: u32,
+}
+
+/// Those of a topic and a channel.
+type Names = (String, String);
 
 /// See the [module](self).
 pub(crate) struct Board {
@@ -192,6 +209,7 @@ async fn run(
     serving.replace((0..FIRST_PEER).chain([ASKER]).map(Role::Session).collect());
     peers.replace((FIRST_PEER..ASKER).map(Role::Session).collect());
     let mut run = pin!(runner.run());
+    let mut tables = Tables::default();
     let mut publishing = pin!(publish(&world, me, &setup, &ledger, &handle, &readings));
     poll_fn(|_| -> Poll<()> {
         while let Some((unit, _)) = units.take(world.now()) {
@@ -210,6 +228,7 @@ async fn run(
             }
             read_states(&handle, me);
             check(&handle);
+            tables.check(&handle, &ledger, world.now());
         }
         Poll::Pending
     })
@@ -292,6 +311,66 @@ fn check(handle: &Node<'_>) {
             assert!(kept, "the application's topic {own} is taken away");
         }
     });
+}
+
+impl Tables {
+    /// Always so: who may stay stays, and nobody is refused for what nobody needs.
+    fn check(&mut self, handle: &Node<'_>, ledger: &Ledger, now: u64) {
+        handle.look(|node| {
+            let mut there = BTreeSet::new();
+            let mut spare = BTreeSet::new();
+            let mut waits = BTreeMap::new();
+            for topic in node.topics() {
+                let mut is_spare = topic.depth == 0 && !is_own(topic.name);
+                for channel in node.channels(topic.name) {
+                    let names = (topic.name.to_string(), channel.name.to_string());
+                    if channel.in_flight > 0 && !channel.name.is_ephemeral() {
+                        self.used.insert(names.clone());
+                    }
+                    is_spare &=
+                        channel.clients == 0 && topic.messages == 0 && !self.used.contains(&names);
+                    if !channel.name.is_ephemeral() {
+                        let before = self.waits.get(&names).filter(|_| channel.clients == 0);
+                        let since = before.map_or(now, |(since, _)| *since);
+                        waits.insert(names.clone(), (since, topic.messages > 0));
+                    }
+                    there.insert(names);
+                }
+                if is_spare {
+                    spare.insert(topic.name.to_string());
+                }
+            }
+            let gone: Vec<_> = self.used.difference(&there).collect();
+            assert!(gone.is_empty(), "have delivered, and are taken away: {gone:?}");
+            for (names, (since, misses)) in &self.waits {
+                let absent = now - since;
+                let may_go = !misses || absent > 59_000_000;
+                assert!(
+                    there.contains(names) || may_go,
+                    "{names:?} is taken away {absent} us after its client went"
+                );
+            }
+            let refused = node.counters().topics_refused;
+            if refused > self.topics_refused {
+                watch::count("topic refused");
+                // What was named over HTTP goes for clients only.
+                let kept: Vec<_> = spare.intersection(&self.spare).collect();
+                let fair = ledger.named.get() || kept.is_empty();
+                assert!(fair, "a topic was refused, and nobody needs {kept:?}");
+            }
+            *self = Self {
+                used: std::mem::take(&mut self.used),
+                waits,
+                spare,
+                topics_refused: refused,
+            };
+        });
+    }
+}
+
+/// The application made it.
+fn is_own(topic: &TopicName) -> bool {
+    [READINGS].into_iter().chain(OTHERS).any(|own| own == topic.as_str())
 }
 
 /// The hostile ones are gone since long.

@@ -109,8 +109,10 @@ async fn run(world: World, me: usize, kinds: Rc<Vec<Kind>>, ledger: Rc<Ledger>, 
                         Order::Act(mut random) => {
                             let kind = random.pick(&kinds);
                             watch::count(kind.name());
-                            if kind == Kind::Share {
-                                ledger.shared.set(true);
+                            match kind {
+                                Kind::Share => ledger.shared.set(true),
+                                Kind::Create => ledger.named.set(true),
+                                _ => {}
                             }
                             let ms = random.pick(&[100, 3000, 30_000, 130_000, 300_000]);
                             let end =
@@ -406,6 +408,10 @@ fn consume(kind: Kind, random: &mut Random, script: &mut VecDeque<Part>) {
         _ if random.one_in(2) => (READINGS.to_owned(), channel(random)),
         _ => (any_topic(random), channel(random)),
     };
+    if topic != READINGS && random.one_in(2) {
+        // Something to consume.
+        script.push_back(Part::Say(sized(&format!("PUB {topic}"), b"j")));
+    }
     let rdy = random.pick(&[0, 1, 10, 100, 100, 2500]);
     script.push_back(Part::Say(format!("SUB {topic} {channel}\nRDY {rdy}\n").into_bytes()));
     if random.one_in(3) {

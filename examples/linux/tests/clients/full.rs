@@ -7,10 +7,10 @@ use nanonsq_tests::client::Library;
 use nanonsq_tests::{Client, Nsqd, ServerOptions, eventually, peers};
 
 use crate::pair::{Pair, SOON, Setting, tests_with};
-use crate::raw::{Raw, sized};
+use crate::raw::{Raw, Said, sized};
 
 // nsqd and nsqlookupd have no such limit.
-tests_with!([OurNode]: clients_of_a_full_node);
+tests_with!([OurNode]: clients_of_a_full_node, topics_of_clients_that_left);
 tests_with!([OurLookupd]: nsqd_and_a_full_directory);
 tests_with!([OurNode, OurLookupd]: askers_of_a_full_http_port);
 
@@ -112,4 +112,58 @@ async fn askers_of_a_full_http_port(setting: Setting) {
             assert_eq!(ask(), "OK 200", "beside callers that said {}", said.escape_ascii());
         }
     }
+}
+
+/// As many as `nanonsq node` has.
+const TOPICS: usize = 64;
+
+/// Topics of clients that came and went keep nobody out, and what is in use is not taken away.
+async fn topics_of_clients_that_left(setting: Setting) {
+    let Pair { node, .. } = setting.start(ServerOptions::new()).await;
+    let tcp = node.tcp_address();
+    // Named over HTTP, and consumed from.
+    node.create_topic("named").await;
+    node.create_channel("named", "c").await;
+    node.publish("used", b"0").await;
+    let mut consumer = Raw::subscribe(tcp, "used", "c", 1).await.unwrap();
+    let Said::Message(message) = consumer.next().await.unwrap() else { panic!("no message") };
+    consumer.send(&[b"FIN ", &message.id[..], b"\n"].concat()).await.unwrap();
+    consumer.close().await;
+    for n in 0..2 * TOPICS {
+        Raw::subscribe(tcp, &format!("x{n}"), "c", 0).await.unwrap().close().await;
+    }
+    let publish = async |topic: &str| {
+        let mut producer = Raw::connect(tcp).await.unwrap();
+        producer.send(&[b"  V2", &*sized(&format!("PUB {topic}"), b"1")].concat()).await.unwrap();
+        producer.next().await.unwrap()
+    };
+    // A node that hears late of a client that left is not to blame.
+    eventually(
+        "there is room",
+        SOON,
+        async || matches!(publish("readings").await, Said::Response(said) if said == "OK"),
+    )
+    .await;
+    let topics = async || {
+        let stats = node.get_json("/stats?format=json").await;
+        let topics = stats["topics"].as_array().expect("a list").clone();
+        topics
+            .iter()
+            .map(|it| it["topic_name"].as_str().expect("a name").to_owned())
+            .collect::<Vec<_>>()
+    };
+    let all = topics().await;
+    assert!(["named", "used", "readings"].iter().all(|name| all.contains(&(*name).to_owned())));
+    assert_eq!((all.len(), node.log().contains("table full")), (TOPICS, false));
+    // With nothing left that can be spared it says so, to both.
+    for n in 0..TOPICS {
+        publish(&format!("y{n}")).await;
+    }
+    let refused = "E_PUB_FAILED PUB failed no room for another topic";
+    assert!(matches!(publish("more").await, Said::Error(said) if said == refused));
+    eventually("the log says so", SOON, async || {
+        node.log().contains("table full: all 64 topics, the most that a node has, are in use")
+    })
+    .await;
+    assert!(topics().await.contains(&"used".to_owned()));
 }
