@@ -751,8 +751,8 @@ struct Connection {
     subscribed: bool,
     said_cls: bool,
     reads: bool,
-    /// When the last bytes were taken.
-    moved: u64,
+    /// When the first bytes of what it says were taken.
+    begun: u64,
 }
 
 impl Connection {
@@ -765,7 +765,7 @@ impl Connection {
             subscribed: false,
             said_cls: false,
             reads: true,
-            moved: 0,
+            begun: 0,
         }
     }
 }
@@ -870,8 +870,8 @@ impl<'n, D: Dice> World<'n, D> {
         let had = free(&self.node);
         let taken = self.client(client).take(now, &bytes[at..at + most]);
         assert!(taken <= most);
-        if taken > 0 {
-            self.connections[client].moved = self.now;
+        if at == 0 && taken > 0 {
+            self.connections[client].begun = self.now;
         }
         let has = free(&self.node);
         if self.model.full == Full::Refuse && has < had {
@@ -1094,7 +1094,7 @@ impl<'n, D: Dice> World<'n, D> {
                     assert!(self.model.drop_oldest(false));
                 }
                 let late = self.node.counters().body_timeouts > before.body_timeouts;
-                let waited = self.now - self.connections[client].moved;
+                let waited = self.now - self.connections[client].begun;
                 assert!(!late || waited >= BODY_TIMEOUT, "not yet");
                 self.follow_refusal(client, late);
             }
