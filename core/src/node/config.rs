@@ -50,6 +50,17 @@ pub struct Config<'a> {
     /// does not. The longest message and the longest batch that a client can publish must fit into
     /// it. 1 to 100 less the reserve, default 30.
     pub announced_percent: u8,
+    /// How much of the store clients' messages can take together in topics that nobody consumes: of
+    /// which no message was finished by all its channels in the last minute. One topic can take 7/8
+    /// of that. Beyond it who publishes there waits, and is refused, and other topics go on. Not with
+    /// [`Full::DropOldest`], where the oldest make room. 1 to 100, which sets
+    /// no bound, default 50.
+    pub unconsumed_percent: u8,
+    /// From which age on messages that wait in a topic without a channel are dropped, the oldest
+    /// first, when others need their room, or their share. Not in topics that the application has
+    /// made or published to, nor with [`Full::DropOldest`]; zero drops none. Default 5 min. Counted in
+    /// [`Counters::expired`](super::Counters::expired), told as [`Event::Expired`](super::Event).
+    pub unconsumed_age: Span,
     /// How long closing may take. Default 1 s.
     pub close_timeout: Span,
     /// How long a new topic holds its messages back, at most, while nsqlookupds are asked which
@@ -97,6 +108,8 @@ impl Config<'_> {
             body_timeout: Span::from_secs(5),
             reserve_percent: 12,
             announced_percent: 30,
+            unconsumed_percent: 50,
+            unconsumed_age: Span::from_secs(300),
             close_timeout: Span::from_secs(1),
             channels_wait: Span::from_secs(5),
             full: Full::Refuse,
@@ -131,9 +144,15 @@ impl Config<'_> {
         if in_flight == 0 || in_flight > usize::from(u16::MAX) {
             return Err(ConfigError::InFlight { count: in_flight });
         }
+        if self.body_timeout == Span::ZERO {
+            return Err(ConfigError::BodyTimeout);
+        }
         let (reserve, announced) = (self.reserve_percent, self.announced_percent);
         if reserve > 90 || announced == 0 || announced > 100u8.saturating_sub(reserve) {
             return Err(ConfigError::Shares { reserve, announced });
+        }
+        if self.unconsumed_percent == 0 || self.unconsumed_percent > 100 {
+            return Err(ConfigError::Unconsumed { percent: self.unconsumed_percent });
         }
         let lanes = self.channels_per_topic;
         if lanes == 0 || usize::from(lanes) > LANES_MAX {
@@ -174,6 +193,8 @@ pub enum ConfigError {
         /// How many there are.
         count: usize,
     },
+    /// A body must have some time to come.
+    BodyTimeout,
     /// Clients must be able to announce at least 1 percent of the store, and at most what the
     /// reserve leaves, which can have 90 percent.
     Shares {
@@ -181,6 +202,11 @@ pub enum ConfigError {
         reserve: u8,
         /// [`Config::announced_percent`].
         announced: u8,
+    },
+    /// Topics that nobody consumes must be able to hold 1 to 100 percent of the store.
+    Unconsumed {
+        /// [`Config::unconsumed_percent`].
+        percent: u8,
     },
     /// A topic must be able to have 1 to [`LANES_MAX`] channels.
     ChannelsPerTopic {
@@ -210,12 +236,16 @@ impl fmt::Display for ConfigError {
             Self::InFlight { count } => {
                 write!(f, "storage for {count} messages in flight a channel; give it 1 to 65535")
             }
+            Self::BodyTimeout => f.write_str("no time for a body; give 1 ms at least"),
             Self::Shares { reserve, announced } => {
                 write!(
                     f,
                     "{reserve} % of the store reserved, {announced} % for what is announced; "
                 )?;
                 f.write_str("give 0 to 90 and 1 to what that leaves of 100")
+            }
+            Self::Unconsumed { percent } => {
+                write!(f, "{percent} % of the store for what nobody consumes; give 1 to 100")
             }
             Self::ChannelsPerTopic { count } => {
                 write!(f, "{count} channels per topic; give 1 to {LANES_MAX}")

@@ -83,6 +83,8 @@
 //! | a message, a batch | what clients can announce, `limits`; of the application the store | refused before its body, as nsqd does |
 //! | what clients have announced and not sent as a whole | [`Config::announced_percent`] of the store, together | they wait for [`Config::publish_wait`]; what is here as a whole does not |
 //! | each KiB of a body, and its end | [`Config::body_timeout`] | closed, its room is free; [`Counters::body_timeouts`] |
+//! | clients' messages in topics of which nothing was finished for a minute | [`Config::unconsumed_percent`] of the store, together, and 7/8 of that in one topic | producers wait for [`Config::publish_wait`], then `E_PUB_FAILED PUB failed no room for what nobody consumes`; other topics go on |
+//! | messages in a topic without a channel, which the application has not named | until others need their room, and at least [`Config::unconsumed_age`] | dropped, the oldest first; [`Counters::expired`], [`Event::Expired`] |
 //! | what clients can take of the store | all but [`Config::reserve_percent`], which is the application's | as if it were full |
 //! | what some client has finished or sent back for later, and others have not finished | the store | the application's next message has the oldest dropped, whatever [`Full`] says: [`Counters::dropped`] |
 //! | topics, channels | the storage's `TOPICS` and `CHANNELS`, [`Config::channels_per_topic`] | what nobody uses is given back, see above; else `E_SUB_FAILED`, `E_PUB_FAILED`, [`NodeError`] |
@@ -158,7 +160,7 @@ pub struct Storage<
 }
 
 /// The most bytes that a topic takes of a [`Storage`].
-pub const TOPIC_RAM_MAX: usize = 120;
+pub const TOPIC_RAM_MAX: usize = 128;
 
 /// The most bytes that a channel takes of a [`Storage`], beside its entries.
 pub const CHANNEL_RAM_MAX: usize = 136;
@@ -170,7 +172,7 @@ pub const CLIENT_RAM_MAX: usize = 1056;
 pub const ENTRY_RAM: usize = 24;
 
 /// The most bytes that a [`Node`] takes beside its storage and store.
-pub const RAM_MAX: usize = 424;
+pub const RAM_MAX: usize = 448;
 
 // On every target that this is compiled for.
 const _: () = {
@@ -320,6 +322,12 @@ pub enum Event {
     /// Somebody was refused since a table is full, with nothing in it that can be given back. Said
     /// once, until there was room again.
     TableFull(TableFull),
+    /// So many messages were dropped since this was last said, which nobody had consumed for
+    /// [`Config::unconsumed_age`]; topics' status has how many of whose.
+    Expired {
+        /// How many.
+        count: u32,
+    },
     /// An nsqlookupd did not say which channels a new topic has elsewhere: the topic does without.
     /// A newer one replaces an older one that nobody polled.
     AskFailed {
@@ -357,6 +365,8 @@ pub struct Counters {
     pub refused: u64,
     /// How often a client had to wait for room.
     pub waits: u32,
+    /// Messages dropped at [`Config::unconsumed_age`].
+    pub expired: u64,
     /// Clients closed since a body did not come within [`Config::body_timeout`].
     pub body_timeouts: u32,
     /// Clients closed with an error.
@@ -485,7 +495,7 @@ impl<'a> Node<'a> {
             return Err(PublishError::TooManyTopics);
         }
         let mut draft = Draft::OWN;
-        if !self.shared.begin(&mut draft, len) {
+        if !self.shared.begin(now, topic, &mut draft, len) {
             self.shared.wanted = true;
             return Err(PublishError::Full);
         }
@@ -622,6 +632,10 @@ impl<'a> Node<'a> {
 
     /// What the application should know and did not poll yet.
     pub fn poll_event(&mut self) -> Option<Event> {
+        let count = core::mem::take(&mut self.shared.expired_unsaid);
+        if count > 0 {
+            return Some(Event::Expired { count });
+        }
         let count = core::mem::take(&mut self.shared.unsaid);
         if count > 0 {
             return Some(Event::Dropped { count });

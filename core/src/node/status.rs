@@ -23,7 +23,8 @@ pub struct TopicStatus<'s> {
     pub messages: u64,
     /// Their bodies' bytes, in all.
     pub bytes: u64,
-    /// Messages dropped to make room ([`Full::DropOldest`](super::Full)), in all.
+    /// Messages dropped to make room ([`Full::DropOldest`](super::Full)), or since nobody consumed
+    /// them for [`Config::unconsumed_age`](super::Config::unconsumed_age), in all.
     pub dropped: u64,
 }
 

@@ -462,6 +462,15 @@ impl<'a> Store<'a> {
         self.put(message, at(lane, 0), [state as u8]);
     }
 
+    /// Since when a topic holds a message: in the place of its first lane's attempts and next.
+    pub(super) fn held_since(&self, message: u16) -> u32 {
+        u32::from_ne_bytes(self.get(message, at(0, 1)))
+    }
+
+    pub(super) fn set_held_since(&mut self, message: u16, since: u32) {
+        self.put(message, at(0, 1), since.to_ne_bytes());
+    }
+
     /// How often the channel has delivered the message.
     pub(super) fn attempts(&self, message: u16, lane: u8) -> u16 {
         u16::from_ne_bytes(self.get(message, at(lane, 1)))

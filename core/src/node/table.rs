@@ -1,7 +1,7 @@
 //! Topics, channels, who is subscribed, and what is in flight: fixed slots.
 
 use crate::name::{ChannelName, TopicName};
-use crate::time::Instant;
+use crate::time::{Instant, Span};
 
 use super::store::{NIL, Store};
 
@@ -177,6 +177,24 @@ impl Used {
         Self((now.as_micros() >> 16) as u32)
     }
 
+    pub(super) const fn stored(self) -> u32 {
+        self.0
+    }
+
+    pub(super) const fn from_stored(stored: u32) -> Self {
+        Self(stored)
+    }
+
+    /// Whether that is as long ago as that, at least.
+    pub(super) const fn is_older(self, now: Instant, age: Span) -> bool {
+        self.age(now) as u64 >= (age.as_millis() as u64 * 1000) >> 16
+    }
+
+    /// Whether that was in the last minute.
+    pub(super) const fn is_recent(self, now: Instant) -> bool {
+        self.0 != Self::NEVER.0 && self.age(now) < 60_000_000 >> 16
+    }
+
     /// How long that is ago, in those units.
     pub(super) const fn age(self, now: Instant) -> u32 {
         Self::at(now).0.wrapping_sub(self.0)
@@ -201,6 +219,10 @@ pub(super) struct Topic {
     pub(super) held: List,
     /// Given to the channels, and not passed by the cursors of all.
     pub(super) list: List,
+    /// Blocks of clients' messages in it.
+    pub(super) theirs: u16,
+    /// When the last of its messages was finished in all channels.
+    pub(super) finished: Used,
     pub(super) messages: u64,
     pub(super) bytes: u64,
     pub(super) dropped: u64,
@@ -216,6 +238,8 @@ impl Topic {
         asking: 0,
         ask_until: Instant::NEVER,
         held: List::EMPTY,
+        theirs: 0,
+        finished: Used::NEVER,
         list: List::EMPTY,
         messages: 0,
         bytes: 0,

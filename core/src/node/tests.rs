@@ -9,7 +9,8 @@ mod tables;
 const CONFIG: Config<'_> = Config { boot: 0xb007, ..Config::new() };
 
 /// All of the store is for whoever comes first.
-const WHOLE: Config<'_> = Config { reserve_percent: 0, announced_percent: 100, ..CONFIG };
+const WHOLE: Config<'_> =
+    Config { reserve_percent: 0, announced_percent: 100, unconsumed_percent: 100, ..CONFIG };
 
 /// A node with three clients, and a clock.
 struct World {
@@ -712,7 +713,7 @@ impl World {
 
 #[test]
 fn what_is_not_read_keeps_nobody_else_waiting() {
-    let mut world = World::new();
+    let mut world = World::with(&WHOLE, 4096);
     world.subscribe(2, 4);
     let many = publish("t", "x").repeat(100);
     let taken = world.take(0, &many);
@@ -920,7 +921,8 @@ fn who_lies_about_a_batch_holds_no_more_than_its_share() {
 #[test]
 fn the_last_blocks_are_the_applications() {
     // 12 of 100.
-    let mut world = World::with(&CONFIG, 66 * 100);
+    const ANY: Config<'_> = Config { unconsumed_percent: 100, ..CONFIG };
+    let mut world = World::with(&ANY, 66 * 100);
     world.say(0, "SUB t c\n").expect(0, &[response("OK")]);
     for _ in 0..88 {
         world.say(1, publish("t", "x")).expect(1, &[response("OK")]);
@@ -984,6 +986,111 @@ fn a_client_that_is_full_of_what_others_hold_leaves_nothing_behind() {
             world.open(0);
         }
     }
+}
+
+#[test]
+fn what_nobody_consumes_does_not_refuse_others() {
+    let mut world = World::with(&CONFIG, 66 * 100);
+    let wait = publish("junk", "xx");
+    let full = error("E_PUB_FAILED PUB failed no room for what nobody consumes");
+    // One topic has 7/8 of 50 blocks, and all of them 50 together.
+    for _ in 0..44 {
+        world.say(0, publish("junk", "x")).expect(0, &[response("OK")]);
+    }
+    assert_eq!(world.take(0, &wait), wait.len() - 2);
+    for _ in 0..6 {
+        world.say(1, publish("t", "x")).expect(1, &[response("OK")]);
+    }
+    let other = publish("t", "xx");
+    assert_eq!(world.take(1, &other), other.len() - 2);
+    world.at(4999).expect_link(0, Link::Up);
+    world.at(5000).expect_link(0, Link::Close).expect(0, &[full]);
+    // The application is not bound by that, and who consumes makes room.
+    for _ in 0..20 {
+        world.put("t", "own");
+    }
+    world.open(0);
+    world.open(1);
+    world.subscribe(2, 1);
+    world.say(2, format!("FIN {}\n", id(44)));
+    for _ in 0..10 {
+        world.say(1, publish("t", "x")).expect(1, &[response("OK")]);
+    }
+    // For a minute.
+    world.at(5000 + 59_900).say(1, publish("t", "x")).expect_link(1, Link::Up);
+    world.hear(1);
+    world.at(5000 + 60_100);
+    assert_eq!(world.take(1, &other), other.len() - 2);
+}
+
+#[test]
+fn what_nobody_consumes_goes_after_an_age_if_others_need_the_room() {
+    let mut world = World::with(&CONFIG, 66 * 100);
+    let begun = world.now.as_micros() >> 16;
+    for _ in 0..44 {
+        world.say(0, publish("junk", "x")).expect(0, &[response("OK")]);
+    }
+    let wait = publish("junk", "xx");
+    let age = 300_000_000 >> 16;
+    // The unit's last moment before, and its first.
+    world.now = Instant::from_micros(((begun + age) << 16) - 1);
+    assert_eq!(world.take(0, &wait), wait.len() - 2);
+    assert_eq!(world.node.counters().expired, 0);
+    world.now = Instant::from_micros((begun + age) << 16);
+    world.say(0, "xx").expect(0, &[response("OK")]);
+    assert_eq!(world.node.counters().expired, 1);
+    let junk = |world: &World| {
+        let it = world.node.topics().find(|it| *it.name == topic("junk")).unwrap();
+        (it.depth, it.dropped)
+    };
+    assert_eq!(junk(&world), (44, 1));
+    let is_expired = |event: &Event| matches!(event, Event::Expired { .. });
+    let events: Vec<_> = core::iter::from_fn(|| world.node.poll_event()).collect();
+    let said: Vec<_> = events.into_iter().filter(is_expired).collect();
+    assert_eq!(said, [Event::Expired { count: 1 }]);
+    // Also for the application; as many as it needs.
+    for _ in 0..56 {
+        world.put("t", "x");
+    }
+    assert_eq!((world.node.store().free, junk(&world)), (0, (44, 1)));
+    world.put("t", &"x".repeat(100));
+    assert_eq!(junk(&world), (41, 4));
+    // What the application has made is kept, whoever publishes there; so is what has a channel.
+    let now = world.now;
+    world.node.create_topic(now, &topic("junk")).unwrap();
+    assert_eq!(world.node.publish(now, &topic("t"), b"x"), Err(PublishError::Full));
+    let mut world = World::with(&CONFIG, 66 * 100);
+    world.say(2, "SUB junk c\nCLS\n");
+    for _ in 0..44 {
+        world.say(0, publish("junk", "x"));
+        world.hear(0);
+    }
+    world.now = Instant::from_millis(10_000_000);
+    assert_eq!(world.take(0, &wait), wait.len() - 2);
+    // Zero keeps all.
+    const KEEP: Config<'_> = Config { unconsumed_age: Span::ZERO, ..CONFIG };
+    let mut world = World::with(&KEEP, 66 * 100);
+    for _ in 0..44 {
+        world.say(0, publish("junk", "x"));
+        world.hear(0);
+    }
+    world.now = Instant::from_millis(10_000_000);
+    assert_eq!(world.take(0, &wait), wait.len() - 2);
+}
+
+#[test]
+fn who_comes_second_to_the_last_room_for_what_nobody_consumes_is_refused() {
+    let mut world = World::with(&CONFIG, 66 * 100);
+    for _ in 0..43 {
+        world.say(0, publish("t", "x")).expect(0, &[response("OK")]);
+    }
+    world.say(0, announce("PUB", "t", 2)).say(0, "x");
+    world.say(1, announce("PUB", "t", 2)).say(1, "x");
+    world.say(1, "y").expect(1, &[response("OK")]);
+    world.say(0, "y");
+    world.expect(0, &[error("E_PUB_FAILED PUB failed no room for what nobody consumes")]);
+    let StoreStatus { free, announced, .. } = world.node.store();
+    assert_eq!((free, announced), (56, 0));
 }
 
 #[test]
@@ -1203,6 +1310,12 @@ fn settings_that_cannot_work_are_named() {
         let wrong = ConfigError::Shares { reserve, announced };
         assert_eq!(shares.check(2, 4, 3, 4, 4096).err(), (!good).then_some(wrong));
     }
+    assert_eq!(with(Config { body_timeout: Span::ZERO, ..CONFIG }), ConfigError::BodyTimeout);
+    for percent in [0, 101] {
+        let share = Config { unconsumed_percent: percent, ..CONFIG };
+        let wrong = ConfigError::Unconsumed { percent };
+        assert_eq!(share.check(2, 4, 3, 4, 4096).err(), Some(wrong));
+    }
     let none = Config { channels_per_topic: 0, ..CONFIG };
     assert_eq!(with(none), ConfigError::ChannelsPerTopic { count: 0 });
     let many = Config { channels_per_topic: 33, ..CONFIG };
@@ -1254,5 +1367,5 @@ fn memory_is_as_documented() {
     assert!(
         storage <= 2 * TOPIC_RAM_MAX + 4 * CHANNEL_RAM_MAX + 4 * CLIENT_RAM_MAX + 32 * ENTRY_RAM
     );
-    assert_eq!(storage, 5776);
+    assert_eq!(storage, 5792);
 }

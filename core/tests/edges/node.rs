@@ -255,7 +255,13 @@ fn of_the_same_time_first_come_first_served() {
 
 /// All of the store is for whoever comes first.
 fn whole(full: Full) -> Config<'static> {
-    Config { full, reserve_percent: 0, announced_percent: 100, ..Config::new() }
+    Config {
+        full,
+        reserve_percent: 0,
+        announced_percent: 100,
+        unconsumed_percent: 100,
+        ..Config::new()
+    }
 }
 
 /// A batch as large as the store is taken, also where others have to make room.

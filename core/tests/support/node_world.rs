@@ -45,6 +45,11 @@ const BODY_TIMEOUT: u64 = 3_000_000;
 /// What no client can take, and what clients can announce together: 12 and 30 percent.
 const RESERVE: usize = 4;
 const ANNOUNCED: usize = 12;
+/// What topics that nobody consumes can have together, and one of them: 50 percent, and 7/8 of that.
+const UNCONSUMED: usize = 20;
+const UNCONSUMED_EACH: usize = 18;
+/// From which age on what waits without a channel may go, in units of 65.536 ms.
+const OLD: u64 = 20_000_000 >> 16;
 
 const TOPIC_NAMES: [&str; 3] = ["t", "u", "x#ephemeral"];
 const CHANNEL_NAMES: [&str; 3] = ["a", "b", "e#ephemeral"];
@@ -65,6 +70,7 @@ fn config(full: Full) -> Config<'static> {
         msg_timeout: Span::from_secs(2),
         publish_wait: Span::from_millis(500),
         body_timeout: Span::from_secs(3),
+        unconsumed_age: Span::from_secs(20),
         channels_per_topic: LANES as u8,
         ..Config::new()
     };
@@ -153,6 +159,8 @@ struct Topic {
     messages: u64,
     bytes: u64,
     dropped: u64,
+    /// When one of its messages was finished in all channels.
+    finished: Option<u64>,
     named: bool,
     used: u64,
 }
@@ -207,6 +215,8 @@ struct Body {
 
 /// What a node should be.
 struct Model {
+    /// Messages that nobody consumed for long.
+    expired: u64,
     full: Full,
     next: u64,
     id: u64,
@@ -234,6 +244,7 @@ type Need = (bool, u64);
 impl Model {
     fn new(full: Full) -> Self {
         Self {
+            expired: 0,
             full,
             next: 0,
             id: 0,
@@ -339,6 +350,7 @@ impl Model {
             messages: 0,
             bytes: 0,
             dropped: 0,
+            finished: None,
             named,
             used: now,
         });
@@ -643,6 +655,49 @@ impl Model {
         }
     }
 
+    /// Blocks that clients' messages take in a topic.
+    fn theirs(&self, topic: &Topic) -> usize {
+        let is_in = |number: u64| {
+            topic.held.iter().any(|(held, _)| *held == number)
+                || self.channels.iter().any(|it| it.topic == topic.id && it.holds(number))
+        };
+        let theirs = self.bodies.iter().filter(|(number, body)| !body.own && is_in(**number));
+        theirs.map(|(_, body)| blocks(body.bytes.len())).sum()
+    }
+
+    /// Whether a client may publish so many blocks to a topic, with what is there.
+    fn has_share(&self, now: u64, name: usize, blocks: usize) -> bool {
+        let is_consumed =
+            |it: &&Topic| it.finished.is_some_and(|at| (now >> 16) - (at >> 16) < 60_000_000 >> 16);
+        let topic = self.topics.iter().find(|topic| topic.name == name);
+        let own = topic.map_or(0, |topic| self.theirs(topic));
+        let others = self.topics.iter().filter(|topic| !is_consumed(topic));
+        let all: usize = others.map(|topic| self.theirs(topic)).sum();
+        self.full == Full::DropOldest
+            || topic.as_ref().is_some_and(is_consumed)
+            || (own + blocks <= UNCONSUMED_EACH && all + blocks <= UNCONSUMED)
+    }
+
+    /// The oldest message goes that waits in a topic without a channel, and is old.
+    fn expire_held(&mut self, now: u64) {
+        let may_go = |topic: &&Topic| {
+            !topic.named && !self.channels.iter().any(|channel| channel.topic == topic.id)
+        };
+        let first = |topic: &Topic| topic.held.front().map(|(number, _)| *number);
+        let oldest = self.topics.iter().filter(may_go).filter_map(first).filter(|number| {
+            let at = (self.bodies[number].timestamp / 1000) as u64;
+            (now >> 16) - (at >> 16) >= OLD
+        });
+        let number = oldest.min().expect("one that is old");
+        for topic in &mut self.topics {
+            if first(topic) == Some(number) {
+                topic.held.pop_front();
+                topic.dropped += 1;
+            }
+        }
+        self.expired += 1;
+    }
+
     /// Drops the oldest message as the node should: for a client none of the application's that its
     /// reserve has room for.
     fn drop_oldest(&mut self, own: bool) -> bool {
@@ -877,14 +932,16 @@ impl<'n, D: Dice> World<'n, D> {
         if self.model.full == Full::Refuse && has < had {
             assert!(usize::from(has) >= RESERVE, "a client took what is kept for the application");
         }
-        if let Effect::Publish { bodies, .. } = &effect
+        if let Effect::Publish { topic, bodies, .. } = &effect
             && bytes[0] != b'M'
             && self.model.full == Full::Refuse
             && (most == rest && rest >= bodies[0].len() + 4 && taken < most)
             && self.model.seats[client].expected.is_empty()
         {
             let need = blocks(bodies[0].len());
-            assert!(need + RESERVE > usize::from(had), "what is here as a whole does not wait");
+            let has_share = self.model.has_share(self.now, *topic, need);
+            let has_room = need + RESERVE <= usize::from(had);
+            assert!(!has_room || !has_share, "what is here as a whole does not wait");
         }
         if self.model.seats[client].closing {
             assert_eq!(taken, most, "it is not listened to any more");
@@ -896,6 +953,9 @@ impl<'n, D: Dice> World<'n, D> {
         }
         // What a client publishes may make the node drop at any time: the model follows.
         let after = self.node.counters();
+        for _ in before.expired..after.expired {
+            self.model.expire_held(self.now);
+        }
         for _ in before.dropped..after.dropped {
             assert!(self.model.drop_oldest(false), "had {had}");
         }
@@ -954,6 +1014,11 @@ impl<'n, D: Dice> World<'n, D> {
                 Ok((at, entry)) => {
                     model.channels[at].entries[entry] = None;
                     model.answer(number);
+                    if !model.waits(number) {
+                        let topic = model.channels[at].topic;
+                        let topic = model.topics.iter_mut().find(|it| it.id == topic).unwrap();
+                        topic.finished = Some(now);
+                    }
                     model.seats[client].finished += 1;
                     model.finished += 1;
                 }
@@ -1002,6 +1067,8 @@ impl<'n, D: Dice> World<'n, D> {
                     return;
                 }
                 let count = bodies.len() as u32;
+                let need = bodies.iter().map(|body| blocks(body.len())).sum();
+                assert!(model.has_share(now, topic, need), "nobody consumes that");
                 let at = model.publish(now, topic, bodies, defer * 1000, false);
                 let id = model.topics[at].id;
                 let seat = &mut model.seats[client];
@@ -1090,6 +1157,9 @@ impl<'n, D: Dice> World<'n, D> {
                 session.tick(now);
                 self.model.expire(self.now, client);
                 // One that waited for room may have got it.
+                for _ in before.expired..self.node.counters().expired {
+                    self.model.expire_held(self.now);
+                }
                 for _ in before.dropped..self.node.counters().dropped {
                     assert!(self.model.drop_oldest(false));
                 }
@@ -1210,6 +1280,9 @@ impl<'n, D: Dice> World<'n, D> {
         let before = self.node.counters();
         let done = self.node.publish_with(now, &topic_name(topic), &body, options);
         let dropped = self.node.counters().dropped - before.dropped;
+        for _ in before.expired..self.node.counters().expired {
+            self.model.expire_held(self.now);
+        }
         match done {
             Err(PublishError::TooManyTopics) => assert!(!has_slot),
             Err(PublishError::Full) => {
@@ -1434,6 +1507,7 @@ impl<'n, D: Dice> World<'n, D> {
         }
         assert_eq!(node.counters().finished, model.finished);
         assert_eq!(node.counters().dropped, model.dropped);
+        assert_eq!(node.counters().expired, model.expired);
         let counters = node.counters();
         let given_back = (counters.topics_given_back, counters.channels_given_back);
         assert_eq!((counters.abandoned, given_back), (model.abandoned, model.given_back));

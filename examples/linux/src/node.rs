@@ -90,6 +90,27 @@ pub(crate) struct Args {
     #[arg(long)]
     drop_oldest: bool,
 
+    /// How much of that producers can hold together for messages that they have announced and not
+    /// sent, in percent; also the longest message and batch. The others wait.
+    #[arg(long, value_name = "PERCENT", default_value_t = 30,
+        value_parser = clap::value_parser!(u8).range(1..=100))]
+    max_announced: u8,
+
+    /// How long each KiB of a message may take to come, and what is left at its end.
+    #[arg(long, value_name = "DURATION", allow_hyphen_values = true, default_value = "5s")]
+    body_timeout: GoDuration,
+
+    /// How much of the memory topics can take together of which nothing was finished for a minute,
+    /// in percent, and one of them 7/8 of that; 100 sets no bound. Not with --drop-oldest.
+    #[arg(long, value_name = "PERCENT", default_value_t = 50,
+        value_parser = clap::value_parser!(u8).range(1..=100))]
+    max_unconsumed: u8,
+
+    /// From which age on messages in topics without a channel are dropped, the oldest first, when
+    /// others need their memory; 0 keeps them. Not with --drop-oldest.
+    #[arg(long, value_name = "DURATION", allow_hyphen_values = true, default_value = "5m")]
+    unconsumed_age: GoDuration,
+
     /// Channels that a topic can have. Each costs 11 bytes of every message.
     #[arg(long, value_name = "N", default_value_t = 8,
         value_parser = clap::value_parser!(u8).range(1..=LANES_MAX as i64))]
@@ -143,6 +164,12 @@ impl Args {
             heartbeat: default.heartbeat.min(self.max_heartbeat_interval.0),
             msg_timeout: self.msg_timeout.0,
             full: if self.drop_oldest { Full::DropOldest } else { Full::Refuse },
+            // All clients are of others.
+            reserve_percent: 0,
+            announced_percent: self.max_announced,
+            body_timeout: self.body_timeout.0,
+            unconsumed_percent: self.max_unconsumed,
+            unconsumed_age: self.unconsumed_age.0,
             channels_per_topic: self.channels_per_topic,
             boot: seed,
             seed,
@@ -170,6 +197,7 @@ fn explain(error: SettingsError) -> String {
         SettingsError::Node(why @ ConfigError::Heartbeat { .. }) => {
             format!("--max-heartbeat-interval: {why}")
         }
+        SettingsError::Node(why @ ConfigError::BodyTimeout) => format!("--body-timeout: {why}"),
         SettingsError::Node(why @ ConfigError::StoreTooSmall { .. }) => format!("--mem: {why}"),
         other => other.to_string(),
     }
@@ -266,7 +294,7 @@ pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
         counters.finished,
         counters.requeued,
         counters.timed_out,
-        counters.dropped,
+        counters.dropped.saturating_add(counters.expired),
         counters.connections,
         node.turned_away(),
     ));
@@ -327,6 +355,13 @@ async fn watch_clients(node: &Handle<'_>) -> std::convert::Infallible {
                     );
                     abandoned = all;
                 }
+            }
+            Event::Expired { count } => {
+                warn!(
+                    "messages dropped that waited in a topic without a channel for {}, whose room \
+                     was needed: {count}",
+                    node.look(|node| node.config().unconsumed_age).unwrap_or_default()
+                );
             }
             Event::Client { index, event } => match event {
                 ClientEvent::Connected => debug!("client {index}: connected"),

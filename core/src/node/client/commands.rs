@@ -1,8 +1,8 @@
 //! What a client's commands do.
 
-use super::{ClientSession, Timer, Want};
+use super::{Client, ClientSession, Timer, Want};
 use crate::name::TopicName;
-use crate::node::engine::NotYours;
+use crate::node::engine::{NO_ROOM_UNCONSUMED, NotYours};
 use crate::node::table::Origin;
 use crate::time::{Instant, Span};
 use crate::wire::v2::{self, IdentifyScanner, Item, MessageId, Refusal, Verb};
@@ -30,7 +30,7 @@ impl ClientSession<'_, '_> {
                 self.set_ready(u16::try_from(count).unwrap_or(u16::MAX));
             }
             Item::Fin(id) => {
-                let done = self.shared.finish(self.id, &id);
+                let done = self.shared.finish(now, self.id, &id);
                 self.check(now, Verb::Fin, id, done);
             }
             Item::Req { id, delay_ms } => {
@@ -135,6 +135,10 @@ impl ClientSession<'_, '_> {
     }
 
     fn on_published(&mut self, now: Instant) {
+        let Client { topic, draft, .. } = &*self.client;
+        if !self.shared.may_commit(now, topic, draft) {
+            return self.fail(now, NO_ROOM_UNCONSUMED);
+        }
         match self.shared.topic_for(now, &self.client.topic, Origin::Client) {
             Ok(at) => {
                 let defer_ms = self.client.defer_ms;

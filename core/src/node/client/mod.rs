@@ -6,7 +6,7 @@ mod desk;
 use core::net::SocketAddr;
 
 use super::ClientEvent;
-use super::engine::{Draft, Shared};
+use super::engine::{Draft, NO_ROOM, Shared};
 use super::status::{ClientState, ClientStatus};
 use super::store::{Cursor, NIL};
 use super::table::{NONE, Seat};
@@ -31,8 +31,6 @@ const HEAD: usize = 8 + MessageHead::LEN;
 /// So many bytes of what is published have [`Config::body_timeout`](super::Config::body_timeout), and
 /// so has what is left.
 const BODY_STEP: u16 = 1024;
-
-const NO_ROOM: &str = "no room";
 
 /// How long a client may take to give a command while another caller waits for a place.
 const GREETING: Span = Span::from_secs(2);
@@ -415,11 +413,11 @@ impl ClientSession<'_, '_> {
 
     /// Whether there is room for what the client publishes, or nothing is wanted.
     fn has_room(&mut self, now: Instant) -> bool {
-        let draft = &mut self.client.draft;
-        let has = match self.client.wants {
+        let Client { topic, draft, wants, .. } = &mut *self.client;
+        let has = match *wants {
             None => return true,
-            Some(Want::Message(len)) => self.shared.begin(draft, len),
-            Some(Want::Batch { blocks, .. }) => self.shared.promise(draft, blocks),
+            Some(Want::Message(len)) => self.shared.begin(now, topic, draft, len),
+            Some(Want::Batch { blocks, .. }) => self.shared.promise(now, topic, draft, blocks),
         };
         if has {
             self.client.wants = None;
@@ -649,7 +647,7 @@ impl Session for ClientSession<'_, '_> {
             if input.is_empty() || self.client.state != State::Up {
                 break;
             }
-            self.fail(now, NO_ROOM);
+            self.fail(now, self.shared.lack);
         }
         match (self.client.state, self.client.why) {
             (State::Closing, Closed::Fault(fault)) => Err(fault),
@@ -739,7 +737,7 @@ impl Session for ClientSession<'_, '_> {
             self.client.timers.set(Timer::Heartbeat, now.after(self.client.heartbeat));
         }
         if self.client.timers.get(Timer::Room) <= now && !self.has_room(now) {
-            self.fail(now, NO_ROOM);
+            self.fail(now, self.shared.lack);
         } else if self.client.timers.expired(Timer::Body, now) {
             self.on_body_timeout(now);
         } else if self.client.timers.expired(Timer::Silence, now) {

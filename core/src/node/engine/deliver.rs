@@ -2,7 +2,7 @@
 
 use super::{ATTEMPTS_MAX, Delivery, NotYours, SKIPS_MAX, Shared};
 use crate::node::store::{Lane, NIL};
-use crate::node::table::{Entry, NONE, Seat};
+use crate::node::table::{Entry, NONE, Seat, Used};
 use crate::time::{Instant, Span};
 use crate::wire::v2::MessageId;
 
@@ -210,11 +210,21 @@ impl Shared<'_> {
     }
 
     /// FIN.
-    pub(in crate::node) fn finish(&mut self, id: u8, message: &MessageId) -> Result<(), NotYours> {
+    pub(in crate::node) fn finish(
+        &mut self,
+        now: Instant,
+        id: u8,
+        message: &MessageId,
+    ) -> Result<(), NotYours> {
         let (at, index) = self.flight(id, message)?;
         let (message, lane) = self.land(at, index);
         self.store.set_answered(message);
-        self.done(message, lane);
+        if self.done(message, lane)
+            && let Some(topic) = self.channel(at).map(|channel| channel.topic)
+            && let Some(topic) = self.topic_mut(topic)
+        {
+            topic.finished = Used::at(now);
+        }
         if let Some(seat) = self.seat_mut(id) {
             seat.finished = seat.finished.saturating_add(1);
         }

@@ -18,6 +18,11 @@ const ATTEMPTS_MAX: u16 = i16::MAX as u16;
 /// How many messages in a row a client's sampling may skip before others get their turn.
 const SKIPS_MAX: u32 = 64;
 
+/// Why a message is not taken now.
+pub(super) const NO_ROOM: &str = "no room";
+const NO_ROOM_ANNOUNCED: &str = "no room beside what others have announced";
+pub(super) const NO_ROOM_UNCONSUMED: &str = "no room for what nobody consumes";
+
 /// What all clients share.
 #[derive(Debug)]
 pub(super) struct Shared<'a> {
@@ -30,6 +35,12 @@ pub(super) struct Shared<'a> {
     pub(super) announced_max: u16,
     /// Blocks that they hold for it.
     pub(super) announced: u32,
+    /// Blocks that clients' messages can take in topics that nobody consumes.
+    unconsumed_max: u16,
+    /// What there was no room for last.
+    pub(super) lack: &'static str,
+    /// Messages that expired, of which the application was not told.
+    pub(in crate::node) expired_unsaid: u32,
     /// Blocks that the application's messages take.
     own: u16,
     pub(super) topics: &'a mut [Topic],
@@ -173,7 +184,8 @@ impl<'a> Shared<'a> {
         channels.fill_with(|| Channel::NEW);
         entries.fill(Entry::FREE);
         seats.fill(Seat::EMPTY);
-        let share = |percent: u8| u32::from(store.capacity()).saturating_mul(percent.into());
+        let blocks = u32::from(store.capacity());
+        let share = |percent: u8| blocks.saturating_mul(percent.into());
         let reserve = share(config.reserve_percent).div_euclid(100) as u16;
         let announced_max = share(config.announced_percent).div_ceil(100) as u16;
         let longest = store.layout().longest_in(announced_max);
@@ -189,6 +201,9 @@ impl<'a> Shared<'a> {
             reserve,
             announced_max,
             announced: 0,
+            unconsumed_max: share(config.unconsumed_percent).div_ceil(100) as u16,
+            lack: NO_ROOM,
+            expired_unsaid: 0,
             own: 0,
             topics,
             channels,
@@ -261,15 +276,17 @@ impl<'a> Shared<'a> {
         }
     }
 
-    /// A channel is done with a message.
-    fn done(&mut self, message: u16, lane: u8) {
+    /// A channel is done with a message; whether all are.
+    fn done(&mut self, message: u16, lane: u8) -> bool {
         self.store.set_lane(message, lane, Lane::Done);
-        self.release(message);
         let is_done = |lane| self.store.lane(message, lane) == Lane::Done;
-        if (0..self.config.channels_per_topic).all(is_done) {
-            // If it is still being written: its topic may be gone by the end of that.
+        let all = (0..self.config.channels_per_topic).all(is_done);
+        if all {
+            // It may be being written still: its topic may be gone by the end of that.
             self.uncount(message);
         }
+        self.release(message);
+        all
     }
 
     /// Nobody needs the message.
@@ -284,6 +301,8 @@ impl<'a> Shared<'a> {
         let blocks = self.store.uncount(message);
         if self.store.is_own(message) {
             self.own = self.own.saturating_sub(blocks);
+        } else if let Some(topic) = self.topic_mut(self.store.topic(message)) {
+            topic.theirs = topic.theirs.saturating_sub(blocks);
         }
     }
 

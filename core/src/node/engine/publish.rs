@@ -1,10 +1,11 @@
 //! Messages on their way in, and what goes when there is no room for them.
 
-use super::{Draft, Shared};
+use super::{Draft, NO_ROOM, NO_ROOM_ANNOUNCED, NO_ROOM_UNCONSUMED, Shared};
+use crate::name::TopicName;
 use crate::node::Full;
 use crate::node::store::{Lane, NIL, Store};
-use crate::node::table::Topic;
-use crate::time::Instant;
+use crate::node::table::{NONE, Origin, Topic, Used};
+use crate::time::{Instant, Span};
 
 impl Shared<'_> {
     /// How many blocks to keep free for a batch, if its announced length is true and its messages
@@ -28,20 +29,114 @@ impl Shared<'_> {
 
     /// Keeps room for a batch; false if there is none now. Nothing is dropped for what is only
     /// announced: where the oldest make room, they do so message by message.
-    pub(in crate::node) fn promise(&mut self, draft: &mut Draft, blocks: u16) -> bool {
+    pub(in crate::node) fn promise(
+        &mut self,
+        now: Instant,
+        topic: &TopicName,
+        draft: &mut Draft,
+        blocks: u16,
+    ) -> bool {
         let more = self.unclaimed(draft, blocks.into());
-        if !self.may_claim(draft, more) {
+        if !self.may_claim(draft, more) || !self.has_share(now, topic, draft, blocks.into()) {
             return false;
         }
-        let kept = self.store.reserve(blocks, self.kept(draft.own));
-        if kept {
-            draft.promised = draft.promised.saturating_add(blocks);
+        loop {
+            let kept = self.store.reserve(blocks, self.kept(draft.own));
+            if kept {
+                draft.promised = draft.promised.saturating_add(blocks);
+            }
+            if kept || self.config.full == Full::DropOldest {
+                self.claim(draft, more);
+                return true;
+            }
+            if !self.expire_one(now, None) {
+                self.lack = NO_ROOM;
+                return false;
+            }
         }
-        let promised = kept || self.config.full == Full::DropOldest;
-        if promised {
-            self.claim(draft, more);
+    }
+
+    /// Whether a client's draft may have so many more blocks in its topic. Made so, if messages that
+    /// are old enough can go.
+    fn has_share(&mut self, now: Instant, topic: &TopicName, draft: &Draft, blocks: u32) -> bool {
+        let is_bounded = self.config.unconsumed_percent < 100;
+        if draft.own || !is_bounded || self.config.full == Full::DropOldest {
+            return true;
         }
-        promised
+        let topic = self.find_topic(topic);
+        let blocks = blocks.saturating_add(draft.held.into());
+        loop {
+            let only = match self.lacks_share(now, topic, blocks) {
+                None => return true,
+                Some(only) => only,
+            };
+            if !self.expire_one(now, only) {
+                self.lack = NO_ROOM_UNCONSUMED;
+                return false;
+            }
+        }
+    }
+
+    /// Whether so many blocks are too many for a topic that nobody consumes: the topic, if it has as
+    /// much as one can have; none, if all of them have together.
+    fn lacks_share(&self, now: Instant, topic: Option<u8>, blocks: u32) -> Option<Option<u8>> {
+        let is_consumed = |topic: &Topic| topic.finished.is_recent(now);
+        let own = topic.and_then(|at| self.topic(at));
+        if own.is_some_and(is_consumed) {
+            return None;
+        }
+        let max = u32::from(self.unconsumed_max);
+        let held = own.map_or(0, |topic| topic.theirs.into());
+        if blocks.saturating_add(held) > max.saturating_sub(max / 8) {
+            return Some(Some(topic.unwrap_or(NONE)));
+        }
+        let unconsumed = self.topics.iter().filter(|topic| !is_consumed(topic));
+        let all = unconsumed.fold(blocks, |all, topic| all.saturating_add(topic.theirs.into()));
+        (all > max).then_some(None)
+    }
+
+    /// Whether all that a client's draft has may go to its topic: others may have come first.
+    pub(in crate::node) fn may_commit(
+        &mut self,
+        now: Instant,
+        topic: &TopicName,
+        draft: &Draft,
+    ) -> bool {
+        self.has_share(now, topic, draft, 0)
+    }
+
+    /// Drops the oldest message that is old enough, in a topic without a channel, or in this one if
+    /// it is one.
+    fn expire_one(&mut self, now: Instant, only: Option<u8>) -> bool {
+        let age = self.config.unconsumed_age;
+        if age == Span::ZERO || self.config.full == Full::DropOldest {
+            return false;
+        }
+        let mut oldest: Option<(u32, u8)> = None;
+        for (at, topic) in (0..).zip(self.topics.iter()) {
+            let first = topic.held.first;
+            let may_go = topic.channels == 0
+                && topic.origin != Origin::Application
+                && only.is_none_or(|only| only == at);
+            if !may_go || first == NIL {
+                continue;
+            }
+            let is_old = Used::from_stored(self.store.held_since(first)).is_older(now, age);
+            let number = (self.next as u32).wrapping_sub(self.store.sequence(first));
+            if is_old && oldest.is_none_or(|(most, _)| number > most) {
+                oldest = Some((number, at));
+            }
+        }
+        let Some((_, at)) = oldest else { return false };
+        let Some(message) = self.pop_held(at) else { return false };
+        if let Some(topic) = self.topic_mut(at) {
+            topic.dropped = topic.dropped.saturating_add(1);
+        }
+        self.counters.expired = self.counters.expired.saturating_add(1);
+        self.expired_unsaid = self.expired_unsaid.saturating_add(1);
+        self.release(message);
+        self.changed();
+        true
     }
 
     /// What was taken for sent as a whole was not: whether that may stay. What is announced, and not
@@ -59,7 +154,8 @@ impl Shared<'_> {
         blocks.saturating_add(draft.held.into()).saturating_sub(draft.claimed.into())
     }
 
-    fn may_claim(&self, draft: &Draft, more: u32) -> bool {
+    fn may_claim(&mut self, draft: &Draft, more: u32) -> bool {
+        self.lack = NO_ROOM_ANNOUNCED;
         more == 0 || draft.here || self.announced.saturating_add(more) <= self.announced_max.into()
     }
 
@@ -83,10 +179,19 @@ impl Shared<'_> {
     }
 
     /// Begins a message of `len` bytes; false if there is no room now.
-    pub(in crate::node) fn begin(&mut self, draft: &mut Draft, len: u32) -> bool {
+    pub(in crate::node) fn begin(
+        &mut self,
+        now: Instant,
+        topic: &TopicName,
+        draft: &mut Draft,
+        len: u32,
+    ) -> bool {
         let blocks = self.store.layout().blocks(len);
         let more = self.unclaimed(draft, blocks);
-        if !self.may_claim(draft, more) {
+        if !self.may_claim(draft, more)
+            // What was promised to a batch was looked at then.
+            || (more > 0 && !self.has_share(now, topic, draft, blocks))
+        {
             return false;
         }
         loop {
@@ -105,7 +210,8 @@ impl Shared<'_> {
                 draft.bytes = draft.bytes.saturating_add(len);
                 return true;
             }
-            if !self.make_room(blocks, draft) {
+            if !self.expire_one(now, None) && !self.make_room(blocks, draft) {
+                self.lack = NO_ROOM;
                 return false;
             }
         }
@@ -113,14 +219,23 @@ impl Shared<'_> {
 
     /// Takes room for `len` more bytes of the message that was begun last; false if there is none
     /// now.
-    pub(in crate::node) fn grow(&mut self, draft: &mut Draft, len: u32) -> bool {
+    pub(in crate::node) fn grow(
+        &mut self,
+        now: Instant,
+        topic: &TopicName,
+        draft: &mut Draft,
+        len: u32,
+    ) -> bool {
         let blocks = self.store.missing(draft.last, len);
         let more = self.unclaimed(draft, blocks);
-        if !self.may_claim(draft, more) {
+        if !self.may_claim(draft, more)
+            || (more > 0 && !self.has_share(now, topic, draft, blocks))
+        {
             return false;
         }
         while !self.store.grow(draft.last, &mut draft.to, len, self.kept(draft.own)) {
-            if !self.make_room(blocks, draft) {
+            if !self.expire_one(now, None) && !self.make_room(blocks, draft) {
+                self.lack = NO_ROOM;
                 return false;
             }
         }
@@ -158,6 +273,7 @@ impl Shared<'_> {
             self.store.set_refs(message, 1);
             // Until the topic gives it to its channels.
             self.store.set_due(message, 0, Instant::from_millis(defer_ms.into()));
+            self.store.set_held_since(message, Used::at(now).stored());
             self.next = self.next.wrapping_add(1);
             if let Some(topic) = self.topics.get_mut(usize::from(at)) {
                 topic.held.push(&mut self.store, message);
@@ -167,6 +283,9 @@ impl Shared<'_> {
         if let Some(topic) = self.topic_mut(at) {
             topic.messages = topic.messages.saturating_add(count.into());
             topic.bytes = topic.bytes.saturating_add(bytes.into());
+            if !own {
+                topic.theirs = topic.theirs.saturating_add(held);
+            }
         }
         self.counters.accepted = self.counters.accepted.saturating_add(count.into());
         self.flow(now, at);
@@ -207,6 +326,7 @@ impl Shared<'_> {
         let defer = self.store.due(message, 0);
         let is_deferred = defer != Instant::ZERO;
         let due = Instant::from_micros(now.as_micros().saturating_add(defer.as_micros()));
+        self.store.set_held_since(message, 0);
         let mut refs = 0u16;
         for channel in self.channels.iter_mut().filter(|channel| channel.topic == at) {
             refs = refs.saturating_add(1);

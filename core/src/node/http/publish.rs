@@ -61,10 +61,15 @@ impl Publish {
     }
 
     /// Takes bytes of the body; fewer if there is no room.
-    pub(super) fn take(&mut self, shared: &mut Shared<'_>, bytes: &[u8]) -> Result<usize, Refusal> {
+    pub(super) fn take(
+        &mut self,
+        now: Instant,
+        shared: &mut Shared<'_>,
+        bytes: &[u8],
+    ) -> Result<usize, Refusal> {
         let mut input = bytes;
         while !input.is_empty() {
-            if !self.step(shared, &mut input)? {
+            if !self.step(now, shared, &mut input)? {
                 shared.wanted = true;
                 if !self.waited {
                     self.waited = true;
@@ -86,6 +91,9 @@ impl Publish {
                 return Err(too_large("BAD_MESSAGE"));
             }
         }
+        if !shared.may_commit(now, &self.topic, &self.draft) {
+            return Err(Refusal::new(Status::Unavailable, "BUSY"));
+        }
         let at = shared.topic_for(now, &self.topic, Origin::Client).map_err(no_slot)?;
         shared.commit(now, at, &mut self.draft, self.defer_ms);
         Ok(())
@@ -97,13 +105,18 @@ impl Publish {
     }
 
     /// Goes on with bytes, at least one; false if there is no room, and then none was taken.
-    fn step(&mut self, shared: &mut Shared<'_>, input: &mut &[u8]) -> Result<bool, Refusal> {
+    fn step(
+        &mut self,
+        now: Instant,
+        shared: &mut Shared<'_>,
+        input: &mut &[u8],
+    ) -> Result<bool, Refusal> {
         let limits = shared.limits;
         match self.part {
             Part::Raw => {
                 let len = self.len.unwrap_or(0);
                 self.draft.here = input.len() >= len as usize;
-                if !shared.begin(&mut self.draft, len) {
+                if !shared.begin(now, &self.topic, &mut self.draft, len) {
                     return Ok(false);
                 }
                 self.part = Part::Data { count: 0, left: len };
@@ -112,9 +125,9 @@ impl Publish {
                 let len = saturate(input.len());
                 let is_first = self.draft.count() == 0;
                 let has_room = if is_first {
-                    shared.begin(&mut self.draft, len)
+                    shared.begin(now, &self.topic, &mut self.draft, len)
                 } else {
-                    shared.grow(&mut self.draft, len)
+                    shared.grow(now, &self.topic, &mut self.draft, len)
                 };
                 if !has_room {
                     return Ok(false);
@@ -130,7 +143,7 @@ impl Publish {
                 if shared.never_fits(&self.draft, len) {
                     return Err(too_large("BODY_TOO_BIG"));
                 }
-                if !shared.begin(&mut self.draft, len) {
+                if !shared.begin(now, &self.topic, &mut self.draft, len) {
                     return Ok(false);
                 }
                 shared.fill(&mut self.draft, input);
@@ -158,7 +171,7 @@ impl Publish {
                     let rest = len.saturating_sub(4);
                     self.draft.here =
                         rest >= count.saturating_mul(5) && input.len() >= rest as usize;
-                    if !shared.promise(&mut self.draft, blocks) {
+                    if !shared.promise(now, &self.topic, &mut self.draft, blocks) {
                         return Ok(false);
                     }
                 }
@@ -180,7 +193,7 @@ impl Publish {
                 if shared.never_fits(&self.draft, size) {
                     return Err(too_large("BODY_TOO_BIG"));
                 }
-                if !shared.begin(&mut self.draft, size) {
+                if !shared.begin(now, &self.topic, &mut self.draft, size) {
                     return Ok(false);
                 }
                 self.part = Part::Data { count: count.saturating_sub(1), left: size };

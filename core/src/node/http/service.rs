@@ -324,9 +324,9 @@ impl Service for Desk<'_, '_> {
         })
     }
 
-    fn body(&mut self, _: Instant, task: &mut Task, bytes: &[u8]) -> Result<usize, Refusal> {
+    fn body(&mut self, now: Instant, task: &mut Task, bytes: &[u8]) -> Result<usize, Refusal> {
         match task {
-            Task::Publish(publish) => publish.take(self.shared, bytes),
+            Task::Publish(publish) => publish.take(now, self.shared, bytes),
             Task::SetLookupds => set_lookupds(self.settings, bytes).map(|()| {
                 // Whoever registers the node may want to look.
                 self.shared.changed();

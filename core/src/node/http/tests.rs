@@ -213,7 +213,12 @@ fn info_and_stats() {
 #[test]
 fn who_publishes_waits_for_room() {
     // All of the store is for whoever comes first.
-    let whole = Config { reserve_percent: 0, announced_percent: 100, ..Config::new() };
+    let whole = Config {
+        reserve_percent: 0,
+        announced_percent: 100,
+        unconsumed_percent: 100,
+        ..Config::new()
+    };
     let mut world = with(1 << 10, whole);
     let body = [b'x'; 300];
     let mut count = 0;
