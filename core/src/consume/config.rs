@@ -78,6 +78,10 @@ pub struct Config<'a> {
     /// Reconnecting: spreads the first attempt after a loss over this time. Set it to seconds for
     /// a fleet of thousands. Default none.
     pub reconnect_spread: Span,
+    /// How long an nsqd is left out that refused in a way that no repetition cures
+    /// ([`ConnectionEvent::LeftOut`](super::ConnectionEvent::LeftOut)): it requires TLS, the secret is wrong, or it
+    /// takes neither topic nor channel. Its connection goes to another nsqd if one waits. Default 5 min.
+    pub left_out_for: Span,
     /// How long the application may take to answer what is in flight when a connection is to be
     /// closed; the rest is requeued then. Default 5 s.
     pub drain_timeout: Span,
@@ -166,6 +170,7 @@ impl Config<'_> {
             reconnect_base: Span::from_millis(100),
             reconnect_cap: Span::from_secs(10),
             reconnect_spread: Span::ZERO,
+            left_out_for: Span::from_secs(300),
             drain_timeout: Span::from_secs(5),
             close_timeout: Span::from_secs(1),
             lookup_interval: Span::from_secs(60),

@@ -203,7 +203,14 @@ impl ConnectionSession<'_, '_> {
             News::Connected => Some(ConnectionEvent::Connected),
             News::Disconnected => {
                 let why = self.connection.talk.why.get().unwrap_or(Closed::Local);
-                Some(ConnectionEvent::Disconnected(why))
+                if self.is_stale() && why != Closed::Local {
+                    // It would be taken for the next one's.
+                    return None;
+                }
+                Some(match why {
+                    Closed::Fault(fault) if is_final(fault) => ConnectionEvent::LeftOut(fault),
+                    _ => ConnectionEvent::Disconnected(why),
+                })
             }
         }
     }
@@ -247,12 +254,16 @@ impl ConnectionSession<'_, '_> {
                     return;
                 }
                 self.connection.serial = seat.serial;
+                if talk.why.get() != Some(Closed::Local) {
+                    // It would be taken for this one's.
+                    self.connection.news = News::None;
+                }
                 let wanted = !seat.is_empty();
                 seat.busy = wanted;
                 // Nothing is known of it yet: the first failure is followed by a wait, which is as
                 // long as the time until it makes room for another.
-                self.connection.attempts =
-                    Attempts::of(self.shared.directory.level.wrapping_add(1));
+                let level = self.shared.directory.level;
+                self.connection.attempts = Attempts::of(level.wrapping_add(1));
                 talk.step = if wanted { self.shared.now } else { Instant::NEVER };
                 talk.set(if wanted { Stage::Waiting } else { Stage::Idle });
                 self.shared.changed();
@@ -451,20 +462,30 @@ impl ConnectionSession<'_, '_> {
     }
 
     /// The seat's nsqd did not come up, or broke.
-    fn wait(&mut self) {
+    fn wait(&mut self, why: Closed) {
         let Config { reconnect_base, reconnect_cap, reconnect_spread, .. } = *self.shared.config;
         let spans = [reconnect_base, reconnect_cap, reconnect_spread];
         if self.connection.talk.lasted(self.shared.now) {
             self.prove_good();
         }
         let Connection { attempts, talk, .. } = &mut *self.connection;
-        let delay = attempts.delay(spans, talk.came_up(), &mut self.shared.jitter);
+        let mut delay = attempts.delay(spans, talk.came_up(), &mut self.shared.jitter);
+        let left_out = matches!(why, Closed::Fault(fault) if is_final(fault));
+        if left_out {
+            delay = self.shared.config.left_out_for;
+        }
         self.connection.talk.step = self.shared.after(delay);
         self.connection.talk.set(Stage::Waiting);
-        if self.connection.attempts.is_failing() {
+        if left_out || self.connection.attempts.is_failing() {
             self.shared.go_round(Some(self.id));
         }
     }
+}
+
+/// Whether asking the same nsqd again cures nothing.
+fn is_final(fault: Fault) -> bool {
+    let named = matches!(fault, Fault::Refused(ErrorCode::BadTopic | ErrorCode::BadChannel));
+    named || fault.is_permanent()
 }
 
 impl Connection {
@@ -594,7 +615,7 @@ impl Session for ConnectionSession<'_, '_> {
             self.connection.talk.set(Stage::Waiting);
             self.follow();
         } else {
-            self.wait();
+            self.wait(why);
         }
         self.shared.changed();
     }

@@ -25,8 +25,8 @@
 //! # Turns
 //!
 //! Where no seat fails, the first nsqd behind the cursor (of all sources) gets the seat of the one that came
-//! first, once in `rotate`; not one that just failed, but for once in five such times. If it does not come up, the one that had to leave gets the
-//! seat back in the next round.
+//! first, once in `rotate`; not one that just failed, but for once in five such times. If it does not come up, others that
+//! nothing is known of are tried for an eighth of that time; then the one that had to leave gets the seat back.
 //!
 //! | what is remembered | bound |
 //! |---|---|
@@ -71,15 +71,19 @@ pub(super) struct Seat {
 
 /// Whether a seat was given away in a round that is not over. Nobody is dialed yet: how long that
 /// may take depends on whether others wait.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Given {
     No,
     /// It was free.
     Free,
-    // One that failed: to whom is not certain yet.
+    // One that failed: to whom is not certain yet, those that are named first come first.
+    /// Back to the one that had to leave for a turn, whose time is over.
+    Back,
     /// To one that nothing is known of.
     First,
-    /// To one that failed lately: every other one comes before it.
+    /// Back to the one that had to leave, before that time is over.
+    Early,
+    /// To one that failed lately.
     Last,
 }
 
@@ -190,8 +194,9 @@ pub(super) struct Directory<'a> {
     /// The sources that list more nsqds than have seats, and those of them that are to be asked soon.
     pub(super) waiting: u8,
     pub(super) soon: u8,
-    /// The hash of the nsqd that had to leave for a turn.
+    /// The hash of the nsqd that had to leave for a turn, and until when others are tried.
     back: u32,
+    turn: Instant,
     /// Turns of those that had not failed.
     turns: u8,
     /// The hash of the one that is to be given a seat next, and the source that said so.
@@ -214,6 +219,7 @@ impl<'a> Directory<'a> {
             waiting: 0,
             soon: 0,
             back: 0,
+            turn: Instant::ZERO,
             turns: 0,
             next: None,
             order: 0,
@@ -373,16 +379,9 @@ impl<'a> Directory<'a> {
             }
             return true;
         }
-        if let Some(at) = self.failing(len, source, hash) {
+        let given = self.kind(now, hash);
+        if let Some(at) = self.failing(len, source, hash, given) {
             let old = self.hash_at(at);
-            let given = match () {
-                () if hash == self.back => Given::No,
-                () if self.has_failed(hash) => Given::Last,
-                () => Given::First,
-            };
-            if given == Given::No {
-                self.back = 0;
-            }
             let known = self.has_failed(old);
             if let Some(seat) = self.seats.get_mut(at) {
                 if seat.fails && !known {
@@ -411,6 +410,7 @@ impl<'a> Directory<'a> {
                 }
             }
             self.back = self.hash_at(at);
+            self.turn = now.after(Span::from_millis(rotate.as_millis() >> 3));
             if self.seats.get(at).is_some_and(|seat| seat.seen & source != 0) {
                 round.wait(self.back, false, self.circle);
             }
@@ -486,20 +486,28 @@ impl<'a> Directory<'a> {
         self.seats.iter().any(|seat| seat.failed == hash)
     }
 
+    /// When it is an nsqd's turn to be tried.
+    fn kind(&self, now: Instant, hash: u32) -> Given {
+        match (hash == self.back, self.has_failed(hash)) {
+            (true, _) if now >= self.turn => Given::Back,
+            (true, _) => Given::Early,
+            (_, true) => Given::Last,
+            (_, false) => Given::First,
+        }
+    }
+
     /// A seat whose nsqd fails, for one that a source lists; or the one that was just given to one that is
     /// to be tried later than it.
-    fn failing(&self, len: usize, source: u8, hash: u32) -> Option<usize> {
-        let alone = self.waiting & !source == 0 || hash == self.back;
-        // Who is tried first: the lowest.
-        let distance = if hash == self.back { 0 } else { self.distance(hash) };
-        let (mut last, mut rank) = (None, (self.has_failed(hash), distance));
+    fn failing(&self, len: usize, source: u8, hash: u32, given: Given) -> Option<usize> {
+        let alone = self.waiting & !source == 0 || given == Given::Back;
+        let (mut last, mut rank) = (None, (given, self.distance(hash)));
         for (at, seat) in self.seats.iter().take(len).enumerate() {
             if !seat.is_open() {
                 if seat.fails && (alone || seat.by != source) {
                     return Some(at);
                 }
             } else if seat.by == source && seat.given != Given::Free {
-                let other = (seat.given == Given::Last, self.distance(self.hash_at(at)));
+                let other = (seat.given, self.distance(self.hash_at(at)));
                 if other > rank {
                     (last, rank) = (Some(at), other);
                 }
@@ -518,9 +526,9 @@ impl<'a> Directory<'a> {
                 && seat.is_open()
                 && seat.by == source
             {
-                let was_free = seat.given == Given::Free;
+                let counts = matches!(seat.given, Given::First | Given::Last);
                 seat.given = Given::No;
-                if !was_free && far.is_none_or(|(farthest, _)| farthest < distance) {
+                if counts && far.is_none_or(|(farthest, _)| farthest < distance) {
                     far = Some((distance, hash));
                 }
             }

@@ -71,7 +71,7 @@ mod window;
 use core::convert::Infallible;
 
 use crate::address::Address;
-use crate::session::{Closed, Session};
+use crate::session::{Closed, Fault, Session};
 use crate::time::{Instant, Jitter, Span, TimerId, Timers};
 use crate::wire::Window as Piece;
 use crate::wire::v2::{Message, MessageHead, MessageId};
@@ -132,7 +132,7 @@ pub const LOOKUPD_RAM_MAX: usize = 480;
 pub const FOUND_RAM_MAX: usize = 104;
 
 /// The most bytes that a [`Consumer`] takes beside its storage and ring.
-pub const RAM_MAX: usize = 416;
+pub const RAM_MAX: usize = 424;
 
 impl<const CONNECTIONS: usize, const MESSAGES: usize> Storage<CONNECTIONS, MESSAGES> {
     /// Empty; [`Consumer::new`] fills it.
@@ -262,6 +262,10 @@ pub enum ConnectionEvent {
     Connected,
     /// The connection is gone or did not come up.
     Disconnected(Closed),
+    /// The nsqd refused in a way that no repetition cures
+    /// ([`Fault::is_permanent`](crate::session::Fault::is_permanent), or SUB with `E_BAD_TOPIC` or
+    /// `E_BAD_CHANNEL`). It is asked again after [`Config::left_out_for`].
+    LeftOut(Fault),
 }
 
 /// What the application should know.
@@ -966,7 +970,10 @@ impl Shared<'_> {
     fn look_round(&mut self, failed: Option<u8>) {
         let fails = failed.is_some_and(|id| self.directory.fail(id));
         if fails && self.directory.soon & GIVEN != 0 {
-            self.offers = self.offers.min(self.paced);
+            // Not in this moment: who waits for events is to hear of it first.
+            let pause = self.pause();
+            let pause = self.after(pause);
+            self.offers = self.offers.min(self.paced.max(pause));
         }
         if fails || self.timers.expired(Timer::Seats, self.now) {
             self.offer_and_leave();
@@ -988,7 +995,8 @@ impl Shared<'_> {
 
     /// Offers the given addresses.
     fn offer_given(&mut self) {
-        let Self { directory, given, config, jitter, now, .. } = self;
+        let pause = self.pause();
+        let Self { directory, given, config, now, .. } = self;
         let soon = directory.soon;
         let mut changed = !self.stopping && directory.offer_given(*now, config.rotate, given);
         changed |= directory.soon & !soon != 0;
@@ -1002,14 +1010,19 @@ impl Shared<'_> {
             directory.rotates.max(soon)
         };
         if changed || directory.soon & GIVEN != 0 {
-            let pause = slower(config.reconnect_base, directory.level).min(config.reconnect_cap);
-            let pause = Span::from_millis((pause.as_millis() >> 1).max(1));
-            self.paced = now.after(jitter.around(pause));
+            self.paced = now.after(pause);
         }
         self.offers = self.offers.max(self.paced);
         if changed {
             self.changed();
         }
+    }
+
+    /// How long after one the next of the given ones is tried.
+    fn pause(&mut self) -> Span {
+        let Config { reconnect_base, reconnect_cap, .. } = *self.config;
+        let pause = slower(reconnect_base, self.directory.level).min(reconnect_cap);
+        self.jitter.around(Span::from_millis(pause.as_millis() >> 1)).max(Span::from_millis(1))
     }
 
     /// While others wait, nobody may take long to come up.

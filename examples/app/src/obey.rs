@@ -233,6 +233,11 @@ async fn watch<C: Commands>(commands: &C) -> Infallible {
             {
                 note!(warn, "commands {}: {}", index, why);
             }
+            Event::Connection { index, event: ConnectionEvent::LeftOut(why) }
+                if nsqds.is_news(index, Closed::Fault(why)) =>
+            {
+                note!(warn, "commands {}: left out, and asked again in 5 minutes: {}", index, why);
+            }
             Event::Lookupd { index, event: LookupdEvent::Answered { .. } } => {
                 lookupds.is_back(index);
             }

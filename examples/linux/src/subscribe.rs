@@ -262,6 +262,8 @@ async fn watch(args: &Args, consumer: &Consuming<'_>) -> String {
     let mut nsqds: Vec<Nsqd> = (0..CONNECTIONS).map(|_| Nsqd::default()).collect();
     let mut lookupds = vec![String::new(); args.lookupd_http_address.len()];
     let mut was_connected = false;
+    // Given ones that never will do, each with why.
+    let mut hopeless: Vec<(Address, String)> = Vec::new();
     loop {
         match consumer.event().await {
             Event::Connection { index, event } => {
@@ -282,22 +284,40 @@ async fn watch(args: &Args, consumer: &Consuming<'_>) -> String {
                         info!("left nsqd {name}");
                         *nsqd = Nsqd::default();
                     }
-                    ConnectionEvent::Disconnected(why) => {
+                    ConnectionEvent::Disconnected(_) | ConnectionEvent::LeftOut(_) => {
+                        let (why, left_out) = match event {
+                            ConnectionEvent::LeftOut(fault) => (Closed::Fault(fault), true),
+                            ConnectionEvent::Disconnected(why) => (why, false),
+                            _ => continue,
+                        };
                         let why_text = explain(why, nsqd.is_up, &said);
                         nsqd.is_up = false;
                         let line = format!("nsqd {name}: {why_text}");
-                        let only = args.nsqd_tcp_address.len() == 1 && lookupds.is_empty();
-                        if !was_connected && only && is_hopeless(why) {
-                            return line;
+                        if (left_out || is_hopeless(why))
+                            && let Some(address) = &nsqd.address
+                            && !hopeless.iter().any(|(known, _)| known == address)
+                        {
+                            hopeless.push((address.clone(), line.clone()));
+                        }
+                        let is_in = |given| hopeless.iter().any(|(known, _)| known == given);
+                        let all = args.nsqd_tcp_address.iter().all(is_in);
+                        if !was_connected && lookupds.is_empty() && all {
+                            let lines: Vec<_> = hopeless.into_iter().map(|(_, why)| why).collect();
+                            return lines.join("; ");
                         }
                         if !nsqd.told.contains(&line) {
-                            warn!("{line}; trying again");
+                            if left_out {
+                                warn!("{line}; it is left out, and asked again in 5 minutes");
+                            } else {
+                                warn!("{line}; trying again");
+                            }
                             nsqd.told.push(line);
                         }
                     }
                     _ => {
                         info!("connected to nsqd {name}");
                         was_connected = true;
+                        hopeless.clear();
                         nsqd.is_up = true;
                         nsqd.told.clear();
                     }

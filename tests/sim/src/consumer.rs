@@ -131,6 +131,7 @@ impl Subscriber {
             max_in_flight: random.pick(if turns { &[4, u16::MAX] } else { &[1, 2, 4, u16::MAX] }),
             connect_timeout: ms(random, &[1000, 5000]),
             reconnect_spread: ms(random, &[0, 0, 2000]),
+            left_out_for: ms(random, &[1000, 10_000]),
             drain_timeout: ms(random, &[500, 5000]),
             close_timeout: ms(random, &[200, 1000, 20_000]),
             lookup_interval: ms(random, &[4000, 8000]),
