@@ -2,6 +2,7 @@
 //! is a play for a device, two nsqlookupds and an nsqd; what arrived in nsqd decides.
 
 mod device;
+mod hostile;
 mod memory;
 mod node;
 mod panics;
@@ -80,11 +81,13 @@ enum Scenario {
     Command,
     /// The device is an nsqd: go-nsq finds it by nsqlookupd and consumes it
     Node,
+    /// The device is an nsqd among hostile clients: its application publishes within 2 s all the while
+    Hostile,
     /// A soak: nothing but heartbeats
     Idle,
     /// A soak: as fast as it goes
     Flood,
-    /// All of these, and `clean` as ARMv6-M
+    /// All of these but `hostile`, and `clean` as ARMv6-M
     All,
     /// Servers of your own at 127.0.0.1, on NSQ's ports, until Ctrl-C
     Own,
@@ -116,6 +119,7 @@ impl Scenario {
             Self::Crowd => "crowd",
             Self::Command => "command",
             Self::Node => "node",
+            Self::Hostile => "hostile",
             Self::Idle => "idle",
             Self::Flood => "flood",
             Self::All => "all",
@@ -196,6 +200,9 @@ async fn play(
     if scenario == Scenario::Node {
         return node::play(peers, kernel, options.defmt, options.readings.max(20_000)).await;
     }
+    if scenario == Scenario::Hostile {
+        return hostile::play(kernel, options.defmt).await;
+    }
     let mut stage = Stage::set(peers, kernel, options.defmt, scenario).await;
     let soak = Duration::from_secs(options.seconds.into());
     match scenario {
@@ -208,7 +215,7 @@ async fn play(
         Scenario::Command => stage.command().await,
         Scenario::Idle => stage.idle(soak).await,
         Scenario::Flood => stage.flood(soak).await,
-        Scenario::Node | Scenario::All | Scenario::Own => bail!("not a play"),
+        Scenario::Node | Scenario::Hostile | Scenario::All | Scenario::Own => bail!("not a play"),
     }
 }
 

@@ -1,10 +1,16 @@
 //! The device as an nsqd: consumers come to it, and nsqlookupds tell them where it is.
 
+use core::cell::Cell;
+
 use embassy_executor::Spawner;
 use embassy_net::Stack;
-use nanonsq_app::{Node, Simulated};
+use embassy_time::{Duration, Instant};
+use nanonsq_app::{Network, Node, Simulated};
 use nanonsq_embassy::core::drive::node::{self, Dialers, Resources, Settings};
+use nanonsq_embassy::core::drive::publisher::Publish;
 use nanonsq_embassy::core::drive::{Port, Ports, lookup as drive_lookup};
+use nanonsq_embassy::core::name::TopicName;
+use nanonsq_embassy::core::publish::{Counters, Event, Outcome};
 use nanonsq_embassy::core::{lookup, node as core_node};
 use nanonsq_embassy::{EmbassySleep, NoopRawMutex, TcpDialer, TcpListener, TcpStorage};
 use static_cell::{ConstStaticCell, StaticCell};
@@ -70,6 +76,46 @@ async fn watch_lookups(
     nanonsq_app::watch_lookups(&handle).await
 }
 
+/// The node, and the longest that the application has waited for it to take a message.
+struct Timed<'a> {
+    node: Handle,
+    longest: &'a Cell<Duration>,
+}
+
+impl Publish for Timed<'_> {
+    type Ticket = <Handle as Publish>::Ticket;
+    type Error = <Handle as Publish>::Error;
+
+    async fn publish(&self, topic: &TopicName, body: &[u8]) -> Result<Self::Ticket, Self::Error> {
+        let began = Instant::now();
+        let taken = self.node.publish(topic, body).await;
+        self.longest.set(self.longest.get().max(began.elapsed()));
+        taken
+    }
+
+    fn try_publish(&self, topic: &TopicName, body: &[u8]) -> Result<Self::Ticket, Self::Error> {
+        self.node.try_publish(topic, body)
+    }
+
+    async fn outcome(&self, ticket: Self::Ticket) -> Outcome {
+        self.node.outcome(ticket).await
+    }
+}
+
+impl Network for Timed<'_> {
+    fn counters(&self) -> Counters {
+        Network::counters(&self.node)
+    }
+
+    async fn event(&self) -> Event {
+        Network::event(&self.node).await
+    }
+
+    async fn settle(&self) {
+        self.node.settle().await;
+    }
+}
+
 /// Reads the sensor, and keeps what it says until somebody has consumed it.
 pub(crate) async fn run(
     spawner: Spawner,
@@ -84,17 +130,21 @@ pub(crate) async fn run(
             give_up!("topic {}: {}", topic.as_str(), why);
         }
     }
-    let app = Node::new(&firmware.node, node.clone(), EmbassySleep);
+    let longest = Cell::new(Duration::MIN);
+    let timed = Timed { node: node.clone(), longest: &longest };
+    let app = Node::new(&firmware.node, timed, EmbassySleep);
     app.run(&mut Simulated::new()).await;
     let counters = node.counters();
     say!(
-        "readings={} delivered={} finished={} returned={} timed_out={} turned_away={}",
+        "readings={} delivered={} finished={} returned={} timed_out={} turned_away={} \
+         longest_publish_ms={}",
         app.readings(),
         counters.delivered,
         counters.finished,
         counters.returned,
         counters.timed_out,
-        node.turned_away()
+        node.turned_away(),
+        longest.get().as_millis()
     );
     node.stop().await;
     finish(&nanonsq_app::Network::counters(&node))

@@ -4,8 +4,10 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use nanonsq_tests::random::Random;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, timeout_at};
 
-use crate::raw::Raw;
+use crate::raw::{Raw, Said};
 
 /// Connections that begin as one of these does, and go on with random bytes.
 pub(crate) async fn random_after(server: SocketAddr, openings: &[&[u8]], connections: usize) {
@@ -47,6 +49,45 @@ pub(crate) async fn silent_after(
         silent.push(raw);
     }
     silent
+}
+
+/// From one byte of what trickles to the next, and from a connection to the one after it.
+const TRICKLE: Duration = Duration::from_millis(200);
+
+/// For so long, as many connections at a time: each says one of these, then this, a byte at a time,
+/// then nothing; what is delivered to it is delivered again, if it `requeues`. When it is hung up on,
+/// another one comes in its place.
+pub(crate) async fn again(
+    server: SocketAddr,
+    openings: &[Vec<u8>],
+    trickle: &'static [u8],
+    requeues: bool,
+    lasting: Duration,
+) {
+    let end = Instant::now() + lasting;
+    let mut all = JoinSet::new();
+    for opening in openings.iter().cloned() {
+        all.spawn(async move {
+            let connection = async || -> std::io::Result<()> {
+                let mut raw = Raw::connect(server).await?;
+                raw.send(&opening).await?;
+                for byte in trickle {
+                    raw.send(&[*byte]).await?;
+                    sleep(TRICKLE).await;
+                }
+                loop {
+                    if let (Said::Message(message), true) = (raw.next().await?, requeues) {
+                        raw.send(&[b"REQ ", &message.id[..], b" 0\n"].concat()).await?;
+                    }
+                }
+            };
+            while Instant::now() < end {
+                let _ = timeout_at(end, connection()).await;
+                let _ = timeout_at(end, sleep(TRICKLE)).await;
+            }
+        });
+    }
+    all.join_all().await;
 }
 
 /// One connection, which says this and hangs up in one of the ways there are.

@@ -19,10 +19,15 @@ tests_with!([Real, OurNode]:
     ids_of_others,
     a_million_subs,
     clients_that_never_read,
+    bodies_that_never_come,
+    messages_that_nobody_consumes,
+    names_of_clients_that_left,
+    consumers_that_keep_what_they_get,
     bad_http,
 );
 
-/// The longest that a well-behaved consumer waits for a message, on a busy machine.
+/// The longest that a well-behaved consumer waits for a message, and a well-behaved producer for an
+/// answer, on a busy machine.
 const DELAY_LIMIT: Duration = Duration::from_secs(3);
 /// How often it gets one.
 const INTERVAL: Duration = Duration::from_millis(2);
@@ -43,7 +48,8 @@ struct Target<'a> {
     node: &'a Nsqd,
 }
 
-/// A well-behaved consumer gets every message once, within `delay` of its acknowledgement, while
+/// A well-behaved producer is answered within [`DELAY_LIMIT`], and a well-behaved consumer gets every
+/// message once, within `delay` of its acknowledgement, while
 /// `harm` is done; the server is alive after that, and has the memory that it had.
 async fn beside(setting: &Setting, delay: Duration, harm: impl AsyncFnOnce(&Target<'_>)) {
     let mut options = ServerOptions::new().flag("--msg-timeout=2s");
@@ -61,18 +67,19 @@ async fn beside(setting: &Setting, delay: Duration, harm: impl AsyncFnOnce(&Targ
     let mut consumer = Raw::subscribe(address, "good", "c", 100).await.unwrap();
     let producer = async {
         let mut raw = Raw::identify(address, 30_000).await?;
-        let mut sent = 0;
+        let (mut sent, mut slowest) = (0, Duration::ZERO);
         // Until the harm is done and a moment longer.
         while !over.load(Relaxed) || sent < 500 {
             let now = start.elapsed().as_micros();
             raw.send(&sized("PUB good", format!("{sent} {now}").as_bytes())).await?;
             raw.expect("OK").await?;
+            slowest = slowest.max(start.elapsed() - Duration::from_micros(now as u64));
             sent += 1;
             tokio::time::sleep(INTERVAL).await;
         }
         raw.send(&sized("PUB good", b"end")).await?;
         raw.expect("OK").await?;
-        Result::Ok(sent)
+        Result::Ok((sent, slowest))
     };
     let consumed = async {
         let mut arrived = Vec::new();
@@ -111,9 +118,13 @@ async fn beside(setting: &Setting, delay: Duration, harm: impl AsyncFnOnce(&Targ
     let (sent, consumed, (before, after)) = tokio::join!(producer, consumed, harm);
     let (mut arrived, slowest) = consumed.unwrap();
     arrived.sort_unstable();
-    let expected: Vec<_> = (0..sent.unwrap()).collect();
+    let (sent, answered) = sent.unwrap();
+    let expected: Vec<_> = (0..sent).collect();
     assert_eq!(arrived, expected, "each message once");
-    println!("{} messages, slowest {slowest:?}, memory {before} to {after}", arrived.len());
+    println!(
+        "{sent} messages, slowest {slowest:?}, its answer {answered:?}, memory {before} to {after}"
+    );
+    assert!(answered < DELAY_LIMIT, "the producer waited for {answered:?}");
     assert!(slowest < delay, "a message came after {slowest:?}");
     if ours {
         assert!(after <= before + (128 << 10), "memory grew from {before} to {after}");
@@ -318,6 +329,82 @@ async fn clients_that_never_read(setting: Setting) {
         };
         asking.await;
         given_up(evil).await;
+    })
+    .await;
+}
+
+/// How long what goes on and on does.
+const LASTING: Duration = Duration::from_secs(8);
+
+fn hello() -> Vec<u8> {
+    [b"  V2", &*sized("IDENTIFY", br#"{"heartbeat_interval":60000}"#)].concat()
+}
+
+async fn bodies_that_never_come(setting: Setting) {
+    let announced = |line: String, len: u32| [line.as_bytes(), &len.to_be_bytes()].concat();
+    let batch = |len: u32, count: u32| {
+        let numbers = [count, 1].map(u32::to_be_bytes).concat();
+        [announced("MPUB evil\n".into(), len), numbers].concat()
+    };
+    // The long ones first, then shorter and shorter ones for what these leave.
+    let mut openings = vec![[hello(), batch(5_000_000, 1_000_000)].concat()];
+    for len in [700_000, 300_000, 100_000, 30_000, 10_000, 3_000, 1_000, 300, 100, 1] {
+        for command in ["PUB evil\n", "DPUB evil 1000\n", "PUB evil\n", "PUB evil\n"] {
+            openings.push([hello(), announced(command.into(), len)].concat());
+        }
+        openings.push([hello(), batch(len + 8, len / 5 + 1)].concat());
+        openings.push([hello(), batch(len + 8, 1)].concat());
+    }
+    beside(&setting, DELAY_LIMIT, async |target: &Target<'_>| {
+        harm::again(target.address, &openings, b"", false, LASTING).await;
+        harm::again(target.address, &openings, &[0; 100], false, LASTING).await;
+    })
+    .await;
+}
+
+async fn messages_that_nobody_consumes(setting: Setting) {
+    beside(&setting, DELAY_LIMIT, async |target: &Target<'_>| {
+        // Short ones fill what long ones leave.
+        let junk = |topic: &str| {
+            let line = format!("PUB {topic}");
+            [sized(&line, &[b'j'; 1_000]).repeat(1_000), sized(&line, b"j").repeat(10_000)].concat()
+        };
+        let openings = [
+            [hello(), junk("evil0")].concat(),
+            [hello(), b"SUB evil1 c\n".to_vec(), junk("evil1")].concat(),
+            [hello(), junk("evil2"), b"SUB evil2 c#ephemeral\n".to_vec()].concat(),
+            [hello(), sized("DPUB evil3 3600000", &[b'j'; 1_000]).repeat(1_000)].concat(),
+        ];
+        harm::again(target.address, &openings, b"", false, LASTING).await;
+    })
+    .await;
+}
+
+async fn names_of_clients_that_left(setting: Setting) {
+    beside(&setting, DELAY_LIMIT, async |target: &Target<'_>| {
+        for n in 0..300 {
+            let sub = format!("  V2SUB evil{n} c{n}\n");
+            harm::send(target.address, sub.as_bytes(), n).await;
+        }
+        // Somebody new has a topic and a channel all the same.
+        let mut new = Raw::identify(target.address, 30_000).await.unwrap();
+        new.send(&sized("PUB new", b"1")).await.unwrap();
+        new.expect("OK").await.unwrap();
+        new.send(b"SUB new c\n").await.unwrap();
+        new.expect("OK").await.unwrap();
+    })
+    .await;
+}
+
+async fn consumers_that_keep_what_they_get(setting: Setting) {
+    // What they keep comes back when they go.
+    beside(&setting, LASTING + DELAY_LIMIT, async |target: &Target<'_>| {
+        let sub = |channel: &str| format!("SUB good {channel}\nRDY 2500\n").into_bytes();
+        let mine = [hello(), sub("evil#ephemeral")].concat();
+        let theirs = [hello(), sub("c")].concat();
+        let openings = [mine.clone(), mine, theirs];
+        harm::again(target.address, &openings, b"", false, LASTING).await;
+        harm::again(target.address, &openings, b"", true, LASTING / 2).await;
     })
     .await;
 }
