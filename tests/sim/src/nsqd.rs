@@ -24,11 +24,22 @@ pub struct Settings {
     pub max_rdy_count: u64,
     /// The secret that AUTH must bring; the topic `forbidden` is for nobody.
     pub secret: Option<Vec<u8>>,
+    /// `--tls-required`, which nobody here speaks.
+    pub tls: bool,
+    /// The most messages in an MPUB, beyond which it has no room, as it says. As a node of ours.
+    pub most: usize,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { max_msg_size: 1 << 20, max_body_size: 5 << 20, max_rdy_count: 2500, secret: None }
+        Self {
+            max_msg_size: 1 << 20,
+            max_body_size: 5 << 20,
+            max_rdy_count: 2500,
+            secret: None,
+            tls: false,
+            most: usize::MAX,
+        }
     }
 }
 
@@ -162,6 +173,11 @@ impl Nsqd {
     ) -> Result<Done, Refused> {
         let words: Vec<&[u8]> = line.split(|&b| b == b' ').collect();
         let verb = words[0];
+        if self.settings.tls && verb != b"IDENTIFY" {
+            let verb = String::from_utf8_lossy(verb);
+            let words = format!("E_INVALID cannot {verb} in current state (TLS required)");
+            return Err(Refused(words));
+        }
         match verb {
             b"NOP" => Ok(Done::Used(0)),
             b"IDENTIFY" => self.identify(conn, rest, out),
@@ -323,6 +339,9 @@ impl Nsqd {
             self.may(conn, verb, &topic, "")?;
         }
         let batch = verb == "MPUB";
+        if bodies.len() > self.settings.most {
+            return Err(Refused("E_MPUB_FAILED MPUB failed no room".into()));
+        }
         if self.exiting {
             // It may have stored a part of a batch.
             let part = bodies[..bodies.len() / 2].to_vec();

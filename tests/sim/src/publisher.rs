@@ -55,6 +55,8 @@ struct Setup {
     config: Config<'static>,
     nsqds: Vec<Address>,
     ring: usize,
+    /// The most messages in a batch that nsqds take.
+    most: usize,
     /// What its application does more than anything else.
     favourite: u64,
 }
@@ -121,7 +123,7 @@ impl Producer {
         world: &World,
         me: usize,
         nsqds: usize,
-        auth: bool,
+        (auth, tls, most): (bool, bool, usize),
         random: &mut Random,
     ) -> Self {
         let ms = |random: &mut Random, from: &[u32]| Span::from_millis(random.pick(from));
@@ -132,6 +134,7 @@ impl Producer {
             reply_timeout: ms(random, &[1000, 3000, 10_000]),
             reconnect_spread: ms(random, &[0, 0, 0, 2000]),
             close_timeout: ms(random, &[0, 100, 1000, 20_000]),
+            left_out_for: ms(random, &[1000, 60_000, 300_000]),
             batch_bytes: random.pick(&[1, 200, 1 << 20]),
             batch_messages: random.pick(&[1, 2, 10, 10_000]),
             full: random.pick(&[Full::Refuse, Full::Refuse, Full::DropOldest]),
@@ -139,24 +142,28 @@ impl Producer {
             ..Config::new()
         };
         let first = random.below(nsqds as u64) as usize;
-        let count = random.between(1, nsqds as u64) as usize;
+        // The first may take nothing.
+        let least = if tls { 2 } else { 1 };
+        let count = random.between(least, nsqds as u64) as usize;
         let nsqds = (first..first + count)
             .map(|n| format!("nsqd{}:4150", n % nsqds).parse().expect("an address"))
             .collect();
         let ring = random.pick(&[85, 200, 500, 1000, 4096]);
         let favourite = random.below(10);
-        let setup = Rc::new(Setup { config, nsqds, ring, favourite });
+        let setup = Rc::new(Setup { config, nsqds, ring, most, favourite });
         watch::say(|| format!("node{me} publishes to {:?}: {config:?}, ring {ring}", setup.nsqds));
         Self { world: world.clone(), me, setup, state: Rc::default() }
     }
 }
 
 /// What all nsqds of a simulation are like.
-pub(crate) fn nsqd_settings(auth: bool, max_rdy_count: u64) -> Settings {
+pub(crate) fn nsqd_settings(auth: bool, max_rdy_count: u64, tls: bool, most: usize) -> Settings {
     Settings {
         max_msg_size: MESSAGE_MAX,
         max_rdy_count,
         secret: auth.then(|| SECRET.to_vec()),
+        tls,
+        most,
         ..Settings::default()
     }
 }
@@ -358,7 +365,7 @@ impl Ledger {
                 assert!(below.number() > life.resolved, "final once");
                 life.resolved = below.number();
             }
-            Told::Connected { .. } | Told::Disconnected { .. } => {}
+            Told::Connected { .. } | Told::Disconnected { .. } | Told::LeftOut { .. } => {}
             _ => panic!("a new kind of event"),
         }
     }
@@ -566,7 +573,8 @@ fn obey(
         Order::Settled(mut random) => {
             finish(handle, ledger, &setup.config);
             let Config { batch_messages, batch_bytes, .. } = setup.config;
-            if !ledger.stop && batch_messages.min(batch_bytes) > 1000 && setup.ring > 200 {
+            let whole = batch_messages.min(batch_bytes) > 1000 && setup.most > 5;
+            if !ledger.stop && whole && setup.ring > 200 {
                 ledger.backlog = Some(5);
                 // The last of them keeps others from joining.
                 for topic in [TOPICS[0]; 5].into_iter().chain([TOPICS[1]]) {

@@ -243,9 +243,11 @@ impl Stage {
         let with = |any: bool, n: usize| if any { n } else { 0 };
         let hosts = [with(publishers + consumers > 0, nsqds), with(registrars > 0, lookupds)];
         let rdy: u16 = random.pick(&[2, 2500]);
+        let tls = consumers == 0 && hosts[0] > 1 && random.one_in(3);
+        let most = if random.one_in(6) { random.pick(&[1, 3]) } else { usize::MAX };
         for n in 0..hosts[0] {
-            world
-                .add_host(format!("nsqd{n}"), Box::new(Nsqd::new(nsqd_settings(auth, rdy.into()))));
+            let settings = nsqd_settings(auth, rdy.into(), tls && n == 0, most);
+            world.add_host(format!("nsqd{n}"), Box::new(Nsqd::new(settings)));
         }
         for n in 0..hosts[1] {
             world.add_host(format!("lookup{n}"), Box::new(Nsqlookupd::new(PING_MAX)));
@@ -257,7 +259,7 @@ impl Stage {
         let mut slots = Vec::new();
         for me in 0..actors {
             let actor: Box<dyn Actor> = if me < publishers {
-                Box::new(Producer::new(&world, me, nsqds, auth, random))
+                Box::new(Producer::new(&world, me, nsqds, (auth, tls, most), random))
             } else if me < publishers + registrars {
                 Box::new(Registrar::new(&world, me, lookupds, random))
             } else {

@@ -152,6 +152,7 @@ impl What {
                 Mode::Huge => "server huge",
                 Mode::Hasty => "server hasty",
                 Mode::Exiting => "server exiting",
+                Mode::Shut => "server shut",
             },
             Self::Clock(_, Jump::By(_)) => "clock jump",
             Self::Clock(_, Jump::ToEdge(_)) => "clock to edge",

@@ -176,11 +176,13 @@ pub enum Mode {
     Hasty,
     /// Refuses to work, as while it exits.
     Exiting,
+    /// Closes each connection as soon as it is there, as a load balancer without a backend.
+    Shut,
 }
 
 impl Mode {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Mute,
         Self::Garbage,
         Self::Wrong,
@@ -188,6 +190,7 @@ impl Mode {
         Self::Huge,
         Self::Hasty,
         Self::Exiting,
+        Self::Shut,
     ];
 }
 

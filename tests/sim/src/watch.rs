@@ -312,7 +312,12 @@ impl log::Log for Logger {
                 watch.coverage.changes[seat.kind][seat.state][new] += 1;
                 seat.state = new;
                 match machine.states[new] {
-                    "Closing" if states.contains("Fault(") && !states.contains("Refused") => {
+                    "Closing"
+                        if states.contains("Fault(")
+                            && !["Refused", "Required"]
+                                .iter()
+                                .any(|word| states.contains(word)) =>
+                    {
                         seat.fault = Some(states.to_owned());
                     }
                     "Identifying" => seat.fault = None,
@@ -402,6 +407,11 @@ pub(crate) fn set_http(session: Session, link: Option<Link>) {
 /// Whether a session is one of the core's.
 pub(crate) fn knows(session: Session) -> bool {
     WATCH.with_borrow(|watch| watch.sessions.get(session).is_some())
+}
+
+/// Whether a session is a publisher or a registration: it begins anew with its process only.
+pub(crate) fn backs_off(session: Session) -> bool {
+    WATCH.with_borrow(|watch| watch.sessions.get(session).is_some_and(|seat| seat.kind <= PEER))
 }
 
 /// What a session holds against its connection, other than that the server refused something.

@@ -42,6 +42,10 @@ const WINDOW: usize = 6000;
 /// A session that dials more often than this within a second hammers.
 const DIALS_MAX: usize = 200;
 
+/// So often within a minute a publisher, or a registration, may come back to a server that closes its
+/// connections before it has done anything. Without restarts it is nine times.
+const TURNED_AWAY_MAX: usize = 30;
+
 /// The network as actors see it.
 #[derive(Clone)]
 pub(crate) struct World(Rc<RefCell<Inner>>);
@@ -79,6 +83,8 @@ struct Inner {
     alarms: Seats<(u64, Waker)>,
     /// When each session dialed lately.
     dialed: BTreeMap<Session, VecDeque<u64>>,
+    /// When each session lately had a connection to each host that was closed before it was of use.
+    turned_away: BTreeMap<(Session, usize), VecDeque<u64>>,
     /// How far each actor's clock is ahead.
     clocks: Vec<u64>,
     /// How often each actor moved something.
@@ -225,6 +231,7 @@ impl World {
             dials: BTreeMap::new(),
             alarms: Seats::default(),
             dialed: BTreeMap::new(),
+            turned_away: BTreeMap::new(),
             clocks: vec![clock; actors],
             moves: vec![0; actors],
             named: 0,
@@ -503,7 +510,22 @@ impl Inner {
         self.conns.insert(id, conn);
         self.seen.push((session, id, Seen::Opened));
         self.serve(at, |server, out| server.open(id, out));
+        let (mode, until) = self.hosts[at].mode;
+        if mode == Mode::Shut && until > self.now {
+            self.turn_away(session, at);
+            self.server_closes(id);
+        }
         id
+    }
+
+    /// A connection that came up is of no use.
+    fn turn_away(&mut self, session: Session, at: usize) {
+        let now = self.now;
+        let lately = self.turned_away.entry((session, at)).or_default();
+        lately.retain(|then| then + 60_000_000 > now);
+        lately.push_back(now);
+        let backs_off = lately.len() <= TURNED_AWAY_MAX || !watch::backs_off(session);
+        assert!(backs_off, "dials who turns it away");
     }
 
     // Servers.
@@ -583,7 +605,7 @@ impl Inner {
         let mut random = self.random.fork();
         watch::tell(conn.session, || format!("hears of a server that is {mode:?}"));
         match mode {
-            Mode::Exiting => self.say(id, kind, bytes),
+            Mode::Exiting | Mode::Shut => self.say(id, kind, bytes),
             Mode::Mute => {}
             Mode::Garbage => {
                 let mut noise: Vec<u8> =
@@ -614,6 +636,10 @@ impl Inner {
                 }
             }
             Mode::Hasty => {
+                if kind == Event::Identified {
+                    let (session, at) = (conn.session, conn.host);
+                    self.turn_away(session, at);
+                }
                 self.say(id, kind, bytes);
                 self.server_closes(id);
             }
