@@ -439,9 +439,9 @@ pub(crate) fn event(session: Session, event: Event) {
 /// Something happens on a connection that was accepted. With more callers than places a listener
 /// serves another session than its own; while that one has no connection its state says nothing.
 pub(crate) fn event_of_listener(session: Session, what: Event) {
-    let is_up =
-        WATCH.with_borrow(|watch| watch.sessions.get(session).is_some_and(|it| it.state > 0));
-    if is_up {
+    let up = WATCH.with_borrow(|watch| watch.sessions.get(session).is_some_and(|it| it.state > 0));
+    // A caller comes when there is no connection, all else happens when there is one.
+    if up != (what == Event::Up) {
         event(session, what);
     }
 }

@@ -228,8 +228,7 @@ impl Shared<'_> {
     ) -> bool {
         let blocks = self.store.missing(draft.last, len);
         let more = self.unclaimed(draft, blocks);
-        if !self.may_claim(draft, more)
-            || (more > 0 && !self.has_share(now, topic, draft, blocks))
+        if !self.may_claim(draft, more) || (more > 0 && !self.has_share(now, topic, draft, blocks))
         {
             return false;
         }

@@ -253,7 +253,7 @@ impl Listener for Listens {
         .await;
         drop(guard);
         let Some(id) = id else { return Err(DialError::NoSocket) };
-        watch::event(*session, Event::Up);
+        watch::event_of_listener(*session, Event::Up);
         watch::tell(*session, || format!("accepts connection {id}"));
         if let Some(tap) = tap {
             tap.borrow_mut().open(id);
