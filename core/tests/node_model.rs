@@ -25,7 +25,7 @@ fn a_node_does_what_the_model_does() {
     let lives = seeds(60);
     let (mut delivered, mut holds) = (0, 0);
     for seed in first..first + lives {
-        let full = if seed % 2 == 0 { Full::Refuse } else { Full::DropOldest };
+        let full = [Full::Refuse, Full::DropOldest, Full::DropAnswered][seed as usize % 3];
         let lived = std::panic::catch_unwind(|| live(Random::new(seed), full, 2000));
         let Ok((some, held)) = lived else { panic!("seed {seed}") };
         delivered += some;

@@ -84,13 +84,15 @@ pub struct Config<'a> {
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Full {
     /// Refuse it; the application keeps it. A client waits for [`Config::publish_wait`] first.
-    ///
-    /// Only what some client has finished, or sent back for later, is dropped all the same, oldest
-    /// first and counted, and only for the application: else a channel that nobody consumes, which
-    /// every client can make, would keep the application from publishing for ever. What nobody has
-    /// answered is never dropped.
+    /// Nothing is dropped, so a client that subscribes to a channel of the application's topic and
+    /// consumes nothing can keep the application from publishing.
     #[default]
     Refuse,
+    /// As [`Refuse`](Self::Refuse), but for the application's messages those are dropped, oldest
+    /// first and counted, that some client has finished, or sent back for later, and other channels
+    /// still need. For a device whose own readings must go on whatever clients do. What nobody has
+    /// answered is never dropped.
+    DropAnswered,
     /// Drop as many of the oldest as it needs, and count them. What is in flight, or being
     /// written, is not dropped: if all is, the message is refused all the same.
     DropOldest,

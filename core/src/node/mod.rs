@@ -86,7 +86,7 @@
 //! | clients' messages in topics of which nothing was finished for a minute | [`Config::unconsumed_percent`] of the store, together, and 7/8 of that in one topic | producers wait for [`Config::publish_wait`], then `E_PUB_FAILED PUB failed no room for what nobody consumes`; other topics go on |
 //! | messages in a topic without a channel, which the application has not named | until others need their room, and at least [`Config::unconsumed_age`] | dropped, the oldest first; [`Counters::expired`], [`Event::Expired`] |
 //! | what clients can take of the store | all but [`Config::reserve_percent`], which is the application's | as if it were full |
-//! | what some client has finished or sent back for later, and others have not finished | the store | the application's next message has the oldest dropped, whatever [`Full`] says: [`Counters::dropped`] |
+//! | what some client has finished or sent back for later, and others have not finished | the store | with [`Full::DropAnswered`] the application's next message has the oldest dropped: [`Counters::dropped`]; else as if it were full |
 //! | topics, channels | the storage's `TOPICS` and `CHANNELS`, [`Config::channels_per_topic`] | what nobody uses is given back, see above; else `E_SUB_FAILED`, `E_PUB_FAILED`, [`NodeError`] |
 //! | a channel that has delivered nothing, and has no client | 60 s, if its topic ever had a message | given back if others need its room |
 //! | clients | the storage's `CLIENTS` | the listener refuses |

@@ -1130,9 +1130,12 @@ fn the_oldest_makes_room_if_so_configured() {
     assert_eq!(world.channel_status("c").dropped, 2);
 }
 
+/// As a board has it.
+const DROP_ANSWERED: Config<'_> = Config { full: Full::DropAnswered, ..CONFIG };
+
 #[test]
 fn what_one_channel_is_done_with_makes_room_for_the_application() {
-    let mut world = World::with(&CONFIG, 66 * 100);
+    let mut world = World::with(&DROP_ANSWERED, 66 * 100);
     world.subscribe(0, 1);
     world.say(1, "SUB t d\n").expect(1, &[response("OK")]);
     // Nobody consumes `d`.
@@ -1158,8 +1161,24 @@ fn what_one_channel_is_done_with_makes_room_for_the_application() {
 }
 
 #[test]
-fn what_is_sent_back_for_later_makes_room_for_the_application() {
+fn a_node_that_refuses_drops_nothing_that_a_channel_still_needs() {
     let mut world = World::with(&CONFIG, 66 * 100);
+    world.subscribe(0, 1);
+    world.say(1, "SUB t d\n").expect(1, &[response("OK")]);
+    for number in 0..100 {
+        world.put("t", "x");
+        assert_eq!(world.bodies(0), ["x"]);
+        world.say(0, format!("FIN {}\n", id(number)));
+    }
+    let now = world.now;
+    assert_eq!(world.node.publish(now, &topic("t"), b"z"), Err(PublishError::Full));
+    assert_eq!(world.channel_status("d").depth, 100);
+    assert_eq!(world.node.counters().dropped, 0);
+}
+
+#[test]
+fn what_is_sent_back_for_later_makes_room_for_the_application() {
+    let mut world = World::with(&DROP_ANSWERED, 66 * 100);
     world.subscribe(0, 1);
     for number in 0..150 {
         world.put("t", "x");
@@ -1169,7 +1188,7 @@ fn what_is_sent_back_for_later_makes_room_for_the_application() {
     assert_eq!(world.node.counters().dropped, 50);
     assert_eq!(world.channel_status("c").deferred, 100);
     // Sent back to be delivered at once, or taken back, it stays.
-    let mut world = World::with(&CONFIG, 66 * 100);
+    let mut world = World::with(&DROP_ANSWERED, 66 * 100);
     world.subscribe(0, 1).put("t", "x");
     assert_eq!(world.bodies(0), ["x"]);
     world.say(0, format!("RDY 0\nREQ {} 0\n", id(0)));

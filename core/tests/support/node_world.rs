@@ -698,6 +698,15 @@ impl Model {
         self.expired += 1;
     }
 
+    /// Whether a message may be dropped to make room, if nobody is using it.
+    fn drops(&self, body: &Body) -> bool {
+        match self.full {
+            Full::Refuse => false,
+            Full::DropAnswered => body.answered,
+            Full::DropOldest => true,
+        }
+    }
+
     /// Drops the oldest message as the node should: for a client none of the application's that its
     /// reserve has room for.
     fn drop_oldest(&mut self, own: bool) -> bool {
@@ -705,7 +714,7 @@ impl Model {
         let is_droppable = |number: &u64| {
             let body = &self.bodies[number];
             (may_drop_own || !body.own)
-                && (self.full == Full::DropOldest || body.answered)
+                && self.drops(body)
                 && !self.is_pinned(*number)
                 && !self.channels.iter().any(|channel| channel.has_in_flight(*number))
         };
@@ -754,14 +763,14 @@ impl Model {
         let is_droppable = |number: &&u64| {
             let held = |topic: &Topic| topic.held.iter().any(|(held, _)| held == *number);
             let has = |channel: &Channel| channel.has_in_flight(**number);
-            (self.full == Full::DropOldest || self.bodies[*number].answered)
+            self.drops(&self.bodies[*number])
                 && (self.topics.iter().any(held) || self.channels.iter().any(|c| c.holds(**number)))
                 && !self.is_pinned(**number)
                 && !self.channels.iter().any(has)
         };
         let droppable = self.bodies.keys().filter(is_droppable);
         let most: usize = droppable.map(|number| blocks(self.bodies[number].bytes.len())).sum();
-        if free < need && free + most < need {
+        if free < need && (self.full == Full::Refuse || free + most < need) {
             return false;
         }
         while BLOCKS - self.used() < need {
@@ -929,12 +938,12 @@ impl<'n, D: Dice> World<'n, D> {
             self.connections[client].begun = self.now;
         }
         let has = free(&self.node);
-        if self.model.full == Full::Refuse && has < had {
+        if self.model.full != Full::DropOldest && has < had {
             assert!(usize::from(has) >= RESERVE, "a client took what is kept for the application");
         }
         if let Effect::Publish { topic, bodies, .. } = &effect
             && bytes[0] != b'M'
-            && self.model.full == Full::Refuse
+            && self.model.full != Full::DropOldest
             && (most == rest && rest >= bodies[0].len() + 4 && taken < most)
             && self.model.seats[client].expected.is_empty()
         {

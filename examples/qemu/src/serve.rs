@@ -191,6 +191,7 @@ fn start(
         node: CONFIG.init(core_node::Config {
             boot: firmware.seed,
             seed: firmware.seed,
+            full: core_node::Full::DropAnswered,
             ..core_node::Config::new()
         }),
         http: HTTP_CONFIG.init(firmware.http_config(own)),

@@ -223,9 +223,18 @@ impl Machine for Server<'_> {
     }
 }
 
+fn full(dice: u8) -> Full {
+    // The bits are those of older inputs, which knew two.
+    match (dice & 1, dice & 64) {
+        (0, 0) => Full::Refuse,
+        (0, _) => Full::DropAnswered,
+        _ => Full::DropOldest,
+    }
+}
+
 fn config(dice: u8) -> Config<'static> {
     let mut config = Config {
-        full: if dice & 1 > 0 { Full::DropOldest } else { Full::Refuse },
+        full: full(dice),
         heartbeat: Span::from_secs(if dice & 2 > 0 { 2 } else { 30 }),
         msg_timeout: Span::from_secs(if dice & 4 > 0 { 1 } else { 60 }),
         publish_wait: Span::from_millis(if dice & 8 > 0 { 500 } else { 0 }),
@@ -327,7 +336,7 @@ impl Dice for Input<'_> {
 /// Operations on a node and on its model.
 pub(crate) fn model(data: &[u8]) {
     let mut input = Input::new(data);
-    let full = if input.byte() & 1 == 0 { Full::Refuse } else { Full::DropOldest };
+    let full = full(input.byte());
     let (delivered, holds) = live(input, full, u32::MAX);
     feature((delivered.min(20), holds.min(5)));
 }

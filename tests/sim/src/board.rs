@@ -16,7 +16,7 @@ use nanonsq_core::drive::node::{self, Dialers, Handle, Settings};
 use nanonsq_core::drive::{Port as Slots, Ports, Sleep as _};
 use nanonsq_core::lookup::{Config as LookupConfig, NodeInfo};
 use nanonsq_core::name::TopicName;
-use nanonsq_core::node::{ClientState, Config, HttpConfig};
+use nanonsq_core::node::{ClientState, Config, Full, HttpConfig};
 use nanonsq_core::session::Session as _;
 use nanonsq_core::time::Span;
 
@@ -114,7 +114,7 @@ impl Board {
         random: &mut Random,
     ) -> Self {
         let seed = random.below(1 << 32) as u32;
-        let config = Config { boot: 1, seed, ..Config::new() };
+        let config = Config { boot: 1, seed, full: Full::DropAnswered, ..Config::new() };
         let period = random.pick(&[200, 1000, 5000]);
         watch::say(|| format!("node{me} is a board, with a reading each {period} ms"));
         let setup = Rc::new(Setup { config, period, dice: random.fork() });

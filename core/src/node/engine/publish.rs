@@ -173,7 +173,7 @@ impl Shared<'_> {
     fn kept(&self, own: bool) -> u16 {
         match self.config.full {
             _ if own => 0,
-            Full::Refuse => self.reserve,
+            Full::Refuse | Full::DropAnswered => self.reserve,
             Full::DropOldest => self.reserve.saturating_sub(self.own),
         }
     }
@@ -354,12 +354,12 @@ impl Shared<'_> {
     }
 
     /// Drops the oldest messages for so many more blocks, if that is wanted and makes enough room:
-    /// otherwise nothing changes. Where it is not wanted, the application's message still takes the
-    /// room of what has been answered and is kept for others: a channel that nobody consumes, or a
-    /// consumer that sends all back for later, does not keep it out.
+    /// otherwise nothing changes.
     fn make_room(&mut self, blocks: u32, draft: &Draft) -> bool {
-        if self.config.full == Full::Refuse && !draft.own {
-            return false;
+        match self.config.full {
+            Full::Refuse => return false,
+            Full::DropAnswered if !draft.own => return false,
+            Full::DropAnswered | Full::DropOldest => {}
         }
         let free = self.store.free().saturating_sub(self.store.reserved());
         let free = free.saturating_sub(self.kept(draft.own)).saturating_add(draft.promised);
@@ -449,10 +449,10 @@ impl Shared<'_> {
         true
     }
 
-    /// Nobody has it in flight, nor is it being written; and if nothing is to be dropped, somebody
-    /// has answered it.
+    /// Nobody has it in flight, nor is it being written; with [`Full::DropAnswered`] somebody has
+    /// answered it.
     fn is_droppable(&self, message: u16) -> bool {
-        if self.config.full == Full::Refuse && !self.store.is_answered(message) {
+        if self.config.full == Full::DropAnswered && !self.store.is_answered(message) {
             return false;
         }
         let mut waiting = 0u16;

@@ -10,7 +10,7 @@ use nanonsq_core::address::Address;
 use nanonsq_core::drive::node::{self, Dialers, Resources};
 use nanonsq_core::drive::{Port, Ports};
 use nanonsq_core::lookup::{Config as LookupConfig, NodeInfo};
-use nanonsq_core::node::{Config, HttpConfig};
+use nanonsq_core::node::{Config, Full, HttpConfig};
 use nanonsq_embassy::{EmbassySleep, TcpDialer, TcpListener, TcpStorage};
 use static_cell::{ConstStaticCell, StaticCell};
 
@@ -108,7 +108,13 @@ pub(super) fn start(
         http_port: info.http_port,
         ..HttpConfig::new()
     };
-    let config = Config { boot: seed, seed, heartbeat: settings.heartbeat, ..Config::new() };
+    let config = Config {
+        boot: seed,
+        seed,
+        heartbeat: settings.heartbeat,
+        full: Full::DropAnswered,
+        ..Config::new()
+    };
     let [tcp_spare, http_spare] = SPARE_TCP.take();
     let ports = Ports {
         tcp: Port {
