@@ -134,7 +134,7 @@ impl Producer {
             reply_timeout: ms(random, &[1000, 3000, 10_000]),
             reconnect_spread: ms(random, &[0, 0, 0, 2000]),
             close_timeout: ms(random, &[0, 100, 1000, 20_000]),
-            left_out_for: ms(random, &[1000, 60_000, 300_000]),
+            left_out_for: ms(random, &[1000, 10_000, 60_000]),
             batch_bytes: random.pick(&[1, 200, 1 << 20]),
             batch_messages: random.pick(&[1, 2, 10, 10_000]),
             full: random.pick(&[Full::Refuse, Full::Refuse, Full::DropOldest]),
