@@ -142,9 +142,11 @@ async fn real_servers_next_to_ours() {
 async fn one_client_more_than_there_is_room_for_hears_why() {
     let lookupd = Server::start("lookupd", &[]).await;
     let node = Server::node(lookupd.tcp, &[]).await;
-    for (server, magic, refusal) in [
-        (&node, b"  V2", &b"\0\0\0\x22\0\0\0\x01E_INVALID too many connections"[..]),
-        (&lookupd, b"  V1", b"\0\0\0\x1eE_INVALID too many connections"),
+    let me =
+        br#"{"broadcast_address":"h","hostname":"h","tcp_port":1,"http_port":1,"version":"1"}"#;
+    for (server, magic, refusal, known) in [
+        (&node, b"  V2", &b"\0\0\0\x22\0\0\0\x01E_INVALID too many connections"[..], &b"{}"[..]),
+        (&lookupd, b"  V1", b"\0\0\0\x1eE_INVALID too many connections", me),
     ] {
         // Its node takes one of the directory's.
         let room = if server.tcp == node.tcp { 128 } else { 127 };
@@ -152,6 +154,11 @@ async fn one_client_more_than_there_is_room_for_hears_why() {
         for _ in 0..room {
             let mut client = TcpStream::connect(server.tcp).await.unwrap();
             client.write_all(magic).await.unwrap();
+            // Who says nothing more gives its place to another caller.
+            client.write_all(b"IDENTIFY\n").await.unwrap();
+            client.write_all(&(known.len() as u32).to_be_bytes()).await.unwrap();
+            client.write_all(known).await.unwrap();
+            client.read_exact(&mut [0]).await.unwrap();
             clients.push(client);
         }
         let mut heard = Vec::new();

@@ -66,7 +66,8 @@ pub(crate) async fn again(
 ) {
     let end = Instant::now() + lasting;
     let mut all = JoinSet::new();
-    for opening in openings.iter().cloned() {
+    for opening in openings {
+        let opening = opening.clone();
         all.spawn(async move {
             let connection = async || -> std::io::Result<()> {
                 let mut raw = Raw::connect(server).await?;
