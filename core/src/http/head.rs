@@ -297,7 +297,9 @@ impl Scanner {
     }
 
     fn end_path(&mut self) {
-        self.path = core::mem::take(&mut self.word);
+        let len = core::mem::take(&mut self.word);
+        // One that is too long is none.
+        self.path = if usize::from(len) > PATH_MAX { 0 } else { len };
         self.kept = self.path.into();
     }
 
