@@ -181,7 +181,13 @@ fn fields_pick_the_top_level_only() {
     let error = all("{\"b\":1").unwrap_err();
     assert_eq!((error.at(), error.problem()), (6, Problem::Incomplete));
     assert_eq!(all("[]").unwrap_err().problem(), Problem::NotAnObject);
-    assert_eq!(all("null").unwrap_err().problem(), Problem::NotAnObject);
+    assert_eq!(all("\"{}\"").unwrap_err().problem(), Problem::NotAnObject);
+    // As Go reads it: keys in any case, and a null of everything.
+    let json = r#"{"B":1,"TooLongF":2,"TOOLONGFORIT":3,"\u0062":4,"\u0043":5}"#;
+    let fields = vec![(0, Some(1)), (2, Some(2)), (0, Some(4)), (1, Some(5))];
+    assert_eq!(all(json), Ok(fields));
+    assert_eq!(all("null"), Ok(vec![]));
+    assert_eq!(all("null{}").unwrap_err().problem(), Problem::Trailing);
 
     let mut fields = Fields::<8>::new();
     let mut input = &b"{\"b\":true,\"c\":1}"[..];

@@ -196,7 +196,10 @@ fn v2_identify_bodies() {
         "[]",
         "{",
         "{}x",
+        "null{}",
+        "\"\"",
         r#"{"client_id":1}"#,
+        r#"{"HOSTNAME":1}"#,
         r#"{"msg_timeout":"1"}"#,
         r#"{"tls_v1":1}"#,
         r#"{"sample_rate":1.5}"#,
@@ -204,10 +207,19 @@ fn v2_identify_bodies() {
     ] {
         assert_eq!(identification(&[body.as_bytes()]).unwrap_err().to_string(), text, "{body}");
     }
-    assert_eq!(
-        identification(&[&br#"{"heartbeat_interval":100}"#[..]]).unwrap_err().to_string(),
-        "E_BAD_BODY IDENTIFY heartbeat interval (100) is invalid"
-    );
+    for body in [
+        r#"{"heartbeat_interval":100}"#,
+        r#"{"Heartbeat_Interval":100}"#,
+        r#"{"heartbeat_interval":1000,"HEARTBEAT_INTERVAL":100}"#,
+        r#"{"\u0048eartbeat_interval":100,"heartbeat_interval":null}"#,
+    ] {
+        assert_eq!(
+            identification(&[body.as_bytes()]).unwrap_err().to_string(),
+            "E_BAD_BODY IDENTIFY heartbeat interval (100) is invalid",
+            "{body}"
+        );
+    }
+    assert_eq!(identification(&[b"null"]), identification(&[b"{}"]));
 }
 
 #[test]
@@ -282,6 +294,11 @@ fn v1_lines() {
 fn v1_identify_bodies() {
     let full = r#"{"broadcast_address":"a","tcp_port":1,"http_port":2,"version":"v","hostname":null,"x":{}}"#;
     assert!(node(&[full.as_bytes()]).is_ok());
+    assert_eq!(
+        node(&[full.to_uppercase().replace("NULL", "null").as_bytes()]).unwrap().broadcast_address,
+        "A"
+    );
+    assert_eq!(node(&[b"null"]), Err(v1::Refusal::MissingFields));
     let odd = full.replace("\"v\"", "\"\u{e9}\"");
     let bytes = odd.as_bytes().iter().map(|&byte| if byte == 0xa9 { b'v' } else { byte });
     // Not UTF-8: as Go reads it.
@@ -295,6 +312,8 @@ fn v1_identify_bodies() {
         ("\"http_port\":2,", "", v1::Refusal::MissingFields),
         (":1", ":\"1\"", v1::Refusal::BadJson),
         (":1", ":1.5", v1::Refusal::BadJson),
+        (":1", ":1,\"Tcp_Port\":0", v1::Refusal::MissingFields),
+        (":1", ":1,\"remote_address\":1", v1::Refusal::BadJson),
         ("\"v\"", "1", v1::Refusal::BadJson),
         ("{}}", "{}", v1::Refusal::BadJson),
         ("\"a\"", &format!("\"{}\"", "a".repeat(97)), v1::Refusal::AddressTooLong),

@@ -132,10 +132,14 @@ fn describe(token: Token<'_>) -> String {
 fn expected(text: &[u8]) -> String {
     let (value, mut said) = reference::json::read(text, KEEP);
     let Some(value) = value else { return said + " !" };
-    let Value::Object(all) = &value else { return said };
+    let all = match &value {
+        Value::Object(all) => &**all,
+        Value::Null => &[],
+        _ => return said,
+    };
     said += " fields";
     for (key, value) in all {
-        let Some(at) = FIELDS.iter().position(|field| field.as_bytes() == key) else { continue };
+        let Some(at) = FIELDS.iter().position(|field| is_named(key, field)) else { continue };
         let text = match value {
             Value::Null => "Null".into(),
             Value::Bool(value) => format!("Bool({value})"),
@@ -168,13 +172,23 @@ pub(crate) struct Scanned {
 /// A field's value, if it has the right type.
 type Read<'f> = dyn FnMut(&str, &Value) -> Option<()> + 'f;
 
-/// Reads all fields of an object but those that are null; whether all had the right type.
+/// Whether that is the key, in any case.
+fn is_named(key: &[u8], name: &str) -> bool {
+    key.eq_ignore_ascii_case(name.as_bytes())
+}
+
+/// Reads all fields of an object but those that are null, their keys in lower case; whether all had
+/// the right type. `null` is an object without any.
 fn all(document: Option<&Value>, read: &mut Read<'_>) -> Option<()> {
-    let Some(Value::Object(fields)) = document else { return None };
+    let fields = match document {
+        Some(Value::Object(fields)) => &**fields,
+        Some(Value::Null) => &[],
+        _ => return None,
+    };
     let given = fields.iter().filter(|(_, value)| *value != Value::Null);
     for (key, value) in given {
         if let Ok(key) = std::str::from_utf8(key) {
-            read(key, value)?;
+            read(&key.to_ascii_lowercase(), value)?;
         }
     }
     Some(())
@@ -261,6 +275,7 @@ impl Scanned {
                 (Some(at), _) => texts[at] = text(value, usize::MAX)?,
                 (_, "tcp_port") => ports[0] = port(exact(value)?),
                 (_, "http_port") => ports[1] = port(exact(value)?),
+                (_, "remote_address") => drop(text(value, 0)?),
                 _ => {}
             }
             Some(())
@@ -391,6 +406,9 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
         br#"{"max_rdy_count":2500,"version":"1.3.0","max_msg_timeout":900000,"msg_timeout":60000,"tls_v1":false,"auth_required":true,"sample_rate":0}"#,
         br#"{"identity":"\u00e9\ud83d\ude00","identity_url":"","permission_count":3}"#,
         br#"{"client_id":null,"heartbeat_interval":-1,"hostname":"a\nb","tls_v1":true,"feature_negotiation":true}"#,
+        br#"{"Broadcast_Address":"l","TCP_PORT":1,"Http_Port":2,"VERSION":"1","remote_address":1}"#,
+        br#"{"CLIENT_ID":"c","\u0048eartbeat_Interval":1e3,"TLS_V1":true,"Msg_Timeout":1000}"#,
+        b"null ",
         br#"[1,-2.5e7,[[[[[["\"\\\/\b"]]]]]],null,true,false,{"":{}}]"#,
         b" [ ",
         br#"["\u007f\u0080","\u07ff\u0800","\uffff\ud800\udc00"]"#,

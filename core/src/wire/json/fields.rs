@@ -5,8 +5,9 @@ use super::{JsonError, Text, Token};
 
 /// Scans one object and picks the fields that are asked for.
 ///
-/// Unknown keys are skipped with all that is nested in them. `null` is the same as the key's
-/// absence, as in nsqd and nsqlookupd. A key given twice is handed on twice: keep the last.
+/// Unknown keys are skipped with all that is nested in them. As in nsqd and nsqlookupd, keys match
+/// in any case of ASCII letters, `null` is the same as the key's absence, and as a document the same
+/// as `{}`. A key given twice is handed on twice: keep the last.
 ///
 /// `N` bounds keys and strings as in [`Scanner`](super::Scanner). RAM: `N` + 24 bytes, rounded up
 /// to 4.
@@ -140,11 +141,14 @@ fn pull(
         let depth = machine.depth();
         let Some(event) = machine.next(text, input, unescape)? else { return Ok(None) };
         match (depth, event) {
-            (0, Event::ObjectStart) | (1, Event::ObjectEnd | Event::Null) => {}
+            (0, Event::ObjectStart | Event::Null) | (1, Event::ObjectEnd | Event::Null) => {}
             (0, _) => return Err(machine.fail(Mode::NotAnObject)),
             (1, Event::Key) => {
                 let name = machine.text(text);
-                let found = keys.iter().position(|key| key.as_bytes() == name.as_bytes());
+                let found = keys.iter().position(|key| {
+                    let (key, name) = (key.as_bytes(), name.as_bytes());
+                    key.eq_ignore_ascii_case(name)
+                });
                 *key = match found {
                     Some(at) if !name.truncated() => at as u8,
                     _ => UNKNOWN,

@@ -213,7 +213,7 @@ pub enum Problem {
     Trailing,
     /// The document ends too early.
     Incomplete,
-    /// [`Fields`]: the document is not an object.
+    /// [`Fields`]: the document is neither an object nor `null`.
     NotAnObject,
     /// [`Fields`]: a field has a value of another type than it should.
     WrongType,

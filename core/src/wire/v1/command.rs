@@ -157,6 +157,7 @@ where
 pub(super) const BROADCAST_ADDRESS: &str = "broadcast_address";
 pub(super) const HOSTNAME: &str = "hostname";
 pub(super) const HTTP_PORT: &str = "http_port";
+pub(super) const REMOTE_ADDRESS: &str = "remote_address";
 pub(super) const TCP_PORT: &str = "tcp_port";
 pub(super) const TOPOLOGY_REGION: &str = "topology_region";
 pub(super) const TOPOLOGY_ZONE: &str = "topology_zone";

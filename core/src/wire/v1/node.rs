@@ -1,8 +1,8 @@
 //! IDENTIFY's body, as nsqlookupd reads it.
 
 use super::command::{
-    BROADCAST_ADDRESS, HOSTNAME, HTTP_PORT, NodeInfo, TCP_PORT, TOPOLOGY_REGION, TOPOLOGY_ZONE,
-    VERSION,
+    BROADCAST_ADDRESS, HOSTNAME, HTTP_PORT, NodeInfo, REMOTE_ADDRESS, TCP_PORT, TOPOLOGY_REGION,
+    TOPOLOGY_ZONE, VERSION,
 };
 use super::{Refusal, VERSION_MAX};
 use crate::address::HOST_MAX;
@@ -55,8 +55,16 @@ impl Node {
     }
 }
 
-const KEYS: [&str; 7] =
-    [TCP_PORT, HTTP_PORT, HOSTNAME, VERSION, TOPOLOGY_REGION, TOPOLOGY_ZONE, BROADCAST_ADDRESS];
+const KEYS: [&str; 8] = [
+    TCP_PORT,
+    HTTP_PORT,
+    HOSTNAME,
+    VERSION,
+    TOPOLOGY_REGION,
+    TOPOLOGY_ZONE,
+    BROADCAST_ADDRESS,
+    REMOTE_ADDRESS,
+];
 
 /// Reads an IDENTIFY body in pieces and checks it as nsqlookupd does. No piece of it is kept but
 /// the result. RAM: 2 [`HOST_MAX`] + 180 bytes.
@@ -113,10 +121,14 @@ impl NodeScanner {
             3 => text?.store(&mut node.version),
             4 => text?.store(&mut node.topology_region),
             5 => text?.store(&mut node.topology_zone),
-            _ => {
+            6 => {
                 let text = text?;
                 self.address_cut = text.truncated();
                 text.store(&mut node.broadcast_address);
+            }
+            // nsqlookupd sets it itself, but it must be text.
+            _ => {
+                text?;
             }
         }
         Some(())

@@ -10,8 +10,9 @@ use crate::wire::{Write, len_of};
 ///
 /// Build one in a constant: `IdentifyRequest { client_id: Some("a"), ..IdentifyRequest::new() }`.
 ///
-/// With serde, absent keys and `null` read as `None`, unknown keys are ignored, and strings stay
-/// as they were escaped; [`IdentifyScanner`] reads it in pieces and unescapes.
+/// With serde, absent keys and `null` read as `None`, unknown keys and those in another case are
+/// ignored, and strings stay as they were escaped; [`IdentifyScanner`] reads it in pieces, as nsqd
+/// does, and unescapes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[serde(default)]

@@ -4,10 +4,15 @@ use std::io::{Error, ErrorKind, Result};
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use nanonsq_tests::ServerOptions;
 use nanonsq_tests::oracle::{Frame, Message};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
+
+use crate::pair::{Setting, tests_with};
+
+tests_with!([Real, Ours]: odd_identifications);
 
 /// The longest that anything is waited for.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -167,4 +172,110 @@ pub(crate) fn mpub(topic: &str, bodies: impl IntoIterator<Item = Vec<u8>>) -> Ve
 
 fn late<E>(_: E) -> Error {
     Error::new(ErrorKind::TimedOut, format!("nothing for {LIMIT:?}"))
+}
+
+/// What says IDENTIFY as nobody else would: the real servers and ours answer the same.
+async fn odd_identifications(setting: Setting) {
+    let mut options = ServerOptions::new();
+    if !setting.subject.is_our_node() {
+        // A node has none.
+        options = options.flag("--snappy=false").flag("--deflate=false");
+    }
+    let pair = setting.start(options).await;
+    const BAD_JSON: &str = "E_BAD_BODY IDENTIFY failed to decode JSON body";
+    const BAD_INTERVAL: &str = "E_BAD_BODY IDENTIFY heartbeat interval (100) is invalid";
+    for (body, answer) in [
+        ("{}", "OK"),
+        ("null", "OK"),
+        (" null\n", "OK"),
+        ("{}\r\n\t ", "OK"),
+        ("[]", BAD_JSON),
+        (r#""{}""#, BAD_JSON),
+        ("1", BAD_JSON),
+        (" ", BAD_JSON),
+        ("{} x", BAD_JSON),
+        ("{}{}", BAD_JSON),
+        ("{}\0", BAD_JSON),
+        ("\u{feff}{}", BAD_JSON),
+        (r#"{"snappy":true,}"#, BAD_JSON),
+        (r#"{"snappy":true"#, BAD_JSON),
+        // Keys.
+        (r#"{"Heartbeat_Interval":100}"#, BAD_INTERVAL),
+        (r#"{"\u0068eartbeat_interval":100}"#, BAD_INTERVAL),
+        (r#"{"\u0048EARTBEAT_INTERVAL":100}"#, BAD_INTERVAL),
+        (r#"{"heartbeat_interval":1000,"Heartbeat_interval":100}"#, BAD_INTERVAL),
+        (r#"{"Heartbeat_interval":100,"heartbeat_interval":1000}"#, "OK"),
+        (r#"{"heartbeat_interval":100,"heartbeat_interval":null}"#, BAD_INTERVAL),
+        (r#"{"heartbeat_interval":"x","heartbeat_interval":1000}"#, BAD_JSON),
+        (r#"{"heartbeat":100,"heartbeat_interval_":100}"#, "OK"),
+        // Values.
+        (r#"{"x":{"heartbeat_interval":100,"y":[1,{"snappy":3}]},"z":[[],{},1e999]}"#, "OK"),
+        (r#"{"client_id":null,"HOSTNAME":null,"user_agent":null,"tls_v1":null}"#, "OK"),
+        (r#"{"heartbeat_interval":null,"sample_rate":null,"deflate_level":null}"#, "OK"),
+        (r#"{"heartbeat_interval":-0}"#, "OK"),
+        (r#"{"heartbeat_interval":1e3}"#, BAD_JSON),
+        (r#"{"heartbeat_interval":1000.0}"#, BAD_JSON),
+        (r#"{"heartbeat_interval":"1000"}"#, BAD_JSON),
+        (r#"{"heartbeat_interval":true}"#, BAD_JSON),
+        (r#"{"msg_timeout":[1000]}"#, BAD_JSON),
+        (r#"{"sample_rate":3000000000}"#, BAD_JSON),
+        (r#"{"snappy":1}"#, BAD_JSON),
+        (r#"{"snappy":"true"}"#, BAD_JSON),
+        (r#"{"client_id":{"a":1}}"#, BAD_JSON),
+        (r#"{"hostname":5}"#, BAD_JSON),
+        (r#"{"client_id":"\ud800"}"#, "OK"),
+        (r#"{"client_id":"\x"}"#, BAD_JSON),
+        ("{\"client_id\":\"\t\"}", BAD_JSON),
+        (r#"{"snappy":true,"deflate":true}"#, "OK"),
+    ] {
+        let mut raw = Raw::connect(pair.node.tcp_address()).await.unwrap();
+        raw.send(&[b"  V2", &*sized("IDENTIFY", body.as_bytes())].concat()).await.unwrap();
+        let said = match raw.next().await.unwrap() {
+            Said::Response(said) | Said::Error(said) => said,
+            Said::Message(message) => panic!("{message:?} to {body}"),
+        };
+        assert_eq!(said, answer, "{body}");
+    }
+    // Both compressions are asked for, and none can be had.
+    let mut raw = Raw::connect(pair.node.tcp_address()).await.unwrap();
+    let both = br#"{"Feature_Negotiation":true,"snappy":true,"deflate":true}"#;
+    raw.send(&[b"  V2", &*sized("IDENTIFY", both)].concat()).await.unwrap();
+    match raw.next().await.unwrap() {
+        Said::Response(said) => {
+            assert!(said.contains(r#""deflate":false"#) && said.contains(r#""snappy":false"#))
+        }
+        other => panic!("{other:?}"),
+    }
+
+    const MISSING: &str = "E_BAD_BODY IDENTIFY missing fields";
+    const INFO: &str = r#"{"broadcast_address":"#;
+    let node = r#""broadcast_address":"h","tcp_port":1,"http_port":2,"version":"v""#;
+    let with = |more: &str| format!("{{{node}{more}}}");
+    for (body, answer) in [
+        (with(""), INFO),
+        (with("").replace("tcp_p", "TCP_P").replace("ver", "Ver"), INFO),
+        (with("").replace("broad", "\\u0042road"), INFO),
+        (with(r#","x":{"tcp_port":"z"},"y":[{}],"id":5"#), INFO),
+        (with(r#","tcp_port":null,"broadcast_address":null,"hostname":null"#), INFO),
+        (with(r#","remote_address":"q""#), INFO),
+        ("null".to_owned(), MISSING),
+        ("{}".to_owned(), MISSING),
+        (with(r#","Tcp_Port":0"#), MISSING),
+        (with(r#","version":"""#), MISSING),
+        ("[]".to_owned(), BAD_JSON),
+        (r#""h""#.to_owned(), BAD_JSON),
+        (with("") + " x", BAD_JSON),
+        (with(r#","tcp_port":1e3"#), BAD_JSON),
+        (with(r#","tcp_port":1.0"#), BAD_JSON),
+        (with(r#","tcp_port":"1""#), BAD_JSON),
+        (with(r#","hostname":5"#), BAD_JSON),
+        (with(r#","Remote_Address":{}"#), BAD_JSON),
+    ] {
+        let mut raw = Raw::connect(pair.lookupd.tcp_address()).await.unwrap();
+        raw.send(&[b"  V1", &*sized("IDENTIFY", body.as_bytes())].concat()).await.unwrap();
+        while raw.buffer.len() < 4 + answer.len() {
+            raw.read().await.unwrap();
+        }
+        assert_eq!(String::from_utf8_lossy(&raw.buffer[4..4 + answer.len()]), answer, "{body}");
+    }
 }
