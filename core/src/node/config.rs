@@ -91,7 +91,8 @@ pub enum Full {
     /// As [`Refuse`](Self::Refuse), but for the application's messages those are dropped, oldest
     /// first and counted, that some client has finished, or sent back for later, and other channels
     /// still need. For a device whose own readings must go on whatever clients do. What nobody has
-    /// answered is never dropped.
+    /// answered is never dropped. While no more than the application's reserve is free, little of its
+    /// messages is given to consumers at once: those that do not answer leave it room.
     DropAnswered,
     /// Drop as many of the oldest as it needs, and count them. What is in flight, or being
     /// written, is not dropped: if all is, the message is refused all the same.

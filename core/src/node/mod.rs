@@ -91,6 +91,7 @@
 //! | a channel that has delivered nothing, and has no client | 60 s, if its topic ever had a message | given back if others need its room |
 //! | clients | the storage's `CLIENTS` | the listener refuses |
 //! | in flight, a channel | the storage's `IN_FLIGHT`; announced as `max_rdy_count` | messages wait; the last entries are for clients that have nothing |
+//! | the application's messages in flight in a channel, with [`Full::DropAnswered`], while no more than [`Config::reserve_percent`] is free | half of that, divided by `CLIENTS` | messages wait; a client that has nothing in flight gets one |
 //! | requeued, deferred | none of their own: they wait in the store | |
 //! | nsqlookupds asked for channels | [`ASKED_MAX`] | the others are not asked |
 //! | asking | [`Config::channels_wait`] for a topic | the topic flows without the channels of those that have not answered |

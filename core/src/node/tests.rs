@@ -1161,6 +1161,37 @@ fn what_one_channel_is_done_with_makes_room_for_the_application() {
 }
 
 #[test]
+fn who_does_not_answer_leaves_room_of_the_reserve_to_the_application() {
+    let mut world = World::with(&DROP_ANSWERED, 66 * 100);
+    world.subscribe(0, 0);
+    // No more than the reserve is free: each of three clients may have a sixth of it in flight.
+    for _ in 0..88 {
+        world.put("t", "x");
+    }
+    world.say(0, "RDY 4\n");
+    assert_eq!(world.bodies(0), ["x", "x"]);
+    // Who has nothing gets one.
+    world.say(1, "SUB t c\nRDY 4\n").expect(1, &[response("OK"), message(2, 1, "x")]);
+    assert_eq!(world.bodies(0), [""; 0]);
+    assert_eq!(world.channel_status("c").in_flight, 3);
+    // Once more is free they get all that they ask for.
+    world.say(1, format!("FIN {}\n", id(2)));
+    for client in [0, 1, 0, 1] {
+        world.hear(client);
+    }
+    assert_eq!(world.channel_status("c").in_flight, 4);
+
+    // A node that refuses gives all at once.
+    let mut world = World::with(&CONFIG, 66 * 100);
+    world.subscribe(0, 0);
+    for _ in 0..88 {
+        world.put("t", "x");
+    }
+    world.say(0, "RDY 4\n");
+    assert_eq!(world.bodies(0), ["x"; 4]);
+}
+
+#[test]
 fn a_node_that_refuses_drops_nothing_that_a_channel_still_needs() {
     let mut world = World::with(&CONFIG, 66 * 100);
     world.subscribe(0, 1);

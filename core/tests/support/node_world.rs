@@ -519,8 +519,8 @@ impl Model {
         flights.filter(|flight| flight.owner == client).count()
     }
 
-    /// Whether a client may have one more of its channel's messages.
-    fn may_have(&self, client: usize) -> bool {
+    /// Whether a client may have one more of its channel's messages while so many blocks are free.
+    fn may_have(&self, client: usize, free_blocks: usize) -> bool {
         let seat = &self.seats[client];
         let Some(id) = seat.channel else { return false };
         let channel = &self.channels[self.channel_at(id)];
@@ -530,12 +530,20 @@ impl Model {
             seat.channel == Some(id) && seat.ready > 0 && self.in_flight(*other) == 0
         });
         let own = self.in_flight(client);
+        let flights = channel.entries.iter().flatten().map(|flight| &self.bodies[&flight.number]);
+        let theirs: usize =
+            flights.filter(|body| body.own).map(|body| blocks(body.bytes.len())).sum();
+        let is_bounded = self.full == Full::DropAnswered;
+        let leaves_room = !is_bounded || free_blocks > RESERVE || 2 * CLIENTS * theirs < RESERVE;
+        if own > 0 && !leaves_room {
+            return false;
+        }
         !channel.paused && own < seat.ready && free > if own == 0 { 0 } else { owed.count() }
     }
 
     /// A client is given a message: the right one, rightly.
-    fn deliver(&mut self, now: u64, client: usize, number: u64, attempts: u16) {
-        assert!(self.may_have(client), "client {client} may have none");
+    fn deliver(&mut self, now: u64, client: usize, number: u64, attempts: u16, free: usize) {
+        assert!(self.may_have(client, free), "client {client} may have none");
         let at = self.channel_at(self.seats[client].channel.unwrap());
         let channel = &mut self.channels[at];
         let both = !channel.queue.is_empty() && !channel.requeued.is_empty();
@@ -547,8 +555,9 @@ impl Model {
         *count += 1;
         assert_eq!(*count, attempts);
         channel.delivered = true;
-        let free = channel.entries.iter_mut().find(|entry| entry.is_none()).unwrap();
-        *free = Some(Flight { number, owner: client, deadline: now + MSG_TIMEOUT, delivered: now });
+        let entry = channel.entries.iter_mut().find(|entry| entry.is_none()).unwrap();
+        *entry =
+            Some(Flight { number, owner: client, deadline: now + MSG_TIMEOUT, delivered: now });
         self.seats[client].delivered += 1;
         self.seats[client].writing = Some(number);
     }
@@ -1108,7 +1117,8 @@ impl<'n, D: Dice> World<'n, D> {
             assert_eq!(&id[..8], "00000007");
             let number = u64::from_str_radix(&id[8..], 16).unwrap();
             let attempts = u16::from_be_bytes([bytes[16], bytes[17]]);
-            self.model.deliver(self.now, client, number, attempts);
+            let free = usize::from(self.node.store().free - self.node.store().promised);
+            self.model.deliver(self.now, client, number, attempts, free);
             connection.sees.push(number);
             self.delivered += 1;
         }
@@ -1544,12 +1554,13 @@ impl<'n, D: Dice> World<'n, D> {
                 break;
             }
         }
+        let free = usize::from(self.node.store().free - self.node.store().promised);
         for client in 0..CLIENTS {
             let seat = &self.model.seats[client];
             let Some(id) = seat.channel.filter(|_| !seat.closing) else { continue };
             let channel = &self.model.channels[self.model.channel_at(id)];
             assert!(
-                channel.waiting() == 0 || !self.model.may_have(client),
+                channel.waiting() == 0 || !self.model.may_have(client, free),
                 "client {client} could have a message of {channel:?}"
             );
             assert!(seat.expected.is_empty());

@@ -26,7 +26,7 @@ pub(crate) const HTTP: usize = 2;
 const TOPICS: usize = 4;
 const CHANNELS: usize = 6;
 /// Messages in flight in each channel.
-const IN_FLIGHT: usize = 100;
+const IN_FLIGHT: usize = 25;
 /// Bytes for messages.
 const STORE: usize = 24 * 1024;
 /// Bytes read at once.

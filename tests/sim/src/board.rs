@@ -32,7 +32,7 @@ use crate::world::{Clock, Dials, Listens, Port, Role, World};
 const TOPICS: usize = 4;
 const CHANNELS: usize = 6;
 const CLIENTS: usize = 4;
-const IN_FLIGHT: usize = 100;
+const IN_FLIGHT: usize = 25;
 const HTTP: usize = 2;
 const PEERS: usize = 2;
 const RX: usize = 256;

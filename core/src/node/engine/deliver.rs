@@ -1,6 +1,7 @@
 //! Messages on their way out, and what their clients answer.
 
 use super::{ATTEMPTS_MAX, Delivery, NotYours, SKIPS_MAX, Shared};
+use crate::node::Full;
 use crate::node::store::{Lane, NIL};
 use crate::node::table::{Entry, NONE, Seat, Used};
 use crate::time::{Instant, Span};
@@ -26,7 +27,8 @@ impl Shared<'_> {
             if channel.queued == 0 && channel.requeued.len == 0 {
                 return None;
             }
-            if !self.may_have_entry(id, at) || self.yields(id, at) {
+            if !self.may_have_entry(id, at) || !self.may_have_blocks(id, at) || self.yields(id, at)
+            {
                 return None;
             }
             let lane = self.channel(at)?.lane;
@@ -105,6 +107,35 @@ impl Shared<'_> {
         let may = free > owed;
         if !may && let Some(channel) = self.channel_mut(at) {
             channel.starved = true;
+        }
+        may
+    }
+
+    /// Whether a client may have one more message, where the application's are to find room whatever
+    /// clients do. While no more than its reserve is free, who has a message gets none as long as the
+    /// channel has in flight of the application's its part of half the reserve. As many channels as
+    /// there are clients can be consumed.
+    fn may_have_blocks(&mut self, id: u8, at: u8) -> bool {
+        let free = self.store.free().saturating_sub(self.store.reserved());
+        if self.config.full != Full::DropAnswered
+            || free > self.reserve
+            || self.seat(id).is_none_or(|seat| seat.in_flight == 0)
+        {
+            return true;
+        }
+        let entries = self.entries.get(self.range(at)).unwrap_or_default();
+        let own = entries
+            .iter()
+            .filter(|entry| entry.message != NIL && self.store.is_own(entry.message))
+            .map(|entry| self.store.layout().blocks(self.store.len(entry.message)))
+            .fold(0, u32::saturating_add);
+        let parts = (self.seats.len() as u32).saturating_mul(2);
+        let may = own.saturating_mul(parts) < self.reserve.into();
+        if !may {
+            if let Some(channel) = self.channel_mut(at) {
+                channel.starved = true;
+            }
+            self.wanted = true;
         }
         may
     }

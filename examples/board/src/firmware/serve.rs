@@ -26,7 +26,7 @@ pub(super) const HTTP: usize = 2;
 pub(super) const TOPICS: usize = super::upstream::TOPICS + 1;
 pub(super) const CHANNELS: usize = 6;
 /// Messages in flight in each channel.
-const IN_FLIGHT: usize = 100;
+const IN_FLIGHT: usize = 25;
 /// Bytes read at once.
 const RX: usize = 256;
 /// nsqd's ports.
