@@ -48,8 +48,6 @@ pub struct Failure {
 
 /// One of so many worlds has a board and hostile clients.
 const HOSTILE: u64 = 8;
-/// The first seed of which that is so: today's node does not stand it.
-const FIRST_WORLD: u64 = 1 << 32;
 /// The first of these, behind the board and its consumer.
 const FIRST_HOSTILE: usize = 2;
 
@@ -78,7 +76,7 @@ pub fn live(seed: u64, keep: Option<&[usize]>, trace: bool) -> Report {
     watch::begin(trace);
     FAILURE.set(None);
     let mut random = Random::new(seed);
-    let hostile = seed >= FIRST_WORLD && seed % HOSTILE == HOSTILE / 2;
+    let hostile = seed % HOSTILE == HOSTILE / 2;
     let mut stage = if hostile { Stage::hostile(&mut random) } else { Stage::new(&mut random) };
     let (actors, hosts) = (stage.slots.len(), stage.hosts);
     let dice = &mut random.fork();
