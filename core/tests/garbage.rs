@@ -182,7 +182,7 @@ fn five_million_bytes_of_garbage_to_a_consumers_connection() {
     let mut ring = [0; 256];
     let mut storage = Storage::<1, 4>::new();
     let mut consumer = Consumer::new(&CONSUME, &mut storage, &nsqds, &mut ring).unwrap();
-    let mut garbage = Garbage(Jitter::new(9));
+    let mut garbage = Garbage(Jitter::new(2));
     let mut now = Instant::from_millis(1);
     let (mut fed, mut faults, mut tokens) = (0, 0, Vec::new());
     while fed < TOTAL {
