@@ -26,7 +26,14 @@
 //!
 //! Where no seat fails, the first nsqd behind the cursor (of all sources) gets the seat of the one that came
 //! first, once in `rotate`; not one that just failed, but for once in five such times. If it does not come up, others that
-//! nothing is known of are tried for an eighth of that time; then the one that had to leave gets the seat back.
+//! nothing is known of are tried for an eighth of that time; then the one that had to leave gets the seat back. If that one fails then, it
+//! makes room as others do.
+//!
+//! As many nsqds that work as there are seats are found soon among any number that do not: there is always a seat to try
+//! with. When all seats are those of nsqds that work, and still more work, these wait for a turn: each has one within two
+//! laps, and among many that do not work a turn may be the time of one of those. So with more nsqds that work than
+//! connections, messages of some may wait for twice as many times [`Config::rotate`](super::Config::rotate) or
+//! [`Config::lookup_interval`](super::Config::lookup_interval), whichever is longer, as nsqds are listed.
 //!
 //! | what is remembered | bound |
 //! |---|---|
@@ -305,6 +312,10 @@ impl<'a> Directory<'a> {
 
     /// A connection does not come up. Says whether others wait.
     pub(super) fn fail(&mut self, id: u8) -> bool {
+        if self.hash_at(id.into()) == self.back {
+            // It had its seat back, or has no more right to it than others.
+            self.back = 0;
+        }
         if let Some(seat) = self.seat_mut(id).filter(|seat| !seat.is_empty()) {
             seat.fails = true;
             self.soon |= self.waiting;
@@ -869,6 +880,31 @@ mod tests {
                 try_all(directory, &all);
                 a.lists(directory, minutes * 60, &all);
             }
+        });
+    }
+
+    #[test]
+    fn one_that_got_its_seat_back_and_fails_makes_room() {
+        with(1, &[], |directory| {
+            let mut a = Source::new(1);
+            let all = [1, 2, 3, 4, 5, 6];
+            a.lists(directory, 0, &all);
+            // It is still being dialed.
+            a.lists(directory, 1, &all);
+            a.lists(directory, 61, &all);
+            assert_ne!(ports(directory), [1], "the turn of another one");
+            try_all(directory, &[]);
+            a.lists(directory, 70, &all);
+            assert_eq!(ports(directory), [1], "that one does not work");
+            let mut tried = Vec::new();
+            for secs in 71..77 {
+                try_all(directory, &[]);
+                a.lists(directory, secs, &all);
+                tried.extend(ports(directory));
+            }
+            tried.sort_unstable();
+            tried.dedup();
+            assert!(tried.len() >= 5, "each one is tried: {tried:?}");
         });
     }
 
