@@ -24,6 +24,11 @@ pub(crate) trait Actor {
     /// A server understood something on a connection of this actor's.
     fn seen(&mut self, session: Session, conn: ConnId, seen: Seen);
 
+    /// Whether its process is to begin anew when the faults are over.
+    fn begins_anew(&mut self) -> bool {
+        false
+    }
+
     /// The process is dead.
     fn died(&mut self) {}
 }

@@ -10,7 +10,7 @@ use std::task::{Context, Poll};
 
 use embassy_sync::blocking_mutex::raw::NoopRawMutex;
 use nanonsq_core::address::Address;
-use nanonsq_core::consume::{Config, ConnectionState, Exhausted, TooLarge};
+use nanonsq_core::consume::{self, Config, ConnectionEvent, ConnectionState, Exhausted, TooLarge};
 use nanonsq_core::drive::consumer::{self, Dialers, Handle, Message, Sources};
 use nanonsq_core::name::{ChannelName, TopicName};
 use nanonsq_core::session::{Closed, Fault, Session as _};
@@ -21,11 +21,13 @@ use crate::actor::{Actor, Desk, ORDERS, Order, Process, RUNNER, favour, until};
 use crate::exec::application;
 use crate::publisher::SECRET;
 use crate::random::Random;
+use crate::schedule::FAULTY;
 use crate::server::{ConnId, Seen};
 use crate::watch::{self, Event, Session};
+use crate::web::REFUSES;
 use crate::world::{Clock, Dials, World};
 
-const CONNECTIONS: usize = 2;
+pub(crate) const CONNECTIONS: usize = 2;
 const MESSAGES: usize = 6;
 const LOOKUPDS: usize = 2;
 /// Bytes of the ring for each message: one with a longer body takes several.
@@ -62,6 +64,10 @@ struct Setup {
     hoards: bool,
     /// What its application does more than anything else.
     favourite: u64,
+    /// The lists have so many that are never to be reached.
+    dead: usize,
+    /// They have one that takes nobody.
+    refuses: bool,
 }
 
 /// What is known of all messages, of this process and of those before.
@@ -79,6 +85,12 @@ struct Ledger {
     stopped: bool,
     /// The RDY of each connection when it was looked at last.
     rdy: [u16; CONNECTIONS],
+    /// When it began, with nothing wrong but that many are never to be reached, and has not found
+    /// those that are.
+    began: Option<u64>,
+    /// When it was connected to each nsqd, and refused for good by one, last.
+    connected: BTreeMap<String, u64>,
+    refused: Option<u64>,
 }
 
 /// An nsqd and the number of a message there.
@@ -171,6 +183,8 @@ impl Subscriber {
             quick,
             hoards: !quick && random.one_in(3),
             favourite: random.below(10),
+            dead: 0,
+            refuses: false,
         };
         watch::say(|| {
             format!("node{me} consumes from {:?}, {:?}: {config:?}", setup.nsqds, setup.lookupds)
@@ -184,6 +198,9 @@ impl Subscriber {
             stop: false,
             stopped: false,
             rdy: [0; CONNECTIONS],
+            began: None,
+            connected: BTreeMap::new(),
+            refused: None,
         };
         Self {
             world: world.clone(),
@@ -191,6 +208,33 @@ impl Subscriber {
             setup: Rc::new(setup),
             state: Rc::new(RefCell::new(ledger)),
         }
+    }
+}
+
+impl Subscriber {
+    /// The lists have so many nsqds that are never to be reached, and maybe one that takes nobody,
+    /// beside the others.
+    pub(crate) fn among(mut self, dead: usize, refuses: bool) -> Self {
+        let setup = Rc::get_mut(&mut self.setup).expect("nobody else has it yet");
+        setup.dead = dead;
+        setup.refuses = refuses;
+        if setup.is_crowded() {
+            // So that all have their turn before the world ends.
+            setup.config.lookup_interval = Span::from_secs(4);
+        }
+        self
+    }
+}
+
+impl Setup {
+    /// Those that work take turns, and there are others that do not.
+    fn is_crowded(&self) -> bool {
+        self.reached.len() > CONNECTIONS && (self.dead > 0 || self.refuses)
+    }
+
+    /// How many are listed that do not work.
+    fn useless(&self) -> usize {
+        self.dead + usize::from(self.refuses)
     }
 }
 
@@ -232,11 +276,23 @@ impl Actor for Subscriber {
             Seen::Refused { words } => {
                 // Another kind of server may have been dialed, a connection may break anywhere,
                 // and a server that exits takes nobody.
-                let fair = ["E_BAD_PROTOCOL", "E_SUB_FAILED", "E_AUTH_FAILED", "failed to read"];
+                let fair = [
+                    "E_BAD_PROTOCOL",
+                    "E_SUB_FAILED",
+                    "E_AUTH_FAILED",
+                    "failed to read",
+                    "TLS required",
+                ];
                 assert!(fair.iter().any(|fair| words.contains(fair)), "nsqd refuses: {words}");
             }
             Seen::Opened | Seen::Stored { .. } | Seen::Overdue(_) => {}
         }
+    }
+
+    fn begins_anew(&mut self) -> bool {
+        let began = (self.setup.useless() > 0).then(|| self.world.now());
+        self.state.borrow_mut().began = began;
+        began.is_some()
     }
 
     fn died(&mut self) {
@@ -246,6 +302,7 @@ impl Actor for Subscriber {
         ledger.hungry = true;
         ledger.max = self.setup.config.max_in_flight;
         ledger.rdy = [0; CONNECTIONS];
+        ledger.refused = None;
     }
 }
 
@@ -296,6 +353,12 @@ async fn run(
         loop {
             let event = handle.event().await;
             watch::tell((me, 0), || format!("tells {event:?}"));
+            if let consume::Event::Connection { index, event } = event {
+                let address =
+                    handle.look(|consumer| consumer.status(index)?.address.cloned()).flatten();
+                let host = address.map(|address| address.host().to_owned()).unwrap_or_default();
+                state.borrow_mut().on_event(event, host, &setup, &world);
+            }
         }
     });
     let mut taking = pin!(async {
@@ -368,6 +431,7 @@ async fn run(
                     _ => drop(application(|| stopping.as_mut().poll(cx))),
                 }
                 check(&handle, &mut state.borrow_mut());
+                check_found(&handle, &mut state.borrow_mut(), &setup, world.now());
             }
             let holds = held.borrow().len();
             check_quiet(&handle, &state.borrow(), &setup, &world, holds, me);
@@ -436,6 +500,21 @@ fn check(handle: &Consumer<'_>, ledger: &mut Ledger) {
     });
 }
 
+/// How long finding those that work may take among so many that do not, in microseconds.
+const FOUND: u64 = 45_000_000;
+
+/// Those that work are found soon among those that do not.
+fn check_found(handle: &Consumer<'_>, ledger: &mut Ledger, setup: &Setup, now: u64) {
+    let Some(began) = ledger.began else { return };
+    let counters = handle.counters();
+    if ledger.stop || counters.connections as usize >= setup.reached.len().min(CONNECTIONS) {
+        watch::count("found among dead ones");
+        ledger.began = None;
+        return;
+    }
+    assert!(now < began + FOUND, "{} found among the dead in time", counters.connections);
+}
+
 /// So when nothing more moves.
 fn check_quiet(
     handle: &Consumer<'_>,
@@ -470,6 +549,25 @@ fn check_quiet(
 }
 
 impl Ledger {
+    /// It is connected to an nsqd, or not.
+    fn on_event(&mut self, event: ConnectionEvent, host: String, setup: &Setup, world: &World) {
+        let now = world.now();
+        match event {
+            ConnectionEvent::Connected => drop(self.connected.insert(host, now)),
+            ConnectionEvent::LeftOut(_) if host == REFUSES => {
+                watch::count("refused for good");
+                let before = self.refused.replace(now);
+                // Nobody waits for its place, and clocks do not jump.
+                let alone = setup.dead == 0 && setup.reached.len() < CONNECTIONS;
+                if let Some(before) = before.filter(|at| alone && *at > FAULTY * 1000) {
+                    let pause = u64::from(setup.config.left_out_for.as_millis()) * 1000;
+                    assert!(now >= before + pause, "asked again after {} us", now - before);
+                }
+            }
+            _ => {}
+        }
+    }
+
     /// The application is given a message; none if a server made it up.
     fn take(&mut self, message: &Taken<'_>, config: &Config<'_>) -> Option<Name> {
         let attempts = message.head().expect("not within a look").attempts;
@@ -627,6 +725,14 @@ fn finish(handle: &Consumer<'_>, world: &World, setup: &Setup, ledger: &Ledger) 
         return;
     }
     for &host in &setup.reached {
+        if setup.is_crowded() {
+            // With more that work than connections, among others that do not, messages wait for
+            // a turn: each has one.
+            let last = ledger.connected.get(&format!("nsqd{host}"));
+            let had = last.is_some_and(|at| *at > FAULTY * 1000);
+            assert!(had, "nsqd{host} had no turn: {:?}", ledger.connected);
+            continue;
+        }
         let left = world.unfinished(host, "feed");
         let shown = left.first().map(|body| body.escape_ascii().to_string());
         assert!(left.is_empty(), "{} messages are left at nsqd{host}: {shown:?}", left.len());
@@ -637,7 +743,7 @@ fn finish(handle: &Consumer<'_>, world: &World, setup: &Setup, ledger: &Ledger) 
         let is_ready = |n: &usize| status(*n).state == ConnectionState::Ready;
         let ready = (0..CONNECTIONS).filter(is_ready).count();
         // With more nsqds than seats one may just be on its way.
-        let turns = setup.reached.len() > CONNECTIONS;
+        let turns = setup.reached.len() + setup.useless() > CONNECTIONS;
         assert!(ready == seats || turns, "{ready} connected of {seats}, though nothing is wrong");
         assert_eq!(consumer.waiting(), 0, "messages wait, though nothing is wrong");
         if !turns && !consumer.is_backing_off() {

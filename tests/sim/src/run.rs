@@ -8,7 +8,7 @@ use std::task::{Context, Waker};
 
 use crate::actor::{Actor, Desk, Order, Process};
 use crate::board::{Board, Consumer, Ledger};
-use crate::consumer::Subscriber;
+use crate::consumer::{CONNECTIONS, Subscriber};
 use crate::directory::Lists;
 use crate::exec::take_woken;
 use crate::hostile::Hostile;
@@ -21,7 +21,7 @@ use crate::registrar::{PING_MAX, Registrar};
 use crate::schedule::{self, FAULTY, Restart, SETTLED, Step, What};
 use crate::visitor::Visitor;
 use crate::watch::{self, Coverage};
-use crate::web::Web;
+use crate::web::{REFUSES, Web};
 use crate::world::{Due, World};
 
 /// What came of a world.
@@ -250,9 +250,22 @@ impl Stage {
         for n in 0..hosts[1] {
             world.add_host(format!("lookup{n}"), Box::new(Nsqlookupd::new(PING_MAX)));
         }
+        // Some lists are full of nsqds that are long gone, each list of others, or have one that
+        // takes nobody.
+        let dead = if webs > 0 { random.pick(&[0, 0, 8, 20]) } else { 0 };
+        let dead = if nsqds > CONNECTIONS { dead.min(8) } else { dead };
+        let refuses = webs > 0 && random.one_in(2);
         for n in 0..webs {
             let all = (0..nsqds).map(|n| format!("nsqd{n}")).collect();
-            world.add_host(format!("web{n}"), Box::new(Web::new(all, Known::default())));
+            let mut web = Web::new(all, Known::default()).with_dead(n * dead, dead / webs, random);
+            if refuses {
+                web = web.with(REFUSES);
+            }
+            world.add_host(format!("web{n}"), Box::new(web));
+        }
+        if refuses {
+            let settings = nsqd_settings(auth, rdy.into(), true, most);
+            world.add_host(REFUSES.into(), Box::new(Nsqd::new(settings)));
         }
         let mut slots = Vec::new();
         for me in 0..actors {
@@ -261,7 +274,9 @@ impl Stage {
             } else if me < publishers + registrars {
                 Box::new(Registrar::new(&world, me, lookupds, random))
             } else {
-                Box::new(Subscriber::new(&world, me, nsqds, webs, (auth, rdy, false), random))
+                let subscriber =
+                    Subscriber::new(&world, me, nsqds, webs, (auth, rdy, false), random);
+                Box::new(subscriber.among(dead, refuses))
             };
             slots.push(Slot { actor, process: None });
             world.push(0, Due::Start(me));
@@ -280,6 +295,13 @@ impl Stage {
                 Due::Calm => {
                     watch::say(|| "no more faults".into());
                     self.world.heal();
+                    for slot in &mut self.slots {
+                        if slot.process.is_some() && slot.actor.begins_anew() {
+                            slot.process = None;
+                            slot.actor.died();
+                            slot.process = Some(slot.actor.start());
+                        }
+                    }
                 }
                 Due::Settled => {
                     watch::say(|| "everything should be well".into());

@@ -13,6 +13,8 @@ use crate::watch::Event;
 pub(crate) struct Web {
     /// The hosts that it lists, but for those an administrator tombstoned.
     nsqds: Vec<String>,
+    /// Those that are never to be reached, as they are listed.
+    others: String,
     /// What its other side has heard of.
     known: Known,
     hidden: BTreeSet<usize>,
@@ -26,12 +28,40 @@ impl Web {
     pub(crate) fn new(nsqds: Vec<String>, known: Known) -> Self {
         Self {
             nsqds,
+            others: String::new(),
             known,
             hidden: BTreeSet::new(),
             exiting: false,
             connections: BTreeMap::new(),
             asked: 0,
         }
+    }
+
+    /// It lists so many others as well, of whom nobody is ever to be reached, and some that nobody
+    /// can use.
+    pub(crate) fn with_dead(mut self, first: usize, dead: usize, random: &mut Random) -> Self {
+        for n in first..first + dead {
+            // Refused at once, or never answered.
+            let name = if random.one_in(2) { "gone" } else { HOLE };
+            self = self.with(&format!("{name}{n}"));
+            if random.one_in(4) {
+                self.others.push_str(random.pick(&[
+                    "{\"broadcast_address\":\"[::1]\",\"tcp_port\":4150},",
+                    "{\"broadcast_address\":\"nsqd0\",\"tcp_port\":0},",
+                    "{\"broadcast_address\":\"nsqd0\",\"tcp_port\":\"4150\"},",
+                    "{\"broadcast_address\":\"nsqd0\",\"tcp_port\":70000},",
+                    "{\"tcp_port\":4150},",
+                    "{},",
+                ]));
+            }
+        }
+        self
+    }
+
+    /// It lists one more.
+    pub(crate) fn with(mut self, name: &str) -> Self {
+        self.others.push_str(&format!("{{\"broadcast_address\":\"{name}\",\"tcp_port\":4150}},"));
+        self
     }
 
     fn channels(&self, topic: &str) -> String {
@@ -52,9 +82,16 @@ impl Web {
             })
             .collect();
         let known = !producers.is_empty();
-        known.then(|| format!("{{\"channels\":[\"c\"],\"producers\":[{}]}}", producers.join(",")))
+        let (others, producers) = (&self.others, producers.join(","));
+        known.then(|| format!("{{\"channels\":[\"c\"],\"producers\":[{others}{producers}]}}"))
     }
 }
+
+/// The name of a host that never answers a dial begins with this.
+pub(crate) const HOLE: &str = "hole";
+
+/// The name of an nsqd that requires TLS.
+pub(crate) const REFUSES: &str = "closed";
 
 /// How one asks for a topic's channels.
 const CHANNELS: &str = "GET /channels?topic=";

@@ -13,6 +13,7 @@ use nanonsq_core::time::Instant;
 use super::{DELAY_MAX, DIALS_MAX, Dial, Due, World};
 use crate::server::ConnId;
 use crate::watch::{self, Event, Session};
+use crate::web::HOLE;
 
 #[derive(Clone, Copy)]
 enum Whose {
@@ -157,7 +158,9 @@ impl Dialer for Dials {
             let dial = Dial { session: *session, host, waker: None, result: None };
             inner.dials.insert(id, dial);
             let delay = inner.random.between(100, DELAY_MAX);
-            inner.push(inner.now + delay, Due::Dial(id));
+            if !name.starts_with(HOLE) {
+                inner.push(inner.now + delay, Due::Dial(id));
+            }
             id
         };
         watch::tell(*session, || format!("dials {address}"));
