@@ -264,6 +264,7 @@ async fn watch(args: &Args, consumer: &Consuming<'_>) -> String {
     let mut was_connected = false;
     // Given ones that never will do, each with why.
     let mut hopeless: Vec<(Address, String)> = Vec::new();
+    let mut said_all = false;
     loop {
         match consumer.event().await {
             Event::Connection { index, event } => {
@@ -313,11 +314,17 @@ async fn watch(args: &Args, consumer: &Consuming<'_>) -> String {
                             }
                             nsqd.told.push(line);
                         }
+                        // Others may be listed soon.
+                        if left_out && !said_all && are_all(&hopeless, consumer) {
+                            warn!("all nsqds refuse for good; waiting for others to be listed");
+                            said_all = true;
+                        }
                     }
                     _ => {
                         info!("connected to nsqd {name}");
                         was_connected = true;
                         hopeless.clear();
+                        said_all = false;
                         nsqd.is_up = true;
                         nsqd.told.clear();
                     }
@@ -365,6 +372,16 @@ async fn watch(args: &Args, consumer: &Consuming<'_>) -> String {
             _ => {}
         }
     }
+}
+
+/// Whether each nsqd that is listed is one of these.
+fn are_all(hopeless: &[(Address, String)], consumer: &Consuming<'_>) -> bool {
+    let others = consumer.look(|consumer| {
+        let mut listed = (0..CONNECTIONS).filter_map(|index| consumer.status(index)?.address);
+        let is_in = |listed| hopeless.iter().any(|(known, _)| known == listed);
+        consumer.unserved() > 0 || listed.any(|listed| !is_in(listed))
+    });
+    others == Some(false)
 }
 
 /// A producer that nobody can connect to, as it is listed.

@@ -342,3 +342,120 @@ async fn while_somebody_else_takes_them_nothing_ends() {
     run.write("b\n").await;
     run.finish().await.expect(0, &["2 acknowledged, 0 rejected", "E_AUTH_FIRST", "left out"]);
 }
+
+#[tokio::test]
+async fn subscribing_at_an_nsqd_that_requires_tls() {
+    let peers = require_peers!();
+    let (tls, _dir) = start_with_tls(&peers).await;
+    let start = Instant::now();
+    let ended = Run::subscribe(tls.tcp_address(), &[]).end().await;
+    assert!(start.elapsed() < HOPELESS, "{:?}", start.elapsed());
+    let said = format!("error: nsqd {}: requires TLS", tls.tcp_address());
+    ended.expect(1, &[&said]);
+    assert!(!ended.said.contains("trying again"), "{}", ended.said);
+    // Of two that are given, it is left out.
+    let good = start_nsqd(&peers).await;
+    good.post("/pub?topic=t", b"a").await;
+    let other = good.tcp_address().to_string();
+    let more = ["--nsqd-tcp-address", &other];
+    let run = Run::subscribe(tls.tcp_address(), &more);
+    run.until_it_prints(1).await;
+    run.until_it_says("left out").await;
+    run.signal(Signal::INT);
+    let ended = run.end().await;
+    ended.expect(0, &["1 received, 1 finished"]);
+    assert_eq!(ended.printed, ["a"]);
+    let warnings = ended.lines("warn");
+    assert_eq!(warnings.len(), 1, "{}", ended.said);
+    assert!(warnings[0].contains("requires TLS") && warnings[0].contains("left out"));
+}
+
+/// An nsqlookupd that lists these, whatever it is asked.
+async fn listing(producers: &[String]) -> String {
+    let body = format!("{{\"channels\":[\"c\"],\"producers\":[{}]}}", producers.join(","));
+    let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let _ = stream.read(&mut [0; 4096]).await;
+            let _ = stream.write_all(answer.as_bytes()).await;
+        }
+    });
+    address.to_string()
+}
+
+fn producer(host: &str, port: impl std::fmt::Display) -> String {
+    format!("{{\"broadcast_address\":\"{host}\",\"tcp_port\":{port}}}")
+}
+
+fn at(address: SocketAddr) -> String {
+    producer(&address.ip().to_string(), address.port())
+}
+
+/// `nanonsq sub` with what an nsqlookupd lists.
+fn find(lookupd: &str, more: &[&str]) -> Run {
+    let args = ["sub", "--topic", "t", "--channel", "c", "--lookupd-http-address", lookupd];
+    Run::start(&[&args[..], more].concat())
+}
+
+#[tokio::test]
+async fn what_an_nsqlookupd_lists_and_nobody_can_use_is_named_once() {
+    let peers = require_peers!();
+    let good = start_nsqd(&peers).await;
+    good.post("/pub?topic=t", b"a").await;
+    let bad = [
+        (producer("127.0.0.1", 0), "tcp_port is not a number from 1 to 65535"),
+        (producer("127.0.0.2", "\"4150\""), "tcp_port is not a number from 1 to 65535"),
+        (producer("[::1]", 4150), "IPv6 addresses have no brackets"),
+        (producer(&"h".repeat(97), 4150), "broadcast_address is too long"),
+    ];
+    for (bad, says) in bad {
+        let lookupd = listing(&[bad, at(good.tcp_address())]).await;
+        let run = find(&lookupd, &["--lookupd-poll-interval=200"]);
+        let lists =
+            format!("nsqlookupd {lookupd} lists 2 nsqd for t, 1 of them with a bad address");
+        run.until_it_says(&lists).await;
+        run.until_it_says("connected to nsqd").await;
+        // Asked five times.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        run.signal(Signal::INT);
+        let ended = run.end().await;
+        let named = ended.said.matches(says).count();
+        assert_eq!((ended.code, named), (Some(0), 1), "{says}: {}", ended.said);
+        assert_eq!(ended.lines("warn").len(), 1, "{says}: {}", ended.said);
+    }
+}
+
+#[tokio::test]
+async fn one_that_works_is_found_among_dead_ones() {
+    let peers = require_peers!();
+    let good = start_nsqd(&peers).await;
+    good.post("/pub?topic=t", b"a").await;
+    // Bound, so that nobody else listens there, and not listening.
+    let dead: Vec<_> = (0..40).map(|_| std::net::UdpSocket::bind("127.0.0.1:0").unwrap()).collect();
+    let mut all: Vec<_> = dead.iter().map(|dead| at(dead.local_addr().unwrap())).collect();
+    all.insert(20, at(good.tcp_address()));
+    let lookupd = listing(&all).await;
+    let start = Instant::now();
+    let ended = find(&lookupd, &["-n", "1"]).end().await;
+    assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
+    ended.expect(0, &["1 received, 1 finished"]);
+    assert_eq!(ended.printed, ["a"]);
+}
+
+/// It goes on: others may be listed soon.
+#[tokio::test]
+async fn all_that_an_nsqlookupd_lists_refuse_for_good() {
+    let peers = require_peers!();
+    let (tls, _dir) = start_with_tls(&peers).await;
+    let lookupd = listing(&[at(tls.tcp_address())]).await;
+    let run = find(&lookupd, &["--lookupd-poll-interval=200"]);
+    let said = "all nsqds refuse for good; waiting for others to be listed";
+    run.until_it_says(said).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    run.signal(Signal::INT);
+    let ended = run.end().await;
+    ended.expect(0, &["requires TLS", "left out"]);
+    assert_eq!(ended.said.matches(said).count(), 1, "{}", ended.said);
+}
