@@ -1022,12 +1022,16 @@ async fn auth_is_spoken_with_an_nsqd_that_requires_it() {
     let forbidden = Config { channel: channel("d"), ..with(Some(b"open-sesame")) };
     for (config, expected) in [
         (with(None), Fault::AuthRequired),
-        (with(Some(b"wrong")), Fault::Refused(ErrorCode::AuthFailed)),
-        (forbidden, Fault::Refused(ErrorCode::Unauthorized)),
+        (with(Some(b"wrong")), Fault::AuthRefused),
+        (forbidden, Fault::AuthRefused),
     ] {
         let consumer = Consumer::start(config, &[nsqd.tcp_address()], &[]);
-        let why = tokio::time::timeout(SOON, disconnected(&consumer)).await;
-        assert_eq!(why, Ok(Closed::Fault(expected)));
+        let event = tokio::time::timeout(SOON, consumer.handle.event()).await;
+        let event = event.expect("the consumer tells");
+        assert_eq!(
+            event,
+            Event::Connection { index: 0, event: ConnectionEvent::LeftOut(expected) }
+        );
     }
 }
 

@@ -84,6 +84,8 @@ async fn listed_within_a_second_of_a_restart() {
         node.register(&["t/c"]);
         node.handle.settled().await;
         for down in [0, 50, 300, 1500, 3000] {
+            // One that goes within a second of listing a node is taken for one that hangs up.
+            tokio::time::sleep(Duration::from_millis(1200)).await;
             lookupd.kill().await;
             tokio::time::sleep(Duration::from_millis(down)).await;
             lookupd.start_again().await;

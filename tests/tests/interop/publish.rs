@@ -304,14 +304,12 @@ async fn auth_is_spoken_with_an_nsqd_that_requires_it() {
         Outcome::Rejected(ErrorCode::Unauthorized)
     );
 
-    for (secret, expected) in [
-        (None, SessionFault::AuthRequired),
-        (Some(&b"wrong"[..]), SessionFault::Refused(ErrorCode::AuthFailed)),
-    ] {
+    for (secret, why) in
+        [(None, SessionFault::AuthRequired), (Some(&b"wrong"[..]), SessionFault::AuthRefused)]
+    {
         let publisher = Publisher::start(with(secret), &[nsqd.tcp_address()], OUTBOX);
         let event = publisher.handle.event().await;
-        let why = Closed::Fault(expected);
-        assert_eq!(event, Event::Disconnected { nsqd: 0, why });
+        assert_eq!(event, Event::LeftOut { nsqd: 0, why });
     }
 }
 
