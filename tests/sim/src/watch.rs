@@ -436,12 +436,18 @@ pub(crate) fn event(session: Session, event: Event) {
     });
 }
 
-/// Something happens on a connection that was accepted. With more callers than places a listener
-/// serves another session than its own; while that one has no connection its state says nothing.
+/// Whether it is the session of a listener that has none of its own.
+pub(crate) fn is_spare(session: Session) -> bool {
+    WATCH.with_borrow(|watch| watch.sessions.get(session).is_some_and(|it| it.kind == BUSY))
+}
+
+/// Something happens on a connection that was accepted. The spare listener serves another session
+/// than its own if it can; while its own has no connection its state says nothing.
 pub(crate) fn event_of_listener(session: Session, what: Event) {
     let up = WATCH.with_borrow(|watch| watch.sessions.get(session).is_some_and(|it| it.state > 0));
     // A caller comes when there is no connection, all else happens when there is one.
-    if up != (what == Event::Up) {
+    let comes = matches!(what, Event::Up | Event::DialFailed);
+    if up != comes {
         event(session, what);
     }
 }

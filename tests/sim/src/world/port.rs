@@ -32,6 +32,11 @@ struct Desk {
     accepting: BTreeMap<Session, Waker>,
     ends: BTreeMap<ConnId, End>,
     listings: BTreeMap<ConnId, BTreeSet<String>>,
+    /// How many connections listeners hold.
+    held: usize,
+    /// Since all of them were last without one, the spare listener took one: from then on a listener
+    /// may serve another session than its own.
+    mixed: bool,
     /// What somebody wants to have published, and whom to tell.
     fed: VecDeque<(String, Vec<u8>)>,
     feeder: Option<Waker>,
@@ -95,6 +100,16 @@ impl Port {
     pub(crate) fn conn_of(from: SocketAddr) -> ConnId {
         let SocketAddr::V4(from) = from else { panic!("not one of ours") };
         u64::from(u32::from(*from.ip())) << 16 | u64::from(from.port())
+    }
+}
+
+impl Desk {
+    /// Something happens to a listener or its connection. It is not known of which session the
+    /// connection is while that may be another's than the listener's.
+    fn event(&self, session: Session, event: Event) {
+        if !self.mixed || watch::is_spare(session) {
+            watch::event_of_listener(session, event);
+        }
     }
 }
 
@@ -238,10 +253,13 @@ impl Listener for Listens {
                     conn.clean = false;
                 }
                 inner.moves[session.0] += 1;
-                watch::event(*session, Event::DialFailed);
+                desk.event(*session, Event::DialFailed);
                 return Poll::Ready(None);
             }
             desk.backlog.pop_front();
+            desk.held += 1;
+            desk.mixed |= watch::is_spare(*session);
+            desk.event(*session, Event::Up);
             inner.moves[session.0] += 1;
             // All places were taken for a while: it may be answered late.
             let waited = desk.ends.get(&id).is_some_and(|end| end.since < inner.now);
@@ -253,7 +271,6 @@ impl Listener for Listens {
         .await;
         drop(guard);
         let Some(id) = id else { return Err(DialError::NoSocket) };
-        watch::event_of_listener(*session, Event::Up);
         watch::tell(*session, || format!("accepts connection {id}"));
         if let Some(tap) = tap {
             tap.borrow_mut().open(id);
@@ -301,12 +318,10 @@ impl Transport for Socket {
                 return Poll::Pending;
             }
             inner.moves[self.session.0] += 1;
-            watch::event_of_listener(
-                self.session,
-                if end.gone { Event::ReadError } else { Event::End },
-            );
+            let gone = end.gone;
+            desk.event(self.session, if gone { Event::ReadError } else { Event::End });
             let reset = Poll::Ready(Err(TransportError::Reset));
-            return if end.gone { reset } else { Poll::Ready(Ok(0)) };
+            return if gone { reset } else { Poll::Ready(Ok(0)) };
         }
         let piece = inner.conns.get(self.id).map_or(10_000, |conn| conn.piece);
         let most = inner.random.between(1, piece) as usize;
@@ -314,7 +329,7 @@ impl Transport for Socket {
         for (to, from) in buf.iter_mut().zip(end.rx.drain(..n)) {
             *to = from;
         }
-        watch::event_of_listener(self.session, Event::Heard);
+        desk.event(self.session, Event::Heard);
         watch::tell(self.session, || format!("reads {}", buf[..n].escape_ascii()));
         inner.moves[self.session.0] += 1;
         self.tap(inner, |tap, now| tap.read(self.id, &buf[..n], now));
@@ -338,7 +353,7 @@ impl Transport for Socket {
         let end = desk.ends.get_mut(&self.id).expect("an end that is held");
         let conn = inner.conns.get_mut(self.id).filter(|_| !end.gone);
         let Some(conn) = conn else {
-            watch::event_of_listener(self.session, Event::WriteError);
+            desk.event(self.session, Event::WriteError);
             return Poll::Ready(Err(TransportError::Reset));
         };
         let unread: usize = conn.rx.iter().map(|(_, bytes)| bytes.len()).sum();
@@ -347,15 +362,15 @@ impl Transport for Socket {
             .min(WINDOW)
             .saturating_sub(conn.down.bytes + unread.saturating_sub(conn.read));
         if room == 0 {
-            watch::event_of_listener(self.session, Event::Blocked);
             end.writer = Some(cx.waker().clone());
+            desk.event(self.session, Event::Blocked);
             return Poll::Pending;
         }
         let most = inner.random.between(1, conn.piece) as usize;
         let n = bytes.len().min(room).min(most);
         let event = if n < bytes.len() { Event::WrotePart } else { Event::Wrote };
         let taken = take(bytes, n);
-        watch::event_of_listener(self.session, event);
+        desk.event(self.session, event);
         watch::tell(self.session, || format!("writes {}", taken.escape_ascii()));
         inner.moves[self.session.0] += 1;
         let Some(tap) = &self.tap else {
@@ -394,7 +409,12 @@ impl Drop for Socket {
         }
         let inner = &mut *self.world.0.borrow_mut();
         inner.moves[self.session.0] += 1;
-        let end = self.port.0.borrow_mut().ends.remove(&self.id);
+        let end = {
+            let desk = &mut *self.port.0.borrow_mut();
+            desk.held -= 1;
+            desk.mixed &= desk.held > 0;
+            desk.ends.remove(&self.id)
+        };
         let unread = end.is_none_or(|end| !end.rx.is_empty());
         inner.hang_up(self.id, !self.closed || unread);
     }
