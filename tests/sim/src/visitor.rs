@@ -12,19 +12,22 @@ use nanonsq_core::time::Span;
 use crate::actor::{Actor, Desk, ORDERS, Order, Process, until};
 use crate::exec::application;
 use crate::random::Random;
-use crate::script::{Part, play};
+use crate::script::{Part, pause, play};
 use crate::server::{ConnId, Seen};
 use crate::watch::{self, Session};
-use crate::world::World;
+use crate::world::{Clock, World};
 
-/// Connections at a time.
-const LANES: usize = 2;
+/// Connections at a time that visit, and with those that only hold a place.
+const VISITS: usize = 2;
+const LANES: usize = VISITS + 3;
 /// The units of the lanes, behind those that all processes have.
 const FIRST: usize = 2;
 /// No visit takes longer: they are over, and one that waited as well, when everything is well.
 const PATIENCE: Span = Span::from_secs(60);
 /// When everything is well an answer comes within this time, once a connection was accepted.
 const PROMPT: Span = Span::from_secs(10);
+/// A header longer than a connection's buffer.
+const LONG: usize = 1500;
 /// How often it comes again if it is turned away.
 const TRIES: usize = 6;
 
@@ -79,11 +82,21 @@ async fn run(world: World, me: usize, hosts: Rc<Vec<(String, bool)>>, desk: Rc<D
     let visits: RefCell<VecDeque<Visit>> = RefCell::default();
     // Hosts that are to be found well before the end, and how many were.
     let (due, well): (RefCell<VecDeque<usize>>, Cell<usize>) = Default::default();
+    // Hosts of which a place is to be held.
+    let held: RefCell<VecDeque<usize>> = RefCell::default();
     let settled = Cell::new(false);
     let mut lanes: [_; LANES] = std::array::from_fn(|n| {
         let (world, hosts, visits, due, well) = (&world, &hosts, &visits, &due, &well);
+        let held = &held;
         Box::pin(async move {
             let session = (me, n);
+            if n >= VISITS {
+                loop {
+                    let host = until(|| held.borrow_mut().pop_front()).await;
+                    let script = [Part::Say(b"GET /pi".to_vec()), Part::Pause(PATIENCE)];
+                    live(world, session, &hosts[host].0, script.into(), PROMPT).await;
+                }
+            }
             loop {
                 // Healthy hosts have an answer for everybody.
                 let next = || {
@@ -93,6 +106,10 @@ async fn run(world: World, me: usize, hosts: Rc<Vec<(String, bool)>>, desk: Rc<D
                 };
                 match until(next).await {
                     Ok(host) => {
+                        // Beside callers who take all other places and are in no hurry.
+                        held.borrow_mut().extend([host; LANES - VISITS]);
+                        (VISITS..LANES).for_each(|n| units.wake(FIRST + n));
+                        pause(&mut Clock::of_session(world, session), Span::from_secs(1)).await;
                         let (host, is_node) = &hosts[host];
                         let answers = |it: &Answers| it.body == b"OK";
                         look_whether_well(world, session, host, "/ping", answers).await;
@@ -174,8 +191,12 @@ async fn look_whether_well(
 ) {
     for _ in 0..TRIES {
         let script = VecDeque::from([
-            Part::Say(format!("GET {path} HTTP/1.1\r\nHost: h\r\n").into_bytes()),
-            Part::Say(b"Connection: close\r\n\r\n".to_vec()),
+            Part::Say(
+                format!("GET {path} HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n")
+                    .into_bytes(),
+            ),
+            Part::Say(format!("Cookie: {}\r\n", "c".repeat(LONG)).into_bytes()),
+            Part::Say(b"Connection: close\r\n\r\n2\r\nhi\r\n0\r\n\r\n".to_vec()),
         ]);
         let heard = live(world, session, host, script, PROMPT).await;
         if heard
@@ -275,6 +296,18 @@ fn dechunk(mut bytes: &[u8]) -> Option<(Vec<u8>, &[u8])> {
     }
 }
 
+/// A body in chunks of that length, perhaps with all that may be between them.
+fn in_chunks(body: &[u8], chunk: usize, with_more: bool) -> Vec<u8> {
+    let (extension, trailer) = if with_more { (";a=b", "A: b\r\n") } else { ("", "") };
+    let mut all = Vec::new();
+    for piece in body.chunks(chunk) {
+        all.extend(format!("{:x}{extension}\r\n", piece.len()).bytes());
+        all.extend(piece.iter().chain(b"\r\n"));
+    }
+    all.extend(format!("0\r\n{trailer}\r\n").bytes());
+    all
+}
+
 /// What a directory is asked.
 const OF_DIRECTORY: &[(&str, &str)] = &[
     ("GET", "/lookup?topic=feed"),
@@ -350,8 +383,13 @@ impl Visit {
                 0 => 17_000,
                 _ => random.pick(&[0, 1, 10, 60, 300, 2000]),
             };
+            let mut chunk = None;
             match random.below(if bodied { 16 } else { 40 }) {
-                0 => head.push_str("Transfer-Encoding: chunked\r\n"),
+                0 | 14 | 15 => {
+                    head.push_str("Transfer-Encoding: chunked\r\n");
+                    // Now and then what follows is none.
+                    chunk = (!random.one_in(8)).then(|| random.pick(&[1, 16, 700, 20_000]));
+                }
                 1 => head.push_str("Content-Length: 99999999999\r\n"),
                 2 | 3 => {
                     head.push_str(&format!("Content-Length: {len}\r\nExpect: 100-continue\r\n"))
@@ -360,12 +398,17 @@ impl Visit {
                 _ => {}
             }
             if random.one_in(20) {
-                head.push_str(&format!("X: {}\r\n", "y".repeat(random.pick(&[300, 1200]))));
+                head.push_str(&format!("X: {}\r\n", "y".repeat(random.pick(&[300, 1200, 20_000]))));
             }
             head.push_str("\r\n");
             let line = random.pick(&[1, 7, 50, 700, 30_000]);
             let body = (0..len).map(|n| if n % line == line - 1 { b'\n' } else { b'b' });
-            let mut request: Vec<u8> = head.into_bytes().into_iter().chain(body).collect();
+            let mut body: Vec<u8> = body.collect();
+            if let Some(chunk) = chunk {
+                body = in_chunks(&body, chunk, random.one_in(3));
+            }
+            let len = body.len();
+            let mut request = [head.into_bytes(), body].concat();
             visit.requests += 1;
             if random.one_in(20) {
                 // Whatever this is: each line may be one.
