@@ -87,7 +87,7 @@ enum Scenario {
     Idle,
     /// A soak: as fast as it goes
     Flood,
-    /// All of these but `hostile`, and `clean` as ARMv6-M
+    /// All of these, and `clean` as ARMv6-M
     All,
     /// Servers of your own at 127.0.0.1, on NSQ's ports, until Ctrl-C
     Own,
@@ -95,7 +95,7 @@ enum Scenario {
 
 impl Scenario {
     /// The soaks are last.
-    const ALL: [(Option<Target>, Self); 11] = [
+    const ALL: [(Option<Target>, Self); 12] = [
         (None, Self::Clean),
         (Some(Target::Thumbv6m), Self::Clean),
         (None, Self::Restarts),
@@ -105,6 +105,7 @@ impl Scenario {
         (None, Self::Crowd),
         (None, Self::Command),
         (None, Self::Node),
+        (None, Self::Hostile),
         (None, Self::Idle),
         (None, Self::Flood),
     ];
