@@ -1,8 +1,17 @@
-#![doc = include_str!("../../README.md")]
+#![doc = include_str!("../README.md")]
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
 mod macros;
+
+/// The examples of the book and the front page, compiled.
+#[cfg(doctest)]
+mod book {
+    #[doc = include_str!("../../README.md")]
+    mod readme {}
+    #[doc = include_str!("../../docs/src/library.md")]
+    mod library {}
+}
 
 pub mod address;
 pub mod busy;

@@ -22,7 +22,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     command.args(["run", "--quiet", "--profile=sim", "--package=nanonsq-fleet", "--manifest-path"]);
     command.arg(root.join("Cargo.toml")).arg("--").args(&options.rest);
     if options.rest.is_empty() {
-        command.arg("--svg").arg(root.join("docs/fleet.svg"));
+        command.arg("--svg").arg(root.join("docs/src/fleet.svg"));
     }
     let status = command.status()?;
     // It has said why.

@@ -27,7 +27,7 @@
 //!   would take the answer away from the client.
 //! - Refusals are NSQ's: `{"message":"CODE"}`.
 //!
-//! What Go's server does otherwise is in `docs/differences.md`.
+//! What Go's server does otherwise is in `docs/src/differences.md`.
 //!
 //! # Bounds
 //!

@@ -115,7 +115,7 @@ async fn what_curl_and_python_send(setting: Setting) {
 }
 
 /// What both real servers and both of ours answer with the same status. What is missing is in
-/// `docs/differences.md`.
+/// `docs/src/differences.md`.
 async fn odd_requests(setting: Setting) {
     let pair = setting.start(ServerOptions::new()).await;
     let line = |line: &str| format!("{line}\r\nHost: x\r\n\r\n");
