@@ -30,6 +30,8 @@ async fn start_with_tls(peers: &Peers) -> (Nsqd, tempfile::TempDir) {
     let options = ServerOptions::new()
         .flag(format!("--tls-cert={}", path("cert")))
         .flag(format!("--tls-key={}", path("key")))
+        // Else each such nsqd takes the same port for HTTPS.
+        .flag("--https-address=127.0.0.1:0")
         // Not over HTTP, which the test asks.
         .flag("--tls-required=tcp-https");
     (Nsqd::start(peers, options).await, dir)
