@@ -147,6 +147,9 @@ async fn junk_keeps_no_topic_from_being_listed(setting: Setting) {
         post(format!("/channel/create?topic=junk&channel=c{n}")).await;
     }
     pair.create("later", &["c"]).await;
+    // The topic is registered a moment before its channel is.
+    let registered = async || pair.lookupd.channels("later").await == ["c"];
+    eventually("its channel as well", SOON, registered).await;
     for topic in ["before", "readings", "later"] {
         assert_eq!(pair.lookupd.lookup(topic).await, [&*node], "{topic}");
         assert_eq!(pair.lookupd.channels(topic).await, ["c"], "{topic}");
