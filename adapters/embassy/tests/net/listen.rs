@@ -462,7 +462,9 @@ fn nobody_is_kept_waiting_by_a_refused_caller_for_long() {
         let mut silent = call(host).await;
         let start = embassy_time::Instant::now();
         assert_eq!(hear(&mut silent, usize::MAX).await.unwrap(), Protocol::V2.refusal());
-        assert_eq!(start.elapsed().as_secs(), 2);
+        // So that the next caller does not wait behind a silent one.
+        let waited = start.elapsed().as_millis();
+        assert!((200..400).contains(&waited), "{waited} ms");
         Timer::after_millis(1010).await;
         assert!(is_refused(host).await);
         for caller in &mut callers {

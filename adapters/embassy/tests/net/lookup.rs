@@ -94,9 +94,10 @@ fn one_that_comes_back_lists_the_node_again_and_the_other_never_notices() {
         a.broken.set(false);
         let start = Instant::now();
         node.settled().await;
-        assert!(start.elapsed() < Duration::from_secs(1), "{}", start.elapsed());
+        // One that accepts and hangs up is dialed up to 16 s apart.
+        assert!(start.elapsed() < Duration::from_secs(17), "{}", start.elapsed());
         assert!(a.lists(&["t"]) && b.lists(&["t"]));
     });
-    assert!(a.connections.get() > 10);
+    assert!((4..=8).contains(&a.connections.get()), "{}", a.connections.get());
     assert_eq!(b.connections.get(), 1);
 }
