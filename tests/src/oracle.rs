@@ -14,7 +14,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 /// for 250 ms.
 const IDENTIFY: &[u8] =
     br#"{"client_id":"oracle","user_agent":"oracle","output_buffer_timeout":25}"#;
-const RDY: u32 = 100;
+const RDY: u32 = 25;
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(5);
 const LARGEST_FRAME: usize = 16 << 20;
 

@@ -427,7 +427,8 @@ impl<'a> Directory<'a> {
             let has = move |id: &usize| tables.has_topic(topic, *id);
             let is_first =
                 |id: &usize| twins(producers, *id).all(|(other, _)| other >= *id || !has(&other));
-            (name, (0..producers.len()).filter(has).filter(is_first).count())
+            let nodes = (0..producers.len()).filter(has).filter(is_first);
+            (name, nodes.fold(0usize, |count, _| count.saturating_add(1)))
         })
     }
 

@@ -150,7 +150,8 @@ impl<'a> Bits<'a> {
 
     /// How many keys a producer has.
     fn count_of(&self, keys: usize, producer: usize) -> usize {
-        (0..keys).filter(|key| self.has(*key, producer)).count()
+        let held = (0..keys).filter(|key| self.has(*key, producer));
+        held.fold(0usize, |count, _| count.saturating_add(1))
     }
 
     fn clear(&mut self, key: usize) {
@@ -258,7 +259,8 @@ impl<'a> Tables<'a> {
             Some(at) => at,
             None => {
                 let at = self.oldest_topic()?;
-                let channels = self.channels_of(at, 0).count() as u32;
+                let channels = self.channels_of(at, 0);
+                let channels = channels.fold(0u32, |count, _| count.saturating_add(1));
                 self.remove_topic(at);
                 self.given_back = self.given_back.saturating_add(1).saturating_add(channels);
                 at

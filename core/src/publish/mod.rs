@@ -928,7 +928,8 @@ impl<'a> Publisher<'a> {
             // It was good: the same again, at once.
         } else {
             let count = self.nsqds.len();
-            let left = (0..count).filter(|nsqd| !self.is_left_out(*nsqd)).count();
+            let left = (0..count).filter(|nsqd| !self.is_left_out(*nsqd));
+            let left = left.fold(0usize, |count, _| count.saturating_add(1));
             loop {
                 let next = usize::from(self.current).saturating_add(1);
                 self.current = if next < count { next as u8 } else { 0 };

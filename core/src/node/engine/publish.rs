@@ -113,7 +113,8 @@ impl Shared<'_> {
             return false;
         }
         let mut oldest: Option<(u32, u8)> = None;
-        for (at, topic) in (0..).zip(self.topics.iter()) {
+        for at in 0..self.topics.len() as u8 {
+            let Some(topic) = self.topics.get(usize::from(at)) else { break };
             let first = topic.held.first;
             let may_go = topic.channels == 0
                 && topic.origin != Origin::Application
