@@ -9,7 +9,6 @@ use nanonsq_std::core::consume::{
 };
 use nanonsq_std::core::session::{Closed, DialError, Fault};
 use nanonsq_std::core::time::Span;
-use nanonsq_std::core::wire::v2::ErrorCode;
 use nanonsq_tests::proxy::{Mode, Recording};
 use nanonsq_tests::tap::V2;
 use nanonsq_tests::{
