@@ -481,6 +481,7 @@ fn check_given_up(handle: &Consumer<'_>, world: &World, me: usize) {
         match last.flatten() {
             // What is right with the connection, its server said.
             Some(Closed::Fault(Fault::Refused(_) | Fault::BadAnswer(BadAnswer::Status(_)))) => {}
+            Some(Closed::Fault(fault)) if fault.is_permanent() => {}
             Some(Closed::Fault(fault)) => panic!("gives up a healthy connection: {fault}"),
             _ => {}
         }
