@@ -34,7 +34,7 @@ enum At {
     Scheme,
     Colon,
     Slash,
-    /// In what has no path behind it.
+    /// In what is no path, and has none behind it.
     Opaque,
     /// Between `http://` and the path.
     Authority,
@@ -226,7 +226,7 @@ impl Scanner {
                 return self.target_byte(byte, buf, names);
             }
             (At::Star | At::Colon | At::Opaque | At::Authority, b' ') => At::Version,
-            (At::Authority, b'?') => At::Key,
+            (At::Colon | At::Opaque | At::Authority, b'?') => At::Key,
             (At::Authority, _) => At::Authority,
             (At::Colon | At::Opaque, _) => At::Opaque,
             (At::Path | At::Key | At::Value, _) => return self.target_byte(byte, buf, names),

@@ -115,8 +115,10 @@ impl<'t> Target<'t> {
         if text == "*" {
             return Some(Self { path: b"*".to_vec(), query: "" });
         }
-        let (path, query) = match text.strip_prefix('/') {
-            Some(_) => text.split_once('?').unwrap_or((text, "")),
+        // As Go does, whatever comes before.
+        let (text, query) = text.split_once('?').unwrap_or((text, ""));
+        let path = match text.strip_prefix('/') {
+            Some(_) => text,
             None => {
                 let (scheme, rest) = text.split_once(':')?;
                 let mut letters = scheme.bytes();
@@ -125,12 +127,10 @@ impl<'t> Target<'t> {
                 if !begins || !letters.all(goes_on) {
                     return None;
                 }
-                let rest = match rest.strip_prefix("//") {
-                    Some(rest) => &rest[rest.find(['/', '?']).unwrap_or(rest.len())..],
+                match rest.strip_prefix("//") {
+                    Some(rest) => &rest[rest.find('/').unwrap_or(rest.len())..],
                     None => rest,
-                };
-                let has_path = rest.starts_with('/') || text.contains("://");
-                rest.split_once('?').filter(|_| has_path).unwrap_or((rest, ""))
+                }
             }
         };
         let path = if path.starts_with('/') { path } else { "" };
