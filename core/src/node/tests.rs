@@ -919,6 +919,35 @@ fn who_lies_about_a_batch_holds_no_more_than_its_share() {
 }
 
 #[test]
+fn what_is_here_as_a_whole_does_not_count_as_announced() {
+    const ANY: Config<'_> = Config { unconsumed_percent: 100, ..CONFIG };
+    let mut world = World::with(&ANY, 66 * 100);
+    world.say(0, "SUB t c\nRDY 1\n").expect(0, &[response("OK")]);
+    for _ in 0..63 {
+        world.say(1, publish("t", "x")).expect(1, &[response("OK")]);
+    }
+    // 20 messages of one block each on average: in fact 30, of which 25 are free.
+    let bodies: Vec<_> = (0u32..20).map(|n| vec![b'x'; 19 + 2 * (n as usize % 2)]).collect();
+    let mut body = 20u32.to_be_bytes().to_vec();
+    for one in &bodies {
+        body.extend((one.len() as u32).to_be_bytes());
+        body.extend(one);
+    }
+    let batch = [announce("MPUB", "t", body.len() as u32), body].concat();
+    let taken = world.take(1, &batch);
+    assert!(taken < batch.len(), "it waits for room");
+    let StoreStatus { free, announced, .. } = world.node.store();
+    assert!(free < 20 && announced == 0, "{free} free, {announced} announced");
+    for number in 0..10 {
+        assert_eq!(world.hear(0).len(), 1);
+        world.say(0, format!("FIN {}\n", id(number)));
+    }
+    world.say(1, &batch[taken..]).expect(1, &[response("OK")]);
+    let StoreStatus { promised, announced, .. } = world.node.store();
+    assert_eq!((promised, announced), (0, 0));
+}
+
+#[test]
 fn the_last_blocks_are_the_applications() {
     // 12 of 100.
     const ANY: Config<'_> = Config { unconsumed_percent: 100, ..CONFIG };

@@ -6,7 +6,7 @@ use nanonsq_fuzz::TARGETS;
 /// What was found, each with what it was.
 #[test]
 fn what_once_failed_is_well() {
-    let found: [(&str, &str); 3] = [
+    let found: [(&str, &str); 5] = [
         // An answer to IDENTIFY with a wrong type in it was taken after all, if more of it came.
         ("json", "007b226d61785f7264795f636f756e74223a22312e222c22223a747275652c22223a307d"),
         // A host `[` was taken, and dialed.
@@ -19,6 +19,18 @@ fn what_once_failed_is_well() {
         (
             "lookupd_poll",
             "00485454502f312e00203430340a5472616e736665722d456e636f64696e673a6368756e6b65640a0a0a",
+        ),
+        // A query behind what is no path was not looked at, and here the model saw one.
+        ("http_target", "743a3a2f2f3f25"),
+        // A batch that was sent as a whole, and waited for room, counted as announced.
+        (
+            "node_model",
+            "000a23be92b3008900001ec7ce0031332447630000711db2000054a3000000006a005366226700\
+             0061a7000000000000005e5daa00004b2f4f00baa8000068890000000000001b2792003e39b300\
+             0000000000003b000000640000c4004e8932d792be880000300000a99e000000dac72f00003fe7\
+             87630000005d0000e00000e086000000000000578c9b00009b3f87f300003b31651d7d0000920a\
+             00000000000eda9000003100b9000055a63957000092b30089cb0b001e00ceca0500069d005d4b\
+             00759000f60022006d7ddebf0000005000f40021af",
         ),
     ];
     for (name, digits) in found {

@@ -85,7 +85,7 @@ pub(super) struct Draft {
     promised: u16,
     /// Blocks that the messages take so far.
     held: u16,
-    /// Blocks that count as announced.
+    /// Blocks that count as announced, unless all of it is here.
     claimed: u16,
     /// The application's, which nothing is kept from.
     own: bool,

@@ -140,14 +140,19 @@ impl Shared<'_> {
         true
     }
 
-    /// What was taken for sent as a whole was not: whether that may stay. What is announced, and not
-    /// sent, cannot hold more than its share.
-    pub(in crate::node) fn is_not_here(&self, draft: &mut Draft) -> bool {
+    /// What was taken for sent as a whole was not, and counts as announced from now on: false if
+    /// that is more than may be.
+    pub(in crate::node) fn is_not_here(&mut self, draft: &mut Draft) -> bool {
+        let announced = self.announced.saturating_add(draft.claimed.into());
+        if announced > self.announced_max.into() {
+            return false;
+        }
+        self.announced = announced;
         draft.here = false;
-        self.announced <= self.announced_max.into()
+        true
     }
 
-    /// How many more blocks count as announced with so many more for messages.
+    /// How many more blocks a draft claims with so many more for messages.
     fn unclaimed(&self, draft: &Draft, blocks: u32) -> u32 {
         if draft.own {
             return 0;
@@ -162,12 +167,16 @@ impl Shared<'_> {
 
     fn claim(&mut self, draft: &mut Draft, more: u32) {
         draft.claimed = draft.claimed.saturating_add(more as u16);
-        self.announced = self.announced.saturating_add(more);
+        if !draft.here {
+            self.announced = self.announced.saturating_add(more);
+        }
     }
 
-    /// Nothing counts as announced any more.
+    /// Nothing of it counts as announced any more.
     fn unclaim(&mut self, draft: &Draft) {
-        self.announced = self.announced.saturating_sub(draft.claimed.into());
+        if !draft.here {
+            self.announced = self.announced.saturating_sub(draft.claimed.into());
+        }
     }
 
     /// How many blocks are kept free for the application: where it can make room, what it has counts.
