@@ -341,8 +341,11 @@ fn print(handle: &Node<'_>, listed: &Listed<'_>) -> impl PartialEq + use<> {
         let deadlines: [_; PEERS] =
             std::array::from_fn(|n| lookup.peer(n).map(|peer| peer.deadline()));
         let registry = lookup.registry();
-        let wanted = registry.topics().count() + 16 * registry.channels().count();
-        (lookup.version(), deadlines, wanted)
+        // With a full table one name may take the place of another.
+        let topics: Vec<_> = registry.topics().copied().collect();
+        let channels: Vec<_> =
+            registry.channels().map(|(topic, channel)| (*topic, *channel)).collect();
+        (lookup.version(), deadlines, topics, channels)
     });
     (node, lookup, handle.turned_away())
 }
