@@ -29,6 +29,11 @@ pub(crate) trait Actor {
         false
     }
 
+    /// Whether all should be well. If not it is waited for, within bounds.
+    fn is_settled(&self) -> bool {
+        true
+    }
+
     /// The process is dead.
     fn died(&mut self) {}
 }

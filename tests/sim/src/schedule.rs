@@ -14,6 +14,8 @@ pub(crate) const FAULTY: u64 = 420_000;
 pub(crate) const SETTLED: u64 = FAULTY + 135_000;
 /// The end, when nothing of the past is left anywhere.
 pub(crate) const END: u64 = 600_000;
+/// The latest end, if it is put off.
+pub(crate) const LATEST: u64 = 3_600_000;
 /// So long after a clock jumped to its edge that world ends.
 const EDGE: u64 = 40_000;
 
