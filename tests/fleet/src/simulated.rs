@@ -4,7 +4,7 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-use nanonsq_sim::nsqlookupd::Nsqlookupd;
+use nanonsq_sim::model::nsqlookupd::Nsqlookupd;
 use nanonsq_sim::random::Random;
 use nanonsq_sim::server::{Out, Reply, Server};
 use nanonsq_std::core::address::Address;

@@ -26,8 +26,12 @@ mod directory;
 mod exec;
 mod hostile;
 mod node;
-pub mod nsqd;
-pub mod nsqlookupd;
+pub mod model {
+    //! Models of the real servers.
+
+    pub mod nsqd;
+    pub mod nsqlookupd;
+}
 mod publisher;
 pub mod random;
 mod registrar;

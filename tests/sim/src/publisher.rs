@@ -20,7 +20,7 @@ use nanonsq_core::time::{Instant, Span};
 
 use crate::actor::{Actor, Desk, ORDERS, Order, Process, RUNNER, favour, until};
 use crate::exec::application;
-use crate::nsqd::Settings;
+use crate::model::nsqd::Settings;
 use crate::random::Random;
 use crate::server::{ConnId, Seen};
 use crate::watch::{self, Event, Session};

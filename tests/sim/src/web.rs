@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::nsqlookupd::Known;
+use crate::model::nsqlookupd::Known;
 use crate::random::Random;
 use crate::server::{ConnId, Out, Server};
 use crate::watch::Event;

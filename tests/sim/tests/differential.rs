@@ -6,8 +6,8 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use nanonsq_sim::nsqd::{self, Settings};
-use nanonsq_sim::nsqlookupd;
+use nanonsq_sim::model::nsqd::{self, Settings};
+use nanonsq_sim::model::nsqlookupd;
 use nanonsq_sim::random::Random;
 use nanonsq_sim::server::{Out, Reply, Server};
 use nanonsq_tests::{Nsqd, Nsqlookupd, ServerOptions, require_peers};
