@@ -179,7 +179,7 @@ impl Session for Busy {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::{v1, v2};
+    use crate::wire::{nsqlookupd, nsqd};
 
     const PROTOCOLS: [(Protocol, &[u8]); 3] = [
         (Protocol::V1, b"  V1IDENTIFY\n"),
@@ -247,15 +247,15 @@ mod tests {
     #[test]
     fn the_answers_are_what_clients_understand() {
         let mut frame = Protocol::V2.refusal();
-        let part = v2::FrameDecoder::new(1024).next(&mut frame).unwrap().unwrap();
+        let part = nsqd::FrameDecoder::new(1024).next(&mut frame).unwrap().unwrap();
         assert!(part.first && part.last && frame.is_empty());
-        assert_eq!(part.frame_type, v2::FrameType::Error);
-        assert_eq!(v2::ErrorCode::parse(part.data).0, v2::ErrorCode::Invalid);
+        assert_eq!(part.frame_type, nsqd::FrameType::Error);
+        assert_eq!(nsqd::ErrorCode::parse(part.data).0, nsqd::ErrorCode::Invalid);
 
         let mut reply = Protocol::V1.refusal();
-        let part = v1::ReplyDecoder::new(1024).next(&mut reply).unwrap().unwrap();
+        let part = nsqlookupd::ReplyDecoder::new(1024).next(&mut reply).unwrap().unwrap();
         assert!(part.first && part.last && reply.is_empty());
-        assert_eq!(v2::ErrorCode::parse(part.data).0, v2::ErrorCode::Invalid);
+        assert_eq!(nsqd::ErrorCode::parse(part.data).0, nsqd::ErrorCode::Invalid);
 
         let text = core::str::from_utf8(Protocol::Http.refusal()).unwrap();
         let (head, body) = text.split_once("\r\n\r\n").unwrap();

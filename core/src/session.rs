@@ -46,7 +46,7 @@ use core::net::SocketAddr;
 use crate::address::Address;
 use crate::time::Instant;
 use crate::wire::http::BadAnswer;
-use crate::wire::v2::ErrorCode;
+use crate::wire::nsqd::ErrorCode;
 
 /// How often a driver may have to drain a session with nothing new from outside before it settles.
 pub const DRAINS_MAX: usize = 64;

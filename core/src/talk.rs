@@ -17,7 +17,7 @@ use crate::macros::trace_state;
 use crate::session::{Awaited, Closed, DialError, Fault, Link, keep};
 use crate::time::{Instant, LASTED, Span, expire};
 use crate::wire::Window;
-use crate::wire::v2::{self, ErrorCode, FrameDecoder, FramePart, FrameType, GrantedScanner};
+use crate::wire::nsqd::{self, ErrorCode, FrameDecoder, FramePart, FrameType, GrantedScanner};
 
 /// Longest answer to IDENTIFY or AUTH that is read; everything else but messages is far shorter.
 pub(crate) const REPLY_MAX: u32 = 16 * 1024;
@@ -340,7 +340,7 @@ impl Talk {
         if part.frame_type == FrameType::Error {
             return Heard::Refusal;
         }
-        if text.as_slice() == v2::HEARTBEAT {
+        if text.as_slice() == nsqd::HEARTBEAT {
             self.nops = self.nops.saturating_add(1);
             return Heard::Heartbeat;
         }
@@ -362,7 +362,7 @@ impl Talk {
             }
         }
         if self.stage == Stage::Subscribing {
-            if text.as_slice() != v2::OK {
+            if text.as_slice() != nsqd::OK {
                 return Heard::Fault(Fault::UnexpectedReply);
             }
         } else if !self.publishes {

@@ -22,7 +22,7 @@ use nanonsq_core::name::{ChannelName, TopicName};
 use nanonsq_core::node::{NodeError, PublishOptions};
 use nanonsq_core::session::{DialError, Session, Transmit, TransportError};
 use nanonsq_core::time::{Instant, Span};
-use nanonsq_core::wire::v1::NodeInfo;
+use nanonsq_core::wire::nsqlookupd::NodeInfo;
 use sessions::{frame, message, said};
 
 /// Nobody is there, and it is always the same time unless it is set.

@@ -12,7 +12,7 @@ use nanonsq_core::publish::{self, Outcome};
 use nanonsq_core::session::{Awaited, Closed, DialError, Fault, TransportError};
 use nanonsq_core::time::Span;
 use nanonsq_core::wire::http::{BadAnswer, HttpError};
-use nanonsq_core::wire::v2::ErrorCode;
+use nanonsq_core::wire::nsqd::ErrorCode;
 
 /// Each has a text, on one line, that no other has.
 #[track_caller]

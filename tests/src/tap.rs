@@ -131,12 +131,12 @@ impl fmt::Display for Malformed {
 impl std::error::Error for Malformed {}
 
 /// Reads what a client sent to nsqd.
-pub fn v2(bytes: &[u8]) -> Result<Tapped<V2>, Malformed> {
+pub fn nsqd(bytes: &[u8]) -> Result<Tapped<V2>, Malformed> {
     parse(bytes, b"  V2", v2_command)
 }
 
 /// Reads what nsqd sent to nsqlookupd.
-pub fn v1(bytes: &[u8]) -> Result<Tapped<V1>, Malformed> {
+pub fn nsqlookupd(bytes: &[u8]) -> Result<Tapped<V1>, Malformed> {
     parse(bytes, b"  V1", v1_command)
 }
 
@@ -307,7 +307,7 @@ mod tests {
 
     #[test]
     fn v2_commands_are_read_and_counted() {
-        let tapped = v2(STREAM).unwrap();
+        let tapped = nsqd(STREAM).unwrap();
         assert_eq!(tapped.incomplete, 0);
         let counts = tapped.counts();
         assert_eq!(
@@ -331,9 +331,9 @@ mod tests {
 
     #[test]
     fn a_cut_anywhere_leaves_the_complete_commands() {
-        let all = v2(STREAM).unwrap().commands;
+        let all = nsqd(STREAM).unwrap().commands;
         for end in 0..STREAM.len() {
-            let tapped = v2(&STREAM[..end]).unwrap();
+            let tapped = nsqd(&STREAM[..end]).unwrap();
             assert_eq!(tapped.commands, all[..tapped.commands.len()], "cut at {end}");
         }
     }
@@ -341,7 +341,7 @@ mod tests {
     #[test]
     fn v1_commands_are_read() {
         let tapped =
-            v1(b"  V1IDENTIFY\n\0\0\0\x02{}REGISTER t\nREGISTER t c\nUNREGISTER t c\nPING\nPI")
+            nsqlookupd(b"  V1IDENTIFY\n\0\0\0\x02{}REGISTER t\nREGISTER t c\nUNREGISTER t c\nPING\nPI")
                 .unwrap();
         let text = |name: &str| name.to_owned();
         assert_eq!(
@@ -359,7 +359,7 @@ mod tests {
 
     #[test]
     fn what_nsqd_would_refuse_is_malformed() {
-        let why = |bytes: &[u8]| v2(bytes).unwrap_err();
+        let why = |bytes: &[u8]| nsqd(bytes).unwrap_err();
         assert_eq!(why(b"  V1").at, 0);
         assert_eq!(
             why(b"  V2NOP\nnop\n"),

@@ -102,7 +102,7 @@ async fn nsqd_behind_a_proxy_is_recorded_and_cut() {
     nsqd.create_topic("t").await;
     lookupd.wait_listed("t", nsqd.tcp_address(), SOON).await;
 
-    let sent = tap::v1(&proxy.client_bytes()[0]).unwrap();
+    let sent = tap::nsqlookupd(&proxy.client_bytes()[0]).unwrap();
     assert!(matches!(sent.commands[0], tap::V1::Identify(_)));
     assert!(sent.commands.contains(&tap::V1::Register("t".into(), None)));
 

@@ -11,7 +11,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use nanonsq_std::core::time::Jitter;
-use nanonsq_std::core::wire::{v1, v2};
+use nanonsq_std::core::wire::{nsqlookupd, nsqd};
 use nanonsq_tests::{Nsqd, Nsqlookupd, ServerOptions, require_peers};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -27,7 +27,7 @@ const LIMIT: Duration = Duration::from_secs(10);
 const SHOWN: usize = 20;
 
 /// Small, so that commands reach them; nsqd is started with the same.
-const LIMITS: v2::Limits = v2::Limits { max_msg_size: 300, max_body_size: 400, ..v2::Limits::NSQD };
+const LIMITS: nsqd::Limits = nsqd::Limits { max_msg_size: 300, max_body_size: 400, ..nsqd::Limits::NSQD };
 
 /// The longest V1 IDENTIFY that is read here. Longer ones are a known difference.
 const NODE_MAX: u32 = 100_000;
@@ -106,14 +106,14 @@ async fn nsqd_refuses_the_same_commands_in_the_same_words() {
     let peers = require_peers!();
     let nsqd = Nsqd::start(&peers, options()).await;
     compare(STREAMS, nsqd.tcp_address(), by_nsqd, by_v2, |random| {
-        let mut stream = v2::MAGIC.to_vec();
+        let mut stream = nsqd::MAGIC.to_vec();
         for _ in 0..=random.below(4) {
             match random.below(5) {
                 0 => stream.extend(identify(random.pick(CLIENTS).as_bytes())),
                 _ => stream.extend_from_slice(random.pick(TO_NSQD)),
             }
         }
-        random.damage(&mut stream, v2::MAGIC.len());
+        random.damage(&mut stream, nsqd::MAGIC.len());
         stream
     })
     .await;
@@ -126,7 +126,7 @@ async fn nsqd_refuses_the_same_json_in_the_same_words() {
     compare(BODIES, nsqd.tcp_address(), by_nsqd, by_v2, |random| {
         let body = random.pick(CLIENTS);
         // Refused where the body switches heartbeats off.
-        identify_damaged(random, v2::MAGIC, body, b"SUB t c\n")
+        identify_damaged(random, nsqd::MAGIC, body, b"SUB t c\n")
     })
     .await;
 }
@@ -136,7 +136,7 @@ async fn nsqlookupd_refuses_the_same_commands_in_the_same_words() {
     let peers = require_peers!();
     let lookupd = Nsqlookupd::start(&peers, ServerOptions::new()).await;
     compare(STREAMS, lookupd.tcp_address(), by_nsqlookupd, by_v1, |random| {
-        let mut stream = v1::MAGIC.to_vec();
+        let mut stream = nsqlookupd::MAGIC.to_vec();
         // Most other commands are refused before it.
         if random.below(4) > 0 {
             stream.extend(identify(NODE.as_bytes()));
@@ -147,7 +147,7 @@ async fn nsqlookupd_refuses_the_same_commands_in_the_same_words() {
                 _ => stream.extend_from_slice(random.pick(TO_NSQLOOKUPD)),
             }
         }
-        random.damage(&mut stream, v1::MAGIC.len());
+        random.damage(&mut stream, nsqlookupd::MAGIC.len());
         stream
     })
     .await;
@@ -158,7 +158,7 @@ async fn nsqlookupd_refuses_the_same_json_in_the_same_words() {
     let peers = require_peers!();
     let lookupd = Nsqlookupd::start(&peers, ServerOptions::new()).await;
     compare(BODIES, lookupd.tcp_address(), by_nsqlookupd, by_v1, |random| {
-        identify_damaged(random, v1::MAGIC, NODE, b"REGISTER t\n")
+        identify_damaged(random, nsqlookupd::MAGIC, NODE, b"REGISTER t\n")
     })
     .await;
 }
@@ -262,7 +262,7 @@ fn by_nsqd(replies: &[u8]) -> Verdict {
     const ERROR: &[u8] = &[0, 0, 0, 1];
     for frame in sized(replies) {
         if let Some(words) = frame.strip_prefix(ERROR)
-            && v2::ErrorCode::parse(words).0.is_fatal()
+            && nsqd::ErrorCode::parse(words).0.is_fatal()
         {
             return Verdict::Refused(words.to_vec());
         }
@@ -290,7 +290,7 @@ fn sized(replies: &[u8]) -> impl Iterator<Item = &[u8]> {
 
 /// Our verdict on what nsqd is told.
 fn by_v2(stream: &[u8]) -> Verdict {
-    let mut commands = v2::CommandDecoder::new();
+    let mut commands = nsqd::CommandDecoder::new();
     let mut input = stream;
     let mut identify = None;
     let mut auth = false;
@@ -301,9 +301,9 @@ fn by_v2(stream: &[u8]) -> Verdict {
             Err(refusal) => return refused_v2(&refusal),
         };
         match item {
-            v2::Item::Identify => identify = Some(v2::IdentifyScanner::<64, 32>::new()),
-            v2::Item::Auth => auth = true,
-            v2::Item::Part { data, done, .. } => {
+            nsqd::Item::Identify => identify = Some(nsqd::IdentifyScanner::<64, 32>::new()),
+            nsqd::Item::Auth => auth = true,
+            nsqd::Item::Part { data, done, .. } => {
                 if let Some(scanner) = &mut identify {
                     // A fault shows again at the end; nsqd reads the whole body first.
                     let _ = scanner.feed(data);
@@ -312,7 +312,7 @@ fn by_v2(stream: &[u8]) -> Verdict {
                     continue;
                 }
                 if auth {
-                    return refused_v2(&v2::Refusal::AuthDisabled);
+                    return refused_v2(&nsqd::Refusal::AuthDisabled);
                 }
                 if let Some(mut scanner) = identify.take() {
                     let asked = match scanner.finish(&LIMITS) {
@@ -335,13 +335,13 @@ fn by_v2(stream: &[u8]) -> Verdict {
 
 /// Our verdict on what nsqlookupd is told.
 fn by_v1(stream: &[u8]) -> Verdict {
-    let mut commands = v1::CommandDecoder::new(NODE_MAX);
+    let mut commands = nsqlookupd::CommandDecoder::new(NODE_MAX);
     let mut input = stream;
-    let mut scanner = v1::NodeScanner::new();
+    let mut scanner = nsqlookupd::NodeScanner::new();
     let mut body = Vec::new();
     loop {
         match commands.next(&mut input) {
-            Ok(Some(v1::Item::Part { data, last })) => {
+            Ok(Some(nsqlookupd::Item::Part { data, last })) => {
                 let _ = scanner.feed(data);
                 body.extend_from_slice(data);
                 if last && let Err(refusal) = scanner.finish() {
@@ -357,19 +357,19 @@ fn by_v1(stream: &[u8]) -> Verdict {
     }
 }
 
-fn refused_v2(refusal: &v2::Refusal<'_>) -> Verdict {
+fn refused_v2(refusal: &nsqd::Refusal<'_>) -> Verdict {
     let mut words = vec![0; refusal.encoded_len()];
     refusal.emit(&mut words.as_mut_slice()).unwrap();
     Verdict::Refused(words)
 }
 
-fn refused_v1(refusal: &v1::Refusal<'_>, body: &[u8]) -> Verdict {
+fn refused_v1(refusal: &nsqlookupd::Refusal<'_>, body: &[u8]) -> Verdict {
     match refusal {
-        v1::Refusal::BadLength { .. } => return Verdict::Differs(Difference::NodeLength),
-        v1::Refusal::LineTooLong | v1::Refusal::AddressTooLong => {
+        nsqlookupd::Refusal::BadLength { .. } => return Verdict::Differs(Difference::NodeLength),
+        nsqlookupd::Refusal::LineTooLong | nsqlookupd::Refusal::AddressTooLong => {
             return Verdict::Differs(Difference::Unbounded);
         }
-        v1::Refusal::MissingFields if has_odd_port(body) => {
+        nsqlookupd::Refusal::MissingFields if has_odd_port(body) => {
             return Verdict::Differs(Difference::NodePort);
         }
         _ => {}

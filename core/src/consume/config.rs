@@ -5,8 +5,8 @@ use core::fmt;
 use super::LOOKUPDS_MAX;
 use crate::name::{ChannelName, TopicName};
 use crate::time::Span;
-use crate::wire::v2::MessageHead;
-use crate::wire::v2::hello::Hello;
+use crate::wire::nsqd::MessageHead;
+use crate::wire::nsqd::hello::Hello;
 
 /// The fewest ring bytes for each message in flight: its head and a short body.
 pub const SLOT_MIN: usize = MessageHead::LEN + 6;

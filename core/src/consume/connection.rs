@@ -17,8 +17,8 @@ use crate::session::{Closed, Fault, Link, Session, Transmit, keep};
 use crate::talk::{Greet, Heard, REPLY_MAX, Stage, Talk, Why};
 use crate::time::{Attempts, Instant, Span, TimerId, Timers};
 use crate::wire::Window;
-use crate::wire::v2::hello;
-use crate::wire::v2::{self, ErrorCode, FramePart, FrameType, MessageHead};
+use crate::wire::nsqd::hello;
+use crate::wire::nsqd::{self, ErrorCode, FramePart, FrameType, MessageHead};
 
 /// Takes two of the longest commands after the handshake.
 const STAGING: usize = 64;
@@ -152,7 +152,7 @@ impl Connection {
         let staged = usize::from(self.talk.staged).min(STAGING);
         let room = self.desk.get_mut(staged..).unwrap_or_default();
         let mut window = Window::new(room, 0);
-        let Ok(()) = v2::emit_line(&mut window, verb, id, number);
+        let Ok(()) = nsqd::emit_line(&mut window, verb, id, number);
         self.talk.staged = self.talk.staged.wrapping_add(window.written() as u8);
     }
 
@@ -179,7 +179,7 @@ impl Greet for Shared<'_> {
                 None => config.hello().emit(w, &[]),
             },
             Stage::Authenticating => hello::emit_auth(w, config.auth_secret.unwrap_or_default()),
-            _ => v2::emit_sub(w, &config.topic, &config.channel),
+            _ => nsqd::emit_sub(w, &config.topic, &config.channel),
         }
     }
 }

@@ -9,7 +9,7 @@ use super::connection::{Cls, ConnectionSession, Timer};
 use super::window::SETTLE;
 use crate::session::{Closed, Fault};
 use crate::talk::Stage;
-use crate::wire::v2;
+use crate::wire::nsqd;
 
 /// Of what a connection that may be left is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,7 +49,7 @@ fn leave(session: &mut ConnectionSession<'_, '_>, moment: Moment) {
         Moment::Answered => session.leave_if_done(),
         Moment::Response => {
             if session.connection.cls != Cls::Sent
-                || session.connection.text.as_slice() != v2::CLOSE_WAIT
+                || session.connection.text.as_slice() != nsqd::CLOSE_WAIT
             {
                 return session.fail(Fault::UnexpectedReply);
             }

@@ -74,7 +74,7 @@ use crate::address::Address;
 use crate::session::{Closed, Fault, Session};
 use crate::time::{Instant, Jitter, Span, TimerId, Timers};
 use crate::wire::Window as Piece;
-use crate::wire::v2::{Message, MessageHead, MessageId};
+use crate::wire::nsqd::{Message, MessageHead, MessageId};
 
 pub use crate::get::LookupdState;
 pub use config::{Config, ConfigError, Exhausted, SLOT_MIN, TooLarge};

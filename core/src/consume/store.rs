@@ -10,7 +10,7 @@
 
 use crate::time::{Instant, Span};
 use crate::wire::copy;
-use crate::wire::v2::MessageHead;
+use crate::wire::nsqd::MessageHead;
 
 /// What is known of a slot's message.
 ///

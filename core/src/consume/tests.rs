@@ -8,7 +8,7 @@ use crate::address::HOST_MAX;
 use crate::name::{ChannelName, TopicName};
 use crate::session::{Awaited, DialError, Fault, Link, Session, TransportError};
 use crate::wire::http::{BadAnswer, HttpError};
-use crate::wire::v2::ErrorCode;
+use crate::wire::nsqd::ErrorCode;
 
 const INFO: &[u8] = b"{\"max_rdy_count\":2500,\"version\":\"1.3.0\",\"max_msg_timeout\":900000,\
     \"msg_timeout\":60000,\"tls_v1\":false,\"deflate\":false,\"deflate_level\":6,\

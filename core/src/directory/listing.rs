@@ -11,7 +11,7 @@ use super::table::numbered;
 use crate::http::emit::{emit_i64, emit_remote, emit_text};
 use crate::http::{Content, Piece};
 use crate::time::Instant;
-use crate::wire::v1::Node;
+use crate::wire::nsqlookupd::Node;
 use crate::wire::{Decimal, Write};
 
 /// What `Time{}.UnixNano()` of Go gives: never tombstoned.

@@ -8,7 +8,7 @@
 //! | nsqlookupd | here |
 //! |---|---|
 //! | a negative length in IDENTIFY ends the process, a large one is allocated | refused: [`Config::max_body`] |
-//! | lines of any length | refused above [`v1::LINE_BUFFER`](crate::wire::v1::LINE_BUFFER) bytes |
+//! | lines of any length | refused above [`nsqlookupd::LINE_BUFFER`](crate::wire::nsqlookupd::LINE_BUFFER) bytes |
 //! | a silent connection stays for ever | closed after [`Config::idle_timeout`], before IDENTIFY after [`Config::greeting_timeout`] |
 //! | connections that announce one address are listed as many times | listed once, see [below](#one-address-several-connections) |
 //! | a node that lost its connection comes back and its old registrations stay | the new connection replaces one that has been silent for more than [`Config::replace_timeout`] |
@@ -62,7 +62,7 @@
 //! | answers that a node does not read | 1024, then it is held | closed after [`Config::reply_timeout`] |
 //! | HTTP connections | the storage's `HTTP` | not accepted |
 //! | an HTTP request or answer | see [`http`] | |
-//! | a node's texts | see [`v1::Node`](crate::wire::v1::Node) | cut off; an address is refused |
+//! | a node's texts | see [`nsqlookupd::Node`](crate::wire::nsqlookupd::Node) | cut off; an address is refused |
 //!
 //! Used is what a node registers or registered last, what is made again over HTTP, and the topic
 //! that `/lookup` or `/channels` is asked for. What a connected node registers is never given back.
@@ -85,7 +85,7 @@ use crate::http;
 use crate::name::{ChannelName, TopicName};
 use crate::session::Closed;
 use crate::time::{Instant, Span};
-use crate::wire::v1::{IdentifyReply, NodeInfo};
+use crate::wire::nsqlookupd::{IdentifyReply, NodeInfo};
 
 pub use producer::ProducerSession;
 pub use service::HttpSession;

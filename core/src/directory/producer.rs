@@ -10,10 +10,10 @@ use super::{Event, Shared, TableFull};
 use crate::macros::trace_state;
 use crate::session::{Awaited, Closed, Fault, Link, Session, Transmit};
 use crate::time::{Instant, Span};
-use crate::wire::v1::{
+use crate::wire::nsqlookupd::{
     CommandDecoder, IdentifyReply, Item, Node, NodeScanner, emit_refusal, emit_reply,
 };
-use crate::wire::v2::ErrorCode;
+use crate::wire::nsqd::ErrorCode;
 use crate::wire::{Window, emit_len};
 
 /// How many answers may wait to be written before the node is held.

@@ -16,7 +16,7 @@ use crate::consume::{
 };
 use crate::session::Session;
 use crate::time::Span;
-use crate::wire::v2::MessageHead;
+use crate::wire::nsqd::MessageHead;
 
 /// Bytes that a connection reads at once if [`Runner::run`] is used: a few short messages.
 pub const RX_LEN: usize = 256;

@@ -38,7 +38,7 @@ use core::fmt;
 use crate::address::Address;
 use crate::session::Closed;
 use crate::time::{Instant, Span};
-pub use crate::wire::v1::NodeInfo;
+pub use crate::wire::nsqlookupd::NodeInfo;
 pub use peer::PeerSession;
 use peer::{FindPort, Http, Peer};
 use registry::PeerId;

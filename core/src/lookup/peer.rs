@@ -12,8 +12,8 @@ use crate::macros::trace_state;
 use crate::session::{Awaited, Closed, DialError, Fault, Link, Session, Transmit, keep};
 use crate::time::{Attempts, Instant, Jitter, LASTED, Span, TimerId, Timers};
 use crate::wire::Window;
-use crate::wire::v1::{self, Command, HttpPortFinder, LINE_MAX, ReplyDecoder, ReplyPart};
-use crate::wire::v2::ErrorCode;
+use crate::wire::nsqlookupd::{self, Command, HttpPortFinder, LINE_MAX, ReplyDecoder, ReplyPart};
+use crate::wire::nsqd::ErrorCode;
 
 /// The longest reply that is read: an IDENTIFY answer with long names.
 const REPLY_MAX: u32 = 4096;
@@ -330,7 +330,7 @@ impl PeerSession<'_, '_> {
     fn stage_identify(&mut self) {
         let mut window = Window::new(&mut self.peer.staging, self.peer.handshake_at.into());
         let mut emit = || -> Result<(), Infallible> {
-            window.write_all(&v1::MAGIC)?;
+            window.write_all(&nsqlookupd::MAGIC)?;
             Command::Identify(&self.config.node).emit(&mut window)
         };
         let Ok(()) = emit();

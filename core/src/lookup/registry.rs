@@ -7,7 +7,7 @@
 use core::fmt;
 
 use crate::name::{ChannelName, TopicName};
-use crate::wire::v1::Command;
+use crate::wire::nsqlookupd::Command;
 
 /// The most nsqlookupds a table can have: a bit each.
 pub const PEERS_MAX: usize = 8;

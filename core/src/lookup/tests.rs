@@ -7,7 +7,7 @@ use super::*;
 use crate::name::{ChannelName, TopicName};
 use crate::session::{Awaited, DialError, Fault, Link, Session};
 use crate::time::Span;
-use crate::wire::v2::ErrorCode;
+use crate::wire::nsqd::ErrorCode;
 
 const NODE: NodeInfo<'_> = NodeInfo {
     broadcast_address: "10.0.0.9",
@@ -184,7 +184,7 @@ fn identify_longer_than_the_staging_area_is_complete() {
     let now = rig.now;
     rig.peer(0).open(now);
     let mut expected = b"  V1".to_vec();
-    crate::wire::v1::Command::Identify(&config.node).emit(&mut expected).unwrap();
+    crate::wire::nsqlookupd::Command::Identify(&config.node).emit(&mut expected).unwrap();
     assert_eq!(rig.written(0), expected);
 }
 

@@ -4,7 +4,7 @@ use core::fmt;
 
 use super::store::{BLOCK_MIN, Layout};
 use crate::time::Span;
-use crate::wire::v2::Limits;
+use crate::wire::nsqd::Limits;
 
 /// The most channels that one topic can have.
 pub const LANES_MAX: usize = 32;

@@ -120,7 +120,7 @@ use core::fmt;
 use crate::name::{ChannelName, TopicName};
 use crate::session::Closed;
 use crate::time::{Instant, Span};
-use crate::wire::v2::{Limits, MessageId};
+use crate::wire::nsqd::{Limits, MessageId};
 
 pub use ask::{ASKED_MAX, ASKER_RAM_MAX, AskSession, AskState, Asker, Lookupd};
 pub use client::{ClientSession, TEXT_MAX};

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::session::{Link, Session};
-use crate::wire::v2::{FrameDecoder, FrameType, Message};
+use crate::wire::nsqd::{FrameDecoder, FrameType, Message};
 
 mod tables;
 
@@ -755,7 +755,7 @@ fn a_producer_waits_for_room_and_is_told_when_there_is_none() {
     assert_eq!(world.node.counters().waits, 2);
     assert_eq!(
         world.client(2).receive(now, &wait),
-        Err(crate::session::Fault::Refused(crate::wire::v2::ErrorCode::Pub))
+        Err(crate::session::Fault::Refused(crate::wire::nsqd::ErrorCode::Pub))
     );
 }
 

@@ -8,7 +8,7 @@ use crate::name::NAME_MAX;
 use crate::talk::{Greet, Stage};
 use crate::time::Span;
 use crate::wire::Window;
-use crate::wire::v2::hello::{self, Hello};
+use crate::wire::nsqd::hello::{self, Hello};
 
 /// The smallest ring that takes a message with the longest topic name.
 pub const RING_MIN: usize = HEADER_OVERHEAD + NAME_MAX + RECORD_OVERHEAD + 1;

@@ -61,7 +61,7 @@ use crate::session::{Awaited, Closed, Fault, Link, Session, Transmit};
 use crate::talk::{Heard, Stage, Talk, Why, is_cut_off, says_that_nothing_is_stored};
 use crate::time::{Attempts, Instant, Jitter, Span, expire};
 use crate::wire::Window;
-use crate::wire::v2::{self, ErrorCode, FramePart, FrameType};
+use crate::wire::nsqd::{self, ErrorCode, FramePart, FrameType};
 use outbox::Flights;
 use outcome::Exceptions;
 
@@ -82,7 +82,7 @@ pub const RAM_MAX: usize = 808;
 const DEADLINE_STEP_MICROS: u64 = 1 << 17;
 
 /// One more than the longest response that means something.
-const WORD_MAX: usize = v2::HEARTBEAT.len() + 1;
+const WORD_MAX: usize = nsqd::HEARTBEAT.len() + 1;
 
 /// Takes the head of every command: `DPUB`, the longest name, the longest deferral, and a NOP.
 const STAGING: usize = 96;
@@ -718,15 +718,15 @@ impl<'a> Publisher<'a> {
         if let Some(nops) = self.talk.nops.checked_sub(1) {
             // Control bytes go first.
             self.talk.nops = nops;
-            let Ok(()) = window.write_all(v2::NOP);
+            let Ok(()) = window.write_all(nsqd::NOP);
         }
         self.staged_pub = false;
         if let Some(batch) = batch {
             let topic = self.outbox.batch_topic();
             let Ok(()) = match batch.defer() {
-                Some(defer) => v2::emit_dpub_head(&mut window, topic, defer.as_millis()),
-                None if batch.count() == 1 => v2::emit_pub_head(&mut window, topic),
-                None => v2::emit_mpub_head(&mut window, topic, batch.bytes(), batch.count()),
+                Some(defer) => nsqd::emit_dpub_head(&mut window, topic, defer.as_millis()),
+                None if batch.count() == 1 => nsqd::emit_pub_head(&mut window, topic),
+                None => nsqd::emit_mpub_head(&mut window, topic, batch.bytes(), batch.count()),
             };
         }
         self.talk.written = 0;
@@ -766,7 +766,7 @@ impl<'a> Publisher<'a> {
                 self.on_ready(now);
                 Ok(())
             }
-            Heard::Response if self.word.as_slice() == v2::OK => self.on_ok(now),
+            Heard::Response if self.word.as_slice() == nsqd::OK => self.on_ok(now),
             Heard::Response => self.fail(now, Fault::UnexpectedReply),
             Heard::Refusal => self.on_error(now),
             Heard::Fault(fault) => self.fail(now, fault),

@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-use crate::wire::v2::ErrorCode;
+use crate::wire::nsqd::ErrorCode;
 
 /// How many ranges of messages that were *not* acknowledged are remembered.
 pub const EXCEPTIONS_MAX: usize = 4;

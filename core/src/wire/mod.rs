@@ -2,8 +2,8 @@
 //!
 //! | module | protocol | client writes / reads | server reads / writes |
 //! |---|---|---|---|
-//! | [`v1`] | nsqd to nsqlookupd | [`v1::Command`] / [`v1::ReplyDecoder`], [`v1::PeerInfoScanner`] | [`v1::CommandDecoder`], [`v1::NodeScanner`] / [`v1::emit_reply`] |
-//! | [`v2`] | client to nsqd | [`v2::Command`] / [`v2::FrameDecoder`], [`v2::NegotiatedScanner`] | [`v2::CommandDecoder`], [`v2::IdentifyScanner`] / [`v2::emit_frame`] |
+//! | [`nsqlookupd`] | nsqd to nsqlookupd | [`nsqlookupd::Command`] / [`nsqlookupd::ReplyDecoder`], [`nsqlookupd::PeerInfoScanner`] | [`nsqlookupd::CommandDecoder`], [`nsqlookupd::NodeScanner`] / [`nsqlookupd::emit_reply`] |
+//! | [`nsqd`] | client to nsqd | [`nsqd::Command`] / [`nsqd::FrameDecoder`], [`nsqd::NegotiatedScanner`] | [`nsqd::CommandDecoder`], [`nsqd::IdentifyScanner`] / [`nsqd::emit_frame`] |
 //! | [`http`] | nsqlookupd's HTTP | [`http::emit_get`] / [`http::ResponseDecoder`] | |
 //! | [`json`] | the bodies of all | [`json::Object`] | [`json::Scanner`] |
 //!
@@ -22,8 +22,8 @@
 //! | what | bound | beyond it |
 //! |---|---|---|
 //! | frame, reply | the decoder's `max` | [`Fault::BadLength`], before any of its bytes is taken |
-//! | command line read by a server | [`v1::LINE_BUFFER`], [`v2::LINE_BUFFER`] bytes | refused, connection to be closed |
-//! | command body read by a server | [`v1::CommandDecoder`]'s `max`, [`v2::Limits`] | refused as nsqd does, before the body is read |
+//! | command line read by a server | [`nsqlookupd::LINE_BUFFER`], [`nsqd::LINE_BUFFER`] bytes | refused, connection to be closed |
+//! | command body read by a server | [`nsqlookupd::CommandDecoder`]'s `max`, [`nsqd::Limits`] | refused as nsqd does, before the body is read |
 //! | HTTP head, a chunk's line | [`http::HEAD_MAX`] | [`http::HttpError::HeadTooLong`] |
 //! | HTTP body | none: it is handed on as it arrives | |
 //! | JSON nesting | [`json::DEPTH_MAX`] | [`json::Problem::TooDeep`] |
@@ -31,15 +31,15 @@
 //! | JSON integer | `i32` | kept at its end and flagged |
 //! | JSON document | 4 GiB for the error's position only | the position stays at its end |
 //!
-//! RAM: [`v2::FrameDecoder`] 24 bytes, [`v1::ReplyDecoder`] 16, a scanner its `N` + 20, a server's
+//! RAM: [`nsqd::FrameDecoder`] 24 bytes, [`nsqlookupd::ReplyDecoder`] 16, a scanner its `N` + 20, a server's
 //! command decoder its line buffer + 24 at most. Tests hold each to its figure.
 
 pub mod http;
 pub mod json;
 mod line;
 mod text;
-pub mod v1;
-pub mod v2;
+pub mod nsqlookupd;
+pub mod nsqd;
 
 use core::convert::Infallible;
 

@@ -9,7 +9,7 @@ use nanonsq_core::address::Address;
 use nanonsq_core::drive::lookup;
 use nanonsq_core::lookup as core_lookup;
 use nanonsq_core::name::ChannelName;
-use nanonsq_core::wire::v1::NodeInfo;
+use nanonsq_core::wire::nsqlookupd::NodeInfo;
 
 use crate::servers::Server;
 use crate::world::{Task, World, at_every_await, poll_times, runner_is_gone, topic};

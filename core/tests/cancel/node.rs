@@ -11,7 +11,7 @@ use nanonsq_core::lookup;
 use nanonsq_core::name::ChannelName;
 use nanonsq_core::node::{ClientEvent, Config, Event, HttpConfig, Node, PublishError};
 use nanonsq_core::session::Closed;
-use nanonsq_core::wire::v1::NodeInfo;
+use nanonsq_core::wire::nsqlookupd::NodeInfo;
 
 use crate::servers::Server;
 use crate::world::{Door, Task, World, at_every_await, poll_times, runner_is_gone, topic};

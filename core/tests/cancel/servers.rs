@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, VecDeque};
 
 use nanonsq_core::name::{ChannelName, TopicName};
-use nanonsq_core::wire::{v1, v2};
+use nanonsq_core::wire::{nsqlookupd, nsqd};
 
 pub(crate) enum Server {
     Nsqd(Box<Nsqd>),
@@ -23,14 +23,14 @@ pub(crate) enum Server {
 }
 
 pub(crate) struct Subscriber {
-    frames: v2::FrameDecoder,
+    frames: nsqd::FrameDecoder,
     frame: Vec<u8>,
     /// The bodies, in the order in which they came.
     pub(crate) finished: Vec<String>,
 }
 
 pub(crate) struct Nsqd {
-    pub(crate) commands: v2::CommandDecoder,
+    pub(crate) commands: nsqd::CommandDecoder,
     pub(crate) identified: bool,
     pub(crate) bodies: Vec<Vec<u8>>,
     /// With the number of the connection.
@@ -40,7 +40,7 @@ pub(crate) struct Nsqd {
 
 /// An nsqd to consume from. Takes back what is in flight as soon as the connection is gone.
 pub(crate) struct Source {
-    commands: v2::CommandDecoder,
+    commands: nsqd::CommandDecoder,
     identified: bool,
     rdy: usize,
     queue: VecDeque<usize>,
@@ -55,14 +55,14 @@ pub(crate) struct Source {
 }
 
 pub(crate) struct Lookupd {
-    pub(crate) commands: v1::CommandDecoder,
+    pub(crate) commands: nsqlookupd::CommandDecoder,
     pub(crate) listed: BTreeSet<String>,
 }
 
 impl Server {
     pub(crate) fn nsqd() -> Self {
         Self::Nsqd(Box::new(Nsqd {
-            commands: v2::CommandDecoder::new(),
+            commands: nsqd::CommandDecoder::new(),
             identified: false,
             bodies: Vec::new(),
             stored: Vec::new(),
@@ -73,7 +73,7 @@ impl Server {
     /// With messages that say their number, from 0.
     pub(crate) fn source(messages: usize) -> Self {
         Self::Source(Box::new(Source {
-            commands: v2::CommandDecoder::new(),
+            commands: nsqd::CommandDecoder::new(),
             identified: false,
             rdy: 0,
             queue: (0..messages).collect(),
@@ -88,34 +88,34 @@ impl Server {
 
     pub(crate) fn subscriber() -> Self {
         Self::Subscriber(Box::new(Subscriber {
-            frames: v2::FrameDecoder::new(1024),
+            frames: nsqd::FrameDecoder::new(1024),
             frame: Vec::new(),
             finished: Vec::new(),
         }))
     }
 
     pub(crate) fn lookupd() -> Self {
-        let commands = v1::CommandDecoder::new(4096);
+        let commands = nsqlookupd::CommandDecoder::new(4096);
         Self::Lookupd(Box::new(Lookupd { commands, listed: BTreeSet::new() }))
     }
 
     pub(crate) fn connected(&mut self) {
         match self {
             Self::Nsqd(nsqd) => {
-                nsqd.commands = v2::CommandDecoder::new();
+                nsqd.commands = nsqd::CommandDecoder::new();
                 nsqd.identified = false;
                 nsqd.bodies.clear();
                 nsqd.connections += 1;
             }
-            Self::Lookupd(lookupd) => lookupd.commands = v1::CommandDecoder::new(4096),
+            Self::Lookupd(lookupd) => lookupd.commands = nsqlookupd::CommandDecoder::new(4096),
             Self::Source(source) => {
-                source.commands = v2::CommandDecoder::new();
+                source.commands = nsqd::CommandDecoder::new();
                 source.identified = false;
                 source.left = false;
             }
             Self::Directory(asked) => asked.clear(),
             Self::Subscriber(subscriber) => {
-                subscriber.frames = v2::FrameDecoder::new(1024);
+                subscriber.frames = nsqd::FrameDecoder::new(1024);
                 subscriber.frame.clear();
             }
             Self::Talker { heard, .. } => heard.clear(),
@@ -176,11 +176,11 @@ impl Subscriber {
             }
             let frame = std::mem::take(&mut self.frame);
             match part.frame_type {
-                v2::FrameType::Response if frame == v2::HEARTBEAT => answers.extend(b"NOP\n"),
-                v2::FrameType::Response => assert_eq!(frame, v2::OK),
-                v2::FrameType::Error => panic!("{}", String::from_utf8_lossy(&frame)),
-                v2::FrameType::Message => {
-                    let message = v2::Message::parse(&frame).unwrap();
+                nsqd::FrameType::Response if frame == nsqd::HEARTBEAT => answers.extend(b"NOP\n"),
+                nsqd::FrameType::Response => assert_eq!(frame, nsqd::OK),
+                nsqd::FrameType::Error => panic!("{}", String::from_utf8_lossy(&frame)),
+                nsqd::FrameType::Message => {
+                    let message = nsqd::Message::parse(&frame).unwrap();
                     self.finished.push(String::from_utf8_lossy(message.body).into());
                     answers.extend([b"FIN ", &message.head.id.0[..], b"\n"].concat());
                 }
@@ -193,10 +193,10 @@ impl Subscriber {
 impl Nsqd {
     pub(crate) fn take(&mut self, mut bytes: &[u8]) -> Vec<u8> {
         let mut answers = Vec::new();
-        while let Some(item) = self.commands.next(&v2::Limits::NSQD, &mut bytes).unwrap() {
+        while let Some(item) = self.commands.next(&nsqd::Limits::NSQD, &mut bytes).unwrap() {
             match item {
-                v2::Item::Body { .. } => self.bodies.push(Vec::new()),
-                v2::Item::Part { data, done, .. } => {
+                nsqd::Item::Body { .. } => self.bodies.push(Vec::new()),
+                nsqd::Item::Part { data, done, .. } => {
                     self.bodies.last_mut().unwrap().extend(data);
                     if !done {
                         continue;
@@ -204,13 +204,13 @@ impl Nsqd {
                     let answer: &[u8] = if self.identified {
                         let bodies = self.bodies.iter().map(|body| String::from_utf8_lossy(body));
                         self.stored.extend(bodies.map(|body| (self.connections, body.into())));
-                        v2::OK
+                        nsqd::OK
                     } else {
                         b"{}"
                     };
                     self.identified = true;
                     self.bodies.clear();
-                    v2::emit_frame(&mut answers, v2::FrameType::Response, answer).unwrap();
+                    nsqd::emit_frame(&mut answers, nsqd::FrameType::Response, answer).unwrap();
                 }
                 _ => {}
             }
@@ -238,28 +238,28 @@ impl Source {
     fn take(&mut self, mut bytes: &[u8]) -> Vec<u8> {
         let mut answers = Vec::new();
         let mut answer =
-            |text| v2::emit_frame(&mut answers, v2::FrameType::Response, text).unwrap();
-        while let Some(item) = self.commands.next(&v2::Limits::NSQD, &mut bytes).unwrap() {
+            |text| nsqd::emit_frame(&mut answers, nsqd::FrameType::Response, text).unwrap();
+        while let Some(item) = self.commands.next(&nsqd::Limits::NSQD, &mut bytes).unwrap() {
             match item {
-                v2::Item::Part { done: true, .. } => {
+                nsqd::Item::Part { done: true, .. } => {
                     self.identified = true;
                     answer(b"{\"max_rdy_count\":2500,\"msg_timeout\":60000}");
                 }
-                v2::Item::Sub { .. } => answer(v2::OK),
-                v2::Item::Rdy(rdy) => self.rdy = rdy as usize,
-                v2::Item::Fin(id) => {
+                nsqd::Item::Sub { .. } => answer(nsqd::OK),
+                nsqd::Item::Rdy(rdy) => self.rdy = rdy as usize,
+                nsqd::Item::Fin(id) => {
                     let number = self.answered(&id);
                     self.finished.insert(number);
                 }
-                v2::Item::Req { id, .. } => {
+                nsqd::Item::Req { id, .. } => {
                     let number = self.answered(&id);
                     self.requeued += 1;
                     self.queue.push_back(number);
                 }
-                v2::Item::Cls => {
+                nsqd::Item::Cls => {
                     self.rdy = 0;
                     self.left = true;
-                    answer(v2::CLOSE_WAIT);
+                    answer(nsqd::CLOSE_WAIT);
                 }
                 _ => {}
             }
@@ -269,17 +269,17 @@ impl Source {
         {
             self.in_flight.insert(number);
             self.attempts[number] += 1;
-            let id = v2::MessageId(format!("{number:016x}").as_bytes().try_into().unwrap());
-            let head = v2::MessageHead { timestamp: 0, attempts: self.attempts[number], id };
+            let id = nsqd::MessageId(format!("{number:016x}").as_bytes().try_into().unwrap());
+            let head = nsqd::MessageHead { timestamp: 0, attempts: self.attempts[number], id };
             let body = number.to_string();
-            let message = v2::Message { head, body: body.as_bytes() };
-            v2::emit_message(&mut answers, &message).unwrap();
+            let message = nsqd::Message { head, body: body.as_bytes() };
+            nsqd::emit_message(&mut answers, &message).unwrap();
         }
         answers
     }
 
     /// Only what is in flight on this connection may be answered.
-    fn answered(&mut self, id: &v2::MessageId) -> usize {
+    fn answered(&mut self, id: &nsqd::MessageId) -> usize {
         let text = std::str::from_utf8(&id.0).unwrap();
         let number = usize::from_str_radix(text, 16).unwrap();
         assert!(self.in_flight.remove(&number), "{number} is not in flight");
@@ -310,26 +310,26 @@ impl Lookupd {
                 Some(channel) => format!("{} {}", topic.as_str(), channel.as_str()),
             };
             let answer: &[u8] = match item {
-                v1::Item::Identify | v1::Item::Body { .. } | v1::Item::Part { last: false, .. } => {
+                nsqlookupd::Item::Identify | nsqlookupd::Item::Body { .. } | nsqlookupd::Item::Part { last: false, .. } => {
                     continue;
                 }
-                v1::Item::Part { .. } => b"{\"http_port\":4161,\"version\":\"1.3.0\"}",
-                v1::Item::Ping => v1::OK,
-                v1::Item::Register { topic, channel } => {
+                nsqlookupd::Item::Part { .. } => b"{\"http_port\":4161,\"version\":\"1.3.0\"}",
+                nsqlookupd::Item::Ping => nsqlookupd::OK,
+                nsqlookupd::Item::Register { topic, channel } => {
                     // A channel brings its topic.
                     self.listed.insert(name(topic, None));
                     self.listed.insert(name(topic, channel));
-                    v1::OK
+                    nsqlookupd::OK
                 }
-                v1::Item::Unregister { topic, channel } => {
+                nsqlookupd::Item::Unregister { topic, channel } => {
                     // A topic takes its channels with it.
                     let gone = name(topic, channel);
                     let of_gone = format!("{gone} ");
                     self.listed.retain(|name| *name != gone && !name.starts_with(&of_gone));
-                    v1::OK
+                    nsqlookupd::OK
                 }
             };
-            v1::emit_reply(&mut answers, answer).unwrap();
+            nsqlookupd::emit_reply(&mut answers, answer).unwrap();
         }
         answers
     }

@@ -5,7 +5,7 @@ use nanonsq_core::consume::{Config, ConnectionState, Consumer, Storage};
 use nanonsq_core::name::{ChannelName, TopicName};
 use nanonsq_core::session::{Awaited, Closed, DialError, Fault, Link, Session, TransportError};
 use nanonsq_core::time::{Instant, Span};
-use nanonsq_core::wire::v2::ErrorCode;
+use nanonsq_core::wire::nsqd::ErrorCode;
 
 use crate::{at, frame, message, said};
 

@@ -5,7 +5,7 @@ use nanonsq_core::name::TopicName;
 use nanonsq_core::node::{Config, HttpConfig, HttpStorage, Node, Storage, TooManyLookupds};
 use nanonsq_core::session::{Closed, Link, Session};
 use nanonsq_core::time::Instant;
-use nanonsq_core::wire::v2::Limits;
+use nanonsq_core::wire::nsqd::Limits;
 
 use crate::{at, said};
 

@@ -4,7 +4,7 @@ use nanonsq_core::lookup::{Config, HttpPort, Lookup, PeerEvent, PeerState};
 use nanonsq_core::name::TopicName;
 use nanonsq_core::session::{Closed, DialError, Fault, Link, Session};
 use nanonsq_core::time::Span;
-use nanonsq_core::wire::v1::NodeInfo;
+use nanonsq_core::wire::nsqlookupd::NodeInfo;
 
 use crate::{at, said};
 

@@ -8,7 +8,7 @@ use nanonsq_core::node::{
 };
 use nanonsq_core::session::{Closed, Link, Session};
 use nanonsq_core::time::{Instant, Span};
-use nanonsq_core::wire::v2::{FrameDecoder, FrameType, Message};
+use nanonsq_core::wire::nsqd::{FrameDecoder, FrameType, Message};
 
 use crate::{at, said};
 

@@ -5,7 +5,7 @@ use nanonsq_core::name::TopicName;
 use nanonsq_core::publish::{Config, Event, Outbox, Outcome, PublishOptions, Publisher, State};
 use nanonsq_core::session::{Awaited, Closed, Fault, Link, Session};
 use nanonsq_core::time::{Instant, Span};
-use nanonsq_core::wire::v2::{CommandDecoder, Item, Limits};
+use nanonsq_core::wire::nsqd::{CommandDecoder, Item, Limits};
 
 use crate::{at, frame, said};
 

@@ -3,8 +3,8 @@
 use nanonsq_core::http::Piece;
 use nanonsq_core::wire::http::{HttpError, ResponseDecoder};
 use nanonsq_core::wire::json::{Scanner, Token};
-use nanonsq_core::wire::v2::{Item, Limits};
-use nanonsq_core::wire::{Window, Write, v1, v2};
+use nanonsq_core::wire::nsqd::{Item, Limits};
+use nanonsq_core::wire::{Window, Write, nsqlookupd, nsqd};
 
 #[test]
 fn a_writer_says_how_much_it_took_which_is_always_all() {
@@ -23,7 +23,7 @@ fn a_writer_says_how_much_it_took_which_is_always_all() {
 
 #[test]
 fn a_connection_may_end_between_commands_only() {
-    let mut commands = v2::CommandDecoder::new();
+    let mut commands = nsqd::CommandDecoder::new();
     assert!(commands.at_boundary());
     for (bytes, boundary) in
         [(&b" "[..], false), (b" V2", true), (b"NO", false), (b"P\n", true), (b"PUB t\n", false)]
@@ -34,7 +34,7 @@ fn a_connection_may_end_between_commands_only() {
         }
         assert_eq!(commands.at_boundary(), boundary, "{bytes:?}");
     }
-    let mut commands = v1::CommandDecoder::new(100);
+    let mut commands = nsqlookupd::CommandDecoder::new(100);
     assert!(commands.at_boundary());
     for (bytes, boundary) in [
         (&b" "[..], false),
@@ -55,7 +55,7 @@ fn a_connection_may_end_between_commands_only() {
 #[test]
 fn a_number_above_32_bits_is_a_large_one() {
     let rdy = |number: &str| {
-        let mut commands = v2::CommandDecoder::new();
+        let mut commands = nsqd::CommandDecoder::new();
         let text = format!("  V2SUB t c\nRDY {number}\n");
         let mut input = text.as_bytes();
         assert!(matches!(commands.next(&Limits::NSQD, &mut input), Ok(Some(Item::Sub { .. }))));
@@ -95,7 +95,7 @@ fn digits_are_those_of_the_base() {
 /// As Go's `%q`.
 #[test]
 fn what_a_client_said_is_quoted() {
-    let shown = |text: &[u8]| v2::Refusal::BadTopic { verb: v2::Verb::Pub, name: text }.to_string();
+    let shown = |text: &[u8]| nsqd::Refusal::BadTopic { verb: nsqd::Verb::Pub, name: text }.to_string();
     let quoted = shown(b"\x07\x08\t\n\x0b\x0c\r\"\\\x01\x7f\xff");
     assert!(quoted.contains(r#""\a\b\t\n\v\f\r\"\\\x01\x7f\xff""#), "{quoted}");
 }
@@ -144,7 +144,7 @@ fn a_text_has_at_most_65535_bytes() {
 
 #[test]
 fn an_answer_may_end_between_frames_only() {
-    let mut frames = v2::FrameDecoder::new(100);
+    let mut frames = nsqd::FrameDecoder::new(100);
     assert!(frames.at_boundary());
     for (bytes, boundary) in [(&b"\0\0"[..], false), (b"\0\x06\0\0\0\0O", false), (b"K", true)] {
         let mut input = bytes;
@@ -153,7 +153,7 @@ fn an_answer_may_end_between_frames_only() {
         }
         assert_eq!(frames.at_boundary(), boundary, "{bytes:?}");
     }
-    let mut replies = v1::ReplyDecoder::new(100);
+    let mut replies = nsqlookupd::ReplyDecoder::new(100);
     assert!(replies.at_boundary());
     for (bytes, boundary) in [(&b"\0\0"[..], false), (b"\0\x02O", false), (b"K", true)] {
         let mut input = bytes;

@@ -4,8 +4,8 @@
 use std::fmt::Display;
 
 use nanonsq_core::wire::json::Scanner;
-use nanonsq_core::wire::v1::{self, PeerInfoScanner, ReplyDecoder};
-use nanonsq_core::wire::v2::{self, FrameDecoder, Limits};
+use nanonsq_core::wire::nsqlookupd::{self, PeerInfoScanner, ReplyDecoder};
+use nanonsq_core::wire::nsqd::{self, FrameDecoder, Limits};
 
 use crate::golden_v1::{IDENTIFY, IDENTIFY_REPLY};
 use crate::golden_v2::IDENTIFY_RESPONSE;
@@ -110,8 +110,8 @@ fn ten_million_bytes_of_garbage_frames() {
                 Ok(Some(part)) => {
                     assert!(part.size <= 1000 && part.data.len() <= part.size as usize);
                     if part.first && part.last {
-                        v2::ErrorCode::parse(part.data);
-                        v2::Message::parse(part.data);
+                        nsqd::ErrorCode::parse(part.data);
+                        nsqd::Message::parse(part.data);
                     }
                 }
                 Ok(None) => {
@@ -168,10 +168,10 @@ fn ten_million_bytes_of_garbage_v1_commands() {
         b"  V1PING\nIDENTIFY\n\0\0\0\x02{}",
         b"REGISTER topic\n",
     ];
-    let mut decoder = v1::CommandDecoder::new(0);
+    let mut decoder = nsqlookupd::CommandDecoder::new(0);
     ten_million_bytes(3, &corpus, |fresh, mut chunk| {
         if fresh {
-            decoder = v1::CommandDecoder::new(500);
+            decoder = nsqlookupd::CommandDecoder::new(500);
         }
         let len = chunk.len();
         for _ in 0..=len + 1 {
@@ -205,17 +205,17 @@ fn ten_million_bytes_of_garbage_v2_commands() {
         b"CLS\n",
     ];
     let limits = Limits { max_msg_size: 300, max_body_size: 1000, ..Limits::NSQD };
-    let mut decoder = v2::CommandDecoder::new();
+    let mut decoder = nsqd::CommandDecoder::new();
     ten_million_bytes(4, &corpus, |fresh, mut chunk| {
         if fresh {
-            decoder = v2::CommandDecoder::new();
+            decoder = nsqd::CommandDecoder::new();
         }
         let len = chunk.len();
         for _ in 0..=len + 1 {
             match decoder.next(&limits, &mut chunk) {
-                Ok(Some(v2::Item::Body { len })) => assert!((1..=1000).contains(&len)),
-                Ok(Some(v2::Item::Batch { count, .. })) => assert!((1..=199).contains(&count)),
-                Ok(Some(v2::Item::Part { data, .. })) => assert!((1..=1000).contains(&data.len())),
+                Ok(Some(nsqd::Item::Body { len })) => assert!((1..=1000).contains(&len)),
+                Ok(Some(nsqd::Item::Batch { count, .. })) => assert!((1..=199).contains(&count)),
+                Ok(Some(nsqd::Item::Part { data, .. })) => assert!((1..=1000).contains(&data.len())),
                 Ok(Some(_)) => {}
                 Ok(None) => {
                     assert!(chunk.is_empty());
@@ -273,7 +273,7 @@ fn ten_million_bytes_of_garbage_json() {
 
 #[test]
 fn ten_million_bytes_of_garbage_negotiated() {
-    let mut scanner = v2::NegotiatedScanner::new();
+    let mut scanner = nsqd::NegotiatedScanner::new();
     ten_million_bytes(6, &JSON, |fresh, chunk| {
         if fresh {
             scanner.finish().map_or_else(has_a_reason, |_| ());
@@ -288,7 +288,7 @@ fn ten_million_bytes_of_garbage_negotiated() {
 
 #[test]
 fn ten_million_bytes_of_garbage_authorized() {
-    let mut scanner = v2::AuthScanner::new();
+    let mut scanner = nsqd::AuthScanner::new();
     ten_million_bytes(7, &JSON, |fresh, chunk| {
         if fresh {
             scanner.finish().map_or_else(has_a_reason, |_| ());
@@ -303,7 +303,7 @@ fn ten_million_bytes_of_garbage_authorized() {
 
 #[test]
 fn ten_million_bytes_of_garbage_identification() {
-    let mut scanner = v2::IdentifyScanner::<24, 20>::new();
+    let mut scanner = nsqd::IdentifyScanner::<24, 20>::new();
     ten_million_bytes(8, &JSON, |fresh, chunk| {
         if fresh {
             scanner.finish(&Limits::NSQD).map_or_else(has_a_reason, |_| ());
@@ -333,7 +333,7 @@ fn ten_million_bytes_of_garbage_peer_info() {
 
 #[test]
 fn ten_million_bytes_of_garbage_node() {
-    let mut scanner = v1::NodeScanner::new();
+    let mut scanner = nsqlookupd::NodeScanner::new();
     ten_million_bytes(10, &JSON, |fresh, chunk| {
         if fresh {
             scanner.finish().map_or_else(has_a_reason, |_| ());

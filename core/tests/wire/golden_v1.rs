@@ -1,6 +1,6 @@
 //! nsqd and nsqlookupd 1.3.0, byte for byte.
 
-use nanonsq_core::wire::v1::{
+use nanonsq_core::wire::nsqlookupd::{
     Command, IdentifyReply, LINE_MAX, MAGIC, NodeInfo, OK, Refusal, emit_refusal, emit_reply,
 };
 

@@ -1,7 +1,7 @@
 //! nsqd 1.3.0, byte for byte.
 
-use nanonsq_core::wire::v2::{AuthResponse, Refusal, emit_refusal};
-use nanonsq_core::wire::v2::{
+use nanonsq_core::wire::nsqd::{AuthResponse, Refusal, emit_refusal};
+use nanonsq_core::wire::nsqd::{
     CLOSE_WAIT, Command, ErrorCode, FrameType, HEARTBEAT, IdentifyRequest, IdentifyResponse,
     LINE_MAX, Limits, MAGIC, Message, MessageHead, MessageId, Negotiated, OK, emit_dpub_head,
     emit_error, emit_frame, emit_message, emit_mpub_head, emit_pub_head,

@@ -1,8 +1,8 @@
 //! Every limit at its edge: the last value taken, the first refused, zero, negative, huge.
 
 use nanonsq_core::session::Fault;
-use nanonsq_core::wire::v1::{self, ReplyDecoder};
-use nanonsq_core::wire::v2::{self, FrameDecoder, Limits};
+use nanonsq_core::wire::nsqlookupd::{self, ReplyDecoder};
+use nanonsq_core::wire::nsqd::{self, FrameDecoder, Limits};
 use nanonsq_core::wire::{Count, Decimal, Window, Write};
 
 use crate::support::{v1_items, v2_items};
@@ -198,11 +198,11 @@ fn numbers_in_lines() {
 fn lines() {
     let line =
         |name: usize| v2_items(&SMALL, &[format!("  V2NOP {}\n", "x".repeat(name)).as_bytes()]);
-    assert_eq!(line(v2::LINE_BUFFER - 4)[0], "Nop");
-    assert_eq!(line(v2::LINE_BUFFER - 3)[0], "E_INVALID line longer than 160 bytes");
+    assert_eq!(line(nsqd::LINE_BUFFER - 4)[0], "Nop");
+    assert_eq!(line(nsqd::LINE_BUFFER - 3)[0], "E_INVALID line longer than 160 bytes");
     let line = |name: usize| v1_items(9, &[format!("  V1PING {}\n", "x".repeat(name)).as_bytes()]);
-    assert_eq!(line(v1::LINE_BUFFER - 5)[0], "Ping");
-    assert_eq!(line(v1::LINE_BUFFER - 4)[0], "E_INVALID line longer than 160 bytes");
+    assert_eq!(line(nsqlookupd::LINE_BUFFER - 5)[0], "Ping");
+    assert_eq!(line(nsqlookupd::LINE_BUFFER - 4)[0], "E_INVALID line longer than 160 bytes");
 }
 
 #[test]
@@ -261,16 +261,16 @@ fn ram() {
     let sizes = [
         size_of::<FrameDecoder>(),
         size_of::<ReplyDecoder>(),
-        size_of::<v2::CommandDecoder>(),
-        size_of::<v1::CommandDecoder>(),
-        size_of::<v2::Negotiated>(),
-        size_of::<v2::NegotiatedScanner>(),
-        size_of::<v2::AuthScanner>(),
-        size_of::<v2::Identification<32>>(),
-        size_of::<v1::PeerInfo>(),
-        size_of::<v1::PeerInfoScanner>(),
-        size_of::<v1::Node>(),
-        size_of::<v1::NodeScanner>(),
+        size_of::<nsqd::CommandDecoder>(),
+        size_of::<nsqlookupd::CommandDecoder>(),
+        size_of::<nsqd::Negotiated>(),
+        size_of::<nsqd::NegotiatedScanner>(),
+        size_of::<nsqd::AuthScanner>(),
+        size_of::<nsqd::Identification<32>>(),
+        size_of::<nsqlookupd::PeerInfo>(),
+        size_of::<nsqlookupd::PeerInfoScanner>(),
+        size_of::<nsqlookupd::Node>(),
+        size_of::<nsqlookupd::NodeScanner>(),
     ];
     let expected = [
         24,

@@ -1,7 +1,7 @@
 //! Each refusal in the words of nsqd and nsqlookupd 1.3.0.
 
-use nanonsq_core::wire::v1;
-use nanonsq_core::wire::v2::{self, ErrorCode, IdentifyRequest, Limits, Refusal, Verb};
+use nanonsq_core::wire::nsqlookupd;
+use nanonsq_core::wire::nsqd::{self, ErrorCode, IdentifyRequest, Limits, Refusal, Verb};
 
 use crate::emitted;
 use crate::golden_v2::ID;
@@ -107,7 +107,7 @@ fn v2_unfinished_bodies() {
 #[test]
 fn v2_magic_and_what_follows_a_refusal() {
     assert_eq!(v2_items(&Limits::NSQD, &[&b"  V3NOP\n"[..]]), ["E_BAD_PROTOCOL"]);
-    let mut decoder = v2::CommandDecoder::new();
+    let mut decoder = nsqd::CommandDecoder::new();
     let mut input = &b"  V2X\nNOP\n"[..];
     assert!(decoder.next(&Limits::NSQD, &mut input).is_err_and(|refusal| refusal.is_fatal()));
     assert_eq!(decoder.next(&Limits::NSQD, &mut input), Ok(None));
@@ -116,7 +116,7 @@ fn v2_magic_and_what_follows_a_refusal() {
 
 #[test]
 fn v2_sub_needs_heartbeats() {
-    let mut decoder = v2::CommandDecoder::new();
+    let mut decoder = nsqd::CommandDecoder::new();
     decoder.set_heartbeats(false);
     let mut input = &b"  V2PUB t\n\0\0\0\x01xSUB\n"[..];
     let refusal = loop {
@@ -298,32 +298,32 @@ fn v1_identify_bodies() {
         node(&[full.to_uppercase().replace("NULL", "null").as_bytes()]).unwrap().broadcast_address,
         "A"
     );
-    assert_eq!(node(&[b"null"]), Err(v1::Refusal::MissingFields));
+    assert_eq!(node(&[b"null"]), Err(nsqlookupd::Refusal::MissingFields));
     let odd = full.replace("\"v\"", "\"\u{e9}\"");
     let bytes = odd.as_bytes().iter().map(|&byte| if byte == 0xa9 { b'v' } else { byte });
     // Not UTF-8: as Go reads it.
     assert_eq!(node(&[&bytes.collect::<Vec<_>>()[..]]).unwrap().version, "\u{fffd}v");
     for (from, to, refusal) in [
-        ("\"a\"", "\"\"", v1::Refusal::MissingFields),
-        ("\"a\"", "null", v1::Refusal::MissingFields),
-        ("\"v\"", "\"\"", v1::Refusal::MissingFields),
-        (":1", ":0", v1::Refusal::MissingFields),
-        (":2", ":65536", v1::Refusal::MissingFields),
-        ("\"http_port\":2,", "", v1::Refusal::MissingFields),
-        (":1", ":\"1\"", v1::Refusal::BadJson),
-        (":1", ":1.5", v1::Refusal::BadJson),
-        (":1", ":1,\"Tcp_Port\":0", v1::Refusal::MissingFields),
-        (":1", ":1,\"remote_address\":1", v1::Refusal::BadJson),
-        ("\"v\"", "1", v1::Refusal::BadJson),
-        ("{}}", "{}", v1::Refusal::BadJson),
-        ("\"a\"", &format!("\"{}\"", "a".repeat(97)), v1::Refusal::AddressTooLong),
+        ("\"a\"", "\"\"", nsqlookupd::Refusal::MissingFields),
+        ("\"a\"", "null", nsqlookupd::Refusal::MissingFields),
+        ("\"v\"", "\"\"", nsqlookupd::Refusal::MissingFields),
+        (":1", ":0", nsqlookupd::Refusal::MissingFields),
+        (":2", ":65536", nsqlookupd::Refusal::MissingFields),
+        ("\"http_port\":2,", "", nsqlookupd::Refusal::MissingFields),
+        (":1", ":\"1\"", nsqlookupd::Refusal::BadJson),
+        (":1", ":1.5", nsqlookupd::Refusal::BadJson),
+        (":1", ":1,\"Tcp_Port\":0", nsqlookupd::Refusal::MissingFields),
+        (":1", ":1,\"remote_address\":1", nsqlookupd::Refusal::BadJson),
+        ("\"v\"", "1", nsqlookupd::Refusal::BadJson),
+        ("{}}", "{}", nsqlookupd::Refusal::BadJson),
+        ("\"a\"", &format!("\"{}\"", "a".repeat(97)), nsqlookupd::Refusal::AddressTooLong),
     ] {
         assert_eq!(node(&[full.replacen(from, to, 1).as_bytes()]), Err(refusal), "{from} {to}");
     }
-    assert_eq!(v1::Refusal::MissingFields.to_string(), "E_BAD_BODY IDENTIFY missing fields");
-    assert_eq!(v1::Refusal::BadJson.to_string(), "E_BAD_BODY IDENTIFY failed to decode JSON body");
+    assert_eq!(nsqlookupd::Refusal::MissingFields.to_string(), "E_BAD_BODY IDENTIFY missing fields");
+    assert_eq!(nsqlookupd::Refusal::BadJson.to_string(), "E_BAD_BODY IDENTIFY failed to decode JSON body");
     assert_eq!(
-        emitted!(v1::Refusal::AddressTooLong),
+        emitted!(nsqlookupd::Refusal::AddressTooLong),
         b"E_BAD_BODY IDENTIFY broadcast_address longer than 96 bytes"
     );
 }

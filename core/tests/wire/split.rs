@@ -2,7 +2,7 @@
 
 use std::fmt::Debug;
 
-use nanonsq_core::wire::v2::{ErrorCode, FrameType, Limits, emit_error, emit_frame};
+use nanonsq_core::wire::nsqd::{ErrorCode, FrameType, Limits, emit_error, emit_frame};
 
 use crate::golden_v1::{IDENTIFY, IDENTIFY_REPLY};
 use crate::golden_v2::IDENTIFY_RESPONSE;

@@ -5,7 +5,7 @@ use std::fmt::Display;
 use nanonsq_core::name::{ChannelName, TopicName};
 use nanonsq_core::session::Fault;
 use nanonsq_core::wire::json::{JsonError, Scanner, Token};
-use nanonsq_core::wire::{Write, v1, v2};
+use nanonsq_core::wire::{Write, nsqlookupd, nsqd};
 
 pub(crate) fn topic(name: &str) -> TopicName {
     TopicName::new(name).unwrap()
@@ -59,7 +59,7 @@ impl Transcript {
 
 /// The frames in a stream, up to its fault.
 pub(crate) fn frames(chunks: &[&[u8]]) -> Vec<String> {
-    let mut decoder = v2::FrameDecoder::new(1000);
+    let mut decoder = nsqd::FrameDecoder::new(1000);
     let mut transcript = Transcript::default();
     for &chunk in chunks {
         let mut chunk = chunk;
@@ -89,7 +89,7 @@ pub(crate) fn frames(chunks: &[&[u8]]) -> Vec<String> {
 
 /// The replies in a stream, up to its fault.
 pub(crate) fn replies(chunks: &[&[u8]]) -> Vec<String> {
-    let mut decoder = v1::ReplyDecoder::new(1000);
+    let mut decoder = nsqlookupd::ReplyDecoder::new(1000);
     let mut transcript = Transcript::default();
     for &chunk in chunks {
         let mut chunk = chunk;
@@ -118,14 +118,14 @@ pub(crate) fn replies(chunks: &[&[u8]]) -> Vec<String> {
 }
 
 /// What a nsqd reads of a stream, up to its refusal.
-pub(crate) fn v2_items(limits: &v2::Limits, chunks: &[&[u8]]) -> Vec<String> {
-    let mut decoder = v2::CommandDecoder::new();
+pub(crate) fn v2_items(limits: &nsqd::Limits, chunks: &[&[u8]]) -> Vec<String> {
+    let mut decoder = nsqd::CommandDecoder::new();
     let mut transcript = Transcript::default();
     for &chunk in chunks {
         let mut chunk = chunk;
         loop {
             match decoder.next(limits, &mut chunk) {
-                Ok(Some(v2::Item::Part { data, last, done })) => {
+                Ok(Some(nsqd::Item::Part { data, last, done })) => {
                     transcript.data(data);
                     match (last, done) {
                         (true, true) => transcript.say("done"),
@@ -153,13 +153,13 @@ pub(crate) fn v2_items(limits: &v2::Limits, chunks: &[&[u8]]) -> Vec<String> {
 
 /// What a nsqlookupd reads of a stream, up to its refusal.
 pub(crate) fn v1_items(max: u32, chunks: &[&[u8]]) -> Vec<String> {
-    let mut decoder = v1::CommandDecoder::new(max);
+    let mut decoder = nsqlookupd::CommandDecoder::new(max);
     let mut transcript = Transcript::default();
     for &chunk in chunks {
         let mut chunk = chunk;
         loop {
             match decoder.next(&mut chunk) {
-                Ok(Some(v1::Item::Part { data, last })) => {
+                Ok(Some(nsqlookupd::Item::Part { data, last })) => {
                     transcript.data(data);
                     if last {
                         transcript.say("done");
@@ -222,8 +222,8 @@ pub(crate) fn show(token: Token<'_>) -> String {
     }
 }
 
-pub(crate) fn negotiated(chunks: &[&[u8]]) -> Result<v2::Negotiated, Fault> {
-    let mut scanner = v2::NegotiatedScanner::new();
+pub(crate) fn negotiated(chunks: &[&[u8]]) -> Result<nsqd::Negotiated, Fault> {
+    let mut scanner = nsqd::NegotiatedScanner::new();
     for chunk in chunks {
         scanner.feed(chunk)?;
     }
@@ -234,32 +234,32 @@ pub(crate) fn requires_auth(chunks: &[&[u8]]) -> Result<bool, Fault> {
     granted(chunks).map(|granted| granted.auth_required)
 }
 
-pub(crate) fn granted(chunks: &[&[u8]]) -> Result<v2::Granted, Fault> {
-    let mut scanner = v2::GrantedScanner::new();
+pub(crate) fn granted(chunks: &[&[u8]]) -> Result<nsqd::Granted, Fault> {
+    let mut scanner = nsqd::GrantedScanner::new();
     for chunk in chunks {
         scanner.feed(chunk);
     }
     scanner.finish()
 }
 
-pub(crate) fn authorized(chunks: &[&[u8]]) -> Result<v2::Authorized, JsonError> {
-    let mut scanner = v2::AuthScanner::new();
+pub(crate) fn authorized(chunks: &[&[u8]]) -> Result<nsqd::Authorized, JsonError> {
+    let mut scanner = nsqd::AuthScanner::new();
     for chunk in chunks {
         scanner.feed(chunk)?;
     }
     scanner.finish().cloned()
 }
 
-pub(crate) fn peer_info(chunks: &[&[u8]]) -> Result<v1::PeerInfo, JsonError> {
-    let mut scanner = v1::PeerInfoScanner::new();
+pub(crate) fn peer_info(chunks: &[&[u8]]) -> Result<nsqlookupd::PeerInfo, JsonError> {
+    let mut scanner = nsqlookupd::PeerInfoScanner::new();
     for chunk in chunks {
         scanner.feed(chunk)?;
     }
     scanner.finish().cloned()
 }
 
-pub(crate) fn node(chunks: &[&[u8]]) -> Result<v1::Node, v1::Refusal<'static>> {
-    let mut scanner = v1::NodeScanner::new();
+pub(crate) fn node(chunks: &[&[u8]]) -> Result<nsqlookupd::Node, nsqlookupd::Refusal<'static>> {
+    let mut scanner = nsqlookupd::NodeScanner::new();
     for chunk in chunks {
         scanner.feed(chunk)?;
     }
@@ -268,12 +268,12 @@ pub(crate) fn node(chunks: &[&[u8]]) -> Result<v1::Node, v1::Refusal<'static>> {
 
 pub(crate) fn identification(
     chunks: &[&[u8]],
-) -> Result<v2::Identification<32>, v2::Refusal<'static>> {
-    let mut scanner = v2::IdentifyScanner::<32, 32>::new();
+) -> Result<nsqd::Identification<32>, nsqd::Refusal<'static>> {
+    let mut scanner = nsqd::IdentifyScanner::<32, 32>::new();
     for chunk in chunks {
         scanner.feed(chunk)?;
     }
-    scanner.finish(&v2::Limits::NSQD).cloned()
+    scanner.finish(&nsqd::Limits::NSQD).cloned()
 }
 
 /// xorshift64*: the same numbers on every machine.

@@ -5,7 +5,7 @@ use core::fmt::Write as _;
 
 use heapless::String;
 use nanonsq_core::time::Span;
-use nanonsq_core::wire::v2::MessageId;
+use nanonsq_core::wire::nsqd::MessageId;
 
 /// The longest command, in bytes.
 pub const COMMAND_MAX: usize = 128;

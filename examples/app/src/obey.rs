@@ -13,7 +13,7 @@ use nanonsq_core::drive::consumer;
 use nanonsq_core::name::{ChannelName, TopicName};
 use nanonsq_core::session::Closed;
 use nanonsq_core::time::{Instant, Span};
-use nanonsq_core::wire::v2::MessageHead;
+use nanonsq_core::wire::nsqd::MessageHead;
 
 use crate::command::{self, Command, UNDERSTOOD};
 use crate::message::{self, REPLY_MAX, Reply};

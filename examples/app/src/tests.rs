@@ -11,7 +11,7 @@ use nanonsq_core::name::TopicName;
 use nanonsq_core::publish::{Config, Counters, Event, Outcome, PublishError, Publisher, Ticket};
 use nanonsq_core::session::{Closed, DialError};
 use nanonsq_core::time::Span;
-use nanonsq_core::wire::v2::{ErrorCode, MessageHead, MessageId};
+use nanonsq_core::wire::nsqd::{ErrorCode, MessageHead, MessageId};
 use nanonsq_std::{TcpDialer, TokioSleep};
 use serde_json::Value;
 use tokio::time::{Instant, timeout};

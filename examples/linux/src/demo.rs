@@ -20,7 +20,7 @@ use nanonsq_core::lookup::{self, NodeInfo};
 use nanonsq_core::name::{ChannelName, TopicName};
 use nanonsq_core::node::{Config, Full, HttpConfig, Node};
 use nanonsq_core::time::Span;
-use nanonsq_core::wire::v1::IdentifyReply;
+use nanonsq_core::wire::nsqlookupd::IdentifyReply;
 use nanonsq_std::{NoopRawMutex, TcpDialer, TcpListener, TokioSleep};
 
 use crate::flags::SECONDS_MAX;

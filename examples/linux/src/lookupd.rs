@@ -13,7 +13,7 @@ use nanonsq_core::drive::directory::{self, Resources};
 use nanonsq_core::drive::{Gathering, Port, Ports};
 use nanonsq_core::name::NAME_MAX;
 use nanonsq_core::session::Closed;
-use nanonsq_core::wire::v1::IdentifyReply;
+use nanonsq_core::wire::nsqlookupd::IdentifyReply;
 use nanonsq_std::{NoopRawMutex, TokioSleep};
 
 use crate::flags::{GoDuration, Listen, broadcast};

@@ -15,7 +15,7 @@ use nanonsq_core::node::{
     ClientEvent, Config, ConfigError, Event, Full, HttpConfig, LANES_MAX, Node, TableFull,
 };
 use nanonsq_core::session::Closed;
-use nanonsq_core::wire::v2::Limits;
+use nanonsq_core::wire::nsqd::Limits;
 use nanonsq_std::{NoopRawMutex, TcpDialer, TokioSleep};
 
 use crate::flags::{GoDuration, Listen, broadcast};

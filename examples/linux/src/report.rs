@@ -13,7 +13,7 @@ use nanonsq_core::node::ChannelStatus;
 use nanonsq_core::publish::{Event, Outcome, Ticket};
 use nanonsq_core::session::{Closed, Fault, TransportError};
 use nanonsq_core::wire::http::BadAnswer;
-use nanonsq_core::wire::v2::ErrorCode;
+use nanonsq_core::wire::nsqd::ErrorCode;
 use nanonsq_std::{NoopRawMutex, TokioSleep};
 
 pub(crate) type Publishing<'a> = drive::publisher::Handle<'a, NoopRawMutex>;

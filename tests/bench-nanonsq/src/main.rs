@@ -14,7 +14,7 @@ use nanonsq_std::core::drive::publisher::{self, Handle};
 use nanonsq_std::core::drive::{Gathering, consumer};
 use nanonsq_std::core::name::{ChannelName, TopicName};
 use nanonsq_std::core::publish::{Config, Outcome, State};
-use nanonsq_std::core::wire::v2::{Command, OK};
+use nanonsq_std::core::wire::nsqd::{Command, OK};
 use nanonsq_std::{NoopRawMutex, TcpDialer, TokioSleep};
 
 /// As much as the others may hold: go-nsq's benchmark allows 10,000 messages outstanding.

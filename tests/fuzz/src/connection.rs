@@ -7,7 +7,7 @@ use nanonsq_core::consume::{
 use nanonsq_core::name::{ChannelName, TopicName};
 use nanonsq_core::session::{Closed, Session};
 use nanonsq_core::time::{Instant, Span};
-use nanonsq_core::wire::v2::{CommandDecoder, Limits};
+use nanonsq_core::wire::nsqd::{CommandDecoder, Limits};
 
 use crate::decode::http_seeds;
 use crate::feature;

@@ -6,8 +6,8 @@ use std::fmt::{Display, Write as _};
 use nanonsq_core::address::Address;
 use nanonsq_core::name::{ChannelName, TopicName};
 use nanonsq_core::wire::http::ResponseDecoder;
-use nanonsq_core::wire::v1::{self, ReplyDecoder};
-use nanonsq_core::wire::v2::{self, ErrorCode, FrameDecoder, Limits, Message};
+use nanonsq_core::wire::nsqlookupd::{self, ReplyDecoder};
+use nanonsq_core::wire::nsqd::{self, ErrorCode, FrameDecoder, Limits, Message};
 
 use crate::feature;
 use crate::input::pieces;
@@ -159,7 +159,7 @@ fn read_frame(frame: &[u8]) {
 pub(crate) fn v2_commands(data: &[u8]) {
     let limits = Limits { max_msg_size: 300, max_body_size: 1000, ..Limits::NSQD };
     let decode = |pieces: &mut dyn Iterator<Item = &[u8]>| {
-        let mut decoder = v2::CommandDecoder::new();
+        let mut decoder = nsqd::CommandDecoder::new();
         let mut transcript = Transcript::default();
         for piece in pieces {
             drain(piece, &mut transcript, |input, transcript| match decoder.next(&limits, input) {
@@ -189,31 +189,31 @@ pub(crate) fn v2_commands(data: &[u8]) {
         }
         transcript
     };
-    agree(data, decode, |stream| commands::v2(stream, &limits));
+    agree(data, decode, |stream| commands::nsqd(stream, &limits));
 }
 
-fn v2_item(transcript: &mut Transcript, item: v2::Item<'_>) {
-    let id = |id: v2::MessageId| id.0.escape_ascii().to_string();
+fn v2_item(transcript: &mut Transcript, item: nsqd::Item<'_>) {
+    let id = |id: nsqd::MessageId| id.0.escape_ascii().to_string();
     match item {
-        v2::Item::Identify => transcript.item("Identify", ""),
-        v2::Item::Auth => transcript.item("Auth", ""),
-        v2::Item::Sub { topic, channel } => transcript.item("Sub", format!(" {topic} {channel}")),
-        v2::Item::Rdy(count) => transcript.item("Rdy", format!(" {count}")),
-        v2::Item::Fin(message) => transcript.item("Fin", format!(" {}", id(message))),
-        v2::Item::Req { id: message, delay_ms } => {
+        nsqd::Item::Identify => transcript.item("Identify", ""),
+        nsqd::Item::Auth => transcript.item("Auth", ""),
+        nsqd::Item::Sub { topic, channel } => transcript.item("Sub", format!(" {topic} {channel}")),
+        nsqd::Item::Rdy(count) => transcript.item("Rdy", format!(" {count}")),
+        nsqd::Item::Fin(message) => transcript.item("Fin", format!(" {}", id(message))),
+        nsqd::Item::Req { id: message, delay_ms } => {
             transcript.item("Req", format!(" {} {delay_ms}", id(message)));
         }
-        v2::Item::Touch(message) => transcript.item("Touch", format!(" {}", id(message))),
-        v2::Item::Cls => transcript.item("Cls", ""),
-        v2::Item::Nop => transcript.item("Nop", ""),
-        v2::Item::Pub { topic } => transcript.item("Pub", format!(" {topic}")),
-        v2::Item::Mpub { topic } => transcript.item("Mpub", format!(" {topic}")),
-        v2::Item::Dpub { topic, defer_ms } => {
+        nsqd::Item::Touch(message) => transcript.item("Touch", format!(" {}", id(message))),
+        nsqd::Item::Cls => transcript.item("Cls", ""),
+        nsqd::Item::Nop => transcript.item("Nop", ""),
+        nsqd::Item::Pub { topic } => transcript.item("Pub", format!(" {topic}")),
+        nsqd::Item::Mpub { topic } => transcript.item("Mpub", format!(" {topic}")),
+        nsqd::Item::Dpub { topic, defer_ms } => {
             transcript.item("Dpub", format!(" {topic} {defer_ms}"));
         }
-        v2::Item::Batch { len, count } => transcript.item("Batch", format!(" {len} {count}")),
-        v2::Item::Body { len } => transcript.item("Body", format!(" {len} ")),
-        v2::Item::Part { data, last, done } => {
+        nsqd::Item::Batch { len, count } => transcript.item("Batch", format!(" {len} {count}")),
+        nsqd::Item::Body { len } => transcript.item("Body", format!(" {len} ")),
+        nsqd::Item::Part { data, last, done } => {
             assert!(!data.is_empty() && (last || !done));
             transcript.data(data);
             if last {
@@ -263,7 +263,7 @@ pub(crate) fn v1_replies(data: &[u8]) {
 pub(crate) fn v1_commands(data: &[u8]) {
     const MAX: u32 = 500;
     let decode = |pieces: &mut dyn Iterator<Item = &[u8]>| {
-        let mut decoder = v1::CommandDecoder::new(MAX);
+        let mut decoder = nsqlookupd::CommandDecoder::new(MAX);
         let mut transcript = Transcript::default();
         for piece in pieces {
             drain(piece, &mut transcript, |input, transcript| match decoder.next(input) {
@@ -292,25 +292,25 @@ pub(crate) fn v1_commands(data: &[u8]) {
         }
         transcript
     };
-    agree(data, decode, |stream| commands::v1(stream, MAX));
+    agree(data, decode, |stream| commands::nsqlookupd(stream, MAX));
 }
 
-fn v1_item(transcript: &mut Transcript, item: v1::Item<'_>) {
+fn v1_item(transcript: &mut Transcript, item: nsqlookupd::Item<'_>) {
     let names = |topic: TopicName, channel: Option<ChannelName>| {
         let channel = channel.map_or("-".to_owned(), |channel| channel.to_string());
         format!(" {topic} {channel}")
     };
     match item {
-        v1::Item::Ping => transcript.item("Ping", ""),
-        v1::Item::Identify => transcript.item("Identify", ""),
-        v1::Item::Register { topic, channel } => {
+        nsqlookupd::Item::Ping => transcript.item("Ping", ""),
+        nsqlookupd::Item::Identify => transcript.item("Identify", ""),
+        nsqlookupd::Item::Register { topic, channel } => {
             transcript.item("Register", names(topic, channel));
         }
-        v1::Item::Unregister { topic, channel } => {
+        nsqlookupd::Item::Unregister { topic, channel } => {
             transcript.item("Unregister", names(topic, channel));
         }
-        v1::Item::Body { len } => transcript.item("Body", format!(" {len} ")),
-        v1::Item::Part { data, last } => {
+        nsqlookupd::Item::Body { len } => transcript.item("Body", format!(" {len} ")),
+        nsqlookupd::Item::Part { data, last } => {
             transcript.data(data);
             if last {
                 transcript.item("end", " true");

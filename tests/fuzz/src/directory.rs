@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use nanonsq_core::directory::{Config, Directory, Storage};
 use nanonsq_core::session::{Closed, Link, Session};
 use nanonsq_core::time::{Instant, Span};
-use nanonsq_core::wire::v1::ReplyDecoder;
+use nanonsq_core::wire::nsqlookupd::ReplyDecoder;
 
 use crate::feature;
 use crate::input::{Input, pieces};
@@ -151,7 +151,7 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
 }
 
 /// A node's commands: whether they come in one piece makes no difference.
-pub(crate) fn v1(data: &[u8]) {
+pub(crate) fn nsqlookupd(data: &[u8]) {
     let Some((&seed, stream)) = data.split_first() else { return };
     let whole = listen(&mut std::iter::once(stream));
     let split = listen(&mut pieces(stream, seed));

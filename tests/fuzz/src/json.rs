@@ -3,8 +3,8 @@
 use std::fmt::Write as _;
 
 use nanonsq_core::wire::json::{Fields, JsonError, Scanner, Token};
-use nanonsq_core::wire::v1::{Node, NodeScanner, PeerInfo, PeerInfoScanner};
-use nanonsq_core::wire::v2::{
+use nanonsq_core::wire::nsqlookupd::{Node, NodeScanner, PeerInfo, PeerInfoScanner};
+use nanonsq_core::wire::nsqd::{
     AuthScanner, Authorized, Granted, GrantedScanner, Identification, IdentifyScanner, Limits,
     Negotiated, NegotiatedScanner,
 };

@@ -106,7 +106,7 @@ pub const TARGETS: &[Target] = &[
     target!("node_http", node::http, node::http_seeds),
     target!("node_model", node::model, node::model_seeds),
     target!("directory", directory::run, directory::seeds),
-    target!("directory_v1", directory::v1, directory::v1_seeds),
+    target!("directory_v1", directory::nsqlookupd, directory::v1_seeds),
     target!("directory_http", directory::http, directory::http_seeds),
     target!("directory_model", directory::model, directory::model_seeds),
 ];

@@ -5,7 +5,7 @@ use nanonsq_core::lookup::{Config, Lookup, NodeInfo, PeerState};
 use nanonsq_core::name::{ChannelName, TopicName};
 use nanonsq_core::session::Session;
 use nanonsq_core::time::{Instant, Span};
-use nanonsq_core::wire::v1::CommandDecoder;
+use nanonsq_core::wire::nsqlookupd::CommandDecoder;
 
 use crate::feature;
 use crate::input::Input;

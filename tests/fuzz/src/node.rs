@@ -10,7 +10,7 @@ use nanonsq_core::node::{
 };
 use nanonsq_core::session::Session;
 use nanonsq_core::time::{Instant, Span};
-use nanonsq_core::wire::v2::{ErrorCode, FrameDecoder, FrameType, Message};
+use nanonsq_core::wire::nsqd::{ErrorCode, FrameDecoder, FrameType, Message};
 
 use crate::feature;
 use crate::input::{Input, pieces};

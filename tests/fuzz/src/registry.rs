@@ -9,7 +9,7 @@ use nanonsq_core::lookup::{Lookup, RegistryFull};
 use nanonsq_core::name::{ChannelName, TopicName};
 use nanonsq_core::session::{Closed, Link, Session};
 use nanonsq_core::time::{Instant, Span};
-use nanonsq_core::wire::v1::{CommandDecoder, Item};
+use nanonsq_core::wire::nsqlookupd::{CommandDecoder, Item};
 
 use crate::feature;
 use crate::input::Input;

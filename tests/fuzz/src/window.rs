@@ -9,7 +9,7 @@ use nanonsq_core::consume::{Config, Consumer, Storage, Token};
 use nanonsq_core::name::{ChannelName, TopicName};
 use nanonsq_core::session::{Closed, Link, Session};
 use nanonsq_core::time::{Instant, Span};
-use nanonsq_core::wire::v2::{CommandDecoder, Item, Limits};
+use nanonsq_core::wire::nsqd::{CommandDecoder, Item, Limits};
 
 use crate::feature;
 use crate::input::Input;

@@ -13,7 +13,7 @@ use nanonsq_core::drive::directory::{self, Handle};
 use nanonsq_core::drive::{Port as Slots, Ports};
 use nanonsq_core::session::{Closed, Link, Session as _};
 use nanonsq_core::time::Span;
-use nanonsq_core::wire::v1::IdentifyReply;
+use nanonsq_core::wire::nsqlookupd::IdentifyReply;
 
 use crate::actor::{Actor, Desk, ORDERS, Order, Process, RUNNER, until};
 use crate::exec::application;

@@ -13,7 +13,7 @@ use exchange::{Answer, LIMIT, ask, exchange, in_order, is_address};
 use nanonsq_core::directory::{Config, Directory, Storage};
 use nanonsq_core::session::{Closed, Link, Session};
 use nanonsq_core::time::{Instant, Span};
-use nanonsq_core::wire::v1::IdentifyReply;
+use nanonsq_core::wire::nsqlookupd::IdentifyReply;
 use nanonsq_sim::random::Random;
 use nanonsq_tests::{Nsqlookupd, ServerOptions, eventually, require_peers};
 use serde_json::Value;

@@ -13,7 +13,7 @@ use exchange::{Answer, LIMIT, ask, exchange, in_order, is_address};
 use nanonsq_core::node::{Config, HttpConfig, HttpStorage, Node, Storage};
 use nanonsq_core::session::{Closed, Link, Session};
 use nanonsq_core::time::Instant;
-use nanonsq_core::wire::v2::Limits;
+use nanonsq_core::wire::nsqd::Limits;
 use nanonsq_sim::random::Random;
 use nanonsq_tests::{Nsqd, ServerOptions, eventually, require_peers};
 use serde_json::Value;
@@ -394,7 +394,7 @@ fn scrub(answer: &[u8]) -> String {
 fn scrub_text(text: &str) -> String {
     let mut lines = text.lines();
     let head: Vec<_> = lines.by_ref().take(3).collect();
-    assert!(head[0].starts_with("nsqd v1.3.0 (") && head[0].ends_with(')'), "{}", head[0]);
+    assert!(head[0].starts_with("nsqd nsqlookupd.3.0 (") && head[0].ends_with(')'), "{}", head[0]);
     let date = head[1].strip_prefix("start_time 20").expect("a date");
     assert!(date.len() == 18 && date.ends_with('Z'), "{date}");
     assert!(head[2].starts_with("uptime ") && head[2].ends_with('s'), "{}", head[2]);

@@ -95,7 +95,7 @@ impl Wire {
         let read = |recording: &Recording| {
             let (deliveries, errors) = oracle::deliveries(&recording.from_server).unwrap();
             assert_eq!(errors, [""; 0]);
-            (tap::v2(&recording.from_client).unwrap().commands, deliveries)
+            (tap::nsqd(&recording.from_client).unwrap().commands, deliveries)
         };
         // While nsqd is away the proxy takes connections that lead nowhere.
         let reached = recordings.iter().filter(|recording| !recording.from_server.is_empty());
@@ -662,7 +662,7 @@ async fn delays_are_told_and_kept() {
     }
     message.finish().unwrap();
     says(&nsqd, &[("requeue_count", 3), ("finish_count", 1), ("timeout_count", 0)]).await;
-    let commands = tap::v2(&proxy.client_bytes()[0]).unwrap().commands;
+    let commands = tap::nsqd(&proxy.client_bytes()[0]).unwrap().commands;
     let delays: Vec<_> = commands
         .iter()
         .filter_map(|command| if let V2::Req(_, delay) = command { Some(*delay) } else { None })
@@ -767,7 +767,7 @@ async fn an_answer_after_the_time_is_up_is_not_sent() {
     let counters = consumer.handle.counters();
     // The touch and the answer.
     assert_eq!((counters.timed_out, counters.late, counters.refused), (1, 2, 0), "{counters:?}");
-    assert_eq!(tap::v2(&proxy.client_bytes()[0]).unwrap().counts().fin, 1);
+    assert_eq!(tap::nsqd(&proxy.client_bytes()[0]).unwrap().counts().fin, 1);
 }
 
 #[tokio::test]
@@ -860,7 +860,7 @@ async fn an_answer_after_the_connection_was_cut_is_not_sent() {
     }
     says(&nsqd, &[("depth", 0), ("in_flight_count", 0), ("timeout_count", 3), ("finish_count", 3)])
         .await;
-    let sent: Vec<_> = proxy.client_bytes().iter().map(|b| tap::v2(b).unwrap().counts()).collect();
+    let sent: Vec<_> = proxy.client_bytes().iter().map(|b| tap::nsqd(b).unwrap().counts()).collect();
     assert_eq!(
         sent.iter().map(|counts| (counts.fin, counts.req)).collect::<Vec<_>>(),
         [(0, 0), (3, 0)]
@@ -927,7 +927,7 @@ async fn stopping_gives_everything_back() {
         &[("depth", 89), ("in_flight_count", 0), ("deferred_count", 0), ("client_count", 0)],
     )
     .await;
-    assert_eq!(tap::v2(&proxy.client_bytes()[0]).unwrap().counts().cls, 1);
+    assert_eq!(tap::nsqd(&proxy.client_bytes()[0]).unwrap().counts().cls, 1);
     let rest = consume_all(nsqd.tcp_address(), "t", "c", Until::distinct(89)).await.unwrap();
     assert_eq!((rest.messages.len(), rest.distinct().len()), (89, 89));
     says(&nsqd, &[("depth", 0), ("timeout_count", 0)]).await;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use nanonsq_std::core::publish::{Config, Counters, Event, Outcome, PublishOptions};
 use nanonsq_std::core::session::{Closed, Fault as SessionFault};
 use nanonsq_std::core::time::Span;
-use nanonsq_std::core::wire::v2::ErrorCode;
+use nanonsq_std::core::wire::nsqd::ErrorCode;
 use nanonsq_tests::{
     Cut, Fault, Faults, Nsqd, Proxy, ServerOptions, Until, auth, consume_all, require_peers, tap,
 };
@@ -202,7 +202,7 @@ async fn a_single_message_is_a_pub_and_backlog_an_mpub() {
 
     let recorded = proxy.client_bytes();
     assert_eq!(recorded.len(), 1);
-    let tapped = tap::v2(&recorded[0]).unwrap();
+    let tapped = tap::nsqd(&recorded[0]).unwrap();
     let counts = tapped.counts();
     assert_eq!(
         (counts.mpub, counts.publish, counts.dpub, tapped.published().len()),

@@ -62,7 +62,7 @@ impl Harm {
         }
     }
 
-    fn v2(says: impl AsRef<[u8]>) -> Self {
+    fn nsqd(says: impl AsRef<[u8]>) -> Self {
         Self::new([b"  V2", says.as_ref()].concat())
     }
 
@@ -94,7 +94,7 @@ fn request(method: &str, path: &str, len: usize) -> Vec<u8> {
 fn attacks() -> Vec<(&'static str, Vec<Harm>)> {
     let silent = sized("IDENTIFY", br#"{"heartbeat_interval":-1}"#);
     let patient = sized("IDENTIFY", br#"{"heartbeat_interval":60000,"msg_timeout":900000}"#);
-    let with = |hello: &[u8], says: &[u8]| Harm::v2([hello, says].concat());
+    let with = |hello: &[u8], says: &[u8]| Harm::nsqd([hello, says].concat());
     let batch = |len: u32, count: u32, one: u32| {
         [announced("MPUB evil0", len), count.to_be_bytes().into(), one.to_be_bytes().into()]
             .concat()
@@ -106,7 +106,7 @@ fn attacks() -> Vec<(&'static str, Vec<Harm>)> {
         [sized(&line, &[b'j'; 200]).repeat(100), sized(&line, b"j").repeat(300)].concat()
     };
     let subscribe = |topic: &str, channel: &str| format!("SUB {topic} {channel}\nRDY 100\n");
-    let names = (0..6).map(|n| Harm { leaves: true, ..Harm::v2(format!("SUB evil{n} c{n}\n")) });
+    let names = (0..6).map(|n| Harm { leaves: true, ..Harm::nsqd(format!("SUB evil{n} c{n}\n")) });
     let created = (0..6).map(|n| {
         Harm::http(request("POST", &format!("/channel/create?topic=evil{n}&channel=c"), 0))
     });
@@ -131,7 +131,7 @@ fn attacks() -> Vec<(&'static str, Vec<Harm>)> {
                 with(&patient, &announced("PUB reports", 2000)).trickles(&[b't'; 400]),
                 with(&patient, &batch(20_000, 100, 190)).trickles(&[b't'; 400]),
                 with(&silent, &batch(10_000, 2000, 1)).trickles(&[0; 400]),
-                Harm::v2(batch(1 << 20, 0x7fff_ffff, 1)).trickles(&[0; 400]),
+                Harm::nsqd(batch(1 << 20, 0x7fff_ffff, 1)).trickles(&[0; 400]),
             ],
         ),
         (
@@ -157,17 +157,17 @@ fn attacks() -> Vec<(&'static str, Vec<Harm>)> {
         (
             "consumers that have all delivered again",
             vec![
-                Harm { requeues: true, ..Harm::v2(subscribe(READINGS, "evil")) },
-                Harm { requeues: true, ..Harm::v2(subscribe(READINGS, CHANNEL)) },
+                Harm { requeues: true, ..Harm::nsqd(subscribe(READINGS, "evil")) },
+                Harm { requeues: true, ..Harm::nsqd(subscribe(READINGS, CHANNEL)) },
             ],
         ),
         (
             "clients that say nothing, and read nothing",
             vec![
                 Harm::new(""),
-                Harm::v2(&silent),
-                Harm::v2(&patient),
-                Harm::v2(b"FIN 0123456789abcdef\n".repeat(500)),
+                Harm::nsqd(&silent),
+                Harm::nsqd(&patient),
+                Harm::nsqd(b"FIN 0123456789abcdef\n".repeat(500)),
             ],
         ),
         (

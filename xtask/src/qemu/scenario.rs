@@ -626,7 +626,7 @@ pub(super) async fn finish(device: &mut Device, limit: Duration) -> Result<BTree
 fn nops_of(proxy: &Proxy) -> Result<u64> {
     let bytes = proxy.client_bytes();
     let first = bytes.first().context("nothing was recorded")?;
-    Ok(tap::v2(first)?.counts().nop as u64)
+    Ok(tap::nsqd(first)?.counts().nop as u64)
 }
 
 fn millis(duration: Duration) -> u64 {

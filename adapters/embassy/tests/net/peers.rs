@@ -10,8 +10,8 @@ use embassy_net::Stack;
 use embassy_net::tcp::TcpSocket;
 use embassy_net::udp::{PacketMetadata, UdpSocket};
 use embassy_time::{Duration, Instant, Timer, with_timeout};
-use nanonsq_core::wire::v1::{self, IdentifyReply, NodeScanner};
-use nanonsq_core::wire::v2::{
+use nanonsq_core::wire::nsqlookupd::{self, IdentifyReply, NodeScanner};
+use nanonsq_core::wire::nsqd::{
     self, FrameType, IdentifyResponse, IdentifyScanner, Item, Limits, MessageHead, MessageId,
     emit_frame,
 };
@@ -105,7 +105,7 @@ impl Nsqd {
     async fn session(&self, socket: &mut TcpSocket<'_>) -> Result<End, End> {
         let connection = self.connections.get();
         let limits = Limits::NSQD;
-        let mut commands = v2::CommandDecoder::new();
+        let mut commands = nsqd::CommandDecoder::new();
         let mut identify = IdentifyScanner::<64, 64>::new();
         // Of the publish being read; none while it is IDENTIFY.
         let mut topic = None;
@@ -121,7 +121,7 @@ impl Nsqd {
                 }
                 beat += interval;
                 self.heartbeats.set(self.heartbeats.get() + 1);
-                respond(socket, v2::HEARTBEAT).await?;
+                respond(socket, nsqd::HEARTBEAT).await?;
             }
             let n = match select(socket.read(&mut buf), Timer::at(beat)).await {
                 Either::First(Ok(0) | Err(_)) => return Ok(End::Close),
@@ -173,7 +173,7 @@ impl Nsqd {
                         }
                         bodies.push(String::new());
                         Timer::after_micros(self.slowness.get()).await;
-                        respond(socket, v2::OK).await?;
+                        respond(socket, nsqd::OK).await?;
                     }
                     other => panic!("not for a publisher: {other:?}"),
                 }
@@ -248,7 +248,7 @@ impl Channel {
         in_flight: &mut BTreeMap<MessageId, (u32, u16)>,
     ) -> Result<End, End> {
         let limits = Limits::NSQD;
-        let mut commands = v2::CommandDecoder::new();
+        let mut commands = nsqd::CommandDecoder::new();
         let mut identify = IdentifyScanner::<64, 64>::new();
         let mut buf = [0; 700];
         let mut interval = Duration::from_secs(30);
@@ -262,7 +262,7 @@ impl Channel {
                 }
                 beat += interval;
                 self.heartbeats.update(|heartbeats| heartbeats + 1);
-                respond(socket, v2::HEARTBEAT).await?;
+                respond(socket, nsqd::HEARTBEAT).await?;
             }
             while in_flight.len() < rdy {
                 let Some((number, attempts)) = self.waiting.borrow_mut().pop_front() else { break };
@@ -276,7 +276,7 @@ impl Channel {
                 let body = self.body.get().map(|body| body(number));
                 let body = body.unwrap_or_else(|| number.to_string().into_bytes());
                 let mut frame = Vec::new();
-                v2::emit_message(&mut frame, &v2::Message { head, body: &body }).unwrap();
+                nsqd::emit_message(&mut frame, &nsqd::Message { head, body: &body }).unwrap();
                 write_all(socket, &frame).await?;
             }
             // Now and then, for what was published or queued again.
@@ -304,7 +304,7 @@ impl Channel {
                         continue;
                     }
                     Item::Sub { .. } => {
-                        respond(socket, v2::OK).await?;
+                        respond(socket, nsqd::OK).await?;
                         continue;
                     }
                     Item::Rdy(n) => {
@@ -318,7 +318,7 @@ impl Channel {
                     Item::Cls => {
                         rdy = 0;
                         self.left.update(|left| left + 1);
-                        respond(socket, v2::CLOSE_WAIT).await?;
+                        respond(socket, nsqd::CLOSE_WAIT).await?;
                         continue;
                     }
                     Item::Touch(id) => {
@@ -409,7 +409,7 @@ impl Lookupd {
     }
 
     async fn session(&self, socket: &mut TcpSocket<'_>) -> Result<End, End> {
-        let mut commands = v1::CommandDecoder::new(4096);
+        let mut commands = nsqlookupd::CommandDecoder::new(4096);
         let mut node = NodeScanner::new();
         let mut buf = [0; 300];
         loop {
@@ -430,8 +430,8 @@ impl Lookupd {
                         }
                     };
                 match item {
-                    v1::Item::Identify | v1::Item::Body { .. } => continue,
-                    v1::Item::Part { data, last } => {
+                    nsqlookupd::Item::Identify | nsqlookupd::Item::Body { .. } => continue,
+                    nsqlookupd::Item::Part { data, last } => {
                         node.feed(data).unwrap();
                         if !last {
                             continue;
@@ -446,14 +446,14 @@ impl Lookupd {
                         };
                         reply.emit(&mut answer).unwrap();
                     }
-                    v1::Item::Ping => self.pings.borrow_mut().push(Instant::now()),
-                    v1::Item::Register { topic, channel } => {
+                    nsqlookupd::Item::Ping => self.pings.borrow_mut().push(Instant::now()),
+                    nsqlookupd::Item::Register { topic, channel } => {
                         // A channel brings its topic.
                         let mut listed = self.listed.borrow_mut();
                         listed.insert(name(topic, None));
                         listed.insert(name(topic, channel));
                     }
-                    v1::Item::Unregister { topic, channel } => {
+                    nsqlookupd::Item::Unregister { topic, channel } => {
                         // A topic takes its channels with it.
                         let gone = name(topic, channel);
                         let of_gone = format!("{gone} ");
@@ -463,10 +463,10 @@ impl Lookupd {
                     }
                 }
                 if answer.is_empty() {
-                    answer = v1::OK.to_vec();
+                    answer = nsqlookupd::OK.to_vec();
                 }
                 let mut reply = Vec::new();
-                v1::emit_reply(&mut reply, &answer).unwrap();
+                nsqlookupd::emit_reply(&mut reply, &answer).unwrap();
                 write_all(socket, &reply).await?;
             }
         }

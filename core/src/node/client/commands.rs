@@ -5,7 +5,7 @@ use crate::name::TopicName;
 use crate::node::engine::{NO_ROOM_UNCONSUMED, NotYours};
 use crate::node::table::Origin;
 use crate::time::{Instant, Span};
-use crate::wire::v2::{self, IdentifyScanner, Item, MessageId, Refusal, Verb};
+use crate::wire::nsqd::{self, IdentifyScanner, Item, MessageId, Refusal, Verb};
 
 impl ClientSession<'_, '_> {
     pub(super) fn on_item(&mut self, now: Instant, item: Item<'_>) {
@@ -21,7 +21,7 @@ impl ClientSession<'_, '_> {
                 match self.shared.channel_of(now, &topic, &channel) {
                     Ok(at) => {
                         self.shared.join(self.id, at);
-                        self.answer(v2::OK);
+                        self.answer(nsqd::OK);
                     }
                     Err(full) => self.fail(now, full.text()),
                 }
@@ -43,7 +43,7 @@ impl ClientSession<'_, '_> {
             }
             Item::Cls => {
                 self.set_ready(0);
-                self.answer(v2::CLOSE_WAIT);
+                self.answer(nsqd::CLOSE_WAIT);
             }
             Item::Nop => {}
             Item::Pub { topic } => self.on_publish(now, Verb::Pub, topic, 0),
@@ -146,7 +146,7 @@ impl ClientSession<'_, '_> {
                 if let Some(seat) = self.seat() {
                     seat.count_pubs(at, count);
                 }
-                self.answer(v2::OK);
+                self.answer(nsqd::OK);
             }
             Err(full) => self.fail(now, full.text()),
         }
@@ -180,7 +180,7 @@ impl ClientSession<'_, '_> {
             self.client.answer_at = 0;
             self.client.answer_len = u16::MAX;
         } else {
-            self.answer(v2::OK);
+            self.answer(nsqd::OK);
         }
     }
 

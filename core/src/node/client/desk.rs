@@ -2,7 +2,7 @@
 
 use core::convert::Infallible;
 
-use crate::wire::v2::{self, FrameType, Refusal};
+use crate::wire::nsqd::{self, FrameType, Refusal};
 use crate::wire::{Window, Write, saturate};
 
 /// How much is said at once. An error that is longer is cut off.
@@ -86,7 +86,7 @@ impl Desk {
     /// Puts one frame behind what is staged.
     pub(super) fn push(&mut self, frame_type: FrameType, data: &[u8]) {
         let mut window = Window::new(self.room(), 0);
-        let Ok(()) = v2::emit_frame(&mut window, frame_type, data);
+        let Ok(()) = nsqd::emit_frame(&mut window, frame_type, data);
         let len = window.written() as u16;
         self.staged = self.staged.saturating_add(len);
     }
@@ -103,7 +103,7 @@ impl Desk {
         };
         let len = window.written();
         let mut window = Window::new(head, 0);
-        let Ok(()) = v2::emit_frame_head(&mut window, FrameType::Error, saturate(len));
+        let Ok(()) = nsqd::emit_frame_head(&mut window, FrameType::Error, saturate(len));
         self.staged = self.staged.saturating_add(8).saturating_add(len as u16);
     }
 }

@@ -16,7 +16,7 @@ use crate::macros::trace_state;
 use crate::name::TopicName;
 use crate::session::{Awaited, Closed, Fault, Link, Session, Transmit};
 use crate::time::{Instant, Span, TimerId, Timers};
-use crate::wire::v2::{
+use crate::wire::nsqd::{
     self, CommandDecoder, ErrorCode, FrameType, Identification, IdentifyResponse, IdentifyScanner,
     Item, MessageHead, Phase, Refusal, Settings, Verb,
 };
@@ -480,7 +480,7 @@ impl ClientSession<'_, '_> {
             self.stage_answer();
         } else if self.client.heartbeat_due {
             self.client.heartbeat_due = false;
-            self.answer(v2::HEARTBEAT);
+            self.answer(nsqd::HEARTBEAT);
         } else {
             self.stage_message(now);
         }
@@ -510,7 +510,7 @@ impl ClientSession<'_, '_> {
         };
         let len = saturate(response.encoded_len());
         let (staged, total) = client.desk.stage(client.answer_at, |w| {
-            v2::emit_frame_head(w, FrameType::Response, len)?;
+            nsqd::emit_frame_head(w, FrameType::Response, len)?;
             response.emit(w)
         });
         client.answer_at = client.answer_at.saturating_add(staged);
@@ -537,7 +537,7 @@ impl ClientSession<'_, '_> {
         client.head_at = 0;
         client.body = store.body(delivery.message);
         let mut window = Window::new(&mut client.head, 0);
-        let Ok(()) = v2::emit_message_head(&mut window, &head, client.body.left);
+        let Ok(()) = nsqd::emit_message_head(&mut window, &head, client.body.left);
         let due = now.after(client.msg_timeout).min(client.timers.get(Timer::Due));
         client.timers.set(Timer::Due, due);
     }

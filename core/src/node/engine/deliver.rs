@@ -5,7 +5,7 @@ use crate::node::Full;
 use crate::node::store::{Lane, NIL};
 use crate::node::table::{Entry, NONE, Seat, Used};
 use crate::time::{Instant, Span};
-use crate::wire::v2::MessageId;
+use crate::wire::nsqd::MessageId;
 
 impl Shared<'_> {
     /// The next message for a client, if it is to have one now.

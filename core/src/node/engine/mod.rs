@@ -10,7 +10,7 @@ use super::store::{Cursor, Lane, NIL, Store};
 use super::table::{Channel, Entry, NONE, Seat, Topic};
 use super::{Config, Counters};
 use crate::time::{Instant, Jitter};
-use crate::wire::v2::{Limits, MessageId};
+use crate::wire::nsqd::{Limits, MessageId};
 
 /// Above it pynsq reads a number below zero.
 const ATTEMPTS_MAX: u16 = i16::MAX as u16;

@@ -4,7 +4,7 @@ use super::*;
 use crate::name::{ChannelName, TopicName};
 use crate::node::{Config, PublishError, Storage};
 use crate::wire::json::Scanner;
-use crate::wire::v2::Limits;
+use crate::wire::nsqd::Limits;
 
 type Tables = Storage<3, 4, 3, 4>;
 
@@ -197,7 +197,7 @@ fn info_and_stats() {
     assert_eq!(
         text,
         format!(
-            "nsqd v1.3.0 (nanonsq {version})\nstart_time 2026-11-24T03:28:43Z\nuptime 1m0s\n\n\
+            "nsqd nsqlookupd.3.0 (nanonsq {version})\nstart_time 2026-11-24T03:28:43Z\nuptime 1m0s\n\n\
              Health: OK\n\nTopics:\n   \
              [t              ] depth: 0     be-depth: 0     msgs: 2        e2e%: \n      \
              [c                        ] depth: 2     be-depth: 0     inflt: 0    def: 0    re-q: 0     timeout: 0     msgs: 2        e2e%: \n        \

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use nanonsq_core::wire::v2::Limits;
+use nanonsq_core::wire::nsqd::Limits;
 
 use super::names::is_name;
 use super::number;
@@ -58,7 +58,7 @@ fn body<'b>(said: &mut String, stream: &'b [u8], len: u32, done: bool) -> Option
 }
 
 /// All that nsqd reads on one connection, and how it refuses it.
-pub(crate) fn v2(stream: &[u8], limits: &Limits) -> String {
+pub(crate) fn nsqd(stream: &[u8], limits: &Limits) -> String {
     let mut said = String::new();
     let unfinished = " at boundary: false";
     let Some((magic, mut rest)) = stream.split_at_checked(4) else {
@@ -196,7 +196,7 @@ pub(crate) fn v2(stream: &[u8], limits: &Limits) -> String {
 }
 
 /// All that nsqlookupd reads on one connection, and how it refuses it.
-pub(crate) fn v1(stream: &[u8], max: u32) -> String {
+pub(crate) fn nsqlookupd(stream: &[u8], max: u32) -> String {
     let mut said = String::new();
     let unfinished = " at boundary: false";
     let Some((magic, mut rest)) = stream.split_at_checked(4) else {

@@ -104,7 +104,7 @@ pub enum Phase {
 /// RAM: [`LINE_BUFFER`] + 24 bytes.
 ///
 /// ```
-/// use nanonsq_core::wire::v2::{CommandDecoder, Item, Limits};
+/// use nanonsq_core::wire::nsqd::{CommandDecoder, Item, Limits};
 ///
 /// let mut commands = CommandDecoder::new();
 /// let mut input = &b"  V2PUB t\n\0\0\0\x02hi"[..];

@@ -52,7 +52,7 @@ pub enum Item<'b> {
 /// RAM: [`LINE_BUFFER`] + 12 bytes.
 ///
 /// ```
-/// use nanonsq_core::wire::v1::{CommandDecoder, Item};
+/// use nanonsq_core::wire::nsqlookupd::{CommandDecoder, Item};
 ///
 /// let mut commands = CommandDecoder::new(1024);
 /// let mut input = &b"  V1PING\n"[..];

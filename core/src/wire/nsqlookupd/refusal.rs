@@ -4,7 +4,7 @@ use core::fmt;
 
 use crate::address::HOST_MAX;
 use crate::wire::text::{Text, display};
-use crate::wire::v2::ErrorCode;
+use crate::wire::nsqd::ErrorCode;
 use crate::wire::{Write, len_of};
 
 /// A command that takes names.

@@ -40,7 +40,7 @@ pub struct FramePart<'b> {
 /// RAM: 24 bytes.
 ///
 /// ```
-/// use nanonsq_core::wire::v2::{FrameDecoder, FrameType, OK};
+/// use nanonsq_core::wire::nsqd::{FrameDecoder, FrameType, OK};
 ///
 /// let mut frames = FrameDecoder::new(1024);
 /// let mut input = &b"\0\0\0\x06\0\0\0\0OK"[..];

@@ -21,7 +21,7 @@ pub struct ReplyPart<'b> {
 /// parts in which it arrives. RAM: 16 bytes.
 ///
 /// ```
-/// use nanonsq_core::wire::v1::{OK, ReplyDecoder};
+/// use nanonsq_core::wire::nsqlookupd::{OK, ReplyDecoder};
 ///
 /// let mut replies = ReplyDecoder::new(1024);
 /// let mut input = &b"\0\0\0\x02OK"[..];
