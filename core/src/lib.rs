@@ -14,18 +14,18 @@ mod book {
 }
 
 pub mod address;
-pub mod busy;
-pub mod consume;
-pub mod directory;
+pub mod consumer;
 #[cfg(feature = "async")]
 pub mod drive;
-mod get;
+mod handshake;
 pub mod http;
-pub mod lookup;
+mod lookupd_query;
 pub mod name;
-pub mod node;
-pub mod publish;
+pub mod nsqd;
+pub mod nsqlookupd;
+pub mod publisher;
+pub mod registration;
+pub mod reject;
 pub mod session;
-mod talk;
 pub mod time;
 pub mod wire;

@@ -6,7 +6,7 @@ mod support;
 use std::collections::{HashMap, HashSet, VecDeque};
 
 use nanonsq_core::address::Address;
-use nanonsq_core::consume::{Config, Consumer, Discovery, Exhausted, Storage, Token, TooLarge};
+use nanonsq_core::consumer::{Config, Consumer, Discovery, Exhausted, Storage, Token, TooLarge};
 use nanonsq_core::name::{ChannelName, TopicName};
 use nanonsq_core::session::{Closed, DRAINS_MAX, DialError, Fault, Link, Session, TransportError};
 use nanonsq_core::time::{Instant, Span};

@@ -6,8 +6,8 @@ mod support;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
-use nanonsq_core::directory::{Config, Directory, Storage};
 use nanonsq_core::name::{ChannelName, TopicName};
+use nanonsq_core::nsqlookupd::{Config, Nsqlookupd, Storage};
 use nanonsq_core::session::{Closed, Link, Session};
 use nanonsq_core::time::{Instant, Span};
 use nanonsq_core::wire::json::{Scanner, Token};
@@ -258,7 +258,7 @@ impl Model {
 }
 
 struct World {
-    directory: Directory<'static>,
+    directory: Nsqlookupd<'static>,
     model: Model,
     now: Instant,
     random: Random,
@@ -606,7 +606,7 @@ fn a_directory_is_what_the_model_says() {
         }));
         let storage = Box::leak(Box::new(Storage::<CLIENTS, TOPICS, CHANNELS, 1>::new()));
         let mut world = World {
-            directory: Directory::new(config, storage),
+            directory: Nsqlookupd::new(config, storage),
             model: Model::new(),
             now: Instant::from_millis(5),
             random: Random::new(seed),

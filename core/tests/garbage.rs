@@ -1,10 +1,10 @@
 //! Sessions that are told nonsense: a reason, a fresh start, and nothing lost.
 
 use nanonsq_core::address::Address;
-use nanonsq_core::consume::{self, Consumer, Discovery, Storage};
-use nanonsq_core::lookup::{self, Lookup, NodeInfo};
+use nanonsq_core::consumer::{self, Consumer, Discovery, Storage};
 use nanonsq_core::name::{ChannelName, TopicName};
-use nanonsq_core::publish::{Config, Publisher, State};
+use nanonsq_core::publisher::{Config, Publisher, State};
+use nanonsq_core::registration::{self, NodeInfo, Registration};
 use nanonsq_core::session::{Closed, Link, Session};
 use nanonsq_core::time::{Instant, Jitter, Span};
 
@@ -148,14 +148,14 @@ fn five_million_bytes_of_garbage_to_a_publisher() {
 
 #[test]
 fn five_million_bytes_of_garbage_to_a_lookup_peer() {
-    let config = lookup::Config::new(NodeInfo {
+    let config = registration::Config::new(NodeInfo {
         broadcast_address: "b",
         tcp_port: 1,
         http_port: 2,
         version: "1",
         ..NodeInfo::default()
     });
-    let mut lookup = Lookup::<1, 4, 4>::new(&config).unwrap();
+    let mut lookup = Registration::<1, 4, 4>::new(&config).unwrap();
     for name in ["a", "b", "c"] {
         lookup.registry().add_topic(&TopicName::new(name).unwrap()).unwrap();
     }
@@ -165,7 +165,7 @@ fn five_million_bytes_of_garbage_to_a_lookup_peer() {
     assert!(lookup.status(0).unwrap().connections > 100);
 }
 
-const CONSUME: consume::Config<'static> = consume::Config::new(
+const CONSUME: consumer::Config<'static> = consumer::Config::new(
     match TopicName::new("t") {
         Ok(topic) => topic,
         Err(_) => panic!("a topic"),
@@ -252,7 +252,7 @@ fn five_million_bytes_of_garbage_from_an_nsqlookupd() {
     let mut storage = Storage::<2, 4>::new();
     let mut discovery = Discovery::<1, 2>::new();
     let lookupds = ["l:1".parse().unwrap()];
-    let config = consume::Config { lookup_interval: Span::from_millis(1), ..CONSUME };
+    let config = consumer::Config { lookup_interval: Span::from_millis(1), ..CONSUME };
     let mut consumer = Consumer::new(&config, &mut storage, &[], &mut ring).unwrap();
     consumer.discover(&mut discovery, &lookupds).unwrap();
     let faults = torment(&mut consumer.lookupd(0).unwrap(), 3, SEEDS[9], |_, _| {});

@@ -12,7 +12,7 @@ use embassy_sync::blocking_mutex::raw::NoopRawMutex;
 use nanonsq_core::drive::WAITERS_MAX;
 use nanonsq_core::drive::publisher::{self, Handle};
 use nanonsq_core::name::TopicName;
-use nanonsq_core::publish::{Config, Full, Outcome, PublishError};
+use nanonsq_core::publisher::{Config, Full, Outcome, PublishError};
 use nanonsq_core::session::Session;
 use nanonsq_core::time::Instant;
 use nanonsq_std::{TcpDialer, TokioSleep};

@@ -14,12 +14,13 @@ use std::task::{Context, Poll, Waker};
 
 use embassy_sync::blocking_mutex::raw::NoopRawMutex;
 use nanonsq_core::address::Address;
-use nanonsq_core::consume::{self, ConfigError, Exhausted};
+use nanonsq_core::consumer::{self, ConfigError, Exhausted};
+use nanonsq_core::drive;
 use nanonsq_core::drive::{Dialer, Listener, Port, Ports, Sleep, Transport};
-use nanonsq_core::drive::{consumer, directory, lookup, node};
-use nanonsq_core::lookup::TooManyPeers;
+use nanonsq_core::drive::{nsqd, nsqlookupd, registration};
 use nanonsq_core::name::{ChannelName, TopicName};
-use nanonsq_core::node::{NodeError, PublishOptions};
+use nanonsq_core::nsqd::{NsqdError, PublishOptions};
+use nanonsq_core::registration::TooManyPeers;
 use nanonsq_core::session::{DialError, Session, Transmit, TransportError};
 use nanonsq_core::time::{Instant, Span};
 use nanonsq_core::wire::nsqlookupd::NodeInfo;
@@ -151,7 +152,7 @@ fn ready<T>(future: impl Future<Output = T>) -> T {
     }
 }
 
-type Consumer<'a> = consumer::Handle<'a, NoopRawMutex, Still>;
+type Consumer<'a> = drive::consumer::Handle<'a, NoopRawMutex, Still>;
 
 fn hear(handle: &Consumer<'_>, still: &Still, bytes: &[u8]) {
     let now = still.now();
@@ -165,17 +166,17 @@ fn writes(handle: &Consumer<'_>, still: &Still) -> String {
 }
 
 /// Runs `test` with a consumer whose connection has just come up.
-fn with_connection(config: &consume::Config<'_>, test: impl FnOnce(&Consumer<'_>, &Still)) {
+fn with_connection(config: &consumer::Config<'_>, test: impl FnOnce(&Consumer<'_>, &Still)) {
     let still = Still::default();
     let nsqds = ["nsqd:4150".parse().unwrap()];
     let mut ring = [0; 4 * 64];
-    let mut resources = consumer::Resources::<NoopRawMutex, 1, 4, 0, 0>::new();
-    let (handle, _runner) = consumer::new(
+    let mut resources = drive::consumer::Resources::<NoopRawMutex, 1, 4, 0, 0>::new();
+    let (handle, _runner) = drive::consumer::new(
         &mut resources,
         config,
-        consumer::Sources { nsqds: &nsqds, lookupds: &[] },
+        drive::consumer::Sources { nsqds: &nsqds, lookupds: &[] },
         &mut ring,
-        consumer::Dialers { nsqds: [still.clone()], lookupds: [] },
+        drive::consumer::Dialers { nsqds: [still.clone()], lookupds: [] },
         still.clone(),
     )
     .unwrap();
@@ -190,11 +191,11 @@ fn with_connection(config: &consume::Config<'_>, test: impl FnOnce(&Consumer<'_>
 
 /// Runs `test` with a consumer that is subscribed, and has said how many messages it wants.
 fn with_consumer(test: impl FnOnce(&Consumer<'_>, &Still)) {
-    let config = consume::Config {
+    let config = consumer::Config {
         max_attempts: 2,
         exhausted: Exhausted::Deliver,
         backoff_base: Span::ZERO,
-        ..consume::Config::new(topic(), channel())
+        ..consumer::Config::new(topic(), channel())
     };
     with_connection(&config, |handle, still| {
         assert!(writes(handle, still).contains("IDENTIFY"));
@@ -208,12 +209,12 @@ fn with_consumer(test: impl FnOnce(&Consumer<'_>, &Still)) {
 
 #[test]
 fn what_a_consumer_asks_of_nsqd_is_said_if_it_asks_for_any() {
-    let plain = consume::Config::new(topic(), channel());
+    let plain = consumer::Config::new(topic(), channel());
     for (config, says) in [
         (plain, None),
-        (consume::Config { sample_rate: 10, ..plain }, Some("\"sample_rate\":10")),
+        (consumer::Config { sample_rate: 10, ..plain }, Some("\"sample_rate\":10")),
         (
-            consume::Config { msg_timeout: Some(Span::from_secs(5)), ..plain },
+            consumer::Config { msg_timeout: Some(Span::from_secs(5)), ..plain },
             Some("\"msg_timeout\":5000"),
         ),
     ] {
@@ -274,17 +275,17 @@ fn a_message_is_read_and_answered_in_each_way() {
 
 #[test]
 fn a_consumer_without_place_for_nsqlookupds_takes_none() {
-    let config = consume::Config::new(topic(), channel());
+    let config = consumer::Config::new(topic(), channel());
     let lookupds = ["lookupd:4161".parse().unwrap()];
     let still = Still::default();
     let mut ring = [0; 4 * 64];
-    let mut resources = consumer::Resources::<NoopRawMutex, 1, 4, 0, 0>::new();
-    let made = consumer::new(
+    let mut resources = drive::consumer::Resources::<NoopRawMutex, 1, 4, 0, 0>::new();
+    let made = drive::consumer::new(
         &mut resources,
         &config,
-        consumer::Sources { nsqds: &[], lookupds: &lookupds },
+        drive::consumer::Sources { nsqds: &[], lookupds: &lookupds },
         &mut ring,
-        consumer::Dialers { nsqds: [still.clone()], lookupds: [] },
+        drive::consumer::Dialers { nsqds: [still.clone()], lookupds: [] },
         still,
     );
     assert_eq!(made.err(), Some(ConfigError::Lookupds { count: 1 }));
@@ -303,10 +304,11 @@ fn info() -> NodeInfo<'static> {
 
 #[test]
 fn what_a_lookup_is_to_list_is_added_and_removed() {
-    let config = nanonsq_core::lookup::Config::new(info());
+    let config = nanonsq_core::registration::Config::new(info());
     let still = Still::default();
-    let mut resources = lookup::Resources::<NoopRawMutex, 1, 1, 1>::new();
-    let (handle, _runner) = lookup::new(&mut resources, &config, [still.clone()], still).unwrap();
+    let mut resources = registration::Resources::<NoopRawMutex, 1, 1, 1>::new();
+    let (handle, _runner) =
+        registration::new(&mut resources, &config, [still.clone()], still).unwrap();
     let listed = || {
         handle
             .look(|lookup| {
@@ -334,10 +336,10 @@ fn ports<const CLIENTS: usize, const HTTP: usize>(still: &Still) -> Ports<Still,
 
 #[test]
 fn a_directory_tells_what_there_is() {
-    let config = nanonsq_core::directory::Config::new();
+    let config = nanonsq_core::nsqlookupd::Config::new();
     let still = Still::default();
-    let mut resources = directory::Resources::<NoopRawMutex, 1, 1, 1, 1, 16>::new();
-    let (handle, _runner) = directory::new(&mut resources, &config, ports(&still), still.clone());
+    let mut resources = nsqlookupd::Resources::<NoopRawMutex, 1, 1, 1, 1, 16>::new();
+    let (handle, _runner) = nsqlookupd::new(&mut resources, &config, ports(&still), still.clone());
     assert_eq!(handle.turned_away(), 0);
     let says = b"  V1IDENTIFY\n\0\0\0\x4f{\"broadcast_address\":\"node\",\
         \"tcp_port\":4150,\"http_port\":4151,\"version\":\"1.3.0\"}REGISTER t c\n";
@@ -370,15 +372,15 @@ fn a_directory_tells_what_there_is() {
     });
     assert!(debug.unwrap().contains("\"last_update\":1700000000000000000"), "the time of day");
     assert_eq!(handle.counters(), handle.look(|all| all.counters()).unwrap());
-    assert_ne!(handle.counters(), nanonsq_core::directory::Counters::default());
+    assert_ne!(handle.counters(), nanonsq_core::nsqlookupd::Counters::default());
 }
 
 #[test]
 fn a_directory_counts_whom_it_turned_away() {
-    let config = nanonsq_core::directory::Config::new();
+    let config = nanonsq_core::nsqlookupd::Config::new();
     let still = Still::default();
-    let mut resources = directory::Resources::<NoopRawMutex, 1, 1, 1, 0, 16>::new();
-    let (handle, mut runner) = directory::new(&mut resources, &config, CROWDED, still);
+    let mut resources = nsqlookupd::Resources::<NoopRawMutex, 1, 1, 1, 0, 16>::new();
+    let (handle, mut runner) = nsqlookupd::new(&mut resources, &config, CROWDED, still);
     run(runner.run());
     assert_eq!(handle.turned_away(), 1);
 }
@@ -386,35 +388,35 @@ fn a_directory_counts_whom_it_turned_away() {
 #[test]
 fn a_node_counts_whom_it_turned_away() {
     let still = Still::default();
-    let config = nanonsq_core::node::Config::new();
-    let http = nanonsq_core::node::HttpConfig::new();
-    let lookup = nanonsq_core::lookup::Config::new(info());
-    let settings = node::Settings { node: &config, http: &http, lookup: &lookup, lookupds: &[] };
+    let config = nanonsq_core::nsqd::Config::new();
+    let http = nanonsq_core::nsqd::HttpConfig::new();
+    let lookup = nanonsq_core::registration::Config::new(info());
+    let settings = nsqd::Settings { node: &config, http: &http, lookup: &lookup, lookupds: &[] };
     let mut store = [0; 4096];
-    let mut resources = node::Resources::<NoopRawMutex, 1, 1, 1, 4, 0, 1, 16>::new();
-    let dialers = node::Dialers { lookupds: [still.clone()], channels: None };
+    let mut resources = nsqd::Resources::<NoopRawMutex, 1, 1, 1, 4, 0, 1, 16>::new();
+    let dialers = nsqd::Dialers { lookupds: [still.clone()], channels: None };
     let (handle, mut runner) =
-        node::new(&mut resources, settings, &mut store, CROWDED, dialers, still).unwrap();
+        nsqd::new(&mut resources, settings, &mut store, CROWDED, dialers, still).unwrap();
     run(runner.run());
     assert_eq!(handle.turned_away(), 1);
 }
 
-type Node<'a> = node::Handle<'a, NoopRawMutex, Still>;
+type Node<'a> = nsqd::Handle<'a, NoopRawMutex, Still>;
 
 fn with_node(test: impl FnOnce(&Node<'_>, &Still)) {
     let still = Still::default();
-    let config = nanonsq_core::node::Config::new();
-    let http = nanonsq_core::node::HttpConfig::new();
-    let lookup = nanonsq_core::lookup::Config::new(info());
-    let settings = node::Settings { node: &config, http: &http, lookup: &lookup, lookupds: &[] };
+    let config = nanonsq_core::nsqd::Config::new();
+    let http = nanonsq_core::nsqd::HttpConfig::new();
+    let lookup = nanonsq_core::registration::Config::new(info());
+    let settings = nsqd::Settings { node: &config, http: &http, lookup: &lookup, lookupds: &[] };
     let mut store = [0; 4096];
-    let mut resources = node::Resources::<NoopRawMutex, 1, 1, 3, 4, 1, 1, 16>::new();
-    let (handle, _runner) = node::new(
+    let mut resources = nsqd::Resources::<NoopRawMutex, 1, 1, 3, 4, 1, 1, 16>::new();
+    let (handle, _runner) = nsqd::new(
         &mut resources,
         settings,
         &mut store,
         ports(&still),
-        node::Dialers { lookupds: [still.clone()], channels: None },
+        nsqd::Dialers { lookupds: [still.clone()], channels: None },
         still.clone(),
     )
     .unwrap();
@@ -458,7 +460,7 @@ fn a_nodes_topics_and_channels_are_managed() {
         handle.delete_channel(&topic, &channel).unwrap();
         assert_eq!(handle.look(|node| node.channels(&topic).count()), Some(0));
         handle.delete_topic(&topic).unwrap();
-        let gone = Err(NodeError::NoTopic);
+        let gone = Err(NsqdError::NoTopic);
         for refused in [
             handle.empty_topic(&topic),
             handle.pause_topic(&topic),

@@ -6,8 +6,8 @@ mod support;
 use std::collections::{BTreeSet, VecDeque};
 
 use nanonsq_core::address::Address;
-use nanonsq_core::lookup::{Config, Lookup, NodeInfo, PeerState};
 use nanonsq_core::name::{ChannelName, TopicName};
+use nanonsq_core::registration::{Config, NodeInfo, PeerState, Registration};
 use nanonsq_core::session::{Closed, DRAINS_MAX, DialError, Link, Session};
 use nanonsq_core::time::{Instant, Span};
 use support::{Random, seeds};
@@ -76,7 +76,7 @@ impl Connection {
     }
 }
 
-fn wanted(lookup: &mut Lookup<'_, PEERS, 5, 6>) -> BTreeSet<String> {
+fn wanted(lookup: &mut Registration<'_, PEERS, 5, 6>) -> BTreeSet<String> {
     let registry = lookup.registry();
     let topics = registry.topics().map(ToString::to_string);
     topics.chain(registry.channels().map(|(t, c)| format!("{t}/{c}"))).collect()
@@ -97,7 +97,7 @@ fn live(seed: u32) -> [u64; 3] {
             ..NodeInfo::default()
         })
     };
-    let mut lookup = Lookup::<PEERS, 5, 6>::new(&config).unwrap();
+    let mut lookup = Registration::<PEERS, 5, 6>::new(&config).unwrap();
     let all: Vec<Address> = (0..5).map(|n| format!("l{n}:1").parse().unwrap()).collect();
     let mut configured: Vec<Address> = Vec::new();
     let mut connections: [Option<Connection>; PEERS] = Default::default();

@@ -4,7 +4,7 @@
 mod support;
 
 use nanonsq_core::name::{ChannelName, TopicName};
-use nanonsq_core::node::{Config, Node, Storage};
+use nanonsq_core::nsqd::{Config, Nsqd, Storage};
 use nanonsq_core::session::{Closed, DRAINS_MAX, Link, Session};
 use nanonsq_core::time::{Instant, Span};
 use support::Random;
@@ -40,9 +40,9 @@ const SEEDS: [&[u8]; 22] = [
     b"GET /stats HTTP/1.1\r\nHost: x\r\n\r\n",
 ];
 
-fn node(config: &'static Config<'static>) -> Node<'static> {
+fn node(config: &'static Config<'static>) -> Nsqd<'static> {
     let storage = Box::leak(Box::new(Storage::<3, 5, CLIENTS, 3>::new()));
-    Node::new(config, storage, vec![0xff; 66 * 30].leak()).unwrap()
+    Nsqd::new(config, storage, vec![0xff; 66 * 30].leak()).unwrap()
 }
 
 const CONFIG: Config<'_> = Config {
@@ -73,7 +73,7 @@ fn piece(random: &mut Random) -> Vec<u8> {
 }
 
 /// Reads some of what a client is told; it settles in the end.
-fn listen(node: &mut Node<'_>, client: usize, now: Instant, random: &mut Random) -> Vec<u8> {
+fn listen(node: &mut Nsqd<'_>, client: usize, now: Instant, random: &mut Random) -> Vec<u8> {
     let mut heard = Vec::new();
     let mut idle = 0;
     loop {
@@ -96,7 +96,7 @@ fn listen(node: &mut Node<'_>, client: usize, now: Instant, random: &mut Random)
     }
 }
 
-fn say_all(node: &mut Node<'_>, now: Instant, bytes: &[u8]) {
+fn say_all(node: &mut Nsqd<'_>, now: Instant, bytes: &[u8]) {
     assert_eq!(node.client(GOOD).unwrap().take(now, bytes), bytes.len());
 }
 
@@ -162,7 +162,7 @@ fn ten_million_bytes_of_nonsense_hurt_nobody() {
 }
 
 /// Somebody cleans up, and the client that behaves gets a message through.
-fn serve(node: &mut Node<'_>, now: Instant, random: &mut Random, safe: &TopicName) {
+fn serve(node: &mut Nsqd<'_>, now: Instant, random: &mut Random, safe: &TopicName) {
     let topics: Vec<_> = node.topics().map(|topic| *topic.name).collect();
     for topic in topics.into_iter().filter(|topic| topic != safe) {
         node.delete_topic(now, &topic).unwrap();
@@ -227,7 +227,7 @@ fn a_million_subs_take_no_more_than_the_tables() {
     let mut node = node(&CONFIG);
     let now = Instant::from_millis(5);
     let mut refused = 0;
-    let mut sub = |node: &mut Node<'_>, n: u32, name: &str| {
+    let mut sub = |node: &mut Nsqd<'_>, n: u32, name: &str| {
         let mut session = node.client(0).unwrap();
         session.open(now);
         let line = format!("  V2SUB {name}{n} c{n}\n");

@@ -4,7 +4,7 @@ mod support;
 #[path = "support/node_world.rs"]
 mod world;
 
-use nanonsq_core::node::Full;
+use nanonsq_core::nsqd::Full;
 use support::{Random, seeds};
 use world::{Dice, live};
 

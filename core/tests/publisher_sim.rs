@@ -7,7 +7,7 @@ use std::collections::{HashMap, VecDeque};
 
 use nanonsq_core::address::Address;
 use nanonsq_core::name::TopicName;
-use nanonsq_core::publish::{
+use nanonsq_core::publisher::{
     Config, Event, Full, Outcome, PublishError, PublishOptions, Publisher, Ticket,
 };
 use nanonsq_core::session::{Closed, DRAINS_MAX, DialError, Fault, Link, Session, TransportError};

@@ -38,27 +38,27 @@ macro_rules! targets {
 }
 
 targets! {
-    v2_frames
-    v2_commands
-    v1_replies
-    v1_commands
+    nsqd_frames
+    nsqd_commands
+    nsqlookupd_replies
+    nsqlookupd_commands
     http_response
     json
     names
     outbox
     publisher
-    lookup
+    registration
     registry
     consumer
-    lookupd_poll
-    window
+    consumer_lookupd
+    rdy
     http
     http_target
-    node
-    node_http
-    node_model
-    directory
-    directory_v1
-    directory_http
-    directory_model
+    nsqd
+    nsqd_http
+    nsqd_model
+    nsqlookupd
+    nsqlookupd_tcp
+    nsqlookupd_http
+    nsqlookupd_model
 }

@@ -4,11 +4,11 @@ use std::collections::BTreeSet;
 use std::fmt::Display;
 
 use nanonsq_core::address::{Address, AddressError};
-use nanonsq_core::consume::{self, AnswerError};
-use nanonsq_core::lookup::{self, RegistryFull, TooManyPeers};
+use nanonsq_core::consumer::{self, AnswerError};
 use nanonsq_core::name::NameError;
-use nanonsq_core::node::{self, NodeError, TableFull, TooManyLookupds};
-use nanonsq_core::publish::{self, Outcome};
+use nanonsq_core::nsqd::{self, NsqdError, TableFull, TooManyLookupds};
+use nanonsq_core::publisher::{self, Outcome};
+use nanonsq_core::registration::{self, RegistryFull, TooManyPeers};
 use nanonsq_core::session::{Awaited, Closed, DialError, Fault, TransportError};
 use nanonsq_core::time::Span;
 use nanonsq_core::wire::http::{BadAnswer, HttpError};
@@ -38,62 +38,62 @@ fn errors_of_what_is_configured() {
     let bad = NameError::BadCharacter { byte: b'!', at: 7 };
     distinct(&[NameError::Empty, NameError::TooLong { len: 65 }, bad]);
     assert!(bad.to_string().contains("byte 0x21 at position 7"));
-    distinct(&[lookup::ConfigError::EmptyField, lookup::ConfigError::ZeroPort]);
+    distinct(&[registration::ConfigError::EmptyField, registration::ConfigError::ZeroPort]);
     assert!(TooManyPeers { max: 3 }.to_string().contains("than the 3 there"));
     assert!(TooManyLookupds { max: 4 }.to_string().contains("than the 4 there"));
     distinct(&[RegistryFull::Topics { max: 3 }, RegistryFull::Channels { max: 3 }]);
     assert!(RegistryFull::Topics { max: 3 }.to_string().contains("all 3 topic"));
     distinct(&[
-        publish::ConfigError::Addresses { count: 300 },
-        publish::ConfigError::Heartbeat { ms: 300 },
-        publish::ConfigError::RingTooSmall { len: 300 },
+        publisher::ConfigError::Addresses { count: 300 },
+        publisher::ConfigError::Heartbeat { ms: 300 },
+        publisher::ConfigError::RingTooSmall { len: 300 },
     ]);
     distinct(&[
-        consume::ConfigError::Heartbeat { ms: 300 },
-        consume::ConfigError::MsgTimeout { ms: 300 },
-        consume::ConfigError::OutputBufferTimeout { ms: 300 },
-        consume::ConfigError::SampleRate { percent: 100 },
-        consume::ConfigError::Connections { count: 300 },
-        consume::ConfigError::Addresses { count: 300 },
-        consume::ConfigError::Lookupds { count: 300 },
-        consume::ConfigError::Messages { count: 300 },
-        consume::ConfigError::RingTooSmall { len: 300 },
+        consumer::ConfigError::Heartbeat { ms: 300 },
+        consumer::ConfigError::MsgTimeout { ms: 300 },
+        consumer::ConfigError::OutputBufferTimeout { ms: 300 },
+        consumer::ConfigError::SampleRate { percent: 100 },
+        consumer::ConfigError::Connections { count: 300 },
+        consumer::ConfigError::Addresses { count: 300 },
+        consumer::ConfigError::Lookupds { count: 300 },
+        consumer::ConfigError::Messages { count: 300 },
+        consumer::ConfigError::RingTooSmall { len: 300 },
     ]);
-    assert!(publish::ConfigError::Heartbeat { ms: 300 }.to_string().contains("300 ms"));
+    assert!(publisher::ConfigError::Heartbeat { ms: 300 }.to_string().contains("300 ms"));
 }
 
 #[test]
 fn errors_of_calls() {
     distinct(&[
-        publish::PublishError::Full,
-        publish::PublishError::TooLarge { max: 79 },
-        publish::PublishError::Empty,
-        publish::PublishError::DeferTooLong,
-        publish::PublishError::Stopped,
+        publisher::PublishError::Full,
+        publisher::PublishError::TooLarge { max: 79 },
+        publisher::PublishError::Empty,
+        publisher::PublishError::DeferTooLong,
+        publisher::PublishError::Stopped,
     ]);
     distinct(&[
-        node::PublishError::Full,
-        node::PublishError::TooLarge { max: 79 },
-        node::PublishError::Empty,
-        node::PublishError::DeferTooLong,
-        node::PublishError::TooManyTopics,
+        nsqd::PublishError::Full,
+        nsqd::PublishError::TooLarge { max: 79 },
+        nsqd::PublishError::Empty,
+        nsqd::PublishError::DeferTooLong,
+        nsqd::PublishError::TooManyTopics,
     ]);
-    assert!(publish::PublishError::TooLarge { max: 79 }.to_string().contains("79 bytes"));
-    assert!(node::PublishError::TooLarge { max: 79 }.to_string().contains("79 bytes"));
+    assert!(publisher::PublishError::TooLarge { max: 79 }.to_string().contains("79 bytes"));
+    assert!(nsqd::PublishError::TooLarge { max: 79 }.to_string().contains("79 bytes"));
     distinct(&[
-        NodeError::NoTopic,
-        NodeError::NoChannel,
-        NodeError::TooManyTopics,
-        NodeError::TooManyChannels,
+        NsqdError::NoTopic,
+        NsqdError::NoChannel,
+        NsqdError::TooManyTopics,
+        NsqdError::TooManyChannels,
     ]);
     distinct(&[TableFull::Topics, TableFull::Channels, TableFull::ChannelsOfTopic]);
     distinct(&[
-        node::ConfigError::Heartbeat { ms: 300 },
-        node::ConfigError::MsgTimeout { ms: 300 },
-        node::ConfigError::Tables { count: 300 },
-        node::ConfigError::InFlight { count: 0 },
-        node::ConfigError::ChannelsPerTopic { count: 9 },
-        node::ConfigError::StoreTooSmall { len: 9 },
+        nsqd::ConfigError::Heartbeat { ms: 300 },
+        nsqd::ConfigError::MsgTimeout { ms: 300 },
+        nsqd::ConfigError::Tables { count: 300 },
+        nsqd::ConfigError::InFlight { count: 0 },
+        nsqd::ConfigError::ChannelsPerTopic { count: 9 },
+        nsqd::ConfigError::StoreTooSmall { len: 9 },
     ]);
     distinct(&[
         HttpError::NotHttp,
@@ -172,11 +172,11 @@ fn ends_of_connections() {
 #[cfg(feature = "async")]
 #[test]
 fn errors_of_a_nodes_settings_are_those_of_its_parts() {
-    use nanonsq_core::drive::node::SettingsError;
+    use nanonsq_core::drive::nsqd::SettingsError;
     let peers = TooManyPeers { max: 3 };
-    let lookup = lookup::ConfigError::ZeroPort;
+    let lookup = registration::ConfigError::ZeroPort;
     assert_eq!(SettingsError::Lookupds(peers).to_string(), peers.to_string());
-    assert_eq!(SettingsError::Lookup(lookup).to_string(), lookup.to_string());
+    assert_eq!(SettingsError::Registration(lookup).to_string(), lookup.to_string());
 }
 
 #[test]

@@ -340,9 +340,10 @@ mod tests {
 
     #[test]
     fn v1_commands_are_read() {
-        let tapped =
-            nsqlookupd(b"  V1IDENTIFY\n\0\0\0\x02{}REGISTER t\nREGISTER t c\nUNREGISTER t c\nPING\nPI")
-                .unwrap();
+        let tapped = nsqlookupd(
+            b"  V1IDENTIFY\n\0\0\0\x02{}REGISTER t\nREGISTER t c\nUNREGISTER t c\nPING\nPI",
+        )
+        .unwrap();
         let text = |name: &str| name.to_owned();
         assert_eq!(
             tapped.commands,

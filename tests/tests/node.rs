@@ -6,10 +6,10 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use nanonsq_std::core::node::{Config, Node, Storage};
+use nanonsq_std::core::nsqd::{Config, Nsqd, Storage};
 use nanonsq_std::core::session::{Link, Session};
 use nanonsq_std::core::time;
-use nanonsq_tests::{Nsqd, Peers, ServerOptions, require_peers};
+use nanonsq_tests::{Nsqd as RealNsqd, Peers, ServerOptions, require_peers};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -104,7 +104,7 @@ impl Ids {
 
 /// The node, whose clock is the real one.
 struct Ours {
-    node: Node<'static>,
+    node: Nsqd<'static>,
     start: Instant,
     ids: Ids,
     bytes: [Vec<u8>; CLIENTS],
@@ -116,7 +116,7 @@ impl Ours {
         config.limits.max_msg_size = MAX_MSG_SIZE;
         let config = Box::leak(Box::new(config));
         let storage = Box::leak(Box::new(Storage::<8, 16, CLIENTS, MAX_RDY>::new()));
-        let node = Node::new(config, storage, vec![0; 100_000].leak()).unwrap();
+        let node = Nsqd::new(config, storage, vec![0; 100_000].leak()).unwrap();
         let mut ours =
             Self { node, start: Instant::now(), ids: Ids::default(), bytes: Default::default() };
         let now = ours.now();
@@ -196,7 +196,7 @@ struct Theirs {
 }
 
 impl Theirs {
-    async fn new(nsqd: &Nsqd) -> Self {
+    async fn new(nsqd: &RealNsqd) -> Self {
         let mut sockets = Vec::new();
         for _ in 0..CLIENTS {
             let socket = TcpStream::connect(nsqd.tcp_address()).await.unwrap();
@@ -243,7 +243,7 @@ async fn compare(peers: &Peers, name: &str, script: &[Step]) {
     let options = ServerOptions::new()
         .flag(format!("--max-rdy-count={MAX_RDY}"))
         .flag(format!("--max-msg-size={MAX_MSG_SIZE}"));
-    let nsqd = Nsqd::start(peers, options).await;
+    let nsqd = RealNsqd::start(peers, options).await;
     let mut ours = Ours::new();
     let mut theirs = Theirs::new(&nsqd).await;
     for client in 0..CLIENTS {
@@ -407,7 +407,7 @@ async fn a_node_says_what_nsqd_says() {
         compare(&peers, name, script).await;
     }
     // Of another protocol from the start.
-    let nsqd = Nsqd::start(&peers, ServerOptions::new()).await;
+    let nsqd = RealNsqd::start(&peers, ServerOptions::new()).await;
     let mut socket = TcpStream::connect(nsqd.tcp_address()).await.unwrap();
     socket.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
     let mut real = [0; 22];

@@ -11,7 +11,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use nanonsq_std::core::time::Jitter;
-use nanonsq_std::core::wire::{nsqlookupd, nsqd};
+use nanonsq_std::core::wire::{nsqd, nsqlookupd};
 use nanonsq_tests::{Nsqd, Nsqlookupd, ServerOptions, require_peers};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -27,7 +27,8 @@ const LIMIT: Duration = Duration::from_secs(10);
 const SHOWN: usize = 20;
 
 /// Small, so that commands reach them; nsqd is started with the same.
-const LIMITS: nsqd::Limits = nsqd::Limits { max_msg_size: 300, max_body_size: 400, ..nsqd::Limits::NSQD };
+const LIMITS: nsqd::Limits =
+    nsqd::Limits { max_msg_size: 300, max_body_size: 400, ..nsqd::Limits::NSQD };
 
 /// The longest V1 IDENTIFY that is read here. Longer ones are a known difference.
 const NODE_MAX: u32 = 100_000;
@@ -337,7 +338,7 @@ fn by_v2(stream: &[u8]) -> Verdict {
 fn by_v1(stream: &[u8]) -> Verdict {
     let mut commands = nsqlookupd::CommandDecoder::new(NODE_MAX);
     let mut input = stream;
-    let mut scanner = nsqlookupd::NodeScanner::new();
+    let mut scanner = nsqlookupd::NodeInfoScanner::new();
     let mut body = Vec::new();
     loop {
         match commands.next(&mut input) {

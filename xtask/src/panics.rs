@@ -39,10 +39,10 @@ const COUNTING: [&str; 8] = [
     "heapless::vec::VecInner<",
     "core::iter::adapters::enumerate::Enumerate<",
     "core::iter::traits::iterator::Iterator::position::check<",
-    "nanonsq_core::consume::window::Window>::live",
-    "nanonsq_core::consume::directory::Directory>::offer_as",
-    "nanonsq_core::consume::directory::Directory>::victim",
-    "nanonsq_core::consume::store::Store>::run",
+    "nanonsq_core::consumer::window::Window>::live",
+    "nanonsq_core::consumer::nsqlookupd::Nsqlookupd>::offer_as",
+    "nanonsq_core::consumer::nsqlookupd::Nsqlookupd>::victim",
+    "nanonsq_core::consumer::store::Store>::run",
     "nanonsq_core::wire::line::Line<160>>::next",
 ];
 const OVERFLOW: [&str; 2] = [

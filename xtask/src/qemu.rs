@@ -4,7 +4,7 @@
 mod device;
 mod hostile;
 mod memory;
-mod node;
+mod nsqd;
 mod panics;
 mod scenario;
 
@@ -199,7 +199,7 @@ async fn play(
     options: &Options,
 ) -> Result<String> {
     if scenario == Scenario::Node {
-        return node::play(peers, kernel, options.defmt, options.readings.max(20_000)).await;
+        return nsqd::play(peers, kernel, options.defmt, options.readings.max(20_000)).await;
     }
     if scenario == Scenario::Hostile {
         return hostile::play(kernel, options.defmt).await;

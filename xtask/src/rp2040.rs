@@ -2,7 +2,7 @@
 //! against real servers. What arrived in nsqd decides, and what nsqlookupd lists.
 
 mod device;
-mod node;
+mod nsqd;
 mod scenario;
 mod tap;
 

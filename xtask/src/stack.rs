@@ -27,7 +27,7 @@ const MOST: u64 = 1024;
 const MOST_OF_SERVERS: u64 = 2560;
 
 /// Whose functions those are.
-const SERVERS: [&str; 3] = ["node::", "directory::", "http::"];
+const SERVERS: [&str; 3] = ["nsqd::", "nsqlookupd::", "http::"];
 
 /// How many are shown.
 const SHOWN: usize = 12;

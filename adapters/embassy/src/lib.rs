@@ -11,7 +11,7 @@
 //! use embassy_time::Timer;
 //! use nanonsq_core::drive::publisher;
 //! use nanonsq_core::name::TopicName;
-//! use nanonsq_core::publish::Config;
+//! use nanonsq_core::publisher::Config;
 //! use nanonsq_embassy::{EmbassySleep, NoopRawMutex, Sockets, TcpDialer, TcpStorage};
 //!
 //! const SOCKETS: usize = Sockets { dhcp: true, publishers: 1, ..Sockets::NONE }.count();
@@ -158,7 +158,7 @@ impl Sockets {
     }
 
     /// These, and those of a node with the same parameters as its
-    /// [`Resources`](nanonsq_core::drive::node::Resources), with a spare one for each port: one for
+    /// [`Resources`](nanonsq_core::drive::nsqd::Resources), with a spare one for each port: one for
     /// each client and each connection over HTTP, one for each nsqlookupd, and one to ask them for
     /// the channels of new topics.
     ///

@@ -4,8 +4,8 @@ use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant as StdInstant};
 
-use nanonsq_std::core::busy::{Busy, Protocol};
 use nanonsq_std::core::drive::{Dialer, Gate, Listener, SessionCell, refuse, serve};
+use nanonsq_std::core::reject::{Protocol, Reject};
 use nanonsq_std::core::session::{Closed, Fault, Link, Session, Transmit};
 use nanonsq_std::core::time::{Instant, Span};
 use nanonsq_std::{NoopRawMutex, TcpDialer, TcpListener, TokioSleep};
@@ -91,7 +91,7 @@ async fn serving<T>(protocol: Protocol, callers: impl AsyncFnOnce(SocketAddr) ->
         let (mut slot, mut sleep) = (gate.admit(listener.clone()), TokioSleep::new());
         serve(cell, &mut slot, &mut sleep, &mut [0; 64]).await
     };
-    let busy = Cell(RefCell::new(Busy::new(protocol)));
+    let busy = Cell(RefCell::new(Reject::new(protocol)));
     let spare = async {
         let (mut slot, mut sleep) = (listener.clone(), TokioSleep::new());
         refuse(&gate, &busy, &mut slot, &mut sleep, &mut [0; 64]).await

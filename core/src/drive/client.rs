@@ -2,8 +2,8 @@
 //! copy of the driver, of the lock and of what its connections do with them.
 
 use super::shared::State;
-use crate::consume::Consumer;
-use crate::publish::Publisher;
+use crate::consumer::Consumer;
+use crate::publisher::Publisher;
 use crate::session::Session;
 
 /// An `Option` of which `None` is zero: resources that are empty are memory that is cleared, not a

@@ -11,7 +11,7 @@ use super::client::{Client, Late, Machine};
 use super::shared::{Cell, InTurn, Place, Shared};
 use super::{Dialer, Sleep, drive, poll_apart};
 use crate::address::Address;
-use crate::consume::{
+use crate::consumer::{
     AnswerError, Config, ConfigError, Consumer, Counters, Delivery, Discovery, Event, Storage,
 };
 use crate::session::Session;
@@ -261,7 +261,7 @@ impl<'a, M: RawMutex, S: Sleep> Message<'a, M, S> {
     }
 
     /// Whether it was delivered more than [`Config::max_attempts`] times, which is seen only with
-    /// [`Exhausted::Deliver`](crate::consume::Exhausted::Deliver).
+    /// [`Exhausted::Deliver`](crate::consumer::Exhausted::Deliver).
     pub fn is_exhausted(&self) -> bool {
         self.delivery.exhausted
     }

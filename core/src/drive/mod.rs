@@ -18,12 +18,12 @@
 
 mod client;
 pub mod consumer;
-pub mod directory;
 mod gather;
-pub mod lookup;
-pub mod node;
+pub mod nsqd;
+pub mod nsqlookupd;
 mod port;
 pub mod publisher;
+pub mod registration;
 mod serve;
 mod server;
 mod shared;

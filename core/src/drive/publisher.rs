@@ -11,7 +11,7 @@ use super::shared::{Cell, InTurn, Place, Shared};
 use super::{Dialer, Sleep, drive, poll_apart};
 use crate::address::Address;
 use crate::name::TopicName;
-use crate::publish::{
+use crate::publisher::{
     Config, ConfigError, Counters, Event, Outcome, PublishError, PublishOptions, Publisher, State,
     Ticket,
 };
@@ -61,7 +61,7 @@ pub fn new<'a, M: RawMutex, D: Dialer, S: Sleep>(
 }
 
 /// What application code needs to publish, whatever it runs on, to an nsqd or as a node of its own
-/// ([`node::Handle`](super::node::Handle)).
+/// ([`nsqd::Handle`](super::nsqd::Handle)).
 pub trait Publish {
     /// Names a message that was taken.
     type Ticket: Copy + fmt::Debug;

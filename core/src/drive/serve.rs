@@ -39,7 +39,7 @@ where
 }
 
 /// Serves those who call while all slots behind the gate are taken, one after the other, for ever:
-/// with a [`Busy`](crate::busy::Busy) each is told so.
+/// with a [`Reject`](crate::reject::Reject) each is told so.
 ///
 /// Listens only as long as all are taken. `rx` is what is read, and not looked at, at once.
 pub async fn refuse<M, C, L, S>(

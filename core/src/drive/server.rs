@@ -9,7 +9,7 @@ use embassy_sync::blocking_mutex::raw::RawMutex;
 use super::port::{Buffers, SPARE, serve_port};
 use super::shared::{Cell, Place, Shared, State};
 use super::{Listener, Port, Sleep};
-use crate::busy::{Busy, Protocol};
+use crate::reject::{Protocol, Reject};
 use crate::session::Session;
 
 /// What a server listens on.
@@ -46,8 +46,8 @@ pub(super) trait Engine {
 #[derive(Debug)]
 pub(super) struct Served<E> {
     pub(super) engine: E,
-    tcp_busy: Busy,
-    http_busy: Busy,
+    tcp_busy: Reject,
+    http_busy: Reject,
     stop: Stop,
 }
 
@@ -61,7 +61,7 @@ pub(super) enum Stop {
 
 impl<E: Engine> Served<E> {
     pub(super) const fn new(engine: E) -> Self {
-        let (tcp_busy, http_busy) = (Busy::new(E::PROTOCOL), Busy::new(Protocol::Http));
+        let (tcp_busy, http_busy) = (Reject::new(E::PROTOCOL), Reject::new(Protocol::Http));
         Self { engine, tcp_busy, http_busy, stop: Stop::No }
     }
 

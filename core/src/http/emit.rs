@@ -124,13 +124,13 @@ mod tests {
     use std::net::Ipv6Addr;
 
     use super::*;
-    use crate::wire::Window;
+    use crate::wire::ChunkWriter;
 
     fn written(
-        emit: impl FnOnce(&mut Window<'_>) -> Result<(), core::convert::Infallible>,
+        emit: impl FnOnce(&mut ChunkWriter<'_>) -> Result<(), core::convert::Infallible>,
     ) -> String {
         let mut buf = [0; 512];
-        let mut window = Window::new(&mut buf, 0);
+        let mut window = ChunkWriter::new(&mut buf, 0);
         emit(&mut window).unwrap();
         let len = window.total();
         String::from_utf8(buf[..len].to_vec()).unwrap()

@@ -2,13 +2,13 @@
 //!
 //! | module | protocol | client writes / reads | server reads / writes |
 //! |---|---|---|---|
-//! | [`nsqlookupd`] | nsqd to nsqlookupd | [`nsqlookupd::Command`] / [`nsqlookupd::ReplyDecoder`], [`nsqlookupd::PeerInfoScanner`] | [`nsqlookupd::CommandDecoder`], [`nsqlookupd::NodeScanner`] / [`nsqlookupd::emit_reply`] |
+//! | [`nsqlookupd`] | nsqd to nsqlookupd | [`nsqlookupd::Command`] / [`nsqlookupd::ReplyDecoder`], [`nsqlookupd::PeerInfoScanner`] | [`nsqlookupd::CommandDecoder`], [`nsqlookupd::NodeInfoScanner`] / [`nsqlookupd::emit_reply`] |
 //! | [`nsqd`] | client to nsqd | [`nsqd::Command`] / [`nsqd::FrameDecoder`], [`nsqd::NegotiatedScanner`] | [`nsqd::CommandDecoder`], [`nsqd::IdentifyScanner`] / [`nsqd::emit_frame`] |
 //! | [`http`] | nsqlookupd's HTTP | [`http::emit_get`] / [`http::ResponseDecoder`] | |
 //! | [`json`] | the bodies of all | [`json::Object`] | [`json::Scanner`] |
 //!
 //! *Encoders* have `emit`, generic over [`Write`], and `encoded_len`. Any `&mut [u8]` is a writer;
-//! [`Window`] gives a text piece by piece through a buffer smaller than the text; [`Count`] counts.
+//! [`ChunkWriter`] gives a text piece by piece through a buffer smaller than the text; [`Count`] counts.
 //! *Decoders* take bytes split anywhere, keep only what they must, and hand on payload where it
 //! lies in the input. Splitting the input elsewhere never changes what is decoded.
 //!
@@ -37,9 +37,9 @@
 pub mod http;
 pub mod json;
 mod line;
-mod text;
-pub mod nsqlookupd;
 pub mod nsqd;
+pub mod nsqlookupd;
+mod text;
 
 use core::convert::Infallible;
 
@@ -91,23 +91,23 @@ impl Write for Count {
 /// Drops the first `skip` bytes, keeps as many as the buffer holds, drops the rest. Never fails.
 ///
 /// ```
-/// use nanonsq_core::wire::{Window, Write};
+/// use nanonsq_core::wire::{ChunkWriter, Write};
 ///
 /// let mut buf = [0; 4];
-/// let mut window = Window::new(&mut buf, 6);
+/// let mut window = ChunkWriter::new(&mut buf, 6);
 /// window.write_all(b"hello world").unwrap();
 /// assert_eq!((window.written(), window.total()), (4, 11));
 /// assert_eq!(&buf, b"worl");
 /// ```
 #[derive(Debug)]
-pub struct Window<'a> {
+pub struct ChunkWriter<'a> {
     buf: &'a mut [u8],
     skip: usize,
     written: usize,
     total: usize,
 }
 
-impl<'a> Window<'a> {
+impl<'a> ChunkWriter<'a> {
     /// A window over what follows the first `skip` bytes.
     pub const fn new(buf: &'a mut [u8], skip: usize) -> Self {
         Self { buf, skip, written: 0, total: 0 }
@@ -124,11 +124,11 @@ impl<'a> Window<'a> {
     }
 }
 
-impl ErrorType for Window<'_> {
+impl ErrorType for ChunkWriter<'_> {
     type Error = Infallible;
 }
 
-impl Write for Window<'_> {
+impl Write for ChunkWriter<'_> {
     #[inline]
     fn write(&mut self, bytes: &[u8]) -> Result<usize, Infallible> {
         self.write_all(bytes).map(|()| bytes.len())
@@ -170,9 +170,9 @@ pub(crate) fn take<'b>(input: &mut &'b [u8], len: u32) -> &'b [u8] {
 }
 
 /// The length of what `emit` writes.
-pub(crate) fn len_of(emit: impl FnOnce(&mut Window<'_>) -> Result<(), Infallible>) -> usize {
+pub(crate) fn len_of(emit: impl FnOnce(&mut ChunkWriter<'_>) -> Result<(), Infallible>) -> usize {
     // A window rather than a count: the encoder then exists once, not twice, in flash.
-    let mut window = Window::new(&mut [], 0);
+    let mut window = ChunkWriter::new(&mut [], 0);
     let Ok(()) = emit(&mut window);
     window.total()
 }

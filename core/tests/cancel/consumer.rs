@@ -6,7 +6,7 @@ use std::pin::pin;
 use std::rc::Rc;
 
 use embassy_sync::blocking_mutex::raw::NoopRawMutex;
-use nanonsq_core::consume::{AnswerError, Config, ConnectionEvent, ConnectionState, Event};
+use nanonsq_core::consumer::{AnswerError, Config, ConnectionEvent, ConnectionState, Event};
 use nanonsq_core::drive::{Dialer, Gathering, WAITERS_MAX, consumer};
 use nanonsq_core::name::ChannelName;
 use nanonsq_core::time::Span;

@@ -7,10 +7,10 @@
 #![cfg(feature = "async")]
 
 mod consumer;
-mod directory;
-mod lookup;
-mod node;
+mod nsqd;
+mod nsqlookupd;
 mod publisher;
+mod registration;
 mod running;
 mod servers;
 mod serving;

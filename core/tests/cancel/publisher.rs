@@ -5,7 +5,7 @@ use std::pin::pin;
 
 use embassy_sync::blocking_mutex::raw::NoopRawMutex;
 use nanonsq_core::drive::{Sleep, publisher};
-use nanonsq_core::publish::{
+use nanonsq_core::publisher::{
     Config, Event, Full, Outcome, PublishError, PublishOptions, State, Ticket,
 };
 use nanonsq_core::time::Span;

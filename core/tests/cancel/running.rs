@@ -6,15 +6,16 @@ use std::pin::pin;
 use std::rc::Rc;
 
 use embassy_sync::blocking_mutex::raw::NoopRawMutex;
-use nanonsq_core::consume;
-use nanonsq_core::drive::node::{self, Settings};
-use nanonsq_core::drive::{Port, Ports, consumer};
-use nanonsq_core::lookup;
+use nanonsq_core::consumer;
+use nanonsq_core::drive;
+use nanonsq_core::drive::nsqd::{self, Settings};
+use nanonsq_core::drive::{Port, Ports};
 use nanonsq_core::name::ChannelName;
-use nanonsq_core::node::{Config, HttpConfig, message_cost};
+use nanonsq_core::nsqd::{Config, HttpConfig, message_cost};
+use nanonsq_core::registration;
 use nanonsq_core::time::Span;
 
-use crate::node::INFO;
+use crate::nsqd::INFO;
 use crate::servers::Server;
 use crate::world::{Door, Task, World, topic};
 
@@ -24,8 +25,8 @@ const LOOKUPD: u16 = 4160;
 const ASKS: &[u8] = b"GET /stats?topic=t&format=json HTTP/1.1\r\nHost: node\r\n\r\n";
 const MESSAGES: usize = 40;
 
-type Node<'a> = node::Handle<'a, NoopRawMutex, World>;
-type NodeRunner<'a> = node::Runner<'a, NoopRawMutex, Door, World, World, 2, 4, 2, 1, 1, 16>;
+type Node<'a> = nsqd::Handle<'a, NoopRawMutex, World>;
+type NodeRunner<'a> = nsqd::Runner<'a, NoopRawMutex, Door, World, World, 2, 4, 2, 1, 1, 16>;
 
 fn finished(server: &Rc<RefCell<Server>>) -> Vec<String> {
     let Server::Subscriber(subscriber) = &*server.borrow() else { unreachable!() };
@@ -61,12 +62,12 @@ fn with_node(
 ) {
     world.serve(LOOKUPD, Server::lookupd());
     let (config, http) = (Config::new(), HttpConfig::new());
-    let lookup = lookup::Config::new(INFO);
+    let lookup = registration::Config::new(INFO);
     let lookupds = ["lookupd:4160".parse().unwrap()];
     let mut store = [0; 10 * message_cost(4, 2) + 8];
-    let mut resources = node::Resources::<_, 2, 4, 2, 3, 1, 1, 16>::new();
+    let mut resources = nsqd::Resources::<_, 2, 4, 2, 3, 1, 1, 16>::new();
     let door = |port| Door(world.clone(), port);
-    let (handle, runner) = node::new(
+    let (handle, runner) = nsqd::new(
         &mut resources,
         Settings { node: &config, http: &http, lookup: &lookup, lookupds: &lookupds },
         &mut store,
@@ -74,7 +75,7 @@ fn with_node(
             tcp: Port { slots: callers.map(door), spare: Some(door(None)) },
             http: Port { slots: [door(asker)], spare: Some(door(None)) },
         },
-        node::Dialers { lookupds: [world.clone()], channels: None },
+        nsqd::Dialers { lookupds: [world.clone()], channels: None },
         world.clone(),
     )
     .unwrap();
@@ -142,19 +143,19 @@ fn a_consumer_has_each_of_its_nsqds_in_turn() {
     let world = World::new((0, 1000));
     const NSQDS: [u16; 3] = [4150, 4152, 4154];
     let servers = NSQDS.map(|port| world.serve(port, Server::source(3)));
-    let config = consume::Config {
+    let config = consumer::Config {
         rotate: Span::from_secs(5),
-        ..consume::Config::new(topic("t"), ChannelName::new("c").unwrap())
+        ..consumer::Config::new(topic("t"), ChannelName::new("c").unwrap())
     };
     let nsqds = NSQDS.map(|port| format!("nsqd:{port}").parse().unwrap());
     let mut ring = [0; 4 * 40];
-    let mut resources = consumer::Resources::<NoopRawMutex, 2, 4, 0, 0>::new();
-    let (handle, mut runner) = consumer::new(
+    let mut resources = drive::consumer::Resources::<NoopRawMutex, 2, 4, 0, 0>::new();
+    let (handle, mut runner) = drive::consumer::new(
         &mut resources,
         &config,
-        consumer::Sources { nsqds: &nsqds, lookupds: &[] },
+        drive::consumer::Sources { nsqds: &nsqds, lookupds: &[] },
         &mut ring,
-        consumer::Dialers { nsqds: [world.clone(), world.clone()], lookupds: [] },
+        drive::consumer::Dialers { nsqds: [world.clone(), world.clone()], lookupds: [] },
         world.clone(),
     )
     .unwrap();
@@ -180,16 +181,16 @@ fn a_consumer_asks_each_of_its_nsqlookupds() {
     let world = World::new((0, 1000));
     world.serve(4150, Server::source(0));
     let lookupds = [4161, 4163].map(|port| world.serve(port, Server::Directory(Vec::new())));
-    let config = consume::Config::new(topic("t"), ChannelName::new("c").unwrap());
+    let config = consumer::Config::new(topic("t"), ChannelName::new("c").unwrap());
     let addresses = [4161, 4163].map(|port| format!("lookupd:{port}").parse().unwrap());
     let mut ring = [0; 4 * 40];
-    let mut resources = consumer::Resources::<NoopRawMutex, 2, 4, 2, 2>::new();
-    let (handle, mut runner) = consumer::new(
+    let mut resources = drive::consumer::Resources::<NoopRawMutex, 2, 4, 2, 2>::new();
+    let (handle, mut runner) = drive::consumer::new(
         &mut resources,
         &config,
-        consumer::Sources { nsqds: &[], lookupds: &addresses },
+        drive::consumer::Sources { nsqds: &[], lookupds: &addresses },
         &mut ring,
-        consumer::Dialers {
+        drive::consumer::Dialers {
             nsqds: [world.clone(), world.clone()],
             lookupds: [world.clone(), world.clone()],
         },

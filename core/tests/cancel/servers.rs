@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, VecDeque};
 
 use nanonsq_core::name::{ChannelName, TopicName};
-use nanonsq_core::wire::{nsqlookupd, nsqd};
+use nanonsq_core::wire::{nsqd, nsqlookupd};
 
 pub(crate) enum Server {
     Nsqd(Box<Nsqd>),
@@ -310,7 +310,9 @@ impl Lookupd {
                 Some(channel) => format!("{} {}", topic.as_str(), channel.as_str()),
             };
             let answer: &[u8] = match item {
-                nsqlookupd::Item::Identify | nsqlookupd::Item::Body { .. } | nsqlookupd::Item::Part { last: false, .. } => {
+                nsqlookupd::Item::Identify
+                | nsqlookupd::Item::Body { .. }
+                | nsqlookupd::Item::Part { last: false, .. } => {
                     continue;
                 }
                 nsqlookupd::Item::Part { .. } => b"{\"http_port\":4161,\"version\":\"1.3.0\"}",

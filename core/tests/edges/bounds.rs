@@ -1,12 +1,12 @@
 //! Settings and tables at their bounds: the last value that is taken, and the first that is not.
 
 use nanonsq_core::address::Address;
-use nanonsq_core::busy::{Busy, Protocol};
-use nanonsq_core::consume::{self, Consumer};
-use nanonsq_core::directory::{self, Directory};
+use nanonsq_core::consumer::{self, Consumer};
 use nanonsq_core::name::{ChannelName, TopicName};
-use nanonsq_core::node::{self, Node};
-use nanonsq_core::publish::{self, Publisher};
+use nanonsq_core::nsqd::{self, Nsqd};
+use nanonsq_core::nsqlookupd::{self, Nsqlookupd};
+use nanonsq_core::publisher::{self, Publisher};
+use nanonsq_core::reject::{Protocol, Reject};
 use nanonsq_core::session::Session;
 use nanonsq_core::time::{Jitter, Span};
 
@@ -23,41 +23,41 @@ fn ms(ms: u32) -> Span {
 #[test]
 fn a_publishers_settings() {
     let made = |heartbeat, nsqds, ring| {
-        let config = publish::Config { heartbeat, ..publish::Config::new() };
+        let config = publisher::Config { heartbeat, ..publisher::Config::new() };
         let (nsqds, mut ring) = (addresses(nsqds), vec![0; ring]);
         Publisher::new(&config, &nsqds, &mut ring).map(|_| ())
     };
-    let min = publish::RING_MIN;
+    let min = publisher::RING_MIN;
     for (heartbeat, taken) in [(999, false), (1000, true), (60_000, true), (60_001, false)] {
-        let bad = Err(publish::ConfigError::Heartbeat { ms: heartbeat });
+        let bad = Err(publisher::ConfigError::Heartbeat { ms: heartbeat });
         assert_eq!(made(ms(heartbeat), 1, min), if taken { Ok(()) } else { bad });
     }
     for (count, taken) in [(0, false), (1, true), (255, true), (256, false), (300, false)] {
-        let bad = Err(publish::ConfigError::Addresses { count });
+        let bad = Err(publisher::ConfigError::Addresses { count });
         assert_eq!(made(ms(1000), count, min), if taken { Ok(()) } else { bad });
     }
     let len = min - 1;
-    assert_eq!(made(ms(1000), 1, len), Err(publish::ConfigError::RingTooSmall { len }));
+    assert_eq!(made(ms(1000), 1, len), Err(publisher::ConfigError::RingTooSmall { len }));
 }
 
-fn consume_config() -> consume::Config<'static> {
-    consume::Config::new(TopicName::new("t").unwrap(), ChannelName::new("c").unwrap())
+fn consume_config() -> consumer::Config<'static> {
+    consumer::Config::new(TopicName::new("t").unwrap(), ChannelName::new("c").unwrap())
 }
 
 fn consumer<const CONNECTIONS: usize>(
-    config: &consume::Config<'_>,
+    config: &consumer::Config<'_>,
     nsqds: usize,
     ring: usize,
-) -> Result<(), consume::ConfigError> {
-    let mut storage = Box::new(consume::Storage::<CONNECTIONS, 2>::new());
+) -> Result<(), consumer::ConfigError> {
+    let mut storage = Box::new(consumer::Storage::<CONNECTIONS, 2>::new());
     let (nsqds, mut ring) = (addresses(nsqds), vec![0; ring]);
     Consumer::new(config, &mut storage, &nsqds, &mut ring).map(|_| ())
 }
 
 #[test]
 fn a_consumers_settings() {
-    use consume::ConfigError;
-    let made = |change: &dyn Fn(&mut consume::Config<'static>)| {
+    use consumer::ConfigError;
+    let made = |change: &dyn Fn(&mut consumer::Config<'static>)| {
         let mut config = consume_config();
         change(&mut config);
         consumer::<1>(&config, 1, 1000)
@@ -86,7 +86,7 @@ fn a_consumers_settings() {
 
 #[test]
 fn a_consumers_tables() {
-    use consume::ConfigError;
+    use consumer::ConfigError;
     let config = consume_config();
     assert_eq!(consumer::<0>(&config, 1, 1000), Err(ConfigError::Connections { count: 0 }));
     assert_eq!(consumer::<1>(&config, 1, 1000), Ok(()));
@@ -96,49 +96,49 @@ fn a_consumers_tables() {
     assert_eq!(consumer::<1>(&config, 255, 1000), Ok(()));
     assert_eq!(consumer::<1>(&config, 256, 1000), Err(ConfigError::Addresses { count: 256 }));
     assert_eq!(consumer::<1>(&config, 300, 1000), Err(ConfigError::Addresses { count: 300 }));
-    let min = 2 * consume::SLOT_MIN;
+    let min = 2 * consumer::SLOT_MIN;
     assert_eq!(consumer::<1>(&config, 1, min), Ok(()));
     let short = Err(ConfigError::RingTooSmall { len: min - 1 });
     assert_eq!(consumer::<1>(&config, 1, min - 1), short);
     let nsqds = addresses(1);
-    let mut storage = consume::Storage::<1, 0>::new();
+    let mut storage = consumer::Storage::<1, 0>::new();
     let none = Consumer::new(&config, &mut storage, &nsqds, &mut []).map(|_| ());
     assert_eq!(none, Err(ConfigError::Messages { count: 0 }));
 }
 
 #[test]
 fn a_nodes_settings() {
-    let limits = node::Config::new().limits;
-    let made = |config: &node::Config<'_>| {
-        let mut storage = node::Storage::<1, 1, 2, 1>::new();
-        Node::new(config, &mut storage, &mut [0; 1000]).map(|_| ())
+    let limits = nsqd::Config::new().limits;
+    let made = |config: &nsqd::Config<'_>| {
+        let mut storage = nsqd::Storage::<1, 1, 2, 1>::new();
+        Nsqd::new(config, &mut storage, &mut [0; 1000]).map(|_| ())
     };
     let most = limits.max_heartbeat_interval_ms;
     for (heartbeat, taken) in [(999, false), (1000, true), (most, true), (most + 1, false)] {
-        let bad = Err(node::ConfigError::Heartbeat { ms: heartbeat });
-        let config = node::Config { heartbeat: ms(heartbeat), ..node::Config::new() };
+        let bad = Err(nsqd::ConfigError::Heartbeat { ms: heartbeat });
+        let config = nsqd::Config { heartbeat: ms(heartbeat), ..nsqd::Config::new() };
         assert_eq!(made(&config), if taken { Ok(()) } else { bad });
     }
     let most = limits.max_msg_timeout_ms;
     for (timeout, taken) in [(999, false), (1000, true), (most, true), (most + 1, false)] {
-        let bad = Err(node::ConfigError::MsgTimeout { ms: timeout });
-        let config = node::Config { msg_timeout: ms(timeout), ..node::Config::new() };
+        let bad = Err(nsqd::ConfigError::MsgTimeout { ms: timeout });
+        let config = nsqd::Config { msg_timeout: ms(timeout), ..nsqd::Config::new() };
         assert_eq!(made(&config), if taken { Ok(()) } else { bad });
     }
 }
 
 #[test]
 fn tables_say_how_long_they_are() {
-    let config = directory::Config::new();
-    let mut storage = directory::Storage::<3, 1, 1, 2>::new();
-    let mut directory = Directory::new(&config, &mut storage);
+    let config = nsqlookupd::Config::new();
+    let mut storage = nsqlookupd::Storage::<3, 1, 1, 2>::new();
+    let mut directory = Nsqlookupd::new(&config, &mut storage);
     assert_eq!((directory.clients(), directory.http_clients()), (3, 2));
     assert!(directory.client(2).is_some() && directory.client(3).is_none());
     assert!(directory.http(1).is_some() && directory.http(2).is_none());
-    let config = node::Config::new();
-    let mut storage = node::Storage::<1, 1, 2, 1>::new();
+    let config = nsqd::Config::new();
+    let mut storage = nsqd::Storage::<1, 1, 2, 1>::new();
     let mut store = [0; 1000];
-    let mut node = Node::new(&config, &mut storage, &mut store).unwrap();
+    let mut node = Nsqd::new(&config, &mut storage, &mut store).unwrap();
     let (topic, now) = (TopicName::new("t").unwrap(), at(1));
     for number in [0, 1, 2] {
         assert_eq!(node.publish(now, &topic, b"x").unwrap().number(), number);
@@ -148,9 +148,9 @@ fn tables_say_how_long_they_are() {
 /// Only a driver that offers the rest again can hold a node.
 #[test]
 fn a_directory_that_is_given_all_at_once_says_if_it_did_not_take_it() {
-    let config = directory::Config::new();
-    let mut storage = directory::Storage::<1, 1, 1, 1>::new();
-    let mut directory = Directory::new(&config, &mut storage);
+    let config = nsqlookupd::Config::new();
+    let mut storage = nsqlookupd::Storage::<1, 1, 1, 1>::new();
+    let mut directory = Nsqlookupd::new(&config, &mut storage);
     let mut client = directory.client(0).unwrap();
     client.open(at(1));
     assert_eq!(client.receive(at(1), b"  V1PING\n"), Ok(()));
@@ -168,9 +168,9 @@ fn a_directory_that_is_given_all_at_once_says_if_it_did_not_take_it() {
 
 #[test]
 fn a_directory_knows_who_registered_what() {
-    let config = directory::Config::new();
-    let mut storage = directory::Storage::<2, 2, 4, 1>::new();
-    let mut directory = Directory::new(&config, &mut storage);
+    let config = nsqlookupd::Config::new();
+    let mut storage = nsqlookupd::Storage::<2, 2, 4, 1>::new();
+    let mut directory = Nsqlookupd::new(&config, &mut storage);
     for (index, channel) in ["one", "two"].into_iter().enumerate() {
         let says = format!(
             "  V1IDENTIFY\n\0\0\0\x4f{{\"broadcast_address\":\"nod{index}\",\
@@ -206,7 +206,7 @@ fn jitter_is_xorshift() {
 #[test]
 fn who_is_turned_away_has_said_its_magic_first() {
     for protocol in [Protocol::V1, Protocol::V2] {
-        let mut busy = Busy::new(protocol);
+        let mut busy = Reject::new(protocol);
         busy.open(at(1000));
         for bytes in [b"  ", b"V"] as [&[u8]; 2] {
             busy.receive(at(1000), bytes).unwrap();
@@ -215,7 +215,7 @@ fn who_is_turned_away_has_said_its_magic_first() {
         busy.receive(at(1000), b"2").unwrap();
         assert_eq!(said(&mut busy, at(1000)), protocol.refusal());
     }
-    let mut busy = Busy::new(Protocol::Http);
+    let mut busy = Reject::new(Protocol::Http);
     busy.open(at(1000));
     assert!(busy.transmit(at(1000)).is_empty(), "it would be taken for a mistake");
     busy.receive(at(1000), b"G").unwrap();

@@ -2,7 +2,7 @@
 
 use nanonsq_core::http::{BUFFER, DISCARD_MAX};
 use nanonsq_core::name::TopicName;
-use nanonsq_core::node::{Config, HttpConfig, HttpStorage, Node, Storage, TooManyLookupds};
+use nanonsq_core::nsqd::{Config, HttpConfig, HttpStorage, Nsqd, Storage, TooManyLookupds};
 use nanonsq_core::session::{Closed, Link, Session};
 use nanonsq_core::time::Instant;
 use nanonsq_core::wire::nsqd::Limits;
@@ -12,14 +12,14 @@ use crate::{at, said};
 const NOW: Instant = at(60_000);
 
 struct Rig {
-    node: Node<'static>,
+    node: Nsqd<'static>,
 }
 
-fn node(limits: Limits) -> Node<'static> {
+fn node(limits: Limits) -> Nsqd<'static> {
     let config = Box::leak(Box::new(Config { limits, ..Config::new() }));
     let storage = Box::leak(Box::new(Storage::<3, 6, 3, 4>::new()));
     let store = Box::leak(vec![0; 1 << 14].into_boxed_slice());
-    Node::new(config, storage, store).unwrap()
+    Nsqd::new(config, storage, store).unwrap()
 }
 
 impl Rig {

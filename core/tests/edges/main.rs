@@ -2,13 +2,13 @@
 //! said at the wrong moment.
 
 mod bounds;
-mod consume;
-mod directory;
+mod consumer;
 mod http;
-mod lookup;
-mod node;
-mod publish;
+mod nsqd;
+mod nsqlookupd;
+mod publisher;
 mod rdy;
+mod registration;
 mod wire;
 
 #[path = "../support/sessions.rs"]

@@ -1,11 +1,11 @@
 //! How many messages a consumer asks each of its nsqds for.
 
 use nanonsq_core::address::Address;
-use nanonsq_core::consume::{Consumer, Storage};
+use nanonsq_core::consumer::{Consumer, Storage};
 use nanonsq_core::session::{Closed, Session};
 use nanonsq_core::time::{Instant, Span};
 
-use crate::consume::{INFO, config};
+use crate::consumer::{INFO, config};
 use crate::{at, frame, message, said};
 
 const CONNECTIONS: usize = 5;

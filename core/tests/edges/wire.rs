@@ -4,12 +4,12 @@ use nanonsq_core::http::Piece;
 use nanonsq_core::wire::http::{HttpError, ResponseDecoder};
 use nanonsq_core::wire::json::{Scanner, Token};
 use nanonsq_core::wire::nsqd::{Item, Limits};
-use nanonsq_core::wire::{Window, Write, nsqlookupd, nsqd};
+use nanonsq_core::wire::{ChunkWriter, Write, nsqd, nsqlookupd};
 
 #[test]
 fn a_writer_says_how_much_it_took_which_is_always_all() {
     let mut buf = [0; 4];
-    let mut window = Window::new(&mut buf, 2);
+    let mut window = ChunkWriter::new(&mut buf, 2);
     assert_eq!(window.write(b"abc"), Ok(3));
     assert_eq!(window.write(b"defgh"), Ok(5));
     assert_eq!((window.written(), window.total()), (4, 8));
@@ -95,7 +95,8 @@ fn digits_are_those_of_the_base() {
 /// As Go's `%q`.
 #[test]
 fn what_a_client_said_is_quoted() {
-    let shown = |text: &[u8]| nsqd::Refusal::BadTopic { verb: nsqd::Verb::Pub, name: text }.to_string();
+    let shown =
+        |text: &[u8]| nsqd::Refusal::BadTopic { verb: nsqd::Verb::Pub, name: text }.to_string();
     let quoted = shown(b"\x07\x08\t\n\x0b\x0c\r\"\\\x01\x7f\xff");
     assert!(quoted.contains(r#""\a\b\t\n\v\f\r\"\\\x01\x7f\xff""#), "{quoted}");
 }

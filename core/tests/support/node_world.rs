@@ -8,8 +8,8 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use nanonsq_core::name::{ChannelName, TopicName};
-use nanonsq_core::node::{
-    ClientSession, Config, Full, Node, NodeError, PublishError, PublishOptions, Storage,
+use nanonsq_core::nsqd::{
+    ClientSession, Config, Full, Nsqd, NsqdError, PublishError, PublishOptions, Storage,
 };
 use nanonsq_core::session::{Closed, Link, Session};
 use nanonsq_core::time::{Instant, Span};
@@ -845,7 +845,7 @@ impl Connection {
 
 struct World<'n, D> {
     random: D,
-    node: Node<'n>,
+    node: Nsqd<'n>,
     model: Model,
     connections: Vec<Connection>,
     now: u64,
@@ -858,7 +858,7 @@ struct World<'n, D> {
 }
 
 impl<'n, D: Dice> World<'n, D> {
-    fn new(mut random: D, full: Full, node: Node<'n>) -> Self {
+    fn new(mut random: D, full: Full, node: Nsqd<'n>) -> Self {
         let named = random.below(4) as usize;
         let crowd = random.one_in(3);
         Self {
@@ -939,7 +939,7 @@ impl<'n, D: Dice> World<'n, D> {
         let most = if self.random.one_in(2) { rest } else { 1 + self.below(rest as u32) };
         let now = self.instant();
         let before = self.node.counters();
-        let free = |node: &Node<'_>| node.store().free - node.store().promised;
+        let free = |node: &Nsqd<'_>| node.store().free - node.store().promised;
         let had = free(&self.node);
         let taken = self.client(client).take(now, &bytes[at..at + most]);
         assert!(taken <= most);
@@ -1336,7 +1336,7 @@ impl<'n, D: Dice> World<'n, D> {
         let (topic_is, channel_is) = (topic_name(topic), channel_name(channel));
         let now = self.instant();
         let at = self.model.topic(topic);
-        let no_topic = |at: Option<usize>| at.ok_or(NodeError::NoTopic);
+        let no_topic = |at: Option<usize>| at.ok_or(NsqdError::NoTopic);
         let what = self.below(16);
         let node = &mut self.node;
         let (done, expected) = match what {
@@ -1345,7 +1345,7 @@ impl<'n, D: Dice> World<'n, D> {
                 let done = node.create_topic(now, &topic_is);
                 self.look();
                 let made = self.model.topic_for(self.now, topic, true);
-                (done, made.map(|_| ()).ok_or(NodeError::TooManyTopics))
+                (done, made.map(|_| ()).ok_or(NsqdError::TooManyTopics))
             }
             1 if self.random.one_in(4) => {
                 let done = node.delete_topic(now, &topic_is);
@@ -1372,13 +1372,13 @@ impl<'n, D: Dice> World<'n, D> {
                 self.look();
                 let expected = no_topic(at).and_then(|at| {
                     let made = self.model.channel_for(self.now, at, channel, true);
-                    made.map(|_| ()).map_err(|_| NodeError::TooManyChannels)
+                    made.map(|_| ()).map_err(|_| NsqdError::TooManyChannels)
                 });
                 (done, expected)
             }
             _ => {
                 let found = no_topic(at)
-                    .and_then(|at| self.model.channel(at, channel).ok_or(NodeError::NoChannel));
+                    .and_then(|at| self.model.channel(at, channel).ok_or(NsqdError::NoChannel));
                 let model = &mut self.model;
                 match what {
                     8 if self.random.one_in(2) => (
@@ -1637,7 +1637,7 @@ pub(crate) fn live(dice: impl Dice, full: Full, steps: u32) -> (u64, u64) {
     let config = config(full);
     let mut storage = Storage::<TOPICS, CHANNELS, CLIENTS, IN_FLIGHT>::new();
     let mut store = vec![0x55; BLOCKS * 66 + 13];
-    let node = Node::new(&config, &mut storage, &mut store).unwrap();
+    let node = Nsqd::new(&config, &mut storage, &mut store).unwrap();
     let mut world = World::new(dice, full, node);
     for step in 0..steps {
         if world.random.is_over() {

@@ -1,7 +1,7 @@
 //! The scanners against serde-json-core, on generated objects.
 
-use nanonsq_core::wire::nsqlookupd::NodeInfo;
 use nanonsq_core::wire::nsqd::{AuthResponse, IdentifyRequest, IdentifyResponse};
+use nanonsq_core::wire::nsqlookupd::NodeInfo;
 
 use crate::support::{
     Random, authorized, granted, identification, negotiated, node, peer_info, requires_auth,

@@ -4,8 +4,8 @@
 use std::fmt::Display;
 
 use nanonsq_core::wire::json::Scanner;
-use nanonsq_core::wire::nsqlookupd::{self, PeerInfoScanner, ReplyDecoder};
 use nanonsq_core::wire::nsqd::{self, FrameDecoder, Limits};
+use nanonsq_core::wire::nsqlookupd::{self, PeerInfoScanner, ReplyDecoder};
 
 use crate::golden_v1::{IDENTIFY, IDENTIFY_REPLY};
 use crate::golden_v2::IDENTIFY_RESPONSE;
@@ -215,7 +215,9 @@ fn ten_million_bytes_of_garbage_v2_commands() {
             match decoder.next(&limits, &mut chunk) {
                 Ok(Some(nsqd::Item::Body { len })) => assert!((1..=1000).contains(&len)),
                 Ok(Some(nsqd::Item::Batch { count, .. })) => assert!((1..=199).contains(&count)),
-                Ok(Some(nsqd::Item::Part { data, .. })) => assert!((1..=1000).contains(&data.len())),
+                Ok(Some(nsqd::Item::Part { data, .. })) => {
+                    assert!((1..=1000).contains(&data.len()))
+                }
                 Ok(Some(_)) => {}
                 Ok(None) => {
                     assert!(chunk.is_empty());
@@ -333,7 +335,7 @@ fn ten_million_bytes_of_garbage_peer_info() {
 
 #[test]
 fn ten_million_bytes_of_garbage_node() {
-    let mut scanner = nsqlookupd::NodeScanner::new();
+    let mut scanner = nsqlookupd::NodeInfoScanner::new();
     ten_million_bytes(10, &JSON, |fresh, chunk| {
         if fresh {
             scanner.finish().map_or_else(has_a_reason, |_| ());

@@ -6,7 +6,7 @@ use nanonsq_core::wire::nsqd::{
     LINE_MAX, Limits, MAGIC, Message, MessageHead, MessageId, Negotiated, OK, emit_dpub_head,
     emit_error, emit_frame, emit_message, emit_mpub_head, emit_pub_head,
 };
-use nanonsq_core::wire::{Window, Write};
+use nanonsq_core::wire::{ChunkWriter, Write};
 
 use crate::emitted;
 use crate::support::{
@@ -199,7 +199,7 @@ fn commands_are_what_nsqd_reads() {
         assert_eq!(trickle.0, bytes);
         for skip in 0..bytes.len() + 2 {
             let mut piece = [0; 3];
-            let mut window = Window::new(&mut piece, skip);
+            let mut window = ChunkWriter::new(&mut piece, skip);
             command.emit(&mut window).unwrap();
             let (written, total) = (window.written(), window.total());
             assert_eq!(total, bytes.len());

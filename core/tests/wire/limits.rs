@@ -1,9 +1,9 @@
 //! Every limit at its edge: the last value taken, the first refused, zero, negative, huge.
 
 use nanonsq_core::session::Fault;
-use nanonsq_core::wire::nsqlookupd::{self, ReplyDecoder};
 use nanonsq_core::wire::nsqd::{self, FrameDecoder, Limits};
-use nanonsq_core::wire::{Count, Decimal, Window, Write};
+use nanonsq_core::wire::nsqlookupd::{self, ReplyDecoder};
+use nanonsq_core::wire::{ChunkWriter, Count, Decimal, Write};
 
 use crate::support::{v1_items, v2_items};
 
@@ -241,7 +241,7 @@ fn windows() {
         for skip in [0, 1, 5, 10, 11, 12, usize::MAX] {
             for piece in 1..12 {
                 let mut buf = vec![0; size];
-                let mut window = Window::new(&mut buf, skip);
+                let mut window = ChunkWriter::new(&mut buf, skip);
                 for piece in text.chunks(piece) {
                     window.write_all(piece).unwrap();
                 }
@@ -269,8 +269,8 @@ fn ram() {
         size_of::<nsqd::Identification<32>>(),
         size_of::<nsqlookupd::PeerInfo>(),
         size_of::<nsqlookupd::PeerInfoScanner>(),
-        size_of::<nsqlookupd::Node>(),
-        size_of::<nsqlookupd::NodeScanner>(),
+        size_of::<nsqlookupd::OwnedNodeInfo>(),
+        size_of::<nsqlookupd::NodeInfoScanner>(),
     ];
     let expected = [
         24,

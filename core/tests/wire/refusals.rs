@@ -1,7 +1,7 @@
 //! Each refusal in the words of nsqd and nsqlookupd 1.3.0.
 
-use nanonsq_core::wire::nsqlookupd;
 use nanonsq_core::wire::nsqd::{self, ErrorCode, IdentifyRequest, Limits, Refusal, Verb};
+use nanonsq_core::wire::nsqlookupd;
 
 use crate::emitted;
 use crate::golden_v2::ID;
@@ -320,8 +320,14 @@ fn v1_identify_bodies() {
     ] {
         assert_eq!(node(&[full.replacen(from, to, 1).as_bytes()]), Err(refusal), "{from} {to}");
     }
-    assert_eq!(nsqlookupd::Refusal::MissingFields.to_string(), "E_BAD_BODY IDENTIFY missing fields");
-    assert_eq!(nsqlookupd::Refusal::BadJson.to_string(), "E_BAD_BODY IDENTIFY failed to decode JSON body");
+    assert_eq!(
+        nsqlookupd::Refusal::MissingFields.to_string(),
+        "E_BAD_BODY IDENTIFY missing fields"
+    );
+    assert_eq!(
+        nsqlookupd::Refusal::BadJson.to_string(),
+        "E_BAD_BODY IDENTIFY failed to decode JSON body"
+    );
     assert_eq!(
         emitted!(nsqlookupd::Refusal::AddressTooLong),
         b"E_BAD_BODY IDENTIFY broadcast_address longer than 96 bytes"

@@ -5,7 +5,7 @@ use std::fmt::Display;
 use nanonsq_core::name::{ChannelName, TopicName};
 use nanonsq_core::session::Fault;
 use nanonsq_core::wire::json::{JsonError, Scanner, Token};
-use nanonsq_core::wire::{Write, nsqlookupd, nsqd};
+use nanonsq_core::wire::{Write, nsqd, nsqlookupd};
 
 pub(crate) fn topic(name: &str) -> TopicName {
     TopicName::new(name).unwrap()
@@ -258,8 +258,10 @@ pub(crate) fn peer_info(chunks: &[&[u8]]) -> Result<nsqlookupd::PeerInfo, JsonEr
     scanner.finish().cloned()
 }
 
-pub(crate) fn node(chunks: &[&[u8]]) -> Result<nsqlookupd::Node, nsqlookupd::Refusal<'static>> {
-    let mut scanner = nsqlookupd::NodeScanner::new();
+pub(crate) fn node(
+    chunks: &[&[u8]],
+) -> Result<nsqlookupd::OwnedNodeInfo, nsqlookupd::Refusal<'static>> {
+    let mut scanner = nsqlookupd::NodeInfoScanner::new();
     for chunk in chunks {
         scanner.feed(chunk)?;
     }

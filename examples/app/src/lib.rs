@@ -41,7 +41,7 @@
 //! | the outbox has no room for a reply | waits; the command is touched meanwhile ([`commands`]) |
 //! | nsqd goes away with a command unanswered | gets it again and answers it |
 //!
-//! [`Full`]: nanonsq_core::publish::Full
+//! [`Full`]: nanonsq_core::publisher::Full
 
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
@@ -66,7 +66,7 @@ use embassy_sync::blocking_mutex::raw::NoopRawMutex;
 use embassy_sync::signal::Signal;
 use nanonsq_core::drive::Sleep;
 use nanonsq_core::name::TopicName;
-use nanonsq_core::publish::{Counters, Event};
+use nanonsq_core::publisher::{Counters, Event};
 use nanonsq_core::session::Closed;
 use nanonsq_core::time::{Instant, Span};
 

@@ -1,6 +1,6 @@
 //! The messages, as JSON.
 
-use nanonsq_core::publish::Counters;
+use nanonsq_core::publisher::Counters;
 use serde::Serialize;
 
 /// Room for a reading as JSON.

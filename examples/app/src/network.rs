@@ -4,10 +4,10 @@ use embassy_sync::blocking_mutex::raw::RawMutex;
 use nanonsq_core::address::Address;
 use nanonsq_core::drive::Sleep;
 use nanonsq_core::drive::publisher::{Handle, Publish};
-use nanonsq_core::drive::{lookup, node};
-use nanonsq_core::lookup::{PeerEvent, RegistryFull, TooManyPeers};
-use nanonsq_core::node::{ClientEvent, Event as NodeEvent};
-use nanonsq_core::publish::{Counters, Event};
+use nanonsq_core::drive::{nsqd, registration};
+use nanonsq_core::nsqd::{ClientEvent, Event as NodeEvent};
+use nanonsq_core::publisher::{Counters, Event};
+use nanonsq_core::registration::{PeerEvent, RegistryFull, TooManyPeers};
 use nanonsq_core::session::Closed;
 
 use crate::Settings;
@@ -43,9 +43,9 @@ impl<M: RawMutex> Network for Handle<'_, M> {
 
 /// The device is an nsqd itself. What it has taken is acknowledged; it is final when every channel is
 /// done with it.
-impl<M: RawMutex, S: Sleep> Network for node::Handle<'_, M, S> {
+impl<M: RawMutex, S: Sleep> Network for nsqd::Handle<'_, M, S> {
     fn counters(&self) -> Counters {
-        let node = node::Handle::counters(self);
+        let node = nsqd::Handle::counters(self);
         let mut counters = Counters::default();
         counters.accepted = node.accepted;
         counters.acknowledged = node.accepted;
@@ -67,7 +67,7 @@ impl<M: RawMutex, S: Sleep> Network for node::Handle<'_, M, S> {
 }
 
 /// Logs for ever which clients come and go.
-pub async fn watch_clients<M: RawMutex, S: Sleep>(node: &node::Handle<'_, M, S>) -> ! {
+pub async fn watch_clients<M: RawMutex, S: Sleep>(node: &nsqd::Handle<'_, M, S>) -> ! {
     loop {
         match node.event().await {
             NodeEvent::Client { index, event: ClientEvent::Connected } => {
@@ -98,7 +98,7 @@ pub enum RegisterError {
 
 /// Has the topics that the node publishes to registered with these nsqlookupds from now on.
 pub fn register<M, S, const PEERS: usize, const TOPICS: usize, const CHANNELS: usize>(
-    lookup: &lookup::Handle<'_, M, S, PEERS, TOPICS, CHANNELS>,
+    lookup: &registration::Handle<'_, M, S, PEERS, TOPICS, CHANNELS>,
     settings: &Settings<'_>,
     lookupds: &[Address],
 ) -> Result<(), RegisterError>
@@ -115,7 +115,7 @@ where
 
 /// Logs for ever what happens to the connections to nsqlookupds.
 pub async fn watch_lookups<M, S, const PEERS: usize, const TOPICS: usize, const CHANNELS: usize>(
-    lookup: &lookup::Handle<'_, M, S, PEERS, TOPICS, CHANNELS>,
+    lookup: &registration::Handle<'_, M, S, PEERS, TOPICS, CHANNELS>,
 ) -> !
 where
     M: RawMutex,

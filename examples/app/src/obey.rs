@@ -7,7 +7,7 @@ use embassy_futures::join::join3;
 use embassy_futures::select::{Either, select};
 use embassy_sync::blocking_mutex::raw::RawMutex;
 use heapless::String;
-use nanonsq_core::consume::{AnswerError, Config, ConnectionEvent, Event, LookupdEvent, TooLarge};
+use nanonsq_core::consumer::{AnswerError, Config, ConnectionEvent, Event, LookupdEvent, TooLarge};
 use nanonsq_core::drive::Sleep;
 use nanonsq_core::drive::consumer;
 use nanonsq_core::name::{ChannelName, TopicName};

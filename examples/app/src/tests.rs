@@ -4,11 +4,11 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use nanonsq_core::consume::{self, AnswerError};
-use nanonsq_core::drive::lookup;
+use nanonsq_core::consumer::{self, AnswerError};
 use nanonsq_core::drive::publisher::Publish;
+use nanonsq_core::drive::registration;
 use nanonsq_core::name::TopicName;
-use nanonsq_core::publish::{Config, Counters, Event, Outcome, PublishError, Publisher, Ticket};
+use nanonsq_core::publisher::{Config, Counters, Event, Outcome, PublishError, Publisher, Ticket};
 use nanonsq_core::session::{Closed, DialError};
 use nanonsq_core::time::Span;
 use nanonsq_core::wire::nsqd::{ErrorCode, MessageHead, MessageId};
@@ -315,7 +315,7 @@ fn names_are_cut_between_characters() {
 
 #[tokio::test]
 async fn topics_are_registered_if_there_is_room() {
-    use nanonsq_core::lookup::{Config, NodeInfo};
+    use nanonsq_core::registration::{Config, NodeInfo};
     use nanonsq_std::NoopRawMutex;
     let config = Config::new(NodeInfo {
         broadcast_address: "b",
@@ -327,15 +327,15 @@ async fn topics_are_registered_if_there_is_room() {
     let settings = settings();
     let lookupds = ["l:4160".parse().unwrap(), "l:4161".parse().unwrap()];
 
-    let mut resources = lookup::Resources::<NoopRawMutex, 2, 3, 0>::new();
+    let mut resources = registration::Resources::<NoopRawMutex, 2, 3, 0>::new();
     let dialers = [TcpDialer::new(); 2];
     let (handle, _runner) =
-        lookup::new(&mut resources, &config, dialers, TokioSleep::new()).unwrap();
+        registration::new(&mut resources, &config, dialers, TokioSleep::new()).unwrap();
     assert_eq!(register(&handle, &settings, &lookupds), Ok(()));
 
-    let mut resources = lookup::Resources::<NoopRawMutex, 1, 2, 0>::new();
+    let mut resources = registration::Resources::<NoopRawMutex, 1, 2, 0>::new();
     let (handle, _runner) =
-        lookup::new(&mut resources, &config, [TcpDialer::new()], TokioSleep::new()).unwrap();
+        registration::new(&mut resources, &config, [TcpDialer::new()], TokioSleep::new()).unwrap();
     assert!(matches!(register(&handle, &settings, &lookupds), Err(RegisterError::Peers(_))));
     assert!(matches!(register(&handle, &settings, &lookupds[..1]), Err(RegisterError::Topics(_))));
 }
@@ -418,7 +418,7 @@ impl<'d> Commands for &'d Desk {
         }
     }
 
-    async fn event(&self) -> consume::Event {
+    async fn event(&self) -> consumer::Event {
         core::future::pending().await
     }
 

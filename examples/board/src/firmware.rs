@@ -5,7 +5,7 @@
 //! stays, whatever becomes of the rest: that is where one sees why nothing arrives.
 
 mod log;
-mod node;
+mod nsqd;
 mod serve;
 mod stats;
 mod upstream;
@@ -30,7 +30,7 @@ use crate::crash::Crash;
 use crate::life::{Life, Signs, Stalled};
 use crate::light::Light;
 use crate::settings::{Ip, LOOKUPDS_MAX, Medium, Mode, Settings};
-use node::Node;
+use nsqd::Node;
 
 #[cfg(all(feature = "log", not(feature = "defmt")))]
 pub use self::log::Text;
@@ -40,7 +40,7 @@ pub(crate) use self::log::note;
 /// connection to an nsqd instead.
 pub const SOCKETS: Sockets = Sockets { dhcp: true, ..Sockets::NONE }
     .with_node(serve::CLIENTS, serve::HTTP, LOOKUPDS_MAX)
-    .with_consumer(node::COMMAND_NSQDS, 0);
+    .with_consumer(nsqd::COMMAND_NSQDS, 0);
 
 /// The network stack's memory.
 pub type NetResources = StackResources<{ SOCKETS.count() }>;
@@ -248,7 +248,7 @@ impl<M: Machine> Device<M> {
         if self.settings.mode == Mode::Publish && self.settings.nsqds.is_empty() {
             return pending().await;
         }
-        let made = node::start(spawner, &self.settings, stack, seed);
+        let made = nsqd::start(spawner, &self.settings, stack, seed);
         let node = match made {
             Ok(node) => node,
             Err(why) => {

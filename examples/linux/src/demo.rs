@@ -11,14 +11,14 @@ use embassy_futures::join::{join, join3};
 use embassy_futures::select::{Either, Either3, select, select3};
 use log::warn;
 use nanonsq_core::address::Address;
-use nanonsq_core::consume;
-use nanonsq_core::directory;
-use nanonsq_core::drive::consumer::{self, Dialers, Sources};
-use nanonsq_core::drive::node::Settings;
+use nanonsq_core::consumer;
+use nanonsq_core::drive::consumer::{Dialers, Sources};
+use nanonsq_core::drive::nsqd::Settings;
 use nanonsq_core::drive::{self, Gathering, Port, Ports};
-use nanonsq_core::lookup::{self, NodeInfo};
 use nanonsq_core::name::{ChannelName, TopicName};
-use nanonsq_core::node::{Config, Full, HttpConfig, Node};
+use nanonsq_core::nsqd::{Config, Full, HttpConfig, Nsqd};
+use nanonsq_core::nsqlookupd;
+use nanonsq_core::registration::{self, NodeInfo};
 use nanonsq_core::time::Span;
 use nanonsq_core::wire::nsqlookupd::IdentifyReply;
 use nanonsq_std::{NoopRawMutex, TcpDialer, TcpListener, TokioSleep};
@@ -54,9 +54,9 @@ pub(crate) struct Args {
     seconds: Option<u64>,
 }
 
-type NodeResources<'a> = drive::node::Resources<'a, NoopRawMutex, 8, 16, 16, 64, 8, 1, 1024>;
-type NodeHandle<'a> = drive::node::Handle<'a, NoopRawMutex, TokioSleep>;
-type Consumer<'a> = consumer::Handle<'a, NoopRawMutex, TokioSleep>;
+type NodeResources<'a> = drive::nsqd::Resources<'a, NoopRawMutex, 8, 16, 16, 64, 8, 1, 1024>;
+type NodeHandle<'a> = drive::nsqd::Handle<'a, NoopRawMutex, TokioSleep>;
+type Consumer<'a> = drive::consumer::Handle<'a, NoopRawMutex, TokioSleep>;
 
 /// A server's two ports.
 struct Bound {
@@ -115,7 +115,7 @@ pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
 
     // The directory.
     let at = Bound::new(DIRECTORY_PORTS).await?;
-    let mut config = directory::Config::new();
+    let mut config = nsqlookupd::Config::new();
     config.info = IdentifyReply {
         broadcast_address: "127.0.0.1",
         hostname: "demo",
@@ -124,9 +124,9 @@ pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
         ..config.info
     };
     let mut resources =
-        Box::new(drive::directory::Resources::<NoopRawMutex, 16, 32, 64, 8, 512>::new());
+        Box::new(drive::nsqlookupd::Resources::<NoopRawMutex, 16, 32, 64, 8, 512>::new());
     let (directory, mut directory_runner) =
-        drive::directory::new(&mut resources, &config, at.ports(), sleep.clone());
+        drive::nsqlookupd::new(&mut resources, &config, at.ports(), sleep.clone());
     directory.set_unix_time(unix_time());
 
     // The nodes.
@@ -139,9 +139,9 @@ pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
         config.boot = seed.wrapping_add(index as u32);
         config.seed = config.boot;
     }
-    let lookup_configs: [_; 2] = std::array::from_fn(|index| lookup::Config {
+    let lookup_configs: [_; 2] = std::array::from_fn(|index| registration::Config {
         seed,
-        ..lookup::Config::new(bound[index].info(SENSORS[index].0))
+        ..registration::Config::new(bound[index].info(SENSORS[index].0))
     });
     let http_configs: [_; 2] = std::array::from_fn(|index| HttpConfig {
         hostname: SENSORS[index].0,
@@ -160,8 +160,8 @@ pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
     let mut resources = [Box::new(NodeResources::new()), Box::new(NodeResources::new())];
     let [resources_1, resources_2] = &mut resources;
     let dialers =
-        || drive::node::Dialers { lookupds: [TcpDialer::new()], channels: Some(TcpDialer::new()) };
-    let (node_1, mut node_runner_1) = drive::node::new(
+        || drive::nsqd::Dialers { lookupds: [TcpDialer::new()], channels: Some(TcpDialer::new()) };
+    let (node_1, mut node_runner_1) = drive::nsqd::new(
         resources_1,
         settings(0),
         store_1,
@@ -170,7 +170,7 @@ pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
         sleep.clone(),
     )
     .map_err(|error| error.to_string())?;
-    let (node_2, mut node_runner_2) = drive::node::new(
+    let (node_2, mut node_runner_2) = drive::nsqd::new(
         resources_2,
         settings(1),
         store_2,
@@ -185,18 +185,18 @@ pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
     }
 
     // The consumer, which knows nothing but the directory.
-    let config = consume::Config {
+    let config = consumer::Config {
         client_id: "demo",
         lookup_interval: Span::from_secs(1),
         max_in_flight: 16,
         max_attempts: 0,
         seed,
-        ..consume::Config::new(topic, channel)
+        ..consumer::Config::new(topic, channel)
     };
     let mut ring = vec![0; 64 * 1024];
-    let mut resources = Box::new(consumer::Resources::<NoopRawMutex, 8, 16, 1, 16>::new());
+    let mut resources = Box::new(drive::consumer::Resources::<NoopRawMutex, 8, 16, 1, 16>::new());
     let sources = [address(at.http_address)?];
-    let (consumer, mut consumer_runner) = consumer::new(
+    let (consumer, mut consumer_runner) = drive::consumer::new(
         &mut resources,
         &config,
         Sources { nsqds: &[], lookupds: &sources },
@@ -407,7 +407,7 @@ fn number(body: &str) -> Option<(usize, usize)> {
     Some((index, number.parse().ok()?))
 }
 
-fn rows_of(name: &str, node: &Node<'_>) -> Vec<Row> {
+fn rows_of(name: &str, node: &Nsqd<'_>) -> Vec<Row> {
     let mut rows = Vec::new();
     for topic in node.topics() {
         let row = Row {

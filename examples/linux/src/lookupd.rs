@@ -8,10 +8,10 @@ use embassy_futures::join::join;
 use embassy_futures::select::{Either4, select4};
 use log::{info, warn};
 use nanonsq_core::address::HOST_MAX;
-use nanonsq_core::directory::{Config, Event, TOMBSTONES, TableFull};
-use nanonsq_core::drive::directory::{self, Resources};
+use nanonsq_core::drive::nsqlookupd::{self, Resources};
 use nanonsq_core::drive::{Gathering, Port, Ports};
 use nanonsq_core::name::NAME_MAX;
+use nanonsq_core::nsqlookupd::{Config, Event, TOMBSTONES, TableFull};
 use nanonsq_core::session::Closed;
 use nanonsq_core::wire::nsqlookupd::IdentifyReply;
 use nanonsq_std::{NoopRawMutex, TokioSleep};
@@ -112,7 +112,7 @@ pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
     config.topics_per_node = TOPICS_PER_NODE as u16;
     config.channels_per_node = CHANNELS_PER_NODE as u16;
     let mut resources = tables();
-    let (directory, mut runner) = directory::new(
+    let (directory, mut runner) = nsqlookupd::new(
         &mut resources,
         &config,
         Ports {
@@ -158,7 +158,7 @@ pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
     Ok(ExitCode::SUCCESS)
 }
 
-pub(crate) type Handle<'a> = directory::Handle<'a, NoopRawMutex, TokioSleep>;
+pub(crate) type Handle<'a> = nsqlookupd::Handle<'a, NoopRawMutex, TokioSleep>;
 
 /// Tells who comes and goes, and which table is full. Never returns.
 async fn watch(directory: &Handle<'_>) -> Infallible {

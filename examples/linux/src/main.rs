@@ -7,10 +7,10 @@ mod demo;
 mod flags;
 mod input;
 mod lookupd;
-mod node;
+mod nsqd;
 mod output;
 mod progress;
-mod publish;
+mod publisher;
 mod report;
 mod signals;
 mod subscribe;
@@ -47,11 +47,11 @@ fn help() -> String {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Publish lines, or fixed-size records, to a topic.
-    Pub(publish::Args),
+    Pub(publisher::Args),
     /// Consume a topic, and print its messages.
     Sub(subscribe::Args),
     /// Be a small nsqd, in bounded memory.
-    Node(node::Args),
+    Node(nsqd::Args),
     /// Be a small nsqlookupd, in bounded memory.
     Lookupd(lookupd::Args),
 }
@@ -86,9 +86,9 @@ fn run(cli: &Cli) -> Result<ExitCode, String> {
             let status = runtime.block_on(async {
                 match &cli.command {
                     None => Box::pin(demo::run(&cli.demo)).await,
-                    Some(Command::Pub(args)) => Box::pin(publish::run(args)).await,
+                    Some(Command::Pub(args)) => Box::pin(publisher::run(args)).await,
                     Some(Command::Sub(args)) => Box::pin(subscribe::run(args)).await,
-                    Some(Command::Node(args)) => Box::pin(node::run(args)).await,
+                    Some(Command::Node(args)) => Box::pin(nsqd::run(args)).await,
                     Some(Command::Lookupd(args)) => Box::pin(lookupd::run(args)).await,
                 }
             });

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
-use nanonsq_core::publish::Counters;
+use nanonsq_core::publisher::Counters;
 
 use crate::output;
 

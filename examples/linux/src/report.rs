@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use log::{error, info, warn};
 use nanonsq_core::address::Address;
 use nanonsq_core::drive;
-use nanonsq_core::lookup::PeerState;
-use nanonsq_core::node::ChannelStatus;
-use nanonsq_core::publish::{Event, Outcome, Ticket};
+use nanonsq_core::nsqd::ChannelStatus;
+use nanonsq_core::publisher::{Event, Outcome, Ticket};
+use nanonsq_core::registration::PeerState;
 use nanonsq_core::session::{Closed, Fault, TransportError};
 use nanonsq_core::wire::http::BadAnswer;
 use nanonsq_core::wire::nsqd::ErrorCode;
@@ -226,7 +226,14 @@ pub(crate) async fn watch_lookups<
     const TOPICS: usize,
     const CHANNELS: usize,
 >(
-    registration: &drive::lookup::Handle<'_, NoopRawMutex, TokioSleep, PEERS, TOPICS, CHANNELS>,
+    registration: &drive::registration::Handle<
+        '_,
+        NoopRawMutex,
+        TokioSleep,
+        PEERS,
+        TOPICS,
+        CHANNELS,
+    >,
 ) -> Infallible {
     // The line that holds, since when, and those that were told since it was registered for long.
     let mut now: [String; PEERS] = [const { String::new() }; PEERS];

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use embassy_futures::select::{Either3, select, select3};
 use log::{info, warn};
 use nanonsq_core::address::{Address, HOST_MAX};
-use nanonsq_core::consume::{
+use nanonsq_core::consumer::{
     Config, ConnectionEvent, Counters, Event, LOOKUPDS_MAX, LookupdEvent, Unusable,
 };
 use nanonsq_core::drive::Gathering;

@@ -35,10 +35,12 @@ use embassy_net::{Stack, StackResources};
 use embassy_sync::signal::Signal;
 use embassy_time::{Duration, Instant, Timer, with_timeout};
 use nanonsq_app::{Node, Settings, Simulated};
-use nanonsq_embassy::core::consume;
-use nanonsq_embassy::core::drive::{consumer, lookup, publisher};
-use nanonsq_embassy::core::lookup as node_lookup;
-use nanonsq_embassy::core::publish::{self, Counters};
+use nanonsq_embassy::core::consumer;
+use nanonsq_embassy::core::drive;
+use nanonsq_embassy::core::drive;
+use nanonsq_embassy::core::drive::registration;
+use nanonsq_embassy::core::registration as node_lookup;
+use nanonsq_embassy::core::publisher::{self, Counters};
 use nanonsq_embassy::{
     CriticalSectionRawMutex, EmbassySleep, NoopRawMutex, Sockets, TcpDialer, TcpStorage,
 };
@@ -76,10 +78,10 @@ const SOCKETS: usize = {
     if publisher.count() > node.count() { publisher.count() } else { node.count() }
 };
 
-type PublishHandle = publisher::Handle<'static, NoopRawMutex>;
-type PublishRunner = publisher::Runner<'static, NoopRawMutex, TcpDialer<'static>, EmbassySleep>;
-type LookupHandle = lookup::Handle<'static, NoopRawMutex, EmbassySleep, LOOKUPDS_MAX, TOPICS, 0>;
-type LookupRunner = lookup::Runner<
+type PublishHandle = drive::publisher::Handle<'static, NoopRawMutex>;
+type PublishRunner = drive::publisher::Runner<'static, NoopRawMutex, TcpDialer<'static>, EmbassySleep>;
+type LookupHandle = registration::Handle<'static, NoopRawMutex, EmbassySleep, LOOKUPDS_MAX, TOPICS, 0>;
+type LookupRunner = registration::Runner<
     'static,
     NoopRawMutex,
     TcpDialer<'static>,
@@ -89,8 +91,8 @@ type LookupRunner = lookup::Runner<
     0,
 >;
 
-type CommandHandle = consumer::Handle<'static, NoopRawMutex, EmbassySleep>;
-type CommandRunner = consumer::Runner<
+type CommandHandle = drive::consumer::Handle<'static, NoopRawMutex, EmbassySleep>;
+type CommandRunner = drive::consumer::Runner<
     'static,
     NoopRawMutex,
     TcpDialer<'static>,
@@ -223,12 +225,12 @@ fn start_publisher(
     firmware: &'static Firmware,
     stack: Stack<'static>,
 ) -> PublishHandle {
-    static CONFIG: StaticCell<publish::Config<'static>> = StaticCell::new();
-    static RESOURCES: ConstStaticCell<publisher::Resources<'static, NoopRawMutex>> =
-        ConstStaticCell::new(publisher::Resources::new());
+    static CONFIG: StaticCell<publisher::Config<'static>> = StaticCell::new();
+    static RESOURCES: ConstStaticCell<drive::publisher::Resources<'static, NoopRawMutex>> =
+        ConstStaticCell::new(drive::publisher::Resources::new());
     static RING: ConstStaticCell<[u8; OUTBOX]> = ConstStaticCell::new([0; OUTBOX]);
     static TCP: ConstStaticCell<TcpStorage<512, 4096>> = ConstStaticCell::new(TcpStorage::new());
-    let made = publisher::new(
+    let made = drive::publisher::new(
         RESOURCES.take(),
         CONFIG.init(firmware.publish_config()),
         &firmware.nsqds,
@@ -253,13 +255,13 @@ fn start_lookup(
 ) -> LookupHandle {
     static CONFIG: StaticCell<node_lookup::Config<'static>> = StaticCell::new();
     static RESOURCES: ConstStaticCell<
-        lookup::Resources<'static, NoopRawMutex, LOOKUPDS_MAX, TOPICS, 0>,
-    > = ConstStaticCell::new(lookup::Resources::new());
+        registration::Resources<'static, NoopRawMutex, LOOKUPDS_MAX, TOPICS, 0>,
+    > = ConstStaticCell::new(registration::Resources::new());
     static TCP: ConstStaticCell<[TcpStorage<512, 512>; LOOKUPDS_MAX]> =
         ConstStaticCell::new([const { TcpStorage::new() }; LOOKUPDS_MAX]);
     let dialers = TCP.take().each_mut().map(|storage| TcpDialer::new(stack, storage));
     let config = CONFIG.init(firmware.lookup_config(own));
-    match lookup::new(RESOURCES.take(), config, dialers, EmbassySleep) {
+    match registration::new(RESOURCES.take(), config, dialers, EmbassySleep) {
         Ok((handle, runner)) => {
             spawn(spawner, register(runner));
             spawn(spawner, watch(handle.clone()));
@@ -272,13 +274,13 @@ fn start_lookup(
 fn start_commands(
     spawner: Spawner,
     firmware: &'static Firmware,
-    config: consume::Config<'static>,
+    config: consumer::Config<'static>,
     stack: Stack<'static>,
 ) -> CommandHandle {
-    static CONFIG: StaticCell<consume::Config<'static>> = StaticCell::new();
+    static CONFIG: StaticCell<consumer::Config<'static>> = StaticCell::new();
     // As many places for nsqds that are found as there are connections for them.
     static RESOURCES: ConstStaticCell<
-        consumer::Resources<
+        drive::consumer::Resources<
             'static,
             NoopRawMutex,
             COMMAND_NSQDS,
@@ -286,21 +288,21 @@ fn start_commands(
             COMMAND_LOOKUPDS_MAX,
             COMMAND_NSQDS,
         >,
-    > = ConstStaticCell::new(consumer::Resources::new());
+    > = ConstStaticCell::new(drive::consumer::Resources::new());
     static RING: ConstStaticCell<[u8; COMMANDS * COMMAND_SLOT]> =
         ConstStaticCell::new([0; COMMANDS * COMMAND_SLOT]);
     static TCP: ConstStaticCell<[TcpStorage<1024, 512>; COMMAND_NSQDS]> =
         ConstStaticCell::new([const { TcpStorage::new() }; COMMAND_NSQDS]);
     static LOOKUP_TCP: ConstStaticCell<[TcpStorage<512, 256>; COMMAND_LOOKUPDS_MAX]> =
         ConstStaticCell::new([const { TcpStorage::new() }; COMMAND_LOOKUPDS_MAX]);
-    let dialers = consumer::Dialers {
+    let dialers = drive::consumer::Dialers {
         nsqds: TCP.take().each_mut().map(|storage| TcpDialer::new(stack, storage)),
         lookupds: LOOKUP_TCP.take().each_mut().map(|storage| TcpDialer::new(stack, storage)),
     };
     let sources =
-        consumer::Sources { nsqds: &firmware.command_nsqds, lookupds: &firmware.command_lookupds };
+        drive::consumer::Sources { nsqds: &firmware.command_nsqds, lookupds: &firmware.command_lookupds };
     let config = CONFIG.init(config);
-    match consumer::new(RESOURCES.take(), config, sources, RING.take(), dialers, EmbassySleep) {
+    match drive::consumer::new(RESOURCES.take(), config, sources, RING.take(), dialers, EmbassySleep) {
         Ok((handle, runner)) => {
             spawn(spawner, consume_from_nsqd(runner));
             handle

@@ -6,12 +6,12 @@ use embassy_executor::Spawner;
 use embassy_net::Stack;
 use embassy_time::{Duration, Instant};
 use nanonsq_app::{Network, Node, Simulated};
-use nanonsq_embassy::core::drive::node::{self, Dialers, Resources, Settings};
+use nanonsq_embassy::core::drive::nsqd::{self, Dialers, Resources, Settings};
 use nanonsq_embassy::core::drive::publisher::Publish;
-use nanonsq_embassy::core::drive::{Port, Ports, lookup as drive_lookup};
+use nanonsq_embassy::core::drive::{Port, Ports, registration as drive_lookup};
 use nanonsq_embassy::core::name::TopicName;
-use nanonsq_embassy::core::publish::{Counters, Event, Outcome};
-use nanonsq_embassy::core::{lookup, node as core_node};
+use nanonsq_embassy::core::publisher::{Counters, Event, Outcome};
+use nanonsq_embassy::core::{registration, nsqd as core_node};
 use nanonsq_embassy::{EmbassySleep, NoopRawMutex, TcpDialer, TcpListener, TcpStorage};
 use static_cell::{ConstStaticCell, StaticCell};
 
@@ -37,8 +37,8 @@ const HTTP_PORT: u16 = 4151;
 
 type Tables =
     Resources<'static, NoopRawMutex, TOPICS, CHANNELS, CLIENTS, IN_FLIGHT, HTTP, LOOKUPDS_MAX, RX>;
-type Handle = node::Handle<'static, NoopRawMutex, EmbassySleep>;
-type Runner = node::Runner<
+type Handle = nsqd::Handle<'static, NoopRawMutex, EmbassySleep>;
+type Runner = nsqd::Runner<
     'static,
     NoopRawMutex,
     TcpListener<'static>,
@@ -158,7 +158,7 @@ fn start(
 ) -> Handle {
     static CONFIG: StaticCell<core_node::Config<'static>> = StaticCell::new();
     static HTTP_CONFIG: StaticCell<core_node::HttpConfig<'static>> = StaticCell::new();
-    static LOOKUP: StaticCell<lookup::Config<'static>> = StaticCell::new();
+    static LOOKUP: StaticCell<registration::Config<'static>> = StaticCell::new();
     static RESOURCES: ConstStaticCell<Tables> = ConstStaticCell::new(Resources::new());
     static MESSAGES: ConstStaticCell<[u8; STORE]> = ConstStaticCell::new([0; STORE]);
     static TCP: ConstStaticCell<[TcpStorage<512, 4096>; CLIENTS]> =
@@ -198,7 +198,7 @@ fn start(
         lookup: LOOKUP.init(firmware.lookup_config(own)),
         lookupds: &firmware.lookupds,
     };
-    let made = node::new(RESOURCES.take(), settings, MESSAGES.take(), ports, dialers, EmbassySleep);
+    let made = nsqd::new(RESOURCES.take(), settings, MESSAGES.take(), ports, dialers, EmbassySleep);
     match made {
         Ok((handle, runner)) => {
             spawn(spawner, watch_lookups(runner.lookup()));

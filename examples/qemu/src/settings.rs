@@ -30,7 +30,7 @@ use nanonsq_app::Settings;
 use nanonsq_embassy::core::address::Address;
 use nanonsq_embassy::core::name::TopicName;
 use nanonsq_embassy::core::time::Span;
-use nanonsq_embassy::core::{consume, lookup, node, publish};
+use nanonsq_embassy::core::{consumer, registration, nsqd, publisher};
 
 use crate::host::{self, give_up};
 
@@ -144,19 +144,19 @@ impl Firmware {
         }
     }
 
-    pub(crate) fn publish_config(&self) -> publish::Config<'static> {
-        publish::Config {
+    pub(crate) fn publish_config(&self) -> publisher::Config<'static> {
+        publisher::Config {
             client_id: self.node.device,
             hostname: self.node.device,
             heartbeat: self.heartbeat,
             seed: self.seed,
-            ..publish::Config::new()
+            ..publisher::Config::new()
         }
     }
 
     /// How commands are consumed, if they are.
-    pub(crate) fn command_config(&self) -> Option<consume::Config<'static>> {
-        Some(consume::Config {
+    pub(crate) fn command_config(&self) -> Option<consumer::Config<'static>> {
+        Some(consumer::Config {
             heartbeat: self.heartbeat,
             lookup_interval: self.lookup_interval,
             seed: self.seed,
@@ -165,8 +165,8 @@ impl Firmware {
     }
 
     /// `own` is the device's address as text.
-    pub(crate) fn lookup_config(&self, own: &'static str) -> lookup::Config<'static> {
-        let node = lookup::NodeInfo {
+    pub(crate) fn lookup_config(&self, own: &'static str) -> registration::Config<'static> {
+        let node = registration::NodeInfo {
             broadcast_address: if self.broadcast.is_empty() { own } else { self.broadcast },
             hostname: self.node.device,
             tcp_port: self.broadcast_tcp_port,
@@ -174,18 +174,18 @@ impl Firmware {
             version: env!("CARGO_PKG_VERSION"),
             ..Default::default()
         };
-        lookup::Config { seed: self.seed, ..lookup::Config::new(node) }
+        registration::Config { seed: self.seed, ..registration::Config::new(node) }
     }
 
     /// As a node says it over HTTP.
-    pub(crate) fn http_config(&self, own: &'static str) -> node::HttpConfig<'static> {
+    pub(crate) fn http_config(&self, own: &'static str) -> nsqd::HttpConfig<'static> {
         let info = self.lookup_config(own).node;
-        node::HttpConfig {
+        nsqd::HttpConfig {
             broadcast_address: info.broadcast_address,
             hostname: info.hostname,
             tcp_port: info.tcp_port,
             http_port: info.http_port,
-            ..node::HttpConfig::new()
+            ..nsqd::HttpConfig::new()
         }
     }
 }

@@ -9,11 +9,12 @@ use anyhow::{Context, bail, ensure};
 use clap::{Parser, ValueEnum};
 use embassy_futures::select::{Either, select};
 use nanonsq_std::core::address::Address;
-use nanonsq_std::core::consume;
+use nanonsq_std::core::consumer;
+use nanonsq_std::core::drive;
+use nanonsq_std::core::drive::Gathering;
 use nanonsq_std::core::drive::publisher::{self, Handle};
-use nanonsq_std::core::drive::{Gathering, consumer};
 use nanonsq_std::core::name::{ChannelName, TopicName};
-use nanonsq_std::core::publish::{Config, Outcome, State};
+use nanonsq_std::core::publisher::{Config, Outcome, State};
 use nanonsq_std::core::wire::nsqd::{Command, OK};
 use nanonsq_std::{NoopRawMutex, TcpDialer, TokioSleep};
 
@@ -126,19 +127,19 @@ async fn run(options: &Options, handle: Handle<'_, NoopRawMutex>) -> anyhow::Res
 }
 
 async fn consume(options: &Options) -> anyhow::Result<Duration> {
-    let config = consume::Config {
+    let config = consumer::Config {
         max_in_flight: options.max_in_flight,
-        ..consume::Config::new(options.topic, ChannelName::new("bench")?)
+        ..consumer::Config::new(options.topic, ChannelName::new("bench")?)
     };
     let nsqds = [options.nsqd.clone()];
     let mut ring = vec![0; MESSAGES * SLOT];
-    let mut resources = consumer::Resources::<NoopRawMutex, 1, MESSAGES, 0, 0>::new();
-    let (handle, mut runner) = consumer::new(
+    let mut resources = drive::consumer::Resources::<NoopRawMutex, 1, MESSAGES, 0, 0>::new();
+    let (handle, mut runner) = drive::consumer::new(
         &mut resources,
         &config,
-        consumer::Sources { nsqds: &nsqds, lookupds: &[] },
+        drive::consumer::Sources { nsqds: &nsqds, lookupds: &[] },
         &mut ring,
-        consumer::Dialers { nsqds: [Gathering::<_, TX>(TcpDialer::new())], lookupds: [] },
+        drive::consumer::Dialers { nsqds: [Gathering::<_, TX>(TcpDialer::new())], lookupds: [] },
         TokioSleep::new(),
     )?;
     let app = async {

@@ -14,7 +14,7 @@ use std::path::PathBuf;
 
 use anyhow::{Result, bail, ensure};
 use clap::Parser;
-use nanonsq_std::core::lookup::{Config, NodeInfo};
+use nanonsq_std::core::registration::{Config, NodeInfo};
 
 use simulated::{Jitter, Scenario};
 

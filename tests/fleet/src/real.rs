@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use nanonsq_std::core::address::Address;
-use nanonsq_std::core::drive::{Dialer, lookup};
-use nanonsq_std::core::lookup::Config;
+use nanonsq_std::core::drive::{Dialer, registration};
 use nanonsq_std::core::name::TopicName;
+use nanonsq_std::core::registration::Config;
 use nanonsq_std::core::session::DialError;
 use nanonsq_std::{NoopRawMutex, TcpDialer, TokioSleep};
 use nanonsq_tests::{Nsqlookupd, ServerOptions, http};
@@ -64,11 +64,12 @@ async fn fleet(nodes: usize) -> Result<()> {
     for seed in 0..nodes {
         let config: &Config<'_> =
             Box::leak(Box::new(Config { seed: seed as u32, ..Config::fleet(NODE) }));
-        let resources: &mut lookup::Resources<'_, NoopRawMutex, 1, 1, 1> =
-            Box::leak(Box::new(lookup::Resources::new()));
+        let resources: &mut registration::Resources<'_, NoopRawMutex, 1, 1, 1> =
+            Box::leak(Box::new(registration::Resources::new()));
         let dialer = Counting(TcpDialer::new(), opened.clone());
-        let (handle, mut runner) = lookup::new(resources, config, [dialer], TokioSleep::new())
-            .expect("a good configuration");
+        let (handle, mut runner) =
+            registration::new(resources, config, [dialer], TokioSleep::new())
+                .expect("a good configuration");
         handle.add_topic(&topic).expect("room for one");
         handle.configure(addresses).expect("room for one");
         let run = async move {

@@ -8,8 +8,8 @@ use nanonsq_sim::model::nsqlookupd::Nsqlookupd;
 use nanonsq_sim::random::Random;
 use nanonsq_sim::server::{Out, Reply, Server};
 use nanonsq_std::core::address::Address;
-use nanonsq_std::core::lookup::{Config, Lookup};
 use nanonsq_std::core::name::TopicName;
+use nanonsq_std::core::registration::{Config, Registration};
 use nanonsq_std::core::session::{Closed, DialError, Link, Session, TransportError};
 use nanonsq_std::core::time::Instant;
 
@@ -58,7 +58,7 @@ enum What {
 }
 
 struct Node<'c> {
-    lookup: Lookup<'c, 1, 1, 1>,
+    lookup: Registration<'c, 1, 1, 1>,
     /// Names the connection that it has, or had last.
     conn: u64,
     connected: bool,
@@ -106,7 +106,7 @@ pub(crate) fn run(scenario: &Scenario) -> Return {
         last: 0,
     };
     for (at, config) in configs.iter().enumerate() {
-        let mut lookup = Lookup::new(config).expect("a good configuration");
+        let mut lookup = Registration::new(config).expect("a good configuration");
         lookup.registry().add_topic(&topic).expect("room for one");
         lookup.configure(Instant::from_micros(world.now), &address).expect("room for one");
         let node = Node {

@@ -1,7 +1,7 @@
 //! A consumer that hears anything: of its nsqds, and of its nsqlookupd.
 
 use nanonsq_core::address::Address;
-use nanonsq_core::consume::{
+use nanonsq_core::consumer::{
     Config, Consumer, Discovery, Exhausted, LookupdEvent, LookupdState, Storage, Token, TooLarge,
 };
 use nanonsq_core::name::{ChannelName, TopicName};

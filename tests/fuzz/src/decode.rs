@@ -6,8 +6,8 @@ use std::fmt::{Display, Write as _};
 use nanonsq_core::address::Address;
 use nanonsq_core::name::{ChannelName, TopicName};
 use nanonsq_core::wire::http::ResponseDecoder;
-use nanonsq_core::wire::nsqlookupd::{self, ReplyDecoder};
 use nanonsq_core::wire::nsqd::{self, ErrorCode, FrameDecoder, Limits, Message};
+use nanonsq_core::wire::nsqlookupd::{self, ReplyDecoder};
 
 use crate::feature;
 use crate::input::pieces;

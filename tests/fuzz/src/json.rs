@@ -3,11 +3,11 @@
 use std::fmt::Write as _;
 
 use nanonsq_core::wire::json::{Fields, JsonError, Scanner, Token};
-use nanonsq_core::wire::nsqlookupd::{Node, NodeScanner, PeerInfo, PeerInfoScanner};
 use nanonsq_core::wire::nsqd::{
     AuthScanner, Authorized, Granted, GrantedScanner, Identification, IdentifyScanner, Limits,
     Negotiated, NegotiatedScanner,
 };
+use nanonsq_core::wire::nsqlookupd::{NodeInfoScanner, OwnedNodeInfo, PeerInfo, PeerInfoScanner};
 
 use crate::decode::{Transcript, agree, drain, split_seeds};
 use crate::feature;
@@ -32,7 +32,7 @@ pub(crate) fn run(data: &[u8]) {
         let mut auth = AuthScanner::new();
         let mut identify = IdentifyScanner::<24, 20>::new();
         let mut info = PeerInfoScanner::new();
-        let mut node = NodeScanner::new();
+        let mut node = NodeInfoScanner::new();
         for piece in pieces {
             // Each of them has its own opinion of where it ends.
             let _ = negotiated.feed(piece);
@@ -166,7 +166,7 @@ pub(crate) struct Scanned {
     auth: Option<Authorized>,
     identify: Option<Identification<20>>,
     info: Option<PeerInfo>,
-    node: Option<Node>,
+    node: Option<OwnedNodeInfo>,
 }
 
 /// A field's value, if it has the right type.

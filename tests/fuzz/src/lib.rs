@@ -18,16 +18,16 @@
 
 mod connection;
 mod decode;
-mod directory;
 mod http;
 mod input;
 mod json;
-mod lookup;
 pub mod mutate;
-mod node;
+mod nsqd;
+mod nsqlookupd;
 pub mod outbox;
 mod publisher;
 mod reference;
+mod registration;
 mod registry;
 mod serving;
 mod session;
@@ -86,29 +86,29 @@ macro_rules! target {
 
 /// All of them.
 pub const TARGETS: &[Target] = &[
-    target!("v2_frames", decode::v2_frames, decode::v2_frames_seeds),
-    target!("v2_commands", decode::v2_commands, decode::v2_commands_seeds),
-    target!("v1_replies", decode::v1_replies, decode::v1_replies_seeds),
-    target!("v1_commands", decode::v1_commands, decode::v1_commands_seeds),
+    target!("nsqd_frames", decode::v2_frames, decode::v2_frames_seeds),
+    target!("nsqd_commands", decode::v2_commands, decode::v2_commands_seeds),
+    target!("nsqlookupd_replies", decode::v1_replies, decode::v1_replies_seeds),
+    target!("nsqlookupd_commands", decode::v1_commands, decode::v1_commands_seeds),
     target!("http_response", decode::http_response, decode::http_seeds),
     target!("json", json::run, json::seeds),
     target!("names", decode::names, decode::names_seeds),
     target!("outbox", outbox::run, outbox::seeds),
     target!("publisher", publisher::run, publisher::seeds),
-    target!("lookup", lookup::run, lookup::seeds),
+    target!("registration", registration::run, registration::seeds),
     target!("registry", registry::run, registry::seeds),
     target!("consumer", connection::run, connection::seeds),
-    target!("lookupd_poll", connection::poll, connection::poll_seeds),
-    target!("window", window::run, window::seeds),
+    target!("consumer_lookupd", connection::poll, connection::poll_seeds),
+    target!("rdy", window::run, window::seeds),
     target!("http", http::run, http::seeds),
     target!("http_target", http::target, http::target_seeds),
-    target!("node", node::run, node::seeds),
-    target!("node_http", node::http, node::http_seeds),
-    target!("node_model", node::model, node::model_seeds),
-    target!("directory", directory::run, directory::seeds),
-    target!("directory_v1", directory::nsqlookupd, directory::v1_seeds),
-    target!("directory_http", directory::http, directory::http_seeds),
-    target!("directory_model", directory::model, directory::model_seeds),
+    target!("nsqd", nsqd::run, nsqd::seeds),
+    target!("nsqd_http", nsqd::http, nsqd::http_seeds),
+    target!("nsqd_model", nsqd::model, nsqd::model_seeds),
+    target!("nsqlookupd", nsqlookupd::run, nsqlookupd::seeds),
+    target!("nsqlookupd_tcp", nsqlookupd::nsqlookupd, nsqlookupd::v1_seeds),
+    target!("nsqlookupd_http", nsqlookupd::http, nsqlookupd::http_seeds),
+    target!("nsqlookupd_model", nsqlookupd::model, nsqlookupd::model_seeds),
 ];
 
 /// The target of that name.

@@ -2,7 +2,7 @@
 
 use nanonsq_core::address::Address;
 use nanonsq_core::name::TopicName;
-use nanonsq_core::publish::{Config, Event, Full, Outcome, PublishOptions, Publisher, Ticket};
+use nanonsq_core::publisher::{Config, Event, Full, Outcome, PublishOptions, Publisher, Ticket};
 use nanonsq_core::session::Session;
 use nanonsq_core::time::{Instant, Span};
 use nanonsq_core::wire::nsqd::{CommandDecoder, Limits};

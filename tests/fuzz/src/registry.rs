@@ -5,15 +5,15 @@
 use std::collections::BTreeSet;
 
 use nanonsq_core::address::Address;
-use nanonsq_core::lookup::{Lookup, RegistryFull};
 use nanonsq_core::name::{ChannelName, TopicName};
+use nanonsq_core::registration::{Registration, RegistryFull};
 use nanonsq_core::session::{Closed, Link, Session};
 use nanonsq_core::time::{Instant, Span};
 use nanonsq_core::wire::nsqlookupd::{CommandDecoder, Item};
 
 use crate::feature;
 use crate::input::Input;
-use crate::lookup::config;
+use crate::registration::config;
 
 const PEERS: usize = 2;
 const TOPICS: usize = 3;
@@ -67,7 +67,7 @@ impl Nsqlookupd {
 }
 
 struct World<'a> {
-    lookup: Lookup<'a, PEERS, TOPICS, CHANNELS>,
+    lookup: Registration<'a, PEERS, TOPICS, CHANNELS>,
     nsqlookupds: [Option<Nsqlookupd>; PEERS],
     addresses: [Address; 3],
     /// Those that are to be told, in order.
@@ -196,7 +196,7 @@ impl World<'_> {
 pub(crate) fn run(data: &[u8]) {
     let mut input = Input::new(data);
     let config = config(input.byte());
-    let mut lookup = Lookup::new(&config).expect("a good configuration");
+    let mut lookup = Registration::new(&config).expect("a good configuration");
     let addresses = ["one:1", "two:1", "three:1"].map(|a| a.parse().expect("an address"));
     let configured = addresses[..PEERS].to_vec();
     lookup.configure(Instant::ZERO, &configured).expect("as many as there are peers");

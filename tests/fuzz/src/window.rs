@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use nanonsq_core::address::Address;
-use nanonsq_core::consume::{Config, Consumer, Storage, Token};
+use nanonsq_core::consumer::{Config, Consumer, Storage, Token};
 use nanonsq_core::name::{ChannelName, TopicName};
 use nanonsq_core::session::{Closed, Link, Session};
 use nanonsq_core::time::{Instant, Span};

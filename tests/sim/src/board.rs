@@ -12,11 +12,11 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use embassy_sync::blocking_mutex::raw::NoopRawMutex;
-use nanonsq_core::drive::node::{self, Dialers, Handle, Settings};
+use nanonsq_core::drive::nsqd::{self, Dialers, Handle, Settings};
 use nanonsq_core::drive::{Port as Slots, Ports, Sleep as _};
-use nanonsq_core::lookup::{Config as LookupConfig, NodeInfo};
 use nanonsq_core::name::TopicName;
-use nanonsq_core::node::{ClientState, Config, Full, HttpConfig};
+use nanonsq_core::nsqd::{ClientState, Config, Full, HttpConfig};
+use nanonsq_core::registration::{Config as LookupConfig, NodeInfo};
 use nanonsq_core::session::Session as _;
 use nanonsq_core::time::Span;
 
@@ -157,7 +157,7 @@ async fn run(
 ) {
     let units = &desk.units;
     let mut store = vec![0xee; STORE];
-    let mut resources = node::Resources::<
+    let mut resources = nsqd::Resources::<
         NoopRawMutex,
         TOPICS,
         CHANNELS,
@@ -199,7 +199,7 @@ async fn run(
         channels: Some(Dials(world.clone(), (me, ASKER))),
     };
     let (handle, mut runner) =
-        node::new(&mut resources, settings, &mut store, ports, dialers, clock)
+        nsqd::new(&mut resources, settings, &mut store, ports, dialers, clock)
             .expect("a good configuration");
     let topic = |name| TopicName::new(name).expect("a name");
     let readings = topic(READINGS);

@@ -10,8 +10,9 @@ use std::task::{Context, Poll};
 
 use embassy_sync::blocking_mutex::raw::NoopRawMutex;
 use nanonsq_core::address::Address;
-use nanonsq_core::consume::{self, Config, ConnectionEvent, ConnectionState, Exhausted, TooLarge};
-use nanonsq_core::drive::consumer::{self, Dialers, Handle, Message, Sources};
+use nanonsq_core::consumer::{self, Config, ConnectionEvent, ConnectionState, Exhausted, TooLarge};
+use nanonsq_core::drive;
+use nanonsq_core::drive::consumer::{Dialers, Handle, Message, Sources};
 use nanonsq_core::name::{ChannelName, TopicName};
 use nanonsq_core::session::{Closed, Fault, Session as _};
 use nanonsq_core::time::Span;
@@ -331,8 +332,13 @@ async fn run(
     let units = &desk.units;
     let (config, nsqds, lookupds) = (setup.config, setup.nsqds.clone(), setup.lookupds.clone());
     let mut ring = vec![0; SLOT * MESSAGES];
-    let mut resources =
-        consumer::Resources::<NoopRawMutex, CONNECTIONS, MESSAGES, LOOKUPDS, CONNECTIONS>::new();
+    let mut resources = drive::consumer::Resources::<
+        NoopRawMutex,
+        CONNECTIONS,
+        MESSAGES,
+        LOOKUPDS,
+        CONNECTIONS,
+    >::new();
     let next = Rc::new(RefCell::new(0));
     let clock = Clock::of_runner(&world, me, next.clone());
     let dialers = Dialers {
@@ -343,7 +349,7 @@ async fn run(
     };
     let sources = Sources { nsqds: &nsqds, lookupds: &lookupds };
     let (handle, mut runner) =
-        consumer::new(&mut resources, &config, sources, &mut ring, dialers, clock)
+        drive::consumer::new(&mut resources, &config, sources, &mut ring, dialers, clock)
             .expect("a good configuration");
     read_states(&handle, me);
     // What the application has and has not answered.
@@ -353,7 +359,7 @@ async fn run(
         loop {
             let event = handle.event().await;
             watch::tell((me, 0), || format!("tells {event:?}"));
-            if let consume::Event::Connection { index, event } = event {
+            if let consumer::Event::Connection { index, event } = event {
                 let address =
                     handle.look(|consumer| consumer.status(index)?.address.cloned()).flatten();
                 let host = address.map(|address| address.host().to_owned()).unwrap_or_default();

@@ -8,9 +8,9 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use embassy_sync::blocking_mutex::raw::NoopRawMutex;
-use nanonsq_core::directory::{Config, Event as Told};
-use nanonsq_core::drive::directory::{self, Handle};
+use nanonsq_core::drive::nsqlookupd::{self, Handle};
 use nanonsq_core::drive::{Port as Slots, Ports};
+use nanonsq_core::nsqlookupd::{Config, Event as Told};
 use nanonsq_core::session::{Closed, Link, Session as _};
 use nanonsq_core::time::Span;
 use nanonsq_core::wire::nsqlookupd::IdentifyReply;
@@ -105,7 +105,7 @@ async fn run(
 ) {
     let units = &desk.units;
     let mut resources =
-        directory::Resources::<NoopRawMutex, NODES, TOPICS, CHANNELS, HTTP, 32>::new();
+        nsqlookupd::Resources::<NoopRawMutex, NODES, TOPICS, CHANNELS, HTTP, 32>::new();
     let sessions = Rc::new(RefCell::new(VecDeque::new()));
     let plan = VecDeque::from([Role::Runner(sessions.clone())]);
     let clock = Clock::of_plan(&world, me, Rc::new(RefCell::new(plan)));
@@ -115,7 +115,7 @@ async fn run(
         Listens { world: world.clone(), port: port.clone(), session: (me, next - 1), tap: None }
     };
     let ports = Ports { tcp: Slots::new(|| listens(&tcp)), http: Slots::new(|| listens(&http)) };
-    let (handle, mut runner) = directory::new(&mut resources, &config, ports, clock);
+    let (handle, mut runner) = nsqlookupd::new(&mut resources, &config, ports, clock);
     let mut events = pin!(async {
         loop {
             let event = handle.event().await;

@@ -10,13 +10,13 @@ use std::task::{Context, Poll};
 
 use embassy_sync::blocking_mutex::raw::NoopRawMutex;
 use nanonsq_core::address::Address;
-use nanonsq_core::drive::node::{self, Dialers, Handle, Settings};
+use nanonsq_core::drive::nsqd::{self, Dialers, Handle, Settings};
 use nanonsq_core::drive::{Port as Slots, Ports};
-use nanonsq_core::lookup::{Config as LookupConfig, NodeInfo};
 use nanonsq_core::name::{ChannelName, TopicName};
-use nanonsq_core::node::{
+use nanonsq_core::nsqd::{
     ClientState, Config, HttpConfig, PublishError, PublishOptions, message_cost,
 };
+use nanonsq_core::registration::{Config as LookupConfig, NodeInfo};
 use nanonsq_core::session::Session as _;
 use nanonsq_core::time::Span;
 
@@ -191,7 +191,7 @@ async fn run(
     )));
     port.set_tap(tap.clone());
     let mut store = vec![0xee; setup.blocks * 66];
-    let mut resources = node::Resources::<
+    let mut resources = nsqd::Resources::<
         NoopRawMutex,
         TOPICS,
         CHANNELS,
@@ -226,7 +226,7 @@ async fn run(
         channels: Some(Dials(world.clone(), (me, ASKER))),
     };
     let (handle, mut runner) =
-        node::new(&mut resources, settings, &mut store, ports, dialers, clock)
+        nsqd::new(&mut resources, settings, &mut store, ports, dialers, clock)
             .expect("a good configuration");
     let listed = runner.lookup();
     let feed = TopicName::new(FEED).expect("a name");
@@ -320,7 +320,7 @@ async fn run(
 }
 
 type Listed<'a> =
-    nanonsq_core::drive::lookup::Handle<'a, NoopRawMutex, Clock, PEERS, TOPICS, CHANNELS>;
+    nanonsq_core::drive::registration::Handle<'a, NoopRawMutex, Clock, PEERS, TOPICS, CHANNELS>;
 
 /// Differs whenever the node, or what is listed of it, changed.
 fn print(handle: &Node<'_>, listed: &Listed<'_>) -> impl PartialEq + use<> {

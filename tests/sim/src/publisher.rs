@@ -11,7 +11,7 @@ use embassy_sync::blocking_mutex::raw::NoopRawMutex;
 use nanonsq_core::address::Address;
 use nanonsq_core::drive::publisher::{self, Handle};
 use nanonsq_core::name::TopicName;
-use nanonsq_core::publish::{
+use nanonsq_core::publisher::{
     Config, Event as Told, Full, HEADER_OVERHEAD, Outcome, PublishError, PublishOptions,
     RECORD_OVERHEAD, State, Ticket,
 };

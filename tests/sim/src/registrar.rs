@@ -10,9 +10,9 @@ use std::task::{Context, Poll, Waker};
 
 use embassy_sync::blocking_mutex::raw::NoopRawMutex;
 use nanonsq_core::address::Address;
-use nanonsq_core::drive::lookup::{self, Handle};
-use nanonsq_core::lookup::{Config, NodeInfo, PeerState, RegistryFull};
+use nanonsq_core::drive::registration::{self, Handle};
 use nanonsq_core::name::{ChannelName, TopicName};
+use nanonsq_core::registration::{Config, NodeInfo, PeerState, RegistryFull};
 use nanonsq_core::session::Session as _;
 use nanonsq_core::time::Span;
 
@@ -135,12 +135,13 @@ type Lookup<'a> = Handle<'a, NoopRawMutex, Clock, PEERS, TOPIC_SLOTS, CHANNEL_SL
 
 async fn run(world: World, me: usize, setup: Rc<Setup>, state: Rc<RefCell<Wants>>, desk: Rc<Desk>) {
     let units = &desk.units;
-    let mut resources = lookup::Resources::new();
+    let mut resources = registration::Resources::new();
     let next = Rc::new(RefCell::new(0));
     let clock = Clock::of_runner(&world, me, next.clone());
     let dials = std::array::from_fn(|peer| Dials(world.clone(), (me, peer)));
     let (handle, mut runner): (Lookup<'_>, _) =
-        lookup::new(&mut resources, &setup.config, dials, clock).expect("a good configuration");
+        registration::new(&mut resources, &setup.config, dials, clock)
+            .expect("a good configuration");
 
     let mut settling = pin!(async {
         loop {

@@ -10,12 +10,12 @@ use std::net::SocketAddr;
 
 use exchange::{Answer, LIMIT, ask, exchange, in_order, is_address};
 
-use nanonsq_core::directory::{Config, Directory, Storage};
+use nanonsq_core::nsqlookupd::{Config, Nsqlookupd, Storage};
 use nanonsq_core::session::{Closed, Link, Session};
 use nanonsq_core::time::{Instant, Span};
 use nanonsq_core::wire::nsqlookupd::IdentifyReply;
 use nanonsq_sim::random::Random;
-use nanonsq_tests::{Nsqlookupd, ServerOptions, eventually, require_peers};
+use nanonsq_tests::{Nsqlookupd as RealNsqlookupd, ServerOptions, eventually, require_peers};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -173,7 +173,7 @@ fn identify(random: &mut Random, node: usize) -> String {
 #[tokio::test]
 async fn the_directory_says_what_nsqlookupd_says() {
     let peers = require_peers!();
-    let real = Nsqlookupd::start(&peers, ServerOptions::new()).await;
+    let real = RealNsqlookupd::start(&peers, ServerOptions::new()).await;
     let scripts = std::env::var("SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(SCRIPTS);
     let mut seen = BTreeMap::<String, u64>::new();
     for seed in 0..scripts {
@@ -225,7 +225,7 @@ async fn the_directory_says_what_nsqlookupd_says() {
 
 /// A directory, driven by hand.
 struct Ours {
-    directory: Directory<'static>,
+    directory: Nsqlookupd<'static>,
     /// The connection of each node.
     nodes: [Option<usize>; NODES],
     now: Instant,
@@ -242,12 +242,12 @@ impl Ours {
             version: "1.3.0",
         };
         let config = Box::leak(Box::new(Config { info, ..Config::new() }));
-        let directory = Directory::new(config, storage);
+        let directory = Nsqlookupd::new(config, storage);
         Self { directory, nodes: [None; NODES], now: Instant::from_millis(1_000) }
     }
 
     fn arrive(&mut self, node: usize, hello: &[u8]) -> String {
-        let is_free = |directory: &mut Directory<'_>, at| {
+        let is_free = |directory: &mut Nsqlookupd<'_>, at| {
             directory.client(at).is_some_and(|session| session.link() == Link::Down)
         };
         let at = (0..4).find(|&at| is_free(&mut self.directory, at)).expect("a free slot");

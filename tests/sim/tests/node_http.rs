@@ -10,12 +10,12 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use exchange::{Answer, LIMIT, ask, exchange, in_order, is_address};
-use nanonsq_core::node::{Config, HttpConfig, HttpStorage, Node, Storage};
+use nanonsq_core::nsqd::{Config, HttpConfig, HttpStorage, Nsqd, Storage};
 use nanonsq_core::session::{Closed, Link, Session};
 use nanonsq_core::time::Instant;
 use nanonsq_core::wire::nsqd::Limits;
 use nanonsq_sim::random::Random;
-use nanonsq_tests::{Nsqd, ServerOptions, eventually, require_peers};
+use nanonsq_tests::{Nsqd as RealNsqd, ServerOptions, eventually, require_peers};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -204,7 +204,7 @@ async fn a_node_answers_what_nsqd_answers() {
         .flag(format!("--max-rdy-count={RDY_MAX}"))
         .flag("--deflate=false")
         .flag("--snappy=false");
-    let real = Nsqd::start(&peers, options).await;
+    let real = RealNsqd::start(&peers, options).await;
     let scripts = std::env::var("SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(SCRIPTS);
     let mut seen = BTreeMap::<String, u64>::new();
     for seed in 0..scripts {
@@ -259,7 +259,7 @@ async fn a_node_answers_what_nsqd_answers() {
 
 /// A node, driven by hand.
 struct Ours {
-    node: Node<'static>,
+    node: Nsqd<'static>,
     now: Instant,
 }
 
@@ -270,7 +270,7 @@ impl Ours {
         let config = Box::leak(Box::new(config));
         let storage = Box::leak(Box::new(Storage::<8, 16, CLIENTS, RDY_MAX>::new()));
         let store = Box::leak(vec![0; 1 << 18].into_boxed_slice());
-        let mut node = Node::new(config, storage, store).expect("settings that are right");
+        let mut node = Nsqd::new(config, storage, store).expect("settings that are right");
         let http = Box::leak(Box::new(HttpStorage::<1, 2>::new()));
         const HTTP: &HttpConfig<'_> = &HttpConfig::new();
         node.answer_http(HTTP, http, &[]).expect("none is not too many");
@@ -394,7 +394,7 @@ fn scrub(answer: &[u8]) -> String {
 fn scrub_text(text: &str) -> String {
     let mut lines = text.lines();
     let head: Vec<_> = lines.by_ref().take(3).collect();
-    assert!(head[0].starts_with("nsqd nsqlookupd.3.0 (") && head[0].ends_with(')'), "{}", head[0]);
+    assert!(head[0].starts_with("nsqd v1.3.0 (") && head[0].ends_with(')'), "{}", head[0]);
     let date = head[1].strip_prefix("start_time 20").expect("a date");
     assert!(date.len() == 18 && date.ends_with('Z'), "{date}");
     assert!(head[2].starts_with("uptime ") && head[2].ends_with('s'), "{}", head[2]);

@@ -5,26 +5,28 @@ use core::pin::pin;
 use embassy_futures::join::join;
 use embassy_sync::blocking_mutex::raw::NoopRawMutex;
 use nanonsq_core::address::Address;
-use nanonsq_core::consume;
-use nanonsq_core::drive::{consumer, lookup, publisher};
-use nanonsq_core::lookup as node;
+use nanonsq_core::consumer;
+use nanonsq_core::drive;
+use nanonsq_core::drive;
+use nanonsq_core::drive::registration;
+use nanonsq_core::registration as nsqd;
 use nanonsq_core::name::{ChannelName, TopicName};
-use nanonsq_core::publish::{self, Outcome};
+use nanonsq_core::publisher::{self, Outcome};
 
 use crate::platform::{Clock, LinkDialer};
 use crate::{consumed, done, next_message};
 
 /// Bytes of the outbox: two messages and their topic.
 pub const OUTBOX: usize = 512;
-/// The receive buffer in [`publisher::Runner::run`].
+/// The receive buffer in [`drive::publisher::Runner::run`].
 pub const PUBLISHER_RX: usize = 128;
-/// The receive buffer of each peer in [`lookup::Runner::run`].
+/// The receive buffer of each peer in [`registration::Runner::run`].
 pub const LOOKUP_RX: usize = 64;
 
 /// The receive buffer of each of a consumer's connections, as it is lent to
-/// [`consumer::Runner::run_with`]: as the publisher's.
+/// [`drive::consumer::Runner::run_with`]: as the publisher's.
 pub const CONSUMER_RX: usize = 128;
-/// The receive buffer for each nsqlookupd in [`consumer::Runner::run`].
+/// The receive buffer for each nsqlookupd in [`drive::consumer::Runner::run`].
 pub const CONSUMER_LOOKUP_RX: usize = 128;
 /// Connections of the consumer.
 pub const CONNECTIONS: usize = 2;
@@ -52,13 +54,13 @@ const fn address(host: &str, port: u16) -> Address {
     }
 }
 
-const CONFIG: publish::Config<'static> = publish::Config::new();
-const COMMANDS: consume::Config<'static> =
+const CONFIG: publisher::Config<'static> = publisher::Config::new();
+const COMMANDS: consumer::Config<'static> =
     match (TopicName::new("commands"), ChannelName::new("device")) {
-        (Ok(topic), Ok(channel)) => consume::Config::new(topic, channel),
+        (Ok(topic), Ok(channel)) => consumer::Config::new(topic, channel),
         _ => panic!("names"),
     };
-const NODE: node::Config<'static> = node::Config::new(node::NodeInfo {
+const NODE: nsqd::Config<'static> = nsqd::Config::new(nsqd::NodeInfo {
     broadcast_address: "10.0.0.9",
     hostname: "device",
     tcp_port: 4150,
@@ -71,9 +73,9 @@ const NODE: node::Config<'static> = node::Config::new(node::NodeInfo {
 /// Publishes what the work source gives, for ever.
 pub async fn publish() {
     let mut ring = [0; OUTBOX];
-    let mut resources = publisher::Resources::<NoopRawMutex>::new();
+    let mut resources = drive::publisher::Resources::<NoopRawMutex>::new();
     let Ok((handle, mut runner)) =
-        publisher::new(&mut resources, &CONFIG, &NSQDS, &mut ring, LinkDialer, Clock::new())
+        drive::publisher::new(&mut resources, &CONFIG, &NSQDS, &mut ring, LinkDialer, Clock::new())
     else {
         return;
     };
@@ -93,9 +95,9 @@ pub async fn publish() {
 
 /// Keeps the topic registered with as many nsqlookupds, for ever.
 pub async fn register<const PEERS: usize>() {
-    let mut resources = lookup::Resources::<NoopRawMutex, PEERS, 1, 0>::new();
+    let mut resources = registration::Resources::<NoopRawMutex, PEERS, 1, 0>::new();
     let dialers = [LinkDialer; PEERS];
-    let Ok((handle, mut runner)) = lookup::new(&mut resources, &NODE, dialers, Clock::new()) else {
+    let Ok((handle, mut runner)) = registration::new(&mut resources, &NODE, dialers, Clock::new()) else {
         return;
     };
     let addresses = NSQLOOKUPDS.get(..PEERS).unwrap_or_default();
@@ -110,16 +112,16 @@ pub async fn register<const PEERS: usize>() {
 pub async fn consume<const LOOKUPDS: usize, const NSQDS: usize>() {
     let mut ring = [0; RING];
     let mut resources =
-        consumer::Resources::<NoopRawMutex, CONNECTIONS, MESSAGES, LOOKUPDS, NSQDS>::new();
+        drive::consumer::Resources::<NoopRawMutex, CONNECTIONS, MESSAGES, LOOKUPDS, NSQDS>::new();
     let sources = if LOOKUPDS == 0 {
-        consumer::Sources { nsqds: &COMMAND_NSQDS, lookupds: &[] }
+        drive::consumer::Sources { nsqds: &COMMAND_NSQDS, lookupds: &[] }
     } else {
-        consumer::Sources { nsqds: &[], lookupds: &COMMAND_LOOKUPDS }
+        drive::consumer::Sources { nsqds: &[], lookupds: &COMMAND_LOOKUPDS }
     };
     let dialers =
-        consumer::Dialers { nsqds: [LinkDialer; CONNECTIONS], lookupds: [LinkDialer; LOOKUPDS] };
+        drive::consumer::Dialers { nsqds: [LinkDialer; CONNECTIONS], lookupds: [LinkDialer; LOOKUPDS] };
     let Ok((handle, mut runner)) =
-        consumer::new(&mut resources, &COMMANDS, sources, &mut ring, dialers, Clock::new())
+        drive::consumer::new(&mut resources, &COMMANDS, sources, &mut ring, dialers, Clock::new())
     else {
         return;
     };

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use nanonsq_std::core::address::Address;
 use nanonsq_std::core::drive::{self, Dialer, Gathering};
 use nanonsq_std::core::name::{ChannelName, TopicName};
-use nanonsq_std::core::{consume, lookup, publish};
+use nanonsq_std::core::{consumer, publisher, registration};
 use nanonsq_std::{CriticalSectionRawMutex, TcpDialer, TokioSleep};
 use tokio::task::JoinHandle;
 
@@ -35,8 +35,14 @@ fn leak<T>(value: T) -> &'static mut T {
     Box::leak(Box::new(value))
 }
 
-pub(crate) type LookupHandle =
-    drive::lookup::Handle<'static, CriticalSectionRawMutex, TokioSleep, PEERS, TOPICS, CHANNELS>;
+pub(crate) type LookupHandle = drive::registration::Handle<
+    'static,
+    CriticalSectionRawMutex,
+    TokioSleep,
+    PEERS,
+    TOPICS,
+    CHANNELS,
+>;
 
 /// A node that registers itself. Its connections break when it is dropped.
 pub(crate) struct Node {
@@ -49,8 +55,8 @@ impl Node {
     pub(crate) const ANNOUNCED: SocketAddr =
         SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 1);
 
-    pub(crate) fn config() -> lookup::Config<'static> {
-        lookup::Config::new(lookup::NodeInfo {
+    pub(crate) fn config() -> registration::Config<'static> {
+        registration::Config::new(registration::NodeInfo {
             broadcast_address: "127.0.0.1",
             hostname: "node",
             tcp_port: Self::ANNOUNCED.port(),
@@ -65,13 +71,13 @@ impl Node {
     }
 
     pub(crate) fn start_with<D: Dialer + Clone + Send + 'static>(
-        config: lookup::Config<'static>,
+        config: registration::Config<'static>,
         dialer: D,
         lookupds: &[SocketAddr],
     ) -> Self {
         let dialers = std::array::from_fn(|_| dialer.clone());
-        let (handle, mut runner) = drive::lookup::new(
-            leak(drive::lookup::Resources::new()),
+        let (handle, mut runner) = drive::registration::new(
+            leak(drive::registration::Resources::new()),
             leak(config),
             dialers,
             TokioSleep::new(),
@@ -111,7 +117,7 @@ pub(crate) struct Publisher {
 impl Publisher {
     /// On a thread of its own, so that publishing as fast as it goes does not hold it up.
     pub(crate) fn start(
-        config: publish::Config<'static>,
+        config: publisher::Config<'static>,
         nsqds: &[SocketAddr],
         outbox: usize,
     ) -> Self {
@@ -131,12 +137,12 @@ impl Publisher {
     }
 
     /// Waits for room, publishes, and gives the ticket.
-    pub(crate) async fn publish(&self, name: &str, body: &[u8]) -> publish::Ticket {
+    pub(crate) async fn publish(&self, name: &str, body: &[u8]) -> publisher::Ticket {
         self.handle.publish(&topic(name), body).await.unwrap()
     }
 
     /// Waits until nothing is pending; panics with the counters if that takes too long.
-    pub(crate) async fn drained(&self, limit: std::time::Duration) -> publish::Counters {
+    pub(crate) async fn drained(&self, limit: std::time::Duration) -> publisher::Counters {
         if tokio::time::timeout(limit, self.handle.idle()).await.is_err() {
             panic!("not drained after {limit:?}: {:?}", self.handle.counters());
         }
@@ -168,7 +174,7 @@ pub(crate) struct Consumer {
 impl Consumer {
     /// With room for 64 messages in flight, of 230 bytes each.
     pub(crate) fn start(
-        config: consume::Config<'static>,
+        config: consumer::Config<'static>,
         nsqds: &[SocketAddr],
         lookupds: &[SocketAddr],
     ) -> Self {
@@ -177,7 +183,7 @@ impl Consumer {
 
     /// With room for `MESSAGES` messages in flight, and `ring` bytes for all of them.
     pub(crate) fn start_with<const MESSAGES: usize>(
-        config: consume::Config<'static>,
+        config: consumer::Config<'static>,
         nsqds: &[SocketAddr],
         lookupds: &[SocketAddr],
         ring: usize,
@@ -221,7 +227,7 @@ impl Consumer {
     pub(crate) async fn connected(&self, count: usize) {
         let ready = self.handle.wait(move |consumer| {
             let is_ready = |&at: &usize| {
-                consumer.status(at).is_some_and(|s| s.state == consume::ConnectionState::Ready)
+                consumer.status(at).is_some_and(|s| s.state == consumer::ConnectionState::Ready)
             };
             ((0..consumer.connections()).filter(is_ready).count() >= count).then_some(())
         });

@@ -6,7 +6,7 @@ use embassy_net::tcp::TcpSocket;
 use embassy_net::{Config, ConfigV4, IpEndpoint, Stack};
 use embassy_time::{Duration, Instant, Timer};
 use nanonsq_core::drive::{Dialer, Transport};
-use nanonsq_core::publish::{Config as PublishConfig, State};
+use nanonsq_core::publisher::{Config as PublishConfig, State};
 use nanonsq_core::session::{Closed, DialError, Transmit};
 use nanonsq_core::time::Span;
 use nanonsq_embassy::{EmbassySleep, Sockets, TcpListener, TcpStorage};

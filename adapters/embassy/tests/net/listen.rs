@@ -10,8 +10,8 @@ use embassy_futures::select::{Either, select};
 use embassy_net::Stack;
 use embassy_net::tcp::{State, TcpSocket};
 use embassy_time::Timer;
-use nanonsq_core::busy::{Busy, Protocol};
 use nanonsq_core::drive::{Dialer, Gate, Listener, SessionCell, Transport, refuse, serve};
+use nanonsq_core::reject::{Protocol, Reject};
 use nanonsq_core::session::{Closed, DialError, Fault, Link, Session, Transmit, TransportError};
 use nanonsq_core::time::{Instant, Span};
 use nanonsq_embassy::{EmbassySleep, NoopRawMutex, TcpListener, TcpStorage};
@@ -90,7 +90,7 @@ impl SessionCell for Cell {
 }
 
 /// A spare slot's.
-struct BusyCell(RefCell<Busy>);
+struct BusyCell(RefCell<Reject>);
 
 impl SessionCell for BusyCell {
     fn with(&self, f: &mut dyn FnMut(&mut dyn Session)) {
@@ -237,7 +237,7 @@ fn serve_two(world: &World, device: Stack<'static>) -> [Cell; 2] {
     }
     let mut spare = listener(device);
     world.spawn(async move {
-        let busy = BusyCell(RefCell::new(Busy::new(Protocol::V2)));
+        let busy = BusyCell(RefCell::new(Reject::new(Protocol::V2)));
         refuse(gate, &busy, &mut spare, &mut EmbassySleep, &mut [0; 32]).await
     });
     cells

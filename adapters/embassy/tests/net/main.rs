@@ -1,18 +1,18 @@
 //! The adapter against model servers, on two embassy-net stacks joined by a wire in memory.
 
-mod consume;
+mod consumer;
 mod dial;
 mod listen;
-mod lookup;
 mod peers;
-mod publish;
+mod publisher;
+mod registration;
 mod world;
 
 use embassy_net::Stack;
 use nanonsq_core::address::Address;
-use nanonsq_core::drive::publisher::{self, Handle, Runner};
+use nanonsq_core::drive::{self, publisher::Handle, publisher::Runner};
 use nanonsq_core::name::TopicName;
-use nanonsq_core::publish::{Config, Event};
+use nanonsq_core::publisher::{Config, Event};
 use nanonsq_core::session::Closed;
 use nanonsq_core::time::Span;
 use nanonsq_embassy::{EmbassySleep, NoopRawMutex, TcpDialer, TcpStorage};
@@ -48,8 +48,8 @@ fn publisher_over(
     ring: usize,
 ) -> (Publisher, PublisherRunner) {
     let nsqds: Vec<Address> = nsqds.iter().map(|address| address.parse().unwrap()).collect();
-    publisher::new(
-        leak(publisher::Resources::new()),
+    drive::publisher::new(
+        leak(drive::publisher::Resources::new()),
         leak(config),
         nsqds.leak(),
         vec![0; ring].leak(),

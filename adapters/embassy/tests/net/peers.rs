@@ -10,11 +10,11 @@ use embassy_net::Stack;
 use embassy_net::tcp::TcpSocket;
 use embassy_net::udp::{PacketMetadata, UdpSocket};
 use embassy_time::{Duration, Instant, Timer, with_timeout};
-use nanonsq_core::wire::nsqlookupd::{self, IdentifyReply, NodeScanner};
 use nanonsq_core::wire::nsqd::{
     self, FrameType, IdentifyResponse, IdentifyScanner, Item, Limits, MessageHead, MessageId,
     emit_frame,
 };
+use nanonsq_core::wire::nsqlookupd::{self, IdentifyReply, NodeInfoScanner};
 
 use crate::world::World;
 
@@ -410,7 +410,7 @@ impl Lookupd {
 
     async fn session(&self, socket: &mut TcpSocket<'_>) -> Result<End, End> {
         let mut commands = nsqlookupd::CommandDecoder::new(4096);
-        let mut node = NodeScanner::new();
+        let mut node = NodeInfoScanner::new();
         let mut buf = [0; 300];
         loop {
             let n = match socket.read(&mut buf).await {

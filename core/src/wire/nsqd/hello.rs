@@ -8,7 +8,7 @@ use embedded_io::Write;
 
 use super::MAGIC;
 use crate::wire::json::emit_str;
-use crate::wire::{Window, emit_decimal, emit_len, len_of};
+use crate::wire::{ChunkWriter, emit_decimal, emit_len, len_of};
 
 /// A client, as it introduces itself.
 pub(crate) struct Hello<'a> {
@@ -23,7 +23,7 @@ pub(crate) struct Hello<'a> {
 pub(crate) type More<'a> = [(&'a str, u32)];
 
 impl Hello<'_> {
-    pub(crate) fn emit(&self, w: &mut Window<'_>, more: &More<'_>) -> Result<(), Infallible> {
+    pub(crate) fn emit(&self, w: &mut ChunkWriter<'_>, more: &More<'_>) -> Result<(), Infallible> {
         w.write_all(&MAGIC)?;
         w.write_all(b"IDENTIFY\n")?;
         emit_len(w, len_of(|w| self.emit_body(w, more)))?;
@@ -31,7 +31,7 @@ impl Hello<'_> {
     }
 
     #[inline(never)]
-    fn emit_body(&self, w: &mut Window<'_>, more: &More<'_>) -> Result<(), Infallible> {
+    fn emit_body(&self, w: &mut ChunkWriter<'_>, more: &More<'_>) -> Result<(), Infallible> {
         w.write_all(b"{\"client_id\":")?;
         emit_str(w, self.client_id)?;
         w.write_all(b",\"hostname\":")?;
@@ -51,7 +51,7 @@ impl Hello<'_> {
 }
 
 /// Writes AUTH.
-pub(crate) fn emit_auth(w: &mut Window<'_>, secret: &[u8]) -> Result<(), Infallible> {
+pub(crate) fn emit_auth(w: &mut ChunkWriter<'_>, secret: &[u8]) -> Result<(), Infallible> {
     w.write_all(b"AUTH\n")?;
     emit_len(w, secret.len())?;
     w.write_all(secret)

@@ -75,7 +75,7 @@ fn emit_names<W: Write>(
 /// is 0, so a node without HTTP has to name some `http_port`, too.
 ///
 /// With serde, `null` reads as empty or 0, unknown keys are ignored, and strings stay as they were
-/// escaped; [`NodeScanner`](super::NodeScanner) reads it in pieces and unescapes.
+/// escaped; [`NodeInfoScanner`](super::NodeInfoScanner) reads it in pieces and unescapes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[serde(default)]

@@ -5,12 +5,12 @@
 //! for IDENTIFY, or an error as text, after which it closes. There is no frame type.
 //!
 //! nsqd's half is [`Command`], [`ReplyDecoder`], [`PeerInfoScanner`]; nsqlookupd's is
-//! [`CommandDecoder`], [`NodeScanner`], [`IdentifyReply`], [`emit_reply`]. Facts are those of
+//! [`CommandDecoder`], [`NodeInfoScanner`], [`IdentifyReply`], [`emit_reply`]. Facts are those of
 //! nsqlookupd 1.3.0 (`nsqlookupd/lookup_protocol_v1.go`).
 
 mod command;
 mod info;
-mod node;
+mod node_info;
 mod refusal;
 mod reply;
 mod server;
@@ -18,7 +18,7 @@ mod server;
 pub use command::{Command, NodeInfo};
 pub(crate) use info::HttpPortFinder;
 pub use info::{IdentifyReply, PeerInfo, PeerInfoScanner};
-pub use node::{Node, NodeScanner};
+pub use node_info::{NodeInfoScanner, OwnedNodeInfo};
 pub use refusal::{Refusal, Verb};
 pub use reply::{ReplyDecoder, ReplyPart, emit_refusal, emit_reply};
 pub use server::{CommandDecoder, Item, LINE_BUFFER};

@@ -3,8 +3,8 @@
 use core::fmt;
 
 use crate::address::HOST_MAX;
-use crate::wire::text::{Text, display};
 use crate::wire::nsqd::ErrorCode;
+use crate::wire::text::{Text, display};
 use crate::wire::{Write, len_of};
 
 /// A command that takes names.

@@ -13,7 +13,7 @@ pub const LINE_BUFFER: usize = 160;
 pub enum Item<'b> {
     /// PING.
     Ping,
-    /// IDENTIFY; a body follows, for [`NodeScanner`](super::NodeScanner).
+    /// IDENTIFY; a body follows, for [`NodeInfoScanner`](super::NodeInfoScanner).
     Identify,
     /// A body follows, in one or more [`Part`](Self::Part)s.
     Body {

@@ -7,15 +7,15 @@ use embassy_net::Stack;
 use embassy_sync::blocking_mutex::raw::NoopRawMutex;
 use heapless::String;
 use nanonsq_core::address::Address;
-use nanonsq_core::drive::node::{self, Dialers, Resources};
+use nanonsq_core::drive::nsqd::{self, Dialers, Resources};
 use nanonsq_core::drive::{Port, Ports};
-use nanonsq_core::lookup::{Config as LookupConfig, NodeInfo};
-use nanonsq_core::node::{Config, Full, HttpConfig};
+use nanonsq_core::nsqd::{Config, Full, HttpConfig};
+use nanonsq_core::registration::{Config as LookupConfig, NodeInfo};
 use nanonsq_embassy::{EmbassySleep, TcpDialer, TcpListener, TcpStorage};
 use static_cell::{ConstStaticCell, StaticCell};
 
 use super::VERSION;
-use super::node::{HTTP_PORT_AFTER, LookupTcp, Messages, spawn};
+use super::nsqd::{HTTP_PORT_AFTER, LookupTcp, Messages, spawn};
 use super::upstream::{LookupHandle, NodeHandle, Serving};
 use crate::settings::{LOOKUPDS_MAX, Settings};
 
@@ -35,7 +35,7 @@ const HTTP_PORT: u16 = TCP_PORT + HTTP_PORT_AFTER;
 
 type Tables =
     Resources<'static, NoopRawMutex, TOPICS, CHANNELS, CLIENTS, IN_FLIGHT, HTTP, LOOKUPDS_MAX, RX>;
-type Runner = node::Runner<
+type Runner = nsqd::Runner<
     'static,
     NoopRawMutex,
     TcpListener<'static>,
@@ -130,13 +130,13 @@ pub(super) fn start(
         lookupds: lookup_tcp.each_mut().map(|tcp| TcpDialer::new(stack, tcp)),
         channels: Some(TcpDialer::new(stack, CHANNELS_TCP.take())),
     };
-    let parts = node::Settings {
+    let parts = nsqd::Settings {
         node: CONFIG.init(config),
         http: HTTP_CONFIG.init(http),
         lookup: LOOKUP.init(LookupConfig { seed, ..LookupConfig::new(info) }),
         lookupds: &settings.lookupds,
     };
-    let (handle, runner) = node::new(RESOURCES.take(), parts, store, ports, dialers, EmbassySleep)
+    let (handle, runner) = nsqd::new(RESOURCES.take(), parts, store, ports, dialers, EmbassySleep)
         .map_err(|_| "the node's configuration")?;
     let registry = runner.lookup();
     // Consumers find them before the first reading.

@@ -8,10 +8,10 @@ use embassy_futures::join::join;
 use embassy_sync::blocking_mutex::raw::NoopRawMutex;
 use nanonsq_app::Network as _;
 use nanonsq_core::drive::publisher::{self, Publish};
-use nanonsq_core::drive::{lookup, node};
-use nanonsq_core::lookup::PeerState;
+use nanonsq_core::drive::{nsqd, registration};
 use nanonsq_core::name::TopicName;
-use nanonsq_core::publish::{self, Counters, Event, Outcome, State};
+use nanonsq_core::publisher::{self, Counters, Event, Outcome, State};
+use nanonsq_core::registration::PeerState;
 use nanonsq_core::session::Closed;
 use nanonsq_embassy::EmbassySleep;
 
@@ -23,10 +23,10 @@ pub(super) const TOPICS: usize = 3;
 /// With less than this of the store free, a reading may wait for room.
 const BLOCKS_FREE: u16 = 16;
 
-pub(super) type PublishHandle = publisher::Handle<'static, NoopRawMutex>;
+pub(super) type PublishHandle = drive::publisher::Handle<'static, NoopRawMutex>;
 pub(super) type LookupHandle<const TOPICS: usize, const CHANNELS: usize> =
-    lookup::Handle<'static, NoopRawMutex, EmbassySleep, LOOKUPDS_MAX, TOPICS, CHANNELS>;
-pub(super) type NodeHandle = node::Handle<'static, NoopRawMutex, EmbassySleep>;
+    registration::Handle<'static, NoopRawMutex, EmbassySleep, LOOKUPDS_MAX, TOPICS, CHANNELS>;
+pub(super) type NodeHandle = nsqd::Handle<'static, NoopRawMutex, EmbassySleep>;
 
 /// One of the two. A copy is the same one.
 #[derive(Clone)]
@@ -54,14 +54,14 @@ pub(super) struct Serving {
 }
 
 /// Names a message; none has a name that stays here.
-pub(super) type Ticket = Option<publish::Ticket>;
+pub(super) type Ticket = Option<publisher::Ticket>;
 
 /// Why a message was not taken.
 #[derive(Debug, Clone, Copy)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub(super) enum Refused {
-    ByPublisher(publish::PublishError),
-    ByNode(nanonsq_core::node::PublishError),
+    ByPublisher(publisher::PublishError),
+    ByNode(nanonsq_core::nsqd::PublishError),
 }
 
 impl Upstream {

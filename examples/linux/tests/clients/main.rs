@@ -9,7 +9,7 @@ mod addresses;
 mod admin;
 mod channels;
 mod config;
-mod consume;
+mod consumer;
 mod full;
 mod harm;
 mod hostile;

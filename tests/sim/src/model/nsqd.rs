@@ -526,7 +526,7 @@ impl Server for Nsqd {
     }
 
     fn unanswered_max(&self) -> u32 {
-        nanonsq_core::publish::FLIGHTS_MAX as u32
+        nanonsq_core::publisher::FLIGHTS_MAX as u32
     }
 
     fn listing(&self, _: ConnId) -> Option<BTreeSet<String>> {

@@ -258,7 +258,7 @@ impl Server for Nsqlookupd {
     }
 
     fn unanswered_max(&self) -> u32 {
-        nanonsq_core::lookup::OUTSTANDING_MAX.into()
+        nanonsq_core::registration::OUTSTANDING_MAX.into()
     }
 
     fn listing(&self, conn: ConnId) -> Option<BTreeSet<String>> {

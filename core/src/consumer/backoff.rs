@@ -1,0 +1,168 @@
+//! Whether messages are wanted at all: pause and backoff.
+//!
+//! As nsq's client guide has it. A failure stops everything (RDY 0) for a time that doubles with
+//! each further one; then one message at a time is tried. Every success there halves the time, until
+//! none is left and all is open again.
+//!
+//! ```text
+//!          failure              time is over
+//! Open ---------------> Blocked -------------> Probing
+//!   ^                      ^     failure, or      |
+//!   |                      +---- success, but ----+
+//!   |                            not the last     |
+//!   +---------------------------------------------+
+//!                   the last success
+//! ```
+
+use crate::time::{Jitter, Span};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Open,
+    Blocked,
+    Probing,
+}
+
+#[derive(Debug)]
+pub(super) struct ConsumerBackoff {
+    phase: Phase,
+    /// Failures that no success made up for.
+    level: u8,
+    paused: bool,
+    /// max_in_flight.
+    max: u16,
+}
+
+impl ConsumerBackoff {
+    pub(super) const fn new(max: u16) -> Self {
+        Self { phase: Phase::Open, level: 0, paused: false, max }
+    }
+
+    /// How many messages may be in flight, of as many as there is room for.
+    pub(super) fn limit(&self, capacity: u16) -> u16 {
+        let max = match self.phase {
+            Phase::Blocked => 0,
+            Phase::Probing => self.max.min(1),
+            Phase::Open => self.max,
+        };
+        if self.paused { 0 } else { max.min(capacity) }
+    }
+
+    pub(super) fn set_max(&mut self, max: u16) {
+        self.max = max;
+    }
+
+    pub(super) fn set_paused(&mut self, paused: bool) {
+        self.paused = paused;
+    }
+
+    pub(super) fn is_paused(&self) -> bool {
+        self.paused
+    }
+
+    pub(super) fn is_open(&self) -> bool {
+        self.phase == Phase::Open
+    }
+
+    /// The application failed. Gives the time to wait, if that begins now.
+    pub(super) fn failed(&mut self, base: Span, cap: Span, jitter: &mut Jitter) -> Option<Span> {
+        if base == Span::ZERO || self.phase == Phase::Blocked {
+            // It was delivered before: what it tells is known.
+            return None;
+        }
+        self.level = self.level.saturating_add(1);
+        Some(self.block(base, cap, jitter))
+    }
+
+    /// The application succeeded. Gives the time to wait, if that begins now.
+    pub(super) fn succeeded(&mut self, base: Span, cap: Span, jitter: &mut Jitter) -> Option<Span> {
+        if self.phase != Phase::Probing {
+            return None;
+        }
+        self.level = self.level.saturating_sub(1);
+        if self.level == 0 {
+            self.phase = Phase::Open;
+            return None;
+        }
+        Some(self.block(base, cap, jitter))
+    }
+
+    /// The time is over.
+    pub(super) fn probe(&mut self) {
+        if self.phase == Phase::Blocked {
+            self.phase = Phase::Probing;
+        }
+    }
+
+    fn block(&mut self, base: Span, cap: Span, jitter: &mut Jitter) -> Span {
+        self.phase = Phase::Blocked;
+        // No further than the cap, so that recovering does not take for ever either.
+        let doublings = u32::from(self.level.saturating_sub(1));
+        let mut high = base.as_millis();
+        for _ in 0..doublings {
+            if high >= cap.as_millis() {
+                self.level = self.level.saturating_sub(1);
+            } else {
+                high = high.saturating_mul(2);
+            }
+        }
+        let high = high.min(cap.as_millis().max(1));
+        jitter.between(Span::from_millis(high.div_ceil(2)), Span::from_millis(high))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BASE: Span = Span::from_millis(100);
+    const CAP: Span = Span::from_millis(1000);
+
+    #[test]
+    fn failures_double_the_wait_and_successes_halve_it() {
+        let mut jitter = Jitter::new(1);
+        let mut flow = ConsumerBackoff::new(9);
+        assert_eq!(flow.limit(100), 9);
+        assert_eq!(flow.limit(5), 5);
+        assert_eq!(flow.succeeded(BASE, CAP, &mut jitter), None);
+        for high in [100, 200, 400, 800, 1000, 1000] {
+            let wait = flow.failed(BASE, CAP, &mut jitter).unwrap().as_millis();
+            assert!((high / 2..=high).contains(&wait), "{wait} of {high}");
+            assert_eq!(flow.limit(100), 0);
+            assert_eq!(flow.failed(BASE, CAP, &mut jitter), None, "already waiting");
+            assert_eq!(flow.succeeded(BASE, CAP, &mut jitter), None, "an old message");
+            flow.probe();
+            assert_eq!(flow.limit(100), 1);
+        }
+        for high in [800, 400, 200, 100] {
+            let wait = flow.succeeded(BASE, CAP, &mut jitter).unwrap().as_millis();
+            assert!((high / 2..=high).contains(&wait), "{wait} of {high}");
+            assert!(!flow.is_open());
+            flow.probe();
+        }
+        assert_eq!(flow.succeeded(BASE, CAP, &mut jitter), None);
+        assert_eq!((flow.limit(100), flow.is_open()), (9, true));
+    }
+
+    #[test]
+    fn paused_is_paused_whatever_happens() {
+        let mut jitter = Jitter::new(1);
+        let mut flow = ConsumerBackoff::new(9);
+        flow.set_paused(true);
+        assert_eq!((flow.limit(9), flow.is_paused()), (0, true));
+        let _ = flow.failed(BASE, CAP, &mut jitter);
+        flow.probe();
+        assert_eq!(flow.limit(9), 0);
+        flow.set_paused(false);
+        assert_eq!(flow.limit(9), 1);
+        flow.set_max(0);
+        assert_eq!(flow.limit(9), 0);
+    }
+
+    #[test]
+    fn it_can_be_off() {
+        let mut flow = ConsumerBackoff::new(9);
+        assert_eq!(flow.failed(Span::ZERO, CAP, &mut Jitter::new(1)), None);
+        assert!(flow.is_open());
+    }
+}

@@ -1,0 +1,624 @@
+//! One nsqd as a consumer sees it.
+
+use core::convert::Infallible;
+
+use heapless::Vec;
+
+use super::config::{Exhausted, TooLarge};
+use super::in_flight::{Answer, NoRoom};
+use super::leave::Moment;
+use super::rdy::SETTLE;
+use super::{
+    Config, ConnectionEvent, ConnectionState, ConnectionStatus, DETAIL_MAX, Shared, count,
+    count_long,
+};
+use crate::address::Address;
+use crate::handshake::{CloseReason, Greeting, Handshake, LinkState, REPLY_MAX, Received};
+use crate::session::{Closed, Fault, Link, Session, Transmit, keep};
+use crate::time::{Attempts, Instant, Span, TimerId, Timers};
+use crate::wire::ChunkWriter;
+use crate::wire::nsqd::hello;
+use crate::wire::nsqd::{self, ErrorCode, FramePart, FrameType, MessageHead};
+
+/// Takes two of the longest commands after the handshake.
+const STAGING: usize = 64;
+
+/// The longest command after the handshake: a REQ.
+const COMMAND_MAX: usize = 32;
+
+/// How long a message waits that had no room. It was not to come.
+const NO_ROOM_DELAY: u32 = 1000;
+
+/// A connection to one nsqd.
+// In this order because a Cortex-M0 reaches only the first 31 bytes, 62 half words and 124 bytes of
+// a structure in one instruction.
+#[derive(Debug)]
+#[repr(C)]
+pub(super) struct Connection {
+    pub(super) talk: Handshake,
+    pub(super) cls: Cls,
+    news: PendingEvent,
+    attempts: Attempts,
+    /// The seat's, when it was followed last.
+    serial: u16,
+    /// The message being received: where to, and how much of it is there.
+    filling: Filling,
+    have: u32,
+    pub(super) timers: Timers<Timer, 2>,
+    /// What nsqd says in the frame being read, as far as it matters: of a message that is skipped
+    /// its head. An error's stays.
+    pub(super) text: Vec<u8, DETAIL_MAX, u8>,
+    /// What is written.
+    desk: [u8; STAGING],
+}
+
+/// Where a message goes as it arrives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Filling {
+    Slot(u16),
+    /// There is no room for it.
+    Skip(NoRoom),
+}
+
+/// How far leaving nsqd has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Cls {
+    Unsent,
+    Sent,
+    /// nsqd delivers nothing more.
+    Confirmed,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum PendingEvent {
+    None,
+    Connected,
+    Disconnected,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Timer {
+    /// Ready to Leaving: a message is to be touched, or given up.
+    Due,
+    /// Ready to Leaving: what RDY allowed before has come.
+    Settle,
+}
+
+impl TimerId for Timer {
+    const ALL: &'static [Self] = &[Self::Due, Self::Settle];
+
+    fn index(self) -> usize {
+        self as usize
+    }
+}
+
+impl Connection {
+    /// For storage, before [`set_up`](Self::set_up): all of it is zero, so that no image of it is in
+    /// flash.
+    pub(super) const NEW: Self = Self {
+        talk: Handshake::ZERO,
+        cls: Cls::Unsent,
+        news: PendingEvent::None,
+        serial: 0,
+        attempts: Attempts::NONE,
+        filling: Filling::Slot(0),
+        have: 0,
+        timers: Timers::ZERO,
+        text: Vec::new(),
+        desk: [0; STAGING],
+    };
+
+    pub(super) fn set_up(&mut self) {
+        self.stop_timers();
+    }
+
+    fn stop_timers(&mut self) {
+        self.talk.step = Instant::NEVER;
+        self.timers.stop_all();
+    }
+
+    pub(super) fn state(&self) -> ConnectionState {
+        match self.talk.stage() {
+            LinkState::Idle => ConnectionState::Unused,
+            LinkState::Waiting => ConnectionState::Waiting,
+            LinkState::Dialing => ConnectionState::Dialing,
+            LinkState::Identifying => ConnectionState::Identifying,
+            LinkState::Authenticating => ConnectionState::Authenticating,
+            LinkState::Subscribing => ConnectionState::Subscribing,
+            LinkState::Ready => ConnectionState::Ready,
+            LinkState::Draining => ConnectionState::Draining,
+            LinkState::Leaving => ConnectionState::Leaving,
+            LinkState::Closing => ConnectionState::Closing,
+        }
+    }
+
+    pub(super) fn status<'s>(&'s self, shared: &'s Shared<'_>, id: u8) -> ConnectionStatus<'s> {
+        ConnectionStatus {
+            address: shared.directory.address(id),
+            state: self.state(),
+            rdy: shared.window.rdy(id),
+            in_flight: shared.window.in_flight(id),
+            last: self.talk.why.get(),
+            detail: if self.text.starts_with(b"E_") {
+                core::str::from_utf8(&self.text).unwrap_or_default()
+            } else {
+                ""
+            },
+        }
+    }
+
+    /// Puts a command behind what is staged: one shape for all of them, so one piece of code.
+    pub(super) fn push(&mut self, verb: &[u8], id: &[u8], number: Option<u32>) {
+        let staged = usize::from(self.talk.staged).min(STAGING);
+        let room = self.desk.get_mut(staged..).unwrap_or_default();
+        let mut window = ChunkWriter::new(room, 0);
+        let Ok(()) = nsqd::emit_line(&mut window, verb, id, number);
+        self.talk.staged = self.talk.staged.wrapping_add(window.written() as u8);
+    }
+
+    fn has_room(&self) -> bool {
+        usize::from(self.talk.staged).saturating_add(COMMAND_MAX) <= STAGING
+    }
+
+    fn push_answer(&mut self, id: &[u8], answer: Answer) {
+        let (verb, delay): (&[u8], _) = match answer {
+            Answer::Finish => (b"FIN ", None),
+            Answer::Requeue(delay) => (b"REQ ", Some(delay)),
+            Answer::Touch => (b"TOUCH ", None),
+        };
+        self.push(verb, id, delay);
+    }
+}
+
+impl Greeting for Shared<'_> {
+    fn greet(&self, w: &mut ChunkWriter<'_>, stage: LinkState) -> Result<(), Infallible> {
+        let config = self.config;
+        match stage {
+            LinkState::Identifying => match self.identify {
+                Some(identify) => identify(config, w),
+                None => config.hello().emit(w, &[]),
+            },
+            LinkState::Authenticating => {
+                hello::emit_auth(w, config.auth_secret.unwrap_or_default())
+            }
+            _ => nsqd::emit_sub(w, &config.topic, &config.channel),
+        }
+    }
+}
+
+/// A connection with what it shares with the others: the session of one nsqd.
+///
+/// Made for each call by [`Consumer::connection`](super::Consumer::connection); the state is in
+/// the consumer.
+#[derive(Debug)]
+pub struct ConnectionSession<'s, 'a> {
+    pub(super) connection: &'s mut Connection,
+    pub(super) shared: &'s mut Shared<'a>,
+    pub(super) id: u8,
+}
+
+impl ConnectionSession<'_, '_> {
+    /// The newest change of this connection that nobody polled yet.
+    pub fn poll_event(&mut self) -> Option<ConnectionEvent> {
+        match core::mem::replace(&mut self.connection.news, PendingEvent::None) {
+            PendingEvent::None => None,
+            PendingEvent::Connected => Some(ConnectionEvent::Connected),
+            PendingEvent::Disconnected => {
+                let why = self.connection.talk.why.get().unwrap_or(Closed::Local);
+                if self.is_stale() && why != Closed::Local {
+                    // It would be taken for the next one's.
+                    return None;
+                }
+                Some(match why {
+                    Closed::Fault(fault) if is_final(fault) => ConnectionEvent::LeftOut(fault),
+                    _ => ConnectionEvent::Disconnected(why),
+                })
+            }
+        }
+    }
+
+    /// Closes; [`receive`](Session::receive) says why.
+    pub(super) fn fail(&mut self, fault: Fault) {
+        self.close(Closed::Fault(fault));
+    }
+
+    /// Asks the driver to close the connection.
+    pub(super) fn close(&mut self, why: Closed) {
+        self.connection.talk.close(&why, self.shared.now, self.shared.config.close_timeout);
+        self.land();
+    }
+
+    /// Nothing is in flight any more.
+    fn land(&mut self) {
+        self.connection.timers.stop_all();
+        self.shared.store.forget(self.id);
+        self.shared.window.leave(self.id);
+        self.shared.adjust();
+    }
+
+    /// Whether the seat is, or was, for somebody else.
+    fn is_stale(&self) -> bool {
+        let serial = self.shared.directory.seat(self.id).map(|seat| seat.serial);
+        serial != Some(self.connection.serial)
+    }
+
+    /// Makes the connection follow its seat.
+    fn follow(&mut self) {
+        let Some(seat) = self.shared.directory.seat_mut(self.id) else { return };
+        if seat.serial == self.connection.serial {
+            return;
+        }
+        match self.connection.talk.stage() {
+            LinkState::Idle | LinkState::Waiting => {
+                let talk = &mut self.connection.talk;
+                if seat.is_open() {
+                    talk.step = Instant::NEVER;
+                    return;
+                }
+                self.connection.serial = seat.serial;
+                if talk.why.get() != Some(Closed::Local) {
+                    // It would be taken for this one's.
+                    self.connection.news = PendingEvent::None;
+                }
+                let wanted = !seat.is_empty();
+                seat.busy = wanted;
+                // Nothing is known of it yet: the first failure is followed by a wait, which is as
+                // long as the time until it makes room for another.
+                let level = self.shared.directory.level;
+                self.connection.attempts = Attempts::of(level.wrapping_add(1));
+                talk.step = if wanted { self.shared.now } else { Instant::NEVER };
+                talk.set(if wanted { LinkState::Waiting } else { LinkState::Idle });
+                self.shared.changed();
+            }
+            LinkState::Ready => self.leave(Moment::Unseated),
+            // The link says that they are to be closed, or they are about to be.
+            _ => {}
+        }
+    }
+
+    /// Tells it to a connection that may be left.
+    #[inline(never)]
+    fn leave(&mut self, moment: Moment) {
+        if let Some(leave) = self.shared.leave {
+            leave(self, moment);
+        }
+    }
+
+    fn stage(&mut self) {
+        let Connection { talk, desk, .. } = &mut *self.connection;
+        talk.unstage();
+        if talk.stage().is_handshake() {
+            talk.greet(desk, self.shared);
+        } else if talk.stage().is_subscribed() {
+            self.stage_commands();
+        }
+    }
+
+    fn stage_commands(&mut self) {
+        if self.connection.talk.nops > 0 {
+            self.connection.talk.nops = 0;
+            self.connection.push(b"NOP", &[], None);
+        }
+        let is_ready = self.connection.talk.stage() == LinkState::Ready;
+        if !is_ready {
+            self.leave(Moment::LinkState);
+        }
+        let Self { connection, shared, id } = self;
+        if is_ready && let Some(rdy) = shared.window.next(*id) {
+            connection.push(b"RDY", &[], Some(rdy.into()));
+            if shared.window.told(*id, rdy) {
+                connection.timers.set(Timer::Settle, shared.after(SETTLE));
+            }
+        }
+        while connection.has_room()
+            && let Some((at, answer)) = shared.store.next_answer(*id)
+            && let Some(message) = shared.store.id(at)
+        {
+            connection.push_answer(message, answer);
+            if answer == Answer::Touch {
+                count(&mut shared.tally.touched);
+            } else {
+                shared.answered(*id);
+            }
+        }
+        self.leave(Moment::Answered);
+    }
+
+    #[inline(never)]
+    fn on_part(&mut self, part: FramePart<'_>) {
+        if part.frame_type == FrameType::Message {
+            return self.on_message(part);
+        }
+        if part.size > REPLY_MAX {
+            return self.fail(Fault::BadLength { len: part.size, max: REPLY_MAX });
+        }
+        let until = self.shared.after(self.shared.patience);
+        let has_secret = self.shared.config.auth_secret.is_some();
+        let Connection { talk, text, .. } = &mut *self.connection;
+        match talk.part(&part, text.as_mut_view(), has_secret, until) {
+            Received::Nothing => {}
+            Received::Heartbeat => {
+                count(&mut self.shared.tally.heartbeats);
+                if self.connection.talk.lasted(self.shared.now) {
+                    self.prove_good();
+                }
+            }
+            Received::Ready => self.on_ready(),
+            Received::Response if self.connection.talk.stage() == LinkState::Ready => {
+                self.fail(Fault::UnexpectedReply);
+            }
+            Received::Response => self.leave(Moment::Response),
+            Received::Refusal => self.on_error(),
+            Received::Fault(fault) => self.fail(fault),
+        }
+    }
+
+    fn on_ready(&mut self) {
+        count(&mut self.shared.tally.connections);
+        self.connection.news = PendingEvent::Connected;
+        self.connection.talk.why = CloseReason::None;
+        self.shared.directory.succeed(self.id);
+        self.hear();
+        self.shared.window.join(self.id, self.connection.talk.granted.max_rdy_count());
+        self.shared.adjust();
+        // Also if nothing is wanted of it: who waits for events is to hear of it.
+        self.shared.changed();
+    }
+
+    fn hear(&mut self) {
+        self.connection.talk.hear(self.shared.now, self.shared.config.heartbeat);
+    }
+
+    /// nsqd does what it is there for: the next loss is followed by an immediate redial.
+    fn prove_good(&mut self) {
+        self.connection.attempts.prove_good();
+    }
+
+    fn on_error(&mut self) {
+        let (code, _) = ErrorCode::parse(&self.connection.text);
+        if code.is_fatal() || !self.connection.talk.stage().is_subscribed() {
+            return self.fail(self.connection.talk.refusal(&self.connection.text));
+        }
+        // nsqd took the message back before the answer came.
+        count(&mut self.shared.tally.refused);
+    }
+
+    fn on_message(&mut self, part: FramePart<'_>) {
+        if part.first {
+            if !self.connection.talk.stage().is_subscribed() {
+                return self.fail(Fault::UnexpectedReply);
+            }
+            if part.size < MessageHead::LEN as u32 {
+                return self.fail(Fault::ShortMessage { len: part.size });
+            }
+            self.connection.have = 0;
+            self.connection.text.clear();
+            self.connection.filling = match self.shared.store.reserve(self.id, part.size) {
+                Ok(slot) => Filling::Slot(slot),
+                Err(why) => Filling::Skip(why),
+            };
+            self.shared.window.delivered(self.id);
+            self.prove_good();
+        }
+        match self.connection.filling {
+            Filling::Slot(slot) => {
+                self.shared.store.fill(slot, self.connection.have, part.data);
+                self.connection.have = self.connection.have.wrapping_add(part.data.len() as u32);
+            }
+            Filling::Skip(_) => keep(&mut self.connection.text, part.data),
+        }
+        if part.last {
+            match self.connection.filling {
+                Filling::Slot(slot) => self.on_arrived(slot),
+                Filling::Skip(why) => self.on_skipped(why),
+            }
+        }
+    }
+
+    fn on_arrived(&mut self, slot: u16) {
+        let shared = &mut *self.shared;
+        count_long(&mut shared.tally.received);
+        let end = shared.after(self.connection.max_msg_timeout());
+        let due = shared.after(self.connection.due_after(shared.config)).min(end);
+        if shared.store.arrived(slot, due, end) {
+            count(&mut shared.tally.timed_out);
+            shared.window.answered(self.id, 1);
+        }
+        self.connection.due_by(due);
+        self.leave(Moment::Arrived);
+        // It may have taken more than its part.
+        self.shared.adjust();
+        self.shared.changed();
+    }
+
+    /// A message had no room: it is answered at once, if there is room for that.
+    fn on_skipped(&mut self, why: NoRoom) {
+        let shared = &mut *self.shared;
+        let Some((attempts, id)) = MessageHead::parse_brief(&self.connection.text) else { return };
+        let config = shared.config;
+        let mut answer = Answer::Requeue(NO_ROOM_DELAY);
+        match why {
+            NoRoom::Now => count(&mut shared.tally.no_room),
+            NoRoom::Ever => {
+                count(&mut shared.tally.too_large);
+                let exhausted =
+                    config.is_exhausted(attempts) && config.exhausted == Exhausted::Finish;
+                if exhausted {
+                    shared.give_up(id, attempts);
+                }
+                answer = if exhausted || config.too_large == TooLarge::Finish {
+                    Answer::Finish
+                } else {
+                    Answer::Requeue(config.requeue_delay(attempts))
+                };
+            }
+        }
+        if self.connection.has_room() {
+            self.connection.push_answer(&id.0, answer);
+        } else {
+            // nsqd takes it back when its time is up.
+            count(&mut shared.tally.unanswered);
+        }
+        shared.answered(self.id);
+        self.leave(Moment::Answered);
+    }
+
+    /// The seat's nsqd did not come up, or broke.
+    fn wait(&mut self, why: Closed) {
+        let Config { reconnect_base, reconnect_cap, reconnect_spread, .. } = *self.shared.config;
+        let spans = [reconnect_base, reconnect_cap, reconnect_spread];
+        if self.connection.talk.lasted(self.shared.now) {
+            self.prove_good();
+        }
+        let Connection { attempts, talk, .. } = &mut *self.connection;
+        let mut delay = attempts.delay(spans, talk.came_up(), &mut self.shared.jitter);
+        let left_out = matches!(why, Closed::Fault(fault) if is_final(fault));
+        if left_out {
+            delay = self.shared.config.left_out_for;
+        }
+        self.connection.talk.step = self.shared.after(delay);
+        self.connection.talk.set(LinkState::Waiting);
+        if left_out || self.connection.attempts.is_failing() {
+            self.shared.go_round(Some(self.id));
+        }
+    }
+}
+
+/// Whether asking the same nsqd again cures nothing.
+fn is_final(fault: Fault) -> bool {
+    let named = matches!(fault, Fault::Refused(ErrorCode::BadTopic | ErrorCode::BadChannel));
+    named || fault.is_permanent()
+}
+
+impl Connection {
+    /// How long after a message came it is to be touched, or given up.
+    pub(super) fn due_after(&self, config: &Config<'_>) -> Span {
+        let timeout = self.talk.granted.msg_timeout_ms();
+        Span::from_millis((if config.auto_touch { timeout >> 1 } else { timeout }).max(1))
+    }
+
+    /// How long TOUCH can keep a message in flight.
+    fn max_msg_timeout(&self) -> Span {
+        Span::from_millis(self.talk.granted.max_msg_timeout_ms().max(1))
+    }
+
+    pub(super) fn due_by(&mut self, due: Instant) {
+        if self.timers.get(Timer::Due) > due {
+            self.timers.set(Timer::Due, due);
+        }
+    }
+}
+
+impl Session for ConnectionSession<'_, '_> {
+    fn link(&self) -> Link {
+        let stage = self.connection.talk.stage();
+        if stage.is_coming_up() && self.is_stale() {
+            Link::Close
+        } else {
+            self.connection.talk.link()
+        }
+    }
+
+    fn dial(&mut self, now: Instant) -> Option<&Address> {
+        self.shared.now = now;
+        self.follow();
+        if !self.connection.talk.is_due(now) {
+            return None;
+        }
+        self.connection.talk.dial(self.shared.after(self.shared.patience));
+        self.shared.directory.address(self.id)
+    }
+
+    fn open(&mut self, now: Instant) {
+        self.shared.now = now;
+        self.land();
+        self.connection.talk.open(now, self.shared.after(self.shared.patience));
+    }
+
+    fn receive(&mut self, now: Instant, bytes: &[u8]) -> Result<(), Fault> {
+        self.shared.now = now;
+        let mut input = bytes;
+        if !self.connection.talk.stage().is_up() {
+            return Ok(());
+        }
+        self.hear();
+        while self.connection.talk.stage().is_up() {
+            match self.connection.talk.frames.next(&mut input) {
+                Ok(Some(part)) => self.on_part(part),
+                Ok(None) => return Ok(()),
+                Err(fault) => self.fail(fault),
+            }
+        }
+        match self.connection.talk.why {
+            CloseReason::Closed(Closed::Fault(fault)) => Err(fault),
+            _ => Ok(()),
+        }
+    }
+
+    fn transmit(&mut self, now: Instant) -> Transmit<'_> {
+        self.shared.now = now;
+        if !self.connection.talk.is_writing() {
+            self.follow();
+            self.stage();
+        }
+        Transmit { head: self.connection.talk.pending(&self.connection.desk), body: &[] }
+    }
+
+    fn sent(&mut self, _: Instant, n: usize) {
+        self.connection.talk.sent(n);
+    }
+
+    fn deadline(&self) -> Instant {
+        let own = self.connection.timers.next().min(self.connection.talk.step);
+        match self.connection.talk.stage() {
+            LinkState::Idle => own,
+            _ => own.min(self.shared.deadline()),
+        }
+    }
+
+    fn tick(&mut self, now: Instant) {
+        self.shared.now = now;
+        self.shared.tick();
+        self.follow();
+        if self.connection.timers.expired(Timer::Settle, now) {
+            self.shared.window.settle(self.id);
+            self.shared.changed();
+        }
+        if self.connection.timers.expired(Timer::Due, now) {
+            let Self { connection, shared, id } = self;
+            let touch = shared.config.auto_touch.then(|| connection.due_after(shared.config));
+            let (expired, next) = shared.store.expire(*id, now, touch);
+            shared.tally.timed_out = shared.tally.timed_out.saturating_add(expired.into());
+            shared.window.answered(*id, expired);
+            connection.timers.set(Timer::Due, next);
+            shared.adjust();
+            shared.changed();
+        }
+        if let Some(why) = self.connection.talk.tick(now) {
+            if self.connection.talk.stage() > LinkState::Ready {
+                self.leave(Moment::Late);
+            } else {
+                self.close(why);
+            }
+        }
+    }
+
+    fn closed(&mut self, now: Instant, why: Closed) {
+        self.shared.now = now;
+        let stale = self.is_stale();
+        let why = if stale { Closed::Local } else { why };
+        let Some(why) = self.connection.talk.closed(why) else { return };
+        self.connection.news = PendingEvent::Disconnected;
+        self.land();
+        if why != Closed::Local {
+            count(&mut self.shared.tally.failures);
+        }
+        if stale {
+            self.connection.talk.set(LinkState::Waiting);
+            self.follow();
+        } else {
+            self.wait(why);
+        }
+        self.shared.changed();
+    }
+}

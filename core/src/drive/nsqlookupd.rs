@@ -1,0 +1,216 @@
+//! A [`Nsqlookupd`] with its connections, those of nodes and those over HTTP: a [`Handle`] to look at
+//! it and a [`Runner`] to run.
+
+use core::future::{Future, pending, poll_fn};
+
+use embassy_sync::blocking_mutex::raw::RawMutex;
+
+use super::port::Buffers;
+use super::server::{Engine, Served, SharedServer, run_ports, stop, stop_asked};
+use super::shared::{Place, Shared};
+use super::{Listener, Ports, Sleep};
+use crate::nsqlookupd::{Config, Counters, Event, Nsqlookupd, Storage};
+use crate::reject::Protocol;
+use crate::session::Session;
+
+/// What a directory's handles and its runner share: tables as in [`Storage`], and for each of the
+/// `CLIENTS` connections of nodes and `HTTP` connections over HTTP a buffer of `RX` bytes to read
+/// into, at least 16. See [`publisher::Resources`](super::publisher::Resources).
+#[derive(Debug)]
+pub struct Resources<
+    'a,
+    M: RawMutex,
+    const CLIENTS: usize,
+    const TOPICS: usize,
+    const CHANNELS: usize,
+    const HTTP: usize,
+    const RX: usize,
+    const WORDS: usize = 1,
+> {
+    storage: Storage<CLIENTS, TOPICS, CHANNELS, HTTP, WORDS>,
+    shared: Option<SharedServer<M, Nsqlookupd<'a>>>,
+    client_rx: Buffers<CLIENTS, RX>,
+    http_rx: Buffers<HTTP, RX>,
+}
+
+impl<
+    M: RawMutex,
+    const CLIENTS: usize,
+    const TOPICS: usize,
+    const CHANNELS: usize,
+    const HTTP: usize,
+    const RX: usize,
+    const WORDS: usize,
+> Resources<'_, M, CLIENTS, TOPICS, CHANNELS, HTTP, RX, WORDS>
+{
+    /// Empty; [`new`] fills it.
+    pub const fn new() -> Self {
+        Self {
+            storage: Storage::new(),
+            shared: None,
+            client_rx: [[0; RX]; CLIENTS],
+            http_rx: [[0; RX]; HTTP],
+        }
+    }
+}
+
+impl<
+    M: RawMutex,
+    const CLIENTS: usize,
+    const TOPICS: usize,
+    const CHANNELS: usize,
+    const HTTP: usize,
+    const RX: usize,
+    const WORDS: usize,
+> Default for Resources<'_, M, CLIENTS, TOPICS, CHANNELS, HTTP, RX, WORDS>
+{
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// A directory's two ends; see [`Nsqlookupd::new`].
+pub fn new<
+    'a,
+    M: RawMutex,
+    L: Listener,
+    S: Sleep,
+    const CLIENTS: usize,
+    const TOPICS: usize,
+    const CHANNELS: usize,
+    const HTTP: usize,
+    const RX: usize,
+    const WORDS: usize,
+>(
+    resources: &'a mut Resources<'a, M, CLIENTS, TOPICS, CHANNELS, HTTP, RX, WORDS>,
+    config: &'a Config<'a>,
+    ports: Ports<L, CLIENTS, HTTP>,
+    sleep: S,
+) -> (Handle<'a, M, S>, Runner<'a, M, L, S, CLIENTS, HTTP, RX>) {
+    let Resources { storage, shared, client_rx, http_rx } = resources;
+    let directory = Nsqlookupd::new(config, storage);
+    let shared: &'a SharedServer<M, Nsqlookupd<'a>> =
+        shared.insert(Shared::new(Served::new(directory)));
+    let runner = Runner { shared, ports, client_rx, http_rx, sleep: sleep.clone() };
+    (Handle { shared, sleep }, runner)
+}
+
+/// Looks at a directory. Clone it to wherever it is needed.
+#[derive(Debug)]
+pub struct Handle<'a, M: RawMutex, S> {
+    shared: &'a SharedServer<M, Nsqlookupd<'a>>,
+    sleep: S,
+}
+
+impl<M: RawMutex, S: Clone> Clone for Handle<'_, M, S> {
+    fn clone(&self) -> Self {
+        Self { shared: self.shared, sleep: self.sleep.clone() }
+    }
+}
+
+impl<'a, M: RawMutex, S: Sleep> Handle<'a, M, S> {
+    /// Says what time it is: Unix time in nanoseconds.
+    pub fn set_unix_time(&self, nanoseconds: i64) {
+        let now = self.sleep.now();
+        self.shared.change(|served| served.engine.set_unix_time(now, nanoseconds));
+    }
+
+    /// The next thing to tell. Cancel-safe. With several tasks asking, each event goes to one.
+    pub fn event(&self) -> impl Future<Output = Event> + use<'a, M, S> {
+        self.wait(Nsqlookupd::poll_event)
+    }
+
+    /// Closes all connections, for good; returns when that is done. Dropped earlier, it goes on all
+    /// the same.
+    pub async fn stop(&self) {
+        stop(self.shared).await;
+    }
+
+    /// What happened so far.
+    pub fn counters(&self) -> Counters {
+        self.look(|directory| directory.counters()).unwrap_or_default()
+    }
+
+    /// How many callers were told that there are too many connections, of nodes and over HTTP.
+    pub fn turned_away(&self) -> u32 {
+        self.shared.peek(|served| served.refused()).unwrap_or_default()
+    }
+
+    /// How many of these called the HTTP port.
+    pub fn turned_away_http(&self) -> u32 {
+        self.shared.peek(|served| served.refused_http()).unwrap_or_default()
+    }
+
+    /// Looks at the directory. `None` only from within another look.
+    pub fn look<R>(&self, f: impl FnOnce(&mut Nsqlookupd<'a>) -> R) -> Option<R> {
+        self.shared.peek(|served| f(&mut served.engine))
+    }
+
+    /// Asks `f` now and whenever something changed, until it has an answer. Cancel-safe.
+    pub fn wait<R, F>(&self, mut f: F) -> impl Future<Output = R> + use<'a, M, S, R, F>
+    where
+        F: FnMut(&mut Nsqlookupd<'a>) -> Option<R>,
+    {
+        let shared = self.shared;
+        poll_fn(move |cx| {
+            shared.poll_wait(cx.waker(), &mut Place::None, |served| f(&mut served.engine))
+        })
+    }
+}
+
+/// Listens and carries. Run exactly one.
+#[derive(Debug)]
+pub struct Runner<'a, M: RawMutex, L, S, const CLIENTS: usize, const HTTP: usize, const RX: usize> {
+    shared: &'a SharedServer<M, Nsqlookupd<'a>>,
+    ports: Ports<L, CLIENTS, HTTP>,
+    client_rx: &'a mut Buffers<CLIENTS, RX>,
+    http_rx: &'a mut Buffers<HTTP, RX>,
+    sleep: S,
+}
+
+impl<M: RawMutex, L: Listener, S: Sleep, const CLIENTS: usize, const HTTP: usize, const RX: usize>
+    Runner<'_, M, L, S, CLIENTS, HTTP, RX>
+{
+    /// Runs all connections for ever, until the directory is stopped; then it does nothing.
+    /// Dropped, they end, and what their nodes registered is forgotten; run again, it goes on.
+    pub async fn run(&mut self) -> ! {
+        let shared = self.shared;
+        run_ports(
+            shared,
+            &mut self.ports,
+            (self.client_rx, self.http_rx),
+            &self.sleep,
+            stop_asked(shared),
+        )
+        .await;
+        pending().await
+    }
+}
+
+impl Engine for Nsqlookupd<'_> {
+    const PROTOCOL: Protocol = Protocol::V1;
+
+    fn version(&self) -> u32 {
+        Nsqlookupd::version(self)
+    }
+
+    fn is_idle(&self) -> bool {
+        true
+    }
+
+    fn turned_away(&mut self) {
+        Nsqlookupd::turned_away(self);
+    }
+
+    fn with_client(&mut self, index: usize, f: &mut dyn FnMut(&mut dyn Session)) {
+        if let Some(mut session) = self.client(index) {
+            f(&mut session);
+        }
+    }
+
+    fn with_http(&mut self, index: usize, f: &mut dyn FnMut(&mut dyn Session)) {
+        if let Some(mut session) = self.http(index) {
+            f(&mut session);
+        }
+    }
+}

@@ -1,0 +1,238 @@
+//! A [`Registration`] with its connections: a [`Handle`] to register with and a [`Runner`] to run.
+
+use core::future::poll_fn;
+use core::task::Waker;
+
+use embassy_futures::select::select_array;
+use embassy_sync::blocking_mutex::raw::RawMutex;
+
+use super::shared::{self, Cell, Place, Shared};
+use super::{Dialer, Sleep, drive};
+use crate::address::Address;
+use crate::name::{ChannelName, TopicName};
+use crate::registration::{Config, ConfigError, Registration, RegistryFull, TooManyPeers};
+use crate::session::Session;
+
+/// Bytes that a peer's connection reads at once: ten answers.
+const RX_LEN: usize = 64;
+
+/// What a lookup's handles and its runner share; see
+/// [`publisher::Resources`](super::publisher::Resources).
+#[derive(Debug)]
+pub struct Resources<
+    'a,
+    M: RawMutex,
+    const PEERS: usize,
+    const TOPICS: usize,
+    const CHANNELS: usize,
+> {
+    // As in `publisher::Resources`.
+    shared: Shared<M, Registration<'a, PEERS, TOPICS, CHANNELS>>,
+}
+
+impl<M: RawMutex, const PEERS: usize, const TOPICS: usize, const CHANNELS: usize>
+    Resources<'_, M, PEERS, TOPICS, CHANNELS>
+{
+    /// Idle; [`new`] sets it up.
+    pub const fn new() -> Self {
+        const { Self { shared: Shared::new(Registration::idle()) } }
+    }
+}
+
+impl<M: RawMutex, const PEERS: usize, const TOPICS: usize, const CHANNELS: usize> Default
+    for Resources<'_, M, PEERS, TOPICS, CHANNELS>
+{
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// A lookup's two ends: nothing registered, nobody to connect to yet. Each peer has a dialer of
+/// its own.
+#[expect(clippy::type_complexity, reason = "two ends, each with its parameters")]
+pub fn new<
+    'a,
+    M: RawMutex,
+    D: Dialer,
+    S: Sleep,
+    const PEERS: usize,
+    const TOPICS: usize,
+    const CHANNELS: usize,
+>(
+    resources: &'a mut Resources<'a, M, PEERS, TOPICS, CHANNELS>,
+    config: &'a Config<'a>,
+    dialers: [D; PEERS],
+    sleep: S,
+) -> Result<
+    (Handle<'a, M, S, PEERS, TOPICS, CHANNELS>, Runner<'a, M, D, S, PEERS, TOPICS, CHANNELS>),
+    ConfigError,
+> {
+    resources.shared.get_mut().set_up(config)?;
+    let shared = &resources.shared;
+    Ok((Handle { shared, sleep: sleep.clone() }, Runner { shared, dialers, sleep }))
+}
+
+/// Changes what is registered, and where.
+#[derive(Debug)]
+pub struct Handle<
+    'a,
+    M: RawMutex,
+    S,
+    const PEERS: usize,
+    const TOPICS: usize,
+    const CHANNELS: usize,
+> {
+    shared: &'a Shared<M, Registration<'a, PEERS, TOPICS, CHANNELS>>,
+    sleep: S,
+}
+
+impl<M: RawMutex, S: Clone, const PEERS: usize, const TOPICS: usize, const CHANNELS: usize> Clone
+    for Handle<'_, M, S, PEERS, TOPICS, CHANNELS>
+{
+    fn clone(&self) -> Self {
+        Self { shared: self.shared, sleep: self.sleep.clone() }
+    }
+}
+
+impl<'a, M: RawMutex, S: Sleep, const PEERS: usize, const TOPICS: usize, const CHANNELS: usize>
+    Handle<'a, M, S, PEERS, TOPICS, CHANNELS>
+{
+    /// See [`Registration::configure`].
+    pub fn configure(&self, addresses: &[Address]) -> Result<(), TooManyPeers> {
+        let now = self.sleep.now();
+        self.change(|lookup| lookup.configure(now, addresses)).unwrap_or(Ok(()))
+    }
+
+    /// Wants a topic listed.
+    pub fn add_topic(&self, topic: &TopicName) -> Result<(), RegistryFull> {
+        self.change(|lookup| lookup.registry().add_topic(topic)).unwrap_or(Ok(()))
+    }
+
+    /// Wants a channel listed, and its topic with it.
+    pub fn add_channel(
+        &self,
+        topic: &TopicName,
+        channel: &ChannelName,
+    ) -> Result<(), RegistryFull> {
+        self.change(|lookup| lookup.registry().add_channel(topic, channel)).unwrap_or(Ok(()))
+    }
+
+    /// No longer wants a topic and its channels listed; says whether it was.
+    pub fn remove_topic(&self, topic: &TopicName) -> bool {
+        self.change(|lookup| lookup.registry().remove_topic(topic)).unwrap_or_default()
+    }
+
+    /// No longer wants a channel listed; says whether it was.
+    pub fn remove_channel(&self, topic: &TopicName, channel: &ChannelName) -> bool {
+        self.change(|lookup| lookup.registry().remove_channel(topic, channel)).unwrap_or_default()
+    }
+
+    /// Unregisters everything and closes; returns when that is done, at most the reply timeout
+    /// and the close timeout later. Dropped earlier, it goes on all the same.
+    pub async fn stop(&self) {
+        let now = self.sleep.now();
+        self.change(|lookup| lookup.stop(now));
+        self.wait(|lookup| lookup.is_stopped().then_some(())).await;
+    }
+
+    /// Waits until every configured nsqlookupd confirmed all that is wanted. Cancel-safe.
+    pub async fn settled(&self) {
+        self.wait(|lookup| {
+            (0..PEERS)
+                .all(|peer| lookup.status(peer).is_none_or(|s| s.settled || s.address.is_none()))
+                .then_some(())
+        })
+        .await;
+    }
+
+    /// Looks at the lookup. `None` only from within another look.
+    pub fn look<R>(
+        &self,
+        f: impl FnOnce(&mut Registration<'a, PEERS, TOPICS, CHANNELS>) -> R,
+    ) -> Option<R> {
+        self.shared.peek(f)
+    }
+
+    /// Asks `f` now and after everything that happens to a peer, until it has an answer.
+    /// Cancel-safe.
+    pub async fn wait<R>(
+        &self,
+        mut f: impl FnMut(&mut Registration<'a, PEERS, TOPICS, CHANNELS>) -> Option<R>,
+    ) -> R {
+        poll_fn(|cx| self.shared.poll_wait(cx.waker(), &mut Place::None, &mut f)).await
+    }
+
+    /// Has the task woken when somebody else changes the lookup.
+    pub(super) fn register(&self, waker: &Waker) {
+        self.shared.register(waker);
+    }
+
+    pub(super) fn change<R>(
+        &self,
+        f: impl FnOnce(&mut Registration<'a, PEERS, TOPICS, CHANNELS>) -> R,
+    ) -> Option<R> {
+        self.shared.change_and_tell(f)
+    }
+}
+
+/// Connects and carries. Run exactly one.
+#[derive(Debug)]
+pub struct Runner<
+    'a,
+    M: RawMutex,
+    D,
+    S,
+    const PEERS: usize,
+    const TOPICS: usize,
+    const CHANNELS: usize,
+> {
+    shared: &'a Shared<M, Registration<'a, PEERS, TOPICS, CHANNELS>>,
+    dialers: [D; PEERS],
+    sleep: S,
+}
+
+impl<
+    M: RawMutex,
+    D: Dialer,
+    S: Sleep,
+    const PEERS: usize,
+    const TOPICS: usize,
+    const CHANNELS: usize,
+> Runner<'_, M, D, S, PEERS, TOPICS, CHANNELS>
+{
+    /// Runs all peers for ever, each by itself. Dropped, the connections end and nsqlookupd
+    /// forgets; run again, everything is registered again.
+    pub async fn run(&mut self) -> ! {
+        let shared = self.shared;
+        let sleep = &self.sleep;
+        let mut index = 0;
+        let peers = self.dialers.each_mut().map(|dialer| {
+            let cell = Cell { shared, index };
+            index += 1;
+            async move {
+                let mut sleep = sleep.clone();
+                let mut rx = [0; RX_LEN];
+                drive(&cell, dialer, &mut sleep, &mut rx).await
+            }
+        });
+        // None of them ever ends; without peers there is nothing to run.
+        select_array(peers).await.0
+    }
+}
+
+impl<const PEERS: usize, const TOPICS: usize, const CHANNELS: usize> shared::State
+    for Registration<'_, PEERS, TOPICS, CHANNELS>
+{
+    type Version = u32;
+
+    fn version(&self) -> u32 {
+        self.version()
+    }
+
+    fn with(&mut self, index: usize, f: &mut dyn FnMut(&mut dyn Session)) -> bool {
+        if let Some(mut peer) = self.peer(index) {
+            f(&mut peer);
+        }
+        false
+    }
+}

@@ -1,0 +1,542 @@
+//! Where messages lie until no channel needs them.
+//!
+//! The lent slice is cut into blocks of equal length and a link for each. A message is a chain of
+//! blocks; in front of the first lies what the node knows of it. Blocks are taken in the order in
+//! which they lie, so those of a message are mostly neighbours, and its body one slice.
+//!
+//! Blocks rather than a ring: messages end in any order, and one that is deferred for an hour, or
+//! requeued again and again, holds its own blocks and keeps nothing else from being reused.
+//!
+//! ```text
+//! lent slice   | block 0 | block 1 | ... | block n-1 | link 0 | ... | link n-1 | rest |
+//! first block  | next 2 | refs 2 | length 4 | sequence 4 | time 8 | topic 1 | flags 1 | lanes | body
+//! lane, each   | state 1 | attempts 2 | next 2 | due 6 |     one for each channel of the topic
+//! ```
+
+use crate::time::Instant;
+use crate::wire::copy;
+
+/// The smallest block in bytes.
+pub const BLOCK_MIN: usize = 64;
+
+/// What a message takes before its lanes.
+const FIXED: usize = 22;
+
+/// What a lane takes.
+const LANE: usize = 11;
+
+/// The latest time in six bytes, in milliseconds.
+const DUE_MAX: u64 = (1 << 48) - 1;
+
+/// No block.
+pub(super) const NIL: u16 = u16::MAX;
+
+/// The link of a block that nobody has.
+const FREE: u16 = u16::MAX - 1;
+
+/// The most blocks: their numbers are below the two marks.
+const BLOCKS_MAX: usize = FREE as usize;
+
+const NEXT: usize = 0;
+const REFS: usize = 2;
+const LEN: usize = 4;
+const SEQUENCE: usize = 8;
+const TIME: usize = 12;
+const TOPIC: usize = 20;
+const FLAGS: usize = 21;
+
+/// The message is in its topic's list.
+const LISTED: u8 = 1;
+/// It is the application's.
+const OWN: u8 = 2;
+/// Its blocks count as its publisher's.
+const COUNTED: u8 = 4;
+/// Some client has finished it, or sent it back for later.
+const ANSWERED: u8 = 8;
+
+/// How a lent slice is cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Layout {
+    /// A block has `1 << shift` bytes.
+    shift: u8,
+    /// What lies before a body.
+    head: u16,
+    /// How many blocks there are.
+    count: u16,
+}
+
+impl Layout {
+    /// `None` if not even one block with one byte of a body fits.
+    pub(super) const fn new(len: usize, lanes: u8) -> Option<Self> {
+        let head = at(lanes, 0);
+        let mut shift = BLOCK_MIN.trailing_zeros() as u8;
+        loop {
+            let layout = Self { shift, head: head as u16, count: 0 };
+            let count = len.wrapping_div(layout.stride());
+            if count == 0 {
+                return None;
+            }
+            // A block that is nearly all head would be a waste.
+            if count <= BLOCKS_MAX && layout.unit() >= head.saturating_add(4) {
+                return Some(Self { count: count as u16, ..layout });
+            }
+            shift = shift.saturating_add(1);
+        }
+    }
+
+    /// How long a block is.
+    const fn unit(&self) -> usize {
+        1usize.wrapping_shl(self.shift as u32)
+    }
+
+    /// How long a block is with its link.
+    const fn stride(&self) -> usize {
+        self.unit().saturating_add(2)
+    }
+
+    /// Where a block lies. Blocks with numbers below `count` lie in the lent slice.
+    const fn start(&self, block: u16) -> usize {
+        (block as usize).wrapping_shl(self.shift as u32)
+    }
+
+    /// How many blocks a message with a body of `len` bytes takes.
+    pub(super) const fn blocks(&self, len: u32) -> u32 {
+        let bytes = (len as u64).saturating_add(self.head as u64);
+        let before_next = bytes.saturating_add(self.unit() as u64).saturating_sub(1);
+        before_next.wrapping_shr(self.shift as u32) as u32
+    }
+
+    /// The longest body that fits into an empty store.
+    pub(super) const fn longest(&self) -> u32 {
+        self.longest_in(self.count)
+    }
+
+    /// The longest body that fits into so many blocks.
+    pub(super) const fn longest_in(&self, blocks: u16) -> u32 {
+        let bytes = self.start(blocks).saturating_sub(self.head as usize) as u64;
+        if bytes > u32::MAX as u64 { u32::MAX } else { bytes as u32 }
+    }
+
+    /// How many blocks messages take at least whose bodies have `len` bytes together.
+    pub(super) const fn blocks_of(&self, count: u32, len: u32) -> u32 {
+        let heads = count.saturating_sub(1).saturating_mul(self.head as u32);
+        let blocks = self.blocks(len.saturating_add(heads));
+        if blocks > count { blocks } else { count }
+    }
+
+    /// Bytes of the lent slice that a message with a body of `len` bytes takes.
+    pub(super) const fn cost(&self, len: u32) -> usize {
+        (self.blocks(len) as usize).saturating_mul(self.stride())
+    }
+}
+
+/// Where a message is on its way to one channel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum Lane {
+    /// The channel does not need it: it came later, or is done with the message.
+    Done = 0,
+    /// The channel's cursor has not passed it.
+    Queued = 1,
+    /// In the channel's list of requeued messages.
+    Requeued = 2,
+    /// In the channel's list of deferred messages.
+    Deferred = 3,
+    /// In one of the channel's entries.
+    InFlight = 4,
+}
+
+/// A body that is being filled, or read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Cursor {
+    block: u16,
+    /// How far into it.
+    at: u32,
+    /// How many bytes there are from here.
+    pub(super) left: u32,
+}
+
+impl Cursor {
+    pub(super) const NONE: Self = Self { block: NIL, at: 0, left: 0 };
+}
+
+/// The blocks.
+#[derive(Debug)]
+pub(super) struct Arena<'a> {
+    blocks: &'a mut [u8],
+    links: &'a mut [[u8; 2]],
+    layout: Layout,
+    free: u16,
+    /// Of the free ones, those that are promised.
+    reserved: u16,
+    /// Where to look for a free one.
+    rover: u16,
+}
+
+impl<'a> Arena<'a> {
+    pub(super) fn new(slice: &'a mut [u8], layout: Layout) -> Self {
+        let count = usize::from(layout.count);
+        let (blocks, rest) =
+            slice.split_at_mut_checked(layout.start(layout.count)).unwrap_or_default();
+        let (links, _) = rest.as_chunks_mut();
+        let links = links.get_mut(..count).unwrap_or_default();
+        links.fill(FREE.to_ne_bytes());
+        Self { blocks, links, layout, free: layout.count, reserved: 0, rover: 0 }
+    }
+
+    pub(super) const fn layout(&self) -> Layout {
+        self.layout
+    }
+
+    pub(super) const fn capacity(&self) -> u16 {
+        self.layout.count
+    }
+
+    pub(super) const fn free(&self) -> u16 {
+        self.free
+    }
+
+    pub(super) const fn reserved(&self) -> u16 {
+        self.reserved
+    }
+
+    /// Promises so many blocks; false if there are not as many, beside `kept` ones.
+    pub(super) fn reserve(&mut self, blocks: u16, kept: u16) -> bool {
+        let fits = blocks <= self.free.saturating_sub(self.reserved).saturating_sub(kept);
+        if fits {
+            self.reserved = self.reserved.saturating_add(blocks);
+        }
+        fits
+    }
+
+    /// Takes a promise back.
+    pub(super) fn release(&mut self, promised: &mut u16) {
+        self.reserved = self.reserved.saturating_sub(*promised);
+        *promised = 0;
+    }
+
+    /// Takes blocks for a message whose body has `len` bytes, first those that were promised. The
+    /// message's first block, and where its body is to be filled in. `None` if there are not as
+    /// many, beside `kept` ones.
+    pub(super) fn take(
+        &mut self,
+        len: u32,
+        promised: &mut u16,
+        kept: u16,
+    ) -> Option<(u16, Cursor)> {
+        let count = u16::try_from(self.layout.blocks(len)).ok()?;
+        let unpromised = self.free.saturating_sub(self.reserved).saturating_sub(kept);
+        let free = unpromised.saturating_add(*promised);
+        if count == 0 || count > free {
+            return None;
+        }
+        let drawn = count.min(*promised);
+        *promised = promised.saturating_sub(drawn);
+        self.reserved = self.reserved.saturating_sub(drawn);
+        self.free = self.free.saturating_sub(count);
+        let mut first = NIL;
+        let mut last = NIL;
+        for _ in 0..count {
+            let block = self.next_free()?;
+            self.set_link(block, NIL);
+            if first == NIL {
+                first = block;
+            } else {
+                self.set_link(last, block);
+            }
+            last = block;
+        }
+        let start = self.layout.start(first);
+        let head = start..start.saturating_add(self.layout.head.into());
+        self.blocks.get_mut(head).unwrap_or_default().fill(0);
+        self.put(first, LEN, len.to_ne_bytes());
+        self.set_next(first, NIL);
+        Some((first, self.body(first)))
+    }
+
+    /// How many more blocks a message takes with a body that is `more` bytes longer.
+    pub(super) fn missing(&self, message: u16, more: u32) -> u32 {
+        let len = self.len(message);
+        let after = self.layout.blocks(len.saturating_add(more));
+        after.saturating_sub(self.layout.blocks(len))
+    }
+
+    /// Takes blocks for `more` bytes of a body that is filled as far as it goes; false if there are
+    /// not as many beside `kept`.
+    pub(super) fn grow(&mut self, message: u16, to: &mut Cursor, more: u32, kept: u16) -> bool {
+        let count = self.missing(message, more);
+        let unpromised = self.free.saturating_sub(self.reserved).saturating_sub(kept);
+        if count > unpromised.into() {
+            return false;
+        }
+        let mut last = to.block;
+        for _ in 0..count {
+            let Some(block) = self.next_free() else { return false };
+            self.free = self.free.saturating_sub(1);
+            self.set_link(block, NIL);
+            self.set_link(last, block);
+            last = block;
+        }
+        self.put(message, LEN, self.len(message).saturating_add(more).to_ne_bytes());
+        to.left = more;
+        // It may stand at a block's end.
+        self.advance(to, 0);
+        true
+    }
+
+    /// Gives a message's blocks back.
+    pub(super) fn give(&mut self, message: u16) {
+        let mut block = message;
+        // Bounded, whatever the links say.
+        for _ in 0..self.layout.count {
+            let next = self.link(block);
+            if next == FREE {
+                return;
+            }
+            self.set_link(block, FREE);
+            self.free = self.free.saturating_add(1).min(self.layout.count);
+            if next == NIL {
+                return;
+            }
+            block = next;
+        }
+    }
+
+    /// Adds to a body.
+    pub(super) fn fill(&mut self, to: &mut Cursor, data: &[u8]) {
+        let mut data = data;
+        while !data.is_empty() && to.left > 0 {
+            let unit = self.layout.unit();
+            let start = self.layout.start(to.block).saturating_add(to.at as usize);
+            let room = unit.saturating_sub(to.at as usize).min(to.left as usize);
+            let end = start.saturating_add(room);
+            let n = copy(self.blocks.get_mut(start..end).unwrap_or_default(), data);
+            if n == 0 {
+                return;
+            }
+            data = data.get(n..).unwrap_or_default();
+            self.advance(to, n);
+        }
+    }
+
+    /// As much of a body, from the cursor on, as lies in one piece.
+    pub(super) fn piece(&self, from: &Cursor) -> &[u8] {
+        let start = self.layout.start(from.block).saturating_add(from.at as usize);
+        let left = from.left as usize;
+        let mut len = self.layout.unit().saturating_sub(from.at as usize);
+        let mut block = from.block;
+        while len < left {
+            let next = self.link(block);
+            if next != block.wrapping_add(1) {
+                break;
+            }
+            len = len.saturating_add(self.layout.unit());
+            block = next;
+        }
+        self.blocks.get(start..start.saturating_add(len.min(left))).unwrap_or_default()
+    }
+
+    /// Moves a cursor on, over `n` bytes at most.
+    pub(super) fn advance(&self, cursor: &mut Cursor, n: usize) {
+        let n = n.min(cursor.left as usize);
+        cursor.left = cursor.left.wrapping_sub(n as u32);
+        let mut at = (cursor.at as usize).saturating_add(n);
+        let unit = self.layout.unit();
+        while at >= unit && cursor.left > 0 {
+            cursor.block = self.link(cursor.block);
+            at = at.wrapping_sub(unit);
+        }
+        cursor.at = at as u32;
+    }
+
+    /// A message's body.
+    pub(super) fn body(&self, message: u16) -> Cursor {
+        Cursor { block: message, at: self.layout.head.into(), left: self.len(message) }
+    }
+
+    pub(super) fn len(&self, message: u16) -> u32 {
+        u32::from_ne_bytes(self.get(message, LEN))
+    }
+
+    /// The next message of the same list.
+    pub(super) fn next(&self, message: u16) -> u16 {
+        u16::from_ne_bytes(self.get(message, NEXT))
+    }
+
+    pub(super) fn set_next(&mut self, message: u16, next: u16) {
+        self.put(message, NEXT, next.to_ne_bytes());
+    }
+
+    /// How many need the message: channels that are not done with it, clients that it is being
+    /// written to, a topic that has not given it to its channels.
+    pub(super) fn refs(&self, message: u16) -> u16 {
+        u16::from_ne_bytes(self.get(message, REFS))
+    }
+
+    pub(super) fn set_refs(&mut self, message: u16, refs: u16) {
+        self.put(message, REFS, refs.to_ne_bytes());
+    }
+
+    pub(super) fn sequence(&self, message: u16) -> u32 {
+        u32::from_ne_bytes(self.get(message, SEQUENCE))
+    }
+
+    pub(super) fn timestamp(&self, message: u16) -> i64 {
+        i64::from_ne_bytes(self.get(message, TIME))
+    }
+
+    pub(super) fn topic(&self, message: u16) -> u8 {
+        let [topic] = self.get(message, TOPIC);
+        topic
+    }
+
+    /// Says what a message is; it counts as its publisher's from here on.
+    pub(super) fn label(
+        &mut self,
+        message: u16,
+        topic: u8,
+        sequence: u32,
+        timestamp: i64,
+        own: bool,
+    ) {
+        self.put(message, FLAGS, [if own { COUNTED | OWN } else { COUNTED }]);
+        self.put(message, TOPIC, [topic]);
+        self.put(message, SEQUENCE, sequence.to_ne_bytes());
+        self.put(message, TIME, timestamp.to_ne_bytes());
+    }
+
+    /// Whether the message is in its topic's list.
+    pub(super) fn is_listed(&self, message: u16) -> bool {
+        self.has(message, LISTED)
+    }
+
+    pub(super) fn set_listed(&mut self, message: u16, listed: bool) {
+        self.set(message, LISTED, listed);
+    }
+
+    /// Whether it is the application's, not a client's.
+    pub(super) fn is_own(&self, message: u16) -> bool {
+        self.has(message, OWN)
+    }
+
+    /// Whether some client has finished it, or sent it back for later.
+    pub(super) fn is_answered(&self, message: u16) -> bool {
+        self.has(message, ANSWERED)
+    }
+
+    pub(super) fn set_answered(&mut self, message: u16) {
+        self.set(message, ANSWERED, true);
+    }
+
+    /// The message does not count any more; how many blocks it counted for.
+    pub(super) fn uncount(&mut self, message: u16) -> u16 {
+        if !self.has(message, COUNTED) {
+            return 0;
+        }
+        self.set(message, COUNTED, false);
+        self.layout.blocks(self.len(message)) as u16
+    }
+
+    fn has(&self, message: u16, flag: u8) -> bool {
+        let [flags] = self.get(message, FLAGS);
+        flags & flag != 0
+    }
+
+    fn set(&mut self, message: u16, flag: u8, on: bool) {
+        let [flags] = self.get(message, FLAGS);
+        self.put(message, FLAGS, [if on { flags | flag } else { flags & !flag }]);
+    }
+
+    pub(super) fn lane(&self, message: u16, lane: u8) -> Lane {
+        let [state] = self.get(message, at(lane, 0));
+        match state {
+            1 => Lane::Queued,
+            2 => Lane::Requeued,
+            3 => Lane::Deferred,
+            4 => Lane::InFlight,
+            _ => Lane::Done,
+        }
+    }
+
+    pub(super) fn set_lane(&mut self, message: u16, lane: u8, state: Lane) {
+        self.put(message, at(lane, 0), [state as u8]);
+    }
+
+    /// Since when a topic holds a message: in the place of its first lane's attempts and next.
+    pub(super) fn held_since(&self, message: u16) -> u32 {
+        u32::from_ne_bytes(self.get(message, at(0, 1)))
+    }
+
+    pub(super) fn set_held_since(&mut self, message: u16, since: u32) {
+        self.put(message, at(0, 1), since.to_ne_bytes());
+    }
+
+    /// How often the channel has delivered the message.
+    pub(super) fn attempts(&self, message: u16, lane: u8) -> u16 {
+        u16::from_ne_bytes(self.get(message, at(lane, 1)))
+    }
+
+    pub(super) fn set_attempts(&mut self, message: u16, lane: u8, attempts: u16) {
+        self.put(message, at(lane, 1), attempts.to_ne_bytes());
+    }
+
+    /// The next message of the channel's requeued or deferred ones.
+    pub(super) fn lane_next(&self, message: u16, lane: u8) -> u16 {
+        u16::from_ne_bytes(self.get(message, at(lane, 3)))
+    }
+
+    pub(super) fn set_lane_next(&mut self, message: u16, lane: u8, next: u16) {
+        self.put(message, at(lane, 3), next.to_ne_bytes());
+    }
+
+    /// When a deferred message is due, in milliseconds, rounded up.
+    pub(super) fn due(&self, message: u16, lane: u8) -> Instant {
+        let [a, b, c, d, e, f] = self.get(message, at(lane, 5));
+        Instant::from_millis(u64::from_be_bytes([0, 0, a, b, c, d, e, f]))
+    }
+
+    pub(super) fn set_due(&mut self, message: u16, lane: u8, due: Instant) {
+        let millis = due.as_micros().div_ceil(1000);
+        let [_, _, due @ ..] = millis.min(DUE_MAX).to_be_bytes();
+        self.put(message, at(lane, 5), due);
+    }
+
+    fn next_free(&mut self) -> Option<u16> {
+        let (front, back) = self.links.split_at_checked(self.rover.into())?;
+        let is_free = |link: &[u8; 2]| *link == FREE.to_ne_bytes();
+        let block = match back.iter().position(is_free) {
+            Some(at) => usize::from(self.rover).saturating_add(at),
+            None => front.iter().position(is_free)?,
+        } as u16;
+        let next = block.wrapping_add(1);
+        self.rover = if next < self.layout.count { next } else { 0 };
+        Some(block)
+    }
+
+    fn link(&self, block: u16) -> u16 {
+        self.links.get(usize::from(block)).map_or(NIL, |link| u16::from_ne_bytes(*link))
+    }
+
+    fn set_link(&mut self, block: u16, to: u16) {
+        if let Some(link) = self.links.get_mut(usize::from(block)) {
+            *link = to.to_ne_bytes();
+        }
+    }
+
+    fn get<const N: usize>(&self, message: u16, at: usize) -> [u8; N] {
+        let start = self.layout.start(message).saturating_add(at);
+        self.blocks.get(start..).and_then(|bytes| bytes.first_chunk()).copied().unwrap_or([0; N])
+    }
+
+    fn put<const N: usize>(&mut self, message: u16, at: usize, bytes: [u8; N]) {
+        let start = self.layout.start(message).saturating_add(at);
+        if let Some(to) = self.blocks.get_mut(start..).and_then(|to| to.first_chunk_mut()) {
+            *to = bytes;
+        }
+    }
+}
+
+/// Where a field of a lane lies.
+const fn at(lane: u8, field: usize) -> usize {
+    LANE.wrapping_mul(lane as usize).wrapping_add(FIXED).wrapping_add(field)
+}

@@ -1,0 +1,409 @@
+//! Asking nsqlookupds which channels a new topic has elsewhere, so that none of them misses its first
+//! messages: what nsqd's `GetTopic` does (nsqd/nsqd.go).
+//!
+//! A new topic is held: its messages wait until each nsqlookupd was asked, or
+//! [`Config::channels_wait`](super::Config::channels_wait) is over. One connection asks all, one
+//! after the other; each gets an equal part of the time that is left, at least, and those that gave no
+//! answer last time get their turn last, so one that hangs keeps no other from being asked.
+
+use super::engine::Shared;
+use super::table::{NONE, Origin};
+use super::{Event, Nsqd};
+use crate::address::Address;
+use crate::lookupd_query::LookupdQuery;
+use crate::name::{ChannelName, NAME_MAX};
+use crate::session::{Closed, Fault, Link, Session, Transmit};
+use crate::time::{Instant, Span};
+use crate::wire::http::{BadAnswer, emit_get};
+use crate::wire::json::Token;
+
+pub use crate::lookupd_query::LookupdState as ChannelQueryState;
+
+/// The most nsqlookupds that are asked.
+pub const CHANNEL_QUERY_TOPICS_MAX: usize = u8::BITS as usize;
+
+/// The most bytes that an [`ChannelQuery`] takes.
+pub const CHANNEL_QUERY_RAM_MAX: usize = 352;
+
+// On every target that this is compiled for.
+const _: () = assert!(size_of::<ChannelQuery>() <= CHANNEL_QUERY_RAM_MAX);
+
+/// How it calls itself.
+const USER_AGENT: &str = concat!("nanonsq/", env!("CARGO_PKG_VERSION"));
+
+/// An nsqlookupd, as who registers the node with it knows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lookupd<'l> {
+    /// There is none, or it was not to be reached when that was tried last: it is not asked.
+    Absent,
+    /// It is being connected to for the first time: topics wait for what comes of that. nsqd does
+    /// not, but has its topics from before its start.
+    Coming,
+    /// It is asked at the host of this address, and at this port, not 0: the one that it said in its
+    /// answer to IDENTIFY. nsqd asks at the host that it said there, too, which others may know by
+    /// another name or address, or not at all.
+    At(&'l Address, u16),
+}
+
+/// What it takes to ask: lent to [`Nsqd::ask_lookupds`].
+///
+/// RAM: at most [`CHANNEL_QUERY_RAM_MAX`] bytes.
+#[derive(Debug)]
+pub struct ChannelQuery {
+    get: LookupdQuery<NAME_MAX>,
+    list: List,
+    /// Whom it asks.
+    source: u8,
+    /// Those that gave no answer last time.
+    failed: u8,
+    news: Option<(u8, Closed)>,
+    address: Address,
+}
+
+/// Finds the channels in an answer's JSON.
+#[derive(Debug)]
+struct List {
+    /// The list comes next.
+    named: bool,
+    /// How deep what is in it lies; 0 outside.
+    depth: u8,
+    /// Whether there was one.
+    found: bool,
+}
+
+impl List {
+    const NEW: Self = Self { named: false, depth: 0, found: false };
+
+    /// Takes the next token, `depth` objects and lists deep; gives the name of a channel. What is
+    /// no such name is passed over.
+    fn take(&mut self, token: Token<'_>, depth: usize) -> Option<ChannelName> {
+        let named = core::mem::take(&mut self.named);
+        match token {
+            // nsqlookupds before 1.0 have it one deeper.
+            Token::Key(key) if !self.found && depth <= 2 && !key.truncated() => {
+                self.named = key.as_bytes() == b"channels";
+            }
+            Token::ArrayStart if named => {
+                self.depth = depth.saturating_add(1) as u8;
+                self.found = true;
+            }
+            // Of no channels.
+            Token::Null if named => self.found = true,
+            Token::ArrayEnd if depth == usize::from(self.depth) => self.depth = 0,
+            Token::String(name) if depth == usize::from(self.depth) && !name.truncated() => {
+                return ChannelName::from_bytes(name.as_bytes()).ok();
+            }
+            _ => {}
+        }
+        None
+    }
+}
+
+impl ChannelQuery {
+    /// For storage.
+    pub const fn new() -> Self {
+        Self {
+            get: LookupdQuery::NEW,
+            list: List::NEW,
+            source: 0,
+            failed: 0,
+            news: None,
+            address: Address::NONE,
+        }
+    }
+
+    pub(super) fn poll_event(&mut self) -> Option<Event> {
+        let (lookupd, why) = self.news.take()?;
+        Some(Event::AskFailed { lookupd: lookupd.into(), why })
+    }
+}
+
+impl Default for ChannelQuery {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<'a> Nsqd<'a> {
+    /// Has new topics held until nsqlookupds were [asked](Self::asking) for their channels: somebody
+    /// has to drive that session, or else a topic's first messages wait for ever. Call it once,
+    /// before anything is driven.
+    pub fn ask_lookupds(&mut self, asker: &'a mut ChannelQuery) {
+        *asker = ChannelQuery::new();
+        asker.get.start(Instant::NEVER);
+        self.shared.asks = self.shared.config.channels_wait > Span::ZERO;
+        self.asker = Some(asker);
+    }
+
+    /// The session that asks, if there is [one](Self::ask_lookupds), with what is known of the
+    /// nsqlookupds now: the first [`CHANNEL_QUERY_TOPICS_MAX`] of them count. It has something to do when the
+    /// node's [`version`](Self::version) or any of the nsqlookupds changed.
+    pub fn asking<'s>(
+        &'s mut self,
+        lookupds: &'s [Lookupd<'s>],
+    ) -> Option<ChannelQuerySession<'s, 'a>> {
+        let asker = self.asker.as_deref_mut()?;
+        Some(ChannelQuerySession { asker, shared: &mut self.shared, lookupds })
+    }
+
+    /// Whether a topic is held because nsqlookupds are to be asked for its channels.
+    pub fn is_asking(&self) -> bool {
+        self.shared.is_holding()
+    }
+
+    /// Where asking is; [`ChannelQueryState::Unused`] if nobody is asked.
+    pub fn ask_state(&self) -> ChannelQueryState {
+        self.asker.as_ref().map_or(ChannelQueryState::Unused, |asker| asker.get.state())
+    }
+}
+
+/// The session that asks nsqlookupds for the channels of new topics.
+///
+/// Made for each call by [`Nsqd::asking`]; the state is in the node and its [`ChannelQuery`].
+#[derive(Debug)]
+pub struct ChannelQuerySession<'s, 'a> {
+    asker: &'s mut ChannelQuery,
+    shared: &'s mut Shared<'a>,
+    lookupds: &'s [Lookupd<'s>],
+}
+
+impl ChannelQuerySession<'_, '_> {
+    /// Which of them there are, or may come.
+    fn present(&self) -> u8 {
+        let bits = (0..u8::BITS).zip(self.lookupds);
+        bits.fold(0, |present, (at, lookupd)| match lookupd {
+            Lookupd::Absent | Lookupd::At(_, 0) => present,
+            Lookupd::Coming | Lookupd::At(..) => present | 1u8.unbounded_shl(at),
+        })
+    }
+
+    fn bit(&self) -> u8 {
+        1u8.unbounded_shl(self.asker.source.into())
+    }
+
+    /// Whether the answer under way is still of use.
+    fn is_wanted(&self) -> bool {
+        let topic = self.shared.topic(self.shared.asked);
+        topic.is_some_and(|topic| topic.asking & self.bit() & self.present() != 0)
+    }
+
+    /// Lets go of topics for which there is nobody left to ask, or no time.
+    fn settle(&mut self, now: Instant) {
+        if !self.shared.holds {
+            return;
+        }
+        let present = self.present();
+        for at in 0..self.shared.topics.len() as u8 {
+            self.shared.ask_only(now, at, present);
+        }
+        self.shared.holds = self.shared.is_holding();
+    }
+
+    /// The next to ask: a topic, its time, and an nsqlookupd.
+    fn next(&self) -> Option<(u8, u8)> {
+        // Those that have not failed are asked for all topics first.
+        for among in [!self.asker.failed, u8::MAX] {
+            for (at, topic) in (0..NONE).zip(&*self.shared.topics) {
+                let left = topic.asking & among;
+                let ready = (0..CHANNEL_QUERY_TOPICS_MAX as u8).zip(self.lookupds).find(
+                    |(source, lookupd)| {
+                        let bit = 1u8.unbounded_shl(u32::from(*source));
+                        left & bit != 0 && matches!(lookupd, Lookupd::At(..))
+                    },
+                );
+                if let Some((source, _)) = ready {
+                    return Some((at, source));
+                }
+            }
+        }
+        None
+    }
+
+    /// Asking one nsqlookupd about one topic is over, one way or the other.
+    fn over(&mut self, now: Instant, failed: Option<Closed>) {
+        let (at, bit) = (self.shared.asked, self.bit());
+        self.shared.asked = NONE;
+        match failed {
+            None => {
+                self.asker.failed &= !bit;
+                self.shared.counters.asked = self.shared.counters.asked.saturating_add(1);
+            }
+            Some(why) => {
+                self.asker.failed |= bit;
+                self.asker.news = Some((self.asker.source, why));
+                let failures = &mut self.shared.counters.ask_failures;
+                *failures = failures.saturating_add(1);
+            }
+        }
+        self.shared.changed();
+        self.shared.ask_only(now, at, !bit);
+    }
+
+    fn close(&mut self, now: Instant, why: Closed) {
+        self.asker.get.close(now, why, self.shared.config.close_timeout);
+    }
+
+    fn fail(&mut self, now: Instant, why: BadAnswer) -> Result<(), Fault> {
+        let fault = Fault::BadAnswer(why);
+        self.close(now, Closed::Fault(fault));
+        self.over(now, Some(Closed::Fault(fault)));
+        Err(fault)
+    }
+
+    fn on_body(&mut self, now: Instant, body: &[u8]) -> Result<(), Fault> {
+        let mut input = body;
+        loop {
+            let ChannelQuery { get, list, .. } = &mut *self.asker;
+            let depth = get.json.depth();
+            let channel = match get.json.next(&mut input) {
+                Ok(Some(token)) => list.take(token, depth),
+                Ok(None) => return Ok(()),
+                Err(error) => return self.fail(now, BadAnswer::Json(error)),
+            };
+            let Some(channel) = channel.filter(|channel| !channel.is_ephemeral()) else { continue };
+            let asked = self.shared.asked;
+            if self.shared.channel_for(now, asked, &channel, Origin::Lookupd).is_err() {
+                let left_out = &mut self.shared.counters.channels_left_out;
+                *left_out = left_out.saturating_add(1);
+            }
+        }
+    }
+
+    /// The answer is whole.
+    fn on_answer(&mut self, now: Instant) -> Result<(), Fault> {
+        let ChannelQuery { get, list, .. } = &mut *self.asker;
+        if let Err(error) = get.json.end() {
+            return self.fail(now, BadAnswer::Json(error));
+        }
+        if !list.found {
+            return self.fail(now, BadAnswer::NoChannels);
+        }
+        self.close(now, Closed::Local);
+        self.over(now, None);
+        Ok(())
+    }
+}
+
+impl Session for ChannelQuerySession<'_, '_> {
+    fn link(&self) -> Link {
+        self.asker.get.link(self.is_wanted())
+    }
+
+    fn dial(&mut self, now: Instant) -> Option<&Address> {
+        if self.asker.get.state() != ChannelQueryState::Waiting || !self.shared.holds {
+            return None;
+        }
+        self.settle(now);
+        let (at, source) = self.next()?;
+        let topic = self.shared.topic(at)?;
+        let Some(Lookupd::At(address, port)) = self.lookupds.get(usize::from(source)) else {
+            return None;
+        };
+        let others = topic.asking.count_ones().saturating_sub(1);
+        let until = if others == 0 {
+            topic.ask_until
+        } else {
+            // Without a division: halved until there is a part for each of them.
+            let halvings = u32::BITS.saturating_sub(others.leading_zeros());
+            let left = topic.ask_until.since(now).as_millis();
+            now.after(Span::from_millis(left.unbounded_shr(halvings)))
+        };
+        self.asker.address.clone_from(address);
+        self.asker.address.set_port(*port);
+        self.asker.source = source;
+        self.shared.asked = at;
+        self.asker.get.dial(until);
+        Some(&self.asker.address)
+    }
+
+    fn open(&mut self, _: Instant) {
+        self.asker.list = List::NEW;
+        let until = self.asker.get.step();
+        self.asker.get.open(until);
+    }
+
+    fn receive(&mut self, now: Instant, bytes: &[u8]) -> Result<(), Fault> {
+        let mut input = bytes;
+        while self.asker.get.state() == ChannelQueryState::Asking && self.is_wanted() {
+            let body = match self.asker.get.http.next(&mut input) {
+                Ok(body) => body,
+                Err(error) => return self.fail(now, BadAnswer::Http(error)),
+            };
+            match self.asker.get.http.status() {
+                None => {}
+                Some(200) => {
+                    self.on_body(now, body.unwrap_or_default())?;
+                    if self.asker.get.http.is_complete() {
+                        return self.on_answer(now);
+                    }
+                }
+                // Also 404: of a topic that it does not know it has no channels.
+                Some(status) => return self.fail(now, BadAnswer::Status(status)),
+            }
+            if body.is_none() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn transmit(&mut self, now: Instant) -> Transmit<'_> {
+        if matches!(self.asker.get.state(), ChannelQueryState::Asking) && !self.is_wanted() {
+            self.close(now, Closed::Local);
+        }
+        let (shared, asker) = (&*self.shared, &mut *self.asker);
+        let topic = shared.topic(shared.asked).map_or("", |topic| topic.name.as_str());
+        let address = &asker.address;
+        asker
+            .get
+            .transmit(|request| emit_get(request, address, "/channels?topic=", topic, USER_AGENT))
+    }
+
+    fn sent(&mut self, _: Instant, n: usize) {
+        self.asker.get.sent(n);
+    }
+
+    fn deadline(&self) -> Instant {
+        if !self.shared.holds {
+            return self.asker.get.step();
+        }
+        let held = self.shared.topics.iter().filter(|topic| topic.asking != 0);
+        held.fold(self.asker.get.step(), |first, topic| first.min(topic.ask_until))
+    }
+
+    fn tick(&mut self, now: Instant) {
+        let was = self.asker.get.state();
+        self.asker.get.tick(now, self.shared.config.close_timeout);
+        if self.asker.get.state() != was && self.is_wanted() {
+            self.over(now, self.asker.get.why());
+        }
+        self.settle(now);
+    }
+
+    fn closed(&mut self, now: Instant, why: Closed) {
+        if self.asker.get.state() == ChannelQueryState::Asking
+            && why == Closed::Peer
+            && self.is_wanted()
+        {
+            // That may be the end of the answer.
+            let _ = match self.asker.get.http.finish() {
+                Ok(()) => self.on_answer(now),
+                Err(error) => self.fail(now, BadAnswer::Http(error)),
+            };
+        }
+        if !self.asker.get.is_busy() {
+            return;
+        }
+        let why = self.asker.get.closed(why);
+        if self.is_wanted() {
+            self.over(now, Some(why));
+        }
+        self.shared.asked = NONE;
+        self.asker.get.wait(Instant::NEVER);
+        self.settle(now);
+        self.shared.changed();
+    }
+}
+
+#[cfg(test)]
+mod tests;

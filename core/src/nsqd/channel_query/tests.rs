@@ -1,0 +1,729 @@
+//! Asking as nsqlookupds see it, and what it does to topics.
+
+use super::*;
+use crate::name::TopicName;
+use crate::nsqd::{Config, PublishOptions, Storage};
+use crate::session::{DialError, TransportError};
+use crate::wire::http::HttpError;
+
+const WAIT: u64 = 5000;
+
+/// A node that nobody is connected to, and its asking.
+struct Rig {
+    node: Nsqd<'static>,
+    /// Which nsqlookupds there are: `lookup0` and so on.
+    lookupds: Vec<Kind>,
+    hosts: Vec<Address>,
+    now: Instant,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Kind {
+    Absent,
+    Coming,
+    At,
+}
+
+const CONFIG: Config<'_> = Config::new();
+
+fn topic(name: &str) -> TopicName {
+    TopicName::new(name).unwrap()
+}
+
+fn channel(name: &str) -> ChannelName {
+    ChannelName::new(name).unwrap()
+}
+
+/// As Go's net/http has it.
+fn answer(status: &str, body: &str) -> String {
+    format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+}
+
+fn channels(names: &[&str]) -> String {
+    let names: Vec<_> = names.iter().map(|name| format!("\"{name}\"")).collect();
+    answer("200 OK", &format!("{{\"channels\":[{}]}}", names.join(",")))
+}
+
+impl Rig {
+    fn new(lookupds: &[Kind]) -> Self {
+        Self::with(lookupds, &CONFIG)
+    }
+
+    fn with(lookupds: &[Kind], config: &'static Config<'static>) -> Self {
+        let storage = Box::leak(Box::new(Storage::<3, 4, 1, 4>::new()));
+        let store = Box::leak(vec![0xaa; 4096].into_boxed_slice());
+        let mut node = Nsqd::new(config, storage, store).unwrap();
+        node.ask_lookupds(Box::leak(Box::new(ChannelQuery::new())));
+        let hosts = (0..9).map(|n| format!("lookup{n}:4160").parse().unwrap()).collect();
+        let now = Instant::from_millis(1000);
+        Self { node, lookupds: lookupds.to_vec(), hosts, now }
+    }
+
+    fn with_session<R>(
+        &mut self,
+        f: impl FnOnce(&mut ChannelQuerySession<'_, '_>, Instant) -> R,
+    ) -> R {
+        let lookupds: Vec<_> = (0u16..)
+            .zip(self.lookupds.iter().zip(&self.hosts))
+            .map(|(n, (kind, host))| match kind {
+                Kind::Absent => Lookupd::Absent,
+                Kind::Coming => Lookupd::Coming,
+                Kind::At => Lookupd::At(host, 4161 + n),
+            })
+            .collect();
+        f(&mut self.node.asking(&lookupds).unwrap(), self.now)
+    }
+
+    fn publish(&mut self, name: &str) -> &mut Self {
+        self.node.publish(self.now, &topic(name), b"body").unwrap();
+        self
+    }
+
+    fn at(&mut self, ms: u64) -> &mut Self {
+        self.now = Instant::from_millis(1000 + ms);
+        let now = self.now;
+        self.with_session(|session, _| {
+            if session.deadline() <= now {
+                session.tick(now);
+            }
+        });
+        self
+    }
+
+    fn deadline(&mut self) -> Instant {
+        self.with_session(|session, _| session.deadline())
+    }
+
+    fn link(&mut self) -> Link {
+        self.with_session(|session, _| session.link())
+    }
+
+    /// Whom it dials, if anybody.
+    fn dial(&mut self) -> Option<String> {
+        self.with_session(|session, now| session.dial(now).map(ToString::to_string))
+    }
+
+    #[track_caller]
+    fn dials(&mut self, whom: &str) -> &mut Self {
+        assert_eq!(self.dial().as_deref(), Some(whom));
+        assert_eq!(self.link(), Link::Up);
+        self
+    }
+
+    /// The connection is up: what it asks.
+    fn open(&mut self) -> String {
+        let mut asked = Vec::new();
+        self.with_session(|session, now| {
+            session.open(now);
+            loop {
+                let bytes = session.transmit(now);
+                // One byte at a time.
+                let Some(&byte) = bytes.head.first() else { break };
+                assert!(bytes.body.is_empty());
+                asked.push(byte);
+                session.sent(now, 1);
+            }
+        });
+        String::from_utf8(asked).unwrap()
+    }
+
+    fn hear(&mut self, bytes: impl AsRef<[u8]>) -> Result<(), Fault> {
+        self.with_session(|session, now| session.receive(now, bytes.as_ref()))
+    }
+
+    fn closed(&mut self, why: Closed) -> &mut Self {
+        self.with_session(|session, now| session.closed(now, why));
+        assert_eq!(self.link(), Link::Down);
+        self
+    }
+
+    /// Dials, asks, and gets that answer.
+    #[track_caller]
+    fn answers(&mut self, whom: &str, answer: &str) -> &mut Self {
+        self.dials(whom);
+        self.open();
+        assert_eq!(self.hear(answer), Ok(()));
+        assert_eq!(self.link(), Link::Close);
+        self.closed(Closed::Local)
+    }
+
+    /// A topic's channels, each with its depth; and what the topic holds back.
+    fn seen(&self, name: &str) -> (Vec<(String, u32)>, u32) {
+        let mut channels: Vec<_> = self
+            .node
+            .channels(&topic(name))
+            .map(|channel| (channel.name.as_str().to_owned(), channel.depth))
+            .collect();
+        channels.sort();
+        let held = self.node.topics().find(|it| *it.name == topic(name)).unwrap().depth;
+        (channels, held)
+    }
+
+    #[track_caller]
+    fn expect(&self, name: &str, channels: &[(&str, u32)], held: u32) {
+        let (seen, depth) = self.seen(name);
+        let seen: Vec<_> = seen.iter().map(|(name, depth)| (name.as_str(), *depth)).collect();
+        assert_eq!((seen.as_slice(), depth), (channels, held));
+    }
+
+    #[track_caller]
+    fn failed(&mut self, lookupd: usize, why: Closed) {
+        assert_eq!(self.node.poll_event(), Some(Event::AskFailed { lookupd, why }));
+        assert_eq!(self.node.poll_event(), None);
+    }
+
+    fn counts(&self) -> (u32, u32, u32) {
+        let counters = self.node.counters();
+        (counters.asked, counters.ask_failures, counters.channels_left_out)
+    }
+}
+
+#[test]
+fn a_new_topic_gets_the_channels_that_it_has_elsewhere_before_its_messages_go_on() {
+    let mut rig = Rig::new(&[Kind::At]);
+    rig.publish("t").publish("t");
+    rig.expect("t", &[], 2);
+    assert!(rig.node.is_asking());
+    assert_eq!(rig.node.ask_state(), ChannelQueryState::Waiting);
+    rig.dials("lookup0:4161");
+    assert_eq!(
+        rig.open(),
+        format!(
+            "GET /channels?topic=t HTTP/1.1\r\nHost: lookup0:4161\r\nUser-Agent: {USER_AGENT}\r\n\
+             Accept: application/vnd.nsq; version=1.0\r\nConnection: close\r\n\r\n"
+        )
+    );
+    assert_eq!(rig.node.ask_state(), ChannelQueryState::Asking);
+    let topology = rig.node.topology();
+    assert_eq!(rig.hear(channels(&["b", "c#ephemeral", "a", "no name", ""])), Ok(()));
+    rig.expect("t", &[("a", 2), ("b", 2)], 0);
+    assert_ne!(rig.node.topology(), topology, "they are to be registered");
+    assert_eq!(rig.link(), Link::Close);
+    rig.closed(Closed::Local);
+    assert_eq!((rig.dial(), rig.deadline()), (None, Instant::NEVER));
+    assert!(!rig.node.is_asking());
+    assert_eq!((rig.counts(), rig.node.poll_event()), ((1, 0, 0), None));
+    // It is not new any more.
+    rig.publish("t");
+    rig.expect("t", &[("a", 3), ("b", 3)], 0);
+    assert_eq!(rig.dial(), None);
+}
+
+#[test]
+fn channels_that_are_elsewhere_wait_for_their_clients_for_60_s() {
+    let mut rig = Rig::new(&[Kind::At]);
+    // Its topic never had a message: what a client made would be given back at once.
+    rig.node.create_topic(rig.now, &topic("t")).unwrap();
+    rig.answers("lookup0:4161", &channels(&["a", "b"]));
+    let sub = |rig: &mut Rig, ms: u64, name: &str| {
+        rig.at(ms);
+        let now = rig.now;
+        let mut client = rig.node.client(0).unwrap();
+        client.open(now);
+        client.take(now, format!("  V2SUB t {name}\n").as_bytes());
+        let is_in = client.link() == Link::Up;
+        client.closed(now, Closed::Peer);
+        is_in
+    };
+    assert!(!sub(&mut rig, 59_900, "c"));
+    // As before its client came.
+    assert!(sub(&mut rig, 60_000, "b"));
+    assert!(sub(&mut rig, 60_200, "c"));
+    rig.expect("t", &[("b", 0), ("c", 0)], 0);
+    assert!(sub(&mut rig, 60_300, "d"), "a client made that one");
+    rig.expect("t", &[("b", 0), ("d", 0)], 0);
+}
+
+#[test]
+fn a_topic_that_is_given_back_is_not_asked_for_any_more() {
+    let mut rig = Rig::new(&[Kind::At]);
+    for name in ["x", "y", "z"] {
+        let now = rig.now;
+        let mut client = rig.node.client(0).unwrap();
+        client.open(now);
+        client.take(now, format!("  V2SUB {name} c\n").as_bytes());
+        client.closed(now, Closed::Peer);
+    }
+    rig.dials("lookup0:4161");
+    assert!(rig.open().starts_with("GET /channels?topic=x "));
+    rig.publish("readings");
+    assert_eq!(rig.hear(channels(&["a"])), Ok(()));
+    rig.expect("readings", &[], 1);
+    assert_eq!(rig.link(), Link::Close);
+    rig.closed(Closed::Local).dials("lookup0:4161");
+    assert!(rig.open().starts_with("GET /channels?topic=readings "));
+}
+
+#[test]
+fn answers_may_be_split_anywhere_and_end_in_each_way() {
+    let body = "{\"channels\":[\"a\",\"b\"]}";
+    let chunks = format!(
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{}\r\n{:x}\r\n{}\r\n0\r\n\r\n",
+        &body[..5],
+        body.len() - 5,
+        &body[5..]
+    );
+    let to_the_end = format!("HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n{body}");
+    for text in [answer("200 OK", body), chunks, to_the_end] {
+        for at in 0..=text.len() {
+            let mut rig = Rig::new(&[Kind::At]);
+            rig.publish("t").dials("lookup0:4161");
+            rig.open();
+            let (one, two) = text.split_at(at);
+            assert_eq!((rig.hear(one), rig.hear(two)), (Ok(()), Ok(())), "split at {at}");
+            rig.closed(Closed::Peer);
+            rig.expect("t", &[("a", 1), ("b", 1)], 0);
+            assert_eq!(rig.counts(), (1, 0, 0));
+        }
+    }
+}
+
+#[test]
+fn no_channels_are_an_answer_as_well() {
+    for body in [
+        "{\"channels\":[]}",
+        "{\"channels\":null}",
+        "{\"x\":{\"channels\":7},\"channels\":[]}",
+        "{\"channels\":[[\"a\"],{\"channels\":[\"b\"]},1,null]}",
+    ] {
+        let mut rig = Rig::new(&[Kind::At]);
+        rig.node.create_topic(rig.now, &topic("t")).unwrap();
+        rig.answers("lookup0:4161", &answer("200 OK", body));
+        rig.expect("t", &[], 0);
+        assert_eq!(rig.counts(), (1, 0, 0), "{body}");
+    }
+    // What is beside the list, around it or in it is none of it.
+    for body in [
+        "{\"x\":null,\"channels\":[\"a\"]}",
+        "{\"x\":[\"b\"],\"channels\":[\"a\"],\"y\":[\"b\"]}",
+        "{\"channels\":[[\"b\"],\"a\",[]]}",
+        "{\"channels\":[\"a\"],\"channels\":[\"b\"]}",
+        "{\"x\":{\"y\":{\"channels\":[\"b\"]}},\"channels\":[\"a\"]}",
+        "{\"channels\":[\"a\"],\"x\":\"b\"}",
+    ] {
+        let mut rig = Rig::new(&[Kind::At]);
+        rig.publish("t");
+        rig.answers("lookup0:4161", &answer("200 OK", body));
+        let (seen, _) = rig.seen("t");
+        assert_eq!(seen, [("a".to_owned(), 1)], "{body}");
+    }
+    // As an nsqlookupd before 1.0 says it.
+    let mut rig = Rig::new(&[Kind::At]);
+    rig.publish("t");
+    let old = "{\"status_code\":200,\"status_txt\":\"OK\",\"data\":{\"channels\":[\"a\"]}}";
+    rig.answers("lookup0:4161", &answer("200 OK", old));
+    rig.expect("t", &[("a", 1)], 0);
+}
+
+#[test]
+fn what_is_no_answer_is_told_and_holds_nothing_up() {
+    let http = |error| BadAnswer::Http(error);
+    for (text, why) in [
+        (answer("404 Not Found", "{\"channels\":[\"a\"]}"), BadAnswer::Status(404)),
+        (answer("500 Internal Server Error", ""), BadAnswer::Status(500)),
+        (answer("200 OK", "{\"producers\":[]}"), BadAnswer::NoChannels),
+        (answer("200 OK", "{\"channels\":7}"), BadAnswer::NoChannels),
+        (answer("200 OK", "[\"channels\",[]]"), BadAnswer::NoChannels),
+        ("\0\0\0\x0eE_BAD_PROTOCOL".to_owned(), http(HttpError::NotHttp)),
+        ("HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n".to_owned(), http(HttpError::Length)),
+    ] {
+        let mut rig = Rig::new(&[Kind::At]);
+        rig.publish("t").dials("lookup0:4161");
+        rig.open();
+        assert_eq!(rig.hear(&text), Err(Fault::BadAnswer(why)), "{text}");
+        // It does not wait for the close.
+        assert!(!rig.node.is_asking());
+        assert_eq!((rig.link(), rig.hear("more")), (Link::Close, Ok(())));
+        rig.closed(Closed::Local);
+        rig.expect("t", &[], 1);
+        assert_eq!(rig.counts(), (0, 1, 0), "{text}");
+        rig.failed(0, Closed::Fault(Fault::BadAnswer(why)));
+        rig.node.create_channel(rig.now, &topic("t"), &channel("c")).unwrap();
+        rig.expect("t", &[("c", 1)], 0);
+    }
+    for broken in ["{\"channels\":[\"a\"", "{\"channels\":[\"a\"]]", "{", "x"] {
+        let mut rig = Rig::new(&[Kind::At]);
+        rig.publish("t").dials("lookup0:4161");
+        rig.open();
+        let fault = rig.hear(answer("200 OK", broken)).unwrap_err();
+        assert!(matches!(fault, Fault::BadAnswer(BadAnswer::Json(_))), "{fault:?}");
+        assert!(!rig.node.is_asking());
+    }
+}
+
+/// Whatever it says, it ends, and names are names.
+#[test]
+fn a_byte_that_is_another_does_no_harm() {
+    let body = "{\"channels\":[\"a\",\"b\\u0063\"],\"x\":[1,{}]}";
+    let chunks = format!(
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{:x}\r\n{body}\r\n0\r\n\r\n",
+        body.len()
+    );
+    for text in [answer("200 OK", body), chunks] {
+        for at in 0..text.len() {
+            for byte in [0, b'"', b'#', b'[', b']', b'{', b'9', b'\\', b'\n', 0x80, 0xff] {
+                let mut text = text.clone().into_bytes();
+                text[at] = byte;
+                let mut rig = Rig::new(&[Kind::At]);
+                rig.publish("t").dials("lookup0:4161");
+                rig.open();
+                for piece in text.chunks(at % 7 + 1) {
+                    let _ = rig.hear(piece);
+                }
+                rig.closed(Closed::Peer);
+                assert!(!rig.node.is_asking());
+                let (asked, failed, _) = rig.counts();
+                assert_eq!(asked + failed, 1, "{byte} at {at}");
+                let (channels, held) = rig.seen("t");
+                assert!(channels.iter().all(|(name, depth)| !name.is_empty() && *depth == 1));
+                assert_eq!(held, u32::from(channels.is_empty()));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_connection_that_breaks_is_no_answer() {
+    let broken = Closed::Transport(TransportError::Reset);
+    let truncated = Closed::Fault(Fault::BadAnswer(BadAnswer::Http(HttpError::Truncated)));
+    for (why, told) in [(Closed::Peer, truncated), (broken, broken)] {
+        let mut rig = Rig::new(&[Kind::At]);
+        rig.publish("t").dials("lookup0:4161");
+        rig.open();
+        rig.hear("HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{\"channels\":[\"a\"").unwrap();
+        rig.closed(why);
+        // What it said by then is true all the same.
+        rig.expect("t", &[("a", 1)], 0);
+        rig.failed(0, told);
+        assert_eq!(rig.counts(), (0, 1, 0));
+    }
+    let mut rig = Rig::new(&[Kind::At]);
+    rig.publish("t").dials("lookup0:4161").closed(Closed::Dial(DialError::Refused));
+    rig.expect("t", &[], 1);
+    assert!(!rig.node.is_asking());
+    rig.failed(0, Closed::Dial(DialError::Refused));
+}
+
+#[test]
+fn a_topic_is_held_for_a_time_and_not_longer() {
+    // A dial that does not end.
+    let mut rig = Rig::new(&[Kind::At]);
+    rig.publish("t").dials("lookup0:4161");
+    let end = Instant::from_millis(1000 + WAIT);
+    assert_eq!(rig.deadline(), end);
+    rig.at(WAIT - 1);
+    assert!(rig.node.is_asking());
+    rig.at(WAIT);
+    assert!(!rig.node.is_asking());
+    assert_eq!(rig.link(), Link::Close);
+    rig.closed(Closed::Dial(DialError::TimedOut));
+    rig.failed(0, Closed::Dial(DialError::TimedOut));
+    assert_eq!(rig.counts(), (0, 1, 0));
+
+    // An answer that does not come: the time goes on from the topic's birth.
+    let mut rig = Rig::new(&[Kind::At]);
+    rig.publish("t").dials("lookup0:4161").at(1000);
+    rig.open();
+    assert_eq!(rig.deadline(), end);
+    rig.at(WAIT);
+    assert!(!rig.node.is_asking());
+    assert_eq!((rig.link(), rig.deadline()), (Link::Close, end.after(CONFIG.close_timeout)));
+    rig.closed(Closed::Local);
+    rig.failed(0, Closed::Fault(Fault::TimedOut(crate::session::Awaited::Reply)));
+
+    // Nobody who could be asked, for all of the time.
+    let mut rig = Rig::new(&[Kind::Coming]);
+    rig.publish("t");
+    assert_eq!((rig.dial(), rig.deadline()), (None, end));
+    rig.at(WAIT);
+    assert!(!rig.node.is_asking());
+    assert_eq!((rig.counts(), rig.deadline()), ((0, 0, 0), Instant::NEVER));
+}
+
+#[test]
+fn all_nsqlookupds_are_asked_and_one_that_fails_is_made_up_for() {
+    let mut rig = Rig::new(&[Kind::At, Kind::Absent, Kind::At]);
+    rig.publish("t").dials("lookup0:4161").closed(Closed::Dial(DialError::Refused));
+    assert!(rig.node.is_asking());
+    rig.expect("t", &[], 1);
+    rig.answers("lookup2:4163", &channels(&["a"]));
+    rig.expect("t", &[("a", 1)], 0);
+    // Each with what the others do not know.
+    rig.publish("u");
+    rig.answers("lookup2:4163", &channels(&["a", "b"]));
+    rig.expect("u", &[("a", 0), ("b", 0)], 1);
+    rig.answers("lookup0:4161", &channels(&["b"]));
+    rig.expect("u", &[("a", 1), ("b", 1)], 0);
+    assert_eq!(rig.counts(), (3, 1, 0));
+}
+
+#[test]
+fn one_that_hangs_keeps_no_other_from_being_asked() {
+    let mut rig = Rig::new(&[Kind::At, Kind::At, Kind::At]);
+    rig.publish("t").publish("u").dials("lookup0:4161");
+    // Of three each has a quarter at least.
+    assert_eq!(rig.deadline(), Instant::from_millis(1000 + WAIT / 4));
+    rig.open();
+    rig.at(WAIT / 4);
+    assert_eq!(rig.link(), Link::Close);
+    rig.closed(Closed::Local);
+    // Those that answer go first, also for other topics.
+    rig.answers("lookup1:4162", &channels(&["a"]));
+    rig.answers("lookup2:4163", &channels(&["b"]));
+    rig.expect("t", &[("a", 1), ("b", 1)], 0);
+    rig.answers("lookup1:4162", &channels(&["a"]));
+    rig.answers("lookup2:4163", &channels(&[]));
+    rig.expect("u", &[("a", 0)], 1);
+    rig.dials("lookup0:4161");
+    // All of the rest.
+    assert_eq!(rig.deadline(), Instant::from_millis(1000 + WAIT));
+    rig.at(WAIT).closed(Closed::Local);
+    rig.expect("u", &[("a", 1)], 0);
+    // It is forgiven once it answers.
+    rig.publish("v");
+    for whom in ["lookup1:4162", "lookup2:4163", "lookup0:4161"] {
+        rig.answers(whom, &channels(&[]));
+    }
+    rig.node.delete_topic(rig.now, &topic("v")).unwrap();
+    rig.publish("v").dials("lookup0:4161");
+}
+
+#[test]
+fn the_first_connection_is_waited_for() {
+    // It comes.
+    let mut rig = Rig::new(&[Kind::Coming]);
+    rig.publish("t");
+    assert_eq!(rig.dial(), None);
+    assert!(rig.node.is_asking());
+    rig.lookupds[0] = Kind::At;
+    rig.answers("lookup0:4161", &channels(&["a"]));
+    rig.expect("t", &[("a", 1)], 0);
+    // It does not.
+    let mut rig = Rig::new(&[Kind::Coming]);
+    rig.publish("t");
+    assert_eq!(rig.dial(), None);
+    rig.lookupds[0] = Kind::Absent;
+    assert_eq!(rig.dial(), None);
+    assert!(!rig.node.is_asking());
+}
+
+#[test]
+fn with_nobody_to_ask_nothing_is_held() {
+    for lookupds in [&[][..], &[Kind::Absent, Kind::Absent]] {
+        let mut rig = Rig::new(lookupds);
+        rig.node.create_topic(rig.now, &topic("t")).unwrap();
+        rig.node.create_channel(rig.now, &topic("t"), &channel("c")).unwrap();
+        rig.publish("t");
+        rig.expect("t", &[("c", 0)], 1);
+        assert_eq!(rig.dial(), None);
+        rig.expect("t", &[("c", 1)], 0);
+        assert_eq!(rig.counts(), (0, 0, 0));
+    }
+    // Nor if it is not to be, or nobody drives that.
+    const NEVER: Config<'_> = Config { channels_wait: Span::ZERO, ..Config::new() };
+    let mut rig = Rig::with(&[Kind::At], &NEVER);
+    rig.publish("t");
+    assert!(!rig.node.is_asking());
+    assert_eq!((rig.dial(), rig.deadline()), (None, Instant::NEVER));
+    let storage = Box::leak(Box::new(Storage::<3, 4, 1, 4>::new()));
+    let mut node = Nsqd::new(&CONFIG, storage, Box::leak(vec![0; 4096].into())).unwrap();
+    node.publish(rig.now, &topic("t"), b"x").unwrap();
+    assert!(!node.is_asking() && node.asking(&[]).is_none());
+    assert_eq!(node.ask_state(), ChannelQueryState::Unused);
+}
+
+#[test]
+fn only_the_first_eight_are_asked() {
+    let mut rig = Rig::new(&[Kind::At; 9]);
+    rig.publish("t");
+    for n in 0..CHANNEL_QUERY_TOPICS_MAX {
+        rig.answers(&format!("lookup{n}:{}", 4161 + n), &channels(&[]));
+    }
+    assert!(!rig.node.is_asking());
+    assert_eq!(rig.dial(), None);
+}
+
+#[test]
+fn channels_without_room_are_counted() {
+    let mut rig = Rig::new(&[Kind::At]);
+    rig.publish("t");
+    rig.answers("lookup0:4161", &channels(&["a", "b", "c", "a", "b"]));
+    // A topic can have two.
+    rig.expect("t", &[("a", 1), ("b", 1)], 0);
+    assert_eq!(rig.counts(), (1, 0, 1));
+    rig.publish("u");
+    rig.answers("lookup0:4161", &channels(&["a", "b"]));
+    // All can have four.
+    rig.publish("v");
+    rig.answers("lookup0:4161", &channels(&["a"]));
+    rig.expect("v", &[], 1);
+    assert_eq!(rig.counts(), (3, 0, 2));
+}
+
+#[test]
+fn the_answer_about_a_topic_that_is_gone_is_of_no_use() {
+    for (asks, remade) in [(false, false), (false, true), (true, false), (true, true)] {
+        let mut rig = Rig::new(&[Kind::At]);
+        rig.publish("t").dials("lookup0:4161");
+        if asks {
+            rig.open();
+            rig.hear("HTTP/1.1 200 OK\r\nContent-Length: 18\r\n\r\n{\"channels\":[").unwrap();
+        }
+        rig.node.delete_topic(rig.now, &topic("t")).unwrap();
+        if remade {
+            // In the same place.
+            rig.publish("u");
+        }
+        assert_eq!(rig.link(), Link::Close);
+        if asks {
+            assert_eq!(rig.hear("\"a\"]}"), Ok(()));
+            let sent = rig.with_session(|session, now| session.transmit(now).len());
+            assert_eq!(sent, 0);
+            assert_eq!(rig.deadline(), rig.now.after(CONFIG.close_timeout));
+            rig.closed(Closed::Local);
+        } else {
+            rig.closed(Closed::Dial(DialError::TimedOut));
+        }
+        assert_eq!((rig.counts(), rig.node.poll_event()), ((0, 0, 0), None));
+        assert_eq!(rig.node.is_asking(), remade);
+        if remade {
+            rig.expect("u", &[], 1);
+            rig.answers("lookup0:4161", &channels(&["b"]));
+            rig.expect("u", &[("b", 1)], 0);
+        } else {
+            assert_eq!(rig.dial(), None);
+        }
+    }
+}
+
+#[test]
+fn one_that_is_no_longer_wanted_is_left() {
+    for (asks, other) in [(false, false), (false, true), (true, false), (true, true)] {
+        let all = [Kind::At, Kind::At];
+        let mut rig = Rig::new(if other { &all } else { &all[..1] });
+        rig.publish("t").dials("lookup0:4161");
+        if asks {
+            rig.open();
+        }
+        // Others are configured, or the node stops.
+        rig.lookupds = vec![Kind::Absent, Kind::At];
+        assert_eq!(rig.link(), Link::Close);
+        rig.closed(Closed::Local);
+        assert_eq!(rig.node.is_asking(), other);
+        assert_eq!((rig.counts(), rig.node.poll_event()), ((0, 0, 0), None));
+        if other {
+            rig.answers("lookup1:4162", &channels(&["a"]));
+            rig.expect("t", &[("a", 1)], 0);
+        }
+    }
+}
+
+#[test]
+fn a_driver_that_is_dropped_and_runs_again_goes_on() {
+    let mut rig = Rig::new(&[Kind::At, Kind::At]);
+    rig.publish("t").dials("lookup0:4161");
+    rig.open();
+    rig.hear("HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{\"chan").unwrap();
+    rig.closed(Closed::Transport(TransportError::Other));
+    rig.failed(0, Closed::Transport(TransportError::Other));
+    rig.answers("lookup1:4162", &channels(&["a"]));
+    rig.expect("t", &[("a", 1)], 0);
+}
+
+#[test]
+fn the_time_of_one_topic_ends_while_another_is_asked_for() {
+    let mut rig = Rig::new(&[Kind::At, Kind::Coming]);
+    rig.publish("t").answers("lookup0:4161", &channels(&["a"]));
+    rig.expect("t", &[("a", 0)], 1);
+    rig.at(WAIT - 1000).publish("u").dials("lookup0:4161");
+    rig.open();
+    // Half of five seconds is later.
+    assert_eq!(rig.deadline(), Instant::from_millis(1000 + WAIT));
+    rig.at(WAIT);
+    rig.expect("t", &[("a", 1)], 0);
+    assert_eq!((rig.link(), rig.node.is_asking()), (Link::Up, true));
+    rig.hear(channels(&["b"])).unwrap();
+    rig.closed(Closed::Local);
+    rig.expect("u", &[("b", 0)], 1);
+    assert_eq!(rig.deadline(), Instant::from_millis(1000 + 2 * WAIT - 1000));
+    rig.at(2 * WAIT - 1000);
+    rig.expect("u", &[("b", 1)], 0);
+}
+
+#[test]
+fn what_comes_before_the_first_of_two_is_done_waits_for_both() {
+    let mut rig = Rig::new(&[Kind::At, Kind::At]);
+    rig.publish("t");
+    rig.node.create_channel(rig.now, &topic("t"), &channel("mine")).unwrap();
+    rig.answers("lookup0:4161", &channels(&["a"]));
+    rig.publish("t");
+    rig.expect("t", &[("a", 0), ("mine", 0)], 2);
+    rig.answers("lookup1:4162", &channels(&[]));
+    rig.expect("t", &[("a", 2), ("mine", 2)], 0);
+}
+
+#[test]
+fn a_paused_topic_stays_paused_and_a_deferral_counts_from_when_it_flows() {
+    let mut rig = Rig::new(&[Kind::At]);
+    let defer = PublishOptions { defer: Some(Span::from_secs(2)) };
+    rig.node.publish_with(rig.now, &topic("t"), b"later", defer).unwrap();
+    rig.publish("t");
+    rig.node.pause_topic(rig.now, &topic("t")).unwrap();
+    rig.at(1000).answers("lookup0:4161", &channels(&["a"]));
+    rig.expect("t", &[("a", 0)], 2);
+    rig.node.unpause_topic(rig.now, &topic("t")).unwrap();
+    rig.expect("t", &[("a", 1)], 0);
+    rig.at(2999);
+    rig.node.tick(rig.now);
+    rig.expect("t", &[("a", 1)], 0);
+    rig.at(3000);
+    rig.node.tick(rig.now);
+    rig.expect("t", &[("a", 2)], 0);
+    // Nor does unpausing let go of one that is held.
+    rig.publish("u");
+    rig.node.create_channel(rig.now, &topic("u"), &channel("c")).unwrap();
+    rig.node.unpause_topic(rig.now, &topic("u")).unwrap();
+    rig.expect("u", &[("c", 0)], 1);
+}
+
+#[test]
+fn ephemeral_topics_are_asked_for_by_their_name() {
+    let mut rig = Rig::new(&[Kind::At]);
+    rig.publish("t#ephemeral").dials("lookup0:4161");
+    assert!(rig.open().starts_with("GET /channels?topic=t%23ephemeral HTTP/1.1\r\n"));
+}
+
+#[test]
+fn a_clock_at_its_end_makes_it_late_and_not_wrong() {
+    let mut rig = Rig::new(&[Kind::At, Kind::At]);
+    rig.now = Instant::from_micros(u64::MAX - 1);
+    rig.publish("t").answers("lookup0:4161", &channels(&["a"]));
+    rig.dials("lookup1:4162");
+    assert_eq!(rig.deadline(), Instant::NEVER);
+    rig.open();
+    rig.hear(channels(&[])).unwrap();
+    rig.expect("t", &[("a", 1)], 0);
+    // One that jumps there makes it late.
+    let mut rig = Rig::new(&[Kind::At, Kind::At]);
+    rig.publish("t").dials("lookup0:4161");
+    rig.open();
+    rig.now = Instant::from_micros(u64::MAX - 1);
+    rig.with_session(|session, now| session.tick(now));
+    assert!(!rig.node.is_asking());
+    // Back at the start, it waits as long as from there.
+    let mut rig = Rig::new(&[Kind::At]);
+    rig.publish("t");
+    rig.now = Instant::ZERO;
+    rig.dials("lookup0:4161");
+    assert_eq!(rig.deadline(), Instant::from_millis(1000 + WAIT));
+}
+
+#[test]
+fn a_port_of_zero_is_nobody() {
+    let mut rig = Rig::new(&[]);
+    rig.publish("t");
+    let host: Address = "lookup:4160".parse().unwrap();
+    let lookupds = [Lookupd::At(&host, 0)];
+    assert_eq!(rig.node.asking(&lookupds).unwrap().dial(rig.now), None);
+    assert!(!rig.node.is_asking());
+}

@@ -1,0 +1,365 @@
+//! Messages on their way out, and what their clients answer.
+
+use super::{ATTEMPTS_MAX, Delivery, NotYours, SKIPS_MAX, Shared};
+use crate::nsqd::Full;
+use crate::nsqd::arena::{Lane, NIL};
+use crate::nsqd::table::{Entry, NONE, Subscription, Used};
+use crate::time::{Instant, Span};
+use crate::wire::nsqd::MessageId;
+
+impl Shared<'_> {
+    /// The next message for a client, if it is to have one now.
+    pub(in crate::nsqd) fn deliver(
+        &mut self,
+        now: Instant,
+        id: u8,
+        msg_timeout: Span,
+        sample_rate: u8,
+    ) -> Option<Delivery> {
+        let seat = *self.seat(id)?;
+        let at = seat.channel;
+        if !seat.wants() || self.channel(at)?.paused {
+            return None;
+        }
+        self.release_due(now, at);
+        for _ in 0..SKIPS_MAX {
+            let channel = self.channel(at)?;
+            if channel.queued == 0 && channel.requeued.len == 0 {
+                return None;
+            }
+            if !self.may_have_entry(id, at) || !self.may_have_blocks(id, at) || self.yields(id, at)
+            {
+                return None;
+            }
+            let lane = self.channel(at)?.lane;
+            let message = self.next_message(at)?;
+            if sample_rate > 0 && !self.samples(sample_rate) {
+                self.done(message, lane);
+                self.trim_of(at);
+                self.counters.sampled_out = self.counters.sampled_out.saturating_add(1);
+                continue;
+            }
+            return self.take_off(now, id, at, message, msg_timeout);
+        }
+        // The rest another time.
+        self.changed();
+        None
+    }
+
+    fn take_off(
+        &mut self,
+        now: Instant,
+        id: u8,
+        at: u8,
+        message: u16,
+        msg_timeout: Span,
+    ) -> Option<Delivery> {
+        let free = self
+            .range(at)
+            .find(|index| self.entries.get(*index).is_some_and(|entry| entry.message == NIL))?;
+        let lane = self.channel(at)?.lane;
+        let attempts = self.store.attempts(message, lane).saturating_add(1).min(ATTEMPTS_MAX);
+        self.store.set_attempts(message, lane, attempts);
+        self.store.set_lane(message, lane, Lane::InFlight);
+        if let Some(entry) = self.entries.get_mut(free) {
+            *entry = Entry {
+                deadline: now.after(msg_timeout),
+                delivered: now,
+                sequence: self.store.sequence(message),
+                message,
+                owner: id,
+            };
+        }
+        let channel = self.channel_mut(at)?;
+        channel.in_flight = channel.in_flight.saturating_add(1);
+        channel.turn = channel.turn.wrapping_add(1);
+        channel.delivered = true;
+        let turn = channel.turn;
+        let more = channel.queued > 0 || channel.requeued.len > 0;
+        let seat = self.seat_mut(id)?;
+        seat.in_flight = seat.in_flight.saturating_add(1);
+        seat.delivered = seat.delivered.saturating_add(1);
+        seat.turn = turn;
+        self.counters.delivered = self.counters.delivered.saturating_add(1);
+        self.trim_of(at);
+        // Pinned while it is being written.
+        self.pin(message);
+        if more && self.has_other(id, at) {
+            // The next one is somebody else's.
+            self.changed();
+        }
+        Some(Delivery { message, attempts })
+    }
+
+    /// Whether there is an entry for one more message to a client. The last ones are for those who
+    /// have nothing.
+    fn may_have_entry(&mut self, id: u8, at: u8) -> bool {
+        let Some(channel) = self.channel(at) else { return false };
+        let free = self.per_channel.saturating_sub(channel.in_flight);
+        let mut owed = 0u16;
+        if self.seat(id).is_some_and(|seat| seat.in_flight > 0) {
+            let others = self
+                .seats
+                .iter()
+                .filter(|seat| seat.channel == at && seat.ready > 0 && seat.in_flight == 0);
+            owed = others.fold(0, |owed: u16, _| owed.saturating_add(1));
+        }
+        let may = free > owed;
+        if !may && let Some(channel) = self.channel_mut(at) {
+            channel.starved = true;
+        }
+        may
+    }
+
+    /// Whether a client may have one more message, where the application's are to find room whatever
+    /// clients do. While no more than its reserve is free, who has a message gets none as long as the
+    /// channel has in flight of the application's its part of half the reserve. As many channels as
+    /// there are clients can be consumed.
+    fn may_have_blocks(&mut self, id: u8, at: u8) -> bool {
+        let free = self.store.free().saturating_sub(self.store.reserved());
+        if self.config.full != Full::DropAnswered
+            || free > self.reserve
+            || self.seat(id).is_none_or(|seat| seat.in_flight == 0)
+        {
+            return true;
+        }
+        let entries = self.entries.get(self.range(at)).unwrap_or_default();
+        let own = entries
+            .iter()
+            .filter(|entry| entry.message != NIL && self.store.is_own(entry.message))
+            .map(|entry| self.store.layout().blocks(self.store.len(entry.message)))
+            .fold(0, u32::saturating_add);
+        let parts = (self.seats.len() as u32).saturating_mul(2);
+        let may = own.saturating_mul(parts) < self.reserve.into();
+        if !may {
+            if let Some(channel) = self.channel_mut(at) {
+                channel.starved = true;
+            }
+            self.wanted = true;
+        }
+        may
+    }
+
+    /// Whether it is another client's turn. Who has let that one go first does not wait for it a
+    /// second time, whatever the other does.
+    fn yields(&mut self, id: u8, at: u8) -> bool {
+        let Some(turn) = self.channel(at).map(|channel| channel.turn) else { return false };
+        let Some(seat) = self.seat(id).copied() else { return false };
+        if seat.yielded == Some(turn) {
+            return false;
+        }
+        let before = |other: &Subscription| (other.turn.wrapping_sub(seat.turn) as i32) < 0;
+        let is_next = |other: &Subscription| {
+            other.channel == at && other.idle && other.wants() && before(other)
+        };
+        let yields = self.seats.iter().any(is_next);
+        if yields {
+            if let Some(seat) = self.seat_mut(id) {
+                seat.yielded = Some(turn);
+            }
+            self.changed();
+        }
+        yields
+    }
+
+    fn has_other(&self, id: u8, at: u8) -> bool {
+        let mut seats = (0..=u8::MAX).zip(self.seats.iter());
+        seats.any(|(other, seat)| other != id && seat.channel == at && seat.idle && seat.wants())
+    }
+
+    fn samples(&mut self, rate: u8) -> bool {
+        self.jitter.between(Span::ZERO, Span::from_millis(99)).as_millis() < rate.into()
+    }
+
+    /// Takes a message out of what waits: of new and requeued ones in turn, so that neither keeps
+    /// the other waiting.
+    fn next_message(&mut self, at: u8) -> Option<u16> {
+        let channel = self.channel_mut(at)?;
+        let both = channel.requeued.len > 0 && channel.cursor != NIL;
+        let requeued = if both { channel.requeued_next } else { channel.requeued.len > 0 };
+        channel.requeued_next = both && !requeued;
+        if requeued {
+            return self.pop_requeued(at);
+        }
+        let message = channel.cursor;
+        if message == NIL {
+            return None;
+        }
+        channel.queued = channel.queued.saturating_sub(1);
+        let next = self.store.next(message);
+        self.channel_mut(at)?.cursor = next;
+        Some(message)
+    }
+
+    pub(super) fn pop_requeued(&mut self, at: u8) -> Option<u16> {
+        let channel = self.channels.get_mut(usize::from(at))?;
+        channel.requeued.pop_lane(&self.store, channel.lane)
+    }
+
+    pub(super) fn pop_deferred(&mut self, at: u8) -> Option<u16> {
+        let channel = self.channels.get_mut(usize::from(at))?;
+        channel.deferred.pop_lane(&self.store, channel.lane)
+    }
+
+    /// What was deferred until now waits for its delivery.
+    pub(in crate::nsqd) fn release_due(&mut self, now: Instant, at: u8) {
+        let mut released = false;
+        while let Some(channel) = self.channels.get_mut(usize::from(at))
+            && channel.deferred.len > 0
+            && self.store.due(channel.deferred.first, channel.lane) <= now
+            && let Some(message) = channel.deferred.pop_lane(&self.store, channel.lane)
+        {
+            self.store.set_lane(message, channel.lane, Lane::Requeued);
+            channel.requeued.push_lane(&mut self.store, message, channel.lane);
+            released = true;
+        }
+        if released {
+            self.changed();
+        }
+    }
+
+    /// When the next deferred message of a channel is due.
+    pub(in crate::nsqd) fn next_due(&self, at: u8) -> Instant {
+        match self.channel(at) {
+            Some(channel) if channel.deferred.len > 0 => {
+                self.store.due(channel.deferred.first, channel.lane)
+            }
+            _ => Instant::NEVER,
+        }
+    }
+
+    /// Which entry a client means.
+    fn flight(&self, id: u8, message: &MessageId) -> Result<(u8, usize), NotYours> {
+        let at = self.seat(id).map_or(NONE, |seat| seat.channel);
+        let sequence = self.sequence_of(message).ok_or(NotYours::NotInFlight)?;
+        let is = |entry: &Entry| entry.message != NIL && entry.sequence == sequence;
+        let found = self.range(at).find(|index| self.entries.get(*index).is_some_and(is));
+        let index = found.ok_or(NotYours::NotInFlight)?;
+        match self.entries.get(index) {
+            Some(entry) if entry.owner == id => Ok((at, index)),
+            _ => Err(NotYours::NotOwner),
+        }
+    }
+
+    /// FIN.
+    pub(in crate::nsqd) fn finish(
+        &mut self,
+        now: Instant,
+        id: u8,
+        message: &MessageId,
+    ) -> Result<(), NotYours> {
+        let (at, index) = self.flight(id, message)?;
+        let (message, lane) = self.land(at, index);
+        self.store.set_answered(message);
+        if self.done(message, lane)
+            && let Some(topic) = self.channel(at).map(|channel| channel.topic)
+            && let Some(topic) = self.topic_mut(topic)
+        {
+            topic.finished = Used::at(now);
+        }
+        if let Some(seat) = self.seat_mut(id) {
+            seat.finished = seat.finished.saturating_add(1);
+        }
+        self.counters.finished = self.counters.finished.saturating_add(1);
+        Ok(())
+    }
+
+    /// REQ.
+    pub(in crate::nsqd) fn requeue(
+        &mut self,
+        now: Instant,
+        id: u8,
+        message: &MessageId,
+        delay_ms: u32,
+    ) -> Result<(), NotYours> {
+        let (at, index) = self.flight(id, message)?;
+        let (message, lane) = self.land(at, index);
+        if delay_ms == 0 {
+            self.put_back(at, message, lane);
+        } else {
+            let due = now.after(Span::from_millis(delay_ms));
+            self.store.set_answered(message);
+            self.store.set_lane(message, lane, Lane::Deferred);
+            if let Some(channel) = self.channels.get_mut(usize::from(at)) {
+                channel.deferred.insert_lane(&mut self.store, message, lane, due);
+            }
+            self.changed();
+        }
+        if let Some(channel) = self.channel_mut(at) {
+            channel.requeues = channel.requeues.saturating_add(1);
+        }
+        if let Some(seat) = self.seat_mut(id) {
+            seat.requeued = seat.requeued.saturating_add(1);
+        }
+        self.counters.requeued = self.counters.requeued.saturating_add(1);
+        Ok(())
+    }
+
+    /// TOUCH: gives the new deadline.
+    pub(in crate::nsqd) fn touch(
+        &mut self,
+        now: Instant,
+        id: u8,
+        message: &MessageId,
+        msg_timeout: Span,
+    ) -> Result<Instant, NotYours> {
+        let (_, index) = self.flight(id, message)?;
+        let longest = Span::from_millis(self.limits.max_msg_timeout_ms);
+        let Some(entry) = self.entries.get_mut(index) else { return Err(NotYours::NotInFlight) };
+        entry.deadline = now.after(msg_timeout).min(entry.delivered.after(longest));
+        Ok(entry.deadline)
+    }
+
+    /// Takes back what a client has had for too long. Gives the time of the next.
+    pub(in crate::nsqd) fn expire(&mut self, now: Instant, id: u8) -> Instant {
+        let at = self.seat(id).map_or(NONE, |seat| seat.channel);
+        let mut next = Instant::NEVER;
+        for index in self.range(at) {
+            let Some(entry) = self.entries.get(index) else { break };
+            if entry.message == NIL || entry.owner != id {
+                continue;
+            }
+            if entry.deadline > now {
+                next = next.min(entry.deadline);
+                continue;
+            }
+            let (message, lane) = self.land(at, index);
+            self.put_back(at, message, lane);
+            if let Some(channel) = self.channel_mut(at) {
+                channel.timeouts = channel.timeouts.saturating_add(1);
+            }
+            self.counters.timed_out = self.counters.timed_out.saturating_add(1);
+        }
+        next
+    }
+
+    /// The message is no longer in flight.
+    pub(super) fn land(&mut self, at: u8, index: usize) -> (u16, u8) {
+        let entry = self.entries.get(index).copied().unwrap_or(Entry::FREE);
+        self.end_flight(at, index, entry.owner);
+        (entry.message, self.channel(at).map_or(0, |channel| channel.lane))
+    }
+
+    pub(super) fn end_flight(&mut self, at: u8, index: usize, owner: u8) {
+        if let Some(entry) = self.entries.get_mut(index) {
+            *entry = Entry::FREE;
+        }
+        if let Some(seat) = self.seat_mut(owner) {
+            seat.in_flight = seat.in_flight.saturating_sub(1);
+        }
+        let Some(channel) = self.channel_mut(at) else { return };
+        channel.in_flight = channel.in_flight.saturating_sub(1);
+        if channel.starved {
+            channel.starved = false;
+            self.changed();
+        }
+    }
+
+    pub(super) fn put_back(&mut self, at: u8, message: u16, lane: u8) {
+        self.store.set_lane(message, lane, Lane::Requeued);
+        if let Some(channel) = self.channels.get_mut(usize::from(at)) {
+            channel.requeued.push_lane(&mut self.store, message, lane);
+        }
+        self.changed();
+    }
+}

@@ -1,0 +1,377 @@
+//! What becomes of messages: the part of a node that all sessions share.
+
+mod deliver;
+mod publish;
+mod shape;
+
+use core::fmt;
+
+use super::arena::{Arena, Cursor, Lane, NIL};
+use super::table::{Channel, Entry, NONE, Subscription, Topic};
+use super::{Config, Counters};
+use crate::time::{Instant, Jitter};
+use crate::wire::nsqd::{Limits, MessageId};
+
+/// Above it pynsq reads a number below zero.
+const ATTEMPTS_MAX: u16 = i16::MAX as u16;
+
+/// How many messages in a row a client's sampling may skip before others get their turn.
+const SKIPS_MAX: u32 = 64;
+
+/// Why a message is not taken now.
+pub(super) const NO_ROOM: &str = "no room";
+const NO_ROOM_ANNOUNCED: &str = "no room beside what others have announced";
+pub(super) const NO_ROOM_UNCONSUMED: &str = "no room for what nobody consumes";
+
+/// What all clients share.
+#[derive(Debug)]
+pub(super) struct Shared<'a> {
+    pub(super) config: &'a Config<'a>,
+    pub(super) limits: Limits,
+    pub(super) store: Arena<'a>,
+    /// Blocks kept free for the application.
+    reserve: u16,
+    /// Blocks that clients can hold together for what is not whole yet.
+    pub(super) announced_max: u16,
+    /// Blocks that they hold for it.
+    pub(super) announced: u32,
+    /// Blocks that clients' messages can take in topics that nobody consumes.
+    unconsumed_max: u16,
+    /// What there was no room for last.
+    pub(super) lack: &'static str,
+    /// Messages that expired, of which the application was not told.
+    pub(in crate::nsqd) expired_unsaid: u32,
+    /// Blocks that the application's messages take.
+    own: u16,
+    pub(super) topics: &'a mut [Topic],
+    pub(super) channels: &'a mut [Channel],
+    /// So many for each channel.
+    pub(super) entries: &'a mut [Entry],
+    pub(super) per_channel: u16,
+    pub(super) seats: &'a mut [Subscription],
+    /// The next message's number.
+    pub(super) next: u64,
+    pub(super) counters: Counters,
+    pub(super) version: u32,
+    pub(super) topology: u32,
+    /// Messages dropped that the application was not told of.
+    pub(in crate::nsqd) unsaid: u32,
+    /// Tables that were full when somebody needed room, a bit for each, since when they had it last;
+    /// and those of which the application was not told.
+    pub(in crate::nsqd) full_said: u8,
+    pub(in crate::nsqd) full_unsaid: u8,
+    /// Somebody waits for room.
+    pub(super) wanted: bool,
+    /// New topics are held until nsqlookupds were asked for their channels.
+    pub(super) asks: bool,
+    /// A topic may be held. While it is not set, none is, and nobody looks through all of them.
+    pub(in crate::nsqd) holds: bool,
+    /// The topic whose channels one is being asked for; [`NONE`] if that is over, or of no use any
+    /// more.
+    pub(super) asked: u8,
+    jitter: Jitter,
+    /// Unix time at the platform's start, in nanoseconds.
+    pub(super) epoch: i64,
+}
+
+/// Messages on their way into a topic: stored, but nobody's yet.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Draft {
+    first: u16,
+    last: u16,
+    count: u32,
+    bytes: u32,
+    /// Blocks that are kept free for the rest.
+    promised: u16,
+    /// Blocks that the messages take so far.
+    held: u16,
+    /// Blocks that count as announced, unless all of it is here.
+    claimed: u16,
+    /// The application's, which nothing is kept from.
+    own: bool,
+    /// All of it was sent, if it is as long as announced: it need not wait for what others have
+    /// announced.
+    pub(super) here: bool,
+    /// Where the last one is being filled.
+    to: Cursor,
+}
+
+impl Draft {
+    /// Nothing yet, from a client.
+    pub(super) const NONE: Self = Self {
+        first: NIL,
+        last: NIL,
+        count: 0,
+        bytes: 0,
+        promised: 0,
+        held: 0,
+        claimed: 0,
+        own: false,
+        here: false,
+        to: Cursor::NONE,
+    };
+
+    /// Nothing yet, from the application.
+    pub(super) const OWN: Self = Self { own: true, ..Self::NONE };
+
+    /// How many messages there are, the last one included that may not be whole.
+    pub(super) const fn count(&self) -> u32 {
+        self.count
+    }
+}
+
+/// The table that has no room for another topic or channel, nor anything to give back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub enum TableFull {
+    /// The topics: the storage's `TOPICS`.
+    Topics,
+    /// The channels of all topics together: the storage's `CHANNELS`.
+    Channels,
+    /// A topic's channels: [`Config::channels_per_topic`].
+    ChannelsOfTopic,
+}
+
+impl TableFull {
+    pub(super) const fn text(self) -> &'static str {
+        match self {
+            Self::Topics => "no room for another topic",
+            Self::Channels => "no room for another channel",
+            Self::ChannelsOfTopic => "no room for another channel of this topic",
+        }
+    }
+
+    pub(super) const fn bit(self) -> u8 {
+        match self {
+            Self::Topics => 1,
+            Self::Channels => 2,
+            Self::ChannelsOfTopic => 4,
+        }
+    }
+}
+
+impl fmt::Display for TableFull {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.text())
+    }
+}
+
+/// Why a message cannot be answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum NotYours {
+    NotInFlight,
+    NotOwner,
+}
+
+/// A message to be written to a client.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Delivery {
+    pub(super) message: u16,
+    pub(super) attempts: u16,
+}
+
+impl<'a> Shared<'a> {
+    pub(in crate::nsqd) fn new(
+        config: &'a Config<'a>,
+        store: Arena<'a>,
+        topics: &'a mut [Topic],
+        channels: &'a mut [Channel],
+        entries: &'a mut [Entry],
+        seats: &'a mut [Subscription],
+        per_channel: u16,
+    ) -> Self {
+        topics.fill_with(|| Topic::NEW);
+        channels.fill_with(|| Channel::NEW);
+        entries.fill(Entry::FREE);
+        seats.fill(Subscription::EMPTY);
+        let blocks = u32::from(store.capacity());
+        let share = |percent: u8| blocks.saturating_mul(percent.into());
+        let reserve = share(config.reserve_percent).div_euclid(100) as u16;
+        let announced_max = share(config.announced_percent).div_ceil(100) as u16;
+        let longest = store.layout().longest_in(announced_max);
+        let mut limits = config.limits;
+        limits.max_rdy_count = limits.max_rdy_count.min(per_channel.into());
+        limits.max_msg_size = limits.max_msg_size.min(longest);
+        limits.deflate = false;
+        limits.snappy = false;
+        Self {
+            config,
+            limits,
+            store,
+            reserve,
+            announced_max,
+            announced: 0,
+            unconsumed_max: share(config.unconsumed_percent).div_ceil(100) as u16,
+            lack: NO_ROOM,
+            expired_unsaid: 0,
+            own: 0,
+            topics,
+            channels,
+            entries,
+            per_channel,
+            seats,
+            next: 0,
+            counters: Counters::default(),
+            version: 0,
+            topology: 0,
+            unsaid: 0,
+            full_said: 0,
+            full_unsaid: 0,
+            wanted: false,
+            asks: false,
+            holds: false,
+            asked: NONE,
+            jitter: Jitter::new(config.seed),
+            epoch: 0,
+        }
+    }
+
+    /// Whoever waits may want to look.
+    pub(in crate::nsqd) fn changed(&mut self) {
+        self.version = self.version.wrapping_add(1);
+    }
+
+    pub(in crate::nsqd) fn topic(&self, at: u8) -> Option<&Topic> {
+        self.topics.get(usize::from(at))
+    }
+
+    fn topic_mut(&mut self, at: u8) -> Option<&mut Topic> {
+        self.topics.get_mut(usize::from(at))
+    }
+
+    pub(in crate::nsqd) fn channel(&self, at: u8) -> Option<&Channel> {
+        self.channels.get(usize::from(at))
+    }
+
+    fn channel_mut(&mut self, at: u8) -> Option<&mut Channel> {
+        self.channels.get_mut(usize::from(at))
+    }
+
+    pub(in crate::nsqd) fn seat(&self, id: u8) -> Option<&Subscription> {
+        self.seats.get(usize::from(id))
+    }
+
+    pub(in crate::nsqd) fn seat_mut(&mut self, id: u8) -> Option<&mut Subscription> {
+        self.seats.get_mut(usize::from(id))
+    }
+
+    /// Unix time in nanoseconds.
+    pub(in crate::nsqd) fn unix(&self, now: Instant) -> i64 {
+        let nanos = i64::try_from(now.as_micros()).unwrap_or(i64::MAX).saturating_mul(1000);
+        self.epoch.saturating_add(nanos)
+    }
+
+    /// The message is being written: its blocks stay.
+    fn pin(&mut self, message: u16) {
+        let refs = self.store.refs(message).saturating_add(1);
+        self.store.set_refs(message, refs);
+    }
+
+    /// One fewer needs the message.
+    pub(in crate::nsqd) fn release(&mut self, message: u16) {
+        let refs = self.store.refs(message).saturating_sub(1);
+        self.store.set_refs(message, refs);
+        if refs == 0 && !self.store.is_listed(message) {
+            self.free(message);
+        }
+    }
+
+    /// A channel is done with a message; whether all are.
+    fn done(&mut self, message: u16, lane: u8) -> bool {
+        self.store.set_lane(message, lane, Lane::Done);
+        let is_done = |lane| self.store.lane(message, lane) == Lane::Done;
+        let all = (0..self.config.channels_per_topic).all(is_done);
+        if all {
+            // It may be being written still: its topic may be gone by the end of that.
+            self.uncount(message);
+        }
+        self.release(message);
+        all
+    }
+
+    /// Nobody needs the message.
+    fn free(&mut self, message: u16) {
+        self.uncount(message);
+        self.store.give(message);
+        self.freed();
+    }
+
+    /// The message does not count as its publisher's any more.
+    fn uncount(&mut self, message: u16) {
+        let blocks = self.store.uncount(message);
+        if self.store.is_own(message) {
+            self.own = self.own.saturating_sub(blocks);
+        } else if let Some(topic) = self.topic_mut(self.store.topic(message)) {
+            topic.theirs = topic.theirs.saturating_sub(blocks);
+        }
+    }
+
+    fn trim_of(&mut self, channel: u8) {
+        if let Some(topic) = self.channel(channel).map(|channel| channel.topic) {
+            self.trim(topic);
+        }
+    }
+
+    /// Takes out of a topic's list what all cursors have passed.
+    fn trim(&mut self, at: u8) {
+        while let Some(topic) = self.topics.get_mut(usize::from(at))
+            && topic.list.len > 0
+        {
+            let message = topic.list.first;
+            let is_queued = |lane| self.store.lane(message, lane) == Lane::Queued;
+            if (0..self.config.channels_per_topic).any(is_queued) {
+                return;
+            }
+            let _ = topic.list.pop(&self.store);
+            self.unlisted(message);
+        }
+    }
+
+    fn unlisted(&mut self, message: u16) {
+        self.store.set_listed(message, false);
+        if self.store.refs(message) == 0 {
+            self.free(message);
+        }
+    }
+
+    /// Blocks became free.
+    fn freed(&mut self) {
+        if self.wanted {
+            self.wanted = false;
+            self.changed();
+        }
+    }
+
+    fn range(&self, channel: u8) -> core::ops::Range<usize> {
+        if channel == NONE {
+            return 0..0;
+        }
+        let per = usize::from(self.per_channel);
+        let start = usize::from(channel).saturating_mul(per);
+        start..start.saturating_add(per)
+    }
+
+    /// Sixteen hexadecimal digits: the boot's number, then the message's.
+    pub(in crate::nsqd) fn id_of(&self, sequence: u32) -> MessageId {
+        let mut id = [0; 16];
+        let number = u64::from(self.config.boot) << 32 | u64::from(sequence);
+        for (slot, nibble) in id.iter_mut().zip((0..16).rev()) {
+            let digit = (number >> (4 * nibble)) as u8 & 15;
+            *slot = if digit < 10 { b'0' | digit } else { (b'a' - 10).wrapping_add(digit) };
+        }
+        MessageId(id)
+    }
+
+    fn sequence_of(&self, id: &MessageId) -> Option<u32> {
+        let mut number = 0u64;
+        for byte in id.0 {
+            let digit = match byte {
+                b'0'..=b'9' => byte & 15,
+                b'a'..=b'f' => byte.wrapping_sub(b'a').wrapping_add(10),
+                _ => return None,
+            };
+            number = number << 4 | u64::from(digit);
+        }
+        ((number >> 32) as u32 == self.config.boot).then_some(number as u32)
+    }
+}

@@ -1,0 +1,515 @@
+//! Messages on their way in, and what goes when there is no room for them.
+
+use super::{Draft, NO_ROOM, NO_ROOM_ANNOUNCED, NO_ROOM_UNCONSUMED, Shared};
+use crate::name::TopicName;
+use crate::nsqd::Full;
+use crate::nsqd::arena::{Arena, Lane, NIL};
+use crate::nsqd::table::{NONE, Origin, Topic, Used};
+use crate::time::{Instant, Span};
+
+impl Shared<'_> {
+    /// How many blocks to keep free for a batch, if its announced length is true and its messages
+    /// are of a length; `None` if it never fits.
+    pub(in crate::nsqd) fn batch_blocks(&self, len: u32, count: u32) -> Option<u16> {
+        let layout = self.store.layout();
+        let bytes = len.saturating_sub(4).saturating_sub(count.saturating_mul(4));
+        if layout.blocks_of(count, bytes) > self.announced_max.into() {
+            return None;
+        }
+        let each = layout.blocks(bytes.checked_div(count).unwrap_or_default());
+        let all = u16::try_from(each.saturating_mul(count)).unwrap_or(u16::MAX);
+        Some(all.min(self.announced_max))
+    }
+
+    /// Whether a client's message of `len` bytes never fits behind what its batch has already.
+    pub(in crate::nsqd) fn never_fits(&self, draft: &Draft, len: u32) -> bool {
+        let blocks = self.store.layout().blocks(len).saturating_add(draft.held.into());
+        blocks > self.announced_max.into()
+    }
+
+    /// Keeps room for a batch; false if there is none now. Nothing is dropped for what is only
+    /// announced: where the oldest make room, they do so message by message.
+    pub(in crate::nsqd) fn promise(
+        &mut self,
+        now: Instant,
+        topic: &TopicName,
+        draft: &mut Draft,
+        blocks: u16,
+    ) -> bool {
+        let more = self.unclaimed(draft, blocks.into());
+        if !self.may_claim(draft, more) || !self.has_share(now, topic, draft, blocks.into()) {
+            return false;
+        }
+        loop {
+            let kept = self.store.reserve(blocks, self.kept(draft.own));
+            if kept {
+                draft.promised = draft.promised.saturating_add(blocks);
+            }
+            if kept || self.config.full == Full::DropOldest {
+                self.claim(draft, more);
+                return true;
+            }
+            if !self.expire_one(now, None) {
+                self.lack = NO_ROOM;
+                return false;
+            }
+        }
+    }
+
+    /// Whether a client's draft may have so many more blocks in its topic. Made so, if messages that
+    /// are old enough can go.
+    fn has_share(&mut self, now: Instant, topic: &TopicName, draft: &Draft, blocks: u32) -> bool {
+        let is_bounded = self.config.unconsumed_percent < 100;
+        if draft.own || !is_bounded || self.config.full == Full::DropOldest {
+            return true;
+        }
+        let topic = self.find_topic(topic);
+        let blocks = blocks.saturating_add(draft.held.into());
+        loop {
+            let only = match self.lacks_share(now, topic, blocks) {
+                None => return true,
+                Some(only) => only,
+            };
+            if !self.expire_one(now, only) {
+                self.lack = NO_ROOM_UNCONSUMED;
+                return false;
+            }
+        }
+    }
+
+    /// Whether so many blocks are too many for a topic that nobody consumes: the topic, if it has as
+    /// much as one can have; none, if all of them have together.
+    fn lacks_share(&self, now: Instant, topic: Option<u8>, blocks: u32) -> Option<Option<u8>> {
+        let is_consumed = |topic: &Topic| topic.finished.is_recent(now);
+        let own = topic.and_then(|at| self.topic(at));
+        if own.is_some_and(is_consumed) {
+            return None;
+        }
+        let max = u32::from(self.unconsumed_max);
+        let held = own.map_or(0, |topic| topic.theirs.into());
+        if blocks.saturating_add(held) > max.saturating_sub(max / 8) {
+            return Some(Some(topic.unwrap_or(NONE)));
+        }
+        let unconsumed = self.topics.iter().filter(|topic| !is_consumed(topic));
+        let all = unconsumed.fold(blocks, |all, topic| all.saturating_add(topic.theirs.into()));
+        (all > max).then_some(None)
+    }
+
+    /// Whether all that a client's draft has may go to its topic: others may have come first.
+    pub(in crate::nsqd) fn may_commit(
+        &mut self,
+        now: Instant,
+        topic: &TopicName,
+        draft: &Draft,
+    ) -> bool {
+        self.has_share(now, topic, draft, 0)
+    }
+
+    /// Drops the oldest message that is old enough, in a topic without a channel, or in this one if
+    /// it is one.
+    fn expire_one(&mut self, now: Instant, only: Option<u8>) -> bool {
+        let age = self.config.unconsumed_age;
+        if age == Span::ZERO || self.config.full == Full::DropOldest {
+            return false;
+        }
+        let mut oldest: Option<(u32, u8)> = None;
+        for at in 0..self.topics.len() as u8 {
+            let Some(topic) = self.topics.get(usize::from(at)) else { break };
+            let first = topic.held.first;
+            let may_go = topic.channels == 0
+                && topic.origin != Origin::Application
+                && only.is_none_or(|only| only == at);
+            if !may_go || first == NIL {
+                continue;
+            }
+            let is_old = Used::from_stored(self.store.held_since(first)).is_older(now, age);
+            let number = (self.next as u32).wrapping_sub(self.store.sequence(first));
+            if is_old && oldest.is_none_or(|(most, _)| number > most) {
+                oldest = Some((number, at));
+            }
+        }
+        let Some((_, at)) = oldest else { return false };
+        let Some(message) = self.pop_held(at) else { return false };
+        if let Some(topic) = self.topic_mut(at) {
+            topic.dropped = topic.dropped.saturating_add(1);
+        }
+        self.counters.expired = self.counters.expired.saturating_add(1);
+        self.expired_unsaid = self.expired_unsaid.saturating_add(1);
+        self.release(message);
+        self.changed();
+        true
+    }
+
+    /// What was taken for sent as a whole was not, and counts as announced from now on: false if
+    /// that is more than may be.
+    pub(in crate::nsqd) fn is_not_here(&mut self, draft: &mut Draft) -> bool {
+        let announced = self.announced.saturating_add(draft.claimed.into());
+        if announced > self.announced_max.into() {
+            return false;
+        }
+        self.announced = announced;
+        draft.here = false;
+        true
+    }
+
+    /// How many more blocks a draft claims with so many more for messages.
+    fn unclaimed(&self, draft: &Draft, blocks: u32) -> u32 {
+        if draft.own {
+            return 0;
+        }
+        blocks.saturating_add(draft.held.into()).saturating_sub(draft.claimed.into())
+    }
+
+    fn may_claim(&mut self, draft: &Draft, more: u32) -> bool {
+        self.lack = NO_ROOM_ANNOUNCED;
+        more == 0 || draft.here || self.announced.saturating_add(more) <= self.announced_max.into()
+    }
+
+    fn claim(&mut self, draft: &mut Draft, more: u32) {
+        draft.claimed = draft.claimed.saturating_add(more as u16);
+        if !draft.here {
+            self.announced = self.announced.saturating_add(more);
+        }
+    }
+
+    /// Nothing of it counts as announced any more.
+    fn unclaim(&mut self, draft: &Draft) {
+        if !draft.here {
+            self.announced = self.announced.saturating_sub(draft.claimed.into());
+        }
+    }
+
+    /// How many blocks are kept free for the application: where it can make room, what it has counts.
+    fn kept(&self, own: bool) -> u16 {
+        match self.config.full {
+            _ if own => 0,
+            Full::Refuse | Full::DropAnswered => self.reserve,
+            Full::DropOldest => self.reserve.saturating_sub(self.own),
+        }
+    }
+
+    /// Begins a message of `len` bytes; false if there is no room now.
+    pub(in crate::nsqd) fn begin(
+        &mut self,
+        now: Instant,
+        topic: &TopicName,
+        draft: &mut Draft,
+        len: u32,
+    ) -> bool {
+        let blocks = self.store.layout().blocks(len);
+        let more = self.unclaimed(draft, blocks);
+        if !self.may_claim(draft, more)
+            // What was promised to a batch was looked at then.
+            || (more > 0 && !self.has_share(now, topic, draft, blocks))
+        {
+            return false;
+        }
+        loop {
+            let kept = self.kept(draft.own);
+            if let Some((message, to)) = self.store.take(len, &mut draft.promised, kept) {
+                self.claim(draft, more);
+                draft.held = draft.held.saturating_add(blocks as u16);
+                if draft.first == NIL {
+                    draft.first = message;
+                } else {
+                    self.store.set_next(draft.last, message);
+                }
+                draft.last = message;
+                draft.to = to;
+                draft.count = draft.count.saturating_add(1);
+                draft.bytes = draft.bytes.saturating_add(len);
+                return true;
+            }
+            if !self.expire_one(now, None) && !self.make_room(blocks, draft) {
+                self.lack = NO_ROOM;
+                return false;
+            }
+        }
+    }
+
+    /// Takes room for `len` more bytes of the message that was begun last; false if there is none
+    /// now.
+    pub(in crate::nsqd) fn grow(
+        &mut self,
+        now: Instant,
+        topic: &TopicName,
+        draft: &mut Draft,
+        len: u32,
+    ) -> bool {
+        let blocks = self.store.missing(draft.last, len);
+        let more = self.unclaimed(draft, blocks);
+        if !self.may_claim(draft, more) || (more > 0 && !self.has_share(now, topic, draft, blocks))
+        {
+            return false;
+        }
+        while !self.store.grow(draft.last, &mut draft.to, len, self.kept(draft.own)) {
+            if !self.expire_one(now, None) && !self.make_room(blocks, draft) {
+                self.lack = NO_ROOM;
+                return false;
+            }
+        }
+        self.claim(draft, more);
+        draft.held = draft.held.saturating_add(blocks as u16);
+        draft.bytes = draft.bytes.saturating_add(len);
+        true
+    }
+
+    pub(in crate::nsqd) fn fill(&mut self, draft: &mut Draft, data: &[u8]) {
+        self.store.fill(&mut draft.to, data);
+    }
+
+    /// The messages are whole: the topic has them. Gives the number of the first, and how many
+    /// they are.
+    pub(in crate::nsqd) fn commit(
+        &mut self,
+        now: Instant,
+        at: u8,
+        draft: &mut Draft,
+        defer_ms: u32,
+    ) -> (u64, u32) {
+        let first = self.next;
+        self.unclaim(draft);
+        let Draft { first: mut message, count, bytes, mut promised, own, held, .. } = *draft;
+        *draft = Draft::NONE;
+        self.store.release(&mut promised);
+        if own {
+            self.own = self.own.saturating_add(held);
+        }
+        let timestamp = self.unix(now);
+        for _ in 0..count {
+            let next = self.store.next(message);
+            self.store.label(message, at, self.next as u32, timestamp, own);
+            self.store.set_refs(message, 1);
+            // Until the topic gives it to its channels.
+            self.store.set_due(message, 0, Instant::from_millis(defer_ms.into()));
+            self.store.set_held_since(message, Used::at(now).stored());
+            self.next = self.next.wrapping_add(1);
+            if let Some(topic) = self.topics.get_mut(usize::from(at)) {
+                topic.held.push(&mut self.store, message);
+            }
+            message = next;
+        }
+        if let Some(topic) = self.topic_mut(at) {
+            topic.messages = topic.messages.saturating_add(count.into());
+            topic.bytes = topic.bytes.saturating_add(bytes.into());
+            if !own {
+                topic.theirs = topic.theirs.saturating_add(held);
+            }
+        }
+        self.counters.accepted = self.counters.accepted.saturating_add(count.into());
+        self.flow(now, at);
+        self.changed();
+        if !own {
+            // Others may announce what this one had.
+            self.freed();
+        }
+        (first, count)
+    }
+
+    /// The messages will not be whole.
+    pub(in crate::nsqd) fn discard(&mut self, draft: &mut Draft) {
+        self.unclaim(draft);
+        let Draft { first: mut message, count, mut promised, .. } = *draft;
+        *draft = Draft::NONE;
+        self.store.release(&mut promised);
+        for _ in 0..count {
+            let next = self.store.next(message);
+            self.store.give(message);
+            message = next;
+        }
+        self.freed();
+    }
+
+    /// Gives the channels what the topic has held back, if it may flow.
+    pub(super) fn flow(&mut self, now: Instant, at: u8) {
+        let flows = |topic: &Topic| !topic.paused && topic.asking == 0 && topic.channels > 0;
+        while self.topic(at).is_some_and(flows)
+            && let Some(message) = self.pop_held(at)
+        {
+            self.distribute(now, at, message);
+        }
+        self.changed();
+    }
+
+    fn distribute(&mut self, now: Instant, at: u8, message: u16) {
+        let defer = self.store.due(message, 0);
+        let is_deferred = defer != Instant::ZERO;
+        let due = Instant::from_micros(now.as_micros().saturating_add(defer.as_micros()));
+        self.store.set_held_since(message, 0);
+        let mut refs = 0u16;
+        for channel in self.channels.iter_mut().filter(|channel| channel.topic == at) {
+            refs = refs.saturating_add(1);
+            channel.messages = channel.messages.saturating_add(1);
+            let lane = channel.lane;
+            if is_deferred {
+                self.store.set_lane(message, lane, Lane::Deferred);
+                channel.deferred.insert_lane(&mut self.store, message, lane, due);
+            } else {
+                self.store.set_lane(message, lane, Lane::Queued);
+                channel.queued = channel.queued.saturating_add(1);
+                if channel.cursor == NIL {
+                    channel.cursor = message;
+                }
+            }
+        }
+        self.store.set_refs(message, refs);
+        if !is_deferred && let Some(topic) = self.topics.get_mut(usize::from(at)) {
+            self.store.set_listed(message, true);
+            topic.list.push(&mut self.store, message);
+        }
+    }
+
+    pub(super) fn pop_held(&mut self, at: u8) -> Option<u16> {
+        self.topics.get_mut(usize::from(at))?.held.pop(&self.store)
+    }
+
+    /// Drops the oldest messages for so many more blocks, if that is wanted and makes enough room:
+    /// otherwise nothing changes.
+    fn make_room(&mut self, blocks: u32, draft: &Draft) -> bool {
+        match self.config.full {
+            Full::Refuse => return false,
+            Full::DropAnswered if !draft.own => return false,
+            Full::DropAnswered | Full::DropOldest => {}
+        }
+        let free = self.store.free().saturating_sub(self.store.reserved());
+        let free = free.saturating_sub(self.kept(draft.own)).saturating_add(draft.promised);
+        // Of the application's messages a client has only those dropped that are beyond its reserve.
+        let own = if draft.own { u16::MAX } else { self.own.saturating_sub(self.reserve) };
+        let missing = blocks.saturating_sub(free.into());
+        self.can_drop(missing, own.into()) && self.drop_oldest(own > 0)
+    }
+
+    /// Whether what may be dropped takes so many blocks, `own_max` of them of the application's
+    /// messages. Mostly the first few messages do.
+    fn can_drop(&self, blocks: u32, own_max: u32) -> bool {
+        let (mut own, mut others) = (0u32, 0u32);
+        let mut is_enough = |message: u16| {
+            if self.is_droppable(message) {
+                let sum = if self.store.is_own(message) { &mut own } else { &mut others };
+                *sum = sum.saturating_add(self.store.layout().blocks(self.store.len(message)));
+            }
+            own.min(own_max).saturating_add(others) >= blocks
+        };
+        for topic in &*self.topics {
+            for list in [topic.held, topic.list] {
+                let mut message = list.first;
+                for _ in 0..list.len {
+                    if is_enough(message) {
+                        return true;
+                    }
+                    message = self.store.next(message);
+                }
+            }
+        }
+        for channel in self.channels.iter().filter(|channel| channel.is_used()) {
+            for list in [channel.requeued, channel.deferred] {
+                let mut message = list.first;
+                for _ in 0..list.len {
+                    // Each once.
+                    let is_counted = self.store.is_listed(message)
+                        || (0..channel.lane)
+                            .any(|lane| self.store.lane(message, lane) != Lane::Done);
+                    if !is_counted && is_enough(message) {
+                        return true;
+                    }
+                    message = self.store.lane_next(message, channel.lane);
+                }
+            }
+        }
+        false
+    }
+
+    /// Of each queue the first message that nobody has in flight, and of these the oldest.
+    fn drop_oldest(&mut self, own: bool) -> bool {
+        let may_go =
+            |message: u16| self.is_droppable(message) && (own || !self.store.is_own(message));
+        let mut oldest: Option<(u32, u16)> = None;
+        let mut consider = |message: u16, store: &Arena<'_>, next: u64| {
+            let age = (next as u32).wrapping_sub(store.sequence(message));
+            if oldest.is_none_or(|(most, _)| age > most) {
+                oldest = Some((age, message));
+            }
+        };
+        for topic in &*self.topics {
+            for list in [topic.held, topic.list] {
+                let mut message = list.first;
+                for _ in 0..list.len {
+                    if may_go(message) {
+                        consider(message, &self.store, self.next);
+                        break;
+                    }
+                    message = self.store.next(message);
+                }
+            }
+        }
+        for channel in self.channels.iter().filter(|channel| channel.is_used()) {
+            for list in [channel.requeued, channel.deferred] {
+                let mut message = list.first;
+                for _ in 0..list.len {
+                    if may_go(message) {
+                        consider(message, &self.store, self.next);
+                        break;
+                    }
+                    message = self.store.lane_next(message, channel.lane);
+                }
+            }
+        }
+        let Some((_, message)) = oldest else { return false };
+        self.drop_message(message);
+        true
+    }
+
+    /// Nobody has it in flight, nor is it being written; with [`Full::DropAnswered`] somebody has
+    /// answered it.
+    fn is_droppable(&self, message: u16) -> bool {
+        if self.config.full == Full::DropAnswered && !self.store.is_answered(message) {
+            return false;
+        }
+        let mut waiting = 0u16;
+        for lane in 0..self.config.channels_per_topic {
+            match self.store.lane(message, lane) {
+                Lane::Done => {}
+                Lane::Queued | Lane::Requeued | Lane::Deferred => {
+                    waiting = waiting.saturating_add(1);
+                }
+                Lane::InFlight => return false,
+            }
+        }
+        // What the topic holds is in no lane.
+        self.store.refs(message) == waiting.max(1)
+    }
+
+    fn drop_message(&mut self, message: u16) {
+        let at = self.store.topic(message);
+        for channel in self.channels.iter_mut().filter(|channel| channel.topic == at) {
+            let lane = channel.lane;
+            match self.store.lane(message, lane) {
+                Lane::Done | Lane::InFlight => continue,
+                Lane::Queued => {
+                    channel.queued = channel.queued.saturating_sub(1);
+                    if channel.cursor == message {
+                        channel.cursor = self.store.next(message);
+                    }
+                }
+                Lane::Requeued => channel.requeued.unlink_lane(&mut self.store, message, lane),
+                Lane::Deferred => channel.deferred.unlink_lane(&mut self.store, message, lane),
+            }
+            channel.dropped = channel.dropped.saturating_add(1);
+        }
+        if let Some(topic) = self.topics.get_mut(usize::from(at)) {
+            let waits = (0..self.config.channels_per_topic)
+                .any(|lane| self.store.lane(message, lane) != Lane::Done);
+            if self.store.is_listed(message) {
+                topic.list.unlink(&mut self.store, message);
+            } else if !waits {
+                topic.held.unlink(&mut self.store, message);
+            }
+            topic.dropped = topic.dropped.saturating_add(1);
+        }
+        self.counters.dropped = self.counters.dropped.saturating_add(1);
+        self.unsaid = self.unsaid.saturating_add(1);
+        self.uncount(message);
+        self.store.give(message);
+        self.changed();
+    }
+}

@@ -1,0 +1,421 @@
+//! Topics and channels: made, deleted, emptied, paused; who is subscribed.
+
+use core::cmp::Reverse;
+
+use super::{Shared, TableFull};
+use crate::name::{ChannelName, TopicName};
+use crate::nsqd::arena::NIL;
+use crate::nsqd::table::{Channel, Entry, NONE, Origin, Subscription, Topic, Used};
+use crate::time::Instant;
+
+/// For how long a channel that has delivered nothing waits for its client to come back before its
+/// room is for others, 60 s: [`Used`].
+const UNUSED: u32 = (60_000_000u32 >> 16) + 1;
+
+/// What is lost with a topic or channel: what has the least goes first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Need {
+    /// Messages wait.
+    waiting: bool,
+    /// Somebody named it over HTTP.
+    named: bool,
+    /// Since when it is not used.
+    age: Reverse<u32>,
+}
+
+impl Shared<'_> {
+    pub(in crate::nsqd) fn find_topic(&self, name: &TopicName) -> Option<u8> {
+        self.topics.iter().position(|topic| topic.name == *name).map(|at| at as u8)
+    }
+
+    /// Whether a topic of that name is there, or can be made.
+    pub(in crate::nsqd) fn has_slot_for(
+        &mut self,
+        now: Instant,
+        name: &TopicName,
+        origin: Origin,
+    ) -> Result<(), TableFull> {
+        let has = |topic: &Topic| !topic.is_used() || topic.name == *name;
+        if self.topics.iter().any(has) || self.spare_topic(now, origin).is_some() {
+            return Ok(());
+        }
+        Err(self.refused(TableFull::Topics))
+    }
+
+    /// The topic of that name, made if need be: then it is held if nsqlookupds are to be asked for
+    /// its channels. If there is no room, the one that can best be spared goes.
+    pub(in crate::nsqd) fn topic_for(
+        &mut self,
+        now: Instant,
+        name: &TopicName,
+        origin: Origin,
+    ) -> Result<u8, TableFull> {
+        if let Some(at) = self.find_topic(name) {
+            if let Some(topic) = self.topic_mut(at) {
+                topic.used = Used::at(now);
+                topic.origin = topic.origin.max(origin);
+            }
+            return Ok(at);
+        }
+        let free = self.topics.iter().position(|topic| !topic.is_used()).map(|at| at as u8);
+        let at = match free.or_else(|| self.spare_topic(now, origin)) {
+            Some(at) => at,
+            None => return Err(self.refused(TableFull::Topics)),
+        };
+        if free.is_none() {
+            self.give_back_topic(at);
+        }
+        if let Some(topic) = self.topics.get_mut(usize::from(at)) {
+            *topic = Topic { name: *name, origin, used: Used::at(now), ..Topic::NEW };
+            if self.asks {
+                self.holds = true;
+                topic.asking = u8::MAX;
+                topic.ask_until = now.after(self.config.channels_wait);
+            }
+        }
+        self.full_said &= !TableFull::Topics.bit();
+        self.reshaped();
+        Ok(at)
+    }
+
+    /// Whether a topic is held until nsqlookupds were asked for its channels.
+    pub(in crate::nsqd) fn is_holding(&self) -> bool {
+        self.holds && self.topics.iter().any(|topic| topic.asking != 0)
+    }
+
+    /// Of the nsqlookupds that are still to be asked for a topic's channels, leaves only these; once
+    /// none is left, or no time, the topic is not held any more.
+    pub(in crate::nsqd) fn ask_only(&mut self, now: Instant, at: u8, lookupds: u8) {
+        let Some(topic) = self.topic_mut(at).filter(|topic| topic.asking != 0) else { return };
+        topic.asking &= if topic.ask_until <= now { 0 } else { lookupds };
+        if topic.asking == 0 {
+            self.flow(now, at);
+        }
+    }
+
+    pub(in crate::nsqd) fn find_channel(&self, topic: u8, name: &ChannelName) -> Option<u8> {
+        let is = |channel: &Channel| channel.topic == topic && channel.name == *name;
+        self.channels.iter().position(is).map(|at| at as u8)
+    }
+
+    /// The topic's channel of that name, made if need be: the topic's first gets what the topic
+    /// has held back so far. If there is no room, the one that can best be spared goes.
+    pub(in crate::nsqd) fn channel_for(
+        &mut self,
+        now: Instant,
+        topic: u8,
+        name: &ChannelName,
+        origin: Origin,
+    ) -> Result<u8, TableFull> {
+        if let Some(at) = self.find_channel(topic, name) {
+            if let Some(channel) = self.channel_mut(at) {
+                channel.origin = channel.origin.max(origin);
+            }
+            return Ok(at);
+        }
+        let is_taken = |channels: &[Channel], lane: u8| {
+            channels.iter().any(|channel| channel.topic == topic && channel.lane == lane)
+        };
+        let lanes = 0..self.config.channels_per_topic;
+        let mut lane = lanes.clone().find(|lane| !is_taken(self.channels, *lane));
+        let mut free = self.channels.iter().position(|channel| !channel.is_used());
+        if lane.is_none() || free.is_none() {
+            let (among, full) = match lane {
+                None => (topic, TableFull::ChannelsOfTopic),
+                Some(_) => (NONE, TableFull::Channels),
+            };
+            let Some(spare) = self.spare_channel(now, among) else {
+                return Err(self.refused(full));
+            };
+            self.give_back_channel(spare, topic);
+            lane = lanes.clone().find(|lane| !is_taken(self.channels, *lane));
+            free = Some(spare.into());
+        }
+        let lane = lane.unwrap_or_default();
+        let at = free.unwrap_or_default();
+        if let Some(channel) = self.channels.get_mut(at) {
+            let used = Used::at(now);
+            *channel = Channel { name: *name, topic, lane, origin, used, ..Channel::NEW };
+        }
+        if let Some(topic) = self.topic_mut(topic) {
+            topic.channels = topic.channels.saturating_add(1);
+        }
+        self.full_said &= TableFull::Topics.bit();
+        self.reshaped();
+        self.flow(now, topic);
+        Ok(at as u8)
+    }
+
+    /// The channel that a client subscribes to, made with its topic if need be; both or neither.
+    pub(in crate::nsqd) fn channel_of(
+        &mut self,
+        now: Instant,
+        topic: &TopicName,
+        channel: &ChannelName,
+    ) -> Result<u8, TableFull> {
+        if self.find_topic(topic).is_none() {
+            self.has_slot_for(now, topic, Origin::Client)?;
+            let is_free = |channel: &Channel| !channel.is_used();
+            if !self.channels.iter().any(is_free) && self.spare_channel(now, NONE).is_none() {
+                return Err(self.refused(TableFull::Channels));
+            }
+        }
+        let topic = self.topic_for(now, topic, Origin::Client)?;
+        self.channel_for(now, topic, channel, Origin::Client)
+    }
+
+    /// A table is full for somebody.
+    fn refused(&mut self, full: TableFull) -> TableFull {
+        let counters = &mut self.counters;
+        let count = match full {
+            TableFull::Topics => &mut counters.topics_refused,
+            TableFull::Channels => &mut counters.channels_refused,
+            TableFull::ChannelsOfTopic => &mut counters.channels_of_topic_refused,
+        };
+        *count = count.saturating_add(1);
+        if self.full_said & full.bit() == 0 {
+            self.full_said |= full.bit();
+            self.full_unsaid |= full.bit();
+            // Somebody may wait for the event.
+            self.changed();
+        }
+        full
+    }
+
+    /// How badly a channel is needed, if it can be given back to somebody who needs its room: `None`
+    /// if it cannot.
+    fn channel_need(&self, now: Instant, channel: &Channel) -> Option<Need> {
+        let age = channel.used.age(now);
+        let had_messages = || self.topic(channel.topic).is_none_or(|topic| topic.messages > 0);
+        let is_kept = !channel.is_used()
+            || channel.delivered
+            || channel.origin >= Origin::Http
+            || channel.paused
+            || channel.clients > 0
+            || (age < UNUSED && (channel.origin == Origin::Lookupd || had_messages()));
+        (!is_kept).then_some(Need {
+            waiting: channel.waiting() > 0,
+            named: false,
+            age: Reverse(age),
+        })
+    }
+
+    /// Likewise for a topic, and who needs its room.
+    fn topic_need(&self, now: Instant, at: u8, origin: Origin) -> Option<Need> {
+        let topic = self.topic(at)?;
+        let named = topic.origin == Origin::Http;
+        let is_kept = !topic.is_used()
+            || topic.origin == Origin::Application
+            || (named && origin == Origin::Http)
+            || topic.paused
+            || topic.held.len > 0;
+        if is_kept {
+            return None;
+        }
+        let mut need = Need { waiting: false, named, age: Reverse(topic.used.age(now)) };
+        for channel in self.channels.iter().filter(|channel| channel.topic == at) {
+            need.waiting |= self.channel_need(now, channel)?.waiting;
+        }
+        Some(need)
+    }
+
+    /// The topic that can best be spared, for one of that origin.
+    fn spare_topic(&self, now: Instant, origin: Origin) -> Option<u8> {
+        let all = (0..NONE).take(self.topics.len());
+        all.filter_map(|at| Some((self.topic_need(now, at, origin)?, at))).min().map(|(_, at)| at)
+    }
+
+    /// The channel that can best be spared, of one topic or, if that is [`NONE`], of all.
+    fn spare_channel(&self, now: Instant, topic: u8) -> Option<u8> {
+        let all = (0..NONE).zip(&*self.channels);
+        all.filter(|(_, channel)| topic == NONE || channel.topic == topic)
+            .filter_map(|(at, channel)| Some((self.channel_need(now, channel)?, at)))
+            .min()
+            .map(|(_, at)| at)
+    }
+
+    fn give_back_topic(&mut self, at: u8) {
+        for channel in 0..self.channels.len() as u8 {
+            if self.channel(channel).is_some_and(|channel| channel.topic == at) {
+                self.count_dropped(channel);
+            }
+        }
+        self.delete_topic(at);
+        let count = &mut self.counters.topics_given_back;
+        *count = count.saturating_add(1);
+    }
+
+    /// `for_topic` stays, whatever it is, since it gets another one.
+    fn give_back_channel(&mut self, at: u8, for_topic: u8) {
+        self.count_dropped(at);
+        if self.channel(at).is_some_and(|channel| channel.topic == for_topic) {
+            self.drop_channel(at);
+            self.reshaped();
+        } else {
+            self.delete_channel(at);
+        }
+        let count = &mut self.counters.channels_given_back;
+        *count = count.saturating_add(1);
+    }
+
+    /// What waits in a channel goes with it.
+    fn count_dropped(&mut self, at: u8) {
+        let waiting = self.channel(at).map_or(0, Channel::waiting);
+        self.counters.abandoned = self.counters.abandoned.saturating_add(waiting.into());
+        self.unsaid = self.unsaid.saturating_add(waiting);
+    }
+
+    /// Deletes a topic with its channels and messages; its subscribers are closed.
+    pub(in crate::nsqd) fn delete_topic(&mut self, at: u8) {
+        for channel in 0..self.channels.len() as u8 {
+            if self.channel(channel).is_some_and(|channel| channel.topic == at) {
+                self.drop_channel(channel);
+            }
+        }
+        self.empty_topic(at);
+        if let Some(topic) = self.topic_mut(at) {
+            *topic = Topic::NEW;
+        }
+        if self.asked == at {
+            // What comes here next is another topic.
+            self.asked = NONE;
+        }
+        for seat in &mut *self.seats {
+            for count in &mut seat.pubs {
+                if count.0 == at {
+                    *count = (NONE, 0);
+                }
+            }
+        }
+        self.reshaped();
+    }
+
+    /// Deletes a channel with its messages; its subscribers are closed. An ephemeral topic goes
+    /// with its last channel.
+    pub(in crate::nsqd) fn delete_channel(&mut self, at: u8) {
+        let Some(topic) = self.channel(at).map(|channel| channel.topic) else { return };
+        self.drop_channel(at);
+        self.reshaped();
+        if self.topic(topic).is_some_and(|topic| topic.channels == 0 && topic.name.is_ephemeral()) {
+            self.delete_topic(topic);
+        }
+    }
+
+    fn drop_channel(&mut self, at: u8) {
+        self.empty_channel(at);
+        for seat in &mut *self.seats {
+            if seat.channel == at {
+                seat.channel = NONE;
+                seat.ready = 0;
+                seat.kicked = true;
+            }
+        }
+        let Some(channel) = self.channel_mut(at) else { return };
+        let topic = channel.topic;
+        *channel = Channel::NEW;
+        if let Some(topic) = self.topic_mut(topic) {
+            topic.channels = topic.channels.saturating_sub(1);
+        }
+    }
+
+    /// Drops what a topic has not given to its channels.
+    pub(in crate::nsqd) fn empty_topic(&mut self, at: u8) {
+        while let Some(message) = self.pop_held(at) {
+            self.release(message);
+        }
+    }
+
+    /// Drops what a channel has: also what is in flight, whose answers come too late then.
+    pub(in crate::nsqd) fn empty_channel(&mut self, at: u8) {
+        let Some(channel) = self.channel_mut(at).filter(|channel| channel.is_used()) else {
+            return;
+        };
+        let (topic, lane, mut message) = (channel.topic, channel.lane, channel.cursor);
+        channel.cursor = NIL;
+        channel.queued = 0;
+        for _ in 0..self.store.capacity() {
+            if message == NIL {
+                break;
+            }
+            let next = self.store.next(message);
+            self.done(message, lane);
+            message = next;
+        }
+        self.trim(topic);
+        while let Some(message) = self.pop_requeued(at) {
+            self.done(message, lane);
+        }
+        while let Some(message) = self.pop_deferred(at) {
+            self.done(message, lane);
+        }
+        for index in self.range(at) {
+            let Some(entry) = self.entries.get(index) else { break };
+            let (message, owner) = (entry.message, entry.owner);
+            if message != NIL {
+                self.end_flight(at, index, owner);
+                self.done(message, lane);
+            }
+        }
+        self.changed();
+    }
+
+    pub(in crate::nsqd) fn pause_topic(&mut self, now: Instant, at: u8, paused: bool) {
+        if let Some(topic) = self.topic_mut(at) {
+            topic.paused = paused;
+        }
+        self.flow(now, at);
+    }
+
+    pub(in crate::nsqd) fn pause_channel(&mut self, at: u8, paused: bool) {
+        if let Some(channel) = self.channel_mut(at) {
+            channel.paused = paused;
+        }
+        self.changed();
+    }
+
+    fn reshaped(&mut self) {
+        self.topology = self.topology.wrapping_add(1);
+        self.changed();
+    }
+
+    /// A client goes: others get at once what it has in flight.
+    pub(in crate::nsqd) fn leave(&mut self, now: Instant, id: u8) {
+        let Some(seat) = self.seat_mut(id) else { return };
+        let at = seat.channel;
+        *seat = Subscription::EMPTY;
+        if at == NONE {
+            return;
+        }
+        for index in self.range(at) {
+            let is = |entry: &Entry| entry.message != NIL && entry.owner == id;
+            if self.entries.get(index).is_some_and(is) {
+                let (message, lane) = self.land(at, index);
+                self.put_back(at, message, lane);
+                self.counters.returned = self.counters.returned.saturating_add(1);
+            }
+        }
+        let Some(channel) = self.channel_mut(at) else { return };
+        channel.clients = channel.clients.saturating_sub(1);
+        channel.used = Used::at(now);
+        let topic = channel.topic;
+        let is_over = channel.clients == 0 && channel.name.is_ephemeral();
+        if let Some(topic) = self.topic_mut(topic) {
+            topic.used = Used::at(now);
+        }
+        if is_over {
+            self.delete_channel(at);
+        }
+        self.changed();
+    }
+
+    /// A client joins a channel.
+    pub(in crate::nsqd) fn join(&mut self, id: u8, at: u8) {
+        let Some(channel) = self.channel_mut(at) else { return };
+        channel.clients = channel.clients.saturating_add(1);
+        let turn = channel.turn;
+        if let Some(seat) = self.seat_mut(id) {
+            seat.channel = at;
+            seat.turn = turn;
+        }
+    }
+}

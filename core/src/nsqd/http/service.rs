@@ -1,0 +1,377 @@
+//! What is asked for over HTTP.
+
+use super::options::{Opt, set_lookupds};
+use super::publish::{EMPTY, Publish, no_slot};
+use super::stats::Stats;
+use super::{Client, Settings, Shared, Span};
+use crate::http::emit::{emit_i64, emit_text, emit_u64};
+use crate::http::{
+    self, Body, Content, End, Method, Piece, Refusal, Request, Route, Service, Status, Value,
+};
+use crate::name::{ChannelName, TopicName};
+use crate::nsqd::table::Origin;
+use crate::time::Instant;
+use crate::wire::Write;
+
+/// What is kept of a request while it is answered.
+#[derive(Debug)]
+pub(super) enum Task {
+    /// Nothing: it is done.
+    Done,
+    Ping,
+    Info,
+    Publish(Publish),
+    Stats(Stats),
+    /// An option's value, from the element on.
+    Option(Opt, u8),
+    SetLookupds,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum To {
+    Ping,
+    Info,
+    Pub,
+    Mpub,
+    Stats,
+    GetOption,
+    PutOption,
+    CreateTopic,
+    DeleteTopic,
+    EmptyTopic,
+    PauseTopic(bool),
+    CreateChannel,
+    DeleteChannel,
+    EmptyChannel,
+    PauseChannel(bool),
+}
+
+const CONFIG: &str = "/config/";
+
+const ROUTES: &[Route<To>] = &[
+    get("/ping", To::Ping),
+    get("/info", To::Info),
+    post("/pub", To::Pub),
+    post("/mpub", To::Mpub),
+    get("/stats", To::Stats),
+    post("/topic/create", To::CreateTopic),
+    post("/topic/delete", To::DeleteTopic),
+    post("/topic/empty", To::EmptyTopic),
+    post("/topic/pause", To::PauseTopic(true)),
+    post("/topic/unpause", To::PauseTopic(false)),
+    post("/channel/create", To::CreateChannel),
+    post("/channel/delete", To::DeleteChannel),
+    post("/channel/empty", To::EmptyChannel),
+    post("/channel/pause", To::PauseChannel(true)),
+    post("/channel/unpause", To::PauseChannel(false)),
+    get(CONFIG, To::GetOption),
+    Route { method: Method::Put, path: CONFIG, to: To::PutOption },
+];
+
+const fn get(path: &'static str, to: To) -> Route<To> {
+    Route { method: Method::Get, path, to }
+}
+
+const fn post(path: &'static str, to: To) -> Route<To> {
+    Route { method: Method::Post, path, to }
+}
+
+/// What requests are about.
+#[derive(Debug)]
+pub(super) struct RequestContext<'s, 'a> {
+    pub(super) clients: &'s [Client],
+    pub(super) shared: &'s mut Shared<'a>,
+    pub(super) settings: &'s mut Settings<'a>,
+}
+
+const NO_TOPIC: Refusal = Refusal::not_found("TOPIC_NOT_FOUND");
+
+/// As nsqd has it.
+const NO_VALUE: Refusal = Refusal::new(Status::ContentTooLarge, "INVALID_VALUE");
+
+impl RequestContext<'_, '_> {
+    /// Changes topics and channels.
+    fn change(&mut self, now: Instant, to: To, request: &Request<'_>) -> Result<Task, Refusal> {
+        let given = topic_param(request)?;
+        let topic = given.topic();
+        let found = topic.ok().and_then(|topic| self.shared.find_topic(&topic));
+        match to {
+            To::CreateTopic => {
+                let topic = topic.map_err(|_| Refusal::bad_request("INVALID_TOPIC"))?;
+                self.shared.topic_for(now, &topic, Origin::Http).map_err(no_slot)?;
+            }
+            To::DeleteTopic => self.shared.delete_topic(found.ok_or(NO_TOPIC)?),
+            To::EmptyTopic => {
+                topic.map_err(|_| Refusal::bad_request("INVALID_TOPIC"))?;
+                self.shared.empty_topic(found.ok_or(NO_TOPIC)?);
+            }
+            To::PauseTopic(paused) => {
+                self.shared.pause_topic(now, found.ok_or(NO_TOPIC)?, paused);
+            }
+            To::CreateChannel
+            | To::DeleteChannel
+            | To::EmptyChannel
+            | To::PauseChannel(_)
+            | To::Ping
+            | To::Info
+            | To::Pub
+            | To::Mpub
+            | To::Stats
+            | To::GetOption
+            | To::PutOption => {
+                topic.map_err(|_| Refusal::bad_request("INVALID_ARG_TOPIC"))?;
+                let channel = channel_param(request)?;
+                self.change_channel(now, to, found.ok_or(NO_TOPIC)?, &channel)?;
+            }
+        }
+        Ok(Task::Done)
+    }
+
+    fn change_channel(
+        &mut self,
+        now: Instant,
+        to: To,
+        topic: u8,
+        channel: &ChannelName,
+    ) -> Result<(), Refusal> {
+        if matches!(to, To::CreateChannel) {
+            let made = self.shared.channel_for(now, topic, channel, Origin::Http);
+            return made.map(|_| ()).map_err(no_slot);
+        }
+        let found = self.shared.find_channel(topic, channel);
+        let at = found.ok_or(Refusal::not_found("CHANNEL_NOT_FOUND"))?;
+        match to {
+            To::DeleteChannel => self.shared.delete_channel(at),
+            To::EmptyChannel => self.shared.empty_channel(at),
+            To::PauseChannel(paused) => self.shared.pause_channel(at, paused),
+            To::CreateChannel
+            | To::CreateTopic
+            | To::DeleteTopic
+            | To::EmptyTopic
+            | To::PauseTopic(_)
+            | To::Ping
+            | To::Info
+            | To::Pub
+            | To::Mpub
+            | To::Stats
+            | To::GetOption
+            | To::PutOption => {}
+        }
+        Ok(())
+    }
+
+    fn publish(&mut self, now: Instant, request: &Request<'_>) -> Result<Task, Refusal> {
+        let limits = self.shared.limits;
+        if request.body_len() == Some(0) {
+            return Err(EMPTY);
+        }
+        let topic = self.topic_to_publish(now, request)?;
+        let defer = request.param("defer").map(|defer| {
+            let defer = defer.number().filter(|ms| *ms <= limits.max_req_timeout_ms);
+            defer.ok_or(Refusal::bad_request("INVALID_DEFER"))
+        });
+        let defer_ms = defer.transpose()?.unwrap_or(0);
+        Ok(Task::Publish(Publish::one(topic, defer_ms, request.body_len())))
+    }
+
+    fn publish_many(&mut self, now: Instant, request: &Request<'_>) -> Result<Task, Refusal> {
+        let topic = self.topic_to_publish(now, request)?;
+        Ok(Task::Publish(if is_binary(request) {
+            Publish::binary(topic, request.body_len())
+        } else {
+            Publish::lines(topic)
+        }))
+    }
+
+    fn topic_to_publish(
+        &mut self,
+        now: Instant,
+        request: &Request<'_>,
+    ) -> Result<TopicName, Refusal> {
+        let given = topic_param(request)?;
+        let topic = given.topic().map_err(|_| Refusal::bad_request("INVALID_TOPIC"))?;
+        // Before its body is read.
+        self.shared.has_slot_for(now, &topic, Origin::Client).map_err(no_slot)?;
+        Ok(topic)
+    }
+
+    fn option(&self, request: &Request<'_>) -> Result<Opt, Refusal> {
+        let name = request.name_after(CONFIG);
+        name.and_then(Opt::find).ok_or(Refusal::bad_request("INVALID_OPTION"))
+    }
+
+    fn put_option(&self, request: &Request<'_>) -> Result<Task, Refusal> {
+        if request.body_len() == Some(0) {
+            return Err(NO_VALUE);
+        }
+        if self.option(request) != Ok(Opt::Lookupds) {
+            return Err(Refusal::bad_request("INVALID_OPTION"));
+        }
+        Ok(Task::SetLookupds)
+    }
+
+    fn write_info(&self, piece: &mut Piece<'_>) -> bool {
+        let config = self.settings.config;
+        let limits = &self.shared.limits;
+        piece.put(|w| {
+            w.write_all(b"{\"version\":")?;
+            emit_text(w, self.shared.config.version)?;
+            w.write_all(b",\"broadcast_address\":")?;
+            emit_text(w, config.broadcast_address)?;
+            w.write_all(b",\"hostname\":")?;
+            emit_text(w, config.hostname)?;
+            for (key, number) in [
+                (",\"http_port\":", u64::from(config.http_port)),
+                (",\"tcp_port\":", config.tcp_port.into()),
+            ] {
+                w.write_all(key.as_bytes())?;
+                emit_u64(w, number)?;
+            }
+            w.write_all(b",\"start_time\":")?;
+            emit_i64(w, start_time(self.shared))?;
+            let nanos = |ms: u32| u64::from(ms).saturating_mul(1_000_000);
+            for (key, number) in [
+                (",\"max_heartbeat_interval\":", nanos(limits.max_heartbeat_interval_ms)),
+                (",\"max_output_buffer_size\":", limits.max_output_buffer_size.into()),
+                (",\"max_output_buffer_timeout\":", nanos(limits.max_output_buffer_timeout_ms)),
+                // What nsqd has if nobody says otherwise; there is no deflate here.
+                (",\"max_deflate_level\":", 6),
+            ] {
+                w.write_all(key.as_bytes())?;
+                emit_u64(w, number)?;
+            }
+            w.write_all(b"}")
+        })
+    }
+}
+
+/// Unix time of the platform's start, in seconds.
+pub(super) fn start_time(shared: &Shared<'_>) -> i64 {
+    shared.unix(Instant::ZERO).div_euclid(1_000_000_000)
+}
+
+fn topic_param<'r>(request: &Request<'r>) -> Result<Value<'r>, Refusal> {
+    request.check_query().map_err(|_| Refusal::bad_request("INVALID_REQUEST"))?;
+    request.param("topic").ok_or(Refusal::bad_request("MISSING_ARG_TOPIC"))
+}
+
+/// Whether messages come with their lengths. nsqd takes every word for yes that is none for no.
+fn is_binary(request: &Request<'_>) -> bool {
+    request.param("binary").is_some_and(|value| !value.is("false") && !value.is("0"))
+}
+
+fn channel_param(request: &Request<'_>) -> Result<ChannelName, Refusal> {
+    let channel = request.param("channel").ok_or(Refusal::bad_request("MISSING_ARG_CHANNEL"))?;
+    channel.channel().map_err(|_| Refusal::bad_request("INVALID_ARG_CHANNEL"))
+}
+
+impl Service for RequestContext<'_, '_> {
+    type Task = Task;
+
+    const PARAMS: &'static [&'static str] =
+        &["topic", "channel", "defer", "binary", "format", "include_clients"];
+
+    fn config(&self) -> &http::Config {
+        &self.settings.config.times
+    }
+
+    fn wants(&self, request: &Request<'_>) -> Result<Body, Refusal> {
+        let limits = &self.shared.limits;
+        Ok(match http::find(ROUTES, request)? {
+            To::Pub => Body::Pieces(limits.max_msg_size, "MSG_TOO_BIG"),
+            To::Mpub if is_binary(request) => Body::Pieces(limits.max_body_size, "BODY_TOO_BIG"),
+            To::Mpub => Body::Lines(limits.max_body_size, "MSG_TOO_BIG"),
+            To::PutOption => Body::Whole("INVALID_VALUE"),
+            To::Ping
+            | To::Info
+            | To::Stats
+            | To::GetOption
+            | To::CreateTopic
+            | To::DeleteTopic
+            | To::EmptyTopic
+            | To::PauseTopic(_)
+            | To::CreateChannel
+            | To::DeleteChannel
+            | To::EmptyChannel
+            | To::PauseChannel(_) => Body::Ignore,
+        })
+    }
+
+    fn begin(&mut self, now: Instant, request: &Request<'_>) -> Result<Task, Refusal> {
+        let to = http::find(ROUTES, request)?;
+        Ok(match to {
+            To::Ping => Task::Ping,
+            To::Info => Task::Info,
+            To::Pub => self.publish(now, request)?,
+            To::Mpub => self.publish_many(now, request)?,
+            To::PutOption => self.put_option(request)?,
+            To::Stats => {
+                // Counted as it is, not as it was when somebody last looked.
+                for channel in 0..self.shared.channels.len() as u8 {
+                    self.shared.release_due(now, channel);
+                }
+                Task::Stats(Stats::new(request)?)
+            }
+            To::GetOption => Task::Option(self.option(request)?, 0),
+            To::CreateTopic
+            | To::DeleteTopic
+            | To::EmptyTopic
+            | To::PauseTopic(_)
+            | To::CreateChannel
+            | To::DeleteChannel
+            | To::EmptyChannel
+            | To::PauseChannel(_) => self.change(now, to, request)?,
+        })
+    }
+
+    fn body(&mut self, now: Instant, task: &mut Task, bytes: &[u8]) -> Result<usize, Refusal> {
+        match task {
+            Task::Publish(publish) => publish.take(now, self.shared, bytes),
+            Task::SetLookupds => set_lookupds(self.settings, bytes).map(|()| {
+                // Whoever registers the node may want to look.
+                self.shared.changed();
+                *task = Task::Option(Opt::Lookupds, 0);
+                bytes.len()
+            }),
+            Task::Done | Task::Ping | Task::Info | Task::Stats(_) | Task::Option(..) => {
+                Ok(bytes.len())
+            }
+        }
+    }
+
+    fn patience(&self) -> Span {
+        self.shared.config.publish_wait
+    }
+
+    fn answer(&mut self, now: Instant, task: &mut Task) -> Result<Content, Refusal> {
+        Ok(match task {
+            Task::Done => Content::Nothing,
+            Task::Ping => Content::Plain,
+            Task::Info => Content::Json,
+            Task::Publish(publish) => {
+                publish.commit(now, self.shared)?;
+                Content::Text
+            }
+            Task::Stats(stats) => stats.content(),
+            Task::Option(option, _) => option.content(),
+            // Its body was empty.
+            Task::SetLookupds => return Err(NO_VALUE),
+        })
+    }
+
+    fn write(&mut self, now: Instant, task: &mut Task, piece: &mut Piece<'_>) -> bool {
+        match task {
+            Task::Ping | Task::Publish(_) => piece.put(|w| w.write_all(b"OK")),
+            Task::Info => self.write_info(piece),
+            Task::Stats(stats) => stats.write(now, self.clients, self.shared, piece),
+            Task::Option(option, at) => option.write(self.shared, self.settings, at, piece),
+            Task::Done | Task::SetLookupds => true,
+        }
+    }
+
+    fn end(&mut self, _: Instant, task: Option<&mut Task>, _: End) {
+        if let Some(Task::Publish(publish)) = task {
+            publish.discard(self.shared);
+        }
+    }
+}

@@ -1,0 +1,794 @@
+//! A small nsqd: topics, channels, and clients that publish, subscribe, or both.
+//!
+//! A [`Nsqd`] takes messages from the application ([`Nsqd::publish`]) and from clients, keeps
+//! them in the lent store, and delivers each to every channel of its topic: within a channel to
+//! one client, until that finishes it. Standard clients see an nsqd.
+//!
+//! ```text
+//!            accepted                 fatal error, silence, channel deleted
+//! Unused ---------------> Up -------------------------------------> Closing
+//!    ^                     |  Init --SUB--> Subscribed --CLS--> Closing |
+//!    |                     | the client went                            |
+//!    +---------------------+-------------------------------- closed ----+
+//! ```
+//!
+//! # The life of a message
+//!
+//! A topic holds its messages back while it has no channel, or is paused; the first channel gets
+//! them all. Then each channel has its own cursor over the topic's list. A message that is
+//! delivered takes one of the channel's entries, until FIN, or REQ, or until its time is up, or its
+//! client goes: then it waits to be delivered again, at once or when it is due, and its entry is
+//! free. It leaves the store when every channel is done with it. So a message that waits, for
+//! whatever reason, holds its own blocks and nothing else.
+//!
+//! What differs from nsqd, on purpose:
+//!
+//! - A client that goes gives back at once what it had; nsqd waits for the timeout.
+//! - Attempts stay at 32,767 instead of wrapping: pynsq reads a signed number.
+//! - Requeued and new messages are delivered in turn, and clients that wait get theirs in turn.
+//! - A full node lets producers wait for room, then refuses: `E_PUB_FAILED PUB failed no room`.
+//!   What can never fit is refused at once with nsqd's words for what is too long, `E_BAD_MESSAGE`
+//!   or `E_BAD_BODY`: no repetition cures that, a smaller batch does.
+//! - Each KiB of a message has [`Config::body_timeout`] to come; nsqd gives a command two heartbeat
+//!   intervals as a whole.
+//! - FIN, REQ and TOUCH that come too late are answered as nsqd does (`E_FIN_FAILED FIN ...`): go-nsq
+//!   and pynsq log that, and their users learn that their handlers are slow. tokio-nsq gets the bare
+//!   code: it gives a server up for good that says more.
+//! - Sampling at n percent delivers n percent, not one more.
+//! - A new topic waits for its channels also while an nsqlookupd is being connected to for the first
+//!   time, and [`Config::channels_wait`] at most; see below.
+//!
+//! # The channels of a new topic
+//!
+//! As nsqd does, a node asks its nsqlookupds which channels a new topic has elsewhere (`GET
+//! /channels?topic=`) and makes those that are not ephemeral, before any message goes on: a consumer
+//! that finds the node a minute later has missed nothing, nor has one after a device was reset.
+//! Meanwhile the topic is held, as if it were paused; messages are taken. The session for that is
+//! [`Nsqd::asking`]; `drive` runs it. nsqlookupds that are not to be reached are not asked, those that
+//! do not answer are counted and told ([`Event::AskFailed`]), and channels for which there is no room are
+//! counted ([`Counters::channels_left_out`]).
+//!
+//! ```text
+//!          topic made        nsqlookupd known             all asked, or no time left
+//! (held) ------------> Waiting ----> Dialing ----> Asking ----> Closing ----> Waiting ----> (flows)
+//! ```
+//!
+//! # Full tables
+//!
+//! Topics and channels stay as long as there is room for others, as in nsqd. When one needs room that
+//! there is not, one that can be spared is given back, with its registrations:
+//!
+//! - *a topic* that has no messages, and no channel that cannot be spared;
+//! - *a channel* that has never delivered anything and has no client: at once if its topic never had a
+//!   message, and a client made it; otherwise, and if an nsqlookupd named it, once it had no client
+//!   for 60 s.
+//!
+//! Never given back are a channel that has delivered a message, what the application named (by
+//! creating it, or publishing to it), a channel that was named over HTTP, what is paused, and the
+//! topics of all these channels. A topic that `/topic/create` named goes after all others, and not for
+//! another that is only named. First go those in which no messages wait, of these those that nobody
+//! named, of these the one that was not used for longest: made, published to, or left by its last
+//! client. Messages that wait in a channel go with it: they are counted
+//! ([`Counters::abandoned`]) and told ([`Event::Dropped`]).
+//!
+//! If nothing can be spared the newcomer is refused, told which table is full, and counted;
+//! [`Event::TableFull`] tells the application, once until there was room again. So an application
+//! makes its topics when it starts: then it has them, whatever clients do.
+//!
+//! # Bounds
+//!
+//! | what | bound | beyond it |
+//! |---|---|---|
+//! | messages | the lent store: [`message_cost`] each | [`Full`]; producers wait for [`Config::publish_wait`] |
+//! | a message, a batch | what clients can announce, `limits`; of the application the store | refused before its body, as nsqd does |
+//! | what clients have announced and not sent as a whole | [`Config::announced_percent`] of the store, together | they wait for [`Config::publish_wait`]; what is here as a whole does not |
+//! | each KiB of a body, and its end | [`Config::body_timeout`] | closed, its room is free; [`Counters::body_timeouts`] |
+//! | clients' messages in topics of which nothing was finished for a minute | [`Config::unconsumed_percent`] of the store, together, and 7/8 of that in one topic | producers wait for [`Config::publish_wait`], then `E_PUB_FAILED PUB failed no room for what nobody consumes`; other topics go on |
+//! | messages in a topic without a channel, which the application has not named | until others need their room, and at least [`Config::unconsumed_age`] | dropped, the oldest first; [`Counters::expired`], [`Event::Expired`] |
+//! | what clients can take of the store | all but [`Config::reserve_percent`], which is the application's | as if it were full |
+//! | what some client has finished or sent back for later, and others have not finished | the store | with [`Full::DropAnswered`] the application's next message has the oldest dropped: [`Counters::dropped`]; else as if it were full |
+//! | topics, channels | the storage's `TOPICS` and `CHANNELS`, [`Config::channels_per_topic`] | what nobody uses is given back, see above; else `E_SUB_FAILED`, `E_PUB_FAILED`, [`NsqdError`] |
+//! | a channel that has delivered nothing, and has no client | 60 s, if its topic ever had a message | given back if others need its room |
+//! | clients | the storage's `CLIENTS` | the listener refuses |
+//! | in flight, a channel | the storage's `IN_FLIGHT`; announced as `max_rdy_count` | messages wait; the last entries are for clients that have nothing |
+//! | the application's messages in flight in a channel, with [`Full::DropAnswered`], while no more than [`Config::reserve_percent`] is free | half of that, divided by `CLIENTS` | messages wait; a client that has nothing in flight gets one |
+//! | requeued, deferred | none of their own: they wait in the store | |
+//! | nsqlookupds asked for channels | [`CHANNEL_QUERY_TOPICS_MAX`] | the others are not asked |
+//! | asking | [`Config::channels_wait`] for a topic | the topic flows without the channels of those that have not answered |
+//! | unread answers | about 15 a client | nothing more is read from it until it reads |
+//! | a client that says nothing, also not its magic | two heartbeat intervals, [`Config::heartbeat`]'s until it asks for another | closed |
+//! | a client that takes nothing | one heartbeat interval | closed |
+//! | a command line, IDENTIFY or AUTH that does not end | two heartbeat intervals | closed |
+//! | what a client says of itself | [`TEXT_MAX`] bytes each | cut off |
+//!
+//! Timers live in the clients' sessions. With no client there is nothing to deliver, so a node
+//! needs none of its own.
+
+mod arena;
+mod channel_query;
+mod client;
+mod config;
+mod engine;
+mod http;
+mod status;
+mod table;
+#[cfg(test)]
+mod tests;
+
+use core::fmt;
+
+use crate::name::{ChannelName, TopicName};
+use crate::session::Closed;
+use crate::time::{Instant, Span};
+use crate::wire::nsqd::{Limits, MessageId};
+
+pub use arena::BLOCK_MIN;
+pub use channel_query::{
+    CHANNEL_QUERY_RAM_MAX, CHANNEL_QUERY_TOPICS_MAX, ChannelQuery, ChannelQuerySession,
+    ChannelQueryState, Lookupd,
+};
+pub use client::{ClientSession, TEXT_MAX};
+pub use config::{Config, ConfigError, Full, LANES_MAX};
+pub use engine::TableFull;
+pub use http::{HTTP_RAM_MAX, HttpConfig, HttpSession, HttpStorage, LOOKUPD_RAM, TooManyLookupds};
+pub use status::{ChannelStatus, ClientState, ClientStatus, TopicStatus};
+pub use table::PUB_COUNTS_MAX;
+
+use arena::{Arena, Layout};
+use client::Client;
+use engine::{Draft, Shared};
+use http::Http;
+use table::{Channel, Entry, Origin, Subscription, Topic};
+
+/// The longest deferral, one hour: nsqd's `--max-req-timeout`.
+pub const DEFER_MAX: Span = Span::from_secs(3600);
+
+/// The tables of a node: for so many topics, channels of all topics together, clients, and
+/// messages in flight in each channel.
+///
+/// RAM: at most [`TOPIC_RAM_MAX`] bytes a topic, [`CHANNEL_RAM_MAX`] a channel, [`CLIENT_RAM_MAX`]
+/// a client and [`ENTRY_RAM`] for each message in flight of each channel: 5.6 KiB for 2 topics
+/// with 2 channels each, 4 clients and 8 messages in flight a channel. The store comes on top.
+#[derive(Debug)]
+pub struct Storage<
+    const TOPICS: usize,
+    const CHANNELS: usize,
+    const CLIENTS: usize,
+    const IN_FLIGHT: usize,
+> {
+    topics: [Topic; TOPICS],
+    channels: [Channel; CHANNELS],
+    clients: [Client; CLIENTS],
+    seats: [Subscription; CLIENTS],
+    entries: [[Entry; IN_FLIGHT]; CHANNELS],
+}
+
+/// The most bytes that a topic takes of a [`Storage`].
+pub const TOPIC_RAM_MAX: usize = 128;
+
+/// The most bytes that a channel takes of a [`Storage`], beside its entries.
+pub const CHANNEL_RAM_MAX: usize = 136;
+
+/// The most bytes that a client takes of a [`Storage`].
+pub const CLIENT_RAM_MAX: usize = 1056;
+
+/// The bytes that room for one message in flight takes of a [`Storage`].
+pub const ENTRY_RAM: usize = 24;
+
+/// The most bytes that a [`Nsqd`] takes beside its storage and store.
+pub const RAM_MAX: usize = 448;
+
+// On every target that this is compiled for.
+const _: () = {
+    assert!(size_of::<Topic>() <= TOPIC_RAM_MAX);
+    assert!(size_of::<Channel>() <= CHANNEL_RAM_MAX);
+    assert!(size_of::<Client>() + size_of::<Subscription>() <= CLIENT_RAM_MAX);
+    assert!(size_of::<Entry>() == ENTRY_RAM);
+    assert!(size_of::<Nsqd<'_>>() <= RAM_MAX);
+};
+
+/// How many bytes of the store a message takes whose body has `len` bytes, in a node whose topics
+/// can have `channels_per_topic` channels, as long as the store has fewer than 65,535 blocks
+/// (4 MiB; blocks are longer in a larger one).
+///
+/// ```
+/// // A store of 16 KiB takes 124 messages of 60 bytes.
+/// assert_eq!(nanonsq_core::nsqd::message_cost(60, 2), 132);
+/// ```
+pub const fn message_cost(len: u32, channels_per_topic: u8) -> usize {
+    match Layout::new(4096, channels_per_topic) {
+        Some(layout) => layout.cost(len),
+        None => usize::MAX,
+    }
+}
+
+impl<const TOPICS: usize, const CHANNELS: usize, const CLIENTS: usize, const IN_FLIGHT: usize>
+    Storage<TOPICS, CHANNELS, CLIENTS, IN_FLIGHT>
+{
+    /// Empty; [`Nsqd::new`] fills it.
+    pub const fn new() -> Self {
+        Self {
+            topics: [const { Topic::NEW }; TOPICS],
+            channels: [const { Channel::NEW }; CHANNELS],
+            clients: [const { Client::NEW }; CLIENTS],
+            seats: [Subscription::EMPTY; CLIENTS],
+            entries: [[Entry::FREE; IN_FLIGHT]; CHANNELS],
+        }
+    }
+}
+
+impl<const TOPICS: usize, const CHANNELS: usize, const CLIENTS: usize, const IN_FLIGHT: usize>
+    Default for Storage<TOPICS, CHANNELS, CLIENTS, IN_FLIGHT>
+{
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// A small nsqd. See the [module](self).
+///
+/// RAM: at most [`RAM_MAX`] bytes beside storage, store and the borrowed configuration.
+#[derive(Debug)]
+pub struct Nsqd<'a> {
+    clients: &'a mut [Client],
+    shared: Shared<'a>,
+    http: Http<'a>,
+    asker: Option<&'a mut ChannelQuery>,
+}
+
+/// Names one message that the node took from the application: they count up from 0, clients'
+/// messages included.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct Ticket(u64);
+
+impl Ticket {
+    /// The message's number, from 0, in the order of publishing.
+    pub const fn number(self) -> u64 {
+        self.0
+    }
+}
+
+/// How to publish one message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct PublishOptions {
+    /// Hold the message back for so long, up to [`DEFER_MAX`], counted from when its topic has a
+    /// channel and is not paused.
+    pub defer: Option<Span>,
+}
+
+/// Why a message was not accepted. Nothing changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+#[non_exhaustive]
+pub enum PublishError {
+    /// The store is full. Try again when messages were finished: [`Nsqd::version`] changes then.
+    Full,
+    /// The message never fits into the store, or is longer than `limits.max_msg_size`.
+    TooLarge {
+        /// The longest body that is taken, in bytes.
+        max: usize,
+    },
+    /// nsqd takes no empty message.
+    Empty,
+    /// The deferral is above [`DEFER_MAX`].
+    DeferTooLong,
+    /// There is no room for another topic.
+    TooManyTopics,
+}
+
+/// Why a topic or channel could not be changed. Nothing changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+#[non_exhaustive]
+pub enum NsqdError {
+    /// There is no such topic.
+    NoTopic,
+    /// There is no such channel.
+    NoChannel,
+    /// There is no room for another topic.
+    TooManyTopics,
+    /// There is no room for another channel, or not in this topic.
+    TooManyChannels,
+}
+
+/// A change of a connection. Newer ones replace older ones that nobody polled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+#[non_exhaustive]
+pub enum ClientEvent {
+    /// A client is there.
+    Connected,
+    /// It is gone.
+    Disconnected(Closed),
+}
+
+/// What the application should know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+#[non_exhaustive]
+pub enum Event {
+    /// A client came or went.
+    Client {
+        /// Which one.
+        index: usize,
+        /// What happened.
+        event: ClientEvent,
+    },
+    /// So many messages were dropped to make room since this was last said: for others
+    /// ([`Full::DropOldest`]; topics' and channels' status have how many of whose), or with a channel
+    /// that was given back.
+    Dropped {
+        /// How many.
+        count: u32,
+    },
+    /// Somebody was refused since a table is full, with nothing in it that can be given back. Said
+    /// once, until there was room again.
+    TableFull(TableFull),
+    /// So many messages were dropped since this was last said, which nobody had consumed for
+    /// [`Config::unconsumed_age`]; topics' status has how many of whose.
+    Expired {
+        /// How many.
+        count: u32,
+    },
+    /// An nsqlookupd did not say which channels a new topic has elsewhere: the topic does without.
+    /// A newer one replaces an older one that nobody polled.
+    AskFailed {
+        /// Which one: as [`Nsqd::asking`] is given them.
+        lookupd: usize,
+        /// Why.
+        why: Closed,
+    },
+}
+
+/// What happened so far. Each stays at its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+#[non_exhaustive]
+pub struct Counters {
+    /// Messages taken, from the application and from clients.
+    pub accepted: u64,
+    /// Deliveries begun.
+    pub delivered: u64,
+    /// FINs.
+    pub finished: u64,
+    /// REQs.
+    pub requeued: u64,
+    /// Messages taken back since their time was up.
+    pub timed_out: u64,
+    /// Messages taken back since their client went.
+    pub returned: u64,
+    /// Messages that a client's sampling left out, for its channel.
+    pub sampled_out: u64,
+    /// Messages dropped to make room.
+    pub dropped: u64,
+    /// Messages that waited in channels that were given back, once for each channel.
+    pub abandoned: u64,
+    /// Calls of `publish` refused because the store was full. A message tried again counts again.
+    pub refused: u64,
+    /// How often a client had to wait for room.
+    pub waits: u32,
+    /// Messages dropped at [`Config::unconsumed_age`].
+    pub expired: u64,
+    /// Clients closed since a body did not come within [`Config::body_timeout`].
+    pub body_timeouts: u32,
+    /// Clients closed with an error.
+    pub refusals: u32,
+    /// Connections accepted.
+    pub connections: u32,
+    /// Times that an nsqlookupd said which channels a new topic has elsewhere.
+    pub asked: u32,
+    /// Times that one did not.
+    pub ask_failures: u32,
+    /// Channels of new topics that are elsewhere, and for which there was no room.
+    pub channels_left_out: u32,
+    /// Topics that went since another needed the room.
+    pub topics_given_back: u32,
+    /// Channels that did, by themselves.
+    pub channels_given_back: u32,
+    /// How often there was no room for a topic.
+    pub topics_refused: u32,
+    /// How often there was none for a channel.
+    pub channels_refused: u32,
+    /// How often a topic could not have another channel.
+    pub channels_of_topic_refused: u32,
+}
+
+/// What of the store is in use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct ArenaStatus {
+    /// How many blocks there are.
+    pub blocks: u16,
+    /// How many of them are free.
+    pub free: u16,
+    /// How many of the free ones are promised to batches that are being received.
+    pub promised: u16,
+    /// How many are taken by, or promised to, what clients have announced and not sent as a whole.
+    pub announced: u16,
+}
+
+impl<'a> Nsqd<'a> {
+    /// A node without topics and clients.
+    ///
+    /// Messages lie in `store` until every channel is done with them; with the node they are gone.
+    /// How many it takes is up to [`message_cost`].
+    pub fn new<
+        const TOPICS: usize,
+        const CHANNELS: usize,
+        const CLIENTS: usize,
+        const IN_FLIGHT: usize,
+    >(
+        config: &'a Config<'a>,
+        storage: &'a mut Storage<TOPICS, CHANNELS, CLIENTS, IN_FLIGHT>,
+        store: &'a mut [u8],
+    ) -> Result<Self, ConfigError> {
+        let layout = config.check(TOPICS, CHANNELS, CLIENTS, IN_FLIGHT, store.len())?;
+        let Storage { topics, channels, clients, seats, entries } = storage;
+        clients.fill_with(|| Client::NEW);
+        let store = Arena::new(store, layout);
+        let entries = entries.as_flattened_mut();
+        let per_channel = IN_FLIGHT as u16;
+        let shared = Shared::new(config, store, topics, channels, entries, seats, per_channel);
+        Ok(Self { clients, shared, http: Http::none(), asker: None })
+    }
+
+    /// How many connections it can have.
+    pub fn clients(&self) -> usize {
+        self.clients.len()
+    }
+
+    /// The session of one connection: for one that was accepted.
+    pub fn client(&mut self, index: usize) -> Option<ClientSession<'_, 'a>> {
+        let client = self.clients.get_mut(index)?;
+        Some(ClientSession { client, shared: &mut self.shared, id: index as u8 })
+    }
+
+    /// Takes a message, at once.
+    ///
+    /// The body, 1 byte to the configured `limits.max_msg_size` or what the store holds, is copied once, to
+    /// where it is sent from. The topic is made if need be.
+    pub fn publish(
+        &mut self,
+        now: Instant,
+        topic: &TopicName,
+        body: &[u8],
+    ) -> Result<Ticket, PublishError> {
+        self.publish_with(now, topic, body, PublishOptions { defer: None })
+    }
+
+    /// Takes a message with a deferral, at once.
+    pub fn publish_with(
+        &mut self,
+        now: Instant,
+        topic: &TopicName,
+        body: &[u8],
+        options: PublishOptions,
+    ) -> Result<Ticket, PublishError> {
+        let taken = self.offer(now, topic, body, options);
+        if matches!(taken, Err(PublishError::Full)) {
+            self.shared.counters.refused = self.shared.counters.refused.saturating_add(1);
+        }
+        taken
+    }
+
+    /// As [`publish_with`](Self::publish_with), but a refusal is not counted: for a caller that
+    /// waits for room.
+    pub fn offer(
+        &mut self,
+        now: Instant,
+        topic: &TopicName,
+        body: &[u8],
+        options: PublishOptions,
+    ) -> Result<Ticket, PublishError> {
+        if body.is_empty() {
+            return Err(PublishError::Empty);
+        }
+        let defer = options.defer.unwrap_or(Span::ZERO);
+        if defer > DEFER_MAX {
+            return Err(PublishError::DeferTooLong);
+        }
+        let longest = self.shared.store.layout().longest();
+        let max = self.shared.config.limits.max_msg_size.min(longest);
+        let len = u32::try_from(body.len()).unwrap_or(u32::MAX);
+        if len > max {
+            return Err(PublishError::TooLarge { max: max as usize });
+        }
+        if self.shared.has_slot_for(now, topic, Origin::Application).is_err() {
+            return Err(PublishError::TooManyTopics);
+        }
+        let mut draft = Draft::OWN;
+        if !self.shared.begin(now, topic, &mut draft, len) {
+            self.shared.wanted = true;
+            return Err(PublishError::Full);
+        }
+        self.shared.fill(&mut draft, body);
+        let Ok(topic) = self.shared.topic_for(now, topic, Origin::Application) else {
+            self.shared.discard(&mut draft);
+            return Err(PublishError::TooManyTopics);
+        };
+        let (number, _) = self.shared.commit(now, topic, &mut draft, defer.as_millis());
+        Ok(Ticket(number))
+    }
+
+    /// The id by which clients know a message.
+    pub fn message_id(&self, ticket: Ticket) -> MessageId {
+        self.shared.id_of(ticket.0 as u32)
+    }
+
+    /// Makes a topic; one that is there is left as it is.
+    pub fn create_topic(&mut self, now: Instant, topic: &TopicName) -> Result<(), NsqdError> {
+        self.shared.topic_for(now, topic, Origin::Application)?;
+        Ok(())
+    }
+
+    /// Deletes a topic with its channels and messages. Their subscribers are closed.
+    pub fn delete_topic(&mut self, now: Instant, topic: &TopicName) -> Result<(), NsqdError> {
+        let _ = now;
+        let at = self.topic_at(topic)?;
+        self.shared.delete_topic(at);
+        Ok(())
+    }
+
+    /// Drops what a topic has not given to its channels.
+    pub fn empty_topic(&mut self, now: Instant, topic: &TopicName) -> Result<(), NsqdError> {
+        let _ = now;
+        let at = self.topic_at(topic)?;
+        self.shared.empty_topic(at);
+        Ok(())
+    }
+
+    /// Holds a topic's new messages back from its channels.
+    pub fn pause_topic(&mut self, now: Instant, topic: &TopicName) -> Result<(), NsqdError> {
+        let at = self.topic_at(topic)?;
+        self.shared.pause_topic(now, at, true);
+        Ok(())
+    }
+
+    /// Gives a topic's channels what was held back, and what comes.
+    pub fn unpause_topic(&mut self, now: Instant, topic: &TopicName) -> Result<(), NsqdError> {
+        let at = self.topic_at(topic)?;
+        self.shared.pause_topic(now, at, false);
+        Ok(())
+    }
+
+    /// Makes a channel in a topic; one that is there is left as it is. A topic's first channel
+    /// gets what the topic has.
+    pub fn create_channel(
+        &mut self,
+        now: Instant,
+        topic: &TopicName,
+        channel: &ChannelName,
+    ) -> Result<(), NsqdError> {
+        let at = self.topic_at(topic)?;
+        self.shared.channel_for(now, at, channel, Origin::Application)?;
+        Ok(())
+    }
+
+    /// Deletes a channel with its messages. Its subscribers are closed.
+    pub fn delete_channel(
+        &mut self,
+        now: Instant,
+        topic: &TopicName,
+        channel: &ChannelName,
+    ) -> Result<(), NsqdError> {
+        let _ = now;
+        let at = self.channel_at(topic, channel)?;
+        self.shared.delete_channel(at);
+        Ok(())
+    }
+
+    /// Drops what a channel has: what waits, what is deferred, and what is in flight.
+    pub fn empty_channel(
+        &mut self,
+        now: Instant,
+        topic: &TopicName,
+        channel: &ChannelName,
+    ) -> Result<(), NsqdError> {
+        let _ = now;
+        let at = self.channel_at(topic, channel)?;
+        self.shared.empty_channel(at);
+        Ok(())
+    }
+
+    /// Delivers nothing more from a channel; what is in flight goes on.
+    pub fn pause_channel(
+        &mut self,
+        now: Instant,
+        topic: &TopicName,
+        channel: &ChannelName,
+    ) -> Result<(), NsqdError> {
+        let _ = now;
+        let at = self.channel_at(topic, channel)?;
+        self.shared.pause_channel(at, true);
+        Ok(())
+    }
+
+    /// Delivers from a channel again.
+    pub fn unpause_channel(
+        &mut self,
+        now: Instant,
+        topic: &TopicName,
+        channel: &ChannelName,
+    ) -> Result<(), NsqdError> {
+        let _ = now;
+        let at = self.channel_at(topic, channel)?;
+        self.shared.pause_channel(at, false);
+        Ok(())
+    }
+
+    /// Says what time it is: Unix time in nanoseconds. Before that, messages' timestamps count
+    /// from the platform's start.
+    pub fn set_unix_time(&mut self, now: Instant, nanoseconds: i64) {
+        self.shared.epoch = 0;
+        let since_start = self.shared.unix(now);
+        self.shared.epoch = nanoseconds.saturating_sub(since_start);
+    }
+
+    /// Moves what was deferred until now to what waits, in all channels: for who looks at
+    /// [`channels`](Self::channels) of channels that nobody is subscribed to.
+    pub fn tick(&mut self, now: Instant) {
+        for channel in 0..self.shared.channels.len() as u8 {
+            self.shared.release_due(now, channel);
+        }
+    }
+
+    /// What the application should know and did not poll yet.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        let count = core::mem::take(&mut self.shared.expired_unsaid);
+        if count > 0 {
+            return Some(Event::Expired { count });
+        }
+        let count = core::mem::take(&mut self.shared.unsaid);
+        if count > 0 {
+            return Some(Event::Dropped { count });
+        }
+        for full in [TableFull::Topics, TableFull::Channels, TableFull::ChannelsOfTopic] {
+            if self.shared.full_unsaid & full.bit() != 0 {
+                self.shared.full_unsaid &= !full.bit();
+                return Some(Event::TableFull(full));
+            }
+        }
+        if let Some(event) = self.asker.as_mut().and_then(|asker| asker.poll_event()) {
+            return Some(event);
+        }
+        self.clients
+            .iter_mut()
+            .enumerate()
+            .find_map(|(index, client)| Some(Event::Client { index, event: client.poll_event()? }))
+    }
+
+    /// Changes when somebody who waits may want to look: a session for a message, a producer for
+    /// room, a Registry for topics.
+    pub const fn version(&self) -> u32 {
+        self.shared.version
+    }
+
+    /// Changes whenever a topic or channel comes or goes: who owns a
+    /// [`Registry`](crate::registration::Registry) brings it into agreement with
+    /// [`topics`](Self::topics) and [`channels`](Self::channels) then.
+    pub const fn topology(&self) -> u32 {
+        self.shared.topology
+    }
+
+    /// What happened so far.
+    pub const fn counters(&self) -> Counters {
+        self.shared.counters
+    }
+
+    /// What of the store is in use.
+    pub const fn store(&self) -> ArenaStatus {
+        let store = &self.shared.store;
+        ArenaStatus {
+            blocks: store.capacity(),
+            free: store.free(),
+            promised: store.reserved(),
+            announced: self.shared.announced as u16,
+        }
+    }
+
+    /// The limits as they hold for clients: those configured, less what is larger than the storage.
+    pub const fn limits(&self) -> Limits {
+        self.shared.limits
+    }
+
+    /// The configuration.
+    pub const fn config(&self) -> &'a Config<'a> {
+        self.shared.config
+    }
+
+    /// The topics, in no particular order.
+    pub fn topics(&self) -> impl Iterator<Item = TopicStatus<'_>> {
+        self.shared.topics.iter().filter(|topic| topic.is_used()).map(|topic| TopicStatus {
+            name: &topic.name,
+            paused: topic.paused,
+            asking: topic.asking != 0,
+            channels: topic.channels,
+            depth: topic.held.len.into(),
+            messages: topic.messages,
+            bytes: topic.bytes,
+            dropped: topic.dropped,
+        })
+    }
+
+    /// A topic's channels, in no particular order; none if there is no such topic.
+    pub fn channels(&self, topic: &TopicName) -> impl Iterator<Item = ChannelStatus<'_>> {
+        let at = self.shared.find_topic(topic);
+        let of_topic = move |channel: &&Channel| Some(channel.topic) == at;
+        self.shared.channels.iter().filter(of_topic).filter_map(|channel| {
+            let topic = &self.shared.topic(channel.topic)?.name;
+            Some(ChannelStatus {
+                topic,
+                name: &channel.name,
+                paused: channel.paused,
+                clients: channel.clients,
+                depth: channel.depth(),
+                in_flight: channel.in_flight.into(),
+                deferred: channel.deferred.len.into(),
+                messages: channel.messages,
+                requeued: channel.requeues,
+                timed_out: channel.timeouts,
+                dropped: channel.dropped,
+            })
+        })
+    }
+
+    /// What is known of a client; `None` if nobody is connected there.
+    pub fn status(&self, index: usize) -> Option<ClientStatus<'_>> {
+        self.clients.get(index)?.status(&self.shared, index as u8)
+    }
+
+    /// All clients that are connected.
+    pub fn statuses(&self) -> impl Iterator<Item = ClientStatus<'_>> {
+        (0..self.clients.len()).filter_map(|index| self.status(index))
+    }
+
+    fn topic_at(&self, topic: &TopicName) -> Result<u8, NsqdError> {
+        self.shared.find_topic(topic).ok_or(NsqdError::NoTopic)
+    }
+
+    fn channel_at(&self, topic: &TopicName, channel: &ChannelName) -> Result<u8, NsqdError> {
+        let at = self.topic_at(topic)?;
+        self.shared.find_channel(at, channel).ok_or(NsqdError::NoChannel)
+    }
+}
+
+impl From<TableFull> for NsqdError {
+    fn from(full: TableFull) -> Self {
+        match full {
+            TableFull::Topics => Self::TooManyTopics,
+            TableFull::Channels | TableFull::ChannelsOfTopic => Self::TooManyChannels,
+        }
+    }
+}
+
+impl fmt::Display for PublishError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Full => f.write_str("the store is full"),
+            Self::TooLarge { max } => {
+                write!(f, "the message is longer than {max} bytes, the most that is taken")
+            }
+            Self::Empty => f.write_str("an empty message; nsqd takes none"),
+            Self::DeferTooLong => {
+                write!(f, "deferred for more than {DEFER_MAX}, the most that nsqd takes")
+            }
+            Self::TooManyTopics => f.write_str("no room for another topic"),
+        }
+    }
+}
+
+impl fmt::Display for NsqdError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NoTopic => "no such topic",
+            Self::NoChannel => "no such channel",
+            Self::TooManyTopics => "no room for another topic",
+            Self::TooManyChannels => "no room for another channel",
+        })
+    }
+}
+
+impl core::error::Error for PublishError {}
+impl core::error::Error for NsqdError {}

@@ -1,0 +1,403 @@
+//! Topics, channels, who is subscribed, and what is in flight: fixed slots.
+
+use crate::name::{ChannelName, TopicName};
+use crate::time::{Instant, Span};
+
+use super::arena::{Arena, NIL};
+
+/// How many topics a client's publishing is counted for.
+pub const PUB_COUNTS_MAX: usize = 4;
+
+/// No topic, channel or client of that number.
+pub(super) const NONE: u8 = u8::MAX;
+
+/// Messages one after the other, through a field of their own.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct List {
+    pub(super) first: u16,
+    pub(super) last: u16,
+    pub(super) len: u16,
+}
+
+impl List {
+    pub(super) const EMPTY: Self = Self { first: NIL, last: NIL, len: 0 };
+
+    /// Adds at the end, through the messages' own link.
+    pub(super) fn push(&mut self, store: &mut Arena<'_>, message: u16) {
+        store.set_next(message, NIL);
+        if self.first == NIL {
+            self.first = message;
+        } else {
+            store.set_next(self.last, message);
+        }
+        self.last = message;
+        self.len = self.len.saturating_add(1);
+    }
+
+    /// Takes the first out, through the messages' own link.
+    pub(super) fn pop(&mut self, store: &Arena<'_>) -> Option<u16> {
+        let message = self.first;
+        if message == NIL {
+            return None;
+        }
+        self.first = store.next(message);
+        self.shrink();
+        Some(message)
+    }
+
+    /// Takes one out of the middle, through the messages' own link.
+    pub(super) fn unlink(&mut self, store: &mut Arena<'_>, message: u16) {
+        if self.first == message {
+            let _ = self.pop(store);
+            return;
+        }
+        let mut before = self.first;
+        for _ in 0..self.len {
+            let next = store.next(before);
+            if next == message {
+                store.set_next(before, store.next(message));
+                if self.last == message {
+                    self.last = before;
+                }
+                self.shrink();
+                return;
+            }
+            before = next;
+        }
+    }
+
+    /// Adds at the end, through the link of a lane.
+    pub(super) fn push_lane(&mut self, store: &mut Arena<'_>, message: u16, lane: u8) {
+        store.set_lane_next(message, lane, NIL);
+        if self.first == NIL {
+            self.first = message;
+        } else {
+            store.set_lane_next(self.last, lane, message);
+        }
+        self.last = message;
+        self.len = self.len.saturating_add(1);
+    }
+
+    /// Adds where it is due, through the link of a lane.
+    pub(super) fn insert_lane(
+        &mut self,
+        store: &mut Arena<'_>,
+        message: u16,
+        lane: u8,
+        due: Instant,
+    ) {
+        store.set_due(message, lane, due);
+        // As it is kept.
+        let due = store.due(message, lane);
+        // Mostly the delays are alike.
+        if self.last == NIL || store.due(self.last, lane) <= due {
+            self.push_lane(store, message, lane);
+            return;
+        }
+        let mut before = NIL;
+        let mut at = self.first;
+        for _ in 0..self.len {
+            if store.due(at, lane) > due {
+                break;
+            }
+            before = at;
+            at = store.lane_next(at, lane);
+        }
+        store.set_lane_next(message, lane, at);
+        if before == NIL {
+            self.first = message;
+        } else {
+            store.set_lane_next(before, lane, message);
+        }
+        self.len = self.len.saturating_add(1);
+    }
+
+    /// Takes the first out, through the link of a lane.
+    pub(super) fn pop_lane(&mut self, store: &Arena<'_>, lane: u8) -> Option<u16> {
+        let message = self.first;
+        if message == NIL {
+            return None;
+        }
+        self.first = store.lane_next(message, lane);
+        self.shrink();
+        Some(message)
+    }
+
+    /// Takes one out of the middle, through the link of a lane.
+    pub(super) fn unlink_lane(&mut self, store: &mut Arena<'_>, message: u16, lane: u8) {
+        if self.first == message {
+            let _ = self.pop_lane(store, lane);
+            return;
+        }
+        let mut before = self.first;
+        for _ in 0..self.len {
+            let next = store.lane_next(before, lane);
+            if next == message {
+                let after = store.lane_next(message, lane);
+                store.set_lane_next(before, lane, after);
+                if self.last == message {
+                    self.last = before;
+                }
+                self.shrink();
+                return;
+            }
+            before = next;
+        }
+    }
+
+    fn shrink(&mut self) {
+        self.len = self.len.saturating_sub(1);
+        if self.first == NIL {
+            *self = Self::EMPTY;
+        }
+    }
+}
+
+/// Who named a topic or channel, the one who matters most: what an application or an administrator
+/// named is not taken away for others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Origin {
+    /// Clients, by SUB or publishing.
+    Client,
+    /// An nsqlookupd that was asked for a topic's channels.
+    Lookupd,
+    /// `/topic/create` or `/channel/create`.
+    Http,
+    Application,
+}
+
+/// A point in time, in units of 65.536 ms, to compare ages by. It comes round after 8 years.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Used(u32);
+
+impl Used {
+    pub(super) const NEVER: Self = Self(0);
+
+    pub(super) const fn at(now: Instant) -> Self {
+        Self((now.as_micros() >> 16) as u32)
+    }
+
+    pub(super) const fn stored(self) -> u32 {
+        self.0
+    }
+
+    pub(super) const fn from_stored(stored: u32) -> Self {
+        Self(stored)
+    }
+
+    /// Whether that is as long ago as that, at least.
+    pub(super) const fn is_older(self, now: Instant, age: Span) -> bool {
+        self.age(now) as u64 >= (age.as_millis() as u64 * 1000) >> 16
+    }
+
+    /// Whether that was in the last minute.
+    pub(super) const fn is_recent(self, now: Instant) -> bool {
+        self.0 != Self::NEVER.0 && self.age(now) < 60_000_000 >> 16
+    }
+
+    /// How long that is ago, in those units.
+    pub(super) const fn age(self, now: Instant) -> u32 {
+        Self::at(now).0.wrapping_sub(self.0)
+    }
+}
+
+/// A topic, or room for one.
+#[derive(Debug)]
+pub(super) struct Topic {
+    /// Empty if there is none.
+    pub(super) name: TopicName,
+    pub(super) origin: Origin,
+    /// When it was made, published to, or subscribed to, or its last subscriber left.
+    pub(super) used: Used,
+    pub(super) paused: bool,
+    /// How many channels it has.
+    pub(super) channels: u8,
+    /// Which nsqlookupds are still to be asked for its channels, a bit for each, until when.
+    pub(super) asking: u8,
+    pub(super) ask_until: Instant,
+    /// Not given to the channels yet: there is none, or the topic is paused, or they are asked for.
+    pub(super) held: List,
+    /// Given to the channels, and not passed by the cursors of all.
+    pub(super) list: List,
+    /// Blocks of clients' messages in it.
+    pub(super) theirs: u16,
+    /// When the last of its messages was finished in all channels.
+    pub(super) finished: Used,
+    pub(super) messages: u64,
+    pub(super) bytes: u64,
+    pub(super) dropped: u64,
+}
+
+impl Topic {
+    pub(super) const NEW: Self = Self {
+        name: TopicName::NONE,
+        origin: Origin::Client,
+        used: Used::NEVER,
+        paused: false,
+        channels: 0,
+        asking: 0,
+        ask_until: Instant::NEVER,
+        held: List::EMPTY,
+        theirs: 0,
+        finished: Used::NEVER,
+        list: List::EMPTY,
+        messages: 0,
+        bytes: 0,
+        dropped: 0,
+    };
+
+    pub(super) fn is_used(&self) -> bool {
+        !self.name.as_bytes().is_empty()
+    }
+}
+
+/// A channel, or room for one.
+#[derive(Debug)]
+pub(super) struct Channel {
+    pub(super) name: ChannelName,
+    /// Its topic; [`NONE`] if there is no such channel.
+    pub(super) topic: u8,
+    pub(super) origin: Origin,
+    /// When it was made, or its last client left.
+    pub(super) used: Used,
+    /// A client was given a message, ever.
+    pub(super) delivered: bool,
+    /// Its place in the heads of the topic's messages.
+    pub(super) lane: u8,
+    /// How many are subscribed.
+    pub(super) clients: u8,
+    pub(super) paused: bool,
+    /// A requeued message is next, if there are both kinds.
+    pub(super) requeued_next: bool,
+    /// A client could have had a message, but for an entry.
+    pub(super) starved: bool,
+    /// The first message of the topic's list that the channel has not passed.
+    pub(super) cursor: u16,
+    /// How many there are from there on.
+    pub(super) queued: u16,
+    pub(super) requeued: List,
+    /// The earliest first.
+    pub(super) deferred: List,
+    pub(super) in_flight: u16,
+    /// Counts deliveries, for the clients' turns.
+    pub(super) turn: u32,
+    pub(super) messages: u64,
+    pub(super) requeues: u64,
+    pub(super) timeouts: u64,
+    pub(super) dropped: u64,
+}
+
+impl Channel {
+    pub(super) const NEW: Self = Self {
+        name: ChannelName::NONE,
+        topic: NONE,
+        origin: Origin::Client,
+        used: Used::NEVER,
+        delivered: false,
+        lane: 0,
+        clients: 0,
+        paused: false,
+        requeued_next: false,
+        starved: false,
+        cursor: NIL,
+        queued: 0,
+        requeued: List::EMPTY,
+        deferred: List::EMPTY,
+        in_flight: 0,
+        turn: 0,
+        messages: 0,
+        requeues: 0,
+        timeouts: 0,
+        dropped: 0,
+    };
+
+    /// Messages that wait for their delivery.
+    pub(super) fn depth(&self) -> u32 {
+        u32::from(self.queued).saturating_add(self.requeued.len.into())
+    }
+
+    /// Messages that nobody has in flight.
+    pub(super) fn waiting(&self) -> u32 {
+        self.depth().saturating_add(self.deferred.len.into())
+    }
+
+    pub(super) fn is_used(&self) -> bool {
+        self.topic != NONE
+    }
+}
+
+/// A message in flight, or room for one.
+///
+/// RAM: 24 bytes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Entry {
+    pub(super) deadline: Instant,
+    pub(super) delivered: Instant,
+    pub(super) sequence: u32,
+    /// [`NIL`] if there is none.
+    pub(super) message: u16,
+    /// The client that has it.
+    pub(super) owner: u8,
+}
+
+impl Entry {
+    pub(super) const FREE: Self = Self {
+        deadline: Instant::NEVER,
+        delivered: Instant::ZERO,
+        sequence: 0,
+        message: NIL,
+        owner: NONE,
+    };
+}
+
+/// What the node knows of a client beside its connection.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Subscription {
+    /// [`NONE`] if it is not subscribed.
+    pub(super) channel: u8,
+    /// Nothing waits to be written: it would take a message at once.
+    pub(super) idle: bool,
+    /// Its channel is gone: it is to be closed.
+    pub(super) kicked: bool,
+    /// RDY.
+    pub(super) ready: u16,
+    pub(super) in_flight: u16,
+    /// Its last turn.
+    pub(super) turn: u32,
+    /// The channel's turn when it let another go first.
+    pub(super) yielded: Option<u32>,
+    pub(super) delivered: u64,
+    pub(super) finished: u64,
+    pub(super) requeued: u64,
+    /// Topics and how many messages it published there.
+    pub(super) pubs: [(u8, u32); PUB_COUNTS_MAX],
+}
+
+impl Subscription {
+    pub(super) const EMPTY: Self = Self {
+        channel: NONE,
+        idle: false,
+        kicked: false,
+        ready: 0,
+        in_flight: 0,
+        turn: 0,
+        yielded: None,
+        delivered: 0,
+        finished: 0,
+        requeued: 0,
+        pubs: [(NONE, 0); PUB_COUNTS_MAX],
+    };
+
+    /// Whether it wants another message.
+    pub(super) fn wants(&self) -> bool {
+        self.in_flight < self.ready
+    }
+
+    pub(super) fn count_pubs(&mut self, topic: u8, count: u32) {
+        let known = self.pubs.iter().position(|(at, _)| *at == topic);
+        let slot = known.or_else(|| self.pubs.iter().position(|(at, _)| *at == NONE));
+        if let Some(slot) = slot.and_then(|at| self.pubs.get_mut(at)) {
+            *slot = (topic, slot.1.saturating_add(count));
+        }
+    }
+}

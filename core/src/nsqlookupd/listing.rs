@@ -1,0 +1,530 @@
+//! Answers over HTTP, written in pieces while the tables may change.
+//!
+//! What a list is about is known by its slot and its birth: if something else lies there now, the
+//! list ends. Each element is written as a whole or not yet.
+
+use core::convert::Infallible;
+
+use super::Shared;
+use super::producer::{Producer, twins};
+use super::table::numbered;
+use crate::http::emit::{emit_i64, emit_remote, emit_text};
+use crate::http::{Content, Piece};
+use crate::time::Instant;
+use crate::wire::nsqlookupd::OwnedNodeInfo;
+use crate::wire::{Decimal, Write};
+
+/// What `Time{}.UnixNano()` of Go gives: never tombstoned.
+const NEVER: i64 = -6_795_364_578_871_345_152;
+
+/// What is left to write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Task {
+    step: Step,
+    /// The slot that comes next in the outer list.
+    at: u16,
+    /// And in the inner one.
+    inner: u16,
+    /// How many elements each has.
+    count: u16,
+    inner_count: u16,
+    /// Of the inner list of a node that are tombstones.
+    flags: u16,
+    /// The slot and birth of what an inner list is about.
+    slot: u16,
+    birth: u32,
+    /// The last birth when the list began.
+    since: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Step {
+    /// Nothing: there is no content.
+    Nothing,
+    Ping,
+    Info,
+    Topics,
+    Topic,
+    /// `/channels`
+    Channels,
+    Channel,
+    /// `/lookup`
+    Lookup,
+    LookupChannel,
+    LookupProducer,
+    Nodes,
+    OwnedNodeInfo,
+    NodeTopic,
+    NodeTombstone,
+    Debug,
+    DebugProducer,
+    Done,
+}
+
+/// What there is to list.
+#[derive(Debug)]
+pub(super) struct View<'v, 'a> {
+    pub(super) producers: &'v [Producer],
+    pub(super) shared: &'v Shared<'a>,
+    pub(super) now: Instant,
+}
+
+impl Task {
+    pub(super) const fn new(step: Step) -> Self {
+        Self {
+            step,
+            at: 0,
+            inner: 0,
+            count: 0,
+            inner_count: 0,
+            flags: 0,
+            slot: 0,
+            birth: 0,
+            since: 0,
+        }
+    }
+
+    /// About a topic; none gives an empty list.
+    pub(super) fn about(step: Step, topic: Option<usize>, view: &View<'_, '_>) -> Self {
+        let mut task = Self::new(step);
+        if let Some(topic) = topic {
+            task.slot = topic as u16;
+            task.birth = view.shared.tables.birth(topic);
+        }
+        task
+    }
+
+    /// What the whole of it is; asked before anything is written.
+    pub(super) fn content(&self) -> Content {
+        match self.step {
+            Step::Nothing | Step::Done => Content::Nothing,
+            Step::Ping => Content::Plain,
+            Step::Info
+            | Step::Topics
+            | Step::Topic
+            | Step::Channels
+            | Step::Channel
+            | Step::Lookup
+            | Step::LookupChannel
+            | Step::LookupProducer
+            | Step::Nodes
+            | Step::OwnedNodeInfo
+            | Step::NodeTopic
+            | Step::NodeTombstone
+            | Step::Debug
+            | Step::DebugProducer => Content::Json,
+        }
+    }
+
+    /// Writes as much as there is room for; whether that is all.
+    pub(super) fn write(&mut self, view: &View<'_, '_>, piece: &mut Piece<'_>) -> bool {
+        while self.step != Step::Done {
+            if !self.advance(view, piece) {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Writes the next element; false if there is no room for it.
+    fn advance(&mut self, view: &View<'_, '_>, piece: &mut Piece<'_>) -> bool {
+        let tables = &view.shared.tables;
+        match self.step {
+            Step::Nothing | Step::Done => {
+                self.step = Step::Done;
+                true
+            }
+            Step::Ping => self.text(piece, "OK", Step::Done),
+            Step::Info => {
+                self.step = Step::Done;
+                piece.put(|w| {
+                    w.write_all(b"{\"version\":")?;
+                    emit_text(w, view.shared.config.info.version)?;
+                    w.write_all(b"}")
+                })
+            }
+            Step::Topics => self.text(piece, "{\"topics\":[", Step::Topic),
+            Step::Topic => match tables.topics(self.at.into()).next() {
+                Some((at, name)) => self.item(piece, at, name.as_str()),
+                None => self.text(piece, "]}", Step::Done),
+            },
+            Step::Channels => self.text(piece, "{\"channels\":[", Step::Channel),
+            Step::Lookup => self.text(piece, "{\"channels\":[", Step::LookupChannel),
+            Step::Channel | Step::LookupChannel => match self.next_channel(view) {
+                Some((at, name)) => self.item(piece, at, name),
+                None if self.step == Step::Channel => self.text(piece, "]}", Step::Done),
+                None => {
+                    let fits = self.text(piece, "],\"producers\":[", Step::LookupProducer);
+                    if fits {
+                        self.at = 0;
+                        self.count = 0;
+                        self.since = tables.births();
+                    }
+                    fits
+                }
+            },
+            Step::LookupProducer => match self.next_listed(view) {
+                Some((at, producer)) => {
+                    let fits = producer.emit(piece, self.count, "}");
+                    self.wrote(fits, at);
+                    fits
+                }
+                None => self.text(piece, "]}", Step::Done),
+            },
+            Step::Nodes => {
+                self.since = tables.births();
+                self.text(piece, "{\"producers\":[", Step::OwnedNodeInfo)
+            }
+            Step::OwnedNodeInfo => self.node(view, piece),
+            Step::NodeTopic => match self.next_topic_of_node(view) {
+                Some((at, name)) => {
+                    let fits = put_item(piece, self.inner_count, name);
+                    if fits {
+                        self.inner = (at as u16).saturating_add(1);
+                        self.inner_count = self.inner_count.saturating_add(1);
+                    }
+                    fits
+                }
+                None => {
+                    let fits = self.text(piece, "],\"tombstones\":[", Step::NodeTombstone);
+                    if fits {
+                        self.inner = 0;
+                        self.flags = 0;
+                    }
+                    fits
+                }
+            },
+            Step::NodeTombstone => self.tombstone(view, piece),
+            Step::Debug => {
+                self.since = tables.births();
+                self.text(piece, "{", Step::DebugProducer)
+            }
+            Step::DebugProducer => self.debug(view, piece),
+        }
+    }
+
+    fn text(&mut self, piece: &mut Piece<'_>, text: &str, next: Step) -> bool {
+        let fits = piece.put(|w| w.write_all(text.as_bytes()));
+        if fits {
+            self.step = next;
+        }
+        fits
+    }
+
+    /// A name in the outer list.
+    fn item(&mut self, piece: &mut Piece<'_>, at: usize, name: &str) -> bool {
+        let fits = put_item(piece, self.count, name);
+        self.wrote(fits, at);
+        fits
+    }
+
+    /// Slot `at` of the outer list is done with, if it did fit.
+    fn wrote(&mut self, fits: bool, at: usize) {
+        if fits {
+            self.at = (at as u16).saturating_add(1);
+            self.count = self.count.saturating_add(1);
+        }
+    }
+
+    /// The next channel of the topic.
+    fn next_channel<'v>(&self, view: &View<'v, '_>) -> Option<(usize, &'v str)> {
+        let tables = &view.shared.tables;
+        if self.birth == 0 || tables.birth(self.slot.into()) != self.birth {
+            return None;
+        }
+        let (at, name) = tables.channels_of(self.slot.into(), self.at.into()).next()?;
+        Some((at, name.as_str()))
+    }
+
+    /// The next producer of the topic that consumers are to hear of.
+    fn next_listed<'v>(&self, view: &View<'v, '_>) -> Option<(usize, Listed<'v>)> {
+        let tables = &view.shared.tables;
+        let topic = self.slot.into();
+        if tables.birth(topic) != self.birth {
+            return None;
+        }
+        view.entries(self.at.into(), self.since).find_map(|at| {
+            let is_listed = |id| tables.has_topic(topic, id) && !view.is_buried(topic, id);
+            Some((at, view.latest(at, |id| view.is_active(id) && is_listed(id))?))
+        })
+    }
+
+    /// The next node, up to the list of its topics.
+    fn node(&mut self, view: &View<'_, '_>, piece: &mut Piece<'_>) -> bool {
+        let mut entries = view.entries(self.at.into(), self.since);
+        let next = entries.find_map(|at| Some((at, view.latest(at, |id| view.is_active(id))?)));
+        let Some((at, producer)) = next else {
+            return self.text(piece, "]}", Step::Done);
+        };
+        let fits = producer.emit(piece, self.count, ",\"topics\":[");
+        if fits {
+            self.slot = at as u16;
+            self.birth = view.birth(at);
+            self.inner = 0;
+            self.inner_count = 0;
+            self.step = Step::NodeTopic;
+        }
+        self.wrote(fits, at);
+        fits
+    }
+
+    fn next_topic_of_node<'v>(&self, view: &View<'v, '_>) -> Option<(usize, &'v str)> {
+        let node = usize::from(self.slot);
+        if view.birth(node) != self.birth {
+            return None;
+        }
+        let tables = &view.shared.tables;
+        let mut topics = tables.topics(self.inner.into());
+        let (at, name) = topics.find(|(topic, _)| view.having(*topic, node).next().is_some())?;
+        Some((at, name.as_str()))
+    }
+
+    /// One tombstone of a node: as many as there were topics, whatever happened meanwhile.
+    fn tombstone(&mut self, view: &View<'_, '_>, piece: &mut Piece<'_>) -> bool {
+        if self.flags >= self.inner_count {
+            return self.text(piece, "]}", Step::OwnedNodeInfo);
+        }
+        let next = self.next_topic_of_node(view).map(|(topic, _)| topic);
+        let is_buried = next.is_some_and(|topic| {
+            view.having(topic, self.slot.into()).all(|id| view.is_buried(topic, id))
+        });
+        let fits = piece.put(|w| {
+            w.write_all(if self.flags == 0 { b"" } else { b"," })?;
+            w.write_all(if is_buried { b"true" } else { b"false" })
+        });
+        if fits {
+            self.flags = self.flags.saturating_add(1);
+            self.inner = next.map_or(self.inner, |topic| (topic as u16).saturating_add(1));
+        }
+        fits
+    }
+
+    /// The next producer of a key: `client`, the topics and the channels, one after the other.
+    fn debug(&mut self, view: &View<'_, '_>, piece: &mut Piece<'_>) -> bool {
+        let Some((key, birth)) = view.key(self.at.into()) else {
+            return self.text(piece, "}", Step::Done);
+        };
+        let is_same = self.inner_count == 0 || birth == self.birth;
+        let next = view.entries(self.inner.into(), self.since).find_map(|at| {
+            let has = |id| is_same && view.has(key, id);
+            let listed = view.latest(at, |id| has(id) && !view.is_hidden(key, id));
+            Some((at, listed.or_else(|| view.latest(at, has))?))
+        });
+        let Some((at, producer)) = next else {
+            let fits = self.inner_count == 0 || piece.put(|w| w.write_all(b"]"));
+            if fits {
+                self.at = self.at.saturating_add(1);
+                self.count = self.count.saturating_add(u16::from(self.inner_count > 0));
+                self.inner = 0;
+                self.inner_count = 0;
+            }
+            return fits;
+        };
+        let fits = piece.put(|w| {
+            if self.inner_count > 0 {
+                w.write_all(b",")?;
+            } else {
+                w.write_all(if self.count > 0 { b",\"" } else { b"\"" })?;
+                key.emit(w)?;
+                w.write_all(b"\":[")?;
+            }
+            view.emit_debug(w, key, &producer)
+        });
+        if fits {
+            self.inner = (at as u16).saturating_add(1);
+            self.inner_count = self.inner_count.saturating_add(1);
+            self.birth = birth;
+        }
+        fits
+    }
+}
+
+/// The connection that a list shows of an address.
+struct Listed<'v> {
+    id: usize,
+    producer: &'v Producer,
+    node: &'v OwnedNodeInfo,
+}
+
+impl Listed<'_> {
+    /// Writes it, the end of the object left to `end`: 720 bytes at most.
+    fn emit(&self, piece: &mut Piece<'_>, count: u16, end: &str) -> bool {
+        let node = self.node;
+        piece.put(|w| {
+            w.write_all(if count == 0 { b"" } else { b"," })?;
+            w.write_all(b"{\"remote_address\":\"")?;
+            emit_remote(w, self.producer.remote())?;
+            w.write_all(b"\",\"hostname\":")?;
+            emit_text(w, &node.hostname)?;
+            w.write_all(b",\"broadcast_address\":")?;
+            emit_text(w, &node.broadcast_address)?;
+            w.write_all(b",\"tcp_port\":")?;
+            w.write_all(Decimal::unsigned(node.tcp_port.into()).as_bytes())?;
+            w.write_all(b",\"http_port\":")?;
+            w.write_all(Decimal::unsigned(node.http_port.into()).as_bytes())?;
+            w.write_all(b",\"version\":")?;
+            emit_text(w, &node.version)?;
+            for (key, text) in [
+                (",\"topology_zone\":", &node.topology_zone),
+                (",\"topology_region\":", &node.topology_region),
+            ] {
+                if !text.is_empty() {
+                    w.write_all(key.as_bytes())?;
+                    emit_text(w, text)?;
+                }
+            }
+            w.write_all(end.as_bytes())
+        })
+    }
+}
+
+/// What producers register, as `/debug` has it.
+#[derive(Debug, Clone, Copy)]
+enum Key<'v> {
+    Client,
+    Topic(usize, &'v str),
+    Channel(usize, &'v str, &'v str),
+    /// A free slot.
+    None,
+}
+
+impl Key<'_> {
+    /// None of it needs escaping.
+    fn emit<W: Write>(&self, w: &mut W) -> Result<(), W::Error> {
+        let (category, topic, channel) = match *self {
+            Self::Client | Self::None => ("client:", "", ""),
+            Self::Topic(_, topic) => ("topic:", topic, ""),
+            Self::Channel(_, topic, channel) => ("channel:", topic, channel),
+        };
+        w.write_all(category.as_bytes())?;
+        w.write_all(topic.as_bytes())?;
+        w.write_all(b":")?;
+        w.write_all(channel.as_bytes())
+    }
+}
+
+impl<'v> View<'v, '_> {
+    /// Where a list has its entries, from slot `from` on: one for each address, at the first of its
+    /// connections. Those that came after the list began, when the last birth was `since`, come
+    /// behind the others, so that they do not take an entry to where the list was already.
+    fn entries(&self, from: usize, since: u32) -> impl Iterator<Item = usize> + use<'v> {
+        let producers = self.producers;
+        let slots = numbered(producers, from).filter(|(_, producer)| producer.node().is_some());
+        let is_entry = move |&(at, producer): &(usize, &Producer)| {
+            let place = (producer.is_after(since), at);
+            twins(producers, at).all(|(other, twin)| (twin.is_after(since), other) >= place)
+        };
+        slots.filter(is_entry).map(|(at, _)| at)
+    }
+
+    /// Of the connections with the address of `at` that are to be listed, the one heard last.
+    fn latest(&self, at: usize, is_listed: impl Fn(usize) -> bool) -> Option<Listed<'v>> {
+        let all = twins(self.producers, at).filter(|(id, _)| is_listed(*id));
+        let (id, producer) = all.max_by_key(|(_, producer)| producer.heard())?;
+        let (node, _) = producer.node()?;
+        Some(Listed { id, producer, node })
+    }
+
+    /// The connections with the address of `at` that make `/nodes` list a topic.
+    fn having(&self, topic: usize, at: usize) -> impl Iterator<Item = usize> {
+        let ids = twins(self.producers, at).map(|(id, _)| id);
+        ids.filter(move |id| self.is_active(*id) && self.shared.tables.has_topic(topic, *id))
+    }
+
+    /// Whether a node still sends PING.
+    fn is_active(&self, id: usize) -> bool {
+        let timeout = self.shared.config.inactive_timeout;
+        self.producers.get(id).is_some_and(|it| self.now <= it.last_update.after(timeout))
+    }
+
+    /// Whether consumers are not to hear of a producer of a topic.
+    fn is_buried(&self, topic: usize, id: usize) -> bool {
+        let lifetime = self.shared.config.tombstone_lifetime;
+        let tombstone = self.shared.tables.tombstone(self.now, lifetime, topic, id);
+        tombstone.is_some_and(|(_, counts)| counts)
+    }
+
+    fn is_hidden(&self, key: Key<'_>, id: usize) -> bool {
+        match key {
+            Key::Topic(topic, _) => self.is_buried(topic, id),
+            Key::Client | Key::Channel(..) | Key::None => false,
+        }
+    }
+
+    /// Which node is on a connection; 0 if none is.
+    fn birth(&self, id: usize) -> u32 {
+        self.producers.get(id).and_then(Producer::node).map_or(0, |(_, birth)| birth)
+    }
+
+    /// Key number `at`, and its birth; `None` behind the last.
+    fn key(&self, at: usize) -> Option<(Key<'v>, u32)> {
+        let tables = &self.shared.tables;
+        let Some(at) = at.checked_sub(1) else { return Some((Key::Client, 0)) };
+        let (topics, channels) = tables.slots();
+        if at < topics {
+            let key = tables.topics(at).next().filter(|(slot, _)| *slot == at);
+            let key = key.map_or(Key::None, |(slot, name)| Key::Topic(slot, name.as_str()));
+            return Some((key, tables.birth(at)));
+        }
+        let at = at.saturating_sub(topics);
+        if at >= channels {
+            return None;
+        }
+        let key = tables.channels(at).next().filter(|(slot, ..)| *slot == at);
+        let key = key.map_or(Key::None, |(slot, topic, name)| {
+            Key::Channel(slot, topic.as_str(), name.as_str())
+        });
+        Some((key, tables.channel_birth(at)))
+    }
+
+    fn has(&self, key: Key<'_>, producer: usize) -> bool {
+        match key {
+            Key::Client => true,
+            Key::Topic(slot, _) => self.shared.tables.has_topic(slot, producer),
+            Key::Channel(slot, ..) => self.shared.tables.has_channel(slot, producer),
+            Key::None => false,
+        }
+    }
+
+    /// Writes a producer with Go's order of keys: with its key 740 bytes at most.
+    fn emit_debug(
+        &self,
+        w: &mut Piece<'_>,
+        key: Key<'_>,
+        listed: &Listed<'_>,
+    ) -> Result<(), Infallible> {
+        let Listed { id, producer, node } = *listed;
+        let lifetime = self.shared.config.tombstone_lifetime;
+        let tombstone = match key {
+            Key::Topic(topic, _) => self.shared.tables.tombstone(self.now, lifetime, topic, id),
+            Key::Client | Key::Channel(..) | Key::None => None,
+        };
+        w.write_all(b"{\"broadcast_address\":")?;
+        emit_text(w, &node.broadcast_address)?;
+        w.write_all(b",\"hostname\":")?;
+        emit_text(w, &node.hostname)?;
+        w.write_all(b",\"http_port\":")?;
+        w.write_all(Decimal::unsigned(node.http_port.into()).as_bytes())?;
+        w.write_all(b",\"id\":\"")?;
+        emit_remote(w, producer.remote())?;
+        w.write_all(b"\",\"last_update\":")?;
+        emit_i64(w, self.shared.unix_time(producer.last_update))?;
+        w.write_all(b",\"tcp_port\":")?;
+        w.write_all(Decimal::unsigned(node.tcp_port.into()).as_bytes())?;
+        w.write_all(b",\"tombstoned\":")?;
+        w.write_all(if tombstone.is_some() { b"true" } else { b"false" })?;
+        w.write_all(b",\"tombstoned_at\":")?;
+        emit_i64(w, tombstone.map_or(NEVER, |(at, _)| self.shared.unix_time(at)))?;
+        w.write_all(b",\"version\":")?;
+        emit_text(w, &node.version)?;
+        w.write_all(b"}")
+    }
+}
+
+/// A name in a list.
+fn put_item(piece: &mut Piece<'_>, count: u16, name: &str) -> bool {
+    piece.put(|w| {
+        w.write_all(if count == 0 { b"" } else { b"," })?;
+        emit_text(w, name)
+    })
+}

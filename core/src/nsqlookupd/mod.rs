@@ -1,0 +1,515 @@
+//! A small nsqlookupd: who has which topics and channels, for nsqds, consumers and tools.
+//!
+//! nsqds register on connections that speak V1 ([`ProducerSession`]); consumers, nsqadmin and curl
+//! ask over HTTP ([`HttpSession`]). Semantics are those of nsqlookupd 1.3.0
+//! (`nsqlookupd/lookup_protocol_v1.go`, `registration_db.go`, `http.go`), with its crashes and
+//! leaks mended:
+//!
+//! | nsqlookupd | here |
+//! |---|---|
+//! | a negative length in IDENTIFY ends the process, a large one is allocated | refused: [`Config::max_body`] |
+//! | lines of any length | refused above [`nsqlookupd::LINE_BUFFER`](crate::wire::nsqlookupd::LINE_BUFFER) bytes |
+//! | a silent connection stays for ever | closed after [`Config::idle_timeout`], before IDENTIFY after [`Config::greeting_timeout`] |
+//! | connections that announce one address are listed as many times | listed once, see [below](#one-address-several-connections) |
+//! | a node that lost its connection comes back and its old registrations stay | the new connection replaces one that has been silent for more than [`Config::replace_timeout`] |
+//! | topics and channels without producers stay for ever | forgotten after [`Config::empty_timeout`], unless they were made over HTTP; given back when others need the room |
+//! | `topic=*` stands for all topics, also in `/topic/delete` | no topic |
+//!
+//! The life of a node's connection:
+//!
+//! ```text
+//!       accepted            IDENTIFY
+//! Free ----------> Greeting ---------> Identified
+//!   ^                 |                    |  refused, silent, does not read, or was silent
+//!   |                 v                    v  for long and came back on another connection
+//!   +------------- Closing <---------------+
+//! ```
+//!
+//! Whatever happens to a connection, all that was registered on it ends with it; the topics and
+//! channels themselves stay, as in nsqlookupd. A node that sends no PING is not listed from
+//! [`Config::inactive_timeout`] on. A tombstone hides a node for one topic and
+//! [`Config::tombstone_lifetime`], or until it unregisters and registers that topic.
+//!
+//! # One address, several connections
+//!
+//! Several connections may announce one address, which is `broadcast_address` and `tcp_port`,
+//! compared byte by byte: publishers that register the nsqd that they publish to, nsqds behind one
+//! NAT address, a node that knows a directory by two names. As in nsqlookupd each keeps what it
+//! registered until it unregisters that or ends, and neither changes what the others have. Lists
+//! are the union, with one entry for the address. Of the connections that would be listed it shows
+//! the one heard last: its hostname, HTTP port, version and `remote_address`.
+//!
+//! - `/lookup`: one that sends no PING, or is tombstoned for the topic, does not hide another one.
+//! - `/nodes`: the topics of all that send PING; tombstoned where `/lookup` leaves the address out.
+//! - `/topic/tombstone`: all connections whose own `broadcast_address` and HTTP port are `node`.
+//! - Whoever IDENTIFYs or sends PING ends the older connections of its address that have been
+//!   silent for more than [`Config::replace_timeout`]: it is the node, come back.
+//!
+//! Answers over HTTP are written as they are read, while the tables may change: a list may miss
+//! what came meanwhile, and have an address twice of which a connection ended meanwhile, but is
+//! well-formed, and the `tombstones` and `topics` of a node in `/nodes` are always as many (nsqadmin
+//! crashes otherwise).
+//!
+//! # Bounds
+//!
+//! | what | bound | when full |
+//! |---|---|---|
+//! | connections of nodes | the storage's `PRODUCERS`; one that was silent for [`Config::replace_timeout`] goes when a caller finds no room | not accepted |
+//! | topics, channels | the storage's `TOPICS`, `CHANNELS`; those that no connected node registers are given back, least recently used first, [`Counters::given_back`] | REGISTER answers `E_REGISTER_FAILED`, HTTP 503; nothing changed; [`Counters::full`], [`Event::TableFull`] |
+//! | topics, channels that one connection has when it makes another one | [`Config::topics_per_node`], [`Config::channels_per_node`] | as above |
+//! | registrations | none: every node may have every topic and channel that is there | |
+//! | tombstones | [`TOMBSTONES`] at a time | HTTP 503 |
+//! | answers that a node does not read | 1024, then it is held | closed after [`Config::reply_timeout`] |
+//! | HTTP connections | the storage's `HTTP` | not accepted |
+//! | an HTTP request or answer | see [`http`] | |
+//! | a node's texts | see [`nsqlookupd::OwnedNodeInfo`](crate::wire::nsqlookupd::OwnedNodeInfo) | cut off; an address is refused |
+//!
+//! Used is what a node registers or registered last, what is made again over HTTP, and the topic
+//! that `/lookup` or `/channels` is asked for. What a connected node registers is never given back.
+//!
+//! A node that lost its connection without a word takes a second slot until the old connection is
+//! found dead: after [`Config::idle_timeout`], or once it has been silent for
+//! [`Config::replace_timeout`] and the node sends PING. If all slots are taken, the one that has been
+//! silent for longest makes room as soon as that is [`Config::replace_timeout`].
+
+mod listing;
+mod producer;
+mod service;
+mod table;
+#[cfg(test)]
+mod tests;
+
+use core::net::SocketAddr;
+
+use crate::http;
+use crate::name::{ChannelName, TopicName};
+use crate::session::Closed;
+use crate::time::{Instant, Span};
+use crate::wire::nsqlookupd::{IdentifyReply, NodeInfo};
+
+pub use producer::ProducerSession;
+pub use service::HttpSession;
+
+use listing::Task;
+use producer::{Producer, twins};
+use table::{Bits, Channel, Tables, Topic};
+
+/// How many producers can be tombstoned at a time, each for a topic.
+pub const TOMBSTONES: usize = 16;
+
+/// The settings. Borrowed, so that a constant one costs no RAM.
+#[derive(Debug, Clone, Copy)]
+pub struct Config<'a> {
+    /// What it says of itself, in answer to IDENTIFY; the version also to `/info`. nsqds ask at its
+    /// `http_port` which channels a new topic has elsewhere: without one they do not. Default
+    /// nothing but the version 1.3.0, whose behaviour this is.
+    pub info: IdentifyReply<'a>,
+    /// `-inactive-producer-timeout`: how long after its last PING a node is listed. Default 300 s.
+    pub inactive_timeout: Span,
+    /// `-tombstone-lifetime`: how long a tombstone hides a node. Default 45 s.
+    pub tombstone_lifetime: Span,
+    /// How long a node's connection may be silent. nsqd sends PING every 15 s. Default 300 s.
+    pub idle_timeout: Span,
+    /// How long a node's connection has been silent when a newer one that announces the same
+    /// address replaces it, or when it makes room for a caller that finds none. Default 45 s, three
+    /// of nsqd's PINGs.
+    pub replace_timeout: Span,
+    /// How long a node may take to IDENTIFY itself. Default 10 s.
+    pub greeting_timeout: Span,
+    /// How long a node may take to read answers. Default 5 s.
+    pub reply_timeout: Span,
+    /// How long closing may take. Default 1 s.
+    pub close_timeout: Span,
+    /// How long a topic or channel is kept that no node has and nobody uses, unless it was made over
+    /// HTTP; zero is for ever, as nsqlookupd. Sooner when others need its slot. Default one hour.
+    pub empty_timeout: Span,
+    /// How many topics a connection of a node may have and make another one by REGISTER: so that one
+    /// cannot take all that there is room for. What is there already, it may register as well.
+    /// Default no limit.
+    pub topics_per_node: u16,
+    /// How many channels, likewise.
+    pub channels_per_node: u16,
+    /// The longest IDENTIFY, in bytes; nsqd's has about 150. Default 1024.
+    pub max_body: u32,
+    /// The times of HTTP connections.
+    pub http: http::Config,
+}
+
+impl<'a> Config<'a> {
+    /// The defaults.
+    pub const fn new() -> Self {
+        Self {
+            info: IdentifyReply {
+                broadcast_address: "",
+                hostname: "",
+                http_port: 0,
+                tcp_port: 0,
+                version: "1.3.0",
+            },
+            inactive_timeout: Span::from_secs(300),
+            tombstone_lifetime: Span::from_secs(45),
+            idle_timeout: Span::from_secs(300),
+            replace_timeout: Span::from_secs(45),
+            greeting_timeout: Span::from_secs(10),
+            reply_timeout: Span::from_secs(5),
+            close_timeout: Span::from_secs(1),
+            empty_timeout: Span::from_secs(3600),
+            topics_per_node: u16::MAX,
+            channels_per_node: u16::MAX,
+            max_body: 1024,
+            http: http::Config::new(),
+        }
+    }
+}
+
+impl Default for Config<'_> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// The tables of a directory: for so many connections of nodes, topics, channels of all topics,
+/// and HTTP connections. `WORDS` is for more than 32 nodes: one for each 32, begun ones as well.
+///
+/// RAM: at most [`PRODUCER_RAM_MAX`] bytes a node, [`KEY_RAM_MAX`] + 4 `WORDS` a topic and a
+/// channel, and [`HTTP_RAM_MAX`] an HTTP connection.
+#[derive(Debug)]
+pub struct Storage<
+    const PRODUCERS: usize,
+    const TOPICS: usize,
+    const CHANNELS: usize,
+    const HTTP: usize,
+    const WORDS: usize = 1,
+> {
+    producers: [Producer; PRODUCERS],
+    topics: [Topic; TOPICS],
+    topic_bits: [[u32; WORDS]; TOPICS],
+    channels: [Channel; CHANNELS],
+    channel_bits: [[u32; WORDS]; CHANNELS],
+    http: [http::Connection<Task>; HTTP],
+}
+
+/// The most bytes that a node takes of a [`Storage`].
+pub const PRODUCER_RAM_MAX: usize = 848;
+
+/// The most bytes that a topic or channel takes of a [`Storage`], beside its bits.
+pub const KEY_RAM_MAX: usize = 88;
+
+/// The most bytes that an HTTP connection takes of a [`Storage`].
+pub const HTTP_RAM_MAX: usize = http::BUFFER + 168;
+
+/// The most bytes that a [`Nsqlookupd`] takes beside its storage.
+pub const RAM_MAX: usize = 448;
+
+// On every target that this is compiled for.
+const _: () = {
+    assert!(size_of::<Producer>() <= PRODUCER_RAM_MAX);
+    assert!(size_of::<Topic>() <= KEY_RAM_MAX && size_of::<Channel>() <= KEY_RAM_MAX);
+    assert!(size_of::<http::Connection<Task>>() <= HTTP_RAM_MAX);
+    assert!(size_of::<Nsqlookupd<'_>>() <= RAM_MAX);
+};
+
+impl<
+    const PRODUCERS: usize,
+    const TOPICS: usize,
+    const CHANNELS: usize,
+    const HTTP: usize,
+    const WORDS: usize,
+> Storage<PRODUCERS, TOPICS, CHANNELS, HTTP, WORDS>
+{
+    const LIMITS: () = {
+        assert!(PRODUCERS <= 32 * WORDS, "32 producers for each of WORDS");
+        assert!(PRODUCERS <= 65_535 && TOPICS <= 65_535 && CHANNELS <= 65_535, "16-bit numbers");
+    };
+
+    /// Empty; [`Nsqlookupd::new`] fills it.
+    pub const fn new() -> Self {
+        let () = Self::LIMITS;
+        Self {
+            producers: [const { Producer::FREE }; PRODUCERS],
+            topics: [Topic::FREE; TOPICS],
+            topic_bits: [[0; WORDS]; TOPICS],
+            channels: [Channel::FREE; CHANNELS],
+            channel_bits: [[0; WORDS]; CHANNELS],
+            http: [const { http::Connection::new() }; HTTP],
+        }
+    }
+}
+
+impl<
+    const PRODUCERS: usize,
+    const TOPICS: usize,
+    const CHANNELS: usize,
+    const HTTP: usize,
+    const WORDS: usize,
+> Default for Storage<PRODUCERS, TOPICS, CHANNELS, HTTP, WORDS>
+{
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// A small nsqlookupd. See the [module](self).
+///
+/// RAM: at most [`RAM_MAX`] bytes beside storage and the borrowed configuration.
+#[derive(Debug)]
+pub struct Nsqlookupd<'a> {
+    producers: &'a mut [Producer],
+    http: &'a mut [http::Connection<Task>],
+    shared: Shared<'a>,
+}
+
+/// What all connections share.
+#[derive(Debug)]
+struct Shared<'a> {
+    config: &'a Config<'a>,
+    tables: Tables<'a>,
+    tally: Counters,
+    /// What to add to the time for nanoseconds since 1970.
+    unix_offset: i64,
+    /// The tables that were full, a bit each, as long as nobody polled that.
+    met: u8,
+    /// A caller found no room among the connections of nodes.
+    wants_room: bool,
+}
+
+/// What the owner should know. Newer ones of a node replace older ones that nobody polled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+#[non_exhaustive]
+pub enum Event {
+    /// A node said who it is: [`Nsqlookupd::producer`] has it.
+    Identified {
+        /// Its connection.
+        index: usize,
+        /// Its address is listed already: another connection announces it as well.
+        listed: bool,
+    },
+    /// A node's connection ended, and what it registered is listed no longer.
+    Left {
+        /// Its connection.
+        index: usize,
+        /// How that ended. [`Closed::Local`]: another connection replaced it.
+        why: Closed,
+        /// Its address is listed still: another connection announces it as well.
+        listed: bool,
+    },
+    /// Something was refused since there is no room for it. Once for all since it was last polled:
+    /// [`Counters::full`] has how often.
+    TableFull(TableFull),
+}
+
+/// What there is no room for. Nothing changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub enum TableFull {
+    /// Another topic: connected nodes register all that there is room for.
+    Topics,
+    /// Another channel: connected nodes register all that there is room for.
+    Channels,
+    /// Another tombstone: there are [`TOMBSTONES`].
+    Tombstones,
+    /// Another topic or channel of one connection: [`Config::topics_per_node`],
+    /// [`Config::channels_per_node`].
+    Share,
+}
+
+impl TableFull {
+    const ALL: [Self; 4] = [Self::Topics, Self::Channels, Self::Tombstones, Self::Share];
+
+    const fn bit(self) -> u8 {
+        1 << self as u8
+    }
+}
+
+/// What happened so far. Each stays at its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+#[non_exhaustive]
+pub struct Counters {
+    /// Nodes that said who they are.
+    pub identified: u32,
+    /// Connections of nodes that another one of the same address replaced.
+    pub replaced: u32,
+    /// Connections of nodes closed for what they sent.
+    pub refused: u32,
+    /// Connections of nodes closed since they were silent, or did not read.
+    pub timed_out: u32,
+    /// REGISTERs and HTTP requests refused since there was no room.
+    pub full: u32,
+    /// Topics and channels forgotten after a while without producers.
+    pub collected: u32,
+    /// Topics and channels without producers removed since others needed their slots.
+    pub given_back: u32,
+    /// HTTP requests answered, refusals not included.
+    pub requests: u32,
+    /// HTTP requests refused.
+    pub requests_refused: u32,
+    /// HTTP requests whose client did not take the answer.
+    pub requests_lost: u32,
+}
+
+/// A node that is listed, or was until its PINGs stopped.
+#[derive(Debug, Clone, Copy)]
+pub struct ProducerStatus<'s> {
+    /// What it said of itself.
+    pub node: NodeInfo<'s>,
+    /// Where its connection comes from.
+    pub remote: SocketAddr,
+    /// When it last sent IDENTIFY or PING.
+    pub last_update: Instant,
+}
+
+impl<'a> Nsqlookupd<'a> {
+    /// An empty one, with all that `storage` has room for.
+    pub fn new<
+        const PRODUCERS: usize,
+        const TOPICS: usize,
+        const CHANNELS: usize,
+        const HTTP: usize,
+        const WORDS: usize,
+    >(
+        config: &'a Config<'a>,
+        storage: &'a mut Storage<PRODUCERS, TOPICS, CHANNELS, HTTP, WORDS>,
+    ) -> Self {
+        let Storage { producers, topics, topic_bits, channels, channel_bits, http } = storage;
+        producers.fill_with(|| Producer::FREE);
+        http.fill_with(http::Connection::new);
+        let topic_bits = Bits::new(topic_bits.as_flattened_mut(), WORDS);
+        let channel_bits = Bits::new(channel_bits.as_flattened_mut(), WORDS);
+        let tables = Tables::new(topics, channels, topic_bits, channel_bits);
+        let tally = Counters::default();
+        let shared = Shared { config, tables, tally, unix_offset: 0, met: 0, wants_room: false };
+        Self { producers, http, shared }
+    }
+
+    /// How many connections of nodes there are, used or not.
+    pub fn clients(&self) -> usize {
+        self.producers.len()
+    }
+
+    /// The session of a node's connection `index`, below [`clients`](Self::clients): for TCP port
+    /// 4160.
+    pub fn client(&mut self, index: usize) -> Option<ProducerSession<'_, 'a>> {
+        if index >= self.producers.len() {
+            return None;
+        }
+        Some(ProducerSession { producers: self.producers, shared: &mut self.shared, id: index })
+    }
+
+    /// How many HTTP connections there are, used or not.
+    pub fn http_clients(&self) -> usize {
+        self.http.len()
+    }
+
+    /// The session of HTTP connection `index`, below [`http_clients`](Self::http_clients): for TCP
+    /// port 4161.
+    pub fn http(&mut self, index: usize) -> Option<HttpSession<'_, 'a>> {
+        let connection = self.http.get_mut(index)?;
+        Some(HttpSession { connection, producers: self.producers, shared: &mut self.shared })
+    }
+
+    /// The node on connection `index`, if there is one.
+    pub fn producer(&self, index: usize) -> Option<ProducerStatus<'_>> {
+        let producer = self.producers.get(index)?;
+        let (node, _) = producer.node()?;
+        Some(ProducerStatus {
+            node: node.info(),
+            remote: producer.remote(),
+            last_update: producer.last_update,
+        })
+    }
+
+    /// The topics, in no order, each with how many nodes have it: addresses, not connections.
+    pub fn topics(&self) -> impl Iterator<Item = (&TopicName, usize)> {
+        let (tables, producers) = (&self.shared.tables, &*self.producers);
+        tables.topics(0).map(move |(topic, name)| {
+            let has = move |id: &usize| tables.has_topic(topic, *id);
+            let is_first =
+                |id: &usize| twins(producers, *id).all(|(other, _)| other >= *id || !has(&other));
+            let nodes = (0..producers.len()).filter(has).filter(is_first);
+            (name, nodes.fold(0usize, |count, _| count.saturating_add(1)))
+        })
+    }
+
+    /// The channels, in no order, each with its topic.
+    pub fn channels(&self) -> impl Iterator<Item = (&TopicName, &ChannelName)> {
+        self.shared.tables.channels(0).map(|(_, topic, channel)| (topic, channel))
+    }
+
+    /// Whether the node on connection `index` registered a topic.
+    pub fn has_topic(&self, index: usize, topic: &TopicName) -> bool {
+        let tables = &self.shared.tables;
+        tables.topic(topic).is_some_and(|topic| tables.has_topic(topic, index))
+    }
+
+    /// Whether the node on connection `index` registered a channel.
+    pub fn has_channel(&self, index: usize, topic: &TopicName, channel: &ChannelName) -> bool {
+        let tables = &self.shared.tables;
+        let channel = tables.topic(topic).and_then(|topic| tables.channel(topic, channel));
+        channel.is_some_and(|channel| tables.has_channel(channel, index))
+    }
+
+    /// What happened so far.
+    pub fn counters(&self) -> Counters {
+        let Tables { collected, given_back, .. } = self.shared.tables;
+        Counters { collected, given_back, ..self.shared.tally }
+    }
+
+    /// The next thing to tell; call until `None`.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        let mut producers = self.producers.iter_mut().enumerate();
+        let news = producers.find_map(|(index, producer)| producer.poll_event(index));
+        news.or_else(|| {
+            let met = &mut self.shared.met;
+            let full = TableFull::ALL.into_iter().find(|full| *met & full.bit() != 0)?;
+            *met &= !full.bit();
+            Some(Event::TableFull(full))
+        })
+    }
+
+    /// A caller found all connections of nodes taken. The one that has been silent for longest makes
+    /// room as soon as that is [`Config::replace_timeout`]: wake the driver of every session.
+    pub fn turned_away(&mut self) {
+        self.shared.wants_room = true;
+        self.shared.tables.changed();
+    }
+
+    /// Changes when a node comes or goes, or what is registered does: whether it is worth asking
+    /// again. Wake the driver of every session then: one that replaced another closes that.
+    pub fn version(&self) -> u32 {
+        self.shared.tables.version()
+    }
+
+    /// It is so many nanoseconds since 1970. Without that `/debug` counts from the platform's
+    /// start; nothing else depends on it.
+    pub fn set_unix_time(&mut self, now: Instant, nanos: i64) {
+        self.shared.unix_offset = nanos.saturating_sub(nanos_of(now));
+    }
+}
+
+impl Shared<'_> {
+    /// There is no room for something.
+    fn refused(&mut self, full: TableFull) {
+        self.tally.full = self.tally.full.saturating_add(1);
+        if self.met & full.bit() == 0 {
+            self.met |= full.bit();
+            self.tables.changed();
+        }
+    }
+
+    /// Until when a node may be silent that was heard then.
+    fn patience(&self, heard: Instant) -> Instant {
+        let idle = heard.after(self.config.idle_timeout);
+        if self.wants_room { idle.min(heard.after(self.config.replace_timeout)) } else { idle }
+    }
+
+    /// Nanoseconds since 1970.
+    fn unix_time(&self, at: Instant) -> i64 {
+        nanos_of(at).saturating_add(self.unix_offset)
+    }
+}
+
+fn nanos_of(at: Instant) -> i64 {
+    i64::try_from(at.as_micros()).unwrap_or(i64::MAX).saturating_mul(1000)
+}

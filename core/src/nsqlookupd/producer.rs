@@ -1,0 +1,552 @@
+//! One nsqd's connection, as nsqlookupd serves it.
+//!
+//! Connections that announce one address are in a ring, so that lists have one entry for them.
+
+use core::convert::Infallible;
+use core::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use super::table::numbered;
+use super::{Event, Shared, TableFull};
+use crate::macros::trace_state;
+use crate::session::{Awaited, Closed, Fault, Link, Session, Transmit};
+use crate::time::{Instant, Span};
+use crate::wire::nsqd::ErrorCode;
+use crate::wire::nsqlookupd::{
+    CommandDecoder, IdentifyReply, Item, NodeInfoScanner, OwnedNodeInfo, emit_refusal, emit_reply,
+};
+use crate::wire::{ChunkWriter, emit_len};
+
+/// How many answers may wait to be written before the node is held.
+pub(super) const ANSWERS_MAX: u16 = 1024;
+
+/// The longest refusal: a REGISTER or UNREGISTER line of the longest kind, and the words around it.
+const TEXT: usize = 216;
+
+/// `OK` as many times as one write takes at most.
+const OKS: &[u8] = b"\0\0\0\x02OK\0\0\0\x02OK\0\0\0\x02OK\0\0\0\x02OK\0\0\0\x02OK\0\0\0\x02OK\
+\0\0\0\x02OK\0\0\0\x02OK\0\0\0\x02OK\0\0\0\x02OK\0\0\0\x02OK\0\0\0\x02OK";
+
+/// The length of one.
+const OK_LEN: usize = 6;
+
+/// A node's slot: its connection, and the node once it has said who it is.
+#[derive(Debug)]
+pub(super) struct Producer {
+    state: State,
+    why: Option<Closed>,
+    news: Option<PendingEvent>,
+    remote: SocketAddr,
+    decoder: CommandDecoder,
+    scanner: NodeInfoScanner,
+    /// Which one it is: no other node, topic or channel has this number. 0 if it is none.
+    birth: u32,
+    /// When it last sent IDENTIFY or PING.
+    pub(super) last_update: Instant,
+    /// Identified: the next connection of those that announce its address, in a ring.
+    twin: u16,
+    /// Greeting: give up. Closing: abort. Identified: when it last said anything.
+    step: Instant,
+    /// Something waits to be written: give up.
+    write: Instant,
+    answer: Answer,
+}
+
+/// What is to be written.
+#[derive(Debug)]
+struct Answer {
+    /// How many times `OK`, and how much of the first is written.
+    oks: u16,
+    ok_at: u8,
+    /// After that, one answer that is another.
+    special: Special,
+    /// How much of it lies in the text, and of that is written.
+    staged: u8,
+    written: u8,
+    text: [u8; TEXT],
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+enum State {
+    /// There is no connection.
+    Free,
+    /// It has not said who it is.
+    Greeting,
+    /// It is listed.
+    Identified,
+    Closing,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum PendingEvent {
+    Came { listed: bool },
+    Went { listed: bool },
+}
+
+/// An answer that is not `OK`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Special {
+    None,
+    /// What lies in the text.
+    Text,
+    /// The answer to IDENTIFY, of which the text holds what follows the first `at` bytes.
+    Identify {
+        at: u16,
+    },
+}
+
+impl Producer {
+    pub(super) const FREE: Self = Self {
+        state: State::Free,
+        why: None,
+        news: None,
+        remote: SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0),
+        decoder: CommandDecoder::new(0),
+        scanner: NodeInfoScanner::new(),
+        birth: 0,
+        last_update: Instant::ZERO,
+        twin: 0,
+        step: Instant::NEVER,
+        write: Instant::NEVER,
+        answer: Answer::NONE,
+    };
+
+    /// The node, if it is listed, and which one it is.
+    pub(super) fn node(&self) -> Option<(&OwnedNodeInfo, u32)> {
+        (self.state == State::Identified).then_some((self.scanner.node(), self.birth))
+    }
+
+    pub(super) const fn remote(&self) -> SocketAddr {
+        self.remote
+    }
+
+    pub(super) fn poll_event(&mut self, index: usize) -> Option<Event> {
+        Some(match self.news.take()? {
+            PendingEvent::Came { listed } => Event::Identified { index, listed },
+            PendingEvent::Went { listed } => {
+                Event::Left { index, why: self.why.unwrap_or(Closed::Local), listed }
+            }
+        })
+    }
+
+    /// What is greater was heard later.
+    pub(super) fn heard(&self) -> (Instant, u32) {
+        (self.step, self.birth)
+    }
+
+    /// Whether it was made after the thing with that number.
+    pub(super) fn is_after(&self, birth: u32) -> bool {
+        self.birth.wrapping_sub(birth).cast_signed() > 0
+    }
+
+    fn has_address(&self, node: &OwnedNodeInfo) -> bool {
+        self.node().is_some_and(|(is, _)| {
+            is.tcp_port == node.tcp_port && is.broadcast_address == node.broadcast_address
+        })
+    }
+
+    fn set_state(&mut self, state: State) {
+        trace_state!("producer", self.state, state);
+        self.state = state;
+    }
+}
+
+impl Answer {
+    const NONE: Self =
+        Self { oks: 0, ok_at: 0, special: Special::None, staged: 0, written: 0, text: [0; TEXT] };
+
+    /// Whether there is room for another one.
+    fn has_room(&self) -> bool {
+        self.special == Special::None && self.oks < ANSWERS_MAX
+    }
+
+    fn is_none(&self) -> bool {
+        self.oks == 0 && self.special == Special::None
+    }
+
+    fn ok(&mut self) {
+        self.oks = self.oks.saturating_add(1);
+    }
+
+    fn say(&mut self, emit: impl FnOnce(&mut ChunkWriter<'_>) -> Result<(), Infallible>) {
+        let mut window = ChunkWriter::new(&mut self.text, 0);
+        let Ok(()) = emit(&mut window);
+        self.staged = window.written() as u8;
+        self.written = 0;
+        self.special = Special::Text;
+    }
+
+    fn identify(&mut self) {
+        self.special = Special::Identify { at: 0 };
+        self.staged = 0;
+        self.written = 0;
+    }
+
+    fn next(&mut self, info: &IdentifyReply<'_>) -> &[u8] {
+        if self.oks > 0 {
+            let end = usize::from(self.oks).saturating_mul(OK_LEN).min(OKS.len());
+            return OKS.get(self.ok_at.into()..end).unwrap_or_default();
+        }
+        if let Special::Identify { at } = self.special
+            && self.written >= self.staged
+        {
+            let mut window = ChunkWriter::new(&mut self.text, at.into());
+            let Ok(()) = emit_len(&mut window, info.encoded_len());
+            let Ok(()) = info.emit(&mut window);
+            self.staged = window.written() as u8;
+            self.written = 0;
+        }
+        self.text.get(self.written.into()..self.staged.into()).unwrap_or_default()
+    }
+
+    fn sent(&mut self, n: usize, info: &IdentifyReply<'_>) {
+        if self.oks > 0 {
+            let mut at = usize::from(self.ok_at).saturating_add(n);
+            while at >= OK_LEN {
+                at = at.saturating_sub(OK_LEN);
+                self.oks = self.oks.saturating_sub(1);
+            }
+            self.ok_at = at as u8;
+            return;
+        }
+        let n = n.min(self.staged.saturating_sub(self.written).into());
+        self.written = self.written.saturating_add(n as u8);
+        let is_over = match &mut self.special {
+            Special::None => return,
+            Special::Text => self.written >= self.staged,
+            Special::Identify { at } => {
+                *at = at.saturating_add(n as u16);
+                usize::from(*at) >= info.encoded_len().saturating_add(4)
+            }
+        };
+        if is_over {
+            self.special = Special::None;
+            self.staged = 0;
+            self.written = 0;
+        }
+    }
+}
+
+/// A node's connection with what it registers: speaks V1, as nsqlookupd does on its TCP port.
+///
+/// Made for each call by [`Nsqlookupd::client`](super::Nsqlookupd::client); the state is in the
+/// directory.
+#[derive(Debug)]
+pub struct ProducerSession<'s, 'a> {
+    pub(super) producers: &'s mut [Producer],
+    pub(super) shared: &'s mut Shared<'a>,
+    pub(super) id: usize,
+}
+
+impl ProducerSession<'_, '_> {
+    fn producer(&mut self) -> Option<&mut Producer> {
+        self.producers.get_mut(self.id)
+    }
+
+    /// A producer is listed no longer, and its connection is to be closed.
+    fn leave(&mut self, now: Instant, id: usize, why: Closed) {
+        let timeout = self.shared.config.close_timeout;
+        let is_identified = self.producers.get(id).is_some_and(|it| it.state == State::Identified);
+        let listed = is_identified && self.unlink(id);
+        let Some(producer) = self.producers.get_mut(id) else { return };
+        if is_identified {
+            self.shared.tables.forget(now, id);
+            producer.news = Some(PendingEvent::Went { listed });
+        }
+        producer.why = Some(why);
+        producer.step = now.after(timeout);
+        producer.write = Instant::NEVER;
+        producer.set_state(State::Closing);
+        self.shared.tables.changed();
+    }
+
+    /// Puts this connection beside those that announce its address; whether there are any.
+    fn link_twins(&mut self) -> bool {
+        let id = self.id;
+        let Some((node, _)) = self.producers.get(id).and_then(Producer::node) else { return false };
+        let twin = numbered(self.producers, 0)
+            .find(|(other, producer)| *other != id && producer.has_address(node));
+        let twin = twin.map(|(other, _)| other);
+        let twin = twin.and_then(|other| self.producers.get_mut(other));
+        let next = twin.map(|twin| core::mem::replace(&mut twin.twin, id as u16));
+        if let Some(producer) = self.producers.get_mut(id) {
+            producer.twin = next.unwrap_or(id as u16);
+        }
+        next.is_some()
+    }
+
+    /// Takes a connection from beside those that announce its address; whether there are any.
+    fn unlink(&mut self, id: usize) -> bool {
+        let Some(producer) = self.producers.get(id) else { return false };
+        let next = producer.twin;
+        let before = twins(self.producers, id).skip(1).last().map(|(before, _)| before);
+        if let Some(before) = before.and_then(|before| self.producers.get_mut(before)) {
+            before.twin = next;
+        }
+        before.is_some()
+    }
+
+    /// A refusal is staged.
+    fn refused(&mut self, now: Instant, code: ErrorCode) {
+        self.shared.tally.refused = self.shared.tally.refused.saturating_add(1);
+        self.leave(now, self.id, Closed::Fault(Fault::Refused(code)));
+    }
+
+    /// The body of IDENTIFY is whole.
+    fn on_identify(&mut self, now: Instant) {
+        let id = self.id;
+        let Some(producer) = self.producers.get_mut(id) else { return };
+        if let Err(refusal) = producer.scanner.finish() {
+            producer.answer.say(|w| emit_refusal(w, &refusal));
+            return self.refused(now, refusal.code());
+        }
+        producer.birth = self.shared.tables.next_birth();
+        producer.last_update = now;
+        producer.answer.identify();
+        producer.set_state(State::Identified);
+        self.shared.tally.identified = self.shared.tally.identified.saturating_add(1);
+        let listed = self.link_twins();
+        if let Some(producer) = self.producers.get_mut(id) {
+            producer.news = Some(PendingEvent::Came { listed });
+        }
+        self.replace_silent(now);
+    }
+
+    /// A node that came back does not wait until its old connection is found dead: one that has
+    /// been silent for long ends.
+    fn replace_silent(&mut self, now: Instant) {
+        while let Some(silent) = self.silent_twin(now) {
+            self.shared.tally.replaced = self.shared.tally.replaced.saturating_add(1);
+            self.leave(now, silent, Closed::Local);
+        }
+    }
+
+    /// An older connection that announces this one's address, and has been silent for long.
+    fn silent_twin(&self, now: Instant) -> Option<usize> {
+        let patience = self.shared.config.replace_timeout;
+        let (_, birth) = self.producers.get(self.id)?.node()?;
+        let mut others = twins(self.producers, self.id).skip(1);
+        let is_silent = |twin: &Producer| twin.step.after(patience) < now && !twin.is_after(birth);
+        others.find(|(_, twin)| is_silent(twin)).map(|(id, _)| id)
+    }
+
+    /// A caller found no room: who has been silent for longest makes some, if it is for long.
+    fn make_room(&mut self, now: Instant) {
+        let identified = numbered(self.producers, 0).filter(|(_, is)| is.node().is_some());
+        let Some((id, silent)) = identified.min_by_key(|(_, is)| is.heard()) else { return };
+        if silent.step.after(self.shared.config.replace_timeout) <= now {
+            self.shared.wants_room = false;
+            self.shared.tally.timed_out = self.shared.tally.timed_out.saturating_add(1);
+            self.leave(now, id, Closed::Fault(Fault::TimedOut(Awaited::Heartbeat)));
+        }
+    }
+
+    fn on_item(&mut self, now: Instant, item: Item<'_>) {
+        let (id, config) = (self.id, self.shared.config);
+        let Some(producer) = self.producers.get_mut(id) else { return };
+        if producer.state == State::Identified {
+            producer.step = now;
+        }
+        match item {
+            Item::Identify => producer.scanner = NodeInfoScanner::new(),
+            Item::Body { .. } => {}
+            Item::Part { data, last } => {
+                // What is wrong with it is said at its end, as nsqlookupd does.
+                let _ = producer.scanner.feed(data);
+                if last {
+                    producer.step = now;
+                    self.on_identify(now);
+                }
+            }
+            Item::Ping => {
+                producer.last_update = now;
+                producer.answer.ok();
+                self.replace_silent(now);
+            }
+            Item::Unregister { topic, channel } => {
+                producer.answer.ok();
+                self.shared.tables.unregister(now, id, &topic, channel.as_ref());
+            }
+            Item::Register { topic, channel } => {
+                match self.shared.tables.register(now, config, id, &topic, channel.as_ref()) {
+                    Ok(()) => producer.answer.ok(),
+                    Err(full) => {
+                        self.shared.refused(full);
+                        producer.answer.say(|w| emit_reply(w, no_room(full)));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// What nsqlookupd never says, since it takes everything. Not fatal: what else the node has
+/// registered stays.
+fn no_room(full: TableFull) -> &'static [u8] {
+    match full {
+        TableFull::Topics => b"E_REGISTER_FAILED REGISTER no room for another topic",
+        TableFull::Channels | TableFull::Tombstones => {
+            b"E_REGISTER_FAILED REGISTER no room for another channel"
+        }
+        TableFull::Share => b"E_REGISTER_FAILED REGISTER no room for more of one node",
+    }
+}
+
+/// The connections that announce the address of an identified one: that one first.
+pub(super) fn twins(
+    producers: &[Producer],
+    of: usize,
+) -> impl Iterator<Item = (usize, &Producer)> + Clone {
+    let next = move |at: &usize| {
+        let next = producers.get(*at)?.twin.into();
+        (next != of).then_some(next)
+    };
+    let ring = core::iter::successors(Some(of), next).take(producers.len());
+    ring.filter_map(|at| Some((at, producers.get(at)?)))
+}
+
+impl Session for ProducerSession<'_, '_> {
+    fn link(&self) -> Link {
+        match self.producers.get(self.id).map_or(State::Free, |producer| producer.state) {
+            State::Free => Link::Down,
+            State::Greeting | State::Identified => Link::Up,
+            State::Closing => Link::Close,
+        }
+    }
+
+    fn open(&mut self, now: Instant) {
+        self.accepted(now, Producer::FREE.remote);
+    }
+
+    fn accepted(&mut self, now: Instant, from: SocketAddr) {
+        self.closed(now, Closed::Local);
+        let config = self.shared.config;
+        let Some(producer) = self.producer() else { return };
+        let news = producer.news;
+        let why = producer.why;
+        *producer = Producer {
+            news,
+            why,
+            remote: from,
+            decoder: CommandDecoder::new(config.max_body),
+            step: now.after(config.greeting_timeout),
+            ..Producer::FREE
+        };
+        producer.set_state(State::Greeting);
+    }
+
+    fn receive(&mut self, now: Instant, bytes: &[u8]) -> Result<(), Fault> {
+        if self.take(now, bytes) < bytes.len() {
+            // Only a driver that offers the rest again can hold a node.
+            let fault = Fault::TimedOut(Awaited::Drain);
+            self.leave(now, self.id, Closed::Fault(fault));
+            return Err(fault);
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, now: Instant, bytes: &[u8]) -> usize {
+        let mut input = bytes;
+        while let Some(producer) = self.producers.get_mut(self.id) {
+            match producer.state {
+                State::Free | State::Closing => return bytes.len(),
+                State::Greeting | State::Identified if !producer.answer.has_room() => break,
+                State::Greeting | State::Identified => {}
+            }
+            match producer.decoder.next(&mut input) {
+                Ok(Some(item)) => self.on_item(now, item),
+                Ok(None) => break,
+                Err(refusal) => {
+                    let code = refusal.code();
+                    producer.answer.say(|w| emit_refusal(w, &refusal));
+                    self.refused(now, code);
+                }
+            }
+        }
+        let timeout = self.shared.config.reply_timeout;
+        if let Some(producer) = self.producer()
+            && producer.write == Instant::NEVER
+            && producer.state != State::Closing
+            && !producer.answer.is_none()
+        {
+            producer.write = now.after(timeout);
+        }
+        bytes.len().saturating_sub(input.len())
+    }
+
+    fn transmit(&mut self, _: Instant) -> Transmit<'_> {
+        let info = &self.shared.config.info;
+        let producer = self.producers.get_mut(self.id);
+        let head = producer.map_or(&[][..], |producer| producer.answer.next(info));
+        Transmit { head, body: &[] }
+    }
+
+    fn sent(&mut self, now: Instant, n: usize) {
+        let config = self.shared.config;
+        let Some(producer) = self.producers.get_mut(self.id) else { return };
+        producer.answer.sent(n, &config.info);
+        producer.write = match producer.state {
+            State::Free | State::Closing => Instant::NEVER,
+            State::Greeting | State::Identified if producer.answer.is_none() => Instant::NEVER,
+            State::Greeting | State::Identified => now.after(config.reply_timeout),
+        };
+    }
+
+    fn deadline(&self) -> Instant {
+        let Some(producer) = self.producers.get(self.id) else { return Instant::NEVER };
+        let step = match producer.state {
+            State::Free | State::Greeting | State::Closing => producer.step,
+            State::Identified => self.shared.patience(producer.step),
+        };
+        step.min(producer.write)
+    }
+
+    /// Who has not said who it is may go 2 s after it came.
+    fn evictable(&self) -> Instant {
+        match self.producers.get(self.id) {
+            Some(producer) if producer.state == State::Greeting => {
+                let timeout = self.shared.config.greeting_timeout.as_micros();
+                let came = producer.step.as_micros().saturating_sub(timeout);
+                Instant::from_micros(came).after(Span::from_secs(2))
+            }
+            _ => Instant::NEVER,
+        }
+    }
+
+    fn tick(&mut self, now: Instant) {
+        if self.shared.wants_room {
+            self.make_room(now);
+        }
+        let max_idle = self.shared.config.idle_timeout;
+        let Some(producer) = self.producer() else { return };
+        let awaited = match producer.state {
+            // A closing one stays due until it is closed: the driver breaks it off then.
+            State::Free | State::Closing => return,
+            State::Greeting | State::Identified if producer.write <= now => Awaited::Drain,
+            State::Greeting if producer.step <= now => Awaited::Handshake,
+            State::Identified if producer.step.after(max_idle) <= now => Awaited::Heartbeat,
+            State::Greeting | State::Identified => return,
+        };
+        if awaited == Awaited::Drain {
+            // What it does not read, it need not be offered while the connection is closed.
+            producer.answer = Answer::NONE;
+        }
+        self.shared.tally.timed_out = self.shared.tally.timed_out.saturating_add(1);
+        self.leave(now, self.id, Closed::Fault(Fault::TimedOut(awaited)));
+    }
+
+    fn closed(&mut self, now: Instant, why: Closed) {
+        let state = self.producer().map_or(State::Free, |producer| producer.state);
+        match state {
+            State::Free => return,
+            State::Greeting | State::Identified => self.leave(now, self.id, why),
+            State::Closing => {}
+        }
+        if let Some(producer) = self.producer() {
+            producer.step = Instant::NEVER;
+            producer.answer = Answer::NONE;
+            producer.set_state(State::Free);
+            self.shared.wants_room = false;
+        }
+    }
+}

@@ -1,0 +1,275 @@
+//! What is asked for over HTTP.
+
+use super::listing::{Step, Task, View};
+use super::producer::Producer;
+use super::table::{Maker, numbered};
+use super::{Shared, TableFull};
+use crate::http::{
+    self, Body, Connection, Content, End, Method, Piece, Refusal, Request, Route, Service, Status,
+    Value,
+};
+use crate::name::{ChannelName, TopicName};
+use crate::session::{Awaited, Closed, Fault, Link, Session, Transmit};
+use crate::time::Instant;
+use crate::wire::Decimal;
+
+/// A connection of somebody who asks: speaks HTTP, as nsqlookupd does on its HTTP port.
+///
+/// Made for each call by [`Nsqlookupd::http`](super::Nsqlookupd::http); the state is in the
+/// directory.
+#[derive(Debug)]
+pub struct HttpSession<'s, 'a> {
+    pub(super) connection: &'s mut Connection<Task>,
+    pub(super) producers: &'s mut [Producer],
+    pub(super) shared: &'s mut Shared<'a>,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum To {
+    Ping,
+    Info,
+    Lookup,
+    Topics,
+    Channels,
+    Nodes,
+    Debug,
+    CreateTopic,
+    DeleteTopic,
+    CreateChannel,
+    DeleteChannel,
+    Tombstone,
+}
+
+const ROUTES: &[Route<To>] = &[
+    get("/ping", To::Ping),
+    get("/info", To::Info),
+    get("/lookup", To::Lookup),
+    get("/topics", To::Topics),
+    get("/channels", To::Channels),
+    get("/nodes", To::Nodes),
+    get("/debug", To::Debug),
+    post("/topic/create", To::CreateTopic),
+    post("/topic/delete", To::DeleteTopic),
+    post("/channel/create", To::CreateChannel),
+    post("/channel/delete", To::DeleteChannel),
+    post("/topic/tombstone", To::Tombstone),
+];
+
+const fn get(path: &'static str, to: To) -> Route<To> {
+    Route { method: Method::Get, path, to }
+}
+
+const fn post(path: &'static str, to: To) -> Route<To> {
+    Route { method: Method::Post, path, to }
+}
+
+/// What requests are about.
+struct RequestContext<'s, 'a> {
+    producers: &'s [Producer],
+    shared: &'s mut Shared<'a>,
+}
+
+impl RequestContext<'_, '_> {
+    fn view(&self, now: Instant) -> View<'_, '_> {
+        View { producers: self.producers, shared: self.shared, now }
+    }
+
+    fn full(&mut self, full: TableFull) -> Refusal {
+        self.shared.refused(full);
+        Refusal::new(
+            Status::Unavailable,
+            match full {
+                TableFull::Topics | TableFull::Share => "TOO_MANY_TOPICS",
+                TableFull::Channels => "TOO_MANY_CHANNELS",
+                TableFull::Tombstones => "TOO_MANY_TOMBSTONES",
+            },
+        )
+    }
+
+    /// Does what is to be done, and says what is to be written.
+    fn go(&mut self, now: Instant, to: To, request: &Request<'_>) -> Result<Task, Refusal> {
+        let timeout = self.shared.config.empty_timeout;
+        self.shared.tables.collect(now, timeout);
+        let step = match to {
+            To::Ping => return Ok(Task::new(Step::Ping)),
+            To::Info => return Ok(Task::new(Step::Info)),
+            To::Topics => return Ok(Task::new(Step::Topics)),
+            To::Nodes => return Ok(Task::new(Step::Nodes)),
+            To::Debug => return Ok(Task::new(Step::Debug)),
+            To::Lookup => Step::Lookup,
+            To::Channels => Step::Channels,
+            To::CreateTopic
+            | To::DeleteTopic
+            | To::CreateChannel
+            | To::DeleteChannel
+            | To::Tombstone => Step::Nothing,
+        };
+        request.check_query().map_err(|_| Refusal::bad_request("INVALID_REQUEST"))?;
+        let given = request.param("topic").ok_or(Refusal::bad_request("MISSING_ARG_TOPIC"))?;
+        let topic = given.topic();
+        // Not to be found if it is no name; only who wants to make one is told so.
+        let found = topic.ok().and_then(|topic| self.shared.tables.topic(&topic));
+        match to {
+            To::Lookup if found.is_none() => return Err(Refusal::not_found("TOPIC_NOT_FOUND")),
+            To::Lookup | To::Channels => {
+                if let Some(topic) = found {
+                    self.shared.tables.touch(now, topic);
+                }
+            }
+            To::Ping | To::Info | To::Topics | To::Nodes | To::Debug => {}
+            To::DeleteTopic => {
+                if let Some(topic) = found {
+                    self.shared.tables.remove_topic(topic);
+                }
+            }
+            To::Tombstone => {
+                let node = request.param("node").ok_or(Refusal::bad_request("MISSING_ARG_NODE"))?;
+                self.bury(now, found, node)?;
+            }
+            To::CreateTopic => {
+                let topic = topic.map_err(|_| Refusal::bad_request("INVALID_ARG_TOPIC"))?;
+                let maker = Maker::Administrator;
+                let made = self.shared.tables.add(now, timeout, &topic, None, maker);
+                made.map_err(|full| self.full(full))?;
+            }
+            To::CreateChannel => {
+                let (topic, channel) = names(topic.ok(), request)?;
+                let maker = Maker::Administrator;
+                let made = self.shared.tables.add(now, timeout, &topic, Some(&channel), maker);
+                made.map_err(|full| self.full(full))?;
+            }
+            To::DeleteChannel => {
+                let (_, channel) = names(topic.ok(), request)?;
+                let tables = &mut self.shared.tables;
+                let channel = found.and_then(|topic| tables.channel(topic, &channel));
+                tables.remove_channel(channel.ok_or(Refusal::not_found("CHANNEL_NOT_FOUND"))?);
+            }
+        }
+        Ok(Task::about(step, found, &self.view(now)))
+    }
+
+    /// Tombstones the producers of a topic that are `node`.
+    fn bury(&mut self, now: Instant, topic: Option<usize>, node: Value<'_>) -> Result<(), Refusal> {
+        let Some(topic) = topic else { return Ok(()) };
+        let lifetime = self.shared.config.tombstone_lifetime;
+        let is_meant = |producer: &Producer| {
+            producer.node().is_some_and(|(is, _)| {
+                let port = Decimal::unsigned(is.http_port.into());
+                let name = is.broadcast_address.bytes().chain([b':']);
+                name.chain(port.as_bytes().iter().copied()).eq(node.bytes().iter().copied())
+            })
+        };
+        let producers = numbered(self.producers, 0);
+        let meant = producers.filter(|(_, producer)| is_meant(producer)).map(|(at, _)| at);
+        let buried = self.shared.tables.bury(now, lifetime, topic, meant);
+        buried.map_err(|full| self.full(full))
+    }
+}
+
+/// A topic and a channel, both as they should be.
+fn names(
+    topic: Option<TopicName>,
+    request: &Request<'_>,
+) -> Result<(TopicName, ChannelName), Refusal> {
+    let topic = topic.ok_or(Refusal::bad_request("INVALID_ARG_TOPIC"))?;
+    let channel = request.param("channel").ok_or(Refusal::bad_request("MISSING_ARG_CHANNEL"))?;
+    let channel = channel.channel().map_err(|_| Refusal::bad_request("INVALID_ARG_CHANNEL"))?;
+    Ok((topic, channel))
+}
+
+impl Service for RequestContext<'_, '_> {
+    type Task = Task;
+
+    const PARAMS: &'static [&'static str] = &["topic", "channel", "node"];
+
+    fn config(&self) -> &http::Config {
+        &self.shared.config.http
+    }
+
+    fn wants(&self, request: &Request<'_>) -> Result<Body, Refusal> {
+        http::find(ROUTES, request).map(|_| Body::Ignore)
+    }
+
+    fn begin(&mut self, now: Instant, request: &Request<'_>) -> Result<Task, Refusal> {
+        let to = http::find(ROUTES, request)?;
+        self.go(now, to, request)
+    }
+
+    fn answer(&mut self, _: Instant, task: &mut Task) -> Result<Content, Refusal> {
+        Ok(task.content())
+    }
+
+    fn write(&mut self, now: Instant, task: &mut Task, piece: &mut Piece<'_>) -> bool {
+        task.write(&self.view(now), piece)
+    }
+
+    fn end(&mut self, _: Instant, _: Option<&mut Task>, how: End) {
+        let tally = &mut self.shared.tally;
+        let count = match how {
+            End::Answered => &mut tally.requests,
+            End::Refused(_) => &mut tally.requests_refused,
+            End::Lost => &mut tally.requests_lost,
+        };
+        *count = count.saturating_add(1);
+    }
+}
+
+impl<'a> HttpSession<'_, 'a> {
+    fn parts(&mut self) -> (&mut Connection<Task>, RequestContext<'_, 'a>) {
+        (self.connection, RequestContext { producers: self.producers, shared: self.shared })
+    }
+}
+
+impl Session for HttpSession<'_, '_> {
+    fn link(&self) -> Link {
+        self.connection.link()
+    }
+
+    fn open(&mut self, now: Instant) {
+        let (connection, mut desk) = self.parts();
+        connection.open(now, &mut desk);
+    }
+
+    fn receive(&mut self, now: Instant, bytes: &[u8]) -> Result<(), Fault> {
+        if self.take(now, bytes) < bytes.len() {
+            // Only a driver that offers the rest again can hold a client.
+            let (connection, mut desk) = self.parts();
+            connection.abort(now, &mut desk);
+            return Err(Fault::TimedOut(Awaited::Drain));
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, now: Instant, bytes: &[u8]) -> usize {
+        let (connection, mut desk) = self.parts();
+        connection.take(now, bytes, &mut desk)
+    }
+
+    fn transmit(&mut self, now: Instant) -> Transmit<'_> {
+        let mut desk = RequestContext { producers: self.producers, shared: self.shared };
+        self.connection.transmit(now, &mut desk)
+    }
+
+    fn sent(&mut self, now: Instant, n: usize) {
+        let (connection, mut desk) = self.parts();
+        connection.sent(now, n, &mut desk);
+    }
+
+    fn deadline(&self) -> Instant {
+        self.connection.deadline()
+    }
+
+    fn evictable(&self) -> Instant {
+        self.connection.evictable()
+    }
+
+    fn tick(&mut self, now: Instant) {
+        let (connection, mut desk) = self.parts();
+        connection.tick(now, &mut desk);
+    }
+
+    fn closed(&mut self, now: Instant, why: Closed) {
+        let (connection, mut desk) = self.parts();
+        connection.closed(now, why, &mut desk);
+    }
+}

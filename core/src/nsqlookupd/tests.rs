@@ -1,0 +1,1122 @@
+use super::*;
+use crate::session::{Awaited, Fault, Link, Session};
+use crate::wire::json::{Scanner, Token};
+
+type Small = Storage<3, 3, 3, 1>;
+
+/// A directory, and the time.
+struct World<'a> {
+    directory: Nsqlookupd<'a>,
+    now: Instant,
+}
+
+const NODE: &str =
+    r#"{"broadcast_address":"a","hostname":"h","http_port":2,"tcp_port":1,"version":"v"}"#;
+
+fn identify(json: &str) -> Vec<u8> {
+    let len = (json.len() as u32).to_be_bytes();
+    [b"IDENTIFY\n", &len[..], json.as_bytes()].concat()
+}
+
+fn node(name: &str) -> String {
+    NODE.replace("\"a\"", &format!("\"{name}\""))
+}
+
+/// Storage and configuration for as long as the test lasts.
+fn a_world<const P: usize, const T: usize, const C: usize, const H: usize, const W: usize>(
+    storage: Storage<P, T, C, H, W>,
+    config: Config<'static>,
+) -> World<'static> {
+    let directory = Nsqlookupd::new(Box::leak(Box::new(config)), Box::leak(Box::new(storage)));
+    World { directory, now: Instant::from_millis(1) }
+}
+
+fn small() -> World<'static> {
+    a_world(Small::new(), Config::new())
+}
+
+impl World<'_> {
+    #[track_caller]
+    fn connect(&mut self, at: usize) {
+        let from = SocketAddr::from(([127, 0, 0, 1], 1000 + at as u16));
+        self.directory.client(at).unwrap().accepted(self.now, from);
+        assert_eq!(self.say(at, b"  V1"), b"");
+    }
+
+    /// Connects, and says who it is.
+    #[track_caller]
+    fn arrive(&mut self, at: usize, name: &str) {
+        self.connect(at);
+        let reply = self.say(at, &identify(&node(name)));
+        assert!(reply.ends_with(b"\"version\":\"1.3.0\"}"), "{}", reply.escape_ascii());
+        assert_eq!(self.link(at), Link::Up);
+    }
+
+    fn say(&mut self, at: usize, bytes: &[u8]) -> Vec<u8> {
+        exchange(&mut self.directory.client(at).unwrap(), self.now, bytes, usize::MAX)
+    }
+
+    #[track_caller]
+    fn ok(&mut self, at: usize, command: &str) {
+        assert_eq!(self.say(at, command.as_bytes()), b"\0\0\0\x02OK", "{command}");
+    }
+
+    fn link(&mut self, at: usize) -> Link {
+        self.directory.client(at).unwrap().link()
+    }
+
+    /// Time passes; every session is told.
+    fn after(&mut self, seconds: u32) {
+        self.now = self.now.after(Span::from_secs(seconds));
+        for at in 0..self.directory.clients() {
+            self.directory.client(at).unwrap().tick(self.now);
+        }
+    }
+
+    /// The body of an answer, behind its status if that is not 200.
+    #[track_caller]
+    fn ask(&mut self, request: &str) -> String {
+        let request = format!("{request} HTTP/1.0\r\n\r\n");
+        let mut session = self.directory.http(0).unwrap();
+        session.open(self.now);
+        let answer = exchange(&mut session, self.now, request.as_bytes(), usize::MAX);
+        assert_eq!(session.link(), Link::Close);
+        session.closed(self.now, Closed::Local);
+        let answer = String::from_utf8(answer).unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        let status = head.strip_prefix("HTTP/1.0 ").unwrap().split(' ').next().unwrap();
+        if status == "200" { body.to_owned() } else { format!("{status} {body}") }
+    }
+
+    /// The names of nodes that a topic has, as consumers see it.
+    #[track_caller]
+    fn lookup(&mut self, topic: &str) -> String {
+        let body = self.ask(&format!("GET /lookup?topic={topic}"));
+        let names = body.split("\"broadcast_address\":\"").skip(1);
+        names.map(|rest| rest.split('"').next().unwrap()).collect::<Vec<_>>().join(" ")
+    }
+}
+
+/// Offers bytes as often as any are taken; a write takes `write` bytes.
+fn exchange(session: &mut dyn Session, now: Instant, bytes: &[u8], write: usize) -> Vec<u8> {
+    let (mut rest, mut said) = (bytes, Vec::new());
+    loop {
+        let taken = session.take(now, rest);
+        rest = &rest[taken..];
+        let lent = session.transmit(now);
+        let mut piece = [lent.head, lent.body].concat();
+        piece.truncate(write);
+        session.sent(now, piece.len());
+        if taken == 0 && piece.is_empty() {
+            assert!(rest.is_empty(), "held for nothing");
+            return said;
+        }
+        said.extend(piece);
+    }
+}
+
+#[track_caller]
+fn check_json(json: &str) {
+    let mut scanner = Scanner::<8>::new();
+    let mut input = json.as_bytes();
+    while scanner.next(&mut input).unwrap().is_some() {}
+    assert!(scanner.finished(), "{json}");
+}
+
+/// The text's lists of `topics` and how many `tombstones` go with each.
+#[track_caller]
+fn check_nodes(json: &str) -> usize {
+    let mut scanner = Scanner::<128>::new();
+    let mut input = json.as_bytes();
+    let (mut key, mut topics, mut tombstones, mut nodes) = (String::new(), 0, 0, 0);
+    while let Some(token) = scanner.next(&mut input).unwrap() {
+        match token {
+            Token::Key(name) => key = name.as_str().unwrap().to_owned(),
+            Token::String(name) if key == "topics" => {
+                assert!(!name.as_bytes().is_empty());
+                topics += 1;
+            }
+            Token::Bool(_) => tombstones += 1,
+            Token::ObjectEnd => {
+                assert_eq!(topics, tombstones, "{json}");
+                nodes += usize::from(topics > 0);
+                (topics, tombstones) = (0, 0);
+            }
+            _ => {}
+        }
+    }
+    assert!(scanner.finished(), "{json}");
+    nodes
+}
+
+#[test]
+fn what_nsqlookupd_says() {
+    let mut world = small();
+    world.connect(0);
+    assert_eq!(world.say(0, b"PING\n"), b"\0\0\0\x02OK");
+    let reply = world.say(0, &identify(NODE));
+    assert_eq!(
+        reply.escape_ascii().to_string(),
+        r#"\x00\x00\x00S{\"broadcast_address\":\"\",\"hostname\":\"\",\"http_port\":0,\"tcp_port\":0,\"version\":\"1.3.0\"}"#
+    );
+    world.ok(0, "REGISTER t c\n");
+    world.ok(0, "REGISTER t d#ephemeral\n");
+    world.ok(0, "REGISTER u\n");
+    assert_eq!(world.ask("GET /topics"), r#"{"topics":["t","u"]}"#);
+    assert_eq!(world.ask("GET /channels?topic=t"), r#"{"channels":["c","d#ephemeral"]}"#);
+    assert_eq!(
+        world.ask("GET /lookup?topic=t"),
+        r#"{"channels":["c","d#ephemeral"],"producers":[{"remote_address":"127.0.0.1:1000","hostname":"h","broadcast_address":"a","tcp_port":1,"http_port":2,"version":"v"}]}"#
+    );
+    assert_eq!(
+        world.ask("GET /nodes"),
+        r#"{"producers":[{"remote_address":"127.0.0.1:1000","hostname":"h","broadcast_address":"a","tcp_port":1,"http_port":2,"version":"v","topics":["t","u"],"tombstones":[false,false]}]}"#
+    );
+    world.directory.set_unix_time(world.now, 1_795_489_237_747_341_552);
+    assert_eq!(world.ask("POST /topic/tombstone?topic=u&node=a:2"), "");
+    let producer = r#"[{"broadcast_address":"a","hostname":"h","http_port":2,"id":"127.0.0.1:1000","last_update":1795489237747341552,"tcp_port":1,"tombstoned":false,"tombstoned_at":-6795364578871345152,"version":"v"}]"#;
+    let buried =
+        producer.replace("false", "true").replace("-6795364578871345152", "1795489237747341552");
+    assert_eq!(
+        world.ask("GET /debug"),
+        format!(
+            r#"{{"client::":{producer},"topic:t:":{producer},"topic:u:":{buried},"channel:t:c":{producer},"channel:t:d#ephemeral":{producer}}}"#
+        )
+    );
+    assert_eq!(world.ask("GET /ping"), "OK");
+    assert_eq!(world.ask("GET /info"), r#"{"version":"1.3.0"}"#);
+    // Newer nsqds say where they are.
+    world.connect(1);
+    let zoned = node("b").replace('}', r#","topology_zone":"z","topology_region":"r"}"#);
+    world.say(1, &identify(&zoned));
+    world.ok(1, "REGISTER w\n");
+    assert!(
+        world
+            .ask("GET /lookup?topic=w")
+            .ends_with(r#""version":"v","topology_zone":"z","topology_region":"r"}]}"#)
+    );
+    let counters = world.directory.counters();
+    assert_eq!((counters.identified, counters.refused, counters.requests), (2, 0, 9));
+}
+
+#[test]
+fn a_connections_end_takes_its_registrations_with_it() {
+    let mut world = small();
+    world.arrive(0, "a");
+    world.arrive(1, "b");
+    world.ok(0, "REGISTER t c\n");
+    world.ok(1, "REGISTER t c\n");
+    assert_eq!(world.directory.poll_event(), Some(Event::Identified { index: 0, listed: false }));
+    assert_eq!(world.directory.poll_event(), Some(Event::Identified { index: 1, listed: false }));
+    assert_eq!(world.directory.poll_event(), None);
+    let version = world.directory.version();
+    world.directory.client(0).unwrap().closed(world.now, Closed::Peer);
+    assert_ne!(world.directory.version(), version);
+    let left = Event::Left { index: 0, why: Closed::Peer, listed: false };
+    assert_eq!(world.directory.poll_event(), Some(left));
+    assert_eq!(world.lookup("t"), "b");
+    assert!(world.directory.producer(0).is_none());
+    world.directory.client(1).unwrap().closed(world.now, Closed::Peer);
+    // Known, though nobody has it.
+    assert_eq!(world.ask("GET /lookup?topic=t"), r#"{"channels":["c"],"producers":[]}"#);
+    assert_eq!(world.ask("GET /nodes"), r#"{"producers":[]}"#);
+    // Nothing of the last life is in the next.
+    world.connect(0);
+    assert_eq!(world.ask("GET /debug"), "{}");
+    assert!(world.say(0, b"REGISTER t\n").ends_with(b"E_INVALID client must IDENTIFY"));
+}
+
+#[test]
+fn connections_of_one_address_are_one_entry_and_keep_what_they_registered() {
+    let mut world = small();
+    world.arrive(0, "b");
+    world.ok(0, "REGISTER t c\n");
+    world.arrive(2, "a");
+    world.ok(2, "REGISTER t c\n");
+    world.ok(2, "REGISTER u\n");
+    while world.directory.poll_event().is_some() {}
+    // Another one at the same address.
+    world.connect(1);
+    world.say(1, &identify(&node("a").replace("\"http_port\":2", "\"http_port\":7")));
+    let came = Event::Identified { index: 1, listed: true };
+    assert_eq!((world.directory.poll_event(), world.directory.poll_event()), (Some(came), None));
+    world.ok(1, "REGISTER t d\n");
+    world.ok(1, "REGISTER w\n");
+    assert_eq!((0..3).map(|at| world.link(at)).collect::<Vec<_>>(), [Link::Up; 3]);
+    let of = |world: &World<'_>| {
+        world.directory.topics().map(|(name, n)| format!("{name} {n}")).collect::<Vec<_>>()
+    };
+    assert_eq!(of(&world), ["t 2", "u 1", "w 1"]);
+    for (topic, nodes) in [("t", "b a"), ("u", "a"), ("w", "a")] {
+        assert_eq!(world.lookup(topic), nodes);
+    }
+    assert_eq!(world.ask("GET /channels?topic=t"), r#"{"channels":["c","d"]}"#);
+    let nodes = world.ask("GET /nodes");
+    assert_eq!(nodes.matches("\"broadcast_address\":\"a\"").count(), 1);
+    assert!(nodes.ends_with(r#""topics":["t","u","w"],"tombstones":[false,false,false]}]}"#));
+    let debug = world.ask("GET /debug");
+    check_json(&debug);
+    // client, t, u, w, t/c and t/d
+    assert_eq!(debug.matches("\"broadcast_address\":\"a\"").count(), 6);
+
+    // It shows the one heard last; of those that have what the list is about.
+    let shows = |world: &mut World<'_>, what: &str| {
+        let body = world.ask(what);
+        let (_, a) = body.split_once("\"broadcast_address\":\"a\"").unwrap();
+        a.split("\"http_port\":").nth(1).unwrap()[..1].to_owned()
+    };
+    let asked = ["GET /lookup?topic=t", "GET /nodes", "GET /lookup?topic=u"];
+    assert_eq!(asked.map(|what| shows(&mut world, what)), ["7", "7", "2"]);
+    world.after(1);
+    world.ok(2, "PING\n");
+    assert_eq!(asked.map(|what| shows(&mut world, what)), ["2", "2", "2"]);
+    assert_eq!(shows(&mut world, "GET /lookup?topic=w"), "7");
+
+    // What one takes back, the other still has.
+    world.ok(2, "UNREGISTER t c\n");
+    world.ok(2, "UNREGISTER t\n");
+    assert_eq!((world.lookup("t"), shows(&mut world, asked[0])), ("b a".into(), "7".into()));
+    world.ok(2, "REGISTER t\n");
+    // A tombstone is for the connections that say this HTTP port.
+    world.ask("POST /topic/tombstone?topic=t&node=a:2");
+    assert_eq!((world.lookup("t"), shows(&mut world, asked[0])), ("b a".into(), "7".into()));
+    assert!(!world.ask("GET /nodes").contains("true"));
+    assert!(!world.ask("GET /debug").contains("\"tombstoned\":true"));
+    world.ask("POST /topic/tombstone?topic=t&node=a:7");
+    assert_eq!(world.lookup("t"), "b");
+    let nodes = world.ask("GET /nodes");
+    assert!(nodes.ends_with(r#""topics":["t","u","w"],"tombstones":[true,false,false]}]}"#));
+    assert!(world.ask("GET /debug").contains("\"tombstoned\":true"));
+    // The end of one takes its own with it: also its tombstone.
+    world.directory.client(2).unwrap().closed(world.now, Closed::Peer);
+    let left = Event::Left { index: 2, why: Closed::Peer, listed: true };
+    assert_eq!(world.directory.poll_event(), Some(left));
+    assert_eq!((world.lookup("u"), world.lookup("w")), (String::new(), "a".into()));
+    world.directory.client(1).unwrap().closed(world.now, Closed::Peer);
+    let left = Event::Left { index: 1, why: Closed::Peer, listed: false };
+    assert_eq!(world.directory.poll_event(), Some(left));
+    assert_eq!((world.lookup("t"), world.lookup("w")), ("b".into(), String::new()));
+    assert_eq!(world.directory.counters().replaced, 0);
+    // Another port is another node, and so is another way to write it.
+    for (at, json) in [(1, node("b").replace("\"tcp_port\":1", "\"tcp_port\":9")), (2, node("B"))] {
+        world.connect(at);
+        world.say(at, &identify(&json));
+        world.ok(at, "REGISTER t\n");
+    }
+    assert_eq!(world.lookup("t"), "b b B");
+}
+
+#[test]
+fn any_of_several_connections_may_come_and_go() {
+    let orders = [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]];
+    for (arrive, leave) in orders.iter().flat_map(|a| orders.iter().map(move |b| (a, b))) {
+        let mut world = a_world(Storage::<4, 3, 1, 1>::new(), Config::new());
+        world.arrive(3, "other");
+        for at in arrive {
+            world.arrive(*at, "a");
+            world.ok(*at, &format!("REGISTER t{at}\n"));
+        }
+        for (n, at) in leave.iter().enumerate() {
+            assert_eq!(check_nodes(&world.ask("GET /nodes")), 1);
+            assert_eq!(world.ask("GET /nodes").matches("\"a\"").count(), 1);
+            world.directory.client(*at).unwrap().closed(world.now, Closed::Peer);
+            for other in 0..3 {
+                let here = leave[n + 1..].contains(&other);
+                assert_eq!(world.lookup(&format!("t{other}")), if here { "a" } else { "" });
+            }
+        }
+        assert_eq!(world.ask("GET /nodes").matches("\"a\"").count(), 0);
+    }
+}
+
+#[test]
+fn one_that_sends_no_ping_hides_none_that_does() {
+    let mut world = small();
+    world.arrive(0, "a");
+    world.ok(0, "REGISTER t\n");
+    world.arrive(1, "a");
+    world.ok(1, "REGISTER u\n");
+    for _ in 0..10 {
+        world.after(30);
+        world.ok(1, "PING\n");
+        // It is heard, but that is no PING; and last.
+        world.ok(0, "REGISTER t\n");
+        world.ok(0, "REGISTER u\n");
+    }
+    assert_eq!((world.lookup("t"), world.lookup("u")), ("a".into(), "a".into()));
+    world.after(1);
+    assert_eq!((world.lookup("t"), world.lookup("u")), (String::new(), "a".into()));
+    assert!(world.ask("GET /nodes").ends_with(r#""topics":["u"],"tombstones":[false]}]}"#));
+    assert!(world.ask("GET /lookup?topic=u").contains("127.0.0.1:1001"));
+    assert!(world.ask("GET /debug").contains("topic:t:"));
+}
+
+#[test]
+fn a_node_that_comes_back_replaces_a_connection_that_is_silent_for_long() {
+    let mut world = small();
+    world.arrive(0, "a");
+    world.ok(0, "REGISTER t\n");
+    world.arrive(1, "b");
+    world.ok(1, "REGISTER t\n");
+    world.after(45);
+    world.ok(1, "PING\n");
+    while world.directory.poll_event().is_some() {}
+    // Not yet for more than 45 s.
+    world.arrive(2, "a");
+    assert_eq!((world.link(0), world.link(1)), (Link::Up, Link::Up));
+    assert_eq!(world.lookup("t"), "a b");
+    world.ok(2, "PING\n");
+    assert_eq!(world.link(0), Link::Up);
+    world.now = world.now.after(Span::from_millis(1));
+    // REGISTER alone may be of one that is as old.
+    world.ok(2, "REGISTER u\n");
+    assert_eq!(world.link(0), Link::Up);
+    let version = world.directory.version();
+    world.ok(2, "PING\n");
+    assert_ne!(world.directory.version(), version, "its driver is to hear of that");
+    assert_eq!((world.link(0), world.link(1)), (Link::Close, Link::Up));
+    assert_eq!(world.lookup("t"), "b");
+    let left = Event::Left { index: 0, why: Closed::Local, listed: true };
+    let came = Event::Identified { index: 2, listed: true };
+    assert_eq!([(); 2].map(|()| world.directory.poll_event()), [Some(left), Some(came)]);
+    assert_eq!(world.say(0, b"PING\nREGISTER t\n"), b"", "it is over");
+    world.directory.client(0).unwrap().closed(world.now, Closed::Local);
+    assert_eq!((world.link(0), world.directory.counters().replaced), (Link::Down, 1));
+
+    // By IDENTIFY, and all of them.
+    world.arrive(0, "a");
+    world.after(46);
+    world.ok(1, "PING\n");
+    world.after(1);
+    world.directory.client(1).unwrap().closed(world.now, Closed::Peer);
+    assert_eq!((world.link(0), world.link(2)), (Link::Up, Link::Up));
+    world.arrive(1, "a");
+    assert_eq!((world.link(0), world.link(1), world.link(2)), (Link::Close, Link::Up, Link::Close));
+    assert_eq!(world.directory.counters().replaced, 3);
+
+    // One that came later is replaced by none that was there before, and any word is a sign of
+    // life.
+    let mut world = small();
+    world.arrive(0, "a");
+    world.arrive(1, "a");
+    world.after(30);
+    world.ok(0, "PING\n");
+    world.after(30);
+    world.ok(0, "PING\n");
+    assert_eq!((world.link(0), world.link(1)), (Link::Up, Link::Up));
+    world.ok(0, "REGISTER t\n");
+    world.after(30);
+    world.ok(1, "PING\n");
+    assert_eq!((world.link(0), world.link(1)), (Link::Up, Link::Up));
+}
+
+#[test]
+fn a_dead_connection_makes_room_when_a_caller_finds_none() {
+    let mut world = small();
+    for (at, name) in ["a", "b", "c"].iter().enumerate() {
+        world.arrive(at, name);
+        world.after(1);
+    }
+    while world.directory.poll_event().is_some() {}
+    world.after(7);
+    // Nobody is silent for long yet.
+    let version = world.directory.version();
+    world.directory.turned_away();
+    assert_ne!(world.directory.version(), version);
+    world.ok(0, "PING\n");
+    let due = world.directory.client(1).unwrap().deadline();
+    assert_eq!(due, Instant::from_millis(1001 + 45_000));
+    world.after(35);
+    assert_eq!(world.link(1), Link::Up);
+    world.after(1);
+    // The one that was silent for longest, and no other one.
+    assert_eq!(
+        (0..3).map(|at| world.link(at)).collect::<Vec<_>>(),
+        [Link::Up, Link::Close, Link::Up]
+    );
+    let why = Closed::Fault(Fault::TimedOut(Awaited::Heartbeat));
+    let left = Event::Left { index: 1, why, listed: false };
+    assert_eq!(world.directory.poll_event(), Some(left));
+    assert_eq!(world.directory.counters().timed_out, 1);
+    world.after(5);
+    assert_eq!(world.link(2), Link::Up);
+    assert_eq!(world.directory.client(2).unwrap().deadline(), Instant::from_millis(302_001));
+    world.directory.client(1).unwrap().closed(world.now, Closed::Local);
+    world.arrive(1, "b");
+    // There was room before anybody was silent for long.
+    world.directory.turned_away();
+    world.directory.client(0).unwrap().closed(world.now, Closed::Peer);
+    world.after(44);
+    assert_eq!((world.link(1), world.link(2)), (Link::Up, Link::Up));
+}
+
+#[test]
+fn an_entry_does_not_go_to_where_its_list_was_already() {
+    let long = "h".repeat(100);
+    let json = |name: &str| node(name).replace("\"h\"", &format!("\"{long}\""));
+    for path in ["/nodes", "/lookup?topic=t", "/debug"] {
+        let mut world = a_world(Storage::<16, 1, 1, 1>::new(), Config::new());
+        for at in 1..16 {
+            world.connect(at);
+            world.say(at, &identify(&json(&format!("n{at}"))));
+            world.ok(at, "REGISTER t\n");
+        }
+        let mut session = world.directory.http(0).unwrap();
+        session.open(world.now);
+        session.take(world.now, format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes());
+        let mut answer = Vec::new();
+        for piece in 0.. {
+            let mut session = world.directory.http(0).unwrap();
+            let lent = session.transmit(world.now);
+            let bytes = [lent.head, lent.body].concat();
+            session.sent(world.now, bytes.len());
+            answer.extend(bytes);
+            if session.link() == Link::Close {
+                assert!(piece > 1);
+                break;
+            }
+            if piece == 0 {
+                // In front of where the list is, with the address of one behind that.
+                world.connect(0);
+                world.say(0, &identify(&json("n15")));
+                world.ok(0, "REGISTER t\n");
+            }
+        }
+        let answer = String::from_utf8(answer).unwrap();
+        let lists = if path == "/debug" { 2 } else { 1 };
+        for at in 1..16 {
+            let name = format!("\"broadcast_address\":\"n{at}\"");
+            assert_eq!(answer.matches(&name).count(), lists, "{path} {name}");
+        }
+    }
+}
+
+#[test]
+fn silence() {
+    let config = Config { idle_timeout: Span::from_secs(600), ..Config::new() };
+    let mut world = a_world(Small::new(), config);
+    world.connect(0);
+    world.ok(0, "PING\n");
+    world.after(9);
+    assert_eq!(world.link(0), Link::Up);
+    world.after(1);
+    assert_eq!(world.link(0), Link::Close, "it never said who it is");
+    assert_eq!(world.directory.poll_event(), None);
+    world.after(1);
+    let due = world.directory.client(0).unwrap().deadline();
+    assert_eq!(due, world.now, "due until the driver breaks it off");
+    world.directory.client(0).unwrap().closed(world.now, Closed::Local);
+
+    world.arrive(0, "a");
+    world.ok(0, "REGISTER t\n");
+    world.after(300);
+    assert_eq!(world.lookup("t"), "a");
+    world.after(1);
+    world.ok(0, "REGISTER t c\n");
+    assert_eq!(world.lookup("t"), "", "REGISTER is no PING");
+    assert_eq!(world.ask("GET /nodes"), r#"{"producers":[]}"#);
+    assert!(world.ask("GET /debug").contains("topic:t:"));
+    world.ok(0, "PING\n");
+    assert_eq!(world.lookup("t"), "a");
+    world.after(599);
+    assert_eq!(world.link(0), Link::Up);
+    world.after(1);
+    assert_eq!(world.link(0), Link::Close);
+    let why = Closed::Fault(Fault::TimedOut(Awaited::Heartbeat));
+    let events = [world.directory.poll_event(), world.directory.poll_event()];
+    assert_eq!(events, [Some(Event::Left { index: 0, why, listed: false }), None]);
+    assert_eq!(world.directory.counters().timed_out, 2);
+    assert_eq!(world.ask("GET /debug"), "{}");
+}
+
+#[test]
+fn a_node_that_does_not_read_is_held_then_closed() {
+    let mut world = small();
+    world.arrive(0, "a");
+    let commands = b"REGISTER t\n".repeat(2000);
+    let mut session = world.directory.client(0).unwrap();
+    let taken = session.take(world.now, &commands);
+    assert_eq!(taken, 1024 * 11);
+    assert_eq!(session.take(world.now, &commands[taken..]), 0);
+    assert_eq!(session.deadline(), world.now.after(Span::from_secs(5)));
+    // Whatever it reads gives it time.
+    world.after(4);
+    let mut session = world.directory.client(0).unwrap();
+    session.sent(world.now, 7);
+    assert_eq!(session.take(world.now, &commands[taken..]), 11);
+    let rest = session.transmit(world.now).head;
+    assert_eq!(rest[..5], *b"\0\0\x02OK");
+    world.after(4);
+    assert_eq!(world.link(0), Link::Up);
+    world.after(1);
+    assert_eq!(world.link(0), Link::Close);
+    let mut session = world.directory.client(0).unwrap();
+    assert!(session.transmit(world.now).is_empty());
+
+    // One that reads gets all 2000, however slowly.
+    let mut world = small();
+    world.arrive(0, "a");
+    for write in [1, 5, 100, usize::MAX] {
+        let mut session = world.directory.client(0).unwrap();
+        let said = exchange(&mut session, world.now, &commands, write);
+        assert_eq!(said, b"\0\0\0\x02OK".repeat(2000));
+        assert_eq!(session.deadline(), world.now.after(Span::from_secs(300)));
+    }
+}
+
+#[test]
+fn full_tables() {
+    let mut world = small();
+    world.arrive(0, "a");
+    for name in ["t", "u", "v"] {
+        world.ok(0, &format!("REGISTER {name} c\n"));
+    }
+    let before = world.ask("GET /debug");
+    // Not fatal: what is registered stays.
+    let topics = b"\0\0\0\x34E_REGISTER_FAILED REGISTER no room for another topic";
+    let channels = b"\0\0\0\x36E_REGISTER_FAILED REGISTER no room for another channel";
+    assert_eq!(world.say(0, b"REGISTER w\n"), topics);
+    assert_eq!(world.say(0, b"REGISTER t d\n"), channels);
+    assert_eq!(world.say(0, b"REGISTER w c\n"), channels);
+    assert_eq!(world.ask("POST /topic/create?topic=w"), r#"503 {"message":"TOO_MANY_TOPICS"}"#);
+    let channels = r#"503 {"message":"TOO_MANY_CHANNELS"}"#;
+    assert_eq!(world.ask("POST /channel/create?topic=t&channel=d"), channels);
+    assert_eq!(world.ask("POST /channel/create?topic=w&channel=d"), channels);
+    assert_eq!(world.ask("GET /debug"), before);
+    assert_eq!(world.directory.counters().full, 6);
+    // What there is may be registered again, and made again.
+    world.ok(0, "REGISTER t c\n");
+    assert_eq!(world.ask("POST /channel/create?topic=t&channel=c"), "");
+    // Room for the channel, none for its topic: nothing changes.
+    assert_eq!(world.ask("POST /channel/delete?topic=v&channel=c"), "");
+    let said = world.say(0, b"REGISTER w c\n");
+    assert!(said.ends_with(b"another topic"));
+    assert_eq!(world.ask("GET /channels?topic=v"), r#"{"channels":[]}"#);
+    assert_eq!(world.ask("POST /topic/delete?topic=u"), "");
+    world.ok(0, "REGISTER w c\n");
+    // In the places of those that were deleted.
+    assert_eq!(world.ask("GET /topics"), r#"{"topics":["t","w","v"]}"#);
+    assert_eq!(world.lookup("v"), "a");
+}
+
+#[test]
+fn tombstones() {
+    let mut world = small();
+    world.arrive(0, "a");
+    world.arrive(1, "b");
+    for at in [0, 1] {
+        world.ok(at, "REGISTER t c\n");
+        world.ok(at, "REGISTER u\n");
+    }
+    let bury = "POST /topic/tombstone?topic=t&node=a%3A2";
+    assert_eq!(world.ask(bury), "");
+    assert_eq!((world.lookup("t"), world.lookup("u")), ("b".into(), "a b".into()));
+    assert!(world.ask("GET /nodes").contains(r#""topics":["t","u"],"tombstones":[true,false]}"#));
+    // REGISTER does not lift it.
+    world.ok(0, "REGISTER t\n");
+    assert_eq!(world.lookup("t"), "b");
+    // Time does.
+    world.after(44);
+    assert_eq!(world.lookup("t"), "b");
+    world.after(1);
+    assert_eq!(world.lookup("t"), "a b");
+    assert!(!world.ask("GET /nodes").contains("true"));
+    assert!(world.ask("GET /debug").contains("\"tombstoned\":true"), "still known");
+    // And again, from now on; UNREGISTER and REGISTER lift it at once.
+    world.ask(bury);
+    world.after(30);
+    world.ask(bury);
+    world.after(30);
+    assert_eq!(world.lookup("t"), "b");
+    world.ok(0, "UNREGISTER t\n");
+    world.ok(0, "REGISTER t\n");
+    assert_eq!(world.lookup("t"), "a b");
+    assert!(!world.ask("GET /debug").contains("\"tombstoned\":true"));
+    // As does another life.
+    world.ask(bury);
+    world.directory.client(0).unwrap().closed(world.now, Closed::Peer);
+    world.arrive(0, "a");
+    world.ok(0, "REGISTER t\n");
+    assert_eq!(world.lookup("t"), "a b");
+}
+
+#[test]
+fn all_tombstones_in_use() {
+    let mut world = a_world(Storage::<2, 17, 0, 1>::new(), Config::new());
+    world.arrive(0, "a");
+    world.connect(1);
+    // On the same machine, at the same HTTP port.
+    world.say(1, &identify(&node("a").replace("\"tcp_port\":1", "\"tcp_port\":9")));
+    for topic in 0..=TOMBSTONES {
+        world.ok(0, &format!("REGISTER t{topic}\n"));
+    }
+    for topic in 0..TOMBSTONES - 1 {
+        assert_eq!(world.ask(&format!("POST /topic/tombstone?topic=t{topic}&node=a:2")), "");
+    }
+    world.ok(1, "REGISTER t15\n");
+    world.ok(1, "REGISTER t0\n");
+    let full = r#"503 {"message":"TOO_MANY_TOMBSTONES"}"#;
+    // Two are needed, one is left: neither.
+    assert_eq!(world.ask("POST /topic/tombstone?topic=t15&node=a:2"), full);
+    assert_eq!(world.lookup("t15"), "a a");
+    // Of these one is there already.
+    assert_eq!(world.ask("POST /topic/tombstone?topic=t0&node=a:2"), "");
+    assert_eq!(world.lookup("t0"), "");
+    assert_eq!(world.ask("POST /topic/tombstone?topic=t16&node=a:2"), full);
+    assert_eq!(world.directory.counters().full, 2);
+    // Those that no longer count give room.
+    world.after(45);
+    assert_eq!(world.ask("POST /topic/tombstone?topic=t15&node=a:2"), "");
+    assert_eq!(world.lookup("t15"), "");
+}
+
+#[test]
+fn what_nobody_has_is_forgotten_after_a_while() {
+    let mut world = a_world(Storage::<2, 3, 4, 1>::new(), Config::new());
+    world.arrive(0, "a");
+    world.ok(0, "REGISTER t c\n");
+    world.ok(0, "REGISTER t d\n");
+    world.ok(0, "UNREGISTER t d\n");
+    assert_eq!(world.ask("POST /channel/create?topic=made&channel=c"), "");
+    let listed = |world: &mut World<'_>| {
+        let _ = world.ask("GET /topics");
+        let topics = world.directory.topics().map(|(name, _)| name.to_string());
+        let channels = world.directory.channels().map(|(topic, name)| format!("{topic}/{name}"));
+        topics.chain(channels).collect::<Vec<_>>().join(" ")
+    };
+    for _ in 0..12 {
+        world.after(299);
+        world.ok(0, "PING\n");
+    }
+    assert_eq!(listed(&mut world), "t made t/c t/d made/c");
+    world.after(12);
+    assert_eq!(listed(&mut world), "t made t/c made/c");
+    world.directory.client(0).unwrap().closed(world.now, Closed::Peer);
+    world.after(3599);
+    assert_eq!(listed(&mut world), "t made t/c made/c");
+    // Who asks for a topic uses it, and not its channels.
+    assert_eq!(world.lookup("t"), "");
+    world.after(1);
+    // What an administrator made stays, for who comes one day.
+    assert_eq!(listed(&mut world), "t made made/c");
+    assert_eq!(world.directory.counters().collected, 2);
+    world.after(3597);
+    assert_eq!(world.ask("GET /channels?topic=t"), r#"{"channels":[]}"#);
+    world.after(3599);
+    assert_eq!(listed(&mut world), "t made made/c");
+    world.after(1);
+    assert_eq!(listed(&mut world), "made made/c");
+    assert_eq!(world.directory.counters().collected, 3);
+    world.after(1_000_000);
+    assert_eq!(world.ask("GET /channels?topic=made"), r#"{"channels":["c"]}"#);
+
+    // Never, if so configured.
+    let config = Config { empty_timeout: Span::ZERO, ..Config::new() };
+    let mut world = a_world(Small::new(), config);
+    world.arrive(0, "a");
+    world.ok(0, "REGISTER t c\n");
+    world.ok(0, "UNREGISTER t\n");
+    world.after(299);
+    for _ in 0..10_000 {
+        world.ok(0, "PING\n");
+        world.after(299);
+    }
+    assert_eq!(world.ask("GET /channels?topic=t"), r#"{"channels":["c"]}"#);
+}
+
+/// The topics and channels that there are, sorted.
+fn names(world: &World<'_>) -> String {
+    let topics = world.directory.topics().map(|(name, _)| name.to_string());
+    let channels = world.directory.channels().map(|(topic, name)| format!("{topic}/{name}"));
+    let mut names: Vec<_> = topics.chain(channels).collect();
+    names.sort();
+    names.join(" ")
+}
+
+#[test]
+fn what_nobody_has_is_given_back_least_recently_used_first() {
+    let mut world = a_world(Storage::<3, 4, 4, 1>::new(), Config::new());
+    for topic in ["m1", "m2", "m3"] {
+        assert_eq!(world.ask(&format!("POST /channel/create?topic={topic}&channel=c")), "");
+        world.after(1);
+    }
+    world.arrive(0, "a");
+    world.ok(0, "REGISTER mine c\n");
+    assert_eq!(names(&world), "m1 m1/c m2 m2/c m3 m3/c mine mine/c");
+    // Who asks for a topic uses it, and who makes it again.
+    world.after(1);
+    world.lookup("m1");
+    world.after(1);
+    assert_eq!(world.ask("POST /topic/create?topic=m2"), "");
+    // With its channels.
+    world.ok(0, "REGISTER mine2\n");
+    assert_eq!(names(&world), "m1 m1/c m2 m2/c mine mine/c mine2");
+    assert_eq!(world.directory.counters().given_back, 2);
+    // What is not used any more is, too.
+    world.arrive(1, "b");
+    world.ok(1, "REGISTER m1\n");
+    world.after(1);
+    world.directory.client(1).unwrap().closed(world.now, Closed::Peer);
+    assert_eq!(world.ask("POST /topic/create?topic=m4"), "", "over HTTP as well");
+    assert_eq!(names(&world), "m1 m1/c m4 mine mine/c mine2");
+    // Channels by themselves, of topics that somebody has as well.
+    world.ok(0, "REGISTER mine d\n");
+    world.after(1);
+    assert_eq!(world.ask("POST /channel/create?topic=mine&channel=made"), "");
+    world.after(1);
+    world.ok(0, "UNREGISTER mine d\n");
+    world.ok(0, "REGISTER mine e\n");
+    assert_eq!(names(&world), "m1 m4 mine mine/c mine/d mine/e mine/made mine2");
+    world.ok(0, "REGISTER mine f\n");
+    world.arrive(1, "b");
+    world.ok(1, "REGISTER mine2 f\n");
+    assert_eq!(names(&world), "m1 m4 mine mine/c mine/e mine/f mine2 mine2/f");
+    // What a connected node has is never given back.
+    assert!(world.say(0, b"REGISTER m1 c\n").ends_with(b"another channel"));
+    let full = r#"503 {"message":"TOO_MANY_CHANNELS"}"#;
+    assert_eq!(world.ask("POST /channel/create?topic=m1&channel=c"), full);
+    assert_eq!(world.ask("POST /channel/create?topic=m9&channel=c"), full, "nothing changes");
+    assert_eq!(names(&world), "m1 m4 mine mine/c mine/e mine/f mine2 mine2/f");
+    world.arrive(2, "c");
+    world.ok(2, "REGISTER m1\n");
+    world.ok(2, "REGISTER m4\n");
+    assert!(world.say(2, b"REGISTER m5\n").ends_with(b"another topic"));
+    // A channel could be given back, no topic: nothing changes.
+    world.ok(0, "UNREGISTER mine c\n");
+    assert!(world.say(2, b"REGISTER m5 c\n").ends_with(b"another topic"));
+    assert_eq!(names(&world), "m1 m4 mine mine/c mine/e mine/f mine2 mine2/f");
+    let counters = world.directory.counters();
+    assert_eq!((counters.full, counters.given_back, counters.collected), (5, 7, 0));
+}
+
+#[test]
+fn junk_of_any_kind_keeps_no_node_out() {
+    let mut world = a_world(Storage::<3, 8, 16, 1>::new(), Config::new());
+    let fill = |world: &mut World<'_>, n: usize| {
+        for at in 0..40 {
+            match n {
+                0 => world.ask(&format!("POST /topic/create?topic=junk{at}")),
+                1 => world.ask(&format!("POST /channel/create?topic=junk{at}&channel=c")),
+                _ => world.ask(&format!("POST /channel/create?topic=junk&channel=c{at}")),
+            };
+        }
+        // And somebody who leaves.
+        world.arrive(1, "b");
+        for at in 0..40 {
+            world.say(1, format!("REGISTER left{} c{}\n", at % (n + 5), at).as_bytes());
+        }
+        world.directory.client(1).unwrap().closed(world.now, Closed::Peer);
+    };
+    for n in 0..3 {
+        fill(&mut world, n);
+        world.arrive(0, "a");
+        for at in 0..4 {
+            world.ok(0, &format!("REGISTER good{at} c{n}\n"));
+        }
+        fill(&mut world, n);
+        for at in 0..4 {
+            assert_eq!(world.lookup(&format!("good{at}")), "a");
+            let channels = world.ask(&format!("GET /channels?topic=good{at}"));
+            assert!(channels.contains(&format!("\"c{n}\"")), "{channels}");
+        }
+        world.directory.client(0).unwrap().closed(world.now, Closed::Peer);
+    }
+}
+
+#[test]
+fn one_connection_leaves_room_to_others() {
+    let config = Config { topics_per_node: 6, channels_per_node: 20, ..Config::new() };
+    let mut world = a_world(Storage::<3, 8, 24, 1>::new(), config);
+    world.arrive(0, "greedy");
+    world.arrive(1, "good");
+    for at in 0..6 {
+        world.ok(0, &format!("REGISTER g{at}\n"));
+    }
+    let no = b"E_REGISTER_FAILED REGISTER no room for more of one node";
+    assert!(world.say(0, b"REGISTER more\n").ends_with(no));
+    assert!(world.say(0, b"REGISTER more c\n").ends_with(no));
+    for at in 0..20 {
+        world.ok(0, &format!("REGISTER g0 c{at}\n"));
+    }
+    assert!(world.say(0, b"REGISTER g0 more\n").ends_with(no));
+    assert_eq!(world.ask("GET /topics").matches('g').count(), 6);
+    // What is there may be registered by anybody.
+    world.ok(1, "REGISTER good c\n");
+    world.ok(1, "REGISTER good2 c\n");
+    world.ok(0, "REGISTER good c\n");
+    world.ok(0, "REGISTER g0 c0\n");
+    assert_eq!(world.directory.counters().full, 3);
+    // And made over HTTP by whoever it was.
+    assert_eq!(world.ask("POST /channel/create?topic=g0&channel=more"), "");
+    world.ok(0, "UNREGISTER good\n");
+    world.ok(0, "UNREGISTER g5\n");
+    world.ok(0, "REGISTER more\n");
+}
+
+#[test]
+fn a_table_that_is_full_is_told_once() {
+    let config = Config { topics_per_node: 3, channels_per_node: 3, ..Config::new() };
+    let mut world = a_world(Storage::<3, 4, 4, 1>::new(), config);
+    world.arrive(0, "a");
+    world.arrive(1, "b");
+    for at in 0..3 {
+        world.ok(0, &format!("REGISTER t{at} c\n"));
+    }
+    while world.directory.poll_event().is_some() {}
+    let version = world.directory.version();
+    world.say(0, b"REGISTER t4\nREGISTER t5\n");
+    assert_ne!(world.directory.version(), version, "who waits for events is to look");
+    world.ok(1, "REGISTER t4 c\n");
+    world.say(1, b"REGISTER t5\nREGISTER t4 d\nREGISTER t4 d\n");
+    let told = [(); 4].map(|()| world.directory.poll_event());
+    let bounds = [TableFull::Topics, TableFull::Channels, TableFull::Share]
+        .map(|it| Some(Event::TableFull(it)));
+    assert_eq!(told, [bounds[0], bounds[1], bounds[2], None]);
+    world.say(1, b"REGISTER t5\n");
+    assert_eq!(world.directory.poll_event(), Some(Event::TableFull(TableFull::Topics)));
+    assert_eq!(world.directory.counters().full, 6);
+}
+
+#[test]
+fn ephemeral_ones_go_when_unregistered() {
+    let mut world = small();
+    world.arrive(0, "a");
+    world.arrive(1, "b");
+    for at in [0, 1] {
+        world.ok(at, "REGISTER t#ephemeral c#ephemeral\n");
+    }
+    world.ok(0, "UNREGISTER t#ephemeral c#ephemeral\n");
+    assert_eq!(world.ask("GET /channels?topic=t%23ephemeral"), r#"{"channels":["c#ephemeral"]}"#);
+    world.ok(1, "UNREGISTER t#ephemeral c#ephemeral\n");
+    assert_eq!(world.ask("GET /channels?topic=t%23ephemeral"), r#"{"channels":[]}"#);
+    world.ok(0, "UNREGISTER t#ephemeral\n");
+    assert_eq!(world.lookup("t%23ephemeral"), "b");
+    world.ok(1, "UNREGISTER t#ephemeral\n");
+    assert!(world.ask("GET /lookup?topic=t%23ephemeral").starts_with("404"));
+}
+
+#[test]
+fn the_longest_of_everything_fits() {
+    let mut world = a_world(Storage::<2, 1, 1, 1>::new(), Config::new());
+    let long = "\\\"".repeat(300);
+    let json = format!(
+        r#"{{"broadcast_address":"{}","hostname":"{long}","http_port":65535,"tcp_port":65535,"version":"{long}","topology_zone":"{long}","topology_region":"{long}"}}"#,
+        "\\\"".repeat(crate::address::HOST_MAX)
+    );
+    let config = Config { max_body: 8192, ..Config::new() };
+    world.directory.shared.config = Box::leak(Box::new(config));
+    let from: SocketAddr = "[1111:2222:3333:4444:5555:6666:7777:8888]:65535".parse().unwrap();
+    let name = "n".repeat(64);
+    for at in [0, 1] {
+        world.directory.client(at).unwrap().accepted(world.now, from);
+        world.say(at, b"  V1");
+        let json = json.replace("\"tcp_port\":65535", &format!("\"tcp_port\":{}", 65535 - at));
+        assert!(world.say(at, &identify(&json)).ends_with(b"}"));
+        world.ok(at, &format!("REGISTER {name} {name}\n"));
+    }
+    world.directory.set_unix_time(world.now, i64::MIN);
+    for request in ["GET /nodes", "GET /debug", &format!("GET /lookup?topic={name}")] {
+        let body = world.ask(request);
+        check_json(&body);
+        if request == "GET /nodes" {
+            assert_eq!(check_nodes(&body), 2);
+        }
+        assert_eq!(
+            body.matches("\"http_port\":65535").count(),
+            if request == "GET /debug" { 6 } else { 2 }
+        );
+    }
+    // Longest refusals.
+    for (command, words) in [
+        (format!("UNREGISTER t {}", "$".repeat(147)), "E_BAD_CHANNEL UNREGISTER channel name '"),
+        (format!("UNREGISTER {}", "$".repeat(149)), "E_BAD_TOPIC UNREGISTER topic name '"),
+        ("x".repeat(160), "E_INVALID invalid command "),
+    ] {
+        let mut world = small();
+        world.arrive(0, "a");
+        let said = world.say(0, format!("{command}\n").as_bytes());
+        let len = u32::from_be_bytes(said[..4].try_into().unwrap());
+        assert_eq!(len as usize, said.len() - 4, "not cut");
+        let text = String::from_utf8(said[4..].to_vec()).unwrap();
+        assert!(
+            text.starts_with(words) && (text.ends_with("' is not valid") || text.ends_with('x'))
+        );
+        assert_eq!(world.link(0), Link::Close);
+        assert_eq!(world.directory.counters().refused, 1);
+    }
+}
+
+#[test]
+fn tables_that_change_between_two_pieces() {
+    // Topics so many and long that a list takes several pieces.
+    let name = |at: u32| format!("{at}{}", "x".repeat(50));
+    for seed in 0..60u32 {
+        let mut world = a_world(Storage::<3, 40, 40, 1>::new(), Config::new());
+        for (at, node) in [(0, "a"), (1, "b")] {
+            world.arrive(at, node);
+            for topic in 0..35 {
+                world.ok(at, &format!("REGISTER {} c\n", name(topic)));
+            }
+        }
+        let mut random = seed.wrapping_mul(0x9e37_79b9) | 1;
+        let mut next = |below: u32| {
+            random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (random >> 8) % below
+        };
+        let paths = ["/nodes", "/debug", "/topics", &format!("/lookup?topic={}", name(3))]
+            .map(String::from);
+        let path = &paths[seed as usize % 4];
+        let request = format!("GET {path} HTTP/1.0\r\n\r\n");
+        let mut session = world.directory.http(0).unwrap();
+        session.open(world.now);
+        session.take(world.now, request.as_bytes());
+        let (mut answer, mut pieces) = (Vec::new(), 0);
+        loop {
+            let now = world.now;
+            let mut session = world.directory.http(0).unwrap();
+            let lent = session.transmit(now);
+            let piece = [lent.head, lent.body].concat();
+            session.sent(now, piece.len());
+            answer.extend(&piece);
+            pieces += 1;
+            if session.link() == Link::Close {
+                break;
+            }
+            let topic = name(next(40));
+            match next(6) {
+                0 => world.ok(0, &format!("UNREGISTER {topic}\n")),
+                1 => world.ok(1, &format!("REGISTER {topic}\n")),
+                2 => {
+                    let topic = TopicName::new(&topic).unwrap();
+                    if let Some(at) = world.directory.shared.tables.topic(&topic) {
+                        world.directory.shared.tables.remove_topic(at);
+                    }
+                }
+                3 => {
+                    // Another node in the same slot.
+                    world.directory.client(0).unwrap().closed(world.now, Closed::Peer);
+                    world.arrive(0, "c");
+                    world.ok(0, &format!("REGISTER {topic}\n"));
+                }
+                4 => world.after(7),
+                _ => {}
+            }
+        }
+        let answer = String::from_utf8(answer).unwrap();
+        let (_, body) = answer.split_once("\r\n\r\n").unwrap();
+        if path == "/nodes" {
+            check_nodes(body);
+        } else {
+            check_json(body);
+        }
+        assert!(pieces > 1 || path.contains("lookup"), "{pieces}");
+    }
+}
+
+#[test]
+fn cut_anywhere_and_garbage() {
+    let hello =
+        [b"  V1".to_vec(), identify(NODE), b"REGISTER t c\nPING\nUNREGISTER t c\n".to_vec()];
+    let script = hello.concat();
+    let whole = {
+        let mut world = small();
+        world.directory.client(0).unwrap().open(world.now);
+        world.say(0, &script)
+    };
+    assert!(whole.ends_with(b"\0\0\0\x02OK\0\0\0\x02OK\0\0\0\x02OK"));
+    for at in 0..=script.len() {
+        let mut world = small();
+        world.directory.client(0).unwrap().open(world.now);
+        let said = [world.say(0, &script[..at]), world.say(0, &script[at..])].concat();
+        assert_eq!(said, whole, "split at {at}");
+        // Cut there.
+        let mut world = small();
+        world.directory.client(0).unwrap().open(world.now);
+        world.say(0, &script[..at]);
+        world.directory.client(0).unwrap().closed(world.now, Closed::Peer);
+        assert_eq!(world.ask("GET /debug"), "{}");
+        world.arrive(0, "a");
+    }
+    let mut seed = 3u32;
+    let mut random = |below: usize| {
+        seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (seed >> 8) as usize % below
+    };
+    let mut world = small();
+    for _ in 0..10_000 {
+        let mut bytes = script.clone();
+        for _ in 0..1 + random(3) {
+            let at = random(bytes.len());
+            match random(3) {
+                0 => bytes[at] = random(256) as u8,
+                1 => bytes.truncate(at + 1),
+                _ => bytes.insert(at, b" \n\r$\xff\0"[random(6)]),
+            }
+        }
+        let at = random(3);
+        world.directory.client(at).unwrap().open(world.now);
+        world.say(at, &bytes);
+        if random(2) == 0 {
+            world.after(1);
+        }
+        check_nodes(&world.ask("GET /nodes"));
+    }
+    for _ in 0..3 {
+        world.after(301);
+    }
+    assert_eq!(world.ask("GET /debug"), "{}");
+    assert!(world.directory.counters().refused > 2000);
+}
+
+#[test]
+fn a_length_that_kills_nsqlookupd() {
+    for (len, words) in [
+        (u32::MAX, &b"E_BAD_BODY IDENTIFY invalid body size -1"[..]),
+        (1025, b"E_BAD_BODY IDENTIFY body too big 1025 > 1024"),
+    ] {
+        let mut world = small();
+        world.connect(0);
+        let said = world.say(0, &[b"IDENTIFY\n", &len.to_be_bytes()[..]].concat());
+        assert_eq!(&said[4..], words);
+        assert_eq!(world.link(0), Link::Close);
+    }
+    let mut world = small();
+    world.connect(0);
+    // At its bound, and with nothing behind.
+    let padded = format!("{NODE}{}", " ".repeat(1024 - NODE.len()));
+    assert!(world.say(0, &identify(&padded)).ends_with(b"}"));
+    world.connect(1);
+    assert!(
+        world.say(1, &identify("")).ends_with(b"E_BAD_BODY IDENTIFY failed to decode JSON body")
+    );
+}
+
+#[test]
+fn more_than_32_nodes() {
+    let mut world = a_world(Storage::<70, 2, 2, 1, 3>::new(), Config::new());
+    for at in 0..70 {
+        world.arrive(at, &format!("n{at}"));
+        world.ok(at, if at % 2 == 0 { "REGISTER t c\n" } else { "REGISTER u\n" });
+    }
+    let of = |world: &World<'_>| world.directory.topics().map(|(_, n)| n).collect::<Vec<_>>();
+    assert_eq!(of(&world), [35, 35]);
+    world.directory.client(64).unwrap().closed(world.now, Closed::Peer);
+    world.directory.client(33).unwrap().closed(world.now, Closed::Peer);
+    assert_eq!(of(&world), [34, 34]);
+    assert_eq!(
+        world.lookup("t").split(' ').filter(|name| *name == "n32" || *name == "n64").count(),
+        1
+    );
+}
+
+#[test]
+fn ram() {
+    type Large = Storage<9, 9, 9, 3, 2>;
+    type One = Storage<1, 1, 1, 1>;
+    let most = |producers, keys, http, bits| {
+        producers * PRODUCER_RAM_MAX + keys * (KEY_RAM_MAX + bits) + http * HTTP_RAM_MAX
+    };
+    assert!(size_of::<One>() <= most(1, 2, 1, 4), "{}", size_of::<One>());
+    assert!(size_of::<Large>() <= most(9, 18, 3, 8), "{}", size_of::<Large>());
+    assert_eq!((size_of::<Producer>(), size_of::<Nsqlookupd<'_>>()), (PRODUCER_RAM_MAX, RAM_MAX));
+}

@@ -1,0 +1,372 @@
+//! nsqd's side of nsqlookupd: telling every nsqlookupd which topics and channels are here.
+//!
+//! What nsqd's lookupLoop, connectCallback and lookupPeer do (nsqd/lookup.go,
+//! nsqd/lookup_peer.go), level-triggered. [`Registry`] is the desired state. Each configured
+//! nsqlookupd has a peer of its own that makes the difference between what is wanted and what it
+//! told disappear; no peer waits for another.
+//!
+//! ```text
+//!          assign           dial             open                  answered
+//! Unused ----------> Waiting ----> Dialing -------> Identifying -------------> Connected
+//!    ^                  ^             | refused         | fault, timeout          | stop
+//!    |                  |             v                 v                         v
+//!    |                  +---------------- Closing <--------------------------- Leaving
+//!    +--- retired ---------------------------+
+//! ```
+//!
+//! Beyond nsqd: reconnects at once after the loss of a connection that was good (all was answered and
+//! stayed so for a second, or it lasted for 10 s), then with jittered backoff; pipelines; checks
+//! every answer; jitters PING; asserts everything again at a slow interval, which heals what an
+//! administrator deleted; unregisters on [`Registration::stop`].
+//!
+//! # Bounds
+//!
+//! | what | bound | when full |
+//! |---|---|---|
+//! | topics, channels | the const parameters | [`RegistryFull`] |
+//! | nsqlookupds | `PEERS`, at most [`PEERS_MAX`] | [`TooManyPeers`] |
+//! | unanswered commands of a peer | [`OUTSTANDING_MAX`] | the next wait |
+//! | an error's text | [`DETAIL_MAX`] bytes | cut off |
+
+mod peer;
+mod registry;
+#[cfg(test)]
+mod tests;
+
+use core::fmt;
+
+use crate::address::Address;
+use crate::session::Closed;
+use crate::time::{Instant, Span};
+pub use crate::wire::nsqlookupd::NodeInfo;
+pub use peer::PeerSession;
+use peer::{FindPort, Http, Peer};
+use registry::PeerId;
+pub use registry::{PEERS_MAX, Registry, RegistryFull};
+
+/// The most commands that a peer sends ahead of their answers.
+pub const OUTSTANDING_MAX: u16 = 1024;
+
+/// The most bytes kept of an error's text.
+pub const DETAIL_MAX: usize = 64;
+
+/// The settings. Borrowed, so that a constant one costs no RAM.
+#[derive(Debug, Clone, Copy)]
+pub struct Config<'a> {
+    /// How this node describes itself in IDENTIFY.
+    pub node: NodeInfo<'a>,
+    /// How long connecting may take, and the answer to IDENTIFY. Default 5 s.
+    pub connect_timeout: Span,
+    /// How long any other answer may take. Default 5 s.
+    pub reply_timeout: Span,
+    /// How often to send PING, give or take an eighth. nsqlookupd stops listing a node after 300 s
+    /// without; zero is never. Default 15 s, as nsqd.
+    pub ping: Span,
+    /// How often to assert everything again, give or take an eighth; zero is never. Default 60 s.
+    pub reassert: Span,
+    /// Reconnecting: after the first failure wait up to this, then up to double. Default 50 ms.
+    pub reconnect_base: Span,
+    /// Reconnecting: never wait longer for an nsqlookupd that is not to be reached. Default 800 ms,
+    /// so that a node is listed within a second of its return. Longer in a [`fleet`](Self::fleet).
+    /// One that accepts connections and closes them again is dialed after 1 s, then up to 2 s, up
+    /// to 16 s, or this if it is longer.
+    pub reconnect_cap: Span,
+    /// Reconnecting: spreads the first attempt after a loss over this time. Default none; see
+    /// [`fleet`](Self::fleet).
+    pub reconnect_spread: Span,
+    /// How long closing may take. Default 1 s.
+    pub close_timeout: Span,
+    /// Makes the jitter of this device differ from that of others.
+    pub seed: u32,
+}
+
+impl<'a> Config<'a> {
+    /// The defaults for a node.
+    pub const fn new(node: NodeInfo<'a>) -> Self {
+        Self {
+            node,
+            connect_timeout: Span::from_secs(5),
+            reply_timeout: Span::from_secs(5),
+            ping: Span::from_secs(15),
+            reassert: Span::from_secs(60),
+            reconnect_base: Span::from_millis(50),
+            reconnect_cap: Span::from_millis(800),
+            reconnect_spread: Span::ZERO,
+            close_timeout: Span::from_secs(1),
+            seed: 0,
+        }
+    }
+
+    /// The defaults for each of many nodes, up to ten thousand: when an nsqlookupd restarts, they
+    /// come back one after the other, at most a fifth of them within a second, and are all listed
+    /// again within 20 s. A single node with [`new`](Self::new) is listed within a second.
+    pub const fn fleet(node: NodeInfo<'a>) -> Self {
+        Self {
+            reconnect_base: Span::from_secs(12),
+            reconnect_cap: Span::from_secs(16),
+            reconnect_spread: Span::from_secs(15),
+            ..Self::new(node)
+        }
+    }
+
+    const fn check(&self) -> Result<(), ConfigError> {
+        let node = &self.node;
+        if node.broadcast_address.is_empty() || node.version.is_empty() {
+            return Err(ConfigError::EmptyField);
+        }
+        if node.tcp_port == 0 || node.http_port == 0 {
+            return Err(ConfigError::ZeroPort);
+        }
+        Ok(())
+    }
+
+    const fn reconnect(&self) -> [Span; 3] {
+        [self.reconnect_base, self.reconnect_cap, self.reconnect_spread]
+    }
+}
+
+/// What nsqlookupd would refuse in IDENTIFY.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// `broadcast_address` or `version` is empty.
+    EmptyField,
+    /// `tcp_port` or `http_port` is 0. A node without HTTP gives any other port.
+    ZeroPort,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::EmptyField => "broadcast_address and version must not be empty",
+            Self::ZeroPort => "tcp_port and http_port must not be 0; nsqlookupd refuses that",
+        })
+    }
+}
+
+impl core::error::Error for ConfigError {}
+
+/// More different addresses than the table has peers. Nothing changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct TooManyPeers {
+    /// How many peers there are.
+    pub max: usize,
+}
+
+impl fmt::Display for TooManyPeers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "more nsqlookupd addresses than the {} there is room for", self.max)
+    }
+}
+
+impl core::error::Error for TooManyPeers {}
+
+/// Where a peer is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub enum PeerState {
+    /// No nsqlookupd is assigned to it.
+    Unused,
+    /// No connection; the next dial is due at a time.
+    Waiting,
+    /// A dial is under way.
+    Dialing,
+    /// IDENTIFY is being sent, or its answer is due.
+    Identifying,
+    /// Kept in step with the registry.
+    Connected,
+    /// Unregistering everything, then closing.
+    Leaving,
+    /// The driver is to close the connection.
+    Closing(Closed),
+}
+
+/// A change of a peer. Newer ones replace older ones that nobody polled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+#[non_exhaustive]
+pub enum PeerEvent {
+    /// nsqlookupd accepted IDENTIFY.
+    Connected,
+    /// The connection is gone or did not come up; another attempt is due.
+    Disconnected(Closed),
+}
+
+/// Where an nsqlookupd answers HTTP, as far as is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub enum HttpPort {
+    /// It was not to be reached when that was tried last, or it did not say.
+    Unknown,
+    /// It is being connected to for the first time: it may say so at any moment.
+    Coming,
+    /// This is what it said last.
+    Known(u16),
+}
+
+/// What is known of a peer.
+#[derive(Debug, Clone, Copy)]
+pub struct PeerStatus<'s> {
+    /// Whom it is to be connected to.
+    pub address: Option<&'s Address>,
+    /// Where it is.
+    pub state: PeerState,
+    /// Whether nsqlookupd confirmed all that the registry wants, and nothing else.
+    pub settled: bool,
+    /// Why the last connection ended or failed.
+    pub last: Option<Closed>,
+    /// nsqlookupd's last words, cut off at [`DETAIL_MAX`] bytes: after
+    /// [`Fault::Refused`](crate::session::Fault::Refused) its error.
+    pub detail: &'s str,
+    /// How many connections came up.
+    pub connections: u32,
+    /// How many broke, or failed to come up.
+    pub failures: u32,
+}
+
+/// The peers and what they keep registered: nsqd's lookupLoop.
+///
+/// RAM: 24 bytes + the registry + [`PEER_RAM_MAX`] bytes a peer, at most.
+#[derive(Debug)]
+pub struct Registration<'a, const PEERS: usize, const TOPICS: usize, const CHANNELS: usize> {
+    config: &'a Config<'a>,
+    registry: Registry<TOPICS, CHANNELS>,
+    peers: PeerTable<PEERS>,
+    find_port: Option<FindPort>,
+}
+
+/// A fixed number of peers.
+#[derive(Debug)]
+struct PeerTable<const PEERS: usize>([Peer; PEERS]);
+
+/// The most bytes that a peer takes.
+pub const PEER_RAM_MAX: usize = 464;
+
+impl<'a, const PEERS: usize, const TOPICS: usize, const CHANNELS: usize>
+    Registration<'a, PEERS, TOPICS, CHANNELS>
+{
+    const LIMITS: () = assert!(PEERS <= PEERS_MAX, "at most PEERS_MAX nsqlookupds");
+
+    /// Nothing registered, nobody to connect to: see [`configure`](Self::configure).
+    pub fn new(config: &'a Config<'a>) -> Result<Self, ConfigError> {
+        let mut lookup = Self::idle();
+        lookup.set_up(config)?;
+        Ok(lookup)
+    }
+
+    /// Not set up yet.
+    pub(crate) const fn idle() -> Self {
+        const NONE: Config<'_> = Config::new(NodeInfo::NONE);
+        let () = Self::LIMITS;
+        Self {
+            config: &NONE,
+            registry: Registry::new(),
+            peers: PeerTable([const { Peer::new() }; PEERS]),
+            find_port: None,
+        }
+    }
+
+    /// Makes an idle one work; see [`new`](Self::new).
+    pub(crate) fn set_up(&mut self, config: &'a Config<'a>) -> Result<(), ConfigError> {
+        config.check()?;
+        self.config = config;
+        for (index, peer) in (0..).zip(&mut self.peers.0) {
+            peer.set_seed(config.seed.wrapping_add(index));
+        }
+        Ok(())
+    }
+
+    /// Connects to these nsqlookupds from now on, each once: keeps those that stay, closes those
+    /// that are not in the list, adds the others (nsqd: `PUT /config/nsqlookupd_tcp_addresses`).
+    pub fn configure(&mut self, now: Instant, addresses: &[Address]) -> Result<(), TooManyPeers> {
+        let is_first = |at: usize, address: &Address| {
+            !addresses.iter().take(at).any(|earlier| earlier == address)
+        };
+        let distinct = addresses.iter().enumerate().filter(|&(at, address)| is_first(at, address));
+        if distinct.clone().count() > PEERS {
+            return Err(TooManyPeers { max: PEERS });
+        }
+        let peers = &mut self.peers.0;
+        for peer in peers.iter_mut() {
+            if peer.address().is_some_and(|address| !addresses.contains(address)) {
+                peer.retire(self.config, now);
+            }
+        }
+        for (_, address) in distinct {
+            if peers.iter().any(|peer| peer.address() == Some(address)) {
+                continue;
+            }
+            // One that is idle, else one whose old connection is closing.
+            let free = peers
+                .iter()
+                .position(|peer| matches!(peer.state(), PeerState::Unused))
+                .or_else(|| peers.iter().position(|peer| peer.address().is_none()));
+            if let Some(peer) = free.and_then(|index| peers.get_mut(index)) {
+                peer.assign(self.config, now, address.clone());
+            }
+        }
+        Ok(())
+    }
+
+    /// Unregisters everything everywhere, then closes; peers that are not connected just stop.
+    /// Over when [`is_stopped`](Self::is_stopped); a peer that has not answered everything by the
+    /// reply timeout is given up. [`configure`](Self::configure) starts afresh.
+    pub fn stop(&mut self, now: Instant) {
+        self.registry.remove_all();
+        for (index, peer) in self.peers.0.iter_mut().enumerate() {
+            let settled =
+                peer.is_quiet() && self.registry.view().next_work(PeerId::new(index)).is_none();
+            peer.leave(self.config, now, settled);
+        }
+    }
+
+    /// Whether no peer has a connection or wants one.
+    pub fn is_stopped(&self) -> bool {
+        self.peers.0.iter().all(|peer| matches!(peer.state(), PeerState::Unused))
+    }
+
+    /// Changes when a peer comes, goes, or has confirmed all it was told: whether it is worth
+    /// asking again.
+    pub fn version(&self) -> u32 {
+        self.peers.0.iter().fold(0, |sum, peer| sum.wrapping_add(peer.version()))
+    }
+
+    /// What is wanted, to change it. Wake the driver afterwards.
+    pub fn registry(&mut self) -> &mut Registry<TOPICS, CHANNELS> {
+        &mut self.registry
+    }
+
+    /// The session of peer `index`, below `PEERS`.
+    pub fn peer(&mut self, index: usize) -> Option<PeerSession<'_, 'a>> {
+        Some(PeerSession {
+            peer: self.peers.0.get_mut(index)?,
+            registry: self.registry.view(),
+            id: PeerId::new(index),
+            config: self.config,
+            find_port: self.find_port,
+        })
+    }
+
+    /// From now on, looks in nsqlookupds' answers to IDENTIFY for where they answer HTTP. Call it
+    /// before anything is driven.
+    pub fn find_http_ports(&mut self) {
+        self.find_port = Some(Http::find);
+    }
+
+    /// The nsqlookupd of peer `index`, below `PEERS`, as it is configured, and the port at which it
+    /// answers HTTP; `None` if there is none. See [`find_http_ports`](Self::find_http_ports).
+    pub fn http(&self, index: usize) -> Option<(&Address, HttpPort)> {
+        self.peers.0.get(index)?.http()
+    }
+
+    /// What is known of peer `index`, below `PEERS`.
+    pub fn status(&mut self, index: usize) -> Option<PeerStatus<'_>> {
+        let peer = self.peers.0.get(index)?;
+        let settled = matches!(peer.state(), PeerState::Connected)
+            && peer.is_quiet()
+            && self.registry.view().next_work(PeerId::new(index)).is_none();
+        Some(peer.status(settled))
+    }
+}

@@ -1,0 +1,821 @@
+//! Scenarios: peers, a time line, and the bytes that nsqlookupds would see and say.
+//!
+//! The weaknesses of nsqd's own lookupLoop, by number, each have a test named after them; those
+//! that need a real server or a network are in `tests/tests/lookup.rs`.
+
+use super::*;
+use crate::name::{ChannelName, TopicName};
+use crate::session::{Awaited, DialError, Fault, Link, Session};
+use crate::time::Span;
+use crate::wire::nsqd::ErrorCode;
+
+const NODE: NodeInfo<'_> = NodeInfo {
+    broadcast_address: "10.0.0.9",
+    hostname: "h",
+    http_port: 4151,
+    tcp_port: 4150,
+    topology_region: "",
+    topology_zone: "",
+    version: "1.3.0",
+};
+const OK: &[u8] = b"\0\0\0\x02OK";
+const INFO: &str = r#"{"broadcast_address":"10.0.0.1","hostname":"l","http_port":4161,"tcp_port":4160,"version":"1.3.0"}"#;
+const IDENTIFY: &[u8] = b"  V1IDENTIFY\n";
+
+fn reply(text: &str) -> Vec<u8> {
+    [&u32::try_from(text.len()).unwrap().to_be_bytes()[..], text.as_bytes()].concat()
+}
+
+fn topic(name: &str) -> TopicName {
+    TopicName::new(name).unwrap()
+}
+
+fn channel(name: &str) -> ChannelName {
+    ChannelName::new(name).unwrap()
+}
+
+fn addresses(names: &[&str]) -> Vec<Address> {
+    names.iter().map(|name| name.parse().unwrap()).collect()
+}
+
+/// Two peers, four topics, four channels, and the time.
+struct Rig<'a> {
+    lookup: Registration<'a, 2, 4, 4>,
+    now: Instant,
+}
+
+impl<'a> Rig<'a> {
+    fn new(config: &'a Config<'a>) -> Self {
+        Self { lookup: Registration::new(config).unwrap(), now: Instant::from_millis(1000) }
+    }
+
+    fn configure(&mut self, names: &[&str]) {
+        self.lookup.configure(self.now, &addresses(names)).unwrap();
+    }
+
+    fn add(&mut self, names: &[&str]) {
+        for name in names {
+            match name.split_once('/') {
+                None => self.lookup.registry().add_topic(&topic(name)).unwrap(),
+                Some((t, c)) => {
+                    self.lookup.registry().add_channel(&topic(t), &channel(c)).unwrap();
+                }
+            }
+        }
+    }
+
+    fn remove(&mut self, name: &str) -> bool {
+        match name.split_once('/') {
+            None => self.lookup.registry().remove_topic(&topic(name)),
+            Some((t, c)) => self.lookup.registry().remove_channel(&topic(t), &channel(c)),
+        }
+    }
+
+    fn peer(&mut self, index: usize) -> PeerSession<'_, 'a> {
+        self.lookup.peer(index).unwrap()
+    }
+
+    fn status(&mut self, index: usize) -> PeerStatus<'_> {
+        self.lookup.status(index).unwrap()
+    }
+
+    fn wait(&mut self, ms: u32) {
+        let end = self.now.after(Span::from_millis(ms));
+        for index in 0..2 {
+            let mut at = self.now;
+            for _ in 0..1000 {
+                let next = self.peer(index).deadline();
+                if next > end || next <= at {
+                    break;
+                }
+                at = next;
+                self.peer(index).tick(at);
+            }
+        }
+        self.now = end;
+    }
+
+    fn written(&mut self, index: usize) -> Vec<u8> {
+        let now = self.now;
+        let mut bytes = Vec::new();
+        for _ in 0..1000 {
+            let mut peer = self.peer(index);
+            let transmit = peer.transmit(now);
+            let n = transmit.len();
+            if n == 0 {
+                return bytes;
+            }
+            bytes.extend(transmit.head);
+            peer.sent(now, n);
+        }
+        panic!("never done writing");
+    }
+
+    /// All commands that are sent now, answered with OK.
+    #[track_caller]
+    fn commands(&mut self, index: usize) -> Vec<String> {
+        let text = String::from_utf8(self.written(index)).unwrap();
+        let lines: Vec<String> = text.lines().map(str::to_owned).collect();
+        for _ in &lines {
+            self.say(index, OK);
+        }
+        lines
+    }
+
+    #[track_caller]
+    fn say(&mut self, index: usize, bytes: impl AsRef<[u8]>) {
+        let now = self.now;
+        self.peer(index).receive(now, bytes.as_ref()).unwrap();
+    }
+
+    #[track_caller]
+    fn say_and_fault(&mut self, index: usize, bytes: impl AsRef<[u8]>) -> Fault {
+        let now = self.now;
+        let fault = self.peer(index).receive(now, bytes.as_ref()).unwrap_err();
+        assert_eq!(self.peer(index).link(), Link::Close);
+        fault
+    }
+
+    fn lose(&mut self, index: usize, why: Closed) {
+        let now = self.now;
+        self.peer(index).closed(now, why);
+    }
+
+    fn dial(&mut self, index: usize) -> Option<String> {
+        let now = self.now;
+        self.peer(index).dial(now).map(|address| address.to_string())
+    }
+
+    #[track_caller]
+    fn connect(&mut self, index: usize) {
+        self.dial(index).expect("a dial is due");
+        let now = self.now;
+        self.peer(index).open(now);
+        let hello = self.written(index);
+        assert!(hello.starts_with(IDENTIFY), "{}", String::from_utf8_lossy(&hello));
+        self.say(index, reply(INFO));
+        assert_eq!(self.status(index).state, PeerState::Connected);
+    }
+}
+
+#[test]
+fn identify_is_what_nsqd_sends_byte_for_byte() {
+    let config = Config::new(NODE);
+    let mut rig = Rig::new(&config);
+    assert_eq!(rig.dial(0), None, "nobody to dial");
+    rig.configure(&["one:4160"]);
+    assert_eq!(rig.dial(0).unwrap(), "one:4160");
+    let now = rig.now;
+    rig.peer(0).open(now);
+    let json = br#"{"broadcast_address":"10.0.0.9","hostname":"h","http_port":4151,"tcp_port":4150,"topology_region":"","topology_zone":"","version":"1.3.0"}"#;
+    let len = u32::try_from(json.len()).unwrap().to_be_bytes();
+    assert_eq!(rig.written(0), [IDENTIFY, &len, json].concat());
+    rig.say(0, reply(INFO));
+    assert_eq!(rig.status(0).state, PeerState::Connected);
+}
+
+#[test]
+fn identify_longer_than_the_staging_area_is_complete() {
+    let long = "x".repeat(90);
+    let config = Config::new(NodeInfo { hostname: &long, topology_zone: &long, ..NODE });
+    let mut rig = Rig::new(&config);
+    rig.configure(&["one:4160"]);
+    rig.dial(0);
+    let now = rig.now;
+    rig.peer(0).open(now);
+    let mut expected = b"  V1".to_vec();
+    crate::wire::nsqlookupd::Command::Identify(&config.node).emit(&mut expected).unwrap();
+    assert_eq!(rig.written(0), expected);
+}
+
+#[test]
+fn changes_are_told_and_undone_and_nothing_twice() {
+    let config = Config::new(NODE);
+    let mut rig = Rig::new(&config);
+    rig.add(&["a", "b/x", "b/y"]);
+    rig.configure(&["one:4160"]);
+    rig.connect(0);
+    assert!(!rig.status(0).settled);
+    // A channel brings its topic along.
+    assert_eq!(rig.commands(0), ["REGISTER b x", "REGISTER b y", "REGISTER a"]);
+    assert!(rig.status(0).settled);
+    rig.add(&["a", "b/x"]);
+    assert_eq!(rig.commands(0), [""; 0]);
+    assert!(rig.remove("b/x"));
+    assert!(!rig.remove("b/x") && !rig.remove("nothing"));
+    assert_eq!(rig.commands(0), ["UNREGISTER b x"]);
+    rig.remove("b");
+    assert_eq!(rig.commands(0), ["UNREGISTER b y", "UNREGISTER b"]);
+    // Gone and back before anybody was told is nothing at all.
+    rig.remove("a");
+    rig.add(&["a"]);
+    assert_eq!(rig.commands(0), [""; 0]);
+}
+
+#[test]
+fn the_registry_at_its_edge() {
+    let config = Config::new(NODE);
+    let mut rig = Rig::new(&config);
+    rig.add(&["a/1", "a/2", "b/1", "b/2", "c", "d"]);
+    let registry = rig.lookup.registry();
+    let before = (registry.topics().count(), registry.channels().count());
+    assert_eq!(before, (4, 4));
+    assert_eq!(registry.add_topic(&topic("e")), Err(RegistryFull::Topics { max: 4 }));
+    assert_eq!(
+        registry.add_channel(&topic("a"), &channel("3")),
+        Err(RegistryFull::Channels { max: 4 })
+    );
+    // A free channel slot but no topic slot: nothing changes.
+    assert!(registry.remove_channel(&topic("a"), &channel("1")));
+    assert_eq!(
+        registry.add_channel(&topic("e"), &channel("1")),
+        Err(RegistryFull::Topics { max: 4 })
+    );
+    assert_eq!((registry.topics().count(), registry.channels().count()), (4, 3));
+    assert!(registry.remove_topic(&topic("d")));
+    registry.add_channel(&topic("e"), &channel("1")).unwrap();
+    assert!(registry.channels().any(|(t, c)| (t.as_str(), c.as_str()) == ("e", "1")));
+}
+
+#[test]
+fn a_slot_is_reused_only_when_no_peer_has_it_told() {
+    let config = Config::new(NODE);
+    let mut rig = Rig::new(&config);
+    rig.add(&["a", "b", "c", "d"]);
+    rig.configure(&["one:1", "two:1"]);
+    rig.connect(0);
+    rig.connect(1);
+    rig.commands(0);
+    rig.commands(1);
+    rig.remove("a");
+    assert_eq!(rig.commands(0), ["UNREGISTER a"]);
+    assert!(rig.lookup.registry().add_topic(&topic("e")).is_err(), "two still has it");
+    rig.lose(1, Closed::Peer);
+    rig.add(&["e"]);
+    assert_eq!(rig.commands(0), ["REGISTER e"]);
+}
+
+#[test]
+fn configure_keeps_closes_and_adds() {
+    let config = Config::new(NODE);
+    let mut rig = Rig::new(&config);
+    rig.configure(&["one:1", "two:1"]);
+    rig.connect(0);
+    rig.connect(1);
+    rig.configure(&["two:1", "three:1", "two:1"]);
+    assert_eq!(rig.status(1).state, PeerState::Connected, "kept");
+    assert_eq!(rig.peer(0).link(), Link::Close, "closed");
+    rig.lose(0, Closed::Local);
+    assert_eq!(rig.dial(0).unwrap(), "three:1", "its slot is free for the new one");
+    let three = addresses(&["a:1", "b:1", "c:1"]);
+    assert_eq!(rig.lookup.configure(rig.now, &three), Err(TooManyPeers { max: 2 }));
+    assert_eq!(rig.status(1).state, PeerState::Connected, "unchanged");
+    rig.configure(&[]);
+    rig.lose(0, Closed::Local);
+    rig.lose(1, Closed::Local);
+    assert!(rig.lookup.is_stopped());
+    assert_eq!((rig.peer(0).deadline(), rig.peer(1).deadline()), (Instant::NEVER, Instant::NEVER));
+}
+
+#[test]
+fn weakness_1_a_silent_peer_delays_no_other() {
+    let config = Config::new(NODE);
+    let mut rig = Rig::new(&config);
+    rig.configure(&["silent:1", "healthy:1"]);
+    rig.connect(0);
+    rig.connect(1);
+    rig.add(&["a"]);
+    rig.written(0);
+    assert_eq!(rig.commands(1), ["REGISTER a"]);
+    assert!(rig.status(1).settled && !rig.status(0).settled);
+    rig.wait(5000);
+    let why = Closed::Fault(Fault::TimedOut(Awaited::Reply));
+    assert_eq!(rig.status(0).state, PeerState::Closing(why));
+    assert_eq!(rig.status(1).state, PeerState::Connected);
+}
+
+#[test]
+fn weakness_2_a_lost_connection_is_redialed_at_once() {
+    let config = Config::new(NODE);
+    let mut rig = Rig::new(&config);
+    rig.configure(&["one:1"]);
+    rig.connect(0);
+    rig.wait(60_000);
+    rig.lose(0, Closed::Peer);
+    assert!(rig.dial(0).is_some());
+    // And then never later than the cap.
+    for _ in 0..20 {
+        rig.lose(0, Closed::Dial(DialError::Refused));
+        rig.wait(800);
+        assert!(rig.dial(0).is_some());
+    }
+}
+
+#[test]
+fn weakness_3_failures_back_off_and_changes_do_not_dial() {
+    let config = Config::new(NODE);
+    let mut rig = Rig::new(&config);
+    rig.configure(&["one:1"]);
+    let mut dials = 0;
+    for ms in 0..60_000u32 {
+        if ms % 100 == 0 {
+            rig.remove("a");
+            rig.add(&["a"]);
+        }
+        if rig.dial(0).is_some() {
+            dials += 1;
+            let now = rig.now;
+            rig.peer(0).open(now);
+            rig.written(0);
+            rig.say_and_fault(0, reply("E_INVALID client must not"));
+            rig.lose(0, Closed::Local);
+        }
+        rig.wait(1);
+    }
+    assert!((5..12).contains(&dials), "{dials} dials in a minute");
+}
+
+/// What is said after IDENTIFY was written, and for how long the connection then stays.
+fn dials_within_20_s(config: &Config<'_>, answers: &[Vec<u8>], held: u32) -> usize {
+    let mut rig = Rig::new(config);
+    rig.add(&["a"]);
+    rig.configure(&["one:1"]);
+    let start = rig.now;
+    let mut dials = 0;
+    while rig.now < start.after(Span::from_secs(20)) {
+        if rig.dial(0).is_some() {
+            dials += 1;
+            let now = rig.now;
+            rig.peer(0).open(now);
+            for answer in answers {
+                rig.written(0);
+                rig.say(0, answer);
+            }
+            rig.wait(held);
+            rig.lose(0, Closed::Peer);
+        }
+        rig.wait(1);
+    }
+    dials
+}
+
+#[test]
+fn whoever_accepts_and_hangs_up_is_not_hammered() {
+    for seed in 0..20 {
+        let config = Config { seed, ..Config::new(NODE) };
+        // Before the handshake, after it, and after all that there is to say.
+        for answers in [vec![], vec![reply(INFO)], vec![reply(INFO), OK.to_vec()]] {
+            for held in [0, 10, 900] {
+                let dials = dials_within_20_s(&config, &answers, held);
+                assert!((3..=7).contains(&dials), "{dials} dials, {answers:?}, {held} ms");
+            }
+        }
+        // One that lists the node for a second has done its work.
+        let dials = dials_within_20_s(&config, &[reply(INFO), OK.to_vec()], 1000);
+        assert!((15..=20).contains(&dials), "{dials} dials");
+        // One that lasts, whatever comes of it.
+        let mut rig = Rig::new(&config);
+        rig.configure(&["one:1"]);
+        rig.connect(0);
+        rig.wait(10_000);
+        rig.lose(0, Closed::Peer);
+        assert!(rig.dial(0).is_some());
+    }
+}
+
+#[test]
+fn a_node_is_listed_within_a_second_of_the_return_of_an_nsqlookupd_that_was_away_for_long() {
+    for seed in 0..100 {
+        let config = Config { seed, ..Config::new(NODE) };
+        let mut rig = Rig::new(&config);
+        rig.add(&["a"]);
+        rig.configure(&["one:1"]);
+        rig.connect(0);
+        rig.commands(0);
+        rig.wait(20_000);
+        rig.lose(0, Closed::Peer);
+        let mut away = 0;
+        while away < 60_000 {
+            if rig.dial(0).is_some() {
+                rig.lose(0, Closed::Dial(DialError::Refused));
+            }
+            rig.wait(1);
+            away += 1;
+        }
+        let back = rig.now;
+        while rig.dial(0).is_none() {
+            rig.wait(1);
+        }
+        assert!(rig.now.since(back) <= Span::from_millis(800), "{:?}", rig.now.since(back));
+    }
+}
+
+#[test]
+fn weakness_4_pings_are_jittered_and_answered_in_time() {
+    let mut seen = Vec::new();
+    for seed in 0..20 {
+        let config = Config { seed, ..Config::new(NODE) };
+        let mut rig = Rig::new(&config);
+        rig.configure(&["one:1"]);
+        rig.connect(0);
+        let mut waited = 0;
+        while rig.written(0).is_empty() {
+            rig.wait(10);
+            waited += 10;
+        }
+        rig.say(0, OK);
+        assert!((13_120..=16_890).contains(&waited), "{waited} ms");
+        seen.push(waited);
+    }
+    seen.dedup();
+    assert!(seen.len() > 15, "{seen:?}");
+}
+
+#[test]
+fn weakness_5_every_answer_is_checked() {
+    for (answer, fault) in [
+        (
+            reply("E_BAD_TOPIC REGISTER topic name 'x' is not valid"),
+            Fault::Refused(ErrorCode::BadTopic),
+        ),
+        (reply("NOPE"), Fault::UnexpectedReply),
+        (reply(""), Fault::UnexpectedReply),
+        ([OK, OK].concat(), Fault::UnexpectedReply),
+    ] {
+        let config = Config::new(NODE);
+        let mut rig = Rig::new(&config);
+        rig.add(&["a"]);
+        rig.configure(&["one:1"]);
+        rig.connect(0);
+        rig.written(0);
+        assert_eq!(rig.say_and_fault(0, &answer), fault);
+        rig.lose(0, Closed::Local);
+        assert_eq!(rig.status(0).last, Some(Closed::Fault(fault)));
+    }
+}
+
+#[test]
+fn weakness_6_everything_is_asserted_again_now_and_then() {
+    let config = Config { ping: Span::from_secs(1000), ..Config::new(NODE) };
+    let mut rig = Rig::new(&config);
+    rig.add(&["a", "b/x"]);
+    rig.configure(&["one:1"]);
+    rig.connect(0);
+    rig.commands(0);
+    for _ in 0..3 {
+        rig.wait(70_000);
+        assert_eq!(rig.commands(0), ["REGISTER b x", "REGISTER a"]);
+    }
+    // What changes meanwhile is still told, and what goes is not asserted.
+    rig.wait(70_000);
+    rig.remove("b");
+    assert_eq!(rig.commands(0), ["UNREGISTER b x", "UNREGISTER b", "REGISTER a"]);
+}
+
+#[test]
+fn weakness_7_the_last_state_wins_whatever_the_order_of_changes() {
+    let config = Config::new(NODE);
+    let mut rig = Rig::new(&config);
+    rig.configure(&["one:1"]);
+    rig.connect(0);
+    let mut random = crate::time::Jitter::new(1);
+    let mut listed = std::collections::BTreeSet::new();
+    for _ in 0..2000 {
+        let name = ["a", "b/x", "b/y", "c/x"][random.next_u32() as usize % 4];
+        if random.next_u32().is_multiple_of(2) {
+            rig.add(&[name]);
+        } else {
+            rig.remove(name);
+        }
+        if random.next_u32().is_multiple_of(8) {
+            rig.remove("b");
+        }
+        if random.next_u32().is_multiple_of(3) {
+            for line in rig.commands(0) {
+                let words: Vec<&str> = line.split(' ').collect();
+                match words[..] {
+                    ["REGISTER", t] => drop(listed.insert(t.to_owned())),
+                    ["REGISTER", t, c] => {
+                        listed.insert(t.to_owned());
+                        listed.insert(format!("{t}/{c}"));
+                    }
+                    ["UNREGISTER", t] => {
+                        assert!(!listed.iter().any(|l| l.starts_with(&format!("{t}/"))), "{t}");
+                        assert!(listed.remove(t));
+                    }
+                    ["UNREGISTER", t, c] => assert!(listed.remove(&format!("{t}/{c}"))),
+                    _ => panic!("{line}"),
+                }
+            }
+            let registry = rig.lookup.registry();
+            let topics = registry.topics().map(ToString::to_string);
+            let channels = registry.channels().map(|(t, c)| format!("{t}/{c}"));
+            assert_eq!(listed, topics.chain(channels).collect());
+        }
+    }
+}
+
+#[test]
+fn weakness_8_registrations_are_pipelined() {
+    let config = Config::new(NODE);
+    let mut rig = Rig::new(&config);
+    rig.add(&["a/1", "a/2", "b/1", "c", "d"]);
+    rig.configure(&["one:1"]);
+    rig.connect(0);
+    // All of them leave before the first answer.
+    assert_eq!(rig.written(0).iter().filter(|&&b| b == b'\n').count(), 5);
+    rig.say(0, OK.repeat(5));
+    assert!(rig.status(0).settled);
+}
+
+#[test]
+fn the_pipeline_is_bounded() {
+    let config = Config::new(NODE);
+    let mut lookup = Registration::<1, 2000, 0>::new(&config).unwrap();
+    for n in 0..2000 {
+        lookup.registry().add_topic(&topic(&format!("t{n}"))).unwrap();
+    }
+    let now = Instant::ZERO;
+    lookup.configure(now, &addresses(&["one:1"])).unwrap();
+    let mut peer = lookup.peer(0).unwrap();
+    peer.dial(now).unwrap();
+    peer.open(now);
+    let drain = |peer: &mut PeerSession<'_, '_>| {
+        let mut lines = 0;
+        loop {
+            let bytes = peer.transmit(now).head.to_vec();
+            if bytes.is_empty() {
+                return lines;
+            }
+            lines += bytes.iter().filter(|&&b| b == b'\n').count();
+            peer.sent(now, bytes.len());
+        }
+    };
+    drain(&mut peer);
+    peer.receive(now, &reply(INFO)).unwrap();
+    assert_eq!(drain(&mut peer), usize::from(OUTSTANDING_MAX));
+    peer.receive(now, &OK.repeat(500)).unwrap();
+    assert_eq!(drain(&mut peer), 500);
+    peer.receive(now, &OK.repeat(1024)).unwrap();
+    assert_eq!(drain(&mut peer), 2000 - 1524);
+}
+
+#[test]
+fn weakness_9_lengths_are_bounded_and_a_wrong_port_is_named() {
+    for (bytes, fault) in [
+        (&b"\xff\xff\xff\xff"[..], Fault::BadLength { len: u32::MAX, max: 4096 }),
+        (b"\0\0\x10\x01", Fault::BadLength { len: 4097, max: 4096 }),
+        (b"HTTP/1.1 400 Bad Request\r\n", Fault::WrongPort),
+        (b"\0\0\0\x09E_INVALID", Fault::Refused(ErrorCode::Invalid)),
+        (b"\0\0\0\x02OK", Fault::BadIdentifyReply),
+        (b"\0\0\0\0", Fault::BadIdentifyReply),
+    ] {
+        for split in 0..=bytes.len() {
+            let config = Config::new(NODE);
+            let mut rig = Rig::new(&config);
+            rig.configure(&["one:1"]);
+            rig.dial(0);
+            let now = rig.now;
+            rig.peer(0).open(now);
+            rig.written(0);
+            let first = rig.peer(0).receive(now, &bytes[..split]);
+            let got = first.and_then(|()| rig.peer(0).receive(now, &bytes[split..]));
+            assert_eq!(got.unwrap_err(), fault);
+        }
+    }
+}
+
+#[test]
+fn weakness_10_the_name_is_given_out_anew_at_each_dial() {
+    let config = Config::new(NODE);
+    let mut rig = Rig::new(&config);
+    rig.configure(&["nsqlookupd.example:4160"]);
+    for _ in 0..3 {
+        assert_eq!(rig.dial(0).unwrap(), "nsqlookupd.example:4160");
+        rig.lose(0, Closed::Dial(DialError::NameNotFound));
+        rig.wait(1000);
+    }
+}
+
+#[test]
+fn weakness_11_what_is_known_of_a_dead_peer_is_cleared() {
+    let config = Config::new(NODE);
+    let mut rig = Rig::new(&config);
+    rig.configure(&["one:1"]);
+    // nsqd keeps the dead one's answer to IDENTIFY and goes on using it. Here none is kept.
+    rig.connect(0);
+    assert!(rig.status(0).settled);
+    rig.lose(0, Closed::Peer);
+    assert!(!rig.status(0).settled);
+    assert_eq!(rig.status(0).state, PeerState::Waiting);
+}
+
+#[test]
+fn weakness_12_nothing_is_registered_twice_at_the_start() {
+    let config = Config::new(NODE);
+    let mut rig = Rig::new(&config);
+    rig.add(&["a", "a/x", "a", "a/x"]);
+    rig.configure(&["one:1"]);
+    rig.connect(0);
+    assert_eq!(rig.commands(0), ["REGISTER a x"]);
+    assert_eq!(rig.commands(0), [""; 0]);
+}
+
+#[test]
+fn weakness_13_stop_unregisters_and_closes() {
+    let config = Config::new(NODE);
+    let mut rig = Rig::new(&config);
+    rig.add(&["a", "b/x"]);
+    rig.configure(&["one:1", "two:1"]);
+    rig.connect(0);
+    rig.commands(0);
+    rig.lookup.stop(rig.now);
+    assert!(!rig.lookup.is_stopped());
+    assert_eq!(rig.status(1).state, PeerState::Unused, "was not connected");
+    assert_eq!(rig.commands(0), ["UNREGISTER b x", "UNREGISTER a", "UNREGISTER b"]);
+    assert_eq!(rig.peer(0).link(), Link::Close);
+    rig.lose(0, Closed::Local);
+    assert!(rig.lookup.is_stopped());
+    // It can start afresh.
+    rig.add(&["a"]);
+    rig.configure(&["one:1"]);
+    rig.connect(0);
+    assert_eq!(rig.commands(0), ["REGISTER a"]);
+}
+
+#[test]
+fn stop_with_a_silent_peer_ends_all_the_same() {
+    let config = Config::new(NODE);
+    let mut rig = Rig::new(&config);
+    rig.add(&["a"]);
+    rig.configure(&["one:1"]);
+    rig.connect(0);
+    rig.commands(0);
+    rig.lookup.stop(rig.now);
+    rig.written(0);
+    rig.wait(5000);
+    assert_eq!(rig.peer(0).link(), Link::Close);
+    rig.lose(0, Closed::Local);
+    rig.wait(10_000);
+    assert!(rig.lookup.is_stopped(), "it does not come back: {:?}", rig.status(0));
+}
+
+#[test]
+fn stop_is_bounded_however_slowly_a_peer_answers() {
+    let config = Config::new(NODE);
+    let mut rig = Rig::new(&config);
+    rig.add(&["t/a", "t/b", "t/c", "u/d"]);
+    rig.configure(&["one:1"]);
+    rig.connect(0);
+    rig.commands(0);
+    rig.lookup.stop(rig.now);
+    rig.written(0);
+    rig.wait(4000);
+    rig.say(0, OK);
+    rig.wait(1000);
+    assert_eq!(rig.peer(0).link(), Link::Close, "the reply timeout is for all answers together");
+}
+
+#[test]
+fn a_frozen_peer_is_noticed_while_changes_go_on() {
+    let config = Config::new(NODE);
+    let mut rig = Rig::new(&config);
+    rig.configure(&["one:1"]);
+    rig.connect(0);
+    for second in 0.. {
+        if second % 2 == 0 {
+            rig.add(&["t"])
+        } else {
+            rig.remove("t");
+        }
+        rig.written(0);
+        rig.wait(1000);
+        if rig.status(0).state != PeerState::Connected {
+            assert!(second <= 6, "{second}");
+            return;
+        }
+        assert!(second < 60, "never noticed");
+    }
+}
+
+#[test]
+fn an_answer_that_got_lost_is_noticed_while_all_is_asserted_again() {
+    let config = Config { reassert: Span::from_secs(2), ..Config::new(NODE) };
+    let mut rig = Rig::new(&config);
+    rig.configure(&["one:1"]);
+    rig.connect(0);
+    rig.add(&["t"]);
+    assert_eq!(rig.written(0), b"REGISTER t\n");
+    // That one is never answered, all later ones are.
+    for _ in 0..12 {
+        rig.wait(1000);
+        rig.commands(0);
+    }
+    let why = Closed::Fault(Fault::TimedOut(Awaited::Reply));
+    assert_eq!(rig.status(0).state, PeerState::Closing(why));
+}
+
+#[test]
+fn a_stop_counts_for_a_peer_that_leaves_and_was_given_another_address() {
+    let config = Config::new(NODE);
+    let mut rig = Rig::new(&config);
+    rig.configure(&["one:1"]);
+    rig.add(&["t"]);
+    rig.connect(0);
+    rig.commands(0);
+    rig.lookup.stop(rig.now);
+    assert_eq!(rig.status(0).state, PeerState::Leaving);
+    // Room for two only: one of them goes to the peer that is leaving.
+    rig.configure(&["two:2", "three:3"]);
+    rig.lookup.stop(rig.now);
+    assert_eq!(rig.commands(0), ["UNREGISTER t"]);
+    rig.lose(0, Closed::Local);
+    assert!(rig.lookup.is_stopped(), "{:?}", rig.status(0).state);
+}
+
+/// What the simulator found: the half of an answer that was there was forgotten.
+#[test]
+fn a_peer_that_leaves_is_given_another_address_in_the_middle_of_an_answer() {
+    let config = Config::new(NODE);
+    let mut rig = Rig::new(&config);
+    rig.configure(&["one:1"]);
+    rig.add(&["t"]);
+    rig.connect(0);
+    rig.commands(0);
+    rig.lookup.stop(rig.now);
+    assert_eq!(rig.written(0), b"UNREGISTER t\n");
+    let ok = reply("OK");
+    rig.say(0, &ok[..5]);
+    // Room for two only: one of them goes to the peer that is leaving.
+    rig.configure(&["two:2", "three:3"]);
+    rig.say(0, &ok[5..]);
+    assert_eq!(rig.status(0).state, PeerState::Closing(Closed::Local));
+}
+
+#[test]
+fn zero_turns_ping_and_reassert_off_and_a_wait_is_at_least_a_millisecond() {
+    let config = Config {
+        ping: Span::ZERO,
+        reassert: Span::ZERO,
+        reconnect_cap: Span::ZERO,
+        reconnect_base: Span::ZERO,
+        ..Config::new(NODE)
+    };
+    let mut rig = Rig::new(&config);
+    rig.configure(&["one:1"]);
+    rig.connect(0);
+    assert_eq!(rig.peer(0).deadline(), Instant::NEVER);
+    rig.lose(0, Closed::Peer);
+    let dials = (0..100)
+        .take_while(|_| {
+            let dialed = rig.dial(0).is_some();
+            if dialed {
+                rig.lose(0, Closed::Dial(DialError::Refused));
+            }
+            dialed
+        })
+        .count();
+    assert!(dials < 20, "{dials} dials in no time");
+}
+
+#[test]
+fn handshakes_that_hang_are_left() {
+    let config = Config::new(NODE);
+    let mut rig = Rig::new(&config);
+    rig.configure(&["one:1"]);
+    rig.dial(0);
+    rig.wait(5000);
+    assert_eq!(rig.status(0).state, PeerState::Closing(Closed::Dial(DialError::TimedOut)));
+    rig.lose(0, Closed::Local);
+    rig.wait(1000);
+    rig.dial(0);
+    let now = rig.now;
+    rig.peer(0).open(now);
+    rig.wait(5000);
+    let why = Closed::Fault(Fault::TimedOut(Awaited::Handshake));
+    assert_eq!(rig.status(0).state, PeerState::Closing(why));
+}
+
+#[test]
+fn bad_settings_are_refused() {
+    for (node, error) in [
+        (NodeInfo { broadcast_address: "", ..NODE }, ConfigError::EmptyField),
+        (NodeInfo { version: "", ..NODE }, ConfigError::EmptyField),
+        (NodeInfo { tcp_port: 0, ..NODE }, ConfigError::ZeroPort),
+        (NodeInfo { http_port: 0, ..NODE }, ConfigError::ZeroPort),
+    ] {
+        let config = Config::new(node);
+        assert_eq!(Registration::<1, 1, 1>::new(&config).unwrap_err(), error);
+    }
+}
+
+#[test]
+fn ram() {
+    let peer = size_of::<Peer>();
+    println!("Peer: {peer} bytes");
+    assert!(peer <= PEER_RAM_MAX, "{peer}");
+    assert_eq!(size_of::<Registry<10, 0>>(), 670);
+    assert_eq!(size_of::<Registry<0, 10>>(), 700);
+    let all = size_of::<Registration<'_, 3, 10, 10>>();
+    assert!(all <= 24 + 670 + 700 + 3 * PEER_RAM_MAX, "{all}");
+}

@@ -1,0 +1,142 @@
+//! IDENTIFY's body, as nsqlookupd reads it.
+
+use super::command::{
+    BROADCAST_ADDRESS, HOSTNAME, HTTP_PORT, NodeInfo, REMOTE_ADDRESS, TCP_PORT, TOPOLOGY_REGION,
+    TOPOLOGY_ZONE, VERSION,
+};
+use super::{Refusal, VERSION_MAX};
+use crate::address::HOST_MAX;
+use crate::wire::json::Fields;
+
+/// A node as nsqlookupd keeps it. RAM: [`HOST_MAX`] + 154 bytes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct OwnedNodeInfo {
+    /// Where consumers reach it, never empty.
+    pub broadcast_address: heapless::String<HOST_MAX, u8>,
+    /// Its name, cut to 64 bytes; may be empty.
+    pub hostname: heapless::String<64, u8>,
+    /// Its version, cut to [`VERSION_MAX`] bytes; never empty.
+    pub version: heapless::String<VERSION_MAX, u8>,
+    /// Where it is, cut to 32 bytes; may be empty.
+    pub topology_region: heapless::String<32, u8>,
+    /// Where in the region it is, cut to 32 bytes; may be empty.
+    pub topology_zone: heapless::String<32, u8>,
+    /// Where it takes consumers and producers, never 0.
+    pub tcp_port: u16,
+    /// Where it answers HTTP, never 0.
+    pub http_port: u16,
+}
+
+impl OwnedNodeInfo {
+    /// The same, borrowed.
+    pub fn info(&self) -> NodeInfo<'_> {
+        NodeInfo {
+            broadcast_address: &self.broadcast_address,
+            hostname: &self.hostname,
+            http_port: self.http_port,
+            tcp_port: self.tcp_port,
+            topology_region: &self.topology_region,
+            topology_zone: &self.topology_zone,
+            version: &self.version,
+        }
+    }
+
+    const fn new() -> Self {
+        Self {
+            broadcast_address: heapless::String::new(),
+            hostname: heapless::String::new(),
+            version: heapless::String::new(),
+            topology_region: heapless::String::new(),
+            topology_zone: heapless::String::new(),
+            tcp_port: 0,
+            http_port: 0,
+        }
+    }
+}
+
+const KEYS: [&str; 8] = [
+    TCP_PORT,
+    HTTP_PORT,
+    HOSTNAME,
+    VERSION,
+    TOPOLOGY_REGION,
+    TOPOLOGY_ZONE,
+    BROADCAST_ADDRESS,
+    REMOTE_ADDRESS,
+];
+
+/// Reads an IDENTIFY body in pieces and checks it as nsqlookupd does. No piece of it is kept but
+/// the result. RAM: 2 [`HOST_MAX`] + 180 bytes.
+#[derive(Debug, Clone)]
+pub struct NodeInfoScanner {
+    fields: Fields<HOST_MAX>,
+    node: OwnedNodeInfo,
+    /// A cut address would send consumers elsewhere.
+    address_cut: bool,
+}
+
+impl NodeInfoScanner {
+    /// Before the first byte.
+    pub const fn new() -> Self {
+        Self { fields: Fields::new(), node: OwnedNodeInfo::new(), address_cut: false }
+    }
+
+    /// Takes the next piece of the body.
+    pub fn feed(&mut self, bytes: &[u8]) -> Result<(), Refusal<'static>> {
+        let mut bytes = bytes;
+        while let Some(key) = self.fields.take(&KEYS, &mut bytes).map_err(|_| Refusal::BadJson)? {
+            if self.keep(key).is_none() {
+                self.fields.refuse();
+                return Err(Refusal::BadJson);
+            }
+        }
+        Ok(())
+    }
+
+    /// The body is complete.
+    pub fn finish(&mut self) -> Result<&OwnedNodeInfo, Refusal<'static>> {
+        self.fields.finish().map_err(|_| Refusal::BadJson)?;
+        if self.address_cut {
+            return Err(Refusal::AddressTooLong);
+        }
+        self.node.info().check()?;
+        Ok(&self.node)
+    }
+
+    /// What was read so far.
+    pub const fn node(&self) -> &OwnedNodeInfo {
+        &self.node
+    }
+
+    /// `None` if the value has the wrong type.
+    fn keep(&mut self, key: u8) -> Option<()> {
+        let node = &mut self.node;
+        let port = self.fields.exact().map(|port| u16::try_from(port).unwrap_or(0));
+        let text = self.fields.string();
+        match key {
+            0 => node.tcp_port = port?,
+            1 => node.http_port = port?,
+            2 => text?.store(&mut node.hostname),
+            3 => text?.store(&mut node.version),
+            4 => text?.store(&mut node.topology_region),
+            5 => text?.store(&mut node.topology_zone),
+            6 => {
+                let text = text?;
+                self.address_cut = text.truncated();
+                text.store(&mut node.broadcast_address);
+            }
+            // nsqlookupd sets it itself, but it must be text.
+            _ => {
+                text?;
+            }
+        }
+        Some(())
+    }
+}
+
+impl Default for NodeInfoScanner {
+    fn default() -> Self {
+        Self::new()
+    }
+}

@@ -1,0 +1,386 @@
+//! The node's futures.
+
+use std::cell::RefCell;
+use std::pin::pin;
+use std::rc::Rc;
+
+use embassy_sync::blocking_mutex::raw::NoopRawMutex;
+use nanonsq_core::drive::nsqd::{self, Dialers, Settings};
+use nanonsq_core::drive::{Port, Ports};
+use nanonsq_core::name::ChannelName;
+use nanonsq_core::nsqd::{ClientEvent, Config, Event, HttpConfig, Nsqd, PublishError};
+use nanonsq_core::registration;
+use nanonsq_core::session::Closed;
+use nanonsq_core::wire::nsqlookupd::NodeInfo;
+
+use crate::servers::Server;
+use crate::world::{Door, Task, World, at_every_await, poll_times, runner_is_gone, topic};
+
+const LOOKUPD: u16 = 4160;
+/// Says of every topic that it has the channel `c` elsewhere.
+const CHANNELS: u16 = 4161;
+const SUBSCRIBER: u16 = 5000;
+
+/// Room for so many messages of a few bytes.
+const ROOM: usize = 6;
+const STORE: usize = ROOM * nanonsq_core::nsqd::message_cost(4, 2) + 8;
+
+/// Messages in all.
+const ALL: usize = 20;
+
+type Handle<'a> = nsqd::Handle<'a, NoopRawMutex, World>;
+type Runner<'a> = nsqd::Runner<'a, NoopRawMutex, Door, World, World, 2, 4, 2, 0, 1, 16>;
+
+/// What nsqlookupds are told of it.
+pub(crate) const INFO: NodeInfo<'static> = NodeInfo {
+    broadcast_address: "node",
+    hostname: "node",
+    http_port: 4151,
+    tcp_port: 4150,
+    topology_region: "",
+    topology_zone: "",
+    version: "1",
+};
+
+/// Who else is there.
+struct Others {
+    lookupd: Rc<RefCell<Server>>,
+    subscriber: Rc<RefCell<Server>>,
+}
+
+impl Others {
+    #[track_caller]
+    fn assert_listed(&self, names: &[&str]) {
+        let Server::Lookupd(lookupd) = &*self.lookupd.borrow() else { unreachable!() };
+        assert!(lookupd.listed.iter().eq(names), "{:?}", lookupd.listed);
+    }
+
+    fn has(&self, name: &str) -> bool {
+        let Server::Lookupd(lookupd) = &*self.lookupd.borrow() else { unreachable!() };
+        lookupd.listed.contains(name)
+    }
+
+    fn listed(&self) -> usize {
+        let Server::Lookupd(lookupd) = &*self.lookupd.borrow() else { unreachable!() };
+        lookupd.listed.len()
+    }
+
+    /// What the subscriber got.
+    fn finished(&self) -> Vec<String> {
+        let Server::Subscriber(subscriber) = &*self.subscriber.borrow() else { unreachable!() };
+        subscriber.finished.clone()
+    }
+}
+
+/// Runs `test` with a node that one nsqlookupd is to list, and one client subscribes to.
+fn with_node(world: &World, test: impl FnOnce(&Handle<'_>, Runner<'_>, &Others)) {
+    let others = Others {
+        lookupd: world.serve(LOOKUPD, Server::lookupd()),
+        subscriber: world.serve(SUBSCRIBER, Server::subscriber()),
+    };
+    world.serve(CHANNELS, Server::Directory(Vec::new()));
+    let config = Config::new();
+    let http = HttpConfig::new();
+    let lookup = registration::Config::new(INFO);
+    let lookupds = ["lookupd:4160".parse().unwrap()];
+    let mut store = [0; STORE];
+    let mut resources = nsqd::Resources::<_, 2, 4, 2, 3, 0, 1, 16>::new();
+    let door = |port| Door(world.clone(), port);
+    let (handle, runner) = nsqd::new(
+        &mut resources,
+        Settings { node: &config, http: &http, lookup: &lookup, lookupds: &lookupds },
+        &mut store,
+        Ports {
+            tcp: Port { slots: [door(Some(SUBSCRIBER)), door(None)], spare: Some(door(None)) },
+            http: Port::NONE,
+        },
+        Dialers { lookupds: [world.clone()], channels: Some(world.clone()) },
+        world.clone(),
+    )
+    .unwrap();
+    test(&handle, runner, &others);
+}
+
+/// Publishes all messages, in order.
+async fn publish_all(handle: &Handle<'_>, from: usize) {
+    for number in from..ALL {
+        handle.publish(&topic("t"), format!("{number:04}").as_bytes()).await.unwrap();
+    }
+}
+
+/// All messages come to the subscriber, and the nsqlookupd lists what there is.
+#[track_caller]
+fn assert_delivers<T>(
+    world: &World,
+    handle: &Handle<'_>,
+    others: &Others,
+    from: usize,
+    run: &mut Task<'_, T>,
+) {
+    let all = async {
+        publish_all(handle, from).await;
+        handle.idle().await;
+    };
+    let mut all = pin!(all);
+    world.run(&mut Task::new(all.as_mut()), run);
+    let mut distinct = others.finished();
+    distinct.sort();
+    distinct.dedup();
+    assert!(distinct.into_iter().eq((0..ALL).map(|number| format!("{number:04}"))));
+    for _ in 0..1000 {
+        if others.listed() == 2 {
+            break;
+        }
+        if !run.poll() {
+            world.advance();
+        }
+    }
+    others.assert_listed(&["t", "t c"]);
+}
+
+#[test]
+fn nodes_run_once() {
+    at_every_await(|world, k| {
+        let mut completed = false;
+        with_node(world, |handle, mut runner, others| {
+            {
+                let mut run = pin!(runner.run());
+                let mut run = Task::new(run.as_mut());
+                let all = async {
+                    publish_all(handle, 0).await;
+                    handle.idle().await;
+                };
+                completed = poll_times(world, k, pin!(all), &mut run).is_some();
+            }
+            runner_is_gone(world);
+            others.assert_listed(&[]);
+            let from = handle.counters().accepted as usize;
+            let mut run = pin!(runner.run());
+            assert_delivers(world, handle, others, from, &mut Task::new(run.as_mut()));
+            // What was in flight came again, and nothing else.
+            let counters = handle.counters();
+            assert_eq!(counters.finished, ALL as u64);
+            assert_eq!(counters.delivered, counters.finished + counters.returned);
+        });
+        completed
+    });
+}
+
+/// Wherever the runner is dropped while it connects and asks, and run again: the topic has the channel
+/// that it has elsewhere, or that failed; and it is not held for ever. The next one has it.
+#[test]
+fn channels_are_asked_for() {
+    at_every_await(|world, k| {
+        let mut completed = false;
+        with_node(world, |handle, mut runner, others| {
+            let u = topic("u");
+            handle.try_publish(&u, b"0000").unwrap();
+            let has = |depth| {
+                let look = handle.look(|node| {
+                    let held = node.topics().find(|it| *it.name == u && it.asking);
+                    assert!(held.is_none_or(|it| it.depth == 1), "it is held, and flows");
+                    node.channels(&u).map(|channel| channel.depth).eq([depth])
+                });
+                look.unwrap()
+            };
+            {
+                let mut run = pin!(runner.run());
+                let mut run = Task::new(run.as_mut());
+                let learnt = |node: &mut Nsqd<'_>| {
+                    (node.channels(&u).next().is_some() && !node.is_asking()).then_some(())
+                };
+                completed = poll_times(world, k, pin!(handle.wait(learnt)), &mut run).is_some();
+                assert!(!completed || has(1));
+            }
+            runner_is_gone(world);
+            let mut run = pin!(runner.run());
+            let mut run = Task::new(run.as_mut());
+            until(world, &mut run, || handle.look(|node| !node.is_asking()).unwrap());
+            assert!(has(1) || handle.look(|node| node.channels(&u).next().is_none()).unwrap());
+            until(world, &mut run, || others.has("u"));
+            handle.delete_topic(&u).unwrap();
+            handle.try_publish(&u, b"0001").unwrap();
+            until(world, &mut run, || has(1));
+        });
+        completed
+    });
+}
+
+/// Dropped while it waits for room, its message was not taken; those after it are not held up.
+#[test]
+fn publish() {
+    at_every_await(|world, k| {
+        let mut completed = false;
+        with_node(world, |handle, mut runner, others| {
+            for number in 0..ROOM {
+                let body = format!("{number:04}");
+                handle.try_publish(&topic("t"), body.as_bytes()).unwrap();
+            }
+            let full = handle.try_publish(&topic("t"), b"0006");
+            assert_eq!(full, Err(PublishError::Full));
+            let mut run = pin!(runner.run());
+            let mut run = Task::new(run.as_mut());
+            let ticket = {
+                let topic = topic("t");
+                let waiting = pin!(handle.publish(&topic, b"0006"));
+                poll_times(world, k, waiting, &mut run)
+            };
+            completed = ticket.is_some();
+            let accepted = handle.counters().accepted as usize;
+            assert_eq!(accepted, ROOM + usize::from(completed));
+            assert_delivers(world, handle, others, accepted, &mut run);
+            assert!(others.finished().is_sorted(), "{:?}", others.finished());
+        });
+        completed
+    });
+}
+
+/// Dropped once it has begun, the node is taken off the nsqlookupd's list and closes all the same;
+/// also if the runner is dropped as well and run again.
+#[test]
+fn nodes_stop() {
+    for before in [0, 1, 5, 12, 20, 30, 60] {
+        for runs_again in [false, true] {
+            at_every_await(|world, k| {
+                let mut completed = false;
+                with_node(world, |handle, mut runner, others| {
+                    handle.create_topic(&topic("t")).unwrap();
+                    {
+                        let mut run = pin!(runner.run());
+                        let mut run = Task::new(run.as_mut());
+                        let never = pin!(std::future::pending::<()>());
+                        let _ = poll_times(world, before, never, &mut run);
+                        completed = poll_times(world, k, pin!(handle.stop()), &mut run).is_some();
+                        if k > 0 && !runs_again {
+                            assert_stops(world, handle, others, &mut run);
+                        }
+                    }
+                    runner_is_gone(world);
+                    let mut run = pin!(runner.run());
+                    let mut run = Task::new(run.as_mut());
+                    if k > 0 {
+                        assert_stops(world, handle, others, &mut run);
+                    } else {
+                        assert_delivers(world, handle, others, 0, &mut run);
+                    }
+                });
+                completed
+            });
+        }
+    }
+}
+
+#[track_caller]
+fn assert_stops<T>(world: &World, handle: &Handle<'_>, others: &Others, run: &mut Task<'_, T>) {
+    let mut stop = pin!(handle.stop());
+    world.run(&mut Task::new(stop.as_mut()), run);
+    others.assert_listed(&[]);
+    runner_is_gone(world);
+    // For good.
+    run.poll();
+    runner_is_gone(world);
+}
+
+#[test]
+fn event() {
+    at_every_await(|world, k| {
+        let mut completed = false;
+        with_node(world, |handle, mut runner, others| {
+            let mut run = pin!(runner.run());
+            let mut run = Task::new(run.as_mut());
+            let mut event = poll_times(world, k, pin!(handle.event()), &mut run);
+            completed = event.is_some();
+            if !completed {
+                let mut again = pin!(handle.event());
+                let mut again = Task::new(again.as_mut());
+                world.run(&mut again, &mut run);
+                event = again.done;
+            }
+            assert_eq!(event, Some(Event::Client { index: 0, event: ClientEvent::Connected }));
+            assert_delivers(world, handle, others, 0, &mut run);
+        });
+        completed
+    });
+}
+
+/// Whoever makes or deletes them, topics and channels are listed as long as they are there.
+#[test]
+fn what_comes_and_goes_is_listed() {
+    let world = World::new((1, 7));
+    with_node(&world, |handle, mut runner, others| {
+        let mut run = pin!(runner.run());
+        let mut run = Task::new(run.as_mut());
+        assert_delivers(&world, handle, others, 0, &mut run);
+        let channel = |name| ChannelName::new(name).unwrap();
+        for round in 0..5 {
+            // More than the registry has room for, if it did not forget.
+            let name = format!("u{round}");
+            let other = topic(&name);
+            handle.create_topic(&other).unwrap();
+            handle.create_channel(&other, &channel("d")).unwrap();
+            handle.create_channel(&topic("t"), &channel("e")).unwrap();
+            let (learnt, made) = (format!("{name} c"), format!("{name} d"));
+            let listed = ["t", "t c", "t e", &name, &learnt, &made];
+            until(&world, &mut run, || others.listed() == listed.len());
+            others.assert_listed(&listed);
+            handle.delete_topic(&other).unwrap();
+            handle.delete_channel(&topic("t"), &channel("e")).unwrap();
+            until(&world, &mut run, || others.listed() == 2);
+            others.assert_listed(&["t", "t c"]);
+        }
+        // Its subscriber is hung up on, and makes it again.
+        while handle.look(|node| node.poll_event()).flatten().is_some() {}
+        handle.delete_topic(&topic("t")).unwrap();
+        let mut next = pin!(handle.event());
+        let mut next = Task::new(next.as_mut());
+        world.run(&mut next, &mut run);
+        let gone = ClientEvent::Disconnected(Closed::Local);
+        assert_eq!(next.done, Some(Event::Client { index: 0, event: gone }));
+        until(&world, &mut run, || others.listed() == 2);
+    });
+}
+
+#[track_caller]
+fn until<T>(world: &World, run: &mut Task<'_, T>, done: impl Fn() -> bool) {
+    for _ in 0..10_000 {
+        if done() {
+            return;
+        }
+        if !run.poll() {
+            world.advance();
+        }
+    }
+    panic!("it never happens");
+}
+
+/// The registry has room for two topics, and one that was removed keeps its place until the
+/// nsqlookupd was told: the third waits for that, and the runner sleeps meanwhile.
+#[test]
+fn who_waits_for_room_to_be_listed_sleeps() {
+    let world = World::new((0, 1000));
+    with_node(&world, |handle, mut runner, others| {
+        let mut run = pin!(runner.run());
+        let mut run = Task::new(run.as_mut());
+        let until_quiet = |run: &mut Task<'_, _>| (0..100).take_while(|_| run.poll()).count();
+        // The client subscribes to the other.
+        handle.create_topic(&topic("a")).unwrap();
+        while others.listed() < 4 {
+            if !run.poll() {
+                world.advance();
+            }
+        }
+        until_quiet(&mut run);
+        world.0.clogged.set(true);
+        // This is on its way, and all else behind it.
+        handle.create_channel(&topic("t"), &ChannelName::new("d").unwrap()).unwrap();
+        until_quiet(&mut run);
+        handle.delete_topic(&topic("a")).unwrap();
+        handle.create_topic(&topic("b")).unwrap();
+        let polls = until_quiet(&mut run);
+        assert!(polls < 10, "woken {polls} times and more, while nothing can be done");
+        others.assert_listed(&["a", "a c", "t", "t c"]);
+        world.unclog();
+        until_quiet(&mut run);
+        others.assert_listed(&["b", "b c", "t", "t c", "t d"]);
+    });
+}

@@ -1,0 +1,468 @@
+//! A node's queues: who has to look again, who gets the last places, what is exactly too much.
+
+use std::sync::Mutex;
+
+use nanonsq_core::name::{ChannelName, TopicName};
+use nanonsq_core::nsqd::{
+    ArenaStatus, Config, DEFER_MAX, Full, Nsqd, PublishError, PublishOptions, Storage,
+};
+use nanonsq_core::session::{Closed, Link, Session};
+use nanonsq_core::time::{Instant, Span};
+use nanonsq_core::wire::nsqd::{FrameDecoder, FrameType, Message};
+
+use crate::{at, said};
+
+const NOW: Instant = at(1000);
+
+fn topic() -> TopicName {
+    TopicName::new("t").unwrap()
+}
+
+fn channel(name: &str) -> ChannelName {
+    ChannelName::new(name).unwrap()
+}
+
+/// A node with three clients and four places in flight in each channel.
+struct Rig {
+    node: Nsqd<'static>,
+}
+
+impl Rig {
+    fn new(config: Config<'static>, store: usize) -> Self {
+        let config = Box::leak(Box::new(config));
+        let storage = Box::leak(Box::new(Storage::<2, 4, 3, 4>::new()));
+        let store = Box::leak(vec![0; store].into_boxed_slice());
+        let mut rig = Self { node: Nsqd::new(config, storage, store).unwrap() };
+        for index in 0..3 {
+            rig.node.client(index).unwrap().open(NOW);
+            rig.say(index, b"  V2");
+        }
+        rig
+    }
+
+    #[track_caller]
+    fn say(&mut self, index: usize, bytes: impl AsRef<[u8]>) {
+        let bytes = bytes.as_ref();
+        assert_eq!(self.node.client(index).unwrap().take(NOW, bytes), bytes.len());
+    }
+
+    /// The frames' data; of messages their bodies.
+    fn hear(&mut self, index: usize) -> Vec<String> {
+        let bytes = said(&mut self.node.client(index).unwrap(), NOW);
+        let mut frames = FrameDecoder::new(1 << 20);
+        let mut input = &bytes[..];
+        let mut all = Vec::new();
+        while let Some(part) = frames.next(&mut input).unwrap() {
+            assert!(part.first && part.last);
+            let data = match part.frame_type {
+                FrameType::Message => Message::parse(part.data).unwrap().body,
+                FrameType::Response | FrameType::Error => part.data,
+            };
+            all.push(String::from_utf8(data.to_vec()).unwrap());
+        }
+        all
+    }
+
+    /// Subscribes, and has seen that there is nothing.
+    #[track_caller]
+    fn subscribe(&mut self, index: usize, channel: &str, rdy: u32) {
+        self.say(index, format!("SUB t {channel}\nRDY {rdy}\n"));
+        assert_eq!(self.hear(index), ["OK"]);
+        assert_eq!(self.hear(index), [""; 0]);
+    }
+
+    fn put(&mut self, body: &str) -> u64 {
+        self.node.publish(NOW, &topic(), body.as_bytes()).unwrap().number()
+    }
+
+    fn id(&self, number: u32) -> String {
+        format!("{:08x}{number:08x}", self.node.config().boot)
+    }
+
+    /// Whether anybody has to look again since `f`.
+    fn wakes(&mut self, f: impl FnOnce(&mut Self)) -> bool {
+        let before = self.node.version();
+        f(self);
+        self.node.version() != before
+    }
+
+    /// The one message that a client writes in one go.
+    fn step(&mut self, index: usize) -> usize {
+        let mut client = self.node.client(index).unwrap();
+        let n = client.transmit(NOW).len();
+        client.sent(NOW, n);
+        n
+    }
+}
+
+#[test]
+fn who_takes_one_of_several_messages_has_the_others_look() {
+    let mut rig = Rig::new(Config::new(), 4096);
+    rig.subscribe(0, "c", 4);
+    for body in ["a", "b", "c"] {
+        rig.put(body);
+    }
+    // Alone.
+    assert!(!rig.wakes(|rig| assert!(rig.step(0) > 0)));
+    rig.subscribe(1, "other", 4);
+    assert!(!rig.wakes(|rig| assert!(rig.step(0) > 0)), "who reads another channel");
+    assert_eq!(rig.hear(0), ["c"]);
+}
+
+#[test]
+fn of_several_clients_each_is_told_of_what_the_first_left() {
+    let mut rig = Rig::new(Config::new(), 4096);
+    rig.subscribe(0, "c", 4);
+    rig.subscribe(1, "c", 4);
+    rig.put("a");
+    rig.put("b");
+    assert!(rig.wakes(|rig| assert!(rig.step(0) > 0)), "one is left");
+    assert_eq!(rig.step(0), 0, "it is the other's turn");
+    assert!(!rig.wakes(|rig| assert!(rig.step(1) > 0)), "none is left");
+    // The same of what came back.
+    let (a, b) = (rig.id(0), rig.id(1));
+    rig.say(0, format!("REQ {a} 0\n"));
+    rig.say(1, format!("REQ {b} 0\n"));
+    // Whose turn it is takes one, and the other is told of the second.
+    let told = [0, 1].into_iter().find_map(|index| {
+        let before = rig.node.version();
+        (rig.step(index) > 0).then(|| rig.node.version() != before)
+    });
+    assert_eq!(told, Some(true));
+    assert_eq!(rig.node.counters().delivered, 3);
+}
+
+/// The last places are for those who have nothing in flight.
+#[test]
+fn a_place_is_kept_for_who_has_nothing() {
+    let mut rig = Rig::new(Config::new(), 4096);
+    rig.subscribe(0, "c", 4);
+    rig.subscribe(1, "c", 1);
+    for number in 0..6 {
+        rig.put(&number.to_string());
+    }
+    let mut had = 0;
+    for _ in 0..20 {
+        had += rig.hear(0).len();
+    }
+    assert_eq!(had, 3, "of four places");
+    assert_eq!(rig.hear(1).len(), 1);
+    assert_eq!(rig.hear(1).len(), 0);
+    // Who wants nothing, or reads another channel, needs none.
+    let mut rig = Rig::new(Config::new(), 4096);
+    rig.subscribe(0, "c", 4);
+    rig.subscribe(1, "c", 0);
+    rig.subscribe(2, "other", 1);
+    for number in 0..6 {
+        rig.put(&number.to_string());
+    }
+    let mut had = 0;
+    for _ in 0..20 {
+        had += rig.hear(0).len();
+    }
+    assert_eq!(had, 4, "all places");
+}
+
+#[test]
+fn who_found_no_place_looks_again_when_there_is_one() {
+    let mut rig = Rig::new(Config::new(), 1 << 14);
+    // Somebody else keeps the messages, so that a FIN frees nothing of the store.
+    rig.node.create_topic(NOW, &topic()).unwrap();
+    rig.node.create_channel(NOW, &topic(), &channel("archive")).unwrap();
+    rig.subscribe(0, "c", 4);
+    rig.subscribe(1, "c", 4);
+    for number in 0..9 {
+        rig.put(&number.to_string());
+    }
+    let (mut first, mut second) = (0, 0);
+    for _ in 0..20 {
+        first += rig.hear(0).len();
+        second += rig.hear(1).len();
+    }
+    assert_eq!(first + second, 4);
+    assert!(first > 0 && second > 0);
+    let id = rig.id(0);
+    assert!(rig.wakes(|rig| rig.say(0, format!("FIN {id}\n"))), "both found no place");
+    // One place is taken again, so nobody who looked is left without an answer.
+    assert_eq!(rig.hear(0).len() + rig.hear(1).len(), 1);
+}
+
+#[test]
+fn a_deferral_is_an_hour_at_most() {
+    let mut rig = Rig::new(Config::new(), 4096);
+    let mut publish = |defer| {
+        let options = PublishOptions { defer: Some(defer) };
+        rig.node.publish_with(NOW, &topic(), b"x", options)
+    };
+    assert!(publish(DEFER_MAX).is_ok());
+    let longer = Span::from_millis(DEFER_MAX.as_millis() + 1);
+    assert_eq!(publish(longer), Err(PublishError::DeferTooLong));
+}
+
+/// One in a hundred, of those who asked for that.
+#[test]
+fn a_sample_is_as_large_as_it_should_be() {
+    let mut rig = Rig::new(Config::new(), 1 << 14);
+    let ask = br#"{"feature_negotiation":true,"sample_rate":1}"#;
+    let len = u32::try_from(ask.len()).unwrap().to_be_bytes();
+    rig.say(0, [b"IDENTIFY\n", &len[..], ask].concat());
+    rig.hear(0);
+    rig.subscribe(0, "c", 4);
+    let mut had = 0;
+    for number in 0..10_000 {
+        rig.put("x");
+        for _ in rig.hear(0) {
+            had += 1;
+            let id = rig.id(number);
+            rig.say(0, format!("FIN {id}\n"));
+        }
+    }
+    assert!((70..140).contains(&had), "{had}");
+    assert_eq!(rig.node.counters().sampled_out + had, 10_000);
+}
+
+/// Who cannot take a message now is not waited for.
+#[test]
+fn whose_turn_it_is_and_who_is_still_writing_is_passed_over() {
+    let mut rig = Rig::new(Config::new(), 4000);
+    rig.subscribe(0, "c", 4);
+    rig.subscribe(1, "c", 4);
+    rig.put("first");
+    let mut slow = rig.node.client(0).unwrap();
+    let n = slow.transmit(NOW).len();
+    slow.sent(NOW, n - 1);
+    rig.put("a");
+    assert_eq!(rig.hear(1), ["a"]);
+    rig.put("b");
+    assert_eq!(rig.hear(1), ["b"], "at once");
+}
+
+#[test]
+fn of_the_same_time_first_come_first_served() {
+    let mut rig = Rig::new(Config::new(), 4000);
+    rig.subscribe(0, "c", 4);
+    for (ms, body) in [(100, "a"), (100, "b"), (200, "z"), (100, "c")] {
+        let options = PublishOptions { defer: Some(Span::from_millis(ms)) };
+        rig.node.publish_with(NOW, &topic(), body.as_bytes(), options).unwrap();
+    }
+    let later = NOW.after(Span::from_millis(100));
+    let mut client = rig.node.client(0).unwrap();
+    client.tick(later);
+    let text = String::from_utf8_lossy(&said(&mut client, later)).into_owned();
+    let order: Vec<_> = text.chars().filter(|char| "abcz".contains(*char)).collect();
+    assert_eq!(order, ['a', 'b', 'c']);
+}
+
+/// All of the store is for whoever comes first.
+fn whole(full: Full) -> Config<'static> {
+    Config {
+        full,
+        reserve_percent: 0,
+        announced_percent: 100,
+        unconsumed_percent: 100,
+        ..Config::new()
+    }
+}
+
+/// A batch as large as the store is taken, also where others have to make room.
+#[test]
+fn the_largest_batch() {
+    let mpub = |messages: u8| {
+        let each = [0, 0, 0, 1, b'x'];
+        let body = [&[0, 0, 0, messages][..], &each.repeat(messages.into())].concat();
+        [b"MPUB t\n", &(body.len() as u32).to_be_bytes()[..], &body].concat()
+    };
+    for full in [Full::Refuse, Full::DropOldest] {
+        let mut rig = Rig::new(whole(full), 3 * 66);
+        assert_eq!(rig.node.store().blocks, 3);
+        rig.say(0, mpub(3));
+        assert_eq!(rig.hear(0), ["OK"]);
+        let mut client = rig.node.client(1).unwrap();
+        client.take(NOW, &mpub(4));
+        assert_eq!(rig.hear(1), ["E_BAD_BODY MPUB invalid message count 4"]);
+    }
+    let mut rig = Rig::new(whole(Full::DropOldest), 3 * 66);
+    for _ in 0..3 {
+        rig.put("x");
+    }
+    rig.say(0, mpub(2));
+    assert_eq!((rig.hear(0), rig.node.counters().dropped), (vec!["OK".into()], 2));
+    // Else there has to be room for all of it before any of it is taken.
+    let mut rig = Rig::new(whole(Full::Refuse), 3 * 66);
+    for _ in 0..2 {
+        rig.put("x");
+    }
+    let batch = mpub(2);
+    let taken = rig.node.client(0).unwrap().take(NOW, &batch);
+    assert!(taken < batch.len(), "{taken} bytes");
+    assert_eq!((rig.hear(0).len(), rig.node.store().free), (0, 1));
+}
+
+/// What is in flight is nobody's to drop, however old it is.
+#[test]
+fn what_is_in_flight_makes_no_room() {
+    let mut rig = Rig::new(Config { full: Full::DropOldest, ..Config::new() }, 600);
+    rig.subscribe(0, "c", 1);
+    rig.put("flying");
+    assert_eq!(rig.hear(0), ["flying"]);
+    for number in 0..50 {
+        rig.put(&number.to_string());
+    }
+    assert!(rig.node.counters().dropped > 30);
+    let id = rig.id(0);
+    rig.say(0, format!("FIN {id}\n"));
+    let left = rig.hear(0);
+    assert_eq!(left.len(), 1, "the FIN was right, and the next one comes");
+    let oldest: u64 = left[0].parse().unwrap();
+    assert_eq!(oldest, rig.node.counters().dropped, "in order, none of the newer ones");
+}
+
+/// What waits in several channels makes room once, and is left alone if that is too little.
+#[test]
+fn what_waits_twice_makes_room_once() {
+    let mut rig = Rig::new(Config { full: Full::DropOldest, ..Config::new() }, 3 * 66);
+    rig.subscribe(0, "c", 3);
+    rig.subscribe(1, "d", 3);
+    for _ in 0..3 {
+        rig.put("x");
+    }
+    assert_eq!((rig.hear(0).len(), rig.hear(1).len()), (3, 3));
+    let (twice, once) = (rig.id(0), rig.id(1));
+    rig.say(0, format!("REQ {twice} 5000\n"));
+    rig.say(1, format!("REQ {twice} 5000\n"));
+    let two_blocks = [b'y'; 40];
+    assert_eq!(rig.node.publish(NOW, &topic(), &two_blocks), Err(PublishError::Full));
+    assert_eq!(rig.node.counters().dropped, 0, "in vain");
+    // Another one waits in one channel, and is in flight in the other.
+    rig.say(0, format!("REQ {once} 5000\n"));
+    assert_eq!(rig.node.publish(NOW, &topic(), &two_blocks), Err(PublishError::Full));
+    assert_eq!(rig.node.counters().dropped, 0, "in flight, or in vain");
+    rig.say(1, format!("FIN {once}\n"));
+    rig.node.publish(NOW, &topic(), &two_blocks).unwrap();
+    assert_eq!(rig.node.counters().dropped, 2);
+}
+
+#[test]
+fn a_version_of_ones_own_is_told() {
+    let mut rig = Rig::new(Config { version: "9.8.7", ..Config::new() }, 4096);
+    rig.say(0, b"IDENTIFY\n\0\0\0\x1c{\"feature_negotiation\":true}");
+    let answer = rig.hear(0).concat();
+    assert!(answer.contains("\"version\":\"9.8.7\""), "{answer}");
+}
+
+#[test]
+fn an_empty_store_is_all_free() {
+    let mut rig = Rig::new(Config::new(), 4096);
+    let ArenaStatus { blocks, free, promised, announced } = rig.node.store();
+    assert_eq!((free, promised, announced), (blocks, 0, 0));
+    rig.put("x");
+    assert_eq!(rig.node.store().free, blocks - 1);
+    assert!(rig.node.client(0).unwrap().poll_event().is_some(), "it connected");
+    assert!(rig.node.client(0).unwrap().poll_event().is_none(), "told once");
+}
+
+#[test]
+fn what_is_deferred_in_a_channel_wakes_those_who_subscribe_to_it() {
+    let mut rig = Rig::new(Config::new(), 4000);
+    rig.subscribe(0, "c", 1);
+    rig.subscribe(1, "d", 1);
+    let number = rig.put("x");
+    assert_eq!((rig.hear(0), rig.hear(1)), (vec!["x".into()], vec!["x".into()]));
+    let id = rig.id(number as u32);
+    rig.say(0, format!("FIN {id}\n"));
+    rig.say(1, format!("REQ {id} 5000\n"));
+    let deadline = |rig: &mut Rig, index| rig.node.client(index).unwrap().deadline();
+    assert_eq!(deadline(&mut rig, 1), NOW.after(Span::from_secs(5)));
+    assert!(deadline(&mut rig, 0) > NOW.after(Span::from_secs(5)), "it has nothing to do with it");
+}
+
+#[test]
+fn who_sends_anything_is_not_silent() {
+    let heartbeat = Span::from_secs(10);
+    let config = Config { heartbeat, ..Config::new() };
+    for speaks in [true, false] {
+        let mut rig = Rig::new(config, 4000);
+        let mut client = rig.node.client(0).unwrap();
+        for second in 1..60 {
+            let now = NOW.after(Span::from_secs(second));
+            if client.deadline() <= now {
+                client.tick(now);
+            }
+            said(&mut client, now);
+            if speaks && second % 9 == 0 {
+                client.take(now, b"NOP\n");
+            }
+        }
+        assert_eq!(client.link(), if speaks { Link::Up } else { Link::Close });
+    }
+}
+
+#[test]
+fn all_that_came_at_once_is_taken_at_once_if_there_is_room() {
+    let mut rig = Rig::new(Config::new(), 4000);
+    let mut client = rig.node.client(0).unwrap();
+    assert_eq!(client.receive(NOW, b"SUB t c\nRDY 1\nNOP\n"), Ok(()));
+    assert_eq!(client.link(), Link::Up);
+}
+
+/// Nothing written is nothing.
+#[test]
+fn who_takes_nothing_is_given_up() {
+    let mut rig = Rig::new(Config { heartbeat: Span::from_secs(10), ..Config::new() }, 4000);
+    let mut client = rig.node.client(0).unwrap();
+    client.take(NOW, b"SUB t c\n");
+    for second in 1..60 {
+        let now = NOW.after(Span::from_secs(second));
+        if client.deadline() <= now {
+            client.tick(now);
+        }
+        if client.link() == Link::Up {
+            assert!(!client.transmit(now).is_empty(), "in second {second}");
+            let due = client.deadline();
+            client.sent(now, 0);
+            assert_eq!(client.deadline(), due);
+            client.take(now, b"NOP\n");
+        }
+    }
+    assert_eq!(client.link(), Link::Close);
+}
+
+#[test]
+fn nobody_leaves_who_was_not_there() {
+    let mut rig = Rig::new(Config::new(), 4000);
+    let mut client = rig.node.client(0).unwrap();
+    client.closed(NOW, Closed::Peer);
+    while client.poll_event().is_some() {}
+    client.closed(NOW, Closed::Peer);
+    assert_eq!(client.poll_event(), None);
+    assert_eq!((client.link(), client.deadline()), (Link::Down, Instant::NEVER));
+}
+
+#[test]
+fn a_client_that_negotiates_is_told_all_limits() {
+    let mut config = Config::new();
+    config.limits.max_msg_timeout_ms = 700_000;
+    let mut rig = Rig::new(config, 4000);
+    let ask = "{\"feature_negotiation\":true}";
+    rig.say(0, [b"IDENTIFY\n\0\0\0\x1c", ask.as_bytes()].concat());
+    let [answer] = &rig.hear(0)[..] else { panic!("one answer") };
+    for part in [
+        "\"max_rdy_count\":4,",
+        "\"max_msg_timeout\":700000,",
+        "\"msg_timeout\":60000,",
+        "\"auth_required\":false,",
+    ] {
+        assert!(answer.contains(part), "{answer}");
+    }
+}
+
+static HUGE: Mutex<Storage<1, 1, 1, 65_536>> = Mutex::new(Storage::new());
+static LARGE: Mutex<Storage<1, 1, 1, 65_535>> = Mutex::new(Storage::new());
+
+#[test]
+fn as_many_messages_in_flight_as_a_number_of_two_bytes_says() {
+    let config = Config::new();
+    let mut store = [0; 4000];
+    assert!(Nsqd::new(&config, &mut *LARGE.lock().unwrap(), &mut store).is_ok());
+    assert!(Nsqd::new(&config, &mut *HUGE.lock().unwrap(), &mut store).is_err());
+}

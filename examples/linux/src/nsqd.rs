@@ -1,0 +1,378 @@
+//! `nanonsq node`: a small nsqd.
+
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use embassy_futures::join::{join, join3};
+use embassy_futures::select::{Either4, select4};
+use log::{debug, info, warn};
+use nanonsq_core::address::{Address, HOST_MAX};
+use nanonsq_core::drive::nsqd::{self, Dialers, Resources, Settings, SettingsError};
+use nanonsq_core::drive::{Gathering, Port, Ports};
+use nanonsq_core::name::NAME_MAX;
+use nanonsq_core::nsqd::{
+    ClientEvent, Config, ConfigError, Event, Full, HttpConfig, LANES_MAX, Nsqd, TableFull,
+};
+use nanonsq_core::registration::{self, NodeInfo};
+use nanonsq_core::session::Closed;
+use nanonsq_core::wire::nsqd::Limits;
+use nanonsq_std::{NoopRawMutex, TcpDialer, TokioSleep};
+
+use crate::flags::{GoDuration, Listen, broadcast};
+use crate::output::{self, say};
+use crate::report::{watch_in_flight, watch_lookups, watch_turned_away};
+use crate::signals::{self, interrupts};
+use crate::system::{hostname, listening, memory, port, seed, unix_time};
+
+/// What there is room for.
+const TOPICS: usize = 64;
+const CHANNELS: usize = 254;
+const CLIENTS: usize = 128;
+const HTTP: usize = 64;
+const IN_FLIGHT: usize = 2500;
+const PEERS: usize = registration::PEERS_MAX;
+
+/// What each connection reads and writes at once.
+const RX: usize = 4096;
+const TX: usize = 4096;
+
+fn help() -> String {
+    output::help(
+        "0 at its end by a signal; 1 if it cannot start; 2 for flags that make no sense",
+        &[
+            ("topics", TOPICS as u64),
+            ("channels", CHANNELS as u64),
+            ("channels of a topic, for --channels-per-topic", LANES_MAX as u64),
+            ("clients", CLIENTS as u64),
+            ("HTTP connections", HTTP as u64),
+            ("messages in flight in a channel", IN_FLIGHT as u64),
+            ("nsqlookupds", PEERS as u64),
+            ("bytes of a topic's or channel's name", NAME_MAX as u64),
+            ("bytes of a host", HOST_MAX as u64),
+            ("milliseconds of a duration", u32::MAX.into()),
+        ],
+        "nanonsq node --lookupd-tcp-address 127.0.0.1:4160 --broadcast-address 127.0.0.1",
+    )
+}
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = help(), allow_negative_numbers = true)]
+pub(crate) struct Args {
+    /// Where to listen for clients, as host:port; port 0 is any that is free.
+    #[arg(long, value_name = "ADDRESS", default_value = ":4150")]
+    tcp_address: Listen,
+
+    /// Where to listen for HTTP.
+    #[arg(long, value_name = "ADDRESS", default_value = ":4151")]
+    http_address: Listen,
+
+    /// Host that nsqlookupds tell consumers [default: this machine's name].
+    #[arg(long, value_name = "HOST")]
+    broadcast_address: Option<String>,
+
+    /// TCP port that nsqlookupds tell consumers [default: the one listened on].
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    broadcast_tcp_port: Option<u16>,
+
+    /// HTTP port that nsqlookupds tell others [default: the one listened on].
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    broadcast_http_port: Option<u16>,
+
+    /// nsqlookupd to register with, as host:port; repeatable.
+    #[arg(long, value_name = "ADDRESS")]
+    lookupd_tcp_address: Vec<Address>,
+
+    /// Memory for messages, in bytes.
+    #[arg(long, value_name = "BYTES", default_value_t = 64 << 20)]
+    mem: usize,
+
+    /// When that is full: drop the oldest messages, instead of letting producers wait.
+    #[arg(long)]
+    drop_oldest: bool,
+
+    /// How much of that producers can hold together for messages that they have announced and not
+    /// sent, in percent; also the longest message and batch. The others wait.
+    #[arg(long, value_name = "PERCENT", default_value_t = 30,
+        value_parser = clap::value_parser!(u8).range(1..=100))]
+    max_announced: u8,
+
+    /// How long each KiB of a message may take to come, and what is left at its end.
+    #[arg(long, value_name = "DURATION", allow_hyphen_values = true, default_value = "5s")]
+    body_timeout: GoDuration,
+
+    /// How much of the memory topics can take together of which nothing was finished for a minute,
+    /// in percent, and one of them 7/8 of that; 100 sets no bound. Not with --drop-oldest.
+    #[arg(long, value_name = "PERCENT", default_value_t = 50,
+        value_parser = clap::value_parser!(u8).range(1..=100))]
+    max_unconsumed: u8,
+
+    /// From which age on messages in topics without a channel are dropped, the oldest first, when
+    /// others need their memory; 0 keeps them. Not with --drop-oldest.
+    #[arg(long, value_name = "DURATION", allow_hyphen_values = true, default_value = "5m")]
+    unconsumed_age: GoDuration,
+
+    /// Channels that a topic can have. Each costs 11 bytes of every message.
+    #[arg(long, value_name = "N", default_value_t = 8,
+        value_parser = clap::value_parser!(u8).range(1..=LANES_MAX as i64))]
+    channels_per_topic: u8,
+
+    /// Longest message, in bytes.
+    #[arg(long, value_name = "BYTES", default_value_t = 1 << 20,
+        value_parser = clap::value_parser!(u32).range(1..))]
+    max_msg_size: u32,
+
+    /// Longest body of a command, in bytes.
+    #[arg(long, value_name = "BYTES", default_value_t = 5 << 20,
+        value_parser = clap::value_parser!(u32).range(1..))]
+    max_body_size: u32,
+
+    /// When a message that is not answered is delivered again, if the client does not say.
+    #[arg(long, value_name = "DURATION", allow_hyphen_values = true, default_value = "60s")]
+    msg_timeout: GoDuration,
+
+    /// How long a client may keep a message at most.
+    #[arg(long, value_name = "DURATION", allow_hyphen_values = true, default_value = "15m")]
+    max_msg_timeout: GoDuration,
+
+    /// For how long a message can be requeued or deferred at most.
+    #[arg(long, value_name = "DURATION", allow_hyphen_values = true, default_value = "1h")]
+    max_req_timeout: GoDuration,
+
+    /// Longest interval of heartbeats that a client may ask for.
+    #[arg(long, value_name = "DURATION", allow_hyphen_values = true, default_value = "60s")]
+    max_heartbeat_interval: GoDuration,
+
+    /// Messages in flight that a client may ask for at most.
+    #[arg(long, value_name = "N", default_value_t = IN_FLIGHT as u32,
+        value_parser = clap::value_parser!(u32).range(1..=IN_FLIGHT as i64))]
+    max_rdy_count: u32,
+}
+
+impl Args {
+    fn config(&self, seed: u32) -> Config<'static> {
+        let default = Config::new();
+        Config {
+            limits: Limits {
+                max_msg_size: self.max_msg_size,
+                max_body_size: self.max_body_size,
+                max_rdy_count: self.max_rdy_count,
+                max_req_timeout_ms: self.max_req_timeout.0.as_millis(),
+                max_msg_timeout_ms: self.max_msg_timeout.0.as_millis(),
+                max_heartbeat_interval_ms: self.max_heartbeat_interval.0.as_millis(),
+                ..Limits::NSQD
+            },
+            heartbeat: default.heartbeat.min(self.max_heartbeat_interval.0),
+            msg_timeout: self.msg_timeout.0,
+            full: if self.drop_oldest { Full::DropOldest } else { Full::Refuse },
+            // All clients are of others.
+            reserve_percent: 0,
+            announced_percent: self.max_announced,
+            body_timeout: self.body_timeout.0,
+            unconsumed_percent: self.max_unconsumed,
+            unconsumed_age: self.unconsumed_age.0,
+            channels_per_topic: self.channels_per_topic,
+            boot: seed,
+            seed,
+            ..default
+        }
+    }
+}
+
+type Tables<'a> =
+    Resources<'a, NoopRawMutex, TOPICS, CHANNELS, CLIENTS, IN_FLIGHT, HTTP, PEERS, RX>;
+
+/// Apart, so that they pass through this function's stack, if at all, and are no part of the frame
+/// that a poll of the program has.
+#[inline(never)]
+fn tables<'a>() -> Box<Tables<'a>> {
+    Box::new(Tables::new())
+}
+
+/// What is wrong, by the flags that it comes from.
+fn explain(error: SettingsError) -> String {
+    match error {
+        SettingsError::Nsqd(why @ ConfigError::MsgTimeout { .. }) => {
+            format!("--msg-timeout: {why}, --max-msg-timeout")
+        }
+        SettingsError::Nsqd(why @ ConfigError::Heartbeat { .. }) => {
+            format!("--max-heartbeat-interval: {why}")
+        }
+        SettingsError::Nsqd(why @ ConfigError::BodyTimeout) => format!("--body-timeout: {why}"),
+        SettingsError::Nsqd(why @ ConfigError::StoreTooSmall { .. }) => format!("--mem: {why}"),
+        other => other.to_string(),
+    }
+}
+
+/// Runs until Ctrl-C.
+pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
+    let hostname = hostname();
+    let broadcast_address = broadcast(args.broadcast_address.as_deref(), &hostname)?;
+    let tcp = args.tcp_address.bind().await?;
+    let http = args.http_address.bind().await?;
+    let (tcp_port, http_port) = (port(&tcp)?, port(&http)?);
+
+    let seed = seed();
+    let config = args.config(seed);
+    let info = NodeInfo {
+        broadcast_address: &broadcast_address,
+        hostname: &hostname,
+        tcp_port: args.broadcast_tcp_port.unwrap_or(tcp_port),
+        http_port: args.broadcast_http_port.unwrap_or(http_port),
+        version: config.version,
+        ..NodeInfo::default()
+    };
+    let http_config = HttpConfig {
+        broadcast_address: &broadcast_address,
+        hostname: &hostname,
+        tcp_port: info.tcp_port,
+        http_port: info.http_port,
+        ..HttpConfig::new()
+    };
+    let lookup_config = registration::Config { seed, ..registration::Config::new(info) };
+    let mut store = memory("--mem", args.mem)?;
+    let mut resources = tables();
+    let (node, mut runner) = nsqd::new(
+        &mut resources,
+        Settings {
+            node: &config,
+            http: &http_config,
+            lookup: &lookup_config,
+            lookupds: &args.lookupd_tcp_address,
+        },
+        &mut store,
+        Ports {
+            tcp: Port::new(|| Gathering::<_, TX>(tcp.clone())),
+            http: Port::new(|| Gathering(http.clone())),
+        },
+        Dialers { lookupds: [TcpDialer::new(); PEERS], channels: Some(TcpDialer::new()) },
+        TokioSleep::new(),
+    )
+    .map_err(explain)?;
+    node.set_unix_time(unix_time());
+    signals::catch();
+    listening("TCP", &tcp)?;
+    listening("HTTP", &http)?;
+
+    let registration = runner.lookup();
+    let stop = async {
+        interrupts(1).await;
+        info!("stopping: leaving nsqlookupds, closing connections");
+        node.stop().await;
+    };
+    let watching = join3(
+        watch_clients(&node),
+        watch_lookups(&registration),
+        join(
+            watch_turned_away([("clients", CLIENTS), ("HTTP connections", HTTP)], || {
+                let http = node.turned_away_http();
+                [node.turned_away().saturating_sub(http), http]
+            }),
+            watch_in_flight(IN_FLIGHT, |tell| {
+                let _ = node.look(|node| {
+                    let topics = node.topics();
+                    topics.for_each(|topic| node.channels(topic.name).for_each(|c| tell(&c)));
+                });
+            }),
+        ),
+    );
+    let background = Box::pin(runner.run());
+    match select4(stop, background, watching, interrupts(2)).await {
+        Either4::First(()) => {}
+        Either4::Second(never) => never,
+        Either4::Third((never, ..)) => match never {},
+        Either4::Fourth(()) => return Err("interrupted again: stopped at once".to_owned()),
+    }
+    if let Some(left @ 1..) = node.look(|node| left(node)) {
+        warn!("unfinished messages, which were in memory only: {left}");
+    }
+    let counters = node.counters();
+    say(format_args!(
+        "{} messages taken, {} delivered, {} finished, {} requeued, {} timed out, {} dropped; \
+         {} connections, {} turned away",
+        counters.accepted,
+        counters.delivered,
+        counters.finished,
+        counters.requeued,
+        counters.timed_out,
+        counters.dropped.saturating_add(counters.expired),
+        counters.connections,
+        node.turned_away(),
+    ));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// How many messages wait for a channel, or for somebody to finish them, each once for each channel.
+fn left(node: &Nsqd<'_>) -> u32 {
+    let of_channels = |topic| {
+        node.channels(topic).map(|channel| channel.depth + channel.in_flight + channel.deferred)
+    };
+    node.topics().map(|topic| topic.depth + of_channels(topic.name).sum::<u32>()).sum()
+}
+
+type Handle<'a> = nsqd::Handle<'a, NoopRawMutex, TokioSleep>;
+
+/// For so long a table that is full is not told of again.
+const FULL_AGAIN: Duration = Duration::from_secs(60);
+
+/// Which table is full, and what bounds it.
+fn explain_full(full: TableFull, channels_per_topic: u8) -> String {
+    match full {
+        TableFull::Topics => format!("all {TOPICS} topics, the most that a node has, are in use"),
+        TableFull::Channels => {
+            format!("all {CHANNELS} channels, the most that all topics have together, are in use")
+        }
+        TableFull::ChannelsOfTopic => {
+            format!(
+                "all {channels_per_topic} channels of a topic are in use (--channels-per-topic)"
+            )
+        }
+    }
+}
+
+/// Tells who comes and goes, and what there is no room for. Never returns.
+async fn watch_clients(node: &Handle<'_>) -> std::convert::Infallible {
+    let channels_per_topic = node.look(|node| node.config().channels_per_topic).unwrap_or(0);
+    let mut told: Vec<(TableFull, Instant)> = Vec::new();
+    let mut abandoned = 0;
+    loop {
+        match node.event().await {
+            Event::TableFull(full) => {
+                told.retain(|(_, when)| when.elapsed() < FULL_AGAIN);
+                if told.iter().any(|(other, _)| *other == full) {
+                    continue;
+                }
+                told.push((full, Instant::now()));
+                let why = explain_full(full, channels_per_topic);
+                warn!("table full: {why}: a new one was refused");
+            }
+            Event::Dropped { .. } => {
+                let all = node.counters().abandoned;
+                if all > abandoned {
+                    warn!(
+                        "messages dropped with channels that delivered nothing and had no client \
+                         for 60 s, whose room was needed: {}",
+                        all - abandoned
+                    );
+                    abandoned = all;
+                }
+            }
+            Event::Expired { count } => {
+                warn!(
+                    "messages dropped that waited in a topic without a channel for {}, whose room \
+                     was needed: {count}",
+                    node.look(|node| node.config().unconsumed_age).unwrap_or_default()
+                );
+            }
+            Event::Client { index, event } => match event {
+                ClientEvent::Connected => debug!("client {index}: connected"),
+                ClientEvent::Disconnected(Closed::Peer) => debug!("client {index}: left"),
+                ClientEvent::Disconnected(why) => info!("client {index}: {why}"),
+                _ => {}
+            },
+            Event::AskFailed { lookupd, why } => {
+                warn!("nsqlookupd {lookupd}: asked for the channels of a new topic: {why}");
+            }
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,8 @@
+//! See `tests/fuzz`.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| {
+    let target = nanonsq_fuzz::target("nsqd_model").expect("a target of that name");
+    (target.run)(data);
+});
