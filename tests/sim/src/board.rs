@@ -15,7 +15,7 @@ use embassy_sync::blocking_mutex::raw::NoopRawMutex;
 use nanonsq_core::drive::nsqd::{self, Dialers, Handle, Settings};
 use nanonsq_core::drive::{Port as Slots, Ports, Sleep as _};
 use nanonsq_core::name::TopicName;
-use nanonsq_core::nsqd::{ClientState, Config, Full, HttpConfig};
+use nanonsq_core::nsqd::{ArenaStatus, ClientState, Config, Full, HttpConfig, TopicStatus};
 use nanonsq_core::registration::{Config as LookupConfig, NodeInfo};
 use nanonsq_core::session::Session as _;
 use nanonsq_core::time::Span;
@@ -23,6 +23,7 @@ use nanonsq_core::time::Span;
 use crate::actor::{Actor, Desk, ORDERS, Order, Process, RUNNER};
 use crate::exec::application;
 use crate::random::Random;
+use crate::schedule::FAULTY;
 use crate::script::{Part, pause, play};
 use crate::server::{ConnId, Seen};
 use crate::watch::{self, Session};
@@ -54,6 +55,9 @@ pub(crate) const ARCHIVE: &str = "archive";
 /// topic can have fit into the store, and leave some of it.
 const BODY_MAX: u64 = 60;
 
+/// How many blocks it takes.
+const READING_BLOCKS: u32 = 2;
+
 /// What the consumer may have in flight.
 const RDY: u32 = 20;
 
@@ -61,6 +65,12 @@ const RDY: u32 = 20;
 pub(crate) const LIMIT: u64 = 2_000_000;
 /// The longest that a message is on its way to the consumer, unless another one shares its channel.
 const ARRIVES: u64 = 5_000_000;
+/// The longest that what is announced stays the same: that of a body for which nothing comes, and of
+/// one over HTTP.
+const ANNOUNCED: u64 = 30_000_000;
+
+/// When what the hostile ones published is old, in milliseconds.
+const OLD: u64 = FAULTY + 325_000;
 
 /// What the application published, and what of it has come.
 #[derive(Default)]
@@ -71,6 +81,17 @@ pub(crate) struct Ledger {
     pub(crate) shared: Cell<bool>,
     /// A hostile client named topics or channels over HTTP.
     pub(crate) named: Cell<bool>,
+    /// The topic that has messages, no channel, and is not the application's.
+    junk: RefCell<Option<String>>,
+}
+
+/// What the store is used for, by whom.
+#[derive(Default)]
+struct Room {
+    /// How much was announced when it was looked at last, and since when it is that much.
+    announced: (u16, u64),
+    /// A client was given messages of another topic than the readings, ever.
+    consumed: bool,
 }
 
 /// The node's tables as they were when it was looked at last.
@@ -209,7 +230,7 @@ async fn run(
     serving.replace((0..FIRST_PEER).chain([ASKER]).map(Role::Session).collect());
     peers.replace((FIRST_PEER..ASKER).map(Role::Session).collect());
     let mut run = pin!(runner.run());
-    let mut tables = Tables::default();
+    let (mut tables, mut room) = (Tables::default(), Room::default());
     let mut publishing = pin!(publish(&world, me, &setup, &ledger, &handle, &readings));
     poll_fn(|_| -> Poll<()> {
         while let Some((unit, _)) = units.take(world.now()) {
@@ -229,6 +250,7 @@ async fn run(
             read_states(&handle, me);
             check(&handle);
             tables.check(&handle, &ledger, world.now());
+            room.check(&handle, &ledger, world.now());
         }
         Poll::Pending
     })
@@ -313,6 +335,53 @@ fn check(handle: &Node<'_>) {
     });
 }
 
+impl Room {
+    /// Always so: no client takes what is not for it, or keeps what it does not fill.
+    fn check(&mut self, handle: &Node<'_>, ledger: &Ledger, now: u64) {
+        handle.look(|node| {
+            let ArenaStatus { blocks, free, promised, announced } = node.store();
+            let config = node.config();
+            let share = |percent: u8| (u32::from(blocks) * u32::from(percent)).div_ceil(100) as u16;
+
+            let most = share(config.announced_percent);
+            assert!(announced <= most, "{announced} blocks of {most} are announced");
+            if self.announced.0 != announced {
+                self.announced = (announced, now);
+            }
+            let unchanged = now - self.announced.1;
+            let may_stay = announced == 0 || unchanged < ANNOUNCED;
+            assert!(may_stay, "{announced} blocks are announced for {unchanged} us");
+
+            // The application's, at most.
+            let mut own = 2 * CLIENTS as u32;
+            for topic in node.topics() {
+                let is_readings = topic.name.as_str() == READINGS;
+                let mut messages = topic.depth;
+                for channel in node.channels(topic.name) {
+                    messages += channel.depth + channel.in_flight + channel.deferred;
+                    self.consumed |= !is_readings && channel.in_flight > 0;
+                }
+                if is_readings {
+                    own += READING_BLOCKS * messages;
+                }
+            }
+            // With as many of its messages gone there is room for another one.
+            let is_junk =
+                |it: &TopicStatus<'_>| !is_own(it.name) && it.channels == 0 && it.depth > own;
+            let junk = node.topics().find(is_junk).map(|it| it.name.to_string());
+            ledger.junk.replace(junk);
+
+            let left = u32::from(free - promised) + own;
+            let reserve = u32::from(share(config.reserve_percent)) - 1;
+            assert!(left >= reserve, "clients have all but {left} of {blocks} blocks");
+            let most = share(config.unconsumed_percent);
+            let theirs = u32::from(blocks - free).saturating_sub(own + u32::from(announced));
+            let fair = self.consumed || theirs <= most.into();
+            assert!(fair, "{theirs} blocks of {most} are taken by what nobody consumes");
+        });
+    }
+}
+
 impl Tables {
     /// Always so: who may stay stays, and nobody is refused for what nobody needs.
     fn check(&mut self, handle: &Node<'_>, ledger: &Ledger, now: u64) {
@@ -394,7 +463,7 @@ fn finish(handle: &Node<'_>, world: &World, ledger: &Ledger) {
     });
 }
 
-/// An honest consumer, which is there first.
+/// An honest consumer, which is there first, and, long after the hostile ones, a producer.
 pub(crate) struct Consumer {
     world: World,
     me: usize,
@@ -409,7 +478,7 @@ impl Consumer {
 
 impl Actor for Consumer {
     fn start(&mut self) -> (Process, Rc<Desk>) {
-        let desk = Desk::new(2, 1);
+        let desk = Desk::new(3, 2);
         let (world, ledger) = (self.world.clone(), self.ledger.clone());
         (Box::pin(consume(world, self.me, ledger, desk.clone())), desk)
     }
@@ -438,6 +507,10 @@ async fn consume(world: World, me: usize, ledger: Rc<Ledger>, desk: Rc<Desk>) {
         }
         says
     }));
+    let mut producing = pin!(async {
+        produce(&world, (me, 1), &ledger).await;
+        std::future::pending::<()>().await
+    });
     poll_fn(|_| -> Poll<()> {
         while let Some((unit, _)) = units.take(world.now()) {
             let waker = units.waker(unit);
@@ -448,12 +521,30 @@ async fn consume(world: World, me: usize, ledger: Rc<Ledger>, desk: Rc<Desk>) {
                     let over = application(|| consuming.as_mut().poll(cx)).is_ready();
                     assert!(!over, "the honest consumer is hung up on");
                 }
-                _ => {}
+                _ => drop(application(|| producing.as_mut().poll(cx))),
             }
         }
         Poll::Pending
     })
     .await;
+}
+
+/// Publishes where the hostile ones have left what nobody consumes: that is old, and makes room.
+async fn produce(world: &World, session: Session, ledger: &Ledger) {
+    let left = Span::from_millis((OLD - world.now() / 1000) as u32);
+    pause(&mut Clock::of_session(world, session), left).await;
+    let Some(topic) = ledger.junk.borrow().clone() else { return };
+    watch::count("publishes beside junk");
+    let said = [b"  V2PUB ", topic.as_bytes(), b"\n\0\0\0\x01x"].concat();
+    let (mut frames, mut heard) = (Frames::default(), Vec::new());
+    let script = VecDeque::from([Part::Say(said)]);
+    play(world, session, "nsqd0", script, Span::from_secs(10), |bytes| {
+        heard.extend(frames.read(bytes));
+        Vec::new()
+    })
+    .await;
+    let is_taken = matches!(&heard[..], [Frame::Said(said)] if said == "OK");
+    assert!(is_taken, "what is old in {topic} refuses others");
 }
 
 /// A message came to the consumer.

@@ -55,6 +55,9 @@ enum Kind {
     Consume,
     /// The same in the channel of the honest consumer.
     Share,
+    /// Fills a topic, and finishes a message of it now and then, so that it is not one that nobody
+    /// consumes.
+    Hoard,
     /// Says nothing, or nothing more.
     Silent,
     /// Asks and asks, and reads nothing.
@@ -63,7 +66,7 @@ enum Kind {
     Slow,
 }
 
-const KINDS: [Kind; 11] = [
+const KINDS: [Kind; 12] = [
     Kind::Announce,
     Kind::Batch,
     Kind::Junk,
@@ -72,6 +75,7 @@ const KINDS: [Kind; 11] = [
     Kind::Create,
     Kind::Consume,
     Kind::Share,
+    Kind::Hoard,
     Kind::Silent,
     Kind::Deaf,
     Kind::Slow,
@@ -79,7 +83,7 @@ const KINDS: [Kind; 11] = [
 
 impl Hostile {
     pub(crate) fn new(world: &World, me: usize, ledger: &Rc<Ledger>, random: &mut Random) -> Self {
-        let n = random.pick(&[1, 1, 2, 4, 11]);
+        let n = random.pick(&[1, 1, 2, 4, 12]);
         let kinds: Vec<_> = (0..n).map(|_| random.pick(&KINDS)).collect();
         watch::say(|| format!("node{me} is hostile: {kinds:?}"));
         Self { world: world.clone(), me, kinds: Rc::new(kinds), ledger: ledger.clone() }
@@ -148,7 +152,7 @@ async fn attack(world: World, session: Session, kind: Kind, mut random: Random, 
     while world.now() < end {
         let script = kind.script(&mut random);
         let answer = Answer::of(kind, &mut random);
-        let mut frames = Frames::default();
+        let (mut frames, mut next) = (Frames::default(), 0);
         let hear = |bytes: &[u8]| {
             let mut says = Vec::new();
             if kind.speaks_http() {
@@ -158,7 +162,13 @@ async fn attack(world: World, session: Session, kind: Kind, mut random: Random, 
                 match frame {
                     Frame::Heartbeat if answer != Answer::Nothing => says.extend(b"NOP\n"),
                     Frame::Heartbeat | Frame::Said(_) => {}
-                    Frame::Message { id, .. } => says.extend(answer.to(&id)),
+                    // Comes again before the minute is over.
+                    Frame::Message { .. } if answer == Answer::FinishSome && world.now() < next => {
+                    }
+                    Frame::Message { id, .. } => {
+                        next = world.now() + SOME;
+                        says.extend(answer.to(&id));
+                    }
                 }
             }
             says
@@ -173,6 +183,9 @@ async fn attack(world: World, session: Session, kind: Kind, mut random: Random, 
     }
 }
 
+/// A message so many microseconds is enough to be a consumer.
+const SOME: u64 = 25_000_000;
+
 /// What a hostile consumer does with a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Answer {
@@ -186,11 +199,14 @@ enum Answer {
     Touch,
     /// Is done with it.
     Finish,
+    /// Is done with one now and then.
+    FinishSome,
 }
 
 impl Answer {
     fn of(kind: Kind, random: &mut Random) -> Self {
         match random.below(6) {
+            _ if kind == Kind::Hoard => Self::FinishSome,
             0 => Self::Nothing,
             1 => Self::Beats,
             2 => Self::Requeue(0),
@@ -210,7 +226,7 @@ impl Answer {
             Self::Nothing | Self::Beats => Vec::new(),
             Self::Requeue(ms) => line("REQ ", &format!(" {ms}\n")),
             Self::Touch => line("TOUCH ", "\n"),
-            Self::Finish => line("FIN ", "\n"),
+            Self::Finish | Self::FinishSome => line("FIN ", "\n"),
         }
     }
 }
@@ -246,6 +262,7 @@ impl Kind {
             Self::Create => "hostile create",
             Self::Consume => "hostile consume",
             Self::Share => "hostile share",
+            Self::Hoard => "hostile hoard",
             Self::Silent => "hostile silent",
             Self::Deaf => "hostile deaf",
             Self::Slow => "hostile slow",
@@ -260,9 +277,10 @@ impl Kind {
     fn script(self, random: &mut Random) -> VecDeque<Part> {
         let mut script = VecDeque::new();
         let mute = self == Self::Silent && random.one_in(3);
+        let identifies = self != Self::Hoard && !random.one_in(3);
         if !self.speaks_http() && !mute {
             let mut hello = b"  V2".to_vec();
-            if !random.one_in(3) {
+            if identifies {
                 hello.extend(identify(random));
             }
             script.push_back(Part::Say(hello));
@@ -275,6 +293,7 @@ impl Kind {
             Self::Names => names(random, &mut script),
             Self::Create => create(random, &mut script),
             Self::Consume | Self::Share => consume(self, random, &mut script),
+            Self::Hoard => hoard(random, &mut script),
             Self::Silent => {}
             Self::Deaf => deaf(random, &mut script),
             Self::Slow => slow(random, &mut script),
@@ -417,6 +436,15 @@ fn consume(kind: Kind, random: &mut Random, script: &mut VecDeque<Part>) {
     if random.one_in(3) {
         script.push_back(Part::Narrow(random.between(1, 200) as usize));
         script.push_back(Part::Deaf(Span::from_millis(random.pick(&[500, 60_000, 300_000]))));
+    }
+}
+
+fn hoard(random: &mut Random, script: &mut VecDeque<Part>) {
+    if random.one_in(2) {
+        script.push_back(Part::Say(sized("IDENTIFY", br#"{"msg_timeout":30000}"#)));
+        script.push_back(Part::Say(b"SUB evil c\nRDY 1\n".to_vec()));
+    } else {
+        script.push_back(Part::Say(sized("PUB evil", &[b'j'; 1400]).repeat(20)));
     }
 }
 

@@ -16,6 +16,8 @@ pub(crate) const SETTLED: u64 = FAULTY + 135_000;
 pub(crate) const END: u64 = 600_000;
 /// The latest end, if it is put off.
 pub(crate) const LATEST: u64 = 3_600_000;
+/// The end of a world with hostile clients, when what they have published is old.
+const HOSTILE_END: u64 = FAULTY + 360_000;
 /// So long after a clock jumped to its edge that world ends.
 const EDGE: u64 = 40_000;
 
@@ -237,7 +239,7 @@ pub(crate) fn hostile(random: &mut Random, actors: Range<usize>, hosts: usize) -
         }
     }
     steps.sort_by_key(|step| step.at);
-    (steps, END)
+    (steps, HOSTILE_END)
 }
 
 /// A fault of a kind, 0 to 15.
