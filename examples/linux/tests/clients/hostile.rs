@@ -1,4 +1,5 @@
-//! Clients that mean harm, beside one that behaves: it loses nothing, and waits for a bounded time.
+//! Clients that mean harm, beside one that behaves: it loses nothing, and at our node it waits for a
+//! bounded time. How long nsqd makes it wait is only printed.
 
 use std::io::Result;
 use std::net::SocketAddr;
@@ -26,8 +27,8 @@ tests_with!([Real, OurNode]:
     bad_http,
 );
 
-/// The longest that a well-behaved consumer waits for a message, and a well-behaved producer for an
-/// answer, on a busy machine.
+/// The longest that our node makes a well-behaved consumer wait for a message, and a well-behaved
+/// producer for an answer, on a busy machine.
 const DELAY_LIMIT: Duration = Duration::from_secs(3);
 /// How often it gets one.
 const INTERVAL: Duration = Duration::from_millis(2);
@@ -48,9 +49,9 @@ struct Target<'a> {
     node: &'a Nsqd,
 }
 
-/// A well-behaved producer is answered within [`DELAY_LIMIT`], and a well-behaved consumer gets every
-/// message once, within `delay` of its acknowledgement, while
-/// `harm` is done; the server is alive after that, and has the memory that it had.
+/// A well-behaved producer is answered, and a well-behaved consumer gets every message once, while
+/// `harm` is done; the server is alive after that. Our node answers within [`DELAY_LIMIT`], gives the
+/// consumer each message within `delay` of its acknowledgement, and has the memory that it had.
 async fn beside(setting: &Setting, delay: Duration, harm: impl AsyncFnOnce(&Target<'_>)) {
     let mut options = ServerOptions::new().flag("--msg-timeout=2s");
     if setting.subject.is_our_node() {
@@ -77,31 +78,32 @@ async fn beside(setting: &Setting, delay: Duration, harm: impl AsyncFnOnce(&Targ
             sent += 1;
             tokio::time::sleep(INTERVAL).await;
         }
-        raw.send(&sized("PUB good", b"end")).await?;
+        raw.send(&sized("PUB good", format!("end {sent}").as_bytes())).await?;
         raw.expect("OK").await?;
         Result::Ok((sent, slowest))
     };
     let consumed = async {
         let mut arrived = Vec::new();
         let mut slowest = Duration::ZERO;
-        let mut ended = false;
+        let mut sent = usize::MAX;
         loop {
-            // Some may still be with a client that does not answer.
-            let next = tokio::time::timeout(if ended { delay } else { LONG }, consumer.next());
+            // Some may still be with a client that does not answer. Once all are here, none comes again.
+            let all = arrived.len() >= sent;
+            let next = tokio::time::timeout(if all { delay } else { LONG }, consumer.next());
             let message = match next.await {
                 Ok(Ok(Said::Message(message))) => message,
-                Err(_) if ended => break,
-                other => panic!("{other:?}"),
+                Err(_) if all => break,
+                other => panic!("{} of {sent} arrived, then {other:?}", arrived.len()),
             };
             consumer.send(&fin(&message)).await?;
             let body = String::from_utf8_lossy(&message.body);
-            if body == "end" {
-                ended = true;
+            let (number, at) = body.split_once(' ').unwrap();
+            if number == "end" {
+                sent = at.parse().unwrap();
                 continue;
             }
-            let (number, sent) = body.split_once(' ').unwrap();
-            let sent = Duration::from_micros(sent.parse().unwrap());
-            slowest = slowest.max(start.elapsed() - sent);
+            let at = Duration::from_micros(at.parse().unwrap());
+            slowest = slowest.max(start.elapsed() - at);
             arrived.push(number.parse::<usize>().unwrap());
         }
         Result::Ok((arrived, slowest))
@@ -124,9 +126,9 @@ async fn beside(setting: &Setting, delay: Duration, harm: impl AsyncFnOnce(&Targ
     println!(
         "{sent} messages, slowest {slowest:?}, its answer {answered:?}, memory {before} to {after}"
     );
-    assert!(answered < DELAY_LIMIT, "the producer waited for {answered:?}");
-    assert!(slowest < delay, "a message came after {slowest:?}");
     if ours {
+        assert!(answered < DELAY_LIMIT, "the producer waited for {answered:?}");
+        assert!(slowest < delay, "a message came after {slowest:?}");
         assert!(after <= before + (128 << 10), "memory grew from {before} to {after}");
     }
     // New clients are served as before.
@@ -214,7 +216,7 @@ async fn every_command_truncated_at_every_byte(setting: Setting) {
             |(_, command): &(&[u8], Vec<u8>)| [&*hello, &command[..command.len() - 1]].concat();
         let openings: Vec<_> = commands[2..].iter().map(cut).collect();
         let silent = harm::silent_after(target.address, &openings, openings.len()).await;
-        given_up(silent).await;
+        given_up(silent, target.ours).await;
     })
     .await;
 }
@@ -328,7 +330,7 @@ async fn clients_that_never_read(setting: Setting) {
             while since.elapsed() < 2 * SILENCE && raw.send(&questions).await.is_ok() {}
         };
         asking.await;
-        given_up(evil).await;
+        given_up(evil, target.ours).await;
     })
     .await;
 }
@@ -440,14 +442,16 @@ pub(crate) async fn harm_http(http: SocketAddr, post: &str) {
     drop(silent);
 }
 
-/// Waits until the server has hung up on clients that do not answer its heartbeats.
-async fn given_up(clients: Vec<Raw>) {
+/// Waits until the server has hung up on clients that do not answer its heartbeats; our node does so
+/// in time.
+async fn given_up(clients: Vec<Raw>, ours: bool) {
     let since = Instant::now();
     for mut raw in clients {
         raw.silent().await;
     }
     let gone = since.elapsed();
-    assert!(gone < SILENCE + DELAY_LIMIT, "given up after {gone:?}");
+    println!("given up after {gone:?}");
+    assert!(!ours || gone < SILENCE + DELAY_LIMIT, "given up after {gone:?}");
 }
 
 fn fin(message: &Message) -> Vec<u8> {
