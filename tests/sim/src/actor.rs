@@ -6,12 +6,13 @@ use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::Poll;
+use std::task::{Context, Poll};
 
 use crate::exec::Units;
 use crate::random::Random;
 use crate::server::{ConnId, Seen};
 use crate::watch::Session;
+use crate::world::World;
 
 /// A process: owns all that dies with it.
 pub(crate) type Process = Pin<Box<dyn Future<Output = ()>>>;
@@ -72,6 +73,22 @@ impl Desk {
     pub(crate) fn order(&self, order: Order) {
         self.orders.borrow_mut().push_back(order);
         self.units.wake(ORDERS);
+    }
+
+    /// Polls those that are ready, each with its waker, for ever.
+    pub(crate) async fn attend(
+        &self,
+        world: &World,
+        mut poll: impl FnMut(usize, &mut Context<'_>),
+    ) {
+        poll_fn(|_| -> Poll<()> {
+            while let Some((unit, _)) = self.units.take(world.now()) {
+                let waker = self.units.waker(unit);
+                poll(unit, &mut Context::from_waker(&waker));
+            }
+            Poll::Pending
+        })
+        .await;
     }
 
     pub(crate) fn next_order(&self) -> Option<Order> {

@@ -9,25 +9,24 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::future::poll_fn;
 use std::pin::pin;
 use std::rc::Rc;
-use std::task::{Context, Poll};
 
 use embassy_sync::blocking_mutex::raw::NoopRawMutex;
-use nanonsq_core::drive::nsqd::{self, Dialers, Handle, Settings};
-use nanonsq_core::drive::{Port as Slots, Ports, Sleep as _};
+use nanonsq_core::drive::Sleep as _;
+use nanonsq_core::drive::nsqd::{self, Handle, Settings};
 use nanonsq_core::name::TopicName;
-use nanonsq_core::nsqd::{ArenaStatus, ClientState, Config, Full, HttpConfig, TopicStatus};
-use nanonsq_core::registration::{Config as LookupConfig, NodeInfo};
-use nanonsq_core::session::Session as _;
+use nanonsq_core::nsqd::{ArenaStatus, Config, Full, HttpConfig, TopicStatus};
+use nanonsq_core::registration::Config as LookupConfig;
 use nanonsq_core::time::Span;
 
 use crate::actor::{Actor, Desk, ORDERS, Order, Process, RUNNER};
 use crate::exec::application;
+use crate::process;
 use crate::random::Random;
 use crate::schedule::FAULTY;
 use crate::script::{Part, pause, play};
 use crate::server::{ConnId, Seen};
 use crate::watch::{self, Session};
-use crate::world::{Clock, Dials, Listens, Port, Role, World};
+use crate::world::{Clock, Port, World};
 
 /// As `examples/board` has them.
 const TOPICS: usize = 4;
@@ -39,11 +38,9 @@ const PEERS: usize = 2;
 const RX: usize = 256;
 const STORE: usize = 32 * 1024;
 
-/// Sessions as in `node`, and the application's alarm.
-const FIRST_HTTP: usize = CLIENTS + 1;
-const FIRST_PEER: usize = FIRST_HTTP + HTTP + 1;
-const ASKER: usize = FIRST_PEER + PEERS;
-const ALARM: usize = ASKER + 1;
+type Sessions = process::Sessions<CLIENTS, HTTP, PEERS>;
+/// The application's alarm, behind them.
+const ALARM: usize = Sessions::ASKER + 1;
 
 /// The device's own topics: what the consumer consumes, and what nobody does.
 pub(crate) const READINGS: &str = "readings";
@@ -113,8 +110,7 @@ type Names = (String, String);
 pub(crate) struct Board {
     world: World,
     me: usize,
-    tcp: Port,
-    http: Port,
+    ports: (Port, Port),
     setup: Rc<Setup>,
     ledger: Rc<Ledger>,
 }
@@ -130,7 +126,7 @@ impl Board {
     pub(crate) fn new(
         world: &World,
         me: usize,
-        (tcp, http): (Port, Port),
+        ports: (Port, Port),
         ledger: &Rc<Ledger>,
         random: &mut Random,
     ) -> Self {
@@ -139,26 +135,16 @@ impl Board {
         let period = random.pick(&[200, 1000, 5000]);
         watch::say(|| format!("node{me} is a board, with a reading each {period} ms"));
         let setup = Rc::new(Setup { config, period, dice: random.fork() });
-        Self { world: world.clone(), me, tcp, http, setup, ledger: ledger.clone() }
+        Self { world: world.clone(), me, ports, setup, ledger: ledger.clone() }
     }
 }
 
 impl Actor for Board {
     fn start(&mut self) -> (Process, Rc<Desk>) {
         // The last unit publishes.
-        let desk = Desk::new(3, ASKER as u32);
-        for session in 0..CLIENTS {
-            watch::add((self.me, session), watch::NODE);
-        }
-        for n in 0..HTTP {
-            watch::add((self.me, FIRST_HTTP + n), watch::HTTP);
-        }
-        for spare in [CLIENTS, FIRST_HTTP + HTTP] {
-            watch::add((self.me, spare), watch::BUSY);
-        }
-        self.tcp.set_up(&self.world, true);
-        self.http.set_up(&self.world, true);
-        let ports = (self.tcp.clone(), self.http.clone());
+        let desk = Desk::new(3, Sessions::ASKER as u32);
+        Sessions::set_up(&self.world, self.me, &self.ports);
+        let ports = self.ports.clone();
         let (world, setup, ledger) = (self.world.clone(), self.setup.clone(), self.ledger.clone());
         (Box::pin(run(world, self.me, setup, ledger, ports, desk.clone())), desk)
     }
@@ -173,10 +159,9 @@ async fn run(
     me: usize,
     setup: Rc<Setup>,
     ledger: Rc<Ledger>,
-    (tcp, http): (Port, Port),
+    ports: (Port, Port),
     desk: Rc<Desk>,
 ) {
-    let units = &desk.units;
     let mut store = vec![0xee; STORE];
     let mut resources = nsqd::Resources::<
         NoopRawMutex,
@@ -188,37 +173,11 @@ async fn run(
         PEERS,
         RX,
     >::new();
-    let (serving, peers) = (Rc::new(RefCell::default()), Rc::new(RefCell::default()));
-    peers.replace(VecDeque::from([Role::Handle]));
-    let plan = VecDeque::from([Role::Runner(peers.clone()), Role::Runner(serving.clone())]);
-    let clock = Clock::of_plan(&world, me, Rc::new(RefCell::new(plan)));
-    let (mut next, mut visited) = (0, 0);
-    let ports = Ports {
-        tcp: Slots::new(|| {
-            next += 1;
-            let (world, port) = (world.clone(), tcp.clone());
-            Listens { world, port, session: (me, next - 1), tap: None }
-        }),
-        http: Slots::new(|| {
-            visited += 1;
-            let (world, port) = (world.clone(), http.clone());
-            Listens { world, port, session: (me, FIRST_HTTP + visited - 1), tap: None }
-        }),
-    };
-    let lookup = LookupConfig::new(NodeInfo {
-        broadcast_address: "nsqd0",
-        hostname: "nsqd0",
-        tcp_port: 4150,
-        http_port: 4151,
-        version: "1.3.0",
-        ..NodeInfo::default()
-    });
+    let (sessions, clock) = Sessions::new(&world, me);
+    let lookup = LookupConfig::new(process::info("nsqd0"));
     let settings =
         Settings { node: &setup.config, http: &HttpConfig::new(), lookup: &lookup, lookupds: &[] };
-    let dialers = Dialers {
-        lookupds: std::array::from_fn(|n| Dials(world.clone(), (me, FIRST_PEER + n))),
-        channels: Some(Dials(world.clone(), (me, ASKER))),
-    };
+    let (ports, dialers) = (sessions.ports(&ports, None), sessions.dialers());
     let (handle, mut runner) =
         nsqd::new(&mut resources, settings, &mut store, ports, dialers, clock)
             .expect("a good configuration");
@@ -227,32 +186,26 @@ async fn run(
     for own in [READINGS].into_iter().chain(OTHERS) {
         handle.create_topic(&topic(own)).expect("room for the device's own");
     }
-    serving.replace((0..FIRST_PEER).chain([ASKER]).map(Role::Session).collect());
-    peers.replace((FIRST_PEER..ASKER).map(Role::Session).collect());
+    sessions.run();
     let mut run = pin!(runner.run());
     let (mut tables, mut room) = (Tables::default(), Room::default());
     let mut publishing = pin!(publish(&world, me, &setup, &ledger, &handle, &readings));
-    poll_fn(|_| -> Poll<()> {
-        while let Some((unit, _)) = units.take(world.now()) {
-            let waker = units.waker(unit);
-            let cx = &mut Context::from_waker(&waker);
-            match unit {
-                RUNNER => drop(run.as_mut().poll(cx)),
-                ORDERS => {
-                    while let Some(order) = desk.next_order() {
-                        if matches!(order, Order::End) {
-                            finish(&handle, &world, &ledger);
-                        }
+    desk.attend(&world, |unit, cx| {
+        match unit {
+            RUNNER => drop(run.as_mut().poll(cx)),
+            ORDERS => {
+                while let Some(order) = desk.next_order() {
+                    if matches!(order, Order::End) {
+                        finish(&handle, &world, &ledger);
                     }
                 }
-                _ => drop(application(|| publishing.as_mut().poll(cx))),
             }
-            read_states(&handle, me);
-            check(&handle);
-            tables.check(&handle, &ledger, world.now());
-            room.check(&handle, &ledger, world.now());
+            _ => drop(application(|| publishing.as_mut().poll(cx))),
         }
-        Poll::Pending
+        handle.look(|node| sessions.read_states(node));
+        check(&handle);
+        tables.check(&handle, &ledger, world.now());
+        room.check(&handle, &ledger, world.now());
     })
     .await;
 }
@@ -303,24 +256,6 @@ fn seen(handle: &Node<'_>) -> String {
         format!("{:?} {topics:?}", node.store())
     });
     seen.unwrap_or_default()
-}
-
-fn read_states(handle: &Node<'_>, me: usize) {
-    handle.look(|node| {
-        for n in 0..CLIENTS {
-            let state = match node.status(n).map(|status| status.state) {
-                None => "Unused",
-                Some(ClientState::Init) => "Init",
-                Some(ClientState::Subscribed) => "Subscribed",
-                Some(ClientState::Closing) => "Closing",
-            };
-            watch::set_word((me, n), state);
-        }
-        for n in 0..HTTP {
-            let link = node.http(n).map(|session| session.link());
-            watch::set_http((me, FIRST_HTTP + n), link);
-        }
-    });
 }
 
 /// Always so.
@@ -487,7 +422,6 @@ impl Actor for Consumer {
 }
 
 async fn consume(world: World, me: usize, ledger: Rc<Ledger>, desk: Rc<Desk>) {
-    let units = &desk.units;
     let mut frames = Frames::default();
     let script = VecDeque::from([
         Part::Say(b"  V2".to_vec()),
@@ -511,20 +445,13 @@ async fn consume(world: World, me: usize, ledger: Rc<Ledger>, desk: Rc<Desk>) {
         produce(&world, (me, 1), &ledger).await;
         std::future::pending::<()>().await
     });
-    poll_fn(|_| -> Poll<()> {
-        while let Some((unit, _)) = units.take(world.now()) {
-            let waker = units.waker(unit);
-            let cx = &mut Context::from_waker(&waker);
-            match unit {
-                ORDERS => while desk.next_order().is_some() {},
-                RUNNER => {
-                    let over = application(|| consuming.as_mut().poll(cx)).is_ready();
-                    assert!(!over, "the honest consumer is hung up on");
-                }
-                _ => drop(application(|| producing.as_mut().poll(cx))),
-            }
+    desk.attend(&world, |unit, cx| match unit {
+        ORDERS => while desk.next_order().is_some() {},
+        RUNNER => {
+            let over = application(|| consuming.as_mut().poll(cx)).is_ready();
+            assert!(!over, "the honest consumer is hung up on");
         }
-        Poll::Pending
+        _ => drop(application(|| producing.as_mut().poll(cx))),
     })
     .await;
 }

@@ -5,10 +5,8 @@
 //! cost others is looked at in `board`.
 
 use std::collections::VecDeque;
-use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll};
 
 use nanonsq_core::time::Span;
 
@@ -103,44 +101,38 @@ impl Actor for Hostile {
 async fn run(world: World, me: usize, kinds: Rc<Vec<Kind>>, ledger: Rc<Ledger>, desk: Rc<Desk>) {
     let units = &desk.units;
     let mut lanes: [Option<Pin<Box<dyn Future<Output = ()>>>>; LANES] = Default::default();
-    poll_fn(|_| -> Poll<()> {
-        while let Some((unit, _)) = units.take(world.now()) {
-            let waker = units.waker(unit);
-            let cx = &mut Context::from_waker(&waker);
-            if unit == ORDERS {
-                while let Some(order) = desk.next_order() {
-                    match order {
-                        Order::Act(mut random) => {
-                            let kind = random.pick(&kinds);
-                            watch::count(kind.name());
-                            match kind {
-                                Kind::Share => ledger.shared.set(true),
-                                Kind::Create => ledger.named.set(true),
-                                _ => {}
-                            }
-                            let ms = random.pick(&[100, 3000, 30_000, 130_000, 300_000]);
-                            let end =
-                                (world.now() + 1000 * random.between(1, ms)).min(1000 * FAULTY);
-                            let n = random.between(1, LANES as u64) as usize;
-                            watch::say(|| format!("node{me}: {kind:?} by {n} until {end}"));
-                            for (at, lane) in lanes.iter_mut().enumerate().take(n) {
-                                let (world, random) = (world.clone(), random.fork());
-                                *lane = Some(Box::pin(attack(world, (me, at), kind, random, end)));
-                            }
+    desk.attend(&world, |unit, cx| {
+        if unit == ORDERS {
+            while let Some(order) = desk.next_order() {
+                match order {
+                    Order::Act(mut random) => {
+                        let kind = random.pick(&kinds);
+                        watch::count(kind.name());
+                        match kind {
+                            Kind::Share => ledger.shared.set(true),
+                            Kind::Create => ledger.named.set(true),
+                            _ => {}
                         }
-                        Order::Settled(_) => lanes = Default::default(),
-                        Order::End | Order::Restart => {}
+                        let ms = random.pick(&[100, 3000, 30_000, 130_000, 300_000]);
+                        let end = (world.now() + 1000 * random.between(1, ms)).min(1000 * FAULTY);
+                        let n = random.between(1, LANES as u64) as usize;
+                        watch::say(|| format!("node{me}: {kind:?} by {n} until {end}"));
+                        for (at, lane) in lanes.iter_mut().enumerate().take(n) {
+                            let (world, random) = (world.clone(), random.fork());
+                            *lane = Some(Box::pin(attack(world, (me, at), kind, random, end)));
+                        }
                     }
-                    (0..LANES).for_each(|n| units.wake(FIRST + n));
+                    Order::Settled(_) => lanes = Default::default(),
+                    Order::End | Order::Restart => {}
                 }
-            } else if let Some(at) = unit.checked_sub(FIRST)
-                && let Some(lane) = &mut lanes[at]
-                && application(|| lane.as_mut().poll(cx)).is_ready()
-            {
-                lanes[at] = None;
+                (0..LANES).for_each(|n| units.wake(FIRST + n));
             }
+        } else if let Some(at) = unit.checked_sub(FIRST)
+            && let Some(lane) = &mut lanes[at]
+            && application(|| lane.as_mut().poll(cx)).is_ready()
+        {
+            lanes[at] = None;
         }
-        Poll::Pending
     })
     .await;
 }

@@ -32,6 +32,7 @@ pub mod model {
     pub mod nsqd;
     pub mod nsqlookupd;
 }
+mod process;
 mod publisher;
 pub mod random;
 mod registrar;

@@ -2,7 +2,7 @@
 //! and what must be true of what its clients get and what the nsqlookupds list.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::pin::pin;
 use std::rc::Rc;
@@ -10,23 +10,21 @@ use std::task::{Context, Poll};
 
 use embassy_sync::blocking_mutex::raw::NoopRawMutex;
 use nanonsq_core::address::Address;
-use nanonsq_core::drive::nsqd::{self, Dialers, Handle, Settings};
-use nanonsq_core::drive::{Port as Slots, Ports};
+use nanonsq_core::drive::nsqd::{self, Handle, Settings};
 use nanonsq_core::name::{ChannelName, TopicName};
-use nanonsq_core::nsqd::{
-    ClientState, Config, HttpConfig, PublishError, PublishOptions, message_cost,
-};
+use nanonsq_core::nsqd::{Config, HttpConfig, PublishError, PublishOptions, message_cost};
 use nanonsq_core::registration::{Config as LookupConfig, NodeInfo};
 use nanonsq_core::session::Session as _;
 use nanonsq_core::time::Span;
 
 use crate::actor::{Actor, Desk, ORDERS, Order, Process, RUNNER, favour, until};
 use crate::exec::application;
+use crate::process;
 use crate::random::Random;
 use crate::server::{ConnId, Seen};
 use crate::tap::Tap;
 use crate::watch::{self, Event, Session};
-use crate::world::{Clock, Dials, Listens, Port, Role, World};
+use crate::world::{Clock, Port, World};
 
 const TOPICS: usize = 3;
 const CHANNELS: usize = 5;
@@ -34,11 +32,9 @@ const CLIENTS: usize = 3;
 const IN_FLIGHT: usize = 8;
 const PEERS: usize = 2;
 const HTTP: usize = 2;
-/// Its clients' sessions and the one that refuses, those over HTTP likewise, its nsqlookupds', and
-/// the one that asks these.
-const FIRST_HTTP: usize = CLIENTS + 1;
-const FIRST_PEER: usize = FIRST_HTTP + HTTP + 1;
-const ASKER: usize = FIRST_PEER + PEERS;
+type Sessions = process::Sessions<CLIENTS, HTTP, PEERS>;
+const FIRST_PEER: usize = Sessions::FIRST_PEER;
+const ASKER: usize = Sessions::ASKER;
 const SESSIONS: usize = ASKER + 1;
 
 const LANES: u8 = 2;
@@ -57,8 +53,7 @@ pub(crate) struct Daemon {
     world: World,
     me: usize,
     setup: Rc<Setup>,
-    tcp: Port,
-    http: Port,
+    ports: (Port, Port),
     state: Rc<State>,
 }
 
@@ -88,7 +83,7 @@ impl Daemon {
         world: &World,
         me: usize,
         name: String,
-        (tcp, http): (Port, Port),
+        ports: (Port, Port),
         (lookupds, max_rdy_count): (usize, u16),
         random: &mut Random,
     ) -> Self {
@@ -117,31 +112,21 @@ impl Daemon {
         watch::say(|| format!("node{me} is {name}, {blocks} blocks, at {lookupds:?}: {config:?}"));
         let favourite = random.below(10);
         let setup = Rc::new(Setup { name, config, lookup, lookupds, blocks, favourite });
-        Self { world: world.clone(), me, setup, tcp, http, state: Rc::default() }
+        Self { world: world.clone(), me, setup, ports, state: Rc::default() }
     }
 }
 
 impl Actor for Daemon {
     fn start(&mut self) -> (Process, Rc<Desk>) {
         let desk = Desk::new(5, SESSIONS as u32);
-        for session in 0..CLIENTS {
-            watch::add((self.me, session), watch::NODE);
-        }
-        for n in 0..HTTP {
-            watch::add((self.me, FIRST_HTTP + n), watch::HTTP);
-        }
-        for spare in [CLIENTS, FIRST_HTTP + HTTP] {
-            watch::add((self.me, spare), watch::BUSY);
-        }
+        Sessions::set_up(&self.world, self.me, &self.ports);
         for session in FIRST_PEER..ASKER {
             watch::add_shared((self.me, session), watch::PEER);
         }
         watch::add((self.me, ASKER), watch::LOOKUPD);
         self.state.lives.set(self.state.lives.get() + 1);
-        self.tcp.set_up(&self.world, true);
-        self.http.set_up(&self.world, true);
         let (world, setup, state) = (self.world.clone(), self.setup.clone(), self.state.clone());
-        let ports = (self.tcp.clone(), self.http.clone());
+        let ports = self.ports.clone();
         (Box::pin(run(world, self.me, setup, state, ports, desk.clone())), desk)
     }
 
@@ -154,8 +139,8 @@ impl Actor for Daemon {
     }
 
     fn died(&mut self) {
-        self.tcp.set_up(&self.world, false);
-        self.http.set_up(&self.world, false);
+        self.ports.0.set_up(&self.world, false);
+        self.ports.1.set_up(&self.world, false);
         self.state.waits.set(None);
         self.state.stop.set(false);
         self.state.stopped.set(false);
@@ -169,26 +154,19 @@ async fn run(
     me: usize,
     setup: Rc<Setup>,
     state: Rc<State>,
-    (port, http): (Port, Port),
+    ports: (Port, Port),
     desk: Rc<Desk>,
 ) {
     let units = &desk.units;
     let config = Config { boot: state.lives.get(), ..setup.config };
-    let info = NodeInfo {
-        broadcast_address: &setup.name,
-        hostname: &setup.name,
-        tcp_port: 4150,
-        http_port: 4151,
-        version: "1.3.0",
-        ..NodeInfo::default()
-    };
-    let lookup = LookupConfig { node: info, ..setup.lookup };
+    let lookup = LookupConfig { node: process::info(&setup.name), ..setup.lookup };
     let micros = |ms: u32| u64::from(ms) * 1000;
     let tap = Rc::new(RefCell::new(Tap::new(
         config.boot,
         micros(config.msg_timeout.as_millis()),
         micros(config.limits.max_msg_timeout_ms),
     )));
+    let port = &ports.0;
     port.set_tap(tap.clone());
     let mut store = vec![0xee; setup.blocks * 66];
     let mut resources = nsqd::Resources::<
@@ -201,38 +179,24 @@ async fn run(
         PEERS,
         64,
     >::new();
-    let (serving, peers) = (Rc::new(RefCell::default()), Rc::new(RefCell::default()));
-    peers.replace(VecDeque::from([Role::Handle]));
-    let plan = VecDeque::from([Role::Runner(peers.clone()), Role::Runner(serving.clone())]);
-    let clock = Clock::of_plan(&world, me, Rc::new(RefCell::new(plan)));
-    let (mut next, mut visited) = (0, 0);
-    let ports = Ports {
-        tcp: Slots::new(|| {
-            next += 1;
-            let (world, port, session) = (world.clone(), port.clone(), (me, next - 1));
-            Listens { world, port, session, tap: Some(tap.clone()) }
-        }),
-        http: Slots::new(|| {
-            visited += 1;
-            let (world, port) = (world.clone(), http.clone());
-            Listens { world, port, session: (me, FIRST_HTTP + visited - 1), tap: None }
-        }),
-    };
+    let (sessions, clock) = Sessions::new(&world, me);
     let http = HttpConfig::new();
     let settings =
         Settings { node: &config, http: &http, lookup: &lookup, lookupds: &setup.lookupds };
-    let dialers = Dialers {
-        lookupds: std::array::from_fn(|n| Dials(world.clone(), (me, FIRST_PEER + n))),
-        channels: Some(Dials(world.clone(), (me, ASKER))),
-    };
-    let (handle, mut runner) =
-        nsqd::new(&mut resources, settings, &mut store, ports, dialers, clock)
-            .expect("a good configuration");
+    let (handle, mut runner) = nsqd::new(
+        &mut resources,
+        settings,
+        &mut store,
+        sessions.ports(&ports, Some(&tap)),
+        sessions.dialers(),
+        clock,
+    )
+    .expect("a good configuration");
     let listed = runner.lookup();
     let feed = TopicName::new(FEED).expect("a name");
     // So that consumers find it.
     handle.create_topic(&feed).expect("room for the first");
-    read_states(&handle, &listed, me);
+    read_states(&sessions, &handle, &listed, me);
 
     let mut events = pin!(async {
         loop {
@@ -262,9 +226,7 @@ async fn run(
     });
 
     loop {
-        // Clones of the runners' clocks from here on are the sessions'.
-        serving.replace((0..FIRST_PEER).chain([ASKER]).map(Role::Session).collect());
-        peers.replace((FIRST_PEER..ASKER).map(Role::Session).collect());
+        sessions.run();
         let mut run = pin!(runner.run());
         let mut begins = true;
         let again = poll_fn(|_| {
@@ -299,7 +261,7 @@ async fn run(
                     PUBLISHING => drop(application(|| publishing.as_mut().poll(cx))),
                     _ => drop(application(|| stopping.as_mut().poll(cx))),
                 }
-                read_states(&handle, &listed, me);
+                read_states(&sessions, &handle, &listed, me);
                 check(&handle);
                 check_held(&handle, world.clock(me), &mut held);
             }
@@ -351,21 +313,9 @@ fn print(handle: &Node<'_>, listed: &Listed<'_>) -> impl PartialEq + use<> {
 }
 
 /// States that the core does not trace, or that another session's driver changed.
-fn read_states(handle: &Node<'_>, listed: &Listed<'_>, me: usize) {
+fn read_states(sessions: &Sessions, handle: &Node<'_>, listed: &Listed<'_>, me: usize) {
     handle.look(|node| {
-        for n in 0..CLIENTS {
-            let state = match node.status(n).map(|status| status.state) {
-                None => "Unused",
-                Some(ClientState::Init) => "Init",
-                Some(ClientState::Subscribed) => "Subscribed",
-                Some(ClientState::Closing) => "Closing",
-            };
-            watch::set_word((me, n), state);
-        }
-        for n in 0..HTTP {
-            let link = node.http(n).map(|session| session.link());
-            watch::set_http((me, FIRST_HTTP + n), link);
-        }
+        sessions.read_states(node);
         watch::set_state((me, ASKER), &node.ask_state());
     });
     for n in 0..PEERS {

@@ -3,9 +3,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
-use std::future::poll_fn;
 use std::rc::Rc;
-use std::task::{Context, Poll};
 
 use nanonsq_core::time::Span;
 
@@ -134,38 +132,33 @@ async fn run(world: World, me: usize, hosts: Rc<Vec<(String, bool)>>, desk: Rc<D
             }
         })
     });
-    poll_fn(|_| -> Poll<()> {
-        while let Some((unit, _)) = units.take(world.now()) {
-            let waker = units.waker(unit);
-            let cx = &mut Context::from_waker(&waker);
-            if unit == ORDERS {
-                while let Some(order) = desk.next_order() {
-                    match order {
-                        Order::Act(mut random) => {
-                            // Who is late goes away.
-                            visits.borrow_mut().clear();
-                            visits.borrow_mut().push_back(Visit::random(&mut random, &hosts));
-                        }
-                        Order::Settled(_) => {
-                            visits.borrow_mut().clear();
-                            due.borrow_mut().extend(0..hosts.len());
-                            settled.set(true);
-                        }
-                        Order::End => assert!(
-                            !settled.get() || well.get() == hosts.len(),
-                            "{} of {} have no answer, though nothing is wrong",
-                            hosts.len() - well.get(),
-                            hosts.len()
-                        ),
-                        Order::Restart => {}
+    desk.attend(&world, |unit, cx| {
+        if unit == ORDERS {
+            while let Some(order) = desk.next_order() {
+                match order {
+                    Order::Act(mut random) => {
+                        // Who is late goes away.
+                        visits.borrow_mut().clear();
+                        visits.borrow_mut().push_back(Visit::random(&mut random, &hosts));
                     }
-                    (0..LANES).for_each(|n| units.wake(FIRST + n));
+                    Order::Settled(_) => {
+                        visits.borrow_mut().clear();
+                        due.borrow_mut().extend(0..hosts.len());
+                        settled.set(true);
+                    }
+                    Order::End => assert!(
+                        !settled.get() || well.get() == hosts.len(),
+                        "{} of {} have no answer, though nothing is wrong",
+                        hosts.len() - well.get(),
+                        hosts.len()
+                    ),
+                    Order::Restart => {}
                 }
-            } else if let Some(lane) = unit.checked_sub(FIRST) {
-                assert!(application(|| lanes[lane].as_mut().poll(cx)).is_pending(), "for ever");
+                (0..LANES).for_each(|n| units.wake(FIRST + n));
             }
+        } else if let Some(lane) = unit.checked_sub(FIRST) {
+            assert!(application(|| lanes[lane].as_mut().poll(cx)).is_pending(), "for ever");
         }
-        Poll::Pending
     })
     .await;
 }
