@@ -145,9 +145,11 @@ async fn run(
                 let cx = &mut Context::from_waker(&waker);
                 match unit {
                     RUNNER => {
-                        let (moves, before) = (world.moves(me), print(&handle));
+                        // What refuses callers shows only in its trace.
+                        let did = || (world.moves(me), watch::changes());
+                        let (moves, before) = (did(), print(&handle));
                         let _ = run.as_mut().poll(cx);
-                        let moved = moves != world.moves(me);
+                        let moved = moves != did();
                         let changed = moved || before != print(&handle);
                         // How far stopping is does not show.
                         units.judge(causes, changed || stop.get());

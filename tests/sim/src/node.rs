@@ -235,9 +235,11 @@ async fn run(
                 let cx = &mut Context::from_waker(&waker);
                 match unit {
                     RUNNER => {
-                        let (moves, before) = (world.moves(me), print(&handle, &listed));
+                        // What refuses callers shows only in its trace.
+                        let did = || (world.moves(me), watch::changes());
+                        let (moves, before) = (did(), print(&handle, &listed));
                         let _ = run.as_mut().poll(cx);
-                        let moved = moves != world.moves(me);
+                        let moved = moves != did();
                         let changed = moved || before != print(&handle, &listed);
                         // How far stopping is does not show; who begins brings the registry into
                         // agreement once more.

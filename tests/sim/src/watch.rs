@@ -256,6 +256,8 @@ thread_local! {
     static WATCH: RefCell<Watch> = RefCell::default();
     static NOW: Cell<u64> = const { Cell::new(0) };
     static ACTIVE: Cell<Option<Session>> = const { Cell::new(None) };
+    /// How often a machine of the core went to another state.
+    static CHANGES: Cell<u64> = const { Cell::new(0) };
     static TRACED: Cell<bool> = const { Cell::new(false) };
     /// What was formatted last: there is much of it, and mostly only its first word is read.
     static TEXT: RefCell<String> = const { RefCell::new(String::new()) };
@@ -289,6 +291,7 @@ impl log::Log for Logger {
             let Some((name, states)) = text.split_once(": ") else { return };
             let Some((old, new)) = states.split_once(" -> ") else { return };
             let (old, new) = (word(old), word(new));
+            CHANGES.set(CHANGES.get() + u64::from(old != new));
             WATCH.with_borrow_mut(|watch| {
                 let Some(seat) = watch.sessions.get_mut(session) else { return };
                 let machine = &MACHINES[seat.kind];
@@ -402,6 +405,11 @@ pub(crate) fn set_http(session: Session, link: Option<Link>) {
         Some(Link::Close) => set_word(session, "Closing"),
         _ => set_word(session, "Down"),
     }
+}
+
+/// How often a machine of the core has gone to another state.
+pub(crate) fn changes() -> u64 {
+    CHANGES.get()
 }
 
 /// Whether a session is one of the core's.
