@@ -25,7 +25,7 @@ use crate::random::Random;
 use crate::schedule::FAULTY;
 use crate::script::{Part, pause, play};
 use crate::server::{ConnId, Seen};
-use crate::watch::{self, Session};
+use crate::watch::{self, Event, Session};
 use crate::world::{Clock, Port, World};
 
 /// As `examples/board` has them.
@@ -229,6 +229,7 @@ async fn publish(
         }
         let mut body = format!("{number}/").into_bytes();
         body.resize(random.between(10, BODY_MAX) as usize, b'r');
+        (0..Sessions::FIRST_PEER).for_each(|n| watch::event((me, n), Event::Work));
         let (began, alarm) = (world.now(), clock.now().after(Span::from_millis(2000)));
         let mut taken = pin!(handle.publish(readings, &body));
         let taken = poll_fn(|cx| {

@@ -10,6 +10,7 @@ use nanonsq_core::time::Span;
 use crate::actor::{Actor, Desk, ORDERS, Order, Process, until};
 use crate::exec::application;
 use crate::random::Random;
+use crate::schedule::FAULTY;
 use crate::script::{Part, pause, play};
 use crate::server::{ConnId, Seen};
 use crate::watch::{self, Session};
@@ -35,6 +36,34 @@ pub(crate) struct Visitor {
     me: usize,
     /// Whom it visits: names of hosts, each with whether it is a node.
     hosts: Rc<Vec<(String, bool)>>,
+}
+
+/// Connections that only hold a place.
+#[derive(Clone)]
+struct Hold {
+    host: String,
+    says: &'static [u8],
+    /// How long one lasts, and until when the next is made.
+    patience: Span,
+    until: u64,
+}
+
+impl Hold {
+    /// One over HTTP, who is slow.
+    fn slow(host: &str) -> Self {
+        Self { host: host.to_owned(), says: b"GET /pi", patience: PROMPT, until: 0 }
+    }
+
+    /// Those at a node's TCP port who may stay: they have given a command. With others like them
+    /// all places are taken, and who comes next is turned away.
+    fn known(world: &World, random: &mut Random, hosts: &[(String, bool)]) -> Option<Self> {
+        let nodes: Vec<_> = hosts.iter().filter(|(_, is_node)| *is_node).collect();
+        let at = random.below(nodes.len().max(1) as u64) as usize;
+        let host = nodes.get(at)?.0.replace("stat", "nsqd");
+        let patience = Span::from_secs(random.pick(&[1, 10, 30]));
+        let until = (world.now() + patience.as_micros()).min(1000 * FAULTY);
+        Some(Self { host, says: b"  V2NOP\n", patience, until })
+    }
 }
 
 /// What one visit is.
@@ -80,8 +109,8 @@ async fn run(world: World, me: usize, hosts: Rc<Vec<(String, bool)>>, desk: Rc<D
     let visits: RefCell<VecDeque<Visit>> = RefCell::default();
     // Hosts that are to be found well before the end, and how many were.
     let (due, well): (RefCell<VecDeque<usize>>, Cell<usize>) = Default::default();
-    // Hosts of which a place is to be held.
-    let held: RefCell<VecDeque<usize>> = RefCell::default();
+    // Places that are to be held.
+    let held: RefCell<VecDeque<Hold>> = RefCell::default();
     let settled = Cell::new(false);
     let mut lanes: [_; LANES] = std::array::from_fn(|n| {
         let (world, hosts, visits, due, well) = (&world, &hosts, &visits, &due, &well);
@@ -90,9 +119,18 @@ async fn run(world: World, me: usize, hosts: Rc<Vec<(String, bool)>>, desk: Rc<D
             let session = (me, n);
             if n >= VISITS {
                 loop {
-                    let host = until(|| held.borrow_mut().pop_front()).await;
-                    let script = [Part::Say(b"GET /pi".to_vec()), Part::Pause(PATIENCE)];
-                    live(world, session, &hosts[host].0, script.into(), PROMPT).await;
+                    let hold = until(|| held.borrow_mut().pop_front()).await;
+                    loop {
+                        let began = world.now();
+                        let script = [Part::Say(hold.says.to_vec()), Part::Pause(PATIENCE)];
+                        live(world, session, &hold.host, script.into(), hold.patience).await;
+                        let mut clock = Clock::of_session(world, session);
+                        pause(&mut clock, Span::from_millis(50)).await;
+                        // At the end of all time nothing takes any.
+                        if hold.until <= world.now() || world.now() == began {
+                            break;
+                        }
+                    }
                 }
             }
             loop {
@@ -105,7 +143,8 @@ async fn run(world: World, me: usize, hosts: Rc<Vec<(String, bool)>>, desk: Rc<D
                 match until(next).await {
                     Ok(host) => {
                         // Beside callers who take all other places and are in no hurry.
-                        held.borrow_mut().extend([host; LANES - VISITS]);
+                        let hold = Hold::slow(&hosts[host].0);
+                        held.borrow_mut().extend(vec![hold; LANES - VISITS]);
                         (VISITS..LANES).for_each(|n| units.wake(FIRST + n));
                         pause(&mut Clock::of_session(world, session), Span::from_secs(1)).await;
                         let (host, is_node) = &hosts[host];
@@ -140,6 +179,12 @@ async fn run(world: World, me: usize, hosts: Rc<Vec<(String, bool)>>, desk: Rc<D
                         // Who is late goes away.
                         visits.borrow_mut().clear();
                         visits.borrow_mut().push_back(Visit::random(&mut random, &hosts));
+                        if random.one_in(8)
+                            && let Some(hold) = Hold::known(&world, &mut random, &hosts)
+                        {
+                            watch::count("places held");
+                            held.borrow_mut().extend(vec![hold; LANES - VISITS]);
+                        }
                     }
                     Order::Settled(_) => {
                         visits.borrow_mut().clear();
