@@ -812,6 +812,37 @@ fn a_batch_comes_whole_or_not_at_all() {
     world.expect_empty();
 }
 
+#[test]
+fn a_batch_that_never_fits_is_refused_for_good() {
+    // Clients can announce 30 blocks.
+    let batch = |count: usize, len: usize| mpub("t", &vec![&*"x".repeat(len); count]);
+    let with_last = |last: &str| {
+        let long = "x".repeat(21);
+        let mut bodies = vec![&*long; 15];
+        bodies.push(last);
+        mpub("t", &bodies)
+    };
+    // One that just fits: short messages, and such as take two blocks.
+    for fits in [batch(30, 1), batch(15, 21)] {
+        let mut world = World::with(&CONFIG, 66 * 100);
+        world.say(0, fits).expect(0, &[response("OK")]);
+        assert_eq!(world.node.store().free, 70);
+    }
+    // Its numbers say so; they do not, but its messages; also if there is no room now.
+    for (never, count) in [(batch(31, 1), 31), (with_last("xxxxx"), 16)] {
+        for others in [0, 40] {
+            let mut world = World::with(&CONFIG, 66 * 100);
+            for _ in 0..others {
+                world.put("t", "x");
+            }
+            let text = format!("E_BAD_BODY MPUB invalid message count {count}");
+            world.refused(0, &never, &text);
+            let ArenaStatus { free, promised, announced, .. } = world.node.store();
+            assert_eq!((free, promised, announced), (100 - others, 0, 0));
+        }
+    }
+}
+
 /// A command whose body is announced, and does not come.
 fn announce(verb: &str, topic: &str, len: u32) -> Vec<u8> {
     [format!("{verb} {topic}\n").as_bytes(), &len.to_be_bytes()].concat()
