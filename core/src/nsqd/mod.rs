@@ -136,7 +136,7 @@ pub use table::PUB_COUNTS_MAX;
 
 use arena::{Arena, Layout};
 use client::Client;
-use engine::{Draft, Shared};
+use engine::{Draft, Piece, Shared};
 use http::Http;
 use table::{Channel, Entry, Origin, Subscription, Topic};
 
@@ -499,7 +499,7 @@ impl<'a> Nsqd<'a> {
             return Err(PublishError::TooManyTopics);
         }
         let mut draft = Draft::OWN;
-        if !self.shared.begin(now, topic, &mut draft, len) {
+        if !self.shared.take(now, topic, &mut draft, Piece::First(len)) {
             self.shared.wanted = true;
             return Err(PublishError::Full);
         }

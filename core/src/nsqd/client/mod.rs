@@ -7,7 +7,7 @@ use core::net::SocketAddr;
 
 use super::ClientEvent;
 use super::arena::{Cursor, NIL};
-use super::engine::{Draft, NO_ROOM, Shared};
+use super::engine::{Draft, NO_ROOM, Piece, Shared};
 use super::status::{ClientState, ClientStatus};
 use super::table::{NONE, Subscription};
 use tx_buffer::TxBuffer;
@@ -416,7 +416,7 @@ impl ClientSession<'_, '_> {
         let Client { topic, draft, wants, .. } = &mut *self.client;
         let has = match *wants {
             None => return true,
-            Some(Want::Message(len)) => self.shared.begin(now, topic, draft, len),
+            Some(Want::Message(len)) => self.shared.take(now, topic, draft, Piece::First(len)),
             Some(Want::Batch { blocks, .. }) => self.shared.promise(now, topic, draft, blocks),
         };
         if has {

@@ -120,6 +120,15 @@ impl Draft {
     }
 }
 
+/// So many bytes of a body.
+#[derive(Clone, Copy)]
+pub(super) enum Piece {
+    /// Of a message that begins.
+    First(u32),
+    /// More of the last one.
+    Next(u32),
+}
+
 /// The table that has no room for another topic or channel, nor anything to give back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]

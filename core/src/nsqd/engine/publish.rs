@@ -1,6 +1,6 @@
 //! Messages on their way in, and what goes when there is no room for them.
 
-use super::{Draft, NO_ROOM, NO_ROOM_ANNOUNCED, NO_ROOM_UNCONSUMED, Shared};
+use super::{Draft, NO_ROOM, NO_ROOM_ANNOUNCED, NO_ROOM_UNCONSUMED, Piece, Shared};
 use crate::name::TopicName;
 use crate::nsqd::Full;
 use crate::nsqd::arena::{Arena, Lane, NIL};
@@ -188,15 +188,18 @@ impl Shared<'_> {
         }
     }
 
-    /// Begins a message of `len` bytes; false if there is no room now.
-    pub(in crate::nsqd) fn begin(
+    /// Takes room for a piece of a body; false if there is none now.
+    pub(in crate::nsqd) fn take(
         &mut self,
         now: Instant,
         topic: &TopicName,
         draft: &mut Draft,
-        len: u32,
+        piece: Piece,
     ) -> bool {
-        let blocks = self.store.layout().blocks(len);
+        let (len, blocks) = match piece {
+            Piece::First(len) => (len, self.store.layout().blocks(len)),
+            Piece::Next(len) => (len, self.store.missing(draft.last, len)),
+        };
         let more = self.unclaimed(draft, blocks);
         if !self.may_claim(draft, more)
             // What was promised to a batch was looked at then.
@@ -206,9 +209,11 @@ impl Shared<'_> {
         }
         loop {
             let kept = self.kept(draft.own);
-            if let Some((message, to)) = self.store.take(len, &mut draft.promised, kept) {
-                self.claim(draft, more);
-                draft.held = draft.held.saturating_add(blocks as u16);
+            if let Piece::Next(_) = piece {
+                if self.store.grow(draft.last, &mut draft.to, len, kept) {
+                    break;
+                }
+            } else if let Some((message, to)) = self.store.take(len, &mut draft.promised, kept) {
                 if draft.first == NIL {
                     draft.first = message;
                 } else {
@@ -217,32 +222,8 @@ impl Shared<'_> {
                 draft.last = message;
                 draft.to = to;
                 draft.count = draft.count.saturating_add(1);
-                draft.bytes = draft.bytes.saturating_add(len);
-                return true;
+                break;
             }
-            if !self.expire_one(now, None) && !self.make_room(blocks, draft) {
-                self.lack = NO_ROOM;
-                return false;
-            }
-        }
-    }
-
-    /// Takes room for `len` more bytes of the message that was begun last; false if there is none
-    /// now.
-    pub(in crate::nsqd) fn grow(
-        &mut self,
-        now: Instant,
-        topic: &TopicName,
-        draft: &mut Draft,
-        len: u32,
-    ) -> bool {
-        let blocks = self.store.missing(draft.last, len);
-        let more = self.unclaimed(draft, blocks);
-        if !self.may_claim(draft, more) || (more > 0 && !self.has_share(now, topic, draft, blocks))
-        {
-            return false;
-        }
-        while !self.store.grow(draft.last, &mut draft.to, len, self.kept(draft.own)) {
             if !self.expire_one(now, None) && !self.make_room(blocks, draft) {
                 self.lack = NO_ROOM;
                 return false;

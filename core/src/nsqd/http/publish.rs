@@ -2,7 +2,7 @@
 
 use crate::http::{Refusal, Status};
 use crate::name::TopicName;
-use crate::nsqd::engine::{Draft, Shared, TableFull};
+use crate::nsqd::engine::{Draft, Piece, Shared, TableFull};
 use crate::nsqd::table::Origin;
 use crate::time::Instant;
 use crate::wire::{saturate, take};
@@ -116,7 +116,7 @@ impl Publish {
             Part::Raw => {
                 let len = self.len.unwrap_or(0);
                 self.draft.here = input.len() >= len as usize;
-                if !shared.begin(now, &self.topic, &mut self.draft, len) {
+                if !shared.take(now, &self.topic, &mut self.draft, Piece::First(len)) {
                     return Ok(false);
                 }
                 self.part = Part::Data { count: 0, left: len };
@@ -124,12 +124,8 @@ impl Publish {
             Part::Open => {
                 let len = saturate(input.len());
                 let is_first = self.draft.count() == 0;
-                let has_room = if is_first {
-                    shared.begin(now, &self.topic, &mut self.draft, len)
-                } else {
-                    shared.grow(now, &self.topic, &mut self.draft, len)
-                };
-                if !has_room {
+                let piece = if is_first { Piece::First(len) } else { Piece::Next(len) };
+                if !shared.take(now, &self.topic, &mut self.draft, piece) {
                     return Ok(false);
                 }
                 shared.fill(&mut self.draft, input);
@@ -143,7 +139,7 @@ impl Publish {
                 if shared.never_fits(&self.draft, len) {
                     return Err(too_large("BODY_TOO_BIG"));
                 }
-                if !shared.begin(now, &self.topic, &mut self.draft, len) {
+                if !shared.take(now, &self.topic, &mut self.draft, Piece::First(len)) {
                     return Ok(false);
                 }
                 shared.fill(&mut self.draft, input);
@@ -193,7 +189,7 @@ impl Publish {
                 if shared.never_fits(&self.draft, size) {
                     return Err(too_large("BODY_TOO_BIG"));
                 }
-                if !shared.begin(now, &self.topic, &mut self.draft, size) {
+                if !shared.take(now, &self.topic, &mut self.draft, Piece::First(size)) {
                     return Ok(false);
                 }
                 self.part = Part::Data { count: count.saturating_sub(1), left: size };
