@@ -7,11 +7,10 @@ use embassy_sync::blocking_mutex::raw::NoopRawMutex;
 use nanonsq_core::address::Address;
 use nanonsq_core::consumer;
 use nanonsq_core::drive;
-use nanonsq_core::drive;
 use nanonsq_core::drive::registration;
-use nanonsq_core::registration as nsqd;
 use nanonsq_core::name::{ChannelName, TopicName};
 use nanonsq_core::publisher::{self, Outcome};
+use nanonsq_core::registration as nsqd;
 
 use crate::platform::{Clock, LinkDialer};
 use crate::{consumed, done, next_message};
@@ -97,7 +96,8 @@ pub async fn publish() {
 pub async fn register<const PEERS: usize>() {
     let mut resources = registration::Resources::<NoopRawMutex, PEERS, 1, 0>::new();
     let dialers = [LinkDialer; PEERS];
-    let Ok((handle, mut runner)) = registration::new(&mut resources, &NODE, dialers, Clock::new()) else {
+    let Ok((handle, mut runner)) = registration::new(&mut resources, &NODE, dialers, Clock::new())
+    else {
         return;
     };
     let addresses = NSQLOOKUPDS.get(..PEERS).unwrap_or_default();
@@ -118,8 +118,10 @@ pub async fn consume<const LOOKUPDS: usize, const NSQDS: usize>() {
     } else {
         drive::consumer::Sources { nsqds: &[], lookupds: &COMMAND_LOOKUPDS }
     };
-    let dialers =
-        drive::consumer::Dialers { nsqds: [LinkDialer; CONNECTIONS], lookupds: [LinkDialer; LOOKUPDS] };
+    let dialers = drive::consumer::Dialers {
+        nsqds: [LinkDialer; CONNECTIONS],
+        lookupds: [LinkDialer; LOOKUPDS],
+    };
     let Ok((handle, mut runner)) =
         drive::consumer::new(&mut resources, &COMMANDS, sources, &mut ring, dialers, Clock::new())
     else {

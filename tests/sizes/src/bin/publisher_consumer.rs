@@ -4,4 +4,4 @@
 
 use nanonsq_sizes::{clients, tasks};
 
-tasks!(clients::publish, clients::consumer::<0, 0>);
+tasks!(clients::publish, clients::consume::<0, 0>);

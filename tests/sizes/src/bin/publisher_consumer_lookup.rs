@@ -4,4 +4,4 @@
 
 use nanonsq_sizes::{clients, tasks};
 
-tasks!(clients::publish, clients::consumer::<1, { clients::FOUND }>);
+tasks!(clients::publish, clients::consume::<1, { clients::FOUND }>);

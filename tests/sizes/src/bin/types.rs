@@ -3,7 +3,7 @@
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
 use embassy_sync::blocking_mutex::raw::NoopRawMutex;
-use nanonsq_core::{address, consumer, drive, registration, name, publisher};
+use nanonsq_core::{address, consumer, drive, name, publisher, registration};
 use nanonsq_sizes::platform::{Clock, LinkDialer};
 use nanonsq_sizes::{clients, executor};
 
@@ -50,8 +50,8 @@ sizes! {
     SIZE_OF_Discovery_1_2: size_of::<consumer::Discovery<1, 2>>(),
     SIZE_OF_consumer_Message: size_of::<drive::consumer::Message<'static, NoopRawMutex, Clock>>(),
     SIZE_OF_consumer_run: of1(ConsumerRunner::run_with::<{ clients::CONSUMER_RX }>),
-    SIZE_OF_task_consume: executor::size_of_task(clients::consumer::<0, 0>),
-    SIZE_OF_task_consume_lookup: executor::size_of_task(clients::consumer::<1, { clients::FOUND }>),
+    SIZE_OF_task_consume: executor::size_of_task(clients::consume::<0, 0>),
+    SIZE_OF_task_consume_lookup: executor::size_of_task(clients::consume::<1, { clients::FOUND }>),
     SIZE_OF_outbox: clients::OUTBOX,
     SIZE_OF_publisher_rx: clients::PUBLISHER_RX,
     SIZE_OF_lookup_rx: clients::LOOKUP_RX,
