@@ -321,10 +321,7 @@ impl Attempts {
 
 /// A fieldless enum that names the timers of one state machine.
 pub trait TimerId: Copy + fmt::Debug + 'static {
-    /// Every timer, in the order of its index.
-    const ALL: &'static [Self];
-
-    /// Its place in [`Timers`], below `N`.
+    /// Its index in [`Timers`], below their `N`.
     fn index(self) -> usize;
 }
 
@@ -380,12 +377,6 @@ impl<T: TimerId, const N: usize> Timers<T, N> {
         earliest(&self.deadlines)
     }
 
-    /// Which timer is the earliest: the reason of the next wakeup.
-    pub fn why(&self) -> Option<T> {
-        let next = self.next();
-        T::ALL.iter().copied().find(|&timer| next != Instant::NEVER && self.get(timer) == next)
-    }
-
     /// When a timer is due; [`Instant::NEVER`] if it does not run.
     #[inline]
     pub fn get(&self, timer: T) -> Instant {
@@ -433,8 +424,6 @@ mod tests {
     }
 
     impl TimerId for Id {
-        const ALL: &'static [Self] = &[Self::A, Self::B];
-
         fn index(self) -> usize {
             self as usize
         }
@@ -465,13 +454,12 @@ mod tests {
     }
 
     #[test]
-    fn timers_tell_the_earliest_and_why() {
+    fn timers_tell_the_earliest() {
         let mut timers = Timers::<Id, 2>::new();
-        assert_eq!((timers.next(), timers.why()), (Instant::NEVER, None));
+        assert_eq!(timers.next(), Instant::NEVER);
         timers.set(Id::A, Instant::from_millis(20));
         timers.set(Id::B, Instant::from_millis(10));
         assert_eq!(timers.next(), Instant::from_millis(10));
-        assert_eq!(timers.why(), Some(Id::B));
         assert!(!timers.expired(Id::B, Instant::from_micros(9_999)));
         assert!(timers.expired(Id::B, Instant::from_millis(10)));
         assert!(!timers.expired(Id::B, Instant::NEVER), "only once");

@@ -5,8 +5,7 @@ use core::fmt;
 use super::LOOKUPDS_MAX;
 use crate::name::{ChannelName, TopicName};
 use crate::time::Span;
-use crate::wire::nsqd::MessageHead;
-use crate::wire::nsqd::hello::Hello;
+use crate::wire::nsqd::{IdentifyOption, IdentifyRequest, MessageHead};
 
 /// The fewest ring bytes for each message in flight: its head and a short body.
 pub const SLOT_MIN: usize = MessageHead::LEN + 6;
@@ -200,30 +199,33 @@ impl Config<'_> {
         self.max_attempts > 0 && attempts > self.max_attempts
     }
 
-    pub(super) fn hello(&self) -> Hello<'_> {
-        Hello {
+    pub(super) fn identify_request(&self) -> IdentifyRequest<'_> {
+        IdentifyRequest {
             client_id: self.client_id,
             hostname: self.hostname,
             user_agent: self.user_agent,
-            heartbeat_ms: self.heartbeat.as_millis(),
+            heartbeat_interval: self.heartbeat.as_millis(),
         }
     }
 
-    /// Whether there is anything to say in IDENTIFY that most consumers do not.
+    /// Whether IDENTIFY has fields that most consumers do not send.
     pub(crate) const fn has_options(&self) -> bool {
         self.msg_timeout.is_some() || self.output_buffer_timeout.is_some() || self.sample_rate > 0
     }
 
-    /// That.
-    pub(super) fn options(&self) -> [(&'static str, u32); 4] {
-        let millis = |span: Option<Span>| span.unwrap_or(Span::ZERO).as_millis();
+    /// These fields.
+    pub(super) fn identify_options(&self) -> [IdentifyOption<'static>; 4] {
+        let millis = |span: Option<Span>| {
+            i32::try_from(span.unwrap_or(Span::ZERO).as_millis()).unwrap_or(i32::MAX)
+        };
+        // Without a timeout, but with a buffer, nsqd would keep a message until the next
+        // heartbeat (nsqd/protocol_v2.go, messagePump).
+        let buffer_size = if self.output_buffer_timeout == Some(Span::ZERO) { -1 } else { 0 };
         [
-            (",\"msg_timeout\":", millis(self.msg_timeout)),
-            (",\"sample_rate\":", self.sample_rate.into()),
-            (",\"output_buffer_timeout\":", millis(self.output_buffer_timeout)),
-            // Without a timeout, but with a buffer, nsqd would keep a message until the next
-            // heartbeat (nsqd/protocol_v2.go, messagePump).
-            (",\"output_buffer_size\":-", (self.output_buffer_timeout == Some(Span::ZERO)).into()),
+            IdentifyOption::msg_timeout(millis(self.msg_timeout)),
+            IdentifyOption::sample_rate(self.sample_rate.into()),
+            IdentifyOption::output_buffer_timeout(millis(self.output_buffer_timeout)),
+            IdentifyOption::output_buffer_size(buffer_size),
         ]
     }
 

@@ -16,9 +16,8 @@ use crate::address::Address;
 use crate::handshake::{CloseReason, Greeting, Handshake, LinkState, REPLY_MAX, Received};
 use crate::session::{Closed, Fault, Link, Session, Transmit, keep};
 use crate::time::{Attempts, Instant, Span, TimerId, Timers};
-use crate::wire::ChunkWriter;
-use crate::wire::nsqd::hello;
 use crate::wire::nsqd::{self, ErrorCode, FramePart, FrameType, MessageHead};
+use crate::wire::{ChunkWriter, Write};
 
 /// Takes two of the longest commands after the handshake.
 const STAGING: usize = 64;
@@ -85,8 +84,6 @@ pub(super) enum Timer {
 }
 
 impl TimerId for Timer {
-    const ALL: &'static [Self] = &[Self::Due, Self::Settle];
-
     fn index(self) -> usize {
         self as usize
     }
@@ -174,13 +171,14 @@ impl Greeting for Shared<'_> {
     fn greet(&self, w: &mut ChunkWriter<'_>, stage: LinkState) -> Result<(), Infallible> {
         let config = self.config;
         match stage {
-            LinkState::Identifying => match self.identify {
-                Some(identify) => identify(config, w),
-                None => config.hello().emit(w, &[]),
-            },
-            LinkState::Authenticating => {
-                hello::emit_auth(w, config.auth_secret.unwrap_or_default())
+            LinkState::Identifying => {
+                w.write_all(&nsqd::MAGIC)?;
+                match self.identify {
+                    Some(identify) => identify(config, w),
+                    None => nsqd::emit_identify(w, &config.identify_request(), &[]),
+                }
             }
+            LinkState::Authenticating => nsqd::emit_auth(w, config.auth_secret.unwrap_or_default()),
             _ => nsqd::emit_sub(w, &config.topic, &config.channel),
         }
     }

@@ -74,7 +74,7 @@ use crate::address::Address;
 use crate::session::{Closed, Fault, Session};
 use crate::time::{Instant, Jitter, Span, TimerId, Timers};
 use crate::wire::ChunkWriter as Piece;
-use crate::wire::nsqd::{Message, MessageHead, MessageId};
+use crate::wire::nsqd::{self, Message, MessageHead, MessageId};
 
 pub use crate::lookupd_query::LookupdState;
 pub use config::{Config, ConfigError, Exhausted, SLOT_MIN, TooLarge};
@@ -423,8 +423,6 @@ enum Timer {
 }
 
 impl TimerId for Timer {
-    const ALL: &'static [Self] = &[Self::Probe, Self::Turn, Self::Seats];
-
     fn index(self) -> usize {
         self as usize
     }
@@ -554,7 +552,9 @@ impl<'a> Consumer<'a> {
 
     /// IDENTIFY says what most consumers do not.
     pub(crate) fn say_options(&mut self) {
-        self.shared.identify = Some(|config, w| config.hello().emit(w, &config.options()));
+        self.shared.identify = Some(|config, w| {
+            nsqd::emit_identify(w, &config.identify_request(), &config.identify_options())
+        });
     }
 
     /// The given nsqds without a connection are to have their turn. Call it before anything is

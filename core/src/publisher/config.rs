@@ -7,8 +7,8 @@ use super::outbox::{HEADER_OVERHEAD, RECORD_OVERHEAD};
 use crate::handshake::{Greeting, LinkState};
 use crate::name::NAME_MAX;
 use crate::time::Span;
-use crate::wire::ChunkWriter;
-use crate::wire::nsqd::hello::{self, Hello};
+use crate::wire::nsqd::{self, IdentifyRequest};
+use crate::wire::{ChunkWriter, Write};
 
 /// The smallest ring that takes a message with the longest topic name.
 pub const RING_MIN: usize = HEADER_OVERHEAD + NAME_MAX + RECORD_OVERHEAD + 1;
@@ -131,15 +131,16 @@ impl Config<'_> {
 impl Greeting for Config<'_> {
     fn greet(&self, w: &mut ChunkWriter<'_>, stage: LinkState) -> Result<(), Infallible> {
         if stage != LinkState::Identifying {
-            return hello::emit_auth(w, self.auth_secret.unwrap_or_default());
+            return nsqd::emit_auth(w, self.auth_secret.unwrap_or_default());
         }
-        let hello = Hello {
+        let request = IdentifyRequest {
             client_id: self.client_id,
             hostname: self.hostname,
             user_agent: self.user_agent,
-            heartbeat_ms: self.heartbeat.as_millis(),
+            heartbeat_interval: self.heartbeat.as_millis(),
         };
-        hello.emit(w, &[])
+        w.write_all(&nsqd::MAGIC)?;
+        nsqd::emit_identify(w, &request, &[])
     }
 }
 

@@ -75,8 +75,6 @@ enum Timer {
 }
 
 impl TimerId for Timer {
-    const ALL: &'static [Self] = &[Self::State, Self::Reply, Self::Ping, Self::Reassert];
-
     fn index(self) -> usize {
         self as usize
     }

@@ -2,8 +2,8 @@
 //!
 //! | module | protocol | client writes / reads | server reads / writes |
 //! |---|---|---|---|
-//! | [`nsqlookupd`] | nsqd to nsqlookupd | [`nsqlookupd::Command`] / [`nsqlookupd::ReplyDecoder`], [`nsqlookupd::PeerInfoScanner`] | [`nsqlookupd::CommandDecoder`], [`nsqlookupd::NodeInfoScanner`] / [`nsqlookupd::emit_reply`] |
-//! | [`nsqd`] | client to nsqd | [`nsqd::Command`] / [`nsqd::FrameDecoder`], [`nsqd::NegotiatedScanner`] | [`nsqd::CommandDecoder`], [`nsqd::IdentifyScanner`] / [`nsqd::emit_frame`] |
+//! | [`nsqlookupd`] | nsqd to nsqlookupd | [`nsqlookupd::Command`] / [`nsqlookupd::ReplyDecoder`] | [`nsqlookupd::CommandDecoder`], [`nsqlookupd::NodeInfoScanner`] / [`nsqlookupd::emit_reply`] |
+//! | [`nsqd`] | client to nsqd | [`nsqd::emit_identify`], [`nsqd::emit_pub_head`] and others / [`nsqd::FrameDecoder`], [`nsqd::GrantedScanner`] | [`nsqd::CommandDecoder`], [`nsqd::IdentifyScanner`] / [`nsqd::emit_frame`] |
 //! | [`http`] | nsqlookupd's HTTP | [`http::emit_get`] / [`http::ResponseDecoder`] | |
 //! | [`json`] | the bodies of all | [`json::Object`] | [`json::Scanner`] |
 //!

@@ -272,8 +272,8 @@ impl Source {
             let id = nsqd::MessageId(format!("{number:016x}").as_bytes().try_into().unwrap());
             let head = nsqd::MessageHead { timestamp: 0, attempts: self.attempts[number], id };
             let body = number.to_string();
-            let message = nsqd::Message { head, body: body.as_bytes() };
-            nsqd::emit_message(&mut answers, &message).unwrap();
+            nsqd::emit_message_head(&mut answers, &head, body.len() as u32).unwrap();
+            answers.extend(body.as_bytes());
         }
         answers
     }

@@ -263,28 +263,12 @@ fn ram() {
         size_of::<ReplyDecoder>(),
         size_of::<nsqd::CommandDecoder>(),
         size_of::<nsqlookupd::CommandDecoder>(),
-        size_of::<nsqd::Negotiated>(),
-        size_of::<nsqd::NegotiatedScanner>(),
-        size_of::<nsqd::AuthScanner>(),
+        size_of::<nsqd::Granted>(),
+        size_of::<nsqd::GrantedScanner>(),
         size_of::<nsqd::Identification<32>>(),
-        size_of::<nsqlookupd::PeerInfo>(),
-        size_of::<nsqlookupd::PeerInfoScanner>(),
         size_of::<nsqlookupd::OwnedNodeInfo>(),
         size_of::<nsqlookupd::NodeInfoScanner>(),
     ];
-    let expected = [
-        24,
-        16,
-        160 + 24,
-        160 + 12,
-        20,
-        72,
-        96,
-        5 * 33 + 3 + 28,
-        96 + 22,
-        2 * 96 + 48,
-        96 + 154,
-        2 * 96 + 180,
-    ];
+    let expected = [24, 16, 160 + 24, 160 + 12, 16, 24, 5 * 33 + 3 + 28, 96 + 154, 2 * 96 + 180];
     assert_eq!(sizes, expected);
 }

@@ -1,6 +1,6 @@
 //! Each refusal in the words of nsqd and nsqlookupd 1.3.0.
 
-use nanonsq_core::wire::nsqd::{self, ErrorCode, IdentifyRequest, Limits, Refusal, Verb};
+use nanonsq_core::wire::nsqd::{self, ErrorCode, Limits, Refusal, Settings, Verb};
 use nanonsq_core::wire::nsqlookupd;
 
 use crate::emitted;
@@ -130,10 +130,9 @@ fn v2_sub_needs_heartbeats() {
 
 #[test]
 fn v2_settings() {
-    let set = |request: IdentifyRequest<'static>| {
-        request.check(&Limits::NSQD).map_err(|refusal| refusal.to_string())
-    };
-    let none = IdentifyRequest::new();
+    let set =
+        |settings: Settings| settings.check(&Limits::NSQD).map_err(|refusal| refusal.to_string());
+    let none = Settings::new();
     let taken: [&[i32]; 5] = [
         &[1000, 60_000, -1, 0],
         &[64, 65_536, -1, 0],
@@ -156,15 +155,12 @@ fn v2_settings() {
         "sample rate",
     ];
     for (index, name) in names.into_iter().enumerate() {
-        let with = |value: i32| {
-            let value = Some(value);
-            match index {
-                0 => IdentifyRequest { heartbeat_interval: value, ..none },
-                1 => IdentifyRequest { output_buffer_size: value, ..none },
-                2 => IdentifyRequest { output_buffer_timeout: value, ..none },
-                3 => IdentifyRequest { msg_timeout: value, ..none },
-                _ => IdentifyRequest { sample_rate: value, ..none },
-            }
+        let with = |value: i32| match index {
+            0 => Settings { heartbeat_interval: value, ..none },
+            1 => Settings { output_buffer_size: value, ..none },
+            2 => Settings { output_buffer_timeout: value, ..none },
+            3 => Settings { msg_timeout: value, ..none },
+            _ => Settings { sample_rate: value, ..none },
         };
         for value in taken[index] {
             assert_eq!(set(with(*value)), Ok(()), "{name} {value}");
@@ -174,17 +170,12 @@ fn v2_settings() {
             assert_eq!(set(with(*value)), Err(text));
         }
     }
-    let both = IdentifyRequest {
-        feature_negotiation: Some(true),
-        deflate: Some(true),
-        snappy: Some(true),
-        ..none
-    };
+    let both = Settings { feature_negotiation: true, deflate: true, snappy: true, ..none };
     let text = "E_IDENTIFY_FAILED cannot enable both deflate and snappy compression";
     assert_eq!(set(both), Err(text.to_string()));
     // A server that compresses nothing has nothing to refuse, nor one that is asked for nothing.
     assert_eq!(both.check(&Limits { deflate: false, ..Limits::NSQD }), Ok(()));
-    assert_eq!(set(IdentifyRequest { feature_negotiation: None, ..both }), Ok(()));
+    assert_eq!(set(Settings { feature_negotiation: false, ..both }), Ok(()));
 }
 
 #[test]

@@ -4,8 +4,8 @@ use std::fmt::Display;
 
 use nanonsq_core::name::{ChannelName, TopicName};
 use nanonsq_core::session::Fault;
-use nanonsq_core::wire::json::{JsonError, Scanner, Token};
-use nanonsq_core::wire::{Write, nsqd, nsqlookupd};
+use nanonsq_core::wire::json::{Scanner, Token};
+use nanonsq_core::wire::{ChunkWriter, Write, nsqd, nsqlookupd};
 
 pub(crate) fn topic(name: &str) -> TopicName {
     TopicName::new(name).unwrap()
@@ -28,6 +28,19 @@ macro_rules! emitted {
         assert_eq!(count.get(), bytes.len());
         bytes
     }};
+}
+
+/// IDENTIFY as a client writes it.
+pub(crate) fn identify(
+    request: &nsqd::IdentifyRequest<'_>,
+    options: &[nsqd::IdentifyOption<'_>],
+) -> Vec<u8> {
+    let mut bytes = vec![0; 1000];
+    let mut window = ChunkWriter::new(&mut bytes, 0);
+    let Ok(()) = nsqd::emit_identify(&mut window, request, options);
+    let len = window.written();
+    bytes.truncate(len);
+    bytes
 }
 
 /// What happened, in words, data joined where it was split.
@@ -222,14 +235,6 @@ pub(crate) fn show(token: Token<'_>) -> String {
     }
 }
 
-pub(crate) fn negotiated(chunks: &[&[u8]]) -> Result<nsqd::Negotiated, Fault> {
-    let mut scanner = nsqd::NegotiatedScanner::new();
-    for chunk in chunks {
-        scanner.feed(chunk)?;
-    }
-    scanner.finish()
-}
-
 pub(crate) fn requires_auth(chunks: &[&[u8]]) -> Result<bool, Fault> {
     granted(chunks).map(|granted| granted.auth_required)
 }
@@ -240,22 +245,6 @@ pub(crate) fn granted(chunks: &[&[u8]]) -> Result<nsqd::Granted, Fault> {
         scanner.feed(chunk);
     }
     scanner.finish()
-}
-
-pub(crate) fn authorized(chunks: &[&[u8]]) -> Result<nsqd::Authorized, JsonError> {
-    let mut scanner = nsqd::AuthScanner::new();
-    for chunk in chunks {
-        scanner.feed(chunk)?;
-    }
-    scanner.finish().cloned()
-}
-
-pub(crate) fn peer_info(chunks: &[&[u8]]) -> Result<nsqlookupd::PeerInfo, JsonError> {
-    let mut scanner = nsqlookupd::PeerInfoScanner::new();
-    for chunk in chunks {
-        scanner.feed(chunk)?;
-    }
-    scanner.finish().cloned()
 }
 
 pub(crate) fn node(

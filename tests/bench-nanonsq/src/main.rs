@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, anyhow, bail, ensure};
 use clap::{Parser, ValueEnum};
 use embassy_futures::select::{Either, select};
 use nanonsq_std::core::address::Address;
@@ -15,7 +15,7 @@ use nanonsq_std::core::drive::Gathering;
 use nanonsq_std::core::drive::publisher::{self, Handle};
 use nanonsq_std::core::name::{ChannelName, TopicName};
 use nanonsq_std::core::publisher::{Config, Outcome, State};
-use nanonsq_std::core::wire::nsqd::{Command, OK};
+use nanonsq_std::core::wire::nsqd::{OK, emit_pub_head};
 use nanonsq_std::{NoopRawMutex, TcpDialer, TokioSleep};
 
 /// As much as the others may hold: go-nsq's benchmark allows 10,000 messages outstanding.
@@ -169,12 +169,13 @@ fn bare(options: &Options) -> anyhow::Result<Duration> {
     let mut socket = TcpStream::connect((options.nsqd.host(), options.nsqd.port()))?;
     socket.set_nodelay(true)?;
     socket.write_all(b"  V2")?;
-    let body = vec![b'x'; options.size];
-    let publish = Command::Pub { topic: &options.topic, body: &body };
-    let mut command = vec![0; publish.encoded_len()];
-    if publish.emit(&mut command.as_mut_slice()).is_err() {
-        bail!("the command is longer than it says");
-    }
+    let mut head = [0; 69];
+    let mut rest = &mut head[..];
+    emit_pub_head(&mut rest, (options.topic.as_bytes(), b""))
+        .map_err(|error| anyhow!("PUB: {error:?}"))?;
+    let left = rest.len();
+    let len = u32::try_from(options.size)?.to_be_bytes();
+    let command = [&head[..head.len() - left], &len[..], &vec![b'x'; options.size]].concat();
     let mut answer = [0; 10];
     let start = Instant::now();
     for _ in 0..options.count {

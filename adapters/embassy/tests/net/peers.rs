@@ -276,7 +276,8 @@ impl Channel {
                 let body = self.body.get().map(|body| body(number));
                 let body = body.unwrap_or_else(|| number.to_string().into_bytes());
                 let mut frame = Vec::new();
-                nsqd::emit_message(&mut frame, &nsqd::Message { head, body: &body }).unwrap();
+                nsqd::emit_message_head(&mut frame, &head, body.len() as u32).unwrap();
+                frame.extend(&body);
                 write_all(socket, &frame).await?;
             }
             // Now and then, for what was published or queued again.

@@ -122,16 +122,6 @@ enum Timer {
 }
 
 impl TimerId for Timer {
-    const ALL: &'static [Self] = &[
-        Self::Heartbeat,
-        Self::Silence,
-        Self::Write,
-        Self::Body,
-        Self::Room,
-        Self::Due,
-        Self::Close,
-    ];
-
     fn index(self) -> usize {
         let of = if self == Self::Close { Self::Body } else { self };
         of as usize

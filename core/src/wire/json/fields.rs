@@ -1,6 +1,6 @@
 //! One flat object, field by field.
 
-use super::machine::{Event, Machine, Mode, Unescape};
+use super::machine::{Event, Machine, Mode};
 use super::{JsonError, Text, Token};
 
 /// Scans one object and picks the fields that are asked for.
@@ -35,6 +35,37 @@ pub struct Fields<const N: usize> {
 
 const UNKNOWN: u8 = u8::MAX;
 
+/// Makes an enum of fields, with the key of each: what [`Fields`] is asked for, and what the index
+/// that it gives back means.
+macro_rules! fields {
+    ($(#[$meta:meta])* $vis:vis enum $name:ident { $($field:ident = $key:literal,)+ }) => {
+        $(#[$meta])*
+        #[derive(Debug, Clone, Copy)]
+        $vis enum $name {
+            $($field,)+
+        }
+
+        impl $name {
+            /// The keys, in the order of the variants.
+            const KEYS: &'static [&'static str] = &[$($key,)+];
+
+            /// The field with that index in [`Self::KEYS`].
+            fn at(index: u8) -> Option<Self> {
+                [$(Self::$field,)+].get(usize::from(index)).copied()
+            }
+
+            /// The key.
+            #[allow(dead_code, reason = "for those that write the object as well")]
+            const fn key(self) -> &'static str {
+                match self {
+                    $(Self::$field => $key,)+
+                }
+            }
+        }
+    };
+}
+pub(in crate::wire) use fields;
+
 impl<const N: usize> Fields<N> {
     /// Before the first byte.
     pub const fn new() -> Self {
@@ -52,7 +83,7 @@ impl<const N: usize> Fields<N> {
         keys: &[&str],
         input: &mut &[u8],
     ) -> Result<Option<(u8, Token<'s>)>, JsonError> {
-        let key = self.pull(keys, input, Machine::unescape)?;
+        let key = self.pull(keys, input)?;
         Ok(key.map(|key| (key, self.machine.token(&self.text, self.event))))
     }
 
@@ -62,22 +93,7 @@ impl<const N: usize> Fields<N> {
         keys: &[&str],
         input: &mut &[u8],
     ) -> Result<Option<u8>, JsonError> {
-        self.pull(keys, input, Machine::unescape)
-    }
-
-    /// As [`take`](Self::take) where no value is text: without the code for escapes.
-    pub(in crate::wire) fn take_textless(
-        &mut self,
-        keys: &[&str],
-        input: &mut &[u8],
-    ) -> Result<Option<u8>, JsonError> {
-        self.pull(keys, input, Machine::skip_escape)
-    }
-
-    /// The value just given, if it is a number: its integer part, saturated.
-    pub(in crate::wire) fn integer(&self) -> Option<i32> {
-        let number = self.machine.number_value();
-        (self.event == Event::Number).then_some(number.integer)
+        self.pull(keys, input)
     }
 
     /// The value just given, if it is an integer that fits.
@@ -100,13 +116,8 @@ impl<const N: usize> Fields<N> {
         (self.event == Event::String).then_some(self.machine.text(&self.text))
     }
 
-    fn pull(
-        &mut self,
-        keys: &[&str],
-        input: &mut &[u8],
-        unescape: Unescape,
-    ) -> Result<Option<u8>, JsonError> {
-        pull(&mut self.machine, &mut self.key, &mut self.text, keys, input, unescape).map(|event| {
+    fn pull(&mut self, keys: &[&str], input: &mut &[u8]) -> Result<Option<u8>, JsonError> {
+        pull(&mut self.machine, &mut self.key, &mut self.text, keys, input).map(|event| {
             self.event = event?;
             Some(self.key)
         })
@@ -135,11 +146,10 @@ fn pull(
     text: &mut [u8],
     keys: &[&str],
     input: &mut &[u8],
-    unescape: Unescape,
 ) -> Result<Option<Event>, JsonError> {
     loop {
         let depth = machine.depth();
-        let Some(event) = machine.next(text, input, unescape)? else { return Ok(None) };
+        let Some(event) = machine.next(text, input)? else { return Ok(None) };
         match (depth, event) {
             (0, Event::ObjectStart | Event::Null) | (1, Event::ObjectEnd | Event::Null) => {}
             (0, _) => return Err(machine.fail(Mode::NotAnObject)),

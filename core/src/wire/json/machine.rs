@@ -80,9 +80,6 @@ const FAILED: u8 = 128;
 /// A byte that does not fit. Mode and `allowed` tell why.
 pub(super) struct Misfit;
 
-/// What to do inside an escape: linked only where it is used.
-pub(super) type Unescape = fn(&mut Machine, &mut [u8], u8) -> Result<(), Misfit>;
-
 impl Machine {
     pub(super) const fn new() -> Self {
         Self {
@@ -103,10 +100,9 @@ impl Machine {
         &mut self,
         text: &mut [u8],
         input: &mut &[u8],
-        unescape: Unescape,
     ) -> Result<Option<Event>, JsonError> {
         while let Some((&byte, rest)) = input.split_first() {
-            let Ok(event) = self.step(text, byte, unescape) else {
+            let Ok(event) = self.step(text, byte) else {
                 return Err(self.fail(self.mode));
             };
             // A number's end is the one that leaves the byte for what comes next.
@@ -128,7 +124,7 @@ impl Machine {
         }
         let (at, failed) = (self.at, self.failed());
         // White space ends a number, and completes nothing else.
-        let event = self.next(text, &mut &b" "[..], Self::unescape);
+        let event = self.next(text, &mut &b" "[..]);
         if !self.finished() && !failed {
             self.at = at;
             return Err(self.fail(Mode::Incomplete));
@@ -184,23 +180,18 @@ impl Machine {
         error
     }
 
-    fn step(
-        &mut self,
-        text: &mut [u8],
-        byte: u8,
-        unescape: Unescape,
-    ) -> Result<Option<Event>, Misfit> {
+    fn step(&mut self, text: &mut [u8], byte: u8) -> Result<Option<Event>, Misfit> {
         if self.failed() {
             return Err(Misfit);
         }
         if self.mode == Mode::Half {
             // Back to the text, or gives up waiting for the other half.
-            unescape(self, text, byte)?;
+            self.unescape(text, byte)?;
         }
         match self.mode {
             Mode::Structure => return self.structure(byte),
             Mode::Text => return self.plain(text, byte),
-            Mode::Escape | Mode::Hex | Mode::Half => unescape(self, text, byte)?,
+            Mode::Escape | Mode::Hex | Mode::Half => self.unescape(text, byte)?,
             Mode::Number => return self.number(byte),
             Mode::Literal => return self.literal(byte),
             Mode::TooDeep | Mode::Incomplete | Mode::NotAnObject | Mode::WrongType => {
@@ -326,13 +317,6 @@ impl Machine {
         self.mode = Mode::Text;
         self.lone_surrogate(text);
         self.push(text, *unescaped);
-        Ok(())
-    }
-
-    /// In an escape: steps over it and counts the text as cut. For who needs no text.
-    pub(super) fn skip_escape(&mut self, _: &mut [u8], _: u8) -> Result<(), Misfit> {
-        self.mode = Mode::Text;
-        self.lossy = true;
         Ok(())
     }
 

@@ -15,6 +15,7 @@ use core::fmt;
 pub(crate) use emit::hex;
 pub use emit::{Object, emit_str};
 pub use fields::Fields;
+pub(in crate::wire) use fields::fields;
 pub use machine::DEPTH_MAX;
 pub use scan::Scanner;
 

@@ -41,7 +41,7 @@ impl<const N: usize> Scanner<N> {
     ///
     /// A number ends with the byte after it. After an error every later call gives the same error.
     pub fn next<'s>(&'s mut self, input: &mut &[u8]) -> Result<Option<Token<'s>>, JsonError> {
-        let event = self.machine.next(&mut self.text, input, Machine::unescape)?;
+        let event = self.machine.next(&mut self.text, input)?;
         Ok(event.map(|event| self.machine.token(&self.text, event)))
     }
 

@@ -1,6 +1,5 @@
 //! Frames: what nsqd sends.
 
-use super::{ErrorCode, Refusal};
 use crate::session::Fault;
 use crate::wire::{LEN_MAX, Write, bad_length, saturate, take};
 
@@ -158,21 +157,4 @@ pub fn emit_frame_head<W: Write>(
 pub fn emit_frame<W: Write>(w: &mut W, frame_type: FrameType, data: &[u8]) -> Result<(), W::Error> {
     emit_frame_head(w, frame_type, saturate(data.len()))?;
     w.write_all(data)
-}
-
-/// Writes an error frame: the code, then a space and the description unless that is empty.
-pub fn emit_error<W: Write>(w: &mut W, code: ErrorCode, detail: &[u8]) -> Result<(), W::Error> {
-    let name = code.as_str().as_bytes();
-    let space = usize::from(!detail.is_empty());
-    let len = name.len().saturating_add(space).saturating_add(detail.len());
-    emit_frame_head(w, FrameType::Error, saturate(len))?;
-    w.write_all(name)?;
-    w.write_all(b" ".get(..space).unwrap_or_default())?;
-    w.write_all(detail)
-}
-
-/// Writes the error frame with which nsqd refuses a command.
-pub fn emit_refusal<W: Write>(w: &mut W, refusal: &Refusal<'_>) -> Result<(), W::Error> {
-    emit_frame_head(w, FrameType::Error, saturate(refusal.encoded_len()))?;
-    refusal.emit(w)
 }

@@ -4,7 +4,7 @@ use core::fmt;
 
 use super::FrameType;
 use super::frame::emit_frame_head;
-use crate::wire::{Write, saturate};
+use crate::wire::Write;
 
 /// A message's id: 16 bytes that mean nothing but themselves. nsqd's are hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -101,17 +101,6 @@ impl<'a> Message<'a> {
         let (head, body) = MessageHead::parse(data)?;
         Some(Self { head, body })
     }
-
-    /// Writes the frame's data.
-    pub fn emit<W: Write>(&self, w: &mut W) -> Result<(), W::Error> {
-        self.head.emit(w)?;
-        w.write_all(self.body)
-    }
-
-    /// How many bytes that is.
-    pub const fn encoded_len(&self) -> usize {
-        MessageHead::LEN.saturating_add(self.body.len())
-    }
 }
 
 /// Writes the 34 bytes of a message frame before a body of `body_len` bytes, which may then be
@@ -123,10 +112,4 @@ pub fn emit_message_head<W: Write>(
 ) -> Result<(), W::Error> {
     emit_frame_head(w, FrameType::Message, body_len.saturating_add(MessageHead::LEN as u32))?;
     head.emit(w)
-}
-
-/// Writes a whole message frame, 34 bytes more than its body.
-pub fn emit_message<W: Write>(w: &mut W, message: &Message<'_>) -> Result<(), W::Error> {
-    emit_message_head(w, &message.head, saturate(message.body.len()))?;
-    w.write_all(message.body)
 }

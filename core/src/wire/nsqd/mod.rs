@@ -1,40 +1,34 @@
 //! V2: clients and nsqd.
 //!
-//! A client sends [`MAGIC`] once, then [`Command`]s: a line, and for some a `u32be` length and a
+//! A client sends [`MAGIC`] once, then commands: a line, and for some a `u32be` length and a
 //! body. nsqd answers with frames: `u32be` size (4 + data), `u32be` type, data. Answers come in
 //! the order of the commands; heartbeats and messages come anywhere between them.
 //!
-//! The client's half is [`Command`] and the `emit_*_head` functions, [`FrameDecoder`],
-//! [`NegotiatedScanner`], [`ErrorCode`]; nsqd's is [`CommandDecoder`], [`IdentifyScanner`],
-//! [`IdentifyResponse`], [`emit_frame`] and its kin. Facts are those of nsqd 1.3.0
-//! (`nsqd/protocol_v2.go`).
+//! A client uses [`emit_identify`], [`emit_auth`], [`emit_sub`] and the `emit_*_head` functions,
+//! [`FrameDecoder`], [`GrantedScanner`] and [`ErrorCode`]; nsqd [`CommandDecoder`],
+//! [`IdentifyScanner`], [`IdentifyResponse`], [`Refusal`], [`emit_frame`] and
+//! [`emit_message_head`]. Facts are those of nsqd 1.3.0 (`nsqd/protocol_v2.go`).
 
-mod auth;
 mod command;
 mod error;
 mod frame;
-pub(crate) mod hello;
 mod identify;
+mod identify_response;
 mod limits;
 mod message;
-mod negotiated;
 mod refusal;
 mod server;
 
-pub use auth::{AuthResponse, AuthScanner, Authorized};
 pub(crate) use command::emit_line;
-pub use command::{
-    Command, emit_auth, emit_dpub_head, emit_fin, emit_identify, emit_mpub_head, emit_pub_head,
-    emit_rdy, emit_req, emit_sub, emit_touch,
-};
+pub use command::{emit_auth, emit_dpub_head, emit_mpub_head, emit_pub_head, emit_sub};
 pub use error::ErrorCode;
-pub use frame::{
-    FrameDecoder, FramePart, FrameType, emit_error, emit_frame, emit_frame_head, emit_refusal,
+pub use frame::{FrameDecoder, FramePart, FrameType, emit_frame, emit_frame_head};
+pub use identify::{
+    Identification, IdentifyOption, IdentifyRequest, IdentifyScanner, Settings, emit_identify,
 };
-pub use identify::{Identification, IdentifyRequest, IdentifyResponse, IdentifyScanner, Settings};
+pub use identify_response::{Granted, GrantedScanner, IdentifyResponse};
 pub use limits::Limits;
-pub use message::{Message, MessageHead, MessageId, emit_message, emit_message_head};
-pub use negotiated::{Granted, GrantedScanner, Negotiated, NegotiatedScanner};
+pub use message::{Message, MessageHead, MessageId, emit_message_head};
 pub use refusal::{Refusal, Setting, Verb, Within};
 pub use server::{CommandDecoder, Item, LINE_BUFFER, Phase};
 

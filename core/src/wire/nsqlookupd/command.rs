@@ -1,7 +1,5 @@
 //! Commands: what nsqd sends.
 
-use serde::{Deserialize, Deserializer};
-
 use crate::name::{ChannelName, TopicName};
 use crate::wire::json::Object;
 use crate::wire::{Write, emit_len, len_of};
@@ -11,7 +9,7 @@ use crate::wire::{Write, emit_len, len_of};
 #[derive(Debug, Clone, Copy)]
 pub enum Command<'a> {
     /// IDENTIFY: who the node is; once per connection, before REGISTER. Answer: JSON
-    /// ([`super::PeerInfoScanner`]).
+    /// ([`super::IdentifyReply`]).
     Identify(&'a NodeInfo<'a>),
     /// REGISTER: the node has this topic, or this channel and with it its topic. Idempotent.
     /// Answer: `OK`.
@@ -73,33 +71,23 @@ fn emit_names<W: Write>(
 ///
 /// nsqlookupd refuses a node whose `broadcast_address` or `version` is empty, or one of whose ports
 /// is 0, so a node without HTTP has to name some `http_port`, too.
-///
-/// With serde, `null` reads as empty or 0, unknown keys are ignored, and strings stay as they were
-/// escaped; [`NodeInfoScanner`](super::NodeInfoScanner) reads it in pieces and unescapes.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+/// [`NodeInfoScanner`](super::NodeInfoScanner) reads it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
-#[serde(default)]
 pub struct NodeInfo<'a> {
     /// Where consumers reach the node: a name or an address without a port.
-    #[serde(borrow, deserialize_with = "nullable")]
     pub broadcast_address: &'a str,
     /// The node's name, for display.
-    #[serde(borrow, deserialize_with = "nullable")]
     pub hostname: &'a str,
     /// Where the node answers HTTP.
-    #[serde(deserialize_with = "nullable")]
     pub http_port: u16,
     /// Where the node takes consumers and producers.
-    #[serde(deserialize_with = "nullable")]
     pub tcp_port: u16,
     /// Where the node is (newer than 1.3.0); may be empty.
-    #[serde(borrow, deserialize_with = "nullable")]
     pub topology_region: &'a str,
     /// Where in the region the node is (newer than 1.3.0); may be empty.
-    #[serde(borrow, deserialize_with = "nullable")]
     pub topology_zone: &'a str,
     /// The node's version, as in `1.3.0`.
-    #[serde(borrow, deserialize_with = "nullable")]
     pub version: &'a str,
 }
 
@@ -146,18 +134,9 @@ impl NodeInfo<'_> {
     }
 }
 
-fn nullable<'de, D, T>(deserializer: D) -> Result<T, D::Error>
-where
-    D: Deserializer<'de>,
-    T: Deserialize<'de> + Default,
-{
-    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
-}
-
 pub(super) const BROADCAST_ADDRESS: &str = "broadcast_address";
 pub(super) const HOSTNAME: &str = "hostname";
 pub(super) const HTTP_PORT: &str = "http_port";
-pub(super) const REMOTE_ADDRESS: &str = "remote_address";
 pub(super) const TCP_PORT: &str = "tcp_port";
 pub(super) const TOPOLOGY_REGION: &str = "topology_region";
 pub(super) const TOPOLOGY_ZONE: &str = "topology_zone";

@@ -4,7 +4,7 @@
 //! JSON. nsqlookupd answers each, in order, with a `u32be` length and that many bytes: `OK`, JSON
 //! for IDENTIFY, or an error as text, after which it closes. There is no frame type.
 //!
-//! nsqd's half is [`Command`], [`ReplyDecoder`], [`PeerInfoScanner`]; nsqlookupd's is
+//! nsqd's half is [`Command`], [`ReplyDecoder`]; nsqlookupd's is
 //! [`CommandDecoder`], [`NodeInfoScanner`], [`IdentifyReply`], [`emit_reply`]. Facts are those of
 //! nsqlookupd 1.3.0 (`nsqlookupd/lookup_protocol_v1.go`).
 
@@ -17,7 +17,7 @@ mod server;
 
 pub use command::{Command, NodeInfo};
 pub(crate) use info::HttpPortFinder;
-pub use info::{IdentifyReply, PeerInfo, PeerInfoScanner};
+pub use info::IdentifyReply;
 pub use node_info::{NodeInfoScanner, OwnedNodeInfo};
 pub use refusal::{Refusal, Verb};
 pub use reply::{ReplyDecoder, ReplyPart, emit_refusal, emit_reply};

@@ -1,12 +1,8 @@
 //! IDENTIFY's body, as nsqlookupd reads it.
 
-use super::command::{
-    BROADCAST_ADDRESS, HOSTNAME, HTTP_PORT, NodeInfo, REMOTE_ADDRESS, TCP_PORT, TOPOLOGY_REGION,
-    TOPOLOGY_ZONE, VERSION,
-};
-use super::{Refusal, VERSION_MAX};
+use super::{NodeInfo, Refusal, VERSION_MAX};
 use crate::address::HOST_MAX;
-use crate::wire::json::Fields;
+use crate::wire::json::{Fields, fields};
 
 /// A node as nsqlookupd keeps it. RAM: [`HOST_MAX`] + 154 bytes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -55,16 +51,19 @@ impl OwnedNodeInfo {
     }
 }
 
-const KEYS: [&str; 8] = [
-    TCP_PORT,
-    HTTP_PORT,
-    HOSTNAME,
-    VERSION,
-    TOPOLOGY_REGION,
-    TOPOLOGY_ZONE,
-    BROADCAST_ADDRESS,
-    REMOTE_ADDRESS,
-];
+fields! {
+    /// Every field that nsqlookupd reads.
+    enum Field {
+        TcpPort = "tcp_port",
+        HttpPort = "http_port",
+        Hostname = "hostname",
+        Version = "version",
+        TopologyRegion = "topology_region",
+        TopologyZone = "topology_zone",
+        BroadcastAddress = "broadcast_address",
+        RemoteAddress = "remote_address",
+    }
+}
 
 /// Reads an IDENTIFY body in pieces and checks it as nsqlookupd does. No piece of it is kept but
 /// the result. RAM: 2 [`HOST_MAX`] + 180 bytes.
@@ -85,7 +84,9 @@ impl NodeInfoScanner {
     /// Takes the next piece of the body.
     pub fn feed(&mut self, bytes: &[u8]) -> Result<(), Refusal<'static>> {
         let mut bytes = bytes;
-        while let Some(key) = self.fields.take(&KEYS, &mut bytes).map_err(|_| Refusal::BadJson)? {
+        while let Some(key) =
+            self.fields.take(Field::KEYS, &mut bytes).map_err(|_| Refusal::BadJson)?
+        {
             if self.keep(key).is_none() {
                 self.fields.refuse();
                 return Err(Refusal::BadJson);
@@ -114,22 +115,20 @@ impl NodeInfoScanner {
         let node = &mut self.node;
         let port = self.fields.exact().map(|port| u16::try_from(port).unwrap_or(0));
         let text = self.fields.string();
-        match key {
-            0 => node.tcp_port = port?,
-            1 => node.http_port = port?,
-            2 => text?.store(&mut node.hostname),
-            3 => text?.store(&mut node.version),
-            4 => text?.store(&mut node.topology_region),
-            5 => text?.store(&mut node.topology_zone),
-            6 => {
+        match Field::at(key)? {
+            Field::TcpPort => node.tcp_port = port?,
+            Field::HttpPort => node.http_port = port?,
+            Field::Hostname => text?.store(&mut node.hostname),
+            Field::Version => text?.store(&mut node.version),
+            Field::TopologyRegion => text?.store(&mut node.topology_region),
+            Field::TopologyZone => text?.store(&mut node.topology_zone),
+            Field::BroadcastAddress => {
                 let text = text?;
                 self.address_cut = text.truncated();
                 text.store(&mut node.broadcast_address);
             }
             // nsqlookupd sets it itself, but it must be text.
-            _ => {
-                text?;
-            }
+            Field::RemoteAddress => drop(text?),
         }
         Some(())
     }
