@@ -1,7 +1,7 @@
 //! A session that refuses: what a caller hears for whom there is no place.
 //!
 //! A server has as many places as it was given, and one more, where callers are told that the
-//! others are taken ([`drive::refuse`](crate::drive::refuse)). They hear it as an answer to what
+//! others are taken (the spare one of a `drive::Port`). They hear it as an answer to what
 //! they asked, so that they show it, and not as a connection that broke.
 //!
 //! ```text

@@ -16,7 +16,7 @@ use embassy_sync::blocking_mutex::raw::NoopRawMutex;
 use nanonsq_core::address::Address;
 use nanonsq_core::consumer::{self, ConfigError, Exhausted};
 use nanonsq_core::drive;
-use nanonsq_core::drive::{Dialer, Listener, Port, Ports, Sleep, Transport};
+use nanonsq_core::drive::{AcceptError, Dialer, Listener, Port, Ports, Sleep, Transport};
 use nanonsq_core::drive::{nsqd, nsqlookupd, registration};
 use nanonsq_core::name::{ChannelName, TopicName};
 use nanonsq_core::nsqd::{NsqdError, PublishOptions};
@@ -75,7 +75,7 @@ impl Dialer for Still {
 impl Listener for Still {
     type Transport<'l> = Never;
 
-    async fn accept(&mut self) -> Result<(Never, SocketAddr), DialError> {
+    async fn accept(&mut self) -> Result<(Never, SocketAddr), AcceptError> {
         std::future::pending().await
     }
 }
@@ -116,7 +116,7 @@ impl Transport for Silent {
 impl Listener for Caller {
     type Transport<'l> = Silent;
 
-    async fn accept(&mut self) -> Result<(Silent, SocketAddr), DialError> {
+    async fn accept(&mut self) -> Result<(Silent, SocketAddr), AcceptError> {
         if std::mem::replace(&mut self.0, true) {
             return std::future::pending().await;
         }

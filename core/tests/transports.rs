@@ -1,24 +1,18 @@
-//! Transports that gather what is written, and those through a gate, call by call.
+//! Transports that gather what is written, call by call.
 
 #![cfg(feature = "async")]
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Context, Poll, Wake, Waker};
+use std::task::{Context, Poll, Waker};
 
-use embassy_sync::blocking_mutex::raw::NoopRawMutex;
 use nanonsq_core::address::Address;
-use nanonsq_core::drive::{
-    Dialer, Gate, Gathering, Listener, SessionCell, Sleep, Transport, refuse,
-};
-use nanonsq_core::session::{DialError, Session, Transmit, TransportError, Upgrade};
-use nanonsq_core::time::Instant;
+use nanonsq_core::drive::{AcceptError, Dialer, Gathering, Listener, Transport};
+use nanonsq_core::session::{DialError, Transmit, TransportError, Upgrade};
 
 /// What the transport below does next, and what was done with it.
 #[derive(Debug, Default)]
@@ -108,7 +102,7 @@ impl Dialer for Pipe {
 impl Listener for Pipe {
     type Transport<'l> = Pipe;
 
-    async fn accept(&mut self) -> Result<(Pipe, SocketAddr), DialError> {
+    async fn accept(&mut self) -> Result<(Pipe, SocketAddr), AcceptError> {
         Ok((self.clone(), ([10, 0, 0, 2], 4000).into()))
     }
 }
@@ -241,27 +235,6 @@ fn who_calls_is_gathered_as_well() {
     assert_eq!(pipe.done(), ["write abc", "send"]);
 }
 
-#[test]
-fn through_a_gate_all_is_as_without() {
-    let pipe = Pipe::default();
-    let gate = Gate::<NoopRawMutex>::new(1);
-    let mut slot = gate.admit(pipe.clone());
-    let (mut admitted, _) = ready(slot.accept()).unwrap();
-    let cx = &mut Context::from_waker(Waker::noop());
-    pipe.0.borrow_mut().reads.push_back(b"xy");
-    assert_eq!(admitted.poll_read(cx, &mut [0; 4]), ALL(2));
-    assert_eq!(admitted.poll_write(cx, bytes("ab", "c")), ALL(3));
-    assert_eq!(admitted.poll_close(cx), Poll::Ready(Err(TransportError::Reset)));
-    assert_eq!(
-        admitted.poll_upgrade(cx, Upgrade::Tls),
-        Poll::Ready(Err(TransportError::Unsupported))
-    );
-    admitted.send_gathered(cx);
-    admitted.abort();
-    assert_eq!(pipe.done(), ["read", "write abc", "close", "upgrade", "send", "abort"]);
-    assert_eq!(format!("{gate:?}"), "Gate { .. }");
-}
-
 /// Only what it has to have: it writes at once, and cannot be wrapped.
 struct Plain;
 
@@ -293,77 +266,4 @@ impl Transport for Plain {
 fn a_transport_is_not_wrapped_unless_it_says_so() {
     let cx = &mut Context::from_waker(Waker::noop());
     assert_eq!(Plain.poll_upgrade(cx, Upgrade::Tls), Poll::Ready(Err(TransportError::Unsupported)));
-}
-
-// --- who is woken by a gate ---
-
-#[derive(Default)]
-struct Wakes(AtomicUsize);
-
-impl Wake for Wakes {
-    fn wake(self: Arc<Self>) {
-        self.0.fetch_add(1, Ordering::Relaxed);
-    }
-}
-
-/// Nobody's session: whom it would refuse has hung up.
-struct Nobody;
-
-impl SessionCell for Nobody {
-    fn with(&self, _: &mut dyn FnMut(&mut dyn Session)) {}
-
-    fn register(&self, _: &Waker) {}
-}
-
-#[derive(Clone)]
-struct Still;
-
-impl Sleep for Still {
-    fn now(&self) -> Instant {
-        Instant::ZERO
-    }
-
-    fn poll_until(&mut self, _: &mut Context<'_>, _: Instant) -> Poll<()> {
-        Poll::Pending
-    }
-}
-
-/// Nobody calls.
-#[derive(Default)]
-struct Silent(Rc<Cell<usize>>);
-
-impl Listener for Silent {
-    type Transport<'l> = Pipe;
-
-    async fn accept(&mut self) -> Result<(Pipe, SocketAddr), DialError> {
-        self.0.set(self.0.get() + 1);
-        std::future::pending().await
-    }
-}
-
-#[test]
-fn the_spare_slot_is_woken_when_the_last_one_is_taken_and_when_one_is_free() {
-    let gate = Gate::<NoopRawMutex>::new(2);
-    let accepts = Rc::new(Cell::new(0));
-    let (mut listener, mut sleep, mut rx) = (Silent(accepts.clone()), Still, [0; 8]);
-    let mut refusing = pin!(refuse(&gate, &Nobody, &mut listener, &mut sleep, &mut rx));
-    let wakes = Arc::new(Wakes::default());
-    let waker = Waker::from(wakes.clone());
-    let mut poll = || {
-        assert!(refusing.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
-        (accepts.get(), wakes.0.swap(0, Ordering::Relaxed))
-    };
-    let woken = || wakes.0.load(Ordering::Relaxed);
-    assert_eq!(poll(), (0, 0));
-    let (mut one, mut two) = (gate.admit(Pipe::default()), gate.admit(Pipe::default()));
-    let first = ready(one.accept()).unwrap();
-    assert_eq!(woken(), 0, "one is free");
-    let second = ready(two.accept()).unwrap();
-    assert_eq!(woken(), 1);
-    assert_eq!(poll(), (1, 1));
-    drop(first);
-    assert_eq!(woken(), 1);
-    assert_eq!(poll(), (1, 1), "it listens no longer");
-    drop(second);
-    assert_eq!(woken(), 0, "it does not matter how many are free");
 }

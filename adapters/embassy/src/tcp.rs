@@ -17,7 +17,7 @@ use embassy_net::{IpAddress, Stack};
 use embassy_time::{Duration, Instant, with_deadline, with_timeout};
 use heapless::Vec;
 use nanonsq_core::address::Address;
-use nanonsq_core::drive::{Dialer, Listener, Transport};
+use nanonsq_core::drive::{AcceptError, Dialer, Listener, Transport};
 use nanonsq_core::session::{DialError, Transmit, TransportError};
 
 /// How many addresses of one name are tried.
@@ -118,12 +118,12 @@ impl<'a> Dialer for TcpDialer<'a> {
     }
 }
 
-/// Takes in TCP connections on a port, of all families, one at a time.
+/// Accepts TCP connections on a port, of all families, one at a time.
 ///
-/// While its connection lives, and for the moment until [`serve`](nanonsq_core::drive::serve) asks
-/// again, it does not listen. Have as many listeners on the port as there may be connections at a
-/// time, and a spare one for [`refuse`](nanonsq_core::drive::refuse), which tells a caller that all
-/// are taken. While that one is taken as well, further callers are reset: connection refused.
+/// While its connection lives, and for the moment until the driver asks again, it does not listen.
+/// A [`Port`](nanonsq_core::drive::Port) has as many listeners as there may be connections at a
+/// time, and a spare one, on which a caller is told that all are taken. While that one is taken as
+/// well, further callers are reset: connection refused.
 #[derive(Debug)]
 pub struct TcpListener<'a> {
     port: u16,
@@ -152,13 +152,13 @@ impl<'a> Listener for TcpListener<'a> {
     where
         Self: 'l;
 
-    async fn accept(&mut self) -> Result<(Self::Transport<'_>, SocketAddr), DialError> {
+    async fn accept(&mut self) -> Result<(Self::Transport<'_>, SocketAddr), AcceptError> {
         let transport = TcpTransport(&mut self.socket);
         loop {
             transport.0.vacate().await;
             let tcp = &mut transport.0.tcp;
             tcp.set_timeout(Some(HANDSHAKE_MAX));
-            tcp.accept(self.port).await.map_err(|_| DialError::Other)?;
+            tcp.accept(self.port).await.map_err(|_| AcceptError::Other)?;
             tcp.set_timeout(Some(SILENCE_MAX));
             // Not if the caller is gone already.
             if tcp.may_send()

@@ -19,7 +19,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use nanonsq_core::address::Address;
-use nanonsq_core::drive::{Dialer, Listener, Sleep, Transport};
+use nanonsq_core::drive::{AcceptError, Dialer, Listener, Sleep, Transport};
 use nanonsq_core::session::{DialError, Transmit, TransportError};
 use nanonsq_core::time::Instant;
 use socket2::{SockRef, TcpKeepalive};
@@ -89,11 +89,12 @@ impl Dialer for TcpDialer {
     }
 }
 
-/// Takes in TCP connections on a port.
+/// Accepts TCP connections on a port.
 ///
-/// Its clones are accept slots of the same port: each takes one connection at a time. While all of
-/// them have one, further callers wait in the operating system's queue; so have one clone more, for
-/// [`refuse`](nanonsq_core::drive::refuse).
+/// Its clones are accept slots of the same port: each has one connection at a time. While all of
+/// them have one, further callers wait in the operating system's queue; so a
+/// [`Port`](nanonsq_core::drive::Port) has one clone more, on which a caller is told that all are
+/// taken.
 #[derive(Debug, Clone)]
 pub struct TcpListener(Arc<tokio::net::TcpListener>);
 
@@ -124,7 +125,7 @@ impl Listener for TcpListener {
 
     type Transport<'l> = TokioTransport<TcpStream>;
 
-    async fn accept(&mut self) -> Result<(Self::Transport<'_>, SocketAddr), DialError> {
+    async fn accept(&mut self) -> Result<(Self::Transport<'_>, SocketAddr), AcceptError> {
         loop {
             match self.0.accept().await {
                 // If it hung up meanwhile, there is nothing to set.
@@ -136,7 +137,7 @@ impl Listener for TcpListener {
                 }
                 // It hung up while it waited.
                 Err(error) if error.kind() == ErrorKind::ConnectionAborted => {}
-                Err(error) => return Err(dial_error(&error)),
+                Err(error) => return Err(accept_error(&error)),
             }
         }
     }
@@ -264,6 +265,14 @@ fn dial_error(error: &io::Error) -> DialError {
         | ErrorKind::AddrNotAvailable => DialError::Unreachable,
         ErrorKind::OutOfMemory | ErrorKind::AddrInUse => DialError::NoSocket,
         _ => DialError::Other,
+    }
+}
+
+fn accept_error(error: &io::Error) -> AcceptError {
+    match dial_error(error) {
+        DialError::NoSocket => AcceptError::NoSocket,
+        DialError::Unreachable => AcceptError::Unreachable,
+        _ => AcceptError::Other,
     }
 }
 

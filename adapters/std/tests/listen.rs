@@ -1,106 +1,32 @@
 //! Accept slots, and callers for whom there is none, over real sockets of this machine.
 
-use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant as StdInstant};
 
-use nanonsq_std::core::drive::{Dialer, Gate, Listener, SessionCell, refuse, serve};
-use nanonsq_std::core::reject::{Protocol, Reject};
-use nanonsq_std::core::session::{Closed, Fault, Link, Session, Transmit};
-use nanonsq_std::core::time::{Instant, Span};
+use nanonsq_std::core::drive::nsqlookupd::{self, Resources};
+use nanonsq_std::core::drive::{Dialer, Listener, Port, Ports};
+use nanonsq_std::core::nsqlookupd::Config;
+use nanonsq_std::core::reject::Protocol;
 use nanonsq_std::{NoopRawMutex, TcpDialer, TcpListener, TokioSleep};
 use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-/// Sends everything back; hangs up after a full stop.
-#[derive(Default)]
-struct Echo {
-    up: bool,
-    closing: Option<Instant>,
-    back: Vec<u8>,
-    from: Vec<SocketAddr>,
-    ended: Vec<Closed>,
-}
+/// What a node says first. A connection that said so is not closed for another caller.
+const IDENTIFY: &[u8] = b"  V1IDENTIFY\n\0\0\0\x51{\"broadcast_address\":\"a\",\"hostname\":\"h\",\
+    \"http_port\":1,\"tcp_port\":2,\"version\":\"v\"}";
 
-impl Session for Echo {
-    fn link(&self) -> Link {
-        match (self.up, self.closing) {
-            (false, _) => Link::Down,
-            (true, None) => Link::Up,
-            (true, Some(_)) => Link::Close,
-        }
-    }
-
-    fn open(&mut self, _: Instant) {
-        self.back.clear();
-        (self.up, self.closing) = (true, None);
-    }
-
-    fn accepted(&mut self, now: Instant, from: SocketAddr) {
-        self.from.push(from);
-        self.open(now);
-    }
-
-    fn receive(&mut self, now: Instant, bytes: &[u8]) -> Result<(), Fault> {
-        if self.closing.is_none() {
-            self.back.extend(bytes);
-            self.closing = bytes.contains(&b'.').then(|| now.after(Span::from_secs(1)));
-        }
-        Ok(())
-    }
-
-    fn transmit(&mut self, _: Instant) -> Transmit<'_> {
-        Transmit { head: &self.back, body: &[] }
-    }
-
-    fn sent(&mut self, _: Instant, n: usize) {
-        self.back.drain(..n);
-    }
-
-    fn deadline(&self) -> Instant {
-        self.closing.unwrap_or(Instant::NEVER)
-    }
-
-    fn tick(&mut self, _: Instant) {}
-
-    fn closed(&mut self, _: Instant, why: Closed) {
-        self.up = false;
-        self.ended.push(why);
-    }
-}
-
-#[derive(Default)]
-struct Cell<S>(RefCell<S>);
-
-impl<S: Session> SessionCell for Cell<S> {
-    fn with(&self, f: &mut dyn FnMut(&mut dyn Session)) {
-        f(&mut *self.0.borrow_mut());
-    }
-
-    fn register(&self, _: &std::task::Waker) {}
-}
-
-/// Two slots and a spare one that refuses, while `callers` run.
-async fn serving<T>(protocol: Protocol, callers: impl AsyncFnOnce(SocketAddr) -> T) -> T {
+/// An nsqlookupd with two slots and a spare one, while `callers` run.
+async fn serving<T>(callers: impl AsyncFnOnce(SocketAddr) -> T) -> T {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let gate = Gate::<NoopRawMutex>::new(2);
-    let cells = [Cell::<Echo>::default(), Cell::default()];
-    let slot = async |cell| {
-        let (mut slot, mut sleep) = (gate.admit(listener.clone()), TokioSleep::new());
-        serve(cell, &mut slot, &mut sleep, &mut [0; 64]).await
-    };
-    let busy = Cell(RefCell::new(Reject::new(protocol)));
-    let spare = async {
-        let (mut slot, mut sleep) = (listener.clone(), TokioSleep::new());
-        refuse(&gate, &busy, &mut slot, &mut sleep, &mut [0; 64]).await
-    };
+    let mut resources = Resources::<NoopRawMutex, 2, 4, 4, 0, 64>::new();
+    let config = Config::new();
+    let ports = Ports { tcp: Port::new(|| listener.clone()), http: Port::NONE };
+    let (_, mut runner) = nsqlookupd::new(&mut resources, &config, ports, TokioSleep::new());
     tokio::select! {
         biased;
-        never = slot(&cells[0]) => never,
-        never = slot(&cells[1]) => never,
-        never = spare => never,
+        never = runner.run() => never,
         done = tokio::time::timeout(Duration::from_secs(60), callers(address)) => {
             done.expect("in time")
         }
@@ -111,14 +37,25 @@ async fn serving<T>(protocol: Protocol, callers: impl AsyncFnOnce(SocketAddr) ->
 async fn call(address: SocketAddr) -> TcpStream {
     let mut stream = TcpStream::connect(address).await.unwrap();
     stream.set_nodelay(true).unwrap();
+    stream.write_all(IDENTIFY).await.unwrap();
+    let len = stream.read_u32().await.unwrap();
+    let mut answer = vec![0; len as usize];
+    stream.read_exact(&mut answer).await.unwrap();
+    assert!(answer.starts_with(b"{"), "{}", answer.escape_ascii());
     assert!(is_served(&mut stream).await);
     stream
 }
 
 async fn is_served(stream: &mut TcpStream) -> bool {
-    stream.write_all(b"hello").await.unwrap();
-    let mut heard = [0; 5];
-    stream.read_exact(&mut heard).await.is_ok() && heard == *b"hello"
+    stream.write_all(b"PING\n").await.unwrap();
+    let mut heard = [0; 6];
+    stream.read_exact(&mut heard).await.is_ok() && heard == *b"\0\0\0\x02OK"
+}
+
+async fn hear_all(stream: &mut TcpStream) -> Vec<u8> {
+    let mut heard = Vec::new();
+    stream.read_to_end(&mut heard).await.unwrap();
+    heard
 }
 
 #[tokio::test]
@@ -145,63 +82,49 @@ async fn a_port_that_is_taken_is_an_error() {
 
 #[tokio::test]
 async fn callers_beyond_the_slots_hear_why_and_a_slot_that_is_left_serves_at_once() {
-    const ASKED: [(Protocol, &[u8]); 3] = [
-        (Protocol::V1, b"  V1IDENTIFY\n\0\0\0\x02{}"),
-        (Protocol::V2, b"  V2IDENTIFY\n\0\0\0\x02{}"),
-        (Protocol::Http, b"GET /lookup?topic=t HTTP/1.1\r\nHost: x\r\n\r\n"),
-    ];
-    for (protocol, asked) in ASKED {
-        serving(protocol, async |address| {
-            let mut callers = vec![call(address).await, call(address).await];
-            for round in 0..20 {
-                let mut refused = TcpStream::connect(address).await.unwrap();
-                refused.write_all(asked).await.unwrap();
-                let mut heard = Vec::new();
-                refused.read_to_end(&mut heard).await.unwrap();
-                assert_eq!(heard, protocol.refusal(), "round {round}");
-                drop(refused);
-                // One leaves, or is left.
-                if round % 2 == 0 {
-                    drop(callers.remove(0));
-                } else {
-                    let mut left = callers.remove(0);
-                    left.write_all(b"bye.").await.unwrap();
-                    let mut heard = Vec::new();
-                    left.read_to_end(&mut heard).await.unwrap();
-                    assert_eq!(heard, b"bye.");
-                }
-                callers.push(call(address).await);
-                for caller in &mut callers {
-                    assert!(is_served(caller).await);
-                }
+    serving(async |address| {
+        let mut callers = vec![call(address).await, call(address).await];
+        for round in 0..20 {
+            let mut rejected = TcpStream::connect(address).await.unwrap();
+            rejected.write_all(IDENTIFY).await.unwrap();
+            assert_eq!(hear_all(&mut rejected).await, Protocol::V1.refusal(), "round {round}");
+            drop(rejected);
+            // One leaves, or is left.
+            let mut left = callers.remove(0);
+            if round % 2 == 1 {
+                left.write_all(b"BYE\n").await.unwrap();
+                assert!(hear_all(&mut left).await[4..].starts_with(b"E_INVALID"));
             }
-        })
-        .await;
-    }
+            drop(left);
+            callers.push(call(address).await);
+            for caller in &mut callers {
+                assert!(is_served(caller).await);
+            }
+        }
+    })
+    .await;
 }
 
-/// Who still writes a megabyte hears the answer, and not a reset.
+/// A caller that still writes a megabyte hears the answer, and not a reset.
 #[tokio::test]
 async fn a_caller_that_writes_much_before_it_reads_hears_why() {
-    serving(Protocol::Http, async |address| {
+    serving(async |address| {
         let _callers = [call(address).await, call(address).await];
         for _ in 0..5 {
-            let mut refused = TcpStream::connect(address).await.unwrap();
-            refused.write_all(b"POST /pub?topic=t HTTP/1.1\r\nHost: x\r\n").await.unwrap();
+            let mut rejected = TcpStream::connect(address).await.unwrap();
+            rejected.write_all(b"  V1").await.unwrap();
             for _ in 0..1000 {
-                refused.write_all(&[b'x'; 1000]).await.unwrap();
+                rejected.write_all(&[b'x'; 1000]).await.unwrap();
             }
-            let mut heard = Vec::new();
-            refused.read_to_end(&mut heard).await.unwrap();
-            assert_eq!(heard, Protocol::Http.refusal());
+            assert_eq!(hear_all(&mut rejected).await, Protocol::V1.refusal());
         }
     })
     .await;
 }
 
 #[tokio::test]
-async fn a_refused_caller_that_does_nothing_keeps_nobody_waiting_for_long() {
-    serving(Protocol::V2, async |address| {
+async fn a_rejected_caller_that_does_nothing_keeps_nobody_waiting_for_long() {
+    serving(async |address| {
         let _callers = [call(address).await, call(address).await];
         let start = StdInstant::now();
         // Neither says anything, nor hangs up.
@@ -212,7 +135,7 @@ async fn a_refused_caller_that_does_nothing_keeps_nobody_waiting_for_long() {
         for mut caller in silent {
             let mut heard = Vec::new();
             caller.read_buf(&mut heard).await.unwrap();
-            assert_eq!(heard, Protocol::V2.refusal());
+            assert_eq!(heard, Protocol::V1.refusal());
             // Kept open: its second to hang up has to pass.
             std::mem::forget(caller);
         }

@@ -7,14 +7,14 @@ use core::pin::pin;
 use embassy_futures::select::{Either, select, select_array};
 use embassy_sync::blocking_mutex::raw::RawMutex;
 
-use super::client::{Client, Late, Machine};
-use super::shared::{Cell, InTurn, Place, Shared};
-use super::{Dialer, Sleep, drive, poll_apart};
+use super::client::ClientRef;
+use super::connection::{poll_apart, run_dialed};
+use super::shared::{OnceCell, QueuedWait, SessionLock, Shared};
+use super::{Dialer, Sleep};
 use crate::address::Address;
 use crate::consumer::{
     AnswerError, Config, ConfigError, Consumer, Counters, Delivery, Discovery, Event, Storage,
 };
-use crate::session::Session;
 use crate::time::Span;
 use crate::wire::nsqd::MessageHead;
 
@@ -38,8 +38,8 @@ pub struct Resources<
 > {
     storage: Storage<CONNECTIONS, MESSAGES>,
     discovery: Discovery<LOOKUPDS, NSQDS>,
-    consumer: Late<Consumer<'a>>,
-    shared: Late<Shared<M, Client<'a>>>,
+    consumer: OnceCell<Consumer<'a>>,
+    shared: OnceCell<Shared<M, ClientRef<'a>>>,
 }
 
 impl<
@@ -56,8 +56,8 @@ impl<
             // Zero; the other tables are not, and are written rather than copied from flash.
             storage: const { Storage::new() },
             discovery: Discovery::new(),
-            consumer: Late::Empty,
-            shared: Late::Empty,
+            consumer: OnceCell::Empty,
+            shared: OnceCell::Empty,
         }
     }
 }
@@ -128,7 +128,7 @@ pub fn new<
     } else if !sources.lookupds.is_empty() {
         return Err(ConfigError::Lookupds { count: sources.lookupds.len() });
     }
-    let shared = &*shared.insert(Shared::new(Client::new(consumer)));
+    let shared = &*shared.insert(Shared::new(consumer));
     Ok((Handle { shared, sleep: sleep.clone() }, Runner { shared, dialers, sleep }))
 }
 
@@ -138,7 +138,7 @@ pub fn new<
 fn set_up<'a, const CONNECTIONS: usize, const MESSAGES: usize>(
     config: &'a Config<'a>,
     storage: &'a mut Storage<CONNECTIONS, MESSAGES>,
-    consumer: &'a mut Late<Consumer<'a>>,
+    consumer: &'a mut OnceCell<Consumer<'a>>,
     nsqds: &'a [Address],
     ring: &'a mut [u8],
 ) -> &'a mut Consumer<'a> {
@@ -151,7 +151,7 @@ fn set_up<'a, const CONNECTIONS: usize, const MESSAGES: usize>(
 /// Takes messages. Clone it to wherever it is needed.
 #[derive(Debug)]
 pub struct Handle<'a, M: RawMutex, S> {
-    shared: &'a Shared<M, Client<'a>>,
+    shared: &'a Shared<M, ClientRef<'a>>,
     sleep: S,
 }
 
@@ -167,9 +167,9 @@ impl<'a, M: RawMutex, S: Sleep> Handle<'a, M, S> {
     // Not an `async fn`: there is only one state, so no code for any other.
     pub fn next<'h>(&'h self) -> impl Future<Output = Message<'a, M, S>> + use<'h, 'a, M, S> {
         let (shared, sleep) = (self.shared, &self.sleep);
-        let mut wait = InTurn::new(shared);
+        let mut wait = QueuedWait::new(shared);
         poll_fn(move |cx| {
-            wait.poll_wait(cx.waker(), |client| client.as_consumer()?.take(sleep.now()))
+            wait.poll(cx.waker(), |client| client.as_consumer()?.take(sleep.now()))
                 .map(|delivery| Message { shared, sleep: sleep.clone(), delivery, answered: false })
         })
     }
@@ -219,7 +219,7 @@ impl<'a, M: RawMutex, S: Sleep> Handle<'a, M, S> {
 
     /// Looks at the consumer. `None` only from within another look.
     pub fn look<R>(&self, f: impl FnOnce(&mut Consumer<'a>) -> R) -> Option<R> {
-        self.shared.peek(|client| client.as_consumer().map(f))?
+        self.shared.read(|client| client.as_consumer().map(f))?
     }
 
     /// Asks `f` now and whenever something changed, until it has an answer. Cancel-safe.
@@ -228,13 +228,11 @@ impl<'a, M: RawMutex, S: Sleep> Handle<'a, M, S> {
         F: FnMut(&mut Consumer<'a>) -> Option<R>,
     {
         let shared = self.shared;
-        poll_fn(move |cx| {
-            shared.poll_wait(cx.waker(), &mut Place::None, |client| f(client.as_consumer()?))
-        })
+        poll_fn(move |cx| shared.poll_wait(cx.waker(), |client| f(client.as_consumer()?)))
     }
 
     fn change<R>(&self, f: impl FnOnce(&mut Consumer<'a>) -> R) -> Option<R> {
-        self.shared.change(|client| client.as_consumer().map(f))?
+        self.shared.update(|client| client.as_consumer().map(f))?
     }
 }
 
@@ -246,7 +244,7 @@ impl<'a, M: RawMutex, S: Sleep> Handle<'a, M, S> {
 /// its place in the ring stays taken.
 #[derive(Debug)]
 pub struct Message<'a, M: RawMutex, S: Sleep> {
-    shared: &'a Shared<M, Client<'a>>,
+    shared: &'a Shared<M, ClientRef<'a>>,
     sleep: S,
     delivery: Delivery,
     answered: bool,
@@ -257,7 +255,7 @@ impl<'a, M: RawMutex, S: Sleep> Message<'a, M, S> {
     /// look at the consumer.
     pub fn head(&self) -> Option<MessageHead> {
         let token = self.delivery.token;
-        self.shared.peek(|client| Some(client.as_consumer()?.message(token)?.head))?
+        self.shared.read(|client| Some(client.as_consumer()?.message(token)?.head))?
     }
 
     /// Whether it was delivered more than [`Config::max_attempts`] times, which is seen only with
@@ -269,7 +267,7 @@ impl<'a, M: RawMutex, S: Sleep> Message<'a, M, S> {
     /// Reads the body where it lies. Be brief: the connections wait meanwhile. `None` only from
     /// within a look at the consumer.
     pub fn read<R>(&self, f: impl FnOnce(&[u8]) -> R) -> Option<R> {
-        self.shared.peek(|client| Some(f(client.as_consumer()?.body(self.delivery.token)?)))?
+        self.shared.read(|client| Some(f(client.as_consumer()?.body(self.delivery.token)?)))?
     }
 
     /// It is done; see [`Consumer::finish`].
@@ -295,7 +293,7 @@ impl<'a, M: RawMutex, S: Sleep> Message<'a, M, S> {
         let now = self.sleep.now();
         let touched = self
             .shared
-            .change(|client| Some(client.as_consumer()?.touch(now, self.delivery.token)));
+            .update(|client| Some(client.as_consumer()?.touch(now, self.delivery.token)));
         touched.flatten().unwrap_or(Err(AnswerError::Unknown))
     }
 
@@ -305,7 +303,7 @@ impl<'a, M: RawMutex, S: Sleep> Message<'a, M, S> {
     ) -> Result<(), AnswerError> {
         self.answered = true;
         let delivery = self.delivery;
-        let answered = self.shared.change(|client| Some(f(client.as_consumer()?, &delivery)));
+        let answered = self.shared.update(|client| Some(f(client.as_consumer()?, &delivery)));
         answered.flatten().unwrap_or(Err(AnswerError::Unknown))
     }
 }
@@ -322,7 +320,7 @@ impl<M: RawMutex, S: Sleep> Drop for Message<'_, M, S> {
 /// Connects and carries. Run exactly one.
 #[derive(Debug)]
 pub struct Runner<'a, M: RawMutex, D, S, const CONNECTIONS: usize, const LOOKUPDS: usize> {
-    shared: &'a Shared<M, Client<'a>>,
+    shared: &'a Shared<M, ClientRef<'a>>,
     dialers: Dialers<D, CONNECTIONS, LOOKUPDS>,
     sleep: S,
 }
@@ -342,20 +340,20 @@ impl<M: RawMutex, D: Dialer, S: Sleep, const CONNECTIONS: usize, const LOOKUPDS:
     pub async fn run_with<const RX: usize>(&mut self) -> ! {
         let (shared, sleep) = (self.shared, &self.sleep);
         let connections = each(&mut self.dialers.nsqds, |dialer, index| {
-            let cell = Cell { shared, index };
+            let mut access = SessionLock { shared, index };
             async move {
                 let mut sleep = sleep.clone();
                 let mut rx = [0; RX];
-                let mut drive = pin!(drive(&cell, dialer, &mut sleep, &mut rx));
+                let mut drive = pin!(run_dialed(&mut access, dialer, &mut sleep, &mut rx));
                 poll_fn(|cx| poll_apart(drive.as_mut(), cx)).await
             }
         });
         let lookupds = each(&mut self.dialers.lookupds, |dialer, index| {
-            let cell = Cell { shared, index: CONNECTIONS.saturating_add(index) };
+            let mut access = SessionLock { shared, index: CONNECTIONS.saturating_add(index) };
             async move {
                 let mut sleep = sleep.clone();
                 let mut rx = [0; LOOKUPD_RX_LEN];
-                let mut drive = pin!(drive(&cell, dialer, &mut sleep, &mut rx));
+                let mut drive = pin!(run_dialed(&mut access, dialer, &mut sleep, &mut rx));
                 poll_fn(|cx| poll_apart(drive.as_mut(), cx)).await
             }
         });
@@ -381,20 +379,4 @@ fn each<'d, D, F, const N: usize>(
         };
         f(dialer, index)
     })
-}
-
-impl<'a> Machine<'a> for Consumer<'a> {
-    fn version(&self) -> u32 {
-        self.version()
-    }
-
-    fn with(&mut self, index: usize, f: &mut dyn FnMut(&mut dyn Session)) -> bool {
-        self.with_session(index, f);
-        // What one connection brings may give another something to write.
-        true
-    }
-
-    fn as_consumer(&mut self) -> Option<&mut Consumer<'a>> {
-        Some(self)
-    }
 }

@@ -10,11 +10,12 @@ use core::task::{Poll, Waker};
 use embassy_futures::select::select4;
 use embassy_sync::blocking_mutex::raw::RawMutex;
 
-use super::port::Buffers;
+use super::accept::Buffers;
+use super::connection::{SessionAccess, run_dialed};
 use super::publisher::Publish;
 use super::server::{Engine, Served, SharedServer, run_ports, stop, stop_asked};
-use super::shared::{InTurn, Place, Shared};
-use super::{Dialer, Listener, Ports, SessionCell, Sleep, drive, registration};
+use super::shared::{QueuedWait, Shared};
+use super::{Dialer, Listener, Ports, Sleep, registration};
 use crate::address::Address;
 use crate::name::{ChannelName, TopicName};
 use crate::nsqd::{
@@ -233,15 +234,13 @@ impl<'a, M: RawMutex, S: Sleep> Handle<'a, M, S> {
         body: &'b [u8],
         options: PublishOptions,
     ) -> impl Future<Output = Result<Ticket, PublishError>> + use<'a, 't, 'b, M, S> {
-        let mut wait = InTurn::new(self.shared);
+        let mut wait = QueuedWait::new(self.shared);
         let sleep = self.sleep.clone();
         poll_fn(move |cx| {
             let now = sleep.now();
-            wait.poll_wait(cx.waker(), |served| {
-                match served.engine.offer(now, topic, body, options) {
-                    Err(PublishError::Full) => None,
-                    taken => Some(taken),
-                }
+            wait.poll(cx.waker(), |served| match served.engine.offer(now, topic, body, options) {
+                Err(PublishError::Full) => None,
+                taken => Some(taken),
             })
         })
     }
@@ -338,17 +337,17 @@ impl<'a, M: RawMutex, S: Sleep> Handle<'a, M, S> {
 
     /// How many callers were told that there are too many connections, of clients and over HTTP.
     pub fn turned_away(&self) -> u32 {
-        self.shared.peek(|served| served.refused()).unwrap_or_default()
+        self.shared.read(|served| served.refused()).unwrap_or_default()
     }
 
     /// How many of these called the HTTP port.
     pub fn turned_away_http(&self) -> u32 {
-        self.shared.peek(|served| served.refused_http()).unwrap_or_default()
+        self.shared.read(|served| served.refused_http()).unwrap_or_default()
     }
 
     /// Looks at the node. `None` only from within another look.
     pub fn look<R>(&self, f: impl FnOnce(&mut Nsqd<'a>) -> R) -> Option<R> {
-        self.shared.peek(|served| f(&mut served.engine))
+        self.shared.read(|served| f(&mut served.engine))
     }
 
     /// Asks `f` now and whenever something changed, until it has an answer. Cancel-safe.
@@ -357,13 +356,11 @@ impl<'a, M: RawMutex, S: Sleep> Handle<'a, M, S> {
         F: FnMut(&mut Nsqd<'a>) -> Option<R>,
     {
         let shared = self.shared;
-        poll_fn(move |cx| {
-            shared.poll_wait(cx.waker(), &mut Place::None, |served| f(&mut served.engine))
-        })
+        poll_fn(move |cx| shared.poll_wait(cx.waker(), |served| f(&mut served.engine)))
     }
 
     fn change<R>(&self, f: impl FnOnce(&mut Nsqd<'a>) -> R) -> Option<R> {
-        self.shared.change(|served| f(&mut served.engine))
+        self.shared.update(|served| f(&mut served.engine))
     }
 
     /// `busy` is the answer from within another look.
@@ -460,7 +457,7 @@ impl<
                 // As above: known when it is compiled.
                 Some(dialer) if PEERS > 0 => {
                     let (mut sleep, mut rx) = (sleep.clone(), [0; RX_LEN]);
-                    drive(&Asking { shared, lookup }, dialer, &mut sleep, &mut rx).await
+                    run_dialed(&mut Asking { shared, lookup }, dialer, &mut sleep, &mut rx).await
                 }
                 _ => pending().await,
             }
@@ -492,10 +489,10 @@ struct Asking<
 }
 
 impl<M: RawMutex, S: Sleep, const PEERS: usize, const TOPICS: usize, const CHANNELS: usize>
-    SessionCell for Asking<'_, '_, M, S, PEERS, TOPICS, CHANNELS>
+    SessionAccess for Asking<'_, '_, M, S, PEERS, TOPICS, CHANNELS>
 {
-    fn with(&self, f: &mut dyn FnMut(&mut dyn Session)) {
-        self.shared.with(|served| {
+    fn with(&mut self, f: &mut dyn FnMut(&mut dyn Session)) {
+        self.shared.drive(|served| {
             let node = &mut served.engine;
             self.lookup.look(|lookup| {
                 let mut lookupds = [Lookupd::Absent; PEERS];
@@ -517,8 +514,8 @@ impl<M: RawMutex, S: Sleep, const PEERS: usize, const TOPICS: usize, const CHANN
         });
     }
 
-    fn register(&self, waker: &Waker) {
-        self.shared.register(waker);
+    fn register(&mut self, waker: &Waker) {
+        self.shared.register_runner(waker);
         self.lookup.register(waker);
     }
 }
@@ -536,9 +533,9 @@ where
     let mut agreed = None;
     let mut lookupds = 0;
     poll_fn(|cx| {
-        shared.register(cx.waker());
+        shared.register_runner(cx.waker());
         lookup.register(cx.waker());
-        shared.peek(|served| {
+        shared.read(|served| {
             let node = &served.engine;
             if lookupds != node.lookupds_version() && lookup.configure(node.lookupds()).is_ok() {
                 lookupds = node.lookupds_version();

@@ -5,9 +5,9 @@ use core::future::{Future, pending, poll_fn};
 
 use embassy_sync::blocking_mutex::raw::RawMutex;
 
-use super::port::Buffers;
+use super::accept::Buffers;
 use super::server::{Engine, Served, SharedServer, run_ports, stop, stop_asked};
-use super::shared::{Place, Shared};
+use super::shared::Shared;
 use super::{Listener, Ports, Sleep};
 use crate::nsqlookupd::{Config, Counters, Event, Nsqlookupd, Storage};
 use crate::reject::Protocol;
@@ -112,7 +112,7 @@ impl<'a, M: RawMutex, S: Sleep> Handle<'a, M, S> {
     /// Says what time it is: Unix time in nanoseconds.
     pub fn set_unix_time(&self, nanoseconds: i64) {
         let now = self.sleep.now();
-        self.shared.change(|served| served.engine.set_unix_time(now, nanoseconds));
+        self.shared.update(|served| served.engine.set_unix_time(now, nanoseconds));
     }
 
     /// The next thing to tell. Cancel-safe. With several tasks asking, each event goes to one.
@@ -133,17 +133,17 @@ impl<'a, M: RawMutex, S: Sleep> Handle<'a, M, S> {
 
     /// How many callers were told that there are too many connections, of nodes and over HTTP.
     pub fn turned_away(&self) -> u32 {
-        self.shared.peek(|served| served.refused()).unwrap_or_default()
+        self.shared.read(|served| served.refused()).unwrap_or_default()
     }
 
     /// How many of these called the HTTP port.
     pub fn turned_away_http(&self) -> u32 {
-        self.shared.peek(|served| served.refused_http()).unwrap_or_default()
+        self.shared.read(|served| served.refused_http()).unwrap_or_default()
     }
 
     /// Looks at the directory. `None` only from within another look.
     pub fn look<R>(&self, f: impl FnOnce(&mut Nsqlookupd<'a>) -> R) -> Option<R> {
-        self.shared.peek(|served| f(&mut served.engine))
+        self.shared.read(|served| f(&mut served.engine))
     }
 
     /// Asks `f` now and whenever something changed, until it has an answer. Cancel-safe.
@@ -152,9 +152,7 @@ impl<'a, M: RawMutex, S: Sleep> Handle<'a, M, S> {
         F: FnMut(&mut Nsqlookupd<'a>) -> Option<R>,
     {
         let shared = self.shared;
-        poll_fn(move |cx| {
-            shared.poll_wait(cx.waker(), &mut Place::None, |served| f(&mut served.engine))
-        })
+        poll_fn(move |cx| shared.poll_wait(cx.waker(), |served| f(&mut served.engine)))
     }
 }
 

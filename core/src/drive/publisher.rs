@@ -6,16 +6,16 @@ use core::pin::pin;
 
 use embassy_sync::blocking_mutex::raw::RawMutex;
 
-use super::client::{Client, Late, Machine};
-use super::shared::{Cell, InTurn, Place, Shared};
-use super::{Dialer, Sleep, drive, poll_apart};
+use super::client::ClientRef;
+use super::connection::{poll_apart, run_dialed};
+use super::shared::{OnceCell, QueuedWait, SessionLock, Shared};
+use super::{Dialer, Sleep};
 use crate::address::Address;
 use crate::name::TopicName;
 use crate::publisher::{
     Config, ConfigError, Counters, Event, Outcome, PublishError, PublishOptions, Publisher, State,
     Ticket,
 };
-use crate::session::Session;
 
 /// Bytes that the runner reads at once: a dozen acknowledgements.
 const RX_LEN: usize = 128;
@@ -28,13 +28,13 @@ const RX_LEN: usize = 128;
 pub struct Resources<'a, M: RawMutex> {
     // Made idle and set up where it lies: moved into place, it would pass through the stack.
     publisher: Publisher<'a>,
-    shared: Late<Shared<M, Client<'a>>>,
+    shared: OnceCell<Shared<M, ClientRef<'a>>>,
 }
 
 impl<M: RawMutex> Resources<'_, M> {
     /// Idle; [`new`] sets it up.
     pub const fn new() -> Self {
-        const { Self { publisher: Publisher::idle(), shared: Late::Empty } }
+        const { Self { publisher: Publisher::idle(), shared: OnceCell::Empty } }
     }
 }
 
@@ -56,7 +56,7 @@ pub fn new<'a, M: RawMutex, D: Dialer, S: Sleep>(
 ) -> Result<(Handle<'a, M>, Runner<'a, M, D, S>), ConfigError> {
     let Resources { publisher, shared } = resources;
     publisher.set_up(config, nsqds, ring)?;
-    let shared = &*shared.insert(Shared::new(Client::new(publisher)));
+    let shared = &*shared.insert(Shared::new(publisher));
     Ok((Handle { shared }, Runner { shared, dialer, sleep }))
 }
 
@@ -86,7 +86,7 @@ pub trait Publish {
 /// Publishes. Copy it to wherever it is needed.
 #[derive(Debug)]
 pub struct Handle<'a, M: RawMutex> {
-    shared: &'a Shared<M, Client<'a>>,
+    shared: &'a Shared<M, ClientRef<'a>>,
 }
 
 impl<M: RawMutex> Clone for Handle<'_, M> {
@@ -132,9 +132,9 @@ impl<'a, M: RawMutex> Handle<'a, M> {
         body: &'b [u8],
         options: PublishOptions,
     ) -> impl Future<Output = Result<Ticket, PublishError>> + use<'a, 't, 'b, M> {
-        let mut wait = InTurn::new(self.shared);
+        let mut wait = QueuedWait::new(self.shared);
         poll_fn(move |cx| {
-            wait.poll_wait(cx.waker(), |client| {
+            wait.poll(cx.waker(), |client| {
                 match client.as_publisher()?.offer(topic, body, options) {
                     Err(PublishError::Full) => None,
                     taken => Some(taken),
@@ -165,7 +165,7 @@ impl<'a, M: RawMutex> Handle<'a, M> {
     /// closes all the same.
     pub async fn stop(&self, sleep: &impl Sleep) {
         let now = sleep.now();
-        self.shared.change_and_tell(|client| {
+        self.shared.update_and_wake_tasks(|client| {
             if let Some(publisher) = client.as_publisher() {
                 publisher.stop(now);
             }
@@ -180,7 +180,7 @@ impl<'a, M: RawMutex> Handle<'a, M> {
 
     /// Looks at the publisher. `None` only from within another look.
     pub fn look<R>(&self, f: impl FnOnce(&mut Publisher<'a>) -> R) -> Option<R> {
-        self.shared.peek(|client| client.as_publisher().map(f))?
+        self.shared.read(|client| client.as_publisher().map(f))?
     }
 
     /// Asks `f` now and whenever a message is resolved or the connection comes or goes, until it
@@ -191,16 +191,14 @@ impl<'a, M: RawMutex> Handle<'a, M> {
     {
         let shared = self.shared;
         // Not an `async fn`: that would be a state machine around this one.
-        poll_fn(move |cx| {
-            shared.poll_wait(cx.waker(), &mut Place::None, |client| f(client.as_publisher()?))
-        })
+        poll_fn(move |cx| shared.poll_wait(cx.waker(), |client| f(client.as_publisher()?)))
     }
 
     fn accept(
         &self,
         publish: impl FnOnce(&mut Publisher<'a>) -> Result<Ticket, PublishError>,
     ) -> Result<Ticket, PublishError> {
-        let taken = self.shared.change(|client| client.as_publisher().map(publish));
+        let taken = self.shared.update(|client| client.as_publisher().map(publish));
         taken.flatten().unwrap_or(Err(PublishError::Full))
     }
 }
@@ -229,7 +227,7 @@ impl<M: RawMutex> Publish for Handle<'_, M> {
 /// Connects and carries. Run exactly one.
 #[derive(Debug)]
 pub struct Runner<'a, M: RawMutex, D, S> {
-    shared: &'a Shared<M, Client<'a>>,
+    shared: &'a Shared<M, ClientRef<'a>>,
     dialer: D,
     sleep: S,
 }
@@ -238,23 +236,9 @@ impl<M: RawMutex, D: Dialer, S: Sleep> Runner<'_, M, D, S> {
     /// Runs for ever. Dropped, the connection ends and messages wait; run again, they go on.
     pub async fn run(&mut self) -> ! {
         let mut rx = [0; RX_LEN];
-        let cell = Cell { shared: self.shared, index: 0 };
-        let mut drive = pin!(drive(&cell, &mut self.dialer, &mut self.sleep, &mut rx));
+        let mut access = SessionLock { shared: self.shared, index: 0 };
+        let (dialer, sleep) = (&mut self.dialer, &mut self.sleep);
+        let mut drive = pin!(run_dialed(&mut access, dialer, sleep, &mut rx));
         poll_fn(|cx| poll_apart(drive.as_mut(), cx)).await
-    }
-}
-
-impl<'a> Machine<'a> for Publisher<'a> {
-    fn version(&self) -> u32 {
-        self.version()
-    }
-
-    fn with(&mut self, _: usize, f: &mut dyn FnMut(&mut dyn Session)) -> bool {
-        f(self);
-        false
-    }
-
-    fn as_publisher(&mut self) -> Option<&mut Publisher<'a>> {
-        Some(self)
     }
 }

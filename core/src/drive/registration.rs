@@ -6,8 +6,9 @@ use core::task::Waker;
 use embassy_futures::select::select_array;
 use embassy_sync::blocking_mutex::raw::RawMutex;
 
-use super::shared::{self, Cell, Place, Shared};
-use super::{Dialer, Sleep, drive};
+use super::connection::run_dialed;
+use super::shared::{self, SessionLock, Shared};
+use super::{Dialer, Sleep};
 use crate::address::Address;
 use crate::name::{ChannelName, TopicName};
 use crate::registration::{Config, ConfigError, Registration, RegistryFull, TooManyPeers};
@@ -150,7 +151,7 @@ impl<'a, M: RawMutex, S: Sleep, const PEERS: usize, const TOPICS: usize, const C
         &self,
         f: impl FnOnce(&mut Registration<'a, PEERS, TOPICS, CHANNELS>) -> R,
     ) -> Option<R> {
-        self.shared.peek(f)
+        self.shared.read(f)
     }
 
     /// Asks `f` now and after everything that happens to a peer, until it has an answer.
@@ -159,19 +160,19 @@ impl<'a, M: RawMutex, S: Sleep, const PEERS: usize, const TOPICS: usize, const C
         &self,
         mut f: impl FnMut(&mut Registration<'a, PEERS, TOPICS, CHANNELS>) -> Option<R>,
     ) -> R {
-        poll_fn(|cx| self.shared.poll_wait(cx.waker(), &mut Place::None, &mut f)).await
+        poll_fn(|cx| self.shared.poll_wait(cx.waker(), &mut f)).await
     }
 
     /// Has the task woken when somebody else changes the lookup.
     pub(super) fn register(&self, waker: &Waker) {
-        self.shared.register(waker);
+        self.shared.register_runner(waker);
     }
 
     pub(super) fn change<R>(
         &self,
         f: impl FnOnce(&mut Registration<'a, PEERS, TOPICS, CHANNELS>) -> R,
     ) -> Option<R> {
-        self.shared.change_and_tell(f)
+        self.shared.update_and_wake_tasks(f)
     }
 }
 
@@ -207,12 +208,12 @@ impl<
         let sleep = &self.sleep;
         let mut index = 0;
         let peers = self.dialers.each_mut().map(|dialer| {
-            let cell = Cell { shared, index };
+            let mut access = SessionLock { shared, index };
             index += 1;
             async move {
                 let mut sleep = sleep.clone();
                 let mut rx = [0; RX_LEN];
-                drive(&cell, dialer, &mut sleep, &mut rx).await
+                run_dialed(&mut access, dialer, &mut sleep, &mut rx).await
             }
         });
         // None of them ever ends; without peers there is nothing to run.
@@ -229,7 +230,7 @@ impl<const PEERS: usize, const TOPICS: usize, const CHANNELS: usize> shared::Sta
         self.version()
     }
 
-    fn with(&mut self, index: usize, f: &mut dyn FnMut(&mut dyn Session)) -> bool {
+    fn with_session(&mut self, index: usize, f: &mut dyn FnMut(&mut dyn Session)) -> bool {
         if let Some(mut peer) = self.peer(index) {
             f(&mut peer);
         }

@@ -6,8 +6,8 @@ use core::task::Poll;
 use embassy_futures::select::{Either, select};
 use embassy_sync::blocking_mutex::raw::RawMutex;
 
-use super::port::{Buffers, SPARE, serve_port};
-use super::shared::{Cell, Place, Shared, State};
+use super::accept::{Buffers, SPARE, serve_port};
+use super::shared::{SessionLock, Shared, State};
 use super::{Listener, Port, Sleep};
 use crate::reject::{Protocol, Reject};
 use crate::session::Session;
@@ -82,7 +82,7 @@ impl<E: Engine> State for Served<E> {
         (self.engine.version(), self.engine.is_idle(), self.refused(), self.stop)
     }
 
-    fn with(&mut self, index: usize, f: &mut dyn FnMut(&mut dyn Session)) -> bool {
+    fn with_session(&mut self, index: usize, f: &mut dyn FnMut(&mut dyn Session)) -> bool {
         match index {
             SPARE => {
                 let before = self.tcp_busy.refused();
@@ -108,14 +108,14 @@ pub(super) type SharedServer<M, E> = Shared<M, Served<E>>;
 
 /// Has the runner stop, and waits until it did.
 pub(super) async fn stop<M: RawMutex, E: Engine>(shared: &SharedServer<M, E>) {
-    shared.change(|served| {
+    shared.update(|served| {
         if served.stop == Stop::No {
             served.stop = Stop::Asked;
         }
     });
     poll_fn(|cx| {
         let done = |served: &mut Served<E>| (served.stop == Stop::Done).then_some(());
-        shared.poll_wait(cx.waker(), &mut Place::None, done)
+        shared.poll_wait(cx.waker(), done)
     })
     .await;
 }
@@ -144,11 +144,11 @@ pub(super) async fn run_ports<
     S: Sleep,
     F: Future<Output = ()>,
 {
-    if shared.peek(|served| served.stop == Stop::Done) == Some(true) {
+    if shared.read(|served| served.stop == Stop::Done) == Some(true) {
         return;
     }
-    let tcp = |index| Cell { shared, index };
-    let http = |index: usize| Cell { shared, index: !index };
+    let tcp = |index| SessionLock { shared, index };
+    let http = |index: usize| SessionLock { shared, index: !index };
     let lines =
         select(serve_port::<M, _, _, _, CLIENTS, RX>(&mut ports.tcp, tcp, sleep, rx.0), async {
             // Known when it is compiled: without any there is to be nothing of it in the program.
@@ -161,14 +161,14 @@ pub(super) async fn run_ports<
         Either::First(Either::First(never) | Either::Second(never)) => never,
         Either::Second(()) => {}
     }
-    shared.change(|served| served.stop = Stop::Done);
+    shared.update(|served| served.stop = Stop::Done);
 }
 
 /// Ready when the runner is to stop.
 pub(super) async fn stop_asked<M: RawMutex, E: Engine>(shared: &SharedServer<M, E>) {
     poll_fn(|cx| {
-        shared.register(cx.waker());
-        match shared.peek(|served| served.stop) {
+        shared.register_runner(cx.waker());
+        match shared.read(|served| served.stop) {
             Some(Stop::Asked | Stop::Done) => Poll::Ready(()),
             Some(Stop::No) | None => Poll::Pending,
         }

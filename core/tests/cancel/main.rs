@@ -13,5 +13,4 @@ mod publisher;
 mod registration;
 mod running;
 mod servers;
-mod serving;
 mod world;

@@ -11,8 +11,6 @@ pub(crate) enum Server {
     Source(Box<Source>),
     /// nsqlookupd's HTTP port, with what was asked so far.
     Directory(Vec<u8>),
-    /// Keeps what it hears.
-    Caller(Vec<u8>),
     /// Calls, and says this; keeps what it hears.
     Talker {
         says: &'static [u8],
@@ -119,7 +117,6 @@ impl Server {
                 subscriber.frame.clear();
             }
             Self::Talker { heard, .. } => heard.clear(),
-            Self::Caller(_) => {}
         }
     }
 
@@ -128,11 +125,7 @@ impl Server {
         match self {
             Self::Talker { says, .. } => says,
             Self::Subscriber(_) => b"  V2SUB t c\nRDY 2\n",
-            Self::Nsqd(_)
-            | Self::Lookupd(_)
-            | Self::Source(_)
-            | Self::Directory(_)
-            | Self::Caller(_) => b"",
+            Self::Nsqd(_) | Self::Lookupd(_) | Self::Source(_) | Self::Directory(_) => b"",
         }
     }
 
@@ -140,11 +133,7 @@ impl Server {
         match self {
             Self::Lookupd(lookupd) => lookupd.listed.clear(),
             Self::Source(source) => source.gone(),
-            Self::Nsqd(_)
-            | Self::Directory(_)
-            | Self::Caller(_)
-            | Self::Talker { .. }
-            | Self::Subscriber(_) => {}
+            Self::Nsqd(_) | Self::Directory(_) | Self::Talker { .. } | Self::Subscriber(_) => {}
         }
     }
 
@@ -157,7 +146,7 @@ impl Server {
                 asked.extend(bytes);
                 if asked.ends_with(b"\r\n\r\n") { LISTING.into() } else { Vec::new() }
             }
-            Self::Caller(heard) | Self::Talker { heard, .. } => {
+            Self::Talker { heard, .. } => {
                 heard.extend(bytes);
                 Vec::new()
             }

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 
 use nanonsq_core::address::Address;
-use nanonsq_core::drive::{Dialer, Listener, Sleep, Transport};
+use nanonsq_core::drive::{AcceptError, Dialer, Listener, Sleep, Transport};
 use nanonsq_core::name::TopicName;
 use nanonsq_core::session::{DialError, Transmit, TransportError};
 use nanonsq_core::time::Instant;
@@ -251,7 +251,7 @@ pub(crate) struct Door(pub(crate) World, pub(crate) Option<u16>);
 impl Listener for Door {
     type Transport<'l> = Pipe;
 
-    async fn accept(&mut self) -> Result<(Pipe, SocketAddr), DialError> {
+    async fn accept(&mut self) -> Result<(Pipe, SocketAddr), AcceptError> {
         let Some(port) = self.1 else { return std::future::pending().await };
         let mut slow = Slow { times: 0, left: self.0.0.pending.max(1) };
         poll_fn(|cx| slow.poll(cx)).await;

@@ -1,104 +1,22 @@
-//! Accepting: the other way round, by a session of the test's own.
+//! Accepting: an nsqlookupd on the device, callers on the host.
 
-use std::cell::RefCell;
 use std::future::poll_fn;
-use std::rc::Rc;
-use std::task::Waker;
 
 use embassy_futures::join::join;
 use embassy_futures::select::{Either, select};
 use embassy_net::Stack;
 use embassy_net::tcp::{State, TcpSocket};
 use embassy_time::Timer;
-use nanonsq_core::drive::{Dialer, Gate, Listener, SessionCell, Transport, refuse, serve};
-use nanonsq_core::reject::{Protocol, Reject};
-use nanonsq_core::session::{Closed, DialError, Fault, Link, Session, Transmit, TransportError};
-use nanonsq_core::time::{Instant, Span};
+use nanonsq_core::drive::nsqlookupd::{self, Resources};
+use nanonsq_core::drive::{AcceptError, Dialer, Listener, Port, Ports, Transport};
+use nanonsq_core::nsqlookupd::Config;
+use nanonsq_core::reject::Protocol;
+use nanonsq_core::session::{Transmit, TransportError};
+use nanonsq_core::time::Span;
 use nanonsq_embassy::{EmbassySleep, NoopRawMutex, TcpListener, TcpStorage};
 
 use crate::world::{DEVICE, Faults, HOST, World};
 use crate::{dialer, leak};
-
-/// Sends everything back, and hangs up after a full stop, or 10 s of silence.
-#[derive(Default)]
-struct Echo {
-    up: bool,
-    closing: bool,
-    until: Instant,
-    back: Vec<u8>,
-    ended: Vec<Closed>,
-}
-
-impl Session for Echo {
-    fn link(&self) -> Link {
-        match (self.up, self.closing) {
-            (false, _) => Link::Down,
-            (true, true) => Link::Close,
-            (true, false) => Link::Up,
-        }
-    }
-
-    fn open(&mut self, now: Instant) {
-        self.back.clear();
-        (self.up, self.closing) = (true, false);
-        self.until = now.after(Span::from_secs(10));
-    }
-
-    fn receive(&mut self, now: Instant, bytes: &[u8]) -> Result<(), Fault> {
-        if !self.closing {
-            self.back.extend(bytes);
-            self.closing = bytes.contains(&b'.');
-            self.until = now.after(Span::from_secs(if self.closing { 1 } else { 10 }));
-        }
-        Ok(())
-    }
-
-    fn transmit(&mut self, _: Instant) -> Transmit<'_> {
-        Transmit { head: &self.back, body: &[] }
-    }
-
-    fn sent(&mut self, _: Instant, n: usize) {
-        self.back.drain(..n);
-    }
-
-    fn deadline(&self) -> Instant {
-        if self.up { self.until } else { Instant::NEVER }
-    }
-
-    fn tick(&mut self, now: Instant) {
-        if self.until <= now && !self.closing {
-            self.closing = true;
-            self.until = now.after(Span::from_secs(1));
-        }
-    }
-
-    fn closed(&mut self, _: Instant, why: Closed) {
-        self.up = false;
-        self.ended.push(why);
-    }
-}
-
-#[derive(Clone, Default)]
-struct Cell(Rc<RefCell<Echo>>);
-
-impl SessionCell for Cell {
-    fn with(&self, f: &mut dyn FnMut(&mut dyn Session)) {
-        f(&mut *self.0.borrow_mut());
-    }
-
-    fn register(&self, _: &Waker) {}
-}
-
-/// A spare slot's.
-struct BusyCell(RefCell<Reject>);
-
-impl SessionCell for BusyCell {
-    fn with(&self, f: &mut dyn FnMut(&mut dyn Session)) {
-        f(&mut *self.0.borrow_mut());
-    }
-
-    fn register(&self, _: &Waker) {}
-}
 
 const PORT: u16 = 4150;
 
@@ -114,34 +32,20 @@ fn socket(host: Stack<'static>) -> TcpSocket<'static> {
 fn callers_are_served_one_after_the_other() {
     let world = World::new(1);
     let (device, host) = (world.device(), world.host());
-    let cell = Cell::default();
-    let (served, mut slot) = (cell.clone(), listener(device));
-    world.spawn(async move { serve(&served, &mut slot, &mut EmbassySleep, &mut [0; 64]).await });
+    let handle = serve::<1>(&world, device, false);
     world.run(async {
         Timer::after_millis(1).await;
         for (n, address) in ["10.0.0.1", "fd00::1"].iter().cycle().take(20).enumerate() {
-            let mut socket = socket(host);
+            let mut caller = socket(host);
             let address: std::net::IpAddr = address.parse().unwrap();
-            socket.connect((address, PORT)).await.unwrap();
-            let mut buf = [0; 16];
-            // The session hangs up, the caller hangs up, the caller resets.
-            let text: &[u8] = if n % 3 == 0 { b"hello." } else { b"hello" };
-            socket.write(text).await.unwrap();
-            assert_eq!(socket.read(&mut buf).await, Ok(text.len()));
-            match n % 3 {
-                0 => assert_eq!(socket.read(&mut buf).await, Ok(0)),
-                1 => socket.close(),
-                _ => socket.abort(),
-            }
-            if n % 3 == 0 {
-                socket.close();
-            }
-            socket.flush().await.unwrap();
+            caller.connect((address, PORT)).await.unwrap();
+            assert!(identifies(&mut caller).await.unwrap(), "caller {n}");
+            leave(caller, LEAVES[n % 3]).await;
             Timer::after_millis(30).await;
         }
     });
-    assert_eq!(cell.0.borrow().ended.len(), 20);
-    assert_eq!(cell.0.borrow().ended[..2], [Closed::Local, Closed::Peer]);
+    assert_eq!(nodes(&handle), 0);
+    assert_eq!(handle.counters().identified, 20);
 }
 
 #[test]
@@ -221,29 +125,44 @@ fn port_0_is_an_error() {
     let device = world.device();
     world.run(async {
         let mut slot = TcpListener::new(device, 0, leak(TcpStorage::<64, 64>::new()));
-        assert_eq!(slot.accept().await.map(drop), Err(DialError::Other));
+        assert_eq!(slot.accept().await.map(drop), Err(AcceptError::Other));
     });
 }
 
 // --- several slots, and a spare one ---
 
-/// Two slots and a spare one that refuses; gives what is told to each.
-fn serve_two(world: &World, device: Stack<'static>) -> [Cell; 2] {
-    let gate: &'static Gate<NoopRawMutex> = leak(Gate::new(2));
-    let cells = [Cell::default(), Cell::default()];
-    for cell in cells.clone() {
-        let mut slot = gate.admit(listener(device));
-        world.spawn(async move { serve(&cell, &mut slot, &mut EmbassySleep, &mut [0; 64]).await });
-    }
-    let mut spare = listener(device);
-    world.spawn(async move {
-        let busy = BusyCell(RefCell::new(Reject::new(Protocol::V2)));
-        refuse(gate, &busy, &mut spare, &mut EmbassySleep, &mut [0; 32]).await
-    });
-    cells
+type Handle = nsqlookupd::Handle<'static, NoopRawMutex, EmbassySleep>;
+
+/// A node's connection may be silent for 10 s.
+const CONFIG: &Config<'static> = &Config { idle_timeout: Span::from_secs(10), ..Config::new() };
+
+/// What a node says first. A connection that said so is not closed for another caller.
+const IDENTIFY: &[u8] = b"  V1IDENTIFY\n\0\0\0\x51{\"broadcast_address\":\"a\",\"hostname\":\"h\",\
+    \"http_port\":1,\"tcp_port\":2,\"version\":\"v\"}";
+
+/// An nsqlookupd with so many slots, and perhaps a spare one, on the device.
+fn serve<const SLOTS: usize>(world: &World, device: Stack<'static>, spare: bool) -> Handle {
+    let resources = leak(Resources::<NoopRawMutex, SLOTS, 4, 4, 0, 64>::new());
+    let slots = std::array::from_fn(|_| listener(device));
+    let spare = spare.then(|| listener(device));
+    let ports = Ports { tcp: Port { slots, spare }, http: Port::NONE };
+    let (handle, mut runner) = nsqlookupd::new(resources, CONFIG, ports, EmbassySleep);
+    world.spawn(async move { runner.run().await });
+    handle
 }
 
-/// A caller that is connected; what it is told decides whether it is served.
+/// How many callers are served.
+fn nodes(handle: &Handle) -> usize {
+    let known = handle.look(|it| (0..it.clients()).filter(|n| it.producer(*n).is_some()).count());
+    known.unwrap()
+}
+
+/// Two slots and a spare one that rejects.
+fn serve_two(world: &World, device: Stack<'static>) -> Handle {
+    serve::<2>(world, device, true)
+}
+
+/// A caller that is connected; the answer to what it says first decides whether it is served.
 async fn call(host: Stack<'static>) -> TcpSocket<'static> {
     let mut caller = socket(host);
     let address: std::net::IpAddr = "10.0.0.1".parse().unwrap();
@@ -256,7 +175,8 @@ async fn hear(caller: &mut TcpSocket<'_>, n: usize) -> Result<Vec<u8>, embassy_n
     let mut heard = Vec::new();
     let mut buf = [0; 64];
     while heard.len() < n {
-        match caller.read(&mut buf).await? {
+        let room = buf.len().min(n - heard.len());
+        match caller.read(&mut buf[..room]).await? {
             0 => break,
             read => heard.extend(&buf[..read]),
         }
@@ -264,20 +184,32 @@ async fn hear(caller: &mut TcpSocket<'_>, n: usize) -> Result<Vec<u8>, embassy_n
     Ok(heard)
 }
 
-async fn is_served(caller: &mut TcpSocket<'_>) -> bool {
-    caller.write(b"hello").await.unwrap();
-    hear(caller, 5).await.unwrap() == b"hello"
+/// Says who it is. False if it is rejected.
+async fn identifies(caller: &mut TcpSocket<'_>) -> Result<bool, embassy_net::tcp::Error> {
+    caller.write(IDENTIFY).await?;
+    let head = hear(caller, 5).await?;
+    if head.get(4) != Some(&b'{') {
+        assert!(Protocol::V1.refusal().starts_with(&head));
+        return Ok(false);
+    }
+    let len = usize::from(head[3]) - 1;
+    Ok(hear(caller, len).await?.len() == len)
 }
 
-/// Calls as V2 clients do: a magic, and more.
-async fn is_refused(host: Stack<'static>) -> bool {
+async fn is_served(caller: &mut TcpSocket<'_>) -> bool {
+    caller.write(b"PING\n").await.unwrap();
+    hear(caller, 6).await.unwrap() == b"\0\0\0\x02OK"
+}
+
+/// Calls as nodes do: a magic, and more.
+async fn is_rejected(host: Stack<'static>) -> bool {
     let mut caller = call(host).await;
-    caller.write(b"  V2").await.unwrap();
+    caller.write(b"  V1").await.unwrap();
     caller.write(&[b'x'; 400]).await.unwrap();
     let heard = hear(&mut caller, usize::MAX).await;
     caller.close();
     caller.flush().await.unwrap();
-    heard.unwrap() == Protocol::V2.refusal()
+    heard.unwrap() == Protocol::V1.refusal()
 }
 
 /// How a caller comes to leave.
@@ -298,8 +230,8 @@ async fn leave(mut caller: TcpSocket<'static>, how: Leaves) {
         Leaves::Closes => caller.close(),
         Leaves::Resets => caller.abort(),
         Leaves::IsLeft => {
-            caller.write(b"bye.").await.unwrap();
-            assert_eq!(hear(&mut caller, usize::MAX).await.unwrap(), b"bye.");
+            caller.write(b"BYE\n").await.unwrap();
+            assert!(hear(&mut caller, usize::MAX).await.unwrap()[4..].starts_with(b"E_INVALID"));
             caller.close();
         }
     }
@@ -310,26 +242,28 @@ async fn leave(mut caller: TcpSocket<'static>, how: Leaves) {
 fn two_are_served_the_third_is_told_why_not_and_a_slot_that_is_left_serves_at_once() {
     let world = World::new(6);
     let (device, host) = (world.device(), world.host());
-    let cells = serve_two(&world, device);
+    let handle = serve_two(&world, device);
     world.run(async {
         Timer::after_millis(1).await;
         let mut callers = vec![call(host).await, call(host).await];
+        for caller in &mut callers {
+            assert!(identifies(caller).await.unwrap());
+        }
         for how in LEAVES.into_iter().cycle().take(12) {
             for caller in &mut callers {
                 assert!(is_served(caller).await, "{how:?}");
             }
-            assert!(is_refused(host).await, "{how:?}");
+            assert!(is_rejected(host).await, "{how:?}");
             leave(callers.remove(0), how).await;
             // What has left the host has arrived a millisecond later.
             Timer::after_millis(1).await;
             let start = embassy_time::Instant::now();
             callers.push(call(host).await);
-            assert!(is_served(&mut callers[1]).await);
+            assert!(identifies(&mut callers[1]).await.unwrap());
             assert!(start.elapsed().as_millis() < 5, "{how:?}: {}", start.elapsed());
         }
     });
-    let ended: usize = cells.iter().map(|cell| cell.0.borrow().ended.len()).sum();
-    assert_eq!(ended, 12);
+    assert_eq!((handle.counters().identified, handle.turned_away()), (14, 12));
 }
 
 /// Packets are lost, doubled and overtake each other: then a call may fail (smoltcp lets a doubled
@@ -339,7 +273,7 @@ fn a_bad_network_costs_calls_but_no_slots() {
     for seed in 10..20 {
         let world = World::new(seed);
         let (device, host) = (world.device(), world.host());
-        let cells = serve_two(&world, device);
+        let handle = serve_two(&world, device);
         let mut served = 0;
         world.run(async {
             for how in LEAVES.into_iter().cycle().take(30) {
@@ -347,21 +281,17 @@ fn a_bad_network_costs_calls_but_no_slots() {
                 let mut caller = socket(host);
                 caller.set_timeout(Some(embassy_time::Duration::from_secs(5)));
                 let address: std::net::IpAddr = "10.0.0.1".parse().unwrap();
+                // Not if others' slots are not free yet.
                 if caller.connect((address, PORT)).await.is_ok()
-                    && caller.write(b"hello").await.is_ok()
+                    && identifies(&mut caller).await == Ok(true)
                 {
-                    match hear(&mut caller, 5).await.as_deref() {
-                        Ok(b"hello") => served += 1,
-                        // Others' slots are not free yet.
-                        Ok(heard) => assert!(Protocol::V2.refusal().starts_with(heard)),
-                        Err(_) => {}
-                    }
+                    served += 1;
                 }
                 match how {
                     Leaves::Closes => caller.close(),
                     Leaves::Resets => caller.abort(),
                     Leaves::IsLeft => {
-                        let _ = caller.write(b"bye.").await;
+                        let _ = caller.write(b"BYE\n").await;
                         let _ = hear(&mut caller, usize::MAX).await;
                         caller.close();
                     }
@@ -372,13 +302,12 @@ fn a_bad_network_costs_calls_but_no_slots() {
             Timer::after_secs(15).await;
             let mut callers = [call(host).await, call(host).await];
             for caller in &mut callers {
-                assert!(is_served(caller).await, "seed {seed}");
+                assert_eq!(identifies(caller).await, Ok(true), "seed {seed}");
             }
-            assert!(is_refused(host).await, "seed {seed}");
+            assert!(is_rejected(host).await, "seed {seed}");
         });
         assert!(served >= 10, "seed {seed}: {served} of 30");
-        let ended: usize = cells.iter().map(|cell| cell.0.borrow().ended.len()).sum();
-        assert!(ended >= served, "seed {seed}");
+        assert!(handle.counters().identified >= served + 2, "seed {seed}");
     }
 }
 
@@ -429,44 +358,46 @@ fn who_vanishes_without_a_word_is_noticed_within_150_seconds() {
 fn a_caller_that_vanishes_keeps_its_slot_until_the_session_gives_it_up() {
     let world = World::new(7);
     let (device, host) = (world.device(), world.host());
-    let cells = serve_two(&world, device);
+    let handle = serve_two(&world, device);
     world.run(async {
         Timer::after_millis(1).await;
         let mut vanishing = call(host).await;
-        assert!(is_served(&mut vanishing).await);
+        assert!(identifies(&mut vanishing).await.unwrap());
         world.wire.set_faults(Faults::CUT);
         vanishing.abort();
         Timer::after_secs(12).await;
         world.wire.set_faults(Faults::NONE);
         let mut callers = [call(host).await, call(host).await];
         for caller in &mut callers {
-            assert!(is_served(caller).await);
+            assert!(identifies(caller).await.unwrap());
         }
     });
-    let ended: Vec<_> = cells.iter().flat_map(|cell| cell.0.borrow().ended.clone()).collect();
-    assert_eq!(ended, [Closed::Local]);
+    assert_eq!((handle.counters().identified, nodes(&handle)), (3, 2));
     assert!(world.wire.sent(DEVICE).resets > 0, "given up with a reset");
 }
 
 #[test]
-fn nobody_is_kept_waiting_by_a_refused_caller_for_long() {
+fn nobody_is_kept_waiting_by_a_rejected_caller_for_long() {
     let world = World::new(8);
     let (device, host) = (world.device(), world.host());
-    let _cells = serve_two(&world, device);
+    let _handle = serve_two(&world, device);
     world.run(async {
         Timer::after_millis(1).await;
         let mut callers = [call(host).await, call(host).await];
+        for caller in &mut callers {
+            assert!(identifies(caller).await.unwrap());
+        }
         // The spare slot listens when the others' handshakes are over.
         Timer::after_millis(1).await;
         // It says nothing, hears the answer, and does not hang up.
         let mut silent = call(host).await;
         let start = embassy_time::Instant::now();
-        assert_eq!(hear(&mut silent, usize::MAX).await.unwrap(), Protocol::V2.refusal());
+        assert_eq!(hear(&mut silent, usize::MAX).await.unwrap(), Protocol::V1.refusal());
         // So that the next caller does not wait behind a silent one.
         let waited = start.elapsed().as_millis();
         assert!((200..400).contains(&waited), "{waited} ms");
         Timer::after_millis(1010).await;
-        assert!(is_refused(host).await);
+        assert!(is_rejected(host).await);
         for caller in &mut callers {
             assert!(is_served(caller).await);
         }

@@ -7,8 +7,8 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
-use nanonsq_core::drive::{Listener, Transport};
-use nanonsq_core::session::{DialError, Transmit, TransportError};
+use nanonsq_core::drive::{AcceptError, Listener, Transport};
+use nanonsq_core::session::{Transmit, TransportError};
 
 use super::link::{Way, take, wake};
 use super::{Chunk, Inner, Segment, WINDOW, World};
@@ -230,7 +230,7 @@ impl Listener for Listens {
 
     type Transport<'l> = Socket;
 
-    async fn accept(&mut self) -> Result<(Socket, SocketAddr), DialError> {
+    async fn accept(&mut self) -> Result<(Socket, SocketAddr), AcceptError> {
         let Self { world, port, session, tap } = self;
         /// Nobody listens any more, however it ends.
         struct Guard(Port, Session);
@@ -270,7 +270,7 @@ impl Listener for Listens {
         })
         .await;
         drop(guard);
-        let Some(id) = id else { return Err(DialError::NoSocket) };
+        let Some(id) = id else { return Err(AcceptError::NoSocket) };
         watch::tell(*session, || format!("accepts connection {id}"));
         if let Some(tap) = tap {
             tap.borrow_mut().open(id);

@@ -1,27 +1,18 @@
 //! The driver, poll by poll: a scripted transport and a clock that stands still.
 
-#![cfg(feature = "async")]
-
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
-use std::future::Future;
-use std::net::SocketAddr;
-use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Context, Poll, Wake, Waker};
+use std::task::Wake;
 
-use embassy_futures::select::select;
 use embassy_sync::blocking_mutex::raw::NoopRawMutex;
-use nanonsq_core::address::Address;
-use nanonsq_core::drive::{
-    Dialer, Gate, Listener, SessionCell, Sleep, Transport, drive, refuse, serve,
-};
-use nanonsq_core::session::{
-    Closed, DialError, Fault, Link, Session, Transmit, TransportError, Upgrade,
-};
-use nanonsq_core::time::{Instant, Span};
+
+use super::*;
+use crate::drive::accept::serve_port;
+use crate::drive::{AcceptError, Listener, Port};
+use crate::session::{Fault, Transmit, Upgrade};
 
 /// What the transport does next when it is read from or written to.
 #[derive(Debug, Default)]
@@ -108,8 +99,7 @@ impl Dialer for World {
     type Transport<'d> = Pipe;
 
     async fn dial(&mut self, _: &Address) -> Result<Pipe, DialError> {
-        std::future::poll_fn(|_| if self.gate.get() { Poll::Pending } else { Poll::Ready(()) })
-            .await;
+        poll_fn(|_| if self.gate.get() { Poll::Pending } else { Poll::Ready(()) }).await;
         Ok(Pipe(self.clone()))
     }
 }
@@ -117,12 +107,12 @@ impl Dialer for World {
 impl Listener for World {
     type Transport<'l> = Pipe;
 
-    async fn accept(&mut self) -> Result<(Pipe, SocketAddr), DialError> {
+    async fn accept(&mut self) -> Result<(Pipe, SocketAddr), AcceptError> {
         self.accepts.set(self.accepts.get() + 1);
         if self.broken.get() {
-            return Err(DialError::Other);
+            return Err(AcceptError::Other);
         }
-        std::future::poll_fn(|_| match self.callers.get().checked_sub(1) {
+        poll_fn(|_| match self.callers.get().checked_sub(1) {
             Some(left) => {
                 self.callers.set(left);
                 Poll::Ready(())
@@ -262,14 +252,15 @@ impl Session for Greeter {
     }
 }
 
-struct Shared(RefCell<Greeter>);
+/// A session that the test reaches as well.
+struct Shared<T>(RefCell<T>);
 
-impl SessionCell for Shared {
-    fn with(&self, f: &mut dyn FnMut(&mut dyn Session)) {
+impl<T: Session> SessionAccess for &Shared<T> {
+    fn with(&mut self, f: &mut dyn FnMut(&mut dyn Session)) {
         f(&mut *self.0.borrow_mut());
     }
 
-    fn register(&self, _: &Waker) {}
+    fn register(&mut self, _: &Waker) {}
 }
 
 #[derive(Default)]
@@ -282,7 +273,7 @@ impl Wake for Wakes {
 }
 
 /// Polls it, and again as long as it wakes itself.
-fn settle<T>(mut future: std::pin::Pin<&mut impl Future<Output = T>>) {
+fn settle<T>(mut future: Pin<&mut impl Future<Output = T>>) {
     let wakes = Arc::new(Wakes::default());
     let waker = Waker::from(wakes.clone());
     for _ in 0..100 {
@@ -305,7 +296,8 @@ macro_rules! driven {
         $world.gate.set($gate);
         let $shared = Shared(RefCell::new($greeter));
         let (mut dialer, mut sleep, mut rx) = ($world.clone(), $world.clone(), [0; 16]);
-        let mut driver = pin!(drive(&$shared, &mut dialer, &mut sleep, &mut rx));
+        let mut access = &$shared;
+        let mut driver = pin!(run_dialed(&mut access, &mut dialer, &mut sleep, &mut rx));
         let mut $poll = || settle(driver.as_mut());
         $poll();
     };
@@ -520,6 +512,45 @@ fn what_one_connection_left_is_not_offered_to_the_next() {
     assert_eq!(shared.0.borrow().heard, b"anext");
 }
 
+// --- the ways to reach a session ---
+
+/// A session that nobody else reaches.
+struct Owned<'s, T>(&'s mut T);
+
+impl<T: Session> SessionAccess for Owned<'_, T> {
+    fn with(&mut self, f: &mut dyn FnMut(&mut dyn Session)) {
+        f(self.0);
+    }
+
+    fn register(&mut self, _: &Waker) {}
+}
+
+/// The steps of the driver, without its loop and without a `dyn` access.
+#[test]
+fn a_session_that_is_owned_is_driven_step_by_step() {
+    let world = World::default();
+    let mut greeter = Greeter::new(false);
+    let mut sleep = world.clone();
+    let cx = &mut Context::from_waker(Waker::noop());
+    let mut transport = Pipe(world.clone());
+    {
+        let mut access = Owned(&mut greeter);
+        let mut connection = Connection::new(&mut access, &mut sleep);
+        let mut address = Address::NONE;
+        assert!(connection.poll_down(&mut access, &mut address, cx).is_ready());
+        assert_eq!(address, SERVER);
+        assert!(connection.open(&mut access));
+        let rx = &mut [0; 16];
+        assert!(connection.poll_up(&mut access, &mut transport, rx, cx).is_pending());
+        assert_eq!(written(&world), "hello");
+        say(&world, "bye");
+        assert!(connection.poll_up(&mut access, &mut transport, rx, cx).is_ready());
+    }
+    assert_eq!(written(&world), "last words");
+    assert_eq!(greeter.heard, b"bye");
+    assert_eq!(greeter.closed, [Closed::Local]);
+}
+
 // --- accepted connections ---
 
 /// As [`Greeter`]; accepted connections are up without a dial.
@@ -558,29 +589,23 @@ impl Session for Caller {
     }
 }
 
-struct CallerCell(RefCell<Caller>);
-
-impl CallerCell {
-    fn new() -> Self {
-        Self(RefCell::new(Caller(Greeter::new(false))))
-    }
-}
-
-impl SessionCell for CallerCell {
-    fn with(&self, f: &mut dyn FnMut(&mut dyn Session)) {
-        f(&mut *self.0.borrow_mut());
-    }
-
-    fn register(&self, _: &Waker) {}
+/// Serves a port of one slot.
+macro_rules! serving {
+    ($world:ident, $cell:ident, $serving:ident) => {
+        let $world = World::default();
+        let $cell = Shared(RefCell::new(Caller(Greeter::new(false))));
+        let mut port = Port { slots: [$world.clone()], spare: None };
+        let (sleep, mut rx) = ($world.clone(), [[0; 16]]);
+        let serving =
+            serve_port::<NoopRawMutex, _, _, _, 1, 16>(&mut port, |_| &$cell, &sleep, &mut rx);
+        let mut $serving = pin!(serving);
+    };
 }
 
 #[test]
 fn a_caller_is_heard_to_the_end_before_its_transport_is_dropped() {
     for ends in [Ok(Vec::new()), Err(TransportError::Reset)] {
-        let world = World::default();
-        let cell = CallerCell::new();
-        let (mut listener, mut sleep, mut rx) = (world.clone(), world.clone(), [0; 16]);
-        let mut serving = pin!(serve(&cell, &mut listener, &mut sleep, &mut rx));
+        serving!(world, cell, serving);
         world.callers.set(1);
         settle(serving.as_mut());
         say(&world, "bye");
@@ -601,10 +626,7 @@ fn a_caller_is_heard_to_the_end_before_its_transport_is_dropped() {
 
 #[test]
 fn a_caller_that_does_not_hang_up_is_heard_until_the_deadline() {
-    let world = World::default();
-    let cell = CallerCell::new();
-    let (mut listener, mut sleep, mut rx) = (world.clone(), world.clone(), [0; 16]);
-    let mut serving = pin!(serve(&cell, &mut listener, &mut sleep, &mut rx));
+    serving!(world, cell, serving);
     world.callers.set(1);
     say(&world, "bye");
     for ms in 0..999 {
@@ -622,10 +644,7 @@ fn a_caller_that_does_not_hang_up_is_heard_until_the_deadline() {
 
 #[test]
 fn a_listener_that_fails_is_asked_again_after_a_second() {
-    let world = World::default();
-    let cell = CallerCell::new();
-    let (mut listener, mut sleep, mut rx) = (world.clone(), world.clone(), [0; 16]);
-    let mut serving = pin!(serve(&cell, &mut listener, &mut sleep, &mut rx));
+    serving!(world, cell, serving);
     world.broken.set(true);
     for second in 0..3 {
         for ms in [0, 1, 999] {
@@ -639,52 +658,4 @@ fn a_listener_that_fails_is_asked_again_after_a_second() {
     world.now.set(3000);
     settle(serving.as_mut());
     assert_eq!(written(&world), "hello");
-}
-
-#[test]
-fn the_spare_slot_listens_only_while_all_others_are_taken() {
-    let (one, two, spare) = (World::default(), World::default(), World::default());
-    let cells = [CallerCell::new(), CallerCell::new(), CallerCell::new()];
-    let gate = Gate::<NoopRawMutex>::new(2);
-    let (mut first, mut second, mut third) =
-        (gate.admit(one.clone()), gate.admit(two.clone()), spare.clone());
-    let (mut sleeps, mut rx) = ([one.clone(), two.clone(), spare.clone()], [[0; 16]; 3]);
-    let [sleep_1, sleep_2, sleep_3] = &mut sleeps;
-    let [rx_1, rx_2, rx_3] = &mut rx;
-    let mut all = pin!(select(
-        select(
-            serve(&cells[0], &mut first, sleep_1, rx_1),
-            serve(&cells[1], &mut second, sleep_2, rx_2),
-        ),
-        refuse(&gate, &cells[2], &mut third, sleep_3, rx_3),
-    ));
-    let mut poll = || settle(all.as_mut());
-    spare.callers.set(1);
-    poll();
-    one.callers.set(1);
-    poll();
-    assert_eq!((spare.accepts.get(), spare.callers.get()), (0, 1), "one is free");
-    two.callers.set(1);
-    poll();
-    assert_eq!((spare.accepts.get(), written(&spare).as_str()), (1, "hello"));
-    // One of the others goes, while somebody is refused.
-    say(&one, "");
-    poll();
-    say(&spare, "bye");
-    say(&spare, "");
-    poll();
-    assert_eq!(cells[2].0.borrow().0.closed, [Closed::Local]);
-    assert_eq!(spare.accepts.get(), 1, "one is free");
-    // And while the spare one listens.
-    one.callers.set(1);
-    poll();
-    assert_eq!(spare.accepts.get(), 2);
-    say(&two, "");
-    poll();
-    spare.callers.set(1);
-    poll();
-    assert_eq!(spare.callers.get(), 1, "it no longer listens");
-    two.callers.set(1);
-    poll();
-    assert_eq!((spare.accepts.get(), spare.callers.get()), (3, 0));
 }

@@ -3,7 +3,7 @@
 use core::net::SocketAddr;
 use core::task::{Context, Poll, ready};
 
-use super::{Dialer, Listener, Transport};
+use super::{AcceptError, Dialer, Listener, Transport};
 use crate::address::Address;
 use crate::session::{DialError, Transmit, TransportError, Upgrade};
 use crate::wire::copy;
@@ -33,7 +33,7 @@ impl<L: Listener, const TX: usize> Listener for Gathering<L, TX> {
     where
         Self: 'l;
 
-    async fn accept(&mut self) -> Result<(Self::Transport<'_>, SocketAddr), DialError> {
+    async fn accept(&mut self) -> Result<(Self::Transport<'_>, SocketAddr), AcceptError> {
         let (transport, from) = self.0.accept().await?;
         Ok((Gathered::new(transport), from))
     }

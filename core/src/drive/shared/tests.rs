@@ -1,0 +1,244 @@
+//! Who gets what there is to take, and who is woken.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Wake;
+
+use embassy_sync::blocking_mutex::raw::NoopRawMutex;
+
+use super::*;
+
+struct Flag(AtomicBool);
+
+impl Wake for Flag {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// What there is to take, and how often some was given.
+#[derive(Default)]
+struct Room {
+    left: u32,
+    version: u32,
+}
+
+impl State for Room {
+    type Version = u32;
+
+    fn version(&self) -> u32 {
+        self.version
+    }
+
+    fn with_session(&mut self, _: usize, _: &mut dyn FnMut(&mut dyn Session)) -> bool {
+        false
+    }
+}
+
+fn room() -> Shared<NoopRawMutex, Room> {
+    Shared::new(Room::default())
+}
+
+fn give(shared: &Shared<NoopRawMutex, Room>, gift: u32) {
+    shared.update(|room| {
+        room.left += gift;
+        room.version += 1;
+    });
+}
+
+/// Takes `cost` of what there is.
+fn take(wait: &mut QueuedWait<'_, NoopRawMutex, Room>, waker: &Waker, cost: u32) -> bool {
+    let taken = wait.poll(waker, |room| {
+        let rest = room.left.checked_sub(cost);
+        room.left = rest.unwrap_or(room.left);
+        rest
+    });
+    taken.is_ready()
+}
+
+/// Lets loops take whatever comes, the first of them polled first always, and says how often
+/// each took its cost.
+fn shares<const N: usize>(
+    one_task: bool,
+    costs: [u32; N],
+    gifts: impl Iterator<Item = u32>,
+) -> [u32; N] {
+    let shared = room();
+    let flags: [_; N] =
+        std::array::from_fn(|at| Arc::new(Flag(AtomicBool::new(at == 0 || !one_task))));
+    let mut waits: [_; N] = std::array::from_fn(|_| QueuedWait::new(&shared));
+    let mut taken = [0; N];
+    for gift in gifts {
+        give(&shared, gift);
+        let mut polls = 0;
+        while flags.iter().any(|flag| flag.0.load(Ordering::Relaxed)) {
+            for at in 0..N {
+                // In one task, all are polled whenever it is woken.
+                let flag = &flags[if one_task { 0 } else { at }];
+                let polled = one_task && at > 0;
+                if !polled && !flag.0.swap(false, Ordering::Relaxed) {
+                    continue;
+                }
+                let waker = Waker::from(flag.clone());
+                while take(&mut waits[at], &waker, costs[at]) {
+                    taken[at] += 1;
+                    waits[at] = QueuedWait::new(&shared);
+                }
+                polls += 1;
+                assert!(polls < 1000, "they wake each other without end");
+            }
+        }
+        let most = costs.into_iter().max().unwrap();
+        assert!(shared.read(|room| room.left).unwrap() < most, "somebody could take more");
+    }
+    taken
+}
+
+#[test]
+fn tasks_and_loops_in_one_task_take_turns() {
+    for one_task in [false, true] {
+        for gift in 1..9 {
+            let [one, two] = shares(one_task, [1, 1], std::iter::repeat_n(gift, 100));
+            assert_eq!(one + two, 100 * gift);
+            assert!(one.abs_diff(two) <= 2 * gift, "{one} and {two} of {gift} each time");
+        }
+    }
+}
+
+#[test]
+fn of_many_none_is_passed_over() {
+    for one_task in [false, true] {
+        for gift in 1..9 {
+            let taken = shares(one_task, [1; 5], std::iter::repeat_n(gift, 300));
+            let fair = 300 * gift / 5;
+            assert!(taken.iter().all(|n| n.abs_diff(fair) <= 3 * gift), "{taken:?} of {gift}");
+        }
+    }
+}
+
+#[test]
+fn who_needs_more_is_not_starved_by_who_needs_less() {
+    for gift in 1..9 {
+        let [small, large] = shares(false, [1, 5], std::iter::repeat_n(gift, 600));
+        assert!(large >= 600 * gift / 5 / 4, "{small} and {large} of {gift} each time");
+        assert!(small >= 40, "{small} and {large} of {gift} each time");
+    }
+}
+
+#[test]
+fn a_wait_that_is_dropped_or_never_polled_again_holds_nobody_up() {
+    for dropped in [false, true] {
+        let shared = room();
+        let mut parked = Some(QueuedWait::new(&shared));
+        let mut next = QueuedWait::new(&shared);
+        assert!(!take(parked.as_mut().unwrap(), Waker::noop(), 1));
+        assert!(!take(&mut next, Waker::noop(), 1));
+        let flag = Arc::new(Flag(AtomicBool::new(false)));
+        assert!(!take(&mut next, &Waker::from(flag.clone()), 1));
+        if dropped {
+            parked = None;
+            assert!(flag.0.load(Ordering::Relaxed), "its turn has come");
+        }
+        give(&shared, 50);
+        for _ in 0..50 {
+            assert!((0..2).any(|_| take(&mut next, Waker::noop(), 1)));
+            next = QueuedWait::new(&shared);
+        }
+        drop(parked);
+    }
+}
+
+/// A task that counts nothing but whether it was woken since this was last asked.
+fn task() -> (Waker, impl Fn() -> bool) {
+    let flag = Arc::new(Flag(AtomicBool::new(false)));
+    (Waker::from(flag.clone()), move || flag.0.swap(false, Ordering::Relaxed))
+}
+
+/// Polled for the first time while others wait, it steps back once.
+fn queued(wait: &mut QueuedWait<'_, NoopRawMutex, Room>, waker: &Waker, cost: u32) {
+    assert!(!take(wait, waker, cost));
+    assert!(!take(wait, waker, cost));
+}
+
+#[test]
+fn who_came_first_is_asked_first() {
+    let shared = room();
+    let [mut first, mut second, mut third] = [(); 3].map(|()| QueuedWait::new(&shared));
+    queued(&mut first, Waker::noop(), 1);
+    queued(&mut second, Waker::noop(), 1);
+    give(&shared, 1);
+    for late in [&mut third, &mut second] {
+        let (waker, woken) = task();
+        assert!(!take(late, &waker, 1));
+        assert!(woken(), "it comes back when others were asked");
+    }
+    assert!(take(&mut first, Waker::noop(), 1));
+}
+
+#[test]
+fn who_was_served_goes_on_as_long_as_there_is_more() {
+    let shared = room();
+    let [mut wait, mut other] = [(); 2].map(|()| QueuedWait::new(&shared));
+    queued(&mut wait, Waker::noop(), 1);
+    let (waker, woken) = task();
+    queued(&mut other, &waker, 1);
+    woken();
+    give(&shared, 3);
+    for left in (0..3).rev() {
+        assert!(take(&mut wait, Waker::noop(), 1));
+        assert_eq!(shared.read(|room| room.left), Some(left));
+        wait = QueuedWait::new(&shared);
+    }
+    assert!(woken());
+    assert!(!take(&mut wait, Waker::noop(), 1), "no more");
+    // Now it is behind the other.
+    give(&shared, 1);
+    assert!(!take(&mut wait, Waker::noop(), 1));
+    assert!(take(&mut other, Waker::noop(), 1));
+}
+
+#[test]
+fn who_waits_for_something_else_is_not_woken_by_what_is_taken() {
+    let shared = room();
+    let (waker, woken) = task();
+    let other = shared.poll_wait(&waker, |room| (room.left > 9).then_some(()));
+    assert!(other.is_pending());
+    shared.read(|room| room.left = 2);
+    for _ in 0..2 {
+        assert!(take(&mut QueuedWait::new(&shared), Waker::noop(), 1));
+        assert!(!woken());
+    }
+}
+
+#[test]
+fn who_gives_up_wakes_others_only_if_it_was_the_first() {
+    let shared = room();
+    let [mut first, mut second, mut third] = [(); 3].map(|()| QueuedWait::new(&shared));
+    let (waker, woken) = task();
+    queued(&mut first, &waker, 1);
+    queued(&mut second, Waker::noop(), 1);
+    queued(&mut third, &waker, 1);
+    woken();
+    drop(second);
+    assert!(!woken(), "one in the middle");
+    drop(first);
+    assert!(woken(), "the third is the first");
+    drop(third);
+    assert!(!woken(), "nobody is left");
+}
+
+#[test]
+fn a_full_queue_asks_whoever_comes() {
+    let shared = room();
+    let mut waits: Vec<_> = (0..40).map(|_| QueuedWait::new(&shared)).collect();
+    for _ in 0..3 {
+        for wait in &mut waits {
+            assert!(!take(wait, Waker::noop(), 1));
+        }
+    }
+    give(&shared, 40);
+    for wait in &mut waits {
+        assert!((0..2).any(|_| take(wait, Waker::noop(), 1)));
+    }
+    assert_eq!(shared.read(|room| room.left), Some(0));
+}
