@@ -1,6 +1,17 @@
 #![doc = include_str!("../README.md")]
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
+// A role uses a part of what the roles share.
+#![cfg_attr(
+    not(all(
+        feature = "publisher",
+        feature = "consumer",
+        feature = "registration",
+        feature = "nsqd",
+        feature = "nsqlookupd"
+    )),
+    allow(dead_code, unused_imports, unused_macros)
+)]
 
 mod macros;
 
@@ -14,17 +25,26 @@ mod book {
 }
 
 pub mod address;
+#[cfg(feature = "consumer")]
 pub mod consumer;
 #[cfg(feature = "async")]
 pub mod drive;
+#[cfg(any(feature = "publisher", feature = "consumer"))]
 mod handshake;
+#[cfg(any(feature = "nsqd", feature = "nsqlookupd"))]
 pub mod http;
+#[cfg(any(feature = "consumer", feature = "nsqd"))]
 mod lookupd_query;
 pub mod name;
+#[cfg(feature = "nsqd")]
 pub mod nsqd;
+#[cfg(feature = "nsqlookupd")]
 pub mod nsqlookupd;
+#[cfg(feature = "publisher")]
 pub mod publisher;
+#[cfg(feature = "registration")]
 pub mod registration;
+#[cfg(any(feature = "nsqd", feature = "nsqlookupd"))]
 pub mod reject;
 pub mod session;
 pub mod time;

@@ -24,7 +24,7 @@ use crate::firmware::{self, Toolchain};
 use crate::project;
 
 const TARGET: &str = "thumbv6m-none-eabi";
-const FEATURES: [&str; 2] = ["", "async"];
+const FEATURES: [&str; 2] = ["full", "full,async"];
 /// Not `z`, at which functions of the standard library are not inlined: the compiler does not see
 /// then that their checks hold.
 const LEVELS: [&str; 2] = ["s", "3"];
@@ -39,10 +39,10 @@ const COUNTING: [&str; 8] = [
     "heapless::vec::VecInner<",
     "core::iter::adapters::enumerate::Enumerate<",
     "core::iter::traits::iterator::Iterator::position::check<",
-    "nanonsq_core::consumer::window::Window>::live",
-    "nanonsq_core::consumer::nsqlookupd::Nsqlookupd>::offer_as",
-    "nanonsq_core::consumer::nsqlookupd::Nsqlookupd>::victim",
-    "nanonsq_core::consumer::store::Store>::run",
+    "nanonsq_core::consumer::rdy::RdyTable>::live",
+    "nanonsq_core::consumer::discovery::NsqdTable>::offer_as",
+    "nanonsq_core::consumer::discovery::NsqdTable>::victim",
+    "nanonsq_core::consumer::in_flight::InFlight>::run",
     "nanonsq_core::wire::line::Line<160>>::next",
 ];
 const OVERFLOW: [&str; 2] = [

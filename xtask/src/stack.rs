@@ -49,7 +49,13 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let toolchain = Toolchain::find(TARGET)?;
     let mut command = toolchain.cargo("rustc");
     command.args(["--quiet", "--message-format=json-render-diagnostics", "--lib", "--release"]);
-    command.args(["--package", "nanonsq-core", "--no-default-features", "--features", "async"]);
+    command.args([
+        "--package",
+        "nanonsq-core",
+        "--no-default-features",
+        "--features",
+        "async,full",
+    ]);
     command.arg("--target-dir").arg(project::root().join("target/stack"));
     command.current_dir(project::root());
     command.env("CARGO_PROFILE_RELEASE_LTO", "off").env("CARGO_PROFILE_RELEASE_DEBUG", "false");

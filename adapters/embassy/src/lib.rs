@@ -68,7 +68,8 @@
 //!
 //! # Features
 //!
-//! `medium-ethernet` (default), `medium-ip`, `medium-ieee802154`, `proto-ipv4` (default),
+//! The roles are nanonsq-core's: `publisher` and `consumer` (default), `registration`, `nsqd`,
+//! `nsqlookupd`, `full`. `medium-ethernet` (default), `medium-ip`, `medium-ieee802154`, `proto-ipv4` (default),
 //! `proto-ipv6`, `dhcpv4` and `dns` are embassy-net's. `defmt` is for all crates below; `log` for
 //! nanonsq alone, because embassy-net cannot have both: turn on `embassy-net/log` for its own.
 //! Nothing here needs an allocator, `static_cell`, or a `generic-queue-*` of embassy-time.

@@ -1,6 +1,8 @@
 //! nanonsq on desktops: tokio's sockets, DNS and time for [`nanonsq_core::drive`].
 //!
-//! Nothing of NSQ is decided here. [`nanonsq_core`] says what it does and how to use it.
+//! Nothing of NSQ is decided here. [`nanonsq_core`] says what it does and how to use it. Its roles
+//! are features: `full` (default) or some of `publisher`, `consumer`, `registration`, `nsqd` and
+//! `nsqlookupd`. `log` (default) traces.
 //!
 //! # Connections
 //!

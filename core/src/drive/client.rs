@@ -2,7 +2,9 @@
 //! the driver, of the lock and of what its connections do with them.
 
 use super::shared::State;
+#[cfg(feature = "consumer")]
 use crate::consumer::Consumer;
+#[cfg(feature = "publisher")]
 use crate::publisher::Publisher;
 use crate::session::Session;
 
@@ -21,11 +23,13 @@ pub(super) trait Client<'a> {
     fn with_session(&mut self, index: usize, f: &mut dyn FnMut(&mut dyn Session)) -> bool;
 
     /// The publisher, if the client is one.
+    #[cfg(feature = "publisher")]
     fn as_publisher(&mut self) -> Option<&mut Publisher<'a>> {
         None
     }
 
     /// The consumer, if the client is one.
+    #[cfg(feature = "consumer")]
     fn as_consumer(&mut self) -> Option<&mut Consumer<'a>> {
         None
     }
@@ -43,6 +47,7 @@ impl State for ClientRef<'_> {
     }
 }
 
+#[cfg(feature = "publisher")]
 impl<'a> Client<'a> for Publisher<'a> {
     fn version(&self) -> u32 {
         self.version()
@@ -58,6 +63,7 @@ impl<'a> Client<'a> for Publisher<'a> {
     }
 }
 
+#[cfg(feature = "consumer")]
 impl<'a> Client<'a> for Consumer<'a> {
     fn version(&self) -> u32 {
         self.version()

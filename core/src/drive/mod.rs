@@ -36,15 +36,23 @@
 //! embassy-net. To try a port, run `drive::publisher` on it against an nsqd, and `drive::nsqlookupd`
 //! for its listener.
 
+#[cfg(any(feature = "nsqd", feature = "nsqlookupd"))]
 mod accept;
+#[cfg(any(feature = "publisher", feature = "consumer"))]
 mod client;
 mod connection;
+#[cfg(feature = "consumer")]
 pub mod consumer;
 mod gathering;
+#[cfg(feature = "nsqd")]
 pub mod nsqd;
+#[cfg(feature = "nsqlookupd")]
 pub mod nsqlookupd;
+#[cfg(feature = "publisher")]
 pub mod publisher;
+#[cfg(feature = "registration")]
 pub mod registration;
+#[cfg(any(feature = "nsqd", feature = "nsqlookupd"))]
 mod server;
 mod shared;
 mod waiters;
@@ -58,8 +66,10 @@ use crate::address::Address;
 use crate::session::{DialError, Transmit, TransportError, Upgrade};
 use crate::time::Instant;
 
+#[cfg(any(feature = "nsqd", feature = "nsqlookupd"))]
 pub use accept::Port;
 pub use gathering::{Gathered, Gathering};
+#[cfg(any(feature = "nsqd", feature = "nsqlookupd"))]
 pub use server::Ports;
 pub use waiters::WAITERS_MAX;
 

@@ -12,6 +12,7 @@ use embassy_sync::blocking_mutex::raw::RawMutex;
 
 use super::accept::Buffers;
 use super::connection::{SessionAccess, run_dialed};
+#[cfg(feature = "publisher")]
 use super::publisher::Publish;
 use super::server::{Engine, Served, SharedServer, run_ports, stop, stop_asked};
 use super::shared::{QueuedWait, Shared};
@@ -22,6 +23,7 @@ use crate::nsqd::{
     ChannelQuery, Config, ConfigError, Counters, Event, HttpConfig, HttpStorage, Lookupd, Nsqd,
     NsqdError, PublishError, PublishOptions, Storage, Ticket, TooManyLookupds,
 };
+#[cfg(feature = "publisher")]
 use crate::publisher::Outcome;
 use crate::registration::{
     Config as LookupConfig, ConfigError as LookupError, HttpPort, Registration, Registry,
@@ -375,6 +377,7 @@ impl<'a, M: RawMutex, S: Sleep> Handle<'a, M, S> {
 }
 
 /// A message that a node has taken is acknowledged: more than that nsqd's `OK` does not say.
+#[cfg(feature = "publisher")]
 impl<M: RawMutex, S: Sleep> Publish for Handle<'_, M, S> {
     type Ticket = Ticket;
     type Error = PublishError;

@@ -37,10 +37,9 @@ use embassy_time::{Duration, Instant, Timer, with_timeout};
 use nanonsq_app::{Node, Settings, Simulated};
 use nanonsq_embassy::core::consumer;
 use nanonsq_embassy::core::drive;
-use nanonsq_embassy::core::drive;
 use nanonsq_embassy::core::drive::registration;
-use nanonsq_embassy::core::registration as node_lookup;
 use nanonsq_embassy::core::publisher::{self, Counters};
+use nanonsq_embassy::core::registration::Config as RegistrationConfig;
 use nanonsq_embassy::{
     CriticalSectionRawMutex, EmbassySleep, NoopRawMutex, Sockets, TcpDialer, TcpStorage,
 };
@@ -79,8 +78,10 @@ const SOCKETS: usize = {
 };
 
 type PublishHandle = drive::publisher::Handle<'static, NoopRawMutex>;
-type PublishRunner = drive::publisher::Runner<'static, NoopRawMutex, TcpDialer<'static>, EmbassySleep>;
-type LookupHandle = registration::Handle<'static, NoopRawMutex, EmbassySleep, LOOKUPDS_MAX, TOPICS, 0>;
+type PublishRunner =
+    drive::publisher::Runner<'static, NoopRawMutex, TcpDialer<'static>, EmbassySleep>;
+type LookupHandle =
+    registration::Handle<'static, NoopRawMutex, EmbassySleep, LOOKUPDS_MAX, TOPICS, 0>;
 type LookupRunner = registration::Runner<
     'static,
     NoopRawMutex,
@@ -253,7 +254,7 @@ fn start_lookup(
     own: &'static str,
     stack: Stack<'static>,
 ) -> LookupHandle {
-    static CONFIG: StaticCell<node_lookup::Config<'static>> = StaticCell::new();
+    static CONFIG: StaticCell<RegistrationConfig<'static>> = StaticCell::new();
     static RESOURCES: ConstStaticCell<
         registration::Resources<'static, NoopRawMutex, LOOKUPDS_MAX, TOPICS, 0>,
     > = ConstStaticCell::new(registration::Resources::new());
@@ -299,10 +300,19 @@ fn start_commands(
         nsqds: TCP.take().each_mut().map(|storage| TcpDialer::new(stack, storage)),
         lookupds: LOOKUP_TCP.take().each_mut().map(|storage| TcpDialer::new(stack, storage)),
     };
-    let sources =
-        drive::consumer::Sources { nsqds: &firmware.command_nsqds, lookupds: &firmware.command_lookupds };
+    let sources = drive::consumer::Sources {
+        nsqds: &firmware.command_nsqds,
+        lookupds: &firmware.command_lookupds,
+    };
     let config = CONFIG.init(config);
-    match drive::consumer::new(RESOURCES.take(), config, sources, RING.take(), dialers, EmbassySleep) {
+    match drive::consumer::new(
+        RESOURCES.take(),
+        config,
+        sources,
+        RING.take(),
+        dialers,
+        EmbassySleep,
+    ) {
         Ok((handle, runner)) => {
             spawn(spawner, consume_from_nsqd(runner));
             handle

@@ -11,7 +11,7 @@ use nanonsq_embassy::core::drive::publisher::Publish;
 use nanonsq_embassy::core::drive::{Port, Ports, registration as drive_lookup};
 use nanonsq_embassy::core::name::TopicName;
 use nanonsq_embassy::core::publisher::{Counters, Event, Outcome};
-use nanonsq_embassy::core::{registration, nsqd as core_node};
+use nanonsq_embassy::core::{nsqd as core_node, registration};
 use nanonsq_embassy::{EmbassySleep, NoopRawMutex, TcpDialer, TcpListener, TcpStorage};
 use static_cell::{ConstStaticCell, StaticCell};
 

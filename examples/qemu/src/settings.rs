@@ -30,7 +30,7 @@ use nanonsq_app::Settings;
 use nanonsq_embassy::core::address::Address;
 use nanonsq_embassy::core::name::TopicName;
 use nanonsq_embassy::core::time::Span;
-use nanonsq_embassy::core::{consumer, registration, nsqd, publisher};
+use nanonsq_embassy::core::{consumer, nsqd, publisher, registration};
 
 use crate::host::{self, give_up};
 

@@ -11,20 +11,20 @@ fn what_once_failed_is_well() {
         ("json", "007b226d61785f7264795f636f756e74223a22312e222c22223a747275652c22223a307d"),
         // A host `[` was taken, and dialed.
         (
-            "lookupd_poll",
+            "consumer_lookupd",
             "00485454502f312e00203230300a0a7b2270726f647563657273223a5b7b2262726f6164636173745f616464\
              72657373223a225b222c227463705f706f7274223a337d5d7d",
         ),
         // A 404 whose body is no chunk was a failure or an answer, by where it was split.
         (
-            "lookupd_poll",
+            "consumer_lookupd",
             "00485454502f312e00203430340a5472616e736665722d456e636f64696e673a6368756e6b65640a0a0a",
         ),
         // A query behind what is no path was not looked at, and here the model saw one.
         ("http_target", "743a3a2f2f3f25"),
         // A batch that was sent as a whole, and waited for room, counted as announced.
         (
-            "node_model",
+            "nsqd_model",
             "000a23be92b3008900001ec7ce0031332447630000711db2000054a3000000006a005366226700\
              0061a7000000000000005e5daa00004b2f4f00baa8000068890000000000001b2792003e39b300\
              0000000000003b000000640000c4004e8932d792be880000300000a99e000000dac72f00003fe7\

@@ -10,7 +10,7 @@ use nanonsq_core::drive;
 use nanonsq_core::drive::registration;
 use nanonsq_core::name::{ChannelName, TopicName};
 use nanonsq_core::publisher::{self, Outcome};
-use nanonsq_core::registration as nsqd;
+use nanonsq_core::registration::{Config, NodeInfo};
 
 use crate::platform::{Clock, LinkDialer};
 use crate::{consumed, done, next_message};
@@ -59,7 +59,7 @@ const COMMANDS: consumer::Config<'static> =
         (Ok(topic), Ok(channel)) => consumer::Config::new(topic, channel),
         _ => panic!("names"),
     };
-const NODE: nsqd::Config<'static> = nsqd::Config::new(nsqd::NodeInfo {
+const NODE: Config<'static> = Config::new(NodeInfo {
     broadcast_address: "10.0.0.9",
     hostname: "device",
     tcp_port: 4150,
