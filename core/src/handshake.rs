@@ -17,7 +17,9 @@ use crate::macros::trace_state;
 use crate::session::{Awaited, Closed, DialError, Fault, Link, keep};
 use crate::time::{Instant, LASTED, Span, expire};
 use crate::wire::ChunkWriter;
-use crate::wire::nsqd::{self, ErrorCode, FrameDecoder, FramePart, FrameType, GrantedScanner};
+use crate::wire::nsqd::{
+    self, ErrorCode, FrameDecoder, FramePart, FrameType, GrantedScanner, Meaning,
+};
 
 /// Longest answer to IDENTIFY or AUTH that is read; everything else but messages is far shorter.
 pub(crate) const REPLY_MAX: u32 = 16 * 1024;
@@ -358,7 +360,7 @@ impl Handshake {
                     return Received::Nothing;
                 }
                 Ok(_) => return Received::Fault(Fault::AuthRequired),
-                Err(fault) => return Received::Fault(fault),
+                Err(error) => return Received::Fault(error.into()),
             }
         }
         if self.stage == LinkState::Subscribing {
@@ -379,10 +381,12 @@ impl Handshake {
     #[inline(never)]
     pub(crate) fn refusal(&self, text: &[u8]) -> Fault {
         let (code, words) = ErrorCode::parse(text);
+        if code.meaning() == Meaning::Auth {
+            return Fault::AuthRefused;
+        }
         match (code, self.stage) {
             (ErrorCode::Invalid, _) if contains(words, TLS_REQUIRED) => Fault::TlsRequired,
-            (ErrorCode::AuthFailed | ErrorCode::AuthFirst | ErrorCode::AuthDisabled, _)
-            | (ErrorCode::Unauthorized, LinkState::Authenticating | LinkState::Subscribing) => {
+            (ErrorCode::Unauthorized, LinkState::Authenticating | LinkState::Subscribing) => {
                 Fault::AuthRefused
             }
             (ErrorCode::BadBody | ErrorCode::Invalid, LinkState::Identifying)

@@ -63,7 +63,7 @@ use crate::name::TopicName;
 use crate::session::{Awaited, Closed, Fault, Link, Session, Transmit};
 use crate::time::{Attempts, Instant, Jitter, Span, expire};
 use crate::wire::ChunkWriter;
-use crate::wire::nsqd::{self, ErrorCode, FramePart, FrameType};
+use crate::wire::nsqd::{self, ErrorCode, FramePart, FrameType, Meaning};
 use outbox::Flights;
 use outcome::Exceptions;
 
@@ -886,13 +886,18 @@ impl<'a> Publisher<'a> {
             // It is not about the messages.
             return self.fail(now, fault);
         }
-        // Which messages nsqd would refuse again.
-        let about_body = matches!(code, ErrorCode::BadMessage | ErrorCode::BadBody) && !cut_off;
-        let refused = match code {
-            ErrorCode::BadTopic | ErrorCode::Unauthorized => true,
-            ErrorCode::BadMessage | ErrorCode::BadBody => about_body && flight.count() == 1,
-            ErrorCode::Invalid => about_deferral,
-            _ => false, // nsqd's fault, or the connection's
+        let meaning = code.meaning();
+        let about_body = meaning == Meaning::Message && !cut_off;
+        // Whether nsqd would refuse these messages again.
+        let refused = match meaning {
+            Meaning::Topic => true,
+            Meaning::Message => about_body && flight.count() == 1,
+            Meaning::Command => about_deferral,
+            Meaning::Channel
+            | Meaning::Connection
+            | Meaning::Auth
+            | Meaning::Temporary
+            | Meaning::InFlight => false,
         };
         if refused {
             let _ = self.flights.pop();
@@ -996,7 +1001,7 @@ impl Session for Publisher<'_> {
             match self.talk.frames.next(&mut input) {
                 Ok(Some(part)) => self.on_part(now, part)?,
                 Ok(None) => return Ok(()),
-                Err(fault) => return self.fail(now, fault),
+                Err(error) => return self.fail(now, error.into()),
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use nanonsq_core::wire::nsqd::{
     CLOSE_WAIT, ErrorCode, FrameType, HEARTBEAT, IdentifyOption, IdentifyRequest, IdentifyResponse,
-    LINE_MAX, Limits, MAGIC, Message, MessageHead, MessageId, OK, Settings, emit_auth,
+    LINE_MAX, Limits, MAGIC, Meaning, Message, MessageHead, MessageId, OK, Settings, emit_auth,
     emit_dpub_head, emit_frame, emit_message_head, emit_mpub_head, emit_pub_head, emit_sub,
 };
 use nanonsq_core::wire::{ChunkWriter, Write};
@@ -339,10 +339,22 @@ fn every_error_code_is_known() {
         assert_eq!(ErrorCode::parse(text.as_bytes()), (code, &b"PUB  x"[..]));
         let mild = matches!(name, "E_FIN_FAILED" | "E_REQ_FAILED" | "E_TOUCH_FAILED");
         assert_eq!(code.is_fatal(), !mild, "{name}");
+        let meaning = match name {
+            "E_INVALID" => Meaning::Command,
+            "E_BAD_BODY" | "E_BAD_MESSAGE" => Meaning::Message,
+            "E_BAD_TOPIC" | "E_UNAUTHORIZED" => Meaning::Topic,
+            "E_BAD_CHANNEL" => Meaning::Channel,
+            "E_BAD_PROTOCOL" | "E_IDENTIFY_FAILED" => Meaning::Connection,
+            "E_AUTH_DISABLED" | "E_AUTH_FAILED" | "E_AUTH_FIRST" => Meaning::Auth,
+            _ if mild => Meaning::InFlight,
+            _ => Meaning::Temporary,
+        };
+        assert_eq!(code.meaning(), meaning, "{name}");
     }
     for other in ["", " ", "E_NEW thing", "e_invalid", "E_INVALIDX", "E_"] {
         let (code, detail) = ErrorCode::parse(other.as_bytes());
         assert_eq!((code, detail), (ErrorCode::Other, other.as_bytes()));
         assert!(code.is_fatal() && !code.to_string().is_empty());
+        assert_eq!(code.meaning(), Meaning::Temporary);
     }
 }

@@ -21,7 +21,7 @@ mod server;
 
 pub(crate) use command::emit_line;
 pub use command::{emit_auth, emit_dpub_head, emit_mpub_head, emit_pub_head, emit_sub};
-pub use error::ErrorCode;
+pub use error::{ErrorCode, Meaning};
 pub use frame::{FrameDecoder, FramePart, FrameType, emit_frame, emit_frame_head};
 pub use identify::{
     Identification, IdentifyOption, IdentifyRequest, IdentifyScanner, Settings, emit_identify,
