@@ -29,12 +29,8 @@ pub mod address;
 pub mod consumer;
 #[cfg(feature = "async")]
 pub mod drive;
-#[cfg(any(feature = "publisher", feature = "consumer"))]
-mod handshake;
 #[cfg(any(feature = "nsqd", feature = "nsqlookupd"))]
 pub mod http;
-#[cfg(any(feature = "consumer", feature = "nsqd"))]
-mod lookupd_query;
 pub mod name;
 #[cfg(feature = "nsqd")]
 pub mod nsqd;
@@ -44,8 +40,9 @@ pub mod nsqlookupd;
 pub mod publisher;
 #[cfg(feature = "registration")]
 pub mod registration;
-#[cfg(any(feature = "nsqd", feature = "nsqlookupd"))]
-pub mod reject;
 pub mod session;
 pub mod time;
 pub mod wire;
+
+#[cfg(any(feature = "nsqd", feature = "nsqlookupd"))]
+pub use session::reject;

@@ -11,6 +11,7 @@ use nanonsq_core::publisher::{self, Outcome};
 use nanonsq_core::registration::{self, RegistryFull, TooManyPeers};
 use nanonsq_core::session::{Awaited, Closed, DialError, Fault, TransportError};
 use nanonsq_core::time::Span;
+use nanonsq_core::wire::DecodeError;
 use nanonsq_core::wire::http::{BadAnswer, HttpError};
 use nanonsq_core::wire::nsqd::ErrorCode;
 
@@ -133,12 +134,12 @@ fn ends_of_connections() {
     ];
     distinct(&breaks);
     let faults = [
-        Fault::BadLength { len: 70, max: 60 },
-        Fault::WrongPort,
-        Fault::UnknownFrame { frame_type: 9 },
-        Fault::ShortMessage { len: 3 },
+        Fault::Decode(DecodeError::BadLength { len: 70, max: 60 }),
+        Fault::Decode(DecodeError::WrongPort),
+        Fault::Decode(DecodeError::UnknownFrame { frame_type: 9 }),
+        Fault::Decode(DecodeError::ShortMessage { len: 3 }),
         Fault::UnexpectedReply,
-        Fault::BadIdentifyReply,
+        Fault::Decode(DecodeError::BadIdentifyReply),
         Fault::Refused(ErrorCode::Invalid),
         Fault::BadAnswer(BadAnswer::NoProducers),
         Fault::BadAnswer(BadAnswer::Status(503)),
@@ -154,7 +155,9 @@ fn ends_of_connections() {
     ];
     distinct(&faults);
     assert!(
-        Fault::BadLength { len: 70, max: 60 }.to_string().contains("70 bytes where at most 60")
+        Fault::Decode(DecodeError::BadLength { len: 70, max: 60 })
+            .to_string()
+            .contains("70 bytes where at most 60")
     );
     distinct(&[Closed::Peer, Closed::Local]);
     // Of what they are made of they say what that says.

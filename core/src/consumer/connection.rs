@@ -13,14 +13,15 @@ use super::{
     count_long,
 };
 use crate::address::Address;
-use crate::handshake::{CloseReason, Greeting, Handshake, LinkState, REPLY_MAX, Received};
-use crate::session::{Closed, Fault, Link, Session, Transmit, keep};
+use crate::session::handshake::{CloseReason, Commands, Handshake, LinkState, REPLY_MAX, Received};
+use crate::session::staging;
+use crate::session::{Closed, Fault, Link, Session, Transmit};
 use crate::time::{Attempts, Instant, Span, TimerId, Timers};
 use crate::wire::nsqd::{self, ErrorCode, FramePart, FrameType, MessageHead};
-use crate::wire::{ChunkWriter, Write};
+use crate::wire::{ChunkWriter, DecodeError, Write};
 
-/// Takes two of the longest commands after the handshake.
-const STAGING: usize = 64;
+/// Holds two of the longest commands after the handshake.
+const TX_BUFFER: usize = 64;
 
 /// The longest command after the handshake: a REQ.
 const COMMAND_MAX: usize = 32;
@@ -34,9 +35,9 @@ const NO_ROOM_DELAY: u32 = 1000;
 #[derive(Debug)]
 #[repr(C)]
 pub(super) struct Connection {
-    pub(super) talk: Handshake,
+    pub(super) handshake: Handshake,
     pub(super) cls: Cls,
-    news: PendingEvent,
+    pending_event: PendingEvent,
     attempts: Attempts,
     /// The seat's, when it was followed last.
     serial: u16,
@@ -47,8 +48,7 @@ pub(super) struct Connection {
     /// What nsqd says in the frame being read, as far as it matters: of a message that is skipped
     /// its head. An error's stays.
     pub(super) text: Vec<u8, DETAIL_MAX, u8>,
-    /// What is written.
-    desk: [u8; STAGING],
+    tx_buffer: [u8; TX_BUFFER],
 }
 
 /// Where a message goes as it arrives.
@@ -93,16 +93,16 @@ impl Connection {
     /// For storage, before [`set_up`](Self::set_up): all of it is zero, so that no image of it is in
     /// flash.
     pub(super) const NEW: Self = Self {
-        talk: Handshake::ZERO,
+        handshake: Handshake::ZERO,
         cls: Cls::Unsent,
-        news: PendingEvent::None,
+        pending_event: PendingEvent::None,
         serial: 0,
         attempts: Attempts::NONE,
         filling: Filling::Slot(0),
         have: 0,
         timers: Timers::ZERO,
         text: Vec::new(),
-        desk: [0; STAGING],
+        tx_buffer: [0; TX_BUFFER],
     };
 
     pub(super) fn set_up(&mut self) {
@@ -110,12 +110,12 @@ impl Connection {
     }
 
     fn stop_timers(&mut self) {
-        self.talk.step = Instant::NEVER;
+        self.handshake.deadline = Instant::NEVER;
         self.timers.stop_all();
     }
 
     pub(super) fn state(&self) -> ConnectionState {
-        match self.talk.stage() {
+        match self.handshake.state() {
             LinkState::Idle => ConnectionState::Unused,
             LinkState::Waiting => ConnectionState::Waiting,
             LinkState::Dialing => ConnectionState::Dialing,
@@ -135,7 +135,7 @@ impl Connection {
             state: self.state(),
             rdy: shared.window.rdy(id),
             in_flight: shared.window.in_flight(id),
-            last: self.talk.why.get(),
+            last: self.handshake.why.get(),
             detail: if self.text.starts_with(b"E_") {
                 core::str::from_utf8(&self.text).unwrap_or_default()
             } else {
@@ -146,15 +146,12 @@ impl Connection {
 
     /// Puts a command behind what is staged: one shape for all of them, so one piece of code.
     pub(super) fn push(&mut self, verb: &[u8], id: &[u8], number: Option<u32>) {
-        let staged = usize::from(self.talk.staged).min(STAGING);
-        let room = self.desk.get_mut(staged..).unwrap_or_default();
-        let mut window = ChunkWriter::new(room, 0);
-        let Ok(()) = nsqd::emit_line(&mut window, verb, id, number);
-        self.talk.staged = self.talk.staged.wrapping_add(window.written() as u8);
+        let Self { handshake, tx_buffer, .. } = self;
+        handshake.staging.append(tx_buffer, |w| nsqd::emit_line(w, verb, id, number));
     }
 
     fn has_room(&self) -> bool {
-        usize::from(self.talk.staged).saturating_add(COMMAND_MAX) <= STAGING
+        self.handshake.staging.room(&self.tx_buffer) >= COMMAND_MAX
     }
 
     fn push_answer(&mut self, id: &[u8], answer: Answer) {
@@ -167,10 +164,10 @@ impl Connection {
     }
 }
 
-impl Greeting for Shared<'_> {
-    fn greet(&self, w: &mut ChunkWriter<'_>, stage: LinkState) -> Result<(), Infallible> {
+impl Commands for Shared<'_> {
+    fn emit(&self, w: &mut ChunkWriter<'_>, state: LinkState) -> Result<(), Infallible> {
         let config = self.config;
-        match stage {
+        match state {
             LinkState::Identifying => {
                 w.write_all(&nsqd::MAGIC)?;
                 match self.identify {
@@ -198,11 +195,11 @@ pub struct ConnectionSession<'s, 'a> {
 impl ConnectionSession<'_, '_> {
     /// The newest change of this connection that nobody polled yet.
     pub fn poll_event(&mut self) -> Option<ConnectionEvent> {
-        match core::mem::replace(&mut self.connection.news, PendingEvent::None) {
+        match core::mem::replace(&mut self.connection.pending_event, PendingEvent::None) {
             PendingEvent::None => None,
             PendingEvent::Connected => Some(ConnectionEvent::Connected),
             PendingEvent::Disconnected => {
-                let why = self.connection.talk.why.get().unwrap_or(Closed::Local);
+                let why = self.connection.handshake.why.get().unwrap_or(Closed::Local);
                 if self.is_stale() && why != Closed::Local {
                     // It would be taken for the next one's.
                     return None;
@@ -222,12 +219,12 @@ impl ConnectionSession<'_, '_> {
 
     /// Asks the driver to close the connection.
     pub(super) fn close(&mut self, why: Closed) {
-        self.connection.talk.close(&why, self.shared.now, self.shared.config.close_timeout);
-        self.land();
+        self.connection.handshake.close(&why, self.shared.now, self.shared.config.close_timeout);
+        self.abort_in_flight();
     }
 
     /// Nothing is in flight any more.
-    fn land(&mut self) {
+    fn abort_in_flight(&mut self) {
         self.connection.timers.stop_all();
         self.shared.store.forget(self.id);
         self.shared.window.leave(self.id);
@@ -246,17 +243,17 @@ impl ConnectionSession<'_, '_> {
         if seat.serial == self.connection.serial {
             return;
         }
-        match self.connection.talk.stage() {
+        match self.connection.handshake.state() {
             LinkState::Idle | LinkState::Waiting => {
-                let talk = &mut self.connection.talk;
+                let handshake = &mut self.connection.handshake;
                 if seat.is_open() {
-                    talk.step = Instant::NEVER;
+                    handshake.deadline = Instant::NEVER;
                     return;
                 }
                 self.connection.serial = seat.serial;
-                if talk.why.get() != Some(Closed::Local) {
+                if handshake.why.get() != Some(Closed::Local) {
                     // It would be taken for this one's.
-                    self.connection.news = PendingEvent::None;
+                    self.connection.pending_event = PendingEvent::None;
                 }
                 let wanted = !seat.is_empty();
                 seat.busy = wanted;
@@ -264,8 +261,8 @@ impl ConnectionSession<'_, '_> {
                 // long as the time until it makes room for another.
                 let level = self.shared.directory.level;
                 self.connection.attempts = Attempts::of(level.wrapping_add(1));
-                talk.step = if wanted { self.shared.now } else { Instant::NEVER };
-                talk.set(if wanted { LinkState::Waiting } else { LinkState::Idle });
+                handshake.deadline = if wanted { self.shared.now } else { Instant::NEVER };
+                handshake.set_state(if wanted { LinkState::Waiting } else { LinkState::Idle });
                 self.shared.changed();
             }
             LinkState::Ready => self.leave(Moment::Unseated),
@@ -283,21 +280,21 @@ impl ConnectionSession<'_, '_> {
     }
 
     fn stage(&mut self) {
-        let Connection { talk, desk, .. } = &mut *self.connection;
-        talk.unstage();
-        if talk.stage().is_handshake() {
-            talk.greet(desk, self.shared);
-        } else if talk.stage().is_subscribed() {
+        let Connection { handshake, tx_buffer, .. } = &mut *self.connection;
+        handshake.staging.clear();
+        if handshake.state().is_handshake() {
+            handshake.stage_command(tx_buffer, self.shared);
+        } else if handshake.state().is_subscribed() {
             self.stage_commands();
         }
     }
 
     fn stage_commands(&mut self) {
-        if self.connection.talk.nops > 0 {
-            self.connection.talk.nops = 0;
+        if self.connection.handshake.nops > 0 {
+            self.connection.handshake.nops = 0;
             self.connection.push(b"NOP", &[], None);
         }
-        let is_ready = self.connection.talk.stage() == LinkState::Ready;
+        let is_ready = self.connection.handshake.state() == LinkState::Ready;
         if !is_ready {
             self.leave(Moment::LinkState);
         }
@@ -328,21 +325,22 @@ impl ConnectionSession<'_, '_> {
             return self.on_message(part);
         }
         if part.size > REPLY_MAX {
-            return self.fail(Fault::BadLength { len: part.size, max: REPLY_MAX });
+            return self
+                .fail(Fault::Decode(DecodeError::BadLength { len: part.size, max: REPLY_MAX }));
         }
         let until = self.shared.after(self.shared.patience);
         let has_secret = self.shared.config.auth_secret.is_some();
-        let Connection { talk, text, .. } = &mut *self.connection;
-        match talk.part(&part, text.as_mut_view(), has_secret, until) {
+        let Connection { handshake, text, .. } = &mut *self.connection;
+        match handshake.on_part(&part, text.as_mut_view(), has_secret, until) {
             Received::Nothing => {}
             Received::Heartbeat => {
                 count(&mut self.shared.tally.heartbeats);
-                if self.connection.talk.lasted(self.shared.now) {
+                if self.connection.handshake.lasted(self.shared.now) {
                     self.prove_good();
                 }
             }
             Received::Ready => self.on_ready(),
-            Received::Response if self.connection.talk.stage() == LinkState::Ready => {
+            Received::Response if self.connection.handshake.state() == LinkState::Ready => {
                 self.fail(Fault::UnexpectedReply);
             }
             Received::Response => self.leave(Moment::Response),
@@ -353,18 +351,18 @@ impl ConnectionSession<'_, '_> {
 
     fn on_ready(&mut self) {
         count(&mut self.shared.tally.connections);
-        self.connection.news = PendingEvent::Connected;
-        self.connection.talk.why = CloseReason::None;
+        self.connection.pending_event = PendingEvent::Connected;
+        self.connection.handshake.why = CloseReason::None;
         self.shared.directory.succeed(self.id);
-        self.hear();
-        self.shared.window.join(self.id, self.connection.talk.granted.max_rdy_count());
+        self.on_bytes();
+        self.shared.window.join(self.id, self.connection.handshake.granted.max_rdy_count());
         self.shared.adjust();
         // Also if nothing is wanted of it: who waits for events is to hear of it.
         self.shared.changed();
     }
 
-    fn hear(&mut self) {
-        self.connection.talk.hear(self.shared.now, self.shared.config.heartbeat);
+    fn on_bytes(&mut self) {
+        self.connection.handshake.on_receive(self.shared.now, self.shared.config.heartbeat);
     }
 
     /// nsqd does what it is there for: the next loss is followed by an immediate redial.
@@ -374,8 +372,8 @@ impl ConnectionSession<'_, '_> {
 
     fn on_error(&mut self) {
         let (code, _) = ErrorCode::parse(&self.connection.text);
-        if code.is_fatal() || !self.connection.talk.stage().is_subscribed() {
-            return self.fail(self.connection.talk.refusal(&self.connection.text));
+        if code.is_fatal() || !self.connection.handshake.state().is_subscribed() {
+            return self.fail(self.connection.handshake.refusal(&self.connection.text));
         }
         // nsqd took the message back before the answer came.
         count(&mut self.shared.tally.refused);
@@ -383,11 +381,11 @@ impl ConnectionSession<'_, '_> {
 
     fn on_message(&mut self, part: FramePart<'_>) {
         if part.first {
-            if !self.connection.talk.stage().is_subscribed() {
+            if !self.connection.handshake.state().is_subscribed() {
                 return self.fail(Fault::UnexpectedReply);
             }
             if part.size < MessageHead::LEN as u32 {
-                return self.fail(Fault::ShortMessage { len: part.size });
+                return self.fail(Fault::Decode(DecodeError::ShortMessage { len: part.size }));
             }
             self.connection.have = 0;
             self.connection.text.clear();
@@ -403,7 +401,7 @@ impl ConnectionSession<'_, '_> {
                 self.shared.store.fill(slot, self.connection.have, part.data);
                 self.connection.have = self.connection.have.wrapping_add(part.data.len() as u32);
             }
-            Filling::Skip(_) => keep(&mut self.connection.text, part.data),
+            Filling::Skip(_) => staging::append(&mut self.connection.text, part.data),
         }
         if part.last {
             match self.connection.filling {
@@ -465,17 +463,17 @@ impl ConnectionSession<'_, '_> {
     fn wait(&mut self, why: Closed) {
         let Config { reconnect_base, reconnect_cap, reconnect_spread, .. } = *self.shared.config;
         let spans = [reconnect_base, reconnect_cap, reconnect_spread];
-        if self.connection.talk.lasted(self.shared.now) {
+        if self.connection.handshake.lasted(self.shared.now) {
             self.prove_good();
         }
-        let Connection { attempts, talk, .. } = &mut *self.connection;
-        let mut delay = attempts.delay(spans, talk.came_up(), &mut self.shared.jitter);
+        let Connection { attempts, handshake, .. } = &mut *self.connection;
+        let mut delay = attempts.delay(spans, handshake.came_up(), &mut self.shared.jitter);
         let left_out = matches!(why, Closed::Fault(fault) if is_final(fault));
         if left_out {
             delay = self.shared.config.left_out_for;
         }
-        self.connection.talk.step = self.shared.after(delay);
-        self.connection.talk.set(LinkState::Waiting);
+        self.connection.handshake.deadline = self.shared.after(delay);
+        self.connection.handshake.set_state(LinkState::Waiting);
         if left_out || self.connection.attempts.is_failing() {
             self.shared.go_round(Some(self.id));
         }
@@ -491,13 +489,13 @@ fn is_final(fault: Fault) -> bool {
 impl Connection {
     /// How long after a message came it is to be touched, or given up.
     pub(super) fn due_after(&self, config: &Config<'_>) -> Span {
-        let timeout = self.talk.granted.msg_timeout_ms();
+        let timeout = self.handshake.granted.msg_timeout_ms();
         Span::from_millis((if config.auto_touch { timeout >> 1 } else { timeout }).max(1))
     }
 
     /// How long TOUCH can keep a message in flight.
     fn max_msg_timeout(&self) -> Span {
-        Span::from_millis(self.talk.granted.max_msg_timeout_ms().max(1))
+        Span::from_millis(self.handshake.granted.max_msg_timeout_ms().max(1))
     }
 
     pub(super) fn due_by(&mut self, due: Instant) {
@@ -509,45 +507,45 @@ impl Connection {
 
 impl Session for ConnectionSession<'_, '_> {
     fn link(&self) -> Link {
-        let stage = self.connection.talk.stage();
+        let stage = self.connection.handshake.state();
         if stage.is_coming_up() && self.is_stale() {
             Link::Close
         } else {
-            self.connection.talk.link()
+            self.connection.handshake.link()
         }
     }
 
     fn dial(&mut self, now: Instant) -> Option<&Address> {
         self.shared.now = now;
         self.follow();
-        if !self.connection.talk.is_due(now) {
+        if !self.connection.handshake.take_dial_due(now) {
             return None;
         }
-        self.connection.talk.dial(self.shared.after(self.shared.patience));
+        self.connection.handshake.dial(self.shared.after(self.shared.patience));
         self.shared.directory.address(self.id)
     }
 
     fn open(&mut self, now: Instant) {
         self.shared.now = now;
-        self.land();
-        self.connection.talk.open(now, self.shared.after(self.shared.patience));
+        self.abort_in_flight();
+        self.connection.handshake.open(now, self.shared.after(self.shared.patience));
     }
 
     fn receive(&mut self, now: Instant, bytes: &[u8]) -> Result<(), Fault> {
         self.shared.now = now;
         let mut input = bytes;
-        if !self.connection.talk.stage().is_up() {
+        if !self.connection.handshake.state().is_up() {
             return Ok(());
         }
-        self.hear();
-        while self.connection.talk.stage().is_up() {
-            match self.connection.talk.frames.next(&mut input) {
+        self.on_bytes();
+        while self.connection.handshake.state().is_up() {
+            match self.connection.handshake.frames.next(&mut input) {
                 Ok(Some(part)) => self.on_part(part),
                 Ok(None) => return Ok(()),
-                Err(fault) => self.fail(fault),
+                Err(error) => self.fail(error.into()),
             }
         }
-        match self.connection.talk.why {
+        match self.connection.handshake.why {
             CloseReason::Closed(Closed::Fault(fault)) => Err(fault),
             _ => Ok(()),
         }
@@ -555,20 +553,23 @@ impl Session for ConnectionSession<'_, '_> {
 
     fn transmit(&mut self, now: Instant) -> Transmit<'_> {
         self.shared.now = now;
-        if !self.connection.talk.is_writing() {
+        if !self.connection.handshake.staging.is_writing() {
             self.follow();
             self.stage();
         }
-        Transmit { head: self.connection.talk.pending(&self.connection.desk), body: &[] }
+        Transmit {
+            head: self.connection.handshake.staging.pending(&self.connection.tx_buffer),
+            body: &[],
+        }
     }
 
     fn sent(&mut self, _: Instant, n: usize) {
-        self.connection.talk.sent(n);
+        self.connection.handshake.staging.sent(n);
     }
 
     fn deadline(&self) -> Instant {
-        let own = self.connection.timers.next().min(self.connection.talk.step);
-        match self.connection.talk.stage() {
+        let own = self.connection.timers.next().min(self.connection.handshake.deadline);
+        match self.connection.handshake.state() {
             LinkState::Idle => own,
             _ => own.min(self.shared.deadline()),
         }
@@ -592,8 +593,8 @@ impl Session for ConnectionSession<'_, '_> {
             shared.adjust();
             shared.changed();
         }
-        if let Some(why) = self.connection.talk.tick(now) {
-            if self.connection.talk.stage() > LinkState::Ready {
+        if let Some(why) = self.connection.handshake.tick(now) {
+            if self.connection.handshake.state() > LinkState::Ready {
                 self.leave(Moment::Late);
             } else {
                 self.close(why);
@@ -605,14 +606,14 @@ impl Session for ConnectionSession<'_, '_> {
         self.shared.now = now;
         let stale = self.is_stale();
         let why = if stale { Closed::Local } else { why };
-        let Some(why) = self.connection.talk.closed(why) else { return };
-        self.connection.news = PendingEvent::Disconnected;
-        self.land();
+        let Some(why) = self.connection.handshake.closed(why) else { return };
+        self.connection.pending_event = PendingEvent::Disconnected;
+        self.abort_in_flight();
         if why != Closed::Local {
             count(&mut self.shared.tally.failures);
         }
         if stale {
-            self.connection.talk.set(LinkState::Waiting);
+            self.connection.handshake.set_state(LinkState::Waiting);
             self.follow();
         } else {
             self.wait(why);

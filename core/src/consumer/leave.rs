@@ -7,7 +7,7 @@
 use super::Shared;
 use super::connection::{Cls, ConnectionSession, Timer};
 use super::rdy::SETTLE;
-use crate::handshake::LinkState;
+use crate::session::handshake::LinkState;
 use crate::session::{Closed, Fault};
 use crate::wire::nsqd;
 
@@ -56,14 +56,14 @@ fn leave(session: &mut ConnectionSession<'_, '_>, moment: Moment) {
             session.connection.cls = Cls::Confirmed;
             session.leave_if_done();
         }
-        Moment::Late if session.connection.talk.stage() == LinkState::Leaving => {
+        Moment::Late if session.connection.handshake.state() == LinkState::Leaving => {
             session.close(Closed::Local);
         }
         Moment::Late => {
             session.shared.store.recall(session.id, true);
             let leave = session.shared.after(session.shared.config.close_timeout);
-            session.connection.talk.step = leave;
-            session.connection.talk.set(LinkState::Leaving);
+            session.connection.handshake.deadline = leave;
+            session.connection.handshake.set_state(LinkState::Leaving);
             session.shared.changed();
         }
     }
@@ -77,16 +77,16 @@ impl ConnectionSession<'_, '_> {
         if shared.stopping {
             shared.store.recall(*id, false);
         }
-        connection.talk.step = shared.after(shared.config.drain_timeout);
+        connection.handshake.deadline = shared.after(shared.config.drain_timeout);
         connection.timers.set(Timer::Settle, shared.after(SETTLE));
         connection.cls = Cls::Unsent;
-        connection.talk.set(LinkState::Draining);
+        connection.handshake.set_state(LinkState::Draining);
     }
 
     /// Closes once nothing is in flight any more and nsqd has confirmed that nothing comes.
     fn leave_if_done(&mut self) {
         let left = self.shared.window.in_flight(self.id) == 0;
-        let done = match self.connection.talk.stage() {
+        let done = match self.connection.handshake.state() {
             LinkState::Draining => left && self.connection.cls == Cls::Confirmed,
             LinkState::Leaving => left,
             _ => false,

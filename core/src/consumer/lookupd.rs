@@ -7,7 +7,7 @@ use super::discovery::Round;
 use super::unusable::{self, BadProducer, Listed};
 use super::{LookupdEvent, LookupdState, LookupdStatus, Shared, count, slower};
 use crate::address::{Address, HOST_MAX};
-use crate::lookupd_query::LookupdQuery;
+use crate::session::lookupd_query::LookupdQuery;
 use crate::session::{Closed, Fault, Link, Session, Transmit};
 use crate::time::{Attempts, Instant, Span};
 use crate::wire::http::{BadAnswer, emit_get};

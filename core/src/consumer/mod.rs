@@ -76,7 +76,7 @@ use crate::time::{Instant, Jitter, Span, TimerId, Timers};
 use crate::wire::ChunkWriter as Piece;
 use crate::wire::nsqd::{self, Message, MessageHead, MessageId};
 
-pub use crate::lookupd_query::LookupdState;
+pub use crate::session::lookupd_query::LookupdState;
 pub use config::{Config, ConfigError, Exhausted, SLOT_MIN, TooLarge};
 pub use connection::ConnectionSession;
 pub use discovery::LOOKUPDS_MAX;

@@ -7,6 +7,7 @@ use super::*;
 use crate::address::HOST_MAX;
 use crate::name::{ChannelName, TopicName};
 use crate::session::{Awaited, DialError, Fault, Link, Session, TransportError};
+use crate::wire::DecodeError;
 use crate::wire::http::{BadAnswer, HttpError};
 use crate::wire::nsqd::ErrorCode;
 
@@ -886,10 +887,13 @@ fn stopping_does_not_wait_for_ever() {
 #[test]
 fn nonsense_ends_the_connection_with_its_reason() {
     let cases: [(&[u8], Fault); 6] = [
-        (b"HTTP/1.1 400 Bad Request\r\n", Fault::WrongPort),
-        (b"\0\0\0\x06\0\0\0\x03OK", Fault::UnknownFrame { frame_type: 3 }),
-        (b"\0\0\0\x1d\0\0\0\x02", Fault::ShortMessage { len: 25 }),
-        (b"\0\x10\0\0\0\0\0\0x", Fault::BadLength { len: (1 << 20) - 4, max: 16 << 10 }),
+        (b"HTTP/1.1 400 Bad Request\r\n", Fault::Decode(DecodeError::WrongPort)),
+        (b"\0\0\0\x06\0\0\0\x03OK", Fault::Decode(DecodeError::UnknownFrame { frame_type: 3 })),
+        (b"\0\0\0\x1d\0\0\0\x02", Fault::Decode(DecodeError::ShortMessage { len: 25 })),
+        (
+            b"\0\x10\0\0\0\0\0\0x",
+            Fault::Decode(DecodeError::BadLength { len: (1 << 20) - 4, max: 16 << 10 }),
+        ),
         (b"\0\0\0\x06\0\0\0\0OK", Fault::UnexpectedReply),
         (b"\0\0\0\x0e\0\0\0\0CLOSE_WAIT", Fault::UnexpectedReply),
     ];

@@ -29,8 +29,8 @@ use crate::registration::{
     Config as LookupConfig, ConfigError as LookupError, HttpPort, Registration, Registry,
     RegistryFull, TooManyPeers,
 };
-use crate::reject::Protocol;
 use crate::session::Session;
+use crate::session::reject::Protocol;
 use crate::time::Instant;
 
 /// What a node's handles and its runner share: tables for so many topics, channels of all topics

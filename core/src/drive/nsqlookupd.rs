@@ -10,8 +10,8 @@ use super::server::{Engine, Served, SharedServer, run_ports, stop, stop_asked};
 use super::shared::Shared;
 use super::{Listener, Ports, Sleep};
 use crate::nsqlookupd::{Config, Counters, Event, Nsqlookupd, Storage};
-use crate::reject::Protocol;
 use crate::session::Session;
+use crate::session::reject::Protocol;
 
 /// What a directory's handles and its runner share: tables as in [`Storage`], and for each of the
 /// `CLIENTS` connections of nodes and `HTTP` connections over HTTP a buffer of `RX` bytes to read

@@ -9,8 +9,8 @@ use embassy_sync::blocking_mutex::raw::RawMutex;
 use super::accept::{Buffers, SPARE, serve_port};
 use super::shared::{SessionLock, Shared, State};
 use super::{Listener, Port, Sleep};
-use crate::reject::{Protocol, Reject};
 use crate::session::Session;
+use crate::session::reject::{Protocol, Reject};
 
 /// What a server listens on.
 #[derive(Debug, Clone, Copy)]

@@ -10,14 +10,14 @@ use super::engine::Shared;
 use super::table::{NONE, Origin};
 use super::{Event, Nsqd};
 use crate::address::Address;
-use crate::lookupd_query::LookupdQuery;
 use crate::name::{ChannelName, NAME_MAX};
+use crate::session::lookupd_query::LookupdQuery;
 use crate::session::{Closed, Fault, Link, Session, Transmit};
 use crate::time::{Instant, Span};
 use crate::wire::http::{BadAnswer, emit_get};
 use crate::wire::json::Token;
 
-pub use crate::lookupd_query::LookupdState as ChannelQueryState;
+pub use crate::session::lookupd_query::LookupdState as ChannelQueryState;
 
 /// The most nsqlookupds that are asked.
 pub const CHANNEL_QUERY_TOPICS_MAX: usize = u8::BITS as usize;

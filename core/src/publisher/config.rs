@@ -4,8 +4,8 @@ use core::convert::Infallible;
 use core::fmt;
 
 use super::outbox::{HEADER_OVERHEAD, RECORD_OVERHEAD};
-use crate::handshake::{Greeting, LinkState};
 use crate::name::NAME_MAX;
+use crate::session::handshake::{Commands, LinkState};
 use crate::time::Span;
 use crate::wire::nsqd::{self, IdentifyRequest};
 use crate::wire::{ChunkWriter, Write};
@@ -128,9 +128,9 @@ impl Config<'_> {
     }
 }
 
-impl Greeting for Config<'_> {
-    fn greet(&self, w: &mut ChunkWriter<'_>, stage: LinkState) -> Result<(), Infallible> {
-        if stage != LinkState::Identifying {
+impl Commands for Config<'_> {
+    fn emit(&self, w: &mut ChunkWriter<'_>, state: LinkState) -> Result<(), Infallible> {
+        if state != LinkState::Identifying {
             return nsqd::emit_auth(w, self.auth_secret.unwrap_or_default());
         }
         let request = IdentifyRequest {

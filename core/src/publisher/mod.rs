@@ -56,13 +56,12 @@ pub use outbox::{Batch, Flight, HEADER_OVERHEAD, Outbox, PushError, RECORD_OVERH
 pub use outcome::{EXCEPTIONS_MAX, Outcome, Ticket};
 
 use crate::address::Address;
-use crate::handshake::{
-    CloseReason, Handshake, LinkState, Received, is_cut_off, says_that_nothing_is_stored,
-};
 use crate::name::TopicName;
+use crate::session::handshake::{
+    CloseReason, Handshake, LinkState, Received, is_cut_off, is_nothing_stored,
+};
 use crate::session::{Awaited, Closed, Fault, Link, Session, Transmit};
 use crate::time::{Attempts, Instant, Jitter, Span, expire};
-use crate::wire::ChunkWriter;
 use crate::wire::nsqd::{self, ErrorCode, FramePart, FrameType, Meaning};
 use outbox::Flights;
 use outcome::Exceptions;
@@ -86,8 +85,8 @@ const DEADLINE_STEP_MICROS: u64 = 1 << 17;
 /// One more than the longest response that means something.
 const WORD_MAX: usize = nsqd::HEARTBEAT.len() + 1;
 
-/// Takes the head of every command: `DPUB`, the longest name, the longest deferral, and a NOP.
-const STAGING: usize = 96;
+/// Holds the head of every command: `DPUB`, the longest name, the longest deferral, and a NOP.
+const TX_BUFFER: usize = 96;
 
 /// Publishes to nsqd. See the [module](self).
 ///
@@ -106,7 +105,7 @@ pub struct Publisher<'a> {
     short: bool,
     attempts: Attempts,
     /// What is staged is the head of the command being written.
-    talk: Handshake,
+    handshake: Handshake,
     config: &'a Config<'a>,
     /// Counts changes that may be worth waking somebody for.
     version: u32,
@@ -136,10 +135,10 @@ pub struct Publisher<'a> {
     again: Instant,
     left_out: [u8; 32],
     /// The newest change of the connection, if nobody polled it yet.
-    news: Option<PendingEvent>,
+    pending_event: Option<PendingEvent>,
     /// What nsqd says in the response being read, as far as it takes to know OK and heartbeats.
     word: Vec<u8, WORD_MAX, u8>,
-    staging: [u8; STAGING],
+    tx_buffer: [u8; TX_BUFFER],
     /// What nsqd said in its last error, or says in the one being read.
     detail: Vec<u8, DETAIL_MAX, u8>,
 }
@@ -347,7 +346,7 @@ impl<'a> Publisher<'a> {
             failed: 0,
             short: false,
             attempts: Attempts::ONE,
-            talk: Handshake::PUBLISHER,
+            handshake: Handshake::PUBLISHER,
             config: &NONE,
             version: 0,
             suspects: 0,
@@ -367,9 +366,9 @@ impl<'a> Publisher<'a> {
             polled: 0,
             again: Instant::NEVER,
             left_out: [0; 32],
-            news: None,
+            pending_event: None,
             word: Vec::new(),
-            staging: [0; STAGING],
+            tx_buffer: [0; TX_BUFFER],
             detail: Vec::new(),
         }
     }
@@ -450,11 +449,11 @@ impl<'a> Publisher<'a> {
     /// Messages not acknowledged by then stay pending: wait for [`Counters::pending`] to reach 0
     /// first.
     pub fn stop(&mut self, now: Instant) {
-        match self.talk.stage() {
+        match self.handshake.state() {
             LinkState::Idle => {}
             LinkState::Waiting => {
-                self.talk.step = Instant::NEVER;
-                self.set(LinkState::Idle);
+                self.handshake.deadline = Instant::NEVER;
+                self.set_state(LinkState::Idle);
             }
             _ => self.close(now, Closed::Local),
         }
@@ -504,7 +503,7 @@ impl<'a> Publisher<'a> {
 
     /// The next thing to tell; call until `None`.
     pub fn poll_event(&mut self) -> Option<Event> {
-        match self.news.take() {
+        match self.pending_event.take() {
             Some(PendingEvent::Connected) => {
                 return Some(Event::Connected { nsqd: self.current.into() });
             }
@@ -533,9 +532,9 @@ impl<'a> Publisher<'a> {
 
     /// Where the connection is.
     pub fn state(&self) -> State {
-        match self.talk.stage() {
+        match self.handshake.state() {
             LinkState::Idle => State::Stopped,
-            LinkState::Waiting => match self.talk.why {
+            LinkState::Waiting => match self.handshake.why {
                 CloseReason::Closed(Closed::Fault(why))
                     if self.is_left_out(self.current.into()) =>
                 {
@@ -546,7 +545,7 @@ impl<'a> Publisher<'a> {
             LinkState::Dialing => State::Dialing,
             LinkState::Identifying => State::Identifying,
             LinkState::Authenticating => State::Authenticating,
-            LinkState::Closing => State::Closing(self.talk.why.get().unwrap_or(Closed::Local)),
+            LinkState::Closing => State::Closing(self.handshake.why.get().unwrap_or(Closed::Local)),
             // It neither subscribes nor is left.
             LinkState::Subscribing
             | LinkState::Ready
@@ -557,9 +556,9 @@ impl<'a> Publisher<'a> {
 
     /// Whether [`stop`](Self::stop) was called.
     fn is_stopped(&self) -> bool {
-        match self.talk.stage() {
+        match self.handshake.state() {
             LinkState::Idle => true,
-            LinkState::Closing => matches!(self.talk.why, CloseReason::Closed(Closed::Local)),
+            LinkState::Closing => matches!(self.handshake.why, CloseReason::Closed(Closed::Local)),
             _ => false,
         }
     }
@@ -610,8 +609,8 @@ impl<'a> Publisher<'a> {
         true
     }
 
-    fn set(&mut self, stage: LinkState) {
-        self.talk.set(stage);
+    fn set_state(&mut self, state: LinkState) {
+        self.handshake.set_state(state);
         self.changed();
     }
 
@@ -624,10 +623,10 @@ impl<'a> Publisher<'a> {
     #[inline(never)]
     fn close(&mut self, now: Instant, why: Closed) {
         if !matches!(why, Closed::Local) {
-            self.land(why);
+            self.abort_in_flight(why);
         }
         self.reply = Instant::NEVER;
-        self.talk.close(&why, now, self.config.close_timeout);
+        self.handshake.close(&why, now, self.config.close_timeout);
         self.changed();
     }
 
@@ -639,7 +638,7 @@ impl<'a> Publisher<'a> {
     }
 
     /// Nothing is on the wire any more: all of it is to be sent again.
-    fn land(&mut self, why: Closed) {
+    fn abort_in_flight(&mut self, why: Closed) {
         let half_written = self.is_half_written();
         // nsqd runs no command after one that it refused.
         let refused = match why {
@@ -658,8 +657,8 @@ impl<'a> Publisher<'a> {
         let before = self.outbox.first();
         self.outbox.rewind();
         self.clear_suspects(before);
-        self.talk.unstage();
-        self.talk.nops = 0;
+        self.handshake.staging.clear();
+        self.handshake.nops = 0;
         self.staged_pub = false;
         self.body_left = 0;
     }
@@ -670,19 +669,19 @@ impl<'a> Publisher<'a> {
     }
 
     fn is_writing(&self) -> bool {
-        self.talk.is_writing() || self.body_left > 0
+        self.handshake.staging.is_writing() || self.body_left > 0
     }
 
     /// Puts the next command's head into the staging area.
     // Apart, so that a call that finds nothing to do is short.
     #[inline(never)]
     fn stage(&mut self, now: Instant) {
-        match self.talk.stage() {
+        match self.handshake.state() {
             LinkState::Ready => self.stage_batch(now),
             LinkState::Identifying | LinkState::Authenticating => {
-                self.talk.greet(&mut self.staging, self.config);
+                self.handshake.stage_command(&mut self.tx_buffer, self.config);
             }
-            _ => self.talk.unstage(),
+            _ => self.handshake.staging.clear(),
         }
     }
 
@@ -693,7 +692,7 @@ impl<'a> Publisher<'a> {
             let Config { batch_messages, batch_bytes, .. } = *self.config;
             self.outbox.next_batch(batch_messages.min(self.most), batch_bytes)
         };
-        let nop = self.talk.nops > 0;
+        let nop = self.handshake.nops > 0;
         let Some(batch) = batch else {
             if nop {
                 self.stage_head(None);
@@ -703,7 +702,7 @@ impl<'a> Publisher<'a> {
         let is_pub = !nop && batch.count() == 1 && batch.defer().is_none();
         if is_pub && self.staged_pub && batch.same_context() {
             // The head of a PUB to the same topic is there already.
-            self.talk.written = 0;
+            self.handshake.staging.rewind();
         } else {
             self.stage_head(Some(&batch));
             self.staged_pub = is_pub;
@@ -721,23 +720,23 @@ impl<'a> Publisher<'a> {
 
     #[inline(never)]
     fn stage_head(&mut self, batch: Option<&Batch>) {
-        let mut window = ChunkWriter::new(&mut self.staging, 0);
-        if let Some(nops) = self.talk.nops.checked_sub(1) {
-            // Control bytes go first.
-            self.talk.nops = nops;
-            let Ok(()) = window.write_all(nsqd::NOP);
-        }
+        let Self { handshake: Handshake { staging, nops, .. }, tx_buffer, outbox, .. } = self;
+        staging.clear();
+        staging.append(tx_buffer, |w| {
+            if let Some(left) = nops.checked_sub(1) {
+                // Control bytes go first.
+                *nops = left;
+                w.write_all(nsqd::NOP)?;
+            }
+            let Some(batch) = batch else { return Ok(()) };
+            let topic = outbox.batch_topic();
+            match batch.defer() {
+                Some(defer) => nsqd::emit_dpub_head(w, topic, defer.as_millis()),
+                None if batch.count() == 1 => nsqd::emit_pub_head(w, topic),
+                None => nsqd::emit_mpub_head(w, topic, batch.bytes(), batch.count()),
+            }
+        });
         self.staged_pub = false;
-        if let Some(batch) = batch {
-            let topic = self.outbox.batch_topic();
-            let Ok(()) = match batch.defer() {
-                Some(defer) => nsqd::emit_dpub_head(&mut window, topic, defer.as_millis()),
-                None if batch.count() == 1 => nsqd::emit_pub_head(&mut window, topic),
-                None => nsqd::emit_mpub_head(&mut window, topic, batch.bytes(), batch.count()),
-            };
-        }
-        self.talk.written = 0;
-        self.talk.staged = window.written() as u8;
     }
 
     #[inline]
@@ -745,7 +744,7 @@ impl<'a> Publisher<'a> {
         let is_ok = part.first && part.last && matches!(part.data, b"OK");
         if is_ok
             && matches!(
-                (part.frame_type, self.talk.stage()),
+                (part.frame_type, self.handshake.state()),
                 (FrameType::Response, LinkState::Ready)
             )
         {
@@ -763,11 +762,11 @@ impl<'a> Publisher<'a> {
             FrameType::Response => self.word.as_mut_view(),
         };
         let until = now.after(self.config.connect_timeout);
-        match self.talk.part(&part, text, self.config.auth_secret.is_some(), until) {
+        match self.handshake.on_part(&part, text, self.config.auth_secret.is_some(), until) {
             Received::Nothing => Ok(()),
             Received::Heartbeat => {
                 self.counters.heartbeats = self.counters.heartbeats.saturating_add(1);
-                if self.talk.lasted(now) {
+                if self.handshake.lasted(now) {
                     self.lift();
                 }
                 Ok(())
@@ -784,9 +783,9 @@ impl<'a> Publisher<'a> {
     }
 
     fn on_ready(&mut self, now: Instant) {
-        self.talk.hear(now, self.config.heartbeat);
+        self.handshake.on_receive(now, self.config.heartbeat);
         self.counters.connections = self.counters.connections.saturating_add(1);
-        self.news = Some(PendingEvent::Connected);
+        self.pending_event = Some(PendingEvent::Connected);
         self.changed();
     }
 
@@ -873,12 +872,12 @@ impl<'a> Publisher<'a> {
     #[cold]
     #[inline(never)]
     fn on_error(&mut self, now: Instant) -> Result<(), Fault> {
-        let fault = self.talk.refusal(&self.detail);
+        let fault = self.handshake.refusal(&self.detail);
         let (code, text) = ErrorCode::parse(&self.detail);
         let about_deferral = text.starts_with(b"DPUB timeout");
         // The command was cut off on its way: nothing is wrong with its messages.
         let cut_off = is_cut_off(text);
-        let in_part = !says_that_nothing_is_stored(text);
+        let in_part = !is_nothing_stored(text);
         let Some(flight) = self.flights.first() else {
             return self.fail(now, fault);
         };
@@ -969,36 +968,36 @@ impl<'a> Publisher<'a> {
 
 impl Session for Publisher<'_> {
     fn link(&self) -> Link {
-        self.talk.link()
+        self.handshake.link()
     }
 
     fn dial(&mut self, now: Instant) -> Option<&Address> {
-        if !self.talk.is_due(now) {
+        if !self.handshake.take_dial_due(now) {
             return None;
         }
         if expire(&mut self.again, now) {
             self.left_out = [0; 32];
         }
-        self.talk.dial(now.after(self.config.connect_timeout));
+        self.handshake.dial(now.after(self.config.connect_timeout));
         self.changed();
         self.nsqd()
     }
 
     fn open(&mut self, now: Instant) {
-        self.land(Closed::Local);
+        self.abort_in_flight(Closed::Local);
         self.reply = Instant::NEVER;
-        self.talk.open(now, now.after(self.config.connect_timeout));
+        self.handshake.open(now, now.after(self.config.connect_timeout));
         self.changed();
     }
 
     fn receive(&mut self, now: Instant, bytes: &[u8]) -> Result<(), Fault> {
         let mut input = bytes;
-        if !self.talk.stage().is_up() {
+        if !self.handshake.state().is_up() {
             return Ok(());
         }
-        self.talk.hear(now, self.config.heartbeat);
+        self.handshake.on_receive(now, self.config.heartbeat);
         loop {
-            match self.talk.frames.next(&mut input) {
+            match self.handshake.frames.next(&mut input) {
                 Ok(Some(part)) => self.on_part(now, part)?,
                 Ok(None) => return Ok(()),
                 Err(error) => return self.fail(now, error.into()),
@@ -1008,22 +1007,22 @@ impl Session for Publisher<'_> {
 
     fn transmit(&mut self, now: Instant) -> Transmit<'_> {
         if !self.is_writing() {
-            let idle = self.talk.nops == 0 && self.outbox.all_sent();
-            if idle && matches!(self.talk.stage(), LinkState::Ready) {
+            let idle = self.handshake.nops == 0 && self.outbox.all_sent();
+            if idle && matches!(self.handshake.state(), LinkState::Ready) {
                 // What nearly every call finds.
                 return Transmit::default();
             }
             self.stage(now);
         }
         Transmit {
-            head: self.talk.pending(&self.staging),
+            head: self.handshake.staging.pending(&self.tx_buffer),
             body: self.outbox.bytes(self.body_index, self.body_left),
         }
     }
 
     fn sent(&mut self, now: Instant, n: usize) {
         let batch = self.is_half_written();
-        let head = self.talk.sent(n);
+        let head = self.handshake.staging.sent(n);
         let body = n.saturating_sub(head).min(self.body_left);
         self.body_left = self.body_left.saturating_sub(body);
         self.body_index = self.outbox.advance(self.body_index, body);
@@ -1034,7 +1033,7 @@ impl Session for Publisher<'_> {
     }
 
     fn deadline(&self) -> Instant {
-        self.talk.step.min(self.reply).min(self.outbox.next_expiry())
+        self.handshake.deadline.min(self.reply).min(self.outbox.next_expiry())
     }
 
     fn tick(&mut self, now: Instant) {
@@ -1048,7 +1047,7 @@ impl Session for Publisher<'_> {
         self.clear_suspects(before);
         let why = if expire(&mut self.reply, now) {
             Closed::Fault(Fault::TimedOut(Awaited::Reply))
-        } else if let Some(why) = self.talk.tick(now) {
+        } else if let Some(why) = self.handshake.tick(now) {
             why
         } else {
             return;
@@ -1057,22 +1056,22 @@ impl Session for Publisher<'_> {
     }
 
     fn closed(&mut self, now: Instant, why: Closed) {
-        let Some(why) = self.talk.closed(why) else { return };
-        self.land(why);
+        let Some(why) = self.handshake.closed(why) else { return };
+        self.abort_in_flight(why);
         self.reply = Instant::NEVER;
         if matches!(why, Closed::Local) {
-            self.set(LinkState::Idle);
+            self.set_state(LinkState::Idle);
             return;
         }
         self.counters.failures = self.counters.failures.saturating_add(1);
-        self.news = Some(PendingEvent::Disconnected(self.current, why));
-        if self.talk.lasted(now) {
+        self.pending_event = Some(PendingEvent::Disconnected(self.current, why));
+        if self.handshake.lasted(now) {
             self.prove_good();
         }
         let refused = matches!(why, Closed::Fault(fault) if fault.is_permanent());
-        self.short |= self.talk.came_up() && !refused;
-        self.talk.step = self.next_attempt(now, refused);
-        self.set(LinkState::Waiting);
+        self.short |= self.handshake.came_up() && !refused;
+        self.handshake.deadline = self.next_attempt(now, refused);
+        self.set_state(LinkState::Waiting);
     }
 }
 

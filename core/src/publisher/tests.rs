@@ -4,6 +4,7 @@ use std::vec::Vec;
 
 use super::*;
 use crate::session::DialError;
+use crate::wire::DecodeError;
 
 const T: &str = "t";
 const OK: &[u8] = b"\0\0\0\x06\0\0\0\0OK";
@@ -960,19 +961,28 @@ fn all_are_left_out_in_one_round_however_many() {
 #[test]
 fn nonsense_ends_the_connection_with_a_reason() {
     for (bytes, fault) in [
-        (b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec(), Fault::WrongPort),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec(), Fault::Decode(DecodeError::WrongPort)),
         (
             b"\xff\xff\xff\xff\0\0\0\0".to_vec(),
-            Fault::BadLength { len: u32::MAX, max: crate::handshake::REPLY_MAX + 4 },
+            Fault::Decode(DecodeError::BadLength {
+                len: u32::MAX,
+                max: crate::session::handshake::REPLY_MAX + 4,
+            }),
         ),
         (
             b"\0\0\0\x03\0\0\0\0".to_vec(),
-            Fault::BadLength { len: 3, max: crate::handshake::REPLY_MAX + 4 },
+            Fault::Decode(DecodeError::BadLength {
+                len: 3,
+                max: crate::session::handshake::REPLY_MAX + 4,
+            }),
         ),
-        (b"\0\0\0\x06\0\0\0\x07OK".to_vec(), Fault::UnknownFrame { frame_type: 7 }),
-        (frame(0, "{]"), Fault::BadIdentifyReply),
-        (frame(0, ""), Fault::BadIdentifyReply),
-        (frame(0, "NO"), Fault::BadIdentifyReply),
+        (
+            b"\0\0\0\x06\0\0\0\x07OK".to_vec(),
+            Fault::Decode(DecodeError::UnknownFrame { frame_type: 7 }),
+        ),
+        (frame(0, "{]"), Fault::Decode(DecodeError::BadIdentifyReply)),
+        (frame(0, ""), Fault::Decode(DecodeError::BadIdentifyReply)),
+        (frame(0, "NO"), Fault::Decode(DecodeError::BadIdentifyReply)),
         (frame(2, "a message"), Fault::UnexpectedReply),
         (frame(1, "E_BAD_BODY IDENTIFY"), Fault::IdentifyRefused),
         (frame(1, "E_BAD_BODY IDENTIFY failed to read body"), Fault::Refused(ErrorCode::BadBody)),

@@ -1,7 +1,5 @@
 //! One nsqlookupd as nsqd sees it: what lookupPeer and connectCallback do, as a state machine.
 
-use core::convert::Infallible;
-
 use embedded_io::Write;
 use heapless::Vec;
 
@@ -9,17 +7,18 @@ use super::registry::{PeerId, RegistryView};
 use super::{Config, DETAIL_MAX, HttpPort, OUTSTANDING_MAX, PeerEvent, PeerState, PeerStatus};
 use crate::address::Address;
 use crate::macros::trace_state;
-use crate::session::{Awaited, Closed, DialError, Fault, Link, Session, Transmit, keep};
+use crate::session::staging::{self, Staging};
+use crate::session::{Awaited, Closed, DialError, Fault, Link, Session, Transmit};
 use crate::time::{Attempts, Instant, Jitter, LASTED, Span, TimerId, Timers};
-use crate::wire::ChunkWriter;
+use crate::wire::DecodeError;
 use crate::wire::nsqd::ErrorCode;
 use crate::wire::nsqlookupd::{self, Command, HttpPortFinder, LINE_MAX, ReplyDecoder, ReplyPart};
 
 /// The longest reply that is read: an IDENTIFY answer with long names.
 const REPLY_MAX: u32 = 4096;
 
-/// Takes the longest command line.
-const STAGING: usize = LINE_MAX + 3;
+/// Holds the longest command line.
+const TX_BUFFER: usize = LINE_MAX + 3;
 
 /// Who was told everything, and has answered it, for so long has listed the node.
 const LISTED: Span = Span::from_secs(1);
@@ -29,14 +28,11 @@ const LISTED: Span = Span::from_secs(1);
 #[derive(Debug)]
 #[repr(C)]
 pub(super) struct Peer {
-    staged: u8,
-    written: u8,
+    /// The text is IDENTIFY.
+    staging: Staging,
     /// PINGs to send.
     pings: u8,
     state: PeerState,
-    /// How much of IDENTIFY was staged, and its length once known.
-    handshake_at: u16,
-    handshake_len: u16,
     /// Commands whose reply is due.
     outstanding: u16,
     /// Where asserting again has come to; past the end when done.
@@ -55,7 +51,7 @@ pub(super) struct Peer {
     last: Option<Closed>,
     news: Option<PeerEvent>,
     http: Http,
-    staging: [u8; STAGING],
+    tx_buffer: [u8; TX_BUFFER],
     /// What nsqlookupd says in the reply being read; an error's stays until the next connection.
     detail: Vec<u8, DETAIL_MAX, u8>,
     /// Whom to be connected to; `None` is nobody.
@@ -83,12 +79,9 @@ impl TimerId for Timer {
 impl Peer {
     pub(super) const fn new() -> Self {
         Self {
-            staged: 0,
-            written: 0,
+            staging: Staging::EMPTY,
             pings: 0,
             state: PeerState::Unused,
-            handshake_at: 0,
-            handshake_len: 0,
             outstanding: 0,
             reassert: u16::MAX,
             replies: ReplyDecoder::new(REPLY_MAX),
@@ -103,7 +96,7 @@ impl Peer {
             last: None,
             news: None,
             http: Http { port: 0, finder: HttpPortFinder::new() },
-            staging: [0; STAGING],
+            tx_buffer: [0; TX_BUFFER],
             detail: Vec::new(),
             address: None,
         }
@@ -194,7 +187,7 @@ impl Peer {
 
     /// Whether every command was written and answered.
     pub(super) fn is_quiet(&self) -> bool {
-        self.outstanding == 0 && self.written == self.staged && self.pings == 0
+        self.outstanding == 0 && !self.staging.is_writing() && self.pings == 0
     }
 
     fn wait(&mut self, config: &Config<'_>, now: Instant) {
@@ -202,12 +195,6 @@ impl Peer {
         let delay = self.attempts.delay(config.reconnect(), came_up, &mut self.jitter);
         self.timers.set(Timer::State, now.after(delay));
         self.set_state(PeerState::Waiting);
-    }
-
-    /// Whether IDENTIFY is wholly written: its answer is due only then.
-    fn has_asked(&self) -> bool {
-        let written = self.written >= self.staged && self.handshake_at >= self.handshake_len;
-        self.handshake_len > 0 && written
     }
 
     /// Starts a timer for about `every`; zero is never.
@@ -312,8 +299,7 @@ impl PeerSession<'_, '_> {
 
     #[inline(never)]
     fn stage(&mut self, now: Instant) {
-        self.peer.staged = 0;
-        self.peer.written = 0;
+        self.peer.staging.clear();
         match self.peer.state {
             PeerState::Identifying => self.stage_identify(),
             PeerState::Connected | PeerState::Leaving => self.stage_commands(now),
@@ -322,26 +308,20 @@ impl PeerSession<'_, '_> {
         }
     }
 
-    /// The text is longer than the staging area: it is made again for each piece.
     #[cold]
     #[inline(never)]
     fn stage_identify(&mut self) {
-        let mut window = ChunkWriter::new(&mut self.peer.staging, self.peer.handshake_at.into());
-        let mut emit = || -> Result<(), Infallible> {
-            window.write_all(&nsqlookupd::MAGIC)?;
-            Command::Identify(&self.config.node).emit(&mut window)
-        };
-        let Ok(()) = emit();
-        let staged = window.written();
-        self.peer.staged = staged as u8;
-        self.peer.handshake_len = window.total() as u16;
-        self.peer.handshake_at = self.peer.handshake_at.saturating_add(staged as u16);
+        let Peer { staging, tx_buffer, .. } = &mut *self.peer;
+        staging.stage_text(tx_buffer, |w| {
+            w.write_all(&nsqlookupd::MAGIC)?;
+            Command::Identify(&self.config.node).emit(w)
+        });
     }
 
     /// As many command lines as fit, pipelined: nsqlookupd answers in order.
     fn stage_commands(&mut self, now: Instant) {
         while self.peer.outstanding < OUTSTANDING_MAX {
-            let room = STAGING.saturating_sub(self.peer.staged.into());
+            let room = self.peer.staging.room(&self.peer.tx_buffer);
             let (command, work) = if self.peer.pings > 0 {
                 (Command::Ping, None)
             } else {
@@ -365,10 +345,8 @@ impl PeerSession<'_, '_> {
             if command.encoded_len() > room {
                 return;
             }
-            let staging = self.peer.staging.get_mut(self.peer.staged.into()..).unwrap_or_default();
-            let mut window = ChunkWriter::new(staging, 0);
-            let Ok(()) = command.emit(&mut window);
-            self.peer.staged = self.peer.staged.saturating_add(window.written() as u8);
+            let Peer { staging, tx_buffer, .. } = &mut *self.peer;
+            staging.append(tx_buffer, |w| command.emit(w));
             match work {
                 Some(work) => self.registry.told(self.id, work),
                 None => self.peer.pings = self.peer.pings.saturating_sub(1),
@@ -382,7 +360,7 @@ impl PeerSession<'_, '_> {
         if part.first {
             self.peer.detail.clear();
         }
-        keep(&mut self.peer.detail, part.data);
+        staging::append(&mut self.peer.detail, part.data);
         if !part.last {
             return Ok(());
         }
@@ -415,13 +393,13 @@ impl PeerSession<'_, '_> {
     }
 
     fn on_identified(&mut self, now: Instant) -> Result<(), Fault> {
-        if !self.peer.has_asked() {
+        if !self.peer.staging.text_is_written() {
             // An answer to half a question.
             return self.fail(now, Fault::UnexpectedReply);
         }
         // Of what nsqlookupd says of itself only the port matters to anybody.
         if self.peer.detail.first() != Some(&b'{') {
-            return self.fail(now, Fault::BadIdentifyReply);
+            return self.fail(now, Fault::Decode(DecodeError::BadIdentifyReply));
         }
         let peer = &mut *self.peer;
         peer.connections = peer.connections.saturating_add(1);
@@ -464,10 +442,7 @@ impl Session for PeerSession<'_, '_> {
         peer.outstanding = 0;
         peer.pings = 0;
         peer.reassert = u16::MAX;
-        peer.staged = 0;
-        peer.written = 0;
-        peer.handshake_at = 0;
-        peer.handshake_len = 0;
+        peer.staging = Staging::EMPTY;
         peer.opened_at = now;
         peer.listed = false;
         peer.timers.stop_all();
@@ -493,23 +468,21 @@ impl Session for PeerSession<'_, '_> {
             match self.peer.replies.next(&mut input) {
                 Ok(Some(part)) => self.on_part(now, part)?,
                 Ok(None) => return Ok(()),
-                Err(fault) => return self.fail(now, fault),
+                Err(error) => return self.fail(now, error.into()),
             }
         }
     }
 
     fn transmit(&mut self, now: Instant) -> Transmit<'_> {
-        if self.peer.written >= self.peer.staged {
+        if !self.peer.staging.is_writing() {
             self.stage(now);
         }
-        let pending = self.peer.written.into()..self.peer.staged.into();
-        Transmit { head: self.peer.staging.get(pending).unwrap_or_default(), body: &[] }
+        Transmit { head: self.peer.staging.pending(&self.peer.tx_buffer), body: &[] }
     }
 
     fn sent(&mut self, _: Instant, n: usize) {
         // A transport that takes bytes proves nothing of nsqlookupd: only answers do.
-        let n = n.min(self.peer.staged.saturating_sub(self.peer.written).into());
-        self.peer.written = self.peer.written.saturating_add(n as u8);
+        self.peer.staging.sent(n);
     }
 
     fn deadline(&self) -> Instant {

@@ -7,6 +7,7 @@ use super::*;
 use crate::name::{ChannelName, TopicName};
 use crate::session::{Awaited, DialError, Fault, Link, Session};
 use crate::time::Span;
+use crate::wire::DecodeError;
 use crate::wire::nsqd::ErrorCode;
 
 const NODE: NodeInfo<'_> = NodeInfo {
@@ -563,12 +564,15 @@ fn the_pipeline_is_bounded() {
 #[test]
 fn weakness_9_lengths_are_bounded_and_a_wrong_port_is_named() {
     for (bytes, fault) in [
-        (&b"\xff\xff\xff\xff"[..], Fault::BadLength { len: u32::MAX, max: 4096 }),
-        (b"\0\0\x10\x01", Fault::BadLength { len: 4097, max: 4096 }),
-        (b"HTTP/1.1 400 Bad Request\r\n", Fault::WrongPort),
+        (
+            &b"\xff\xff\xff\xff"[..],
+            Fault::Decode(DecodeError::BadLength { len: u32::MAX, max: 4096 }),
+        ),
+        (b"\0\0\x10\x01", Fault::Decode(DecodeError::BadLength { len: 4097, max: 4096 })),
+        (b"HTTP/1.1 400 Bad Request\r\n", Fault::Decode(DecodeError::WrongPort)),
         (b"\0\0\0\x09E_INVALID", Fault::Refused(ErrorCode::Invalid)),
-        (b"\0\0\0\x02OK", Fault::BadIdentifyReply),
-        (b"\0\0\0\0", Fault::BadIdentifyReply),
+        (b"\0\0\0\x02OK", Fault::Decode(DecodeError::BadIdentifyReply)),
+        (b"\0\0\0\0", Fault::Decode(DecodeError::BadIdentifyReply)),
     ] {
         for split in 0..=bytes.len() {
             let config = Config::new(NODE);

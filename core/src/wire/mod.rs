@@ -21,7 +21,7 @@
 //!
 //! | what | bound | beyond it |
 //! |---|---|---|
-//! | frame, reply | the decoder's `max` | [`Fault::BadLength`], before any of its bytes is taken |
+//! | frame, reply | the decoder's `max` | [`DecodeError::BadLength`], before any of its bytes is taken |
 //! | command line read by a server | [`nsqlookupd::LINE_BUFFER`], [`nsqd::LINE_BUFFER`] bytes | refused, connection to be closed |
 //! | command body read by a server | [`nsqlookupd::CommandDecoder`]'s `max`, [`nsqd::Limits`] | refused as nsqd does, before the body is read |
 //! | HTTP head, a chunk's line | [`http::HEAD_MAX`] | [`http::HttpError::HeadTooLong`] |
@@ -34,6 +34,7 @@
 //! RAM: [`nsqd::FrameDecoder`] 24 bytes, [`nsqlookupd::ReplyDecoder`] 16, a scanner its `N` + 20, a server's
 //! command decoder its line buffer + 24 at most. Tests hold each to its figure.
 
+mod decode_error;
 pub mod http;
 pub mod json;
 mod line;
@@ -43,10 +44,9 @@ mod text;
 
 use core::convert::Infallible;
 
+pub use decode_error::DecodeError;
 pub use embedded_io::{ErrorType, Write};
 pub use text::Decimal;
-
-use crate::session::Fault;
 
 /// Counts bytes and keeps none of them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -192,10 +192,10 @@ pub(crate) fn saturate(len: usize) -> u32 {
     u32::try_from(len).unwrap_or(u32::MAX)
 }
 
-/// The fault for a length that is not taken.
+/// The error for a length that is not taken.
 #[cold]
-pub(crate) fn bad_length(len: u32, max: u32) -> Fault {
-    if len == HTTP { Fault::WrongPort } else { Fault::BadLength { len, max } }
+pub(crate) fn bad_length(len: u32, max: u32) -> DecodeError {
+    if len == HTTP { DecodeError::WrongPort } else { DecodeError::BadLength { len, max } }
 }
 
 /// Length bytes that spell this are an HTTP server's answer.

@@ -5,6 +5,7 @@ use nanonsq_core::consumer::{Config, ConnectionState, Consumer, Storage};
 use nanonsq_core::name::{ChannelName, TopicName};
 use nanonsq_core::session::{Awaited, Closed, DialError, Fault, Link, Session, TransportError};
 use nanonsq_core::time::{Instant, Span};
+use nanonsq_core::wire::DecodeError;
 use nanonsq_core::wire::nsqd::ErrorCode;
 
 use crate::{at, frame, message, said};
@@ -162,7 +163,10 @@ fn the_shortest_message_has_a_head_and_no_body() {
         let token = consumer.take(NOW).unwrap().token;
         assert_eq!(consumer.message(token).unwrap().body, b"");
         let short = frame(2, &[0; 25]);
-        assert_eq!(hears(consumer, &short), Err(Fault::ShortMessage { len: 25 }));
+        assert_eq!(
+            hears(consumer, &short),
+            Err(Fault::Decode(DecodeError::ShortMessage { len: 25 }))
+        );
     });
 }
 
@@ -191,7 +195,7 @@ fn who_did_not_come_up_is_dialed_again_after_a_while() {
 #[test]
 fn what_was_wrong_with_one_connection_is_forgotten_with_the_next() {
     ready(&config(), |consumer| {
-        let fault = Fault::UnknownFrame { frame_type: 9 };
+        let fault = Fault::Decode(DecodeError::UnknownFrame { frame_type: 9 });
         assert_eq!(hears(consumer, &frame(9, b"x")), Err(fault));
         let mut session = consumer.connection(0).unwrap();
         assert_eq!(session.link(), Link::Close);

@@ -1,14 +1,13 @@
 //! Every limit at its edge: the last value taken, the first refused, zero, negative, huge.
 
-use nanonsq_core::session::Fault;
 use nanonsq_core::wire::nsqd::{self, FrameDecoder, Limits};
 use nanonsq_core::wire::nsqlookupd::{self, ReplyDecoder};
-use nanonsq_core::wire::{ChunkWriter, Count, Decimal, Write};
+use nanonsq_core::wire::{ChunkWriter, Count, Decimal, DecodeError, Write};
 
 use crate::support::{v1_items, v2_items};
 
 #[track_caller]
-fn frame_fault(max: u32, input: &[u8]) -> Fault {
+fn frame_fault(max: u32, input: &[u8]) -> DecodeError {
     let mut input = input;
     FrameDecoder::new(max).next(&mut input).unwrap_err()
 }
@@ -18,10 +17,10 @@ fn frame_sizes() {
     for size in [0u32, 1, 3] {
         let mut bytes = size.to_be_bytes().to_vec();
         bytes.extend_from_slice(&[0; 8]);
-        assert_eq!(frame_fault(10, &bytes), Fault::BadLength { len: size, max: 14 });
+        assert_eq!(frame_fault(10, &bytes), DecodeError::BadLength { len: size, max: 14 });
     }
     for size in [15u32, 0x7fff_ffff, 0x8000_0000, u32::MAX] {
-        let fault = Fault::BadLength { len: size, max: 14 };
+        let fault = DecodeError::BadLength { len: size, max: 14 };
         assert_eq!(frame_fault(10, &[&size.to_be_bytes()[..], b"\0\0\0\0"].concat()), fault);
     }
     for size in [4u32, 14] {
@@ -35,7 +34,7 @@ fn frame_sizes() {
         );
     }
     // Nothing but empty frames.
-    assert_eq!(frame_fault(0, b"\0\0\0\x05\0\0\0\0"), Fault::BadLength { len: 5, max: 4 });
+    assert_eq!(frame_fault(0, b"\0\0\0\x05\0\0\0\0"), DecodeError::BadLength { len: 5, max: 4 });
     assert!(FrameDecoder::new(0).next(&mut &b"\0\0\0\x04\0\0\0\0"[..]).unwrap().is_some());
 }
 
@@ -43,9 +42,9 @@ fn frame_sizes() {
 fn http_is_the_wrong_port_whatever_the_maximum() {
     let answer = b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\n\r\n";
     for max in [0, 1024, u32::MAX] {
-        assert_eq!(frame_fault(max, answer), Fault::WrongPort);
+        assert_eq!(frame_fault(max, answer), DecodeError::WrongPort);
         let mut input = &answer[..];
-        assert_eq!(ReplyDecoder::new(max).next(&mut input), Err(Fault::WrongPort));
+        assert_eq!(ReplyDecoder::new(max).next(&mut input), Err(DecodeError::WrongPort));
     }
 }
 
@@ -54,7 +53,7 @@ fn unknown_frame_types() {
     for frame_type in [3u32, 256, 0x8000_0000, u32::MAX] {
         let mut bytes = b"\0\0\0\x04".to_vec();
         bytes.extend_from_slice(&frame_type.to_be_bytes());
-        assert_eq!(frame_fault(10, &bytes), Fault::UnknownFrame { frame_type });
+        assert_eq!(frame_fault(10, &bytes), DecodeError::UnknownFrame { frame_type });
     }
 }
 
@@ -69,7 +68,7 @@ fn reply_sizes() {
     assert_eq!(reply(10, 0), Ok(0));
     assert_eq!(reply(10, 10), Ok(10));
     for len in [11, 0x7fff_ffff, 0x8000_0000, u32::MAX] {
-        assert_eq!(reply(10, len), Err(Fault::BadLength { len, max: 10 }));
+        assert_eq!(reply(10, len), Err(DecodeError::BadLength { len, max: 10 }));
     }
 }
 

@@ -3,9 +3,8 @@
 use std::fmt::Display;
 
 use nanonsq_core::name::{ChannelName, TopicName};
-use nanonsq_core::session::Fault;
 use nanonsq_core::wire::json::{Scanner, Token};
-use nanonsq_core::wire::{ChunkWriter, Write, nsqd, nsqlookupd};
+use nanonsq_core::wire::{ChunkWriter, DecodeError, Write, nsqd, nsqlookupd};
 
 pub(crate) fn topic(name: &str) -> TopicName {
     TopicName::new(name).unwrap()
@@ -235,11 +234,11 @@ pub(crate) fn show(token: Token<'_>) -> String {
     }
 }
 
-pub(crate) fn requires_auth(chunks: &[&[u8]]) -> Result<bool, Fault> {
+pub(crate) fn requires_auth(chunks: &[&[u8]]) -> Result<bool, DecodeError> {
     granted(chunks).map(|granted| granted.auth_required)
 }
 
-pub(crate) fn granted(chunks: &[&[u8]]) -> Result<nsqd::Granted, Fault> {
+pub(crate) fn granted(chunks: &[&[u8]]) -> Result<nsqd::Granted, DecodeError> {
     let mut scanner = nsqd::GrantedScanner::new();
     for chunk in chunks {
         scanner.feed(chunk);

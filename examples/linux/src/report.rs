@@ -12,6 +12,7 @@ use nanonsq_core::nsqd::ChannelStatus;
 use nanonsq_core::publisher::{Event, Outcome, Ticket};
 use nanonsq_core::registration::PeerState;
 use nanonsq_core::session::{Closed, Fault, TransportError};
+use nanonsq_core::wire::DecodeError;
 use nanonsq_core::wire::http::BadAnswer;
 use nanonsq_core::wire::nsqd::ErrorCode;
 use nanonsq_std::{NoopRawMutex, TokioSleep};
@@ -179,10 +180,12 @@ pub(crate) fn explain(why: Closed, was_up: bool, said: &str) -> String {
             said_or(said, "IDENTIFY failed")
         ),
         Fault::Refused(code) => format!("refused: {}", words(code, said)),
-        Fault::BadLength { .. }
-        | Fault::UnknownFrame { .. }
+        Fault::Decode(
+            DecodeError::BadLength { .. }
+            | DecodeError::UnknownFrame { .. }
+            | DecodeError::BadIdentifyReply,
+        )
         | Fault::UnexpectedReply
-        | Fault::BadIdentifyReply
             if !was_up =>
         {
             "its answer is not nsqd's: is this the TCP port of an nsqd?".to_owned()
@@ -394,7 +397,7 @@ fn is_about_messages(why: Closed) -> bool {
 /// Whether trying the same again cannot help.
 pub(crate) fn is_hopeless(why: Closed) -> bool {
     let Closed::Fault(fault) = why else { return false };
-    fault == Fault::WrongPort || fault.is_permanent()
+    fault == Fault::Decode(DecodeError::WrongPort) || fault.is_permanent()
 }
 
 #[cfg(test)]

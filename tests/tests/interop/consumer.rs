@@ -9,6 +9,7 @@ use nanonsq_std::core::consumer::{
 };
 use nanonsq_std::core::session::{Closed, DialError, Fault};
 use nanonsq_std::core::time::Span;
+use nanonsq_std::core::wire::DecodeError;
 use nanonsq_tests::proxy::{Mode, Recording};
 use nanonsq_tests::tap::V2;
 use nanonsq_tests::{
@@ -1041,5 +1042,5 @@ async fn the_http_port_is_recognised() {
     let nsqd = start_nsqd(&peers).await;
     let consumer = Consumer::start(config(), &[nsqd.http_address()], &[]);
     let why = tokio::time::timeout(SOON, disconnected(&consumer)).await;
-    assert_eq!(why, Ok(Closed::Fault(Fault::WrongPort)));
+    assert_eq!(why, Ok(Closed::Fault(Fault::Decode(DecodeError::WrongPort))));
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use nanonsq_std::core::publisher::{Config, Counters, Event, Outcome, PublishOptions};
 use nanonsq_std::core::session::{Closed, Fault as SessionFault};
 use nanonsq_std::core::time::Span;
+use nanonsq_std::core::wire::DecodeError;
 use nanonsq_std::core::wire::nsqd::ErrorCode;
 use nanonsq_tests::{
     Cut, Fault, Faults, Nsqd, Proxy, ServerOptions, Until, auth, consume_all, require_peers, tap,
@@ -321,6 +322,6 @@ async fn the_http_port_is_recognised() {
     let peers = require_peers!();
     let nsqd = nsqd(&peers).await;
     let publisher = Publisher::start(impatient(), &[nsqd.http_address()], OUTBOX);
-    let why = Closed::Fault(SessionFault::WrongPort);
+    let why = Closed::Fault(SessionFault::Decode(DecodeError::WrongPort));
     assert_eq!(publisher.handle.event().await, Event::Disconnected { nsqd: 0, why });
 }

@@ -159,7 +159,12 @@ fn an_answer_to_identify_that_makes_no_sense_is_no_end_for_good() {
             bench.dial(0);
             bench.open(0).written(0);
             let fault = bench.fault(0, &frame(0, answer));
-            assert_eq!(fault, Fault::BadIdentifyReply, "{}", answer.escape_ascii());
+            assert_eq!(
+                fault,
+                Fault::Decode(DecodeError::BadIdentifyReply),
+                "{}",
+                answer.escape_ascii()
+            );
             bench.closed(0, Closed::Local);
         }
         let due = bench.session(0).deadline().as_micros() / 1000;
@@ -320,7 +325,7 @@ fn the_longest_words_of_nsqd() {
         bench.dial(0);
         bench.open(0).written(0);
         let fault = bench.fault(0, &frame(0, &longest));
-        assert_eq!(fault, Fault::BadLength { len: max + 1, max });
+        assert_eq!(fault, Fault::Decode(DecodeError::BadLength { len: max + 1, max }));
     });
 }
 

@@ -1,7 +1,6 @@
 //! Frames: what nsqd sends.
 
-use crate::session::Fault;
-use crate::wire::{LEN_MAX, Write, bad_length, saturate, take};
+use crate::wire::{DecodeError, LEN_MAX, Write, bad_length, saturate, take};
 
 /// The number after a frame's size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,9 +74,9 @@ impl FrameDecoder {
 
     /// Takes bytes from the front of `input` and gives the next part; `None` once all are taken.
     ///
-    /// The frame's size and type are checked before any of its data is taken. After a fault the
+    /// The frame's size and type are checked before any of its data is taken. After an error the
     /// stream has no meaning any more: start the next one with a new decoder.
-    pub fn next<'b>(&mut self, input: &mut &'b [u8]) -> Result<Option<FramePart<'b>>, Fault> {
+    pub fn next<'b>(&mut self, input: &mut &'b [u8]) -> Result<Option<FramePart<'b>>, DecodeError> {
         if usize::from(self.have) < HEAD {
             let head = match input.split_first_chunk() {
                 // The usual case: the whole head is there.
@@ -121,7 +120,7 @@ impl FrameDecoder {
         true
     }
 
-    fn start(&mut self, head: [u8; HEAD]) -> Result<(), Fault> {
+    fn start(&mut self, head: [u8; HEAD]) -> Result<(), DecodeError> {
         self.have = 0;
         let [a, b, c, d, e, f, g, h] = head;
         let size = u32::from_be_bytes([a, b, c, d]);
@@ -134,7 +133,7 @@ impl FrameDecoder {
             0 => FrameType::Response,
             1 => FrameType::Error,
             2 => FrameType::Message,
-            frame_type => return Err(Fault::UnknownFrame { frame_type }),
+            frame_type => return Err(DecodeError::UnknownFrame { frame_type }),
         };
         self.size = len;
         self.left = len;

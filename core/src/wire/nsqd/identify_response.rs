@@ -1,8 +1,7 @@
 //! The answer to IDENTIFY, both ways: [`IdentifyResponse`] writes it, [`GrantedScanner`] reads it.
 
-use crate::session::Fault;
 use crate::wire::json::Object;
-use crate::wire::{Write, len_of};
+use crate::wire::{DecodeError, Write, len_of};
 
 /// The answer to an IDENTIFY that asked for `feature_negotiation`.
 ///
@@ -227,12 +226,12 @@ impl GrantedScanner {
         }
     }
 
-    /// The answer is complete. Fails with [`Fault::BadIdentifyReply`] only, if the answer is neither
+    /// The answer is complete. Fails with [`DecodeError::BadIdentifyReply`] only, if the answer is neither
     /// an object nor the `OK` of a server that negotiates nothing, or a field is no number.
-    pub fn finish(&self) -> Result<Granted, Fault> {
+    pub fn finish(&self) -> Result<Granted, DecodeError> {
         let is_answer = matches!((self.first, self.last), (b'{', b'}') | (b'O', b'K'));
         if !is_answer || self.value == Value::Bad {
-            return Err(Fault::BadIdentifyReply);
+            return Err(DecodeError::BadIdentifyReply);
         }
         Ok(Granted {
             max_rdy_count: self.max_rdy_count(),

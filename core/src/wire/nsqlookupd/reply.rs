@@ -1,8 +1,7 @@
 //! Replies: what nsqlookupd sends.
 
 use super::Refusal;
-use crate::session::Fault;
-use crate::wire::{LEN_MAX, Write, bad_length, emit_len, take};
+use crate::wire::{DecodeError, LEN_MAX, Write, bad_length, emit_len, take};
 
 /// A reply, or a part of one that arrived in parts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,8 +51,8 @@ impl ReplyDecoder {
     /// Takes bytes from the front of `input` and gives the next part; `None` once all are taken.
     ///
     /// A length is an unsigned number: one that nsqd would take for negative is just too large.
-    /// After a fault the stream has no meaning any more: start the next one with a new decoder.
-    pub fn next<'b>(&mut self, input: &mut &'b [u8]) -> Result<Option<ReplyPart<'b>>, Fault> {
+    /// After an error the stream has no meaning any more: start the next one with a new decoder.
+    pub fn next<'b>(&mut self, input: &mut &'b [u8]) -> Result<Option<ReplyPart<'b>>, DecodeError> {
         while self.head < 4 {
             let Some((&byte, rest)) = input.split_first() else {
                 return Ok(None);

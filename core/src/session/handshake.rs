@@ -1,5 +1,5 @@
-//! What publisher and consumer have in common: a client's talk with one nsqd, from the dial to the
-//! close. One copy of it is all that a program needs that is both.
+//! A client's connection to one nsqd, from the dial over the handshake to the close. Publisher and
+//! consumer share it, so that a program with both has one copy.
 //!
 //! ```text
 //!            dial            open             answered            AUTH answered        SUB answered
@@ -13,30 +13,32 @@ use core::convert::Infallible;
 
 use heapless::VecView;
 
+use super::staging::{self, Staging};
+use super::{Awaited, Closed, DialError, Fault, Link};
 use crate::macros::trace_state;
-use crate::session::{Awaited, Closed, DialError, Fault, Link, keep};
 use crate::time::{Instant, LASTED, Span, expire};
 use crate::wire::ChunkWriter;
 use crate::wire::nsqd::{
     self, ErrorCode, FrameDecoder, FramePart, FrameType, GrantedScanner, Meaning,
 };
 
-/// Longest answer to IDENTIFY or AUTH that is read; everything else but messages is far shorter.
+/// The longest frame that is read, messages excepted, in bytes: an answer to IDENTIFY or AUTH.
 pub(crate) const REPLY_MAX: u32 = 16 * 1024;
 
-/// What nsqd says of a command whose end never came.
+/// The text with which nsqd refuses a command whose end never came.
 const CUT_OFF: &[u8] = b"failed to read";
 
-/// What nsqd with `--tls-required` says of every command but IDENTIFY.
+/// The text with which nsqd with `--tls-required` refuses every command but IDENTIFY.
 const TLS_REQUIRED: &[u8] = b"TLS required";
 
-/// Whether nsqd never got the end of the command that it refused: nothing is wrong with that.
+/// Whether nsqd refused the command only because its end never came.
 pub(crate) fn is_cut_off(text: &[u8]) -> bool {
     contains(text, CUT_OFF)
 }
 
-/// Whether it is what a node of ours says when it refuses a batch: it takes it whole or not at all.
-pub(crate) fn says_that_nothing_is_stored(text: &[u8]) -> bool {
+/// Whether nsqd stored nothing of the batch that it refused: this project's nsqd, whose text this
+/// is, takes a batch whole or not at all.
+pub(crate) fn is_nothing_stored(text: &[u8]) -> bool {
     contains(text, b"no room") || contains(text, b"never fit")
 }
 
@@ -50,7 +52,7 @@ fn contains(text: &[u8], words: &[u8]) -> bool {
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[repr(u8)]
 pub(crate) enum LinkState {
-    /// It is for nobody, and stays so.
+    /// No connection, and none wanted.
     Idle,
     /// No connection; the next dial is due at a time.
     Waiting,
@@ -59,16 +61,16 @@ pub(crate) enum LinkState {
     Authenticating,
     Subscribing,
     Ready,
-    /// A consumer's, that is left: CLS is sent, what is in flight may be answered.
+    /// A consumer leaves: CLS is sent, messages in flight may still be answered.
     Draining,
-    /// Likewise: the rest is being requeued.
+    /// A consumer leaves: the messages still in flight are requeued.
     Leaving,
     /// The driver is to close the connection.
     Closing,
 }
 
 impl LinkState {
-    /// Whether what nsqd says is of interest.
+    /// Whether bytes of nsqd are read.
     pub(crate) fn is_up(self) -> bool {
         (self as u8).wrapping_sub(Self::Identifying as u8)
             < Self::Closing as u8 - Self::Identifying as u8
@@ -79,23 +81,23 @@ impl LinkState {
         (self as u8).wrapping_sub(Self::Ready as u8) < Self::Closing as u8 - Self::Ready as u8
     }
 
-    /// Whether it is not up, and not to come up without being asked for again.
+    /// Whether there is no connection and no dial.
     pub(crate) fn is_down(self) -> bool {
         self as u8 <= Self::Waiting as u8
     }
 
-    /// Whether it is on its way up.
+    /// Whether the connection is being dialed or the handshake is not over.
     pub(crate) fn is_coming_up(self) -> bool {
         (self as u8).wrapping_sub(Self::Dialing as u8) < 4
     }
 
-    /// Whether there is a command to be made and an answer to come.
+    /// Whether the connection is in the handshake: a command is sent, then its answer awaited.
     pub(crate) fn is_handshake(self) -> bool {
         (self as u8).wrapping_sub(Self::Identifying as u8) < 3
     }
 }
 
-/// An `Option<Closed>` of which `None` is zero.
+/// An `Option<Closed>` whose `None` is zero in memory.
 #[derive(Debug, Clone, Copy)]
 #[repr(u8)]
 pub(crate) enum CloseReason {
@@ -112,105 +114,97 @@ impl CloseReason {
     }
 }
 
-/// Makes the commands of the handshake.
-pub(crate) trait Greeting {
-    /// The one that a stage sends.
-    fn greet(&self, w: &mut ChunkWriter<'_>, stage: LinkState) -> Result<(), Infallible>;
+/// Writes the commands of the handshake.
+pub(crate) trait Commands {
+    /// Writes the command of a state.
+    fn emit(&self, w: &mut ChunkWriter<'_>, state: LinkState) -> Result<(), Infallible>;
 }
 
-/// What a piece of a frame came to.
+/// The effect of a part of a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Received {
-    /// Nothing yet, or the next step of the handshake.
+    /// None yet, or the next step of the handshake began.
     Nothing,
-    /// It is to be answered: [`Handshake::nops`].
+    /// A heartbeat, to be answered: see [`Handshake::nops`].
     Heartbeat,
     /// The handshake is over.
     Ready,
-    /// A response, with its text.
+    /// A response; `text` has it.
     Response,
-    /// A refusal, with its text.
+    /// A refusal; `text` has it.
     Refusal,
-    /// What nobody asked for, or can read.
+    /// A frame that does not belong here, or makes no sense.
     Fault(Fault),
 }
 
-/// One connection.
+/// A connection to one nsqd.
 // In this order because a Cortex-M0 reaches only the first 31 bytes, 62 half words and 124 bytes of
 // a structure in one instruction.
 #[derive(Debug)]
 #[repr(C)]
 pub(crate) struct Handshake {
-    /// Waiting: dial. Dialing to Subscribing: give up. Ready: nothing heard. Closing: give up. What
-    /// it means in other stages is theirs.
-    pub(crate) step: Instant,
-    stage: LinkState,
-    /// What is put where it is written from, and how much of it is written.
-    pub(crate) staged: u8,
-    pub(crate) written: u8,
+    /// The end of the state. Waiting: dial. Dialing to Subscribing: give up. Ready: give up, since
+    /// nsqd was silent for so long. Closing: abort. Draining and Leaving: the consumer's.
+    pub(crate) deadline: Instant,
+    state: LinkState,
     /// Heartbeats to answer.
     pub(crate) nops: u8,
+    /// The text is the handshake's current command.
+    pub(crate) staging: Staging,
     /// It is a publisher's: it does not subscribe.
     publishes: bool,
-    /// All of the handshake's current command was staged.
-    asked: bool,
-    /// How much of it was.
-    handshake_at: u16,
     pub(crate) frames: FrameDecoder,
-    /// What the answer to IDENTIFY grants.
+    /// The fields of the answer to IDENTIFY.
     pub(crate) granted: GrantedScanner,
     /// Why it is closing, or was closed last.
     pub(crate) why: CloseReason,
-    /// When it came up; never if it has not.
+    /// When the connection came up; never while it has not.
     opened: Instant,
 }
 
 impl Handshake {
-    /// For a consumer, before anything: all of it is zero, so that no image of it is in flash.
+    /// For a consumer, in no use yet. All of it is zero, so that flash holds no image of it.
     pub(crate) const ZERO: Self = Self {
-        stage: LinkState::Idle,
-        staged: 0,
-        written: 0,
+        state: LinkState::Idle,
         nops: 0,
+        staging: Staging::EMPTY,
         publishes: false,
-        asked: false,
-        handshake_at: 0,
         frames: FrameDecoder::new(0),
         granted: GrantedScanner::ZERO,
-        step: Instant::ZERO,
+        deadline: Instant::ZERO,
         why: CloseReason::None,
         opened: Instant::ZERO,
     };
 
     /// For a publisher that dials at once.
     pub(crate) const PUBLISHER: Self =
-        Self { stage: LinkState::Waiting, publishes: true, ..Self::ZERO };
+        Self { state: LinkState::Waiting, publishes: true, ..Self::ZERO };
 
-    pub(crate) fn stage(&self) -> LinkState {
-        self.stage
+    pub(crate) fn state(&self) -> LinkState {
+        self.state
     }
 
-    pub(crate) fn set(&mut self, stage: LinkState) {
+    pub(crate) fn set_state(&mut self, state: LinkState) {
         let who = if self.publishes { "publisher" } else { "consumer" };
-        trace_state!(who, self.shown(self.stage), self.shown(stage));
-        self.stage = stage;
+        trace_state!(who, self.shown(self.state), self.shown(state));
+        self.state = state;
     }
 
-    /// As the application knows it.
+    /// The state in the words of the application, for traces.
     #[cfg(any(feature = "defmt", feature = "log"))]
-    fn shown(&self, stage: LinkState) -> Shown {
+    fn shown(&self, state: LinkState) -> Shown {
         let why = if self.publishes { self.why } else { CloseReason::None };
-        Shown { publishes: self.publishes, stage, why }
+        Shown { publishes: self.publishes, state, why }
     }
 
     /// Nothing is traced.
     #[cfg(not(any(feature = "defmt", feature = "log")))]
-    fn shown(&self, stage: LinkState) -> LinkState {
-        stage
+    fn shown(&self, state: LinkState) -> LinkState {
+        state
     }
 
     pub(crate) fn link(&self) -> Link {
-        match self.stage {
+        match self.state {
             LinkState::Idle | LinkState::Waiting => Link::Down,
             LinkState::Closing => Link::Close,
             LinkState::Dialing
@@ -223,103 +217,73 @@ impl Handshake {
         }
     }
 
-    pub(crate) fn is_writing(&self) -> bool {
-        self.written < self.staged
-    }
-
-    /// What is staged and not written yet, where it is staged.
-    pub(crate) fn pending<'d>(&self, desk: &'d [u8]) -> &'d [u8] {
-        desk.get(self.written.into()..self.staged.into()).unwrap_or_default()
-    }
-
-    /// So many bytes are written. Gives how many of them were staged.
-    pub(crate) fn sent(&mut self, n: usize) -> usize {
-        let staged = n.min(self.staged.saturating_sub(self.written).into());
-        self.written = self.written.wrapping_add(staged as u8);
-        staged
-    }
-
-    /// Whether the handshake's current command is wholly written: an answer is due only then.
-    fn has_asked(&self) -> bool {
-        self.asked && !self.is_writing()
-    }
-
-    /// Whether it is time for the current step to end.
+    /// Whether the deadline of the state has passed; says so once.
     #[inline(never)]
-    pub(crate) fn is_late(&mut self, now: Instant) -> bool {
-        expire(&mut self.step, now)
+    pub(crate) fn take_expired(&mut self, now: Instant) -> bool {
+        expire(&mut self.deadline, now)
     }
 
-    /// Whether a dial is due.
-    pub(crate) fn is_due(&mut self, now: Instant) -> bool {
-        self.stage == LinkState::Waiting && self.is_late(now)
+    /// Whether a dial is due; says so once.
+    pub(crate) fn take_dial_due(&mut self, now: Instant) -> bool {
+        self.state == LinkState::Waiting && self.take_expired(now)
     }
 
-    /// Dials, until a time.
+    /// A dial begins, which is given up at `until`.
     pub(crate) fn dial(&mut self, until: Instant) {
         self.opened = Instant::NEVER;
-        self.ask(LinkState::Dialing, until);
+        self.begin(LinkState::Dialing, until);
     }
 
-    /// Whether there is a connection, or was one at the end.
+    /// Whether the last dial succeeded.
     pub(crate) fn came_up(&self) -> bool {
         self.opened != Instant::NEVER
     }
 
-    /// Whether it lasted long enough to have been good: see [`Attempts`](crate::time::Attempts).
+    /// Whether the connection has lasted long enough to have been good: see
+    /// [`Attempts`](crate::time::Attempts).
     #[inline(never)]
     pub(crate) fn lasted(&self, now: Instant) -> bool {
         self.came_up() && self.opened.after(LASTED) <= now
     }
 
-    /// The next step of the way up, until a time.
-    fn ask(&mut self, stage: LinkState, until: Instant) {
-        self.handshake_at = 0;
-        self.asked = false;
-        self.step = until;
-        self.set(stage);
+    /// A step of the way up begins: its command, if it has one, is to be sent, and it is given up
+    /// at `until`.
+    fn begin(&mut self, state: LinkState, until: Instant) {
+        self.staging.start_text();
+        self.deadline = until;
+        self.set_state(state);
     }
 
-    /// There is a connection: nothing of the last one counts.
+    /// The dial succeeded: forgets what belonged to the last connection and begins the handshake.
     pub(crate) fn open(&mut self, now: Instant, until: Instant) {
         self.opened = now;
         self.frames = FrameDecoder::new(if self.publishes { REPLY_MAX } else { u32::MAX });
         self.nops = 0;
-        self.unstage();
-        self.ask(LinkState::Identifying, until);
+        self.staging.clear();
+        self.begin(LinkState::Identifying, until);
     }
 
-    pub(crate) fn unstage(&mut self) {
-        self.staged = 0;
-        self.written = 0;
-    }
-
-    /// nsqd says something: twice the heartbeat's interval is nsqd's own rule for its clients.
-    pub(crate) fn hear(&mut self, now: Instant, heartbeat: Span) {
-        if self.stage == LinkState::Ready {
-            self.step = now.after(Span::from_millis(heartbeat.as_millis().saturating_mul(2)));
+    /// Bytes arrived: gives nsqd twice the heartbeat's interval, its own rule for its clients, until
+    /// the next.
+    pub(crate) fn on_receive(&mut self, now: Instant, heartbeat: Span) {
+        if self.state == LinkState::Ready {
+            self.deadline = now.after(Span::from_millis(heartbeat.as_millis().saturating_mul(2)));
         }
     }
 
-    /// The handshake's text is longer than the staging area: it is made again for each piece.
+    /// Stages the next piece of the current command in `buffer`.
     // Apart, so that its frame is not under every poll.
     #[cold]
     #[inline(never)]
-    pub(crate) fn greet(&mut self, desk: &mut [u8], greet: &dyn Greeting) {
-        let mut window = ChunkWriter::new(desk, self.handshake_at.into());
-        let Ok(()) = greet.greet(&mut window, self.stage);
-        let staged = window.written();
-        self.written = 0;
-        self.staged = staged as u8;
-        let total = window.total();
-        self.handshake_at = self.handshake_at.saturating_add(staged as u16);
-        self.asked = usize::from(self.handshake_at) >= total;
+    pub(crate) fn stage_command(&mut self, buffer: &mut [u8], commands: &dyn Commands) {
+        let state = self.state;
+        self.staging.stage_text(buffer, |w| commands.emit(w, state));
     }
 
-    /// Takes a piece of a frame that is no message, and its text into `text`. The next step of the
-    /// handshake may take until `until`.
+    /// Handles a part of a frame that is no message, and appends its data to `text`. If the next
+    /// step of the handshake begins, it is given up at `until`.
     #[inline(never)]
-    pub(crate) fn part(
+    pub(crate) fn on_part(
         &mut self,
         part: &FramePart<'_>,
         text: &mut VecView<u8, u8>,
@@ -328,12 +292,12 @@ impl Handshake {
     ) -> Received {
         if part.first {
             text.clear();
-            if self.stage == LinkState::Identifying {
+            if self.state == LinkState::Identifying {
                 self.granted = GrantedScanner::new();
             }
         }
-        keep(text, part.data);
-        if self.stage == LinkState::Identifying {
+        staging::append(text, part.data);
+        if self.state == LinkState::Identifying {
             self.granted.feed(part.data);
         }
         if !part.last {
@@ -346,37 +310,37 @@ impl Handshake {
             self.nops = self.nops.saturating_add(1);
             return Received::Heartbeat;
         }
-        if !self.stage.is_handshake() {
+        if !self.state.is_handshake() {
             return Received::Response;
         }
-        if !self.has_asked() {
+        if !self.staging.text_is_written() {
             return Received::Fault(Fault::UnexpectedReply);
         }
-        if self.stage == LinkState::Identifying {
+        if self.state == LinkState::Identifying {
             match self.granted.finish() {
                 Ok(granted) if !granted.auth_required => {}
                 Ok(_) if has_secret => {
-                    self.ask(LinkState::Authenticating, until);
+                    self.begin(LinkState::Authenticating, until);
                     return Received::Nothing;
                 }
                 Ok(_) => return Received::Fault(Fault::AuthRequired),
                 Err(error) => return Received::Fault(error.into()),
             }
         }
-        if self.stage == LinkState::Subscribing {
+        if self.state == LinkState::Subscribing {
             if text.as_slice() != nsqd::OK {
                 return Received::Fault(Fault::UnexpectedReply);
             }
         } else if !self.publishes {
-            self.ask(LinkState::Subscribing, until);
+            self.begin(LinkState::Subscribing, until);
             return Received::Nothing;
         }
-        self.set(LinkState::Ready);
+        self.set_state(LinkState::Ready);
         Received::Ready
     }
 
-    /// What an error means that is nsqd's last word on this connection, by its text: one of the
-    /// [permanent](Fault::is_permanent) faults, or else [`Fault::Refused`].
+    /// The fault of an error after which nsqd closes, by the error's text: one of the
+    /// [permanent](Fault::is_permanent) ones, or else [`Fault::Refused`].
     #[cold]
     #[inline(never)]
     pub(crate) fn refusal(&self, text: &[u8]) -> Fault {
@@ -384,7 +348,7 @@ impl Handshake {
         if code.meaning() == Meaning::Auth {
             return Fault::AuthRefused;
         }
-        match (code, self.stage) {
+        match (code, self.state) {
             (ErrorCode::Invalid, _) if contains(words, TLS_REQUIRED) => Fault::TlsRequired,
             (ErrorCode::Unauthorized, LinkState::Authenticating | LinkState::Subscribing) => {
                 Fault::AuthRefused
@@ -398,67 +362,67 @@ impl Handshake {
         }
     }
 
-    /// Why it is to be closed, if the time for the current step is up. What that means to a
-    /// connection that is left is the consumer's.
+    /// The reason to close the connection, if the deadline of its state has passed. A consumer that
+    /// leaves decides for itself.
     pub(crate) fn tick(&mut self, now: Instant) -> Option<Closed> {
-        // It stays due until it is dialed, or aborted: by the driver.
-        if self.stage.is_down() || self.stage == LinkState::Closing || !self.is_late(now) {
+        // Waiting and Closing stay due until the driver dials or aborts.
+        if self.state.is_down() || self.state == LinkState::Closing || !self.take_expired(now) {
             return None;
         }
-        Some(match self.stage {
+        Some(match self.state {
             LinkState::Dialing => Closed::Dial(DialError::TimedOut),
             LinkState::Ready => Closed::Fault(Fault::TimedOut(Awaited::Heartbeat)),
             _ => Closed::Fault(Fault::TimedOut(Awaited::Handshake)),
         })
     }
 
-    /// Asks the driver to close the connection, within `patience`.
+    /// Asks the driver to close the connection within `timeout`.
     #[inline(never)]
-    pub(crate) fn close(&mut self, why: &Closed, now: Instant, patience: Span) {
+    pub(crate) fn close(&mut self, why: &Closed, now: Instant, timeout: Span) {
         self.why = CloseReason::Closed(*why);
         self.nops = 0;
         if !matches!(why, Closed::Local) {
-            self.staged = self.written;
+            self.staging.truncate();
         }
-        // A peer that is silent takes no farewell either.
+        // A peer that is silent would not take the last bytes either.
         let silent = matches!(why, Closed::Fault(Fault::TimedOut(_)));
-        self.step = if silent { now } else { now.after(patience) };
-        self.set(LinkState::Closing);
+        self.deadline = if silent { now } else { now.after(timeout) };
+        self.set_state(LinkState::Closing);
     }
 
-    /// The connection is gone, or there will be none: says why if there was to be one.
+    /// The connection is gone, or its dial failed. Gives the reason, unless there was neither.
     pub(crate) fn closed(&mut self, why: Closed) -> Option<Closed> {
-        // What the session itself had against the connection is the better reason.
-        let why = match (self.stage, self.why) {
+        // The reason for which the session closed it explains more than how it ended.
+        let why = match (self.state, self.why) {
             (LinkState::Idle | LinkState::Waiting, _) => return None,
             (LinkState::Closing, CloseReason::Closed(why)) => why,
             _ => why,
         };
         self.why = CloseReason::Closed(why);
-        self.unstage();
-        self.step = Instant::NEVER;
+        self.staging.clear();
+        self.deadline = Instant::NEVER;
         Some(why)
     }
 }
 
-/// A stage in the words of the application.
+/// A state in the words of the application.
 #[cfg(any(feature = "defmt", feature = "log"))]
 struct Shown {
     publishes: bool,
-    stage: LinkState,
+    state: LinkState,
     why: CloseReason,
 }
 
 #[cfg(any(feature = "defmt", feature = "log"))]
 impl core::fmt::Debug for Shown {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        match (self.stage, self.why) {
+        match (self.state, self.why) {
             (LinkState::Closing, CloseReason::Closed(why)) => {
                 f.debug_tuple("Closing").field(&why).finish()
             }
             (LinkState::Idle, _) if self.publishes => f.write_str("Stopped"),
             (LinkState::Idle, _) => f.write_str("Unused"),
-            (stage, _) => core::fmt::Debug::fmt(&stage, f),
+            (state, _) => core::fmt::Debug::fmt(&state, f),
         }
     }
 }
@@ -466,11 +430,11 @@ impl core::fmt::Debug for Shown {
 #[cfg(feature = "defmt")]
 impl defmt::Format for Shown {
     fn format(&self, f: defmt::Formatter<'_>) {
-        match (self.stage, self.why) {
+        match (self.state, self.why) {
             (LinkState::Closing, CloseReason::Closed(why)) => defmt::write!(f, "Closing({})", why),
             (LinkState::Idle, _) if self.publishes => defmt::write!(f, "Stopped"),
             (LinkState::Idle, _) => defmt::write!(f, "Unused"),
-            (stage, _) => defmt::write!(f, "{}", stage),
+            (state, _) => defmt::write!(f, "{}", state),
         }
     }
 }

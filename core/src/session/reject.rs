@@ -10,8 +10,8 @@
 //!
 //! RAM: 48 bytes. What the caller says is not kept, however much it is.
 
+use super::{Closed, Fault, Link, Session, Transmit};
 use crate::macros::trace_state;
-use crate::session::{Closed, Fault, Link, Session, Transmit};
 use crate::time::{Instant, Span};
 
 /// How long a caller may take to say its first words; then it is answered all the same. Others wait

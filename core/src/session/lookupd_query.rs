@@ -1,5 +1,5 @@
-//! One question to an nsqlookupd over HTTP, on a connection of its own, from the dial to the close:
-//! what a consumer that looks for nsqds and a node that looks for channels have in common.
+//! A query to an nsqlookupd over HTTP, on a connection of its own, from the dial to the close. The
+//! discovery of a consumer and the channel query of an nsqd share it.
 //!
 //! ```text
 //!            dial            open            answered, fault, timeout
@@ -8,25 +8,27 @@
 //!    +------------------+-------------+------------------------------------+
 //! ```
 //!
-//! The answer is scanned as it arrives, however long it is, by who asked: handing it on by way of a
-//! function would cost a consumer 60 bytes of flash.
+//! The owner scans the answer as it arrives, however long it is: handing it on by way of a function
+//! would cost a consumer 60 bytes of flash.
 
 use core::convert::Infallible;
 
+use super::staging::Staging;
+use super::{Awaited, Closed, DialError, Fault, Link, Transmit};
 use crate::macros::trace_state;
-use crate::session::{Awaited, Closed, DialError, Fault, Link, Transmit};
 use crate::time::{Instant, Span};
 use crate::wire::ChunkWriter;
 use crate::wire::http::ResponseDecoder;
 use crate::wire::json::Scanner;
 
-const STAGING: usize = 60;
+/// Bytes of the request that are staged at once.
+const TX_BUFFER: usize = 60;
 
-/// Where asking an nsqlookupd is.
+/// The state of a query to an nsqlookupd.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum LookupdState {
-    /// There is no such nsqlookupd, or who asks has stopped.
+    /// There is no such nsqlookupd, or the owner has stopped.
     Unused,
     /// The next request is due at a time, or when there is something to ask.
     Waiting,
@@ -38,25 +40,22 @@ pub enum LookupdState {
     Closing,
 }
 
-/// One connection after the other. Keys and strings in an answer have `N` bytes at most; longer
-/// ones are cut.
+/// Queries to one nsqlookupd, one after the other. Keys and strings in an answer have `N` bytes at
+/// most; longer ones are cut.
 #[derive(Debug)]
 pub(crate) struct LookupdQuery<const N: usize> {
     state: LookupdState,
     /// How the last one ended.
     why: Option<Closed>,
-    /// Nobody asked how that was.
-    news: bool,
-    staged: u8,
-    written: u8,
-    /// How much of the request was staged, and its length once known.
-    request_at: u16,
-    request_len: u16,
+    /// A query ended since [`take_pending_event`](Self::take_pending_event) was called.
+    pending_event: bool,
+    /// The text is the request.
+    staging: Staging,
     /// Waiting: ask, if the owner says so. Dialing, Asking: give up. Closing: abort.
     step: Instant,
     pub(crate) http: ResponseDecoder,
     pub(crate) json: Scanner<N>,
-    staging: [u8; STAGING],
+    tx_buffer: [u8; TX_BUFFER],
 }
 
 impl<const N: usize> LookupdQuery<N> {
@@ -64,15 +63,12 @@ impl<const N: usize> LookupdQuery<N> {
     pub(crate) const NEW: Self = Self {
         state: LookupdState::Unused,
         why: None,
-        news: false,
-        staged: 0,
-        written: 0,
-        request_at: 0,
-        request_len: 0,
+        pending_event: false,
+        staging: Staging::EMPTY,
         step: Instant::NEVER,
         http: ResponseDecoder::new(),
         json: Scanner::new(),
-        staging: [0; STAGING],
+        tx_buffer: [0; TX_BUFFER],
     };
 
     pub(crate) fn state(&self) -> LookupdState {
@@ -83,9 +79,9 @@ impl<const N: usize> LookupdQuery<N> {
         self.why
     }
 
-    /// Whether one ended since this was asked last.
+    /// Whether a query ended since this was called last.
     pub(crate) fn take_pending_event(&mut self) -> bool {
-        core::mem::take(&mut self.news)
+        core::mem::take(&mut self.pending_event)
     }
 
     pub(crate) fn step(&self) -> Instant {
@@ -97,56 +93,53 @@ impl<const N: usize> LookupdQuery<N> {
         self.state = state;
     }
 
-    /// What was unused so far asks at a time.
+    /// Starts: the first query is due at `at`.
     pub(crate) fn start(&mut self, at: Instant) {
         self.step = at;
         self.state = LookupdState::Waiting;
     }
 
-    /// Asks no more.
+    /// Stops: no query follows.
     pub(crate) fn retire(&mut self) {
         self.step = Instant::NEVER;
         self.set_state(LookupdState::Unused);
     }
 
-    /// Asks at a time.
+    /// The next query is due at `until`.
     pub(crate) fn wait(&mut self, until: Instant) {
         trace_state!("lookupd", self.state, LookupdState::Waiting);
         self.start(until);
     }
 
-    /// Dials, until a time.
+    /// A dial begins, which is given up at `until`.
     pub(crate) fn dial(&mut self, until: Instant) {
         self.step = until;
         self.set_state(LookupdState::Dialing);
     }
 
-    /// Asks, until a time.
+    /// The dial succeeded: the query is given up at `until`.
     pub(crate) fn open(&mut self, until: Instant) {
         self.http = ResponseDecoder::new();
         self.json = Scanner::new();
-        self.staged = 0;
-        self.written = 0;
-        self.request_at = 0;
-        self.request_len = 0;
+        self.staging = Staging::EMPTY;
         self.step = until;
         self.set_state(LookupdState::Asking);
     }
 
-    /// Has the connection closed, until a time.
+    /// Asks the driver to close the connection within `timeout`.
     pub(crate) fn close(&mut self, now: Instant, why: Closed, timeout: Span) {
         self.why = Some(why);
-        self.staged = self.written;
+        self.staging.truncate();
         self.step = now.after(timeout);
         self.set_state(LookupdState::Closing);
     }
 
-    /// Whether there is a connection, or is to be one.
+    /// Whether there is a connection or a dial.
     pub(crate) fn is_busy(&self) -> bool {
         !matches!(self.state, LookupdState::Unused | LookupdState::Waiting)
     }
 
-    /// The link, if the answer is still wanted.
+    /// What the driver should do, if the answer is still `wanted` or not.
     pub(crate) fn link(&self, wanted: bool) -> Link {
         match self.state {
             LookupdState::Unused | LookupdState::Waiting => Link::Down,
@@ -155,39 +148,22 @@ impl<const N: usize> LookupdQuery<N> {
         }
     }
 
-    /// `request` writes all of it.
+    /// What to write next of the request, all of which `request` writes.
     pub(crate) fn transmit(
         &mut self,
         request: impl FnOnce(&mut ChunkWriter<'_>) -> Result<(), Infallible>,
     ) -> Transmit<'_> {
-        if self.written >= self.staged
-            && self.state == LookupdState::Asking
-            && (self.request_len == 0 || self.request_at < self.request_len)
-        {
-            self.stage(request);
+        if self.state == LookupdState::Asking && !self.staging.is_writing() {
+            self.staging.stage_text(&mut self.tx_buffer, request);
         }
-        let pending = self.written.into()..self.staged.into();
-        Transmit { head: self.staging.get(pending).unwrap_or_default(), body: &[] }
-    }
-
-    /// The request is longer than the staging area: it is made again for each piece.
-    #[inline(never)]
-    fn stage(&mut self, request: impl FnOnce(&mut ChunkWriter<'_>) -> Result<(), Infallible>) {
-        let mut window = ChunkWriter::new(&mut self.staging, self.request_at.into());
-        let Ok(()) = request(&mut window);
-        let staged = window.written();
-        self.request_len = window.total() as u16;
-        self.staged = staged as u8;
-        self.written = 0;
-        self.request_at = self.request_at.saturating_add(staged as u16);
+        Transmit { head: self.staging.pending(&self.tx_buffer), body: &[] }
     }
 
     pub(crate) fn sent(&mut self, n: usize) {
-        let n = n.min(self.staged.saturating_sub(self.written).into());
-        self.written = self.written.saturating_add(n as u8);
+        self.staging.sent(n);
     }
 
-    /// Gives up what takes too long.
+    /// Closes what takes too long.
     pub(crate) fn tick(&mut self, now: Instant, close_timeout: Span) {
         if now < self.step {
             return;
@@ -200,7 +176,7 @@ impl<const N: usize> LookupdQuery<N> {
         self.close(now, why, close_timeout);
     }
 
-    /// The connection is gone, if there [is](Self::is_busy) one or was to be one: why.
+    /// The connection that there [was](Self::is_busy) is gone, or its dial failed. Gives the reason.
     #[inline]
     pub(crate) fn closed(&mut self, why: Closed) -> Closed {
         let why = match self.state {
@@ -208,9 +184,8 @@ impl<const N: usize> LookupdQuery<N> {
             _ => why,
         };
         self.why = Some(why);
-        self.news = true;
-        self.staged = 0;
-        self.written = 0;
+        self.pending_event = true;
+        self.staging.clear();
         why
     }
 }

@@ -1,0 +1,191 @@
+//! Why a connection ends.
+
+use core::fmt;
+
+use crate::wire::DecodeError;
+use crate::wire::http::BadAnswer;
+use crate::wire::nsqd::ErrorCode;
+
+/// Why a transport is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+#[non_exhaustive]
+pub enum Closed {
+    /// It never came up.
+    Dial(DialError),
+    /// The other side closed it.
+    Peer,
+    /// It broke.
+    Transport(TransportError),
+    /// The session had a reason to close it.
+    Fault(Fault),
+    /// It was no longer wanted.
+    Local,
+}
+
+/// Why a dial failed. The same for every transport; an adapter maps its own errors to these.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+#[non_exhaustive]
+pub enum DialError {
+    /// Nothing listens on that port.
+    Refused,
+    /// No answer in time.
+    TimedOut,
+    /// No route to the host, or the network is down.
+    Unreachable,
+    /// The name could not be resolved.
+    NameNotFound,
+    /// The platform has no socket, port or memory left for it.
+    NoSocket,
+    /// Anything else.
+    Other,
+}
+
+/// How a transport broke.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+#[non_exhaustive]
+pub enum TransportError {
+    /// Reset by the other side, or by something between.
+    Reset,
+    /// The transport itself gave up on the other side.
+    TimedOut,
+    /// [`Link::Upgrade`](super::Link::Upgrade) is not to be had from it.
+    Unsupported,
+    /// Anything else.
+    Other,
+}
+
+/// What a peer did, or failed to do, that ends the connection. The session state is consistent:
+/// the next [`Session::open`](super::Session::open) starts afresh.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+#[non_exhaustive]
+pub enum Fault {
+    /// The peer's bytes make no sense.
+    Decode(DecodeError),
+    /// A well-formed answer where none, or another, was due.
+    UnexpectedReply,
+    /// The peer refused with an error; its text is kept by the session as `detail`.
+    Refused(ErrorCode),
+    /// nsqlookupd's answer over HTTP is of no use.
+    BadAnswer(BadAnswer),
+    /// nsqd requires AUTH and no secret is configured. [Permanent](Self::is_permanent).
+    AuthRequired,
+    /// nsqd requires TLS, which this client does not speak. [Permanent](Self::is_permanent).
+    TlsRequired,
+    /// nsqd refused AUTH, or what follows it, with `E_AUTH_FAILED`, `E_UNAUTHORIZED`,
+    /// `E_AUTH_FIRST` or `E_AUTH_DISABLED`; its text is kept by the session as `detail`.
+    /// [Permanent](Self::is_permanent).
+    AuthRefused,
+    /// nsqd refused IDENTIFY; its text is kept by the session as `detail`.
+    /// [Permanent](Self::is_permanent).
+    IdentifyRefused,
+    /// The peer did not answer in time.
+    TimedOut(Awaited),
+}
+
+impl From<DecodeError> for Fault {
+    fn from(error: DecodeError) -> Self {
+        Self::Decode(error)
+    }
+}
+
+impl Fault {
+    /// Whether the handshake can never work, so that asking the same server again cures nothing:
+    /// somebody has to change its settings, or those of this side.
+    pub const fn is_permanent(&self) -> bool {
+        matches!(
+            self,
+            Self::AuthRequired | Self::TlsRequired | Self::AuthRefused | Self::IdentifyRefused
+        )
+    }
+}
+
+/// What a session was waiting for when time ran out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+#[non_exhaustive]
+pub enum Awaited {
+    /// The answer to IDENTIFY, or to AUTH.
+    Handshake,
+    /// The answer to a command.
+    Reply,
+    /// Anything at all: two heartbeat intervals passed in silence, the connection is half open.
+    Heartbeat,
+    /// The transport to take the last bytes.
+    Drain,
+}
+
+impl fmt::Display for Closed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Dial(error) => error.fmt(f),
+            Self::Peer => f.write_str("closed by the server"),
+            Self::Transport(error) => error.fmt(f),
+            Self::Fault(fault) => fault.fmt(f),
+            Self::Local => f.write_str("closed"),
+        }
+    }
+}
+
+impl fmt::Display for DialError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Refused => "connection refused: nothing listens on that port",
+            Self::TimedOut => "connecting timed out",
+            Self::Unreachable => "host or network unreachable",
+            Self::NameNotFound => "the host name could not be resolved",
+            Self::NoSocket => "no socket left for the connection",
+            Self::Other => "connecting failed",
+        })
+    }
+}
+
+impl fmt::Display for TransportError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Reset => "connection reset",
+            Self::TimedOut => "connection timed out",
+            Self::Unsupported => "the transport cannot do the upgrade that was asked for",
+            Self::Other => "connection broken",
+        })
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Decode(error) => error.fmt(f),
+            Self::BadAnswer(why) => why.fmt(f),
+            Self::UnexpectedReply => f.write_str("an answer that does not fit what was asked"),
+            Self::Refused(code) => write!(f, "refused with {code}"),
+            Self::AuthRequired => {
+                f.write_str("the server requires AUTH and no secret is given: give the secret")
+            }
+            Self::TlsRequired => f.write_str(
+                "the server requires TLS, which this client does not speak: use one without \
+                 --tls-required, or a tunnel that speaks TLS",
+            ),
+            Self::AuthRefused => f.write_str(
+                "the server refused the secret, or what it may do: check it and what the \
+                 authorization server permits",
+            ),
+            Self::IdentifyRefused => f.write_str(
+                "the server refused IDENTIFY: check that it is an nsqd, and the heartbeat interval",
+            ),
+            Self::TimedOut(Awaited::Handshake) => f.write_str("no answer to IDENTIFY in time"),
+            Self::TimedOut(Awaited::Reply) => f.write_str("no answer to a command in time"),
+            Self::TimedOut(Awaited::Heartbeat) => {
+                f.write_str("nothing heard for two heartbeat intervals")
+            }
+            Self::TimedOut(Awaited::Drain) => f.write_str("closing took too long"),
+        }
+    }
+}
+
+impl core::error::Error for Closed {}
+impl core::error::Error for DialError {}
+impl core::error::Error for TransportError {}
+impl core::error::Error for Fault {}

@@ -1,0 +1,182 @@
+//! The bytes that a session has made and its transport has not taken yet.
+
+use core::convert::Infallible;
+
+use heapless::VecView;
+
+use crate::wire::ChunkWriter;
+
+/// How much of a buffer is staged for writing, and how much of that is written.
+///
+/// The buffer lies elsewhere, so that each session decides how long it is, at most 255 bytes, and
+/// where in its structure. A text that is longer than the buffer is made again for each piece of
+/// it; there is one such text at a time.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub(crate) struct Staging {
+    staged: u8,
+    written: u8,
+    /// How much of the text was staged, or [`WHOLE`].
+    text: u16,
+}
+
+/// All of the text was staged.
+const WHOLE: u16 = u16::MAX;
+
+impl Staging {
+    /// Nothing is staged, and nothing of the text.
+    pub(crate) const EMPTY: Self = Self { staged: 0, written: 0, text: 0 };
+
+    /// Whether some of what is staged is not written.
+    pub(crate) fn is_writing(self) -> bool {
+        self.written < self.staged
+    }
+
+    /// What is staged in `buffer` and not written.
+    pub(crate) fn pending(self, buffer: &[u8]) -> &[u8] {
+        buffer.get(self.written.into()..self.staged.into()).unwrap_or_default()
+    }
+
+    /// The transport took `n` bytes. Gives how many of them were staged here: the rest followed.
+    pub(crate) fn sent(&mut self, n: usize) -> usize {
+        let staged = n.min(self.staged.saturating_sub(self.written).into());
+        self.written = self.written.wrapping_add(staged as u8);
+        staged
+    }
+
+    /// Forgets what is staged, written or not.
+    pub(crate) fn clear(&mut self) {
+        self.staged = 0;
+        self.written = 0;
+    }
+
+    /// Forgets what is staged and not written.
+    pub(crate) fn truncate(&mut self) {
+        self.staged = self.written;
+    }
+
+    /// What was staged last is to be written once more.
+    pub(crate) fn rewind(&mut self) {
+        self.written = 0;
+    }
+
+    /// How many bytes of `buffer` are not staged.
+    pub(crate) fn room(self, buffer: &[u8]) -> usize {
+        buffer.len().saturating_sub(self.staged.into())
+    }
+
+    /// Puts what `emit` writes behind what is staged; what does not fit is lost.
+    #[inline]
+    pub(crate) fn append(
+        &mut self,
+        buffer: &mut [u8],
+        emit: impl FnOnce(&mut ChunkWriter<'_>) -> Result<(), Infallible>,
+    ) {
+        let room = buffer.get_mut(self.staged.into()..).unwrap_or_default();
+        let mut window = ChunkWriter::new(room, 0);
+        let Ok(()) = emit(&mut window);
+        self.staged = self.staged.saturating_add(window.written() as u8);
+    }
+
+    /// A text of any length is to be staged from its start.
+    pub(crate) fn start_text(&mut self) {
+        self.text = 0;
+    }
+
+    /// Stages the next piece of the text, all of which `emit` writes; nothing after its end.
+    #[inline]
+    pub(crate) fn stage_text(
+        &mut self,
+        buffer: &mut [u8],
+        emit: impl FnOnce(&mut ChunkWriter<'_>) -> Result<(), Infallible>,
+    ) {
+        self.clear();
+        if self.text == WHOLE {
+            return;
+        }
+        let mut window = ChunkWriter::new(buffer, self.text.into());
+        let Ok(()) = emit(&mut window);
+        self.staged = window.written() as u8;
+        let text = self.text.saturating_add(self.staged.into());
+        self.text = if usize::from(text) >= window.total() { WHOLE } else { text };
+    }
+
+    /// Whether all of the text is written, so that its answer may come.
+    pub(crate) fn text_is_written(self) -> bool {
+        self.text == WHOLE && !self.is_writing()
+    }
+}
+
+/// Appends as much of `data` to `text` as there is room for.
+pub(crate) fn append(text: &mut VecView<u8, u8>, data: &[u8]) {
+    let room = text.capacity().saturating_sub(text.len());
+    let _ = text.extend_from_slice(data.get(..room).unwrap_or(data));
+}
+
+#[cfg(test)]
+mod tests {
+    use embedded_io::Write;
+
+    use super::*;
+
+    #[test]
+    fn a_text_longer_than_the_buffer_is_staged_in_pieces() {
+        for len in [1, 3, 4, 5, 8, 9, 300] {
+            let text: Vec<u8> = (0..len).map(|n| n as u8).collect();
+            let mut staging = Staging::EMPTY;
+            let mut buffer = [0; 4];
+            let mut written = Vec::new();
+            for _ in 0..len {
+                assert!(!staging.text_is_written());
+                staging.stage_text(&mut buffer, |w| w.write_all(&text));
+                while staging.is_writing() {
+                    assert!(!staging.text_is_written());
+                    // Calling it again gives the same bytes.
+                    assert_eq!(staging.pending(&buffer), staging.pending(&buffer));
+                    written.push(staging.pending(&buffer)[0]);
+                    assert_eq!(staging.sent(1), 1);
+                }
+                if staging.text_is_written() {
+                    break;
+                }
+            }
+            assert_eq!(written, text);
+            staging.stage_text(&mut buffer, |_| unreachable!("nothing is left of it"));
+            assert!(staging.text_is_written() && !staging.is_writing());
+            staging.start_text();
+            assert!(!staging.text_is_written());
+        }
+    }
+
+    #[test]
+    fn what_is_appended_is_written_in_order_and_what_has_no_room_is_lost() {
+        let mut staging = Staging::EMPTY;
+        let mut buffer = [0; 4];
+        staging.append(&mut buffer, |w| w.write_all(b"ab"));
+        assert_eq!((staging.room(&buffer), staging.sent(1)), (2, 1));
+        staging.append(&mut buffer, |w| w.write_all(b"cde"));
+        assert_eq!((staging.pending(&buffer), staging.room(&buffer)), (&b"bcd"[..], 0));
+        // Only what was staged here counts.
+        assert_eq!(staging.sent(9), 3);
+        assert!(!staging.is_writing());
+        staging.rewind();
+        assert_eq!(staging.pending(&buffer), b"abcd");
+        staging.sent(2);
+        staging.truncate();
+        assert_eq!((staging.is_writing(), staging.room(&buffer)), (false, 2));
+        staging.clear();
+        assert_eq!(staging.room(&buffer), 4);
+        let mut longest = [0; 255];
+        staging.append(&mut longest, |w| w.write_all(&[1; 300]));
+        assert_eq!(staging.pending(&longest).len(), 255);
+    }
+
+    #[test]
+    fn a_bounded_text_keeps_its_start() {
+        let mut text = heapless::Vec::<u8, 4, u8>::new();
+        for data in [&b"ab"[..], b"", b"cde", b"f"] {
+            append(&mut text, data);
+        }
+        assert_eq!(text, b"abcd");
+    }
+}
