@@ -16,8 +16,9 @@ use std::future::Future;
 use std::io::{self, ErrorKind, IoSlice};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::pin::{Pin, pin};
-use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Wake, Waker, ready};
 use std::time::Duration;
 
 use nanonsq_core::address::Address;
@@ -209,12 +210,46 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Transport for TokioTransport<T> {
 pub struct TokioSleep {
     start: tokio::time::Instant,
     timer: Option<Pin<Box<tokio::time::Sleep>>>,
+    own: Option<OwnWaker>,
+}
+
+/// A waker that wakes a task and leaves a mark.
+#[derive(Debug)]
+struct OwnWaker {
+    mark: Arc<Mark>,
+    waker: Waker,
+}
+
+#[derive(Debug)]
+struct Mark {
+    woken: AtomicBool,
+    task: Mutex<Waker>,
+}
+
+impl Mark {
+    fn task(&self) -> MutexGuard<'_, Waker> {
+        self.task.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Wake for Mark {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        // With the mark set already, the task was woken and has not yet looked.
+        if !self.woken.swap(true, Ordering::AcqRel) {
+            let task = self.task().clone();
+            task.wake();
+        }
+    }
 }
 
 impl TokioSleep {
     /// Starts at 0.
     pub fn new() -> Self {
-        Self { start: tokio::time::Instant::now(), timer: None }
+        Self { start: tokio::time::Instant::now(), timer: None, own: None }
     }
 }
 
@@ -226,7 +261,7 @@ impl Default for TokioSleep {
 
 impl Clone for TokioSleep {
     fn clone(&self) -> Self {
-        Self { start: self.start, timer: None }
+        Self { start: self.start, timer: None, own: None }
     }
 }
 
@@ -250,6 +285,20 @@ impl Sleep for TokioSleep {
             None => self.timer.insert(Box::pin(tokio::time::sleep_until(at))),
         };
         pin!(timer).poll(cx)
+    }
+
+    fn own_waker(&mut self, task: &Waker) -> Option<&Waker> {
+        let own = self.own.get_or_insert_with(|| {
+            let mark = Mark { woken: AtomicBool::new(false), task: Mutex::new(task.clone()) };
+            let mark = Arc::new(mark);
+            OwnWaker { waker: Waker::from(mark.clone()), mark }
+        });
+        own.mark.task().clone_from(task);
+        Some(&own.waker)
+    }
+
+    fn take_woken(&mut self) -> bool {
+        self.own.as_ref().is_some_and(|own| own.mark.woken.swap(false, Ordering::AcqRel))
     }
 }
 

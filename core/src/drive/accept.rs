@@ -9,12 +9,16 @@
 //! closed, and what the caller still says is read, and given to the session, until it hangs up too
 //! or the session's deadline has come.
 //!
+//! An event costs what happened, not what is configured: a listener is polled only if its waker was
+//! woken ([`Sleep::own_waker`]), or if it is marked, because another listener or another session left
+//! it something to do. On a platform without such wakers all are polled whenever the task runs.
+//!
 //! [`Session::evictable`]: crate::session::Session::evictable
 
 use core::cell::RefCell;
 use core::future::{Future, pending, poll_fn};
 use core::pin::pin;
-use core::task::{Context, Poll};
+use core::task::{Context, Poll, Waker};
 
 use embassy_futures::select::{Either, select, select_array};
 use embassy_sync::blocking_mutex::{Mutex, raw::RawMutex};
@@ -29,6 +33,9 @@ const WAIT: Span = Span::from_millis(2500);
 
 /// The index of the session that rejects.
 pub(super) const SPARE: usize = usize::MAX >> 1;
+
+/// The number of the spare listener.
+const SPARE_LISTENER: u16 = u16::MAX;
 
 /// Bytes read at once of what a rejected caller says.
 const SPARE_RX_LEN: usize = 32;
@@ -60,18 +67,142 @@ impl<L> Port<L, 0> {
     pub const NONE: Self = Self { slots: [], spare: None };
 }
 
-/// Which listener has which session.
+/// The sessions of a port.
+pub(super) trait Sessions {
+    /// See [`access`](Self::access).
+    type Access: SessionAccess;
+
+    /// What [`poll_changed`](Self::poll_changed) saw last.
+    type Seen: Default;
+
+    /// The access to a session, or to the one that rejects, [`SPARE`].
+    fn access(&self, index: usize) -> Self::Access;
+
+    /// Wakes the task at the next change of the server. If there was one since `seen`, calls `mark`
+    /// with each session that it may have given something to do.
+    fn poll_changed(&self, task: &Waker, seen: &mut Self::Seen, mark: &mut dyn FnMut(usize));
+}
+
+/// Which listener has which session, and which of the listeners are to be polled.
+///
+/// Listeners are counted from one; 0 is none.
 struct Table<'r, M: RawMutex, const SLOTS: usize>(Mutex<M, RefCell<Inner<'r, SLOTS>>>);
 
 struct Inner<'r, const SLOTS: usize> {
-    /// The listener that has the session, counted from one; 0 is none.
+    /// The listener that has the session.
     owners: [u16; SLOTS],
     /// The session's receive buffer, if no listener has it.
     buffers: [Option<&'r mut [u8]>; SLOTS],
-    /// A caller waits for a session. Until it has one nobody else is accepted.
-    waiting: bool,
-    /// Of the listeners that wait for callers from one queue, one was polled.
-    polled: bool,
+    slots: [Slot; SLOTS],
+    spare: Slot,
+    /// The listener whose caller waits for a session. Until it has one nobody else is accepted.
+    waiting: u16,
+    /// Of the listeners that take callers from one queue, the one that is polled for the next: the
+    /// first that is idle.
+    acceptor: u16,
+    /// A listener was marked since the port was polled.
+    marked: bool,
+}
+
+/// A listener.
+#[derive(Clone, Copy)]
+struct Slot {
+    /// It is to be polled, whether its waker was woken or not.
+    marked: bool,
+    /// It waits for a caller.
+    idle: bool,
+}
+
+impl Slot {
+    const NEW: Self = Self { marked: true, idle: false };
+}
+
+impl<'r, const SLOTS: usize> Inner<'r, SLOTS> {
+    fn slot(&mut self, listener: u16) -> Option<&mut Slot> {
+        match listener {
+            SPARE_LISTENER => Some(&mut self.spare),
+            _ => self.slots.get_mut(usize::from(listener).wrapping_sub(1)),
+        }
+    }
+
+    fn all_slots(&mut self) -> impl Iterator<Item = &mut Slot> {
+        self.slots.iter_mut().chain([&mut self.spare])
+    }
+
+    fn mark(&mut self, listener: u16) {
+        if let Some(slot) = self.slot(listener) {
+            slot.marked = true;
+            self.marked = true;
+        }
+    }
+
+    /// The listener waits for a caller. True if it is to be polled for one.
+    fn accepts(&mut self, me: u16, one_queue: bool) -> bool {
+        if let Some(slot) = self.slot(me) {
+            slot.idle = true;
+        }
+        if self.acceptor == 0 || me < self.acceptor {
+            self.acceptor = me;
+        }
+        self.waiting == 0 && (!one_queue || self.acceptor == me)
+    }
+
+    /// The listener has a caller, or failed: the next one accepts in its place.
+    fn accepted(&mut self, me: u16) {
+        if let Some(slot) = self.slot(me) {
+            slot.idle = false;
+        }
+        if self.acceptor == me {
+            let next = self.slots.iter().position(|slot| slot.idle);
+            let spare = if self.spare.idle { SPARE_LISTENER } else { 0 };
+            self.acceptor = next.map_or(spare, |at| (at as u16).saturating_add(1));
+            self.mark(self.acceptor);
+        }
+    }
+
+    /// Takes a session that nobody has, best the listener's own.
+    fn take_free(&mut self, me: u16) -> Option<usize> {
+        let own = usize::from(me).wrapping_sub(1);
+        let is_free = |at: &usize| self.owners.get(*at) == Some(&0);
+        let index = Some(own).filter(is_free).or_else(|| (0..SLOTS).find(is_free))?;
+        *self.owners.get_mut(index)? = me;
+        Some(index)
+    }
+
+    /// Takes a session from the listener that has it.
+    fn take_from(&mut self, me: u16, index: usize) {
+        if let Some(owner) = self.owners.get_mut(index) {
+            let old = core::mem::replace(owner, me);
+            self.mark(old);
+        }
+    }
+
+    /// Puts a session's buffer back, and the session if it still is this listener's.
+    fn leave(&mut self, me: u16, index: usize, rx: &'r mut [u8]) {
+        if let Some(slot) = self.buffers.get_mut(index) {
+            *slot = Some(rx);
+        }
+        if let Some(owner) = self.owners.get_mut(index) {
+            let next = *owner;
+            if next == me {
+                *owner = 0;
+            } else {
+                // It waits for the buffer.
+                self.mark(next);
+            }
+        }
+        self.mark(self.waiting);
+    }
+
+    /// The caller that waited has a session, or is rejected. All others listen again.
+    fn wait_is_over(&mut self) {
+        if core::mem::replace(&mut self.waiting, 0) != 0 {
+            for slot in self.all_slots().filter(|slot| slot.idle) {
+                slot.marked = true;
+            }
+            self.marked = true;
+        }
+    }
 }
 
 impl<'r, M: RawMutex, const SLOTS: usize> Table<'r, M, SLOTS> {
@@ -80,207 +211,210 @@ impl<'r, M: RawMutex, const SLOTS: usize> Table<'r, M, SLOTS> {
         self.0
             .lock(|inner| inner.try_borrow_mut().map_or_else(|_| R::default(), |mut it| f(&mut it)))
     }
-
-    /// Whether a listener is to be polled for a caller.
-    fn accepts(&self, one_queue: bool) -> bool {
-        self.with(|inner| {
-            let is_next = !(inner.waiting || (one_queue && inner.polled));
-            inner.polled |= is_next;
-            is_next
-        })
-    }
-
-    fn has(&self, me: u16, index: usize) -> bool {
-        self.with(|inner| inner.owners.get(index) == Some(&me))
-    }
-
-    /// Takes a session that nobody has, best the listener's own.
-    fn take_free(&self, me: u16) -> Option<usize> {
-        self.with(|inner| {
-            let own = usize::from(me).wrapping_sub(1);
-            let is_free = |at: &usize| inner.owners.get(*at) == Some(&0);
-            let index = Some(own).filter(is_free).or_else(|| (0..SLOTS).find(is_free))?;
-            *inner.owners.get_mut(index)? = me;
-            Some(index)
-        })
-    }
-
-    fn give(&self, me: u16, index: usize) {
-        self.with(|inner| {
-            if let Some(owner) = inner.owners.get_mut(index) {
-                *owner = me;
-            }
-        });
-    }
-
-    /// Puts a session's buffer back, and the session if it still is this listener's.
-    fn leave(&self, me: u16, index: usize, rx: &'r mut [u8]) {
-        self.with(|inner| {
-            if let Some(slot) = inner.buffers.get_mut(index) {
-                *slot = Some(rx);
-            }
-            if let Some(owner) = inner.owners.get_mut(index)
-                && *owner == me
-            {
-                *owner = 0;
-            }
-        });
-    }
 }
 
-/// Serves a port for ever; [`SPARE`] is the session that rejects. A listener that fails is asked again
-/// after a second.
-pub(super) async fn serve_port<M, L, A, S, const SLOTS: usize, const RX: usize>(
+/// Serves a port for ever. A listener that fails is asked again after a second.
+pub(super) async fn serve_port<M, L, X, S, const SLOTS: usize, const RX: usize>(
     port: &mut Port<L, SLOTS>,
-    access: impl Fn(usize) -> A,
+    sessions: &X,
     sleep: &S,
     rx: &mut Buffers<SLOTS, RX>,
 ) -> !
 where
     M: RawMutex,
     L: Listener,
-    A: SessionAccess,
+    X: Sessions,
     S: Sleep,
 {
-    let buffers = rx.each_mut().map(|rx| Some(&mut rx[..]));
-    let inner = Inner { owners: [0; SLOTS], buffers, waiting: false, polled: false };
-    let table = &Table::<M, SLOTS>(Mutex::new(RefCell::new(inner)));
-    let access = &access;
+    let table = &Table::<M, SLOTS>(Mutex::new(RefCell::new(Inner {
+        owners: [0; SLOTS],
+        buffers: rx.each_mut().map(|rx| Some(&mut rx[..])),
+        slots: [Slot::NEW; SLOTS],
+        spare: Slot::NEW,
+        waiting: 0,
+        acceptor: 0,
+        marked: false,
+    })));
     let mut me = 0u16;
     let slots = port.slots.each_mut().map(|listener| {
         me = me.saturating_add(1);
-        serve_listener(me, listener, table, access, sleep)
+        serve_when_woken(me, listener, table, sessions, sleep)
     });
     let slots = select_array(slots);
     let spare = async {
         let Some(listener) = &mut port.spare else { return pending().await };
-        serve_listener(u16::MAX, listener, table, access, sleep).await
+        serve_when_woken(SPARE_LISTENER, listener, table, sessions, sleep).await
     };
     // The spare one is last: it is asked when the others had their turn.
     let mut all = pin!(select(slots, spare));
+    let mut task: Option<Waker> = None;
+    let mut seen = X::Seen::default();
     let never = poll_fn(|cx| {
-        table.with(|inner| inner.polled = false);
-        all.as_mut().poll(cx)
+        if !task.as_ref().is_some_and(|task| task.will_wake(cx.waker())) {
+            task = Some(cx.waker().clone());
+            // The listeners' wakers wake the task that polled them last.
+            table.with(|inner| inner.all_slots().for_each(|slot| slot.marked = true));
+        }
+        sessions.poll_changed(cx.waker(), &mut seen, &mut |index| {
+            table.with(|inner| {
+                let owner = inner.owners.get(index).copied().unwrap_or_default();
+                inner.mark(owner);
+            });
+        });
+        table.with(|inner| {
+            // It looks for a connection that may go.
+            inner.mark(inner.waiting);
+            inner.marked = false;
+        });
+        let polled = all.as_mut().poll(cx);
+        if table.with(|inner| inner.marked) {
+            // It may have had its turn before.
+            cx.waker().wake_by_ref();
+        }
+        polled
     });
     match never.await {
         Either::First((never, _)) | Either::Second(never) => never,
     }
 }
 
-async fn serve_listener<'r, M, L, A, S, F, const SLOTS: usize>(
+/// Serves a listener with a waker of its own, and only when that was woken or the listener is marked.
+async fn serve_when_woken<M, L, X, S, const SLOTS: usize>(
     me: u16,
     listener: &mut L,
-    table: &Table<'r, M, SLOTS>,
-    access: &F,
+    table: &Table<'_, M, SLOTS>,
+    sessions: &X,
     sleep: &S,
 ) -> !
 where
     M: RawMutex,
     L: Listener,
-    A: SessionAccess,
+    X: Sessions,
     S: Sleep,
-    F: Fn(usize) -> A,
 {
-    let mut sleep = sleep.clone();
+    let sleep = sleep.clone();
+    let mut wakes = sleep.clone();
+    let mut serving = pin!(serve_listener(me, listener, table, sessions, sleep));
+    poll_fn(|cx| {
+        let woken = wakes.take_woken();
+        let marked = table.with(|inner| {
+            inner.slot(me).is_some_and(|slot| core::mem::replace(&mut slot.marked, false))
+        });
+        if !woken && !marked {
+            return Poll::Pending;
+        }
+        match wakes.own_waker(cx.waker()) {
+            Some(waker) => serving.as_mut().poll(&mut Context::from_waker(waker)),
+            None => serving.as_mut().poll(cx),
+        }
+    })
+    .await
+}
+
+async fn serve_listener<M, L, X, S, const SLOTS: usize>(
+    me: u16,
+    listener: &mut L,
+    table: &Table<'_, M, SLOTS>,
+    sessions: &X,
+    mut sleep: S,
+) -> !
+where
+    M: RawMutex,
+    L: Listener,
+    X: Sessions,
+    S: Sleep,
+{
     let own = usize::from(me).wrapping_sub(1);
     let own = if own < SLOTS { own } else { SPARE };
-    let mut connection = Connection::new(shared_code(&mut access(own)), &mut sleep);
+    let mut connection = Connection::new(shared_code(&mut sessions.access(own)), &mut sleep);
     loop {
         let accepted = {
             let mut accept = pin!(listener.accept());
             poll_fn(|cx| {
-                if !table.accepts(L::ONE_QUEUE) {
+                if !table.with(|inner| inner.accepts(me, L::ONE_QUEUE)) {
                     return Poll::Pending;
                 }
-                let polled = accept.as_mut().poll(cx);
-                if polled.is_ready() {
-                    // The next one waits in its place.
-                    table.with(|inner| inner.polled = false);
-                }
-                polled
+                accept.as_mut().poll(cx)
             })
             .await
         };
+        table.with(|inner| inner.accepted(me));
         let Ok((mut transport, from)) = accepted else {
             connection.wait_to_listen().await;
             continue;
         };
         let end = connection.now().after(WAIT);
-        let Some(index) =
-            poll_fn(|cx| poll_session(me, end, table, access, &mut connection, cx)).await
-        else {
-            let mut session = access(SPARE);
+        let index = poll_fn(|cx| poll_session(me, end, table, sessions, &mut connection, cx)).await;
+        table.with(Inner::wait_is_over);
+        let Some(index) = index else {
+            let mut session = sessions.access(SPARE);
             let rx = &mut [0; SPARE_RX_LEN];
             connection.accepted(shared_code(&mut session), from);
             poll_fn(|cx| connection.poll_up(shared_code(&mut session), &mut transport, rx, cx))
                 .await;
             continue;
         };
-        // The listener that had the session gives its buffer back when it is polled next.
+        // A listener that had the session gives its buffer back when it is polled next.
         let rx = poll_fn(|_| {
             let rx = table.with(|inner| inner.buffers.get_mut(index).and_then(Option::take));
             rx.map_or(Poll::Pending, Poll::Ready)
         })
         .await;
-        let mut session = access(index);
+        let mut session = sessions.access(index);
         connection.accepted(shared_code(&mut session), from);
         poll_fn(|cx| {
-            if table.has(me, index) {
+            if table.with(|inner| inner.owners.get(index) == Some(&me)) {
                 return connection.poll_up(shared_code(&mut session), &mut transport, rx, cx);
             }
-            cx.waker().wake_by_ref();
             Poll::Ready(())
         })
         .await;
-        table.leave(me, index, rx);
+        table.with(|inner| inner.leave(me, index, rx));
     }
 }
 
 /// Ready when a caller has a session, or is to be rejected.
-fn poll_session<M, A, S, const SLOTS: usize>(
+fn poll_session<M, X, S, const SLOTS: usize>(
     me: u16,
     end: Instant,
     table: &Table<'_, M, SLOTS>,
-    access: &impl Fn(usize) -> A,
+    sessions: &X,
     connection: &mut Connection<'_, S>,
     cx: &mut Context<'_>,
 ) -> Poll<Option<usize>>
 where
     M: RawMutex,
-    A: SessionAccess,
+    X: Sessions,
     S: Sleep,
 {
-    let mut index = table.take_free(me);
-    if index.is_none() {
-        let now = connection.now();
-        let mut first = Instant::NEVER;
-        let mut found = 0;
-        for at in 0..SLOTS {
-            access(at).with(&mut |session| {
-                let evictable = session.evictable();
-                if evictable < first {
-                    (first, found) = (evictable, at);
-                }
-            });
-        }
-        if first > now && first <= end {
-            table.with(|inner| inner.waiting = true);
-            access(found).register(cx.waker());
-            if connection.is_due(now, first, cx) {
-                cx.waker().wake_by_ref();
-            }
-            return Poll::Pending;
-        }
-        if first <= now {
-            access(found).with(&mut |session| session.closed(now, Closed::Local));
-            table.give(me, found);
-            index = Some(found);
-        }
+    let index = table.with(|inner| inner.take_free(me));
+    if index.is_some() {
+        return Poll::Ready(index);
     }
-    // The listener that had the session, and those that listen, may have been polled before.
-    cx.waker().wake_by_ref();
-    table.with(|inner| inner.waiting = false);
-    Poll::Ready(index)
+    let now = connection.now();
+    let mut first = Instant::NEVER;
+    let mut found = 0;
+    for at in 0..SLOTS {
+        sessions.access(at).with(&mut |session| {
+            let evictable = session.evictable();
+            if evictable < first {
+                (first, found) = (evictable, at);
+            }
+        });
+    }
+    if first <= now {
+        sessions.access(found).with(&mut |session| session.closed(now, Closed::Local));
+        table.with(|inner| inner.take_from(me, found));
+        return Poll::Ready(Some(found));
+    }
+    if first > end {
+        return Poll::Ready(None);
+    }
+    table.with(|inner| inner.waiting = me);
+    if connection.is_due(now, first, cx) {
+        cx.waker().wake_by_ref();
+    }
+    Poll::Pending
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@
 //! | [`Transport`] | a connected byte stream | everything |
 //! | [`Dialer`] | connecting | publisher, consumer, registration |
 //! | [`Listener`] | accepting | nsqd, nsqlookupd |
-//! | [`Sleep`] | the clock and one timer | everything |
+//! | [`Sleep`] | the clock, one timer, perhaps one waker | everything |
 //!
 //! 1. *Poll, do not await.* `poll_read` and `poll_write` move bytes now or return `Pending` after
 //!    they arranged for `cx`'s waker to be woken. The driver calls them while it holds the session's
@@ -60,7 +60,7 @@ mod waiters;
 use core::fmt;
 use core::future::Future;
 use core::net::SocketAddr;
-use core::task::{Context, Poll};
+use core::task::{Context, Poll, Waker};
 
 use crate::address::Address;
 use crate::session::{DialError, Transmit, TransportError, Upgrade};
@@ -174,7 +174,8 @@ impl fmt::Display for AcceptError {
 
 impl core::error::Error for AcceptError {}
 
-/// The clock and one timer. A clone has a timer of its own.
+/// The clock and one timer; where the platform can make wakers, one waker as well. A clone has a
+/// timer and a waker of its own.
 pub trait Sleep: Clone {
     /// The time since the platform started. Never [`Instant::NEVER`], which would always be due.
     fn now(&self) -> Instant;
@@ -184,4 +185,17 @@ pub trait Sleep: Clone {
     /// platform may forget the time whenever the task runs (embassy-time keeps one for each task),
     /// or return early when nothing changed.
     fn poll_until(&mut self, cx: &mut Context<'_>, at: Instant) -> Poll<()>;
+
+    /// The waker of this clone: waking it wakes `task` and makes [`take_woken`](Self::take_woken)
+    /// true once. A server then polls only those of its connections to which something happened.
+    /// The default, `None`, polls all of them whenever the task runs: good for a dozen.
+    fn own_waker(&mut self, task: &Waker) -> Option<&Waker> {
+        let _ = task;
+        None
+    }
+
+    /// Whether the waker was woken since this was last asked; always, if there is none.
+    fn take_woken(&mut self) -> bool {
+        true
+    }
 }

@@ -618,6 +618,10 @@ impl Engine for Nsqd<'_> {
         store.free == store.blocks
     }
 
+    fn has_work_for_client(&self, index: usize) -> bool {
+        self.has_work_for(index)
+    }
+
     fn with_client(&mut self, index: usize, f: &mut dyn FnMut(&mut dyn Session)) {
         if let Some(mut session) = self.client(index) {
             f(&mut session);

@@ -1,13 +1,14 @@
 //! What the runners of servers have in common: two ports, each with slots and a spare one.
 
 use core::future::{Future, pending, poll_fn};
-use core::task::Poll;
+use core::task::{Poll, Waker};
 
 use embassy_futures::select::{Either, select};
 use embassy_sync::blocking_mutex::raw::RawMutex;
 
-use super::accept::{Buffers, SPARE, serve_port};
-use super::shared::{SessionLock, Shared, State};
+use super::accept::{Buffers, SPARE, Sessions, serve_port};
+use super::connection::SessionAccess;
+use super::shared::{Shared, State};
 use super::{Listener, Port, Sleep};
 use crate::session::Session;
 use crate::session::reject::{Protocol, Reject};
@@ -32,7 +33,10 @@ pub(super) trait Engine {
     /// Whether there is nothing to do, for who waits for that.
     fn is_idle(&self) -> bool;
 
-    /// A caller at the TCP port found all places taken.
+    /// Whether others may have given a session of the TCP port something to do, if it is connected.
+    fn has_work_for_client(&self, index: usize) -> bool;
+
+    /// A caller at the TCP port found all sessions taken.
     fn turned_away(&mut self) {}
 
     /// Runs `f` on a session of the TCP port, if there is one with that index.
@@ -103,6 +107,48 @@ impl<E: Engine> State for Served<E> {
 /// Sessions of the HTTP port count down from the end.
 const HTTP_SPARE: usize = !SPARE;
 
+/// The sessions of a server's TCP port, or of its HTTP port.
+struct PortSessions<'s, M: RawMutex, E: Engine> {
+    shared: &'s SharedServer<M, E>,
+    http: bool,
+    slots: usize,
+}
+
+impl<'s, M: RawMutex, E: Engine> Sessions for PortSessions<'s, M, E> {
+    type Access = ServerSession<'s, M, E>;
+    type Seen = Option<<Served<E> as State>::Version>;
+
+    fn access(&self, index: usize) -> Self::Access {
+        ServerSession { shared: self.shared, index: if self.http { !index } else { index } }
+    }
+
+    fn poll_changed(&self, task: &Waker, seen: &mut Self::Seen, mark: &mut dyn FnMut(usize)) {
+        self.shared.register_runner(task);
+        self.shared.read(|served| {
+            let version = Some(served.version());
+            if *seen != version {
+                *seen = version;
+                let marked = |index: &usize| self.http || served.engine.has_work_for_client(*index);
+                (0..self.slots).filter(marked).for_each(mark);
+            }
+        });
+    }
+}
+
+/// The access to one session of a server. Its port looks after the waker.
+struct ServerSession<'s, M: RawMutex, E> {
+    shared: &'s SharedServer<M, E>,
+    index: usize,
+}
+
+impl<M: RawMutex, E: Engine> SessionAccess for ServerSession<'_, M, E> {
+    fn with(&mut self, f: &mut dyn FnMut(&mut dyn Session)) {
+        self.shared.drive(|served| served.with_session(self.index, f));
+    }
+
+    fn register(&mut self, _: &Waker) {}
+}
+
 /// What handles share with the runner.
 pub(super) type SharedServer<M, E> = Shared<M, Served<E>>;
 
@@ -147,8 +193,8 @@ pub(super) async fn run_ports<
     if shared.read(|served| served.stop == Stop::Done) == Some(true) {
         return;
     }
-    let tcp = |index| SessionLock { shared, index };
-    let http = |index: usize| SessionLock { shared, index: !index };
+    let tcp = &PortSessions { shared, http: false, slots: CLIENTS };
+    let http = &PortSessions { shared, http: true, slots: HTTP };
     let lines =
         select(serve_port::<M, _, _, _, CLIENTS, RX>(&mut ports.tcp, tcp, sleep, rx.0), async {
             // Known when it is compiled: without any there is to be nothing of it in the program.

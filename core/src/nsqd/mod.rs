@@ -665,6 +665,15 @@ impl<'a> Nsqd<'a> {
         self.shared.version
     }
 
+    /// Whether others may have given connection `index` something to do: a message, room for what it
+    /// publishes, an earlier deadline, or its end. A driver asks when [`version`](Self::version)
+    /// changed.
+    #[cfg(feature = "async")]
+    pub(crate) fn has_work_for(&self, index: usize) -> bool {
+        self.clients.get(index).is_some_and(Client::waits_for_room)
+            || self.shared.has_work_for(index as u8)
+    }
+
     /// Changes whenever a topic or channel comes or goes: who owns a
     /// [`Registry`](crate::registration::Registry) brings it into agreement with
     /// [`topics`](Self::topics) and [`channels`](Self::channels) then.

@@ -481,6 +481,13 @@ impl<'a> Nsqlookupd<'a> {
         self.shared.tables.version()
     }
 
+    /// Whether others may have given a node's connection something to do: an earlier deadline, or
+    /// its end. A driver asks when [`version`](Self::version) changed.
+    #[cfg(feature = "async")]
+    pub(crate) fn has_work_for(&self, index: usize) -> bool {
+        self.shared.wants_room || self.producers.get(index).is_some_and(Producer::is_closing)
+    }
+
     /// It is so many nanoseconds since 1970. Without that `/debug` counts from the platform's
     /// start; nothing else depends on it.
     pub fn set_unix_time(&mut self, now: Instant, nanos: i64) {

@@ -145,6 +145,11 @@ impl Producer {
         })
     }
 
+    #[cfg(feature = "async")]
+    pub(super) fn is_closing(&self) -> bool {
+        self.state == State::Closing
+    }
+
     fn set_state(&mut self, state: State) {
         trace_state!("producer", self.state, state);
         self.state = state;

@@ -1,10 +1,12 @@
-//! Which caller gets which session.
+//! Which caller gets which session, and which listeners are polled.
 
 use core::net::SocketAddr;
-use core::task::Waker;
 use std::cell::Cell;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Wake;
 
 use embassy_sync::blocking_mutex::raw::NoopRawMutex;
 
@@ -22,6 +24,54 @@ struct World {
     /// Callers whose transports are there, and those who hung up.
     up: RefCell<Vec<u16>>,
     gone: RefCell<Vec<u16>>,
+    /// What callers say, and what they hear.
+    says: RefCell<BTreeMap<u16, VecDeque<u8>>>,
+    heard: RefCell<BTreeMap<u16, Vec<u8>>>,
+    /// How often each caller's transport was read from.
+    reads: RefCell<BTreeMap<u16, u32>>,
+    wakers: RefCell<Vec<(Event, Waker)>>,
+}
+
+/// What a task waits for.
+#[derive(Clone, Copy, PartialEq)]
+enum Event {
+    Caller,
+    Word(u16),
+    Time(Instant),
+}
+
+impl World {
+    fn wait(&self, event: Event, cx: &Context<'_>) {
+        let mut wakers = self.wakers.borrow_mut();
+        if !wakers.iter().any(|(it, waker)| *it == event && waker.will_wake(cx.waker())) {
+            wakers.push((event, cx.waker().clone()));
+        }
+    }
+
+    /// Wakes those for whom it is time.
+    fn wake(&self) {
+        let has = |event: &Event| match *event {
+            Event::Caller => !self.callers.borrow().is_empty(),
+            Event::Word(caller) => {
+                let says = self.says.borrow().get(&caller).is_some_and(|it| !it.is_empty());
+                says || self.gone.borrow().contains(&caller)
+            }
+            Event::Time(at) => at <= Instant::from_millis(self.now.get()),
+        };
+        let wakers = self.wakers.take();
+        let (now, later): (Vec<_>, Vec<_>) = wakers.into_iter().partition(|(event, _)| has(event));
+        self.wakers.borrow_mut().extend(later);
+        now.into_iter().for_each(|(_, waker)| waker.wake());
+    }
+
+    fn say(&self, caller: u16, byte: u8) {
+        self.says.borrow_mut().entry(caller).or_default().push_back(byte);
+    }
+
+    /// Whose transports were read from since this was last asked.
+    fn read_from(&self) -> Vec<u16> {
+        self.reads.take().into_keys().collect()
+    }
 }
 
 struct Listens<const ONE: bool>(Rc<World>);
@@ -32,9 +82,16 @@ impl<const ONE: bool> Listener for Listens<ONE> {
     const ONE_QUEUE: bool = ONE;
 
     async fn accept(&mut self) -> Result<(Wire, SocketAddr), AcceptError> {
-        let caller = poll_fn(|_| {
+        let caller = poll_fn(|cx| {
             self.0.asked.set(self.0.asked.get() + 1);
-            self.0.callers.borrow_mut().pop_front().map_or(Poll::Pending, Poll::Ready)
+            let caller = self.0.callers.borrow_mut().pop_front();
+            caller.map_or_else(
+                || {
+                    self.0.wait(Event::Caller, cx);
+                    Poll::Pending
+                },
+                Poll::Ready,
+            )
         })
         .await;
         self.0.up.borrow_mut().push(caller);
@@ -47,12 +104,20 @@ struct Wire(Rc<World>, u16);
 impl Transport for Wire {
     fn poll_read(
         &mut self,
-        _: &mut Context<'_>,
+        cx: &mut Context<'_>,
         buf: &mut [u8],
     ) -> Poll<Result<usize, TransportError>> {
-        assert!(!buf.is_empty());
-        let gone = self.0.gone.borrow().contains(&self.1);
-        if gone { Poll::Ready(Ok(0)) } else { Poll::Pending }
+        let Self(world, caller) = self;
+        *world.reads.borrow_mut().entry(*caller).or_default() += 1;
+        if let Some(byte) = world.says.borrow_mut().get_mut(caller).and_then(VecDeque::pop_front) {
+            buf[0] = byte;
+            return Poll::Ready(Ok(1));
+        }
+        if world.gone.borrow().contains(caller) {
+            return Poll::Ready(Ok(0));
+        }
+        world.wait(Event::Word(*caller), cx);
+        Poll::Pending
     }
 
     fn poll_write(
@@ -60,6 +125,7 @@ impl Transport for Wire {
         _: &mut Context<'_>,
         bytes: Transmit<'_>,
     ) -> Poll<Result<usize, TransportError>> {
+        self.0.heard.borrow_mut().entry(self.1).or_default().extend(bytes.head);
         Poll::Ready(Ok(bytes.len()))
     }
 
@@ -74,144 +140,349 @@ impl Drop for Wire {
     }
 }
 
-#[derive(Clone)]
-struct Clock(Rc<World>);
+/// Tells the time, and may have wakers.
+struct Clock {
+    world: Rc<World>,
+    has_wakers: bool,
+    own: Option<(Arc<Mark>, Waker)>,
+}
+
+impl Clone for Clock {
+    fn clone(&self) -> Self {
+        Self { world: self.world.clone(), has_wakers: self.has_wakers, own: None }
+    }
+}
+
+/// Was it woken, and whom it wakes.
+struct Mark(AtomicBool, Waker);
+
+impl Wake for Mark {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, Ordering::Relaxed);
+        self.1.wake_by_ref();
+    }
+}
 
 impl Sleep for Clock {
     fn now(&self) -> Instant {
-        Instant::from_millis(self.0.now.get())
+        Instant::from_millis(self.world.now.get())
     }
 
-    fn poll_until(&mut self, _: &mut Context<'_>, at: Instant) -> Poll<()> {
-        if at <= self.now() { Poll::Ready(()) } else { Poll::Pending }
+    fn poll_until(&mut self, cx: &mut Context<'_>, at: Instant) -> Poll<()> {
+        if at <= self.now() {
+            return Poll::Ready(());
+        }
+        self.world.wait(Event::Time(at), cx);
+        Poll::Pending
+    }
+
+    fn own_waker(&mut self, task: &Waker) -> Option<&Waker> {
+        if !self.has_wakers {
+            return None;
+        }
+        if !self.own.as_ref().is_some_and(|(mark, _)| mark.1.will_wake(task)) {
+            let mark = Arc::new(Mark(AtomicBool::new(false), task.clone()));
+            self.own = Some((mark.clone(), Waker::from(mark)));
+        }
+        self.own.as_ref().map(|(_, waker)| waker)
+    }
+
+    fn take_woken(&mut self) -> bool {
+        match &self.own {
+            None => !self.has_wakers,
+            Some((mark, _)) => mark.0.swap(false, Ordering::Relaxed),
+        }
     }
 }
 
-/// Whom it serves, and from when on it may go.
+/// A session, which gives its caller back what it says. A number is for another session, which says
+/// `!` to its caller.
 #[derive(Default)]
 struct Serving {
     caller: Option<u16>,
+    /// From when on it may go.
     evictable: Option<u64>,
+    deadline: Option<Instant>,
+    out: Vec<u8>,
 }
 
-impl Session for Serving {
+/// Sessions that change each other; the last one rejects.
+struct Server {
+    sessions: Vec<Serving>,
+    version: u32,
+    task: Option<Waker>,
+}
+
+struct View<'s>(&'s mut Server, usize);
+
+impl View<'_> {
+    fn it(&mut self) -> &mut Serving {
+        &mut self.0.sessions[self.1]
+    }
+}
+
+impl Session for View<'_> {
     fn link(&self) -> Link {
-        if self.caller.is_some() { Link::Up } else { Link::Down }
+        if self.0.sessions[self.1].caller.is_some() { Link::Up } else { Link::Down }
     }
 
     fn open(&mut self, _: Instant) {}
 
     fn accepted(&mut self, _: Instant, from: SocketAddr) {
-        assert_eq!(self.caller, None, "one at a time");
-        self.caller = Some(from.port());
-        self.evictable = None;
+        assert_eq!(self.it().caller, None, "one at a time");
+        *self.it() = Serving { caller: Some(from.port()), ..Serving::default() };
     }
 
-    fn receive(&mut self, _: Instant, _: &[u8]) -> Result<(), Fault> {
+    fn receive(&mut self, _: Instant, bytes: &[u8]) -> Result<(), Fault> {
+        for &byte in bytes {
+            match self.0.sessions.get_mut(usize::from(byte)) {
+                Some(other) => {
+                    other.out.push(b'!');
+                    self.0.version += 1;
+                }
+                None => self.it().out.push(byte),
+            }
+        }
         Ok(())
     }
 
     fn transmit(&mut self, _: Instant) -> Transmit<'_> {
-        Transmit::default()
+        Transmit { head: &self.0.sessions[self.1].out, body: &[] }
     }
 
-    fn sent(&mut self, _: Instant, _: usize) {}
+    fn sent(&mut self, _: Instant, n: usize) {
+        self.it().out.drain(..n);
+    }
 
     fn deadline(&self) -> Instant {
-        Instant::NEVER
+        self.0.sessions[self.1].deadline.unwrap_or(Instant::NEVER)
     }
 
     fn evictable(&self) -> Instant {
-        self.evictable.map_or(Instant::NEVER, Instant::from_millis)
+        self.0.sessions[self.1].evictable.map_or(Instant::NEVER, Instant::from_millis)
     }
 
-    fn tick(&mut self, _: Instant) {}
+    fn tick(&mut self, _: Instant) {
+        self.it().deadline = None;
+        self.it().out.push(b'T');
+    }
 
     fn closed(&mut self, _: Instant, _: Closed) {
-        self.caller = None;
-        self.evictable = None;
+        *self.it() = Serving::default();
     }
 }
 
-type Sessions = Rc<RefCell<[Serving; 4]>>;
+type Shared = Rc<RefCell<Server>>;
 
-struct One(Sessions, usize);
+struct One(Shared, usize);
 
 impl SessionAccess for One {
     fn with(&mut self, f: &mut dyn FnMut(&mut dyn Session)) {
-        f(&mut self.0.borrow_mut()[self.1]);
+        let server = &mut *self.0.borrow_mut();
+        let before = server.version;
+        f(&mut View(server, self.1));
+        if server.version != before
+            && let Some(task) = &server.task
+        {
+            task.wake_by_ref();
+        }
     }
 
     fn register(&mut self, _: &Waker) {}
 }
 
-/// Three sessions, and the one that refuses.
-fn play<const ONE: bool>(f: impl FnOnce(&World, &Sessions, &mut dyn FnMut())) {
-    let world = Rc::new(World::default());
-    let sessions = Sessions::default();
-    let mut port = Port::<Listens<ONE>, 3>::new(|| Listens(world.clone()));
-    let cell = |index: usize| One(sessions.clone(), index.min(3));
-    let (clock, mut rx) = (Clock(world.clone()), [[0; 16]; 3]);
-    let serving = serve_port::<NoopRawMutex, _, _, _, 3, 16>(&mut port, cell, &clock, &mut rx);
-    let mut serving = pin!(serving);
-    // As often as somebody could have woken it in between.
-    let mut poll = || {
-        for _ in 0..4 {
-            let cx = &mut Context::from_waker(Waker::noop());
-            assert!(serving.as_mut().poll(cx).is_pending());
+impl Sessions for Shared {
+    type Access = One;
+    type Seen = u32;
+
+    fn access(&self, index: usize) -> One {
+        let spare = self.borrow().sessions.len() - 1;
+        One(self.clone(), index.min(spare))
+    }
+
+    fn poll_changed(&self, task: &Waker, seen: &mut u32, mark: &mut dyn FnMut(usize)) {
+        let server = &mut *self.borrow_mut();
+        server.task = Some(task.clone());
+        if *seen != server.version {
+            *seen = server.version;
+            let sessions = server.sessions.iter().enumerate();
+            sessions.filter(|(_, it)| !it.out.is_empty()).for_each(|(index, _)| mark(index));
         }
-    };
-    f(&world, &sessions, &mut poll);
+    }
 }
 
-fn callers(sessions: &Sessions) -> [Option<u16>; 4] {
-    sessions.borrow().each_ref().map(|it| it.caller)
+/// A task that was woken.
+#[derive(Default)]
+struct Flag(AtomicBool);
+
+impl Wake for Flag {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// So many sessions, and the one that rejects. Without wakers the port is polled as often as
+/// somebody could have woken it; with wakers only when somebody did.
+fn play<const ONE: bool, const SLOTS: usize>(
+    has_wakers: bool,
+    f: impl FnOnce(&World, &Shared, &mut dyn FnMut()),
+) {
+    let world = Rc::new(World::default());
+    let sessions = (0..=SLOTS).map(|_| Serving::default()).collect();
+    let server = Rc::new(RefCell::new(Server { sessions, version: 0, task: None }));
+    let mut port = Port::<Listens<ONE>, SLOTS>::new(|| Listens(world.clone()));
+    let clock = Clock { world: world.clone(), has_wakers, own: None };
+    let mut rx = [[0; 16]; SLOTS];
+    let serving =
+        serve_port::<NoopRawMutex, _, _, _, SLOTS, 16>(&mut port, &server, &clock, &mut rx);
+    let mut serving = pin!(serving);
+    let flag = Arc::new(Flag(AtomicBool::new(true)));
+    let waker = Waker::from(flag.clone());
+    let mut poll = || {
+        let mut polls = 0;
+        loop {
+            world.wake();
+            let woken = flag.0.swap(false, Ordering::Relaxed);
+            if if has_wakers { !woken } else { polls == 4 } {
+                break;
+            }
+            assert!(serving.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+            polls += 1;
+            assert!(polls < 1000, "it wakes itself for ever");
+        }
+    };
+    f(&world, &server, &mut poll);
+}
+
+/// Three sessions, on platforms with and without wakers.
+fn play_three<const ONE: bool>(f: impl Fn(&World, &Shared, &mut dyn FnMut())) {
+    for has_wakers in [false, true] {
+        play::<ONE, 3>(has_wakers, &f);
+    }
+}
+
+fn callers(server: &Shared) -> Vec<Option<u16>> {
+    server.borrow().sessions.iter().map(|it| it.caller).collect()
 }
 
 #[test]
 fn of_the_listeners_that_wait_one_is_polled() {
-    play::<true>(|world, sessions, poll| {
+    play::<true, 3>(false, |world, server, poll| {
         poll();
         assert_eq!(world.asked.take(), 4, "one of four, each time");
         world.callers.borrow_mut().extend([1, 2, 3]);
         poll();
-        assert_eq!(callers(sessions), [Some(1), Some(2), Some(3), None]);
+        assert_eq!(callers(server), [Some(1), Some(2), Some(3), None]);
         world.gone.borrow_mut().push(2);
         poll();
-        assert_eq!(callers(sessions), [Some(1), None, Some(3), None]);
+        assert_eq!(callers(server), [Some(1), None, Some(3), None]);
         world.asked.set(0);
         poll();
         assert_eq!(world.asked.take(), 4);
     });
-    play::<false>(|world, _, poll| {
+    play::<false, 3>(false, |world, _, poll| {
         poll();
         assert_eq!(world.asked.take(), 16, "each may have a caller of its own");
     });
 }
 
+/// A hundred connections of which one has traffic: the others are not polled.
+#[test]
+fn an_event_polls_whom_it_concerns() {
+    play::<true, 100>(true, |world, server, poll| {
+        world.callers.borrow_mut().extend(1000..1100);
+        poll();
+        assert_eq!(callers(server), (1000..1100).map(Some).chain([None]).collect::<Vec<_>>());
+        world.read_from();
+        poll();
+        assert_eq!(world.read_from(), [], "nothing happened");
+        world.say(1007, b'p');
+        poll();
+        assert_eq!(world.heard.take(), BTreeMap::from([(1007, b"p".to_vec())]));
+        assert_eq!(world.read_from(), [1007]);
+        // What one client says is for another.
+        world.say(1007, 42);
+        poll();
+        assert_eq!(world.heard.take(), BTreeMap::from([(1042, b"!".to_vec())]));
+        assert_eq!(world.read_from(), [1007, 1042]);
+        world.say(1042, 7);
+        poll();
+        assert_eq!(world.heard.take(), BTreeMap::from([(1007, b"!".to_vec())]));
+        assert_eq!(world.read_from(), [1007, 1042]);
+        // Its own deadline.
+        server.borrow_mut().sessions[3].deadline = Some(Instant::from_millis(5));
+        world.say(1003, b'p');
+        poll();
+        world.read_from();
+        world.now.set(5);
+        poll();
+        assert_eq!(world.heard.take(), BTreeMap::from([(1003, b"pT".to_vec())]));
+        assert_eq!(world.read_from(), [1003]);
+        // One goes, another one comes.
+        world.gone.borrow_mut().push(1050);
+        poll();
+        assert_eq!(world.read_from(), [1050]);
+        world.asked.set(0);
+        world.callers.borrow_mut().push_back(2000);
+        poll();
+        assert_eq!(callers(server)[50], Some(2000));
+        assert_eq!(world.read_from(), [2000]);
+        assert!(world.asked.get() <= 4, "{}", world.asked.get());
+    });
+}
+
+/// As a runner that is moved to another task: wakers of the first one are of no use any more.
+#[test]
+fn another_task_polls_all_once() {
+    let world = Rc::new(World::default());
+    let sessions = (0..3).map(|_| Serving::default()).collect();
+    let server = Rc::new(RefCell::new(Server { sessions, version: 0, task: None }));
+    let mut port = Port::<Listens<false>, 2>::new(|| Listens(world.clone()));
+    let clock = Clock { world: world.clone(), has_wakers: true, own: None };
+    let mut rx = [[0; 16]; 2];
+    let serving = serve_port::<NoopRawMutex, _, _, _, 2, 16>(&mut port, &server, &clock, &mut rx);
+    let mut serving = pin!(serving);
+    world.callers.borrow_mut().push_back(1);
+    for byte in b"abc" {
+        let flag = Arc::new(Flag::default());
+        let waker = Waker::from(flag.clone());
+        for _ in 0..3 {
+            assert!(serving.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+        }
+        flag.0.store(false, Ordering::Relaxed);
+        world.say(1, *byte);
+        world.wake();
+        assert!(flag.0.load(Ordering::Relaxed), "the task that polled it last");
+        assert!(serving.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+        assert_eq!(world.heard.take(), BTreeMap::from([(1, vec![*byte])]));
+    }
+}
+
 #[test]
 fn another_caller_gets_the_place_of_who_may_go_for_longest() {
-    play::<true>(|world, sessions, poll| {
+    play_three::<true>(|world, server, poll| {
         world.now.set(1000);
         world.callers.borrow_mut().extend([1, 2, 3]);
         poll();
-        for (session, at) in sessions.borrow_mut().iter_mut().zip([Some(900), Some(800), None]) {
+        for (session, at) in
+            server.borrow_mut().sessions.iter_mut().zip([Some(900), Some(800), None])
+        {
             session.evictable = at;
         }
         for caller in [4, 5] {
             world.callers.borrow_mut().push_back(caller);
             poll();
         }
-        assert_eq!(callers(sessions), [Some(5), Some(4), Some(3), None]);
+        assert_eq!(callers(server), [Some(5), Some(4), Some(3), None]);
         let mut up = world.up.borrow().clone();
         up.sort();
         assert_eq!(up, [3, 4, 5], "what the others had is closed");
         // And so on, with whichever listeners.
         for caller in 6..20 {
-            sessions.borrow_mut()[usize::from(caller) % 3].evictable = Some(1000);
+            server.borrow_mut().sessions[usize::from(caller) % 3].evictable = Some(1000);
             world.callers.borrow_mut().push_back(caller);
             poll();
-            assert_eq!(callers(sessions)[usize::from(caller) % 3], Some(caller));
+            assert_eq!(callers(server)[usize::from(caller) % 3], Some(caller));
             assert_eq!(world.up.borrow().len(), 3);
         }
     });
@@ -219,22 +490,22 @@ fn another_caller_gets_the_place_of_who_may_go_for_longest() {
 
 #[test]
 fn a_caller_waits_for_one_that_may_go_soon_and_is_refused_otherwise() {
-    play::<true>(|world, sessions, poll| {
+    play_three::<true>(|world, server, poll| {
         world.callers.borrow_mut().extend([1, 2, 3]);
         poll();
         // Nobody may go.
         world.callers.borrow_mut().push_back(4);
         poll();
-        assert_eq!(callers(sessions), [Some(1), Some(2), Some(3), Some(4)]);
+        assert_eq!(callers(server), [Some(1), Some(2), Some(3), Some(4)]);
         world.gone.borrow_mut().push(4);
         poll();
         // Somebody may in time, or would later.
         for (evictable, waits) in [(2501, false), (2500, true)] {
-            sessions.borrow_mut()[1].evictable = Some(evictable);
+            server.borrow_mut().sessions[1].evictable = Some(evictable);
             world.callers.borrow_mut().extend([5, 6]);
             poll();
             let refused = (!waits).then_some(5);
-            assert_eq!(callers(sessions), [Some(1), Some(2), Some(3), refused]);
+            assert_eq!(callers(server), [Some(1), Some(2), Some(3), refused]);
             assert_eq!(world.callers.borrow().len(), 1, "nobody listens meanwhile");
             world.callers.borrow_mut().clear();
             if !waits {
@@ -245,20 +516,20 @@ fn a_caller_waits_for_one_that_may_go_soon_and_is_refused_otherwise() {
         }
         world.now.set(2499);
         poll();
-        assert_eq!(callers(sessions), [Some(1), Some(2), Some(3), None]);
+        assert_eq!(callers(server), [Some(1), Some(2), Some(3), None]);
         world.now.set(2500);
         poll();
-        assert_eq!(callers(sessions), [Some(1), Some(5), Some(3), None]);
+        assert_eq!(callers(server), [Some(1), Some(5), Some(3), None]);
         // Whoever goes by itself makes room first for who waits.
-        sessions.borrow_mut()[1].evictable = Some(4000);
+        server.borrow_mut().sessions[1].evictable = Some(4000);
         world.callers.borrow_mut().extend([7, 8]);
         poll();
         world.gone.borrow_mut().push(1);
         poll();
-        assert_eq!(callers(sessions)[0], Some(7));
-        assert_eq!(callers(sessions)[1], Some(5));
+        assert_eq!(callers(server)[0], Some(7));
+        assert_eq!(callers(server)[1], Some(5));
         world.now.set(4000);
         poll();
-        assert_eq!(callers(sessions), [Some(7), Some(8), Some(3), None]);
+        assert_eq!(callers(server), [Some(7), Some(8), Some(3), None]);
     });
 }

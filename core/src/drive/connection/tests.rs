@@ -10,7 +10,7 @@ use std::task::Wake;
 use embassy_sync::blocking_mutex::raw::NoopRawMutex;
 
 use super::*;
-use crate::drive::accept::serve_port;
+use crate::drive::accept::{Sessions, serve_port};
 use crate::drive::{AcceptError, Listener, Port};
 use crate::session::{Fault, Transmit, Upgrade};
 
@@ -589,15 +589,27 @@ impl Session for Caller {
     }
 }
 
+impl<'s, T: Session> Sessions for &'s Shared<T> {
+    type Access = &'s Shared<T>;
+    type Seen = ();
+
+    fn access(&self, _: usize) -> Self::Access {
+        self
+    }
+
+    fn poll_changed(&self, _: &Waker, (): &mut (), _: &mut dyn FnMut(usize)) {}
+}
+
 /// Serves a port of one slot.
 macro_rules! serving {
     ($world:ident, $cell:ident, $serving:ident) => {
         let $world = World::default();
         let $cell = Shared(RefCell::new(Caller(Greeter::new(false))));
         let mut port = Port { slots: [$world.clone()], spare: None };
+        let sessions = &$cell;
         let (sleep, mut rx) = ($world.clone(), [[0; 16]]);
         let serving =
-            serve_port::<NoopRawMutex, _, _, _, 1, 16>(&mut port, |_| &$cell, &sleep, &mut rx);
+            serve_port::<NoopRawMutex, _, _, _, 1, 16>(&mut port, &sessions, &sleep, &mut rx);
         let mut $serving = pin!(serving);
     };
 }

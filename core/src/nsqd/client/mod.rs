@@ -273,6 +273,12 @@ impl Client {
         !self.desk.is_empty() || self.is_writing_message()
     }
 
+    /// Whether what it publishes waits for room in the store.
+    #[cfg(feature = "async")]
+    pub(super) const fn waits_for_room(&self) -> bool {
+        self.wants.is_some()
+    }
+
     /// Whether the answer to one more command has room.
     fn can_answer(&self) -> bool {
         self.answer_len == 0 && self.desk.has_room()

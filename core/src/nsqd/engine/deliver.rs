@@ -46,6 +46,18 @@ impl Shared<'_> {
         None
     }
 
+    /// Whether there may be something for a client that it did not cause itself.
+    #[cfg(feature = "async")]
+    pub(in crate::nsqd) fn has_work_for(&self, id: u8) -> bool {
+        let Some(seat) = self.seat(id) else { return false };
+        if seat.kicked {
+            return true;
+        }
+        let Some(channel) = self.channel(seat.channel) else { return false };
+        // A deferred message may be due before the client's deadline.
+        channel.deferred.len > 0 || (seat.wants() && !channel.paused && channel.depth() > 0)
+    }
+
     fn take_off(
         &mut self,
         now: Instant,

@@ -3,7 +3,9 @@
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Wake, Waker};
 
 use nanonsq_core::address::Address;
 use nanonsq_core::drive::{Dialer, Sleep, Transport};
@@ -31,6 +33,18 @@ pub(crate) struct Clock {
     next: Option<Rc<RefCell<usize>>>,
     /// What its clones are for, in their order; then for handles.
     plan: Option<Rc<RefCell<VecDeque<Role>>>>,
+    /// A session's waker, with its mark.
+    own: Option<(Arc<Mark>, Waker)>,
+}
+
+/// Was it woken, and whom it wakes.
+struct Mark(AtomicBool, Mutex<Waker>);
+
+impl Wake for Mark {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, Ordering::Relaxed);
+        self.1.lock().unwrap().wake_by_ref();
+    }
 }
 
 /// What a clone of a clock is for.
@@ -47,17 +61,35 @@ pub(crate) enum Role {
 impl Clock {
     /// Of an actor's one session.
     pub(crate) fn of_session(world: &World, session: Session) -> Self {
-        Self { world: world.clone(), whose: Whose::Session(session), next: None, plan: None }
+        Self {
+            world: world.clone(),
+            whose: Whose::Session(session),
+            next: None,
+            plan: None,
+            own: None,
+        }
     }
 
     /// Of an actor's application.
     pub(crate) fn of_handle(world: &World, actor: usize) -> Self {
-        Self { world: world.clone(), whose: Whose::Handle(actor), next: None, plan: None }
+        Self {
+            world: world.clone(),
+            whose: Whose::Handle(actor),
+            next: None,
+            plan: None,
+            own: None,
+        }
     }
 
     /// Of an actor's runner that clones it for each of its sessions; `next` is which comes next.
     pub(crate) fn of_runner(world: &World, actor: usize, next: Rc<RefCell<usize>>) -> Self {
-        Self { world: world.clone(), whose: Whose::Handle(actor), next: Some(next), plan: None }
+        Self {
+            world: world.clone(),
+            whose: Whose::Handle(actor),
+            next: Some(next),
+            plan: None,
+            own: None,
+        }
     }
 
     /// Of an actor's handle, whose clones have these roles.
@@ -82,6 +114,9 @@ impl Clone for Clock {
                 Some(Role::Runner(plan)) => Self::of_plan(&self.world, actor, plan),
             };
         }
+        if let Whose::Session(session) = self.whose {
+            return Self::of_session(&self.world, session);
+        }
         let whose = match &self.next {
             // The first clone of all is the handle's.
             Some(next) => {
@@ -91,7 +126,7 @@ impl Clone for Clock {
             }
             None => Whose::Handle(actor),
         };
-        Self { world: self.world.clone(), whose, next: None, plan: None }
+        Self { world: self.world.clone(), whose, next: None, plan: None, own: None }
     }
 }
 
@@ -120,6 +155,24 @@ impl Sleep for Clock {
             }
         }
         Poll::Pending
+    }
+
+    fn own_waker(&mut self, task: &Waker) -> Option<&Waker> {
+        let Whose::Session(_) = self.whose else { return None };
+        let (mark, waker) = self.own.get_or_insert_with(|| {
+            let mark = Arc::new(Mark(AtomicBool::new(false), Mutex::new(task.clone())));
+            (mark.clone(), Waker::from(mark))
+        });
+        mark.1.lock().unwrap().clone_from(task);
+        Some(waker)
+    }
+
+    fn take_woken(&mut self) -> bool {
+        match (self.whose, &self.own) {
+            (Whose::Handle(_), _) => true,
+            (Whose::Session(_), None) => false,
+            (Whose::Session(_), Some((mark, _))) => mark.0.swap(false, Ordering::Relaxed),
+        }
     }
 }
 
