@@ -8,6 +8,7 @@
 //! confirm: of the most that may come, every message may be as long as the longest. A ring that
 //! promises room for that has to keep the longest length free for each, which is a slot.
 
+use super::AnswerError;
 use crate::time::{Instant, Span};
 use crate::wire::copy;
 use crate::wire::nsqd::MessageHead;
@@ -97,18 +98,6 @@ pub(super) enum Answer {
     Finish,
     Requeue(u32),
     Touch,
-}
-
-/// Why a message cannot be answered any more. Nothing is sent; nsqd has queued it again, or will.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[cfg_attr(feature = "defmt", derive(defmt::Format))]
-#[non_exhaustive]
-pub enum AnswerError {
-    /// Its connection is gone, or its time was up. Counted in
-    /// [`Counters::late`](super::Counters::late).
-    Late,
-    /// It was answered before.
-    Unknown,
 }
 
 /// The slots and their bytes.
@@ -490,14 +479,3 @@ impl<'a> InFlight<'a> {
         None
     }
 }
-
-impl core::fmt::Display for AnswerError {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.write_str(match self {
-            Self::Late => "too late: nsqd has taken the message back",
-            Self::Unknown => "the message was answered before",
-        })
-    }
-}
-
-impl core::error::Error for AnswerError {}

@@ -6,7 +6,7 @@ mod edges;
 use super::*;
 use crate::address::HOST_MAX;
 use crate::name::{ChannelName, TopicName};
-use crate::session::{Awaited, DialError, Fault, Link, Session, TransportError};
+use crate::session::{Awaited, Closed, DialError, Fault, Link, Session, TransportError};
 use crate::wire::DecodeError;
 use crate::wire::http::{BadAnswer, HttpError};
 use crate::wire::nsqd::ErrorCode;

@@ -3,8 +3,9 @@
 use std::vec::Vec;
 
 use super::*;
-use crate::session::DialError;
+use crate::session::{Awaited, Closed, DialError, Fault, Link, Session, handshake};
 use crate::wire::DecodeError;
+use crate::wire::nsqd::ErrorCode;
 
 const T: &str = "t";
 const OK: &[u8] = b"\0\0\0\x06\0\0\0\0OK";
@@ -964,17 +965,11 @@ fn nonsense_ends_the_connection_with_a_reason() {
         (b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec(), Fault::Decode(DecodeError::WrongPort)),
         (
             b"\xff\xff\xff\xff\0\0\0\0".to_vec(),
-            Fault::Decode(DecodeError::BadLength {
-                len: u32::MAX,
-                max: crate::session::handshake::REPLY_MAX + 4,
-            }),
+            Fault::Decode(DecodeError::BadLength { len: u32::MAX, max: handshake::REPLY_MAX + 4 }),
         ),
         (
             b"\0\0\0\x03\0\0\0\0".to_vec(),
-            Fault::Decode(DecodeError::BadLength {
-                len: 3,
-                max: crate::session::handshake::REPLY_MAX + 4,
-            }),
+            Fault::Decode(DecodeError::BadLength { len: 3, max: handshake::REPLY_MAX + 4 }),
         ),
         (
             b"\0\0\0\x06\0\0\0\x07OK".to_vec(),

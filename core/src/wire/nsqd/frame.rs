@@ -9,7 +9,7 @@ use crate::wire::{DecodeError, LEN_MAX, Write, bad_length, saturate, take};
 pub enum FrameType {
     /// 0: an answer, or a heartbeat.
     Response = 0,
-    /// 1: a refusal; its first word is an [`ErrorCode`].
+    /// 1: a refusal; its first word is an [`ErrorCode`](super::ErrorCode).
     Error = 1,
     /// 2: a [`Message`](super::Message).
     Message = 2,

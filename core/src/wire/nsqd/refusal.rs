@@ -278,7 +278,7 @@ impl Refusal<'_> {
         self.code().is_fatal()
     }
 
-    /// Writes the error frame's data; [`emit_refusal`](super::emit_refusal) writes the frame.
+    /// Writes the data of the error frame, whose head [`emit_frame_head`](super::emit_frame_head) writes.
     pub fn emit<W: Write>(&self, w: &mut W) -> Result<(), W::Error> {
         w.write_all(self.code().as_str().as_bytes())?;
         if matches!(self, Self::BadProtocol) {

@@ -163,7 +163,7 @@ impl CommandDecoder {
 
     /// Takes bytes from the front of `input` and gives the next item; `None` once all are taken.
     ///
-    /// All refusals from here are fatal: answer with it ([`emit_refusal`](super::emit_refusal)) and
+    /// All refusals from here are fatal: answer with it in an error frame and
     /// close. Whatever comes after a refusal is dropped.
     pub fn next<'s, 'b: 's>(
         &'s mut self,

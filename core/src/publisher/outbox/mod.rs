@@ -21,9 +21,16 @@
 //! One: the length of the ring. A message takes [`RECORD_OVERHEAD`] bytes plus its body; a change
 //! of topic, deferral or expiry takes [`HEADER_OVERHEAD`] plus the topic's length.
 
-use super::FLIGHTS_MAX;
+mod batch;
+mod ring;
+
 use crate::name::TopicName;
 use crate::time::{Instant, Span};
+
+pub(super) use batch::Flights;
+use batch::from_defer;
+pub use batch::{Batch, Flight, PushError};
+use ring::{copy, longest};
 
 /// Ring bytes of a message beside its body.
 pub const RECORD_OVERHEAD: usize = 4;
@@ -56,62 +63,6 @@ struct Context {
     expiry: Instant,
     /// It was given up.
     dead: bool,
-}
-
-/// Consecutive messages of one context that leave as one command.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Batch {
-    /// Where in the ring its records start.
-    index: usize,
-    /// Ring bytes before it that belong to no batch: headers and expired messages.
-    skip: u32,
-    /// Ring bytes of its records.
-    bytes: u32,
-    /// How many messages.
-    count: u32,
-    /// How it is deferred.
-    defer: u32,
-    same_context: bool,
-}
-
-impl Batch {
-    /// How many messages it has, at least 1.
-    pub const fn count(&self) -> u32 {
-        self.count
-    }
-
-    /// Where its records start, for [`Outbox::bytes`].
-    pub const fn index(&self) -> usize {
-        self.index
-    }
-
-    /// How many bytes its `[u32 size][body]` records take.
-    pub const fn bytes(&self) -> u32 {
-        self.bytes
-    }
-
-    /// How it is deferred. A deferred batch has one message.
-    pub const fn defer(&self) -> Option<Span> {
-        to_defer(self.defer)
-    }
-
-    /// It has the topic and the deferral of the batch before it; none was before the first since
-    /// [`Outbox::rewind`].
-    pub const fn same_context(&self) -> bool {
-        self.same_context
-    }
-}
-
-/// Why the outbox did not take a message; it is unchanged.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum PushError {
-    /// It fits once others have left.
-    Full,
-    /// It never fits; `max` is the longest body for this topic.
-    TooLarge {
-        /// In bytes.
-        max: usize,
-    },
 }
 
 /// Messages on their way, in a ring that the user lends. See the [module](self).
@@ -543,106 +494,6 @@ impl<'a> Outbox<'a> {
     }
 }
 
-/// What stays of a [`Batch`] while its answer is due.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Flight {
-    skip: u32,
-    bytes: u32,
-    count: u32,
-}
-
-impl Flight {
-    /// How many messages are in it.
-    pub const fn count(&self) -> u32 {
-        self.count
-    }
-}
-
-impl From<Batch> for Flight {
-    fn from(batch: Batch) -> Self {
-        Self { skip: batch.skip, bytes: batch.bytes, count: batch.count }
-    }
-}
-
-/// As much of a ring as positions reach.
-const fn longest(ring: &mut [u8]) -> &mut [u8] {
-    let len = if ring.len() < SIZE as usize { ring.len() } else { SIZE as usize };
-    match ring.split_at_mut_checked(len) {
-        Some((ring, _)) => ring,
-        None => &mut [],
-    }
-}
-
-/// Batches whose answer is due, oldest first: at most [`FLIGHTS_MAX`].
-// A ring of four would cost more in indices than moving three.
-#[derive(Debug)]
-pub(super) struct Flights {
-    len: u8,
-    flights: [Flight; FLIGHTS_MAX],
-}
-
-impl Flights {
-    pub(super) const fn new() -> Self {
-        Self { len: 0, flights: [Flight { skip: 0, bytes: 0, count: 0 }; FLIGHTS_MAX] }
-    }
-
-    pub(super) fn len(&self) -> usize {
-        self.len.into()
-    }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    pub(super) fn is_full(&self) -> bool {
-        self.len() == FLIGHTS_MAX
-    }
-
-    pub(super) fn clear(&mut self) {
-        self.len = 0;
-    }
-
-    pub(super) fn first(&self) -> Option<Flight> {
-        self.iter().next().copied()
-    }
-
-    pub(super) fn iter(&self) -> impl Iterator<Item = &Flight> {
-        self.flights.iter().take(self.len())
-    }
-
-    /// Nothing if it is full.
-    pub(super) fn push(&mut self, flight: Flight) {
-        if let Some(slot) = self.flights.get_mut(usize::from(self.len)) {
-            *slot = flight;
-            self.len = self.len.wrapping_add(1);
-        }
-    }
-
-    pub(super) fn pop(&mut self) -> Option<Flight> {
-        let first = self.first()?;
-        let [a, b, c, d] = &mut self.flights;
-        (*a, *b, *c) = (*b, *c, *d);
-        self.len = self.len.wrapping_sub(1);
-        Some(first)
-    }
-}
-
 const fn item_size(word: u32) -> usize {
     RECORD_OVERHEAD.wrapping_add((word & SIZE) as usize)
-}
-
-fn from_defer(defer: Option<Span>) -> u32 {
-    defer.map_or(NOT_DEFERRED, Span::as_millis)
-}
-
-const fn to_defer(word: u32) -> Option<Span> {
-    if word == NOT_DEFERRED { None } else { Some(Span::from_millis(word)) }
-}
-
-/// Copies as much as fits. Lengths are made equal first, so there is no panic in it.
-fn copy(to: &mut [u8], from: &[u8]) {
-    let len = to.len().min(from.len());
-    if let (Some(to), Some(from)) = (to.get_mut(..len), from.get(..len)) {
-        to.copy_from_slice(from);
-    }
 }

@@ -1,168 +1,23 @@
-//! One nsqd as a consumer sees it.
+//! The session of one nsqd: what arrives, what is written, and the next dial.
 
 use core::convert::Infallible;
 
-use heapless::Vec;
-
-use super::config::{Exhausted, TooLarge};
-use super::in_flight::{Answer, NoRoom};
-use super::leave::Moment;
-use super::rdy::SETTLE;
-use super::{
-    Config, ConnectionEvent, ConnectionState, ConnectionStatus, DETAIL_MAX, Shared, count,
-    count_long,
-};
+use super::{Connection, Filling, PendingEvent, Timer};
 use crate::address::Address;
-use crate::session::handshake::{CloseReason, Commands, Handshake, LinkState, REPLY_MAX, Received};
-use crate::session::staging;
-use crate::session::{Closed, Fault, Link, Session, Transmit};
-use crate::time::{Attempts, Instant, Span, TimerId, Timers};
+use crate::consumer::config::{Exhausted, TooLarge};
+use crate::consumer::engine::{count, count_long};
+use crate::consumer::in_flight::{Answer, NoRoom};
+use crate::consumer::leave::Moment;
+use crate::consumer::rdy::SETTLE;
+use crate::consumer::{Config, ConnectionEvent, Shared};
+use crate::session::handshake::{CloseReason, Commands, LinkState, REPLY_MAX, Received};
+use crate::session::{Closed, Fault, Link, Session, Transmit, staging};
+use crate::time::{Attempts, Instant};
 use crate::wire::nsqd::{self, ErrorCode, FramePart, FrameType, MessageHead};
 use crate::wire::{ChunkWriter, DecodeError, Write};
 
-/// Holds two of the longest commands after the handshake.
-const TX_BUFFER: usize = 64;
-
-/// The longest command after the handshake: a REQ.
-const COMMAND_MAX: usize = 32;
-
 /// How long a message waits that had no room. It was not to come.
 const NO_ROOM_DELAY: u32 = 1000;
-
-/// A connection to one nsqd.
-// In this order because a Cortex-M0 reaches only the first 31 bytes, 62 half words and 124 bytes of
-// a structure in one instruction.
-#[derive(Debug)]
-#[repr(C)]
-pub(super) struct Connection {
-    pub(super) handshake: Handshake,
-    pub(super) cls: Cls,
-    pending_event: PendingEvent,
-    attempts: Attempts,
-    /// The seat's, when it was followed last.
-    serial: u16,
-    /// The message being received: where to, and how much of it is there.
-    filling: Filling,
-    have: u32,
-    pub(super) timers: Timers<Timer, 2>,
-    /// What nsqd says in the frame being read, as far as it matters: of a message that is skipped
-    /// its head. An error's stays.
-    pub(super) text: Vec<u8, DETAIL_MAX, u8>,
-    tx_buffer: [u8; TX_BUFFER],
-}
-
-/// Where a message goes as it arrives.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Filling {
-    Slot(u16),
-    /// There is no room for it.
-    Skip(NoRoom),
-}
-
-/// How far leaving nsqd has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Cls {
-    Unsent,
-    Sent,
-    /// nsqd delivers nothing more.
-    Confirmed,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum PendingEvent {
-    None,
-    Connected,
-    Disconnected,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Timer {
-    /// Ready to Leaving: a message is to be touched, or given up.
-    Due,
-    /// Ready to Leaving: what RDY allowed before has come.
-    Settle,
-}
-
-impl TimerId for Timer {
-    fn index(self) -> usize {
-        self as usize
-    }
-}
-
-impl Connection {
-    /// For storage, before [`set_up`](Self::set_up): all of it is zero, so that no image of it is in
-    /// flash.
-    pub(super) const NEW: Self = Self {
-        handshake: Handshake::ZERO,
-        cls: Cls::Unsent,
-        pending_event: PendingEvent::None,
-        serial: 0,
-        attempts: Attempts::NONE,
-        filling: Filling::Slot(0),
-        have: 0,
-        timers: Timers::ZERO,
-        text: Vec::new(),
-        tx_buffer: [0; TX_BUFFER],
-    };
-
-    pub(super) fn set_up(&mut self) {
-        self.stop_timers();
-    }
-
-    fn stop_timers(&mut self) {
-        self.handshake.deadline = Instant::NEVER;
-        self.timers.stop_all();
-    }
-
-    pub(super) fn state(&self) -> ConnectionState {
-        match self.handshake.state() {
-            LinkState::Idle => ConnectionState::Unused,
-            LinkState::Waiting => ConnectionState::Waiting,
-            LinkState::Dialing => ConnectionState::Dialing,
-            LinkState::Identifying => ConnectionState::Identifying,
-            LinkState::Authenticating => ConnectionState::Authenticating,
-            LinkState::Subscribing => ConnectionState::Subscribing,
-            LinkState::Ready => ConnectionState::Ready,
-            LinkState::Draining => ConnectionState::Draining,
-            LinkState::Leaving => ConnectionState::Leaving,
-            LinkState::Closing => ConnectionState::Closing,
-        }
-    }
-
-    pub(super) fn status<'s>(&'s self, shared: &'s Shared<'_>, id: u8) -> ConnectionStatus<'s> {
-        ConnectionStatus {
-            address: shared.directory.address(id),
-            state: self.state(),
-            rdy: shared.window.rdy(id),
-            in_flight: shared.window.in_flight(id),
-            last: self.handshake.why.get(),
-            detail: if self.text.starts_with(b"E_") {
-                core::str::from_utf8(&self.text).unwrap_or_default()
-            } else {
-                ""
-            },
-        }
-    }
-
-    /// Puts a command behind what is staged: one shape for all of them, so one piece of code.
-    pub(super) fn push(&mut self, verb: &[u8], id: &[u8], number: Option<u32>) {
-        let Self { handshake, tx_buffer, .. } = self;
-        handshake.staging.append(tx_buffer, |w| nsqd::emit_line(w, verb, id, number));
-    }
-
-    fn has_room(&self) -> bool {
-        self.handshake.staging.room(&self.tx_buffer) >= COMMAND_MAX
-    }
-
-    fn push_answer(&mut self, id: &[u8], answer: Answer) {
-        let (verb, delay): (&[u8], _) = match answer {
-            Answer::Finish => (b"FIN ", None),
-            Answer::Requeue(delay) => (b"REQ ", Some(delay)),
-            Answer::Touch => (b"TOUCH ", None),
-        };
-        self.push(verb, id, delay);
-    }
-}
 
 impl Commands for Shared<'_> {
     fn emit(&self, w: &mut ChunkWriter<'_>, state: LinkState) -> Result<(), Infallible> {
@@ -183,13 +38,13 @@ impl Commands for Shared<'_> {
 
 /// A connection with what it shares with the others: the session of one nsqd.
 ///
-/// Made for each call by [`Consumer::connection`](super::Consumer::connection); the state is in
+/// Made for each call by [`Consumer::connection`](crate::consumer::Consumer::connection); the state is in
 /// the consumer.
 #[derive(Debug)]
 pub struct ConnectionSession<'s, 'a> {
-    pub(super) connection: &'s mut Connection,
-    pub(super) shared: &'s mut Shared<'a>,
-    pub(super) id: u8,
+    pub(in crate::consumer) connection: &'s mut Connection,
+    pub(in crate::consumer) shared: &'s mut Shared<'a>,
+    pub(in crate::consumer) id: u8,
 }
 
 impl ConnectionSession<'_, '_> {
@@ -213,12 +68,12 @@ impl ConnectionSession<'_, '_> {
     }
 
     /// Closes; [`receive`](Session::receive) says why.
-    pub(super) fn fail(&mut self, fault: Fault) {
+    pub(in crate::consumer) fn fail(&mut self, fault: Fault) {
         self.close(Closed::Fault(fault));
     }
 
     /// Asks the driver to close the connection.
-    pub(super) fn close(&mut self, why: Closed) {
+    pub(in crate::consumer) fn close(&mut self, why: Closed) {
         self.connection.handshake.close(&why, self.shared.now, self.shared.config.close_timeout);
         self.abort_in_flight();
     }
@@ -484,25 +339,6 @@ impl ConnectionSession<'_, '_> {
 fn is_final(fault: Fault) -> bool {
     let named = matches!(fault, Fault::Refused(ErrorCode::BadTopic | ErrorCode::BadChannel));
     named || fault.is_permanent()
-}
-
-impl Connection {
-    /// How long after a message came it is to be touched, or given up.
-    pub(super) fn due_after(&self, config: &Config<'_>) -> Span {
-        let timeout = self.handshake.granted.msg_timeout_ms();
-        Span::from_millis((if config.auto_touch { timeout >> 1 } else { timeout }).max(1))
-    }
-
-    /// How long TOUCH can keep a message in flight.
-    fn max_msg_timeout(&self) -> Span {
-        Span::from_millis(self.handshake.granted.max_msg_timeout_ms().max(1))
-    }
-
-    pub(super) fn due_by(&mut self, due: Instant) {
-        if self.timers.get(Timer::Due) > due {
-            self.timers.set(Timer::Due, due);
-        }
-    }
 }
 
 impl Session for ConnectionSession<'_, '_> {

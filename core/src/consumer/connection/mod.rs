@@ -1,0 +1,173 @@
+//! One nsqd as a consumer sees it.
+
+mod session;
+
+use heapless::Vec;
+
+use super::in_flight::{Answer, NoRoom};
+use super::{Config, ConnectionState, ConnectionStatus, DETAIL_MAX, Shared};
+use crate::session::handshake::{Handshake, LinkState};
+use crate::time::{Attempts, Instant, Span, TimerId, Timers};
+use crate::wire::nsqd;
+
+pub use session::ConnectionSession;
+
+/// Holds two of the longest commands after the handshake.
+const TX_BUFFER: usize = 64;
+
+/// The longest command after the handshake: a REQ.
+const COMMAND_MAX: usize = 32;
+
+/// A connection to one nsqd.
+// In this order because a Cortex-M0 reaches only the first 31 bytes, 62 half words and 124 bytes of
+// a structure in one instruction.
+#[derive(Debug)]
+#[repr(C)]
+pub(super) struct Connection {
+    pub(super) handshake: Handshake,
+    pub(super) cls: Cls,
+    pending_event: PendingEvent,
+    attempts: Attempts,
+    /// The seat's, when it was followed last.
+    serial: u16,
+    /// The message being received: where to, and how much of it is there.
+    filling: Filling,
+    have: u32,
+    pub(super) timers: Timers<Timer, 2>,
+    /// What nsqd says in the frame being read, as far as it matters: of a message that is skipped
+    /// its head. An error's stays.
+    pub(super) text: Vec<u8, DETAIL_MAX, u8>,
+    tx_buffer: [u8; TX_BUFFER],
+}
+
+/// Where a message goes as it arrives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Filling {
+    Slot(u16),
+    /// There is no room for it.
+    Skip(NoRoom),
+}
+
+/// How far leaving nsqd has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Cls {
+    Unsent,
+    Sent,
+    /// nsqd delivers nothing more.
+    Confirmed,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum PendingEvent {
+    None,
+    Connected,
+    Disconnected,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Timer {
+    /// Ready to Leaving: a message is to be touched, or given up.
+    Due,
+    /// Ready to Leaving: what RDY allowed before has come.
+    Settle,
+}
+
+impl TimerId for Timer {
+    fn index(self) -> usize {
+        self as usize
+    }
+}
+
+impl Connection {
+    /// For storage, before [`set_up`](Self::set_up): all of it is zero, so that no image of it is in
+    /// flash.
+    pub(super) const NEW: Self = Self {
+        handshake: Handshake::ZERO,
+        cls: Cls::Unsent,
+        pending_event: PendingEvent::None,
+        serial: 0,
+        attempts: Attempts::NONE,
+        filling: Filling::Slot(0),
+        have: 0,
+        timers: Timers::ZERO,
+        text: Vec::new(),
+        tx_buffer: [0; TX_BUFFER],
+    };
+
+    pub(super) fn set_up(&mut self) {
+        self.stop_timers();
+    }
+
+    fn stop_timers(&mut self) {
+        self.handshake.deadline = Instant::NEVER;
+        self.timers.stop_all();
+    }
+
+    pub(super) fn state(&self) -> ConnectionState {
+        match self.handshake.state() {
+            LinkState::Idle => ConnectionState::Unused,
+            LinkState::Waiting => ConnectionState::Waiting,
+            LinkState::Dialing => ConnectionState::Dialing,
+            LinkState::Identifying => ConnectionState::Identifying,
+            LinkState::Authenticating => ConnectionState::Authenticating,
+            LinkState::Subscribing => ConnectionState::Subscribing,
+            LinkState::Ready => ConnectionState::Ready,
+            LinkState::Draining => ConnectionState::Draining,
+            LinkState::Leaving => ConnectionState::Leaving,
+            LinkState::Closing => ConnectionState::Closing,
+        }
+    }
+
+    pub(super) fn status<'s>(&'s self, shared: &'s Shared<'_>, id: u8) -> ConnectionStatus<'s> {
+        ConnectionStatus {
+            address: shared.directory.address(id),
+            state: self.state(),
+            rdy: shared.window.rdy(id),
+            in_flight: shared.window.in_flight(id),
+            last: self.handshake.why.get(),
+            detail: if self.text.starts_with(b"E_") {
+                core::str::from_utf8(&self.text).unwrap_or_default()
+            } else {
+                ""
+            },
+        }
+    }
+
+    /// Puts a command behind what is staged: one shape for all of them, so one piece of code.
+    pub(super) fn push(&mut self, verb: &[u8], id: &[u8], number: Option<u32>) {
+        let Self { handshake, tx_buffer, .. } = self;
+        handshake.staging.append(tx_buffer, |w| nsqd::emit_line(w, verb, id, number));
+    }
+
+    fn has_room(&self) -> bool {
+        self.handshake.staging.room(&self.tx_buffer) >= COMMAND_MAX
+    }
+
+    fn push_answer(&mut self, id: &[u8], answer: Answer) {
+        let (verb, delay): (&[u8], _) = match answer {
+            Answer::Finish => (b"FIN ", None),
+            Answer::Requeue(delay) => (b"REQ ", Some(delay)),
+            Answer::Touch => (b"TOUCH ", None),
+        };
+        self.push(verb, id, delay);
+    }
+}
+
+impl Connection {
+    /// How long after a message came it is to be touched, or given up.
+    pub(super) fn due_after(&self, config: &Config<'_>) -> Span {
+        let timeout = self.handshake.granted.msg_timeout_ms();
+        Span::from_millis((if config.auto_touch { timeout >> 1 } else { timeout }).max(1))
+    }
+
+    /// How long TOUCH can keep a message in flight.
+    fn max_msg_timeout(&self) -> Span {
+        Span::from_millis(self.handshake.granted.max_msg_timeout_ms().max(1))
+    }
+
+    pub(super) fn due_by(&mut self, due: Instant) {
+        if self.timers.get(Timer::Due) > due {
+            self.timers.set(Timer::Due, due);
+        }
+    }
+}

@@ -1,0 +1,320 @@
+//! Scenarios of connections that share max_in_flight.
+
+use super::*;
+
+/// Tells everybody what there is to tell, until nothing is; gives each RDY.
+fn tell(window: &mut RdyTable<'_>) -> Vec<u16> {
+    let all = window.shares.len() as u8;
+    for _ in 0..3 {
+        for id in 0..all {
+            if let Some(rdy) = window.next(id) {
+                assert_ne!(rdy, window.rdy(id), "changes nothing");
+                window.told(id, rdy);
+            }
+            let sum: u16 = (0..all).map(|id| window.rdy(id)).sum();
+            assert!(sum <= window.limit, "{sum} of {}", window.limit);
+        }
+    }
+    (0..all).map(|id| window.rdy(id)).collect()
+}
+
+fn settle(window: &mut RdyTable<'_>) {
+    (0..window.shares.len() as u8).for_each(|id| window.settle(id));
+}
+
+/// All take part, and nobody is told yet.
+fn shared(shares: &mut [Share], limit: u16) -> RdyTable<'_> {
+    let mut window = RdyTable::new(shares);
+    window.set_limit(limit);
+    (0..window.shares.len() as u8).for_each(|id| window.join(id, 9));
+    window
+}
+
+/// Joined one after the other, each told before the next joins.
+fn joined(connections: usize, limit: u16, cap: u32) -> Vec<u16> {
+    let mut shares = vec![Share::NONE; connections];
+    let mut window = RdyTable::new(&mut shares);
+    window.set_limit(limit);
+    for id in 0..connections as u8 {
+        window.join(id, cap);
+        tell(&mut window);
+    }
+    settle(&mut window);
+    tell(&mut window)
+}
+
+#[test]
+fn what_each_connection_gets() {
+    // connections, max_in_flight, max_rdy_count, RDY of each
+    for (connections, limit, cap, want) in [
+        (1, 1, 2500, &[1][..]),
+        (1, 4, 2500, &[4]),
+        (1, 5000, 2500, &[2500]),
+        (1, 0, 2500, &[0]),
+        (2, 1, 2500, &[1, 0]),
+        (2, 2, 2500, &[1, 1]),
+        // go-nsq and pynsq lose the remainder (go-nsq#378).
+        (2, 5, 2500, &[3, 2]),
+        (3, 10, 2500, &[4, 3, 3]),
+        (3, 11, 2500, &[4, 4, 3]),
+        (4, 7, 2500, &[2, 2, 2, 1]),
+        (3, 100, 2500, &[34, 33, 33]),
+        (4, 3, 2500, &[1, 1, 1, 0]),
+        (5, 2, 2500, &[1, 1, 0, 0, 0]),
+        (3, 100, 10, &[10, 10, 10]),
+        (3, 0, 2500, &[0, 0, 0]),
+        (2, u16::MAX, u32::MAX, &[32768, 32767]),
+        (1, u16::MAX, u32::MAX, &[RDY_MAX as u16]),
+        (2, 7, 0, &[0, 0]),
+    ] {
+        assert_eq!(joined(connections, limit, cap), want, "{connections} share {limit}");
+    }
+}
+
+#[test]
+fn what_one_cannot_take_goes_to_the_others() {
+    let mut shares = [Share::NONE; 3];
+    let mut window = RdyTable::new(&mut shares);
+    window.set_limit(20);
+    for (id, cap) in [(0, 100), (1, 3), (2, 100)] {
+        window.join(id, cap);
+    }
+    assert_eq!(tell(&mut window), [9, 3, 8]);
+    window.leave(0);
+    assert_eq!(tell(&mut window), [0, 3, 17]);
+}
+
+#[test]
+fn it_is_spread_as_if_given_one_by_one() {
+    for limit in 0..=9u16 {
+        for caps in (0..216u32).map(|n| [n % 6, n / 6 % 6, n / 36]) {
+            let mut shares = [Share::NONE; 3];
+            let mut window = RdyTable::new(&mut shares);
+            window.set_limit(limit);
+            (0..3).for_each(|id| window.join(id, caps[usize::from(id)]));
+            if window.live() > limit {
+                continue;
+            }
+            let (mut want, mut left) = ([0u32; 3], u32::from(limit));
+            while left > 0 && want != caps {
+                for at in 0..3 {
+                    let more = u32::from(left > 0 && want[at] < caps[at]);
+                    want[at] += more;
+                    left -= more;
+                }
+            }
+            let targets = window.shares.iter().map(|share| u32::from(share.target));
+            assert_eq!(targets.collect::<Vec<_>>(), want, "{limit} over {caps:?}");
+        }
+    }
+}
+
+#[test]
+fn what_is_taken_from_one_is_given_to_another_only_once_it_is_free() {
+    let mut shares = [Share::NONE; 2];
+    let mut window = RdyTable::new(&mut shares);
+    window.set_limit(4);
+    window.join(0, 9);
+    assert_eq!(tell(&mut window), [4, 0]);
+    // Idle: what is on its way from the first is not known.
+    window.join(1, 9);
+    assert_eq!(tell(&mut window), [2, 0]);
+    assert!(window.is_short());
+    window.settle(0);
+    assert_eq!(tell(&mut window), [2, 2]);
+    assert!(!window.is_short());
+    // Busy: what it has in flight counts.
+    window.leave(1);
+    assert_eq!(tell(&mut window), [4, 0]);
+    (0..4).for_each(|_| window.delivered(0));
+    window.join(1, 9);
+    assert_eq!(window.next(0), Some(2));
+    assert!(window.told(0, 2));
+    window.settle(0);
+    assert_eq!(tell(&mut window), [2, 0]);
+    window.answered(0, 1);
+    assert_eq!(tell(&mut window), [2, 1]);
+    window.answered(0, 1);
+    window.answered(0, 1);
+    assert_eq!(tell(&mut window), [2, 2]);
+}
+
+#[test]
+fn a_lower_limit_is_told_at_once_and_the_same_one_never() {
+    let mut shares = [Share::NONE; 2];
+    let mut window = shared(&mut shares, 6);
+    assert_eq!(tell(&mut window), [3, 3]);
+    window.set_limit(6);
+    assert_eq!((window.next(0), window.next(1)), (None, None));
+    window.set_limit(0);
+    assert_eq!((window.next(0), window.next(1)), (Some(0), Some(0)));
+    // Changed back before it was told: nothing to tell.
+    window.set_limit(6);
+    assert_eq!((window.next(0), window.next(1)), (None, None));
+}
+
+#[test]
+fn idle_connections_pass_their_turn_on_and_busy_ones_later() {
+    let mut shares = [Share::NONE; 3];
+    let mut window = shared(&mut shares, 1);
+    assert_eq!(tell(&mut window), [1, 0, 0]);
+    let mut turns = Vec::new();
+    for interval in 0..40 {
+        // The second is busy.
+        if window.rdy(1) == 1 {
+            window.delivered(1);
+            window.answered(1, 1);
+        }
+        window.turn();
+        tell(&mut window);
+        settle(&mut window);
+        let rdy = tell(&mut window);
+        assert_eq!(rdy.iter().sum::<u16>(), 1, "in interval {interval}");
+        turns.push(rdy.iter().position(|&rdy| rdy == 1).unwrap());
+    }
+    let count = |id| turns.iter().filter(|&&turn| turn == id).count();
+    // Of ten intervals two, six and two.
+    assert_eq!((count(0), count(1), count(2)), (8, 24, 8), "{turns:?}");
+}
+
+#[test]
+fn whose_turn_it_is() {
+    // connections, max_in_flight, which are busy; of 240 intervals those with an RDY of 1
+    for (connections, limit, busy, want) in [
+        (2, 1, &[][..], &[120, 120][..]),
+        // Idle ones have two intervals, busy ones six.
+        (2, 1, &[0], &[180, 60]),
+        (2, 1, &[0, 1], &[120, 120]),
+        (3, 1, &[], &[80, 80, 80]),
+        (3, 1, &[1], &[48, 144, 48]),
+        (3, 2, &[], &[161, 160, 159]),
+        // As many as wait: one of two passes its turn on, the idle one if there is such a one.
+        (3, 2, &[0], &[206, 138, 136]),
+        (3, 2, &[0, 1], &[206, 206, 68]),
+        (3, 2, &[0, 1, 2], &[162, 162, 156]),
+        (4, 2, &[], &[120, 120, 120, 120]),
+        (4, 2, &[3], &[120, 120, 60, 180]),
+        (4, 2, &[0, 1], &[180, 180, 60, 60]),
+        (5, 2, &[0, 1, 2, 3, 4], &[96, 96, 96, 96, 96]),
+        (5, 4, &[2], &[181, 180, 240, 180, 179]),
+    ] {
+        let mut shares = vec![Share::NONE; connections];
+        let mut window = shared(&mut shares, limit);
+        let mut turns = vec![0u16; connections];
+        for _ in 0..240 {
+            tell(&mut window);
+            settle(&mut window);
+            for (id, rdy) in tell(&mut window).into_iter().enumerate() {
+                turns[id] += rdy;
+                if rdy == 1 && busy.contains(&id) {
+                    window.delivered(id as u8);
+                    window.answered(id as u8, 1);
+                }
+            }
+            window.turn();
+        }
+        assert_eq!(turns, want, "{connections} connections, {limit} in flight, {busy:?} busy");
+        assert_eq!(turns.iter().sum::<u16>(), 240 * limit, "all of it, always");
+    }
+}
+
+#[test]
+fn who_has_a_turn_keeps_it_whoever_comes_and_goes() {
+    let mut shares = [Share::NONE; 3];
+    let mut window = shared(&mut shares, 1);
+    while tell(&mut window) != [0, 1, 0] {
+        window.turn();
+        settle(&mut window);
+    }
+    window.leave(0);
+    window.join(0, 9);
+    assert_eq!(tell(&mut window), [0, 1, 0]);
+}
+
+#[test]
+fn a_turn_begins_when_nsqd_is_told() {
+    let mut shares = [Share::NONE; 2];
+    let mut window = shared(&mut shares, 1);
+    assert_eq!(tell(&mut window), [1, 0]);
+    window.delivered(0);
+    (0..BUSY_TURNS).for_each(|_| window.turn());
+    assert_eq!(tell(&mut window), [0, 0]);
+    // The message is answered late.
+    (0..BUSY_TURNS).for_each(|_| window.turn());
+    settle(&mut window);
+    window.answered(0, 1);
+    assert_eq!(tell(&mut window), [0, 1]);
+    for _ in 1..QUIET_TURNS {
+        window.turn();
+        assert_eq!(tell(&mut window), [0, 1], "all of its time");
+    }
+    window.turn();
+    assert_eq!(window.next(1), Some(0));
+}
+
+#[test]
+fn turns_are_taken_only_where_there_is_not_one_for_each() {
+    let mut shares = [Share::NONE; 2];
+    let mut window = shared(&mut shares, 0);
+    for (limit, takes) in [(0, false), (1, true), (2, false), (3, false)] {
+        window.set_limit(limit);
+        assert_eq!(window.takes_turns(), takes, "{limit} for two");
+    }
+}
+
+#[test]
+fn nobody_waits_for_ever() {
+    for (connections, limit) in [(2, 1), (5, 2), (7, 6), (20, 3)] {
+        let mut shares = vec![Share::NONE; connections];
+        let mut window = shared(&mut shares, limit);
+        let mut seen = vec![0; connections];
+        for _ in 0..600 {
+            for (id, rdy) in tell(&mut window).into_iter().enumerate() {
+                seen[id] += rdy;
+                (0..rdy).for_each(|_| {
+                    window.delivered(id as u8);
+                    window.answered(id as u8, 1);
+                });
+            }
+            settle(&mut window);
+            window.turn();
+        }
+        let (least, most) = (seen.iter().min().unwrap(), seen.iter().max().unwrap());
+        assert!(*least > 0 && most - least <= 18, "{connections}, {limit}: {seen:?}");
+    }
+}
+
+#[test]
+fn a_retired_connection_is_counted_until_it_is_gone() {
+    let mut shares = [Share::NONE; 2];
+    let mut window = RdyTable::new(&mut shares);
+    window.set_limit(4);
+    window.join(0, 9);
+    tell(&mut window);
+    window.delivered(0);
+    window.retire(0);
+    window.join(1, 9);
+    assert_eq!(tell(&mut window), [0, 0]);
+    window.settle(0);
+    assert_eq!(tell(&mut window), [0, 3]);
+    window.leave(0);
+    assert_eq!(tell(&mut window), [0, 4]);
+}
+
+#[test]
+fn starved_when_most_of_the_window_is_in_flight() {
+    let mut shares = [Share::NONE; 1];
+    let mut window = RdyTable::new(&mut shares);
+    window.set_limit(20);
+    window.join(0, 100);
+    tell(&mut window);
+    (0..16).for_each(|_| window.delivered(0));
+    assert!(!window.is_starved());
+    window.delivered(0);
+    assert!(window.is_starved());
+}
+
+#[test]
+fn ram() {
+    assert_eq!(size_of::<Share>(), 16);
+}

@@ -1,0 +1,112 @@
+//! The tables that a consumer borrows.
+
+use super::connection::Connection;
+use super::discovery::NsqdSlot;
+use super::in_flight::Slot;
+use super::lookupd::Lookupd;
+use super::rdy::Share;
+use super::{Counters, unusable};
+use crate::address::Address;
+
+/// The tables of a consumer: for so many connections to nsqds and messages in flight.
+///
+/// RAM: at most [`CONNECTION_RAM_MAX`] bytes a connection and [`MESSAGE_RAM_MAX`] a message, and the
+/// [`Counters`].
+#[derive(Debug)]
+pub struct Storage<const CONNECTIONS: usize, const MESSAGES: usize> {
+    pub(super) connections: [Connection; CONNECTIONS],
+    pub(super) seats: [NsqdSlot; CONNECTIONS],
+    pub(super) shares: [Share; CONNECTIONS],
+    pub(super) slots: [Slot; MESSAGES],
+    pub(super) tally: Counters,
+}
+
+/// The tables of a consumer that asks nsqlookupds: for so many of them, and so many nsqds that
+/// they list. Only the first `NSQDS` connections of the consumer are used for found nsqds.
+///
+/// RAM: at most [`LOOKUPD_RAM_MAX`] bytes an nsqlookupd and [`FOUND_RAM_MAX`] an nsqd.
+#[derive(Debug)]
+pub struct Discovery<const LOOKUPDS: usize, const NSQDS: usize> {
+    pub(super) lookupds: [Lookupd; LOOKUPDS],
+    pub(super) unusable: [unusable::Entry; LOOKUPDS],
+    pub(super) found: [Option<Address>; NSQDS],
+}
+
+/// The most bytes that a connection takes of a [`Storage`].
+pub const CONNECTION_RAM_MAX: usize = 288;
+
+/// The most bytes that a message in flight takes of a [`Storage`], beside the ring.
+pub const MESSAGE_RAM_MAX: usize = 32;
+
+/// The most bytes that an nsqlookupd takes of a [`Discovery`].
+pub const LOOKUPD_RAM_MAX: usize = 480;
+
+/// The most bytes that a found nsqd takes of a [`Discovery`].
+pub const FOUND_RAM_MAX: usize = 104;
+
+/// The most bytes that a [`Consumer`](super::Consumer) takes beside its storage and ring.
+pub const RAM_MAX: usize = 424;
+
+impl<const CONNECTIONS: usize, const MESSAGES: usize> Storage<CONNECTIONS, MESSAGES> {
+    /// Empty; [`Consumer::new`](super::Consumer::new) fills it.
+    pub const fn new() -> Self {
+        Self {
+            connections: [const { Connection::NEW }; CONNECTIONS],
+            seats: [const { NsqdSlot::EMPTY }; CONNECTIONS],
+            shares: [Share::NONE; CONNECTIONS],
+            slots: [Slot::FREE; MESSAGES],
+            tally: Counters::NONE,
+        }
+    }
+
+    // One by one: as a whole, it would pass through the stack.
+    pub(super) fn clear(&mut self) {
+        self.connections.fill_with(|| Connection::NEW);
+        self.seats.fill(NsqdSlot::EMPTY);
+        self.shares.fill(Share::NONE);
+        self.slots.fill(Slot::FREE);
+        self.tally = Counters::NONE;
+    }
+
+    /// With a ring of so many bytes, which is usually known when it is compiled: no division then.
+    #[inline]
+    pub(crate) fn tables(&mut self, ring: usize) -> Tables<'_> {
+        let Self { connections, seats, shares, slots, tally } = self;
+        let unit = ring.checked_div(MESSAGES).unwrap_or_default();
+        Tables { connections, seats, shares, slots, tally, unit }
+    }
+}
+
+/// A [`Storage`] of any size.
+pub(crate) struct Tables<'a> {
+    pub(super) connections: &'a mut [Connection],
+    pub(super) seats: &'a mut [NsqdSlot],
+    pub(super) shares: &'a mut [Share],
+    pub(super) slots: &'a mut [Slot],
+    pub(super) tally: &'a mut Counters,
+    /// Bytes of a slot.
+    pub(super) unit: usize,
+}
+
+impl<const CONNECTIONS: usize, const MESSAGES: usize> Default for Storage<CONNECTIONS, MESSAGES> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<const LOOKUPDS: usize, const NSQDS: usize> Discovery<LOOKUPDS, NSQDS> {
+    /// Empty; [`Consumer::discover`](super::Consumer::discover) fills it.
+    pub const fn new() -> Self {
+        Self {
+            lookupds: [const { Lookupd::NEW }; LOOKUPDS],
+            unusable: [const { unusable::Entry::FREE }; LOOKUPDS],
+            found: [const { None }; NSQDS],
+        }
+    }
+}
+
+impl<const LOOKUPDS: usize, const NSQDS: usize> Default for Discovery<LOOKUPDS, NSQDS> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
