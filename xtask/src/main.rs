@@ -1,6 +1,7 @@
 //! Development tasks of nanonsq. `cargo xtask` lists them; each task is one module with an
 //! `Options` and a `run`.
 
+mod api;
 mod bench;
 mod boards;
 mod demo;
@@ -41,6 +42,8 @@ enum Task {
     Peers(peers::Options),
     /// Show it at work: real servers, piped lines, a restart on the way (needs Go)
     Demo(demo::Options),
+    /// Count the public items of the core, and compare them with the committed listing
+    Api(api::Options),
     /// Compare publishing rates with go-nsq and tokio-nsq against a real nsqd (needs the peers)
     Bench(bench::Options),
     /// Run the firmware of examples/qemu against real servers (needs QEMU and Go)
@@ -77,6 +80,7 @@ fn main() -> ExitCode {
     let done = match cli.task {
         Task::Peers(options) => peers::run(&options),
         Task::Demo(options) => demo::run(&options),
+        Task::Api(options) => api::run(&options),
         Task::Bench(options) => bench::run(&options),
         Task::Qemu(options) => qemu::run(&options),
         Task::Boards(options) => boards::run(&options),
