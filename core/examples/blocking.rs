@@ -23,7 +23,7 @@ type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 const PATIENCE: Duration = Duration::from_millis(10);
 
 /// Publishes `body` and waits for its outcome. Reconnects for as long as that takes.
-pub fn publish(nsqd: Address, topic: &str, body: &[u8]) -> Result<Outcome> {
+pub(crate) fn publish(nsqd: Address, topic: &str, body: &[u8]) -> Result<Outcome> {
     let (config, nsqds) = (Config::new(), [nsqd]);
     let mut outbox = [0; 4096];
     let mut publisher = Publisher::new(&config, &nsqds, &mut outbox)?;

@@ -29,8 +29,6 @@ pub mod address;
 pub mod consumer;
 #[cfg(feature = "async")]
 pub mod drive;
-#[cfg(any(feature = "nsqd", feature = "nsqlookupd"))]
-pub mod http;
 pub mod name;
 #[cfg(feature = "nsqd")]
 pub mod nsqd;
@@ -42,7 +40,14 @@ pub mod publisher;
 pub mod registration;
 pub mod session;
 pub mod time;
-pub mod wire;
 
+// Parts of the above. Tests, models and fuzzers need them; no promise of SemVer's is given for them.
+// What users meet of them is re-exported where they meet it.
+#[cfg(any(feature = "nsqd", feature = "nsqlookupd"))]
+#[doc(hidden)]
+pub mod http;
+#[doc(hidden)]
 #[cfg(any(feature = "nsqd", feature = "nsqlookupd"))]
 pub use session::reject;
+#[doc(hidden)]
+pub mod wire;

@@ -74,9 +74,10 @@ mod unusable;
 use crate::address::Address;
 use crate::session::Session;
 use crate::time::{Instant, Jitter, Span, Timers};
-use crate::wire::nsqd::{self, Message, MessageHead, MessageId};
+use crate::wire::nsqd;
 
 pub use crate::session::lookupd_query::LookupdState;
+pub use crate::wire::nsqd::{Message, MessageHead, MessageId};
 pub use config::{Config, ConfigError, Exhausted, SLOT_MIN, TooLarge};
 pub use connection::ConnectionSession;
 pub use discovery::LOOKUPDS_MAX;

@@ -120,8 +120,8 @@ use core::fmt;
 use crate::name::{ChannelName, TopicName};
 use crate::session::Closed;
 use crate::time::{Instant, Span};
-use crate::wire::nsqd::{Limits, MessageId};
 
+pub use crate::wire::nsqd::{Limits, MessageId};
 pub use arena::BLOCK_MIN;
 pub use channel_query::{
     CHANNEL_QUERY_RAM_MAX, CHANNEL_QUERY_TOPICS_MAX, ChannelQuery, ChannelQuerySession,

@@ -85,8 +85,8 @@ use crate::http;
 use crate::name::{ChannelName, TopicName};
 use crate::session::Closed;
 use crate::time::{Instant, Span};
-use crate::wire::nsqlookupd::{IdentifyReply, NodeInfo};
 
+pub use crate::wire::nsqlookupd::{IdentifyReply, NodeInfo};
 pub use producer::ProducerSession;
 pub use service::HttpSession;
 

@@ -15,5 +15,8 @@ pub(crate) mod lookupd_query;
 pub mod reject;
 pub(crate) mod staging;
 
+pub use crate::wire::DecodeError;
+pub use crate::wire::http::BadAnswer;
+pub use crate::wire::nsqd::ErrorCode;
 pub use contract::{DRAINS_MAX, Link, Session, Transmit, Upgrade};
 pub use error::{Awaited, Closed, DialError, Fault, TransportError};

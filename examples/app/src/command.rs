@@ -4,8 +4,8 @@ use core::fmt;
 use core::fmt::Write as _;
 
 use heapless::String;
+use nanonsq_core::consumer::MessageId;
 use nanonsq_core::time::Span;
-use nanonsq_core::wire::nsqd::MessageId;
 
 /// The longest command, in bytes.
 pub const COMMAND_MAX: usize = 128;

@@ -7,13 +7,14 @@ use embassy_futures::join::join3;
 use embassy_futures::select::{Either, select};
 use embassy_sync::blocking_mutex::raw::RawMutex;
 use heapless::String;
-use nanonsq_core::consumer::{AnswerError, Config, ConnectionEvent, Event, LookupdEvent, TooLarge};
+use nanonsq_core::consumer::{
+    AnswerError, Config, ConnectionEvent, Event, LookupdEvent, MessageHead, TooLarge,
+};
 use nanonsq_core::drive::Sleep;
 use nanonsq_core::drive::consumer;
 use nanonsq_core::name::{ChannelName, TopicName};
 use nanonsq_core::session::Closed;
 use nanonsq_core::time::{Instant, Span};
-use nanonsq_core::wire::nsqd::MessageHead;
 
 use crate::command::{self, Command, UNDERSTOOD};
 use crate::message::{self, REPLY_MAX, Reply};

@@ -5,13 +5,14 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use nanonsq_core::consumer::{self, AnswerError};
+use nanonsq_core::consumer::{MessageHead, MessageId};
 use nanonsq_core::drive::publisher::Publish;
 use nanonsq_core::drive::registration;
 use nanonsq_core::name::TopicName;
 use nanonsq_core::publisher::{Config, Counters, Event, Outcome, PublishError, Publisher, Ticket};
+use nanonsq_core::session::ErrorCode;
 use nanonsq_core::session::{Closed, DialError};
 use nanonsq_core::time::Span;
-use nanonsq_core::wire::nsqd::{ErrorCode, MessageHead, MessageId};
 use nanonsq_std::{TcpDialer, TokioSleep};
 use serde_json::Value;
 use tokio::time::{Instant, timeout};

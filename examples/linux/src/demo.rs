@@ -18,9 +18,9 @@ use nanonsq_core::drive::{self, Gathering, Port, Ports};
 use nanonsq_core::name::{ChannelName, TopicName};
 use nanonsq_core::nsqd::{Config, Full, HttpConfig, Nsqd};
 use nanonsq_core::nsqlookupd;
+use nanonsq_core::nsqlookupd::IdentifyReply;
 use nanonsq_core::registration::{self, NodeInfo};
 use nanonsq_core::time::Span;
-use nanonsq_core::wire::nsqlookupd::IdentifyReply;
 use nanonsq_std::{NoopRawMutex, TcpDialer, TcpListener, TokioSleep};
 
 use crate::flags::SECONDS_MAX;

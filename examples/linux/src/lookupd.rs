@@ -11,9 +11,8 @@ use nanonsq_core::address::HOST_MAX;
 use nanonsq_core::drive::nsqlookupd::{self, Resources};
 use nanonsq_core::drive::{Gathering, Port, Ports};
 use nanonsq_core::name::NAME_MAX;
-use nanonsq_core::nsqlookupd::{Config, Event, TOMBSTONES, TableFull};
+use nanonsq_core::nsqlookupd::{Config, Event, IdentifyReply, TOMBSTONES, TableFull};
 use nanonsq_core::session::Closed;
-use nanonsq_core::wire::nsqlookupd::IdentifyReply;
 use nanonsq_std::{NoopRawMutex, TokioSleep};
 
 use crate::flags::{GoDuration, Listen, broadcast};

@@ -11,11 +11,10 @@ use nanonsq_core::drive::nsqd::{self, Dialers, Resources, Settings, SettingsErro
 use nanonsq_core::drive::{Gathering, Port, Ports};
 use nanonsq_core::name::NAME_MAX;
 use nanonsq_core::nsqd::{
-    ClientEvent, Config, ConfigError, Event, Full, HttpConfig, LANES_MAX, Nsqd, TableFull,
+    ClientEvent, Config, ConfigError, Event, Full, HttpConfig, LANES_MAX, Limits, Nsqd, TableFull,
 };
 use nanonsq_core::registration::{self, NodeInfo};
 use nanonsq_core::session::Closed;
-use nanonsq_core::wire::nsqd::Limits;
 use nanonsq_std::{NoopRawMutex, TcpDialer, TokioSleep};
 
 use crate::flags::{GoDuration, Listen, broadcast};

@@ -11,10 +11,7 @@ use nanonsq_core::drive;
 use nanonsq_core::nsqd::ChannelStatus;
 use nanonsq_core::publisher::{Event, Outcome, Ticket};
 use nanonsq_core::registration::PeerState;
-use nanonsq_core::session::{Closed, Fault, TransportError};
-use nanonsq_core::wire::DecodeError;
-use nanonsq_core::wire::http::BadAnswer;
-use nanonsq_core::wire::nsqd::ErrorCode;
+use nanonsq_core::session::{BadAnswer, Closed, DecodeError, ErrorCode, Fault, TransportError};
 use nanonsq_std::{NoopRawMutex, TokioSleep};
 
 pub(crate) type Publishing<'a> = drive::publisher::Handle<'a, NoopRawMutex>;

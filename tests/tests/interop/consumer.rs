@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use nanonsq_std::core::consumer::{
     AnswerError, Config, ConnectionEvent, Event, Exhausted, LookupdState, TooLarge,
 };
+use nanonsq_std::core::session::DecodeError;
 use nanonsq_std::core::session::{Closed, DialError, Fault};
 use nanonsq_std::core::time::Span;
-use nanonsq_std::core::wire::DecodeError;
 use nanonsq_tests::proxy::{Mode, Recording};
 use nanonsq_tests::tap::V2;
 use nanonsq_tests::{

@@ -6,10 +6,10 @@ use std::ops::Range;
 use std::time::Duration;
 
 use nanonsq_std::core::publisher::{Config, Counters, Event, Outcome, PublishOptions};
+use nanonsq_std::core::session::DecodeError;
+use nanonsq_std::core::session::ErrorCode;
 use nanonsq_std::core::session::{Closed, Fault as SessionFault};
 use nanonsq_std::core::time::Span;
-use nanonsq_std::core::wire::DecodeError;
-use nanonsq_std::core::wire::nsqd::ErrorCode;
 use nanonsq_tests::{
     Cut, Fault, Faults, Nsqd, Proxy, ServerOptions, Until, auth, consume_all, require_peers, tap,
 };

@@ -4,7 +4,7 @@ use embassy_time::{Duration, Instant, Timer};
 use nanonsq_core::drive::registration::{self, Handle};
 use nanonsq_core::name::{ChannelName, TopicName};
 use nanonsq_core::registration::Config;
-use nanonsq_core::wire::nsqlookupd::NodeInfo;
+use nanonsq_core::registration::NodeInfo;
 use nanonsq_embassy::{EmbassySleep, NoopRawMutex, Sockets};
 
 use crate::peers::{LOOKUPD, Lookupd};
