@@ -121,48 +121,48 @@ mod tests {
     #[test]
     fn failures_double_the_wait_and_successes_halve_it() {
         let mut jitter = Jitter::new(1);
-        let mut flow = ConsumerBackoff::new(9);
-        assert_eq!(flow.limit(100), 9);
-        assert_eq!(flow.limit(5), 5);
-        assert_eq!(flow.succeeded(BASE, CAP, &mut jitter), None);
+        let mut backoff = ConsumerBackoff::new(9);
+        assert_eq!(backoff.limit(100), 9);
+        assert_eq!(backoff.limit(5), 5);
+        assert_eq!(backoff.succeeded(BASE, CAP, &mut jitter), None);
         for high in [100, 200, 400, 800, 1000, 1000] {
-            let wait = flow.failed(BASE, CAP, &mut jitter).unwrap().as_millis();
+            let wait = backoff.failed(BASE, CAP, &mut jitter).unwrap().as_millis();
             assert!((high / 2..=high).contains(&wait), "{wait} of {high}");
-            assert_eq!(flow.limit(100), 0);
-            assert_eq!(flow.failed(BASE, CAP, &mut jitter), None, "already waiting");
-            assert_eq!(flow.succeeded(BASE, CAP, &mut jitter), None, "an old message");
-            flow.probe();
-            assert_eq!(flow.limit(100), 1);
+            assert_eq!(backoff.limit(100), 0);
+            assert_eq!(backoff.failed(BASE, CAP, &mut jitter), None, "already waiting");
+            assert_eq!(backoff.succeeded(BASE, CAP, &mut jitter), None, "an old message");
+            backoff.probe();
+            assert_eq!(backoff.limit(100), 1);
         }
         for high in [800, 400, 200, 100] {
-            let wait = flow.succeeded(BASE, CAP, &mut jitter).unwrap().as_millis();
+            let wait = backoff.succeeded(BASE, CAP, &mut jitter).unwrap().as_millis();
             assert!((high / 2..=high).contains(&wait), "{wait} of {high}");
-            assert!(!flow.is_open());
-            flow.probe();
+            assert!(!backoff.is_open());
+            backoff.probe();
         }
-        assert_eq!(flow.succeeded(BASE, CAP, &mut jitter), None);
-        assert_eq!((flow.limit(100), flow.is_open()), (9, true));
+        assert_eq!(backoff.succeeded(BASE, CAP, &mut jitter), None);
+        assert_eq!((backoff.limit(100), backoff.is_open()), (9, true));
     }
 
     #[test]
     fn paused_is_paused_whatever_happens() {
         let mut jitter = Jitter::new(1);
-        let mut flow = ConsumerBackoff::new(9);
-        flow.set_paused(true);
-        assert_eq!((flow.limit(9), flow.is_paused()), (0, true));
-        let _ = flow.failed(BASE, CAP, &mut jitter);
-        flow.probe();
-        assert_eq!(flow.limit(9), 0);
-        flow.set_paused(false);
-        assert_eq!(flow.limit(9), 1);
-        flow.set_max(0);
-        assert_eq!(flow.limit(9), 0);
+        let mut backoff = ConsumerBackoff::new(9);
+        backoff.set_paused(true);
+        assert_eq!((backoff.limit(9), backoff.is_paused()), (0, true));
+        let _ = backoff.failed(BASE, CAP, &mut jitter);
+        backoff.probe();
+        assert_eq!(backoff.limit(9), 0);
+        backoff.set_paused(false);
+        assert_eq!(backoff.limit(9), 1);
+        backoff.set_max(0);
+        assert_eq!(backoff.limit(9), 0);
     }
 
     #[test]
     fn it_can_be_off() {
-        let mut flow = ConsumerBackoff::new(9);
-        assert_eq!(flow.failed(Span::ZERO, CAP, &mut Jitter::new(1)), None);
-        assert!(flow.is_open());
+        let mut backoff = ConsumerBackoff::new(9);
+        assert_eq!(backoff.failed(Span::ZERO, CAP, &mut Jitter::new(1)), None);
+        assert!(backoff.is_open());
     }
 }

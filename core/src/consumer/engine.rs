@@ -22,8 +22,8 @@ pub(super) enum Timer {
     Probe,
     /// See whose turn it is.
     Turn,
-    /// The given addresses are to be offered, or a seat given up.
-    Seats,
+    /// The given addresses are to be offered, or a slot given up.
+    Slots,
 }
 
 impl TimerId for Timer {
@@ -47,7 +47,7 @@ pub(super) enum Recovery {
 #[repr(C)]
 pub(super) struct Shared<'a> {
     pub(super) stopping: bool,
-    pub(super) flow: ConsumerBackoff,
+    pub(super) backoff: ConsumerBackoff,
     pub(super) config: &'a Config<'a>,
     pub(super) version: u32,
     pub(super) tally: &'a mut Counters,
@@ -55,8 +55,8 @@ pub(super) struct Shared<'a> {
     /// there are for arguments.
     pub(super) now: Instant,
     pub(super) jitter: Jitter,
-    pub(super) window: RdyTable<'a>,
-    pub(super) store: InFlight<'a>,
+    pub(super) rdy: RdyTable<'a>,
+    pub(super) in_flight: InFlight<'a>,
     pub(super) timers: Timers<Timer, 3>,
     /// When the given addresses are offered again, and when that may be at the earliest.
     pub(super) offers: Instant,
@@ -64,7 +64,7 @@ pub(super) struct Shared<'a> {
     /// How long a connection may take to come up, each step of it.
     pub(super) patience: Span,
     /// What [`go_round`](Self::go_round) does. Behind a pointer that is set only if the nsqds may be
-    /// others than those that have a seat from the start: what is not used is not linked.
+    /// others than those that have a slot from the start: what is not used is not linked.
     pub(super) rounds: Option<fn(&mut Self, Option<u8>)>,
     /// What is done as a connection is left: likewise.
     pub(super) leave: Option<Leave<'a>>,
@@ -72,7 +72,7 @@ pub(super) struct Shared<'a> {
     pub(super) identify: Option<Identify>,
     /// What is done after failures: nothing until a message was requeued.
     pub(super) recover: Option<fn(&mut Self, Recovery)>,
-    pub(super) directory: NsqdTable<'a>,
+    pub(super) nsqds: NsqdTable<'a>,
     /// The given addresses, as a source.
     pub(super) given: Round,
     pub(super) given_up: Option<(MessageId, u16)>,
@@ -107,26 +107,26 @@ impl Shared<'_> {
 
     /// Makes the window as large as it is to be now.
     pub(super) fn adjust(&mut self) {
-        self.window.set_limit(self.flow.limit(self.store.capacity()));
-        if !self.window.takes_turns() {
+        self.rdy.set_limit(self.backoff.limit(self.in_flight.capacity()));
+        if !self.rdy.takes_turns() {
             self.timers.stop(Timer::Turn);
         } else if !self.timers.is_set(Timer::Turn) {
             let interval = self.jitter.around(self.config.redistribute).max(Span::from_millis(1));
             self.timers.set(Timer::Turn, self.after(interval));
         }
-        if self.window.is_short() {
+        if self.rdy.is_short() {
             self.changed();
         }
     }
 
     /// A message is no longer in flight.
     pub(super) fn answered(&mut self, id: u8) {
-        self.window.answered(id, 1);
+        self.rdy.answered(id, 1);
         self.adjust();
     }
 
     pub(super) fn answer(&mut self, token: Token, answer: Answer) -> Result<(), AnswerError> {
-        let answered = self.store.answer(token, answer);
+        let answered = self.in_flight.answer(token, answer);
         if answered == Err(AnswerError::Late) {
             count(&mut self.tally.late);
         }
@@ -153,13 +153,13 @@ impl Shared<'_> {
         match by {
             Recovery::Success => {
                 let Config { backoff_base, backoff_cap, .. } = *self.config;
-                let wait = self.flow.succeeded(backoff_base, backoff_cap, &mut self.jitter);
+                let wait = self.backoff.succeeded(backoff_base, backoff_cap, &mut self.jitter);
                 self.back_off(wait);
                 self.adjust();
             }
             Recovery::Time => {
                 if self.timers.expired(Timer::Probe, self.now) {
-                    self.flow.probe();
+                    self.backoff.probe();
                     self.adjust();
                     self.changed();
                 }
@@ -175,14 +175,13 @@ impl Shared<'_> {
 
     /// Somebody lists an nsqd.
     pub(super) fn offer(&mut self, source: u8, round: &mut Round, address: &Address) {
-        if !self.stopping
-            && self.directory.offer(self.now, self.config.rotate, source, round, address)
+        if !self.stopping && self.nsqds.offer(self.now, self.config.rotate, source, round, address)
         {
             self.changed();
         }
     }
 
-    /// Looks whether a seat is to be somebody else's. There may be a connection that does not come
+    /// Looks whether a slot is to be somebody else's. There may be a connection that does not come
     /// up.
     pub(super) fn go_round(&mut self, failed: Option<u8>) {
         if let Some(rounds) = self.rounds {
@@ -192,48 +191,48 @@ impl Shared<'_> {
 
     /// Looks if there is a reason to.
     pub(super) fn look_round(&mut self, failed: Option<u8>) {
-        let fails = failed.is_some_and(|id| self.directory.fail(id));
-        if fails && self.directory.soon & GIVEN != 0 {
+        let fails = failed.is_some_and(|id| self.nsqds.fail(id));
+        if fails && self.nsqds.soon & GIVEN != 0 {
             // Not in this moment: who waits for events is to hear of it first.
             let pause = self.pause();
             let pause = self.after(pause);
             self.offers = self.offers.min(self.paced.max(pause));
         }
-        if fails || self.timers.expired(Timer::Seats, self.now) {
+        if fails || self.timers.expired(Timer::Slots, self.now) {
             self.offer_and_leave();
         }
     }
 
-    /// Offers the given addresses if it is time, and gives up the seats whose time is over.
+    /// Offers the given addresses if it is time, and gives up the slots whose time is over.
     pub(super) fn offer_and_leave(&mut self) {
         if self.offers <= self.now {
             self.offer_given();
         }
-        let (left, next) = self.directory.leave(self.now);
+        let (left, next) = self.nsqds.leave(self.now);
         if left {
             self.changed();
         }
-        self.timers.set(Timer::Seats, next.min(self.offers));
+        self.timers.set(Timer::Slots, next.min(self.offers));
         self.be_patient();
     }
 
     /// Offers the given addresses.
     pub(super) fn offer_given(&mut self) {
         let pause = self.pause();
-        let Self { directory, given, config, now, .. } = self;
-        let soon = directory.soon;
-        let mut changed = !self.stopping && directory.offer_given(*now, config.rotate, given);
-        changed |= directory.soon & !soon != 0;
+        let Self { nsqds, given, config, now, .. } = self;
+        let soon = nsqds.soon;
+        let mut changed = !self.stopping && nsqds.offer_given(*now, config.rotate, given);
+        changed |= nsqds.soon & !soon != 0;
         self.offers = if given.unserved == 0 || self.stopping {
             Instant::NEVER
-        } else if directory.soon & GIVEN != 0 {
+        } else if nsqds.soon & GIVEN != 0 {
             Instant::ZERO
         } else {
-            // When the next may have a seat; if it is time already, another source's turn is it.
+            // When the next may have a slot; if it is time already, another source's turn is it.
             let soon = now.after(Span::from_millis((config.rotate.as_millis() >> 2).max(1)));
-            directory.rotates.max(soon)
+            nsqds.rotates.max(soon)
         };
-        if changed || directory.soon & GIVEN != 0 {
+        if changed || nsqds.soon & GIVEN != 0 {
             self.paced = now.after(pause);
         }
         self.offers = self.offers.max(self.paced);
@@ -245,17 +244,17 @@ impl Shared<'_> {
     /// How long after one the next of the given ones is tried.
     pub(super) fn pause(&mut self) -> Span {
         let Config { reconnect_base, reconnect_cap, .. } = *self.config;
-        let pause = slower(reconnect_base, self.directory.level).min(reconnect_cap);
+        let pause = slower(reconnect_base, self.nsqds.level).min(reconnect_cap);
         self.jitter.around(Span::from_millis(pause.as_millis() >> 1)).max(Span::from_millis(1))
     }
 
     /// While others wait, nobody may take long to come up.
     pub(super) fn be_patient(&mut self) {
         let longest = self.config.connect_timeout;
-        self.patience = if self.directory.waiting == 0 {
+        self.patience = if self.nsqds.waiting == 0 {
             longest
         } else {
-            slower(PATIENCE, self.directory.level).min(longest)
+            slower(PATIENCE, self.nsqds.level).min(longest)
         };
     }
 
@@ -272,7 +271,7 @@ impl Shared<'_> {
     pub(super) fn tick(&mut self) {
         self.recover(Recovery::Time);
         if self.timers.expired(Timer::Turn, self.now) {
-            self.window.turn();
+            self.rdy.turn();
             self.adjust();
             self.changed();
         }

@@ -1,8 +1,8 @@
-//! How a connection that is up is left: CLS, the answers of what is in flight, and the end.
+//! How a consumer leaves an nsqd: CLS, the answers of the messages in flight, then the close.
 //!
-//! Most consumers leave nobody: they are given no more nsqds than they have connections, and run for
-//! ever. So all of this is one function, behind a pointer that is set by what may need it: what is
-//! not used is not linked.
+//! Most consumers never leave an nsqd: they have a connection for each and run for ever. So all of
+//! this is one function behind a pointer, which is set only by what may need it: what is not used
+//! is not linked.
 
 use super::Shared;
 use super::connection::{Cls, ConnectionSession, Timer};
@@ -11,36 +11,36 @@ use crate::session::handshake::LinkState;
 use crate::session::{Closed, Fault};
 use crate::wire::nsqd;
 
-/// Of what a connection that may be left is told.
+/// An event on which a connection may have to be left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Moment {
-    /// Its seat is somebody else's, or nobody's.
-    Unseated,
+    /// The slot is for another nsqd now, or for none.
+    Unassigned,
     /// A message arrived.
     Arrived,
     /// There is room for a command.
-    LinkState,
-    /// An answer went out.
+    Room,
+    /// An answer was staged.
     Answered,
-    /// nsqd says something that is neither a heartbeat nor an error.
+    /// A response arrived that is not a heartbeat.
     Response,
-    /// The time for a step is up.
+    /// The deadline of the state has passed.
     Late,
 }
 
-/// What is done then.
+/// Handles such an event.
 pub(super) type Leave<'a> = fn(&mut ConnectionSession<'_, 'a>, Moment);
 
-/// It, where connections may be left.
+/// The handler of consumers that may leave nsqds.
 fn leave(session: &mut ConnectionSession<'_, '_>, moment: Moment) {
     match moment {
-        Moment::Unseated => session.drain(),
+        Moment::Unassigned => session.drain(),
         Moment::Arrived => {
             if session.shared.stopping {
-                session.shared.store.recall(session.id, false);
+                session.shared.in_flight.recall(session.id, false);
             }
         }
-        Moment::LinkState => {
+        Moment::Room => {
             if session.connection.cls == Cls::Unsent {
                 session.connection.cls = Cls::Sent;
                 session.connection.push(b"CLS", &[], None);
@@ -60,7 +60,7 @@ fn leave(session: &mut ConnectionSession<'_, '_>, moment: Moment) {
             session.close(Closed::Local);
         }
         Moment::Late => {
-            session.shared.store.recall(session.id, true);
+            session.shared.in_flight.recall(session.id, true);
             let leave = session.shared.after(session.shared.config.close_timeout);
             session.connection.handshake.deadline = leave;
             session.connection.handshake.set_state(LinkState::Leaving);
@@ -72,10 +72,10 @@ fn leave(session: &mut ConnectionSession<'_, '_>, moment: Moment) {
 impl ConnectionSession<'_, '_> {
     fn drain(&mut self) {
         let Self { connection, shared, id } = self;
-        shared.window.retire(*id);
+        shared.rdy.retire(*id);
         shared.adjust();
         if shared.stopping {
-            shared.store.recall(*id, false);
+            shared.in_flight.recall(*id, false);
         }
         connection.handshake.deadline = shared.after(shared.config.drain_timeout);
         connection.timers.set(Timer::Settle, shared.after(SETTLE));
@@ -85,7 +85,7 @@ impl ConnectionSession<'_, '_> {
 
     /// Closes once nothing is in flight any more and nsqd has confirmed that nothing comes.
     fn leave_if_done(&mut self) {
-        let left = self.shared.window.in_flight(self.id) == 0;
+        let left = self.shared.rdy.in_flight(self.id) == 0;
         let done = match self.connection.handshake.state() {
             LinkState::Draining => left && self.connection.cls == Cls::Confirmed,
             LinkState::Leaving => left,

@@ -1,7 +1,7 @@
 //! One nsqlookupd as a consumer sees it: asked over HTTP, one request a connection.
 //!
 //! The answer is scanned as it arrives, however long it is: each producer is offered to the
-//! directory as soon as it is whole.
+//! discovery as soon as it is whole.
 
 use super::discovery::Round;
 use super::unusable::{self, BadProducer, Listed};
@@ -24,7 +24,7 @@ const RETRY: Span = Span::from_secs(1);
 /// One nsqlookupd, and what its answer has said so far.
 #[derive(Debug)]
 pub(super) struct Lookupd {
-    get: LookupdQuery<HOST_MAX>,
+    query: LookupdQuery<HOST_MAX>,
     attempts: Attempts,
     /// Not to be asked before, however much there is to find out.
     paced: Instant,
@@ -127,7 +127,7 @@ impl Producers {
 impl Lookupd {
     /// For storage.
     pub(super) const NEW: Self = Self {
-        get: LookupdQuery::NEW,
+        query: LookupdQuery::NEW,
         attempts: Attempts::ONE,
         paced: Instant::ZERO,
         producers: Producers::NEW,
@@ -137,11 +137,11 @@ impl Lookupd {
     /// Asks from now on, at once.
     pub(super) fn start(&mut self) {
         *self = Self::NEW;
-        self.get.start(Instant::ZERO);
+        self.query.start(Instant::ZERO);
     }
 
     pub(super) fn is_busy(&self) -> bool {
-        self.get.is_busy()
+        self.query.is_busy()
     }
 
     pub(super) fn unserved(&self) -> u16 {
@@ -150,11 +150,11 @@ impl Lookupd {
 
     pub(super) fn status(&self) -> LookupdStatus {
         LookupdStatus {
-            state: self.get.state(),
+            state: self.query.state(),
             producers: self.producers.count,
             unusable: self.producers.unusable,
             unserved: self.round.unserved,
-            last: self.get.why(),
+            last: self.query.why(),
         }
     }
 }
@@ -175,10 +175,10 @@ pub struct LookupdSession<'s, 'a> {
 impl LookupdSession<'_, '_> {
     /// What came of asking last, if nobody polled it yet.
     pub fn poll_event(&mut self) -> Option<LookupdEvent> {
-        if !self.lookupd.get.take_pending_event() {
+        if !self.lookupd.query.take_pending_event() {
             return None;
         }
-        Some(match self.lookupd.get.why() {
+        Some(match self.lookupd.query.why() {
             None | Some(Closed::Local) => {
                 LookupdEvent::Answered { producers: self.lookupd.producers.count }
             }
@@ -188,22 +188,22 @@ impl LookupdSession<'_, '_> {
 
     /// When to do the next thing.
     fn step(&self) -> Instant {
-        let step = self.lookupd.get.step();
-        let waits = self.lookupd.get.state() == LookupdState::Waiting;
-        let soon = waits && self.shared.directory.soon & self.source != 0;
+        let step = self.lookupd.query.step();
+        let waits = self.lookupd.query.state() == LookupdState::Waiting;
+        let soon = waits && self.shared.nsqds.soon & self.source != 0;
         if soon { step.min(self.lookupd.paced) } else { step }
     }
 
     fn fail(&mut self, now: Instant, fault: Fault) -> Result<(), Fault> {
         let timeout = self.shared.config.close_timeout;
-        self.lookupd.get.close(now, Closed::Fault(fault), timeout);
+        self.lookupd.query.close(now, Closed::Fault(fault), timeout);
         Err(fault)
     }
 
     /// With another status than 200 it is that: something else than nsqlookupd has pages of its own
     /// for what it does not find.
     fn bad(&mut self, now: Instant, why: BadAnswer) -> Result<(), Fault> {
-        let why = match self.lookupd.get.http.status() {
+        let why = match self.lookupd.query.http.status() {
             None | Some(200) => why,
             Some(status) => BadAnswer::Status(status),
         };
@@ -213,7 +213,7 @@ impl LookupdSession<'_, '_> {
     fn on_body(&mut self, now: Instant, body: &[u8]) -> Result<(), Fault> {
         let mut input = body;
         loop {
-            let Lookupd { get: LookupdQuery { json, .. }, producers, .. } = &mut *self.lookupd;
+            let Lookupd { query: LookupdQuery { json, .. }, producers, .. } = &mut *self.lookupd;
             let depth = json.depth();
             let whole = match json.next(&mut input) {
                 Ok(Some(token)) => producers.take(token, depth),
@@ -239,7 +239,7 @@ impl LookupdSession<'_, '_> {
     /// The answer is whole.
     fn on_answer(&mut self, now: Instant) -> Result<(), Fault> {
         let lookupd = &mut *self.lookupd;
-        if let Err(error) = lookupd.get.json.end() {
+        if let Err(error) = lookupd.query.json.end() {
             return self.bad(now, BadAnswer::Json(error));
         }
         if !lookupd.producers.found {
@@ -247,16 +247,16 @@ impl LookupdSession<'_, '_> {
         }
         if lookupd.producers.count > 0 {
             let super::Config { rotate, grace, .. } = *self.shared.config;
-            self.shared.directory.end(now, rotate, grace, self.source, &mut lookupd.round);
+            self.shared.nsqds.end(now, rotate, grace, self.source, &mut lookupd.round);
             self.shared.offer_and_leave();
         } else {
-            self.shared.directory.lose(self.source);
+            self.shared.nsqds.lose(self.source);
             lookupd.round = Round::NONE;
         }
         self.shared.be_patient();
         unusable::end(self.shared.unusable, self.source);
         count(&mut self.shared.tally.lookups);
-        lookupd.get.close(now, Closed::Local, self.shared.config.close_timeout);
+        lookupd.query.close(now, Closed::Local, self.shared.config.close_timeout);
         self.shared.changed();
         Ok(())
     }
@@ -267,16 +267,16 @@ const TOPIC_NOT_FOUND: &[u8] = b"TOPIC_NOT_FOUND";
 
 impl Session for LookupdSession<'_, '_> {
     fn link(&self) -> Link {
-        self.lookupd.get.link(!self.shared.stopping)
+        self.lookupd.query.link(!self.shared.stopping)
     }
 
     fn dial(&mut self, now: Instant) -> Option<&Address> {
         let lookupd = &mut *self.lookupd;
-        if lookupd.get.state() != LookupdState::Waiting {
+        if lookupd.query.state() != LookupdState::Waiting {
             return None;
         }
         if self.shared.stopping {
-            lookupd.get.retire();
+            lookupd.query.retire();
             self.shared.changed();
             return None;
         }
@@ -284,30 +284,30 @@ impl Session for LookupdSession<'_, '_> {
             return None;
         }
         let lookupd = &mut *self.lookupd;
-        lookupd.get.dial(now.after(self.shared.config.connect_timeout));
+        lookupd.query.dial(now.after(self.shared.config.connect_timeout));
         Some(self.address)
     }
 
     fn open(&mut self, now: Instant) {
         let lookupd = &mut *self.lookupd;
         lookupd.producers = Producers::NEW;
-        self.shared.directory.begin(self.source, &mut lookupd.round);
+        self.shared.nsqds.begin(self.source, &mut lookupd.round);
         unusable::begin(self.shared.unusable, self.source);
-        lookupd.get.open(now.after(self.shared.config.lookup_timeout));
+        lookupd.query.open(now.after(self.shared.config.lookup_timeout));
     }
 
     fn receive(&mut self, now: Instant, bytes: &[u8]) -> Result<(), Fault> {
         self.shared.now = now;
         let mut input = bytes;
-        while self.lookupd.get.state() == LookupdState::Asking {
-            let body = self.lookupd.get.http.next(&mut input);
-            match (self.lookupd.get.http.status(), body) {
+        while self.lookupd.query.state() == LookupdState::Asking {
+            let body = self.lookupd.query.http.next(&mut input);
+            match (self.lookupd.query.http.status(), body) {
                 (_, Err(error)) => return self.bad(now, BadAnswer::Http(error)),
                 (Some(200 | 404), Ok(body)) => {
                     if let Some(body) = body {
                         self.on_body(now, body)?;
                     }
-                    if self.lookupd.get.http.is_complete() {
+                    if self.lookupd.query.http.is_complete() {
                         return self.on_answer(now);
                     }
                     if body.is_none() {
@@ -324,14 +324,14 @@ impl Session for LookupdSession<'_, '_> {
 
     fn transmit(&mut self, _: Instant) -> Transmit<'_> {
         let (config, address) = (self.shared.config, self.address);
-        self.lookupd.get.transmit(|request| {
+        self.lookupd.query.transmit(|request| {
             let topic = config.topic.as_str();
             emit_get(request, address, "/lookup?topic=", topic, config.user_agent)
         })
     }
 
     fn sent(&mut self, _: Instant, n: usize) {
-        self.lookupd.get.sent(n);
+        self.lookupd.query.sent(n);
     }
 
     fn deadline(&self) -> Instant {
@@ -339,22 +339,22 @@ impl Session for LookupdSession<'_, '_> {
     }
 
     fn tick(&mut self, now: Instant) {
-        self.lookupd.get.tick(now, self.shared.config.close_timeout);
+        self.lookupd.query.tick(now, self.shared.config.close_timeout);
     }
 
     fn closed(&mut self, now: Instant, why: Closed) {
         self.shared.now = now;
-        if self.lookupd.get.state() == LookupdState::Asking && why == Closed::Peer {
-            let _ = match self.lookupd.get.http.finish() {
+        if self.lookupd.query.state() == LookupdState::Asking && why == Closed::Peer {
+            let _ = match self.lookupd.query.http.finish() {
                 Ok(()) => self.on_answer(now),
                 Err(error) => self.bad(now, BadAnswer::Http(error)),
             };
         }
         let lookupd = &mut *self.lookupd;
-        if !lookupd.get.is_busy() {
+        if !lookupd.query.is_busy() {
             return;
         }
-        let why = lookupd.get.closed(why);
+        let why = lookupd.query.closed(why);
         let shared = &mut *self.shared;
         let longest = shared.config.lookup_interval.as_millis().max(1);
         let (delay, soon) = if why == Closed::Local {
@@ -364,17 +364,17 @@ impl Session for LookupdSession<'_, '_> {
             let delay =
                 shared.jitter.between(Span::from_millis(shortest), Span::from_millis(longest));
             let most = Span::from_millis(longest >> SOON_SHIFT).max(SOON);
-            let soon = slower(SOON, shared.directory.level).min(most);
+            let soon = slower(SOON, shared.nsqds.level).min(most);
             (delay, shared.jitter.around(soon))
         } else {
             count(&mut shared.tally.lookups_failed);
-            shared.directory.lose(self.source);
+            shared.nsqds.lose(self.source);
             let spans = [RETRY, shared.config.lookup_interval, Span::ZERO];
             let delay = lookupd.attempts.delay(spans, false, &mut shared.jitter);
             (delay, delay)
         };
         lookupd.paced = now.after(soon);
-        lookupd.get.wait(now.after(delay));
+        lookupd.query.wait(now.after(delay));
         shared.changed();
     }
 }

@@ -5,12 +5,12 @@
 //! the application has answered it, and brings the answer to the nsqd it came from.
 //!
 //! ```text
-//!             seat         dial           open                answered
+//!             slot         dial           open                answered
 //! Unused ----------> Waiting -----> Dialing -----> Identifying -------> [Authenticating]
 //!    ^                  ^              | refused        | fault, timeout      |
 //!    |                  |              v                v                     v
 //!    |                  +----------- Closing <---+--- Ready <----------- Subscribing
-//!    +---- seat gone ------------------+         |      | seat gone: CLS
+//!    +---- slot gone ------------------+         |      | slot gone: CLS
 //!                                      ^         |      v
 //!                                      +----- Leaving <--- Draining
 //!                                               time is up: REQ the rest
@@ -133,10 +133,10 @@ impl<'a> Consumer<'a> {
         config.check(CONNECTIONS, nsqds.len(), MESSAGES, ring.len())?;
         // It may have been another consumer's.
         storage.clear();
-        let mut consumer = Self::unseated(config, storage.tables(ring.len()), nsqds, ring);
-        consumer.seat();
+        let mut consumer = Self::unassigned(config, storage.tables(ring.len()), nsqds, ring);
+        consumer.assign_given();
         if config.has_options() {
-            consumer.say_options();
+            consumer.send_options();
         }
         if nsqds.len() > CONNECTIONS {
             consumer.take_turns();
@@ -144,16 +144,16 @@ impl<'a> Consumer<'a> {
         Ok(consumer)
     }
 
-    /// As [`new`](Self::new), of checked settings and new tables. [`seat`](Self::seat) it where it
+    /// As [`new`](Self::new), of checked settings and new tables. [`slot`](Self::slot) it where it
     /// lies, and with more nsqds than connections have it [`take_turns`](Self::take_turns).
     #[inline(always)]
-    pub(crate) fn unseated(
+    pub(crate) fn unassigned(
         config: &'a Config<'a>,
         tables: Tables<'a>,
         nsqds: &'a [Address],
         ring: &'a mut [u8],
     ) -> Self {
-        let Tables { connections, seats, shares, slots, tally, unit } = tables;
+        let Tables { connections, slots, shares, messages, tally, unit } = tables;
         Self {
             connections,
             lookupds: &mut [],
@@ -161,7 +161,7 @@ impl<'a> Consumer<'a> {
             with_lookupd: None,
             shared: Shared {
                 config,
-                directory: NsqdTable::new(seats, nsqds),
+                nsqds: NsqdTable::new(slots, nsqds),
                 given: Round::NONE,
                 offers: Instant::NEVER,
                 paced: Instant::ZERO,
@@ -170,9 +170,9 @@ impl<'a> Consumer<'a> {
                 leave: None,
                 identify: None,
                 recover: None,
-                window: RdyTable::new(shares),
-                store: InFlight::new(slots, ring, unit),
-                flow: ConsumerBackoff::new(config.max_in_flight),
+                rdy: RdyTable::new(shares),
+                in_flight: InFlight::new(messages, ring, unit),
+                backoff: ConsumerBackoff::new(config.max_in_flight),
                 timers: Timers::new(),
                 jitter: Jitter::new(config.seed),
                 tally,
@@ -186,14 +186,14 @@ impl<'a> Consumer<'a> {
     }
 
     /// Gives the given nsqds their connections.
-    pub(crate) fn seat(&mut self) {
+    pub(crate) fn assign_given(&mut self) {
         self.connections.iter_mut().for_each(Connection::set_up);
-        self.shared.directory.seat_given();
+        self.shared.nsqds.assign_given();
         self.shared.adjust();
     }
 
     /// IDENTIFY says what most consumers do not.
-    pub(crate) fn say_options(&mut self) {
+    pub(crate) fn send_options(&mut self) {
         self.shared.identify = Some(|config, w| {
             nsqd::emit_identify(w, &config.identify_request(), &config.identify_options())
         });
@@ -228,7 +228,7 @@ impl<'a> Consumer<'a> {
                 f(&mut session);
             }
         });
-        self.shared.directory.find_into(found);
+        self.shared.nsqds.find_into(found);
         self.shared.may_leave();
         self.shared.rounds = Some(Shared::look_round);
         self.lookupds.fill_with(|| Lookupd::NEW);
@@ -284,13 +284,13 @@ impl<'a> Consumer<'a> {
         let shared = &mut self.shared;
         shared.now = now;
         loop {
-            let token = shared.store.take()?;
-            let attempts = shared.store.attempts(token.slot.into());
+            let token = shared.in_flight.take()?;
+            let attempts = shared.in_flight.attempts(token.slot.into());
             let exhausted = shared.config.is_exhausted(attempts);
             if !exhausted || shared.config.exhausted == Exhausted::Deliver {
                 return Some(Delivery { token, exhausted });
             }
-            if let Some(id) = shared.store.id(token.slot.into()) {
+            if let Some(id) = shared.in_flight.id(token.slot.into()) {
                 shared.give_up(MessageId(*id), attempts);
             }
             let _ = shared.answer(token, Answer::Finish);
@@ -299,12 +299,12 @@ impl<'a> Consumer<'a> {
 
     /// The message, where it lies, until it is answered.
     pub fn message(&self, token: Token) -> Option<Message<'_>> {
-        Message::parse(self.shared.store.message(token)?)
+        Message::parse(self.shared.in_flight.message(token)?)
     }
 
     /// Its body alone.
     pub fn body(&self, token: Token) -> Option<&[u8]> {
-        self.shared.store.message(token)?.get(MessageHead::LEN..)
+        self.shared.in_flight.message(token)?.get(MessageHead::LEN..)
     }
 
     /// The message is done (FIN). While backing off, that is a success.
@@ -330,7 +330,7 @@ impl<'a> Consumer<'a> {
         self.release(now, token, delay)?;
         let shared = &mut self.shared;
         let Config { backoff_base, backoff_cap, .. } = *shared.config;
-        let wait = shared.flow.failed(backoff_base, backoff_cap, &mut shared.jitter);
+        let wait = shared.backoff.failed(backoff_base, backoff_cap, &mut shared.jitter);
         shared.back_off(wait);
         shared.recover = Some(Shared::recover_by);
         shared.adjust();
@@ -349,8 +349,8 @@ impl<'a> Consumer<'a> {
         let delay = match delay {
             Some(delay) => delay.as_millis(),
             None => {
-                shared.store.message(token).ok_or(AnswerError::Unknown)?;
-                shared.config.requeue_delay(shared.store.attempts(token.slot.into()))
+                shared.in_flight.message(token).ok_or(AnswerError::Unknown)?;
+                shared.config.requeue_delay(shared.in_flight.attempts(token.slot.into()))
             }
         };
         shared.answer(token, Answer::Requeue(delay))?;
@@ -363,10 +363,10 @@ impl<'a> Consumer<'a> {
     pub fn touch(&mut self, now: Instant, token: Token) -> Result<(), AnswerError> {
         self.shared.now = now;
         self.shared.answer(token, Answer::Touch)?;
-        let owner = self.shared.store.owner(token);
+        let owner = self.shared.in_flight.owner(token);
         if let Some(connection) = self.connections.get(usize::from(owner)) {
             let due = self.shared.after(connection.due_after(self.shared.config));
-            self.shared.store.prolong(token, due);
+            self.shared.in_flight.prolong(token, due);
         }
         Ok(())
     }
@@ -374,7 +374,7 @@ impl<'a> Consumer<'a> {
     /// Asks for no more messages; what is in flight goes on.
     pub fn pause(&mut self, now: Instant) {
         self.shared.now = now;
-        self.shared.flow.set_paused(true);
+        self.shared.backoff.set_paused(true);
         self.shared.adjust();
         self.shared.changed();
     }
@@ -382,20 +382,20 @@ impl<'a> Consumer<'a> {
     /// Asks for messages again.
     pub fn resume(&mut self, now: Instant) {
         self.shared.now = now;
-        self.shared.flow.set_paused(false);
+        self.shared.backoff.set_paused(false);
         self.shared.adjust();
         self.shared.changed();
     }
 
     /// Whether [`pause`](Self::pause) was called last.
     pub fn is_paused(&self) -> bool {
-        self.shared.flow.is_paused()
+        self.shared.backoff.is_paused()
     }
 
     /// Another [`Config::max_in_flight`] from now on.
     pub fn set_max_in_flight(&mut self, now: Instant, max: u16) {
         self.shared.now = now;
-        self.shared.flow.set_max(max);
+        self.shared.backoff.set_max(max);
         self.shared.adjust();
         self.shared.changed();
     }
@@ -408,7 +408,7 @@ impl<'a> Consumer<'a> {
         shared.stopping = true;
         shared.may_leave();
         for id in 0..self.connections.len() {
-            shared.directory.retire(id as u8);
+            shared.nsqds.retire(id as u8);
         }
         shared.changed();
     }
@@ -451,18 +451,18 @@ impl<'a> Consumer<'a> {
 
     /// How many messages wait to be taken.
     pub fn waiting(&self) -> usize {
-        self.shared.store.waiting().into()
+        self.shared.in_flight.waiting().into()
     }
 
     /// Whether nsqd may be waiting for answers: most of what it may deliver is in flight (85
     /// percent on some connection). Who collects messages into a batch should not wait for more.
     pub fn is_starved(&self) -> bool {
-        self.shared.window.is_starved()
+        self.shared.rdy.is_starved()
     }
 
     /// Whether fewer messages than max_in_flight are asked for, after failures.
     pub fn is_backing_off(&self) -> bool {
-        !self.shared.flow.is_open()
+        !self.shared.backoff.is_open()
     }
 
     /// The next thing to tell; call until `None`.

@@ -19,24 +19,24 @@ use crate::time::Span;
 /// How long after RDY was lowered messages may still come as if it were not.
 pub(super) const SETTLE: Span = Span::from_secs(1);
 
-/// How many intervals without a message a connection keeps its turn.
+/// For how many intervals a connection without messages keeps its turn.
 const QUIET_TURNS: u16 = 2;
 
-/// How many intervals a connection keeps its turn.
+/// For how many intervals a connection with messages keeps its turn.
 const BUSY_TURNS: u16 = 6;
 
-/// What one connection has of the window.
+/// The part that one connection has of max_in_flight.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Share {
-    /// The RDY that nsqd was told last.
+    /// The RDY that was announced to nsqd last.
     rdy: u16,
-    /// It may still deliver as if it were this.
+    /// A larger RDY by which nsqd may still deliver.
     held: u16,
-    /// What it is to be told.
+    /// The RDY that is to be announced.
     target: u16,
     /// Messages delivered and not answered.
     in_flight: u16,
-    /// The server's `max_rdy_count`; 0 of one that takes no part.
+    /// The server's `max_rdy_count`; 0 if the connection takes no part.
     // 32 bits, which makes it 16 bytes: of others, the compiler counts them by a division.
     cap: u32,
     /// Intervals since the last message.
@@ -61,8 +61,8 @@ impl Share {
         self.target > 0 && self.rdy > 0
     }
 
-    /// How long it has been time to pass the turn on; an idle one goes first, of several the one
-    /// that is so for longest.
+    /// For how many intervals the turn has been overdue, 0 if it is not. An idle connection ranks
+    /// above a busy one, whichever is overdue for longer.
     fn age(&self) -> u16 {
         if self.quiet >= QUIET_TURNS {
             self.quiet | 1 << 15
@@ -74,17 +74,17 @@ impl Share {
     }
 }
 
-/// The window and its parts.
+/// max_in_flight and the parts of it that connections have.
 #[derive(Debug)]
 pub(super) struct RdyTable<'a> {
     shares: &'a mut [Share],
     limit: u16,
-    /// Who gets the next turn.
+    /// The connection from which on the next turn is given.
     cursor: u8,
 }
 
 impl<'a> RdyTable<'a> {
-    /// Nothing to give yet. At most 255 shares, all of them [`Share::NONE`].
+    /// Without a limit, so that nothing is given yet. At most 255 shares, all of them [`Share::NONE`].
     pub(super) fn new(shares: &'a mut [Share]) -> Self {
         Self { shares, limit: 0, cursor: 0 }
     }
@@ -98,7 +98,7 @@ impl<'a> RdyTable<'a> {
         self.spread();
     }
 
-    /// It is gone, and with it what it was committed to.
+    /// A connection is gone, and with it what it was committed to.
     pub(super) fn leave(&mut self, id: u8) {
         if let Some(share) = self.get(id) {
             *share = Share::NONE;
@@ -106,7 +106,7 @@ impl<'a> RdyTable<'a> {
         self.spread();
     }
 
-    /// It gets nothing more; what is in flight stays so.
+    /// A connection gets nothing more; its messages in flight stay so.
     pub(super) fn retire(&mut self, id: u8) {
         if let Some(share) = self.get(id) {
             share.cap = 0;
@@ -118,7 +118,7 @@ impl<'a> RdyTable<'a> {
         self.spread();
     }
 
-    /// How many messages may be in flight in all.
+    /// Sets how many messages may be in flight on all connections together.
     pub(super) fn set_limit(&mut self, limit: u16) {
         if self.limit != limit {
             self.limit = limit;
@@ -126,7 +126,7 @@ impl<'a> RdyTable<'a> {
         }
     }
 
-    /// The RDY to tell nsqd now, if that changes anything.
+    /// The RDY to announce to nsqd now, if it differs from the last.
     pub(super) fn next(&self, id: u8) -> Option<u16> {
         let share = self.shares.get(usize::from(id))?;
         if share.target <= share.rdy {
@@ -142,8 +142,9 @@ impl<'a> RdyTable<'a> {
         (rdy > share.rdy).then_some(rdy)
     }
 
-    /// nsqd is told. Says whether it may still deliver as before for [`SETTLE`].
-    pub(super) fn told(&mut self, id: u8, rdy: u16) -> bool {
+    /// `rdy` is announced to nsqd. Returns whether nsqd may still deliver by the RDY before for
+    /// [`SETTLE`].
+    pub(super) fn announced(&mut self, id: u8, rdy: u16) -> bool {
         let Some(share) = self.get(id) else { return false };
         let lowered = rdy < share.rdy;
         if lowered {
@@ -179,7 +180,7 @@ impl<'a> RdyTable<'a> {
         self.shares.get(usize::from(id)).map_or(0, |share| share.in_flight)
     }
 
-    /// The RDY that nsqd was told last.
+    /// The RDY that was announced to nsqd last.
     pub(super) fn rdy(&self, id: u8) -> u16 {
         self.shares.get(usize::from(id)).map_or(0, |share| share.rdy)
     }
@@ -212,7 +213,7 @@ impl<'a> RdyTable<'a> {
             return;
         }
         let mut over = 0u16;
-        // A turn begins when nsqd is told.
+        // A turn begins when its RDY is announced.
         for share in self.shares.iter_mut().filter(|share| share.has_turn()) {
             share.quiet = share.quiet.saturating_add(1);
             share.turns = share.turns.saturating_add(1);
@@ -273,7 +274,7 @@ impl<'a> RdyTable<'a> {
         false
     }
 
-    /// Decides anew what each is to be told.
+    /// Decides anew which RDY each connection is to have.
     fn spread(&mut self) {
         let mut left = self.limit;
         if self.live() > left {

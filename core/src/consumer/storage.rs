@@ -15,9 +15,9 @@ use crate::address::Address;
 #[derive(Debug)]
 pub struct Storage<const CONNECTIONS: usize, const MESSAGES: usize> {
     pub(super) connections: [Connection; CONNECTIONS],
-    pub(super) seats: [NsqdSlot; CONNECTIONS],
+    pub(super) slots: [NsqdSlot; CONNECTIONS],
     pub(super) shares: [Share; CONNECTIONS],
-    pub(super) slots: [Slot; MESSAGES],
+    pub(super) messages: [Slot; MESSAGES],
     pub(super) tally: Counters,
 }
 
@@ -52,9 +52,9 @@ impl<const CONNECTIONS: usize, const MESSAGES: usize> Storage<CONNECTIONS, MESSA
     pub const fn new() -> Self {
         Self {
             connections: [const { Connection::NEW }; CONNECTIONS],
-            seats: [const { NsqdSlot::EMPTY }; CONNECTIONS],
+            slots: [const { NsqdSlot::EMPTY }; CONNECTIONS],
             shares: [Share::NONE; CONNECTIONS],
-            slots: [Slot::FREE; MESSAGES],
+            messages: [Slot::FREE; MESSAGES],
             tally: Counters::NONE,
         }
     }
@@ -62,27 +62,27 @@ impl<const CONNECTIONS: usize, const MESSAGES: usize> Storage<CONNECTIONS, MESSA
     // One by one: as a whole, it would pass through the stack.
     pub(super) fn clear(&mut self) {
         self.connections.fill_with(|| Connection::NEW);
-        self.seats.fill(NsqdSlot::EMPTY);
+        self.slots.fill(NsqdSlot::EMPTY);
         self.shares.fill(Share::NONE);
-        self.slots.fill(Slot::FREE);
+        self.messages.fill(Slot::FREE);
         self.tally = Counters::NONE;
     }
 
     /// With a ring of so many bytes, which is usually known when it is compiled: no division then.
     #[inline]
     pub(crate) fn tables(&mut self, ring: usize) -> Tables<'_> {
-        let Self { connections, seats, shares, slots, tally } = self;
+        let Self { connections, slots, shares, messages, tally } = self;
         let unit = ring.checked_div(MESSAGES).unwrap_or_default();
-        Tables { connections, seats, shares, slots, tally, unit }
+        Tables { connections, slots, shares, messages, tally, unit }
     }
 }
 
 /// A [`Storage`] of any size.
 pub(crate) struct Tables<'a> {
     pub(super) connections: &'a mut [Connection],
-    pub(super) seats: &'a mut [NsqdSlot],
+    pub(super) slots: &'a mut [NsqdSlot],
     pub(super) shares: &'a mut [Share],
-    pub(super) slots: &'a mut [Slot],
+    pub(super) messages: &'a mut [Slot],
     pub(super) tally: &'a mut Counters,
     /// Bytes of a slot.
     pub(super) unit: usize,

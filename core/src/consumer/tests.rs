@@ -1190,22 +1190,22 @@ fn no_more_of_what_nobody_can_use_is_kept_than_there_are_nsqlookupds() {
             let all: Vec<String> = ports.iter().map(each).collect();
             http("200 OK", &format!("{{\"producers\":[{}]}}", all.join(",")))
         };
-        let told = |bench: &mut Bench<'_>| {
+        let polled = |bench: &mut Bench<'_>| {
             let events = std::iter::from_fn(|| bench.consumer.poll_event());
             events.filter(|event| matches!(event, Event::Unusable { .. })).count()
         };
         bench.answer(0, &bad(&[70_000, 70_001, 70_002])).unwrap();
-        assert_eq!(told(bench), 2);
+        assert_eq!(polled(bench), 2);
         assert_eq!(bench.consumer.lookupd_status(0).unwrap().unusable, 3);
         assert_eq!(bench.consumer.unusable(1).unwrap().port, Some(70_001));
         assert_eq!(bench.consumer.unusable(2), None);
         bench.answer(1, &bad(&[70_000])).unwrap();
-        assert_eq!(told(bench), 0, "there is no room");
+        assert_eq!(polled(bench), 0, "there is no room");
         // One of them is gone; another one is told in the next answer.
         bench.answer(0, &bad(&[70_001, 70_002])).unwrap();
-        assert_eq!(told(bench), 0);
+        assert_eq!(polled(bench), 0);
         bench.answer(1, &bad(&[70_000])).unwrap();
-        assert_eq!(told(bench), 1);
+        assert_eq!(polled(bench), 1);
         assert_eq!(bench.consumer.unusable(0).unwrap().lookupd, 1);
     });
 }
@@ -1320,7 +1320,7 @@ fn an_nsqd_that_nobody_lists_is_left_after_the_grace_period() {
         assert_eq!(bench.hosts(), ["a", "b", "c"]);
         bench.receive(0, &frame(0, b"_heartbeat_")).written(0);
         assert_eq!(
-            bench.consumer.connection(0).unwrap().shared.directory.seat(0).unwrap().leaves,
+            bench.consumer.connection(0).unwrap().shared.nsqds.slot(0).unwrap().leaves,
             at(since + 90_000)
         );
         for second in (10..90).step_by(10) {

@@ -118,7 +118,7 @@ pub fn new<
     let consumer = set_up(config, storage, consumer, sources.nsqds, ring);
     // What is not used is known when it is compiled, and is not linked.
     if config.has_options() {
-        consumer.say_options();
+        consumer.send_options();
     }
     if sources.nsqds.len() > CONNECTIONS {
         consumer.take_turns();
@@ -143,8 +143,8 @@ fn set_up<'a, const CONNECTIONS: usize, const MESSAGES: usize>(
     ring: &'a mut [u8],
 ) -> &'a mut Consumer<'a> {
     let tables = storage.tables(ring.len());
-    let consumer = consumer.insert(Consumer::unseated(config, tables, nsqds, ring));
-    consumer.seat();
+    let consumer = consumer.insert(Consumer::unassigned(config, tables, nsqds, ring));
+    consumer.assign_given();
     consumer
 }
 

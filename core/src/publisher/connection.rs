@@ -39,7 +39,7 @@ impl Publisher<'_> {
         Err(fault)
     }
 
-    /// Nothing is on the wire any more: all of it is to be sent again.
+    /// Takes back the commands on the wire: their messages are to be sent again.
     fn abort_in_flight(&mut self, why: Closed) {
         let half_written = self.is_half_written();
         // nsqd runs no command after one that it refused.
@@ -65,7 +65,7 @@ impl Publisher<'_> {
         self.body_left = 0;
     }
 
-    /// Whether the newest batch is: its records leave last. A NOP may be on its way without one.
+    /// Whether the newest batch is half written: its records leave last. A NOP leaves without one.
     fn is_half_written(&self) -> bool {
         self.body_left > 0
     }
@@ -191,12 +191,12 @@ impl Publisher<'_> {
         self.changed();
     }
 
-    /// The answer of the oldest batch is due.
+    /// Restarts the time within which the oldest batch has to be answered.
     fn expect(&mut self, now: Instant) {
         self.reply = now.after(self.config.reply_timeout);
     }
 
-    /// nsqd does what it is there for: the next loss is followed by an immediate redial.
+    /// The connection did its work: the next loss is followed by an immediate redial.
     fn prove_good(&mut self) {
         self.attempts.prove_good();
         self.failed = 0;
@@ -224,7 +224,7 @@ impl Publisher<'_> {
         Ok(())
     }
 
-    /// The oldest batch is final. Gives its first message, and how many were not final already.
+    /// The oldest batch is final. Returns its first message, and how many were not final already.
     fn resolve(&mut self, flight: &Flight) -> (u64, u32) {
         let before = self.outbox.first();
         let resolved = self.outbox.resolve(flight);
@@ -234,34 +234,34 @@ impl Publisher<'_> {
         resolved
     }
 
-    /// Head moved on from message `before`. Says whether there were suspects and none is left.
+    /// Head moved on from message `before`. Returns whether there were suspects and none is left.
     fn pass_suspects(&mut self, before: u64) -> bool {
         let (passed, were) = (self.outbox.first().saturating_sub(before), self.suspects);
         self.suspects = were.saturating_sub(passed as u32);
         were > 0 && self.suspects == 0
     }
 
-    /// Head moved on from message `before`, though nsqd took nothing: if those that were refused are
-    /// gone, all others leave as ever.
+    /// Head moved on from message `before`, though nsqd took nothing: once the messages that were
+    /// refused are gone, the length of batches has no bound again.
     pub(super) fn clear_suspects(&mut self, before: u64) {
         if self.pass_suspects(before) {
             self.lift();
         }
     }
 
-    /// Batches are as long as ever.
+    /// Batches have no bound again but the configured one.
     fn lift(&mut self) {
         (self.most, self.too_many, self.refusals) = (u32::MAX, u32::MAX, 0);
     }
 
-    /// nsqd refused a batch of so many: fewer from now on.
+    /// nsqd refused a batch of `count` messages: at most half as many from now on.
     fn shrink(&mut self, count: u32) {
         self.suspects = self.suspects.max(count);
         (self.most, self.too_many) = (count >> 1, count);
         self.shrunk = true;
     }
 
-    /// nsqd took a batch of so many.
+    /// nsqd took a batch of `count` messages: twice as many from now on.
     fn grow(&mut self, count: u32) {
         let twice = self.most.saturating_mul(2);
         if count >= self.most && twice < self.too_many {
@@ -323,7 +323,7 @@ impl Publisher<'_> {
         self.fail(now, fault)
     }
 
-    /// When to dial next, and whom.
+    /// Selects the nsqd to dial next and returns when.
     fn next_attempt(&mut self, now: Instant, refused: bool) -> Instant {
         if expire(&mut self.again, now) {
             self.left_out = [0; 32];
@@ -341,7 +341,7 @@ impl Publisher<'_> {
         }
         let at_once = core::mem::take(&mut self.shrunk) || refused;
         if !refused && self.attempts.is_good() {
-            // It was good: the same again, at once.
+            // The connection was good: dials the same nsqd again, at once.
         } else {
             let count = self.nsqds.len();
             let left = (0..count).filter(|nsqd| !self.is_left_out(*nsqd));
@@ -477,7 +477,7 @@ impl Session for Publisher<'_> {
     }
 }
 
-/// The bit of an nsqd in its byte.
+/// The bit of an nsqd in its byte of `left_out`.
 pub(super) fn bit(nsqd: usize) -> u8 {
     1u8.unbounded_shl((nsqd & 7) as u32)
 }

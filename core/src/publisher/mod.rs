@@ -101,17 +101,17 @@ pub struct Publisher<'a> {
     /// The nsqd in use or next to try, and how many failed in this round.
     current: u8,
     failed: u8,
-    /// One that came up in this round was not good.
+    /// A connection that came up in this round was not good.
     short: bool,
     attempts: Attempts,
-    /// What is staged is the head of the command being written.
+    /// Stages the head of the command being written in `tx_buffer`.
     handshake: Handshake,
     config: &'a Config<'a>,
     /// Counts changes that may be worth waking somebody for.
     version: u32,
-    /// So many messages from the oldest on were in a batch that was refused.
+    /// How many messages from the oldest on were in a batch that was refused.
     suspects: u32,
-    /// The most messages in a batch, and so many were too many.
+    /// The most messages in a batch, and a number that was too many.
     most: u32,
     too_many: u32,
     /// How often the batch at head was refused.
@@ -131,15 +131,15 @@ pub struct Publisher<'a> {
     nsqds: &'a [Address],
     jitter: Jitter,
     polled: u64,
-    /// When those that are left out are dialed again; a bit for each of them.
+    /// When the nsqds that are left out are dialed again; a bit for each of them.
     again: Instant,
     left_out: [u8; 32],
     /// The newest change of the connection, if nobody polled it yet.
     pending_event: Option<PendingEvent>,
-    /// What nsqd says in the response being read, as far as it takes to know OK and heartbeats.
+    /// The start of the response being read: enough to know OK and heartbeats.
     word: Vec<u8, WORD_MAX, u8>,
     tx_buffer: [u8; TX_BUFFER],
-    /// What nsqd said in its last error, or says in the one being read.
+    /// The text of the last error, or of the one being read.
     detail: Vec<u8, DETAIL_MAX, u8>,
 }
 
@@ -164,7 +164,7 @@ impl<'a> Publisher<'a> {
         Ok(publisher)
     }
 
-    /// Not set up yet: without a ring and without anybody to dial.
+    /// Not set up yet: without a ring and without an address.
     pub(crate) const fn idle() -> Self {
         const NONE: Config<'_> = Config::new();
         Self {
@@ -200,7 +200,7 @@ impl<'a> Publisher<'a> {
         }
     }
 
-    /// Makes an idle one work; see [`new`](Self::new).
+    /// Sets an idle publisher up; see [`new`](Self::new).
     pub(crate) fn set_up(
         &mut self,
         config: &'a Config<'a>,
@@ -328,7 +328,7 @@ impl<'a> Publisher<'a> {
         }
     }
 
-    /// The next thing to tell; call until `None`.
+    /// The next event; call until `None`.
     pub fn poll_event(&mut self) -> Option<Event> {
         match self.pending_event.take() {
             Some(PendingEvent::Connected) => {

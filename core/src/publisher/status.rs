@@ -52,7 +52,7 @@ pub enum Event {
     Disconnected {
         /// Which of the nsqd addresses.
         nsqd: usize,
-        /// CloseReason; [`Publisher::detail`](super::Publisher::detail) has nsqd's own words.
+        /// Why; [`Publisher::detail`](super::Publisher::detail) has nsqd's own words.
         why: Closed,
     },
     /// This nsqd refused in a way that no repetition cures, and is left out for
@@ -60,7 +60,7 @@ pub enum Event {
     LeftOut {
         /// Which of the nsqd addresses.
         nsqd: usize,
-        /// CloseReason, and what to do; [`Publisher::detail`](super::Publisher::detail) has nsqd's own words.
+        /// Why, and what to do; [`Publisher::detail`](super::Publisher::detail) has nsqd's own words.
         why: Fault,
     },
     /// These messages were not acknowledged, and never will be.

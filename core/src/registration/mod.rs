@@ -2,8 +2,8 @@
 //!
 //! What nsqd's lookupLoop, connectCallback and lookupPeer do (nsqd/lookup.go,
 //! nsqd/lookup_peer.go), level-triggered. [`Registry`] is the desired state. Each configured
-//! nsqlookupd has a peer of its own that makes the difference between what is wanted and what it
-//! told disappear; no peer waits for another.
+//! nsqlookupd has a peer of its own that makes the difference between what is desired and what it
+//! announced disappear; no peer waits for another.
 //!
 //! ```text
 //!          assign           dial             open                  answered
@@ -327,13 +327,13 @@ impl<'a, const PEERS: usize, const TOPICS: usize, const CHANNELS: usize>
         self.peers.0.iter().all(|peer| matches!(peer.state(), PeerState::Unused))
     }
 
-    /// Changes when a peer comes, goes, or has confirmed all it was told: whether it is worth
+    /// Changes when a peer comes, goes, or has confirmed all that was announced: whether it is worth
     /// asking again.
     pub fn version(&self) -> u32 {
         self.peers.0.iter().fold(0, |sum, peer| sum.wrapping_add(peer.version()))
     }
 
-    /// What is wanted, to change it. Wake the driver afterwards.
+    /// The desired topics and channels, to change them. Wake the driver afterwards.
     pub fn registry(&mut self) -> &mut Registry<TOPICS, CHANNELS> {
         &mut self.registry
     }

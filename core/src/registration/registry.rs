@@ -1,7 +1,7 @@
 //! What this node offers: the desired state that every nsqlookupd is to show.
 //!
-//! Topics and channels lie in fixed slots. Each slot knows which peers were told of it, so a
-//! peer's work is whatever is wanted and not told, or told and not wanted: no queue of changes
+//! Topics and channels lie in fixed slots. Each slot knows to which peers it was announced, so a
+//! peer's work is whatever is desired and not announced, or announced and not desired: no queue of changes
 //! to overflow or to reorder (nsqd's is one goroutine per change).
 
 use core::fmt;
@@ -54,16 +54,16 @@ impl core::error::Error for RegistryFull {}
 #[derive(Debug, Clone, Copy)]
 struct TopicSlot {
     name: TopicName,
-    wanted: bool,
-    told: PeerSet,
+    desired: bool,
+    announced: PeerSet,
 }
 
 #[derive(Debug, Clone, Copy)]
 struct ChannelSlot {
     name: ChannelName,
     topic: u16,
-    wanted: bool,
-    told: PeerSet,
+    desired: bool,
+    announced: PeerSet,
 }
 
 /// One bit per peer.
@@ -77,8 +77,8 @@ impl PeerSet {
         self.0 & peer.0 != 0
     }
 
-    fn set(&mut self, peer: PeerId, told: bool) {
-        if told {
+    fn set(&mut self, peer: PeerId, announced: bool) {
+        if announced {
             self.0 |= peer.0;
         } else {
             self.0 &= !peer.0;
@@ -104,14 +104,15 @@ impl<const TOPICS: usize, const CHANNELS: usize> Registry<TOPICS, CHANNELS> {
     pub const fn new() -> Self {
         let () = Self::LIMITS;
         Self {
-            topics: [const { TopicSlot { name: TopicName::NONE, wanted: false, told: PeerSet::NONE } };
-                TOPICS],
+            topics: [const {
+                TopicSlot { name: TopicName::NONE, desired: false, announced: PeerSet::NONE }
+            }; TOPICS],
             channels: [const {
                 ChannelSlot {
                     name: ChannelName::NONE,
                     topic: 0,
-                    wanted: false,
-                    told: PeerSet::NONE,
+                    desired: false,
+                    announced: PeerSet::NONE,
                 }
             }; CHANNELS],
         }
@@ -141,22 +142,22 @@ impl<const TOPICS: usize, const CHANNELS: usize> Registry<TOPICS, CHANNELS> {
         self.view().remove_channel(topic, channel)
     }
 
-    /// The topics that are wanted, in no order.
+    /// The desired topics, in no order.
     pub fn topics(&self) -> impl Iterator<Item = &TopicName> {
-        self.topics.iter().filter(|slot| slot.wanted).map(|slot| &slot.name)
+        self.topics.iter().filter(|slot| slot.desired).map(|slot| &slot.name)
     }
 
-    /// The channels that are wanted, in no order, each with its topic.
+    /// The desired channels, in no order, each with its topic.
     pub fn channels(&self) -> impl Iterator<Item = (&TopicName, &ChannelName)> {
-        self.channels.iter().filter(|slot| slot.wanted).filter_map(|slot| {
+        self.channels.iter().filter(|slot| slot.desired).filter_map(|slot| {
             self.topics.get(usize::from(slot.topic)).map(|topic| (&topic.name, &slot.name))
         })
     }
 
-    /// Nothing is wanted any more.
+    /// No topic or channel is desired any more.
     pub(super) fn remove_all(&mut self) {
-        self.topics.iter_mut().for_each(|slot| slot.wanted = false);
-        self.channels.iter_mut().for_each(|slot| slot.wanted = false);
+        self.topics.iter_mut().for_each(|slot| slot.desired = false);
+        self.channels.iter_mut().for_each(|slot| slot.desired = false);
     }
 
     /// The same without its capacities, so that the logic is compiled once.
@@ -185,12 +186,12 @@ impl RegistryView<'_> {
             None => self
                 .topics
                 .iter()
-                .position(|slot| !slot.wanted && slot.told == PeerSet::NONE)
+                .position(|slot| !slot.desired && slot.announced == PeerSet::NONE)
                 .ok_or(RegistryFull::Topics { max })?,
         };
         if let Some(slot) = self.topics.get_mut(index) {
             slot.name = *topic;
-            slot.wanted = true;
+            slot.desired = true;
         }
         Ok(index)
     }
@@ -206,7 +207,7 @@ impl RegistryView<'_> {
             None => self
                 .channels
                 .iter()
-                .position(|slot| !slot.wanted && slot.told == PeerSet::NONE)
+                .position(|slot| !slot.desired && slot.announced == PeerSet::NONE)
                 .ok_or(RegistryFull::Channels { max })?,
         };
         // The topic last: if it finds no slot, nothing has changed.
@@ -214,7 +215,7 @@ impl RegistryView<'_> {
         if let Some(slot) = self.channels.get_mut(slot) {
             slot.name = *channel;
             slot.topic = topic as u16;
-            slot.wanted = true;
+            slot.desired = true;
         }
         Ok(())
     }
@@ -222,53 +223,54 @@ impl RegistryView<'_> {
     fn remove_topic(&mut self, topic: &TopicName) -> bool {
         let Some(index) = self.find_topic(topic) else { return false };
         for slot in self.channels.iter_mut().filter(|slot| usize::from(slot.topic) == index) {
-            slot.wanted = false;
+            slot.desired = false;
         }
-        self.topics.get_mut(index).is_some_and(|slot| core::mem::take(&mut slot.wanted))
+        self.topics.get_mut(index).is_some_and(|slot| core::mem::take(&mut slot.desired))
     }
 
     fn remove_channel(&mut self, topic: &TopicName, channel: &ChannelName) -> bool {
         self.find_channel(topic, channel)
             .and_then(|index| self.channels.get_mut(index))
-            .is_some_and(|slot| core::mem::take(&mut slot.wanted))
+            .is_some_and(|slot| core::mem::take(&mut slot.desired))
     }
 
     fn find_topic(&self, topic: &TopicName) -> Option<usize> {
-        self.topics
-            .iter()
-            .position(|slot| (slot.wanted || slot.told != PeerSet::NONE) && slot.name == *topic)
+        self.topics.iter().position(|slot| {
+            (slot.desired || slot.announced != PeerSet::NONE) && slot.name == *topic
+        })
     }
 
     fn find_channel(&self, topic: &TopicName, channel: &ChannelName) -> Option<usize> {
         let topic = self.find_topic(topic)?;
         self.channels.iter().position(|slot| {
-            (slot.wanted || slot.told != PeerSet::NONE)
+            (slot.desired || slot.announced != PeerSet::NONE)
                 && usize::from(slot.topic) == topic
                 && slot.name == *channel
         })
     }
 
-    /// A peer's connection is gone: nsqlookupd forgets with it all it was told.
+    /// A peer's connection is gone: nsqlookupd forgets with it what was announced there.
     pub(super) fn forget(&mut self, peer: PeerId) {
-        self.topics.iter_mut().for_each(|slot| slot.told.set(peer, false));
-        self.channels.iter_mut().for_each(|slot| slot.told.set(peer, false));
+        self.topics.iter_mut().for_each(|slot| slot.announced.set(peer, false));
+        self.channels.iter_mut().for_each(|slot| slot.announced.set(peer, false));
     }
 
-    /// The next difference between what is wanted and what a peer was told.
+    /// The next difference between what is desired and what was announced to a peer.
     ///
     /// Channels go before their topic, both ways: registering a channel registers its topic, and
     /// unregistering a topic first would leave nsqlookupd to remove its channels.
     pub(super) fn next_work(&self, peer: PeerId) -> Option<Work> {
-        let differs =
-            |wanted: bool, told: PeerSet, want: bool| wanted == want && told.has(peer) != want;
+        let differs = |desired: bool, announced: PeerSet, want: bool| {
+            desired == want && announced.has(peer) != want
+        };
         for want in [false, true] {
             for (index, slot) in self.channels.iter().enumerate() {
-                if differs(slot.wanted, slot.told, want) {
+                if differs(slot.desired, slot.announced, want) {
                     return Some(Work { register: want, item: Item::Channel(index) });
                 }
             }
             for (index, slot) in self.topics.iter().enumerate() {
-                if differs(slot.wanted, slot.told, want) {
+                if differs(slot.desired, slot.announced, want) {
                     return Some(Work { register: want, item: Item::Topic(index) });
                 }
             }
@@ -276,27 +278,29 @@ impl RegistryView<'_> {
         None
     }
 
-    /// From `cursor` on, the next registration that a peer was told of and that is to be asserted
+    /// From `cursor` on, the next registration that was announced to a peer and is to be asserted
     /// again; moves `cursor` behind it.
     pub(super) fn next_reassert(&self, peer: PeerId, cursor: &mut usize) -> Option<Work> {
         let channels = self.channels.len();
         while *cursor < channels.saturating_add(self.topics.len()) {
             let at = *cursor;
             *cursor = at.saturating_add(1);
-            let (item, wanted, told) = match at.checked_sub(channels) {
+            let (item, desired, announced) = match at.checked_sub(channels) {
                 None => match self.channels.get(at) {
-                    Some(slot) => (Item::Channel(at), slot.wanted, slot.told),
+                    Some(slot) => (Item::Channel(at), slot.desired, slot.announced),
                     None => continue,
                 },
                 Some(topic) => match self.topics.get(topic) {
                     // Its channels bring it along.
-                    Some(slot) => {
-                        (Item::Topic(topic), slot.wanted && !self.has_channels(topic), slot.told)
-                    }
+                    Some(slot) => (
+                        Item::Topic(topic),
+                        slot.desired && !self.has_channels(topic),
+                        slot.announced,
+                    ),
                     None => continue,
                 },
             };
-            if wanted && told.has(peer) {
+            if desired && announced.has(peer) {
                 return Some(Work { register: true, item });
             }
         }
@@ -304,7 +308,7 @@ impl RegistryView<'_> {
     }
 
     fn has_channels(&self, topic: usize) -> bool {
-        self.channels.iter().any(|slot| slot.wanted && usize::from(slot.topic) == topic)
+        self.channels.iter().any(|slot| slot.desired && usize::from(slot.topic) == topic)
     }
 
     /// The command that does `work`.
@@ -325,12 +329,12 @@ impl RegistryView<'_> {
     }
 
     /// The command for `work` is on its way to the peer.
-    pub(super) fn told(&mut self, peer: PeerId, work: Work) {
+    pub(super) fn announced(&mut self, peer: PeerId, work: Work) {
         let topic = match work.item {
             Item::Topic(index) => index,
             Item::Channel(index) => {
                 let Some(slot) = self.channels.get_mut(index) else { return };
-                slot.told.set(peer, work.register);
+                slot.announced.set(peer, work.register);
                 if !work.register {
                     return;
                 }
@@ -338,7 +342,7 @@ impl RegistryView<'_> {
             }
         };
         if let Some(slot) = self.topics.get_mut(topic) {
-            slot.told.set(peer, work.register);
+            slot.announced.set(peer, work.register);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! One nsqd as a consumer sees it.
+//! A connection of a consumer to one nsqd.
 
 mod session;
 
@@ -28,14 +28,14 @@ pub(super) struct Connection {
     pub(super) cls: Cls,
     pending_event: PendingEvent,
     attempts: Attempts,
-    /// The seat's, when it was followed last.
+    /// The serial of the slot when the connection followed it last.
     serial: u16,
-    /// The message being received: where to, and how much of it is there.
+    /// The message being received: where it goes, and how many bytes of it have arrived.
     filling: Filling,
     have: u32,
     pub(super) timers: Timers<Timer, 2>,
-    /// What nsqd says in the frame being read, as far as it matters: of a message that is skipped
-    /// its head. An error's stays.
+    /// The start of the frame being read: a response, an error, or the head of a message that is
+    /// skipped. An error stays until the next frame.
     pub(super) text: Vec<u8, DETAIL_MAX, u8>,
     tx_buffer: [u8; TX_BUFFER],
 }
@@ -44,7 +44,7 @@ pub(super) struct Connection {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Filling {
     Slot(u16),
-    /// There is no room for it.
+    /// There is no room for the message.
     Skip(NoRoom),
 }
 
@@ -53,7 +53,7 @@ enum Filling {
 pub(super) enum Cls {
     Unsent,
     Sent,
-    /// nsqd delivers nothing more.
+    /// nsqd confirmed CLS and delivers nothing more.
     Confirmed,
 }
 
@@ -79,8 +79,8 @@ impl TimerId for Timer {
 }
 
 impl Connection {
-    /// For storage, before [`set_up`](Self::set_up): all of it is zero, so that no image of it is in
-    /// flash.
+    /// For storage, before [`set_up`](Self::set_up). All of it is zero, so that flash holds no image of
+    /// it.
     pub(super) const NEW: Self = Self {
         handshake: Handshake::ZERO,
         cls: Cls::Unsent,
@@ -120,10 +120,10 @@ impl Connection {
 
     pub(super) fn status<'s>(&'s self, shared: &'s Shared<'_>, id: u8) -> ConnectionStatus<'s> {
         ConnectionStatus {
-            address: shared.directory.address(id),
+            address: shared.nsqds.address(id),
             state: self.state(),
-            rdy: shared.window.rdy(id),
-            in_flight: shared.window.in_flight(id),
+            rdy: shared.rdy.rdy(id),
+            in_flight: shared.rdy.in_flight(id),
             last: self.handshake.why.get(),
             detail: if self.text.starts_with(b"E_") {
                 core::str::from_utf8(&self.text).unwrap_or_default()
@@ -133,7 +133,7 @@ impl Connection {
         }
     }
 
-    /// Puts a command behind what is staged: one shape for all of them, so one piece of code.
+    /// Stages a command behind what is staged. All have one shape, so this is one piece of code.
     pub(super) fn push(&mut self, verb: &[u8], id: &[u8], number: Option<u32>) {
         let Self { handshake, tx_buffer, .. } = self;
         handshake.staging.append(tx_buffer, |w| nsqd::emit_line(w, verb, id, number));

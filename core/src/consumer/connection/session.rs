@@ -16,7 +16,7 @@ use crate::time::{Attempts, Instant};
 use crate::wire::nsqd::{self, ErrorCode, FramePart, FrameType, MessageHead};
 use crate::wire::{ChunkWriter, DecodeError, Write};
 
-/// How long a message waits that had no room. It was not to come.
+/// The delay in milliseconds with which a message is requeued that had no room.
 const NO_ROOM_DELAY: u32 = 1000;
 
 impl Commands for Shared<'_> {
@@ -56,7 +56,7 @@ impl ConnectionSession<'_, '_> {
             PendingEvent::Disconnected => {
                 let why = self.connection.handshake.why.get().unwrap_or(Closed::Local);
                 if self.is_stale() && why != Closed::Local {
-                    // It would be taken for the next one's.
+                    // It would be taken for an event of the next nsqd.
                     return None;
                 }
                 Some(match why {
@@ -67,7 +67,7 @@ impl ConnectionSession<'_, '_> {
         }
     }
 
-    /// Closes; [`receive`](Session::receive) says why.
+    /// Closes the connection; [`receive`](Session::receive) returns the fault.
     pub(in crate::consumer) fn fail(&mut self, fault: Fault) {
         self.close(Closed::Fault(fault));
     }
@@ -78,55 +78,55 @@ impl ConnectionSession<'_, '_> {
         self.abort_in_flight();
     }
 
-    /// Nothing is in flight any more.
+    /// Forgets the messages in flight: nsqd delivers them again.
     fn abort_in_flight(&mut self) {
         self.connection.timers.stop_all();
-        self.shared.store.forget(self.id);
-        self.shared.window.leave(self.id);
+        self.shared.in_flight.forget(self.id);
+        self.shared.rdy.leave(self.id);
         self.shared.adjust();
     }
 
-    /// Whether the seat is, or was, for somebody else.
+    /// Whether the slot is for another nsqd than the connection.
     fn is_stale(&self) -> bool {
-        let serial = self.shared.directory.seat(self.id).map(|seat| seat.serial);
+        let serial = self.shared.nsqds.slot(self.id).map(|slot| slot.serial);
         serial != Some(self.connection.serial)
     }
 
-    /// Makes the connection follow its seat.
+    /// Makes the connection be for the nsqd of its slot.
     fn follow(&mut self) {
-        let Some(seat) = self.shared.directory.seat_mut(self.id) else { return };
-        if seat.serial == self.connection.serial {
+        let Some(slot) = self.shared.nsqds.slot_mut(self.id) else { return };
+        if slot.serial == self.connection.serial {
             return;
         }
         match self.connection.handshake.state() {
             LinkState::Idle | LinkState::Waiting => {
                 let handshake = &mut self.connection.handshake;
-                if seat.is_open() {
+                if slot.is_open() {
                     handshake.deadline = Instant::NEVER;
                     return;
                 }
-                self.connection.serial = seat.serial;
+                self.connection.serial = slot.serial;
                 if handshake.why.get() != Some(Closed::Local) {
-                    // It would be taken for this one's.
+                    // It would be taken for an event of this nsqd.
                     self.connection.pending_event = PendingEvent::None;
                 }
-                let wanted = !seat.is_empty();
-                seat.busy = wanted;
+                let wanted = !slot.is_empty();
+                slot.busy = wanted;
                 // Nothing is known of it yet: the first failure is followed by a wait, which is as
                 // long as the time until it makes room for another.
-                let level = self.shared.directory.level;
+                let level = self.shared.nsqds.level;
                 self.connection.attempts = Attempts::of(level.wrapping_add(1));
                 handshake.deadline = if wanted { self.shared.now } else { Instant::NEVER };
                 handshake.set_state(if wanted { LinkState::Waiting } else { LinkState::Idle });
                 self.shared.changed();
             }
-            LinkState::Ready => self.leave(Moment::Unseated),
+            LinkState::Ready => self.leave(Moment::Unassigned),
             // The link says that they are to be closed, or they are about to be.
             _ => {}
         }
     }
 
-    /// Tells it to a connection that may be left.
+    /// Handles an event on which the connection may have to be left.
     #[inline(never)]
     fn leave(&mut self, moment: Moment) {
         if let Some(leave) = self.shared.leave {
@@ -151,18 +151,18 @@ impl ConnectionSession<'_, '_> {
         }
         let is_ready = self.connection.handshake.state() == LinkState::Ready;
         if !is_ready {
-            self.leave(Moment::LinkState);
+            self.leave(Moment::Room);
         }
         let Self { connection, shared, id } = self;
-        if is_ready && let Some(rdy) = shared.window.next(*id) {
+        if is_ready && let Some(rdy) = shared.rdy.next(*id) {
             connection.push(b"RDY", &[], Some(rdy.into()));
-            if shared.window.told(*id, rdy) {
+            if shared.rdy.announced(*id, rdy) {
                 connection.timers.set(Timer::Settle, shared.after(SETTLE));
             }
         }
         while connection.has_room()
-            && let Some((at, answer)) = shared.store.next_answer(*id)
-            && let Some(message) = shared.store.id(at)
+            && let Some((at, answer)) = shared.in_flight.next_answer(*id)
+            && let Some(message) = shared.in_flight.id(at)
         {
             connection.push_answer(message, answer);
             if answer == Answer::Touch {
@@ -208,11 +208,11 @@ impl ConnectionSession<'_, '_> {
         count(&mut self.shared.tally.connections);
         self.connection.pending_event = PendingEvent::Connected;
         self.connection.handshake.why = CloseReason::None;
-        self.shared.directory.succeed(self.id);
+        self.shared.nsqds.succeed(self.id);
         self.on_bytes();
-        self.shared.window.join(self.id, self.connection.handshake.granted.max_rdy_count());
+        self.shared.rdy.join(self.id, self.connection.handshake.granted.max_rdy_count());
         self.shared.adjust();
-        // Also if nothing is wanted of it: who waits for events is to hear of it.
+        // Also if no message is wanted: a task that waits for events is to be woken.
         self.shared.changed();
     }
 
@@ -220,7 +220,7 @@ impl ConnectionSession<'_, '_> {
         self.connection.handshake.on_receive(self.shared.now, self.shared.config.heartbeat);
     }
 
-    /// nsqd does what it is there for: the next loss is followed by an immediate redial.
+    /// The connection did its work: the next loss is followed by an immediate redial.
     fn prove_good(&mut self) {
         self.connection.attempts.prove_good();
     }
@@ -244,16 +244,16 @@ impl ConnectionSession<'_, '_> {
             }
             self.connection.have = 0;
             self.connection.text.clear();
-            self.connection.filling = match self.shared.store.reserve(self.id, part.size) {
+            self.connection.filling = match self.shared.in_flight.reserve(self.id, part.size) {
                 Ok(slot) => Filling::Slot(slot),
                 Err(why) => Filling::Skip(why),
             };
-            self.shared.window.delivered(self.id);
+            self.shared.rdy.delivered(self.id);
             self.prove_good();
         }
         match self.connection.filling {
             Filling::Slot(slot) => {
-                self.shared.store.fill(slot, self.connection.have, part.data);
+                self.shared.in_flight.fill(slot, self.connection.have, part.data);
                 self.connection.have = self.connection.have.wrapping_add(part.data.len() as u32);
             }
             Filling::Skip(_) => staging::append(&mut self.connection.text, part.data),
@@ -271,9 +271,9 @@ impl ConnectionSession<'_, '_> {
         count_long(&mut shared.tally.received);
         let end = shared.after(self.connection.max_msg_timeout());
         let due = shared.after(self.connection.due_after(shared.config)).min(end);
-        if shared.store.arrived(slot, due, end) {
+        if shared.in_flight.arrived(slot, due, end) {
             count(&mut shared.tally.timed_out);
-            shared.window.answered(self.id, 1);
+            shared.rdy.answered(self.id, 1);
         }
         self.connection.due_by(due);
         self.leave(Moment::Arrived);
@@ -282,7 +282,7 @@ impl ConnectionSession<'_, '_> {
         self.shared.changed();
     }
 
-    /// A message had no room: it is answered at once, if there is room for that.
+    /// A message had no room: answers it at once, if there is room for the answer.
     fn on_skipped(&mut self, why: NoRoom) {
         let shared = &mut *self.shared;
         let Some((attempts, id)) = MessageHead::parse_brief(&self.connection.text) else { return };
@@ -314,7 +314,7 @@ impl ConnectionSession<'_, '_> {
         self.leave(Moment::Answered);
     }
 
-    /// The seat's nsqd did not come up, or broke.
+    /// The connection did not come up, or broke: sets when to dial again.
     fn wait(&mut self, why: Closed) {
         let Config { reconnect_base, reconnect_cap, reconnect_spread, .. } = *self.shared.config;
         let spans = [reconnect_base, reconnect_cap, reconnect_spread];
@@ -335,7 +335,7 @@ impl ConnectionSession<'_, '_> {
     }
 }
 
-/// Whether asking the same nsqd again cures nothing.
+/// Whether the same nsqd would refuse again.
 fn is_final(fault: Fault) -> bool {
     let named = matches!(fault, Fault::Refused(ErrorCode::BadTopic | ErrorCode::BadChannel));
     named || fault.is_permanent()
@@ -358,7 +358,7 @@ impl Session for ConnectionSession<'_, '_> {
             return None;
         }
         self.connection.handshake.dial(self.shared.after(self.shared.patience));
-        self.shared.directory.address(self.id)
+        self.shared.nsqds.address(self.id)
     }
 
     fn open(&mut self, now: Instant) {
@@ -416,15 +416,15 @@ impl Session for ConnectionSession<'_, '_> {
         self.shared.tick();
         self.follow();
         if self.connection.timers.expired(Timer::Settle, now) {
-            self.shared.window.settle(self.id);
+            self.shared.rdy.settle(self.id);
             self.shared.changed();
         }
         if self.connection.timers.expired(Timer::Due, now) {
             let Self { connection, shared, id } = self;
             let touch = shared.config.auto_touch.then(|| connection.due_after(shared.config));
-            let (expired, next) = shared.store.expire(*id, now, touch);
+            let (expired, next) = shared.in_flight.expire(*id, now, touch);
             shared.tally.timed_out = shared.tally.timed_out.saturating_add(expired.into());
-            shared.window.answered(*id, expired);
+            shared.rdy.answered(*id, expired);
             connection.timers.set(Timer::Due, next);
             shared.adjust();
             shared.changed();

@@ -1,21 +1,21 @@
 //! Whom to be connected to: the given nsqds and those that the nsqlookupds list, in a fixed number
-//! of seats.
+//! of slots.
 //!
-//! Each source, the given addresses or one nsqlookupd, offers its nsqds in *rounds*. A seat is kept
+//! Each source, the given addresses or one nsqlookupd, offers its nsqds in *rounds*. A slot is kept
 //! as long as any source lists its nsqd; one that answers with others but not with it takes its
 //! word back, one that fails or lists nobody does not.
 //!
-//! With more nsqds than seats, those without are not remembered, however many they are: a hash of
+//! With more nsqds than slots, those without are not remembered, however many they are: a hash of
 //! the address puts them all in a circle, and they are tried in that order, from a cursor on.
 //!
-//! # Seats whose nsqd fails
+//! # Slots whose nsqd fails
 //!
-//! A connection that fails before it is ready, while other nsqds wait, marks its seat, and each
+//! A connection that fails before it is ready, while other nsqds wait, marks its slot, and each
 //! source that has nsqds waiting is to be asked [soon](NsqdTable::soon). The next round gives all
-//! marked seats away at once: while the source lists its nsqds, the seats go to those of them that are nearest
+//! marked slots away at once: while the source lists its nsqds, the slots go to those of them that are nearest
 //! behind the cursor, and when it has listed all of them the cursor stands at the farthest that
 //! got one. What failed last on each connection is remembered, by its hash, and tried when nobody
-//! else waits. With several sources that have nsqds waiting, a seat goes from one source to another, so that one
+//! else waits. With several sources that have nsqds waiting, a slot goes from one source to another, so that one
 //! that answers first does not keep the others' nsqds out.
 //!
 //! Once round the circle is a *lap*. Laps without a change are counted in
@@ -24,20 +24,20 @@
 //!
 //! # Turns
 //!
-//! Where no seat fails, the first nsqd behind the cursor (of all sources) gets the seat of the one that came
+//! Where no slot fails, the first nsqd behind the cursor (of all sources) gets the slot of the one that came
 //! first, once in `rotate`; not one that just failed, but for once in five such times. If it does not come up, others that
-//! nothing is known of are tried for an eighth of that time; then the one that had to leave gets the seat back. If that one fails then, it
+//! nothing is known of are tried for an eighth of that time; then the one that had to leave gets the slot back. If that one fails then, it
 //! makes room as others do.
 //!
-//! As many nsqds that work as there are seats are found soon among any number that do not: there is always a seat to try
-//! with. When all seats are those of nsqds that work, and still more work, these wait for a turn: each has one within two
+//! As many nsqds that work as there are slots are found soon among any number that do not: there is always a slot to try
+//! with. When all slots are those of nsqds that work, and still more work, these wait for a turn: each has one within two
 //! laps, and among many that do not work a turn may be the time of one of those. So with more nsqds that work than
 //! connections, messages of some may wait for twice as many times [`Config::rotate`](super::Config::rotate) or
 //! [`Config::lookup_interval`](super::Config::lookup_interval), whichever is longer, as nsqds are listed.
 //!
 //! | what is remembered | bound |
 //! |---|---|
-//! | nsqds that failed | a hash of 32 bits for each seat: the last one that failed there |
+//! | nsqds that failed | a hash of 32 bits for each slot: the last one that failed there |
 //! | who had to leave for a turn | a hash, the last one |
 //! | whether a source lists others than before | the sum of the hashes of all that it lists |
 //!
@@ -64,16 +64,16 @@ const LEVEL_MAX: u8 = 7;
 
 #[derive(Debug)]
 pub(super) struct NsqdTable<'a> {
-    seats: &'a mut [NsqdSlot],
+    slots: &'a mut [NsqdSlot],
     given: &'a [Address],
-    /// Of the first so many seats, those that are for an nsqd that was found.
+    /// Of the first so many slots, those that are for an nsqd that was found.
     found: &'a mut [Option<Address>],
     circle: Circle,
     /// How much of the current lap is over, of 2^32.
     lap: u32,
     /// Laps without a change.
     pub(super) level: u8,
-    /// The sources that list more nsqds than have seats, and those of them that are to be asked soon.
+    /// The sources that list more nsqds than have slots, and those of them that are to be asked soon.
     pub(super) waiting: u8,
     pub(super) soon: u8,
     /// The hash of the nsqd that had to leave for a turn, and until when others are tried.
@@ -81,7 +81,7 @@ pub(super) struct NsqdTable<'a> {
     turn: Instant,
     /// Turns of those that had not failed.
     turns: u8,
-    /// The hash of the one that is to be given a seat next, and the source that said so.
+    /// The hash of the one that is to be given a slot next, and the source that said so.
     next: Option<(u32, u8)>,
     order: u16,
     /// When the next one may replace one that works.
@@ -89,10 +89,10 @@ pub(super) struct NsqdTable<'a> {
 }
 
 impl<'a> NsqdTable<'a> {
-    /// All seats are empty.
-    pub(super) fn new(seats: &'a mut [NsqdSlot], given: &'a [Address]) -> Self {
+    /// All slots are empty.
+    pub(super) fn new(slots: &'a mut [NsqdSlot], given: &'a [Address]) -> Self {
         Self {
-            seats,
+            slots,
             given,
             found: &mut [],
             circle: Circle { cursor: 0, order: 1 },
@@ -109,28 +109,28 @@ impl<'a> NsqdTable<'a> {
         }
     }
 
-    /// Gives the given addresses seats, each one, as far as there are any.
-    pub(super) fn seat_given(&mut self) {
-        let Self { seats, given, order, .. } = self;
-        let mut free = seats.iter_mut();
+    /// Gives the given addresses slots, each one, as far as there are any.
+    pub(super) fn assign_given(&mut self) {
+        let Self { slots, given, order, .. } = self;
+        let mut free = slots.iter_mut();
         for (at, address) in given.iter().enumerate() {
             let first = given.iter().position(|other| other == address);
             if first == Some(at)
-                && let Some(seat) = free.next()
+                && let Some(slot) = free.next()
             {
-                seat.set(Nsqd::Given(at as u8), GIVEN);
-                seat.order = at as u16;
+                slot.set(Nsqd::Given(at as u8), GIVEN);
+                slot.order = at as u16;
             }
         }
         *order = given.len() as u16;
     }
 
-    pub(super) fn seat(&self, id: u8) -> Option<&NsqdSlot> {
-        self.seats.get(usize::from(id))
+    pub(super) fn slot(&self, id: u8) -> Option<&NsqdSlot> {
+        self.slots.get(usize::from(id))
     }
 
-    pub(super) fn seat_mut(&mut self, id: u8) -> Option<&mut NsqdSlot> {
-        self.seats.get_mut(usize::from(id))
+    pub(super) fn slot_mut(&mut self, id: u8) -> Option<&mut NsqdSlot> {
+        self.slots.get_mut(usize::from(id))
     }
 
     /// Where to keep the addresses of nsqds that are found.
@@ -139,7 +139,7 @@ impl<'a> NsqdTable<'a> {
     }
 
     pub(super) fn address(&self, id: u8) -> Option<&Address> {
-        match self.seat(id)?.nsqd {
+        match self.slot(id)?.nsqd {
             Nsqd::Nobody => None,
             Nsqd::Given(at) => self.given.get(usize::from(at)),
             Nsqd::Found => self.found.get(usize::from(id))?.as_ref(),
@@ -147,21 +147,21 @@ impl<'a> NsqdTable<'a> {
     }
 
     pub(super) fn retire(&mut self, id: u8) {
-        if let Some(seat) = self.seat_mut(id) {
-            seat.set(Nsqd::Nobody, 0);
+        if let Some(slot) = self.slot_mut(id) {
+            slot.set(Nsqd::Nobody, 0);
         }
     }
 
-    /// Gives up the seats whose time is over. Says whether there were any, and when the next is.
+    /// Gives up the slots whose time is over. Says whether there were any, and when the next is.
     pub(super) fn leave(&mut self, now: Instant) -> (bool, Instant) {
         let mut left = false;
         let mut next = Instant::NEVER;
-        for seat in self.seats.iter_mut().filter(|seat| !seat.is_empty()) {
-            if seat.leaves <= now {
-                seat.set(Nsqd::Nobody, 0);
+        for slot in self.slots.iter_mut().filter(|slot| !slot.is_empty()) {
+            if slot.leaves <= now {
+                slot.set(Nsqd::Nobody, 0);
                 left = true;
             }
-            next = next.min(seat.leaves);
+            next = next.min(slot.leaves);
         }
         (left, next)
     }
@@ -170,15 +170,15 @@ impl<'a> NsqdTable<'a> {
         // The last round may not have come to its end.
         self.settle(source);
         self.soon &= !source;
-        for seat in self.seats.iter_mut() {
-            seat.seen &= !source;
+        for slot in self.slots.iter_mut() {
+            slot.seen &= !source;
         }
         round.nearest = None;
         round.count = 0;
         round.sum = 0;
     }
 
-    /// A source is not to be had, or lists nobody: nobody waits for a seat because of it.
+    /// A source is not to be had, or lists nobody: nobody waits for a slot because of it.
     pub(super) fn lose(&mut self, source: u8) {
         self.settle(source);
         self.waiting &= !source;
@@ -188,11 +188,11 @@ impl<'a> NsqdTable<'a> {
     /// A connection does not come up. Says whether others wait.
     pub(super) fn fail(&mut self, id: u8) -> bool {
         if self.hash_at(id.into()) == self.back {
-            // It had its seat back, or has no more right to it than others.
+            // It had its slot back, or has no more right to it than others.
             self.back = 0;
         }
-        if let Some(seat) = self.seat_mut(id).filter(|seat| !seat.is_empty()) {
-            seat.fails = true;
+        if let Some(slot) = self.slot_mut(id).filter(|slot| !slot.is_empty()) {
+            slot.fails = true;
             self.soon |= self.waiting;
         }
         self.waiting != 0
@@ -200,13 +200,13 @@ impl<'a> NsqdTable<'a> {
 
     /// A connection came up.
     pub(super) fn succeed(&mut self, id: u8) {
-        if let Some(seat) = self.seat_mut(id) {
-            seat.fails = false;
+        if let Some(slot) = self.slot_mut(id) {
+            slot.fails = false;
         }
         self.level = self.level.min(1);
     }
 
-    /// The given addresses are a source as well. Says whether a seat changed.
+    /// The given addresses are a source as well. Says whether a slot changed.
     pub(super) fn offer_given(&mut self, now: Instant, rotate: Span, round: &mut Round) -> bool {
         let mut changed = false;
         // The first time finds who is next, the second puts it in.
@@ -222,7 +222,7 @@ impl<'a> NsqdTable<'a> {
         changed
     }
 
-    /// A source lists an nsqd. Says whether a seat changed.
+    /// A source lists an nsqd. Says whether a slot changed.
     pub(super) fn offer(
         &mut self,
         now: Instant,
@@ -246,23 +246,23 @@ impl<'a> NsqdTable<'a> {
     ) -> bool {
         let hash = hash(address);
         round.sum = round.sum.wrapping_add(hash);
-        let known = (0..self.seats.len() as u8).find(|id| self.address(*id) == Some(address));
-        if let Some(seat) = known.and_then(|id| self.seat_mut(id)) {
-            seat.listed |= source;
-            seat.seen |= source;
-            seat.leaves = Instant::NEVER;
+        let known = (0..self.slots.len() as u8).find(|id| self.address(*id) == Some(address));
+        if let Some(slot) = known.and_then(|id| self.slot_mut(id)) {
+            slot.listed |= source;
+            slot.seen |= source;
+            slot.leaves = Instant::NEVER;
             return false;
         }
-        // The seats that it may have.
-        let len = if matches!(nsqd, Nsqd::Found) { self.found.len() } else { self.seats.len() };
-        let seats = self.seats.iter().take(len);
-        let down = |seat: &NsqdSlot| seat.is_empty() && !seat.busy;
+        // The slots that it may have.
+        let len = if matches!(nsqd, Nsqd::Found) { self.found.len() } else { self.slots.len() };
+        let slots = self.slots.iter().take(len);
+        let down = |slot: &NsqdSlot| slot.is_empty() && !slot.busy;
         let free =
-            seats.clone().position(down).or_else(|| seats.clone().position(NsqdSlot::is_empty));
+            slots.clone().position(down).or_else(|| slots.clone().position(NsqdSlot::is_empty));
         if let Some(at) = free {
             self.assign(at, source, nsqd, address);
-            if let Some(seat) = self.seats.get_mut(at) {
-                seat.given = Given::Free;
+            if let Some(slot) = self.slots.get_mut(at) {
+                slot.given = Given::Free;
             }
             return true;
         }
@@ -270,18 +270,18 @@ impl<'a> NsqdTable<'a> {
         if let Some(at) = self.failing(len, source, hash, given) {
             let old = self.hash_at(at);
             let known = self.has_failed(old);
-            if let Some(seat) = self.seats.get_mut(at) {
-                if seat.fails && !known {
-                    seat.failed = old;
+            if let Some(slot) = self.slots.get_mut(at) {
+                if slot.fails && !known {
+                    slot.failed = old;
                 }
-                if seat.seen & source != 0 {
-                    round.wait(old, seat.fails, self.circle);
+                if slot.seen & source != 0 {
+                    round.wait(old, slot.fails, self.circle);
                 }
             }
             self.rotates = now.after(rotate);
             self.assign(at, source, nsqd, address);
-            if let Some(seat) = self.seats.get_mut(at) {
-                seat.given = given;
+            if let Some(slot) = self.slots.get_mut(at) {
+                slot.given = given;
             }
             return true;
         }
@@ -293,12 +293,12 @@ impl<'a> NsqdTable<'a> {
                 self.turns = self.turns.wrapping_add(1);
                 if self.turns & 3 == 0 {
                     // They are to have their turn again, however many others have theirs.
-                    self.seats.iter_mut().for_each(|seat| seat.failed = 0);
+                    self.slots.iter_mut().for_each(|slot| slot.failed = 0);
                 }
             }
             self.back = self.hash_at(at);
             self.turn = now.after(Span::from_millis(rotate.as_millis() >> 3));
-            if self.seats.get(at).is_some_and(|seat| seat.seen & source != 0) {
+            if self.slots.get(at).is_some_and(|slot| slot.seen & source != 0) {
                 round.wait(self.back, false, self.circle);
             }
             self.circle.cursor = hash;
@@ -326,12 +326,12 @@ impl<'a> NsqdTable<'a> {
         source: u8,
         round: &mut Round,
     ) {
-        for seat in self.seats.iter_mut().filter(|seat| !seat.is_empty()) {
-            if seat.seen & source == 0 {
-                seat.listed &= !source;
+        for slot in self.slots.iter_mut().filter(|slot| !slot.is_empty()) {
+            if slot.seen & source == 0 {
+                slot.listed &= !source;
             }
-            if seat.listed == 0 && seat.leaves == Instant::NEVER {
-                seat.leaves = now.after(grace);
+            if slot.listed == 0 && slot.leaves == Instant::NEVER {
+                slot.leaves = now.after(grace);
             }
         }
         self.settle(source);
@@ -344,7 +344,7 @@ impl<'a> NsqdTable<'a> {
         if round.unserved > 0 {
             self.waiting |= source;
         }
-        if self.seats.iter().any(|seat| seat.fails) {
+        if self.slots.iter().any(|slot| slot.fails) {
             self.soon |= self.waiting;
         }
         let nearest = round.nearest.map(|hash| (hash, source));
@@ -363,14 +363,14 @@ impl<'a> NsqdTable<'a> {
         self.circle.distance(hash)
     }
 
-    /// The hash of whom a seat is for.
+    /// The hash of whom a slot is for.
     fn hash_at(&self, at: usize) -> u32 {
         self.address(at as u8).map_or(0, hash)
     }
 
     /// Whether it is one of those that failed last.
     fn has_failed(&self, hash: u32) -> bool {
-        self.seats.iter().any(|seat| seat.failed == hash)
+        self.slots.iter().any(|slot| slot.failed == hash)
     }
 
     /// When it is an nsqd's turn to be tried.
@@ -383,18 +383,18 @@ impl<'a> NsqdTable<'a> {
         }
     }
 
-    /// A seat whose nsqd fails, for one that a source lists; or the one that was just given to one that is
+    /// A slot whose nsqd fails, for one that a source lists; or the one that was just given to one that is
     /// to be tried later than it.
     fn failing(&self, len: usize, source: u8, hash: u32, given: Given) -> Option<usize> {
         let alone = self.waiting & !source == 0 || given == Given::Back;
         let (mut last, mut rank) = (None, (given, self.distance(hash)));
-        for (at, seat) in self.seats.iter().take(len).enumerate() {
-            if !seat.is_open() {
-                if seat.fails && (alone || seat.by != source) {
+        for (at, slot) in self.slots.iter().take(len).enumerate() {
+            if !slot.is_open() {
+                if slot.fails && (alone || slot.by != source) {
                     return Some(at);
                 }
-            } else if seat.by == source && seat.given != Given::Free {
-                let other = (seat.given, self.distance(self.hash_at(at)));
+            } else if slot.by == source && slot.given != Given::Free {
+                let other = (slot.given, self.distance(self.hash_at(at)));
                 if other > rank {
                     (last, rank) = (Some(at), other);
                 }
@@ -406,15 +406,15 @@ impl<'a> NsqdTable<'a> {
     /// A source's round is over, whether it came to its end or not: what it gave away is given.
     fn settle(&mut self, source: u8) {
         let mut far = None;
-        for at in 0..self.seats.len() {
+        for at in 0..self.slots.len() {
             let hash = self.hash_at(at);
             let distance = self.distance(hash);
-            if let Some(seat) = self.seats.get_mut(at)
-                && seat.is_open()
-                && seat.by == source
+            if let Some(slot) = self.slots.get_mut(at)
+                && slot.is_open()
+                && slot.by == source
             {
-                let counts = matches!(seat.given, Given::First | Given::Last);
-                seat.given = Given::No;
+                let counts = matches!(slot.given, Given::First | Given::Last);
+                slot.given = Given::No;
                 if counts && far.is_none_or(|(farthest, _)| farthest < distance) {
                     far = Some((distance, hash));
                 }
@@ -440,16 +440,16 @@ impl<'a> NsqdTable<'a> {
         {
             *found = Some(address.clone());
         }
-        if let Some(seat) = self.seats.get_mut(at) {
-            seat.set(nsqd, source);
-            seat.order = self.order;
+        if let Some(slot) = self.slots.get_mut(at) {
+            slot.set(nsqd, source);
+            slot.order = self.order;
         }
     }
 
     /// Whose turn is over: who came first.
     fn oldest(&self, len: usize) -> Option<usize> {
-        let seats = self.seats.iter().take(len).enumerate();
-        seats.max_by_key(|(_, seat)| self.order.wrapping_sub(seat.order)).map(|(at, _)| at)
+        let slots = self.slots.iter().take(len).enumerate();
+        slots.max_by_key(|(_, slot)| self.order.wrapping_sub(slot.order)).map(|(at, _)| at)
     }
 }
 

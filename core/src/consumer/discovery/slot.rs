@@ -26,7 +26,7 @@ pub(in crate::consumer) struct NsqdSlot {
     pub(in crate::consumer) failed: u32,
 }
 
-/// Whether a seat was given away in a round that is not over. Nobody is dialed yet: how long that
+/// Whether a slot was given away in a round that is not over. Nobody is dialed yet: how long that
 /// may take depends on whether others wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(in crate::consumer) enum Given {
@@ -50,7 +50,7 @@ pub(in crate::consumer) enum Nsqd {
     Nobody,
     /// Its place in the given addresses.
     Given(u8),
-    /// The seat's own place in the found ones.
+    /// The slot's own place in the found ones.
     Found,
 }
 
@@ -95,9 +95,9 @@ impl NsqdSlot {
 /// What one source offers.
 #[derive(Debug, Clone)]
 pub(in crate::consumer) struct Round {
-    /// The hash of the nsqd without a seat that is next behind the cursor, so far.
+    /// The hash of the nsqd without a slot that is next behind the cursor, so far.
     pub(in crate::consumer) nearest: Option<u32>,
-    /// Offered without getting a seat, in this round and in the last whole one.
+    /// Offered without getting a slot, in this round and in the last whole one.
     pub(in crate::consumer) count: u16,
     pub(in crate::consumer) unserved: u16,
     /// The sum of all hashes, in this round and in the last whole one.
@@ -109,7 +109,7 @@ impl Round {
     pub(in crate::consumer) const NONE: Self =
         Self { nearest: None, count: 0, unserved: 0, sum: 0, whole: 0 };
 
-    /// One that has no seat.
+    /// One that has no slot.
     pub(in crate::consumer) fn wait(&mut self, hash: u32, barred: bool, circle: Circle) {
         let is_nearer = |nearest| circle.distance(hash) < circle.distance(nearest);
         if !barred && self.nearest.is_none_or(is_nearer) {
@@ -119,7 +119,7 @@ impl Round {
     }
 }
 
-/// The order in which nsqds without a seat are tried.
+/// The order in which nsqds without a slot are tried.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::consumer) struct Circle {
     /// The hash of the last one.

@@ -3,44 +3,44 @@
 use super::*;
 
 /// Tells everybody what there is to tell, until nothing is; gives each RDY.
-fn tell(window: &mut RdyTable<'_>) -> Vec<u16> {
-    let all = window.shares.len() as u8;
+fn tell(table: &mut RdyTable<'_>) -> Vec<u16> {
+    let all = table.shares.len() as u8;
     for _ in 0..3 {
         for id in 0..all {
-            if let Some(rdy) = window.next(id) {
-                assert_ne!(rdy, window.rdy(id), "changes nothing");
-                window.told(id, rdy);
+            if let Some(rdy) = table.next(id) {
+                assert_ne!(rdy, table.rdy(id), "changes nothing");
+                table.announced(id, rdy);
             }
-            let sum: u16 = (0..all).map(|id| window.rdy(id)).sum();
-            assert!(sum <= window.limit, "{sum} of {}", window.limit);
+            let sum: u16 = (0..all).map(|id| table.rdy(id)).sum();
+            assert!(sum <= table.limit, "{sum} of {}", table.limit);
         }
     }
-    (0..all).map(|id| window.rdy(id)).collect()
+    (0..all).map(|id| table.rdy(id)).collect()
 }
 
-fn settle(window: &mut RdyTable<'_>) {
-    (0..window.shares.len() as u8).for_each(|id| window.settle(id));
+fn settle(table: &mut RdyTable<'_>) {
+    (0..table.shares.len() as u8).for_each(|id| table.settle(id));
 }
 
 /// All take part, and nobody is told yet.
 fn shared(shares: &mut [Share], limit: u16) -> RdyTable<'_> {
-    let mut window = RdyTable::new(shares);
-    window.set_limit(limit);
-    (0..window.shares.len() as u8).for_each(|id| window.join(id, 9));
-    window
+    let mut table = RdyTable::new(shares);
+    table.set_limit(limit);
+    (0..table.shares.len() as u8).for_each(|id| table.join(id, 9));
+    table
 }
 
 /// Joined one after the other, each told before the next joins.
 fn joined(connections: usize, limit: u16, cap: u32) -> Vec<u16> {
     let mut shares = vec![Share::NONE; connections];
-    let mut window = RdyTable::new(&mut shares);
-    window.set_limit(limit);
+    let mut table = RdyTable::new(&mut shares);
+    table.set_limit(limit);
     for id in 0..connections as u8 {
-        window.join(id, cap);
-        tell(&mut window);
+        table.join(id, cap);
+        tell(&mut table);
     }
-    settle(&mut window);
-    tell(&mut window)
+    settle(&mut table);
+    tell(&mut table)
 }
 
 #[test]
@@ -74,14 +74,14 @@ fn what_each_connection_gets() {
 #[test]
 fn what_one_cannot_take_goes_to_the_others() {
     let mut shares = [Share::NONE; 3];
-    let mut window = RdyTable::new(&mut shares);
-    window.set_limit(20);
+    let mut table = RdyTable::new(&mut shares);
+    table.set_limit(20);
     for (id, cap) in [(0, 100), (1, 3), (2, 100)] {
-        window.join(id, cap);
+        table.join(id, cap);
     }
-    assert_eq!(tell(&mut window), [9, 3, 8]);
-    window.leave(0);
-    assert_eq!(tell(&mut window), [0, 3, 17]);
+    assert_eq!(tell(&mut table), [9, 3, 8]);
+    table.leave(0);
+    assert_eq!(tell(&mut table), [0, 3, 17]);
 }
 
 #[test]
@@ -89,10 +89,10 @@ fn it_is_spread_as_if_given_one_by_one() {
     for limit in 0..=9u16 {
         for caps in (0..216u32).map(|n| [n % 6, n / 6 % 6, n / 36]) {
             let mut shares = [Share::NONE; 3];
-            let mut window = RdyTable::new(&mut shares);
-            window.set_limit(limit);
-            (0..3).for_each(|id| window.join(id, caps[usize::from(id)]));
-            if window.live() > limit {
+            let mut table = RdyTable::new(&mut shares);
+            table.set_limit(limit);
+            (0..3).for_each(|id| table.join(id, caps[usize::from(id)]));
+            if table.live() > limit {
                 continue;
             }
             let (mut want, mut left) = ([0u32; 3], u32::from(limit));
@@ -103,7 +103,7 @@ fn it_is_spread_as_if_given_one_by_one() {
                     left -= more;
                 }
             }
-            let targets = window.shares.iter().map(|share| u32::from(share.target));
+            let targets = table.shares.iter().map(|share| u32::from(share.target));
             assert_eq!(targets.collect::<Vec<_>>(), want, "{limit} over {caps:?}");
         }
     }
@@ -112,63 +112,63 @@ fn it_is_spread_as_if_given_one_by_one() {
 #[test]
 fn what_is_taken_from_one_is_given_to_another_only_once_it_is_free() {
     let mut shares = [Share::NONE; 2];
-    let mut window = RdyTable::new(&mut shares);
-    window.set_limit(4);
-    window.join(0, 9);
-    assert_eq!(tell(&mut window), [4, 0]);
+    let mut table = RdyTable::new(&mut shares);
+    table.set_limit(4);
+    table.join(0, 9);
+    assert_eq!(tell(&mut table), [4, 0]);
     // Idle: what is on its way from the first is not known.
-    window.join(1, 9);
-    assert_eq!(tell(&mut window), [2, 0]);
-    assert!(window.is_short());
-    window.settle(0);
-    assert_eq!(tell(&mut window), [2, 2]);
-    assert!(!window.is_short());
+    table.join(1, 9);
+    assert_eq!(tell(&mut table), [2, 0]);
+    assert!(table.is_short());
+    table.settle(0);
+    assert_eq!(tell(&mut table), [2, 2]);
+    assert!(!table.is_short());
     // Busy: what it has in flight counts.
-    window.leave(1);
-    assert_eq!(tell(&mut window), [4, 0]);
-    (0..4).for_each(|_| window.delivered(0));
-    window.join(1, 9);
-    assert_eq!(window.next(0), Some(2));
-    assert!(window.told(0, 2));
-    window.settle(0);
-    assert_eq!(tell(&mut window), [2, 0]);
-    window.answered(0, 1);
-    assert_eq!(tell(&mut window), [2, 1]);
-    window.answered(0, 1);
-    window.answered(0, 1);
-    assert_eq!(tell(&mut window), [2, 2]);
+    table.leave(1);
+    assert_eq!(tell(&mut table), [4, 0]);
+    (0..4).for_each(|_| table.delivered(0));
+    table.join(1, 9);
+    assert_eq!(table.next(0), Some(2));
+    assert!(table.announced(0, 2));
+    table.settle(0);
+    assert_eq!(tell(&mut table), [2, 0]);
+    table.answered(0, 1);
+    assert_eq!(tell(&mut table), [2, 1]);
+    table.answered(0, 1);
+    table.answered(0, 1);
+    assert_eq!(tell(&mut table), [2, 2]);
 }
 
 #[test]
 fn a_lower_limit_is_told_at_once_and_the_same_one_never() {
     let mut shares = [Share::NONE; 2];
-    let mut window = shared(&mut shares, 6);
-    assert_eq!(tell(&mut window), [3, 3]);
-    window.set_limit(6);
-    assert_eq!((window.next(0), window.next(1)), (None, None));
-    window.set_limit(0);
-    assert_eq!((window.next(0), window.next(1)), (Some(0), Some(0)));
+    let mut table = shared(&mut shares, 6);
+    assert_eq!(tell(&mut table), [3, 3]);
+    table.set_limit(6);
+    assert_eq!((table.next(0), table.next(1)), (None, None));
+    table.set_limit(0);
+    assert_eq!((table.next(0), table.next(1)), (Some(0), Some(0)));
     // Changed back before it was told: nothing to tell.
-    window.set_limit(6);
-    assert_eq!((window.next(0), window.next(1)), (None, None));
+    table.set_limit(6);
+    assert_eq!((table.next(0), table.next(1)), (None, None));
 }
 
 #[test]
 fn idle_connections_pass_their_turn_on_and_busy_ones_later() {
     let mut shares = [Share::NONE; 3];
-    let mut window = shared(&mut shares, 1);
-    assert_eq!(tell(&mut window), [1, 0, 0]);
+    let mut table = shared(&mut shares, 1);
+    assert_eq!(tell(&mut table), [1, 0, 0]);
     let mut turns = Vec::new();
     for interval in 0..40 {
         // The second is busy.
-        if window.rdy(1) == 1 {
-            window.delivered(1);
-            window.answered(1, 1);
+        if table.rdy(1) == 1 {
+            table.delivered(1);
+            table.answered(1, 1);
         }
-        window.turn();
-        tell(&mut window);
-        settle(&mut window);
-        let rdy = tell(&mut window);
+        table.turn();
+        tell(&mut table);
+        settle(&mut table);
+        let rdy = tell(&mut table);
         assert_eq!(rdy.iter().sum::<u16>(), 1, "in interval {interval}");
         turns.push(rdy.iter().position(|&rdy| rdy == 1).unwrap());
     }
@@ -199,19 +199,19 @@ fn whose_turn_it_is() {
         (5, 4, &[2], &[181, 180, 240, 180, 179]),
     ] {
         let mut shares = vec![Share::NONE; connections];
-        let mut window = shared(&mut shares, limit);
+        let mut table = shared(&mut shares, limit);
         let mut turns = vec![0u16; connections];
         for _ in 0..240 {
-            tell(&mut window);
-            settle(&mut window);
-            for (id, rdy) in tell(&mut window).into_iter().enumerate() {
+            tell(&mut table);
+            settle(&mut table);
+            for (id, rdy) in tell(&mut table).into_iter().enumerate() {
                 turns[id] += rdy;
                 if rdy == 1 && busy.contains(&id) {
-                    window.delivered(id as u8);
-                    window.answered(id as u8, 1);
+                    table.delivered(id as u8);
+                    table.answered(id as u8, 1);
                 }
             }
-            window.turn();
+            table.turn();
         }
         assert_eq!(turns, want, "{connections} connections, {limit} in flight, {busy:?} busy");
         assert_eq!(turns.iter().sum::<u16>(), 240 * limit, "all of it, always");
@@ -221,44 +221,44 @@ fn whose_turn_it_is() {
 #[test]
 fn who_has_a_turn_keeps_it_whoever_comes_and_goes() {
     let mut shares = [Share::NONE; 3];
-    let mut window = shared(&mut shares, 1);
-    while tell(&mut window) != [0, 1, 0] {
-        window.turn();
-        settle(&mut window);
+    let mut table = shared(&mut shares, 1);
+    while tell(&mut table) != [0, 1, 0] {
+        table.turn();
+        settle(&mut table);
     }
-    window.leave(0);
-    window.join(0, 9);
-    assert_eq!(tell(&mut window), [0, 1, 0]);
+    table.leave(0);
+    table.join(0, 9);
+    assert_eq!(tell(&mut table), [0, 1, 0]);
 }
 
 #[test]
 fn a_turn_begins_when_nsqd_is_told() {
     let mut shares = [Share::NONE; 2];
-    let mut window = shared(&mut shares, 1);
-    assert_eq!(tell(&mut window), [1, 0]);
-    window.delivered(0);
-    (0..BUSY_TURNS).for_each(|_| window.turn());
-    assert_eq!(tell(&mut window), [0, 0]);
+    let mut table = shared(&mut shares, 1);
+    assert_eq!(tell(&mut table), [1, 0]);
+    table.delivered(0);
+    (0..BUSY_TURNS).for_each(|_| table.turn());
+    assert_eq!(tell(&mut table), [0, 0]);
     // The message is answered late.
-    (0..BUSY_TURNS).for_each(|_| window.turn());
-    settle(&mut window);
-    window.answered(0, 1);
-    assert_eq!(tell(&mut window), [0, 1]);
+    (0..BUSY_TURNS).for_each(|_| table.turn());
+    settle(&mut table);
+    table.answered(0, 1);
+    assert_eq!(tell(&mut table), [0, 1]);
     for _ in 1..QUIET_TURNS {
-        window.turn();
-        assert_eq!(tell(&mut window), [0, 1], "all of its time");
+        table.turn();
+        assert_eq!(tell(&mut table), [0, 1], "all of its time");
     }
-    window.turn();
-    assert_eq!(window.next(1), Some(0));
+    table.turn();
+    assert_eq!(table.next(1), Some(0));
 }
 
 #[test]
 fn turns_are_taken_only_where_there_is_not_one_for_each() {
     let mut shares = [Share::NONE; 2];
-    let mut window = shared(&mut shares, 0);
+    let mut table = shared(&mut shares, 0);
     for (limit, takes) in [(0, false), (1, true), (2, false), (3, false)] {
-        window.set_limit(limit);
-        assert_eq!(window.takes_turns(), takes, "{limit} for two");
+        table.set_limit(limit);
+        assert_eq!(table.takes_turns(), takes, "{limit} for two");
     }
 }
 
@@ -266,18 +266,18 @@ fn turns_are_taken_only_where_there_is_not_one_for_each() {
 fn nobody_waits_for_ever() {
     for (connections, limit) in [(2, 1), (5, 2), (7, 6), (20, 3)] {
         let mut shares = vec![Share::NONE; connections];
-        let mut window = shared(&mut shares, limit);
+        let mut table = shared(&mut shares, limit);
         let mut seen = vec![0; connections];
         for _ in 0..600 {
-            for (id, rdy) in tell(&mut window).into_iter().enumerate() {
+            for (id, rdy) in tell(&mut table).into_iter().enumerate() {
                 seen[id] += rdy;
                 (0..rdy).for_each(|_| {
-                    window.delivered(id as u8);
-                    window.answered(id as u8, 1);
+                    table.delivered(id as u8);
+                    table.answered(id as u8, 1);
                 });
             }
-            settle(&mut window);
-            window.turn();
+            settle(&mut table);
+            table.turn();
         }
         let (least, most) = (seen.iter().min().unwrap(), seen.iter().max().unwrap());
         assert!(*least > 0 && most - least <= 18, "{connections}, {limit}: {seen:?}");
@@ -287,31 +287,31 @@ fn nobody_waits_for_ever() {
 #[test]
 fn a_retired_connection_is_counted_until_it_is_gone() {
     let mut shares = [Share::NONE; 2];
-    let mut window = RdyTable::new(&mut shares);
-    window.set_limit(4);
-    window.join(0, 9);
-    tell(&mut window);
-    window.delivered(0);
-    window.retire(0);
-    window.join(1, 9);
-    assert_eq!(tell(&mut window), [0, 0]);
-    window.settle(0);
-    assert_eq!(tell(&mut window), [0, 3]);
-    window.leave(0);
-    assert_eq!(tell(&mut window), [0, 4]);
+    let mut table = RdyTable::new(&mut shares);
+    table.set_limit(4);
+    table.join(0, 9);
+    tell(&mut table);
+    table.delivered(0);
+    table.retire(0);
+    table.join(1, 9);
+    assert_eq!(tell(&mut table), [0, 0]);
+    table.settle(0);
+    assert_eq!(tell(&mut table), [0, 3]);
+    table.leave(0);
+    assert_eq!(tell(&mut table), [0, 4]);
 }
 
 #[test]
 fn starved_when_most_of_the_window_is_in_flight() {
     let mut shares = [Share::NONE; 1];
-    let mut window = RdyTable::new(&mut shares);
-    window.set_limit(20);
-    window.join(0, 100);
-    tell(&mut window);
-    (0..16).for_each(|_| window.delivered(0));
-    assert!(!window.is_starved());
-    window.delivered(0);
-    assert!(window.is_starved());
+    let mut table = RdyTable::new(&mut shares);
+    table.set_limit(20);
+    table.join(0, 100);
+    tell(&mut table);
+    (0..16).for_each(|_| table.delivered(0));
+    assert!(!table.is_starved());
+    table.delivered(0);
+    assert!(table.is_starved());
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! One nsqlookupd as nsqd sees it: what lookupPeer and connectCallback do, as a state machine.
+//! A connection to one nsqlookupd: what lookupPeer and connectCallback of nsqd do.
 
 mod session;
 
@@ -43,15 +43,15 @@ pub(super) struct Peer {
     attempts: Attempts,
     jitter: Jitter,
     opened_at: Instant,
-    /// All that was to be registered was answered on this connection.
+    /// Everything that was to be registered was answered on this connection.
     listed: bool,
     last: Option<Closed>,
     news: Option<PeerEvent>,
     http: Http,
     tx_buffer: [u8; TX_BUFFER],
-    /// What nsqlookupd says in the reply being read; an error's stays until the next connection.
+    /// The start of the reply being read; that of an error stays until the next connection.
     detail: Vec<u8, DETAIL_MAX, u8>,
-    /// Whom to be connected to; `None` is nobody.
+    /// The nsqlookupd to be connected to.
     address: Option<Address>,
 }
 
@@ -153,7 +153,7 @@ impl Peer {
         }
     }
 
-    /// Nobody to connect to any more: closes what there is.
+    /// There is no nsqlookupd to connect to any more: closes the connection.
     pub(super) fn retire(&mut self, config: &Config<'_>, now: Instant) {
         self.address = None;
         match self.state {
@@ -212,12 +212,12 @@ impl Peer {
     #[inline(never)]
     fn close(&mut self, config: &Config<'_>, now: Instant, why: Closed) {
         self.timers.stop_all();
-        // A peer that is silent takes no farewell either.
-        let patience = match why {
+        // A peer that is silent would not take the last bytes either.
+        let timeout = match why {
             Closed::Fault(Fault::TimedOut(_)) => Span::ZERO,
             _ => config.close_timeout,
         };
-        self.timers.set(Timer::State, now.after(patience));
+        self.timers.set(Timer::State, now.after(timeout));
         self.set_state(PeerState::Closing(why));
     }
 }

@@ -45,7 +45,7 @@ impl PeerSession<'_, '_> {
         self.peer.is_quiet() && self.registry.next_work(self.id).is_none()
     }
 
-    /// Says PING, or everything again, when it is time.
+    /// Sends PING, or everything again, when it is due.
     fn keep_alive(&mut self, now: Instant) {
         let peer = &mut *self.peer;
         if peer.timers.expired(Timer::Ping, now) {
@@ -120,7 +120,7 @@ impl PeerSession<'_, '_> {
             let Peer { staging, tx_buffer, .. } = &mut *self.peer;
             staging.append(tx_buffer, |w| command.emit(w));
             match work {
-                Some(work) => self.registry.told(self.id, work),
+                Some(work) => self.registry.announced(self.id, work),
                 None => self.peer.pings = self.peer.pings.saturating_sub(1),
             }
             self.expect_reply(now);
@@ -166,10 +166,10 @@ impl PeerSession<'_, '_> {
 
     fn on_identified(&mut self, now: Instant) -> Result<(), Fault> {
         if !self.peer.staging.text_is_written() {
-            // An answer to half a question.
+            // IDENTIFY is not even wholly written.
             return self.fail(now, Fault::UnexpectedReply);
         }
-        // Of what nsqlookupd says of itself only the port matters to anybody.
+        // Only the port in the answer is used, which `find_port` has found.
         if self.peer.detail.first() != Some(&b'{') {
             return self.fail(now, Fault::Decode(DecodeError::BadIdentifyReply));
         }
