@@ -68,7 +68,7 @@ fn fill(handle: Handle<'_, NoopRawMutex>) -> u64 {
 
 /// What a runner would do: connect, write, and hear from nsqd.
 fn acknowledge(handle: Handle<'_, NoopRawMutex>) {
-    handle.look(|publisher| {
+    handle.inspect(|publisher| {
         publisher.dial(NOW).unwrap();
         publisher.open(NOW);
         for _ in 0..2 {

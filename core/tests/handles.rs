@@ -156,12 +156,14 @@ type Consumer<'a> = drive::consumer::Handle<'a, NoopRawMutex, Still>;
 
 fn hear(handle: &Consumer<'_>, still: &Still, bytes: &[u8]) {
     let now = still.now();
-    handle.look(|consumer| consumer.connection(0).unwrap().receive(now, bytes).unwrap()).unwrap();
+    handle
+        .inspect(|consumer| consumer.connection(0).unwrap().receive(now, bytes).unwrap())
+        .unwrap();
 }
 
 fn writes(handle: &Consumer<'_>, still: &Still) -> String {
     let now = still.now();
-    let bytes = handle.look(|consumer| said(&mut consumer.connection(0).unwrap(), now)).unwrap();
+    let bytes = handle.inspect(|consumer| said(&mut consumer.connection(0).unwrap(), now)).unwrap();
     String::from_utf8(bytes).unwrap()
 }
 
@@ -181,7 +183,7 @@ fn with_connection(config: &consumer::Config<'_>, test: impl FnOnce(&Consumer<'_
     )
     .unwrap();
     let now = still.now();
-    handle.look(|consumer| {
+    handle.inspect(|consumer| {
         let mut session = consumer.connection(0).unwrap();
         assert!(session.dial(now).is_some());
         session.open(now);
@@ -220,7 +222,7 @@ fn what_a_consumer_asks_of_nsqd_is_said_if_it_asks_for_any() {
     ] {
         with_connection(&config, |handle, still| {
             let said =
-                handle.look(|consumer| said(&mut consumer.connection(0).unwrap(), still.now()));
+                handle.inspect(|consumer| said(&mut consumer.connection(0).unwrap(), still.now()));
             let said = String::from_utf8_lossy(&said.unwrap()).into_owned();
             assert!(said.contains(says.unwrap_or("IDENTIFY")), "{said}");
             let others = ["\"sample_rate\"", "\"msg_timeout\""];
@@ -311,7 +313,7 @@ fn what_a_lookup_is_to_list_is_added_and_removed() {
         registration::new(&mut resources, &config, [still.clone()], still).unwrap();
     let listed = || {
         handle
-            .look(|lookup| {
+            .inspect(|lookup| {
                 let registry = lookup.registry();
                 (registry.topics().count(), registry.channels().count())
             })
@@ -344,7 +346,7 @@ fn a_directory_tells_what_there_is() {
     let says = b"  V1IDENTIFY\n\0\0\0\x4f{\"broadcast_address\":\"node\",\
         \"tcp_port\":4150,\"http_port\":4151,\"version\":\"1.3.0\"}REGISTER t c\n";
     handle.set_unix_time(1_700_000_000_000_000_000);
-    handle.look(|directory| {
+    handle.inspect(|directory| {
         let mut client = directory.client(0).unwrap();
         client.accepted(still.now(), ([10, 0, 0, 2], 5000).into());
         client.open(still.now());
@@ -364,7 +366,7 @@ fn a_directory_tells_what_there_is() {
     assert!(has("c"));
     assert!(!has("other"));
     assert_eq!(handle.look(|all| all.http_clients()), Some(1));
-    let debug = handle.look(|all| {
+    let debug = handle.inspect(|all| {
         let mut session = all.http(0).unwrap();
         session.accepted(still.now(), ([10, 0, 0, 3], 5000).into());
         session.take(still.now(), b"GET /debug HTTP/1.1\r\nHost: directory\r\n\r\n");
@@ -485,7 +487,7 @@ fn a_nodes_messages_have_the_time_of_day() {
         handle.create_topic(&topic()).unwrap();
         handle.create_channel(&topic(), &channel()).unwrap();
         handle.try_publish(&topic(), b"x").unwrap();
-        let bytes = handle.look(|node| {
+        let bytes = handle.inspect(|node| {
             let mut client = node.client(0).unwrap();
             client.open(still.now());
             assert_eq!(client.take(still.now(), b"  V2SUB t c\nRDY 1\n"), 18);

@@ -18,10 +18,10 @@ use crate::consumer::{
 use crate::time::Span;
 use crate::wire::nsqd::MessageHead;
 
-/// Bytes that a connection reads at once if [`Runner::run`] is used: a few short messages.
+/// The receive buffer of a connection with [`Runner::run`]: a few short messages.
 pub const RX_LEN: usize = 256;
 
-/// Bytes of nsqlookupd's answer that are read at once.
+/// The receive buffer for an nsqlookupd's answer.
 const LOOKUPD_RX_LEN: usize = 128;
 
 /// What a consumer's handles and its runner share: tables for so many connections to nsqds,
@@ -75,7 +75,7 @@ impl<
     }
 }
 
-/// Whom to consume from: given nsqds, those that nsqlookupds list, or both.
+/// The nsqds to consume from: given ones, those that nsqlookupds list, or both.
 #[derive(Debug, Clone, Copy)]
 pub struct Sources<'a> {
     /// nsqds, at their TCP ports (4150).
@@ -84,7 +84,7 @@ pub struct Sources<'a> {
     pub lookupds: &'a [Address],
 }
 
-/// A dialer for each connection.
+/// One dialer for each connection.
 #[derive(Debug, Clone, Copy)]
 pub struct Dialers<D, const CONNECTIONS: usize, const LOOKUPDS: usize> {
     /// To nsqds.
@@ -93,7 +93,8 @@ pub struct Dialers<D, const CONNECTIONS: usize, const LOOKUPDS: usize> {
     pub lookupds: [D; LOOKUPDS],
 }
 
-/// A consumer's two ends. `ring` is where its messages lie; see [`Consumer::new`].
+/// Sets up a consumer and returns its handle and its runner. Its messages lie in `ring`; see
+/// [`Consumer::new`].
 #[expect(clippy::type_complexity, reason = "two ends, each with its parameters")]
 pub fn new<
     'a,
@@ -113,10 +114,10 @@ pub fn new<
     sleep: S,
 ) -> Result<(Handle<'a, M, S>, Runner<'a, M, D, S, CONNECTIONS, LOOKUPDS>), ConfigError> {
     let Resources { storage, discovery, consumer, shared } = resources;
-    // Here, where the compiler knows most of it.
+    // Here, where the compiler knows most of the numbers.
     config.check(CONNECTIONS, sources.nsqds.len(), MESSAGES, ring.len())?;
     let consumer = set_up(config, storage, consumer, sources.nsqds, ring);
-    // What is not used is known when it is compiled, and is not linked.
+    // The compiler knows what is not used, and does not link it.
     if config.has_options() {
         consumer.send_options();
     }
@@ -132,8 +133,8 @@ pub fn new<
     Ok((Handle { shared, sleep: sleep.clone() }, Runner { shared, dialers, sleep }))
 }
 
-/// Sets a consumer up where it lies. Apart, so that what passes through the stack meanwhile is not
-/// under every poll.
+/// Sets up a consumer where it lies. Apart, so that the stack that this takes is not taken in every
+/// poll.
 #[inline(never)]
 fn set_up<'a, const CONNECTIONS: usize, const MESSAGES: usize>(
     config: &'a Config<'a>,
@@ -164,7 +165,7 @@ impl<M: RawMutex, S: Clone> Clone for Handle<'_, M, S> {
 impl<'a, M: RawMutex, S: Sleep> Handle<'a, M, S> {
     /// Waits for the next message. Cancel-safe: dropped before it is ready, no message was taken.
     /// Tasks that wait get messages in the order in which they came.
-    // Not an `async fn`: there is only one state, so no code for any other.
+    // Not an `async fn`: that would be a state machine around this one.
     pub fn next<'h>(&'h self) -> impl Future<Output = Message<'a, M, S>> + use<'h, 'a, M, S> {
         let (shared, sleep) = (self.shared, &self.sleep);
         let mut wait = QueuedWait::new(shared);
@@ -181,9 +182,14 @@ impl<'a, M: RawMutex, S: Sleep> Handle<'a, M, S> {
         Some(Message { shared, sleep, delivery, answered: false })
     }
 
-    /// The next thing to tell. Cancel-safe. With several tasks asking, each event goes to one.
+    /// Waits for the next event. Cancel-safe. With several tasks waiting, each event goes to one.
     pub fn event(&self) -> impl Future<Output = Event> + use<'a, M, S> {
-        self.wait(Consumer::poll_event)
+        self.wait_mut(Consumer::poll_event)
+    }
+
+    /// The next event, if there is one now.
+    pub fn try_event(&self) -> Option<Event> {
+        self.shared.read(|client| client.as_consumer()?.poll_event())?
     }
 
     /// See [`Consumer::pause`].
@@ -204,30 +210,44 @@ impl<'a, M: RawMutex, S: Sleep> Handle<'a, M, S> {
         self.change(|consumer| consumer.set_max_in_flight(now, max));
     }
 
-    /// Leaves all nsqds for good and returns when that is done: messages that nobody took are
-    /// requeued at once, those that the application has when it answers them or
-    /// [`Config::drain_timeout`] is over. Dropped earlier, it goes on all the same.
+    /// Leaves all nsqds for good and returns when that is done. Messages that nobody took are
+    /// requeued at once, the others when the application answers them or
+    /// [`Config::drain_timeout`] is over. Dropping the future does not stop the leaving.
     pub async fn stop(&self) {
         self.change(Consumer::stop);
         self.wait(|consumer| consumer.is_stopped().then_some(())).await;
     }
 
-    /// What happened so far.
+    /// What the consumer did so far.
     pub fn counters(&self) -> Counters {
         self.look(|consumer| consumer.counters()).unwrap_or_default()
     }
 
-    /// Looks at the consumer. `None` only from within another look.
-    pub fn look<R>(&self, f: impl FnOnce(&mut Consumer<'a>) -> R) -> Option<R> {
+    /// Reads the consumer. `None` only from within another `look`.
+    pub fn look<R>(&self, f: impl FnOnce(&Consumer<'a>) -> R) -> Option<R> {
+        self.shared.read(|client| client.as_consumer().map(|it| f(it)))?
+    }
+
+    /// For tests and the simulator, which look into sessions; no part of the API. Wakes nobody.
+    #[doc(hidden)]
+    pub fn inspect<R>(&self, f: impl FnOnce(&mut Consumer<'a>) -> R) -> Option<R> {
         self.shared.read(|client| client.as_consumer().map(f))?
     }
 
-    /// Asks `f` now and whenever something changed, until it has an answer. Cancel-safe.
+    /// Checks `f` now and whenever something changed, until it has an answer. Cancel-safe.
     pub fn wait<R, F>(&self, mut f: F) -> impl Future<Output = R> + use<'a, M, S, R, F>
+    where
+        F: FnMut(&Consumer<'a>) -> Option<R>,
+    {
+        self.wait_mut(move |it| f(it))
+    }
+
+    fn wait_mut<R, F>(&self, mut f: F) -> impl Future<Output = R> + use<'a, M, S, R, F>
     where
         F: FnMut(&mut Consumer<'a>) -> Option<R>,
     {
         let shared = self.shared;
+        // Not an `async fn`: that would be a state machine around this one.
         poll_fn(move |cx| shared.poll_wait(cx.waker(), |client| f(client.as_consumer()?)))
     }
 
@@ -236,13 +256,14 @@ impl<'a, M: RawMutex, S: Sleep> Handle<'a, M, S> {
     }
 }
 
-/// A message, to be answered. Dropped unanswered it is requeued, as by
-/// [`release`](Self::release).
+/// A message, to be answered. Dropping it unanswered requeues it, as [`release`](Self::release)
+/// does.
 ///
-/// From within a look at the consumer it can be neither answered nor dropped, and one that is
-/// forgotten (`mem::forget`) is never answered either: nsqd takes it back when its time is up, but
-/// its place in the ring stays taken.
+/// Do not answer or drop it within [`Handle::look`]: nsqd would not hear of it. A message that is
+/// forgotten (`mem::forget`) is not answered either: nsqd takes it back after its timeout, but it
+/// keeps its room in the ring.
 #[derive(Debug)]
+#[must_use = "a message that is dropped unanswered is requeued"]
 pub struct Message<'a, M: RawMutex, S: Sleep> {
     shared: &'a Shared<M, ClientRef<'a>>,
     sleep: S,
@@ -251,8 +272,8 @@ pub struct Message<'a, M: RawMutex, S: Sleep> {
 }
 
 impl<'a, M: RawMutex, S: Sleep> Message<'a, M, S> {
-    /// Its id, when it was published, and how often it was delivered. `None` only from within a
-    /// look at the consumer.
+    /// Its id, when it was published, and how often it was delivered. `None` only within
+    /// [`Handle::look`].
     pub fn head(&self) -> Option<MessageHead> {
         let token = self.delivery.token;
         self.shared.read(|client| Some(client.as_consumer()?.message(token)?.head))?
@@ -264,31 +285,31 @@ impl<'a, M: RawMutex, S: Sleep> Message<'a, M, S> {
         self.delivery.exhausted
     }
 
-    /// Reads the body where it lies. Be brief: the connections wait meanwhile. `None` only from
-    /// within a look at the consumer.
+    /// Reads the body where it lies. Be brief: the connections wait meanwhile. `None` only within
+    /// [`Handle::look`].
     pub fn read<R>(&self, f: impl FnOnce(&[u8]) -> R) -> Option<R> {
         self.shared.read(|client| Some(f(client.as_consumer()?.body(self.delivery.token)?)))?
     }
 
-    /// It is done; see [`Consumer::finish`].
+    /// Tells nsqd that the message is done; see [`Consumer::finish`].
     pub fn finish(mut self) -> Result<(), AnswerError> {
         let now = self.sleep.now();
         self.answer(|consumer, delivery| consumer.finish(now, delivery.token))
     }
 
-    /// It failed and is to come again; see [`Consumer::requeue`].
+    /// Requeues the message as failed; see [`Consumer::requeue`].
     pub fn requeue(mut self, delay: Option<Span>) -> Result<(), AnswerError> {
         let now = self.sleep.now();
         self.answer(|consumer, delivery| consumer.requeue(now, delivery.token, delay))
     }
 
-    /// It is to come again, through no fault of its own; see [`Consumer::release`].
+    /// Requeues the message without counting a failure; see [`Consumer::release`].
     pub fn release(mut self, delay: Option<Span>) -> Result<(), AnswerError> {
         let now = self.sleep.now();
         self.answer(|consumer, delivery| consumer.release(now, delivery.token, delay))
     }
 
-    /// It takes longer; see [`Consumer::touch`].
+    /// Asks nsqd for more time; see [`Consumer::touch`].
     pub fn touch(&self) -> Result<(), AnswerError> {
         let now = self.sleep.now();
         let touched = self
@@ -317,8 +338,9 @@ impl<M: RawMutex, S: Sleep> Drop for Message<'_, M, S> {
     }
 }
 
-/// Connects and carries. Run exactly one.
+/// Connects and carries bytes. Run exactly one.
 #[derive(Debug)]
+#[must_use = "nothing is sent or received unless `run` is polled"]
 pub struct Runner<'a, M: RawMutex, D, S, const CONNECTIONS: usize, const LOOKUPDS: usize> {
     shared: &'a Shared<M, ClientRef<'a>>,
     dialers: Dialers<D, CONNECTIONS, LOOKUPDS>,
@@ -328,15 +350,15 @@ pub struct Runner<'a, M: RawMutex, D, S, const CONNECTIONS: usize, const LOOKUPD
 impl<M: RawMutex, D: Dialer, S: Sleep, const CONNECTIONS: usize, const LOOKUPDS: usize>
     Runner<'_, M, D, S, CONNECTIONS, LOOKUPDS>
 {
-    /// Runs all connections for ever, each reading [`RX_LEN`] bytes at once. Dropped, they end, and
-    /// nsqd delivers again what was in flight; run again, it goes on.
+    /// Runs all connections for ever, each with a receive buffer of [`RX_LEN`] bytes. Dropping the
+    /// future ends them, and nsqd delivers again what was in flight. Running again goes on.
     pub async fn run(&mut self) -> ! {
         self.run_with::<RX_LEN>().await
     }
 
-    /// As [`run`](Self::run), each connection to an nsqd with a receive buffer of `RX` bytes, at
-    /// least 16: more of them are faster where many short messages come at once. They are in the
-    /// future, which an unoptimized build moves through the stack.
+    /// As [`run`](Self::run), with a receive buffer of `RX` bytes, at least 16, for each connection to
+    /// an nsqd: a larger one is faster where many short messages come at once. The buffers are part
+    /// of the future, which an unoptimized build moves through the stack.
     pub async fn run_with<const RX: usize>(&mut self) -> ! {
         let (shared, sleep) = (self.shared, &self.sleep);
         let connections = each(&mut self.dialers.nsqds, |dialer, index| {
@@ -357,21 +379,21 @@ impl<M: RawMutex, D: Dialer, S: Sleep, const CONNECTIONS: usize, const LOOKUPDS:
                 poll_fn(|cx| poll_apart(drive.as_mut(), cx)).await
             }
         });
-        // None of them ever ends; without any there is nothing to run.
+        // None of them ever ends. Without any there is nothing to run.
         match select(select_array(connections), select_array(lookupds)).await {
             Either::First((never, _)) | Either::Second((never, _)) => never,
         }
     }
 }
 
-/// What `f` makes of each dialer and its place. Less code than `each_mut` and `map` link.
+/// Calls `f` with each dialer and its index. Links less code than `each_mut` and `map`.
 fn each<'d, D, F, const N: usize>(
     dialers: &'d mut [D; N],
     mut f: impl FnMut(&'d mut D, usize) -> F,
 ) -> [F; N] {
     let mut dialers = dialers.iter_mut();
     array::from_fn(|index| {
-        // There is one for each, so this ends at once.
+        // There is a dialer for each index, so this ends at once.
         let dialer = loop {
             if let Some(dialer) = dialers.next() {
                 break dialer;

@@ -1,4 +1,4 @@
-//! Fewer writes.
+//! Gathering what is written, so that there are fewer writes.
 
 use core::net::SocketAddr;
 use core::task::{Context, Poll, ready};
@@ -8,9 +8,9 @@ use crate::address::Address;
 use crate::session::{DialError, Transmit, TransportError, Upgrade};
 use crate::wire::copy;
 
-/// A dialer or listener whose transports gather what a session has to say at a time, up to `TX`
-/// bytes, into one write: for platforms where a write is a system call. A consumer's answers have 21
-/// bytes each, and otherwise leave three at a time; a node's messages leave one at a time.
+/// A dialer or listener whose transports gather up to `TX` bytes that a session writes into one
+/// write, for platforms where a write is a system call. Without it a consumer's answers, 21 bytes
+/// each, leave three at a time, and an nsqd's messages one at a time.
 #[derive(Debug, Clone, Copy)]
 pub struct Gathering<D, const TX: usize>(pub D);
 
@@ -49,7 +49,7 @@ pub struct Gathered<T, const TX: usize> {
     buf: [u8; TX],
     written: usize,
     len: usize,
-    /// What a write said that failed; the driver is told at its next one.
+    /// The error of a write that failed. The driver is told at its next write.
     broken: Option<TransportError>,
 }
 

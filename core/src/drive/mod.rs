@@ -3,8 +3,7 @@
 //!
 //! [`publisher`], [`consumer`], [`registration`], [`nsqd`] and [`nsqlookupd`] each give a *handle*
 //! for the application and a *runner*, one future that never ends and carries all bytes. Nothing
-//! here spawns a task or chooses an executor. Dropping a runner drops its transports; a runner that
-//! is polled again connects again. What dropping a future of a handle means stands at its function.
+//! here spawns a task or chooses an executor. Dropping a runner's future drops its transports.
 //!
 //! # Porting guide
 //!
@@ -32,9 +31,8 @@
 //!    [`TransportError`]. The session decides when to try again; a listener that failed is asked
 //!    again after a second.
 //!
-//! `adapters/std/src/lib.rs` does all of it for tokio in about 200 lines, `adapters/embassy/src` for
-//! embassy-net. To try a port, run `drive::publisher` on it against an nsqd, and `drive::nsqlookupd`
-//! for its listener.
+//! Examples: `adapters/std/src/lib.rs` (tokio), `adapters/embassy/src` (embassy-net). To try a port,
+//! run `drive::publisher` on it against an nsqd, and `drive::nsqlookupd` for its listener.
 
 #[cfg(any(feature = "nsqd", feature = "nsqlookupd"))]
 mod accept;

@@ -1,4 +1,4 @@
-//! A [`Nsqlookupd`] with its connections, those of nodes and those over HTTP: a [`Handle`] to look at
+//! An [`Nsqlookupd`] with its connections, those of nsqds and those over HTTP: a [`Handle`] to read
 //! it and a [`Runner`] to run.
 
 use core::future::{Future, pending, poll_fn};
@@ -13,9 +13,9 @@ use crate::nsqlookupd::{Config, Counters, Event, Nsqlookupd, Storage};
 use crate::session::Session;
 use crate::session::reject::Protocol;
 
-/// What a directory's handles and its runner share: tables as in [`Storage`], and for each of the
-/// `CLIENTS` connections of nodes and `HTTP` connections over HTTP a buffer of `RX` bytes to read
-/// into, at least 16. See [`publisher::Resources`](super::publisher::Resources).
+/// What an nsqlookupd's handles and its runner share: tables as in [`Storage`], and for each of the
+/// `CLIENTS` connections of nsqds and `HTTP` connections over HTTP a receive buffer of `RX` bytes,
+/// at least 16. See [`publisher::Resources`](super::publisher::Resources).
 #[derive(Debug)]
 pub struct Resources<
     'a,
@@ -69,7 +69,7 @@ impl<
     }
 }
 
-/// A directory's two ends; see [`Nsqlookupd::new`].
+/// Sets up an nsqlookupd and returns its handle and its runner; see [`Nsqlookupd::new`].
 pub fn new<
     'a,
     M: RawMutex,
@@ -95,7 +95,7 @@ pub fn new<
     (Handle { shared, sleep }, runner)
 }
 
-/// Looks at a directory. Clone it to wherever it is needed.
+/// Reads an nsqlookupd. Clone it to wherever it is needed.
 #[derive(Debug)]
 pub struct Handle<'a, M: RawMutex, S> {
     shared: &'a SharedServer<M, Nsqlookupd<'a>>,
@@ -109,15 +109,20 @@ impl<M: RawMutex, S: Clone> Clone for Handle<'_, M, S> {
 }
 
 impl<'a, M: RawMutex, S: Sleep> Handle<'a, M, S> {
-    /// Says what time it is: Unix time in nanoseconds.
+    /// Sets the clock: Unix time in nanoseconds.
     pub fn set_unix_time(&self, nanoseconds: i64) {
         let now = self.sleep.now();
         self.shared.update(|served| served.engine.set_unix_time(now, nanoseconds));
     }
 
-    /// The next thing to tell. Cancel-safe. With several tasks asking, each event goes to one.
+    /// Waits for the next event. Cancel-safe. With several tasks waiting, each event goes to one.
     pub fn event(&self) -> impl Future<Output = Event> + use<'a, M, S> {
-        self.wait(Nsqlookupd::poll_event)
+        self.wait_mut(Nsqlookupd::poll_event)
+    }
+
+    /// The next event, if there is one now.
+    pub fn try_event(&self) -> Option<Event> {
+        self.shared.read(|served| served.engine.poll_event())?
     }
 
     /// Closes all connections, for good; returns when that is done. Dropped earlier, it goes on all
@@ -131,7 +136,7 @@ impl<'a, M: RawMutex, S: Sleep> Handle<'a, M, S> {
         self.look(|directory| directory.counters()).unwrap_or_default()
     }
 
-    /// How many callers were told that there are too many connections, of nodes and over HTTP.
+    /// How many callers, at both ports, were told that there are too many connections.
     pub fn turned_away(&self) -> u32 {
         self.shared.read(|served| served.refused()).unwrap_or_default()
     }
@@ -141,23 +146,38 @@ impl<'a, M: RawMutex, S: Sleep> Handle<'a, M, S> {
         self.shared.read(|served| served.refused_http()).unwrap_or_default()
     }
 
-    /// Looks at the directory. `None` only from within another look.
-    pub fn look<R>(&self, f: impl FnOnce(&mut Nsqlookupd<'a>) -> R) -> Option<R> {
+    /// Reads the nsqlookupd. `None` only from within another `look`.
+    pub fn look<R>(&self, f: impl FnOnce(&Nsqlookupd<'a>) -> R) -> Option<R> {
+        self.shared.read(|served| f(&served.engine))
+    }
+
+    /// For tests and the simulator, which look into sessions; no part of the API. Wakes nobody.
+    #[doc(hidden)]
+    pub fn inspect<R>(&self, f: impl FnOnce(&mut Nsqlookupd<'a>) -> R) -> Option<R> {
         self.shared.read(|served| f(&mut served.engine))
     }
 
-    /// Asks `f` now and whenever something changed, until it has an answer. Cancel-safe.
+    /// Checks `f` now and whenever something changed, until it has an answer. Cancel-safe.
     pub fn wait<R, F>(&self, mut f: F) -> impl Future<Output = R> + use<'a, M, S, R, F>
+    where
+        F: FnMut(&Nsqlookupd<'a>) -> Option<R>,
+    {
+        self.wait_mut(move |it| f(it))
+    }
+
+    fn wait_mut<R, F>(&self, mut f: F) -> impl Future<Output = R> + use<'a, M, S, R, F>
     where
         F: FnMut(&mut Nsqlookupd<'a>) -> Option<R>,
     {
         let shared = self.shared;
+        // Not an `async fn`: that would be a state machine around this one.
         poll_fn(move |cx| shared.poll_wait(cx.waker(), |served| f(&mut served.engine)))
     }
 }
 
-/// Listens and carries. Run exactly one.
+/// Listens and carries bytes. Run exactly one.
 #[derive(Debug)]
+#[must_use = "nothing is sent or received unless `run` is polled"]
 pub struct Runner<'a, M: RawMutex, L, S, const CLIENTS: usize, const HTTP: usize, const RX: usize> {
     shared: &'a SharedServer<M, Nsqlookupd<'a>>,
     ports: Ports<L, CLIENTS, HTTP>,
@@ -169,8 +189,8 @@ pub struct Runner<'a, M: RawMutex, L, S, const CLIENTS: usize, const HTTP: usize
 impl<M: RawMutex, L: Listener, S: Sleep, const CLIENTS: usize, const HTTP: usize, const RX: usize>
     Runner<'_, M, L, S, CLIENTS, HTTP, RX>
 {
-    /// Runs all connections for ever, until the directory is stopped; then it does nothing.
-    /// Dropped, they end, and what their nodes registered is forgotten; run again, it goes on.
+    /// Runs all connections until the nsqlookupd is stopped, then does nothing. Dropping the future
+    /// ends the connections, and what their nsqds registered is forgotten. Running again goes on.
     pub async fn run(&mut self) -> ! {
         let shared = self.shared;
         run_ports(

@@ -17,7 +17,7 @@ use crate::publisher::{
     Ticket,
 };
 
-/// Bytes that the runner reads at once: a dozen acknowledgements.
+/// The receive buffer: a dozen acknowledgements.
 const RX_LEN: usize = 128;
 
 /// What a publisher's handles and its runner share. `M` is `NoopRawMutex` if all of them live on
@@ -26,7 +26,7 @@ const RX_LEN: usize = 128;
 /// Put it into a `static` cell on a microcontroller, on the stack or into a box on a desktop.
 #[derive(Debug)]
 pub struct Resources<'a, M: RawMutex> {
-    // Made idle and set up where it lies: moved into place, it would pass through the stack.
+    // Set up where it lies: moved into place, it would pass through the stack.
     publisher: Publisher<'a>,
     shared: OnceCell<Shared<M, ClientRef<'a>>>,
 }
@@ -44,7 +44,8 @@ impl<M: RawMutex> Default for Resources<'_, M> {
     }
 }
 
-/// A publisher's two ends. `ring` is its outbox; see [`Publisher::new`].
+/// Sets up a publisher and returns its handle and its runner. `ring` is its outbox; see
+/// [`Publisher::new`].
 #[expect(clippy::type_complexity, reason = "two ends, each with its parameters")]
 pub fn new<'a, M: RawMutex, D: Dialer, S: Sleep>(
     resources: &'a mut Resources<'a, M>,
@@ -60,10 +61,10 @@ pub fn new<'a, M: RawMutex, D: Dialer, S: Sleep>(
     Ok((Handle { shared }, Runner { shared, dialer, sleep }))
 }
 
-/// What application code needs to publish, whatever it runs on, to an nsqd or as a node of its own
-/// ([`nsqd::Handle`](super::nsqd::Handle)).
+/// Publishing, for application code that runs on any platform, either to an nsqd or as an nsqd of
+/// its own ([`nsqd::Handle`](super::nsqd::Handle)).
 pub trait Publish {
-    /// Names a message that was taken.
+    /// Identifies a message that was taken.
     type Ticket: Copy + fmt::Debug;
     /// Why a message was not taken.
     type Error: fmt::Debug + fmt::Display;
@@ -143,26 +144,31 @@ impl<'a, M: RawMutex> Handle<'a, M> {
         })
     }
 
-    /// Waits until a message is final. Cancel-safe. After [`stop`](Self::stop) what is pending
-    /// stays so, and this waits for ever.
+    /// Waits until a message is final. Cancel-safe. After [`stop`](Self::stop) a pending message
+    /// stays pending, and this waits for ever.
     pub fn outcome(&self, ticket: Ticket) -> impl Future<Output = Outcome> + use<'a, M> {
         self.wait(move |publisher| publisher.outcome(ticket))
     }
 
     /// Waits until no message is pending. Cancel-safe. After [`stop`](Self::stop) with messages
-    /// pending, this waits for ever.
+    /// pending, it waits for ever.
     pub fn idle(&self) -> impl Future<Output = ()> + use<'a, M> {
         self.wait(|publisher| (publisher.counters().pending == 0).then_some(()))
     }
 
-    /// The next event. Cancel-safe. With several tasks asking, each event goes to one.
+    /// Waits for the next event. Cancel-safe. With several tasks waiting, each event goes to one.
     pub fn event(&self) -> impl Future<Output = Event> + use<'a, M> {
-        self.wait(Publisher::poll_event)
+        self.wait_mut(Publisher::poll_event)
     }
 
-    /// Closes the connection for good and waits until it is closed; messages not acknowledged
-    /// before stay pending: wait for [`idle`](Self::idle) first. Dropped earlier, the connection
-    /// closes all the same.
+    /// The next event, if there is one now.
+    pub fn try_event(&self) -> Option<Event> {
+        self.shared.read(|client| client.as_publisher()?.poll_event())?
+    }
+
+    /// Closes the connection for good and waits until it is closed. Messages that are not
+    /// acknowledged by then stay pending: wait for [`idle`](Self::idle) first. Dropping the future
+    /// does not stop the closing.
     pub async fn stop(&self, sleep: &impl Sleep) {
         let now = sleep.now();
         self.shared.update_and_wake_tasks(|client| {
@@ -173,19 +179,32 @@ impl<'a, M: RawMutex> Handle<'a, M> {
         self.wait(|publisher| matches!(publisher.state(), State::Stopped).then_some(())).await;
     }
 
-    /// What happened so far.
+    /// What the publisher did so far.
     pub fn counters(&self) -> Counters {
         self.look(|publisher| publisher.counters()).unwrap_or_default()
     }
 
-    /// Looks at the publisher. `None` only from within another look.
-    pub fn look<R>(&self, f: impl FnOnce(&mut Publisher<'a>) -> R) -> Option<R> {
+    /// Reads the publisher. `None` only from within another `look`.
+    pub fn look<R>(&self, f: impl FnOnce(&Publisher<'a>) -> R) -> Option<R> {
+        self.shared.read(|client| client.as_publisher().map(|it| f(it)))?
+    }
+
+    /// For tests and the simulator, which look into sessions; no part of the API. Wakes nobody.
+    #[doc(hidden)]
+    pub fn inspect<R>(&self, f: impl FnOnce(&mut Publisher<'a>) -> R) -> Option<R> {
         self.shared.read(|client| client.as_publisher().map(f))?
     }
 
-    /// Asks `f` now and whenever a message is resolved or the connection comes or goes, until it
+    /// Checks `f` now and whenever a message is resolved or the connection comes or goes, until it
     /// has an answer. Cancel-safe.
     pub fn wait<R, F>(&self, mut f: F) -> impl Future<Output = R> + use<'a, M, R, F>
+    where
+        F: FnMut(&Publisher<'a>) -> Option<R>,
+    {
+        self.wait_mut(move |it| f(it))
+    }
+
+    fn wait_mut<R, F>(&self, mut f: F) -> impl Future<Output = R> + use<'a, M, R, F>
     where
         F: FnMut(&mut Publisher<'a>) -> Option<R>,
     {
@@ -224,8 +243,9 @@ impl<M: RawMutex> Publish for Handle<'_, M> {
     }
 }
 
-/// Connects and carries. Run exactly one.
+/// Connects and carries bytes. Run exactly one.
 #[derive(Debug)]
+#[must_use = "nothing is sent or received unless `run` is polled"]
 pub struct Runner<'a, M: RawMutex, D, S> {
     shared: &'a Shared<M, ClientRef<'a>>,
     dialer: D,
@@ -233,7 +253,8 @@ pub struct Runner<'a, M: RawMutex, D, S> {
 }
 
 impl<M: RawMutex, D: Dialer, S: Sleep> Runner<'_, M, D, S> {
-    /// Runs for ever. Dropped, the connection ends and messages wait; run again, they go on.
+    /// Runs for ever. Dropping the future ends the connection, and messages wait. Running again goes
+    /// on.
     pub async fn run(&mut self) -> ! {
         let mut rx = [0; RX_LEN];
         let mut access = SessionLock { shared: self.shared, index: 0 };

@@ -11,13 +11,15 @@ use super::shared::{self, SessionLock, Shared};
 use super::{Dialer, Sleep};
 use crate::address::Address;
 use crate::name::{ChannelName, TopicName};
-use crate::registration::{Config, ConfigError, Registration, RegistryFull, TooManyPeers};
+use crate::registration::{
+    Config, ConfigError, PeerEvent, Registration, RegistryFull, TooManyPeers,
+};
 use crate::session::Session;
 
-/// Bytes that a peer's connection reads at once: ten answers.
+/// The receive buffer of a peer: ten answers.
 const RX_LEN: usize = 64;
 
-/// What a lookup's handles and its runner share; see
+/// What a registration's handles and its runner share; see
 /// [`publisher::Resources`](super::publisher::Resources).
 #[derive(Debug)]
 pub struct Resources<
@@ -48,8 +50,8 @@ impl<M: RawMutex, const PEERS: usize, const TOPICS: usize, const CHANNELS: usize
     }
 }
 
-/// A lookup's two ends: nothing registered, nobody to connect to yet. Each peer has a dialer of
-/// its own.
+/// Sets up a registration and returns its handle and its runner. Nothing is registered and no peer
+/// is configured yet. Each peer has a dialer of its own.
 #[expect(clippy::type_complexity, reason = "two ends, each with its parameters")]
 pub fn new<
     'a,
@@ -73,7 +75,7 @@ pub fn new<
     Ok((Handle { shared, sleep: sleep.clone() }, Runner { shared, dialers, sleep }))
 }
 
-/// Changes what is registered, and where.
+/// Changes what is registered, and with which nsqlookupds. Clone it to wherever it is needed.
 #[derive(Debug)]
 pub struct Handle<
     'a,
@@ -104,12 +106,12 @@ impl<'a, M: RawMutex, S: Sleep, const PEERS: usize, const TOPICS: usize, const C
         self.change(|lookup| lookup.configure(now, addresses)).unwrap_or(Ok(()))
     }
 
-    /// Wants a topic listed.
+    /// Registers a topic.
     pub fn add_topic(&self, topic: &TopicName) -> Result<(), RegistryFull> {
         self.change(|lookup| lookup.registry().add_topic(topic)).unwrap_or(Ok(()))
     }
 
-    /// Wants a channel listed, and its topic with it.
+    /// Registers a channel, and its topic with it.
     pub fn add_channel(
         &self,
         topic: &TopicName,
@@ -118,25 +120,25 @@ impl<'a, M: RawMutex, S: Sleep, const PEERS: usize, const TOPICS: usize, const C
         self.change(|lookup| lookup.registry().add_channel(topic, channel)).unwrap_or(Ok(()))
     }
 
-    /// No longer wants a topic and its channels listed; says whether it was.
+    /// Unregisters a topic and its channels. False if it was not registered.
     pub fn remove_topic(&self, topic: &TopicName) -> bool {
         self.change(|lookup| lookup.registry().remove_topic(topic)).unwrap_or_default()
     }
 
-    /// No longer wants a channel listed; says whether it was.
+    /// Unregisters a channel. False if it was not registered.
     pub fn remove_channel(&self, topic: &TopicName, channel: &ChannelName) -> bool {
         self.change(|lookup| lookup.registry().remove_channel(topic, channel)).unwrap_or_default()
     }
 
-    /// Unregisters everything and closes; returns when that is done, at most the reply timeout
-    /// and the close timeout later. Dropped earlier, it goes on all the same.
+    /// Unregisters everything and closes all connections. Returns when that is done, at most the
+    /// reply timeout and the close timeout later. Dropping the future does not stop that.
     pub async fn stop(&self) {
         let now = self.sleep.now();
         self.change(|lookup| lookup.stop(now));
         self.wait(|lookup| lookup.is_stopped().then_some(())).await;
     }
 
-    /// Waits until every configured nsqlookupd confirmed all that is wanted. Cancel-safe.
+    /// Waits until every configured nsqlookupd confirmed all registrations. Cancel-safe.
     pub async fn settled(&self) {
         self.wait(|lookup| {
             (0..PEERS)
@@ -146,24 +148,44 @@ impl<'a, M: RawMutex, S: Sleep, const PEERS: usize, const TOPICS: usize, const C
         .await;
     }
 
-    /// Looks at the lookup. `None` only from within another look.
+    /// Waits for the next event and returns it with its peer's index. Cancel-safe. With several
+    /// tasks waiting, each event goes to one.
+    pub async fn event(&self) -> (usize, PeerEvent) {
+        poll_fn(|cx| {
+            self.shared.poll_wait(cx.waker(), |lookup| {
+                (0..PEERS).find_map(|peer| Some((peer, lookup.peer(peer)?.poll_event()?)))
+            })
+        })
+        .await
+    }
+
+    /// Reads the registration. `None` only from within another `look`.
     pub fn look<R>(
+        &self,
+        f: impl FnOnce(&Registration<'a, PEERS, TOPICS, CHANNELS>) -> R,
+    ) -> Option<R> {
+        self.shared.read(|lookup| f(lookup))
+    }
+
+    /// Checks `f` now and whenever something happens to a peer, until it has an answer.
+    /// Cancel-safe.
+    pub async fn wait<R>(
+        &self,
+        mut f: impl FnMut(&Registration<'a, PEERS, TOPICS, CHANNELS>) -> Option<R>,
+    ) -> R {
+        poll_fn(|cx| self.shared.poll_wait(cx.waker(), |lookup| f(lookup))).await
+    }
+
+    /// For tests and the simulator, which look into sessions; no part of the API. Wakes nobody.
+    #[doc(hidden)]
+    pub fn inspect<R>(
         &self,
         f: impl FnOnce(&mut Registration<'a, PEERS, TOPICS, CHANNELS>) -> R,
     ) -> Option<R> {
         self.shared.read(f)
     }
 
-    /// Asks `f` now and after everything that happens to a peer, until it has an answer.
-    /// Cancel-safe.
-    pub async fn wait<R>(
-        &self,
-        mut f: impl FnMut(&mut Registration<'a, PEERS, TOPICS, CHANNELS>) -> Option<R>,
-    ) -> R {
-        poll_fn(|cx| self.shared.poll_wait(cx.waker(), &mut f)).await
-    }
-
-    /// Has the task woken when somebody else changes the lookup.
+    /// Wakes the task when somebody else changes the registration.
     pub(super) fn register(&self, waker: &Waker) {
         self.shared.register_runner(waker);
     }
@@ -176,8 +198,9 @@ impl<'a, M: RawMutex, S: Sleep, const PEERS: usize, const TOPICS: usize, const C
     }
 }
 
-/// Connects and carries. Run exactly one.
+/// Connects and carries bytes. Run exactly one.
 #[derive(Debug)]
+#[must_use = "nothing is sent or received unless `run` is polled"]
 pub struct Runner<
     'a,
     M: RawMutex,
@@ -201,8 +224,8 @@ impl<
     const CHANNELS: usize,
 > Runner<'_, M, D, S, PEERS, TOPICS, CHANNELS>
 {
-    /// Runs all peers for ever, each by itself. Dropped, the connections end and nsqlookupd
-    /// forgets; run again, everything is registered again.
+    /// Runs all peers for ever. Dropping the future ends the connections, and nsqlookupds forget what
+    /// was registered. Running again registers everything again.
     pub async fn run(&mut self) -> ! {
         let shared = self.shared;
         let sleep = &self.sleep;
@@ -216,7 +239,7 @@ impl<
                 run_dialed(&mut access, dialer, &mut sleep, &mut rx).await
             }
         });
-        // None of them ever ends; without peers there is nothing to run.
+        // None of them ever ends. Without peers there is nothing to run.
         select_array(peers).await.0
     }
 }

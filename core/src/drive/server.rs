@@ -1,4 +1,4 @@
-//! What the runners of servers have in common: two ports, each with slots and a spare one.
+//! The runner of a server: two ports, each with accept slots and a spare one.
 
 use core::future::{Future, pending, poll_fn};
 use core::task::{Poll, Waker};
@@ -13,7 +13,7 @@ use super::{Listener, Port, Sleep};
 use crate::session::Session;
 use crate::session::reject::{Protocol, Reject};
 
-/// What a server listens on.
+/// The ports of a server.
 #[derive(Debug, Clone, Copy)]
 pub struct Ports<L, const CLIENTS: usize, const HTTP: usize> {
     /// NSQ's own protocol.
@@ -24,13 +24,13 @@ pub struct Ports<L, const CLIENTS: usize, const HTTP: usize> {
 
 /// A server's state machine, whose sessions are views on it.
 pub(super) trait Engine {
-    /// What is spoken at its TCP port.
+    /// The protocol of its TCP port.
     const PROTOCOL: Protocol;
 
-    /// Changes when somebody who waits may want to look.
+    /// See [`State::version`].
     fn version(&self) -> u32;
 
-    /// Whether there is nothing to do, for who waits for that.
+    /// Whether there is nothing to do. A change of it is one that tasks wait for.
     fn is_idle(&self) -> bool;
 
     /// Whether others may have given a session of the TCP port something to do, if it is connected.
@@ -50,12 +50,12 @@ pub(super) trait Engine {
 #[derive(Debug)]
 pub(super) struct Served<E> {
     pub(super) engine: E,
-    tcp_busy: Reject,
-    http_busy: Reject,
+    tcp_reject: Reject,
+    http_reject: Reject,
     stop: Stop,
 }
 
-/// How far stopping is.
+/// The state of stopping.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stop {
     No,
@@ -65,17 +65,17 @@ pub(super) enum Stop {
 
 impl<E: Engine> Served<E> {
     pub(super) const fn new(engine: E) -> Self {
-        let (tcp_busy, http_busy) = (Reject::new(E::PROTOCOL), Reject::new(Protocol::Http));
-        Self { engine, tcp_busy, http_busy, stop: Stop::No }
+        let (tcp_reject, http_reject) = (Reject::new(E::PROTOCOL), Reject::new(Protocol::Http));
+        Self { engine, tcp_reject, http_reject, stop: Stop::No }
     }
 
     pub(super) const fn refused(&self) -> u32 {
-        self.tcp_busy.refused().saturating_add(self.http_busy.refused())
+        self.tcp_reject.refused().saturating_add(self.http_reject.refused())
     }
 
     /// Of these, at the HTTP port.
     pub(super) const fn refused_http(&self) -> u32 {
-        self.http_busy.refused()
+        self.http_reject.refused()
     }
 }
 
@@ -89,17 +89,17 @@ impl<E: Engine> State for Served<E> {
     fn with_session(&mut self, index: usize, f: &mut dyn FnMut(&mut dyn Session)) -> bool {
         match index {
             SPARE => {
-                let before = self.tcp_busy.refused();
-                f(&mut self.tcp_busy);
-                if before != self.tcp_busy.refused() {
+                let before = self.tcp_reject.refused();
+                f(&mut self.tcp_reject);
+                if before != self.tcp_reject.refused() {
                     self.engine.turned_away();
                 }
             }
-            HTTP_SPARE => f(&mut self.http_busy),
+            HTTP_SPARE => f(&mut self.http_reject),
             client if client < SPARE => self.engine.with_client(client, f),
             http => self.engine.with_http(!http, f),
         }
-        // What one client brings may give another something to read.
+        // One client's command may produce output for another.
         true
     }
 }
@@ -149,10 +149,10 @@ impl<M: RawMutex, E: Engine> SessionAccess for ServerSession<'_, M, E> {
     fn register(&mut self, _: &Waker) {}
 }
 
-/// What handles share with the runner.
+/// A server behind a lock.
 pub(super) type SharedServer<M, E> = Shared<M, Served<E>>;
 
-/// Has the runner stop, and waits until it did.
+/// Asks the runner to stop, and waits until it did.
 pub(super) async fn stop<M: RawMutex, E: Engine>(shared: &SharedServer<M, E>) {
     shared.update(|served| {
         if served.stop == Stop::No {
@@ -166,8 +166,7 @@ pub(super) async fn stop<M: RawMutex, E: Engine>(shared: &SharedServer<M, E>) {
     .await;
 }
 
-/// Serves both ports until it is asked to stop, and `leave` has come to its end after that: then
-/// the connections are closed.
+/// Serves both ports until `leave` ends, then closes all connections.
 pub(super) async fn run_ports<
     M,
     E,
@@ -197,7 +196,7 @@ pub(super) async fn run_ports<
     let http = &PortSessions { shared, http: true, slots: HTTP };
     let lines =
         select(serve_port::<M, _, _, _, CLIENTS, RX>(&mut ports.tcp, tcp, sleep, rx.0), async {
-            // Known when it is compiled: without any there is to be nothing of it in the program.
+            // Known at compile time: without connections nothing of HTTP is linked.
             if HTTP == 0 {
                 return pending().await;
             }

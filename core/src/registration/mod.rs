@@ -316,8 +316,7 @@ impl<'a, const PEERS: usize, const TOPICS: usize, const CHANNELS: usize>
     pub fn stop(&mut self, now: Instant) {
         self.registry.remove_all();
         for (index, peer) in self.peers.0.iter_mut().enumerate() {
-            let settled =
-                peer.is_quiet() && self.registry.view().next_work(PeerId::new(index)).is_none();
+            let settled = peer.is_quiet() && self.registry.is_settled(PeerId::new(index));
             peer.leave(self.config, now, settled);
         }
     }
@@ -362,11 +361,11 @@ impl<'a, const PEERS: usize, const TOPICS: usize, const CHANNELS: usize>
     }
 
     /// What is known of peer `index`, below `PEERS`.
-    pub fn status(&mut self, index: usize) -> Option<PeerStatus<'_>> {
+    pub fn status(&self, index: usize) -> Option<PeerStatus<'_>> {
         let peer = self.peers.0.get(index)?;
         let settled = matches!(peer.state(), PeerState::Connected)
             && peer.is_quiet()
-            && self.registry.view().next_work(PeerId::new(index)).is_none();
+            && self.registry.is_settled(PeerId::new(index));
         Some(peer.status(settled))
     }
 }

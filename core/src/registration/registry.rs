@@ -161,6 +161,12 @@ impl<const TOPICS: usize, const CHANNELS: usize> Registry<TOPICS, CHANNELS> {
     }
 
     /// The same without its capacities, so that the logic is compiled once.
+    /// Whether a peer was told all that is wanted, and nothing else.
+    pub(super) fn is_settled(&self, peer: PeerId) -> bool {
+        self.topics.iter().all(|slot| slot.desired == slot.announced.has(peer))
+            && self.channels.iter().all(|slot| slot.desired == slot.announced.has(peer))
+    }
+
     pub(super) fn view(&mut self) -> RegistryView<'_> {
         RegistryView { topics: &mut self.topics, channels: &mut self.channels }
     }

@@ -123,10 +123,7 @@ where
 {
     let mut said = Said::<PEERS>::new();
     loop {
-        let next = lookup.wait(|lookup| {
-            (0..PEERS).find_map(|peer| Some((peer, lookup.peer(peer)?.poll_event()?)))
-        });
-        match next.await {
+        match lookup.event().await {
             (peer, PeerEvent::Connected) => {
                 said.is_back(peer);
                 note!(info, "nsqlookupd {}: connected", peer);

@@ -226,7 +226,7 @@ pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
             Either3::Second(hopeless) => Err(hopeless),
             Either3::Third(never) => match never {},
         };
-        while let Some(Some(event)) = publisher.look(|publisher| publisher.poll_event()) {
+        while let Some(event) = publisher.try_event() {
             // It is over: what is hopeless does not matter any more.
             let _ = reporter.tell(event);
         }

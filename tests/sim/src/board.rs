@@ -202,7 +202,7 @@ async fn run(
             }
             _ => drop(application(|| publishing.as_mut().poll(cx))),
         }
-        handle.look(|node| sessions.read_states(node));
+        handle.inspect(|node| sessions.read_states(node));
         check(&handle);
         tables.check(&handle, &ledger, world.now());
         room.check(&handle, &ledger, world.now());

@@ -452,7 +452,7 @@ async fn run(
 
 /// Differs whenever the consumer changed.
 fn print(handle: &Consumer<'_>) -> impl PartialEq + use<> {
-    handle.look(|consumer| {
+    handle.inspect(|consumer| {
         let connections: [_; CONNECTIONS] = std::array::from_fn(|n| {
             let status = consumer.status(n).map(|it| (it.state, it.rdy, it.in_flight));
             (status, consumer.connection(n).map(|it| it.deadline()))
@@ -531,7 +531,7 @@ fn check_quiet(
     holds: usize,
     me: usize,
 ) {
-    handle.look(|consumer| {
+    handle.inspect(|consumer| {
         assert_eq!(consumer.poll_event(), None, "nobody told who waits for events");
         let waits = ledger.hungry && consumer.waiting() > 0;
         assert!(!waits, "nobody told who waits for messages");

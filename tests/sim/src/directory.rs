@@ -181,8 +181,7 @@ async fn run(
                 }
                 read_states(&handle, me);
             }
-            let said = handle.look(|directory| directory.poll_event());
-            assert_eq!(said, Some(None), "nobody told who waits for events");
+            assert_eq!(handle.try_event(), None, "nobody told who waits for events");
             // A process that has stopped ends.
             if stopped.get() { Poll::Ready(false) } else { Poll::Pending }
         })
@@ -195,7 +194,7 @@ async fn run(
 
 /// Differs whenever the directory changed.
 fn print(handle: &Directory<'_>) -> impl PartialEq + use<> {
-    handle.look(|directory| {
+    handle.inspect(|directory| {
         let nodes: [_; NODES] = std::array::from_fn(|n| {
             directory.client(n).map(|session| (session.link(), session.deadline()))
         });
@@ -208,7 +207,7 @@ fn print(handle: &Directory<'_>) -> impl PartialEq + use<> {
 
 /// States that another session's driver changed.
 fn read_states(handle: &Directory<'_>, me: usize) {
-    handle.look(|directory| {
+    handle.inspect(|directory| {
         for n in 0..NODES {
             let identified = directory.producer(n).is_some();
             let state = match directory.client(n).map(|session| session.link()) {

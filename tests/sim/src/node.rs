@@ -288,7 +288,7 @@ type Listed<'a> =
 
 /// Differs whenever the node, or what is listed of it, changed.
 fn print(handle: &Node<'_>, listed: &Listed<'_>) -> impl PartialEq + use<> {
-    let node = handle.look(|node| {
+    let node = handle.inspect(|node| {
         let sessions: [_; CLIENTS] = std::array::from_fn(|n| {
             let seat = node.status(n).map(|it| (it.state, it.ready, it.in_flight, it.messages));
             (seat, node.client(n).map(|session| (session.link(), session.deadline())))
@@ -301,7 +301,7 @@ fn print(handle: &Node<'_>, listed: &Listed<'_>) -> impl PartialEq + use<> {
         let asker = (node.ask_state(), asking, held);
         (node.version(), node.topology(), node.counters(), node.store(), sessions, http, asker)
     });
-    let lookup = listed.look(|lookup| {
+    let lookup = listed.inspect(|lookup| {
         let deadlines: [_; PEERS] =
             std::array::from_fn(|n| lookup.peer(n).map(|peer| peer.deadline()));
         let registry = lookup.registry();
@@ -316,7 +316,7 @@ fn print(handle: &Node<'_>, listed: &Listed<'_>) -> impl PartialEq + use<> {
 
 /// States that the core does not trace, or that another session's driver changed.
 fn read_states(sessions: &Sessions, handle: &Node<'_>, listed: &Listed<'_>, me: usize) {
-    handle.look(|node| {
+    handle.inspect(|node| {
         sessions.read_states(node);
         watch::set_state((me, ASKER), &node.ask_state());
     });
@@ -367,7 +367,7 @@ fn check(handle: &Node<'_>) {
 
 /// So when nothing more moves.
 fn check_quiet(handle: &Node<'_>, state: &State) {
-    handle.look(|node| {
+    handle.inspect(|node| {
         assert_eq!(node.poll_event(), None, "nobody told who waits for events");
         if let Some(len) = state.waits.get() {
             let store = node.store();

@@ -504,7 +504,7 @@ fn is_idle(handle: &Publisher<'_>) -> bool {
 
 /// Always so.
 fn check(handle: &Publisher<'_>) {
-    handle.look(|p| {
+    handle.inspect(|p| {
         let c = p.counters();
         let settled = c.acknowledged + c.rejected + c.expired + c.dropped;
         assert_eq!(c.accepted, settled + c.pending, "each message has one outcome");
@@ -514,7 +514,7 @@ fn check(handle: &Publisher<'_>) {
 
 /// So when nothing more moves: nobody who waits was forgotten, and no deadline.
 fn check_quiet(handle: &Publisher<'_>, ledger: &mut Ledger, now: Instant) {
-    handle.look(|p| {
+    handle.inspect(|p| {
         if let Some(ticket) = ledger.asked {
             assert_eq!(p.outcome(ticket), None, "nobody told who waits for the outcome");
         }
@@ -532,7 +532,7 @@ fn check_quiet(handle: &Publisher<'_>, ledger: &mut Ledger, now: Instant) {
 
 /// After a connection that was good, the next dial is not put off.
 fn check_redial(handle: &Publisher<'_>, life: &mut Life, now: Instant, config: &Config<'_>) {
-    handle.look(|p| {
+    handle.inspect(|p| {
         let c = p.counters();
         let done = c.acknowledged + c.late + c.rejected;
         life.good &= life.connections == c.connections;

@@ -212,7 +212,7 @@ async fn run(world: World, me: usize, setup: Rc<Setup>, state: Rc<RefCell<Wants>
 
 /// Differs whenever the lookup changed.
 fn print(handle: &Lookup<'_>) -> impl PartialEq + use<> {
-    handle.look(|lookup| {
+    handle.inspect(|lookup| {
         let deadlines: [_; PEERS] =
             std::array::from_fn(|peer| lookup.peer(peer).map(|peer| peer.deadline()));
         (lookup.version(), deadlines)
@@ -229,7 +229,7 @@ fn read_states(handle: &Lookup<'_>, me: usize) {
 
 /// Whether the registry has these names, and no others.
 fn has_exactly(handle: &Lookup<'_>, names: &BTreeSet<String>) -> bool {
-    let all = handle.look(|lookup| {
+    let all = handle.inspect(|lookup| {
         let registry = lookup.registry();
         let has = |name: &String| match name.split_once('/') {
             None => registry.topics().any(|topic| topic.as_str() == name),

@@ -1,0 +1,249 @@
+//! What the application does with an nsqd of its own.
+
+use core::future::{Future, poll_fn};
+
+use embassy_sync::blocking_mutex::raw::RawMutex;
+
+use crate::drive::Sleep;
+#[cfg(feature = "publisher")]
+use crate::drive::publisher::Publish;
+use crate::drive::server::{Engine as _, SharedServer, stop};
+use crate::drive::shared::QueuedWait;
+use crate::name::{ChannelName, TopicName};
+use crate::nsqd::{Counters, Event, Nsqd, NsqdError, PublishError, PublishOptions, Ticket};
+#[cfg(feature = "publisher")]
+use crate::publisher::Outcome;
+use crate::time::Instant;
+
+/// Publishes, and manages topics and channels. Clone it to wherever it is needed.
+#[derive(Debug)]
+pub struct Handle<'a, M: RawMutex, S> {
+    pub(super) shared: &'a SharedServer<M, Nsqd<'a>>,
+    pub(super) sleep: S,
+}
+
+impl<M: RawMutex, S: Clone> Clone for Handle<'_, M, S> {
+    fn clone(&self) -> Self {
+        Self { shared: self.shared, sleep: self.sleep.clone() }
+    }
+}
+
+impl<'a, M: RawMutex, S: Sleep> Handle<'a, M, S> {
+    /// Takes a message now or refuses it; see [`Nsqd::publish`].
+    pub fn try_publish(&self, topic: &TopicName, body: &[u8]) -> Result<Ticket, PublishError> {
+        self.try_publish_with(topic, body, PublishOptions::default())
+    }
+
+    /// Takes a message with a deferral now, or refuses it.
+    pub fn try_publish_with(
+        &self,
+        topic: &TopicName,
+        body: &[u8],
+        options: PublishOptions,
+    ) -> Result<Ticket, PublishError> {
+        let now = self.sleep.now();
+        self.change(|node| node.publish_with(now, topic, body, options))
+            .unwrap_or(Err(PublishError::Full))
+    }
+
+    /// Takes a message; waits while the store is full.
+    ///
+    /// Cancel-safe: dropped before it is ready, the message was not taken. Tasks that wait get room
+    /// in the order in which they came, each as much as there is. With no channel, or nobody who
+    /// consumes, room may never come.
+    pub fn publish<'t, 'b>(
+        &self,
+        topic: &'t TopicName,
+        body: &'b [u8],
+    ) -> impl Future<Output = Result<Ticket, PublishError>> + use<'a, 't, 'b, M, S> {
+        self.publish_with(topic, body, PublishOptions::default())
+    }
+
+    /// As [`publish`](Self::publish), with a deferral.
+    pub fn publish_with<'t, 'b>(
+        &self,
+        topic: &'t TopicName,
+        body: &'b [u8],
+        options: PublishOptions,
+    ) -> impl Future<Output = Result<Ticket, PublishError>> + use<'a, 't, 'b, M, S> {
+        let mut wait = QueuedWait::new(self.shared);
+        let sleep = self.sleep.clone();
+        poll_fn(move |cx| {
+            let now = sleep.now();
+            wait.poll(cx.waker(), |served| match served.engine.offer(now, topic, body, options) {
+                Err(PublishError::Full) => None,
+                taken => Some(taken),
+            })
+        })
+    }
+
+    /// See [`Nsqd::create_topic`].
+    pub fn create_topic(&self, topic: &TopicName) -> Result<(), NsqdError> {
+        self.manage(NsqdError::TooManyTopics, |node, now| node.create_topic(now, topic))
+    }
+
+    /// See [`Nsqd::delete_topic`].
+    pub fn delete_topic(&self, topic: &TopicName) -> Result<(), NsqdError> {
+        self.manage(NsqdError::NoTopic, |node, now| node.delete_topic(now, topic))
+    }
+
+    /// See [`Nsqd::empty_topic`].
+    pub fn empty_topic(&self, topic: &TopicName) -> Result<(), NsqdError> {
+        self.manage(NsqdError::NoTopic, |node, now| node.empty_topic(now, topic))
+    }
+
+    /// See [`Nsqd::pause_topic`].
+    pub fn pause_topic(&self, topic: &TopicName) -> Result<(), NsqdError> {
+        self.manage(NsqdError::NoTopic, |node, now| node.pause_topic(now, topic))
+    }
+
+    /// See [`Nsqd::unpause_topic`].
+    pub fn unpause_topic(&self, topic: &TopicName) -> Result<(), NsqdError> {
+        self.manage(NsqdError::NoTopic, |node, now| node.unpause_topic(now, topic))
+    }
+
+    /// See [`Nsqd::create_channel`].
+    pub fn create_channel(
+        &self,
+        topic: &TopicName,
+        channel: &ChannelName,
+    ) -> Result<(), NsqdError> {
+        self.manage(NsqdError::NoTopic, |node, now| node.create_channel(now, topic, channel))
+    }
+
+    /// See [`Nsqd::delete_channel`].
+    pub fn delete_channel(
+        &self,
+        topic: &TopicName,
+        channel: &ChannelName,
+    ) -> Result<(), NsqdError> {
+        self.manage(NsqdError::NoTopic, |node, now| node.delete_channel(now, topic, channel))
+    }
+
+    /// See [`Nsqd::empty_channel`].
+    pub fn empty_channel(&self, topic: &TopicName, channel: &ChannelName) -> Result<(), NsqdError> {
+        self.manage(NsqdError::NoTopic, |node, now| node.empty_channel(now, topic, channel))
+    }
+
+    /// See [`Nsqd::pause_channel`].
+    pub fn pause_channel(&self, topic: &TopicName, channel: &ChannelName) -> Result<(), NsqdError> {
+        self.manage(NsqdError::NoTopic, |node, now| node.pause_channel(now, topic, channel))
+    }
+
+    /// See [`Nsqd::unpause_channel`].
+    pub fn unpause_channel(
+        &self,
+        topic: &TopicName,
+        channel: &ChannelName,
+    ) -> Result<(), NsqdError> {
+        self.manage(NsqdError::NoTopic, |node, now| node.unpause_channel(now, topic, channel))
+    }
+
+    /// Sets the clock: Unix time in nanoseconds.
+    pub fn set_unix_time(&self, nanoseconds: i64) {
+        let now = self.sleep.now();
+        self.change(|node| node.set_unix_time(now, nanoseconds));
+    }
+
+    /// Waits until the store is empty: every channel has finished every message. Cancel-safe.
+    pub fn idle(&self) -> impl Future<Output = ()> + use<'a, M, S> {
+        self.wait(|node| node.is_idle().then_some(()))
+    }
+
+    /// Waits for the next event. Cancel-safe. With several tasks waiting, each event goes to one.
+    pub fn event(&self) -> impl Future<Output = Event> + use<'a, M, S> {
+        self.wait_mut(Nsqd::poll_event)
+    }
+
+    /// The next event, if there is one now.
+    pub fn try_event(&self) -> Option<Event> {
+        self.shared.read(|served| served.engine.poll_event())?
+    }
+
+    /// Unregisters everything at the nsqlookupds, then closes all connections, for good; returns
+    /// when that is done, at most the lookup's reply timeout and close timeout later. Messages
+    /// stay in the store. Dropped earlier, it goes on all the same.
+    pub async fn stop(&self) {
+        stop(self.shared).await;
+    }
+
+    /// What happened so far.
+    pub fn counters(&self) -> Counters {
+        self.look(|node| node.counters()).unwrap_or_default()
+    }
+
+    /// How many callers, at both ports, were told that there are too many connections.
+    pub fn turned_away(&self) -> u32 {
+        self.shared.read(|served| served.refused()).unwrap_or_default()
+    }
+
+    /// How many of these called the HTTP port.
+    pub fn turned_away_http(&self) -> u32 {
+        self.shared.read(|served| served.refused_http()).unwrap_or_default()
+    }
+
+    /// Reads the nsqd. `None` only from within another `look`.
+    pub fn look<R>(&self, f: impl FnOnce(&Nsqd<'a>) -> R) -> Option<R> {
+        self.shared.read(|served| f(&served.engine))
+    }
+
+    /// For tests and the simulator, which look into sessions; no part of the API. Wakes nobody.
+    #[doc(hidden)]
+    pub fn inspect<R>(&self, f: impl FnOnce(&mut Nsqd<'a>) -> R) -> Option<R> {
+        self.shared.read(|served| f(&mut served.engine))
+    }
+
+    /// Checks `f` now and whenever something changed, until it has an answer. Cancel-safe.
+    pub fn wait<R, F>(&self, mut f: F) -> impl Future<Output = R> + use<'a, M, S, R, F>
+    where
+        F: FnMut(&Nsqd<'a>) -> Option<R>,
+    {
+        self.wait_mut(move |it| f(it))
+    }
+
+    fn wait_mut<R, F>(&self, mut f: F) -> impl Future<Output = R> + use<'a, M, S, R, F>
+    where
+        F: FnMut(&mut Nsqd<'a>) -> Option<R>,
+    {
+        let shared = self.shared;
+        // Not an `async fn`: that would be a state machine around this one.
+        poll_fn(move |cx| shared.poll_wait(cx.waker(), |served| f(&mut served.engine)))
+    }
+
+    fn change<R>(&self, f: impl FnOnce(&mut Nsqd<'a>) -> R) -> Option<R> {
+        self.shared.update(|served| f(&mut served.engine))
+    }
+
+    /// `busy` is the answer from within a `look`.
+    fn manage(
+        &self,
+        busy: NsqdError,
+        f: impl FnOnce(&mut Nsqd<'a>, Instant) -> Result<(), NsqdError>,
+    ) -> Result<(), NsqdError> {
+        let now = self.sleep.now();
+        self.change(|node| f(node, now)).unwrap_or(Err(busy))
+    }
+}
+
+/// A message that the nsqd took counts as acknowledged: nsqd's `OK` says no more than that.
+#[cfg(feature = "publisher")]
+impl<M: RawMutex, S: Sleep> Publish for Handle<'_, M, S> {
+    type Ticket = Ticket;
+    type Error = PublishError;
+
+    fn publish(
+        &self,
+        topic: &TopicName,
+        body: &[u8],
+    ) -> impl Future<Output = Result<Ticket, PublishError>> {
+        Handle::publish(self, topic, body)
+    }
+
+    fn try_publish(&self, topic: &TopicName, body: &[u8]) -> Result<Ticket, PublishError> {
+        Handle::try_publish(self, topic, body)
+    }
+
+    async fn outcome(&self, _: Ticket) -> Outcome {
+        Outcome::Acknowledged
+    }
+}

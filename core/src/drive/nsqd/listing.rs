@@ -1,0 +1,150 @@
+//! How nsqlookupds list what an nsqd has, and what they are asked for its new topics.
+
+use core::future::poll_fn;
+use core::task::{Poll, Waker};
+
+use embassy_sync::blocking_mutex::raw::RawMutex;
+
+use crate::drive::connection::SessionAccess;
+use crate::drive::server::SharedServer;
+use crate::drive::{Sleep, registration};
+use crate::nsqd::{Lookupd, Nsqd};
+use crate::registration::{HttpPort, Registry, RegistryFull};
+use crate::session::Session;
+
+/// The access to the session that asks nsqlookupds for the channels of new topics, with what the
+/// registration knows of them.
+pub(super) struct Asking<
+    'r,
+    'a,
+    M: RawMutex,
+    S,
+    const PEERS: usize,
+    const TOPICS: usize,
+    const CHANNELS: usize,
+> {
+    pub(super) shared: &'r SharedServer<M, Nsqd<'a>>,
+    pub(super) lookup: &'r registration::Handle<'a, M, S, PEERS, TOPICS, CHANNELS>,
+}
+
+impl<M: RawMutex, S: Sleep, const PEERS: usize, const TOPICS: usize, const CHANNELS: usize>
+    SessionAccess for Asking<'_, '_, M, S, PEERS, TOPICS, CHANNELS>
+{
+    fn with(&mut self, f: &mut dyn FnMut(&mut dyn Session)) {
+        self.shared.drive(|served| {
+            let node = &mut served.engine;
+            self.lookup.look(|lookup| {
+                let mut lookupds = [Lookupd::Absent; PEERS];
+                // Usually there is nothing to ask.
+                if node.is_asking() {
+                    for (at, lookupd) in lookupds.iter_mut().enumerate() {
+                        *lookupd = match lookup.http(at) {
+                            None | Some((_, HttpPort::Unknown)) => Lookupd::Absent,
+                            Some((_, HttpPort::Coming)) => Lookupd::Coming,
+                            Some((address, HttpPort::Known(port))) => Lookupd::At(address, port),
+                        };
+                    }
+                }
+                if let Some(mut session) = node.asking(&lookupds) {
+                    f(&mut session);
+                }
+            });
+            true
+        });
+    }
+
+    fn register(&mut self, waker: &Waker) {
+        self.shared.register_runner(waker);
+        self.lookup.register(waker);
+    }
+}
+
+/// Brings the registry into agreement with the nsqd whenever a topic or channel came or went, and the
+/// nsqlookupds whenever others are set over HTTP.
+pub(super) async fn keep_listed<
+    'a,
+    M,
+    S,
+    const PEERS: usize,
+    const TOPICS: usize,
+    const CHANNELS: usize,
+>(
+    shared: &SharedServer<M, Nsqd<'a>>,
+    lookup: &registration::Handle<'a, M, S, PEERS, TOPICS, CHANNELS>,
+) -> !
+where
+    M: RawMutex,
+    S: Sleep,
+{
+    let mut agreed = None;
+    let mut lookupds = 0;
+    poll_fn(|cx| {
+        shared.register_runner(cx.waker());
+        lookup.register(cx.waker());
+        shared.read(|served| {
+            let node = &served.engine;
+            if lookupds != node.lookupds_version() && lookup.configure(node.lookupds()).is_ok() {
+                lookupds = node.lookupds_version();
+            }
+            let topology = Some(node.topology());
+            if agreed == topology {
+                return;
+            }
+            if let Some(done) = lookup.inspect(|lookup| agree(lookup.registry(), node)) {
+                // Waking oneself for what does not fit yet would go on until it does.
+                if done.changed {
+                    lookup.change(|_| ());
+                }
+                if done.all {
+                    agreed = topology;
+                }
+            }
+        });
+        Poll::Pending
+    })
+    .await
+}
+
+/// The result of [`agree`].
+struct Agreed {
+    /// Something was added or removed.
+    changed: bool,
+    /// False if not everything fitted: what was removed keeps its place until every nsqlookupd
+    /// knows.
+    all: bool,
+}
+
+/// Makes the registry want what the nsqd has, and nothing else.
+fn agree<const TOPICS: usize, const CHANNELS: usize>(
+    registry: &mut Registry<TOPICS, CHANNELS>,
+    node: &Nsqd<'_>,
+) -> Agreed {
+    let mut done = Agreed { changed: false, all: true };
+    loop {
+        let gone = registry.topics().find(|name| !node.topics().any(|topic| topic.name == *name));
+        let Some(topic) = gone.copied() else { break };
+        done.changed |= registry.remove_topic(&topic);
+    }
+    loop {
+        let gone = registry
+            .channels()
+            .find(|(topic, name)| !node.channels(topic).any(|channel| channel.name == *name));
+        let Some((topic, channel)) = gone.map(|(topic, channel)| (*topic, *channel)) else { break };
+        done.changed |= registry.remove_channel(&topic, &channel);
+    }
+    let mut add = |result: Result<(), RegistryFull>| match result {
+        Ok(()) => done.changed = true,
+        Err(_) => done.all = false,
+    };
+    for topic in node.topics() {
+        if !registry.topics().any(|name| name == topic.name) {
+            add(registry.add_topic(topic.name));
+        }
+        for channel in node.channels(topic.name) {
+            if !registry.channels().any(|it| it == (topic.name, channel.name)) {
+                add(registry.add_channel(topic.name, channel.name));
+            }
+        }
+    }
+    done
+}
