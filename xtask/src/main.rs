@@ -9,6 +9,7 @@ mod firmware;
 mod fleet;
 mod fuzz;
 mod graph;
+mod house;
 mod judge;
 mod panics;
 mod peers;
@@ -46,6 +47,8 @@ enum Task {
     Api(api::Options),
     /// Compare publishing rates with go-nsq and tokio-nsq against a real nsqd (needs the peers)
     Bench(bench::Options),
+    /// Judge the tree: the length of its files, the share of tests, its words
+    House(house::Options),
     /// Run the firmware of examples/qemu against real servers (needs QEMU and Go)
     Qemu(qemu::Options),
     /// Build the images for boards, and say how large they are
@@ -82,6 +85,7 @@ fn main() -> ExitCode {
         Task::Demo(options) => demo::run(&options),
         Task::Api(options) => api::run(&options),
         Task::Bench(options) => bench::run(&options),
+        Task::House(options) => house::run(&options),
         Task::Qemu(options) => qemu::run(&options),
         Task::Boards(options) => boards::run(&options),
         Task::Rp2040(options) => rp2040::run(&options),
