@@ -140,7 +140,7 @@ impl Proxy {
             settings: Mutex::new(settings),
             recordings: Mutex::default(),
             counters: Counters::default(),
-            gate: watch::Sender::new(Gate { mode: Mode::Forward, stalled_until: None }),
+            gate: watch::Sender::new(Valve { mode: Mode::Forward, stalled_until: None }),
             applied: watch::Sender::new(Mode::Refuse),
             cut: watch::Sender::new(Cut::Reset),
         });
@@ -234,7 +234,7 @@ struct Settings {
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Gate {
+struct Valve {
     mode: Mode,
     stalled_until: Option<Instant>,
 }
@@ -252,7 +252,7 @@ struct Shared {
     settings: Mutex<Settings>,
     recordings: Mutex<Vec<Recording>>,
     counters: Counters,
-    gate: watch::Sender<Gate>,
+    gate: watch::Sender<Valve>,
     /// The mode that the accept loop has put into effect.
     applied: watch::Sender<Mode>,
     cut: watch::Sender<Cut>,

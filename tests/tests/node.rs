@@ -161,7 +161,7 @@ impl Ours {
     }
 
     /// What all clients are told now, and who was closed.
-    fn hear(&mut self) -> [(Vec<Frame>, bool); CLIENTS] {
+    fn receive(&mut self) -> [(Vec<Frame>, bool); CLIENTS] {
         let now = self.now();
         let mut heard: [Vec<Frame>; CLIENTS] = Default::default();
         loop {
@@ -212,7 +212,7 @@ impl Theirs {
     }
 
     /// Waits for as many frames as the node has sent; then whether nothing more comes, or the end.
-    async fn hear(&mut self, client: usize, count: usize, last: bool) -> (Vec<Frame>, bool) {
+    async fn receive(&mut self, client: usize, count: usize, last: bool) -> (Vec<Frame>, bool) {
         let deadline = Instant::now() + PATIENCE;
         let mut ended = false;
         loop {
@@ -259,9 +259,9 @@ async fn compare(peers: &Peers, name: &str, script: &[Step]) {
             Wait(time) => tokio::time::sleep(*time).await,
         }
         let last = at + 1 == script.len();
-        let heard = ours.hear();
+        let heard = ours.receive();
         for (client, (frames, closed)) in heard.into_iter().enumerate() {
-            let (real, ended) = theirs.hear(client, frames.len(), last || closed).await;
+            let (real, ended) = theirs.receive(client, frames.len(), last || closed).await;
             assert_eq!(frames, real, "{name}, step {at}, client {client}: ours, nsqd's");
             if last || closed {
                 assert_eq!(closed, ended, "{name}, step {at}, client {client}: closed");

@@ -222,7 +222,7 @@ async fn compare(
             skipped += 1;
             continue;
         }
-        let theirs = theirs(&talk(server, &stream).await);
+        let theirs = theirs(&exchange(server, &stream).await);
         match theirs {
             Verdict::Refused(_) => refused += 1,
             Verdict::Taken | Verdict::Differs(_) => taken += 1,
@@ -243,7 +243,7 @@ async fn compare(
 }
 
 /// All that `server` answers to `stream`.
-async fn talk(server: SocketAddr, stream: &[u8]) -> Vec<u8> {
+async fn exchange(server: SocketAddr, stream: &[u8]) -> Vec<u8> {
     let conversation = async {
         let mut socket = TcpStream::connect(server).await.expect("a server that listens");
         let mut replies = Vec::new();

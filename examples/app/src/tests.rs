@@ -344,14 +344,14 @@ async fn topics_are_registered_if_there_is_room() {
 /// Delivers commands; what is dropped unanswered comes again. Everything that happens, also on the
 /// board, is written down in order.
 #[derive(Default)]
-struct Desk {
+struct TestNetwork {
     queue: RefCell<VecDeque<(MessageHead, Vec<u8>)>>,
     done: RefCell<Vec<String>>,
     /// A stop takes so long.
     stop: Cell<Duration>,
 }
 
-impl Desk {
+impl TestNetwork {
     fn with(commands: &[&str]) -> Self {
         let desk = Self::default();
         for command in commands {
@@ -376,7 +376,7 @@ impl Desk {
 }
 
 struct Slip<'d> {
-    desk: &'d Desk,
+    desk: &'d TestNetwork,
     head: MessageHead,
     text: Option<Vec<u8>>,
 }
@@ -407,7 +407,7 @@ impl Drop for Slip<'_> {
     }
 }
 
-impl<'d> Commands for &'d Desk {
+impl<'d> Commands for &'d TestNetwork {
     type Request = Slip<'d>;
 
     async fn next(&self) -> Slip<'d> {
@@ -430,7 +430,7 @@ impl<'d> Commands for &'d Desk {
     }
 }
 
-impl Board for &Desk {
+impl Board for &TestNetwork {
     async fn blink(&mut self) {
         self.note("blink");
     }
@@ -442,7 +442,12 @@ impl Board for &Desk {
 }
 
 /// Runs a node with commands for so long; what it replied.
-async fn command(stage: &Stage, desk: &Desk, settings: &Settings<'_>, ms: u64) -> Vec<Value> {
+async fn command(
+    stage: &Stage,
+    desk: &TestNetwork,
+    settings: &Settings<'_>,
+    ms: u64,
+) -> Vec<Value> {
     let node = Node::new(settings, stage, TokioSleep::new());
     let (mut sensor, mut board) = (Simulated::new(), desk);
     let _ = timeout(Duration::from_millis(ms), async {
@@ -455,7 +460,7 @@ async fn command(stage: &Stage, desk: &Desk, settings: &Settings<'_>, ms: u64) -
 #[tokio::test(start_paused = true)]
 async fn commands_are_done_and_replied_to() {
     let stage = Stage::with_room(usize::MAX);
-    let desk = Desk::with(&["#7 blink", "stats", "#a.b-c_d:1 set interval 2s\n", "blink"]);
+    let desk = TestNetwork::with(&["#7 blink", "stats", "#a.b-c_d:1 set interval 2s\n", "blink"]);
     let replies = command(&stage, &desk, &settings(), 500).await;
     let said: Vec<_> = replies.iter().map(|reply| (&reply["id"], &reply["text"])).collect();
     let ids = ["7", "bbbbbbbbbbbbbbbb", "a.b-c_d:1", "dddddddddddddddd"];
@@ -474,7 +479,7 @@ async fn commands_are_done_and_replied_to() {
 
 #[tokio::test(start_paused = true)]
 async fn an_interval_holds_at_once_and_for_what_follows() {
-    let (stage, desk) = (Stage::with_room(usize::MAX), Desk::default());
+    let (stage, desk) = (Stage::with_room(usize::MAX), TestNetwork::default());
     let settings = Settings { period: Span::from_secs(3600), ..settings() };
     let later = async {
         tokio::time::sleep(Duration::from_millis(9_900)).await;
@@ -503,8 +508,12 @@ async fn an_interval_holds_at_once_and_for_what_follows() {
 #[tokio::test(start_paused = true)]
 async fn what_is_not_understood_changes_nothing_and_is_told() {
     let stage = Stage::with_room(usize::MAX);
-    let desk =
-        Desk::with(&["#1 dance", "#2 set interval soon", "#3 set interval 9ms", "#4 blink x"]);
+    let desk = TestNetwork::with(&[
+        "#1 dance",
+        "#2 set interval soon",
+        "#3 set interval 9ms",
+        "#4 blink x",
+    ]);
     desk.send(b"\xff");
     desk.send("x".repeat(129));
     let replies = command(&stage, &desk, &settings(), 3_500).await;
@@ -575,7 +584,7 @@ async fn the_longest_replies_fit() {
     let lines =
         ["", "set ", "set interval ", "set interval 99999999999999999999999999999999h", "blink "]
             .map(|line| format!("{id} {line}{quotes}"));
-    let desk = Desk::default();
+    let desk = TestNetwork::default();
     let all = [lines.as_slice(), &["set interval 99999999999999999999999999999999h".to_owned()]];
     all.concat().iter().for_each(|line| desk.send(line));
     let settings = Settings { device: &device, ..settings() };
@@ -589,7 +598,8 @@ async fn the_longest_replies_fit() {
 
 #[tokio::test(start_paused = true)]
 async fn a_reboot_waits_until_nsqd_has_what_was_answered() {
-    let (stage, desk) = (Stage::with_room(usize::MAX), Desk::with(&["reboot", "#late blink"]));
+    let (stage, desk) =
+        (Stage::with_room(usize::MAX), TestNetwork::with(&["reboot", "#late blink"]));
     desk.stop.set(Duration::from_secs(3));
     let settings = Settings { period: Span::from_millis(100), ..settings() };
     let replies = command(&stage, &desk, &settings, 5_000).await;
@@ -601,7 +611,7 @@ async fn a_reboot_waits_until_nsqd_has_what_was_answered() {
 
 #[tokio::test(start_paused = true)]
 async fn a_reboot_does_not_wait_for_ever() {
-    let (stage, desk) = (Stage::with_room(usize::MAX), Desk::with(&["reboot"]));
+    let (stage, desk) = (Stage::with_room(usize::MAX), TestNetwork::with(&["reboot"]));
     desk.stop.set(Duration::from_secs(3_600));
     let start = Instant::now();
     let settings = settings();
@@ -610,7 +620,7 @@ async fn a_reboot_does_not_wait_for_ever() {
     let _ = timeout(Duration::from_millis(9_900), node.obey(&&desk, &mut board)).await;
     assert_eq!(desk.done(), ["finish", "stopping"]);
 
-    let desk = Desk::with(&["reboot"]);
+    let desk = TestNetwork::with(&["reboot"]);
     desk.stop.set(Duration::from_secs(3_600));
     let mut board = &desk;
     let _ = timeout(Duration::from_millis(10_100), node.obey(&&desk, &mut board)).await;
@@ -620,7 +630,7 @@ async fn a_reboot_does_not_wait_for_ever() {
 
 #[tokio::test(start_paused = true)]
 async fn a_reboot_that_comes_again_is_not_done_again() {
-    let (stage, desk) = (Stage::with_room(usize::MAX), Desk::with(&["reboot"]));
+    let (stage, desk) = (Stage::with_room(usize::MAX), TestNetwork::with(&["reboot"]));
     // The device that it was delivered to first has rebooted into this one.
     desk.queue.borrow_mut()[0].0.attempts = 2;
     let replies = command(&stage, &desk, &settings(), 1_000).await;
@@ -630,7 +640,7 @@ async fn a_reboot_that_comes_again_is_not_done_again() {
 
     // Long after its start, it never came so far.
     let settings = settings();
-    let (stage, desk) = (Stage::with_room(usize::MAX), Desk::default());
+    let (stage, desk) = (Stage::with_room(usize::MAX), TestNetwork::default());
     let late = async {
         tokio::time::sleep(Duration::from_secs(121)).await;
         desk.send("reboot");
@@ -647,7 +657,7 @@ async fn a_reboot_that_comes_again_is_not_done_again() {
 
 #[tokio::test(start_paused = true)]
 async fn a_command_is_finished_only_when_its_reply_is_taken() {
-    let (stage, desk) = (Stage::default(), Desk::with(&["#1 blink"]));
+    let (stage, desk) = (Stage::default(), TestNetwork::with(&["#1 blink"]));
     let settings = Settings { period: Span::from_secs(3600), ..settings() };
     let node = Node::new(&settings, &stage, TokioSleep::new());
     let mut board = &desk;

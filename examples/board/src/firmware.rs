@@ -97,15 +97,15 @@ pub fn log_warn(text: &str) {
 /// A serial port with a terminal on it, or without.
 pub trait Serial {
     /// Waits for what is typed. Dropped before it is ready, nothing is lost.
-    fn hear(&mut self, buf: &mut [u8]) -> impl Future<Output = Heard>;
+    fn read(&mut self, buf: &mut [u8]) -> impl Future<Output = SerialEvent>;
 
     /// Sends all of it, if there is a terminal.
-    fn say(&mut self, bytes: &[u8]) -> impl Future<Output = ()>;
+    fn write_all(&mut self, bytes: &[u8]) -> impl Future<Output = ()>;
 }
 
 /// What a terminal did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Heard {
+pub enum SerialEvent {
     /// It was opened.
     Opened,
     /// It was closed.
@@ -351,14 +351,14 @@ where
             }
             log::next(&mut logged).await
         };
-        let heard = select(serial.hear(&mut typed), log).await;
+        let event = select(serial.read(&mut typed), log).await;
         answer.clear();
-        let bytes = match heard {
-            Either::First(Heard::Closed) => {
+        let bytes = match event {
+            Either::First(SerialEvent::Closed) => {
                 is_open = false;
                 continue;
             }
-            Either::First(Heard::Opened) => {
+            Either::First(SerialEvent::Opened) => {
                 is_open = true;
                 let identity = session.identity();
                 let _ = write!(
@@ -371,11 +371,11 @@ where
                 send(&mut serial, &answer).await;
                 continue;
             }
-            Either::First(Heard::Bytes(count)) => typed.get(..count).unwrap_or_default(),
+            Either::First(SerialEvent::Bytes(count)) => typed.get(..count).unwrap_or_default(),
             Either::Second(count) => {
                 // In place of what is typed, which comes again below.
                 if !is_line_begun {
-                    serial.say(b"\r\x1b[K").await;
+                    serial.write_all(b"\r\x1b[K").await;
                 }
                 let bytes = logged.get(..count).unwrap_or_default();
                 let text = core::str::from_utf8(bytes).unwrap_or("?");
@@ -445,10 +445,10 @@ async fn send(serial: &mut impl Serial, text: &str) {
     for line in text.split_inclusive('\n') {
         match line.strip_suffix('\n') {
             Some(line) => {
-                serial.say(line.as_bytes()).await;
-                serial.say(b"\r\n").await;
+                serial.write_all(line.as_bytes()).await;
+                serial.write_all(b"\r\n").await;
             }
-            None => serial.say(line.as_bytes()).await,
+            None => serial.write_all(line.as_bytes()).await,
         }
     }
 }

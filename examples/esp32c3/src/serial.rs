@@ -8,7 +8,7 @@ use embedded_io_async::{Read, Write};
 use esp_hal::Async;
 use esp_hal::peripherals::USB_DEVICE;
 use esp_hal::usb::usb_serial_jtag::UsbSerialJtag;
-use nanonsq_board::firmware::{Heard, Serial};
+use nanonsq_board::firmware::{Serial, SerialEvent};
 
 /// How long a terminal may take to read what fits into the port.
 const PATIENCE: Duration = Duration::from_millis(200);
@@ -37,27 +37,27 @@ impl UsbSerial {
 }
 
 impl Serial for UsbSerial {
-    async fn hear(&mut self, buf: &mut [u8]) -> Heard {
+    async fn read(&mut self, buf: &mut [u8]) -> SerialEvent {
         match self.terminal {
             Terminal::New => {
                 self.terminal = Terminal::There;
-                return Heard::Opened;
+                return SerialEvent::Opened;
             }
             Terminal::Leaving => {
                 self.terminal = Terminal::Gone;
-                return Heard::Closed;
+                return SerialEvent::Closed;
             }
             Terminal::There | Terminal::Gone => {}
         }
         let Ok(count) = Read::read(&mut self.port, buf).await;
         if self.terminal == Terminal::There {
-            return Heard::Bytes(count);
+            return SerialEvent::Bytes(count);
         }
         self.terminal = Terminal::There;
-        Heard::Opened
+        SerialEvent::Opened
     }
 
-    async fn say(&mut self, bytes: &[u8]) {
+    async fn write_all(&mut self, bytes: &[u8]) {
         for packet in bytes.chunks(PACKET) {
             if self.terminal != Terminal::There {
                 return;

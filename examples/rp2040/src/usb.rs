@@ -8,7 +8,7 @@ use embassy_rp::usb::Driver;
 use embassy_time::Timer;
 use embassy_usb::class::cdc_acm::{CdcAcmClass, ControlChanged, Receiver, Sender, State};
 use embassy_usb::{Builder, Config, UsbDevice};
-use nanonsq_board::firmware::{Heard, Serial};
+use nanonsq_board::firmware::{Serial, SerialEvent};
 use static_cell::StaticCell;
 
 use crate::Irqs;
@@ -68,7 +68,7 @@ impl UsbSerial {
 }
 
 impl Serial for UsbSerial {
-    async fn hear(&mut self, buf: &mut [u8]) -> Heard {
+    async fn read(&mut self, buf: &mut [u8]) -> SerialEvent {
         loop {
             if !self.is_open {
                 self.receiver.wait_connection().await;
@@ -78,21 +78,21 @@ impl Serial for UsbSerial {
                 // A terminal that was just opened may not show what comes at once.
                 Timer::after_millis(50).await;
                 self.is_open = true;
-                return Heard::Opened;
+                return SerialEvent::Opened;
             }
             match select(self.receiver.read_packet(buf), self.changed.control_changed()).await {
-                Either::First(Ok(count)) if count > 0 => return Heard::Bytes(count),
+                Either::First(Ok(count)) if count > 0 => return SerialEvent::Bytes(count),
                 Either::First(Ok(_)) => {}
                 Either::First(Err(_)) => self.is_open = false,
                 Either::Second(()) => self.is_open = self.receiver.dtr(),
             }
             if !self.is_open {
-                return Heard::Closed;
+                return SerialEvent::Closed;
             }
         }
     }
 
-    async fn say(&mut self, bytes: &[u8]) {
+    async fn write_all(&mut self, bytes: &[u8]) {
         for packet in bytes.chunks(PACKET - 1) {
             // Whoever pulled the cable did not want to read it.
             let closed = async {

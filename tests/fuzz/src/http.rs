@@ -232,8 +232,8 @@ impl Machine for Server {
         self.answers[index] = Answers::default();
     }
 
-    fn heard(&mut self, index: usize, bytes: &[u8]) {
-        self.answers[index].heard(bytes);
+    fn received(&mut self, index: usize, bytes: &[u8]) {
+        self.answers[index].received(bytes);
     }
 
     fn wrote(&mut self, index: usize, bytes: &[u8]) {

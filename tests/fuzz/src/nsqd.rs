@@ -158,9 +158,9 @@ impl Machine for Server<'_> {
         }
     }
 
-    fn heard(&mut self, index: usize, bytes: &[u8]) {
+    fn received(&mut self, index: usize, bytes: &[u8]) {
         if index >= CLIENTS {
-            self.answers.heard(bytes);
+            self.answers.received(bytes);
         }
     }
 

@@ -89,9 +89,9 @@ impl Machine for Server<'_> {
         }
     }
 
-    fn heard(&mut self, index: usize, bytes: &[u8]) {
+    fn received(&mut self, index: usize, bytes: &[u8]) {
         if index >= NODES {
-            self.answers.heard(bytes);
+            self.answers.received(bytes);
         }
     }
 

@@ -27,7 +27,7 @@ struct Producer<'a> {
 }
 
 impl Producer<'_> {
-    fn told(&mut self, event: Event) {
+    fn on_event(&mut self, event: Event) {
         match event {
             Event::Failed { first, count, outcome } => {
                 for number in first.number()..first.number() + u64::from(count) {
@@ -66,7 +66,7 @@ impl Machine for Producer<'_> {
             }
             0 | 1 => {
                 while let Some(event) = self.publisher.poll_event() {
-                    self.told(event);
+                    self.on_event(event);
                 }
             }
             2 => {
@@ -154,7 +154,7 @@ pub(crate) fn run(data: &[u8]) {
     play(&mut producer, &mut input);
     // All that it has to tell adds up.
     while let Some(event) = producer.publisher.poll_event() {
-        producer.told(event);
+        producer.on_event(event);
     }
     let counters = producer.publisher.counters();
     let failures = counters.rejected + counters.expired + counters.dropped;

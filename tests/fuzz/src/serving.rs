@@ -118,7 +118,7 @@ impl Stage {
         });
         let rest = held.split_off(taken);
         let bytes = std::mem::replace(held, rest);
-        machine.heard(at, &bytes);
+        machine.received(at, &bytes);
         taken > 0
     }
 
@@ -229,7 +229,7 @@ pub(crate) struct Answers {
 
 impl Answers {
     /// The client said something.
-    pub(crate) fn heard(&mut self, bytes: &[u8]) {
+    pub(crate) fn received(&mut self, bytes: &[u8]) {
         self.asked.extend_from_slice(bytes);
         // An answer without the body that its head tells of.
         self.blind |= self.asked.windows(4).any(|word| word == b"HEAD");

@@ -26,7 +26,7 @@ pub(crate) trait Machine {
     fn opened(&mut self, index: usize);
 
     /// A session took these bytes.
-    fn heard(&mut self, index: usize, bytes: &[u8]) {
+    fn received(&mut self, index: usize, bytes: &[u8]) {
         let _ = (index, bytes);
     }
 

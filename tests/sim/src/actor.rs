@@ -20,7 +20,7 @@ pub(crate) type Process = Pin<Box<dyn Future<Output = ()>>>;
 /// See the [module](self).
 pub(crate) trait Actor {
     /// A new process. Another one of this actor, if there was one, is dead.
-    fn start(&mut self) -> (Process, Rc<Desk>);
+    fn start(&mut self) -> (Process, Rc<Mailbox>);
 
     /// A server understood something on a connection of this actor's.
     fn seen(&mut self, session: Session, conn: ConnId, seen: Seen);
@@ -53,7 +53,7 @@ pub(crate) enum Order {
 }
 
 /// Where a process is reached.
-pub(crate) struct Desk {
+pub(crate) struct Mailbox {
     pub(crate) units: Units,
     pub(crate) orders: RefCell<VecDeque<Order>>,
 }
@@ -63,11 +63,11 @@ pub(crate) const RUNNER: usize = 0;
 /// Carries out orders.
 pub(crate) const ORDERS: usize = 1;
 
-impl Desk {
+impl Mailbox {
     pub(crate) fn new(units: usize, sessions: u32) -> Rc<Self> {
-        let desk = Self { units: Units::new(units, sessions), orders: RefCell::default() };
-        desk.units.wake_all();
-        Rc::new(desk)
+        let mailbox = Self { units: Units::new(units, sessions), orders: RefCell::default() };
+        mailbox.units.wake_all();
+        Rc::new(mailbox)
     }
 
     pub(crate) fn order(&self, order: Order) {

@@ -18,7 +18,7 @@ use nanonsq_core::nsqd::{ArenaStatus, Config, Full, HttpConfig, TopicStatus};
 use nanonsq_core::registration::Config as LookupConfig;
 use nanonsq_core::time::Span;
 
-use crate::actor::{Actor, Desk, ORDERS, Order, Process, RUNNER};
+use crate::actor::{Actor, Mailbox, ORDERS, Order, Process, RUNNER};
 use crate::exec::application;
 use crate::process;
 use crate::random::Random;
@@ -140,13 +140,13 @@ impl Board {
 }
 
 impl Actor for Board {
-    fn start(&mut self) -> (Process, Rc<Desk>) {
+    fn start(&mut self) -> (Process, Rc<Mailbox>) {
         // The last unit publishes.
-        let desk = Desk::new(3, Sessions::ASKER as u32);
+        let mailbox = Mailbox::new(3, Sessions::ASKER as u32);
         Sessions::set_up(&self.world, self.me, &self.ports);
         let ports = self.ports.clone();
         let (world, setup, ledger) = (self.world.clone(), self.setup.clone(), self.ledger.clone());
-        (Box::pin(run(world, self.me, setup, ledger, ports, desk.clone())), desk)
+        (Box::pin(run(world, self.me, setup, ledger, ports, mailbox.clone())), mailbox)
     }
 
     fn seen(&mut self, _: Session, _: ConnId, _: Seen) {}
@@ -160,7 +160,7 @@ async fn run(
     setup: Rc<Setup>,
     ledger: Rc<Ledger>,
     ports: (Port, Port),
-    desk: Rc<Desk>,
+    mailbox: Rc<Mailbox>,
 ) {
     let mut store = vec![0xee; STORE];
     let mut resources = nsqd::Resources::<
@@ -190,24 +190,25 @@ async fn run(
     let mut run = pin!(runner.run());
     let (mut tables, mut room) = (Tables::default(), Room::default());
     let mut publishing = pin!(publish(&world, me, &setup, &ledger, &handle, &readings));
-    desk.attend(&world, |unit, cx| {
-        match unit {
-            RUNNER => drop(run.as_mut().poll(cx)),
-            ORDERS => {
-                while let Some(order) = desk.next_order() {
-                    if matches!(order, Order::End) {
-                        finish(&handle, &world, &ledger);
+    mailbox
+        .attend(&world, |unit, cx| {
+            match unit {
+                RUNNER => drop(run.as_mut().poll(cx)),
+                ORDERS => {
+                    while let Some(order) = mailbox.next_order() {
+                        if matches!(order, Order::End) {
+                            finish(&handle, &world, &ledger);
+                        }
                     }
                 }
+                _ => drop(application(|| publishing.as_mut().poll(cx))),
             }
-            _ => drop(application(|| publishing.as_mut().poll(cx))),
-        }
-        handle.inspect(|node| sessions.read_states(node));
-        check(&handle);
-        tables.check(&handle, &ledger, world.now());
-        room.check(&handle, &ledger, world.now());
-    })
-    .await;
+            handle.inspect(|node| sessions.read_states(node));
+            check(&handle);
+            tables.check(&handle, &ledger, world.now());
+            room.check(&handle, &ledger, world.now());
+        })
+        .await;
 }
 
 /// Reads a sensor and publishes, for ever; each time within the limit.
@@ -413,16 +414,16 @@ impl Consumer {
 }
 
 impl Actor for Consumer {
-    fn start(&mut self) -> (Process, Rc<Desk>) {
-        let desk = Desk::new(3, 2);
+    fn start(&mut self) -> (Process, Rc<Mailbox>) {
+        let mailbox = Mailbox::new(3, 2);
         let (world, ledger) = (self.world.clone(), self.ledger.clone());
-        (Box::pin(consume(world, self.me, ledger, desk.clone())), desk)
+        (Box::pin(consume(world, self.me, ledger, mailbox.clone())), mailbox)
     }
 
     fn seen(&mut self, _: Session, _: ConnId, _: Seen) {}
 }
 
-async fn consume(world: World, me: usize, ledger: Rc<Ledger>, desk: Rc<Desk>) {
+async fn consume(world: World, me: usize, ledger: Rc<Ledger>, mailbox: Rc<Mailbox>) {
     let mut frames = Frames::default();
     let script = VecDeque::from([
         Part::Say(b"  V2".to_vec()),
@@ -446,15 +447,16 @@ async fn consume(world: World, me: usize, ledger: Rc<Ledger>, desk: Rc<Desk>) {
         produce(&world, (me, 1), &ledger).await;
         std::future::pending::<()>().await
     });
-    desk.attend(&world, |unit, cx| match unit {
-        ORDERS => while desk.next_order().is_some() {},
-        RUNNER => {
-            let over = application(|| consuming.as_mut().poll(cx)).is_ready();
-            assert!(!over, "the honest consumer is hung up on");
-        }
-        _ => drop(application(|| producing.as_mut().poll(cx))),
-    })
-    .await;
+    mailbox
+        .attend(&world, |unit, cx| match unit {
+            ORDERS => while mailbox.next_order().is_some() {},
+            RUNNER => {
+                let over = application(|| consuming.as_mut().poll(cx)).is_ready();
+                assert!(!over, "the honest consumer is hung up on");
+            }
+            _ => drop(application(|| producing.as_mut().poll(cx))),
+        })
+        .await;
 }
 
 /// Publishes where the hostile ones have left what nobody consumes: that is old, and makes room.

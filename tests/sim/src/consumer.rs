@@ -18,7 +18,7 @@ use nanonsq_core::session::{Closed, Fault, Session as _};
 use nanonsq_core::time::Span;
 use nanonsq_core::wire::http::BadAnswer;
 
-use crate::actor::{Actor, Desk, ORDERS, Order, Process, RUNNER, favour, until};
+use crate::actor::{Actor, Mailbox, ORDERS, Order, Process, RUNNER, favour, until};
 use crate::exec::application;
 use crate::publisher::SECRET;
 use crate::random::Random;
@@ -129,7 +129,7 @@ impl Subscriber {
         // All of them by the lists, or some that are given.
         let given = if webs > 0 && random.one_in(2) { 0 } else { random.between(1, nsqds as u64) };
         let reached = if webs > 0 { nsqds } else { given as usize };
-        // With more nsqds than seats each has its turn, and none of it is to be lost.
+        // With more nsqds than session_table each has its turn, and none of it is to be lost.
         let turns = reached > CONNECTIONS || (served && reached > 1);
         let max_attempts = random.pick(&[0, 0, 2, 3]);
         let exhausted = random.pick(&[Exhausted::Finish, Exhausted::Deliver]);
@@ -240,9 +240,9 @@ impl Setup {
 }
 
 impl Actor for Subscriber {
-    fn start(&mut self) -> (Process, Rc<Desk>) {
+    fn start(&mut self) -> (Process, Rc<Mailbox>) {
         let sessions = CONNECTIONS + LOOKUPDS;
-        let desk = Desk::new(5, sessions as u32);
+        let mailbox = Mailbox::new(5, sessions as u32);
         for session in 0..CONNECTIONS {
             watch::add((self.me, session), 2);
         }
@@ -250,7 +250,7 @@ impl Actor for Subscriber {
             watch::add((self.me, session), 3);
         }
         let (world, setup, state) = (self.world.clone(), self.setup.clone(), self.state.clone());
-        (Box::pin(run(world, self.me, setup, state, desk.clone())), desk)
+        (Box::pin(run(world, self.me, setup, state, mailbox.clone())), mailbox)
     }
 
     fn seen(&mut self, _: Session, _: ConnId, seen: Seen) {
@@ -327,9 +327,9 @@ async fn run(
     me: usize,
     setup: Rc<Setup>,
     state: Rc<RefCell<Ledger>>,
-    desk: Rc<Desk>,
+    mailbox: Rc<Mailbox>,
 ) {
-    let units = &desk.units;
+    let units = &mailbox.units;
     let (config, nsqds, lookupds) = (setup.config, setup.nsqds.clone(), setup.lookupds.clone());
     let mut ring = vec![0; SLOT * MESSAGES];
     let mut resources = drive::consumer::Resources::<
@@ -411,7 +411,7 @@ async fn run(
                         check_given_up(&handle, &world, me);
                     }
                     ORDERS => {
-                        while let Some(order) = desk.next_order() {
+                        while let Some(order) = mailbox.next_order() {
                             if matches!(order, Order::Restart) {
                                 for session in 0..CONNECTIONS + LOOKUPDS {
                                     watch::event((me, session), Event::Dropped);
@@ -428,7 +428,7 @@ async fn run(
                             }
                             let held = &mut *held.borrow_mut();
                             application(|| {
-                                obey(order, &handle, &world, &setup, ledger, held, &desk, me)
+                                obey(order, &handle, &world, &setup, ledger, held, &mailbox, me)
                             });
                         }
                     }
@@ -620,7 +620,7 @@ fn obey(
     setup: &Setup,
     ledger: &mut Ledger,
     held: &mut Vec<(Name, Taken<'_>)>,
-    desk: &Desk,
+    mailbox: &Mailbox,
     me: usize,
 ) {
     let session = (me, 0);
@@ -634,7 +634,7 @@ fn obey(
                     say("stops");
                     each(Event::Stop);
                     ledger.stop = true;
-                    desk.units.wake(STOPPING);
+                    mailbox.units.wake(STOPPING);
                 }
                 1 if !setup.constant => {
                     ledger.max = random.below(8) as u16;
@@ -649,7 +649,7 @@ fn obey(
                 3 if !setup.quick => {
                     ledger.hungry = !ledger.hungry;
                     say(if ledger.hungry { "is hungry" } else { "is not hungry" });
-                    desk.units.wake(TAKING);
+                    mailbox.units.wake(TAKING);
                 }
                 4 | 5 if !held.is_empty() => {
                     say("answers what it has");
@@ -677,7 +677,7 @@ fn obey(
                 ledger.answer(name, message);
             }
             ledger.hungry = true;
-            desk.units.wake(TAKING);
+            mailbox.units.wake(TAKING);
             ledger.max = ledger.max.max(if setup.turns { 4 } else { 1 });
             handle.set_max_in_flight(ledger.max);
             handle.resume();
@@ -746,12 +746,15 @@ fn finish(handle: &Consumer<'_>, world: &World, setup: &Setup, ledger: &Ledger) 
     }
     handle.look(|consumer| {
         let status = |n| consumer.status(n).expect("a connection");
-        let seats = setup.reached.len().min(CONNECTIONS);
+        let session_table = setup.reached.len().min(CONNECTIONS);
         let is_ready = |n: &usize| status(*n).state == ConnectionState::Ready;
         let ready = (0..CONNECTIONS).filter(is_ready).count();
-        // With more nsqds than seats one may just be on its way.
+        // With more nsqds than session_table one may just be on its way.
         let turns = setup.reached.len() + setup.useless() > CONNECTIONS;
-        assert!(ready == seats || turns, "{ready} connected of {seats}, though nothing is wrong");
+        assert!(
+            ready == session_table || turns,
+            "{ready} connected of {session_table}, though nothing is wrong"
+        );
         assert_eq!(consumer.waiting(), 0, "messages wait, though nothing is wrong");
         if !turns && !consumer.is_backing_off() {
             let cap = setup.max_rdy_count.saturating_mul(ready as u16);

@@ -15,7 +15,7 @@ use nanonsq_core::session::{Closed, Link, Session as _};
 use nanonsq_core::time::Span;
 use nanonsq_core::wire::nsqlookupd::IdentifyReply;
 
-use crate::actor::{Actor, Desk, ORDERS, Order, Process, RUNNER, until};
+use crate::actor::{Actor, Mailbox, ORDERS, Order, Process, RUNNER, until};
 use crate::exec::application;
 use crate::random::Random;
 use crate::server::{ConnId, Seen};
@@ -68,8 +68,8 @@ impl Lists {
 }
 
 impl Actor for Lists {
-    fn start(&mut self) -> (Process, Rc<Desk>) {
-        let desk = Desk::new(4, SESSIONS as u32);
+    fn start(&mut self) -> (Process, Rc<Mailbox>) {
+        let mailbox = Mailbox::new(4, SESSIONS as u32);
         for session in 0..NODES {
             watch::add((self.me, session), watch::PRODUCER);
         }
@@ -83,7 +83,7 @@ impl Actor for Lists {
         self.http.set_up(&self.world, true);
         let (world, config) = (self.world.clone(), self.config.clone());
         let ports = (self.tcp.clone(), self.http.clone());
-        (Box::pin(run(world, self.me, config, ports, desk.clone())), desk)
+        (Box::pin(run(world, self.me, config, ports, mailbox.clone())), mailbox)
     }
 
     fn seen(&mut self, _: Session, _: ConnId, _: Seen) {}
@@ -101,9 +101,9 @@ async fn run(
     me: usize,
     config: Rc<Config<'static>>,
     (tcp, http): (Port, Port),
-    desk: Rc<Desk>,
+    mailbox: Rc<Mailbox>,
 ) {
-    let units = &desk.units;
+    let units = &mailbox.units;
     let mut resources =
         nsqlookupd::Resources::<NoopRawMutex, NODES, TOPICS, CHANNELS, HTTP, 32>::new();
     let sessions = Rc::new(RefCell::new(VecDeque::new()));
@@ -155,7 +155,7 @@ async fn run(
                         units.judge(causes, changed || stop.get());
                     }
                     ORDERS => {
-                        while let Some(order) = desk.next_order() {
+                        while let Some(order) = mailbox.next_order() {
                             if matches!(order, Order::Restart) {
                                 (0..SESSIONS).for_each(|n| watch::event((me, n), Event::Dropped));
                                 units.wake(RUNNER);

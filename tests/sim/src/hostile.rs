@@ -10,7 +10,7 @@ use std::rc::Rc;
 
 use nanonsq_core::time::Span;
 
-use crate::actor::{Actor, Desk, ORDERS, Order, Process};
+use crate::actor::{Actor, Mailbox, ORDERS, Order, Process};
 use crate::board::{ARCHIVE, Frame, Frames, Ledger, OTHERS, READINGS};
 use crate::exec::application;
 use crate::random::Random;
@@ -89,52 +89,60 @@ impl Hostile {
 }
 
 impl Actor for Hostile {
-    fn start(&mut self) -> (Process, Rc<Desk>) {
-        let desk = Desk::new(FIRST + LANES, LANES as u32);
+    fn start(&mut self) -> (Process, Rc<Mailbox>) {
+        let mailbox = Mailbox::new(FIRST + LANES, LANES as u32);
         let (world, kinds, ledger) = (self.world.clone(), self.kinds.clone(), self.ledger.clone());
-        (Box::pin(run(world, self.me, kinds, ledger, desk.clone())), desk)
+        (Box::pin(run(world, self.me, kinds, ledger, mailbox.clone())), mailbox)
     }
 
     fn seen(&mut self, _: Session, _: ConnId, _: Seen) {}
 }
 
-async fn run(world: World, me: usize, kinds: Rc<Vec<Kind>>, ledger: Rc<Ledger>, desk: Rc<Desk>) {
-    let units = &desk.units;
+async fn run(
+    world: World,
+    me: usize,
+    kinds: Rc<Vec<Kind>>,
+    ledger: Rc<Ledger>,
+    mailbox: Rc<Mailbox>,
+) {
+    let units = &mailbox.units;
     let mut lanes: [Option<Pin<Box<dyn Future<Output = ()>>>>; LANES] = Default::default();
-    desk.attend(&world, |unit, cx| {
-        if unit == ORDERS {
-            while let Some(order) = desk.next_order() {
-                match order {
-                    Order::Act(mut random) => {
-                        let kind = random.pick(&kinds);
-                        watch::count(kind.name());
-                        match kind {
-                            Kind::Share => ledger.shared.set(true),
-                            Kind::Create => ledger.named.set(true),
-                            _ => {}
+    mailbox
+        .attend(&world, |unit, cx| {
+            if unit == ORDERS {
+                while let Some(order) = mailbox.next_order() {
+                    match order {
+                        Order::Act(mut random) => {
+                            let kind = random.pick(&kinds);
+                            watch::count(kind.name());
+                            match kind {
+                                Kind::Share => ledger.shared.set(true),
+                                Kind::Create => ledger.named.set(true),
+                                _ => {}
+                            }
+                            let ms = random.pick(&[100, 3000, 30_000, 130_000, 300_000]);
+                            let end =
+                                (world.now() + 1000 * random.between(1, ms)).min(1000 * FAULTY);
+                            let n = random.between(1, LANES as u64) as usize;
+                            watch::say(|| format!("node{me}: {kind:?} by {n} until {end}"));
+                            for (at, lane) in lanes.iter_mut().enumerate().take(n) {
+                                let (world, random) = (world.clone(), random.fork());
+                                *lane = Some(Box::pin(attack(world, (me, at), kind, random, end)));
+                            }
                         }
-                        let ms = random.pick(&[100, 3000, 30_000, 130_000, 300_000]);
-                        let end = (world.now() + 1000 * random.between(1, ms)).min(1000 * FAULTY);
-                        let n = random.between(1, LANES as u64) as usize;
-                        watch::say(|| format!("node{me}: {kind:?} by {n} until {end}"));
-                        for (at, lane) in lanes.iter_mut().enumerate().take(n) {
-                            let (world, random) = (world.clone(), random.fork());
-                            *lane = Some(Box::pin(attack(world, (me, at), kind, random, end)));
-                        }
+                        Order::Settled(_) => lanes = Default::default(),
+                        Order::End | Order::Restart => {}
                     }
-                    Order::Settled(_) => lanes = Default::default(),
-                    Order::End | Order::Restart => {}
+                    (0..LANES).for_each(|n| units.wake(FIRST + n));
                 }
-                (0..LANES).for_each(|n| units.wake(FIRST + n));
+            } else if let Some(at) = unit.checked_sub(FIRST)
+                && let Some(lane) = &mut lanes[at]
+                && application(|| lane.as_mut().poll(cx)).is_ready()
+            {
+                lanes[at] = None;
             }
-        } else if let Some(at) = unit.checked_sub(FIRST)
-            && let Some(lane) = &mut lanes[at]
-            && application(|| lane.as_mut().poll(cx)).is_ready()
-        {
-            lanes[at] = None;
-        }
-    })
-    .await;
+        })
+        .await;
 }
 
 /// One connection after the other, until it is over.

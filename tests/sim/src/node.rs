@@ -17,7 +17,7 @@ use nanonsq_core::registration::{Config as LookupConfig, NodeInfo};
 use nanonsq_core::session::Session as _;
 use nanonsq_core::time::Span;
 
-use crate::actor::{Actor, Desk, ORDERS, Order, Process, RUNNER, favour, until};
+use crate::actor::{Actor, Mailbox, ORDERS, Order, Process, RUNNER, favour, until};
 use crate::exec::application;
 use crate::process;
 use crate::random::Random;
@@ -117,8 +117,8 @@ impl Daemon {
 }
 
 impl Actor for Daemon {
-    fn start(&mut self) -> (Process, Rc<Desk>) {
-        let desk = Desk::new(5, SESSIONS as u32);
+    fn start(&mut self) -> (Process, Rc<Mailbox>) {
+        let mailbox = Mailbox::new(5, SESSIONS as u32);
         Sessions::set_up(&self.world, self.me, &self.ports);
         for session in FIRST_PEER..ASKER {
             watch::add_shared((self.me, session), watch::PEER);
@@ -127,7 +127,7 @@ impl Actor for Daemon {
         self.state.lives.set(self.state.lives.get() + 1);
         let (world, setup, state) = (self.world.clone(), self.setup.clone(), self.state.clone());
         let ports = self.ports.clone();
-        (Box::pin(run(world, self.me, setup, state, ports, desk.clone())), desk)
+        (Box::pin(run(world, self.me, setup, state, ports, mailbox.clone())), mailbox)
     }
 
     fn seen(&mut self, _: Session, _: ConnId, seen: Seen) {
@@ -155,9 +155,9 @@ async fn run(
     setup: Rc<Setup>,
     state: Rc<State>,
     ports: (Port, Port),
-    desk: Rc<Desk>,
+    mailbox: Rc<Mailbox>,
 ) {
-    let units = &desk.units;
+    let units = &mailbox.units;
     let config = Config { boot: state.lives.get(), ..setup.config };
     let lookup = LookupConfig { node: process::info(&setup.name), ..setup.lookup };
     let micros = |ms: u32| u64::from(ms) * 1000;
@@ -247,14 +247,14 @@ async fn run(
                         begins = false;
                     }
                     ORDERS => {
-                        while let Some(order) = desk.next_order() {
+                        while let Some(order) = mailbox.next_order() {
                             if matches!(order, Order::Restart) {
                                 (0..SESSIONS).for_each(|n| watch::event((me, n), Event::Dropped));
                                 units.wake(RUNNER);
                                 return Poll::Ready(true);
                             }
                             application(|| {
-                                obey(order, &handle, &world, &setup, &state, &tap, &desk, me)
+                                obey(order, &handle, &world, &setup, &state, &tap, &mailbox, me)
                             });
                             check_held(&handle, world.clock(me), &mut held);
                         }
@@ -386,7 +386,7 @@ fn obey(
     setup: &Setup,
     state: &State,
     tap: &Rc<RefCell<Tap>>,
-    desk: &Desk,
+    mailbox: &Mailbox,
     me: usize,
 ) {
     let feed = TopicName::new(FEED).expect("a name");
@@ -409,7 +409,7 @@ fn obey(
                     say("stops");
                     each(Event::Stop);
                     state.stop.set(true);
-                    desk.units.wake(STOPPING);
+                    mailbox.units.wake(STOPPING);
                 }
                 5 => match random.below(4) {
                     0 => drop(handle.pause_topic(&feed)),

@@ -18,7 +18,7 @@ use nanonsq_core::publisher::{
 use nanonsq_core::session::Session as _;
 use nanonsq_core::time::{Instant, Span};
 
-use crate::actor::{Actor, Desk, ORDERS, Order, Process, RUNNER, favour, until};
+use crate::actor::{Actor, Mailbox, ORDERS, Order, Process, RUNNER, favour, until};
 use crate::exec::application;
 use crate::model::nsqd::Settings;
 use crate::random::Random;
@@ -177,13 +177,18 @@ pub(crate) fn nsqd_settings(auth: bool, max_rdy_count: u64, tls: bool, most: usi
 }
 
 impl Actor for Producer {
-    fn start(&mut self) -> (Process, Rc<Desk>) {
-        let desk = Desk::new(6, 1);
+    fn start(&mut self) -> (Process, Rc<Mailbox>) {
+        let mailbox = Mailbox::new(6, 1);
         self.state.borrow_mut().lives.push(Life::default());
         watch::add((self.me, 0), 0);
-        let process =
-            run(self.world.clone(), self.me, self.setup.clone(), self.state.clone(), desk.clone());
-        (Box::pin(process), desk)
+        let process = run(
+            self.world.clone(),
+            self.me,
+            self.setup.clone(),
+            self.state.clone(),
+            mailbox.clone(),
+        );
+        (Box::pin(process), mailbox)
     }
 
     fn seen(&mut self, _: Session, conn: ConnId, seen: Seen) {
@@ -369,7 +374,7 @@ impl Ledger {
     }
 
     /// What the application was told.
-    fn told(&mut self, event: Told, now: u64) {
+    fn on_event(&mut self, event: Told, now: u64) {
         let life = self.life();
         match event {
             Told::Failed { first, count, outcome } => {
@@ -396,10 +401,10 @@ async fn run(
     me: usize,
     setup: Rc<Setup>,
     state: Rc<RefCell<Ledger>>,
-    desk: Rc<Desk>,
+    mailbox: Rc<Mailbox>,
 ) {
     let session = (me, 0);
-    let units = &desk.units;
+    let units = &mailbox.units;
     let (config, nsqds, mut ring) = (setup.config, setup.nsqds.clone(), vec![0; setup.ring]);
     let mut resources = publisher::Resources::<NoopRawMutex>::new();
     let dials = Dials(world.clone(), session);
@@ -411,7 +416,7 @@ async fn run(
     let mut events = pin!(async {
         loop {
             let event = handle.event().await;
-            state.borrow_mut().told(event, world.now());
+            state.borrow_mut().on_event(event, world.now());
         }
     });
     let mut waiting = pin!(async {
@@ -451,7 +456,7 @@ async fn run(
                         check_redial(&handle, state.borrow_mut().life(), now, &config);
                     }
                     ORDERS => {
-                        while let Some(order) = desk.next_order() {
+                        while let Some(order) = mailbox.next_order() {
                             if matches!(order, Order::Restart) {
                                 watch::event(session, Event::Dropped);
                                 units.wake(RUNNER);
@@ -464,7 +469,7 @@ async fn run(
                             }
                             let now = Instant::from_micros(world.clock(me));
                             application(|| {
-                                obey(order, &handle, now, &setup, &state, &desk, session)
+                                obey(order, &handle, now, &setup, &state, &mailbox, session)
                             });
                         }
                     }
@@ -556,7 +561,7 @@ fn obey(
     now: Instant,
     setup: &Setup,
     state: &RefCell<Ledger>,
-    desk: &Desk,
+    mailbox: &Mailbox,
     session: Session,
 ) {
     let say = |what: &str| watch::tell(session, || what.to_owned());
@@ -569,7 +574,7 @@ fn obey(
                 let first = ledger.life().resolved.saturating_sub(3).min(last);
                 let ticket = random.between(first, last) as usize;
                 ledger.asked = Some(ledger.life().accepted[ticket].ticket);
-                desk.units.wake(ASKING);
+                mailbox.units.wake(ASKING);
             }
             1 if random.one_in(2) => {
                 say("publishes, and stops");
@@ -578,7 +583,7 @@ fn obey(
                 }
                 watch::event(session, Event::Stop);
                 ledger.stop = true;
-                desk.units.wake(STOPPING);
+                mailbox.units.wake(STOPPING);
             }
             2 | 3 => {
                 say("publishes, and waits for room");
@@ -586,7 +591,7 @@ fn obey(
                     let draft = ledger.draft(&mut random, now);
                     ledger.queue.push_back(draft);
                 }
-                desk.units.wake(WAITING);
+                mailbox.units.wake(WAITING);
             }
             _ => {
                 say("publishes");

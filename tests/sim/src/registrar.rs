@@ -16,7 +16,7 @@ use nanonsq_core::registration::{Config, NodeInfo, PeerState, RegistryFull};
 use nanonsq_core::session::Session as _;
 use nanonsq_core::time::Span;
 
-use crate::actor::{Actor, Desk, ORDERS, Order, Process, RUNNER, favour, until};
+use crate::actor::{Actor, Mailbox, ORDERS, Order, Process, RUNNER, favour, until};
 use crate::exec::application;
 use crate::random::Random;
 use crate::server::{ConnId, Seen};
@@ -110,16 +110,16 @@ impl Registrar {
 }
 
 impl Actor for Registrar {
-    fn start(&mut self) -> (Process, Rc<Desk>) {
-        let desk = Desk::new(4, PEERS as u32);
+    fn start(&mut self) -> (Process, Rc<Mailbox>) {
+        let mailbox = Mailbox::new(4, PEERS as u32);
         self.state.replace(Wants::default());
         for peer in 0..PEERS {
             watch::add((self.me, peer), 1);
         }
         // As an application does first.
-        desk.order(Order::Act(Random::new(self.world.now())));
+        mailbox.order(Order::Act(Random::new(self.world.now())));
         let (world, setup, state) = (self.world.clone(), self.setup.clone(), self.state.clone());
-        (Box::pin(run(world, self.me, setup, state, desk.clone())), desk)
+        (Box::pin(run(world, self.me, setup, state, mailbox.clone())), mailbox)
     }
 
     fn seen(&mut self, _: Session, _: ConnId, seen: Seen) {
@@ -133,8 +133,14 @@ impl Actor for Registrar {
 
 type Lookup<'a> = Handle<'a, NoopRawMutex, Clock, PEERS, TOPIC_SLOTS, CHANNEL_SLOTS>;
 
-async fn run(world: World, me: usize, setup: Rc<Setup>, state: Rc<RefCell<Wants>>, desk: Rc<Desk>) {
-    let units = &desk.units;
+async fn run(
+    world: World,
+    me: usize,
+    setup: Rc<Setup>,
+    state: Rc<RefCell<Wants>>,
+    mailbox: Rc<Mailbox>,
+) {
+    let units = &mailbox.units;
     let mut resources = registration::Resources::new();
     let next = Rc::new(RefCell::new(0));
     let clock = Clock::of_runner(&world, me, next.clone());
@@ -180,7 +186,7 @@ async fn run(world: World, me: usize, setup: Rc<Setup>, state: Rc<RefCell<Wants>
                         units.judge(causes, moved || before != print(&handle));
                     }
                     ORDERS => {
-                        while let Some(order) = desk.next_order() {
+                        while let Some(order) = mailbox.next_order() {
                             if matches!(order, Order::Restart) {
                                 (0..PEERS)
                                     .for_each(|peer| watch::event((me, peer), Event::Dropped));
@@ -188,7 +194,9 @@ async fn run(world: World, me: usize, setup: Rc<Setup>, state: Rc<RefCell<Wants>
                                 return Poll::Ready(());
                             }
                             let wants = &mut state.borrow_mut();
-                            application(|| obey(order, &handle, &world, &setup, wants, &desk, me));
+                            application(|| {
+                                obey(order, &handle, &world, &setup, wants, &mailbox, me)
+                            });
                             read_states(&handle, me);
                         }
                     }
@@ -276,7 +284,7 @@ fn obey(
     world: &World,
     setup: &Setup,
     wants: &mut Wants,
-    desk: &Desk,
+    mailbox: &Mailbox,
     me: usize,
 ) {
     let session = (me, 0);
@@ -285,7 +293,7 @@ fn obey(
         Order::Act(mut random) => match favour(&mut random, setup.favourite, 16) {
             0..4 => {
                 wants.stop = false;
-                desk.units.wake(STOPPING);
+                mailbox.units.wake(STOPPING);
                 configure(handle, setup, wants, &mut random, me);
             }
             _ if wants.configured.is_empty() && !wants.stop => {
@@ -294,7 +302,7 @@ fn obey(
             4 => {
                 watch::tell(session, || "waits until it is settled".into());
                 wants.settling = true;
-                desk.units.wake(SETTLING);
+                mailbox.units.wake(SETTLING);
             }
             5 => {
                 watch::tell(session, || "stops".into());
@@ -306,7 +314,7 @@ fn obey(
                 } else {
                     wants.stop = true;
                     wants.begun = false;
-                    desk.units.wake(STOPPING);
+                    mailbox.units.wake(STOPPING);
                 }
                 wants.names.clear();
                 wants.configured.clear();
@@ -335,7 +343,7 @@ fn obey(
             }
             wants.change(handle, &mut random, session);
             wants.settling = true;
-            desk.units.wake(SETTLING);
+            mailbox.units.wake(SETTLING);
         }
         Order::End => {
             assert!(!wants.stop, "not stopped, though nothing is wrong");

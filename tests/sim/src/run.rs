@@ -6,7 +6,7 @@ use std::panic::{self, AssertUnwindSafe};
 use std::rc::Rc;
 use std::task::{Context, Waker};
 
-use crate::actor::{Actor, Desk, Order, Process};
+use crate::actor::{Actor, Mailbox, Order, Process};
 use crate::board::{Board, Consumer, Ledger};
 use crate::consumer::{CONNECTIONS, Subscriber};
 use crate::directory::Lists;
@@ -109,7 +109,7 @@ struct Stage {
 
 struct Slot {
     actor: Box<dyn Actor>,
-    process: Option<(Process, Rc<Desk>)>,
+    process: Option<(Process, Rc<Mailbox>)>,
 }
 
 impl Stage {
@@ -351,8 +351,8 @@ impl Stage {
         }
         let slots = &mut self.slots;
         let order = |actor: usize, order: Order| {
-            if let Some((_, desk)) = &slots[actor].process {
-                desk.order(order);
+            if let Some((_, mailbox)) = &slots[actor].process {
+                mailbox.order(order);
             }
         };
         match step.what {
@@ -375,8 +375,8 @@ impl Stage {
     }
 
     fn order_all(&self, order: &Order) {
-        for (_, desk) in self.slots.iter().filter_map(|slot| slot.process.as_ref()) {
-            desk.order(order.clone());
+        for (_, mailbox) in self.slots.iter().filter_map(|slot| slot.process.as_ref()) {
+            mailbox.order(order.clone());
         }
     }
 
@@ -388,7 +388,7 @@ impl Stage {
                 self.slots[session.0].actor.seen(session, conn, seen);
             }
             let ready = |slot: &&mut Slot| {
-                slot.process.as_ref().is_some_and(|(_, desk)| desk.units.is_ready())
+                slot.process.as_ref().is_some_and(|(_, mailbox)| mailbox.units.is_ready())
             };
             let Some(slot) = self.slots.iter_mut().find(ready) else { break };
             if let Some((process, _)) = &mut slot.process

@@ -7,7 +7,7 @@ use std::rc::Rc;
 
 use nanonsq_core::time::Span;
 
-use crate::actor::{Actor, Desk, ORDERS, Order, Process, until};
+use crate::actor::{Actor, Mailbox, ORDERS, Order, Process, until};
 use crate::exec::application;
 use crate::random::Random;
 use crate::schedule::FAULTY;
@@ -95,17 +95,17 @@ impl Visitor {
 }
 
 impl Actor for Visitor {
-    fn start(&mut self) -> (Process, Rc<Desk>) {
-        let desk = Desk::new(FIRST + LANES, LANES as u32);
+    fn start(&mut self) -> (Process, Rc<Mailbox>) {
+        let mailbox = Mailbox::new(FIRST + LANES, LANES as u32);
         let (world, hosts) = (self.world.clone(), self.hosts.clone());
-        (Box::pin(run(world, self.me, hosts, desk.clone())), desk)
+        (Box::pin(run(world, self.me, hosts, mailbox.clone())), mailbox)
     }
 
     fn seen(&mut self, _: Session, _: ConnId, _: Seen) {}
 }
 
-async fn run(world: World, me: usize, hosts: Rc<Vec<(String, bool)>>, desk: Rc<Desk>) {
-    let units = &desk.units;
+async fn run(world: World, me: usize, hosts: Rc<Vec<(String, bool)>>, mailbox: Rc<Mailbox>) {
+    let units = &mailbox.units;
     let visits: RefCell<VecDeque<Visit>> = RefCell::default();
     // Hosts that are to be found well before the end, and how many were.
     let (due, well): (RefCell<VecDeque<usize>>, Cell<usize>) = Default::default();
@@ -171,41 +171,42 @@ async fn run(world: World, me: usize, hosts: Rc<Vec<(String, bool)>>, desk: Rc<D
             }
         })
     });
-    desk.attend(&world, |unit, cx| {
-        if unit == ORDERS {
-            while let Some(order) = desk.next_order() {
-                match order {
-                    Order::Act(mut random) => {
-                        // Who is late goes away.
-                        visits.borrow_mut().clear();
-                        visits.borrow_mut().push_back(Visit::random(&mut random, &hosts));
-                        if random.one_in(8)
-                            && let Some(hold) = Hold::known(&world, &mut random, &hosts)
-                        {
-                            watch::count("places held");
-                            held.borrow_mut().extend(vec![hold; LANES - VISITS]);
+    mailbox
+        .attend(&world, |unit, cx| {
+            if unit == ORDERS {
+                while let Some(order) = mailbox.next_order() {
+                    match order {
+                        Order::Act(mut random) => {
+                            // Who is late goes away.
+                            visits.borrow_mut().clear();
+                            visits.borrow_mut().push_back(Visit::random(&mut random, &hosts));
+                            if random.one_in(8)
+                                && let Some(hold) = Hold::known(&world, &mut random, &hosts)
+                            {
+                                watch::count("places held");
+                                held.borrow_mut().extend(vec![hold; LANES - VISITS]);
+                            }
                         }
+                        Order::Settled(_) => {
+                            visits.borrow_mut().clear();
+                            due.borrow_mut().extend(0..hosts.len());
+                            settled.set(true);
+                        }
+                        Order::End => assert!(
+                            !settled.get() || well.get() == hosts.len(),
+                            "{} of {} have no answer, though nothing is wrong",
+                            hosts.len() - well.get(),
+                            hosts.len()
+                        ),
+                        Order::Restart => {}
                     }
-                    Order::Settled(_) => {
-                        visits.borrow_mut().clear();
-                        due.borrow_mut().extend(0..hosts.len());
-                        settled.set(true);
-                    }
-                    Order::End => assert!(
-                        !settled.get() || well.get() == hosts.len(),
-                        "{} of {} have no answer, though nothing is wrong",
-                        hosts.len() - well.get(),
-                        hosts.len()
-                    ),
-                    Order::Restart => {}
+                    (0..LANES).for_each(|n| units.wake(FIRST + n));
                 }
-                (0..LANES).for_each(|n| units.wake(FIRST + n));
+            } else if let Some(lane) = unit.checked_sub(FIRST) {
+                assert!(application(|| lanes[lane].as_mut().poll(cx)).is_pending(), "for ever");
             }
-        } else if let Some(lane) = unit.checked_sub(FIRST) {
-            assert!(application(|| lanes[lane].as_mut().poll(cx)).is_pending(), "for ever");
-        }
-    })
-    .await;
+        })
+        .await;
 }
 
 /// Whether no address is there twice.

@@ -11,7 +11,7 @@ use std::fmt::{self, Write as _};
 
 use nanonsq_core::session::Link;
 
-use crate::seats::Seats;
+use crate::session_table::SessionTable;
 
 /// What happens to a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -229,12 +229,12 @@ pub(crate) type Session = (usize, usize);
 
 #[derive(Default)]
 struct Watch {
-    sessions: Seats<Seat>,
+    sessions: SessionTable<WatchedSession>,
     coverage: Coverage,
     trace: Option<Vec<String>>,
 }
 
-struct Seat {
+struct WatchedSession {
     kind: Kind,
     state: usize,
     /// Others change it as well: what it was may be news.
@@ -243,7 +243,7 @@ struct Seat {
     fault: Option<String>,
 }
 
-impl Seat {
+impl WatchedSession {
     fn change(&mut self, new: usize, coverage: &mut Coverage) {
         if new != self.state {
             coverage.changes[self.kind][self.state][new] += 1;
@@ -367,15 +367,15 @@ pub(crate) fn set_now(now: u64) {
 
 /// The state of a new session.
 pub(crate) fn add(session: Session, kind: Kind) {
-    insert(session, Seat { kind, state: 0, shared: false, fault: None });
+    insert(session, WatchedSession { kind, state: 0, shared: false, fault: None });
 }
 
 /// The state of a new session that is stopped and configured from within its own runner.
 pub(crate) fn add_shared(session: Session, kind: Kind) {
-    insert(session, Seat { kind, state: 0, shared: true, fault: None });
+    insert(session, WatchedSession { kind, state: 0, shared: true, fault: None });
 }
 
-fn insert(session: Session, seat: Seat) {
+fn insert(session: Session, seat: WatchedSession) {
     WATCH.with_borrow_mut(|watch| watch.sessions.insert(session, seat));
 }
 

@@ -22,8 +22,8 @@ use nanonsq_core::session::{DialError, TransportError};
 use crate::exec::{Cause, because};
 use crate::random::Random;
 use crate::schedule::{DialFault, What};
-use crate::seats::Seats;
 use crate::server::{ConnId, Mode, Out, Reply, Seen, Server};
+use crate::session_table::SessionTable;
 use crate::watch::{self, Event, Session};
 use link::Way;
 pub(crate) use platform::{Clock, Dials, HTTP_PORT, Role};
@@ -80,7 +80,7 @@ struct Inner {
     hosts: Vec<Host>,
     conns: Connections,
     dials: BTreeMap<u64, Dial>,
-    alarms: Seats<(u64, Waker)>,
+    alarms: SessionTable<(u64, Waker)>,
     /// When each session dialed lately.
     dialed: BTreeMap<Session, VecDeque<u64>>,
     /// When each session lately had a connection to each host that was closed before it was of use.
@@ -229,7 +229,7 @@ impl World {
             hosts: Vec::new(),
             conns: Connections::default(),
             dials: BTreeMap::new(),
-            alarms: Seats::default(),
+            alarms: SessionTable::default(),
             dialed: BTreeMap::new(),
             turned_away: BTreeMap::new(),
             clocks: vec![clock; actors],

@@ -239,14 +239,14 @@ enum Do {
 /// The messages and other frames of some bytes: bodies and attempts, sorted, as nsqd promises no
 /// order of these, and what was said besides.
 #[derive(Debug, Default, PartialEq)]
-struct Heard {
+struct Received {
     messages: Vec<(String, u16)>,
     others: Vec<String>,
     /// Who they are for the server.
     ids: Vec<(String, String)>,
 }
 
-impl Heard {
+impl Received {
     fn of(bytes: &[u8]) -> Self {
         let mut heard = Self::default();
         let mut rest = bytes;
@@ -366,7 +366,7 @@ async fn converse(address: SocketAddr, seed: u64) -> usize {
             Reply::Close => b"\0\0\0\x09\0\0\0\0close".to_vec(),
         });
         let said: Vec<u8> = said.flatten().collect();
-        let expected = Heard::of(&said);
+        let expected = Received::of(&said);
         socket.write_all(&to_real).await.expect("a connection");
         let mut bytes = Vec::new();
         // As much as is expected, and then nothing more.
@@ -378,7 +378,7 @@ async fn converse(address: SocketAddr, seed: u64) -> usize {
                 _ => break,
             }
         }
-        let real = Heard::of(&bytes);
+        let real = Received::of(&bytes);
         let what = step.checked_sub(1).map(|at| script[at]);
         assert_eq!(
             (&real.messages, &real.others),
@@ -493,7 +493,7 @@ async fn compare<S: Server>(
         let ours = scrub(&replay(&mut model(), &script, &mut random));
         let mut theirs = Vec::new();
         for _ in 0..ATTEMPTS {
-            theirs = scrub(&talk(real, &script).await);
+            theirs = scrub(&exchange(real, &script).await);
             if theirs == ours {
                 break;
             }
@@ -532,7 +532,7 @@ fn replay(model: &mut impl Server, script: &[u8], random: &mut Random) -> Vec<u8
 }
 
 /// All that a real server answers.
-async fn talk(server: SocketAddr, script: &[u8]) -> Vec<u8> {
+async fn exchange(server: SocketAddr, script: &[u8]) -> Vec<u8> {
     let conversation = async {
         let mut socket = TcpStream::connect(server).await.expect("a server that listens");
         let mut replies = Vec::new();

@@ -254,12 +254,12 @@ impl Ours {
         let from = SocketAddr::from(([127, 0, 0, 1], 1000));
         self.directory.client(at).expect("a slot").accepted(self.now, from);
         self.nodes[node] = Some(at);
-        without_names(&self.talk(at, hello))
+        without_names(&self.exchange(at, hello))
     }
 
     fn say(&mut self, node: usize, command: &[u8]) -> String {
         let at = self.nodes[node].expect("arrived");
-        let said = self.talk(at, command);
+        let said = self.exchange(at, command);
         let mut session = self.directory.client(at).expect("a slot");
         if session.link() == Link::Close {
             session.closed(self.now, Closed::Local);
@@ -268,7 +268,7 @@ impl Ours {
         without_names(&said)
     }
 
-    fn talk(&mut self, at: usize, bytes: &[u8]) -> Vec<u8> {
+    fn exchange(&mut self, at: usize, bytes: &[u8]) -> Vec<u8> {
         self.now = self.now.after(Span::from_millis(1));
         let now = self.now;
         exchange(&mut self.directory.client(at).expect("a slot"), now, bytes)

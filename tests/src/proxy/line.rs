@@ -8,7 +8,7 @@ use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use super::{Cut, Fault, Faults, Gate, Mode, Shared, lock};
+use super::{Cut, Fault, Faults, Valve, Mode, Shared, lock};
 use crate::random::Random;
 
 const CHUNK: usize = 16 * 1024;
@@ -157,7 +157,7 @@ struct Writer<'a> {
     direction: Direction,
     recording: Option<usize>,
     shared: &'a Shared,
-    gate: watch::Receiver<Gate>,
+    gate: watch::Receiver<Valve>,
     other_ended: oneshot::Receiver<()>,
 }
 
@@ -205,9 +205,9 @@ impl Writer<'_> {
 }
 
 /// Waits until bytes may move.
-pub(super) async fn pass(gate: &mut watch::Receiver<Gate>) {
+pub(super) async fn pass(gate: &mut watch::Receiver<Valve>) {
     loop {
-        let Gate { mode, stalled_until } = *gate.borrow_and_update();
+        let Valve { mode, stalled_until } = *gate.borrow_and_update();
         let until = stalled_until.filter(|&until| until > Instant::now());
         match (mode, until) {
             (Mode::Forward | Mode::Refuse, None) => return,

@@ -171,7 +171,7 @@ async fn call(host: Stack<'static>) -> TcpSocket<'static> {
 }
 
 /// What it hears until the other side hangs up, or `n` bytes.
-async fn hear(caller: &mut TcpSocket<'_>, n: usize) -> Result<Vec<u8>, embassy_net::tcp::Error> {
+async fn receive(caller: &mut TcpSocket<'_>, n: usize) -> Result<Vec<u8>, embassy_net::tcp::Error> {
     let mut heard = Vec::new();
     let mut buf = [0; 64];
     while heard.len() < n {
@@ -187,18 +187,18 @@ async fn hear(caller: &mut TcpSocket<'_>, n: usize) -> Result<Vec<u8>, embassy_n
 /// Says who it is. False if it is rejected.
 async fn identifies(caller: &mut TcpSocket<'_>) -> Result<bool, embassy_net::tcp::Error> {
     caller.write(IDENTIFY).await?;
-    let head = hear(caller, 5).await?;
+    let head = receive(caller, 5).await?;
     if head.get(4) != Some(&b'{') {
         assert!(Protocol::V1.refusal().starts_with(&head));
         return Ok(false);
     }
     let len = usize::from(head[3]) - 1;
-    Ok(hear(caller, len).await?.len() == len)
+    Ok(receive(caller, len).await?.len() == len)
 }
 
 async fn is_served(caller: &mut TcpSocket<'_>) -> bool {
     caller.write(b"PING\n").await.unwrap();
-    hear(caller, 6).await.unwrap() == b"\0\0\0\x02OK"
+    receive(caller, 6).await.unwrap() == b"\0\0\0\x02OK"
 }
 
 /// Calls as nodes do: a magic, and more.
@@ -206,7 +206,7 @@ async fn is_rejected(host: Stack<'static>) -> bool {
     let mut caller = call(host).await;
     caller.write(b"  V1").await.unwrap();
     caller.write(&[b'x'; 400]).await.unwrap();
-    let heard = hear(&mut caller, usize::MAX).await;
+    let heard = receive(&mut caller, usize::MAX).await;
     caller.close();
     caller.flush().await.unwrap();
     heard.unwrap() == Protocol::V1.refusal()
@@ -231,7 +231,7 @@ async fn leave(mut caller: TcpSocket<'static>, how: Leaves) {
         Leaves::Resets => caller.abort(),
         Leaves::IsLeft => {
             caller.write(b"BYE\n").await.unwrap();
-            assert!(hear(&mut caller, usize::MAX).await.unwrap()[4..].starts_with(b"E_INVALID"));
+            assert!(receive(&mut caller, usize::MAX).await.unwrap()[4..].starts_with(b"E_INVALID"));
             caller.close();
         }
     }
@@ -292,7 +292,7 @@ fn a_bad_network_costs_calls_but_no_slots() {
                     Leaves::Resets => caller.abort(),
                     Leaves::IsLeft => {
                         let _ = caller.write(b"BYE\n").await;
-                        let _ = hear(&mut caller, usize::MAX).await;
+                        let _ = receive(&mut caller, usize::MAX).await;
                         caller.close();
                     }
                 }
@@ -392,7 +392,7 @@ fn nobody_is_kept_waiting_by_a_rejected_caller_for_long() {
         // It says nothing, hears the answer, and does not hang up.
         let mut silent = call(host).await;
         let start = embassy_time::Instant::now();
-        assert_eq!(hear(&mut silent, usize::MAX).await.unwrap(), Protocol::V1.refusal());
+        assert_eq!(receive(&mut silent, usize::MAX).await.unwrap(), Protocol::V1.refusal());
         // So that the next caller does not wait behind a silent one.
         let waited = start.elapsed().as_millis();
         assert!((200..400).contains(&waited), "{waited} ms");

@@ -166,7 +166,7 @@ async fn crowd(node: &Nsqd) {
         let mut crowd = harm::silent_after(address, &[words.to_vec()], connections).await;
         tokio::time::sleep(Duration::from_millis(500)).await;
         for raw in &mut crowd {
-            raw.hear().await;
+            raw.receive().await;
         }
     }
     // All of them are gone again.

@@ -36,7 +36,7 @@ pub(crate) struct Raw {
 impl Raw {
     /// Connects, and says nothing.
     pub(crate) async fn connect(server: SocketAddr) -> Result<Raw> {
-        let stream = timeout(LIMIT, TcpStream::connect(server)).await.map_err(late)??;
+        let stream = timeout(LIMIT, TcpStream::connect(server)).await.map_err(timed_out)??;
         stream.set_nodelay(true)?;
         Ok(Raw { stream, buffer: Vec::new(), taken: 0 })
     }
@@ -68,7 +68,7 @@ impl Raw {
     }
 
     pub(crate) async fn send(&mut self, bytes: &[u8]) -> Result<()> {
-        timeout(LIMIT, self.stream.write_all(bytes)).await.map_err(late)?
+        timeout(LIMIT, self.stream.write_all(bytes)).await.map_err(timed_out)?
     }
 
     /// The next thing that the server says, but for heartbeats, which are answered.
@@ -103,7 +103,7 @@ impl Raw {
         self.buffer.drain(..self.taken);
         self.taken = 0;
         let from = self.buffer.len();
-        match timeout(LIMIT, self.stream.read_buf(&mut self.buffer)).await.map_err(late)?? {
+        match timeout(LIMIT, self.stream.read_buf(&mut self.buffer)).await.map_err(timed_out)?? {
             0 => Err(ErrorKind::UnexpectedEof.into()),
             _ => Ok(self.buffer[from..].windows(11).any(|window| window == b"_heartbeat_")),
         }
@@ -134,7 +134,7 @@ impl Raw {
     }
 
     /// Reads what there is to read now.
-    pub(crate) async fn hear(&mut self) {
+    pub(crate) async fn receive(&mut self) {
         let wait = Duration::from_millis(20);
         while let Ok(Ok(_)) = timeout(wait, self.read()).await {
             self.taken = self.buffer.len();
@@ -170,7 +170,7 @@ pub(crate) fn mpub(topic: &str, bodies: impl IntoIterator<Item = Vec<u8>>) -> Ve
     sized(&format!("MPUB {topic}"), &[&count.to_be_bytes(), &*messages].concat())
 }
 
-fn late<E>(_: E) -> Error {
+fn timed_out<E>(_: E) -> Error {
     Error::new(ErrorKind::TimedOut, format!("nothing for {LIMIT:?}"))
 }
 

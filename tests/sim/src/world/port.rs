@@ -22,10 +22,10 @@ const BACKLOG: usize = 4;
 
 /// Where a process listens.
 #[derive(Clone, Default)]
-pub(crate) struct Port(Rc<RefCell<Desk>>);
+pub(crate) struct Port(Rc<RefCell<Mailbox>>);
 
 #[derive(Default)]
-struct Desk {
+struct Mailbox {
     /// There is a process.
     up: bool,
     backlog: VecDeque<ConnId>,
@@ -61,12 +61,12 @@ impl Port {
     /// The process starts, or is dead.
     pub(crate) fn set_up(&self, world: &World, up: bool) {
         let waiting: Vec<_> = {
-            let desk = &mut *self.0.borrow_mut();
-            desk.up = up;
-            desk.listings.clear();
-            desk.tap = None;
-            desk.fed.clear();
-            if up { Vec::new() } else { desk.backlog.drain(..).collect() }
+            let mailbox = &mut *self.0.borrow_mut();
+            mailbox.up = up;
+            mailbox.listings.clear();
+            mailbox.tap = None;
+            mailbox.fed.clear();
+            if up { Vec::new() } else { mailbox.backlog.drain(..).collect() }
         };
         for id in waiting {
             world.0.borrow_mut().hang_up(id, true);
@@ -76,11 +76,11 @@ impl Port {
 
     /// What somebody wants to have published.
     pub(crate) fn poll_fed(&self, cx: &Context<'_>) -> Poll<(String, Vec<u8>)> {
-        let desk = &mut *self.0.borrow_mut();
-        match desk.fed.pop_front() {
+        let mailbox = &mut *self.0.borrow_mut();
+        match mailbox.fed.pop_front() {
             Some(fed) => Poll::Ready(fed),
             None => {
-                desk.feeder = Some(cx.waker().clone());
+                mailbox.feeder = Some(cx.waker().clone());
                 Poll::Pending
             }
         }
@@ -103,7 +103,7 @@ impl Port {
     }
 }
 
-impl Desk {
+impl Mailbox {
     /// Something happens to a listener or its connection. It is not known of which session the
     /// connection is while that may be another's than the listener's.
     fn event(&self, session: Session, event: Event) {
@@ -123,14 +123,14 @@ fn address_of(id: ConnId) -> SocketAddr {
 /// As the network sees it.
 impl Server for Port {
     fn open(&mut self, conn: ConnId, out: &mut Out) {
-        let desk = &mut *self.0.borrow_mut();
-        if desk.backlog.len() >= BACKLOG {
+        let mailbox = &mut *self.0.borrow_mut();
+        if mailbox.backlog.len() >= BACKLOG {
             out.close(conn);
             return;
         }
-        desk.ends.insert(conn, End { since: out.now, ..End::default() });
-        desk.backlog.push_back(conn);
-        for (_, waker) in std::mem::take(&mut desk.accepting) {
+        mailbox.ends.insert(conn, End { since: out.now, ..End::default() });
+        mailbox.backlog.push_back(conn);
+        for (_, waker) in std::mem::take(&mut mailbox.accepting) {
             wake(&mut Some(waker));
         }
     }
@@ -174,19 +174,20 @@ impl Server for Port {
     }
 
     fn feed(&mut self, topic: &str, body: &[u8], _: &mut Out) {
-        let desk = &mut *self.0.borrow_mut();
-        if desk.up {
-            desk.fed.push_back((topic.to_owned(), body.to_vec()));
-            if let Some(waker) = desk.feeder.take() {
+        let mailbox = &mut *self.0.borrow_mut();
+        if mailbox.up {
+            mailbox.fed.push_back((topic.to_owned(), body.to_vec()));
+            if let Some(waker) = mailbox.feeder.take() {
                 crate::exec::application(|| waker.wake());
             }
         }
     }
 
     fn unfinished(&self, _: &str) -> Vec<Vec<u8>> {
-        let desk = self.0.borrow();
-        let accepted = desk.tap.as_ref().map(|tap| tap.borrow().unfinished()).unwrap_or_default();
-        accepted.into_iter().chain(desk.fed.iter().map(|fed| fed.1.clone())).collect()
+        let mailbox = self.0.borrow();
+        let accepted =
+            mailbox.tap.as_ref().map(|tap| tap.borrow().unfinished()).unwrap_or_default();
+        accepted.into_iter().chain(mailbox.fed.iter().map(|fed| fed.1.clone())).collect()
     }
 
     fn unanswered_max(&self) -> u32 {
@@ -241,9 +242,9 @@ impl Listener for Listens {
         }
         let guard = Guard(port.clone(), *session);
         let id = std::future::poll_fn(|cx| {
-            let desk = &mut *guard.0.0.borrow_mut();
-            let Some(&id) = desk.backlog.front() else {
-                desk.accepting.insert(*session, cx.waker().clone());
+            let mailbox = &mut *guard.0.0.borrow_mut();
+            let Some(&id) = mailbox.backlog.front() else {
+                mailbox.accepting.insert(*session, cx.waker().clone());
                 return Poll::Pending;
             };
             let inner = &mut *world.0.borrow_mut();
@@ -253,16 +254,16 @@ impl Listener for Listens {
                     conn.clean = false;
                 }
                 inner.moves[session.0] += 1;
-                desk.event(*session, Event::DialFailed);
+                mailbox.event(*session, Event::DialFailed);
                 return Poll::Ready(None);
             }
-            desk.backlog.pop_front();
-            desk.held += 1;
-            desk.mixed |= watch::is_spare(*session);
-            desk.event(*session, Event::Up);
+            mailbox.backlog.pop_front();
+            mailbox.held += 1;
+            mailbox.mixed |= watch::is_spare(*session);
+            mailbox.event(*session, Event::Up);
             inner.moves[session.0] += 1;
             // All places were taken for a while: it may be answered late.
-            let waited = desk.ends.get(&id).is_some_and(|end| end.since < inner.now);
+            let waited = mailbox.ends.get(&id).is_some_and(|end| end.since < inner.now);
             if let Some(conn) = inner.conns.get_mut(id).filter(|_| waited) {
                 conn.clean = false;
             }
@@ -310,8 +311,8 @@ impl Transport for Socket {
         let inner = &mut *self.world.0.borrow_mut();
         // All that was read before is taken, else it would not be asked for more.
         self.tap(inner, |tap, now| tap.read_again(self.id, now));
-        let desk = &mut *self.port.0.borrow_mut();
-        let end = desk.ends.get_mut(&self.id).expect("an end that is held");
+        let mailbox = &mut *self.port.0.borrow_mut();
+        let end = mailbox.ends.get_mut(&self.id).expect("an end that is held");
         if end.rx.is_empty() {
             end.reader = Some(cx.waker().clone());
             if !end.gone && !end.ended {
@@ -319,7 +320,7 @@ impl Transport for Socket {
             }
             inner.moves[self.session.0] += 1;
             let gone = end.gone;
-            desk.event(self.session, if gone { Event::ReadError } else { Event::End });
+            mailbox.event(self.session, if gone { Event::ReadError } else { Event::End });
             let reset = Poll::Ready(Err(TransportError::Reset));
             return if gone { reset } else { Poll::Ready(Ok(0)) };
         }
@@ -329,7 +330,7 @@ impl Transport for Socket {
         for (to, from) in buf.iter_mut().zip(end.rx.drain(..n)) {
             *to = from;
         }
-        desk.event(self.session, Event::Heard);
+        mailbox.event(self.session, Event::Heard);
         watch::tell(self.session, || format!("reads {}", buf[..n].escape_ascii()));
         inner.moves[self.session.0] += 1;
         self.tap(inner, |tap, now| tap.read(self.id, &buf[..n], now));
@@ -349,11 +350,11 @@ impl Transport for Socket {
         // As much as it looks at.
         let first = take(bytes, bytes.len().min(OFFERED));
         self.tap(inner, |tap, now| tap.offer(self.id, &first, now));
-        let desk = &mut *self.port.0.borrow_mut();
-        let end = desk.ends.get_mut(&self.id).expect("an end that is held");
+        let mailbox = &mut *self.port.0.borrow_mut();
+        let end = mailbox.ends.get_mut(&self.id).expect("an end that is held");
         let conn = inner.conns.get_mut(self.id).filter(|_| !end.gone);
         let Some(conn) = conn else {
-            desk.event(self.session, Event::WriteError);
+            mailbox.event(self.session, Event::WriteError);
             return Poll::Ready(Err(TransportError::Reset));
         };
         let unread: usize = conn.rx.iter().map(|(_, bytes)| bytes.len()).sum();
@@ -363,14 +364,14 @@ impl Transport for Socket {
             .saturating_sub(conn.down.bytes + unread.saturating_sub(conn.read));
         if room == 0 {
             end.writer = Some(cx.waker().clone());
-            desk.event(self.session, Event::Blocked);
+            mailbox.event(self.session, Event::Blocked);
             return Poll::Pending;
         }
         let most = inner.random.between(1, conn.piece) as usize;
         let n = bytes.len().min(room).min(most);
         let event = if n < bytes.len() { Event::WrotePart } else { Event::Wrote };
         let taken = take(bytes, n);
-        desk.event(self.session, event);
+        mailbox.event(self.session, event);
         watch::tell(self.session, || format!("writes {}", taken.escape_ascii()));
         inner.moves[self.session.0] += 1;
         let Some(tap) = &self.tap else {
@@ -410,10 +411,10 @@ impl Drop for Socket {
         let inner = &mut *self.world.0.borrow_mut();
         inner.moves[self.session.0] += 1;
         let end = {
-            let desk = &mut *self.port.0.borrow_mut();
-            desk.held -= 1;
-            desk.mixed &= desk.held > 0;
-            desk.ends.remove(&self.id)
+            let mailbox = &mut *self.port.0.borrow_mut();
+            mailbox.held -= 1;
+            mailbox.mixed &= mailbox.held > 0;
+            mailbox.ends.remove(&self.id)
         };
         let unread = end.is_none_or(|end| !end.rx.is_empty());
         inner.hang_up(self.id, !self.closed || unread);

@@ -3,15 +3,15 @@
 use crate::watch::Session;
 
 /// See the [module](self).
-pub(crate) struct Seats<T>(Vec<Vec<Option<T>>>);
+pub(crate) struct SessionTable<T>(Vec<Vec<Option<T>>>);
 
-impl<T> Default for Seats<T> {
+impl<T> Default for SessionTable<T> {
     fn default() -> Self {
         Self(Vec::new())
     }
 }
 
-impl<T> Seats<T> {
+impl<T> SessionTable<T> {
     pub(crate) fn get(&self, (actor, machine): Session) -> Option<&T> {
         self.0.get(actor)?.get(machine)?.as_ref()
     }
