@@ -1,5 +1,5 @@
 //! `cargo xtask house`: what the tree promises of itself, in figures: how long its files are, how
-//! much of it are tests, and that its old private words are gone.
+//! much of it are tests, that its old private words are gone, and that documents lead somewhere.
 
 use std::fs;
 use std::process::Command;
@@ -47,6 +47,7 @@ pub(crate) fn run(_: &Options) -> Result<()> {
             tests += test;
         }
     }
+    faults.extend(dead_links()?);
     let percent = tests * 100 / product.max(1);
     println!(
         "{product} lines of product, {tests} of tests: {percent} for 100, at most {TESTS_PERCENT_MAX}"
@@ -57,6 +58,33 @@ pub(crate) fn run(_: &Options) -> Result<()> {
     faults.iter().for_each(|fault| println!("{fault}"));
     ensure!(faults.is_empty(), "{} faults of the house", faults.len());
     Ok(())
+}
+
+/// Links and paths of the documents that lead nowhere.
+fn dead_links() -> Result<Vec<String>> {
+    let root = project::root();
+    let mut git = Command::new("git");
+    git.current_dir(&root).args(["ls-files", "*.md"]);
+    let files = String::from_utf8(git.output().context("git")?.stdout)?;
+    let mut dead = Vec::new();
+    for file in files.lines() {
+        let text = fs::read_to_string(root.join(file)).context(file.to_owned())?;
+        let dir = root.join(file).parent().map_or_else(|| root.clone(), Into::into);
+        let links = text.split("](").skip(1).filter_map(|rest| rest.split(')').next());
+        let links = links.filter_map(|link| link.split('#').next());
+        // Links to items are rustdoc's to check.
+        let links = links.filter(|link| !link.is_empty() && !link.contains(':'));
+        let to_nowhere = |path: &str| format!("{file}: {path} does not exist");
+        dead.extend(links.filter(|link| !dir.join(link).exists()).map(to_nowhere));
+        let quoted = text.split('`').skip(1).step_by(2);
+        let paths = quoted.filter(|quoted| {
+            let top = ["core/src/", "adapters/", "examples/", "xtask/src/", "docs/"];
+            let is_path = |c: char| c.is_ascii_alphanumeric() || "_./-".contains(c);
+            top.iter().any(|top| quoted.starts_with(top)) && quoted.chars().all(is_path)
+        });
+        dead.extend(paths.filter(|path| !root.join(path).exists()).map(to_nowhere));
+    }
+    Ok(dead)
 }
 
 /// How many lines are product, and how many are tests.

@@ -8,7 +8,7 @@ use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use super::{Cut, Fault, Faults, Valve, Mode, Shared, lock};
+use super::{Cut, Fault, Faults, Mode, Shared, Valve, lock};
 use crate::random::Random;
 
 const CHUNK: usize = 16 * 1024;
