@@ -196,7 +196,7 @@ impl Sleep for Clock {
 }
 
 /// A session, which gives its caller back what it says. A number is for another session, which says
-/// `!` to its caller.
+/// `!` to its caller. After an `e` it may go.
 #[derive(Default)]
 struct Serving {
     caller: Option<u16>,
@@ -240,6 +240,7 @@ impl Session for View<'_> {
                     other.out.push(b'!');
                     self.0.version += 1;
                 }
+                None if byte == b'e' => self.it().evictable = Some(0),
                 None => self.it().out.push(byte),
             }
         }
@@ -428,6 +429,62 @@ fn an_event_polls_whom_it_concerns() {
         assert_eq!(callers(server)[50], Some(2000));
         assert_eq!(world.read_from(), [2000]);
         assert!(world.asked.get() <= 4, "{}", world.asked.get());
+    });
+}
+
+/// Listeners that wait for long: each accepts when its turn has come, the spare one last.
+#[test]
+fn the_next_listener_accepts_the_next_caller() {
+    play::<true, 3>(true, |world, server, poll| {
+        poll();
+        for caller in 1..=4 {
+            world.asked.set(0);
+            world.callers.borrow_mut().push_back(caller);
+            poll();
+            assert_eq!(callers(server)[usize::from(caller) - 1], Some(caller));
+            assert!(world.asked.get() <= 2, "{}", world.asked.get());
+        }
+        // One is rejected while another one goes, and the next one comes.
+        world.gone.borrow_mut().push(2);
+        poll();
+        world.callers.borrow_mut().push_back(5);
+        poll();
+        assert_eq!(callers(server), [Some(1), Some(5), Some(3), Some(4)]);
+    });
+}
+
+/// The waiting caller's listener is polled before the one whose session becomes free.
+#[test]
+fn a_caller_that_waits_gets_a_session_that_becomes_free() {
+    play::<true, 3>(true, |world, server, poll| {
+        world.callers.borrow_mut().extend([1, 2, 3]);
+        poll();
+        server.borrow_mut().sessions[0].evictable = Some(0);
+        world.callers.borrow_mut().push_back(4);
+        poll();
+        assert_eq!(callers(server), [Some(4), Some(2), Some(3), None], "by the spare listener");
+        server.borrow_mut().sessions[1].evictable = Some(2000);
+        world.callers.borrow_mut().push_back(5);
+        poll();
+        assert_eq!(callers(server), [Some(4), Some(2), Some(3), None], "the first listener waits");
+        world.gone.borrow_mut().push(3);
+        poll();
+        assert_eq!(callers(server), [Some(4), Some(2), Some(5), None]);
+    });
+}
+
+#[test]
+fn a_caller_that_waits_gets_a_session_that_may_go_meanwhile() {
+    play::<true, 3>(true, |world, server, poll| {
+        world.callers.borrow_mut().extend([1, 2, 3]);
+        poll();
+        server.borrow_mut().sessions[1].evictable = Some(2000);
+        world.callers.borrow_mut().push_back(4);
+        poll();
+        assert_eq!(callers(server), [Some(1), Some(2), Some(3), None], "it waits");
+        world.say(3, b'e');
+        poll();
+        assert_eq!(callers(server), [Some(1), Some(2), Some(4), None]);
     });
 }
 
