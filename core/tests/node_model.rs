@@ -1,7 +1,7 @@
-//! A node against a model without bounds: see `support/node_world.rs`.
+//! A node against a model without bounds: see `support/nsqd_world/mod.rs`.
 
 mod support;
-#[path = "support/node_world.rs"]
+#[path = "support/nsqd_world/mod.rs"]
 mod world;
 
 use nanonsq_core::nsqd::Full;

@@ -54,12 +54,14 @@
 
 mod answer;
 mod chunk;
+mod config;
 pub(crate) mod emit;
 mod head;
 mod incoming;
 mod outgoing;
 mod request;
 mod route;
+mod service;
 #[cfg(test)]
 mod tests;
 
@@ -73,8 +75,10 @@ use crate::wire::saturate;
 use chunk::Chunks;
 
 pub use answer::{Content, Piece, Refusal, Status};
+pub use config::Config;
 pub use request::{BadQuery, Method, Request, Value};
 pub use route::{Route, find};
+pub use service::{Body, End, Service};
 
 /// The length of a connection's buffer in bytes.
 pub const BUFFER: usize = 1024;
@@ -120,128 +124,6 @@ const TAIL: &[u8] = b"\r\n0\r\n\r\n";
 const CONTINUE: &[u8; 25] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
 const _: () = assert!(FRONT + PIECE_MIN + TAIL.len() == BUFFER);
-
-/// How long things may take.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[cfg_attr(feature = "defmt", derive(defmt::Format))]
-pub struct Config {
-    /// Between two requests, and before the first. Default 15 s: there are few connections, and a
-    /// client that keeps one opens another without a word.
-    pub idle: Span,
-    /// From the first byte of a head to its last. Default 10 s.
-    pub head: Span,
-    /// For a whole body, the time included in which the service takes none of it. Default 30 s.
-    pub body: Span,
-    /// For one piece of an answer, 1 KiB at most, to be taken by the transport. Default 10 s.
-    pub write: Span,
-    /// How long to pass over what a refused request still sends. Default 1 s.
-    pub linger: Span,
-    /// For closing. Default 1 s.
-    pub close: Span,
-}
-
-impl Config {
-    /// The defaults.
-    pub const fn new() -> Self {
-        Self {
-            idle: Span::from_secs(15),
-            head: Span::from_secs(10),
-            body: Span::from_secs(30),
-            write: Span::from_secs(10),
-            linger: Span::from_secs(1),
-            close: Span::from_secs(1),
-        }
-    }
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-/// What is asked for and answered.
-///
-/// For each request: [`wants`](Self::wants), [`begin`](Self::begin), then [`body`](Self::body) for as long as it lasts,
-/// then [`answer`](Self::answer) and [`write`](Self::write) until all is written, then
-/// [`end`](Self::end). Anything may happen to what is served between two calls.
-pub trait Service {
-    /// What is kept of a request until it is answered.
-    type Task;
-
-    /// The parameters of queries that it looks at, at most [`PARAMS_MAX`]. Others are not kept.
-    const PARAMS: &'static [&'static str];
-
-    /// The times.
-    fn config(&self) -> &Config;
-
-    /// A request's head is read: what is wanted of its body. A refusal is its answer.
-    fn wants(&self, request: &Request<'_>) -> Result<Body, Refusal>;
-
-    /// Begins the request: once its head is read, or, with [`Body::Ignore`], once its body was
-    /// passed over, so that nothing is done for a request that is refused for its body. A refusal
-    /// is its answer.
-    fn begin(&mut self, now: Instant, request: &Request<'_>) -> Result<Self::Task, Refusal>;
-
-    /// The next bytes of the body, never none. Gives how many were taken; if not all, the client
-    /// is held, and the rest comes again whenever something changed. [`Body::Lines`]: a line, of
-    /// which all or nothing is taken. [`Body::Whole`]: all of it, once.
-    fn body(
-        &mut self,
-        now: Instant,
-        task: &mut Self::Task,
-        bytes: &[u8],
-    ) -> Result<usize, Refusal> {
-        let _ = (now, task);
-        Ok(bytes.len())
-    }
-
-    /// How long a client may be held at a time; then it is refused with 503. Default
-    /// [`Config::body`], which no request is held longer than anyway.
-    fn patience(&self) -> Span {
-        self.config().body
-    }
-
-    /// The request is whole: does what was asked for, and says what the answer is.
-    fn answer(&mut self, now: Instant, task: &mut Self::Task) -> Result<Content, Refusal>;
-
-    /// Writes as much of the answer's body as the piece has room for; whether that is the end of
-    /// it. Not asked if there is no content.
-    fn write(&mut self, now: Instant, task: &mut Self::Task, piece: &mut Piece<'_>) -> bool;
-
-    /// A request is over: its answer was written, or it was refused. The task is there if it was
-    /// begun.
-    fn end(&mut self, now: Instant, task: Option<&mut Self::Task>, how: End) {
-        let _ = (now, task, how);
-    }
-}
-
-/// What a service wants of a request's body.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[cfg_attr(feature = "defmt", derive(defmt::Format))]
-pub enum Body {
-    /// Nothing: it is passed over, [`DISCARD_MAX`] bytes at most.
-    Ignore,
-    /// All of it, in pieces as they arrive. More bytes are refused with this code and 413.
-    Pieces(u32, &'static str),
-    /// All of it, a line at a time, without its end; empty ones are left out. More bytes are
-    /// refused with `BODY_TOO_BIG`, and a line of more than [`BUFFER`] bytes with this code and 413.
-    Lines(u32, &'static str),
-    /// All of it at once; [`BUFFER`] bytes at most, more are refused with this code and 413.
-    Whole(&'static str),
-}
-
-/// How a request ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[cfg_attr(feature = "defmt", derive(defmt::Format))]
-pub enum End {
-    /// Its answer was written.
-    Answered,
-    /// It was refused, by the service or before it came so far.
-    Refused(Status),
-    /// The client went away, or did not read.
-    Lost,
-}
 
 /// One connection, and what is asked for on it: the session's part that is not the service's.
 ///

@@ -104,21 +104,23 @@
 //! Timers live in the clients' sessions. With no client there is nothing to deliver, so a node
 //! needs none of its own.
 
+mod administer;
 mod arena;
 mod channel_query;
 mod client;
 mod config;
 mod engine;
+mod error;
+mod event;
 mod http;
+mod publish;
 mod status;
+mod storage;
 mod table;
 #[cfg(test)]
 mod tests;
 
-use core::fmt;
-
-use crate::name::{ChannelName, TopicName};
-use crate::session::Closed;
+use crate::name::TopicName;
 use crate::time::{Instant, Span};
 
 pub use crate::wire::nsqd::{Limits, MessageId};
@@ -130,100 +132,24 @@ pub use channel_query::{
 pub use client::{ClientSession, TEXT_MAX};
 pub use config::{Config, ConfigError, Full, LANES_MAX};
 pub use engine::TableFull;
+pub use error::{NsqdError, PublishError};
+pub use event::{ClientEvent, Event};
 pub use http::{HTTP_RAM_MAX, HttpConfig, HttpSession, HttpStorage, LOOKUPD_RAM, TooManyLookupds};
-pub use status::{ChannelStatus, ClientState, ClientStatus, TopicStatus};
+pub use publish::{PublishOptions, Ticket};
+pub use status::{ArenaStatus, ChannelStatus, ClientState, ClientStatus, Counters, TopicStatus};
+pub use storage::{
+    CHANNEL_RAM_MAX, CLIENT_RAM_MAX, ENTRY_RAM, RAM_MAX, Storage, TOPIC_RAM_MAX, message_cost,
+};
 pub use table::PUB_COUNTS_MAX;
 
-use arena::{Arena, Layout};
+use arena::Arena;
 use client::Client;
-use engine::{Draft, Piece, Shared};
+use engine::Shared;
 use http::Http;
-use table::{Channel, Entry, Origin, Subscription, Topic};
+use table::Channel;
 
 /// The longest deferral, one hour: nsqd's `--max-req-timeout`.
 pub const DEFER_MAX: Span = Span::from_secs(3600);
-
-/// The tables of a node: for so many topics, channels of all topics together, clients, and
-/// messages in flight in each channel.
-///
-/// RAM: at most [`TOPIC_RAM_MAX`] bytes a topic, [`CHANNEL_RAM_MAX`] a channel, [`CLIENT_RAM_MAX`]
-/// a client and [`ENTRY_RAM`] for each message in flight of each channel: 5.6 KiB for 2 topics
-/// with 2 channels each, 4 clients and 8 messages in flight a channel. The store comes on top.
-#[derive(Debug)]
-pub struct Storage<
-    const TOPICS: usize,
-    const CHANNELS: usize,
-    const CLIENTS: usize,
-    const IN_FLIGHT: usize,
-> {
-    topics: [Topic; TOPICS],
-    channels: [Channel; CHANNELS],
-    clients: [Client; CLIENTS],
-    seats: [Subscription; CLIENTS],
-    entries: [[Entry; IN_FLIGHT]; CHANNELS],
-}
-
-/// The most bytes that a topic takes of a [`Storage`].
-pub const TOPIC_RAM_MAX: usize = 128;
-
-/// The most bytes that a channel takes of a [`Storage`], beside its entries.
-pub const CHANNEL_RAM_MAX: usize = 136;
-
-/// The most bytes that a client takes of a [`Storage`].
-pub const CLIENT_RAM_MAX: usize = 1056;
-
-/// The bytes that room for one message in flight takes of a [`Storage`].
-pub const ENTRY_RAM: usize = 24;
-
-/// The most bytes that a [`Nsqd`] takes beside its storage and store.
-pub const RAM_MAX: usize = 448;
-
-// On every target that this is compiled for.
-const _: () = {
-    assert!(size_of::<Topic>() <= TOPIC_RAM_MAX);
-    assert!(size_of::<Channel>() <= CHANNEL_RAM_MAX);
-    assert!(size_of::<Client>() + size_of::<Subscription>() <= CLIENT_RAM_MAX);
-    assert!(size_of::<Entry>() == ENTRY_RAM);
-    assert!(size_of::<Nsqd<'_>>() <= RAM_MAX);
-};
-
-/// How many bytes of the store a message takes whose body has `len` bytes, in a node whose topics
-/// can have `channels_per_topic` channels, as long as the store has fewer than 65,535 blocks
-/// (4 MiB; blocks are longer in a larger one).
-///
-/// ```
-/// // A store of 16 KiB takes 124 messages of 60 bytes.
-/// assert_eq!(nanonsq_core::nsqd::message_cost(60, 2), 132);
-/// ```
-pub const fn message_cost(len: u32, channels_per_topic: u8) -> usize {
-    match Layout::new(4096, channels_per_topic) {
-        Some(layout) => layout.cost(len),
-        None => usize::MAX,
-    }
-}
-
-impl<const TOPICS: usize, const CHANNELS: usize, const CLIENTS: usize, const IN_FLIGHT: usize>
-    Storage<TOPICS, CHANNELS, CLIENTS, IN_FLIGHT>
-{
-    /// Empty; [`Nsqd::new`] fills it.
-    pub const fn new() -> Self {
-        Self {
-            topics: [const { Topic::NEW }; TOPICS],
-            channels: [const { Channel::NEW }; CHANNELS],
-            clients: [const { Client::NEW }; CLIENTS],
-            seats: [Subscription::EMPTY; CLIENTS],
-            entries: [[Entry::FREE; IN_FLIGHT]; CHANNELS],
-        }
-    }
-}
-
-impl<const TOPICS: usize, const CHANNELS: usize, const CLIENTS: usize, const IN_FLIGHT: usize>
-    Default for Storage<TOPICS, CHANNELS, CLIENTS, IN_FLIGHT>
-{
-    fn default() -> Self {
-        Self::new()
-    }
-}
 
 /// A small nsqd. See the [module](self).
 ///
@@ -234,179 +160,6 @@ pub struct Nsqd<'a> {
     shared: Shared<'a>,
     http: Http<'a>,
     asker: Option<&'a mut ChannelQuery>,
-}
-
-/// Names one message that the node took from the application: they count up from 0, clients'
-/// messages included.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[cfg_attr(feature = "defmt", derive(defmt::Format))]
-pub struct Ticket(u64);
-
-impl Ticket {
-    /// The message's number, from 0, in the order of publishing.
-    pub const fn number(self) -> u64 {
-        self.0
-    }
-}
-
-/// How to publish one message.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[cfg_attr(feature = "defmt", derive(defmt::Format))]
-pub struct PublishOptions {
-    /// Hold the message back for so long, up to [`DEFER_MAX`], counted from when its topic has a
-    /// channel and is not paused.
-    pub defer: Option<Span>,
-}
-
-/// Why a message was not accepted. Nothing changed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[cfg_attr(feature = "defmt", derive(defmt::Format))]
-#[non_exhaustive]
-pub enum PublishError {
-    /// The store is full. Try again when messages were finished: [`Nsqd::version`] changes then.
-    Full,
-    /// The message never fits into the store, or is longer than `limits.max_msg_size`.
-    TooLarge {
-        /// The longest body that is taken, in bytes.
-        max: usize,
-    },
-    /// nsqd takes no empty message.
-    Empty,
-    /// The deferral is above [`DEFER_MAX`].
-    DeferTooLong,
-    /// There is no room for another topic.
-    TooManyTopics,
-}
-
-/// Why a topic or channel could not be changed. Nothing changed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[cfg_attr(feature = "defmt", derive(defmt::Format))]
-#[non_exhaustive]
-pub enum NsqdError {
-    /// There is no such topic.
-    NoTopic,
-    /// There is no such channel.
-    NoChannel,
-    /// There is no room for another topic.
-    TooManyTopics,
-    /// There is no room for another channel, or not in this topic.
-    TooManyChannels,
-}
-
-/// A change of a connection. Newer ones replace older ones that nobody polled.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[cfg_attr(feature = "defmt", derive(defmt::Format))]
-#[non_exhaustive]
-pub enum ClientEvent {
-    /// A client is there.
-    Connected,
-    /// It is gone.
-    Disconnected(Closed),
-}
-
-/// What the application should know.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[cfg_attr(feature = "defmt", derive(defmt::Format))]
-#[non_exhaustive]
-pub enum Event {
-    /// A client came or went.
-    Client {
-        /// Which one.
-        index: usize,
-        /// What happened.
-        event: ClientEvent,
-    },
-    /// So many messages were dropped to make room since this was last said: for others
-    /// ([`Full::DropOldest`]; topics' and channels' status have how many of whose), or with a channel
-    /// that was given back.
-    Dropped {
-        /// How many.
-        count: u32,
-    },
-    /// Somebody was refused since a table is full, with nothing in it that can be given back. Said
-    /// once, until there was room again.
-    TableFull(TableFull),
-    /// So many messages were dropped since this was last said, which nobody had consumed for
-    /// [`Config::unconsumed_age`]; topics' status has how many of whose.
-    Expired {
-        /// How many.
-        count: u32,
-    },
-    /// An nsqlookupd did not say which channels a new topic has elsewhere: the topic does without.
-    /// A newer one replaces an older one that nobody polled.
-    AskFailed {
-        /// Which one: as [`Nsqd::asking`] is given them.
-        lookupd: usize,
-        /// Why.
-        why: Closed,
-    },
-}
-
-/// What happened so far. Each stays at its end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[cfg_attr(feature = "defmt", derive(defmt::Format))]
-#[non_exhaustive]
-pub struct Counters {
-    /// Messages taken, from the application and from clients.
-    pub accepted: u64,
-    /// Deliveries begun.
-    pub delivered: u64,
-    /// FINs.
-    pub finished: u64,
-    /// REQs.
-    pub requeued: u64,
-    /// Messages taken back since their time was up.
-    pub timed_out: u64,
-    /// Messages taken back since their client went.
-    pub returned: u64,
-    /// Messages that a client's sampling left out, for its channel.
-    pub sampled_out: u64,
-    /// Messages dropped to make room.
-    pub dropped: u64,
-    /// Messages that waited in channels that were given back, once for each channel.
-    pub abandoned: u64,
-    /// Calls of `publish` refused because the store was full. A message tried again counts again.
-    pub refused: u64,
-    /// How often a client had to wait for room.
-    pub waits: u32,
-    /// Messages dropped at [`Config::unconsumed_age`].
-    pub expired: u64,
-    /// Clients closed since a body did not come within [`Config::body_timeout`].
-    pub body_timeouts: u32,
-    /// Clients closed with an error.
-    pub refusals: u32,
-    /// Connections accepted.
-    pub connections: u32,
-    /// Times that an nsqlookupd said which channels a new topic has elsewhere.
-    pub asked: u32,
-    /// Times that one did not.
-    pub ask_failures: u32,
-    /// Channels of new topics that are elsewhere, and for which there was no room.
-    pub channels_left_out: u32,
-    /// Topics that went since another needed the room.
-    pub topics_given_back: u32,
-    /// Channels that did, by themselves.
-    pub channels_given_back: u32,
-    /// How often there was no room for a topic.
-    pub topics_refused: u32,
-    /// How often there was none for a channel.
-    pub channels_refused: u32,
-    /// How often a topic could not have another channel.
-    pub channels_of_topic_refused: u32,
-}
-
-/// What of the store is in use.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[cfg_attr(feature = "defmt", derive(defmt::Format))]
-pub struct ArenaStatus {
-    /// How many blocks there are.
-    pub blocks: u16,
-    /// How many of them are free.
-    pub free: u16,
-    /// How many of the free ones are promised to batches that are being received.
-    pub promised: u16,
-    /// How many are taken by, or promised to, what clients have announced and not sent as a whole.
-    pub announced: u16,
 }
 
 impl<'a> Nsqd<'a> {
@@ -443,179 +196,6 @@ impl<'a> Nsqd<'a> {
     pub fn client(&mut self, index: usize) -> Option<ClientSession<'_, 'a>> {
         let client = self.clients.get_mut(index)?;
         Some(ClientSession { client, shared: &mut self.shared, id: index as u8 })
-    }
-
-    /// Takes a message, at once.
-    ///
-    /// The body, 1 byte to the configured `limits.max_msg_size` or what the store holds, is copied once, to
-    /// where it is sent from. The topic is made if need be.
-    pub fn publish(
-        &mut self,
-        now: Instant,
-        topic: &TopicName,
-        body: &[u8],
-    ) -> Result<Ticket, PublishError> {
-        self.publish_with(now, topic, body, PublishOptions { defer: None })
-    }
-
-    /// Takes a message with a deferral, at once.
-    pub fn publish_with(
-        &mut self,
-        now: Instant,
-        topic: &TopicName,
-        body: &[u8],
-        options: PublishOptions,
-    ) -> Result<Ticket, PublishError> {
-        let taken = self.offer(now, topic, body, options);
-        if matches!(taken, Err(PublishError::Full)) {
-            self.shared.counters.refused = self.shared.counters.refused.saturating_add(1);
-        }
-        taken
-    }
-
-    /// As [`publish_with`](Self::publish_with), but a refusal is not counted: for a caller that
-    /// waits for room.
-    pub fn offer(
-        &mut self,
-        now: Instant,
-        topic: &TopicName,
-        body: &[u8],
-        options: PublishOptions,
-    ) -> Result<Ticket, PublishError> {
-        if body.is_empty() {
-            return Err(PublishError::Empty);
-        }
-        let defer = options.defer.unwrap_or(Span::ZERO);
-        if defer > DEFER_MAX {
-            return Err(PublishError::DeferTooLong);
-        }
-        let longest = self.shared.store.layout().longest();
-        let max = self.shared.config.limits.max_msg_size.min(longest);
-        let len = u32::try_from(body.len()).unwrap_or(u32::MAX);
-        if len > max {
-            return Err(PublishError::TooLarge { max: max as usize });
-        }
-        if self.shared.has_slot_for(now, topic, Origin::Application).is_err() {
-            return Err(PublishError::TooManyTopics);
-        }
-        let mut draft = Draft::OWN;
-        if !self.shared.take(now, topic, &mut draft, Piece::First(len)) {
-            self.shared.wanted = true;
-            return Err(PublishError::Full);
-        }
-        self.shared.fill(&mut draft, body);
-        let Ok(topic) = self.shared.topic_for(now, topic, Origin::Application) else {
-            self.shared.discard(&mut draft);
-            return Err(PublishError::TooManyTopics);
-        };
-        let (number, _) = self.shared.commit(now, topic, &mut draft, defer.as_millis());
-        Ok(Ticket(number))
-    }
-
-    /// The id by which clients know a message.
-    pub fn message_id(&self, ticket: Ticket) -> MessageId {
-        self.shared.id_of(ticket.0 as u32)
-    }
-
-    /// Makes a topic; one that is there is left as it is.
-    pub fn create_topic(&mut self, now: Instant, topic: &TopicName) -> Result<(), NsqdError> {
-        self.shared.topic_for(now, topic, Origin::Application)?;
-        Ok(())
-    }
-
-    /// Deletes a topic with its channels and messages. Their subscribers are closed.
-    pub fn delete_topic(&mut self, now: Instant, topic: &TopicName) -> Result<(), NsqdError> {
-        let _ = now;
-        let at = self.topic_at(topic)?;
-        self.shared.delete_topic(at);
-        Ok(())
-    }
-
-    /// Drops what a topic has not given to its channels.
-    pub fn empty_topic(&mut self, now: Instant, topic: &TopicName) -> Result<(), NsqdError> {
-        let _ = now;
-        let at = self.topic_at(topic)?;
-        self.shared.empty_topic(at);
-        Ok(())
-    }
-
-    /// Holds a topic's new messages back from its channels.
-    pub fn pause_topic(&mut self, now: Instant, topic: &TopicName) -> Result<(), NsqdError> {
-        let at = self.topic_at(topic)?;
-        self.shared.pause_topic(now, at, true);
-        Ok(())
-    }
-
-    /// Gives a topic's channels what was held back, and what comes.
-    pub fn unpause_topic(&mut self, now: Instant, topic: &TopicName) -> Result<(), NsqdError> {
-        let at = self.topic_at(topic)?;
-        self.shared.pause_topic(now, at, false);
-        Ok(())
-    }
-
-    /// Makes a channel in a topic; one that is there is left as it is. A topic's first channel
-    /// gets what the topic has.
-    pub fn create_channel(
-        &mut self,
-        now: Instant,
-        topic: &TopicName,
-        channel: &ChannelName,
-    ) -> Result<(), NsqdError> {
-        let at = self.topic_at(topic)?;
-        self.shared.channel_for(now, at, channel, Origin::Application)?;
-        Ok(())
-    }
-
-    /// Deletes a channel with its messages. Its subscribers are closed.
-    pub fn delete_channel(
-        &mut self,
-        now: Instant,
-        topic: &TopicName,
-        channel: &ChannelName,
-    ) -> Result<(), NsqdError> {
-        let _ = now;
-        let at = self.channel_at(topic, channel)?;
-        self.shared.delete_channel(at);
-        Ok(())
-    }
-
-    /// Drops what a channel has: what waits, what is deferred, and what is in flight.
-    pub fn empty_channel(
-        &mut self,
-        now: Instant,
-        topic: &TopicName,
-        channel: &ChannelName,
-    ) -> Result<(), NsqdError> {
-        let _ = now;
-        let at = self.channel_at(topic, channel)?;
-        self.shared.empty_channel(at);
-        Ok(())
-    }
-
-    /// Delivers nothing more from a channel; what is in flight goes on.
-    pub fn pause_channel(
-        &mut self,
-        now: Instant,
-        topic: &TopicName,
-        channel: &ChannelName,
-    ) -> Result<(), NsqdError> {
-        let _ = now;
-        let at = self.channel_at(topic, channel)?;
-        self.shared.pause_channel(at, true);
-        Ok(())
-    }
-
-    /// Delivers from a channel again.
-    pub fn unpause_channel(
-        &mut self,
-        now: Instant,
-        topic: &TopicName,
-        channel: &ChannelName,
-    ) -> Result<(), NsqdError> {
-        let _ = now;
-        let at = self.channel_at(topic, channel)?;
-        self.shared.pause_channel(at, false);
-        Ok(())
     }
 
     /// Says what time it is: Unix time in nanoseconds. Before that, messages' timestamps count
@@ -752,52 +332,4 @@ impl<'a> Nsqd<'a> {
     pub fn statuses(&self) -> impl Iterator<Item = ClientStatus<'_>> {
         (0..self.clients.len()).filter_map(|index| self.status(index))
     }
-
-    fn topic_at(&self, topic: &TopicName) -> Result<u8, NsqdError> {
-        self.shared.find_topic(topic).ok_or(NsqdError::NoTopic)
-    }
-
-    fn channel_at(&self, topic: &TopicName, channel: &ChannelName) -> Result<u8, NsqdError> {
-        let at = self.topic_at(topic)?;
-        self.shared.find_channel(at, channel).ok_or(NsqdError::NoChannel)
-    }
 }
-
-impl From<TableFull> for NsqdError {
-    fn from(full: TableFull) -> Self {
-        match full {
-            TableFull::Topics => Self::TooManyTopics,
-            TableFull::Channels | TableFull::ChannelsOfTopic => Self::TooManyChannels,
-        }
-    }
-}
-
-impl fmt::Display for PublishError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Full => f.write_str("the store is full"),
-            Self::TooLarge { max } => {
-                write!(f, "the message is longer than {max} bytes, the most that is taken")
-            }
-            Self::Empty => f.write_str("an empty message; nsqd takes none"),
-            Self::DeferTooLong => {
-                write!(f, "deferred for more than {DEFER_MAX}, the most that nsqd takes")
-            }
-            Self::TooManyTopics => f.write_str("no room for another topic"),
-        }
-    }
-}
-
-impl fmt::Display for NsqdError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::NoTopic => "no such topic",
-            Self::NoChannel => "no such channel",
-            Self::TooManyTopics => "no room for another topic",
-            Self::TooManyChannels => "no room for another channel",
-        })
-    }
-}
-
-impl core::error::Error for PublishError {}
-impl core::error::Error for NsqdError {}

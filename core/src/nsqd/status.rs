@@ -132,3 +132,70 @@ impl<'s> ClientStatus<'s> {
             .filter_map(move |(at, count)| Some((&topics.get(usize::from(*at))?.name, *count)))
     }
 }
+
+/// What happened so far. Each stays at its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+#[non_exhaustive]
+pub struct Counters {
+    /// Messages taken, from the application and from clients.
+    pub accepted: u64,
+    /// Deliveries begun.
+    pub delivered: u64,
+    /// FINs.
+    pub finished: u64,
+    /// REQs.
+    pub requeued: u64,
+    /// Messages taken back since their time was up.
+    pub timed_out: u64,
+    /// Messages taken back since their client went.
+    pub returned: u64,
+    /// Messages that a client's sampling left out, for its channel.
+    pub sampled_out: u64,
+    /// Messages dropped to make room.
+    pub dropped: u64,
+    /// Messages that waited in channels that were given back, once for each channel.
+    pub abandoned: u64,
+    /// Calls of `publish` refused because the store was full. A message tried again counts again.
+    pub refused: u64,
+    /// How often a client had to wait for room.
+    pub waits: u32,
+    /// Messages dropped at [`Config::unconsumed_age`](super::Config::unconsumed_age).
+    pub expired: u64,
+    /// Clients closed since a body did not come within [`Config::body_timeout`](super::Config::body_timeout).
+    pub body_timeouts: u32,
+    /// Clients closed with an error.
+    pub refusals: u32,
+    /// Connections accepted.
+    pub connections: u32,
+    /// Times that an nsqlookupd said which channels a new topic has elsewhere.
+    pub asked: u32,
+    /// Times that one did not.
+    pub ask_failures: u32,
+    /// Channels of new topics that are elsewhere, and for which there was no room.
+    pub channels_left_out: u32,
+    /// Topics that went since another needed the room.
+    pub topics_given_back: u32,
+    /// Channels that did, by themselves.
+    pub channels_given_back: u32,
+    /// How often there was no room for a topic.
+    pub topics_refused: u32,
+    /// How often there was none for a channel.
+    pub channels_refused: u32,
+    /// How often a topic could not have another channel.
+    pub channels_of_topic_refused: u32,
+}
+
+/// What of the store is in use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct ArenaStatus {
+    /// How many blocks there are.
+    pub blocks: u16,
+    /// How many of them are free.
+    pub free: u16,
+    /// How many of the free ones are promised to batches that are being received.
+    pub promised: u16,
+    /// How many are taken by, or promised to, what clients have announced and not sent as a whole.
+    pub announced: u16,
+}

@@ -72,23 +72,24 @@
 //! [`Config::replace_timeout`] and the node sends PING. If all slots are taken, the one that has been
 //! silent for longest makes room as soon as that is [`Config::replace_timeout`].
 
+mod config;
 mod listing;
 mod producer;
 mod service;
+mod status;
 mod table;
 #[cfg(test)]
 mod tests;
 
-use core::net::SocketAddr;
-
 use crate::http;
 use crate::name::{ChannelName, TopicName};
-use crate::session::Closed;
-use crate::time::{Instant, Span};
+use crate::time::Instant;
 
 pub use crate::wire::nsqlookupd::{IdentifyReply, NodeInfo};
+pub use config::Config;
 pub use producer::ProducerSession;
 pub use service::HttpSession;
+pub use status::{Counters, Event, ProducerStatus, TableFull};
 
 use listing::Task;
 use producer::{Producer, twins};
@@ -96,77 +97,6 @@ use table::{Bits, Channel, Tables, Topic};
 
 /// How many producers can be tombstoned at a time, each for a topic.
 pub const TOMBSTONES: usize = 16;
-
-/// The settings. Borrowed, so that a constant one costs no RAM.
-#[derive(Debug, Clone, Copy)]
-pub struct Config<'a> {
-    /// What it says of itself, in answer to IDENTIFY; the version also to `/info`. nsqds ask at its
-    /// `http_port` which channels a new topic has elsewhere: without one they do not. Default
-    /// nothing but the version 1.3.0, whose behaviour this is.
-    pub info: IdentifyReply<'a>,
-    /// `-inactive-producer-timeout`: how long after its last PING a node is listed. Default 300 s.
-    pub inactive_timeout: Span,
-    /// `-tombstone-lifetime`: how long a tombstone hides a node. Default 45 s.
-    pub tombstone_lifetime: Span,
-    /// How long a node's connection may be silent. nsqd sends PING every 15 s. Default 300 s.
-    pub idle_timeout: Span,
-    /// How long a node's connection has been silent when a newer one that announces the same
-    /// address replaces it, or when it makes room for a caller that finds none. Default 45 s, three
-    /// of nsqd's PINGs.
-    pub replace_timeout: Span,
-    /// How long a node may take to IDENTIFY itself. Default 10 s.
-    pub greeting_timeout: Span,
-    /// How long a node may take to read answers. Default 5 s.
-    pub reply_timeout: Span,
-    /// How long closing may take. Default 1 s.
-    pub close_timeout: Span,
-    /// How long a topic or channel is kept that no node has and nobody uses, unless it was made over
-    /// HTTP; zero is for ever, as nsqlookupd. Sooner when others need its slot. Default one hour.
-    pub empty_timeout: Span,
-    /// How many topics a connection of a node may have and make another one by REGISTER: so that one
-    /// cannot take all that there is room for. What is there already, it may register as well.
-    /// Default no limit.
-    pub topics_per_node: u16,
-    /// How many channels, likewise.
-    pub channels_per_node: u16,
-    /// The longest IDENTIFY, in bytes; nsqd's has about 150. Default 1024.
-    pub max_body: u32,
-    /// The times of HTTP connections.
-    pub http: http::Config,
-}
-
-impl<'a> Config<'a> {
-    /// The defaults.
-    pub const fn new() -> Self {
-        Self {
-            info: IdentifyReply {
-                broadcast_address: "",
-                hostname: "",
-                http_port: 0,
-                tcp_port: 0,
-                version: "1.3.0",
-            },
-            inactive_timeout: Span::from_secs(300),
-            tombstone_lifetime: Span::from_secs(45),
-            idle_timeout: Span::from_secs(300),
-            replace_timeout: Span::from_secs(45),
-            greeting_timeout: Span::from_secs(10),
-            reply_timeout: Span::from_secs(5),
-            close_timeout: Span::from_secs(1),
-            empty_timeout: Span::from_secs(3600),
-            topics_per_node: u16::MAX,
-            channels_per_node: u16::MAX,
-            max_body: 1024,
-            http: http::Config::new(),
-        }
-    }
-}
-
-impl Default for Config<'_> {
-    fn default() -> Self {
-        Self::new()
-    }
-}
 
 /// The tables of a directory: for so many connections of nodes, topics, channels of all topics,
 /// and HTTP connections. `WORDS` is for more than 32 nodes: one for each 32, begun ones as well.
@@ -271,93 +201,6 @@ struct Shared<'a> {
     met: u8,
     /// A caller found no room among the connections of nodes.
     wants_room: bool,
-}
-
-/// What the owner should know. Newer ones of a node replace older ones that nobody polled.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[cfg_attr(feature = "defmt", derive(defmt::Format))]
-#[non_exhaustive]
-pub enum Event {
-    /// A node said who it is: [`Nsqlookupd::producer`] has it.
-    Identified {
-        /// Its connection.
-        index: usize,
-        /// Its address is listed already: another connection announces it as well.
-        listed: bool,
-    },
-    /// A node's connection ended, and what it registered is listed no longer.
-    Left {
-        /// Its connection.
-        index: usize,
-        /// How that ended. [`Closed::Local`]: another connection replaced it.
-        why: Closed,
-        /// Its address is listed still: another connection announces it as well.
-        listed: bool,
-    },
-    /// Something was refused since there is no room for it. Once for all since it was last polled:
-    /// [`Counters::full`] has how often.
-    TableFull(TableFull),
-}
-
-/// What there is no room for. Nothing changed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[cfg_attr(feature = "defmt", derive(defmt::Format))]
-pub enum TableFull {
-    /// Another topic: connected nodes register all that there is room for.
-    Topics,
-    /// Another channel: connected nodes register all that there is room for.
-    Channels,
-    /// Another tombstone: there are [`TOMBSTONES`].
-    Tombstones,
-    /// Another topic or channel of one connection: [`Config::topics_per_node`],
-    /// [`Config::channels_per_node`].
-    Share,
-}
-
-impl TableFull {
-    const ALL: [Self; 4] = [Self::Topics, Self::Channels, Self::Tombstones, Self::Share];
-
-    const fn bit(self) -> u8 {
-        1 << self as u8
-    }
-}
-
-/// What happened so far. Each stays at its end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[cfg_attr(feature = "defmt", derive(defmt::Format))]
-#[non_exhaustive]
-pub struct Counters {
-    /// Nodes that said who they are.
-    pub identified: u32,
-    /// Connections of nodes that another one of the same address replaced.
-    pub replaced: u32,
-    /// Connections of nodes closed for what they sent.
-    pub refused: u32,
-    /// Connections of nodes closed since they were silent, or did not read.
-    pub timed_out: u32,
-    /// REGISTERs and HTTP requests refused since there was no room.
-    pub full: u32,
-    /// Topics and channels forgotten after a while without producers.
-    pub collected: u32,
-    /// Topics and channels without producers removed since others needed their slots.
-    pub given_back: u32,
-    /// HTTP requests answered, refusals not included.
-    pub requests: u32,
-    /// HTTP requests refused.
-    pub requests_refused: u32,
-    /// HTTP requests whose client did not take the answer.
-    pub requests_lost: u32,
-}
-
-/// A node that is listed, or was until its PINGs stopped.
-#[derive(Debug, Clone, Copy)]
-pub struct ProducerStatus<'s> {
-    /// What it said of itself.
-    pub node: NodeInfo<'s>,
-    /// Where its connection comes from.
-    pub remote: SocketAddr,
-    /// When it last sent IDENTIFY or PING.
-    pub last_update: Instant,
 }
 
 impl<'a> Nsqlookupd<'a> {

@@ -17,7 +17,7 @@ use crate::input::{Input, pieces};
 use crate::serving::{self, Answers, converse, play};
 use crate::session::Machine;
 
-#[path = "../../../core/tests/support/node_world.rs"]
+#[path = "../../../core/tests/support/nsqd_world/mod.rs"]
 mod world;
 
 use world::{Dice, live};

@@ -5,82 +5,19 @@
 //! connection's end is a column of bits cleared. Slots without a bit are given back when others
 //! need them.
 
+mod bits;
+mod slot;
+mod tombstone;
+
 use super::{Config, TOMBSTONES, TableFull};
 use crate::name::{ChannelName, TopicName};
 use crate::time::{Instant, Span};
 
-/// A topic's slot.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Topic {
-    name: TopicName,
-    key: Key,
-}
+pub(super) use bits::Bits;
+pub(super) use slot::{Channel, Topic};
 
-/// A channel's slot.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Channel {
-    name: ChannelName,
-    /// The slot of its topic, which is there as long as it is.
-    topic: u16,
-    key: Key,
-}
-
-/// What topics and channels have in common.
-#[derive(Debug, Clone, Copy)]
-struct Key {
-    /// Which one it is: no other has this number. 0 in a free slot.
-    birth: u32,
-    /// An administrator made it: it stays until one deletes it, or others need its slot.
-    kept: bool,
-    /// Since when it has had no producer, was not made again and not asked for.
-    /// [`Instant::NEVER`] while it has one.
-    unused_since: Instant,
-}
-
-impl Key {
-    const FREE: Self = Self { birth: 0, kept: false, unused_since: Instant::NEVER };
-
-    fn is_free(&self) -> bool {
-        self.birth == 0
-    }
-
-    fn is_stale(&self, now: Instant, timeout: Span) -> bool {
-        !self.is_free() && !self.kept && self.unused_since.after(timeout) <= now
-    }
-
-    /// Somebody made it again, or asked for it.
-    fn touch(&mut self, now: Instant) {
-        if self.unused_since != Instant::NEVER {
-            self.unused_since = now;
-        }
-    }
-
-    /// What is least is given back first.
-    fn age(&self) -> (Instant, u32) {
-        (self.unused_since, self.birth)
-    }
-}
-
-impl Topic {
-    pub(super) const FREE: Self = Self { name: TopicName::NONE, key: Key::FREE };
-}
-
-impl Channel {
-    pub(super) const FREE: Self = Self { name: ChannelName::NONE, topic: 0, key: Key::FREE };
-}
-
-/// A producer that is not to be listed for a topic for a while.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Tombstone {
-    topic: u16,
-    producer: u16,
-    /// [`Instant::NEVER`] in a free slot.
-    at: Instant,
-}
-
-impl Tombstone {
-    pub(super) const FREE: Self = Self { topic: 0, producer: 0, at: Instant::NEVER };
-}
+use slot::Key;
+use tombstone::Tombstone;
 
 /// Who makes a topic or channel.
 #[derive(Debug, Clone, Copy)]
@@ -105,60 +42,6 @@ pub(super) struct Tables<'a> {
     pub(super) collected: u32,
     /// Keys without producers removed so far since others needed their slots.
     pub(super) given_back: u32,
-}
-
-/// A row of bits for each key, one for each producer.
-#[derive(Debug)]
-pub(super) struct Bits<'a> {
-    bits: &'a mut [u32],
-    /// In a row.
-    words: usize,
-}
-
-impl<'a> Bits<'a> {
-    pub(super) const fn new(bits: &'a mut [u32], words: usize) -> Self {
-        Self { bits, words }
-    }
-
-    fn row(&self, key: usize) -> &[u32] {
-        let start = key.saturating_mul(self.words);
-        self.bits.get(start..start.saturating_add(self.words)).unwrap_or_default()
-    }
-
-    fn place(&self, key: usize, producer: usize) -> (usize, u32) {
-        let word = key.saturating_mul(self.words).saturating_add(producer / 32);
-        (word, 1u32.unbounded_shl((producer % 32) as u32))
-    }
-
-    fn has(&self, key: usize, producer: usize) -> bool {
-        let (word, mask) = self.place(key, producer);
-        self.bits.get(word).is_some_and(|word| word & mask != 0)
-    }
-
-    /// Says whether that changed anything.
-    fn put(&mut self, key: usize, producer: usize, has: bool) -> bool {
-        let (word, mask) = self.place(key, producer);
-        let Some(word) = self.bits.get_mut(word) else { return false };
-        let before = *word;
-        *word = if has { before | mask } else { before & !mask };
-        *word != before
-    }
-
-    fn is_empty(&self, key: usize) -> bool {
-        self.row(key).iter().all(|word| *word == 0)
-    }
-
-    /// How many keys a producer has.
-    fn count_of(&self, keys: usize, producer: usize) -> usize {
-        let held = (0..keys).filter(|key| self.has(*key, producer));
-        held.fold(0usize, |count, _| count.saturating_add(1))
-    }
-
-    fn clear(&mut self, key: usize) {
-        let start = key.saturating_mul(self.words);
-        let end = start.saturating_add(self.words);
-        self.bits.get_mut(start..end).unwrap_or_default().fill(0);
-    }
 }
 
 impl<'a> Tables<'a> {
@@ -418,47 +301,6 @@ impl<'a> Tables<'a> {
         self.changed();
     }
 
-    /// Does not list these producers for a topic for a while, those of them that have it.
-    pub(super) fn bury(
-        &mut self,
-        now: Instant,
-        lifetime: Span,
-        topic: usize,
-        producers: impl Iterator<Item = usize> + Clone,
-    ) -> Result<(), TableFull> {
-        let lapsed = |tombstone: &Tombstone| {
-            tombstone.at == Instant::NEVER || tombstone.at.after(lifetime) <= now
-        };
-        let is_for = |tombstone: &Tombstone, producer: usize| {
-            tombstone.at != Instant::NEVER
-                && usize::from(tombstone.topic) == topic
-                && usize::from(tombstone.producer) == producer
-        };
-        let mut room = self.tombstones.iter().filter(|tombstone| lapsed(tombstone));
-        let fits = producers.clone().all(|producer| {
-            let has_one = || self.tombstones.iter().any(|is| !lapsed(is) && is_for(is, producer));
-            !self.has_topic(topic, producer) || has_one() || room.next().is_some()
-        });
-        if !fits {
-            return Err(TableFull::Tombstones);
-        }
-        for producer in producers {
-            if !self.has_topic(topic, producer) {
-                continue;
-            }
-            let tombstones = &mut self.tombstones;
-            let slot = match tombstones.iter().position(|is| is_for(is, producer)) {
-                Some(at) => tombstones.get_mut(at),
-                None => tombstones.iter_mut().find(|is| lapsed(is)),
-            };
-            if let Some(slot) = slot {
-                *slot = Tombstone { topic: topic as u16, producer: producer as u16, at: now };
-            }
-        }
-        self.changed();
-        Ok(())
-    }
-
     /// Forgets the topics and channels that have had no producer and no use for so long, except
     /// those that an administrator made. [`Span::ZERO`] is never.
     pub(super) fn collect(&mut self, now: Instant, timeout: Span) {
@@ -546,24 +388,6 @@ impl<'a> Tables<'a> {
     /// Whether a producer registered a channel.
     pub(super) fn has_channel(&self, channel: usize, producer: usize) -> bool {
         self.channel_bits.has(channel, producer)
-    }
-
-    /// When a producer was last tombstoned for a topic, if it was, and whether that still counts.
-    pub(super) fn tombstone(
-        &self,
-        now: Instant,
-        lifetime: Span,
-        topic: usize,
-        producer: usize,
-    ) -> Option<(Instant, bool)> {
-        self.tombstones
-            .iter()
-            .find(|tombstone| {
-                tombstone.at != Instant::NEVER
-                    && usize::from(tombstone.topic) == topic
-                    && usize::from(tombstone.producer) == producer
-            })
-            .map(|tombstone| (tombstone.at, now < tombstone.at.after(lifetime)))
     }
 
     /// A number that no other topic, channel or producer has.

@@ -13,8 +13,12 @@
 //! lane, each   | state 1 | attempts 2 | next 2 | due 6 |     one for each channel of the topic
 //! ```
 
+mod layout;
+
 use crate::time::Instant;
 use crate::wire::copy;
+
+pub(super) use layout::Layout;
 
 /// The smallest block in bytes.
 pub const BLOCK_MIN: usize = 64;
@@ -34,9 +38,6 @@ pub(super) const NIL: u16 = u16::MAX;
 /// The link of a block that nobody has.
 const FREE: u16 = u16::MAX - 1;
 
-/// The most blocks: their numbers are below the two marks.
-const BLOCKS_MAX: usize = FREE as usize;
-
 const NEXT: usize = 0;
 const REFS: usize = 2;
 const LEN: usize = 4;
@@ -53,82 +54,6 @@ const OWN: u8 = 2;
 const COUNTED: u8 = 4;
 /// Some client has finished it, or sent it back for later.
 const ANSWERED: u8 = 8;
-
-/// How a lent slice is cut.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Layout {
-    /// A block has `1 << shift` bytes.
-    shift: u8,
-    /// What lies before a body.
-    head: u16,
-    /// How many blocks there are.
-    count: u16,
-}
-
-impl Layout {
-    /// `None` if not even one block with one byte of a body fits.
-    pub(super) const fn new(len: usize, lanes: u8) -> Option<Self> {
-        let head = at(lanes, 0);
-        let mut shift = BLOCK_MIN.trailing_zeros() as u8;
-        loop {
-            let layout = Self { shift, head: head as u16, count: 0 };
-            let count = len.wrapping_div(layout.stride());
-            if count == 0 {
-                return None;
-            }
-            // A block that is nearly all head would be a waste.
-            if count <= BLOCKS_MAX && layout.unit() >= head.saturating_add(4) {
-                return Some(Self { count: count as u16, ..layout });
-            }
-            shift = shift.saturating_add(1);
-        }
-    }
-
-    /// How long a block is.
-    const fn unit(&self) -> usize {
-        1usize.wrapping_shl(self.shift as u32)
-    }
-
-    /// How long a block is with its link.
-    const fn stride(&self) -> usize {
-        self.unit().saturating_add(2)
-    }
-
-    /// Where a block lies. Blocks with numbers below `count` lie in the lent slice.
-    const fn start(&self, block: u16) -> usize {
-        (block as usize).wrapping_shl(self.shift as u32)
-    }
-
-    /// How many blocks a message with a body of `len` bytes takes.
-    pub(super) const fn blocks(&self, len: u32) -> u32 {
-        let bytes = (len as u64).saturating_add(self.head as u64);
-        let before_next = bytes.saturating_add(self.unit() as u64).saturating_sub(1);
-        before_next.wrapping_shr(self.shift as u32) as u32
-    }
-
-    /// The longest body that fits into an empty store.
-    pub(super) const fn longest(&self) -> u32 {
-        self.longest_in(self.count)
-    }
-
-    /// The longest body that fits into so many blocks.
-    pub(super) const fn longest_in(&self, blocks: u16) -> u32 {
-        let bytes = self.start(blocks).saturating_sub(self.head as usize) as u64;
-        if bytes > u32::MAX as u64 { u32::MAX } else { bytes as u32 }
-    }
-
-    /// How many blocks messages take at least whose bodies have `len` bytes together.
-    pub(super) const fn blocks_of(&self, count: u32, len: u32) -> u32 {
-        let heads = count.saturating_sub(1).saturating_mul(self.head as u32);
-        let blocks = self.blocks(len.saturating_add(heads));
-        if blocks > count { blocks } else { count }
-    }
-
-    /// Bytes of the lent slice that a message with a body of `len` bytes takes.
-    pub(super) const fn cost(&self, len: u32) -> usize {
-        (self.blocks(len) as usize).saturating_mul(self.stride())
-    }
-}
 
 /// Where a message is on its way to one channel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -2,32 +2,22 @@
 //!
 //! Connections that announce one address are in a ring, so that lists have one entry for them.
 
-use core::convert::Infallible;
+mod answer;
+mod session;
+
 use core::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use super::table::numbered;
 use super::{Event, Shared, TableFull};
 use crate::macros::trace_state;
-use crate::session::{Awaited, Closed, Fault, Link, Session, Transmit};
-use crate::time::{Instant, Span};
+use crate::session::{Awaited, Closed, Fault};
+use crate::time::Instant;
 use crate::wire::nsqd::ErrorCode;
 use crate::wire::nsqlookupd::{
-    CommandDecoder, IdentifyReply, Item, NodeInfoScanner, OwnedNodeInfo, emit_refusal, emit_reply,
+    CommandDecoder, Item, NodeInfoScanner, OwnedNodeInfo, emit_refusal, emit_reply,
 };
-use crate::wire::{ChunkWriter, emit_len};
 
-/// How many answers may wait to be written before the node is held.
-pub(super) const ANSWERS_MAX: u16 = 1024;
-
-/// The longest refusal: a REGISTER or UNREGISTER line of the longest kind, and the words around it.
-const TEXT: usize = 216;
-
-/// `OK` as many times as one write takes at most.
-const OKS: &[u8] = b"\0\0\0\x02OK\0\0\0\x02OK\0\0\0\x02OK\0\0\0\x02OK\0\0\0\x02OK\0\0\0\x02OK\
-\0\0\0\x02OK\0\0\0\x02OK\0\0\0\x02OK\0\0\0\x02OK\0\0\0\x02OK\0\0\0\x02OK";
-
-/// The length of one.
-const OK_LEN: usize = 6;
+use answer::Answer;
 
 /// A node's slot: its connection, and the node once it has said who it is.
 #[derive(Debug)]
@@ -51,20 +41,6 @@ pub(super) struct Producer {
     answer: Answer,
 }
 
-/// What is to be written.
-#[derive(Debug)]
-struct Answer {
-    /// How many times `OK`, and how much of the first is written.
-    oks: u16,
-    ok_at: u8,
-    /// After that, one answer that is another.
-    special: Special,
-    /// How much of it lies in the text, and of that is written.
-    staged: u8,
-    written: u8,
-    text: [u8; TEXT],
-}
-
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 enum State {
@@ -81,18 +57,6 @@ enum State {
 enum PendingEvent {
     Came { listed: bool },
     Went { listed: bool },
-}
-
-/// An answer that is not `OK`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Special {
-    None,
-    /// What lies in the text.
-    Text,
-    /// The answer to IDENTIFY, of which the text holds what follows the first `at` bytes.
-    Identify {
-        at: u16,
-    },
 }
 
 impl Producer {
@@ -153,82 +117,6 @@ impl Producer {
     fn set_state(&mut self, state: State) {
         trace_state!("producer", self.state, state);
         self.state = state;
-    }
-}
-
-impl Answer {
-    const NONE: Self =
-        Self { oks: 0, ok_at: 0, special: Special::None, staged: 0, written: 0, text: [0; TEXT] };
-
-    /// Whether there is room for another one.
-    fn has_room(&self) -> bool {
-        self.special == Special::None && self.oks < ANSWERS_MAX
-    }
-
-    fn is_none(&self) -> bool {
-        self.oks == 0 && self.special == Special::None
-    }
-
-    fn ok(&mut self) {
-        self.oks = self.oks.saturating_add(1);
-    }
-
-    fn say(&mut self, emit: impl FnOnce(&mut ChunkWriter<'_>) -> Result<(), Infallible>) {
-        let mut window = ChunkWriter::new(&mut self.text, 0);
-        let Ok(()) = emit(&mut window);
-        self.staged = window.written() as u8;
-        self.written = 0;
-        self.special = Special::Text;
-    }
-
-    fn identify(&mut self) {
-        self.special = Special::Identify { at: 0 };
-        self.staged = 0;
-        self.written = 0;
-    }
-
-    fn next(&mut self, info: &IdentifyReply<'_>) -> &[u8] {
-        if self.oks > 0 {
-            let end = usize::from(self.oks).saturating_mul(OK_LEN).min(OKS.len());
-            return OKS.get(self.ok_at.into()..end).unwrap_or_default();
-        }
-        if let Special::Identify { at } = self.special
-            && self.written >= self.staged
-        {
-            let mut window = ChunkWriter::new(&mut self.text, at.into());
-            let Ok(()) = emit_len(&mut window, info.encoded_len());
-            let Ok(()) = info.emit(&mut window);
-            self.staged = window.written() as u8;
-            self.written = 0;
-        }
-        self.text.get(self.written.into()..self.staged.into()).unwrap_or_default()
-    }
-
-    fn sent(&mut self, n: usize, info: &IdentifyReply<'_>) {
-        if self.oks > 0 {
-            let mut at = usize::from(self.ok_at).saturating_add(n);
-            while at >= OK_LEN {
-                at = at.saturating_sub(OK_LEN);
-                self.oks = self.oks.saturating_sub(1);
-            }
-            self.ok_at = at as u8;
-            return;
-        }
-        let n = n.min(self.staged.saturating_sub(self.written).into());
-        self.written = self.written.saturating_add(n as u8);
-        let is_over = match &mut self.special {
-            Special::None => return,
-            Special::Text => self.written >= self.staged,
-            Special::Identify { at } => {
-                *at = at.saturating_add(n as u16);
-                usize::from(*at) >= info.encoded_len().saturating_add(4)
-            }
-        };
-        if is_over {
-            self.special = Special::None;
-            self.staged = 0;
-            self.written = 0;
-        }
     }
 }
 
@@ -408,150 +296,4 @@ pub(super) fn twins(
     };
     let ring = core::iter::successors(Some(of), next).take(producers.len());
     ring.filter_map(|at| Some((at, producers.get(at)?)))
-}
-
-impl Session for ProducerSession<'_, '_> {
-    fn link(&self) -> Link {
-        match self.producers.get(self.id).map_or(State::Free, |producer| producer.state) {
-            State::Free => Link::Down,
-            State::Greeting | State::Identified => Link::Up,
-            State::Closing => Link::Close,
-        }
-    }
-
-    fn open(&mut self, now: Instant) {
-        self.accepted(now, Producer::FREE.remote);
-    }
-
-    fn accepted(&mut self, now: Instant, from: SocketAddr) {
-        self.closed(now, Closed::Local);
-        let config = self.shared.config;
-        let Some(producer) = self.producer() else { return };
-        let news = producer.news;
-        let why = producer.why;
-        *producer = Producer {
-            news,
-            why,
-            remote: from,
-            decoder: CommandDecoder::new(config.max_body),
-            step: now.after(config.greeting_timeout),
-            ..Producer::FREE
-        };
-        producer.set_state(State::Greeting);
-    }
-
-    fn receive(&mut self, now: Instant, bytes: &[u8]) -> Result<(), Fault> {
-        if self.take(now, bytes) < bytes.len() {
-            // Only a driver that offers the rest again can hold a node.
-            let fault = Fault::TimedOut(Awaited::Drain);
-            self.leave(now, self.id, Closed::Fault(fault));
-            return Err(fault);
-        }
-        Ok(())
-    }
-
-    fn take(&mut self, now: Instant, bytes: &[u8]) -> usize {
-        let mut input = bytes;
-        while let Some(producer) = self.producers.get_mut(self.id) {
-            match producer.state {
-                State::Free | State::Closing => return bytes.len(),
-                State::Greeting | State::Identified if !producer.answer.has_room() => break,
-                State::Greeting | State::Identified => {}
-            }
-            match producer.decoder.next(&mut input) {
-                Ok(Some(item)) => self.on_item(now, item),
-                Ok(None) => break,
-                Err(refusal) => {
-                    let code = refusal.code();
-                    producer.answer.say(|w| emit_refusal(w, &refusal));
-                    self.refused(now, code);
-                }
-            }
-        }
-        let timeout = self.shared.config.reply_timeout;
-        if let Some(producer) = self.producer()
-            && producer.write == Instant::NEVER
-            && producer.state != State::Closing
-            && !producer.answer.is_none()
-        {
-            producer.write = now.after(timeout);
-        }
-        bytes.len().saturating_sub(input.len())
-    }
-
-    fn transmit(&mut self, _: Instant) -> Transmit<'_> {
-        let info = &self.shared.config.info;
-        let producer = self.producers.get_mut(self.id);
-        let head = producer.map_or(&[][..], |producer| producer.answer.next(info));
-        Transmit { head, body: &[] }
-    }
-
-    fn sent(&mut self, now: Instant, n: usize) {
-        let config = self.shared.config;
-        let Some(producer) = self.producers.get_mut(self.id) else { return };
-        producer.answer.sent(n, &config.info);
-        producer.write = match producer.state {
-            State::Free | State::Closing => Instant::NEVER,
-            State::Greeting | State::Identified if producer.answer.is_none() => Instant::NEVER,
-            State::Greeting | State::Identified => now.after(config.reply_timeout),
-        };
-    }
-
-    fn deadline(&self) -> Instant {
-        let Some(producer) = self.producers.get(self.id) else { return Instant::NEVER };
-        let step = match producer.state {
-            State::Free | State::Greeting | State::Closing => producer.step,
-            State::Identified => self.shared.patience(producer.step),
-        };
-        step.min(producer.write)
-    }
-
-    /// Who has not said who it is may go 2 s after it came.
-    fn evictable(&self) -> Instant {
-        match self.producers.get(self.id) {
-            Some(producer) if producer.state == State::Greeting => {
-                let timeout = self.shared.config.greeting_timeout.as_micros();
-                let came = producer.step.as_micros().saturating_sub(timeout);
-                Instant::from_micros(came).after(Span::from_secs(2))
-            }
-            _ => Instant::NEVER,
-        }
-    }
-
-    fn tick(&mut self, now: Instant) {
-        if self.shared.wants_room {
-            self.make_room(now);
-        }
-        let max_idle = self.shared.config.idle_timeout;
-        let Some(producer) = self.producer() else { return };
-        let awaited = match producer.state {
-            // A closing one stays due until it is closed: the driver breaks it off then.
-            State::Free | State::Closing => return,
-            State::Greeting | State::Identified if producer.write <= now => Awaited::Drain,
-            State::Greeting if producer.step <= now => Awaited::Handshake,
-            State::Identified if producer.step.after(max_idle) <= now => Awaited::Heartbeat,
-            State::Greeting | State::Identified => return,
-        };
-        if awaited == Awaited::Drain {
-            // What it does not read, it need not be offered while the connection is closed.
-            producer.answer = Answer::NONE;
-        }
-        self.shared.tally.timed_out = self.shared.tally.timed_out.saturating_add(1);
-        self.leave(now, self.id, Closed::Fault(Fault::TimedOut(awaited)));
-    }
-
-    fn closed(&mut self, now: Instant, why: Closed) {
-        let state = self.producer().map_or(State::Free, |producer| producer.state);
-        match state {
-            State::Free => return,
-            State::Greeting | State::Identified => self.leave(now, self.id, why),
-            State::Closing => {}
-        }
-        if let Some(producer) = self.producer() {
-            producer.step = Instant::NEVER;
-            producer.answer = Answer::NONE;
-            producer.set_state(State::Free);
-            self.shared.wants_room = false;
-        }
-    }
 }

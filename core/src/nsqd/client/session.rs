@@ -1,0 +1,174 @@
+//! The session of one accepted client.
+
+use core::net::SocketAddr;
+
+use super::{ClientSession, HEAD, PendingEvent, State, Timer};
+use crate::nsqd::table::Subscription;
+use crate::session::{Awaited, Closed, Fault, Link, Session, Transmit};
+use crate::time::{Instant, Span};
+
+/// How long a client may take to give a command while another caller waits for a place.
+const GREETING: Span = Span::from_secs(2);
+
+impl Session for ClientSession<'_, '_> {
+    fn link(&self) -> Link {
+        match self.client.state {
+            State::Unused => Link::Down,
+            State::Up if self.is_kicked() => Link::Close,
+            State::Up => Link::Up,
+            State::Closing => Link::Close,
+        }
+    }
+
+    fn open(&mut self, now: Instant) {
+        if self.client.is_connected() {
+            self.closed(now, Closed::Local);
+        }
+        let config = self.shared.config;
+        self.client.reset();
+        self.client.since = self.shared.unix(now).checked_div(1_000_000_000).unwrap_or_default();
+        self.client.heartbeat = config.heartbeat;
+        self.client.msg_timeout = config.msg_timeout;
+        self.client.set_state(State::Up);
+        self.client.news = Some(PendingEvent::Connected);
+        if let Some(seat) = self.seat() {
+            *seat = Subscription::EMPTY;
+        }
+        self.client.timers.set(Timer::Heartbeat, now.after(config.heartbeat));
+        self.hear(now);
+        self.shared.counters.connections = self.shared.counters.connections.saturating_add(1);
+        // Somebody may wait for the event.
+        self.shared.changed();
+    }
+
+    fn accepted(&mut self, now: Instant, from: SocketAddr) {
+        self.open(now);
+        self.client.from = Some(from);
+    }
+
+    /// As [`take`](Self::take), but what there is no room for is refused at once.
+    fn receive(&mut self, now: Instant, bytes: &[u8]) -> Result<(), Fault> {
+        let mut input = bytes;
+        loop {
+            let taken = self.take(now, input);
+            input = input.get(taken..).unwrap_or_default();
+            if input.is_empty() || self.client.state != State::Up {
+                break;
+            }
+            self.fail(now, self.shared.lack);
+        }
+        match (self.client.state, self.client.why) {
+            (State::Closing, Closed::Fault(fault)) => Err(fault),
+            _ => Ok(()),
+        }
+    }
+
+    fn take(&mut self, now: Instant, bytes: &[u8]) -> usize {
+        self.follow(now);
+        let left = self.read(now, bytes);
+        self.settle();
+        bytes.len().saturating_sub(left)
+    }
+
+    fn transmit(&mut self, now: Instant) -> Transmit<'_> {
+        self.follow(now);
+        if self.client.state == State::Up && !self.client.has_unwritten() {
+            self.settle();
+            self.stage(now);
+        }
+        self.settle();
+        if self.client.has_unwritten() && !self.client.timers.is_set(Timer::Write) {
+            let at = self.client.write_deadline(now, self.shared.config.heartbeat);
+            if self.client.state == State::Up {
+                self.client.timers.set(Timer::Write, at);
+            }
+        }
+        let client = &*self.client;
+        if client.is_writing_message() {
+            let head = client.head.get(client.head_at.into()..).unwrap_or_default();
+            return Transmit { head, body: self.shared.store.piece(&client.body) };
+        }
+        Transmit { head: client.desk.pending(), body: &[] }
+    }
+
+    fn sent(&mut self, _: Instant, n: usize) {
+        let client = &mut *self.client;
+        if client.is_writing_message() {
+            let head = n.min(HEAD.saturating_sub(client.head_at.into()));
+            client.head_at = client.head_at.saturating_add(head as u8);
+            self.shared.store.advance(&mut client.body, n.saturating_sub(head));
+            if usize::from(client.head_at) == HEAD && client.body.left == 0 {
+                self.drop_message();
+            }
+        } else {
+            let _ = client.desk.sent(n);
+        }
+        if n > 0 {
+            // What is left has its full time again.
+            self.client.timers.stop(Timer::Write);
+        }
+    }
+
+    fn deadline(&self) -> Instant {
+        match self.client.state {
+            State::Unused => Instant::NEVER,
+            State::Up if self.is_kicked() => Instant::ZERO,
+            State::Up => self.client.timers.next().min(self.shared.next_due(self.channel())),
+            State::Closing => self.client.timers.next(),
+        }
+    }
+
+    /// Who has not given a command may go 2 s after it came.
+    fn evictable(&self) -> Instant {
+        if self.client.state == State::Up && !self.client.is_known {
+            // The first one is due so long after that.
+            let heartbeat = self.client.timers.get(Timer::Heartbeat).as_micros();
+            let came = heartbeat.saturating_sub(self.client.heartbeat.as_micros());
+            return Instant::from_micros(came).after(GREETING);
+        }
+        Instant::NEVER
+    }
+
+    fn tick(&mut self, now: Instant) {
+        self.follow(now);
+        if self.client.state != State::Up {
+            // A closing one stays due until it is closed.
+            return;
+        }
+        self.shared.release_due(now, self.channel());
+        if self.client.timers.expired(Timer::Due, now) {
+            let next = self.shared.expire(now, self.id);
+            self.client.timers.set(Timer::Due, next);
+        }
+        if self.client.timers.expired(Timer::Heartbeat, now) {
+            self.client.heartbeat_due = true;
+            self.client.timers.set(Timer::Heartbeat, now.after(self.client.heartbeat));
+        }
+        if self.client.timers.get(Timer::Room) <= now && !self.has_room(now) {
+            self.fail(now, self.shared.lack);
+        } else if self.client.timers.expired(Timer::Body, now) {
+            self.on_body_timeout(now);
+        } else if self.client.timers.expired(Timer::Silence, now) {
+            self.close(now, Closed::Fault(Fault::TimedOut(Awaited::Heartbeat)), false);
+        } else if self.client.timers.expired(Timer::Write, now) {
+            self.close(now, Closed::Fault(Fault::TimedOut(Awaited::Drain)), false);
+        }
+        self.settle();
+    }
+
+    fn closed(&mut self, now: Instant, why: Closed) {
+        if !self.client.is_connected() {
+            return;
+        }
+        self.close(now, why, false);
+        self.drop_message();
+        self.client.desk.clear();
+        self.client.timers.stop_all();
+        self.client.news = Some(PendingEvent::Disconnected);
+        self.client.set_state(State::Unused);
+        if let Some(seat) = self.seat() {
+            *seat = Subscription::EMPTY;
+        }
+        self.shared.changed();
+    }
+}

@@ -1,0 +1,79 @@
+//! Why a call of the application is refused.
+
+use core::fmt;
+
+use super::{DEFER_MAX, TableFull};
+
+/// Why a message was not accepted. Nothing changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+#[non_exhaustive]
+pub enum PublishError {
+    /// The store is full. Try again when messages were finished: [`Nsqd::version`](super::Nsqd::version) changes then.
+    Full,
+    /// The message never fits into the store, or is longer than `limits.max_msg_size`.
+    TooLarge {
+        /// The longest body that is taken, in bytes.
+        max: usize,
+    },
+    /// nsqd takes no empty message.
+    Empty,
+    /// The deferral is above [`DEFER_MAX`].
+    DeferTooLong,
+    /// There is no room for another topic.
+    TooManyTopics,
+}
+
+/// Why a topic or channel could not be changed. Nothing changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+#[non_exhaustive]
+pub enum NsqdError {
+    /// There is no such topic.
+    NoTopic,
+    /// There is no such channel.
+    NoChannel,
+    /// There is no room for another topic.
+    TooManyTopics,
+    /// There is no room for another channel, or not in this topic.
+    TooManyChannels,
+}
+
+impl From<TableFull> for NsqdError {
+    fn from(full: TableFull) -> Self {
+        match full {
+            TableFull::Topics => Self::TooManyTopics,
+            TableFull::Channels | TableFull::ChannelsOfTopic => Self::TooManyChannels,
+        }
+    }
+}
+
+impl fmt::Display for PublishError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Full => f.write_str("the store is full"),
+            Self::TooLarge { max } => {
+                write!(f, "the message is longer than {max} bytes, the most that is taken")
+            }
+            Self::Empty => f.write_str("an empty message; nsqd takes none"),
+            Self::DeferTooLong => {
+                write!(f, "deferred for more than {DEFER_MAX}, the most that nsqd takes")
+            }
+            Self::TooManyTopics => f.write_str("no room for another topic"),
+        }
+    }
+}
+
+impl fmt::Display for NsqdError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NoTopic => "no such topic",
+            Self::NoChannel => "no such channel",
+            Self::TooManyTopics => "no room for another topic",
+            Self::TooManyChannels => "no room for another channel",
+        })
+    }
+}
+
+impl core::error::Error for PublishError {}
+impl core::error::Error for NsqdError {}

@@ -1,0 +1,103 @@
+//! What the application publishes.
+
+use super::engine::{Draft, Piece};
+use super::table::Origin;
+use super::{DEFER_MAX, MessageId, Nsqd, PublishError};
+use crate::name::TopicName;
+use crate::time::{Instant, Span};
+
+/// Names one message that the node took from the application: they count up from 0, clients'
+/// messages included.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct Ticket(u64);
+
+impl Ticket {
+    /// The message's number, from 0, in the order of publishing.
+    pub const fn number(self) -> u64 {
+        self.0
+    }
+}
+
+/// How to publish one message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct PublishOptions {
+    /// Hold the message back for so long, up to [`DEFER_MAX`], counted from when its topic has a
+    /// channel and is not paused.
+    pub defer: Option<Span>,
+}
+
+impl Nsqd<'_> {
+    /// Takes a message, at once.
+    ///
+    /// The body, 1 byte to the configured `limits.max_msg_size` or what the store holds, is copied once, to
+    /// where it is sent from. The topic is made if need be.
+    pub fn publish(
+        &mut self,
+        now: Instant,
+        topic: &TopicName,
+        body: &[u8],
+    ) -> Result<Ticket, PublishError> {
+        self.publish_with(now, topic, body, PublishOptions { defer: None })
+    }
+
+    /// Takes a message with a deferral, at once.
+    pub fn publish_with(
+        &mut self,
+        now: Instant,
+        topic: &TopicName,
+        body: &[u8],
+        options: PublishOptions,
+    ) -> Result<Ticket, PublishError> {
+        let taken = self.offer(now, topic, body, options);
+        if matches!(taken, Err(PublishError::Full)) {
+            self.shared.counters.refused = self.shared.counters.refused.saturating_add(1);
+        }
+        taken
+    }
+
+    /// As [`publish_with`](Self::publish_with), but a refusal is not counted: for a caller that
+    /// waits for room.
+    pub fn offer(
+        &mut self,
+        now: Instant,
+        topic: &TopicName,
+        body: &[u8],
+        options: PublishOptions,
+    ) -> Result<Ticket, PublishError> {
+        if body.is_empty() {
+            return Err(PublishError::Empty);
+        }
+        let defer = options.defer.unwrap_or(Span::ZERO);
+        if defer > DEFER_MAX {
+            return Err(PublishError::DeferTooLong);
+        }
+        let longest = self.shared.store.layout().longest();
+        let max = self.shared.config.limits.max_msg_size.min(longest);
+        let len = u32::try_from(body.len()).unwrap_or(u32::MAX);
+        if len > max {
+            return Err(PublishError::TooLarge { max: max as usize });
+        }
+        if self.shared.has_slot_for(now, topic, Origin::Application).is_err() {
+            return Err(PublishError::TooManyTopics);
+        }
+        let mut draft = Draft::OWN;
+        if !self.shared.take(now, topic, &mut draft, Piece::First(len)) {
+            self.shared.wanted = true;
+            return Err(PublishError::Full);
+        }
+        self.shared.fill(&mut draft, body);
+        let Ok(topic) = self.shared.topic_for(now, topic, Origin::Application) else {
+            self.shared.discard(&mut draft);
+            return Err(PublishError::TooManyTopics);
+        };
+        let (number, _) = self.shared.commit(now, topic, &mut draft, defer.as_millis());
+        Ok(Ticket(number))
+    }
+
+    /// The id by which clients know a message.
+    pub fn message_id(&self, ticket: Ticket) -> MessageId {
+        self.shared.id_of(ticket.0 as u32)
+    }
+}

@@ -1,0 +1,88 @@
+//! What a [`Nsqd`] borrows: its tables, and what a message costs of its store.
+
+use super::Nsqd;
+use super::arena::Layout;
+use super::client::Client;
+use super::table::{Channel, Entry, Subscription, Topic};
+
+/// The tables of a node: for so many topics, channels of all topics together, clients, and
+/// messages in flight in each channel.
+///
+/// RAM: at most [`TOPIC_RAM_MAX`] bytes a topic, [`CHANNEL_RAM_MAX`] a channel, [`CLIENT_RAM_MAX`]
+/// a client and [`ENTRY_RAM`] for each message in flight of each channel: 5.6 KiB for 2 topics
+/// with 2 channels each, 4 clients and 8 messages in flight a channel. The store comes on top.
+#[derive(Debug)]
+pub struct Storage<
+    const TOPICS: usize,
+    const CHANNELS: usize,
+    const CLIENTS: usize,
+    const IN_FLIGHT: usize,
+> {
+    pub(super) topics: [Topic; TOPICS],
+    pub(super) channels: [Channel; CHANNELS],
+    pub(super) clients: [Client; CLIENTS],
+    pub(super) seats: [Subscription; CLIENTS],
+    pub(super) entries: [[Entry; IN_FLIGHT]; CHANNELS],
+}
+
+/// The most bytes that a topic takes of a [`Storage`].
+pub const TOPIC_RAM_MAX: usize = 128;
+
+/// The most bytes that a channel takes of a [`Storage`], beside its entries.
+pub const CHANNEL_RAM_MAX: usize = 136;
+
+/// The most bytes that a client takes of a [`Storage`].
+pub const CLIENT_RAM_MAX: usize = 1056;
+
+/// The bytes that room for one message in flight takes of a [`Storage`].
+pub const ENTRY_RAM: usize = 24;
+
+/// The most bytes that a [`Nsqd`] takes beside its storage and store.
+pub const RAM_MAX: usize = 448;
+
+// On every target that this is compiled for.
+const _: () = {
+    assert!(size_of::<Topic>() <= TOPIC_RAM_MAX);
+    assert!(size_of::<Channel>() <= CHANNEL_RAM_MAX);
+    assert!(size_of::<Client>() + size_of::<Subscription>() <= CLIENT_RAM_MAX);
+    assert!(size_of::<Entry>() == ENTRY_RAM);
+    assert!(size_of::<Nsqd<'_>>() <= RAM_MAX);
+};
+
+/// How many bytes of the store a message takes whose body has `len` bytes, in a node whose topics
+/// can have `channels_per_topic` channels, as long as the store has fewer than 65,535 blocks
+/// (4 MiB; blocks are longer in a larger one).
+///
+/// ```
+/// // A store of 16 KiB takes 124 messages of 60 bytes.
+/// assert_eq!(nanonsq_core::nsqd::message_cost(60, 2), 132);
+/// ```
+pub const fn message_cost(len: u32, channels_per_topic: u8) -> usize {
+    match Layout::new(4096, channels_per_topic) {
+        Some(layout) => layout.cost(len),
+        None => usize::MAX,
+    }
+}
+
+impl<const TOPICS: usize, const CHANNELS: usize, const CLIENTS: usize, const IN_FLIGHT: usize>
+    Storage<TOPICS, CHANNELS, CLIENTS, IN_FLIGHT>
+{
+    /// Empty; [`Nsqd::new`] fills it.
+    pub const fn new() -> Self {
+        Self {
+            topics: [const { Topic::NEW }; TOPICS],
+            channels: [const { Channel::NEW }; CHANNELS],
+            clients: [const { Client::NEW }; CLIENTS],
+            seats: [Subscription::EMPTY; CLIENTS],
+            entries: [[Entry::FREE; IN_FLIGHT]; CHANNELS],
+        }
+    }
+}
+
+impl<const TOPICS: usize, const CHANNELS: usize, const CLIENTS: usize, const IN_FLIGHT: usize>
+    Default for Storage<TOPICS, CHANNELS, CLIENTS, IN_FLIGHT>
+{
+    fn default() -> Self {
+        Self::new()
+    }
+}

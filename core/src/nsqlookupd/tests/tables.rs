@@ -1,0 +1,334 @@
+//! Full tables, tombstones, and what is forgotten.
+
+use super::*;
+
+#[test]
+fn full_tables() {
+    let mut world = small();
+    world.arrive(0, "a");
+    for name in ["t", "u", "v"] {
+        world.ok(0, &format!("REGISTER {name} c\n"));
+    }
+    let before = world.ask("GET /debug");
+    // Not fatal: what is registered stays.
+    let topics = b"\0\0\0\x34E_REGISTER_FAILED REGISTER no room for another topic";
+    let channels = b"\0\0\0\x36E_REGISTER_FAILED REGISTER no room for another channel";
+    assert_eq!(world.say(0, b"REGISTER w\n"), topics);
+    assert_eq!(world.say(0, b"REGISTER t d\n"), channels);
+    assert_eq!(world.say(0, b"REGISTER w c\n"), channels);
+    assert_eq!(world.ask("POST /topic/create?topic=w"), r#"503 {"message":"TOO_MANY_TOPICS"}"#);
+    let channels = r#"503 {"message":"TOO_MANY_CHANNELS"}"#;
+    assert_eq!(world.ask("POST /channel/create?topic=t&channel=d"), channels);
+    assert_eq!(world.ask("POST /channel/create?topic=w&channel=d"), channels);
+    assert_eq!(world.ask("GET /debug"), before);
+    assert_eq!(world.directory.counters().full, 6);
+    // What there is may be registered again, and made again.
+    world.ok(0, "REGISTER t c\n");
+    assert_eq!(world.ask("POST /channel/create?topic=t&channel=c"), "");
+    // Room for the channel, none for its topic: nothing changes.
+    assert_eq!(world.ask("POST /channel/delete?topic=v&channel=c"), "");
+    let said = world.say(0, b"REGISTER w c\n");
+    assert!(said.ends_with(b"another topic"));
+    assert_eq!(world.ask("GET /channels?topic=v"), r#"{"channels":[]}"#);
+    assert_eq!(world.ask("POST /topic/delete?topic=u"), "");
+    world.ok(0, "REGISTER w c\n");
+    // In the places of those that were deleted.
+    assert_eq!(world.ask("GET /topics"), r#"{"topics":["t","w","v"]}"#);
+    assert_eq!(world.lookup("v"), "a");
+}
+
+#[test]
+fn tombstones() {
+    let mut world = small();
+    world.arrive(0, "a");
+    world.arrive(1, "b");
+    for at in [0, 1] {
+        world.ok(at, "REGISTER t c\n");
+        world.ok(at, "REGISTER u\n");
+    }
+    let bury = "POST /topic/tombstone?topic=t&node=a%3A2";
+    assert_eq!(world.ask(bury), "");
+    assert_eq!((world.lookup("t"), world.lookup("u")), ("b".into(), "a b".into()));
+    assert!(world.ask("GET /nodes").contains(r#""topics":["t","u"],"tombstones":[true,false]}"#));
+    // REGISTER does not lift it.
+    world.ok(0, "REGISTER t\n");
+    assert_eq!(world.lookup("t"), "b");
+    // Time does.
+    world.after(44);
+    assert_eq!(world.lookup("t"), "b");
+    world.after(1);
+    assert_eq!(world.lookup("t"), "a b");
+    assert!(!world.ask("GET /nodes").contains("true"));
+    assert!(world.ask("GET /debug").contains("\"tombstoned\":true"), "still known");
+    // And again, from now on; UNREGISTER and REGISTER lift it at once.
+    world.ask(bury);
+    world.after(30);
+    world.ask(bury);
+    world.after(30);
+    assert_eq!(world.lookup("t"), "b");
+    world.ok(0, "UNREGISTER t\n");
+    world.ok(0, "REGISTER t\n");
+    assert_eq!(world.lookup("t"), "a b");
+    assert!(!world.ask("GET /debug").contains("\"tombstoned\":true"));
+    // As does another life.
+    world.ask(bury);
+    world.directory.client(0).unwrap().closed(world.now, Closed::Peer);
+    world.arrive(0, "a");
+    world.ok(0, "REGISTER t\n");
+    assert_eq!(world.lookup("t"), "a b");
+}
+
+#[test]
+fn all_tombstones_in_use() {
+    let mut world = a_world(Storage::<2, 17, 0, 1>::new(), Config::new());
+    world.arrive(0, "a");
+    world.connect(1);
+    // On the same machine, at the same HTTP port.
+    world.say(1, &identify(&node("a").replace("\"tcp_port\":1", "\"tcp_port\":9")));
+    for topic in 0..=TOMBSTONES {
+        world.ok(0, &format!("REGISTER t{topic}\n"));
+    }
+    for topic in 0..TOMBSTONES - 1 {
+        assert_eq!(world.ask(&format!("POST /topic/tombstone?topic=t{topic}&node=a:2")), "");
+    }
+    world.ok(1, "REGISTER t15\n");
+    world.ok(1, "REGISTER t0\n");
+    let full = r#"503 {"message":"TOO_MANY_TOMBSTONES"}"#;
+    // Two are needed, one is left: neither.
+    assert_eq!(world.ask("POST /topic/tombstone?topic=t15&node=a:2"), full);
+    assert_eq!(world.lookup("t15"), "a a");
+    // Of these one is there already.
+    assert_eq!(world.ask("POST /topic/tombstone?topic=t0&node=a:2"), "");
+    assert_eq!(world.lookup("t0"), "");
+    assert_eq!(world.ask("POST /topic/tombstone?topic=t16&node=a:2"), full);
+    assert_eq!(world.directory.counters().full, 2);
+    // Those that no longer count give room.
+    world.after(45);
+    assert_eq!(world.ask("POST /topic/tombstone?topic=t15&node=a:2"), "");
+    assert_eq!(world.lookup("t15"), "");
+}
+
+#[test]
+fn what_nobody_has_is_forgotten_after_a_while() {
+    let mut world = a_world(Storage::<2, 3, 4, 1>::new(), Config::new());
+    world.arrive(0, "a");
+    world.ok(0, "REGISTER t c\n");
+    world.ok(0, "REGISTER t d\n");
+    world.ok(0, "UNREGISTER t d\n");
+    assert_eq!(world.ask("POST /channel/create?topic=made&channel=c"), "");
+    let listed = |world: &mut World<'_>| {
+        let _ = world.ask("GET /topics");
+        let topics = world.directory.topics().map(|(name, _)| name.to_string());
+        let channels = world.directory.channels().map(|(topic, name)| format!("{topic}/{name}"));
+        topics.chain(channels).collect::<Vec<_>>().join(" ")
+    };
+    for _ in 0..12 {
+        world.after(299);
+        world.ok(0, "PING\n");
+    }
+    assert_eq!(listed(&mut world), "t made t/c t/d made/c");
+    world.after(12);
+    assert_eq!(listed(&mut world), "t made t/c made/c");
+    world.directory.client(0).unwrap().closed(world.now, Closed::Peer);
+    world.after(3599);
+    assert_eq!(listed(&mut world), "t made t/c made/c");
+    // Who asks for a topic uses it, and not its channels.
+    assert_eq!(world.lookup("t"), "");
+    world.after(1);
+    // What an administrator made stays, for who comes one day.
+    assert_eq!(listed(&mut world), "t made made/c");
+    assert_eq!(world.directory.counters().collected, 2);
+    world.after(3597);
+    assert_eq!(world.ask("GET /channels?topic=t"), r#"{"channels":[]}"#);
+    world.after(3599);
+    assert_eq!(listed(&mut world), "t made made/c");
+    world.after(1);
+    assert_eq!(listed(&mut world), "made made/c");
+    assert_eq!(world.directory.counters().collected, 3);
+    world.after(1_000_000);
+    assert_eq!(world.ask("GET /channels?topic=made"), r#"{"channels":["c"]}"#);
+
+    // Never, if so configured.
+    let config = Config { empty_timeout: Span::ZERO, ..Config::new() };
+    let mut world = a_world(Small::new(), config);
+    world.arrive(0, "a");
+    world.ok(0, "REGISTER t c\n");
+    world.ok(0, "UNREGISTER t\n");
+    world.after(299);
+    for _ in 0..10_000 {
+        world.ok(0, "PING\n");
+        world.after(299);
+    }
+    assert_eq!(world.ask("GET /channels?topic=t"), r#"{"channels":["c"]}"#);
+}
+
+/// The topics and channels that there are, sorted.
+fn names(world: &World<'_>) -> String {
+    let topics = world.directory.topics().map(|(name, _)| name.to_string());
+    let channels = world.directory.channels().map(|(topic, name)| format!("{topic}/{name}"));
+    let mut names: Vec<_> = topics.chain(channels).collect();
+    names.sort();
+    names.join(" ")
+}
+
+#[test]
+fn what_nobody_has_is_given_back_least_recently_used_first() {
+    let mut world = a_world(Storage::<3, 4, 4, 1>::new(), Config::new());
+    for topic in ["m1", "m2", "m3"] {
+        assert_eq!(world.ask(&format!("POST /channel/create?topic={topic}&channel=c")), "");
+        world.after(1);
+    }
+    world.arrive(0, "a");
+    world.ok(0, "REGISTER mine c\n");
+    assert_eq!(names(&world), "m1 m1/c m2 m2/c m3 m3/c mine mine/c");
+    // Who asks for a topic uses it, and who makes it again.
+    world.after(1);
+    world.lookup("m1");
+    world.after(1);
+    assert_eq!(world.ask("POST /topic/create?topic=m2"), "");
+    // With its channels.
+    world.ok(0, "REGISTER mine2\n");
+    assert_eq!(names(&world), "m1 m1/c m2 m2/c mine mine/c mine2");
+    assert_eq!(world.directory.counters().given_back, 2);
+    // What is not used any more is, too.
+    world.arrive(1, "b");
+    world.ok(1, "REGISTER m1\n");
+    world.after(1);
+    world.directory.client(1).unwrap().closed(world.now, Closed::Peer);
+    assert_eq!(world.ask("POST /topic/create?topic=m4"), "", "over HTTP as well");
+    assert_eq!(names(&world), "m1 m1/c m4 mine mine/c mine2");
+    // Channels by themselves, of topics that somebody has as well.
+    world.ok(0, "REGISTER mine d\n");
+    world.after(1);
+    assert_eq!(world.ask("POST /channel/create?topic=mine&channel=made"), "");
+    world.after(1);
+    world.ok(0, "UNREGISTER mine d\n");
+    world.ok(0, "REGISTER mine e\n");
+    assert_eq!(names(&world), "m1 m4 mine mine/c mine/d mine/e mine/made mine2");
+    world.ok(0, "REGISTER mine f\n");
+    world.arrive(1, "b");
+    world.ok(1, "REGISTER mine2 f\n");
+    assert_eq!(names(&world), "m1 m4 mine mine/c mine/e mine/f mine2 mine2/f");
+    // What a connected node has is never given back.
+    assert!(world.say(0, b"REGISTER m1 c\n").ends_with(b"another channel"));
+    let full = r#"503 {"message":"TOO_MANY_CHANNELS"}"#;
+    assert_eq!(world.ask("POST /channel/create?topic=m1&channel=c"), full);
+    assert_eq!(world.ask("POST /channel/create?topic=m9&channel=c"), full, "nothing changes");
+    assert_eq!(names(&world), "m1 m4 mine mine/c mine/e mine/f mine2 mine2/f");
+    world.arrive(2, "c");
+    world.ok(2, "REGISTER m1\n");
+    world.ok(2, "REGISTER m4\n");
+    assert!(world.say(2, b"REGISTER m5\n").ends_with(b"another topic"));
+    // A channel could be given back, no topic: nothing changes.
+    world.ok(0, "UNREGISTER mine c\n");
+    assert!(world.say(2, b"REGISTER m5 c\n").ends_with(b"another topic"));
+    assert_eq!(names(&world), "m1 m4 mine mine/c mine/e mine/f mine2 mine2/f");
+    let counters = world.directory.counters();
+    assert_eq!((counters.full, counters.given_back, counters.collected), (5, 7, 0));
+}
+
+#[test]
+fn junk_of_any_kind_keeps_no_node_out() {
+    let mut world = a_world(Storage::<3, 8, 16, 1>::new(), Config::new());
+    let fill = |world: &mut World<'_>, n: usize| {
+        for at in 0..40 {
+            match n {
+                0 => world.ask(&format!("POST /topic/create?topic=junk{at}")),
+                1 => world.ask(&format!("POST /channel/create?topic=junk{at}&channel=c")),
+                _ => world.ask(&format!("POST /channel/create?topic=junk&channel=c{at}")),
+            };
+        }
+        // And somebody who leaves.
+        world.arrive(1, "b");
+        for at in 0..40 {
+            world.say(1, format!("REGISTER left{} c{}\n", at % (n + 5), at).as_bytes());
+        }
+        world.directory.client(1).unwrap().closed(world.now, Closed::Peer);
+    };
+    for n in 0..3 {
+        fill(&mut world, n);
+        world.arrive(0, "a");
+        for at in 0..4 {
+            world.ok(0, &format!("REGISTER good{at} c{n}\n"));
+        }
+        fill(&mut world, n);
+        for at in 0..4 {
+            assert_eq!(world.lookup(&format!("good{at}")), "a");
+            let channels = world.ask(&format!("GET /channels?topic=good{at}"));
+            assert!(channels.contains(&format!("\"c{n}\"")), "{channels}");
+        }
+        world.directory.client(0).unwrap().closed(world.now, Closed::Peer);
+    }
+}
+
+#[test]
+fn one_connection_leaves_room_to_others() {
+    let config = Config { topics_per_node: 6, channels_per_node: 20, ..Config::new() };
+    let mut world = a_world(Storage::<3, 8, 24, 1>::new(), config);
+    world.arrive(0, "greedy");
+    world.arrive(1, "good");
+    for at in 0..6 {
+        world.ok(0, &format!("REGISTER g{at}\n"));
+    }
+    let no = b"E_REGISTER_FAILED REGISTER no room for more of one node";
+    assert!(world.say(0, b"REGISTER more\n").ends_with(no));
+    assert!(world.say(0, b"REGISTER more c\n").ends_with(no));
+    for at in 0..20 {
+        world.ok(0, &format!("REGISTER g0 c{at}\n"));
+    }
+    assert!(world.say(0, b"REGISTER g0 more\n").ends_with(no));
+    assert_eq!(world.ask("GET /topics").matches('g').count(), 6);
+    // What is there may be registered by anybody.
+    world.ok(1, "REGISTER good c\n");
+    world.ok(1, "REGISTER good2 c\n");
+    world.ok(0, "REGISTER good c\n");
+    world.ok(0, "REGISTER g0 c0\n");
+    assert_eq!(world.directory.counters().full, 3);
+    // And made over HTTP by whoever it was.
+    assert_eq!(world.ask("POST /channel/create?topic=g0&channel=more"), "");
+    world.ok(0, "UNREGISTER good\n");
+    world.ok(0, "UNREGISTER g5\n");
+    world.ok(0, "REGISTER more\n");
+}
+
+#[test]
+fn a_table_that_is_full_is_told_once() {
+    let config = Config { topics_per_node: 3, channels_per_node: 3, ..Config::new() };
+    let mut world = a_world(Storage::<3, 4, 4, 1>::new(), config);
+    world.arrive(0, "a");
+    world.arrive(1, "b");
+    for at in 0..3 {
+        world.ok(0, &format!("REGISTER t{at} c\n"));
+    }
+    while world.directory.poll_event().is_some() {}
+    let version = world.directory.version();
+    world.say(0, b"REGISTER t4\nREGISTER t5\n");
+    assert_ne!(world.directory.version(), version, "who waits for events is to look");
+    world.ok(1, "REGISTER t4 c\n");
+    world.say(1, b"REGISTER t5\nREGISTER t4 d\nREGISTER t4 d\n");
+    let told = [(); 4].map(|()| world.directory.poll_event());
+    let bounds = [TableFull::Topics, TableFull::Channels, TableFull::Share]
+        .map(|it| Some(Event::TableFull(it)));
+    assert_eq!(told, [bounds[0], bounds[1], bounds[2], None]);
+    world.say(1, b"REGISTER t5\n");
+    assert_eq!(world.directory.poll_event(), Some(Event::TableFull(TableFull::Topics)));
+    assert_eq!(world.directory.counters().full, 6);
+}
+
+#[test]
+fn ephemeral_ones_go_when_unregistered() {
+    let mut world = small();
+    world.arrive(0, "a");
+    world.arrive(1, "b");
+    for at in [0, 1] {
+        world.ok(at, "REGISTER t#ephemeral c#ephemeral\n");
+    }
+    world.ok(0, "UNREGISTER t#ephemeral c#ephemeral\n");
+    assert_eq!(world.ask("GET /channels?topic=t%23ephemeral"), r#"{"channels":["c#ephemeral"]}"#);
+    world.ok(1, "UNREGISTER t#ephemeral c#ephemeral\n");
+    assert_eq!(world.ask("GET /channels?topic=t%23ephemeral"), r#"{"channels":[]}"#);
+    world.ok(0, "UNREGISTER t#ephemeral\n");
+    assert_eq!(world.lookup("t%23ephemeral"), "b");
+    world.ok(1, "UNREGISTER t#ephemeral\n");
+    assert!(world.ask("GET /lookup?topic=t%23ephemeral").starts_with("404"));
+}

@@ -1,0 +1,181 @@
+//! Whether what can be seen of the nsqd is what the model says.
+
+use super::*;
+
+impl<D: Dice> World<'_, D> {
+    /// Whether all blocks in use are those of messages that the model knows.
+    pub(super) fn is_exact(&self) -> bool {
+        let is_publishing = |connection: &Connection| matches!(connection.pending, Some((_, at, Effect::Publish { .. })) if at > 0);
+        self.model.seats.iter().all(|seat| !seat.closing)
+            && !self.connections.iter().any(is_publishing)
+    }
+
+    /// All that can be seen is what it should be.
+    pub(super) fn check(&mut self) {
+        let Self { node, model, .. } = &*self;
+        assert_eq!(node.topics().count(), model.topics.len());
+        for topic in &model.topics {
+            let name = topic_name(topic.name);
+            let status = node.topics().find(|status| *status.name == name).unwrap();
+            let of = || model.channels.iter().filter(|channel| channel.topic == topic.id);
+            assert_eq!(
+                (status.paused, status.depth, status.messages, status.bytes, status.dropped),
+                (topic.paused, topic.held.len() as u32, topic.messages, topic.bytes, topic.dropped)
+            );
+            assert_eq!(usize::from(status.channels), of().count());
+            assert_eq!(node.channels(&name).count(), of().count());
+            for channel in of() {
+                let name_of = channel_name(channel.name);
+                let status = node.channels(&name).find(|status| *status.name == name_of).unwrap();
+                let clients =
+                    model.seats.iter().filter(|seat| seat.channel == Some(channel.id)).count();
+                assert_eq!(
+                    (
+                        (status.paused, status.clients, status.depth, status.in_flight),
+                        (status.deferred, status.messages, status.requeued, status.timed_out),
+                        status.dropped
+                    ),
+                    (
+                        (
+                            channel.paused,
+                            clients as u8,
+                            channel.waiting() as u32,
+                            channel.in_flight() as u32
+                        ),
+                        (
+                            channel.deferred.len() as u32,
+                            channel.messages,
+                            channel.requeues,
+                            channel.timeouts
+                        ),
+                        channel.dropped
+                    ),
+                    "{channel:?}"
+                );
+            }
+        }
+        for (index, seat) in model.seats.iter().enumerate() {
+            let Some(status) = node.status(index) else {
+                assert!(!seat.open);
+                continue;
+            };
+            let in_flight = model.in_flight(index);
+            assert_eq!(
+                (usize::from(status.ready), usize::from(status.in_flight)),
+                (seat.ready, in_flight),
+            );
+            if !seat.closing {
+                assert_eq!(
+                    (status.messages, status.finished, status.requeued),
+                    (seat.delivered, seat.finished, seat.requeued)
+                );
+                let published: u32 = status.published().map(|(_, count)| count).sum();
+                assert_eq!(published, seat.pubs.iter().map(|(_, count)| count).sum::<u32>());
+            }
+        }
+        assert_eq!(node.counters().finished, model.finished);
+        assert_eq!(node.counters().dropped, model.dropped);
+        assert_eq!(node.counters().expired, model.expired);
+        let counters = node.counters();
+        let given_back = (counters.topics_given_back, counters.channels_given_back);
+        assert_eq!((counters.abandoned, given_back), (model.abandoned, model.given_back));
+        assert_eq!(node.counters().delivered, self.delivered);
+        assert!(usize::from(node.store().announced) <= ANNOUNCED);
+        if self.is_exact() {
+            assert_eq!((node.store().promised, node.store().announced), (0, 0));
+            assert_eq!(usize::from(node.store().free), BLOCKS - model.used());
+        }
+    }
+
+    /// Everybody reads until nothing comes: then nothing waits for who could have it.
+    pub(super) fn drain(&mut self) {
+        loop {
+            let version = self.node.version();
+            let mut heard = false;
+            for client in 0..CLIENTS {
+                if self.model.seats[client].open {
+                    while self.listen(client, true) {
+                        heard = true;
+                    }
+                }
+            }
+            if !heard && self.node.version() == version {
+                break;
+            }
+        }
+        let free = usize::from(self.node.store().free - self.node.store().promised);
+        for client in 0..CLIENTS {
+            let seat = &self.model.seats[client];
+            let Some(id) = seat.channel.filter(|_| !seat.closing) else { continue };
+            let channel = &self.model.channels[self.model.channel_at(id)];
+            assert!(
+                channel.waiting() == 0 || !self.model.may_have(client, free),
+                "client {client} could have a message of {channel:?}"
+            );
+            assert!(seat.expected.is_empty());
+        }
+        self.check();
+        self.model.forget();
+    }
+
+    /// In the end everything that is left can be had, once, and nothing stays in the store.
+    pub(super) fn finish(&mut self) {
+        for client in 0..CLIENTS {
+            if self.model.seats[client].open {
+                self.hang_up(client, Closed::Peer);
+            }
+            self.connections[client].pending = None;
+        }
+        for topic in 0..3 {
+            let Some(at) = self.model.topic(topic) else { continue };
+            let now = self.instant();
+            self.node.unpause_topic(now, &topic_name(topic)).unwrap();
+            self.model.topics[at].paused = false;
+            self.model.flow(self.now, at);
+            if !self.model.channels.iter().any(|c| c.topic == self.model.topics[at].id) {
+                self.node.delete_topic(now, &topic_name(topic)).unwrap();
+                self.model.delete_topic(at);
+            }
+        }
+        self.wait(3_600_000_000);
+        let all: Vec<_> = self
+            .model
+            .channels
+            .iter()
+            .map(|channel| {
+                let topic = self.model.topics.iter().find(|t| t.id == channel.topic).unwrap();
+                (topic.name, channel.name, channel.waiting())
+            })
+            .collect();
+        for (topic, channel, waiting) in all {
+            let now = self.instant();
+            self.node.unpause_channel(now, &topic_name(topic), &channel_name(channel)).unwrap();
+            let at = self.model.topic(topic).unwrap();
+            let at = self.model.channel(at, channel).unwrap();
+            self.model.channels[at].paused = false;
+            self.connect(0);
+            let (topic_is, channel_is) = (TOPIC_NAMES[topic], CHANNEL_NAMES[channel]);
+            let say = |world: &mut Self, text: String, effect: Effect| {
+                world.connections[0].pending = Some((text.into_bytes(), 0, effect));
+                while world.connections[0].pending.is_some() {
+                    world.talk(0);
+                }
+            };
+            say(self, "  V2".into(), Effect::None);
+            let sub = format!("SUB {topic_is} {channel_is}\n");
+            say(self, sub, Effect::Sub { topic, channel });
+            while self.listen(0, true) {}
+            say(self, "RDY 1\n".into(), Effect::Rdy(1));
+            for _ in 0..waiting {
+                while self.listen(0, true) {}
+                let number = *self.connections[0].sees.last().expect("one more");
+                say(self, format!("FIN 00000007{number:08x}\n"), Effect::Fin(number));
+                self.check();
+            }
+            assert!(!self.listen(0, true), "nothing more");
+            self.hang_up(0, Closed::Peer);
+        }
+        self.check();
+        assert_eq!(usize::from(self.node.store().free), BLOCKS);
+    }
+}

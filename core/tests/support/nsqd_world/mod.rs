@@ -1,0 +1,579 @@
+//! A node and a model of it without bounds, which live the same life of publishing, subscribing,
+//! answering, pausing, deleting and hanging up, over streams that are split anywhere. After every
+//! step all that can be seen of the node is what the model says.
+//!
+//! What they do is thrown with [`Dice`]: seeded ones here, a fuzzer's bytes in the fuzz targets,
+//! which share this file.
+
+mod act;
+mod check;
+mod model;
+
+use std::collections::{BTreeMap, VecDeque};
+
+use nanonsq_core::name::{ChannelName, TopicName};
+use nanonsq_core::nsqd::{
+    ClientSession, Config, Full, Nsqd, NsqdError, PublishError, PublishOptions, Storage,
+};
+use nanonsq_core::session::{Closed, Link, Session};
+use nanonsq_core::time::{Instant, Span};
+
+use model::{Channel, Model, Seat, defer_until};
+
+/// What decides.
+pub(crate) trait Dice {
+    /// A number below `n`.
+    fn below(&mut self, n: u32) -> u32;
+
+    /// True once in `n` times.
+    fn one_in(&mut self, n: u32) -> bool {
+        self.below(n) == 0
+    }
+
+    /// Nothing more is to be decided.
+    fn is_over(&self) -> bool;
+
+    /// Something was seen; a fuzzer goes on from where it saw something new.
+    fn note(&mut self, what: &[usize]) {
+        let _ = what;
+    }
+}
+
+const TOPICS: usize = 2;
+const CHANNELS: usize = 3;
+const CLIENTS: usize = 4;
+const IN_FLIGHT: usize = 3;
+const LANES: usize = 2;
+const BLOCKS: usize = 40;
+const MSG_TIMEOUT: u64 = 2_000_000;
+const MAX_MSG_TIMEOUT: u64 = 5_000_000;
+const BODY_TIMEOUT: u64 = 3_000_000;
+/// What no client can take, and what clients can announce together: 12 and 30 percent.
+const RESERVE: usize = 4;
+const ANNOUNCED: usize = 12;
+/// What topics that nobody consumes can have together, and one of them: 50 percent, and 7/8 of that.
+const UNCONSUMED: usize = 20;
+const UNCONSUMED_EACH: usize = 18;
+/// From which age on what waits without a channel may go, in units of 65.536 ms.
+const OLD: u64 = 20_000_000 >> 16;
+
+const TOPIC_NAMES: [&str; 3] = ["t", "u", "x#ephemeral"];
+const CHANNEL_NAMES: [&str; 3] = ["a", "b", "e#ephemeral"];
+
+fn topic_name(at: usize) -> TopicName {
+    TopicName::new(TOPIC_NAMES[at]).unwrap()
+}
+
+fn channel_name(at: usize) -> ChannelName {
+    ChannelName::new(CHANNEL_NAMES[at]).unwrap()
+}
+
+fn config(full: Full) -> Config<'static> {
+    let mut config = Config {
+        full,
+        boot: 7,
+        heartbeat: Span::from_secs(5),
+        msg_timeout: Span::from_secs(2),
+        publish_wait: Span::from_millis(500),
+        body_timeout: Span::from_secs(3),
+        unconsumed_age: Span::from_secs(20),
+        channels_per_topic: LANES as u8,
+        ..Config::new()
+    };
+    config.limits.max_msg_timeout_ms = 5000;
+    config.limits.max_req_timeout_ms = 10_000;
+    config
+}
+
+/// What a body of that length takes, counted by hand: 22 bytes, 11 for each lane, 64 a block.
+fn blocks(len: usize) -> usize {
+    (22 + 11 * LANES + len).div_ceil(64)
+}
+
+/// Whether clients cannot announce that much together.
+fn never_fits(mpub: &[u8]) -> bool {
+    let line = mpub.iter().position(|byte| *byte == b'\n').unwrap();
+    let mut rest = &mpub[line + 9..];
+    let mut sum = 0;
+    while let Some((len, after)) = rest.split_first_chunk() {
+        let len = u32::from_be_bytes(*len) as usize;
+        sum += blocks(len);
+        rest = &after[len..];
+    }
+    sum > ANNOUNCED
+}
+
+fn frame(kind: u8, data: &str) -> Vec<u8> {
+    let mut frame = (data.len() as u32 + 4).to_be_bytes().to_vec();
+    frame.extend([0, 0, 0, kind]);
+    frame.extend(data.as_bytes());
+    frame
+}
+
+/// What a command does once all of it was taken.
+#[derive(Debug, Clone)]
+enum Effect {
+    None,
+    Sub { topic: usize, channel: usize },
+    Rdy(usize),
+    Fin(u64),
+    Req(u64, u64),
+    Touch(u64),
+    Cls,
+    Publish { topic: usize, bodies: Vec<Vec<u8>>, defer: u64 },
+}
+
+struct Connection {
+    pending: Option<(Vec<u8>, usize, Effect)>,
+    /// The frame of which a part was written.
+    got: Vec<u8>,
+    offered: bool,
+    sees: Vec<u64>,
+    subscribed: bool,
+    said_cls: bool,
+    reads: bool,
+    /// When the first bytes of what it says were taken.
+    begun: u64,
+}
+
+impl Connection {
+    fn new() -> Self {
+        Self {
+            pending: Some((b"  V2".to_vec(), 0, Effect::None)),
+            got: Vec::new(),
+            offered: false,
+            sees: Vec::new(),
+            subscribed: false,
+            said_cls: false,
+            reads: true,
+            begun: 0,
+        }
+    }
+}
+
+struct World<'n, D> {
+    random: D,
+    node: Nsqd<'n>,
+    model: Model,
+    connections: Vec<Connection>,
+    now: u64,
+    delivered: u64,
+    holds: u64,
+    /// The application names so many of the topics and channels: others may be given back.
+    named: usize,
+    /// Clients come and go, and hardly any has something to say, or wants a message.
+    crowd: bool,
+}
+
+impl<'n, D: Dice> World<'n, D> {
+    fn new(mut random: D, full: Full, node: Nsqd<'n>) -> Self {
+        let named = random.below(4) as usize;
+        let crowd = random.one_in(3);
+        Self {
+            random,
+            node,
+            model: Model::new(full),
+            connections: (0..CLIENTS).map(|_| Connection::new()).collect(),
+            now: 1_000_000,
+            delivered: 0,
+            holds: 0,
+            named,
+            crowd,
+        }
+    }
+
+    fn below(&mut self, n: u32) -> usize {
+        self.random.below(n) as usize
+    }
+
+    /// What the node has now.
+    fn look(&mut self) {
+        let at = |names: &[&str], name: &str| names.iter().position(|it| *it == name).unwrap();
+        let mut there = Vec::new();
+        for topic in self.node.topics() {
+            let name = at(&TOPIC_NAMES, topic.name.as_str());
+            there.push((name, None));
+            let channels = self.node.channels(topic.name);
+            there.extend(channels.map(|it| (name, Some(at(&CHANNEL_NAMES, it.name.as_str())))));
+        }
+        self.model.there = there;
+    }
+
+    fn instant(&self) -> Instant {
+        Instant::from_micros(self.now)
+    }
+
+    fn client(&mut self, client: usize) -> ClientSession<'_, 'n> {
+        self.node.client(client).unwrap()
+    }
+
+    /// What a session did by itself shows in its link.
+    fn follow(&mut self, client: usize) {
+        let link = self.client(client).link();
+        let seat = &self.model.seats[client];
+        if seat.open && link == Link::Close && !seat.closing {
+            self.model.leave(self.now, client);
+        }
+        assert_eq!(self.model.seats[client].closing, link == Link::Close, "client {client}");
+        if link == Link::Close && !self.model.seats[client].refused {
+            // If its channel was deleted, it hears of that only now.
+            let now = self.instant();
+            self.client(client).tick(now);
+            self.model.seats[client].writing = None;
+        }
+    }
+
+    fn hang_up(&mut self, client: usize, why: Closed) {
+        let now = self.instant();
+        self.client(client).closed(now, why);
+        if !self.model.seats[client].closing {
+            self.model.leave(self.now, client);
+        }
+        self.model.seats[client] = Seat::default();
+    }
+
+    fn connect(&mut self, client: usize) {
+        let now = self.instant();
+        self.client(client).open(now);
+        self.model.seats[client] = Seat { open: true, ..Seat::default() };
+        self.connections[client] = Connection::new();
+        self.connections[client].reads = !self.random.one_in(8);
+    }
+
+    /// Hands over a part of what a client has to say.
+    fn talk(&mut self, client: usize) {
+        let Some((bytes, at, effect)) = self.connections[client].pending.clone() else { return };
+        let rest = bytes.len() - at;
+        let most = if self.random.one_in(2) { rest } else { 1 + self.below(rest as u32) };
+        let now = self.instant();
+        let before = self.node.counters();
+        let free = |node: &Nsqd<'_>| node.store().free - node.store().promised;
+        let had = free(&self.node);
+        let taken = self.client(client).take(now, &bytes[at..at + most]);
+        assert!(taken <= most);
+        if at == 0 && taken > 0 {
+            self.connections[client].begun = self.now;
+        }
+        let has = free(&self.node);
+        if self.model.full != Full::DropOldest && has < had {
+            assert!(usize::from(has) >= RESERVE, "a client took what is kept for the application");
+        }
+        if let Effect::Publish { topic, bodies, .. } = &effect
+            && bytes[0] != b'M'
+            && self.model.full != Full::DropOldest
+            && (most == rest && rest >= bodies[0].len() + 4 && taken < most)
+            && self.model.seats[client].expected.is_empty()
+        {
+            let need = blocks(bodies[0].len());
+            let has_share = self.model.has_share(self.now, *topic, need);
+            let has_room = need + RESERVE <= usize::from(had);
+            assert!(!has_room || !has_share, "what is here as a whole does not wait");
+        }
+        if self.model.seats[client].closing {
+            assert_eq!(taken, most, "it is not listened to any more");
+            self.connections[client].pending = None;
+            return self.follow(client);
+        }
+        if taken < most {
+            self.holds += 1;
+        }
+        // What a client publishes may make the node drop at any time: the model follows.
+        let after = self.node.counters();
+        for _ in before.expired..after.expired {
+            self.model.expire_held(self.now);
+        }
+        for _ in before.dropped..after.dropped {
+            assert!(self.model.drop_oldest(false), "had {had}");
+        }
+        let done = at + taken == bytes.len();
+        if done {
+            self.connections[client].pending = None;
+            self.apply(client, effect, &bytes, after.accepted - before.accepted);
+        } else {
+            self.connections[client].pending = Some((bytes, at + taken, effect));
+        }
+        self.follow_refusal(client, false);
+    }
+
+    /// A client that waited for room in vain, or that did not go on, is told so.
+    fn follow_refusal(&mut self, client: usize, late: bool) {
+        let closing = self.client(client).link() == Link::Close;
+        let seat = &mut self.model.seats[client];
+        if closing
+            && seat.open
+            && !seat.closing
+            && let Some((bytes, ..)) = &self.connections[client].pending
+        {
+            seat.refused_publishing(bytes, late);
+        }
+        self.follow(client);
+    }
+
+    fn apply(&mut self, client: usize, effect: Effect, bytes: &[u8], accepted: u64) {
+        self.look();
+        let now = self.now;
+        let model = &mut self.model;
+        let failed = |verb: &str, number: u64, why: &str| {
+            frame(1, &format!("E_{verb}_FAILED {verb} 00000007{number:08x} failed {why}"))
+        };
+        match effect {
+            Effect::None => {}
+            Effect::Sub { topic, channel } => match model.channel_of(now, topic, channel) {
+                Ok(at) => {
+                    let id = model.channels[at].id;
+                    model.seats[client].channel = Some(id);
+                    model.seats[client].expected.push_back(frame(0, "OK"));
+                    self.connections[client].subscribed = true;
+                }
+                Err(why) => {
+                    let text = format!("E_SUB_FAILED SUB failed {why}");
+                    model.seats[client].expected.push_back(frame(1, &text));
+                    model.seats[client].refused = true;
+                }
+            },
+            Effect::Rdy(count) => {
+                if !self.connections[client].said_cls {
+                    model.seats[client].ready = count;
+                }
+            }
+            Effect::Fin(number) => match model.flight(client, number) {
+                Ok((at, entry)) => {
+                    model.channels[at].entries[entry] = None;
+                    model.answer(number);
+                    if !model.waits(number) {
+                        let topic = model.channels[at].topic;
+                        let topic = model.topics.iter_mut().find(|it| it.id == topic).unwrap();
+                        topic.finished = Some(now);
+                    }
+                    model.seats[client].finished += 1;
+                    model.finished += 1;
+                }
+                Err(why) => {
+                    model.seats[client].expected.push_back(failed("FIN", number, why));
+                }
+            },
+            Effect::Req(number, delay) => match model.flight(client, number) {
+                Ok((at, entry)) => {
+                    let channel = &mut model.channels[at];
+                    channel.entries[entry] = None;
+                    channel.requeues += 1;
+                    if delay == 0 {
+                        channel.requeued.push_back(number);
+                    } else {
+                        // Longer ones are clamped.
+                        defer_until(channel, number, now + delay.min(10_000) * 1000);
+                        model.answer(number);
+                    }
+                    model.seats[client].requeued += 1;
+                }
+                Err(why) => {
+                    model.seats[client].expected.push_back(failed("REQ", number, why));
+                }
+            },
+            Effect::Touch(number) => match model.flight(client, number) {
+                Ok((at, entry)) => {
+                    let flight = model.channels[at].entries[entry].as_mut().unwrap();
+                    let last = flight.delivered + MAX_MSG_TIMEOUT;
+                    flight.deadline = (now + MSG_TIMEOUT).min(last);
+                }
+                Err(why) => {
+                    model.seats[client].expected.push_back(failed("TOUCH", number, why));
+                }
+            },
+            Effect::Cls => {
+                self.connections[client].said_cls = true;
+                model.seats[client].ready = 0;
+                model.seats[client].expected.push_back(frame(0, "CLOSE_WAIT"));
+            }
+            Effect::Publish { topic, bodies, defer } => {
+                assert!(accepted == bodies.len() as u64 || accepted == 0);
+                if accepted == 0 {
+                    // The topics were full when it came to that.
+                    model.seats[client].refused_publishing(bytes, false);
+                    return;
+                }
+                let count = bodies.len() as u32;
+                let need = bodies.iter().map(|body| blocks(body.len())).sum();
+                assert!(model.has_share(now, topic, need), "nobody consumes that");
+                let at = model.publish(now, topic, bodies, defer * 1000, false);
+                let id = model.topics[at].id;
+                let seat = &mut model.seats[client];
+                match seat.pubs.iter_mut().find(|(topic, _)| *topic == id) {
+                    Some((_, n)) => *n += count,
+                    None => seat.pubs.push((id, count)),
+                }
+                seat.expected.push_back(frame(0, "OK"));
+            }
+        }
+    }
+
+    /// Lets a client read some of what it is told. False if there is nothing.
+    fn listen(&mut self, client: usize, all: bool) -> bool {
+        let now = self.instant();
+        let mut session = self.client(client);
+        let transmit = session.transmit(now);
+        let mut bytes = transmit.head.to_vec();
+        bytes.extend(transmit.body);
+        self.follow(client);
+        if bytes.is_empty() {
+            return false;
+        }
+        let connection = &mut self.connections[client];
+        if connection.got.is_empty() && !connection.offered && bytes[7] == 2 {
+            connection.offered = true;
+            let id = std::str::from_utf8(&bytes[18..34]).unwrap();
+            assert_eq!(&id[..8], "00000007");
+            let number = u64::from_str_radix(&id[8..], 16).unwrap();
+            let attempts = u16::from_be_bytes([bytes[16], bytes[17]]);
+            let free = usize::from(self.node.store().free - self.node.store().promised);
+            self.model.deliver(self.now, client, number, attempts, free);
+            connection.sees.push(number);
+            self.delivered += 1;
+        }
+        let n = if all || self.random.one_in(2) {
+            bytes.len()
+        } else {
+            self.random.below(bytes.len() as u32 + 1) as usize
+        };
+        self.client(client).sent(now, n);
+        self.connections[client].got.extend(&bytes[..n]);
+        self.read_frames(client);
+        true
+    }
+
+    fn read_frames(&mut self, client: usize) {
+        let connection = &mut self.connections[client];
+        loop {
+            let Some((size, rest)) = connection.got.split_first_chunk() else { return };
+            let size = u32::from_be_bytes(*size) as usize;
+            if rest.len() < size {
+                return;
+            }
+            let frame: Vec<u8> = connection.got.drain(..4 + size).collect();
+            let seat = &mut self.model.seats[client];
+            if frame[7] == 2 {
+                connection.offered = false;
+                let number = seat.writing.take().unwrap();
+                let body = &self.model.bodies[&number];
+                assert_eq!(&frame[34..], &body.bytes[..]);
+                assert_eq!(frame[8..16], body.timestamp.to_be_bytes());
+            } else if &frame[8..] == b"_heartbeat_" {
+            } else {
+                let expected = seat.expected.pop_front().expect("an answer");
+                let text = String::from_utf8_lossy;
+                let starts = |start: &str| text(&frame[8..]).starts_with(start);
+                let is_same = match expected.strip_suffix(b"*") {
+                    Some(start) => text(start).split("*|").any(starts),
+                    None => frame == expected,
+                };
+                assert!(is_same, "client {client}: {:?}, not {:?}", text(&frame), text(&expected));
+            }
+        }
+    }
+
+    /// Time passes, and sessions hear of it.
+    fn wait(&mut self, micros: u64) {
+        self.now += micros;
+        let now = self.instant();
+        self.node.tick(now);
+        self.model.release_due(self.now);
+        for client in 0..CLIENTS {
+            let before = self.node.counters();
+            let mut session = self.client(client);
+            if session.deadline() <= now && session.link() == Link::Up {
+                session.tick(now);
+                self.model.expire(self.now, client);
+                // One that waited for room may have got it.
+                for _ in before.expired..self.node.counters().expired {
+                    self.model.expire_held(self.now);
+                }
+                for _ in before.dropped..self.node.counters().dropped {
+                    assert!(self.model.drop_oldest(false));
+                }
+                let late = self.node.counters().body_timeouts > before.body_timeouts;
+                let waited = self.now - self.connections[client].begun;
+                assert!(!late || waited >= BODY_TIMEOUT, "not yet");
+                self.follow_refusal(client, late);
+            }
+            if let Some((bytes, at, Effect::Publish { .. })) = &self.connections[client].pending
+                && bytes[..*at].contains(&b'\n')
+                && (self.model.seats[client].open && !self.model.seats[client].closing)
+            {
+                let most = Instant::from_micros(self.now + BODY_TIMEOUT);
+                assert!(self.client(client).deadline() <= most, "a body has no deadline");
+            }
+        }
+    }
+
+    fn step(&mut self) {
+        let client = self.below(CLIENTS as u32);
+        let open = self.model.seats[client].open;
+        match self.below(40) {
+            0..=2 => self.publish(),
+            3 if self.crowd || self.random.one_in(4) => self.administer(),
+            4 => {
+                let micros = match self.below(4) {
+                    // Clients are silent for too long, and their channels not used.
+                    0 if self.random.one_in(if self.crowd { 2 } else { 16 }) => {
+                        59_000_000 + self.random.below(3_000_000)
+                    }
+                    0 => self.random.below(5_000_000),
+                    _ => self.random.below(300_000),
+                };
+                self.wait(micros.into());
+            }
+            5..=9 if open && self.crowd && self.random.one_in(4) => {
+                self.hang_up(client, Closed::Peer);
+            }
+            5 if self.random.one_in(12) && open => self.hang_up(client, Closed::Peer),
+            6 if open => self.connections[client].reads = !self.random.one_in(4),
+            _ if !open => self.connect(client),
+            7..=24 => {
+                if self.connections[client].pending.is_none() {
+                    self.think(client);
+                }
+                self.talk(client);
+            }
+            _ => {
+                if self.connections[client].reads {
+                    self.listen(client, false);
+                }
+            }
+        }
+        for client in 0..CLIENTS {
+            self.follow(client);
+            if self.model.seats[client].closing && self.random.one_in(3) {
+                self.hang_up(client, Closed::Local);
+            }
+        }
+        self.check();
+        let model = &self.model;
+        let waiting: usize = model.channels.iter().map(Channel::waiting).sum();
+        let flying: usize = model.channels.iter().map(Channel::in_flight).sum();
+        let (topics, channels) = (model.topics.len(), model.channels.len());
+        let closing = model.seats.iter().filter(|seat| seat.closing).count();
+        let used = model.used() / 8;
+        self.random.note(&[topics, channels, waiting.min(4), flying, closing, used]);
+    }
+}
+
+/// Lives up to so many steps, and says how many messages were delivered, and how often a client
+/// was held.
+pub(crate) fn live(dice: impl Dice, full: Full, steps: u32) -> (u64, u64) {
+    let config = config(full);
+    let mut storage = Storage::<TOPICS, CHANNELS, CLIENTS, IN_FLIGHT>::new();
+    let mut store = vec![0x55; BLOCKS * 66 + 13];
+    let node = Nsqd::new(&config, &mut storage, &mut store).unwrap();
+    let mut world = World::new(dice, full, node);
+    for step in 0..steps {
+        if world.random.is_over() {
+            break;
+        }
+        world.step();
+        if step % 64 == 0 {
+            world.drain();
+        }
+    }
+    world.finish();
+    (world.delivered, world.holds)
+}
