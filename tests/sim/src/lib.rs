@@ -11,7 +11,7 @@
 //! | `world` | virtual time and the network |
 //! | `schedule` | what is to happen |
 //! | `exec` | who is polled, and whether there was a reason |
-//! | [`nsqd`], [`nsqlookupd`], `web` | the model servers, the first two held against the real ones by `tests/differential.rs` |
+//! | [`nsqd`](model::nsqd), [`nsqlookupd`](model::nsqlookupd), `web` | the model servers, the first two held against the real ones by `tests/differential.rs` |
 //! | `actor` | what takes part; `publisher`, `registrar`, `consumer`, `node`, `directory`, `visitor`, `board` and `hostile` are its kinds |
 //! | `script` | a connection of a visitor or of a hostile client |
 //! | [`watch`] | which state met which event, and the trace |
