@@ -45,7 +45,7 @@ pub(super) type Buffers<const SLOTS: usize, const RX: usize> = [[u8; RX]; SLOTS]
 
 /// What a server listens on: a listener for each session, and a spare one, all of one port. While
 /// all sessions are taken the spare one accepts callers: each gets the session of a connection that
-/// is idle or slow ([`Session::evictable`]), if need be within 2.5 s, or is rejected. Without a
+/// is idle or slow ([`Session::evictable`](crate::session::Session::evictable)), if need be within 2.5 s, or is rejected. Without a
 /// spare one callers wait, or are reset, as the platform has it.
 #[derive(Debug, Clone, Copy)]
 pub struct Port<L, const SLOTS: usize> {
