@@ -4,11 +4,14 @@
 //! All arithmetic saturates: a clock that jumps to the end of its range makes deadlines due or
 //! never, it does not panic or wrap.
 
+mod backoff;
 #[cfg(test)]
 mod tests;
 
 use core::fmt;
 use core::time::Duration;
+
+pub(crate) use backoff::{Backoff, LASTED};
 
 /// A point in time: microseconds since the platform's start. 64 bits last 584,000 years.
 ///
@@ -182,143 +185,6 @@ impl Jitter {
     pub fn around(&mut self, span: Span) -> Span {
         let eighth = span.0 >> 3;
         self.between(Span(span.0.saturating_sub(eighth)), Span(span.0.saturating_add(eighth)))
-    }
-}
-
-/// Reconnect delays: none for the first attempt after a success, then exponential with full
-/// jitter, up to a cap.
-///
-/// Attempt 0 is immediate (or within [`Backoff::with_spread`]); attempt `n` waits for a random time between `base / 2` and
-/// `min(cap, base * 2^(n-1))`: random so that a fleet that lost its server together does not come
-/// back together, never nothing so that a closed port is not hammered.
-#[derive(Debug, Clone, Copy)]
-pub struct Backoff {
-    base: Span,
-    cap: Span,
-    spread: Span,
-    attempt: u8,
-}
-
-impl Backoff {
-    /// `base` is the first delay's upper end, `cap` that of every later one. A `cap` below
-    /// `base` counts as `base`, a `base` of zero as one millisecond.
-    pub const fn new(base: Span, cap: Span) -> Self {
-        let base = if base.0 == 0 { Span(1) } else { base };
-        let cap = if cap.0 < base.0 { base } else { cap };
-        Self { base, cap, spread: Span::ZERO, attempt: 0 }
-    }
-
-    /// Spreads the first attempt over `0..=spread` instead of making it at once: for a fleet that
-    /// would otherwise return to a restarted server in the same millisecond.
-    #[must_use]
-    pub const fn with_spread(mut self, spread: Span) -> Self {
-        self.spread = spread;
-        self
-    }
-
-    /// The delay before the next attempt; counts it.
-    pub fn next_delay(&mut self, jitter: &mut Jitter) -> Span {
-        let Some(doublings) = self.attempt.checked_sub(1) else {
-            self.attempt = 1;
-            return jitter.between(Span::ZERO, self.spread);
-        };
-        self.attempt = self.attempt.saturating_add(1);
-        jitter.between(Span(self.base.0 / 2), self.base.doubled(doublings).min(self.cap))
-    }
-
-    /// The connection proved good: the next attempt is immediate again.
-    pub fn reset(&mut self) {
-        self.attempt = 0;
-    }
-
-    /// The next attempt waits, even after a success.
-    pub fn skip_immediate(&mut self) {
-        self.attempt = self.attempt.max(1);
-    }
-
-    /// How many attempts since the last success; stays at 255.
-    pub fn attempts(&self) -> u8 {
-        self.attempt
-    }
-}
-
-/// When to dial again: the one rule of all that dials. It counts what failed since a connection was
-/// good, which is one that
-///
-/// - lasted for [`LASTED`], or
-/// - did its work: a publisher's messages were acknowledged or finally refused, a consumer was
-///   delivered a message, a query has its whole answer, a registration was all answered and stayed
-///   so for a second.
-///
-/// | what ended | the next dial |
-/// |---|---|
-/// | a good connection | at once, or within the spread |
-/// | a dial that failed | as [`Backoff`] has it |
-/// | a connection that came up and was not good | after half to all of 1 s, then 2 s, up to 16 s; with a longer base or cap, of these |
-///
-/// Whoever accepts connections and closes them again (a load balancer without a backend, a server
-/// that refuses the handshake) is thus dialed at most seven times within 20 s, however short the
-/// backoff is.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Attempts {
-    /// Dials since a connection was good.
-    dials: u8,
-    /// Connections since then that came up.
-    short: u8,
-}
-
-/// A connection that lasted so long was good, whatever came of it.
-pub(crate) const LASTED: Span = Span::from_secs(10);
-
-/// How long to wait at most after the first connection that came up and was not good, and after any.
-const SHORT_BASE: Span = Span::from_secs(1);
-const SHORT_CAP: Span = Span::from_secs(16);
-
-impl Attempts {
-    /// The first dial is due at once.
-    pub(crate) const NONE: Self = Self { dials: 0, short: 0 };
-    /// The first dial was made: its failure is followed by a wait.
-    pub(crate) const ONE: Self = Self { dials: 1, short: 0 };
-
-    /// As if so many dials had failed.
-    pub(crate) fn of(dials: u8) -> Self {
-        Self { dials, short: 0 }
-    }
-
-    /// The connection did its work, or lasted.
-    pub(crate) fn prove_good(&mut self) {
-        *self = Self::NONE;
-    }
-
-    /// Whether no dial failed since a connection was good.
-    pub(crate) fn is_good(self) -> bool {
-        self.dials == 0
-    }
-
-    /// Whether a dial failed that was not the first after a good connection.
-    pub(crate) fn is_failing(self) -> bool {
-        self.dials > 1 || self.short > 0
-    }
-
-    /// How long to wait before the next dial; counts it. `short`: since a connection was good, or
-    /// since the last wait, one came up and was not.
-    #[inline(never)]
-    pub(crate) fn delay(
-        &mut self,
-        [base, cap, spread]: [Span; 3],
-        short: bool,
-        jitter: &mut Jitter,
-    ) -> Span {
-        if short && !self.is_good() {
-            let high = base.max(SHORT_BASE).doubled(self.short).min(cap.max(SHORT_CAP));
-            self.short = self.short.saturating_add(1);
-            return jitter.between(Span(high.0 / 2), high);
-        }
-        let mut backoff = Backoff::new(base, cap).with_spread(spread);
-        backoff.attempt = self.dials;
-        let delay = backoff.next_delay(jitter);
-        self.dials = backoff.attempt;
-        delay
     }
 }
 

@@ -5,7 +5,7 @@ use core::fmt;
 use super::LOOKUPDS_MAX;
 use crate::name::{ChannelName, TopicName};
 use crate::time::Span;
-use crate::wire::nsqd::{IdentifyOption, IdentifyRequest, MessageHead};
+use crate::wire::nsqd::{IdentifyNumber, IdentifyRequest, MessageHead};
 
 /// The fewest ring bytes for each message in flight: its head and a short body.
 pub const SLOT_MIN: usize = MessageHead::LEN + 6;
@@ -214,18 +214,15 @@ impl Config<'_> {
     }
 
     /// These fields.
-    pub(super) fn identify_options(&self) -> [IdentifyOption<'static>; 4] {
-        let millis = |span: Option<Span>| {
-            i32::try_from(span.unwrap_or(Span::ZERO).as_millis()).unwrap_or(i32::MAX)
-        };
-        // Without a timeout, but with a buffer, nsqd would keep a message until the next
-        // heartbeat (nsqd/protocol_v2.go, messagePump).
-        let buffer_size = if self.output_buffer_timeout == Some(Span::ZERO) { -1 } else { 0 };
+    pub(super) fn identify_numbers(&self) -> [IdentifyNumber; 4] {
+        let millis = |span: Option<Span>| span.unwrap_or(Span::ZERO).as_millis();
         [
-            IdentifyOption::msg_timeout(millis(self.msg_timeout)),
-            IdentifyOption::sample_rate(self.sample_rate.into()),
-            IdentifyOption::output_buffer_timeout(millis(self.output_buffer_timeout)),
-            IdentifyOption::output_buffer_size(buffer_size),
+            IdentifyNumber::msg_timeout(millis(self.msg_timeout)),
+            IdentifyNumber::sample_rate(self.sample_rate.into()),
+            IdentifyNumber::output_buffer_timeout(millis(self.output_buffer_timeout)),
+            // Without a timeout, but with a buffer, nsqd would keep a message until the next
+            // heartbeat (nsqd/protocol_v2.go, messagePump).
+            IdentifyNumber::unbuffered(self.output_buffer_timeout == Some(Span::ZERO)),
         ]
     }
 

@@ -9,7 +9,7 @@ use super::{LookupdEvent, LookupdState, LookupdStatus, Shared, count, slower};
 use crate::address::{Address, HOST_MAX};
 use crate::session::lookupd_query::LookupdQuery;
 use crate::session::{Closed, Fault, Link, Session, Transmit};
-use crate::time::{Attempts, Instant, Span};
+use crate::time::{Backoff, Instant, Span};
 use crate::wire::http::{BadAnswer, emit_get};
 use crate::wire::json::Token;
 
@@ -25,7 +25,7 @@ const RETRY: Span = Span::from_secs(1);
 #[derive(Debug)]
 pub(super) struct Lookupd {
     query: LookupdQuery<HOST_MAX>,
-    attempts: Attempts,
+    attempts: Backoff,
     /// Not to be asked before, however much there is to find out.
     paced: Instant,
     producers: Producers,
@@ -128,7 +128,7 @@ impl Lookupd {
     /// For storage.
     pub(super) const NEW: Self = Self {
         query: LookupdQuery::NEW,
-        attempts: Attempts::ONE,
+        attempts: Backoff::ONE,
         paced: Instant::ZERO,
         producers: Producers::NEW,
         round: Round::NONE,
@@ -358,7 +358,7 @@ impl Session for LookupdSession<'_, '_> {
         let shared = &mut *self.shared;
         let longest = shared.config.lookup_interval.as_millis().max(1);
         let (delay, soon) = if why == Closed::Local {
-            lookupd.attempts = Attempts::ONE;
+            lookupd.attempts = Backoff::ONE;
             // Never longer: that is how long a new nsqd may go unseen.
             let shortest = longest.wrapping_sub(longest >> 2);
             let delay =

@@ -195,7 +195,7 @@ impl<'a> Consumer<'a> {
     /// IDENTIFY says what most consumers do not.
     pub(crate) fn send_options(&mut self) {
         self.shared.identify = Some(|config, w| {
-            nsqd::emit_identify(w, &config.identify_request(), &config.identify_options())
+            nsqd::emit_identify(w, &config.identify_request(), &config.identify_numbers(), &[])
         });
     }
 

@@ -140,7 +140,7 @@ impl Commands for Config<'_> {
             heartbeat_interval: self.heartbeat.as_millis(),
         };
         w.write_all(&nsqd::MAGIC)?;
-        nsqd::emit_identify(w, &request, &[])
+        nsqd::emit_identify(w, &request, &[], &[])
     }
 }
 

@@ -59,7 +59,7 @@ use crate::address::Address;
 use crate::name::TopicName;
 use crate::session::Closed;
 use crate::session::handshake::{CloseReason, Handshake, LinkState};
-use crate::time::{Attempts, Instant, Jitter, Span};
+use crate::time::{Backoff, Instant, Jitter, Span};
 use crate::wire::nsqd;
 use connection::bit;
 use outbox::Flights;
@@ -103,7 +103,7 @@ pub struct Publisher<'a> {
     failed: u8,
     /// A connection that came up in this round was not good.
     short: bool,
-    attempts: Attempts,
+    attempts: Backoff,
     /// Stages the head of the command being written in `tx_buffer`.
     handshake: Handshake,
     config: &'a Config<'a>,
@@ -172,7 +172,7 @@ impl<'a> Publisher<'a> {
             current: 0,
             failed: 0,
             short: false,
-            attempts: Attempts::ONE,
+            attempts: Backoff::ONE,
             handshake: Handshake::PUBLISHER,
             config: &NONE,
             version: 0,

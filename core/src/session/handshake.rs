@@ -240,7 +240,7 @@ impl Handshake {
     }
 
     /// Whether the connection has lasted long enough to have been good: see
-    /// [`Attempts`](crate::time::Attempts).
+    /// [`Backoff`](crate::time::Backoff).
     #[inline(never)]
     pub(crate) fn lasted(&self, now: Instant) -> bool {
         self.came_up() && self.opened.after(LASTED) <= now

@@ -1,12 +1,12 @@
 //! Sessions: one side of one connection as a state machine without I/O.
 //!
 //! [`contract`] has the trait that all of them implement and the loop that a driver runs; read it
-//! first. [`error`] says why a connection ends. What sessions share is beside them: the bytes to
+//! first. `error` says why a connection ends. What sessions share is beside them: the bytes to
 //! write, the handshake of a client with nsqd, a query to an nsqlookupd, and the session that
 //! rejects a caller.
 
 pub mod contract;
-pub mod error;
+mod error;
 #[cfg(any(feature = "publisher", feature = "consumer"))]
 pub(crate) mod handshake;
 #[cfg(any(feature = "consumer", feature = "nsqd"))]

@@ -63,20 +63,20 @@ fn never_is_never_due() {
 
 #[test]
 fn backoff_grows_to_its_cap_with_jitter() {
-    let (base, cap) = (Span::from_millis(100), Span::from_millis(800));
+    let spans = [100, 800, 0].map(Span::from_millis);
     let mut highest = [0; 12];
     for seed in 0..2000 {
         let mut jitter = Jitter::new(seed);
-        let mut backoff = Backoff::new(base, cap);
-        assert_eq!(backoff.next_delay(&mut jitter), Span::ZERO);
+        let mut backoff = Backoff::NONE;
+        assert_eq!(backoff.delay(spans, false, &mut jitter), Span::ZERO);
         for (n, high) in highest.iter_mut().enumerate() {
-            let delay = backoff.next_delay(&mut jitter).as_millis();
+            let delay = backoff.delay(spans, false, &mut jitter).as_millis();
             let bound = (100u32 << n.min(20)).min(800);
             assert!((50..=bound).contains(&delay), "attempt {n}: {delay}");
             *high = delay.max(*high);
         }
-        backoff.reset();
-        assert_eq!(backoff.next_delay(&mut jitter), Span::ZERO);
+        backoff.prove_good();
+        assert_eq!(backoff.delay(spans, false, &mut jitter), Span::ZERO);
     }
     assert!(highest[0] > 95 && highest[1] > 190 && highest[11] > 780, "{highest:?}");
 }
@@ -86,7 +86,7 @@ fn whoever_accepts_and_closes_is_dialed_less_and_less() {
     let spans = [50, 800, 0].map(Span::from_millis);
     for seed in 0..2000 {
         let mut jitter = Jitter::new(seed);
-        let mut attempts = Attempts::NONE;
+        let mut attempts = Backoff::NONE;
         assert_eq!(attempts.delay(spans, true, &mut jitter), Span::ZERO, "after a good one");
         let (mut at, mut dials) = (0, 1);
         for high in [1000, 2000, 4000, 8000, 16_000, 16_000] {
@@ -104,12 +104,12 @@ fn whoever_accepts_and_closes_is_dialed_less_and_less() {
     }
     // A fleet's spans are longer.
     let spans = [12, 16, 15].map(Span::from_secs);
-    let mut attempts = Attempts::ONE;
+    let mut attempts = Backoff::ONE;
     for n in 0..300 {
         let delay = attempts.delay(spans, true, &mut Jitter::new(n)).as_millis();
         assert!((6000..=16_000).contains(&delay));
     }
-    let mut long = Attempts::ONE;
+    let mut long = Backoff::ONE;
     long.delay([Span::MAX; 3], true, &mut Jitter::new(0));
     assert!(long.delay([Span::MAX; 3], true, &mut Jitter::new(0)) >= Span(u32::MAX / 2));
 }
@@ -117,25 +117,24 @@ fn whoever_accepts_and_closes_is_dialed_less_and_less() {
 #[test]
 fn backoff_at_its_edges() {
     let mut jitter = Jitter::new(0);
-    let mut backoff = Backoff::new(Span::MAX, Span::ZERO);
+    let mut backoff = Backoff::NONE;
     for _ in 0..300 {
-        let _ = backoff.next_delay(&mut jitter);
+        let delay = backoff.delay([Span::MAX, Span::ZERO, Span::ZERO], false, &mut jitter);
+        assert!(delay == Span::ZERO || delay >= Span(u32::MAX / 2));
     }
-    assert_eq!(backoff.attempts(), 255);
-    let mut backoff = Backoff::new(Span::ZERO, Span::ZERO);
-    backoff.skip_immediate();
-    assert!(backoff.next_delay(&mut jitter) <= Span::from_millis(1));
+    let mut backoff = Backoff::ONE;
+    assert!(backoff.delay([Span::ZERO; 3], false, &mut jitter) <= Span::from_millis(1));
 }
 
 #[test]
-fn the_first_attempt_can_be_spread() {
+fn the_first_dial_after_a_good_connection_can_be_spread() {
     let mut jitter = Jitter::new(3);
-    let mut backoff =
-        Backoff::new(Span::from_millis(1), Span::ZERO).with_spread(Span::from_secs(10));
+    let mut backoff = Backoff::NONE;
+    let spans = [Span::from_millis(1), Span::ZERO, Span::from_secs(10)];
     let mut sum = 0;
     for _ in 0..1000 {
-        backoff.reset();
-        sum += backoff.next_delay(&mut jitter).as_millis();
+        backoff.prove_good();
+        sum += backoff.delay(spans, false, &mut jitter).as_millis();
     }
     assert!((4_500_000..5_500_000).contains(&sum), "{sum}");
 }

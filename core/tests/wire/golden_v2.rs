@@ -1,9 +1,10 @@
 //! nsqd 1.3.0, byte for byte.
 
 use nanonsq_core::wire::nsqd::{
-    CLOSE_WAIT, ErrorCode, FrameType, HEARTBEAT, IdentifyOption, IdentifyRequest, IdentifyResponse,
-    LINE_MAX, Limits, MAGIC, Meaning, Message, MessageHead, MessageId, OK, Settings, emit_auth,
-    emit_dpub_head, emit_frame, emit_message_head, emit_mpub_head, emit_pub_head, emit_sub,
+    CLOSE_WAIT, ErrorCode, FrameType, HEARTBEAT, IdentifyNumber, IdentifyOption, IdentifyRequest,
+    IdentifyResponse, LINE_MAX, Limits, MAGIC, Meaning, Message, MessageHead, MessageId, OK,
+    Settings, emit_auth, emit_dpub_head, emit_frame, emit_message_head, emit_mpub_head,
+    emit_pub_head, emit_sub,
 };
 use nanonsq_core::wire::{ChunkWriter, Write};
 
@@ -24,16 +25,18 @@ const REQUEST: IdentifyRequest<'static> = IdentifyRequest {
     heartbeat_interval: 1000,
 };
 
-/// All options, none at nsqd's default.
-const OPTIONS: [IdentifyOption<'static>; 10] = [
-    IdentifyOption::output_buffer_size(64),
-    IdentifyOption::output_buffer_timeout(-1),
-    IdentifyOption::msg_timeout(900_000),
-    IdentifyOption::sample_rate(99),
+/// All of them, none at nsqd's default.
+const NUMBERS: [IdentifyNumber; 5] = [
+    IdentifyNumber::output_buffer_size(64),
+    IdentifyNumber::output_buffer_timeout(25),
+    IdentifyNumber::msg_timeout(900_000),
+    IdentifyNumber::sample_rate(99),
+    IdentifyNumber::deflate_level(6),
+];
+const OPTIONS: [IdentifyOption<'static>; 5] = [
     IdentifyOption::tls_v1(false),
     IdentifyOption::snappy(true),
     IdentifyOption::deflate(false),
-    IdentifyOption::deflate_level(6),
     IdentifyOption::topology_region("r"),
     IdentifyOption::topology_zone("\"z\""),
 ];
@@ -93,14 +96,21 @@ fn granted_takes_what_is_said() {
 #[test]
 fn identify_request_is_what_nsqd_reads() {
     let least = r#"{"client_id":"sensor","hostname":"sensor.local","user_agent":"nanonsq/0.1.0","feature_negotiation":true,"heartbeat_interval":1000}"#;
-    let options = r#","output_buffer_size":64,"output_buffer_timeout":-1,"msg_timeout":900000,"sample_rate":99,"tls_v1":false,"snappy":true,"deflate":false,"deflate_level":6,"topology_region":"r","topology_zone":"\"z\""}"#;
-    let all = [least.trim_end_matches('}'), options].concat();
-    let defaults = [IdentifyOption::msg_timeout(0), IdentifyOption::sample_rate(0)];
-    for (given, json) in [(&[][..], least), (&defaults[..], least), (&OPTIONS[..], &*all)] {
+    let rest = r#","output_buffer_size":64,"output_buffer_timeout":25,"msg_timeout":900000,"sample_rate":99,"deflate_level":6,"tls_v1":false,"snappy":true,"deflate":false,"topology_region":"r","topology_zone":"\"z\""}"#;
+    let start = least.trim_end_matches('}');
+    let all = [start, rest].concat();
+    let unbuffered = [start, ",\"output_buffer_size\":-1}"].concat();
+    let defaults = [IdentifyNumber::msg_timeout(0), IdentifyNumber::unbuffered(false)];
+    for (numbers, options, json) in [
+        (&[][..], &[][..], least),
+        (&defaults[..], &[][..], least),
+        (&[IdentifyNumber::unbuffered(true)][..], &[][..], &*unbuffered),
+        (&NUMBERS[..], &OPTIONS[..], &*all),
+    ] {
         let mut expected = b"IDENTIFY\n".to_vec();
         expected.extend_from_slice(&(json.len() as u32).to_be_bytes());
         expected.extend_from_slice(json.as_bytes());
-        assert_eq!(identify(&REQUEST, given), expected, "{json}");
+        assert_eq!(identify(&REQUEST, numbers, options), expected, "{json}");
     }
 
     let read = identification(&[all.as_bytes()]).unwrap();
@@ -111,7 +121,7 @@ fn identify_request_is_what_nsqd_reads() {
     let settings = Settings {
         heartbeat_interval: 1000,
         output_buffer_size: 64,
-        output_buffer_timeout: -1,
+        output_buffer_timeout: 25,
         msg_timeout: 900_000,
         sample_rate: 99,
         deflate_level: 6,
@@ -204,7 +214,7 @@ fn every_command_makes_the_round_trip() {
     let mut stream = MAGIC.to_vec();
     let empty = IdentifyRequest { client_id: "", hostname: "", user_agent: "", ..REQUEST };
     stream.write_all(b"NOP\n").unwrap();
-    stream.extend(identify(&empty, &[]));
+    stream.extend(identify(&empty, &[], &[]));
     emit_auth(&mut stream, b"s3").unwrap();
     emit_pub_head(&mut stream, (b"t", b"")).unwrap();
     stream.extend(b"\0\0\0\x02hi");

@@ -32,11 +32,12 @@ macro_rules! emitted {
 /// IDENTIFY as a client writes it.
 pub(crate) fn identify(
     request: &nsqd::IdentifyRequest<'_>,
+    numbers: &[nsqd::IdentifyNumber],
     options: &[nsqd::IdentifyOption<'_>],
 ) -> Vec<u8> {
     let mut bytes = vec![0; 1000];
     let mut window = ChunkWriter::new(&mut bytes, 0);
-    let Ok(()) = nsqd::emit_identify(&mut window, request, options);
+    let Ok(()) = nsqd::emit_identify(&mut window, request, numbers, options);
     let len = window.written();
     bytes.truncate(len);
     bytes

@@ -7,7 +7,7 @@ use heapless::Vec;
 use super::in_flight::{Answer, NoRoom};
 use super::{Config, ConnectionState, ConnectionStatus, DETAIL_MAX, Shared};
 use crate::session::handshake::{Handshake, LinkState};
-use crate::time::{Attempts, Instant, Span, TimerId, Timers};
+use crate::time::{Backoff, Instant, Span, TimerId, Timers};
 use crate::wire::nsqd;
 
 pub use session::ConnectionSession;
@@ -27,7 +27,7 @@ pub(super) struct Connection {
     pub(super) handshake: Handshake,
     pub(super) cls: Cls,
     pending_event: PendingEvent,
-    attempts: Attempts,
+    attempts: Backoff,
     /// The serial of the slot when the connection followed it last.
     serial: u16,
     /// The message being received: where it goes, and how many bytes of it have arrived.
@@ -86,7 +86,7 @@ impl Connection {
         cls: Cls::Unsent,
         pending_event: PendingEvent::None,
         serial: 0,
-        attempts: Attempts::NONE,
+        attempts: Backoff::NONE,
         filling: Filling::Slot(0),
         have: 0,
         timers: Timers::ZERO,

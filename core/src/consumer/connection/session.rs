@@ -12,7 +12,7 @@ use crate::consumer::rdy::SETTLE;
 use crate::consumer::{Config, ConnectionEvent, Shared};
 use crate::session::handshake::{CloseReason, Commands, LinkState, REPLY_MAX, Received};
 use crate::session::{Closed, Fault, Link, Session, Transmit, staging};
-use crate::time::{Attempts, Instant};
+use crate::time::{Backoff, Instant};
 use crate::wire::nsqd::{self, ErrorCode, FramePart, FrameType, MessageHead};
 use crate::wire::{ChunkWriter, DecodeError, Write};
 
@@ -27,7 +27,7 @@ impl Commands for Shared<'_> {
                 w.write_all(&nsqd::MAGIC)?;
                 match self.identify {
                     Some(identify) => identify(config, w),
-                    None => nsqd::emit_identify(w, &config.identify_request(), &[]),
+                    None => nsqd::emit_identify(w, &config.identify_request(), &[], &[]),
                 }
             }
             LinkState::Authenticating => nsqd::emit_auth(w, config.auth_secret.unwrap_or_default()),
@@ -115,7 +115,7 @@ impl ConnectionSession<'_, '_> {
                 // Nothing is known of it yet: the first failure is followed by a wait, which is as
                 // long as the time until it makes room for another.
                 let level = self.shared.nsqds.level;
-                self.connection.attempts = Attempts::of(level.wrapping_add(1));
+                self.connection.attempts = Backoff::of(level.wrapping_add(1));
                 handshake.deadline = if wanted { self.shared.now } else { Instant::NEVER };
                 handshake.set_state(if wanted { LinkState::Waiting } else { LinkState::Idle });
                 self.shared.changed();

@@ -9,7 +9,7 @@ use crate::address::Address;
 use crate::macros::trace_state;
 use crate::session::staging::Staging;
 use crate::session::{Closed, Fault};
-use crate::time::{Attempts, Instant, Jitter, Span, TimerId, Timers};
+use crate::time::{Backoff, Instant, Jitter, Span, TimerId, Timers};
 use crate::wire::nsqlookupd::{HttpPortFinder, LINE_MAX, ReplyDecoder};
 
 pub use session::PeerSession;
@@ -40,7 +40,7 @@ pub(super) struct Peer {
     connections: u32,
     failures: u32,
     timers: Timers<Timer, 4>,
-    attempts: Attempts,
+    attempts: Backoff,
     jitter: Jitter,
     opened_at: Instant,
     /// Everything that was to be registered was answered on this connection.
@@ -86,7 +86,7 @@ impl Peer {
             connections: 0,
             failures: 0,
             timers: Timers::new(),
-            attempts: Attempts::NONE,
+            attempts: Backoff::NONE,
             jitter: Jitter::new(0),
             opened_at: Instant::NEVER,
             listed: false,
@@ -139,7 +139,7 @@ impl Peer {
     /// Connects to `address` from now on, once the connection that may still be closing is gone.
     pub(super) fn assign(&mut self, config: &Config<'_>, now: Instant, address: Address) {
         self.address = Some(address);
-        self.attempts = Attempts::NONE;
+        self.attempts = Backoff::NONE;
         self.last = None;
         if !matches!(self.state, PeerState::Leaving) {
             // There it may hold the first half of an answer.

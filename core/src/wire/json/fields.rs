@@ -54,11 +54,11 @@ macro_rules! fields {
                 [$(Self::$field,)+].get(usize::from(index)).copied()
             }
 
-            /// The key.
+            /// What stands before the value of a field that is not the first: `,"key":`.
             #[allow(dead_code, reason = "for those that write the object as well")]
-            const fn key(self) -> &'static str {
+            const fn json_key(self) -> &'static str {
                 match self {
-                    $(Self::$field => $key,)+
+                    $(Self::$field => concat!(",\"", $key, "\":"),)+
                 }
             }
         }

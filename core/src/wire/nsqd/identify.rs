@@ -5,7 +5,7 @@ use core::convert::Infallible;
 
 use super::{Limits, Refusal, Setting};
 use crate::wire::json::{Fields, emit_str, fields};
-use crate::wire::{ChunkWriter, Decimal, Write, emit_decimal, emit_len, len_of};
+use crate::wire::{ChunkWriter, Write, emit_decimal, emit_len, len_of};
 
 fields! {
     /// Every field of nsqd 1.3.0, and the two of the topology, which are newer.
@@ -31,7 +31,7 @@ fields! {
 /// The longest key of [`Field`].
 const KEY_MAX: usize = "output_buffer_timeout".len();
 
-/// IDENTIFY as a client writes it. Further fields are [`IdentifyOption`]s.
+/// IDENTIFY as a client writes it. Further fields are [`IdentifyNumber`]s and [`IdentifyOption`]s.
 #[derive(Debug, Clone, Copy)]
 pub struct IdentifyRequest<'a> {
     /// What the client calls itself; nsqd shows it, and shows nothing if it is not given.
@@ -44,7 +44,50 @@ pub struct IdentifyRequest<'a> {
     pub heartbeat_interval: u32,
 }
 
-/// A field of IDENTIFY that not every client gives.
+/// A number in IDENTIFY that not every client gives. 0, which is nsqd's default, is left out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IdentifyNumber {
+    key: &'static str,
+    number: u32,
+}
+
+impl IdentifyNumber {
+    /// Bytes that nsqd buffers: 64 to 65,536; default 16,384.
+    pub const fn output_buffer_size(bytes: u32) -> Self {
+        Self::new(Field::OutputBufferSize, bytes)
+    }
+
+    /// Milliseconds that nsqd buffers: 25 to 30,000; default 250.
+    pub const fn output_buffer_timeout(millis: u32) -> Self {
+        Self::new(Field::OutputBufferTimeout, millis)
+    }
+
+    /// nsqd buffers nothing (`output_buffer_size` is -1), if `wanted`.
+    pub const fn unbuffered(wanted: bool) -> Self {
+        Self { key: ",\"output_buffer_size\":-", number: wanted as u32 }
+    }
+
+    /// Milliseconds until a message in flight is delivered again: 1,000 to 900,000; default 60,000.
+    pub const fn msg_timeout(millis: u32) -> Self {
+        Self::new(Field::MsgTimeout, millis)
+    }
+
+    /// Percent of the messages to deliver: 1 to 99; the default is all.
+    pub const fn sample_rate(percent: u32) -> Self {
+        Self::new(Field::SampleRate, percent)
+    }
+
+    /// Deflate's level, 1 to 9; default 6, which is also the most that nsqd does.
+    pub const fn deflate_level(level: u32) -> Self {
+        Self::new(Field::DeflateLevel, level)
+    }
+
+    const fn new(field: Field, number: u32) -> Self {
+        Self { key: field.json_key(), number }
+    }
+}
+
+/// A flag or text in IDENTIFY that not every client gives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct IdentifyOption<'a> {
     key: &'static str,
@@ -53,32 +96,11 @@ pub struct IdentifyOption<'a> {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Value<'a> {
-    Number(i32),
     Flag(bool),
     Text(&'a str),
 }
 
 impl<'a> IdentifyOption<'a> {
-    /// Bytes that nsqd buffers: 64 to 65,536, or -1 for none; default 16,384.
-    pub const fn output_buffer_size(bytes: i32) -> Self {
-        Self::new(Field::OutputBufferSize, Value::Number(bytes))
-    }
-
-    /// Milliseconds that nsqd buffers: 25 to 30,000, or -1 for none; default 250.
-    pub const fn output_buffer_timeout(millis: i32) -> Self {
-        Self::new(Field::OutputBufferTimeout, Value::Number(millis))
-    }
-
-    /// Milliseconds until a message in flight is delivered again: 1,000 to 900,000; default 60,000.
-    pub const fn msg_timeout(millis: i32) -> Self {
-        Self::new(Field::MsgTimeout, Value::Number(millis))
-    }
-
-    /// Percent of the messages to deliver: 1 to 99; the default is all.
-    pub const fn sample_rate(percent: i32) -> Self {
-        Self::new(Field::SampleRate, Value::Number(percent))
-    }
-
     /// Asks for TLS after the answer.
     pub const fn tls_v1(wanted: bool) -> Self {
         Self::new(Field::TlsV1, Value::Flag(wanted))
@@ -94,11 +116,6 @@ impl<'a> IdentifyOption<'a> {
         Self::new(Field::Deflate, Value::Flag(wanted))
     }
 
-    /// Deflate's level, 1 to 9; default 6, which is also the most that nsqd does.
-    pub const fn deflate_level(level: i32) -> Self {
-        Self::new(Field::DeflateLevel, Value::Number(level))
-    }
-
     /// The region where the client is (newer than 1.3.0).
     pub const fn topology_region(region: &'a str) -> Self {
         Self::new(Field::TopologyRegion, Value::Text(region))
@@ -110,23 +127,23 @@ impl<'a> IdentifyOption<'a> {
     }
 
     const fn new(field: Field, value: Value<'a>) -> Self {
-        Self { key: field.key(), value }
+        Self { key: field.json_key(), value }
     }
 }
 
-/// Writes IDENTIFY: the command, its body's length and the body. A number of 0, which nsqd takes
-/// for its default, is left out.
+/// Writes IDENTIFY: the command, its body's length and the body.
 ///
-/// `options` is not part of the request, so that the compiler sees an empty list and drops the
-/// code for it.
+/// `numbers` and `options` are not part of the request, so that the compiler sees which list is
+/// empty in all of a program and drops the code for it.
 pub fn emit_identify(
     w: &mut ChunkWriter<'_>,
     request: &IdentifyRequest<'_>,
+    numbers: &[IdentifyNumber],
     options: &[IdentifyOption<'_>],
 ) -> Result<(), Infallible> {
     w.write_all(b"IDENTIFY\n")?;
-    emit_len(w, len_of(|w| emit_body(w, request, options)))?;
-    emit_body(w, request, options)
+    emit_len(w, len_of(|w| emit_body(w, request, numbers, options)))?;
+    emit_body(w, request, numbers, options)
 }
 
 // Not by `json::Object`, which a publisher would have for nothing else; and one copy for all
@@ -135,6 +152,7 @@ pub fn emit_identify(
 fn emit_body(
     w: &mut ChunkWriter<'_>,
     request: &IdentifyRequest<'_>,
+    numbers: &[IdentifyNumber],
     options: &[IdentifyOption<'_>],
 ) -> Result<(), Infallible> {
     w.write_all(b"{\"client_id\":")?;
@@ -145,16 +163,16 @@ fn emit_body(
     emit_str(w, request.user_agent)?;
     w.write_all(b",\"feature_negotiation\":true,\"heartbeat_interval\":")?;
     emit_decimal(w, request.heartbeat_interval)?;
-    for option in options {
-        if option.value == Value::Number(0) {
-            continue;
+    for IdentifyNumber { key, number } in numbers {
+        if *number > 0 {
+            w.write_all(key.as_bytes())?;
+            emit_decimal(w, *number)?;
         }
-        w.write_all(b",")?;
-        emit_str(w, option.key)?;
-        w.write_all(b":")?;
-        match option.value {
-            Value::Number(number) => w.write_all(Decimal::signed(number).as_bytes())?,
-            Value::Flag(flag) => w.write_all(if flag { b"true" } else { b"false" })?,
+    }
+    for IdentifyOption { key, value } in options {
+        w.write_all(key.as_bytes())?;
+        match value {
+            Value::Flag(flag) => w.write_all(if *flag { b"true" } else { b"false" })?,
             Value::Text(text) => emit_str(w, text)?,
         }
     }

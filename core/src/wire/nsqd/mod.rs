@@ -24,7 +24,8 @@ pub use command::{emit_auth, emit_dpub_head, emit_mpub_head, emit_pub_head, emit
 pub use error::{ErrorCode, Meaning};
 pub use frame::{FrameDecoder, FramePart, FrameType, emit_frame, emit_frame_head};
 pub use identify::{
-    Identification, IdentifyOption, IdentifyRequest, IdentifyScanner, Settings, emit_identify,
+    Identification, IdentifyNumber, IdentifyOption, IdentifyRequest, IdentifyScanner, Settings,
+    emit_identify,
 };
 pub use identify_response::{Granted, GrantedScanner, IdentifyResponse};
 pub use limits::Limits;
