@@ -14,7 +14,7 @@ pub enum Status {
     Ok,
     /// 400: what was asked for makes no sense.
     BadRequest,
-    /// 403: not from here.
+    /// 403: the client may not do this.
     Forbidden,
     /// 404: there is no such path, topic or channel.
     NotFound,
@@ -30,11 +30,11 @@ pub enum Status {
     ExpectationFailed,
     /// 431: the head is longer than what is taken.
     HeadTooLarge,
-    /// 500: this side is to blame.
+    /// 500: an error of the server.
     InternalError,
     /// 501: a `Transfer-Encoding` other than `chunked`.
     NotImplemented,
-    /// 503: not now.
+    /// 503: try again later.
     Unavailable,
     /// 505: neither HTTP/1.1 nor 1.0.
     VersionNotSupported,
@@ -62,7 +62,7 @@ impl Status {
     }
 }
 
-/// What an answer's body is.
+/// The content type of an answer's body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Content {
@@ -113,14 +113,14 @@ impl Refusal {
     }
 }
 
-/// How the other side knows where an answer ends.
+/// How the client finds the end of an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Framing {
     /// After so many bytes.
     Length(usize),
     /// In chunks.
     Chunked,
-    /// With the connection.
+    /// The answer ends with the connection.
     ToTheEnd,
 }
 
@@ -175,7 +175,7 @@ impl Head {
         w.write_all(b"\r\n")
     }
 
-    /// Writes it.
+    /// Writes the head.
     pub(super) fn put(&self, piece: &mut Piece<'_>) {
         piece.put(|w| self.emit(w));
     }

@@ -76,7 +76,7 @@ impl Chunks {
                 if self.digits > 16 {
                     return Err(BadChunk);
                 }
-                // Saturated, which is more than anybody takes.
+                // A saturated length is above every bound.
                 let high = self.size.saturating_mul(16);
                 self.size = high.saturating_add(digit.unwrap_or(0));
                 Part::Size

@@ -2,7 +2,7 @@
 
 use crate::time::Span;
 
-/// How long things may take.
+/// The timeouts of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Config {

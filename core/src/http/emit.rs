@@ -130,9 +130,9 @@ mod tests {
         emit: impl FnOnce(&mut ChunkWriter<'_>) -> Result<(), core::convert::Infallible>,
     ) -> String {
         let mut buf = [0; 512];
-        let mut window = ChunkWriter::new(&mut buf, 0);
-        emit(&mut window).unwrap();
-        let len = window.total();
+        let mut writer = ChunkWriter::new(&mut buf, 0);
+        emit(&mut writer).unwrap();
+        let len = writer.total();
         String::from_utf8(buf[..len].to_vec()).unwrap()
     }
 

@@ -1,4 +1,4 @@
-//! Requests as they arrive: head, body, lines.
+//! Receives requests: head, body, lines.
 
 use core::mem;
 
@@ -8,15 +8,15 @@ use super::{BUFFER, Body, CONTINUE, Connection, DISCARD_MAX, SLOW, Service, Stat
 use crate::time::Instant;
 use crate::wire::{copy, take};
 
-/// What became of a line.
+/// The result of handing on a line.
 enum Line {
     Taken,
     Held,
-    Refused,
+    Rejected,
 }
 
 impl Body {
-    /// How long it may be, and what one that is longer is refused with.
+    /// The longest body, and the code for a longer one.
     const fn most(self) -> (u32, &'static str) {
         match self {
             Self::Ignore => (DISCARD_MAX, "BODY_TOO_BIG"),
@@ -46,7 +46,7 @@ impl<T> Connection<T> {
         match self.head.take(byte, &mut self.buf, S::PARAMS) {
             Ok(false) => {}
             Ok(true) => self.on_head(now, service),
-            Err(refusal) => self.refuse_all(now, refusal.status, refusal.code, service),
+            Err(refusal) => self.reject_and_close(now, refusal.status, refusal.code, service),
         }
     }
 
@@ -59,13 +59,13 @@ impl<T> Connection<T> {
         self.step = now.after(service.config().body);
         let wanted = match service.wants(&self.head.request(&self.buf, S::PARAMS)) {
             Ok(wanted) => wanted,
-            Err(refusal) => return self.refuse_later(now, refusal, service),
+            Err(refusal) => return self.reject_later(now, refusal, service),
         };
         let (most, code) = wanted.most();
         self.room = most;
         if self.left > most {
             let refusal = Refusal::new(Status::ContentTooLarge, code);
-            return self.refuse_later(now, refusal, service);
+            return self.reject_later(now, refusal, service);
         }
         if wanted != Body::Ignore && !self.begin(now, service) {
             return;
@@ -88,7 +88,7 @@ impl<T> Connection<T> {
                 true
             }
             Err(refusal) => {
-                self.refuse_later(now, refusal, service);
+                self.reject_later(now, refusal, service);
                 false
             }
         }
@@ -97,14 +97,14 @@ impl<T> Connection<T> {
     /// The request is whole.
     fn on_whole<S: Service<Task = T>>(&mut self, now: Instant, wanted: Body, service: &mut S) {
         match wanted {
-            // What was to be kept of the head is still in the buffer.
+            // The kept part of the head is still in the buffer.
             Body::Ignore if self.refusal.is_none() && !self.begin(now, service) => {}
             Body::Whole(_) => self.whole(now, service),
             Body::Ignore | Body::Pieces(..) | Body::Lines(..) => self.answer(now, service),
         }
     }
 
-    /// Bytes of the body and behind; gives how many were taken.
+    /// Takes bytes of the body and what follows. Returns how many were taken.
     pub(super) fn on_body<S: Service<Task = T>>(
         &mut self,
         now: Instant,
@@ -139,7 +139,7 @@ impl<T> Connection<T> {
                         taken.min(data.len())
                     }
                     Err(refusal) => {
-                        self.refuse_later(now, refusal, service);
+                        self.reject_later(now, refusal, service);
                         return 0;
                     }
                 }
@@ -173,19 +173,19 @@ impl<T> Connection<T> {
             Ok(Next::More) => {}
             Ok(Next::Data(size)) if size > self.room => {
                 let (_, code) = wanted.most();
-                self.refuse_all(now, Status::ContentTooLarge, code, service);
+                self.reject_and_close(now, Status::ContentTooLarge, code, service);
             }
             Ok(Next::Data(size)) => {
                 self.room = self.room.saturating_sub(size);
                 self.left = size;
             }
             Ok(Next::End) => self.on_whole(now, wanted, service),
-            Err(_) => self.refuse_all(now, Status::BadRequest, "BAD_CHUNK", service),
+            Err(_) => self.reject_and_close(now, Status::BadRequest, "BAD_CHUNK", service),
         }
         true
     }
 
-    /// The service takes nothing of the body.
+    /// Holds the client, because the service takes nothing of the body.
     fn hold<S: Service<Task = T>>(&mut self, now: Instant, wanted: Body, service: &S) {
         if self.state != State::Held(wanted) {
             self.evictable = self.step;
@@ -194,7 +194,7 @@ impl<T> Connection<T> {
         }
     }
 
-    /// The service takes some of it.
+    /// Ends holding the client, because the service takes bytes again.
     fn unhold(&mut self, now: Instant, wanted: Body) {
         if self.state == State::Held(wanted) {
             self.step = self.evictable;
@@ -219,7 +219,7 @@ impl<T> Connection<T> {
                 let Some(slot) = self.buf.get_mut(usize::from(before)) else {
                     let code = if let Body::Lines(_, code) = wanted { code } else { "" };
                     let refusal = Refusal::new(Status::ContentTooLarge, code);
-                    self.refuse_later(now, refusal, service);
+                    self.reject_later(now, refusal, service);
                     return 0;
                 };
                 *slot = byte;
@@ -234,7 +234,7 @@ impl<T> Connection<T> {
                     self.filled = before;
                     return taken;
                 }
-                Line::Refused => return 0,
+                Line::Rejected => return 0,
             }
         }
         data.len()
@@ -260,8 +260,8 @@ impl<T> Connection<T> {
                 Line::Taken
             }
             Err(refusal) => {
-                self.refuse_later(now, refusal, service);
-                Line::Refused
+                self.reject_later(now, refusal, service);
+                Line::Rejected
             }
         }
     }
@@ -273,7 +273,7 @@ impl<T> Connection<T> {
             && !body.is_empty()
             && let Err(refusal) = service.body(now, task, body)
         {
-            return self.refuse(now, refusal, service);
+            return self.reject(now, refusal, service);
         }
         self.answer(now, service);
     }

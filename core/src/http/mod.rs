@@ -17,8 +17,8 @@
 //!   +--------------------- Closing <---------- Linger <--------------+ "close", unread body
 //! ```
 //!
-//! - Answers have a `Content-Length` if they fit into one piece, else they are chunked; for HTTP/1.0
-//!   they end with the connection.
+//! - Answers have a `Content-Length` if they fit into one piece, else they are chunked; for
+//!   HTTP/1.0 they end with the connection.
 //! - Requests may be pipelined: what comes while an answer is written is held back
 //!   ([`Session::take`](crate::session::Session::take)).
 //! - `Expect: 100-continue` is answered once the service wants the body.
@@ -163,7 +163,7 @@ pub struct Connection<T> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 enum State {
-    /// There is no connection.
+    /// No connection.
     Down,
     /// Between requests.
     Idle,
@@ -173,12 +173,12 @@ enum State {
     Held(Body),
     /// The answer is written, of which this is left.
     Answer(Rest),
-    /// All is said; what the client still sends is passed over.
+    /// The answer is written; the rest of the request is discarded.
     Linger,
     Closing,
 }
 
-/// What of an answer is not in the buffer yet.
+/// The part of an answer that is not in the buffer yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 enum Rest {
@@ -192,9 +192,9 @@ enum Rest {
 
 #[derive(Debug, Clone, Copy)]
 struct Exchange {
-    /// In HTTP/1.0.
+    /// The request is HTTP/1.0.
     is_old: bool,
-    /// Without the body of the answer.
+    /// The answer has no body, because the method is HEAD.
     is_head: bool,
     /// The connection ends with it.
     closes: bool,
@@ -207,7 +207,7 @@ impl Exchange {
 }
 
 impl<T> Connection<T> {
-    /// None yet.
+    /// A connection in its initial state.
     pub const fn new() -> Self {
         Self {
             task: None,
@@ -268,7 +268,7 @@ impl<T> Connection<T> {
             }
         }
         let taken = bytes.len().saturating_sub(input.len());
-        self.moved(now, taken);
+        self.on_progress(now, taken);
         taken
     }
 
@@ -291,7 +291,7 @@ impl<T> Connection<T> {
 
     /// As [`Session::sent`](crate::session::Session::sent).
     pub fn sent<S: Service<Task = T>>(&mut self, now: Instant, n: usize, service: &mut S) {
-        self.moved(now, n);
+        self.on_progress(now, n);
         // At most what was lent, which is less than 64 KiB.
         let n = n as u16;
         let leave = n.min(self.continuing.into());
@@ -327,9 +327,11 @@ impl<T> Connection<T> {
             // It stays due until it is closed: the driver breaks it off then.
             State::Closing => {}
             State::Idle | State::Linger => self.close(now, service),
-            State::Head => self.refuse_all(now, Status::RequestTimeout, "TIMEOUT", service),
-            State::Held(_) => self.refuse_all(now, Status::Unavailable, "BUSY", service),
-            State::Body(_) => self.refuse_all(now, Status::RequestTimeout, "TIMEOUT", service),
+            State::Head => self.reject_and_close(now, Status::RequestTimeout, "TIMEOUT", service),
+            State::Held(_) => self.reject_and_close(now, Status::Unavailable, "BUSY", service),
+            State::Body(_) => {
+                self.reject_and_close(now, Status::RequestTimeout, "TIMEOUT", service)
+            }
             State::Answer(_) => self.abort(now, service),
         }
     }
@@ -337,7 +339,7 @@ impl<T> Connection<T> {
     /// Closes the connection at once, whatever is under way.
     pub fn abort<S: Service<Task = T>>(&mut self, now: Instant, service: &mut S) {
         self.end(now, service, End::Lost);
-        self.nothing_staged();
+        self.clear_staged();
         self.continuing = 0;
         self.close(now, service);
     }
@@ -345,7 +347,7 @@ impl<T> Connection<T> {
     /// As [`Session::closed`](crate::session::Session::closed).
     pub fn closed<S: Service<Task = T>>(&mut self, now: Instant, _: Closed, service: &mut S) {
         self.end(now, service, End::Lost);
-        self.nothing_staged();
+        self.clear_staged();
         self.continuing = 0;
         self.step = Instant::NEVER;
         self.set_state(State::Down);
@@ -381,7 +383,7 @@ impl<T> Connection<T> {
     }
 
     /// So many bytes came, or were taken by the client: each gives it a millisecond.
-    fn moved(&mut self, now: Instant, n: usize) {
+    fn on_progress(&mut self, now: Instant, n: usize) {
         if !matches!(self.state, State::Idle | State::Held(_)) {
             let more = Span::from_millis(saturate(n));
             self.evictable = self.evictable.after(more).min(now.after(SLOW));
@@ -407,7 +409,7 @@ impl<T> Connection<T> {
         self.set_state(State::Closing);
     }
 
-    fn nothing_staged(&mut self) {
+    fn clear_staged(&mut self) {
         self.front = 0..0;
         self.body = 0..0;
     }
@@ -428,7 +430,7 @@ impl<T> Default for Connection<T> {
     }
 }
 
-/// What lies in `range` of `bytes`.
+/// The bytes in `range`.
 fn part<'b>(bytes: &'b [u8], range: &Range<u16>) -> &'b [u8] {
     bytes.get(range.start.into()..range.end.into()).unwrap_or_default()
 }

@@ -1,4 +1,4 @@
-//! Answers as they leave: a piece at a time.
+//! Sends answers, a piece at a time.
 
 use core::mem;
 
@@ -11,7 +11,7 @@ use super::{
 use crate::time::Instant;
 use crate::wire::copy;
 
-/// What an answer is.
+/// The head of an answer, but for its framing.
 #[derive(Debug, Clone, Copy)]
 struct Kind {
     status: Status,
@@ -28,7 +28,7 @@ impl<T> Connection<T> {
         let Some(task) = &mut self.task else { return };
         let content = match service.answer(now, task) {
             Ok(content) => content,
-            Err(refusal) => return self.refuse(now, refusal, service),
+            Err(refusal) => return self.reject(now, refusal, service),
         };
         let behind = self.buf.get_mut(FRONT..).unwrap_or_default();
         let mut piece = Piece::new(behind.get_mut(..PIECE_MIN).unwrap_or_default());
@@ -44,7 +44,7 @@ impl<T> Connection<T> {
     }
 
     /// Refuses a request, perhaps one that was begun.
-    pub(super) fn refuse<S: Service<Task = T>>(
+    pub(super) fn reject<S: Service<Task = T>>(
         &mut self,
         now: Instant,
         refusal: Refusal,
@@ -75,7 +75,7 @@ impl<T> Connection<T> {
 
     /// Refuses a request once the rest of its body is passed over; at once, and the connection as
     /// well, if that is too long or waits for leave to come.
-    pub(super) fn refuse_later<S: Service<Task = T>>(
+    pub(super) fn reject_later<S: Service<Task = T>>(
         &mut self,
         now: Instant,
         refusal: Refusal,
@@ -91,28 +91,28 @@ impl<T> Connection<T> {
             return self.set_state(State::Body(Body::Ignore));
         }
         if has_rest {
-            self.nothing_more_matters();
+            self.discard_rest();
         }
-        self.refuse(now, refusal, service);
+        self.reject(now, refusal, service);
     }
 
     /// Refuses a request of which the rest makes no difference any more, and then the connection.
     /// One that was refused before is answered that.
-    pub(super) fn refuse_all<S: Service<Task = T>>(
+    pub(super) fn reject_and_close<S: Service<Task = T>>(
         &mut self,
         now: Instant,
         status: Status,
         code: &'static str,
         service: &mut S,
     ) {
-        self.nothing_more_matters();
+        self.discard_rest();
         match self.refusal.take() {
             Some(refusal) => self.stage_refusal(now, refusal, service),
-            None => self.refuse(now, Refusal::new(status, code), service),
+            None => self.reject(now, Refusal::new(status, code), service),
         }
     }
 
-    fn nothing_more_matters(&mut self) {
+    fn discard_rest(&mut self) {
         self.exchange.closes = true;
         self.left = u32::MAX;
     }

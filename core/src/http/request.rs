@@ -84,17 +84,17 @@ impl<'r> Request<'r> {
     /// The first value of one of [`Service::PARAMS`](super::Service::PARAMS); `None` if there is
     /// none. A parameter without `=` is empty.
     pub fn param(&self, name: &str) -> Option<Value<'r>> {
-        let place = self.names.iter().position(|is| *is == name)?;
-        find_param(self.params, place).map(|bytes| Value { bytes })
+        let index = self.names.iter().position(|is| *is == name)?;
+        find_param(self.params, index).map(|bytes| Value { bytes })
     }
 }
 
 /// The value of the parameter with that place.
-pub(super) fn find_param(params: &[u8], place: usize) -> Option<&[u8]> {
+pub(super) fn find_param(params: &[u8], index: usize) -> Option<&[u8]> {
     let mut rest = params;
     while let Some((&[at, len], behind)) = rest.split_first_chunk() {
         let (value, behind) = behind.split_at_checked(len.into())?;
-        if usize::from(at) == place {
+        if usize::from(at) == index {
             return Some(value);
         }
         rest = behind;

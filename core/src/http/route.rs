@@ -47,7 +47,7 @@ pub struct Route<R> {
     pub method: Method,
     /// The path.
     pub path: &'static str,
-    /// What it is.
+    /// The value.
     pub to: R,
 }
 

@@ -1,18 +1,19 @@
-//! What a server answers over HTTP.
+//! The interface between HTTP and the server behind it.
 
 use super::{Config, Content, Piece, Refusal, Request, Status};
 use crate::time::{Instant, Span};
 
-/// What is asked for and answered.
+/// The requests that a server answers.
 ///
-/// For each request: [`wants`](Self::wants), [`begin`](Self::begin), then [`body`](Self::body) for as long as it lasts,
-/// then [`answer`](Self::answer) and [`write`](Self::write) until all is written, then
-/// [`end`](Self::end). Anything may happen to what is served between two calls.
+/// For each request: [`wants`](Self::wants), [`begin`](Self::begin), then [`body`](Self::body) for
+/// as long as it lasts, then [`answer`](Self::answer) and [`write`](Self::write) until all is
+/// written, then [`end`](Self::end). Anything may happen to what is served between two calls.
 pub trait Service {
-    /// What is kept of a request until it is answered.
+    /// A request until it is answered.
     type Task;
 
-    /// The parameters of queries that it looks at, at most [`PARAMS_MAX`](super::PARAMS_MAX). Others are not kept.
+    /// The parameters of queries that it looks at, at most [`PARAMS_MAX`](super::PARAMS_MAX).
+    /// Others are not kept.
     const PARAMS: &'static [&'static str];
 
     /// The times.
@@ -59,7 +60,7 @@ pub trait Service {
     }
 }
 
-/// What a service wants of a request's body.
+/// How a service takes a request's body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Body {
@@ -68,9 +69,11 @@ pub enum Body {
     /// All of it, in pieces as they arrive. More bytes are refused with this code and 413.
     Pieces(u32, &'static str),
     /// All of it, a line at a time, without its end; empty ones are left out. More bytes are
-    /// refused with `BODY_TOO_BIG`, and a line of more than [`BUFFER`](super::BUFFER) bytes with this code and 413.
+    /// refused with `BODY_TOO_BIG`, and a line of more than [`BUFFER`](super::BUFFER) bytes with
+    /// this code and 413.
     Lines(u32, &'static str),
-    /// All of it at once; [`BUFFER`](super::BUFFER) bytes at most, more are refused with this code and 413.
+    /// All of it at once; [`BUFFER`](super::BUFFER) bytes at most, more are refused with this code
+    /// and 413.
     Whole(&'static str),
 }
 

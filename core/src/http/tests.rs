@@ -187,7 +187,7 @@ impl World {
     }
 
     #[track_caller]
-    fn say(&mut self, text: &str) -> String {
+    fn send(&mut self, text: &str) -> String {
         self.exchange(text.as_bytes(), usize::MAX)
     }
 
@@ -236,7 +236,7 @@ fn body(answer: &str) -> String {
 /// All of it at once, and a byte at a time: the answer is the same.
 #[track_caller]
 fn ask(request: &str) -> String {
-    let whole = World::new().say(request);
+    let whole = World::new().send(request);
     if request.len() < 5000 {
         let mut world = World::new();
         let bytes = request.bytes().map(|byte| world.exchange(&[byte], usize::MAX));
@@ -249,19 +249,19 @@ fn ask(request: &str) -> String {
 fn requests_one_after_the_other() {
     let mut world = World::new();
     let ping = "GET /ping HTTP/1.1\r\nHost: x\r\n\r\n";
-    assert_eq!(world.say(ping), OK);
-    assert_eq!(world.say(ping), OK);
+    assert_eq!(world.send(ping), OK);
+    assert_eq!(world.send(ping), OK);
     // With the empty line that some send behind a body.
-    assert_eq!(world.say(&format!("\r\n{ping}")), OK);
+    assert_eq!(world.send(&format!("\r\n{ping}")), OK);
     // Pipelined.
-    assert_eq!(world.say(&ping.repeat(5)), OK.repeat(5));
+    assert_eq!(world.send(&ping.repeat(5)), OK.repeat(5));
     let nothing = "POST /nothing HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\n123";
     let empty =
         "HTTP/1.1 200 OK\r\nX-NSQ-Content-Type: nsq; version=1.0\r\nContent-Length: 0\r\n\r\n";
-    assert_eq!(world.say(nothing), empty);
+    assert_eq!(world.send(nothing), empty);
     assert_eq!(world.service.ends, [End::Answered; 9]);
     assert_eq!(world.connection.link(), Link::Up);
-    let last = world.say("GET /ping HTTP/1.1\r\nHost: x\r\nConnection: Keep-Alive, CLOSE\r\n\r\n");
+    let last = world.send("GET /ping HTTP/1.1\r\nHost: x\r\nConnection: Keep-Alive, CLOSE\r\n\r\n");
     assert_eq!(last, OK.replace("\r\n\r\n", "\r\nConnection: close\r\n\r\n"));
     assert_eq!(world.connection.link(), Link::Close);
     world.connection.closed(world.now, Closed::Local, &mut world.service);
@@ -274,12 +274,12 @@ fn split_anywhere() {
     let script = "POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello\
                   GET /list?n=20 HTTP/1.1\nHost: x\n\nGET /nope HTTP/1.1\r\nHost: x\r\nX: y\r\n\r\n\
                   PUT /whole/x HTTP/1.1\r\nHost: x\r\ncontent-length:2\r\n\r\nhi";
-    let whole = World::new().say(script);
+    let whole = World::new().send(script);
     assert!(whole.ends_with("hi") && whole.contains("hello") && whole.contains("NOT_FOUND"));
     for at in 0..=script.len() {
         let mut world = World::new();
         let (front, back) = script.split_at(at);
-        assert_eq!(world.say(front) + &world.say(back), whole, "split at {at}");
+        assert_eq!(world.send(front) + &world.send(back), whole, "split at {at}");
     }
     // A byte at a time, both ways.
     let mut world = World::new();
@@ -293,15 +293,15 @@ fn long_answers_come_in_chunks() {
         for n in [0, 1, 7, 8, 9, 100] {
             let mut world = World::new();
             world.service.element = element;
-            let answer = world.say(&format!("GET /list?n={n} HTTP/1.1\r\nHost: x\r\n\r\n"));
+            let answer = world.send(&format!("GET /list?n={n} HTTP/1.1\r\nHost: x\r\n\r\n"));
             let expected: String =
                 (0..n).flat_map(|at| vec![char::from(b'a' + at % 26); element]).collect();
             assert_eq!(body(&answer), expected);
             let is_long = usize::from(n) * element > PIECE_MIN;
             assert_eq!(answer.contains("chunked"), is_long, "{n} of {element}");
-            assert_eq!(world.say("GET /ping HTTP/1.1\r\nHost: x\r\n\r\n"), OK);
+            assert_eq!(world.send("GET /ping HTTP/1.1\r\nHost: x\r\n\r\n"), OK);
             // To the connection's end.
-            let old = world.say(&format!("GET /list?n={n} HTTP/1.0\r\n\r\n"));
+            let old = world.send(&format!("GET /list?n={n} HTTP/1.0\r\n\r\n"));
             assert!(
                 old.starts_with("HTTP/1.0 200 OK\r\n") && old.contains("Connection: close\r\n")
             );
@@ -316,7 +316,7 @@ fn long_answers_come_in_chunks() {
 fn an_element_longer_than_a_piece_ends_the_connection() {
     let mut world = World::new();
     world.service.element = PIECE_MIN + 1;
-    world.say("GET /list?n=2 HTTP/1.1\r\nHost: x\r\n\r\n");
+    world.send("GET /list?n=2 HTTP/1.1\r\nHost: x\r\n\r\n");
     assert_eq!(world.connection.link(), Link::Close);
     assert_eq!(world.service.ends, [End::Lost]);
 }
@@ -325,25 +325,25 @@ fn an_element_longer_than_a_piece_ends_the_connection() {
 fn refusals_of_the_service_keep_the_connection() {
     let mut world = World::new();
     let bad = refusal("400 Bad Request", "BAD_N", false);
-    assert_eq!(world.say("GET /list HTTP/1.1\r\nHost: x\r\n\r\n"), bad);
+    assert_eq!(world.send("GET /list HTTP/1.1\r\nHost: x\r\n\r\n"), bad);
     let not_found = refusal("404 Not Found", "NOT_FOUND", false);
-    assert_eq!(world.say("GET /lists HTTP/1.1\r\nHost: x\r\n\r\n"), not_found);
+    assert_eq!(world.send("GET /lists HTTP/1.1\r\nHost: x\r\n\r\n"), not_found);
     let empty = refusal("400 Bad Request", "EMPTY", false);
-    assert_eq!(world.say("POST /echo HTTP/1.1\r\nHost: x\r\n\r\n"), empty);
-    assert_eq!(world.say("PUT /whole/x HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"), empty);
+    assert_eq!(world.send("POST /echo HTTP/1.1\r\nHost: x\r\n\r\n"), empty);
+    assert_eq!(world.send("PUT /whole/x HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"), empty);
     // Its body is passed over first.
     let with_body = "POST /list HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nbody";
-    let answer = world.say(with_body);
+    let answer = world.send(with_body);
     assert!(answer.contains("405 Method Not Allowed\r\nAllow: GET, OPTIONS\r\n"), "{answer}");
     assert_eq!(
-        world.say("POST /nope HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nbody"),
+        world.send("POST /nope HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nbody"),
         not_found
     );
     // Refused in the middle of it.
     let no = refusal("413 Request Entity Too Large", "NO", false);
-    assert_eq!(world.say("POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\n!"), "");
-    assert_eq!(world.say("dy "), no);
-    assert_eq!(world.say("GET /ping HTTP/1.1\r\nHost: x\r\n\r\n"), OK);
+    assert_eq!(world.send("POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\n!"), "");
+    assert_eq!(world.send("dy "), no);
+    assert_eq!(world.send("GET /ping HTTP/1.1\r\nHost: x\r\n\r\n"), OK);
     let bad = End::Refused(Status::BadRequest);
     let not_found = End::Refused(Status::NotFound);
     let method = End::Refused(Status::MethodNotAllowed);
@@ -367,25 +367,25 @@ fn a_slow_client_may_go_when_another_one_waits() {
     // Nothing was asked for yet.
     assert_eq!(at(&world), world.now.after(ms(500)));
     world.after(ms(400));
-    world.say("\r\n");
+    world.send("\r\n");
     assert_eq!(at(&world), Instant::from_millis(500));
     // A head, a byte at a time: each gives a millisecond.
-    world.say("G");
+    world.send("G");
     let begun = world.now.after(SLOW);
     assert_eq!(at(&world), begun);
     for _ in 0..10 {
         world.after(ms(100));
-        world.say("E");
+        world.send("E");
     }
     assert_eq!(at(&world), begun.after(ms(10)));
     // A client that is fast enough has its two seconds at all times.
-    world.say(&"E".repeat(1200));
+    world.send(&"E".repeat(1200));
     assert_eq!(at(&world), world.now.after(SLOW));
 
     // Between requests.
     let mut world = World::new();
     world.after(ms(300));
-    world.say(PING);
+    world.send(PING);
     assert_eq!(at(&world), world.now.after(ms(100)));
 
     // While the service has no room it is not to blame.
@@ -412,7 +412,7 @@ fn a_slow_client_may_go_when_another_one_waits() {
     assert_eq!(at(&world), begun.after(SLOW).after(ms(50)));
     // All is said.
     let mut world = World::new();
-    world.say("GET /ping HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    world.send("GET /ping HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
     assert_eq!((world.connection.link(), at(&world)), (Link::Close, Instant::ZERO));
     world.connection.closed(world.now, Closed::Local, &mut world.service);
     assert_eq!(at(&world), Instant::NEVER);
@@ -428,21 +428,21 @@ fn bodies_at_their_bounds() {
         )
     };
     let most = DISCARD_MAX as usize;
-    assert!(World::new().say(&post("/nothing", most)).starts_with("HTTP/1.1 200"));
+    assert!(World::new().send(&post("/nothing", most)).starts_with("HTTP/1.1 200"));
     let long = refusal("413 Request Entity Too Large", "BODY_TOO_BIG", true);
-    assert_eq!(World::new().say(&post("/nothing", most + 1)), long);
-    assert!(body(&World::new().say(&post("/whole/x", BUFFER))).len() == BUFFER);
+    assert_eq!(World::new().send(&post("/nothing", most + 1)), long);
+    assert!(body(&World::new().send(&post("/whole/x", BUFFER))).len() == BUFFER);
     let long = refusal("413 Request Entity Too Large", "TOO_LONG", false);
-    assert_eq!(World::new().say(&post("/whole/x", BUFFER + 1)), long);
+    assert_eq!(World::new().send(&post("/whole/x", BUFFER + 1)), long);
     // Refused anyway, but too long to be passed over.
     let not_found = refusal("404 Not Found", "NOT_FOUND", true);
-    assert_eq!(World::new().say(&post("/nope", most + 1)), not_found);
+    assert_eq!(World::new().send(&post("/nope", most + 1)), not_found);
     let endless = "POST /nothing HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999999\r\n\r\n";
-    assert!(World::new().say(endless).starts_with("HTTP/1.1 413"));
+    assert!(World::new().send(endless).starts_with("HTTP/1.1 413"));
     // In pieces it has no bound but the service's.
-    assert_eq!(body(&World::new().say(&post("/echo", 60_000))).len(), 60_000);
+    assert_eq!(body(&World::new().send(&post("/echo", 60_000))).len(), 60_000);
     let long = refusal("413 Request Entity Too Large", "TOO_BIG", true);
-    assert_eq!(World::new().say(&post("/echo", 60_001)), long);
+    assert_eq!(World::new().send(&post("/echo", 60_001)), long);
 }
 
 #[test]
@@ -451,19 +451,19 @@ fn leave_to_send_a_body() {
         "POST /echo HTTP/1.1\r\nHost: x\r\nExpect: 100-Continue\r\nContent-Length: 2\r\n\r\n";
     let leave = "HTTP/1.1 100 Continue\r\n\r\n";
     let mut world = World::new();
-    assert_eq!(world.say(head), leave);
-    assert!(world.say("hi").ends_with("\r\n\r\nhi"));
+    assert_eq!(world.send(head), leave);
+    assert!(world.send("hi").ends_with("\r\n\r\nhi"));
     // It does not wait.
-    let answer = world.say(&format!("{head}hi"));
+    let answer = world.send(&format!("{head}hi"));
     assert!(answer.starts_with(leave) && answer.ends_with("hi"), "{answer}");
     // Not given: the body may come, or not.
-    let refused = world.say(&head.replace("/echo", "/nope"));
+    let refused = world.send(&head.replace("/echo", "/nope"));
     assert_eq!(refused, refusal("404 Not Found", "NOT_FOUND", true));
     // Nor to a client that does not know of it, nor for nothing.
     let mut world = World::new();
-    assert_eq!(world.say(&head.replace("1.1", "1.0")), "");
+    assert_eq!(world.send(&head.replace("1.1", "1.0")), "");
     let mut world = World::new();
-    let nothing = world.say(&head.replace("Length: 2", "Length: 0"));
+    let nothing = world.send(&head.replace("Length: 2", "Length: 0"));
     assert_eq!(nothing, refusal("400 Bad Request", "EMPTY", false));
 }
 
@@ -482,7 +482,7 @@ fn a_client_is_held_while_there_is_no_room() {
     assert_eq!(taken, 4);
     rest = &rest[taken..];
     assert_eq!(world.connection.take(world.now, rest, &mut world.service), 0);
-    assert!(world.say("").ends_with("body"));
+    assert!(world.send("").ends_with("body"));
     assert_eq!(world.connection.take(world.now, rest, &mut world.service), 3);
 
     // For so long.
@@ -491,7 +491,7 @@ fn a_client_is_held_while_there_is_no_room() {
     world.connection.take(world.now, request, &mut world.service);
     assert_eq!(world.connection.deadline(), world.now.after(world.service.config.body));
     world.after(world.service.config.body);
-    assert_eq!(world.say(""), refusal("503 Service Unavailable", "BUSY", true));
+    assert_eq!(world.send(""), refusal("503 Service Unavailable", "BUSY", true));
     assert_eq!(world.service.ends, [End::Refused(Status::Unavailable)]);
 }
 
@@ -509,7 +509,7 @@ fn lines() {
         ("\na\n\nbc\r\nd", "[a][bc\r][d]"),
         (&format!("{longest}\n{longest}"), &format!("[{longest}][{longest}]")),
     ] {
-        assert_eq!(body(&World::new().say(&post(text))), expected);
+        assert_eq!(body(&World::new().send(&post(text))), expected);
         // A byte at a time.
         let mut world = World::new();
         let said: String =
@@ -525,7 +525,7 @@ fn lines() {
                 let piece = &rest[..rest.len().min(7)];
                 let taken = world.connection.take(world.now, piece, &mut world.service);
                 rest = &rest[taken..];
-                said += &world.say("");
+                said += &world.send("");
             }
         }
         let (answer, ping) = said.split_at(said.len() - OK.len());
@@ -541,7 +541,7 @@ fn lines() {
     ] {
         let refused = refusal("413 Request Entity Too Large", code, false);
         let mut world = World::new();
-        assert_eq!(world.say(&(post(text) + ping)), refused.clone() + OK);
+        assert_eq!(world.send(&(post(text) + ping)), refused.clone() + OK);
         let mut world = World::new();
         let bytes = post(text) + ping;
         let said: String = bytes.bytes().map(|byte| world.exchange(&[byte], 9)).collect();
@@ -563,14 +563,14 @@ fn lines() {
         assert_eq!(taken, 1);
         rest = &rest[taken..];
     }
-    assert!(world.say("").ends_with("[a][b][c][d][e][f][g][h][i]"));
+    assert!(world.send("").ends_with("[a][b][c][d][e][f][g][h][i]"));
     let mut world = World::new();
     world.service.patience = Some(Span::from_secs(4));
     world.service.takes = 0;
     world.connection.take(world.now, request.as_bytes(), &mut world.service);
     assert_eq!(world.connection.deadline(), world.now.after(Span::from_secs(4)));
     world.after(Span::from_secs(4));
-    assert_eq!(world.say(""), refusal("503 Service Unavailable", "BUSY", true));
+    assert_eq!(world.send(""), refusal("503 Service Unavailable", "BUSY", true));
 }
 
 #[test]
@@ -587,22 +587,22 @@ fn time_runs_out() {
     // In a head, also if something comes all the time, after whatever empty lines.
     let mut world = World::new();
     world.after(Span::from_secs(1));
-    world.say("\r\n");
+    world.send("\r\n");
     for _ in 0..10 {
-        world.say("G");
+        world.send("G");
         world.after(Span::from_secs(1));
     }
-    assert_eq!(world.say(""), refusal("408 Request Timeout", "TIMEOUT", true));
+    assert_eq!(world.send(""), refusal("408 Request Timeout", "TIMEOUT", true));
     assert_eq!(world.after(config.linger), Link::Close);
 
     // In a body.
     let mut world = World::new();
-    world.say("POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n");
+    world.send("POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n");
     for _ in 0..30 {
-        assert_eq!(world.say("b"), "");
+        assert_eq!(world.send("b"), "");
         world.after(Span::from_secs(1));
     }
-    assert_eq!(world.say(""), refusal("408 Request Timeout", "TIMEOUT", true));
+    assert_eq!(world.send(""), refusal("408 Request Timeout", "TIMEOUT", true));
     assert_eq!(world.service.ends, [End::Refused(Status::RequestTimeout)]);
 
     // It does not read, or hardly.
@@ -636,7 +636,7 @@ fn a_connection_that_breaks_leaves_nothing_behind() {
             assert_eq!(world.write(usize::MAX), b"", "cut at {at}");
             assert!(world.connection.task.is_none());
             world.connection.open(world.now, &mut world.service);
-            assert_eq!(world.say("GET /ping HTTP/1.1\r\nHost: x\r\n\r\n"), OK, "cut at {at}");
+            assert_eq!(world.send("GET /ping HTTP/1.1\r\nHost: x\r\n\r\n"), OK, "cut at {at}");
         }
     }
 }
@@ -675,7 +675,7 @@ fn garbage() {
         }
         for _ in 0..5 {
             world.after(Span::from_secs(31));
-            world.say("");
+            world.send("");
         }
         // However it was left, it ends.
         assert_eq!(world.connection.link(), Link::Close);

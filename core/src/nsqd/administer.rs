@@ -1,4 +1,4 @@
-//! What the application does with topics and channels: the counterpart of nsqd's HTTP endpoints.
+//! The application's calls for topics and channels: the counterpart of nsqd's HTTP endpoints.
 
 use super::table::Origin;
 use super::{Nsqd, NsqdError};
@@ -35,7 +35,7 @@ impl Nsqd<'_> {
         Ok(())
     }
 
-    /// Gives a topic's channels what was held back, and what comes.
+    /// Lets a topic's messages flow to its channels again, beginning with those held back.
     pub fn unpause_topic(&mut self, now: Instant, topic: &TopicName) -> Result<(), NsqdError> {
         let at = self.topic_at(topic)?;
         self.shared.pause_topic(now, at, false);

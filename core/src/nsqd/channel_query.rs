@@ -1,10 +1,10 @@
-//! Asking nsqlookupds which channels a new topic has elsewhere, so that none of them misses its first
-//! messages: what nsqd's `GetTopic` does (nsqd/nsqd.go).
+//! Asking nsqlookupds which channels a new topic has elsewhere, so that none of them misses its
+//! first messages: what nsqd's `GetTopic` does (nsqd/nsqd.go).
 //!
 //! A new topic is held: its messages wait until each nsqlookupd was asked, or
 //! [`Config::channels_wait`](super::Config::channels_wait) is over. One connection asks all, one
-//! after the other; each gets an equal part of the time that is left, at least, and those that gave no
-//! answer last time get their turn last, so one that hangs keeps no other from being asked.
+//! after the other; each gets an equal part of the time that is left, at least, and those that gave
+//! no answer last time get their turn last, so one that hangs keeps no other from being asked.
 
 use super::engine::Shared;
 use super::table::{NONE, Origin};
@@ -28,10 +28,10 @@ pub const CHANNEL_QUERY_RAM_MAX: usize = 352;
 // On every target that this is compiled for.
 const _: () = assert!(size_of::<ChannelQuery>() <= CHANNEL_QUERY_RAM_MAX);
 
-/// How it calls itself.
+/// The `User-Agent` of requests.
 const USER_AGENT: &str = concat!("nanonsq/", env!("CARGO_PKG_VERSION"));
 
-/// An nsqlookupd, as who registers the node with it knows it.
+/// An nsqlookupd, as who registers the nsqd with it knows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Lookupd<'l> {
     /// There is none, or it was not to be reached when that was tried last: it is not asked.
@@ -39,35 +39,35 @@ pub enum Lookupd<'l> {
     /// It is being connected to for the first time: topics wait for what comes of that. nsqd does
     /// not, but has its topics from before its start.
     Coming,
-    /// It is asked at the host of this address, and at this port, not 0: the one that it said in its
-    /// answer to IDENTIFY. nsqd asks at the host that it said there, too, which others may know by
-    /// another name or address, or not at all.
+    /// It is asked at the host of this address, and at this port, not 0: the one that it said in
+    /// its answer to IDENTIFY. nsqd asks at the host that it said there, too, which others may know
+    /// by another name or address, or not at all.
     At(&'l Address, u16),
 }
 
-/// What it takes to ask: lent to [`Nsqd::ask_lookupds`].
+/// The state of asking nsqlookupds, lent to [`Nsqd::ask_lookupds`].
 ///
 /// RAM: at most [`CHANNEL_QUERY_RAM_MAX`] bytes.
 #[derive(Debug)]
 pub struct ChannelQuery {
-    get: LookupdQuery<NAME_MAX>,
+    connection: LookupdQuery<NAME_MAX>,
     list: List,
-    /// Whom it asks.
+    /// The index of the nsqlookupd that is being asked.
     source: u8,
-    /// Those that gave no answer last time.
+    /// The nsqlookupds that did not answer last time, one bit each.
     failed: u8,
-    news: Option<(u8, Closed)>,
+    pending_event: Option<(u8, Closed)>,
     address: Address,
 }
 
 /// Finds the channels in an answer's JSON.
 #[derive(Debug)]
 struct List {
-    /// The list comes next.
+    /// The next token is the list.
     named: bool,
-    /// How deep what is in it lies; 0 outside.
+    /// The depth of the list's elements; 0 outside the list.
     depth: u8,
-    /// Whether there was one.
+    /// Whether a list was found.
     found: bool,
 }
 
@@ -87,7 +87,7 @@ impl List {
                 self.depth = depth.saturating_add(1) as u8;
                 self.found = true;
             }
-            // Of no channels.
+            // A list without channels.
             Token::Null if named => self.found = true,
             Token::ArrayEnd if depth == usize::from(self.depth) => self.depth = 0,
             Token::String(name) if depth == usize::from(self.depth) && !name.truncated() => {
@@ -100,20 +100,20 @@ impl List {
 }
 
 impl ChannelQuery {
-    /// For storage.
+    /// The initial value for storage.
     pub const fn new() -> Self {
         Self {
-            get: LookupdQuery::NEW,
+            connection: LookupdQuery::NEW,
             list: List::NEW,
             source: 0,
             failed: 0,
-            news: None,
+            pending_event: None,
             address: Address::NONE,
         }
     }
 
     pub(super) fn poll_event(&mut self) -> Option<Event> {
-        let (lookupd, why) = self.news.take()?;
+        let (lookupd, why) = self.pending_event.take()?;
         Some(Event::AskFailed { lookupd: lookupd.into(), why })
     }
 }
@@ -125,25 +125,25 @@ impl Default for ChannelQuery {
 }
 
 impl<'a> Nsqd<'a> {
-    /// Has new topics held until nsqlookupds were [asked](Self::asking) for their channels: somebody
-    /// has to drive that session, or else a topic's first messages wait for ever. Call it once,
-    /// before anything is driven.
-    pub fn ask_lookupds(&mut self, asker: &'a mut ChannelQuery) {
-        *asker = ChannelQuery::new();
-        asker.get.start(Instant::NEVER);
+    /// Has new topics held until nsqlookupds were [asked](Self::asking) for their channels:
+    /// somebody has to drive that session, or else a topic's first messages wait for ever. Call it
+    /// once, before anything is driven.
+    pub fn ask_lookupds(&mut self, query: &'a mut ChannelQuery) {
+        *query = ChannelQuery::new();
+        query.connection.start(Instant::NEVER);
         self.shared.asks = self.shared.config.channels_wait > Span::ZERO;
-        self.asker = Some(asker);
+        self.channel_query = Some(query);
     }
 
     /// The session that asks, if there is [one](Self::ask_lookupds), with what is known of the
-    /// nsqlookupds now: the first [`CHANNEL_QUERY_TOPICS_MAX`] of them count. It has something to do when the
-    /// node's [`version`](Self::version) or any of the nsqlookupds changed.
+    /// nsqlookupds now: the first [`CHANNEL_QUERY_TOPICS_MAX`] of them count. It has something to
+    /// do when the nsqd's [`version`](Self::version) or any of the nsqlookupds changed.
     pub fn asking<'s>(
         &'s mut self,
         lookupds: &'s [Lookupd<'s>],
     ) -> Option<ChannelQuerySession<'s, 'a>> {
-        let asker = self.asker.as_deref_mut()?;
-        Some(ChannelQuerySession { asker, shared: &mut self.shared, lookupds })
+        let query = self.channel_query.as_deref_mut()?;
+        Some(ChannelQuerySession { query, shared: &mut self.shared, lookupds })
     }
 
     /// Whether a topic is held because nsqlookupds are to be asked for its channels.
@@ -153,22 +153,24 @@ impl<'a> Nsqd<'a> {
 
     /// Where asking is; [`ChannelQueryState::Unused`] if nobody is asked.
     pub fn ask_state(&self) -> ChannelQueryState {
-        self.asker.as_ref().map_or(ChannelQueryState::Unused, |asker| asker.get.state())
+        self.channel_query
+            .as_ref()
+            .map_or(ChannelQueryState::Unused, |query| query.connection.state())
     }
 }
 
 /// The session that asks nsqlookupds for the channels of new topics.
 ///
-/// Made for each call by [`Nsqd::asking`]; the state is in the node and its [`ChannelQuery`].
+/// Made for each call by [`Nsqd::asking`]; the state is in the nsqd and its [`ChannelQuery`].
 #[derive(Debug)]
 pub struct ChannelQuerySession<'s, 'a> {
-    asker: &'s mut ChannelQuery,
+    query: &'s mut ChannelQuery,
     shared: &'s mut Shared<'a>,
     lookupds: &'s [Lookupd<'s>],
 }
 
 impl ChannelQuerySession<'_, '_> {
-    /// Which of them there are, or may come.
+    /// The nsqlookupds that can be asked now or later, one bit each.
     fn present(&self) -> u8 {
         let bits = (0..u8::BITS).zip(self.lookupds);
         bits.fold(0, |present, (at, lookupd)| match lookupd {
@@ -178,7 +180,7 @@ impl ChannelQuerySession<'_, '_> {
     }
 
     fn bit(&self) -> u8 {
-        1u8.unbounded_shl(self.asker.source.into())
+        1u8.unbounded_shl(self.query.source.into())
     }
 
     /// Whether the answer under way is still of use.
@@ -188,7 +190,7 @@ impl ChannelQuerySession<'_, '_> {
     }
 
     /// Lets go of topics for which there is nobody left to ask, or no time.
-    fn settle(&mut self, now: Instant) {
+    fn release_topics(&mut self, now: Instant) {
         if !self.shared.holds {
             return;
         }
@@ -202,7 +204,7 @@ impl ChannelQuerySession<'_, '_> {
     /// The next to ask: a topic, its time, and an nsqlookupd.
     fn next(&self) -> Option<(u8, u8)> {
         // Those that have not failed are asked for all topics first.
-        for among in [!self.asker.failed, u8::MAX] {
+        for among in [!self.query.failed, u8::MAX] {
             for (at, topic) in (0..NONE).zip(&*self.shared.topics) {
                 let left = topic.asking & among;
                 let ready = (0..CHANNEL_QUERY_TOPICS_MAX as u8).zip(self.lookupds).find(
@@ -220,17 +222,17 @@ impl ChannelQuerySession<'_, '_> {
     }
 
     /// Asking one nsqlookupd about one topic is over, one way or the other.
-    fn over(&mut self, now: Instant, failed: Option<Closed>) {
+    fn on_query_end(&mut self, now: Instant, failed: Option<Closed>) {
         let (at, bit) = (self.shared.asked, self.bit());
         self.shared.asked = NONE;
         match failed {
             None => {
-                self.asker.failed &= !bit;
+                self.query.failed &= !bit;
                 self.shared.counters.asked = self.shared.counters.asked.saturating_add(1);
             }
             Some(why) => {
-                self.asker.failed |= bit;
-                self.asker.news = Some((self.asker.source, why));
+                self.query.failed |= bit;
+                self.query.pending_event = Some((self.query.source, why));
                 let failures = &mut self.shared.counters.ask_failures;
                 *failures = failures.saturating_add(1);
             }
@@ -240,22 +242,22 @@ impl ChannelQuerySession<'_, '_> {
     }
 
     fn close(&mut self, now: Instant, why: Closed) {
-        self.asker.get.close(now, why, self.shared.config.close_timeout);
+        self.query.connection.close(now, why, self.shared.config.close_timeout);
     }
 
     fn fail(&mut self, now: Instant, why: BadAnswer) -> Result<(), Fault> {
         let fault = Fault::BadAnswer(why);
         self.close(now, Closed::Fault(fault));
-        self.over(now, Some(Closed::Fault(fault)));
+        self.on_query_end(now, Some(Closed::Fault(fault)));
         Err(fault)
     }
 
     fn on_body(&mut self, now: Instant, body: &[u8]) -> Result<(), Fault> {
         let mut input = body;
         loop {
-            let ChannelQuery { get, list, .. } = &mut *self.asker;
-            let depth = get.json.depth();
-            let channel = match get.json.next(&mut input) {
+            let ChannelQuery { connection, list, .. } = &mut *self.query;
+            let depth = connection.json.depth();
+            let channel = match connection.json.next(&mut input) {
                 Ok(Some(token)) => list.take(token, depth),
                 Ok(None) => return Ok(()),
                 Err(error) => return self.fail(now, BadAnswer::Json(error)),
@@ -269,31 +271,31 @@ impl ChannelQuerySession<'_, '_> {
         }
     }
 
-    /// The answer is whole.
+    /// Handles a complete answer.
     fn on_answer(&mut self, now: Instant) -> Result<(), Fault> {
-        let ChannelQuery { get, list, .. } = &mut *self.asker;
-        if let Err(error) = get.json.end() {
+        let ChannelQuery { connection, list, .. } = &mut *self.query;
+        if let Err(error) = connection.json.end() {
             return self.fail(now, BadAnswer::Json(error));
         }
         if !list.found {
             return self.fail(now, BadAnswer::NoChannels);
         }
         self.close(now, Closed::Local);
-        self.over(now, None);
+        self.on_query_end(now, None);
         Ok(())
     }
 }
 
 impl Session for ChannelQuerySession<'_, '_> {
     fn link(&self) -> Link {
-        self.asker.get.link(self.is_wanted())
+        self.query.connection.link(self.is_wanted())
     }
 
     fn dial(&mut self, now: Instant) -> Option<&Address> {
-        if self.asker.get.state() != ChannelQueryState::Waiting || !self.shared.holds {
+        if self.query.connection.state() != ChannelQueryState::Waiting || !self.shared.holds {
             return None;
         }
-        self.settle(now);
+        self.release_topics(now);
         let (at, source) = self.next()?;
         let topic = self.shared.topic(at)?;
         let Some(Lookupd::At(address, port)) = self.lookupds.get(usize::from(source)) else {
@@ -308,32 +310,32 @@ impl Session for ChannelQuerySession<'_, '_> {
             let left = topic.ask_until.since(now).as_millis();
             now.after(Span::from_millis(left.unbounded_shr(halvings)))
         };
-        self.asker.address.clone_from(address);
-        self.asker.address.set_port(*port);
-        self.asker.source = source;
+        self.query.address.clone_from(address);
+        self.query.address.set_port(*port);
+        self.query.source = source;
         self.shared.asked = at;
-        self.asker.get.dial(until);
-        Some(&self.asker.address)
+        self.query.connection.dial(until);
+        Some(&self.query.address)
     }
 
     fn open(&mut self, _: Instant) {
-        self.asker.list = List::NEW;
-        let until = self.asker.get.step();
-        self.asker.get.open(until);
+        self.query.list = List::NEW;
+        let until = self.query.connection.step();
+        self.query.connection.open(until);
     }
 
     fn receive(&mut self, now: Instant, bytes: &[u8]) -> Result<(), Fault> {
         let mut input = bytes;
-        while self.asker.get.state() == ChannelQueryState::Asking && self.is_wanted() {
-            let body = match self.asker.get.http.next(&mut input) {
+        while self.query.connection.state() == ChannelQueryState::Asking && self.is_wanted() {
+            let body = match self.query.connection.http.next(&mut input) {
                 Ok(body) => body,
                 Err(error) => return self.fail(now, BadAnswer::Http(error)),
             };
-            match self.asker.get.http.status() {
+            match self.query.connection.http.status() {
                 None => {}
                 Some(200) => {
                     self.on_body(now, body.unwrap_or_default())?;
-                    if self.asker.get.http.is_complete() {
+                    if self.query.connection.http.is_complete() {
                         return self.on_answer(now);
                     }
                 }
@@ -348,59 +350,59 @@ impl Session for ChannelQuerySession<'_, '_> {
     }
 
     fn transmit(&mut self, now: Instant) -> Transmit<'_> {
-        if matches!(self.asker.get.state(), ChannelQueryState::Asking) && !self.is_wanted() {
+        if matches!(self.query.connection.state(), ChannelQueryState::Asking) && !self.is_wanted() {
             self.close(now, Closed::Local);
         }
-        let (shared, asker) = (&*self.shared, &mut *self.asker);
+        let (shared, query) = (&*self.shared, &mut *self.query);
         let topic = shared.topic(shared.asked).map_or("", |topic| topic.name.as_str());
-        let address = &asker.address;
-        asker
-            .get
+        let address = &query.address;
+        query
+            .connection
             .transmit(|request| emit_get(request, address, "/channels?topic=", topic, USER_AGENT))
     }
 
     fn sent(&mut self, _: Instant, n: usize) {
-        self.asker.get.sent(n);
+        self.query.connection.sent(n);
     }
 
     fn deadline(&self) -> Instant {
         if !self.shared.holds {
-            return self.asker.get.step();
+            return self.query.connection.step();
         }
         let held = self.shared.topics.iter().filter(|topic| topic.asking != 0);
-        held.fold(self.asker.get.step(), |first, topic| first.min(topic.ask_until))
+        held.fold(self.query.connection.step(), |first, topic| first.min(topic.ask_until))
     }
 
     fn tick(&mut self, now: Instant) {
-        let was = self.asker.get.state();
-        self.asker.get.tick(now, self.shared.config.close_timeout);
-        if self.asker.get.state() != was && self.is_wanted() {
-            self.over(now, self.asker.get.why());
+        let was = self.query.connection.state();
+        self.query.connection.tick(now, self.shared.config.close_timeout);
+        if self.query.connection.state() != was && self.is_wanted() {
+            self.on_query_end(now, self.query.connection.why());
         }
-        self.settle(now);
+        self.release_topics(now);
     }
 
     fn closed(&mut self, now: Instant, why: Closed) {
-        if self.asker.get.state() == ChannelQueryState::Asking
+        if self.query.connection.state() == ChannelQueryState::Asking
             && why == Closed::Peer
             && self.is_wanted()
         {
-            // That may be the end of the answer.
-            let _ = match self.asker.get.http.finish() {
+            // The end of the connection may be the end of the answer.
+            let _ = match self.query.connection.http.finish() {
                 Ok(()) => self.on_answer(now),
                 Err(error) => self.fail(now, BadAnswer::Http(error)),
             };
         }
-        if !self.asker.get.is_busy() {
+        if !self.query.connection.is_busy() {
             return;
         }
-        let why = self.asker.get.closed(why);
+        let why = self.query.connection.closed(why);
         if self.is_wanted() {
-            self.over(now, Some(why));
+            self.on_query_end(now, Some(why));
         }
         self.shared.asked = NONE;
-        self.asker.get.wait(Instant::NEVER);
-        self.settle(now);
+        self.query.connection.wait(Instant::NEVER);
+        self.release_topics(now);
         self.shared.changed();
     }
 }

@@ -1,4 +1,4 @@
-//! How a node behaves: set once, borrowed for its life.
+//! How an nsqd behaves: set once, borrowed for its life.
 
 use core::fmt;
 
@@ -19,14 +19,14 @@ pub const LANES_MAX: usize = 32;
 #[derive(Debug, Clone, Copy)]
 pub struct Config<'a> {
     /// What IDENTIFY's answer, and HTTP, call the server's version. Default `1.3.0`: that of the
-    /// nsqd whose behaviour this is. nsqadmin shows nodes with a lower one as out of date.
+    /// nsqd whose behaviour this is. nsqadmin shows nsqds with a lower one as out of date.
     pub version: &'a str,
     /// nsqd's limits. What is larger than the storage is made smaller: `max_rdy_count` to the
     /// entries of a channel, `max_msg_size` to what clients can announce of the store, for the
-    /// application to the store. `snappy` and `deflate` do not matter: neither is to be had. Default
-    /// [`Limits::NSQD`].
+    /// application to the store. `snappy` and `deflate` do not matter: neither is to be had.
+    /// Default [`Limits::NSQD`].
     pub limits: Limits,
-    /// How often clients hear of the node if they do not ask for another interval, 1 s to
+    /// How often clients hear of the nsqd if they do not ask for another interval, 1 s to
     /// `limits.max_heartbeat_interval_ms`. Default 30 s, as nsqd.
     pub heartbeat: Span,
     /// How long a message may be in flight if its client does not ask for another time, 1 s to
@@ -36,8 +36,8 @@ pub struct Config<'a> {
     /// more is read from it, and heartbeats go on. Default 5 s. go-nsq gives up a write that is
     /// stuck for 1 s, which happens only if the message does not fit into the sockets' buffers.
     pub publish_wait: Span,
-    /// How long a client that publishes may take for each KiB of a body, and for what is left at its
-    /// end; not counted while the node has no room. Beyond it the client is told what nsqd says
+    /// How long a client that publishes may take for each KiB of a body, and for what is left at
+    /// its end; not counted while the nsqd has no room. Beyond it the client is told what nsqd says
     /// (`E_BAD_MESSAGE PUB failed to read message body`) and closed, and its room is free. Default
     /// 5 s: a link of 205 bytes a second passes, a byte a second does not.
     pub body_timeout: Span,
@@ -52,14 +52,15 @@ pub struct Config<'a> {
     pub announced_percent: u8,
     /// How much of the store clients' messages can take together in topics that nobody consumes: of
     /// which no message was finished by all its channels in the last minute. One topic can take 7/8
-    /// of that. Beyond it who publishes there waits, and is refused, and other topics go on. Not with
-    /// [`Full::DropOldest`], where the oldest make room. 1 to 100, which sets
+    /// of that. Beyond it who publishes there waits, and is refused, and other topics go on. Not
+    /// with [`Full::DropOldest`], where the oldest make room. 1 to 100, which sets
     /// no bound, default 50.
     pub unconsumed_percent: u8,
     /// From which age on messages that wait in a topic without a channel are dropped, the oldest
     /// first, when others need their room, or their share. Not in topics that the application has
-    /// made or published to, nor with [`Full::DropOldest`]; zero drops none. Default 5 min. Counted in
-    /// [`Counters::expired`](super::Counters::expired), told as [`Event::Expired`](super::Event).
+    /// made or published to, nor with [`Full::DropOldest`]; zero drops none. Default 5 min. Counted
+    /// in [`Counters::expired`](super::Counters::expired), told as
+    /// [`Event::Expired`](super::Event).
     pub unconsumed_age: Span,
     /// How long closing may take. Default 1 s.
     pub close_timeout: Span,
@@ -79,7 +80,7 @@ pub struct Config<'a> {
     pub seed: u32,
 }
 
-/// What to do with a message that does not fit into the store.
+/// The handling of a message that does not fit into the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Full {
@@ -91,8 +92,8 @@ pub enum Full {
     /// As [`Refuse`](Self::Refuse), but for the application's messages those are dropped, oldest
     /// first and counted, that some client has finished, or sent back for later, and other channels
     /// still need. For a device whose own readings must go on whatever clients do. What nobody has
-    /// answered is never dropped. While no more than the application's reserve is free, little of its
-    /// messages is given to consumers at once: those that do not answer leave it room.
+    /// answered is never dropped. While no more than the application's reserve is free, little of
+    /// its messages is given to consumers at once: those that do not answer leave it room.
     DropAnswered,
     /// Drop as many of the oldest as it needs, and count them. What is in flight, or being
     /// written, is not dropped: if all is, the message is refused all the same.
@@ -171,29 +172,29 @@ impl Default for Config<'_> {
     }
 }
 
-/// What is wrong with a node's settings.
+/// An error in an nsqd's settings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[non_exhaustive]
 pub enum ConfigError {
     /// The heartbeat interval must be 1,000 ms to `limits.max_heartbeat_interval_ms`.
     Heartbeat {
-        /// What it is.
+        /// The value.
         ms: u32,
     },
     /// The message timeout must be 1,000 ms to `limits.max_msg_timeout_ms`.
     MsgTimeout {
-        /// What it is.
+        /// The value.
         ms: u32,
     },
     /// There must be 1 to 254 topics, channels and clients.
     Tables {
-        /// How many there are of one of them.
+        /// The number of entries.
         count: usize,
     },
     /// There must be 1 to 65,535 entries for messages in flight a channel.
     InFlight {
-        /// How many there are.
+        /// The number.
         count: usize,
     },
     /// A body must have some time to come.
@@ -213,13 +214,13 @@ pub enum ConfigError {
     },
     /// A topic must be able to have 1 to [`LANES_MAX`] channels.
     ChannelsPerTopic {
-        /// How many are configured.
+        /// The configured number.
         count: u8,
     },
     /// The store must take one message of one byte, and hence [`BLOCK_MIN`] + 2 bytes at least,
     /// more with many channels.
     StoreTooSmall {
-        /// How many bytes it has.
+        /// The length in bytes.
         len: usize,
     },
 }

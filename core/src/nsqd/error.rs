@@ -1,4 +1,4 @@
-//! Why a call of the application is refused.
+//! The errors of the application's calls.
 
 use core::fmt;
 
@@ -9,7 +9,8 @@ use super::{DEFER_MAX, TableFull};
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[non_exhaustive]
 pub enum PublishError {
-    /// The store is full. Try again when messages were finished: [`Nsqd::version`](super::Nsqd::version) changes then.
+    /// The store is full. Try again when messages were finished:
+    /// [`Nsqd::version`](super::Nsqd::version) changes then.
     Full,
     /// The message never fits into the store, or is longer than `limits.max_msg_size`.
     TooLarge {

@@ -26,27 +26,27 @@
 //! - A client that goes gives back at once what it had; nsqd waits for the timeout.
 //! - Attempts stay at 32,767 instead of wrapping: pynsq reads a signed number.
 //! - Requeued and new messages are delivered in turn, and clients that wait get theirs in turn.
-//! - A full node lets producers wait for room, then refuses: `E_PUB_FAILED PUB failed no room`.
+//! - A full nsqd lets producers wait for room, then refuses: `E_PUB_FAILED PUB failed no room`.
 //!   What can never fit is refused at once with nsqd's words for what is too long, `E_BAD_MESSAGE`
 //!   or `E_BAD_BODY`: no repetition cures that, a smaller batch does.
 //! - Each KiB of a message has [`Config::body_timeout`] to come; nsqd gives a command two heartbeat
 //!   intervals as a whole.
-//! - FIN, REQ and TOUCH that come too late are answered as nsqd does (`E_FIN_FAILED FIN ...`): go-nsq
-//!   and pynsq log that, and their users learn that their handlers are slow. tokio-nsq gets the bare
-//!   code: it gives a server up for good that says more.
+//! - FIN, REQ and TOUCH that come too late are answered as nsqd does (`E_FIN_FAILED FIN ...`):
+//!   go-nsq and pynsq log that, and their users learn that their handlers are slow. tokio-nsq gets
+//!   the bare code: it gives a server up for good that says more.
 //! - Sampling at n percent delivers n percent, not one more.
-//! - A new topic waits for its channels also while an nsqlookupd is being connected to for the first
-//!   time, and [`Config::channels_wait`] at most; see below.
+//! - A new topic waits for its channels also while an nsqlookupd is being connected to for the
+//!   first time, and [`Config::channels_wait`] at most; see below.
 //!
 //! # The channels of a new topic
 //!
-//! As nsqd does, a node asks its nsqlookupds which channels a new topic has elsewhere (`GET
-//! /channels?topic=`) and makes those that are not ephemeral, before any message goes on: a consumer
-//! that finds the node a minute later has missed nothing, nor has one after a device was reset.
-//! Meanwhile the topic is held, as if it were paused; messages are taken. The session for that is
-//! [`Nsqd::asking`]; `drive` runs it. nsqlookupds that are not to be reached are not asked, those that
-//! do not answer are counted and told ([`Event::AskFailed`]), and channels for which there is no room are
-//! counted ([`Counters::channels_left_out`]).
+//! As nsqd does, a [`Nsqd`] asks its nsqlookupds which channels a new topic has elsewhere (`GET
+//! /channels?topic=`) and creates those that are not ephemeral, before it delivers any message. So
+//! a consumer that finds the server a minute later misses nothing, nor does one after a reset of
+//! the device. Meanwhile the topic is held, as if it were paused, and accepts messages.
+//! [`Nsqd::asking`] is the session for that; `drive` runs it. Unreachable nsqlookupds are not
+//! asked. Those that do not answer are counted and reported ([`Event::AskFailed`]), and channels
+//! for which there is no room are counted ([`Counters::channels_left_out`]).
 //!
 //! ```text
 //!          topic made        nsqlookupd known             all asked, or no time left
@@ -55,20 +55,20 @@
 //!
 //! # Full tables
 //!
-//! Topics and channels stay as long as there is room for others, as in nsqd. When one needs room that
-//! there is not, one that can be spared is given back, with its registrations:
+//! Topics and channels stay as long as there is room for others, as in nsqd. When one needs room
+//! that there is not, one that can be spared is given back, with its registrations:
 //!
 //! - *a topic* that has no messages, and no channel that cannot be spared;
-//! - *a channel* that has never delivered anything and has no client: at once if its topic never had a
-//!   message, and a client made it; otherwise, and if an nsqlookupd named it, once it had no client
-//!   for 60 s.
+//! - *a channel* that has never delivered anything and has no client: at once if its topic never
+//!   had a message, and a client made it; otherwise, and if an nsqlookupd named it, once it had no
+//!   client for 60 s.
 //!
 //! Never given back are a channel that has delivered a message, what the application named (by
 //! creating it, or publishing to it), a channel that was named over HTTP, what is paused, and the
-//! topics of all these channels. A topic that `/topic/create` named goes after all others, and not for
-//! another that is only named. First go those in which no messages wait, of these those that nobody
-//! named, of these the one that was not used for longest: made, published to, or left by its last
-//! client. Messages that wait in a channel go with it: they are counted
+//! topics of all these channels. A topic that `/topic/create` named goes after all others, and not
+//! for another that is only named. First go those in which no messages wait, of these those that
+//! nobody named, of these the one that was not used for longest: made, published to, or left by its
+//! last client. Messages that wait in a channel go with it: they are counted
 //! ([`Counters::abandoned`]) and told ([`Event::Dropped`]).
 //!
 //! If nothing can be spared the newcomer is refused, told which table is full, and counted;
@@ -101,7 +101,7 @@
 //! | a command line, IDENTIFY or AUTH that does not end | two heartbeat intervals | closed |
 //! | what a client says of itself | [`TEXT_MAX`] bytes each | cut off |
 //!
-//! Timers live in the clients' sessions. With no client there is nothing to deliver, so a node
+//! Timers live in the clients' sessions. With no client there is nothing to deliver, so an nsqd
 //! needs none of its own.
 
 mod administer;
@@ -159,13 +159,13 @@ pub struct Nsqd<'a> {
     clients: &'a mut [Client],
     shared: Shared<'a>,
     http: Http<'a>,
-    asker: Option<&'a mut ChannelQuery>,
+    channel_query: Option<&'a mut ChannelQuery>,
 }
 
 impl<'a> Nsqd<'a> {
-    /// A node without topics and clients.
+    /// An nsqd without topics and clients.
     ///
-    /// Messages lie in `store` until every channel is done with them; with the node they are gone.
+    /// Messages lie in `store` until every channel is done with them; with the nsqd they are gone.
     /// How many it takes is up to [`message_cost`].
     pub fn new<
         const TOPICS: usize,
@@ -178,16 +178,17 @@ impl<'a> Nsqd<'a> {
         store: &'a mut [u8],
     ) -> Result<Self, ConfigError> {
         let layout = config.check(TOPICS, CHANNELS, CLIENTS, IN_FLIGHT, store.len())?;
-        let Storage { topics, channels, clients, seats, entries } = storage;
+        let Storage { topics, channels, clients, subscriptions, entries } = storage;
         clients.fill_with(|| Client::NEW);
         let store = Arena::new(store, layout);
         let entries = entries.as_flattened_mut();
         let per_channel = IN_FLIGHT as u16;
-        let shared = Shared::new(config, store, topics, channels, entries, seats, per_channel);
-        Ok(Self { clients, shared, http: Http::none(), asker: None })
+        let shared =
+            Shared::new(config, store, topics, channels, entries, subscriptions, per_channel);
+        Ok(Self { clients, shared, http: Http::none(), channel_query: None })
     }
 
-    /// How many connections it can have.
+    /// The number of client connections, used or not.
     pub fn clients(&self) -> usize {
         self.clients.len()
     }
@@ -214,23 +215,25 @@ impl<'a> Nsqd<'a> {
         }
     }
 
-    /// What the application should know and did not poll yet.
+    /// The next event; call until `None`.
     pub fn poll_event(&mut self) -> Option<Event> {
-        let count = core::mem::take(&mut self.shared.expired_unsaid);
+        let count = core::mem::take(&mut self.shared.expired_pending);
         if count > 0 {
             return Some(Event::Expired { count });
         }
-        let count = core::mem::take(&mut self.shared.unsaid);
+        let count = core::mem::take(&mut self.shared.dropped_pending);
         if count > 0 {
             return Some(Event::Dropped { count });
         }
         for full in [TableFull::Topics, TableFull::Channels, TableFull::ChannelsOfTopic] {
-            if self.shared.full_unsaid & full.bit() != 0 {
-                self.shared.full_unsaid &= !full.bit();
+            if self.shared.full_pending & full.bit() != 0 {
+                self.shared.full_pending &= !full.bit();
                 return Some(Event::TableFull(full));
             }
         }
-        if let Some(event) = self.asker.as_mut().and_then(|asker| asker.poll_event()) {
+        if let Some(event) =
+            self.channel_query.as_mut().and_then(|channel_query| channel_query.poll_event())
+        {
             return Some(event);
         }
         self.clients
@@ -245,8 +248,8 @@ impl<'a> Nsqd<'a> {
         self.shared.version
     }
 
-    /// Whether others may have given connection `index` something to do: a message, room for what it
-    /// publishes, an earlier deadline, or its end. A driver asks when [`version`](Self::version)
+    /// Whether others may have given connection `index` something to do: a message, room for what
+    /// it publishes, an earlier deadline, or its end. A driver asks when [`version`](Self::version)
     /// changed.
     #[cfg(feature = "async")]
     pub(crate) fn has_work_for(&self, index: usize) -> bool {
@@ -266,7 +269,7 @@ impl<'a> Nsqd<'a> {
         self.shared.counters
     }
 
-    /// What of the store is in use.
+    /// The use of the store.
     pub const fn store(&self) -> ArenaStatus {
         let store = &self.shared.store;
         ArenaStatus {
@@ -323,7 +326,7 @@ impl<'a> Nsqd<'a> {
         })
     }
 
-    /// What is known of a client; `None` if nobody is connected there.
+    /// The status of a client; `None` if no client is connected at `index`.
     pub fn status(&self, index: usize) -> Option<ClientStatus<'_>> {
         self.clients.get(index)?.status(&self.shared, index as u8)
     }

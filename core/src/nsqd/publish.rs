@@ -1,4 +1,4 @@
-//! What the application publishes.
+//! Publishing by the application.
 
 use super::engine::{Draft, Piece};
 use super::table::Origin;
@@ -6,7 +6,7 @@ use super::{DEFER_MAX, MessageId, Nsqd, PublishError};
 use crate::name::TopicName;
 use crate::time::{Instant, Span};
 
-/// Names one message that the node took from the application: they count up from 0, clients'
+/// Names one message that the nsqd took from the application: they count up from 0, clients'
 /// messages included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
@@ -19,7 +19,7 @@ impl Ticket {
     }
 }
 
-/// How to publish one message.
+/// The options of one message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct PublishOptions {
@@ -31,8 +31,8 @@ pub struct PublishOptions {
 impl Nsqd<'_> {
     /// Takes a message, at once.
     ///
-    /// The body, 1 byte to the configured `limits.max_msg_size` or what the store holds, is copied once, to
-    /// where it is sent from. The topic is made if need be.
+    /// The body, 1 byte to the configured `limits.max_msg_size` or what the store holds, is copied
+    /// once, to where it is sent from. The topic is made if need be.
     pub fn publish(
         &mut self,
         now: Instant,

@@ -1,16 +1,16 @@
-//! What can be seen of a node: what nsqd's `/stats` shows.
+//! The public status of an nsqd: what nsqd's `/stats` shows.
 
 use core::net::SocketAddr;
 
 use super::table::{NONE, Topic};
 use crate::name::{ChannelName, TopicName};
 
-/// What is known of a topic.
+/// The status of a topic.
 #[derive(Debug, Clone, Copy)]
 pub struct TopicStatus<'s> {
-    /// Its name.
+    /// The topic's name.
     pub name: &'s TopicName,
-    /// Nothing goes on to its channels.
+    /// The topic is paused: its channels get no new messages.
     pub paused: bool,
     /// Likewise: nsqlookupds are being asked which channels it has elsewhere.
     pub asking: bool,
@@ -33,7 +33,7 @@ pub struct TopicStatus<'s> {
 pub struct ChannelStatus<'s> {
     /// Its topic.
     pub topic: &'s TopicName,
-    /// Its name.
+    /// The topic's name.
     pub name: &'s ChannelName,
     /// Nothing is delivered.
     pub paused: bool,
@@ -87,7 +87,7 @@ pub struct ClientStatus<'s> {
     pub state: ClientState,
     /// From where it came, if the driver said.
     pub from: Option<SocketAddr>,
-    /// Since when it is connected, in seconds of Unix time as the node knows it.
+    /// Since when it is connected, in seconds of Unix time as the nsqd knows it.
     pub since: i64,
     /// It sent IDENTIFY. Before that nsqd shows its address as name and host.
     pub identified: bool,
@@ -133,7 +133,7 @@ impl<'s> ClientStatus<'s> {
     }
 }
 
-/// What happened so far. Each stays at its end.
+/// Counters since the start. Each saturates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[non_exhaustive]
@@ -142,9 +142,9 @@ pub struct Counters {
     pub accepted: u64,
     /// Deliveries begun.
     pub delivered: u64,
-    /// FINs.
+    /// Messages finished with FIN.
     pub finished: u64,
-    /// REQs.
+    /// Messages requeued with REQ.
     pub requeued: u64,
     /// Messages taken back since their time was up.
     pub timed_out: u64,
@@ -162,7 +162,8 @@ pub struct Counters {
     pub waits: u32,
     /// Messages dropped at [`Config::unconsumed_age`](super::Config::unconsumed_age).
     pub expired: u64,
-    /// Clients closed since a body did not come within [`Config::body_timeout`](super::Config::body_timeout).
+    /// Clients closed since a body did not come within
+    /// [`Config::body_timeout`](super::Config::body_timeout).
     pub body_timeouts: u32,
     /// Clients closed with an error.
     pub refusals: u32,
@@ -170,29 +171,29 @@ pub struct Counters {
     pub connections: u32,
     /// Times that an nsqlookupd said which channels a new topic has elsewhere.
     pub asked: u32,
-    /// Times that one did not.
+    /// How often an nsqlookupd did not say.
     pub ask_failures: u32,
     /// Channels of new topics that are elsewhere, and for which there was no room.
     pub channels_left_out: u32,
-    /// Topics that went since another needed the room.
+    /// Topics given back because another needed the room.
     pub topics_given_back: u32,
-    /// Channels that did, by themselves.
+    /// Channels given back because another needed the room, without their topic.
     pub channels_given_back: u32,
     /// How often there was no room for a topic.
     pub topics_refused: u32,
-    /// How often there was none for a channel.
+    /// How often there was no room for a channel.
     pub channels_refused: u32,
     /// How often a topic could not have another channel.
     pub channels_of_topic_refused: u32,
 }
 
-/// What of the store is in use.
+/// The use of the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct ArenaStatus {
-    /// How many blocks there are.
+    /// Blocks in all.
     pub blocks: u16,
-    /// How many of them are free.
+    /// Free blocks.
     pub free: u16,
     /// How many of the free ones are promised to batches that are being received.
     pub promised: u16,

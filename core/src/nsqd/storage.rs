@@ -1,11 +1,11 @@
-//! What a [`Nsqd`] borrows: its tables, and what a message costs of its store.
+//! The tables that a [`Nsqd`] borrows, and the cost of a message in its store.
 
 use super::Nsqd;
 use super::arena::Layout;
 use super::client::Client;
 use super::table::{Channel, Entry, Subscription, Topic};
 
-/// The tables of a node: for so many topics, channels of all topics together, clients, and
+/// The tables of an nsqd: for so many topics, channels of all topics together, clients, and
 /// messages in flight in each channel.
 ///
 /// RAM: at most [`TOPIC_RAM_MAX`] bytes a topic, [`CHANNEL_RAM_MAX`] a channel, [`CLIENT_RAM_MAX`]
@@ -21,7 +21,7 @@ pub struct Storage<
     pub(super) topics: [Topic; TOPICS],
     pub(super) channels: [Channel; CHANNELS],
     pub(super) clients: [Client; CLIENTS],
-    pub(super) seats: [Subscription; CLIENTS],
+    pub(super) subscriptions: [Subscription; CLIENTS],
     pub(super) entries: [[Entry; IN_FLIGHT]; CHANNELS],
 }
 
@@ -49,7 +49,7 @@ const _: () = {
     assert!(size_of::<Nsqd<'_>>() <= RAM_MAX);
 };
 
-/// How many bytes of the store a message takes whose body has `len` bytes, in a node whose topics
+/// How many bytes of the store a message takes whose body has `len` bytes, in an nsqd whose topics
 /// can have `channels_per_topic` channels, as long as the store has fewer than 65,535 blocks
 /// (4 MiB; blocks are longer in a larger one).
 ///
@@ -73,7 +73,7 @@ impl<const TOPICS: usize, const CHANNELS: usize, const CLIENTS: usize, const IN_
             topics: [const { Topic::NEW }; TOPICS],
             channels: [const { Channel::NEW }; CHANNELS],
             clients: [const { Client::NEW }; CLIENTS],
-            seats: [Subscription::EMPTY; CLIENTS],
+            subscriptions: [Subscription::EMPTY; CLIENTS],
             entries: [[Entry::FREE; IN_FLIGHT]; CHANNELS],
         }
     }

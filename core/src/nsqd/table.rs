@@ -1,4 +1,4 @@
-//! Topics, channels, who is subscribed, and what is in flight: fixed slots.
+//! The tables of topics, channels, subscriptions and messages in flight.
 
 use crate::name::{ChannelName, TopicName};
 use crate::time::{Instant, Span};
@@ -11,7 +11,7 @@ pub const PUB_COUNTS_MAX: usize = 4;
 /// No topic, channel or client of that number.
 pub(super) const NONE: u8 = u8::MAX;
 
-/// Messages one after the other, through a field of their own.
+/// A linked list of messages.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct List {
     pub(super) first: u16,
@@ -87,9 +87,9 @@ impl List {
         due: Instant,
     ) {
         store.set_due(message, lane, due);
-        // As it is kept.
+        // The time as stored, which is rounded up.
         let due = store.due(message, lane);
-        // Mostly the delays are alike.
+        // Usually all delays are alike, and the message goes to the end.
         if self.last == NIL || store.due(self.last, lane) <= due {
             self.push_lane(store, message, lane);
             return;
@@ -185,26 +185,26 @@ impl Used {
         Self(stored)
     }
 
-    /// Whether that is as long ago as that, at least.
+    /// Whether the time is at least `age` ago.
     pub(super) const fn is_older(self, now: Instant, age: Span) -> bool {
         self.age(now) as u64 >= (age.as_millis() as u64 * 1000) >> 16
     }
 
-    /// Whether that was in the last minute.
+    /// Whether the time is in the last minute.
     pub(super) const fn is_recent(self, now: Instant) -> bool {
         self.0 != Self::NEVER.0 && self.age(now) < 60_000_000 >> 16
     }
 
-    /// How long that is ago, in those units.
+    /// The time since then, in those units.
     pub(super) const fn age(self, now: Instant) -> u32 {
         Self::at(now).0.wrapping_sub(self.0)
     }
 }
 
-/// A topic, or room for one.
+/// A slot for a topic.
 #[derive(Debug)]
 pub(super) struct Topic {
-    /// Empty if there is none.
+    /// Empty in a free slot.
     pub(super) name: TopicName,
     pub(super) origin: Origin,
     /// When it was made, published to, or subscribed to, or its last subscriber left.
@@ -251,35 +251,35 @@ impl Topic {
     }
 }
 
-/// A channel, or room for one.
+/// A slot for a channel.
 #[derive(Debug)]
 pub(super) struct Channel {
     pub(super) name: ChannelName,
-    /// Its topic; [`NONE`] if there is no such channel.
+    /// The channel's topic; [`NONE`] in a free slot.
     pub(super) topic: u8,
     pub(super) origin: Origin,
     /// When it was made, or its last client left.
     pub(super) used: Used,
-    /// A client was given a message, ever.
+    /// The channel has delivered a message.
     pub(super) delivered: bool,
-    /// Its place in the heads of the topic's messages.
+    /// The index of the channel's lane in the heads of the topic's messages.
     pub(super) lane: u8,
-    /// How many are subscribed.
+    /// How many clients are subscribed.
     pub(super) clients: u8,
     pub(super) paused: bool,
-    /// A requeued message is next, if there are both kinds.
+    /// The next delivery is a requeued message, if new ones wait as well.
     pub(super) requeued_next: bool,
-    /// A client could have had a message, but for an entry.
+    /// A client could not get a message for want of an in-flight entry.
     pub(super) starved: bool,
     /// The first message of the topic's list that the channel has not passed.
     pub(super) cursor: u16,
-    /// How many there are from there on.
+    /// How many messages there are from the cursor on.
     pub(super) queued: u16,
     pub(super) requeued: List,
     /// The earliest first.
     pub(super) deferred: List,
     pub(super) in_flight: u16,
-    /// Counts deliveries, for the clients' turns.
+    /// Counts deliveries, so that clients get messages in turn.
     pub(super) turn: u32,
     pub(super) messages: u64,
     pub(super) requeues: u64,
@@ -316,7 +316,7 @@ impl Channel {
         u32::from(self.queued).saturating_add(self.requeued.len.into())
     }
 
-    /// Messages that nobody has in flight.
+    /// Messages that are not in flight.
     pub(super) fn waiting(&self) -> u32 {
         self.depth().saturating_add(self.deferred.len.into())
     }
@@ -326,7 +326,7 @@ impl Channel {
     }
 }
 
-/// A message in flight, or room for one.
+/// A slot for a message in flight.
 ///
 /// RAM: 24 bytes.
 #[derive(Debug, Clone, Copy)]
@@ -350,21 +350,21 @@ impl Entry {
     };
 }
 
-/// What the node knows of a client beside its connection.
+/// A client's subscription and its counters.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Subscription {
     /// [`NONE`] if it is not subscribed.
     pub(super) channel: u8,
-    /// Nothing waits to be written: it would take a message at once.
+    /// The client would take a message at once, because nothing waits to be written.
     pub(super) idle: bool,
-    /// Its channel is gone: it is to be closed.
+    /// The client's channel was deleted, so its connection has to be closed.
     pub(super) kicked: bool,
     /// RDY.
     pub(super) ready: u16,
     pub(super) in_flight: u16,
-    /// Its last turn.
+    /// The channel's turn when the client last got a message.
     pub(super) turn: u32,
-    /// The channel's turn when it let another go first.
+    /// The channel's turn when the client last let another one go first.
     pub(super) yielded: Option<u32>,
     pub(super) delivered: u64,
     pub(super) finished: u64,
@@ -388,7 +388,7 @@ impl Subscription {
         pubs: [(NONE, 0); PUB_COUNTS_MAX],
     };
 
-    /// Whether it wants another message.
+    /// Whether RDY allows another message in flight.
     pub(super) fn wants(&self) -> bool {
         self.in_flight < self.ready
     }

@@ -1,4 +1,4 @@
-//! A node as its clients see it, in scenarios.
+//! An nsqd as its clients see it, in scenarios.
 
 use super::table::{Entry, Subscription, Topic};
 use super::*;
@@ -16,9 +16,9 @@ const CONFIG: Config<'_> = Config { boot: 0xb007, ..Config::new() };
 const WHOLE: Config<'_> =
     Config { reserve_percent: 0, announced_percent: 100, unconsumed_percent: 100, ..CONFIG };
 
-/// A node with three clients, and a clock.
+/// An nsqd with three clients, and a clock.
 struct World {
-    node: Nsqd<'static>,
+    nsqd: Nsqd<'static>,
     now: Instant,
     frames: Vec<FrameDecoder>,
 }
@@ -47,8 +47,8 @@ impl World {
     fn with(config: &'static Config<'static>, store: usize) -> Self {
         let storage = Box::leak(Box::new(Storage::<2, 4, 3, 4>::new()));
         let store = Box::leak(vec![0xaa; store].into_boxed_slice());
-        let node = Nsqd::new(config, storage, store).unwrap();
-        let mut world = Self { node, now: Instant::from_millis(1000), frames: Vec::new() };
+        let nsqd = Nsqd::new(config, storage, store).unwrap();
+        let mut world = Self { nsqd, now: Instant::from_millis(1000), frames: Vec::new() };
         for index in 0..3 {
             world.frames.push(FrameDecoder::new(1 << 20));
             world.open(index);
@@ -57,7 +57,7 @@ impl World {
     }
 
     fn client(&mut self, index: usize) -> ClientSession<'_, 'static> {
-        self.node.client(index).unwrap()
+        self.nsqd.client(index).unwrap()
     }
 
     fn open(&mut self, index: usize) {
@@ -85,14 +85,14 @@ impl World {
     }
 
     #[track_caller]
-    fn say(&mut self, index: usize, bytes: impl AsRef<[u8]>) -> &mut Self {
+    fn send(&mut self, index: usize, bytes: impl AsRef<[u8]>) -> &mut Self {
         let bytes = bytes.as_ref();
         assert_eq!(self.take(index, bytes), bytes.len(), "all is taken");
         self
     }
 
     /// All that a client is told now.
-    fn hear(&mut self, index: usize) -> Vec<Frame> {
+    fn receive(&mut self, index: usize) -> Vec<Frame> {
         let now = self.now;
         let mut bytes = Vec::new();
         loop {
@@ -126,7 +126,7 @@ impl World {
 
     #[track_caller]
     fn expect(&mut self, index: usize, frames: &[Frame]) -> &mut Self {
-        assert_eq!(self.hear(index), frames);
+        assert_eq!(self.receive(index), frames);
         self
     }
 }
@@ -134,15 +134,15 @@ impl World {
 #[test]
 fn a_message_goes_from_a_producer_to_a_consumer() {
     let mut world = World::new();
-    world.say(0, b"SUB t c\nRDY 2\n").expect(0, &[response("OK")]);
-    world.say(1, b"PUB t\n\0\0\0\x02hi").expect(1, &[response("OK")]);
+    world.send(0, b"SUB t c\nRDY 2\n").expect(0, &[response("OK")]);
+    world.send(1, b"PUB t\n\0\0\0\x02hi").expect(1, &[response("OK")]);
     let id = MessageId(*b"0000b00700000000");
     world.expect(0, &[Frame::Message { attempts: 1, id, body: "hi".into() }]);
-    world.say(0, format!("FIN {id}\n")).expect(0, &[]);
-    world.say(0, format!("FIN {id}\n"));
+    world.send(0, format!("FIN {id}\n")).expect(0, &[]);
+    world.send(0, format!("FIN {id}\n"));
     world.expect(0, &[error("E_FIN_FAILED FIN 0000b00700000000 failed ID not in flight")]);
     assert_eq!(world.client(0).link(), Link::Up);
-    let store = world.node.store();
+    let store = world.nsqd.store();
     assert_eq!(store.blocks, store.free);
 }
 
@@ -192,15 +192,15 @@ impl World {
     #[track_caller]
     fn put(&mut self, name: &str, body: &str) -> &mut Self {
         let now = self.now;
-        self.node.publish(now, &topic(name), body.as_bytes()).unwrap();
+        self.nsqd.publish(now, &topic(name), body.as_bytes()).unwrap();
         self
     }
 
     /// Subscribes a client to channel `c` of topic `t`.
     #[track_caller]
     fn subscribe(&mut self, index: usize, rdy: u32) -> &mut Self {
-        self.say(index, format!("SUB t c\nRDY {rdy}\n"));
-        assert_eq!(self.hear(index)[0], response("OK"));
+        self.send(index, format!("SUB t c\nRDY {rdy}\n"));
+        assert_eq!(self.receive(index)[0], response("OK"));
         self
     }
 
@@ -212,7 +212,7 @@ impl World {
 
     #[track_caller]
     fn refused(&mut self, index: usize, bytes: impl AsRef<[u8]>, text: &str) {
-        assert_eq!(self.say(index, bytes).hear(index).pop(), Some(error(text)));
+        assert_eq!(self.send(index, bytes).receive(index).pop(), Some(error(text)));
         self.expect_link(index, Link::Close);
         let now = self.now;
         self.client(index).closed(now, Closed::Local);
@@ -224,17 +224,17 @@ impl World {
             Frame::Message { body, .. } => Some(body),
             Frame::Response(_) | Frame::Error(_) => None,
         };
-        self.hear(index).into_iter().filter_map(body).collect()
+        self.receive(index).into_iter().filter_map(body).collect()
     }
 
     fn channel_status(&self, name: &str) -> ChannelStatus<'_> {
-        let found = self.node.channels(&topic("t")).find(|c| *c.name == channel(name));
+        let found = self.nsqd.channels(&topic("t")).find(|c| *c.name == channel(name));
         found.unwrap()
     }
 
     #[track_caller]
     fn expect_empty(&self) {
-        let ArenaStatus { blocks, free, promised, announced } = self.node.store();
+        let ArenaStatus { blocks, free, promised, announced } = self.nsqd.store();
         assert_eq!((free, promised, announced), (blocks, 0, 0));
     }
 }
@@ -255,18 +255,18 @@ fn identify_is_answered_with_all_that_tokio_nsq_needs() {
     let taken = world.take(0, &bytes);
     assert_eq!(taken, bytes.len() - 4, "the answer comes first");
     world.expect(0, &[response(answer)]);
-    world.say(0, "NOP\n").expect(0, &[]);
+    world.send(0, "NOP\n").expect(0, &[]);
     let ask = "{\"feature_negotiation\":true,\"output_buffer_size\":-1,\"msg_timeout\":1000,\
         \"output_buffer_timeout\":100,\"sample_rate\":7}";
-    world.say(1, identify(ask));
-    let Some(Frame::Response(answer)) = world.hear(1).pop() else { panic!("no answer") };
+    world.send(1, identify(ask));
+    let Some(Frame::Response(answer)) = world.receive(1).pop() else { panic!("no answer") };
     assert!(answer.contains("\"output_buffer_size\":1,\"output_buffer_timeout\":0,"), "{answer}");
     assert!(answer.contains("\"msg_timeout\":1000,"), "{answer}");
     assert!(answer.contains("\"sample_rate\":7,"), "{answer}");
-    world.say(2, identify("{}")).expect(2, &[response("OK")]);
+    world.send(2, identify("{}")).expect(2, &[response("OK")]);
     // Again, until SUB.
-    world.say(2, identify("{\"client_id\":\"b\"}")).expect(2, &[response("OK")]);
-    assert_eq!(world.node.status(2).unwrap().client_id, "b");
+    world.send(2, identify("{\"client_id\":\"b\"}")).expect(2, &[response("OK")]);
+    assert_eq!(world.nsqd.status(2).unwrap().client_id, "b");
 }
 
 #[test]
@@ -282,7 +282,7 @@ fn what_is_refused_is_refused_in_nsqds_words() {
     world.refused(0, "SUB t c\nRDY -1\n", "E_INVALID RDY could not parse count -1");
     world.refused(0, "PUB t\n\0\0\0\0", "E_BAD_MESSAGE PUB invalid message body size 0");
     // Before its body comes.
-    let max = world.node.limits().max_msg_size;
+    let max = world.nsqd.limits().max_msg_size;
     let text = format!("E_BAD_MESSAGE PUB message too big {} > {max}", max + 1);
     let mut ask = b"PUB t\n".to_vec();
     ask.extend((max + 1).to_be_bytes());
@@ -294,22 +294,22 @@ fn what_is_refused_is_refused_in_nsqds_words() {
     );
     let ask = b"MPUB t\n\0\0\x03\0\0\0\0\x64\0\0\0\x01";
     world.refused(0, ask, "E_BAD_BODY MPUB invalid message count 100");
-    assert_eq!(world.node.counters().refusals, 11);
+    assert_eq!(world.nsqd.counters().refusals, 11);
     let now = world.now;
     world.client(1).closed(now, Closed::Peer);
     world.client(1).open(now);
-    world.say(1, "GET /ping HTTP/1.1\r\n\r\n").expect(1, &[error("E_BAD_PROTOCOL")]);
+    world.send(1, "GET /ping HTTP/1.1\r\n\r\n").expect(1, &[error("E_BAD_PROTOCOL")]);
     world.expect_link(1, Link::Close);
     // All that was wrong with others did nothing to this one.
-    world.say(2, publish("t", "x")).expect(2, &[response("OK")]);
+    world.send(2, publish("t", "x")).expect(2, &[response("OK")]);
 }
 
 #[test]
 fn an_error_longer_than_its_room_is_cut_off() {
     let mut world = World::new();
     let line = "\u{1}".repeat(150);
-    world.say(0, format!("SUB {line} c\n"));
-    let [Frame::Error(text)] = &world.hear(0)[..] else { panic!("one error") };
+    world.send(0, format!("SUB {line} c\n"));
+    let [Frame::Error(text)] = &world.receive(0)[..] else { panic!("one error") };
     assert!(text.starts_with("E_BAD_TOPIC SUB topic name \"\\x01\\x01"), "{text}");
     assert_eq!(text.len(), 248);
 }
@@ -317,8 +317,8 @@ fn an_error_longer_than_its_room_is_cut_off() {
 #[test]
 fn tokio_nsq_gets_bare_codes_of_what_is_not_fatal() {
     let mut world = World::new();
-    world.say(0, identify("{\"user_agent\":\"tokio_nsq/0.14.0\"}"));
-    world.say(0, format!("SUB t c\nFIN {}\nTOUCH {}\nREQ {} 0\n", id(0), id(0), id(0)));
+    world.send(0, identify("{\"user_agent\":\"tokio_nsq/0.14.0\"}"));
+    world.send(0, format!("SUB t c\nFIN {}\nTOUCH {}\nREQ {} 0\n", id(0), id(0), id(0)));
     let ok = response("OK");
     let bare = ["E_FIN_FAILED", "E_TOUCH_FAILED", "E_REQ_FAILED"].map(error);
     let [fin, touch, req] = bare;
@@ -332,21 +332,21 @@ fn sub_and_rdy_in_one_write_and_nothing_before_the_answer() {
     let mut world = World::new();
     world.put("t", "a").put("t", "b");
     // A heartbeat is due, and so are messages: the answer comes first.
-    world.at(29_000).say(0, "NOP\n").at(31_000).say(0, "SUB t c\nRDY 1\n");
+    world.at(29_000).send(0, "NOP\n").at(31_000).send(0, "SUB t c\nRDY 1\n");
     world.expect(0, &[response("OK"), response("_heartbeat_"), message(0, 1, "a")]);
     // FIN makes room for the next without another RDY.
-    world.say(0, format!("FIN {}\n", id(0))).expect(0, &[message(1, 1, "b")]);
-    world.say(0, "CLS\n").expect(0, &[response("CLOSE_WAIT")]);
-    world.say(0, format!("RDY 4\nFIN {}\n", id(1))).put("t", "c").expect(0, &[]);
+    world.send(0, format!("FIN {}\n", id(0))).expect(0, &[message(1, 1, "b")]);
+    world.send(0, "CLS\n").expect(0, &[response("CLOSE_WAIT")]);
+    world.send(0, format!("RDY 4\nFIN {}\n", id(1))).put("t", "c").expect(0, &[]);
     world.refused(0, "CLS\n", "E_INVALID cannot CLS in current state");
 }
 
 #[test]
 fn heartbeats_come_whatever_else_and_silence_closes() {
     let mut world = World::new();
-    world.say(0, identify("{\"heartbeat_interval\":1000}")).expect(0, &[response("OK")]);
+    world.send(0, identify("{\"heartbeat_interval\":1000}")).expect(0, &[response("OK")]);
     for second in 1..=5 {
-        world.at(second * 1000 - 1).say(0, publish("t", "x")).expect(0, &[response("OK")]);
+        world.at(second * 1000 - 1).send(0, publish("t", "x")).expect(0, &[response("OK")]);
         world.at(second * 1000).expect(0, &[response("_heartbeat_")]);
     }
     // Heard last at 4,999: two intervals.
@@ -356,43 +356,43 @@ fn heartbeats_come_whatever_else_and_silence_closes() {
     world.client(0).closed(now, Closed::Local);
     let gone = Closed::Fault(crate::session::Fault::TimedOut(crate::session::Awaited::Heartbeat));
     let event = Event::Client { index: 0, event: ClientEvent::Disconnected(gone) };
-    assert_eq!(world.node.poll_event(), Some(event));
+    assert_eq!(world.nsqd.poll_event(), Some(event));
     // Without: none come, silence is fine, SUB is not.
     world.at(7000).open(0);
-    world.say(0, identify("{\"heartbeat_interval\":-1}")).expect(0, &[response("OK")]);
+    world.send(0, identify("{\"heartbeat_interval\":-1}")).expect(0, &[response("OK")]);
     world.at(500_000).expect(0, &[]).expect_link(0, Link::Up);
     // But a body that never ends does not keep its room for ever.
-    world.say(0, "PUB t\n\0\0\0\x09").at(504_999).expect_link(0, Link::Up);
+    world.send(0, "PUB t\n\0\0\0\x09").at(504_999).expect_link(0, Link::Up);
     world.at(505_000).expect_link(0, Link::Close);
     world.expect(0, &[error("E_BAD_MESSAGE PUB failed to read message body")]);
     let now = world.now;
     world.client(0).closed(now, Closed::Local);
     world.open(0);
-    world.say(0, identify("{\"heartbeat_interval\":-1}")).expect(0, &[response("OK")]);
+    world.send(0, identify("{\"heartbeat_interval\":-1}")).expect(0, &[response("OK")]);
     world.refused(0, "SUB t c\n", "E_INVALID cannot SUB with heartbeats disabled");
 }
 
 #[test]
 fn a_client_that_takes_nothing_is_closed_after_one_interval() {
     let mut world = World::new();
-    world.say(0, identify("{\"heartbeat_interval\":1000}")).expect(0, &[response("OK")]);
+    world.send(0, identify("{\"heartbeat_interval\":1000}")).expect(0, &[response("OK")]);
     world.subscribe(0, 1).put("t", "stuck");
     let now = world.now;
     assert_eq!(world.client(0).transmit(now).len(), 39);
     world.client(0).sent(now, 10);
     let now = world.now;
     assert!(!world.client(0).transmit(now).is_empty());
-    world.at(999).say(0, "NOP\n").expect_link(0, Link::Up);
+    world.at(999).send(0, "NOP\n").expect_link(0, Link::Up);
     world.at(1000).expect_link(0, Link::Close).expect(0, &[]);
     // Somebody else has it at once.
     world.subscribe(1, 1).expect(1, &[]);
-    assert_eq!(world.node.counters().returned, 1);
+    assert_eq!(world.nsqd.counters().returned, 1);
 }
 
 #[test]
 fn a_sample_is_about_as_large_as_it_should_be() {
     let mut world = World::with(&CONFIG, 66 * 1000);
-    world.say(0, identify("{\"sample_rate\":25}")).expect(0, &[response("OK")]);
+    world.send(0, identify("{\"sample_rate\":25}")).expect(0, &[response("OK")]);
     world.subscribe(0, 4);
     let mut got = 0;
     for _ in 0..10 {
@@ -400,10 +400,10 @@ fn a_sample_is_about_as_large_as_it_should_be() {
             world.put("t", "x");
         }
         loop {
-            let frames = world.hear(0);
+            let frames = world.receive(0);
             for frame in &frames {
                 let Frame::Message { id, .. } = frame else { panic!("{frame:?}") };
-                world.say(0, format!("FIN {id}\n"));
+                world.send(0, format!("FIN {id}\n"));
                 got += 1;
             }
             if frames.is_empty() && world.channel_status("c").depth == 0 {
@@ -412,7 +412,7 @@ fn a_sample_is_about_as_large_as_it_should_be() {
         }
     }
     assert!((880..1120).contains(&got), "{got}");
-    assert_eq!(world.node.counters().sampled_out, 4000 - got);
+    assert_eq!(world.nsqd.counters().sampled_out, 4000 - got);
     world.expect_empty();
 }
 
@@ -420,7 +420,7 @@ fn a_sample_is_about_as_large_as_it_should_be() {
 fn every_length_around_a_block_comes_out_as_it_went_in() {
     let mut world = World::with(&WHOLE, 4096);
     world.subscribe(0, 1);
-    let max = world.node.limits().max_msg_size as usize;
+    let max = world.nsqd.limits().max_msg_size as usize;
     assert_eq!(max, 62 * 64 - 44);
     let lens = (1..300).chain([max - 1, max]);
     for (n, len) in lens.enumerate() {
@@ -428,21 +428,21 @@ fn every_length_around_a_block_comes_out_as_it_went_in() {
         // In pieces of every length.
         let bytes = publish("t", &body);
         for piece in bytes.chunks(1 + n % 70) {
-            world.say(1, piece);
+            world.send(1, piece);
         }
         world.expect(1, &[response("OK")]).expect(0, &[message(n as u32, 1, &body)]);
         let cost = message_cost(len as u32, 2) / 66;
-        let ArenaStatus { blocks, free, .. } = world.node.store();
+        let ArenaStatus { blocks, free, .. } = world.nsqd.store();
         assert_eq!(usize::from(blocks - free), cost);
-        world.say(0, format!("FIN {}\n", id(n as u32)));
+        world.send(0, format!("FIN {}\n", id(n as u32)));
         world.expect_empty();
     }
     let now = world.now;
-    let long = world.node.publish(now, &topic("t"), &vec![b'x'; max + 1]);
+    let long = world.nsqd.publish(now, &topic("t"), &vec![b'x'; max + 1]);
     assert_eq!(long, Err(PublishError::TooLarge { max }));
-    assert_eq!(world.node.publish(now, &topic("t"), b""), Err(PublishError::Empty));
+    assert_eq!(world.nsqd.publish(now, &topic("t"), b""), Err(PublishError::Empty));
     let options = PublishOptions { defer: Some(Span::from_millis(3_600_001)) };
-    let late = world.node.publish_with(now, &topic("t"), b"x", options);
+    let late = world.nsqd.publish_with(now, &topic("t"), b"x", options);
     assert_eq!(late, Err(PublishError::DeferTooLong));
 }
 
@@ -450,19 +450,19 @@ fn every_length_around_a_block_comes_out_as_it_went_in() {
 fn statistics_are_nsqds() {
     let mut world = World::new();
     let now = world.now;
-    world.node.set_unix_time(now, 1_700_000_000_000_000_000);
+    world.nsqd.set_unix_time(now, 1_700_000_000_000_000_000);
     world.client(0).closed(now, Closed::Peer);
     let from = "10.0.0.7:52926".parse().unwrap();
     world.client(0).accepted(now, from);
-    world.say(0, "  V2");
-    world.say(0, identify("{\"client_id\":\"me\",\"hostname\":\"h\",\"user_agent\":\"go-nsq/1.1\",\"topology_zone\":\"z\"}"));
-    assert_eq!(world.hear(0), [response("OK")]);
+    world.send(0, "  V2");
+    world.send(0, identify("{\"client_id\":\"me\",\"hostname\":\"h\",\"user_agent\":\"go-nsq/1.1\",\"topology_zone\":\"z\"}"));
+    assert_eq!(world.receive(0), [response("OK")]);
     world.subscribe(0, 3).put("t", "a");
-    world.say(0, publish("u", "bb")).say(0, mpub("t", &["c", "d"]));
-    let frames = world.hear(0);
+    world.send(0, publish("u", "bb")).send(0, mpub("t", &["c", "d"]));
+    let frames = world.receive(0);
     assert_eq!(frames.len(), 5, "{frames:?}");
-    world.say(0, format!("FIN {}\nREQ {} 0\nCLS\n", id(0), id(2)));
-    let status = world.node.status(0).unwrap();
+    world.send(0, format!("FIN {}\nREQ {} 0\nCLS\n", id(0), id(2)));
+    let status = world.nsqd.status(0).unwrap();
     assert_eq!((status.client_id, status.hostname, status.user_agent), ("me", "h", "go-nsq/1.1"));
     assert_eq!((status.from, status.since, status.identified), (Some(from), 1_700_000_000, true));
     assert_eq!((status.topology_zone, status.state.number()), ("z", 4));
@@ -471,12 +471,12 @@ fn statistics_are_nsqds() {
     assert_eq!((status.topic, status.channel), (Some(&topic("t")), Some(&channel("c"))));
     let published: Vec<_> = status.published().collect();
     assert_eq!(published, [(&topic("u"), 1), (&topic("t"), 2)]);
-    let status = world.node.topics().find(|t| *t.name == topic("t")).unwrap();
+    let status = world.nsqd.topics().find(|t| *t.name == topic("t")).unwrap();
     assert_eq!((status.messages, status.bytes, status.depth, status.channels), (3, 3, 0, 1));
-    assert_eq!(world.node.status(1).unwrap().state, ClientState::Init);
+    assert_eq!(world.nsqd.status(1).unwrap().state, ClientState::Init);
     let now = world.now;
     world.client(1).closed(now, Closed::Peer);
-    assert!(world.node.status(1).is_none() && world.node.statuses().count() == 2);
+    assert!(world.nsqd.status(1).is_none() && world.nsqd.statuses().count() == 2);
 }
 
 #[test]
@@ -484,18 +484,18 @@ fn a_clock_at_its_end_makes_things_late_not_wrong() {
     let mut world = World::new();
     world.subscribe(0, 2).put("t", "a");
     assert_eq!(world.bodies(0), ["a"]);
-    world.say(0, format!("REQ {} 5\n", id(0)));
+    world.send(0, format!("REQ {} 5\n", id(0)));
     world.now = Instant::from_micros(u64::MAX - 1);
     let now = world.now;
-    world.node.set_unix_time(now, i64::MAX);
+    world.nsqd.set_unix_time(now, i64::MAX);
     world.client(0).tick(now);
     world.expect_link(0, Link::Close);
     world.client(0).closed(now, Closed::Local);
     world.open(0);
     world.subscribe(0, 2).put("t", "b");
-    assert_eq!(world.node.counters().accepted, 2);
+    assert_eq!(world.nsqd.counters().accepted, 2);
     assert!(world.client(0).deadline() <= Instant::NEVER);
-    world.say(0, format!("REQ {} 5\n", id(0)));
+    world.send(0, format!("REQ {} 5\n", id(0)));
 }
 
 #[test]
@@ -546,13 +546,13 @@ fn settings_that_cannot_work_are_named() {
 fn the_smallest_node_works() {
     let storage = Box::leak(Box::new(Storage::<1, 1, 1, 1>::new()));
     let store = Box::leak(Box::new([0; 66]));
-    let mut node = Nsqd::new(&CONFIG, storage, store).unwrap();
+    let mut nsqd = Nsqd::new(&CONFIG, storage, store).unwrap();
     let now = Instant::ZERO;
-    assert_eq!(node.limits().max_msg_size, 20);
+    assert_eq!(nsqd.limits().max_msg_size, 20);
     for _ in 0..100 {
-        node.publish(now, &topic("t"), &[b'x'; 20]).unwrap();
-        assert_eq!(node.publish(now, &topic("t"), b"y"), Err(PublishError::Full));
-        node.empty_topic(now, &topic("t")).unwrap();
+        nsqd.publish(now, &topic("t"), &[b'x'; 20]).unwrap();
+        assert_eq!(nsqd.publish(now, &topic("t"), b"y"), Err(PublishError::Full));
+        nsqd.empty_topic(now, &topic("t")).unwrap();
     }
 }
 
@@ -560,9 +560,9 @@ fn the_smallest_node_works() {
 fn large_stores_have_longer_blocks() {
     let store = vec![0; 20 << 20].leak();
     let storage = Box::leak(Box::new(Storage::<1, 1, 1, 1>::new()));
-    let node = Nsqd::new(&CONFIG, storage, store).unwrap();
-    assert_eq!(node.store().blocks, ((20 << 20) / 514) as u16);
-    assert_eq!(node.limits().max_msg_size, 1 << 20);
+    let nsqd = Nsqd::new(&CONFIG, storage, store).unwrap();
+    assert_eq!(nsqd.store().blocks, ((20 << 20) / 514) as u16);
+    assert_eq!(nsqd.limits().max_msg_size, 1 << 20);
 }
 
 #[test]

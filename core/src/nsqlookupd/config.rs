@@ -11,27 +11,28 @@ pub struct Config<'a> {
     /// `http_port` which channels a new topic has elsewhere: without one they do not. Default
     /// nothing but the version 1.3.0, whose behaviour this is.
     pub info: IdentifyReply<'a>,
-    /// `-inactive-producer-timeout`: how long after its last PING a node is listed. Default 300 s.
+    /// `-inactive-producer-timeout`: how long after its last PING an nsqd is listed. Default 300 s.
     pub inactive_timeout: Span,
-    /// `-tombstone-lifetime`: how long a tombstone hides a node. Default 45 s.
+    /// `-tombstone-lifetime`: how long a tombstone hides an nsqd. Default 45 s.
     pub tombstone_lifetime: Span,
-    /// How long a node's connection may be silent. nsqd sends PING every 15 s. Default 300 s.
+    /// How long an nsqd's connection may be silent. nsqd sends PING every 15 s. Default 300 s.
     pub idle_timeout: Span,
-    /// How long a node's connection has been silent when a newer one that announces the same
+    /// How long an nsqd's connection has been silent when a newer one that announces the same
     /// address replaces it, or when it makes room for a caller that finds none. Default 45 s, three
     /// of nsqd's PINGs.
     pub replace_timeout: Span,
-    /// How long a node may take to IDENTIFY itself. Default 10 s.
+    /// How long an nsqd may take to IDENTIFY itself. Default 10 s.
     pub greeting_timeout: Span,
-    /// How long a node may take to read answers. Default 5 s.
+    /// How long an nsqd may take to read answers. Default 5 s.
     pub reply_timeout: Span,
     /// How long closing may take. Default 1 s.
     pub close_timeout: Span,
-    /// How long a topic or channel is kept that no node has and nobody uses, unless it was made over
-    /// HTTP; zero is for ever, as nsqlookupd. Sooner when others need its slot. Default one hour.
+    /// How long a topic or channel is kept that no nsqd has and nobody uses, unless it was made
+    /// over HTTP; zero is for ever, as nsqlookupd. Sooner when others need its slot. Default one
+    /// hour.
     pub empty_timeout: Span,
-    /// How many topics a connection of a node may have and make another one by REGISTER: so that one
-    /// cannot take all that there is room for. What is there already, it may register as well.
+    /// How many topics a connection of an nsqd may have and make another one by REGISTER: so that
+    /// one cannot take all that there is room for. What is there already, it may register as well.
     /// Default no limit.
     pub topics_per_node: u16,
     /// How many channels, likewise.

@@ -11,11 +11,11 @@
 //! | lines of any length | refused above [`nsqlookupd::LINE_BUFFER`](crate::wire::nsqlookupd::LINE_BUFFER) bytes |
 //! | a silent connection stays for ever | closed after [`Config::idle_timeout`], before IDENTIFY after [`Config::greeting_timeout`] |
 //! | connections that announce one address are listed as many times | listed once, see [below](#one-address-several-connections) |
-//! | a node that lost its connection comes back and its old registrations stay | the new connection replaces one that has been silent for more than [`Config::replace_timeout`] |
+//! | an nsqd that lost its connection comes back and its old registrations stay | the new connection replaces one that has been silent for more than [`Config::replace_timeout`] |
 //! | topics and channels without producers stay for ever | forgotten after [`Config::empty_timeout`], unless they were made over HTTP; given back when others need the room |
 //! | `topic=*` stands for all topics, also in `/topic/delete` | no topic |
 //!
-//! The life of a node's connection:
+//! The life of an nsqd's connection:
 //!
 //! ```text
 //!       accepted            IDENTIFY
@@ -26,15 +26,15 @@
 //! ```
 //!
 //! Whatever happens to a connection, all that was registered on it ends with it; the topics and
-//! channels themselves stay, as in nsqlookupd. A node that sends no PING is not listed from
-//! [`Config::inactive_timeout`] on. A tombstone hides a node for one topic and
+//! channels themselves stay, as in nsqlookupd. An nsqd that sends no PING is not listed from
+//! [`Config::inactive_timeout`] on. A tombstone hides an nsqd for one topic and
 //! [`Config::tombstone_lifetime`], or until it unregisters and registers that topic.
 //!
 //! # One address, several connections
 //!
 //! Several connections may announce one address, which is `broadcast_address` and `tcp_port`,
 //! compared byte by byte: publishers that register the nsqd that they publish to, nsqds behind one
-//! NAT address, a node that knows a directory by two names. As in nsqlookupd each keeps what it
+//! NAT address, an nsqd that knows an nsqlookupd by two names. As in nsqlookupd each keeps what it
 //! registered until it unregisters that or ends, and neither changes what the others have. Lists
 //! are the union, with one entry for the address. Of the connections that would be listed it shows
 //! the one heard last: its hostname, HTTP port, version and `remote_address`.
@@ -43,34 +43,34 @@
 //! - `/nodes`: the topics of all that send PING; tombstoned where `/lookup` leaves the address out.
 //! - `/topic/tombstone`: all connections whose own `broadcast_address` and HTTP port are `node`.
 //! - Whoever IDENTIFYs or sends PING ends the older connections of its address that have been
-//!   silent for more than [`Config::replace_timeout`]: it is the node, come back.
+//!   silent for more than [`Config::replace_timeout`]: it is the nsqd, come back.
 //!
 //! Answers over HTTP are written as they are read, while the tables may change: a list may miss
 //! what came meanwhile, and have an address twice of which a connection ended meanwhile, but is
-//! well-formed, and the `tombstones` and `topics` of a node in `/nodes` are always as many (nsqadmin
-//! crashes otherwise).
+//! well-formed, and the `tombstones` and `topics` of an nsqd in `/nodes` are always as many
+//! (nsqadmin crashes otherwise).
 //!
 //! # Bounds
 //!
 //! | what | bound | when full |
 //! |---|---|---|
-//! | connections of nodes | the storage's `PRODUCERS`; one that was silent for [`Config::replace_timeout`] goes when a caller finds no room | not accepted |
-//! | topics, channels | the storage's `TOPICS`, `CHANNELS`; those that no connected node registers are given back, least recently used first, [`Counters::given_back`] | REGISTER answers `E_REGISTER_FAILED`, HTTP 503; nothing changed; [`Counters::full`], [`Event::TableFull`] |
+//! | connections of nsqds | the storage's `PRODUCERS`; one that was silent for [`Config::replace_timeout`] goes when a caller finds no room | not accepted |
+//! | topics, channels | the storage's `TOPICS`, `CHANNELS`; those that no connected nsqd registers are given back, least recently used first, [`Counters::given_back`] | REGISTER answers `E_REGISTER_FAILED`, HTTP 503; nothing changed; [`Counters::full`], [`Event::TableFull`] |
 //! | topics, channels that one connection has when it makes another one | [`Config::topics_per_node`], [`Config::channels_per_node`] | as above |
-//! | registrations | none: every node may have every topic and channel that is there | |
+//! | registrations | none: every nsqd may have every topic and channel that is there | |
 //! | tombstones | [`TOMBSTONES`] at a time | HTTP 503 |
-//! | answers that a node does not read | 1024, then it is held | closed after [`Config::reply_timeout`] |
+//! | answers that an nsqd does not read | 1024, then it is held | closed after [`Config::reply_timeout`] |
 //! | HTTP connections | the storage's `HTTP` | not accepted |
 //! | an HTTP request or answer | see [`http`] | |
-//! | a node's texts | see [`nsqlookupd::OwnedNodeInfo`](crate::wire::nsqlookupd::OwnedNodeInfo) | cut off; an address is refused |
+//! | an nsqd's texts | see [`nsqlookupd::OwnedNodeInfo`](crate::wire::nsqlookupd::OwnedNodeInfo) | cut off; an address is refused |
 //!
-//! Used is what a node registers or registered last, what is made again over HTTP, and the topic
-//! that `/lookup` or `/channels` is asked for. What a connected node registers is never given back.
+//! Used is what an nsqd registers or registered last, what is made again over HTTP, and the topic
+//! that `/lookup` or `/channels` is asked for. What a connected nsqd registers is never given back.
 //!
-//! A node that lost its connection without a word takes a second slot until the old connection is
+//! An nsqd that lost its connection without a word takes a second slot until the old connection is
 //! found dead: after [`Config::idle_timeout`], or once it has been silent for
-//! [`Config::replace_timeout`] and the node sends PING. If all slots are taken, the one that has been
-//! silent for longest makes room as soon as that is [`Config::replace_timeout`].
+//! [`Config::replace_timeout`] and the nsqd sends PING. If all slots are taken, the one that has
+//! been silent for longest makes room as soon as that is [`Config::replace_timeout`].
 
 mod config;
 mod listing;
@@ -98,10 +98,10 @@ use table::{Bits, Channel, Tables, Topic};
 /// How many producers can be tombstoned at a time, each for a topic.
 pub const TOMBSTONES: usize = 16;
 
-/// The tables of a directory: for so many connections of nodes, topics, channels of all topics,
-/// and HTTP connections. `WORDS` is for more than 32 nodes: one for each 32, begun ones as well.
+/// The tables of an nsqlookupd: for so many connections of nsqds, topics, channels of all topics,
+/// and HTTP connections. `WORDS` is for more than 32 nsqds: one for each 32, begun ones as well.
 ///
-/// RAM: at most [`PRODUCER_RAM_MAX`] bytes a node, [`KEY_RAM_MAX`] + 4 `WORDS` a topic and a
+/// RAM: at most [`PRODUCER_RAM_MAX`] bytes an nsqd, [`KEY_RAM_MAX`] + 4 `WORDS` a topic and a
 /// channel, and [`HTTP_RAM_MAX`] an HTTP connection.
 #[derive(Debug)]
 pub struct Storage<
@@ -119,7 +119,7 @@ pub struct Storage<
     http: [http::Connection<Task>; HTTP],
 }
 
-/// The most bytes that a node takes of a [`Storage`].
+/// The most bytes that an nsqd takes of a [`Storage`].
 pub const PRODUCER_RAM_MAX: usize = 848;
 
 /// The most bytes that a topic or channel takes of a [`Storage`], beside its bits.
@@ -189,17 +189,17 @@ pub struct Nsqlookupd<'a> {
     shared: Shared<'a>,
 }
 
-/// What all connections share.
+/// The state that all connections share.
 #[derive(Debug)]
 struct Shared<'a> {
     config: &'a Config<'a>,
     tables: Tables<'a>,
-    tally: Counters,
+    counters: Counters,
     /// What to add to the time for nanoseconds since 1970.
     unix_offset: i64,
     /// The tables that were full, a bit each, as long as nobody polled that.
-    met: u8,
-    /// A caller found no room among the connections of nodes.
+    full_pending: u8,
+    /// A caller found no room among the connections of nsqds.
     wants_room: bool,
 }
 
@@ -221,17 +221,18 @@ impl<'a> Nsqlookupd<'a> {
         let topic_bits = Bits::new(topic_bits.as_flattened_mut(), WORDS);
         let channel_bits = Bits::new(channel_bits.as_flattened_mut(), WORDS);
         let tables = Tables::new(topics, channels, topic_bits, channel_bits);
-        let tally = Counters::default();
-        let shared = Shared { config, tables, tally, unix_offset: 0, met: 0, wants_room: false };
+        let counters = Counters::default();
+        let shared =
+            Shared { config, tables, counters, unix_offset: 0, full_pending: 0, wants_room: false };
         Self { producers, http, shared }
     }
 
-    /// How many connections of nodes there are, used or not.
+    /// How many connections of nsqds there are, used or not.
     pub fn clients(&self) -> usize {
         self.producers.len()
     }
 
-    /// The session of a node's connection `index`, below [`clients`](Self::clients): for TCP port
+    /// The session of an nsqd's connection `index`, below [`clients`](Self::clients): for TCP port
     /// 4160.
     pub fn client(&mut self, index: usize) -> Option<ProducerSession<'_, 'a>> {
         if index >= self.producers.len() {
@@ -252,7 +253,7 @@ impl<'a> Nsqlookupd<'a> {
         Some(HttpSession { connection, producers: self.producers, shared: &mut self.shared })
     }
 
-    /// The node on connection `index`, if there is one.
+    /// The nsqd on connection `index`, if there is one.
     pub fn producer(&self, index: usize) -> Option<ProducerStatus<'_>> {
         let producer = self.producers.get(index)?;
         let (node, _) = producer.node()?;
@@ -263,7 +264,7 @@ impl<'a> Nsqlookupd<'a> {
         })
     }
 
-    /// The topics, in no order, each with how many nodes have it: addresses, not connections.
+    /// The topics, in no order, each with how many nsqds have it: addresses, not connections.
     pub fn topics(&self) -> impl Iterator<Item = (&TopicName, usize)> {
         let (tables, producers) = (&self.shared.tables, &*self.producers);
         tables.topics(0).map(move |(topic, name)| {
@@ -280,13 +281,13 @@ impl<'a> Nsqlookupd<'a> {
         self.shared.tables.channels(0).map(|(_, topic, channel)| (topic, channel))
     }
 
-    /// Whether the node on connection `index` registered a topic.
+    /// Whether the nsqd on connection `index` registered a topic.
     pub fn has_topic(&self, index: usize, topic: &TopicName) -> bool {
         let tables = &self.shared.tables;
         tables.topic(topic).is_some_and(|topic| tables.has_topic(topic, index))
     }
 
-    /// Whether the node on connection `index` registered a channel.
+    /// Whether the nsqd on connection `index` registered a channel.
     pub fn has_channel(&self, index: usize, topic: &TopicName, channel: &ChannelName) -> bool {
         let tables = &self.shared.tables;
         let channel = tables.topic(topic).and_then(|topic| tables.channel(topic, channel));
@@ -296,35 +297,35 @@ impl<'a> Nsqlookupd<'a> {
     /// What happened so far.
     pub fn counters(&self) -> Counters {
         let Tables { collected, given_back, .. } = self.shared.tables;
-        Counters { collected, given_back, ..self.shared.tally }
+        Counters { collected, given_back, ..self.shared.counters }
     }
 
-    /// The next thing to tell; call until `None`.
+    /// The next event; call until `None`.
     pub fn poll_event(&mut self) -> Option<Event> {
         let mut producers = self.producers.iter_mut().enumerate();
-        let news = producers.find_map(|(index, producer)| producer.poll_event(index));
-        news.or_else(|| {
-            let met = &mut self.shared.met;
-            let full = TableFull::ALL.into_iter().find(|full| *met & full.bit() != 0)?;
-            *met &= !full.bit();
+        let event = producers.find_map(|(index, producer)| producer.poll_event(index));
+        event.or_else(|| {
+            let full_pending = &mut self.shared.full_pending;
+            let full = TableFull::ALL.into_iter().find(|full| *full_pending & full.bit() != 0)?;
+            *full_pending &= !full.bit();
             Some(Event::TableFull(full))
         })
     }
 
-    /// A caller found all connections of nodes taken. The one that has been silent for longest makes
-    /// room as soon as that is [`Config::replace_timeout`]: wake the driver of every session.
+    /// A caller found all connections of nsqds taken. The one that has been silent for longest
+    /// makes room as soon as that is [`Config::replace_timeout`]: wake the driver of every session.
     pub fn turned_away(&mut self) {
         self.shared.wants_room = true;
         self.shared.tables.changed();
     }
 
-    /// Changes when a node comes or goes, or what is registered does: whether it is worth asking
+    /// Changes when an nsqd comes or goes, or what is registered does: whether it is worth asking
     /// again. Wake the driver of every session then: one that replaced another closes that.
     pub fn version(&self) -> u32 {
         self.shared.tables.version()
     }
 
-    /// Whether others may have given a node's connection something to do: an earlier deadline, or
+    /// Whether others may have given an nsqd's connection something to do: an earlier deadline, or
     /// its end. A driver asks when [`version`](Self::version) changed.
     #[cfg(feature = "async")]
     pub(crate) fn has_work_for(&self, index: usize) -> bool {
@@ -339,19 +340,24 @@ impl<'a> Nsqlookupd<'a> {
 }
 
 impl Shared<'_> {
-    /// There is no room for something.
-    fn refused(&mut self, full: TableFull) {
-        self.tally.full = self.tally.full.saturating_add(1);
-        if self.met & full.bit() == 0 {
-            self.met |= full.bit();
+    /// Counts a rejection because a table is full.
+    fn reject_full(&mut self, full: TableFull) {
+        self.counters.full = self.counters.full.saturating_add(1);
+        if self.full_pending & full.bit() == 0 {
+            self.full_pending |= full.bit();
             self.tables.changed();
         }
     }
 
-    /// Until when a node may be silent that was heard then.
-    fn patience(&self, heard: Instant) -> Instant {
-        let idle = heard.after(self.config.idle_timeout);
-        if self.wants_room { idle.min(heard.after(self.config.replace_timeout)) } else { idle }
+    /// The time at which a connection that was last heard at `last_received` has been silent for
+    /// too long.
+    fn silence_deadline(&self, last_received: Instant) -> Instant {
+        let idle = last_received.after(self.config.idle_timeout);
+        if self.wants_room {
+            idle.min(last_received.after(self.config.replace_timeout))
+        } else {
+            idle
+        }
     }
 
     /// Nanoseconds since 1970.

@@ -1,4 +1,4 @@
-//! What is asked for over HTTP.
+//! The endpoints that are served over HTTP.
 
 use super::listing::{Step, Task, View};
 use super::producer::Producer;
@@ -16,7 +16,7 @@ use crate::wire::Decimal;
 /// A connection of somebody who asks: speaks HTTP, as nsqlookupd does on its HTTP port.
 ///
 /// Made for each call by [`Nsqlookupd::http`](super::Nsqlookupd::http); the state is in the
-/// directory.
+/// nsqlookupd.
 #[derive(Debug)]
 pub struct HttpSession<'s, 'a> {
     pub(super) connection: &'s mut Connection<Task>,
@@ -25,7 +25,7 @@ pub struct HttpSession<'s, 'a> {
 }
 
 #[derive(Debug, Clone, Copy)]
-enum To {
+enum Endpoint {
     Ping,
     Info,
     Lookup,
@@ -40,30 +40,30 @@ enum To {
     Tombstone,
 }
 
-const ROUTES: &[Route<To>] = &[
-    get("/ping", To::Ping),
-    get("/info", To::Info),
-    get("/lookup", To::Lookup),
-    get("/topics", To::Topics),
-    get("/channels", To::Channels),
-    get("/nodes", To::Nodes),
-    get("/debug", To::Debug),
-    post("/topic/create", To::CreateTopic),
-    post("/topic/delete", To::DeleteTopic),
-    post("/channel/create", To::CreateChannel),
-    post("/channel/delete", To::DeleteChannel),
-    post("/topic/tombstone", To::Tombstone),
+const ROUTES: &[Route<Endpoint>] = &[
+    get("/ping", Endpoint::Ping),
+    get("/info", Endpoint::Info),
+    get("/lookup", Endpoint::Lookup),
+    get("/topics", Endpoint::Topics),
+    get("/channels", Endpoint::Channels),
+    get("/nodes", Endpoint::Nodes),
+    get("/debug", Endpoint::Debug),
+    post("/topic/create", Endpoint::CreateTopic),
+    post("/topic/delete", Endpoint::DeleteTopic),
+    post("/channel/create", Endpoint::CreateChannel),
+    post("/channel/delete", Endpoint::DeleteChannel),
+    post("/topic/tombstone", Endpoint::Tombstone),
 ];
 
-const fn get(path: &'static str, to: To) -> Route<To> {
+const fn get(path: &'static str, to: Endpoint) -> Route<Endpoint> {
     Route { method: Method::Get, path, to }
 }
 
-const fn post(path: &'static str, to: To) -> Route<To> {
+const fn post(path: &'static str, to: Endpoint) -> Route<Endpoint> {
     Route { method: Method::Post, path, to }
 }
 
-/// What requests are about.
+/// The state that requests read and change.
 struct RequestContext<'s, 'a> {
     producers: &'s [Producer],
     shared: &'s mut Shared<'a>,
@@ -75,7 +75,7 @@ impl RequestContext<'_, '_> {
     }
 
     fn full(&mut self, full: TableFull) -> Refusal {
-        self.shared.refused(full);
+        self.shared.reject_full(full);
         Refusal::new(
             Status::Unavailable,
             match full {
@@ -86,59 +86,71 @@ impl RequestContext<'_, '_> {
         )
     }
 
-    /// Does what is to be done, and says what is to be written.
-    fn go(&mut self, now: Instant, to: To, request: &Request<'_>) -> Result<Task, Refusal> {
+    /// Carries out a request and returns the answer to write.
+    fn handle(
+        &mut self,
+        now: Instant,
+        to: Endpoint,
+        request: &Request<'_>,
+    ) -> Result<Task, Refusal> {
         let timeout = self.shared.config.empty_timeout;
         self.shared.tables.collect(now, timeout);
         let step = match to {
-            To::Ping => return Ok(Task::new(Step::Ping)),
-            To::Info => return Ok(Task::new(Step::Info)),
-            To::Topics => return Ok(Task::new(Step::Topics)),
-            To::Nodes => return Ok(Task::new(Step::Nodes)),
-            To::Debug => return Ok(Task::new(Step::Debug)),
-            To::Lookup => Step::Lookup,
-            To::Channels => Step::Channels,
-            To::CreateTopic
-            | To::DeleteTopic
-            | To::CreateChannel
-            | To::DeleteChannel
-            | To::Tombstone => Step::Nothing,
+            Endpoint::Ping => return Ok(Task::new(Step::Ping)),
+            Endpoint::Info => return Ok(Task::new(Step::Info)),
+            Endpoint::Topics => return Ok(Task::new(Step::Topics)),
+            Endpoint::Nodes => return Ok(Task::new(Step::Nodes)),
+            Endpoint::Debug => return Ok(Task::new(Step::Debug)),
+            Endpoint::Lookup => Step::Lookup,
+            Endpoint::Channels => Step::Channels,
+            Endpoint::CreateTopic
+            | Endpoint::DeleteTopic
+            | Endpoint::CreateChannel
+            | Endpoint::DeleteChannel
+            | Endpoint::Tombstone => Step::Nothing,
         };
         request.check_query().map_err(|_| Refusal::bad_request("INVALID_REQUEST"))?;
         let given = request.param("topic").ok_or(Refusal::bad_request("MISSING_ARG_TOPIC"))?;
         let topic = given.topic();
-        // Not to be found if it is no name; only who wants to make one is told so.
+        // An invalid name is not found. Only requests that create a topic are told that it is
+        // invalid.
         let found = topic.ok().and_then(|topic| self.shared.tables.topic(&topic));
         match to {
-            To::Lookup if found.is_none() => return Err(Refusal::not_found("TOPIC_NOT_FOUND")),
-            To::Lookup | To::Channels => {
+            Endpoint::Lookup if found.is_none() => {
+                return Err(Refusal::not_found("TOPIC_NOT_FOUND"));
+            }
+            Endpoint::Lookup | Endpoint::Channels => {
                 if let Some(topic) = found {
                     self.shared.tables.touch(now, topic);
                 }
             }
-            To::Ping | To::Info | To::Topics | To::Nodes | To::Debug => {}
-            To::DeleteTopic => {
+            Endpoint::Ping
+            | Endpoint::Info
+            | Endpoint::Topics
+            | Endpoint::Nodes
+            | Endpoint::Debug => {}
+            Endpoint::DeleteTopic => {
                 if let Some(topic) = found {
                     self.shared.tables.remove_topic(topic);
                 }
             }
-            To::Tombstone => {
+            Endpoint::Tombstone => {
                 let node = request.param("node").ok_or(Refusal::bad_request("MISSING_ARG_NODE"))?;
-                self.bury(now, found, node)?;
+                self.add_tombstones(now, found, node)?;
             }
-            To::CreateTopic => {
+            Endpoint::CreateTopic => {
                 let topic = topic.map_err(|_| Refusal::bad_request("INVALID_ARG_TOPIC"))?;
                 let maker = Maker::Administrator;
                 let made = self.shared.tables.add(now, timeout, &topic, None, maker);
                 made.map_err(|full| self.full(full))?;
             }
-            To::CreateChannel => {
+            Endpoint::CreateChannel => {
                 let (topic, channel) = names(topic.ok(), request)?;
                 let maker = Maker::Administrator;
                 let made = self.shared.tables.add(now, timeout, &topic, Some(&channel), maker);
                 made.map_err(|full| self.full(full))?;
             }
-            To::DeleteChannel => {
+            Endpoint::DeleteChannel => {
                 let (_, channel) = names(topic.ok(), request)?;
                 let tables = &mut self.shared.tables;
                 let channel = found.and_then(|topic| tables.channel(topic, &channel));
@@ -149,7 +161,12 @@ impl RequestContext<'_, '_> {
     }
 
     /// Tombstones the producers of a topic that are `node`.
-    fn bury(&mut self, now: Instant, topic: Option<usize>, node: Value<'_>) -> Result<(), Refusal> {
+    fn add_tombstones(
+        &mut self,
+        now: Instant,
+        topic: Option<usize>,
+        node: Value<'_>,
+    ) -> Result<(), Refusal> {
         let Some(topic) = topic else { return Ok(()) };
         let lifetime = self.shared.config.tombstone_lifetime;
         let is_meant = |producer: &Producer| {
@@ -161,12 +178,12 @@ impl RequestContext<'_, '_> {
         };
         let producers = numbered(self.producers, 0);
         let meant = producers.filter(|(_, producer)| is_meant(producer)).map(|(at, _)| at);
-        let buried = self.shared.tables.bury(now, lifetime, topic, meant);
-        buried.map_err(|full| self.full(full))
+        let added = self.shared.tables.add_tombstones(now, lifetime, topic, meant);
+        added.map_err(|full| self.full(full))
     }
 }
 
-/// A topic and a channel, both as they should be.
+/// Parses the topic and the channel of a request.
 fn names(
     topic: Option<TopicName>,
     request: &Request<'_>,
@@ -192,7 +209,7 @@ impl Service for RequestContext<'_, '_> {
 
     fn begin(&mut self, now: Instant, request: &Request<'_>) -> Result<Task, Refusal> {
         let to = http::find(ROUTES, request)?;
-        self.go(now, to, request)
+        self.handle(now, to, request)
     }
 
     fn answer(&mut self, _: Instant, task: &mut Task) -> Result<Content, Refusal> {
@@ -204,11 +221,11 @@ impl Service for RequestContext<'_, '_> {
     }
 
     fn end(&mut self, _: Instant, _: Option<&mut Task>, how: End) {
-        let tally = &mut self.shared.tally;
+        let counters = &mut self.shared.counters;
         let count = match how {
-            End::Answered => &mut tally.requests,
-            End::Refused(_) => &mut tally.requests_refused,
-            End::Lost => &mut tally.requests_lost,
+            End::Answered => &mut counters.requests,
+            End::Refused(_) => &mut counters.requests_refused,
+            End::Lost => &mut counters.requests_lost,
         };
         *count = count.saturating_add(1);
     }
@@ -226,33 +243,33 @@ impl Session for HttpSession<'_, '_> {
     }
 
     fn open(&mut self, now: Instant) {
-        let (connection, mut desk) = self.parts();
-        connection.open(now, &mut desk);
+        let (connection, mut context) = self.parts();
+        connection.open(now, &mut context);
     }
 
     fn receive(&mut self, now: Instant, bytes: &[u8]) -> Result<(), Fault> {
         if self.take(now, bytes) < bytes.len() {
             // Only a driver that offers the rest again can hold a client.
-            let (connection, mut desk) = self.parts();
-            connection.abort(now, &mut desk);
+            let (connection, mut context) = self.parts();
+            connection.abort(now, &mut context);
             return Err(Fault::TimedOut(Awaited::Drain));
         }
         Ok(())
     }
 
     fn take(&mut self, now: Instant, bytes: &[u8]) -> usize {
-        let (connection, mut desk) = self.parts();
-        connection.take(now, bytes, &mut desk)
+        let (connection, mut context) = self.parts();
+        connection.take(now, bytes, &mut context)
     }
 
     fn transmit(&mut self, now: Instant) -> Transmit<'_> {
-        let mut desk = RequestContext { producers: self.producers, shared: self.shared };
-        self.connection.transmit(now, &mut desk)
+        let mut context = RequestContext { producers: self.producers, shared: self.shared };
+        self.connection.transmit(now, &mut context)
     }
 
     fn sent(&mut self, now: Instant, n: usize) {
-        let (connection, mut desk) = self.parts();
-        connection.sent(now, n, &mut desk);
+        let (connection, mut context) = self.parts();
+        connection.sent(now, n, &mut context);
     }
 
     fn deadline(&self) -> Instant {
@@ -264,12 +281,12 @@ impl Session for HttpSession<'_, '_> {
     }
 
     fn tick(&mut self, now: Instant) {
-        let (connection, mut desk) = self.parts();
-        connection.tick(now, &mut desk);
+        let (connection, mut context) = self.parts();
+        connection.tick(now, &mut context);
     }
 
     fn closed(&mut self, now: Instant, why: Closed) {
-        let (connection, mut desk) = self.parts();
-        connection.closed(now, why, &mut desk);
+        let (connection, mut context) = self.parts();
+        connection.closed(now, why, &mut context);
     }
 }

@@ -1,4 +1,4 @@
-//! What an nsqlookupd tells its owner.
+//! The events, counters and status of an nsqlookupd.
 
 use core::net::SocketAddr;
 
@@ -6,19 +6,19 @@ use super::NodeInfo;
 use crate::session::Closed;
 use crate::time::Instant;
 
-/// What the owner should know. Newer ones of a node replace older ones that nobody polled.
+/// An event for the owner. A newer event of an nsqd replaces an older one that was not polled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[non_exhaustive]
 pub enum Event {
-    /// A node said who it is: [`Nsqlookupd::producer`](super::Nsqlookupd::producer) has it.
+    /// An nsqd said who it is: [`Nsqlookupd::producer`](super::Nsqlookupd::producer) has it.
     Identified {
         /// Its connection.
         index: usize,
         /// Its address is listed already: another connection announces it as well.
         listed: bool,
     },
-    /// A node's connection ended, and what it registered is listed no longer.
+    /// An nsqd's connection ended, and what it registered is listed no longer.
     Left {
         /// Its connection.
         index: usize,
@@ -32,17 +32,18 @@ pub enum Event {
     TableFull(TableFull),
 }
 
-/// What there is no room for. Nothing changed.
+/// The table that is full. Nothing changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum TableFull {
-    /// Another topic: connected nodes register all that there is room for.
+    /// Another topic: connected nsqds register all that there is room for.
     Topics,
-    /// Another channel: connected nodes register all that there is room for.
+    /// Another channel: connected nsqds register all that there is room for.
     Channels,
     /// Another tombstone: there are [`TOMBSTONES`](super::TOMBSTONES).
     Tombstones,
-    /// Another topic or channel of one connection: [`Config::topics_per_node`](super::Config::topics_per_node),
+    /// Another topic or channel of one connection:
+    /// [`Config::topics_per_node`](super::Config::topics_per_node),
     /// [`Config::channels_per_node`](super::Config::channels_per_node).
     Share,
 }
@@ -55,18 +56,18 @@ impl TableFull {
     }
 }
 
-/// What happened so far. Each stays at its end.
+/// Counters since the start. Each saturates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[non_exhaustive]
 pub struct Counters {
-    /// Nodes that said who they are.
+    /// nsqds that said who they are.
     pub identified: u32,
-    /// Connections of nodes that another one of the same address replaced.
+    /// Connections of nsqds that another one of the same address replaced.
     pub replaced: u32,
-    /// Connections of nodes closed for what they sent.
+    /// Connections of nsqds closed for what they sent.
     pub refused: u32,
-    /// Connections of nodes closed since they were silent, or did not read.
+    /// Connections of nsqds closed since they were silent, or did not read.
     pub timed_out: u32,
     /// REGISTERs and HTTP requests refused since there was no room.
     pub full: u32,
@@ -82,12 +83,12 @@ pub struct Counters {
     pub requests_lost: u32,
 }
 
-/// A node that is listed, or was until its PINGs stopped.
+/// An nsqd that is listed, or was until its PINGs stopped.
 #[derive(Debug, Clone, Copy)]
 pub struct ProducerStatus<'s> {
-    /// What it said of itself.
+    /// What the nsqd sent in IDENTIFY.
     pub node: NodeInfo<'s>,
-    /// Where its connection comes from.
+    /// The remote address of the connection.
     pub remote: SocketAddr,
     /// When it last sent IDENTIFY or PING.
     pub last_update: Instant,

@@ -9,9 +9,9 @@ mod tables;
 
 type Small = Storage<3, 3, 3, 1>;
 
-/// A directory, and the time.
+/// An nsqlookupd, and the time.
 struct World<'a> {
-    directory: Nsqlookupd<'a>,
+    nsqlookupd: Nsqlookupd<'a>,
     now: Instant,
 }
 
@@ -32,8 +32,8 @@ fn a_world<const P: usize, const T: usize, const C: usize, const H: usize, const
     storage: Storage<P, T, C, H, W>,
     config: Config<'static>,
 ) -> World<'static> {
-    let directory = Nsqlookupd::new(Box::leak(Box::new(config)), Box::leak(Box::new(storage)));
-    World { directory, now: Instant::from_millis(1) }
+    let nsqlookupd = Nsqlookupd::new(Box::leak(Box::new(config)), Box::leak(Box::new(storage)));
+    World { nsqlookupd, now: Instant::from_millis(1) }
 }
 
 fn small() -> World<'static> {
@@ -44,37 +44,37 @@ impl World<'_> {
     #[track_caller]
     fn connect(&mut self, at: usize) {
         let from = SocketAddr::from(([127, 0, 0, 1], 1000 + at as u16));
-        self.directory.client(at).unwrap().accepted(self.now, from);
-        assert_eq!(self.say(at, b"  V1"), b"");
+        self.nsqlookupd.client(at).unwrap().accepted(self.now, from);
+        assert_eq!(self.send(at, b"  V1"), b"");
     }
 
     /// Connects, and says who it is.
     #[track_caller]
     fn arrive(&mut self, at: usize, name: &str) {
         self.connect(at);
-        let reply = self.say(at, &identify(&node(name)));
+        let reply = self.send(at, &identify(&node(name)));
         assert!(reply.ends_with(b"\"version\":\"1.3.0\"}"), "{}", reply.escape_ascii());
         assert_eq!(self.link(at), Link::Up);
     }
 
-    fn say(&mut self, at: usize, bytes: &[u8]) -> Vec<u8> {
-        exchange(&mut self.directory.client(at).unwrap(), self.now, bytes, usize::MAX)
+    fn send(&mut self, at: usize, bytes: &[u8]) -> Vec<u8> {
+        exchange(&mut self.nsqlookupd.client(at).unwrap(), self.now, bytes, usize::MAX)
     }
 
     #[track_caller]
     fn ok(&mut self, at: usize, command: &str) {
-        assert_eq!(self.say(at, command.as_bytes()), b"\0\0\0\x02OK", "{command}");
+        assert_eq!(self.send(at, command.as_bytes()), b"\0\0\0\x02OK", "{command}");
     }
 
     fn link(&mut self, at: usize) -> Link {
-        self.directory.client(at).unwrap().link()
+        self.nsqlookupd.client(at).unwrap().link()
     }
 
     /// Time passes; every session is told.
     fn after(&mut self, seconds: u32) {
         self.now = self.now.after(Span::from_secs(seconds));
-        for at in 0..self.directory.clients() {
-            self.directory.client(at).unwrap().tick(self.now);
+        for at in 0..self.nsqlookupd.clients() {
+            self.nsqlookupd.client(at).unwrap().tick(self.now);
         }
     }
 
@@ -82,7 +82,7 @@ impl World<'_> {
     #[track_caller]
     fn ask(&mut self, request: &str) -> String {
         let request = format!("{request} HTTP/1.0\r\n\r\n");
-        let mut session = self.directory.http(0).unwrap();
+        let mut session = self.nsqlookupd.http(0).unwrap();
         session.open(self.now);
         let answer = exchange(&mut session, self.now, request.as_bytes(), usize::MAX);
         assert_eq!(session.link(), Link::Close);
@@ -93,7 +93,7 @@ impl World<'_> {
         if status == "200" { body.to_owned() } else { format!("{status} {body}") }
     }
 
-    /// The names of nodes that a topic has, as consumers see it.
+    /// The names of nsqds that a topic has, as consumers see it.
     #[track_caller]
     fn lookup(&mut self, topic: &str) -> String {
         let body = self.ask(&format!("GET /lookup?topic={topic}"));
@@ -158,8 +158,8 @@ fn check_nodes(json: &str) -> usize {
 fn what_nsqlookupd_says() {
     let mut world = small();
     world.connect(0);
-    assert_eq!(world.say(0, b"PING\n"), b"\0\0\0\x02OK");
-    let reply = world.say(0, &identify(NODE));
+    assert_eq!(world.send(0, b"PING\n"), b"\0\0\0\x02OK");
+    let reply = world.send(0, &identify(NODE));
     assert_eq!(
         reply.escape_ascii().to_string(),
         r#"\x00\x00\x00S{\"broadcast_address\":\"\",\"hostname\":\"\",\"http_port\":0,\"tcp_port\":0,\"version\":\"1.3.0\"}"#
@@ -177,7 +177,7 @@ fn what_nsqlookupd_says() {
         world.ask("GET /nodes"),
         r#"{"producers":[{"remote_address":"127.0.0.1:1000","hostname":"h","broadcast_address":"a","tcp_port":1,"http_port":2,"version":"v","topics":["t","u"],"tombstones":[false,false]}]}"#
     );
-    world.directory.set_unix_time(world.now, 1_795_489_237_747_341_552);
+    world.nsqlookupd.set_unix_time(world.now, 1_795_489_237_747_341_552);
     assert_eq!(world.ask("POST /topic/tombstone?topic=u&node=a:2"), "");
     let producer = r#"[{"broadcast_address":"a","hostname":"h","http_port":2,"id":"127.0.0.1:1000","last_update":1795489237747341552,"tcp_port":1,"tombstoned":false,"tombstoned_at":-6795364578871345152,"version":"v"}]"#;
     let buried =
@@ -193,14 +193,14 @@ fn what_nsqlookupd_says() {
     // Newer nsqds say where they are.
     world.connect(1);
     let zoned = node("b").replace('}', r#","topology_zone":"z","topology_region":"r"}"#);
-    world.say(1, &identify(&zoned));
+    world.send(1, &identify(&zoned));
     world.ok(1, "REGISTER w\n");
     assert!(
         world
             .ask("GET /lookup?topic=w")
             .ends_with(r#""version":"v","topology_zone":"z","topology_region":"r"}]}"#)
     );
-    let counters = world.directory.counters();
+    let counters = world.nsqlookupd.counters();
     assert_eq!((counters.identified, counters.refused, counters.requests), (2, 0, 9));
 }
 
@@ -211,24 +211,24 @@ fn a_connections_end_takes_its_registrations_with_it() {
     world.arrive(1, "b");
     world.ok(0, "REGISTER t c\n");
     world.ok(1, "REGISTER t c\n");
-    assert_eq!(world.directory.poll_event(), Some(Event::Identified { index: 0, listed: false }));
-    assert_eq!(world.directory.poll_event(), Some(Event::Identified { index: 1, listed: false }));
-    assert_eq!(world.directory.poll_event(), None);
-    let version = world.directory.version();
-    world.directory.client(0).unwrap().closed(world.now, Closed::Peer);
-    assert_ne!(world.directory.version(), version);
+    assert_eq!(world.nsqlookupd.poll_event(), Some(Event::Identified { index: 0, listed: false }));
+    assert_eq!(world.nsqlookupd.poll_event(), Some(Event::Identified { index: 1, listed: false }));
+    assert_eq!(world.nsqlookupd.poll_event(), None);
+    let version = world.nsqlookupd.version();
+    world.nsqlookupd.client(0).unwrap().closed(world.now, Closed::Peer);
+    assert_ne!(world.nsqlookupd.version(), version);
     let left = Event::Left { index: 0, why: Closed::Peer, listed: false };
-    assert_eq!(world.directory.poll_event(), Some(left));
+    assert_eq!(world.nsqlookupd.poll_event(), Some(left));
     assert_eq!(world.lookup("t"), "b");
-    assert!(world.directory.producer(0).is_none());
-    world.directory.client(1).unwrap().closed(world.now, Closed::Peer);
+    assert!(world.nsqlookupd.producer(0).is_none());
+    world.nsqlookupd.client(1).unwrap().closed(world.now, Closed::Peer);
     // Known, though nobody has it.
     assert_eq!(world.ask("GET /lookup?topic=t"), r#"{"channels":["c"],"producers":[]}"#);
     assert_eq!(world.ask("GET /nodes"), r#"{"producers":[]}"#);
     // Nothing of the last life is in the next.
     world.connect(0);
     assert_eq!(world.ask("GET /debug"), "{}");
-    assert!(world.say(0, b"REGISTER t\n").ends_with(b"E_INVALID client must IDENTIFY"));
+    assert!(world.send(0, b"REGISTER t\n").ends_with(b"E_INVALID client must IDENTIFY"));
 }
 
 #[test]
@@ -239,17 +239,17 @@ fn connections_of_one_address_are_one_entry_and_keep_what_they_registered() {
     world.arrive(2, "a");
     world.ok(2, "REGISTER t c\n");
     world.ok(2, "REGISTER u\n");
-    while world.directory.poll_event().is_some() {}
+    while world.nsqlookupd.poll_event().is_some() {}
     // Another one at the same address.
     world.connect(1);
-    world.say(1, &identify(&node("a").replace("\"http_port\":2", "\"http_port\":7")));
+    world.send(1, &identify(&node("a").replace("\"http_port\":2", "\"http_port\":7")));
     let came = Event::Identified { index: 1, listed: true };
-    assert_eq!((world.directory.poll_event(), world.directory.poll_event()), (Some(came), None));
+    assert_eq!((world.nsqlookupd.poll_event(), world.nsqlookupd.poll_event()), (Some(came), None));
     world.ok(1, "REGISTER t d\n");
     world.ok(1, "REGISTER w\n");
     assert_eq!((0..3).map(|at| world.link(at)).collect::<Vec<_>>(), [Link::Up; 3]);
     let of = |world: &World<'_>| {
-        world.directory.topics().map(|(name, n)| format!("{name} {n}")).collect::<Vec<_>>()
+        world.nsqlookupd.topics().map(|(name, n)| format!("{name} {n}")).collect::<Vec<_>>()
     };
     assert_eq!(of(&world), ["t 2", "u 1", "w 1"]);
     for (topic, nodes) in [("t", "b a"), ("u", "a"), ("w", "a")] {
@@ -293,19 +293,19 @@ fn connections_of_one_address_are_one_entry_and_keep_what_they_registered() {
     assert!(nodes.ends_with(r#""topics":["t","u","w"],"tombstones":[true,false,false]}]}"#));
     assert!(world.ask("GET /debug").contains("\"tombstoned\":true"));
     // The end of one takes its own with it: also its tombstone.
-    world.directory.client(2).unwrap().closed(world.now, Closed::Peer);
+    world.nsqlookupd.client(2).unwrap().closed(world.now, Closed::Peer);
     let left = Event::Left { index: 2, why: Closed::Peer, listed: true };
-    assert_eq!(world.directory.poll_event(), Some(left));
+    assert_eq!(world.nsqlookupd.poll_event(), Some(left));
     assert_eq!((world.lookup("u"), world.lookup("w")), (String::new(), "a".into()));
-    world.directory.client(1).unwrap().closed(world.now, Closed::Peer);
+    world.nsqlookupd.client(1).unwrap().closed(world.now, Closed::Peer);
     let left = Event::Left { index: 1, why: Closed::Peer, listed: false };
-    assert_eq!(world.directory.poll_event(), Some(left));
+    assert_eq!(world.nsqlookupd.poll_event(), Some(left));
     assert_eq!((world.lookup("t"), world.lookup("w")), ("b".into(), String::new()));
-    assert_eq!(world.directory.counters().replaced, 0);
-    // Another port is another node, and so is another way to write it.
+    assert_eq!(world.nsqlookupd.counters().replaced, 0);
+    // Another port is another nsqd, and so is another way to write it.
     for (at, json) in [(1, node("b").replace("\"tcp_port\":1", "\"tcp_port\":9")), (2, node("B"))] {
         world.connect(at);
-        world.say(at, &identify(&json));
+        world.send(at, &identify(&json));
         world.ok(at, "REGISTER t\n");
     }
     assert_eq!(world.lookup("t"), "b b B");
@@ -324,7 +324,7 @@ fn any_of_several_connections_may_come_and_go() {
         for (n, at) in leave.iter().enumerate() {
             assert_eq!(check_nodes(&world.ask("GET /nodes")), 1);
             assert_eq!(world.ask("GET /nodes").matches("\"a\"").count(), 1);
-            world.directory.client(*at).unwrap().closed(world.now, Closed::Peer);
+            world.nsqlookupd.client(*at).unwrap().closed(world.now, Closed::Peer);
             for other in 0..3 {
                 let here = leave[n + 1..].contains(&other);
                 assert_eq!(world.lookup(&format!("t{other}")), if here { "a" } else { "" });
@@ -365,7 +365,7 @@ fn a_node_that_comes_back_replaces_a_connection_that_is_silent_for_long() {
     world.ok(1, "REGISTER t\n");
     world.after(45);
     world.ok(1, "PING\n");
-    while world.directory.poll_event().is_some() {}
+    while world.nsqlookupd.poll_event().is_some() {}
     // Not yet for more than 45 s.
     world.arrive(2, "a");
     assert_eq!((world.link(0), world.link(1)), (Link::Up, Link::Up));
@@ -376,28 +376,28 @@ fn a_node_that_comes_back_replaces_a_connection_that_is_silent_for_long() {
     // REGISTER alone may be of one that is as old.
     world.ok(2, "REGISTER u\n");
     assert_eq!(world.link(0), Link::Up);
-    let version = world.directory.version();
+    let version = world.nsqlookupd.version();
     world.ok(2, "PING\n");
-    assert_ne!(world.directory.version(), version, "its driver is to hear of that");
+    assert_ne!(world.nsqlookupd.version(), version, "its driver is to hear of that");
     assert_eq!((world.link(0), world.link(1)), (Link::Close, Link::Up));
     assert_eq!(world.lookup("t"), "b");
     let left = Event::Left { index: 0, why: Closed::Local, listed: true };
     let came = Event::Identified { index: 2, listed: true };
-    assert_eq!([(); 2].map(|()| world.directory.poll_event()), [Some(left), Some(came)]);
-    assert_eq!(world.say(0, b"PING\nREGISTER t\n"), b"", "it is over");
-    world.directory.client(0).unwrap().closed(world.now, Closed::Local);
-    assert_eq!((world.link(0), world.directory.counters().replaced), (Link::Down, 1));
+    assert_eq!([(); 2].map(|()| world.nsqlookupd.poll_event()), [Some(left), Some(came)]);
+    assert_eq!(world.send(0, b"PING\nREGISTER t\n"), b"", "it is over");
+    world.nsqlookupd.client(0).unwrap().closed(world.now, Closed::Local);
+    assert_eq!((world.link(0), world.nsqlookupd.counters().replaced), (Link::Down, 1));
 
     // By IDENTIFY, and all of them.
     world.arrive(0, "a");
     world.after(46);
     world.ok(1, "PING\n");
     world.after(1);
-    world.directory.client(1).unwrap().closed(world.now, Closed::Peer);
+    world.nsqlookupd.client(1).unwrap().closed(world.now, Closed::Peer);
     assert_eq!((world.link(0), world.link(2)), (Link::Up, Link::Up));
     world.arrive(1, "a");
     assert_eq!((world.link(0), world.link(1), world.link(2)), (Link::Close, Link::Up, Link::Close));
-    assert_eq!(world.directory.counters().replaced, 3);
+    assert_eq!(world.nsqlookupd.counters().replaced, 3);
 
     // One that came later is replaced by none that was there before, and any word is a sign of
     // life.
@@ -422,14 +422,14 @@ fn a_dead_connection_makes_room_when_a_caller_finds_none() {
         world.arrive(at, name);
         world.after(1);
     }
-    while world.directory.poll_event().is_some() {}
+    while world.nsqlookupd.poll_event().is_some() {}
     world.after(7);
     // Nobody is silent for long yet.
-    let version = world.directory.version();
-    world.directory.turned_away();
-    assert_ne!(world.directory.version(), version);
+    let version = world.nsqlookupd.version();
+    world.nsqlookupd.turned_away();
+    assert_ne!(world.nsqlookupd.version(), version);
     world.ok(0, "PING\n");
-    let due = world.directory.client(1).unwrap().deadline();
+    let due = world.nsqlookupd.client(1).unwrap().deadline();
     assert_eq!(due, Instant::from_millis(1001 + 45_000));
     world.after(35);
     assert_eq!(world.link(1), Link::Up);
@@ -441,16 +441,16 @@ fn a_dead_connection_makes_room_when_a_caller_finds_none() {
     );
     let why = Closed::Fault(Fault::TimedOut(Awaited::Heartbeat));
     let left = Event::Left { index: 1, why, listed: false };
-    assert_eq!(world.directory.poll_event(), Some(left));
-    assert_eq!(world.directory.counters().timed_out, 1);
+    assert_eq!(world.nsqlookupd.poll_event(), Some(left));
+    assert_eq!(world.nsqlookupd.counters().timed_out, 1);
     world.after(5);
     assert_eq!(world.link(2), Link::Up);
-    assert_eq!(world.directory.client(2).unwrap().deadline(), Instant::from_millis(302_001));
-    world.directory.client(1).unwrap().closed(world.now, Closed::Local);
+    assert_eq!(world.nsqlookupd.client(2).unwrap().deadline(), Instant::from_millis(302_001));
+    world.nsqlookupd.client(1).unwrap().closed(world.now, Closed::Local);
     world.arrive(1, "b");
     // There was room before anybody was silent for long.
-    world.directory.turned_away();
-    world.directory.client(0).unwrap().closed(world.now, Closed::Peer);
+    world.nsqlookupd.turned_away();
+    world.nsqlookupd.client(0).unwrap().closed(world.now, Closed::Peer);
     world.after(44);
     assert_eq!((world.link(1), world.link(2)), (Link::Up, Link::Up));
 }
@@ -463,15 +463,15 @@ fn an_entry_does_not_go_to_where_its_list_was_already() {
         let mut world = a_world(Storage::<16, 1, 1, 1>::new(), Config::new());
         for at in 1..16 {
             world.connect(at);
-            world.say(at, &identify(&json(&format!("n{at}"))));
+            world.send(at, &identify(&json(&format!("n{at}"))));
             world.ok(at, "REGISTER t\n");
         }
-        let mut session = world.directory.http(0).unwrap();
+        let mut session = world.nsqlookupd.http(0).unwrap();
         session.open(world.now);
         session.take(world.now, format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes());
         let mut answer = Vec::new();
         for piece in 0.. {
-            let mut session = world.directory.http(0).unwrap();
+            let mut session = world.nsqlookupd.http(0).unwrap();
             let lent = session.transmit(world.now);
             let bytes = [lent.head, lent.body].concat();
             session.sent(world.now, bytes.len());
@@ -483,7 +483,7 @@ fn an_entry_does_not_go_to_where_its_list_was_already() {
             if piece == 0 {
                 // In front of where the list is, with the address of one behind that.
                 world.connect(0);
-                world.say(0, &identify(&json("n15")));
+                world.send(0, &identify(&json("n15")));
                 world.ok(0, "REGISTER t\n");
             }
         }
@@ -506,11 +506,11 @@ fn silence() {
     assert_eq!(world.link(0), Link::Up);
     world.after(1);
     assert_eq!(world.link(0), Link::Close, "it never said who it is");
-    assert_eq!(world.directory.poll_event(), None);
+    assert_eq!(world.nsqlookupd.poll_event(), None);
     world.after(1);
-    let due = world.directory.client(0).unwrap().deadline();
+    let due = world.nsqlookupd.client(0).unwrap().deadline();
     assert_eq!(due, world.now, "due until the driver breaks it off");
-    world.directory.client(0).unwrap().closed(world.now, Closed::Local);
+    world.nsqlookupd.client(0).unwrap().closed(world.now, Closed::Local);
 
     world.arrive(0, "a");
     world.ok(0, "REGISTER t\n");
@@ -528,9 +528,9 @@ fn silence() {
     world.after(1);
     assert_eq!(world.link(0), Link::Close);
     let why = Closed::Fault(Fault::TimedOut(Awaited::Heartbeat));
-    let events = [world.directory.poll_event(), world.directory.poll_event()];
+    let events = [world.nsqlookupd.poll_event(), world.nsqlookupd.poll_event()];
     assert_eq!(events, [Some(Event::Left { index: 0, why, listed: false }), None]);
-    assert_eq!(world.directory.counters().timed_out, 2);
+    assert_eq!(world.nsqlookupd.counters().timed_out, 2);
     assert_eq!(world.ask("GET /debug"), "{}");
 }
 
@@ -539,14 +539,14 @@ fn a_node_that_does_not_read_is_held_then_closed() {
     let mut world = small();
     world.arrive(0, "a");
     let commands = b"REGISTER t\n".repeat(2000);
-    let mut session = world.directory.client(0).unwrap();
+    let mut session = world.nsqlookupd.client(0).unwrap();
     let taken = session.take(world.now, &commands);
     assert_eq!(taken, 1024 * 11);
     assert_eq!(session.take(world.now, &commands[taken..]), 0);
     assert_eq!(session.deadline(), world.now.after(Span::from_secs(5)));
     // Whatever it reads gives it time.
     world.after(4);
-    let mut session = world.directory.client(0).unwrap();
+    let mut session = world.nsqlookupd.client(0).unwrap();
     session.sent(world.now, 7);
     assert_eq!(session.take(world.now, &commands[taken..]), 11);
     let rest = session.transmit(world.now).head;
@@ -555,14 +555,14 @@ fn a_node_that_does_not_read_is_held_then_closed() {
     assert_eq!(world.link(0), Link::Up);
     world.after(1);
     assert_eq!(world.link(0), Link::Close);
-    let mut session = world.directory.client(0).unwrap();
+    let mut session = world.nsqlookupd.client(0).unwrap();
     assert!(session.transmit(world.now).is_empty());
 
     // One that reads gets all 2000, however slowly.
     let mut world = small();
     world.arrive(0, "a");
     for write in [1, 5, 100, usize::MAX] {
-        let mut session = world.directory.client(0).unwrap();
+        let mut session = world.nsqlookupd.client(0).unwrap();
         let said = exchange(&mut session, world.now, &commands, write);
         assert_eq!(said, b"\0\0\0\x02OK".repeat(2000));
         assert_eq!(session.deadline(), world.now.after(Span::from_secs(300)));
@@ -578,17 +578,17 @@ fn the_longest_of_everything_fits() {
         "\\\"".repeat(crate::address::HOST_MAX)
     );
     let config = Config { max_body: 8192, ..Config::new() };
-    world.directory.shared.config = Box::leak(Box::new(config));
+    world.nsqlookupd.shared.config = Box::leak(Box::new(config));
     let from: SocketAddr = "[1111:2222:3333:4444:5555:6666:7777:8888]:65535".parse().unwrap();
     let name = "n".repeat(64);
     for at in [0, 1] {
-        world.directory.client(at).unwrap().accepted(world.now, from);
-        world.say(at, b"  V1");
+        world.nsqlookupd.client(at).unwrap().accepted(world.now, from);
+        world.send(at, b"  V1");
         let json = json.replace("\"tcp_port\":65535", &format!("\"tcp_port\":{}", 65535 - at));
-        assert!(world.say(at, &identify(&json)).ends_with(b"}"));
+        assert!(world.send(at, &identify(&json)).ends_with(b"}"));
         world.ok(at, &format!("REGISTER {name} {name}\n"));
     }
-    world.directory.set_unix_time(world.now, i64::MIN);
+    world.nsqlookupd.set_unix_time(world.now, i64::MIN);
     for request in ["GET /nodes", "GET /debug", &format!("GET /lookup?topic={name}")] {
         let body = world.ask(request);
         check_json(&body);
@@ -608,7 +608,7 @@ fn the_longest_of_everything_fits() {
     ] {
         let mut world = small();
         world.arrive(0, "a");
-        let said = world.say(0, format!("{command}\n").as_bytes());
+        let said = world.send(0, format!("{command}\n").as_bytes());
         let len = u32::from_be_bytes(said[..4].try_into().unwrap());
         assert_eq!(len as usize, said.len() - 4, "not cut");
         let text = String::from_utf8(said[4..].to_vec()).unwrap();
@@ -616,7 +616,7 @@ fn the_longest_of_everything_fits() {
             text.starts_with(words) && (text.ends_with("' is not valid") || text.ends_with('x'))
         );
         assert_eq!(world.link(0), Link::Close);
-        assert_eq!(world.directory.counters().refused, 1);
+        assert_eq!(world.nsqlookupd.counters().refused, 1);
     }
 }
 
@@ -641,13 +641,13 @@ fn tables_that_change_between_two_pieces() {
             .map(String::from);
         let path = &paths[seed as usize % 4];
         let request = format!("GET {path} HTTP/1.0\r\n\r\n");
-        let mut session = world.directory.http(0).unwrap();
+        let mut session = world.nsqlookupd.http(0).unwrap();
         session.open(world.now);
         session.take(world.now, request.as_bytes());
         let (mut answer, mut pieces) = (Vec::new(), 0);
         loop {
             let now = world.now;
-            let mut session = world.directory.http(0).unwrap();
+            let mut session = world.nsqlookupd.http(0).unwrap();
             let lent = session.transmit(now);
             let piece = [lent.head, lent.body].concat();
             session.sent(now, piece.len());
@@ -662,13 +662,13 @@ fn tables_that_change_between_two_pieces() {
                 1 => world.ok(1, &format!("REGISTER {topic}\n")),
                 2 => {
                     let topic = TopicName::new(&topic).unwrap();
-                    if let Some(at) = world.directory.shared.tables.topic(&topic) {
-                        world.directory.shared.tables.remove_topic(at);
+                    if let Some(at) = world.nsqlookupd.shared.tables.topic(&topic) {
+                        world.nsqlookupd.shared.tables.remove_topic(at);
                     }
                 }
                 3 => {
-                    // Another node in the same slot.
-                    world.directory.client(0).unwrap().closed(world.now, Closed::Peer);
+                    // Another nsqd in the same slot.
+                    world.nsqlookupd.client(0).unwrap().closed(world.now, Closed::Peer);
                     world.arrive(0, "c");
                     world.ok(0, &format!("REGISTER {topic}\n"));
                 }
@@ -694,20 +694,20 @@ fn cut_anywhere_and_garbage() {
     let script = hello.concat();
     let whole = {
         let mut world = small();
-        world.directory.client(0).unwrap().open(world.now);
-        world.say(0, &script)
+        world.nsqlookupd.client(0).unwrap().open(world.now);
+        world.send(0, &script)
     };
     assert!(whole.ends_with(b"\0\0\0\x02OK\0\0\0\x02OK\0\0\0\x02OK"));
     for at in 0..=script.len() {
         let mut world = small();
-        world.directory.client(0).unwrap().open(world.now);
-        let said = [world.say(0, &script[..at]), world.say(0, &script[at..])].concat();
+        world.nsqlookupd.client(0).unwrap().open(world.now);
+        let said = [world.send(0, &script[..at]), world.send(0, &script[at..])].concat();
         assert_eq!(said, whole, "split at {at}");
         // Cut there.
         let mut world = small();
-        world.directory.client(0).unwrap().open(world.now);
-        world.say(0, &script[..at]);
-        world.directory.client(0).unwrap().closed(world.now, Closed::Peer);
+        world.nsqlookupd.client(0).unwrap().open(world.now);
+        world.send(0, &script[..at]);
+        world.nsqlookupd.client(0).unwrap().closed(world.now, Closed::Peer);
         assert_eq!(world.ask("GET /debug"), "{}");
         world.arrive(0, "a");
     }
@@ -728,8 +728,8 @@ fn cut_anywhere_and_garbage() {
             }
         }
         let at = random(3);
-        world.directory.client(at).unwrap().open(world.now);
-        world.say(at, &bytes);
+        world.nsqlookupd.client(at).unwrap().open(world.now);
+        world.send(at, &bytes);
         if random(2) == 0 {
             world.after(1);
         }
@@ -739,7 +739,7 @@ fn cut_anywhere_and_garbage() {
         world.after(301);
     }
     assert_eq!(world.ask("GET /debug"), "{}");
-    assert!(world.directory.counters().refused > 2000);
+    assert!(world.nsqlookupd.counters().refused > 2000);
 }
 
 #[test]
@@ -750,7 +750,7 @@ fn a_length_that_kills_nsqlookupd() {
     ] {
         let mut world = small();
         world.connect(0);
-        let said = world.say(0, &[b"IDENTIFY\n", &len.to_be_bytes()[..]].concat());
+        let said = world.send(0, &[b"IDENTIFY\n", &len.to_be_bytes()[..]].concat());
         assert_eq!(&said[4..], words);
         assert_eq!(world.link(0), Link::Close);
     }
@@ -758,10 +758,10 @@ fn a_length_that_kills_nsqlookupd() {
     world.connect(0);
     // At its bound, and with nothing behind.
     let padded = format!("{NODE}{}", " ".repeat(1024 - NODE.len()));
-    assert!(world.say(0, &identify(&padded)).ends_with(b"}"));
+    assert!(world.send(0, &identify(&padded)).ends_with(b"}"));
     world.connect(1);
     assert!(
-        world.say(1, &identify("")).ends_with(b"E_BAD_BODY IDENTIFY failed to decode JSON body")
+        world.send(1, &identify("")).ends_with(b"E_BAD_BODY IDENTIFY failed to decode JSON body")
     );
 }
 
@@ -772,10 +772,10 @@ fn more_than_32_nodes() {
         world.arrive(at, &format!("n{at}"));
         world.ok(at, if at % 2 == 0 { "REGISTER t c\n" } else { "REGISTER u\n" });
     }
-    let of = |world: &World<'_>| world.directory.topics().map(|(_, n)| n).collect::<Vec<_>>();
+    let of = |world: &World<'_>| world.nsqlookupd.topics().map(|(_, n)| n).collect::<Vec<_>>();
     assert_eq!(of(&world), [35, 35]);
-    world.directory.client(64).unwrap().closed(world.now, Closed::Peer);
-    world.directory.client(33).unwrap().closed(world.now, Closed::Peer);
+    world.nsqlookupd.client(64).unwrap().closed(world.now, Closed::Peer);
+    world.nsqlookupd.client(33).unwrap().closed(world.now, Closed::Peer);
     assert_eq!(of(&world), [34, 34]);
     assert_eq!(
         world.lookup("t").split(' ').filter(|name| *name == "n32" || *name == "n64").count(),

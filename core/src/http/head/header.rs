@@ -63,7 +63,7 @@ impl Scanner {
                     return Err(BAD);
                 }
                 self.has_digit = true;
-                // Saturated, which is more than anybody takes.
+                // A saturated length is above every bound.
                 self.reading = self.reading.saturating_mul(10).saturating_add(digit.into());
             }
             Header::Connection | Header::Expect if byte == b',' => {
@@ -111,7 +111,7 @@ impl Scanner {
                 self.len = core::mem::take(&mut self.reading);
                 self.has_digit = false;
             }
-            // Nobody has heard of it in HTTP/1.0.
+            // HTTP/1.0 does not have the header.
             Header::TransferEncoding if !self.exchange.is_old => {
                 let is_known = self.word(buf) == b"chunked";
                 if !is_known || core::mem::replace(&mut self.has_encoding, true) {
@@ -125,7 +125,7 @@ impl Scanner {
             Header::Connection => self.end_word(buf),
             Header::Expect => {
                 self.end_word(buf);
-                // Of several the first counts.
+                // The first of several `Expect` headers counts.
                 self.has_expect = true;
             }
             Header::TransferEncoding | Header::None | Header::Host | Header::Other => {}
@@ -135,7 +135,7 @@ impl Scanner {
     }
 }
 
-/// Whether the value of `Host` may have it.
+/// Whether the value of `Host` may contain the byte.
 fn is_of_host(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!$%&'()*+,-.:;=[]_~".contains(&byte)
 }

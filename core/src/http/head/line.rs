@@ -114,7 +114,7 @@ impl Scanner {
 
     fn end_path(&mut self) {
         let len = core::mem::take(&mut self.word);
-        // One that is too long is none.
+        // A path that is too long matches no route.
         self.path = if usize::from(len) > PATH_MAX { 0 } else { len };
         self.kept = self.path.into();
     }
@@ -124,12 +124,12 @@ impl Scanner {
     fn end_key(&mut self, buf: &mut [u8], names: &[&str]) {
         let key = self.word(buf);
         let params = buf.get(self.path.into()..self.kept.into()).unwrap_or_default();
-        let place = names.iter().position(|name| name.as_bytes() == key);
-        let place = place.filter(|place| find_param(params, *place).is_none());
+        let index = names.iter().position(|name| name.as_bytes() == key);
+        let index = index.filter(|index| find_param(params, *index).is_none());
         self.word = 0;
         self.kept = self.kept.saturating_add(2);
         if let Some(slot) = self.value_head(buf) {
-            *slot = [place.map_or(u8::MAX, |place| place as u8), 0];
+            *slot = [index.map_or(u8::MAX, |index| index as u8), 0];
         }
     }
 
@@ -144,7 +144,7 @@ impl Scanner {
         }
     }
 
-    /// What lies in front of the value that is being read.
+    /// The index and length in front of the value that is being read.
     fn value_head<'b>(&self, buf: &'b mut [u8]) -> Option<&'b mut [u8; 2]> {
         let at = usize::from(self.kept).checked_sub(2)?;
         buf.get_mut(at..)?.first_chunk_mut()

@@ -1,4 +1,4 @@
-//! Heads of requests, read as they come.
+//! Parses heads of requests byte by byte.
 //!
 //! What matters is kept at the front of the connection's buffer: the path, then the parameters
 //! that the service looks at. Behind that lies the word being read. All else passes by, so a head
@@ -25,7 +25,7 @@ const _: () = assert!(
         && VALUE_MAX < 255
 );
 
-/// Where in a head.
+/// The position in a head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum At {
     Method,
@@ -52,7 +52,7 @@ enum At {
     Field,
 }
 
-/// A header, by whether it matters.
+/// The headers that the scanner knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Header {
     /// There was none yet.
@@ -138,17 +138,17 @@ impl Scanner {
         }
     }
 
-    /// How the request is to be answered.
+    /// The parts of the head that decide how the request is answered.
     pub(super) const fn exchange(&self) -> Exchange {
         self.exchange
     }
 
-    /// How long the body is; `None` if it comes in chunks.
+    /// The length of the body; `None` if it is chunked.
     pub(super) const fn body_len(&self) -> Option<u32> {
         if self.is_chunked { None } else { Some(self.len) }
     }
 
-    /// What is asked for, of a service that looks at these parameters.
+    /// The request, for a service with the parameters `names`.
     pub(super) fn request<'r>(&self, buf: &'r [u8], names: &'r [&'r str]) -> Request<'r> {
         let kept = buf.get(..self.kept.into()).unwrap_or_default();
         let (path, params) = kept.split_at_checked(self.path.into()).unwrap_or_default();
@@ -156,7 +156,7 @@ impl Scanner {
         Request { method, path, names, params, bad_query, body_len }
     }
 
-    /// Takes the next byte; whether it was the last.
+    /// Takes the next byte and returns whether the head is complete.
     pub(super) fn take(
         &mut self,
         byte: u8,
@@ -190,7 +190,7 @@ impl Scanner {
         Ok(false)
     }
 
-    /// A newline; whether it ends the head.
+    /// Handles a newline and returns whether it ends the head.
     fn end_line(&mut self, buf: &[u8]) -> Result<bool, Refusal> {
         match self.at {
             At::Version => {
@@ -238,7 +238,7 @@ impl Scanner {
         behind.get(..self.word.into()).unwrap_or_default()
     }
 
-    /// Adds to the word. Of one that is too long one byte too many is kept.
+    /// Appends to the word. A word that is too long keeps one byte too many, so that it is noticed.
     fn push(&mut self, byte: u8, buf: &mut [u8]) {
         let most = match self.at {
             At::Path => PATH_MAX,
@@ -255,7 +255,7 @@ impl Scanner {
     }
 }
 
-/// Whether a method or a header's name may have it.
+/// Whether a method or a header's name may contain the byte.
 fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }

@@ -64,8 +64,8 @@ fn what_is_no_body_in_chunks() {
         let bad = refusal("400 Bad Request", "BAD_CHUNK", true);
         for path in ["/echo", "/whole/x", "/lines", "/nothing"] {
             let mut world = World::new();
-            assert_eq!(world.say(&chunked(path, chunks)), bad, "{path} {chunks:?}");
-            assert_eq!(world.say(PING), "");
+            assert_eq!(world.send(&chunked(path, chunks)), bad, "{path} {chunks:?}");
+            assert_eq!(world.send(PING), "");
             assert_eq!(world.after(world.service.config.linger), Link::Close);
             // Nothing was done for it.
             assert_eq!(world.service.begun, u32::from(path != "/nothing"));

@@ -6,19 +6,19 @@ use super::*;
 fn methods() {
     let mut world = World::new();
     // HEAD is refused, without a body.
-    let head = world.say("HEAD /ping HTTP/1.1\r\nHost: x\r\n\r\n");
+    let head = world.send("HEAD /ping HTTP/1.1\r\nHost: x\r\n\r\n");
     let get = refusal("405 Method Not Allowed\r\nAllow: GET, OPTIONS", "METHOD_NOT_ALLOWED", false);
     assert_eq!(format!("{head}{{\"message\":\"METHOD_NOT_ALLOWED\"}}"), get);
     for method in ["POST", "DELETE", "get", "PRI"] {
         assert_eq!(
-            world.say(&format!("{method} /ping HTTP/1.1\r\nHost: x\r\n\r\n")),
+            world.send(&format!("{method} /ping HTTP/1.1\r\nHost: x\r\n\r\n")),
             get,
             "{method}"
         );
     }
-    let both = world.say("OPTIONS /whole/x HTTP/1.1\r\nHost: x\r\n\r\n");
+    let both = world.send("OPTIONS /whole/x HTTP/1.1\r\nHost: x\r\n\r\n");
     assert_eq!(both, "HTTP/1.1 200 OK\r\nAllow: GET, OPTIONS, PUT\r\nContent-Length: 0\r\n\r\n");
-    assert!(world.say("OPTIONS /nope HTTP/1.1\r\nHost: x\r\n\r\n").starts_with("HTTP/1.1 404"));
+    assert!(world.send("OPTIONS /nope HTTP/1.1\r\nHost: x\r\n\r\n").starts_with("HTTP/1.1 404"));
 }
 
 #[test]
@@ -42,9 +42,9 @@ fn what_is_not_understood_ends_the_connection() {
         ),
     ] {
         let mut world = World::new();
-        assert_eq!(world.say(request), refusal(line, code, true), "{request:?}");
+        assert_eq!(world.send(request), refusal(line, code, true), "{request:?}");
         // What else it sends is passed over for a moment, so that the answer arrives.
-        assert_eq!(world.say("GET /ping HTTP/1.1\r\nHost: x\r\n\r\n"), "");
+        assert_eq!(world.send("GET /ping HTTP/1.1\r\nHost: x\r\n\r\n"), "");
         assert_eq!(world.connection.link(), Link::Up);
         assert_eq!(world.after(world.service.config.linger), Link::Close);
         assert_eq!(world.service.ends.len(), 1);
@@ -258,12 +258,12 @@ fn http_1_0_keeps_alive_if_asked_to() {
     assert!(old("Connection: keep-alive, close\r\n").contains("Connection: close"));
     assert!(old("Expect: x\r\n").contains(" 417 "));
     let mut world = World::new();
-    world.say("GET /ping HTTP/1.0\r\nConnection: keep-alive\r\n\r\n");
+    world.send("GET /ping HTTP/1.0\r\nConnection: keep-alive\r\n\r\n");
     assert_eq!(world.connection.link(), Link::Up);
-    assert_eq!(world.say("GET /ping HTTP/1.1\r\nHost: x\r\n\r\n"), OK);
+    assert_eq!(world.send("GET /ping HTTP/1.1\r\nHost: x\r\n\r\n"), OK);
     // Whose end nobody would see otherwise.
     let long = "GET /list?n=100 HTTP/1.0\r\nConnection: keep-alive\r\n\r\n";
-    assert!(world.say(long).contains("Connection: close"));
+    assert!(world.send(long).contains("Connection: close"));
     // And the others.
     for (version, status) in [("1.2", 200), ("1.9", 200), ("2.0", 505), ("0.9", 505)] {
         let answer = ask(&format!("GET /ping HTTP/{version}\r\nHost: x\r\n\r\n"));

@@ -10,9 +10,9 @@ const BLOCKS_MAX: usize = FREE as usize;
 pub(in crate::nsqd) struct Layout {
     /// A block has `1 << shift` bytes.
     shift: u8,
-    /// What lies before a body.
+    /// The length of a message's head.
     pub(in crate::nsqd) head: u16,
-    /// How many blocks there are.
+    /// Blocks in all.
     pub(in crate::nsqd) count: u16,
 }
 
@@ -35,17 +35,17 @@ impl Layout {
         }
     }
 
-    /// How long a block is.
+    /// The length of a block.
     pub(in crate::nsqd) const fn unit(&self) -> usize {
         1usize.wrapping_shl(self.shift as u32)
     }
 
-    /// How long a block is with its link.
+    /// The length of a block and its link.
     pub(in crate::nsqd) const fn stride(&self) -> usize {
         self.unit().saturating_add(2)
     }
 
-    /// Where a block lies. Blocks with numbers below `count` lie in the lent slice.
+    /// The offset of a block. Blocks with numbers below `count` are in the lent slice.
     pub(in crate::nsqd) const fn start(&self, block: u16) -> usize {
         (block as usize).wrapping_shl(self.shift as u32)
     }

@@ -1,7 +1,7 @@
-//! Where messages lie until no channel needs them.
+//! The store of messages, in blocks.
 //!
 //! The lent slice is cut into blocks of equal length and a link for each. A message is a chain of
-//! blocks; in front of the first lies what the node knows of it. Blocks are taken in the order in
+//! blocks; in front of the first lies what the nsqd knows of it. Blocks are taken in the order in
 //! which they lie, so those of a message are mostly neighbours, and its body one slice.
 //!
 //! Blocks rather than a ring: messages end in any order, and one that is deferred for an hour, or
@@ -23,19 +23,19 @@ pub(super) use layout::Layout;
 /// The smallest block in bytes.
 pub const BLOCK_MIN: usize = 64;
 
-/// What a message takes before its lanes.
+/// The length of a message's head before its lanes.
 const FIXED: usize = 22;
 
-/// What a lane takes.
+/// The length of a lane.
 const LANE: usize = 11;
 
 /// The latest time in six bytes, in milliseconds.
 const DUE_MAX: u64 = (1 << 48) - 1;
 
-/// No block.
+/// Marks the absence of a block.
 pub(super) const NIL: u16 = u16::MAX;
 
-/// The link of a block that nobody has.
+/// The link of a free block.
 const FREE: u16 = u16::MAX - 1;
 
 const NEXT: usize = 0;
@@ -48,14 +48,14 @@ const FLAGS: usize = 21;
 
 /// The message is in its topic's list.
 const LISTED: u8 = 1;
-/// It is the application's.
+/// The application published the message.
 const OWN: u8 = 2;
-/// Its blocks count as its publisher's.
+/// The message's blocks count as its publisher's.
 const COUNTED: u8 = 4;
-/// Some client has finished it, or sent it back for later.
+/// Some client has finished the message, or requeued it with a delay.
 const ANSWERED: u8 = 8;
 
-/// Where a message is on its way to one channel.
+/// The state of a message in one channel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub(super) enum Lane {
@@ -71,13 +71,13 @@ pub(super) enum Lane {
     InFlight = 4,
 }
 
-/// A body that is being filled, or read.
+/// A position in a body that is being filled or read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Cursor {
     block: u16,
-    /// How far into it.
+    /// The offset in the block.
     at: u32,
-    /// How many bytes there are from here.
+    /// The rest of the body, in bytes.
     pub(super) left: u32,
 }
 
@@ -92,9 +92,9 @@ pub(super) struct Arena<'a> {
     links: &'a mut [[u8; 2]],
     layout: Layout,
     free: u16,
-    /// Of the free ones, those that are promised.
+    /// How many free blocks are reserved.
     reserved: u16,
-    /// Where to look for a free one.
+    /// The block at which the search for a free one begins.
     rover: u16,
 }
 
@@ -125,7 +125,7 @@ impl<'a> Arena<'a> {
         self.reserved
     }
 
-    /// Promises so many blocks; false if there are not as many, beside `kept` ones.
+    /// Reserves `blocks` blocks. Returns false if fewer are free, not counting `kept` ones.
     pub(super) fn reserve(&mut self, blocks: u16, kept: u16) -> bool {
         let fits = blocks <= self.free.saturating_sub(self.reserved).saturating_sub(kept);
         if fits {
@@ -134,7 +134,7 @@ impl<'a> Arena<'a> {
         fits
     }
 
-    /// Takes a promise back.
+    /// Releases reserved blocks.
     pub(super) fn release(&mut self, promised: &mut u16) {
         self.reserved = self.reserved.saturating_sub(*promised);
         *promised = 0;
@@ -204,15 +204,15 @@ impl<'a> Arena<'a> {
         }
         self.put(message, LEN, self.len(message).saturating_add(more).to_ne_bytes());
         to.left = more;
-        // It may stand at a block's end.
+        // The cursor may be at the end of a block.
         self.advance(to, 0);
         true
     }
 
-    /// Gives a message's blocks back.
+    /// Frees a message's blocks.
     pub(super) fn give(&mut self, message: u16) {
         let mut block = message;
-        // Bounded, whatever the links say.
+        // The bound holds even if the links are wrong.
         for _ in 0..self.layout.count {
             let next = self.link(block);
             if next == FREE {
@@ -227,7 +227,7 @@ impl<'a> Arena<'a> {
         }
     }
 
-    /// Adds to a body.
+    /// Appends `data` to a body.
     pub(super) fn fill(&mut self, to: &mut Cursor, data: &[u8]) {
         let mut data = data;
         while !data.is_empty() && to.left > 0 {
@@ -244,7 +244,7 @@ impl<'a> Arena<'a> {
         }
     }
 
-    /// As much of a body, from the cursor on, as lies in one piece.
+    /// The contiguous part of a body from the cursor on.
     pub(super) fn piece(&self, from: &Cursor) -> &[u8] {
         let start = self.layout.start(from.block).saturating_add(from.at as usize);
         let left = from.left as usize;
@@ -315,7 +315,7 @@ impl<'a> Arena<'a> {
         topic
     }
 
-    /// Says what a message is; it counts as its publisher's from here on.
+    /// Sets the fields of a message, which counts as its publisher's from here on.
     pub(super) fn label(
         &mut self,
         message: u16,
@@ -339,7 +339,7 @@ impl<'a> Arena<'a> {
         self.set(message, LISTED, listed);
     }
 
-    /// Whether it is the application's, not a client's.
+    /// Whether the application published the message, not a client.
     pub(super) fn is_own(&self, message: u16) -> bool {
         self.has(message, OWN)
     }
@@ -353,7 +353,7 @@ impl<'a> Arena<'a> {
         self.set(message, ANSWERED, true);
     }
 
-    /// The message does not count any more; how many blocks it counted for.
+    /// Stops counting the message and returns how many blocks it counted for.
     pub(super) fn uncount(&mut self, message: u16) -> u16 {
         if !self.has(message, COUNTED) {
             return 0;
@@ -461,7 +461,7 @@ impl<'a> Arena<'a> {
     }
 }
 
-/// Where a field of a lane lies.
+/// The offset of a field of a lane.
 const fn at(lane: u8, field: usize) -> usize {
     LANE.wrapping_mul(lane as usize).wrapping_add(FIXED).wrapping_add(field)
 }

@@ -8,7 +8,7 @@ use crate::wire::http::HttpError;
 
 const WAIT: u64 = 5000;
 
-/// A node that nobody is connected to, and its asking.
+/// An nsqd that nobody is connected to, and its asking.
 struct Rig {
     node: Nsqd<'static>,
     /// Which nsqlookupds there are: `lookup0` and so on.
@@ -127,7 +127,7 @@ impl Rig {
         String::from_utf8(asked).unwrap()
     }
 
-    fn hear(&mut self, bytes: impl AsRef<[u8]>) -> Result<(), Fault> {
+    fn receive(&mut self, bytes: impl AsRef<[u8]>) -> Result<(), Fault> {
         self.with_session(|session, now| session.receive(now, bytes.as_ref()))
     }
 
@@ -142,7 +142,7 @@ impl Rig {
     fn answers(&mut self, whom: &str, answer: &str) -> &mut Self {
         self.dials(whom);
         self.open();
-        assert_eq!(self.hear(answer), Ok(()));
+        assert_eq!(self.receive(answer), Ok(()));
         assert_eq!(self.link(), Link::Close);
         self.closed(Closed::Local)
     }
@@ -195,7 +195,7 @@ fn a_new_topic_gets_the_channels_that_it_has_elsewhere_before_its_messages_go_on
     );
     assert_eq!(rig.node.ask_state(), ChannelQueryState::Asking);
     let topology = rig.node.topology();
-    assert_eq!(rig.hear(channels(&["b", "c#ephemeral", "a", "no name", ""])), Ok(()));
+    assert_eq!(rig.receive(channels(&["b", "c#ephemeral", "a", "no name", ""])), Ok(()));
     rig.expect("t", &[("a", 2), ("b", 2)], 0);
     assert_ne!(rig.node.topology(), topology, "they are to be registered");
     assert_eq!(rig.link(), Link::Close);
@@ -247,7 +247,7 @@ fn a_topic_that_is_given_back_is_not_asked_for_any_more() {
     rig.dials("lookup0:4161");
     assert!(rig.open().starts_with("GET /channels?topic=x "));
     rig.publish("readings");
-    assert_eq!(rig.hear(channels(&["a"])), Ok(()));
+    assert_eq!(rig.receive(channels(&["a"])), Ok(()));
     rig.expect("readings", &[], 1);
     assert_eq!(rig.link(), Link::Close);
     rig.closed(Closed::Local).dials("lookup0:4161");
@@ -270,7 +270,7 @@ fn answers_may_be_split_anywhere_and_end_in_each_way() {
             rig.publish("t").dials("lookup0:4161");
             rig.open();
             let (one, two) = text.split_at(at);
-            assert_eq!((rig.hear(one), rig.hear(two)), (Ok(()), Ok(())), "split at {at}");
+            assert_eq!((rig.receive(one), rig.receive(two)), (Ok(()), Ok(())), "split at {at}");
             rig.closed(Closed::Peer);
             rig.expect("t", &[("a", 1), ("b", 1)], 0);
             assert_eq!(rig.counts(), (1, 0, 0));
@@ -330,10 +330,10 @@ fn what_is_no_answer_is_told_and_holds_nothing_up() {
         let mut rig = Rig::new(&[Kind::At]);
         rig.publish("t").dials("lookup0:4161");
         rig.open();
-        assert_eq!(rig.hear(&text), Err(Fault::BadAnswer(why)), "{text}");
+        assert_eq!(rig.receive(&text), Err(Fault::BadAnswer(why)), "{text}");
         // It does not wait for the close.
         assert!(!rig.node.is_asking());
-        assert_eq!((rig.link(), rig.hear("more")), (Link::Close, Ok(())));
+        assert_eq!((rig.link(), rig.receive("more")), (Link::Close, Ok(())));
         rig.closed(Closed::Local);
         rig.expect("t", &[], 1);
         assert_eq!(rig.counts(), (0, 1, 0), "{text}");
@@ -345,7 +345,7 @@ fn what_is_no_answer_is_told_and_holds_nothing_up() {
         let mut rig = Rig::new(&[Kind::At]);
         rig.publish("t").dials("lookup0:4161");
         rig.open();
-        let fault = rig.hear(answer("200 OK", broken)).unwrap_err();
+        let fault = rig.receive(answer("200 OK", broken)).unwrap_err();
         assert!(matches!(fault, Fault::BadAnswer(BadAnswer::Json(_))), "{fault:?}");
         assert!(!rig.node.is_asking());
     }
@@ -368,7 +368,7 @@ fn a_byte_that_is_another_does_no_harm() {
                 rig.publish("t").dials("lookup0:4161");
                 rig.open();
                 for piece in text.chunks(at % 7 + 1) {
-                    let _ = rig.hear(piece);
+                    let _ = rig.receive(piece);
                 }
                 rig.closed(Closed::Peer);
                 assert!(!rig.node.is_asking());
@@ -390,7 +390,7 @@ fn a_connection_that_breaks_is_no_answer() {
         let mut rig = Rig::new(&[Kind::At]);
         rig.publish("t").dials("lookup0:4161");
         rig.open();
-        rig.hear("HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{\"channels\":[\"a\"").unwrap();
+        rig.receive("HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{\"channels\":[\"a\"").unwrap();
         rig.closed(why);
         // What it said by then is true all the same.
         rig.expect("t", &[("a", 1)], 0);
@@ -567,7 +567,7 @@ fn the_answer_about_a_topic_that_is_gone_is_of_no_use() {
         rig.publish("t").dials("lookup0:4161");
         if asks {
             rig.open();
-            rig.hear("HTTP/1.1 200 OK\r\nContent-Length: 18\r\n\r\n{\"channels\":[").unwrap();
+            rig.receive("HTTP/1.1 200 OK\r\nContent-Length: 18\r\n\r\n{\"channels\":[").unwrap();
         }
         rig.node.delete_topic(rig.now, &topic("t")).unwrap();
         if remade {
@@ -576,7 +576,7 @@ fn the_answer_about_a_topic_that_is_gone_is_of_no_use() {
         }
         assert_eq!(rig.link(), Link::Close);
         if asks {
-            assert_eq!(rig.hear("\"a\"]}"), Ok(()));
+            assert_eq!(rig.receive("\"a\"]}"), Ok(()));
             let sent = rig.with_session(|session, now| session.transmit(now).len());
             assert_eq!(sent, 0);
             assert_eq!(rig.deadline(), rig.now.after(CONFIG.close_timeout));
@@ -605,7 +605,7 @@ fn one_that_is_no_longer_wanted_is_left() {
         if asks {
             rig.open();
         }
-        // Others are configured, or the node stops.
+        // Others are configured, or the nsqd stops.
         rig.lookupds = vec![Kind::Absent, Kind::At];
         assert_eq!(rig.link(), Link::Close);
         rig.closed(Closed::Local);
@@ -623,7 +623,7 @@ fn a_driver_that_is_dropped_and_runs_again_goes_on() {
     let mut rig = Rig::new(&[Kind::At, Kind::At]);
     rig.publish("t").dials("lookup0:4161");
     rig.open();
-    rig.hear("HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{\"chan").unwrap();
+    rig.receive("HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{\"chan").unwrap();
     rig.closed(Closed::Transport(TransportError::Other));
     rig.failed(0, Closed::Transport(TransportError::Other));
     rig.answers("lookup1:4162", &channels(&["a"]));
@@ -642,7 +642,7 @@ fn the_time_of_one_topic_ends_while_another_is_asked_for() {
     rig.at(WAIT);
     rig.expect("t", &[("a", 1)], 0);
     assert_eq!((rig.link(), rig.node.is_asking()), (Link::Up, true));
-    rig.hear(channels(&["b"])).unwrap();
+    rig.receive(channels(&["b"])).unwrap();
     rig.closed(Closed::Local);
     rig.expect("u", &[("b", 0)], 1);
     assert_eq!(rig.deadline(), Instant::from_millis(1000 + 2 * WAIT - 1000));
@@ -701,7 +701,7 @@ fn a_clock_at_its_end_makes_it_late_and_not_wrong() {
     rig.dials("lookup1:4162");
     assert_eq!(rig.deadline(), Instant::NEVER);
     rig.open();
-    rig.hear(channels(&[])).unwrap();
+    rig.receive(channels(&[])).unwrap();
     rig.expect("t", &[("a", 1)], 0);
     // One that jumps there makes it late.
     let mut rig = Rig::new(&[Kind::At, Kind::At]);

@@ -1,4 +1,4 @@
-//! What a client's commands do.
+//! Carries out a client's commands.
 
 use super::{Client, ClientSession, Timer, Want};
 use crate::name::TopicName;
@@ -62,7 +62,7 @@ impl ClientSession<'_, '_> {
             },
             Item::Body { len } => match self.client.verb {
                 Verb::Pub | Verb::Mpub | Verb::Dpub => {
-                    self.progress(now, 4);
+                    self.on_body_bytes(now, 4);
                     if self.shared.never_fits(&self.client.draft, len) {
                         let count = self.client.draft.count().saturating_add(1);
                         self.never_fits(now, 0, count);
@@ -77,16 +77,17 @@ impl ClientSession<'_, '_> {
     }
 
     fn set_ready(&mut self, ready: u16) {
-        if let Some(seat) = self.seat() {
-            seat.ready = ready;
+        if let Some(subscription) = self.subscription() {
+            subscription.ready = ready;
         }
         if ready == 0 {
-            // The entry that was kept for this client is free for others.
+            // The in-flight entry kept for this client is free for others.
             self.shared.changed();
         }
     }
 
-    /// A batch is too long, or of too many messages: no repetition cures that.
+    /// Rejects a batch that is too long or has too many messages, with a permanent error: repeating
+    /// it does not help.
     fn never_fits(&mut self, now: Instant, len: u32, count: u32) {
         // Eight bytes are the batch's and the message's own.
         let max = self.shared.limits.max_msg_size.saturating_add(8);
@@ -95,7 +96,7 @@ impl ClientSession<'_, '_> {
         } else {
             Refusal::BadCount(count as i32)
         };
-        self.refuse(now, refusal);
+        self.reject(now, refusal);
     }
 
     fn on_publish(&mut self, now: Instant, verb: Verb, topic: TopicName, defer_ms: u32) {
@@ -105,21 +106,21 @@ impl ClientSession<'_, '_> {
         if let Err(full) = self.shared.has_slot_for(now, &topic, Origin::Client) {
             return self.fail(now, full.text());
         }
-        self.expect(now);
+        self.restart_body_timer(now);
     }
 
     fn on_part(&mut self, now: Instant, data: &[u8], done: bool) {
         match self.client.verb {
             Verb::Identify => {
                 if let Err(refusal) = self.client.identify.feed(data) {
-                    self.refuse(now, refusal);
+                    self.reject(now, refusal);
                 } else if done {
                     self.on_identified(now);
                 }
             }
             Verb::Auth => {
                 if done {
-                    self.refuse(now, Refusal::AuthDisabled);
+                    self.reject(now, Refusal::AuthDisabled);
                 }
             }
             _ => {
@@ -128,7 +129,7 @@ impl ClientSession<'_, '_> {
                     self.client.timers.stop(Timer::Body);
                     self.on_published(now);
                 } else {
-                    self.progress(now, data.len());
+                    self.on_body_bytes(now, data.len());
                 }
             }
         }
@@ -143,8 +144,8 @@ impl ClientSession<'_, '_> {
             Ok(at) => {
                 let defer_ms = self.client.defer_ms;
                 let (_, count) = self.shared.commit(now, at, &mut self.client.draft, defer_ms);
-                if let Some(seat) = self.seat() {
-                    seat.count_pubs(at, count);
+                if let Some(subscription) = self.subscription() {
+                    subscription.count_pubs(at, count);
                 }
                 self.answer(nsqd::OK);
             }
@@ -155,7 +156,7 @@ impl ClientSession<'_, '_> {
     fn on_identified(&mut self, now: Instant) {
         let settings = match self.client.identify.finish(&self.shared.limits) {
             Ok(identification) => identification.settings,
-            Err(refusal) => return self.refuse(now, refusal),
+            Err(refusal) => return self.reject(now, refusal),
         };
         self.client.identified = true;
         self.client.heartbeat = match settings.heartbeat_interval {
@@ -175,7 +176,7 @@ impl ClientSession<'_, '_> {
         if beats {
             self.client.timers.set(Timer::Heartbeat, now.after(self.client.heartbeat));
         }
-        self.hear(now);
+        self.restart_silence_timer(now);
         if settings.feature_negotiation {
             self.client.answer_at = 0;
             self.client.answer_len = u16::MAX;
@@ -188,8 +189,8 @@ impl ClientSession<'_, '_> {
     fn check(&mut self, now: Instant, verb: Verb, id: MessageId, done: Result<(), NotYours>) {
         match done {
             Ok(()) => {}
-            Err(NotYours::NotInFlight) => self.refuse(now, Refusal::NotInFlight { verb, id }),
-            Err(NotYours::NotOwner) => self.refuse(now, Refusal::NotOwner { verb, id }),
+            Err(NotYours::NotInFlight) => self.reject(now, Refusal::NotInFlight { verb, id }),
+            Err(NotYours::NotOwner) => self.reject(now, Refusal::NotOwner { verb, id }),
         }
     }
 }

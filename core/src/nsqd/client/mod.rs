@@ -1,4 +1,4 @@
-//! One client as a node sees it.
+//! One client connection of an nsqd.
 
 mod commands;
 mod receive;
@@ -27,50 +27,51 @@ use crate::wire::nsqd::{
 /// How much is kept of what a client says of itself, each in bytes; the rest is cut off.
 pub const TEXT_MAX: usize = 32;
 
-/// Of a message frame, what stands before the body.
-const HEAD: usize = 8 + MessageHead::LEN;
+/// The bytes of a message frame before its body.
+const HEAD_LEN: usize = 8 + MessageHead::LEN;
 
-/// The one client that never comes back after an error it does not know: it knows bare codes.
+/// The user agent of the client that does not reconnect after an unknown error text. It knows bare
+/// codes.
 const BARE: &str = "tokio_nsq/";
 
-/// A connection that was accepted, or room for one.
+/// A slot for one accepted connection.
 #[derive(Debug)]
 pub(super) struct Client {
     state: State,
-    news: Option<PendingEvent>,
-    /// Why it is closing, or was closed last.
+    pending_event: Option<PendingEvent>,
+    /// Why the connection is closing, or was last closed.
     why: Closed,
     from: Option<SocketAddr>,
     /// Unix time in seconds.
     since: i64,
     commands: CommandDecoder,
-    /// What it said of itself, and what reads that.
+    /// Reads IDENTIFY and keeps what the client says about itself.
     identify: IdentifyScanner<TEXT_MAX, TEXT_MAX>,
     identified: bool,
-    /// It has given a command.
+    /// Set once the client has sent a command other than IDENTIFY.
     is_known: bool,
     timers: Timers<Timer, 6>,
-    /// Zero if it wants none.
+    /// Zero if the client has disabled heartbeats.
     heartbeat: Span,
     msg_timeout: Span,
     heartbeat_due: bool,
-    /// How much of IDENTIFY's answer was staged, and its length; 0 if none is due.
+    /// How many bytes of the answer to IDENTIFY were staged, and its length; 0 if no answer is due.
     answer_at: u16,
     answer_len: u16,
-    desk: TxBuffer,
-    /// The message being written: how much of its head is, and what is left of its body.
+    tx_buffer: TxBuffer,
+    /// The message being written, how much of its head was written, and the rest of its body.
     message: u16,
     head_at: u8,
-    head: [u8; HEAD],
+    head: [u8; HEAD_LEN],
     body: Cursor,
     /// The command whose body is being read.
     verb: Verb,
     topic: TopicName,
     defer_ms: u32,
-    /// How much of it was read since that was last timed.
+    /// How many bytes of the body were read since the body timer was last restarted.
     step: u16,
     draft: Draft,
-    /// What there is no room for yet.
+    /// What the client waits for room for.
     wants: Option<Want>,
 }
 
@@ -100,19 +101,20 @@ enum Want {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Timer {
-    /// Up: the client is to hear of the node.
+    /// Up: a heartbeat is due.
     Heartbeat,
-    /// Up: nothing heard.
+    /// Up: the client was silent for too long.
     Silence,
-    /// Up: nothing more was written.
+    /// Up: the client reads too slowly.
     Write,
-    /// Up: more is to come of what it publishes.
+    /// Up: the rest of a body did not arrive in time.
     Body,
-    /// Up: there is no room for what it publishes.
+    /// Up: the store had no room for a body for too long.
     Room,
     /// Up: a message was in flight for too long.
     Due,
-    /// Closing: give up. In the place of what is read no more.
+    /// Closing: close the connection even if it is not drained. It shares a slot with `Body`,
+    /// because a closing connection reads nothing.
     Close,
 }
 
@@ -124,10 +126,10 @@ impl TimerId for Timer {
 }
 
 impl Client {
-    /// For storage.
+    /// The initial value for storage.
     pub(super) const NEW: Self = Self {
         state: State::Unused,
-        news: None,
+        pending_event: None,
         why: Closed::Local,
         from: None,
         since: 0,
@@ -141,10 +143,10 @@ impl Client {
         heartbeat_due: false,
         answer_at: 0,
         answer_len: 0,
-        desk: TxBuffer::EMPTY,
+        tx_buffer: TxBuffer::EMPTY,
         message: NIL,
         head_at: 0,
-        head: [0; HEAD],
+        head: [0; HEAD_LEN],
         body: Cursor::NONE,
         verb: Verb::Nop,
         topic: TopicName::NONE,
@@ -154,11 +156,11 @@ impl Client {
         wants: None,
     };
 
-    /// As new, where it lies: as a whole it would pass through the stack.
+    /// Resets the client in place, because a whole new value would be built on the stack.
     fn reset(&mut self) {
         let Self {
             state: _,
-            news: _,
+            pending_event: _,
             why,
             from,
             since: _,
@@ -172,7 +174,7 @@ impl Client {
             heartbeat_due,
             answer_at: _,
             answer_len,
-            desk,
+            tx_buffer,
             message,
             head_at: _,
             head: _,
@@ -193,7 +195,7 @@ impl Client {
         timers.stop_all();
         *heartbeat_due = false;
         *answer_len = 0;
-        desk.clear();
+        tx_buffer.clear();
         *message = NIL;
         *verb = Verb::Nop;
         *draft = Draft::NONE;
@@ -205,15 +207,15 @@ impl Client {
     }
 
     pub(super) fn poll_event(&mut self) -> Option<ClientEvent> {
-        Some(match self.news.take()? {
+        Some(match self.pending_event.take()? {
             PendingEvent::Connected => ClientEvent::Connected,
             PendingEvent::Disconnected => ClientEvent::Disconnected(self.why),
         })
     }
 
     pub(super) fn status<'s>(&'s self, shared: &'s Shared<'_>, id: u8) -> Option<ClientStatus<'s>> {
-        let seat = shared.seat(id)?;
-        let channel = shared.channel(seat.channel);
+        let subscription = shared.subscription(id)?;
+        let channel = shared.channel(subscription.channel);
         let Identification {
             client_id,
             hostname,
@@ -241,12 +243,12 @@ impl Client {
             sample_rate: settings.sample_rate as u8,
             topic: channel.and_then(|channel| Some(&shared.topic(channel.topic)?.name)),
             channel: channel.map(|channel| &channel.name),
-            ready: seat.ready,
-            in_flight: seat.in_flight,
-            messages: seat.delivered,
-            finished: seat.finished,
-            requeued: seat.requeued,
-            pubs: &seat.pubs,
+            ready: subscription.ready,
+            in_flight: subscription.in_flight,
+            messages: subscription.delivered,
+            finished: subscription.finished,
+            requeued: subscription.requeued,
+            pubs: &subscription.pubs,
             topics: shared.topics,
         })
     }
@@ -265,10 +267,10 @@ impl Client {
     }
 
     fn has_unwritten(&self) -> bool {
-        !self.desk.is_empty() || self.is_writing_message()
+        !self.tx_buffer.is_empty() || self.is_writing_message()
     }
 
-    /// Whether what it publishes waits for room in the store.
+    /// Whether a body waits for room in the store.
     #[cfg(feature = "async")]
     pub(super) const fn waits_for_room(&self) -> bool {
         self.wants.is_some()
@@ -276,11 +278,11 @@ impl Client {
 
     /// Whether the answer to one more command has room.
     fn can_answer(&self) -> bool {
-        self.answer_len == 0 && self.desk.has_room()
+        self.answer_len == 0 && self.tx_buffer.has_room()
     }
 
-    /// Whether it is the client that takes an error it does not know for the end, and of errors that
-    /// are none knows the codes.
+    /// Whether the client ends its connection on an error text that it does not know, but knows the
+    /// bare codes of non-fatal errors.
     fn wants_bare_codes(&self) -> bool {
         self.identify.identification().user_agent.starts_with(BARE)
     }
@@ -293,7 +295,7 @@ impl Client {
 
 /// A client with what it shares with the others: the session of one accepted connection.
 ///
-/// Made for each call by [`Nsqd::client`](super::Nsqd::client); the state is in the node.
+/// Made for each call by [`Nsqd::client`](super::Nsqd::client); the state is in the nsqd.
 #[derive(Debug)]
 pub struct ClientSession<'s, 'a> {
     pub(super) client: &'s mut Client,
@@ -307,22 +309,22 @@ impl ClientSession<'_, '_> {
         self.client.poll_event()
     }
 
-    fn seat(&mut self) -> Option<&mut Subscription> {
-        self.shared.seat_mut(self.id)
+    fn subscription(&mut self) -> Option<&mut Subscription> {
+        self.shared.subscription_mut(self.id)
     }
 
-    /// Says whether the client would take a message at once.
-    fn settle(&mut self) {
+    /// Updates whether the client would take a message at once.
+    fn update_idle(&mut self) {
         let idle = self.client.state == State::Up
             && !self.client.has_unwritten()
             && self.client.answer_len == 0;
-        if let Some(seat) = self.seat() {
-            seat.idle = idle;
+        if let Some(subscription) = self.subscription() {
+            subscription.idle = idle;
         }
     }
 
-    /// Something was heard.
-    fn hear(&mut self, now: Instant) {
+    /// Restarts the silence timer after something was received.
+    fn restart_silence_timer(&mut self, now: Instant) {
         let span = if self.client.heartbeat == Span::ZERO {
             // nsqd would wait for ever; in a body, that would keep its room for ever.
             if self.client.commands.at_boundary() {
@@ -351,17 +353,17 @@ impl ClientSession<'_, '_> {
         self.client.timers.set(Timer::Close, now.after(self.shared.config.close_timeout));
         self.client.set_state(State::Closing);
         if !drain {
-            self.client.desk.clear();
+            self.client.tx_buffer.clear();
             self.drop_message();
         }
         self.client.wants = None;
         self.shared.discard(&mut self.client.draft);
         self.shared.leave(now, self.id);
-        // Others may have what it had.
+        // Wake the others: they may have the messages and the room of this client.
         self.shared.changed();
     }
 
-    /// What is left of the message being written is not written any more.
+    /// Gives up the message being written.
     fn drop_message(&mut self) {
         if self.client.is_writing_message() {
             let message = self.client.message;
@@ -370,50 +372,50 @@ impl ClientSession<'_, '_> {
         }
     }
 
-    fn refuse(&mut self, now: Instant, refusal: Refusal<'_>) {
+    fn reject(&mut self, now: Instant, refusal: Refusal<'_>) {
         let bare = !refusal.is_fatal() && self.client.wants_bare_codes();
-        self.client.desk.push_error(&refusal, bare);
+        self.client.tx_buffer.push_error(&refusal, bare);
         if refusal.is_fatal() {
-            self.refused(now, refusal.code());
+            self.close_rejected(now, refusal.code());
         }
     }
 
-    /// A fatal error is staged.
-    fn refused(&mut self, now: Instant, code: ErrorCode) {
+    /// Closes the connection after a fatal error was staged.
+    fn close_rejected(&mut self, now: Instant, code: ErrorCode) {
         self.shared.counters.refusals = self.shared.counters.refusals.saturating_add(1);
         self.close(now, Closed::Fault(Fault::Refused(code)), true);
     }
 
     fn fail(&mut self, now: Instant, why: &'static str) {
         let verb = self.client.verb;
-        self.refuse(now, Refusal::Failed { verb, why });
+        self.reject(now, Refusal::Failed { verb, why });
     }
 
-    /// The rest of a body did not come: what nsqd says then.
+    /// Rejects a command whose body did not arrive in time, with nsqd's error.
     fn on_body_timeout(&mut self, now: Instant) {
         let timeouts = &mut self.shared.counters.body_timeouts;
         *timeouts = timeouts.saturating_add(1);
         if let Err(refusal) = self.client.commands.end() {
-            self.refuse(now, refusal);
+            self.reject(now, refusal);
         }
     }
 
     fn answer(&mut self, data: &[u8]) {
-        self.client.desk.push(FrameType::Response, data);
+        self.client.tx_buffer.push(FrameType::Response, data);
     }
 
-    /// The channel is gone.
+    /// Whether the client's channel was deleted.
     fn is_kicked(&self) -> bool {
-        self.shared.seat(self.id).is_some_and(|seat| seat.kicked)
+        self.shared.subscription(self.id).is_some_and(|subscription| subscription.kicked)
     }
 
-    fn follow(&mut self, now: Instant) {
+    fn close_if_kicked(&mut self, now: Instant) {
         if self.client.state == State::Up && self.is_kicked() {
             self.close(now, Closed::Local, false);
         }
     }
 
     fn channel(&self) -> u8 {
-        self.shared.seat(self.id).map_or(NONE, |seat| seat.channel)
+        self.shared.subscription(self.id).map_or(NONE, |subscription| subscription.channel)
     }
 }

@@ -1,4 +1,4 @@
-//! What a client sends: its commands, as far as there is room for what they publish.
+//! Reads a client's commands, as far as there is room for what they publish.
 
 use super::{Client, ClientSession, State, Timer, Want};
 use crate::nsqd::engine::{NO_ROOM, Piece};
@@ -22,8 +22,8 @@ impl ClientSession<'_, '_> {
             self.client.wants = None;
             if self.client.timers.is_set(Timer::Room) {
                 self.client.timers.stop(Timer::Room);
-                self.hear(now);
-                self.expect(now);
+                self.restart_silence_timer(now);
+                self.restart_body_timer(now);
             }
         } else {
             self.shared.wanted = true;
@@ -39,40 +39,42 @@ impl ClientSession<'_, '_> {
         has
     }
 
-    /// More is to come of what the client publishes.
-    pub(super) fn expect(&mut self, now: Instant) {
+    /// Restarts the timer of a body.
+    pub(super) fn restart_body_timer(&mut self, now: Instant) {
         self.client.step = 0;
         self.client.timers.set(Timer::Body, now.after(self.shared.config.body_timeout));
     }
 
-    /// So much of it came.
-    pub(super) fn progress(&mut self, now: Instant, len: usize) {
+    /// Counts received bytes of a body and restarts its timer after each step.
+    pub(super) fn on_body_bytes(&mut self, now: Instant, len: usize) {
         self.client.step = self.client.step.saturating_add(u16::try_from(len).unwrap_or(u16::MAX));
         if self.client.step >= BODY_STEP {
-            self.hear(now);
-            self.expect(now);
+            self.restart_silence_timer(now);
+            self.restart_body_timer(now);
         }
     }
 
-    /// Says whether all that the client wants room for is among so many bytes; false if it may not
-    /// have what it got since it seemed so.
-    fn look_at(&mut self, here: usize) -> bool {
+    /// Updates whether the draft is complete within the next `here` bytes. Returns false if the
+    /// draft no longer is, and its blocks exceed what clients may announce.
+    fn update_complete(&mut self, here: usize) -> bool {
         let draft = &mut self.client.draft;
         match self.client.wants {
             Some(Want::Batch { len, .. }) => {
-                draft.here = len < u16::MAX && usize::from(len) <= here;
+                draft.is_complete = len < u16::MAX && usize::from(len) <= here;
             }
             Some(Want::Message(len)) if self.client.verb != Verb::Mpub => {
-                draft.here = len as usize <= here;
+                draft.is_complete = len as usize <= here;
             }
             Some(Want::Message(len)) if len as usize <= here => {}
-            Some(Want::Message(_)) | None if draft.here => return self.shared.is_not_here(draft),
+            Some(Want::Message(_)) | None if draft.is_complete => {
+                return self.shared.is_incomplete(draft);
+            }
             Some(Want::Message(_)) | None => {}
         }
         true
     }
 
-    /// Reads what there is room for; how much is left of it.
+    /// Reads as far as there is room and returns how many bytes are left.
     pub(super) fn read(&mut self, now: Instant, bytes: &[u8]) -> usize {
         let mut input = bytes;
         loop {
@@ -80,11 +82,11 @@ impl ClientSession<'_, '_> {
                 return 0;
             }
             if self.client.wants.is_some() {
-                if !self.look_at(input.len()) {
+                if !self.update_complete(input.len()) {
                     self.fail(now, NO_ROOM);
                     return 0;
                 }
-                // Room is for what comes.
+                // Room is taken only when bytes of the body are here.
                 if input.is_empty() {
                     return 0;
                 }
@@ -95,22 +97,22 @@ impl ClientSession<'_, '_> {
             let client = &mut *self.client;
             let item = match client.commands.next(&self.shared.limits, &mut input) {
                 Ok(None) => {
-                    if !self.look_at(0) {
+                    if !self.update_complete(0) {
                         self.fail(now, NO_ROOM);
                     }
                     return 0;
                 }
                 Ok(Some(item)) => item,
                 Err(refusal) => {
-                    // Its texts are the decoder's: written out at once.
-                    client.desk.push_error(&refusal, false);
+                    // The refusal borrows from the decoder, so it is staged at once.
+                    client.tx_buffer.push_error(&refusal, false);
                     let code = refusal.code();
-                    self.refused(now, code);
+                    self.close_rejected(now, code);
                     return 0;
                 }
             };
             if !matches!(item, Item::Part { done: false, .. }) {
-                self.hear(now);
+                self.restart_silence_timer(now);
             }
             self.on_item(now, item);
         }

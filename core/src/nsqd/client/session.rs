@@ -2,7 +2,7 @@
 
 use core::net::SocketAddr;
 
-use super::{ClientSession, HEAD, PendingEvent, State, Timer};
+use super::{ClientSession, HEAD_LEN, PendingEvent, State, Timer};
 use crate::nsqd::table::Subscription;
 use crate::session::{Awaited, Closed, Fault, Link, Session, Transmit};
 use crate::time::{Instant, Span};
@@ -30,14 +30,14 @@ impl Session for ClientSession<'_, '_> {
         self.client.heartbeat = config.heartbeat;
         self.client.msg_timeout = config.msg_timeout;
         self.client.set_state(State::Up);
-        self.client.news = Some(PendingEvent::Connected);
-        if let Some(seat) = self.seat() {
-            *seat = Subscription::EMPTY;
+        self.client.pending_event = Some(PendingEvent::Connected);
+        if let Some(subscription) = self.subscription() {
+            *subscription = Subscription::EMPTY;
         }
         self.client.timers.set(Timer::Heartbeat, now.after(config.heartbeat));
-        self.hear(now);
+        self.restart_silence_timer(now);
         self.shared.counters.connections = self.shared.counters.connections.saturating_add(1);
-        // Somebody may wait for the event.
+        // Wake whoever waits for the event.
         self.shared.changed();
     }
 
@@ -46,7 +46,7 @@ impl Session for ClientSession<'_, '_> {
         self.client.from = Some(from);
     }
 
-    /// As [`take`](Self::take), but what there is no room for is refused at once.
+    /// As [`take`](Self::take), but bytes for which there is no room are rejected at once.
     fn receive(&mut self, now: Instant, bytes: &[u8]) -> Result<(), Fault> {
         let mut input = bytes;
         loop {
@@ -55,7 +55,7 @@ impl Session for ClientSession<'_, '_> {
             if input.is_empty() || self.client.state != State::Up {
                 break;
             }
-            self.fail(now, self.shared.lack);
+            self.fail(now, self.shared.reject_reason);
         }
         match (self.client.state, self.client.why) {
             (State::Closing, Closed::Fault(fault)) => Err(fault),
@@ -64,19 +64,19 @@ impl Session for ClientSession<'_, '_> {
     }
 
     fn take(&mut self, now: Instant, bytes: &[u8]) -> usize {
-        self.follow(now);
+        self.close_if_kicked(now);
         let left = self.read(now, bytes);
-        self.settle();
+        self.update_idle();
         bytes.len().saturating_sub(left)
     }
 
     fn transmit(&mut self, now: Instant) -> Transmit<'_> {
-        self.follow(now);
+        self.close_if_kicked(now);
         if self.client.state == State::Up && !self.client.has_unwritten() {
-            self.settle();
+            self.update_idle();
             self.stage(now);
         }
-        self.settle();
+        self.update_idle();
         if self.client.has_unwritten() && !self.client.timers.is_set(Timer::Write) {
             let at = self.client.write_deadline(now, self.shared.config.heartbeat);
             if self.client.state == State::Up {
@@ -88,23 +88,23 @@ impl Session for ClientSession<'_, '_> {
             let head = client.head.get(client.head_at.into()..).unwrap_or_default();
             return Transmit { head, body: self.shared.store.piece(&client.body) };
         }
-        Transmit { head: client.desk.pending(), body: &[] }
+        Transmit { head: client.tx_buffer.pending(), body: &[] }
     }
 
     fn sent(&mut self, _: Instant, n: usize) {
         let client = &mut *self.client;
         if client.is_writing_message() {
-            let head = n.min(HEAD.saturating_sub(client.head_at.into()));
+            let head = n.min(HEAD_LEN.saturating_sub(client.head_at.into()));
             client.head_at = client.head_at.saturating_add(head as u8);
             self.shared.store.advance(&mut client.body, n.saturating_sub(head));
-            if usize::from(client.head_at) == HEAD && client.body.left == 0 {
+            if usize::from(client.head_at) == HEAD_LEN && client.body.left == 0 {
                 self.drop_message();
             }
         } else {
-            let _ = client.desk.sent(n);
+            let _ = client.tx_buffer.sent(n);
         }
         if n > 0 {
-            // What is left has its full time again.
+            // The rest has the full write timeout again.
             self.client.timers.stop(Timer::Write);
         }
     }
@@ -118,10 +118,10 @@ impl Session for ClientSession<'_, '_> {
         }
     }
 
-    /// Who has not given a command may go 2 s after it came.
+    /// A client that has sent no command may be evicted 2 s after it connected.
     fn evictable(&self) -> Instant {
         if self.client.state == State::Up && !self.client.is_known {
-            // The first one is due so long after that.
+            // The first heartbeat is due one interval after the client connected.
             let heartbeat = self.client.timers.get(Timer::Heartbeat).as_micros();
             let came = heartbeat.saturating_sub(self.client.heartbeat.as_micros());
             return Instant::from_micros(came).after(GREETING);
@@ -130,9 +130,9 @@ impl Session for ClientSession<'_, '_> {
     }
 
     fn tick(&mut self, now: Instant) {
-        self.follow(now);
+        self.close_if_kicked(now);
         if self.client.state != State::Up {
-            // A closing one stays due until it is closed.
+            // A closing connection stays due until the driver closes it.
             return;
         }
         self.shared.release_due(now, self.channel());
@@ -145,7 +145,7 @@ impl Session for ClientSession<'_, '_> {
             self.client.timers.set(Timer::Heartbeat, now.after(self.client.heartbeat));
         }
         if self.client.timers.get(Timer::Room) <= now && !self.has_room(now) {
-            self.fail(now, self.shared.lack);
+            self.fail(now, self.shared.reject_reason);
         } else if self.client.timers.expired(Timer::Body, now) {
             self.on_body_timeout(now);
         } else if self.client.timers.expired(Timer::Silence, now) {
@@ -153,7 +153,7 @@ impl Session for ClientSession<'_, '_> {
         } else if self.client.timers.expired(Timer::Write, now) {
             self.close(now, Closed::Fault(Fault::TimedOut(Awaited::Drain)), false);
         }
-        self.settle();
+        self.update_idle();
     }
 
     fn closed(&mut self, now: Instant, why: Closed) {
@@ -162,12 +162,12 @@ impl Session for ClientSession<'_, '_> {
         }
         self.close(now, why, false);
         self.drop_message();
-        self.client.desk.clear();
+        self.client.tx_buffer.clear();
         self.client.timers.stop_all();
-        self.client.news = Some(PendingEvent::Disconnected);
+        self.client.pending_event = Some(PendingEvent::Disconnected);
         self.client.set_state(State::Unused);
-        if let Some(seat) = self.seat() {
-            *seat = Subscription::EMPTY;
+        if let Some(subscription) = self.subscription() {
+            *subscription = Subscription::EMPTY;
         }
         self.shared.changed();
     }

@@ -1,4 +1,4 @@
-//! What a client is sent: answers, heartbeats, messages.
+//! Stages answers, heartbeats and messages for a client.
 
 use super::{ClientSession, Timer};
 use crate::time::Instant;
@@ -6,9 +6,9 @@ use crate::wire::nsqd::{self, FrameType, IdentifyResponse, MessageHead};
 use crate::wire::{ChunkWriter, saturate};
 
 impl ClientSession<'_, '_> {
-    /// Decides what to write next, once nothing is left of the last.
+    /// Stages what to write next, once the last was written.
     pub(super) fn stage(&mut self, now: Instant) {
-        self.client.desk.clear();
+        self.client.tx_buffer.clear();
         if self.client.answer_len > 0 {
             self.stage_answer();
         } else if self.client.heartbeat_due {
@@ -42,7 +42,7 @@ impl ClientSession<'_, '_> {
             ..IdentifyResponse::default()
         };
         let len = saturate(response.encoded_len());
-        let (staged, total) = client.desk.stage(client.answer_at, |w| {
+        let (staged, total) = client.tx_buffer.stage(client.answer_at, |w| {
             nsqd::emit_frame_head(w, FrameType::Response, len)?;
             response.emit(w)
         });
@@ -69,8 +69,8 @@ impl ClientSession<'_, '_> {
         client.message = delivery.message;
         client.head_at = 0;
         client.body = store.body(delivery.message);
-        let mut window = ChunkWriter::new(&mut client.head, 0);
-        let Ok(()) = nsqd::emit_message_head(&mut window, &head, client.body.left);
+        let mut writer = ChunkWriter::new(&mut client.head, 0);
+        let Ok(()) = nsqd::emit_message_head(&mut writer, &head, client.body.left);
         let due = now.after(client.msg_timeout).min(client.timers.get(Timer::Due));
         client.timers.set(Timer::Due, due);
     }

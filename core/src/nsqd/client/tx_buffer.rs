@@ -1,17 +1,18 @@
-//! What a node says beside messages: answers, errors, heartbeats.
+//! Stages what an nsqd sends beside messages: answers, errors, heartbeats.
 
 use core::convert::Infallible;
 
 use crate::wire::nsqd::{self, FrameType, Refusal};
 use crate::wire::{ChunkWriter, Write, saturate};
 
-/// How much is said at once. An error that is longer is cut off.
+/// The length of the buffer. A longer error is cut off.
 const STAGING: usize = 256;
 
-/// With more unwritten, nothing more is read: what is left has room for what any error begins with.
+/// With more unwritten bytes, no command is read. The rest of the buffer has room for the start of
+/// any error.
 const UNWRITTEN_MAX: usize = 150;
 
-/// What a node says beside messages, until it is written.
+/// The answers, errors and heartbeats that wait to be written.
 #[derive(Debug)]
 pub(super) struct TxBuffer {
     staged: u16,
@@ -44,14 +45,14 @@ impl TxBuffer {
         self.staging.get(self.written.into()..self.staged.into()).unwrap_or_default()
     }
 
-    /// So many bytes were written; how many of them are not from here.
+    /// Consumes up to `n` written bytes and returns how many of them were not from this buffer.
     pub(super) fn sent(&mut self, n: usize) -> usize {
         let own = n.min(self.unwritten());
         self.written = self.written.saturating_add(own as u16);
         n.saturating_sub(own)
     }
 
-    /// Room behind what is staged, which is moved to the front.
+    /// Moves the staged bytes to the front and returns the room behind them.
     fn room(&mut self) -> &mut [u8] {
         let (from, to) = (usize::from(self.written), usize::from(self.staged));
         if from > 0 {
@@ -69,25 +70,25 @@ impl TxBuffer {
         self.staging.get_mut(self.staged.into()..).unwrap_or_default()
     }
 
-    /// Stages a part of a text that is longer than this: what `emit` writes from `at` on. Gives how
-    /// much is staged, and how long the text is.
+    /// Stages the part of a long text from byte `at` on. Returns how many bytes were staged, and
+    /// the length of the text.
     pub(super) fn stage(
         &mut self,
         at: u16,
         emit: impl FnOnce(&mut ChunkWriter<'_>) -> Result<(), Infallible>,
     ) -> (u16, u16) {
-        let mut window = ChunkWriter::new(&mut self.staging, at.into());
-        let Ok(()) = emit(&mut window);
+        let mut writer = ChunkWriter::new(&mut self.staging, at.into());
+        let Ok(()) = emit(&mut writer);
         self.written = 0;
-        self.staged = window.written() as u16;
-        (self.staged, window.total() as u16)
+        self.staged = writer.written() as u16;
+        (self.staged, writer.total() as u16)
     }
 
     /// Puts one frame behind what is staged.
     pub(super) fn push(&mut self, frame_type: FrameType, data: &[u8]) {
-        let mut window = ChunkWriter::new(self.room(), 0);
-        let Ok(()) = nsqd::emit_frame(&mut window, frame_type, data);
-        let len = window.written() as u16;
+        let mut writer = ChunkWriter::new(self.room(), 0);
+        let Ok(()) = nsqd::emit_frame(&mut writer, frame_type, data);
+        let len = writer.written() as u16;
         self.staged = self.staged.saturating_add(len);
     }
 
@@ -95,15 +96,15 @@ impl TxBuffer {
     /// be bare.
     pub(super) fn push_error(&mut self, refusal: &Refusal<'_>, bare: bool) {
         let Some((head, text)) = self.room().split_at_mut_checked(8) else { return };
-        let mut window = ChunkWriter::new(text, 0);
+        let mut writer = ChunkWriter::new(text, 0);
         let Ok(()) = if bare {
-            window.write_all(refusal.code().as_str().as_bytes())
+            writer.write_all(refusal.code().as_str().as_bytes())
         } else {
-            refusal.emit(&mut window)
+            refusal.emit(&mut writer)
         };
-        let len = window.written();
-        let mut window = ChunkWriter::new(head, 0);
-        let Ok(()) = nsqd::emit_frame_head(&mut window, FrameType::Error, saturate(len));
+        let len = writer.written();
+        let mut writer = ChunkWriter::new(head, 0);
+        let Ok(()) = nsqd::emit_frame_head(&mut writer, FrameType::Error, saturate(len));
         self.staged = self.staged.saturating_add(8).saturating_add(len as u16);
     }
 }

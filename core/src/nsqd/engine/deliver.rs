@@ -1,4 +1,4 @@
-//! Messages on their way out, and what their clients answer.
+//! Delivers messages to clients, and handles FIN, REQ, TOUCH and timeouts.
 
 use super::{ATTEMPTS_MAX, Delivery, NotYours, SKIPS_MAX, Shared};
 use crate::nsqd::Full;
@@ -8,7 +8,7 @@ use crate::time::{Instant, Span};
 use crate::wire::nsqd::MessageId;
 
 impl Shared<'_> {
-    /// The next message for a client, if it is to have one now.
+    /// Takes the next message for a client, if the client may have one now.
     pub(in crate::nsqd) fn deliver(
         &mut self,
         now: Instant,
@@ -16,9 +16,9 @@ impl Shared<'_> {
         msg_timeout: Span,
         sample_rate: u8,
     ) -> Option<Delivery> {
-        let seat = *self.seat(id)?;
-        let at = seat.channel;
-        if !seat.wants() || self.channel(at)?.paused {
+        let subscription = *self.subscription(id)?;
+        let at = subscription.channel;
+        if !subscription.wants() || self.channel(at)?.paused {
             return None;
         }
         self.release_due(now, at);
@@ -41,21 +41,21 @@ impl Shared<'_> {
             }
             return self.take_off(now, id, at, message, msg_timeout);
         }
-        // The rest another time.
+        // The next call goes on.
         self.changed();
         None
     }
 
-    /// Whether there may be something for a client that it did not cause itself.
+    /// Whether there may be work for a client that others caused.
     #[cfg(feature = "async")]
     pub(in crate::nsqd) fn has_work_for(&self, id: u8) -> bool {
-        let Some(seat) = self.seat(id) else { return false };
-        if seat.kicked {
+        let Some(subscription) = self.subscription(id) else { return false };
+        if subscription.kicked {
             return true;
         }
-        let Some(channel) = self.channel(seat.channel) else { return false };
+        let Some(channel) = self.channel(subscription.channel) else { return false };
         // A deferred message may be due before the client's deadline.
-        channel.deferred.len > 0 || (seat.wants() && !channel.paused && channel.depth() > 0)
+        channel.deferred.len > 0 || (subscription.wants() && !channel.paused && channel.depth() > 0)
     }
 
     fn take_off(
@@ -88,16 +88,16 @@ impl Shared<'_> {
         channel.delivered = true;
         let turn = channel.turn;
         let more = channel.queued > 0 || channel.requeued.len > 0;
-        let seat = self.seat_mut(id)?;
-        seat.in_flight = seat.in_flight.saturating_add(1);
-        seat.delivered = seat.delivered.saturating_add(1);
-        seat.turn = turn;
+        let subscription = self.subscription_mut(id)?;
+        subscription.in_flight = subscription.in_flight.saturating_add(1);
+        subscription.delivered = subscription.delivered.saturating_add(1);
+        subscription.turn = turn;
         self.counters.delivered = self.counters.delivered.saturating_add(1);
         self.trim_of(at);
         // Pinned while it is being written.
         self.pin(message);
         if more && self.has_other(id, at) {
-            // The next one is somebody else's.
+            // Wake the others: the next message is for one of them.
             self.changed();
         }
         Some(Delivery { message, attempts })
@@ -109,11 +109,10 @@ impl Shared<'_> {
         let Some(channel) = self.channel(at) else { return false };
         let free = self.per_channel.saturating_sub(channel.in_flight);
         let mut owed = 0u16;
-        if self.seat(id).is_some_and(|seat| seat.in_flight > 0) {
-            let others = self
-                .seats
-                .iter()
-                .filter(|seat| seat.channel == at && seat.ready > 0 && seat.in_flight == 0);
+        if self.subscription(id).is_some_and(|subscription| subscription.in_flight > 0) {
+            let others = self.subscriptions.iter().filter(|subscription| {
+                subscription.channel == at && subscription.ready > 0 && subscription.in_flight == 0
+            });
             owed = others.fold(0, |owed: u16, _| owed.saturating_add(1));
         }
         let may = free > owed;
@@ -123,15 +122,15 @@ impl Shared<'_> {
         may
     }
 
-    /// Whether a client may have one more message, where the application's are to find room whatever
-    /// clients do. While no more than its reserve is free, who has a message gets none as long as the
-    /// channel has in flight of the application's its part of half the reserve. As many channels as
-    /// there are clients can be consumed.
+    /// Whether a client may have one more message, where the application's are to find room
+    /// whatever clients do. While no more than its reserve is free, who has a message gets none as
+    /// long as the channel has in flight of the application's its part of half the reserve. As many
+    /// channels as there are clients can be consumed.
     fn may_have_blocks(&mut self, id: u8, at: u8) -> bool {
         let free = self.store.free().saturating_sub(self.store.reserved());
         if self.config.full != Full::DropAnswered
             || free > self.reserve
-            || self.seat(id).is_none_or(|seat| seat.in_flight == 0)
+            || self.subscription(id).is_none_or(|subscription| subscription.in_flight == 0)
         {
             return true;
         }
@@ -141,7 +140,7 @@ impl Shared<'_> {
             .filter(|entry| entry.message != NIL && self.store.is_own(entry.message))
             .map(|entry| self.store.layout().blocks(self.store.len(entry.message)))
             .fold(0, u32::saturating_add);
-        let parts = (self.seats.len() as u32).saturating_mul(2);
+        let parts = (self.subscriptions.len() as u32).saturating_mul(2);
         let may = own.saturating_mul(parts) < self.reserve.into();
         if !may {
             if let Some(channel) = self.channel_mut(at) {
@@ -156,18 +155,18 @@ impl Shared<'_> {
     /// second time, whatever the other does.
     fn yields(&mut self, id: u8, at: u8) -> bool {
         let Some(turn) = self.channel(at).map(|channel| channel.turn) else { return false };
-        let Some(seat) = self.seat(id).copied() else { return false };
-        if seat.yielded == Some(turn) {
+        let Some(subscription) = self.subscription(id).copied() else { return false };
+        if subscription.yielded == Some(turn) {
             return false;
         }
-        let before = |other: &Subscription| (other.turn.wrapping_sub(seat.turn) as i32) < 0;
+        let before = |other: &Subscription| (other.turn.wrapping_sub(subscription.turn) as i32) < 0;
         let is_next = |other: &Subscription| {
             other.channel == at && other.idle && other.wants() && before(other)
         };
-        let yields = self.seats.iter().any(is_next);
+        let yields = self.subscriptions.iter().any(is_next);
         if yields {
-            if let Some(seat) = self.seat_mut(id) {
-                seat.yielded = Some(turn);
+            if let Some(subscription) = self.subscription_mut(id) {
+                subscription.yielded = Some(turn);
             }
             self.changed();
         }
@@ -175,8 +174,10 @@ impl Shared<'_> {
     }
 
     fn has_other(&self, id: u8, at: u8) -> bool {
-        let mut seats = (0..=u8::MAX).zip(self.seats.iter());
-        seats.any(|(other, seat)| other != id && seat.channel == at && seat.idle && seat.wants())
+        let mut subscriptions = (0..=u8::MAX).zip(self.subscriptions.iter());
+        subscriptions.any(|(other, subscription)| {
+            other != id && subscription.channel == at && subscription.idle && subscription.wants()
+        })
     }
 
     fn samples(&mut self, rate: u8) -> bool {
@@ -213,7 +214,7 @@ impl Shared<'_> {
         channel.deferred.pop_lane(&self.store, channel.lane)
     }
 
-    /// What was deferred until now waits for its delivery.
+    /// Moves deferred messages that are due to the requeued ones.
     pub(in crate::nsqd) fn release_due(&mut self, now: Instant, at: u8) {
         let mut released = false;
         while let Some(channel) = self.channels.get_mut(usize::from(at))
@@ -240,9 +241,9 @@ impl Shared<'_> {
         }
     }
 
-    /// Which entry a client means.
+    /// Finds the in-flight entry of a message id.
     fn flight(&self, id: u8, message: &MessageId) -> Result<(u8, usize), NotYours> {
-        let at = self.seat(id).map_or(NONE, |seat| seat.channel);
+        let at = self.subscription(id).map_or(NONE, |subscription| subscription.channel);
         let sequence = self.sequence_of(message).ok_or(NotYours::NotInFlight)?;
         let is = |entry: &Entry| entry.message != NIL && entry.sequence == sequence;
         let found = self.range(at).find(|index| self.entries.get(*index).is_some_and(is));
@@ -261,7 +262,7 @@ impl Shared<'_> {
         message: &MessageId,
     ) -> Result<(), NotYours> {
         let (at, index) = self.flight(id, message)?;
-        let (message, lane) = self.land(at, index);
+        let (message, lane) = self.take_from_flight(at, index);
         self.store.set_answered(message);
         if self.done(message, lane)
             && let Some(topic) = self.channel(at).map(|channel| channel.topic)
@@ -269,8 +270,8 @@ impl Shared<'_> {
         {
             topic.finished = Used::at(now);
         }
-        if let Some(seat) = self.seat_mut(id) {
-            seat.finished = seat.finished.saturating_add(1);
+        if let Some(subscription) = self.subscription_mut(id) {
+            subscription.finished = subscription.finished.saturating_add(1);
         }
         self.counters.finished = self.counters.finished.saturating_add(1);
         Ok(())
@@ -285,7 +286,7 @@ impl Shared<'_> {
         delay_ms: u32,
     ) -> Result<(), NotYours> {
         let (at, index) = self.flight(id, message)?;
-        let (message, lane) = self.land(at, index);
+        let (message, lane) = self.take_from_flight(at, index);
         if delay_ms == 0 {
             self.put_back(at, message, lane);
         } else {
@@ -300,8 +301,8 @@ impl Shared<'_> {
         if let Some(channel) = self.channel_mut(at) {
             channel.requeues = channel.requeues.saturating_add(1);
         }
-        if let Some(seat) = self.seat_mut(id) {
-            seat.requeued = seat.requeued.saturating_add(1);
+        if let Some(subscription) = self.subscription_mut(id) {
+            subscription.requeued = subscription.requeued.saturating_add(1);
         }
         self.counters.requeued = self.counters.requeued.saturating_add(1);
         Ok(())
@@ -322,9 +323,9 @@ impl Shared<'_> {
         Ok(entry.deadline)
     }
 
-    /// Takes back what a client has had for too long. Gives the time of the next.
+    /// Takes back messages whose timeout is over. Returns the deadline of the next.
     pub(in crate::nsqd) fn expire(&mut self, now: Instant, id: u8) -> Instant {
-        let at = self.seat(id).map_or(NONE, |seat| seat.channel);
+        let at = self.subscription(id).map_or(NONE, |subscription| subscription.channel);
         let mut next = Instant::NEVER;
         for index in self.range(at) {
             let Some(entry) = self.entries.get(index) else { break };
@@ -335,7 +336,7 @@ impl Shared<'_> {
                 next = next.min(entry.deadline);
                 continue;
             }
-            let (message, lane) = self.land(at, index);
+            let (message, lane) = self.take_from_flight(at, index);
             self.put_back(at, message, lane);
             if let Some(channel) = self.channel_mut(at) {
                 channel.timeouts = channel.timeouts.saturating_add(1);
@@ -345,8 +346,8 @@ impl Shared<'_> {
         next
     }
 
-    /// The message is no longer in flight.
-    pub(super) fn land(&mut self, at: u8, index: usize) -> (u16, u8) {
+    /// Takes a message out of flight.
+    pub(super) fn take_from_flight(&mut self, at: u8, index: usize) -> (u16, u8) {
         let entry = self.entries.get(index).copied().unwrap_or(Entry::FREE);
         self.end_flight(at, index, entry.owner);
         (entry.message, self.channel(at).map_or(0, |channel| channel.lane))
@@ -356,8 +357,8 @@ impl Shared<'_> {
         if let Some(entry) = self.entries.get_mut(index) {
             *entry = Entry::FREE;
         }
-        if let Some(seat) = self.seat_mut(owner) {
-            seat.in_flight = seat.in_flight.saturating_sub(1);
+        if let Some(subscription) = self.subscription_mut(owner) {
+            subscription.in_flight = subscription.in_flight.saturating_sub(1);
         }
         let Some(channel) = self.channel_mut(at) else { return };
         channel.in_flight = channel.in_flight.saturating_sub(1);

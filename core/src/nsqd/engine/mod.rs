@@ -1,8 +1,9 @@
-//! What becomes of messages: the part of a node that all sessions share.
+//! The engine of an nsqd: the part that all sessions share.
 
 mod deliver;
+mod discard;
 mod publish;
-mod shape;
+mod topology;
 
 use core::fmt;
 
@@ -12,18 +13,18 @@ use super::{Config, Counters};
 use crate::time::{Instant, Jitter};
 use crate::wire::nsqd::{Limits, MessageId};
 
-/// Above it pynsq reads a number below zero.
+/// The most attempts. pynsq reads larger numbers as negative.
 const ATTEMPTS_MAX: u16 = i16::MAX as u16;
 
 /// How many messages in a row a client's sampling may skip before others get their turn.
 const SKIPS_MAX: u32 = 64;
 
-/// Why a message is not taken now.
+/// Why a message has to wait for room, then is rejected.
 pub(super) const NO_ROOM: &str = "no room";
 const NO_ROOM_ANNOUNCED: &str = "no room beside what others have announced";
 pub(super) const NO_ROOM_UNCONSUMED: &str = "no room for what nobody consumes";
 
-/// What all clients share.
+/// The state that all clients share.
 #[derive(Debug)]
 pub(super) struct Shared<'a> {
     pub(super) config: &'a Config<'a>,
@@ -37,30 +38,30 @@ pub(super) struct Shared<'a> {
     pub(super) announced: u32,
     /// Blocks that clients' messages can take in topics that nobody consumes.
     unconsumed_max: u16,
-    /// What there was no room for last.
-    pub(super) lack: &'static str,
-    /// Messages that expired, of which the application was not told.
-    pub(in crate::nsqd) expired_unsaid: u32,
+    /// The reason for the last rejection for want of room.
+    pub(super) reject_reason: &'static str,
+    /// Expired messages of which no event was polled yet.
+    pub(in crate::nsqd) expired_pending: u32,
     /// Blocks that the application's messages take.
     own: u16,
     pub(super) topics: &'a mut [Topic],
     pub(super) channels: &'a mut [Channel],
-    /// So many for each channel.
+    /// The in-flight entries, `per_channel` for each channel.
     pub(super) entries: &'a mut [Entry],
     pub(super) per_channel: u16,
-    pub(super) seats: &'a mut [Subscription],
+    pub(super) subscriptions: &'a mut [Subscription],
     /// The next message's number.
     pub(super) next: u64,
     pub(super) counters: Counters,
     pub(super) version: u32,
     pub(super) topology: u32,
-    /// Messages dropped that the application was not told of.
-    pub(in crate::nsqd) unsaid: u32,
-    /// Tables that were full when somebody needed room, a bit for each, since when they had it last;
-    /// and those of which the application was not told.
-    pub(in crate::nsqd) full_said: u8,
-    pub(in crate::nsqd) full_unsaid: u8,
-    /// Somebody waits for room.
+    /// Dropped messages of which no event was polled yet.
+    pub(in crate::nsqd) dropped_pending: u32,
+    /// Tables that were full when somebody needed room, a bit for each, since when they had it
+    /// last; and those of which the application was not told.
+    pub(in crate::nsqd) full_reported: u8,
+    pub(in crate::nsqd) full_pending: u8,
+    /// A client or the application waits for room.
     pub(super) wanted: bool,
     /// New topics are held until nsqlookupds were asked for their channels.
     pub(super) asks: bool,
@@ -74,7 +75,7 @@ pub(super) struct Shared<'a> {
     pub(super) epoch: i64,
 }
 
-/// Messages on their way into a topic: stored, but nobody's yet.
+/// Messages that are being received: stored, but not in a topic yet.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Draft {
     first: u16,
@@ -91,13 +92,13 @@ pub(super) struct Draft {
     own: bool,
     /// All of it was sent, if it is as long as announced: it need not wait for what others have
     /// announced.
-    pub(super) here: bool,
+    pub(super) is_complete: bool,
     /// Where the last one is being filled.
     to: Cursor,
 }
 
 impl Draft {
-    /// Nothing yet, from a client.
+    /// An empty draft of a client.
     pub(super) const NONE: Self = Self {
         first: NIL,
         last: NIL,
@@ -107,11 +108,11 @@ impl Draft {
         held: 0,
         claimed: 0,
         own: false,
-        here: false,
+        is_complete: false,
         to: Cursor::NONE,
     };
 
-    /// Nothing yet, from the application.
+    /// An empty draft of the application.
     pub(super) const OWN: Self = Self { own: true, ..Self::NONE };
 
     /// How many messages there are, the last one included that may not be whole.
@@ -120,12 +121,12 @@ impl Draft {
     }
 }
 
-/// So many bytes of a body.
+/// A part of a body, with its length in bytes.
 #[derive(Clone, Copy)]
 pub(super) enum Piece {
-    /// Of a message that begins.
+    /// The start of a message.
     First(u32),
-    /// More of the last one.
+    /// More of the last message.
     Next(u32),
 }
 
@@ -165,7 +166,7 @@ impl fmt::Display for TableFull {
     }
 }
 
-/// Why a message cannot be answered.
+/// Why FIN, REQ or TOUCH fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum NotYours {
     NotInFlight,
@@ -186,13 +187,13 @@ impl<'a> Shared<'a> {
         topics: &'a mut [Topic],
         channels: &'a mut [Channel],
         entries: &'a mut [Entry],
-        seats: &'a mut [Subscription],
+        subscriptions: &'a mut [Subscription],
         per_channel: u16,
     ) -> Self {
         topics.fill_with(|| Topic::NEW);
         channels.fill_with(|| Channel::NEW);
         entries.fill(Entry::FREE);
-        seats.fill(Subscription::EMPTY);
+        subscriptions.fill(Subscription::EMPTY);
         let blocks = u32::from(store.capacity());
         let share = |percent: u8| blocks.saturating_mul(percent.into());
         let reserve = share(config.reserve_percent).div_euclid(100) as u16;
@@ -211,21 +212,21 @@ impl<'a> Shared<'a> {
             announced_max,
             announced: 0,
             unconsumed_max: share(config.unconsumed_percent).div_ceil(100) as u16,
-            lack: NO_ROOM,
-            expired_unsaid: 0,
+            reject_reason: NO_ROOM,
+            expired_pending: 0,
             own: 0,
             topics,
             channels,
             entries,
             per_channel,
-            seats,
+            subscriptions,
             next: 0,
             counters: Counters::default(),
             version: 0,
             topology: 0,
-            unsaid: 0,
-            full_said: 0,
-            full_unsaid: 0,
+            dropped_pending: 0,
+            full_reported: 0,
+            full_pending: 0,
             wanted: false,
             asks: false,
             holds: false,
@@ -235,7 +236,7 @@ impl<'a> Shared<'a> {
         }
     }
 
-    /// Whoever waits may want to look.
+    /// Wakes whoever waits: a session, a publisher, or a registry.
     pub(in crate::nsqd) fn changed(&mut self) {
         self.version = self.version.wrapping_add(1);
     }
@@ -256,12 +257,12 @@ impl<'a> Shared<'a> {
         self.channels.get_mut(usize::from(at))
     }
 
-    pub(in crate::nsqd) fn seat(&self, id: u8) -> Option<&Subscription> {
-        self.seats.get(usize::from(id))
+    pub(in crate::nsqd) fn subscription(&self, id: u8) -> Option<&Subscription> {
+        self.subscriptions.get(usize::from(id))
     }
 
-    pub(in crate::nsqd) fn seat_mut(&mut self, id: u8) -> Option<&mut Subscription> {
-        self.seats.get_mut(usize::from(id))
+    pub(in crate::nsqd) fn subscription_mut(&mut self, id: u8) -> Option<&mut Subscription> {
+        self.subscriptions.get_mut(usize::from(id))
     }
 
     /// Unix time in nanoseconds.
@@ -270,13 +271,13 @@ impl<'a> Shared<'a> {
         self.epoch.saturating_add(nanos)
     }
 
-    /// The message is being written: its blocks stay.
+    /// Keeps a message's blocks while it is being written.
     fn pin(&mut self, message: u16) {
         let refs = self.store.refs(message).saturating_add(1);
         self.store.set_refs(message, refs);
     }
 
-    /// One fewer needs the message.
+    /// Drops one reference to the message and frees it with the last.
     pub(in crate::nsqd) fn release(&mut self, message: u16) {
         let refs = self.store.refs(message).saturating_sub(1);
         self.store.set_refs(message, refs);
@@ -285,20 +286,21 @@ impl<'a> Shared<'a> {
         }
     }
 
-    /// A channel is done with a message; whether all are.
+    /// Marks a channel as done with a message. Returns whether all channels are.
     fn done(&mut self, message: u16, lane: u8) -> bool {
         self.store.set_lane(message, lane, Lane::Done);
         let is_done = |lane| self.store.lane(message, lane) == Lane::Done;
         let all = (0..self.config.channels_per_topic).all(is_done);
         if all {
-            // It may be being written still: its topic may be gone by the end of that.
+            // The message may still be being written, and its topic may be deleted before that
+            // ends.
             self.uncount(message);
         }
         self.release(message);
         all
     }
 
-    /// Nobody needs the message.
+    /// Frees a message that nothing refers to.
     fn free(&mut self, message: u16) {
         self.uncount(message);
         self.store.give(message);

@@ -1,9 +1,9 @@
-//! Messages on their way in, and what goes when there is no room for them.
+//! Stores published messages, and drops or expires others when there is no room.
 
 use super::{Draft, NO_ROOM, NO_ROOM_ANNOUNCED, NO_ROOM_UNCONSUMED, Piece, Shared};
 use crate::name::TopicName;
 use crate::nsqd::Full;
-use crate::nsqd::arena::{Arena, Lane, NIL};
+use crate::nsqd::arena::{Lane, NIL};
 use crate::nsqd::table::{NONE, Origin, Topic, Used};
 use crate::time::{Instant, Span};
 
@@ -50,14 +50,14 @@ impl Shared<'_> {
                 return true;
             }
             if !self.expire_one(now, None) {
-                self.lack = NO_ROOM;
+                self.reject_reason = NO_ROOM;
                 return false;
             }
         }
     }
 
-    /// Whether a client's draft may have so many more blocks in its topic. Made so, if messages that
-    /// are old enough can go.
+    /// Whether a client's draft may have so many more blocks in its topic. Made so, if messages
+    /// that are old enough can go.
     fn has_share(&mut self, now: Instant, topic: &TopicName, draft: &Draft, blocks: u32) -> bool {
         let is_bounded = self.config.unconsumed_percent < 100;
         if draft.own || !is_bounded || self.config.full == Full::DropOldest {
@@ -71,14 +71,14 @@ impl Shared<'_> {
                 Some(only) => only,
             };
             if !self.expire_one(now, only) {
-                self.lack = NO_ROOM_UNCONSUMED;
+                self.reject_reason = NO_ROOM_UNCONSUMED;
                 return false;
             }
         }
     }
 
-    /// Whether so many blocks are too many for a topic that nobody consumes: the topic, if it has as
-    /// much as one can have; none, if all of them have together.
+    /// Whether so many blocks are too many for a topic that nobody consumes: the topic, if it has
+    /// as much as one can have; none, if all of them have together.
     fn lacks_share(&self, now: Instant, topic: Option<u8>, blocks: u32) -> Option<Option<u8>> {
         let is_consumed = |topic: &Topic| topic.finished.is_recent(now);
         let own = topic.and_then(|at| self.topic(at));
@@ -134,7 +134,7 @@ impl Shared<'_> {
             topic.dropped = topic.dropped.saturating_add(1);
         }
         self.counters.expired = self.counters.expired.saturating_add(1);
-        self.expired_unsaid = self.expired_unsaid.saturating_add(1);
+        self.expired_pending = self.expired_pending.saturating_add(1);
         self.release(message);
         self.changed();
         true
@@ -142,13 +142,13 @@ impl Shared<'_> {
 
     /// What was taken for sent as a whole was not, and counts as announced from now on: false if
     /// that is more than may be.
-    pub(in crate::nsqd) fn is_not_here(&mut self, draft: &mut Draft) -> bool {
+    pub(in crate::nsqd) fn is_incomplete(&mut self, draft: &mut Draft) -> bool {
         let announced = self.announced.saturating_add(draft.claimed.into());
         if announced > self.announced_max.into() {
             return false;
         }
         self.announced = announced;
-        draft.here = false;
+        draft.is_complete = false;
         true
     }
 
@@ -161,26 +161,29 @@ impl Shared<'_> {
     }
 
     fn may_claim(&mut self, draft: &Draft, more: u32) -> bool {
-        self.lack = NO_ROOM_ANNOUNCED;
-        more == 0 || draft.here || self.announced.saturating_add(more) <= self.announced_max.into()
+        self.reject_reason = NO_ROOM_ANNOUNCED;
+        more == 0
+            || draft.is_complete
+            || self.announced.saturating_add(more) <= self.announced_max.into()
     }
 
     fn claim(&mut self, draft: &mut Draft, more: u32) {
         draft.claimed = draft.claimed.saturating_add(more as u16);
-        if !draft.here {
+        if !draft.is_complete {
             self.announced = self.announced.saturating_add(more);
         }
     }
 
-    /// Nothing of it counts as announced any more.
+    /// Stops counting a draft as announced.
     fn unclaim(&mut self, draft: &Draft) {
-        if !draft.here {
+        if !draft.is_complete {
             self.announced = self.announced.saturating_sub(draft.claimed.into());
         }
     }
 
-    /// How many blocks are kept free for the application: where it can make room, what it has counts.
-    fn kept(&self, own: bool) -> u16 {
+    /// The number of blocks kept free for the application. Where it can make room, the blocks of
+    /// its messages count as kept.
+    pub(super) fn kept(&self, own: bool) -> u16 {
         match self.config.full {
             _ if own => 0,
             Full::Refuse | Full::DropAnswered => self.reserve,
@@ -202,7 +205,7 @@ impl Shared<'_> {
         };
         let more = self.unclaimed(draft, blocks);
         if !self.may_claim(draft, more)
-            // What was promised to a batch was looked at then.
+            // Blocks reserved for a batch were checked when they were reserved.
             || (more > 0 && !self.has_share(now, topic, draft, blocks))
         {
             return false;
@@ -225,7 +228,7 @@ impl Shared<'_> {
                 break;
             }
             if !self.expire_one(now, None) && !self.make_room(blocks, draft) {
-                self.lack = NO_ROOM;
+                self.reject_reason = NO_ROOM;
                 return false;
             }
         }
@@ -239,8 +242,8 @@ impl Shared<'_> {
         self.store.fill(&mut draft.to, data);
     }
 
-    /// The messages are whole: the topic has them. Gives the number of the first, and how many
-    /// they are.
+    /// Hands complete messages over to the topic. Returns the number of the first, and how many
+    /// there are.
     pub(in crate::nsqd) fn commit(
         &mut self,
         now: Instant,
@@ -261,7 +264,8 @@ impl Shared<'_> {
             let next = self.store.next(message);
             self.store.label(message, at, self.next as u32, timestamp, own);
             self.store.set_refs(message, 1);
-            // Until the topic gives it to its channels.
+            // The delay is kept in the first lane until the topic gives the message to its
+            // channels.
             self.store.set_due(message, 0, Instant::from_millis(defer_ms.into()));
             self.store.set_held_since(message, Used::at(now).stored());
             self.next = self.next.wrapping_add(1);
@@ -287,7 +291,7 @@ impl Shared<'_> {
         (first, count)
     }
 
-    /// The messages will not be whole.
+    /// Frees messages that will not be completed.
     pub(in crate::nsqd) fn discard(&mut self, draft: &mut Draft) {
         self.unclaim(draft);
         let Draft { first: mut message, count, mut promised, .. } = *draft;
@@ -301,7 +305,7 @@ impl Shared<'_> {
         self.freed();
     }
 
-    /// Gives the channels what the topic has held back, if it may flow.
+    /// Gives the messages that a topic holds to its channels, if the topic may flow.
     pub(super) fn flow(&mut self, now: Instant, at: u8) {
         let flows = |topic: &Topic| !topic.paused && topic.asking == 0 && topic.channels > 0;
         while self.topic(at).is_some_and(flows)
@@ -342,155 +346,5 @@ impl Shared<'_> {
 
     pub(super) fn pop_held(&mut self, at: u8) -> Option<u16> {
         self.topics.get_mut(usize::from(at))?.held.pop(&self.store)
-    }
-
-    /// Drops the oldest messages for so many more blocks, if that is wanted and makes enough room:
-    /// otherwise nothing changes.
-    fn make_room(&mut self, blocks: u32, draft: &Draft) -> bool {
-        match self.config.full {
-            Full::Refuse => return false,
-            Full::DropAnswered if !draft.own => return false,
-            Full::DropAnswered | Full::DropOldest => {}
-        }
-        let free = self.store.free().saturating_sub(self.store.reserved());
-        let free = free.saturating_sub(self.kept(draft.own)).saturating_add(draft.promised);
-        // Of the application's messages a client has only those dropped that are beyond its reserve.
-        let own = if draft.own { u16::MAX } else { self.own.saturating_sub(self.reserve) };
-        let missing = blocks.saturating_sub(free.into());
-        self.can_drop(missing, own.into()) && self.drop_oldest(own > 0)
-    }
-
-    /// Whether what may be dropped takes so many blocks, `own_max` of them of the application's
-    /// messages. Mostly the first few messages do.
-    fn can_drop(&self, blocks: u32, own_max: u32) -> bool {
-        let (mut own, mut others) = (0u32, 0u32);
-        let mut is_enough = |message: u16| {
-            if self.is_droppable(message) {
-                let sum = if self.store.is_own(message) { &mut own } else { &mut others };
-                *sum = sum.saturating_add(self.store.layout().blocks(self.store.len(message)));
-            }
-            own.min(own_max).saturating_add(others) >= blocks
-        };
-        for topic in &*self.topics {
-            for list in [topic.held, topic.list] {
-                let mut message = list.first;
-                for _ in 0..list.len {
-                    if is_enough(message) {
-                        return true;
-                    }
-                    message = self.store.next(message);
-                }
-            }
-        }
-        for channel in self.channels.iter().filter(|channel| channel.is_used()) {
-            for list in [channel.requeued, channel.deferred] {
-                let mut message = list.first;
-                for _ in 0..list.len {
-                    // Each once.
-                    let is_counted = self.store.is_listed(message)
-                        || (0..channel.lane)
-                            .any(|lane| self.store.lane(message, lane) != Lane::Done);
-                    if !is_counted && is_enough(message) {
-                        return true;
-                    }
-                    message = self.store.lane_next(message, channel.lane);
-                }
-            }
-        }
-        false
-    }
-
-    /// Of each queue the first message that nobody has in flight, and of these the oldest.
-    fn drop_oldest(&mut self, own: bool) -> bool {
-        let may_go =
-            |message: u16| self.is_droppable(message) && (own || !self.store.is_own(message));
-        let mut oldest: Option<(u32, u16)> = None;
-        let mut consider = |message: u16, store: &Arena<'_>, next: u64| {
-            let age = (next as u32).wrapping_sub(store.sequence(message));
-            if oldest.is_none_or(|(most, _)| age > most) {
-                oldest = Some((age, message));
-            }
-        };
-        for topic in &*self.topics {
-            for list in [topic.held, topic.list] {
-                let mut message = list.first;
-                for _ in 0..list.len {
-                    if may_go(message) {
-                        consider(message, &self.store, self.next);
-                        break;
-                    }
-                    message = self.store.next(message);
-                }
-            }
-        }
-        for channel in self.channels.iter().filter(|channel| channel.is_used()) {
-            for list in [channel.requeued, channel.deferred] {
-                let mut message = list.first;
-                for _ in 0..list.len {
-                    if may_go(message) {
-                        consider(message, &self.store, self.next);
-                        break;
-                    }
-                    message = self.store.lane_next(message, channel.lane);
-                }
-            }
-        }
-        let Some((_, message)) = oldest else { return false };
-        self.drop_message(message);
-        true
-    }
-
-    /// Nobody has it in flight, nor is it being written; with [`Full::DropAnswered`] somebody has
-    /// answered it.
-    fn is_droppable(&self, message: u16) -> bool {
-        if self.config.full == Full::DropAnswered && !self.store.is_answered(message) {
-            return false;
-        }
-        let mut waiting = 0u16;
-        for lane in 0..self.config.channels_per_topic {
-            match self.store.lane(message, lane) {
-                Lane::Done => {}
-                Lane::Queued | Lane::Requeued | Lane::Deferred => {
-                    waiting = waiting.saturating_add(1);
-                }
-                Lane::InFlight => return false,
-            }
-        }
-        // What the topic holds is in no lane.
-        self.store.refs(message) == waiting.max(1)
-    }
-
-    fn drop_message(&mut self, message: u16) {
-        let at = self.store.topic(message);
-        for channel in self.channels.iter_mut().filter(|channel| channel.topic == at) {
-            let lane = channel.lane;
-            match self.store.lane(message, lane) {
-                Lane::Done | Lane::InFlight => continue,
-                Lane::Queued => {
-                    channel.queued = channel.queued.saturating_sub(1);
-                    if channel.cursor == message {
-                        channel.cursor = self.store.next(message);
-                    }
-                }
-                Lane::Requeued => channel.requeued.unlink_lane(&mut self.store, message, lane),
-                Lane::Deferred => channel.deferred.unlink_lane(&mut self.store, message, lane),
-            }
-            channel.dropped = channel.dropped.saturating_add(1);
-        }
-        if let Some(topic) = self.topics.get_mut(usize::from(at)) {
-            let waits = (0..self.config.channels_per_topic)
-                .any(|lane| self.store.lane(message, lane) != Lane::Done);
-            if self.store.is_listed(message) {
-                topic.list.unlink(&mut self.store, message);
-            } else if !waits {
-                topic.held.unlink(&mut self.store, message);
-            }
-            topic.dropped = topic.dropped.saturating_add(1);
-        }
-        self.counters.dropped = self.counters.dropped.saturating_add(1);
-        self.unsaid = self.unsaid.saturating_add(1);
-        self.uncount(message);
-        self.store.give(message);
-        self.changed();
     }
 }

@@ -4,7 +4,7 @@
 //!
 //! - `/stats` has no `memory` and no latencies (`e2e_processing_latency` is there, and empty). All
 //!   topics that a client published to are listed in its `pub_counts`, not one of them.
-//! - A full node holds who publishes for [`Config::publish_wait`](super::Config::publish_wait),
+//! - A full nsqd holds who publishes for [`Config::publish_wait`](super::Config::publish_wait),
 //!   then refuses with 503 `BUSY`; without room for another topic or channel it refuses with
 //!   `TOO_MANY_TOPICS` or `TOO_MANY_CHANNELS`. A refused request makes no topic.
 //! - A line of `/mpub` has [`BUFFER`](crate::http::BUFFER) bytes at most, else 413 `MSG_TOO_BIG`;
@@ -35,18 +35,18 @@ use crate::time::{Instant, Span};
 
 use service::{RequestContext, Task};
 
-/// How a node answers HTTP. Borrowed, so that a constant one costs no RAM.
+/// The settings of an nsqd's HTTP. Borrowed, so that constant settings cost no RAM.
 #[derive(Debug, Clone, Copy)]
 pub struct HttpConfig<'a> {
-    /// Where others reach the node: a name or an address without a port. Default `127.0.0.1`.
+    /// Where others reach the nsqd: a name or an address without a port. Default `127.0.0.1`.
     pub broadcast_address: &'a str,
-    /// The node's host. Default none.
+    /// The nsqd's host. Default none.
     pub hostname: &'a str,
-    /// Where the node takes clients. Default 4150.
+    /// Where the nsqd takes clients. Default 4150.
     pub tcp_port: u16,
     /// Where it answers HTTP. Default 4151.
     pub http_port: u16,
-    /// How long things may take.
+    /// The timeouts of a connection.
     pub times: http::Config,
 }
 
@@ -111,7 +111,7 @@ impl<const HTTP: usize, const LOOKUPDS: usize> Default for HttpStorage<HTTP, LOO
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct TooManyLookupds {
-    /// How many there is room for.
+    /// The number of addresses that fit.
     pub max: usize,
 }
 
@@ -123,14 +123,14 @@ impl fmt::Display for TooManyLookupds {
 
 impl core::error::Error for TooManyLookupds {}
 
-/// The part of a node that answers HTTP.
+/// The part of an nsqd that answers HTTP.
 #[derive(Debug)]
 pub(super) struct Http<'a> {
     connections: &'a mut [Connection<Task>],
     settings: Settings<'a>,
 }
 
-/// What HTTP shows and changes, beside the node.
+/// The settings that HTTP shows and changes.
 #[derive(Debug)]
 struct Settings<'a> {
     config: &'a HttpConfig<'a>,
@@ -141,7 +141,7 @@ struct Settings<'a> {
 }
 
 impl Http<'_> {
-    /// None.
+    /// No HTTP connections.
     pub(super) const fn none() -> Self {
         const DEFAULT: &HttpConfig<'_> = &HttpConfig::new();
         let settings = Settings { config: DEFAULT, lookupds: &mut [], count: 0, version: 0 };
@@ -157,7 +157,7 @@ impl Settings<'_> {
 
 impl<'a> Nsqd<'a> {
     /// Answers HTTP as well, on so many connections as `storage` has room for. `lookupds` are the
-    /// nsqlookupds that the node is told to have, until somebody sets others; see
+    /// nsqlookupds that the nsqd is told to have, until somebody sets others; see
     /// [`lookupds`](Self::lookupds). Call it once, before anything is driven.
     pub fn answer_http<const HTTP: usize, const LOOKUPDS: usize>(
         &mut self,
@@ -187,13 +187,14 @@ impl<'a> Nsqd<'a> {
     pub fn http(&mut self, index: usize) -> Option<HttpSession<'_, 'a>> {
         let Http { connections, settings } = &mut self.http;
         let connection = connections.get_mut(index)?;
-        let desk = RequestContext { clients: self.clients, shared: &mut self.shared, settings };
-        Some(HttpSession { connection, desk })
+        let context = RequestContext { clients: self.clients, shared: &mut self.shared, settings };
+        Some(HttpSession { connection, context })
     }
 
-    /// The nsqlookupds that the node is to be registered with, as set last: at the start, or by
-    /// `PUT /config/nsqlookupd_tcp_addresses`. Whoever owns a [`Registration`](crate::registration::Registration)
-    /// gives them to its `configure` when [`lookupds_version`](Self::lookupds_version) changed.
+    /// The nsqlookupds that the nsqd is to be registered with, as set last: at the start, or by
+    /// `PUT /config/nsqlookupd_tcp_addresses`. Whoever owns a
+    /// [`Registration`](crate::registration::Registration) gives them to its `configure` when
+    /// [`lookupds_version`](Self::lookupds_version) changed.
     pub fn lookupds(&self) -> &[Address] {
         self.http.settings.lookupds()
     }
@@ -206,11 +207,11 @@ impl<'a> Nsqd<'a> {
 
 /// A connection of somebody who asks over HTTP.
 ///
-/// Made for each call by [`Nsqd::http`]; the state is in the node.
+/// Made for each call by [`Nsqd::http`]; the state is in the nsqd.
 #[derive(Debug)]
 pub struct HttpSession<'s, 'a> {
     connection: &'s mut Connection<Task>,
-    desk: RequestContext<'s, 'a>,
+    context: RequestContext<'s, 'a>,
 }
 
 impl Session for HttpSession<'_, '_> {
@@ -219,28 +220,28 @@ impl Session for HttpSession<'_, '_> {
     }
 
     fn open(&mut self, now: Instant) {
-        self.connection.open(now, &mut self.desk);
+        self.connection.open(now, &mut self.context);
     }
 
     fn receive(&mut self, now: Instant, bytes: &[u8]) -> Result<(), Fault> {
         if self.take(now, bytes) < bytes.len() {
             // Only a driver that offers the rest again can hold a client.
-            self.connection.abort(now, &mut self.desk);
+            self.connection.abort(now, &mut self.context);
             return Err(Fault::TimedOut(Awaited::Drain));
         }
         Ok(())
     }
 
     fn take(&mut self, now: Instant, bytes: &[u8]) -> usize {
-        self.connection.take(now, bytes, &mut self.desk)
+        self.connection.take(now, bytes, &mut self.context)
     }
 
     fn transmit(&mut self, now: Instant) -> Transmit<'_> {
-        self.connection.transmit(now, &mut self.desk)
+        self.connection.transmit(now, &mut self.context)
     }
 
     fn sent(&mut self, now: Instant, n: usize) {
-        self.connection.sent(now, n, &mut self.desk);
+        self.connection.sent(now, n, &mut self.context);
     }
 
     fn deadline(&self) -> Instant {
@@ -252,10 +253,10 @@ impl Session for HttpSession<'_, '_> {
     }
 
     fn tick(&mut self, now: Instant) {
-        self.connection.tick(now, &mut self.desk);
+        self.connection.tick(now, &mut self.context);
     }
 
     fn closed(&mut self, now: Instant, why: Closed) {
-        self.connection.closed(now, why, &mut self.desk);
+        self.connection.closed(now, why, &mut self.context);
     }
 }

@@ -103,7 +103,7 @@ impl Opt {
             }
             Self::Lookupds => return write_list(settings.lookupds(), at, piece),
             Self::Percentiles => return piece.put(|w| w.write_all(b"[]")),
-            // What is not to be had.
+            // An option that does not exist.
             Self::Deflate | Self::Snappy => return piece.put(|w| w.write_all(b"false")),
             Self::TlsRequired | Self::MaxChannelConsumers => 0,
             Self::BroadcastTcpPort => settings.config.tcp_port.into(),

@@ -20,7 +20,7 @@ pub(super) struct Publish {
     waited: bool,
 }
 
-/// What comes next of the body.
+/// The next part of the body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Part {
     /// One message, all of it.
@@ -39,7 +39,7 @@ enum Part {
     Begin { count: u32, size: u32 },
     /// The rest of a message's bytes, and how many messages follow.
     Data { count: u32, left: u32 },
-    /// Nothing that matters.
+    /// The rest of the body is ignored.
     End,
 }
 
@@ -99,7 +99,7 @@ impl Publish {
         Ok(())
     }
 
-    /// Nothing will come of it.
+    /// Gives up a request that was not completed.
     pub(super) fn discard(&mut self, shared: &mut Shared<'_>) {
         shared.discard(&mut self.draft);
     }
@@ -115,7 +115,7 @@ impl Publish {
         match self.part {
             Part::Raw => {
                 let len = self.len.unwrap_or(0);
-                self.draft.here = input.len() >= len as usize;
+                self.draft.is_complete = input.len() >= len as usize;
                 if !shared.take(now, &self.topic, &mut self.draft, Piece::First(len)) {
                     return Ok(false);
                 }
@@ -165,7 +165,7 @@ impl Publish {
                         return Err(too_large("BODY_TOO_BIG"));
                     };
                     let rest = len.saturating_sub(4);
-                    self.draft.here =
+                    self.draft.is_complete =
                         rest >= count.saturating_mul(5) && input.len() >= rest as usize;
                     if !shared.promise(now, &self.topic, &mut self.draft, blocks) {
                         return Ok(false);

@@ -1,4 +1,4 @@
-//! What is asked for over HTTP.
+//! The endpoints that are served over HTTP.
 
 use super::options::{Opt, set_lookupds};
 use super::publish::{EMPTY, Publish, no_slot};
@@ -13,7 +13,7 @@ use crate::nsqd::table::Origin;
 use crate::time::Instant;
 use crate::wire::Write;
 
-/// What is kept of a request while it is answered.
+/// A request while it is being answered.
 #[derive(Debug)]
 pub(super) enum Task {
     /// Nothing: it is done.
@@ -28,7 +28,7 @@ pub(super) enum Task {
 }
 
 #[derive(Debug, Clone, Copy)]
-enum To {
+enum Endpoint {
     Ping,
     Info,
     Pub,
@@ -48,35 +48,35 @@ enum To {
 
 const CONFIG: &str = "/config/";
 
-const ROUTES: &[Route<To>] = &[
-    get("/ping", To::Ping),
-    get("/info", To::Info),
-    post("/pub", To::Pub),
-    post("/mpub", To::Mpub),
-    get("/stats", To::Stats),
-    post("/topic/create", To::CreateTopic),
-    post("/topic/delete", To::DeleteTopic),
-    post("/topic/empty", To::EmptyTopic),
-    post("/topic/pause", To::PauseTopic(true)),
-    post("/topic/unpause", To::PauseTopic(false)),
-    post("/channel/create", To::CreateChannel),
-    post("/channel/delete", To::DeleteChannel),
-    post("/channel/empty", To::EmptyChannel),
-    post("/channel/pause", To::PauseChannel(true)),
-    post("/channel/unpause", To::PauseChannel(false)),
-    get(CONFIG, To::GetOption),
-    Route { method: Method::Put, path: CONFIG, to: To::PutOption },
+const ROUTES: &[Route<Endpoint>] = &[
+    get("/ping", Endpoint::Ping),
+    get("/info", Endpoint::Info),
+    post("/pub", Endpoint::Pub),
+    post("/mpub", Endpoint::Mpub),
+    get("/stats", Endpoint::Stats),
+    post("/topic/create", Endpoint::CreateTopic),
+    post("/topic/delete", Endpoint::DeleteTopic),
+    post("/topic/empty", Endpoint::EmptyTopic),
+    post("/topic/pause", Endpoint::PauseTopic(true)),
+    post("/topic/unpause", Endpoint::PauseTopic(false)),
+    post("/channel/create", Endpoint::CreateChannel),
+    post("/channel/delete", Endpoint::DeleteChannel),
+    post("/channel/empty", Endpoint::EmptyChannel),
+    post("/channel/pause", Endpoint::PauseChannel(true)),
+    post("/channel/unpause", Endpoint::PauseChannel(false)),
+    get(CONFIG, Endpoint::GetOption),
+    Route { method: Method::Put, path: CONFIG, to: Endpoint::PutOption },
 ];
 
-const fn get(path: &'static str, to: To) -> Route<To> {
+const fn get(path: &'static str, to: Endpoint) -> Route<Endpoint> {
     Route { method: Method::Get, path, to }
 }
 
-const fn post(path: &'static str, to: To) -> Route<To> {
+const fn post(path: &'static str, to: Endpoint) -> Route<Endpoint> {
     Route { method: Method::Post, path, to }
 }
 
-/// What requests are about.
+/// The state that requests read and change.
 #[derive(Debug)]
 pub(super) struct RequestContext<'s, 'a> {
     pub(super) clients: &'s [Client],
@@ -86,39 +86,44 @@ pub(super) struct RequestContext<'s, 'a> {
 
 const NO_TOPIC: Refusal = Refusal::not_found("TOPIC_NOT_FOUND");
 
-/// As nsqd has it.
+/// nsqd's status and code for an unusable value.
 const NO_VALUE: Refusal = Refusal::new(Status::ContentTooLarge, "INVALID_VALUE");
 
 impl RequestContext<'_, '_> {
-    /// Changes topics and channels.
-    fn change(&mut self, now: Instant, to: To, request: &Request<'_>) -> Result<Task, Refusal> {
+    /// Creates, deletes, empties and pauses topics and channels.
+    fn administer(
+        &mut self,
+        now: Instant,
+        to: Endpoint,
+        request: &Request<'_>,
+    ) -> Result<Task, Refusal> {
         let given = topic_param(request)?;
         let topic = given.topic();
         let found = topic.ok().and_then(|topic| self.shared.find_topic(&topic));
         match to {
-            To::CreateTopic => {
+            Endpoint::CreateTopic => {
                 let topic = topic.map_err(|_| Refusal::bad_request("INVALID_TOPIC"))?;
                 self.shared.topic_for(now, &topic, Origin::Http).map_err(no_slot)?;
             }
-            To::DeleteTopic => self.shared.delete_topic(found.ok_or(NO_TOPIC)?),
-            To::EmptyTopic => {
+            Endpoint::DeleteTopic => self.shared.delete_topic(found.ok_or(NO_TOPIC)?),
+            Endpoint::EmptyTopic => {
                 topic.map_err(|_| Refusal::bad_request("INVALID_TOPIC"))?;
                 self.shared.empty_topic(found.ok_or(NO_TOPIC)?);
             }
-            To::PauseTopic(paused) => {
+            Endpoint::PauseTopic(paused) => {
                 self.shared.pause_topic(now, found.ok_or(NO_TOPIC)?, paused);
             }
-            To::CreateChannel
-            | To::DeleteChannel
-            | To::EmptyChannel
-            | To::PauseChannel(_)
-            | To::Ping
-            | To::Info
-            | To::Pub
-            | To::Mpub
-            | To::Stats
-            | To::GetOption
-            | To::PutOption => {
+            Endpoint::CreateChannel
+            | Endpoint::DeleteChannel
+            | Endpoint::EmptyChannel
+            | Endpoint::PauseChannel(_)
+            | Endpoint::Ping
+            | Endpoint::Info
+            | Endpoint::Pub
+            | Endpoint::Mpub
+            | Endpoint::Stats
+            | Endpoint::GetOption
+            | Endpoint::PutOption => {
                 topic.map_err(|_| Refusal::bad_request("INVALID_ARG_TOPIC"))?;
                 let channel = channel_param(request)?;
                 self.change_channel(now, to, found.ok_or(NO_TOPIC)?, &channel)?;
@@ -130,32 +135,32 @@ impl RequestContext<'_, '_> {
     fn change_channel(
         &mut self,
         now: Instant,
-        to: To,
+        to: Endpoint,
         topic: u8,
         channel: &ChannelName,
     ) -> Result<(), Refusal> {
-        if matches!(to, To::CreateChannel) {
+        if matches!(to, Endpoint::CreateChannel) {
             let made = self.shared.channel_for(now, topic, channel, Origin::Http);
             return made.map(|_| ()).map_err(no_slot);
         }
         let found = self.shared.find_channel(topic, channel);
         let at = found.ok_or(Refusal::not_found("CHANNEL_NOT_FOUND"))?;
         match to {
-            To::DeleteChannel => self.shared.delete_channel(at),
-            To::EmptyChannel => self.shared.empty_channel(at),
-            To::PauseChannel(paused) => self.shared.pause_channel(at, paused),
-            To::CreateChannel
-            | To::CreateTopic
-            | To::DeleteTopic
-            | To::EmptyTopic
-            | To::PauseTopic(_)
-            | To::Ping
-            | To::Info
-            | To::Pub
-            | To::Mpub
-            | To::Stats
-            | To::GetOption
-            | To::PutOption => {}
+            Endpoint::DeleteChannel => self.shared.delete_channel(at),
+            Endpoint::EmptyChannel => self.shared.empty_channel(at),
+            Endpoint::PauseChannel(paused) => self.shared.pause_channel(at, paused),
+            Endpoint::CreateChannel
+            | Endpoint::CreateTopic
+            | Endpoint::DeleteTopic
+            | Endpoint::EmptyTopic
+            | Endpoint::PauseTopic(_)
+            | Endpoint::Ping
+            | Endpoint::Info
+            | Endpoint::Pub
+            | Endpoint::Mpub
+            | Endpoint::Stats
+            | Endpoint::GetOption
+            | Endpoint::PutOption => {}
         }
         Ok(())
     }
@@ -190,7 +195,7 @@ impl RequestContext<'_, '_> {
     ) -> Result<TopicName, Refusal> {
         let given = topic_param(request)?;
         let topic = given.topic().map_err(|_| Refusal::bad_request("INVALID_TOPIC"))?;
-        // Before its body is read.
+        // The topic is checked before the body is read.
         self.shared.has_slot_for(now, &topic, Origin::Client).map_err(no_slot)?;
         Ok(topic)
     }
@@ -278,49 +283,51 @@ impl Service for RequestContext<'_, '_> {
     fn wants(&self, request: &Request<'_>) -> Result<Body, Refusal> {
         let limits = &self.shared.limits;
         Ok(match http::find(ROUTES, request)? {
-            To::Pub => Body::Pieces(limits.max_msg_size, "MSG_TOO_BIG"),
-            To::Mpub if is_binary(request) => Body::Pieces(limits.max_body_size, "BODY_TOO_BIG"),
-            To::Mpub => Body::Lines(limits.max_body_size, "MSG_TOO_BIG"),
-            To::PutOption => Body::Whole("INVALID_VALUE"),
-            To::Ping
-            | To::Info
-            | To::Stats
-            | To::GetOption
-            | To::CreateTopic
-            | To::DeleteTopic
-            | To::EmptyTopic
-            | To::PauseTopic(_)
-            | To::CreateChannel
-            | To::DeleteChannel
-            | To::EmptyChannel
-            | To::PauseChannel(_) => Body::Ignore,
+            Endpoint::Pub => Body::Pieces(limits.max_msg_size, "MSG_TOO_BIG"),
+            Endpoint::Mpub if is_binary(request) => {
+                Body::Pieces(limits.max_body_size, "BODY_TOO_BIG")
+            }
+            Endpoint::Mpub => Body::Lines(limits.max_body_size, "MSG_TOO_BIG"),
+            Endpoint::PutOption => Body::Whole("INVALID_VALUE"),
+            Endpoint::Ping
+            | Endpoint::Info
+            | Endpoint::Stats
+            | Endpoint::GetOption
+            | Endpoint::CreateTopic
+            | Endpoint::DeleteTopic
+            | Endpoint::EmptyTopic
+            | Endpoint::PauseTopic(_)
+            | Endpoint::CreateChannel
+            | Endpoint::DeleteChannel
+            | Endpoint::EmptyChannel
+            | Endpoint::PauseChannel(_) => Body::Ignore,
         })
     }
 
     fn begin(&mut self, now: Instant, request: &Request<'_>) -> Result<Task, Refusal> {
         let to = http::find(ROUTES, request)?;
         Ok(match to {
-            To::Ping => Task::Ping,
-            To::Info => Task::Info,
-            To::Pub => self.publish(now, request)?,
-            To::Mpub => self.publish_many(now, request)?,
-            To::PutOption => self.put_option(request)?,
-            To::Stats => {
-                // Counted as it is, not as it was when somebody last looked.
+            Endpoint::Ping => Task::Ping,
+            Endpoint::Info => Task::Info,
+            Endpoint::Pub => self.publish(now, request)?,
+            Endpoint::Mpub => self.publish_many(now, request)?,
+            Endpoint::PutOption => self.put_option(request)?,
+            Endpoint::Stats => {
+                // Messages that became due count as waiting.
                 for channel in 0..self.shared.channels.len() as u8 {
                     self.shared.release_due(now, channel);
                 }
                 Task::Stats(Stats::new(request)?)
             }
-            To::GetOption => Task::Option(self.option(request)?, 0),
-            To::CreateTopic
-            | To::DeleteTopic
-            | To::EmptyTopic
-            | To::PauseTopic(_)
-            | To::CreateChannel
-            | To::DeleteChannel
-            | To::EmptyChannel
-            | To::PauseChannel(_) => self.change(now, to, request)?,
+            Endpoint::GetOption => Task::Option(self.option(request)?, 0),
+            Endpoint::CreateTopic
+            | Endpoint::DeleteTopic
+            | Endpoint::EmptyTopic
+            | Endpoint::PauseTopic(_)
+            | Endpoint::CreateChannel
+            | Endpoint::DeleteChannel
+            | Endpoint::EmptyChannel
+            | Endpoint::PauseChannel(_) => self.administer(now, to, request)?,
         })
     }
 
@@ -328,7 +335,7 @@ impl Service for RequestContext<'_, '_> {
         match task {
             Task::Publish(publish) => publish.take(now, self.shared, bytes),
             Task::SetLookupds => set_lookupds(self.settings, bytes).map(|()| {
-                // Whoever registers the node may want to look.
+                // Wake whoever registers the nsqd.
                 self.shared.changed();
                 *task = Task::Option(Opt::Lookupds, 0);
                 bytes.len()
@@ -354,7 +361,7 @@ impl Service for RequestContext<'_, '_> {
             }
             Task::Stats(stats) => stats.content(),
             Task::Option(option, _) => option.content(),
-            // Its body was empty.
+            // The body was empty.
             Task::SetLookupds => return Err(NO_VALUE),
         })
     }

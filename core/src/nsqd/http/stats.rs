@@ -15,7 +15,7 @@ use crate::nsqd::table::{Channel, Topic};
 use crate::time::Instant;
 use crate::wire::Write;
 
-/// What is left to write.
+/// The rest of an answer that is being written.
 #[derive(Debug)]
 pub(super) struct Stats {
     step: Step,
@@ -34,7 +34,7 @@ pub(super) struct Stats {
     port: u16,
 }
 
-/// What is asked for.
+/// The parameters of the request.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Shape {
     json: bool,
@@ -95,7 +95,7 @@ impl Stats {
         if self.shape.json { Content::Json } else { Content::Text }
     }
 
-    /// Writes as much as there is room for; whether that is all.
+    /// Writes as much as fits. Returns whether the answer is complete.
     pub(super) fn write(
         &mut self,
         now: Instant,
@@ -343,7 +343,7 @@ impl Stats {
     }
 }
 
-/// What there is to list.
+/// The tables that are listed, at a time.
 struct View<'v, 'a> {
     now: Instant,
     clients: &'v [Client],
@@ -401,7 +401,7 @@ fn emit_numbers(w: &mut Piece<'_>, numbers: &[(&str, u64)]) -> Result<(), Infall
     Ok(())
 }
 
-/// What follows a topic's channels.
+/// Writes the rest of a topic after its channels.
 fn emit_topic_end(w: &mut Piece<'_>, topic: &Topic) -> Result<(), Infallible> {
     emit_numbers(
         w,
@@ -416,7 +416,7 @@ fn emit_topic_end(w: &mut Piece<'_>, topic: &Topic) -> Result<(), Infallible> {
     w.write_all(NO_LATENCY)
 }
 
-/// What comes before a channel's clients.
+/// Writes a channel up to its clients.
 fn emit_channel(w: &mut Piece<'_>, channel: &Channel) -> Result<(), Infallible> {
     w.write_all(b"{\"channel_name\":")?;
     emit_text(w, channel.name.as_str())?;

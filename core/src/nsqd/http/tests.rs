@@ -8,7 +8,7 @@ use crate::wire::nsqd::Limits;
 
 type Tables = Storage<3, 4, 3, 4>;
 
-/// A node, and the time.
+/// An nsqd, and the time.
 struct World {
     node: Nsqd<'static>,
     now: Instant,
@@ -47,7 +47,7 @@ impl World {
         self.node.http(at).unwrap().take(self.now, bytes)
     }
 
-    /// What is written at once.
+    /// The element that is written as a whole.
     fn piece(&mut self, at: usize) -> Vec<u8> {
         let mut session = self.node.http(at).unwrap();
         let lent = session.transmit(self.now);

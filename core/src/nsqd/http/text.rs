@@ -14,7 +14,7 @@ use crate::wire::{Decimal, Write};
 
 type Written = Result<(), Infallible>;
 
-/// What comes before the topics.
+/// Writes the lines before the topics.
 pub(super) fn emit_head(w: &mut Piece<'_>, now: Instant, shared: &Shared<'_>) -> Written {
     w.write_all(b"nsqd v")?;
     w.write_all(shared.config.version.as_bytes())?;

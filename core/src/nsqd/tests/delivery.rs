@@ -5,13 +5,13 @@ use super::*;
 #[test]
 fn a_message_comes_again_when_its_time_is_up() {
     let mut world = World::new();
-    world.say(0, identify("{\"msg_timeout\":1000}")).expect(0, &[response("OK")]);
+    world.send(0, identify("{\"msg_timeout\":1000}")).expect(0, &[response("OK")]);
     world.subscribe(0, 1).put("t", "a").expect(0, &[message(0, 1, "a")]);
     world.at(999).expect(0, &[]);
     world.at(1000).expect(0, &[message(0, 2, "a")]);
-    world.say(0, format!("TOUCH {}\n", id(0))).at(1999).expect(0, &[]);
-    world.say(0, format!("TOUCH {}\n", id(0))).at(2500).expect(0, &[]);
-    world.say(0, format!("FIN {}\n", id(0))).at(9000).expect(0, &[]);
+    world.send(0, format!("TOUCH {}\n", id(0))).at(1999).expect(0, &[]);
+    world.send(0, format!("TOUCH {}\n", id(0))).at(2500).expect(0, &[]);
+    world.send(0, format!("FIN {}\n", id(0))).at(9000).expect(0, &[]);
     let status = world.channel_status("c");
     assert_eq!((status.timed_out, status.depth, status.in_flight), (1, 0, 0));
     world.expect_empty();
@@ -21,10 +21,10 @@ fn a_message_comes_again_when_its_time_is_up() {
 #[test]
 fn attempts_stay_at_their_end() {
     let mut world = World::new();
-    world.put("t", "a").say(0, "SUB t c\nRDY 1\n");
+    world.put("t", "a").send(0, "SUB t c\nRDY 1\n");
     world.expect(0, &[response("OK"), message(0, 1, "a")]);
     for attempts in 2..=32_769u16 {
-        world.say(0, format!("REQ {} 0\n", id(0)));
+        world.send(0, format!("REQ {} 0\n", id(0)));
         world.expect(0, &[message(0, attempts.min(32_767), "a")]);
     }
 }
@@ -39,7 +39,7 @@ fn touch_keeps_a_message_no_longer_than_max_msg_timeout() {
     let mut world = World::with(&SHORT, 4096);
     world.subscribe(0, 1).put("t", "a").expect(0, &[message(0, 1, "a")]);
     for ms in [900, 1800, 2400] {
-        world.at(ms).say(0, format!("TOUCH {}\n", id(0))).expect(0, &[]);
+        world.at(ms).send(0, format!("TOUCH {}\n", id(0))).expect(0, &[]);
     }
     world.at(2499).expect(0, &[]);
     world.at(2500).expect(0, &[message(0, 2, "a")]);
@@ -54,7 +54,7 @@ fn a_deferred_message_keeps_nobody_waiting() {
         world.put("t", &format!("m{n}"));
         assert_eq!(world.bodies(0), [format!("m{n}")]);
         // Clamped to an hour.
-        world.say(0, format!("REQ {} 9999999\n", id(n)));
+        world.send(0, format!("REQ {} 9999999\n", id(n)));
     }
     let status = world.channel_status("c");
     assert_eq!((status.deferred, status.in_flight, status.requeued), (40, 0, 40));
@@ -72,16 +72,16 @@ fn dpub_waits_its_time_in_each_channel() {
     let mut world = World::new();
     let now = world.now;
     world.subscribe(0, 1);
-    world.node.create_channel(now, &topic("t"), &channel("d")).unwrap();
-    world.say(1, "DPUB t 2000\n\0\0\0\x05later").expect(1, &[response("OK")]);
+    world.nsqd.create_channel(now, &topic("t"), &channel("d")).unwrap();
+    world.send(1, "DPUB t 2000\n\0\0\0\x05later").expect(1, &[response("OK")]);
     world.put("t", "now").expect(0, &[message(1, 1, "now")]);
-    world.say(0, format!("FIN {}\n", id(1)));
+    world.send(0, format!("FIN {}\n", id(1)));
     assert_eq!(world.channel_status("d").deferred, 1);
     assert_eq!(world.client(0).deadline(), Instant::from_millis(3000));
     world.at(1999).expect(0, &[]);
     world.at(2000).expect(0, &[message(0, 1, "later")]);
     assert_eq!(world.channel_status("d").depth, 1, "the other one has it, too");
-    world.node.tick(Instant::from_millis(3000));
+    world.nsqd.tick(Instant::from_millis(3000));
     assert_eq!((world.channel_status("d").depth, world.channel_status("d").deferred), (2, 0));
     world.refused(1, "DPUB t 3600001\n", "E_INVALID DPUB timeout 3600001 out of range 0-3600000");
 }
@@ -92,16 +92,16 @@ fn what_a_client_had_is_given_to_the_next_at_once() {
     world.subscribe(0, 3).put("t", "a").put("t", "b");
     assert_eq!(world.bodies(0), ["a", "b"]);
     let now = world.now;
-    let version = world.node.version();
+    let version = world.nsqd.version();
     world.client(0).closed(now, Closed::Peer);
-    assert_ne!(world.node.version(), version);
+    assert_ne!(world.nsqd.version(), version);
     world.subscribe(1, 3);
     world.expect(1, &[]);
     let mut world = World::new();
     world.subscribe(0, 3).subscribe(1, 3).put("t", "a").put("t", "b");
     assert_eq!(world.bodies(0).len() + world.bodies(1).len() + world.bodies(0).len(), 2);
     world.client(0).closed(now, Closed::Peer);
-    let again = world.hear(1);
+    let again = world.receive(1);
     assert!(matches!(again[..], [Frame::Message { attempts: 2, .. }]), "{again:?}");
 }
 
@@ -117,13 +117,13 @@ fn clients_that_wait_are_served_in_turn() {
         let mut served = None;
         // Always asked in the same order.
         for index in [0, 1, 2, 0, 1, 2] {
-            if !world.hear(index).is_empty() {
+            if !world.receive(index).is_empty() {
                 assert_eq!(served.replace(index), None, "one gets it");
             }
         }
         let index = served.unwrap();
         got[index] += 1;
-        world.say(index, format!("FIN {}\n", id(n)));
+        world.send(index, format!("FIN {}\n", id(n)));
     }
     assert_eq!(got, [10; 3]);
 }
@@ -140,13 +140,13 @@ fn one_client_does_not_take_all_entries() {
     assert_eq!(world.bodies(1).len(), 1);
     // Who wants none any more is not waited for.
     world.subscribe(2, 1);
-    let version = world.node.version();
-    world.say(2, "RDY 0\n");
-    assert_ne!(world.node.version(), version, "those that wait are told");
+    let version = world.nsqd.version();
+    world.send(2, "RDY 0\n");
+    assert_ne!(world.nsqd.version(), version, "those that wait are told");
     // When one is finished, either may have it: the other has got something.
-    let version = world.node.version();
-    world.say(0, format!("FIN {}\n", id(0)));
-    assert_ne!(world.node.version(), version, "those that wait are told");
+    let version = world.nsqd.version();
+    world.send(0, format!("FIN {}\n", id(0)));
+    assert_ne!(world.nsqd.version(), version, "those that wait are told");
     assert_eq!(world.bodies(0).len() + world.bodies(1).len() + world.bodies(0).len(), 1);
 }
 
@@ -154,15 +154,15 @@ fn one_client_does_not_take_all_entries() {
 fn the_first_channel_gets_what_the_topic_has_and_later_ones_what_comes() {
     let mut world = World::new();
     world.put("t", "a").put("t", "b");
-    assert_eq!(world.node.topics().next().unwrap().depth, 2);
+    assert_eq!(world.nsqd.topics().next().unwrap().depth, 2);
     world.subscribe(0, 4);
-    world.say(1, "SUB t d\nRDY 4\n").put("t", "c");
+    world.send(1, "SUB t d\nRDY 4\n").put("t", "c");
     assert_eq!(world.bodies(1), ["c"]);
     assert_eq!(world.bodies(0), ["c"]);
     let messages = |name| world.channel_status(name).messages;
     assert_eq!((messages("c"), messages("d")), (3, 1));
     world
-        .say(
+        .send(
             0,
             format!(
                 "FIN {}
@@ -175,10 +175,10 @@ FIN {}
             ),
         )
         .expect(0, &[]);
-    let ArenaStatus { blocks, free, .. } = world.node.store();
+    let ArenaStatus { blocks, free, .. } = world.nsqd.store();
     assert_eq!(blocks - free, 1, "the other one has it still");
     world
-        .say(
+        .send(
             1,
             format!(
                 "FIN {}
@@ -195,26 +195,26 @@ fn a_paused_topic_gives_all_its_channels_everything_later() {
     let mut world = World::new();
     let now = world.now;
     let (t, c, d) = (topic("t"), channel("c"), channel("d"));
-    world.node.create_topic(now, &t).unwrap();
-    world.node.pause_topic(now, &t).unwrap();
+    world.nsqd.create_topic(now, &t).unwrap();
+    world.nsqd.pause_topic(now, &t).unwrap();
     world.put("t", "a");
-    world.node.create_channel(now, &t, &c).unwrap();
-    world.node.create_channel(now, &t, &d).unwrap();
-    let full = world.node.create_channel(now, &t, &channel("e"));
+    world.nsqd.create_channel(now, &t, &c).unwrap();
+    world.nsqd.create_channel(now, &t, &d).unwrap();
+    let full = world.nsqd.create_channel(now, &t, &channel("e"));
     assert_eq!(full, Err(NsqdError::TooManyChannels), "a topic has two");
     world.put("t", "b").subscribe(0, 4);
-    world.say(1, "SUB t d\nRDY 4\n").expect(1, &[response("OK")]);
-    assert_eq!(world.node.topics().next().unwrap().depth, 2);
-    world.node.unpause_topic(now, &t).unwrap();
+    world.send(1, "SUB t d\nRDY 4\n").expect(1, &[response("OK")]);
+    assert_eq!(world.nsqd.topics().next().unwrap().depth, 2);
+    world.nsqd.unpause_topic(now, &t).unwrap();
     assert_eq!(
         (world.bodies(0), world.bodies(1)),
         (vec!["a".into(), "b".into()], vec!["a".into(), "b".into()])
     );
     // A paused channel keeps its messages to itself.
-    world.node.pause_channel(now, &t, &c).unwrap();
+    world.nsqd.pause_channel(now, &t, &c).unwrap();
     world.put("t", "c");
     assert_eq!((world.bodies(0).len(), world.bodies(1).len()), (0, 1));
-    world.node.unpause_channel(now, &t, &c).unwrap();
+    world.nsqd.unpause_channel(now, &t, &c).unwrap();
     assert_eq!(world.bodies(0), ["c"]);
 }
 
@@ -223,32 +223,32 @@ fn tables_that_are_full_say_so() {
     let mut world = World::new();
     world.put("t", "x").put("u", "x");
     let now = world.now;
-    let third = world.node.publish(now, &topic("v"), b"x");
+    let third = world.nsqd.publish(now, &topic("v"), b"x");
     assert_eq!(third, Err(PublishError::TooManyTopics));
-    assert_eq!(world.node.create_topic(now, &topic("v")), Err(NsqdError::TooManyTopics));
+    assert_eq!(world.nsqd.create_topic(now, &topic("v")), Err(NsqdError::TooManyTopics));
     world.refused(0, publish("v", "x"), "E_PUB_FAILED PUB failed no room for another topic");
     world.refused(0, "SUB v c\n", "E_SUB_FAILED SUB failed no room for another topic");
     for name in ["a", "b"] {
-        world.node.create_channel(now, &topic("t"), &channel(name)).unwrap();
+        world.nsqd.create_channel(now, &topic("t"), &channel(name)).unwrap();
     }
     let text = "E_SUB_FAILED SUB failed no room for another channel of this topic";
     world.refused(0, "SUB t c\n", text);
-    world.node.delete_topic(now, &topic("u")).unwrap();
+    world.nsqd.delete_topic(now, &topic("u")).unwrap();
     world.put("v", "x");
 }
 
 #[test]
 fn ephemeral_ones_go_with_the_last_that_uses_them() {
     let mut world = World::new();
-    world.say(0, "SUB x#ephemeral c#ephemeral\nRDY 1\n").say(1, "SUB x#ephemeral c#ephemeral\n");
+    world.send(0, "SUB x#ephemeral c#ephemeral\nRDY 1\n").send(1, "SUB x#ephemeral c#ephemeral\n");
     world.put("x#ephemeral", "m");
-    let topology = world.node.topology();
+    let topology = world.nsqd.topology();
     let now = world.now;
     world.client(0).closed(now, Closed::Peer);
-    assert_eq!((world.node.topology(), world.node.topics().count()), (topology, 1));
+    assert_eq!((world.nsqd.topology(), world.nsqd.topics().count()), (topology, 1));
     world.client(1).closed(now, Closed::Peer);
-    assert_ne!(world.node.topology(), topology);
-    assert_eq!(world.node.topics().count(), 0);
+    assert_ne!(world.nsqd.topology(), topology);
+    assert_eq!(world.nsqd.topics().count(), 0);
     world.expect_empty();
 }
 
@@ -256,18 +256,18 @@ fn ephemeral_ones_go_with_the_last_that_uses_them() {
 fn deleting_closes_subscribers_without_a_word_and_publishing_makes_it_anew() {
     let mut world = World::new();
     world.subscribe(0, 4).put("t", "a").expect(0, &[message(0, 1, "a")]);
-    world.say(1, "SUB t d\n").expect(1, &[response("OK")]);
+    world.send(1, "SUB t d\n").expect(1, &[response("OK")]);
     let now = world.now;
-    world.node.delete_channel(now, &topic("t"), &channel("c")).unwrap();
+    world.nsqd.delete_channel(now, &topic("t"), &channel("c")).unwrap();
     world.expect_link(0, Link::Close).expect(0, &[]).expect_link(1, Link::Up);
     assert_eq!(world.client(0).link(), Link::Close);
-    world.node.delete_topic(now, &topic("t")).unwrap();
+    world.nsqd.delete_topic(now, &topic("t")).unwrap();
     assert!(world.client(1).deadline() <= now, "it is to be looked at");
     world.expect_link(1, Link::Close).expect(1, &[]);
     world.expect_empty();
-    assert_eq!(world.node.delete_topic(now, &topic("t")), Err(NsqdError::NoTopic));
+    assert_eq!(world.nsqd.delete_topic(now, &topic("t")), Err(NsqdError::NoTopic));
     world.put("t", "b");
-    let status = world.node.topics().next().unwrap();
+    let status = world.nsqd.topics().next().unwrap();
     assert_eq!((status.depth, status.messages, status.channels), (1, 1, 0));
 }
 
@@ -285,18 +285,18 @@ fn a_message_half_written_stays_whole_whatever_happens_to_it() {
         bytes.extend(&transmit.body[..100]);
         client.sent(now, 134);
         match what {
-            0 => drop(world.say(0, format!("FIN {}\n", id(0)))),
-            1 => world.node.empty_channel(now, &topic("t"), &channel("c")).unwrap(),
+            0 => drop(world.send(0, format!("FIN {}\n", id(0)))),
+            1 => world.nsqd.empty_channel(now, &topic("t"), &channel("c")).unwrap(),
             2 => {
                 // Its time is up, and somebody else is quicker.
-                world.say(1, "SUB t c\nRDY 1\n").at(29_000).say(0, "NOP\n").say(1, "NOP\n");
+                world.send(1, "SUB t c\nRDY 1\n").at(29_000).send(0, "NOP\n").send(1, "NOP\n");
                 world.now = Instant::from_millis(62_000);
                 let now = world.now;
                 world.client(0).tick(now);
                 continue;
             }
             3 => {
-                world.node.delete_topic(now, &topic("t")).unwrap();
+                world.nsqd.delete_topic(now, &topic("t")).unwrap();
                 world.expect(0, &[]);
                 world.expect_empty();
                 continue;
@@ -306,7 +306,7 @@ fn a_message_half_written_stays_whole_whatever_happens_to_it() {
         // Whatever comes now does not lie in its place.
         for _ in 0..200 {
             let now = world.now;
-            let _ = world.node.publish(now, &topic("u"), &[b'!'; 50]);
+            let _ = world.nsqd.publish(now, &topic("u"), &[b'!'; 50]);
         }
         loop {
             let mut client = world.client(0);
@@ -324,6 +324,6 @@ fn a_message_half_written_stays_whole_whatever_happens_to_it() {
 
 impl World {
     fn refused_half_way(&mut self) {
-        self.say(0, "nonsense\n").expect_link(0, Link::Close);
+        self.send(0, "nonsense\n").expect_link(0, Link::Close);
     }
 }

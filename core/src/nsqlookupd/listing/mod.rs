@@ -13,22 +13,22 @@ pub(super) use view::View;
 
 use view::Listed;
 
-/// What is left to write.
+/// The rest of an answer that is being written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Task {
     step: Step,
-    /// The slot that comes next in the outer list.
+    /// The next slot of the outer list.
     at: u16,
-    /// And in the inner one.
+    /// The next slot of the inner list.
     inner: u16,
     /// How many elements each has.
     count: u16,
     inner_count: u16,
-    /// Of the inner list of a node that are tombstones.
+    /// How many tombstones of the inner list were written.
     flags: u16,
     /// The slot and birth of what an inner list is about.
     slot: u16,
-    birth: u32,
+    serial: u32,
     /// The last birth when the list began.
     since: u32,
 }
@@ -49,7 +49,7 @@ pub(super) enum Step {
     LookupChannel,
     LookupProducer,
     Nodes,
-    OwnedNodeInfo,
+    NodeEntry,
     NodeTopic,
     NodeTombstone,
     Debug,
@@ -67,7 +67,7 @@ impl Task {
             inner_count: 0,
             flags: 0,
             slot: 0,
-            birth: 0,
+            serial: 0,
             since: 0,
         }
     }
@@ -77,12 +77,12 @@ impl Task {
         let mut task = Self::new(step);
         if let Some(topic) = topic {
             task.slot = topic as u16;
-            task.birth = view.shared.tables.birth(topic);
+            task.serial = view.shared.tables.serial(topic);
         }
         task
     }
 
-    /// What the whole of it is; asked before anything is written.
+    /// The content type of the answer; asked before anything is written.
     pub(super) fn content(&self) -> Content {
         match self.step {
             Step::Nothing | Step::Done => Content::Nothing,
@@ -96,7 +96,7 @@ impl Task {
             | Step::LookupChannel
             | Step::LookupProducer
             | Step::Nodes
-            | Step::OwnedNodeInfo
+            | Step::NodeEntry
             | Step::NodeTopic
             | Step::NodeTombstone
             | Step::Debug
@@ -104,7 +104,7 @@ impl Task {
         }
     }
 
-    /// Writes as much as there is room for; whether that is all.
+    /// Writes as much as fits. Returns whether the answer is complete.
     pub(super) fn write(&mut self, view: &View<'_, '_>, piece: &mut Piece<'_>) -> bool {
         while self.step != Step::Done {
             if !self.advance(view, piece) {
@@ -146,7 +146,7 @@ impl Task {
                     if fits {
                         self.at = 0;
                         self.count = 0;
-                        self.since = tables.births();
+                        self.since = tables.last_serial();
                     }
                     fits
                 }
@@ -160,10 +160,10 @@ impl Task {
                 None => self.text(piece, "]}", Step::Done),
             },
             Step::Nodes => {
-                self.since = tables.births();
-                self.text(piece, "{\"producers\":[", Step::OwnedNodeInfo)
+                self.since = tables.last_serial();
+                self.text(piece, "{\"producers\":[", Step::NodeEntry)
             }
-            Step::OwnedNodeInfo => self.node(view, piece),
+            Step::NodeEntry => self.node(view, piece),
             Step::NodeTopic => match self.next_topic_of_node(view) {
                 Some((at, name)) => {
                     let fits = put_item(piece, self.inner_count, name);
@@ -184,7 +184,7 @@ impl Task {
             },
             Step::NodeTombstone => self.tombstone(view, piece),
             Step::Debug => {
-                self.since = tables.births();
+                self.since = tables.last_serial();
                 self.text(piece, "{", Step::DebugProducer)
             }
             Step::DebugProducer => self.debug(view, piece),
@@ -217,27 +217,27 @@ impl Task {
     /// The next channel of the topic.
     fn next_channel<'v>(&self, view: &View<'v, '_>) -> Option<(usize, &'v str)> {
         let tables = &view.shared.tables;
-        if self.birth == 0 || tables.birth(self.slot.into()) != self.birth {
+        if self.serial == 0 || tables.serial(self.slot.into()) != self.serial {
             return None;
         }
         let (at, name) = tables.channels_of(self.slot.into(), self.at.into()).next()?;
         Some((at, name.as_str()))
     }
 
-    /// The next producer of the topic that consumers are to hear of.
+    /// The next producer of the topic that is not hidden from consumers.
     fn next_listed<'v>(&self, view: &View<'v, '_>) -> Option<(usize, Listed<'v>)> {
         let tables = &view.shared.tables;
         let topic = self.slot.into();
-        if tables.birth(topic) != self.birth {
+        if tables.serial(topic) != self.serial {
             return None;
         }
         view.entries(self.at.into(), self.since).find_map(|at| {
-            let is_listed = |id| tables.has_topic(topic, id) && !view.is_buried(topic, id);
+            let is_listed = |id| tables.has_topic(topic, id) && !view.is_tombstoned(topic, id);
             Some((at, view.latest(at, |id| view.is_active(id) && is_listed(id))?))
         })
     }
 
-    /// The next node, up to the list of its topics.
+    /// The next nsqd, up to the list of its topics.
     fn node(&mut self, view: &View<'_, '_>, piece: &mut Piece<'_>) -> bool {
         let mut entries = view.entries(self.at.into(), self.since);
         let next = entries.find_map(|at| Some((at, view.latest(at, |id| view.is_active(id))?)));
@@ -247,7 +247,7 @@ impl Task {
         let fits = producer.emit(piece, self.count, ",\"topics\":[");
         if fits {
             self.slot = at as u16;
-            self.birth = view.birth(at);
+            self.serial = view.serial(at);
             self.inner = 0;
             self.inner_count = 0;
             self.step = Step::NodeTopic;
@@ -258,7 +258,7 @@ impl Task {
 
     fn next_topic_of_node<'v>(&self, view: &View<'v, '_>) -> Option<(usize, &'v str)> {
         let node = usize::from(self.slot);
-        if view.birth(node) != self.birth {
+        if view.serial(node) != self.serial {
             return None;
         }
         let tables = &view.shared.tables;
@@ -267,18 +267,18 @@ impl Task {
         Some((at, name.as_str()))
     }
 
-    /// One tombstone of a node: as many as there were topics, whatever happened meanwhile.
+    /// One tombstone of an nsqd: as many as there were topics, whatever happened meanwhile.
     fn tombstone(&mut self, view: &View<'_, '_>, piece: &mut Piece<'_>) -> bool {
         if self.flags >= self.inner_count {
-            return self.text(piece, "]}", Step::OwnedNodeInfo);
+            return self.text(piece, "]}", Step::NodeEntry);
         }
         let next = self.next_topic_of_node(view).map(|(topic, _)| topic);
-        let is_buried = next.is_some_and(|topic| {
-            view.having(topic, self.slot.into()).all(|id| view.is_buried(topic, id))
+        let is_tombstoned = next.is_some_and(|topic| {
+            view.having(topic, self.slot.into()).all(|id| view.is_tombstoned(topic, id))
         });
         let fits = piece.put(|w| {
             w.write_all(if self.flags == 0 { b"" } else { b"," })?;
-            w.write_all(if is_buried { b"true" } else { b"false" })
+            w.write_all(if is_tombstoned { b"true" } else { b"false" })
         });
         if fits {
             self.flags = self.flags.saturating_add(1);
@@ -289,10 +289,10 @@ impl Task {
 
     /// The next producer of a key: `client`, the topics and the channels, one after the other.
     fn debug(&mut self, view: &View<'_, '_>, piece: &mut Piece<'_>) -> bool {
-        let Some((key, birth)) = view.key(self.at.into()) else {
+        let Some((key, serial)) = view.key(self.at.into()) else {
             return self.text(piece, "}", Step::Done);
         };
-        let is_same = self.inner_count == 0 || birth == self.birth;
+        let is_same = self.inner_count == 0 || serial == self.serial;
         let next = view.entries(self.inner.into(), self.since).find_map(|at| {
             let has = |id| is_same && view.has(key, id);
             let listed = view.latest(at, |id| has(id) && !view.is_hidden(key, id));
@@ -321,7 +321,7 @@ impl Task {
         if fits {
             self.inner = (at as u16).saturating_add(1);
             self.inner_count = self.inner_count.saturating_add(1);
-            self.birth = birth;
+            self.serial = serial;
         }
         fits
     }

@@ -14,7 +14,7 @@ use crate::wire::{Decimal, Write};
 /// What `Time{}.UnixNano()` of Go gives: never tombstoned.
 const NEVER: i64 = -6_795_364_578_871_345_152;
 
-/// What there is to list.
+/// The tables that are listed, at a time.
 #[derive(Debug)]
 pub(in crate::nsqlookupd) struct View<'v, 'a> {
     pub(in crate::nsqlookupd) producers: &'v [Producer],
@@ -22,7 +22,7 @@ pub(in crate::nsqlookupd) struct View<'v, 'a> {
     pub(in crate::nsqlookupd) now: Instant,
 }
 
-/// The connection that a list shows of an address.
+/// The connection that a list shows for an address.
 pub(super) struct Listed<'v> {
     id: usize,
     producer: &'v Producer,
@@ -61,7 +61,7 @@ impl Listed<'_> {
     }
 }
 
-/// What producers register, as `/debug` has it.
+/// The keys of `/debug`.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Key<'v> {
     Client,
@@ -94,8 +94,8 @@ impl<'v> View<'v, '_> {
         let producers = self.producers;
         let slots = numbered(producers, from).filter(|(_, producer)| producer.node().is_some());
         let is_entry = move |&(at, producer): &(usize, &Producer)| {
-            let place = (producer.is_after(since), at);
-            twins(producers, at).all(|(other, twin)| (twin.is_after(since), other) >= place)
+            let position = (producer.is_after(since), at);
+            twins(producers, at).all(|(other, twin)| (twin.is_after(since), other) >= position)
         };
         slots.filter(is_entry).map(|(at, _)| at)
     }
@@ -107,7 +107,7 @@ impl<'v> View<'v, '_> {
         is_listed: impl Fn(usize) -> bool,
     ) -> Option<Listed<'v>> {
         let all = twins(self.producers, at).filter(|(id, _)| is_listed(*id));
-        let (id, producer) = all.max_by_key(|(_, producer)| producer.heard())?;
+        let (id, producer) = all.max_by_key(|(_, producer)| producer.last_received())?;
         let (node, _) = producer.node()?;
         Some(Listed { id, producer, node })
     }
@@ -118,14 +118,14 @@ impl<'v> View<'v, '_> {
         ids.filter(move |id| self.is_active(*id) && self.shared.tables.has_topic(topic, *id))
     }
 
-    /// Whether a node still sends PING.
+    /// Whether an nsqd still sends PING.
     pub(super) fn is_active(&self, id: usize) -> bool {
         let timeout = self.shared.config.inactive_timeout;
         self.producers.get(id).is_some_and(|it| self.now <= it.last_update.after(timeout))
     }
 
-    /// Whether consumers are not to hear of a producer of a topic.
-    pub(super) fn is_buried(&self, topic: usize, id: usize) -> bool {
+    /// Whether a producer is hidden from consumers of a topic.
+    pub(super) fn is_tombstoned(&self, topic: usize, id: usize) -> bool {
         let lifetime = self.shared.config.tombstone_lifetime;
         let tombstone = self.shared.tables.tombstone(self.now, lifetime, topic, id);
         tombstone.is_some_and(|(_, counts)| counts)
@@ -133,14 +133,14 @@ impl<'v> View<'v, '_> {
 
     pub(super) fn is_hidden(&self, key: Key<'_>, id: usize) -> bool {
         match key {
-            Key::Topic(topic, _) => self.is_buried(topic, id),
+            Key::Topic(topic, _) => self.is_tombstoned(topic, id),
             Key::Client | Key::Channel(..) | Key::None => false,
         }
     }
 
-    /// Which node is on a connection; 0 if none is.
-    pub(super) fn birth(&self, id: usize) -> u32 {
-        self.producers.get(id).and_then(Producer::node).map_or(0, |(_, birth)| birth)
+    /// The serial number of the nsqd on a connection; 0 if there is none.
+    pub(super) fn serial(&self, id: usize) -> u32 {
+        self.producers.get(id).and_then(Producer::node).map_or(0, |(_, serial)| serial)
     }
 
     /// Key number `at`, and its birth; `None` behind the last.
@@ -151,7 +151,7 @@ impl<'v> View<'v, '_> {
         if at < topics {
             let key = tables.topics(at).next().filter(|(slot, _)| *slot == at);
             let key = key.map_or(Key::None, |(slot, name)| Key::Topic(slot, name.as_str()));
-            return Some((key, tables.birth(at)));
+            return Some((key, tables.serial(at)));
         }
         let at = at.saturating_sub(topics);
         if at >= channels {
@@ -161,7 +161,7 @@ impl<'v> View<'v, '_> {
         let key = key.map_or(Key::None, |(slot, topic, name)| {
             Key::Channel(slot, topic.as_str(), name.as_str())
         });
-        Some((key, tables.channel_birth(at)))
+        Some((key, tables.channel_serial(at)))
     }
 
     pub(super) fn has(&self, key: Key<'_>, producer: usize) -> bool {

@@ -1,11 +1,11 @@
-//! What waits to be written to an nsqd.
+//! The answers that wait to be written to an nsqd.
 
 use core::convert::Infallible;
 
 use crate::wire::nsqlookupd::IdentifyReply;
 use crate::wire::{ChunkWriter, emit_len};
 
-/// How many answers may wait to be written before the node is held.
+/// How many answers may wait to be written before the nsqd is held.
 const ANSWERS_MAX: u16 = 1024;
 
 /// The longest refusal: a REGISTER or UNREGISTER line of the longest kind, and the words around it.
@@ -15,18 +15,18 @@ const TEXT: usize = 216;
 const OKS: &[u8] = b"\0\0\0\x02OK\0\0\0\x02OK\0\0\0\x02OK\0\0\0\x02OK\0\0\0\x02OK\0\0\0\x02OK\
 \0\0\0\x02OK\0\0\0\x02OK\0\0\0\x02OK\0\0\0\x02OK\0\0\0\x02OK\0\0\0\x02OK";
 
-/// The length of one.
+/// The length of one `OK` frame.
 const OK_LEN: usize = 6;
 
-/// What is to be written.
+/// The answers that wait to be written.
 #[derive(Debug)]
 pub(super) struct Answer {
-    /// How many times `OK`, and how much of the first is written.
+    /// How many `OK`s wait, and how much of the first was written.
     oks: u16,
     ok_at: u8,
-    /// After that, one answer that is another.
+    /// The answer after them that is not `OK`.
     special: Special,
-    /// How much of it lies in the text, and of that is written.
+    /// How many bytes are staged in `text`, and how many of them were written.
     staged: u8,
     written: u8,
     text: [u8; TEXT],
@@ -36,7 +36,7 @@ pub(super) struct Answer {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Special {
     None,
-    /// What lies in the text.
+    /// The staged text.
     Text,
     /// The answer to IDENTIFY, of which the text holds what follows the first `at` bytes.
     Identify {
@@ -48,7 +48,7 @@ impl Answer {
     pub(super) const NONE: Self =
         Self { oks: 0, ok_at: 0, special: Special::None, staged: 0, written: 0, text: [0; TEXT] };
 
-    /// Whether there is room for another one.
+    /// Whether there is room for another answer.
     pub(super) fn has_room(&self) -> bool {
         self.special == Special::None && self.oks < ANSWERS_MAX
     }
@@ -61,13 +61,13 @@ impl Answer {
         self.oks = self.oks.saturating_add(1);
     }
 
-    pub(super) fn say(
+    pub(super) fn stage(
         &mut self,
         emit: impl FnOnce(&mut ChunkWriter<'_>) -> Result<(), Infallible>,
     ) {
-        let mut window = ChunkWriter::new(&mut self.text, 0);
-        let Ok(()) = emit(&mut window);
-        self.staged = window.written() as u8;
+        let mut writer = ChunkWriter::new(&mut self.text, 0);
+        let Ok(()) = emit(&mut writer);
+        self.staged = writer.written() as u8;
         self.written = 0;
         self.special = Special::Text;
     }
@@ -86,10 +86,10 @@ impl Answer {
         if let Special::Identify { at } = self.special
             && self.written >= self.staged
         {
-            let mut window = ChunkWriter::new(&mut self.text, at.into());
-            let Ok(()) = emit_len(&mut window, info.encoded_len());
-            let Ok(()) = info.emit(&mut window);
-            self.staged = window.written() as u8;
+            let mut writer = ChunkWriter::new(&mut self.text, at.into());
+            let Ok(()) = emit_len(&mut writer, info.encoded_len());
+            let Ok(()) = info.emit(&mut writer);
+            self.staged = writer.written() as u8;
             self.written = 0;
         }
         self.text.get(self.written.into()..self.staged.into()).unwrap_or_default()

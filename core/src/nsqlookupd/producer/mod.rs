@@ -19,17 +19,17 @@ use crate::wire::nsqlookupd::{
 
 use answer::Answer;
 
-/// A node's slot: its connection, and the node once it has said who it is.
+/// An nsqd's slot: its connection, and the nsqd once it has said who it is.
 #[derive(Debug)]
 pub(super) struct Producer {
     state: State,
     why: Option<Closed>,
-    news: Option<PendingEvent>,
+    pending_event: Option<PendingEvent>,
     remote: SocketAddr,
     decoder: CommandDecoder,
     scanner: NodeInfoScanner,
-    /// Which one it is: no other node, topic or channel has this number. 0 if it is none.
-    birth: u32,
+    /// A serial number that no other nsqd, topic or channel has; 0 before IDENTIFY.
+    serial: u32,
     /// When it last sent IDENTIFY or PING.
     pub(super) last_update: Instant,
     /// Identified: the next connection of those that announce its address, in a ring.
@@ -44,9 +44,9 @@ pub(super) struct Producer {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 enum State {
-    /// There is no connection.
+    /// No connection.
     Free,
-    /// It has not said who it is.
+    /// Connected, before IDENTIFY.
     Greeting,
     /// It is listed.
     Identified,
@@ -55,19 +55,19 @@ enum State {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum PendingEvent {
-    Came { listed: bool },
-    Went { listed: bool },
+    Identified { listed: bool },
+    Left { listed: bool },
 }
 
 impl Producer {
     pub(super) const FREE: Self = Self {
         state: State::Free,
         why: None,
-        news: None,
+        pending_event: None,
         remote: SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0),
         decoder: CommandDecoder::new(0),
         scanner: NodeInfoScanner::new(),
-        birth: 0,
+        serial: 0,
         last_update: Instant::ZERO,
         twin: 0,
         step: Instant::NEVER,
@@ -75,9 +75,9 @@ impl Producer {
         answer: Answer::NONE,
     };
 
-    /// The node, if it is listed, and which one it is.
+    /// The nsqd and its serial number, if it has sent IDENTIFY.
     pub(super) fn node(&self) -> Option<(&OwnedNodeInfo, u32)> {
-        (self.state == State::Identified).then_some((self.scanner.node(), self.birth))
+        (self.state == State::Identified).then_some((self.scanner.node(), self.serial))
     }
 
     pub(super) const fn remote(&self) -> SocketAddr {
@@ -85,22 +85,22 @@ impl Producer {
     }
 
     pub(super) fn poll_event(&mut self, index: usize) -> Option<Event> {
-        Some(match self.news.take()? {
-            PendingEvent::Came { listed } => Event::Identified { index, listed },
-            PendingEvent::Went { listed } => {
+        Some(match self.pending_event.take()? {
+            PendingEvent::Identified { listed } => Event::Identified { index, listed },
+            PendingEvent::Left { listed } => {
                 Event::Left { index, why: self.why.unwrap_or(Closed::Local), listed }
             }
         })
     }
 
-    /// What is greater was heard later.
-    pub(super) fn heard(&self) -> (Instant, u32) {
-        (self.step, self.birth)
+    /// The order of connections by when they were last heard; the greatest was heard last.
+    pub(super) fn last_received(&self) -> (Instant, u32) {
+        (self.step, self.serial)
     }
 
     /// Whether it was made after the thing with that number.
-    pub(super) fn is_after(&self, birth: u32) -> bool {
-        self.birth.wrapping_sub(birth).cast_signed() > 0
+    pub(super) fn is_after(&self, serial: u32) -> bool {
+        self.serial.wrapping_sub(serial).cast_signed() > 0
     }
 
     fn has_address(&self, node: &OwnedNodeInfo) -> bool {
@@ -120,10 +120,10 @@ impl Producer {
     }
 }
 
-/// A node's connection with what it registers: speaks V1, as nsqlookupd does on its TCP port.
+/// An nsqd's connection with what it registers: speaks V1, as nsqlookupd does on its TCP port.
 ///
 /// Made for each call by [`Nsqlookupd::client`](super::Nsqlookupd::client); the state is in the
-/// directory.
+/// nsqlookupd.
 #[derive(Debug)]
 pub struct ProducerSession<'s, 'a> {
     pub(super) producers: &'s mut [Producer],
@@ -144,7 +144,7 @@ impl ProducerSession<'_, '_> {
         let Some(producer) = self.producers.get_mut(id) else { return };
         if is_identified {
             self.shared.tables.forget(now, id);
-            producer.news = Some(PendingEvent::Went { listed });
+            producer.pending_event = Some(PendingEvent::Left { listed });
         }
         producer.why = Some(why);
         producer.step = now.after(timeout);
@@ -179,57 +179,60 @@ impl ProducerSession<'_, '_> {
         before.is_some()
     }
 
-    /// A refusal is staged.
-    fn refused(&mut self, now: Instant, code: ErrorCode) {
-        self.shared.tally.refused = self.shared.tally.refused.saturating_add(1);
+    /// Closes the connection after a refusal was staged.
+    fn close_rejected(&mut self, now: Instant, code: ErrorCode) {
+        self.shared.counters.refused = self.shared.counters.refused.saturating_add(1);
         self.leave(now, self.id, Closed::Fault(Fault::Refused(code)));
     }
 
-    /// The body of IDENTIFY is whole.
+    /// Handles IDENTIFY once its body is complete.
     fn on_identify(&mut self, now: Instant) {
         let id = self.id;
         let Some(producer) = self.producers.get_mut(id) else { return };
         if let Err(refusal) = producer.scanner.finish() {
-            producer.answer.say(|w| emit_refusal(w, &refusal));
-            return self.refused(now, refusal.code());
+            producer.answer.stage(|w| emit_refusal(w, &refusal));
+            return self.close_rejected(now, refusal.code());
         }
-        producer.birth = self.shared.tables.next_birth();
+        producer.serial = self.shared.tables.next_serial();
         producer.last_update = now;
         producer.answer.identify();
         producer.set_state(State::Identified);
-        self.shared.tally.identified = self.shared.tally.identified.saturating_add(1);
+        self.shared.counters.identified = self.shared.counters.identified.saturating_add(1);
         let listed = self.link_twins();
         if let Some(producer) = self.producers.get_mut(id) {
-            producer.news = Some(PendingEvent::Came { listed });
+            producer.pending_event = Some(PendingEvent::Identified { listed });
         }
         self.replace_silent(now);
     }
 
-    /// A node that came back does not wait until its old connection is found dead: one that has
+    /// An nsqd that came back does not wait until its old connection is found dead: one that has
     /// been silent for long ends.
     fn replace_silent(&mut self, now: Instant) {
         while let Some(silent) = self.silent_twin(now) {
-            self.shared.tally.replaced = self.shared.tally.replaced.saturating_add(1);
+            self.shared.counters.replaced = self.shared.counters.replaced.saturating_add(1);
             self.leave(now, silent, Closed::Local);
         }
     }
 
     /// An older connection that announces this one's address, and has been silent for long.
     fn silent_twin(&self, now: Instant) -> Option<usize> {
-        let patience = self.shared.config.replace_timeout;
-        let (_, birth) = self.producers.get(self.id)?.node()?;
+        let silence_deadline = self.shared.config.replace_timeout;
+        let (_, serial) = self.producers.get(self.id)?.node()?;
         let mut others = twins(self.producers, self.id).skip(1);
-        let is_silent = |twin: &Producer| twin.step.after(patience) < now && !twin.is_after(birth);
+        let is_silent =
+            |twin: &Producer| twin.step.after(silence_deadline) < now && !twin.is_after(serial);
         others.find(|(_, twin)| is_silent(twin)).map(|(id, _)| id)
     }
 
     /// A caller found no room: who has been silent for longest makes some, if it is for long.
     fn make_room(&mut self, now: Instant) {
         let identified = numbered(self.producers, 0).filter(|(_, is)| is.node().is_some());
-        let Some((id, silent)) = identified.min_by_key(|(_, is)| is.heard()) else { return };
+        let Some((id, silent)) = identified.min_by_key(|(_, is)| is.last_received()) else {
+            return;
+        };
         if silent.step.after(self.shared.config.replace_timeout) <= now {
             self.shared.wants_room = false;
-            self.shared.tally.timed_out = self.shared.tally.timed_out.saturating_add(1);
+            self.shared.counters.timed_out = self.shared.counters.timed_out.saturating_add(1);
             self.leave(now, id, Closed::Fault(Fault::TimedOut(Awaited::Heartbeat)));
         }
     }
@@ -244,7 +247,7 @@ impl ProducerSession<'_, '_> {
             Item::Identify => producer.scanner = NodeInfoScanner::new(),
             Item::Body { .. } => {}
             Item::Part { data, last } => {
-                // What is wrong with it is said at its end, as nsqlookupd does.
+                // An error is answered at the end of the body, as nsqlookupd does.
                 let _ = producer.scanner.feed(data);
                 if last {
                     producer.step = now;
@@ -264,8 +267,8 @@ impl ProducerSession<'_, '_> {
                 match self.shared.tables.register(now, config, id, &topic, channel.as_ref()) {
                     Ok(()) => producer.answer.ok(),
                     Err(full) => {
-                        self.shared.refused(full);
-                        producer.answer.say(|w| emit_reply(w, no_room(full)));
+                        self.shared.reject_full(full);
+                        producer.answer.stage(|w| emit_reply(w, no_room(full)));
                     }
                 }
             }
@@ -273,7 +276,7 @@ impl ProducerSession<'_, '_> {
     }
 }
 
-/// What nsqlookupd never says, since it takes everything. Not fatal: what else the node has
+/// What nsqlookupd never says, since it takes everything. Not fatal: what else the nsqd has
 /// registered stays.
 fn no_room(full: TableFull) -> &'static [u8] {
     match full {

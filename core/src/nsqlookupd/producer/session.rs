@@ -24,10 +24,10 @@ impl Session for ProducerSession<'_, '_> {
         self.closed(now, Closed::Local);
         let config = self.shared.config;
         let Some(producer) = self.producer() else { return };
-        let news = producer.news;
+        let pending_event = producer.pending_event;
         let why = producer.why;
         *producer = Producer {
-            news,
+            pending_event,
             why,
             remote: from,
             decoder: CommandDecoder::new(config.max_body),
@@ -39,7 +39,7 @@ impl Session for ProducerSession<'_, '_> {
 
     fn receive(&mut self, now: Instant, bytes: &[u8]) -> Result<(), Fault> {
         if self.take(now, bytes) < bytes.len() {
-            // Only a driver that offers the rest again can hold a node.
+            // Only a driver that offers the rest again can hold an nsqd.
             let fault = Fault::TimedOut(Awaited::Drain);
             self.leave(now, self.id, Closed::Fault(fault));
             return Err(fault);
@@ -60,8 +60,8 @@ impl Session for ProducerSession<'_, '_> {
                 Ok(None) => break,
                 Err(refusal) => {
                     let code = refusal.code();
-                    producer.answer.say(|w| emit_refusal(w, &refusal));
-                    self.refused(now, code);
+                    producer.answer.stage(|w| emit_refusal(w, &refusal));
+                    self.close_rejected(now, code);
                 }
             }
         }
@@ -98,12 +98,12 @@ impl Session for ProducerSession<'_, '_> {
         let Some(producer) = self.producers.get(self.id) else { return Instant::NEVER };
         let step = match producer.state {
             State::Free | State::Greeting | State::Closing => producer.step,
-            State::Identified => self.shared.patience(producer.step),
+            State::Identified => self.shared.silence_deadline(producer.step),
         };
         step.min(producer.write)
     }
 
-    /// Who has not said who it is may go 2 s after it came.
+    /// A connection before IDENTIFY may be evicted 2 s after it was accepted.
     fn evictable(&self) -> Instant {
         match self.producers.get(self.id) {
             Some(producer) if producer.state == State::Greeting => {
@@ -122,7 +122,7 @@ impl Session for ProducerSession<'_, '_> {
         let max_idle = self.shared.config.idle_timeout;
         let Some(producer) = self.producer() else { return };
         let awaited = match producer.state {
-            // A closing one stays due until it is closed: the driver breaks it off then.
+            // A closing connection stays due until the driver closes it.
             State::Free | State::Closing => return,
             State::Greeting | State::Identified if producer.write <= now => Awaited::Drain,
             State::Greeting if producer.step <= now => Awaited::Handshake,
@@ -130,10 +130,10 @@ impl Session for ProducerSession<'_, '_> {
             State::Greeting | State::Identified => return,
         };
         if awaited == Awaited::Drain {
-            // What it does not read, it need not be offered while the connection is closed.
+            // An nsqd that does not read is not offered the rest while the connection closes.
             producer.answer = Answer::NONE;
         }
-        self.shared.tally.timed_out = self.shared.tally.timed_out.saturating_add(1);
+        self.shared.counters.timed_out = self.shared.counters.timed_out.saturating_add(1);
         self.leave(now, self.id, Closed::Fault(Fault::TimedOut(awaited)));
     }
 

@@ -4,7 +4,7 @@
 #[derive(Debug)]
 pub(in crate::nsqlookupd) struct Bits<'a> {
     pub(super) bits: &'a mut [u32],
-    /// In a row.
+    /// The length of a row.
     words: usize,
 }
 
@@ -18,19 +18,19 @@ impl<'a> Bits<'a> {
         self.bits.get(start..start.saturating_add(self.words)).unwrap_or_default()
     }
 
-    fn place(&self, key: usize, producer: usize) -> (usize, u32) {
+    fn position(&self, key: usize, producer: usize) -> (usize, u32) {
         let word = key.saturating_mul(self.words).saturating_add(producer / 32);
         (word, 1u32.unbounded_shl((producer % 32) as u32))
     }
 
     pub(super) fn has(&self, key: usize, producer: usize) -> bool {
-        let (word, mask) = self.place(key, producer);
+        let (word, mask) = self.position(key, producer);
         self.bits.get(word).is_some_and(|word| word & mask != 0)
     }
 
-    /// Says whether that changed anything.
+    /// Sets or clears a bit. Returns whether it changed.
     pub(super) fn put(&mut self, key: usize, producer: usize, has: bool) -> bool {
-        let (word, mask) = self.place(key, producer);
+        let (word, mask) = self.position(key, producer);
         let Some(word) = self.bits.get_mut(word) else { return false };
         let before = *word;
         *word = if has { before | mask } else { before & !mask };
@@ -41,7 +41,7 @@ impl<'a> Bits<'a> {
         self.row(key).iter().all(|word| *word == 0)
     }
 
-    /// How many keys a producer has.
+    /// Counts the keys that a producer has registered.
     pub(super) fn count_of(&self, keys: usize, producer: usize) -> usize {
         let held = (0..keys).filter(|key| self.has(*key, producer));
         held.fold(0usize, |count, _| count.saturating_add(1))

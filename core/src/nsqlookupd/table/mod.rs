@@ -1,4 +1,4 @@
-//! Who has what: nsqlookupd's registration database, in fixed tables.
+//! The registration database of an nsqlookupd, in fixed tables.
 //!
 //! A topic or channel has a slot, and in it a bit for each producer that registered it. So a
 //! producer can have every topic and channel there is, nothing but the slots can be full, and a
@@ -19,10 +19,10 @@ pub(super) use slot::{Channel, Topic};
 use slot::Key;
 use tombstone::Tombstone;
 
-/// Who makes a topic or channel.
+/// The origin of a topic or channel.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Maker {
-    /// Somebody over HTTP: it stays.
+    /// A request over HTTP: the topic or channel stays.
     Administrator,
     /// A producer, which makes no topic if it has as many, and no channel likewise.
     Producer { id: usize, topics: u16, channels: u16 },
@@ -36,7 +36,7 @@ pub(super) struct Tables<'a> {
     topic_bits: Bits<'a>,
     channel_bits: Bits<'a>,
     tombstones: [Tombstone; TOMBSTONES],
-    births: u32,
+    last_serial: u32,
     version: u32,
     /// Keys collected so far.
     pub(super) collected: u32,
@@ -61,7 +61,7 @@ impl<'a> Tables<'a> {
             topic_bits,
             channel_bits,
             tombstones: [Tombstone::FREE; TOMBSTONES],
-            births: 0,
+            last_serial: 0,
             version: 0,
             collected: 0,
             given_back: 0,
@@ -87,7 +87,7 @@ impl<'a> Tables<'a> {
             || needs_channel && self.free_channel().is_none()
         {
             self.collect(now, timeout);
-            // These as well, perhaps.
+            // Collecting may have removed these as well.
             (topic_at, channel_at) = self.find(topic, channel);
             needs_channel = channel.is_some() && channel_at.is_none();
         }
@@ -149,7 +149,7 @@ impl<'a> Tables<'a> {
                 at
             }
         };
-        let key = Key { birth: self.next_birth(), kept: false, unused_since: now };
+        let key = Key { serial: self.next_serial(), kept: false, unused_since: now };
         *self.topics.get_mut(at)? = Topic { name: *name, key };
         Some(at)
     }
@@ -165,7 +165,7 @@ impl<'a> Tables<'a> {
                 at
             }
         };
-        let key = Key { birth: self.next_birth(), kept: false, unused_since: now };
+        let key = Key { serial: self.next_serial(), kept: false, unused_since: now };
         *self.channels.get_mut(at)? = Channel { name: *name, topic: topic as u16, key };
         Some(at)
     }
@@ -192,14 +192,14 @@ impl<'a> Tables<'a> {
         channels.min_by_key(|(_, slot)| slot.key.age()).map(|(at, _)| at)
     }
 
-    /// Somebody asks for a topic.
+    /// Marks a topic as used.
     pub(super) fn touch(&mut self, now: Instant, topic: usize) {
         if let Some(slot) = self.topics.get_mut(topic) {
             slot.key.touch(now);
         }
     }
 
-    /// A producer has a topic, or a channel and its topic.
+    /// Registers a topic, or a channel and its topic, for a producer.
     pub(super) fn register(
         &mut self,
         now: Instant,
@@ -262,7 +262,7 @@ impl<'a> Tables<'a> {
         }
     }
 
-    /// A producer is gone, and with it all that it registered. The topics and channels stay.
+    /// Removes all registrations of a producer. The topics and channels stay.
     pub(super) fn forget(&mut self, now: Instant, producer: usize) {
         for channel in 0..self.channels.len() {
             self.leave_channel(now, channel, producer);
@@ -323,12 +323,12 @@ impl<'a> Tables<'a> {
         }
     }
 
-    /// Where a topic is.
+    /// The slot of a topic.
     pub(super) fn topic(&self, name: &TopicName) -> Option<usize> {
         self.topics.iter().position(|slot| !slot.key.is_free() && slot.name == *name)
     }
 
-    /// Where a channel is.
+    /// The slot of a channel.
     pub(super) fn channel(&self, topic: usize, name: &ChannelName) -> Option<usize> {
         self.channels.iter().position(|slot| {
             !slot.key.is_free() && usize::from(slot.topic) == topic && slot.name == *name
@@ -365,17 +365,17 @@ impl<'a> Tables<'a> {
             .map(|(at, slot)| (at, &slot.name))
     }
 
-    /// Which topic lies in a slot; 0 if none does.
-    pub(super) fn birth(&self, topic: usize) -> u32 {
-        self.topics.get(topic).map_or(0, |slot| slot.key.birth)
+    /// The serial number of the topic in a slot; 0 if it is free.
+    pub(super) fn serial(&self, topic: usize) -> u32 {
+        self.topics.get(topic).map_or(0, |slot| slot.key.serial)
     }
 
-    /// Which channel lies in a slot; 0 if none does.
-    pub(super) fn channel_birth(&self, channel: usize) -> u32 {
-        self.channels.get(channel).map_or(0, |slot| slot.key.birth)
+    /// The serial number of the channel in a slot; 0 if it is free.
+    pub(super) fn channel_serial(&self, channel: usize) -> u32 {
+        self.channels.get(channel).map_or(0, |slot| slot.key.serial)
     }
 
-    /// How many topics and channels there is room for.
+    /// The number of slots for topics and channels.
     pub(super) fn slots(&self) -> (usize, usize) {
         (self.topics.len(), self.channels.len())
     }
@@ -391,15 +391,15 @@ impl<'a> Tables<'a> {
     }
 
     /// A number that no other topic, channel or producer has.
-    pub(super) fn next_birth(&mut self) -> u32 {
-        self.births = self.births.wrapping_add(1).max(1);
+    pub(super) fn next_serial(&mut self) -> u32 {
+        self.last_serial = self.last_serial.wrapping_add(1).max(1);
         self.changed();
-        self.births
+        self.last_serial
     }
 
     /// The last of these numbers.
-    pub(super) fn births(&self) -> u32 {
-        self.births
+    pub(super) fn last_serial(&self) -> u32 {
+        self.last_serial
     }
 
     pub(super) fn changed(&mut self) {
@@ -445,7 +445,7 @@ impl<'a> Tables<'a> {
     }
 }
 
-/// What is in a table from slot `from` on, each with its slot.
+/// The slots of a table from `from` on, each with its index.
 pub(super) fn numbered<T>(slots: &[T], from: usize) -> impl Iterator<Item = (usize, &T)> + Clone {
     (from..slots.len()).zip(slots.get(from..).unwrap_or_default())
 }

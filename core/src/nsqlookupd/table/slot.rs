@@ -19,11 +19,11 @@ pub(in crate::nsqlookupd) struct Channel {
     pub(super) key: Key,
 }
 
-/// What topics and channels have in common.
+/// The part that slots of topics and channels have in common.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Key {
-    /// Which one it is: no other has this number. 0 in a free slot.
-    pub(super) birth: u32,
+    /// A serial number that no other slot has; 0 in a free slot.
+    pub(super) serial: u32,
     /// An administrator made it: it stays until one deletes it, or others need its slot.
     pub(super) kept: bool,
     /// Since when it has had no producer, was not made again and not asked for.
@@ -32,26 +32,26 @@ pub(super) struct Key {
 }
 
 impl Key {
-    pub(super) const FREE: Self = Self { birth: 0, kept: false, unused_since: Instant::NEVER };
+    pub(super) const FREE: Self = Self { serial: 0, kept: false, unused_since: Instant::NEVER };
 
     pub(super) fn is_free(&self) -> bool {
-        self.birth == 0
+        self.serial == 0
     }
 
     pub(super) fn is_stale(&self, now: Instant, timeout: Span) -> bool {
         !self.is_free() && !self.kept && self.unused_since.after(timeout) <= now
     }
 
-    /// Somebody made it again, or asked for it.
+    /// Marks the slot as used again.
     pub(super) fn touch(&mut self, now: Instant) {
         if self.unused_since != Instant::NEVER {
             self.unused_since = now;
         }
     }
 
-    /// What is least is given back first.
+    /// The order in which slots are given back: the smallest first.
     pub(super) fn age(&self) -> (Instant, u32) {
-        (self.unused_since, self.birth)
+        (self.unused_since, self.serial)
     }
 }
 

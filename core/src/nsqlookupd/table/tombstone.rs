@@ -19,14 +19,14 @@ impl Tombstone {
 
 impl Tables<'_> {
     /// Does not list these producers for a topic for a while, those of them that have it.
-    pub(in crate::nsqlookupd) fn bury(
+    pub(in crate::nsqlookupd) fn add_tombstones(
         &mut self,
         now: Instant,
         lifetime: Span,
         topic: usize,
         producers: impl Iterator<Item = usize> + Clone,
     ) -> Result<(), TableFull> {
-        let lapsed = |tombstone: &Tombstone| {
+        let is_expired = |tombstone: &Tombstone| {
             tombstone.at == Instant::NEVER || tombstone.at.after(lifetime) <= now
         };
         let is_for = |tombstone: &Tombstone, producer: usize| {
@@ -34,9 +34,10 @@ impl Tables<'_> {
                 && usize::from(tombstone.topic) == topic
                 && usize::from(tombstone.producer) == producer
         };
-        let mut room = self.tombstones.iter().filter(|tombstone| lapsed(tombstone));
+        let mut room = self.tombstones.iter().filter(|tombstone| is_expired(tombstone));
         let fits = producers.clone().all(|producer| {
-            let has_one = || self.tombstones.iter().any(|is| !lapsed(is) && is_for(is, producer));
+            let has_one =
+                || self.tombstones.iter().any(|is| !is_expired(is) && is_for(is, producer));
             !self.has_topic(topic, producer) || has_one() || room.next().is_some()
         });
         if !fits {
@@ -49,7 +50,7 @@ impl Tables<'_> {
             let tombstones = &mut self.tombstones;
             let slot = match tombstones.iter().position(|is| is_for(is, producer)) {
                 Some(at) => tombstones.get_mut(at),
-                None => tombstones.iter_mut().find(|is| lapsed(is)),
+                None => tombstones.iter_mut().find(|is| is_expired(is)),
             };
             if let Some(slot) = slot {
                 *slot = Tombstone { topic: topic as u16, producer: producer as u16, at: now };

@@ -13,21 +13,21 @@ fn full_tables() {
     // Not fatal: what is registered stays.
     let topics = b"\0\0\0\x34E_REGISTER_FAILED REGISTER no room for another topic";
     let channels = b"\0\0\0\x36E_REGISTER_FAILED REGISTER no room for another channel";
-    assert_eq!(world.say(0, b"REGISTER w\n"), topics);
-    assert_eq!(world.say(0, b"REGISTER t d\n"), channels);
-    assert_eq!(world.say(0, b"REGISTER w c\n"), channels);
+    assert_eq!(world.send(0, b"REGISTER w\n"), topics);
+    assert_eq!(world.send(0, b"REGISTER t d\n"), channels);
+    assert_eq!(world.send(0, b"REGISTER w c\n"), channels);
     assert_eq!(world.ask("POST /topic/create?topic=w"), r#"503 {"message":"TOO_MANY_TOPICS"}"#);
     let channels = r#"503 {"message":"TOO_MANY_CHANNELS"}"#;
     assert_eq!(world.ask("POST /channel/create?topic=t&channel=d"), channels);
     assert_eq!(world.ask("POST /channel/create?topic=w&channel=d"), channels);
     assert_eq!(world.ask("GET /debug"), before);
-    assert_eq!(world.directory.counters().full, 6);
+    assert_eq!(world.nsqlookupd.counters().full, 6);
     // What there is may be registered again, and made again.
     world.ok(0, "REGISTER t c\n");
     assert_eq!(world.ask("POST /channel/create?topic=t&channel=c"), "");
     // Room for the channel, none for its topic: nothing changes.
     assert_eq!(world.ask("POST /channel/delete?topic=v&channel=c"), "");
-    let said = world.say(0, b"REGISTER w c\n");
+    let said = world.send(0, b"REGISTER w c\n");
     assert!(said.ends_with(b"another topic"));
     assert_eq!(world.ask("GET /channels?topic=v"), r#"{"channels":[]}"#);
     assert_eq!(world.ask("POST /topic/delete?topic=u"), "");
@@ -72,7 +72,7 @@ fn tombstones() {
     assert!(!world.ask("GET /debug").contains("\"tombstoned\":true"));
     // As does another life.
     world.ask(bury);
-    world.directory.client(0).unwrap().closed(world.now, Closed::Peer);
+    world.nsqlookupd.client(0).unwrap().closed(world.now, Closed::Peer);
     world.arrive(0, "a");
     world.ok(0, "REGISTER t\n");
     assert_eq!(world.lookup("t"), "a b");
@@ -84,7 +84,7 @@ fn all_tombstones_in_use() {
     world.arrive(0, "a");
     world.connect(1);
     // On the same machine, at the same HTTP port.
-    world.say(1, &identify(&node("a").replace("\"tcp_port\":1", "\"tcp_port\":9")));
+    world.send(1, &identify(&node("a").replace("\"tcp_port\":1", "\"tcp_port\":9")));
     for topic in 0..=TOMBSTONES {
         world.ok(0, &format!("REGISTER t{topic}\n"));
     }
@@ -101,7 +101,7 @@ fn all_tombstones_in_use() {
     assert_eq!(world.ask("POST /topic/tombstone?topic=t0&node=a:2"), "");
     assert_eq!(world.lookup("t0"), "");
     assert_eq!(world.ask("POST /topic/tombstone?topic=t16&node=a:2"), full);
-    assert_eq!(world.directory.counters().full, 2);
+    assert_eq!(world.nsqlookupd.counters().full, 2);
     // Those that no longer count give room.
     world.after(45);
     assert_eq!(world.ask("POST /topic/tombstone?topic=t15&node=a:2"), "");
@@ -118,8 +118,8 @@ fn what_nobody_has_is_forgotten_after_a_while() {
     assert_eq!(world.ask("POST /channel/create?topic=made&channel=c"), "");
     let listed = |world: &mut World<'_>| {
         let _ = world.ask("GET /topics");
-        let topics = world.directory.topics().map(|(name, _)| name.to_string());
-        let channels = world.directory.channels().map(|(topic, name)| format!("{topic}/{name}"));
+        let topics = world.nsqlookupd.topics().map(|(name, _)| name.to_string());
+        let channels = world.nsqlookupd.channels().map(|(topic, name)| format!("{topic}/{name}"));
         topics.chain(channels).collect::<Vec<_>>().join(" ")
     };
     for _ in 0..12 {
@@ -129,7 +129,7 @@ fn what_nobody_has_is_forgotten_after_a_while() {
     assert_eq!(listed(&mut world), "t made t/c t/d made/c");
     world.after(12);
     assert_eq!(listed(&mut world), "t made t/c made/c");
-    world.directory.client(0).unwrap().closed(world.now, Closed::Peer);
+    world.nsqlookupd.client(0).unwrap().closed(world.now, Closed::Peer);
     world.after(3599);
     assert_eq!(listed(&mut world), "t made t/c made/c");
     // Who asks for a topic uses it, and not its channels.
@@ -137,14 +137,14 @@ fn what_nobody_has_is_forgotten_after_a_while() {
     world.after(1);
     // What an administrator made stays, for who comes one day.
     assert_eq!(listed(&mut world), "t made made/c");
-    assert_eq!(world.directory.counters().collected, 2);
+    assert_eq!(world.nsqlookupd.counters().collected, 2);
     world.after(3597);
     assert_eq!(world.ask("GET /channels?topic=t"), r#"{"channels":[]}"#);
     world.after(3599);
     assert_eq!(listed(&mut world), "t made made/c");
     world.after(1);
     assert_eq!(listed(&mut world), "made made/c");
-    assert_eq!(world.directory.counters().collected, 3);
+    assert_eq!(world.nsqlookupd.counters().collected, 3);
     world.after(1_000_000);
     assert_eq!(world.ask("GET /channels?topic=made"), r#"{"channels":["c"]}"#);
 
@@ -164,8 +164,8 @@ fn what_nobody_has_is_forgotten_after_a_while() {
 
 /// The topics and channels that there are, sorted.
 fn names(world: &World<'_>) -> String {
-    let topics = world.directory.topics().map(|(name, _)| name.to_string());
-    let channels = world.directory.channels().map(|(topic, name)| format!("{topic}/{name}"));
+    let topics = world.nsqlookupd.topics().map(|(name, _)| name.to_string());
+    let channels = world.nsqlookupd.channels().map(|(topic, name)| format!("{topic}/{name}"));
     let mut names: Vec<_> = topics.chain(channels).collect();
     names.sort();
     names.join(" ")
@@ -189,12 +189,12 @@ fn what_nobody_has_is_given_back_least_recently_used_first() {
     // With its channels.
     world.ok(0, "REGISTER mine2\n");
     assert_eq!(names(&world), "m1 m1/c m2 m2/c mine mine/c mine2");
-    assert_eq!(world.directory.counters().given_back, 2);
+    assert_eq!(world.nsqlookupd.counters().given_back, 2);
     // What is not used any more is, too.
     world.arrive(1, "b");
     world.ok(1, "REGISTER m1\n");
     world.after(1);
-    world.directory.client(1).unwrap().closed(world.now, Closed::Peer);
+    world.nsqlookupd.client(1).unwrap().closed(world.now, Closed::Peer);
     assert_eq!(world.ask("POST /topic/create?topic=m4"), "", "over HTTP as well");
     assert_eq!(names(&world), "m1 m1/c m4 mine mine/c mine2");
     // Channels by themselves, of topics that somebody has as well.
@@ -209,8 +209,8 @@ fn what_nobody_has_is_given_back_least_recently_used_first() {
     world.arrive(1, "b");
     world.ok(1, "REGISTER mine2 f\n");
     assert_eq!(names(&world), "m1 m4 mine mine/c mine/e mine/f mine2 mine2/f");
-    // What a connected node has is never given back.
-    assert!(world.say(0, b"REGISTER m1 c\n").ends_with(b"another channel"));
+    // What a connected nsqd has is never given back.
+    assert!(world.send(0, b"REGISTER m1 c\n").ends_with(b"another channel"));
     let full = r#"503 {"message":"TOO_MANY_CHANNELS"}"#;
     assert_eq!(world.ask("POST /channel/create?topic=m1&channel=c"), full);
     assert_eq!(world.ask("POST /channel/create?topic=m9&channel=c"), full, "nothing changes");
@@ -218,12 +218,12 @@ fn what_nobody_has_is_given_back_least_recently_used_first() {
     world.arrive(2, "c");
     world.ok(2, "REGISTER m1\n");
     world.ok(2, "REGISTER m4\n");
-    assert!(world.say(2, b"REGISTER m5\n").ends_with(b"another topic"));
+    assert!(world.send(2, b"REGISTER m5\n").ends_with(b"another topic"));
     // A channel could be given back, no topic: nothing changes.
     world.ok(0, "UNREGISTER mine c\n");
-    assert!(world.say(2, b"REGISTER m5 c\n").ends_with(b"another topic"));
+    assert!(world.send(2, b"REGISTER m5 c\n").ends_with(b"another topic"));
     assert_eq!(names(&world), "m1 m4 mine mine/c mine/e mine/f mine2 mine2/f");
-    let counters = world.directory.counters();
+    let counters = world.nsqlookupd.counters();
     assert_eq!((counters.full, counters.given_back, counters.collected), (5, 7, 0));
 }
 
@@ -241,9 +241,9 @@ fn junk_of_any_kind_keeps_no_node_out() {
         // And somebody who leaves.
         world.arrive(1, "b");
         for at in 0..40 {
-            world.say(1, format!("REGISTER left{} c{}\n", at % (n + 5), at).as_bytes());
+            world.send(1, format!("REGISTER left{} c{}\n", at % (n + 5), at).as_bytes());
         }
-        world.directory.client(1).unwrap().closed(world.now, Closed::Peer);
+        world.nsqlookupd.client(1).unwrap().closed(world.now, Closed::Peer);
     };
     for n in 0..3 {
         fill(&mut world, n);
@@ -257,7 +257,7 @@ fn junk_of_any_kind_keeps_no_node_out() {
             let channels = world.ask(&format!("GET /channels?topic=good{at}"));
             assert!(channels.contains(&format!("\"c{n}\"")), "{channels}");
         }
-        world.directory.client(0).unwrap().closed(world.now, Closed::Peer);
+        world.nsqlookupd.client(0).unwrap().closed(world.now, Closed::Peer);
     }
 }
 
@@ -271,19 +271,19 @@ fn one_connection_leaves_room_to_others() {
         world.ok(0, &format!("REGISTER g{at}\n"));
     }
     let no = b"E_REGISTER_FAILED REGISTER no room for more of one node";
-    assert!(world.say(0, b"REGISTER more\n").ends_with(no));
-    assert!(world.say(0, b"REGISTER more c\n").ends_with(no));
+    assert!(world.send(0, b"REGISTER more\n").ends_with(no));
+    assert!(world.send(0, b"REGISTER more c\n").ends_with(no));
     for at in 0..20 {
         world.ok(0, &format!("REGISTER g0 c{at}\n"));
     }
-    assert!(world.say(0, b"REGISTER g0 more\n").ends_with(no));
+    assert!(world.send(0, b"REGISTER g0 more\n").ends_with(no));
     assert_eq!(world.ask("GET /topics").matches('g').count(), 6);
     // What is there may be registered by anybody.
     world.ok(1, "REGISTER good c\n");
     world.ok(1, "REGISTER good2 c\n");
     world.ok(0, "REGISTER good c\n");
     world.ok(0, "REGISTER g0 c0\n");
-    assert_eq!(world.directory.counters().full, 3);
+    assert_eq!(world.nsqlookupd.counters().full, 3);
     // And made over HTTP by whoever it was.
     assert_eq!(world.ask("POST /channel/create?topic=g0&channel=more"), "");
     world.ok(0, "UNREGISTER good\n");
@@ -300,19 +300,19 @@ fn a_table_that_is_full_is_told_once() {
     for at in 0..3 {
         world.ok(0, &format!("REGISTER t{at} c\n"));
     }
-    while world.directory.poll_event().is_some() {}
-    let version = world.directory.version();
-    world.say(0, b"REGISTER t4\nREGISTER t5\n");
-    assert_ne!(world.directory.version(), version, "who waits for events is to look");
+    while world.nsqlookupd.poll_event().is_some() {}
+    let version = world.nsqlookupd.version();
+    world.send(0, b"REGISTER t4\nREGISTER t5\n");
+    assert_ne!(world.nsqlookupd.version(), version, "who waits for events is to look");
     world.ok(1, "REGISTER t4 c\n");
-    world.say(1, b"REGISTER t5\nREGISTER t4 d\nREGISTER t4 d\n");
-    let told = [(); 4].map(|()| world.directory.poll_event());
+    world.send(1, b"REGISTER t5\nREGISTER t4 d\nREGISTER t4 d\n");
+    let told = [(); 4].map(|()| world.nsqlookupd.poll_event());
     let bounds = [TableFull::Topics, TableFull::Channels, TableFull::Share]
         .map(|it| Some(Event::TableFull(it)));
     assert_eq!(told, [bounds[0], bounds[1], bounds[2], None]);
-    world.say(1, b"REGISTER t5\n");
-    assert_eq!(world.directory.poll_event(), Some(Event::TableFull(TableFull::Topics)));
-    assert_eq!(world.directory.counters().full, 6);
+    world.send(1, b"REGISTER t5\n");
+    assert_eq!(world.nsqlookupd.poll_event(), Some(Event::TableFull(TableFull::Topics)));
+    assert_eq!(world.nsqlookupd.counters().full, 6);
 }
 
 #[test]

@@ -14,7 +14,7 @@ impl<D: Dice> World<'_, D> {
     }
 
     /// A client thinks of something to say.
-    pub(super) fn think(&mut self, client: usize) {
+    pub(super) fn choose_command(&mut self, client: usize) {
         let topic = self.below(3);
         let name = TOPIC_NAMES[topic];
         let number = match self.connections[client].sees.len() {
@@ -128,7 +128,7 @@ impl<D: Dice> World<'_, D> {
                         assert!(self.model.drop_oldest(true));
                     }
                 }
-                self.look();
+                self.read_tables();
                 self.model.publish(self.now, topic, vec![body], defer * 1000, true);
             }
             Err(error) => panic!("{error}"),
@@ -149,7 +149,7 @@ impl<D: Dice> World<'_, D> {
             0 | 7 if topic.max(channel) >= self.named => return,
             0 => {
                 let done = node.create_topic(now, &topic_is);
-                self.look();
+                self.read_tables();
                 let made = self.model.topic_for(self.now, topic, true);
                 (done, made.map(|_| ()).ok_or(NsqdError::TooManyTopics))
             }
@@ -175,7 +175,7 @@ impl<D: Dice> World<'_, D> {
             }
             7 => {
                 let done = node.create_channel(now, &topic_is, &channel_is);
-                self.look();
+                self.read_tables();
                 let expected = no_topic(at).and_then(|at| {
                     let made = self.model.channel_for(self.now, at, channel, true);
                     made.map(|_| ()).map_err(|_| NsqdError::TooManyChannels)

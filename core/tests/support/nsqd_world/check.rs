@@ -6,7 +6,7 @@ impl<D: Dice> World<'_, D> {
     /// Whether all blocks in use are those of messages that the model knows.
     pub(super) fn is_exact(&self) -> bool {
         let is_publishing = |connection: &Connection| matches!(connection.pending, Some((_, at, Effect::Publish { .. })) if at > 0);
-        self.model.seats.iter().all(|seat| !seat.closing)
+        self.model.subscribers.iter().all(|subscriber| !subscriber.closing)
             && !self.connections.iter().any(is_publishing)
     }
 
@@ -27,8 +27,11 @@ impl<D: Dice> World<'_, D> {
             for channel in of() {
                 let name_of = channel_name(channel.name);
                 let status = node.channels(&name).find(|status| *status.name == name_of).unwrap();
-                let clients =
-                    model.seats.iter().filter(|seat| seat.channel == Some(channel.id)).count();
+                let clients = model
+                    .subscribers
+                    .iter()
+                    .filter(|subscriber| subscriber.channel == Some(channel.id))
+                    .count();
                 assert_eq!(
                     (
                         (status.paused, status.clients, status.depth, status.in_flight),
@@ -54,23 +57,23 @@ impl<D: Dice> World<'_, D> {
                 );
             }
         }
-        for (index, seat) in model.seats.iter().enumerate() {
+        for (index, subscriber) in model.subscribers.iter().enumerate() {
             let Some(status) = node.status(index) else {
-                assert!(!seat.open);
+                assert!(!subscriber.open);
                 continue;
             };
             let in_flight = model.in_flight(index);
             assert_eq!(
                 (usize::from(status.ready), usize::from(status.in_flight)),
-                (seat.ready, in_flight),
+                (subscriber.ready, in_flight),
             );
-            if !seat.closing {
+            if !subscriber.closing {
                 assert_eq!(
                     (status.messages, status.finished, status.requeued),
-                    (seat.delivered, seat.finished, seat.requeued)
+                    (subscriber.delivered, subscriber.finished, subscriber.requeued)
                 );
                 let published: u32 = status.published().map(|(_, count)| count).sum();
-                assert_eq!(published, seat.pubs.iter().map(|(_, count)| count).sum::<u32>());
+                assert_eq!(published, subscriber.pubs.iter().map(|(_, count)| count).sum::<u32>());
             }
         }
         assert_eq!(node.counters().finished, model.finished);
@@ -93,8 +96,8 @@ impl<D: Dice> World<'_, D> {
             let version = self.node.version();
             let mut heard = false;
             for client in 0..CLIENTS {
-                if self.model.seats[client].open {
-                    while self.listen(client, true) {
+                if self.model.subscribers[client].open {
+                    while self.read_some(client, true) {
                         heard = true;
                     }
                 }
@@ -105,14 +108,14 @@ impl<D: Dice> World<'_, D> {
         }
         let free = usize::from(self.node.store().free - self.node.store().promised);
         for client in 0..CLIENTS {
-            let seat = &self.model.seats[client];
-            let Some(id) = seat.channel.filter(|_| !seat.closing) else { continue };
+            let subscriber = &self.model.subscribers[client];
+            let Some(id) = subscriber.channel.filter(|_| !subscriber.closing) else { continue };
             let channel = &self.model.channels[self.model.channel_at(id)];
             assert!(
                 channel.waiting() == 0 || !self.model.may_have(client, free),
                 "client {client} could have a message of {channel:?}"
             );
-            assert!(seat.expected.is_empty());
+            assert!(subscriber.expected.is_empty());
         }
         self.check();
         self.model.forget();
@@ -121,7 +124,7 @@ impl<D: Dice> World<'_, D> {
     /// In the end everything that is left can be had, once, and nothing stays in the store.
     pub(super) fn finish(&mut self) {
         for client in 0..CLIENTS {
-            if self.model.seats[client].open {
+            if self.model.subscribers[client].open {
                 self.hang_up(client, Closed::Peer);
             }
             self.connections[client].pending = None;
@@ -158,21 +161,21 @@ impl<D: Dice> World<'_, D> {
             let say = |world: &mut Self, text: String, effect: Effect| {
                 world.connections[0].pending = Some((text.into_bytes(), 0, effect));
                 while world.connections[0].pending.is_some() {
-                    world.talk(0);
+                    world.send_some(0);
                 }
             };
             say(self, "  V2".into(), Effect::None);
             let sub = format!("SUB {topic_is} {channel_is}\n");
             say(self, sub, Effect::Sub { topic, channel });
-            while self.listen(0, true) {}
+            while self.read_some(0, true) {}
             say(self, "RDY 1\n".into(), Effect::Rdy(1));
             for _ in 0..waiting {
-                while self.listen(0, true) {}
+                while self.read_some(0, true) {}
                 let number = *self.connections[0].sees.last().expect("one more");
                 say(self, format!("FIN 00000007{number:08x}\n"), Effect::Fin(number));
                 self.check();
             }
-            assert!(!self.listen(0, true), "nothing more");
+            assert!(!self.read_some(0, true), "nothing more");
             self.hang_up(0, Closed::Peer);
         }
         self.check();

@@ -18,7 +18,7 @@ use nanonsq_core::nsqd::{
 use nanonsq_core::session::{Closed, Link, Session};
 use nanonsq_core::time::{Instant, Span};
 
-use model::{Channel, Model, Seat, defer_until};
+use model::{Channel, Model, Subscriber, defer_until};
 
 /// What decides.
 pub(crate) trait Dice {
@@ -187,7 +187,7 @@ impl<'n, D: Dice> World<'n, D> {
     }
 
     /// What the node has now.
-    fn look(&mut self) {
+    fn read_tables(&mut self) {
         let at = |names: &[&str], name: &str| names.iter().position(|it| *it == name).unwrap();
         let mut there = Vec::new();
         for topic in self.node.topics() {
@@ -210,38 +210,38 @@ impl<'n, D: Dice> World<'n, D> {
     /// What a session did by itself shows in its link.
     fn follow(&mut self, client: usize) {
         let link = self.client(client).link();
-        let seat = &self.model.seats[client];
-        if seat.open && link == Link::Close && !seat.closing {
+        let subscriber = &self.model.subscribers[client];
+        if subscriber.open && link == Link::Close && !subscriber.closing {
             self.model.leave(self.now, client);
         }
-        assert_eq!(self.model.seats[client].closing, link == Link::Close, "client {client}");
-        if link == Link::Close && !self.model.seats[client].refused {
+        assert_eq!(self.model.subscribers[client].closing, link == Link::Close, "client {client}");
+        if link == Link::Close && !self.model.subscribers[client].refused {
             // If its channel was deleted, it hears of that only now.
             let now = self.instant();
             self.client(client).tick(now);
-            self.model.seats[client].writing = None;
+            self.model.subscribers[client].writing = None;
         }
     }
 
     fn hang_up(&mut self, client: usize, why: Closed) {
         let now = self.instant();
         self.client(client).closed(now, why);
-        if !self.model.seats[client].closing {
+        if !self.model.subscribers[client].closing {
             self.model.leave(self.now, client);
         }
-        self.model.seats[client] = Seat::default();
+        self.model.subscribers[client] = Subscriber::default();
     }
 
     fn connect(&mut self, client: usize) {
         let now = self.instant();
         self.client(client).open(now);
-        self.model.seats[client] = Seat { open: true, ..Seat::default() };
+        self.model.subscribers[client] = Subscriber { open: true, ..Subscriber::default() };
         self.connections[client] = Connection::new();
         self.connections[client].reads = !self.random.one_in(8);
     }
 
     /// Hands over a part of what a client has to say.
-    fn talk(&mut self, client: usize) {
+    fn send_some(&mut self, client: usize) {
         let Some((bytes, at, effect)) = self.connections[client].pending.clone() else { return };
         let rest = bytes.len() - at;
         let most = if self.random.one_in(2) { rest } else { 1 + self.below(rest as u32) };
@@ -262,14 +262,14 @@ impl<'n, D: Dice> World<'n, D> {
             && bytes[0] != b'M'
             && self.model.full != Full::DropOldest
             && (most == rest && rest >= bodies[0].len() + 4 && taken < most)
-            && self.model.seats[client].expected.is_empty()
+            && self.model.subscribers[client].expected.is_empty()
         {
             let need = blocks(bodies[0].len());
             let has_share = self.model.has_share(self.now, *topic, need);
             let has_room = need + RESERVE <= usize::from(had);
             assert!(!has_room || !has_share, "what is here as a whole does not wait");
         }
-        if self.model.seats[client].closing {
+        if self.model.subscribers[client].closing {
             assert_eq!(taken, most, "it is not listened to any more");
             self.connections[client].pending = None;
             return self.follow(client);
@@ -298,19 +298,19 @@ impl<'n, D: Dice> World<'n, D> {
     /// A client that waited for room in vain, or that did not go on, is told so.
     fn follow_refusal(&mut self, client: usize, late: bool) {
         let closing = self.client(client).link() == Link::Close;
-        let seat = &mut self.model.seats[client];
+        let subscriber = &mut self.model.subscribers[client];
         if closing
-            && seat.open
-            && !seat.closing
+            && subscriber.open
+            && !subscriber.closing
             && let Some((bytes, ..)) = &self.connections[client].pending
         {
-            seat.refused_publishing(bytes, late);
+            subscriber.refused_publishing(bytes, late);
         }
         self.follow(client);
     }
 
     fn apply(&mut self, client: usize, effect: Effect, bytes: &[u8], accepted: u64) {
-        self.look();
+        self.read_tables();
         let now = self.now;
         let model = &mut self.model;
         let failed = |verb: &str, number: u64, why: &str| {
@@ -321,19 +321,19 @@ impl<'n, D: Dice> World<'n, D> {
             Effect::Sub { topic, channel } => match model.channel_of(now, topic, channel) {
                 Ok(at) => {
                     let id = model.channels[at].id;
-                    model.seats[client].channel = Some(id);
-                    model.seats[client].expected.push_back(frame(0, "OK"));
+                    model.subscribers[client].channel = Some(id);
+                    model.subscribers[client].expected.push_back(frame(0, "OK"));
                     self.connections[client].subscribed = true;
                 }
                 Err(why) => {
                     let text = format!("E_SUB_FAILED SUB failed {why}");
-                    model.seats[client].expected.push_back(frame(1, &text));
-                    model.seats[client].refused = true;
+                    model.subscribers[client].expected.push_back(frame(1, &text));
+                    model.subscribers[client].refused = true;
                 }
             },
             Effect::Rdy(count) => {
                 if !self.connections[client].said_cls {
-                    model.seats[client].ready = count;
+                    model.subscribers[client].ready = count;
                 }
             }
             Effect::Fin(number) => match model.flight(client, number) {
@@ -345,11 +345,11 @@ impl<'n, D: Dice> World<'n, D> {
                         let topic = model.topics.iter_mut().find(|it| it.id == topic).unwrap();
                         topic.finished = Some(now);
                     }
-                    model.seats[client].finished += 1;
+                    model.subscribers[client].finished += 1;
                     model.finished += 1;
                 }
                 Err(why) => {
-                    model.seats[client].expected.push_back(failed("FIN", number, why));
+                    model.subscribers[client].expected.push_back(failed("FIN", number, why));
                 }
             },
             Effect::Req(number, delay) => match model.flight(client, number) {
@@ -364,10 +364,10 @@ impl<'n, D: Dice> World<'n, D> {
                         defer_until(channel, number, now + delay.min(10_000) * 1000);
                         model.answer(number);
                     }
-                    model.seats[client].requeued += 1;
+                    model.subscribers[client].requeued += 1;
                 }
                 Err(why) => {
-                    model.seats[client].expected.push_back(failed("REQ", number, why));
+                    model.subscribers[client].expected.push_back(failed("REQ", number, why));
                 }
             },
             Effect::Touch(number) => match model.flight(client, number) {
@@ -377,19 +377,19 @@ impl<'n, D: Dice> World<'n, D> {
                     flight.deadline = (now + MSG_TIMEOUT).min(last);
                 }
                 Err(why) => {
-                    model.seats[client].expected.push_back(failed("TOUCH", number, why));
+                    model.subscribers[client].expected.push_back(failed("TOUCH", number, why));
                 }
             },
             Effect::Cls => {
                 self.connections[client].said_cls = true;
-                model.seats[client].ready = 0;
-                model.seats[client].expected.push_back(frame(0, "CLOSE_WAIT"));
+                model.subscribers[client].ready = 0;
+                model.subscribers[client].expected.push_back(frame(0, "CLOSE_WAIT"));
             }
             Effect::Publish { topic, bodies, defer } => {
                 assert!(accepted == bodies.len() as u64 || accepted == 0);
                 if accepted == 0 {
                     // The topics were full when it came to that.
-                    model.seats[client].refused_publishing(bytes, false);
+                    model.subscribers[client].refused_publishing(bytes, false);
                     return;
                 }
                 let count = bodies.len() as u32;
@@ -397,18 +397,18 @@ impl<'n, D: Dice> World<'n, D> {
                 assert!(model.has_share(now, topic, need), "nobody consumes that");
                 let at = model.publish(now, topic, bodies, defer * 1000, false);
                 let id = model.topics[at].id;
-                let seat = &mut model.seats[client];
-                match seat.pubs.iter_mut().find(|(topic, _)| *topic == id) {
+                let subscriber = &mut model.subscribers[client];
+                match subscriber.pubs.iter_mut().find(|(topic, _)| *topic == id) {
                     Some((_, n)) => *n += count,
-                    None => seat.pubs.push((id, count)),
+                    None => subscriber.pubs.push((id, count)),
                 }
-                seat.expected.push_back(frame(0, "OK"));
+                subscriber.expected.push_back(frame(0, "OK"));
             }
         }
     }
 
     /// Lets a client read some of what it is told. False if there is nothing.
-    fn listen(&mut self, client: usize, all: bool) -> bool {
+    fn read_some(&mut self, client: usize, all: bool) -> bool {
         let now = self.instant();
         let mut session = self.client(client);
         let transmit = session.transmit(now);
@@ -450,16 +450,16 @@ impl<'n, D: Dice> World<'n, D> {
                 return;
             }
             let frame: Vec<u8> = connection.got.drain(..4 + size).collect();
-            let seat = &mut self.model.seats[client];
+            let subscriber = &mut self.model.subscribers[client];
             if frame[7] == 2 {
                 connection.offered = false;
-                let number = seat.writing.take().unwrap();
+                let number = subscriber.writing.take().unwrap();
                 let body = &self.model.bodies[&number];
                 assert_eq!(&frame[34..], &body.bytes[..]);
                 assert_eq!(frame[8..16], body.timestamp.to_be_bytes());
             } else if &frame[8..] == b"_heartbeat_" {
             } else {
-                let expected = seat.expected.pop_front().expect("an answer");
+                let expected = subscriber.expected.pop_front().expect("an answer");
                 let text = String::from_utf8_lossy;
                 let starts = |start: &str| text(&frame[8..]).starts_with(start);
                 let is_same = match expected.strip_suffix(b"*") {
@@ -497,7 +497,7 @@ impl<'n, D: Dice> World<'n, D> {
             }
             if let Some((bytes, at, Effect::Publish { .. })) = &self.connections[client].pending
                 && bytes[..*at].contains(&b'\n')
-                && (self.model.seats[client].open && !self.model.seats[client].closing)
+                && (self.model.subscribers[client].open && !self.model.subscribers[client].closing)
             {
                 let most = Instant::from_micros(self.now + BODY_TIMEOUT);
                 assert!(self.client(client).deadline() <= most, "a body has no deadline");
@@ -507,7 +507,7 @@ impl<'n, D: Dice> World<'n, D> {
 
     fn step(&mut self) {
         let client = self.below(CLIENTS as u32);
-        let open = self.model.seats[client].open;
+        let open = self.model.subscribers[client].open;
         match self.below(40) {
             0..=2 => self.publish(),
             3 if self.crowd || self.random.one_in(4) => self.administer(),
@@ -530,19 +530,19 @@ impl<'n, D: Dice> World<'n, D> {
             _ if !open => self.connect(client),
             7..=24 => {
                 if self.connections[client].pending.is_none() {
-                    self.think(client);
+                    self.choose_command(client);
                 }
-                self.talk(client);
+                self.send_some(client);
             }
             _ => {
                 if self.connections[client].reads {
-                    self.listen(client, false);
+                    self.read_some(client, false);
                 }
             }
         }
         for client in 0..CLIENTS {
             self.follow(client);
-            if self.model.seats[client].closing && self.random.one_in(3) {
+            if self.model.subscribers[client].closing && self.random.one_in(3) {
                 self.hang_up(client, Closed::Local);
             }
         }
@@ -551,7 +551,7 @@ impl<'n, D: Dice> World<'n, D> {
         let waiting: usize = model.channels.iter().map(Channel::waiting).sum();
         let flying: usize = model.channels.iter().map(Channel::in_flight).sum();
         let (topics, channels) = (model.topics.len(), model.channels.len());
-        let closing = model.seats.iter().filter(|seat| seat.closing).count();
+        let closing = model.subscribers.iter().filter(|subscriber| subscriber.closing).count();
         let used = model.used() / 8;
         self.random.note(&[topics, channels, waiting.min(4), flying, closing, used]);
     }

@@ -71,7 +71,7 @@ pub(super) struct Topic {
 }
 
 #[derive(Debug, Default, Clone)]
-pub(super) struct Seat {
+pub(super) struct Subscriber {
     pub(super) open: bool,
     pub(super) channel: Option<u64>,
     pub(super) closing: bool,
@@ -87,7 +87,7 @@ pub(super) struct Seat {
     pub(super) expected: VecDeque<Vec<u8>>,
 }
 
-impl Seat {
+impl Subscriber {
     /// It published, and is told that there is no room, for the message or its topic, or that the
     /// rest did not come.
     pub(super) fn refused_publishing(&mut self, bytes: &[u8], late: bool) {
@@ -127,7 +127,7 @@ pub(super) struct Model {
     pub(super) id: u64,
     pub(super) topics: Vec<Topic>,
     pub(super) channels: Vec<Channel>,
-    pub(super) seats: Vec<Seat>,
+    pub(super) subscribers: Vec<Subscriber>,
     pub(super) bodies: BTreeMap<u64, Body>,
     pub(super) finished: u64,
     pub(super) dropped: u64,
@@ -155,7 +155,7 @@ impl Model {
             id: 0,
             topics: Vec::new(),
             channels: Vec::new(),
-            seats: vec![Seat::default(); CLIENTS],
+            subscribers: vec![Subscriber::default(); CLIENTS],
             bodies: BTreeMap::new(),
             finished: 0,
             dropped: 0,
@@ -168,7 +168,8 @@ impl Model {
     /// What is lost with a channel, if it may be given back at all.
     pub(super) fn channel_need(&self, now: u64, channel: &Channel) -> Option<Need> {
         let topic = self.topics.iter().find(|topic| topic.id == channel.topic).unwrap();
-        let is_served = self.seats.iter().any(|seat| seat.channel == Some(channel.id));
+        let is_served =
+            self.subscribers.iter().any(|subscriber| subscriber.channel == Some(channel.id));
         // 60 s, and a bit.
         let is_old = units(now) - units(channel.used) > units(60_000_000);
         let may = !channel.delivered && !channel.named && !channel.paused && !is_served;
@@ -194,7 +195,7 @@ impl Model {
     }
 
     /// Gives the topic back that the node gave back, which is one that can best be spared.
-    pub(super) fn spare_topic(&mut self, now: u64) -> Option<()> {
+    pub(super) fn evict_topic(&mut self, now: u64) -> Option<()> {
         let needs = self.topics.iter().map(|topic| self.topic_need(now, topic));
         let least = needs.flatten().min()?;
         let is_gone = |topic: &Topic| {
@@ -211,7 +212,7 @@ impl Model {
     }
 
     /// Likewise a channel, of one topic or of all.
-    pub(super) fn spare_channel(&mut self, now: u64, of: Option<u64>, stays: u64) -> Option<()> {
+    pub(super) fn evict_channel(&mut self, now: u64, of: Option<u64>, stays: u64) -> Option<()> {
         let is_of = |channel: &&Channel| of.is_none_or(|topic| channel.topic == topic);
         let needs = self.channels.iter().filter(is_of).map(|it| self.channel_need(now, it));
         let least = needs.flatten().min()?;
@@ -244,7 +245,7 @@ impl Model {
             return Some(at);
         }
         if self.topics.len() == TOPICS {
-            self.spare_topic(now)?;
+            self.evict_topic(now)?;
         }
         self.id += 1;
         self.topics.push(Topic {
@@ -284,10 +285,10 @@ impl Model {
         }
         let id = self.topics[topic].id;
         if self.channels.iter().filter(|channel| channel.topic == id).count() == LANES {
-            let spared = self.spare_channel(now, Some(id), id);
+            let spared = self.evict_channel(now, Some(id), id);
             spared.ok_or("no room for another channel of this topic")?;
         } else if self.channels.len() == CHANNELS {
-            self.spare_channel(now, None, id).ok_or("no room for another channel")?;
+            self.evict_channel(now, None, id).ok_or("no room for another channel")?;
         }
         // Another topic may have gone with its channel.
         let topic = self.topics.iter().position(|topic| topic.id == id).unwrap();
@@ -378,10 +379,12 @@ impl Model {
 
     pub(super) fn drop_channel(&mut self, at: usize) {
         let id = self.channels[at].id;
-        for seat in self.seats.iter_mut().filter(|seat| seat.channel == Some(id)) {
-            seat.channel = None;
-            seat.closing = true;
-            seat.ready = 0;
+        for subscriber in
+            self.subscribers.iter_mut().filter(|subscriber| subscriber.channel == Some(id))
+        {
+            subscriber.channel = None;
+            subscriber.closing = true;
+            subscriber.ready = 0;
         }
         self.channels.remove(at);
     }
@@ -402,8 +405,8 @@ impl Model {
             self.drop_channel(channel);
         }
         self.topics.remove(at);
-        for seat in &mut self.seats {
-            seat.pubs.retain(|(topic, _)| *topic != id);
+        for subscriber in &mut self.subscribers {
+            subscriber.pubs.retain(|(topic, _)| *topic != id);
         }
     }
 
@@ -431,13 +434,13 @@ impl Model {
 
     /// Whether a client may have one more of its channel's messages while so many blocks are free.
     pub(super) fn may_have(&self, client: usize, free_blocks: usize) -> bool {
-        let seat = &self.seats[client];
-        let Some(id) = seat.channel else { return false };
+        let subscriber = &self.subscribers[client];
+        let Some(id) = subscriber.channel else { return false };
         let channel = &self.channels[self.channel_at(id)];
         let free = IN_FLIGHT - channel.in_flight();
         let owed = (0..CLIENTS).filter(|other| {
-            let seat = &self.seats[*other];
-            seat.channel == Some(id) && seat.ready > 0 && self.in_flight(*other) == 0
+            let subscriber = &self.subscribers[*other];
+            subscriber.channel == Some(id) && subscriber.ready > 0 && self.in_flight(*other) == 0
         });
         let own = self.in_flight(client);
         let flights = channel.entries.iter().flatten().map(|flight| &self.bodies[&flight.number]);
@@ -448,7 +451,7 @@ impl Model {
         if own > 0 && !leaves_room {
             return false;
         }
-        !channel.paused && own < seat.ready && free > if own == 0 { 0 } else { owed.count() }
+        !channel.paused && own < subscriber.ready && free > if own == 0 { 0 } else { owed.count() }
     }
 
     /// A client is given a message: the right one, rightly.
@@ -461,7 +464,7 @@ impl Model {
         free: usize,
     ) {
         assert!(self.may_have(client, free), "client {client} may have none");
-        let at = self.channel_at(self.seats[client].channel.unwrap());
+        let at = self.channel_at(self.subscribers[client].channel.unwrap());
         let channel = &mut self.channels[at];
         let both = !channel.queue.is_empty() && !channel.requeued.is_empty();
         let requeued = if both { channel.requeued_next } else { !channel.requeued.is_empty() };
@@ -475,8 +478,8 @@ impl Model {
         let entry = channel.entries.iter_mut().find(|entry| entry.is_none()).unwrap();
         *entry =
             Some(Flight { number, owner: client, deadline: now + MSG_TIMEOUT, delivered: now });
-        self.seats[client].delivered += 1;
-        self.seats[client].writing = Some(number);
+        self.subscribers[client].delivered += 1;
+        self.subscribers[client].writing = Some(number);
     }
 
     pub(super) fn flight(
@@ -484,7 +487,7 @@ impl Model {
         client: usize,
         number: u64,
     ) -> Result<(usize, usize), &'static str> {
-        let Some(id) = self.seats[client].channel else { return Err("ID not in flight") };
+        let Some(id) = self.subscribers[client].channel else { return Err("ID not in flight") };
         let at = self.channel_at(id);
         let is = |entry: &Option<Flight>| entry.as_ref().is_some_and(|f| f.number == number);
         let entry = self.channels[at].entries.iter().position(is).ok_or("ID not in flight")?;
@@ -497,7 +500,7 @@ impl Model {
 
     /// Takes back what `which` says, in the order of the entries.
     pub(super) fn take_back(&mut self, client: usize, which: impl Fn(&Flight) -> bool) -> u64 {
-        let Some(id) = self.seats[client].channel else { return 0 };
+        let Some(id) = self.subscribers[client].channel else { return 0 };
         let at = self.channel_at(id);
         let Channel { entries, requeued, .. } = &mut self.channels[at];
         let mut count = 0;
@@ -512,7 +515,7 @@ impl Model {
 
     pub(super) fn expire(&mut self, now: u64, client: usize) {
         let count = self.take_back(client, |flight| flight.deadline <= now);
-        if let Some(id) = self.seats[client].channel {
+        if let Some(id) = self.subscribers[client].channel {
             let at = self.channel_at(id);
             self.channels[at].timeouts += count;
         }
@@ -520,26 +523,26 @@ impl Model {
 
     pub(super) fn leave(&mut self, now: u64, client: usize) {
         self.take_back(client, |_| true);
-        let seat = &mut self.seats[client];
-        seat.closing = true;
-        seat.ready = 0;
-        seat.pubs.clear();
-        seat.delivered = 0;
-        seat.finished = 0;
-        seat.requeued = 0;
-        let Some(id) = seat.channel.take() else { return };
+        let subscriber = &mut self.subscribers[client];
+        subscriber.closing = true;
+        subscriber.ready = 0;
+        subscriber.pubs.clear();
+        subscriber.delivered = 0;
+        subscriber.finished = 0;
+        subscriber.requeued = 0;
+        let Some(id) = subscriber.channel.take() else { return };
         let at = self.channel_at(id);
         self.channels[at].used = now;
         let topic = self.channels[at].topic;
         self.topics.iter_mut().find(|other| other.id == topic).unwrap().used = now;
-        let is_empty = !self.seats.iter().any(|seat| seat.channel == Some(id));
+        let is_empty = !self.subscribers.iter().any(|subscriber| subscriber.channel == Some(id));
         if is_empty && CHANNEL_NAMES[self.channels[at].name].ends_with("#ephemeral") {
             self.delete_channel(at);
         }
     }
 
     pub(super) fn is_pinned(&self, number: u64) -> bool {
-        self.seats.iter().any(|seat| seat.writing == Some(number))
+        self.subscribers.iter().any(|subscriber| subscriber.writing == Some(number))
     }
 
     /// Whether it waits for a channel, or for a channel's clients.
@@ -570,7 +573,7 @@ impl Model {
             lists.chain(flights).chain(deferred)
         });
         let held = self.topics.iter().flat_map(|topic| topic.held.iter().map(|(held, _)| *held));
-        let writing = self.seats.iter().filter_map(|seat| seat.writing);
+        let writing = self.subscribers.iter().filter_map(|subscriber| subscriber.writing);
         let oldest = oldest.chain(held).chain(writing).min().unwrap_or(self.next);
         self.bodies.retain(|number, _| *number >= oldest);
         for channel in &mut self.channels {

@@ -1,4 +1,4 @@
-//! Topics and channels: made, deleted, emptied, paused; who is subscribed.
+//! Creates, deletes, empties and pauses topics and channels, and evicts unused ones.
 
 use core::cmp::Reverse;
 
@@ -12,14 +12,14 @@ use crate::time::Instant;
 /// room is for others, 60 s: [`Used`].
 const UNUSED: u32 = (60_000_000u32 >> 16) + 1;
 
-/// What is lost with a topic or channel: what has the least goes first.
+/// How much a topic or channel is needed. The least needed is evicted first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Need {
     /// Messages wait.
     waiting: bool,
     /// Somebody named it over HTTP.
     named: bool,
-    /// Since when it is not used.
+    /// The time since the last use.
     age: Reverse<u32>,
 }
 
@@ -36,10 +36,10 @@ impl Shared<'_> {
         origin: Origin,
     ) -> Result<(), TableFull> {
         let has = |topic: &Topic| !topic.is_used() || topic.name == *name;
-        if self.topics.iter().any(has) || self.spare_topic(now, origin).is_some() {
+        if self.topics.iter().any(has) || self.evictable_topic(now, origin).is_some() {
             return Ok(());
         }
-        Err(self.refused(TableFull::Topics))
+        Err(self.reject_full(TableFull::Topics))
     }
 
     /// The topic of that name, made if need be: then it is held if nsqlookupds are to be asked for
@@ -58,12 +58,12 @@ impl Shared<'_> {
             return Ok(at);
         }
         let free = self.topics.iter().position(|topic| !topic.is_used()).map(|at| at as u8);
-        let at = match free.or_else(|| self.spare_topic(now, origin)) {
+        let at = match free.or_else(|| self.evictable_topic(now, origin)) {
             Some(at) => at,
-            None => return Err(self.refused(TableFull::Topics)),
+            None => return Err(self.reject_full(TableFull::Topics)),
         };
         if free.is_none() {
-            self.give_back_topic(at);
+            self.evict_topic(at);
         }
         if let Some(topic) = self.topics.get_mut(usize::from(at)) {
             *topic = Topic { name: *name, origin, used: Used::at(now), ..Topic::NEW };
@@ -73,8 +73,8 @@ impl Shared<'_> {
                 topic.ask_until = now.after(self.config.channels_wait);
             }
         }
-        self.full_said &= !TableFull::Topics.bit();
-        self.reshaped();
+        self.full_reported &= !TableFull::Topics.bit();
+        self.topology_changed();
         Ok(at)
     }
 
@@ -83,8 +83,8 @@ impl Shared<'_> {
         self.holds && self.topics.iter().any(|topic| topic.asking != 0)
     }
 
-    /// Of the nsqlookupds that are still to be asked for a topic's channels, leaves only these; once
-    /// none is left, or no time, the topic is not held any more.
+    /// Of the nsqlookupds that are still to be asked for a topic's channels, leaves only these;
+    /// once none is left, or no time, the topic is not held any more.
     pub(in crate::nsqd) fn ask_only(&mut self, now: Instant, at: u8, lookupds: u8) {
         let Some(topic) = self.topic_mut(at).filter(|topic| topic.asking != 0) else { return };
         topic.asking &= if topic.ask_until <= now { 0 } else { lookupds };
@@ -124,12 +124,12 @@ impl Shared<'_> {
                 None => (topic, TableFull::ChannelsOfTopic),
                 Some(_) => (NONE, TableFull::Channels),
             };
-            let Some(spare) = self.spare_channel(now, among) else {
-                return Err(self.refused(full));
+            let Some(evictable) = self.evictable_channel(now, among) else {
+                return Err(self.reject_full(full));
             };
-            self.give_back_channel(spare, topic);
+            self.evict_channel(evictable, topic);
             lane = lanes.clone().find(|lane| !is_taken(self.channels, *lane));
-            free = Some(spare.into());
+            free = Some(evictable.into());
         }
         let lane = lane.unwrap_or_default();
         let at = free.unwrap_or_default();
@@ -140,8 +140,8 @@ impl Shared<'_> {
         if let Some(topic) = self.topic_mut(topic) {
             topic.channels = topic.channels.saturating_add(1);
         }
-        self.full_said &= TableFull::Topics.bit();
-        self.reshaped();
+        self.full_reported &= TableFull::Topics.bit();
+        self.topology_changed();
         self.flow(now, topic);
         Ok(at as u8)
     }
@@ -156,16 +156,16 @@ impl Shared<'_> {
         if self.find_topic(topic).is_none() {
             self.has_slot_for(now, topic, Origin::Client)?;
             let is_free = |channel: &Channel| !channel.is_used();
-            if !self.channels.iter().any(is_free) && self.spare_channel(now, NONE).is_none() {
-                return Err(self.refused(TableFull::Channels));
+            if !self.channels.iter().any(is_free) && self.evictable_channel(now, NONE).is_none() {
+                return Err(self.reject_full(TableFull::Channels));
             }
         }
         let topic = self.topic_for(now, topic, Origin::Client)?;
         self.channel_for(now, topic, channel, Origin::Client)
     }
 
-    /// A table is full for somebody.
-    fn refused(&mut self, full: TableFull) -> TableFull {
+    /// Counts a rejection because a table is full.
+    fn reject_full(&mut self, full: TableFull) -> TableFull {
         let counters = &mut self.counters;
         let count = match full {
             TableFull::Topics => &mut counters.topics_refused,
@@ -173,17 +173,17 @@ impl Shared<'_> {
             TableFull::ChannelsOfTopic => &mut counters.channels_of_topic_refused,
         };
         *count = count.saturating_add(1);
-        if self.full_said & full.bit() == 0 {
-            self.full_said |= full.bit();
-            self.full_unsaid |= full.bit();
-            // Somebody may wait for the event.
+        if self.full_reported & full.bit() == 0 {
+            self.full_reported |= full.bit();
+            self.full_pending |= full.bit();
+            // Wake whoever waits for the event.
             self.changed();
         }
         full
     }
 
-    /// How badly a channel is needed, if it can be given back to somebody who needs its room: `None`
-    /// if it cannot.
+    /// How badly a channel is needed, if it can be given back to somebody who needs its room:
+    /// `None` if it cannot.
     fn channel_need(&self, now: Instant, channel: &Channel) -> Option<Need> {
         let age = channel.used.age(now);
         let had_messages = || self.topic(channel.topic).is_none_or(|topic| topic.messages > 0);
@@ -200,7 +200,8 @@ impl Shared<'_> {
         })
     }
 
-    /// Likewise for a topic, and who needs its room.
+    /// How badly a topic is needed, if it can be given back to a topic of `origin`: `None` if it
+    /// cannot.
     fn topic_need(&self, now: Instant, at: u8, origin: Origin) -> Option<Need> {
         let topic = self.topic(at)?;
         let named = topic.origin == Origin::Http;
@@ -220,13 +221,13 @@ impl Shared<'_> {
     }
 
     /// The topic that can best be spared, for one of that origin.
-    fn spare_topic(&self, now: Instant, origin: Origin) -> Option<u8> {
+    fn evictable_topic(&self, now: Instant, origin: Origin) -> Option<u8> {
         let all = (0..NONE).take(self.topics.len());
         all.filter_map(|at| Some((self.topic_need(now, at, origin)?, at))).min().map(|(_, at)| at)
     }
 
     /// The channel that can best be spared, of one topic or, if that is [`NONE`], of all.
-    fn spare_channel(&self, now: Instant, topic: u8) -> Option<u8> {
+    fn evictable_channel(&self, now: Instant, topic: u8) -> Option<u8> {
         let all = (0..NONE).zip(&*self.channels);
         all.filter(|(_, channel)| topic == NONE || channel.topic == topic)
             .filter_map(|(at, channel)| Some((self.channel_need(now, channel)?, at)))
@@ -234,7 +235,7 @@ impl Shared<'_> {
             .map(|(_, at)| at)
     }
 
-    fn give_back_topic(&mut self, at: u8) {
+    fn evict_topic(&mut self, at: u8) {
         for channel in 0..self.channels.len() as u8 {
             if self.channel(channel).is_some_and(|channel| channel.topic == at) {
                 self.count_dropped(channel);
@@ -246,11 +247,11 @@ impl Shared<'_> {
     }
 
     /// `for_topic` stays, whatever it is, since it gets another one.
-    fn give_back_channel(&mut self, at: u8, for_topic: u8) {
+    fn evict_channel(&mut self, at: u8, for_topic: u8) {
         self.count_dropped(at);
         if self.channel(at).is_some_and(|channel| channel.topic == for_topic) {
             self.drop_channel(at);
-            self.reshaped();
+            self.topology_changed();
         } else {
             self.delete_channel(at);
         }
@@ -258,11 +259,11 @@ impl Shared<'_> {
         *count = count.saturating_add(1);
     }
 
-    /// What waits in a channel goes with it.
+    /// Counts the messages that are dropped with a channel.
     fn count_dropped(&mut self, at: u8) {
         let waiting = self.channel(at).map_or(0, Channel::waiting);
         self.counters.abandoned = self.counters.abandoned.saturating_add(waiting.into());
-        self.unsaid = self.unsaid.saturating_add(waiting);
+        self.dropped_pending = self.dropped_pending.saturating_add(waiting);
     }
 
     /// Deletes a topic with its channels and messages; its subscribers are closed.
@@ -277,17 +278,17 @@ impl Shared<'_> {
             *topic = Topic::NEW;
         }
         if self.asked == at {
-            // What comes here next is another topic.
+            // The next topic in this slot is another one.
             self.asked = NONE;
         }
-        for seat in &mut *self.seats {
-            for count in &mut seat.pubs {
+        for subscription in &mut *self.subscriptions {
+            for count in &mut subscription.pubs {
                 if count.0 == at {
                     *count = (NONE, 0);
                 }
             }
         }
-        self.reshaped();
+        self.topology_changed();
     }
 
     /// Deletes a channel with its messages; its subscribers are closed. An ephemeral topic goes
@@ -295,7 +296,7 @@ impl Shared<'_> {
     pub(in crate::nsqd) fn delete_channel(&mut self, at: u8) {
         let Some(topic) = self.channel(at).map(|channel| channel.topic) else { return };
         self.drop_channel(at);
-        self.reshaped();
+        self.topology_changed();
         if self.topic(topic).is_some_and(|topic| topic.channels == 0 && topic.name.is_ephemeral()) {
             self.delete_topic(topic);
         }
@@ -303,11 +304,11 @@ impl Shared<'_> {
 
     fn drop_channel(&mut self, at: u8) {
         self.empty_channel(at);
-        for seat in &mut *self.seats {
-            if seat.channel == at {
-                seat.channel = NONE;
-                seat.ready = 0;
-                seat.kicked = true;
+        for subscription in &mut *self.subscriptions {
+            if subscription.channel == at {
+                subscription.channel = NONE;
+                subscription.ready = 0;
+                subscription.kicked = true;
             }
         }
         let Some(channel) = self.channel_mut(at) else { return };
@@ -373,23 +374,23 @@ impl Shared<'_> {
         self.changed();
     }
 
-    fn reshaped(&mut self) {
+    fn topology_changed(&mut self) {
         self.topology = self.topology.wrapping_add(1);
         self.changed();
     }
 
-    /// A client goes: others get at once what it has in flight.
+    /// Ends a client's subscription. Its messages in flight are requeued at once.
     pub(in crate::nsqd) fn leave(&mut self, now: Instant, id: u8) {
-        let Some(seat) = self.seat_mut(id) else { return };
-        let at = seat.channel;
-        *seat = Subscription::EMPTY;
+        let Some(subscription) = self.subscription_mut(id) else { return };
+        let at = subscription.channel;
+        *subscription = Subscription::EMPTY;
         if at == NONE {
             return;
         }
         for index in self.range(at) {
             let is = |entry: &Entry| entry.message != NIL && entry.owner == id;
             if self.entries.get(index).is_some_and(is) {
-                let (message, lane) = self.land(at, index);
+                let (message, lane) = self.take_from_flight(at, index);
                 self.put_back(at, message, lane);
                 self.counters.returned = self.counters.returned.saturating_add(1);
             }
@@ -413,9 +414,9 @@ impl Shared<'_> {
         let Some(channel) = self.channel_mut(at) else { return };
         channel.clients = channel.clients.saturating_add(1);
         let turn = channel.turn;
-        if let Some(seat) = self.seat_mut(id) {
-            seat.channel = at;
-            seat.turn = turn;
+        if let Some(subscription) = self.subscription_mut(id) {
+            subscription.channel = at;
+            subscription.turn = turn;
         }
     }
 }

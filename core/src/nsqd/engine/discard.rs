@@ -1,0 +1,158 @@
+//! Drops messages when a new one needs their room.
+
+use super::{Draft, Shared};
+use crate::nsqd::Full;
+use crate::nsqd::arena::{Arena, Lane};
+
+impl Shared<'_> {
+    /// Drops the oldest messages for so many more blocks, if that is wanted and makes enough room:
+    /// otherwise nothing changes.
+    pub(super) fn make_room(&mut self, blocks: u32, draft: &Draft) -> bool {
+        match self.config.full {
+            Full::Refuse => return false,
+            Full::DropAnswered if !draft.own => return false,
+            Full::DropAnswered | Full::DropOldest => {}
+        }
+        let free = self.store.free().saturating_sub(self.store.reserved());
+        let free = free.saturating_sub(self.kept(draft.own)).saturating_add(draft.promised);
+        // A client can have messages of the application dropped only as far as they exceed its
+        // reserve.
+        let own = if draft.own { u16::MAX } else { self.own.saturating_sub(self.reserve) };
+        let missing = blocks.saturating_sub(free.into());
+        self.can_drop(missing, own.into()) && self.drop_oldest(own > 0)
+    }
+
+    /// Whether what may be dropped takes so many blocks, `own_max` of them of the application's
+    /// messages. Mostly the first few messages do.
+    fn can_drop(&self, blocks: u32, own_max: u32) -> bool {
+        let (mut own, mut others) = (0u32, 0u32);
+        let mut is_enough = |message: u16| {
+            if self.is_droppable(message) {
+                let sum = if self.store.is_own(message) { &mut own } else { &mut others };
+                *sum = sum.saturating_add(self.store.layout().blocks(self.store.len(message)));
+            }
+            own.min(own_max).saturating_add(others) >= blocks
+        };
+        for topic in &*self.topics {
+            for list in [topic.held, topic.list] {
+                let mut message = list.first;
+                for _ in 0..list.len {
+                    if is_enough(message) {
+                        return true;
+                    }
+                    message = self.store.next(message);
+                }
+            }
+        }
+        for channel in self.channels.iter().filter(|channel| channel.is_used()) {
+            for list in [channel.requeued, channel.deferred] {
+                let mut message = list.first;
+                for _ in 0..list.len {
+                    // Each once.
+                    let is_counted = self.store.is_listed(message)
+                        || (0..channel.lane)
+                            .any(|lane| self.store.lane(message, lane) != Lane::Done);
+                    if !is_counted && is_enough(message) {
+                        return true;
+                    }
+                    message = self.store.lane_next(message, channel.lane);
+                }
+            }
+        }
+        false
+    }
+
+    /// Drops the oldest of the first droppable messages of all queues.
+    fn drop_oldest(&mut self, own: bool) -> bool {
+        let may_go =
+            |message: u16| self.is_droppable(message) && (own || !self.store.is_own(message));
+        let mut oldest: Option<(u32, u16)> = None;
+        let mut consider = |message: u16, store: &Arena<'_>, next: u64| {
+            let age = (next as u32).wrapping_sub(store.sequence(message));
+            if oldest.is_none_or(|(most, _)| age > most) {
+                oldest = Some((age, message));
+            }
+        };
+        for topic in &*self.topics {
+            for list in [topic.held, topic.list] {
+                let mut message = list.first;
+                for _ in 0..list.len {
+                    if may_go(message) {
+                        consider(message, &self.store, self.next);
+                        break;
+                    }
+                    message = self.store.next(message);
+                }
+            }
+        }
+        for channel in self.channels.iter().filter(|channel| channel.is_used()) {
+            for list in [channel.requeued, channel.deferred] {
+                let mut message = list.first;
+                for _ in 0..list.len {
+                    if may_go(message) {
+                        consider(message, &self.store, self.next);
+                        break;
+                    }
+                    message = self.store.lane_next(message, channel.lane);
+                }
+            }
+        }
+        let Some((_, message)) = oldest else { return false };
+        self.drop_message(message);
+        true
+    }
+
+    /// Nobody has it in flight, nor is it being written; with [`Full::DropAnswered`] somebody has
+    /// answered it.
+    fn is_droppable(&self, message: u16) -> bool {
+        if self.config.full == Full::DropAnswered && !self.store.is_answered(message) {
+            return false;
+        }
+        let mut waiting = 0u16;
+        for lane in 0..self.config.channels_per_topic {
+            match self.store.lane(message, lane) {
+                Lane::Done => {}
+                Lane::Queued | Lane::Requeued | Lane::Deferred => {
+                    waiting = waiting.saturating_add(1);
+                }
+                Lane::InFlight => return false,
+            }
+        }
+        // A message held by the topic is in no lane.
+        self.store.refs(message) == waiting.max(1)
+    }
+
+    fn drop_message(&mut self, message: u16) {
+        let at = self.store.topic(message);
+        for channel in self.channels.iter_mut().filter(|channel| channel.topic == at) {
+            let lane = channel.lane;
+            match self.store.lane(message, lane) {
+                Lane::Done | Lane::InFlight => continue,
+                Lane::Queued => {
+                    channel.queued = channel.queued.saturating_sub(1);
+                    if channel.cursor == message {
+                        channel.cursor = self.store.next(message);
+                    }
+                }
+                Lane::Requeued => channel.requeued.unlink_lane(&mut self.store, message, lane),
+                Lane::Deferred => channel.deferred.unlink_lane(&mut self.store, message, lane),
+            }
+            channel.dropped = channel.dropped.saturating_add(1);
+        }
+        if let Some(topic) = self.topics.get_mut(usize::from(at)) {
+            let waits = (0..self.config.channels_per_topic)
+                .any(|lane| self.store.lane(message, lane) != Lane::Done);
+            if self.store.is_listed(message) {
+                topic.list.unlink(&mut self.store, message);
+            } else if !waits {
+                topic.held.unlink(&mut self.store, message);
+            }
+            topic.dropped = topic.dropped.saturating_add(1);
+        }
+        self.counters.dropped = self.counters.dropped.saturating_add(1);
+        self.dropped_pending = self.dropped_pending.saturating_add(1);
+        self.uncount(message);
+        self.store.give(message);
+        self.changed();
+    }
+}
