@@ -1,8 +1,9 @@
 //! `cargo xtask sim`: the simulator of `tests/sim`, and whether it finds planted faults.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -142,18 +143,34 @@ impl Fault {
     }
 }
 
-/// Copies what git knows. Files that are the same keep their time, so that little is built anew.
+/// Copies what git knows, and removes from the copy what git does not know. Files that are the same
+/// keep their time, so that little is built anew.
 fn copy_tree(from: &Path, to: &Path) -> Result<()> {
     let output = Command::new("git").arg("-C").arg(from).args(["ls-files", "-z"]).output()?;
     ensure!(output.status.success(), "git ls-files: {}", text(&output));
+    let mut known = BTreeSet::new();
     for name in String::from_utf8(output.stdout)?.split_terminator('\0') {
         let (source, copy) = (from.join(name), to.join(name));
         let Ok(bytes) = fs::read(&source) else { continue };
+        known.insert(copy.clone());
         if fs::read(&copy).is_ok_and(|known| known == bytes) {
             continue;
         }
         fs::create_dir_all(copy.parent().context("a file has a directory")?)?;
         fs::write(&copy, bytes)?;
+    }
+    remove_others(to, &known)
+}
+
+/// Removes files that are not known: one that was moved would be there twice.
+fn remove_others(dir: &Path, known: &BTreeSet<PathBuf>) -> Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            remove_others(&entry.path(), known)?;
+        } else if !known.contains(&entry.path()) {
+            fs::remove_file(entry.path())?;
+        }
     }
     Ok(())
 }

@@ -113,41 +113,41 @@ const FIELDS: [(&str, Option<u32>); 15] = [
 ];
 
 /// How many fields are used.
-const USED: usize = place(FIELDS.len());
+const USED: usize = PLACES[FIELDS.len()];
 
 /// The hashes of the names of those that are used, and their defaults. Inside a string the quotes
 /// around a name would be escaped.
-const HASHES: [u32; USED] = used().0;
-const DEFAULTS: [u32; USED] = used().1;
+const HASHES: [u32; USED] = TABLE.0;
+const DEFAULTS: [u32; USED] = TABLE.1;
 
-const MAX_RDY_COUNT: usize = place(0);
-const MAX_MSG_TIMEOUT: usize = place(2);
-const MSG_TIMEOUT: usize = place(3);
-const AUTH_REQUIRED: usize = place(10);
+const MAX_RDY_COUNT: usize = PLACES[0];
+const MAX_MSG_TIMEOUT: usize = PLACES[2];
+const MSG_TIMEOUT: usize = PLACES[3];
+const AUTH_REQUIRED: usize = PLACES[10];
 
-/// How many of the first `end` fields are used.
-const fn place(end: usize) -> usize {
-    let (mut at, mut used) = (0, 0);
-    while at < end {
-        used += FIELDS[at].1.is_some() as usize;
+/// How many fields before each are used: where each used one is.
+const PLACES: [usize; FIELDS.len() + 1] = {
+    let (mut places, mut at) = ([0; FIELDS.len() + 1], 0);
+    while at < FIELDS.len() {
+        places[at + 1] = places[at] + FIELDS[at].1.is_some() as usize;
         at += 1;
     }
-    used
-}
+    places
+};
 
-const fn used() -> ([u32; USED], [u32; USED]) {
+/// The hashes and the defaults of those that are used.
+const TABLE: ([u32; USED], [u32; USED]) = {
     let (mut hashes, mut defaults) = ([0; USED], [0; USED]);
-    let (mut at, mut used) = (0, 0);
+    let mut at = 0;
     while at < FIELDS.len() {
         if let (name, Some(default)) = FIELDS[at] {
-            hashes[used] = hash(name.as_bytes());
-            defaults[used] = default;
-            used += 1;
+            hashes[PLACES[at]] = hash(name.as_bytes());
+            defaults[PLACES[at]] = default;
         }
         at += 1;
     }
     (hashes, defaults)
-}
+};
 
 /// The fields of the answer to IDENTIFY that a client uses. RAM: 16 bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
