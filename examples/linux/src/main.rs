@@ -51,8 +51,10 @@ enum Command {
     /// Consume a topic, and print its messages.
     Sub(subscribe::Args),
     /// Be a small nsqd, in bounded memory.
+    #[command(visible_alias = "nsqd")]
     Node(nsqd::Args),
     /// Be a small nsqlookupd, in bounded memory.
+    #[command(visible_alias = "nsqlookupd")]
     Lookupd(lookupd::Args),
 }
 

@@ -542,3 +542,15 @@ async fn every_bound_is_in_the_help() {
         assert!(help.contains("SIGHUP"), "{command}: {help}");
     }
 }
+
+#[tokio::test]
+async fn servers_have_the_names_of_the_real_ones_as_well() {
+    for (command, alias) in [("node", "nsqd"), ("lookupd", "nsqlookupd")] {
+        let of = |command| async move {
+            let output = nanonsq(&[command, "--help"]).output().await.unwrap();
+            assert!(output.status.success(), "{command}: {output:?}");
+            String::from_utf8(output.stdout).unwrap()
+        };
+        assert_eq!(of(alias).await, of(command).await);
+    }
+}
