@@ -37,7 +37,7 @@ impl TimerId for Timer {
 pub(super) enum Recovery {
     /// A message is done.
     Success,
-    /// Time passed.
+    /// A deadline may have passed.
     Time,
 }
 
@@ -267,7 +267,7 @@ impl Shared<'_> {
         self.timers.next()
     }
 
-    /// Time passed.
+    /// Applies the deadlines of the consumer as a whole that have passed.
     pub(super) fn tick(&mut self) {
         self.recover(Recovery::Time);
         if self.timers.expired(Timer::Turn, self.now) {

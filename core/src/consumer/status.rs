@@ -46,7 +46,7 @@ pub enum ConnectionState {
     Authenticating,
     /// SUB is being sent, or its answer is due.
     Subscribing,
-    /// Messages flow.
+    /// SUB was answered: nsqd sends messages, as many as RDY allows.
     Ready,
     /// It is to be closed: CLS is sent, the application may answer what it has.
     Draining,
@@ -78,7 +78,7 @@ pub enum ConnectionEvent {
 pub enum Event {
     /// A connection to an nsqd came or went; [`Consumer::status`](super::Consumer::status) has the rest.
     Connection {
-        /// Which one.
+        /// The connection, as [`Consumer::connection`](super::Consumer::connection) counts.
         index: usize,
         /// What happened.
         event: ConnectionEvent,
@@ -94,7 +94,7 @@ pub enum Event {
     /// it is listed, of as many at a time as the [`Discovery`](super::Discovery) has nsqlookupds;
     /// [`LookupdStatus::unusable`] counts them all. The others of the answer are used.
     Unusable {
-        /// Which one.
+        /// The nsqlookupd, as [`Consumer::lookupd`](super::Consumer::lookupd) counts.
         index: usize,
     },
     /// A message was finished since it had been delivered too often. Several between two polls are

@@ -156,7 +156,7 @@ pub enum AcceptError {
     NoSocket,
     /// The network is down.
     Unreachable,
-    /// Anything else.
+    /// The platform gave another reason.
     Other,
 }
 

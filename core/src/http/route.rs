@@ -47,7 +47,7 @@ pub struct Route<R> {
     pub method: Method,
     /// The path.
     pub path: &'static str,
-    /// The value.
+    /// What the service calls the endpoint.
     pub to: R,
 }
 

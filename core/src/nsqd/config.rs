@@ -179,12 +179,12 @@ impl Default for Config<'_> {
 pub enum ConfigError {
     /// The heartbeat interval must be 1,000 ms to `limits.max_heartbeat_interval_ms`.
     Heartbeat {
-        /// The value.
+        /// The configured interval in milliseconds.
         ms: u32,
     },
     /// The message timeout must be 1,000 ms to `limits.max_msg_timeout_ms`.
     MsgTimeout {
-        /// The value.
+        /// The configured timeout in milliseconds.
         ms: u32,
     },
     /// There must be 1 to 254 topics, channels and clients.

@@ -171,7 +171,7 @@ pub enum State {
     Identifying,
     /// AUTH is being sent, or its answer is due.
     Authenticating,
-    /// Messages flow.
+    /// The handshake is done: batches are sent and answered.
     Ready,
     /// The driver is to close the connection.
     Closing(Closed),

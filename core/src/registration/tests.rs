@@ -1,7 +1,7 @@
 //! Scenarios: peers, a time line, and the bytes that nsqlookupds would see and say.
 //!
 //! The weaknesses of nsqd's own lookupLoop, by number, each have a test named after them; those
-//! that need a real server or a network are in `tests/tests/lookup.rs`.
+//! that need a real server or a network are in `tests/tests/interop/registration.rs`.
 
 use super::*;
 use crate::name::{ChannelName, TopicName};

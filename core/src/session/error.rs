@@ -38,7 +38,7 @@ pub enum DialError {
     NameNotFound,
     /// The platform has no socket, port or memory left for it.
     NoSocket,
-    /// Anything else.
+    /// The platform gave another reason.
     Other,
 }
 
@@ -53,7 +53,7 @@ pub enum TransportError {
     TimedOut,
     /// [`Link::Upgrade`](super::Link::Upgrade) is not to be had from it.
     Unsupported,
-    /// Anything else.
+    /// The platform gave another reason.
     Other,
 }
 
