@@ -78,6 +78,8 @@ struct Ledger {
     backlog: Option<u32>,
     /// When an nsqd last refused something.
     refused: u64,
+    /// When the newest connection came up, by the publisher's clock.
+    up: Instant,
     /// Connected, or stopped, and nothing is left to do.
     is_idle: bool,
 }
@@ -198,6 +200,7 @@ impl Actor for Producer {
             Seen::Opened => {
                 let life = ledger.lives.len() - 1;
                 let resolved = ledger.lives[life].resolved;
+                ledger.up = Instant::from_micros(self.world.clock(self.me));
                 ledger.conns.insert(conn, Conn { life, opened: now, resolved, last: None });
             }
             Seen::Stored { topic, bodies, batch } => {
@@ -239,6 +242,7 @@ impl Actor for Producer {
         ledger.asked = None;
         ledger.stop = false;
         ledger.backlog = None;
+        ledger.up = Instant::NEVER;
     }
 }
 
@@ -602,9 +606,13 @@ fn obey(
         },
         Order::Settled(mut random) => {
             finish(handle, ledger, &setup.config);
-            let Config { batch_messages, batch_bytes, .. } = setup.config;
+            let Config { batch_messages, batch_bytes, heartbeat, .. } = setup.config;
             let whole = batch_messages.min(batch_bytes) > 1000 && setup.most > 5;
-            if !ledger.stop && whole && setup.ring > 200 {
+            // What a refusal left small grows back by the second heartbeat of a connection.
+            let up = ledger.up.after(heartbeat).after(heartbeat);
+            let grown = ledger.up != Instant::NEVER && up <= now;
+            if !ledger.stop && whole && grown && setup.ring > 200 {
+                watch::count("a backlog that is one batch");
                 ledger.backlog = Some(5);
                 // The last of them keeps others from joining.
                 for topic in [TOPICS[0]; 5].into_iter().chain([TOPICS[1]]) {
