@@ -47,7 +47,4 @@ pub mod time;
 #[doc(hidden)]
 pub mod http;
 #[doc(hidden)]
-#[cfg(any(feature = "nsqd", feature = "nsqlookupd"))]
-pub use session::reject;
-#[doc(hidden)]
 pub mod wire;

@@ -153,18 +153,18 @@ impl defmt::Format for Span {
 
 /// A small seeded generator for jitter (xorshift32). Not for secrets.
 #[derive(Debug, Clone, Copy)]
-pub struct Jitter(u32);
+pub(crate) struct Jitter(u32);
 
 impl Jitter {
     /// Give every device another seed (its MAC or chip id), else a fleet moves in step.
-    pub const fn new(seed: u32) -> Self {
+    pub(crate) const fn new(seed: u32) -> Self {
         // Two devices with neighbouring seeds must not start alike; xorshift needs non-zero.
         let mixed = seed.wrapping_mul(0x9e37_79b9) ^ 0x85eb_ca6b;
         Self(if mixed == 0 { 1 } else { mixed })
     }
 
     /// The next number.
-    pub fn next_u32(&mut self) -> u32 {
+    pub(crate) fn next_u32(&mut self) -> u32 {
         let mut x = self.0;
         x ^= x << 13;
         x ^= x >> 17;
@@ -174,7 +174,7 @@ impl Jitter {
     }
 
     /// A span from `low` to `high`, both included; `low` if they are out of order.
-    pub fn between(&mut self, low: Span, high: Span) -> Span {
+    pub(crate) fn between(&mut self, low: Span, high: Span) -> Span {
         let width = u64::from(high.0.saturating_sub(low.0)) + 1;
         // Multiply and shift: no division.
         let offset = (u64::from(self.next_u32()) * width) >> 32;
@@ -182,14 +182,14 @@ impl Jitter {
     }
 
     /// `span` plus or minus an eighth.
-    pub fn around(&mut self, span: Span) -> Span {
+    pub(crate) fn around(&mut self, span: Span) -> Span {
         let eighth = span.0 >> 3;
         self.between(Span(span.0.saturating_sub(eighth)), Span(span.0.saturating_add(eighth)))
     }
 }
 
 /// A fieldless enum that names the timers of one state machine.
-pub trait TimerId: Copy + fmt::Debug + 'static {
+pub(crate) trait TimerId: Copy + fmt::Debug + 'static {
     /// Its index in [`Timers`], below their `N`.
     fn index(self) -> usize;
 }
@@ -198,7 +198,7 @@ pub trait TimerId: Copy + fmt::Debug + 'static {
 ///
 /// RAM: 8 bytes a timer.
 #[derive(Debug, Clone, Copy)]
-pub struct Timers<T, const N: usize> {
+pub(crate) struct Timers<T, const N: usize> {
     // `NEVER` is "not running": half the size of an `Option`.
     deadlines: [Instant; N],
     _ids: core::marker::PhantomData<T>,
@@ -206,7 +206,7 @@ pub struct Timers<T, const N: usize> {
 
 impl<T: TimerId, const N: usize> Timers<T, N> {
     /// None running.
-    pub const fn new() -> Self {
+    pub(crate) const fn new() -> Self {
         Self { deadlines: [Instant::NEVER; N], _ids: core::marker::PhantomData }
     }
 
@@ -215,40 +215,40 @@ impl<T: TimerId, const N: usize> Timers<T, N> {
         Self { deadlines: [Instant::ZERO; N], _ids: core::marker::PhantomData };
 
     /// Starts or moves a timer.
-    pub fn set(&mut self, timer: T, at: Instant) {
+    pub(crate) fn set(&mut self, timer: T, at: Instant) {
         if let Some(slot) = self.deadlines.get_mut(timer.index()) {
             *slot = at;
         }
     }
 
     /// Stops a timer.
-    pub fn stop(&mut self, timer: T) {
+    pub(crate) fn stop(&mut self, timer: T) {
         self.set(timer, Instant::NEVER);
     }
 
     /// Stops them all.
-    pub fn stop_all(&mut self) {
+    pub(crate) fn stop_all(&mut self) {
         self.deadlines = [Instant::NEVER; N];
     }
 
     /// Whether a timer runs.
-    pub fn is_set(&self, timer: T) -> bool {
+    pub(crate) fn is_set(&self, timer: T) -> bool {
         self.get(timer) != Instant::NEVER
     }
 
     /// Stops the timer and says true if it is due.
-    pub fn expired(&mut self, timer: T, now: Instant) -> bool {
+    pub(crate) fn expired(&mut self, timer: T, now: Instant) -> bool {
         self.deadlines.get_mut(timer.index()).is_some_and(|at| expire(at, now))
     }
 
     /// The earliest deadline; [`Instant::NEVER`] if none runs.
-    pub fn next(&self) -> Instant {
+    pub(crate) fn next(&self) -> Instant {
         earliest(&self.deadlines)
     }
 
     /// When a timer is due; [`Instant::NEVER`] if it does not run.
     #[inline]
-    pub fn get(&self, timer: T) -> Instant {
+    pub(crate) fn get(&self, timer: T) -> Instant {
         self.deadlines.get(timer.index()).copied().unwrap_or(Instant::NEVER)
     }
 }

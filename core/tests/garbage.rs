@@ -1,12 +1,15 @@
 //! Sessions that are told nonsense: a reason, a fresh start, and nothing lost.
 
+mod support;
+
 use nanonsq_core::address::Address;
 use nanonsq_core::consumer::{self, Consumer, Discovery, Storage};
 use nanonsq_core::name::{ChannelName, TopicName};
 use nanonsq_core::publisher::{Config, Publisher, State};
 use nanonsq_core::registration::{self, NodeInfo, Registration};
 use nanonsq_core::session::{Closed, Link, Session};
-use nanonsq_core::time::{Instant, Jitter, Span};
+use nanonsq_core::time::{Instant, Span};
+use support::Random;
 
 const TOTAL: usize = 5_000_000;
 
@@ -25,11 +28,11 @@ const SEEDS: [&[u8]; 11] = [
     b"1d\r\n{\"producers\":[{\"tcp_port\":1,\r\n1a\r\n\"broadcast_address\":\"h\"}]}\r\n0\r\n\r\n",
 ];
 
-struct Garbage(Jitter);
+struct Garbage(Random);
 
 impl Garbage {
     fn below(&mut self, n: usize) -> usize {
-        self.0.next_u32() as usize % n
+        self.0.next() as usize % n
     }
 
     fn next(&mut self) -> Vec<u8> {
@@ -41,12 +44,12 @@ impl Garbage {
             0 => {}
             1 => {
                 let len = 1 + self.below(64);
-                bytes = (0..len).map(|_| self.0.next_u32() as u8).collect();
+                bytes = (0..len).map(|_| self.0.next() as u8).collect();
             }
             _ => {
                 for _ in 0..1 + self.below(3) {
                     let at = self.below(bytes.len());
-                    bytes[at] = self.0.next_u32() as u8;
+                    bytes[at] = self.0.next() as u8;
                 }
             }
         }
@@ -64,7 +67,7 @@ fn torment<S: Session>(
     hello: &[u8],
     mut each: impl FnMut(&mut S, Instant),
 ) -> u32 {
-    let mut garbage = Garbage(Jitter::new(seed));
+    let mut garbage = Garbage(Random::new(seed));
     let mut now = Instant::from_millis(1);
     let (mut fed, mut faults) = (0, 0);
     while fed < TOTAL {
@@ -182,7 +185,7 @@ fn five_million_bytes_of_garbage_to_a_consumers_connection() {
     let mut ring = [0; 256];
     let mut storage = Storage::<1, 4>::new();
     let mut consumer = Consumer::new(&CONSUME, &mut storage, &nsqds, &mut ring).unwrap();
-    let mut garbage = Garbage(Jitter::new(2));
+    let mut garbage = Garbage(Random::new(2));
     let mut now = Instant::from_millis(1);
     let (mut fed, mut faults, mut tokens) = (0, 0, Vec::new());
     while fed < TOTAL {

@@ -10,9 +10,8 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use nanonsq_std::core::time::Jitter;
 use nanonsq_std::core::wire::{nsqd, nsqlookupd};
-use nanonsq_tests::{Nsqd, Nsqlookupd, ServerOptions, require_peers};
+use nanonsq_tests::{Nsqd, Nsqlookupd, ServerOptions, random, require_peers};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -215,7 +214,7 @@ async fn compare(
     let streams = std::env::var("SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(streams);
     let (mut taken, mut refused, mut skipped, mut differ) = (0, 0, 0, 0);
     for seed in 0..streams {
-        let stream = generate(&mut Random(Jitter::new(seed)));
+        let stream = generate(&mut Random(random::Random::new(seed.into())));
         let ours = ours(&stream);
         if let Verdict::Differs(_) = ours {
             // Not even sent: it might be the server's last.
@@ -402,12 +401,12 @@ fn identify_damaged(random: &mut Random, magic: [u8; 4], body: &str, then: &[u8]
 }
 
 /// Numbers that depend on nothing but the seed.
-struct Random(Jitter);
+struct Random(random::Random);
 
 impl Random {
     /// A number in `0..bound`.
     fn below(&mut self, bound: usize) -> usize {
-        self.0.next_u32() as usize % bound
+        self.0.below(bound as u64) as usize
     }
 
     fn pick<T: Copy>(&mut self, from: &[T]) -> T {

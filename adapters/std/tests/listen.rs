@@ -6,7 +6,7 @@ use std::time::{Duration, Instant as StdInstant};
 use nanonsq_std::core::drive::nsqlookupd::{self, Resources};
 use nanonsq_std::core::drive::{Dialer, Listener, Port, Ports};
 use nanonsq_std::core::nsqlookupd::Config;
-use nanonsq_std::core::reject::Protocol;
+use nanonsq_std::core::session::reject::Protocol;
 use nanonsq_std::{NoopRawMutex, TcpDialer, TcpListener, TokioSleep};
 use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};

@@ -11,7 +11,9 @@ mod error;
 pub(crate) mod handshake;
 #[cfg(any(feature = "consumer", feature = "nsqd"))]
 pub(crate) mod lookupd_query;
+// For tests that compare what a caller hears with it; no part of the API.
 #[cfg(any(feature = "nsqd", feature = "nsqlookupd"))]
+#[doc(hidden)]
 pub mod reject;
 pub(crate) mod staging;
 

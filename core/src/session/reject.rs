@@ -16,13 +16,13 @@ use crate::time::{Instant, Span};
 
 /// How long a caller may take to say its first words; then it is answered all the same. Others wait
 /// meanwhile.
-pub const LISTEN: Span = Span::from_millis(250);
+const LISTEN: Span = Span::from_millis(250);
 
 /// How long a caller may take to hear the answer and to hang up.
-pub const ANSWER: Span = Span::from_millis(500);
+const ANSWER: Span = Span::from_millis(500);
 
 /// How long one that said nothing may.
-pub const SILENT: Span = Span::from_millis(50);
+const SILENT: Span = Span::from_millis(50);
 
 /// What is spoken on a port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -158,3 +158,11 @@ fn jitter_spreads_over_its_whole_range() {
         Jitter::new(2).between(Span::ZERO, Span::MAX)
     );
 }
+
+/// The numbers of Marsaglia's paper, which begins with 2463534242.
+#[test]
+fn jitter_is_xorshift() {
+    let mut jitter = Jitter::new(661814673);
+    let numbers = [(); 3].map(|()| jitter.next_u32());
+    assert_eq!(numbers, [723471715, 2497366906, 2064144800]);
+}

@@ -6,9 +6,9 @@ use nanonsq_core::name::{ChannelName, TopicName};
 use nanonsq_core::nsqd::{self, Nsqd};
 use nanonsq_core::nsqlookupd::{self, Nsqlookupd};
 use nanonsq_core::publisher::{self, Publisher};
-use nanonsq_core::reject::{Protocol, Reject};
 use nanonsq_core::session::Session;
-use nanonsq_core::time::{Jitter, Span};
+use nanonsq_core::session::reject::{Protocol, Reject};
+use nanonsq_core::time::Span;
 
 use crate::{at, said};
 
@@ -192,14 +192,6 @@ fn a_directory_knows_who_registered_what() {
         assert_eq!(directory.has_channel(index, &topic, &channel), is, "{index} {name}");
         assert!(directory.has_topic(index, &topic));
     }
-}
-
-/// The numbers of Marsaglia's paper, which begins with 2463534242.
-#[test]
-fn jitter_is_xorshift() {
-    let mut jitter = Jitter::new(661814673);
-    let numbers = [(); 3].map(|()| jitter.next_u32());
-    assert_eq!(numbers, [723471715, 2497366906, 2064144800]);
 }
 
 /// go-nsq writes its magic by itself: an answer before it is one too early.

@@ -1,18 +1,27 @@
 //! What the simulations share.
 
-use nanonsq_core::time::Jitter;
-
 /// Seeded decisions.
-pub(crate) struct Random(Jitter);
+pub(crate) struct Random(u32);
 
 impl Random {
     pub(crate) const fn new(seed: u32) -> Self {
-        Self(Jitter::new(seed))
+        // xorshift needs a start that is not 0; neighbouring seeds are not to start alike.
+        let mixed = seed.wrapping_mul(0x9e37_79b9) ^ 0x85eb_ca6b;
+        Self(if mixed == 0 { 1 } else { mixed })
+    }
+
+    /// Any number.
+    pub(crate) fn next(&mut self) -> u32 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 17;
+        self.0 ^= self.0 << 5;
+        self.0
     }
 
     /// A number below `n`.
+    #[allow(dead_code, reason = "not every test draws them so")]
     pub(crate) fn below(&mut self, n: u32) -> u32 {
-        ((u64::from(self.0.next_u32()) * u64::from(n)) >> 32) as u32
+        ((u64::from(self.next()) * u64::from(n)) >> 32) as u32
     }
 
     /// True once in `n` times.

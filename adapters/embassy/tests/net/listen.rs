@@ -10,7 +10,7 @@ use embassy_time::Timer;
 use nanonsq_core::drive::nsqlookupd::{self, Resources};
 use nanonsq_core::drive::{AcceptError, Dialer, Listener, Port, Ports, Transport};
 use nanonsq_core::nsqlookupd::Config;
-use nanonsq_core::reject::Protocol;
+use nanonsq_core::session::reject::Protocol;
 use nanonsq_core::session::{Transmit, TransportError};
 use nanonsq_core::time::Span;
 use nanonsq_embassy::{EmbassySleep, NoopRawMutex, TcpListener, TcpStorage};

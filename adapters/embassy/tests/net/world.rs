@@ -18,7 +18,6 @@ use embassy_net::{
 };
 use embassy_time::{Duration, Instant, Timer};
 use embassy_time_queue_utils::Queue;
-use nanonsq_core::time::Jitter;
 
 /// No test takes longer, in virtual time.
 const LIMIT: Duration = Duration::from_secs(3600);
@@ -216,7 +215,7 @@ impl Faults {
 pub(crate) struct Wire(Rc<RefCell<WireState>>);
 
 struct WireState {
-    jitter: Jitter,
+    random: u32,
     sequence: u64,
     ends: [End; 2],
 }
@@ -248,7 +247,8 @@ impl Wire {
             sent: Sent::default(),
         };
         Self(Rc::new(RefCell::new(WireState {
-            jitter: Jitter::new(seed),
+            // Never 0, and neighbouring seeds do not start alike.
+            random: seed.wrapping_mul(0x9e37_79b8) ^ 0x85eb_ca6b,
             sequence: 0,
             ends: [end(), end()],
         })))
@@ -282,15 +282,22 @@ impl Wire {
 
     fn send(&self, from: usize, packet: Vec<u8>) {
         let mut state = self.0.borrow_mut();
-        let WireState { jitter, sequence, ends } = &mut *state;
+        let WireState { random, sequence, ends } = &mut *state;
         ends[from].sent = count(ends[from].sent, &packet);
         let Faults { lost, doubled, delay } = ends[from].faults;
-        let mut chance = |of_thousand| jitter.next_u32() % 1000 < of_thousand;
+        let mut next = || {
+            // xorshift32.
+            *random ^= *random << 13;
+            *random ^= *random >> 17;
+            *random ^= *random << 5;
+            *random
+        };
+        let mut chance = |of_thousand| next() % 1000 < of_thousand;
         let copies = if chance(lost) { 0 } else { 1 + u32::from(chance(doubled)) };
         let to = &mut ends[1 - from];
         for _ in 0..copies {
             let spread = delay.1 - delay.0;
-            let delay = delay.0 + jitter.next_u32() % (spread + 1);
+            let delay = delay.0 + next() % (spread + 1);
             *sequence += 1;
             to.inbox.insert((NOW.get() + u64::from(delay), *sequence), packet.clone());
             if let Some(waker) = to.waker.take() {
