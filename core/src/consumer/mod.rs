@@ -87,10 +87,7 @@ pub use status::{
     AnswerError, ConnectionEvent, ConnectionState, ConnectionStatus, Counters, DETAIL_MAX,
     Delivery, Event, LookupdEvent, LookupdStatus,
 };
-pub use storage::{
-    CONNECTION_RAM_MAX, Discovery, FOUND_RAM_MAX, LOOKUPD_RAM_MAX, MESSAGE_RAM_MAX, RAM_MAX,
-    Storage,
-};
+pub use storage::{Discovery, Storage};
 pub use unusable::{BadProducer, HOST_SHOWN, Unusable};
 
 use backoff::ConsumerBackoff;
@@ -104,7 +101,7 @@ pub(crate) use storage::Tables;
 
 /// Consumes one channel. See the [module](self).
 ///
-/// RAM: at most [`RAM_MAX`] bytes beside storage, ring and the borrowed configuration.
+/// RAM: at most 424 bytes beside storage, ring and the borrowed configuration.
 #[derive(Debug)]
 pub struct Consumer<'a> {
     connections: &'a mut [Connection],

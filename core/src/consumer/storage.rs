@@ -10,8 +10,7 @@ use crate::address::Address;
 
 /// The tables of a consumer: for so many connections to nsqds and messages in flight.
 ///
-/// RAM: at most [`CONNECTION_RAM_MAX`] bytes a connection and [`MESSAGE_RAM_MAX`] a message, and the
-/// [`Counters`].
+/// RAM: at most 288 bytes a connection, 32 a message beside the ring, and the [`Counters`].
 #[derive(Debug)]
 pub struct Storage<const CONNECTIONS: usize, const MESSAGES: usize> {
     pub(super) connections: [Connection; CONNECTIONS],
@@ -24,28 +23,13 @@ pub struct Storage<const CONNECTIONS: usize, const MESSAGES: usize> {
 /// The tables of a consumer that asks nsqlookupds: for so many of them, and so many nsqds that
 /// they list. Only the first `NSQDS` connections of the consumer are used for found nsqds.
 ///
-/// RAM: at most [`LOOKUPD_RAM_MAX`] bytes an nsqlookupd and [`FOUND_RAM_MAX`] an nsqd.
+/// RAM: at most 480 bytes an nsqlookupd and 104 an nsqd.
 #[derive(Debug)]
 pub struct Discovery<const LOOKUPDS: usize, const NSQDS: usize> {
     pub(super) lookupds: [Lookupd; LOOKUPDS],
     pub(super) unusable: [unusable::Entry; LOOKUPDS],
     pub(super) found: [Option<Address>; NSQDS],
 }
-
-/// The most bytes that a connection takes of a [`Storage`].
-pub const CONNECTION_RAM_MAX: usize = 288;
-
-/// The most bytes that a message in flight takes of a [`Storage`], beside the ring.
-pub const MESSAGE_RAM_MAX: usize = 32;
-
-/// The most bytes that an nsqlookupd takes of a [`Discovery`].
-pub const LOOKUPD_RAM_MAX: usize = 480;
-
-/// The most bytes that a found nsqd takes of a [`Discovery`].
-pub const FOUND_RAM_MAX: usize = 104;
-
-/// The most bytes that a [`Consumer`](super::Consumer) takes beside its storage and ring.
-pub const RAM_MAX: usize = 424;
 
 impl<const CONNECTIONS: usize, const MESSAGES: usize> Storage<CONNECTIONS, MESSAGES> {
     /// Empty; [`Consumer::new`](super::Consumer::new) fills it.

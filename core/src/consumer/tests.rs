@@ -1433,15 +1433,15 @@ fn settings_are_checked() {
 fn ram() {
     let word = size_of::<usize>();
     // On a 32-bit machine 112 bytes less.
-    assert_eq!(size_of::<Consumer<'_>>(), if word == 8 { RAM_MAX } else { 0 });
+    assert_eq!(size_of::<Consumer<'_>>(), if word == 8 { 424 } else { 0 });
     let one = size_of::<Storage<1, 0>>() - size_of::<Counters>();
-    assert!(one <= CONNECTION_RAM_MAX + 8, "{one}");
+    assert!(one <= 288 + 8, "{one}");
     let hundred = size_of::<Storage<100, 0>>() - size_of::<Counters>();
-    assert_eq!(hundred / 100, CONNECTION_RAM_MAX);
-    assert_eq!((size_of::<Storage<0, 100>>() - size_of::<Counters>()) / 100, MESSAGE_RAM_MAX);
+    assert_eq!(hundred / 100, 288);
+    assert_eq!((size_of::<Storage<0, 100>>() - size_of::<Counters>()) / 100, 32);
     let lookupd = size_of::<Discovery<100, 0>>() / 100;
-    assert!(lookupd <= LOOKUPD_RAM_MAX, "{lookupd}");
-    assert!(size_of::<Discovery<0, 100>>() / 100 <= FOUND_RAM_MAX);
+    assert!(lookupd <= 480, "{lookupd}");
+    assert!(size_of::<Discovery<0, 100>>() / 100 <= 104);
     let all = size_of::<Consumer<'_>>() + size_of::<Storage<2, 4>>();
     assert_eq!(all - 112, 1096, "two connections, four messages in flight, on a 32-bit machine");
 }

@@ -22,11 +22,8 @@ pub use crate::session::lookupd_query::LookupdState as ChannelQueryState;
 /// The most nsqlookupds that are asked.
 pub const CHANNEL_QUERY_TOPICS_MAX: usize = u8::BITS as usize;
 
-/// The most bytes that an [`ChannelQuery`] takes.
-pub const CHANNEL_QUERY_RAM_MAX: usize = 352;
-
 // On every target that this is compiled for.
-const _: () = assert!(size_of::<ChannelQuery>() <= CHANNEL_QUERY_RAM_MAX);
+const _: () = assert!(size_of::<ChannelQuery>() <= 352);
 
 /// The `User-Agent` of requests.
 const USER_AGENT: &str = concat!("nanonsq/", env!("CARGO_PKG_VERSION"));
@@ -47,7 +44,7 @@ pub enum Lookupd<'l> {
 
 /// The state of asking nsqlookupds, lent to [`Nsqd::ask_lookupds`].
 ///
-/// RAM: at most [`CHANNEL_QUERY_RAM_MAX`] bytes.
+/// RAM: at most 352 bytes.
 #[derive(Debug)]
 pub struct ChannelQuery {
     connection: LookupdQuery<NAME_MAX>,

@@ -126,7 +126,7 @@ use crate::time::{Instant, Span};
 pub use crate::wire::nsqd::{Limits, MessageId};
 pub use arena::BLOCK_MIN;
 pub use channel_query::{
-    CHANNEL_QUERY_RAM_MAX, CHANNEL_QUERY_TOPICS_MAX, ChannelQuery, ChannelQuerySession,
+    CHANNEL_QUERY_TOPICS_MAX, ChannelQuery, ChannelQuerySession,
     ChannelQueryState, Lookupd,
 };
 pub use client::{ClientSession, TEXT_MAX};
@@ -134,12 +134,10 @@ pub use config::{Config, ConfigError, Full, LANES_MAX};
 pub use engine::TableFull;
 pub use error::{NsqdError, PublishError};
 pub use event::{ClientEvent, Event};
-pub use http::{HTTP_RAM_MAX, HttpConfig, HttpSession, HttpStorage, LOOKUPD_RAM, TooManyLookupds};
+pub use http::{HttpConfig, HttpSession, HttpStorage, TooManyLookupds};
 pub use publish::{PublishOptions, Ticket};
 pub use status::{ArenaStatus, ChannelStatus, ClientState, ClientStatus, Counters, TopicStatus};
-pub use storage::{
-    CHANNEL_RAM_MAX, CLIENT_RAM_MAX, ENTRY_RAM, RAM_MAX, Storage, TOPIC_RAM_MAX, message_cost,
-};
+pub use storage::{Storage, message_cost};
 pub use table::PUB_COUNTS_MAX;
 
 use arena::Arena;
@@ -153,7 +151,7 @@ pub const DEFER_MAX: Span = Span::from_secs(3600);
 
 /// A small nsqd. See the [module](self).
 ///
-/// RAM: at most [`RAM_MAX`] bytes beside storage, store and the borrowed configuration.
+/// RAM: at most 448 bytes beside storage, store and the borrowed configuration.
 #[derive(Debug)]
 pub struct Nsqd<'a> {
     clients: &'a mut [Client],

@@ -8,9 +8,9 @@ use super::table::{Channel, Entry, Subscription, Topic};
 /// The tables of an nsqd: for so many topics, channels of all topics together, clients, and
 /// messages in flight in each channel.
 ///
-/// RAM: at most [`TOPIC_RAM_MAX`] bytes a topic, [`CHANNEL_RAM_MAX`] a channel, [`CLIENT_RAM_MAX`]
-/// a client and [`ENTRY_RAM`] for each message in flight of each channel: 5.6 KiB for 2 topics
-/// with 2 channels each, 4 clients and 8 messages in flight a channel. The store comes on top.
+/// RAM: at most 128 bytes a topic, 136 a channel, 1,056 a client and 24 for each message in flight
+/// of each channel: 5.6 KiB for 2 topics with 2 channels each, 4 clients and 8 messages in flight a
+/// channel. The store comes on top.
 #[derive(Debug)]
 pub struct Storage<
     const TOPICS: usize,
@@ -26,19 +26,19 @@ pub struct Storage<
 }
 
 /// The most bytes that a topic takes of a [`Storage`].
-pub const TOPIC_RAM_MAX: usize = 128;
+pub(super) const TOPIC_RAM_MAX: usize = 128;
 
 /// The most bytes that a channel takes of a [`Storage`], beside its entries.
-pub const CHANNEL_RAM_MAX: usize = 136;
+pub(super) const CHANNEL_RAM_MAX: usize = 136;
 
 /// The most bytes that a client takes of a [`Storage`].
-pub const CLIENT_RAM_MAX: usize = 1056;
+pub(super) const CLIENT_RAM_MAX: usize = 1056;
 
 /// The bytes that room for one message in flight takes of a [`Storage`].
-pub const ENTRY_RAM: usize = 24;
+pub(super) const ENTRY_RAM: usize = 24;
 
 /// The most bytes that a [`Nsqd`] takes beside its storage and store.
-pub const RAM_MAX: usize = 448;
+pub(super) const RAM_MAX: usize = 448;
 
 // On every target that this is compiled for.
 const _: () = {

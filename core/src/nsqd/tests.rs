@@ -1,5 +1,6 @@
 //! An nsqd as its clients see it, in scenarios.
 
+use super::storage::{CHANNEL_RAM_MAX, CLIENT_RAM_MAX, ENTRY_RAM, RAM_MAX, TOPIC_RAM_MAX};
 use super::table::{Entry, Subscription, Topic};
 use super::*;
 use crate::name::ChannelName;

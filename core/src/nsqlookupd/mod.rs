@@ -101,8 +101,8 @@ pub const TOMBSTONES: usize = 16;
 /// The tables of an nsqlookupd: for so many connections of nsqds, topics, channels of all topics,
 /// and HTTP connections. `WORDS` is for more than 32 nsqds: one for each 32, begun ones as well.
 ///
-/// RAM: at most [`PRODUCER_RAM_MAX`] bytes an nsqd, [`KEY_RAM_MAX`] + 4 `WORDS` a topic and a
-/// channel, and [`HTTP_RAM_MAX`] an HTTP connection.
+/// RAM: at most 848 bytes an nsqd, 88 + 4 `WORDS` a topic and a channel, and 1,192 an HTTP
+/// connection.
 #[derive(Debug)]
 pub struct Storage<
     const PRODUCERS: usize,
@@ -120,16 +120,16 @@ pub struct Storage<
 }
 
 /// The most bytes that an nsqd takes of a [`Storage`].
-pub const PRODUCER_RAM_MAX: usize = 848;
+const PRODUCER_RAM_MAX: usize = 848;
 
 /// The most bytes that a topic or channel takes of a [`Storage`], beside its bits.
-pub const KEY_RAM_MAX: usize = 88;
+const KEY_RAM_MAX: usize = 88;
 
 /// The most bytes that an HTTP connection takes of a [`Storage`].
-pub const HTTP_RAM_MAX: usize = http::BUFFER + 168;
+const HTTP_RAM_MAX: usize = 1192;
 
 /// The most bytes that a [`Nsqlookupd`] takes beside its storage.
-pub const RAM_MAX: usize = 448;
+const RAM_MAX: usize = 448;
 
 // On every target that this is compiled for.
 const _: () = {
@@ -181,7 +181,7 @@ impl<
 
 /// A small nsqlookupd. See the [module](self).
 ///
-/// RAM: at most [`RAM_MAX`] bytes beside storage and the borrowed configuration.
+/// RAM: at most 448 bytes beside storage and the borrowed configuration.
 #[derive(Debug)]
 pub struct Nsqlookupd<'a> {
     producers: &'a mut [Producer],

@@ -75,9 +75,6 @@ pub const DETAIL_MAX: usize = 64;
 /// The longest deferral, one hour: nsqd's `--max-req-timeout`.
 pub const DEFER_MAX: Span = Span::from_secs(3600);
 
-/// The most bytes that a [`Publisher`] takes.
-pub const RAM_MAX: usize = 808;
-
 /// Deadlines are rounded up to a multiple of this, 131 ms, so that messages published close
 /// together still leave together.
 const DEADLINE_STEP_MICROS: u64 = 1 << 17;
@@ -90,7 +87,7 @@ const TX_BUFFER: usize = 96;
 
 /// Publishes to nsqd. See the [module](self).
 ///
-/// RAM: at most [`RAM_MAX`] bytes beside the ring and the borrowed configuration.
+/// RAM: at most 808 bytes beside the ring and the borrowed configuration.
 // In this order because a Cortex-M0 reaches only the first 31 bytes, 62 half words and 124 bytes of
 // a structure in one instruction.
 #[derive(Debug)]

@@ -1182,5 +1182,5 @@ fn spurious_ticks_at_any_time_change_nothing() {
 fn ram() {
     let size = size_of::<Publisher<'_>>();
     println!("Publisher: {size} bytes");
-    assert!(size <= RAM_MAX, "{size}");
+    assert!(size <= 808, "{size}");
 }

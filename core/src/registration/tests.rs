@@ -817,9 +817,9 @@ fn bad_settings_are_refused() {
 fn ram() {
     let peer = size_of::<Peer>();
     println!("Peer: {peer} bytes");
-    assert!(peer <= PEER_RAM_MAX, "{peer}");
+    assert!(peer <= 464, "{peer}");
     assert_eq!(size_of::<Registry<10, 0>>(), 670);
     assert_eq!(size_of::<Registry<0, 10>>(), 700);
     let all = size_of::<Registration<'_, 3, 10, 10>>();
-    assert!(all <= 24 + 670 + 700 + 3 * PEER_RAM_MAX, "{all}");
+    assert!(all <= 24 + 670 + 700 + 3 * 464, "{all}");
 }

@@ -72,23 +72,17 @@ impl Default for HttpConfig<'_> {
 /// The tables for HTTP: for so many connections, and so many nsqlookupds whose addresses can be
 /// set over it.
 ///
-/// RAM: at most [`HTTP_RAM_MAX`] bytes a connection and [`LOOKUPD_RAM`] an address.
+/// RAM: at most 1,360 bytes a connection and 100 an address.
 #[derive(Debug)]
 pub struct HttpStorage<const HTTP: usize, const LOOKUPDS: usize> {
     connections: [Connection<Task>; HTTP],
     lookupds: [Address; LOOKUPDS],
 }
 
-/// The most bytes that a connection takes of an [`HttpStorage`].
-pub const HTTP_RAM_MAX: usize = http::BUFFER + 336;
-
-/// The bytes that an address takes of an [`HttpStorage`].
-pub const LOOKUPD_RAM: usize = crate::address::HOST_MAX + 4;
-
 // On every target that this is compiled for.
 const _: () = {
-    assert!(size_of::<Connection<Task>>() <= HTTP_RAM_MAX);
-    assert!(size_of::<Address>() == LOOKUPD_RAM);
+    assert!(size_of::<Connection<Task>>() <= 1360);
+    assert!(size_of::<Address>() == 100);
 };
 
 impl<const HTTP: usize, const LOOKUPDS: usize> HttpStorage<HTTP, LOOKUPDS> {
