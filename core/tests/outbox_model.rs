@@ -4,7 +4,7 @@
 mod support;
 
 use nanonsq_core::name::TopicName;
-use nanonsq_core::publisher::{HEADER_OVERHEAD, Outbox, PushError, RECORD_OVERHEAD};
+use nanonsq_core::publisher::outbox::{HEADER_OVERHEAD, Outbox, PushError, RECORD_OVERHEAD};
 use nanonsq_core::time::Instant;
 use nanonsq_fuzz::Input;
 use nanonsq_fuzz::outbox::sequence;

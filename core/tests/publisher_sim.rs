@@ -319,7 +319,7 @@ fn live(seed: u32) -> [u64; 6] {
                 + counters.pending,
             "{context}"
         );
-        if !faulty && counters.pending == 0 && publisher.outbox().messages() == 0 {
+        if !faulty && counters.pending == 0 && publisher.outbox_used() == 0 {
             break;
         }
         // Time may jump over an answer that is on its way. A connection that came up and was ended by

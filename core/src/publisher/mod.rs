@@ -1,10 +1,9 @@
 //! Publishing to nsqd: an outbox and one connection that empties it.
 //!
-//! [`Publisher`] takes messages into a bounded [`Outbox`] and brings them to one of several
-//! nsqds. It batches by itself: what waits for one topic leaves as one MPUB, a single message as
-//! PUB at once, a deferred one as DPUB. A message is resolved, with an [`Outcome`], exactly once;
-//! until then it is sent again after every lost connection: at least once, in order, never
-//! silently lost.
+//! [`Publisher`] takes messages into a bounded outbox and brings them to one of several nsqds. It
+//! batches by itself: what waits for one topic leaves as one MPUB, a single message as PUB at once,
+//! a deferred one as DPUB. A message is resolved, with an [`Outcome`], exactly once; until then it
+//! is sent again after every lost connection: at least once, in order, never silently lost.
 //!
 //! ```text
 //!            dial            open             answered            AUTH answered
@@ -18,7 +17,7 @@
 //!
 //! | what | bound | when full |
 //! |---|---|---|
-//! | messages | the ring that the user lends | refused, or the oldest dropped: [`Full`] |
+//! | messages | the ring that the user lends: 4 bytes + the body each, 16 + the topic's length for each change of topic, deferral or deadline | refused, or the oldest dropped: [`Full`] |
 //! | commands on the wire | [`FLIGHTS_MAX`] | the next waits, growing as a batch |
 //! | one MPUB | [`Config::batch_bytes`], [`Config::batch_messages`] | the rest goes in the next |
 //! | remembered exceptions | [`EXCEPTIONS_MAX`] ranges | the oldest reads [`Outcome::Forgotten`] |
@@ -42,6 +41,8 @@
 
 mod config;
 mod connection;
+// For the fuzz target that compares it with a model; no part of the API.
+#[doc(hidden)]
 pub mod outbox;
 mod outcome;
 mod status;
@@ -51,7 +52,7 @@ mod tests;
 use heapless::Vec;
 
 pub use config::{Config, ConfigError, Full, RING_MIN};
-pub use outbox::{Batch, Flight, HEADER_OVERHEAD, Outbox, PushError, RECORD_OVERHEAD, RING_MAX};
+pub use outbox::RING_MAX;
 pub use outcome::{EXCEPTIONS_MAX, Outcome, Ticket};
 pub use status::{Counters, Event, PublishError, PublishOptions, State};
 
@@ -62,7 +63,7 @@ use crate::session::handshake::{CloseReason, Handshake, LinkState};
 use crate::time::{Backoff, Instant, Jitter, Span};
 use crate::wire::nsqd;
 use connection::bit;
-use outbox::Flights;
+use outbox::{Flights, Outbox, PushError};
 use outcome::Exceptions;
 use status::Tally;
 
@@ -399,9 +400,9 @@ impl<'a> Publisher<'a> {
         self.nsqds.get(usize::from(self.current))
     }
 
-    /// The outbox, to see how full it is.
-    pub fn outbox(&self) -> &Outbox<'a> {
-        &self.outbox
+    /// How many bytes of the outbox are in use.
+    pub fn outbox_used(&self) -> usize {
+        self.outbox.used()
     }
 
     /// nsqd's own words for the last error, cut off at [`DETAIL_MAX`] bytes.

@@ -2,6 +2,7 @@
 
 use std::vec::Vec;
 
+use super::outbox::{HEADER_OVERHEAD, RECORD_OVERHEAD};
 use super::*;
 use crate::session::{Awaited, Closed, DialError, Fault, Link, Session, handshake};
 use crate::wire::DecodeError;
@@ -554,11 +555,11 @@ fn full_refuses_at_once_and_changes_nothing() {
     while rig.publisher.publish(&topic(T), &[0; 10]).is_ok() {
         taken += 1;
     }
-    let before = (rig.publisher.outbox().used(), rig.publisher.counters());
+    let before = (rig.publisher.outbox_used(), rig.publisher.counters());
     assert_eq!(rig.publisher.publish(&topic(T), &[0; 10]), Err(PublishError::Full));
     let after = rig.publisher.counters();
     assert_eq!((before.1.accepted, before.1.pending), (taken, taken));
-    assert_eq!(before.0, rig.publisher.outbox().used());
+    assert_eq!(before.0, rig.publisher.outbox_used());
     assert_eq!(after, Counters { refused: before.1.refused + 1, ..before.1 });
     rig.connect();
     rig.written();
@@ -649,7 +650,7 @@ fn a_deadline_expires_what_was_not_sent() {
     assert_eq!(rig.outcome(kept), Some(Outcome::Acknowledged));
     let counters = rig.publisher.counters();
     assert_eq!((counters.expired, counters.pending, counters.late), (1, 0, 0));
-    assert_eq!(rig.publisher.outbox().used(), 0);
+    assert_eq!(rig.publisher.outbox_used(), 0);
 }
 
 #[test]
@@ -675,7 +676,7 @@ fn what_expires_on_the_wire_is_not_sent_again() {
     rig.wait(1200);
     rig.reconnect();
     rig.expect("");
-    assert_eq!(rig.publisher.outbox().used(), 0);
+    assert_eq!(rig.publisher.outbox_used(), 0);
 }
 
 #[test]

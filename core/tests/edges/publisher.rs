@@ -2,7 +2,8 @@
 
 use nanonsq_core::address::Address;
 use nanonsq_core::name::TopicName;
-use nanonsq_core::publisher::{Config, Event, Outbox, Outcome, PublishOptions, Publisher, State};
+use nanonsq_core::publisher::outbox::Outbox;
+use nanonsq_core::publisher::{Config, Event, Outcome, PublishOptions, Publisher, State};
 use nanonsq_core::session::{Awaited, Closed, Fault, Link, Session};
 use nanonsq_core::time::{Instant, Span};
 use nanonsq_core::wire::nsqd::{CommandDecoder, Item, Limits};

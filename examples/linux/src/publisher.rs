@@ -160,7 +160,8 @@ impl Args {
 /// message of the input was acknowledged.
 pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
     let secret = args.secret.read()?;
-    let mut ring = memory("--outbox-size", args.outbox_size()?)?;
+    let outbox_size = args.outbox_size()?;
+    let mut ring = memory("--outbox-size", outbox_size)?;
     let mut input = Input::open(args.file.as_deref(), args.framing(), args.max_msg_size as usize)
         .map_err(|error| format!("cannot open {}: {error}", args.input_name()))?;
     let typed = args.file.is_none() && std::io::stdin().is_terminal();
@@ -219,7 +220,7 @@ pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
         let watched = select3(
             feed(args, publisher, &sleep, &mut input, &numbers, &mut skipped),
             watch(args, publisher, &mut reporter),
-            draw(publisher, &mut progress),
+            draw(publisher, outbox_size, &mut progress),
         );
         let ended = match watched.await {
             Either3::First(ended) => ended,
@@ -382,11 +383,14 @@ async fn watch(args: &Args, publisher: Publishing<'_>, reporter: &mut Reporter<'
 }
 
 /// Draws the progress line. Never returns.
-async fn draw(publisher: Publishing<'_>, progress: &mut Progress) -> Infallible {
+async fn draw(
+    publisher: Publishing<'_>,
+    outbox_size: usize,
+    progress: &mut Progress,
+) -> Infallible {
     loop {
         tokio::time::sleep(progress::INTERVAL).await;
-        let outbox = publisher.look(|p| (p.outbox().used(), p.outbox().capacity()));
-        let (used, capacity) = outbox.unwrap_or_default();
-        progress.draw(&publisher.counters(), used, capacity);
+        let used = publisher.look(|publisher| publisher.outbox_used()).unwrap_or_default();
+        progress.draw(&publisher.counters(), used, outbox_size);
     }
 }

@@ -3,7 +3,9 @@
 use std::collections::VecDeque;
 
 use nanonsq_core::name::TopicName;
-use nanonsq_core::publisher::{Flight, HEADER_OVERHEAD, Outbox, PushError, RECORD_OVERHEAD};
+use nanonsq_core::publisher::outbox::{
+    Flight, HEADER_OVERHEAD, Outbox, PushError, RECORD_OVERHEAD,
+};
 use nanonsq_core::time::{Instant, Span};
 
 use crate::feature;

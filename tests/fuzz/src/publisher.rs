@@ -118,8 +118,7 @@ impl Machine for Producer<'_> {
             counters.acknowledged + counters.rejected + counters.expired + counters.dropped;
         assert_eq!(counters.accepted, settled + counters.pending, "each has one outcome");
         assert_eq!(counters.accepted, self.tickets.len() as u64);
-        let outbox = self.publisher.outbox();
-        assert!(outbox.used() <= outbox.capacity());
+        assert!(self.publisher.outbox_used() <= RING);
         let finals = self.tickets.iter().filter(|t| self.publisher.outcome(**t).is_some());
         assert!(finals.count() as u64 >= settled - counters.expired, "what is final is known");
     }

@@ -11,9 +11,9 @@ use embassy_sync::blocking_mutex::raw::NoopRawMutex;
 use nanonsq_core::address::Address;
 use nanonsq_core::drive::publisher::{self, Handle};
 use nanonsq_core::name::TopicName;
+use nanonsq_core::publisher::outbox::{HEADER_OVERHEAD, RECORD_OVERHEAD};
 use nanonsq_core::publisher::{
-    Config, Event as Told, Full, HEADER_OVERHEAD, Outcome, PublishError, PublishOptions,
-    RECORD_OVERHEAD, State, Ticket,
+    Config, Event as Told, Full, Outcome, PublishError, PublishOptions, State, Ticket,
 };
 use nanonsq_core::session::Session as _;
 use nanonsq_core::time::{Instant, Span};
@@ -339,7 +339,7 @@ impl Ledger {
     ) -> bool {
         let draft = self.draft(random, now);
         watch::event(session, Event::Work);
-        let free = handle.look(|p| p.outbox().free()).unwrap_or_default();
+        let free = handle.look(|p| setup.ring - p.outbox_used()).unwrap_or_default();
         let taken = handle.try_publish_with(&draft.topic, &draft.body, draft.options);
         let full = taken == Err(PublishError::Full);
         let most = HEADER_OVERHEAD + RECORD_OVERHEAD + draft.topic.as_str().len();
@@ -486,7 +486,7 @@ async fn run(
                         watch::set_state(session, &now);
                     }
                 }
-                check(&handle);
+                check(&handle, setup.ring);
             }
             let now = Instant::from_micros(world.clock(me));
             let ledger = &mut state.borrow_mut();
@@ -503,7 +503,7 @@ async fn run(
 
 /// Differs whenever the publisher changed.
 fn print(handle: &Publisher<'_>) -> impl PartialEq + use<> {
-    handle.look(|p| (p.version(), p.counters(), p.deadline(), p.outbox().used()))
+    handle.look(|p| (p.version(), p.counters(), p.deadline(), p.outbox_used()))
 }
 
 /// Whether it is connected, and has nothing to publish.
@@ -512,12 +512,12 @@ fn is_idle(handle: &Publisher<'_>) -> bool {
 }
 
 /// Always so.
-fn check(handle: &Publisher<'_>) {
+fn check(handle: &Publisher<'_>, ring: usize) {
     handle.inspect(|p| {
         let c = p.counters();
         let settled = c.acknowledged + c.rejected + c.expired + c.dropped;
         assert_eq!(c.accepted, settled + c.pending, "each message has one outcome");
-        assert!(p.outbox().used() <= p.outbox().capacity(), "the ring holds what it has");
+        assert!(p.outbox_used() <= ring, "the ring holds what it has");
     });
 }
 
@@ -640,7 +640,7 @@ fn finish(handle: &Publisher<'_>, ledger: &mut Ledger, config: &Config<'_>) {
         let state = handle.look(|p| p.state());
         assert_eq!(state, Some(State::Ready), "not connected, though nothing is wrong");
         assert_eq!(counters.pending, 0, "messages wait, though nothing is wrong");
-        assert_eq!(handle.look(|p| p.outbox().used()), Some(0), "what is final takes room");
+        assert_eq!(handle.look(|p| p.outbox_used()), Some(0), "what is final takes room");
         let failures = counters.rejected + counters.expired + counters.dropped;
         let told = life.failed.len() as u64 + life.forgotten;
         assert_eq!(failures, told, "a failure was not told, or twice");
