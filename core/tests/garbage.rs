@@ -160,7 +160,7 @@ fn five_million_bytes_of_garbage_to_a_lookup_peer() {
     });
     let mut lookup = Registration::<1, 4, 4>::new(&config).unwrap();
     for name in ["a", "b", "c"] {
-        lookup.registry().add_topic(&TopicName::new(name).unwrap()).unwrap();
+        lookup.register(&TopicName::new(name).unwrap(), None).unwrap();
     }
     lookup.configure(Instant::ZERO, &["one:1".parse().unwrap()]).unwrap();
     let faults = torment(&mut lookup.peer(0).unwrap(), 2, SEEDS[5], |_, _| {});

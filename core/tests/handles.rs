@@ -313,20 +313,20 @@ fn what_a_lookup_is_to_list_is_added_and_removed() {
         registration::new(&mut resources, &config, [still.clone()], still).unwrap();
     let listed = || {
         handle
-            .inspect(|lookup| {
-                let registry = lookup.registry();
-                (registry.topics().count(), registry.channels().count())
+            .look(|lookup| {
+                let channels = lookup.registered().filter(|(_, channel)| channel.is_some()).count();
+                (lookup.registered().count() - channels, channels)
             })
             .unwrap()
     };
-    handle.add_channel(&topic(), &channel()).unwrap();
+    handle.register(&topic(), Some(&channel())).unwrap();
     assert_eq!(listed(), (1, 1));
-    assert!(!handle.remove_channel(&topic(), &ChannelName::new("other").unwrap()));
-    assert!(handle.remove_channel(&topic(), &channel()));
-    assert!(!handle.remove_channel(&topic(), &channel()));
+    assert!(!handle.unregister(&topic(), Some(&ChannelName::new("other").unwrap())));
+    assert!(handle.unregister(&topic(), Some(&channel())));
+    assert!(!handle.unregister(&topic(), Some(&channel())));
     assert_eq!(listed(), (1, 0));
-    assert!(handle.remove_topic(&topic()));
-    assert!(!handle.remove_topic(&topic()));
+    assert!(handle.unregister(&topic(), None));
+    assert!(!handle.unregister(&topic(), None));
     assert_eq!(listed(), (0, 0));
     let two = ["one:4160", "two:4160"].map(|address| address.parse().unwrap());
     assert_eq!(handle.configure(&two), Err(TooManyPeers { max: 1 }));

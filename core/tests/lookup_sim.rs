@@ -76,10 +76,12 @@ impl Connection {
     }
 }
 
-fn wanted(lookup: &mut Registration<'_, PEERS, 5, 6>) -> BTreeSet<String> {
-    let registry = lookup.registry();
-    let topics = registry.topics().map(ToString::to_string);
-    topics.chain(registry.channels().map(|(t, c)| format!("{t}/{c}"))).collect()
+fn wanted(lookup: &Registration<'_, PEERS, 5, 6>) -> BTreeSet<String> {
+    let name = |(topic, channel): (&TopicName, Option<&ChannelName>)| match channel {
+        None => topic.to_string(),
+        Some(channel) => format!("{topic}/{channel}"),
+    };
+    lookup.registered().map(name).collect()
 }
 
 fn live(seed: u32) -> [u64; 3] {
@@ -113,16 +115,16 @@ fn live(seed: u32) -> [u64; 3] {
         if faulty && random.one_in(3) {
             let topic = TopicName::new(["a", "b", "c", "d", "e", "f"][random.below(6) as usize]);
             let channel = ChannelName::new(["x", "y"][random.below(2) as usize]).unwrap();
-            let (topic, registry) = (topic.unwrap(), lookup.registry());
+            let topic = topic.unwrap();
             let done = match random.below(4) {
-                0 => registry.add_topic(&topic).is_ok(),
-                1 => registry.add_channel(&topic, &channel).is_ok(),
+                0 => lookup.register(&topic, None).is_ok(),
+                1 => lookup.register(&topic, Some(&channel)).is_ok(),
                 2 => {
-                    registry.remove_topic(&topic);
+                    lookup.unregister(&topic, None);
                     true
                 }
                 _ => {
-                    registry.remove_channel(&topic, &channel);
+                    lookup.unregister(&topic, Some(&channel));
                     true
                 }
             };
@@ -212,7 +214,7 @@ fn live(seed: u32) -> [u64; 3] {
         }
 
         if !faulty {
-            let want = wanted(&mut lookup);
+            let want = wanted(&lookup);
             let settled = (0..PEERS).all(|index| {
                 let status = lookup.status(index).unwrap();
                 match status.state {

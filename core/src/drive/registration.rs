@@ -106,28 +106,18 @@ impl<'a, M: RawMutex, S: Sleep, const PEERS: usize, const TOPICS: usize, const C
         self.change(|lookup| lookup.configure(now, addresses)).unwrap_or(Ok(()))
     }
 
-    /// Registers a topic.
-    pub fn add_topic(&self, topic: &TopicName) -> Result<(), RegistryFull> {
-        self.change(|lookup| lookup.registry().add_topic(topic)).unwrap_or(Ok(()))
-    }
-
-    /// Registers a channel, and its topic with it.
-    pub fn add_channel(
+    /// See [`Registration::register`].
+    pub fn register(
         &self,
         topic: &TopicName,
-        channel: &ChannelName,
+        channel: Option<&ChannelName>,
     ) -> Result<(), RegistryFull> {
-        self.change(|lookup| lookup.registry().add_channel(topic, channel)).unwrap_or(Ok(()))
+        self.change(|lookup| lookup.register(topic, channel)).unwrap_or(Ok(()))
     }
 
-    /// Unregisters a topic and its channels. False if it was not registered.
-    pub fn remove_topic(&self, topic: &TopicName) -> bool {
-        self.change(|lookup| lookup.registry().remove_topic(topic)).unwrap_or_default()
-    }
-
-    /// Unregisters a channel. False if it was not registered.
-    pub fn remove_channel(&self, topic: &TopicName, channel: &ChannelName) -> bool {
-        self.change(|lookup| lookup.registry().remove_channel(topic, channel)).unwrap_or_default()
+    /// See [`Registration::unregister`].
+    pub fn unregister(&self, topic: &TopicName, channel: Option<&ChannelName>) -> bool {
+        self.change(|lookup| lookup.unregister(topic, channel)).unwrap_or_default()
     }
 
     /// Unregisters everything and closes all connections. Returns when that is done, at most the
@@ -186,7 +176,7 @@ impl<'a, M: RawMutex, S: Sleep, const PEERS: usize, const TOPICS: usize, const C
     }
 
     /// Wakes the task when somebody else changes the registration.
-    pub(super) fn register(&self, waker: &Waker) {
+    pub(super) fn register_waker(&self, waker: &Waker) {
         self.shared.register_runner(waker);
     }
 

@@ -241,7 +241,7 @@ impl<'a> Nsqd<'a> {
     }
 
     /// Changes when somebody who waits may want to look: a session for a message, a producer for
-    /// room, a Registry for topics.
+    /// room, a registration for topics.
     pub const fn version(&self) -> u32 {
         self.shared.version
     }
@@ -255,8 +255,8 @@ impl<'a> Nsqd<'a> {
             || self.shared.has_work_for(index as u8)
     }
 
-    /// Changes whenever a topic or channel comes or goes: who owns a
-    /// [`Registry`](crate::registration::Registry) brings it into agreement with
+    /// Changes whenever a topic or channel comes or goes: who has a
+    /// [`Registration`](crate::registration::Registration) brings it into agreement with
     /// [`topics`](Self::topics) and [`channels`](Self::channels) then.
     pub const fn topology(&self) -> u32 {
         self.shared.topology

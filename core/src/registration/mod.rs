@@ -1,8 +1,8 @@
 //! nsqd's side of nsqlookupd: telling every nsqlookupd which topics and channels are here.
 //!
 //! What nsqd's lookupLoop, connectCallback and lookupPeer do (nsqd/lookup.go,
-//! nsqd/lookup_peer.go), level-triggered. [`Registry`] is the desired state. Each configured
-//! nsqlookupd has a peer of its own that makes the difference between what is desired and what it
+//! nsqd/lookup_peer.go), level-triggered. What is [registered](Registration::register) is the desired
+//! state. Each configured nsqlookupd has a peer of its own that makes the difference between what is desired and what it
 //! announced disappear; no peer waits for another.
 //!
 //! ```text
@@ -36,13 +36,15 @@ mod tests;
 use core::fmt;
 
 use crate::address::Address;
+use crate::name::{ChannelName, TopicName};
 use crate::session::Closed;
 use crate::time::{Instant, Span};
 pub use crate::wire::nsqlookupd::NodeInfo;
 pub use peer::PeerSession;
 use peer::{FindPort, Http, Peer};
 use registry::PeerId;
-pub use registry::{PEERS_MAX, Registry, RegistryFull};
+use registry::Registry;
+pub use registry::{PEERS_MAX, RegistryFull};
 
 /// The most commands that a peer sends ahead of their answers.
 pub const OUTSTANDING_MAX: u16 = 1024;
@@ -329,9 +331,33 @@ impl<'a, const PEERS: usize, const TOPICS: usize, const CHANNELS: usize>
         self.peers.0.iter().fold(0, |sum, peer| sum.wrapping_add(peer.version()))
     }
 
-    /// The desired topics and channels, to change them. Wake the driver afterwards.
-    pub fn registry(&mut self) -> &mut Registry<TOPICS, CHANNELS> {
-        &mut self.registry
+    /// Has a topic listed by all nsqlookupds, or a channel and its topic with it. Nothing changes
+    /// if it is. Wake the driver afterwards.
+    pub fn register(
+        &mut self,
+        topic: &TopicName,
+        channel: Option<&ChannelName>,
+    ) -> Result<(), RegistryFull> {
+        match channel {
+            None => self.registry.add_topic(topic),
+            Some(channel) => self.registry.add_channel(topic, channel),
+        }
+    }
+
+    /// Has a topic and its channels listed no longer, or a channel; says whether it was to be
+    /// listed. Its slot is free when no connected nsqlookupd has it any more. Wake the driver
+    /// afterwards.
+    pub fn unregister(&mut self, topic: &TopicName, channel: Option<&ChannelName>) -> bool {
+        match channel {
+            None => self.registry.remove_topic(topic),
+            Some(channel) => self.registry.remove_channel(topic, channel),
+        }
+    }
+
+    /// What is to be listed, in no order: each topic alone, and each channel with its topic.
+    pub fn registered(&self) -> impl Iterator<Item = (&TopicName, Option<&ChannelName>)> {
+        let topics = self.registry.topics().map(|topic| (topic, None));
+        topics.chain(self.registry.channels().map(|(topic, channel)| (topic, Some(channel))))
     }
 
     /// The session of peer `index`, below `PEERS`.

@@ -17,7 +17,7 @@ pub const PEERS_MAX: usize = 8;
 /// RAM: 67 bytes a topic, 70 bytes a channel. A removed one keeps its slot until no connected
 /// nsqlookupd has it any more.
 #[derive(Debug)]
-pub struct Registry<const TOPICS: usize, const CHANNELS: usize> {
+pub(super) struct Registry<const TOPICS: usize, const CHANNELS: usize> {
     topics: [TopicSlot; TOPICS],
     channels: [ChannelSlot; CHANNELS],
 }
@@ -101,7 +101,7 @@ impl<const TOPICS: usize, const CHANNELS: usize> Registry<TOPICS, CHANNELS> {
     const LIMITS: () = assert!(TOPICS <= 4096 && CHANNELS <= 4096, "at most 4096 slots of a kind");
 
     /// Nothing registered.
-    pub const fn new() -> Self {
+    pub(super) const fn new() -> Self {
         let () = Self::LIMITS;
         Self {
             topics: [const {
@@ -119,12 +119,12 @@ impl<const TOPICS: usize, const CHANNELS: usize> Registry<TOPICS, CHANNELS> {
     }
 
     /// Wants a topic listed. Wanting it twice changes nothing.
-    pub fn add_topic(&mut self, topic: &TopicName) -> Result<(), RegistryFull> {
+    pub(super) fn add_topic(&mut self, topic: &TopicName) -> Result<(), RegistryFull> {
         self.view().add_topic(topic).map(|_| ())
     }
 
     /// Wants a channel listed, and its topic with it, as nsqlookupd does.
-    pub fn add_channel(
+    pub(super) fn add_channel(
         &mut self,
         topic: &TopicName,
         channel: &ChannelName,
@@ -133,22 +133,22 @@ impl<const TOPICS: usize, const CHANNELS: usize> Registry<TOPICS, CHANNELS> {
     }
 
     /// No longer wants a topic and its channels listed; says whether it was.
-    pub fn remove_topic(&mut self, topic: &TopicName) -> bool {
+    pub(super) fn remove_topic(&mut self, topic: &TopicName) -> bool {
         self.view().remove_topic(topic)
     }
 
     /// No longer wants a channel listed; says whether it was. Its topic stays.
-    pub fn remove_channel(&mut self, topic: &TopicName, channel: &ChannelName) -> bool {
+    pub(super) fn remove_channel(&mut self, topic: &TopicName, channel: &ChannelName) -> bool {
         self.view().remove_channel(topic, channel)
     }
 
     /// The desired topics, in no order.
-    pub fn topics(&self) -> impl Iterator<Item = &TopicName> {
+    pub(super) fn topics(&self) -> impl Iterator<Item = &TopicName> {
         self.topics.iter().filter(|slot| slot.desired).map(|slot| &slot.name)
     }
 
     /// The desired channels, in no order, each with its topic.
-    pub fn channels(&self) -> impl Iterator<Item = (&TopicName, &ChannelName)> {
+    pub(super) fn channels(&self) -> impl Iterator<Item = (&TopicName, &ChannelName)> {
         self.channels.iter().filter(|slot| slot.desired).filter_map(|slot| {
             self.topics.get(usize::from(slot.topic)).map(|topic| (&topic.name, &slot.name))
         })
@@ -160,21 +160,15 @@ impl<const TOPICS: usize, const CHANNELS: usize> Registry<TOPICS, CHANNELS> {
         self.channels.iter_mut().for_each(|slot| slot.desired = false);
     }
 
-    /// The same without its capacities, so that the logic is compiled once.
     /// Whether a peer was told all that is wanted, and nothing else.
     pub(super) fn is_settled(&self, peer: PeerId) -> bool {
         self.topics.iter().all(|slot| slot.desired == slot.announced.has(peer))
             && self.channels.iter().all(|slot| slot.desired == slot.announced.has(peer))
     }
 
+    /// The same without its capacities, so that the logic is compiled once.
     pub(super) fn view(&mut self) -> RegistryView<'_> {
         RegistryView { topics: &mut self.topics, channels: &mut self.channels }
-    }
-}
-
-impl<const TOPICS: usize, const CHANNELS: usize> Default for Registry<TOPICS, CHANNELS> {
-    fn default() -> Self {
-        Self::new()
     }
 }
 

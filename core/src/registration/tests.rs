@@ -57,9 +57,9 @@ impl<'a> Rig<'a> {
     fn add(&mut self, names: &[&str]) {
         for name in names {
             match name.split_once('/') {
-                None => self.lookup.registry().add_topic(&topic(name)).unwrap(),
+                None => self.lookup.registry.add_topic(&topic(name)).unwrap(),
                 Some((t, c)) => {
-                    self.lookup.registry().add_channel(&topic(t), &channel(c)).unwrap();
+                    self.lookup.registry.add_channel(&topic(t), &channel(c)).unwrap();
                 }
             }
         }
@@ -67,8 +67,8 @@ impl<'a> Rig<'a> {
 
     fn remove(&mut self, name: &str) -> bool {
         match name.split_once('/') {
-            None => self.lookup.registry().remove_topic(&topic(name)),
-            Some((t, c)) => self.lookup.registry().remove_channel(&topic(t), &channel(c)),
+            None => self.lookup.registry.remove_topic(&topic(name)),
+            Some((t, c)) => self.lookup.registry.remove_channel(&topic(t), &channel(c)),
         }
     }
 
@@ -218,7 +218,7 @@ fn the_registry_at_its_edge() {
     let config = Config::new(NODE);
     let mut rig = Rig::new(&config);
     rig.add(&["a/1", "a/2", "b/1", "b/2", "c", "d"]);
-    let registry = rig.lookup.registry();
+    let registry = &mut rig.lookup.registry;
     let before = (registry.topics().count(), registry.channels().count());
     assert_eq!(before, (4, 4));
     assert_eq!(registry.add_topic(&topic("e")), Err(RegistryFull::Topics { max: 4 }));
@@ -250,7 +250,7 @@ fn a_slot_is_reused_only_when_no_peer_has_it_told() {
     rig.commands(1);
     rig.remove("a");
     assert_eq!(rig.commands(0), ["UNREGISTER a"]);
-    assert!(rig.lookup.registry().add_topic(&topic("e")).is_err(), "two still has it");
+    assert!(rig.lookup.registry.add_topic(&topic("e")).is_err(), "two still has it");
     rig.lose(1, Closed::Peer);
     rig.add(&["e"]);
     assert_eq!(rig.commands(0), ["REGISTER e"]);
@@ -508,7 +508,7 @@ fn weakness_7_the_last_state_wins_whatever_the_order_of_changes() {
                     _ => panic!("{line}"),
                 }
             }
-            let registry = rig.lookup.registry();
+            let registry = &mut rig.lookup.registry;
             let topics = registry.topics().map(ToString::to_string);
             let channels = registry.channels().map(|(t, c)| format!("{t}/{c}"));
             assert_eq!(listed, topics.chain(channels).collect());
@@ -534,7 +534,7 @@ fn the_pipeline_is_bounded() {
     let config = Config::new(NODE);
     let mut lookup = Registration::<1, 2000, 0>::new(&config).unwrap();
     for n in 0..2000 {
-        lookup.registry().add_topic(&topic(&format!("t{n}"))).unwrap();
+        lookup.registry.add_topic(&topic(&format!("t{n}"))).unwrap();
     }
     let now = Instant::ZERO;
     lookup.configure(now, &addresses(&["one:1"])).unwrap();

@@ -36,8 +36,8 @@ fn with_node(world: &World, test: impl FnOnce(&Node<'_>, NodeRunner<'_>, &Listed
     let (node, runner) =
         registration::new(&mut resources, &config, dialers, world.clone()).unwrap();
     node.configure(&LOOKUPDS.map(|port| Address::new("lookupd", port).unwrap())).unwrap();
-    node.add_channel(&topic("t"), &ChannelName::new("c").unwrap()).unwrap();
-    node.add_topic(&topic("u")).unwrap();
+    node.register(&topic("t"), Some(&ChannelName::new("c").unwrap())).unwrap();
+    node.register(&topic("u"), None).unwrap();
     test(&node, runner, &listed);
 }
 
@@ -61,8 +61,8 @@ fn assert_lists<T>(world: &World, node: &Node<'_>, listed: &Listed, run: &mut Ta
         let mut settled = pin!(node.settled());
         world.run(&mut Task::new(settled.as_mut()), run);
         listed.assert(names);
-        node.remove_topic(&topic("t"));
-        node.add_topic(&topic("v")).unwrap();
+        node.unregister(&topic("t"), None);
+        node.register(&topic("v"), None).unwrap();
     }
 }
 
@@ -144,8 +144,8 @@ fn lookups_stop() {
                             &LOOKUPDS.map(|port| Address::new("lookupd", port).unwrap()),
                         )
                         .unwrap();
-                        node.add_channel(&topic("t"), &ChannelName::new("c").unwrap()).unwrap();
-                        node.add_topic(&topic("u")).unwrap();
+                        node.register(&topic("t"), Some(&ChannelName::new("c").unwrap())).unwrap();
+                        node.register(&topic("u"), None).unwrap();
                     }
                     assert_lists(world, node, listed, &mut run);
                 });

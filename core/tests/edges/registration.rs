@@ -65,7 +65,7 @@ fn where_an_nsqlookupd_speaks_http_is_to_come_until_it_was_tried_once() {
 }
 
 fn add(lookup: &mut Registrar<'_>, name: &str) {
-    lookup.registry().add_topic(&TopicName::new(name).unwrap()).unwrap();
+    lookup.register(&TopicName::new(name).unwrap(), None).unwrap();
 }
 
 /// IDENTIFY is staged in pieces; the question is asked only when the last byte is on its way.

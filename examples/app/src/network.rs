@@ -108,7 +108,7 @@ where
 {
     lookup.configure(lookupds).map_err(RegisterError::Peers)?;
     for topic in [&settings.readings, &settings.reports, &settings.replies] {
-        lookup.add_topic(topic).map_err(RegisterError::Topics)?;
+        lookup.register(topic, None).map_err(RegisterError::Topics)?;
     }
     Ok(())
 }

@@ -209,7 +209,7 @@ pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
         sleep.clone(),
     )
     .map_err(|error| error.to_string())?;
-    registration.add_topic(&args.topic).map_err(|error| error.to_string())?;
+    registration.register(&args.topic, None).map_err(|error| error.to_string())?;
     registration.configure(&args.lookupd_tcp_address).map_err(|error| error.to_string())?;
 
     let numbers = Numbers::new(if args.binary_size.is_some() { "record" } else { "line" });

@@ -181,7 +181,7 @@ async fn node(spawner: Spawner) {
     }
 
     if let Some(settings) = &firmware.second {
-        if registry.add_topic(&settings.readings).is_err() {
+        if registry.register(&settings.readings, None).is_err() {
             give_up!("no room to register a third topic");
         }
         spawn(spawner, second(settings, publisher));

@@ -70,7 +70,7 @@ async fn fleet(nodes: usize) -> Result<()> {
         let (handle, mut runner) =
             registration::new(resources, config, [dialer], TokioSleep::new())
                 .expect("a good configuration");
-        handle.add_topic(&topic).expect("room for one");
+        handle.register(&topic, None).expect("room for one");
         handle.configure(addresses).expect("room for one");
         let run = async move {
             runner.run().await;

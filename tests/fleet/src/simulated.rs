@@ -107,7 +107,7 @@ pub(crate) fn run(scenario: &Scenario) -> Return {
     };
     for (at, config) in configs.iter().enumerate() {
         let mut lookup = Registration::new(config).expect("a good configuration");
-        lookup.registry().add_topic(&topic).expect("room for one");
+        lookup.register(&topic, None).expect("room for one");
         lookup.configure(Instant::from_micros(world.now), &address).expect("room for one");
         let node = Node {
             lookup,

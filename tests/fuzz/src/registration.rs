@@ -46,12 +46,11 @@ impl Machine for Node<'_> {
     fn act(&mut self, now: Instant, input: &mut Input<'_>) {
         let topic = TopicName::new(input.pick(&["a", "b", "c", "d"])).expect("a name");
         let channel = ChannelName::new(input.pick(&["x", "y#ephemeral"])).expect("a name");
-        let registry = self.lookup.registry();
         match input.below(10) {
-            0..=1 => drop(registry.add_topic(&topic)),
-            2..=3 => drop(registry.add_channel(&topic, &channel)),
-            4 => drop(registry.remove_topic(&topic)),
-            5 => drop(registry.remove_channel(&topic, &channel)),
+            0..=1 => drop(self.lookup.register(&topic, None)),
+            2..=3 => drop(self.lookup.register(&topic, Some(&channel))),
+            4 => drop(self.lookup.unregister(&topic, None)),
+            5 => drop(self.lookup.unregister(&topic, Some(&channel))),
             6 => self.lookup.stop(now),
             7 => {
                 for index in 0..PEERS {
@@ -89,8 +88,9 @@ impl Machine for Node<'_> {
             assert!(!status.settled || status.state == PeerState::Connected);
             assert!(status.state != PeerState::Unused || status.address.is_none());
         }
-        let registry = self.lookup.registry();
-        assert!(registry.topics().count() <= 3 && registry.channels().count() <= 4);
+        let (channels, topics): (Vec<_>, Vec<_>) =
+            self.lookup.registered().partition(|(_, channel)| channel.is_some());
+        assert!(topics.len() <= 3 && channels.len() <= 4);
     }
 }
 

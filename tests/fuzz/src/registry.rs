@@ -82,24 +82,23 @@ impl World<'_> {
         let topic = TopicName::new(name).expect("a name");
         let channel = ChannelName::new(input.pick(&["x", "y"])).expect("a name");
         let both = format!("{name}/{channel}");
-        let registry = self.lookup.registry();
         match input.below(4) {
-            0 => match registry.add_topic(&topic) {
+            0 => match self.lookup.register(&topic, None) {
                 Ok(()) => drop(self.wanted.insert(name.into())),
                 Err(full) => self.full(full, false),
             },
-            1 => match registry.add_channel(&topic, &channel) {
+            1 => match self.lookup.register(&topic, Some(&channel)) {
                 Ok(()) => self.wanted.extend([name.to_owned(), both]),
                 Err(full) => self.full(full, true),
             },
             2 => {
                 let was = self.wanted.remove(name);
                 self.wanted.retain(|other| !other.starts_with(&format!("{name}/")));
-                assert_eq!(registry.remove_topic(&topic), was);
+                assert_eq!(self.lookup.unregister(&topic, None), was);
             }
             _ => {
                 let was = self.wanted.remove(&both);
-                assert_eq!(registry.remove_channel(&topic, &channel), was);
+                assert_eq!(self.lookup.unregister(&topic, Some(&channel)), was);
             }
         }
     }
@@ -183,10 +182,11 @@ impl World<'_> {
         addresses.sort_by_key(ToString::to_string);
         configured.sort_by_key(ToString::to_string);
         assert_eq!(addresses, configured, "each nsqlookupd has one peer");
-        let registry = self.lookup.registry();
-        let channels = registry.channels().map(|(topic, channel)| format!("{topic}/{channel}"));
-        let names: BTreeSet<_> =
-            registry.topics().map(ToString::to_string).chain(channels).collect();
+        let name = |(topic, channel): (&TopicName, Option<&ChannelName>)| match channel {
+            None => topic.to_string(),
+            Some(channel) => format!("{topic}/{channel}"),
+        };
+        let names: BTreeSet<_> = self.lookup.registered().map(name).collect();
         assert_eq!(names, self.wanted, "the registry is what was asked for");
         let listed = |server: &Option<Nsqlookupd>| server.as_ref().map(|it| it.listed.len());
         feature((names.len(), listed(&self.nsqlookupds[0]), listed(&self.nsqlookupds[1])));

@@ -304,12 +304,10 @@ fn print(handle: &Node<'_>, listed: &Listed<'_>) -> impl PartialEq + use<> {
     let lookup = listed.inspect(|lookup| {
         let deadlines: [_; PEERS] =
             std::array::from_fn(|n| lookup.peer(n).map(|peer| peer.deadline()));
-        let registry = lookup.registry();
         // With a full table one name may take the place of another.
-        let topics: Vec<_> = registry.topics().copied().collect();
-        let channels: Vec<_> =
-            registry.channels().map(|(topic, channel)| (*topic, *channel)).collect();
-        (lookup.version(), deadlines, topics, channels)
+        let names: Vec<_> =
+            lookup.registered().map(|(topic, channel)| (*topic, channel.copied())).collect();
+        (lookup.version(), deadlines, names)
     });
     (node, lookup, handle.turned_away())
 }

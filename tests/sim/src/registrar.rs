@@ -237,16 +237,14 @@ fn read_states(handle: &Lookup<'_>, me: usize) {
 
 /// Whether the registry has these names, and no others.
 fn has_exactly(handle: &Lookup<'_>, names: &BTreeSet<String>) -> bool {
-    let all = handle.inspect(|lookup| {
-        let registry = lookup.registry();
-        let has = |name: &String| match name.split_once('/') {
-            None => registry.topics().any(|topic| topic.as_str() == name),
-            Some((of, name)) => registry
-                .channels()
-                .any(|(topic, channel)| topic.as_str() == of && channel.as_str() == name),
+    let all = handle.look(|lookup| {
+        let has = |name: &String| {
+            lookup.registered().any(|(topic, channel)| match channel {
+                None => topic.as_str() == name,
+                Some(channel) => name.split_once('/') == Some((topic.as_str(), channel.as_str())),
+            })
         };
-        let count = registry.topics().count() + registry.channels().count();
-        count == names.len() && names.iter().all(has)
+        lookup.registered().count() == names.len() && names.iter().all(has)
     });
     all.expect("not within a look")
 }
@@ -402,13 +400,13 @@ impl Wants {
             4 => {
                 let was = self.names.remove(name);
                 self.names.retain(|other| !other.starts_with(&format!("{name}/")));
-                assert_eq!(handle.remove_topic(&topic), was, "whether {name} was wanted");
+                assert_eq!(handle.unregister(&topic, None), was, "whether {name} was wanted");
             }
             _ => {
                 let channel = ChannelName::new(channel).expect("a name");
                 let was = self.names.remove(&both);
                 assert_eq!(
-                    handle.remove_channel(&topic, &channel),
+                    handle.unregister(&topic, Some(&channel)),
                     was,
                     "whether {both} was wanted"
                 );
@@ -426,10 +424,8 @@ impl Wants {
         let needs_channel = both.as_ref().is_some_and(|both| !self.names.contains(both));
         let fits =
             (!needs_topic || topics < TOPIC_SLOTS) && (!needs_channel || channels < CHANNEL_SLOTS);
-        let added = match channel {
-            None => handle.add_topic(&name),
-            Some(channel) => handle.add_channel(&name, &ChannelName::new(channel).expect("a name")),
-        };
+        let channel = channel.map(|channel| ChannelName::new(channel).expect("a name"));
+        let added = handle.register(&name, channel.as_ref());
         match added {
             Ok(()) => {
                 assert!(fits, "more than there are slots for");

@@ -101,7 +101,7 @@ pub async fn register<const PEERS: usize>() {
         return;
     };
     let addresses = NSQLOOKUPDS.get(..PEERS).unwrap_or_default();
-    if handle.configure(addresses).is_err() || handle.add_topic(&TOPIC).is_err() {
+    if handle.configure(addresses).is_err() || handle.register(&TOPIC, None).is_err() {
         return;
     }
     runner.run().await;

@@ -39,9 +39,9 @@ async fn listings_follow_every_change() {
 
         // Adding and removing topics and channels.
         node.register(&["late"]);
-        assert!(node.handle.remove_channel(&topic("t"), &channel("a")));
-        assert!(node.handle.remove_topic(&topic("bare")));
-        assert!(node.handle.remove_topic(&topic("e#ephemeral")));
+        assert!(node.handle.unregister(&topic("t"), Some(&channel("a"))));
+        assert!(node.handle.unregister(&topic("bare"), None));
+        assert!(node.handle.unregister(&topic("e#ephemeral"), None));
         node.handle.settled().await;
         assert_eq!(one.lookup("late").await, node_name());
         assert_eq!(one.lookup("bare").await, [""; 0]);

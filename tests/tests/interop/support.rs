@@ -93,8 +93,8 @@ impl Node {
     pub(crate) fn register(&self, names: &[&str]) {
         for name in names {
             match name.split_once('/') {
-                None => self.handle.add_topic(&topic(name)).unwrap(),
-                Some((t, c)) => self.handle.add_channel(&topic(t), &channel(c)).unwrap(),
+                None => self.handle.register(&topic(name), None).unwrap(),
+                Some((t, c)) => self.handle.register(&topic(t), Some(&channel(c))).unwrap(),
             }
         }
     }

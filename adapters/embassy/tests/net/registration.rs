@@ -47,11 +47,11 @@ fn two_nsqlookupds_list_the_node_and_forget_it() {
     let (node, lookupds) = node(&world);
     let (t, u) = (TopicName::new("t").unwrap(), TopicName::new("u").unwrap());
     world.run(async {
-        node.add_channel(&t, &ChannelName::new("c").unwrap()).unwrap();
+        node.register(&t, Some(&ChannelName::new("c").unwrap())).unwrap();
         node.settled().await;
         assert!(lookupds.iter().all(|lookupd| lookupd.lists(&["t", "t c"])));
-        node.add_topic(&u).unwrap();
-        node.remove_topic(&t);
+        node.register(&u, None).unwrap();
+        node.unregister(&t, None);
         node.settled().await;
         assert!(lookupds.iter().all(|lookupd| lookupd.lists(&["u"])));
         node.stop().await;
@@ -86,7 +86,7 @@ fn one_that_comes_back_lists_the_node_again_and_the_other_never_notices() {
     let world = World::new(3);
     let (node, [a, b]) = node(&world);
     world.run(async {
-        node.add_topic(&TopicName::new("t").unwrap()).unwrap();
+        node.register(&TopicName::new("t").unwrap(), None).unwrap();
         node.settled().await;
         a.broken.set(true);
         // Until it next hears a PING, and then for a while.

@@ -9,7 +9,7 @@ use crate::drive::connection::SessionAccess;
 use crate::drive::server::SharedServer;
 use crate::drive::{Sleep, registration};
 use crate::nsqd::{Lookupd, Nsqd};
-use crate::registration::{HttpPort, Registry, RegistryFull};
+use crate::registration::{HttpPort, Registration};
 use crate::session::Session;
 
 /// The access to the session that asks nsqlookupds for the channels of new topics, with what the
@@ -55,7 +55,7 @@ impl<M: RawMutex, S: Sleep, const PEERS: usize, const TOPICS: usize, const CHANN
 
     fn register(&mut self, waker: &Waker) {
         self.shared.register_runner(waker);
-        self.lookup.register(waker);
+        self.lookup.register_waker(waker);
     }
 }
 
@@ -80,7 +80,7 @@ where
     let mut lookupds = 0;
     poll_fn(|cx| {
         shared.register_runner(cx.waker());
-        lookup.register(cx.waker());
+        lookup.register_waker(cx.waker());
         shared.read(|served| {
             let node = &served.engine;
             if lookupds != node.lookupds_version() && lookup.configure(node.lookupds()).is_ok() {
@@ -90,7 +90,7 @@ where
             if agreed == topology {
                 return;
             }
-            if let Some(done) = lookup.inspect(|lookup| agree(lookup.registry(), node)) {
+            if let Some(done) = lookup.inspect(|lookup| agree(lookup, node)) {
                 // Waking oneself for what does not fit yet would go on until it does.
                 if done.changed {
                     lookup.change(|_| ());
@@ -114,36 +114,35 @@ struct Agreed {
     all: bool,
 }
 
-/// Makes the registry want what the nsqd has, and nothing else.
-fn agree<const TOPICS: usize, const CHANNELS: usize>(
-    registry: &mut Registry<TOPICS, CHANNELS>,
+/// Has what the nsqd has registered, and nothing else.
+fn agree<const PEERS: usize, const TOPICS: usize, const CHANNELS: usize>(
+    lookup: &mut Registration<'_, PEERS, TOPICS, CHANNELS>,
     node: &Nsqd<'_>,
 ) -> Agreed {
     let mut done = Agreed { changed: false, all: true };
     loop {
-        let gone = registry.topics().find(|name| !node.topics().any(|topic| topic.name == *name));
-        let Some(topic) = gone.copied() else { break };
-        done.changed |= registry.remove_topic(&topic);
+        let gone = lookup.registered().find(|(topic, channel)| match channel {
+            None => !node.topics().any(|it| it.name == *topic),
+            Some(channel) => !node.channels(topic).any(|it| it.name == *channel),
+        });
+        let Some((topic, channel)) = gone.map(|(topic, channel)| (*topic, channel.copied())) else {
+            break;
+        };
+        done.changed |= lookup.unregister(&topic, channel.as_ref());
     }
-    loop {
-        let gone = registry
-            .channels()
-            .find(|(topic, name)| !node.channels(topic).any(|channel| channel.name == *name));
-        let Some((topic, channel)) = gone.map(|(topic, channel)| (*topic, *channel)) else { break };
-        done.changed |= registry.remove_channel(&topic, &channel);
-    }
-    let mut add = |result: Result<(), RegistryFull>| match result {
-        Ok(()) => done.changed = true,
-        Err(_) => done.all = false,
+    let mut add = |topic, channel| {
+        if lookup.registered().any(|it| it == (topic, channel)) {
+            return;
+        }
+        match lookup.register(topic, channel) {
+            Ok(()) => done.changed = true,
+            Err(_) => done.all = false,
+        }
     };
     for topic in node.topics() {
-        if !registry.topics().any(|name| name == topic.name) {
-            add(registry.add_topic(topic.name));
-        }
+        add(topic.name, None);
         for channel in node.channels(topic.name) {
-            if !registry.channels().any(|it| it == (topic.name, channel.name)) {
-                add(registry.add_channel(topic.name, channel.name));
-            }
+            add(topic.name, Some(channel.name));
         }
     }
     done
