@@ -443,35 +443,35 @@ fn a_nodes_topics_and_channels_are_managed() {
         let (topic, channel) = (topic(), channel());
         assert_eq!(handle.turned_away(), 0);
         assert_eq!(handle.look(|node| node.clients()), Some(3));
-        handle.create_topic(&topic).unwrap();
+        handle.create(&topic, None).unwrap();
         handle.try_publish(&topic, b"x").unwrap();
         assert_eq!(depths(handle), (false, 1, false, 0));
-        handle.empty_topic(&topic).unwrap();
+        handle.empty(&topic, None).unwrap();
         assert_eq!(depths(handle), (false, 0, false, 0));
-        handle.pause_topic(&topic).unwrap();
-        handle.create_channel(&topic, &channel).unwrap();
+        handle.pause(&topic, None).unwrap();
+        handle.create(&topic, Some(&channel)).unwrap();
         handle.try_publish(&topic, b"x").unwrap();
         assert_eq!(depths(handle), (true, 1, false, 0));
-        handle.unpause_topic(&topic).unwrap();
-        handle.pause_channel(&topic, &channel).unwrap();
+        handle.unpause(&topic, None).unwrap();
+        handle.pause(&topic, Some(&channel)).unwrap();
         assert_eq!(depths(handle), (false, 0, true, 1));
-        handle.unpause_channel(&topic, &channel).unwrap();
+        handle.unpause(&topic, Some(&channel)).unwrap();
         assert_eq!(depths(handle), (false, 0, false, 1));
-        handle.empty_channel(&topic, &channel).unwrap();
+        handle.empty(&topic, Some(&channel)).unwrap();
         assert_eq!(depths(handle), (false, 0, false, 0));
-        handle.delete_channel(&topic, &channel).unwrap();
+        handle.delete(&topic, Some(&channel)).unwrap();
         assert_eq!(handle.look(|node| node.channels(&topic).count()), Some(0));
-        handle.delete_topic(&topic).unwrap();
+        handle.delete(&topic, None).unwrap();
         let gone = Err(NsqdError::NoTopic);
         for refused in [
-            handle.empty_topic(&topic),
-            handle.pause_topic(&topic),
-            handle.unpause_topic(&topic),
-            handle.empty_channel(&topic, &channel),
-            handle.pause_channel(&topic, &channel),
-            handle.unpause_channel(&topic, &channel),
-            handle.delete_channel(&topic, &channel),
-            handle.delete_topic(&topic),
+            handle.empty(&topic, None),
+            handle.pause(&topic, None),
+            handle.unpause(&topic, None),
+            handle.empty(&topic, Some(&channel)),
+            handle.pause(&topic, Some(&channel)),
+            handle.unpause(&topic, Some(&channel)),
+            handle.delete(&topic, Some(&channel)),
+            handle.delete(&topic, None),
         ] {
             assert_eq!(refused, gone);
         }
@@ -484,8 +484,8 @@ fn a_nodes_messages_have_the_time_of_day() {
     with_node(|handle, still| {
         handle.set_unix_time(1_700_000_000_000_000_000);
         still.0.set(5);
-        handle.create_topic(&topic()).unwrap();
-        handle.create_channel(&topic(), &channel()).unwrap();
+        handle.create(&topic(), None).unwrap();
+        handle.create(&topic(), Some(&channel())).unwrap();
         handle.try_publish(&topic(), b"x").unwrap();
         let bytes = handle.inspect(|node| {
             let mut client = node.client(0).unwrap();

@@ -106,8 +106,8 @@ fn ten_million_bytes_of_nonsense_hurt_nobody() {
     let mut node = node(&CONFIG);
     let mut now = Instant::from_millis(1);
     let safe = TopicName::new("safe").unwrap();
-    node.create_topic(now, &safe).unwrap();
-    node.create_channel(now, &safe, &ChannelName::new("c").unwrap()).unwrap();
+    node.create(now, &safe, None).unwrap();
+    node.create(now, &safe, Some(&ChannelName::new("c").unwrap())).unwrap();
     node.client(GOOD).unwrap().open(now);
     say_all(&mut node, now, b"  V2SUB safe c\nRDY 1\n");
     assert_eq!(listen(&mut node, GOOD, now, &mut random), b"\0\0\0\x06\0\0\0\0OK");
@@ -155,7 +155,7 @@ fn ten_million_bytes_of_nonsense_hurt_nobody() {
     }
     let topics: Vec<_> = node.topics().map(|topic| *topic.name).collect();
     for topic in topics {
-        node.delete_topic(now, &topic).unwrap();
+        node.delete(now, &topic, None).unwrap();
     }
     let store = node.store();
     assert_eq!((store.free, store.promised), (store.blocks, 0));
@@ -165,17 +165,17 @@ fn ten_million_bytes_of_nonsense_hurt_nobody() {
 fn serve(node: &mut Nsqd<'_>, now: Instant, random: &mut Random, safe: &TopicName) {
     let topics: Vec<_> = node.topics().map(|topic| *topic.name).collect();
     for topic in topics.into_iter().filter(|topic| topic != safe) {
-        node.delete_topic(now, &topic).unwrap();
+        node.delete(now, &topic, None).unwrap();
     }
     for client in 0..GOOD {
         node.client(client).unwrap().closed(now, Closed::Peer);
     }
     let others: Vec<_> = node.channels(safe).map(|channel| *channel.name).collect();
     for channel in others.into_iter().filter(|channel| channel.as_str() != "c") {
-        node.delete_channel(now, safe, &channel).unwrap();
+        node.delete(now, safe, Some(&channel)).unwrap();
     }
     // What others published there comes first.
-    node.empty_channel(now, safe, &ChannelName::new("c").unwrap()).unwrap();
+    node.empty(now, safe, Some(&ChannelName::new("c").unwrap())).unwrap();
     listen(node, GOOD, now, random);
     say_all(node, now, b"PUB safe\n\0\0\0\x04good");
     let heard = listen(node, GOOD, now, random);
@@ -212,7 +212,7 @@ fn a_connection_that_ends_anywhere_leaves_nothing() {
                 let topics: Vec<_> = node.topics().map(|topic| *topic.name).collect();
                 assert!(!topics.iter().any(|topic| topic.as_str() == "x#ephemeral"));
                 for topic in topics {
-                    node.delete_topic(now, &topic).unwrap();
+                    node.delete(now, &topic, None).unwrap();
                 }
                 let store = node.store();
                 assert_eq!((store.free, store.promised), (store.blocks, 0));
@@ -243,7 +243,7 @@ fn a_million_subs_take_no_more_than_the_tables() {
     assert_eq!(node.counters().topics_given_back, 1_000_001 - 3);
     // What the application named stays, and what finds no room says so.
     for topic in node.topics().map(|topic| *topic.name).collect::<Vec<_>>() {
-        node.create_topic(now, &topic).unwrap();
+        node.create(now, &topic, None).unwrap();
     }
     for n in 0..1_000 {
         assert_eq!(sub(&mut node, n, "v"), n + 1);

@@ -6,104 +6,91 @@ use crate::name::{ChannelName, TopicName};
 use crate::time::Instant;
 
 impl Nsqd<'_> {
-    /// Makes a topic; one that is there is left as it is.
-    pub fn create_topic(&mut self, now: Instant, topic: &TopicName) -> Result<(), NsqdError> {
-        self.shared.topic_for(now, topic, Origin::Application)?;
-        Ok(())
-    }
-
-    /// Deletes a topic with its channels and messages. Their subscribers are closed.
-    pub fn delete_topic(&mut self, now: Instant, topic: &TopicName) -> Result<(), NsqdError> {
-        let _ = now;
-        let at = self.topic_at(topic)?;
-        self.shared.delete_topic(at);
-        Ok(())
-    }
-
-    /// Drops what a topic has not given to its channels.
-    pub fn empty_topic(&mut self, now: Instant, topic: &TopicName) -> Result<(), NsqdError> {
-        let _ = now;
-        let at = self.topic_at(topic)?;
-        self.shared.empty_topic(at);
-        Ok(())
-    }
-
-    /// Holds a topic's new messages back from its channels.
-    pub fn pause_topic(&mut self, now: Instant, topic: &TopicName) -> Result<(), NsqdError> {
-        let at = self.topic_at(topic)?;
-        self.shared.pause_topic(now, at, true);
-        Ok(())
-    }
-
-    /// Lets a topic's messages flow to its channels again, beginning with those held back.
-    pub fn unpause_topic(&mut self, now: Instant, topic: &TopicName) -> Result<(), NsqdError> {
-        let at = self.topic_at(topic)?;
-        self.shared.pause_topic(now, at, false);
-        Ok(())
-    }
-
-    /// Makes a channel in a topic; one that is there is left as it is. A topic's first channel
-    /// gets what the topic has.
-    pub fn create_channel(
+    /// Makes a topic, or a channel in a topic; what is there is left as it is. A topic's first
+    /// channel gets what the topic has.
+    pub fn create(
         &mut self,
         now: Instant,
         topic: &TopicName,
-        channel: &ChannelName,
+        channel: Option<&ChannelName>,
     ) -> Result<(), NsqdError> {
-        let at = self.topic_at(topic)?;
-        self.shared.channel_for(now, at, channel, Origin::Application)?;
+        match channel {
+            None => {
+                self.shared.topic_for(now, topic, Origin::Application)?;
+            }
+            Some(channel) => {
+                let at = self.topic_at(topic)?;
+                self.shared.channel_for(now, at, channel, Origin::Application)?;
+            }
+        }
         Ok(())
     }
 
-    /// Deletes a channel with its messages. Its subscribers are closed.
-    pub fn delete_channel(
+    /// Deletes a topic with its channels and messages, or a channel with its messages. Their
+    /// subscribers are closed.
+    pub fn delete(
         &mut self,
         now: Instant,
         topic: &TopicName,
-        channel: &ChannelName,
+        channel: Option<&ChannelName>,
     ) -> Result<(), NsqdError> {
         let _ = now;
-        let at = self.channel_at(topic, channel)?;
-        self.shared.delete_channel(at);
+        match channel {
+            None => self.shared.delete_topic(self.topic_at(topic)?),
+            Some(channel) => self.shared.delete_channel(self.channel_at(topic, channel)?),
+        }
         Ok(())
     }
 
-    /// Drops what a channel has: what waits, what is deferred, and what is in flight.
-    pub fn empty_channel(
+    /// Drops what a topic has not given to its channels, or what a channel has: what waits, what is
+    /// deferred, and what is in flight.
+    pub fn empty(
         &mut self,
         now: Instant,
         topic: &TopicName,
-        channel: &ChannelName,
+        channel: Option<&ChannelName>,
     ) -> Result<(), NsqdError> {
         let _ = now;
-        let at = self.channel_at(topic, channel)?;
-        self.shared.empty_channel(at);
+        match channel {
+            None => self.shared.empty_topic(self.topic_at(topic)?),
+            Some(channel) => self.shared.empty_channel(self.channel_at(topic, channel)?),
+        }
         Ok(())
     }
 
-    /// Delivers nothing more from a channel; what is in flight goes on.
-    pub fn pause_channel(
+    /// Holds a topic's new messages back from its channels, or delivers nothing more from a
+    /// channel; what is in flight goes on.
+    pub fn pause(
         &mut self,
         now: Instant,
         topic: &TopicName,
-        channel: &ChannelName,
+        channel: Option<&ChannelName>,
     ) -> Result<(), NsqdError> {
-        let _ = now;
-        let at = self.channel_at(topic, channel)?;
-        self.shared.pause_channel(at, true);
-        Ok(())
+        self.set_paused(now, topic, channel, true)
     }
 
-    /// Delivers from a channel again.
-    pub fn unpause_channel(
+    /// Lets a topic's messages flow to its channels again, beginning with those held back, or
+    /// delivers from a channel again.
+    pub fn unpause(
         &mut self,
         now: Instant,
         topic: &TopicName,
-        channel: &ChannelName,
+        channel: Option<&ChannelName>,
     ) -> Result<(), NsqdError> {
-        let _ = now;
-        let at = self.channel_at(topic, channel)?;
-        self.shared.pause_channel(at, false);
+        self.set_paused(now, topic, channel, false)
+    }
+
+    fn set_paused(
+        &mut self,
+        now: Instant,
+        topic: &TopicName,
+        channel: Option<&ChannelName>,
+        paused: bool,
+    ) -> Result<(), NsqdError> {
+        match channel {
+            None => self.shared.pause_topic(now, self.topic_at(topic)?, paused),
+            Some(channel) => self.shared.pause_channel(self.channel_at(topic, channel)?, paused),
+        }
         Ok(())
     }
 

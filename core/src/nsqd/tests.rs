@@ -553,7 +553,7 @@ fn the_smallest_node_works() {
     for _ in 0..100 {
         nsqd.publish(now, &topic("t"), &[b'x'; 20]).unwrap();
         assert_eq!(nsqd.publish(now, &topic("t"), b"y"), Err(PublishError::Full));
-        nsqd.empty_topic(now, &topic("t")).unwrap();
+        nsqd.empty(now, &topic("t"), None).unwrap();
     }
 }
 

@@ -198,7 +198,7 @@ fn channels_are_asked_for() {
             until(world, &mut run, || handle.look(|node| !node.is_asking()).unwrap());
             assert!(has(1) || handle.look(|node| node.channels(&u).next().is_none()).unwrap());
             until(world, &mut run, || others.has("u"));
-            handle.delete_topic(&u).unwrap();
+            handle.delete(&u, None).unwrap();
             handle.try_publish(&u, b"0001").unwrap();
             until(world, &mut run, || has(1));
         });
@@ -244,7 +244,7 @@ fn nodes_stop() {
             at_every_await(|world, k| {
                 let mut completed = false;
                 with_node(world, |handle, mut runner, others| {
-                    handle.create_topic(&topic("t")).unwrap();
+                    handle.create(&topic("t"), None).unwrap();
                     {
                         let mut run = pin!(runner.run());
                         let mut run = Task::new(run.as_mut());
@@ -316,21 +316,21 @@ fn what_comes_and_goes_is_listed() {
             // More than the registry has room for, if it did not forget.
             let name = format!("u{round}");
             let other = topic(&name);
-            handle.create_topic(&other).unwrap();
-            handle.create_channel(&other, &channel("d")).unwrap();
-            handle.create_channel(&topic("t"), &channel("e")).unwrap();
+            handle.create(&other, None).unwrap();
+            handle.create(&other, Some(&channel("d"))).unwrap();
+            handle.create(&topic("t"), Some(&channel("e"))).unwrap();
             let (learnt, made) = (format!("{name} c"), format!("{name} d"));
             let listed = ["t", "t c", "t e", &name, &learnt, &made];
             until(&world, &mut run, || others.listed() == listed.len());
             others.assert_listed(&listed);
-            handle.delete_topic(&other).unwrap();
-            handle.delete_channel(&topic("t"), &channel("e")).unwrap();
+            handle.delete(&other, None).unwrap();
+            handle.delete(&topic("t"), Some(&channel("e"))).unwrap();
             until(&world, &mut run, || others.listed() == 2);
             others.assert_listed(&["t", "t c"]);
         }
         // Its subscriber is hung up on, and makes it again.
         while handle.try_event().is_some() {}
-        handle.delete_topic(&topic("t")).unwrap();
+        handle.delete(&topic("t"), None).unwrap();
         let mut next = pin!(handle.event());
         let mut next = Task::new(next.as_mut());
         world.run(&mut next, &mut run);
@@ -363,7 +363,7 @@ fn who_waits_for_room_to_be_listed_sleeps() {
         let mut run = Task::new(run.as_mut());
         let until_quiet = |run: &mut Task<'_, _>| (0..100).take_while(|_| run.poll()).count();
         // The client subscribes to the other.
-        handle.create_topic(&topic("a")).unwrap();
+        handle.create(&topic("a"), None).unwrap();
         while others.listed() < 4 {
             if !run.poll() {
                 world.advance();
@@ -372,10 +372,10 @@ fn who_waits_for_room_to_be_listed_sleeps() {
         until_quiet(&mut run);
         world.0.clogged.set(true);
         // This is on its way, and all else behind it.
-        handle.create_channel(&topic("t"), &ChannelName::new("d").unwrap()).unwrap();
+        handle.create(&topic("t"), Some(&ChannelName::new("d").unwrap())).unwrap();
         until_quiet(&mut run);
-        handle.delete_topic(&topic("a")).unwrap();
-        handle.create_topic(&topic("b")).unwrap();
+        handle.delete(&topic("a"), None).unwrap();
+        handle.create(&topic("b"), None).unwrap();
         let polls = until_quiet(&mut run);
         assert!(polls < 10, "woken {polls} times and more, while nothing can be done");
         others.assert_listed(&["a", "a c", "t", "t c"]);

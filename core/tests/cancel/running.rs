@@ -121,18 +121,18 @@ fn what_a_node_has_no_longer_is_unlisted_at_once() {
         let mut run = pin!(runner.run());
         let mut run = Task::new(run.as_mut());
         let channel = ChannelName::new("c").unwrap();
-        handle.create_topic(&topic("t")).unwrap();
-        handle.create_channel(&topic("t"), &channel).unwrap();
-        handle.create_topic(&topic("u")).unwrap();
+        handle.create(&topic("t"), None).unwrap();
+        handle.create(&topic("t"), Some(&channel)).unwrap();
+        handle.create(&topic("u"), None).unwrap();
         run_until(&world, &mut run, || listed(&server).len() == 3);
-        handle.delete_topic(&topic("u")).unwrap();
+        handle.delete(&topic("u"), None).unwrap();
         let took = run_until(&world, &mut run, || listed(&server).len() == 2);
         assert_eq!(took, 0, "a topic");
-        handle.delete_channel(&topic("t"), &channel).unwrap();
+        handle.delete(&topic("t"), Some(&channel)).unwrap();
         let took = run_until(&world, &mut run, || listed(&server).len() == 1);
         assert_eq!(took, 0, "a channel");
         // Both places are taken again.
-        handle.create_topic(&topic("v")).unwrap();
+        handle.create(&topic("v"), None).unwrap();
         let took = run_until(&world, &mut run, || listed(&server).contains("v"));
         assert_eq!(took, 0, "another topic");
     });

@@ -167,8 +167,8 @@ fn a_place_is_kept_for_who_has_nothing() {
 fn who_found_no_place_looks_again_when_there_is_one() {
     let mut rig = Rig::new(Config::new(), 1 << 14);
     // Somebody else keeps the messages, so that a FIN frees nothing of the store.
-    rig.node.create_topic(NOW, &topic()).unwrap();
-    rig.node.create_channel(NOW, &topic(), &channel("archive")).unwrap();
+    rig.node.create(NOW, &topic(), None).unwrap();
+    rig.node.create(NOW, &topic(), Some(&channel("archive"))).unwrap();
     rig.subscribe(0, "c", 4);
     rig.subscribe(1, "c", 4);
     for number in 0..9 {

@@ -126,7 +126,7 @@ pub(crate) async fn run(
     let node = start(spawner, firmware, own, stack);
     // Also before the first reading.
     for topic in [&firmware.node.readings, &firmware.node.reports] {
-        if let Err(why) = node.create_topic(topic) {
+        if let Err(why) = node.create(topic, None) {
             give_up!("topic {}: {}", topic.as_str(), why);
         }
     }

@@ -129,16 +129,16 @@ impl Machine for Server<'_> {
                     assert_eq!(node.store(), before, "nothing changed");
                 }
             }
-            5 => drop(node.create_topic(now, &topic)),
-            6 => drop(node.create_channel(now, &topic, &channel)),
-            7 => drop(node.delete_topic(now, &topic)),
-            8 => drop(node.delete_channel(now, &topic, &channel)),
-            9 => drop(node.empty_topic(now, &topic)),
-            10 => drop(node.empty_channel(now, &topic, &channel)),
-            11 => drop(node.pause_topic(now, &topic)),
-            12 => drop(node.unpause_topic(now, &topic)),
-            13 => drop(node.pause_channel(now, &topic, &channel)),
-            14 => drop(node.unpause_channel(now, &topic, &channel)),
+            5 => drop(node.create(now, &topic, None)),
+            6 => drop(node.create(now, &topic, Some(&channel))),
+            7 => drop(node.delete(now, &topic, None)),
+            8 => drop(node.delete(now, &topic, Some(&channel))),
+            9 => drop(node.empty(now, &topic, None)),
+            10 => drop(node.empty(now, &topic, Some(&channel))),
+            11 => drop(node.pause(now, &topic, None)),
+            12 => drop(node.unpause(now, &topic, None)),
+            13 => drop(node.pause(now, &topic, Some(&channel))),
+            14 => drop(node.unpause(now, &topic, Some(&channel))),
             _ => {
                 node.tick(now);
                 while let Some(event) = node.poll_event() {
@@ -265,7 +265,7 @@ pub(crate) fn run(data: &[u8]) {
     // Everybody is gone: what is left is what topics hold.
     let names: Vec<_> = server.node.topics().map(|topic| *topic.name).collect();
     for name in &names {
-        server.node.delete_topic(Instant::ZERO, name).expect("it is there");
+        server.node.delete(Instant::ZERO, name, None).expect("it is there");
     }
     let store = server.node.store();
     assert_eq!((store.free, store.promised), (store.blocks, 0), "something stays in the store");

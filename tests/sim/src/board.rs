@@ -184,7 +184,7 @@ async fn run(
     let topic = |name| TopicName::new(name).expect("a name");
     let readings = topic(READINGS);
     for own in [READINGS].into_iter().chain(OTHERS) {
-        handle.create_topic(&topic(own)).expect("room for the device's own");
+        handle.create(&topic(own), None).expect("room for the device's own");
     }
     sessions.run();
     let mut run = pin!(runner.run());

@@ -195,7 +195,7 @@ async fn run(
     let listed = runner.lookup();
     let feed = TopicName::new(FEED).expect("a name");
     // So that consumers find it.
-    handle.create_topic(&feed).expect("room for the first");
+    handle.create(&feed, None).expect("room for the first");
     read_states(&sessions, &handle, &listed, me);
 
     let mut events = pin!(async {
@@ -399,10 +399,10 @@ fn obey(
             let what = favour(&mut random, setup.favourite, 10);
             watch::tell((me, 0), || format!("does {what} with {topic} {other}"));
             match what {
-                0 => drop(handle.create_topic(&topic)),
-                1 | 2 => drop(handle.create_channel(&topic, &other)),
-                3 => drop(handle.delete_topic(&topic)),
-                4 => drop(handle.delete_channel(&topic, &other)),
+                0 => drop(handle.create(&topic, None)),
+                1 | 2 => drop(handle.create(&topic, Some(&other))),
+                3 => drop(handle.delete(&topic, None)),
+                4 => drop(handle.delete(&topic, Some(&other))),
                 5 if random.one_in(4) => {
                     say("stops");
                     each(Event::Stop);
@@ -410,10 +410,10 @@ fn obey(
                     mailbox.units.wake(STOPPING);
                 }
                 5 => match random.below(4) {
-                    0 => drop(handle.pause_topic(&feed)),
-                    1 => drop(handle.unpause_topic(&feed)),
-                    2 => drop(handle.pause_channel(&feed, &channel)),
-                    _ => drop(handle.unpause_channel(&feed, &channel)),
+                    0 => drop(handle.pause(&feed, None)),
+                    1 => drop(handle.unpause(&feed, None)),
+                    2 => drop(handle.pause(&feed, Some(&channel))),
+                    _ => drop(handle.unpause(&feed, Some(&channel))),
                 },
                 _ => {
                     for _ in 0..random.between(1, 8) {
@@ -425,11 +425,11 @@ fn obey(
         Order::Settled(mut random) => {
             // What was published over HTTP is for nobody.
             for topic in OTHERS {
-                let _ = handle.delete_topic(&TopicName::new(topic).expect("a name"));
+                let _ = handle.delete(&TopicName::new(topic).expect("a name"), None);
             }
-            handle.unpause_topic(&feed).expect("it is there");
+            handle.unpause(&feed, None).expect("it is there");
             // Nobody may have subscribed yet.
-            let _ = handle.unpause_channel(&feed, &channel);
+            let _ = handle.unpause(&feed, Some(&channel));
             publish(&mut random, handle, state, tap, &feed);
         }
         Order::End => finish(handle, world, setup, state, tap, me),

@@ -77,66 +77,41 @@ impl<'a, M: RawMutex, S: Sleep> Handle<'a, M, S> {
         })
     }
 
-    /// See [`Nsqd::create_topic`].
-    pub fn create_topic(&self, topic: &TopicName) -> Result<(), NsqdError> {
-        self.manage(NsqdError::TooManyTopics, |node, now| node.create_topic(now, topic))
-    }
-
-    /// See [`Nsqd::delete_topic`].
-    pub fn delete_topic(&self, topic: &TopicName) -> Result<(), NsqdError> {
-        self.manage(NsqdError::NoTopic, |node, now| node.delete_topic(now, topic))
-    }
-
-    /// See [`Nsqd::empty_topic`].
-    pub fn empty_topic(&self, topic: &TopicName) -> Result<(), NsqdError> {
-        self.manage(NsqdError::NoTopic, |node, now| node.empty_topic(now, topic))
-    }
-
-    /// See [`Nsqd::pause_topic`].
-    pub fn pause_topic(&self, topic: &TopicName) -> Result<(), NsqdError> {
-        self.manage(NsqdError::NoTopic, |node, now| node.pause_topic(now, topic))
-    }
-
-    /// See [`Nsqd::unpause_topic`].
-    pub fn unpause_topic(&self, topic: &TopicName) -> Result<(), NsqdError> {
-        self.manage(NsqdError::NoTopic, |node, now| node.unpause_topic(now, topic))
-    }
-
-    /// See [`Nsqd::create_channel`].
-    pub fn create_channel(
+    /// See [`Nsqd::create`].
+    pub fn create(
         &self,
         topic: &TopicName,
-        channel: &ChannelName,
+        channel: Option<&ChannelName>,
     ) -> Result<(), NsqdError> {
-        self.manage(NsqdError::NoTopic, |node, now| node.create_channel(now, topic, channel))
+        self.manage(|node, now| node.create(now, topic, channel))
     }
 
-    /// See [`Nsqd::delete_channel`].
-    pub fn delete_channel(
+    /// See [`Nsqd::delete`].
+    pub fn delete(
         &self,
         topic: &TopicName,
-        channel: &ChannelName,
+        channel: Option<&ChannelName>,
     ) -> Result<(), NsqdError> {
-        self.manage(NsqdError::NoTopic, |node, now| node.delete_channel(now, topic, channel))
+        self.manage(|node, now| node.delete(now, topic, channel))
     }
 
-    /// See [`Nsqd::empty_channel`].
-    pub fn empty_channel(&self, topic: &TopicName, channel: &ChannelName) -> Result<(), NsqdError> {
-        self.manage(NsqdError::NoTopic, |node, now| node.empty_channel(now, topic, channel))
+    /// See [`Nsqd::empty`].
+    pub fn empty(&self, topic: &TopicName, channel: Option<&ChannelName>) -> Result<(), NsqdError> {
+        self.manage(|node, now| node.empty(now, topic, channel))
     }
 
-    /// See [`Nsqd::pause_channel`].
-    pub fn pause_channel(&self, topic: &TopicName, channel: &ChannelName) -> Result<(), NsqdError> {
-        self.manage(NsqdError::NoTopic, |node, now| node.pause_channel(now, topic, channel))
+    /// See [`Nsqd::pause`].
+    pub fn pause(&self, topic: &TopicName, channel: Option<&ChannelName>) -> Result<(), NsqdError> {
+        self.manage(|node, now| node.pause(now, topic, channel))
     }
 
-    /// See [`Nsqd::unpause_channel`].
-    pub fn unpause_channel(
+    /// See [`Nsqd::unpause`].
+    pub fn unpause(
         &self,
         topic: &TopicName,
-        channel: &ChannelName,
+        channel: Option<&ChannelName>,
     ) -> Result<(), NsqdError> {
-        self.manage(NsqdError::NoTopic, |node, now| node.unpause_channel(now, topic, channel))
+        self.manage(|node, now| node.unpause(now, topic, channel))
     }
 
     /// Sets the clock: Unix time in nanoseconds.
@@ -214,14 +189,13 @@ impl<'a, M: RawMutex, S: Sleep> Handle<'a, M, S> {
         self.shared.update(|served| f(&mut served.engine))
     }
 
-    /// `busy` is the answer from within a `look`.
     fn manage(
         &self,
-        busy: NsqdError,
         f: impl FnOnce(&mut Nsqd<'a>, Instant) -> Result<(), NsqdError>,
     ) -> Result<(), NsqdError> {
         let now = self.sleep.now();
-        self.change(|node| f(node, now)).unwrap_or(Err(busy))
+        // From within a `look` nothing is there.
+        self.change(|node| f(node, now)).unwrap_or(Err(NsqdError::NoTopic))
     }
 }
 

@@ -213,7 +213,7 @@ fn a_new_topic_gets_the_channels_that_it_has_elsewhere_before_its_messages_go_on
 fn channels_that_are_elsewhere_wait_for_their_clients_for_60_s() {
     let mut rig = Rig::new(&[Kind::At]);
     // Its topic never had a message: what a client made would be given back at once.
-    rig.node.create_topic(rig.now, &topic("t")).unwrap();
+    rig.node.create(rig.now, &topic("t"), None).unwrap();
     rig.answers("lookup0:4161", &channels(&["a", "b"]));
     let sub = |rig: &mut Rig, ms: u64, name: &str| {
         rig.at(ms);
@@ -287,7 +287,7 @@ fn no_channels_are_an_answer_as_well() {
         "{\"channels\":[[\"a\"],{\"channels\":[\"b\"]},1,null]}",
     ] {
         let mut rig = Rig::new(&[Kind::At]);
-        rig.node.create_topic(rig.now, &topic("t")).unwrap();
+        rig.node.create(rig.now, &topic("t"), None).unwrap();
         rig.answers("lookup0:4161", &answer("200 OK", body));
         rig.expect("t", &[], 0);
         assert_eq!(rig.counts(), (1, 0, 0), "{body}");
@@ -338,7 +338,7 @@ fn what_is_no_answer_is_told_and_holds_nothing_up() {
         rig.expect("t", &[], 1);
         assert_eq!(rig.counts(), (0, 1, 0), "{text}");
         rig.failed(0, Closed::Fault(Fault::BadAnswer(why)));
-        rig.node.create_channel(rig.now, &topic("t"), &channel("c")).unwrap();
+        rig.node.create(rig.now, &topic("t"), Some(&channel("c"))).unwrap();
         rig.expect("t", &[("c", 1)], 0);
     }
     for broken in ["{\"channels\":[\"a\"", "{\"channels\":[\"a\"]]", "{", "x"] {
@@ -484,7 +484,7 @@ fn one_that_hangs_keeps_no_other_from_being_asked() {
     for whom in ["lookup1:4162", "lookup2:4163", "lookup0:4161"] {
         rig.answers(whom, &channels(&[]));
     }
-    rig.node.delete_topic(rig.now, &topic("v")).unwrap();
+    rig.node.delete(rig.now, &topic("v"), None).unwrap();
     rig.publish("v").dials("lookup0:4161");
 }
 
@@ -511,8 +511,8 @@ fn the_first_connection_is_waited_for() {
 fn with_nobody_to_ask_nothing_is_held() {
     for lookupds in [&[][..], &[Kind::Absent, Kind::Absent]] {
         let mut rig = Rig::new(lookupds);
-        rig.node.create_topic(rig.now, &topic("t")).unwrap();
-        rig.node.create_channel(rig.now, &topic("t"), &channel("c")).unwrap();
+        rig.node.create(rig.now, &topic("t"), None).unwrap();
+        rig.node.create(rig.now, &topic("t"), Some(&channel("c"))).unwrap();
         rig.publish("t");
         rig.expect("t", &[("c", 0)], 1);
         assert_eq!(rig.dial(), None);
@@ -569,7 +569,7 @@ fn the_answer_about_a_topic_that_is_gone_is_of_no_use() {
             rig.open();
             rig.receive("HTTP/1.1 200 OK\r\nContent-Length: 18\r\n\r\n{\"channels\":[").unwrap();
         }
-        rig.node.delete_topic(rig.now, &topic("t")).unwrap();
+        rig.node.delete(rig.now, &topic("t"), None).unwrap();
         if remade {
             // In the same place.
             rig.publish("u");
@@ -654,7 +654,7 @@ fn the_time_of_one_topic_ends_while_another_is_asked_for() {
 fn what_comes_before_the_first_of_two_is_done_waits_for_both() {
     let mut rig = Rig::new(&[Kind::At, Kind::At]);
     rig.publish("t");
-    rig.node.create_channel(rig.now, &topic("t"), &channel("mine")).unwrap();
+    rig.node.create(rig.now, &topic("t"), Some(&channel("mine"))).unwrap();
     rig.answers("lookup0:4161", &channels(&["a"]));
     rig.publish("t");
     rig.expect("t", &[("a", 0), ("mine", 0)], 2);
@@ -668,10 +668,10 @@ fn a_paused_topic_stays_paused_and_a_deferral_counts_from_when_it_flows() {
     let defer = PublishOptions { defer: Some(Span::from_secs(2)) };
     rig.node.publish_with(rig.now, &topic("t"), b"later", defer).unwrap();
     rig.publish("t");
-    rig.node.pause_topic(rig.now, &topic("t")).unwrap();
+    rig.node.pause(rig.now, &topic("t"), None).unwrap();
     rig.at(1000).answers("lookup0:4161", &channels(&["a"]));
     rig.expect("t", &[("a", 0)], 2);
-    rig.node.unpause_topic(rig.now, &topic("t")).unwrap();
+    rig.node.unpause(rig.now, &topic("t"), None).unwrap();
     rig.expect("t", &[("a", 1)], 0);
     rig.at(2999);
     rig.node.tick(rig.now);
@@ -681,8 +681,8 @@ fn a_paused_topic_stays_paused_and_a_deferral_counts_from_when_it_flows() {
     rig.expect("t", &[("a", 2)], 0);
     // Nor does unpausing let go of one that is held.
     rig.publish("u");
-    rig.node.create_channel(rig.now, &topic("u"), &channel("c")).unwrap();
-    rig.node.unpause_topic(rig.now, &topic("u")).unwrap();
+    rig.node.create(rig.now, &topic("u"), Some(&channel("c"))).unwrap();
+    rig.node.unpause(rig.now, &topic("u"), None).unwrap();
     rig.expect("u", &[("c", 0)], 1);
 }
 

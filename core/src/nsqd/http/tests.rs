@@ -169,7 +169,7 @@ fn info_and_stats() {
     assert_eq!(json(&mut world, "&topic=t"), format!(r#"{head}null,"producers":null}}"#));
     world.client(0, b"SUB t c\nRDY 3\n");
     world.client(1, b"PUB t\n\0\0\0\x02hiPUB u#ephemeral\n\0\0\0\x03heyPUB t\n\0\0\0\x02hi");
-    world.node.pause_topic(world.now, &topic("u#ephemeral")).unwrap();
+    world.node.pause(world.now, &topic("u#ephemeral"), None).unwrap();
     let tail = r#""tls":false,"tls_cipher_suite":"","tls_version":"","tls_negotiated_protocol":"","tls_negotiated_protocol_is_mutual":false}"#;
     let latency = r#""e2e_processing_latency":{"count":0,"percentiles":null}}"#;
     let client = |port, state, rdy| {
@@ -235,7 +235,7 @@ fn who_publishes_waits_for_room() {
     assert_eq!(world.said(0), "");
     world.after(4);
     // Somebody makes room, and says so.
-    world.node.empty_topic(world.now, &topic("t")).unwrap();
+    world.node.empty(world.now, &topic("t"), None).unwrap();
     assert_ne!(world.node.version(), version);
     assert_eq!(world.take(0, &body), 300);
     assert!(world.said(0).ends_with("\r\n\r\nOK"));
@@ -252,7 +252,7 @@ fn who_publishes_waits_for_room() {
     world.node.http(0).unwrap().closed(world.now, Closed::Local);
 
     // Some of many, and then no more: nothing of it stays, and it makes no topic.
-    world.node.delete_topic(world.now, &topic("t")).unwrap();
+    world.node.delete(world.now, &topic("t"), None).unwrap();
     let before = world.free();
     for (path, body) in [
         ("/mpub?topic=many", b"some words that fill a line\n".repeat(100)),
@@ -312,7 +312,7 @@ fn a_request_that_breaks_off_leaves_nothing() {
                     3
                 }
             );
-            world.node.delete_topic(world.now, &topic("t")).unwrap();
+            world.node.delete(world.now, &topic("t"), None).unwrap();
             assert_eq!(world.free(), before);
         }
     }
@@ -341,7 +341,7 @@ fn what_does_not_fit_is_refused_and_makes_nothing() {
     assert_eq!(world.ask("POST /topic/create?topic=u", b""), full);
     assert_eq!(world.ask("POST /channel/create?topic=v&channel=a", b""), "");
     assert_eq!(world.ask("POST /pub?topic=u", b"x"), full, "nor with a channel that was named");
-    world.node.delete_topic(world.now, &topic("w")).unwrap();
+    world.node.delete(world.now, &topic("w"), None).unwrap();
     assert_eq!(world.ask("POST /topic/create?topic=u", b""), "");
     assert_eq!(world.ask("POST /channel/create?topic=u&channel=a", b""), "");
     assert_eq!(world.ask("POST /pub?topic=w", b"x"), full);
@@ -408,8 +408,8 @@ fn stats_of_a_node_that_changes_meanwhile() {
         let name = |at: u32| topic(&format!("{at}{}", "n".repeat(60)));
         let channel = |at: u32| ChannelName::new(&format!("{at}{}", "c".repeat(60))).unwrap();
         for at in 0..3 {
-            world.node.create_topic(world.now, &name(at)).unwrap();
-            let _ = world.node.create_channel(world.now, &name(at), &channel(at));
+            world.node.create(world.now, &name(at), None).unwrap();
+            let _ = world.node.create(world.now, &name(at), Some(&channel(at)));
         }
         let long = "\\\"".repeat(40);
         let identify = format!(
@@ -449,12 +449,12 @@ fn stats_of_a_node_that_changes_meanwhile() {
             }
             match random(4) {
                 0 => {
-                    let _ = world.node.delete_topic(world.now, &name(random(3)));
+                    let _ = world.node.delete(world.now, &name(random(3)), None);
                 }
                 1 => {
-                    let _ = world.node.create_topic(world.now, &name(random(4)));
+                    let _ = world.node.create(world.now, &name(random(4)), None);
                     let _ =
-                        world.node.create_channel(world.now, &name(random(4)), &channel(random(2)));
+                        world.node.create(world.now, &name(random(4)), Some(&channel(random(2))));
                 }
                 2 => arrive(&mut world, random(3) as usize, &mut random),
                 _ => {}
@@ -512,7 +512,7 @@ fn garbage() {
         world.node.http(0).unwrap().closed(world.now, Closed::Peer);
         let topics: Vec<_> = world.node.topics().map(|topic| *topic.name).collect();
         for name in topics {
-            world.node.delete_topic(world.now, &name).unwrap();
+            world.node.delete(world.now, &name, None).unwrap();
         }
         assert_eq!(world.free(), before, "{}", bytes.escape_ascii());
     }

@@ -72,7 +72,7 @@ fn dpub_waits_its_time_in_each_channel() {
     let mut world = World::new();
     let now = world.now;
     world.subscribe(0, 1);
-    world.nsqd.create_channel(now, &topic("t"), &channel("d")).unwrap();
+    world.nsqd.create(now, &topic("t"), Some(&channel("d"))).unwrap();
     world.send(1, "DPUB t 2000\n\0\0\0\x05later").expect(1, &[response("OK")]);
     world.put("t", "now").expect(0, &[message(1, 1, "now")]);
     world.send(0, format!("FIN {}\n", id(1)));
@@ -195,26 +195,26 @@ fn a_paused_topic_gives_all_its_channels_everything_later() {
     let mut world = World::new();
     let now = world.now;
     let (t, c, d) = (topic("t"), channel("c"), channel("d"));
-    world.nsqd.create_topic(now, &t).unwrap();
-    world.nsqd.pause_topic(now, &t).unwrap();
+    world.nsqd.create(now, &t, None).unwrap();
+    world.nsqd.pause(now, &t, None).unwrap();
     world.put("t", "a");
-    world.nsqd.create_channel(now, &t, &c).unwrap();
-    world.nsqd.create_channel(now, &t, &d).unwrap();
-    let full = world.nsqd.create_channel(now, &t, &channel("e"));
+    world.nsqd.create(now, &t, Some(&c)).unwrap();
+    world.nsqd.create(now, &t, Some(&d)).unwrap();
+    let full = world.nsqd.create(now, &t, Some(&channel("e")));
     assert_eq!(full, Err(NsqdError::TooManyChannels), "a topic has two");
     world.put("t", "b").subscribe(0, 4);
     world.send(1, "SUB t d\nRDY 4\n").expect(1, &[response("OK")]);
     assert_eq!(world.nsqd.topics().next().unwrap().depth, 2);
-    world.nsqd.unpause_topic(now, &t).unwrap();
+    world.nsqd.unpause(now, &t, None).unwrap();
     assert_eq!(
         (world.bodies(0), world.bodies(1)),
         (vec!["a".into(), "b".into()], vec!["a".into(), "b".into()])
     );
     // A paused channel keeps its messages to itself.
-    world.nsqd.pause_channel(now, &t, &c).unwrap();
+    world.nsqd.pause(now, &t, Some(&c)).unwrap();
     world.put("t", "c");
     assert_eq!((world.bodies(0).len(), world.bodies(1).len()), (0, 1));
-    world.nsqd.unpause_channel(now, &t, &c).unwrap();
+    world.nsqd.unpause(now, &t, Some(&c)).unwrap();
     assert_eq!(world.bodies(0), ["c"]);
 }
 
@@ -225,15 +225,15 @@ fn tables_that_are_full_say_so() {
     let now = world.now;
     let third = world.nsqd.publish(now, &topic("v"), b"x");
     assert_eq!(third, Err(PublishError::TooManyTopics));
-    assert_eq!(world.nsqd.create_topic(now, &topic("v")), Err(NsqdError::TooManyTopics));
+    assert_eq!(world.nsqd.create(now, &topic("v"), None), Err(NsqdError::TooManyTopics));
     world.refused(0, publish("v", "x"), "E_PUB_FAILED PUB failed no room for another topic");
     world.refused(0, "SUB v c\n", "E_SUB_FAILED SUB failed no room for another topic");
     for name in ["a", "b"] {
-        world.nsqd.create_channel(now, &topic("t"), &channel(name)).unwrap();
+        world.nsqd.create(now, &topic("t"), Some(&channel(name))).unwrap();
     }
     let text = "E_SUB_FAILED SUB failed no room for another channel of this topic";
     world.refused(0, "SUB t c\n", text);
-    world.nsqd.delete_topic(now, &topic("u")).unwrap();
+    world.nsqd.delete(now, &topic("u"), None).unwrap();
     world.put("v", "x");
 }
 
@@ -258,14 +258,14 @@ fn deleting_closes_subscribers_without_a_word_and_publishing_makes_it_anew() {
     world.subscribe(0, 4).put("t", "a").expect(0, &[message(0, 1, "a")]);
     world.send(1, "SUB t d\n").expect(1, &[response("OK")]);
     let now = world.now;
-    world.nsqd.delete_channel(now, &topic("t"), &channel("c")).unwrap();
+    world.nsqd.delete(now, &topic("t"), Some(&channel("c"))).unwrap();
     world.expect_link(0, Link::Close).expect(0, &[]).expect_link(1, Link::Up);
     assert_eq!(world.client(0).link(), Link::Close);
-    world.nsqd.delete_topic(now, &topic("t")).unwrap();
+    world.nsqd.delete(now, &topic("t"), None).unwrap();
     assert!(world.client(1).deadline() <= now, "it is to be looked at");
     world.expect_link(1, Link::Close).expect(1, &[]);
     world.expect_empty();
-    assert_eq!(world.nsqd.delete_topic(now, &topic("t")), Err(NsqdError::NoTopic));
+    assert_eq!(world.nsqd.delete(now, &topic("t"), None), Err(NsqdError::NoTopic));
     world.put("t", "b");
     let status = world.nsqd.topics().next().unwrap();
     assert_eq!((status.depth, status.messages, status.channels), (1, 1, 0));
@@ -286,7 +286,7 @@ fn a_message_half_written_stays_whole_whatever_happens_to_it() {
         client.sent(now, 134);
         match what {
             0 => drop(world.send(0, format!("FIN {}\n", id(0)))),
-            1 => world.nsqd.empty_channel(now, &topic("t"), &channel("c")).unwrap(),
+            1 => world.nsqd.empty(now, &topic("t"), Some(&channel("c"))).unwrap(),
             2 => {
                 // Its time is up, and somebody else is quicker.
                 world.send(1, "SUB t c\nRDY 1\n").at(29_000).send(0, "NOP\n").send(1, "NOP\n");
@@ -296,7 +296,7 @@ fn a_message_half_written_stays_whole_whatever_happens_to_it() {
                 continue;
             }
             3 => {
-                world.nsqd.delete_topic(now, &topic("t")).unwrap();
+                world.nsqd.delete(now, &topic("t"), None).unwrap();
                 world.expect(0, &[]);
                 world.expect_empty();
                 continue;

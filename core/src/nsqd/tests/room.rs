@@ -60,7 +60,7 @@ fn waiting_for_room_is_not_silence() {
         world.at(second * 1000).expect(1, &[response("_heartbeat_")]).expect_link(1, Link::Up);
     }
     let now = world.now;
-    world.nsqd.empty_topic(now, &topic("t")).unwrap();
+    world.nsqd.empty(now, &topic("t"), None).unwrap();
     world.send(1, "b").expect(1, &[response("OK")]);
     // From now on it is.
     world.at(5900).expect_link(1, Link::Up).at(6000).expect_link(1, Link::Close);
@@ -73,7 +73,7 @@ fn room_that_came_in_time_counts_even_if_nobody_asked_again() {
     let wait = publish("t", "cc");
     assert_eq!(world.take(1, &wait[..wait.len() - 1]), wait.len() - 2);
     let now = world.now;
-    world.nsqd.empty_topic(now, &topic("t")).unwrap();
+    world.nsqd.empty(now, &topic("t"), None).unwrap();
     world.at(5000).expect_link(1, Link::Up);
     world.send(1, "cc").expect(1, &[response("OK")]);
 }
@@ -95,7 +95,7 @@ fn a_batch_comes_whole_or_not_at_all() {
     world.send(0, last).expect(0, &[response("OK")]);
     assert_eq!(world.nsqd.topics().next().unwrap().messages, 8);
     // One that is broken off leaves nothing.
-    world.nsqd.empty_topic(now, &topic("t")).unwrap();
+    world.nsqd.empty(now, &topic("t"), None).unwrap();
     world.send(0, &batch[..batch.len() - 1]);
     let ArenaStatus { free, promised, .. } = world.nsqd.store();
     assert_eq!((free, promised), (4, 1), "what has not begun to come is only promised");
@@ -408,7 +408,7 @@ fn what_nobody_consumes_goes_after_an_age_if_others_need_the_room() {
     assert_eq!(junk(&world), (41, 4));
     // What the application has made is kept, whoever publishes there; so is what has a channel.
     let now = world.now;
-    world.nsqd.create_topic(now, &topic("junk")).unwrap();
+    world.nsqd.create(now, &topic("junk"), None).unwrap();
     assert_eq!(world.nsqd.publish(now, &topic("t"), b"x"), Err(PublishError::Full));
     let mut world = World::with(&CONFIG, 66 * 100);
     world.send(2, "SUB junk c\nCLS\n");
@@ -454,7 +454,7 @@ fn two_batches_do_not_starve_each_other() {
     assert!(taken < batch.len());
     world.send(0, &batch[half..]).expect(0, &[response("OK")]);
     let now = world.now;
-    world.nsqd.empty_topic(now, &topic("t")).unwrap();
+    world.nsqd.empty(now, &topic("t"), None).unwrap();
     world.send(1, &batch[taken..]).expect(1, &[response("OK")]);
 }
 

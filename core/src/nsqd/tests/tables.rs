@@ -87,7 +87,7 @@ fn a_topic_without_messages_is_given_back_and_one_with_messages_is_not() {
     let now = world.now;
     world.publishes("x").publishes("y");
     world.has_no_topic_for("z");
-    world.nsqd.empty_topic(now, &topic("y")).unwrap();
+    world.nsqd.empty(now, &topic("y"), None).unwrap();
     world.publishes("z");
     assert_eq!(world.names(), "x z");
 }
@@ -173,19 +173,19 @@ fn what_the_application_named_is_never_given_back() {
     let now = world.now;
     // By publishing, by name, and also what a client had made before.
     world.pass("x", "c").put("x", "m");
-    world.nsqd.empty_channel(now, &topic("x"), &channel("c")).unwrap();
-    world.nsqd.create_topic(now, &topic("y")).unwrap();
+    world.nsqd.empty(now, &topic("x"), Some(&channel("c"))).unwrap();
+    world.nsqd.create(now, &topic("y"), None).unwrap();
     world.later(10_000_000).has_no_topic_for("z");
     let now = world.now;
-    assert_eq!(world.nsqd.create_topic(now, &topic("z")), Err(NsqdError::TooManyTopics));
+    assert_eq!(world.nsqd.create(now, &topic("z"), None), Err(NsqdError::TooManyTopics));
     // A channel, too.
     world.pass("y", "a").pass("y", "b");
     for name in ["a", "b"] {
-        world.nsqd.create_channel(now, &topic("y"), &channel(name)).unwrap();
+        world.nsqd.create(now, &topic("y"), Some(&channel(name))).unwrap();
     }
     world.later(20_000_000).has_no_channel_for("y", "c");
     // But not what others made in its topics.
-    world.nsqd.delete_channel(now, &topic("y"), &channel("a")).unwrap();
+    world.nsqd.delete(now, &topic("y"), Some(&channel("a"))).unwrap();
     world.pass("y", "d").pass("y", "e");
     assert_eq!(world.names(), "x x/c y y/b y/e");
 }
@@ -195,10 +195,10 @@ fn what_is_paused_is_not_given_back() {
     let mut world = World::new();
     let now = world.now;
     world.pass("x", "c").pass("y", "c");
-    world.nsqd.pause_topic(now, &topic("x")).unwrap();
-    world.nsqd.pause_channel(now, &topic("y"), &channel("c")).unwrap();
+    world.nsqd.pause(now, &topic("x"), None).unwrap();
+    world.nsqd.pause(now, &topic("y"), Some(&channel("c"))).unwrap();
     world.later(100_000).has_no_topic_for("z");
-    world.nsqd.unpause_channel(now, &topic("y"), &channel("c")).unwrap();
+    world.nsqd.unpause(now, &topic("y"), Some(&channel("c"))).unwrap();
     world.publishes("z");
     assert_eq!(world.names(), "x x/c z");
 }
@@ -226,9 +226,9 @@ fn who_is_refused_changes_nothing_and_it_is_said_once() {
         world.open(index);
     }
     let now = world.now;
-    world.nsqd.create_topic(now, &topic("t")).unwrap();
+    world.nsqd.create(now, &topic("t"), None).unwrap();
     for name in ["a", "b"] {
-        world.nsqd.create_channel(now, &topic("t"), &channel(name)).unwrap();
+        world.nsqd.create(now, &topic("t"), Some(&channel(name))).unwrap();
     }
     let names = world.names();
     let text = "E_SUB_FAILED SUB failed no room for another channel";
@@ -244,12 +244,12 @@ fn who_is_refused_changes_nothing_and_it_is_said_once() {
     assert_eq!(told(&mut world), []);
     assert_eq!(world.names(), names, "nor was its topic made");
     // Of a topic that is there.
-    world.nsqd.delete_channel(now, &topic("t"), &channel("b")).unwrap();
-    world.nsqd.create_topic(now, &topic("u")).unwrap();
-    world.nsqd.create_channel(now, &topic("u"), &channel("b")).unwrap();
+    world.nsqd.delete(now, &topic("t"), Some(&channel("b"))).unwrap();
+    world.nsqd.create(now, &topic("u"), None).unwrap();
+    world.nsqd.create(now, &topic("u"), Some(&channel("b"))).unwrap();
     world.refused(0, "SUB u d\n", text);
     assert_eq!(told(&mut world), [Event::TableFull(TableFull::Channels)], "there was room");
-    world.nsqd.create_topic(now, &topic("v")).unwrap();
+    world.nsqd.create(now, &topic("v"), None).unwrap();
     world.has_no_topic_for("w");
     world.refused(0, "SUB u d\n", text);
     assert_eq!(told(&mut world), [Event::TableFull(TableFull::Topics)], "each by itself");
@@ -264,7 +264,7 @@ fn clients_that_published_to_a_topic_that_was_given_back_published_nothing_to_th
     let mut world = World::new();
     let now = world.now;
     world.put("t", "x").publishes("x");
-    world.nsqd.empty_topic(now, &topic("x")).unwrap();
+    world.nsqd.empty(now, &topic("x"), None).unwrap();
     world.send(0, "SUB y c\n").expect(0, &[response("OK")]);
     assert_eq!(world.names(), "t y y/c");
     assert_eq!(world.nsqd.status(1).unwrap().published().count(), 0);

@@ -148,25 +148,25 @@ impl<D: Dice> World<'_, D> {
         let (done, expected) = match what {
             0 | 7 if topic.max(channel) >= self.named => return,
             0 => {
-                let done = node.create_topic(now, &topic_is);
+                let done = node.create(now, &topic_is, None);
                 self.read_tables();
                 let made = self.model.topic_for(self.now, topic, true);
                 (done, made.map(|_| ()).ok_or(NsqdError::TooManyTopics))
             }
             1 if self.random.one_in(4) => {
-                let done = node.delete_topic(now, &topic_is);
+                let done = node.delete(now, &topic_is, None);
                 (done, no_topic(at).map(|at| self.model.delete_topic(at)))
             }
             2 if self.random.one_in(3) => {
-                let done = node.empty_topic(now, &topic_is);
+                let done = node.empty(now, &topic_is, None);
                 (done, no_topic(at).map(|at| self.model.topics[at].held.clear()))
             }
             3 => {
-                let done = node.pause_topic(now, &topic_is);
+                let done = node.pause(now, &topic_is, None);
                 (done, no_topic(at).map(|at| self.model.topics[at].paused = true))
             }
             4..=6 => {
-                let done = node.unpause_topic(now, &topic_is);
+                let done = node.unpause(now, &topic_is, None);
                 let expected = no_topic(at).map(|at| {
                     self.model.topics[at].paused = false;
                     self.model.flow(self.now, at);
@@ -174,7 +174,7 @@ impl<D: Dice> World<'_, D> {
                 (done, expected)
             }
             7 => {
-                let done = node.create_channel(now, &topic_is, &channel_is);
+                let done = node.create(now, &topic_is, Some(&channel_is));
                 self.read_tables();
                 let expected = no_topic(at).and_then(|at| {
                     let made = self.model.channel_for(self.now, at, channel, true);
@@ -188,19 +188,19 @@ impl<D: Dice> World<'_, D> {
                 let model = &mut self.model;
                 match what {
                     8 if self.random.one_in(2) => (
-                        node.delete_channel(now, &topic_is, &channel_is),
+                        node.delete(now, &topic_is, Some(&channel_is)),
                         found.map(|at| model.delete_channel(at)),
                     ),
                     9 if self.random.one_in(2) => (
-                        node.empty_channel(now, &topic_is, &channel_is),
+                        node.empty(now, &topic_is, Some(&channel_is)),
                         found.map(|at| model.empty_channel(at)),
                     ),
                     10 => (
-                        node.pause_channel(now, &topic_is, &channel_is),
+                        node.pause(now, &topic_is, Some(&channel_is)),
                         found.map(|at| model.channels[at].paused = true),
                     ),
                     _ => (
-                        node.unpause_channel(now, &topic_is, &channel_is),
+                        node.unpause(now, &topic_is, Some(&channel_is)),
                         found.map(|at| model.channels[at].paused = false),
                     ),
                 }

@@ -132,11 +132,11 @@ impl<D: Dice> World<'_, D> {
         for topic in 0..3 {
             let Some(at) = self.model.topic(topic) else { continue };
             let now = self.instant();
-            self.node.unpause_topic(now, &topic_name(topic)).unwrap();
+            self.node.unpause(now, &topic_name(topic), None).unwrap();
             self.model.topics[at].paused = false;
             self.model.flow(self.now, at);
             if !self.model.channels.iter().any(|c| c.topic == self.model.topics[at].id) {
-                self.node.delete_topic(now, &topic_name(topic)).unwrap();
+                self.node.delete(now, &topic_name(topic), None).unwrap();
                 self.model.delete_topic(at);
             }
         }
@@ -152,7 +152,7 @@ impl<D: Dice> World<'_, D> {
             .collect();
         for (topic, channel, waiting) in all {
             let now = self.instant();
-            self.node.unpause_channel(now, &topic_name(topic), &channel_name(channel)).unwrap();
+            self.node.unpause(now, &topic_name(topic), Some(&channel_name(channel))).unwrap();
             let at = self.model.topic(topic).unwrap();
             let at = self.model.channel(at, channel).unwrap();
             self.model.channels[at].paused = false;

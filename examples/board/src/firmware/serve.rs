@@ -143,7 +143,7 @@ pub(super) fn start(
     let topics = [&settings.topic, &settings.reports];
     for topic in topics.into_iter().chain(settings.commands.is_some().then_some(&settings.replies))
     {
-        handle.create_topic(topic).map_err(|_| "no room for the topics")?;
+        handle.create(topic, None).map_err(|_| "no room for the topics")?;
     }
     spawn(spawner, watch_lookups(registry.clone()))?;
     spawn(spawner, watch_clients(handle.clone()))?;
