@@ -135,7 +135,7 @@ macro_rules! name_type {
             }
 
             /// The name's bytes, 1 to 64 of them.
-            pub fn as_bytes(&self) -> &[u8] {
+            pub(crate) fn as_bytes(&self) -> &[u8] {
                 self.bytes.get(..usize::from(self.len).min(NAME_MAX)).unwrap_or_default()
             }
 

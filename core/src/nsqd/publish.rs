@@ -59,7 +59,7 @@ impl Nsqd<'_> {
 
     /// As [`publish_with`](Self::publish_with), but a refusal is not counted: for a caller that
     /// waits for room.
-    pub fn offer(
+    pub(crate) fn offer(
         &mut self,
         now: Instant,
         topic: &TopicName,

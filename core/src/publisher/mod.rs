@@ -238,7 +238,7 @@ impl<'a> Publisher<'a> {
     /// As [`publish_with`](Self::publish_with), but a refusal is not counted: for a caller that
     /// waits for room.
     #[inline(never)]
-    pub fn offer(
+    pub(crate) fn offer(
         &mut self,
         topic: &TopicName,
         body: &[u8],

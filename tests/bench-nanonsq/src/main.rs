@@ -171,7 +171,7 @@ fn bare(options: &Options) -> anyhow::Result<Duration> {
     socket.write_all(b"  V2")?;
     let mut head = [0; 69];
     let mut rest = &mut head[..];
-    emit_pub_head(&mut rest, (options.topic.as_bytes(), b""))
+    emit_pub_head(&mut rest, (options.topic.as_str().as_bytes(), b""))
         .map_err(|error| anyhow!("PUB: {error:?}"))?;
     let left = rest.len();
     let len = u32::try_from(options.size)?.to_be_bytes();

@@ -371,7 +371,7 @@ pub(crate) fn names(data: &[u8]) {
     assert_eq!(topic.is_ok(), names::is_name(data), "{topic:?}");
     match (topic, ChannelName::from_bytes(data)) {
         (Ok(topic), Ok(channel)) => {
-            assert_eq!([topic.as_bytes(), channel.as_bytes()], [data; 2]);
+            assert_eq!([topic.as_str(), channel.as_str()].map(str::as_bytes), [data; 2]);
             assert_eq!(topic.is_ephemeral(), data.ends_with(b"#ephemeral"));
             assert_eq!(channel.is_ephemeral(), topic.is_ephemeral());
         }
