@@ -53,8 +53,8 @@
 //! | nsqds given | 255 | [`ConfigError::Addresses`] |
 //! | nsqlookupds | the [`Discovery`]'s `LOOKUPDS`, at most [`LOOKUPDS_MAX`] | [`ConfigError::Lookupds`] |
 //! | an nsqlookupd's answer | none: it is scanned as it arrives | |
-//! | what is told of producers that nobody can use | as many at a time as nsqlookupds, [`HOST_SHOWN`] bytes of each host | counted: [`LookupdStatus::unusable`] |
-//! | nsqd's error text | [`DETAIL_MAX`] bytes | cut off |
+//! | what is told of producers that nobody can use | as many at a time as nsqlookupds, 40 bytes of each host | counted: [`LookupdStatus::unusable`] |
+//! | nsqd's error text | 56 bytes | cut off |
 
 mod backoff;
 mod config;
@@ -84,11 +84,11 @@ pub use discovery::LOOKUPDS_MAX;
 pub use in_flight::Token;
 pub use lookupd::LookupdSession;
 pub use status::{
-    AnswerError, ConnectionEvent, ConnectionState, ConnectionStatus, Counters, DETAIL_MAX,
-    Delivery, Event, LookupdEvent, LookupdStatus,
+    AnswerError, ConnectionEvent, ConnectionState, ConnectionStatus, Counters, Delivery, Event,
+    LookupdEvent, LookupdStatus,
 };
 pub use storage::{Discovery, Storage};
-pub use unusable::{BadProducer, HOST_SHOWN, Unusable};
+pub use unusable::{BadProducer, Unusable};
 
 use backoff::ConsumerBackoff;
 use connection::Connection;
@@ -300,7 +300,8 @@ impl<'a> Consumer<'a> {
     }
 
     /// Its body alone.
-    pub fn body(&self, token: Token) -> Option<&[u8]> {
+    #[cfg(feature = "async")]
+    pub(crate) fn body(&self, token: Token) -> Option<&[u8]> {
         self.shared.in_flight.message(token)?.get(MessageHead::LEN..)
     }
 
@@ -484,7 +485,7 @@ impl<'a> Consumer<'a> {
 
     /// The newest message that was finished since it had been delivered too often, and how often,
     /// if nobody asked yet; [`Counters::given_up`] counts them all.
-    pub fn given_up(&mut self) -> Option<(MessageId, u16)> {
+    fn given_up(&mut self) -> Option<(MessageId, u16)> {
         self.shared.given_up.take()
     }
 

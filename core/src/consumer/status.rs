@@ -6,7 +6,7 @@ use crate::session::{Closed, Fault};
 use crate::wire::nsqd::MessageId;
 
 /// The most bytes kept of an error's text.
-pub const DETAIL_MAX: usize = 56;
+pub(super) const DETAIL_MAX: usize = 56;
 
 /// Why a message cannot be answered any more. Nothing is sent; nsqd has queued it again, or will.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -120,7 +120,7 @@ pub struct ConnectionStatus<'s> {
     pub in_flight: u16,
     /// Why the last connection ended or failed; none while it is subscribed.
     pub last: Option<Closed>,
-    /// nsqd's own words for its last error, cut off at [`DETAIL_MAX`](super::DETAIL_MAX) bytes.
+    /// nsqd's own words for its last error, cut off at 56 bytes.
     pub detail: &'s str,
 }
 

@@ -1153,7 +1153,7 @@ fn what_is_listed_and_nobody_can_use_is_told_once_and_the_others_are_used() {
         ("", "", None, BadProducer::NoHost),
     ];
     let long = format!(r#""broadcast_address":"{long}","tcp_port":1"#);
-    let too_long = (&*long, &longest[..HOST_SHOWN], Some(1), BadProducer::HostTooLong);
+    let too_long = (&*long, &longest[..unusable::HOST_SHOWN], Some(1), BadProducer::HostTooLong);
     for (fields, host, port, why) in cases.into_iter().chain([too_long]) {
         looking_up(&config(), 1, |bench| {
             let good = |host: &str| format!(r#"{{"broadcast_address":"{host}","tcp_port":4150}}"#);

@@ -12,7 +12,7 @@ use heapless::String;
 use crate::wire::json::{Number, Text};
 
 /// The most bytes kept of a host that cannot be used.
-pub const HOST_SHOWN: usize = 40;
+pub(super) const HOST_SHOWN: usize = 40;
 
 /// What is wrong with a producer that an nsqlookupd lists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,7 +51,7 @@ impl core::error::Error for BadProducer {}
 pub struct Unusable<'s> {
     /// The nsqlookupd that lists it, in the order of their addresses.
     pub lookupd: usize,
-    /// `broadcast_address`, cut off at [`HOST_SHOWN`] bytes; `?` for what cannot be shown.
+    /// `broadcast_address`, cut off at 40 bytes; `?` for what cannot be shown.
     pub host: &'s str,
     /// `tcp_port`, if it is a number; what is larger than it can be is `i32::MAX`.
     pub port: Option<i32>,

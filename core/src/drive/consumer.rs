@@ -19,7 +19,7 @@ use crate::time::Span;
 use crate::wire::nsqd::MessageHead;
 
 /// The receive buffer of a connection with [`Runner::run`]: a few short messages.
-pub const RX_LEN: usize = 256;
+const RX_LEN: usize = 256;
 
 /// The receive buffer for an nsqlookupd's answer.
 const LOOKUPD_RX_LEN: usize = 128;
@@ -350,7 +350,7 @@ pub struct Runner<'a, M: RawMutex, D, S, const CONNECTIONS: usize, const LOOKUPD
 impl<M: RawMutex, D: Dialer, S: Sleep, const CONNECTIONS: usize, const LOOKUPDS: usize>
     Runner<'_, M, D, S, CONNECTIONS, LOOKUPDS>
 {
-    /// Runs all connections for ever, each with a receive buffer of [`RX_LEN`] bytes. Dropping the
+    /// Runs all connections for ever, each with a receive buffer of 256 bytes. Dropping the
     /// future ends them, and nsqd delivers again what was in flight. Running again goes on.
     pub async fn run(&mut self) -> ! {
         self.run_with::<RX_LEN>().await

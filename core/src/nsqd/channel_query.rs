@@ -20,7 +20,7 @@ use crate::wire::json::Token;
 pub use crate::session::lookupd_query::LookupdState as ChannelQueryState;
 
 /// The most nsqlookupds that are asked.
-pub const CHANNEL_QUERY_TOPICS_MAX: usize = u8::BITS as usize;
+const LOOKUPDS_MAX: usize = u8::BITS as usize;
 
 // On every target that this is compiled for.
 const _: () = assert!(size_of::<ChannelQuery>() <= 352);
@@ -133,7 +133,7 @@ impl<'a> Nsqd<'a> {
     }
 
     /// The session that asks, if there is [one](Self::ask_lookupds), with what is known of the
-    /// nsqlookupds now: the first [`CHANNEL_QUERY_TOPICS_MAX`] of them count. It has something to
+    /// nsqlookupds now: the first 8 of them count. It has something to
     /// do when the nsqd's [`version`](Self::version) or any of the nsqlookupds changed.
     pub fn asking<'s>(
         &'s mut self,
@@ -204,12 +204,10 @@ impl ChannelQuerySession<'_, '_> {
         for among in [!self.query.failed, u8::MAX] {
             for (at, topic) in (0..NONE).zip(&*self.shared.topics) {
                 let left = topic.asking & among;
-                let ready = (0..CHANNEL_QUERY_TOPICS_MAX as u8).zip(self.lookupds).find(
-                    |(source, lookupd)| {
-                        let bit = 1u8.unbounded_shl(u32::from(*source));
-                        left & bit != 0 && matches!(lookupd, Lookupd::At(..))
-                    },
-                );
+                let ready = (0..LOOKUPDS_MAX as u8).zip(self.lookupds).find(|(source, lookupd)| {
+                    let bit = 1u8.unbounded_shl(u32::from(*source));
+                    left & bit != 0 && matches!(lookupd, Lookupd::At(..))
+                });
                 if let Some((source, _)) = ready {
                     return Some((at, source));
                 }

@@ -217,7 +217,7 @@ pub enum ConfigError {
         /// The configured number.
         count: u8,
     },
-    /// The store must take one message of one byte, and hence [`BLOCK_MIN`] + 2 bytes at least,
+    /// The store must take one message of one byte, and hence 66 bytes at least,
     /// more with many channels.
     StoreTooSmall {
         /// The length in bytes.

@@ -93,13 +93,13 @@
 //! | in flight, a channel | the storage's `IN_FLIGHT`; announced as `max_rdy_count` | messages wait; the last entries are for clients that have nothing |
 //! | the application's messages in flight in a channel, with [`Full::DropAnswered`], while no more than [`Config::reserve_percent`] is free | half of that, divided by `CLIENTS` | messages wait; a client that has nothing in flight gets one |
 //! | requeued, deferred | none of their own: they wait in the store | |
-//! | nsqlookupds asked for channels | [`CHANNEL_QUERY_TOPICS_MAX`] | the others are not asked |
+//! | nsqlookupds asked for channels | 8 | the others are not asked |
 //! | asking | [`Config::channels_wait`] for a topic | the topic flows without the channels of those that have not answered |
 //! | unread answers | about 15 a client | nothing more is read from it until it reads |
 //! | a client that says nothing, also not its magic | two heartbeat intervals, [`Config::heartbeat`]'s until it asks for another | closed |
 //! | a client that takes nothing | one heartbeat interval | closed |
 //! | a command line, IDENTIFY or AUTH that does not end | two heartbeat intervals | closed |
-//! | what a client says of itself | [`TEXT_MAX`] bytes each | cut off |
+//! | what a client says of itself | 32 bytes each | cut off |
 //!
 //! Timers live in the clients' sessions. With no client there is nothing to deliver, so an nsqd
 //! needs none of its own.
@@ -123,13 +123,9 @@ mod tests;
 use crate::name::TopicName;
 use crate::time::{Instant, Span};
 
-pub use crate::wire::nsqd::{Limits, MessageId};
-pub use arena::BLOCK_MIN;
-pub use channel_query::{
-    CHANNEL_QUERY_TOPICS_MAX, ChannelQuery, ChannelQuerySession,
-    ChannelQueryState, Lookupd,
-};
-pub use client::{ClientSession, TEXT_MAX};
+pub use crate::wire::nsqd::Limits;
+pub use channel_query::{ChannelQuery, ChannelQuerySession, ChannelQueryState, Lookupd};
+pub use client::ClientSession;
 pub use config::{Config, ConfigError, Full, LANES_MAX};
 pub use engine::TableFull;
 pub use error::{NsqdError, PublishError};
@@ -138,7 +134,6 @@ pub use http::{HttpConfig, HttpSession, HttpStorage, TooManyLookupds};
 pub use publish::{PublishOptions, Ticket};
 pub use status::{ArenaStatus, ChannelStatus, ClientState, ClientStatus, Counters, TopicStatus};
 pub use storage::{Storage, message_cost};
-pub use table::PUB_COUNTS_MAX;
 
 use arena::Arena;
 use client::Client;

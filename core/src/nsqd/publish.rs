@@ -2,7 +2,7 @@
 
 use super::engine::{Draft, Piece};
 use super::table::Origin;
-use super::{DEFER_MAX, MessageId, Nsqd, PublishError};
+use super::{DEFER_MAX, Nsqd, PublishError};
 use crate::name::TopicName;
 use crate::time::{Instant, Span};
 
@@ -94,10 +94,5 @@ impl Nsqd<'_> {
         };
         let (number, _) = self.shared.commit(now, topic, &mut draft, defer.as_millis());
         Ok(Ticket(number))
-    }
-
-    /// The id by which clients know a message.
-    pub fn message_id(&self, ticket: Ticket) -> MessageId {
-        self.shared.id_of(ticket.0 as u32)
     }
 }

@@ -55,7 +55,7 @@ pub struct ChannelStatus<'s> {
     pub dropped: u64,
 }
 
-/// What a client may do, by nsqd's names; nsqd's numbers are those of [`number`](Self::number).
+/// What a client may do, by nsqd's names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum ClientState {
@@ -69,7 +69,7 @@ pub enum ClientState {
 
 impl ClientState {
     /// As nsqd's `/stats` has it.
-    pub const fn number(self) -> u8 {
+    pub(super) const fn number(self) -> u8 {
         match self {
             Self::Init => 0,
             Self::Subscribed => 3,
@@ -78,7 +78,7 @@ impl ClientState {
     }
 }
 
-/// What is known of a client. Texts are cut off at [`TEXT_MAX`](super::TEXT_MAX) bytes.
+/// What is known of a client. Texts are cut off at 32 bytes.
 #[derive(Debug, Clone, Copy)]
 pub struct ClientStatus<'s> {
     /// Which one: as [`Nsqd::client`](super::Nsqd::client) counts them.
@@ -122,8 +122,7 @@ pub struct ClientStatus<'s> {
 }
 
 impl<'s> ClientStatus<'s> {
-    /// To which topics it published how many messages: the first
-    /// [`PUB_COUNTS_MAX`](super::PUB_COUNTS_MAX) topics only.
+    /// To which topics it published how many messages: the first 4 topics only.
     pub fn published(&self) -> impl Iterator<Item = (&'s TopicName, u32)> + use<'s> {
         let topics = self.topics;
         self.pubs

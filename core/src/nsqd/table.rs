@@ -6,7 +6,7 @@ use crate::time::{Instant, Span};
 use super::arena::{Arena, NIL};
 
 /// How many topics a client's publishing is counted for.
-pub const PUB_COUNTS_MAX: usize = 4;
+pub(super) const PUB_COUNTS_MAX: usize = 4;
 
 /// No topic, channel or client of that number.
 pub(super) const NONE: u8 = u8::MAX;

@@ -5,7 +5,7 @@ use super::table::{Entry, Subscription, Topic};
 use super::*;
 use crate::name::ChannelName;
 use crate::session::{Closed, Link, Session};
-use crate::wire::nsqd::{FrameDecoder, FrameType, Message};
+use crate::wire::nsqd::{FrameDecoder, FrameType, Message, MessageId};
 
 mod delivery;
 mod room;

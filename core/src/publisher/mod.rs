@@ -20,8 +20,8 @@
 //! | messages | the ring that the user lends: 4 bytes + the body each, 16 + the topic's length for each change of topic, deferral or deadline | refused, or the oldest dropped: [`Full`] |
 //! | commands on the wire | [`FLIGHTS_MAX`] | the next waits, growing as a batch |
 //! | one MPUB | [`Config::batch_bytes`], [`Config::batch_messages`] | the rest goes in the next |
-//! | remembered exceptions | [`EXCEPTIONS_MAX`] ranges | the oldest reads [`Outcome::Forgotten`] |
-//! | nsqd's error text | [`DETAIL_MAX`] bytes | cut off |
+//! | remembered exceptions | 4 ranges | the oldest reads [`Outcome::Forgotten`] |
+//! | nsqd's error text | 64 bytes | cut off |
 //!
 //! # Refusals
 //!
@@ -53,7 +53,7 @@ use heapless::Vec;
 
 pub use config::{Config, ConfigError, Full, RING_MIN};
 pub use outbox::RING_MAX;
-pub use outcome::{EXCEPTIONS_MAX, Outcome, Ticket};
+pub use outcome::{Outcome, Ticket};
 pub use status::{Counters, Event, PublishError, PublishOptions, State};
 
 use crate::address::Address;
@@ -71,7 +71,7 @@ use status::Tally;
 pub const FLIGHTS_MAX: usize = 4;
 
 /// The most bytes kept of an error's text.
-pub const DETAIL_MAX: usize = 64;
+const DETAIL_MAX: usize = 64;
 
 /// The longest deferral, one hour: nsqd's `--max-req-timeout`.
 pub const DEFER_MAX: Span = Span::from_secs(3600);
@@ -390,7 +390,7 @@ impl<'a> Publisher<'a> {
 
     /// Whether an nsqd, by its place among the addresses, refused in a way that no repetition cures
     /// and is left out.
-    pub fn is_left_out(&self, nsqd: usize) -> bool {
+    fn is_left_out(&self, nsqd: usize) -> bool {
         let bits = self.left_out.get(nsqd >> 3).copied().unwrap_or_default();
         bits & bit(nsqd) != 0
     }
@@ -405,7 +405,7 @@ impl<'a> Publisher<'a> {
         self.outbox.used()
     }
 
-    /// nsqd's own words for the last error, cut off at [`DETAIL_MAX`] bytes.
+    /// nsqd's own words for the last error, cut off at 64 bytes.
     pub fn detail(&self) -> &str {
         match core::str::from_utf8(&self.detail) {
             Ok(text) => text,

@@ -5,7 +5,7 @@ use core::fmt;
 use crate::wire::nsqd::ErrorCode;
 
 /// How many ranges of messages that were *not* acknowledged are remembered.
-pub const EXCEPTIONS_MAX: usize = 4;
+const EXCEPTIONS_MAX: usize = 4;
 
 /// Names one accepted message, for good: tickets count up from 0 and survive reconnects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -33,7 +33,7 @@ pub enum Outcome {
     /// before a connection broke, nsqd may have it all the same.
     Dropped,
     /// It is final, but so much went wrong since that the rest is forgotten: more than
-    /// [`EXCEPTIONS_MAX`] ranges of messages were not acknowledged. The counters are still right.
+    /// 4 ranges of messages were not acknowledged. The counters are still right.
     Forgotten,
 }
 

@@ -73,7 +73,7 @@ pub enum Event {
         outcome: Outcome,
     },
     /// So many more messages were not acknowledged; which ones is forgotten, since nobody polled
-    /// while more than [`EXCEPTIONS_MAX`](super::EXCEPTIONS_MAX) ranges failed.
+    /// while more than 4 ranges failed.
     Forgotten {
         /// How many.
         count: u32,

@@ -25,8 +25,8 @@
 //! |---|---|---|
 //! | topics, channels | the const parameters | [`RegistryFull`] |
 //! | nsqlookupds | `PEERS`, at most [`PEERS_MAX`] | [`TooManyPeers`] |
-//! | unanswered commands of a peer | [`OUTSTANDING_MAX`] | the next wait |
-//! | an error's text | [`DETAIL_MAX`] bytes | cut off |
+//! | unanswered commands of a peer | 1,024 | the next wait |
+//! | an error's text | 64 bytes | cut off |
 
 mod peer;
 mod registry;
@@ -47,10 +47,10 @@ use registry::Registry;
 pub use registry::{PEERS_MAX, RegistryFull};
 
 /// The most commands that a peer sends ahead of their answers.
-pub const OUTSTANDING_MAX: u16 = 1024;
+const OUTSTANDING_MAX: u16 = 1024;
 
 /// The most bytes kept of an error's text.
-pub const DETAIL_MAX: usize = 64;
+const DETAIL_MAX: usize = 64;
 
 /// The settings. Borrowed, so that a constant one costs no RAM.
 #[derive(Debug, Clone, Copy)]
@@ -219,7 +219,7 @@ pub struct PeerStatus<'s> {
     pub settled: bool,
     /// Why the last connection ended or failed.
     pub last: Option<Closed>,
-    /// nsqlookupd's last words, cut off at [`DETAIL_MAX`] bytes: after
+    /// nsqlookupd's last words, cut off at 64 bytes: after
     /// [`Fault::Refused`](crate::session::Fault::Refused) its error.
     pub detail: &'s str,
     /// How many connections came up.

@@ -212,7 +212,7 @@ impl Machine for Server<'_> {
         assert!(channels <= CHANNELS);
         let mut theirs = 0;
         for status in node.statuses() {
-            feature((status.state.number(), status.ready, status.in_flight, status.identified));
+            feature((status.state as u8, status.ready, status.in_flight, status.identified));
             assert!(status.state == ClientState::Subscribed || status.ready == 0);
             assert!(usize::from(status.ready) <= IN_FLIGHT);
             theirs += u32::from(status.in_flight);

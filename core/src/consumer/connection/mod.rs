@@ -5,7 +5,8 @@ mod session;
 use heapless::Vec;
 
 use super::in_flight::{Answer, NoRoom};
-use super::{Config, ConnectionState, ConnectionStatus, DETAIL_MAX, Shared};
+use super::status::DETAIL_MAX;
+use super::{Config, ConnectionState, ConnectionStatus, Shared};
 use crate::session::handshake::{Handshake, LinkState};
 use crate::time::{Backoff, Instant, Span, TimerId, Timers};
 use crate::wire::nsqd;

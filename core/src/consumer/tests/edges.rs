@@ -1,6 +1,7 @@
 //! Lengths and counts at their edges, and streams cut everywhere.
 
 use super::*;
+use crate::consumer::status::DETAIL_MAX;
 
 /// A stream in one piece, cut in two everywhere, and byte by byte.
 fn cuts(stream: &[u8], mut each: impl FnMut(&[&[u8]])) {

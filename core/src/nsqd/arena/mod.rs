@@ -21,7 +21,7 @@ use crate::wire::copy;
 pub(super) use layout::Layout;
 
 /// The smallest block in bytes.
-pub const BLOCK_MIN: usize = 64;
+pub(super) const BLOCK_MIN: usize = 64;
 
 /// The length of a message's head before its lanes.
 const FIXED: usize = 22;

@@ -536,7 +536,7 @@ fn with_nobody_to_ask_nothing_is_held() {
 fn only_the_first_eight_are_asked() {
     let mut rig = Rig::new(&[Kind::At; 9]);
     rig.publish("t");
-    for n in 0..CHANNEL_QUERY_TOPICS_MAX {
+    for n in 0..LOOKUPDS_MAX {
         rig.answers(&format!("lookup{n}:{}", 4161 + n), &channels(&[]));
     }
     assert!(!rig.node.is_asking());

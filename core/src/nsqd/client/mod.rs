@@ -25,7 +25,7 @@ use crate::wire::nsqd::{
 };
 
 /// How much is kept of what a client says of itself, each in bytes; the rest is cut off.
-pub const TEXT_MAX: usize = 32;
+const TEXT_MAX: usize = 32;
 
 /// The bytes of a message frame before its body.
 const HEAD_LEN: usize = 8 + MessageHead::LEN;

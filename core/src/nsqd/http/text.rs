@@ -117,7 +117,7 @@ pub(super) fn emit_client<'t>(
 }
 
 /// The longest list of what a client published: a name, `=`, a number and a comma each.
-const LISTED: usize = crate::nsqd::PUB_COUNTS_MAX * (crate::name::NAME_MAX + 12);
+const LISTED: usize = crate::nsqd::table::PUB_COUNTS_MAX * (crate::name::NAME_MAX + 12);
 
 /// Left-aligned in so many columns.
 fn padded(

@@ -258,7 +258,7 @@ impl Server for Nsqlookupd {
     }
 
     fn unanswered_max(&self) -> u32 {
-        nanonsq_core::registration::OUTSTANDING_MAX.into()
+        1024
     }
 
     fn listing(&self, conn: ConnId) -> Option<BTreeSet<String>> {
