@@ -130,7 +130,7 @@ pub struct Config<'a> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Exhausted {
-    /// FIN it, count it and say so ([`Consumer::given_up`](super::Consumer::given_up)).
+    /// FIN it, count it and say so ([`Event::GivenUp`](super::Event::GivenUp)).
     #[default]
     Finish,
     /// Hand it out marked as [`Delivery::exhausted`](super::Delivery::exhausted): the application
