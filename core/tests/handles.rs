@@ -154,7 +154,7 @@ fn ready<T>(future: impl Future<Output = T>) -> T {
 
 type Consumer<'a> = drive::consumer::Handle<'a, NoopRawMutex, Still>;
 
-fn hear(handle: &Consumer<'_>, still: &Still, bytes: &[u8]) {
+fn receive(handle: &Consumer<'_>, still: &Still, bytes: &[u8]) {
     let now = still.now();
     handle
         .inspect(|consumer| consumer.connection(0).unwrap().receive(now, bytes).unwrap())
@@ -201,9 +201,9 @@ fn with_consumer(test: impl FnOnce(&Consumer<'_>, &Still)) {
     };
     with_connection(&config, |handle, still| {
         assert!(writes(handle, still).contains("IDENTIFY"));
-        hear(handle, still, &frame(0, b"{\"max_rdy_count\":2500}"));
+        receive(handle, still, &frame(0, b"{\"max_rdy_count\":2500}"));
         assert_eq!(writes(handle, still), "SUB t c\n");
-        hear(handle, still, &frame(0, b"OK"));
+        receive(handle, still, &frame(0, b"OK"));
         assert_eq!(writes(handle, still), "RDY 4\n");
         test(handle, still);
     });
@@ -249,7 +249,7 @@ fn a_consumer_is_paused_resumed_and_bounded() {
 fn a_message_is_read_and_answered_in_each_way() {
     with_consumer(|handle, still| {
         assert!(handle.try_next().is_none());
-        hear(handle, still, &message(2, b"body"));
+        receive(handle, still, &message(2, b"body"));
         let first = handle.try_next().unwrap();
         assert!(!first.is_exhausted());
         assert_eq!(first.read(<[u8]>::to_vec), Some(b"body".to_vec()));
@@ -260,7 +260,7 @@ fn a_message_is_read_and_answered_in_each_way() {
         assert_eq!(writes(handle, still), "TOUCH 0123456789abcdef\n");
         assert_eq!(first.requeue(Some(Span::from_millis(7))), Ok(()));
         assert_eq!(writes(handle, still), "REQ 0123456789abcdef 7\n");
-        hear(handle, still, &message(3, b"body"));
+        receive(handle, still, &message(3, b"body"));
         let second = handle.try_next().unwrap();
         assert!(second.is_exhausted());
         assert_eq!(second.release(Some(Span::from_millis(8))), Ok(()));
@@ -268,7 +268,7 @@ fn a_message_is_read_and_answered_in_each_way() {
         let counters = handle.counters();
         // Only the first is a failure.
         assert_eq!((counters.requeued, counters.touched, counters.finished), (2, 1, 0));
-        hear(handle, still, &message(1, b"body"));
+        receive(handle, still, &message(1, b"body"));
         // Dropped, it comes again as late as it would after a first failure.
         drop(handle.try_next().unwrap());
         assert_eq!(writes(handle, still), "REQ 0123456789abcdef 90000\n");

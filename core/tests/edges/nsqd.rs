@@ -47,7 +47,7 @@ impl Rig {
     }
 
     /// The frames' data; of messages their bodies.
-    fn hear(&mut self, index: usize) -> Vec<String> {
+    fn frames(&mut self, index: usize) -> Vec<String> {
         let bytes = said(&mut self.node.client(index).unwrap(), NOW);
         let mut frames = FrameDecoder::new(1 << 20);
         let mut input = &bytes[..];
@@ -67,8 +67,8 @@ impl Rig {
     #[track_caller]
     fn subscribe(&mut self, index: usize, channel: &str, rdy: u32) {
         self.say(index, format!("SUB t {channel}\nRDY {rdy}\n"));
-        assert_eq!(self.hear(index), ["OK"]);
-        assert_eq!(self.hear(index), [""; 0]);
+        assert_eq!(self.frames(index), ["OK"]);
+        assert_eq!(self.frames(index), [""; 0]);
     }
 
     fn put(&mut self, body: &str) -> u64 {
@@ -106,7 +106,7 @@ fn who_takes_one_of_several_messages_has_the_others_look() {
     assert!(!rig.wakes(|rig| assert!(rig.step(0) > 0)));
     rig.subscribe(1, "other", 4);
     assert!(!rig.wakes(|rig| assert!(rig.step(0) > 0)), "who reads another channel");
-    assert_eq!(rig.hear(0), ["c"]);
+    assert_eq!(rig.frames(0), ["c"]);
 }
 
 #[test]
@@ -143,11 +143,11 @@ fn a_place_is_kept_for_who_has_nothing() {
     }
     let mut had = 0;
     for _ in 0..20 {
-        had += rig.hear(0).len();
+        had += rig.frames(0).len();
     }
     assert_eq!(had, 3, "of four places");
-    assert_eq!(rig.hear(1).len(), 1);
-    assert_eq!(rig.hear(1).len(), 0);
+    assert_eq!(rig.frames(1).len(), 1);
+    assert_eq!(rig.frames(1).len(), 0);
     // Who wants nothing, or reads another channel, needs none.
     let mut rig = Rig::new(Config::new(), 4096);
     rig.subscribe(0, "c", 4);
@@ -158,7 +158,7 @@ fn a_place_is_kept_for_who_has_nothing() {
     }
     let mut had = 0;
     for _ in 0..20 {
-        had += rig.hear(0).len();
+        had += rig.frames(0).len();
     }
     assert_eq!(had, 4, "all places");
 }
@@ -176,15 +176,15 @@ fn who_found_no_place_looks_again_when_there_is_one() {
     }
     let (mut first, mut second) = (0, 0);
     for _ in 0..20 {
-        first += rig.hear(0).len();
-        second += rig.hear(1).len();
+        first += rig.frames(0).len();
+        second += rig.frames(1).len();
     }
     assert_eq!(first + second, 4);
     assert!(first > 0 && second > 0);
     let id = rig.id(0);
     assert!(rig.wakes(|rig| rig.say(0, format!("FIN {id}\n"))), "both found no place");
     // One place is taken again, so nobody who looked is left without an answer.
-    assert_eq!(rig.hear(0).len() + rig.hear(1).len(), 1);
+    assert_eq!(rig.frames(0).len() + rig.frames(1).len(), 1);
 }
 
 #[test]
@@ -206,12 +206,12 @@ fn a_sample_is_as_large_as_it_should_be() {
     let ask = br#"{"feature_negotiation":true,"sample_rate":1}"#;
     let len = u32::try_from(ask.len()).unwrap().to_be_bytes();
     rig.say(0, [b"IDENTIFY\n", &len[..], ask].concat());
-    rig.hear(0);
+    rig.frames(0);
     rig.subscribe(0, "c", 4);
     let mut had = 0;
     for number in 0..10_000 {
         rig.put("x");
-        for _ in rig.hear(0) {
+        for _ in rig.frames(0) {
             had += 1;
             let id = rig.id(number);
             rig.say(0, format!("FIN {id}\n"));
@@ -232,9 +232,9 @@ fn whose_turn_it_is_and_who_is_still_writing_is_passed_over() {
     let n = slow.transmit(NOW).len();
     slow.sent(NOW, n - 1);
     rig.put("a");
-    assert_eq!(rig.hear(1), ["a"]);
+    assert_eq!(rig.frames(1), ["a"]);
     rig.put("b");
-    assert_eq!(rig.hear(1), ["b"], "at once");
+    assert_eq!(rig.frames(1), ["b"], "at once");
 }
 
 #[test]
@@ -276,17 +276,17 @@ fn the_largest_batch() {
         let mut rig = Rig::new(whole(full), 3 * 66);
         assert_eq!(rig.node.store().blocks, 3);
         rig.say(0, mpub(3));
-        assert_eq!(rig.hear(0), ["OK"]);
+        assert_eq!(rig.frames(0), ["OK"]);
         let mut client = rig.node.client(1).unwrap();
         client.take(NOW, &mpub(4));
-        assert_eq!(rig.hear(1), ["E_BAD_BODY MPUB invalid message count 4"]);
+        assert_eq!(rig.frames(1), ["E_BAD_BODY MPUB invalid message count 4"]);
     }
     let mut rig = Rig::new(whole(Full::DropOldest), 3 * 66);
     for _ in 0..3 {
         rig.put("x");
     }
     rig.say(0, mpub(2));
-    assert_eq!((rig.hear(0), rig.node.counters().dropped), (vec!["OK".into()], 2));
+    assert_eq!((rig.frames(0), rig.node.counters().dropped), (vec!["OK".into()], 2));
     // Else there has to be room for all of it before any of it is taken.
     let mut rig = Rig::new(whole(Full::Refuse), 3 * 66);
     for _ in 0..2 {
@@ -295,7 +295,7 @@ fn the_largest_batch() {
     let batch = mpub(2);
     let taken = rig.node.client(0).unwrap().take(NOW, &batch);
     assert!(taken < batch.len(), "{taken} bytes");
-    assert_eq!((rig.hear(0).len(), rig.node.store().free), (0, 1));
+    assert_eq!((rig.frames(0).len(), rig.node.store().free), (0, 1));
 }
 
 /// What is in flight is nobody's to drop, however old it is.
@@ -304,14 +304,14 @@ fn what_is_in_flight_makes_no_room() {
     let mut rig = Rig::new(Config { full: Full::DropOldest, ..Config::new() }, 600);
     rig.subscribe(0, "c", 1);
     rig.put("flying");
-    assert_eq!(rig.hear(0), ["flying"]);
+    assert_eq!(rig.frames(0), ["flying"]);
     for number in 0..50 {
         rig.put(&number.to_string());
     }
     assert!(rig.node.counters().dropped > 30);
     let id = rig.id(0);
     rig.say(0, format!("FIN {id}\n"));
-    let left = rig.hear(0);
+    let left = rig.frames(0);
     assert_eq!(left.len(), 1, "the FIN was right, and the next one comes");
     let oldest: u64 = left[0].parse().unwrap();
     assert_eq!(oldest, rig.node.counters().dropped, "in order, none of the newer ones");
@@ -326,7 +326,7 @@ fn what_waits_twice_makes_room_once() {
     for _ in 0..3 {
         rig.put("x");
     }
-    assert_eq!((rig.hear(0).len(), rig.hear(1).len()), (3, 3));
+    assert_eq!((rig.frames(0).len(), rig.frames(1).len()), (3, 3));
     let (twice, once) = (rig.id(0), rig.id(1));
     rig.say(0, format!("REQ {twice} 5000\n"));
     rig.say(1, format!("REQ {twice} 5000\n"));
@@ -346,7 +346,7 @@ fn what_waits_twice_makes_room_once() {
 fn a_version_of_ones_own_is_told() {
     let mut rig = Rig::new(Config { version: "9.8.7", ..Config::new() }, 4096);
     rig.say(0, b"IDENTIFY\n\0\0\0\x1c{\"feature_negotiation\":true}");
-    let answer = rig.hear(0).concat();
+    let answer = rig.frames(0).concat();
     assert!(answer.contains("\"version\":\"9.8.7\""), "{answer}");
 }
 
@@ -367,7 +367,7 @@ fn what_is_deferred_in_a_channel_wakes_those_who_subscribe_to_it() {
     rig.subscribe(0, "c", 1);
     rig.subscribe(1, "d", 1);
     let number = rig.put("x");
-    assert_eq!((rig.hear(0), rig.hear(1)), (vec!["x".into()], vec!["x".into()]));
+    assert_eq!((rig.frames(0), rig.frames(1)), (vec!["x".into()], vec!["x".into()]));
     let id = rig.id(number as u32);
     rig.say(0, format!("FIN {id}\n"));
     rig.say(1, format!("REQ {id} 5000\n"));
@@ -445,7 +445,7 @@ fn a_client_that_negotiates_is_told_all_limits() {
     let mut rig = Rig::new(config, 4000);
     let ask = "{\"feature_negotiation\":true}";
     rig.say(0, [b"IDENTIFY\n\0\0\0\x1c", ask.as_bytes()].concat());
-    let [answer] = &rig.hear(0)[..] else { panic!("one answer") };
+    let [answer] = &rig.frames(0)[..] else { panic!("one answer") };
     for part in [
         "\"max_rdy_count\":4,",
         "\"max_msg_timeout\":700000,",

@@ -18,7 +18,7 @@ type Outcome = (Option<Fault>, Vec<Vec<u8>>, Vec<String>, Counters);
 
 /// What a subscribed connection makes of a stream in pieces. With `asked`, a driver asks after each
 /// of them whether there is something to write.
-fn hear(parts: &[&[u8]], asked: bool) -> Outcome {
+fn outcome_of(parts: &[&[u8]], asked: bool) -> Outcome {
     let mut outcome = None;
     with::<1, 8>(&config(), 1, |bench| {
         bench.connect(0).writes(0, "RDY 8\n");
@@ -61,7 +61,7 @@ fn what_nsqd_says_may_be_cut_anywhere() {
         message(6, 2, b"last"),
     ]
     .concat();
-    let whole = hear(&[&good], false);
+    let whole = outcome_of(&[&good], false);
     assert_eq!((whole.0, whole.1.len()), (None, 4));
     let numbers = [(1, "FIN"), (2, "FIN"), (3, "FIN"), (4, "REQ"), (5, "FIN"), (6, "FIN")];
     assert_eq!(whole.2.len(), numbers.len());
@@ -72,8 +72,8 @@ fn what_nsqd_says_may_be_cut_anywhere() {
     let Counters { received, heartbeats, refused, too_large, given_up, .. } = whole.3;
     assert_eq!((received, heartbeats, refused, too_large, given_up), (5, 2, 1, 1, 1));
     cuts(&good, |parts| {
-        assert_eq!(hear(parts, false), whole);
-        assert_eq!(hear(parts, true), whole);
+        assert_eq!(outcome_of(parts, false), whole);
+        assert_eq!(outcome_of(parts, true), whole);
     });
     // And with each way to go wrong behind it.
     for bad in [
@@ -88,13 +88,13 @@ fn what_nsqd_says_may_be_cut_anywhere() {
         b"\0\0\0\x0d\0\0\0\x01E_INVALID",
     ] {
         let rest = [bad, b"what follows does not count"].concat();
-        let whole = hear(&[&good, &rest], false);
+        let whole = outcome_of(&[&good, &rest], false);
         assert!(whole.0.is_some(), "{}", bad.escape_ascii());
         cuts(&rest, |parts| {
             let parts = [&[&good[..]], parts].concat();
-            assert_eq!(hear(&parts, false), whole, "{}", bad.escape_ascii());
+            assert_eq!(outcome_of(&parts, false), whole, "{}", bad.escape_ascii());
             // What was answered before the end is written if there was time to.
-            let asked = hear(&parts, true);
+            let asked = outcome_of(&parts, true);
             assert_eq!((asked.0, asked.1, asked.3), (whole.0, whole.1.clone(), whole.3));
         });
     }
