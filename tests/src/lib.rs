@@ -25,13 +25,13 @@ pub mod oracle;
 pub mod peers;
 pub mod ports;
 pub mod proxy;
-pub mod random;
 pub mod server;
 pub mod tap;
 mod tool;
 
 pub use browser::Browser;
 pub use client::{Client, ClientConsumer};
+pub use nanonsq_models::random;
 pub use oracle::{Consumed, Until, consume_all};
 pub use peers::Peers;
 pub use proxy::{Cut, Fault, Faults, Mode, Proxy};

@@ -4,9 +4,9 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-use nanonsq_sim::model::nsqlookupd::Nsqlookupd;
-use nanonsq_sim::random::Random;
-use nanonsq_sim::server::{Out, Reply, Server};
+use nanonsq_models::nsqlookupd::Nsqlookupd;
+use nanonsq_models::random::Random;
+use nanonsq_models::server::{Out, Reply, Server};
 use nanonsq_std::core::address::Address;
 use nanonsq_std::core::name::TopicName;
 use nanonsq_std::core::registration::{Config, Registration};

@@ -1,22 +1,20 @@
 //! Making inputs of inputs: others that are like them, and smaller ones.
 
-/// Numbers that depend on nothing but the seed (SplitMix64).
+use nanonsq_models::random;
+
+/// Numbers that depend on nothing but the seed.
 #[derive(Debug, Clone)]
-pub struct Random(u64);
+pub struct Random(random::Random);
 
 impl Random {
     /// Seeded.
-    pub const fn new(seed: u64) -> Self {
-        Self(seed)
+    pub fn new(seed: u64) -> Self {
+        Self(random::Random::new(seed))
     }
 
     /// A number below `n`, which is not 0.
     pub fn below(&mut self, n: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((u128::from(z ^ (z >> 31)) * n as u128) >> 64) as usize
+        self.0.below(n as u64) as usize
     }
 }
 

@@ -8,9 +8,10 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
+use nanonsq_models::random::Random;
+use nanonsq_models::server::{ConnId, Seen};
+
 use crate::exec::Units;
-use crate::random::Random;
-use crate::server::{ConnId, Seen};
 use crate::watch::Session;
 use crate::world::World;
 

@@ -17,14 +17,14 @@ use nanonsq_core::name::TopicName;
 use nanonsq_core::nsqd::{ArenaStatus, Config, Full, HttpConfig, TopicStatus};
 use nanonsq_core::registration::Config as LookupConfig;
 use nanonsq_core::time::Span;
+use nanonsq_models::random::Random;
+use nanonsq_models::server::{ConnId, Seen};
 
 use crate::actor::{Actor, Mailbox, ORDERS, Order, Process, RUNNER};
 use crate::exec::application;
 use crate::process;
-use crate::random::Random;
 use crate::schedule::FAULTY;
 use crate::script::{Part, pause, play};
-use crate::server::{ConnId, Seen};
 use crate::watch::{self, Event, Session};
 use crate::world::{Clock, Port, World};
 

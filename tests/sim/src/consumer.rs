@@ -17,13 +17,13 @@ use nanonsq_core::name::{ChannelName, TopicName};
 use nanonsq_core::session::{Closed, Fault, Session as _};
 use nanonsq_core::time::Span;
 use nanonsq_core::wire::http::BadAnswer;
+use nanonsq_models::random::Random;
+use nanonsq_models::server::{ConnId, Seen};
 
 use crate::actor::{Actor, Mailbox, ORDERS, Order, Process, RUNNER, favour, until};
 use crate::exec::application;
 use crate::publisher::SECRET;
-use crate::random::Random;
 use crate::schedule::FAULTY;
-use crate::server::{ConnId, Seen};
 use crate::watch::{self, Event, Session};
 use crate::web::REFUSES;
 use crate::world::{Clock, Dials, World};
@@ -286,7 +286,11 @@ impl Actor for Subscriber {
                 ];
                 assert!(fair.iter().any(|fair| words.contains(fair)), "nsqd refuses: {words}");
             }
-            Seen::Opened | Seen::Stored { .. } | Seen::Overdue(_) => {}
+            Seen::Opened
+            | Seen::Stored { .. }
+            | Seen::Requeued { .. }
+            | Seen::Overdue(_)
+            | Seen::Alive => {}
         }
     }
 

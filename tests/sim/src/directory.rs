@@ -14,11 +14,11 @@ use nanonsq_core::nsqlookupd::{Config, Event as Told};
 use nanonsq_core::session::{Closed, Link, Session as _};
 use nanonsq_core::time::Span;
 use nanonsq_core::wire::nsqlookupd::IdentifyReply;
+use nanonsq_models::random::Random;
+use nanonsq_models::server::{ConnId, Seen};
 
 use crate::actor::{Actor, Mailbox, ORDERS, Order, Process, RUNNER, until};
 use crate::exec::application;
-use crate::random::Random;
-use crate::server::{ConnId, Seen};
 use crate::watch::{self, Event, Session};
 use crate::world::{Clock, HTTP_PORT, Listens, Port, Role, World};
 

@@ -11,7 +11,7 @@
 //! | `world` | virtual time and the network |
 //! | `schedule` | what is to happen |
 //! | `exec` | who is polled, and whether there was a reason |
-//! | [`nsqd`](model::nsqd), [`nsqlookupd`](model::nsqlookupd), `web` | the model servers, the first two held against the real ones by `tests/differential.rs` |
+//! | [`nsqd`](nanonsq_models::nsqd), [`nsqlookupd`](nanonsq_models::nsqlookupd), `web` | the model servers, the first two held against the real ones by `tests/differential.rs` |
 //! | `actor` | what takes part; `publisher`, `registrar`, `consumer`, `node`, `directory`, `visitor`, `board` and `hostile` are its kinds |
 //! | `script` | a connection of a visitor or of a hostile client |
 //! | [`watch`] | which state met which event, and the trace |
@@ -26,20 +26,12 @@ mod directory;
 mod exec;
 mod hostile;
 mod node;
-pub mod model {
-    //! Models of the real servers.
-
-    pub mod nsqd;
-    pub mod nsqlookupd;
-}
 mod process;
 mod publisher;
-pub mod random;
 mod registrar;
 pub mod run;
 mod schedule;
 mod script;
-pub mod server;
 mod session_table;
 pub mod shrink;
 pub mod table;

@@ -16,12 +16,12 @@ use nanonsq_core::nsqd::{Config, HttpConfig, PublishError, PublishOptions, messa
 use nanonsq_core::registration::{Config as LookupConfig, NodeInfo};
 use nanonsq_core::session::Session as _;
 use nanonsq_core::time::Span;
+use nanonsq_models::random::Random;
+use nanonsq_models::server::{ConnId, Seen};
 
 use crate::actor::{Actor, Mailbox, ORDERS, Order, Process, RUNNER, favour, until};
 use crate::exec::application;
 use crate::process;
-use crate::random::Random;
-use crate::server::{ConnId, Seen};
 use crate::tap::Tap;
 use crate::watch::{self, Event, Session};
 use crate::world::{Clock, Port, World};

@@ -17,12 +17,12 @@ use nanonsq_core::publisher::{
 };
 use nanonsq_core::session::Session as _;
 use nanonsq_core::time::{Instant, Span};
+use nanonsq_models::nsqd::Settings;
+use nanonsq_models::random::Random;
+use nanonsq_models::server::{ConnId, Seen};
 
 use crate::actor::{Actor, Mailbox, ORDERS, Order, Process, RUNNER, favour, until};
 use crate::exec::application;
-use crate::model::nsqd::Settings;
-use crate::random::Random;
-use crate::server::{ConnId, Seen};
 use crate::watch::{self, Event, Session};
 use crate::world::{Clock, Dials, World};
 
@@ -224,7 +224,9 @@ impl Actor for Producer {
             Seen::Overdue(_)
             | Seen::Ready { .. }
             | Seen::Finished { .. }
-            | Seen::TakenBack { .. } => {}
+            | Seen::TakenBack { .. }
+            | Seen::Requeued { .. }
+            | Seen::Alive => {}
         }
     }
 

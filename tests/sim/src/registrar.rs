@@ -15,11 +15,11 @@ use nanonsq_core::name::{ChannelName, TopicName};
 use nanonsq_core::registration::{Config, NodeInfo, PeerState, RegistryFull};
 use nanonsq_core::session::Session as _;
 use nanonsq_core::time::Span;
+use nanonsq_models::random::Random;
+use nanonsq_models::server::{ConnId, Seen};
 
 use crate::actor::{Actor, Mailbox, ORDERS, Order, Process, RUNNER, favour, until};
 use crate::exec::application;
-use crate::random::Random;
-use crate::server::{ConnId, Seen};
 use crate::watch::{self, Event, Session};
 use crate::world::{Clock, Dials, World};
 

@@ -6,23 +6,28 @@ use std::panic::{self, AssertUnwindSafe};
 use std::rc::Rc;
 use std::task::{Context, Waker};
 
+use nanonsq_core::publisher::FLIGHTS_MAX;
+use nanonsq_models::nsqd::Nsqd;
+use nanonsq_models::nsqlookupd::{Known, Nsqlookupd};
+use nanonsq_models::random::Random;
+
 use crate::actor::{Actor, Mailbox, Order, Process};
 use crate::board::{Board, Consumer, Ledger};
 use crate::consumer::{CONNECTIONS, Subscriber};
 use crate::directory::Lists;
 use crate::exec::take_woken;
 use crate::hostile::Hostile;
-use crate::model::nsqd::Nsqd;
-use crate::model::nsqlookupd::{Known, Nsqlookupd};
 use crate::node::Daemon;
 use crate::publisher::{Producer, nsqd_settings};
-use crate::random::Random;
 use crate::registrar::{PING_MAX, Registrar};
 use crate::schedule::{self, END, FAULTY, LATEST, Restart, SETTLED, Step, What};
 use crate::visitor::Visitor;
 use crate::watch::{self, Coverage};
 use crate::web::{REFUSES, Web};
 use crate::world::{Due, World};
+
+/// How many commands a registration sends ahead of their answers.
+const OUTSTANDING_MAX: u32 = 1024;
 
 /// What came of a world.
 #[derive(Debug)]
@@ -144,7 +149,7 @@ impl Stage {
             } else {
                 let lookupd = Nsqlookupd::new(PING_MAX);
                 known.push(lookupd.known());
-                world.add_host(format!("lookup{n}"), Box::new(lookupd));
+                world.add_host(format!("lookup{n}"), Box::new(lookupd), OUTSTANDING_MAX);
             }
         }
         let mut asked = Vec::new();
@@ -155,7 +160,7 @@ impl Stage {
                 owner += 1;
             } else {
                 let all = (0..nodes).map(|n| format!("nsqd{n}")).collect();
-                world.add_host(format!("web{n}"), Box::new(Web::new(all, known[n].clone())));
+                world.add_host(format!("web{n}"), Box::new(Web::new(all, known[n].clone())), 1);
             }
         }
         let stats: Vec<_> =
@@ -245,10 +250,14 @@ impl Stage {
         let most = if random.one_in(6) { random.pick(&[1, 3]) } else { usize::MAX };
         for n in 0..hosts[0] {
             let settings = nsqd_settings(auth, rdy.into(), tls && n == 0, most);
-            world.add_host(format!("nsqd{n}"), Box::new(Nsqd::new(settings)));
+            world.add_host(format!("nsqd{n}"), Box::new(Nsqd::new(settings)), FLIGHTS_MAX as u32);
         }
         for n in 0..hosts[1] {
-            world.add_host(format!("lookup{n}"), Box::new(Nsqlookupd::new(PING_MAX)));
+            world.add_host(
+                format!("lookup{n}"),
+                Box::new(Nsqlookupd::new(PING_MAX)),
+                OUTSTANDING_MAX,
+            );
         }
         // Some lists are full of nsqds that are long gone, each list of others, or have one that
         // takes nobody.
@@ -261,11 +270,11 @@ impl Stage {
             if refuses {
                 web = web.with(REFUSES);
             }
-            world.add_host(format!("web{n}"), Box::new(web));
+            world.add_host(format!("web{n}"), Box::new(web), 1);
         }
         if refuses {
             let settings = nsqd_settings(auth, rdy.into(), true, most);
-            world.add_host(REFUSES.into(), Box::new(Nsqd::new(settings)));
+            world.add_host(REFUSES.into(), Box::new(Nsqd::new(settings)), FLIGHTS_MAX as u32);
         }
         let mut slots = Vec::new();
         for me in 0..actors {

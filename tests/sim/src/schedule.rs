@@ -4,8 +4,7 @@
 use std::fmt;
 use std::ops::Range;
 
-use crate::random::Random;
-use crate::server::Mode;
+use nanonsq_models::random::Random;
 
 /// For how long things go wrong, in milliseconds.
 pub(crate) const FAULTY: u64 = 420_000;
@@ -20,6 +19,41 @@ pub(crate) const LATEST: u64 = 3_600_000;
 const HOSTILE_END: u64 = FAULTY + 360_000;
 /// So long after a clock jumped to its edge that world ends.
 const EDGE: u64 = 40_000;
+
+/// How a server fails to be one, for a while.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// Says nothing.
+    Mute,
+    /// Says random bytes instead of each answer.
+    Garbage,
+    /// Says something well-formed and wrong instead of each answer.
+    Wrong,
+    /// Says a byte a second.
+    Trickle,
+    /// Puts a huge length, or HTTP, in front of each answer.
+    Huge,
+    /// Closes after each answer.
+    Hasty,
+    /// Refuses to work, as while it exits.
+    Exiting,
+    /// Closes each connection as soon as it is there, as a load balancer without a backend.
+    Shut,
+}
+
+impl Mode {
+    /// All of them.
+    pub const ALL: [Self; 8] = [
+        Self::Mute,
+        Self::Garbage,
+        Self::Wrong,
+        Self::Trickle,
+        Self::Huge,
+        Self::Hasty,
+        Self::Exiting,
+        Self::Shut,
+    ];
+}
 
 /// One thing that happens.
 #[derive(Debug, Clone)]

@@ -3,7 +3,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::server::{ConnId, Seen, body};
+use nanonsq_models::server::{ConnId, Seen, body};
+
 use crate::watch::Event;
 
 /// So many bytes of what is offered are looked at: a message's frame up to its id.

@@ -6,13 +6,13 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 
 use nanonsq_core::time::Span;
+use nanonsq_models::random::Random;
+use nanonsq_models::server::{ConnId, Seen};
 
 use crate::actor::{Actor, Mailbox, ORDERS, Order, Process, until};
 use crate::exec::application;
-use crate::random::Random;
 use crate::schedule::FAULTY;
 use crate::script::{Part, pause, play};
-use crate::server::{ConnId, Seen};
 use crate::watch::{self, Session};
 use crate::world::{Clock, World};
 

@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
 
 use nanonsq_core::session::Link;
+use nanonsq_models::server;
 
 use crate::session_table::SessionTable;
 
@@ -68,6 +69,22 @@ pub enum Event {
     Lie,
     /// A server read something.
     Heard,
+}
+
+impl From<server::Kind> for Event {
+    fn from(kind: server::Kind) -> Self {
+        use server::Kind;
+        match kind {
+            Kind::Identified => Self::Identified,
+            Kind::Authorized => Self::Authorized,
+            Kind::Ok => Self::Ok,
+            Kind::Heartbeat => Self::Heartbeat,
+            Kind::Refusal => Self::Refusal,
+            Kind::Message => Self::Message,
+            Kind::CloseWait => Self::CloseWait,
+            Kind::Late => Self::Late,
+        }
+    }
 }
 
 impl Event {

@@ -3,10 +3,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::model::nsqlookupd::Known;
-use crate::random::Random;
-use crate::server::{ConnId, Out, Server};
-use crate::watch::Event;
+use nanonsq_models::nsqlookupd::Known;
+use nanonsq_models::random::Random;
+use nanonsq_models::server::{ConnId, Kind, Out, Server};
 
 /// See the [module](self).
 #[derive(Debug)]
@@ -115,7 +114,7 @@ impl Server for Web {
         };
         if !begins(b"GET /lookup?topic=") && !begins(CHANNELS.as_bytes()) {
             self.connections.remove(&conn);
-            out.say(conn, Event::Refusal, answer("400 Bad Request", "400 Bad Request"));
+            out.say(conn, Kind::Refusal, answer("400 Bad Request", "400 Bad Request"));
             out.close(conn);
             return;
         }
@@ -127,19 +126,19 @@ impl Server for Web {
         self.asked += 1;
         if self.exiting {
             let body = "{\"message\":\"INTERNAL_ERROR\"}";
-            out.say(conn, Event::Refusal, answer("500 Internal Server Error", body));
+            out.say(conn, Kind::Refusal, answer("500 Internal Server Error", body));
             return;
         }
         let Some(body) = of.map_or_else(|| self.listing(), |of| Some(self.channels(of))) else {
             let body = "{\"message\":\"TOPIC_NOT_FOUND\"}";
-            out.say(conn, Event::Refusal, answer("404 Not Found", body));
+            out.say(conn, Kind::Refusal, answer("404 Not Found", body));
             return;
         };
         match self.asked % 3 {
-            0 => out.say(conn, Event::Ok, answer("200 OK", &body)),
+            0 => out.say(conn, Kind::Ok, answer("200 OK", &body)),
             1 => {
                 let text = format!("HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n{body}");
-                out.say(conn, Event::Ok, text.into_bytes());
+                out.say(conn, Kind::Ok, text.into_bytes());
                 out.close(conn);
             }
             _ => {
@@ -150,7 +149,7 @@ impl Server for Web {
                     one.len(),
                     two.len()
                 );
-                out.say(conn, Event::Ok, text.into_bytes());
+                out.say(conn, Kind::Ok, text.into_bytes());
             }
         }
     }
@@ -190,7 +189,7 @@ impl Server for Web {
         self.exiting = exiting;
     }
 
-    fn vandalize(&mut self, random: &mut Random) -> String {
+    fn vandalize(&mut self, random: &mut Random, _: &[&str]) -> String {
         let at = random.below(self.nsqds.len() as u64) as usize;
         self.hidden.insert(at);
         format!("{} from a list", self.nsqds[at])
@@ -199,10 +198,6 @@ impl Server for Web {
     fn heal(&mut self) {
         self.exiting = false;
         self.hidden.clear();
-    }
-
-    fn unanswered_max(&self) -> u32 {
-        1
     }
 
     fn listing(&self, _: ConnId) -> Option<BTreeSet<String>> {

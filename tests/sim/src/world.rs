@@ -18,11 +18,11 @@ use std::rc::Rc;
 use std::task::Waker;
 
 use nanonsq_core::session::{DialError, TransportError};
+use nanonsq_models::random::Random;
+use nanonsq_models::server::{ConnId, Kind, Out, Reply, Seen, Server};
 
 use crate::exec::{Cause, because};
-use crate::random::Random;
-use crate::schedule::{DialFault, What};
-use crate::server::{ConnId, Mode, Out, Reply, Seen, Server};
+use crate::schedule::{DialFault, Mode, What};
 use crate::session_table::SessionTable;
 use crate::watch::{self, Event, Session};
 use link::Way;
@@ -102,6 +102,8 @@ struct Inner {
 struct Host {
     name: String,
     server: Box<dyn Server>,
+    /// How many commands a client may send ahead of their answers.
+    unanswered_max: u32,
     /// The actor whose process it is, if it is one.
     owner: Option<usize>,
     tick_at: u64,
@@ -242,22 +244,30 @@ impl World {
         })))
     }
 
-    /// A host that dials reach by its name.
-    pub(crate) fn add_host(&self, name: String, server: Box<dyn Server>) {
-        self.add(name, server, None);
+    /// A host that dials reach by its name, and how many commands its clients may send ahead of their
+    /// answers.
+    pub(crate) fn add_host(&self, name: String, server: Box<dyn Server>, unanswered_max: u32) {
+        self.add(name, server, unanswered_max, None);
     }
 
     /// A host that is an actor's process.
     pub(crate) fn add_port(&self, name: String, owner: usize) -> Port {
         let port = Port::default();
-        self.add(name, Box::new(port.clone()), Some(owner));
+        self.add(name, Box::new(port.clone()), u32::MAX, Some(owner));
         port
     }
 
-    fn add(&self, name: String, server: Box<dyn Server>, owner: Option<usize>) {
+    fn add(
+        &self,
+        name: String,
+        server: Box<dyn Server>,
+        unanswered_max: u32,
+        owner: Option<usize>,
+    ) {
         self.0.borrow_mut().hosts.push(Host {
             name,
             server,
+            unanswered_max,
             owner,
             tick_at: u64::MAX,
             faulty: 0,
@@ -549,6 +559,8 @@ impl Inner {
                 | Seen::Finished { .. }
                 | Seen::TakenBack { .. }
                 | Seen::Refused { .. } => {}
+                // Nobody's actor looks at these.
+                Seen::Requeued { .. } | Seen::Alive => continue,
                 Seen::Overdue(what) => {
                     // A visitor was led here, and owes nobody anything.
                     let owes = watch::knows(conn.session) && conn.clean && !conn.lost;
@@ -559,11 +571,11 @@ impl Inner {
             self.seen.push((conn.session, id, seen));
         }
         for (id, reply) in out.replies {
-            if matches!(reply, Reply::Say(Event::Ok | Event::Refusal, _))
+            if matches!(reply, Reply::Say(Kind::Ok | Kind::Refusal, _))
                 && let Some(conn) = self.conns.get_mut(id)
             {
                 conn.commands += 1;
-                let most = self.hosts[at].server.unanswered_max();
+                let most = self.hosts[at].unanswered_max;
                 let ahead = conn.commands - conn.answers > most && watch::knows(conn.session);
                 assert!(!ahead, "more than {most} commands ahead");
             }
@@ -586,7 +598,7 @@ impl Inner {
     }
 
     /// A server says something, in its way.
-    fn reply(&mut self, id: ConnId, kind: Event, bytes: Vec<u8>) {
+    fn reply(&mut self, id: ConnId, kind: Kind, bytes: Vec<u8>) {
         let Some(conn) = self.conns.get_mut(id) else { return };
         let host = &self.hosts[conn.host];
         if host.faulty > self.now {
@@ -597,7 +609,7 @@ impl Inner {
             return;
         }
         if until <= self.now {
-            self.say(id, kind, bytes);
+            self.say(id, kind.into(), bytes);
             return;
         }
         // One who leaves out an answer and then goes on could not be told from one who is late.
@@ -605,7 +617,7 @@ impl Inner {
         let mut random = self.random.fork();
         watch::tell(conn.session, || format!("hears of a server that is {mode:?}"));
         match mode {
-            Mode::Exiting | Mode::Shut => self.say(id, kind, bytes),
+            Mode::Exiting | Mode::Shut => self.say(id, kind.into(), bytes),
             Mode::Mute => {}
             Mode::Garbage => {
                 let mut noise: Vec<u8> =
@@ -632,15 +644,15 @@ impl Inner {
                 for (n, byte) in bytes.into_iter().enumerate() {
                     let conn = self.conns.get_mut(id).expect("the connection");
                     conn.down.last = conn.down.last.max(self.now) + 1_000_000;
-                    self.say(id, if n == last { kind } else { Event::Part }, vec![byte]);
+                    self.say(id, if n == last { kind.into() } else { Event::Part }, vec![byte]);
                 }
             }
             Mode::Hasty => {
-                if kind == Event::Identified {
+                if kind == Kind::Identified {
                     let (session, at) = (conn.session, conn.host);
                     self.turn_away(session, at);
                 }
-                self.say(id, kind, bytes);
+                self.say(id, kind.into(), bytes);
                 self.server_closes(id);
             }
         }

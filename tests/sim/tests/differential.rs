@@ -6,10 +6,10 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use nanonsq_sim::model::nsqd::{self, Settings};
-use nanonsq_sim::model::nsqlookupd;
-use nanonsq_sim::random::Random;
-use nanonsq_sim::server::{Out, Reply, Server};
+use nanonsq_models::nsqd::{self, Settings};
+use nanonsq_models::nsqlookupd;
+use nanonsq_models::random::Random;
+use nanonsq_models::server::{Out, Reply, Server};
 use nanonsq_tests::{Nsqd, Nsqlookupd, ServerOptions, require_peers};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};

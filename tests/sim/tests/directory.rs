@@ -14,7 +14,7 @@ use nanonsq_core::nsqlookupd::{Config, Nsqlookupd, Storage};
 use nanonsq_core::session::{Closed, Link, Session};
 use nanonsq_core::time::{Instant, Span};
 use nanonsq_core::wire::nsqlookupd::IdentifyReply;
-use nanonsq_sim::random::Random;
+use nanonsq_models::random::Random;
 use nanonsq_tests::{Nsqlookupd as RealNsqlookupd, ServerOptions, eventually, require_peers};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};

@@ -14,7 +14,7 @@ use nanonsq_core::nsqd::{Config, HttpConfig, HttpStorage, Nsqd, Storage};
 use nanonsq_core::session::{Closed, Link, Session};
 use nanonsq_core::time::Instant;
 use nanonsq_core::wire::nsqd::Limits;
-use nanonsq_sim::random::Random;
+use nanonsq_models::random::Random;
 use nanonsq_tests::{Nsqd as RealNsqd, ServerOptions, eventually, require_peers};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};

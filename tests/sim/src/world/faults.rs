@@ -1,11 +1,13 @@
 //! What goes wrong.
 
+use nanonsq_models::random::Random;
+use nanonsq_models::server::ConnId;
+
 use super::link::{Way, wake};
 use super::{Conn, Due, Inner, KEEPALIVE, Segment, WINDOW};
 use crate::exec::application;
-use crate::random::Random;
-use crate::schedule::{Cut, Jump, What};
-use crate::server::{ConnId, Mode};
+use crate::registrar::TOPICS;
+use crate::schedule::{Cut, Jump, Mode, What};
 use crate::watch::{self, Event};
 
 impl Inner {
@@ -63,7 +65,7 @@ impl Inner {
             }
             What::Vandalize(at, dice) => {
                 let host = &mut self.hosts[at];
-                let what = host.server.vandalize(&mut Random::new(dice));
+                let what = host.server.vandalize(&mut Random::new(dice), &TOPICS);
                 watch::say(|| format!("an administrator deletes {what}"));
                 return;
             }

@@ -3,10 +3,10 @@
 use std::task::{Context, Poll, Waker};
 
 use nanonsq_core::session::{Transmit, TransportError};
+use nanonsq_models::server::ConnId;
 
 use super::{Chunk, Conn, DELAY_MAX, Due, Flow, Inner, Segment};
 use crate::exec::{Cause, because};
-use crate::server::ConnId;
 use crate::watch::{self, Event};
 
 impl Inner {

@@ -3,17 +3,17 @@
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll, Wake, Waker};
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 
 use nanonsq_core::address::Address;
 use nanonsq_core::drive::{Dialer, Sleep, Transport};
 use nanonsq_core::session::{DialError, Transmit, TransportError};
 use nanonsq_core::time::Instant;
+use nanonsq_models::Wakes;
+use nanonsq_models::server::ConnId;
 
 use super::{DELAY_MAX, DIALS_MAX, Dial, Due, World};
-use crate::server::ConnId;
 use crate::watch::{self, Event, Session};
 use crate::web::HOLE;
 
@@ -33,18 +33,8 @@ pub(crate) struct Clock {
     next: Option<Rc<RefCell<usize>>>,
     /// What its clones are for, in their order; then for handles.
     plan: Option<Rc<RefCell<VecDeque<Role>>>>,
-    /// A session's waker, with its mark.
-    own: Option<(Arc<Mark>, Waker)>,
-}
-
-/// Was it woken, and whom it wakes.
-struct Mark(AtomicBool, Mutex<Waker>);
-
-impl Wake for Mark {
-    fn wake(self: Arc<Self>) {
-        self.0.store(true, Ordering::Relaxed);
-        self.1.lock().unwrap().wake_by_ref();
-    }
+    /// A session's waker, with how often it was used.
+    own: Option<(Arc<Wakes>, Waker)>,
 }
 
 /// What a clone of a clock is for.
@@ -159,19 +149,17 @@ impl Sleep for Clock {
 
     fn own_waker(&mut self, task: &Waker) -> Option<&Waker> {
         let Whose::Session(_) = self.whose else { return None };
-        let (mark, waker) = self.own.get_or_insert_with(|| {
-            let mark = Arc::new(Mark(AtomicBool::new(false), Mutex::new(task.clone())));
-            (mark.clone(), Waker::from(mark))
-        });
-        mark.1.lock().unwrap().clone_from(task);
-        Some(waker)
+        if !self.own.as_ref().is_some_and(|(wakes, _)| wakes.is_before(task)) {
+            self.own = Some(Wakes::before(task));
+        }
+        self.own.as_ref().map(|(_, waker)| waker)
     }
 
     fn take_woken(&mut self) -> bool {
         match (self.whose, &self.own) {
             (Whose::Handle(_), _) => true,
             (Whose::Session(_), None) => false,
-            (Whose::Session(_), Some((mark, _))) => mark.0.swap(false, Ordering::Relaxed),
+            (Whose::Session(_), Some((wakes, _))) => wakes.take() > 0,
         }
     }
 }

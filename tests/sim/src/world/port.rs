@@ -9,11 +9,11 @@ use std::task::{Context, Poll, Waker};
 
 use nanonsq_core::drive::{AcceptError, Listener, Transport};
 use nanonsq_core::session::{Transmit, TransportError};
+use nanonsq_models::random::Random;
+use nanonsq_models::server::{ConnId, Out, Seen, Server};
 
 use super::link::{Way, take, wake};
 use super::{Chunk, Inner, Segment, WINDOW, World};
-use crate::random::Random;
-use crate::server::{ConnId, Out, Seen, Server};
 use crate::tap::{OFFERED, Tap};
 use crate::watch::{self, Event, Session};
 
@@ -169,7 +169,7 @@ impl Server for Port {
 
     fn set_exiting(&mut self, _: bool) {}
 
-    fn vandalize(&mut self, _: &mut Random) -> String {
+    fn vandalize(&mut self, _: &mut Random, _: &[&str]) -> String {
         "nothing".into()
     }
 
@@ -188,10 +188,6 @@ impl Server for Port {
         let accepted =
             mailbox.tap.as_ref().map(|tap| tap.borrow().unfinished()).unwrap_or_default();
         accepted.into_iter().chain(mailbox.fed.iter().map(|fed| fed.1.clone())).collect()
-    }
-
-    fn unanswered_max(&self) -> u32 {
-        u32::MAX
     }
 
     fn listing(&self, conn: ConnId) -> Option<BTreeSet<String>> {

@@ -1,7 +1,8 @@
 //! The connections of the network. There are few at a time, and they are asked for at each byte.
 
+use nanonsq_models::server::ConnId;
+
 use super::Conn;
-use crate::server::ConnId;
 
 /// Connections, in the order in which they came up.
 #[derive(Default)]

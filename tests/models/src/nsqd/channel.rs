@@ -5,8 +5,7 @@ use std::collections::BTreeMap;
 
 use super::{Connection, Done, Nsqd, Phase, Refused, frame};
 use crate::random::Random;
-use crate::server::{ConnId, Out, Seen, is_name};
-use crate::watch::Event;
+use crate::server::{ConnId, Kind, Out, Seen, is_name};
 
 /// Topic and channel.
 pub(super) type Key = (String, String);
@@ -18,6 +17,8 @@ pub(super) struct Channels {
     /// Of topics that no channel was ever made of.
     backlog: BTreeMap<String, Vec<Message>>,
     named: u64,
+    /// The most messages that were delivered and not answered.
+    pub(super) most: usize,
 }
 
 #[derive(Debug, Default)]
@@ -100,7 +101,21 @@ impl Channels {
         Some((format!("what is in {topic}/{name}"), gone.collect()))
     }
 
-    fn in_flight(&self, key: &Key, conn: ConnId) -> usize {
+    /// What a connection has in flight is the next to be delivered.
+    pub(super) fn give_back(&mut self, conn: ConnId) {
+        for channel in self.channels.values_mut() {
+            let its = channel.flying.extract_if(.., |flying| flying.client == conn);
+            let its: Vec<_> = its.map(|flying| (0, flying.message)).collect();
+            channel.queue.splice(..0, its);
+        }
+    }
+
+    /// How many messages are delivered and not answered.
+    pub(super) fn in_flight(&self) -> usize {
+        self.channels.values().map(|channel| channel.flying.len()).sum()
+    }
+
+    fn in_flight_of(&self, key: &Key, conn: ConnId) -> usize {
         let flying = self.channels.get(key).into_iter().flat_map(|channel| &channel.flying);
         flying.filter(|flying| flying.client == conn).count()
     }
@@ -143,7 +158,7 @@ impl Nsqd {
         let it = self.connections.get_mut(&conn).expect("an open connection");
         it.phase = Phase::Subscribed;
         it.subscription = Some(key);
-        out.say(conn, Event::Ok, frame(0, b"OK"));
+        out.say(conn, Kind::Ok, frame(0, b"OK"));
         Ok(Done::Used(0))
     }
 
@@ -210,7 +225,7 @@ impl Nsqd {
             let why = if at.is_some() { "client does not own message" } else { "ID not in flight" };
             let id = String::from_utf8_lossy(text).into_owned();
             let words = format!("E_{verb}_FAILED {verb} {id} failed {why}");
-            out.say(conn, Event::Late, frame(1, words.as_bytes()));
+            out.say(conn, Kind::Late, frame(1, words.as_bytes()));
             return Ok(Done::Used(0));
         };
         if verb == "TOUCH" {
@@ -223,6 +238,7 @@ impl Nsqd {
         let attempts = flying.message.attempts;
         if verb == "REQ" {
             channel.queue.push((out.now + delay, flying.message));
+            out.seen.push((conn, Seen::Requeued { body }));
         } else {
             out.seen.push((conn, Seen::Finished { body, attempts }));
         }
@@ -236,7 +252,7 @@ impl Nsqd {
             return Err(Refused("E_INVALID cannot CLS in current state".into()));
         }
         it.phase = Phase::Closing;
-        out.say(conn, Event::CloseWait, frame(0, b"CLOSE_WAIT"));
+        out.say(conn, Kind::CloseWait, frame(0, b"CLOSE_WAIT"));
         Ok(Done::Used(0))
     }
 
@@ -261,7 +277,7 @@ impl Nsqd {
             else {
                 continue;
             };
-            let mut room = it.rdy.saturating_sub(channels.in_flight(key, conn) as u64);
+            let mut room = it.rdy.saturating_sub(channels.in_flight_of(key, conn) as u64);
             let channel = channels.channels.get_mut(key).expect("its channel");
             while room > 0 {
                 let due = channel.queue.iter().position(|(due, _)| *due <= out.now);
@@ -270,12 +286,13 @@ impl Nsqd {
                 message.attempts += 1;
                 let head = [&[0; 8][..], &message.attempts.to_be_bytes()].concat();
                 let data = [&head, id(message.number).as_bytes(), &message.body].concat();
-                out.say(conn, Event::Message, frame(2, &data));
+                out.say(conn, Kind::Message, frame(2, &data));
                 let deadline = out.now + it.msg_timeout;
                 channel.flying.push(Flying { message, client: conn, delivered: out.now, deadline });
                 room -= 1;
             }
         }
+        channels.most = channels.most.max(channels.in_flight());
     }
 }
 

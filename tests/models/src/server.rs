@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 
 use crate::random::Random;
-use crate::watch::Event;
 
 /// Names a connection, for good.
 pub type ConnId = u64;
@@ -23,9 +22,30 @@ pub struct Out {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reply {
     /// An answer of that kind.
-    Say(Event, Vec<u8>),
+    Say(Kind, Vec<u8>),
     /// It closes the connection.
     Close,
+}
+
+/// What kind of answer it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// To IDENTIFY.
+    Identified,
+    /// To AUTH.
+    Authorized,
+    /// An OK.
+    Ok,
+    /// A heartbeat.
+    Heartbeat,
+    /// A refusal, after which the connection ends.
+    Refusal,
+    /// A message.
+    Message,
+    /// CLOSE_WAIT.
+    CloseWait,
+    /// E_FIN_FAILED and its like: the connection stays.
+    Late,
 }
 
 /// What a server understood on a connection.
@@ -54,6 +74,13 @@ pub enum Seen {
         /// How often it was delivered.
         attempts: u16,
     },
+    /// nsqd was asked to deliver this message again.
+    Requeued {
+        /// The message.
+        body: Vec<u8>,
+    },
+    /// The client says that it is there: NOP or PING.
+    Alive,
     /// nsqd has taken this message back: it was not answered in time.
     TakenBack {
         /// The message.
@@ -94,8 +121,8 @@ pub trait Server {
     /// It is about to exit, or not: it refuses work.
     fn set_exiting(&mut self, exiting: bool);
 
-    /// An administrator deletes something; what it was.
-    fn vandalize(&mut self, random: &mut Random) -> String;
+    /// An administrator deletes something, of one of these topics perhaps; what it was.
+    fn vandalize(&mut self, random: &mut Random, topics: &[&str]) -> String;
 
     /// All that was wrong with it is right again.
     fn heal(&mut self) {
@@ -112,9 +139,6 @@ pub trait Server {
         let _ = topic;
         Vec::new()
     }
-
-    /// How many commands a client may send ahead of their answers.
-    fn unanswered_max(&self) -> u32;
 
     /// What a connection has registered.
     fn listing(&self, conn: ConnId) -> Option<BTreeSet<String>>;
@@ -149,7 +173,7 @@ impl Out {
     }
 
     /// Says something.
-    pub fn say(&mut self, conn: ConnId, kind: Event, bytes: Vec<u8>) {
+    pub fn say(&mut self, conn: ConnId, kind: Kind, bytes: Vec<u8>) {
         self.replies.push((conn, Reply::Say(kind, bytes)));
     }
 
@@ -159,50 +183,15 @@ impl Out {
     }
 }
 
-/// How a server fails to be one, for a while.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mode {
-    /// Says nothing.
-    Mute,
-    /// Says random bytes instead of each answer.
-    Garbage,
-    /// Says something well-formed and wrong instead of each answer.
-    Wrong,
-    /// Says a byte a second.
-    Trickle,
-    /// Puts a huge length, or HTTP, in front of each answer.
-    Huge,
-    /// Closes after each answer.
-    Hasty,
-    /// Refuses to work, as while it exits.
-    Exiting,
-    /// Closes each connection as soon as it is there, as a load balancer without a backend.
-    Shut,
-}
-
-impl Mode {
-    /// All of them.
-    pub const ALL: [Self; 8] = [
-        Self::Mute,
-        Self::Garbage,
-        Self::Wrong,
-        Self::Trickle,
-        Self::Huge,
-        Self::Hasty,
-        Self::Exiting,
-        Self::Shut,
-    ];
-}
-
 /// A body behind its length, if all of it is there: how many bytes that is, and the body.
-pub(crate) fn body(bytes: &[u8]) -> Option<(i32, Option<&[u8]>)> {
+pub fn body(bytes: &[u8]) -> Option<(i32, Option<&[u8]>)> {
     let (len, rest) = bytes.split_first_chunk::<4>()?;
     let len = i32::from_be_bytes(*len);
     Some((len, usize::try_from(len).ok().and_then(|len| rest.get(..len))))
 }
 
 /// nsqd's and nsqlookupd's rule for names.
-pub(crate) fn is_name(name: &[u8]) -> bool {
+pub fn is_name(name: &[u8]) -> bool {
     let bare = name.strip_suffix(b"#ephemeral").unwrap_or(name);
     let plain = |b: &u8| b.is_ascii_alphanumeric() || b".-_".contains(b);
     (1..=64).contains(&name.len()) && !bare.is_empty() && bare.iter().all(plain)

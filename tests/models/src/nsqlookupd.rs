@@ -1,5 +1,5 @@
 //! A model nsqlookupd 1.3.0: `nsqlookupd/lookup_protocol_v1.go`. It shares no code with nanonsq,
-//! and `tests/differential.rs` holds it against the real one.
+//! and the simulator's `tests/differential.rs` holds it against the real one.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -8,8 +8,7 @@ use std::rc::Rc;
 use serde_json::Value;
 
 use crate::random::Random;
-use crate::server::{ConnId, Out, Seen, Server, body, is_name};
-use crate::watch::Event;
+use crate::server::{ConnId, Kind, Out, Seen, Server, body, is_name};
 
 /// See the [module](self).
 #[derive(Debug)]
@@ -86,14 +85,17 @@ impl Connection {
         let words: Vec<&[u8]> = line.split(|&b| b == b' ').collect();
         let mut used = end + 1;
         match words[0] {
-            b"PING" => self.last_ping = out.now,
+            b"PING" => {
+                self.last_ping = out.now;
+                out.seen.push((conn, Seen::Alive));
+            }
             b"IDENTIFY" => match self.identify(&self.inbox[used..]) {
                 None => return false,
                 Some(Ok(len)) => {
                     self.inbox.drain(..used + len);
                     self.identified = true;
                     self.last_ping = out.now;
-                    out.say(conn, Event::Identified, reply(INFO));
+                    out.say(conn, Kind::Identified, reply(INFO));
                     return true;
                 }
                 Some(Err(words)) => {
@@ -115,7 +117,7 @@ impl Connection {
             }
         }
         self.inbox.drain(..std::mem::take(&mut used));
-        out.say(conn, Event::Ok, reply(b"OK"));
+        out.say(conn, Kind::Ok, reply(b"OK"));
         true
     }
 
@@ -180,7 +182,7 @@ impl Connection {
     fn refuse(&mut self, conn: ConnId, words: String, out: &mut Out) {
         self.dead = true;
         out.seen.push((conn, Seen::Refused { words: words.clone() }));
-        out.say(conn, Event::Refusal, reply(words.as_bytes()));
+        out.say(conn, Kind::Refusal, reply(words.as_bytes()));
         out.close(conn);
     }
 }
@@ -247,18 +249,14 @@ impl Server for Nsqlookupd {
 
     fn set_exiting(&mut self, _: bool) {}
 
-    fn vandalize(&mut self, random: &mut Random) -> String {
-        let topic = random.pick(&crate::registrar::TOPICS);
+    fn vandalize(&mut self, random: &mut Random, topics: &[&str]) -> String {
+        let topic = random.pick(topics);
         let channels = format!("{topic}/");
         for it in self.connections.values_mut() {
             it.listed.retain(|name| name != topic && !name.starts_with(&channels));
         }
         self.known.0.borrow_mut().retain(|name| !name.starts_with(&channels));
         format!("topic {topic}")
-    }
-
-    fn unanswered_max(&self) -> u32 {
-        1024
     }
 
     fn listing(&self, conn: ConnId) -> Option<BTreeSet<String>> {

@@ -1,5 +1,5 @@
 //! A model nsqd 1.3.0: what a client meets of `nsqd/protocol_v2.go`. It shares no code with
-//! nanonsq, and `tests/differential.rs` holds it against the real one.
+//! nanonsq, and the simulator's `tests/differential.rs` holds it against the real one.
 
 mod channel;
 
@@ -9,8 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::{Value, json};
 
 use crate::random::Random;
-use crate::server::{ConnId, Out, Seen, Server, body, is_name};
-use crate::watch::Event;
+use crate::server::{ConnId, Kind, Out, Seen, Server, body, is_name};
 use channel::{Channels, Key};
 
 /// What it takes, and what it asks for.
@@ -28,6 +27,9 @@ pub struct Settings {
     pub tls: bool,
     /// The most messages in an MPUB, beyond which it has no room, as it says. As a node of ours.
     pub most: usize,
+    /// What a connection has in flight when it ends goes back at once. As a node of ours: nsqd waits
+    /// until the time of the message is up.
+    pub returns_at_once: bool,
 }
 
 impl Default for Settings {
@@ -39,6 +41,7 @@ impl Default for Settings {
             secret: None,
             tls: false,
             most: usize::MAX,
+            returns_at_once: false,
         }
     }
 }
@@ -118,6 +121,16 @@ impl Nsqd {
         }
     }
 
+    /// How many messages are delivered and not answered.
+    pub fn in_flight(&self) -> usize {
+        self.channels.in_flight()
+    }
+
+    /// The most messages that were at a time.
+    pub fn most_in_flight(&self) -> usize {
+        self.channels.most
+    }
+
     /// Runs one command if it is there; false if not.
     fn step(&mut self, conn: ConnId, out: &mut Out) -> bool {
         let Some(it) = self.connections.get_mut(&conn) else { return false };
@@ -179,7 +192,10 @@ impl Nsqd {
             return Err(Refused(words));
         }
         match verb {
-            b"NOP" => Ok(Done::Used(0)),
+            b"NOP" => {
+                out.seen.push((conn, Seen::Alive));
+                Ok(Done::Used(0))
+            }
             b"IDENTIFY" => self.identify(conn, rest, out),
             b"AUTH" => self.auth(conn, words.len(), rest, out),
             b"PUB" | b"MPUB" | b"DPUB" => self.publish(conn, &words, rest, out),
@@ -239,7 +255,7 @@ impl Nsqd {
         } else {
             "OK".to_owned()
         };
-        out.say(conn, Event::Identified, frame(0, reply.as_bytes()));
+        out.say(conn, Kind::Identified, frame(0, reply.as_bytes()));
         Ok(Done::Used(4 + text.len()))
     }
 
@@ -278,7 +294,7 @@ impl Nsqd {
             Some(_) => it.authorized = true,
         }
         let reply = br#"{"identity":"","identity_url":"","permission_count":1}"#;
-        out.say(conn, Event::Authorized, frame(0, reply));
+        out.say(conn, Kind::Authorized, frame(0, reply));
         Ok(Done::Used(4 + secret.len()))
     }
 
@@ -354,7 +370,7 @@ impl Nsqd {
             self.channels.store(&topic, body, due);
         }
         out.seen.push((conn, Seen::Stored { topic, bodies, batch }));
-        out.say(conn, Event::Ok, frame(0, b"OK"));
+        out.say(conn, Kind::Ok, frame(0, b"OK"));
         Ok(Done::Used(used))
     }
 
@@ -457,6 +473,9 @@ impl Server for Nsqd {
 
     fn closed(&mut self, conn: ConnId) {
         self.connections.remove(&conn);
+        if self.settings.returns_at_once {
+            self.channels.give_back(conn);
+        }
     }
 
     fn deadline(&self) -> u64 {
@@ -478,7 +497,7 @@ impl Server for Nsqd {
                 }
                 it.unanswered = true;
                 it.next_heartbeat = out.now + it.heartbeat.unwrap_or(u64::MAX >> 2);
-                out.say(conn, Event::Heartbeat, frame(0, b"_heartbeat_"));
+                out.say(conn, Kind::Heartbeat, frame(0, b"_heartbeat_"));
             }
             if it.patience <= out.now {
                 it.dead = true;
@@ -514,7 +533,7 @@ impl Server for Nsqd {
         self.exiting = exiting;
     }
 
-    fn vandalize(&mut self, random: &mut Random) -> String {
+    fn vandalize(&mut self, random: &mut Random, _: &[&str]) -> String {
         // Deleting a topic does nothing to who publishes to it.
         let Some((what, gone)) = self.channels.empty(random) else { return "a topic".into() };
         for (conn, number) in gone {
@@ -523,10 +542,6 @@ impl Server for Nsqd {
             }
         }
         what
-    }
-
-    fn unanswered_max(&self) -> u32 {
-        nanonsq_core::publisher::FLIGHTS_MAX as u32
     }
 
     fn listing(&self, _: ConnId) -> Option<BTreeSet<String>> {
@@ -571,7 +586,7 @@ fn cut_off(inbox: &[u8]) -> Option<String> {
 
 fn refuse(it: &mut Connection, conn: ConnId, words: String, out: &mut Out) {
     it.dead = true;
-    out.say(conn, Event::Refusal, frame(1, words.as_bytes()));
+    out.say(conn, Kind::Refusal, frame(1, words.as_bytes()));
     out.close(conn);
 }
 

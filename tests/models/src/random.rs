@@ -1,4 +1,4 @@
-//! A small seeded generator (SplitMix64): the same seed gives the same faults on every machine.
+//! A small seeded generator (SplitMix64): the same seed gives the same numbers on every machine.
 
 /// The generator.
 #[derive(Debug, Clone)]
@@ -23,5 +23,25 @@ impl Random {
     /// A number in `0..bound`.
     pub fn below(&mut self, bound: u64) -> u64 {
         ((u128::from(self.next()) * u128::from(bound)) >> 64) as u64
+    }
+
+    /// A number from `low` to `high`, both included.
+    pub fn between(&mut self, low: u64, high: u64) -> u64 {
+        low + self.below(high - low + 1)
+    }
+
+    /// True once in `n` times.
+    pub fn one_in(&mut self, n: u64) -> bool {
+        self.below(n) == 0
+    }
+
+    /// One of these.
+    pub fn pick<T: Copy>(&mut self, from: &[T]) -> T {
+        from[self.below(from.len() as u64) as usize]
+    }
+
+    /// Another generator: what it gives does not depend on how often this one is asked later.
+    pub fn fork(&mut self) -> Self {
+        Self::new(self.next())
     }
 }
