@@ -15,15 +15,6 @@
 
 mod macros;
 
-/// The examples of the book and the front page, compiled.
-#[cfg(doctest)]
-mod book {
-    #[doc = include_str!("../../README.md")]
-    mod readme {}
-    #[doc = include_str!("../../docs/src/library.md")]
-    mod library {}
-}
-
 pub mod address;
 #[cfg(feature = "consumer")]
 pub mod consumer;

@@ -2,11 +2,12 @@
 
 #![cfg(feature = "async")]
 
+#[path = "support/still.rs"]
+mod still;
+
 use std::future::Future;
 use std::pin::pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Context, Poll, Wake, Waker};
+use std::task::{Context, Poll, Waker};
 
 use embassy_sync::blocking_mutex::raw::NoopRawMutex;
 use nanonsq_core::drive::WAITERS_MAX;
@@ -15,30 +16,14 @@ use nanonsq_core::name::TopicName;
 use nanonsq_core::publisher::{Config, Full, Outcome, PublishError};
 use nanonsq_core::session::Session;
 use nanonsq_core::time::Instant;
-use nanonsq_std::{TcpDialer, TokioSleep};
+use nanonsq_models::Wakes;
+use still::Still;
 
 const OK: &[u8] = b"\0\0\0\x06\0\0\0\0OK";
 const NOW: Instant = Instant::from_millis(1);
 
-#[derive(Default)]
-struct Wakes(AtomicUsize);
-
-impl Wake for Wakes {
-    fn wake(self: Arc<Self>) {
-        self.0.fetch_add(1, Ordering::Relaxed);
-    }
-}
-
-impl Wakes {
-    fn take(&self) -> usize {
-        self.0.swap(0, Ordering::Relaxed)
-    }
-}
-
 /// Runs `test` with a handle whose outbox has 100 bytes.
-fn with_handle(full: Full, test: impl FnOnce(Handle<'_, NoopRawMutex>, Arc<Wakes>, &Waker)) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-    let _guard = runtime.enter();
+fn with_handle(full: Full, test: impl FnOnce(Handle<'_, NoopRawMutex>, &Wakes, &Waker)) {
     let config = Config { full, ..Config::new() };
     let nsqds = ["one:1".parse().unwrap()];
     let mut ring = [0; 100];
@@ -48,12 +33,12 @@ fn with_handle(full: Full, test: impl FnOnce(Handle<'_, NoopRawMutex>, Arc<Wakes
         &config,
         &nsqds,
         &mut ring,
-        TcpDialer::new(),
-        TokioSleep::new(),
+        Still::default(),
+        Still::default(),
     )
     .unwrap();
-    let wakes = Arc::new(Wakes::default());
-    test(handle, wakes.clone(), &Waker::from(wakes));
+    let (wakes, waker) = Wakes::new();
+    test(handle, &wakes, &waker);
 }
 
 fn topic() -> TopicName {
@@ -155,14 +140,14 @@ fn dropping_the_oldest_wakes_who_waits_for_it() {
 fn as_many_waiters_as_there_are_slots_leave_each_other_alone() {
     with_handle(Full::Refuse, |handle, _, _| {
         let ticket = handle.try_publish(&topic(), b"x").unwrap();
-        let tasks: Vec<_> = (0..WAITERS_MAX).map(|_| Arc::new(Wakes::default())).collect();
+        let tasks: Vec<_> = (0..WAITERS_MAX).map(|_| Wakes::new()).collect();
         let mut waiting: Vec<_> = tasks.iter().map(|_| Box::pin(handle.outcome(ticket))).collect();
         for _ in 0..3 {
-            for (future, wakes) in waiting.iter_mut().zip(&tasks) {
-                assert_eq!(poll!(future, &Waker::from(wakes.clone())), Poll::Pending);
+            for (future, (_, waker)) in waiting.iter_mut().zip(&tasks) {
+                assert_eq!(poll!(future, waker), Poll::Pending);
             }
         }
-        assert!(tasks.iter().all(|wakes| wakes.take() == 0));
+        assert!(tasks.iter().all(|(wakes, _)| wakes.take() == 0));
     });
 }
 
@@ -170,17 +155,17 @@ fn as_many_waiters_as_there_are_slots_leave_each_other_alone() {
 fn more_waiters_than_slots_all_get_their_answer() {
     with_handle(Full::Refuse, |handle, _, _| {
         let ticket = handle.try_publish(&topic(), b"x").unwrap();
-        let tasks: Vec<_> = (0..20).map(|_| Arc::new(Wakes::default())).collect();
+        let tasks: Vec<_> = (0..20).map(|_| Wakes::new()).collect();
         let mut waiting: Vec<_> = tasks.iter().map(|_| Box::pin(handle.outcome(ticket))).collect();
-        for (future, wakes) in waiting.iter_mut().zip(&tasks) {
-            assert_eq!(poll!(future, &Waker::from(wakes.clone())), Poll::Pending);
+        for (future, (_, waker)) in waiting.iter_mut().zip(&tasks) {
+            assert_eq!(poll!(future, waker), Poll::Pending);
         }
         // Whoever was displaced was woken, so that it comes back; nobody is forgotten.
-        let displaced = tasks.iter().filter(|wakes| wakes.take() > 0).count();
+        let displaced = tasks.iter().filter(|(wakes, _)| wakes.take() > 0).count();
         assert!(displaced >= 20 - WAITERS_MAX, "{displaced}");
         acknowledge(handle);
-        for (future, wakes) in waiting.iter_mut().zip(&tasks) {
-            let answer = poll!(future, &Waker::from(wakes.clone()));
+        for (future, (_, waker)) in waiting.iter_mut().zip(&tasks) {
+            let answer = poll!(future, waker);
             assert_eq!(answer, Poll::Ready(Outcome::Acknowledged));
         }
     });

@@ -4,81 +4,27 @@
 
 #[path = "support/sessions.rs"]
 mod sessions;
+#[path = "support/still.rs"]
+mod still;
 
-use std::cell::Cell;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::pin;
-use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
 use embassy_sync::blocking_mutex::raw::NoopRawMutex;
-use nanonsq_core::address::Address;
 use nanonsq_core::consumer::{self, ConfigError, Exhausted};
 use nanonsq_core::drive;
-use nanonsq_core::drive::{AcceptError, Dialer, Listener, Port, Ports, Sleep, Transport};
+use nanonsq_core::drive::{AcceptError, Listener, Port, Ports, Sleep, Transport};
 use nanonsq_core::drive::{nsqd, nsqlookupd, registration};
 use nanonsq_core::name::{ChannelName, TopicName};
 use nanonsq_core::nsqd::{NsqdError, PublishOptions};
 use nanonsq_core::registration::TooManyPeers;
-use nanonsq_core::session::{DialError, Session, Transmit, TransportError};
-use nanonsq_core::time::{Instant, Span};
+use nanonsq_core::session::{Session, Transmit, TransportError};
+use nanonsq_core::time::Span;
 use nanonsq_core::wire::nsqlookupd::NodeInfo;
 use sessions::{frame, message, said};
-
-/// Nobody is there, and it is always the same time unless it is set.
-#[derive(Debug, Clone, Default)]
-struct Still(Rc<Cell<u64>>);
-
-impl Sleep for Still {
-    fn now(&self) -> Instant {
-        Instant::from_millis(1000 + self.0.get())
-    }
-
-    fn poll_until(&mut self, _: &mut Context<'_>, _: Instant) -> Poll<()> {
-        Poll::Pending
-    }
-}
-
-enum Never {}
-
-impl Transport for Never {
-    fn poll_read(
-        &mut self,
-        _: &mut Context<'_>,
-        _: &mut [u8],
-    ) -> Poll<Result<usize, TransportError>> {
-        match *self {}
-    }
-
-    fn poll_write(
-        &mut self,
-        _: &mut Context<'_>,
-        _: Transmit<'_>,
-    ) -> Poll<Result<usize, TransportError>> {
-        match *self {}
-    }
-
-    fn poll_close(&mut self, _: &mut Context<'_>) -> Poll<Result<(), TransportError>> {
-        match *self {}
-    }
-}
-
-impl Dialer for Still {
-    type Transport<'d> = Never;
-
-    async fn dial(&mut self, _: &Address) -> Result<Never, DialError> {
-        std::future::pending().await
-    }
-}
-
-impl Listener for Still {
-    type Transport<'l> = Never;
-
-    async fn accept(&mut self) -> Result<(Never, SocketAddr), AcceptError> {
-        std::future::pending().await
-    }
-}
+use still::Still;
 
 /// Calls once, says who it is, and waits.
 #[derive(Debug, Clone)]

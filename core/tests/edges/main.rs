@@ -6,6 +6,7 @@ mod consumer;
 mod http;
 mod nsqd;
 mod nsqlookupd;
+mod outbox;
 mod publisher;
 mod rdy;
 mod registration;

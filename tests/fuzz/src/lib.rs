@@ -13,8 +13,8 @@
 //! Both begin with the corpus in `corpus/`: of what libFuzzer found, the fewest inputs that take all
 //! the branches. `cargo xtask fuzz --keep TARGET` writes it anew.
 //!
-//! To add a target, write its function, add it to [`TARGETS`] and files to `corpus` and
-//! `fuzz/fuzz_targets`.
+//! To add a target, write its function, add it to [`TARGETS`] and `tests/targets.rs`, and files to
+//! `corpus` and `fuzz/fuzz_targets`.
 
 mod connection;
 mod decode;

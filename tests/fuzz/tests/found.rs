@@ -1,5 +1,4 @@
-//! What once failed; and that each target can be run by cargo-fuzz. That all of them take their
-//! seeds and their corpus is among the core's own tests (`core/tests/targets.rs`).
+//! What once failed; and that each target can be run by cargo-fuzz.
 
 use nanonsq_fuzz::TARGETS;
 

@@ -1,6 +1,5 @@
 //! What the fuzz targets start from, the corpus too, and a little further, with every `cargo test`;
-//! `cargo xtask fuzz` goes on from there. Here, among the core's own tests, so that whoever changes
-//! the core sees what they find.
+//! `cargo xtask fuzz` goes on from there.
 
 use nanonsq_fuzz::mutate::{Random, mutate};
 use nanonsq_fuzz::{TARGETS, take_features, target};
