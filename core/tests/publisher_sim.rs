@@ -12,112 +12,57 @@ use nanonsq_core::publisher::{
 };
 use nanonsq_core::session::{Closed, DRAINS_MAX, DialError, Fault, Link, Session, TransportError};
 use nanonsq_core::time::{Instant, Span};
+use nanonsq_models::nsqd::{Nsqd, Settings};
+use nanonsq_models::server::{ConnId, Out, Reply, Seen, Server};
 use support::{Random, seeds};
 
-/// What nsqd does with a message of the model: bodies say so themselves.
+/// What nsqd refuses is longer than it takes, and begins so.
 const BAD: u8 = b'!';
+const MESSAGE_MAX: usize = 60;
 
-/// One connection as the model nsqd sees it.
-#[derive(Default)]
+/// A connection of the publisher's.
 struct Connection {
-    /// Bytes that have not been understood yet.
-    inbox: Vec<u8>,
-    /// Answers on their way, with the time they arrive.
-    outbox: VecDeque<(Instant, Vec<u8>)>,
-    greeted: bool,
-    /// Refused something fatal: reads no more.
-    dead: bool,
+    id: ConnId,
+    /// What is on its way, with the time it arrives, and an end in turn.
+    outbox: VecDeque<(Instant, Option<Vec<u8>>)>,
     /// Answers nothing, not even heartbeats.
     mute: bool,
-    next_heartbeat: Instant,
 }
 
-/// What the model nsqd has, for good, each time it was stored.
-#[derive(Default)]
-struct Store(Vec<(String, Vec<u8>)>);
-
-fn frame(kind: u8, data: &[u8]) -> Vec<u8> {
-    let size = u32::try_from(data.len() + 4).unwrap().to_be_bytes();
-    [&size[..], &[0, 0, 0, kind], data].concat()
+/// The model nsqd, as if all nsqds wrote to one disk, and what it stored, in order.
+struct Disk {
+    nsqd: Nsqd,
+    stored: Vec<(String, Vec<u8>)>,
 }
 
-impl Connection {
-    fn answer(&mut self, at: Instant, frame: Vec<u8>) {
-        if !self.mute {
-            self.outbox.push_back((at, frame));
-        }
-    }
-
-    /// Runs every complete command, as nsqd does: in order, nothing after a fatal refusal.
-    fn run(&mut self, store: &mut Store, at: Instant) {
-        while !self.dead {
-            if !self.greeted {
-                if self.inbox.len() < 4 {
-                    return;
-                }
-                assert!(self.inbox.starts_with(b"  V2"));
-                self.inbox.drain(..4);
-                self.greeted = true;
+impl Disk {
+    /// Has nsqd do something; what it says arrives at `at`.
+    fn play(
+        &mut self,
+        now: Instant,
+        at: Instant,
+        connection: &mut Connection,
+        f: impl FnOnce(&mut Nsqd, &mut Out),
+    ) {
+        let mut out = Out::new(now.as_micros());
+        f(&mut self.nsqd, &mut out);
+        for (_, seen) in out.seen {
+            if let Seen::Stored { topic, bodies, batch } = seen {
+                assert_eq!(batch, bodies.len() > 1, "a single message is a PUB");
+                self.stored.extend(bodies.into_iter().map(|body| (topic.clone(), body)));
             }
-            let Some(end) = self.inbox.iter().position(|&b| b == b'\n') else { return };
-            let line = String::from_utf8(self.inbox[..end].to_vec()).unwrap();
-            let words: Vec<&str> = line.split(' ').collect();
-            let rest = &self.inbox[end + 1..];
-            let (used, reply) = match words[..] {
-                ["NOP"] => (0, None),
-                ["IDENTIFY"] => {
-                    let Some((len, _)) = body(rest) else { return };
-                    (len, Some(Ok(())))
-                }
-                ["PUB", topic] | ["DPUB", topic, _] => {
-                    let Some((len, message)) = body(rest) else { return };
-                    (len, Some(self.take(store, topic, vec![message])))
-                }
-                ["MPUB", topic] => {
-                    let Some((len, batch)) = body(rest) else { return };
-                    let count = u32::from_be_bytes(batch[..4].try_into().unwrap());
-                    let mut records = &batch[4..];
-                    let mut messages = Vec::new();
-                    for _ in 0..count {
-                        let (len, message) = body(records).expect("a whole record");
-                        messages.push(message);
-                        records = &records[len..];
-                    }
-                    assert!(records.is_empty(), "the sizes agree");
-                    assert!(count > 1, "a single message is a PUB");
-                    (len, Some(self.take(store, topic, messages)))
-                }
-                _ => panic!("{line:?}"),
-            };
-            self.inbox.drain(..end + 1 + used);
-            match reply {
-                None => {}
-                Some(Ok(())) => self.answer(at, frame(0, b"OK")),
-                Some(Err(text)) => {
-                    self.answer(at, frame(1, text.as_bytes()));
-                    self.dead = true;
-                }
+        }
+        for (id, reply) in out.replies {
+            // Of others nobody is there to hear it.
+            if id == connection.id && !connection.mute {
+                let bytes = match reply {
+                    Reply::Say(_, bytes) => Some(bytes),
+                    Reply::Close => None,
+                };
+                connection.outbox.push_back((at, bytes));
             }
         }
     }
-
-    fn take(
-        &self,
-        store: &mut Store,
-        topic: &str,
-        messages: Vec<Vec<u8>>,
-    ) -> Result<(), &'static str> {
-        if messages.iter().any(|m| m[0] == BAD) {
-            return Err("E_BAD_MESSAGE PUB message too big");
-        }
-        store.0.extend(messages.into_iter().map(|m| (topic.to_owned(), m)));
-        Ok(())
-    }
-}
-
-fn body(bytes: &[u8]) -> Option<(usize, Vec<u8>)> {
-    let len = u32::from_be_bytes(*bytes.first_chunk()?) as usize;
-    Some((4 + len, bytes.get(4..4 + len)?.to_vec()))
 }
 
 /// What a life is to be like.
@@ -157,8 +102,9 @@ fn live(seed: u32) -> [u64; 6] {
         (0..life.nsqds).map(|n| format!("nsqd{n}:1").parse().unwrap()).collect();
     let mut ring = vec![0; life.ring];
     let mut publisher = Publisher::new(&life.config, &nsqds, &mut ring).unwrap();
-    // As if all nsqds wrote to one disk.
-    let mut store = Store::default();
+    let settings = Settings { max_msg_size: MESSAGE_MAX as i32, ..Settings::default() };
+    let mut disk = Disk { nsqd: Nsqd::new(settings), stored: Vec::new() };
+    let mut connections = 0;
     let mut connection: Option<Connection> = None;
     let mut accepted: Vec<Accepted> = Vec::new();
     let mut failed: HashMap<u64, Outcome> = HashMap::new();
@@ -179,7 +125,8 @@ fn live(seed: u32) -> [u64; 6] {
             let first = if random.one_in(60) { BAD } else { b'.' };
             let mut text = vec![first];
             text.extend(format!("{number}").bytes());
-            text.resize(text.len() + random.below(40) as usize, b'x');
+            let rest = random.below(40) as usize;
+            text.resize(if first == BAD { MESSAGE_MAX + 1 } else { text.len() } + rest, b'x');
             let expires = random.one_in(8);
             let options = PublishOptions {
                 defer: random.one_in(20).then_some(Span::from_millis(7)),
@@ -221,11 +168,11 @@ fn live(seed: u32) -> [u64; 6] {
                         publisher.closed(now, Closed::Dial(DialError::Refused));
                     } else {
                         publisher.open(now);
-                        connection = Some(Connection {
-                            mute: faulty && random.one_in(10),
-                            next_heartbeat: now.after(Span::from_secs(1)),
-                            ..Connection::default()
-                        });
+                        connections += 1;
+                        let mute = faulty && random.one_in(10);
+                        let outbox = VecDeque::new();
+                        let it = connection.insert(Connection { id: connections, outbox, mute });
+                        disk.play(now, now, it, |nsqd, out| nsqd.open(connections, out));
                     }
                     progress = true;
                 }
@@ -240,10 +187,10 @@ fn live(seed: u32) -> [u64; 6] {
                     if n > 0 {
                         publisher.sent(now, n);
                         let peer = connection.as_mut().expect("a connection");
-                        peer.inbox.extend(&bytes[..n]);
                         // Sometimes it arrives at the very moment of the loss: stored, unanswered.
                         let latency = if faulty { random.below(300) } else { 1 };
-                        peer.run(&mut store, now.after(Span::from_millis(latency)));
+                        let (at, id) = (now.after(Span::from_millis(latency)), peer.id);
+                        disk.play(now, at, peer, |nsqd, out| nsqd.receive(id, &bytes[..n], out));
                         progress = true;
                     }
                 }
@@ -262,15 +209,16 @@ fn live(seed: u32) -> [u64; 6] {
 
         // The network.
         if let Some(peer) = &mut connection {
-            if peer.next_heartbeat <= now {
-                peer.next_heartbeat = now.after(Span::from_secs(1));
-                peer.answer(now, frame(0, b"_heartbeat_"));
+            if disk.nsqd.deadline() <= now.as_micros() {
+                disk.play(now, now, peer, |nsqd, out| nsqd.tick(out));
             }
-            let mut arrived = Vec::new();
+            let (mut arrived, mut hung_up) = (Vec::new(), false);
             while peer.outbox.front().is_some_and(|(at, _)| *at <= now) {
-                arrived.extend(peer.outbox.pop_front().unwrap().1);
+                match peer.outbox.pop_front().unwrap().1 {
+                    Some(bytes) => arrived.extend(bytes),
+                    None => hung_up = true,
+                }
             }
-            let hung_up = peer.dead && peer.outbox.is_empty();
             let cut = random.below(arrived.len() as u32 + 1) as usize;
             for piece in [&arrived[..cut], &arrived[cut..]] {
                 match publisher.receive(now, piece) {
@@ -336,7 +284,7 @@ fn live(seed: u32) -> [u64; 6] {
     // The end: what was promised is so.
     let counters = publisher.counters();
     let mut stored: HashMap<(&str, &[u8]), u64> = HashMap::new();
-    for (topic, body) in &store.0 {
+    for (topic, body) in &disk.stored {
         *stored.entry((topic, body)).or_default() += 1;
     }
     let (mut counts, mut unnamed) = ([0; 5], 0);
@@ -387,7 +335,7 @@ fn live(seed: u32) -> [u64; 6] {
     for topic in ["a", "b"] {
         let mut last = None;
         let mut seen = std::collections::HashSet::new();
-        for (_, body) in store.0.iter().filter(|(t, _)| t == topic) {
+        for (_, body) in disk.stored.iter().filter(|(t, _)| t == topic) {
             let digits = std::str::from_utf8(&body[1..]).unwrap().trim_end_matches('x');
             let number: u64 = digits.parse().unwrap();
             if seen.insert(number) {

@@ -11,7 +11,7 @@ use nanonsq_core::drive::{Dialer, Gathering, WAITERS_MAX, consumer};
 use nanonsq_core::name::ChannelName;
 use nanonsq_core::time::Span;
 
-use crate::servers::{Server, Source};
+use crate::servers::{self, Server};
 use crate::world::{Task, World, at_every_await, poll_times, runner_is_gone, topic};
 
 const NSQD: u16 = 4150;
@@ -28,8 +28,8 @@ type Runner<'a, D = World> = consumer::Runner<'a, NoopRawMutex, D, World, 2, 1>;
 struct Nsqd(Rc<RefCell<Server>>);
 
 impl Nsqd {
-    fn look<R>(&self, f: impl FnOnce(&Source) -> R) -> R {
-        let Server::Source(source) = &*self.0.borrow() else { unreachable!() };
+    fn look<R>(&self, f: impl FnOnce(&servers::Nsqd) -> R) -> R {
+        let Server::Nsqd(source) = &*self.0.borrow() else { unreachable!() };
         f(source)
     }
 
@@ -53,11 +53,13 @@ fn with_dialer<D: Dialer>(
     messages: usize,
     test: impl FnOnce(&Handle<'_>, Runner<'_, D>, &Nsqd),
 ) {
-    let nsqd = Nsqd(world.serve(NSQD, Server::source(messages)));
+    let nsqd = Nsqd(world.serve(NSQD, Server::nsqd(messages)));
     world.serve(LOOKUPD, Server::Directory(Vec::new()));
     let config = Config {
         heartbeat: Span::from_secs(60),
         backoff_base: Span::ZERO,
+        // For the model nsqd no time passes.
+        requeue_base: Span::ZERO,
         max_attempts: 0,
         ..Config::new(topic("t"), ChannelName::new("c").unwrap())
     };
@@ -77,7 +79,7 @@ fn with_dialer<D: Dialer>(
     )
     .unwrap();
     test(&handle, runner, &nsqd);
-    nsqd.look(Source::assert_consistent);
+    nsqd.look(servers::Nsqd::assert_consistent);
 }
 
 /// Finishes whatever comes, and counts it.
@@ -128,7 +130,7 @@ fn consumers_run_once() {
                 let _ = poll_times(world, k, pin!(std::future::pending::<()>()), &mut run);
             }
             runner_is_gone(world);
-            assert_eq!(nsqd.look(Source::in_flight), 0);
+            assert_eq!(nsqd.look(servers::Nsqd::in_flight), 0);
             completed = handle.look(|consumer| consumer.waiting()) == Some(SLOTS);
             let mut run = pin!(runner.run());
             assert_consumes(world, handle, nsqd, &mut Task::new(run.as_mut()));
@@ -322,5 +324,5 @@ fn assert_stops<T>(world: &World, handle: &Handle<'_>, nsqd: &Nsqd, run: &mut Ta
     world.run(&mut Task::new(stopped.as_mut()), run);
     runner_is_gone(world);
     assert!(handle.try_next().is_none());
-    assert_eq!(nsqd.look(Source::in_flight), 0);
+    assert_eq!(nsqd.look(servers::Nsqd::in_flight), 0);
 }

@@ -20,7 +20,7 @@ type Runner<'a> = publisher::Runner<'a, NoopRawMutex, World, World>;
 
 /// Runs `test` with a publisher whose outbox has `ring` bytes.
 fn with_publisher(world: &World, ring: usize, test: impl FnOnce(Handle<'_>, Runner<'_>)) {
-    world.serve(NSQD, Server::nsqd());
+    world.serve(NSQD, Server::nsqd(0));
     let config = Config { full: Full::Refuse, ..Config::new() };
     let nsqds = ["nsqd:4150".parse().unwrap()];
     let mut ring = vec![0; ring];

@@ -142,7 +142,7 @@ fn what_a_node_has_no_longer_is_unlisted_at_once() {
 fn a_consumer_has_each_of_its_nsqds_in_turn() {
     let world = World::new((0, 1000));
     const NSQDS: [u16; 3] = [4150, 4152, 4154];
-    let servers = NSQDS.map(|port| world.serve(port, Server::source(3)));
+    let servers = NSQDS.map(|port| world.serve(port, Server::nsqd(3)));
     let config = consumer::Config {
         rotate: Span::from_secs(5),
         ..consumer::Config::new(topic("t"), ChannelName::new("c").unwrap())
@@ -170,7 +170,7 @@ fn a_consumer_has_each_of_its_nsqds_in_turn() {
     world.run(&mut Task::new(finishes.as_mut()), &mut run);
     run_until(&world, &mut run, || {
         servers.iter().all(|server| {
-            let Server::Source(source) = &*server.borrow() else { unreachable!() };
+            let Server::Nsqd(source) = &*server.borrow() else { unreachable!() };
             source.finished.len() == 3
         })
     });
@@ -179,7 +179,7 @@ fn a_consumer_has_each_of_its_nsqds_in_turn() {
 #[test]
 fn a_consumer_asks_each_of_its_nsqlookupds() {
     let world = World::new((0, 1000));
-    world.serve(4150, Server::source(0));
+    world.serve(4150, Server::nsqd(0));
     let lookupds = [4161, 4163].map(|port| world.serve(port, Server::Directory(Vec::new())));
     let config = consumer::Config::new(topic("t"), ChannelName::new("c").unwrap());
     let addresses = [4161, 4163].map(|port| format!("lookupd:{port}").parse().unwrap());

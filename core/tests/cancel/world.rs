@@ -7,48 +7,39 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll, Wake, Waker};
+use std::task::{Context, Poll, Waker};
 
 use nanonsq_core::address::Address;
 use nanonsq_core::drive::{AcceptError, Dialer, Listener, Sleep, Transport};
 use nanonsq_core::name::TopicName;
 use nanonsq_core::session::{DialError, Transmit, TransportError};
 use nanonsq_core::time::Instant;
+use nanonsq_models::Wakes;
 
 use crate::servers::Server;
 
 /// How often the transport is pending before it does something, and how much it takes at a time.
 const TRANSPORTS: [(usize, usize); 4] = [(0, 1000), (1, 1000), (3, 7), (0, 3)];
 
-#[derive(Default)]
-pub(crate) struct Flag(AtomicBool);
-
-impl Wake for Flag {
-    fn wake(self: Arc<Self>) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
-
 /// A future as a task: polled only if it was woken, but for its first time.
 pub(crate) struct Task<'f, T> {
     pub(crate) future: Pin<&'f mut dyn Future<Output = T>>,
-    pub(crate) flag: Arc<Flag>,
+    pub(crate) waker: (Arc<Wakes>, Waker),
     pub(crate) done: Option<T>,
 }
 
 impl<'f, T> Task<'f, T> {
     pub(crate) fn new(future: Pin<&'f mut dyn Future<Output = T>>) -> Self {
-        Self { future, flag: Arc::new(Flag(AtomicBool::new(true))), done: None }
+        Self { future, waker: Wakes::woken(), done: None }
     }
 
     /// Whether there was anything to do.
     pub(crate) fn poll(&mut self) -> bool {
-        if self.done.is_some() || !self.flag.0.swap(false, Ordering::Relaxed) {
+        if self.done.is_some() || self.waker.0.take() == 0 {
             return false;
         }
-        let waker = Waker::from(self.flag.clone());
-        if let Poll::Ready(done) = self.future.as_mut().poll(&mut Context::from_waker(&waker)) {
+        let mut cx = Context::from_waker(&self.waker.1);
+        if let Poll::Ready(done) = self.future.as_mut().poll(&mut cx) {
             self.done = Some(done);
         }
         true
@@ -291,8 +282,8 @@ pub(crate) fn poll_times<T>(
     mut future: Pin<&mut impl Future<Output = T>>,
     runner: &mut Task<'_, impl Sized>,
 ) -> Option<T> {
-    let flag = Arc::new(Flag::default());
-    let waker = Waker::from(flag);
+    // One of its own: state machines tell tasks apart by it.
+    let (_, waker) = Wakes::new();
     for _ in 0..k {
         if let Poll::Ready(done) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
             return Some(done);

@@ -17,7 +17,7 @@ use nanonsq_core::time::Span;
 use nanonsq_embassy::{EmbassySleep, NoopRawMutex, Sockets, TcpDialer, TcpStorage};
 
 use crate::leak;
-use crate::peers::{Channel, NSQD, serve_producers};
+use crate::peers::{NSQD, Nsqd, serve_producers};
 use crate::world::{DEVICE, Faults, World, both};
 
 const TOPIC: TopicName = match TopicName::new("numbers") {
@@ -81,7 +81,7 @@ fn number(message: &Received) -> u32 {
 }
 
 /// Takes and finishes until `channel` has what was published; what was taken, in order.
-async fn finish_all(consumer: &Consumer, channel: &Channel, published: usize) -> Vec<u32> {
+async fn finish_all(consumer: &Consumer, channel: &Nsqd, published: usize) -> Vec<u32> {
     let taken = RefCell::new(Vec::new());
     let work = async {
         loop {
@@ -117,7 +117,7 @@ fn once_and_in_order_over_a_bad_wire() {
     for seed in 0..10 {
         let world = World::new(seed);
         let (device, host) = (world.device(), world.host());
-        let channel = Channel::start(&world, host, NSQD);
+        let channel = Nsqd::start(&world, host);
         channel.publish(0..500);
         let config = Config { connect_timeout: Span::from_secs(60), ..CONFIG };
         let (consumer, mut runner) = consumer(device, config);
@@ -127,7 +127,7 @@ fn once_and_in_order_over_a_bad_wire() {
         assert!(taken.iter().copied().eq(0..500), "seed {seed}: {taken:?}");
         assert!(channel.finished.borrow().iter().copied().eq(0..500), "seed {seed}");
         assert_eq!((channel.connections.get(), channel.refused.get()), (1, 0), "seed {seed}");
-        assert_eq!(channel.most_in_flight.get(), MESSAGES, "the window was open, and no wider");
+        assert_eq!(channel.most_in_flight(), MESSAGES, "the window was open, and no wider");
         let counters = consumer.counters();
         assert_eq!((counters.received, counters.finished, counters.late), (500, 500, 0));
     }
@@ -143,7 +143,7 @@ fn once_through_tiny_buffers() {
     for seed in 0..10 {
         let world = World::new(seed);
         let (device, host) = (world.device(), world.host());
-        let channel = Channel::start(&world, host, NSQD);
+        let channel = Nsqd::start(&world, host);
         channel.body.set(Some(body));
         channel.publish(0..200);
         // Not so often that the TCP connection, slow as it is, is taken for dead.
@@ -185,7 +185,7 @@ fn once_through_tiny_buffers() {
         let counters = consumer.counters();
         assert_eq!(counters.no_room, channel.requeued.get(), "seed {seed}");
         assert!(counters.no_room > 0 && counters.too_large == 0, "seed {seed}: {counters:?}");
-        let (heartbeats, nops) = (channel.heartbeats.get(), channel.nops.get());
+        let (heartbeats, nops) = (channel.heartbeats.get(), channel.alive.borrow().len() as u32);
         assert!(heartbeats >= 2 && nops + 1 >= heartbeats, "seed {seed}: {heartbeats} {nops}");
     }
 }
@@ -194,7 +194,7 @@ fn once_through_tiny_buffers() {
 fn a_reset_is_followed_by_a_redial_at_once_and_a_late_answer_is_not_sent() {
     let world = World::new(1);
     let (device, host) = (world.device(), world.host());
-    let channel = Channel::start(&world, host, NSQD);
+    let channel = Nsqd::start(&world, host);
     channel.publish(0..4);
     channel.reset_after.set(Some(1));
     let (consumer, mut runner) = consumer(device, LIVELY);
@@ -223,7 +223,7 @@ fn nothing_is_lost_whatever_breaks() {
     for seed in 0..6 {
         let world = World::new(seed);
         let (device, host) = (world.device(), world.host());
-        let channel = Channel::start(&world, host, NSQD);
+        let channel = Nsqd::start(&world, host);
         channel.publish(0..1000);
         let config = Config { max_attempts: 0, ..LIVELY };
         let (consumer, mut runner) = consumer(device, config);
@@ -258,7 +258,7 @@ fn a_pulled_wire_is_noticed_and_messages_come_after_it() {
     for says_so in [true, false] {
         let world = World::new(1);
         let (device, host) = (world.device(), world.host());
-        let channel = Channel::start(&world, host, NSQD);
+        let channel = Nsqd::start(&world, host);
         channel.publish(0..10);
         let (consumer, mut runner) = consumer(device, LIVELY);
         world.spawn(async move { runner.run().await });
@@ -304,7 +304,7 @@ fn two_nsqds_found_by_nsqlookupd_in_as_many_sockets_as_counted() {
     let world = World::new(6);
     let device = world.stack::<{ SOCKETS.count() }>(DEVICE, both(DEVICE));
     let host = world.host();
-    let channels = [4150, 4250].map(|port| Channel::start(&world, host, port));
+    let channels = [4150, 4250].map(|port| Nsqd::at(&world, host, port));
     serve_producers(&world, host, 4161, &[4150, 4250]);
     channels[0].publish(0..100);
     channels[1].publish(100..200);
@@ -325,13 +325,13 @@ fn two_nsqds_found_by_nsqlookupd_in_as_many_sockets_as_counted() {
         for (channel, numbers) in channels.iter().zip([0..100, 100..200]) {
             finish_rest(&consumer, channel, 100).await;
             assert!(channel.finished.borrow().iter().copied().eq(numbers));
-            assert_eq!((channel.connections.get(), channel.most_in_flight.get()), (1, 2));
+            assert_eq!((channel.connections.get(), channel.most_in_flight()), (1, 2));
         }
     });
     assert!(consumer.counters().lookups >= 1);
 }
 
-async fn finish_rest(consumer: &Consumer, channel: &Channel, published: usize) {
+async fn finish_rest(consumer: &Consumer, channel: &Nsqd, published: usize) {
     while channel.finished.borrow().len() < published {
         if let Some(message) = consumer.try_next() {
             message.finish().unwrap();
@@ -344,7 +344,7 @@ async fn finish_rest(consumer: &Consumer, channel: &Channel, published: usize) {
 fn a_stop_brings_out_what_is_answered_and_gives_the_rest_back() {
     let world = World::new(7);
     let (device, host) = (world.device(), world.host());
-    let channel = Channel::start(&world, host, NSQD);
+    let channel = Nsqd::start(&world, host);
     channel.publish(0..10);
     let (consumer, mut runner) = consumer(device, LIVELY);
     world.spawn(async move { runner.run().await });
@@ -364,7 +364,7 @@ fn a_stop_brings_out_what_is_answered_and_gives_the_rest_back() {
         assert_eq!((channel.left.get(), channel.refused.get()), (1, 0));
         Timer::after_secs(60).await;
     });
-    assert_eq!((channel.waiting(), channel.in_flight.get()), (8, 0));
+    assert_eq!((channel.waiting(), channel.in_flight()), (8, 0));
     assert_eq!(channel.connections.get(), 1);
     let sent = world.wire.sent(DEVICE);
     assert_eq!((sent.fins, sent.resets), (1, 0));
@@ -374,7 +374,7 @@ fn a_stop_brings_out_what_is_answered_and_gives_the_rest_back() {
 fn a_dropped_runner_goes_on_when_it_is_run_again() {
     let world = World::new(4);
     let (device, host) = (world.device(), world.host());
-    let channel = Channel::start(&world, host, NSQD);
+    let channel = Nsqd::start(&world, host);
     channel.publish(0..40);
     let (consumer, mut runner) = consumer(device, Config { max_attempts: 0, ..LIVELY });
     world.run(async {
@@ -400,7 +400,7 @@ fn the_runner_may_share_its_task_with_other_timers() {
     let world = World::new(3);
     let device = world.device();
     let host = world.host();
-    let channel = Channel::start(&world, host, NSQD);
+    let channel = Nsqd::start(&world, host);
     serve_producers(&world, host, 4161, &[NSQD]);
     channel.publish(0..1);
     let (consumer, mut runner) =

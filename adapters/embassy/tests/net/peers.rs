@@ -1,20 +1,19 @@
-//! Model servers for the far end of the wire: an nsqd, an nsqlookupd and a DNS server.
+//! Servers for the far end of the wire: the model nsqd and nsqlookupd, and a DNS server.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
+use std::future::poll_fn;
 use std::ops::Range;
 use std::rc::Rc;
+use std::task::{Poll, Waker};
 
-use embassy_futures::select::{Either, select};
+use embassy_futures::select::{Either3, select3};
 use embassy_net::Stack;
 use embassy_net::tcp::TcpSocket;
 use embassy_net::udp::{PacketMetadata, UdpSocket};
 use embassy_time::{Duration, Instant, Timer, with_timeout};
-use nanonsq_core::wire::nsqd::{
-    self, FrameType, IdentifyResponse, IdentifyScanner, Item, Limits, MessageHead, MessageId,
-    emit_frame,
-};
-use nanonsq_core::wire::nsqlookupd::{self, IdentifyReply, NodeInfoScanner};
+use nanonsq_models::server::{ConnId, Kind, Out, Reply, Seen, Server};
+use nanonsq_models::{nsqd, nsqlookupd};
 
 use crate::world::World;
 
@@ -66,292 +65,208 @@ async fn write_all(socket: &mut TcpSocket<'_>, mut bytes: &[u8]) -> Result<(), E
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Stored {
     /// Which connection brought it, from 1.
-    pub(crate) connection: u32,
+    pub(crate) connection: ConnId,
     pub(crate) topic: String,
     pub(crate) body: String,
 }
 
-/// An nsqd: what it got, and how it is to behave.
-#[derive(Default)]
-pub(crate) struct Nsqd {
-    pub(crate) stored: RefCell<Vec<Stored>>,
+/// Makes a message's body from its number.
+type Body = fn(u32) -> Vec<u8>;
+
+/// A model server behind sockets: what it saw and said, and how it is to behave.
+pub(crate) struct Peer<S> {
+    model: RefCell<S>,
+    /// What it says and has not been written yet.
+    replies: RefCell<VecDeque<(ConnId, Reply)>>,
+    /// Of connections that wait for something to say.
+    wakers: RefCell<Vec<Waker>>,
     pub(crate) connections: Cell<u32>,
+    pub(crate) stored: RefCell<Vec<Stored>>,
+    /// The numbers of what was finished, in that order.
+    pub(crate) finished: RefCell<Vec<u32>>,
+    pub(crate) requeued: Cell<u32>,
+    /// FIN, REQ and TOUCH of what the connection did not have.
+    pub(crate) refused: Cell<u32>,
+    /// CLOSE_WAIT.
+    pub(crate) left: Cell<u32>,
     pub(crate) heartbeats: Cell<u32>,
-    pub(crate) nops: Cell<u32>,
-    /// How long it takes to answer a publish.
+    /// When a NOP or a PING came.
+    pub(crate) alive: RefCell<Vec<Instant>>,
+    /// How long it takes to say OK.
     pub(crate) slowness: Cell<u64>,
-    /// Resets the connection when it has stored so many more messages, before it answers.
+    /// Resets the connection when it has stored so many more messages, before it answers, or has
+    /// done so many more FINs, at the next.
     pub(crate) reset_after: Cell<Option<u32>>,
+    /// Resets the connection as soon as it hears something.
+    pub(crate) broken: Cell<bool>,
+    /// The bodies; each is its number without.
+    pub(crate) body: Cell<Option<Body>>,
+}
+
+pub(crate) type Nsqd = Peer<nsqd::Nsqd>;
+pub(crate) type Lookupd = Peer<nsqlookupd::Nsqlookupd>;
+
+impl<S: Server + 'static> Peer<S> {
+    /// Serves so many connections at a time.
+    fn serve(world: &World, stack: Stack<'static>, port: u16, sockets: u32, model: S) -> Rc<Self> {
+        let peer = Rc::new(Self {
+            model: RefCell::new(model),
+            replies: RefCell::default(),
+            wakers: RefCell::default(),
+            connections: Cell::default(),
+            stored: RefCell::default(),
+            finished: RefCell::default(),
+            requeued: Cell::default(),
+            refused: Cell::default(),
+            left: Cell::default(),
+            heartbeats: Cell::default(),
+            alive: RefCell::default(),
+            slowness: Cell::default(),
+            reset_after: Cell::default(),
+            broken: Cell::default(),
+            body: Cell::default(),
+        });
+        for _ in 0..sockets {
+            let peer = peer.clone();
+            world.spawn(serve(stack, port, async move |socket| {
+                peer.connections.update(|connections| connections + 1);
+                let conn = peer.connections.get().into();
+                peer.play(|model, out| model.open(conn, out));
+                let end = peer.carry(conn, socket).await.unwrap_or_else(|end| end);
+                peer.replies.borrow_mut().retain(|(of, _)| *of != conn);
+                peer.model.borrow_mut().closed(conn);
+                peer.play(|model, out| model.tick(out));
+                end
+            }));
+        }
+        peer
+    }
+
+    async fn carry(&self, conn: ConnId, socket: &mut TcpSocket<'_>) -> Result<End, End> {
+        let mut buf = [0; 700];
+        loop {
+            if self.model.borrow().deadline() <= Instant::now().as_micros() {
+                self.play(|model, out| model.tick(out));
+            }
+            while let Some(reply) = self.next_reply(conn) {
+                let Reply::Say(kind, bytes) = reply else { return Ok(End::Close) };
+                match kind {
+                    Kind::Ok => Timer::after_micros(self.slowness.get()).await,
+                    Kind::Heartbeat => self.heartbeats.update(|n| n + 1),
+                    Kind::CloseWait => self.left.update(|n| n + 1),
+                    Kind::Late => self.refused.update(|n| n + 1),
+                    Kind::Refusal => panic!("{}", bytes.escape_ascii()),
+                    Kind::Identified | Kind::Authorized | Kind::Message => {}
+                }
+                write_all(socket, &bytes).await?;
+            }
+            let deadline = Instant::from_micros(self.model.borrow().deadline());
+            let others = poll_fn(|cx| {
+                self.wakers.borrow_mut().push(cx.waker().clone());
+                match self.replies.borrow().iter().any(|(of, _)| *of == conn) {
+                    true => Poll::Ready(()),
+                    false => Poll::Pending,
+                }
+            });
+            let n = match select3(socket.read(&mut buf), Timer::at(deadline), others).await {
+                Either3::First(Ok(0) | Err(_)) => return Ok(End::Close),
+                Either3::First(Ok(n)) => n,
+                Either3::Second(()) | Either3::Third(()) => continue,
+            };
+            let finishes = buf[..n].windows(4).any(|verb| verb == b"FIN ");
+            let left = self.reset_after.get();
+            if self.broken.get() || (left == Some(0) && finishes) {
+                self.reset_after.set(None);
+                return Ok(End::Reset);
+            }
+            self.play(|model, out| model.receive(conn, &buf[..n], out));
+            if left.is_some() && self.reset_after.get().is_none() {
+                return Ok(End::Reset);
+            }
+        }
+    }
+
+    fn next_reply(&self, conn: ConnId) -> Option<Reply> {
+        let replies = &mut *self.replies.borrow_mut();
+        let at = replies.iter().position(|(of, _)| *of == conn)?;
+        replies.remove(at).map(|(_, reply)| reply)
+    }
+
+    /// Has the model do something.
+    fn play(&self, f: impl FnOnce(&mut S, &mut Out)) {
+        let mut out = Out::new(Instant::now().as_micros());
+        f(&mut self.model.borrow_mut(), &mut out);
+        self.replies.borrow_mut().extend(out.replies);
+        out.seen.into_iter().for_each(|(conn, seen)| self.account(conn, seen));
+        self.wakers.take().into_iter().for_each(Waker::wake);
+    }
+
+    fn account(&self, connection: ConnId, seen: Seen) {
+        match seen {
+            Seen::Stored { topic, bodies, .. } => {
+                for body in bodies {
+                    let (topic, body) = (topic.clone(), String::from_utf8(body).unwrap());
+                    self.stored.borrow_mut().push(Stored { connection, topic, body });
+                    self.count_down();
+                }
+            }
+            Seen::Finished { body, .. } => {
+                let text = std::str::from_utf8(&body).unwrap();
+                let number = text.split(':').next().unwrap().parse().unwrap();
+                self.finished.borrow_mut().push(number);
+                self.count_down();
+            }
+            Seen::Requeued { .. } => self.requeued.update(|n| n + 1),
+            Seen::Alive => self.alive.borrow_mut().push(Instant::now()),
+            Seen::Opened
+            | Seen::Ready { .. }
+            | Seen::TakenBack { .. }
+            | Seen::Refused { .. }
+            | Seen::Overdue(_) => {}
+        }
+    }
+
+    fn count_down(&self) {
+        self.reset_after.update(|left| left.and_then(|left| left.checked_sub(1)));
+    }
 }
 
 impl Nsqd {
     /// Runs one for up to four connections at a time.
     pub(crate) fn start(world: &World, stack: Stack<'static>) -> Rc<Self> {
-        let nsqd = Rc::new(Self::default());
-        for _ in 0..4 {
-            let nsqd = nsqd.clone();
-            world.spawn(serve(stack, NSQD, async move |socket| {
-                nsqd.connections.set(nsqd.connections.get() + 1);
-                nsqd.session(socket).await.unwrap_or_else(|end| end)
-            }));
-        }
-        nsqd
+        Self::at(world, stack, NSQD)
+    }
+
+    pub(crate) fn at(world: &World, stack: Stack<'static>, port: u16) -> Rc<Self> {
+        let settings = nsqd::Settings { returns_at_once: true, ..nsqd::Settings::default() };
+        Self::serve(world, stack, port, 4, nsqd::Nsqd::new(settings))
     }
 
     pub(crate) fn bodies(&self) -> Vec<String> {
         self.stored.borrow().iter().map(|stored| stored.body.clone()).collect()
     }
 
-    async fn session(&self, socket: &mut TcpSocket<'_>) -> Result<End, End> {
-        let connection = self.connections.get();
-        let limits = Limits::NSQD;
-        let mut commands = nsqd::CommandDecoder::new();
-        let mut identify = IdentifyScanner::<64, 64>::new();
-        // Of the publish being read; none while it is IDENTIFY.
-        let mut topic = None;
-        let mut bodies = vec![String::new()];
-        let mut buf = [0; 700];
-        let mut interval = Duration::from_secs(30);
-        let mut heard = Instant::now();
-        let mut beat = heard + interval;
-        loop {
-            if beat <= Instant::now() {
-                if heard.elapsed() > interval * 2 {
-                    return Ok(End::Close);
-                }
-                beat += interval;
-                self.heartbeats.set(self.heartbeats.get() + 1);
-                respond(socket, nsqd::HEARTBEAT).await?;
-            }
-            let n = match select(socket.read(&mut buf), Timer::at(beat)).await {
-                Either::First(Ok(0) | Err(_)) => return Ok(End::Close),
-                Either::First(Ok(n)) => n,
-                Either::Second(()) => continue,
-            };
-            heard = Instant::now();
-            let mut input = &buf[..n];
-            while let Some(item) = commands.next(&limits, &mut input).expect("a command") {
-                match item {
-                    Item::Identify => topic = None,
-                    Item::Pub { topic: name }
-                    | Item::Mpub { topic: name }
-                    | Item::Dpub { topic: name, .. } => topic = Some(name),
-                    Item::Batch { .. } | Item::Body { .. } => {}
-                    Item::Nop => self.nops.set(self.nops.get() + 1),
-                    Item::Part { data, last, done } => {
-                        let Some(topic) = &topic else {
-                            identify.feed(data).unwrap();
-                            if done {
-                                let settings = identify.finish(&limits).unwrap().settings;
-                                interval =
-                                    Duration::from_millis(settings.heartbeat_interval as u64);
-                                beat = Instant::now() + interval;
-                                let mut json = Vec::new();
-                                IdentifyResponse::default().emit(&mut json).unwrap();
-                                respond(socket, &json).await?;
-                            }
-                            continue;
-                        };
-                        bodies.last_mut().unwrap().push_str(std::str::from_utf8(data).unwrap());
-                        if last {
-                            bodies.push(String::new());
-                        }
-                        if !done {
-                            continue;
-                        }
-                        bodies.pop();
-                        for body in bodies.drain(..) {
-                            let topic = topic.as_str().into();
-                            self.stored.borrow_mut().push(Stored { connection, topic, body });
-                            match self.reset_after.get() {
-                                Some(0) => {
-                                    self.reset_after.set(None);
-                                    return Ok(End::Reset);
-                                }
-                                left => self.reset_after.set(left.map(|left| left - 1)),
-                            }
-                        }
-                        bodies.push(String::new());
-                        Timer::after_micros(self.slowness.get()).await;
-                        respond(socket, nsqd::OK).await?;
-                    }
-                    other => panic!("not for a publisher: {other:?}"),
-                }
-            }
-        }
-    }
-}
-
-async fn respond(socket: &mut TcpSocket<'_>, data: &[u8]) -> Result<(), End> {
-    let mut frame = Vec::new();
-    emit_frame(&mut frame, FrameType::Response, data).unwrap();
-    write_all(socket, &frame).await
-}
-
-/// Makes a message's body from its number.
-type Body = fn(u32) -> Vec<u8>;
-
-/// An nsqd with one channel: what it is to deliver, and what became of it.
-#[derive(Default)]
-pub(crate) struct Channel {
-    /// What nobody has: numbers, and how often each was delivered.
-    waiting: RefCell<VecDeque<(u32, u16)>>,
-    /// What was finished, in that order.
-    pub(crate) finished: RefCell<Vec<u32>>,
-    pub(crate) requeued: Cell<u32>,
-    /// FIN, REQ and TOUCH of what the connection did not have.
-    pub(crate) refused: Cell<u32>,
-    pub(crate) connections: Cell<u32>,
-    pub(crate) heartbeats: Cell<u32>,
-    pub(crate) nops: Cell<u32>,
-    /// CLS.
-    pub(crate) left: Cell<u32>,
-    /// Delivered and not answered, over all connections: now, and at most.
-    pub(crate) in_flight: Cell<usize>,
-    pub(crate) most_in_flight: Cell<usize>,
-    /// Resets the connection when it has done so many more FINs, at the next.
-    pub(crate) reset_after: Cell<Option<u32>>,
-    /// The bodies; each is its number without.
-    pub(crate) body: Cell<Option<Body>>,
-}
-
-impl Channel {
-    /// Runs one for up to two connections at a time.
-    pub(crate) fn start(world: &World, stack: Stack<'static>, port: u16) -> Rc<Self> {
-        let channel = Rc::new(Self::default());
-        for _ in 0..2 {
-            let channel = channel.clone();
-            world.spawn(serve(stack, port, async move |socket| {
-                channel.connections.update(|connections| connections + 1);
-                let mut in_flight = BTreeMap::new();
-                let end = channel.session(socket, &mut in_flight).await.unwrap_or_else(|end| end);
-                // It queues again what was not answered.
-                channel.in_flight.update(|all| all - in_flight.len());
-                channel.waiting.borrow_mut().extend(in_flight.into_values());
-                end
-            }));
-        }
-        channel
-    }
-
+    /// Has messages with these numbers, for whoever subscribes to `numbers`.
     pub(crate) fn publish(&self, numbers: Range<u32>) {
-        self.waiting.borrow_mut().extend(numbers.map(|number| (number, 0)));
-    }
-
-    pub(crate) fn waiting(&self) -> usize {
-        self.waiting.borrow().len()
-    }
-
-    async fn session(
-        &self,
-        socket: &mut TcpSocket<'_>,
-        in_flight: &mut BTreeMap<MessageId, (u32, u16)>,
-    ) -> Result<End, End> {
-        let limits = Limits::NSQD;
-        let mut commands = nsqd::CommandDecoder::new();
-        let mut identify = IdentifyScanner::<64, 64>::new();
-        let mut buf = [0; 700];
-        let mut interval = Duration::from_secs(30);
-        let mut heard = Instant::now();
-        let mut beat = heard + interval;
-        let (mut rdy, mut deliveries) = (0, 0u64);
-        loop {
-            if beat <= Instant::now() {
-                if heard.elapsed() > interval * 2 {
-                    return Ok(End::Close);
-                }
-                beat += interval;
-                self.heartbeats.update(|heartbeats| heartbeats + 1);
-                respond(socket, nsqd::HEARTBEAT).await?;
-            }
-            while in_flight.len() < rdy {
-                let Some((number, attempts)) = self.waiting.borrow_mut().pop_front() else { break };
-                deliveries += 1;
-                let id = format!("{number:08}{deliveries:08}").into_bytes();
-                let id = MessageId(id.try_into().unwrap());
-                in_flight.insert(id, (number, attempts + 1));
-                self.in_flight.update(|all| all + 1);
-                self.most_in_flight.update(|most| most.max(self.in_flight.get()));
-                let head = MessageHead { timestamp: 0, attempts: attempts + 1, id };
-                let body = self.body.get().map(|body| body(number));
-                let body = body.unwrap_or_else(|| number.to_string().into_bytes());
-                let mut frame = Vec::new();
-                nsqd::emit_message_head(&mut frame, &head, body.len() as u32).unwrap();
-                frame.extend(&body);
-                write_all(socket, &frame).await?;
-            }
-            // Now and then, for what was published or queued again.
-            let look = beat.min(Instant::now() + Duration::from_millis(2));
-            let n = match select(socket.read(&mut buf), Timer::at(look)).await {
-                Either::First(Ok(0) | Err(_)) => return Ok(End::Close),
-                Either::First(Ok(n)) => n,
-                Either::Second(()) => continue,
-            };
-            heard = Instant::now();
-            let mut input = &buf[..n];
-            while let Some(item) = commands.next(&limits, &mut input).expect("a command") {
-                let answered = match item {
-                    Item::Identify | Item::Body { .. } => continue,
-                    Item::Part { data, done, .. } => {
-                        identify.feed(data).unwrap();
-                        if done {
-                            let settings = identify.finish(&limits).unwrap().settings;
-                            interval = Duration::from_millis(settings.heartbeat_interval as u64);
-                            beat = Instant::now() + interval;
-                            let mut json = Vec::new();
-                            IdentifyResponse::default().emit(&mut json).unwrap();
-                            respond(socket, &json).await?;
-                        }
-                        continue;
-                    }
-                    Item::Sub { .. } => {
-                        respond(socket, nsqd::OK).await?;
-                        continue;
-                    }
-                    Item::Rdy(n) => {
-                        rdy = n as usize;
-                        continue;
-                    }
-                    Item::Nop => {
-                        self.nops.update(|nops| nops + 1);
-                        continue;
-                    }
-                    Item::Cls => {
-                        rdy = 0;
-                        self.left.update(|left| left + 1);
-                        respond(socket, nsqd::CLOSE_WAIT).await?;
-                        continue;
-                    }
-                    Item::Touch(id) => {
-                        self.refused.update(|n| n + u32::from(!in_flight.contains_key(&id)));
-                        continue;
-                    }
-                    Item::Fin(id) => {
-                        match self.reset_after.get() {
-                            Some(0) => {
-                                self.reset_after.set(None);
-                                return Ok(End::Reset);
-                            }
-                            left => self.reset_after.set(left.map(|left| left - 1)),
-                        }
-                        let message = in_flight.remove(&id);
-                        self.finished.borrow_mut().extend(message.map(|(number, _)| number));
-                        message
-                    }
-                    Item::Req { id, .. } => {
-                        self.requeued.update(|requeued| requeued + 1);
-                        let message = in_flight.remove(&id);
-                        self.waiting.borrow_mut().extend(message);
-                        message
-                    }
-                    other => panic!("not for a consumer: {other:?}"),
-                };
-                match answered {
-                    Some(_) => self.in_flight.update(|all| all - 1),
-                    None => self.refused.update(|refused| refused + 1),
-                }
-            }
+        for number in numbers {
+            let body = self.body.get().map(|body| body(number));
+            let body = body.unwrap_or_else(|| number.to_string().into_bytes());
+            self.play(|model, out| model.feed("numbers", &body, out));
         }
+    }
+
+    /// Delivered and not answered, over all connections.
+    pub(crate) fn in_flight(&self) -> usize {
+        self.model.borrow().in_flight()
+    }
+
+    pub(crate) fn most_in_flight(&self) -> usize {
+        self.model.borrow().most_in_flight()
+    }
+
+    /// What nobody has.
+    pub(crate) fn waiting(&self) -> usize {
+        self.model.borrow().unfinished("numbers").len() - self.in_flight()
     }
 }
 
@@ -378,99 +293,18 @@ pub(crate) fn serve_producers(world: &World, stack: Stack<'static>, port: u16, n
     }));
 }
 
-/// An nsqlookupd: who is registered, and when it was last heard of.
-#[derive(Default)]
-pub(crate) struct Lookupd {
-    /// `topic` or `topic channel` of whoever is connected.
-    pub(crate) listed: RefCell<BTreeSet<String>>,
-    pub(crate) connections: Cell<u32>,
-    pub(crate) pings: RefCell<Vec<Instant>>,
-    /// Resets the connection as soon as it hears something.
-    pub(crate) broken: Cell<bool>,
-}
-
 impl Lookupd {
+    /// Runs one for up to two connections at a time.
     pub(crate) fn start(world: &World, stack: Stack<'static>, port: u16) -> Rc<Self> {
-        let lookupd = Rc::new(Self::default());
-        for _ in 0..2 {
-            let lookupd = lookupd.clone();
-            world.spawn(serve(stack, port, async move |socket| {
-                lookupd.connections.set(lookupd.connections.get() + 1);
-                let end = lookupd.session(socket).await.unwrap_or_else(|end| end);
-                // It forgets with the connection.
-                lookupd.listed.borrow_mut().clear();
-                end
-            }));
-        }
-        lookupd
+        Self::serve(world, stack, port, 2, nsqlookupd::Nsqlookupd::new(60_000_000))
     }
 
+    /// `topic` or `topic/channel` of whoever is connected.
     pub(crate) fn lists(&self, names: &[&str]) -> bool {
-        self.listed.borrow().iter().map(String::as_str).eq(names.iter().copied())
-    }
-
-    async fn session(&self, socket: &mut TcpSocket<'_>) -> Result<End, End> {
-        let mut commands = nsqlookupd::CommandDecoder::new(4096);
-        let mut node = NodeInfoScanner::new();
-        let mut buf = [0; 300];
-        loop {
-            let n = match socket.read(&mut buf).await {
-                Ok(0) | Err(_) => return Ok(End::Close),
-                Ok(_) if self.broken.get() => return Ok(End::Reset),
-                Ok(n) => n,
-            };
-            let mut input = &buf[..n];
-            while let Some(item) = commands.next(&mut input).expect("a command") {
-                let mut answer = Vec::new();
-                let name =
-                    |topic: nanonsq_core::name::TopicName,
-                     channel: Option<nanonsq_core::name::ChannelName>| {
-                        match channel {
-                            Some(channel) => format!("{} {}", topic.as_str(), channel.as_str()),
-                            None => topic.as_str().to_owned(),
-                        }
-                    };
-                match item {
-                    nsqlookupd::Item::Identify | nsqlookupd::Item::Body { .. } => continue,
-                    nsqlookupd::Item::Part { data, last } => {
-                        node.feed(data).unwrap();
-                        if !last {
-                            continue;
-                        }
-                        node.finish().unwrap();
-                        let reply = IdentifyReply {
-                            broadcast_address: "lookupd",
-                            hostname: "lookupd",
-                            http_port: 4161,
-                            tcp_port: LOOKUPD,
-                            version: "1.3.0",
-                        };
-                        reply.emit(&mut answer).unwrap();
-                    }
-                    nsqlookupd::Item::Ping => self.pings.borrow_mut().push(Instant::now()),
-                    nsqlookupd::Item::Register { topic, channel } => {
-                        // A channel brings its topic.
-                        let mut listed = self.listed.borrow_mut();
-                        listed.insert(name(topic, None));
-                        listed.insert(name(topic, channel));
-                    }
-                    nsqlookupd::Item::Unregister { topic, channel } => {
-                        // A topic takes its channels with it.
-                        let gone = name(topic, channel);
-                        let of_gone = format!("{gone} ");
-                        self.listed
-                            .borrow_mut()
-                            .retain(|name| *name != gone && !name.starts_with(&of_gone));
-                    }
-                }
-                if answer.is_empty() {
-                    answer = nsqlookupd::OK.to_vec();
-                }
-                let mut reply = Vec::new();
-                nsqlookupd::emit_reply(&mut reply, &answer).unwrap();
-                write_all(socket, &reply).await?;
-            }
-        }
+        let conns = 1..=self.connections.get().into();
+        let lists = conns.filter_map(|conn| self.model.borrow().listing(conn));
+        let listed: BTreeSet<String> = lists.flatten().collect();
+        listed.iter().map(String::as_str).eq(names.iter().copied())
     }
 }
 

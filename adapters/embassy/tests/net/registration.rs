@@ -49,7 +49,7 @@ fn two_nsqlookupds_list_the_node_and_forget_it() {
     world.run(async {
         node.register(&t, Some(&ChannelName::new("c").unwrap())).unwrap();
         node.settled().await;
-        assert!(lookupds.iter().all(|lookupd| lookupd.lists(&["t", "t c"])));
+        assert!(lookupds.iter().all(|lookupd| lookupd.lists(&["t", "t/c"])));
         node.register(&u, None).unwrap();
         node.unregister(&t, None);
         node.settled().await;
@@ -71,7 +71,7 @@ fn both_are_pinged_in_time() {
         Timer::after_secs(600).await;
     });
     for lookupd in lookupds {
-        let pings = lookupd.pings.borrow();
+        let pings = lookupd.alive.borrow();
         assert!(pings.len() >= 600 / 17, "{} pings", pings.len());
         for pair in pings.windows(2) {
             let gap = pair[1] - pair[0];

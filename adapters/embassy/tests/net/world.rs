@@ -9,8 +9,7 @@ use std::future::Future;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll, Wake, Waker};
+use std::task::{Context, Poll, Waker};
 
 use embassy_net::driver::{self, Capabilities, HardwareAddress, LinkState};
 use embassy_net::{
@@ -18,6 +17,8 @@ use embassy_net::{
 };
 use embassy_time::{Duration, Instant, Timer};
 use embassy_time_queue_utils::Queue;
+use nanonsq_models::Wakes;
+use nanonsq_models::random::Random;
 
 /// No test takes longer, in virtual time.
 const LIMIT: Duration = Duration::from_secs(3600);
@@ -50,21 +51,8 @@ embassy_time_driver::time_driver_impl!(static DRIVER: VirtualTime = VirtualTime)
 
 type Task = Pin<Box<dyn Future<Output = ()>>>;
 
-struct Flag(AtomicBool);
-
-impl Wake for Flag {
-    fn wake(self: Arc<Self>) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
-
-fn flag() -> (Arc<Flag>, Waker) {
-    let flag = Arc::new(Flag(AtomicBool::new(true)));
-    (flag.clone(), Waker::from(flag))
-}
-
 pub(crate) struct World {
-    tasks: RefCell<Vec<(Arc<Flag>, Waker, Task)>>,
+    tasks: RefCell<Vec<(Arc<Wakes>, Waker, Task)>>,
     /// How often tasks were polled so far.
     pub(crate) polls: Cell<u32>,
     pub(crate) wire: Wire,
@@ -85,11 +73,11 @@ impl World {
     }
 
     pub(crate) fn spawn(&self, task: impl Future + 'static) {
-        let (flag, waker) = flag();
+        let (wakes, waker) = Wakes::woken();
         let task = Box::pin(async move {
             task.await;
         });
-        self.tasks.borrow_mut().push((flag, waker, task));
+        self.tasks.borrow_mut().push((wakes, waker, task));
     }
 
     /// Runs `main` to its end, and the spawned tasks meanwhile. They go on in the next run.
@@ -97,19 +85,19 @@ impl World {
     pub(crate) fn run<T>(&self, main: impl Future<Output = T>) -> T {
         let end = Instant::now() + LIMIT;
         let mut main = pin!(main);
-        let (main_flag, main_waker) = flag();
+        let (main_wakes, main_waker) = Wakes::woken();
         let mut at_rest = self.polls.get();
         loop {
             let before = self.polls.get();
-            if main_flag.0.swap(false, Ordering::Relaxed) {
+            if main_wakes.take() > 0 {
                 self.polls.update(|polls| polls + 1);
                 let mut cx = Context::from_waker(&main_waker);
                 if let Poll::Ready(result) = main.as_mut().poll(&mut cx) {
                     return result;
                 }
             }
-            self.tasks.borrow_mut().retain_mut(|(flag, waker, task)| {
-                if !flag.0.swap(false, Ordering::Relaxed) {
+            self.tasks.borrow_mut().retain_mut(|(wakes, waker, task)| {
+                if wakes.take() == 0 {
                     return true;
                 }
                 self.polls.update(|polls| polls + 1);
@@ -119,8 +107,8 @@ impl World {
             assert!(polls - at_rest < POLLS_MAX, "tasks run in circles at {}", Instant::now());
             if polls == before {
                 let next = QUEUE.with_borrow_mut(|queue| queue.next_expiration(NOW.get()));
-                let woken = main_flag.0.load(Ordering::Relaxed)
-                    || self.tasks.borrow().iter().any(|(flag, ..)| flag.0.load(Ordering::Relaxed));
+                let woken =
+                    main_wakes.any() || self.tasks.borrow().iter().any(|(wakes, ..)| wakes.any());
                 // Timers that had come already run first.
                 if !woken {
                     assert_ne!(next, u64::MAX, "nothing will ever happen again");
@@ -215,7 +203,7 @@ impl Faults {
 pub(crate) struct Wire(Rc<RefCell<WireState>>);
 
 struct WireState {
-    random: u32,
+    random: Random,
     sequence: u64,
     ends: [End; 2],
 }
@@ -247,8 +235,7 @@ impl Wire {
             sent: Sent::default(),
         };
         Self(Rc::new(RefCell::new(WireState {
-            // Never 0, and neighbouring seeds do not start alike.
-            random: seed.wrapping_mul(0x9e37_79b8) ^ 0x85eb_ca6b,
+            random: Random::new(seed.into()),
             sequence: 0,
             ends: [end(), end()],
         })))
@@ -285,21 +272,13 @@ impl Wire {
         let WireState { random, sequence, ends } = &mut *state;
         ends[from].sent = count(ends[from].sent, &packet);
         let Faults { lost, doubled, delay } = ends[from].faults;
-        let mut next = || {
-            // xorshift32.
-            *random ^= *random << 13;
-            *random ^= *random >> 17;
-            *random ^= *random << 5;
-            *random
-        };
-        let mut chance = |of_thousand| next() % 1000 < of_thousand;
+        let mut chance = |of_thousand: u32| random.below(1000) < of_thousand.into();
         let copies = if chance(lost) { 0 } else { 1 + u32::from(chance(doubled)) };
         let to = &mut ends[1 - from];
         for _ in 0..copies {
-            let spread = delay.1 - delay.0;
-            let delay = delay.0 + next() % (spread + 1);
+            let delay = random.between(delay.0.into(), delay.1.into());
             *sequence += 1;
-            to.inbox.insert((NOW.get() + u64::from(delay), *sequence), packet.clone());
+            to.inbox.insert((NOW.get() + delay, *sequence), packet.clone());
             if let Some(waker) = to.waker.take() {
                 waker.wake();
             }

@@ -3,11 +3,9 @@
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::Wake;
 
 use embassy_sync::blocking_mutex::raw::NoopRawMutex;
+use nanonsq_models::Wakes;
 
 use super::*;
 use crate::drive::accept::{Sessions, serve_port};
@@ -263,23 +261,13 @@ impl<T: Session> SessionAccess for &Shared<T> {
     fn register(&mut self, _: &Waker) {}
 }
 
-#[derive(Default)]
-struct Wakes(AtomicUsize);
-
-impl Wake for Wakes {
-    fn wake(self: Arc<Self>) {
-        self.0.fetch_add(1, Ordering::Relaxed);
-    }
-}
-
 /// Polls it, and again as long as it wakes itself.
 fn settle<T>(mut future: Pin<&mut impl Future<Output = T>>) {
-    let wakes = Arc::new(Wakes::default());
-    let waker = Waker::from(wakes.clone());
+    let (wakes, waker) = Wakes::new();
     for _ in 0..100 {
-        let before = wakes.0.load(Ordering::Relaxed);
+        wakes.take();
         assert!(future.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
-        if wakes.0.load(Ordering::Relaxed) == before {
+        if !wakes.any() {
             return;
         }
     }

@@ -1,20 +1,9 @@
 //! Who gets what there is to take, and who is woken.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::Wake;
-
 use embassy_sync::blocking_mutex::raw::NoopRawMutex;
+use nanonsq_models::Wakes;
 
 use super::*;
-
-struct Flag(AtomicBool);
-
-impl Wake for Flag {
-    fn wake(self: Arc<Self>) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
 
 /// What there is to take, and how often some was given.
 #[derive(Default)]
@@ -64,23 +53,24 @@ fn shares<const N: usize>(
     gifts: impl Iterator<Item = u32>,
 ) -> [u32; N] {
     let shared = room();
-    let flags: [_; N] =
-        std::array::from_fn(|at| Arc::new(Flag(AtomicBool::new(at == 0 || !one_task))));
+    let tasks: [_; N] = std::array::from_fn(|at| match at == 0 || !one_task {
+        true => Wakes::woken(),
+        false => Wakes::new(),
+    });
     let mut waits: [_; N] = std::array::from_fn(|_| QueuedWait::new(&shared));
     let mut taken = [0; N];
     for gift in gifts {
         give(&shared, gift);
         let mut polls = 0;
-        while flags.iter().any(|flag| flag.0.load(Ordering::Relaxed)) {
+        while tasks.iter().any(|(wakes, _)| wakes.any()) {
             for at in 0..N {
                 // In one task, all are polled whenever it is woken.
-                let flag = &flags[if one_task { 0 } else { at }];
+                let (wakes, waker) = &tasks[if one_task { 0 } else { at }];
                 let polled = one_task && at > 0;
-                if !polled && !flag.0.swap(false, Ordering::Relaxed) {
+                if !polled && wakes.take() == 0 {
                     continue;
                 }
-                let waker = Waker::from(flag.clone());
-                while take(&mut waits[at], &waker, costs[at]) {
+                while take(&mut waits[at], waker, costs[at]) {
                     taken[at] += 1;
                     waits[at] = QueuedWait::new(&shared);
                 }
@@ -133,11 +123,11 @@ fn a_wait_that_is_dropped_or_never_polled_again_holds_nobody_up() {
         let mut next = QueuedWait::new(&shared);
         assert!(!take(parked.as_mut().unwrap(), Waker::noop(), 1));
         assert!(!take(&mut next, Waker::noop(), 1));
-        let flag = Arc::new(Flag(AtomicBool::new(false)));
-        assert!(!take(&mut next, &Waker::from(flag.clone()), 1));
+        let (wakes, waker) = Wakes::new();
+        assert!(!take(&mut next, &waker, 1));
         if dropped {
             parked = None;
-            assert!(flag.0.load(Ordering::Relaxed), "its turn has come");
+            assert!(wakes.any(), "its turn has come");
         }
         give(&shared, 50);
         for _ in 0..50 {
@@ -150,8 +140,8 @@ fn a_wait_that_is_dropped_or_never_polled_again_holds_nobody_up() {
 
 /// A task that counts nothing but whether it was woken since this was last asked.
 fn task() -> (Waker, impl Fn() -> bool) {
-    let flag = Arc::new(Flag(AtomicBool::new(false)));
-    (Waker::from(flag.clone()), move || flag.0.swap(false, Ordering::Relaxed))
+    let (wakes, waker) = Wakes::new();
+    (waker, move || wakes.take() > 0)
 }
 
 /// Polled for the first time while others wait, it steps back once.
