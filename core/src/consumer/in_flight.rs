@@ -386,9 +386,10 @@ impl<'a> InFlight<'a> {
         (expired, next)
     }
 
-    /// The message takes longer: nsqd has it in flight until `due`, or as long as it ever does.
-    pub(super) fn prolong(&mut self, token: Token, due: Instant) {
-        if let Some(slot) = self.get_mut(token.slot.into()) {
+    /// The message in slot `at` takes longer: nsqd has it in flight until `due`, or as long as it
+    /// ever does.
+    pub(super) fn prolong(&mut self, at: usize, due: Instant) {
+        if let Some(slot) = self.get_mut(at) {
             slot.due = due.min(slot.end);
         }
     }

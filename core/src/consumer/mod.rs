@@ -364,7 +364,7 @@ impl<'a> Consumer<'a> {
         let owner = self.shared.in_flight.owner(token);
         if let Some(connection) = self.connections.get(usize::from(owner)) {
             let due = self.shared.after(connection.due_after(self.shared.config));
-            self.shared.in_flight.prolong(token, due);
+            self.shared.in_flight.prolong(token.slot.into(), due);
         }
         Ok(())
     }

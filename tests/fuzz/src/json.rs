@@ -159,9 +159,14 @@ fn is_named(key: &[u8], name: &str) -> bool {
     key.eq_ignore_ascii_case(name.as_bytes())
 }
 
-/// Reads all fields of an object but those that are null, their keys in lower case; whether all had
-/// the right type. `null` is an object without any.
+/// As [`all_given`], their keys in lower case: as Go reads them.
 fn all(document: Option<&Value>, read: &mut Read<'_>) -> Option<()> {
+    all_given(document, &mut |key, value| read(&key.to_ascii_lowercase(), value))
+}
+
+/// Reads all fields of an object but those that are null; whether all had the right type. `null` is
+/// an object without any.
+fn all_given(document: Option<&Value>, read: &mut Read<'_>) -> Option<()> {
     let fields = match document {
         Some(Value::Object(fields)) => &**fields,
         Some(Value::Null) => &[],
@@ -170,7 +175,7 @@ fn all(document: Option<&Value>, read: &mut Read<'_>) -> Option<()> {
     let given = fields.iter().filter(|(_, value)| *value != Value::Null);
     for (key, value) in given {
         if let Ok(key) = std::str::from_utf8(key) {
-            read(&key.to_ascii_lowercase(), value)?;
+            read(key, value)?;
         }
     }
     Some(())
@@ -309,11 +314,12 @@ impl Scanned {
         assert_eq!(found, amounts);
     }
 
-    /// nsqd's answer to IDENTIFY, whose reader does not look into escapes.
+    /// nsqd's answer to IDENTIFY, whose reader does not look into escapes and takes keys as nsqd
+    /// writes them.
     fn check_answers(&self, value: Option<&Value>, document: &[u8]) {
         let mut numbers = [2500, 60_000, 900_000];
         let mut auth_required = false;
-        let taken = all(value, &mut |key, value| {
+        let taken = all_given(value, &mut |key, value| {
             let amount = || integer(value).map(|number| number.max(0) as u32);
             match key {
                 "max_rdy_count" => numbers[0] = amount()?,

@@ -5,7 +5,7 @@ use nanonsq_fuzz::TARGETS;
 /// What was found, each with what it was.
 #[test]
 fn what_once_failed_is_well() {
-    let found: [(&str, &str); 5] = [
+    let found: [(&str, &str); 7] = [
         // An answer to IDENTIFY with a wrong type in it was taken after all, if more of it came.
         ("json", "007b226d61785f7264795f636f756e74223a22312e222c22223a747275652c22223a307d"),
         // A host `[` was taken, and dialed.
@@ -30,6 +30,15 @@ fn what_once_failed_is_well() {
              87630000005d0000e00000e086000000000000578c9b00009b3f87f300003b31651d7d0000920a\
              00000000000eda9000003100b9000055a63957000092b30089cb0b001e00ceca0500069d005d4b\
              00759000f60022006d7ddebf0000005000f40021af",
+        ),
+        // The reference read an answer's keys in any case, which only requests have.
+        ("json", "007b22223a747275652c224d73675f54696d656f7574223a307d"),
+        // A message whose TOUCH left late was given up when nsqd still had it in flight.
+        (
+            "rdy",
+            "00b6000000005900230002000000010200030103000400040009010002000000020200000000320003\
+             00030203000300040004000500000b0000ff00ff00ff000ac8000ac800080300010a00000ac8000ac8\
+             000832000004000000010a00000ac8000ac8000832000003020300020003",
         ),
     ];
     for (name, digits) in found {

@@ -167,6 +167,9 @@ impl ConnectionSession<'_, '_> {
             connection.push_answer(message, answer);
             if answer == Answer::Touch {
                 count(&mut shared.tally.touched);
+                // nsqd counts from when TOUCH comes, which is not when the application called.
+                let due = shared.after(connection.due_after(shared.config));
+                shared.in_flight.prolong(at, due);
             } else {
                 shared.answered(*id);
             }

@@ -20,6 +20,23 @@ fn a_message_is_touched_for_as_long_as_its_own_nsqd_has_it() {
     });
 }
 
+/// nsqd counts from when TOUCH comes: what it may still have in flight counts until then.
+#[test]
+fn a_touch_that_left_late_counts_from_then() {
+    with::<1, 4>(&Config { msg_timeout: Some(Span::from_secs(10)), ..config() }, 1, |bench| {
+        let info = String::from_utf8(INFO.to_vec()).unwrap().replace("60000", "10000");
+        bench.connect_with(0, info.as_bytes()).written(0);
+        bench.receive(0, &message(1, 1, b"x"));
+        let token = bench.take();
+        bench.at(2_000).consumer.touch(at(2_000), token).unwrap();
+        assert_eq!(bench.at(8_000).written(0), format!("TOUCH {}\n", id(1)).as_bytes());
+        bench.at(17_999).tick();
+        assert_eq!(bench.consumer.counters().timed_out, 0);
+        bench.at(18_000).tick();
+        assert_eq!(bench.consumer.counters().timed_out, 1);
+    });
+}
+
 #[test]
 fn answers_in_any_order_and_slots_used_again() {
     with::<1, 4>(&config(), 1, |bench| {
