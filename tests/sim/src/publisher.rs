@@ -541,6 +541,9 @@ fn check_quiet(handle: &Publisher<'_>, ledger: &mut Ledger, now: Instant) {
     });
 }
 
+/// The longest wait after connections that came up and were not good (`time::Backoff`).
+const SHORT: Span = Span::from_secs(16);
+
 /// After a connection that was good, the next dial is not put off.
 fn check_redial(handle: &Publisher<'_>, life: &mut Life, now: Instant, config: &Config<'_>) {
     handle.inspect(|p| {
@@ -554,6 +557,15 @@ fn check_redial(handle: &Publisher<'_>, life: &mut Life, now: Instant, config: &
             State::Waiting if life.good => {
                 let at_once = now.after(config.reconnect_spread);
                 assert!(p.deadline() <= at_once, "waits, though the connection was good");
+                life.good = false;
+            }
+            // Only all nsqds together can have refused for so long.
+            State::Waiting => {
+                let soon = config.reconnect_cap.max(SHORT).max(config.reconnect_spread);
+                assert!(
+                    p.deadline() <= now.after(soon),
+                    "waits, though another nsqd could be tried"
+                );
                 life.good = false;
             }
             _ => life.good = false,
