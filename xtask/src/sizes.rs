@@ -48,6 +48,12 @@ pub(crate) struct Options {
     profile: bool,
 }
 
+/// Programs that are an nsqd, of which only sizes are reported: without HTTP and nsqlookupds; with
+/// HTTP, an nsqlookupd and the questions for channels.
+const NSQDS: [&str; 2] = ["node", "node_http"];
+/// Has storage in statics, which must not take flash.
+const ZERO: &str = "zero";
+
 /// An optimisation level of the compiler.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Level {
@@ -102,16 +108,22 @@ struct Row {
 pub(crate) fn run(options: &Options) -> Result<()> {
     let measured = Measured::measure()?;
     if options.json {
-        let object: serde_json::Map<_, _> = CHIEF
+        let mut object: serde_json::Map<_, _> = CHIEF
             .into_iter()
             .map(|client| Ok((client.to_owned(), table::json(&measured.row(client)?))))
             .collect::<Result<_>>()?;
+        let nsqds = NSQDS
+            .into_iter()
+            .map(|nsqd| Ok((nsqd.to_owned(), table::nsqd_json(measured.nsqd(nsqd)?))))
+            .collect::<Result<serde_json::Map<_, _>>>()?;
+        object.extend(nsqds);
         println!("{:#}", serde_json::Value::Object(object));
         return Ok(());
     }
     let rows = CLIENTS.map(|client| measured.row(client));
     let [publisher, lookup, lookup_2, consumer, consumer_lookup] = rows;
     table::print([&publisher?, &lookup?, &lookup_2?, &consumer?, &consumer_lookup?]);
+    table::print_nsqds([measured.nsqd(NSQDS[0])?, measured.nsqd(NSQDS[1])?]);
     table::print_types(measured.image(Level::Z, TYPES)?);
     if options.profile {
         for client in CHIEF {
@@ -151,6 +163,11 @@ impl Measured {
             for (name, path) in build(&[])? {
                 images.insert((level, name), Image::read(&path)?);
             }
+            for (name, path) in build(&["nsqd"])? {
+                if NSQDS.contains(&&*name) || name == ZERO {
+                    images.insert((level, name), Image::read(&path)?);
+                }
+            }
             for (name, path) in build(&["peer"])? {
                 if name == PIPE || CLIENTS.contains(&&*name) {
                     eprintln!("running {name} ...");
@@ -158,11 +175,31 @@ impl Measured {
                 }
             }
         }
+        if let Some(zero) = images.get(&(Level::Z, ZERO.to_owned())) {
+            let initialized = zero.initialized("ZERO_");
+            ensure!(
+                initialized.is_empty(),
+                "storage that is not all zeros takes flash when it is a static: {initialized:?}"
+            );
+        }
         Ok(Self { images, traces, x86: on_x86(&manifest, &target_dir)? })
     }
 
     fn image(&self, level: Level, name: &str) -> Result<&Image> {
         self.images.get(&(level, name.to_owned())).with_context(|| format!("no firmware {name}"))
+    }
+
+    /// What an nsqd adds: bytes of flash at z and s, and of static RAM.
+    fn nsqd(&self, nsqd: &str) -> Result<[u64; 3]> {
+        let added = |level, of: fn(&Image) -> u64| {
+            let (with, without) = (self.image(level, nsqd)?, self.image(level, PIPE)?);
+            anyhow::Ok(of(with).saturating_sub(of(without)))
+        };
+        Ok([
+            added(Level::Z, |image| image.flash)?,
+            added(Level::S, |image| image.flash)?,
+            added(Level::Z, |image| image.ram)?,
+        ])
     }
 
     fn trace(&self, level: Level, name: &str) -> Result<&Trace> {

@@ -59,16 +59,23 @@ enum Field {
 }
 
 impl Producers {
-    const NEW: Self = Self {
-        field: Field::Other,
-        depth: 0,
-        found: false,
-        count: 0,
-        unusable: 0,
-        host: heapless::String::new(),
-        port: 0,
-        listed: Listed::NOTHING,
-    };
+    const NEW: Self = Self::with(Listed::NOTHING);
+
+    /// All bytes are zero, for storage before its use.
+    const ZERO: Self = Self::with(Listed::ZERO);
+
+    const fn with(listed: Listed) -> Self {
+        Self {
+            field: Field::Other,
+            depth: 0,
+            found: false,
+            count: 0,
+            unusable: 0,
+            host: heapless::String::new(),
+            port: 0,
+            listed,
+        }
+    }
 
     /// Takes the next token, `depth` objects and lists deep; says whether a producer is whole.
     fn take(&mut self, token: Token<'_>, depth: usize) -> bool {
@@ -125,18 +132,27 @@ impl Producers {
 }
 
 impl Lookupd {
-    /// For storage.
-    pub(super) const NEW: Self = Self {
-        query: LookupdQuery::NEW,
-        attempts: Backoff::ONE,
+    /// All bytes are zero, for storage: [`init`](Self::init) makes it usable.
+    pub(super) const ZERO: Self = Self {
+        query: LookupdQuery::ZERO,
+        attempts: Backoff::NONE,
         paced: Instant::ZERO,
-        producers: Producers::NEW,
+        producers: Producers::ZERO,
         round: Round::NONE,
     };
 
+    /// Not started; never asked.
+    pub(super) fn init(&mut self) {
+        self.query.init();
+        self.attempts = Backoff::ONE;
+        self.paced = Instant::ZERO;
+        self.producers = Producers::NEW;
+        self.round = Round::NONE;
+    }
+
     /// Asks from now on, at once.
     pub(super) fn start(&mut self) {
-        *self = Self::NEW;
+        self.init();
         self.query.start(Instant::ZERO);
     }
 

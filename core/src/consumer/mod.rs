@@ -228,7 +228,7 @@ impl<'a> Consumer<'a> {
         self.shared.nsqds.find_into(found);
         self.shared.may_leave();
         self.shared.rounds = Some(Shared::look_round);
-        self.lookupds.fill_with(|| Lookupd::NEW);
+        self.lookupds.iter_mut().for_each(Lookupd::init);
         for (lookupd, _) in self.lookupds.iter_mut().zip(lookupds) {
             lookupd.start();
         }

@@ -82,7 +82,7 @@ impl<const LOOKUPDS: usize, const NSQDS: usize> Discovery<LOOKUPDS, NSQDS> {
     /// Empty; [`Consumer::discover`](super::Consumer::discover) fills it.
     pub const fn new() -> Self {
         Self {
-            lookupds: [const { Lookupd::NEW }; LOOKUPDS],
+            lookupds: [const { Lookupd::ZERO }; LOOKUPDS],
             unusable: [const { unusable::Entry::FREE }; LOOKUPDS],
             found: [const { None }; NSQDS],
         }

@@ -103,6 +103,10 @@ pub(super) struct Listed {
 }
 
 impl Listed {
+    /// All bytes are zero, for storage before its use.
+    pub(super) const ZERO: Self =
+        Self { host: Some(BadProducer::NoHost), port: None, bad_port: Some(BadProducer::NoHost) };
+
     pub(super) const NOTHING: Self =
         Self { host: Some(BadProducer::NoHost), port: None, bad_port: Some(BadProducer::NoPort) };
 

@@ -86,14 +86,14 @@ pub(super) trait Sessions {
 /// Which listener has which session, and which of the listeners are to be polled.
 ///
 /// Listeners are counted from one; 0 is none.
-struct Table<'r, M: RawMutex, const SLOTS: usize>(Mutex<M, RefCell<Inner<'r, SLOTS>>>);
+struct Table<'t, 'r, M: RawMutex>(Mutex<M, RefCell<Inner<'t, 'r>>>);
 
-struct Inner<'r, const SLOTS: usize> {
+struct Inner<'t, 'r> {
     /// The listener that has the session.
-    owners: [u16; SLOTS],
+    owners: &'t mut [u16],
     /// The session's receive buffer, if no listener has it.
-    buffers: [Option<&'r mut [u8]>; SLOTS],
-    slots: [Slot; SLOTS],
+    buffers: &'t mut [Option<&'r mut [u8]>],
+    slots: &'t mut [Slot],
     spare: Slot,
     /// The listener whose caller waits for a session. Until it has one nobody else is accepted.
     waiting: u16,
@@ -117,7 +117,7 @@ impl Slot {
     const NEW: Self = Self { marked: true, idle: false };
 }
 
-impl<'r, const SLOTS: usize> Inner<'r, SLOTS> {
+impl<'r> Inner<'_, 'r> {
     fn slot(&mut self, listener: u16) -> Option<&mut Slot> {
         match listener {
             SPARE_LISTENER => Some(&mut self.spare),
@@ -164,7 +164,9 @@ impl<'r, const SLOTS: usize> Inner<'r, SLOTS> {
     fn take_free(&mut self, me: u16) -> Option<usize> {
         let own = usize::from(me).wrapping_sub(1);
         let is_free = |at: &usize| self.owners.get(*at) == Some(&0);
-        let index = Some(own).filter(is_free).or_else(|| (0..SLOTS).find(is_free))?;
+        let index = Some(own)
+            .filter(is_free)
+            .or_else(|| self.owners.iter().position(|owner| *owner == 0))?;
         *self.owners.get_mut(index)? = me;
         Some(index)
     }
@@ -205,9 +207,9 @@ impl<'r, const SLOTS: usize> Inner<'r, SLOTS> {
     }
 }
 
-impl<'r, M: RawMutex, const SLOTS: usize> Table<'r, M, SLOTS> {
+impl<'t, 'r, M: RawMutex> Table<'t, 'r, M> {
     /// `f` does not come back here, so there always is an answer.
-    fn with<R: Default>(&self, f: impl FnOnce(&mut Inner<'r, SLOTS>) -> R) -> R {
+    fn with<R: Default>(&self, f: impl FnOnce(&mut Inner<'t, 'r>) -> R) -> R {
         self.0
             .lock(|inner| inner.try_borrow_mut().map_or_else(|_| R::default(), |mut it| f(&mut it)))
     }
@@ -226,10 +228,13 @@ where
     X: Sessions,
     S: Sleep,
 {
-    let table = &Table::<M, SLOTS>(Mutex::new(RefCell::new(Inner {
-        owners: [0; SLOTS],
-        buffers: rx.each_mut().map(|rx| Some(&mut rx[..])),
-        slots: [Slot::NEW; SLOTS],
+    let owners = &mut [0; SLOTS];
+    let buffers = &mut rx.each_mut().map(|rx| Some(&mut rx[..]));
+    let slots = &mut [Slot::NEW; SLOTS];
+    let table = &Table::<M>(Mutex::new(RefCell::new(Inner {
+        owners,
+        buffers,
+        slots,
         spare: Slot::NEW,
         waiting: 0,
         acceptor: 0,
@@ -279,10 +284,10 @@ where
 }
 
 /// Serves a listener with a waker of its own, and only when that was woken or the listener is marked.
-async fn serve_when_woken<M, L, X, S, const SLOTS: usize>(
+async fn serve_when_woken<M, L, X, S>(
     me: u16,
     listener: &mut L,
-    table: &Table<'_, M, SLOTS>,
+    table: &Table<'_, '_, M>,
     sessions: &X,
     sleep: &S,
 ) -> !
@@ -311,10 +316,10 @@ where
     .await
 }
 
-async fn serve_listener<M, L, X, S, const SLOTS: usize>(
+async fn serve_listener<M, L, X, S>(
     me: u16,
     listener: &mut L,
-    table: &Table<'_, M, SLOTS>,
+    table: &Table<'_, '_, M>,
     sessions: &X,
     mut sleep: S,
 ) -> !
@@ -325,7 +330,7 @@ where
     S: Sleep,
 {
     let own = usize::from(me).wrapping_sub(1);
-    let own = if own < SLOTS { own } else { SPARE };
+    let own = if me == SPARE_LISTENER { SPARE } else { own };
     let mut connection = Connection::new(shared_code(&mut sessions.access(own)), &mut sleep);
     loop {
         let accepted = {
@@ -374,10 +379,10 @@ where
 }
 
 /// Ready when a caller has a session, or is to be rejected.
-fn poll_session<M, X, S, const SLOTS: usize>(
+fn poll_session<M, X, S>(
     me: u16,
     end: Instant,
-    table: &Table<'_, M, SLOTS>,
+    table: &Table<'_, '_, M>,
     sessions: &X,
     connection: &mut Connection<'_, S>,
     cx: &mut Context<'_>,
@@ -394,7 +399,7 @@ where
     let now = connection.now();
     let mut first = Instant::NEVER;
     let mut found = 0;
-    for at in 0..SLOTS {
+    for at in 0..table.with(|inner| inner.owners.len()) {
         sessions.access(at).with(&mut |session| {
             let evictable = session.evictable();
             if evictable < first {

@@ -1,7 +1,7 @@
 //! A client of nsqd, publisher or consumer, as one type: a program that has both links one copy of
 //! the driver, of the lock and of what its connections do with them.
 
-use super::shared::State;
+use super::shared::{State, WithSessions};
 #[cfg(feature = "consumer")]
 use crate::consumer::Consumer;
 #[cfg(feature = "publisher")]
@@ -19,7 +19,7 @@ pub(super) trait Client<'a> {
     /// See [`State::version`].
     fn version(&self) -> u32;
 
-    /// See [`State::with_session`].
+    /// See [`WithSessions::with_session`].
     fn with_session(&mut self, index: usize, f: &mut dyn FnMut(&mut dyn Session)) -> bool;
 
     /// The publisher, if the client is one.
@@ -41,7 +41,9 @@ impl State for ClientRef<'_> {
     fn version(&self) -> u32 {
         (**self).version()
     }
+}
 
+impl WithSessions for ClientRef<'_> {
     fn with_session(&mut self, index: usize, f: &mut dyn FnMut(&mut dyn Session)) -> bool {
         (**self).with_session(index, f)
     }

@@ -50,14 +50,15 @@ impl<
     const NSQDS: usize,
 > Resources<'_, M, CONNECTIONS, MESSAGES, LOOKUPDS, NSQDS>
 {
-    /// Empty; [`new`] fills it.
+    /// For [`new`] to set up. All bytes are zero: a static of it needs no image in flash.
     pub const fn new() -> Self {
-        Self {
-            // Zero; the other tables are not, and are written rather than copied from flash.
-            storage: const { Storage::new() },
-            discovery: Discovery::new(),
-            consumer: OnceCell::Empty,
-            shared: OnceCell::Empty,
+        const {
+            Self {
+                storage: Storage::new(),
+                discovery: Discovery::new(),
+                consumer: OnceCell::Empty,
+                shared: OnceCell::Empty,
+            }
         }
     }
 }

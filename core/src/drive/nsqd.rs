@@ -15,6 +15,7 @@ use embassy_sync::blocking_mutex::raw::RawMutex;
 use super::accept::Buffers;
 use super::connection::run_dialed;
 use super::server::{Engine, Served, SharedServer, run_ports, stop_asked};
+use super::shared::OnceCell;
 use super::shared::Shared;
 use super::{Dialer, Listener, Ports, Sleep, registration};
 use crate::address::Address;
@@ -50,8 +51,8 @@ pub struct Resources<
     storage: Storage<TOPICS, CHANNELS, CLIENTS, IN_FLIGHT>,
     http: HttpStorage<HTTP, PEERS>,
     asker: ChannelQuery,
-    shared: Option<SharedServer<M, Nsqd<'a>>>,
-    lookup: registration::Resources<'a, M, PEERS, TOPICS, CHANNELS>,
+    shared: OnceCell<SharedServer<M, Nsqd<'a>>>,
+    lookup: OnceCell<registration::Resources<'a, M, PEERS, TOPICS, CHANNELS>>,
     client_rx: Buffers<CLIENTS, RX>,
     http_rx: Buffers<HTTP, RX>,
 }
@@ -67,14 +68,14 @@ impl<
     const RX: usize,
 > Resources<'_, M, TOPICS, CHANNELS, CLIENTS, IN_FLIGHT, HTTP, PEERS, RX>
 {
-    /// Empty; [`new`] fills it.
+    /// Empty: all bytes are zero. [`new`] fills it.
     pub const fn new() -> Self {
         Self {
             storage: Storage::new(),
             http: HttpStorage::new(),
             asker: ChannelQuery::new(),
-            shared: None,
-            lookup: registration::Resources::new(),
+            shared: OnceCell::Empty,
+            lookup: OnceCell::Empty,
             client_rx: [[0; RX]; CLIENTS],
             http_rx: [[0; RX]; HTTP],
         }
@@ -168,9 +169,13 @@ pub fn new<
         node.answer_http(settings.http, http, settings.lookupds)
             .map_err(|TooManyLookupds { max }| SettingsError::Lookupds(TooManyPeers { max }))?;
     }
-    let (lookup, peers) =
-        registration::new(lookup, settings.lookup, dialers.lookupds, sleep.clone())
-            .map_err(SettingsError::Registration)?;
+    let (lookup, peers) = registration::new(
+        lookup.insert(registration::Resources::new()),
+        settings.lookup,
+        dialers.lookupds,
+        sleep.clone(),
+    )
+    .map_err(SettingsError::Registration)?;
     if PEERS > 0 && dialers.channels.is_some() {
         lookup.change(Registration::find_http_ports);
         node.ask_lookupds(asker);
@@ -242,7 +247,6 @@ impl<
         let (channels, sleep) = (&mut self.channels, &self.sleep);
         let asking = async {
             match channels {
-                // Known at compile time, as above.
                 Some(dialer) if PEERS > 0 => {
                     let (mut sleep, mut rx) = (sleep.clone(), [0; RX_LEN]);
                     run_dialed(&mut Asking { shared, lookup }, dialer, &mut sleep, &mut rx).await

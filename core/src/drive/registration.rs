@@ -242,7 +242,11 @@ impl<const PEERS: usize, const TOPICS: usize, const CHANNELS: usize> shared::Sta
     fn version(&self) -> u32 {
         self.version()
     }
+}
 
+impl<const PEERS: usize, const TOPICS: usize, const CHANNELS: usize> shared::WithSessions
+    for Registration<'_, PEERS, TOPICS, CHANNELS>
+{
     fn with_session(&mut self, index: usize, f: &mut dyn FnMut(&mut dyn Session)) -> bool {
         if let Some(mut peer) = self.peer(index) {
             f(&mut peer);

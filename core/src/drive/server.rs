@@ -1,6 +1,7 @@
 //! The runner of a server: two ports, each with accept slots and a spare one.
 
 use core::future::{Future, pending, poll_fn};
+use core::marker::PhantomData;
 use core::task::{Poll, Waker};
 
 use embassy_futures::select::{Either, select};
@@ -85,31 +86,43 @@ impl<E: Engine> State for Served<E> {
     fn version(&self) -> Self::Version {
         (self.engine.version(), self.engine.is_idle(), self.refused(), self.stop)
     }
+}
 
-    fn with_session(&mut self, index: usize, f: &mut dyn FnMut(&mut dyn Session)) -> bool {
-        match index {
-            SPARE => {
-                let before = self.tcp_reject.refused();
-                f(&mut self.tcp_reject);
-                if before != self.tcp_reject.refused() {
-                    self.engine.turned_away();
-                }
-            }
-            HTTP_SPARE => f(&mut self.http_reject),
-            client if client < SPARE => self.engine.with_client(client, f),
-            http => self.engine.with_http(!http, f),
+/// Runs the function on a session of one port, if there is one with that index.
+type WithSession<E> = fn(&mut Served<E>, usize, &mut dyn FnMut(&mut dyn Session));
+
+impl<E: Engine> Served<E> {
+    fn with_client(&mut self, index: usize, f: &mut dyn FnMut(&mut dyn Session)) {
+        if index != SPARE {
+            return self.engine.with_client(index, f);
         }
-        // One client's command may produce output for another.
-        true
+        let before = self.tcp_reject.refused();
+        f(&mut self.tcp_reject);
+        if before != self.tcp_reject.refused() {
+            self.engine.turned_away();
+        }
+    }
+
+    fn with_http(&mut self, index: usize, f: &mut dyn FnMut(&mut dyn Session)) {
+        match index {
+            SPARE => f(&mut self.http_reject),
+            _ => self.engine.with_http(index, f),
+        }
     }
 }
 
-/// Sessions of the HTTP port count down from the end.
-const HTTP_SPARE: usize = !SPARE;
+/// How the sessions of an HTTP port with so many of them are reached.
+struct HttpPort<E, const SLOTS: usize>(PhantomData<E>);
+
+impl<E: Engine, const SLOTS: usize> HttpPort<E, SLOTS> {
+    /// A constant, so that a server without HTTP does not link it.
+    const WITH: WithSession<E> = if SLOTS > 0 { Served::with_http } else { |_, _, _| () };
+}
 
 /// The sessions of a server's TCP port, or of its HTTP port.
 struct PortSessions<'s, M: RawMutex, E: Engine> {
     shared: &'s SharedServer<M, E>,
+    with: WithSession<E>,
     http: bool,
     slots: usize,
 }
@@ -119,7 +132,7 @@ impl<'s, M: RawMutex, E: Engine> Sessions for PortSessions<'s, M, E> {
     type Seen = Option<<Served<E> as State>::Version>;
 
     fn access(&self, index: usize) -> Self::Access {
-        ServerSession { shared: self.shared, index: if self.http { !index } else { index } }
+        ServerSession { shared: self.shared, with: self.with, index }
     }
 
     fn poll_changed(&self, task: &Waker, seen: &mut Self::Seen, mark: &mut dyn FnMut(usize)) {
@@ -138,12 +151,17 @@ impl<'s, M: RawMutex, E: Engine> Sessions for PortSessions<'s, M, E> {
 /// The access to one session of a server. Its port looks after the waker.
 struct ServerSession<'s, M: RawMutex, E> {
     shared: &'s SharedServer<M, E>,
+    with: WithSession<E>,
     index: usize,
 }
 
 impl<M: RawMutex, E: Engine> SessionAccess for ServerSession<'_, M, E> {
     fn with(&mut self, f: &mut dyn FnMut(&mut dyn Session)) {
-        self.shared.drive(|served| served.with_session(self.index, f));
+        self.shared.drive(|served| {
+            (self.with)(served, self.index, f);
+            // One client's command may produce output for another.
+            true
+        });
     }
 
     fn register(&mut self, _: &Waker) {}
@@ -192,11 +210,11 @@ pub(super) async fn run_ports<
     if shared.read(|served| served.stop == Stop::Done) == Some(true) {
         return;
     }
-    let tcp = &PortSessions { shared, http: false, slots: CLIENTS };
-    let http = &PortSessions { shared, http: true, slots: HTTP };
+    let tcp = &PortSessions { shared, with: Served::with_client, http: false, slots: CLIENTS };
+    let with = HttpPort::<E, HTTP>::WITH;
+    let http = &PortSessions { shared, with, http: true, slots: HTTP };
     let lines =
         select(serve_port::<M, _, _, _, CLIENTS, RX>(&mut ports.tcp, tcp, sleep, rx.0), async {
-            // Known at compile time: without connections nothing of HTTP is linked.
             if HTTP == 0 {
                 return pending().await;
             }

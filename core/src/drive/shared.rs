@@ -19,7 +19,10 @@ pub(super) trait State {
 
     /// A value that changes whenever a waiting task should check its condition again.
     fn version(&self) -> Self::Version;
+}
 
+/// A state machine whose sessions have numbers.
+pub(super) trait WithSessions: State {
     /// Runs `f` on session `index`, if there is one. Returns whether the call may have given other
     /// sessions of this state something to do.
     fn with_session(&mut self, index: usize, f: &mut dyn FnMut(&mut dyn Session)) -> bool;
@@ -161,7 +164,7 @@ pub(super) struct SessionLock<'c, M: RawMutex, T> {
     pub(super) index: usize,
 }
 
-impl<M: RawMutex, T: State> SessionAccess for SessionLock<'_, M, T> {
+impl<M: RawMutex, T: WithSessions> SessionAccess for SessionLock<'_, M, T> {
     fn with(&mut self, f: &mut dyn FnMut(&mut dyn Session)) {
         self.shared.drive(|state| state.with_session(self.index, f));
     }

@@ -11,7 +11,8 @@ use crate::wire::{Decimal, ErrorType, Write, copy, saturate};
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Status {
     /// 200
-    Ok,
+    // From 1 on, so that an `Option` of it that is `None` is zero.
+    Ok = 1,
     /// 400: what was asked for makes no sense.
     BadRequest,
     /// 403: the client may not do this.

@@ -207,17 +207,18 @@ impl Exchange {
 }
 
 impl<T> Connection<T> {
-    /// A connection in its initial state.
-    pub const fn new() -> Self {
+    /// For storage: [`init`](Self::init) makes it usable. All bytes are zero if those of `task`
+    /// are: a static of it needs no image in flash.
+    pub const fn zero(task: T) -> Self {
         Self {
-            task: None,
+            task: Some(task),
             refusal: None,
             state: State::Down,
             exchange: Exchange::NEW,
-            step: Instant::NEVER,
-            evictable: Instant::NEVER,
+            step: Instant::ZERO,
+            evictable: Instant::ZERO,
             continuing: 0,
-            head: head::Scanner::new(),
+            head: head::Scanner::ZERO,
             filled: 0,
             left: 0,
             chunks: Chunks::NONE,
@@ -226,6 +227,17 @@ impl<T> Connection<T> {
             body: 0..0,
             buf: [0; BUFFER],
         }
+    }
+
+    /// Nobody is connected.
+    pub fn init(&mut self) {
+        self.task = None;
+        self.refusal = None;
+        self.state = State::Down;
+        self.step = Instant::NEVER;
+        self.evictable = Instant::NEVER;
+        self.front = 0..0;
+        self.body = 0..0;
     }
 
     /// As [`Session::open`](crate::session::Session::open).
@@ -421,12 +433,6 @@ impl<T> Connection<T> {
         }
         self.task = None;
         self.refusal = None;
-    }
-}
-
-impl<T> Default for Connection<T> {
-    fn default() -> Self {
-        Self::new()
     }
 }
 

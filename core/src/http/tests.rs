@@ -153,7 +153,9 @@ struct World {
 impl World {
     fn new() -> Self {
         let service = Echo { takes: usize::MAX, element: 100, most: 60_000, ..Echo::default() };
-        let mut world = Self { connection: Connection::new(), service, now: Instant::ZERO };
+        let connection = Connection::zero(Task::Ping);
+        let mut world = Self { connection, service, now: Instant::ZERO };
+        world.connection.init();
         assert_eq!(world.connection.link(), Link::Down);
         world.connection.open(world.now, &mut world.service);
         assert_eq!(world.connection.link(), Link::Up);

@@ -97,14 +97,15 @@ impl List {
 }
 
 impl ChannelQuery {
-    /// The initial value for storage.
+    /// For storage; [`Nsqd::ask_lookupds`] makes it usable. All bytes are zero: a static of it
+    /// needs no image in flash.
     pub const fn new() -> Self {
         Self {
-            connection: LookupdQuery::NEW,
+            connection: LookupdQuery::ZERO,
             list: List::NEW,
             source: 0,
             failed: 0,
-            pending_event: None,
+            pending_event: Some((0, Closed::ZERO)),
             address: Address::NONE,
         }
     }
@@ -126,8 +127,9 @@ impl<'a> Nsqd<'a> {
     /// somebody has to drive that session, or else a topic's first messages wait for ever. Call it
     /// once, before anything is driven.
     pub fn ask_lookupds(&mut self, query: &'a mut ChannelQuery) {
-        *query = ChannelQuery::new();
+        query.connection.init();
         query.connection.start(Instant::NEVER);
+        (query.failed, query.pending_event) = (0, None);
         self.shared.asks = self.shared.config.channels_wait > Span::ZERO;
         self.channel_query = Some(query);
     }

@@ -172,7 +172,7 @@ impl<'a> Nsqd<'a> {
     ) -> Result<Self, ConfigError> {
         let layout = config.check(TOPICS, CHANNELS, CLIENTS, IN_FLIGHT, store.len())?;
         let Storage { topics, channels, clients, subscriptions, entries } = storage;
-        clients.fill_with(|| Client::NEW);
+        clients.iter_mut().for_each(Client::init);
         let store = Arena::new(store, layout);
         let entries = entries.as_flattened_mut();
         let per_channel = IN_FLIGHT as u16;

@@ -67,14 +67,15 @@ pub const fn message_cost(len: u32, channels_per_topic: u8) -> usize {
 impl<const TOPICS: usize, const CHANNELS: usize, const CLIENTS: usize, const IN_FLIGHT: usize>
     Storage<TOPICS, CHANNELS, CLIENTS, IN_FLIGHT>
 {
-    /// Empty; [`Nsqd::new`] fills it.
+    /// For storage; [`Nsqd::new`] makes it usable. All bytes are zero: a static of it needs no
+    /// image in flash.
     pub const fn new() -> Self {
         Self {
-            topics: [const { Topic::NEW }; TOPICS],
-            channels: [const { Channel::NEW }; CHANNELS],
-            clients: [const { Client::NEW }; CLIENTS],
-            subscriptions: [Subscription::EMPTY; CLIENTS],
-            entries: [[Entry::FREE; IN_FLIGHT]; CHANNELS],
+            topics: [const { Topic::ZERO }; TOPICS],
+            channels: [const { Channel::ZERO }; CHANNELS],
+            clients: [const { Client::ZERO }; CLIENTS],
+            subscriptions: [Subscription::ZERO; CLIENTS],
+            entries: [[Entry::ZERO; IN_FLIGHT]; CHANNELS],
         }
     }
 }

@@ -22,6 +22,9 @@ pub(super) struct List {
 impl List {
     pub(super) const EMPTY: Self = Self { first: NIL, last: NIL, len: 0 };
 
+    /// All bytes are zero, for storage before its use.
+    const ZERO: Self = Self { first: 0, last: 0, len: 0 };
+
     /// Adds at the end, through the messages' own link.
     pub(super) fn push(&mut self, store: &mut Arena<'_>, message: u16) {
         store.set_next(message, NIL);
@@ -229,18 +232,22 @@ pub(super) struct Topic {
 }
 
 impl Topic {
-    pub(super) const NEW: Self = Self {
+    pub(super) const NEW: Self =
+        Self { ask_until: Instant::NEVER, held: List::EMPTY, list: List::EMPTY, ..Self::ZERO };
+
+    /// All bytes are zero, for storage before its use.
+    pub(super) const ZERO: Self = Self {
         name: TopicName::NONE,
         origin: Origin::Client,
         used: Used::NEVER,
         paused: false,
         channels: 0,
         asking: 0,
-        ask_until: Instant::NEVER,
-        held: List::EMPTY,
+        ask_until: Instant::ZERO,
+        held: List::ZERO,
         theirs: 0,
         finished: Used::NEVER,
-        list: List::EMPTY,
+        list: List::ZERO,
         messages: 0,
         bytes: 0,
         dropped: 0,
@@ -289,8 +296,17 @@ pub(super) struct Channel {
 
 impl Channel {
     pub(super) const NEW: Self = Self {
-        name: ChannelName::NONE,
         topic: NONE,
+        cursor: NIL,
+        requeued: List::EMPTY,
+        deferred: List::EMPTY,
+        ..Self::ZERO
+    };
+
+    /// All bytes are zero, for storage before its use.
+    pub(super) const ZERO: Self = Self {
+        name: ChannelName::NONE,
+        topic: 0,
         origin: Origin::Client,
         used: Used::NEVER,
         delivered: false,
@@ -299,10 +315,10 @@ impl Channel {
         paused: false,
         requeued_next: false,
         starved: false,
-        cursor: NIL,
+        cursor: 0,
         queued: 0,
-        requeued: List::EMPTY,
-        deferred: List::EMPTY,
+        requeued: List::ZERO,
+        deferred: List::ZERO,
         in_flight: 0,
         turn: 0,
         messages: 0,
@@ -348,6 +364,15 @@ impl Entry {
         message: NIL,
         owner: NONE,
     };
+
+    /// All bytes are zero, for storage before its use.
+    pub(super) const ZERO: Self = Self {
+        deadline: Instant::ZERO,
+        delivered: Instant::ZERO,
+        sequence: 0,
+        message: 0,
+        owner: 0,
+    };
 }
 
 /// A client's subscription and its counters.
@@ -374,8 +399,12 @@ pub(super) struct Subscription {
 }
 
 impl Subscription {
-    pub(super) const EMPTY: Self = Self {
-        channel: NONE,
+    pub(super) const EMPTY: Self =
+        Self { channel: NONE, pubs: [(NONE, 0); PUB_COUNTS_MAX], ..Self::ZERO };
+
+    /// All bytes are zero, for storage before its use.
+    pub(super) const ZERO: Self = Self {
+        channel: 0,
         idle: false,
         kicked: false,
         ready: 0,
@@ -385,7 +414,7 @@ impl Subscription {
         delivered: 0,
         finished: 0,
         requeued: 0,
-        pubs: [(NONE, 0); PUB_COUNTS_MAX],
+        pubs: [(0, 0); PUB_COUNTS_MAX],
     };
 
     /// Whether RDY allows another message in flight.

@@ -91,7 +91,7 @@ pub use producer::ProducerSession;
 pub use service::HttpSession;
 pub use status::{Counters, Event, ProducerStatus, TableFull};
 
-use listing::Task;
+use listing::{Step, Task};
 use producer::{Producer, twins};
 use table::{Bits, Channel, Tables, Topic};
 
@@ -161,7 +161,7 @@ impl<
             topic_bits: [[0; WORDS]; TOPICS],
             channels: [Channel::FREE; CHANNELS],
             channel_bits: [[0; WORDS]; CHANNELS],
-            http: [const { http::Connection::new() }; HTTP],
+            http: [const { http::Connection::zero(Task::new(Step::Ping)) }; HTTP],
         }
     }
 }
@@ -217,7 +217,7 @@ impl<'a> Nsqlookupd<'a> {
     ) -> Self {
         let Storage { producers, topics, topic_bits, channels, channel_bits, http } = storage;
         producers.fill_with(|| Producer::FREE);
-        http.fill_with(http::Connection::new);
+        http.iter_mut().for_each(http::Connection::init);
         let topic_bits = Bits::new(topic_bits.as_flattened_mut(), WORDS);
         let channel_bits = Bits::new(channel_bits.as_flattened_mut(), WORDS);
         let tables = Tables::new(topics, channels, topic_bits, channel_bits);

@@ -23,6 +23,12 @@ pub enum Closed {
     Local,
 }
 
+impl Closed {
+    /// All bytes are zero, for storage before its use; it stands for nothing.
+    pub(crate) const ZERO: Self =
+        Self::Fault(Fault::Decode(DecodeError::BadLength { len: 0, max: 0 }));
+}
+
 /// Why a dial failed. The same for every transport; an adapter maps its own errors to these.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]

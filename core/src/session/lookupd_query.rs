@@ -59,17 +59,25 @@ pub(crate) struct LookupdQuery<const N: usize> {
 }
 
 impl<const N: usize> LookupdQuery<N> {
-    /// For storage.
-    pub(crate) const NEW: Self = Self {
+    /// All bytes are zero, for storage: [`init`](Self::init) makes it usable.
+    pub(crate) const ZERO: Self = Self {
         state: LookupdState::Unused,
-        why: None,
+        why: Some(Closed::ZERO),
         pending_event: false,
         staging: Staging::EMPTY,
-        step: Instant::NEVER,
-        http: ResponseDecoder::new(),
-        json: Scanner::new(),
+        step: Instant::ZERO,
+        http: ResponseDecoder::ZERO,
+        json: Scanner::ZERO,
         tx_buffer: [0; TX_BUFFER],
     };
+
+    /// Not started; never asked.
+    pub(crate) fn init(&mut self) {
+        self.state = LookupdState::Unused;
+        self.why = None;
+        self.pending_event = false;
+        self.step = Instant::NEVER;
+    }
 
     pub(crate) fn state(&self) -> LookupdState {
         self.state

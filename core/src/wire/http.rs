@@ -107,16 +107,19 @@ enum Body {
 impl ResponseDecoder {
     /// Before the first byte.
     pub const fn new() -> Self {
-        Self {
-            place: Place::Status,
-            body: Body::ToTheEnd,
-            status: 0,
-            left: 0,
-            room: HEAD_MAX,
-            line: [0; LINE],
-            len: 0,
-        }
+        Self { room: HEAD_MAX, ..Self::ZERO }
     }
+
+    /// All bytes are zero, for storage before its use.
+    pub(crate) const ZERO: Self = Self {
+        place: Place::Status,
+        body: Body::ToTheEnd,
+        status: 0,
+        left: 0,
+        room: 0,
+        line: [0; LINE],
+        len: 0,
+    };
 
     /// Takes bytes from the front of `input` and gives the next piece of the body; `None` once all
     /// are taken. What follows a complete answer is dropped.

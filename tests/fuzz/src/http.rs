@@ -247,11 +247,17 @@ impl Machine for Server {
     }
 }
 
+fn connection<T>(task: T) -> Connection<T> {
+    let mut connection = Connection::zero(task);
+    connection.init();
+    connection
+}
+
 /// Whatever clients do; and whether requests come in one piece makes no difference.
 pub(crate) fn run(data: &[u8]) {
     let Some((&kind, data)) = data.split_first() else { return };
     if kind < 128 {
-        let connections = [(); CONNECTIONS].map(|()| Connection::new());
+        let connections = [(); CONNECTIONS].map(|()| connection(Task::Nothing));
         let answers = [(); CONNECTIONS].map(|()| Answers::default());
         let mut server = Server { connections, service: Odd::default(), answers };
         play(&mut server, &mut Input::new(data));
@@ -265,7 +271,7 @@ pub(crate) fn run(data: &[u8]) {
 
 fn ask(requests: &mut dyn Iterator<Item = &[u8]>) -> String {
     let mut service = Odd::default();
-    let mut connection = Connection::new();
+    let mut connection = connection(Task::Nothing);
     let said = converse(
         &mut |f| f(&mut Line { connection: &mut connection, service: &mut service }),
         Instant::from_millis(5),
@@ -360,7 +366,7 @@ pub(crate) fn target(data: &[u8]) {
         return;
     }
     let mut service = Listener { config: Config::default(), text, heard: false };
-    let mut connection = Connection::new();
+    let mut connection = connection(());
     let now = Instant::from_millis(5);
     connection.open(now, &mut service);
     let request = format!("GET {text} HTTP/1.1\r\nHost: x\r\n\r\n");

@@ -36,7 +36,7 @@ pub const RING: usize = MESSAGES * 64;
 /// nsqds that an nsqlookupd may have found.
 pub const FOUND: usize = CONNECTIONS;
 
-const TOPIC: TopicName = match TopicName::new("sensors-temp") {
+pub(crate) const TOPIC: TopicName = match TopicName::new("sensors-temp") {
     Ok(topic) => topic,
     Err(_) => panic!("a topic's name"),
 };
@@ -44,7 +44,8 @@ static NSQDS: [Address; 1] = [address("10.0.0.1", 4150)];
 static COMMAND_NSQDS: [Address; CONNECTIONS] =
     [address("10.0.0.1", 4250), address("10.0.0.1", 4251)];
 static COMMAND_LOOKUPDS: [Address; 1] = [address("10.0.0.2", 4261)];
-static NSQLOOKUPDS: [Address; 2] = [address("10.0.0.2", 4160), address("10.0.0.2", 4161)];
+pub(crate) static NSQLOOKUPDS: [Address; 2] =
+    [address("10.0.0.2", 4160), address("10.0.0.2", 4161)];
 
 const fn address(host: &str, port: u16) -> Address {
     match Address::new(host, port) {
@@ -59,7 +60,7 @@ const COMMANDS: consumer::Config<'static> =
         (Ok(topic), Ok(channel)) => consumer::Config::new(topic, channel),
         _ => panic!("names"),
     };
-const NODE: Config<'static> = Config::new(NodeInfo {
+pub(crate) const NODE: Config<'static> = Config::new(NodeInfo {
     broadcast_address: "10.0.0.9",
     hostname: "device",
     tcp_port: 4150,

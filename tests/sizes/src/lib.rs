@@ -15,6 +15,8 @@ mod bl;
 pub mod clients;
 pub mod executor;
 pub mod platform;
+#[cfg(feature = "nsqd")]
+pub mod server;
 
 use core::future::poll_fn;
 use core::task::Poll;

@@ -1,9 +1,10 @@
 //! The links and the clock as a platform of `nanonsq_core::drive`.
 
+use core::net::SocketAddr;
 use core::task::{Context, Poll};
 
 use nanonsq_core::address::Address;
-use nanonsq_core::drive::{Dialer, Sleep, Transport};
+use nanonsq_core::drive::{AcceptError, Dialer, Listener, Sleep, Transport};
 use nanonsq_core::session::{DialError, Transmit, TransportError};
 use nanonsq_core::time::Instant;
 
@@ -127,5 +128,19 @@ impl Sleep for Clock {
             true => Poll::Ready(()),
             false => Poll::Pending,
         }
+    }
+}
+
+/// Accepts who opens the link of a port.
+#[derive(Debug, Clone, Copy)]
+pub struct LinkListener(pub u16);
+
+impl Listener for LinkListener {
+    type Transport<'l> = Link;
+
+    async fn accept(&mut self) -> Result<(Link, SocketAddr), AcceptError> {
+        let link = core::future::poll_fn(|_| Link::poll_open(self.0)).await;
+        let caller = SocketAddr::from(([10, 0, 0, 7], 40_000));
+        link.map(|link| (link, caller)).ok_or(AcceptError::Other)
     }
 }

@@ -81,6 +81,15 @@ impl Image {
         self.variables.iter().map(|(symbol, _)| symbol)
     }
 
+    /// The variables whose name begins with `prefix` and that have an image in flash, because they
+    /// are not all zeros when the program starts.
+    pub(crate) fn initialized(&self, prefix: &str) -> Vec<&str> {
+        let is_initialized = |(symbol, value): &&(Symbol, Vec<u8>)| {
+            symbol.name.starts_with(prefix) && value.iter().any(|byte| *byte != 0)
+        };
+        self.variables.iter().filter(is_initialized).map(|(symbol, _)| &*symbol.name).collect()
+    }
+
     /// The little-endian word that a variable is, for all whose name begins with `prefix`.
     pub(crate) fn words(&self, prefix: &str) -> Vec<(String, u32)> {
         let word = |(symbol, value): &(Symbol, Vec<u8>)| {

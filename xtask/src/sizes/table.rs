@@ -84,6 +84,23 @@ fn print_row(name: &str, figures: [u64; 9], calls: &str) {
     );
 }
 
+pub(crate) fn nsqd_json([flash_z, flash_s, static_ram]: [u64; 3]) -> Value {
+    json!({ "flash_z": flash_z, "flash_s": flash_s, "static_ram": static_ram })
+}
+
+pub(crate) fn print_nsqds([plain, http]: [[u64; 3]; 2]) {
+    println!(
+        "\nAn nsqd of 2 topics, 2 channels, 2 clients and 2 KiB for messages, which publishes:\n"
+    );
+    println!("| nsqd                                   | flash z | flash s | static RAM |");
+    println!("|:{:-<39}|-:|-:|-:|", "");
+    for (name, [flash_z, flash_s, ram]) in
+        [("without HTTP and nsqlookupds", plain), ("with HTTP and one nsqlookupd", http)]
+    {
+        println!("| {name:<38} | {flash_z:>7} | {flash_s:>7} | {ram:>10} |");
+    }
+}
+
 /// Sizes of types on the target, as `tests/sizes` has them.
 pub(crate) fn print_types(image: &Image) {
     println!("\nBytes of types and futures on thumbv6m:\n");

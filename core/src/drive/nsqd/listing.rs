@@ -27,6 +27,24 @@ pub(super) struct Asking<
     pub(super) lookup: &'r registration::Handle<'a, M, S, PEERS, TOPICS, CHANNELS>,
 }
 
+/// Runs the function on the session that asks, if there is one.
+type WithQuery<'a> = fn(&mut Nsqd<'a>, &[Lookupd<'_>], &mut dyn FnMut(&mut dyn Session));
+
+impl<'a, M: RawMutex, S, const PEERS: usize, const TOPICS: usize, const CHANNELS: usize>
+    Asking<'_, 'a, M, S, PEERS, TOPICS, CHANNELS>
+{
+    /// A constant, so that an nsqd without nsqlookupds does not link it.
+    const WITH: WithQuery<'a> = if PEERS > 0 {
+        |node, lookupds, f| {
+            if let Some(mut session) = node.asking(lookupds) {
+                f(&mut session);
+            }
+        }
+    } else {
+        |_, _, _| ()
+    };
+}
+
 impl<M: RawMutex, S: Sleep, const PEERS: usize, const TOPICS: usize, const CHANNELS: usize>
     SessionAccess for Asking<'_, '_, M, S, PEERS, TOPICS, CHANNELS>
 {
@@ -45,9 +63,7 @@ impl<M: RawMutex, S: Sleep, const PEERS: usize, const TOPICS: usize, const CHANN
                         };
                     }
                 }
-                if let Some(mut session) = node.asking(&lookupds) {
-                    f(&mut session);
-                }
+                Self::WITH(node, &lookupds, f);
             });
             true
         });

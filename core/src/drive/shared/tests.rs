@@ -18,10 +18,6 @@ impl State for Room {
     fn version(&self) -> u32 {
         self.version
     }
-
-    fn with_session(&mut self, _: usize, _: &mut dyn FnMut(&mut dyn Session)) -> bool {
-        false
-    }
 }
 
 fn room() -> Shared<NoopRawMutex, Room> {

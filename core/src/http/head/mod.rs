@@ -112,31 +112,34 @@ const BAD: Refusal = Refusal::bad_request("BAD_REQUEST");
 
 impl Scanner {
     pub(super) const fn new() -> Self {
-        Self {
-            at: At::Method,
-            escape: Escape::No,
-            header: Header::None,
-            method: Method::Other,
-            cr: false,
-            gap: true,
-            bad_query: false,
-            has_host: false,
-            has_expect: false,
-            has_encoding: false,
-            is_chunked: false,
-            keeps_alive: false,
-            is_unmet: false,
-            word: 0,
-            path: 0,
-            kept: 0,
-            total: 0,
-            has_len: false,
-            len: 0,
-            has_digit: false,
-            reading: 0,
-            exchange: Exchange::NEW,
-        }
+        Self { method: Method::Other, gap: true, ..Self::ZERO }
     }
+
+    /// All bytes are zero, for storage before its use.
+    pub(super) const ZERO: Self = Self {
+        at: At::Method,
+        escape: Escape::No,
+        header: Header::None,
+        method: Method::Get,
+        cr: false,
+        gap: false,
+        bad_query: false,
+        has_host: false,
+        has_expect: false,
+        has_encoding: false,
+        is_chunked: false,
+        keeps_alive: false,
+        is_unmet: false,
+        word: 0,
+        path: 0,
+        kept: 0,
+        total: 0,
+        has_len: false,
+        len: 0,
+        has_digit: false,
+        reading: 0,
+        exchange: Exchange::NEW,
+    };
 
     /// The parts of the head that decide how the request is answered.
     pub(super) const fn exchange(&self) -> Exchange {

@@ -82,7 +82,10 @@ pub(super) struct Cursor {
 }
 
 impl Cursor {
-    pub(super) const NONE: Self = Self { block: NIL, at: 0, left: 0 };
+    pub(super) const NONE: Self = Self { block: NIL, ..Self::ZERO };
+
+    /// All bytes are zero, for storage before its use.
+    pub(super) const ZERO: Self = Self { block: 0, at: 0, left: 0 };
 }
 
 /// The blocks.

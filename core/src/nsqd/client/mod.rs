@@ -6,7 +6,7 @@ mod session;
 mod transmit;
 mod tx_buffer;
 
-use core::net::SocketAddr;
+use core::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use super::ClientEvent;
 use super::arena::{Cursor, NIL};
@@ -126,35 +126,42 @@ impl TimerId for Timer {
 }
 
 impl Client {
-    /// The initial value for storage.
-    pub(super) const NEW: Self = Self {
+    /// All bytes are zero, for storage: [`init`](Self::init) makes it usable.
+    pub(super) const ZERO: Self = Self {
         state: State::Unused,
-        pending_event: None,
-        why: Closed::Local,
-        from: None,
+        pending_event: Some(PendingEvent::Connected),
+        why: Closed::ZERO,
+        from: Some(SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0)),
         since: 0,
-        commands: CommandDecoder::new(),
-        identify: IdentifyScanner::new(),
+        commands: CommandDecoder::ZERO,
+        identify: IdentifyScanner::ZERO,
         identified: false,
         is_known: false,
-        timers: Timers::new(),
+        timers: Timers::ZERO,
         heartbeat: Span::ZERO,
         msg_timeout: Span::ZERO,
         heartbeat_due: false,
         answer_at: 0,
         answer_len: 0,
         tx_buffer: TxBuffer::EMPTY,
-        message: NIL,
+        message: 0,
         head_at: 0,
         head: [0; HEAD_LEN],
-        body: Cursor::NONE,
-        verb: Verb::Nop,
+        body: Cursor::ZERO,
+        verb: Verb::Identify,
         topic: TopicName::NONE,
         defer_ms: 0,
         step: 0,
-        draft: Draft::NONE,
-        wants: None,
+        draft: Draft::ZERO,
+        wants: Some(Want::Message(0)),
     };
+
+    /// Nobody is connected.
+    pub(super) fn init(&mut self) {
+        self.state = State::Unused;
+        self.pending_event = None;
+        self.reset();
+    }
 
     /// Resets the client in place, because a whole new value would be built on the stack.
     fn reset(&mut self) {

@@ -99,9 +99,12 @@ pub(super) struct Draft {
 
 impl Draft {
     /// An empty draft of a client.
-    pub(super) const NONE: Self = Self {
-        first: NIL,
-        last: NIL,
+    pub(super) const NONE: Self = Self { first: NIL, last: NIL, to: Cursor::NONE, ..Self::ZERO };
+
+    /// All bytes are zero, for storage before its use.
+    pub(super) const ZERO: Self = Self {
+        first: 0,
+        last: 0,
         count: 0,
         bytes: 0,
         promised: 0,
@@ -109,7 +112,7 @@ impl Draft {
         claimed: 0,
         own: false,
         is_complete: false,
-        to: Cursor::NONE,
+        to: Cursor::ZERO,
     };
 
     /// An empty draft of the application.

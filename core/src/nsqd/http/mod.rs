@@ -86,10 +86,11 @@ const _: () = {
 };
 
 impl<const HTTP: usize, const LOOKUPDS: usize> HttpStorage<HTTP, LOOKUPDS> {
-    /// Empty; [`Nsqd::answer_http`] fills it.
+    /// For storage; [`Nsqd::answer_http`] makes it usable. All bytes are zero: a static of it
+    /// needs no image in flash.
     pub const fn new() -> Self {
         Self {
-            connections: [const { Connection::new() }; HTTP],
+            connections: [const { Connection::zero(Task::Done) }; HTTP],
             lookupds: [const { Address::NONE }; LOOKUPDS],
         }
     }
@@ -163,7 +164,7 @@ impl<'a> Nsqd<'a> {
             return Err(TooManyLookupds { max: LOOKUPDS });
         }
         let HttpStorage { connections, lookupds: room } = storage;
-        connections.fill_with(Connection::new);
+        connections.iter_mut().for_each(Connection::init);
         for (slot, address) in room.iter_mut().zip(lookupds) {
             slot.clone_from(address);
         }

@@ -72,6 +72,10 @@ impl<const N: usize> Fields<N> {
         Self { text: [0; N], machine: Machine::new(), key: UNKNOWN, event: Event::Null }
     }
 
+    /// All bytes are zero, for storage before its use.
+    pub(crate) const ZERO: Self =
+        Self { text: [0; N], machine: Machine::ZERO, key: 0, event: Event::ObjectStart };
+
     /// Takes bytes from the front of `input` up to and including the next value of one of `keys`,
     /// or all of them if none ends there (`None`). Gives the key's place in `keys` and the value:
     /// a string, number or boolean, or the start of an object or array, which is skipped.

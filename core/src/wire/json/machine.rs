@@ -82,19 +82,22 @@ pub(super) struct Misfit;
 
 impl Machine {
     pub(super) const fn new() -> Self {
-        Self {
-            nest: 0,
-            at: 0,
-            acc: 0,
-            len: 0,
-            mode: Mode::Structure,
-            depth: 0,
-            allowed: VALUE,
-            count: 0,
-            lossy: false,
-            negative: false,
-        }
+        Self { allowed: VALUE, ..Self::ZERO }
     }
+
+    /// All bytes are zero, for storage before its use.
+    pub(super) const ZERO: Self = Self {
+        nest: 0,
+        at: 0,
+        acc: 0,
+        len: 0,
+        mode: Mode::Structure,
+        depth: 0,
+        allowed: 0,
+        count: 0,
+        lossy: false,
+        negative: false,
+    };
 
     pub(super) fn next(
         &mut self,

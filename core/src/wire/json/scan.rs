@@ -36,6 +36,9 @@ impl<const N: usize> Scanner<N> {
         Self { text: [0; N], machine: Machine::new() }
     }
 
+    /// All bytes are zero, for storage before its use.
+    pub(crate) const ZERO: Self = Self { text: [0; N], machine: Machine::ZERO };
+
     /// Takes bytes from the front of `input` up to and including the next token's end, or all of
     /// them if none ends there (`None`).
     ///

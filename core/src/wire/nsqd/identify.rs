@@ -315,6 +315,10 @@ impl<const S: usize, const N: usize> IdentifyScanner<S, N> {
         Self { fields: Fields::new(), identification: Identification::new() }
     }
 
+    /// All bytes are zero, for storage before its use.
+    pub(crate) const ZERO: Self =
+        Self { fields: Fields::ZERO, identification: Identification::new() };
+
     /// Takes the next piece of the body.
     pub fn feed(&mut self, bytes: &[u8]) -> Result<(), Refusal<'static>> {
         let mut bytes = bytes;

@@ -147,19 +147,22 @@ enum State {
 impl CommandDecoder {
     /// Before the magic.
     pub const fn new() -> Self {
-        Self {
-            line: Line::new(),
-            state: State::Magic,
-            phase: Phase::Init,
-            verb: Verb::Nop,
-            heartbeats: true,
-            have: 0,
-            number: 0,
-            left: 0,
-            count: 0,
-            index: 0,
-        }
+        Self { verb: Verb::Nop, heartbeats: true, ..Self::ZERO }
     }
+
+    /// All bytes are zero, for storage before its use.
+    pub(crate) const ZERO: Self = Self {
+        line: Line::new(),
+        state: State::Magic,
+        phase: Phase::Init,
+        verb: Verb::Identify,
+        heartbeats: false,
+        have: 0,
+        number: 0,
+        left: 0,
+        count: 0,
+        index: 0,
+    };
 
     /// Takes bytes from the front of `input` and gives the next item; `None` once all are taken.
     ///

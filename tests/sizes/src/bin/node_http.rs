@@ -1,0 +1,7 @@
+//! An nsqd with HTTP, one nsqlookupd and its questions for channels.
+
+#![cfg_attr(target_os = "none", no_std, no_main)]
+
+use nanonsq_sizes::{server, tasks};
+
+tasks!(server::serve::<1, 1>);
