@@ -189,16 +189,18 @@ impl Measured {
         self.images.get(&(level, name.to_owned())).with_context(|| format!("no firmware {name}"))
     }
 
+    /// What a program has more of than the one without nanonsq.
+    fn added(&self, level: Level, program: &str, of: fn(&Image) -> u64) -> Result<u64> {
+        let (with, without) = (self.image(level, program)?, self.image(level, PIPE)?);
+        Ok(of(with).saturating_sub(of(without)))
+    }
+
     /// What an nsqd adds: bytes of flash at z and s, and of static RAM.
     fn nsqd(&self, nsqd: &str) -> Result<[u64; 3]> {
-        let added = |level, of: fn(&Image) -> u64| {
-            let (with, without) = (self.image(level, nsqd)?, self.image(level, PIPE)?);
-            anyhow::Ok(of(with).saturating_sub(of(without)))
-        };
         Ok([
-            added(Level::Z, |image| image.flash)?,
-            added(Level::S, |image| image.flash)?,
-            added(Level::Z, |image| image.ram)?,
+            self.added(Level::Z, nsqd, |image| image.flash)?,
+            self.added(Level::S, nsqd, |image| image.flash)?,
+            self.added(Level::Z, nsqd, |image| image.ram)?,
         ])
     }
 
@@ -207,10 +209,6 @@ impl Measured {
     }
 
     fn row(&self, client: &str) -> Result<Row> {
-        let added = |level, of: fn(&Image) -> u64| {
-            let (with, without) = (self.image(level, client)?, self.image(level, PIPE)?);
-            anyhow::Ok(of(with).saturating_sub(of(without)))
-        };
         let stack = |level| {
             let (with, without) = (self.trace(level, client)?, self.trace(level, PIPE)?);
             anyhow::Ok(with.stack.saturating_sub(without.stack))
@@ -233,9 +231,9 @@ impl Measured {
         let at_s = self.trace(Level::S, client)?;
         let calls = |name: &str| at_s.calls.get(name).copied().unwrap_or_default();
         Ok(Row {
-            flash_z: added(Level::Z, |image| image.flash)?,
-            flash_s: added(Level::S, |image| image.flash)?,
-            static_ram: added(Level::Z, |image| image.ram)?,
+            flash_z: self.added(Level::Z, client, |image| image.flash)?,
+            flash_s: self.added(Level::S, client, |image| image.flash)?,
+            static_ram: self.added(Level::Z, client, |image| image.ram)?,
             buffers: sum(&["outbox", "publisher_rx"])? + more,
             peak_stack_z: stack(Level::Z)?,
             peak_stack_s: stack(Level::S)?,

@@ -150,9 +150,8 @@ impl Lookupd {
         self.round = Round::NONE;
     }
 
-    /// Asks from now on, at once.
+    /// Asks from now on, at once: after [`init`](Self::init).
     pub(super) fn start(&mut self) {
-        self.init();
         self.query.start(Instant::ZERO);
     }
 

@@ -15,8 +15,7 @@ use embassy_sync::blocking_mutex::raw::RawMutex;
 use super::accept::Buffers;
 use super::connection::run_dialed;
 use super::server::{Engine, Served, SharedServer, run_ports, stop_asked};
-use super::shared::OnceCell;
-use super::shared::Shared;
+use super::shared::{OnceCell, Shared};
 use super::{Dialer, Listener, Ports, Sleep, registration};
 use crate::address::Address;
 use crate::nsqd::{

@@ -236,8 +236,7 @@ impl<T> Connection<T> {
         self.state = State::Down;
         self.step = Instant::NEVER;
         self.evictable = Instant::NEVER;
-        self.front = 0..0;
-        self.body = 0..0;
+        self.clear_staged();
     }
 
     /// As [`Session::open`](crate::session::Session::open).

@@ -10,7 +10,7 @@ impl Random {
         Random(seed)
     }
 
-    /// Any number.
+    /// Each of the 2^64 numbers is as likely as any other.
     #[allow(clippy::should_implement_trait)] // It never ends.
     pub fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);

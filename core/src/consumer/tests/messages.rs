@@ -2,13 +2,17 @@
 
 use super::*;
 
+/// nsqd's answer to IDENTIFY, with another `msg_timeout`, in milliseconds.
+fn info_with_timeout(ms: u32) -> Vec<u8> {
+    String::from_utf8(INFO.to_vec()).unwrap().replace("60000", &ms.to_string()).into_bytes()
+}
+
 #[test]
 fn a_message_is_touched_for_as_long_as_its_own_nsqd_has_it() {
     with::<2, 4>(&Config { msg_timeout: Some(Span::from_secs(60)), ..config() }, 2, |bench| {
         bench.connect(0).written(0);
         // The other one grants less.
-        let info = String::from_utf8(INFO.to_vec()).unwrap().replace("60000", "10000");
-        bench.connect_with(1, info.as_bytes()).written(1);
+        bench.connect_with(1, &info_with_timeout(10_000)).written(1);
         bench.receive(1, &message(1, 1, b"x"));
         let token = bench.take();
         bench.at(9_000).consumer.touch(at(9_000), token).unwrap();
@@ -24,8 +28,7 @@ fn a_message_is_touched_for_as_long_as_its_own_nsqd_has_it() {
 #[test]
 fn a_touch_that_left_late_counts_from_then() {
     with::<1, 4>(&Config { msg_timeout: Some(Span::from_secs(10)), ..config() }, 1, |bench| {
-        let info = String::from_utf8(INFO.to_vec()).unwrap().replace("60000", "10000");
-        bench.connect_with(0, info.as_bytes()).written(0);
+        bench.connect_with(0, &info_with_timeout(10_000)).written(0);
         bench.receive(0, &message(1, 1, b"x"));
         let token = bench.take();
         bench.at(2_000).consumer.touch(at(2_000), token).unwrap();
