@@ -112,7 +112,7 @@ impl Tap {
     }
 
     /// The node reads on: what it had read is processed.
-    pub(crate) fn read_again(&mut self, conn: ConnId, now: u64) -> Vec<Seen> {
+    pub(crate) fn read_again(&mut self, conn: ConnId, now: u64) -> Vec<(ConnId, Seen)> {
         let mut seen = Vec::new();
         let Some(line) = self.lines.get_mut(&conn) else { return seen };
         if let Some(rdy) = line.rdys.drain(..).next_back() {
@@ -128,20 +128,20 @@ impl Tap {
             self.finished.insert(number);
             let body = &self.accepted[&number];
             if is_fed(body) {
-                seen.push(Seen::Finished { body: body.clone(), attempts });
+                seen.push((conn, Seen::Finished { body: body.clone(), attempts }));
             }
         }
         seen
     }
 
     /// The node read this.
-    pub(crate) fn read(&mut self, conn: ConnId, bytes: &[u8], now: u64) -> Vec<Seen> {
+    pub(crate) fn read(&mut self, conn: ConnId, bytes: &[u8], now: u64) -> Vec<(ConnId, Seen)> {
         let mut seen = Vec::new();
         let Some(line) = self.lines.get_mut(&conn) else { return seen };
         for number in line.take_back(now) {
             let body = &self.accepted[&number];
             if is_fed(body) {
-                seen.push(Seen::TakenBack { body: body.clone() });
+                seen.push((conn, Seen::TakenBack { body: body.clone() }));
             }
         }
         line.inbox.extend_from_slice(bytes);
@@ -174,7 +174,7 @@ impl Tap {
                 "RDY" => {
                     let rdy = words.get(1).and_then(|rdy| rdy.parse().ok()).unwrap_or(0);
                     line.rdys.push(rdy);
-                    seen.push(Seen::Ready { rdy });
+                    seen.push((conn, Seen::Ready { rdy }));
                 }
                 "CLS" => line.rdys.push(0),
                 "FIN" => match number(1) {
@@ -212,13 +212,15 @@ impl Tap {
     }
 
     /// The node has this to write, the first of it; it may have had before.
-    pub(crate) fn offer(&mut self, conn: ConnId, bytes: &[u8], now: u64) -> Vec<Seen> {
+    pub(crate) fn offer(&mut self, conn: ConnId, bytes: &[u8], now: u64) -> Vec<(ConnId, Seen)> {
         let mut seen = Vec::new();
         // Of all: what is offered here may be what another did not answer in time.
-        for number in self.lines.values_mut().flat_map(|line| line.take_back(now)) {
-            let body = &self.accepted[&number];
-            if is_fed(body) {
-                seen.push(Seen::TakenBack { body: body.clone() });
+        for (whose, line) in &mut self.lines {
+            for number in line.take_back(now) {
+                let body = &self.accepted[&number];
+                if is_fed(body) {
+                    seen.push((*whose, Seen::TakenBack { body: body.clone() }));
+                }
             }
         }
         let Some(line) = self.lines.get_mut(&conn) else { return seen };

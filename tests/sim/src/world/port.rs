@@ -288,12 +288,14 @@ pub(crate) struct Socket {
 }
 
 impl Socket {
-    fn tap(&self, inner: &mut Inner, f: impl FnOnce(&mut Tap, u64) -> Vec<Seen>) {
+    fn tap(&self, inner: &mut Inner, f: impl FnOnce(&mut Tap, u64) -> Vec<(ConnId, Seen)>) {
         let Some(tap) = &self.tap else { return };
         let clock = inner.now.saturating_add(inner.clocks[self.session.0]);
         let seen = f(&mut tap.borrow_mut(), clock);
-        if let Some(client) = inner.conns.get(self.id).map(|conn| conn.session) {
-            inner.seen.extend(seen.into_iter().map(|seen| (client, self.id, seen)));
+        for (id, seen) in seen {
+            if let Some(client) = inner.conns.get(id).map(|conn| conn.session) {
+                inner.seen.push((client, id, seen));
+            }
         }
     }
 }
