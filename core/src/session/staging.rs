@@ -27,6 +27,9 @@ impl Staging {
     /// Nothing is staged, and nothing of the text.
     pub(crate) const EMPTY: Self = Self { staged: 0, written: 0, text: 0 };
 
+    /// Nothing is staged, and there is no text to stage.
+    pub(crate) const NO_TEXT: Self = Self { text: WHOLE, ..Self::EMPTY };
+
     /// Whether some of what is staged is not written.
     pub(crate) fn is_writing(self) -> bool {
         self.written < self.staged
@@ -65,6 +68,19 @@ impl Staging {
         buffer.len().saturating_sub(self.staged.into())
     }
 
+    /// Moves what is not written to the front of `buffer`, so that more has room behind it.
+    pub(crate) fn compact(&mut self, buffer: &mut [u8]) {
+        // Not by `copy_within`, which panics.
+        for (to, from) in (self.written..self.staged).enumerate() {
+            let byte = buffer.get(usize::from(from)).copied().unwrap_or_default();
+            if let Some(slot) = buffer.get_mut(to) {
+                *slot = byte;
+            }
+        }
+        self.staged = self.staged.saturating_sub(self.written);
+        self.written = 0;
+    }
+
     /// Puts what `emit` writes behind what is staged; what does not fit is lost.
     #[inline]
     pub(crate) fn append(
@@ -101,9 +117,14 @@ impl Staging {
         self.text = if usize::from(text) >= window.total() { WHOLE } else { text };
     }
 
+    /// Whether some of the text is not staged.
+    pub(crate) fn has_text(self) -> bool {
+        self.text != WHOLE
+    }
+
     /// Whether all of the text is written, so that its answer may come.
     pub(crate) fn text_is_written(self) -> bool {
-        self.text == WHOLE && !self.is_writing()
+        !self.has_text() && !self.is_writing()
     }
 }
 
@@ -166,6 +187,11 @@ mod tests {
         assert_eq!((staging.is_writing(), staging.room(&buffer)), (false, 2));
         staging.clear();
         assert_eq!(staging.room(&buffer), 4);
+        staging.append(&mut buffer, |w| w.write_all(b"abcd"));
+        staging.sent(3);
+        staging.compact(&mut buffer);
+        assert_eq!((staging.pending(&buffer), staging.room(&buffer)), (&b"d"[..], 3));
+        staging.clear();
         let mut longest = [0; 255];
         staging.append(&mut longest, |w| w.write_all(&[1; 300]));
         assert_eq!(staging.pending(&longest).len(), 255);

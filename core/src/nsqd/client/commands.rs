@@ -178,8 +178,7 @@ impl ClientSession<'_, '_> {
         }
         self.restart_silence_timer(now);
         if settings.feature_negotiation {
-            self.client.answer_at = 0;
-            self.client.answer_len = u16::MAX;
+            self.client.tx_buffer.start_text();
         } else {
             self.answer(nsqd::OK);
         }

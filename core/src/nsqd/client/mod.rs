@@ -55,9 +55,6 @@ pub(super) struct Client {
     heartbeat: Span,
     msg_timeout: Span,
     heartbeat_due: bool,
-    /// How many bytes of the answer to IDENTIFY were staged, and its length; 0 if no answer is due.
-    answer_at: u16,
-    answer_len: u16,
     tx_buffer: TxBuffer,
     /// The message being written, how much of its head was written, and the rest of its body.
     message: u16,
@@ -141,8 +138,6 @@ impl Client {
         heartbeat: Span::ZERO,
         msg_timeout: Span::ZERO,
         heartbeat_due: false,
-        answer_at: 0,
-        answer_len: 0,
         tx_buffer: TxBuffer::EMPTY,
         message: 0,
         head_at: 0,
@@ -179,8 +174,6 @@ impl Client {
             heartbeat: _,
             msg_timeout: _,
             heartbeat_due,
-            answer_at: _,
-            answer_len,
             tx_buffer,
             message,
             head_at: _,
@@ -201,7 +194,6 @@ impl Client {
         *is_known = false;
         timers.stop_all();
         *heartbeat_due = false;
-        *answer_len = 0;
         tx_buffer.clear();
         *message = NIL;
         *verb = Verb::Nop;
@@ -285,7 +277,7 @@ impl Client {
 
     /// Whether the answer to one more command has room.
     fn can_answer(&self) -> bool {
-        self.answer_len == 0 && self.tx_buffer.has_room()
+        self.tx_buffer.has_room()
     }
 
     /// Whether the client ends its connection on an error text that it does not know, but knows the
@@ -324,7 +316,7 @@ impl ClientSession<'_, '_> {
     fn update_idle(&mut self) {
         let idle = self.client.state == State::Up
             && !self.client.has_unwritten()
-            && self.client.answer_len == 0;
+            && !self.client.tx_buffer.has_text();
         if let Some(subscription) = self.subscription() {
             subscription.idle = idle;
         }

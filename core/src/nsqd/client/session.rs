@@ -101,7 +101,7 @@ impl Session for ClientSession<'_, '_> {
                 self.drop_message();
             }
         } else {
-            let _ = client.tx_buffer.sent(n);
+            client.tx_buffer.sent(n);
         }
         if n > 0 {
             // The rest has the full write timeout again.

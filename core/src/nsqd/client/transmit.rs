@@ -8,8 +8,7 @@ use crate::wire::{ChunkWriter, saturate};
 impl ClientSession<'_, '_> {
     /// Stages what to write next, once the last was written.
     pub(super) fn stage(&mut self, now: Instant) {
-        self.client.tx_buffer.clear();
-        if self.client.answer_len > 0 {
+        if self.client.tx_buffer.has_text() {
             self.stage_answer();
         } else if self.client.heartbeat_due {
             self.client.heartbeat_due = false;
@@ -19,7 +18,7 @@ impl ClientSession<'_, '_> {
         }
     }
 
-    /// IDENTIFY's answer is longer than the staging area: it is made again for each piece.
+    /// IDENTIFY's answer is longer than the buffer: it is made again for each piece.
     #[inline(never)]
     fn stage_answer(&mut self) {
         let client = &mut *self.client;
@@ -42,15 +41,10 @@ impl ClientSession<'_, '_> {
             ..IdentifyResponse::default()
         };
         let len = saturate(response.encoded_len());
-        let (staged, total) = client.tx_buffer.stage(client.answer_at, |w| {
+        client.tx_buffer.stage_text(|w| {
             nsqd::emit_frame_head(w, FrameType::Response, len)?;
             response.emit(w)
         });
-        client.answer_at = client.answer_at.saturating_add(staged);
-        client.answer_len = total;
-        if client.answer_at >= client.answer_len {
-            client.answer_len = 0;
-        }
     }
 
     fn stage_message(&mut self, now: Instant) {

@@ -86,7 +86,7 @@ impl Session for ProducerSession<'_, '_> {
     fn sent(&mut self, now: Instant, n: usize) {
         let config = self.shared.config;
         let Some(producer) = self.producers.get_mut(self.id) else { return };
-        producer.answer.sent(n, &config.info);
+        producer.answer.sent(n);
         producer.write = match producer.state {
             State::Free | State::Closing => Instant::NEVER,
             State::Greeting | State::Identified if producer.answer.is_none() => Instant::NEVER,
