@@ -7,8 +7,8 @@ use std::collections::{BTreeSet, VecDeque};
 
 use nanonsq_core::address::Address;
 use nanonsq_core::name::{ChannelName, TopicName};
-use nanonsq_core::registration::{Config, NodeInfo, PeerState, Registration};
-use nanonsq_core::session::{Closed, DRAINS_MAX, DialError, Link, Session};
+use nanonsq_core::registration::{Config, NodeInfo, Registration};
+use nanonsq_core::session::{Closed, DRAINS_MAX, DialError, Link, LinkState, Session};
 use nanonsq_core::time::{Instant, Span};
 use support::{Random, seeds};
 
@@ -218,8 +218,8 @@ fn live(seed: u32) -> [u64; 3] {
             let settled = (0..PEERS).all(|index| {
                 let status = lookup.status(index).unwrap();
                 match status.state {
-                    PeerState::Unused => status.address.is_none(),
-                    PeerState::Connected => status.settled,
+                    LinkState::Idle => status.address.is_none(),
+                    LinkState::Ready => status.settled,
                     _ => false,
                 }
             });

@@ -7,8 +7,7 @@
 use super::Shared;
 use super::connection::{Cls, ConnectionSession, Timer};
 use super::rdy::SETTLE;
-use crate::session::handshake::LinkState;
-use crate::session::{Closed, Fault};
+use crate::session::{Closed, Fault, LinkState};
 use crate::wire::nsqd;
 
 /// An event on which a connection may have to be left.
@@ -62,8 +61,7 @@ fn leave(session: &mut ConnectionSession<'_, '_>, moment: Moment) {
         Moment::Late => {
             session.shared.in_flight.recall(session.id, true);
             let leave = session.shared.after(session.shared.config.close_timeout);
-            session.connection.handshake.deadline = leave;
-            session.connection.handshake.set_state(LinkState::Leaving);
+            session.connection.handshake.step(LinkState::Leaving, leave);
             session.shared.changed();
         }
     }
@@ -77,10 +75,10 @@ impl ConnectionSession<'_, '_> {
         if shared.stopping {
             shared.in_flight.recall(*id, false);
         }
-        connection.handshake.deadline = shared.after(shared.config.drain_timeout);
+        let until = shared.after(shared.config.drain_timeout);
         connection.timers.set(Timer::Settle, shared.after(SETTLE));
         connection.cls = Cls::Unsent;
-        connection.handshake.set_state(LinkState::Draining);
+        connection.handshake.step(LinkState::Draining, until);
     }
 
     /// Closes once nothing is in flight any more and nsqd has confirmed that nothing comes.

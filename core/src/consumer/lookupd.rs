@@ -5,10 +5,11 @@
 
 use super::discovery::Round;
 use super::unusable::{self, BadProducer, Listed};
-use super::{LookupdEvent, LookupdState, LookupdStatus, Shared, count, slower};
+use super::{LookupdEvent, LookupdStatus, Shared, count, slower};
 use crate::address::{Address, HOST_MAX};
+use crate::session::dialed::PendingEvent;
 use crate::session::lookupd_query::LookupdQuery;
-use crate::session::{Closed, Fault, Link, Session, Transmit};
+use crate::session::{Closed, Fault, Link, LinkState, Session, Transmit};
 use crate::time::{Backoff, Instant, Span};
 use crate::wire::http::{BadAnswer, emit_get};
 use crate::wire::json::Token;
@@ -25,7 +26,6 @@ const RETRY: Span = Span::from_secs(1);
 #[derive(Debug)]
 pub(super) struct Lookupd {
     query: LookupdQuery<HOST_MAX>,
-    attempts: Backoff,
     /// Not to be asked before, however much there is to find out.
     paced: Instant,
     producers: Producers,
@@ -135,7 +135,6 @@ impl Lookupd {
     /// All bytes are zero, for storage: [`init`](Self::init) makes it usable.
     pub(super) const ZERO: Self = Self {
         query: LookupdQuery::ZERO,
-        attempts: Backoff::NONE,
         paced: Instant::ZERO,
         producers: Producers::ZERO,
         round: Round::NONE,
@@ -144,7 +143,6 @@ impl Lookupd {
     /// Not started; never asked.
     pub(super) fn init(&mut self) {
         self.query.init();
-        self.attempts = Backoff::ONE;
         self.paced = Instant::ZERO;
         self.producers = Producers::NEW;
         self.round = Round::NONE;
@@ -169,7 +167,7 @@ impl Lookupd {
             producers: self.producers.count,
             unusable: self.producers.unusable,
             unserved: self.round.unserved,
-            last: self.query.why(),
+            last: self.query.dialed.why(),
         }
     }
 }
@@ -190,10 +188,10 @@ pub struct LookupdSession<'s, 'a> {
 impl LookupdSession<'_, '_> {
     /// What came of asking last, if nobody polled it yet.
     pub fn poll_event(&mut self) -> Option<LookupdEvent> {
-        if !self.lookupd.query.take_pending_event() {
+        if self.lookupd.query.dialed.take_pending_event() == PendingEvent::None {
             return None;
         }
-        Some(match self.lookupd.query.why() {
+        Some(match self.lookupd.query.dialed.why() {
             None | Some(Closed::Local) => {
                 LookupdEvent::Answered { producers: self.lookupd.producers.count }
             }
@@ -203,8 +201,8 @@ impl LookupdSession<'_, '_> {
 
     /// When to do the next thing.
     fn step(&self) -> Instant {
-        let step = self.lookupd.query.step();
-        let waits = self.lookupd.query.state() == LookupdState::Waiting;
+        let step = self.lookupd.query.deadline(!self.shared.stopping);
+        let waits = self.lookupd.query.state() == LinkState::Waiting;
         let soon = waits && self.shared.nsqds.soon & self.source != 0;
         if soon { step.min(self.lookupd.paced) } else { step }
     }
@@ -282,16 +280,16 @@ const TOPIC_NOT_FOUND: &[u8] = b"TOPIC_NOT_FOUND";
 
 impl Session for LookupdSession<'_, '_> {
     fn link(&self) -> Link {
-        self.lookupd.query.link(!self.shared.stopping)
+        self.lookupd.query.link()
     }
 
     fn dial(&mut self, now: Instant) -> Option<&Address> {
         let lookupd = &mut *self.lookupd;
-        if lookupd.query.state() != LookupdState::Waiting {
+        if lookupd.query.state() != LinkState::Waiting {
             return None;
         }
         if self.shared.stopping {
-            lookupd.query.retire();
+            lookupd.query.dialed.rest();
             self.shared.changed();
             return None;
         }
@@ -299,22 +297,24 @@ impl Session for LookupdSession<'_, '_> {
             return None;
         }
         let lookupd = &mut *self.lookupd;
-        lookupd.query.dial(now.after(self.shared.config.connect_timeout));
+        lookupd.query.dialed.dial_until(now.after(self.shared.config.connect_timeout));
         Some(self.address)
     }
 
     fn open(&mut self, now: Instant) {
         let lookupd = &mut *self.lookupd;
-        lookupd.producers = Producers::NEW;
-        self.shared.nsqds.begin(self.source, &mut lookupd.round);
-        unusable::begin(self.shared.unusable, self.source);
-        lookupd.query.open(now.after(self.shared.config.lookup_timeout));
+        lookupd.query.leave(!self.shared.stopping, now, self.shared.config.close_timeout);
+        if lookupd.query.open(now, now.after(self.shared.config.lookup_timeout)) {
+            lookupd.producers = Producers::NEW;
+            self.shared.nsqds.begin(self.source, &mut lookupd.round);
+            unusable::begin(self.shared.unusable, self.source);
+        }
     }
 
     fn receive(&mut self, now: Instant, bytes: &[u8]) -> Result<(), Fault> {
         self.shared.now = now;
         let mut input = bytes;
-        while self.lookupd.query.state() == LookupdState::Asking {
+        while self.lookupd.query.state() == LinkState::Asking {
             let body = self.lookupd.query.http.next(&mut input);
             match (self.lookupd.query.http.status(), body) {
                 (_, Err(error)) => return self.bad(now, BadAnswer::Http(error)),
@@ -354,26 +354,25 @@ impl Session for LookupdSession<'_, '_> {
     }
 
     fn tick(&mut self, now: Instant) {
-        self.lookupd.query.tick(now, self.shared.config.close_timeout);
+        let timeout = self.shared.config.close_timeout;
+        self.lookupd.query.leave(!self.shared.stopping, now, timeout);
+        self.lookupd.query.tick(now, timeout);
     }
 
     fn closed(&mut self, now: Instant, why: Closed) {
         self.shared.now = now;
-        if self.lookupd.query.state() == LookupdState::Asking && why == Closed::Peer {
+        if self.lookupd.query.state() == LinkState::Asking && why == Closed::Peer {
             let _ = match self.lookupd.query.http.finish() {
                 Ok(()) => self.on_answer(now),
                 Err(error) => self.bad(now, BadAnswer::Http(error)),
             };
         }
         let lookupd = &mut *self.lookupd;
-        if !lookupd.query.is_busy() {
-            return;
-        }
-        let why = lookupd.query.closed(why);
+        let Some(why) = lookupd.query.dialed.closed(why) else { return };
         let shared = &mut *self.shared;
         let longest = shared.config.lookup_interval.as_millis().max(1);
         let (delay, soon) = if why == Closed::Local {
-            lookupd.attempts = Backoff::ONE;
+            lookupd.query.dialed.attempts = Backoff::ONE;
             // Never longer: that is how long a new nsqd may go unseen.
             let shortest = longest.wrapping_sub(longest >> 2);
             let delay =
@@ -385,11 +384,11 @@ impl Session for LookupdSession<'_, '_> {
             count(&mut shared.tally.lookups_failed);
             shared.nsqds.lose(self.source);
             let spans = [RETRY, shared.config.lookup_interval, Span::ZERO];
-            let delay = lookupd.attempts.delay(spans, false, &mut shared.jitter);
+            let delay = lookupd.query.dialed.attempts.delay(spans, false, &mut shared.jitter);
             (delay, delay)
         };
         lookupd.paced = now.after(soon);
-        lookupd.query.wait(now.after(delay));
+        lookupd.query.dialed.wait(now.after(delay));
         shared.changed();
     }
 }

@@ -6,7 +6,7 @@
 //!
 //! ```text
 //!             slot         dial           open                answered
-//! Unused ----------> Waiting -----> Dialing -----> Identifying -------> [Authenticating]
+//!  Idle -----------> Waiting -----> Dialing -----> Identifying -------> [Authenticating]
 //!    ^                  ^              | refused        | fault, timeout      |
 //!    |                  |              v                v                     v
 //!    |                  +----------- Closing <---+--- Ready <----------- Subscribing
@@ -72,11 +72,10 @@ mod tests;
 mod unusable;
 
 use crate::address::Address;
-use crate::session::Session;
+use crate::session::{LinkState, Session};
 use crate::time::{Instant, Jitter, Span, Timers};
 use crate::wire::nsqd;
 
-pub use crate::session::lookupd_query::LookupdState;
 pub use crate::wire::nsqd::{Message, MessageHead, MessageId};
 pub use config::{Config, ConfigError, Exhausted, SLOT_MIN, TooLarge};
 pub use connection::ConnectionSession;
@@ -84,8 +83,8 @@ pub use discovery::LOOKUPDS_MAX;
 pub use in_flight::Token;
 pub use lookupd::LookupdSession;
 pub use status::{
-    AnswerError, ConnectionEvent, ConnectionState, ConnectionStatus, Counters, Delivery, Event,
-    LookupdEvent, LookupdStatus,
+    AnswerError, ConnectionEvent, ConnectionStatus, Counters, Delivery, Event, LookupdEvent,
+    LookupdStatus,
 };
 pub use storage::{Discovery, Storage};
 pub use unusable::{BadProducer, Unusable};
@@ -414,7 +413,7 @@ impl<'a> Consumer<'a> {
     /// Whether no connection is left after [`stop`](Self::stop).
     pub fn is_stopped(&self) -> bool {
         let asking = |lookupd: &Lookupd| lookupd.is_busy();
-        let unused = |connection: &Connection| connection.state() == ConnectionState::Unused;
+        let unused = |connection: &Connection| connection.state() == LinkState::Idle;
         self.shared.stopping
             && self.connections.iter().all(unused)
             && !self.lookupds.iter().any(asking)

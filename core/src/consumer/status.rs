@@ -1,8 +1,8 @@
 //! What a consumer tells and counts.
 
-use super::{LookupdState, Token};
+use super::Token;
 use crate::address::Address;
-use crate::session::{Closed, Fault};
+use crate::session::{Closed, Fault, LinkState};
 use crate::wire::nsqd::MessageId;
 
 /// The most bytes kept of an error's text.
@@ -28,32 +28,6 @@ pub struct Delivery {
     pub token: Token,
     /// It was delivered more than [`Config::max_attempts`](super::Config::max_attempts) times ([`Exhausted::Deliver`](super::Exhausted::Deliver)).
     pub exhausted: bool,
-}
-
-/// Where a connection is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[cfg_attr(feature = "defmt", derive(defmt::Format))]
-pub enum ConnectionState {
-    /// It is for no nsqd.
-    Unused,
-    /// No connection; the next dial is due at a time.
-    Waiting,
-    /// A dial is under way.
-    Dialing,
-    /// IDENTIFY is being sent, or its answer is due.
-    Identifying,
-    /// AUTH is being sent, or its answer is due.
-    Authenticating,
-    /// SUB is being sent, or its answer is due.
-    Subscribing,
-    /// SUB was answered: nsqd sends messages, as many as RDY allows.
-    Ready,
-    /// It is to be closed: CLS is sent, the application may answer what it has.
-    Draining,
-    /// Its time for that is up: the rest is being requeued.
-    Leaving,
-    /// The driver is to close the connection.
-    Closing,
 }
 
 /// A change of a connection. Newer ones replace older ones that nobody polled.
@@ -113,7 +87,7 @@ pub struct ConnectionStatus<'s> {
     /// The nsqd it is for.
     pub address: Option<&'s Address>,
     /// Where it is.
-    pub state: ConnectionState,
+    pub state: LinkState,
     /// The RDY that nsqd was told last.
     pub rdy: u16,
     /// Messages delivered and not answered.
@@ -143,7 +117,7 @@ pub enum LookupdEvent {
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct LookupdStatus {
     /// Where it is.
-    pub state: LookupdState,
+    pub state: LinkState,
     /// How many producers its last answer listed, or the one being read so far.
     pub producers: u16,
     /// How many of them nobody can use: [`Event::Unusable`].

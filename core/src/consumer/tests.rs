@@ -182,7 +182,7 @@ impl<'a> Bench<'a> {
         self
     }
 
-    fn state(&self, index: usize) -> ConnectionState {
+    fn state(&self, index: usize) -> LinkState {
         self.consumer.status(index).unwrap().state
     }
 

@@ -67,7 +67,7 @@ pub(super) struct Entry {
     /// It is listed in the current answer.
     seen: bool,
     /// Nobody asked for it yet.
-    news: bool,
+    pending_event: bool,
     host: String<HOST_SHOWN, u8>,
     port: Option<i32>,
     why: BadProducer,
@@ -77,14 +77,14 @@ impl Entry {
     pub(super) const FREE: Self = Self {
         source: 0,
         seen: false,
-        news: false,
+        pending_event: false,
         host: String::new(),
         port: None,
         why: BadProducer::NoHost,
     };
 
     pub(super) fn take_pending_event(&mut self) -> bool {
-        core::mem::take(&mut self.news)
+        core::mem::take(&mut self.pending_event)
     }
 
     pub(super) fn shown(&self) -> Option<Unusable<'_>> {
@@ -147,7 +147,8 @@ impl Listed {
             return false;
         }
         let Some(free) = entries.iter_mut().find(|it| it.source == 0) else { return false };
-        *free = Entry { source, seen: true, news: true, host: shown, port: self.port, why };
+        *free =
+            Entry { source, seen: true, pending_event: true, host: shown, port: self.port, why };
         true
     }
 }
@@ -159,7 +160,7 @@ pub(super) fn begin(entries: &mut [Entry], source: u8) {
 
 /// It is whole: those that it lists no more are forgotten, unless nobody was told of them yet.
 pub(super) fn end(entries: &mut [Entry], source: u8) {
-    for it in entries.iter_mut().filter(|it| it.source == source && !it.seen && !it.news) {
+    for it in entries.iter_mut().filter(|it| it.source == source && !it.seen && !it.pending_event) {
         *it = Entry::FREE;
     }
 }

@@ -12,12 +12,10 @@ use super::{Event, Nsqd};
 use crate::address::Address;
 use crate::name::{ChannelName, NAME_MAX};
 use crate::session::lookupd_query::LookupdQuery;
-use crate::session::{Closed, Fault, Link, Session, Transmit};
+use crate::session::{Closed, Fault, Link, LinkState, Session, Transmit};
 use crate::time::{Instant, Span};
 use crate::wire::http::{BadAnswer, emit_get};
 use crate::wire::json::Token;
-
-pub use crate::session::lookupd_query::LookupdState as ChannelQueryState;
 
 /// The most nsqlookupds that are asked.
 const LOOKUPDS_MAX: usize = u8::BITS as usize;
@@ -127,7 +125,6 @@ impl<'a> Nsqd<'a> {
     /// somebody has to drive that session, or else a topic's first messages wait for ever. Call it
     /// once, before anything is driven.
     pub fn ask_lookupds(&mut self, query: &'a mut ChannelQuery) {
-        query.connection.init();
         query.connection.start(Instant::NEVER);
         (query.failed, query.pending_event) = (0, None);
         self.shared.asks = self.shared.config.channels_wait > Span::ZERO;
@@ -150,11 +147,9 @@ impl<'a> Nsqd<'a> {
         self.shared.is_holding()
     }
 
-    /// Where asking is; [`ChannelQueryState::Unused`] if nobody is asked.
-    pub fn ask_state(&self) -> ChannelQueryState {
-        self.channel_query
-            .as_ref()
-            .map_or(ChannelQueryState::Unused, |query| query.connection.state())
+    /// Where asking is; [`LinkState::Idle`] if nobody is asked.
+    pub fn ask_state(&self) -> LinkState {
+        self.channel_query.as_ref().map_or(LinkState::Idle, |query| query.connection.state())
     }
 }
 
@@ -238,6 +233,14 @@ impl ChannelQuerySession<'_, '_> {
         self.shared.ask_only(now, at, !bit);
     }
 
+    /// Closes the connection if the answer is of no use any more.
+    fn leave(&mut self, now: Instant) {
+        let wanted = self.is_wanted();
+        if self.query.connection.leave(wanted, now, self.shared.config.close_timeout) {
+            self.shared.asked = NONE;
+        }
+    }
+
     fn close(&mut self, now: Instant, why: Closed) {
         self.query.connection.close(now, why, self.shared.config.close_timeout);
     }
@@ -285,11 +288,11 @@ impl ChannelQuerySession<'_, '_> {
 
 impl Session for ChannelQuerySession<'_, '_> {
     fn link(&self) -> Link {
-        self.query.connection.link(self.is_wanted())
+        self.query.connection.link()
     }
 
     fn dial(&mut self, now: Instant) -> Option<&Address> {
-        if self.query.connection.state() != ChannelQueryState::Waiting || !self.shared.holds {
+        if self.query.connection.state() != LinkState::Waiting || !self.shared.holds {
             return None;
         }
         self.release_topics(now);
@@ -311,19 +314,21 @@ impl Session for ChannelQuerySession<'_, '_> {
         self.query.address.set_port(*port);
         self.query.source = source;
         self.shared.asked = at;
-        self.query.connection.dial(until);
+        self.query.connection.dialed.dial_until(until);
         Some(&self.query.address)
     }
 
-    fn open(&mut self, _: Instant) {
-        self.query.list = List::NEW;
-        let until = self.query.connection.step();
-        self.query.connection.open(until);
+    fn open(&mut self, now: Instant) {
+        self.leave(now);
+        let until = self.query.connection.dialed.deadline;
+        if self.query.connection.open(now, until) {
+            self.query.list = List::NEW;
+        }
     }
 
     fn receive(&mut self, now: Instant, bytes: &[u8]) -> Result<(), Fault> {
         let mut input = bytes;
-        while self.query.connection.state() == ChannelQueryState::Asking && self.is_wanted() {
+        while self.query.connection.state() == LinkState::Asking && self.is_wanted() {
             let body = match self.query.connection.http.next(&mut input) {
                 Ok(body) => body,
                 Err(error) => return self.fail(now, BadAnswer::Http(error)),
@@ -347,9 +352,7 @@ impl Session for ChannelQuerySession<'_, '_> {
     }
 
     fn transmit(&mut self, now: Instant) -> Transmit<'_> {
-        if matches!(self.query.connection.state(), ChannelQueryState::Asking) && !self.is_wanted() {
-            self.close(now, Closed::Local);
-        }
+        self.leave(now);
         let (shared, query) = (&*self.shared, &mut *self.query);
         let topic = shared.topic(shared.asked).map_or("", |topic| topic.name.as_str());
         let address = &query.address;
@@ -363,24 +366,24 @@ impl Session for ChannelQuerySession<'_, '_> {
     }
 
     fn deadline(&self) -> Instant {
+        let own = self.query.connection.deadline(self.is_wanted());
         if !self.shared.holds {
-            return self.query.connection.step();
+            return own;
         }
         let held = self.shared.topics.iter().filter(|topic| topic.asking != 0);
-        held.fold(self.query.connection.step(), |first, topic| first.min(topic.ask_until))
+        held.fold(own, |first, topic| first.min(topic.ask_until))
     }
 
     fn tick(&mut self, now: Instant) {
-        let was = self.query.connection.state();
-        self.query.connection.tick(now, self.shared.config.close_timeout);
-        if self.query.connection.state() != was && self.is_wanted() {
-            self.on_query_end(now, self.query.connection.why());
+        self.leave(now);
+        if self.query.connection.tick(now, self.shared.config.close_timeout) {
+            self.on_query_end(now, self.query.connection.dialed.why());
         }
         self.release_topics(now);
     }
 
     fn closed(&mut self, now: Instant, why: Closed) {
-        if self.query.connection.state() == ChannelQueryState::Asking
+        if self.query.connection.state() == LinkState::Asking
             && why == Closed::Peer
             && self.is_wanted()
         {
@@ -390,15 +393,12 @@ impl Session for ChannelQuerySession<'_, '_> {
                 Err(error) => self.fail(now, BadAnswer::Http(error)),
             };
         }
-        if !self.query.connection.is_busy() {
-            return;
-        }
-        let why = self.query.connection.closed(why);
+        let Some(why) = self.query.connection.dialed.closed(why) else { return };
         if self.is_wanted() {
             self.on_query_end(now, Some(why));
         }
         self.shared.asked = NONE;
-        self.query.connection.wait(Instant::NEVER);
+        self.query.connection.dialed.wait(Instant::NEVER);
         self.release_topics(now);
         self.shared.changed();
     }

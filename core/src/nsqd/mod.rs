@@ -124,7 +124,7 @@ use crate::name::TopicName;
 use crate::time::{Instant, Span};
 
 pub use crate::wire::nsqd::Limits;
-pub use channel_query::{ChannelQuery, ChannelQuerySession, ChannelQueryState, Lookupd};
+pub use channel_query::{ChannelQuery, ChannelQuerySession, Lookupd};
 pub use client::ClientSession;
 pub use config::{Config, ConfigError, Full, LANES_MAX};
 pub use engine::TableFull;

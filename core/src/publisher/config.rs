@@ -5,7 +5,8 @@ use core::fmt;
 
 use super::outbox::{HEADER_OVERHEAD, RECORD_OVERHEAD};
 use crate::name::NAME_MAX;
-use crate::session::handshake::{Commands, LinkState};
+use crate::session::LinkState;
+use crate::session::handshake::Commands;
 use crate::time::Span;
 use crate::wire::nsqd::{self, IdentifyRequest};
 use crate::wire::{ChunkWriter, Write};

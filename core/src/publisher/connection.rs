@@ -5,18 +5,14 @@ use embedded_io::Write;
 use super::outbox::{Batch, Flight};
 use super::{Config, Outcome, PendingEvent, Publisher};
 use crate::address::Address;
-use crate::session::handshake::{Handshake, LinkState, Received, is_cut_off, is_nothing_stored};
-use crate::session::{Awaited, Closed, Fault, Link, Session, Transmit};
+use crate::session::dialed::Dialed;
+use crate::session::handshake::{Received, is_cut_off, is_nothing_stored};
+use crate::session::{Awaited, Closed, Fault, Link, LinkState, Session, Transmit};
 use crate::time::{Instant, Span, expire};
 use crate::wire::nsqd::{self, ErrorCode, FramePart, FrameType, Meaning};
 
 impl Publisher<'_> {
-    pub(super) fn set_state(&mut self, state: LinkState) {
-        self.handshake.set_state(state);
-        self.changed();
-    }
-
-    fn changed(&mut self) {
+    pub(super) fn changed(&mut self) {
         self.version = self.version.wrapping_add(1);
     }
 
@@ -28,7 +24,7 @@ impl Publisher<'_> {
             self.abort_in_flight(why);
         }
         self.reply = Instant::NEVER;
-        self.handshake.close(&why, now, self.config.close_timeout);
+        self.handshake.close(&why, self.config.close_timeout, now);
         self.changed();
     }
 
@@ -60,7 +56,6 @@ impl Publisher<'_> {
         self.outbox.rewind();
         self.clear_suspects(before);
         self.handshake.staging.clear();
-        self.handshake.nops = 0;
         self.staged_pub = false;
         self.body_left = 0;
     }
@@ -122,7 +117,8 @@ impl Publisher<'_> {
 
     #[inline(never)]
     fn stage_head(&mut self, batch: Option<&Batch>) {
-        let Self { handshake: Handshake { staging, nops, .. }, tx_buffer, outbox, .. } = self;
+        let Self { handshake, tx_buffer, outbox, .. } = self;
+        let Dialed { staging, nops, .. } = &mut **handshake;
         staging.clear();
         staging.append(tx_buffer, |w| {
             if let Some(left) = nops.checked_sub(1) {
@@ -198,9 +194,7 @@ impl Publisher<'_> {
 
     /// The connection did its work: the next loss is followed by an immediate redial.
     fn prove_good(&mut self) {
-        self.attempts.prove_good();
-        self.failed = 0;
-        self.short = false;
+        self.handshake.attempts.prove_good();
     }
 
     fn on_ok(&mut self, now: Instant) -> Result<(), Fault> {
@@ -340,7 +334,7 @@ impl Publisher<'_> {
             self.failed = self.failed.saturating_add(1);
         }
         let at_once = core::mem::take(&mut self.shrunk) || refused;
-        if !refused && self.attempts.is_good() {
+        if !refused && self.handshake.attempts.is_good() {
             // The connection was good: dials the same nsqd again, at once.
         } else {
             let count = self.nsqds.len();
@@ -364,7 +358,7 @@ impl Publisher<'_> {
         let Config { reconnect_base, reconnect_cap, reconnect_spread, .. } = *self.config;
         let spans = [reconnect_base, reconnect_cap, reconnect_spread];
         let short = core::mem::take(&mut self.short);
-        now.after(self.attempts.delay(spans, short, &mut self.jitter))
+        now.after(self.handshake.attempts.delay(spans, short, &mut self.jitter))
     }
 }
 
@@ -374,22 +368,22 @@ impl Session for Publisher<'_> {
     }
 
     fn dial(&mut self, now: Instant) -> Option<&Address> {
-        if !self.handshake.take_dial_due(now) {
+        if !self.handshake.dial(self.config.connect_timeout, now) {
             return None;
         }
         if expire(&mut self.again, now) {
             self.left_out = [0; 32];
         }
-        self.handshake.dial(now.after(self.config.connect_timeout));
         self.changed();
         self.nsqd()
     }
 
     fn open(&mut self, now: Instant) {
-        self.abort_in_flight(Closed::Local);
-        self.reply = Instant::NEVER;
-        self.handshake.open(now, now.after(self.config.connect_timeout));
-        self.changed();
+        if self.handshake.open(self.config.connect_timeout, now) {
+            self.abort_in_flight(Closed::Local);
+            self.reply = Instant::NEVER;
+            self.changed();
+        }
     }
 
     fn receive(&mut self, now: Instant, bytes: &[u8]) -> Result<(), Fault> {
@@ -461,8 +455,8 @@ impl Session for Publisher<'_> {
         let Some(why) = self.handshake.closed(why) else { return };
         self.abort_in_flight(why);
         self.reply = Instant::NEVER;
+        self.changed();
         if matches!(why, Closed::Local) {
-            self.set_state(LinkState::Idle);
             return;
         }
         self.counters.failures = self.counters.failures.saturating_add(1);
@@ -470,10 +464,15 @@ impl Session for Publisher<'_> {
         if self.handshake.lasted(now) {
             self.prove_good();
         }
+        if self.handshake.attempts.is_good() {
+            // A new round.
+            self.failed = 0;
+            self.short = false;
+        }
         let refused = matches!(why, Closed::Fault(fault) if fault.is_permanent());
         self.short |= self.handshake.came_up() && !refused;
-        self.handshake.deadline = self.next_attempt(now, refused);
-        self.set_state(LinkState::Waiting);
+        let until = self.next_attempt(now, refused);
+        self.handshake.wait(until);
     }
 }
 

@@ -58,9 +58,9 @@ pub use status::{Counters, Event, PublishError, PublishOptions, State};
 
 use crate::address::Address;
 use crate::name::TopicName;
-use crate::session::Closed;
-use crate::session::handshake::{CloseReason, Handshake, LinkState};
-use crate::time::{Backoff, Instant, Jitter, Span};
+use crate::session::handshake::Handshake;
+use crate::session::{Closed, LinkState};
+use crate::time::{Instant, Jitter, Span};
 use crate::wire::nsqd;
 use connection::bit;
 use outbox::{Flights, Outbox, PushError};
@@ -101,7 +101,10 @@ pub struct Publisher<'a> {
     failed: u8,
     /// A connection that came up in this round was not good.
     short: bool,
-    attempts: Backoff,
+    /// How often the batch at head was refused.
+    refusals: u8,
+    /// A smaller batch is to be tried without a wait.
+    shrunk: bool,
     /// Stages the head of the command being written in `tx_buffer`.
     handshake: Handshake,
     config: &'a Config<'a>,
@@ -112,10 +115,6 @@ pub struct Publisher<'a> {
     /// The most messages in a batch, and a number that was too many.
     most: u32,
     too_many: u32,
-    /// How often the batch at head was refused.
-    refusals: u8,
-    /// A smaller batch is to be tried without a wait.
-    shrunk: bool,
     /// Body of the command being written: where in the ring, how much is left.
     body_index: usize,
     body_left: usize,
@@ -170,7 +169,6 @@ impl<'a> Publisher<'a> {
             current: 0,
             failed: 0,
             short: false,
-            attempts: Backoff::ONE,
             handshake: Handshake::PUBLISHER,
             config: &NONE,
             version: 0,
@@ -277,8 +275,8 @@ impl<'a> Publisher<'a> {
         match self.handshake.state() {
             LinkState::Idle => {}
             LinkState::Waiting => {
-                self.handshake.deadline = Instant::NEVER;
-                self.set_state(LinkState::Idle);
+                self.handshake.rest();
+                self.changed();
             }
             _ => self.close(now, Closed::Local),
         }
@@ -359,20 +357,20 @@ impl<'a> Publisher<'a> {
     pub fn state(&self) -> State {
         match self.handshake.state() {
             LinkState::Idle => State::Stopped,
-            LinkState::Waiting => match self.handshake.why {
-                CloseReason::Closed(Closed::Fault(why))
-                    if self.is_left_out(self.current.into()) =>
-                {
+            LinkState::Waiting => match self.handshake.why() {
+                Some(Closed::Fault(why)) if self.is_left_out(self.current.into()) => {
                     State::LeftOut(why)
                 }
                 _ => State::Waiting,
             },
             LinkState::Dialing => State::Dialing,
+            LinkState::Upgrading => State::Upgrading,
             LinkState::Identifying => State::Identifying,
             LinkState::Authenticating => State::Authenticating,
-            LinkState::Closing => State::Closing(self.handshake.why.get().unwrap_or(Closed::Local)),
-            // It neither subscribes nor is left.
+            LinkState::Closing => State::Closing(self.handshake.why().unwrap_or(Closed::Local)),
+            // It neither subscribes nor asks, and is not left.
             LinkState::Subscribing
+            | LinkState::Asking
             | LinkState::Ready
             | LinkState::Draining
             | LinkState::Leaving => State::Ready,
@@ -383,7 +381,7 @@ impl<'a> Publisher<'a> {
     fn is_stopped(&self) -> bool {
         match self.handshake.state() {
             LinkState::Idle => true,
-            LinkState::Closing => matches!(self.handshake.why, CloseReason::Closed(Closed::Local)),
+            LinkState::Closing => matches!(self.handshake.why(), Some(Closed::Local)),
             _ => false,
         }
     }

@@ -167,6 +167,8 @@ pub enum State {
     LeftOut(Fault),
     /// A dial is under way.
     Dialing,
+    /// The transport is being wrapped: [`Link::Upgrade`](crate::session::Link::Upgrade).
+    Upgrading,
     /// IDENTIFY is being sent, or its answer is due.
     Identifying,
     /// AUTH is being sent, or its answer is due.

@@ -7,7 +7,7 @@
 //!
 //! ```text
 //!          assign           dial             open                  answered
-//! Unused ----------> Waiting ----> Dialing -------> Identifying -------------> Connected
+//!  Idle -----------> Waiting ----> Dialing -------> Identifying ------------->   Ready
 //!    ^                  ^             | refused         | fault, timeout          | stop
 //!    |                  |             v                 v                         v
 //!    |                  +---------------- Closing <--------------------------- Leaving
@@ -37,7 +37,7 @@ use core::fmt;
 
 use crate::address::Address;
 use crate::name::{ChannelName, TopicName};
-use crate::session::Closed;
+use crate::session::{Closed, LinkState};
 use crate::time::{Instant, Span};
 pub use crate::wire::nsqlookupd::NodeInfo;
 pub use peer::PeerSession;
@@ -165,26 +165,6 @@ impl fmt::Display for TooManyPeers {
 
 impl core::error::Error for TooManyPeers {}
 
-/// Where a peer is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[cfg_attr(feature = "defmt", derive(defmt::Format))]
-pub enum PeerState {
-    /// No nsqlookupd is assigned to it.
-    Unused,
-    /// No connection; the next dial is due at a time.
-    Waiting,
-    /// A dial is under way.
-    Dialing,
-    /// IDENTIFY is being sent, or its answer is due.
-    Identifying,
-    /// Kept in step with the registry.
-    Connected,
-    /// Unregistering everything, then closing.
-    Leaving,
-    /// The driver is to close the connection.
-    Closing(Closed),
-}
-
 /// A change of a peer. Newer ones replace older ones that nobody polled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
@@ -214,7 +194,7 @@ pub struct PeerStatus<'s> {
     /// Whom it is to be connected to.
     pub address: Option<&'s Address>,
     /// Where it is.
-    pub state: PeerState,
+    pub state: LinkState,
     /// Whether nsqlookupd confirmed all that the registry wants, and nothing else.
     pub settled: bool,
     /// Why the last connection ended or failed.
@@ -300,7 +280,7 @@ impl<'a, const PEERS: usize, const TOPICS: usize, const CHANNELS: usize>
             // One that is idle, else one whose old connection is closing.
             let free = peers
                 .iter()
-                .position(|peer| matches!(peer.state(), PeerState::Unused))
+                .position(|peer| peer.state() == LinkState::Idle)
                 .or_else(|| peers.iter().position(|peer| peer.address().is_none()));
             if let Some(peer) = free.and_then(|index| peers.get_mut(index)) {
                 peer.assign(self.config, now, address.clone());
@@ -322,7 +302,7 @@ impl<'a, const PEERS: usize, const TOPICS: usize, const CHANNELS: usize>
 
     /// Whether no peer has a connection or wants one.
     pub fn is_stopped(&self) -> bool {
-        self.peers.0.iter().all(|peer| matches!(peer.state(), PeerState::Unused))
+        self.peers.0.iter().all(|peer| peer.state() == LinkState::Idle)
     }
 
     /// Changes when a peer comes, goes, or has confirmed all that was announced: whether it is worth
@@ -386,7 +366,7 @@ impl<'a, const PEERS: usize, const TOPICS: usize, const CHANNELS: usize>
     /// What is known of peer `index`, below `PEERS`.
     pub fn status(&self, index: usize) -> Option<PeerStatus<'_>> {
         let peer = self.peers.0.get(index)?;
-        let settled = matches!(peer.state(), PeerState::Connected)
+        let settled = peer.state() == LinkState::Ready
             && peer.is_quiet()
             && self.registry.is_settled(PeerId::new(index));
         Some(peer.status(settled))

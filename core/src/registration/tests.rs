@@ -82,6 +82,14 @@ impl<'a> Rig<'a> {
         self.lookup.status(index).unwrap()
     }
 
+    /// Why a peer's connection is being closed.
+    #[track_caller]
+    fn closing(&mut self, index: usize) -> Option<Closed> {
+        let status = self.status(index);
+        assert_eq!(status.state, LinkState::Closing);
+        status.last
+    }
+
     fn wait(&mut self, ms: u32) {
         let end = self.now.after(Span::from_millis(ms));
         for index in 0..2 {
@@ -157,7 +165,7 @@ impl<'a> Rig<'a> {
         let hello = self.written(index);
         assert!(hello.starts_with(IDENTIFY), "{}", String::from_utf8_lossy(&hello));
         self.say(index, reply(INFO));
-        assert_eq!(self.status(index).state, PeerState::Connected);
+        assert_eq!(self.status(index).state, LinkState::Ready);
     }
 }
 
@@ -174,7 +182,7 @@ fn identify_is_what_nsqd_sends_byte_for_byte() {
     let len = u32::try_from(json.len()).unwrap().to_be_bytes();
     assert_eq!(rig.written(0), [IDENTIFY, &len, json].concat());
     rig.say(0, reply(INFO));
-    assert_eq!(rig.status(0).state, PeerState::Connected);
+    assert_eq!(rig.status(0).state, LinkState::Ready);
 }
 
 #[test]
@@ -266,13 +274,13 @@ fn configure_keeps_closes_and_adds() {
     rig.connect(0);
     rig.connect(1);
     rig.configure(&["two:1", "three:1", "two:1"]);
-    assert_eq!(rig.status(1).state, PeerState::Connected, "kept");
+    assert_eq!(rig.status(1).state, LinkState::Ready, "kept");
     assert_eq!(rig.peer(0).link(), Link::Close, "closed");
     rig.lose(0, Closed::Local);
     assert_eq!(rig.dial(0).unwrap(), "three:1", "its slot is free for the new one");
     let three = addresses(&["a:1", "b:1", "c:1"]);
     assert_eq!(rig.lookup.configure(rig.now, &three), Err(TooManyPeers { max: 2 }));
-    assert_eq!(rig.status(1).state, PeerState::Connected, "unchanged");
+    assert_eq!(rig.status(1).state, LinkState::Ready, "unchanged");
     rig.configure(&[]);
     rig.lose(0, Closed::Local);
     rig.lose(1, Closed::Local);
@@ -447,7 +455,7 @@ fn weakness_11_what_is_known_of_a_dead_peer_is_cleared() {
     assert!(rig.status(0).settled);
     rig.lose(0, Closed::Peer);
     assert!(!rig.status(0).settled);
-    assert_eq!(rig.status(0).state, PeerState::Waiting);
+    assert_eq!(rig.status(0).state, LinkState::Waiting);
 }
 
 #[test]
@@ -471,7 +479,7 @@ fn weakness_13_stop_unregisters_and_closes() {
     rig.commands(0);
     rig.lookup.stop(rig.now);
     assert!(!rig.lookup.is_stopped());
-    assert_eq!(rig.status(1).state, PeerState::Unused, "was not connected");
+    assert_eq!(rig.status(1).state, LinkState::Idle, "was not connected");
     assert_eq!(rig.commands(0), ["UNREGISTER b x", "UNREGISTER a", "UNREGISTER b"]);
     assert_eq!(rig.peer(0).link(), Link::Close);
     rig.lose(0, Closed::Local);
@@ -525,7 +533,7 @@ fn a_stop_counts_for_a_peer_that_leaves_and_was_given_another_address() {
     rig.connect(0);
     rig.commands(0);
     rig.lookup.stop(rig.now);
-    assert_eq!(rig.status(0).state, PeerState::Leaving);
+    assert_eq!(rig.status(0).state, LinkState::Leaving);
     // Room for two only: one of them goes to the peer that is leaving.
     rig.configure(&["two:2", "three:3"]);
     rig.lookup.stop(rig.now);
@@ -550,7 +558,7 @@ fn a_peer_that_leaves_is_given_another_address_in_the_middle_of_an_answer() {
     // Room for two only: one of them goes to the peer that is leaving.
     rig.configure(&["two:2", "three:3"]);
     rig.say(0, &ok[5..]);
-    assert_eq!(rig.status(0).state, PeerState::Closing(Closed::Local));
+    assert_eq!(rig.closing(0), Some(Closed::Local));
 }
 
 #[test]

@@ -64,7 +64,8 @@ pub trait Session {
         None
     }
 
-    /// The transport is up: resets all that belongs to a connection.
+    /// The transport is up: resets all that belongs to a connection. A session that dials does so only
+    /// while it is, and else says what to do with the transport by its [`link`](Self::link).
     fn open(&mut self, now: Instant);
 
     /// As [`open`](Self::open), for a connection that was accepted: from whom it comes.
@@ -133,9 +134,8 @@ pub enum Link {
     Up,
     /// Wrap the transport in place, then call [`Session::upgraded`]. Write nothing meanwhile.
     Upgrade(Upgrade),
-    /// Write what is left to write, within the deadline, then close it. A driver that has begun to
-    /// close it writes nothing more, also if this is [`Link::Up`] again, and says
-    /// [`Closed::Local`].
+    /// Write what is left to write, within the deadline, then close it, and say [`Closed::Local`]. It
+    /// stays so until [`Session::closed`], whatever is called before.
     Close,
 }
 

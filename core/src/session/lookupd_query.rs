@@ -1,58 +1,26 @@
 //! A query to an nsqlookupd over HTTP, on a connection of its own, from the dial to the close. The
 //! discovery of a consumer and the channel query of an nsqd share it.
 //!
-//! ```text
-//!            dial            open            answered, fault, timeout
-//! Waiting ---------> Dialing ----> Asking ----------------------------> Closing
-//!    ^                  |             | the connection broke               |
-//!    +------------------+-------------+------------------------------------+
-//! ```
-//!
 //! The owner scans the answer as it arrives, however long it is: handing it on by way of a function
 //! would cost a consumer 60 bytes of flash.
 
 use core::convert::Infallible;
 
-use super::staging::Staging;
-use super::{Awaited, Closed, DialError, Fault, Link, Transmit};
-use crate::macros::trace_state;
-use crate::time::{Instant, Span};
+use super::dialed::{Dialed, Role};
+use super::{Closed, Link, LinkState, Transmit};
+use crate::time::{Backoff, Instant, Span};
 use crate::wire::ChunkWriter;
 use crate::wire::http::ResponseDecoder;
 use crate::wire::json::Scanner;
 
 /// Bytes of the request that are staged at once.
-const TX_BUFFER: usize = 60;
-
-/// The state of a query to an nsqlookupd.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[cfg_attr(feature = "defmt", derive(defmt::Format))]
-pub enum LookupdState {
-    /// There is no such nsqlookupd, or the owner has stopped.
-    Unused,
-    /// The next request is due at a time, or when there is something to ask.
-    Waiting,
-    /// A dial is under way.
-    Dialing,
-    /// The request is being sent, or the answer read.
-    Asking,
-    /// The driver is to close the connection.
-    Closing,
-}
+const TX_BUFFER: usize = 46;
 
 /// Queries to one nsqlookupd, one after the other. Keys and strings in an answer have `N` bytes at
 /// most; longer ones are cut.
 #[derive(Debug)]
 pub(crate) struct LookupdQuery<const N: usize> {
-    state: LookupdState,
-    /// How the last one ended.
-    why: Option<Closed>,
-    /// A query ended since [`take_pending_event`](Self::take_pending_event) was called.
-    pending_event: bool,
-    /// The text is the request.
-    staging: Staging,
-    /// Waiting: ask, if the owner says so. Dialing, Asking: give up. Closing: abort.
-    step: Instant,
+    pub(crate) dialed: Dialed,
     pub(crate) http: ResponseDecoder,
     pub(crate) json: Scanner<N>,
     tx_buffer: [u8; TX_BUFFER],
@@ -61,11 +29,7 @@ pub(crate) struct LookupdQuery<const N: usize> {
 impl<const N: usize> LookupdQuery<N> {
     /// All bytes are zero, for storage: [`init`](Self::init) makes it usable.
     pub(crate) const ZERO: Self = Self {
-        state: LookupdState::Unused,
-        why: Some(Closed::ZERO),
-        pending_event: false,
-        staging: Staging::EMPTY,
-        step: Instant::ZERO,
+        dialed: Dialed::ZERO,
         http: ResponseDecoder::ZERO,
         json: Scanner::ZERO,
         tx_buffer: [0; TX_BUFFER],
@@ -73,87 +37,43 @@ impl<const N: usize> LookupdQuery<N> {
 
     /// Not started; never asked.
     pub(crate) fn init(&mut self) {
-        self.state = LookupdState::Unused;
-        self.why = None;
-        self.pending_event = false;
-        self.step = Instant::NEVER;
+        self.dialed = Dialed::new(Role::Query, Backoff::ONE);
     }
 
-    pub(crate) fn state(&self) -> LookupdState {
-        self.state
-    }
-
-    pub(crate) fn why(&self) -> Option<Closed> {
-        self.why
-    }
-
-    /// Whether a query ended since this was called last.
-    pub(crate) fn take_pending_event(&mut self) -> bool {
-        core::mem::take(&mut self.pending_event)
-    }
-
-    pub(crate) fn step(&self) -> Instant {
-        self.step
-    }
-
-    fn set_state(&mut self, state: LookupdState) {
-        trace_state!("lookupd", self.state, state);
-        self.state = state;
-    }
-
-    /// Starts: the first query is due at `at`.
+    /// The first query is due at a time.
     pub(crate) fn start(&mut self, at: Instant) {
-        self.step = at;
-        self.state = LookupdState::Waiting;
+        self.dialed = Dialed::due(Role::Query, Backoff::ONE, at);
     }
 
-    /// Stops: no query follows.
-    pub(crate) fn retire(&mut self) {
-        self.step = Instant::NEVER;
-        self.set_state(LookupdState::Unused);
+    pub(crate) fn state(&self) -> LinkState {
+        self.dialed.state()
     }
 
-    /// The next query is due at `until`.
-    pub(crate) fn wait(&mut self, until: Instant) {
-        trace_state!("lookupd", self.state, LookupdState::Waiting);
-        self.start(until);
-    }
-
-    /// A dial begins, which is given up at `until`.
-    pub(crate) fn dial(&mut self, until: Instant) {
-        self.step = until;
-        self.set_state(LookupdState::Dialing);
-    }
-
-    /// The dial succeeded: the query is given up at `until`.
-    pub(crate) fn open(&mut self, until: Instant) {
-        self.http = ResponseDecoder::new();
-        self.json = Scanner::new();
-        self.staging = Staging::EMPTY;
-        self.step = until;
-        self.set_state(LookupdState::Asking);
+    /// The transport is up: the query is given up at `until`. Not if no transport is wanted.
+    pub(crate) fn open(&mut self, now: Instant, until: Instant) -> bool {
+        let wanted = self.dialed.come_up(now);
+        if wanted {
+            self.http = ResponseDecoder::new();
+            self.json = Scanner::new();
+            self.dialed.step(LinkState::Asking, until);
+        }
+        wanted
     }
 
     /// Asks the driver to close the connection within `timeout`.
     pub(crate) fn close(&mut self, now: Instant, why: Closed, timeout: Span) {
-        self.why = Some(why);
-        self.staging.truncate();
-        self.step = now.after(timeout);
-        self.set_state(LookupdState::Closing);
+        self.dialed.staging.truncate();
+        self.dialed.close(&why, timeout, now);
     }
 
     /// Whether there is a connection or a dial.
     pub(crate) fn is_busy(&self) -> bool {
-        !matches!(self.state, LookupdState::Unused | LookupdState::Waiting)
+        !self.state().is_down()
     }
 
-    /// What the driver should do, if the answer is still `wanted` or not.
-    pub(crate) fn link(&self, wanted: bool) -> Link {
-        match self.state {
-            LookupdState::Unused | LookupdState::Waiting => Link::Down,
-            LookupdState::Dialing | LookupdState::Asking if wanted => Link::Up,
-            LookupdState::Dialing | LookupdState::Asking | LookupdState::Closing => Link::Close,
-        }
+    /// What the driver should do.
+    pub(crate) fn link(&self) -> Link {
+        self.dialed.link()
     }
 
     /// What to write next of the request, all of which `request` writes.
@@ -161,39 +81,39 @@ impl<const N: usize> LookupdQuery<N> {
         &mut self,
         request: impl FnOnce(&mut ChunkWriter<'_>) -> Result<(), Infallible>,
     ) -> Transmit<'_> {
-        if self.state == LookupdState::Asking && !self.staging.is_writing() {
-            self.staging.stage_text(&mut self.tx_buffer, request);
+        let asks = self.state() == LinkState::Asking;
+        let staging = &mut self.dialed.staging;
+        if asks && !staging.is_writing() {
+            staging.stage_text(&mut self.tx_buffer, request);
         }
-        Transmit { head: self.staging.pending(&self.tx_buffer), body: &[] }
+        Transmit { head: staging.pending(&self.tx_buffer), body: &[] }
     }
 
     pub(crate) fn sent(&mut self, n: usize) {
-        self.staging.sent(n);
+        self.dialed.staging.sent(n);
     }
 
-    /// Closes what takes too long.
-    pub(crate) fn tick(&mut self, now: Instant, close_timeout: Span) {
-        if now < self.step {
-            return;
+    /// When to do the next thing: at once if the answer is not `wanted` any more.
+    pub(crate) fn deadline(&self, wanted: bool) -> Instant {
+        let unwanted = !wanted && self.state().is_coming_up();
+        if unwanted { Instant::ZERO } else { self.dialed.deadline }
+    }
+
+    /// Closes the connection if the answer is not `wanted` any more. Says whether that is so.
+    pub(crate) fn leave(&mut self, wanted: bool, now: Instant, close_timeout: Span) -> bool {
+        let unwanted = !wanted && self.state().is_coming_up();
+        if unwanted {
+            self.close(now, Closed::Local, close_timeout);
         }
-        let why = match self.state {
-            LookupdState::Dialing => Closed::Dial(DialError::TimedOut),
-            LookupdState::Asking => Closed::Fault(Fault::TimedOut(Awaited::Reply)),
-            LookupdState::Unused | LookupdState::Waiting | LookupdState::Closing => return,
-        };
-        self.close(now, why, close_timeout);
+        unwanted
     }
 
-    /// The connection that there [was](Self::is_busy) is gone, or its dial failed. Gives the reason.
-    #[inline]
-    pub(crate) fn closed(&mut self, why: Closed) -> Closed {
-        let why = match self.state {
-            LookupdState::Closing => self.why.unwrap_or(why),
-            _ => why,
-        };
-        self.why = Some(why);
-        self.pending_event = true;
-        self.staging.clear();
-        why
+    /// Closes what takes too long. Says whether it does.
+    pub(crate) fn tick(&mut self, now: Instant, close_timeout: Span) -> bool {
+        let why = self.dialed.tick(now);
+        if let Some(why) = why {
+            self.close(now, why, close_timeout);
+        }
+        why.is_some()
     }
 }

@@ -2,10 +2,12 @@
 //!
 //! [`contract`] has the trait that all of them implement and the loop that a driver runs; read it
 //! first. `error` says why a connection ends. What sessions share is beside them: the bytes to
-//! write, the handshake of a client with nsqd, a query to an nsqlookupd, and the session that
+//! write, the life of a dialed connection, the handshake of a client with nsqd, a query to an nsqlookupd, and the session that
 //! rejects a caller.
 
 pub mod contract;
+#[cfg(any(feature = "publisher", feature = "consumer", feature = "registration"))]
+pub(crate) mod dialed;
 mod error;
 #[cfg(any(feature = "publisher", feature = "consumer"))]
 pub(crate) mod handshake;
@@ -21,4 +23,6 @@ pub use crate::wire::DecodeError;
 pub use crate::wire::http::BadAnswer;
 pub use crate::wire::nsqd::ErrorCode;
 pub use contract::{DRAINS_MAX, Link, Session, Transmit, Upgrade};
+#[cfg(any(feature = "publisher", feature = "consumer", feature = "registration"))]
+pub use dialed::LinkState;
 pub use error::{Awaited, Closed, DialError, Fault, TransportError};

@@ -6,9 +6,10 @@ use std::pin::pin;
 use std::rc::Rc;
 
 use embassy_sync::blocking_mutex::raw::NoopRawMutex;
-use nanonsq_core::consumer::{AnswerError, Config, ConnectionEvent, ConnectionState, Event};
+use nanonsq_core::consumer::{AnswerError, Config, ConnectionEvent, Event};
 use nanonsq_core::drive::{Dialer, Gathering, WAITERS_MAX, consumer};
 use nanonsq_core::name::ChannelName;
+use nanonsq_core::session::LinkState;
 use nanonsq_core::time::Span;
 
 use crate::servers::{self, Server};
@@ -240,7 +241,7 @@ fn wait() {
             let ready = || {
                 handle.wait(|consumer| {
                     let state = consumer.status(0)?.state;
-                    (state == ConnectionState::Ready).then_some(())
+                    (state == LinkState::Ready).then_some(())
                 })
             };
             completed = poll_times(world, k, pin!(ready()), &mut run).is_some();

@@ -1,9 +1,11 @@
 //! A consumer's connections: answers at the wrong moment, messages of the shortest kind.
 
 use nanonsq_core::address::Address;
-use nanonsq_core::consumer::{Config, ConnectionState, Consumer, Storage};
+use nanonsq_core::consumer::{Config, Consumer, Storage};
 use nanonsq_core::name::{ChannelName, TopicName};
-use nanonsq_core::session::{Awaited, Closed, DialError, Fault, Link, Session, TransportError};
+use nanonsq_core::session::{
+    Awaited, Closed, DialError, Fault, Link, LinkState, Session, TransportError,
+};
 use nanonsq_core::time::{Instant, Span};
 use nanonsq_core::wire::DecodeError;
 use nanonsq_core::wire::nsqd::ErrorCode;
@@ -189,7 +191,7 @@ fn who_did_not_come_up_is_dialed_again_after_a_while() {
     session.closed(NOW, Closed::Peer);
     assert!(session.dial(again).is_some());
     assert_eq!(consumer.counters().failures, 1);
-    assert_eq!(consumer.status(0).unwrap().state, ConnectionState::Dialing);
+    assert_eq!(consumer.status(0).unwrap().state, LinkState::Dialing);
 }
 
 #[test]

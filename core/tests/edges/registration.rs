@@ -1,8 +1,8 @@
 //! A connection to an nsqlookupd.
 
 use nanonsq_core::name::TopicName;
-use nanonsq_core::registration::{Config, HttpPort, PeerEvent, PeerState, Registration};
-use nanonsq_core::session::{Closed, DialError, Fault, Link, Session};
+use nanonsq_core::registration::{Config, HttpPort, PeerEvent, Registration};
+use nanonsq_core::session::{Closed, DialError, Fault, Link, LinkState, Session};
 use nanonsq_core::time::Span;
 use nanonsq_core::wire::nsqlookupd::NodeInfo;
 
@@ -42,7 +42,7 @@ fn connected(test: impl FnOnce(&mut Registrar<'_>)) {
         let mut peer = lookup.peer(0).unwrap();
         said(&mut peer, at(1000));
         peer.receive(at(1000), INFO).unwrap();
-        assert_eq!(lookup.status(0).unwrap().state, PeerState::Connected);
+        assert_eq!(lookup.status(0).unwrap().state, LinkState::Ready);
         test(lookup);
     });
 }

@@ -10,8 +10,9 @@ use nanonsq_core::address::Address;
 use nanonsq_core::drive;
 use nanonsq_core::nsqd::ChannelStatus;
 use nanonsq_core::publisher::{Event, Outcome, Ticket};
-use nanonsq_core::registration::PeerState;
-use nanonsq_core::session::{BadAnswer, Closed, DecodeError, ErrorCode, Fault, TransportError};
+use nanonsq_core::session::{
+    BadAnswer, Closed, DecodeError, ErrorCode, Fault, LinkState, TransportError,
+};
 use nanonsq_std::{NoopRawMutex, TokioSleep};
 
 pub(crate) type Publishing<'a> = drive::publisher::Handle<'a, NoopRawMutex>;
@@ -246,13 +247,13 @@ pub(crate) async fn watch_lookups<
                     let status = lookup.status(peer)?;
                     let address = status.address?;
                     let (line, good) = match (status.state, status.last) {
-                        (PeerState::Connected, _) if status.settled => {
+                        (LinkState::Ready, _) if status.settled => {
                             (format!("registered with nsqlookupd {address}"), true)
                         }
-                        (PeerState::Waiting, Some(Closed::Fault(Fault::Refused(_)))) => {
+                        (LinkState::Waiting, Some(Closed::Fault(Fault::Refused(_)))) => {
                             (format!("nsqlookupd {address}: refused: {}", status.detail), false)
                         }
-                        (PeerState::Waiting, Some(why)) => {
+                        (LinkState::Waiting, Some(why)) => {
                             (format!("nsqlookupd {address}: {}", end(why)), false)
                         }
                         _ => return None,

@@ -2,10 +2,10 @@
 
 use nanonsq_core::address::Address;
 use nanonsq_core::consumer::{
-    Config, Consumer, Discovery, Exhausted, LookupdEvent, LookupdState, Storage, Token, TooLarge,
+    Config, Consumer, Discovery, Exhausted, LookupdEvent, Storage, Token, TooLarge,
 };
 use nanonsq_core::name::{ChannelName, TopicName};
-use nanonsq_core::session::{Closed, Session};
+use nanonsq_core::session::{Closed, LinkState, Session};
 use nanonsq_core::time::{Instant, Span};
 use nanonsq_core::wire::nsqd::{CommandDecoder, Limits};
 
@@ -267,7 +267,7 @@ fn ask(answer: &mut dyn Iterator<Item = &[u8]>) -> Asked {
     let event = session.poll_event().expect("asking ended");
     assert_eq!(session.poll_event(), None, "told once");
     let status = consumer.lookupd_status(0).expect("an nsqlookupd");
-    assert_eq!(status.state, LookupdState::Waiting);
+    assert_eq!(status.state, LinkState::Waiting);
     feature(match event {
         LookupdEvent::Answered { producers } => format!("{}", producers.min(5)),
         other => {

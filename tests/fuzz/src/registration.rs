@@ -2,8 +2,8 @@
 
 use nanonsq_core::address::Address;
 use nanonsq_core::name::{ChannelName, TopicName};
-use nanonsq_core::registration::{Config, NodeInfo, PeerState, Registration};
-use nanonsq_core::session::Session;
+use nanonsq_core::registration::{Config, NodeInfo, Registration};
+use nanonsq_core::session::{LinkState, Session};
 use nanonsq_core::time::{Instant, Span};
 use nanonsq_core::wire::nsqlookupd::CommandDecoder;
 
@@ -85,8 +85,8 @@ impl Machine for Node<'_> {
         for index in 0..PEERS {
             let status = self.lookup.status(index).expect("a peer");
             feature((index, std::mem::discriminant(&status.state), status.settled));
-            assert!(!status.settled || status.state == PeerState::Connected);
-            assert!(status.state != PeerState::Unused || status.address.is_none());
+            assert!(!status.settled || status.state == LinkState::Ready);
+            assert!(status.state != LinkState::Idle || status.address.is_none());
         }
         let (channels, topics): (Vec<_>, Vec<_>) =
             self.lookup.registered().partition(|(_, channel)| channel.is_some());

@@ -187,6 +187,13 @@ impl Stage {
                     (Link::Close, _) => {
                         let most = usize::from(input.byte());
                         self.drain(machine, at, most);
+                        machine.with(at, &mut |session| {
+                            session.open(now);
+                            session.tick(now);
+                            let heard = session.receive(now, b"more");
+                            let link = session.link();
+                            assert_eq!((heard, link), (Ok(()), Link::Close), "no way back up");
+                        });
                         self.closed(machine, at, Closed::Local);
                         progress = true;
                     }

@@ -10,11 +10,11 @@ use std::task::{Context, Poll};
 
 use embassy_sync::blocking_mutex::raw::NoopRawMutex;
 use nanonsq_core::address::Address;
-use nanonsq_core::consumer::{self, Config, ConnectionEvent, ConnectionState, Exhausted, TooLarge};
+use nanonsq_core::consumer::{self, Config, ConnectionEvent, Exhausted, TooLarge};
 use nanonsq_core::drive;
 use nanonsq_core::drive::consumer::{Dialers, Handle, Message, Sources};
 use nanonsq_core::name::{ChannelName, TopicName};
-use nanonsq_core::session::{Closed, Fault, Session as _};
+use nanonsq_core::session::{Closed, Fault, LinkState, Session as _};
 use nanonsq_core::time::Span;
 use nanonsq_core::wire::http::BadAnswer;
 use nanonsq_models::random::Random;
@@ -92,6 +92,8 @@ struct Ledger {
     /// When it was connected to each nsqd, and refused for good by one, last.
     connected: BTreeMap<String, u64>,
     refused: Option<u64>,
+    /// Each connection that was refused for good last, while others waited for its place.
+    keeps: [bool; CONNECTIONS],
 }
 
 /// An nsqd and the number of a message there.
@@ -202,6 +204,7 @@ impl Subscriber {
             began: None,
             connected: BTreeMap::new(),
             refused: None,
+            keeps: [false; CONNECTIONS],
         };
         Self {
             world: world.clone(),
@@ -308,6 +311,7 @@ impl Actor for Subscriber {
         ledger.max = self.setup.config.max_in_flight;
         ledger.rdy = [0; CONNECTIONS];
         ledger.refused = None;
+        ledger.keeps = [false; CONNECTIONS];
     }
 }
 
@@ -367,7 +371,9 @@ async fn run(
                 let address =
                     handle.look(|consumer| consumer.status(index)?.address.cloned()).flatten();
                 let host = address.map(|address| address.host().to_owned()).unwrap_or_default();
-                state.borrow_mut().on_event(event, host, &setup, &world);
+                let waiting = handle.look(|consumer| consumer.unserved()).unwrap_or(0);
+                let ledger = &mut *state.borrow_mut();
+                ledger.on_event(index, event, host, waiting, &setup, &world);
             }
         }
     });
@@ -561,8 +567,22 @@ fn check_quiet(
 
 impl Ledger {
     /// It is connected to an nsqd, or not.
-    fn on_event(&mut self, event: ConnectionEvent, host: String, setup: &Setup, world: &World) {
+    fn on_event(
+        &mut self,
+        index: usize,
+        event: ConnectionEvent,
+        host: String,
+        waiting: u16,
+        setup: &Setup,
+        world: &World,
+    ) {
         let now = world.now();
+        let refused = host == REFUSES && matches!(event, ConnectionEvent::LeftOut(_));
+        // By then every source was asked who waits, if nothing is wrong.
+        let long = setup.config.left_out_for > setup.config.lookup_interval;
+        let gives = refused && waiting > 1 && long && now > FAULTY * 1000;
+        let kept = std::mem::replace(&mut self.keeps[index], gives);
+        assert!(!(kept && refused), "keeps its place, though others wait");
         match event {
             ConnectionEvent::Connected => drop(self.connected.insert(host, now)),
             ConnectionEvent::LeftOut(_) if host == REFUSES => {
@@ -751,7 +771,7 @@ fn finish(handle: &Consumer<'_>, world: &World, setup: &Setup, ledger: &Ledger) 
     handle.look(|consumer| {
         let status = |n| consumer.status(n).expect("a connection");
         let session_table = setup.reached.len().min(CONNECTIONS);
-        let is_ready = |n: &usize| status(*n).state == ConnectionState::Ready;
+        let is_ready = |n: &usize| status(*n).state == LinkState::Ready;
         let ready = (0..CONNECTIONS).filter(is_ready).count();
         // With more nsqds than session_table one may just be on its way.
         let turns = setup.reached.len() + setup.useless() > CONNECTIONS;

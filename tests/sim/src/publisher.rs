@@ -485,7 +485,11 @@ async fn run(
                     _ => {
                         let _ = application(|| stopping.as_mut().poll(cx));
                         let now = handle.look(|p| p.state()).expect("not within a look");
-                        watch::set_state(session, &now);
+                        if now == State::Stopped {
+                            watch::set_word(session, "Idle");
+                        } else {
+                            watch::set_state(session, &now);
+                        }
                     }
                 }
                 check(&handle, setup.ring);

@@ -12,8 +12,8 @@ use embassy_sync::blocking_mutex::raw::NoopRawMutex;
 use nanonsq_core::address::Address;
 use nanonsq_core::drive::registration::{self, Handle};
 use nanonsq_core::name::{ChannelName, TopicName};
-use nanonsq_core::registration::{Config, NodeInfo, PeerState, RegistryFull};
-use nanonsq_core::session::Session as _;
+use nanonsq_core::registration::{Config, NodeInfo, RegistryFull};
+use nanonsq_core::session::{LinkState, Session as _};
 use nanonsq_core::time::Span;
 use nanonsq_models::random::Random;
 use nanonsq_models::server::{ConnId, Seen};
@@ -260,8 +260,8 @@ fn assert_connected(handle: &Lookup<'_>) {
     let connected = handle.look(|lookup| {
         (0..PEERS).all(|peer| {
             lookup.status(peer).is_some_and(|status| match status.address {
-                Some(_) => status.state == PeerState::Connected,
-                None => status.state == PeerState::Unused,
+                Some(_) => status.state == LinkState::Ready,
+                None => status.state == LinkState::Idle,
             })
         })
     });

@@ -96,7 +96,7 @@ const SERVED: &[Event] = &[
 /// What cannot happen: the machine, its states, the events, and why.
 const IMPOSSIBLE: &[(Kind, &[&str], &[Event], &str)] = {
     use Event::*;
-    const DOWN: &[&str] = &["Waiting", "Dialing", "Stopped", "Unused"];
+    const DOWN: &[&str] = &["Waiting", "Dialing", "Idle"];
     const ALL: &[&str] = &[];
     &[
         (PUBLISHER, ALL, &[Configure], "a publisher's nsqds are given once"),
@@ -108,7 +108,7 @@ const IMPOSSIBLE: &[(Kind, &[&str], &[Event], &str)] = {
             &[Closed],
             "a transport that comes up is opened or the dial over",
         ),
-        (PUBLISHER, &["Waiting", "Stopped"], &[Up, DialFailed], "it does not dial"),
+        (PUBLISHER, &["Idle", "Waiting"], &[Up, DialFailed], "it does not dial"),
         (
             PUBLISHER,
             &["Identifying", "Authenticating", "Ready", "Closing"],
@@ -121,20 +121,20 @@ const IMPOSSIBLE: &[(Kind, &[&str], &[Event], &str)] = {
         (PEER, ALL, &[Authorized, Heartbeat, Message, CloseWait, Late], "V1 has none"),
         (PEER, DOWN, TRANSPORT, "there is no transport"),
         (PEER, &["Dialing"], &[Closed], "a transport that comes up is opened or the dial over"),
-        (PEER, &["Unused", "Waiting"], &[Up, DialFailed], "it does not dial"),
+        (PEER, &["Idle", "Waiting"], &[Up, DialFailed], "it does not dial"),
         (
             PEER,
-            &["Identifying", "Connected", "Leaving", "Closing"],
+            &["Identifying", "Ready", "Leaving", "Closing"],
             &[Up, DialFailed],
             "it has a connection",
         ),
         (PEER, &["Identifying"], &[Ok], "nsqlookupd answers what it was asked"),
-        (PEER, &["Connected", "Leaving"], &[Identified], "nsqlookupd answers what it was asked"),
-        (PEER, &["Connected", "Leaving"], &[Refusal], "nsqlookupd has nothing to refuse"),
+        (PEER, &["Ready", "Leaving"], &[Identified], "nsqlookupd answers what it was asked"),
+        (PEER, &["Ready", "Leaving"], &[Refusal], "nsqlookupd has nothing to refuse"),
         (CONSUMER, ALL, &[Configure], "a consumer's nsqds are given once, or found"),
         (CONSUMER, DOWN, TRANSPORT, "there is no transport"),
         (CONSUMER, &["Dialing"], &[Closed], "a transport that comes up is opened or the dial over"),
-        (CONSUMER, &["Unused", "Waiting"], &[Up, DialFailed], "it does not dial"),
+        (CONSUMER, &["Idle", "Waiting"], &[Up, DialFailed], "it does not dial"),
         (
             CONSUMER,
             &[
@@ -174,12 +174,6 @@ const IMPOSSIBLE: &[(Kind, &[&str], &[Event], &str)] = {
             "the handshake is over, and nothing that is refused is fatal",
         ),
         (CONSUMER, &["Ready"], &[CloseWait], "it did not ask to leave"),
-        (
-            CONSUMER,
-            &["Closing"],
-            &[Identified, Authorized, Ok],
-            "what ends a handshake is its answer, or a timeout, after which closing does not wait",
-        ),
         (LOOKUPD, ALL, &[Configure], "a consumer's nsqlookupds are given once"),
         (
             LOOKUPD,
@@ -190,11 +184,11 @@ const IMPOSSIBLE: &[(Kind, &[&str], &[Event], &str)] = {
         (LOOKUPD, DOWN, TRANSPORT, "there is no transport"),
         (
             LOOKUPD,
-            &["Unused", "Dialing"],
+            &["Idle", "Dialing"],
             &[Closed],
             "a transport that comes up is opened or the dial over",
         ),
-        (LOOKUPD, &["Unused", "Waiting"], &[Up, DialFailed], "it does not dial"),
+        (LOOKUPD, &["Idle", "Waiting"], &[Up, DialFailed], "it does not dial"),
         (LOOKUPD, &["Asking", "Closing"], &[Up, DialFailed], "it has a connection"),
         (
             LOOKUPD,

@@ -145,17 +145,17 @@ pub const MACHINES: [Machine; 8] = [
             "Authenticating",
             "Ready",
             "Closing",
-            "Stopped",
+            "Idle",
         ],
     },
     Machine {
         name: "lookup peer",
-        states: &["Unused", "Waiting", "Dialing", "Identifying", "Connected", "Leaving", "Closing"],
+        states: &["Idle", "Waiting", "Dialing", "Identifying", "Ready", "Leaving", "Closing"],
     },
     Machine {
         name: "consumer",
         states: &[
-            "Unused",
+            "Idle",
             "Waiting",
             "Dialing",
             "Identifying",
@@ -167,7 +167,7 @@ pub const MACHINES: [Machine; 8] = [
             "Closing",
         ],
     },
-    Machine { name: "lookupd", states: &["Unused", "Waiting", "Dialing", "Asking", "Closing"] },
+    Machine { name: "lookupd", states: &["Idle", "Waiting", "Dialing", "Asking", "Closing"] },
     Machine { name: "node", states: &["Unused", "Init", "Subscribed", "Closing"] },
     Machine { name: "producer", states: &["Free", "Greeting", "Identified", "Closing"] },
     Machine {
@@ -332,8 +332,10 @@ impl log::Log for Logger {
                 watch.coverage.changes[seat.kind][seat.state][new] += 1;
                 seat.state = new;
                 match machine.states[new] {
+                    // A query has no heartbeats: one that takes long is given up.
                     "Closing"
-                        if states.contains("Fault(")
+                        if seat.kind != LOOKUPD
+                            && states.contains("Fault(")
                             && !["Refused", "Required"]
                                 .iter()
                                 .any(|word| states.contains(word)) =>

@@ -15,8 +15,7 @@ fn some_worlds_are_well() {
 const ONCE_WRONG: [u64; 6] = [
     // What a stalled client did not answer in time is delivered to another and finished there, and
     // comes late to the first: the simulator took it for delivered after its FIN.
-    86_367,
-    // What was wanted again while it was being closed was written to: `closing-taken-back`.
+    86_367, // What was wanted again while it was being closed was written to.
     22,
     // A consumer that restarts while it closes what an nsqlookupd has refused gave up nothing healthy.
     27_173,

@@ -8,10 +8,9 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use nanonsq_std::core::consumer::{
-    AnswerError, Config, ConnectionEvent, Event, Exhausted, LookupdState, TooLarge,
+    AnswerError, Config, ConnectionEvent, Event, Exhausted, TooLarge,
 };
-use nanonsq_std::core::session::DecodeError;
-use nanonsq_std::core::session::{Closed, DialError, Fault};
+use nanonsq_std::core::session::{Closed, DecodeError, DialError, Fault, LinkState};
 use nanonsq_std::core::time::Span;
 use nanonsq_tests::proxy::{Mode, Recording};
 use nanonsq_tests::tap::V2;
@@ -395,7 +394,7 @@ async fn stopping_with_nothing_in_flight_is_immediate() {
     consumer.connected(1).await;
     let asking = consumer
         .handle
-        .wait(|consumer| (consumer.lookupd_status(1)?.state == LookupdState::Asking).then_some(()));
+        .wait(|consumer| (consumer.lookupd_status(1)?.state == LinkState::Asking).then_some(()));
     tokio::time::timeout(SOON, asking).await.unwrap();
     let start = Instant::now();
     consumer.handle.stop().await;

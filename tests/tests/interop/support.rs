@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use nanonsq_std::core::address::Address;
 use nanonsq_std::core::drive::{self, Dialer, Gathering};
 use nanonsq_std::core::name::{ChannelName, TopicName};
+use nanonsq_std::core::session::LinkState;
 use nanonsq_std::core::{consumer, publisher, registration};
 use nanonsq_std::{CriticalSectionRawMutex, TcpDialer, TokioSleep};
 use tokio::task::JoinHandle;
@@ -226,9 +227,8 @@ impl Consumer {
     /// Waits until so many connections are subscribed.
     pub(crate) async fn connected(&self, count: usize) {
         let ready = self.handle.wait(move |consumer| {
-            let is_ready = |&at: &usize| {
-                consumer.status(at).is_some_and(|s| s.state == consumer::ConnectionState::Ready)
-            };
+            let is_ready =
+                |&at: &usize| consumer.status(at).is_some_and(|s| s.state == LinkState::Ready);
             ((0..consumer.connections()).filter(is_ready).count() >= count).then_some(())
         });
         let limit = std::time::Duration::from_secs(10);

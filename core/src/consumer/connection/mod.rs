@@ -6,9 +6,10 @@ use heapless::Vec;
 
 use super::in_flight::{Answer, NoRoom};
 use super::status::DETAIL_MAX;
-use super::{Config, ConnectionState, ConnectionStatus, Shared};
-use crate::session::handshake::{Handshake, LinkState};
-use crate::time::{Backoff, Instant, Span, TimerId, Timers};
+use super::{Config, ConnectionStatus, Shared};
+use crate::session::LinkState;
+use crate::session::handshake::Handshake;
+use crate::time::{Instant, Span, TimerId, Timers};
 use crate::wire::nsqd;
 
 pub use session::ConnectionSession;
@@ -27,8 +28,6 @@ const COMMAND_MAX: usize = 32;
 pub(super) struct Connection {
     pub(super) handshake: Handshake,
     pub(super) cls: Cls,
-    pending_event: PendingEvent,
-    attempts: Backoff,
     /// The serial of the slot when the connection followed it last.
     serial: u16,
     /// The message being received: where it goes, and how many bytes of it have arrived.
@@ -59,13 +58,6 @@ pub(super) enum Cls {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum PendingEvent {
-    None,
-    Connected,
-    Disconnected,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Timer {
     /// Ready to Leaving: a message is to be touched, or given up.
     Due,
@@ -85,9 +77,7 @@ impl Connection {
     pub(super) const NEW: Self = Self {
         handshake: Handshake::ZERO,
         cls: Cls::Unsent,
-        pending_event: PendingEvent::None,
         serial: 0,
-        attempts: Backoff::NONE,
         filling: Filling::Slot(0),
         have: 0,
         timers: Timers::ZERO,
@@ -104,19 +94,8 @@ impl Connection {
         self.timers.stop_all();
     }
 
-    pub(super) fn state(&self) -> ConnectionState {
-        match self.handshake.state() {
-            LinkState::Idle => ConnectionState::Unused,
-            LinkState::Waiting => ConnectionState::Waiting,
-            LinkState::Dialing => ConnectionState::Dialing,
-            LinkState::Identifying => ConnectionState::Identifying,
-            LinkState::Authenticating => ConnectionState::Authenticating,
-            LinkState::Subscribing => ConnectionState::Subscribing,
-            LinkState::Ready => ConnectionState::Ready,
-            LinkState::Draining => ConnectionState::Draining,
-            LinkState::Leaving => ConnectionState::Leaving,
-            LinkState::Closing => ConnectionState::Closing,
-        }
+    pub(super) fn state(&self) -> LinkState {
+        self.handshake.state()
     }
 
     pub(super) fn status<'s>(&'s self, shared: &'s Shared<'_>, id: u8) -> ConnectionStatus<'s> {
@@ -125,7 +104,7 @@ impl Connection {
             state: self.state(),
             rdy: shared.rdy.rdy(id),
             in_flight: shared.rdy.in_flight(id),
-            last: self.handshake.why.get(),
+            last: self.handshake.why(),
             detail: if self.text.starts_with(b"E_") {
                 core::str::from_utf8(&self.text).unwrap_or_default()
             } else {

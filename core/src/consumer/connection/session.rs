@@ -2,7 +2,7 @@
 
 use core::convert::Infallible;
 
-use super::{Connection, Filling, PendingEvent, Timer};
+use super::{Connection, Filling, Timer};
 use crate::address::Address;
 use crate::consumer::config::{Exhausted, TooLarge};
 use crate::consumer::engine::{count, count_long};
@@ -10,8 +10,9 @@ use crate::consumer::in_flight::{Answer, NoRoom};
 use crate::consumer::leave::Moment;
 use crate::consumer::rdy::SETTLE;
 use crate::consumer::{Config, ConnectionEvent, Shared};
-use crate::session::handshake::{CloseReason, Commands, LinkState, REPLY_MAX, Received};
-use crate::session::{Closed, Fault, Link, Session, Transmit, staging};
+use crate::session::dialed::PendingEvent;
+use crate::session::handshake::{Commands, REPLY_MAX, Received};
+use crate::session::{Closed, Fault, Link, LinkState, Session, Transmit, staging};
 use crate::time::{Backoff, Instant};
 use crate::wire::nsqd::{self, ErrorCode, FramePart, FrameType, MessageHead};
 use crate::wire::{ChunkWriter, DecodeError, Write};
@@ -50,11 +51,11 @@ pub struct ConnectionSession<'s, 'a> {
 impl ConnectionSession<'_, '_> {
     /// The newest change of this connection that nobody polled yet.
     pub fn poll_event(&mut self) -> Option<ConnectionEvent> {
-        match core::mem::replace(&mut self.connection.pending_event, PendingEvent::None) {
+        match self.connection.handshake.take_pending_event() {
             PendingEvent::None => None,
-            PendingEvent::Connected => Some(ConnectionEvent::Connected),
-            PendingEvent::Disconnected => {
-                let why = self.connection.handshake.why.get().unwrap_or(Closed::Local);
+            PendingEvent::Up => Some(ConnectionEvent::Connected),
+            PendingEvent::Down => {
+                let why = self.connection.handshake.why().unwrap_or(Closed::Local);
                 if self.is_stale() && why != Closed::Local {
                     // It would be taken for an event of the next nsqd.
                     return None;
@@ -74,7 +75,7 @@ impl ConnectionSession<'_, '_> {
 
     /// Asks the driver to close the connection.
     pub(in crate::consumer) fn close(&mut self, why: Closed) {
-        self.connection.handshake.close(&why, self.shared.now, self.shared.config.close_timeout);
+        self.connection.handshake.close(&why, self.shared.config.close_timeout, self.shared.now);
         self.abort_in_flight();
     }
 
@@ -106,23 +107,32 @@ impl ConnectionSession<'_, '_> {
                     return;
                 }
                 self.connection.serial = slot.serial;
-                if handshake.why.get() != Some(Closed::Local) {
+                if handshake.why() != Some(Closed::Local) {
                     // It would be taken for an event of this nsqd.
-                    self.connection.pending_event = PendingEvent::None;
+                    handshake.pending_event = PendingEvent::None;
                 }
                 let wanted = !slot.is_empty();
                 slot.busy = wanted;
                 // Nothing is known of it yet: the first failure is followed by a wait, which is as
                 // long as the time until it makes room for another.
                 let level = self.shared.nsqds.level;
-                self.connection.attempts = Backoff::of(level.wrapping_add(1));
-                handshake.deadline = if wanted { self.shared.now } else { Instant::NEVER };
-                handshake.set_state(if wanted { LinkState::Waiting } else { LinkState::Idle });
+                handshake.attempts = Backoff::of(level.wrapping_add(1));
+                if wanted {
+                    handshake.wait(self.shared.now);
+                } else {
+                    handshake.rest();
+                }
                 self.shared.changed();
             }
             LinkState::Ready => self.leave(Moment::Unassigned),
-            // The link says that they are to be closed, or they are about to be.
-            _ => {}
+            LinkState::Draining | LinkState::Leaving | LinkState::Closing => {}
+            // It comes up for nobody.
+            LinkState::Dialing
+            | LinkState::Upgrading
+            | LinkState::Identifying
+            | LinkState::Authenticating
+            | LinkState::Subscribing
+            | LinkState::Asking => self.close(Closed::Local),
         }
     }
 
@@ -209,8 +219,8 @@ impl ConnectionSession<'_, '_> {
 
     fn on_ready(&mut self) {
         count(&mut self.shared.tally.connections);
-        self.connection.pending_event = PendingEvent::Connected;
-        self.connection.handshake.why = CloseReason::None;
+        self.connection.handshake.pending_event = PendingEvent::Up;
+        self.connection.handshake.forget_why();
         self.shared.nsqds.succeed(self.id);
         self.on_bytes();
         self.shared.rdy.join(self.id, self.connection.handshake.granted.max_rdy_count());
@@ -225,7 +235,7 @@ impl ConnectionSession<'_, '_> {
 
     /// The connection did its work: the next loss is followed by an immediate redial.
     fn prove_good(&mut self) {
-        self.connection.attempts.prove_good();
+        self.connection.handshake.attempts.prove_good();
     }
 
     fn on_error(&mut self) {
@@ -321,18 +331,14 @@ impl ConnectionSession<'_, '_> {
     fn wait(&mut self, why: Closed) {
         let Config { reconnect_base, reconnect_cap, reconnect_spread, .. } = *self.shared.config;
         let spans = [reconnect_base, reconnect_cap, reconnect_spread];
-        if self.connection.handshake.lasted(self.shared.now) {
-            self.prove_good();
-        }
-        let Connection { attempts, handshake, .. } = &mut *self.connection;
-        let mut delay = attempts.delay(spans, handshake.came_up(), &mut self.shared.jitter);
+        let now = self.shared.now;
+        let mut delay = self.connection.handshake.delay(spans, now, &mut self.shared.jitter);
         let left_out = matches!(why, Closed::Fault(fault) if is_final(fault));
         if left_out {
             delay = self.shared.config.left_out_for;
         }
-        self.connection.handshake.deadline = self.shared.after(delay);
-        self.connection.handshake.set_state(LinkState::Waiting);
-        if left_out || self.connection.attempts.is_failing() {
+        self.connection.handshake.wait(now.after(delay));
+        if left_out || self.connection.handshake.attempts.is_failing() {
             self.shared.go_round(Some(self.id));
         }
     }
@@ -346,28 +352,24 @@ fn is_final(fault: Fault) -> bool {
 
 impl Session for ConnectionSession<'_, '_> {
     fn link(&self) -> Link {
-        let stage = self.connection.handshake.state();
-        if stage.is_coming_up() && self.is_stale() {
-            Link::Close
-        } else {
-            self.connection.handshake.link()
-        }
+        self.connection.handshake.link()
     }
 
     fn dial(&mut self, now: Instant) -> Option<&Address> {
         self.shared.now = now;
         self.follow();
-        if !self.connection.handshake.take_dial_due(now) {
+        if !self.connection.handshake.dial(self.shared.patience, now) {
             return None;
         }
-        self.connection.handshake.dial(self.shared.after(self.shared.patience));
         self.shared.nsqds.address(self.id)
     }
 
     fn open(&mut self, now: Instant) {
         self.shared.now = now;
-        self.abort_in_flight();
-        self.connection.handshake.open(now, self.shared.after(self.shared.patience));
+        self.follow();
+        if self.connection.handshake.open(self.shared.patience, now) {
+            self.abort_in_flight();
+        }
     }
 
     fn receive(&mut self, now: Instant, bytes: &[u8]) -> Result<(), Fault> {
@@ -384,8 +386,8 @@ impl Session for ConnectionSession<'_, '_> {
                 Err(error) => self.fail(error.into()),
             }
         }
-        match self.connection.handshake.why {
-            CloseReason::Closed(Closed::Fault(fault)) => Err(fault),
+        match self.connection.handshake.why() {
+            Some(Closed::Fault(fault)) => Err(fault),
             _ => Ok(()),
         }
     }
@@ -410,6 +412,8 @@ impl Session for ConnectionSession<'_, '_> {
         let own = self.connection.timers.next().min(self.connection.handshake.deadline);
         match self.connection.handshake.state() {
             LinkState::Idle => own,
+            // To be closed at once.
+            state if state.is_coming_up() && self.is_stale() => Instant::ZERO,
             _ => own.min(self.shared.deadline()),
         }
     }
@@ -446,13 +450,12 @@ impl Session for ConnectionSession<'_, '_> {
         let stale = self.is_stale();
         let why = if stale { Closed::Local } else { why };
         let Some(why) = self.connection.handshake.closed(why) else { return };
-        self.connection.pending_event = PendingEvent::Disconnected;
         self.abort_in_flight();
         if why != Closed::Local {
             count(&mut self.shared.tally.failures);
         }
         if stale {
-            self.connection.handshake.set_state(LinkState::Waiting);
+            self.connection.handshake.wait(Instant::NEVER);
             self.follow();
         } else {
             self.wait(why);

@@ -5,7 +5,7 @@ use super::*;
 #[test]
 fn connects_subscribes_and_asks() {
     with::<1, 4>(&config(), 1, |bench| {
-        assert_eq!(bench.state(0), ConnectionState::Unused);
+        assert_eq!(bench.state(0), LinkState::Idle);
         assert_eq!(bench.dial(0), "nsqd0:4150");
         assert_eq!(bench.session(0).link(), Link::Up);
         bench.open(0).at(5);
@@ -17,9 +17,9 @@ fn connects_subscribes_and_asks() {
         );
         assert!(body.contains("\"heartbeat_interval\":10000"), "{body}");
         bench.receive(0, &frame(0, INFO)).writes(0, "SUB t ch\n");
-        assert_eq!(bench.state(0), ConnectionState::Subscribing);
+        assert_eq!(bench.state(0), LinkState::Subscribing);
         bench.receive(0, &frame(0, b"OK")).writes(0, "RDY 4\n");
-        assert_eq!(bench.state(0), ConnectionState::Ready);
+        assert_eq!(bench.state(0), LinkState::Ready);
         assert_eq!(bench.session(0).poll_event(), Some(ConnectionEvent::Connected));
         assert_eq!(bench.session(0).poll_event(), None);
         // A message, in pieces.
@@ -167,7 +167,7 @@ fn silence_is_noticed() {
         bench.at(15_000).receive(0, &frame(0, b"_heartbeat_")[..7]);
         assert_eq!(bench.session(0).deadline(), at(35_000));
         bench.at(34_999).tick();
-        assert_eq!(bench.state(0), ConnectionState::Ready);
+        assert_eq!(bench.state(0), LinkState::Ready);
         bench.at(35_000).tick();
         assert_eq!(bench.session(0).link(), Link::Close);
         // Who is silent takes no farewell: it is due at once, and stays so, for the driver to abort.
@@ -179,7 +179,7 @@ fn silence_is_noticed() {
         let why = Closed::Fault(Fault::TimedOut(Awaited::Heartbeat));
         let _ = bench.session(0).poll_event();
         assert_eq!(bench.consumer.status(0).unwrap().last, Some(why));
-        assert_eq!(bench.state(0), ConnectionState::Waiting);
+        assert_eq!(bench.state(0), LinkState::Waiting);
     });
 }
 
@@ -330,7 +330,7 @@ fn a_connection_that_is_for_nobody_waits_for_nothing() {
         bench.consumer.requeue(at(0), token, None).unwrap();
         // Backing off ends by itself, soon.
         assert!(bench.session(0).deadline() < at(10_000));
-        assert_eq!(bench.state(1), ConnectionState::Unused);
+        assert_eq!(bench.state(1), LinkState::Idle);
         assert_eq!(bench.session(1).deadline(), Instant::NEVER);
     });
 }

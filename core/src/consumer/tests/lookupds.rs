@@ -334,7 +334,7 @@ fn an_nsqd_that_nobody_lists_is_left_after_the_grace_period() {
         bench.writes(0, "CLS\n").receive(0, &frame(0, b"CLOSE_WAIT"));
         assert_eq!(bench.session(0).link(), Link::Close);
         bench.closed(0, Closed::Local);
-        assert_eq!(bench.state(0), ConnectionState::Unused);
+        assert_eq!(bench.state(0), LinkState::Idle);
     });
 }
 
@@ -384,7 +384,8 @@ fn stopping_ends_the_polls_too() {
     looking_up(&config(), 2, |bench| {
         bench.ask(0);
         bench.consumer.stop();
-        assert_eq!(bench.poll(0).link(), Link::Close);
+        assert_eq!(bench.poll(0).deadline(), Instant::ZERO, "at once");
+        assert_eq!(bench.tick().poll(0).link(), Link::Close);
         assert!(!bench.consumer.is_stopped());
         let now = bench.now();
         bench.poll(0).closed(now, Closed::Local);

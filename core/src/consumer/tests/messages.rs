@@ -293,7 +293,7 @@ fn refused_answers_are_noise() {
             let text = format!("E_{code}_FAILED {code} {} failed ID not in flight", id(1));
             bench.receive(0, &frame(1, text.as_bytes()));
         }
-        assert_eq!(bench.state(0), ConnectionState::Ready);
+        assert_eq!(bench.state(0), LinkState::Ready);
         assert_eq!(bench.consumer.counters().refused, 3);
         let fault = bench.fault(0, &frame(1, b"E_INVALID invalid message ID"));
         assert_eq!(fault, Fault::Refused(ErrorCode::Invalid));
@@ -311,7 +311,7 @@ fn stops_with_everything_answered() {
         bench.consumer.stop();
         assert_eq!(bench.session(0).link(), Link::Up, "it has to say so");
         bench.writes(0, &format!("CLS\nREQ {} 0\n", id(3)));
-        assert_eq!(bench.state(0), ConnectionState::Draining);
+        assert_eq!(bench.state(0), LinkState::Draining);
         assert_eq!(bench.consumer.take(at(0)), None);
         // What was on its way goes back.
         bench.receive(0, &message(4, 1, b"x")).writes(0, &format!("REQ {} 0\n", id(4)));
@@ -351,7 +351,7 @@ fn stopping_does_not_wait_for_ever() {
         bench.receive(0, &message(1, 1, b"x"));
         bench.consumer.stop();
         bench.tick().at(5_000).tick();
-        assert_eq!(bench.state(0), ConnectionState::Leaving);
+        assert_eq!(bench.state(0), LinkState::Leaving);
         bench.at(5_999).tick();
         assert_eq!(bench.session(0).link(), Link::Up);
         bench.at(6_000).tick();
@@ -361,7 +361,8 @@ fn stopping_does_not_wait_for_ever() {
     with::<1, 4>(&config(), 1, |bench| {
         bench.dial(0);
         bench.consumer.stop();
-        assert_eq!(bench.session(0).link(), Link::Close);
+        assert_eq!(bench.session(0).deadline(), Instant::ZERO, "at once");
+        assert_eq!(bench.tick().session(0).link(), Link::Close);
         bench.closed(0, Closed::Local);
         assert!(bench.consumer.is_stopped());
     });

@@ -4,11 +4,10 @@ mod session;
 
 use heapless::Vec;
 
-use super::{Config, DETAIL_MAX, HttpPort, PeerEvent, PeerState, PeerStatus};
+use super::{Config, DETAIL_MAX, HttpPort, PeerStatus};
 use crate::address::Address;
-use crate::macros::trace_state;
-use crate::session::staging::Staging;
-use crate::session::{Closed, Fault};
+use crate::session::dialed::{Dialed, Role};
+use crate::session::{Closed, LinkState};
 use crate::time::{Backoff, Instant, Jitter, Span, TimerId, Timers};
 use crate::wire::nsqlookupd::{HttpPortFinder, LINE_MAX, ReplyDecoder};
 
@@ -25,11 +24,7 @@ const TX_BUFFER: usize = LINE_MAX + 3;
 #[derive(Debug)]
 #[repr(C)]
 pub(super) struct Peer {
-    /// The text is IDENTIFY.
-    staging: Staging,
-    /// PINGs to send.
-    pings: u8,
-    state: PeerState,
+    dialed: Dialed,
     /// Commands whose reply is due.
     outstanding: u16,
     /// Where asserting again has come to; past the end when done.
@@ -39,14 +34,10 @@ pub(super) struct Peer {
     version: u32,
     connections: u32,
     failures: u32,
-    timers: Timers<Timer, 4>,
-    attempts: Backoff,
+    timers: Timers<Timer, 3>,
     jitter: Jitter,
-    opened_at: Instant,
     /// Everything that was to be registered was answered on this connection.
     listed: bool,
-    last: Option<Closed>,
-    news: Option<PeerEvent>,
     http: Http,
     tx_buffer: [u8; TX_BUFFER],
     /// The start of the reply being read; that of an error stays until the next connection.
@@ -57,13 +48,11 @@ pub(super) struct Peer {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Timer {
-    /// Waiting: dial. Dialing, Identifying: give up. Leaving: enough unregistered. Closing: abort.
-    State,
     /// Commands outstanding: nsqlookupd neither answers nor takes more.
     Reply,
-    /// Connected: send PING.
+    /// Ready: send PING.
     Ping,
-    /// Connected: assert everything again.
+    /// Ready: assert everything again.
     Reassert,
 }
 
@@ -76,9 +65,7 @@ impl TimerId for Timer {
 impl Peer {
     pub(super) const fn new() -> Self {
         Self {
-            staging: Staging::EMPTY,
-            pings: 0,
-            state: PeerState::Unused,
+            dialed: Dialed::new(Role::Registration, Backoff::NONE),
             outstanding: 0,
             reassert: u16::MAX,
             replies: ReplyDecoder::new(REPLY_MAX),
@@ -86,12 +73,8 @@ impl Peer {
             connections: 0,
             failures: 0,
             timers: Timers::new(),
-            attempts: Backoff::NONE,
             jitter: Jitter::new(0),
-            opened_at: Instant::NEVER,
             listed: false,
-            last: None,
-            news: None,
             http: Http { port: 0, finder: HttpPortFinder::new() },
             tx_buffer: [0; TX_BUFFER],
             detail: Vec::new(),
@@ -120,16 +103,16 @@ impl Peer {
         self.version
     }
 
-    pub(super) fn state(&self) -> PeerState {
-        self.state
+    pub(super) fn state(&self) -> LinkState {
+        self.dialed.state()
     }
 
     pub(super) fn status(&self, settled: bool) -> PeerStatus<'_> {
         PeerStatus {
             address: self.address.as_ref(),
-            state: self.state,
+            state: self.state(),
             settled,
-            last: self.last,
+            last: self.dialed.why(),
             detail: core::str::from_utf8(&self.detail).unwrap_or_default(),
             connections: self.connections,
             failures: self.failures,
@@ -139,16 +122,16 @@ impl Peer {
     /// Connects to `address` from now on, once the connection that may still be closing is gone.
     pub(super) fn assign(&mut self, config: &Config<'_>, now: Instant, address: Address) {
         self.address = Some(address);
-        self.attempts = Backoff::NONE;
-        self.last = None;
-        if !matches!(self.state, PeerState::Leaving) {
+        self.dialed.attempts = Backoff::NONE;
+        if self.state() != LinkState::Leaving {
             // There it may hold the first half of an answer.
             self.detail.clear();
         }
         self.connections = 0;
         self.failures = 0;
         self.http.port = 0;
-        if matches!(self.state, PeerState::Unused) {
+        if self.state() == LinkState::Idle {
+            self.dialed.forget_why();
             self.wait(config, now);
         }
     }
@@ -156,17 +139,22 @@ impl Peer {
     /// There is no nsqlookupd to connect to any more: closes the connection.
     pub(super) fn retire(&mut self, config: &Config<'_>, now: Instant) {
         self.address = None;
-        match self.state {
-            PeerState::Unused => {}
-            PeerState::Waiting => {
-                self.timers.stop_all();
-                self.set_state(PeerState::Unused);
+        match self.state() {
+            LinkState::Idle => {}
+            LinkState::Waiting => {
+                self.dialed.rest();
+                self.changed();
             }
-            PeerState::Dialing
-            | PeerState::Identifying
-            | PeerState::Connected
-            | PeerState::Leaving
-            | PeerState::Closing(_) => self.close(config, now, Closed::Local),
+            LinkState::Dialing
+            | LinkState::Upgrading
+            | LinkState::Identifying
+            | LinkState::Authenticating
+            | LinkState::Subscribing
+            | LinkState::Asking
+            | LinkState::Ready
+            | LinkState::Draining
+            | LinkState::Leaving
+            | LinkState::Closing => self.close(config, now, Closed::Local),
         }
     }
 
@@ -174,24 +162,22 @@ impl Peer {
     pub(super) fn leave(&mut self, config: &Config<'_>, now: Instant, settled: bool) {
         // One that leaves already may have been given somebody to connect to afterwards.
         self.address = None;
-        if matches!(self.state, PeerState::Connected) && !settled {
-            self.timers.set(Timer::State, now.after(config.reply_timeout));
-            self.set_state(PeerState::Leaving);
-        } else if !matches!(self.state, PeerState::Leaving) {
+        if self.state() == LinkState::Ready && !settled {
+            self.step(LinkState::Leaving, now.after(config.reply_timeout));
+        } else if self.state() != LinkState::Leaving {
             self.retire(config, now);
         }
     }
 
     /// Whether every command was written and answered.
     pub(super) fn is_quiet(&self) -> bool {
-        self.outstanding == 0 && !self.staging.is_writing() && self.pings == 0
+        self.outstanding == 0 && !self.dialed.staging.is_writing() && self.dialed.nops == 0
     }
 
     fn wait(&mut self, config: &Config<'_>, now: Instant) {
-        let came_up = core::mem::replace(&mut self.opened_at, Instant::NEVER) != Instant::NEVER;
-        let delay = self.attempts.delay(config.reconnect(), came_up, &mut self.jitter);
-        self.timers.set(Timer::State, now.after(delay));
-        self.set_state(PeerState::Waiting);
+        let delay = self.dialed.delay(config.reconnect(), now, &mut self.jitter);
+        self.dialed.wait(now.after(delay));
+        self.changed();
     }
 
     /// Starts a timer for about `every`; zero is never.
@@ -202,9 +188,12 @@ impl Peer {
         }
     }
 
-    fn set_state(&mut self, state: PeerState) {
-        trace_state!("lookup peer", self.state, state);
-        self.state = state;
+    fn step(&mut self, state: LinkState, until: Instant) {
+        self.dialed.step(state, until);
+        self.changed();
+    }
+
+    fn changed(&mut self) {
         self.version = self.version.wrapping_add(1);
     }
 
@@ -212,13 +201,8 @@ impl Peer {
     #[inline(never)]
     fn close(&mut self, config: &Config<'_>, now: Instant, why: Closed) {
         self.timers.stop_all();
-        // A peer that is silent would not take the last bytes either.
-        let timeout = match why {
-            Closed::Fault(Fault::TimedOut(_)) => Span::ZERO,
-            _ => config.close_timeout,
-        };
-        self.timers.set(Timer::State, now.after(timeout));
-        self.set_state(PeerState::Closing(why));
+        self.dialed.close(&why, config.close_timeout, now);
+        self.changed();
     }
 }
 

@@ -5,10 +5,10 @@ use embedded_io::Write;
 use super::{FindPort, HttpPortFinder, Peer, REPLY_MAX, Timer};
 use crate::address::Address;
 use crate::registration::registry::{PeerId, RegistryView};
-use crate::registration::{Config, OUTSTANDING_MAX, PeerEvent, PeerState};
-use crate::session::staging::{self, Staging};
-use crate::session::{Awaited, Closed, DialError, Fault, Link, Session, Transmit};
-use crate::time::{Instant, LASTED, Span};
+use crate::registration::{Config, OUTSTANDING_MAX, PeerEvent};
+use crate::session::dialed::PendingEvent;
+use crate::session::{Awaited, Closed, Fault, Link, LinkState, Session, Transmit, staging};
+use crate::time::{Instant, Span};
 use crate::wire::DecodeError;
 use crate::wire::nsqd::ErrorCode;
 use crate::wire::nsqlookupd::{self, Command, ReplyDecoder, ReplyPart};
@@ -31,7 +31,13 @@ pub struct PeerSession<'s, 'a> {
 impl PeerSession<'_, '_> {
     /// The newest change of this peer that nobody polled yet.
     pub fn poll_event(&mut self) -> Option<PeerEvent> {
-        self.peer.news.take()
+        match self.peer.dialed.take_pending_event() {
+            PendingEvent::None => None,
+            PendingEvent::Up => Some(PeerEvent::Connected),
+            PendingEvent::Down => {
+                Some(PeerEvent::Disconnected(self.peer.dialed.why().unwrap_or(Closed::Local)))
+            }
+        }
     }
 
     #[cold]
@@ -49,7 +55,7 @@ impl PeerSession<'_, '_> {
     fn keep_alive(&mut self, now: Instant) {
         let peer = &mut *self.peer;
         if peer.timers.expired(Timer::Ping, now) {
-            peer.pings = peer.pings.saturating_add(1);
+            peer.dialed.nops = peer.dialed.nops.saturating_add(1);
             peer.repeat(Timer::Ping, now, self.config.ping);
         }
         if peer.timers.expired(Timer::Reassert, now) {
@@ -71,20 +77,20 @@ impl PeerSession<'_, '_> {
 
     #[inline(never)]
     fn stage(&mut self, now: Instant) {
-        self.peer.staging.clear();
-        match self.peer.state {
-            PeerState::Identifying => self.stage_identify(),
-            PeerState::Connected | PeerState::Leaving => self.stage_commands(now),
-            PeerState::Unused | PeerState::Waiting | PeerState::Dialing | PeerState::Closing(_) => {
-            }
+        self.peer.dialed.staging.clear();
+        let state = self.peer.state();
+        if state == LinkState::Identifying {
+            self.stage_identify();
+        } else if state.is_subscribed() {
+            self.stage_commands(now);
         }
     }
 
     #[cold]
     #[inline(never)]
     fn stage_identify(&mut self) {
-        let Peer { staging, tx_buffer, .. } = &mut *self.peer;
-        staging.stage_text(tx_buffer, |w| {
+        let Peer { dialed, tx_buffer, .. } = &mut *self.peer;
+        dialed.staging.stage_text(tx_buffer, |w| {
             w.write_all(&nsqlookupd::MAGIC)?;
             Command::Identify(&self.config.node).emit(w)
         });
@@ -93,8 +99,8 @@ impl PeerSession<'_, '_> {
     /// As many command lines as fit, pipelined: nsqlookupd answers in order.
     fn stage_commands(&mut self, now: Instant) {
         while self.peer.outstanding < OUTSTANDING_MAX {
-            let room = self.peer.staging.room(&self.peer.tx_buffer);
-            let (command, work) = if self.peer.pings > 0 {
+            let room = self.peer.dialed.staging.room(&self.peer.tx_buffer);
+            let (command, work) = if self.peer.dialed.nops > 0 {
                 (Command::Ping, None)
             } else {
                 let work = match self.registry.next_work(self.id) {
@@ -117,18 +123,18 @@ impl PeerSession<'_, '_> {
             if command.encoded_len() > room {
                 return;
             }
-            let Peer { staging, tx_buffer, .. } = &mut *self.peer;
-            staging.append(tx_buffer, |w| command.emit(w));
+            let Peer { dialed, tx_buffer, .. } = &mut *self.peer;
+            dialed.staging.append(tx_buffer, |w| command.emit(w));
             match work {
                 Some(work) => self.registry.announced(self.id, work),
-                None => self.peer.pings = self.peer.pings.saturating_sub(1),
+                None => self.peer.dialed.nops = self.peer.dialed.nops.saturating_sub(1),
             }
             self.expect_reply(now);
         }
     }
 
     fn on_part(&mut self, now: Instant, part: ReplyPart<'_>) -> Result<(), Fault> {
-        let identifying = matches!(self.peer.state, PeerState::Identifying);
+        let identifying = self.peer.state() == LinkState::Identifying;
         if part.first {
             self.peer.detail.clear();
         }
@@ -157,15 +163,15 @@ impl PeerSession<'_, '_> {
         self.peer.timers.stop(Timer::Reply);
         // Also what it never had to register: then PING was answered.
         self.peer.listed |= self.is_settled();
-        self.peer.version = self.peer.version.wrapping_add(1);
-        if matches!(self.peer.state, PeerState::Leaving) && self.is_settled() {
+        self.peer.changed();
+        if self.peer.state() == LinkState::Leaving && self.is_settled() {
             self.peer.close(self.config, now, Closed::Local);
         }
         Ok(())
     }
 
     fn on_identified(&mut self, now: Instant) -> Result<(), Fault> {
-        if !self.peer.staging.text_is_written() {
+        if !self.peer.dialed.staging.text_is_written() {
             // IDENTIFY is not even wholly written.
             return self.fail(now, Fault::UnexpectedReply);
         }
@@ -175,144 +181,109 @@ impl PeerSession<'_, '_> {
         }
         let peer = &mut *self.peer;
         peer.connections = peer.connections.saturating_add(1);
-        peer.news = Some(PeerEvent::Connected);
-        peer.timers.stop(Timer::State);
+        peer.dialed.pending_event = PendingEvent::Up;
         peer.repeat(Timer::Ping, now, self.config.ping);
         peer.repeat(Timer::Reassert, now, self.config.reassert);
-        peer.set_state(PeerState::Connected);
+        peer.step(LinkState::Ready, Instant::NEVER);
         Ok(())
     }
 }
 
 impl Session for PeerSession<'_, '_> {
     fn link(&self) -> Link {
-        match self.peer.state {
-            PeerState::Unused | PeerState::Waiting => Link::Down,
-            PeerState::Dialing
-            | PeerState::Identifying
-            | PeerState::Connected
-            | PeerState::Leaving => Link::Up,
-            PeerState::Closing(_) => Link::Close,
-        }
+        self.peer.dialed.link()
     }
 
     fn dial(&mut self, now: Instant) -> Option<&Address> {
-        let peer = &mut *self.peer;
-        if !matches!(peer.state, PeerState::Waiting) || !peer.timers.expired(Timer::State, now) {
+        if !self.peer.dialed.dial(self.config.connect_timeout, now) {
             return None;
         }
-        peer.timers.set(Timer::State, now.after(self.config.connect_timeout));
-        peer.set_state(PeerState::Dialing);
-        peer.address.as_ref()
+        self.peer.changed();
+        self.peer.address.as_ref()
     }
 
     fn open(&mut self, now: Instant) {
-        self.registry.forget(self.id);
         let peer = &mut *self.peer;
+        if !peer.dialed.come_up(now) {
+            return;
+        }
+        self.registry.forget(self.id);
+        peer.timers.stop_all();
         peer.replies = ReplyDecoder::new(REPLY_MAX);
         peer.http.finder = HttpPortFinder::new();
         peer.outstanding = 0;
-        peer.pings = 0;
         peer.reassert = u16::MAX;
-        peer.staging = Staging::EMPTY;
-        peer.opened_at = now;
         peer.listed = false;
-        peer.timers.stop_all();
-        peer.timers.set(Timer::State, now.after(self.config.connect_timeout));
-        peer.set_state(PeerState::Identifying);
+        peer.step(LinkState::Identifying, now.after(self.config.connect_timeout));
     }
 
     fn receive(&mut self, now: Instant, bytes: &[u8]) -> Result<(), Fault> {
         if let Some(find_port) = self.find_port
-            && matches!(self.peer.state, PeerState::Identifying)
+            && self.peer.state() == LinkState::Identifying
         {
             find_port(&mut self.peer.http, bytes);
         }
         let mut input = bytes;
-        loop {
-            match self.peer.state {
-                PeerState::Identifying | PeerState::Connected | PeerState::Leaving => {}
-                PeerState::Unused
-                | PeerState::Waiting
-                | PeerState::Dialing
-                | PeerState::Closing(_) => return Ok(()),
-            }
+        while self.peer.state().is_up() {
             match self.peer.replies.next(&mut input) {
                 Ok(Some(part)) => self.on_part(now, part)?,
                 Ok(None) => return Ok(()),
                 Err(error) => return self.fail(now, error.into()),
             }
         }
+        Ok(())
     }
 
     fn transmit(&mut self, now: Instant) -> Transmit<'_> {
-        if !self.peer.staging.is_writing() {
+        if !self.peer.dialed.staging.is_writing() {
             self.stage(now);
         }
-        Transmit { head: self.peer.staging.pending(&self.peer.tx_buffer), body: &[] }
+        Transmit { head: self.peer.dialed.staging.pending(&self.peer.tx_buffer), body: &[] }
     }
 
     fn sent(&mut self, _: Instant, n: usize) {
         // A transport that takes bytes proves nothing of nsqlookupd: only answers do.
-        self.peer.staging.sent(n);
+        self.peer.dialed.staging.sent(n);
     }
 
     fn deadline(&self) -> Instant {
-        self.peer.timers.next()
+        self.peer.timers.next().min(self.peer.dialed.deadline)
     }
 
     fn tick(&mut self, now: Instant) {
         let peer = &mut *self.peer;
-        let why = match peer.state {
-            // The redial and the end of closing are the driver's.
-            PeerState::Unused | PeerState::Waiting | PeerState::Closing(_) => return,
-            PeerState::Dialing | PeerState::Identifying | PeerState::Leaving
-                if peer.timers.expired(Timer::State, now) =>
-            {
-                match peer.state {
-                    PeerState::Dialing => Closed::Dial(DialError::TimedOut),
-                    PeerState::Leaving => Closed::Local,
-                    _ => Closed::Fault(Fault::TimedOut(Awaited::Handshake)),
-                }
-            }
-            _ if peer.timers.expired(Timer::Reply, now) => {
-                Closed::Fault(Fault::TimedOut(Awaited::Reply))
-            }
-            _ => {
-                self.keep_alive(now);
-                return;
-            }
+        let why = if let Some(why) = peer.dialed.tick(now) {
+            why
+        } else if peer.timers.expired(Timer::Reply, now) {
+            Closed::Fault(Fault::TimedOut(Awaited::Reply))
+        } else {
+            return self.keep_alive(now);
         };
         peer.close(self.config, now, why);
     }
 
     fn closed(&mut self, now: Instant, why: Closed) {
         let peer = &mut *self.peer;
-        let (why, replaced) = match peer.state {
-            // What the session itself had against the connection is the better reason.
-            PeerState::Closing(why) => (why, matches!(why, Closed::Local)),
-            PeerState::Leaving => (why, true),
-            PeerState::Unused | PeerState::Waiting => return,
-            PeerState::Dialing | PeerState::Identifying | PeerState::Connected => (why, false),
-        };
+        let leaves = peer.state() == LinkState::Leaving;
+        let Some(why) = peer.dialed.closed(why) else { return };
         self.registry.forget(self.id);
         peer.timers.stop_all();
         if matches!(why, Closed::Dial(_)) {
             peer.http.port = 0;
         }
-        if !replaced {
+        if leaves || matches!(why, Closed::Local) {
+            // What comes next has nothing to do with it.
+            peer.dialed.forget_why();
+        } else {
             peer.failures = peer.failures.saturating_add(1);
-            peer.last = Some(why);
-            let enough = if peer.listed { LISTED } else { LASTED };
-            if peer.opened_at.after(enough) <= now {
-                peer.attempts.prove_good();
+            if peer.listed && peer.dialed.is_old(LISTED, now) {
+                peer.dialed.attempts.prove_good();
             }
         }
-        peer.news = Some(PeerEvent::Disconnected(why));
         if peer.address.is_some() {
             peer.wait(self.config, now);
         } else {
-            peer.set_state(PeerState::Unused);
+            peer.changed();
         }
     }
 }

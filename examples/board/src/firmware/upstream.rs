@@ -12,8 +12,7 @@ use nanonsq_core::drive::publisher::Publish;
 use nanonsq_core::drive::{nsqd, registration};
 use nanonsq_core::name::TopicName;
 use nanonsq_core::publisher::{self, Counters, Event, Outcome, State};
-use nanonsq_core::registration::PeerState;
-use nanonsq_core::session::Closed;
+use nanonsq_core::session::{Closed, LinkState};
 use nanonsq_embassy::EmbassySleep;
 
 use super::serve;
@@ -75,7 +74,7 @@ impl Upstream {
                     [(); LOOKUPDS_MAX].iter().enumerate().fold((0, 0), |(all, there), (n, ())| {
                         match lookup.status(n) {
                             Some(peer) if peer.address.is_some() => {
-                                (all + 1, there + u32::from(peer.state == PeerState::Connected))
+                                (all + 1, there + u32::from(peer.state == LinkState::Ready))
                             }
                             _ => (all, there),
                         }
@@ -183,7 +182,7 @@ impl Publishing {
             State::Waiting => "will be dialed again",
             State::LeftOut(_) => "refused for good, and is asked again every few minutes",
             State::Dialing => "is being dialed",
-            State::Identifying | State::Authenticating => "is being talked to",
+            State::Upgrading | State::Identifying | State::Authenticating => "is being talked to",
             State::Ready => "is connected",
             State::Closing(_) => "is being left",
             State::Stopped => "was left",
@@ -209,8 +208,8 @@ fn write_registry<const TOPICS: usize, const CHANNELS: usize>(
             let Some(status) = lookup.status(index) else { return Ok(()) };
             let Some(address) = status.address else { return Ok(()) };
             let how = match (status.state, status.settled) {
-                (PeerState::Connected, true) => "has all topics",
-                (PeerState::Connected, false) => "is being told the topics",
+                (LinkState::Ready, true) => "has all topics",
+                (LinkState::Ready, false) => "is being told the topics",
                 _ => "is not connected",
             };
             write!(out, "nsqlookupd {address} {how}")?;
