@@ -57,7 +57,7 @@ impl LinkState {
     /// Whether it is one from `from` on and before `to`.
     #[inline]
     const fn within(self, from: Self, to: Self) -> bool {
-        (self as u8).wrapping_sub(from as u8) < to as u8 - from as u8
+        (self as u8).wrapping_sub(from as u8) < (to as u8).wrapping_sub(from as u8)
     }
 
     /// Whether bytes of the server are read.

@@ -138,7 +138,7 @@ impl Client {
         heartbeat: Span::ZERO,
         msg_timeout: Span::ZERO,
         heartbeat_due: false,
-        tx_buffer: TxBuffer::EMPTY,
+        tx_buffer: TxBuffer::ZERO,
         message: 0,
         head_at: 0,
         head: [0; HEAD_LEN],

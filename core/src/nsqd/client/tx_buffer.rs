@@ -22,7 +22,8 @@ pub(super) struct TxBuffer {
 }
 
 impl TxBuffer {
-    pub(super) const EMPTY: Self = Self { staging: Staging::NO_TEXT, buffer: [0; LEN] };
+    /// All bytes are zero, for storage: [`clear`](Self::clear) makes it usable.
+    pub(super) const ZERO: Self = Self { staging: Staging::EMPTY, buffer: [0; LEN] };
 
     pub(super) fn clear(&mut self) {
         self.staging = Staging::NO_TEXT;
