@@ -1,8 +1,8 @@
 //! nanonsq on microcontrollers: embassy-net's sockets and DNS and embassy-time for
 //! [`nanonsq_core::drive`].
 //!
-//! Nothing of NSQ is decided here. See the [core] for what it does and how to use it.
-//! Everything here works on any executor and board that embassy-net and embassy-time run on.
+//! This crate has no NSQ logic: the [core] documents behaviour and use.
+//! It works on every executor and board that embassy-net and embassy-time support.
 //!
 //! ```no_run
 //! use embassy_futures::join::join3;
@@ -37,7 +37,7 @@
 //!
 //!     let readings = async {
 //!         loop {
-//!             // Waits while the outbox is full; connected or not, it takes the message.
+//!             // Waits only while the outbox is full, connected or not.
 //!             let _ = nsq.publish(&TOPIC, b"21.5").await;
 //!             Timer::after_secs(1).await;
 //!         }
@@ -49,45 +49,45 @@
 //!
 //! Usually the three futures are tasks of their own and the storage is in `static` cells. A handle
 //! is `Copy`: give one to each task that publishes. [`NoopRawMutex`] is for tasks of one executor
-//! thread, where the runner has to be anyway, since a [`Stack`](embassy_net::Stack) cannot leave
-//! it; only handles used from an interrupt executor or another core need
-//! [`CriticalSectionRawMutex`], at the price that the runner copies into the socket with interrupts
-//! off.
+//! thread. The runner must stay on the thread of its [`Stack`](embassy_net::Stack) in any case.
+//! Only handles used from an interrupt executor or another core need
+//! [`CriticalSectionRawMutex`]; the runner then copies into the socket with interrupts off.
 //!
-//! # What it takes
+//! # Resources
 //!
 //! | | sockets of the stack | RAM on a 32-bit core, IPv4 (both families) |
 //! |---|---|---|
-//! | [`TcpDialer`], one for each publisher, each lookup peer, each of a consumer's connections, and one for a node that asks for channels | 1 | [`TcpStorage`] + 352 (408) in `StackResources` + 12 |
-//! | [`TcpListener`], one for each connection at a time, and a spare one for each port | 1 | the same |
+//! | [`TcpDialer`], one for each publisher, each lookup peer, each connection of a consumer, and one for a node that looks up channels | 1 | [`TcpStorage`] + 352 (408) in `StackResources` + 12 |
+//! | [`TcpListener`], one for each simultaneous connection, and a spare one for each port | 1 | the same |
 //! | DNS (feature `dns`), DHCP | 1 each | 352 (408) each in `StackResources` |
-//! | dialing, in the runner's future | | 152 (208) |
+//! | a dial, in the runner's future | | 152 (208) |
 //! | [`EmbassySleep`] | | 0 |
 //!
-//! Too few sockets are a panic at start: [`Sockets`] counts them.
+//! A stack with too few sockets panics at start: [`Sockets`] counts them.
 //!
 //! # Features
 //!
-//! The roles are nanonsq-core's: `publisher` and `consumer` (default), `registration`, `nsqd`,
-//! `nsqlookupd`, `full`. `medium-ethernet` (default), `medium-ip`, `medium-ieee802154`, `proto-ipv4` (default),
-//! `proto-ipv6`, `dhcpv4` and `dns` are embassy-net's. `defmt` is for all crates below; `log` for
-//! nanonsq alone, because embassy-net cannot have both: turn on `embassy-net/log` for its own.
-//! Nothing here needs an allocator, `static_cell`, or a `generic-queue-*` of embassy-time.
+//! nanonsq-core has the roles: `publisher` and `consumer` (default), `registration`, `nsqd`,
+//! `nsqlookupd`, `full`. embassy-net has `medium-ethernet` (default), `medium-ip`,
+//! `medium-ieee802154`, `proto-ipv4` (default), `proto-ipv6`, `dhcpv4` and `dns`. `defmt` turns on
+//! the traces of all crates below, `log` those of nanonsq only, because embassy-net cannot have
+//! both: turn on `embassy-net/log` for its traces.
+//! The crate needs no allocator, no `static_cell` and no `generic-queue-*` of embassy-time.
 //!
-//! # Good to know
+//! # Notes
 //!
-//! - There is no need to wait for the network: a dial without link or address fails at once and is
-//!   repeated by the session. Tasks that do wait in `Stack::wait_config_up` must be one: several
-//!   wake each other in circles.
-//! - Give the stack a random seed. With a constant one a board comes back from a reset with the
-//!   port of the connection that the server still has, and loses a second.
-//! - All connections have TCP keepalive, so each wakes the board every 15 s while nothing is said on
-//!   it; what vanishes without a word is noticed within 150 s, without heartbeats.
-//! - embassy-net keeps one address of a name, or `SMOLTCP_DNS_MAX_RESULT_COUNT` of them. It asks
-//!   for the hardware address of one neighbour a second: connections to several servers of the
-//!   same subnet come up one after the other.
-//! - A dialer or listener dropped while it has a connection takes the socket along: nothing more
-//!   leaves, not even a RST. Drop the runner's future, not the runner, to disconnect.
+//! - There is no need to wait for the network: a dial without link or address fails at once and
+//!   the session repeats it. Only one task may wait in `Stack::wait_config_up`: several wake each
+//!   other without end.
+//! - Give the stack a random seed. With a constant seed a board that was reset reuses the port of
+//!   a connection that the server still has, and loses a second.
+//! - All connections have TCP keepalive: each idle connection wakes the board every 15 s, and a
+//!   peer that vanishes is detected within 150 s even without heartbeats.
+//! - embassy-net keeps one address per name, or `SMOLTCP_DNS_MAX_RESULT_COUNT`. It sends one
+//!   neighbour request (ARP, NDP) a second, so connections to several servers of one subnet come up
+//!   one after the other.
+//! - A dialer or listener dropped while it has a connection drops the socket: nothing more leaves,
+//!   not even a RST. To disconnect, drop the runner's future, not the runner.
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -99,10 +99,10 @@ pub use nanonsq_core as core;
 pub use tcp::{TcpDialer, TcpListener, TcpStorage, TcpTransport};
 pub use time::EmbassySleep;
 
-/// Which sockets an application takes from its network stack, to size `StackResources`.
+/// The sockets that an application takes from its network stack, to size `StackResources`.
 ///
-/// A stack with fewer panics in smoltcp ("adding a socket to a full SocketSet") when the last one
-/// is made, which is at start: nothing here makes one later.
+/// With fewer, smoltcp panics ("adding a socket to a full SocketSet") when the last socket is made.
+/// All sockets are made at start.
 ///
 /// ```
 /// use nanonsq_embassy::Sockets;
@@ -113,25 +113,26 @@ pub use time::EmbassySleep;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Sockets {
-    /// The address comes by DHCP: one.
+    /// True if the address comes by DHCP: 1 socket.
     pub dhcp: bool,
-    /// embassy-net has its feature `dns`, by whichever crate: one, used or not.
+    /// True if any crate turns on `dns` of embassy-net: 1 socket, even if no name is resolved.
     pub dns: bool,
-    /// Publishers: one each, however many nsqds they choose from.
+    /// Number of publishers: 1 socket each, for any number of nsqds.
     pub publishers: usize,
-    /// nsqlookupds that a lookup may have at a time (its `PEERS`): one each. For a node's see
-    /// [`with_node`](Self::with_node).
+    /// Number of nsqlookupds that a lookup may have at a time (its `PEERS`): 1 socket each. For
+    /// those of a node see [`with_node`](Self::with_node).
     pub lookupds: usize,
-    /// Connections of consumers: see [`with_consumer`](Self::with_consumer).
+    /// Number of connections of consumers: see [`with_consumer`](Self::with_consumer).
     pub consumers: usize,
-    /// Accept slots, spare ones too: one each. See [`with_node`](Self::with_node).
+    /// Number of accept slots, including spare slots: 1 socket each. See
+    /// [`with_node`](Self::with_node).
     pub listeners: usize,
-    /// The application's own.
+    /// Number of sockets that the application makes itself.
     pub other: usize,
 }
 
 impl Sockets {
-    /// None but the DNS client's, if the feature `dns` is on.
+    /// No sockets, except that of the DNS client if the feature `dns` is on.
     pub const NONE: Self = Self {
         dhcp: false,
         dns: cfg!(feature = "dns"),
@@ -142,13 +143,13 @@ impl Sockets {
         other: 0,
     };
 
-    /// These, and those of a consumer with the same parameters as its
-    /// [`Resources`](nanonsq_core::drive::consumer::Resources): one for each connection to an nsqd,
-    /// one for each nsqlookupd that it asks.
+    /// Adds the sockets of a consumer: one for each connection to an nsqd, one for each nsqlookupd.
+    /// The arguments are the parameters of its
+    /// [`Resources`](nanonsq_core::drive::consumer::Resources).
     ///
     /// ```
     /// # use nanonsq_embassy::Sockets;
-    /// // Commands from 2 nsqds at a time, that 1 nsqlookupd lists.
+    /// // 1 publisher; 1 consumer with up to 2 nsqds at a time, found by 1 nsqlookupd.
     /// const SOCKETS: Sockets = Sockets { publishers: 1, ..Sockets::NONE }.with_consumer(2, 1);
     /// # assert_eq!(SOCKETS.count() - Sockets::NONE.count(), 4);
     /// ```
@@ -158,14 +159,13 @@ impl Sockets {
         self
     }
 
-    /// These, and those of a node with the same parameters as its
-    /// [`Resources`](nanonsq_core::drive::nsqd::Resources), with a spare one for each port: one for
-    /// each client and each connection over HTTP, one for each nsqlookupd, and one to ask them for
-    /// the channels of new topics.
+    /// Adds the sockets of a node: one for each client, each HTTP connection and each nsqlookupd, a
+    /// spare one for each port, and one to look up the channels of new topics. The arguments are
+    /// the parameters of its [`Resources`](nanonsq_core::drive::nsqd::Resources).
     ///
     /// ```
     /// # use nanonsq_embassy::Sockets;
-    /// // 4 clients, 2 connections over HTTP, 1 nsqlookupd.
+    /// // 4 clients, 2 HTTP connections, 1 nsqlookupd.
     /// const SOCKETS: Sockets = Sockets::NONE.with_node(4, 2, 1);
     /// # assert_eq!(SOCKETS.count() - Sockets::NONE.count(), 5 + 3 + 1 + 1);
     /// ```
@@ -181,7 +181,7 @@ impl Sockets {
         self
     }
 
-    /// How many there are: the parameter of `StackResources`.
+    /// Returns the number of sockets: the parameter of `StackResources`.
     pub const fn count(&self) -> usize {
         self.dhcp as usize
             + self.dns as usize

@@ -1,8 +1,8 @@
-//! TCP over embassy-net: one socket for each dialer and each accept slot, kept for its life.
+//! TCP over embassy-net: each dialer and each accept slot owns one socket for its whole life.
 //!
-//! A socket is in the stack's set from `new` to drop, so connections come and go without touching
-//! the set, and what a connection leaves behind (a FIN not acknowledged yet, a RST not sent yet)
-//! goes on leaving after its transport was dropped, until the next connection needs the socket.
+//! A socket is in the stack's set from `new` to drop, so connections open and close without
+//! changing the set. After a transport is dropped, the stack still sends the end of its connection
+//! (a FIN that is not acknowledged, a RST) until the next connection needs the socket.
 
 use core::fmt;
 use core::future::Future;
@@ -20,31 +20,30 @@ use nanonsq_core::address::Address;
 use nanonsq_core::drive::{AcceptError, Dialer, Listener, Transport};
 use nanonsq_core::session::{DialError, Transmit, TransportError};
 
-/// How many addresses of one name are tried.
+/// Addresses of one name that a dial tries.
 const ADDRESSES_MAX: usize = 4;
 
-/// How long one of several addresses may take before the next is tried, and a query for further
-/// ones.
+/// Time for each address but the last, and for each DNS query after the first that found addresses.
 const PER_ADDRESS: Duration = Duration::from_secs(1);
 
-/// How long the RST of the connection before may take to leave the board. It needs one poll of
-/// the stack; without a link it never leaves.
+/// Time for the RST of the previous connection to leave. The RST needs one poll of the stack;
+/// without a link it never leaves.
 const RST_WAIT: Duration = Duration::from_millis(20);
 
-/// How long a caller may take to finish a handshake; without a bound one lost caller keeps an
-/// accept slot for ever.
+/// Time for the TCP handshake of a caller. Without a bound one lost caller occupies its accept slot
+/// for ever.
 const HANDSHAKE_MAX: Duration = Duration::from_secs(5);
 
-/// TCP keepalive, as on desktops: an acknowledgement is asked for after so long without a packet from
-/// the other side, and the connection is reset after so long without one. It also bounds how long
-/// something sent waits for its acknowledgement.
+/// TCP keepalive: the stack sends a probe after this time without a packet from the other side.
 const KEEPALIVE: Duration = Duration::from_secs(15);
+/// The stack resets a connection after this time without a packet from the other side, or with sent
+/// bytes that are not acknowledged.
 const SILENCE_MAX: Duration = Duration::from_secs(150);
 
 /// The buffers of one connection, for a `static` cell.
 ///
-/// RAM: `RX + TX` bytes. `TX` is what may be on the wire without an ACK, so a connection carries
-/// at most `TX` bytes a round trip; `RX` takes nsqd's answers: 512 is plenty for a publisher or a
+/// RAM: `RX + TX` bytes. At most `TX` bytes are on the wire without an ACK, so a connection sends
+/// at most `TX` bytes a round trip. `RX` holds received bytes: 512 is plenty for a publisher or a
 /// lookup peer.
 #[derive(Debug)]
 pub struct TcpStorage<const RX: usize, const TX: usize> {
@@ -53,7 +52,7 @@ pub struct TcpStorage<const RX: usize, const TX: usize> {
 }
 
 impl<const RX: usize, const TX: usize> TcpStorage<RX, TX> {
-    /// Empty.
+    /// Creates empty buffers.
     pub const fn new() -> Self {
         Self { rx: [0; RX], tx: [0; TX] }
     }
@@ -67,11 +66,11 @@ impl<const RX: usize, const TX: usize> Default for TcpStorage<RX, TX> {
 
 /// Connects over TCP, one connection at a time.
 ///
-/// A literal address is dialed as it is. A name is resolved at each dial (feature `dns`), in each
-/// family that the stack has an address of, IPv4 first, and up to 4 addresses are tried in turn:
-/// all but the last for one second each.
+/// Each dial resolves the name (feature `dns`) in each family of which the stack has an address,
+/// IPv4 first, and tries up to 4 addresses in turn, all but the last for one second each. A literal
+/// address needs no DNS.
 ///
-/// | what happened | [`DialError`] |
+/// | cause | [`DialError`] |
 /// |---|---|
 /// | answered with RST | `Refused` |
 /// | no link, no address of that family, or neither its subnet nor a gateway to it | `Unreachable` |
@@ -81,12 +80,12 @@ impl<const RX: usize, const TX: usize> Default for TcpStorage<RX, TX> {
 pub struct TcpDialer<'a>(Socket<'a>);
 
 impl<'a> TcpDialer<'a> {
-    /// Takes one socket of the stack's and gives it back when dropped.
+    /// Takes one socket of the stack and returns it on drop.
     ///
     /// # Panics
     ///
-    /// In smoltcp, if the stack has no socket left: count them with
-    /// [`Sockets::count`](crate::Sockets::count). Dialing never takes another one.
+    /// smoltcp panics if the stack has no socket left: count them with
+    /// [`Sockets::count`](crate::Sockets::count). A dial takes no further socket.
     pub fn new<const RX: usize, const TX: usize>(
         stack: Stack<'a>,
         storage: &'a mut TcpStorage<RX, TX>,
@@ -120,10 +119,10 @@ impl<'a> Dialer for TcpDialer<'a> {
 
 /// Accepts TCP connections on a port, of all families, one at a time.
 ///
-/// While its connection lives, and for the moment until the driver asks again, it does not listen.
-/// A [`Port`](nanonsq_core::drive::Port) has as many listeners as there may be connections at a
-/// time, and a spare one, on which a caller is told that all are taken. While that one is taken as
-/// well, further callers are reset: connection refused.
+/// A listener does not listen while its connection is open, nor until the driver calls `accept`
+/// again. A [`Port`](nanonsq_core::drive::Port) has one listener for each simultaneous connection
+/// and a spare one, which rejects a caller when all slots are occupied. While the spare listener is
+/// busy too, the stack resets further callers: connection refused.
 #[derive(Debug)]
 pub struct TcpListener<'a> {
     port: u16,
@@ -131,8 +130,7 @@ pub struct TcpListener<'a> {
 }
 
 impl<'a> TcpListener<'a> {
-    /// Takes one socket of the stack's and gives it back when dropped. Port 0 is none: accepting
-    /// fails.
+    /// Takes one socket of the stack and returns it on drop. With port 0, accepting fails.
     ///
     /// # Panics
     ///
@@ -160,7 +158,7 @@ impl<'a> Listener for TcpListener<'a> {
             tcp.set_timeout(Some(HANDSHAKE_MAX));
             tcp.accept(self.port).await.map_err(|_| AcceptError::Other)?;
             tcp.set_timeout(Some(SILENCE_MAX));
-            // Not if the caller is gone already.
+            // Skip a caller that has already closed or reset.
             if tcp.may_send()
                 && let Some(from) = tcp.remote_endpoint()
             {
@@ -170,14 +168,14 @@ impl<'a> Listener for TcpListener<'a> {
     }
 }
 
-/// A connection over a dialer's or listener's socket.
+/// A connection over the socket of a dialer or listener.
 ///
-/// It has TCP keepalive: after 15 s without a packet from the other side it asks for one, every 15 s,
-/// and after 150 s without one it is reset. So a caller that vanishes without a word, and has no
-/// heartbeats, gives its slot back within 150 s, also one that has not acknowledged something.
+/// TCP keepalive probes the other side after each 15 s without a packet and resets the connection
+/// after 150 s. So a caller that vanishes frees its slot within 150 s, even without heartbeats and
+/// with sent bytes that are not acknowledged.
 ///
-/// Dropped, it closes as an operating system would: what was written still leaves, then a FIN, in
-/// the background; what is left of that when the socket is needed again is reset.
+/// On drop the connection closes as in an operating system: the written bytes, then a FIN leave in
+/// the background. If the socket is needed before they are acknowledged, the connection is reset.
 #[derive(Debug)]
 pub struct TcpTransport<'d, 'a>(&'d mut Socket<'a>);
 
@@ -196,7 +194,7 @@ impl Transport for TcpTransport<'_, '_> {
         cx: &mut Context<'_>,
         bytes: Transmit<'_>,
     ) -> Poll<Result<usize, TransportError>> {
-        // Both go into the transmit buffer before the stack runs: they leave in one segment.
+        // Both parts enter the transmit buffer before the stack runs, so they leave in one segment.
         let mut written = 0usize;
         for part in [bytes.head, bytes.body] {
             if part.is_empty() {
@@ -204,7 +202,7 @@ impl Transport for TcpTransport<'_, '_> {
             }
             let taken = match pin!(self.0.tcp.write(part)).poll(cx) {
                 Poll::Ready(Ok(taken)) => taken,
-                // What was taken before counts; the rest comes again.
+                // Report the bytes written so far; the driver offers the rest again.
                 Poll::Pending | Poll::Ready(Err(_)) if written > 0 => break,
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(transport_error(error))),
@@ -224,7 +222,7 @@ impl Transport for TcpTransport<'_, '_> {
     }
 
     fn abort(&mut self) {
-        // The RST leaves when the stack runs next, also if this is dropped by then.
+        // The RST leaves when the stack runs next, even if the transport is dropped by then.
         self.0.tcp.abort();
     }
 }
@@ -246,9 +244,9 @@ impl<'a> Socket<'a> {
         storage: &'a mut TcpStorage<RX, TX>,
     ) -> Self {
         let mut tcp = TcpSocket::new(stack, &mut storage.rx, &mut storage.tx);
-        // The core fills segments by itself; what it writes is not to wait for an ACK.
+        // The core fills segments itself; its writes must not wait for an ACK.
         tcp.set_nagle_enabled(false);
-        // For good: it comes into effect with each connection.
+        // Applies to every connection of the socket.
         tcp.set_keep_alive(Some(KEEPALIVE));
         Self { stack, tcp }
     }
@@ -258,10 +256,10 @@ impl<'a> Socket<'a> {
             return Err(DialError::Unreachable);
         }
         self.vacate().await;
-        // The session has a limit of its own for this.
+        // The session's connect timeout is the limit.
         self.tcp.set_timeout(None);
         self.tcp.connect((ip, port)).await.map_err(|error| match error {
-            // The stack also resets what it has lost the address for.
+            // The stack also resets a connection whose local address it has lost.
             ConnectError::ConnectionReset if has_route(self.stack, ip) => DialError::Refused,
             ConnectError::ConnectionReset | ConnectError::NoRoute => DialError::Unreachable,
             ConnectError::TimedOut => DialError::TimedOut,
@@ -271,8 +269,8 @@ impl<'a> Socket<'a> {
         Ok(())
     }
 
-    /// Makes it ready for another connection: resets what is left of the last one and lets the
-    /// RST leave.
+    /// Prepares the socket for another connection: resets the previous one unless it is over, and
+    /// waits up to [`RST_WAIT`] for the RST to leave.
     async fn vacate(&mut self) {
         if !matches!(self.tcp.state(), State::Closed | State::TimeWait) {
             self.tcp.abort();
@@ -287,7 +285,7 @@ impl fmt::Debug for Socket<'_> {
     }
 }
 
-/// The addresses of a host.
+/// Returns the addresses of a host: at least one.
 async fn resolve(stack: Stack<'_>, host: &str) -> Result<Vec<IpAddress, ADDRESSES_MAX>, DialError> {
     let mut found = Vec::new();
     if let Ok(ip) = host.parse() {
@@ -317,7 +315,7 @@ async fn resolve(stack: Stack<'_>, host: &str) -> Result<Vec<IpAddress, ADDRESSE
     if found.is_empty() { Err(DialError::NameNotFound) } else { Ok(found) }
 }
 
-/// Whether the stack has an address of the family, so that asking for one makes sense.
+/// Returns whether the stack has an address of the family, so that it can use the query's answer.
 #[cfg(feature = "dns")]
 fn is_of_use(stack: Stack<'_>, kind: DnsQueryType) -> bool {
     match kind {
@@ -329,12 +327,12 @@ fn is_of_use(stack: Stack<'_>, kind: DnsQueryType) -> bool {
     }
 }
 
-/// Until when to wait: for ever if there is nothing else to try.
+/// Returns the deadline of one attempt: never for the last.
 fn patience(last: bool) -> Instant {
     if last { Instant::MAX } else { Instant::now().saturating_add(PER_ADDRESS) }
 }
 
-/// A literal address, if its family is compiled in.
+/// Converts a literal address if its family is compiled in.
 fn literal(ip: IpAddr) -> Option<IpAddress> {
     match ip {
         #[cfg(feature = "proto-ipv4")]
@@ -346,8 +344,8 @@ fn literal(ip: IpAddr) -> Option<IpAddress> {
     }
 }
 
-/// Whether a packet to `ip` could leave. embassy-net itself would wait for ever instead of saying
-/// that it cannot.
+/// Returns whether a packet to `ip` could leave. Without this check embassy-net's `connect` waits
+/// for ever.
 fn has_route(stack: Stack<'_>, ip: IpAddress) -> bool {
     let routed = match stack.hardware_address() {
         #[cfg(feature = "medium-ethernet")]

@@ -8,11 +8,12 @@ use embassy_time::{TICK_HZ, Timer};
 use nanonsq_core::drive::Sleep;
 use nanonsq_core::time::Instant;
 
-/// Time as embassy-time tells it. No RAM; no 64-bit division if its tick is a microsecond.
+/// The clock and timers of embassy-time. No RAM; no 64-bit division if a tick is a microsecond.
 ///
-/// embassy-time keeps one time per task, the earliest, and forgets it when it has come. So poll the
-/// runners only in futures that poll all that they hold (`join`, `select`), and in a task of an
-/// Embassy executor, unless the firmware turns a `generic-queue-*` feature of embassy-time on.
+/// embassy-time keeps one wake time per task, the earliest, and drops it once it has passed. So
+/// poll the runners only in futures that poll all their parts on each wake (`join`, `select`), and
+/// in a task of an Embassy executor, unless the firmware turns on a `generic-queue-*` feature of
+/// embassy-time.
 #[derive(Debug, Clone, Copy, Default)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct EmbassySleep;
@@ -27,14 +28,13 @@ impl Sleep for EmbassySleep {
             return Poll::Ready(());
         }
         let at = embassy_time::Instant::from_ticks(ticks(at.as_micros(), TICK_HZ));
-        // The first poll of a timer is never ready: it has the task woken by then, and that is
-        // all there is to it.
+        // The first poll of a timer is never ready: it only schedules the wake of the task.
         let _ = pin!(Timer::at(at)).poll(cx);
         Poll::Pending
     }
 }
 
-/// The first tick that is not before `micros`. `u64::MAX`, never, stays that.
+/// Returns the first tick that is not before `micros`. `u64::MAX` (never) stays `u64::MAX`.
 const fn ticks(micros: u64, hz: u64) -> u64 {
     const MICROS: u64 = 1_000_000;
     if hz == MICROS {
@@ -47,7 +47,7 @@ const fn ticks(micros: u64, hz: u64) -> u64 {
 const _: () = {
     assert!(ticks(1, 1_000_000) == 1);
     assert!(ticks(u64::MAX, 1_000_000) == u64::MAX);
-    // Rounded up: a tick early would be a busy loop until the time has come.
+    // Rounded up: a wake one tick early would be a busy loop until the deadline.
     assert!(ticks(1, 32_768) == 1 && ticks(30, 32_768) == 1 && ticks(31, 32_768) == 2);
     assert!(ticks(1_000_000, 32_768) == 32_768 && ticks(1_000_001, 32_768) == 32_769);
     assert!(ticks(2_500_000, 1000) == 2500 && ticks(2_500_001, 1000) == 2501);

@@ -1,16 +1,16 @@
 //! nanonsq on desktops: tokio's sockets, DNS and time for [`nanonsq_core::drive`].
 //!
-//! Nothing of NSQ is decided here. [`nanonsq_core`] says what it does and how to use it. Its roles
-//! are features: `full` (default) or some of `publisher`, `consumer`, `registration`, `nsqd` and
-//! `nsqlookupd`. `log` (default) traces.
+//! This crate has no NSQ logic: [`nanonsq_core`] documents behaviour and use. The roles are
+//! features: `full` (default) or some of `publisher`, `consumer`, `registration`, `nsqd` and
+//! `nsqlookupd`. `log` (default) turns on traces.
 //!
 //! # Connections
 //!
-//! Dialed and accepted ones have `TCP_NODELAY`, and TCP keepalive with Go's defaults, as nsqd's and
-//! nsqlookupd's have: after 15 s of silence a probe every 15 s, and the end after 9 that are not
-//! answered. So whoever vanishes without a word, and has no heartbeats, gives its slot back within
-//! 150 s. What it had not acknowledged by then is not probed but sent again, until the operating
-//! system gives up: about 15 minutes on Linux (`net.ipv4.tcp_retries2`).
+//! Dialed and accepted connections have `TCP_NODELAY` and TCP keepalive with Go's defaults, like
+//! those of nsqd and nsqlookupd: a probe after each 15 s without a packet, and the end after 9
+//! probes without an answer. So an idle peer that vanishes frees its slot within 150 s, even
+//! without heartbeats. If sent bytes are not acknowledged, the operating system does not probe but
+//! retransmits until it gives up: about 15 minutes on Linux (`net.ipv4.tcp_retries2`).
 
 use std::future::Future;
 use std::io::{self, ErrorKind, IoSlice};
@@ -32,27 +32,27 @@ use tokio::net::{TcpSocket, TcpStream, ToSocketAddrs};
 pub use embassy_sync::blocking_mutex::raw::{CriticalSectionRawMutex, NoopRawMutex};
 pub use nanonsq_core as core;
 
-/// TCP keepalive: how long a connection is silent before it is probed, and how long a probe waits.
+/// TCP keepalive: time without a packet before the first probe, and between probes.
 const KEEPALIVE: Duration = Duration::from_secs(15);
 
-/// Probes without an answer that end a connection.
+/// Probes without an answer before the operating system ends the connection.
 const KEEPALIVE_PROBES: u32 = 9;
 
-/// Callers that the operating system keeps waiting.
+/// Callers that may wait in the operating system's queue.
 const BACKLOG: u32 = 1024;
 
 /// Connects over TCP.
 ///
-/// Resolves a name at each dial and tries all its addresses in turn; each but the last gets
-/// `per_address`, the last what is left of the session's connect timeout.
+/// Each dial resolves the name and tries all addresses in turn, all but the last for `per_address`.
+/// The last has the rest of the session's connect timeout.
 #[derive(Debug, Clone, Copy)]
 pub struct TcpDialer {
-    /// How long one of several addresses may take before the next is tried. Default 1 s.
+    /// Time for each address but the last. Default 1 s.
     pub per_address: Duration,
 }
 
 impl TcpDialer {
-    /// The default.
+    /// Creates a dialer with 1 s per address.
     pub const fn new() -> Self {
         Self { per_address: Duration::from_secs(1) }
     }
@@ -94,18 +94,21 @@ impl Dialer for TcpDialer {
 
 /// Accepts TCP connections on a port.
 ///
-/// Its clones are accept slots of the same port: each has one connection at a time. While all of
-/// them have one, further callers wait in the operating system's queue; so a
-/// [`Port`](nanonsq_core::drive::Port) has one clone more, on which a caller is told that all are
-/// taken.
+/// Clones are accept slots of the same port, with one connection each. While all have a connection,
+/// further callers wait in the operating system's queue. So a [`Port`](nanonsq_core::drive::Port)
+/// has a spare clone, which rejects a caller when all slots are occupied.
 #[derive(Debug, Clone)]
 pub struct TcpListener(Arc<tokio::net::TcpListener>);
 
 impl TcpListener {
-    /// Listens on the first of the addresses that is to be had; port 0 is any that is free.
+    /// Listens on the first of the addresses that is available. Port 0 selects any free port.
     ///
-    /// `[::]` takes callers over IPv4 as well, whatever the operating system's default is; they are
-    /// told by their IPv4 addresses.
+    /// `[::]` accepts callers over IPv4 as well, whatever the operating system's default is;
+    /// `accept` returns their IPv4 addresses.
+    ///
+    /// # Errors
+    ///
+    /// The error of the last address, or `NotFound` if there is none.
     pub async fn bind(addresses: impl ToSocketAddrs) -> io::Result<Self> {
         let mut failed = io::Error::new(ErrorKind::NotFound, "no such host");
         for address in tokio::net::lookup_host(addresses).await? {
@@ -117,7 +120,7 @@ impl TcpListener {
         Err(failed)
     }
 
-    /// Where it listens.
+    /// Returns the address and port on which the listener listens.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
         self.0.local_addr()
     }
@@ -131,14 +134,14 @@ impl Listener for TcpListener {
     async fn accept(&mut self) -> Result<(Self::Transport<'_>, SocketAddr), AcceptError> {
         loop {
             match self.0.accept().await {
-                // If it hung up meanwhile, there is nothing to set.
+                // `set_up` fails if the caller has already hung up: skip it.
                 Ok((stream, from)) => {
                     if set_up(&stream).is_ok() {
                         let from = SocketAddr::new(from.ip().to_canonical(), from.port());
                         return Ok((TokioTransport(stream), from));
                     }
                 }
-                // It hung up while it waited.
+                // The caller hung up while it waited in the queue.
                 Err(error) if error.kind() == ErrorKind::ConnectionAborted => {}
                 Err(error) => return Err(accept_error(&error)),
             }
@@ -146,20 +149,20 @@ impl Listener for TcpListener {
     }
 }
 
-/// As tokio's own, but for [`TcpListener::bind`]'s promise.
+/// Listens as tokio's `TcpListener::bind` does, but on `[::]` for IPv4 as well.
 fn listen(address: SocketAddr) -> io::Result<tokio::net::TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     if address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED) {
         SockRef::from(&socket).set_only_v6(false)?;
     }
-    // Where it means that a port can be taken again soon, and not that two can have it.
+    // Allows a new bind soon after a close. On Windows it would let two sockets share the port.
     #[cfg(not(windows))]
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)
 }
 
-/// What all connections have.
+/// Sets the options that all connections have.
 fn set_up(stream: &TcpStream) -> io::Result<()> {
     let keepalive = TcpKeepalive::new().with_time(KEEPALIVE);
     #[cfg(not(target_os = "openbsd"))]
@@ -168,7 +171,7 @@ fn set_up(stream: &TcpStream) -> io::Result<()> {
     SockRef::from(stream).set_tcp_keepalive(&keepalive)
 }
 
-/// Any stream of tokio's, a TLS stream among them, as a transport.
+/// Makes any tokio stream a transport, TLS streams included.
 #[derive(Debug)]
 pub struct TokioTransport<T>(pub T);
 
@@ -204,8 +207,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Transport for TokioTransport<T> {
     }
 }
 
-/// Time as tokio tells it, also when a test has paused it. Starts at 0 where it is made; its
-/// clones tell the same time.
+/// The clock and timers of tokio, paused or not. The clock starts at 0 when it is created; clones
+/// share it.
 #[derive(Debug)]
 pub struct TokioSleep {
     start: tokio::time::Instant,
@@ -213,7 +216,7 @@ pub struct TokioSleep {
     own: Option<OwnWaker>,
 }
 
-/// A waker that wakes a task and leaves a mark.
+/// A waker that wakes a task and records that it did.
 #[derive(Debug)]
 struct OwnWaker {
     mark: Arc<Mark>,
@@ -238,7 +241,7 @@ impl Wake for Mark {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        // With the mark set already, the task was woken and has not yet looked.
+        // If the mark is set, the task was woken already and has not yet taken the mark.
         if !self.woken.swap(true, Ordering::AcqRel) {
             let task = self.task().clone();
             task.wake();
@@ -247,7 +250,7 @@ impl Wake for Mark {
 }
 
 impl TokioSleep {
-    /// Starts at 0.
+    /// Creates a clock that starts at 0.
     pub fn new() -> Self {
         Self { start: tokio::time::Instant::now(), timer: None, own: None }
     }
@@ -272,7 +275,7 @@ impl Sleep for TokioSleep {
     }
 
     fn poll_until(&mut self, cx: &mut Context<'_>, at: Instant) -> Poll<()> {
-        // tokio's own "never", should the sum be out of its range.
+        // 30 years, tokio's own "never", if the sum is out of range.
         let far = self.start + Duration::from_secs(86400 * 365 * 30);
         let at = self.start.checked_add(Duration::from_micros(at.as_micros())).unwrap_or(far);
         let timer = match &mut self.timer {
@@ -303,7 +306,7 @@ impl Sleep for TokioSleep {
 }
 
 fn dial_error(error: &io::Error) -> DialError {
-    // EMFILE, ENFILE and ENOBUFS have no kind of their own; the numbers are Linux's and macOS's.
+    // EMFILE, ENFILE and ENOBUFS have no `ErrorKind`; the numbers are those of Linux and macOS.
     if matches!(error.raw_os_error(), Some(23 | 24 | 55 | 105)) {
         return DialError::NoSocket;
     }

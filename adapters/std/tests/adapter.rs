@@ -1,4 +1,4 @@
-//! Sockets, names and time, against real sockets of this machine.
+//! Dialing, transports and time, against real sockets of this machine.
 
 use std::future::poll_fn;
 use std::task::Poll;
@@ -24,7 +24,7 @@ async fn dial_error(host: &str, port: u16) -> DialError {
 
 #[tokio::test]
 async fn a_dial_tries_every_address_of_a_name_and_turns_nagle_off() {
-    // Where `localhost` is ::1 first, that is refused.
+    // Where `localhost` resolves to ::1 first, that address refuses.
     let (_listener, port) = listen("127.0.0.1").await;
     for host in ["localhost", "127.0.0.1"] {
         let address = Address::new(host, port).unwrap();
@@ -63,15 +63,15 @@ async fn head_and_body_are_written_in_order_and_the_end_is_seen() {
     for (head, body) in [("PUB t\n", "body"), ("NOP\n", ""), ("", "rest")] {
         let bytes = Transmit { head: head.as_bytes(), body: body.as_bytes() };
         let written = poll_fn(|cx| transport.poll_write(cx, bytes)).await.unwrap();
-        assert_eq!(written, bytes.len(), "a small write is taken whole");
-        let mut heard = vec![0; written];
-        peer.read_exact(&mut heard).await.unwrap();
-        assert_eq!(heard, [head, body].concat().as_bytes());
+        assert_eq!(written, bytes.len(), "a small write is written whole");
+        let mut received = vec![0; written];
+        peer.read_exact(&mut received).await.unwrap();
+        assert_eq!(received, [head, body].concat().as_bytes());
     }
 
     let mut buf = [0; 3];
     let pending = poll_fn(|cx| Poll::Ready(transport.poll_read(cx, &mut buf).is_pending())).await;
-    assert!(pending, "nothing was said yet");
+    assert!(pending, "the peer has sent nothing yet");
     peer.write_all(b"hello").await.unwrap();
     assert_eq!(poll_fn(|cx| transport.poll_read(cx, &mut buf)).await, Ok(3));
     assert_eq!(poll_fn(|cx| transport.poll_read(cx, &mut buf)).await, Ok(2));
@@ -92,7 +92,7 @@ async fn a_reset_is_an_error_with_its_cause() {
     let unread = Transmit { head: b"never read", body: &[] };
     poll_fn(|cx| transport.poll_write(cx, unread)).await.unwrap();
     peer.readable().await.unwrap();
-    // Closed with bytes unread: a reset.
+    // A close with unread bytes resets the connection.
     drop(peer);
     let read = poll_fn(|cx| transport.poll_read(cx, &mut [0; 8])).await;
     assert_eq!(read, Err(TransportError::Reset));
@@ -104,12 +104,12 @@ async fn time_is_tokios_and_a_clone_is_another_timer() {
     assert_eq!(sleep.now(), Instant::ZERO);
     tokio::time::advance(Duration::from_millis(1500)).await;
     let mut other = sleep.clone();
-    assert_eq!(other.now(), Instant::from_millis(1500), "the same time");
+    assert_eq!(other.now(), Instant::from_millis(1500), "clones share the clock");
 
     let soon = sleep.now().after(Span::from_millis(10));
     let later = sleep.now().after(Span::from_millis(500));
     let first = poll_fn(|cx| {
-        // An earlier call for later is replaced.
+        // The last call replaces the deadline of earlier calls.
         let _ = other.poll_until(cx, later);
         let _ = sleep.poll_until(cx, later);
         sleep.poll_until(cx, soon)
@@ -118,7 +118,7 @@ async fn time_is_tokios_and_a_clone_is_another_timer() {
     assert_eq!(other.now(), soon);
     poll_fn(|cx| other.poll_until(cx, later)).await;
     assert_eq!(sleep.now(), later);
-    // Already past, and never.
+    // A deadline in the past is ready at once; `NEVER` never is.
     poll_fn(|cx| sleep.poll_until(cx, soon)).await;
     let never = poll_fn(|cx| Poll::Ready(sleep.poll_until(cx, Instant::NEVER).is_pending())).await;
     assert!(never);

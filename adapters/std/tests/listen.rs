@@ -1,4 +1,4 @@
-//! Accept slots, and callers for whom there is none, over real sockets of this machine.
+//! Accept slots, and callers for which no slot is free, over real sockets of this machine.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant as StdInstant};
@@ -12,11 +12,11 @@ use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-/// What a node says first. A connection that said so is not closed for another caller.
+/// The first bytes of a node. An identified connection is not closed in favour of another caller.
 const IDENTIFY: &[u8] = b"  V1IDENTIFY\n\0\0\0\x51{\"broadcast_address\":\"a\",\"hostname\":\"h\",\
     \"http_port\":1,\"tcp_port\":2,\"version\":\"v\"}";
 
-/// An nsqlookupd with two slots and a spare one, while `callers` run.
+/// Runs an nsqlookupd with two slots and a spare one until `callers` is done.
 async fn serving<T>(callers: impl AsyncFnOnce(SocketAddr) -> T) -> T {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -33,7 +33,7 @@ async fn serving<T>(callers: impl AsyncFnOnce(SocketAddr) -> T) -> T {
     }
 }
 
-/// A caller that is served.
+/// Connects and identifies: a caller that is served.
 async fn call(address: SocketAddr) -> TcpStream {
     let mut stream = TcpStream::connect(address).await.unwrap();
     stream.set_nodelay(true).unwrap();
@@ -48,18 +48,18 @@ async fn call(address: SocketAddr) -> TcpStream {
 
 async fn is_served(stream: &mut TcpStream) -> bool {
     stream.write_all(b"PING\n").await.unwrap();
-    let mut heard = [0; 6];
-    stream.read_exact(&mut heard).await.is_ok() && heard == *b"\0\0\0\x02OK"
+    let mut answer = [0; 6];
+    stream.read_exact(&mut answer).await.is_ok() && answer == *b"\0\0\0\x02OK"
 }
 
-async fn hear_all(stream: &mut TcpStream) -> Vec<u8> {
-    let mut heard = Vec::new();
-    stream.read_to_end(&mut heard).await.unwrap();
-    heard
+async fn read_all(stream: &mut TcpStream) -> Vec<u8> {
+    let mut received = Vec::new();
+    stream.read_to_end(&mut received).await.unwrap();
+    received
 }
 
 #[tokio::test]
-async fn slots_of_one_port_are_told_who_calls_and_turn_nagle_off() {
+async fn slots_of_one_port_return_the_callers_address_and_turn_nagle_off() {
     let mut listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let mut other = listener.clone();
@@ -81,19 +81,19 @@ async fn a_port_that_is_taken_is_an_error() {
 }
 
 #[tokio::test]
-async fn callers_beyond_the_slots_hear_why_and_a_slot_that_is_left_serves_at_once() {
+async fn callers_beyond_the_slots_are_rejected_and_a_freed_slot_serves_at_once() {
     serving(async |address| {
         let mut callers = vec![call(address).await, call(address).await];
         for round in 0..20 {
             let mut rejected = TcpStream::connect(address).await.unwrap();
             rejected.write_all(IDENTIFY).await.unwrap();
-            assert_eq!(hear_all(&mut rejected).await, Protocol::V1.refusal(), "round {round}");
+            assert_eq!(read_all(&mut rejected).await, Protocol::V1.refusal(), "round {round}");
             drop(rejected);
-            // One leaves, or is left.
+            // In turn, the oldest closes or is closed by the server for an invalid command.
             let mut left = callers.remove(0);
             if round % 2 == 1 {
                 left.write_all(b"BYE\n").await.unwrap();
-                assert!(hear_all(&mut left).await[4..].starts_with(b"E_INVALID"));
+                assert!(read_all(&mut left).await[4..].starts_with(b"E_INVALID"));
             }
             drop(left);
             callers.push(call(address).await);
@@ -105,9 +105,9 @@ async fn callers_beyond_the_slots_hear_why_and_a_slot_that_is_left_serves_at_onc
     .await;
 }
 
-/// A caller that still writes a megabyte hears the answer, and not a reset.
+/// A rejected caller that first writes a megabyte receives the answer, not a reset.
 #[tokio::test]
-async fn a_caller_that_writes_much_before_it_reads_hears_why() {
+async fn a_rejected_caller_that_writes_much_before_it_reads_receives_the_answer() {
     serving(async |address| {
         let _callers = [call(address).await, call(address).await];
         for _ in 0..5 {
@@ -116,27 +116,27 @@ async fn a_caller_that_writes_much_before_it_reads_hears_why() {
             for _ in 0..1000 {
                 rejected.write_all(&[b'x'; 1000]).await.unwrap();
             }
-            assert_eq!(hear_all(&mut rejected).await, Protocol::V1.refusal());
+            assert_eq!(read_all(&mut rejected).await, Protocol::V1.refusal());
         }
     })
     .await;
 }
 
 #[tokio::test]
-async fn a_rejected_caller_that_does_nothing_keeps_nobody_waiting_for_long() {
+async fn a_silent_rejected_caller_delays_the_next_one_for_a_bounded_time() {
     serving(async |address| {
         let _callers = [call(address).await, call(address).await];
         let start = StdInstant::now();
-        // Neither says anything, nor hangs up.
+        // Neither sends anything or closes.
         let silent = [
             TcpStream::connect(address).await.unwrap(),
             TcpStream::connect(address).await.unwrap(),
         ];
         for mut caller in silent {
-            let mut heard = Vec::new();
-            caller.read_buf(&mut heard).await.unwrap();
-            assert_eq!(heard, Protocol::V1.refusal());
-            // Kept open: its second to hang up has to pass.
+            let mut received = Vec::new();
+            caller.read_buf(&mut received).await.unwrap();
+            assert_eq!(received, Protocol::V1.refusal());
+            // Kept open: the server must wait out the second that a caller has to close.
             std::mem::forget(caller);
         }
         assert!(start.elapsed() < Duration::from_secs(7), "{:?}", start.elapsed());
@@ -144,9 +144,9 @@ async fn a_rejected_caller_that_does_nothing_keeps_nobody_waiting_for_long() {
     .await;
 }
 
-/// As Go's: `*` in netstat. A caller over IPv4 is not shown as `::ffff:127.0.0.1`.
+/// As in Go (`*` in netstat). The address of a caller over IPv4 is not `::ffff:127.0.0.1`.
 #[tokio::test]
-async fn all_addresses_are_those_of_both_families() {
+async fn the_unspecified_ipv6_address_accepts_both_families() {
     let listener = TcpListener::bind("[::]:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     for host in ["127.0.0.1", "::1"] {
@@ -160,8 +160,8 @@ async fn all_addresses_are_those_of_both_families() {
 }
 
 #[tokio::test]
-async fn the_first_address_that_is_to_be_had() {
-    // Not one of this machine's.
+async fn bind_uses_the_first_available_address() {
+    // The first is not an address of this machine.
     let addresses: [SocketAddr; 2] =
         ["192.0.2.1:0".parse().unwrap(), "127.0.0.1:0".parse().unwrap()];
     let listener = TcpListener::bind(&addresses[..]).await.unwrap();
@@ -170,7 +170,7 @@ async fn the_first_address_that_is_to_be_had() {
     assert_eq!(again.unwrap_err().kind(), std::io::ErrorKind::AddrInUse);
 }
 
-/// Whoever vanishes without a word, and has no heartbeats, gives its slot back.
+/// A peer that vanishes frees its slot, even without heartbeats.
 #[tokio::test]
 async fn dialed_and_accepted_connections_have_keepalive() {
     let mut listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -1,4 +1,4 @@
-//! Consuming over a wire that loses, doubles, delays and breaks.
+//! Consuming over a wire that loses, doubles and delays packets and breaks connections.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -29,7 +29,7 @@ const CHANNEL: ChannelName = match ChannelName::new("device") {
     Err(_) => panic!(),
 };
 const CONFIG: Config<'_> = Config { seed: 1, ..Config::new(TOPIC, CHANNEL) };
-/// What tests of lost connections use: the shortest heartbeat.
+/// The configuration for tests of lost connections: the shortest heartbeat.
 const LIVELY: Config<'_> = Config { heartbeat: Span::from_secs(1), ..CONFIG };
 
 const NSQDS: &[&str] = &["10.0.0.2:4150"];
@@ -44,7 +44,7 @@ fn addresses(texts: &[&str]) -> &'static [Address] {
     texts.iter().map(|address| address.parse().unwrap()).collect::<Vec<_>>().leak()
 }
 
-/// A consumer with sockets whose buffers have so many bytes.
+/// A consumer whose sockets have buffers of `RX` and `TX` bytes.
 fn consumer_of<
     const CONNECTIONS: usize,
     const LOOKUPDS: usize,
@@ -80,7 +80,7 @@ fn number(message: &Received) -> u32 {
     message.read(|body| std::str::from_utf8(body).unwrap().parse().unwrap()).unwrap()
 }
 
-/// Takes and finishes until `channel` has what was published; what was taken, in order.
+/// Finishes messages until `channel` has `published` FINs; returns the received numbers in order.
 async fn finish_all(consumer: &Consumer, channel: &Nsqd, published: usize) -> Vec<u32> {
     let taken = RefCell::new(Vec::new());
     let work = async {
@@ -101,7 +101,7 @@ async fn finish_all(consumer: &Consumer, channel: &Nsqd, published: usize) -> Ve
     }
 }
 
-/// Why the connection was lost, or did not come up, next.
+/// Waits until a connection is lost or a dial fails, and returns the reason.
 async fn next_loss(consumer: &Consumer) -> Closed {
     loop {
         if let Event::Connection { event: ConnectionEvent::Disconnected(why), .. } =
@@ -127,14 +127,14 @@ fn once_and_in_order_over_a_bad_wire() {
         assert!(taken.iter().copied().eq(0..500), "seed {seed}: {taken:?}");
         assert!(channel.finished.borrow().iter().copied().eq(0..500), "seed {seed}");
         assert_eq!((channel.connections.get(), channel.refused.get()), (1, 0), "seed {seed}");
-        assert_eq!(channel.most_in_flight(), MESSAGES, "the window was open, and no wider");
+        assert_eq!(channel.most_in_flight(), MESSAGES, "all slots were used, and no more");
         let counters = consumer.counters();
         assert_eq!((counters.received, counters.finished, counters.late), (500, 500, 0));
     }
 }
 
-/// Nothing fits anywhere: each head, body and command is cut at odd places. Some bodies take all of
-/// the ring.
+/// The buffers are so small that heads, bodies and commands are cut at odd places. Some bodies fill
+/// the whole ring.
 #[test]
 fn once_through_tiny_buffers() {
     fn body(number: u32) -> Vec<u8> {
@@ -146,12 +146,12 @@ fn once_through_tiny_buffers() {
         let channel = Nsqd::start(&world, host);
         channel.body.set(Some(body));
         channel.publish(0..200);
-        // Not so often that the TCP connection, slow as it is, is taken for dead.
+        // Rare enough that the slow TCP connection does not time out.
         let heartbeat = Span::from_secs(5);
         let config = Config {
             heartbeat,
             connect_timeout: Span::from_secs(60),
-            // Long ones find no room now and then.
+            // Long bodies are requeued now and then for want of room.
             max_attempts: 0,
             ..CONFIG
         };
@@ -242,20 +242,20 @@ fn nothing_is_lost_whatever_breaks() {
         let finished: BTreeSet<_> = channel.finished.borrow().iter().copied().collect();
         assert_eq!(channel.finished.borrow().len(), finished.len(), "each is finished once");
         assert!(finished.into_iter().eq(0..1000), "seed {seed}");
-        // What comes again was in flight when a connection broke.
+        // A message is delivered again only if it was in flight when a connection broke.
         let connections = channel.connections.get() as usize;
         assert!(connections >= 7, "seed {seed}: {connections}");
         let again = taken.len() - 1000;
         assert!(again <= (connections - 1) * MESSAGES, "seed {seed}: {again} in {connections}");
-        assert_eq!(channel.refused.get(), 0, "no answer went to the wrong connection");
+        assert_eq!(channel.refused.get(), 0, "no answer was sent on the wrong connection");
     }
 }
 
-/// The wire is pulled for longer than two heartbeats and put back, whether or not the driver says
-/// that the link is down.
+/// The cable is pulled for longer than two heartbeats and connected again. Once the network driver
+/// reports that the link is down, once it does not.
 #[test]
-fn a_pulled_wire_is_noticed_and_messages_come_after_it() {
-    for says_so in [true, false] {
+fn a_pulled_cable_is_detected_and_messages_arrive_after_it() {
+    for reported in [true, false] {
         let world = World::new(1);
         let (device, host) = (world.device(), world.host());
         let channel = Nsqd::start(&world, host);
@@ -264,7 +264,7 @@ fn a_pulled_wire_is_noticed_and_messages_come_after_it() {
         world.spawn(async move { runner.run().await });
         world.run(async {
             finish_all(&consumer, &channel, 10).await;
-            if says_so {
+            if reported {
                 world.wire.set_link(LinkState::Down);
             } else {
                 world.wire.set_faults(Faults::CUT);
@@ -273,8 +273,8 @@ fn a_pulled_wire_is_noticed_and_messages_come_after_it() {
             let why = next_loss(&consumer).await;
             // Two heartbeat intervals, and one close timeout.
             assert!(start.elapsed() < Duration::from_millis(3100), "{}", start.elapsed());
-            // A redial that fails in the same moment is the newer news.
-            let lost = match says_so {
+            // A redial that fails at the same instant replaces the first event.
+            let lost = match reported {
                 true => Closed::Dial(DialError::Unreachable),
                 false => Closed::Fault(Fault::TimedOut(Awaited::Heartbeat)),
             };
@@ -282,21 +282,21 @@ fn a_pulled_wire_is_noticed_and_messages_come_after_it() {
             channel.publish(10..20);
             Timer::after_secs(10).await;
             assert_eq!(channel.finished.borrow().len(), 10);
-            if says_so {
+            if reported {
                 world.wire.set_link(LinkState::Up);
             } else {
                 world.wire.set_faults(Faults::NONE);
             }
             let start = Instant::now();
             finish_all(&consumer, &channel, 20).await;
-            // At most the cap of the backoff.
+            // Bounded by the longest pause of the backoff.
             assert!(start.elapsed() < Duration::from_millis(12_000), "{}", start.elapsed());
         });
         assert_eq!(channel.finished.borrow().len(), 20);
     }
 }
 
-/// On a stack with exactly as many sockets as [`Sockets`] counts: with fewer, making it panics.
+/// The stack has exactly as many sockets as [`Sockets`] counts; with fewer, a dialer would panic.
 #[test]
 fn two_nsqds_found_by_nsqlookupd_in_as_many_sockets_as_counted() {
     const SOCKETS: Sockets = Sockets::NONE.with_consumer(2, 1);
@@ -313,7 +313,7 @@ fn two_nsqds_found_by_nsqlookupd_in_as_many_sockets_as_counted() {
     world.spawn(async move { runner.run().await });
     world.run(async {
         for _ in 0..200 {
-            // Both are asked for their half, also while one message of each is kept.
+            // Each nsqd has half of the slots, even while one message of each is held.
             let (a, b) = (consumer.next().await, consumer.next().await);
             a.finish().unwrap();
             b.finish().unwrap();
@@ -341,7 +341,7 @@ async fn finish_rest(consumer: &Consumer, channel: &Nsqd, published: usize) {
 }
 
 #[test]
-fn a_stop_brings_out_what_is_answered_and_gives_the_rest_back() {
+fn a_stop_sends_all_answers_and_leaves_the_rest_to_nsqd() {
     let world = World::new(7);
     let (device, host) = (world.device(), world.host());
     let channel = Nsqd::start(&world, host);
@@ -359,9 +359,9 @@ fn a_stop_brings_out_what_is_answered_and_gives_the_rest_back() {
         join(consumer.stop(), slow).await;
         assert!((500..600).contains(&start.elapsed().as_millis()), "{}", start.elapsed());
         assert!(consumer.try_next().is_none());
-        // nsqd ran the commands in order: both were done when it confirmed the end.
+        // nsqd runs commands in order: both FINs were done when it answered CLS.
         assert_eq!(*channel.finished.borrow(), [1, 0]);
-        assert_eq!((channel.left.get(), channel.refused.get()), (1, 0));
+        assert_eq!((channel.close_waits.get(), channel.refused.get()), (1, 0));
         Timer::after_secs(60).await;
     });
     assert_eq!((channel.waiting(), channel.in_flight()), (8, 0));
@@ -379,7 +379,7 @@ fn a_dropped_runner_goes_on_when_it_is_run_again() {
     let (consumer, mut runner) = consumer(device, Config { max_attempts: 0, ..LIVELY });
     world.run(async {
         for n in 0..40 {
-            // Ever later in the life of a connection.
+            // Each round drops the runner at a later stage of a connection.
             select(runner.run(), Timer::after_millis(n * 5)).await;
             if let Some(message) = consumer.try_next() {
                 let _ = message.finish();
@@ -393,8 +393,8 @@ fn a_dropped_runner_goes_on_when_it_is_run_again() {
     assert_eq!(channel.refused.get(), 0);
 }
 
-/// embassy-time keeps one time per task: other timers of the runner's task must not make it lose
-/// its own, with two connections and an nsqlookupd in it.
+/// embassy-time keeps one wake time per task: other timers of the runner's task must not delay the
+/// timers of its two connections and its lookup.
 #[test]
 fn the_runner_may_share_its_task_with_other_timers() {
     let world = World::new(3);
@@ -410,7 +410,7 @@ fn the_runner_may_share_its_task_with_other_timers() {
         let script = async {
             finish_all(&consumer, &channel, 1).await;
             world.wire.set_faults(Faults::CUT);
-            // Nothing but this timer wakes the task between the loss and its detection.
+            // Only this timer wakes the task between the loss and its detection.
             Timer::after_millis(1100).await;
             next_loss(&consumer).await
         };

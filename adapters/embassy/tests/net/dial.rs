@@ -1,4 +1,4 @@
-//! Coming up: addresses, names, and why it failed; going away: closing and what it leaves behind.
+//! Dialing addresses and names, causes of failed dials, closing and resets.
 
 use embassy_futures::select::{Either, select};
 use embassy_net::driver::{HardwareAddress, LinkState};
@@ -15,14 +15,14 @@ use crate::peers::{self, NSQD, Nsqd};
 use crate::world::{DEVICE, Faults, HOST, World, both, ipv4};
 use crate::{LIVELY, dialer, leak, next_loss, publisher, topic};
 
-/// How a dial from the device ends, and after how long.
+/// Dials from the device; returns the result and the time taken.
 async fn dial(stack: Stack<'static>, address: &str) -> (Result<(), DialError>, Duration) {
     let start = Instant::now();
     let mut dialer = dialer(stack);
     let result = dialer.dial(&address.parse().unwrap()).await.map(drop);
     let took = start.elapsed();
-    // Dropped with its socket, a connection would vanish without a word. smoltcp also asks for
-    // only one neighbour's address a second.
+    // The FIN must leave before the socket is dropped. smoltcp also sends only one neighbour
+    // request a second.
     Timer::after_secs(1).await;
     (result, took)
 }
@@ -41,7 +41,7 @@ fn names_and_literals_of_both_families() {
             assert_eq!(result, Ok(()), "{address}");
             assert!(took < Duration::from_millis(30), "{address} took {took}");
         }
-        // The first of its addresses is nobody's.
+        // No host has the first of its addresses.
         let (result, took) = dial(device, "stale.test:4150").await;
         assert_eq!(result, Ok(()));
         assert!(took > Duration::from_secs(1) && took < Duration::from_millis(1100), "{took}");
@@ -51,7 +51,7 @@ fn names_and_literals_of_both_families() {
 #[test]
 fn each_failure_keeps_its_cause() {
     let mut world = World::new(2);
-    // Ethernet knows what it has no route to.
+    // Only on Ethernet can an address have no route.
     world.medium = HardwareAddress::Ethernet([0; 6]);
     let (device, host) = (world.device(), world.host());
     world.spawn(peers::dns_server(host));
@@ -70,7 +70,7 @@ fn each_failure_keeps_its_cause() {
             assert_eq!(result, Err(error), "{address}");
             assert!(took < Duration::from_millis(50), "{address} took {took}");
         }
-        // Without an address of that family.
+        // Without an address of the family.
         device.set_config_v4(ConfigV4::None);
         assert_eq!(dial(device, "10.0.0.2:4150").await.0, Err(DialError::Unreachable));
         device.set_config_v6(Default::default());
@@ -103,14 +103,14 @@ fn losing_the_address_while_dialing_is_not_a_refusal() {
 }
 
 #[test]
-fn a_publisher_tells_why_it_does_not_connect() {
+fn a_publisher_reports_why_it_does_not_connect() {
     let world = World::new(4);
     let (device, host) = (world.device(), world.host());
     world.spawn(peers::dns_server(host));
     for (address, error, within) in [
         ("10.0.0.2:4151", DialError::Refused, 10),
         ("unknown.test:4150", DialError::NameNotFound, 10),
-        // Nobody answers; the session's connect timeout is the bound.
+        // Without an answer, the session's connect timeout is the bound.
         ("10.0.0.77:4150", DialError::TimedOut, 5010),
         ("mute.test:4150", DialError::TimedOut, 5010),
     ] {
@@ -178,7 +178,7 @@ fn dhcp_takes_a_socket() {
     });
 }
 
-/// A connection from the device to a socket of the host's that does what the test wants.
+/// Connects the device to a socket of the host; returns both ends.
 async fn connection<'d>(
     dialer: &'d mut nanonsq_embassy::TcpDialer<'static>,
     host: Stack<'static>,
@@ -207,7 +207,7 @@ fn head_and_body_leave_in_one_segment_and_arrive_whole() {
         assert_eq!(socket.read(&mut buf).await, Ok(306));
         assert_eq!(&buf[..7], b"PUB t\n\x07");
         assert_eq!(world.wire.sent(DEVICE).packets - before, 1);
-        // Little ones do not wait for the ACK of those before, which takes 10 ms.
+        // Small writes do not wait for the ACK of earlier writes, which takes 10 ms.
         for _ in 0..3 {
             let start = Instant::now();
             let bytes = Transmit { head: b"NOP\n", body: &[] };
@@ -215,7 +215,7 @@ fn head_and_body_leave_in_one_segment_and_arrive_whole() {
             assert_eq!(socket.read(&mut buf).await, Ok(4));
             assert!(start.elapsed() < Duration::from_millis(1), "{}", start.elapsed());
         }
-        // A full buffer takes what fits, then nothing.
+        // A write fills the buffer; the next one waits.
         Timer::after_millis(100).await;
         let all = Transmit { head: &[1; 1000], body: &[2; 1000] };
         let written = std::future::poll_fn(|cx| transport.poll_write(cx, all)).await;
@@ -231,7 +231,7 @@ fn a_dropped_transport_closes_and_an_aborted_one_resets() {
     let (device, host) = (world.device(), world.host());
     world.run(async {
         let mut dialer = dialer(device);
-        // What was written still arrives, then the end.
+        // The written bytes arrive, then the end.
         let (mut transport, mut socket) = connection(&mut dialer, host).await;
         let bytes = Transmit { head: b"bye", body: &[] };
         std::future::poll_fn(|cx| transport.poll_write(cx, bytes)).await.unwrap();
@@ -241,7 +241,7 @@ fn a_dropped_transport_closes_and_an_aborted_one_resets() {
         assert_eq!(socket.read(&mut buf).await, Ok(0));
         assert_eq!((world.wire.sent(DEVICE).fins, world.wire.sent(DEVICE).resets), (1, 0));
         drop(socket);
-        // Aborted and dropped at once, as the driver does: the RST leaves all the same.
+        // The RST leaves even if the transport is dropped right after the abort, as by the driver.
         let (mut transport, mut socket) = connection(&mut dialer, host).await;
         let resets = world.wire.sent(DEVICE).resets;
         transport.abort();
@@ -249,7 +249,7 @@ fn a_dropped_transport_closes_and_an_aborted_one_resets() {
         assert_eq!(socket.read(&mut buf).await, Err(embassy_net::tcp::Error::ConnectionReset));
         assert_eq!(world.wire.sent(DEVICE).resets, resets + 1);
         drop(socket);
-        // Dialed again at once: the RST leaves first.
+        // The RST leaves before the SYN of an immediate redial.
         let (mut transport, mut socket) = connection(&mut dialer, host).await;
         transport.abort();
         drop(transport);
@@ -273,7 +273,7 @@ fn a_dial_given_up_leaves_nothing_listening_or_half_open() {
             let both = select(socket.accept(NSQD), dial).await;
             assert!(matches!(both, Either::Second(Either::Second(()))));
         }
-        // The half-open end gets a RST and listens again.
+        // The half-open end receives a RST and listens again.
         let fresh: Option<IpEndpoint> = None;
         Timer::after_millis(10).await;
         assert_eq!(world.wire.sent(DEVICE).resets, 1);
@@ -282,7 +282,7 @@ fn a_dial_given_up_leaves_nothing_listening_or_half_open() {
 }
 
 #[test]
-fn closing_is_bounded_when_nobody_acknowledges() {
+fn closing_is_bounded_without_acknowledgements() {
     let world = World::new(11);
     let (device, host) = (world.device(), world.host());
     Nsqd::start(&world, host);
@@ -298,7 +298,7 @@ fn closing_is_bounded_when_nobody_acknowledges() {
             publisher.stop(&EmbassySleep).await;
             let took = start.elapsed();
             assert!(took >= Duration::from_millis(700) && took < Duration::from_millis(710));
-            // The RST leaves although the transport is gone.
+            // The RST leaves although the transport is dropped.
             Timer::after_millis(10).await;
             assert_eq!(world.wire.sent(DEVICE).resets, 1);
         };

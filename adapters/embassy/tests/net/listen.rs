@@ -62,7 +62,7 @@ fn a_caller_lost_in_the_handshake_does_not_keep_the_slot() {
                 Timer::after_secs(1),
             )
             .await;
-            // It vanishes without a word.
+            // The caller vanishes: its RST is lost as well.
             world.wire.set_faults_from(HOST, Faults::CUT);
             drop(caller);
             Timer::after_secs(5).await;
@@ -74,7 +74,7 @@ fn a_caller_lost_in_the_handshake_does_not_keep_the_slot() {
         };
         match select(slot.accept(), lost).await {
             Either::First(accepted) => assert!(accepted.is_ok()),
-            Either::Second(_) => panic!("the slot was kept"),
+            Either::Second(_) => panic!("the lost caller still occupies the slot"),
         };
     });
 }
@@ -133,14 +133,14 @@ fn port_0_is_an_error() {
 
 type Handle = nsqlookupd::Handle<'static, NoopRawMutex, EmbassySleep>;
 
-/// A node's connection may be silent for 10 s.
+/// The session closes a connection after 10 s without commands.
 const CONFIG: &Config<'static> = &Config { idle_timeout: Span::from_secs(10), ..Config::new() };
 
-/// What a node says first. A connection that said so is not closed for another caller.
+/// The first bytes of a node. An identified connection is not closed in favour of another caller.
 const IDENTIFY: &[u8] = b"  V1IDENTIFY\n\0\0\0\x51{\"broadcast_address\":\"a\",\"hostname\":\"h\",\
     \"http_port\":1,\"tcp_port\":2,\"version\":\"v\"}";
 
-/// An nsqlookupd with so many slots, and perhaps a spare one, on the device.
+/// Starts an nsqlookupd on the device with `SLOTS` slots and, if `spare`, a spare one.
 fn serve<const SLOTS: usize>(world: &World, device: Stack<'static>, spare: bool) -> Handle {
     let resources = leak(Resources::<NoopRawMutex, SLOTS, 4, 4, 0, 64>::new());
     let slots = std::array::from_fn(|_| listener(device));
@@ -151,18 +151,18 @@ fn serve<const SLOTS: usize>(world: &World, device: Stack<'static>, spare: bool)
     handle
 }
 
-/// How many callers are served.
+/// Returns the number of identified nodes.
 fn nodes(handle: &Handle) -> usize {
     let known = handle.look(|it| (0..it.clients()).filter(|n| it.producer(*n).is_some()).count());
     known.unwrap()
 }
 
-/// Two slots and a spare one that rejects.
+/// Starts an nsqlookupd with two slots and a spare one that rejects.
 fn serve_two(world: &World, device: Stack<'static>) -> Handle {
     serve::<2>(world, device, true)
 }
 
-/// A caller that is connected; the answer to what it says first decides whether it is served.
+/// Connects a caller. It may yet be rejected: see [`identifies`].
 async fn call(host: Stack<'static>) -> TcpSocket<'static> {
     let mut caller = socket(host);
     let address: std::net::IpAddr = "10.0.0.1".parse().unwrap();
@@ -170,21 +170,21 @@ async fn call(host: Stack<'static>) -> TcpSocket<'static> {
     caller
 }
 
-/// What it hears until the other side hangs up, or `n` bytes.
+/// Reads `n` bytes, or fewer if the other side closes.
 async fn receive(caller: &mut TcpSocket<'_>, n: usize) -> Result<Vec<u8>, embassy_net::tcp::Error> {
-    let mut heard = Vec::new();
+    let mut received = Vec::new();
     let mut buf = [0; 64];
-    while heard.len() < n {
-        let room = buf.len().min(n - heard.len());
+    while received.len() < n {
+        let room = buf.len().min(n - received.len());
         match caller.read(&mut buf[..room]).await? {
             0 => break,
-            read => heard.extend(&buf[..read]),
+            read => received.extend(&buf[..read]),
         }
     }
-    Ok(heard)
+    Ok(received)
 }
 
-/// Says who it is. False if it is rejected.
+/// Sends IDENTIFY and returns whether the caller is served rather than rejected.
 async fn identifies(caller: &mut TcpSocket<'_>) -> Result<bool, embassy_net::tcp::Error> {
     caller.write(IDENTIFY).await?;
     let head = receive(caller, 5).await?;
@@ -201,35 +201,33 @@ async fn is_served(caller: &mut TcpSocket<'_>) -> bool {
     receive(caller, 6).await.unwrap() == b"\0\0\0\x02OK"
 }
 
-/// Calls as nodes do: a magic, and more.
+/// Connects, sends a magic and more, and returns whether the caller is rejected.
 async fn is_rejected(host: Stack<'static>) -> bool {
     let mut caller = call(host).await;
     caller.write(b"  V1").await.unwrap();
     caller.write(&[b'x'; 400]).await.unwrap();
-    let heard = receive(&mut caller, usize::MAX).await;
+    let received = receive(&mut caller, usize::MAX).await;
     caller.close();
     caller.flush().await.unwrap();
-    heard.unwrap() == Protocol::V1.refusal()
+    received.unwrap() == Protocol::V1.refusal()
 }
 
-/// How a caller comes to leave.
+/// How the connection of a caller ends.
 #[derive(Debug, Clone, Copy)]
 enum Leaves {
-    /// It closes.
     Closes,
-    /// It resets.
     Resets,
-    /// It is hung up on, and closes then.
-    IsLeft,
+    /// The server closes first, after an invalid command.
+    IsClosed,
 }
 
-const LEAVES: [Leaves; 3] = [Leaves::Closes, Leaves::Resets, Leaves::IsLeft];
+const LEAVES: [Leaves; 3] = [Leaves::Closes, Leaves::Resets, Leaves::IsClosed];
 
 async fn leave(mut caller: TcpSocket<'static>, how: Leaves) {
     match how {
         Leaves::Closes => caller.close(),
         Leaves::Resets => caller.abort(),
-        Leaves::IsLeft => {
+        Leaves::IsClosed => {
             caller.write(b"BYE\n").await.unwrap();
             assert!(receive(&mut caller, usize::MAX).await.unwrap()[4..].starts_with(b"E_INVALID"));
             caller.close();
@@ -239,7 +237,7 @@ async fn leave(mut caller: TcpSocket<'static>, how: Leaves) {
 }
 
 #[test]
-fn two_are_served_the_third_is_told_why_not_and_a_slot_that_is_left_serves_at_once() {
+fn two_are_served_the_third_is_rejected_and_a_freed_slot_serves_at_once() {
     let world = World::new(6);
     let (device, host) = (world.device(), world.host());
     let handle = serve_two(&world, device);
@@ -255,7 +253,7 @@ fn two_are_served_the_third_is_told_why_not_and_a_slot_that_is_left_serves_at_on
             }
             assert!(is_rejected(host).await, "{how:?}");
             leave(callers.remove(0), how).await;
-            // What has left the host has arrived a millisecond later.
+            // The wire takes half a millisecond.
             Timer::after_millis(1).await;
             let start = embassy_time::Instant::now();
             callers.push(call(host).await);
@@ -266,8 +264,8 @@ fn two_are_served_the_third_is_told_why_not_and_a_slot_that_is_left_serves_at_on
     assert_eq!((handle.counters().identified, handle.turned_away()), (14, 12));
 }
 
-/// Packets are lost, doubled and overtake each other: then a call may fail (smoltcp lets a doubled
-/// SYN open another slot, and resets), but no slot is lost.
+/// With lost, doubled and reordered packets a call may fail (in smoltcp a doubled SYN occupies
+/// another slot and is reset), but no slot is lost.
 #[test]
 fn a_bad_network_costs_calls_but_no_slots() {
     for seed in 10..20 {
@@ -281,7 +279,7 @@ fn a_bad_network_costs_calls_but_no_slots() {
                 let mut caller = socket(host);
                 caller.set_timeout(Some(embassy_time::Duration::from_secs(5)));
                 let address: std::net::IpAddr = "10.0.0.1".parse().unwrap();
-                // Not if others' slots are not free yet.
+                // Fails if the slots of earlier callers are not free yet.
                 if caller.connect((address, PORT)).await.is_ok()
                     && identifies(&mut caller).await == Ok(true)
                 {
@@ -290,7 +288,7 @@ fn a_bad_network_costs_calls_but_no_slots() {
                 match how {
                     Leaves::Closes => caller.close(),
                     Leaves::Resets => caller.abort(),
-                    Leaves::IsLeft => {
+                    Leaves::IsClosed => {
                         let _ = caller.write(b"BYE\n").await;
                         let _ = receive(&mut caller, usize::MAX).await;
                         caller.close();
@@ -311,7 +309,7 @@ fn a_bad_network_costs_calls_but_no_slots() {
     }
 }
 
-/// Nothing is said for long, and all is well; then the other side vanishes. When it is noticed.
+/// Checks that a long silence does no harm, then cuts the wire; returns the seconds to the reset.
 async fn vanishing(world: &World, transport: &mut impl Transport, unacknowledged: bool) -> u64 {
     let mut buf = [0; 8];
     let read = poll_fn(|cx| transport.poll_read(cx, &mut buf));
@@ -327,10 +325,10 @@ async fn vanishing(world: &World, transport: &mut impl Transport, unacknowledged
     start.elapsed().as_secs()
 }
 
-/// Accepted and dialed, idle and with something on its way: TCP keepalive ends it. Neither has a
-/// session with a deadline.
+/// TCP keepalive ends accepted and dialed connections, idle or with bytes that are not
+/// acknowledged. No session with a deadline is involved.
 #[test]
-fn who_vanishes_without_a_word_is_noticed_within_150_seconds() {
+fn a_peer_that_vanishes_is_detected_within_150_seconds() {
     for unacknowledged in [false, true] {
         let world = World::new(9);
         let (device, host) = (world.device(), world.host());
@@ -353,9 +351,10 @@ fn who_vanishes_without_a_word_is_noticed_within_150_seconds() {
     }
 }
 
-/// Nobody hears of it. The session's deadline closes; nobody acknowledges, so it aborts.
+/// The session closes the connection at its deadline, and aborts it because the FIN is not
+/// acknowledged.
 #[test]
-fn a_caller_that_vanishes_keeps_its_slot_until_the_session_gives_it_up() {
+fn a_caller_that_vanishes_keeps_its_slot_until_the_session_times_out() {
     let world = World::new(7);
     let (device, host) = (world.device(), world.host());
     let handle = serve_two(&world, device);
@@ -373,11 +372,11 @@ fn a_caller_that_vanishes_keeps_its_slot_until_the_session_gives_it_up() {
         }
     });
     assert_eq!((handle.counters().identified, nodes(&handle)), (3, 2));
-    assert!(world.wire.sent(DEVICE).resets > 0, "given up with a reset");
+    assert!(world.wire.sent(DEVICE).resets > 0, "the session aborts the connection");
 }
 
 #[test]
-fn nobody_is_kept_waiting_by_a_rejected_caller_for_long() {
+fn a_rejected_caller_delays_the_next_one_for_a_bounded_time() {
     let world = World::new(8);
     let (device, host) = (world.device(), world.host());
     let _handle = serve_two(&world, device);
@@ -387,13 +386,13 @@ fn nobody_is_kept_waiting_by_a_rejected_caller_for_long() {
         for caller in &mut callers {
             assert!(identifies(caller).await.unwrap());
         }
-        // The spare slot listens when the others' handshakes are over.
+        // The spare slot listens once the handshakes of the others are over.
         Timer::after_millis(1).await;
-        // It says nothing, hears the answer, and does not hang up.
+        // This caller sends nothing, receives the answer and does not close.
         let mut silent = call(host).await;
         let start = embassy_time::Instant::now();
         assert_eq!(receive(&mut silent, usize::MAX).await.unwrap(), Protocol::V1.refusal());
-        // So that the next caller does not wait behind a silent one.
+        // A silent caller is answered soon, so that the next caller does not wait behind it.
         let waited = start.elapsed().as_millis();
         assert!((200..400).contains(&waited), "{waited} ms");
         Timer::after_millis(1010).await;

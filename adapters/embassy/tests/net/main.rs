@@ -20,12 +20,12 @@ use nanonsq_embassy::{EmbassySleep, NoopRawMutex, TcpDialer, TcpStorage};
 type Publisher = Handle<'static, NoopRawMutex>;
 type PublisherRunner = Runner<'static, NoopRawMutex, TcpDialer<'static>, EmbassySleep>;
 
-/// Tests run for virtual hours: what they keep is never given back.
+/// Leaks a value that must be `'static`.
 fn leak<T>(value: T) -> &'static mut T {
     Box::leak(Box::new(value))
 }
 
-/// What tests of lost connections use: the shortest heartbeat.
+/// The configuration for tests of lost connections: the shortest heartbeat.
 const LIVELY: Config<'_> = Config { heartbeat: Span::from_secs(1), seed: 1, ..Config::new() };
 
 fn dialer(stack: Stack<'static>) -> TcpDialer<'static> {
@@ -63,7 +63,7 @@ fn topic(name: &str) -> TopicName {
     TopicName::new(name).unwrap()
 }
 
-/// Why the connection was lost, or did not come up, next.
+/// Waits until a connection is lost or a dial fails, and returns the reason.
 async fn next_loss(publisher: Publisher) -> Closed {
     loop {
         if let Event::Disconnected { why, .. } = publisher.event().await {

@@ -20,11 +20,9 @@ use crate::world::World;
 pub(crate) const NSQD: u16 = 4150;
 pub(crate) const LOOKUPD: u16 = 4160;
 
-/// Why a model server is done with a connection.
+/// How a model server ends a connection.
 enum End {
-    /// It closes.
     Close,
-    /// It resets.
     Reset,
 }
 
@@ -32,7 +30,7 @@ fn leak(len: usize) -> &'static mut [u8] {
     Box::leak(vec![0; len].into())
 }
 
-/// Serves one connection after the other with `session`.
+/// Serves one connection at a time with `session`.
 async fn serve(
     stack: Stack<'static>,
     port: u16,
@@ -61,10 +59,10 @@ async fn write_all(socket: &mut TcpSocket<'_>, mut bytes: &[u8]) -> Result<(), E
     Ok(())
 }
 
-/// A message as nsqd has it.
+/// A message that nsqd has stored.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Stored {
-    /// Which connection brought it, from 1.
+    /// The connection that published the message, from 1.
     pub(crate) connection: ConnId,
     pub(crate) topic: String,
     pub(crate) body: String,
@@ -73,33 +71,33 @@ pub(crate) struct Stored {
 /// Makes a message's body from its number.
 type Body = fn(u32) -> Vec<u8>;
 
-/// A model server behind sockets: what it saw and said, and how it is to behave.
+/// A model server behind sockets, with a record of its commands and settings for its faults.
 pub(crate) struct Peer<S> {
     model: RefCell<S>,
-    /// What it says and has not been written yet.
+    /// Replies that are not written yet.
     replies: RefCell<VecDeque<(ConnId, Reply)>>,
-    /// Of connections that wait for something to say.
+    /// Wakers of connections that wait for replies.
     wakers: RefCell<Vec<Waker>>,
     pub(crate) connections: Cell<u32>,
     pub(crate) stored: RefCell<Vec<Stored>>,
-    /// The numbers of what was finished, in that order.
+    /// The numbers of finished messages, in the order of the FINs.
     pub(crate) finished: RefCell<Vec<u32>>,
     pub(crate) requeued: Cell<u32>,
-    /// FIN, REQ and TOUCH of what the connection did not have.
+    /// FIN, REQ and TOUCH of messages that were not in flight on the connection.
     pub(crate) refused: Cell<u32>,
-    /// CLOSE_WAIT.
-    pub(crate) left: Cell<u32>,
+    /// CLOSE_WAIT responses.
+    pub(crate) close_waits: Cell<u32>,
     pub(crate) heartbeats: Cell<u32>,
-    /// When a NOP or a PING came.
+    /// The times at which NOPs or PINGs arrived.
     pub(crate) alive: RefCell<Vec<Instant>>,
-    /// How long it takes to say OK.
+    /// Delay before each OK in microseconds.
     pub(crate) slowness: Cell<u64>,
-    /// Resets the connection when it has stored so many more messages, before it answers, or has
-    /// done so many more FINs, at the next.
+    /// Resets the connection after so many more stored messages, before the answer; or after so
+    /// many more FINs, at the next FIN.
     pub(crate) reset_after: Cell<Option<u32>>,
-    /// Resets the connection as soon as it hears something.
+    /// True while the server resets a connection as soon as it receives bytes.
     pub(crate) broken: Cell<bool>,
-    /// The bodies; each is its number without.
+    /// Makes the bodies; without, a body is the message's number.
     pub(crate) body: Cell<Option<Body>>,
 }
 
@@ -107,7 +105,7 @@ pub(crate) type Nsqd = Peer<nsqd::Nsqd>;
 pub(crate) type Lookupd = Peer<nsqlookupd::Nsqlookupd>;
 
 impl<S: Server + 'static> Peer<S> {
-    /// Serves so many connections at a time.
+    /// Serves up to `sockets` connections at a time.
     fn serve(world: &World, stack: Stack<'static>, port: u16, sockets: u32, model: S) -> Rc<Self> {
         let peer = Rc::new(Self {
             model: RefCell::new(model),
@@ -118,7 +116,7 @@ impl<S: Server + 'static> Peer<S> {
             finished: RefCell::default(),
             requeued: Cell::default(),
             refused: Cell::default(),
-            left: Cell::default(),
+            close_waits: Cell::default(),
             heartbeats: Cell::default(),
             alive: RefCell::default(),
             slowness: Cell::default(),
@@ -153,7 +151,7 @@ impl<S: Server + 'static> Peer<S> {
                 match kind {
                     Kind::Ok => Timer::after_micros(self.slowness.get()).await,
                     Kind::Heartbeat => self.heartbeats.update(|n| n + 1),
-                    Kind::CloseWait => self.left.update(|n| n + 1),
+                    Kind::CloseWait => self.close_waits.update(|n| n + 1),
                     Kind::Late => self.refused.update(|n| n + 1),
                     Kind::Refusal => panic!("{}", bytes.escape_ascii()),
                     Kind::Identified | Kind::Authorized | Kind::Message => {}
@@ -192,7 +190,7 @@ impl<S: Server + 'static> Peer<S> {
         replies.remove(at).map(|(_, reply)| reply)
     }
 
-    /// Has the model do something.
+    /// Runs a step of the model, records what it saw and queues its replies.
     fn play(&self, f: impl FnOnce(&mut S, &mut Out)) {
         let mut out = Out::new(Instant::now().as_micros());
         f(&mut self.model.borrow_mut(), &mut out);
@@ -232,7 +230,7 @@ impl<S: Server + 'static> Peer<S> {
 }
 
 impl Nsqd {
-    /// Runs one for up to four connections at a time.
+    /// Starts an nsqd for up to four connections at a time.
     pub(crate) fn start(world: &World, stack: Stack<'static>) -> Rc<Self> {
         Self::at(world, stack, NSQD)
     }
@@ -246,7 +244,7 @@ impl Nsqd {
         self.stored.borrow().iter().map(|stored| stored.body.clone()).collect()
     }
 
-    /// Has messages with these numbers, for whoever subscribes to `numbers`.
+    /// Publishes messages with these numbers to the topic `numbers`.
     pub(crate) fn publish(&self, numbers: Range<u32>) {
         for number in numbers {
             let body = self.body.get().map(|body| body(number));
@@ -255,7 +253,7 @@ impl Nsqd {
         }
     }
 
-    /// Delivered and not answered, over all connections.
+    /// Returns the number of messages in flight over all connections.
     pub(crate) fn in_flight(&self) -> usize {
         self.model.borrow().in_flight()
     }
@@ -264,13 +262,13 @@ impl Nsqd {
         self.model.borrow().most_in_flight()
     }
 
-    /// What nobody has.
+    /// Returns the number of messages that are neither finished nor in flight.
     pub(crate) fn waiting(&self) -> usize {
         self.model.borrow().unfinished("numbers").len() - self.in_flight()
     }
 }
 
-/// An nsqlookupd's HTTP side: lists these producers, by their ports, of whatever topic.
+/// Serves the HTTP API of an nsqlookupd that lists producers at these ports for `numbers`.
 pub(crate) fn serve_producers(world: &World, stack: Stack<'static>, port: u16, nsqds: &[u16]) {
     let producers: Vec<_> = nsqds
         .iter()
@@ -294,12 +292,13 @@ pub(crate) fn serve_producers(world: &World, stack: Stack<'static>, port: u16, n
 }
 
 impl Lookupd {
-    /// Runs one for up to two connections at a time.
+    /// Starts an nsqlookupd for up to two connections at a time.
     pub(crate) fn start(world: &World, stack: Stack<'static>, port: u16) -> Rc<Self> {
         Self::serve(world, stack, port, 2, nsqlookupd::Nsqlookupd::new(60_000_000))
     }
 
-    /// `topic` or `topic/channel` of whoever is connected.
+    /// Returns whether the listings of all connections together are exactly `names`: sorted, each
+    /// `topic` or `topic/channel`.
     pub(crate) fn lists(&self, names: &[&str]) -> bool {
         let conns = 1..=self.connections.get().into();
         let lists = conns.filter_map(|conn| self.model.borrow().listing(conn));
@@ -308,8 +307,8 @@ impl Lookupd {
     }
 }
 
-/// A DNS server that knows three names: `v4.test`, `v6.test` and `both.test`, all the host's; the
-/// IPv4 address of `stale.test` is nobody's. It gives no answer at all about `mute.test`.
+/// A DNS server: `v4.test`, `v6.test` and `both.test` are the host; the IPv4 address of
+/// `stale.test` is unused. Queries for `mute.test` get no answer.
 pub(crate) async fn dns_server(stack: Stack<'static>) {
     let meta: &'static mut [_] = Box::leak(Box::new([PacketMetadata::EMPTY; 8]));
     let (rx_meta, tx_meta) = meta.split_at_mut(4);

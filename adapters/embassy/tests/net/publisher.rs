@@ -1,4 +1,4 @@
-//! Publishing over a wire that loses, doubles, delays and breaks.
+//! Publishing over a wire that loses, doubles and delays packets and breaks connections.
 
 use std::cell::Cell;
 use std::collections::BTreeSet;
@@ -52,7 +52,7 @@ fn once_and_in_order_over_a_bad_wire() {
     }
 }
 
-/// Nothing fits anywhere: each head, body and answer is cut at odd places.
+/// The buffers are so small that heads, bodies and responses are cut at odd places.
 fn through_tiny_buffers(seed: u32, config: Config<'static>) {
     let world = World::new(seed);
     let (device, host) = (world.device(), world.host());
@@ -82,11 +82,11 @@ fn once_and_in_order_through_tiny_buffers() {
     }
 }
 
-/// The answer to a batch comes while the NOP behind it still waits for room in the socket.
+/// The response to a batch arrives while the NOP behind it still waits for room in the socket.
 #[test]
 fn heartbeats_through_tiny_buffers() {
     for seed in 0..10 {
-        // Not so often that the TCP connection, slow as it is, is taken for dead.
+        // Rare enough that the slow TCP connection does not time out.
         let heartbeat = Span::from_secs(5);
         through_tiny_buffers(seed, Config { heartbeat, ..Config::new() });
     }
@@ -145,11 +145,11 @@ fn nothing_is_lost_and_order_kept_per_connection_whatever_breaks() {
     }
 }
 
-/// As Must-hold 2 of a device: the wire is pulled for longer than two heartbeats and put back.
-/// Whether or not the driver says that the link is down.
+/// The cable is pulled for longer than two heartbeats and connected again. Once the network driver
+/// reports that the link is down, once it does not.
 #[test]
-fn a_pulled_wire_is_noticed_and_the_backlog_delivered() {
-    for says_so in [true, false] {
+fn a_pulled_cable_is_detected_and_the_backlog_delivered() {
+    for reported in [true, false] {
         let world = World::new(1);
         let (device, host) = (world.device(), world.host());
         let nsqd = Nsqd::start(&world, host);
@@ -157,7 +157,7 @@ fn a_pulled_wire_is_noticed_and_the_backlog_delivered() {
         world.spawn(async move { runner.run().await });
         world.run(async {
             publish_numbers(publisher, 10).await;
-            if says_so {
+            if reported {
                 world.wire.set_link(LinkState::Down);
             } else {
                 world.wire.set_faults(Faults::CUT);
@@ -167,8 +167,8 @@ fn a_pulled_wire_is_noticed_and_the_backlog_delivered() {
                 let why = next_loss(publisher).await;
                 // Two heartbeat intervals, and one close timeout.
                 assert!(start.elapsed() < Duration::from_millis(3100), "{}", start.elapsed());
-                // A redial that fails in the same moment is the newer news.
-                let (lost, error) = match says_so {
+                // A redial that fails at the same instant replaces the first event.
+                let (lost, error) = match reported {
                     true => (Closed::Dial(DialError::Unreachable), DialError::Unreachable),
                     false => (HALF_OPEN, DialError::TimedOut),
                 };
@@ -186,22 +186,22 @@ fn a_pulled_wire_is_noticed_and_the_backlog_delivered() {
             world.wire.set_link(LinkState::Up);
             let start = Instant::now();
             publisher.idle().await;
-            // At most the cap of the backoff when the dial fails at once; a SYN under way is
-            // repeated after a second, then two.
-            let within = if says_so { 2100 } else { 5100 };
+            // Bounded by the longest pause of the backoff if dials fail at once; otherwise by the
+            // retransmission of a SYN after one second, then two.
+            let within = if reported { 2100 } else { 5100 };
             assert!(start.elapsed() < Duration::from_millis(within), "{}", start.elapsed());
         });
         assert_eq!(nsqd.stored.borrow().len(), 110);
     }
 }
 
-/// Must-hold 3: two publisher tasks, an outbox that is full all the time, a slow nsqd.
+/// Two tasks publish to an outbox that is always full, with a slow nsqd.
 #[test]
 fn two_tasks_and_a_full_outbox() {
     let world = World::new(2);
     let (device, host) = (world.device(), world.host());
     let nsqd = Nsqd::start(&world, host);
-    // 70 bytes a millisecond, more or less, against a ring of 600.
+    // An OK takes 50 ms: the outbox of 600 bytes is always full.
     nsqd.slowness.set(50_000);
     let config = Config { batch_bytes: 200, ..LIVELY };
     let (publisher, mut runner) = publisher(device, config, NSQD, 600);
@@ -213,7 +213,7 @@ fn two_tasks_and_a_full_outbox() {
         world.spawn(async move {
             for n in 0..400 {
                 let body = format!("{name} {n} {}", "x".repeat(40));
-                // Half of them wait, half of them try again and again.
+                // One half is published with `publish`, which waits, the other with `try_publish`.
                 if n % 2 == 0 {
                     publisher.publish(&topic(name), body.as_bytes()).await.unwrap();
                     continue;
@@ -241,13 +241,13 @@ fn two_tasks_and_a_full_outbox() {
     }
     assert!(full.get() > 100, "the outbox was full only {} times", full.get());
     assert_eq!(nsqd.connections.get(), 1);
-    // All but perhaps the last were answered.
+    // All heartbeats but perhaps the last were answered.
     let (heartbeats, nops) = (nsqd.heartbeats.get(), nsqd.alive.borrow().len() as u32);
     assert!(heartbeats >= 5 && nops + 1 >= heartbeats, "{heartbeats} {nops}");
 }
 
-/// embassy-time keeps one time per task: other timers of the runner's task must not make it lose
-/// its own.
+/// embassy-time keeps one wake time per task: other timers of the runner's task must not delay
+/// those of the runner.
 #[test]
 fn the_runner_may_share_its_task_with_other_timers() {
     let world = World::new(3);
@@ -259,7 +259,7 @@ fn the_runner_may_share_its_task_with_other_timers() {
         let script = async {
             publish_numbers(publisher, 1).await;
             world.wire.set_faults(Faults::CUT);
-            // Nothing but this timer wakes the task between the loss and its detection.
+            // Only this timer wakes the task between the loss and its detection.
             Timer::after_millis(1100).await;
             next_loss(publisher).await
         };
@@ -282,7 +282,7 @@ fn a_dropped_runner_goes_on_when_it_is_run_again() {
     world.run(async {
         for (n, number) in numbers(40).into_iter().enumerate() {
             publisher.publish(&topic("numbers"), number.as_bytes()).await.unwrap();
-            // Ever later in the life of a connection.
+            // Each round drops the runner at a later stage of a connection.
             select(runner.run(), Timer::after_micros(n as u64 * 150)).await;
         }
         select(runner.run(), publisher.idle()).await;
@@ -307,7 +307,7 @@ fn another_nsqd_takes_over() {
     assert_eq!(nsqd.bodies(), ["hello"]);
 }
 
-/// The network gives the device another address: it goes on from there.
+/// The network changes the address of the device: the publisher reconnects from the new one.
 #[test]
 fn a_new_address_is_a_new_connection() {
     let world = World::new(7);
@@ -340,8 +340,8 @@ fn an_idle_connection_costs_a_few_polls_a_heartbeat() {
         Timer::after_secs(3000).await;
         assert_eq!(nsqd.heartbeats.get(), 100);
         assert_eq!(nsqd.alive.borrow().len(), 100);
-        // A NOP, and TCP keepalive's probe half-way to the next one. The polls are those of both ends'
-        // stacks and of nsqd, too.
+        // Per heartbeat a NOP, and a TCP keepalive probe before the next. The polls include those
+        // of both stacks and of nsqd.
         let packets = world.wire.sent(DEVICE).packets - sent.packets;
         assert!(packets <= 205, "{packets} packets");
         let polls = world.polls.get() - polls;
@@ -349,7 +349,7 @@ fn an_idle_connection_costs_a_few_polls_a_heartbeat() {
     });
 }
 
-/// What an application does when a link is metered: stop, then nothing leaves any more.
+/// For metered links: after `stop` the publisher sends nothing.
 #[test]
 fn a_stopped_publisher_is_silent() {
     let world = World::new(6);

@@ -61,7 +61,7 @@ fn two_nsqlookupds_list_the_node_and_forget_it() {
     });
 }
 
-/// Both peers keep their own times although they share a task, for which embassy-time keeps one.
+/// embassy-time keeps one wake time per task, but both peers of one task are pinged in time.
 #[test]
 fn both_are_pinged_in_time() {
     let world = World::new(2);
@@ -75,27 +75,27 @@ fn both_are_pinged_in_time() {
         assert!(pings.len() >= 600 / 17, "{} pings", pings.len());
         for pair in pings.windows(2) {
             let gap = pair[1] - pair[0];
-            // 15 s, give or take an eighth.
+            // 15 s plus or minus an eighth.
             assert!(gap < Duration::from_millis(16_900), "{gap}");
         }
     }
 }
 
 #[test]
-fn one_that_comes_back_lists_the_node_again_and_the_other_never_notices() {
+fn a_peer_that_returns_lists_the_node_again_and_the_other_stays_connected() {
     let world = World::new(3);
     let (node, [a, b]) = node(&world);
     world.run(async {
         node.register(&TopicName::new("t").unwrap(), None).unwrap();
         node.settled().await;
         a.broken.set(true);
-        // Until it next hears a PING, and then for a while.
+        // The next PING breaks the connection, and redials fail until the end of the 30 s.
         Timer::after_secs(30).await;
         assert!(a.lists(&[]) && b.lists(&["t"]));
         a.broken.set(false);
         let start = Instant::now();
         node.settled().await;
-        // One that accepts and hangs up is dialed up to 16 s apart.
+        // Redials of a peer that accepts and resets are up to 16 s apart.
         assert!(start.elapsed() < Duration::from_secs(17), "{}", start.elapsed());
         assert!(a.lists(&["t"]) && b.lists(&["t"]));
     });

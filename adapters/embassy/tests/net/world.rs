@@ -1,7 +1,7 @@
 //! A small world in memory: virtual time, an executor, and a wire between two embassy-net stacks.
 //!
-//! Everything is deterministic: time moves only when nothing is left to do, and only to the next
-//! timer; what the wire does follows from its seed. Each test's thread has a world of its own.
+//! Everything is deterministic: time advances only when all tasks wait, and only to the next timer;
+//! the faults of the wire follow from its seed. The thread of each test has its own world.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -20,10 +20,10 @@ use embassy_time_queue_utils::Queue;
 use nanonsq_models::Wakes;
 use nanonsq_models::random::Random;
 
-/// No test takes longer, in virtual time.
+/// Virtual time that one run may take.
 const LIMIT: Duration = Duration::from_secs(3600);
 
-/// Polls of tasks without time moving on: beyond this somebody turns in circles.
+/// Polls of tasks at one instant; more are a busy loop.
 const POLLS_MAX: u32 = 100_000;
 
 // --- time ---
@@ -53,7 +53,7 @@ type Task = Pin<Box<dyn Future<Output = ()>>>;
 
 pub(crate) struct World {
     tasks: RefCell<Vec<(Arc<Wakes>, Waker, Task)>>,
-    /// How often tasks were polled so far.
+    /// Polls of tasks so far.
     pub(crate) polls: Cell<u32>,
     pub(crate) wire: Wire,
     pub(crate) medium: HardwareAddress,
@@ -61,7 +61,7 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) fn new(seed: u32) -> Self {
-        // An odd start: nothing may count on time from zero.
+        // Nothing may rely on a clock that starts at zero.
         NOW.set(123_456_789);
         QUEUE.set(Queue::new());
         Self {
@@ -80,7 +80,7 @@ impl World {
         self.tasks.borrow_mut().push((wakes, waker, task));
     }
 
-    /// Runs `main` to its end, and the spawned tasks meanwhile. They go on in the next run.
+    /// Runs `main` and the spawned tasks until `main` is done. The tasks continue in the next run.
     #[track_caller]
     pub(crate) fn run<T>(&self, main: impl Future<Output = T>) -> T {
         let end = Instant::now() + LIMIT;
@@ -104,14 +104,14 @@ impl World {
                 task.as_mut().poll(&mut Context::from_waker(waker)).is_pending()
             });
             let polls = self.polls.get();
-            assert!(polls - at_rest < POLLS_MAX, "tasks run in circles at {}", Instant::now());
+            assert!(polls - at_rest < POLLS_MAX, "a busy loop of tasks at {}", Instant::now());
             if polls == before {
                 let next = QUEUE.with_borrow_mut(|queue| queue.next_expiration(NOW.get()));
                 let woken =
                     main_wakes.any() || self.tasks.borrow().iter().any(|(wakes, ..)| wakes.any());
-                // Timers that had come already run first.
+                // Timers that have expired already run first.
                 if !woken {
-                    assert_ne!(next, u64::MAX, "nothing will ever happen again");
+                    assert_ne!(next, u64::MAX, "deadlock: all tasks wait and no timer is set");
                     at_rest = polls;
                     NOW.set(next);
                     QUEUE.with_borrow_mut(|queue| queue.next_expiration(next));
@@ -132,12 +132,12 @@ impl World {
         let seed = 0x1234_5678_9abc_def0 ^ end as u64;
         let (stack, mut runner) = embassy_net::new(port, config, resources, seed);
         self.spawn(async move { runner.run().await });
-        // The link is up when the stack has run once.
+        // The link is up once the stack has run.
         self.run(Timer::after_millis(1));
         stack
     }
 
-    /// A device with both addresses and as many sockets as tests of one dialer need.
+    /// A device with an IPv4 and an IPv6 address and 8 sockets.
     pub(crate) fn device(&self) -> Stack<'static> {
         self.stack::<8>(DEVICE, both(DEVICE))
     }
@@ -149,9 +149,9 @@ impl World {
 
 // --- addresses ---
 
-/// The end of the wire where nanonsq is. 10.0.0.1, fd00::1.
+/// The end of the wire with nanonsq: 10.0.0.1, fd00::1.
 pub(crate) const DEVICE: usize = 0;
-/// The end where the servers are. 10.0.0.2, fd00::2.
+/// The end of the wire with the model servers or the callers: 10.0.0.2, fd00::2.
 pub(crate) const HOST: usize = 1;
 
 pub(crate) fn ipv4(end: usize) -> StaticConfigV4 {
@@ -180,22 +180,22 @@ pub(crate) fn both(end: usize) -> Config {
 
 // --- wire ---
 
-/// What happens to packets of one direction.
+/// The faults of one direction of the wire.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Faults {
-    /// Lost, of a thousand.
+    /// Packets lost, per thousand.
     pub(crate) lost: u32,
-    /// Doubled, of a thousand.
+    /// Packets doubled, per thousand.
     pub(crate) doubled: u32,
-    /// Microseconds that each takes on its own, at least and at most: they overtake each other.
+    /// The least and the greatest delay of a packet in microseconds. Packets may overtake others.
     pub(crate) delay: (u32, u32),
 }
 
 impl Faults {
-    /// Half a millisecond each way, nothing else.
+    /// Half a millisecond each way, no faults.
     pub(crate) const NONE: Self = Self { lost: 0, doubled: 0, delay: (500, 500) };
     pub(crate) const BAD: Self = Self { lost: 50, doubled: 50, delay: (200, 20_000) };
-    /// Nothing comes through.
+    /// Every packet is lost.
     pub(crate) const CUT: Self = Self { lost: 1000, doubled: 0, delay: (0, 0) };
 }
 
@@ -209,7 +209,7 @@ struct WireState {
 }
 
 struct End {
-    /// Of what this end sends.
+    /// The faults of packets that this end sends.
     faults: Faults,
     link: LinkState,
     inbox: BTreeMap<(u64, u64), Vec<u8>>,
@@ -217,7 +217,7 @@ struct End {
     sent: Sent,
 }
 
-/// What an end gave to the wire.
+/// Counts of packets that an end sent, lost ones included.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Sent {
     pub(crate) packets: u32,
@@ -241,7 +241,7 @@ impl Wire {
         })))
     }
 
-    /// Of both directions.
+    /// Sets the faults of both directions.
     pub(crate) fn set_faults(&self, faults: Faults) {
         self.set_faults_from(DEVICE, faults);
         self.set_faults_from(HOST, faults);
@@ -251,7 +251,7 @@ impl Wire {
         self.0.borrow_mut().ends[end].faults = faults;
     }
 
-    /// Pulls the device's cable and says so, or puts it back.
+    /// Pulls the cable of the device, or connects it again; the network driver reports the link.
     pub(crate) fn set_link(&self, link: LinkState) {
         let mut state = self.0.borrow_mut();
         let end = &mut state.ends[DEVICE];
@@ -299,7 +299,7 @@ impl Wire {
     }
 }
 
-/// Looks for TCP's flags in an IP packet, or in an Ethernet frame of IPv4.
+/// Counts a packet and its TCP flags: an IP packet, or an Ethernet frame with IPv4.
 fn count(sent: Sent, packet: &[u8]) -> Sent {
     let ip = match packet[0] >> 4 {
         4 | 6 => packet,
