@@ -1,19 +1,20 @@
-//! nsqd's HTTP: publishing, topics and channels, `/stats` for nsqadmin and nsq_stat, settings.
+//! nsqd's HTTP: publishing, topics and channels, `/stats` for nsqadmin and nsq_stat, `/config`.
 //!
-//! What nsqd 1.3.0 answers (`nsqd/http.go`), with these differences:
+//! The answers are those of nsqd 1.3.0 (`nsqd/http.go`), with these differences:
 //!
-//! - `/stats` has no `memory` and no latencies (`e2e_processing_latency` is there, and empty). All
-//!   topics that a client published to are listed in its `pub_counts`, not one of them.
-//! - A full nsqd holds who publishes for [`Config::publish_wait`](super::Config::publish_wait),
-//!   then refuses with 503 `BUSY`; without room for another topic or channel it refuses with
-//!   `TOO_MANY_TOPICS` or `TOO_MANY_CHANNELS`. A refused request makes no topic.
+//! - `/stats` has no `memory` and no latencies (`e2e_processing_latency` is present but empty). A
+//!   client's `pub_counts` lists up to 4 topics that the client published to; nsqd lists one.
+//! - A full nsqd holds a publishing request for
+//!   [`Config::publish_wait`](super::Config::publish_wait), then refuses it with 503 `BUSY`.
+//!   Without room for another topic or channel, nsqd refuses with `TOO_MANY_TOPICS`,
+//!   `TOO_MANY_CHANNELS` or `TOO_MANY_CHANNELS_OF_TOPIC`. A refused request creates no topic.
 //! - A line of `/mpub` has [`BUFFER`](crate::http::BUFFER) bytes at most, else 413 `MSG_TOO_BIG`;
-//!   with `binary=true` messages may be as long as everywhere.
-//! - `/config` has what means something here, and `log_level` is not to be changed.
+//!   with `binary=true` only `max_msg_size` limits a message.
+//! - `/config` has only options with a meaning here, and `log_level` cannot be changed.
 //! - There is no `/debug`.
 //!
-//! What of a list changes while it is written may be missing, or be of another client that came
-//! into the same place; the text is well-formed all the same.
+//! Topics, channels and clients that change while `/stats` is written may be missing. The answer
+//! stays well-formed.
 
 mod options;
 mod publish;
@@ -35,23 +36,23 @@ use crate::time::{Instant, Span};
 
 use service::{RequestContext, Task};
 
-/// The settings of an nsqd's HTTP. Borrowed, so that constant settings cost no RAM.
+/// The settings of an nsqd's HTTP. The nsqd borrows them, so constant settings take no RAM.
 #[derive(Debug, Clone, Copy)]
 pub struct HttpConfig<'a> {
-    /// Where others reach the nsqd: a name or an address without a port. Default `127.0.0.1`.
+    /// The name or address, without a port, by which others reach the nsqd. Default `127.0.0.1`.
     pub broadcast_address: &'a str,
-    /// The nsqd's host. Default none.
+    /// The host name of the nsqd. Default empty.
     pub hostname: &'a str,
-    /// Where the nsqd takes clients. Default 4150.
+    /// The TCP port for clients. Default 4150.
     pub tcp_port: u16,
-    /// Where it answers HTTP. Default 4151.
+    /// The TCP port for HTTP. Default 4151.
     pub http_port: u16,
-    /// The timeouts of a connection.
+    /// The timeouts of an HTTP connection.
     pub times: http::Config,
 }
 
 impl HttpConfig<'_> {
-    /// The defaults.
+    /// Returns the default settings.
     pub const fn new() -> Self {
         Self {
             broadcast_address: "127.0.0.1",
@@ -69,25 +70,24 @@ impl Default for HttpConfig<'_> {
     }
 }
 
-/// The tables for HTTP: for so many connections, and so many nsqlookupds whose addresses can be
-/// set over it.
+/// The tables for HTTP: for `HTTP` connections, and the addresses of up to `LOOKUPDS` nsqlookupds.
 ///
-/// RAM: at most 1,360 bytes a connection and 100 an address.
+/// RAM: at most 1,360 bytes for each connection and 100 bytes for each address.
 #[derive(Debug)]
 pub struct HttpStorage<const HTTP: usize, const LOOKUPDS: usize> {
     connections: [Connection<Task>; HTTP],
     lookupds: [Address; LOOKUPDS],
 }
 
-// On every target that this is compiled for.
+// Checked at compile time on every target.
 const _: () = {
     assert!(size_of::<Connection<Task>>() <= 1360);
     assert!(size_of::<Address>() == 100);
 };
 
 impl<const HTTP: usize, const LOOKUPDS: usize> HttpStorage<HTTP, LOOKUPDS> {
-    /// For storage; [`Nsqd::answer_http`] makes it usable. All bytes are zero: a static of it
-    /// needs no image in flash.
+    /// Returns tables for [`Nsqd::answer_http`], which initializes them. All bytes are zero, so a
+    /// static needs no image in flash.
     pub const fn new() -> Self {
         Self {
             connections: [const { Connection::zero(Task::Done) }; HTTP],
@@ -102,7 +102,7 @@ impl<const HTTP: usize, const LOOKUPDS: usize> Default for HttpStorage<HTTP, LOO
     }
 }
 
-/// More addresses than there is room for. Nothing changed.
+/// [`Nsqd::answer_http`] got more addresses than the storage has room for, and changed nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct TooManyLookupds {
@@ -112,7 +112,7 @@ pub struct TooManyLookupds {
 
 impl fmt::Display for TooManyLookupds {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "more nsqlookupd addresses than the {} there is room for", self.max)
+        write!(f, "more nsqlookupd addresses than the {} that fit", self.max)
     }
 }
 
@@ -129,14 +129,14 @@ pub(super) struct Http<'a> {
 #[derive(Debug)]
 struct Settings<'a> {
     config: &'a HttpConfig<'a>,
-    /// The first `count` of them are meant.
+    /// The first `count` are set.
     lookupds: &'a mut [Address],
     count: usize,
     version: u32,
 }
 
 impl Http<'_> {
-    /// No HTTP connections.
+    /// Returns a part without HTTP connections.
     pub(super) const fn none() -> Self {
         const DEFAULT: &HttpConfig<'_> = &HttpConfig::new();
         let settings = Settings { config: DEFAULT, lookupds: &mut [], count: 0, version: 0 };
@@ -151,9 +151,9 @@ impl Settings<'_> {
 }
 
 impl<'a> Nsqd<'a> {
-    /// Answers HTTP as well, on so many connections as `storage` has room for. `lookupds` are the
-    /// nsqlookupds that the nsqd is told to have, until somebody sets others; see
-    /// [`lookupds`](Self::lookupds). Call it once, before anything is driven.
+    /// Enables HTTP, on as many connections as `storage` has room for. `lookupds` are the
+    /// nsqlookupds until a request sets others; see [`lookupds`](Self::lookupds). Call once,
+    /// before any session is driven.
     pub fn answer_http<const HTTP: usize, const LOOKUPDS: usize>(
         &mut self,
         config: &'a HttpConfig<'a>,
@@ -173,12 +173,13 @@ impl<'a> Nsqd<'a> {
         Ok(())
     }
 
-    /// How many HTTP connections there are, used or not.
+    /// Returns the number of HTTP connections that the storage has room for.
     pub fn http_clients(&self) -> usize {
         self.http.connections.len()
     }
 
-    /// The session of HTTP connection `index`, below [`http_clients`](Self::http_clients).
+    /// Returns the session of HTTP connection `index`; `None` from
+    /// [`http_clients`](Self::http_clients) on.
     pub fn http(&mut self, index: usize) -> Option<HttpSession<'_, 'a>> {
         let Http { connections, settings } = &mut self.http;
         let connection = connections.get_mut(index)?;
@@ -186,23 +187,24 @@ impl<'a> Nsqd<'a> {
         Some(HttpSession { connection, context })
     }
 
-    /// The nsqlookupds that the nsqd is to be registered with, as set last: at the start, or by
-    /// `PUT /config/nsqlookupd_tcp_addresses`. Whoever owns a
-    /// [`Registration`](crate::registration::Registration) gives them to its `configure` when
+    /// Returns the nsqlookupds to register the nsqd with: those of
+    /// [`answer_http`](Self::answer_http), or those last set by
+    /// `PUT /config/nsqlookupd_tcp_addresses`. The owner of a
+    /// [`Registration`](crate::registration::Registration) passes them to `configure` when
     /// [`lookupds_version`](Self::lookupds_version) changed.
     pub fn lookupds(&self) -> &[Address] {
         self.http.settings.lookupds()
     }
 
-    /// Changes whenever somebody sets the nsqlookupds.
+    /// Returns a number that changes whenever a request sets the nsqlookupds.
     pub const fn lookupds_version(&self) -> u32 {
         self.http.settings.version
     }
 }
 
-/// A connection of somebody who asks over HTTP.
+/// The session of one HTTP connection.
 ///
-/// Made for each call by [`Nsqd::http`]; the state is in the nsqd.
+/// [`Nsqd::http`] creates a new value for each call; the state is in the nsqd.
 #[derive(Debug)]
 pub struct HttpSession<'s, 'a> {
     connection: &'s mut Connection<Task>,
@@ -220,7 +222,7 @@ impl Session for HttpSession<'_, '_> {
 
     fn receive(&mut self, now: Instant, bytes: &[u8]) -> Result<(), Fault> {
         if self.take(now, bytes) < bytes.len() {
-            // Only a driver that offers the rest again can hold a client.
+            // To hold a client, a driver must call `take` and offer the rest again.
             self.connection.abort(now, &mut self.context);
             return Err(Fault::TimedOut(Awaited::Drain));
         }

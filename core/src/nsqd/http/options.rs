@@ -1,4 +1,4 @@
-//! `/config`: nsqd's options, as far as they mean something here.
+//! `/config`: those of nsqd's options that have a meaning here.
 
 use core::convert::Infallible;
 
@@ -10,7 +10,7 @@ use crate::nsqd::engine::Shared;
 use crate::wire::json::{Scanner, Token};
 use crate::wire::{Decimal, Write};
 
-/// An option, by its place in [`NAMES`].
+/// An option of [`NAMES`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Opt {
     BroadcastAddress,
@@ -61,7 +61,7 @@ impl Opt {
         NAMES.iter().find(|(is, _)| name.is(is)).map(|(_, opt)| *opt)
     }
 
-    /// nsqd gives texts as they are.
+    /// Returns the content type: text for a string, which nsqd writes without quotes, else JSON.
     pub(super) const fn content(self) -> Content {
         match self {
             Self::BroadcastAddress => Content::Text,
@@ -86,8 +86,8 @@ impl Opt {
         }
     }
 
-    /// Writes its value, of a list the element `at` and what stands around it; whether that is
-    /// all. Moves `at` on.
+    /// Writes the option's value; of a list, the part from step `at` on. Returns true once the
+    /// value is complete; otherwise `at` is the next step.
     pub(super) fn write(
         self,
         shared: &Shared<'_>,
@@ -103,7 +103,7 @@ impl Opt {
             }
             Self::Lookupds => return write_list(settings.lookupds(), at, piece),
             Self::Percentiles => return piece.put(|w| w.write_all(b"[]")),
-            // An option that does not exist.
+            // Not supported.
             Self::Deflate | Self::Snappy => return piece.put(|w| w.write_all(b"false")),
             Self::TlsRequired | Self::MaxChannelConsumers => 0,
             Self::BroadcastTcpPort => settings.config.tcp_port.into(),
@@ -123,7 +123,7 @@ impl Opt {
     }
 }
 
-/// Element `at - 1` of the list, and what stands before and behind it.
+/// Writes a list from step `at` on: `[`, each element, `]`. Returns true once it is complete.
 fn write_list(addresses: &[Address], at: &mut u8, piece: &mut Piece<'_>) -> bool {
     loop {
         let before: &[u8] = if *at < 2 { b"" } else { b"," };
@@ -146,11 +146,11 @@ fn write_list(addresses: &[Address], at: &mut u8, piece: &mut Piece<'_>) -> bool
     }
 }
 
-/// As text in quotes.
+/// Writes an address as a string in quotes.
 fn emit_address(w: &mut Piece<'_>, address: &Address) -> Result<(), Infallible> {
     let is_ipv6 = address.host().contains(':');
     w.write_all(if is_ipv6 { b"\"[" } else { b"\"" })?;
-    // A host may have a quote in it, as odd as that is.
+    // A host can contain characters that JSON escapes.
     let mut quoted = [0; 2 * HOST_MAX + 2];
     let mut host = Piece::new(&mut quoted);
     host.put(|w| emit_text(w, address.host()));
@@ -162,8 +162,8 @@ fn emit_address(w: &mut Piece<'_>, address: &Address) -> Result<(), Infallible> 
     w.write_all(b"\"")
 }
 
-/// Sets the nsqlookupds to those in a JSON array of texts; `null` is none. As a whole, or not at
-/// all.
+/// Sets the nsqlookupds to those in a JSON array of strings; `null` is an empty array. Changes
+/// nothing if any of them is invalid or if there is no room for all.
 pub(super) fn set_lookupds(settings: &mut Settings<'_>, body: &[u8]) -> Result<(), Refusal> {
     let mut count = 0usize;
     each_address(body, |_| {
@@ -190,7 +190,7 @@ fn each_address(
     mut then: impl FnMut(Address) -> Result<(), Refusal>,
 ) -> Result<(), Refusal> {
     const BAD: Refusal = Refusal::bad_request("INVALID_VALUE");
-    // A host in brackets, with a port.
+    // A host in brackets, a colon and a port.
     let mut scanner = Scanner::<{ HOST_MAX + 8 }>::new();
     let mut input = body;
     let mut depth = 0u8;

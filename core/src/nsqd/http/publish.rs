@@ -1,4 +1,4 @@
-//! `/pub` and `/mpub`: messages on their way in.
+//! `/pub` and `/mpub`: receives messages and publishes them.
 
 use crate::http::{Refusal, Status};
 use crate::name::TopicName;
@@ -14,53 +14,53 @@ pub(super) struct Publish {
     defer_ms: u32,
     draft: Draft,
     part: Part,
-    /// How long the body is, in bytes, if that is known.
+    /// The length of the body in bytes, if known.
     len: Option<u32>,
-    /// Waiting for room is counted once.
+    /// The request's wait for room is already counted.
     waited: bool,
 }
 
-/// The next part of the body.
+/// The part of the body that is read next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Part {
-    /// One message, all of it.
+    /// One message, the whole body.
     Raw,
-    /// One message, as much of it as comes.
+    /// One message of unknown length, the whole body.
     Open,
-    /// A message, each time.
+    /// One message: each call has a whole line.
     Line,
-    /// How many messages there are; so many of its four bytes are read.
+    /// The number of messages, of whose four bytes `have` are read.
     Count { number: u32, have: u8 },
-    /// Room for so many messages is wanted.
+    /// Reserve room for `count` messages.
     Room { count: u32 },
-    /// A message's length, of `count` messages; likewise.
+    /// The length of the next of `count` messages, of whose four bytes `have` are read.
     Size { count: u32, number: u32, have: u8 },
-    /// Room for a message is wanted.
+    /// Take room for the next of `count` messages, with `size` bytes.
     Begin { count: u32, size: u32 },
-    /// The rest of a message's bytes, and how many messages follow.
+    /// The remaining `left` bytes of a message, which `count` messages follow.
     Data { count: u32, left: u32 },
-    /// The rest of the body is ignored.
+    /// Ignore the rest of the body.
     End,
 }
 
 impl Publish {
-    /// One message: the whole body, of `len` bytes if that is known.
+    /// Publishes the whole body, of `len` bytes if known, as one message.
     pub(super) const fn one(topic: TopicName, defer_ms: u32, len: Option<u32>) -> Self {
         let part = if len.is_some() { Part::Raw } else { Part::Open };
         Self { topic, defer_ms, draft: Draft::NONE, part, len, waited: false }
     }
 
-    /// A message a line.
+    /// Publishes each line as a message.
     pub(super) const fn lines(topic: TopicName) -> Self {
         Self { part: Part::Line, ..Self::one(topic, 0, None) }
     }
 
-    /// Messages with their number and lengths, as MPUB has them.
+    /// Publishes messages in MPUB's format, with their number and lengths.
     pub(super) const fn binary(topic: TopicName, len: Option<u32>) -> Self {
         Self { part: Part::Count { number: 0, have: 0 }, ..Self::one(topic, 0, len) }
     }
 
-    /// Takes bytes of the body; fewer if there is no room.
+    /// Consumes bytes of the body. Returns how many; fewer if the store has no room.
     pub(super) fn take(
         &mut self,
         now: Instant,
@@ -81,7 +81,7 @@ impl Publish {
         Ok(bytes.len().saturating_sub(input.len()))
     }
 
-    /// The body is whole: the topic has its messages.
+    /// Publishes the messages once the body is complete.
     pub(super) fn commit(&mut self, now: Instant, shared: &mut Shared<'_>) -> Result<(), Refusal> {
         match self.part {
             Part::Open if self.draft.count() == 0 => return Err(EMPTY),
@@ -99,12 +99,13 @@ impl Publish {
         Ok(())
     }
 
-    /// Gives up a request that was not completed.
+    /// Frees the messages of a request that was not completed.
     pub(super) fn discard(&mut self, shared: &mut Shared<'_>) {
         shared.discard(&mut self.draft);
     }
 
-    /// Goes on with bytes, at least one; false if there is no room, and then none was taken.
+    /// Consumes part of `input`, which is not empty. Returns false, consuming nothing, without
+    /// room.
     fn step(
         &mut self,
         now: Instant,
@@ -159,7 +160,7 @@ impl Publish {
                 };
             }
             Part::Room { count } => {
-                // Of a batch that does not say how long it is each message waits for its own room.
+                // Without a known length of the batch, each message waits for its own room.
                 if let Some(len) = self.len {
                     let Some(blocks) = shared.batch_blocks(len, count) else {
                         return Err(too_large("BODY_TOO_BIG"));
@@ -212,7 +213,7 @@ impl Publish {
 
 pub(super) const EMPTY: Refusal = Refusal::bad_request("MSG_EMPTY");
 
-/// More of a number of four bytes; `None` if there is nothing to read.
+/// Reads the next byte of a number of four bytes; `None` if `input` is empty.
 fn read(input: &mut &[u8], number: u32, have: u8) -> Option<(u32, u8)> {
     let (&byte, rest) = input.split_first()?;
     *input = rest;

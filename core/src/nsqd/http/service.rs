@@ -13,16 +13,16 @@ use crate::nsqd::table::Origin;
 use crate::time::Instant;
 use crate::wire::Write;
 
-/// A request while it is being answered.
+/// A request in progress.
 #[derive(Debug)]
 pub(super) enum Task {
-    /// Nothing: it is done.
+    /// The request is carried out; the answer has no body.
     Done,
     Ping,
     Info,
     Publish(Publish),
     Stats(Stats),
-    /// An option's value, from the element on.
+    /// Writes an option's value; the number is the step of a list to go on with.
     Option(Opt, u8),
     SetLookupds,
 }
@@ -86,7 +86,7 @@ pub(super) struct RequestContext<'s, 'a> {
 
 const NO_TOPIC: Refusal = Refusal::not_found("TOPIC_NOT_FOUND");
 
-/// nsqd's status and code for an unusable value.
+/// The refusal of an empty value, as in nsqd.
 const NO_VALUE: Refusal = Refusal::new(Status::ContentTooLarge, "INVALID_VALUE");
 
 impl RequestContext<'_, '_> {
@@ -195,7 +195,7 @@ impl RequestContext<'_, '_> {
     ) -> Result<TopicName, Refusal> {
         let given = topic_param(request)?;
         let topic = given.topic().map_err(|_| Refusal::bad_request("INVALID_TOPIC"))?;
-        // The topic is checked before the body is read.
+        // Refuse the request before its body is read.
         self.shared.has_slot_for(now, &topic, Origin::Client).map_err(no_slot)?;
         Ok(topic)
     }
@@ -239,7 +239,7 @@ impl RequestContext<'_, '_> {
                 (",\"max_heartbeat_interval\":", nanos(limits.max_heartbeat_interval_ms)),
                 (",\"max_output_buffer_size\":", limits.max_output_buffer_size.into()),
                 (",\"max_output_buffer_timeout\":", nanos(limits.max_output_buffer_timeout_ms)),
-                // What nsqd has if nobody says otherwise; there is no deflate here.
+                // nsqd's default; deflate is not supported here.
                 (",\"max_deflate_level\":", 6),
             ] {
                 w.write_all(key.as_bytes())?;
@@ -250,7 +250,7 @@ impl RequestContext<'_, '_> {
     }
 }
 
-/// Unix time of the platform's start, in seconds.
+/// Returns the Unix time of the platform's start, in seconds.
 pub(super) fn start_time(shared: &Shared<'_>) -> i64 {
     shared.unix(Instant::ZERO).div_euclid(1_000_000_000)
 }
@@ -260,7 +260,8 @@ fn topic_param<'r>(request: &Request<'r>) -> Result<Value<'r>, Refusal> {
     request.param("topic").ok_or(Refusal::bad_request("MISSING_ARG_TOPIC"))
 }
 
-/// Whether messages come with their lengths. nsqd takes every word for yes that is none for no.
+/// Returns whether the body is in MPUB's format. As in nsqd, every value but `false` and `0` means
+/// true.
 fn is_binary(request: &Request<'_>) -> bool {
     request.param("binary").is_some_and(|value| !value.is("false") && !value.is("0"))
 }
@@ -313,7 +314,7 @@ impl Service for RequestContext<'_, '_> {
             Endpoint::Mpub => self.publish_many(now, request)?,
             Endpoint::PutOption => self.put_option(request)?,
             Endpoint::Stats => {
-                // Messages that became due count as waiting.
+                // Messages that became due count in the depth, no longer as deferred.
                 for channel in 0..self.shared.channels.len() as u8 {
                     self.shared.release_due(now, channel);
                 }
@@ -335,7 +336,7 @@ impl Service for RequestContext<'_, '_> {
         match task {
             Task::Publish(publish) => publish.take(now, self.shared, bytes),
             Task::SetLookupds => set_lookupds(self.settings, bytes).map(|()| {
-                // Wake whoever registers the nsqd.
+                // Wake the task that registers the nsqd.
                 self.shared.changed();
                 *task = Task::Option(Opt::Lookupds, 0);
                 bytes.len()

@@ -1,7 +1,7 @@
-//! `/stats`: topics, their channels, and clients, in the order of their names.
+//! `/stats`: topics and their channels in the order of their names, and clients.
 //!
-//! What comes next is what comes next by name, so topics and channels may come and go while the
-//! list is written.
+//! Each step looks up the next name in the tables, so topics and channels may come and go while the
+//! answer is written.
 
 use core::convert::Infallible;
 
@@ -15,22 +15,22 @@ use crate::nsqd::table::{Channel, Topic};
 use crate::time::Instant;
 use crate::wire::Write;
 
-/// The rest of an answer that is being written.
+/// The state of an answer that is being written.
 #[derive(Debug)]
 pub(super) struct Stats {
     step: Step,
     shape: Shape,
-    /// The topic being written, or written last; the one that is asked for.
+    /// The topic being written or last written; at first the requested topic.
     topic: TopicName,
-    /// The channel, likewise.
+    /// The channel being written or last written; at first the requested channel.
     channel: ChannelName,
-    /// Of how many topics, of this one's channels, of this one's clients something is written.
+    /// The numbers of topics written so far, of this topic's channels, and of this list's clients.
     topics: u8,
     channels: u8,
     clients: u8,
-    /// The next client.
+    /// The index of the client being written, or the first index to try next.
     client: u8,
-    /// From which port the client comes that is being written.
+    /// The remote port of the client being written; 0 if unknown.
     port: u16,
 }
 
@@ -56,17 +56,17 @@ enum Step {
     Done,
 }
 
-/// The part of a client's object that nothing depends on.
+/// The constant end of a client's object.
 const NO_TLS: &[u8] = b",\"tls\":false,\"tls_cipher_suite\":\"\",\"tls_version\":\"\",\
     \"tls_negotiated_protocol\":\"\",\"tls_negotiated_protocol_is_mutual\":false}";
 
-/// nsqadmin ends if it is not there.
+/// The constant end of a topic's or channel's object. nsqadmin crashes without it.
 const NO_LATENCY: &[u8] = b",\"e2e_processing_latency\":{\"count\":0,\"percentiles\":null}}";
 
 impl Stats {
     pub(super) fn new(request: &Request<'_>) -> Result<Self, Refusal> {
         request.check_query().map_err(|_| Refusal::bad_request("INVALID_REQUEST"))?;
-        // Empty is not given, as in nsqd; what is no name is the name of nothing.
+        // As in nsqd, an empty value counts as absent. An invalid name matches nothing.
         let given = |name| request.param(name).filter(|value| !value.bytes().is_empty());
         let topic = given("topic").map(|name| name.topic().unwrap_or(TopicName::NONE));
         let channel = given("channel").map(|name| name.channel().unwrap_or(ChannelName::NONE));
@@ -95,7 +95,7 @@ impl Stats {
         if self.shape.json { Content::Json } else { Content::Text }
     }
 
-    /// Writes as much as fits. Returns whether the answer is complete.
+    /// Writes as much as fits. Returns true once the answer is complete.
     pub(super) fn write(
         &mut self,
         now: Instant,
@@ -112,7 +112,7 @@ impl Stats {
         true
     }
 
-    /// Writes the next element; false if there is no room for it.
+    /// Writes the next element. Returns false if the piece has no room for the element.
     fn advance(&mut self, view: &View<'_, '_>, piece: &mut Piece<'_>) -> bool {
         match self.step {
             Step::Begin => self.begin(view, piece),
@@ -160,7 +160,7 @@ impl Stats {
         self.go(fits, if is_known { Step::Topic } else { Step::Done })
     }
 
-    /// The topic that comes next.
+    /// Returns the next topic to write, by name.
     fn following_topic<'v>(&self, view: &View<'v, '_>) -> Option<(u8, &'v Topic)> {
         let is_wanted = |at: u8| {
             !self.shape.only_channel || view.shared.find_channel(at, &self.channel).is_some()
@@ -199,7 +199,7 @@ impl Stats {
         self.go(fits, Step::Channel)
     }
 
-    /// The topic's channel that comes next.
+    /// Returns the topic's next channel to write, by name.
     fn following_channel<'v>(&self, view: &View<'v, '_>) -> Option<(u8, &'v Channel)> {
         let (topic, _) = view.topic(&self.topic)?;
         if self.shape.only_channel {
@@ -217,7 +217,7 @@ impl Stats {
     fn next_channel(&mut self, view: &View<'_, '_>, piece: &mut Piece<'_>) -> bool {
         let shape = self.shape;
         let Some((_, channel)) = self.following_channel(view) else {
-            // Nothing of a topic that went meanwhile.
+            // A topic that was deleted meanwhile ends with zeros.
             let gone = Topic::NEW;
             let topic = view.topic(&self.topic).map_or(&gone, |(_, topic)| topic);
             let fits = !shape.json || piece.put(|w| emit_topic_end(w, topic));
@@ -284,21 +284,21 @@ impl Stats {
         self.go(fits, Step::Done)
     }
 
-    /// Begins a client's element.
+    /// Writes a client: in text the whole line, in JSON the object up to `pub_counts`.
     fn client(
         &mut self,
         view: &View<'_, '_>,
         piece: &mut Piece<'_>,
         at: u8,
         client: &ClientStatus<'_>,
-        text_goes_on: Step,
-        json_goes_on: Step,
+        text_next: Step,
+        json_next: Step,
     ) -> bool {
         let is_json = self.shape.json;
         let topic = self.shape.only_topic.then_some(self.topic);
         let fits = piece.put(|w| {
             if !is_json {
-                let is_producer = text_goes_on == Step::Producer;
+                let is_producer = text_next == Step::Producer;
                 let topics = published(client, topic.as_ref());
                 return text::emit_client(w, view.unix(), client, is_producer, topics);
             }
@@ -310,12 +310,12 @@ impl Stats {
             self.client = if is_json { at } else { at.saturating_add(1) };
             self.port = client.from.map_or(0, |from| from.port());
         }
-        self.go(fits, if is_json { json_goes_on } else { text_goes_on })
+        self.go(fits, if is_json { json_next } else { text_next })
     }
 
     fn end_of_client(&mut self, view: &View<'_, '_>, piece: &mut Piece<'_>, next: Step) -> bool {
         let topic = self.shape.only_topic.then_some(self.topic);
-        // Another client may have come into the same place.
+        // Another client may have taken the same slot meanwhile.
         let is_same = |client: &ClientStatus<'_>| {
             client.index == usize::from(self.client)
                 && client.from.map_or(0, |from| from.port()) == self.port
@@ -343,7 +343,7 @@ impl Stats {
     }
 }
 
-/// The tables that are listed, at a time.
+/// The tables that `/stats` lists, and the time.
 struct View<'v, 'a> {
     now: Instant,
     clients: &'v [Client],
@@ -357,16 +357,16 @@ impl<'v> View<'v, '_> {
         Some((at, self.shared.topic(at)?))
     }
 
-    /// The first client from `from` on that is such.
+    /// Returns the first connected client with an index of at least `from` that matches.
     fn client(
         &self,
         from: u8,
-        is_such: impl Fn(&ClientStatus<'_>) -> bool,
+        is_match: impl Fn(&ClientStatus<'_>) -> bool,
     ) -> Option<(u8, ClientStatus<'v>)> {
         let clients = (0..=u8::MAX).zip(self.clients).skip(from.into());
         clients
             .filter_map(|(at, client)| Some((at, client.status(self.shared, at)?)))
-            .find(|(_, client)| is_such(client))
+            .find(|(_, client)| is_match(client))
     }
 
     /// Unix time in seconds.
@@ -375,12 +375,12 @@ impl<'v> View<'v, '_> {
     }
 }
 
-/// Who published anything, to whatever topic is asked for.
+/// Returns whether the client published a message, to any topic.
 fn is_producer(client: &ClientStatus<'_>) -> bool {
     client.published().next().is_some()
 }
 
-/// What a client published, to the topic that is asked for if one is.
+/// Returns the client's number of published messages per topic, of topic `only` if given.
 fn published<'v>(
     client: &ClientStatus<'v>,
     only: Option<&TopicName>,
@@ -435,7 +435,7 @@ fn emit_channel(w: &mut Piece<'_>, channel: &Channel) -> Result<(), Infallible> 
     )
 }
 
-/// Up to what it published: 600 bytes at most.
+/// Writes a client's object up to `pub_counts`: 600 bytes at most.
 fn emit_client(w: &mut Piece<'_>, client: &ClientStatus<'_>) -> Result<(), Infallible> {
     w.write_all(b"{\"client_id\":")?;
     emit_name(w, client, client.client_id)?;
@@ -474,7 +474,7 @@ fn emit_client(w: &mut Piece<'_>, client: &ClientStatus<'_>) -> Result<(), Infal
     Ok(())
 }
 
-/// What a client calls itself; its address until it says.
+/// Writes a name from IDENTIFY, or the client's address before IDENTIFY.
 fn emit_name(w: &mut Piece<'_>, client: &ClientStatus<'_>, name: &str) -> Result<(), Infallible> {
     match client.from {
         Some(from) if !client.identified => {

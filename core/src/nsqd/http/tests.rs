@@ -8,7 +8,7 @@ use crate::wire::nsqd::Limits;
 
 type Tables = Storage<3, 4, 3, 4>;
 
-/// An nsqd, and the time.
+/// An nsqd and its clock.
 struct World {
     node: Nsqd<'static>,
     now: Instant,
@@ -47,7 +47,7 @@ impl World {
         self.node.http(at).unwrap().take(self.now, bytes)
     }
 
-    /// The element that is written as a whole.
+    /// Returns the next piece of an answer, as sent.
     fn piece(&mut self, at: usize) -> Vec<u8> {
         let mut session = self.node.http(at).unwrap();
         let lent = session.transmit(self.now);
@@ -56,15 +56,15 @@ impl World {
         piece
     }
 
-    /// All that there is to write.
-    fn said(&mut self, at: usize) -> String {
-        let mut said = Vec::new();
+    /// Returns everything that the connection writes now.
+    fn written(&mut self, at: usize) -> String {
+        let mut written = Vec::new();
         loop {
             let piece = self.piece(at);
             if piece.is_empty() {
-                return String::from_utf8(said).unwrap();
+                return String::from_utf8(written).unwrap();
             }
-            said.extend(piece);
+            written.extend(piece);
         }
     }
 
@@ -72,15 +72,15 @@ impl World {
         self.node.http(at).unwrap().open(self.now);
     }
 
-    /// The body of an answer, behind its status if that is not 200.
+    /// Sends a request on a new connection. Returns the answer's body, after the status unless 200.
     #[track_caller]
     fn ask(&mut self, request: &str, body: &[u8]) -> String {
         let len = body.len();
         let head = format!("{request} HTTP/1.0\r\nContent-Length: {len}\r\n\r\n");
         self.open(0);
         let all = [head.as_bytes(), body].concat();
-        assert_eq!(self.take(0, &all), all.len(), "held");
-        let answer = self.said(0);
+        assert_eq!(self.take(0, &all), all.len(), "the request is held");
+        let answer = self.written(0);
         let why = Closed::Local;
         self.node.http(0).unwrap().closed(self.now, why);
         let (head, body) = answer.split_once("\r\n\r\n").unwrap();
@@ -100,7 +100,7 @@ impl World {
         (status.free, status.promised)
     }
 
-    /// A client that says something.
+    /// Connects a client that sends `bytes` after its magic.
     fn client(&mut self, at: usize, bytes: &[u8]) {
         let mut session = self.node.client(at).unwrap();
         session.accepted(self.now, SocketAddr::from(([10, 0, 0, 1], 50_000 + at as u16)));
@@ -120,11 +120,11 @@ fn check_json(json: &str) {
     assert!(scanner.finished(), "{json}");
 }
 
-/// What is said of a client is of that one only, also if another comes into its place meanwhile.
+/// Each client's object in `/stats` describes one client, even if another takes the slot meanwhile.
 #[test]
-fn who_comes_while_stats_are_written_is_not_taken_for_who_went() {
+fn stats_do_not_mix_a_client_with_its_successor_in_the_slot() {
     let mut replaced = 0;
-    // Where one piece ends and the next begins depends on how long the names are.
+    // The length of the names decides at which byte one piece ends and the next begins.
     for len in 1..=64 {
         for after in 0..3 {
             let mut world = small();
@@ -143,7 +143,7 @@ fn who_comes_while_stats_are_written_is_not_taken_for_who_went() {
                 session.accepted(world.now, from);
                 session.take(world.now, b"  V2PUB other\n\0\0\0\x02hi");
             }
-            let rest = world.said(0);
+            let rest = world.written(0);
             replaced += u32::from(!rest.is_empty());
             let text = String::from_utf8(first).unwrap() + &rest;
             for client in text.split("remote_address").skip(1) {
@@ -211,8 +211,8 @@ fn info_and_stats() {
 }
 
 #[test]
-fn who_publishes_waits_for_room() {
-    // All of the store is for whoever comes first.
+fn a_publisher_waits_for_room() {
+    // No part of the store is reserved.
     let whole = Config {
         reserve_percent: 0,
         announced_percent: 100,
@@ -232,26 +232,27 @@ fn who_publishes_waits_for_room() {
     assert_eq!(world.take(0, head.as_bytes()), head.len());
     assert_eq!(world.take(0, &body), 0);
     let version = world.node.version();
-    assert_eq!(world.said(0), "");
+    assert_eq!(world.written(0), "");
     world.after(4);
-    // Somebody makes room, and says so.
+    // Emptying the topic frees room and changes the version.
     world.node.empty(world.now, &topic("t"), None).unwrap();
     assert_ne!(world.node.version(), version);
     assert_eq!(world.take(0, &body), 300);
-    assert!(world.said(0).ends_with("\r\n\r\nOK"));
+    assert!(world.written(0).ends_with("\r\n\r\nOK"));
     assert_eq!(world.node.counters().waits, 1);
 
-    // Nobody does.
+    // Without room, the request is refused after `publish_wait`.
     while world.node.publish(world.now, &topic("t"), &body).is_ok() {}
     assert_eq!(world.take(0, head.as_bytes()), head.len());
     assert_eq!(world.take(0, &body), 0);
     world.after(5);
-    let said = world.said(0);
-    assert!(said.starts_with("HTTP/1.1 503") && said.ends_with(r#"{"message":"BUSY"}"#), "{said}");
+    let answer = world.written(0);
+    assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
+    assert!(answer.ends_with(r#"{"message":"BUSY"}"#), "{answer}");
     assert_eq!(world.free(), free);
     world.node.http(0).unwrap().closed(world.now, Closed::Local);
 
-    // Some of many, and then no more: nothing of it stays, and it makes no topic.
+    // A batch of which only a part fits leaves no message and creates no topic.
     world.node.delete(world.now, &topic("t"), None).unwrap();
     let before = world.free();
     for (path, body) in [
@@ -268,7 +269,7 @@ fn who_publishes_waits_for_room() {
         let taken = world.take(0, &body);
         world.take(0, &body[taken..]);
         world.after(5);
-        assert!(world.said(0).starts_with("HTTP/1.1 "), "{path}");
+        assert!(world.written(0).starts_with("HTTP/1.1 "), "{path}");
         assert_eq!(world.free(), before, "{path}");
         world.node.http(0).unwrap().closed(world.now, Closed::Local);
         assert_eq!(world.node.topics().count(), 0);
@@ -295,12 +296,12 @@ fn a_request_that_breaks_off_leaves_nothing() {
             assert_eq!(world.free(), before, "{path} cut at {at}");
             assert_eq!(world.node.topics().count(), 0);
         }
-        // And whole, split there.
+        // The whole request, in two pieces.
         for at in 0..=request.len() {
             world.open(0);
             world.take(0, &request[..at]);
             world.take(0, &request[at..]);
-            assert!(world.said(0).ends_with("\r\n\r\nOK"), "{path} split at {at}");
+            assert!(world.written(0).ends_with("\r\n\r\nOK"), "{path} split at {at}");
             let count = world.node.topics().next().unwrap().messages;
             assert_eq!(
                 count,
@@ -319,7 +320,7 @@ fn a_request_that_breaks_off_leaves_nothing() {
 }
 
 #[test]
-fn what_does_not_fit_is_refused_and_makes_nothing() {
+fn a_request_over_a_limit_is_refused_and_creates_nothing() {
     let limits = Limits { max_msg_size: 10, max_body_size: 40, ..Limits::NSQD };
     let mut world = world(1 << 14, limits);
     let too_big = r#"413 {"message":"MSG_TOO_BIG"}"#;
@@ -336,26 +337,27 @@ fn what_does_not_fit_is_refused_and_makes_nothing() {
     }
     let full = r#"503 {"message":"TOO_MANY_TOPICS"}"#;
     assert_eq!(world.ask("POST /topic/create?topic=w", b""), full);
-    // Named over HTTP, and empty: they go for who publishes, not for others that are only named.
+    // Empty topics made over HTTP are evicted for a publisher, not for another `/topic/create`.
     assert_eq!(world.ask("POST /pub?topic=w", b"x"), "OK");
     assert_eq!(world.ask("POST /topic/create?topic=u", b""), full);
     assert_eq!(world.ask("POST /channel/create?topic=v&channel=a", b""), "");
-    assert_eq!(world.ask("POST /pub?topic=u", b"x"), full, "nor with a channel that was named");
+    let with_channel = world.ask("POST /pub?topic=u", b"x");
+    assert_eq!(with_channel, full, "a topic with a channel made over HTTP stays");
     world.node.delete(world.now, &topic("w"), None).unwrap();
     assert_eq!(world.ask("POST /topic/create?topic=u", b""), "");
     assert_eq!(world.ask("POST /channel/create?topic=u&channel=a", b""), "");
     assert_eq!(world.ask("POST /pub?topic=w", b"x"), full);
     assert_eq!(world.ask("POST /mpub?topic=w", b"x"), full);
-    // Two channels a topic.
+    // A topic has room for two channels.
     for name in ["a", "b"] {
         assert_eq!(world.ask(&format!("POST /channel/create?topic=t&channel={name}"), b""), "");
     }
     let full = r#"503 {"message":"TOO_MANY_CHANNELS_OF_TOPIC"}"#;
     assert_eq!(world.ask("POST /channel/create?topic=t&channel=c", b""), full);
     assert_eq!(world.node.channels(&topic("t")).count(), 2);
-    // With room for a message less than what is announced.
-    let never = world.node.limits().max_msg_size;
-    assert_eq!(never, 10);
+    // The configured limit is announced.
+    let announced = world.node.limits().max_msg_size;
+    assert_eq!(announced, 10);
 }
 
 #[test]
@@ -380,23 +382,23 @@ fn nsqlookupds_are_set_as_a_whole_or_not_at_all() {
         assert_eq!(show(&mut world), r#"["127.0.0.1:4160"]"#);
     }
     assert_eq!(world.node.lookupds_version(), version);
-    let told = world.node.version();
+    let before = world.node.version();
     assert_eq!(world.ask(set, br#"["a:1","[::1]:2"]"#), r#"["a:1","[::1]:2"]"#);
     assert_ne!(world.node.lookupds_version(), version);
-    assert_ne!(world.node.version(), told);
+    assert_ne!(world.node.version(), before);
     assert_eq!(world.node.topology(), topology);
     assert_eq!(world.node.lookupds(), ["a:1".parse().unwrap(), "[::1]:2".parse().unwrap()]);
     assert_eq!(world.ask(set, b"null"), "[]");
     assert_eq!(world.node.lookupds(), []);
     assert_eq!(world.ask("PUT /config/msg_timeout", b"1"), r#"400 {"message":"INVALID_OPTION"}"#);
-    let two = ["a:1".parse().unwrap(), "b:1".parse().unwrap(), "c:1".parse().unwrap()];
+    let three = ["a:1".parse().unwrap(), "b:1".parse().unwrap(), "c:1".parse().unwrap()];
     let storage = Box::leak(Box::new(HttpStorage::<1, 2>::new()));
-    let many = world.node.answer_http(const { &HTTP }, storage, &two);
-    assert_eq!(many, Err(TooManyLookupds { max: 2 }));
+    let set = world.node.answer_http(const { &HTTP }, storage, &three);
+    assert_eq!(set, Err(TooManyLookupds { max: 2 }));
 }
 
 #[test]
-fn stats_of_a_node_that_changes_meanwhile() {
+fn stats_stay_well_formed_while_the_tables_change() {
     let mut seed = 5u32;
     let mut random = move |below: u32| {
         seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -479,7 +481,7 @@ fn stats_of_a_node_that_changes_meanwhile() {
 }
 
 #[test]
-fn garbage() {
+fn garbage_leaves_no_blocks_taken() {
     let good = b"POST /mpub?topic=t&binary=true HTTP/1.1\r\nHost: x\r\nContent-Length: 20\r\n\r\n\0\0\0\x02\0\0\0\x01a\0\0\0\x02bc...\
                  PUT /config/nsqlookupd_tcp_addresses HTTP/1.1\r\nHost: x\r\nContent-Length: 7\r\n\r\n[\"a:1\"]\
                  POST /mpub?topic=t HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\na\nb\
@@ -507,7 +509,7 @@ fn garbage() {
             let piece = &rest[..rest.len().min(1 + random(60))];
             let taken = world.take(0, piece);
             rest = &rest[taken..];
-            let _ = world.said(0);
+            let _ = world.written(0);
         }
         world.node.http(0).unwrap().closed(world.now, Closed::Peer);
         let topics: Vec<_> = world.node.topics().map(|topic| *topic.name).collect();
@@ -519,7 +521,7 @@ fn garbage() {
 }
 
 #[test]
-fn a_store_that_is_full_for_the_application_is_so_for_http() {
+fn a_store_that_is_full_for_the_application_is_full_for_http() {
     let mut world = world(256, Limits::NSQD);
     while world.node.publish(world.now, &topic("t"), b"x").is_ok() {}
     assert_eq!(world.node.publish(world.now, &topic("t"), b"x"), Err(PublishError::Full));

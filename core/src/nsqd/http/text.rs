@@ -55,7 +55,8 @@ pub(super) fn emit_channel(w: &mut Piece<'_>, channel: &Channel) -> Written {
     w.write_all(b" e2e%: \n")
 }
 
-/// A client's line. nsqd tells of one that published what it published, wherever it is listed.
+/// Writes a client's line. As in nsqd, a client that published shows its published topics instead
+/// of its subscription, in both lists.
 pub(super) fn emit_client<'t>(
     w: &mut Piece<'_>,
     unix: i64,
@@ -78,7 +79,7 @@ pub(super) fn emit_client<'t>(
     w.write_all(b"] ")?;
     let mut topics = topics.peekable();
     if topics.peek().is_some() {
-        // Both lists are as short as the table that they come from.
+        // `LISTED` bytes hold the longest list that the client's table of topics can give.
         let mut total = 0u64;
         let mut listed = [0; LISTED];
         let mut list = Piece::new(&mut listed);
@@ -116,10 +117,10 @@ pub(super) fn emit_client<'t>(
     w.write_all(b"\n")
 }
 
-/// The longest list of what a client published: a name, `=`, a number and a comma each.
+/// The longest list of a client's published topics: a name, `=`, a number and a comma each.
 const LISTED: usize = crate::nsqd::table::PUB_COUNTS_MAX * (crate::name::NAME_MAX + 12);
 
-/// Left-aligned in so many columns.
+/// Writes left-aligned text, filled with spaces to at least `width` columns.
 fn padded(
     w: &mut Piece<'_>,
     width: usize,
@@ -138,12 +139,12 @@ fn number(w: &mut Piece<'_>, width: usize, number: u64) -> Written {
     padded(w, width, |w| emit_u64(w, number))
 }
 
-/// What a client says of itself must not break the line.
+/// Writes a text from IDENTIFY with control characters replaced, so that the line stays one line.
 fn clean(w: &mut Piece<'_>, text: &str) -> Written {
     text.bytes().try_for_each(|byte| w.write_all(&[if byte < b' ' { b'?' } else { byte }]))
 }
 
-/// As Go writes whole seconds: `1h2m3s`.
+/// Writes whole seconds as Go does: `1h2m3s`.
 fn emit_duration(w: &mut Piece<'_>, seconds: u64) -> Written {
     let (minutes, hours) = (seconds / 60, seconds / 3600);
     if hours > 0 {
@@ -158,18 +159,18 @@ fn emit_duration(w: &mut Piece<'_>, seconds: u64) -> Written {
     w.write_all(b"s")
 }
 
-/// Unix time as RFC 3339 has it, in UTC.
+/// Writes Unix time in seconds as an RFC 3339 date in UTC.
 fn emit_date(w: &mut Piece<'_>, unix: i64) -> Written {
     let days = unix.div_euclid(86_400);
     let second = unix.rem_euclid(86_400).unsigned_abs();
-    // Days since 1 March of year 0, in eras of 400 years, which all have as many.
+    // Days since 1 March of year 0, in eras of 400 years, which all have the same length.
     let days = days.saturating_add(719_468);
     let (era, day) = (days.div_euclid(146_097), days.rem_euclid(146_097));
     let leap_days = (day / 1460).saturating_sub(day / 36_524).saturating_add(day / 146_096);
     let year = day.saturating_sub(leap_days) / 365;
     let january = year.saturating_mul(365).saturating_add(year / 4).saturating_sub(year / 100);
     let day_of_year = day.saturating_sub(january);
-    // Months from March, of 153 days for each five.
+    // Months count from March; each five months have 153 days.
     let month = day_of_year.saturating_mul(5).saturating_add(2) / 153;
     let day = day_of_year.saturating_sub(month.saturating_mul(153).saturating_add(2) / 5);
     let is_next_year = month >= 10;
