@@ -1,9 +1,10 @@
-//! The contract that every connection implements and that one driver runs.
+//! The contract that every session implements and that one driver runs.
 //!
-//! A [`Session`] is one side of one connection as a state machine without I/O: it is given bytes
-//! and the time, and gives back bytes and its next deadline. It is durable: it outlives
-//! its transports, decides when to dial and where, and forgets everything that belonged to a
-//! connection in [`Session::open`], so that dropping a transport at any point is a legal path.
+//! A [`Session`] is one side of one connection as a state machine without I/O: the driver passes
+//! received bytes and the time, and reads the bytes to write and the next deadline. A session is
+//! durable: it outlives its transports, decides when to dial and which address, and forgets in
+//! [`Session::open`] everything that belonged to the last connection. So a driver may drop a
+//! transport at any point.
 //!
 //! # The canonical loop
 //!
@@ -34,11 +35,11 @@
 //! }
 //! ```
 //!
-//! That loop, written once, is `drive` (feature `async`); it knows sessions as `dyn Session`, so
-//! that all kinds of them share one copy of it. What a session has to tell the application is not
-//! in the contract: each kind has a `poll_event` of its own. Between two calls that make progress
-//! (bytes moved, the link changed, a deadline later than before) a session needs at most
-//! [`DRAINS_MAX`] drains; the tests hold it to that.
+//! That loop, written once, is `drive` (feature `async`). It takes sessions as `dyn Session`, so
+//! that all kinds of session share one copy of it. Events for the application are not part of the
+//! contract: each kind of session has a `poll_event` of its own. Between two calls that make
+//! progress (bytes moved, the link changed, the deadline became later) a session needs at most
+//! [`DRAINS_MAX`] drains; the tests enforce that.
 
 use core::net::SocketAddr;
 
@@ -46,81 +47,82 @@ use super::{Closed, Fault};
 use crate::address::Address;
 use crate::time::Instant;
 
-/// How often a driver may have to drain a session with nothing new from outside before it settles.
+/// The most drains that a session may need before it settles, while nothing new comes from outside.
 pub const DRAINS_MAX: usize = 64;
 
 /// One side of one connection, without I/O. See the [module](self) for the order of calls.
 pub trait Session {
-    /// What the driver should do with the transport now. Level-triggered: ask after every call.
+    /// Returns what the driver should do with the transport now. Read it again after every call.
     fn link(&self) -> Link;
 
-    /// Starts a dial if one is due: the address to dial. Call it while [`Link::Down`].
+    /// Starts a dial if one is due, and returns the address to dial. Called while [`Link::Down`].
     ///
-    /// After `Some`, the driver owes either [`open`](Self::open) or [`closed`](Self::closed), and
-    /// gives up the dial when [`link`](Self::link) says [`Link::Close`] (its deadline passed, or
-    /// the address is no longer wanted). Sessions of accepted connections never dial.
+    /// After `Some`, the driver must call [`open`](Self::open) or [`closed`](Self::closed). It
+    /// gives up the dial when [`link`](Self::link) returns [`Link::Close`] (the dial's deadline
+    /// passed, or the connection is no longer wanted). Sessions of accepted connections never dial.
     fn dial(&mut self, now: Instant) -> Option<&Address> {
         let _ = now;
         None
     }
 
-    /// The transport is up: resets all that belongs to a connection. A session that dials does so only
-    /// while it is, and else says what to do with the transport by its [`link`](Self::link).
+    /// Notes that the transport is up, and resets all that belonged to the last connection. A
+    /// session that dials ignores the call unless a connection is wanted; its
+    /// [`link`](Self::link) is then what to do with the transport.
     fn open(&mut self, now: Instant);
 
-    /// As [`open`](Self::open), for a connection that was accepted: from whom it comes.
+    /// As [`open`](Self::open), for a connection that was accepted from the address `from`.
     fn accepted(&mut self, now: Instant, from: SocketAddr) {
         let _ = from;
         self.open(now);
     }
 
-    /// Takes everything that arrived, split anywhere.
+    /// Consumes all bytes that arrived, split anywhere.
     ///
     /// After a fault the session ignores further bytes, and its link is [`Link::Close`] until
     /// [`closed`](Self::closed).
     fn receive(&mut self, now: Instant, bytes: &[u8]) -> Result<(), Fault>;
 
-    /// Takes of what arrived as much as there is room for, and says how many bytes that was.
+    /// Consumes as much of `bytes` as fits and returns how many bytes were consumed.
     ///
-    /// A session that takes fewer *holds* the other side: the driver reads no more, and offers the
-    /// rest again after each change, deadline or write. So a server lets a client wait whose
-    /// message it has no room for. It has to have a deadline until when it does that: meanwhile
-    /// nobody sees that the other side hung up. Sessions that never hold
-    /// [`receive`](Self::receive) all.
+    /// A session that consumes fewer *holds* the peer: the driver reads no more, and offers the
+    /// rest again after each change, deadline or write. So a server makes a client wait while it
+    /// has no room for the client's message. The session must set a deadline that ends the hold:
+    /// until then nothing notices that the peer hung up. Sessions that never hold
+    /// [`receive`](Self::receive) everything.
     fn take(&mut self, now: Instant, bytes: &[u8]) -> usize {
         // A fault shows as `Link::Close`.
         let _ = self.receive(now, bytes);
         bytes.len()
     }
 
-    /// What to write next; empty if there is nothing.
+    /// Returns the bytes to write next; empty if there are none.
     ///
-    /// Borrowed from where it lies. Nothing counts as written before [`sent`](Self::sent) says so:
-    /// calling this again gives the same bytes, perhaps more of them.
+    /// The bytes are borrowed from where they lie. They count as written only after
+    /// [`sent`](Self::sent): until then, this returns the same bytes again, perhaps more of them.
     fn transmit(&mut self, now: Instant) -> Transmit<'_>;
 
-    /// The transport took the first `n` bytes of what [`transmit`](Self::transmit) gave.
+    /// Notes that the transport took the first `n` bytes of the last [`transmit`](Self::transmit).
     fn sent(&mut self, now: Instant, n: usize);
 
-    /// When to call [`tick`](Self::tick) next; [`Instant::NEVER`] is never.
+    /// Returns when to call [`tick`](Self::tick) next; [`Instant::NEVER`] for never.
     fn deadline(&self) -> Instant;
 
-    /// Time passed. Calling it early, late or twice is harmless.
+    /// Handles a deadline that has passed. Calling it early, late or twice is harmless.
     fn tick(&mut self, now: Instant);
 
-    /// From when on a server may close the connection to make room for another caller, because its
-    /// client is idle, or slow, or has not said who it is. [`Instant::NEVER`], the default, is not
-    /// at all.
+    /// Returns from when on a server may close the connection to make room for another caller:
+    /// because the client is idle, or slow, or has sent no command yet. [`Instant::NEVER`], the
+    /// default, protects the connection.
     fn evictable(&self) -> Instant {
         Instant::NEVER
     }
 
-    /// The transport is wrapped as [`Link::Upgrade`] asked.
+    /// Notes that the transport is wrapped as [`Link::Upgrade`] asked.
     fn upgraded(&mut self, now: Instant) {
         let _ = now;
     }
 
-    /// The transport is gone, or a dial failed.
+    /// Notes that the transport is gone, or that a dial failed.
     fn closed(&mut self, now: Instant, why: Closed);
 }
 
@@ -128,14 +130,15 @@ pub trait Session {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Link {
-    /// Have none. Ask [`Session::dial`].
+    /// Hold no transport. Call [`Session::dial`].
     Down,
-    /// Dial, or keep the one there is.
+    /// Dial, or keep the transport that is up.
     Up,
-    /// Wrap the transport in place, then call [`Session::upgraded`]. Write nothing meanwhile.
+    /// Wrap the transport in place, then call [`Session::upgraded`]. Write nothing until then.
     Upgrade(Upgrade),
-    /// Write what is left to write, within the deadline, then close it, and say [`Closed::Local`]. It
-    /// stays so until [`Session::closed`], whatever is called before.
+    /// Write the remaining bytes, within the deadline, then close the transport and call
+    /// [`Session::closed`] with [`Closed::Local`]. Whatever else is called, the link stays `Close`
+    /// until then.
     Close,
 }
 
@@ -148,22 +151,22 @@ pub enum Upgrade {
     Tls,
 }
 
-/// Bytes to write, in order: a head that the session made and a body where it lies.
+/// Bytes to write, in order: a head that the session made, then a body, borrowed from storage.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Transmit<'a> {
-    /// First.
+    /// Written first.
     pub head: &'a [u8],
-    /// Then this.
+    /// Written after the head.
     pub body: &'a [u8],
 }
 
 impl Transmit<'_> {
-    /// Whether there is nothing to write.
+    /// Returns whether there is nothing to write.
     pub const fn is_empty(&self) -> bool {
         self.head.is_empty() && self.body.is_empty()
     }
 
-    /// How many bytes there are.
+    /// Returns the number of bytes in head and body.
     pub const fn len(&self) -> usize {
         self.head.len().saturating_add(self.body.len())
     }

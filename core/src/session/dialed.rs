@@ -1,5 +1,5 @@
-//! The life of a dialed connection: one machine for publisher, registration, consumer and queries to
-//! nsqlookupds. Each takes the steps of it that its protocol has.
+//! The life of a dialed connection: one state machine for publisher, registration, consumer and
+//! queries to nsqlookupds. Each passes through the states that its protocol needs.
 //!
 //! ```text
 //!          wait             dial            open               step               step
@@ -10,83 +10,83 @@
 //!   +--------------------------------------------------------- Closing
 //! ```
 //!
-//! Where a session is, only these calls change, each from the states that it is for; from another it
-//! changes nothing. So `Closing` has one way out: the driver says that the transport is gone. A
-//! connection that is not wanted any more is closed like any other, it is not a matter of who asks.
+//! Only these calls change the state, each from the states that it is for; in any other state a
+//! call changes nothing. So `Closing` has one way out: the driver reports that the transport is
+//! gone. Every connection is closed on this path, whatever the reason.
 //!
-//! When to dial again, and which connection was good, is the rule of [`Backoff`].
+//! [`Backoff`] has the rule for when to dial again and which connections count as good.
 
 use super::staging::Staging;
 use super::{Awaited, Closed, DialError, Fault, Link, Upgrade};
 use crate::macros::trace_state;
 use crate::time::{Backoff, Instant, Jitter, LASTED, Span, expire};
 
-/// Where a dialed connection is.
+/// The state of a dialed connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[repr(u8)]
 pub enum LinkState {
-    /// No connection, and none wanted.
+    /// No connection, and none is wanted.
     Idle,
-    /// No connection; the next dial is due at a time, or when there is something to ask.
+    /// No connection; the next dial is due at a time, or when there is something to query.
     Waiting,
     /// A dial is under way.
     Dialing,
     /// The transport is being wrapped: [`Link::Upgrade`].
     Upgrading,
-    /// IDENTIFY is being sent, or its answer is due.
+    /// IDENTIFY is being sent, or its response is awaited.
     Identifying,
-    /// AUTH is being sent, or its answer is due.
+    /// AUTH is being sent, or its response is awaited.
     Authenticating,
-    /// SUB is being sent, or its answer is due.
+    /// SUB is being sent, or its response is awaited.
     Subscribing,
-    /// A query is being sent, or the answer read.
+    /// A query is being sent, or its answer is being read.
     Asking,
     /// The handshake is over: commands are sent and answered.
     Ready,
-    /// A consumer leaves: CLS is sent, the application may answer what it has.
+    /// A consumer leaves: CLS is sent; the application may still answer messages in flight.
     Draining,
-    /// What is left is undone, then the connection closed: a consumer requeues messages, a node
+    /// Last commands before the close: a consumer requeues the messages in flight, a registration
     /// unregisters its topics.
     Leaving,
-    /// The driver is to close the connection.
+    /// The driver has to close the connection.
     Closing,
 }
 
 impl LinkState {
-    /// Whether it is one from `from` on and before `to`.
+    /// Returns whether the state is at or after `from` and before `to`.
     #[inline]
     const fn within(self, from: Self, to: Self) -> bool {
         (self as u8).wrapping_sub(from as u8) < (to as u8).wrapping_sub(from as u8)
     }
 
-    /// Whether bytes of the server are read.
+    /// Returns whether bytes of the server are read in this state.
     pub(crate) fn is_up(self) -> bool {
         self.within(Self::Identifying, Self::Closing)
     }
 
-    /// Whether nsqd takes FIN, REQ and TOUCH.
+    /// Returns whether nsqd accepts FIN, REQ and TOUCH in this state.
     pub(crate) fn is_subscribed(self) -> bool {
         self.within(Self::Ready, Self::Closing)
     }
 
-    /// Whether there is no connection and no dial.
+    /// Returns whether there is neither a connection nor a dial.
     pub(crate) fn is_down(self) -> bool {
         self as u8 <= Self::Waiting as u8
     }
 
-    /// Whether the connection is being dialed, or what it is for has not begun or not ended.
+    /// Returns whether a dial or a handshake is under way, or a query, which is over before Ready.
     pub(crate) fn is_coming_up(self) -> bool {
         self.within(Self::Dialing, Self::Ready)
     }
 
-    /// Whether the connection is in the handshake: a command is sent, then its answer awaited.
+    /// Returns whether commands of the handshake are sent, each after the response to the last.
     pub(crate) fn is_handshake(self) -> bool {
         self.within(Self::Identifying, Self::Asking)
     }
 }
 
-/// Whose connection it is.
+/// The kind of session that owns the connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Role {
@@ -96,7 +96,7 @@ pub(crate) enum Role {
     Query,
 }
 
-/// What the application was not told yet.
+/// The event that the application has not received yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum PendingEvent {
@@ -113,26 +113,26 @@ pub(crate) enum PendingEvent {
 #[derive(Debug)]
 #[repr(C)]
 pub(crate) struct Dialed {
-    /// The end of the state. Waiting: dial. Dialing to Asking: give up. Ready: give up, since nsqd
-    /// was silent for so long. Leaving and Draining: enough of that. Closing: abort.
+    /// When the state ends. Waiting: dial. Dialing to Asking: give up. Ready: give up, since nsqd
+    /// was silent for too long. Draining and Leaving: close. Closing: abort.
     pub(crate) deadline: Instant,
     state: LinkState,
     role: Role,
-    /// The text is the current command of the handshake, or the query.
+    /// Its text is the current command of the handshake, or the query.
     pub(crate) staging: Staging,
     pub(crate) attempts: Backoff,
-    /// Why it is closing, or was closed last, if that is known.
+    /// The reason of the current or last close; valid if `has_why`.
     why: Closed,
     has_why: bool,
     pub(crate) pending_event: PendingEvent,
-    /// Heartbeats to answer, or PINGs to send.
+    /// The number of NOPs (answers to heartbeats) or PINGs to send.
     pub(crate) nops: u8,
-    /// When the connection came up; never while it has not.
+    /// When the connection came up; never if it did not.
     opened: Instant,
 }
 
 impl Dialed {
-    /// A consumer's, in no use yet. All of it is zero, so that flash holds no image of it.
+    /// An unused connection of a consumer. All bytes are zero, so that flash holds no image of it.
     pub(crate) const ZERO: Self = Self {
         deadline: Instant::ZERO,
         state: LinkState::Idle,
@@ -146,17 +146,17 @@ impl Dialed {
         opened: Instant::ZERO,
     };
 
-    /// None is wanted yet.
+    /// Creates an idle connection.
     pub(crate) const fn new(role: Role, attempts: Backoff) -> Self {
         Self { role, attempts, deadline: Instant::NEVER, opened: Instant::NEVER, ..Self::ZERO }
     }
 
-    /// The first dial is due at a time.
+    /// Creates a connection whose first dial is due at `deadline`.
     pub(crate) const fn due(role: Role, attempts: Backoff, deadline: Instant) -> Self {
         Self { deadline, state: LinkState::Waiting, ..Self::new(role, attempts) }
     }
 
-    /// A publisher's, which dials at once.
+    /// The connection of a publisher, which dials at once.
     pub(crate) const PUBLISHER: Self = Self::due(Role::Publisher, Backoff::ONE, Instant::ZERO);
 
     pub(crate) fn state(&self) -> LinkState {
@@ -194,12 +194,12 @@ impl Dialed {
         }
     }
 
-    /// Why it is closing, or was closed last.
+    /// Returns why the connection is closing, or was closed last.
     pub(crate) fn why(&self) -> Option<Closed> {
         self.has_why.then_some(self.why)
     }
 
-    /// What was wrong with the last connection is of no interest any more.
+    /// Forgets why the last connection was closed.
     pub(crate) fn forget_why(&mut self) {
         self.has_why = false;
     }
@@ -209,30 +209,31 @@ impl Dialed {
         self.has_why = true;
     }
 
-    /// What the application was not told yet; says so once.
+    /// Takes the event that the application has not received yet.
     pub(crate) fn take_pending_event(&mut self) -> PendingEvent {
         core::mem::replace(&mut self.pending_event, PendingEvent::None)
     }
 
-    /// Whether the deadline of the state has passed; says so once.
+    /// Returns whether the deadline of the state has passed; true once per deadline.
     #[inline(never)]
     fn take_expired(&mut self, now: Instant) -> bool {
         expire(&mut self.deadline, now)
     }
 
-    /// The next dial is due at `until`.
+    /// Schedules the next dial for `until`.
     pub(crate) fn wait(&mut self, until: Instant) {
         self.deadline = until;
         self.set_state(LinkState::Waiting);
     }
 
-    /// No connection is wanted any more; there is none.
+    /// Stays without a connection until [`wait`](Self::wait).
     pub(crate) fn rest(&mut self) {
         self.deadline = Instant::NEVER;
         self.set_state(LinkState::Idle);
     }
 
-    /// Begins a dial if one is due, which is given up after `timeout`.
+    /// Begins a dial if one is due, and returns whether it did. The dial is given up after
+    /// `timeout`.
     pub(crate) fn dial(&mut self, timeout: Span, now: Instant) -> bool {
         let due = self.state == LinkState::Waiting && self.take_expired(now);
         if due {
@@ -241,15 +242,15 @@ impl Dialed {
         due
     }
 
-    /// A dial begins, which is given up at `until`.
+    /// Begins a dial that is given up at `until`.
     pub(crate) fn dial_until(&mut self, until: Instant) {
         self.opened = Instant::NEVER;
         self.deadline = until;
         self.set_state(LinkState::Dialing);
     }
 
-    /// The transport is up: a dial succeeded, or a driver that was dropped without a word has a
-    /// successor. Not if there was no dial, nor if the connection is to be closed.
+    /// Notes that the transport is up: a dial succeeded, or a new driver replaced one that was
+    /// dropped. Returns false, and changes nothing, if no connection is wanted.
     pub(crate) fn come_up(&mut self, now: Instant) -> bool {
         let wanted = self.state.within(LinkState::Dialing, LinkState::Closing);
         if wanted {
@@ -260,8 +261,8 @@ impl Dialed {
         wanted
     }
 
-    /// A step of the way up, or of the way down, begins: its command, if it has one, is to be sent,
-    /// and it is given up at `until`.
+    /// Enters a state on the way up or down, which is given up at `until`. Its command, if it has
+    /// one, is sent from its start.
     pub(crate) fn step(&mut self, state: LinkState, until: Instant) {
         if self.state.within(LinkState::Dialing, LinkState::Closing) {
             self.staging.start_text();
@@ -270,23 +271,23 @@ impl Dialed {
         }
     }
 
-    /// Whether the last dial succeeded.
+    /// Returns whether the last dial succeeded.
     pub(crate) fn came_up(&self) -> bool {
         self.opened != Instant::NEVER
     }
 
-    /// Whether the connection came up `span` ago, or before.
+    /// Returns whether the connection came up at least `span` ago.
     pub(crate) fn is_old(&self, span: Span, now: Instant) -> bool {
         self.came_up() && self.opened.after(span) <= now
     }
 
-    /// Whether the connection has lasted long enough to have been good: see [`Backoff`].
+    /// Returns whether the connection has lasted long enough to count as good: see [`Backoff`].
     #[inline(never)]
     pub(crate) fn lasted(&self, now: Instant) -> bool {
         self.is_old(LASTED, now)
     }
 
-    /// How long to wait before the next dial: see [`Backoff`].
+    /// Returns how long to wait before the next dial: see [`Backoff`].
     pub(crate) fn delay(&mut self, spans: [Span; 3], now: Instant, jitter: &mut Jitter) -> Span {
         if self.lasted(now) {
             self.attempts.prove_good();
@@ -294,7 +295,7 @@ impl Dialed {
         self.attempts.delay(spans, self.came_up(), jitter)
     }
 
-    /// The reason to close the connection, if the deadline of its state has passed.
+    /// Returns the reason to close the connection, if the deadline of its state has passed.
     pub(crate) fn tick(&mut self, now: Instant) -> Option<Closed> {
         // Waiting and Closing stay due until the driver dials or aborts.
         if !self.state.within(LinkState::Dialing, LinkState::Closing) || !self.take_expired(now) {
@@ -316,15 +317,16 @@ impl Dialed {
         if !matches!(why, Closed::Local) {
             self.staging.truncate();
         }
-        // A peer that is silent would not take the last bytes either.
+        // A silent peer would not take the last bytes either.
         let silent = matches!(why, Closed::Fault(Fault::TimedOut(_)));
         self.deadline = if silent { now } else { now.after(timeout) };
         self.set_state(LinkState::Closing);
     }
 
-    /// The connection is gone, or its dial failed. Gives the reason, unless there was neither.
+    /// Notes that the connection is gone, or that its dial failed. Returns the reason, or `None` if
+    /// there was neither a connection nor a dial.
     pub(crate) fn closed(&mut self, why: Closed) -> Option<Closed> {
-        // The reason for which the session closed it explains more than how it ended.
+        // The session's own reason to close explains more than how the transport ended.
         if self.state.is_down() {
             return None;
         }
@@ -337,20 +339,20 @@ impl Dialed {
         Some(self.why)
     }
 
-    /// The state, with the reason to close, for traces.
+    /// Returns the state, with the reason to close, for traces.
     #[cfg(any(feature = "defmt", feature = "log"))]
     fn shown(&self, state: LinkState) -> Shown {
         Shown { state, why: self.why() }
     }
 
-    /// Nothing is traced.
+    /// Returns the state: nothing is traced.
     #[cfg(not(any(feature = "defmt", feature = "log")))]
     fn shown(&self, state: LinkState) -> LinkState {
         state
     }
 }
 
-/// A state, with the reason to close.
+/// A state, with the reason to close, as traces show it.
 #[cfg(any(feature = "defmt", feature = "log"))]
 struct Shown {
     state: LinkState,
@@ -422,11 +424,11 @@ mod tests {
     fn a_transport_is_wrapped_on_the_way_up() {
         let mut dialed = Dialed::PUBLISHER;
         assert!(dialed.dial(SECOND, NOW) && dialed.come_up(NOW));
-        // Before the first word, or after nsqd has said that it speaks TLS.
+        // Before IDENTIFY, or after nsqd has answered that it speaks TLS.
         for next in [LinkState::Identifying, LinkState::Authenticating] {
             dialed.step(LinkState::Upgrading, NOW.after(SECOND));
             assert_eq!(dialed.link(), Link::Upgrade(Upgrade::Tls));
-            assert!(!dialed.state().is_up(), "nothing is read meanwhile");
+            assert!(!dialed.state().is_up(), "no bytes are read during the upgrade");
             dialed.step(next, NOW.after(SECOND));
             assert_eq!(dialed.link(), Link::Up);
         }
@@ -451,7 +453,7 @@ mod tests {
         let open = &ALL[2..11];
         assert_eq!(changed(&|dialed| _ = dialed.dial(SECOND, NOW)), [LinkState::Waiting]);
         assert_eq!(changed(&|dialed| dialed.step(LinkState::Ready, Instant::NEVER)), open);
-        assert_eq!(changed(&|dialed| _ = dialed.tick(NOW)), open, "once");
+        assert_eq!(changed(&|dialed| _ = dialed.tick(NOW)), open, "a deadline expires once");
         assert_eq!(changed(&|dialed| _ = dialed.closed(Closed::Peer)), ALL[2..]);
         for state in ALL {
             assert_eq!(in_state(state).come_up(NOW), open.contains(&state));
@@ -459,14 +461,14 @@ mod tests {
     }
 
     #[test]
-    fn why_it_closed_is_what_the_session_had_against_it() {
+    fn the_reason_of_the_session_is_kept_when_the_peer_closes_afterwards() {
         let why = Closed::Fault(Fault::UnexpectedReply);
         let mut dialed = in_state(LinkState::Ready);
         dialed.close(&why, SECOND, NOW);
         assert_eq!((dialed.link(), dialed.deadline), (Link::Close, NOW.after(SECOND)));
         assert_eq!(dialed.closed(Closed::Peer), Some(why));
         assert_eq!((dialed.why(), dialed.closed(Closed::Peer)), (Some(why), None));
-        // Who is silent would not take the last bytes either.
+        // A silent peer would not take the last bytes either.
         let mut dialed = in_state(LinkState::Ready);
         dialed.close(&Closed::Fault(Fault::TimedOut(Awaited::Heartbeat)), SECOND, NOW);
         assert_eq!(dialed.deadline, NOW);

@@ -6,30 +6,30 @@ use crate::wire::DecodeError;
 use crate::wire::http::BadAnswer;
 use crate::wire::nsqd::ErrorCode;
 
-/// Why a transport is gone.
+/// Why a connection ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[non_exhaustive]
 pub enum Closed {
-    /// It never came up.
+    /// The dial failed.
     Dial(DialError),
-    /// The other side closed it.
+    /// The peer closed the connection.
     Peer,
-    /// It broke.
+    /// The transport broke.
     Transport(TransportError),
-    /// The session had a reason to close it.
+    /// The session closed the connection because of a fault.
     Fault(Fault),
-    /// It was no longer wanted.
+    /// The connection was no longer wanted.
     Local,
 }
 
 impl Closed {
-    /// All bytes are zero, for storage before its use; it stands for nothing.
+    /// A value of zero bytes, for storage before its use; it is no reason.
     pub(crate) const ZERO: Self =
         Self::Fault(Fault::Decode(DecodeError::BadLength { len: 0, max: 0 }));
 }
 
-/// Why a dial failed. The same for every transport; an adapter maps its own errors to these.
+/// Why a dial failed. The same for every transport: an adapter maps its own errors to these.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[non_exhaustive]
@@ -42,50 +42,50 @@ pub enum DialError {
     Unreachable,
     /// The name could not be resolved.
     NameNotFound,
-    /// The platform has no socket, port or memory left for it.
+    /// The platform has no socket, port or memory left for the connection.
     NoSocket,
-    /// The platform gave another reason.
+    /// The platform reported another error.
     Other,
 }
 
-/// How a transport broke.
+/// Why a transport broke.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[non_exhaustive]
 pub enum TransportError {
-    /// Reset by the other side, or by something between.
+    /// The peer, or something on the way to it, reset the connection.
     Reset,
-    /// The transport itself gave up on the other side.
+    /// The transport timed out.
     TimedOut,
-    /// [`Link::Upgrade`](super::Link::Upgrade) is not to be had from it.
+    /// The transport cannot do the [`Link::Upgrade`](super::Link::Upgrade).
     Unsupported,
-    /// The platform gave another reason.
+    /// The platform reported another error.
     Other,
 }
 
-/// What a peer did, or failed to do, that ends the connection. The session state is consistent:
-/// the next [`Session::open`](super::Session::open) starts afresh.
+/// An act or failure of the peer that ends the connection. The session stays consistent: the next
+/// [`Session::open`](super::Session::open) starts afresh.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[non_exhaustive]
 pub enum Fault {
-    /// The peer's bytes make no sense.
+    /// The bytes of the peer cannot be decoded.
     Decode(DecodeError),
-    /// A well-formed answer where none, or another, was due.
+    /// A well-formed answer arrived where none, or another, was due.
     UnexpectedReply,
-    /// The peer refused with an error; its text is kept by the session as `detail`.
+    /// The peer refused with an error; the session keeps its text as `detail`.
     Refused(ErrorCode),
-    /// nsqlookupd's answer over HTTP is of no use.
+    /// The answer of an nsqlookupd over HTTP cannot be used.
     BadAnswer(BadAnswer),
     /// nsqd requires AUTH and no secret is configured. [Permanent](Self::is_permanent).
     AuthRequired,
     /// nsqd requires TLS, which this client does not speak. [Permanent](Self::is_permanent).
     TlsRequired,
-    /// nsqd refused AUTH, or what follows it, with `E_AUTH_FAILED`, `E_UNAUTHORIZED`,
-    /// `E_AUTH_FIRST` or `E_AUTH_DISABLED`; its text is kept by the session as `detail`.
+    /// nsqd refused AUTH, or a command after it, with `E_AUTH_FAILED`, `E_UNAUTHORIZED`,
+    /// `E_AUTH_FIRST` or `E_AUTH_DISABLED`; the session keeps the text as `detail`.
     /// [Permanent](Self::is_permanent).
     AuthRefused,
-    /// nsqd refused IDENTIFY; its text is kept by the session as `detail`.
+    /// nsqd refused IDENTIFY; the session keeps the text as `detail`.
     /// [Permanent](Self::is_permanent).
     IdentifyRefused,
     /// The peer did not answer in time.
@@ -99,8 +99,8 @@ impl From<DecodeError> for Fault {
 }
 
 impl Fault {
-    /// Whether the handshake can never work, so that asking the same server again cures nothing:
-    /// somebody has to change its settings, or those of this side.
+    /// Returns whether dialing the same server again cannot help: the handshake fails until the
+    /// settings of the server or of this side change.
     pub const fn is_permanent(&self) -> bool {
         matches!(
             self,
@@ -109,16 +109,16 @@ impl Fault {
     }
 }
 
-/// What a session was waiting for when time ran out.
+/// What a session was waiting for when a timeout passed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[non_exhaustive]
 pub enum Awaited {
-    /// The answer to IDENTIFY, or to AUTH.
+    /// The response to IDENTIFY or AUTH.
     Handshake,
     /// The answer to a command.
     Reply,
-    /// Anything at all: two heartbeat intervals passed in silence, the connection is half open.
+    /// Any bytes at all: two heartbeat intervals passed in silence, so the connection is half open.
     Heartbeat,
     /// The transport to take the last bytes.
     Drain,
@@ -184,7 +184,7 @@ impl fmt::Display for Fault {
             Self::TimedOut(Awaited::Handshake) => f.write_str("no answer to IDENTIFY in time"),
             Self::TimedOut(Awaited::Reply) => f.write_str("no answer to a command in time"),
             Self::TimedOut(Awaited::Heartbeat) => {
-                f.write_str("nothing heard for two heartbeat intervals")
+                f.write_str("nothing received for two heartbeat intervals")
             }
             Self::TimedOut(Awaited::Drain) => f.write_str("closing took too long"),
         }

@@ -1,5 +1,5 @@
-//! The handshake of a client with nsqd: IDENTIFY, AUTH if nsqd asks for it, and a consumer's SUB. Publisher
-//! and consumer share it, so that a program with both has one copy.
+//! The handshake of a client with nsqd: IDENTIFY, AUTH if nsqd requires it, and a consumer's SUB.
+//! Publisher and consumer share it, so that a program with both has one copy.
 
 use core::convert::Infallible;
 use core::ops::{Deref, DerefMut};
@@ -14,22 +14,22 @@ use crate::wire::nsqd::{
     self, ErrorCode, FrameDecoder, FramePart, FrameType, GrantedScanner, Meaning,
 };
 
-/// The longest frame that is read, messages excepted, in bytes: an answer to IDENTIFY or AUTH.
+/// The longest frame that is read, messages excepted, in bytes: a response to IDENTIFY or AUTH.
 pub(crate) const REPLY_MAX: u32 = 16 * 1024;
 
-/// The text with which nsqd refuses a command whose end never came.
+/// The text with which nsqd refuses a command that was cut off.
 const CUT_OFF: &[u8] = b"failed to read";
 
 /// The text with which nsqd with `--tls-required` refuses every command but IDENTIFY.
 const TLS_REQUIRED: &[u8] = b"TLS required";
 
-/// Whether nsqd refused the command only because its end never came.
+/// Returns whether nsqd refused the command only because the command was cut off.
 pub(crate) fn is_cut_off(text: &[u8]) -> bool {
     contains(text, CUT_OFF)
 }
 
-/// Whether nsqd stored nothing of the batch that it refused: this project's nsqd, whose text this
-/// is, takes a batch whole or not at all.
+/// Returns whether nsqd stored nothing of the batch that it refused. Only the nsqd of this project
+/// sends these texts, and it stores a batch whole or not at all.
 pub(crate) fn is_nothing_stored(text: &[u8]) -> bool {
     contains(text, b"no room") || contains(text, b"never fit")
 }
@@ -39,36 +39,36 @@ fn contains(text: &[u8], words: &[u8]) -> bool {
     (0..text.len()).any(|at| text.get(at..).is_some_and(|rest| rest.starts_with(words)))
 }
 
-/// Writes the commands of the handshake.
+/// The commands of the handshake.
 pub(crate) trait Commands {
-    /// Writes the command of a state.
+    /// Writes the command that is sent in `state`.
     fn emit(&self, w: &mut ChunkWriter<'_>, state: LinkState) -> Result<(), Infallible>;
 }
 
-/// The effect of a part of a frame.
+/// The effect of one part of a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Received {
-    /// None yet, or the next step of the handshake began.
+    /// No effect yet, or the next state of the handshake began.
     Nothing,
-    /// A heartbeat, to be answered: see [`Handshake::nops`].
+    /// A heartbeat, to be answered: see [`Dialed::nops`].
     Heartbeat,
     /// The handshake is over.
     Ready,
-    /// A response; `text` has it.
+    /// A response, whose data is in `text`.
     Response,
-    /// A refusal; `text` has it.
+    /// A refusal, whose data is in `text`.
     Refusal,
-    /// A frame that does not belong here, or makes no sense.
+    /// A frame that is unexpected here, or cannot be decoded.
     Fault(Fault),
 }
 
-/// A connection to one nsqd: a dialed one with what the handshake needs.
+/// A connection to one nsqd: a dialed connection with the state of the handshake.
 #[derive(Debug)]
 #[repr(C)]
 pub(crate) struct Handshake {
     pub(crate) dialed: Dialed,
     pub(crate) frames: FrameDecoder,
-    /// The fields of the answer to IDENTIFY.
+    /// Scans the response to IDENTIFY.
     pub(crate) granted: GrantedScanner,
 }
 
@@ -87,15 +87,16 @@ impl DerefMut for Handshake {
 }
 
 impl Handshake {
-    /// For a consumer, in no use yet. All of it is zero, so that flash holds no image of it.
+    /// An unused connection of a consumer. All bytes are zero, so that flash holds no image of it.
     pub(crate) const ZERO: Self =
         Self { dialed: Dialed::ZERO, frames: FrameDecoder::new(0), granted: GrantedScanner::ZERO };
 
-    /// For a publisher that dials at once.
+    /// The connection of a publisher, which dials at once.
     pub(crate) const PUBLISHER: Self = Self { dialed: Dialed::PUBLISHER, ..Self::ZERO };
 
-    /// The transport is up: forgets what belonged to the last connection and begins the handshake,
-    /// whose first answer has to come within `timeout`. Not if no transport is wanted.
+    /// Notes that the transport is up: forgets what belonged to the last connection and begins the
+    /// handshake, whose first response has to come within `timeout`. Returns false, and changes
+    /// nothing, if no connection is wanted.
     pub(crate) fn open(&mut self, timeout: Span, now: Instant) -> bool {
         let wanted = self.come_up(now);
         if wanted {
@@ -105,8 +106,8 @@ impl Handshake {
         wanted
     }
 
-    /// Bytes arrived: gives nsqd twice the heartbeat's interval, its own rule for its clients, until
-    /// the next.
+    /// Notes that bytes arrived: nsqd may now be silent for two heartbeat intervals, which is also
+    /// its own rule for clients.
     pub(crate) fn on_receive(&mut self, now: Instant, heartbeat: Span) {
         if self.state() == LinkState::Ready {
             self.deadline = now.after(Span::from_millis(heartbeat.as_millis().saturating_mul(2)));
@@ -114,7 +115,7 @@ impl Handshake {
     }
 
     /// Stages the next piece of the current command in `buffer`.
-    // Apart, so that its frame is not under every poll.
+    // Out of line, so that its stack frame is not part of every poll.
     #[cold]
     #[inline(never)]
     pub(crate) fn stage_command(&mut self, buffer: &mut [u8], commands: &dyn Commands) {
@@ -122,8 +123,8 @@ impl Handshake {
         self.staging.stage_text(buffer, |w| commands.emit(w, state));
     }
 
-    /// Handles a part of a frame that is no message, and appends its data to `text`. If the next
-    /// step of the handshake begins, it is given up at `until`.
+    /// Handles a part of a frame that is not a message, and appends its data to `text`. If the next
+    /// state of the handshake begins, it is given up at `until`.
     #[inline(never)]
     pub(crate) fn on_part(
         &mut self,
@@ -182,8 +183,8 @@ impl Handshake {
         Received::Ready
     }
 
-    /// The fault of an error after which nsqd closes, by the error's text: one of the
-    /// [permanent](Fault::is_permanent) ones, or else [`Fault::Refused`].
+    /// Returns the fault for an error after which nsqd closes, by the error's text: a
+    /// [permanent](Fault::is_permanent) fault, or [`Fault::Refused`].
     #[cold]
     #[inline(never)]
     pub(crate) fn refusal(&self, text: &[u8]) -> Fault {

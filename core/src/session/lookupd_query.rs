@@ -1,8 +1,8 @@
 //! A query to an nsqlookupd over HTTP, on a connection of its own, from the dial to the close. The
-//! discovery of a consumer and the channel query of an nsqd share it.
+//! discovery of a consumer and the channel query of an nsqd share this code.
 //!
-//! The owner scans the answer as it arrives, however long it is: handing it on by way of a function
-//! would cost a consumer 60 bytes of flash.
+//! The owner scans the answer as it arrives, however long it is: passing the answer through a
+//! function here would cost a consumer 60 bytes of flash.
 
 use core::convert::Infallible;
 
@@ -13,11 +13,11 @@ use crate::wire::ChunkWriter;
 use crate::wire::http::ResponseDecoder;
 use crate::wire::json::Scanner;
 
-/// Bytes of the request that are staged at once.
+/// The size of the buffer in which the request is staged, in bytes.
 const TX_BUFFER: usize = 46;
 
-/// Queries to one nsqlookupd, one after the other. Keys and strings in an answer have `N` bytes at
-/// most; longer ones are cut.
+/// Queries to one nsqlookupd, one after the other. Keys and strings of an answer are cut after `N`
+/// bytes.
 #[derive(Debug)]
 pub(crate) struct LookupdQuery<const N: usize> {
     pub(crate) dialed: Dialed,
@@ -27,7 +27,7 @@ pub(crate) struct LookupdQuery<const N: usize> {
 }
 
 impl<const N: usize> LookupdQuery<N> {
-    /// All bytes are zero, for storage: [`init`](Self::init) makes it usable.
+    /// A value of zero bytes, for storage; [`init`](Self::init) makes it usable.
     pub(crate) const ZERO: Self = Self {
         dialed: Dialed::ZERO,
         http: ResponseDecoder::ZERO,
@@ -35,12 +35,12 @@ impl<const N: usize> LookupdQuery<N> {
         tx_buffer: [0; TX_BUFFER],
     };
 
-    /// Not started; never asked.
+    /// Sets the connection to idle, as one on which no query was made.
     pub(crate) fn init(&mut self) {
         self.dialed = Dialed::new(Role::Query, Backoff::ONE);
     }
 
-    /// The first query is due at a time.
+    /// Schedules the first query for `at`.
     pub(crate) fn start(&mut self, at: Instant) {
         self.dialed = Dialed::due(Role::Query, Backoff::ONE, at);
     }
@@ -49,7 +49,8 @@ impl<const N: usize> LookupdQuery<N> {
         self.dialed.state()
     }
 
-    /// The transport is up: the query is given up at `until`. Not if no transport is wanted.
+    /// Notes that the transport is up: the query is given up at `until`. Returns false, and changes
+    /// nothing, if no connection is wanted.
     pub(crate) fn open(&mut self, now: Instant, until: Instant) -> bool {
         let wanted = self.dialed.come_up(now);
         if wanted {
@@ -66,17 +67,17 @@ impl<const N: usize> LookupdQuery<N> {
         self.dialed.close(&why, timeout, now);
     }
 
-    /// Whether there is a connection or a dial.
+    /// Returns whether there is a connection or a dial.
     pub(crate) fn is_busy(&self) -> bool {
         !self.state().is_down()
     }
 
-    /// What the driver should do.
+    /// Returns what the driver should do with the transport.
     pub(crate) fn link(&self) -> Link {
         self.dialed.link()
     }
 
-    /// What to write next of the request, all of which `request` writes.
+    /// Returns the bytes of the request to write next. `request` writes all of the request.
     pub(crate) fn transmit(
         &mut self,
         request: impl FnOnce(&mut ChunkWriter<'_>) -> Result<(), Infallible>,
@@ -93,13 +94,13 @@ impl<const N: usize> LookupdQuery<N> {
         self.dialed.staging.sent(n);
     }
 
-    /// When to do the next thing: at once if the answer is not `wanted` any more.
+    /// Returns when to call `leave` or `tick`: at once if the answer is not `wanted` any more.
     pub(crate) fn deadline(&self, wanted: bool) -> Instant {
         let unwanted = !wanted && self.state().is_coming_up();
         if unwanted { Instant::ZERO } else { self.dialed.deadline }
     }
 
-    /// Closes the connection if the answer is not `wanted` any more. Says whether that is so.
+    /// Closes the connection if the answer is not `wanted` any more, and returns whether it did.
     pub(crate) fn leave(&mut self, wanted: bool, now: Instant, close_timeout: Span) -> bool {
         let unwanted = !wanted && self.state().is_coming_up();
         if unwanted {
@@ -108,7 +109,7 @@ impl<const N: usize> LookupdQuery<N> {
         unwanted
     }
 
-    /// Closes what takes too long. Says whether it does.
+    /// Closes the connection if its deadline has passed, and returns whether it did.
     pub(crate) fn tick(&mut self, now: Instant, close_timeout: Span) -> bool {
         let why = self.dialed.tick(now);
         if let Some(why) = why {

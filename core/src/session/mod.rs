@@ -1,9 +1,9 @@
 //! Sessions: one side of one connection as a state machine without I/O.
 //!
-//! [`contract`] has the trait that all of them implement and the loop that a driver runs; read it
-//! first. `error` says why a connection ends. What sessions share is beside them: the bytes to
-//! write, the life of a dialed connection, the handshake of a client with nsqd, a query to an nsqlookupd, and the session that
-//! rejects a caller.
+//! [`contract`] has the trait that every session implements and the loop that a driver runs; read
+//! it first. `error` has the reasons for which a connection ends. The other modules hold parts
+//! that several sessions share: the bytes to write, the life of a dialed connection, the handshake
+//! of a client with nsqd, a query to an nsqlookupd, and the session that rejects a caller.
 
 pub mod contract;
 #[cfg(any(feature = "publisher", feature = "consumer", feature = "registration"))]
@@ -13,7 +13,7 @@ mod error;
 pub(crate) mod handshake;
 #[cfg(any(feature = "consumer", feature = "nsqd"))]
 pub(crate) mod lookupd_query;
-// For tests that compare what a caller hears with it; no part of the API.
+// Public for tests that compare the answer that a rejected caller receives; no part of the API.
 #[cfg(any(feature = "nsqd", feature = "nsqlookupd"))]
 #[doc(hidden)]
 pub mod reject;

@@ -1,54 +1,54 @@
-//! A session that refuses: what a caller hears for whom there is no place.
+//! A session that answers a caller for whom a server has no slot.
 //!
-//! A server has as many places as it was given, and one more, where callers are told that the
-//! others are taken (the spare one of a `drive::Port`). They hear it as an answer to what
-//! they asked, so that they show it, and not as a connection that broke.
+//! A server has a fixed number of slots for clients, and a spare one that rejects callers while
+//! the others are taken (the spare slot of a `drive::Port`). A rejected caller receives an error
+//! as the answer to its first command, which it reports, instead of a connection that breaks.
 //!
 //! ```text
-//! Down --accepted--> Listening --the first words, or 250 ms--> Answering --read to the end, or 500 ms--> Down
+//! Down --accepted--> Listening --first bytes, or 250 ms--> Answering --hung up, or 500 ms--> Down
 //! ```
 //!
-//! RAM: 48 bytes. What the caller says is not kept, however much it is.
+//! RAM: 48 bytes. The bytes of the caller are dropped, however many they are.
 
 use super::{Closed, Fault, Link, Session, Transmit};
 use crate::macros::trace_state;
 use crate::time::{Instant, Span};
 
-/// How long a caller may take to say its first words; then it is answered all the same. Others wait
-/// meanwhile.
+/// How long a caller may take to send its first bytes, before it is answered all the same. Other
+/// callers wait meanwhile.
 const LISTEN: Span = Span::from_millis(250);
 
-/// How long a caller may take to hear the answer and to hang up.
+/// How long a caller that sent its first bytes may take to read the answer and to hang up.
 const ANSWER: Span = Span::from_millis(500);
 
-/// How long one that said nothing may.
+/// How long a caller that sent nothing may take to do so.
 const SILENT: Span = Span::from_millis(50);
 
-/// What is spoken on a port.
+/// The protocol of a port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Protocol {
-    /// nsqlookupd's, at its TCP port.
+    /// The protocol of nsqlookupd, on its TCP port.
     V1,
-    /// nsqd's, at its TCP port.
+    /// The protocol of nsqd, on its TCP port.
     V2,
-    /// HTTP, of both.
+    /// HTTP, on the HTTP ports of both.
     Http,
 }
 
 impl Protocol {
-    /// How many bytes a caller says before it is answered: go-nsq writes its magic by itself; an
-    /// HTTP client takes what comes before its request for a mistake.
-    const fn first_words(self) -> u8 {
+    /// Returns how many bytes a caller sends before it is answered: go-nsq writes its magic by
+    /// itself; an HTTP client takes an answer before its request for a protocol error.
+    const fn first_bytes(self) -> u8 {
         match self {
             Self::V1 | Self::V2 => 4,
             Self::Http => 1,
         }
     }
 
-    /// What it is answered.
+    /// Returns the answer to a rejected caller.
     ///
-    /// nsqd and nsqlookupd have no such limit, so there are no words of theirs. `E_INVALID` is the
+    /// nsqd and nsqlookupd have no limit of connections, and so no text for it. `E_INVALID` is the
     /// code that their clients take for final.
     pub const fn refusal(self) -> &'static [u8] {
         match self {
@@ -67,9 +67,9 @@ impl Protocol {
     }
 }
 
-/// Tells each caller in turn that there are too many connections, and hangs up.
+/// Answers one caller after the other that there are too many connections, and hangs up.
 ///
-/// Bounded in time: 750 ms after a caller came, its connection is over, whatever it does.
+/// Bounded in time: the connection ends at most 750 ms after it was accepted.
 #[derive(Debug)]
 pub struct Reject {
     protocol: Protocol,
@@ -86,12 +86,12 @@ enum State {
 }
 
 impl Reject {
-    /// For a port where `protocol` is spoken.
+    /// Creates a session for a port of `protocol`.
     pub const fn new(protocol: Protocol) -> Self {
         Self { protocol, state: State::Down, refused: 0 }
     }
 
-    /// How many callers it has answered, in whole or in part.
+    /// Returns how many callers were answered, in whole or in part.
     pub const fn refused(&self) -> u32 {
         self.refused
     }
@@ -126,15 +126,15 @@ impl Session for Reject {
     }
 
     fn open(&mut self, now: Instant) {
-        let missing = self.protocol.first_words();
+        let missing = self.protocol.first_bytes();
         self.set_state(State::Listening { missing, until: now.after(LISTEN) });
     }
 
     fn receive(&mut self, now: Instant, bytes: &[u8]) -> Result<(), Fault> {
         match &mut self.state {
             State::Listening { missing, .. } => {
-                let heard = u8::try_from(bytes.len()).unwrap_or(u8::MAX);
-                *missing = missing.saturating_sub(heard);
+                let received = u8::try_from(bytes.len()).unwrap_or(u8::MAX);
+                *missing = missing.saturating_sub(received);
                 if *missing == 0 {
                     self.answer(now, ANSWER);
                 }
@@ -196,29 +196,29 @@ mod tests {
     }
 
     #[test]
-    fn it_answers_the_first_words_however_they_and_the_answer_are_split() {
+    fn the_first_bytes_are_answered_however_they_and_the_answer_are_split() {
         for (protocol, said) in PROTOCOLS {
             for bite in 1..40 {
                 let mut busy = open(protocol);
-                let mut heard: Vec<u8> = Vec::new();
+                let mut received: Vec<u8> = Vec::new();
                 let now = Instant::from_millis(7);
                 for (at, part) in said.chunks(bite).enumerate() {
-                    let words = usize::from(protocol.first_words());
-                    assert_eq!(busy.link() == Link::Close, at * bite >= words, "{protocol:?}");
+                    let needed = usize::from(protocol.first_bytes());
+                    assert_eq!(busy.link() == Link::Close, at * bite >= needed, "{protocol:?}");
                     busy.receive(now, part).unwrap();
                 }
                 assert_eq!(busy.deadline(), now.after(ANSWER));
                 loop {
                     let bytes = busy.transmit(now).head;
                     let n = bytes.len().min(bite);
-                    heard.extend(&bytes[..n]);
+                    received.extend(&bytes[..n]);
                     if n == 0 {
                         break;
                     }
                     busy.sent(now, n);
                 }
-                assert_eq!(heard, protocol.refusal());
-                // More of the same changes nothing.
+                assert_eq!(received, protocol.refusal());
+                // Further bytes change nothing.
                 busy.receive(now, said).unwrap();
                 assert!(busy.transmit(now).is_empty());
                 busy.closed(now, Closed::Local);
@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn a_silent_caller_is_answered_as_well_and_each_has_a_bound() {
+    fn a_silent_caller_is_answered_as_well_and_each_wait_has_a_bound() {
         for (protocol, _) in PROTOCOLS {
             let mut busy = open(protocol);
             busy.tick(Instant::from_millis(249));
@@ -236,7 +236,7 @@ mod tests {
             busy.tick(Instant::from_millis(250));
             assert_eq!(busy.link(), Link::Close);
             assert_eq!(busy.deadline(), Instant::from_millis(300));
-            // Due for good: the driver aborts.
+            // The deadline stays due until the driver aborts.
             busy.tick(Instant::from_millis(5000));
             assert_eq!(busy.deadline(), Instant::from_millis(300));
             busy.open(Instant::from_millis(6000));
@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn the_answers_are_what_clients_understand() {
+    fn clients_can_decode_the_answers() {
         let mut frame = Protocol::V2.refusal();
         let part = nsqd::FrameDecoder::new(1024).next(&mut frame).unwrap().unwrap();
         assert!(part.first && part.last && frame.is_empty());

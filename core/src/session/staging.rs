@@ -1,4 +1,4 @@
-//! The bytes that a session has made and its transport has not taken yet.
+//! Bytes that a session has made and its transport has not taken yet.
 
 use core::convert::Infallible;
 
@@ -6,71 +6,72 @@ use heapless::VecView;
 
 use crate::wire::ChunkWriter;
 
-/// How much of a buffer is staged for writing, and how much of that is written.
+/// Counts how much of a buffer is staged for writing, and how much of that is written.
 ///
-/// The buffer lies elsewhere, so that each session decides how long it is, at most 255 bytes, and
-/// where in its structure. A text that is longer than the buffer is made again for each piece of
-/// it; there is one such text at a time.
+/// The buffer lies elsewhere: each session chooses its length, at most 255 bytes, and its place in
+/// the session. A text longer than the buffer is made again for each piece of it; there is one such
+/// text at a time.
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
 pub(crate) struct Staging {
     staged: u8,
     written: u8,
-    /// How much of the text was staged, or [`WHOLE`].
+    /// How many bytes of the text were staged, or [`WHOLE`].
     text: u16,
 }
 
-/// All of the text was staged.
+/// The value of `text` once all of the text was staged.
 const WHOLE: u16 = u16::MAX;
 
 impl Staging {
-    /// Nothing is staged, and nothing of the text.
+    /// Nothing is staged, and the text is to be staged from its start.
     pub(crate) const EMPTY: Self = Self { staged: 0, written: 0, text: 0 };
 
     /// Nothing is staged, and there is no text to stage.
     pub(crate) const NO_TEXT: Self = Self { text: WHOLE, ..Self::EMPTY };
 
-    /// Whether some of what is staged is not written.
+    /// Returns whether some of the staged bytes are not written.
     pub(crate) fn is_writing(self) -> bool {
         self.written < self.staged
     }
 
-    /// What is staged in `buffer` and not written.
+    /// Returns the bytes of `buffer` that are staged and not written.
     pub(crate) fn pending(self, buffer: &[u8]) -> &[u8] {
         buffer.get(self.written.into()..self.staged.into()).unwrap_or_default()
     }
 
-    /// The transport took `n` bytes. Gives how many of them were staged here: the rest followed.
+    /// Notes that the transport took `n` bytes. Returns how many of them were staged here; the
+    /// others belong to the body that follows.
     pub(crate) fn sent(&mut self, n: usize) -> usize {
         let staged = n.min(self.staged.saturating_sub(self.written).into());
         self.written = self.written.wrapping_add(staged as u8);
         staged
     }
 
-    /// Forgets what is staged, written or not.
+    /// Forgets all staged bytes, written or not.
     pub(crate) fn clear(&mut self) {
         self.staged = 0;
         self.written = 0;
     }
 
-    /// Forgets what is staged and not written.
+    /// Forgets the staged bytes that are not written.
     pub(crate) fn truncate(&mut self) {
         self.staged = self.written;
     }
 
-    /// What was staged last is to be written once more.
+    /// Makes the bytes that were staged last pending once more.
     pub(crate) fn rewind(&mut self) {
         self.written = 0;
     }
 
-    /// How many bytes of `buffer` are not staged.
+    /// Returns how many bytes of `buffer` are free behind the staged ones.
     pub(crate) fn room(self, buffer: &[u8]) -> usize {
         buffer.len().saturating_sub(self.staged.into())
     }
 
-    /// Moves what is not written to the front of `buffer`, so that more has room behind it.
+    /// Moves the bytes that are not written to the front of `buffer`, to make room behind them.
     pub(crate) fn compact(&mut self, buffer: &mut [u8]) {
-        // Not by `copy_within`, which panics.
+        // Not with `copy_within`, which can panic.
         for (to, from) in (self.written..self.staged).enumerate() {
             let byte = buffer.get(usize::from(from)).copied().unwrap_or_default();
             if let Some(slot) = buffer.get_mut(to) {
@@ -81,7 +82,7 @@ impl Staging {
         self.written = 0;
     }
 
-    /// Puts what `emit` writes behind what is staged; what does not fit is lost.
+    /// Stages what `emit` writes behind the bytes staged so far; what does not fit is lost.
     #[inline]
     pub(crate) fn append(
         &mut self,
@@ -94,12 +95,12 @@ impl Staging {
         self.staged = self.staged.saturating_add(window.written() as u8);
     }
 
-    /// A text of any length is to be staged from its start.
+    /// Starts a text of any length, to be staged from its start.
     pub(crate) fn start_text(&mut self) {
         self.text = 0;
     }
 
-    /// Stages the next piece of the text, all of which `emit` writes; nothing after its end.
+    /// Stages the next piece of the text, all of which `emit` writes; after its end, nothing.
     #[inline]
     pub(crate) fn stage_text(
         &mut self,
@@ -117,18 +118,18 @@ impl Staging {
         self.text = if usize::from(text) >= window.total() { WHOLE } else { text };
     }
 
-    /// Whether some of the text is not staged.
+    /// Returns whether some of the text is not staged yet.
     pub(crate) fn has_text(self) -> bool {
         self.text != WHOLE
     }
 
-    /// Whether all of the text is written, so that its answer may come.
+    /// Returns whether all of the text is written, so that its answer may arrive.
     pub(crate) fn text_is_written(self) -> bool {
         !self.has_text() && !self.is_writing()
     }
 }
 
-/// Appends as much of `data` to `text` as there is room for.
+/// Appends as much of `data` to `text` as fits.
 pub(crate) fn append(text: &mut VecView<u8, u8>, data: &[u8]) {
     let room = text.capacity().saturating_sub(text.len());
     let _ = text.extend_from_slice(data.get(..room).unwrap_or(data));
@@ -152,7 +153,7 @@ mod tests {
                 staging.stage_text(&mut buffer, |w| w.write_all(&text));
                 while staging.is_writing() {
                     assert!(!staging.text_is_written());
-                    // Calling it again gives the same bytes.
+                    // Calling it again returns the same bytes.
                     assert_eq!(staging.pending(&buffer), staging.pending(&buffer));
                     written.push(staging.pending(&buffer)[0]);
                     assert_eq!(staging.sent(1), 1);
@@ -162,7 +163,7 @@ mod tests {
                 }
             }
             assert_eq!(written, text);
-            staging.stage_text(&mut buffer, |_| unreachable!("nothing is left of it"));
+            staging.stage_text(&mut buffer, |_| unreachable!("no text is left"));
             assert!(staging.text_is_written() && !staging.is_writing());
             staging.start_text();
             assert!(!staging.text_is_written());
@@ -170,14 +171,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_appended_is_written_in_order_and_what_has_no_room_is_lost() {
+    fn appended_bytes_are_written_in_order_and_those_without_room_are_lost() {
         let mut staging = Staging::EMPTY;
         let mut buffer = [0; 4];
         staging.append(&mut buffer, |w| w.write_all(b"ab"));
         assert_eq!((staging.room(&buffer), staging.sent(1)), (2, 1));
         staging.append(&mut buffer, |w| w.write_all(b"cde"));
         assert_eq!((staging.pending(&buffer), staging.room(&buffer)), (&b"bcd"[..], 0));
-        // Only what was staged here counts.
+        // Only bytes that were staged here count.
         assert_eq!(staging.sent(9), 3);
         assert!(!staging.is_writing());
         staging.rewind();
