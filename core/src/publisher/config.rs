@@ -1,4 +1,4 @@
-//! How a publisher behaves: set once, borrowed for its life.
+//! The settings of a publisher: chosen once, borrowed for its life.
 
 use core::convert::Infallible;
 use core::fmt;
@@ -11,7 +11,7 @@ use crate::time::Span;
 use crate::wire::nsqd::{self, IdentifyRequest};
 use crate::wire::{ChunkWriter, Write};
 
-/// The smallest ring that takes a message with the longest topic name.
+/// The smallest ring that can hold a message with the longest topic name, in bytes.
 pub const RING_MIN: usize = HEADER_OVERHEAD + NAME_MAX + RECORD_OVERHEAD + 1;
 
 /// The settings of a [`Publisher`](super::Publisher). Borrowed, so that a constant one costs no
@@ -38,37 +38,38 @@ pub struct Config<'a> {
     pub user_agent: &'a str,
     /// The secret for AUTH, sent only to an nsqd that requires it. Default none.
     pub auth_secret: Option<&'a [u8]>,
-    /// How often nsqd sends a heartbeat, 1 s to 60 s (nsqd refuses the rest; its flag
-    /// `--max-heartbeat-interval` is the upper end). Two intervals of silence mean that the
-    /// connection is dead. Default 30 s.
+    /// How often nsqd sends a heartbeat, 1 s to 60 s (nsqd refuses other values; its flag
+    /// `--max-heartbeat-interval` is the upper end). After two intervals of silence the connection
+    /// counts as dead. Default 30 s.
     pub heartbeat: Span,
-    /// How long connecting may take, and each answer of the handshake. Default 5 s.
+    /// How long a dial may take, and each response of the handshake. Default 5 s.
     pub connect_timeout: Span,
-    /// How long nsqd may take to answer a PUB, MPUB or DPUB before the connection is given up and
-    /// its messages sent again. Default 10 s.
+    /// How long nsqd may take to answer a PUB, MPUB or DPUB before the connection is closed and
+    /// its messages are sent again. Default 10 s.
     pub reply_timeout: Span,
-    /// Reconnecting: after a round of all addresses failed, wait up to this, then up to double.
-    /// Default 100 ms.
+    /// Reconnecting: after a round in which all addresses failed, wait up to this, then up to
+    /// double. Default 100 ms.
     pub reconnect_base: Span,
-    /// Reconnecting: never wait longer for an nsqd that is not to be reached. Default 2 s. If one
-    /// accepted the connection, and it neither lasted for 10 s nor was a message acknowledged or
-    /// finally refused on it, the wait is up to 1 s, then 2 s, up to 16 s, or this if it is longer.
+    /// Reconnecting: the longest wait for an nsqd that cannot be reached. Default 2 s. If an nsqd
+    /// accepted the connection, but it neither lasted for 10 s nor was a message acknowledged or
+    /// rejected on it, the wait is up to 1 s, then 2 s, up to 16 s, or this if it is longer.
     pub reconnect_cap: Span,
     /// Reconnecting: spreads the first attempt after a loss over this time. Set it to seconds for
     /// a fleet of thousands. Default none.
     pub reconnect_spread: Span,
-    /// How long an nsqd is left out that refused in a way that no repetition cures
-    /// ([`Fault::is_permanent`](crate::session::Fault::is_permanent)): it requires TLS, or the
-    /// secret is wrong. The others are used meanwhile. At least 1 s; default 5 min.
+    /// How long an nsqd is left out after a permanent refusal
+    /// ([`Fault::is_permanent`](crate::session::Fault::is_permanent)): for example, it requires
+    /// TLS, or the secret is wrong. The other nsqds are used meanwhile. At least 1 s; default 5
+    /// min.
     pub left_out_for: Span,
     /// How long closing may take. Default 1 s.
     pub close_timeout: Span,
-    /// The most bytes that one MPUB carries; one message may be longer. A heartbeat waits for the
-    /// command before it, so this times the link's speed should be well below the heartbeat
-    /// interval; nsqd's `--max-body-size` (5 MiB) is the upper end. Default 1 MiB.
+    /// The most bytes in one MPUB; a single message may be longer. A heartbeat waits for the
+    /// command before it, so sending this many bytes should take well below the heartbeat interval;
+    /// nsqd's `--max-body-size` (5 MiB) is the upper end. Default 1 MiB.
     pub batch_bytes: u32,
-    /// The most messages that one MPUB carries. Default 10,000. Fewer after nsqd refused a batch
-    /// twice, or for a message in it, until it takes more again.
+    /// The most messages in one MPUB. Default 10,000. The publisher uses fewer after nsqd refused a
+    /// batch twice, or for a message in it, until nsqd accepts more again.
     pub batch_messages: u32,
     /// What to do with a message that does not fit. Default [`Full::Refuse`].
     pub full: Full,
@@ -80,18 +81,18 @@ pub struct Config<'a> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Full {
-    /// Refuse it; the caller keeps it and may wait for room.
+    /// Refuse the message; the caller keeps it and may wait for room.
     #[default]
     Refuse,
-    /// Drop as many of the oldest as it needs, count them, and report them as
-    /// [`Outcome::Dropped`](super::Outcome). While any message is on the wire, which is the oldest
-    /// then, nothing can be dropped and the new one is refused: with nsqd connected and slow that
-    /// lasts until its next answer, at most [`Config::reply_timeout`].
+    /// Drop as many of the oldest messages as needed, count them, and report them as
+    /// [`Outcome::Dropped`](super::Outcome). The oldest messages are those in flight, if any, which
+    /// cannot be dropped: then the new message is refused. With nsqd connected and slow that lasts
+    /// until its next response, at most [`Config::reply_timeout`].
     DropOldest,
 }
 
 impl Config<'_> {
-    /// The defaults.
+    /// Creates the default settings.
     pub const fn new() -> Self {
         Self {
             client_id: "nanonsq",
@@ -113,7 +114,7 @@ impl Config<'_> {
         }
     }
 
-    /// Checks what nsqd would refuse later.
+    /// Checks the settings, so that nsqd does not refuse them later.
     pub(super) const fn check(&self, nsqds: usize, ring: usize) -> Result<(), ConfigError> {
         let ms = self.heartbeat.as_millis();
         if nsqds == 0 || nsqds > u8::MAX as usize {
@@ -151,24 +152,24 @@ impl Default for Config<'_> {
     }
 }
 
-/// What is wrong with a publisher's settings.
+/// An invalid setting of a publisher.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[non_exhaustive]
 pub enum ConfigError {
     /// There must be 1 to 255 nsqd addresses.
     Addresses {
-        /// How many there are.
+        /// How many were given.
         count: usize,
     },
     /// The heartbeat interval must be 1,000 to 60,000 ms.
     Heartbeat {
-        /// What it is.
+        /// The interval that was given, in milliseconds.
         ms: u32,
     },
     /// The ring must have at least [`RING_MIN`] bytes.
     RingTooSmall {
-        /// How many it has.
+        /// The length of the ring that was given, in bytes.
         len: usize,
     },
 }

@@ -1,4 +1,4 @@
-//! The connection that empties the outbox: commands down, answers up, and the next dial.
+//! The connection that empties the outbox: commands to nsqd, its responses, and the next dial.
 
 use embedded_io::Write;
 
@@ -35,10 +35,10 @@ impl Publisher<'_> {
         Err(fault)
     }
 
-    /// Takes back the commands on the wire: their messages are to be sent again.
+    /// Forgets the commands in flight: their messages are to be sent again.
     fn abort_in_flight(&mut self, why: Closed) {
         let half_written = self.is_half_written();
-        // nsqd runs no command after one that it refused.
+        // nsqd executes no command after a refused one.
         let refused = match why {
             Closed::Fault(fault) => fault.is_permanent() || matches!(fault, Fault::Refused(_)),
             _ => false,
@@ -60,7 +60,7 @@ impl Publisher<'_> {
         self.body_left = 0;
     }
 
-    /// Whether the newest batch is half written: its records leave last. A NOP leaves without one.
+    /// Returns whether the newest batch is half written: its records leave last. A NOP has none.
     fn is_half_written(&self) -> bool {
         self.body_left > 0
     }
@@ -69,8 +69,8 @@ impl Publisher<'_> {
         self.handshake.staging.is_writing() || self.body_left > 0
     }
 
-    /// Puts the next command's head into the staging area.
-    // Apart, so that a call that finds nothing to do is short.
+    /// Stages the head of the next command.
+    // Out of line, so that a call that finds nothing to do is short.
     #[inline(never)]
     fn stage(&mut self, now: Instant) {
         match self.handshake.state() {
@@ -98,7 +98,7 @@ impl Publisher<'_> {
         };
         let is_pub = !nop && batch.count() == 1 && batch.defer().is_none();
         if is_pub && self.staged_pub && batch.same_context() {
-            // The head of a PUB to the same topic is there already.
+            // The head of a PUB to the same topic is staged already.
             self.handshake.staging.rewind();
         } else {
             self.stage_head(Some(&batch));
@@ -122,7 +122,7 @@ impl Publisher<'_> {
         staging.clear();
         staging.append(tx_buffer, |w| {
             if let Some(left) = nops.checked_sub(1) {
-                // Control bytes go first.
+                // A NOP goes first.
                 *nops = left;
                 w.write_all(nsqd::NOP)?;
             }
@@ -146,7 +146,7 @@ impl Publisher<'_> {
                 (FrameType::Response, LinkState::Ready)
             )
         {
-            // What nearly every frame is.
+            // The path of nearly every frame.
             return self.on_ok(now);
         }
         self.on_rare_part(now, part)
@@ -187,12 +187,12 @@ impl Publisher<'_> {
         self.changed();
     }
 
-    /// Restarts the time within which the oldest batch has to be answered.
+    /// Restarts the time in which the oldest batch has to be answered.
     fn expect(&mut self, now: Instant) {
         self.reply = now.after(self.config.reply_timeout);
     }
 
-    /// The connection did its work: the next loss is followed by an immediate redial.
+    /// Notes that the connection was useful: the next loss is followed by an immediate redial.
     fn prove_good(&mut self) {
         self.handshake.attempts.prove_good();
     }
@@ -218,7 +218,8 @@ impl Publisher<'_> {
         Ok(())
     }
 
-    /// The oldest batch is final. Returns its first message, and how many were not final already.
+    /// Resolves the oldest batch. Returns the number of its first message, and how many of its
+    /// messages were not final already.
     fn resolve(&mut self, flight: &Flight) -> (u64, u32) {
         let before = self.outbox.first();
         let resolved = self.outbox.resolve(flight);
@@ -228,34 +229,34 @@ impl Publisher<'_> {
         resolved
     }
 
-    /// Head moved on from message `before`. Returns whether there were suspects and none is left.
+    /// Notes that head moved from message `before` on. Returns whether the last suspect was passed.
     fn pass_suspects(&mut self, before: u64) -> bool {
         let (passed, were) = (self.outbox.first().saturating_sub(before), self.suspects);
         self.suspects = were.saturating_sub(passed as u32);
         were > 0 && self.suspects == 0
     }
 
-    /// Head moved on from message `before`, though nsqd took nothing: once the messages that were
-    /// refused are gone, the length of batches has no bound again.
+    /// Notes that head moved from message `before` on without success: once the messages of the
+    /// refused batches are gone, the length of batches is not bounded by them any more.
     pub(super) fn clear_suspects(&mut self, before: u64) {
         if self.pass_suspects(before) {
             self.lift();
         }
     }
 
-    /// Batches have no bound again but the configured one.
+    /// Removes all bounds of the length of batches but the configured one.
     fn lift(&mut self) {
         (self.most, self.too_many, self.refusals) = (u32::MAX, u32::MAX, 0);
     }
 
-    /// nsqd refused a batch of `count` messages: at most half as many from now on.
+    /// nsqd refused a batch of `count` messages: batches have at most half as many from now on.
     fn shrink(&mut self, count: u32) {
         self.suspects = self.suspects.max(count);
         (self.most, self.too_many) = (count >> 1, count);
         self.shrunk = true;
     }
 
-    /// nsqd took a batch of `count` messages: twice as many from now on.
+    /// nsqd accepted a batch of `count` messages: the next may have twice as many.
     fn grow(&mut self, count: u32) {
         let twice = self.most.saturating_mul(2);
         if count >= self.most && twice < self.too_many {
@@ -263,27 +264,27 @@ impl Publisher<'_> {
         }
     }
 
-    /// An error frame: it concerns the oldest command on the wire, if any, and nsqd closes after
-    /// it.
+    /// Handles an error frame. The error is about the oldest command in flight, if any, and nsqd
+    /// closes the connection after it.
     #[cold]
     #[inline(never)]
     fn on_error(&mut self, now: Instant) -> Result<(), Fault> {
         let fault = self.handshake.refusal(&self.detail);
         let (code, text) = ErrorCode::parse(&self.detail);
         let about_deferral = text.starts_with(b"DPUB timeout");
-        // The command was cut off on its way: nothing is wrong with its messages.
+        // The command was cut off on its way: the error is not about its messages.
         let cut_off = is_cut_off(text);
         let in_part = !is_nothing_stored(text);
         let Some(flight) = self.flights.first() else {
             return self.fail(now, fault);
         };
         if fault.is_permanent() {
-            // It is not about the messages.
+            // The refusal is not about the messages.
             return self.fail(now, fault);
         }
         let meaning = code.meaning();
         let about_body = meaning == Meaning::Message && !cut_off;
-        // Whether nsqd would refuse these messages again.
+        // True if nsqd would refuse these messages again.
         let refused = match meaning {
             Meaning::Topic => true,
             Meaning::Message => about_body && flight.count() == 1,
@@ -302,7 +303,7 @@ impl Publisher<'_> {
             }
             self.counters.rejected = self.counters.rejected.saturating_add(live.into());
             self.prove_good();
-            // That may be what was wrong with the batches that it was in.
+            // This message may have been the reason for which batches were refused.
             self.too_many = u32::MAX;
         } else if flight.count() > 1 && !cut_off {
             self.refusals = self.refusals.saturating_add(1);
@@ -335,7 +336,7 @@ impl Publisher<'_> {
         }
         let at_once = core::mem::take(&mut self.shrunk) || refused;
         if !refused && self.handshake.attempts.is_good() {
-            // The connection was good: dials the same nsqd again, at once.
+            // The connection was good: dial the same nsqd again at once.
         } else {
             let count = self.nsqds.len();
             let left = (0..count).filter(|nsqd| !self.is_left_out(*nsqd));
@@ -405,7 +406,7 @@ impl Session for Publisher<'_> {
         if !self.is_writing() {
             let idle = self.handshake.nops == 0 && self.outbox.all_sent();
             if idle && matches!(self.handshake.state(), LinkState::Ready) {
-                // What nearly every call finds.
+                // Nearly every call ends here.
                 return Transmit::default();
             }
             self.stage(now);
@@ -423,7 +424,7 @@ impl Session for Publisher<'_> {
         self.body_left = self.body_left.saturating_sub(body);
         self.body_index = self.outbox.advance(self.body_index, body);
         if batch && n > 0 {
-            // nsqd still takes it. A NOP proves nothing.
+            // nsqd still accepts the batch; accepting a NOP shows nothing.
             self.expect(now);
         }
     }
@@ -465,7 +466,7 @@ impl Session for Publisher<'_> {
             self.prove_good();
         }
         if self.handshake.attempts.is_good() {
-            // A new round.
+            // A new round of nsqds begins.
             self.failed = 0;
             self.short = false;
         }
@@ -476,7 +477,7 @@ impl Session for Publisher<'_> {
     }
 }
 
-/// The bit of an nsqd in its byte of `left_out`.
+/// Returns the bit of an nsqd in its byte of `left_out`.
 pub(super) fn bit(nsqd: usize) -> u8 {
     1u8.unbounded_shl((nsqd & 7) as u32)
 }

@@ -1,9 +1,10 @@
 //! Publishing to nsqd: an outbox and one connection that empties it.
 //!
-//! [`Publisher`] takes messages into a bounded outbox and brings them to one of several nsqds. It
-//! batches by itself: what waits for one topic leaves as one MPUB, a single message as PUB at once,
-//! a deferred one as DPUB. A message is resolved, with an [`Outcome`], exactly once; until then it
-//! is sent again after every lost connection: at least once, in order, never silently lost.
+//! [`Publisher`] accepts messages into a bounded outbox and sends them to one of several nsqds. It
+//! forms batches by itself: pending messages of one topic leave as one MPUB, a single message as
+//! PUB at once, a deferred one as DPUB. A message is resolved, with an [`Outcome`], exactly once.
+//! Until then it is sent again after every lost connection: at least once, in order, never silently
+//! lost.
 //!
 //! ```text
 //!            dial            open             answered            AUTH answered
@@ -18,30 +19,31 @@
 //! | what | bound | when full |
 //! |---|---|---|
 //! | messages | the ring that the user lends: 4 bytes + the body each, 16 + the topic's length for each change of topic, deferral or deadline | refused, or the oldest dropped: [`Full`] |
-//! | commands on the wire | [`FLIGHTS_MAX`] | the next waits, growing as a batch |
-//! | one MPUB | [`Config::batch_bytes`], [`Config::batch_messages`] | the rest goes in the next |
+//! | commands in flight | [`FLIGHTS_MAX`] | messages wait for the next batch |
+//! | one MPUB | [`Config::batch_bytes`], [`Config::batch_messages`] | the rest leaves in the next batch |
 //! | remembered exceptions | 4 ranges | the oldest reads [`Outcome::Forgotten`] |
-//! | nsqd's error text | 64 bytes | cut off |
+//! | the text of an error of nsqd | 64 bytes | cut off |
 //!
 //! # Refusals
 //!
-//! | nsqd refuses | what becomes of it |
+//! | nsqd refuses | effect |
 //! |---|---|
-//! | the connection (TLS or AUTH required, the secret) | nothing of the messages: that nsqd is left out for [`Config::left_out_for`], which is [`Event::LeftOut`] |
+//! | the connection (TLS or AUTH required, the secret) | messages stay pending; that nsqd is left out for [`Config::left_out_for`], reported as [`Event::LeftOut`] |
 //! | the topic, or a deferral | the batch is [rejected](Outcome::Rejected) |
-//! | a message on its own, for its body | it is rejected |
-//! | a batch for a message in it, or twice for whatever else | half as many leave at once, down to one message each |
-//! | a message on its own for whatever else | it is sent again, after a wait |
+//! | a message on its own, for its body | the message is rejected |
+//! | a batch for a message in it, or twice for any other reason | half as many messages leave at once, down to one message each |
+//! | a message on its own for any other reason | the message is sent again, after a wait |
 //!
-//! Batches grow again as nsqd takes them: to double after each, below the length that was refused, and
-//! without a bound again at the first heartbeat of a connection that has lasted for 10 s. A refused batch counts no possible duplicates: nsqd stores nothing of it, with one
-//! exception. After `E_MPUB_FAILED` nsqd may have stored the first part (its disk is full, or it exits:
-//! `PutMessages` in nsqd/topic.go), and that part counts. A node of ours says that there is no room, or
-//! that the messages never fit, and has stored nothing.
+//! Batches grow again as nsqd accepts them: to double after each, below the refused length; and
+//! without a bound from the first heartbeat of a connection that has lasted for 10 s. A refused
+//! batch counts no possible duplicates, since nsqd stores nothing of it, with one exception: after
+//! `E_MPUB_FAILED` nsqd may have stored the first part (its disk is full, or it exits:
+//! `PutMessages` in nsqd/topic.go), and that part counts. The nsqd of this project stores a batch
+//! whole or not at all; the text of its refusal shows that (no room, or messages that never fit).
 
 mod config;
 mod connection;
-// For the fuzz target that compares it with a model; no part of the API.
+// Public for the fuzz target that compares the outbox with a model; no part of the API.
 #[doc(hidden)]
 pub mod outbox;
 mod outcome;
@@ -67,10 +69,10 @@ use outbox::{Flights, Outbox, PushError};
 use outcome::Exceptions;
 use status::Tally;
 
-/// The most commands that wait for nsqd's answer.
+/// The most commands in flight: sent and not answered.
 pub const FLIGHTS_MAX: usize = 4;
 
-/// The most bytes kept of an error's text.
+/// The most bytes of an error's text that are kept.
 const DETAIL_MAX: usize = 64;
 
 /// The longest deferral, one hour: nsqd's `--max-req-timeout`.
@@ -80,10 +82,10 @@ pub const DEFER_MAX: Span = Span::from_secs(3600);
 /// together still leave together.
 const DEADLINE_STEP_MICROS: u64 = 1 << 17;
 
-/// One more than the longest response that means something.
+/// The length of the longest response that is evaluated, and one more, so that longer ones differ.
 const WORD_MAX: usize = nsqd::HEARTBEAT.len() + 1;
 
-/// Holds the head of every command: `DPUB`, the longest name, the longest deferral, and a NOP.
+/// Bytes for the longest head of a command: a NOP, `DPUB`, the longest name and deferral.
 const TX_BUFFER: usize = 96;
 
 /// Publishes to nsqd. See the [module](self).
@@ -94,46 +96,46 @@ const TX_BUFFER: usize = 96;
 #[derive(Debug)]
 #[repr(C)]
 pub struct Publisher<'a> {
-    /// The head being written, or written last, is that of a plain PUB.
+    /// The head staged last is that of a PUB without a NOP.
     staged_pub: bool,
-    /// The nsqd in use or next to try, and how many failed in this round.
+    /// The nsqd in use or next to dial, and how many nsqds failed in this round.
     current: u8,
     failed: u8,
     /// A connection that came up in this round was not good.
     short: bool,
     /// How often the batch at head was refused.
     refusals: u8,
-    /// A smaller batch is to be tried without a wait.
+    /// The next batch is smaller than the refused one, and leaves without a wait.
     shrunk: bool,
     /// Stages the head of the command being written in `tx_buffer`.
     handshake: Handshake,
     config: &'a Config<'a>,
-    /// Counts changes that may be worth waking somebody for.
+    /// Changes whenever a waiting task should check its condition again.
     version: u32,
-    /// How many messages from the oldest on were in a batch that was refused.
+    /// How many messages, from the oldest on, were in a batch that was refused.
     suspects: u32,
-    /// The most messages in a batch, and a number that was too many.
+    /// The most messages in a batch, and a number that nsqd refused.
     most: u32,
     too_many: u32,
-    /// Body of the command being written: where in the ring, how much is left.
+    /// Body of the command being written: its index in the ring, and how many bytes are left.
     body_index: usize,
     body_left: usize,
-    /// Batches on the wire: when nsqd has neither answered nor taken more.
+    /// With batches in flight: when nsqd is given up unless it answers, or accepts more bytes.
     reply: Instant,
     outbox: Outbox<'a>,
-    /// The newest may be half written.
+    /// The batches in flight; the newest may be half written.
     flights: Flights,
     exceptions: Exceptions,
     counters: Tally,
     nsqds: &'a [Address],
     jitter: Jitter,
     polled: u64,
-    /// When the nsqds that are left out are dialed again; a bit for each of them.
+    /// When the nsqds that are left out are dialed again, and a bit for each of them.
     again: Instant,
     left_out: [u8; 32],
-    /// The newest change of the connection, if nobody polled it yet.
+    /// The newest change of the connection, if the application has not polled it.
     pending_event: Option<PendingEvent>,
-    /// The start of the response being read: enough to know OK and heartbeats.
+    /// The start of the response being read: enough to recognize OK and heartbeats.
     word: Vec<u8, WORD_MAX, u8>,
     tx_buffer: [u8; TX_BUFFER],
     /// The text of the last error, or of the one being read.
@@ -147,10 +149,9 @@ enum PendingEvent {
 }
 
 impl<'a> Publisher<'a> {
-    /// A publisher that dials the first of `nsqds` at once and the others when it fails.
+    /// Creates a publisher that dials the first of `nsqds` at once, and the others when it fails.
     ///
-    /// `ring` is the outbox. It lives as long as the publisher; with the publisher its messages
-    /// are gone.
+    /// `ring` is the outbox. Its messages are lost when the publisher is dropped.
     pub fn new(
         config: &'a Config<'a>,
         nsqds: &'a [Address],
@@ -161,7 +162,7 @@ impl<'a> Publisher<'a> {
         Ok(publisher)
     }
 
-    /// Not set up yet: without a ring and without an address.
+    /// Creates a publisher without a ring and addresses, for [`set_up`](Self::set_up).
     pub(crate) const fn idle() -> Self {
         const NONE: Config<'_> = Config::new();
         Self {
@@ -196,7 +197,7 @@ impl<'a> Publisher<'a> {
         }
     }
 
-    /// Sets an idle publisher up; see [`new`](Self::new).
+    /// Gives an idle publisher its settings; see [`new`](Self::new).
     pub(crate) fn set_up(
         &mut self,
         config: &'a Config<'a>,
@@ -211,15 +212,15 @@ impl<'a> Publisher<'a> {
         Ok(())
     }
 
-    /// Takes a message, at once and whether connected or not.
+    /// Accepts a message at once, connected or not.
     ///
-    /// The body, 1 byte to what the ring holds, is copied once, to where it is sent from. nsqd
-    /// itself refuses bodies above its `--max-msg-size` (1 MiB): [`Outcome::Rejected`].
+    /// The body, of 1 byte up to what the ring holds, is copied once, to where it is sent from.
+    /// nsqd itself refuses bodies above its `--max-msg-size` (1 MiB): [`Outcome::Rejected`].
     pub fn publish(&mut self, topic: &TopicName, body: &[u8]) -> Result<Ticket, PublishError> {
         self.publish_with(topic, body, PublishOptions { defer: None, deadline: None })
     }
 
-    /// Takes a message with a deferral or a deadline, at once and whether connected or not.
+    /// Accepts a message with a deferral or a deadline at once, connected or not.
     pub fn publish_with(
         &mut self,
         topic: &TopicName,
@@ -233,8 +234,8 @@ impl<'a> Publisher<'a> {
         taken
     }
 
-    /// As [`publish_with`](Self::publish_with), but a refusal is not counted: for a caller that
-    /// waits for room.
+    /// As [`publish_with`](Self::publish_with), but does not count [`PublishError::Full`]: for a
+    /// caller that waits for room.
     #[inline(never)]
     pub(crate) fn offer(
         &mut self,
@@ -269,8 +270,8 @@ impl<'a> Publisher<'a> {
 
     /// Closes the connection for good after the command that is being written.
     ///
-    /// Messages not acknowledged by then stay pending: wait for [`Counters::pending`] to reach 0
-    /// first.
+    /// Messages that nsqd has not acknowledged by then stay pending: to avoid that, wait for
+    /// [`Counters::pending`] to reach 0 first.
     pub fn stop(&mut self, now: Instant) {
         match self.handshake.state() {
             LinkState::Idle => {}
@@ -282,12 +283,12 @@ impl<'a> Publisher<'a> {
         }
     }
 
-    /// What became of a message; `None` while that is open.
+    /// Returns the outcome of a message; `None` while the message is pending.
     pub fn outcome(&self, ticket: Ticket) -> Option<Outcome> {
         self.exceptions.outcome(ticket.0, self.outbox.first())
     }
 
-    /// What happened so far.
+    /// Returns the counters since the start.
     pub fn counters(&self) -> Counters {
         let Tally {
             acknowledged,
@@ -324,7 +325,7 @@ impl<'a> Publisher<'a> {
         }
     }
 
-    /// The next event; call until `None`.
+    /// Returns the next event; call it until `None`.
     pub fn poll_event(&mut self) -> Option<Event> {
         match self.pending_event.take() {
             Some(PendingEvent::Connected) => {
@@ -353,7 +354,7 @@ impl<'a> Publisher<'a> {
         })
     }
 
-    /// Where the connection is.
+    /// Returns the state of the connection.
     pub fn state(&self) -> State {
         match self.handshake.state() {
             LinkState::Idle => State::Stopped,
@@ -368,7 +369,7 @@ impl<'a> Publisher<'a> {
             LinkState::Identifying => State::Identifying,
             LinkState::Authenticating => State::Authenticating,
             LinkState::Closing => State::Closing(self.handshake.why().unwrap_or(Closed::Local)),
-            // It neither subscribes nor asks, and is not left.
+            // A publisher enters only `Ready` of these.
             LinkState::Subscribing
             | LinkState::Asking
             | LinkState::Ready
@@ -377,7 +378,7 @@ impl<'a> Publisher<'a> {
         }
     }
 
-    /// Whether [`stop`](Self::stop) was called.
+    /// Returns whether [`stop`](Self::stop) was called.
     fn is_stopped(&self) -> bool {
         match self.handshake.state() {
             LinkState::Idle => true,
@@ -386,24 +387,23 @@ impl<'a> Publisher<'a> {
         }
     }
 
-    /// Whether an nsqd, by its place among the addresses, refused in a way that no repetition cures
-    /// and is left out.
+    /// Returns whether the nsqd at index `nsqd` is left out because of a permanent refusal.
     fn is_left_out(&self, nsqd: usize) -> bool {
         let bits = self.left_out.get(nsqd >> 3).copied().unwrap_or_default();
         bits & bit(nsqd) != 0
     }
 
-    /// The nsqd in use, or the next to try.
+    /// Returns the nsqd in use, or the next to dial.
     pub fn nsqd(&self) -> Option<&'a Address> {
         self.nsqds.get(usize::from(self.current))
     }
 
-    /// How many bytes of the outbox are in use.
+    /// Returns how many bytes of the outbox are in use.
     pub fn outbox_used(&self) -> usize {
         self.outbox.used()
     }
 
-    /// nsqd's own words for the last error, cut off at 64 bytes.
+    /// Returns nsqd's text of the last error, cut off at 64 bytes.
     pub fn detail(&self) -> &str {
         match core::str::from_utf8(&self.detail) {
             Ok(text) => text,
@@ -416,8 +416,8 @@ impl<'a> Publisher<'a> {
         }
     }
 
-    /// Changes when a message is resolved or the connection comes or goes: whether it is worth
-    /// asking again.
+    /// Returns a value that changes when a message is resolved or the connection changes, so that a
+    /// waiting task should check its condition again.
     pub fn version(&self) -> u32 {
         self.version
     }

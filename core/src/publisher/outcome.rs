@@ -1,39 +1,40 @@
-//! What became of each message: tickets and the log of exceptions.
+//! The outcome of each message: tickets and the log of exceptions.
 
 use core::fmt;
 
 use crate::wire::nsqd::ErrorCode;
 
-/// How many ranges of messages that were *not* acknowledged are remembered.
+/// How many ranges of messages that were *not* acknowledged are kept.
 const EXCEPTIONS_MAX: usize = 4;
 
-/// Names one accepted message, for good: tickets count up from 0 and survive reconnects.
+/// Identifies an accepted message for good: tickets count up from 0 and survive reconnects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Ticket(pub(super) u64);
 
 impl Ticket {
-    /// The message's number, from 0, in the order of publishing.
+    /// Returns the message's number, from 0, in the order of publishing.
     pub const fn number(self) -> u64 {
         self.0
     }
 }
 
-/// What became of a message. Final.
+/// The final outcome of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Outcome {
-    /// nsqd has it.
+    /// nsqd accepted the message.
     Acknowledged,
-    /// nsqd refused it, and would refuse it again. It is in no channel.
+    /// nsqd refused the message, and would refuse it again. It is in no channel.
     Rejected(ErrorCode),
-    /// Its deadline passed first. If it was on the wire by then, nsqd may have it all the same.
+    /// The deadline passed first. If the message was in flight by then, nsqd may have it
+    /// nevertheless.
     Expired,
-    /// It made room for a newer one ([`Full::DropOldest`](super::Full)). If it was on the wire
-    /// before a connection broke, nsqd may have it all the same.
+    /// The message made room for a newer one ([`Full::DropOldest`](super::Full)). If it was in
+    /// flight before a connection broke, nsqd may have it nevertheless.
     Dropped,
-    /// It is final, but so much went wrong since that the rest is forgotten: more than
-    /// 4 ranges of messages were not acknowledged. The counters are still right.
+    /// The message is final, but its outcome is forgotten, since more than 4 later ranges of
+    /// messages were not acknowledged. The counters are still right.
     Forgotten,
 }
 
@@ -62,17 +63,17 @@ impl Exception {
     }
 }
 
-/// Which messages were not acknowledged.
+/// The ranges of messages that were not acknowledged.
 #[derive(Debug)]
 pub(super) struct Exceptions {
-    /// Newest last; those of no messages are not in use.
+    /// Newest last; ranges of no messages are not in use.
     // A ring of four would cost more in indices than moving three.
     ranges: [Exception; EXCEPTIONS_MAX],
-    /// How many of the newest ranges nobody polled yet.
+    /// How many of the newest ranges were not polled yet.
     unpolled: u8,
-    /// Nothing is known for sure of messages before this.
+    /// The outcome of an earlier message is unknown, unless a range has it.
     forgotten: u64,
-    /// Messages in ranges that were forgotten before anybody polled them.
+    /// Messages in ranges that were forgotten before they were polled.
     overlooked: u32,
 }
 
@@ -82,7 +83,7 @@ impl Exceptions {
         Self { ranges: [none; EXCEPTIONS_MAX], unpolled: 0, forgotten: 0, overlooked: 0 }
     }
 
-    /// `count` messages from `first` on; at least one.
+    /// Adds `count` messages from `first` on; at least one.
     pub(super) fn add(&mut self, first: u64, count: u32, outcome: Outcome) {
         let [oldest, second, third, newest] = &mut self.ranges;
         if self.unpolled > 0 && newest.end() == first && newest.outcome == outcome {
@@ -100,7 +101,7 @@ impl Exceptions {
         self.unpolled = self.unpolled.wrapping_add(1).min(EXCEPTIONS_MAX as u8);
     }
 
-    /// What is known of message `number`, if all before `resolved` are final.
+    /// Returns the outcome of message `number`, if all messages before `resolved` are final.
     pub(super) fn outcome(&self, number: u64, resolved: u64) -> Option<Outcome> {
         for range in self.ranges.iter().rev().take_while(|range| range.count > 0) {
             if range.first <= number && number < range.end() {
@@ -116,7 +117,7 @@ impl Exceptions {
         }
     }
 
-    /// How many failed messages were forgotten unpolled since this was last asked.
+    /// Takes the number of failed messages that were forgotten unpolled since the last call.
     pub(super) fn take_overlooked(&mut self) -> u32 {
         core::mem::take(&mut self.overlooked)
     }
@@ -146,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_known_and_what_is_forgotten() {
+    fn outcomes_are_known_until_they_are_forgotten() {
         let mut log = Exceptions::new();
         assert_eq!(log.outcome(0, 0), None);
         assert_eq!(log.outcome(0, 1), Some(Outcome::Acknowledged));
@@ -164,8 +165,8 @@ mod tests {
         assert_eq!(log.outcome(11, 30), Some(Outcome::Acknowledged));
         let polled = core::iter::from_fn(|| log.poll()).map(|r| r.first);
         assert!(polled.eq([10, 12, 14, 16]));
-        assert_eq!(log.take_overlooked(), 1, "nobody heard of message 5");
+        assert_eq!(log.take_overlooked(), 1, "message 5 was never polled");
         log.add(30, 1, Outcome::Dropped);
-        assert_eq!(log.take_overlooked(), 0, "the one displaced now was polled");
+        assert_eq!(log.take_overlooked(), 0, "the range displaced now was polled");
     }
 }

@@ -1,4 +1,4 @@
-//! What a publisher is asked, answers and counts.
+//! Options, errors, events, counters and states of a publisher.
 
 use core::fmt;
 
@@ -10,26 +10,26 @@ use crate::time::{Instant, Span};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct PublishOptions {
-    /// nsqd holds the message back for so long, up to [`DEFER_MAX`](super::DEFER_MAX) (DPUB). Deferred messages
-    /// leave one by one.
+    /// How long nsqd holds the message back, up to [`DEFER_MAX`](super::DEFER_MAX) (DPUB). Deferred
+    /// messages leave one by one.
     pub defer: Option<Span>,
-    /// Give the message up if nsqd has not acknowledged it by then, or up to 131 ms later.
+    /// When to give the message up if nsqd has not acknowledged it, exact to 131 ms: then or later.
     pub deadline: Option<Instant>,
 }
 
-/// Why a message was not accepted. Nothing changed.
+/// Why a message was not accepted. The publisher is unchanged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[non_exhaustive]
 pub enum PublishError {
-    /// The outbox is full. Try again when messages were acknowledged, or wait for room.
+    /// The outbox is full. Try again after messages were acknowledged, or wait for room.
     Full,
     /// The message never fits into the outbox.
     TooLarge {
         /// The longest body that fits, in bytes, with this topic.
         max: usize,
     },
-    /// nsqd takes no empty message.
+    /// nsqd accepts no empty message.
     Empty,
     /// The deferral is above [`DEFER_MAX`](super::DEFER_MAX).
     DeferTooLong,
@@ -37,61 +37,62 @@ pub enum PublishError {
     Stopped,
 }
 
-/// What the application should know. Newer changes of the connection replace older ones that
-/// nobody polled.
+/// An event for the application. A newer change of the connection replaces an older one that was
+/// not polled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[non_exhaustive]
 pub enum Event {
-    /// Ready to publish.
+    /// The connection is ready: messages are sent.
     Connected {
-        /// Which of the nsqd addresses.
+        /// The index of the nsqd among the addresses.
         nsqd: usize,
     },
     /// The connection is gone or did not come up; another attempt is due.
     Disconnected {
-        /// Which of the nsqd addresses.
+        /// The index of the nsqd among the addresses.
         nsqd: usize,
-        /// Why; [`Publisher::detail`](super::Publisher::detail) has nsqd's own words.
+        /// The reason; [`Publisher::detail`](super::Publisher::detail) has nsqd's text.
         why: Closed,
     },
-    /// This nsqd refused in a way that no repetition cures, and is left out for
-    /// [`Config::left_out_for`](super::Config::left_out_for); the others are used meanwhile. Instead of `Disconnected`, each time.
+    /// This nsqd refused permanently, and is left out for
+    /// [`Config::left_out_for`](super::Config::left_out_for); the others are used meanwhile.
+    /// Replaces `Disconnected`, each time.
     LeftOut {
-        /// Which of the nsqd addresses.
+        /// The index of the nsqd among the addresses.
         nsqd: usize,
-        /// Why, and what to do; [`Publisher::detail`](super::Publisher::detail) has nsqd's own words.
+        /// The reason; [`Publisher::detail`](super::Publisher::detail) has nsqd's text.
         why: Fault,
     },
-    /// These messages were not acknowledged, and never will be.
+    /// These messages failed: nsqd will not acknowledge them.
     Failed {
-        /// The first of them.
+        /// The first of the messages.
         first: Ticket,
         /// How many, counting up from `first`.
         count: u32,
         /// Not [`Outcome::Acknowledged`].
         outcome: Outcome,
     },
-    /// So many more messages were not acknowledged; which ones is forgotten, since nobody polled
-    /// while more than 4 ranges failed.
+    /// So many more messages failed, but their tickets are forgotten: more than 4 ranges failed
+    /// before the application polled.
     Forgotten {
-        /// How many.
+        /// How many messages.
         count: u32,
     },
     /// Every message before this ticket is final, and was acknowledged unless
     /// [`Event::Failed`] named it or [`Event::Forgotten`] counted it.
     Resolved {
-        /// The first that is not.
+        /// The first message that is not final.
         below: Ticket,
     },
 }
 
-/// What happened so far. `accepted = acknowledged + rejected + expired + dropped + pending`.
+/// Counters since the start. `accepted = acknowledged + rejected + expired + dropped + pending`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[non_exhaustive]
 pub struct Counters {
-    /// Messages taken into the outbox.
+    /// Messages accepted into the outbox.
     pub accepted: u64,
     /// Messages that nsqd confirmed.
     pub acknowledged: u64,
@@ -103,10 +104,10 @@ pub struct Counters {
     pub dropped: u64,
     /// Messages not final yet.
     pub pending: u64,
-    /// Calls of `publish` refused because the outbox was full. A message tried again counts again.
+    /// Calls of `publish` refused because the outbox was full. Each attempt of a message counts.
     pub refused: u64,
-    /// Messages that were wholly written when their connection broke, so that sending them again
-    /// may have made a duplicate each: there are at most this many duplicates in nsqd.
+    /// Messages that were wholly written, but not answered, when their connection broke. Sending
+    /// them again may have made a duplicate of each: nsqd has at most this many duplicates.
     pub possible_duplicates: u64,
     /// Expired messages that nsqd confirmed afterwards.
     pub late: u64,
@@ -122,7 +123,7 @@ pub struct Counters {
     pub mpubs: u64,
 }
 
-/// [`Counters`] less what can be derived.
+/// [`Counters`] without those that can be derived.
 #[derive(Debug)]
 pub(super) struct Tally {
     pub(super) acknowledged: u64,
@@ -156,26 +157,26 @@ impl Tally {
     };
 }
 
-/// Where the connection is.
+/// The state of a publisher's connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum State {
     /// No connection; the next dial is due at a time.
     Waiting,
-    /// No connection: every nsqd refused in a way that no repetition cures, the last one so. They are
+    /// No connection: every nsqd refused permanently; this is the last refusal. The nsqds are
     /// dialed again after [`Config::left_out_for`](super::Config::left_out_for).
     LeftOut(Fault),
     /// A dial is under way.
     Dialing,
     /// The transport is being wrapped: [`Link::Upgrade`](crate::session::Link::Upgrade).
     Upgrading,
-    /// IDENTIFY is being sent, or its answer is due.
+    /// IDENTIFY is being sent, or its response is awaited.
     Identifying,
-    /// AUTH is being sent, or its answer is due.
+    /// AUTH is being sent, or its response is awaited.
     Authenticating,
     /// The handshake is done: batches are sent and answered.
     Ready,
-    /// The driver is to close the connection.
+    /// The driver has to close the connection.
     Closing(Closed),
     /// [`Publisher::stop`](super::Publisher::stop) was called and the connection is gone.
     Stopped,

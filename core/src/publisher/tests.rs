@@ -1,4 +1,4 @@
-//! Scenarios: a publisher, a time line, and the bytes that an nsqd would see and say.
+//! Scenarios: a publisher, a time line, and the bytes that an nsqd would receive and send.
 
 use std::vec::Vec;
 
@@ -68,7 +68,7 @@ impl<'a> Rig<'a> {
         self.publisher.tick(self.now);
     }
 
-    /// Writes all there is.
+    /// Writes all pending bytes and returns them.
     fn written(&mut self) -> Vec<u8> {
         let mut bytes = Vec::new();
         for _ in 0..1000 {
@@ -93,12 +93,12 @@ impl<'a> Rig<'a> {
     }
 
     #[track_caller]
-    fn say(&mut self, bytes: impl AsRef<[u8]>) {
+    fn receive(&mut self, bytes: impl AsRef<[u8]>) {
         self.publisher.receive(self.now, bytes.as_ref()).unwrap();
     }
 
     #[track_caller]
-    fn say_and_fault(&mut self, bytes: impl AsRef<[u8]>) -> Fault {
+    fn receive_and_fault(&mut self, bytes: impl AsRef<[u8]>) -> Fault {
         let fault = self.publisher.receive(self.now, bytes.as_ref()).unwrap_err();
         assert_eq!(self.publisher.link(), Link::Close);
         assert!(self.publisher.transmit(self.now).is_empty(), "no more bytes after a fault");
@@ -122,7 +122,7 @@ impl<'a> Rig<'a> {
         self.publisher.open(self.now);
         let hello = self.written();
         assert!(hello.starts_with(b"  V2IDENTIFY\n"), "{}", String::from_utf8_lossy(&hello));
-        self.say(frame(0, r#"{"max_rdy_count":2500,"auth_required":false}"#));
+        self.receive(frame(0, r#"{"max_rdy_count":2500,"auth_required":false}"#));
         assert_eq!(self.publisher.state(), State::Ready);
     }
 

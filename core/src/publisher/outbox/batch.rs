@@ -1,4 +1,4 @@
-//! Messages that leave as one command, before and after they have left.
+//! Messages that leave as one command, before and after they were sent.
 
 use super::NOT_DEFERRED;
 use crate::publisher::FLIGHTS_MAX;
@@ -7,60 +7,60 @@ use crate::time::Span;
 /// Consecutive messages of one context that leave as one command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Batch {
-    /// Where in the ring its records start.
+    /// The index in the ring of the first record.
     pub(super) index: usize,
-    /// Ring bytes before it that belong to no batch: headers and expired messages.
+    /// Ring bytes before the records that belong to no batch: headers and expired messages.
     pub(super) skip: u32,
-    /// Ring bytes of its records.
+    /// Ring bytes of the records.
     pub(super) bytes: u32,
-    /// How many messages.
+    /// The number of messages.
     pub(super) count: u32,
-    /// How it is deferred.
+    /// The deferral in milliseconds, or [`NOT_DEFERRED`].
     pub(super) defer: u32,
     pub(super) same_context: bool,
 }
 
 impl Batch {
-    /// How many messages it has, at least 1.
+    /// Returns the number of messages, at least 1.
     pub const fn count(&self) -> u32 {
         self.count
     }
 
-    /// Where its records start, for [`Outbox::bytes`](super::Outbox::bytes).
+    /// Returns the index of the first record, for [`Outbox::bytes`](super::Outbox::bytes).
     pub const fn index(&self) -> usize {
         self.index
     }
 
-    /// How many bytes its `[u32 size][body]` records take.
+    /// Returns the length of all `[u32 size][body]` records in bytes.
     pub const fn bytes(&self) -> u32 {
         self.bytes
     }
 
-    /// How it is deferred. A deferred batch has one message.
+    /// Returns the deferral. A deferred batch has one message.
     pub const fn defer(&self) -> Option<Span> {
         to_defer(self.defer)
     }
 
-    /// It has the topic and the deferral of the batch before it; none was before the first since
-    /// [`Outbox::rewind`](super::Outbox::rewind).
+    /// Returns whether topic and deferral are those of the batch before; false for the first batch
+    /// after [`Outbox::rewind`](super::Outbox::rewind).
     pub const fn same_context(&self) -> bool {
         self.same_context
     }
 }
 
-/// Why the outbox did not take a message; it is unchanged.
+/// Why the outbox rejected a message. The outbox is unchanged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PushError {
-    /// It fits once others have left.
+    /// The message fits once others have left.
     Full,
-    /// It never fits; `max` is the longest body for this topic.
+    /// The message never fits; `max` is the longest body for this topic.
     TooLarge {
         /// In bytes.
         max: usize,
     },
 }
 
-/// What stays of a [`Batch`] while its answer is due.
+/// The part of a [`Batch`] that is kept until the batch is answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Flight {
     pub(super) skip: u32,
@@ -69,7 +69,7 @@ pub struct Flight {
 }
 
 impl Flight {
-    /// How many messages are in it.
+    /// Returns the number of messages.
     pub const fn count(&self) -> u32 {
         self.count
     }
@@ -81,7 +81,7 @@ impl From<Batch> for Flight {
     }
 }
 
-/// Batches whose answer is due, oldest first: at most [`FLIGHTS_MAX`].
+/// Batches in flight, oldest first: at most [`FLIGHTS_MAX`].
 // A ring of four would cost more in indices than moving three.
 #[derive(Debug)]
 pub(in crate::publisher) struct Flights {
@@ -118,7 +118,7 @@ impl Flights {
         self.flights.iter().take(self.len())
     }
 
-    /// Nothing if it is full.
+    /// Appends a batch; does nothing if there are [`FLIGHTS_MAX`] already.
     pub(in crate::publisher) fn push(&mut self, flight: Flight) {
         if let Some(slot) = self.flights.get_mut(usize::from(self.len)) {
             *slot = flight;
@@ -135,12 +135,12 @@ impl Flights {
     }
 }
 
-/// As a header has it.
+/// Converts a deferral to its form in a header.
 pub(super) fn from_defer(defer: Option<Span>) -> u32 {
     defer.map_or(NOT_DEFERRED, Span::as_millis)
 }
 
-/// As the caller gives it.
+/// Converts a deferral from its form in a header.
 const fn to_defer(word: u32) -> Option<Span> {
     if word == NOT_DEFERRED { None } else { Some(Span::from_millis(word)) }
 }

@@ -10,16 +10,16 @@
 //!
 //! A header sets topic, deferral and expiry for the messages behind it, and is written only when
 //! one of them changes. Consecutive messages therefore lie in the ring exactly as the tail of an
-//! MPUB, each as the tail of a PUB or DPUB, and leave from where they lie.
+//! MPUB, each as the tail of a PUB or DPUB, and are sent from the ring without a copy.
 //!
-//! Three cursors: *head* (everything before it is final), *sent* (everything before it is in a
-//! frame on the wire) and the end. A lost connection moves *sent* back to *head*. A header that
-//! head has passed is kept beside the ring; one that it has not passed is found in the ring.
+//! Three cursors: *head* (every item before it is final), *sent* (every item before it is in a
+//! frame on the wire) and the end. A lost connection moves *sent* back to *head*. The last header
+//! before head is kept beside the ring; headers behind head are found in the ring.
 //!
 //! # Bounds
 //!
-//! One: the length of the ring. A message takes [`RECORD_OVERHEAD`] bytes plus its body; a change
-//! of topic, deferral or expiry takes [`HEADER_OVERHEAD`] plus the topic's length.
+//! The length of the ring is the only bound. A message takes [`RECORD_OVERHEAD`] bytes plus its
+//! body; a change of topic, deferral or expiry takes [`HEADER_OVERHEAD`] plus the topic's length.
 
 mod batch;
 mod ring;
@@ -40,46 +40,46 @@ pub const HEADER_OVERHEAD: usize = 16;
 
 /// Set in the first word of a header.
 const MARK: u32 = 1 << 31;
-/// Set in the first word of a header whose messages are resolved as expired: only their bytes are
-/// still here.
+/// Set in the first word of a header whose messages are resolved as expired: only their bytes
+/// remain.
 const DEAD: u32 = 1 << 30;
-/// What is left is a size.
+/// The bits of the size in the first word of an item.
 const SIZE: u32 = DEAD - 1;
 
-/// The longest ring of which all is used.
+/// The longest ring that is used whole.
 pub const RING_MAX: usize = SIZE as usize;
 
-/// In a header's deferral: none, so PUB or MPUB.
+/// The deferral of a header whose messages are not deferred: PUB or MPUB.
 const NOT_DEFERRED: u32 = u32::MAX;
 
-/// What holds for a message beside its body.
+/// The properties of a message beside its body.
 #[derive(Debug)]
 struct Context {
-    /// Where it goes.
+    /// The topic that the message is published to.
     topic: TopicName,
-    /// For how long nsqd is to hold it back, in milliseconds, or [`NOT_DEFERRED`].
+    /// How long nsqd holds the message back, in milliseconds, or [`NOT_DEFERRED`].
     defer: u32,
-    /// When it is given up; [`Instant::NEVER`] for never.
+    /// When the message expires; [`Instant::NEVER`] for never.
     expiry: Instant,
-    /// It was given up.
+    /// The messages were resolved as expired.
     dead: bool,
 }
 
-/// Messages on their way, in a ring that the user lends. See the [module](self).
+/// Pending messages, in a ring that the user lends. See the [module](self).
 // All positions are at most the ring's length, 2^30, and the sum of two of them is exact.
 #[derive(Debug)]
 #[repr(C)]
 pub struct Outbox<'a> {
     ring: &'a mut [u8],
-    /// Where the first item lies.
+    /// The index of the first item.
     head: usize,
     /// Bytes from head to the end.
     used: usize,
-    /// Bytes from head to what is not in a frame yet.
+    /// Bytes from head to the first item that is in no frame yet.
     sent: usize,
     /// The last header before `sent`, in bytes from head; [`PASSED`] if head has passed it.
     sent_header: usize,
-    /// The last header of all, likewise.
+    /// The last header in the ring, likewise.
     last_header: usize,
     /// Messages from head to the end.
     messages: u32,
@@ -87,19 +87,19 @@ pub struct Outbox<'a> {
     sent_messages: u32,
     /// The number of the first message at or behind head.
     first: u64,
-    /// No live message expires before this.
+    /// No live message expires before this time.
     next_expiry: Instant,
-    /// What the header before head said.
+    /// The content of the last header before head.
     context: Context,
-    /// A batch with the context of `sent_header` was given.
+    /// A batch with the context of `sent_header` was given out.
     given: bool,
 }
 
-/// Instead of a header's position.
+/// The position of a header that head has passed.
 const PASSED: usize = usize::MAX;
 
 impl<'a> Outbox<'a> {
-    /// An empty outbox over `ring`. At most 1 GiB of it is used.
+    /// Creates an empty outbox over `ring`. At most 1 GiB of the ring is used.
     pub const fn new(ring: &'a mut [u8]) -> Self {
         Self {
             ring: longest(ring),
@@ -123,14 +123,14 @@ impl<'a> Outbox<'a> {
         }
     }
 
-    /// Lends a ring to an outbox that has had none.
+    /// Lends a ring to an outbox without one.
     pub(super) fn set_ring(&mut self, ring: &'a mut [u8]) {
         self.ring = longest(ring);
     }
 
-    /// Appends a message and gives its number: 0, 1, 2, ...
+    /// Appends a message and returns its number: 0, 1, 2, ...
     ///
-    /// `body` must not be empty; the publisher sees to that.
+    /// `body` must not be empty; the publisher ensures that.
     pub fn push(
         &mut self,
         topic: &TopicName,
@@ -140,7 +140,7 @@ impl<'a> Outbox<'a> {
     ) -> Result<u64, PushError> {
         let name = topic.as_bytes();
         let header = HEADER_OVERHEAD.wrapping_add(name.len());
-        // Judged with a header always, so that the answer does not depend on what is in the ring.
+        // Always counts a header, so that the answer does not depend on the content of the ring.
         let max = self.ring.len().saturating_sub(header.wrapping_add(RECORD_OVERHEAD));
         if body.len() > max {
             return Err(PushError::TooLarge { max });
@@ -161,7 +161,7 @@ impl<'a> Outbox<'a> {
             self.append(name);
             self.next_expiry = self.next_expiry.min(expiry);
         }
-        // Below 2^30: the ring is.
+        // The length is below 2^30, as the ring's length is.
         self.append(&(body.len() as u32).to_be_bytes());
         self.append(body);
         let number = self.end();
@@ -169,8 +169,8 @@ impl<'a> Outbox<'a> {
         Ok(number)
     }
 
-    /// The next messages that can leave as one command, at most `max_count` of them and
-    /// `max_bytes` of records (one message may be longer); moves *sent* behind them.
+    /// Returns the next messages that can leave as one command, and moves *sent* behind them: at
+    /// most `max_count` messages and `max_bytes` of records (a single message may be longer).
     pub fn next_batch(&mut self, max_count: u32, max_bytes: u32) -> Option<Batch> {
         let mut at = self.sent;
         let mut header = self.sent_header;
@@ -214,28 +214,28 @@ impl<'a> Outbox<'a> {
         Some(Batch { index, skip, bytes: bytes as u32, count, defer, same_context })
     }
 
-    /// The topic of a batch that [`next_batch`](Self::next_batch) just gave, in two pieces since
-    /// the ring may wrap in it.
+    /// Returns the topic of the last [`next_batch`](Self::next_batch), in two pieces, since the
+    /// name may wrap at the end of the ring.
     pub fn batch_topic(&self) -> (&[u8], &[u8]) {
         self.topic_at(self.sent_header)
     }
 
-    /// Of the `len` bytes from `index` on, round the end of the ring, those that lie together.
+    /// Returns the bytes from `index` on, at most `len` and at most to the end of the ring.
     pub fn bytes(&self, index: usize, len: usize) -> &[u8] {
         let rest = self.ring.get(index..).unwrap_or_default();
         rest.get(..len).unwrap_or(rest)
     }
 
-    /// The index `n` bytes behind `index`, round the end of the ring.
+    /// Returns the index `n` bytes behind `index`, round the end of the ring.
     pub fn advance(&self, index: usize, n: usize) -> usize {
         let index = index.wrapping_add(n);
         if index < self.ring.len() { index } else { index.wrapping_sub(self.ring.len()) }
     }
 
-    /// Head passes the oldest batch: its messages are final, its bytes free.
+    /// Moves head past the oldest batch: its messages are final, its bytes free.
     ///
-    /// Returns the number of its first message, and how many were live; the others were resolved
-    /// as expired before.
+    /// Returns the number of its first message, and how many of its messages were live; the others
+    /// were resolved as expired before.
     pub fn resolve(&mut self, batch: &Flight) -> (u64, u32) {
         let mut skip = batch.skip as usize;
         while skip > 0 {
@@ -251,8 +251,8 @@ impl<'a> Outbox<'a> {
         (first, live)
     }
 
-    /// Nothing is on the wire any more: *sent* goes back to head. Expired messages at head are
-    /// freed.
+    /// Moves *sent* back to head, as nothing is on the wire any more. Frees expired messages at
+    /// head.
     pub fn rewind(&mut self) {
         self.sent = 0;
         self.sent_messages = 0;
@@ -261,12 +261,12 @@ impl<'a> Outbox<'a> {
         self.free_dead();
     }
 
-    /// Drops the oldest message and gives its number, unless it is on the wire.
+    /// Drops the oldest message and returns its number, unless the message is on the wire.
     pub fn drop_oldest(&mut self) -> Option<u64> {
         if self.sent > 0 {
             return None;
         }
-        // The header before the message, if any: an expired one is not at head.
+        // Passes headers and expired messages in front of it.
         self.free_dead();
         let number = self.first;
         self.pass_item()?;
@@ -274,8 +274,8 @@ impl<'a> Outbox<'a> {
         Some(number)
     }
 
-    /// Gives up what expires at `now`; tells `expired(first number, count)` of each run of
-    /// messages, oldest first. Their bytes are freed as head reaches them.
+    /// Resolves the messages that expire at `now`, and calls `expired(first number, count)` for
+    /// each run of them, oldest first. Their bytes are freed as head reaches them.
     pub fn expire(&mut self, now: Instant, mut expired: impl FnMut(u64, u32)) {
         if now < self.next_expiry || self.next_expiry == Instant::NEVER {
             return;
@@ -285,7 +285,7 @@ impl<'a> Outbox<'a> {
         let mut number = self.first;
         let mut header = PASSED;
         loop {
-            // One header and what follows it.
+            // One header and the messages behind it.
             let begin = number;
             let end = loop {
                 let Some(word) = self.word(at) else { break None };
@@ -316,42 +316,43 @@ impl<'a> Outbox<'a> {
         }
     }
 
-    /// When [`expire`](Self::expire) has something to do next; [`Instant::NEVER`] if never.
+    /// Returns when [`expire`](Self::expire) is due; [`Instant::NEVER`] for never.
     pub fn next_expiry(&self) -> Instant {
         if self.messages == 0 { Instant::NEVER } else { self.next_expiry }
     }
 
-    /// The number of the first message that is not final.
+    /// Returns the number of the first message that is not final.
     pub fn first(&self) -> u64 {
         self.first
     }
 
-    /// The number that the next message gets.
+    /// Returns the number that the next message will get.
     pub fn end(&self) -> u64 {
         self.first.wrapping_add(self.messages.into())
     }
 
-    /// Messages in the ring, expired ones whose bytes are not free yet included.
+    /// Returns how many messages are in the ring, including expired ones whose bytes are not free
+    /// yet.
     pub fn messages(&self) -> u32 {
         self.messages
     }
 
-    /// Whether all that is here is in a frame on the wire.
+    /// Returns whether all items are in frames on the wire.
     pub fn all_sent(&self) -> bool {
         self.sent >= self.used
     }
 
-    /// Bytes in use.
+    /// Returns the number of bytes in use.
     pub fn used(&self) -> usize {
         self.used
     }
 
-    /// Bytes free.
+    /// Returns the number of free bytes.
     pub fn free(&self) -> usize {
         self.ring.len().wrapping_sub(self.used)
     }
 
-    /// Bytes in all.
+    /// Returns the length of the ring in bytes.
     pub fn capacity(&self) -> usize {
         self.ring.len()
     }
@@ -365,7 +366,7 @@ impl<'a> Outbox<'a> {
         }
     }
 
-    /// Head passes one item; a header becomes the context.
+    /// Moves head past one item; a header becomes the context.
     fn pass_item(&mut self) -> Option<usize> {
         let word = self.word(0)?;
         let size = item_size(word);
@@ -386,7 +387,7 @@ impl<'a> Outbox<'a> {
         Some(size)
     }
 
-    /// Head passes items; they are there.
+    /// Moves head past `bytes` bytes of items, which hold `messages` messages.
     fn pass(&mut self, bytes: usize, messages: u32) {
         self.head = self.offset(bytes);
         self.used = self.used.wrapping_sub(bytes);
@@ -402,7 +403,7 @@ impl<'a> Outbox<'a> {
         self.messages = self.messages.wrapping_sub(messages);
         self.sent_messages = self.sent_messages.saturating_sub(messages);
         if self.used == 0 {
-            // The next message then lies in one piece.
+            // So that the next message does not wrap.
             self.head = 0;
         }
     }
@@ -423,7 +424,7 @@ impl<'a> Outbox<'a> {
         }
     }
 
-    /// Whether a message for `topic` may follow the last one without a header.
+    /// Returns whether a message for `topic` can follow the last one without a header.
     fn is_last_context(&self, topic: &[u8], defer: u32, expiry: Instant) -> bool {
         let header = self.last_header;
         let (one, two) = self.topic_at(header);
@@ -458,7 +459,7 @@ impl<'a> Outbox<'a> {
         (one, self.bytes(0, len.wrapping_sub(one.len())))
     }
 
-    /// The big-endian word at `at` bytes from head, if that is before the end.
+    /// Returns the big-endian word at `at` bytes from head, if that is before the end.
     fn word(&self, at: usize) -> Option<u32> {
         if at >= self.used {
             return None;
@@ -488,7 +489,7 @@ impl<'a> Outbox<'a> {
         copy(self.ring, two);
     }
 
-    /// The index in the ring of what lies `at` bytes from head.
+    /// Returns the index in the ring of the byte `at` bytes from head.
     fn offset(&self, at: usize) -> usize {
         self.advance(self.head, at)
     }

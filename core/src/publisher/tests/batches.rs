@@ -1,4 +1,4 @@
-//! What leaves in one command, and what becomes of a command that nsqd refuses.
+//! Which messages leave in one command, and the effect of a refusal on them.
 
 use super::*;
 
@@ -12,10 +12,10 @@ fn a_single_message_leaves_as_pub_at_once_and_backlog_as_mpub() {
     rig.publish("b");
     let last = rig.publish("c");
     rig.expect(mpub(&["b", "c"]));
-    rig.say(OK);
+    rig.receive(OK);
     assert_eq!(rig.outcome(first), Some(Outcome::Acknowledged));
     assert_eq!(rig.outcome(last), None);
-    rig.say(OK);
+    rig.receive(OK);
     assert_eq!(rig.outcome(last), Some(Outcome::Acknowledged));
     let counters = rig.publisher.counters();
     assert_eq!((counters.accepted, counters.acknowledged, counters.pending), (3, 3, 0));
@@ -47,7 +47,7 @@ fn flights_are_bounded_and_what_waits_becomes_one_batch() {
     rig.publish("x");
     rig.publish("y");
     rig.expect("");
-    rig.say(OK);
+    rig.receive(OK);
     rig.expect(mpub(&["x", "y"]));
 }
 
@@ -57,18 +57,18 @@ fn a_rejected_batch_is_retried_one_by_one() {
     rig.connect();
     let tickets = ["a", "bad", "c"].map(|body| rig.publish(body));
     rig.expect(mpub(&["a", "bad", "c"]));
-    let fault = rig.say_and_fault(frame(1, "E_BAD_MESSAGE MPUB message too big 3 > 2"));
+    let fault = rig.receive_and_fault(frame(1, "E_BAD_MESSAGE MPUB message too big 3 > 2"));
     assert_eq!(fault, Fault::Refused(ErrorCode::BadMessage));
     assert_eq!(rig.publisher.detail(), "E_BAD_MESSAGE MPUB message too big 3 > 2");
     rig.reconnect();
     rig.publish("later");
     rig.expect([pub_one("a"), pub_one("bad"), pub_one("c"), pub_one("later")].concat());
-    rig.say(OK);
-    rig.say_and_fault(frame(1, "E_BAD_MESSAGE PUB message too big 3 > 2"));
+    rig.receive(OK);
+    rig.receive_and_fault(frame(1, "E_BAD_MESSAGE PUB message too big 3 > 2"));
     rig.reconnect();
-    // What was wrong is gone, so batches grow again: one was taken, so two leave at once.
+    // The bad message is gone, so batches grow again: one was accepted, so two leave at once.
     rig.expect(mpub(&["c", "later"]));
-    rig.say(OK);
+    rig.receive(OK);
     for body in ["w", "x", "y", "z"] {
         rig.publish(body);
     }
@@ -81,14 +81,14 @@ fn a_rejected_batch_is_retried_one_by_one() {
     assert_eq!((counters.rejected, counters.possible_duplicates), (1, 0));
 }
 
-/// Refuses what is written, with these words; gives how many messages that was.
-fn refuse(rig: &mut Rig<'_>, words: &str) -> u32 {
+/// Refuses the next command with `text`; returns how many messages the command had.
+fn refuse(rig: &mut Rig<'_>, text: &str) -> u32 {
     let written = rig.written();
     let count = match written.strip_prefix(b"MPUB t\n") {
         Some(rest) => u32::from_be_bytes(rest[4..8].try_into().unwrap()),
         None => u32::from(written.starts_with(b"PUB t\n")),
     };
-    rig.say_and_fault(frame(1, words));
+    rig.receive_and_fault(frame(1, text));
     rig.lose();
     rig.wait(16_000);
     rig.connect();
@@ -97,25 +97,25 @@ fn refuse(rig: &mut Rig<'_>, words: &str) -> u32 {
 
 #[test]
 fn a_batch_that_is_refused_twice_is_halved_whatever_the_code() {
-    for words in ["E_PUB_FAILED x", "E_MPUB_FAILED MPUB failed no room", "E_NEW", "E_INVALID x"] {
+    for text in ["E_PUB_FAILED x", "E_MPUB_FAILED MPUB failed no room", "E_NEW", "E_INVALID x"] {
         rig!(rig);
         let last = (0..20).map(|n| rig.publish(&n.to_string())).last().unwrap();
         rig.connect();
-        let counts: Vec<u32> = (0..9).map(|_| refuse(&mut rig, words)).collect();
-        assert_eq!(counts, [20, 20, 10, 5, 2, 1, 1, 1, 1], "{words}");
+        let counts: Vec<u32> = (0..9).map(|_| refuse(&mut rig, text)).collect();
+        assert_eq!(counts, [20, 20, 10, 5, 2, 1, 1, 1, 1], "{text}");
         let counters = rig.publisher.counters();
         let lost = (counters.rejected, counters.possible_duplicates, counters.pending);
-        assert_eq!(lost, (0, 0, 20), "{words}");
-        // What it takes then grows, but for a while not to what it refused.
+        assert_eq!(lost, (0, 0, 20), "{text}");
+        // Batches that are accepted then grow, but for a while not to a length that was refused.
         rig.expect([pub_one("0"), pub_one("1"), pub_one("2"), pub_one("3")].concat());
-        rig.say([OK; 4].concat());
+        rig.receive([OK; 4].concat());
         while rig.outcome(last).is_none() {
             let written = rig.written();
             assert!(!written.starts_with(b"MPUB"), "{}", String::from_utf8_lossy(&written));
-            rig.say(OK);
-            rig.say(OK);
-            rig.say(OK);
-            rig.say(OK);
+            rig.receive(OK);
+            rig.receive(OK);
+            rig.receive(OK);
+            rig.receive(OK);
         }
         assert_eq!(rig.publisher.counters().acknowledged, 20);
     }
@@ -131,7 +131,7 @@ fn a_smaller_batch_is_tried_without_a_wait_and_one_message_is_not() {
     for (count, at_once) in [(4, false), (4, true), (2, true), (1, false)] {
         let written = rig.written();
         assert_eq!(written.starts_with(b"MPUB"), count > 1);
-        rig.say_and_fault(frame(1, "E_PUB_FAILED PUB failed no room"));
+        rig.receive_and_fault(frame(1, "E_PUB_FAILED PUB failed no room"));
         rig.lose();
         assert_eq!(rig.publisher.deadline() <= rig.now, at_once, "{count}");
         rig.wait(20_000);
@@ -155,7 +155,7 @@ fn batches_grow_past_what_was_refused_once_a_connection_lasts() {
         let written = rig.written();
         let first = written.strip_prefix(b"MPUB t\n").expect("a batch");
         while rig.publisher.counters().pending > 0 {
-            rig.say(OK);
+            rig.receive(OK);
             rig.written();
         }
         u32::from_be_bytes(first[4..8].try_into().unwrap())
@@ -165,11 +165,11 @@ fn batches_grow_past_what_was_refused_once_a_connection_lasts() {
         publish(&mut rig, 8);
     }
     rig.wait(9000);
-    rig.say(HEARTBEAT);
+    rig.receive(HEARTBEAT);
     rig.expect([&b"NOP\n"[..], &mpub(&["x"; 4]), &mpub(&["x"; 4])].concat());
-    rig.say([OK, OK].concat());
+    rig.receive([OK, OK].concat());
     rig.wait(1000);
-    rig.say(HEARTBEAT);
+    rig.receive(HEARTBEAT);
     rig.expect("NOP\n");
     publish(&mut rig, 1000);
     assert_eq!(taken(&mut rig), 1000);
@@ -186,7 +186,7 @@ fn one_bad_message_among_many_is_rejected_alone() {
         let mut refusals = 0;
         while rig.publisher.counters().pending > 0 {
             let written = rig.written();
-            // What nsqd makes of it, command by command.
+            // The answers of an nsqd, command by command.
             let mut rest = &written[..];
             while let Some(end) = rest.iter().position(|&b| b == b'\n') {
                 let word = |at: usize| {
@@ -195,15 +195,15 @@ fn one_bad_message_among_many_is_rejected_alone() {
                 let used = 5 + word(1);
                 let command = &rest[..end + used];
                 rest = &rest[end + used..];
-                if command.windows(3).any(|words| words == b"bad") {
+                if command.windows(3).any(|text| text == b"bad") {
                     refusals += 1;
-                    rig.say_and_fault(frame(1, "E_BAD_MESSAGE MPUB message too big 3 > 2"));
+                    rig.receive_and_fault(frame(1, "E_BAD_MESSAGE MPUB message too big 3 > 2"));
                     rig.lose();
                     assert!(rig.publisher.deadline() <= rig.now, "nothing is gained by a wait");
                     rig.connect();
                     break;
                 }
-                rig.say(OK);
+                rig.receive(OK);
             }
         }
         let counters = rig.publisher.counters();
@@ -213,10 +213,10 @@ fn one_bad_message_among_many_is_rejected_alone() {
     }
 }
 
-/// Bad ones expire, are dropped, or are given up with their connection: what comes later leaves in
+/// Bad messages expire, are dropped, or are given up with their connection: later messages leave in
 /// batches.
 #[test]
-fn suspects_that_are_gone_are_none_any_more() {
+fn suspects_that_are_gone_do_not_bound_batches() {
     for expire in [true, false] {
         let full = if expire { Full::Refuse } else { Full::DropOldest };
         rig!(rig, Config { full, ..Config::new() }, 100, ["one:4150"]);
@@ -229,7 +229,7 @@ fn suspects_that_are_gone_are_none_any_more() {
             }
         }
         assert!(rig.written().starts_with(b"MPUB"));
-        rig.say_and_fault(frame(1, "E_BAD_MESSAGE MPUB invalid message"));
+        rig.receive_and_fault(frame(1, "E_BAD_MESSAGE MPUB invalid message"));
         rig.lose();
         rig.wait(2000);
         if !expire {
@@ -245,26 +245,26 @@ fn suspects_that_are_gone_are_none_any_more() {
 }
 
 #[test]
-fn what_concerns_the_topic_rejects_the_whole_batch() {
+fn a_refusal_of_the_topic_rejects_the_whole_batch() {
     rig!(rig);
     rig.connect();
     let tickets = ["a", "b"].map(|body| rig.publish(body));
     rig.written();
-    rig.say_and_fault(frame(1, "E_UNAUTHORIZED AUTH failed for MPUB on \"t\""));
+    rig.receive_and_fault(frame(1, "E_UNAUTHORIZED AUTH failed for MPUB on \"t\""));
     for ticket in tickets {
         assert_eq!(rig.outcome(ticket), Some(Outcome::Rejected(ErrorCode::Unauthorized)));
     }
     assert_eq!(
         rig.events().last(),
         Some(&Event::Resolved { below: Ticket(2) }),
-        "and the application hears of it"
+        "and the application is notified"
     );
     rig.reconnect();
     rig.expect("");
 }
 
 #[test]
-fn what_is_nsqds_own_fault_rejects_nothing() {
+fn errors_of_nsqd_itself_reject_nothing() {
     for error in [
         // A connection that was cut off in the middle of a message.
         "E_BAD_MESSAGE PUB failed to read message body",
@@ -278,10 +278,10 @@ fn what_is_nsqds_own_fault_rejects_nothing() {
         rig.connect();
         let ticket = rig.publish("a");
         rig.written();
-        rig.say_and_fault(frame(1, error));
+        rig.receive_and_fault(frame(1, error));
         rig.reconnect();
         rig.expect(pub_one("a"));
-        rig.say(OK);
+        rig.receive(OK);
         assert_eq!(rig.outcome(ticket), Some(Outcome::Acknowledged), "{error}");
     }
 }
@@ -293,6 +293,6 @@ fn a_deferral_that_nsqd_refuses_is_rejected() {
     let options = PublishOptions { defer: Some(DEFER_MAX), deadline: None };
     let ticket = rig.publisher.publish_with(&topic(T), b"x", options).unwrap();
     rig.written();
-    rig.say_and_fault(frame(1, "E_INVALID DPUB timeout 3600000 out of range 0-1000"));
+    rig.receive_and_fault(frame(1, "E_INVALID DPUB timeout 3600000 out of range 0-1000"));
     assert_eq!(rig.outcome(ticket), Some(Outcome::Rejected(ErrorCode::Invalid)));
 }

@@ -1,4 +1,4 @@
-//! How a connection comes up, what it carries, and when it is left.
+//! The handshake of a connection, its commands, and when it is closed.
 
 use super::*;
 
@@ -23,12 +23,12 @@ fn the_handshake_is_what_nsqd_expects() {
     ] {
         assert!(json.contains(part), "{json}");
     }
-    rig.say(frame(0, "OK"));
-    assert_eq!(rig.publisher.state(), State::Ready, "a plain OK is an answer, too");
+    rig.receive(frame(0, "OK"));
+    assert_eq!(rig.publisher.state(), State::Ready, "a plain OK is a response, too");
 }
 
 #[test]
-fn every_split_of_nsqds_words_means_the_same() {
+fn every_split_of_nsqds_bytes_means_the_same() {
     let script = [OK, HEARTBEAT, OK, HEARTBEAT, OK].concat();
     for split in 0..=script.len() {
         rig!(rig);
@@ -38,8 +38,8 @@ fn every_split_of_nsqds_words_means_the_same() {
             rig.written();
             ticket
         });
-        rig.say(&script[..split]);
-        rig.say(&script[split..]);
+        rig.receive(&script[..split]);
+        rig.receive(&script[split..]);
         for ticket in tickets {
             assert_eq!(rig.outcome(ticket), Some(Outcome::Acknowledged), "split at {split}");
         }
@@ -69,7 +69,7 @@ fn partial_writes_lose_and_double_nothing() {
                 got.extend(&bytes[..n]);
                 rig.publisher.sent(rig.now, n);
             }
-            rig.say(OK);
+            rig.receive(OK);
         }
         assert_eq!(got, expected, "{step} bytes at a time");
     }
@@ -83,7 +83,7 @@ fn a_lost_connection_sends_everything_unanswered_again_in_order() {
     rig.expect(pub_one("a"));
     rig.publish("b");
     rig.expect(pub_one("b"));
-    rig.say(OK);
+    rig.receive(OK);
     rig.publish("c");
     // Half of "c" is written.
     let n = rig.publisher.transmit(rig.now).len() - 1;
@@ -91,9 +91,9 @@ fn a_lost_connection_sends_everything_unanswered_again_in_order() {
     rig.reconnect();
     assert_eq!(rig.outcome(a), Some(Outcome::Acknowledged));
     rig.expect(mpub(&["b", "c"]));
-    // nsqd cannot have stored the half-written one.
+    // nsqd cannot have stored the half-written message.
     assert_eq!(rig.publisher.counters().possible_duplicates, 1);
-    rig.say(OK);
+    rig.receive(OK);
     assert_eq!(rig.publisher.counters().acknowledged, 3);
 }
 
@@ -101,7 +101,7 @@ fn a_lost_connection_sends_everything_unanswered_again_in_order() {
 fn heartbeats_are_answered_before_payload() {
     rig!(rig);
     rig.connect();
-    rig.say(HEARTBEAT);
+    rig.receive(HEARTBEAT);
     rig.publish("a");
     rig.expect([&b"NOP\n"[..], &pub_one("a")].concat());
     // Also with all flights taken.
@@ -110,7 +110,7 @@ fn heartbeats_are_answered_before_payload() {
         rig.written();
     }
     rig.publish("waits");
-    rig.say([HEARTBEAT, HEARTBEAT].concat());
+    rig.receive([HEARTBEAT, HEARTBEAT].concat());
     rig.expect("NOP\nNOP\n");
     assert_eq!(rig.publisher.counters().heartbeats, 3);
 }
@@ -121,19 +121,19 @@ fn a_half_written_nop_is_not_a_half_written_batch() {
     rig.connect();
     let ticket = rig.publish("a");
     rig.expect(pub_one("a"));
-    rig.say(HEARTBEAT);
+    rig.receive(HEARTBEAT);
     let half = |rig: &mut Rig<'_>| {
         assert_eq!(rig.publisher.transmit(rig.now).head, b"NOP\n");
         rig.publisher.sent(rig.now, 2);
     };
     half(&mut rig);
-    rig.say(OK);
+    rig.receive(OK);
     assert_eq!(rig.outcome(ticket), Some(Outcome::Acknowledged));
     rig.expect("P\n");
-    // Lost instead, the batch counts as wholly written.
+    // If the connection is lost instead, the batch counts as wholly written.
     rig.publish("b");
     rig.written();
-    rig.say(HEARTBEAT);
+    rig.receive(HEARTBEAT);
     half(&mut rig);
     rig.reconnect();
     assert_eq!(rig.publisher.counters().possible_duplicates, 1);
@@ -145,7 +145,7 @@ fn two_heartbeats_of_silence_end_a_half_open_connection() {
     rig.connect();
     rig.wait(59_999);
     assert_eq!(rig.publisher.link(), Link::Up);
-    rig.say(HEARTBEAT);
+    rig.receive(HEARTBEAT);
     rig.wait(59_999);
     assert_eq!(rig.publisher.link(), Link::Up);
     rig.wait(1);
@@ -156,14 +156,14 @@ fn two_heartbeats_of_silence_end_a_half_open_connection() {
 }
 
 #[test]
-fn an_nsqd_that_lives_but_never_answers_is_left() {
+fn an_nsqd_that_sends_heartbeats_but_never_answers_is_left() {
     rig!(rig, Config::new(), 1024, ["one:1", "two:1"]);
     rig.connect();
     rig.publish("a");
     rig.written();
     for _ in 0..3 {
         rig.wait(3000);
-        rig.say(HEARTBEAT);
+        rig.receive(HEARTBEAT);
     }
     assert_eq!(rig.publisher.link(), Link::Up);
     rig.wait(1000);
@@ -180,7 +180,7 @@ fn answering_heartbeats_does_not_put_off_the_reply_timeout() {
     rig.publish("a");
     rig.written();
     rig.wait(5000);
-    rig.say(HEARTBEAT);
+    rig.receive(HEARTBEAT);
     rig.expect("NOP\n");
     rig.wait(5000);
     let why = Closed::Fault(Fault::TimedOut(Awaited::Reply));
@@ -193,9 +193,9 @@ fn the_last_error_stays_known() {
     rig.connect();
     rig.publish("a");
     rig.written();
-    rig.say_and_fault(frame(1, "E_PUB_FAILED PUB failed exiting"));
+    rig.receive_and_fault(frame(1, "E_PUB_FAILED PUB failed exiting"));
     rig.reconnect();
-    rig.say(HEARTBEAT);
+    rig.receive(HEARTBEAT);
     assert_eq!(rig.publisher.detail(), "E_PUB_FAILED PUB failed exiting");
 }
 
@@ -206,7 +206,7 @@ fn an_answer_between_two_pieces_of_identify_ends_the_connection() {
     rig.publisher.open(rig.now);
     let n = rig.publisher.transmit(rig.now).len();
     rig.publisher.sent(rig.now, n);
-    assert_eq!(rig.say_and_fault(frame(0, "OK")), Fault::UnexpectedReply);
+    assert_eq!(rig.receive_and_fault(frame(0, "OK")), Fault::UnexpectedReply);
 }
 
 #[test]
@@ -235,24 +235,24 @@ fn auth_is_sent_when_it_is_required_and_only_then() {
     rig.dial();
     rig.publisher.open(rig.now);
     rig.written();
-    rig.say(frame(0, r#"{"auth_required":true}"#));
+    rig.receive(frame(0, r#"{"auth_required":true}"#));
     rig.expect([b"AUTH\n", &200u32.to_be_bytes()[..], secret.as_bytes()].concat());
-    rig.say(frame(0, r#"{"identity":"","identity_url":"","permission_count":1}"#));
+    rig.receive(frame(0, r#"{"identity":"","identity_url":"","permission_count":1}"#));
     rig.expect(pub_one("a"));
     let events = rig.events();
     assert!(matches!(events[0], Event::Connected { nsqd: 0 }), "{events:?}");
-    rig.say(OK);
+    rig.receive(OK);
     rig.reconnect();
     rig.expect("");
 }
 
 #[test]
-fn auth_required_without_a_secret_says_so() {
+fn auth_required_without_a_secret_is_reported() {
     rig!(rig);
     rig.dial();
     rig.publisher.open(rig.now);
     rig.written();
-    assert_eq!(rig.say_and_fault(frame(0, r#"{"auth_required":true}"#)), Fault::AuthRequired);
+    assert_eq!(rig.receive_and_fault(frame(0, r#"{"auth_required":true}"#)), Fault::AuthRequired);
 }
 
 #[test]
@@ -284,27 +284,27 @@ fn nonsense_ends_the_connection_with_a_reason() {
         rig.dial();
         rig.publisher.open(rig.now);
         rig.written();
-        assert_eq!(rig.say_and_fault(&bytes), fault);
-        rig.say(b"more"); // ignored
+        assert_eq!(rig.receive_and_fault(&bytes), fault);
+        rig.receive(b"more"); // ignored
         rig.reconnect();
         rig.expect(pub_one("a"));
-        rig.say(OK);
+        rig.receive(OK);
         assert_eq!(rig.outcome(ticket), Some(Outcome::Acknowledged));
     }
 }
 
 #[test]
-fn an_answer_that_nobody_asked_for_ends_the_connection() {
+fn an_unexpected_response_ends_the_connection() {
     rig!(rig);
     rig.connect();
-    assert_eq!(rig.say_and_fault(OK), Fault::UnexpectedReply);
-    // And one that comes before the question is out.
+    assert_eq!(rig.receive_and_fault(OK), Fault::UnexpectedReply);
+    // Likewise a response that arrives before its command is written.
     rig!(rig);
     rig.connect();
     rig.publish("a");
     let n = rig.publisher.transmit(rig.now).len() - 1;
     rig.publisher.sent(rig.now, n);
-    assert_eq!(rig.say_and_fault(OK), Fault::UnexpectedReply);
+    assert_eq!(rig.receive_and_fault(OK), Fault::UnexpectedReply);
     rig.reconnect();
     rig.expect(pub_one("a"));
 }
@@ -328,7 +328,7 @@ fn stop_finishes_the_command_being_written() {
 
 #[test]
 fn a_driver_that_vanishes_at_any_point_is_a_legal_path() {
-    // The transport and its driver are dropped without a word; a new driver opens again.
+    // The transport and its driver are dropped; a new driver opens again.
     for bytes in 0..60 {
         rig!(rig);
         let tickets = ["a", "b"].map(|body| rig.publish(body));
@@ -338,7 +338,7 @@ fn a_driver_that_vanishes_at_any_point_is_a_legal_path() {
         while left > 0 {
             let n = rig.publisher.transmit(rig.now).len().min(left);
             if n == 0 {
-                rig.say(frame(0, "OK"));
+                rig.receive(frame(0, "OK"));
                 left -= 1;
                 continue;
             }
@@ -348,9 +348,9 @@ fn a_driver_that_vanishes_at_any_point_is_a_legal_path() {
         rig.publisher.open(rig.now);
         let hello = rig.written();
         assert!(hello.starts_with(b"  V2IDENTIFY\n"));
-        rig.say(frame(0, "OK"));
+        rig.receive(frame(0, "OK"));
         rig.expect(mpub(&["a", "b"]));
-        rig.say(OK);
+        rig.receive(OK);
         for ticket in tickets {
             assert_eq!(rig.outcome(ticket), Some(Outcome::Acknowledged));
         }
@@ -369,7 +369,7 @@ fn spurious_ticks_at_any_time_change_nothing() {
     }
     assert_eq!(rig.publisher.state(), State::Ready);
     rig.expect(pub_one("a"));
-    // A clock that jumps to its end makes things late, not wrong.
+    // A clock that jumps to its end makes commands late, not wrong.
     rig.now = Instant::NEVER;
     rig.publisher.tick(rig.now);
     assert_eq!(rig.publisher.link(), Link::Close);

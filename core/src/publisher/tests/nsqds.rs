@@ -4,8 +4,8 @@ use super::*;
 
 const TLS: &str = "E_INVALID cannot PUB in current state (TLS required)";
 
-/// All that can never work, with what nsqd says: after IDENTIFY was written, and after the next
-/// thing.
+/// All permanent refusals: the response to IDENTIFY, if any, then the refusal of the next command,
+/// and its fault.
 fn permanent() -> [(Option<&'static str>, Vec<u8>, Fault); 9] {
     const AUTH: Option<&str> = Some(r#"{"auth_required":true}"#);
     [
@@ -34,7 +34,7 @@ fn permanent() -> [(Option<&'static str>, Vec<u8>, Fault); 9] {
 }
 
 #[test]
-fn who_can_never_take_messages_is_left_out_and_asked_again_every_five_minutes() {
+fn an_nsqd_that_refuses_permanently_is_left_out_and_dialed_again_every_five_minutes() {
     for (identified, refusal, fault) in permanent() {
         rig!(rig, Config { auth_secret: Some(b"s"), ..Config::new() });
         let ticket = rig.publish("a");
@@ -43,10 +43,10 @@ fn who_can_never_take_messages_is_left_out_and_asked_again_every_five_minutes() 
             rig.publisher.open(rig.now);
             rig.written();
             if let Some(identified) = identified {
-                rig.say(frame(0, identified));
+                rig.receive(frame(0, identified));
                 assert!(!rig.written().is_empty());
             }
-            assert_eq!(rig.say_and_fault(&refusal), fault);
+            assert_eq!(rig.receive_and_fault(&refusal), fault);
             assert!(fault.is_permanent());
             rig.events();
             rig.lose();
@@ -60,11 +60,11 @@ fn who_can_never_take_messages_is_left_out_and_asked_again_every_five_minutes() 
         }
         let counters = rig.publisher.counters();
         assert_eq!((counters.pending, counters.rejected, counters.possible_duplicates), (1, 0, 0));
-        // Somebody has put it right.
+        // The settings were corrected.
         rig.connect();
         assert!(!rig.publisher.is_left_out(0));
         rig.expect(pub_one("a"));
-        rig.say(OK);
+        rig.receive(OK);
         assert_eq!(rig.outcome(ticket), Some(Outcome::Acknowledged));
     }
 }
@@ -75,15 +75,15 @@ fn one_of_several_is_left_out_and_the_others_are_used_without_delay() {
     rig.publish("a");
     rig.connect();
     rig.expect(pub_one("a"));
-    rig.say_and_fault(frame(1, TLS));
+    rig.receive_and_fault(frame(1, TLS));
     rig.lose();
     assert_eq!(rig.publisher.state(), State::Waiting);
     assert_eq!(rig.publisher.nsqd().unwrap().to_string(), "good:1");
     rig.connect();
     rig.expect(pub_one("a"));
-    rig.say(OK);
+    rig.receive(OK);
     assert_eq!(rig.publisher.counters().acknowledged, 1);
-    // The others take turns as ever.
+    // The others are dialed in turn as before.
     rig.lose();
     let start = rig.now;
     let mut dialed = Vec::new();
@@ -94,7 +94,7 @@ fn one_of_several_is_left_out_and_the_others_are_used_without_delay() {
         }
         rig.wait(10);
     }
-    let first = dialed.iter().find(|(_, nsqd)| nsqd == "tls:1").expect("it is asked again");
+    let first = dialed.iter().find(|(_, nsqd)| nsqd == "tls:1").expect("it is dialed again");
     assert!((298_000..303_000).contains(&first.0), "{first:?}");
     let others = dialed.iter().filter(|(_, nsqd)| nsqd != "tls:1").count();
     assert!(others > 300, "{others}");
@@ -114,7 +114,7 @@ fn all_are_left_out_in_one_round_however_many() {
             assert_eq!(rig.dial(), *name, "round {round}");
             rig.publisher.open(rig.now);
             rig.written();
-            rig.say_and_fault(frame(0, r#"{"auth_required":true}"#));
+            rig.receive_and_fault(frame(0, r#"{"auth_required":true}"#));
             rig.lose();
             assert_eq!(rig.events(), [Event::LeftOut { nsqd, why: Fault::AuthRequired }]);
         }
@@ -144,11 +144,11 @@ fn failover_tries_every_nsqd_before_it_pauses() {
     assert_eq!(rig.dial(), "two:1");
     rig.publisher.open(rig.now);
     rig.written();
-    rig.say(frame(0, "OK"));
+    rig.receive(frame(0, "OK"));
     rig.publish("a");
     rig.written();
-    rig.say(OK);
-    // A good one that is lost is tried again at once, then the next.
+    rig.receive(OK);
+    // A good connection that is lost is dialed again at once, then the next nsqd.
     rig.lose();
     assert_eq!(rig.dial(), "two:1");
     refuse(&mut rig);
@@ -156,7 +156,7 @@ fn failover_tries_every_nsqd_before_it_pauses() {
 }
 
 #[test]
-fn an_nsqd_that_accepts_and_hangs_up_is_not_hammered() {
+fn an_nsqd_that_accepts_and_hangs_up_is_not_dialed_often() {
     rig!(rig);
     let start = rig.now;
     let mut dials = 0;
@@ -165,7 +165,7 @@ fn an_nsqd_that_accepts_and_hangs_up_is_not_hammered() {
             dials += 1;
             rig.publisher.open(rig.now);
             rig.written();
-            rig.say(frame(0, "OK"));
+            rig.receive(frame(0, "OK"));
             rig.lose();
         }
         rig.wait(1);
@@ -174,8 +174,8 @@ fn an_nsqd_that_accepts_and_hangs_up_is_not_hammered() {
 }
 
 #[test]
-fn only_an_nsqd_that_takes_messages_or_lasts_is_dialed_again_at_once() {
-    for (say, held, at_once) in [
+fn only_an_nsqd_that_accepts_messages_or_lasts_is_dialed_again_at_once() {
+    for (receive, held, at_once) in [
         (None, 9999, false),
         (None, 10_000, true),
         (Some(HEARTBEAT.to_vec()), 1000, false),
@@ -187,20 +187,20 @@ fn only_an_nsqd_that_takes_messages_or_lasts_is_dialed_again_at_once() {
         rig.publish("a");
         rig.connect();
         rig.written();
-        if let Some(say) = &say {
-            let _ = rig.publisher.receive(rig.now, say);
+        if let Some(receive) = &receive {
+            let _ = rig.publisher.receive(rig.now, receive);
         }
-        // Without a tick: a tick would end it, as its answer is late.
+        // Without a tick: a tick would end the connection, as the response is late.
         rig.now = rig.now.after(Span::from_millis(held));
         rig.lose();
-        assert_eq!(rig.publisher.dial(rig.now).is_some(), at_once, "{say:?}, {held} ms");
+        assert_eq!(rig.publisher.dial(rig.now).is_some(), at_once, "{receive:?}, {held} ms");
         rig.wait(499);
-        assert!(rig.publisher.dial(rig.now).is_none(), "{say:?}, {held} ms");
+        assert!(rig.publisher.dial(rig.now).is_none(), "{receive:?}, {held} ms");
     }
 }
 
 #[test]
-fn a_round_in_which_one_came_up_and_was_not_good_is_followed_by_a_longer_wait() {
+fn a_round_in_which_a_connection_came_up_but_was_not_good_is_followed_by_a_longer_wait() {
     rig!(rig, Config::new(), 1024, ["one:1", "two:1"]);
     let mut wait = |hangs_up: bool| {
         for name in ["one:1", "two:1"] {

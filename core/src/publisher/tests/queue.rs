@@ -1,4 +1,4 @@
-//! What waits: how much fits, and for how long it may.
+//! Pending messages: how many fit, and how long they may wait.
 
 use super::*;
 
@@ -17,12 +17,12 @@ fn full_refuses_at_once_and_changes_nothing() {
     assert_eq!(after, Counters { refused: before.1.refused + 1, ..before.1 });
     rig.connect();
     rig.written();
-    rig.say(OK);
+    rig.receive(OK);
     assert!(rig.publisher.publish(&topic(T), &[0; 10]).is_ok(), "room again");
 }
 
 #[test]
-fn drop_oldest_drops_counts_and_reports_but_never_what_is_on_the_wire() {
+fn drop_oldest_drops_counts_and_reports_but_never_messages_in_flight() {
     rig!(rig, Config { full: Full::DropOldest, ..Config::new() }, 100, ["one:4150"]);
     for n in 10..30 {
         rig.publish(&n.to_string());
@@ -35,7 +35,7 @@ fn drop_oldest_drops_counts_and_reports_but_never_what_is_on_the_wire() {
     assert_eq!(rig.outcome(Ticket(19)), None);
     rig.connect();
     rig.written();
-    // All is on the wire now.
+    // All messages are in flight now.
     let refused = core::iter::repeat_with(|| rig.publisher.publish(&topic(T), &[0; 30]))
         .take(5)
         .filter(|taken| *taken == Err(PublishError::Full))
@@ -54,7 +54,7 @@ fn drop_oldest_drops_counts_and_reports_but_never_what_is_on_the_wire() {
 }
 
 #[test]
-fn a_deadline_expires_what_was_not_sent() {
+fn a_deadline_expires_messages_that_were_not_sent() {
     rig!(rig);
     let kept = rig.publish("kept");
     let ticket = with_deadline(&mut rig, 1000);
@@ -64,7 +64,7 @@ fn a_deadline_expires_what_was_not_sent() {
     assert_eq!(rig.outcome(ticket), Some(Outcome::Expired), "at most 131 ms late");
     rig.connect();
     rig.expect(pub_one("kept"));
-    rig.say(OK);
+    rig.receive(OK);
     assert_eq!(rig.outcome(kept), Some(Outcome::Acknowledged));
     let counters = rig.publisher.counters();
     assert_eq!((counters.expired, counters.pending, counters.late), (1, 0, 0));
@@ -72,21 +72,21 @@ fn a_deadline_expires_what_was_not_sent() {
 }
 
 #[test]
-fn what_expires_on_the_wire_is_reported_then_and_its_late_answer_counted() {
+fn a_message_that_expires_in_flight_is_reported_then_and_its_late_response_counted() {
     rig!(rig);
     rig.connect();
     let ticket = with_deadline(&mut rig, 1000);
     rig.written();
     rig.wait(1200);
     assert_eq!(rig.outcome(ticket), Some(Outcome::Expired));
-    rig.say(OK);
+    rig.receive(OK);
     let counters = rig.publisher.counters();
     assert_eq!((counters.expired, counters.late, counters.acknowledged), (1, 1, 0));
     assert_eq!(rig.outcome(ticket), Some(Outcome::Expired));
 }
 
 #[test]
-fn what_expires_on_the_wire_is_not_sent_again() {
+fn a_message_that_expired_in_flight_is_not_sent_again() {
     rig!(rig);
     rig.connect();
     with_deadline(&mut rig, 1000);
