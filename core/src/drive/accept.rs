@@ -1,17 +1,19 @@
-//! A port: listeners, and the sessions that callers get.
+//! A port: its listeners, and the sessions that its callers get.
 //!
-//! There is one listener more than sessions. The listener that accepts a caller takes a free session
-//! for it; if there is none, that of a connection that may go ([`Session::evictable`]), the one
-//! first that may go for the longest; if there is none either within [`WAIT`], the caller is told
-//! that all are taken. So somebody listens nearly always, however many connections are idle or slow.
+//! There is one listener more than sessions. The listener that accepts a caller takes a free
+//! session for the caller. If no session is free, the listener evicts the connection that has been
+//! evictable for the longest ([`Session::evictable`]). If no connection becomes evictable within
+//! [`WAIT`], the caller is rejected. So the port listens nearly always, however many connections
+//! are idle or slow.
 //!
-//! A session that closes the connection is heard to the end: after its last bytes the transport is
-//! closed, and what the caller still says is read, and given to the session, until it hangs up too
-//! or the session's deadline has come.
+//! If a session closes its connection, the peer is read to the end: the driver closes the transport
+//! after the session's last bytes, then reads from the peer and passes the bytes to the session,
+//! until the peer closes too or the session's deadline passes.
 //!
-//! An event costs what happened, not what is configured: a listener is polled only if its waker was
-//! woken ([`Sleep::own_waker`]), or if it is marked, because another listener or another session left
-//! it something to do. On a platform without such wakers all are polled whenever the task runs.
+//! The cost of an event does not grow with the number of connections: a listener is polled only if
+//! its waker was woken ([`Sleep::own_waker`]), or if it is marked because another listener or
+//! session created work for it. On a platform without such wakers all are polled whenever the task
+//! runs.
 //!
 //! [`Session::evictable`]: crate::session::Session::evictable
 
@@ -28,42 +30,43 @@ use super::{Listener, Sleep};
 use crate::session::Closed;
 use crate::time::{Instant, Span};
 
-/// How long a caller waits until a connection may go.
+/// The longest time that a caller waits for a connection to become evictable.
 const WAIT: Span = Span::from_millis(2500);
 
-/// The index of the session that rejects.
+/// The index of the session that rejects callers.
 pub(super) const SPARE: usize = usize::MAX >> 1;
 
 /// The number of the spare listener.
 const SPARE_LISTENER: u16 = u16::MAX;
 
-/// Bytes read at once of what a rejected caller says.
+/// The size of the receive buffer for a rejected caller.
 const SPARE_RX_LEN: usize = 32;
 
-/// The receive buffers of some sessions.
+/// The receive buffers of the sessions of a port.
 pub(super) type Buffers<const SLOTS: usize, const RX: usize> = [[u8; RX]; SLOTS];
 
-/// What a server listens on: a listener for each session, and a spare one, all of one port. While
-/// all sessions are taken the spare one accepts callers: each gets the session of a connection that
-/// is idle or slow ([`Session::evictable`](crate::session::Session::evictable)), if need be within 2.5 s, or is rejected. Without a
-/// spare one callers wait, or are reset, as the platform has it.
+/// The listeners of one port of a server: one for each session, and a spare one. While all sessions
+/// are taken, the spare listener accepts callers. Each gets the session of a connection that is
+/// idle or slow ([`Session::evictable`](crate::session::Session::evictable)), waiting up to 2.5 s
+/// for such a connection, or is rejected. Without a spare listener such callers wait or are reset,
+/// depending on the platform.
 #[derive(Debug, Clone, Copy)]
 pub struct Port<L, const SLOTS: usize> {
-    /// One for each connection at a time.
+    /// The listeners of the sessions; each serves one connection at a time.
     pub slots: [L; SLOTS],
-    /// For callers while all sessions are taken.
+    /// The listener for callers that arrive while all sessions are taken.
     pub spare: Option<L>,
 }
 
 impl<L, const SLOTS: usize> Port<L, SLOTS> {
-    /// Makes as many listeners as it takes, a spare one among them.
+    /// Makes all listeners with `listener`, including a spare one.
     pub fn new(mut listener: impl FnMut() -> L) -> Self {
         Self { slots: core::array::from_fn(|_| listener()), spare: Some(listener()) }
     }
 }
 
 impl<L> Port<L, 0> {
-    /// Nothing to listen on.
+    /// A port without listeners.
     pub const NONE: Self = Self { slots: [], spare: None };
 }
 
@@ -72,44 +75,44 @@ pub(super) trait Sessions {
     /// See [`access`](Self::access).
     type Access: SessionAccess;
 
-    /// What [`poll_changed`](Self::poll_changed) saw last.
+    /// The state of the server at the last [`poll_changed`](Self::poll_changed).
     type Seen: Default;
 
-    /// The access to a session, or to the one that rejects, [`SPARE`].
+    /// Returns access to a session, or with [`SPARE`] to the one that rejects callers.
     fn access(&self, index: usize) -> Self::Access;
 
-    /// Wakes the task at the next change of the server. If there was one since `seen`, calls `mark`
-    /// with each session that it may have given something to do.
+    /// Arranges that `task` wakes at the next change of the server. If the server changed since
+    /// `seen`, calls `mark` with each session for which the change may have created work.
     fn poll_changed(&self, task: &Waker, seen: &mut Self::Seen, mark: &mut dyn FnMut(usize));
 }
 
-/// Which listener has which session, and which of the listeners are to be polled.
+/// The assignment of sessions to listeners, and the marks of the listeners to poll.
 ///
-/// Listeners are counted from one; 0 is none.
+/// Listeners are numbered from one; 0 is no listener.
 struct Table<'t, 'r, M: RawMutex>(Mutex<M, RefCell<Inner<'t, 'r>>>);
 
 struct Inner<'t, 'r> {
-    /// The listener that has the session.
+    /// For each session, the listener that has it.
     owners: &'t mut [u16],
-    /// The session's receive buffer, if no listener has it.
+    /// For each session, its receive buffer, unless a listener has taken it.
     buffers: &'t mut [Option<&'r mut [u8]>],
     slots: &'t mut [Slot],
     spare: Slot,
-    /// The listener whose caller waits for a session. Until it has one nobody else is accepted.
+    /// The listener whose caller waits for a session. No other caller is accepted meanwhile.
     waiting: u16,
-    /// Of the listeners that take callers from one queue, the one that is polled for the next: the
-    /// first that is idle.
+    /// The first idle listener: the one polled for the next caller if all listeners accept from one
+    /// queue.
     acceptor: u16,
-    /// A listener was marked since the port was polled.
+    /// A listener was marked during this poll of the port.
     marked: bool,
 }
 
-/// A listener.
+/// The state of a listener.
 #[derive(Clone, Copy)]
 struct Slot {
-    /// It is to be polled, whether its waker was woken or not.
+    /// The listener must be polled even if its waker was not woken.
     marked: bool,
-    /// It waits for a caller.
+    /// The listener waits for a caller.
     idle: bool,
 }
 
@@ -136,7 +139,7 @@ impl<'r> Inner<'_, 'r> {
         }
     }
 
-    /// The listener waits for a caller. True if it is to be polled for one.
+    /// Marks listener `me` idle. Returns true if it should be polled for a caller.
     fn accepts(&mut self, me: u16, one_queue: bool) -> bool {
         if let Some(slot) = self.slot(me) {
             slot.idle = true;
@@ -147,7 +150,8 @@ impl<'r> Inner<'_, 'r> {
         self.waiting == 0 && (!one_queue || self.acceptor == me)
     }
 
-    /// The listener has a caller, or failed: the next one accepts in its place.
+    /// Marks listener `me` busy after it accepted a caller or failed; the next idle listener
+    /// accepts in its place.
     fn accepted(&mut self, me: u16) {
         if let Some(slot) = self.slot(me) {
             slot.idle = false;
@@ -160,7 +164,7 @@ impl<'r> Inner<'_, 'r> {
         }
     }
 
-    /// Takes a session that nobody has, best the listener's own.
+    /// Takes a free session, preferably that with the listener's own number.
     fn take_free(&mut self, me: u16) -> Option<usize> {
         let own = usize::from(me).wrapping_sub(1);
         let is_free = |at: &usize| self.owners.get(*at) == Some(&0);
@@ -171,7 +175,7 @@ impl<'r> Inner<'_, 'r> {
         Some(index)
     }
 
-    /// Takes a session from the listener that has it.
+    /// Takes session `index` from the listener that has it, and marks that listener.
     fn take_from(&mut self, me: u16, index: usize) {
         if let Some(owner) = self.owners.get_mut(index) {
             let old = core::mem::replace(owner, me);
@@ -179,7 +183,7 @@ impl<'r> Inner<'_, 'r> {
         }
     }
 
-    /// Puts a session's buffer back, and the session if it still is this listener's.
+    /// Returns the session's buffer, and frees the session unless another listener has taken it.
     fn leave(&mut self, me: u16, index: usize, rx: &'r mut [u8]) {
         if let Some(slot) = self.buffers.get_mut(index) {
             *slot = Some(rx);
@@ -189,14 +193,15 @@ impl<'r> Inner<'_, 'r> {
             if next == me {
                 *owner = 0;
             } else {
-                // It waits for the buffer.
+                // The new owner waits for the buffer.
                 self.mark(next);
             }
         }
         self.mark(self.waiting);
     }
 
-    /// The caller that waited has a session, or is rejected. All others listen again.
+    /// Ends the wait of a caller, which has a session or is rejected: all idle listeners are polled
+    /// again.
     fn wait_is_over(&mut self) {
         if core::mem::replace(&mut self.waiting, 0) != 0 {
             for slot in self.all_slots().filter(|slot| slot.idle) {
@@ -208,14 +213,14 @@ impl<'r> Inner<'_, 'r> {
 }
 
 impl<'t, 'r, M: RawMutex> Table<'t, 'r, M> {
-    /// `f` does not come back here, so there always is an answer.
+    /// Runs `f` under the lock. `f` must not call this again: it would get the default answer.
     fn with<R: Default>(&self, f: impl FnOnce(&mut Inner<'t, 'r>) -> R) -> R {
         self.0
             .lock(|inner| inner.try_borrow_mut().map_or_else(|_| R::default(), |mut it| f(&mut it)))
     }
 }
 
-/// Serves a port for ever. A listener that fails is asked again after a second.
+/// Serves a port for ever. A listener that fails accepts again after a second.
 pub(super) async fn serve_port<M, L, X, S, const SLOTS: usize, const RX: usize>(
     port: &mut Port<L, SLOTS>,
     sessions: &X,
@@ -250,14 +255,14 @@ where
         let Some(listener) = &mut port.spare else { return pending().await };
         serve_when_woken(SPARE_LISTENER, listener, table, sessions, sleep).await
     };
-    // The spare one is last: it is asked when the others had their turn.
+    // The spare listener is polled last, after all others.
     let mut all = pin!(select(slots, spare));
     let mut task: Option<Waker> = None;
     let mut seen = X::Seen::default();
     let never = poll_fn(|cx| {
         if !task.as_ref().is_some_and(|task| task.will_wake(cx.waker())) {
             task = Some(cx.waker().clone());
-            // The listeners' wakers wake the task that polled them last.
+            // The listeners' wakers still wake the previous task; polling each updates them.
             table.with(|inner| inner.all_slots().for_each(|slot| slot.marked = true));
         }
         sessions.poll_changed(cx.waker(), &mut seen, &mut |index| {
@@ -267,13 +272,13 @@ where
             });
         });
         table.with(|inner| {
-            // It looks for a connection that may go.
+            // The waiting listener looks for an evictable connection in every poll.
             inner.mark(inner.waiting);
             inner.marked = false;
         });
         let polled = all.as_mut().poll(cx);
         if table.with(|inner| inner.marked) {
-            // It may have had its turn before.
+            // The marked listener may have been polled before it was marked.
             cx.waker().wake_by_ref();
         }
         polled
@@ -283,7 +288,7 @@ where
     }
 }
 
-/// Serves a listener with a waker of its own, and only when that was woken or the listener is marked.
+/// Serves a listener with its own waker; polls it only if that was woken or the listener is marked.
 async fn serve_when_woken<M, L, X, S>(
     me: u16,
     listener: &mut L,
@@ -316,6 +321,7 @@ where
     .await
 }
 
+/// Accepts callers on one listener and serves each, one after the other.
 async fn serve_listener<M, L, X, S>(
     me: u16,
     listener: &mut L,
@@ -359,7 +365,7 @@ where
                 .await;
             continue;
         };
-        // A listener that had the session gives its buffer back when it is polled next.
+        // A listener that had the session returns the buffer when it is next polled.
         let rx = poll_fn(|_| {
             let rx = table.with(|inner| inner.buffers.get_mut(index).and_then(Option::take));
             rx.map_or(Poll::Pending, Poll::Ready)
@@ -378,7 +384,8 @@ where
     }
 }
 
-/// Ready when a caller has a session, or is to be rejected.
+/// Ready when the caller of listener `me` has a session, or with `None` when it must be rejected.
+/// Waits until `end` at most.
 fn poll_session<M, X, S>(
     me: u16,
     end: Instant,

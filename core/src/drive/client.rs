@@ -1,5 +1,5 @@
-//! A client of nsqd, publisher or consumer, as one type: a program that has both links one copy of
-//! the driver, of the lock and of what its connections do with them.
+//! A client of nsqd, publisher or consumer, as one type: a program with both links one copy of the
+//! driver and of the lock.
 
 use super::shared::{State, WithSessions};
 #[cfg(feature = "consumer")]
@@ -8,10 +8,10 @@ use crate::consumer::Consumer;
 use crate::publisher::Publisher;
 use crate::session::Session;
 
-/// A client, where it lies.
+/// A reference to a client.
 ///
-/// By a reference rather than in the lock: embassy-sync locks sized types only. `Send`, so that the
-/// runner of a lock that threads may share can go to another thread.
+/// The lock holds a reference because embassy-sync locks only sized types. The client is `Send`, so
+/// that a runner whose lock threads may share can move to another thread.
 pub(super) type ClientRef<'a> = &'a mut (dyn Client<'a> + Send);
 
 /// A publisher or a consumer.
@@ -22,13 +22,13 @@ pub(super) trait Client<'a> {
     /// See [`WithSessions::with_session`].
     fn with_session(&mut self, index: usize, f: &mut dyn FnMut(&mut dyn Session)) -> bool;
 
-    /// The publisher, if the client is one.
+    /// Returns the publisher, if the client is one.
     #[cfg(feature = "publisher")]
     fn as_publisher(&mut self) -> Option<&mut Publisher<'a>> {
         None
     }
 
-    /// The consumer, if the client is one.
+    /// Returns the consumer, if the client is one.
     #[cfg(feature = "consumer")]
     fn as_consumer(&mut self) -> Option<&mut Consumer<'a>> {
         None
@@ -73,7 +73,7 @@ impl<'a> Client<'a> for Consumer<'a> {
 
     fn with_session(&mut self, index: usize, f: &mut dyn FnMut(&mut dyn Session)) -> bool {
         self.with_session(index, f);
-        // What one connection brings may give another something to write.
+        // Input of one connection may create output for another.
         true
     }
 

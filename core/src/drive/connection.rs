@@ -1,8 +1,8 @@
 //! The driver of one connection: runs a [`Session`] on one transport after the other.
 //!
-//! It reads only after it has written everything that there was to write, in the same poll, and
-//! lends the session's bytes to the transport while it holds the session. See the session
-//! [contract](crate::session) for the order of calls.
+//! In each poll the driver writes everything that the session has to send before it reads. It lends
+//! the session's bytes to the transport while it holds the session. See the session
+//! [contract](crate::session::contract) for the order of calls.
 
 use core::future::{Future, poll_fn};
 use core::net::SocketAddr;
@@ -15,27 +15,27 @@ use crate::address::Address;
 use crate::session::{Closed, DialError, Link, Session, TransportError};
 use crate::time::{Instant, Span};
 
-/// How many rounds of reading and writing one poll makes before it lets other tasks run.
+/// The number of rounds of reading and writing in one poll before other tasks run.
 const ROUNDS_MAX: u8 = 16;
 
-/// How long a slot whose listener failed waits before it listens again.
+/// The time between a failure of a listener and its next attempt to accept.
 const ACCEPT_RETRY: Span = Span::from_secs(1);
 
-/// How a driver reaches the session that it runs: owned, shared within a task, or behind a lock.
+/// A driver's access to its session, which may be owned, shared within a task, or behind a lock.
 ///
-/// The driver's steps are generic over it. As a `dyn`, all kinds of sessions share one copy of the
-/// steps; a type that is known gets a copy of its own, in which the session's calls are direct.
+/// The driver's steps are generic over the access. With a `dyn`, all kinds of sessions share one
+/// copy of the steps; a concrete type gets its own copy, in which the session's calls are direct.
 pub(super) trait SessionAccess {
-    /// Runs `f` on the session, once; not at all if there is no such session.
+    /// Runs `f` once on the session, or not at all if there is no such session.
     fn with(&mut self, f: &mut dyn FnMut(&mut dyn Session));
 
-    /// Wakes the task when somebody else changes the session.
+    /// Arranges that the task wakes when anything but the driver changes the session.
     fn register(&mut self, waker: &Waker);
 }
 
-/// Runs one session for ever: dials when it wants, carries bytes, tells the time.
+/// Runs one session for ever: dials when the session asks for it, carries bytes and calls `tick`.
 ///
-/// `rx` is the receive buffer, at least 16 bytes; a larger one saves calls.
+/// `rx` is the receive buffer, at least 16 bytes; a larger buffer saves calls.
 pub(super) async fn run_dialed<A, D, S>(
     access: &mut A,
     dialer: &mut D,
@@ -66,74 +66,75 @@ where
             Ok(mut transport) if connection.open(shared_code(access)) => {
                 poll_fn(|cx| connection.poll_up(shared_code(access), &mut transport, rx, cx)).await;
             }
-            // The dial succeeded just when the session wanted no connection any more.
+            // The session cancelled the dial in the moment in which it succeeded.
             Ok(_) => connection.closed(shared_code(access), Closed::Local),
         }
     }
 }
 
-/// The access as a `dyn`, for steps of which the program has one copy.
+/// Returns the access as a `dyn`, so that the program has one copy of the steps that use it.
 pub(super) fn shared_code<'s>(
     access: &'s mut impl SessionAccess,
 ) -> &'s mut (dyn SessionAccess + 's) {
     access
 }
 
-/// Polls a future in a function of its own. Inlined into the application's future, everything in it
-/// would be reached by long offsets, with nearly no registers left: twice the flash.
+/// Polls a future in its own function. Inlined into the application's future, the code would access
+/// its state at large offsets with few free registers, and need twice the flash.
 #[inline(never)]
 pub(super) fn poll_apart<F: Future>(future: Pin<&mut F>, cx: &mut Context<'_>) -> Poll<F::Output> {
     future.poll(cx)
 }
 
-/// Drives one connection after the other: what one poll leaves to the next.
+/// The state of a driver, which drives one connection after the other.
 ///
-/// The access is handed in, not held: a `dyn` in here would keep runners from being `Send`.
+/// The access is passed to each call: a `dyn` in this type would keep runners from being `Send`.
 pub(super) struct Connection<'d, S> {
     sleep: &'d mut S,
-    /// When the timer wakes the task at the latest.
+    /// The latest time at which the timer wakes the task.
     alarm: Instant,
     io: Io,
 }
 
 /// The state of the current transport.
 struct Io {
-    /// The error of a write that failed. The peer may have said why before it hung up, so the
-    /// transport is read to its end before the session is told.
+    /// The error of a failed write. The peer may have sent a reason before it closed, so the
+    /// transport is read to its end before the session learns of the error.
     write_error: Option<TransportError>,
-    /// The transport is being wrapped, so what can be read is not the session's.
+    /// The transport is being wrapped, so its bytes are not for the session.
     upgrading: bool,
-    /// Where in the receive buffer the bytes lie that the session has not taken yet.
+    /// The range of the receive buffer that the session has not taken yet.
     unread: Range<usize>,
-    /// After closing, the transport is read to its end, within the session's deadline. A caller may
-    /// still be writing, and a transport that is dropped with bytes unread is reset: the caller
-    /// would lose the answer.
+    /// After closing, the transport is read to its end, until the session's deadline at most. The
+    /// peer may still be writing, and a transport dropped with unread bytes is reset, which would
+    /// make the peer lose the answer.
     reads_to_end: bool,
     closing: Closing,
 }
 
-/// How far closing a transport is. There is no way back: nothing more can be written.
+/// The progress of closing a transport. Once begun, nothing more can be written.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Closing {
     No,
-    /// The end of the stream is not yet where it has to be before the transport may be dropped.
+    /// The end of the stream is being sent; the transport must not be dropped yet.
     Begun,
-    /// The end is sent; the peer is read to its end.
+    /// The end of the stream is sent; the peer is read to its end.
     Done,
 }
 
-/// What the driver does next.
+/// The next action of the driver.
 enum Step {
     /// Wait for the transport, the deadline or a change.
     Wait,
-    /// Go round again at once: something moved, and nobody would wake the task.
+    /// Begin another round at once: there was progress, and nothing would wake the task.
     Again,
     /// Drop the transport.
     Over(Closed),
 }
 
 impl<'d, S: Sleep> Connection<'d, S> {
-    /// Tells the session that a connection of an earlier driver, which was dropped, is gone.
+    /// Makes a driver. If an earlier driver was dropped with a connection, reports to the session
+    /// that the connection is lost.
     pub(super) fn new<A: SessionAccess + ?Sized>(access: &mut A, sleep: &'d mut S) -> Self {
         let now = sleep.now();
         access.with(&mut |session| {
@@ -148,7 +149,8 @@ impl<'d, S: Sleep> Connection<'d, S> {
         self.sleep.now()
     }
 
-    /// Tells the session that the transport is up. False if the session wants none any more.
+    /// Reports to the session that the transport is connected. Returns false without a report if
+    /// the session has cancelled the dial.
     fn open<A: SessionAccess + ?Sized>(&mut self, access: &mut A) -> bool {
         self.io = Io::new(false);
         let now = self.sleep.now();
@@ -162,7 +164,7 @@ impl<'d, S: Sleep> Connection<'d, S> {
         opened
     }
 
-    /// Tells the session that somebody connected.
+    /// Reports to the session that a caller connected.
     pub(super) fn accepted<A: SessionAccess + ?Sized>(&mut self, access: &mut A, from: SocketAddr) {
         self.io = Io::new(true);
         let now = self.sleep.now();
@@ -176,21 +178,21 @@ impl<'d, S: Sleep> Connection<'d, S> {
         access.with(&mut |session| session.closed(now, why));
     }
 
-    /// There is nothing more to read.
+    /// Reports the end of the transport's input to the session.
     #[cold]
     #[inline(never)]
     fn ended<A: SessionAccess + ?Sized>(&mut self, access: &mut A, why: Closed) {
         let now = self.sleep.now();
         let closing = self.io.closing != Closing::No;
         access.with(&mut |session| {
-            // The peer may close first once it has heard that this side does.
+            // The peer may close first, in answer to a close that this side began.
             let local = closing || matches!(session.link(), Link::Close);
             session.closed(now, if local { Closed::Local } else { why });
         });
     }
 
-    /// Arranges that the task wakes by `deadline`; true if that is now. A deadline that moved later
-    /// costs one early wakeup when the old one comes, not a new timer for each message.
+    /// Arranges that the task wakes by `deadline`. Returns true if the timer is due, possibly
+    /// early: a deadline that moves later costs one early wakeup, not a new timer for each message.
     #[inline(never)]
     pub(super) fn is_due(&mut self, now: Instant, deadline: Instant, cx: &mut Context<'_>) -> bool {
         if deadline == Instant::NEVER {
@@ -199,18 +201,18 @@ impl<'d, S: Sleep> Connection<'d, S> {
         if self.alarm > deadline || self.alarm <= now {
             self.alarm = deadline;
         }
-        // In every poll that waits: see `Sleep::poll_until`.
+        // Called in every poll that waits; see `Sleep::poll_until`.
         self.sleep.poll_until(cx, self.alarm).is_ready()
     }
 
-    /// Waits after a listener failed: asking it again at once would gain nothing.
+    /// Waits before a listener that failed accepts again.
     pub(super) async fn wait_to_listen(&mut self) {
         let again = self.sleep.now().after(ACCEPT_RETRY);
         poll_fn(|cx| self.sleep.poll_until(cx, again)).await;
         self.alarm = Instant::NEVER;
     }
 
-    /// Ready when a dial is due; `address` is then whom to dial.
+    /// Ready when a dial is due; `address` is then the address to dial.
     #[inline(never)]
     fn poll_down<A: SessionAccess + ?Sized>(
         &mut self,
@@ -239,7 +241,7 @@ impl<'d, S: Sleep> Connection<'d, S> {
         Poll::Pending
     }
 
-    /// Ready when the session no longer wants the dial that is under way.
+    /// Ready when the session has cancelled the dial in progress.
     #[inline(never)]
     fn poll_dialing<A: SessionAccess + ?Sized>(
         &mut self,
@@ -263,7 +265,7 @@ impl<'d, S: Sleep> Connection<'d, S> {
         Poll::Pending
     }
 
-    /// Ready when the connection is over, closed as it should be, and the session knows.
+    /// Carries bytes. Ready when the connection has ended and that was reported to the session.
     #[inline(never)]
     pub(super) fn poll_up<A: SessionAccess + ?Sized, T: Transport>(
         &mut self,
@@ -275,7 +277,7 @@ impl<'d, S: Sleep> Connection<'d, S> {
         access.register(cx.waker());
         let mut now = Instant::ZERO;
         let mut deadline = Instant::NEVER;
-        // Whether to go round even if there is nothing to read.
+        // True if a round is due even if nothing was read.
         let mut again = true;
         for _ in 0..ROUNDS_MAX {
             let read = if self.io.upgrading || !self.io.unread.is_empty() {
@@ -295,14 +297,14 @@ impl<'d, S: Sleep> Connection<'d, S> {
                 Poll::Pending => return Poll::Pending,
             }
             now = self.sleep.now();
-            // Over if there is no such session any more.
+            // Stays if the session no longer exists.
             let mut step = Step::Over(Closed::Local);
             let io = &mut self.io;
             let mut took = false;
             access.with(&mut |session| {
                 io.offer(session, now, rx);
                 step = io.step(session, transport, now, cx);
-                // What was written may have made room.
+                // Writing may have made room in the session.
                 took = io.offer(session, now, rx);
                 deadline = session.deadline();
                 if deadline <= now {
@@ -318,7 +320,7 @@ impl<'d, S: Sleep> Connection<'d, S> {
                 }
             };
         }
-        // However much there is to read, other tasks run.
+        // Let other tasks run, however much there is to read.
         cx.waker().wake_by_ref();
         Poll::Pending
     }
@@ -335,7 +337,7 @@ impl Io {
         }
     }
 
-    /// Offers the session what was read. True if it took some of it.
+    /// Offers the unread bytes to the session. Returns true if the session took some of them.
     fn offer(&mut self, session: &mut dyn Session, now: Instant, rx: &[u8]) -> bool {
         let bytes = rx.get(self.unread.clone()).unwrap_or_default();
         let taken = if bytes.is_empty() { 0 } else { session.take(now, bytes) };
@@ -343,7 +345,7 @@ impl Io {
         taken > 0
     }
 
-    /// Does with the transport what the session's link says.
+    /// Performs the action on the transport that the session's link requires.
     fn step<T: Transport>(
         &mut self,
         session: &mut dyn Session,
@@ -353,11 +355,11 @@ impl Io {
     ) -> Step {
         match session.link() {
             Link::Down => Step::Over(Closed::Local),
-            // Also if the session wants to be up again: its next transport is.
+            // Even if the session's link is up again: that needs another transport.
             _ if self.closing != Closing::No => self.step_closing(session, transport, now, cx),
             Link::Up if self.write_error.is_some() => Step::Wait,
             Link::Up => match poll_transmit(session, transport, now, cx) {
-                // What was written may have been the session's last word.
+                // The session may have closed its link after these bytes.
                 Ok(Written::All | Written::Blocked) if matches!(session.link(), Link::Up) => {
                     Step::Wait
                 }
@@ -383,7 +385,7 @@ impl Io {
         }
     }
 
-    /// Writes what is left, then closes; aborts past the deadline.
+    /// Writes the remaining bytes, then closes; aborts after the deadline.
     #[cold]
     #[inline(never)]
     fn step_closing<T: Transport>(
@@ -412,7 +414,7 @@ impl Io {
                 return Step::Again;
             }
             Poll::Ready(Ok(())) => return Step::Over(Closed::Local),
-            // What is still due after the tick is the deadline of closing itself.
+            // A deadline that is still due after the tick is that of closing itself.
             Poll::Pending if tick(session, now) > now => return Step::Wait,
             Poll::Pending | Poll::Ready(Err(_)) => {}
         }
@@ -421,7 +423,7 @@ impl Io {
     }
 }
 
-/// Ticks if the deadline has come; returns when to tick next.
+/// Calls `tick` if the deadline has passed. Returns the next deadline.
 fn tick(session: &mut dyn Session, now: Instant) -> Instant {
     if session.deadline() <= now {
         session.tick(now);
@@ -429,16 +431,17 @@ fn tick(session: &mut dyn Session, now: Instant) -> Instant {
     session.deadline()
 }
 
-/// How much of what a session has to say was written.
+/// The result of writing a session's bytes.
 enum Written {
-    /// All of it.
+    /// All bytes were written.
     All,
-    /// The transport takes no more for now.
+    /// The transport accepts no more for now.
     Blocked,
-    /// So much that other tasks should run first.
+    /// Bytes may remain, but other tasks should run first.
     Some,
 }
 
+/// Writes the session's bytes, in at most [`ROUNDS_MAX`] writes.
 fn poll_transmit<T: Transport>(
     session: &mut dyn Session,
     transport: &mut T,

@@ -1,4 +1,4 @@
-//! A [`Consumer`] with its connections: a [`Handle`] to take messages with and a [`Runner`].
+//! A [`Consumer`] with its connections: a [`Handle`] to take messages with and a [`Runner`] to run.
 
 use core::array;
 use core::future::{Future, poll_fn};
@@ -18,15 +18,15 @@ use crate::consumer::{
 use crate::time::Span;
 use crate::wire::nsqd::MessageHead;
 
-/// The receive buffer of a connection with [`Runner::run`]: a few short messages.
+/// The size of a connection's receive buffer in [`Runner::run`], which holds a few short messages.
 const RX_LEN: usize = 256;
 
-/// The receive buffer for an nsqlookupd's answer.
+/// The size of the receive buffer of a connection to an nsqlookupd.
 const LOOKUPD_RX_LEN: usize = 128;
 
-/// What a consumer's handles and its runner share: tables for so many connections to nsqds,
-/// messages in flight, nsqlookupds, and nsqds that these list (0 of both without nsqlookupds). See
-/// [`publisher::Resources`](super::publisher::Resources).
+/// The memory that a consumer's handles and its runner share: tables for `CONNECTIONS` connections
+/// to nsqds, `MESSAGES` messages in flight, `LOOKUPDS` nsqlookupds and `NSQDS` listed nsqds (both 0
+/// without nsqlookupds). See [`publisher::Resources`](super::publisher::Resources).
 #[derive(Debug)]
 pub struct Resources<
     'a,
@@ -50,7 +50,8 @@ impl<
     const NSQDS: usize,
 > Resources<'_, M, CONNECTIONS, MESSAGES, LOOKUPDS, NSQDS>
 {
-    /// For [`new`] to set up. All bytes are zero: a static of it needs no image in flash.
+    /// Returns idle resources; [`new`] sets them up. All bytes are zero: a static needs no image in
+    /// flash.
     pub const fn new() -> Self {
         const {
             Self {
@@ -76,25 +77,25 @@ impl<
     }
 }
 
-/// The nsqds to consume from: given ones, those that nsqlookupds list, or both.
+/// The nsqds to consume from: given nsqds, nsqds that nsqlookupds list, or both.
 #[derive(Debug, Clone, Copy)]
 pub struct Sources<'a> {
-    /// nsqds, at their TCP ports (4150).
+    /// The TCP addresses (port 4150) of nsqds.
     pub nsqds: &'a [Address],
-    /// nsqlookupds, at their HTTP ports (4161).
+    /// The HTTP addresses (port 4161) of nsqlookupds.
     pub lookupds: &'a [Address],
 }
 
-/// One dialer for each connection.
+/// The dialers, one for each connection.
 #[derive(Debug, Clone, Copy)]
 pub struct Dialers<D, const CONNECTIONS: usize, const LOOKUPDS: usize> {
-    /// To nsqds.
+    /// The dialers of the connections to nsqds.
     pub nsqds: [D; CONNECTIONS],
-    /// To nsqlookupds.
+    /// The dialers of the connections to nsqlookupds.
     pub lookupds: [D; LOOKUPDS],
 }
 
-/// Sets up a consumer and returns its handle and its runner. Its messages lie in `ring`; see
+/// Sets up a consumer and returns its handle and its runner. `ring` holds its messages; see
 /// [`Consumer::new`].
 #[expect(clippy::type_complexity, reason = "two ends, each with its parameters")]
 pub fn new<
@@ -115,10 +116,10 @@ pub fn new<
     sleep: S,
 ) -> Result<(Handle<'a, M, S>, Runner<'a, M, D, S, CONNECTIONS, LOOKUPDS>), ConfigError> {
     let Resources { storage, discovery, consumer, shared } = resources;
-    // Here, where the compiler knows most of the numbers.
+    // Checked here, where the compiler knows most of the numbers.
     config.check(CONNECTIONS, sources.nsqds.len(), MESSAGES, ring.len())?;
     let consumer = set_up(config, storage, consumer, sources.nsqds, ring);
-    // The compiler knows what is not used, and does not link it.
+    // The compiler does not link options, turns and discovery where these conditions are constants.
     if config.has_options() {
         consumer.send_options();
     }
@@ -134,8 +135,7 @@ pub fn new<
     Ok((Handle { shared, sleep: sleep.clone() }, Runner { shared, dialers, sleep }))
 }
 
-/// Sets up a consumer where it lies. Apart, so that the stack that this takes is not taken in every
-/// poll.
+/// Sets up a consumer in place. Not inlined, so that not every poll needs the stack of this.
 #[inline(never)]
 fn set_up<'a, const CONNECTIONS: usize, const MESSAGES: usize>(
     config: &'a Config<'a>,
@@ -150,7 +150,7 @@ fn set_up<'a, const CONNECTIONS: usize, const MESSAGES: usize>(
     consumer
 }
 
-/// Takes messages. Clone it to wherever it is needed.
+/// Takes messages. A clone may be used in each task.
 #[derive(Debug)]
 pub struct Handle<'a, M: RawMutex, S> {
     shared: &'a Shared<M, ClientRef<'a>>,
@@ -164,9 +164,9 @@ impl<M: RawMutex, S: Clone> Clone for Handle<'_, M, S> {
 }
 
 impl<'a, M: RawMutex, S: Sleep> Handle<'a, M, S> {
-    /// Waits for the next message. Cancel-safe: dropped before it is ready, no message was taken.
-    /// Tasks that wait get messages in the order in which they came.
-    // Not an `async fn`: that would be a state machine around this one.
+    /// Waits for the next message. Cancel-safe: if the future is dropped before it is ready, no
+    /// message is taken. Tasks that wait get messages in the order in which they began to wait.
+    // Not an `async fn`, which would wrap this future in another state machine.
     pub fn next<'h>(&'h self) -> impl Future<Output = Message<'a, M, S>> + use<'h, 'a, M, S> {
         let (shared, sleep) = (self.shared, &self.sleep);
         let mut wait = QueuedWait::new(shared);
@@ -176,7 +176,7 @@ impl<'a, M: RawMutex, S: Sleep> Handle<'a, M, S> {
         })
     }
 
-    /// The next message, if there is one now.
+    /// Returns the next message, if there is one now.
     pub fn try_next(&self) -> Option<Message<'a, M, S>> {
         let delivery = self.change(|consumer| consumer.take(self.sleep.now()))??;
         let (shared, sleep) = (self.shared, self.sleep.clone());
@@ -188,7 +188,7 @@ impl<'a, M: RawMutex, S: Sleep> Handle<'a, M, S> {
         self.wait_mut(Consumer::poll_event)
     }
 
-    /// The next event, if there is one now.
+    /// Returns the next event, if there is one now.
     pub fn try_event(&self) -> Option<Event> {
         self.shared.read(|client| client.as_consumer()?.poll_event())?
     }
@@ -211,31 +211,32 @@ impl<'a, M: RawMutex, S: Sleep> Handle<'a, M, S> {
         self.change(|consumer| consumer.set_max_in_flight(now, max));
     }
 
-    /// Leaves all nsqds for good and returns when that is done. Messages that nobody took are
-    /// requeued at once, the others when the application answers them or
-    /// [`Config::drain_timeout`] is over. Dropping the future does not stop the leaving.
+    /// Leaves all nsqds for good and returns when that is done. Messages that the application has
+    /// not taken are requeued at once; the consumer waits for the answers to all others, until
+    /// [`Config::drain_timeout`] at most. Dropping the future does not cancel the leaving.
     pub async fn stop(&self) {
         self.change(Consumer::stop);
         self.wait(|consumer| consumer.is_stopped().then_some(())).await;
     }
 
-    /// What the consumer did so far.
+    /// Returns the consumer's counters.
     pub fn counters(&self) -> Counters {
         self.look(|consumer| consumer.counters()).unwrap_or_default()
     }
 
-    /// Reads the consumer. `None` only from within another `look`.
+    /// Runs `f` on the consumer. Returns `None` only if called within another `look`.
     pub fn look<R>(&self, f: impl FnOnce(&Consumer<'a>) -> R) -> Option<R> {
         self.shared.read(|client| client.as_consumer().map(|it| f(it)))?
     }
 
-    /// For tests and the simulator, which look into sessions; no part of the API. Wakes nobody.
+    /// For tests and the simulator, which inspect sessions; not part of the API. Wakes no task.
     #[doc(hidden)]
     pub fn inspect<R>(&self, f: impl FnOnce(&mut Consumer<'a>) -> R) -> Option<R> {
         self.shared.read(|client| client.as_consumer().map(f))?
     }
 
-    /// Checks `f` now and whenever something changed, until it has an answer. Cancel-safe.
+    /// Checks `f` now and after each change of the consumer, until `f` returns an answer.
+    /// Cancel-safe.
     pub fn wait<R, F>(&self, mut f: F) -> impl Future<Output = R> + use<'a, M, S, R, F>
     where
         F: FnMut(&Consumer<'a>) -> Option<R>,
@@ -248,7 +249,7 @@ impl<'a, M: RawMutex, S: Sleep> Handle<'a, M, S> {
         F: FnMut(&mut Consumer<'a>) -> Option<R>,
     {
         let shared = self.shared;
-        // Not an `async fn`: that would be a state machine around this one.
+        // Not an `async fn`, which would wrap this future in another state machine.
         poll_fn(move |cx| shared.poll_wait(cx.waker(), |client| f(client.as_consumer()?)))
     }
 
@@ -257,12 +258,12 @@ impl<'a, M: RawMutex, S: Sleep> Handle<'a, M, S> {
     }
 }
 
-/// A message, to be answered. Dropping it unanswered requeues it, as [`release`](Self::release)
-/// does.
+/// A message that the application must answer. Dropping it unanswered requeues it, as
+/// [`release`](Self::release) does.
 ///
-/// Do not answer or drop it within [`Handle::look`]: nsqd would not hear of it. A message that is
-/// forgotten (`mem::forget`) is not answered either: nsqd takes it back after its timeout, but it
-/// keeps its room in the ring.
+/// Do not answer or drop a message within [`Handle::look`]: no answer would be sent. A forgotten
+/// message (`mem::forget`) is not answered either: nsqd requeues it after its timeout, but it keeps
+/// its room in the ring.
 #[derive(Debug)]
 #[must_use = "a message that is dropped unanswered is requeued"]
 pub struct Message<'a, M: RawMutex, S: Sleep> {
@@ -273,26 +274,27 @@ pub struct Message<'a, M: RawMutex, S: Sleep> {
 }
 
 impl<'a, M: RawMutex, S: Sleep> Message<'a, M, S> {
-    /// Its id, when it was published, and how often it was delivered. `None` only within
+    /// Returns the message's id, timestamp and number of attempts. `None` only within
     /// [`Handle::look`].
     pub fn head(&self) -> Option<MessageHead> {
         let token = self.delivery.token;
         self.shared.read(|client| Some(client.as_consumer()?.message(token)?.head))?
     }
 
-    /// Whether it was delivered more than [`Config::max_attempts`] times, which is seen only with
+    /// Returns whether nsqd delivered the message more than [`Config::max_attempts`] times. Such
+    /// messages reach the application only with
     /// [`Exhausted::Deliver`](crate::consumer::Exhausted::Deliver).
     pub fn is_exhausted(&self) -> bool {
         self.delivery.exhausted
     }
 
-    /// Reads the body where it lies. Be brief: the connections wait meanwhile. `None` only within
-    /// [`Handle::look`].
+    /// Runs `f` on the body in place. `f` should be brief, because all connections wait meanwhile.
+    /// `None` only within [`Handle::look`].
     pub fn read<R>(&self, f: impl FnOnce(&[u8]) -> R) -> Option<R> {
         self.shared.read(|client| Some(f(client.as_consumer()?.body(self.delivery.token)?)))?
     }
 
-    /// Tells nsqd that the message is done; see [`Consumer::finish`].
+    /// Finishes the message: nsqd will not deliver it again; see [`Consumer::finish`].
     pub fn finish(mut self) -> Result<(), AnswerError> {
         let now = self.sleep.now();
         self.answer(|consumer, delivery| consumer.finish(now, delivery.token))
@@ -310,7 +312,7 @@ impl<'a, M: RawMutex, S: Sleep> Message<'a, M, S> {
         self.answer(|consumer, delivery| consumer.release(now, delivery.token, delay))
     }
 
-    /// Asks nsqd for more time; see [`Consumer::touch`].
+    /// Restarts the message's timeout at nsqd; see [`Consumer::touch`].
     pub fn touch(&self) -> Result<(), AnswerError> {
         let now = self.sleep.now();
         let touched = self
@@ -339,7 +341,7 @@ impl<M: RawMutex, S: Sleep> Drop for Message<'_, M, S> {
     }
 }
 
-/// Connects and carries bytes. Run exactly one.
+/// Connects and carries bytes: exactly one [`run`](Self::run) must be polled.
 #[derive(Debug)]
 #[must_use = "nothing is sent or received unless `run` is polled"]
 pub struct Runner<'a, M: RawMutex, D, S, const CONNECTIONS: usize, const LOOKUPDS: usize> {
@@ -351,15 +353,16 @@ pub struct Runner<'a, M: RawMutex, D, S, const CONNECTIONS: usize, const LOOKUPD
 impl<M: RawMutex, D: Dialer, S: Sleep, const CONNECTIONS: usize, const LOOKUPDS: usize>
     Runner<'_, M, D, S, CONNECTIONS, LOOKUPDS>
 {
-    /// Runs all connections for ever, each with a receive buffer of 256 bytes. Dropping the
-    /// future ends them, and nsqd delivers again what was in flight. Running again goes on.
+    /// Runs all connections for ever, each with a receive buffer of 256 bytes. Dropping the future
+    /// ends the connections, and nsqd delivers the messages in flight again. Running again
+    /// continues.
     pub async fn run(&mut self) -> ! {
         self.run_with::<RX_LEN>().await
     }
 
-    /// As [`run`](Self::run), with a receive buffer of `RX` bytes, at least 16, for each connection to
-    /// an nsqd: a larger one is faster where many short messages come at once. The buffers are part
-    /// of the future, which an unoptimized build moves through the stack.
+    /// As [`run`](Self::run), with a receive buffer of `RX` bytes, at least 16, for each connection
+    /// to an nsqd: a larger buffer is faster if many short messages arrive at once. The buffers are
+    /// part of the future, which an unoptimized build moves through the stack.
     pub async fn run_with<const RX: usize>(&mut self) -> ! {
         let (shared, sleep) = (self.shared, &self.sleep);
         let connections = each(&mut self.dialers.nsqds, |dialer, index| {
@@ -380,21 +383,21 @@ impl<M: RawMutex, D: Dialer, S: Sleep, const CONNECTIONS: usize, const LOOKUPDS:
                 poll_fn(|cx| poll_apart(drive.as_mut(), cx)).await
             }
         });
-        // None of them ever ends. Without any there is nothing to run.
+        // No connection ever ends; without connections this waits for ever.
         match select(select_array(connections), select_array(lookupds)).await {
             Either::First((never, _)) | Either::Second((never, _)) => never,
         }
     }
 }
 
-/// Calls `f` with each dialer and its index. Links less code than `each_mut` and `map`.
+/// Calls `f` with each dialer and its index, in less code than `each_mut` and `map`.
 fn each<'d, D, F, const N: usize>(
     dialers: &'d mut [D; N],
     mut f: impl FnMut(&'d mut D, usize) -> F,
 ) -> [F; N] {
     let mut dialers = dialers.iter_mut();
     array::from_fn(|index| {
-        // There is a dialer for each index, so this ends at once.
+        // There is a dialer for each index, so the loop ends at once.
         let dialer = loop {
             if let Some(dialer) = dialers.next() {
                 break dialer;

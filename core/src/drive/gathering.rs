@@ -1,4 +1,4 @@
-//! Gathering what is written, so that there are fewer writes.
+//! Gathering of written bytes into fewer writes.
 
 use core::net::SocketAddr;
 use core::task::{Context, Poll, ready};
@@ -8,9 +8,9 @@ use crate::address::Address;
 use crate::session::{DialError, Transmit, TransportError, Upgrade};
 use crate::wire::copy;
 
-/// A dialer or listener whose transports gather up to `TX` bytes that a session writes into one
-/// write, for platforms where a write is a system call. Without it a consumer's answers, 21 bytes
-/// each, leave three at a time, and an nsqd's messages one at a time.
+/// A dialer or listener whose transports gather up to `TX` bytes of a session into one write, for
+/// platforms where a write is a system call. Without it a consumer sends three answers of 21 bytes
+/// in each write, and an nsqd one message.
 #[derive(Debug, Clone, Copy)]
 pub struct Gathering<D, const TX: usize>(pub D);
 
@@ -41,15 +41,15 @@ impl<L: Listener, const TX: usize> Listener for Gathering<L, TX> {
 
 /// A transport of a [`Gathering`] dialer or listener.
 ///
-/// Writes when it is read from, or closed, or full: the driver reads after all that there was to
-/// write, in the same poll.
+/// Sends the gathered bytes when it is read from, closed or full. The driver reads after it has
+/// written everything that the session has, in the same poll.
 #[derive(Debug)]
 pub struct Gathered<T, const TX: usize> {
     transport: T,
     buf: [u8; TX],
     written: usize,
     len: usize,
-    /// The error of a write that failed. The driver is told at its next write.
+    /// The error of a failed write, which the next `poll_write` returns.
     broken: Option<TransportError>,
 }
 
@@ -85,7 +85,7 @@ impl<T: Transport, const TX: usize> Transport for Gathered<T, TX> {
         cx: &mut Context<'_>,
         buf: &mut [u8],
     ) -> Poll<Result<usize, TransportError>> {
-        // If it failed, what there is to read may say why.
+        // After a failed write the bytes still to be read may contain the reason.
         let _ = self.poll_flush(cx);
         match ready!(self.transport.poll_read(cx, buf)) {
             Ok(0) => Poll::Ready(self.broken.map_or(Ok(0), Err)),
@@ -124,7 +124,7 @@ impl<T: Transport, const TX: usize> Transport for Gathered<T, TX> {
     }
 
     fn send_gathered(&mut self, cx: &mut Context<'_>) {
-        // If it failed, the next write says so.
+        // The next write returns the error.
         let _ = self.poll_flush(cx);
         self.transport.send_gathered(cx);
     }

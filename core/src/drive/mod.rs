@@ -2,34 +2,36 @@
 //! transport.
 //!
 //! [`publisher`], [`consumer`], [`registration`], [`nsqd`] and [`nsqlookupd`] each give a *handle*
-//! for the application and a *runner*, one future that never ends and carries all bytes. Nothing
-//! here spawns a task or chooses an executor. Dropping a runner's future drops its transports.
+//! for the application and a *runner*: one future that never ends and does all input and output.
+//! The driver spawns no task and chooses no executor. Dropping a runner's future drops its
+//! transports.
 //!
 //! # Porting guide
 //!
-//! This file is all that a new platform has to read. Implement:
+//! A port to a new platform needs only this file. Implement:
 //!
 //! | trait | for | needed by |
 //! |---|---|---|
 //! | [`Transport`] | a connected byte stream | everything |
 //! | [`Dialer`] | connecting | publisher, consumer, registration |
 //! | [`Listener`] | accepting | nsqd, nsqlookupd |
-//! | [`Sleep`] | the clock, one timer, perhaps one waker | everything |
+//! | [`Sleep`] | the clock, one timer, optionally one waker | everything |
 //!
-//! 1. *Poll, do not await.* `poll_read` and `poll_write` move bytes now or return `Pending` after
-//!    they arranged for `cx`'s waker to be woken. The driver calls them while it holds the session's
+//! 1. *Poll, do not await.* `poll_read` and `poll_write` move bytes now, or arrange for `cx`'s
+//!    waker to be woken and return `Pending`. The driver calls them while it holds the session's
 //!    lock, so they must neither block nor call a handle. A transport whose own futures are not
-//!    cancel-safe (TLS) keeps their state in itself.
-//! 2. *A write needs no flush.* What `poll_write` took must leave by itself. Where a write is a
-//!    system call, wrap the dialer or listener in [`Gathering`].
+//!    cancel-safe (TLS) must store their state in itself.
+//! 2. *A write needs no flush.* The transport must send the bytes that `poll_write` accepted
+//!    without a further call. Where a write is a system call, wrap the dialer or listener in
+//!    [`Gathering`].
 //! 3. *A partial write is normal*, and so is a partial read.
 //! 4. *Dropping is always allowed.* The driver drops `dial` and `accept` futures and transports at
 //!    any await. Dropping must free the socket.
-//! 5. *Closing has two ways.* `poll_close` sends the end of the stream after all that was written;
-//!    `abort` gives up at once. The driver bounds the first in time and falls back on the second.
+//! 5. *There are two ways to close.* `poll_close` ends the stream after all written bytes; `abort`
+//!    gives up at once. The driver calls `abort` if `poll_close` takes too long.
 //! 6. *Errors are few.* Map the platform's errors to [`DialError`], [`AcceptError`] and
-//!    [`TransportError`]. The session decides when to try again; a listener that failed is asked
-//!    again after a second.
+//!    [`TransportError`]. The session decides when to dial again; the driver retries a listener
+//!    that failed after one second.
 //!
 //! Examples: `adapters/std/src/lib.rs` (tokio), `adapters/embassy/src` (embassy-net). To try a port,
 //! run `drive::publisher` on it against an nsqd, and `drive::nsqlookupd` for its listener.
@@ -73,35 +75,39 @@ pub use waiters::WAITERS_MAX;
 
 /// A connected byte stream.
 pub trait Transport {
-    /// Reads at least one byte into `buf` and returns how many; 0 is the end of the stream.
+    /// Reads at least one byte into `buf` and returns the number of bytes; 0 is the end of the
+    /// stream.
     fn poll_read(
         &mut self,
         cx: &mut Context<'_>,
         buf: &mut [u8],
     ) -> Poll<Result<usize, TransportError>>;
 
-    /// Takes at least one of the bytes, the head before the body, and returns how many it took.
-    /// They leave without a flush. `Pending` took none.
+    /// Accepts at least one byte, the head before the body, and returns the number accepted. They
+    /// are sent without a flush. `Pending` accepted none.
     fn poll_write(
         &mut self,
         cx: &mut Context<'_>,
         bytes: Transmit<'_>,
     ) -> Poll<Result<usize, TransportError>>;
 
-    /// Ends the stream towards the peer after all that was written. Ready when the transport may be
-    /// dropped without losing that. The transport can still be read from.
+    /// Ends the stream towards the peer after all written bytes. Ready when dropping the transport
+    /// no longer loses any of them. The transport can still be read from.
     fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), TransportError>>;
 
-    /// Gives up the connection at once; bytes under way may be lost. The transport is dropped next.
+    /// Gives up the connection at once; unsent bytes may be lost. The driver drops the transport
+    /// next.
     fn abort(&mut self) {}
 
-    /// Sends what [`Gathered`] holds back until the next read, because the session reads nothing for
-    /// a while.
+    /// Sends the bytes that [`Gathered`] would hold back until the next read. Called while the
+    /// driver does not read, because the session takes no more bytes or the stream is being
+    /// wrapped.
     fn send_gathered(&mut self, cx: &mut Context<'_>) {
         let _ = cx;
     }
 
-    /// Wraps the stream in place, in TLS for example. The default cannot.
+    /// Wraps the stream in place, in TLS for example. The default fails with
+    /// [`TransportError::Unsupported`].
     fn poll_upgrade(
         &mut self,
         cx: &mut Context<'_>,
@@ -114,12 +120,12 @@ pub trait Transport {
 
 /// Connects transports.
 pub trait Dialer {
-    /// The transport; may borrow the dialer's buffers.
+    /// The transport, which may borrow the dialer's buffers.
     type Transport<'d>: Transport
     where
         Self: 'd;
 
-    /// Resolves the address, each time anew, and connects. The driver drops the future when it
+    /// Resolves the address, anew for each call, and connects. The driver drops the future if it
     /// takes too long.
     fn dial(
         &mut self,
@@ -127,14 +133,14 @@ pub trait Dialer {
     ) -> impl Future<Output = Result<Self::Transport<'_>, DialError>>;
 }
 
-/// Accepts transports: one accept slot, which holds one connection at a time. A port has as many
-/// listeners as connections, and one more.
+/// Accepts transports: one accept slot, which holds one connection at a time. A port has one
+/// listener for each connection and a spare one.
 pub trait Listener {
-    /// Whether all listeners of a port take callers from one queue, so that the driver need poll
-    /// only one of those that are idle. The default, `false`, polls each.
+    /// True if all listeners of a port accept callers from one queue: the driver then polls only
+    /// one of the idle listeners. With the default, `false`, it polls each.
     const ONE_QUEUE: bool = false;
 
-    /// The transport; may borrow the listener's buffers.
+    /// The transport, which may borrow the listener's buffers.
     type Transport<'l>: Transport
     where
         Self: 'l;
@@ -146,8 +152,7 @@ pub trait Listener {
     ) -> impl Future<Output = Result<(Self::Transport<'_>, SocketAddr), AcceptError>>;
 }
 
-/// Why a listener accepted nobody. The same for every platform; an adapter maps its own errors to
-/// these.
+/// Why a listener accepted no caller. An adapter maps the errors of its platform to these.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[non_exhaustive]
@@ -156,7 +161,7 @@ pub enum AcceptError {
     NoSocket,
     /// The network is down.
     Unreachable,
-    /// The platform gave another reason.
+    /// Any other error of the platform.
     Other,
 }
 
@@ -172,27 +177,29 @@ impl fmt::Display for AcceptError {
 
 impl core::error::Error for AcceptError {}
 
-/// The clock and one timer; where the platform can make wakers, one waker as well. A clone has a
-/// timer and a waker of its own.
+/// The clock and one timer, and one waker where the platform can make wakers. Each clone has its
+/// own timer and waker.
 pub trait Sleep: Clone {
-    /// The time since the platform started. Never [`Instant::NEVER`], which would always be due.
+    /// Returns the time since the platform started. Must not return [`Instant::NEVER`], at which
+    /// every deadline has passed.
     fn now(&self) -> Instant;
 
-    /// Ready at `at` or later; until then it wakes the task by `at`. A later call replaces an
-    /// earlier one. The driver calls it in every poll that waits, often with the same time: a
-    /// platform may forget the time whenever the task runs (embassy-time keeps one for each task),
-    /// or return early when nothing changed.
+    /// Ready at `at` or later; before that, arranges that the task wakes at `at`. A later call
+    /// replaces an earlier one. The driver calls this in every poll that waits, often with the same
+    /// time: a platform may drop the alarm whenever the task runs (embassy-time keeps one for each
+    /// task), or return early if nothing changed.
     fn poll_until(&mut self, cx: &mut Context<'_>, at: Instant) -> Poll<()>;
 
-    /// The waker of this clone: waking it wakes `task` and makes [`take_woken`](Self::take_woken)
-    /// true once. A server then polls only those of its connections to which something happened.
-    /// The default, `None`, polls all of them whenever the task runs: good for a dozen.
+    /// Returns the waker of this clone: waking it wakes `task` and makes
+    /// [`take_woken`](Self::take_woken) return true once. A server then polls only the connections
+    /// that have an event. With the default, `None`, it polls all of them whenever the task runs,
+    /// which is good enough for a dozen.
     fn own_waker(&mut self, task: &Waker) -> Option<&Waker> {
         let _ = task;
         None
     }
 
-    /// Whether the waker was woken since this was last asked; always, if there is none.
+    /// Returns whether the waker was woken since the last call; always true without a waker.
     fn take_woken(&mut self) -> bool {
         true
     }

@@ -1,7 +1,7 @@
-//! An [`Nsqd`] with its connections, those of its clients and those to nsqlookupds: a [`Handle`] to
+//! An [`Nsqd`] with the connections of its clients and those to nsqlookupds: a [`Handle`] to
 //! publish with and a [`Runner`] to run.
 //!
-//! The nsqlookupds list all topics and channels as long as they exist, whoever made them.
+//! The nsqlookupds list all topics and channels as long as they exist, whoever created them.
 
 mod handle;
 mod listing;
@@ -31,10 +31,11 @@ pub use handle::Handle;
 
 use listing::{Asking, keep_listed};
 
-/// What an nsqd's handles and its runner share: tables for so many topics, channels of all topics
-/// together, clients, messages in flight in each channel, connections over HTTP and nsqlookupds;
-/// and for each client and connection over HTTP a receive buffer of `RX` bytes, at least 16.
-/// See [`publisher::Resources`](super::publisher::Resources).
+/// The memory that an nsqd's handles and its runner share: tables for `TOPICS` topics, `CHANNELS`
+/// channels of all topics together, `CLIENTS` clients, `IN_FLIGHT` messages in flight in each
+/// channel, `HTTP` connections over HTTP and `PEERS` nsqlookupds; and a receive buffer of `RX`
+/// bytes, at least 16, for each client and each connection over HTTP. See
+/// [`publisher::Resources`](super::publisher::Resources).
 #[derive(Debug)]
 pub struct Resources<
     'a,
@@ -67,7 +68,7 @@ impl<
     const RX: usize,
 > Resources<'_, M, TOPICS, CHANNELS, CLIENTS, IN_FLIGHT, HTTP, PEERS, RX>
 {
-    /// Empty: all bytes are zero. [`new`] fills it.
+    /// Returns empty resources, of which all bytes are zero. [`new`] sets them up.
     pub const fn new() -> Self {
         Self {
             storage: Storage::new(),
@@ -97,44 +98,44 @@ impl<
     }
 }
 
-/// The dialers of connections to nsqlookupds.
+/// The dialers for connections to nsqlookupds.
 #[derive(Debug, Clone, Copy)]
 pub struct Dialers<D, const PEERS: usize> {
-    /// For the connections on which the nsqd is registered, one for each nsqlookupd.
+    /// Dialers for the connections that register the nsqd, one for each nsqlookupd.
     pub lookupds: [D; PEERS],
-    /// For asking the nsqlookupds over HTTP, one after the other, which channels a new topic has
-    /// elsewhere. With it, a new topic's messages wait for the answers before they go on to its
-    /// channels. Without it nobody is asked.
+    /// The dialer for queries over HTTP to the nsqlookupds, one after the other, which ask for the
+    /// channels that a new topic has elsewhere. Messages of a new topic are held back from its
+    /// channels until the answers arrive. With `None` no nsqlookupd is queried.
     pub channels: Option<D>,
 }
 
-/// How an nsqd behaves, and which nsqlookupds list it.
+/// The configuration of an nsqd and of its registration.
 #[derive(Debug, Clone, Copy)]
 pub struct Settings<'a> {
-    /// The nsqd.
+    /// The configuration of the nsqd.
     pub node: &'a Config<'a>,
-    /// Its HTTP port; ignored without connections over HTTP.
+    /// The configuration of its HTTP port; ignored without connections over HTTP.
     pub http: &'a HttpConfig<'a>,
-    /// What nsqlookupds tell others of it: the address and ports at which it is reached.
+    /// The configuration of its registration: the address and ports that nsqlookupds list.
     pub lookup: &'a LookupConfig<'a>,
-    /// nsqlookupds, at their TCP ports (4160), until others are set over HTTP.
+    /// The TCP addresses (port 4160) of the nsqlookupds, until others are set over HTTP.
     pub lookupds: &'a [Address],
 }
 
-/// What is wrong with an nsqd's settings.
+/// The error in an nsqd's settings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[non_exhaustive]
 pub enum SettingsError {
-    /// Those of the nsqd itself.
+    /// The configuration of the nsqd is wrong.
     Nsqd(ConfigError),
-    /// Those of its registration.
+    /// The configuration of its registration is wrong.
     Registration(LookupError),
-    /// There are more nsqlookupds than the resources have room for.
+    /// The settings name more nsqlookupds than the resources have room for.
     Lookupds(TooManyPeers),
 }
 
-/// Sets up an nsqd and returns its handle and its runner. Its messages lie in `store`; see
+/// Sets up an nsqd and returns its handle and its runner. `store` holds its messages; see
 /// [`Nsqd::new`].
 #[expect(clippy::type_complexity, reason = "two ends, each with its parameters")]
 pub fn new<
@@ -163,7 +164,7 @@ pub fn new<
 > {
     let Resources { storage, http, asker, shared, lookup, client_rx, http_rx } = resources;
     let mut node = Nsqd::new(settings.node, storage, store).map_err(SettingsError::Nsqd)?;
-    // Known at compile time: without HTTP connections nothing of HTTP is linked.
+    // A constant condition: without HTTP connections no HTTP code is linked.
     if HTTP > 0 {
         node.answer_http(settings.http, http, settings.lookupds)
             .map_err(|TooManyLookupds { max }| SettingsError::Lookupds(TooManyPeers { max }))?;
@@ -187,7 +188,7 @@ pub fn new<
     Ok((Handle { shared, sleep }, runner))
 }
 
-/// Listens, connects and carries bytes. Run exactly one.
+/// Listens, connects and carries bytes: exactly one [`run`](Self::run) must be polled.
 #[derive(Debug)]
 #[must_use = "nothing is sent or received unless `run` is polled"]
 pub struct Runner<
@@ -227,14 +228,14 @@ impl<
     const RX: usize,
 > Runner<'a, M, L, D, S, TOPICS, CHANNELS, CLIENTS, HTTP, PEERS, RX>
 {
-    /// A handle of the nsqd's registration, to read which nsqlookupds list it.
+    /// Returns a handle of the nsqd's registration, which reports which nsqlookupds list the nsqd.
     pub fn lookup(&self) -> registration::Handle<'a, M, S, PEERS, TOPICS, CHANNELS> {
         self.lookup.clone()
     }
 
-    /// Runs all connections until the nsqd is stopped, then does nothing. Dropping the future ends
-    /// the connections: nsqlookupds forget the nsqd, and messages in flight are requeued. Running
-    /// again goes on.
+    /// Runs all connections until the nsqd is stopped, then waits for ever. Dropping the future
+    /// ends the connections: nsqlookupds drop the nsqd, and messages in flight are requeued.
+    /// Running again continues.
     pub async fn run(&mut self) -> ! {
         let (shared, lookup) = (self.shared, &self.lookup);
         let leave = async {
@@ -253,15 +254,15 @@ impl<
                 _ => pending().await,
             }
         };
-        // The query is polled after those who may start one, and the registry last, when all changes
-        // of this poll are made.
+        // The query is polled after the connections that may start one, and the listing last, after
+        // all changes of this poll.
         let listing = keep_listed::<_, _, PEERS, _, _>(shared, lookup);
         select4(serving, self.peers.run(), asking, listing).await;
         pending().await
     }
 }
 
-/// The receive buffer for an nsqlookupd's answer about a topic.
+/// The size of the receive buffer for an nsqlookupd's answer to a query.
 const RX_LEN: usize = 64;
 
 impl Engine for Nsqd<'_> {
@@ -311,8 +312,9 @@ mod tests {
 
     use super::Resources;
 
-    /// 2 topics with 2 channels each, 4 clients, 8 messages in flight a channel, 2 connections over
-    /// HTTP, 1 nsqlookupd: beside a store, sockets and the runner, that is all.
+    /// 2 topics with 2 channels each, 4 clients, 8 messages in flight in each channel, 2
+    /// connections over HTTP, 1 nsqlookupd. Only the store, the sockets and the runner need more
+    /// memory.
     #[test]
     fn memory_is_as_documented() {
         let resources = size_of::<Resources<'_, NoopRawMutex, 2, 4, 4, 8, 2, 1, 256>>();

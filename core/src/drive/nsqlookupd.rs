@@ -1,5 +1,5 @@
-//! An [`Nsqlookupd`] with its connections, those of nsqds and those over HTTP: a [`Handle`] to read
-//! it and a [`Runner`] to run.
+//! An [`Nsqlookupd`] with the connections of nsqds and those over HTTP: a [`Handle`] to read it and
+//! a [`Runner`] to run.
 
 use core::future::{Future, pending, poll_fn};
 
@@ -13,9 +13,9 @@ use crate::nsqlookupd::{Config, Counters, Event, Nsqlookupd, Storage};
 use crate::session::Session;
 use crate::session::reject::Protocol;
 
-/// What an nsqlookupd's handles and its runner share: tables as in [`Storage`], and for each of the
-/// `CLIENTS` connections of nsqds and `HTTP` connections over HTTP a receive buffer of `RX` bytes,
-/// at least 16. See [`publisher::Resources`](super::publisher::Resources).
+/// The memory that an nsqlookupd's handles and its runner share: the tables of [`Storage`], and a
+/// receive buffer of `RX` bytes, at least 16, for each of the `CLIENTS` connections of nsqds and
+/// the `HTTP` connections over HTTP. See [`publisher::Resources`](super::publisher::Resources).
 #[derive(Debug)]
 pub struct Resources<
     'a,
@@ -43,7 +43,7 @@ impl<
     const WORDS: usize,
 > Resources<'_, M, CLIENTS, TOPICS, CHANNELS, HTTP, RX, WORDS>
 {
-    /// Empty; [`new`] fills it.
+    /// Returns empty resources; [`new`] sets them up.
     pub const fn new() -> Self {
         Self {
             storage: Storage::new(),
@@ -95,7 +95,7 @@ pub fn new<
     (Handle { shared, sleep }, runner)
 }
 
-/// Reads an nsqlookupd. Clone it to wherever it is needed.
+/// Reads and stops an nsqlookupd. A clone may be used in each task.
 #[derive(Debug)]
 pub struct Handle<'a, M: RawMutex, S> {
     shared: &'a SharedServer<M, Nsqlookupd<'a>>,
@@ -120,44 +120,46 @@ impl<'a, M: RawMutex, S: Sleep> Handle<'a, M, S> {
         self.wait_mut(Nsqlookupd::poll_event)
     }
 
-    /// The next event, if there is one now.
+    /// Returns the next event, if there is one now.
     pub fn try_event(&self) -> Option<Event> {
         self.shared.read(|served| served.engine.poll_event())?
     }
 
-    /// Closes all connections, for good; returns when that is done. Dropped earlier, it goes on all
-    /// the same.
+    /// Closes all connections for good and returns when that is done. Dropping the future does not
+    /// cancel the stop.
     pub async fn stop(&self) {
         stop(self.shared).await;
     }
 
-    /// What happened so far.
+    /// Returns the nsqlookupd's counters.
     pub fn counters(&self) -> Counters {
         self.look(|directory| directory.counters()).unwrap_or_default()
     }
 
-    /// How many callers, at both ports, were told that there are too many connections.
+    /// Returns the number of callers that were rejected at both ports because all connections were
+    /// taken.
     pub fn turned_away(&self) -> u32 {
         self.shared.read(|served| served.refused()).unwrap_or_default()
     }
 
-    /// How many of these called the HTTP port.
+    /// Returns the number of callers that were rejected at the HTTP port.
     pub fn turned_away_http(&self) -> u32 {
         self.shared.read(|served| served.refused_http()).unwrap_or_default()
     }
 
-    /// Reads the nsqlookupd. `None` only from within another `look`.
+    /// Runs `f` on the nsqlookupd. Returns `None` only if called within another `look`.
     pub fn look<R>(&self, f: impl FnOnce(&Nsqlookupd<'a>) -> R) -> Option<R> {
         self.shared.read(|served| f(&served.engine))
     }
 
-    /// For tests and the simulator, which look into sessions; no part of the API. Wakes nobody.
+    /// For tests and the simulator, which inspect sessions; not part of the API. Wakes no task.
     #[doc(hidden)]
     pub fn inspect<R>(&self, f: impl FnOnce(&mut Nsqlookupd<'a>) -> R) -> Option<R> {
         self.shared.read(|served| f(&mut served.engine))
     }
 
-    /// Checks `f` now and whenever something changed, until it has an answer. Cancel-safe.
+    /// Checks `f` now and after each change of the nsqlookupd, until `f` returns an answer.
+    /// Cancel-safe.
     pub fn wait<R, F>(&self, mut f: F) -> impl Future<Output = R> + use<'a, M, S, R, F>
     where
         F: FnMut(&Nsqlookupd<'a>) -> Option<R>,
@@ -170,12 +172,12 @@ impl<'a, M: RawMutex, S: Sleep> Handle<'a, M, S> {
         F: FnMut(&mut Nsqlookupd<'a>) -> Option<R>,
     {
         let shared = self.shared;
-        // Not an `async fn`: that would be a state machine around this one.
+        // Not an `async fn`, which would wrap this future in another state machine.
         poll_fn(move |cx| shared.poll_wait(cx.waker(), |served| f(&mut served.engine)))
     }
 }
 
-/// Listens and carries bytes. Run exactly one.
+/// Listens and carries bytes: exactly one [`run`](Self::run) must be polled.
 #[derive(Debug)]
 #[must_use = "nothing is sent or received unless `run` is polled"]
 pub struct Runner<'a, M: RawMutex, L, S, const CLIENTS: usize, const HTTP: usize, const RX: usize> {
@@ -189,8 +191,9 @@ pub struct Runner<'a, M: RawMutex, L, S, const CLIENTS: usize, const HTTP: usize
 impl<M: RawMutex, L: Listener, S: Sleep, const CLIENTS: usize, const HTTP: usize, const RX: usize>
     Runner<'_, M, L, S, CLIENTS, HTTP, RX>
 {
-    /// Runs all connections until the nsqlookupd is stopped, then does nothing. Dropping the future
-    /// ends the connections, and what their nsqds registered is forgotten. Running again goes on.
+    /// Runs all connections until the nsqlookupd is stopped, then waits for ever. Dropping the
+    /// future ends the connections and drops the registrations of their nsqds. Running again
+    /// continues.
     pub async fn run(&mut self) -> ! {
         let shared = self.shared;
         run_ports(

@@ -17,22 +17,22 @@ use crate::publisher::{
     Ticket,
 };
 
-/// The receive buffer: a dozen acknowledgements.
+/// The size of the receive buffer, which holds a dozen acknowledgements.
 const RX_LEN: usize = 128;
 
-/// What a publisher's handles and its runner share. `M` is `NoopRawMutex` if all of them live on
-/// one executor thread, `CriticalSectionRawMutex` if not.
+/// The memory that a publisher's handles and its runner share. `M` is `NoopRawMutex` if all of them
+/// run on one executor thread, otherwise `CriticalSectionRawMutex`.
 ///
-/// Put it into a `static` cell on a microcontroller, on the stack or into a box on a desktop.
+/// Put this into a `static` cell on a microcontroller, on the stack or into a box on a desktop.
 #[derive(Debug)]
 pub struct Resources<'a, M: RawMutex> {
-    // Set up where it lies: moved into place, it would pass through the stack.
+    // Set up in place: a move would pass through the stack.
     publisher: Publisher<'a>,
     shared: OnceCell<Shared<M, ClientRef<'a>>>,
 }
 
 impl<M: RawMutex> Resources<'_, M> {
-    /// Idle; [`new`] sets it up.
+    /// Returns idle resources; [`new`] sets them up.
     pub const fn new() -> Self {
         const { Self { publisher: Publisher::idle(), shared: OnceCell::Empty } }
     }
@@ -61,30 +61,30 @@ pub fn new<'a, M: RawMutex, D: Dialer, S: Sleep>(
     Ok((Handle { shared }, Runner { shared, dialer, sleep }))
 }
 
-/// Publishing, for application code that runs on any platform, either to an nsqd or as an nsqd of
-/// its own ([`nsqd::Handle`](super::nsqd::Handle)).
+/// Publishing, for application code that publishes either to an nsqd or in its own nsqd
+/// ([`nsqd::Handle`](super::nsqd::Handle)).
 pub trait Publish {
-    /// Identifies a message that was taken.
+    /// Identifies an accepted message.
     type Ticket: Copy + fmt::Debug;
-    /// Why a message was not taken.
+    /// The reason why a message was not accepted.
     type Error: fmt::Debug + fmt::Display;
 
-    /// Takes a message; waits while there is no room. Cancel-safe: dropped before it is ready, the
-    /// message was not taken.
+    /// Accepts a message; waits while there is no room. Cancel-safe: if the future is dropped
+    /// before it is ready, the message is not accepted.
     fn publish(
         &self,
         topic: &TopicName,
         body: &[u8],
     ) -> impl Future<Output = Result<Self::Ticket, Self::Error>>;
 
-    /// Takes a message now or refuses it.
+    /// Accepts a message now, or returns an error.
     fn try_publish(&self, topic: &TopicName, body: &[u8]) -> Result<Self::Ticket, Self::Error>;
 
-    /// Waits until a message is final. Cancel-safe.
+    /// Waits for the outcome of a message. Cancel-safe.
     fn outcome(&self, ticket: Self::Ticket) -> impl Future<Output = Outcome>;
 }
 
-/// Publishes. Copy it to wherever it is needed.
+/// Publishes messages. A copy may be used in each task.
 #[derive(Debug)]
 pub struct Handle<'a, M: RawMutex> {
     shared: &'a Shared<M, ClientRef<'a>>,
@@ -99,12 +99,13 @@ impl<M: RawMutex> Clone for Handle<'_, M> {
 impl<M: RawMutex> Copy for Handle<'_, M> {}
 
 impl<'a, M: RawMutex> Handle<'a, M> {
-    /// Takes a message now or refuses it. It leaves when the runner runs next.
+    /// Accepts a message now, or returns an error. The runner sends the message when it is next
+    /// polled.
     pub fn try_publish(&self, topic: &TopicName, body: &[u8]) -> Result<Ticket, PublishError> {
         self.accept(|publisher| publisher.publish(topic, body))
     }
 
-    /// Takes a message with a deferral or a deadline now, or refuses it.
+    /// Accepts a message with a deferral or a deadline now, or returns an error.
     pub fn try_publish_with(
         &self,
         topic: &TopicName,
@@ -114,10 +115,11 @@ impl<'a, M: RawMutex> Handle<'a, M> {
         self.accept(|publisher| publisher.publish_with(topic, body, options))
     }
 
-    /// Takes a message; waits while the outbox is full.
+    /// Accepts a message; waits while the outbox is full.
     ///
-    /// Cancel-safe: dropped before it is ready, the message was not taken. Tasks that wait get room
-    /// in the order in which they came, each as much as there is.
+    /// Cancel-safe: if the future is dropped before it is ready, the message is not accepted. Tasks
+    /// that wait get room in the order in which they began to wait; a task may use all room there
+    /// is.
     pub fn publish<'t, 'b>(
         &self,
         topic: &'t TopicName,
@@ -144,8 +146,8 @@ impl<'a, M: RawMutex> Handle<'a, M> {
         })
     }
 
-    /// Waits until a message is final. Cancel-safe. After [`stop`](Self::stop) a pending message
-    /// stays pending, and this waits for ever.
+    /// Waits for the outcome of a message. Cancel-safe. After [`stop`](Self::stop) a pending
+    /// message stays pending, and this waits for ever.
     pub fn outcome(&self, ticket: Ticket) -> impl Future<Output = Outcome> + use<'a, M> {
         self.wait(move |publisher| publisher.outcome(ticket))
     }
@@ -161,14 +163,14 @@ impl<'a, M: RawMutex> Handle<'a, M> {
         self.wait_mut(Publisher::poll_event)
     }
 
-    /// The next event, if there is one now.
+    /// Returns the next event, if there is one now.
     pub fn try_event(&self) -> Option<Event> {
         self.shared.read(|client| client.as_publisher()?.poll_event())?
     }
 
     /// Closes the connection for good and waits until it is closed. Messages that are not
     /// acknowledged by then stay pending: wait for [`idle`](Self::idle) first. Dropping the future
-    /// does not stop the closing.
+    /// does not cancel the closing.
     pub async fn stop(&self, sleep: &impl Sleep) {
         let now = sleep.now();
         self.shared.update_and_wake_tasks(|client| {
@@ -179,24 +181,24 @@ impl<'a, M: RawMutex> Handle<'a, M> {
         self.wait(|publisher| matches!(publisher.state(), State::Stopped).then_some(())).await;
     }
 
-    /// What the publisher did so far.
+    /// Returns the publisher's counters.
     pub fn counters(&self) -> Counters {
         self.look(|publisher| publisher.counters()).unwrap_or_default()
     }
 
-    /// Reads the publisher. `None` only from within another `look`.
+    /// Runs `f` on the publisher. Returns `None` only if called within another `look`.
     pub fn look<R>(&self, f: impl FnOnce(&Publisher<'a>) -> R) -> Option<R> {
         self.shared.read(|client| client.as_publisher().map(|it| f(it)))?
     }
 
-    /// For tests and the simulator, which look into sessions; no part of the API. Wakes nobody.
+    /// For tests and the simulator, which inspect sessions; not part of the API. Wakes no task.
     #[doc(hidden)]
     pub fn inspect<R>(&self, f: impl FnOnce(&mut Publisher<'a>) -> R) -> Option<R> {
         self.shared.read(|client| client.as_publisher().map(f))?
     }
 
-    /// Checks `f` now and whenever a message is resolved or the connection comes or goes, until it
-    /// has an answer. Cancel-safe.
+    /// Checks `f` now and whenever a message is resolved or the connection opens or closes, until
+    /// `f` returns an answer. Cancel-safe.
     pub fn wait<R, F>(&self, mut f: F) -> impl Future<Output = R> + use<'a, M, R, F>
     where
         F: FnMut(&Publisher<'a>) -> Option<R>,
@@ -209,7 +211,7 @@ impl<'a, M: RawMutex> Handle<'a, M> {
         F: FnMut(&mut Publisher<'a>) -> Option<R>,
     {
         let shared = self.shared;
-        // Not an `async fn`: that would be a state machine around this one.
+        // Not an `async fn`, which would wrap this future in another state machine.
         poll_fn(move |cx| shared.poll_wait(cx.waker(), |client| f(client.as_publisher()?)))
     }
 
@@ -243,7 +245,7 @@ impl<M: RawMutex> Publish for Handle<'_, M> {
     }
 }
 
-/// Connects and carries bytes. Run exactly one.
+/// Connects and carries bytes: exactly one [`run`](Self::run) must be polled.
 #[derive(Debug)]
 #[must_use = "nothing is sent or received unless `run` is polled"]
 pub struct Runner<'a, M: RawMutex, D, S> {
@@ -253,8 +255,8 @@ pub struct Runner<'a, M: RawMutex, D, S> {
 }
 
 impl<M: RawMutex, D: Dialer, S: Sleep> Runner<'_, M, D, S> {
-    /// Runs for ever. Dropping the future ends the connection, and messages wait. Running again goes
-    /// on.
+    /// Runs the connection for ever. Dropping the future ends the connection; messages stay in the
+    /// outbox until this is called again.
     pub async fn run(&mut self) -> ! {
         let mut rx = [0; RX_LEN];
         let mut access = SessionLock { shared: self.shared, index: 0 };

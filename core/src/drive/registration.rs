@@ -16,10 +16,10 @@ use crate::registration::{
 };
 use crate::session::Session;
 
-/// The receive buffer of a peer: ten answers.
+/// The size of the receive buffer of a peer, which holds ten responses.
 const RX_LEN: usize = 64;
 
-/// What a registration's handles and its runner share; see
+/// The memory that a registration's handles and its runner share; see
 /// [`publisher::Resources`](super::publisher::Resources).
 #[derive(Debug)]
 pub struct Resources<
@@ -29,14 +29,14 @@ pub struct Resources<
     const TOPICS: usize,
     const CHANNELS: usize,
 > {
-    // As in `publisher::Resources`.
+    // Set up in place, as in `publisher::Resources`.
     shared: Shared<M, Registration<'a, PEERS, TOPICS, CHANNELS>>,
 }
 
 impl<M: RawMutex, const PEERS: usize, const TOPICS: usize, const CHANNELS: usize>
     Resources<'_, M, PEERS, TOPICS, CHANNELS>
 {
-    /// Idle; [`new`] sets it up.
+    /// Returns idle resources; [`new`] sets them up.
     pub const fn new() -> Self {
         const { Self { shared: Shared::new(Registration::idle()) } }
     }
@@ -51,7 +51,7 @@ impl<M: RawMutex, const PEERS: usize, const TOPICS: usize, const CHANNELS: usize
 }
 
 /// Sets up a registration and returns its handle and its runner. Nothing is registered and no peer
-/// is configured yet. Each peer has a dialer of its own.
+/// is configured yet. Each peer has its own dialer.
 #[expect(clippy::type_complexity, reason = "two ends, each with its parameters")]
 pub fn new<
     'a,
@@ -75,7 +75,8 @@ pub fn new<
     Ok((Handle { shared, sleep: sleep.clone() }, Runner { shared, dialers, sleep }))
 }
 
-/// Changes what is registered, and with which nsqlookupds. Clone it to wherever it is needed.
+/// Changes the registered topics and channels, and the nsqlookupds. A clone may be used in each
+/// task.
 #[derive(Debug)]
 pub struct Handle<
     'a,
@@ -120,15 +121,15 @@ impl<'a, M: RawMutex, S: Sleep, const PEERS: usize, const TOPICS: usize, const C
         self.change(|lookup| lookup.unregister(topic, channel)).unwrap_or_default()
     }
 
-    /// Unregisters everything and closes all connections. Returns when that is done, at most the
-    /// reply timeout and the close timeout later. Dropping the future does not stop that.
+    /// Unregisters everything, closes all connections and returns when that is done, at most the
+    /// reply timeout and the close timeout later. Dropping the future does not cancel the closing.
     pub async fn stop(&self) {
         let now = self.sleep.now();
         self.change(|lookup| lookup.stop(now));
         self.wait(|lookup| lookup.is_stopped().then_some(())).await;
     }
 
-    /// Waits until every configured nsqlookupd confirmed all registrations. Cancel-safe.
+    /// Waits until every configured nsqlookupd has confirmed all registrations. Cancel-safe.
     pub async fn settled(&self) {
         self.wait(|lookup| {
             (0..PEERS)
@@ -149,7 +150,7 @@ impl<'a, M: RawMutex, S: Sleep, const PEERS: usize, const TOPICS: usize, const C
         .await
     }
 
-    /// Reads the registration. `None` only from within another `look`.
+    /// Runs `f` on the registration. Returns `None` only if called within another `look`.
     pub fn look<R>(
         &self,
         f: impl FnOnce(&Registration<'a, PEERS, TOPICS, CHANNELS>) -> R,
@@ -157,7 +158,7 @@ impl<'a, M: RawMutex, S: Sleep, const PEERS: usize, const TOPICS: usize, const C
         self.shared.read(|lookup| f(lookup))
     }
 
-    /// Checks `f` now and whenever something happens to a peer, until it has an answer.
+    /// Checks `f` now and whenever the state of a peer changes, until `f` returns an answer.
     /// Cancel-safe.
     pub async fn wait<R>(
         &self,
@@ -166,7 +167,7 @@ impl<'a, M: RawMutex, S: Sleep, const PEERS: usize, const TOPICS: usize, const C
         poll_fn(|cx| self.shared.poll_wait(cx.waker(), |lookup| f(lookup))).await
     }
 
-    /// For tests and the simulator, which look into sessions; no part of the API. Wakes nobody.
+    /// For tests and the simulator, which inspect sessions; not part of the API. Wakes no task.
     #[doc(hidden)]
     pub fn inspect<R>(
         &self,
@@ -175,7 +176,7 @@ impl<'a, M: RawMutex, S: Sleep, const PEERS: usize, const TOPICS: usize, const C
         self.shared.read(f)
     }
 
-    /// Wakes the task when somebody else changes the registration.
+    /// Registers the runner's waker for the next change of the registration.
     pub(super) fn register_waker(&self, waker: &Waker) {
         self.shared.register_runner(waker);
     }
@@ -188,7 +189,7 @@ impl<'a, M: RawMutex, S: Sleep, const PEERS: usize, const TOPICS: usize, const C
     }
 }
 
-/// Connects and carries bytes. Run exactly one.
+/// Connects and carries bytes: exactly one [`run`](Self::run) must be polled.
 #[derive(Debug)]
 #[must_use = "nothing is sent or received unless `run` is polled"]
 pub struct Runner<
@@ -214,8 +215,8 @@ impl<
     const CHANNELS: usize,
 > Runner<'_, M, D, S, PEERS, TOPICS, CHANNELS>
 {
-    /// Runs all peers for ever. Dropping the future ends the connections, and nsqlookupds forget what
-    /// was registered. Running again registers everything again.
+    /// Runs the connections of all peers for ever. Dropping the future ends them, and the
+    /// nsqlookupds drop all registrations; running again registers everything again.
     pub async fn run(&mut self) -> ! {
         let shared = self.shared;
         let sleep = &self.sleep;
@@ -229,7 +230,7 @@ impl<
                 run_dialed(&mut access, dialer, &mut sleep, &mut rx).await
             }
         });
-        // None of them ever ends. Without peers there is nothing to run.
+        // No peer ever ends; without peers this waits for ever.
         select_array(peers).await.0
     }
 }

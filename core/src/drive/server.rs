@@ -1,4 +1,4 @@
-//! The runner of a server: two ports, each with accept slots and a spare one.
+//! The runner of a server: two ports, each with its accept slots and a spare one.
 
 use core::future::{Future, pending, poll_fn};
 use core::marker::PhantomData;
@@ -17,37 +17,38 @@ use crate::session::reject::{Protocol, Reject};
 /// The ports of a server.
 #[derive(Debug, Clone, Copy)]
 pub struct Ports<L, const CLIENTS: usize, const HTTP: usize> {
-    /// NSQ's own protocol.
+    /// The port of NSQ's own protocol.
     pub tcp: Port<L, CLIENTS>,
-    /// HTTP.
+    /// The HTTP port.
     pub http: Port<L, HTTP>,
 }
 
-/// A server's state machine, whose sessions are views on it.
+/// The state machine of a server; its sessions are views of the state machine.
 pub(super) trait Engine {
-    /// The protocol of its TCP port.
+    /// The protocol of the TCP port.
     const PROTOCOL: Protocol;
 
     /// See [`State::version`].
     fn version(&self) -> u32;
 
-    /// Whether there is nothing to do. A change of it is one that tasks wait for.
+    /// Returns whether no messages are left. Tasks wait for changes of this.
     fn is_idle(&self) -> bool;
 
-    /// Whether others may have given a session of the TCP port something to do, if it is connected.
+    /// Returns whether other sessions may have created work for a session of the TCP port, provided
+    /// that it is connected.
     fn has_work_for_client(&self, index: usize) -> bool;
 
-    /// A caller at the TCP port found all sessions taken.
+    /// Records that a caller at the TCP port was rejected.
     fn turned_away(&mut self) {}
 
-    /// Runs `f` on a session of the TCP port, if there is one with that index.
+    /// Runs `f` on a session of the TCP port, if that index exists.
     fn with_client(&mut self, index: usize, f: &mut dyn FnMut(&mut dyn Session));
 
-    /// Runs `f` on a session of the HTTP port, if there is one with that index.
+    /// Runs `f` on a session of the HTTP port, if that index exists.
     fn with_http(&mut self, index: usize, f: &mut dyn FnMut(&mut dyn Session));
 }
 
-/// An engine with what the driver adds to it.
+/// An engine with the sessions that reject callers and the progress of stopping.
 #[derive(Debug)]
 pub(super) struct Served<E> {
     pub(super) engine: E,
@@ -56,7 +57,7 @@ pub(super) struct Served<E> {
     stop: Stop,
 }
 
-/// The state of stopping.
+/// The progress of stopping.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stop {
     No,
@@ -70,11 +71,12 @@ impl<E: Engine> Served<E> {
         Self { engine, tcp_reject, http_reject, stop: Stop::No }
     }
 
+    /// Returns the number of callers rejected at both ports.
     pub(super) const fn refused(&self) -> u32 {
         self.tcp_reject.refused().saturating_add(self.http_reject.refused())
     }
 
-    /// Of these, at the HTTP port.
+    /// Returns the number of callers rejected at the HTTP port.
     pub(super) const fn refused_http(&self) -> u32 {
         self.http_reject.refused()
     }
@@ -88,7 +90,7 @@ impl<E: Engine> State for Served<E> {
     }
 }
 
-/// Runs the function on a session of one port, if there is one with that index.
+/// Runs the function on a session of one port, if that index exists.
 type WithSession<E> = fn(&mut Served<E>, usize, &mut dyn FnMut(&mut dyn Session));
 
 impl<E: Engine> Served<E> {
@@ -111,11 +113,11 @@ impl<E: Engine> Served<E> {
     }
 }
 
-/// How the sessions of an HTTP port with so many of them are reached.
+/// Selects how the sessions of an HTTP port with `SLOTS` of them are accessed.
 struct HttpPort<E, const SLOTS: usize>(PhantomData<E>);
 
 impl<E: Engine, const SLOTS: usize> HttpPort<E, SLOTS> {
-    /// A constant, so that a server without HTTP does not link it.
+    /// A constant, so that a server without HTTP connections does not link the HTTP sessions.
     const WITH: WithSession<E> = if SLOTS > 0 { Served::with_http } else { |_, _, _| () };
 }
 
@@ -148,7 +150,7 @@ impl<'s, M: RawMutex, E: Engine> Sessions for PortSessions<'s, M, E> {
     }
 }
 
-/// The access to one session of a server. Its port looks after the waker.
+/// Access to one session of a server. The port registers the waker.
 struct ServerSession<'s, M: RawMutex, E> {
     shared: &'s SharedServer<M, E>,
     with: WithSession<E>,
@@ -170,7 +172,7 @@ impl<M: RawMutex, E: Engine> SessionAccess for ServerSession<'_, M, E> {
 /// A server behind a lock.
 pub(super) type SharedServer<M, E> = Shared<M, Served<E>>;
 
-/// Asks the runner to stop, and waits until it did.
+/// Asks the runner to stop, and waits until it has stopped.
 pub(super) async fn stop<M: RawMutex, E: Engine>(shared: &SharedServer<M, E>) {
     shared.update(|served| {
         if served.stop == Stop::No {
@@ -213,21 +215,21 @@ pub(super) async fn run_ports<
     let tcp = &PortSessions { shared, with: Served::with_client, http: false, slots: CLIENTS };
     let with = HttpPort::<E, HTTP>::WITH;
     let http = &PortSessions { shared, with, http: true, slots: HTTP };
-    let lines =
+    let serving =
         select(serve_port::<M, _, _, _, CLIENTS, RX>(&mut ports.tcp, tcp, sleep, rx.0), async {
             if HTTP == 0 {
                 return pending().await;
             }
             serve_port::<M, _, _, _, HTTP, RX>(&mut ports.http, http, sleep, rx.1).await
         });
-    match select(lines, leave).await {
+    match select(serving, leave).await {
         Either::First(Either::First(never) | Either::Second(never)) => never,
         Either::Second(()) => {}
     }
     shared.update(|served| served.stop = Stop::Done);
 }
 
-/// Ready when the runner is to stop.
+/// Waits until the runner is asked to stop.
 pub(super) async fn stop_asked<M: RawMutex, E: Engine>(shared: &SharedServer<M, E>) {
     poll_fn(|cx| {
         shared.register_runner(cx.waker());

@@ -1,7 +1,7 @@
 //! The lock layer: a state machine that handles and a runner share.
 //!
-//! A handle's call and a poll of the runner each take the lock once, for as long as they run and
-//! never across an await. When a call changed the state, the [`Waiters`] are told.
+//! A handle's call and each step of the runner hold the lock while they run, never across an await.
+//! If the state changed, the [`Waiters`] are woken.
 
 use core::cell::RefCell;
 use core::task::{Poll, Waker};
@@ -17,14 +17,14 @@ pub(super) trait State {
     /// See [`version`](Self::version).
     type Version: PartialEq;
 
-    /// A value that changes whenever a waiting task should check its condition again.
+    /// Returns a value that changes whenever a waiting task should check its condition again.
     fn version(&self) -> Self::Version;
 }
 
-/// A state machine whose sessions have numbers.
+/// A state machine with numbered sessions.
 pub(super) trait WithSessions: State {
-    /// Runs `f` on session `index`, if there is one. Returns whether the call may have given other
-    /// sessions of this state something to do.
+    /// Runs `f` on session `index`, if it exists. Returns whether the call may have created work
+    /// for other sessions of this state.
     fn with_session(&mut self, index: usize, f: &mut dyn FnMut(&mut dyn Session)) -> bool;
 }
 
@@ -44,29 +44,30 @@ impl<M: RawMutex, T> Shared<M, T> {
         Self { inner: Mutex::new(RefCell::new(Inner { waiters, state })) }
     }
 
-    /// The state, while nobody else can have it.
+    /// Returns the state without locking; `self` is borrowed exclusively.
     pub(super) fn get_mut(&mut self) -> &mut T {
         &mut self.inner.get_mut().get_mut().state
     }
 
-    /// Runs `f` under the lock. `None`, and `f` is not run, from within another `f`.
+    /// Runs `f` under the lock. Returns `None` without running `f` if called within another `f`.
     fn lock<R>(&self, f: impl FnOnce(&mut Inner<T>) -> R) -> Option<R> {
         self.inner.lock(|inner| inner.try_borrow_mut().ok().map(|mut inner| f(&mut inner)))
     }
 
-    /// Runs `f` on the state and wakes nobody.
+    /// Runs `f` on the state and wakes no task.
     pub(super) fn read<R>(&self, f: impl FnOnce(&mut T) -> R) -> Option<R> {
         self.lock(|inner| f(&mut inner.state))
     }
 
-    /// Wakes the runner's task at the next change.
+    /// Registers the runner's waker for the next change.
     pub(super) fn register_runner(&self, waker: &Waker) {
         self.lock(|inner| inner.waiters.register_runner(waker));
     }
 }
 
 impl<M: RawMutex, T: State> Shared<M, T> {
-    /// Runs `f` on the state for a handle and wakes the runner.
+    /// Runs `f` on the state for a handle and wakes the runner, and the waiting tasks if the
+    /// [version](State::version) changed.
     pub(super) fn update<R>(&self, f: impl FnOnce(&mut T) -> R) -> Option<R> {
         self.lock(|inner| {
             let before = inner.state.version();
@@ -76,7 +77,7 @@ impl<M: RawMutex, T: State> Shared<M, T> {
         })
     }
 
-    /// As [`update`](Self::update), and wakes waiting tasks in any case.
+    /// As [`update`](Self::update), but always wakes the waiting tasks.
     pub(super) fn update_and_wake_tasks<R>(&self, f: impl FnOnce(&mut T) -> R) -> Option<R> {
         self.lock(|inner| {
             let result = f(&mut inner.state);
@@ -86,7 +87,7 @@ impl<M: RawMutex, T: State> Shared<M, T> {
     }
 
     /// Runs `f` on the state for the runner. `f` runs a session and returns whether that may have
-    /// given other sessions something to do.
+    /// created work for other sessions.
     pub(super) fn drive(&self, f: impl FnOnce(&mut T) -> bool) {
         self.lock(|inner| {
             let before = inner.state.version();
@@ -100,8 +101,8 @@ impl<M: RawMutex, T: State> Shared<M, T> {
         });
     }
 
-    /// Checks `f` now and after each change, until it has an answer. Cancel-safe: `f` takes nothing
-    /// in a poll that does not return its answer.
+    /// Checks `f`; ready with its answer. Otherwise wakes `task` at the next change. Cancel-safe if
+    /// `f` takes nothing from the state when it returns `None`.
     pub(super) fn poll_wait<R>(&self, task: &Waker, f: impl FnMut(&mut T) -> Option<R>) -> Poll<R> {
         self.poll_ticket(task, &mut QueueTicket::Unqueued, f)
     }
@@ -120,7 +121,7 @@ impl<M: RawMutex, T: State> Shared<M, T> {
         answer.map_or(Poll::Pending, Poll::Ready)
     }
 
-    /// Apart, and not generic over the answer: one copy of it for all conditions.
+    /// Not generic over the answer: a program links one copy for all conditions.
     #[inline(never)]
     fn check(&self, task: &Waker, ticket: &mut QueueTicket, f: &mut dyn FnMut(&mut T) -> bool) {
         self.lock(|inner| {
@@ -134,8 +135,8 @@ impl<M: RawMutex, T: State> Shared<M, T> {
     }
 }
 
-/// A wait for something that only one of those who wait gets, in the order in which they came.
-/// Dropped, it leaves the queue.
+/// A wait in the queue: waits are served in the order in which they were first polled. Dropping it
+/// leaves the queue.
 pub(super) struct QueuedWait<'a, M: RawMutex, T> {
     shared: &'a Shared<M, T>,
     ticket: QueueTicket,
@@ -158,7 +159,7 @@ impl<M: RawMutex, T> Drop for QueuedWait<'_, M, T> {
     }
 }
 
-/// The access to one session of a state behind a lock.
+/// Access to one session of a state behind a lock.
 pub(super) struct SessionLock<'c, M: RawMutex, T> {
     pub(super) shared: &'c Shared<M, T>,
     pub(super) index: usize,
@@ -174,8 +175,8 @@ impl<M: RawMutex, T: WithSessions> SessionAccess for SessionLock<'_, M, T> {
     }
 }
 
-/// An `Option` of which `None` is zero: resources that are empty are memory that is cleared, not a
-/// copy of an image in flash.
+/// An `Option` whose empty variant has the tag 0, so that empty resources in a static lie in zeroed
+/// memory and need no image in flash.
 #[derive(Debug)]
 #[repr(u8)]
 pub(super) enum OnceCell<T> {
@@ -186,7 +187,7 @@ pub(super) enum OnceCell<T> {
 impl<T> OnceCell<T> {
     pub(super) fn insert(&mut self, value: T) -> &mut T {
         *self = Self::Full(value);
-        // It is full now, so this ends at once; the compiler sees that, and links no panic.
+        // `self` is full, so the loop ends at once; the compiler sees that and links no panic.
         loop {
             if let Self::Full(value) = self {
                 return value;

@@ -1,20 +1,20 @@
-//! Who is woken when what handles and a runner share changes: the runner, and tasks that wait on
-//! handles. The same for every state, so that there is one copy of it.
+//! The wakers of a state that handles and a runner share: those of the runner and of the tasks that
+//! wait on handles. Not generic over the state, so that a program links one copy.
 
 use core::task::Waker;
 
 use embassy_sync::waitqueue::WakerRegistration;
 use heapless::Vec;
 
-/// How many tasks may wait on handles of one runner. With more, all get their answers, but while
-/// they wait they wake each other without end: let one task wait for the others then.
+/// The number of tasks that may wait on the handles of one runner. With more, every task still gets
+/// its answer, but the waiting tasks wake each other without end and keep the processor busy. Let
+/// one task wait for several others then.
 pub const WAITERS_MAX: usize = 8;
 
-/// The runner's waker, the waiting tasks' wakers, and the queue.
+/// The runner's waker, the wakers of the waiting tasks, and the queue of the waits.
 pub(super) struct Waiters {
     runner: WakerRegistration,
-    /// Like embassy-sync's `MultiWakerRegistration`, which the compiler cannot see to be free of
-    /// panics.
+    /// Not embassy-sync's `MultiWakerRegistration`: the compiler cannot prove that free of panics.
     tasks: Vec<Waker, WAITERS_MAX, u8>,
     queue: Queue,
 }
@@ -32,7 +32,7 @@ impl Waiters {
         self.runner.wake();
     }
 
-    /// Wakes the tasks that wait: a condition of theirs may hold now.
+    /// Wakes all waiting tasks, so that they check their conditions again.
     pub(super) fn wake_tasks(&mut self) {
         self.queue.changes = self.queue.changes.wrapping_add(1);
         while let Some(task) = self.tasks.pop() {
@@ -40,7 +40,7 @@ impl Waiters {
         }
     }
 
-    /// A handle changed the state.
+    /// Wakes the runner after a call of a handle, and all waiting tasks if `wake_tasks`.
     pub(super) fn on_handle_change(&mut self, wake_tasks: bool) {
         self.wake_runner();
         if wake_tasks {
@@ -48,17 +48,18 @@ impl Waiters {
         }
     }
 
-    /// A wait is polled. True if its condition is to be checked now.
+    /// Begins a poll of a wait. Returns true if the caller must check the wait's condition now.
     pub(super) fn enter(&mut self, ticket: &mut QueueTicket, task: &Waker) -> bool {
         match self.queue.enter(ticket) {
             Enter::Check => return true,
-            Enter::Return => task.wake_by_ref(),
+            Enter::Yield => task.wake_by_ref(),
             Enter::Wait => self.register_task(task),
         }
         false
     }
 
-    /// A wait's condition was checked; `changed` if that changed the state.
+    /// Ends a poll in which the wait's condition was checked. `answered`: the condition held;
+    /// `changed`: the check changed the state.
     pub(super) fn checked(
         &mut self,
         ticket: &mut QueueTicket,
@@ -70,7 +71,7 @@ impl Waiters {
             self.on_handle_change(true);
         }
         if answered {
-            // Wake the runner, and the next waiter if there may be something left for it.
+            // Wake the runner, and the next waiter if resources may remain.
             let more = self.queue.served(ticket);
             self.on_handle_change(more);
         } else {
@@ -79,7 +80,7 @@ impl Waiters {
         }
     }
 
-    /// A wait is over without an answer.
+    /// Ends a wait that is dropped.
     pub(super) fn leave(&mut self, ticket: QueueTicket) {
         if self.queue.leave(ticket) {
             self.wake_tasks();
@@ -91,7 +92,7 @@ impl Waiters {
             return;
         }
         if self.tasks.is_full() {
-            // They check in vain and come back: busy, not wrong.
+            // The woken tasks check in vain and register again: busy, but correct.
             while let Some(task) = self.tasks.pop() {
                 task.wake();
             }
@@ -100,50 +101,53 @@ impl Waiters {
     }
 }
 
-/// The queue of waits for something that only one of them gets. The first in the queue checks
-/// first; a wait that was just served goes on as long as there is more, so that the messages of one
-/// task stay together, then waits at the end.
+/// The queue of waits for messages or for room, each part of which goes to only one wait. The first
+/// wait checks first. After a wait was served, the next new wait, usually of the same task, checks
+/// before the queue, so that the messages of one task stay together; if it checks in vain, it joins
+/// the queue at the end.
 ///
-/// Others go before the first only if it is not even polled: at each change they step back once,
-/// and check whether the first was polled meanwhile. So a wait that nobody polls holds nobody up.
+/// The other waits check before the first one only if that is not polled: at each change they yield
+/// once, and check only if the first did not check meanwhile. So a wait that is never polled again
+/// does not block the others.
 struct Queue {
-    /// The first one's number, if there is one, and the number that the next one gets.
+    /// The number of the first wait, or `tail` if the queue is empty.
     head: u8,
+    /// The number of the next wait to join.
     tail: u8,
-    /// The wait that was just served goes on.
+    /// The wait that checked last was served: a new wait may check before the queue.
     goes_on: bool,
-    /// Counts how often the first one checked in vain.
+    /// How often the first wait checked in vain; wraps.
     checked: u8,
-    /// Counts the changes that tasks were woken for.
+    /// How often the tasks were woken; wraps.
     changes: u8,
-    /// The waits that are not over: a bit for each number from `head` on.
+    /// The numbers that are still waiting: bit `n` is number `head + n`.
     waiting: u32,
 }
 
 /// A wait's place in the queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum QueueTicket {
-    /// Not in the queue, now and later.
+    /// Never joins the queue; checks in each poll.
     Unqueued,
-    /// Not in the queue yet.
+    /// Has not joined the queue yet.
     New,
     /// In the queue.
     Waiting {
         number: u8,
-        /// The change at which it stepped back last, and how often the first one had checked by
-        /// then.
+        /// `Queue::changes` when this wait last yielded.
         change: u8,
+        /// `Queue::checked` when this wait last yielded.
         checked: u8,
     },
 }
 
-/// What a wait that is polled does.
+/// The action of a wait that is polled.
 enum Enter {
-    /// It checks its condition.
+    /// Check the condition.
     Check,
-    /// It is polled again once others were.
-    Return,
-    /// It waits for a change.
+    /// Yield: be polled again after the other tasks.
+    Yield,
+    /// Wait for the next change.
     Wait,
 }
 
@@ -169,7 +173,7 @@ impl Queue {
             Enter::Check
         } else if *change != self.changes {
             (*change, *checked) = (self.changes, self.checked);
-            Enter::Return
+            Enter::Yield
         } else if *checked != self.checked {
             Enter::Wait
         } else {
@@ -177,7 +181,8 @@ impl Queue {
         }
     }
 
-    /// Goes to the end of the queue. With too many there it checks whenever it is polled.
+    /// Adds the wait at the end of the queue. If 32 numbers are in use, the wait becomes
+    /// `Unqueued`.
     fn join(&mut self, ticket: &mut QueueTicket, change: u8) {
         let bit = 1u32.unbounded_shl(self.tail.wrapping_sub(self.head).into());
         if bit == 0 {
@@ -189,14 +194,14 @@ impl Queue {
         self.waiting |= bit;
     }
 
-    /// It has its answer. True if others are to check.
+    /// Removes a wait that has its answer. Returns true if other waits should check.
     fn served(&mut self, ticket: &mut QueueTicket) -> bool {
         let was = core::mem::replace(ticket, QueueTicket::Unqueued);
         self.goes_on = was != QueueTicket::Unqueued;
         self.leave(was) || (self.goes_on && !self.is_empty())
     }
 
-    /// It checked in vain.
+    /// Records that the wait checked in vain; a new wait joins the queue.
     fn not_served(&mut self, ticket: &mut QueueTicket) {
         if matches!(ticket, QueueTicket::New) {
             self.join(ticket, self.changes);
@@ -209,7 +214,7 @@ impl Queue {
         }
     }
 
-    /// It is over. True if another one is the first now.
+    /// Removes the wait. Returns true if another wait is now the first.
     fn leave(&mut self, ticket: QueueTicket) -> bool {
         let QueueTicket::Waiting { number, .. } = ticket else { return false };
         let was = self.head;

@@ -13,29 +13,31 @@ use super::*;
 use crate::drive::{AcceptError, Transport};
 use crate::session::{Fault, Link, Session, Transmit, TransportError};
 
-/// A caller is a number; what it is doing is its transport.
+/// The callers, which are numbers, and the state of their transports.
 #[derive(Default)]
 struct World {
     now: Cell<u64>,
     callers: RefCell<VecDeque<u16>>,
-    /// How often a listener was asked for a caller.
+    /// How often a listener was polled for a caller.
     asked: Cell<u32>,
-    /// Callers whose transports are there, and those who hung up.
+    /// Callers whose transports exist.
     up: RefCell<Vec<u16>>,
+    /// Callers that have closed.
     gone: RefCell<Vec<u16>>,
-    /// What callers say, and what they hear.
-    says: RefCell<BTreeMap<u16, VecDeque<u8>>>,
-    heard: RefCell<BTreeMap<u16, Vec<u8>>>,
+    /// The bytes that each caller has sent and the server has not read.
+    input: RefCell<BTreeMap<u16, VecDeque<u8>>>,
+    /// The bytes that the server has sent to each caller.
+    output: RefCell<BTreeMap<u16, Vec<u8>>>,
     /// How often each caller's transport was read from.
     reads: RefCell<BTreeMap<u16, u32>>,
     wakers: RefCell<Vec<(Event, Waker)>>,
 }
 
-/// What a task waits for.
+/// An event that a task waits for.
 #[derive(Clone, Copy, PartialEq)]
 enum Event {
     Caller,
-    Word(u16),
+    Input(u16),
     Time(Instant),
 }
 
@@ -47,13 +49,13 @@ impl World {
         }
     }
 
-    /// Wakes those for whom it is time.
+    /// Wakes the tasks whose event has occurred.
     fn wake(&self) {
         let has = |event: &Event| match *event {
             Event::Caller => !self.callers.borrow().is_empty(),
-            Event::Word(caller) => {
-                let says = self.says.borrow().get(&caller).is_some_and(|it| !it.is_empty());
-                says || self.gone.borrow().contains(&caller)
+            Event::Input(caller) => {
+                let has_input = self.input.borrow().get(&caller).is_some_and(|it| !it.is_empty());
+                has_input || self.gone.borrow().contains(&caller)
             }
             Event::Time(at) => at <= Instant::from_millis(self.now.get()),
         };
@@ -63,11 +65,11 @@ impl World {
         now.into_iter().for_each(|(_, waker)| waker.wake());
     }
 
-    fn say(&self, caller: u16, byte: u8) {
-        self.says.borrow_mut().entry(caller).or_default().push_back(byte);
+    fn send(&self, caller: u16, byte: u8) {
+        self.input.borrow_mut().entry(caller).or_default().push_back(byte);
     }
 
-    /// Whose transports were read from since this was last asked.
+    /// Returns the callers whose transports were read from since the last call.
     fn read_from(&self) -> Vec<u16> {
         self.reads.take().into_keys().collect()
     }
@@ -108,14 +110,14 @@ impl Transport for Wire {
     ) -> Poll<Result<usize, TransportError>> {
         let Self(world, caller) = self;
         *world.reads.borrow_mut().entry(*caller).or_default() += 1;
-        if let Some(byte) = world.says.borrow_mut().get_mut(caller).and_then(VecDeque::pop_front) {
+        if let Some(byte) = world.input.borrow_mut().get_mut(caller).and_then(VecDeque::pop_front) {
             buf[0] = byte;
             return Poll::Ready(Ok(1));
         }
         if world.gone.borrow().contains(caller) {
             return Poll::Ready(Ok(0));
         }
-        world.wait(Event::Word(*caller), cx);
+        world.wait(Event::Input(*caller), cx);
         Poll::Pending
     }
 
@@ -124,7 +126,7 @@ impl Transport for Wire {
         _: &mut Context<'_>,
         bytes: Transmit<'_>,
     ) -> Poll<Result<usize, TransportError>> {
-        self.0.heard.borrow_mut().entry(self.1).or_default().extend(bytes.head);
+        self.0.output.borrow_mut().entry(self.1).or_default().extend(bytes.head);
         Poll::Ready(Ok(bytes.len()))
     }
 
@@ -139,7 +141,7 @@ impl Drop for Wire {
     }
 }
 
-/// Tells the time, and may have wakers.
+/// The clock, with or without wakers of its own.
 struct Clock {
     world: Rc<World>,
     has_wakers: bool,
@@ -183,18 +185,18 @@ impl Sleep for Clock {
     }
 }
 
-/// A session, which gives its caller back what it says. A number is for another session, which says
-/// `!` to its caller. After an `e` it may go.
+/// A session that echoes its caller's bytes. A byte that is the index of a session makes that
+/// session send `!` to its caller. An `e` makes the session evictable.
 #[derive(Default)]
 struct Serving {
     caller: Option<u16>,
-    /// From when on it may go.
+    /// The time in milliseconds from which on the session is evictable.
     evictable: Option<u64>,
     deadline: Option<Instant>,
     out: Vec<u8>,
 }
 
-/// Sessions that change each other; the last one rejects.
+/// Sessions that change each other; the last one rejects its callers.
 struct Server {
     sessions: Vec<Serving>,
     version: u32,
@@ -217,7 +219,7 @@ impl Session for View<'_> {
     fn open(&mut self, _: Instant) {}
 
     fn accepted(&mut self, _: Instant, from: SocketAddr) {
-        assert_eq!(self.it().caller, None, "one at a time");
+        assert_eq!(self.it().caller, None, "a session has one caller at a time");
         *self.it() = Serving { caller: Some(from.port()), ..Serving::default() };
     }
 
@@ -300,8 +302,8 @@ impl Sessions for Shared {
     }
 }
 
-/// So many sessions, and the one that rejects. Without wakers the port is polled as often as
-/// somebody could have woken it; with wakers only when somebody did.
+/// Runs `f` with a port of `SLOTS` sessions and the one that rejects. The function that `f` gets
+/// polls the port: with wakers, as long as the port is woken; without wakers, four times.
 fn play<const ONE: bool, const SLOTS: usize>(
     has_wakers: bool,
     f: impl FnOnce(&World, &Shared, &mut dyn FnMut()),
@@ -326,13 +328,13 @@ fn play<const ONE: bool, const SLOTS: usize>(
             }
             assert!(serving.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
             polls += 1;
-            assert!(polls < 1000, "it wakes itself for ever");
+            assert!(polls < 1000, "the port wakes itself for ever");
         }
     };
     f(&world, &server, &mut poll);
 }
 
-/// Three sessions, on platforms with and without wakers.
+/// Runs `f` with a port of three sessions, on platforms with and without wakers.
 fn play_three<const ONE: bool>(f: impl Fn(&World, &Shared, &mut dyn FnMut())) {
     for has_wakers in [false, true] {
         play::<ONE, 3>(has_wakers, &f);
@@ -344,10 +346,10 @@ fn callers(server: &Shared) -> Vec<Option<u16>> {
 }
 
 #[test]
-fn of_the_listeners_that_wait_one_is_polled() {
+fn of_the_idle_listeners_with_one_queue_only_one_is_polled() {
     play::<true, 3>(false, |world, server, poll| {
         poll();
-        assert_eq!(world.asked.take(), 4, "one of four, each time");
+        assert_eq!(world.asked.take(), 4, "one of four listeners in each of four polls");
         world.callers.borrow_mut().extend([1, 2, 3]);
         poll();
         assert_eq!(callers(server), [Some(1), Some(2), Some(3), None]);
@@ -360,43 +362,43 @@ fn of_the_listeners_that_wait_one_is_polled() {
     });
     play::<false, 3>(false, |world, _, poll| {
         poll();
-        assert_eq!(world.asked.take(), 16, "each may have a caller of its own");
+        assert_eq!(world.asked.take(), 16, "each listener has its own queue");
     });
 }
 
 /// A hundred connections of which one has traffic: the others are not polled.
 #[test]
-fn an_event_polls_whom_it_concerns() {
+fn an_event_polls_only_the_connections_that_it_concerns() {
     play::<true, 100>(true, |world, server, poll| {
         world.callers.borrow_mut().extend(1000..1100);
         poll();
         assert_eq!(callers(server), (1000..1100).map(Some).chain([None]).collect::<Vec<_>>());
         world.read_from();
         poll();
-        assert!(world.read_from().is_empty(), "nothing happened");
-        world.say(1007, b'p');
+        assert!(world.read_from().is_empty(), "no event occurred");
+        world.send(1007, b'p');
         poll();
-        assert_eq!(world.heard.take(), BTreeMap::from([(1007, b"p".to_vec())]));
+        assert_eq!(world.output.take(), BTreeMap::from([(1007, b"p".to_vec())]));
         assert_eq!(world.read_from(), [1007]);
-        // What one client says is for another.
-        world.say(1007, 42);
+        // Input of one client creates output for another.
+        world.send(1007, 42);
         poll();
-        assert_eq!(world.heard.take(), BTreeMap::from([(1042, b"!".to_vec())]));
+        assert_eq!(world.output.take(), BTreeMap::from([(1042, b"!".to_vec())]));
         assert_eq!(world.read_from(), [1007, 1042]);
-        world.say(1042, 7);
+        world.send(1042, 7);
         poll();
-        assert_eq!(world.heard.take(), BTreeMap::from([(1007, b"!".to_vec())]));
+        assert_eq!(world.output.take(), BTreeMap::from([(1007, b"!".to_vec())]));
         assert_eq!(world.read_from(), [1007, 1042]);
-        // Its own deadline.
+        // A deadline of the connection.
         server.borrow_mut().sessions[3].deadline = Some(Instant::from_millis(5));
-        world.say(1003, b'p');
+        world.send(1003, b'p');
         poll();
         world.read_from();
         world.now.set(5);
         poll();
-        assert_eq!(world.heard.take(), BTreeMap::from([(1003, b"pT".to_vec())]));
+        assert_eq!(world.output.take(), BTreeMap::from([(1003, b"pT".to_vec())]));
         assert_eq!(world.read_from(), [1003]);
-        // One goes, another one comes.
+        // One caller closes and another one connects.
         world.gone.borrow_mut().push(1050);
         poll();
         assert_eq!(world.read_from(), [1050]);
@@ -409,7 +411,7 @@ fn an_event_polls_whom_it_concerns() {
     });
 }
 
-/// Listeners that wait for long: each accepts when its turn has come, the spare one last.
+/// Idle listeners accept in their order, the spare one last.
 #[test]
 fn the_next_listener_accepts_the_next_caller() {
     play::<true, 3>(true, |world, server, poll| {
@@ -421,7 +423,7 @@ fn the_next_listener_accepts_the_next_caller() {
             assert_eq!(callers(server)[usize::from(caller) - 1], Some(caller));
             assert!(world.asked.get() <= 2, "{}", world.asked.get());
         }
-        // One is rejected while another one goes, and the next one comes.
+        // After a caller was rejected and another one closed, the next caller is accepted.
         world.gone.borrow_mut().push(2);
         poll();
         world.callers.borrow_mut().push_back(5);
@@ -439,7 +441,7 @@ fn a_caller_that_waits_gets_a_session_that_becomes_free() {
         server.borrow_mut().sessions[0].evictable = Some(0);
         world.callers.borrow_mut().push_back(4);
         poll();
-        assert_eq!(callers(server), [Some(4), Some(2), Some(3), None], "by the spare listener");
+        assert_eq!(callers(server), [Some(4), Some(2), Some(3), None], "spare listener accepted");
         server.borrow_mut().sessions[1].evictable = Some(2000);
         world.callers.borrow_mut().push_back(5);
         poll();
@@ -451,23 +453,23 @@ fn a_caller_that_waits_gets_a_session_that_becomes_free() {
 }
 
 #[test]
-fn a_caller_that_waits_gets_a_session_that_may_go_meanwhile() {
+fn a_caller_that_waits_gets_a_session_that_becomes_evictable_meanwhile() {
     play::<true, 3>(true, |world, server, poll| {
         world.callers.borrow_mut().extend([1, 2, 3]);
         poll();
         server.borrow_mut().sessions[1].evictable = Some(2000);
         world.callers.borrow_mut().push_back(4);
         poll();
-        assert_eq!(callers(server), [Some(1), Some(2), Some(3), None], "it waits");
-        world.say(3, b'e');
+        assert_eq!(callers(server), [Some(1), Some(2), Some(3), None], "the caller waits");
+        world.send(3, b'e');
         poll();
         assert_eq!(callers(server), [Some(1), Some(2), Some(4), None]);
     });
 }
 
-/// As a runner that is moved to another task: wakers of the first one are of no use any more.
+/// A runner moves to another task: the wakers of the first task no longer work.
 #[test]
-fn another_task_polls_all_once() {
+fn a_poll_by_another_task_polls_all_connections_once() {
     let world = Rc::new(World::default());
     let sessions = (0..3).map(|_| Serving::default()).collect();
     let server = Rc::new(RefCell::new(Server { sessions, version: 0, task: None }));
@@ -483,16 +485,16 @@ fn another_task_polls_all_once() {
             assert!(serving.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
         }
         wakes.take();
-        world.say(1, *byte);
+        world.send(1, *byte);
         world.wake();
-        assert!(wakes.any(), "the task that polled it last");
+        assert!(wakes.any(), "the task that polled last is woken");
         assert!(serving.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
-        assert_eq!(world.heard.take(), BTreeMap::from([(1, vec![*byte])]));
+        assert_eq!(world.output.take(), BTreeMap::from([(1, vec![*byte])]));
     }
 }
 
 #[test]
-fn another_caller_gets_the_place_of_who_may_go_for_longest() {
+fn a_caller_gets_the_session_that_has_been_evictable_for_longest() {
     play_three::<true>(|world, server, poll| {
         world.now.set(1000);
         world.callers.borrow_mut().extend([1, 2, 3]);
@@ -509,8 +511,8 @@ fn another_caller_gets_the_place_of_who_may_go_for_longest() {
         assert_eq!(callers(server), [Some(5), Some(4), Some(3), None]);
         let mut up = world.up.borrow().clone();
         up.sort();
-        assert_eq!(up, [3, 4, 5], "what the others had is closed");
-        // And so on, with whichever listeners.
+        assert_eq!(up, [3, 4, 5], "the transports of evicted callers are dropped");
+        // More evictions, which involve all listeners.
         for caller in 6..20 {
             server.borrow_mut().sessions[usize::from(caller) % 3].evictable = Some(1000);
             world.callers.borrow_mut().push_back(caller);
@@ -522,24 +524,24 @@ fn another_caller_gets_the_place_of_who_may_go_for_longest() {
 }
 
 #[test]
-fn a_caller_waits_for_one_that_may_go_soon_and_is_refused_otherwise() {
+fn a_caller_waits_for_a_session_that_is_evictable_soon_and_is_rejected_otherwise() {
     play_three::<true>(|world, server, poll| {
         world.callers.borrow_mut().extend([1, 2, 3]);
         poll();
-        // Nobody may go.
+        // No session is evictable.
         world.callers.borrow_mut().push_back(4);
         poll();
         assert_eq!(callers(server), [Some(1), Some(2), Some(3), Some(4)]);
         world.gone.borrow_mut().push(4);
         poll();
-        // Somebody may in time, or would later.
+        // A session becomes evictable too late, or just in time.
         for (evictable, waits) in [(2501, false), (2500, true)] {
             server.borrow_mut().sessions[1].evictable = Some(evictable);
             world.callers.borrow_mut().extend([5, 6]);
             poll();
-            let refused = (!waits).then_some(5);
-            assert_eq!(callers(server), [Some(1), Some(2), Some(3), refused]);
-            assert_eq!(world.callers.borrow().len(), 1, "nobody listens meanwhile");
+            let rejected = (!waits).then_some(5);
+            assert_eq!(callers(server), [Some(1), Some(2), Some(3), rejected]);
+            assert_eq!(world.callers.borrow().len(), 1, "no listener accepts meanwhile");
             world.callers.borrow_mut().clear();
             if !waits {
                 world.gone.borrow_mut().push(5);
@@ -553,7 +555,7 @@ fn a_caller_waits_for_one_that_may_go_soon_and_is_refused_otherwise() {
         world.now.set(2500);
         poll();
         assert_eq!(callers(server), [Some(1), Some(5), Some(3), None]);
-        // Whoever goes by itself makes room first for who waits.
+        // A session that becomes free goes to the caller that waits.
         server.borrow_mut().sessions[1].evictable = Some(4000);
         world.callers.borrow_mut().extend([7, 8]);
         poll();

@@ -1,4 +1,4 @@
-//! The driver, poll by poll: a scripted transport and a clock that stands still.
+//! The driver, poll by poll, with a scripted transport and a clock that the test sets.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -12,7 +12,7 @@ use crate::drive::accept::{Sessions, serve_port};
 use crate::drive::{AcceptError, Listener, Port};
 use crate::session::{Fault, Transmit, Upgrade};
 
-/// What the transport does next when it is read from or written to.
+/// The script and the log of the transport.
 #[derive(Debug, Default)]
 struct Wire {
     reads: VecDeque<Result<Vec<u8>, TransportError>>,
@@ -25,17 +25,19 @@ struct Wire {
 
 #[derive(Clone, Default)]
 struct World {
-    /// Whether dials are held back.
+    /// True while dials are held back.
     gate: Rc<Cell<bool>>,
-    /// How many call, and how often somebody waited for a caller.
+    /// The number of callers that wait to be accepted.
     callers: Rc<Cell<usize>>,
+    /// How often `accept` was called.
     accepts: Rc<Cell<usize>>,
-    /// Listening fails.
+    /// True while `accept` fails.
     broken: Rc<Cell<bool>>,
     wire: Rc<RefCell<Wire>>,
     now: Rc<Cell<u64>>,
-    /// When it is to wake the task, and how often that changed.
+    /// The time of the alarm.
     alarm: Rc<Cell<Instant>>,
+    /// How often the time of the alarm changed.
     armed: Rc<Cell<usize>>,
 }
 
@@ -137,25 +139,26 @@ impl Sleep for World {
 
 static SERVER: Address = match Address::new("server", 1) {
     Ok(address) => address,
-    Err(_) => panic!("an address"),
+    Err(_) => panic!("invalid address"),
 };
 
-/// Says `hello`, wraps, says `inside`, and closes when it hears `bye`.
+/// Sends `hello`; on `wrap` upgrades the transport, if `upgrade`, and sends `inside`; on `bye`
+/// closes.
 #[derive(Debug)]
 struct Greeter {
     link: Link,
     text: &'static [u8],
     upgrade: bool,
     deadline: Option<Instant>,
-    heard: Vec<u8>,
+    received: Vec<u8>,
     closed: Vec<Closed>,
     dialed: bool,
-    /// How many bytes it takes before it holds.
+    /// The number of bytes that the session still takes.
     room: usize,
-    /// How many more it takes for each byte written.
+    /// The number of bytes by which `room` grows for each byte written.
     freed: usize,
-    /// It closes when all is written.
-    last_word: bool,
+    /// The session closes when all bytes are written.
+    closes_when_sent: bool,
     ticks: Vec<Instant>,
 }
 
@@ -166,12 +169,12 @@ impl Greeter {
             text: b"",
             upgrade,
             deadline: None,
-            heard: Vec::new(),
+            received: Vec::new(),
             closed: Vec::new(),
             dialed: false,
             room: usize::MAX,
             freed: 0,
-            last_word: false,
+            closes_when_sent: false,
             ticks: Vec::new(),
         }
     }
@@ -195,12 +198,12 @@ impl Session for Greeter {
     }
 
     fn receive(&mut self, now: Instant, bytes: &[u8]) -> Result<(), Fault> {
-        self.heard.extend(bytes);
+        self.received.extend(bytes);
         self.deadline = Some(now.after(Span::from_secs(10)));
-        if self.heard.ends_with(b"wrap") && self.upgrade {
+        if self.received.ends_with(b"wrap") && self.upgrade {
             self.link = Link::Upgrade(Upgrade::Tls);
         }
-        if self.heard.ends_with(b"bye") {
+        if self.received.ends_with(b"bye") {
             self.link = Link::Close;
             self.deadline = Some(now.after(Span::from_secs(1)));
             self.text = b"last words";
@@ -222,7 +225,7 @@ impl Session for Greeter {
     fn sent(&mut self, _: Instant, n: usize) {
         self.text = &self.text[n..];
         self.room = self.room.saturating_add(n * self.freed);
-        if self.last_word && self.text.is_empty() {
+        if self.closes_when_sent && self.text.is_empty() {
             self.link = Link::Close;
         }
     }
@@ -250,7 +253,7 @@ impl Session for Greeter {
     }
 }
 
-/// A session that the test reaches as well.
+/// A session that the test can access beside the driver.
 struct Shared<T>(RefCell<T>);
 
 impl<T: Session> SessionAccess for &Shared<T> {
@@ -261,7 +264,7 @@ impl<T: Session> SessionAccess for &Shared<T> {
     fn register(&mut self, _: &Waker) {}
 }
 
-/// Polls it, and again as long as it wakes itself.
+/// Polls the future, and again as long as it wakes itself.
 fn settle<T>(mut future: Pin<&mut impl Future<Output = T>>) {
     let (wakes, waker) = Wakes::new();
     for _ in 0..100 {
@@ -271,10 +274,10 @@ fn settle<T>(mut future: Pin<&mut impl Future<Output = T>>) {
             return;
         }
     }
-    panic!("it wakes itself for ever");
+    panic!("the future wakes itself for ever");
 }
 
-/// Polls the driver when told to, and as long as it wakes itself.
+/// Sets up a driver and polls it. Defines `$poll`, which polls it until it no longer wakes itself.
 macro_rules! driven {
     ($world:ident, $shared:ident, $poll:ident, $greeter:expr) => {
         driven!($world, $shared, $poll, $greeter, false);
@@ -291,7 +294,7 @@ macro_rules! driven {
     };
 }
 
-fn say(world: &World, text: &str) {
+fn peer_sends(world: &World, text: &str) {
     world.wire.borrow_mut().reads.push_back(Ok(text.into()));
 }
 
@@ -303,29 +306,29 @@ fn written(world: &World) -> String {
 fn a_transport_is_wrapped_in_place_and_goes_on() {
     driven!(world, shared, poll, Greeter::new(true));
     assert_eq!(written(&world), "hello");
-    say(&world, "wrap");
+    peer_sends(&world, "wrap");
     poll();
     assert_eq!(shared.0.borrow().link, Link::Upgrade(Upgrade::Tls));
     assert_eq!(written(&world), "", "nothing is written meanwhile");
     world.wire.borrow_mut().upgrade = Some(Ok(()));
     poll();
     assert_eq!(written(&world), "inside");
-    say(&world, "more");
+    peer_sends(&world, "more");
     poll();
-    assert_eq!(shared.0.borrow().heard, b"wrapmore");
+    assert_eq!(shared.0.borrow().received, b"wrapmore");
 }
 
 #[test]
-fn a_transport_that_cannot_be_wrapped_ends() {
+fn a_transport_that_cannot_be_wrapped_is_closed() {
     driven!(world, shared, poll, Greeter::new(true));
     world.wire.borrow_mut().upgrade = Some(Err(TransportError::Unsupported));
-    say(&world, "wrap");
+    peer_sends(&world, "wrap");
     poll();
     assert_eq!(shared.0.borrow().closed, [Closed::Transport(TransportError::Unsupported)]);
 }
 
 #[test]
-fn a_dial_that_succeeds_just_as_it_is_no_longer_wanted_is_not_opened() {
+fn a_dial_that_succeeds_just_as_it_is_cancelled_is_not_opened() {
     driven!(world, shared, poll, Greeter::new(false), true);
     assert_eq!(shared.0.borrow().link, Link::Up);
     shared.0.borrow_mut().link = Link::Close;
@@ -336,9 +339,9 @@ fn a_dial_that_succeeds_just_as_it_is_no_longer_wanted_is_not_opened() {
 }
 
 #[test]
-fn closing_drains_then_closes() {
+fn a_closing_session_is_drained_before_the_transport_closes() {
     driven!(world, shared, poll, Greeter::new(false));
-    say(&world, "bye");
+    peer_sends(&world, "bye");
     poll();
     assert_eq!(written(&world), "hellolast words");
     assert_eq!(world.wire.borrow().log, ["close"]);
@@ -346,10 +349,10 @@ fn closing_drains_then_closes() {
 }
 
 #[test]
-fn closing_is_bounded() {
+fn a_close_that_takes_too_long_is_aborted() {
     driven!(world, shared, poll, Greeter::new(false));
     world.wire.borrow_mut().never_closes = true;
-    say(&world, "bye");
+    peer_sends(&world, "bye");
     poll();
     assert_eq!(shared.0.borrow().closed, []);
     world.now.set(1000);
@@ -358,21 +361,21 @@ fn closing_is_bounded() {
     assert_eq!(shared.0.borrow().closed, [Closed::Local]);
 }
 
-/// Closing has begun and waits for the other side, when the session wants to be connected after all.
+/// While closing waits for the peer, the session's link is up again.
 #[test]
-fn closing_is_not_taken_back() {
+fn a_close_that_has_begun_is_completed() {
     for (end, why) in [(false, "acknowledged"), (true, "ended")] {
         driven!(world, shared, poll, Greeter::new(false));
         world.wire.borrow_mut().never_closes = true;
-        say(&world, "bye");
+        peer_sends(&world, "bye");
         poll();
         assert_eq!(written(&world), "hellolast words", "{why}");
         shared.0.borrow_mut().link = Link::Up;
         shared.0.borrow_mut().text = b"more";
-        say(&world, "late");
+        peer_sends(&world, "late");
         poll();
         assert_eq!(written(&world), "", "{why}: nothing can be written any more");
-        assert_eq!(shared.0.borrow().heard, b"byelate", "{why}");
+        assert_eq!(shared.0.borrow().received, b"byelate", "{why}");
         assert_eq!(shared.0.borrow().closed, [], "{why}");
         if end {
             world.wire.borrow_mut().reads.push_back(Ok(Vec::new()));
@@ -387,8 +390,8 @@ fn closing_is_not_taken_back() {
 }
 
 #[test]
-fn a_session_that_has_said_its_last_word_is_closed_at_once() {
-    driven!(world, shared, _poll, Greeter { last_word: true, ..Greeter::new(false) });
+fn a_session_that_closes_after_its_last_byte_is_closed_at_once() {
+    driven!(world, shared, _poll, Greeter { closes_when_sent: true, ..Greeter::new(false) });
     assert_eq!(written(&world), "hello");
     assert_eq!(world.wire.borrow().log, ["close"]);
     assert_eq!(shared.0.borrow().closed, [Closed::Local]);
@@ -406,7 +409,7 @@ fn a_session_ticks_when_it_is_due_and_not_before() {
 }
 
 #[test]
-fn a_session_ticks_also_while_it_is_dialed() {
+fn a_session_also_ticks_during_a_dial() {
     driven!(world, shared, poll, Greeter::new(false), true);
     shared.0.borrow_mut().deadline = Some(Instant::from_millis(500));
     for (ms, ticks) in [(1, 0), (499, 0), (500, 1), (501, 1)] {
@@ -417,17 +420,17 @@ fn a_session_ticks_also_while_it_is_dialed() {
 }
 
 #[test]
-fn what_was_said_before_a_reset_is_heard() {
+fn bytes_that_arrived_before_a_reset_reach_the_session() {
     driven!(world, shared, poll, Greeter::new(false));
     world.wire.borrow_mut().write_error = Some(TransportError::Reset);
     shared.0.borrow_mut().text = b"too late";
     poll();
-    assert_eq!(shared.0.borrow().closed, [], "first it is read to its end");
-    say(&world, "because");
+    assert_eq!(shared.0.borrow().closed, [], "the transport is read to its end first");
+    peer_sends(&world, "because");
     poll();
-    say(&world, "");
+    peer_sends(&world, "");
     poll();
-    assert_eq!(shared.0.borrow().heard, b"because");
+    assert_eq!(shared.0.borrow().received, b"because");
     assert_eq!(shared.0.borrow().closed, [Closed::Transport(TransportError::Reset)]);
 }
 
@@ -437,56 +440,56 @@ fn a_deadline_that_moves_later_arms_no_new_timer() {
     let armed = world.armed.get();
     for ms in 1..100 {
         world.now.set(ms);
-        say(&world, "x");
+        peer_sends(&world, "x");
         poll();
     }
     assert_eq!(world.armed.get(), armed, "{:?}", shared.0.borrow().deadline);
-    // The old one comes early, once, and is armed again.
+    // The old alarm is due early, once, and is armed again.
     world.now.set(10_000);
     poll();
     assert_eq!(world.armed.get(), armed + 1);
 }
 
 #[test]
-fn what_a_session_does_not_take_is_offered_again_and_nothing_more_read() {
+fn bytes_that_a_session_does_not_take_are_offered_again_before_more_is_read() {
     driven!(world, shared, poll, Greeter::new(false));
     shared.0.borrow_mut().room = 3;
-    say(&world, "abcdef");
-    say(&world, "ghi");
+    peer_sends(&world, "abcdef");
+    peer_sends(&world, "ghi");
     poll();
-    assert_eq!(shared.0.borrow().heard, b"abc");
-    assert_eq!(world.wire.borrow().reads.len(), 1, "held");
-    // A change, which wakes the task.
+    assert_eq!(shared.0.borrow().received, b"abc");
+    assert_eq!(world.wire.borrow().reads.len(), 1, "no more is read");
+    // A change of the session, which wakes the task.
     shared.0.borrow_mut().room = 2;
     poll();
-    assert_eq!(shared.0.borrow().heard, b"abcde");
-    // Room that comes with what is written.
+    assert_eq!(shared.0.borrow().received, b"abcde");
+    // Each written byte makes room for one more.
     (shared.0.borrow_mut().text, shared.0.borrow_mut().freed) = (b"1234", 1);
     poll();
-    assert_eq!(shared.0.borrow().heard, b"abcdefghi");
+    assert_eq!(shared.0.borrow().received, b"abcdefghi");
     assert_eq!(world.wire.borrow().reads.len(), 0);
 }
 
 #[test]
-fn what_a_write_made_room_for_is_acted_on_at_once() {
+fn bytes_for_which_a_write_made_room_are_acted_on_at_once() {
     driven!(world, shared, poll, Greeter::new(false));
     shared.0.borrow_mut().room = 3;
-    say(&world, "abcbye");
+    peer_sends(&world, "abcbye");
     poll();
-    assert_eq!(shared.0.borrow().heard, b"abc");
+    assert_eq!(shared.0.borrow().received, b"abc");
     (shared.0.borrow_mut().text, shared.0.borrow_mut().freed) = (b"123", 1);
     // Nothing else would wake the task.
     poll();
-    assert_eq!(shared.0.borrow().heard, b"abcbye");
+    assert_eq!(shared.0.borrow().received, b"abcbye");
     assert_eq!(written(&world), "hello123last words");
     assert_eq!(shared.0.borrow().closed, [Closed::Local]);
 }
 
 #[test]
-fn what_one_connection_left_is_not_offered_to_the_next() {
+fn unread_bytes_of_one_connection_are_not_offered_to_the_next() {
     driven!(world, shared, poll, Greeter::new(false));
     shared.0.borrow_mut().room = 1;
-    say(&world, "abc");
+    peer_sends(&world, "abc");
     poll();
     {
         let mut greeter = shared.0.borrow_mut();
@@ -495,14 +498,14 @@ fn what_one_connection_left_is_not_offered_to_the_next() {
     poll();
     assert_eq!(shared.0.borrow().closed, [Closed::Local]);
     shared.0.borrow_mut().room = usize::MAX;
-    say(&world, "next");
+    peer_sends(&world, "next");
     poll();
-    assert_eq!(shared.0.borrow().heard, b"anext");
+    assert_eq!(shared.0.borrow().received, b"anext");
 }
 
-// --- the ways to reach a session ---
+// --- ways to access a session ---
 
-/// A session that nobody else reaches.
+/// A session that only the driver accesses.
 struct Owned<'s, T>(&'s mut T);
 
 impl<T: Session> SessionAccess for Owned<'_, T> {
@@ -513,7 +516,7 @@ impl<T: Session> SessionAccess for Owned<'_, T> {
     fn register(&mut self, _: &Waker) {}
 }
 
-/// The steps of the driver, without its loop and without a `dyn` access.
+/// Calls the steps of the driver without its loop and without a `dyn` access.
 #[test]
 fn a_session_that_is_owned_is_driven_step_by_step() {
     let world = World::default();
@@ -531,17 +534,17 @@ fn a_session_that_is_owned_is_driven_step_by_step() {
         let rx = &mut [0; 16];
         assert!(connection.poll_up(&mut access, &mut transport, rx, cx).is_pending());
         assert_eq!(written(&world), "hello");
-        say(&world, "bye");
+        peer_sends(&world, "bye");
         assert!(connection.poll_up(&mut access, &mut transport, rx, cx).is_ready());
     }
     assert_eq!(written(&world), "last words");
-    assert_eq!(greeter.heard, b"bye");
+    assert_eq!(greeter.received, b"bye");
     assert_eq!(greeter.closed, [Closed::Local]);
 }
 
 // --- accepted connections ---
 
-/// As [`Greeter`]; accepted connections are up without a dial.
+/// As [`Greeter`], for accepted connections, which are up without a dial.
 struct Caller(Greeter);
 
 impl Session for Caller {
@@ -603,19 +606,19 @@ macro_rules! serving {
 }
 
 #[test]
-fn a_caller_is_heard_to_the_end_before_its_transport_is_dropped() {
+fn a_caller_is_read_to_the_end_before_its_transport_is_dropped() {
     for ends in [Ok(Vec::new()), Err(TransportError::Reset)] {
         serving!(world, cell, serving);
         world.callers.set(1);
         settle(serving.as_mut());
-        say(&world, "bye");
+        peer_sends(&world, "bye");
         settle(serving.as_mut());
         assert_eq!(written(&world), "hellolast words");
-        assert_eq!(world.wire.borrow().log, ["close"], "once");
-        assert_eq!(cell.0.borrow().0.closed, [], "it may still be writing");
-        say(&world, "more");
+        assert_eq!(world.wire.borrow().log, ["close"], "closed once");
+        assert_eq!(cell.0.borrow().0.closed, [], "the caller may still be writing");
+        peer_sends(&world, "more");
         settle(serving.as_mut());
-        assert_eq!((&*cell.0.borrow().0.heard, written(&world)), (&b"bye"[..], String::new()));
+        assert_eq!((&*cell.0.borrow().0.received, written(&world)), (&b"bye"[..], String::new()));
         world.wire.borrow_mut().reads.push_back(ends);
         settle(serving.as_mut());
         assert_eq!(world.wire.borrow().log, ["close"]);
@@ -625,13 +628,13 @@ fn a_caller_is_heard_to_the_end_before_its_transport_is_dropped() {
 }
 
 #[test]
-fn a_caller_that_does_not_hang_up_is_heard_until_the_deadline() {
+fn a_caller_that_does_not_close_is_read_until_the_deadline() {
     serving!(world, cell, serving);
     world.callers.set(1);
-    say(&world, "bye");
+    peer_sends(&world, "bye");
     for ms in 0..999 {
         world.now.set(ms);
-        say(&world, "more and more");
+        peer_sends(&world, "more and more");
         settle(serving.as_mut());
         assert_eq!(cell.0.borrow().0.closed, []);
     }
@@ -643,7 +646,7 @@ fn a_caller_that_does_not_hang_up_is_heard_until_the_deadline() {
 }
 
 #[test]
-fn a_listener_that_fails_is_asked_again_after_a_second() {
+fn a_listener_that_fails_accepts_again_after_a_second() {
     serving!(world, cell, serving);
     world.broken.set(true);
     for second in 0..3 {

@@ -1,4 +1,4 @@
-//! What the application does with an nsqd of its own.
+//! The handle with which an application uses its own nsqd.
 
 use core::future::{Future, poll_fn};
 
@@ -15,7 +15,7 @@ use crate::nsqd::{Counters, Event, Nsqd, NsqdError, PublishError, PublishOptions
 use crate::publisher::Outcome;
 use crate::time::Instant;
 
-/// Publishes, and manages topics and channels. Clone it to wherever it is needed.
+/// Publishes messages, and manages topics and channels. A clone may be used in each task.
 #[derive(Debug)]
 pub struct Handle<'a, M: RawMutex, S> {
     pub(super) shared: &'a SharedServer<M, Nsqd<'a>>,
@@ -29,12 +29,12 @@ impl<M: RawMutex, S: Clone> Clone for Handle<'_, M, S> {
 }
 
 impl<'a, M: RawMutex, S: Sleep> Handle<'a, M, S> {
-    /// Takes a message now or refuses it; see [`Nsqd::publish`].
+    /// Accepts a message now, or returns an error; see [`Nsqd::publish`].
     pub fn try_publish(&self, topic: &TopicName, body: &[u8]) -> Result<Ticket, PublishError> {
         self.try_publish_with(topic, body, PublishOptions::default())
     }
 
-    /// Takes a message with a deferral now, or refuses it.
+    /// Accepts a message with a deferral now, or returns an error.
     pub fn try_publish_with(
         &self,
         topic: &TopicName,
@@ -46,11 +46,12 @@ impl<'a, M: RawMutex, S: Sleep> Handle<'a, M, S> {
             .unwrap_or(Err(PublishError::Full))
     }
 
-    /// Takes a message; waits while the store is full.
+    /// Accepts a message; waits while the store is full. Without a channel or a consumer, the store
+    /// may stay full for ever.
     ///
-    /// Cancel-safe: dropped before it is ready, the message was not taken. Tasks that wait get room
-    /// in the order in which they came, each as much as there is. With no channel, or nobody who
-    /// consumes, room may never come.
+    /// Cancel-safe: if the future is dropped before it is ready, the message is not accepted. Tasks
+    /// that wait get room in the order in which they began to wait; a task may use all room there
+    /// is.
     pub fn publish<'t, 'b>(
         &self,
         topic: &'t TopicName,
@@ -130,45 +131,46 @@ impl<'a, M: RawMutex, S: Sleep> Handle<'a, M, S> {
         self.wait_mut(Nsqd::poll_event)
     }
 
-    /// The next event, if there is one now.
+    /// Returns the next event, if there is one now.
     pub fn try_event(&self) -> Option<Event> {
         self.shared.read(|served| served.engine.poll_event())?
     }
 
-    /// Unregisters everything at the nsqlookupds, then closes all connections, for good; returns
-    /// when that is done, at most the lookup's reply timeout and close timeout later. Messages
-    /// stay in the store. Dropped earlier, it goes on all the same.
+    /// Unregisters everything at the nsqlookupds, then closes all connections for good. Returns
+    /// when that is done, at most the lookup's reply timeout and close timeout later. Messages stay
+    /// in the store. Dropping the future does not cancel the stop.
     pub async fn stop(&self) {
         stop(self.shared).await;
     }
 
-    /// What happened so far.
+    /// Returns the nsqd's counters.
     pub fn counters(&self) -> Counters {
         self.look(|node| node.counters()).unwrap_or_default()
     }
 
-    /// How many callers, at both ports, were told that there are too many connections.
+    /// Returns the number of callers that were rejected at both ports because all connections were
+    /// taken.
     pub fn turned_away(&self) -> u32 {
         self.shared.read(|served| served.refused()).unwrap_or_default()
     }
 
-    /// How many of these called the HTTP port.
+    /// Returns the number of callers that were rejected at the HTTP port.
     pub fn turned_away_http(&self) -> u32 {
         self.shared.read(|served| served.refused_http()).unwrap_or_default()
     }
 
-    /// Reads the nsqd. `None` only from within another `look`.
+    /// Runs `f` on the nsqd. Returns `None` only if called within another `look`.
     pub fn look<R>(&self, f: impl FnOnce(&Nsqd<'a>) -> R) -> Option<R> {
         self.shared.read(|served| f(&served.engine))
     }
 
-    /// For tests and the simulator, which look into sessions; no part of the API. Wakes nobody.
+    /// For tests and the simulator, which inspect sessions; not part of the API. Wakes no task.
     #[doc(hidden)]
     pub fn inspect<R>(&self, f: impl FnOnce(&mut Nsqd<'a>) -> R) -> Option<R> {
         self.shared.read(|served| f(&mut served.engine))
     }
 
-    /// Checks `f` now and whenever something changed, until it has an answer. Cancel-safe.
+    /// Checks `f` now and after each change of the nsqd, until `f` returns an answer. Cancel-safe.
     pub fn wait<R, F>(&self, mut f: F) -> impl Future<Output = R> + use<'a, M, S, R, F>
     where
         F: FnMut(&Nsqd<'a>) -> Option<R>,
@@ -181,7 +183,7 @@ impl<'a, M: RawMutex, S: Sleep> Handle<'a, M, S> {
         F: FnMut(&mut Nsqd<'a>) -> Option<R>,
     {
         let shared = self.shared;
-        // Not an `async fn`: that would be a state machine around this one.
+        // Not an `async fn`, which would wrap this future in another state machine.
         poll_fn(move |cx| shared.poll_wait(cx.waker(), |served| f(&mut served.engine)))
     }
 
@@ -194,12 +196,12 @@ impl<'a, M: RawMutex, S: Sleep> Handle<'a, M, S> {
         f: impl FnOnce(&mut Nsqd<'a>, Instant) -> Result<(), NsqdError>,
     ) -> Result<(), NsqdError> {
         let now = self.sleep.now();
-        // From within a `look` nothing is there.
+        // Within a `look` the nsqd cannot be changed.
         self.change(|node| f(node, now)).unwrap_or(Err(NsqdError::NoTopic))
     }
 }
 
-/// A message that the nsqd took counts as acknowledged: nsqd's `OK` says no more than that.
+/// A message that the nsqd accepted counts as acknowledged: the `OK` of nsqd means the same.
 #[cfg(feature = "publisher")]
 impl<M: RawMutex, S: Sleep> Publish for Handle<'_, M, S> {
     type Ticket = Ticket;

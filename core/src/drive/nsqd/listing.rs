@@ -1,4 +1,4 @@
-//! How nsqlookupds list what an nsqd has, and what they are asked for its new topics.
+//! Registration of an nsqd's topics and channels at nsqlookupds, and the queries for new topics.
 
 use core::future::poll_fn;
 use core::task::{Poll, Waker};
@@ -12,8 +12,8 @@ use crate::nsqd::{Lookupd, Nsqd};
 use crate::registration::{HttpPort, Registration};
 use crate::session::Session;
 
-/// The access to the session that asks nsqlookupds for the channels of new topics, with what the
-/// registration knows of them.
+/// Access to the session that queries nsqlookupds for the channels of new topics. The HTTP
+/// addresses come from the registration.
 pub(super) struct Asking<
     'r,
     'a,
@@ -27,13 +27,13 @@ pub(super) struct Asking<
     pub(super) lookup: &'r registration::Handle<'a, M, S, PEERS, TOPICS, CHANNELS>,
 }
 
-/// Runs the function on the session that asks, if there is one.
+/// Runs the function on the session of the query, if there is one.
 type WithQuery<'a> = fn(&mut Nsqd<'a>, &[Lookupd<'_>], &mut dyn FnMut(&mut dyn Session));
 
 impl<'a, M: RawMutex, S, const PEERS: usize, const TOPICS: usize, const CHANNELS: usize>
     Asking<'_, 'a, M, S, PEERS, TOPICS, CHANNELS>
 {
-    /// A constant, so that an nsqd without nsqlookupds does not link it.
+    /// A constant, so that an nsqd without nsqlookupds does not link the query.
     const WITH: WithQuery<'a> = if PEERS > 0 {
         |node, lookupds, f| {
             if let Some(mut session) = node.asking(lookupds) {
@@ -53,7 +53,7 @@ impl<M: RawMutex, S: Sleep, const PEERS: usize, const TOPICS: usize, const CHANN
             let node = &mut served.engine;
             self.lookup.look(|lookup| {
                 let mut lookupds = [Lookupd::Absent; PEERS];
-                // Usually there is nothing to ask.
+                // Look up the addresses only for a query; usually there is none.
                 if node.is_asking() {
                     for (at, lookupd) in lookupds.iter_mut().enumerate() {
                         *lookupd = match lookup.http(at) {
@@ -75,8 +75,8 @@ impl<M: RawMutex, S: Sleep, const PEERS: usize, const TOPICS: usize, const CHANN
     }
 }
 
-/// Brings the registry into agreement with the nsqd whenever a topic or channel came or went, and the
-/// nsqlookupds whenever others are set over HTTP.
+/// Updates the registration whenever a topic or channel of the nsqd is created or deleted, and
+/// whenever other nsqlookupds are set over HTTP.
 pub(super) async fn keep_listed<
     'a,
     M,
@@ -107,7 +107,7 @@ where
                 return;
             }
             if let Some(done) = lookup.inspect(|lookup| agree(lookup, node)) {
-                // Waking oneself for what does not fit yet would go on until it does.
+                // Only for a change: waking this task for entries that do not fit would not end.
                 if done.changed {
                     lookup.change(|_| ());
                 }
@@ -123,14 +123,14 @@ where
 
 /// The result of [`agree`].
 struct Agreed {
-    /// Something was added or removed.
+    /// A topic or channel was added or removed.
     changed: bool,
-    /// False if not everything fitted: what was removed keeps its place until every nsqlookupd
-    /// knows.
+    /// False if not everything fitted: a removed entry keeps its place until every nsqlookupd has
+    /// confirmed the removal.
     all: bool,
 }
 
-/// Has what the nsqd has registered, and nothing else.
+/// Registers all topics and channels of the nsqd, and unregisters all others.
 fn agree<const PEERS: usize, const TOPICS: usize, const CHANNELS: usize>(
     lookup: &mut Registration<'_, PEERS, TOPICS, CHANNELS>,
     node: &Nsqd<'_>,

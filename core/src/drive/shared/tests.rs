@@ -1,11 +1,11 @@
-//! Who gets what there is to take, and who is woken.
+//! Which wait is served, and which tasks are woken.
 
 use embassy_sync::blocking_mutex::raw::NoopRawMutex;
 use nanonsq_models::Wakes;
 
 use super::*;
 
-/// What there is to take, and how often some was given.
+/// A quantity that waits take from. The version counts how often `give` added to it.
 #[derive(Default)]
 struct Room {
     left: u32,
@@ -31,7 +31,7 @@ fn give(shared: &Shared<NoopRawMutex, Room>, gift: u32) {
     });
 }
 
-/// Takes `cost` of what there is.
+/// Polls a wait that takes `cost`. Returns true if it was served.
 fn take(wait: &mut QueuedWait<'_, NoopRawMutex, Room>, waker: &Waker, cost: u32) -> bool {
     let taken = wait.poll(waker, |room| {
         let rest = room.left.checked_sub(cost);
@@ -41,8 +41,8 @@ fn take(wait: &mut QueuedWait<'_, NoopRawMutex, Room>, waker: &Waker, cost: u32)
     taken.is_ready()
 }
 
-/// Lets loops take whatever comes, the first of them polled first always, and says how often
-/// each took its cost.
+/// Runs `N` loops that each take their cost repeatedly, always polled in the same order. Returns
+/// how often each loop was served.
 fn shares<const N: usize>(
     one_task: bool,
     costs: [u32; N],
@@ -71,11 +71,11 @@ fn shares<const N: usize>(
                     waits[at] = QueuedWait::new(&shared);
                 }
                 polls += 1;
-                assert!(polls < 1000, "they wake each other without end");
+                assert!(polls < 1000, "tasks wake each other without end");
             }
         }
         let most = costs.into_iter().max().unwrap();
-        assert!(shared.read(|room| room.left).unwrap() < most, "somebody could take more");
+        assert!(shared.read(|room| room.left).unwrap() < most, "room for any loop is left");
     }
     taken
 }
@@ -92,7 +92,7 @@ fn tasks_and_loops_in_one_task_take_turns() {
 }
 
 #[test]
-fn of_many_none_is_passed_over() {
+fn all_of_many_loops_get_equal_shares() {
     for one_task in [false, true] {
         for gift in 1..9 {
             let taken = shares(one_task, [1; 5], std::iter::repeat_n(gift, 300));
@@ -103,7 +103,7 @@ fn of_many_none_is_passed_over() {
 }
 
 #[test]
-fn who_needs_more_is_not_starved_by_who_needs_less() {
+fn a_wait_that_needs_more_is_not_starved_by_one_that_needs_less() {
     for gift in 1..9 {
         let [small, large] = shares(false, [1, 5], std::iter::repeat_n(gift, 600));
         assert!(large >= 600 * gift / 5 / 4, "{small} and {large} of {gift} each time");
@@ -112,7 +112,7 @@ fn who_needs_more_is_not_starved_by_who_needs_less() {
 }
 
 #[test]
-fn a_wait_that_is_dropped_or_never_polled_again_holds_nobody_up() {
+fn a_wait_that_is_dropped_or_never_polled_again_blocks_no_other() {
     for dropped in [false, true] {
         let shared = room();
         let mut parked = Some(QueuedWait::new(&shared));
@@ -123,7 +123,7 @@ fn a_wait_that_is_dropped_or_never_polled_again_holds_nobody_up() {
         assert!(!take(&mut next, &waker, 1));
         if dropped {
             parked = None;
-            assert!(wakes.any(), "its turn has come");
+            assert!(wakes.any(), "the next wait is now the first");
         }
         give(&shared, 50);
         for _ in 0..50 {
@@ -134,20 +134,20 @@ fn a_wait_that_is_dropped_or_never_polled_again_holds_nobody_up() {
     }
 }
 
-/// A task that counts nothing but whether it was woken since this was last asked.
+/// Returns a waker and a function that returns whether the waker was woken since its last call.
 fn task() -> (Waker, impl Fn() -> bool) {
     let (wakes, waker) = Wakes::new();
     (waker, move || wakes.take() > 0)
 }
 
-/// Polled for the first time while others wait, it steps back once.
+/// Queues a wait. Needs two polls: the first poll while others wait only yields.
 fn queued(wait: &mut QueuedWait<'_, NoopRawMutex, Room>, waker: &Waker, cost: u32) {
     assert!(!take(wait, waker, cost));
     assert!(!take(wait, waker, cost));
 }
 
 #[test]
-fn who_came_first_is_asked_first() {
+fn the_wait_that_queued_first_is_served_first() {
     let shared = room();
     let [mut first, mut second, mut third] = [(); 3].map(|()| QueuedWait::new(&shared));
     queued(&mut first, Waker::noop(), 1);
@@ -156,13 +156,13 @@ fn who_came_first_is_asked_first() {
     for late in [&mut third, &mut second] {
         let (waker, woken) = task();
         assert!(!take(late, &waker, 1));
-        assert!(woken(), "it comes back when others were asked");
+        assert!(woken(), "a wait behind the first yields once");
     }
     assert!(take(&mut first, Waker::noop(), 1));
 }
 
 #[test]
-fn who_was_served_goes_on_as_long_as_there_is_more() {
+fn a_task_that_was_served_is_served_again_while_room_is_left() {
     let shared = room();
     let [mut wait, mut other] = [(); 2].map(|()| QueuedWait::new(&shared));
     queued(&mut wait, Waker::noop(), 1);
@@ -176,15 +176,15 @@ fn who_was_served_goes_on_as_long_as_there_is_more() {
         wait = QueuedWait::new(&shared);
     }
     assert!(woken());
-    assert!(!take(&mut wait, Waker::noop(), 1), "no more");
-    // Now it is behind the other.
+    assert!(!take(&mut wait, Waker::noop(), 1), "no room is left");
+    // Now `wait` is queued behind `other`.
     give(&shared, 1);
     assert!(!take(&mut wait, Waker::noop(), 1));
     assert!(take(&mut other, Waker::noop(), 1));
 }
 
 #[test]
-fn who_waits_for_something_else_is_not_woken_by_what_is_taken() {
+fn a_task_with_another_condition_is_not_woken_when_a_wait_takes() {
     let shared = room();
     let (waker, woken) = task();
     let other = shared.poll_wait(&waker, |room| (room.left > 9).then_some(()));
@@ -197,7 +197,7 @@ fn who_waits_for_something_else_is_not_woken_by_what_is_taken() {
 }
 
 #[test]
-fn who_gives_up_wakes_others_only_if_it_was_the_first() {
+fn a_dropped_wait_wakes_others_only_if_it_was_the_first() {
     let shared = room();
     let [mut first, mut second, mut third] = [(); 3].map(|()| QueuedWait::new(&shared));
     let (waker, woken) = task();
@@ -206,15 +206,15 @@ fn who_gives_up_wakes_others_only_if_it_was_the_first() {
     queued(&mut third, &waker, 1);
     woken();
     drop(second);
-    assert!(!woken(), "one in the middle");
+    assert!(!woken(), "the second wait was not the first");
     drop(first);
-    assert!(woken(), "the third is the first");
+    assert!(woken(), "the third wait is now the first");
     drop(third);
-    assert!(!woken(), "nobody is left");
+    assert!(!woken(), "no wait is left");
 }
 
 #[test]
-fn a_full_queue_asks_whoever_comes() {
+fn a_wait_that_finds_the_queue_full_checks_in_each_poll() {
     let shared = room();
     let mut waits: Vec<_> = (0..40).map(|_| QueuedWait::new(&shared)).collect();
     for _ in 0..3 {
