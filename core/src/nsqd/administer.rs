@@ -1,4 +1,4 @@
-//! The application's calls for topics and channels: the counterpart of nsqd's HTTP endpoints.
+//! Administers topics and channels for the application, like nsqd's HTTP endpoints.
 
 use super::table::Origin;
 use super::{Nsqd, NsqdError};
@@ -6,8 +6,8 @@ use crate::name::{ChannelName, TopicName};
 use crate::time::Instant;
 
 impl Nsqd<'_> {
-    /// Makes a topic, or a channel in a topic; what is there is left as it is. A topic's first
-    /// channel gets what the topic has.
+    /// Creates a topic, or a channel in an existing topic. Leaves existing ones as they are. A
+    /// topic's first channel gets the messages that the topic holds.
     pub fn create(
         &mut self,
         now: Instant,
@@ -26,8 +26,8 @@ impl Nsqd<'_> {
         Ok(())
     }
 
-    /// Deletes a topic with its channels and messages, or a channel with its messages. Their
-    /// subscribers are closed.
+    /// Deletes a topic with its channels and messages, or a channel with its messages. Closes the
+    /// connections of their subscribers.
     pub fn delete(
         &mut self,
         now: Instant,
@@ -42,8 +42,8 @@ impl Nsqd<'_> {
         Ok(())
     }
 
-    /// Drops what a topic has not given to its channels, or what a channel has: what waits, what is
-    /// deferred, and what is in flight.
+    /// Drops the messages that a topic holds back, or all messages of a channel: waiting, deferred
+    /// and in flight.
     pub fn empty(
         &mut self,
         now: Instant,
@@ -58,8 +58,8 @@ impl Nsqd<'_> {
         Ok(())
     }
 
-    /// Holds a topic's new messages back from its channels, or delivers nothing more from a
-    /// channel; what is in flight goes on.
+    /// Pauses a topic, which then holds new messages back from its channels, or a channel, which
+    /// then delivers no message. Messages in flight are not affected.
     pub fn pause(
         &mut self,
         now: Instant,
@@ -69,8 +69,7 @@ impl Nsqd<'_> {
         self.set_paused(now, topic, channel, true)
     }
 
-    /// Lets a topic's messages flow to its channels again, beginning with those held back, or
-    /// delivers from a channel again.
+    /// Ends a pause. A topic distributes the messages that it held back.
     pub fn unpause(
         &mut self,
         now: Instant,

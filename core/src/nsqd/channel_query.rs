@@ -1,10 +1,10 @@
-//! Asking nsqlookupds which channels a new topic has elsewhere, so that none of them misses its
-//! first messages: what nsqd's `GetTopic` does (nsqd/nsqd.go).
+//! Asks nsqlookupds which channels a new topic has elsewhere, so that none of these misses the
+//! topic's first messages; like `GetTopic` of nsqd (nsqd/nsqd.go).
 //!
 //! A new topic is held: its messages wait until each nsqlookupd was asked, or
-//! [`Config::channels_wait`](super::Config::channels_wait) is over. One connection asks all, one
-//! after the other; each gets an equal part of the time that is left, at least, and those that gave
-//! no answer last time get their turn last, so one that hangs keeps no other from being asked.
+//! [`Config::channels_wait`](super::Config::channels_wait) is over. One connection asks all
+//! nsqlookupds, one after the other, and divides the remaining time among them. Those that did not
+//! answer last time are asked last, so that they cannot keep the others from being asked.
 
 use super::engine::Shared;
 use super::table::{NONE, Origin};
@@ -20,61 +20,60 @@ use crate::wire::json::Token;
 /// The most nsqlookupds that are asked.
 const LOOKUPDS_MAX: usize = u8::BITS as usize;
 
-// On every target that this is compiled for.
+// Checked at compile time on every target.
 const _: () = assert!(size_of::<ChannelQuery>() <= 352);
 
 /// The `User-Agent` of requests.
 const USER_AGENT: &str = concat!("nanonsq/", env!("CARGO_PKG_VERSION"));
 
-/// An nsqlookupd, as who registers the nsqd with it knows it.
+/// The state of an nsqlookupd in the registration of the nsqd.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Lookupd<'l> {
-    /// There is none, or it was not to be reached when that was tried last: it is not asked.
+    /// Not configured, or unreachable at the last attempt: it is not asked.
     Absent,
-    /// It is being connected to for the first time: topics wait for what comes of that. nsqd does
-    /// not, but has its topics from before its start.
+    /// The first connection to it is being made: topics wait for the outcome. nsqd does not wait,
+    /// but reads its topics from disk when it starts.
     Coming,
-    /// It is asked at the host of this address, and at this port, not 0: the one that it said in
-    /// its answer to IDENTIFY. nsqd asks at the host that it said there, too, which others may know
-    /// by another name or address, or not at all.
+    /// It is asked at the host of this address and at this HTTP port, not 0, from its response to
+    /// IDENTIFY. nsqd also uses the host of that response, which may not be reachable from here.
     At(&'l Address, u16),
 }
 
-/// The state of asking nsqlookupds, lent to [`Nsqd::ask_lookupds`].
+/// The state of the query for channels, lent to [`Nsqd::ask_lookupds`].
 ///
 /// RAM: at most 352 bytes.
 #[derive(Debug)]
 pub struct ChannelQuery {
     connection: LookupdQuery<NAME_MAX>,
     list: List,
-    /// The index of the nsqlookupd that is being asked.
+    /// The index of the nsqlookupd being asked.
     source: u8,
-    /// The nsqlookupds that did not answer last time, one bit each.
+    /// The nsqlookupds whose last query failed, one bit each.
     failed: u8,
     pending_event: Option<(u8, Closed)>,
     address: Address,
 }
 
-/// Finds the channels in an answer's JSON.
+/// Finds the list of channels in an answer's JSON.
 #[derive(Debug)]
 struct List {
-    /// The next token is the list.
+    /// The next token is the value of the key `channels`.
     named: bool,
     /// The depth of the list's elements; 0 outside the list.
     depth: u8,
-    /// Whether a list was found.
+    /// A list of channels was found.
     found: bool,
 }
 
 impl List {
     const NEW: Self = Self { named: false, depth: 0, found: false };
 
-    /// Takes the next token, `depth` objects and lists deep; gives the name of a channel. What is
-    /// no such name is passed over.
+    /// Handles the next token, `depth` objects and lists deep. Returns the name of a channel if the
+    /// token is one. Skips invalid names.
     fn take(&mut self, token: Token<'_>, depth: usize) -> Option<ChannelName> {
         let named = core::mem::take(&mut self.named);
         match token {
-            // nsqlookupds before 1.0 have it one deeper.
+            // nsqlookupds before 1.0 have the list one level deeper.
             Token::Key(key) if !self.found && depth <= 2 && !key.truncated() => {
                 self.named = key.as_bytes() == b"channels";
             }
@@ -82,7 +81,7 @@ impl List {
                 self.depth = depth.saturating_add(1) as u8;
                 self.found = true;
             }
-            // A list without channels.
+            // `null` is an empty list.
             Token::Null if named => self.found = true,
             Token::ArrayEnd if depth == usize::from(self.depth) => self.depth = 0,
             Token::String(name) if depth == usize::from(self.depth) && !name.truncated() => {
@@ -95,8 +94,8 @@ impl List {
 }
 
 impl ChannelQuery {
-    /// For storage; [`Nsqd::ask_lookupds`] makes it usable. All bytes are zero: a static of it
-    /// needs no image in flash.
+    /// Returns a value for [`Nsqd::ask_lookupds`], which initializes it. All bytes are zero, so a
+    /// static needs no image in flash.
     pub const fn new() -> Self {
         Self {
             connection: LookupdQuery::ZERO,
@@ -121,9 +120,9 @@ impl Default for ChannelQuery {
 }
 
 impl<'a> Nsqd<'a> {
-    /// Has new topics held until nsqlookupds were [asked](Self::asking) for their channels:
-    /// somebody has to drive that session, or else a topic's first messages wait for ever. Call it
-    /// once, before anything is driven.
+    /// Holds new topics until nsqlookupds were [asked](Self::asking) for their channels. That
+    /// session must be driven, or else a topic's first messages wait for ever. Call once, before
+    /// any session is driven.
     pub fn ask_lookupds(&mut self, query: &'a mut ChannelQuery) {
         query.connection.start(Instant::NEVER);
         (query.failed, query.pending_event) = (0, None);
@@ -131,9 +130,10 @@ impl<'a> Nsqd<'a> {
         self.channel_query = Some(query);
     }
 
-    /// The session that asks, if there is [one](Self::ask_lookupds), with what is known of the
-    /// nsqlookupds now: the first 8 of them count. It has something to
-    /// do when the nsqd's [`version`](Self::version) or any of the nsqlookupds changed.
+    /// Returns the session that asks nsqlookupds for channels; `None` without
+    /// [`ask_lookupds`](Self::ask_lookupds). `lookupds` is the present state of the nsqlookupds, of
+    /// which the first 8 are asked. The session may have work when the nsqd's
+    /// [`version`](Self::version) or `lookupds` changed.
     pub fn asking<'s>(
         &'s mut self,
         lookupds: &'s [Lookupd<'s>],
@@ -142,12 +142,13 @@ impl<'a> Nsqd<'a> {
         Some(ChannelQuerySession { query, shared: &mut self.shared, lookupds })
     }
 
-    /// Whether a topic is held because nsqlookupds are to be asked for its channels.
+    /// Returns whether any topic is held until nsqlookupds were asked for its channels.
     pub fn is_asking(&self) -> bool {
         self.shared.is_holding()
     }
 
-    /// Where asking is; [`LinkState::Idle`] if nobody is asked.
+    /// Returns the state of the connection that asks; [`LinkState::Idle`] without
+    /// [`ask_lookupds`](Self::ask_lookupds).
     pub fn ask_state(&self) -> LinkState {
         self.channel_query.as_ref().map_or(LinkState::Idle, |query| query.connection.state())
     }
@@ -155,7 +156,8 @@ impl<'a> Nsqd<'a> {
 
 /// The session that asks nsqlookupds for the channels of new topics.
 ///
-/// Made for each call by [`Nsqd::asking`]; the state is in the nsqd and its [`ChannelQuery`].
+/// [`Nsqd::asking`] creates a new value for each call; the state is in the nsqd and its
+/// [`ChannelQuery`].
 #[derive(Debug)]
 pub struct ChannelQuerySession<'s, 'a> {
     query: &'s mut ChannelQuery,
@@ -164,7 +166,7 @@ pub struct ChannelQuerySession<'s, 'a> {
 }
 
 impl ChannelQuerySession<'_, '_> {
-    /// The nsqlookupds that can be asked now or later, one bit each.
+    /// Returns the nsqlookupds that can be asked now or later, one bit each.
     fn present(&self) -> u8 {
         let bits = (0..u8::BITS).zip(self.lookupds);
         bits.fold(0, |present, (at, lookupd)| match lookupd {
@@ -177,13 +179,13 @@ impl ChannelQuerySession<'_, '_> {
         1u8.unbounded_shl(self.query.source.into())
     }
 
-    /// Whether the answer under way is still of use.
+    /// Returns whether the query's answer is still needed.
     fn is_wanted(&self) -> bool {
         let topic = self.shared.topic(self.shared.asked);
         topic.is_some_and(|topic| topic.asking & self.bit() & self.present() != 0)
     }
 
-    /// Lets go of topics for which there is nobody left to ask, or no time.
+    /// Releases held topics that have no nsqlookupd left to ask, or whose time is up.
     fn release_topics(&mut self, now: Instant) {
         if !self.shared.holds {
             return;
@@ -195,9 +197,9 @@ impl ChannelQuerySession<'_, '_> {
         self.shared.holds = self.shared.is_holding();
     }
 
-    /// The next to ask: a topic, its time, and an nsqlookupd.
+    /// Returns the next query: a topic and an nsqlookupd.
     fn next(&self) -> Option<(u8, u8)> {
-        // Those that have not failed are asked for all topics first.
+        // First ask those whose last query succeeded, for all topics.
         for among in [!self.query.failed, u8::MAX] {
             for (at, topic) in (0..NONE).zip(&*self.shared.topics) {
                 let left = topic.asking & among;
@@ -213,7 +215,7 @@ impl ChannelQuerySession<'_, '_> {
         None
     }
 
-    /// Asking one nsqlookupd about one topic is over, one way or the other.
+    /// Records that the query of one nsqlookupd for one topic ended.
     fn on_query_end(&mut self, now: Instant, failed: Option<Closed>) {
         let (at, bit) = (self.shared.asked, self.bit());
         self.shared.asked = NONE;
@@ -233,7 +235,7 @@ impl ChannelQuerySession<'_, '_> {
         self.shared.ask_only(now, at, !bit);
     }
 
-    /// Closes the connection if the answer is of no use any more.
+    /// Closes the connection if the answer is no longer needed.
     fn leave(&mut self, now: Instant) {
         let wanted = self.is_wanted();
         if self.query.connection.leave(wanted, now, self.shared.config.close_timeout) {
@@ -305,7 +307,7 @@ impl Session for ChannelQuerySession<'_, '_> {
         let until = if others == 0 {
             topic.ask_until
         } else {
-            // Without a division: halved until there is a part for each of them.
+            // Halve the time until each gets a part, which needs no division.
             let halvings = u32::BITS.saturating_sub(others.leading_zeros());
             let left = topic.ask_until.since(now).as_millis();
             now.after(Span::from_millis(left.unbounded_shr(halvings)))
@@ -341,7 +343,7 @@ impl Session for ChannelQuerySession<'_, '_> {
                         return self.on_answer(now);
                     }
                 }
-                // Also 404: of a topic that it does not know it has no channels.
+                // Including 404: for an unknown topic an nsqlookupd returns 200 and an empty list.
                 Some(status) => return self.fail(now, BadAnswer::Status(status)),
             }
             if body.is_none() {

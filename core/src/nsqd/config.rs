@@ -1,4 +1,4 @@
-//! How an nsqd behaves: set once, borrowed for its life.
+//! The settings of an nsqd.
 
 use core::fmt;
 
@@ -6,10 +6,10 @@ use super::arena::{BLOCK_MIN, Layout};
 use crate::time::Span;
 use crate::wire::nsqd::Limits;
 
-/// The most channels that one topic can have.
+/// The most channels of a topic.
 pub const LANES_MAX: usize = 32;
 
-/// The settings of a [`Nsqd`](super::Nsqd). Borrowed, so that a constant one costs no RAM.
+/// The settings of a [`Nsqd`](super::Nsqd), which borrows them: a constant takes no RAM.
 ///
 /// ```
 /// use nanonsq_core::nsqd::{Config, Full};
@@ -18,65 +18,66 @@ pub const LANES_MAX: usize = 32;
 /// ```
 #[derive(Debug, Clone, Copy)]
 pub struct Config<'a> {
-    /// What IDENTIFY's answer, and HTTP, call the server's version. Default `1.3.0`: that of the
-    /// nsqd whose behaviour this is. nsqadmin shows nsqds with a lower one as out of date.
+    /// The version in the response to IDENTIFY and in HTTP. Default `1.3.0`, the nsqd whose
+    /// behaviour this implements. nsqadmin marks an nsqd as out of date if another has a higher
+    /// version.
     pub version: &'a str,
-    /// nsqd's limits. What is larger than the storage is made smaller: `max_rdy_count` to the
-    /// entries of a channel, `max_msg_size` to what clients can announce of the store, for the
-    /// application to the store. `snappy` and `deflate` do not matter: neither is to be had.
-    /// Default [`Limits::NSQD`].
+    /// nsqd's limits. They are lowered to what the storage allows: `max_rdy_count` to the entries
+    /// of a channel, `max_msg_size` to what clients can announce of the store, for the application
+    /// to the store. `snappy` and `deflate` are ignored: neither is supported. Default
+    /// [`Limits::NSQD`].
     pub limits: Limits,
-    /// How often clients hear of the nsqd if they do not ask for another interval, 1 s to
+    /// The interval of heartbeats to clients that do not ask for another, 1 s to
     /// `limits.max_heartbeat_interval_ms`. Default 30 s, as nsqd.
     pub heartbeat: Span,
-    /// How long a message may be in flight if its client does not ask for another time, 1 s to
+    /// The longest time in flight for clients that do not ask for another, 1 s to
     /// `limits.max_msg_timeout_ms`. Default 60 s, as nsqd.
     pub msg_timeout: Span,
-    /// How long a client that publishes waits for room before it is refused: meanwhile nothing
-    /// more is read from it, and heartbeats go on. Default 5 s. go-nsq gives up a write that is
-    /// stuck for 1 s, which happens only if the message does not fit into the sockets' buffers.
+    /// How long a client's message waits for room before it is refused. Meanwhile no command is
+    /// read from the client, and heartbeats go on. Default 5 s. go-nsq gives up a write that blocks
+    /// for 1 s, which happens only if the message does not fit into the sockets' buffers.
     pub publish_wait: Span,
-    /// How long a client that publishes may take for each KiB of a body, and for what is left at
-    /// its end; not counted while the nsqd has no room. Beyond it the client is told what nsqd says
-    /// (`E_BAD_MESSAGE PUB failed to read message body`) and closed, and its room is free. Default
-    /// 5 s: a link of 205 bytes a second passes, a byte a second does not.
+    /// The longest time in which each KiB of a published body, and its end, must arrive; not
+    /// counted while the nsqd has no room. Beyond it the client gets nsqd's error (`E_BAD_MESSAGE
+    /// PUB failed to read message body`) and is closed, and its room is free. Default 5 s: a link
+    /// with 205 bytes a second is fast enough.
     pub body_timeout: Span,
-    /// How much of the store is kept free for the application, in percent: no client can take it.
-    /// With [`Full::DropOldest`] what the application has in the store counts, and is not dropped
-    /// for a client. 0 to 90, default 12, about an eighth.
+    /// The percentage of the store that only the application can take. With [`Full::DropOldest`]
+    /// the application's messages in the store count towards it, and up to it are not dropped for a
+    /// client. 0 to 90, default 12.
     pub reserve_percent: u8,
-    /// How much of the store clients that have announced messages, and not sent all of them, can
-    /// hold together, in percent: the others wait. What a client has sent as a whole, in one piece,
-    /// does not. The longest message and the longest batch that a client can publish must fit into
-    /// it. 1 to 100 less the reserve, default 30.
+    /// The percentage of the store that clients together can hold for messages that are announced
+    /// and have not completely arrived. Beyond it others wait, unless their message arrives in one
+    /// piece. Limits the longest message and the longest batch that a client can publish. 1 to 100
+    /// less the reserve, default 30.
     pub announced_percent: u8,
-    /// How much of the store clients' messages can take together in topics that nobody consumes: of
-    /// which no message was finished by all its channels in the last minute. One topic can take 7/8
-    /// of that. Beyond it who publishes there waits, and is refused, and other topics go on. Not
-    /// with [`Full::DropOldest`], where the oldest make room. 1 to 100, which sets
-    /// no bound, default 50.
+    /// The percentage of the store that clients' messages can take together in unconsumed topics:
+    /// those of which no message was finished in all channels in the last minute. One topic can
+    /// take 7/8 of that. Beyond it messages to these topics wait and are refused; other topics are
+    /// not affected. Ignored with [`Full::DropOldest`]. 1 to 100, where 100 means no bound; default
+    /// 50.
     pub unconsumed_percent: u8,
-    /// From which age on messages that wait in a topic without a channel are dropped, the oldest
-    /// first, when others need their room, or their share. Not in topics that the application has
-    /// made or published to, nor with [`Full::DropOldest`]; zero drops none. Default 5 min. Counted
-    /// in [`Counters::expired`](super::Counters::expired), told as
+    /// The age from which messages that wait in a topic without a channel are dropped, the oldest
+    /// first, when others need their room or their share. Not for topics that the application has
+    /// created or published to, nor with [`Full::DropOldest`]; zero drops none. Default 5 min.
+    /// Counted in [`Counters::expired`](super::Counters::expired), reported as
     /// [`Event::Expired`](super::Event).
     pub unconsumed_age: Span,
-    /// How long closing may take. Default 1 s.
+    /// The longest time for closing a connection. Default 1 s.
     pub close_timeout: Span,
-    /// How long a new topic holds its messages back, at most, while nsqlookupds are asked which
-    /// channels it has elsewhere, if [somebody does](super::Nsqd::ask_lookupds); zero asks nobody.
-    /// Default 5 s; nsqd gives each 2 s to connect and 5 s to answer, all at once.
+    /// The longest time for which a new topic holds its messages back while nsqlookupds are asked
+    /// which channels it has elsewhere, if [enabled](super::Nsqd::ask_lookupds); zero asks none.
+    /// Default 5 s. nsqd asks all at once, with 2 s to connect and 5 s to answer.
     pub channels_wait: Span,
-    /// What to do with a message that does not fit. Default [`Full::Refuse`].
+    /// The handling of a message that does not fit. Default [`Full::Refuse`].
     pub full: Full,
-    /// How many channels each topic can have, 1 to [`LANES_MAX`]. Each costs 11 bytes of every
-    /// message: see [`message_cost`](super::message_cost). Default 2.
+    /// The most channels of each topic, 1 to [`LANES_MAX`]. Each takes 11 bytes of every message;
+    /// see [`message_cost`](super::message_cost). Default 2.
     pub channels_per_topic: u8,
-    /// The first half of all message ids: a number that was not used since the device was made,
-    /// random, or counted up at each start. Default 0: set it.
+    /// The first half of all message ids. Set a number that differs at each start of the device:
+    /// random, or counted up. Default 0.
     pub boot: u32,
-    /// Makes sampling differ from that of others. Default 0.
+    /// The seed of sampling: set different ones on different devices. Default 0.
     pub seed: u32,
 }
 
@@ -84,24 +85,25 @@ pub struct Config<'a> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Full {
-    /// Refuse it; the application keeps it. A client waits for [`Config::publish_wait`] first.
-    /// Nothing is dropped, so a client that subscribes to a channel of the application's topic and
-    /// consumes nothing can keep the application from publishing.
+    /// Refuse the message; a client's after [`Config::publish_wait`]. No message is dropped, so a
+    /// client that subscribes to a channel of the application's topic and consumes nothing can keep
+    /// the application from publishing.
     #[default]
     Refuse,
-    /// As [`Refuse`](Self::Refuse), but for the application's messages those are dropped, oldest
-    /// first and counted, that some client has finished, or sent back for later, and other channels
-    /// still need. For a device whose own readings must go on whatever clients do. What nobody has
-    /// answered is never dropped. While no more than the application's reserve is free, little of
-    /// its messages is given to consumers at once: those that do not answer leave it room.
+    /// Refuse clients' messages as with [`Refuse`](Self::Refuse). For the application's messages,
+    /// drop the oldest messages that some client has finished or requeued with a delay, and other
+    /// channels still need; count them. For a device that must publish its readings whatever
+    /// clients do. A message without any such answer is never dropped. While no more than the
+    /// reserve is free, only few of the application's messages are in flight, so that consumers
+    /// that do not answer leave room.
     DropAnswered,
-    /// Drop as many of the oldest as it needs, and count them. What is in flight, or being
-    /// written, is not dropped: if all is, the message is refused all the same.
+    /// Drop as many of the oldest messages as needed, and count them. Messages in flight or being
+    /// written are not dropped: if there is no other, the new message is refused.
     DropOldest,
 }
 
 impl Config<'_> {
-    /// The defaults.
+    /// Returns the default settings.
     pub const fn new() -> Self {
         Self {
             version: "1.3.0",
@@ -194,33 +196,32 @@ pub enum ConfigError {
     },
     /// There must be 1 to 65,535 entries for messages in flight a channel.
     InFlight {
-        /// The number.
+        /// The number of entries.
         count: usize,
     },
-    /// A body must have some time to come.
+    /// [`Config::body_timeout`] must not be zero.
     BodyTimeout,
-    /// Clients must be able to announce at least 1 percent of the store, and at most what the
-    /// reserve leaves, which can have 90 percent.
+    /// The reserve must be 0 to 90 percent of the store, the announced share 1 percent to what the
+    /// reserve leaves.
     Shares {
         /// [`Config::reserve_percent`].
         reserve: u8,
         /// [`Config::announced_percent`].
         announced: u8,
     },
-    /// Topics that nobody consumes must be able to hold 1 to 100 percent of the store.
+    /// The share of unconsumed topics must be 1 to 100 percent of the store.
     Unconsumed {
         /// [`Config::unconsumed_percent`].
         percent: u8,
     },
-    /// A topic must be able to have 1 to [`LANES_MAX`] channels.
+    /// The channels of a topic must be 1 to [`LANES_MAX`].
     ChannelsPerTopic {
         /// The configured number.
         count: u8,
     },
-    /// The store must take one message of one byte, and hence 66 bytes at least,
-    /// more with many channels.
+    /// The store must hold one message of one byte: 66 bytes at least, more with many channels.
     StoreTooSmall {
-        /// The length in bytes.
+        /// The length of the store in bytes.
         len: usize,
     },
 }
@@ -240,16 +241,16 @@ impl fmt::Display for ConfigError {
             Self::InFlight { count } => {
                 write!(f, "storage for {count} messages in flight a channel; give it 1 to 65535")
             }
-            Self::BodyTimeout => f.write_str("no time for a body; give 1 ms at least"),
+            Self::BodyTimeout => f.write_str("body timeout 0 ms; give 1 ms at least"),
             Self::Shares { reserve, announced } => {
                 write!(
                     f,
-                    "{reserve} % of the store reserved, {announced} % for what is announced; "
+                    "{reserve} % of the store reserved, {announced} % for announced messages; "
                 )?;
                 f.write_str("give 0 to 90 and 1 to what that leaves of 100")
             }
             Self::Unconsumed { percent } => {
-                write!(f, "{percent} % of the store for what nobody consumes; give 1 to 100")
+                write!(f, "{percent} % of the store for unconsumed topics; give 1 to 100")
             }
             Self::ChannelsPerTopic { count } => {
                 write!(f, "{count} channels per topic; give 1 to {LANES_MAX}")

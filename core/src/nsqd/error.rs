@@ -4,20 +4,20 @@ use core::fmt;
 
 use super::{DEFER_MAX, TableFull};
 
-/// Why a message was not accepted. Nothing changed.
+/// The reason why a message was not accepted. Nothing changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[non_exhaustive]
 pub enum PublishError {
-    /// The store is full. Try again when messages were finished:
-    /// [`Nsqd::version`](super::Nsqd::version) changes then.
+    /// The store is full. Try again when [`Nsqd::version`](super::Nsqd::version) has changed, as it
+    /// does when messages are finished.
     Full,
     /// The message never fits into the store, or is longer than `limits.max_msg_size`.
     TooLarge {
-        /// The longest body that is taken, in bytes.
+        /// The longest accepted body in bytes.
         max: usize,
     },
-    /// nsqd takes no empty message.
+    /// The message is empty.
     Empty,
     /// The deferral is above [`DEFER_MAX`].
     DeferTooLong,
@@ -25,7 +25,7 @@ pub enum PublishError {
     TooManyTopics,
 }
 
-/// Why a topic or channel could not be changed. Nothing changed.
+/// The reason why a call for a topic or channel failed. Nothing changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[non_exhaustive]
@@ -36,7 +36,7 @@ pub enum NsqdError {
     NoChannel,
     /// There is no room for another topic.
     TooManyTopics,
-    /// There is no room for another channel, or not in this topic.
+    /// There is no room for another channel, in all or in this topic.
     TooManyChannels,
 }
 
@@ -54,11 +54,11 @@ impl fmt::Display for PublishError {
         match self {
             Self::Full => f.write_str("the store is full"),
             Self::TooLarge { max } => {
-                write!(f, "the message is longer than {max} bytes, the most that is taken")
+                write!(f, "the message is longer than {max} bytes, the longest accepted")
             }
-            Self::Empty => f.write_str("an empty message; nsqd takes none"),
+            Self::Empty => f.write_str("the message is empty"),
             Self::DeferTooLong => {
-                write!(f, "deferred for more than {DEFER_MAX}, the most that nsqd takes")
+                write!(f, "the deferral is longer than {DEFER_MAX}, the longest accepted")
             }
             Self::TooManyTopics => f.write_str("no room for another topic"),
         }

@@ -3,7 +3,7 @@
 use super::TableFull;
 use crate::session::Closed;
 
-/// A change of a connection. Newer ones replace older ones that nobody polled.
+/// A change of a client's connection. A newer one replaces an older one that was not polled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[non_exhaustive]
@@ -14,37 +14,37 @@ pub enum ClientEvent {
     Disconnected(Closed),
 }
 
-/// An event that the application should know of.
+/// An event for the application.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[non_exhaustive]
 pub enum Event {
-    /// A client came or went.
+    /// A client connected or disconnected.
     Client {
         /// The index of the client.
         index: usize,
         /// The change.
         event: ClientEvent,
     },
-    /// So many messages were dropped to make room since this was last said: for others
-    /// ([`Full::DropOldest`](super::Full::DropOldest); topics' and channels' status have how many
-    /// of whose), or with a channel that was given back.
+    /// Messages were dropped since the last such event: to make room for others
+    /// ([`Full`](super::Full); the status of topics and channels has their own counts), or with an
+    /// evicted channel.
     Dropped {
         /// The number of messages.
         count: u32,
     },
-    /// Somebody was refused since a table is full, with nothing in it that can be given back. Said
-    /// once, until there was room again.
+    /// A topic or channel was refused: the table is full, and nothing in it can be evicted.
+    /// Reported once, until the table had room again.
     TableFull(TableFull),
-    /// So many messages were dropped since this was last said, which nobody had consumed for
-    /// [`Config::unconsumed_age`](super::Config::unconsumed_age); topics' status has how many of
-    /// whose.
+    /// Messages were dropped since the last such event that had waited without a channel for
+    /// [`Config::unconsumed_age`](super::Config::unconsumed_age). The status of topics has their
+    /// own counts.
     Expired {
         /// The number of messages.
         count: u32,
     },
-    /// An nsqlookupd did not say which channels a new topic has elsewhere: the topic does without.
-    /// A newer one replaces an older one that nobody polled.
+    /// An nsqlookupd did not answer which channels a new topic has elsewhere: the topic flows
+    /// without them. A newer one replaces an older one that was not polled.
     AskFailed {
         /// The index of the nsqlookupd in the slice given to [`Nsqd::asking`](super::Nsqd::asking).
         lookupd: usize,

@@ -1,4 +1,4 @@
-//! Publishing by the application.
+//! Publishes the application's messages.
 
 use super::engine::{Draft, Piece};
 use super::table::Origin;
@@ -6,33 +6,33 @@ use super::{DEFER_MAX, Nsqd, PublishError};
 use crate::name::TopicName;
 use crate::time::{Instant, Span};
 
-/// Names one message that the nsqd took from the application: they count up from 0, clients'
-/// messages included.
+/// The number of a message that the nsqd accepted from the application. All messages, clients'
+/// included, are counted from 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Ticket(u64);
 
 impl Ticket {
-    /// The message's number, from 0, in the order of publishing.
+    /// Returns the message's number, from 0, in the order of publishing.
     pub const fn number(self) -> u64 {
         self.0
     }
 }
 
-/// The options of one message.
+/// The options of a published message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct PublishOptions {
-    /// Hold the message back for so long, up to [`DEFER_MAX`], counted from when its topic has a
-    /// channel and is not paused.
+    /// The delay before the first delivery, up to [`DEFER_MAX`]. It begins when the topic
+    /// distributes the message: when the topic has a channel and is not paused.
     pub defer: Option<Span>,
 }
 
 impl Nsqd<'_> {
-    /// Takes a message, at once.
+    /// Publishes a message, or fails at once.
     ///
-    /// The body, 1 byte to the configured `limits.max_msg_size` or what the store holds, is copied
-    /// once, to where it is sent from. The topic is made if need be.
+    /// The body has 1 byte to the configured `limits.max_msg_size`, or to what the store holds. It
+    /// is copied once, into the store, and sent from there. Creates the topic if needed.
     pub fn publish(
         &mut self,
         now: Instant,
@@ -42,7 +42,7 @@ impl Nsqd<'_> {
         self.publish_with(now, topic, body, PublishOptions { defer: None })
     }
 
-    /// Takes a message with a deferral, at once.
+    /// Publishes a message with options, or fails at once.
     pub fn publish_with(
         &mut self,
         now: Instant,
@@ -57,7 +57,7 @@ impl Nsqd<'_> {
         taken
     }
 
-    /// As [`publish_with`](Self::publish_with), but a refusal is not counted: for a caller that
+    /// Like [`publish_with`](Self::publish_with), without counting a refusal: for a caller that
     /// waits for room.
     pub(crate) fn offer(
         &mut self,

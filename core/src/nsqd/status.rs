@@ -1,4 +1,4 @@
-//! The public status of an nsqd: what nsqd's `/stats` shows.
+//! The public status of an nsqd, as in nsqd's `/stats`.
 
 use core::net::SocketAddr;
 
@@ -10,65 +10,65 @@ use crate::name::{ChannelName, TopicName};
 pub struct TopicStatus<'s> {
     /// The topic's name.
     pub name: &'s TopicName,
-    /// The topic is paused: its channels get no new messages.
+    /// True while the topic is paused: its channels get no new messages.
     pub paused: bool,
-    /// Likewise: nsqlookupds are being asked which channels it has elsewhere.
+    /// True while nsqlookupds are asked which channels the topic has elsewhere: its channels get no
+    /// new messages.
     pub asking: bool,
-    /// How many channels it has.
+    /// The number of the topic's channels.
     pub channels: u8,
-    /// Messages that no channel has yet: there is none, or the topic is paused, or nsqlookupds are
-    /// being asked for its channels.
+    /// Messages that are not distributed yet: the topic has no channel, is paused, or `asking`.
     pub depth: u32,
-    /// Messages published, in all.
+    /// Published messages since the topic's creation.
     pub messages: u64,
-    /// Their bodies' bytes, in all.
+    /// The bytes of their bodies.
     pub bytes: u64,
-    /// Messages dropped to make room ([`Full::DropOldest`](super::Full)), or since nobody consumed
-    /// them for [`Config::unconsumed_age`](super::Config::unconsumed_age), in all.
+    /// Messages dropped to make room ([`Full`](super::Full)), or because they had no channel for
+    /// [`Config::unconsumed_age`](super::Config::unconsumed_age), since the topic's creation.
     pub dropped: u64,
 }
 
-/// What is known of a channel.
+/// The status of a channel. Totals count from the channel's creation.
 #[derive(Debug, Clone, Copy)]
 pub struct ChannelStatus<'s> {
-    /// Its topic.
+    /// The name of the channel's topic.
     pub topic: &'s TopicName,
-    /// The topic's name.
+    /// The channel's name.
     pub name: &'s ChannelName,
-    /// Nothing is delivered.
+    /// True while the channel is paused: no message is delivered.
     pub paused: bool,
-    /// How many clients are subscribed.
+    /// The number of subscribed clients.
     pub clients: u8,
-    /// Messages that wait for their delivery, requeued ones included.
+    /// Messages that wait for delivery, including requeued ones.
     pub depth: u32,
-    /// Messages that clients have and did not answer.
+    /// Messages in flight.
     pub in_flight: u32,
-    /// Messages that wait until they are due.
+    /// Deferred messages that are not due yet.
     pub deferred: u32,
-    /// Messages that it got, in all.
+    /// The total of messages that the channel got from its topic.
     pub messages: u64,
-    /// REQs, in all.
+    /// The total of REQs.
     pub requeued: u64,
-    /// Messages taken back since their time was up, in all.
+    /// The total of messages requeued after their timeout.
     pub timed_out: u64,
-    /// Messages dropped to make room, in all.
+    /// The total of messages dropped to make room.
     pub dropped: u64,
 }
 
-/// What a client may do, by nsqd's names.
+/// The state of a client, with nsqd's names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum ClientState {
-    /// Not subscribed: a producer, say.
+    /// Not subscribed, like a producer.
     Init,
     /// Subscribed.
     Subscribed,
-    /// It said CLS, or is being closed.
+    /// The client sent CLS, or its connection is closing.
     Closing,
 }
 
 impl ClientState {
-    /// As nsqd's `/stats` has it.
+    /// Returns the number of the state in nsqd's `/stats`.
     pub(super) const fn number(self) -> u8 {
         match self {
             Self::Init => 0,
@@ -78,51 +78,53 @@ impl ClientState {
     }
 }
 
-/// What is known of a client. Texts are cut off at 32 bytes.
+/// The status of a client. Totals count from its connection. Texts are from IDENTIFY: empty if not
+/// given, and cut off at 32 bytes.
 #[derive(Debug, Clone, Copy)]
 pub struct ClientStatus<'s> {
-    /// Which one: as [`Nsqd::client`](super::Nsqd::client) counts them.
+    /// The index of the client, as in [`Nsqd::client`](super::Nsqd::client).
     pub index: usize,
-    /// What it may do.
+    /// The client's state.
     pub state: ClientState,
-    /// From where it came, if the driver said.
+    /// The remote address, if the driver knows it.
     pub from: Option<SocketAddr>,
-    /// Since when it is connected, in seconds of Unix time as the nsqd knows it.
+    /// The Unix time in seconds at which the client connected, by the nsqd's clock.
     pub since: i64,
-    /// It sent IDENTIFY. Before that nsqd shows its address as name and host.
+    /// True after IDENTIFY. Before that, nsqd shows the address as `client_id` and `hostname`.
     pub identified: bool,
-    /// What it calls itself; empty if it did not say, as all texts here.
+    /// The client's id.
     pub client_id: &'s str,
-    /// Its host.
+    /// The client's host.
     pub hostname: &'s str,
-    /// Its library and version.
+    /// The client's library and version.
     pub user_agent: &'s str,
-    /// Where it is.
+    /// The region of the client.
     pub topology_region: &'s str,
-    /// Where in the region it is.
+    /// The zone of the client in its region.
     pub topology_zone: &'s str,
-    /// How many percent of the messages it gets; 0 is all.
+    /// The percentage of its channel's messages that the client gets; 0 means all.
     pub sample_rate: u8,
-    /// What it is subscribed to.
+    /// The topic that the client is subscribed to.
     pub topic: Option<&'s TopicName>,
-    /// What it is subscribed to.
+    /// The channel that the client is subscribed to.
     pub channel: Option<&'s ChannelName>,
-    /// Its RDY.
+    /// The client's RDY count.
     pub ready: u16,
-    /// Messages that it has and did not answer.
+    /// The client's messages in flight.
     pub in_flight: u16,
-    /// Deliveries to it, in all.
+    /// The total of deliveries to the client.
     pub messages: u64,
-    /// Its FINs, in all.
+    /// The total of the client's FINs.
     pub finished: u64,
-    /// Its REQs, in all.
+    /// The total of the client's REQs.
     pub requeued: u64,
     pub(super) pubs: &'s [(u8, u32)],
     pub(super) topics: &'s [Topic],
 }
 
 impl<'s> ClientStatus<'s> {
-    /// To which topics it published how many messages: the first 4 topics only.
+    /// Returns the topics that the client published to, with the number of messages. Counts only
+    /// the first 4 topics.
     pub fn published(&self) -> impl Iterator<Item = (&'s TopicName, u32)> + use<'s> {
         let topics = self.topics;
         self.pubs
@@ -132,70 +134,71 @@ impl<'s> ClientStatus<'s> {
     }
 }
 
-/// Counters since the start. Each saturates.
+/// Counters since the nsqd was created. Each saturates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[non_exhaustive]
 pub struct Counters {
-    /// Messages taken, from the application and from clients.
+    /// Messages accepted from the application and from clients.
     pub accepted: u64,
-    /// Deliveries begun.
+    /// Deliveries of messages to clients.
     pub delivered: u64,
     /// Messages finished with FIN.
     pub finished: u64,
     /// Messages requeued with REQ.
     pub requeued: u64,
-    /// Messages taken back since their time was up.
+    /// Messages requeued after their timeout.
     pub timed_out: u64,
-    /// Messages taken back since their client went.
+    /// Messages requeued because their client disconnected.
     pub returned: u64,
-    /// Messages that a client's sampling left out, for its channel.
+    /// Messages that a client's sampling skipped: its channel is done with them.
     pub sampled_out: u64,
     /// Messages dropped to make room.
     pub dropped: u64,
-    /// Messages that waited in channels that were given back, once for each channel.
+    /// Messages that waited in evicted channels, counted once for each channel.
     pub abandoned: u64,
-    /// Calls of `publish` refused because the store was full. A message tried again counts again.
+    /// Calls of `publish` refused because the store was full, including retries.
     pub refused: u64,
-    /// How often a client had to wait for room.
+    /// Waits of clients for room.
     pub waits: u32,
-    /// Messages dropped at [`Config::unconsumed_age`](super::Config::unconsumed_age).
+    /// Messages dropped after [`Config::unconsumed_age`](super::Config::unconsumed_age).
     pub expired: u64,
-    /// Clients closed since a body did not come within
+    /// Clients closed because a body did not arrive within
     /// [`Config::body_timeout`](super::Config::body_timeout).
     pub body_timeouts: u32,
-    /// Clients closed with an error.
+    /// Clients closed after a fatal error.
     pub refusals: u32,
-    /// Connections accepted.
+    /// Accepted connections of clients.
     pub connections: u32,
-    /// Times that an nsqlookupd said which channels a new topic has elsewhere.
+    /// Queries that an nsqlookupd answered with a new topic's channels.
     pub asked: u32,
-    /// How often an nsqlookupd did not say.
+    /// Queries that an nsqlookupd did not answer.
     pub ask_failures: u32,
-    /// Channels of new topics that are elsewhere, and for which there was no room.
+    /// Channels of new topics elsewhere for which there was no room here.
     pub channels_left_out: u32,
-    /// Topics given back because another needed the room.
+    /// Topics evicted because another needed the room.
     pub topics_given_back: u32,
-    /// Channels given back because another needed the room, without their topic.
+    /// Channels evicted without their topic because another needed the room.
     pub channels_given_back: u32,
-    /// How often there was no room for a topic.
+    /// Refused topics: there was no room for another.
     pub topics_refused: u32,
-    /// How often there was no room for a channel.
+    /// Refused channels: there was no room for another.
     pub channels_refused: u32,
-    /// How often a topic could not have another channel.
+    /// Refused channels: their topic had [`Config::channels_per_topic`](super::Config).
     pub channels_of_topic_refused: u32,
 }
 
-/// The use of the store.
+/// The use of the store, in blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct ArenaStatus {
-    /// Blocks in all.
+    /// All blocks.
     pub blocks: u16,
     /// Free blocks.
     pub free: u16,
-    /// How many of the free ones are promised to batches that are being received.
+    /// Free blocks that are reserved for batches being received.
     pub promised: u16,
-    /// How many are taken by, or promised to, what clients have announced and not sent as a whole.
+    /// Blocks taken by or reserved for messages that clients have announced and not completely
+    /// sent.
     pub announced: u16,
 }

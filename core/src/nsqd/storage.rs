@@ -5,12 +5,12 @@ use super::arena::Layout;
 use super::client::Client;
 use super::table::{Channel, Entry, Subscription, Topic};
 
-/// The tables of an nsqd: for so many topics, channels of all topics together, clients, and
-/// messages in flight in each channel.
+/// The tables of an nsqd: for `TOPICS` topics, `CHANNELS` channels of all topics together,
+/// `CLIENTS` clients, and `IN_FLIGHT` messages in flight in each channel.
 ///
-/// RAM: at most 128 bytes a topic, 136 a channel, 1,056 a client and 24 for each message in flight
-/// of each channel: 5.6 KiB for 2 topics with 2 channels each, 4 clients and 8 messages in flight a
-/// channel. The store comes on top.
+/// RAM: at most 128 bytes for each topic, 136 for each channel, 1,056 for each client, and 24 for
+/// each message in flight of each channel: 5.6 KiB for 2 topics with 2 channels each, 4 clients and
+/// 8 messages in flight in each channel. The store is separate.
 #[derive(Debug)]
 pub struct Storage<
     const TOPICS: usize,
@@ -34,13 +34,13 @@ pub(super) const CHANNEL_RAM_MAX: usize = 136;
 /// The most bytes that a client takes of a [`Storage`].
 pub(super) const CLIENT_RAM_MAX: usize = 1056;
 
-/// The bytes that room for one message in flight takes of a [`Storage`].
+/// The bytes that the entry of one message in flight takes of a [`Storage`].
 pub(super) const ENTRY_RAM: usize = 24;
 
-/// The most bytes that a [`Nsqd`] takes beside its storage and store.
+/// The most bytes of a [`Nsqd`] itself.
 pub(super) const RAM_MAX: usize = 448;
 
-// On every target that this is compiled for.
+// Checked at compile time on every target.
 const _: () = {
     assert!(size_of::<Topic>() <= TOPIC_RAM_MAX);
     assert!(size_of::<Channel>() <= CHANNEL_RAM_MAX);
@@ -49,12 +49,12 @@ const _: () = {
     assert!(size_of::<Nsqd<'_>>() <= RAM_MAX);
 };
 
-/// How many bytes of the store a message takes whose body has `len` bytes, in an nsqd whose topics
-/// can have `channels_per_topic` channels, as long as the store has fewer than 65,535 blocks
-/// (4 MiB; blocks are longer in a larger one).
+/// Returns how many bytes of the store a message with a body of `len` bytes takes, in an nsqd with
+/// `channels_per_topic`, if the store has fewer than 65,535 blocks (4 MiB; a larger store has
+/// longer blocks).
 ///
 /// ```
-/// // A store of 16 KiB takes 124 messages of 60 bytes.
+/// // A store of 16 KiB holds 124 messages of 60 bytes.
 /// assert_eq!(nanonsq_core::nsqd::message_cost(60, 2), 132);
 /// ```
 pub const fn message_cost(len: u32, channels_per_topic: u8) -> usize {
@@ -67,8 +67,8 @@ pub const fn message_cost(len: u32, channels_per_topic: u8) -> usize {
 impl<const TOPICS: usize, const CHANNELS: usize, const CLIENTS: usize, const IN_FLIGHT: usize>
     Storage<TOPICS, CHANNELS, CLIENTS, IN_FLIGHT>
 {
-    /// For storage; [`Nsqd::new`] makes it usable. All bytes are zero: a static of it needs no
-    /// image in flash.
+    /// Returns tables for [`Nsqd::new`], which initializes them. All bytes are zero, so a static
+    /// needs no image in flash.
     pub const fn new() -> Self {
         Self {
             topics: [const { Topic::ZERO }; TOPICS],

@@ -1,17 +1,17 @@
-//! The tables of topics, channels, subscriptions and messages in flight.
+//! The entries of an nsqd's tables: topics, channels, subscriptions and messages in flight.
 
 use crate::name::{ChannelName, TopicName};
 use crate::time::{Instant, Span};
 
 use super::arena::{Arena, NIL};
 
-/// How many topics a client's publishing is counted for.
+/// The number of topics for which a client's published messages are counted.
 pub(super) const PUB_COUNTS_MAX: usize = 4;
 
-/// No topic, channel or client of that number.
+/// The index of no topic, channel or client.
 pub(super) const NONE: u8 = u8::MAX;
 
-/// A linked list of messages.
+/// A linked list of messages, through their own link or the link of one lane.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct List {
     pub(super) first: u16,
@@ -22,10 +22,10 @@ pub(super) struct List {
 impl List {
     pub(super) const EMPTY: Self = Self { first: NIL, last: NIL, len: 0 };
 
-    /// All bytes are zero, for storage before its use.
+    /// Storage before its first use: all bytes are zero.
     const ZERO: Self = Self { first: 0, last: 0, len: 0 };
 
-    /// Adds at the end, through the messages' own link.
+    /// Appends a message, through the messages' own link.
     pub(super) fn push(&mut self, store: &mut Arena<'_>, message: u16) {
         store.set_next(message, NIL);
         if self.first == NIL {
@@ -37,7 +37,7 @@ impl List {
         self.len = self.len.saturating_add(1);
     }
 
-    /// Takes the first out, through the messages' own link.
+    /// Removes the first message, through the messages' own link.
     pub(super) fn pop(&mut self, store: &Arena<'_>) -> Option<u16> {
         let message = self.first;
         if message == NIL {
@@ -48,7 +48,7 @@ impl List {
         Some(message)
     }
 
-    /// Takes one out of the middle, through the messages' own link.
+    /// Removes a message of the list, through the messages' own link.
     pub(super) fn unlink(&mut self, store: &mut Arena<'_>, message: u16) {
         if self.first == message {
             let _ = self.pop(store);
@@ -69,7 +69,7 @@ impl List {
         }
     }
 
-    /// Adds at the end, through the link of a lane.
+    /// Appends a message, through the link of a lane.
     pub(super) fn push_lane(&mut self, store: &mut Arena<'_>, message: u16, lane: u8) {
         store.set_lane_next(message, lane, NIL);
         if self.first == NIL {
@@ -81,7 +81,7 @@ impl List {
         self.len = self.len.saturating_add(1);
     }
 
-    /// Adds where it is due, through the link of a lane.
+    /// Inserts a message in the order of due times, through the link of a lane.
     pub(super) fn insert_lane(
         &mut self,
         store: &mut Arena<'_>,
@@ -92,7 +92,7 @@ impl List {
         store.set_due(message, lane, due);
         // The time as stored, which is rounded up.
         let due = store.due(message, lane);
-        // Usually all delays are alike, and the message goes to the end.
+        // Usually all delays are equal, and the message is appended.
         if self.last == NIL || store.due(self.last, lane) <= due {
             self.push_lane(store, message, lane);
             return;
@@ -115,7 +115,7 @@ impl List {
         self.len = self.len.saturating_add(1);
     }
 
-    /// Takes the first out, through the link of a lane.
+    /// Removes the first message, through the link of a lane.
     pub(super) fn pop_lane(&mut self, store: &Arena<'_>, lane: u8) -> Option<u16> {
         let message = self.first;
         if message == NIL {
@@ -126,7 +126,7 @@ impl List {
         Some(message)
     }
 
-    /// Takes one out of the middle, through the link of a lane.
+    /// Removes a message of the list, through the link of a lane.
     pub(super) fn unlink_lane(&mut self, store: &mut Arena<'_>, message: u16, lane: u8) {
         if self.first == message {
             let _ = self.pop_lane(store, lane);
@@ -156,20 +156,20 @@ impl List {
     }
 }
 
-/// Who named a topic or channel, the one who matters most: what an application or an administrator
-/// named is not taken away for others.
+/// The source that named a topic or channel; of several, the greatest. Topics and channels of the
+/// application or an administrator are not evicted for others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Origin {
-    /// Clients, by SUB or publishing.
+    /// A client, by SUB or publishing.
     Client,
-    /// An nsqlookupd that was asked for a topic's channels.
+    /// The answer of an nsqlookupd to a query for a topic's channels.
     Lookupd,
     /// `/topic/create` or `/channel/create`.
     Http,
     Application,
 }
 
-/// A point in time, in units of 65.536 ms, to compare ages by. It comes round after 8 years.
+/// A point in time in units of 65.536 ms, to compute ages. It wraps after 8 years.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Used(u32);
 
@@ -188,17 +188,17 @@ impl Used {
         Self(stored)
     }
 
-    /// Whether the time is at least `age` ago.
+    /// Returns whether the time is at least `age` ago.
     pub(super) const fn is_older(self, now: Instant, age: Span) -> bool {
         self.age(now) as u64 >= (age.as_millis() as u64 * 1000) >> 16
     }
 
-    /// Whether the time is in the last minute.
+    /// Returns whether the time is in the last minute.
     pub(super) const fn is_recent(self, now: Instant) -> bool {
         self.0 != Self::NEVER.0 && self.age(now) < 60_000_000 >> 16
     }
 
-    /// The time since then, in those units.
+    /// Returns the time since then in units of 65.536 ms.
     pub(super) const fn age(self, now: Instant) -> u32 {
         Self::at(now).0.wrapping_sub(self.0)
     }
@@ -210,21 +210,22 @@ pub(super) struct Topic {
     /// Empty in a free slot.
     pub(super) name: TopicName,
     pub(super) origin: Origin,
-    /// When it was made, published to, or subscribed to, or its last subscriber left.
+    /// The last time that it was created, published to or subscribed to, or a subscriber left.
     pub(super) used: Used,
     pub(super) paused: bool,
-    /// How many channels it has.
+    /// The number of its channels.
     pub(super) channels: u8,
-    /// Which nsqlookupds are still to be asked for its channels, a bit for each, until when.
+    /// The nsqlookupds still to be asked for its channels, one bit each, and the time limit for
+    /// that.
     pub(super) asking: u8,
     pub(super) ask_until: Instant,
-    /// Not given to the channels yet: there is none, or the topic is paused, or they are asked for.
+    /// Messages not distributed yet: the topic has no channel, is paused, or nsqlookupds are asked.
     pub(super) held: List,
-    /// Given to the channels, and not passed by the cursors of all.
+    /// Messages distributed to the channels, and not passed by all their cursors.
     pub(super) list: List,
-    /// Blocks of clients' messages in it.
+    /// The blocks of clients' messages in it.
     pub(super) theirs: u16,
-    /// When the last of its messages was finished in all channels.
+    /// The last time that a message of it became finished in all channels.
     pub(super) finished: Used,
     pub(super) messages: u64,
     pub(super) bytes: u64,
@@ -265,29 +266,30 @@ pub(super) struct Channel {
     /// The channel's topic; [`NONE`] in a free slot.
     pub(super) topic: u8,
     pub(super) origin: Origin,
-    /// When it was made, or its last client left.
+    /// The time that it was created, or that a client last left it.
     pub(super) used: Used,
-    /// The channel has delivered a message.
+    /// A message was delivered from it.
     pub(super) delivered: bool,
     /// The index of the channel's lane in the heads of the topic's messages.
     pub(super) lane: u8,
-    /// How many clients are subscribed.
+    /// The number of subscribed clients.
     pub(super) clients: u8,
     pub(super) paused: bool,
-    /// The next delivery is a requeued message, if new ones wait as well.
+    /// If new and requeued messages wait, the next delivery is a requeued one.
     pub(super) requeued_next: bool,
-    /// A client could not get a message for want of an in-flight entry.
+    /// A client did not get a message because too few entries or blocks are free; wake clients when
+    /// a message leaves flight.
     pub(super) starved: bool,
     /// The first message of the topic's list that the channel has not passed.
     pub(super) cursor: u16,
-    /// How many messages there are from the cursor on.
+    /// The number of messages from the cursor on.
     pub(super) queued: u16,
     pub(super) requeued: List,
-    /// The earliest first.
+    /// Deferred messages, the earliest due first.
     pub(super) deferred: List,
     pub(super) in_flight: u16,
-    /// Counts deliveries, so that clients get messages in turn.
-    pub(super) turn: u32,
+    /// Counts deliveries, wrapping, so that clients get messages in turn.
+    pub(super) deliveries: u32,
     pub(super) messages: u64,
     pub(super) requeues: u64,
     pub(super) timeouts: u64,
@@ -320,19 +322,19 @@ impl Channel {
         requeued: List::ZERO,
         deferred: List::ZERO,
         in_flight: 0,
-        turn: 0,
+        deliveries: 0,
         messages: 0,
         requeues: 0,
         timeouts: 0,
         dropped: 0,
     };
 
-    /// Messages that wait for their delivery.
+    /// Returns the number of messages that wait for delivery.
     pub(super) fn depth(&self) -> u32 {
         u32::from(self.queued).saturating_add(self.requeued.len.into())
     }
 
-    /// Messages that are not in flight.
+    /// Returns the number of messages that are not in flight.
     pub(super) fn waiting(&self) -> u32 {
         self.depth().saturating_add(self.deferred.len.into())
     }
@@ -350,9 +352,9 @@ pub(super) struct Entry {
     pub(super) deadline: Instant,
     pub(super) delivered: Instant,
     pub(super) sequence: u32,
-    /// [`NIL`] if there is none.
+    /// [`NIL`] in a free slot.
     pub(super) message: u16,
-    /// The client that has it.
+    /// The client that has the message in flight.
     pub(super) owner: u8,
 }
 
@@ -378,23 +380,23 @@ impl Entry {
 /// A client's subscription and its counters.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Subscription {
-    /// [`NONE`] if it is not subscribed.
+    /// The subscribed channel; [`NONE`] without a subscription.
     pub(super) channel: u8,
-    /// The client would take a message at once, because nothing waits to be written.
+    /// The client could be sent a message at once, because nothing waits to be written.
     pub(super) idle: bool,
     /// The client's channel was deleted, so its connection has to be closed.
     pub(super) kicked: bool,
-    /// RDY.
+    /// The client's RDY count.
     pub(super) ready: u16,
     pub(super) in_flight: u16,
-    /// The channel's turn when the client last got a message.
-    pub(super) turn: u32,
-    /// The channel's turn when the client last let another one go first.
-    pub(super) yielded: Option<u32>,
+    /// The channel's `deliveries` when the client last got a message.
+    pub(super) last_delivery: u32,
+    /// The channel's `deliveries` when the client last let another client go first.
+    pub(super) yielded_at: Option<u32>,
     pub(super) delivered: u64,
     pub(super) finished: u64,
     pub(super) requeued: u64,
-    /// Topics and how many messages it published there.
+    /// Topics that the client published to, with the number of messages.
     pub(super) pubs: [(u8, u32); PUB_COUNTS_MAX],
 }
 
@@ -409,16 +411,16 @@ impl Subscription {
         kicked: false,
         ready: 0,
         in_flight: 0,
-        turn: 0,
-        yielded: None,
+        last_delivery: 0,
+        yielded_at: None,
         delivered: 0,
         finished: 0,
         requeued: 0,
         pubs: [(0, 0); PUB_COUNTS_MAX],
     };
 
-    /// Whether RDY allows another message in flight.
-    pub(super) fn wants(&self) -> bool {
+    /// Returns whether RDY allows another message in flight.
+    pub(super) fn is_ready(&self) -> bool {
         self.in_flight < self.ready
     }
 

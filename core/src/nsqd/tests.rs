@@ -1,4 +1,4 @@
-//! An nsqd as its clients see it, in scenarios.
+//! Scenarios of an nsqd and its clients, in terms of the bytes that clients send and receive.
 
 use super::storage::{CHANNEL_RAM_MAX, CLIENT_RAM_MAX, ENTRY_RAM, RAM_MAX, TOPIC_RAM_MAX};
 use super::table::{Entry, Subscription, Topic};
@@ -13,18 +13,18 @@ mod tables;
 
 const CONFIG: Config<'_> = Config { boot: 0xb007, ..Config::new() };
 
-/// All of the store is for whoever comes first.
+/// No part of the store is reserved or limited.
 const WHOLE: Config<'_> =
     Config { reserve_percent: 0, announced_percent: 100, unconsumed_percent: 100, ..CONFIG };
 
-/// An nsqd with three clients, and a clock.
+/// An nsqd with three clients and a clock.
 struct World {
     nsqd: Nsqd<'static>,
     now: Instant,
     frames: Vec<FrameDecoder>,
 }
 
-/// A frame as a client reads it.
+/// A frame that a client reads.
 #[derive(Debug, Clone, PartialEq)]
 enum Frame {
     Response(String),
@@ -88,11 +88,11 @@ impl World {
     #[track_caller]
     fn send(&mut self, index: usize, bytes: impl AsRef<[u8]>) -> &mut Self {
         let bytes = bytes.as_ref();
-        assert_eq!(self.take(index, bytes), bytes.len(), "all is taken");
+        assert_eq!(self.take(index, bytes), bytes.len(), "the nsqd takes all bytes");
         self
     }
 
-    /// All that a client is told now.
+    /// Returns all frames that a client gets now.
     fn receive(&mut self, index: usize) -> Vec<Frame> {
         let now = self.now;
         let mut bytes = Vec::new();
@@ -241,7 +241,7 @@ impl World {
 }
 
 #[test]
-fn identify_is_answered_with_all_that_tokio_nsq_needs() {
+fn the_identify_response_has_all_fields_that_tokio_nsq_needs() {
     let answer = "{\"max_rdy_count\":4,\"version\":\"1.3.0\",\"max_msg_timeout\":900000,\
         \"msg_timeout\":60000,\"tls_v1\":false,\"deflate\":false,\"deflate_level\":6,\
         \"max_deflate_level\":6,\"snappy\":false,\"sample_rate\":0,\"auth_required\":false,\
@@ -250,11 +250,11 @@ fn identify_is_answered_with_all_that_tokio_nsq_needs() {
     let mut world = World::new();
     let ask = "{\"client_id\":null,\"sample_rate\":null,\"feature_negotiation\":true,\
         \"tls_v1\":true,\"snappy\":true,\"deflate\":true,\"user_agent\":\"tokio_nsq/0.14\"}";
-    // Behind it comes what the client does not wait with.
+    // The client does not wait for the response before it sends NOP.
     let mut bytes = identify(ask);
     bytes.extend(b"NOP\n");
     let taken = world.take(0, &bytes);
-    assert_eq!(taken, bytes.len() - 4, "the answer comes first");
+    assert_eq!(taken, bytes.len() - 4, "NOP is read after the response");
     world.expect(0, &[response(answer)]);
     world.send(0, "NOP\n").expect(0, &[]);
     let ask = "{\"feature_negotiation\":true,\"output_buffer_size\":-1,\"msg_timeout\":1000,\
@@ -265,13 +265,13 @@ fn identify_is_answered_with_all_that_tokio_nsq_needs() {
     assert!(answer.contains("\"msg_timeout\":1000,"), "{answer}");
     assert!(answer.contains("\"sample_rate\":7,"), "{answer}");
     world.send(2, identify("{}")).expect(2, &[response("OK")]);
-    // Again, until SUB.
+    // IDENTIFY is allowed again until SUB.
     world.send(2, identify("{\"client_id\":\"b\"}")).expect(2, &[response("OK")]);
     assert_eq!(world.nsqd.status(2).unwrap().client_id, "b");
 }
 
 #[test]
-fn what_is_refused_is_refused_in_nsqds_words() {
+fn refusals_have_the_texts_of_nsqd() {
     let mut world = World::new();
     let ask = identify("{\"heartbeat_interval\":100}");
     world.refused(0, ask, "E_BAD_BODY IDENTIFY heartbeat interval (100) is invalid");
@@ -282,7 +282,7 @@ fn what_is_refused_is_refused_in_nsqds_words() {
     world.refused(0, "SUB t c\nRDY 5\n", "E_INVALID RDY count 5 out of range 0-4");
     world.refused(0, "SUB t c\nRDY -1\n", "E_INVALID RDY could not parse count -1");
     world.refused(0, "PUB t\n\0\0\0\0", "E_BAD_MESSAGE PUB invalid message body size 0");
-    // Before its body comes.
+    // Refused before the body arrives.
     let max = world.nsqd.limits().max_msg_size;
     let text = format!("E_BAD_MESSAGE PUB message too big {} > {max}", max + 1);
     let mut ask = b"PUB t\n".to_vec();
@@ -301,7 +301,7 @@ fn what_is_refused_is_refused_in_nsqds_words() {
     world.client(1).open(now);
     world.send(1, "GET /ping HTTP/1.1\r\n\r\n").expect(1, &[error("E_BAD_PROTOCOL")]);
     world.expect_link(1, Link::Close);
-    // All that was wrong with others did nothing to this one.
+    // The errors of other clients do not affect this one.
     world.send(2, publish("t", "x")).expect(2, &[response("OK")]);
 }
 
@@ -316,7 +316,7 @@ fn an_error_longer_than_its_room_is_cut_off() {
 }
 
 #[test]
-fn tokio_nsq_gets_bare_codes_of_what_is_not_fatal() {
+fn tokio_nsq_gets_bare_codes_of_nonfatal_errors() {
     let mut world = World::new();
     world.send(0, identify("{\"user_agent\":\"tokio_nsq/0.14.0\"}"));
     world.send(0, format!("SUB t c\nFIN {}\nTOUCH {}\nREQ {} 0\n", id(0), id(0), id(0)));
@@ -324,18 +324,18 @@ fn tokio_nsq_gets_bare_codes_of_what_is_not_fatal() {
     let bare = ["E_FIN_FAILED", "E_TOUCH_FAILED", "E_REQ_FAILED"].map(error);
     let [fin, touch, req] = bare;
     world.expect(0, &[ok.clone(), ok, fin, touch, req]);
-    // Of what ends the connection it reads the text.
+    // A fatal error has its text.
     world.refused(0, "RDY x\n", "E_INVALID RDY could not parse count x");
 }
 
 #[test]
-fn sub_and_rdy_in_one_write_and_nothing_before_the_answer() {
+fn the_response_to_sub_comes_before_heartbeats_and_messages() {
     let mut world = World::new();
     world.put("t", "a").put("t", "b");
-    // A heartbeat is due, and so are messages: the answer comes first.
+    // A heartbeat and messages are due as well.
     world.at(29_000).send(0, "NOP\n").at(31_000).send(0, "SUB t c\nRDY 1\n");
     world.expect(0, &[response("OK"), response("_heartbeat_"), message(0, 1, "a")]);
-    // FIN makes room for the next without another RDY.
+    // FIN allows the next message without another RDY.
     world.send(0, format!("FIN {}\n", id(0))).expect(0, &[message(1, 1, "b")]);
     world.send(0, "CLS\n").expect(0, &[response("CLOSE_WAIT")]);
     world.send(0, format!("RDY 4\nFIN {}\n", id(1))).put("t", "c").expect(0, &[]);
@@ -343,14 +343,14 @@ fn sub_and_rdy_in_one_write_and_nothing_before_the_answer() {
 }
 
 #[test]
-fn heartbeats_come_whatever_else_and_silence_closes() {
+fn heartbeats_come_among_other_frames_and_silence_closes() {
     let mut world = World::new();
     world.send(0, identify("{\"heartbeat_interval\":1000}")).expect(0, &[response("OK")]);
     for second in 1..=5 {
         world.at(second * 1000 - 1).send(0, publish("t", "x")).expect(0, &[response("OK")]);
         world.at(second * 1000).expect(0, &[response("_heartbeat_")]);
     }
-    // Heard last at 4,999: two intervals.
+    // The last bytes arrived at 4,999: two intervals later the client is closed.
     world.at(6998).expect(0, &[response("_heartbeat_")]).expect_link(0, Link::Up);
     world.at(6999).expect_link(0, Link::Close).expect(0, &[]);
     let now = world.now;
@@ -358,11 +358,11 @@ fn heartbeats_come_whatever_else_and_silence_closes() {
     let gone = Closed::Fault(crate::session::Fault::TimedOut(crate::session::Awaited::Heartbeat));
     let event = Event::Client { index: 0, event: ClientEvent::Disconnected(gone) };
     assert_eq!(world.nsqd.poll_event(), Some(event));
-    // Without: none come, silence is fine, SUB is not.
+    // With heartbeats disabled, silence is allowed and SUB is not.
     world.at(7000).open(0);
     world.send(0, identify("{\"heartbeat_interval\":-1}")).expect(0, &[response("OK")]);
     world.at(500_000).expect(0, &[]).expect_link(0, Link::Up);
-    // But a body that never ends does not keep its room for ever.
+    // But an incomplete body still times out.
     world.send(0, "PUB t\n\0\0\0\x09").at(504_999).expect_link(0, Link::Up);
     world.at(505_000).expect_link(0, Link::Close);
     world.expect(0, &[error("E_BAD_MESSAGE PUB failed to read message body")]);
@@ -374,7 +374,7 @@ fn heartbeats_come_whatever_else_and_silence_closes() {
 }
 
 #[test]
-fn a_client_that_takes_nothing_is_closed_after_one_interval() {
+fn a_client_that_reads_nothing_is_closed_after_one_interval() {
     let mut world = World::new();
     world.send(0, identify("{\"heartbeat_interval\":1000}")).expect(0, &[response("OK")]);
     world.subscribe(0, 1).put("t", "stuck");
@@ -385,13 +385,13 @@ fn a_client_that_takes_nothing_is_closed_after_one_interval() {
     assert!(!world.client(0).transmit(now).is_empty());
     world.at(999).send(0, "NOP\n").expect_link(0, Link::Up);
     world.at(1000).expect_link(0, Link::Close).expect(0, &[]);
-    // Somebody else has it at once.
+    // Its message is delivered to another client at once.
     world.subscribe(1, 1).expect(1, &[]);
     assert_eq!(world.nsqd.counters().returned, 1);
 }
 
 #[test]
-fn a_sample_is_about_as_large_as_it_should_be() {
+fn sampling_delivers_about_the_requested_percentage() {
     let mut world = World::with(&CONFIG, 66 * 1000);
     world.send(0, identify("{\"sample_rate\":25}")).expect(0, &[response("OK")]);
     world.subscribe(0, 4);
@@ -418,7 +418,7 @@ fn a_sample_is_about_as_large_as_it_should_be() {
 }
 
 #[test]
-fn every_length_around_a_block_comes_out_as_it_went_in() {
+fn bodies_of_every_length_around_a_block_are_delivered_unchanged() {
     let mut world = World::with(&WHOLE, 4096);
     world.subscribe(0, 1);
     let max = world.nsqd.limits().max_msg_size as usize;
@@ -426,7 +426,7 @@ fn every_length_around_a_block_comes_out_as_it_went_in() {
     let lens = (1..300).chain([max - 1, max]);
     for (n, len) in lens.enumerate() {
         let body: String = (0..len).map(|at| char::from(b'a' + (at % 26) as u8)).collect();
-        // In pieces of every length.
+        // Received in pieces of different lengths.
         let bytes = publish("t", &body);
         for piece in bytes.chunks(1 + n % 70) {
             world.send(1, piece);
@@ -448,7 +448,7 @@ fn every_length_around_a_block_comes_out_as_it_went_in() {
 }
 
 #[test]
-fn statistics_are_nsqds() {
+fn the_status_has_the_values_of_nsqds_stats() {
     let mut world = World::new();
     let now = world.now;
     world.nsqd.set_unix_time(now, 1_700_000_000_000_000_000);
@@ -481,7 +481,7 @@ fn statistics_are_nsqds() {
 }
 
 #[test]
-fn a_clock_at_its_end_makes_things_late_not_wrong() {
+fn a_saturated_clock_delays_without_errors() {
     let mut world = World::new();
     world.subscribe(0, 2).put("t", "a");
     assert_eq!(world.bodies(0), ["a"]);
@@ -500,7 +500,7 @@ fn a_clock_at_its_end_makes_things_late_not_wrong() {
 }
 
 #[test]
-fn settings_that_cannot_work_are_named() {
+fn invalid_settings_are_reported() {
     fn refused(config: Config<'static>, store: usize) -> ConfigError {
         let storage = Box::leak(Box::new(Storage::<1, 1, 1, 1>::new()));
         let config = Box::leak(Box::new(config));
@@ -544,7 +544,7 @@ fn settings_that_cannot_work_are_named() {
 }
 
 #[test]
-fn the_smallest_node_works() {
+fn the_smallest_nsqd_works() {
     let storage = Box::leak(Box::new(Storage::<1, 1, 1, 1>::new()));
     let store = Box::leak(Box::new([0; 66]));
     let mut nsqd = Nsqd::new(&CONFIG, storage, store).unwrap();

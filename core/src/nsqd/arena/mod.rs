@@ -1,11 +1,11 @@
 //! The store of messages, in blocks.
 //!
-//! The lent slice is cut into blocks of equal length and a link for each. A message is a chain of
-//! blocks; in front of the first lies what the nsqd knows of it. Blocks are taken in the order in
-//! which they lie, so those of a message are mostly neighbours, and its body one slice.
+//! The lent slice is divided into blocks of equal length and one link for each. A message is a
+//! chain of blocks. Its first block begins with the message's head. Blocks are taken in ascending
+//! order, so those of a message are usually adjacent, and its body is one slice.
 //!
-//! Blocks rather than a ring: messages end in any order, and one that is deferred for an hour, or
-//! requeued again and again, holds its own blocks and keeps nothing else from being reused.
+//! Blocks rather than a ring: messages are freed in any order, and a message that is deferred for
+//! an hour, or requeued again and again, holds only its own blocks.
 //!
 //! ```text
 //! lent slice   | block 0 | block 1 | ... | block n-1 | link 0 | ... | link n-1 | rest |
@@ -32,10 +32,10 @@ const LANE: usize = 11;
 /// The latest time in six bytes, in milliseconds.
 const DUE_MAX: u64 = (1 << 48) - 1;
 
-/// Marks the absence of a block.
+/// The number of no block and no message.
 pub(super) const NIL: u16 = u16::MAX;
 
-/// The link of a free block.
+/// Marks a free block in its link.
 const FREE: u16 = u16::MAX - 1;
 
 const NEXT: usize = 0;
@@ -50,7 +50,7 @@ const FLAGS: usize = 21;
 const LISTED: u8 = 1;
 /// The application published the message.
 const OWN: u8 = 2;
-/// The message's blocks count as its publisher's.
+/// The message's blocks count as those of its publisher.
 const COUNTED: u8 = 4;
 /// Some client has finished the message, or requeued it with a delay.
 const ANSWERED: u8 = 8;
@@ -59,15 +59,15 @@ const ANSWERED: u8 = 8;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub(super) enum Lane {
-    /// The channel does not need it: it came later, or is done with the message.
+    /// The channel does not need the message: the channel is newer, or done with the message.
     Done = 0,
-    /// The channel's cursor has not passed it.
+    /// The channel's cursor has not passed the message.
     Queued = 1,
-    /// In the channel's list of requeued messages.
+    /// The message is in the channel's list of requeued messages.
     Requeued = 2,
-    /// In the channel's list of deferred messages.
+    /// The message is in the channel's list of deferred messages.
     Deferred = 3,
-    /// In one of the channel's entries.
+    /// The message is in one of the channel's in-flight entries.
     InFlight = 4,
 }
 
@@ -75,7 +75,7 @@ pub(super) enum Lane {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Cursor {
     block: u16,
-    /// The offset in the block.
+    /// The offset in the block, in bytes.
     at: u32,
     /// The rest of the body, in bytes.
     pub(super) left: u32,
@@ -84,18 +84,18 @@ pub(super) struct Cursor {
 impl Cursor {
     pub(super) const NONE: Self = Self { block: NIL, ..Self::ZERO };
 
-    /// All bytes are zero, for storage before its use.
+    /// Storage before its first use: all bytes are zero.
     pub(super) const ZERO: Self = Self { block: 0, at: 0, left: 0 };
 }
 
-/// The blocks.
+/// The blocks of the store.
 #[derive(Debug)]
 pub(super) struct Arena<'a> {
     blocks: &'a mut [u8],
     links: &'a mut [[u8; 2]],
     layout: Layout,
     free: u16,
-    /// How many free blocks are reserved.
+    /// The number of free blocks that are reserved.
     reserved: u16,
     /// The block at which the search for a free one begins.
     rover: u16,
@@ -143,9 +143,9 @@ impl<'a> Arena<'a> {
         *promised = 0;
     }
 
-    /// Takes blocks for a message whose body has `len` bytes, first those that were promised. The
-    /// message's first block, and where its body is to be filled in. `None` if there are not as
-    /// many, beside `kept` ones.
+    /// Takes blocks for a message with a body of `len` bytes, first from the `promised` ones.
+    /// Returns the message's first block and the start of its body. `None` if too few blocks are
+    /// free, not counting `kept` ones.
     pub(super) fn take(
         &mut self,
         len: u32,
@@ -182,15 +182,15 @@ impl<'a> Arena<'a> {
         Some((first, self.body(first)))
     }
 
-    /// How many more blocks a message takes with a body that is `more` bytes longer.
+    /// Returns how many more blocks a message takes with a body that is `more` bytes longer.
     pub(super) fn missing(&self, message: u16, more: u32) -> u32 {
         let len = self.len(message);
         let after = self.layout.blocks(len.saturating_add(more));
         after.saturating_sub(self.layout.blocks(len))
     }
 
-    /// Takes blocks for `more` bytes of a body that is filled as far as it goes; false if there are
-    /// not as many beside `kept`.
+    /// Takes blocks for `more` bytes of a body that is filled to its end. Returns false if too few
+    /// blocks are free, not counting `kept` ones.
     pub(super) fn grow(&mut self, message: u16, to: &mut Cursor, more: u32, kept: u16) -> bool {
         let count = self.missing(message, more);
         let unpromised = self.free.saturating_sub(self.reserved).saturating_sub(kept);
@@ -247,7 +247,7 @@ impl<'a> Arena<'a> {
         }
     }
 
-    /// The contiguous part of a body from the cursor on.
+    /// Returns the contiguous part of a body from the cursor on.
     pub(super) fn piece(&self, from: &Cursor) -> &[u8] {
         let start = self.layout.start(from.block).saturating_add(from.at as usize);
         let left = from.left as usize;
@@ -264,7 +264,7 @@ impl<'a> Arena<'a> {
         self.blocks.get(start..start.saturating_add(len.min(left))).unwrap_or_default()
     }
 
-    /// Moves a cursor on, over `n` bytes at most.
+    /// Advances a cursor by `n` bytes, or to the end of the body.
     pub(super) fn advance(&self, cursor: &mut Cursor, n: usize) {
         let n = n.min(cursor.left as usize);
         cursor.left = cursor.left.wrapping_sub(n as u32);
@@ -277,7 +277,7 @@ impl<'a> Arena<'a> {
         cursor.at = at as u32;
     }
 
-    /// A message's body.
+    /// Returns a cursor at the start of a message's body.
     pub(super) fn body(&self, message: u16) -> Cursor {
         Cursor { block: message, at: self.layout.head.into(), left: self.len(message) }
     }
@@ -286,7 +286,7 @@ impl<'a> Arena<'a> {
         u32::from_ne_bytes(self.get(message, LEN))
     }
 
-    /// The next message of the same list.
+    /// Returns the next message of the same list.
     pub(super) fn next(&self, message: u16) -> u16 {
         u16::from_ne_bytes(self.get(message, NEXT))
     }
@@ -295,8 +295,8 @@ impl<'a> Arena<'a> {
         self.put(message, NEXT, next.to_ne_bytes());
     }
 
-    /// How many need the message: channels that are not done with it, clients that it is being
-    /// written to, a topic that has not given it to its channels.
+    /// Returns the number of references: channels that are not done with the message, clients to
+    /// which it is being written, and the topic while it holds the message.
     pub(super) fn refs(&self, message: u16) -> u16 {
         u16::from_ne_bytes(self.get(message, REFS))
     }
@@ -318,7 +318,7 @@ impl<'a> Arena<'a> {
         topic
     }
 
-    /// Sets the fields of a message, which counts as its publisher's from here on.
+    /// Sets the fields of a message, whose blocks count as those of its publisher from here on.
     pub(super) fn label(
         &mut self,
         message: u16,
@@ -333,7 +333,7 @@ impl<'a> Arena<'a> {
         self.put(message, TIME, timestamp.to_ne_bytes());
     }
 
-    /// Whether the message is in its topic's list.
+    /// Returns whether the message is in its topic's list.
     pub(super) fn is_listed(&self, message: u16) -> bool {
         self.has(message, LISTED)
     }
@@ -342,12 +342,12 @@ impl<'a> Arena<'a> {
         self.set(message, LISTED, listed);
     }
 
-    /// Whether the application published the message, not a client.
+    /// Returns whether the application published the message, not a client.
     pub(super) fn is_own(&self, message: u16) -> bool {
         self.has(message, OWN)
     }
 
-    /// Whether some client has finished it, or sent it back for later.
+    /// Returns whether some client has finished the message, or requeued it with a delay.
     pub(super) fn is_answered(&self, message: u16) -> bool {
         self.has(message, ANSWERED)
     }
@@ -356,7 +356,7 @@ impl<'a> Arena<'a> {
         self.set(message, ANSWERED, true);
     }
 
-    /// Stops counting the message and returns how many blocks it counted for.
+    /// Stops counting the message's blocks and returns how many were counted.
     pub(super) fn uncount(&mut self, message: u16) -> u16 {
         if !self.has(message, COUNTED) {
             return 0;
@@ -390,7 +390,7 @@ impl<'a> Arena<'a> {
         self.put(message, at(lane, 0), [state as u8]);
     }
 
-    /// Since when a topic holds a message: in the place of its first lane's attempts and next.
+    /// Returns since when a topic holds a message. Stored in the first lane's attempts and next.
     pub(super) fn held_since(&self, message: u16) -> u32 {
         u32::from_ne_bytes(self.get(message, at(0, 1)))
     }
@@ -399,7 +399,7 @@ impl<'a> Arena<'a> {
         self.put(message, at(0, 1), since.to_ne_bytes());
     }
 
-    /// How often the channel has delivered the message.
+    /// Returns how often the channel has delivered the message.
     pub(super) fn attempts(&self, message: u16, lane: u8) -> u16 {
         u16::from_ne_bytes(self.get(message, at(lane, 1)))
     }
@@ -408,7 +408,7 @@ impl<'a> Arena<'a> {
         self.put(message, at(lane, 1), attempts.to_ne_bytes());
     }
 
-    /// The next message of the channel's requeued or deferred ones.
+    /// Returns the next message of the channel's requeued or deferred list.
     pub(super) fn lane_next(&self, message: u16, lane: u8) -> u16 {
         u16::from_ne_bytes(self.get(message, at(lane, 3)))
     }
@@ -417,7 +417,7 @@ impl<'a> Arena<'a> {
         self.put(message, at(lane, 3), next.to_ne_bytes());
     }
 
-    /// When a deferred message is due, in milliseconds, rounded up.
+    /// Returns when a deferred message is due, rounded up to milliseconds.
     pub(super) fn due(&self, message: u16, lane: u8) -> Instant {
         let [a, b, c, d, e, f] = self.get(message, at(lane, 5));
         Instant::from_millis(u64::from_be_bytes([0, 0, a, b, c, d, e, f]))
@@ -464,7 +464,7 @@ impl<'a> Arena<'a> {
     }
 }
 
-/// The offset of a field of a lane.
+/// Returns the offset of a lane's field in the head.
 const fn at(lane: u8, field: usize) -> usize {
     LANE.wrapping_mul(lane as usize).wrapping_add(FIXED).wrapping_add(field)
 }

@@ -1,4 +1,4 @@
-//! Asking as nsqlookupds see it, and what it does to topics.
+//! The requests that nsqlookupds get, and the effect of their answers on topics.
 
 use super::*;
 use crate::name::TopicName;
@@ -8,10 +8,10 @@ use crate::wire::http::HttpError;
 
 const WAIT: u64 = 5000;
 
-/// An nsqd that nobody is connected to, and its asking.
+/// An nsqd without clients that asks nsqlookupds.
 struct Rig {
     node: Nsqd<'static>,
-    /// Which nsqlookupds there are: `lookup0` and so on.
+    /// The states of the nsqlookupds `lookup0`, `lookup1` and so on.
     lookupds: Vec<Kind>,
     hosts: Vec<Address>,
     now: Instant,
@@ -34,7 +34,7 @@ fn channel(name: &str) -> ChannelName {
     ChannelName::new(name).unwrap()
 }
 
-/// As Go's net/http has it.
+/// Returns an answer in the form of Go's net/http.
 fn answer(status: &str, body: &str) -> String {
     format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\n\r\n{body}", body.len())
 }
@@ -98,8 +98,8 @@ impl Rig {
         self.with_session(|session, _| session.link())
     }
 
-    /// The link once a driver has seen that something changed: there is something to do at once.
-    fn link_of_unwanted(&mut self) -> Link {
+    /// Returns the link after a change that makes the answer unneeded: a tick is due at once.
+    fn link_after_tick(&mut self) -> Link {
         self.with_session(|session, now| {
             assert_eq!(session.deadline(), Instant::ZERO);
             session.tick(now);
@@ -107,21 +107,21 @@ impl Rig {
         })
     }
 
-    /// Whom it dials, if anybody.
+    /// Returns the address that the session dials, if any.
     fn dial(&mut self) -> Option<String> {
         self.with_session(|session, now| session.dial(now).map(ToString::to_string))
     }
 
     #[track_caller]
-    fn dials(&mut self, whom: &str) -> &mut Self {
-        assert_eq!(self.dial().as_deref(), Some(whom));
+    fn dials(&mut self, address: &str) -> &mut Self {
+        assert_eq!(self.dial().as_deref(), Some(address));
         assert_eq!(self.link(), Link::Up);
         self
     }
 
-    /// The connection is up: what it asks.
+    /// Opens the connection. Returns the request.
     fn open(&mut self) -> String {
-        let mut asked = Vec::new();
+        let mut request = Vec::new();
         self.with_session(|session, now| {
             session.open(now);
             loop {
@@ -129,11 +129,11 @@ impl Rig {
                 // One byte at a time.
                 let Some(&byte) = bytes.head.first() else { break };
                 assert!(bytes.body.is_empty());
-                asked.push(byte);
+                request.push(byte);
                 session.sent(now, 1);
             }
         });
-        String::from_utf8(asked).unwrap()
+        String::from_utf8(request).unwrap()
     }
 
     fn receive(&mut self, bytes: impl AsRef<[u8]>) -> Result<(), Fault> {
@@ -146,18 +146,18 @@ impl Rig {
         self
     }
 
-    /// Dials, asks, and gets that answer.
+    /// Lets the nsqlookupd at `address` answer the next query.
     #[track_caller]
-    fn answers(&mut self, whom: &str, answer: &str) -> &mut Self {
-        self.dials(whom);
+    fn answers(&mut self, address: &str, answer: &str) -> &mut Self {
+        self.dials(address);
         self.open();
         assert_eq!(self.receive(answer), Ok(()));
         assert_eq!(self.link(), Link::Close);
         self.closed(Closed::Local)
     }
 
-    /// A topic's channels, each with its depth; and what the topic holds back.
-    fn seen(&self, name: &str) -> (Vec<(String, u32)>, u32) {
+    /// Returns a topic's channels, each with its depth, and the number of messages that it holds.
+    fn depths(&self, name: &str) -> (Vec<(String, u32)>, u32) {
         let mut channels: Vec<_> = self
             .node
             .channels(&topic(name))
@@ -170,7 +170,7 @@ impl Rig {
 
     #[track_caller]
     fn expect(&self, name: &str, channels: &[(&str, u32)], held: u32) {
-        let (seen, depth) = self.seen(name);
+        let (seen, depth) = self.depths(name);
         let seen: Vec<_> = seen.iter().map(|(name, depth)| (name.as_str(), *depth)).collect();
         assert_eq!((seen.as_slice(), depth), (channels, held));
     }
@@ -188,7 +188,7 @@ impl Rig {
 }
 
 #[test]
-fn a_new_topic_gets_the_channels_that_it_has_elsewhere_before_its_messages_go_on() {
+fn a_new_topic_gets_its_channels_of_elsewhere_before_its_messages_are_distributed() {
     let mut rig = Rig::new(&[Kind::At]);
     rig.publish("t").publish("t");
     rig.expect("t", &[], 2);
@@ -206,22 +206,22 @@ fn a_new_topic_gets_the_channels_that_it_has_elsewhere_before_its_messages_go_on
     let topology = rig.node.topology();
     assert_eq!(rig.receive(channels(&["b", "c#ephemeral", "a", "no name", ""])), Ok(()));
     rig.expect("t", &[("a", 2), ("b", 2)], 0);
-    assert_ne!(rig.node.topology(), topology, "they are to be registered");
+    assert_ne!(rig.node.topology(), topology, "the channels must be registered");
     assert_eq!(rig.link(), Link::Close);
     rig.closed(Closed::Local);
     assert_eq!((rig.dial(), rig.deadline()), (None, Instant::NEVER));
     assert!(!rig.node.is_asking());
     assert_eq!((rig.counts(), rig.node.poll_event()), ((1, 0, 0), None));
-    // It is not new any more.
+    // The topic is no longer new, and nsqlookupds are not asked again.
     rig.publish("t");
     rig.expect("t", &[("a", 3), ("b", 3)], 0);
     assert_eq!(rig.dial(), None);
 }
 
 #[test]
-fn channels_that_are_elsewhere_wait_for_their_clients_for_60_s() {
+fn channels_of_elsewhere_are_kept_for_60_s_without_a_client() {
     let mut rig = Rig::new(&[Kind::At]);
-    // Its topic never had a message: what a client made would be given back at once.
+    // The topic never had a message, so a channel made by a client would be evicted at once.
     rig.node.create(rig.now, &topic("t"), None).unwrap();
     rig.answers("lookup0:4161", &channels(&["a", "b"]));
     let sub = |rig: &mut Rig, ms: u64, name: &str| {
@@ -230,21 +230,21 @@ fn channels_that_are_elsewhere_wait_for_their_clients_for_60_s() {
         let mut client = rig.node.client(0).unwrap();
         client.open(now);
         client.take(now, format!("  V2SUB t {name}\n").as_bytes());
-        let is_in = client.link() == Link::Up;
+        let is_subscribed = client.link() == Link::Up;
         client.closed(now, Closed::Peer);
-        is_in
+        is_subscribed
     };
     assert!(!sub(&mut rig, 59_900, "c"));
-    // As before its client came.
+    // The client of `b` comes in time, so `a` is evicted for `c`.
     assert!(sub(&mut rig, 60_000, "b"));
     assert!(sub(&mut rig, 60_200, "c"));
     rig.expect("t", &[("b", 0), ("c", 0)], 0);
-    assert!(sub(&mut rig, 60_300, "d"), "a client made that one");
+    assert!(sub(&mut rig, 60_300, "d"), "a client made channel `c`");
     rig.expect("t", &[("b", 0), ("d", 0)], 0);
 }
 
 #[test]
-fn a_topic_that_is_given_back_is_not_asked_for_any_more() {
+fn the_answer_for_an_evicted_topic_is_ignored() {
     let mut rig = Rig::new(&[Kind::At]);
     for name in ["x", "y", "z"] {
         let now = rig.now;
@@ -258,13 +258,13 @@ fn a_topic_that_is_given_back_is_not_asked_for_any_more() {
     rig.publish("readings");
     assert_eq!(rig.receive(channels(&["a"])), Ok(()));
     rig.expect("readings", &[], 1);
-    assert_eq!(rig.link_of_unwanted(), Link::Close);
+    assert_eq!(rig.link_after_tick(), Link::Close);
     rig.closed(Closed::Local).dials("lookup0:4161");
     assert!(rig.open().starts_with("GET /channels?topic=readings "));
 }
 
 #[test]
-fn answers_may_be_split_anywhere_and_end_in_each_way() {
+fn answers_may_be_split_anywhere_and_end_in_every_way() {
     let body = "{\"channels\":[\"a\",\"b\"]}";
     let chunks = format!(
         "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{}\r\n{:x}\r\n{}\r\n0\r\n\r\n",
@@ -288,7 +288,7 @@ fn answers_may_be_split_anywhere_and_end_in_each_way() {
 }
 
 #[test]
-fn no_channels_are_an_answer_as_well() {
+fn only_the_list_of_channels_counts_and_it_may_be_empty() {
     for body in [
         "{\"channels\":[]}",
         "{\"channels\":null}",
@@ -301,7 +301,7 @@ fn no_channels_are_an_answer_as_well() {
         rig.expect("t", &[], 0);
         assert_eq!(rig.counts(), (1, 0, 0), "{body}");
     }
-    // What is beside the list, around it or in it is none of it.
+    // Other values beside the list, around it or in it are skipped.
     for body in [
         "{\"x\":null,\"channels\":[\"a\"]}",
         "{\"x\":[\"b\"],\"channels\":[\"a\"],\"y\":[\"b\"]}",
@@ -313,10 +313,10 @@ fn no_channels_are_an_answer_as_well() {
         let mut rig = Rig::new(&[Kind::At]);
         rig.publish("t");
         rig.answers("lookup0:4161", &answer("200 OK", body));
-        let (seen, _) = rig.seen("t");
+        let (seen, _) = rig.depths("t");
         assert_eq!(seen, [("a".to_owned(), 1)], "{body}");
     }
-    // As an nsqlookupd before 1.0 says it.
+    // The answer of an nsqlookupd before 1.0.
     let mut rig = Rig::new(&[Kind::At]);
     rig.publish("t");
     let old = "{\"status_code\":200,\"status_txt\":\"OK\",\"data\":{\"channels\":[\"a\"]}}";
@@ -325,7 +325,7 @@ fn no_channels_are_an_answer_as_well() {
 }
 
 #[test]
-fn what_is_no_answer_is_told_and_holds_nothing_up() {
+fn a_bad_answer_is_reported_and_ends_the_query_at_once() {
     let http = |error| BadAnswer::Http(error);
     for (text, why) in [
         (answer("404 Not Found", "{\"channels\":[\"a\"]}"), BadAnswer::Status(404)),
@@ -340,7 +340,7 @@ fn what_is_no_answer_is_told_and_holds_nothing_up() {
         rig.publish("t").dials("lookup0:4161");
         rig.open();
         assert_eq!(rig.receive(&text), Err(Fault::BadAnswer(why)), "{text}");
-        // It does not wait for the close.
+        // The topic does not wait until the connection is closed.
         assert!(!rig.node.is_asking());
         assert_eq!((rig.link(), rig.receive("more")), (Link::Close, Ok(())));
         rig.closed(Closed::Local);
@@ -360,9 +360,9 @@ fn what_is_no_answer_is_told_and_holds_nothing_up() {
     }
 }
 
-/// Whatever it says, it ends, and names are names.
+/// Any answer ends the query, and only valid names become channels.
 #[test]
-fn a_byte_that_is_another_does_no_harm() {
+fn an_answer_with_one_wrong_byte_does_no_harm() {
     let body = "{\"channels\":[\"a\",\"b\\u0063\"],\"x\":[1,{}]}";
     let chunks = format!(
         "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{:x}\r\n{body}\r\n0\r\n\r\n",
@@ -383,7 +383,7 @@ fn a_byte_that_is_another_does_no_harm() {
                 assert!(!rig.node.is_asking());
                 let (asked, failed, _) = rig.counts();
                 assert_eq!(asked + failed, 1, "{byte} at {at}");
-                let (channels, held) = rig.seen("t");
+                let (channels, held) = rig.depths("t");
                 assert!(channels.iter().all(|(name, depth)| !name.is_empty() && *depth == 1));
                 assert_eq!(held, u32::from(channels.is_empty()));
             }
@@ -392,18 +392,18 @@ fn a_byte_that_is_another_does_no_harm() {
 }
 
 #[test]
-fn a_connection_that_breaks_is_no_answer() {
+fn a_broken_connection_is_a_failure() {
     let broken = Closed::Transport(TransportError::Reset);
     let truncated = Closed::Fault(Fault::BadAnswer(BadAnswer::Http(HttpError::Truncated)));
-    for (why, told) in [(Closed::Peer, truncated), (broken, broken)] {
+    for (why, reported) in [(Closed::Peer, truncated), (broken, broken)] {
         let mut rig = Rig::new(&[Kind::At]);
         rig.publish("t").dials("lookup0:4161");
         rig.open();
         rig.receive("HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{\"channels\":[\"a\"").unwrap();
         rig.closed(why);
-        // What it said by then is true all the same.
+        // The channels of the partial answer are created.
         rig.expect("t", &[("a", 1)], 0);
-        rig.failed(0, told);
+        rig.failed(0, reported);
         assert_eq!(rig.counts(), (0, 1, 0));
     }
     let mut rig = Rig::new(&[Kind::At]);
@@ -414,7 +414,7 @@ fn a_connection_that_breaks_is_no_answer() {
 }
 
 #[test]
-fn a_topic_is_held_for_a_time_and_not_longer() {
+fn a_topic_is_held_for_channels_wait_at_most() {
     // A dial that does not end.
     let mut rig = Rig::new(&[Kind::At]);
     rig.publish("t").dials("lookup0:4161");
@@ -429,18 +429,22 @@ fn a_topic_is_held_for_a_time_and_not_longer() {
     rig.failed(0, Closed::Dial(DialError::TimedOut));
     assert_eq!(rig.counts(), (0, 1, 0));
 
-    // An answer that does not come: the time goes on from the topic's birth.
+    // An answer that does not come: the time counts from the topic's creation.
     let mut rig = Rig::new(&[Kind::At]);
     rig.publish("t").dials("lookup0:4161").at(1000);
     rig.open();
     assert_eq!(rig.deadline(), end);
     rig.at(WAIT);
     assert!(!rig.node.is_asking());
-    assert_eq!((rig.link(), rig.deadline()), (Link::Close, end), "who is silent is not waited for");
+    assert_eq!(
+        (rig.link(), rig.deadline()),
+        (Link::Close, end),
+        "the topic does not wait for a silent nsqlookupd"
+    );
     rig.closed(Closed::Local);
     rig.failed(0, Closed::Fault(Fault::TimedOut(crate::session::Awaited::Reply)));
 
-    // Nobody who could be asked, for all of the time.
+    // No nsqlookupd can be asked for all of the time.
     let mut rig = Rig::new(&[Kind::Coming]);
     rig.publish("t");
     assert_eq!((rig.dial(), rig.deadline()), (None, end));
@@ -450,14 +454,14 @@ fn a_topic_is_held_for_a_time_and_not_longer() {
 }
 
 #[test]
-fn all_nsqlookupds_are_asked_and_one_that_fails_is_made_up_for() {
+fn all_nsqlookupds_are_asked_even_if_one_fails() {
     let mut rig = Rig::new(&[Kind::At, Kind::Absent, Kind::At]);
     rig.publish("t").dials("lookup0:4161").closed(Closed::Dial(DialError::Refused));
     assert!(rig.node.is_asking());
     rig.expect("t", &[], 1);
     rig.answers("lookup2:4163", &channels(&["a"]));
     rig.expect("t", &[("a", 1)], 0);
-    // Each with what the others do not know.
+    // Each knows a channel that the other does not.
     rig.publish("u");
     rig.answers("lookup2:4163", &channels(&["a", "b"]));
     rig.expect("u", &[("a", 0), ("b", 0)], 1);
@@ -467,16 +471,16 @@ fn all_nsqlookupds_are_asked_and_one_that_fails_is_made_up_for() {
 }
 
 #[test]
-fn one_that_hangs_keeps_no_other_from_being_asked() {
+fn an_nsqlookupd_that_hangs_does_not_keep_others_from_being_asked() {
     let mut rig = Rig::new(&[Kind::At, Kind::At, Kind::At]);
     rig.publish("t").publish("u").dials("lookup0:4161");
-    // Of three each has a quarter at least.
+    // Each of three has at least a quarter of the time.
     assert_eq!(rig.deadline(), Instant::from_millis(1000 + WAIT / 4));
     rig.open();
     rig.at(WAIT / 4);
     assert_eq!(rig.link(), Link::Close);
     rig.closed(Closed::Local);
-    // Those that answer go first, also for other topics.
+    // Those that answer are asked first, also for other topics.
     rig.answers("lookup1:4162", &channels(&["a"]));
     rig.answers("lookup2:4163", &channels(&["b"]));
     rig.expect("t", &[("a", 1), ("b", 1)], 0);
@@ -484,22 +488,22 @@ fn one_that_hangs_keeps_no_other_from_being_asked() {
     rig.answers("lookup2:4163", &channels(&[]));
     rig.expect("u", &[("a", 0)], 1);
     rig.dials("lookup0:4161");
-    // All of the rest.
+    // The last one has the rest of the time.
     assert_eq!(rig.deadline(), Instant::from_millis(1000 + WAIT));
     rig.at(WAIT).closed(Closed::Local);
     rig.expect("u", &[("a", 1)], 0);
-    // It is forgiven once it answers.
+    // After an answer it is asked in its usual place again.
     rig.publish("v");
-    for whom in ["lookup1:4162", "lookup2:4163", "lookup0:4161"] {
-        rig.answers(whom, &channels(&[]));
+    for address in ["lookup1:4162", "lookup2:4163", "lookup0:4161"] {
+        rig.answers(address, &channels(&[]));
     }
     rig.node.delete(rig.now, &topic("v"), None).unwrap();
     rig.publish("v").dials("lookup0:4161");
 }
 
 #[test]
-fn the_first_connection_is_waited_for() {
-    // It comes.
+fn a_topic_waits_for_the_first_connection_to_an_nsqlookupd() {
+    // The connection succeeds.
     let mut rig = Rig::new(&[Kind::Coming]);
     rig.publish("t");
     assert_eq!(rig.dial(), None);
@@ -507,7 +511,7 @@ fn the_first_connection_is_waited_for() {
     rig.lookupds[0] = Kind::At;
     rig.answers("lookup0:4161", &channels(&["a"]));
     rig.expect("t", &[("a", 1)], 0);
-    // It does not.
+    // The connection fails.
     let mut rig = Rig::new(&[Kind::Coming]);
     rig.publish("t");
     assert_eq!(rig.dial(), None);
@@ -517,7 +521,7 @@ fn the_first_connection_is_waited_for() {
 }
 
 #[test]
-fn with_nobody_to_ask_nothing_is_held() {
+fn without_nsqlookupds_no_topic_is_held() {
     for lookupds in [&[][..], &[Kind::Absent, Kind::Absent]] {
         let mut rig = Rig::new(lookupds);
         rig.node.create(rig.now, &topic("t"), None).unwrap();
@@ -528,7 +532,7 @@ fn with_nobody_to_ask_nothing_is_held() {
         rig.expect("t", &[("c", 1)], 0);
         assert_eq!(rig.counts(), (0, 0, 0));
     }
-    // Nor if it is not to be, or nobody drives that.
+    // Nor with `channels_wait` of zero, or without `ask_lookupds`.
     const NEVER: Config<'_> = Config { channels_wait: Span::ZERO, ..Config::new() };
     let mut rig = Rig::with(&[Kind::At], &NEVER);
     rig.publish("t");
@@ -557,12 +561,12 @@ fn channels_without_room_are_counted() {
     let mut rig = Rig::new(&[Kind::At]);
     rig.publish("t");
     rig.answers("lookup0:4161", &channels(&["a", "b", "c", "a", "b"]));
-    // A topic can have two.
+    // A topic can have two channels.
     rig.expect("t", &[("a", 1), ("b", 1)], 0);
     assert_eq!(rig.counts(), (1, 0, 1));
     rig.publish("u");
     rig.answers("lookup0:4161", &channels(&["a", "b"]));
-    // All can have four.
+    // All topics together can have four.
     rig.publish("v");
     rig.answers("lookup0:4161", &channels(&["a"]));
     rig.expect("v", &[], 1);
@@ -570,7 +574,7 @@ fn channels_without_room_are_counted() {
 }
 
 #[test]
-fn the_answer_about_a_topic_that_is_gone_is_of_no_use() {
+fn the_answer_for_a_deleted_topic_is_ignored() {
     for (asks, remade) in [(false, false), (false, true), (true, false), (true, true)] {
         let mut rig = Rig::new(&[Kind::At]);
         rig.publish("t").dials("lookup0:4161");
@@ -580,10 +584,10 @@ fn the_answer_about_a_topic_that_is_gone_is_of_no_use() {
         }
         rig.node.delete(rig.now, &topic("t"), None).unwrap();
         if remade {
-            // In the same place.
+            // In the same slot.
             rig.publish("u");
         }
-        assert_eq!(rig.link_of_unwanted(), Link::Close);
+        assert_eq!(rig.link_after_tick(), Link::Close);
         if asks {
             assert_eq!(rig.receive("\"a\"]}"), Ok(()));
             let sent = rig.with_session(|session, now| session.transmit(now).len());
@@ -606,7 +610,7 @@ fn the_answer_about_a_topic_that_is_gone_is_of_no_use() {
 }
 
 #[test]
-fn one_that_is_no_longer_wanted_is_left() {
+fn the_connection_to_a_removed_nsqlookupd_is_closed() {
     for (asks, other) in [(false, false), (false, true), (true, false), (true, true)] {
         let all = [Kind::At, Kind::At];
         let mut rig = Rig::new(if other { &all } else { &all[..1] });
@@ -614,9 +618,9 @@ fn one_that_is_no_longer_wanted_is_left() {
         if asks {
             rig.open();
         }
-        // Others are configured, or the nsqd stops.
+        // Other nsqlookupds are configured, or the nsqd stops.
         rig.lookupds = vec![Kind::Absent, Kind::At];
-        assert_eq!(rig.link_of_unwanted(), Link::Close);
+        assert_eq!(rig.link_after_tick(), Link::Close);
         rig.closed(Closed::Local);
         assert_eq!(rig.node.is_asking(), other);
         assert_eq!((rig.counts(), rig.node.poll_event()), ((0, 0, 0), None));
@@ -628,7 +632,7 @@ fn one_that_is_no_longer_wanted_is_left() {
 }
 
 #[test]
-fn a_driver_that_is_dropped_and_runs_again_goes_on() {
+fn a_driver_that_is_dropped_and_runs_again_continues() {
     let mut rig = Rig::new(&[Kind::At, Kind::At]);
     rig.publish("t").dials("lookup0:4161");
     rig.open();
@@ -640,13 +644,13 @@ fn a_driver_that_is_dropped_and_runs_again_goes_on() {
 }
 
 #[test]
-fn the_time_of_one_topic_ends_while_another_is_asked_for() {
+fn a_topic_times_out_while_another_is_asked_for() {
     let mut rig = Rig::new(&[Kind::At, Kind::Coming]);
     rig.publish("t").answers("lookup0:4161", &channels(&["a"]));
     rig.expect("t", &[("a", 0)], 1);
     rig.at(WAIT - 1000).publish("u").dials("lookup0:4161");
     rig.open();
-    // Half of five seconds is later.
+    // Half of `u`'s five seconds would end later than `t`'s time.
     assert_eq!(rig.deadline(), Instant::from_millis(1000 + WAIT));
     rig.at(WAIT);
     rig.expect("t", &[("a", 1)], 0);
@@ -660,7 +664,7 @@ fn the_time_of_one_topic_ends_while_another_is_asked_for() {
 }
 
 #[test]
-fn what_comes_before_the_first_of_two_is_done_waits_for_both() {
+fn messages_wait_for_all_nsqlookupds() {
     let mut rig = Rig::new(&[Kind::At, Kind::At]);
     rig.publish("t");
     rig.node.create(rig.now, &topic("t"), Some(&channel("mine"))).unwrap();
@@ -672,7 +676,7 @@ fn what_comes_before_the_first_of_two_is_done_waits_for_both() {
 }
 
 #[test]
-fn a_paused_topic_stays_paused_and_a_deferral_counts_from_when_it_flows() {
+fn a_paused_topic_stays_paused_and_a_deferral_begins_when_it_flows() {
     let mut rig = Rig::new(&[Kind::At]);
     let defer = PublishOptions { defer: Some(Span::from_secs(2)) };
     rig.node.publish_with(rig.now, &topic("t"), b"later", defer).unwrap();
@@ -688,7 +692,7 @@ fn a_paused_topic_stays_paused_and_a_deferral_counts_from_when_it_flows() {
     rig.at(3000);
     rig.node.tick(rig.now);
     rig.expect("t", &[("a", 2)], 0);
-    // Nor does unpausing let go of one that is held.
+    // Unpausing does not release a topic that is held.
     rig.publish("u");
     rig.node.create(rig.now, &topic("u"), Some(&channel("c"))).unwrap();
     rig.node.unpause(rig.now, &topic("u"), None).unwrap();
@@ -696,14 +700,14 @@ fn a_paused_topic_stays_paused_and_a_deferral_counts_from_when_it_flows() {
 }
 
 #[test]
-fn ephemeral_topics_are_asked_for_by_their_name() {
+fn the_name_of_an_ephemeral_topic_is_percent_encoded() {
     let mut rig = Rig::new(&[Kind::At]);
     rig.publish("t#ephemeral").dials("lookup0:4161");
     assert!(rig.open().starts_with("GET /channels?topic=t%23ephemeral HTTP/1.1\r\n"));
 }
 
 #[test]
-fn a_clock_at_its_end_makes_it_late_and_not_wrong() {
+fn a_saturated_clock_delays_without_errors() {
     let mut rig = Rig::new(&[Kind::At, Kind::At]);
     rig.now = Instant::from_micros(u64::MAX - 1);
     rig.publish("t").answers("lookup0:4161", &channels(&["a"]));
@@ -712,14 +716,14 @@ fn a_clock_at_its_end_makes_it_late_and_not_wrong() {
     rig.open();
     rig.receive(channels(&[])).unwrap();
     rig.expect("t", &[("a", 1)], 0);
-    // One that jumps there makes it late.
+    // A clock that jumps to its end ends the query.
     let mut rig = Rig::new(&[Kind::At, Kind::At]);
     rig.publish("t").dials("lookup0:4161");
     rig.open();
     rig.now = Instant::from_micros(u64::MAX - 1);
     rig.with_session(|session, now| session.tick(now));
     assert!(!rig.node.is_asking());
-    // Back at the start, it waits as long as from there.
+    // A clock that jumps back does not move the deadline.
     let mut rig = Rig::new(&[Kind::At]);
     rig.publish("t");
     rig.now = Instant::ZERO;
@@ -728,7 +732,7 @@ fn a_clock_at_its_end_makes_it_late_and_not_wrong() {
 }
 
 #[test]
-fn a_port_of_zero_is_nobody() {
+fn an_nsqlookupd_with_port_0_is_not_asked() {
     let mut rig = Rig::new(&[]);
     rig.publish("t");
     let host: Address = "lookup:4160".parse().unwrap();

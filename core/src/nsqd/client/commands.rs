@@ -1,6 +1,6 @@
-//! Carries out a client's commands.
+//! Handles a client's commands.
 
-use super::{Client, ClientSession, Timer, Want};
+use super::{Client, ClientSession, RoomRequest, Timer};
 use crate::name::TopicName;
 use crate::nsqd::engine::{NO_ROOM_UNCONSUMED, NotYours};
 use crate::nsqd::table::Origin;
@@ -52,11 +52,12 @@ impl ClientSession<'_, '_> {
             Item::Batch { len, count } => match self.shared.batch_blocks(len, count) {
                 Some(blocks) => {
                     let rest = len.saturating_sub(4);
-                    // A message takes five bytes at least, else the length is not true.
+                    // Each message takes at least five bytes; otherwise the announced length is
+                    // false.
                     let is_true = rest >= count.saturating_mul(5);
                     let len = if is_true { rest } else { u32::MAX };
                     let len = u16::try_from(len).unwrap_or(u16::MAX);
-                    self.client.wants = Some(Want::Batch { blocks, len });
+                    self.client.room_request = Some(RoomRequest::Batch { blocks, len });
                 }
                 None => self.never_fits(now, len, count),
             },
@@ -67,7 +68,7 @@ impl ClientSession<'_, '_> {
                         let count = self.client.draft.count().saturating_add(1);
                         self.never_fits(now, 0, count);
                     } else {
-                        self.client.wants = Some(Want::Message(len));
+                        self.client.room_request = Some(RoomRequest::Message(len));
                     }
                 }
                 _ => {}
@@ -81,15 +82,15 @@ impl ClientSession<'_, '_> {
             subscription.ready = ready;
         }
         if ready == 0 {
-            // The in-flight entry kept for this client is free for others.
+            // Others may take the in-flight entry that was kept for this client.
             self.shared.changed();
         }
     }
 
-    /// Rejects a batch that is too long or has too many messages, with a permanent error: repeating
-    /// it does not help.
+    /// Rejects a batch that is too long or has too many messages, with a permanent error: a retry
+    /// does not help.
     fn never_fits(&mut self, now: Instant, len: u32, count: u32) {
-        // Eight bytes are the batch's and the message's own.
+        // The count of a batch and the length of a message take four bytes each.
         let max = self.shared.limits.max_msg_size.saturating_add(8);
         let refusal = if len > max {
             Refusal::TooBig { verb: Verb::Mpub, len: len as i32, max }
@@ -160,9 +161,9 @@ impl ClientSession<'_, '_> {
         };
         self.client.identified = true;
         self.client.heartbeat = match settings.heartbeat_interval {
-            // As it is: nsqd's defaults, or what an earlier IDENTIFY asked for.
+            // Unchanged: the default, or the interval of an earlier IDENTIFY.
             0 => self.client.heartbeat,
-            // Checked: -1, or within the limits.
+            // Already checked to be -1, which disables heartbeats, or within the limits.
             ms => Span::from_millis(u32::try_from(ms).unwrap_or(0)),
         };
         self.client.msg_timeout = match settings.msg_timeout {
@@ -184,7 +185,7 @@ impl ClientSession<'_, '_> {
         }
     }
 
-    /// FIN, REQ and TOUCH are answered only if they fail.
+    /// Rejects FIN, REQ or TOUCH if it failed; a success has no response.
     fn check(&mut self, now: Instant, verb: Verb, id: MessageId, done: Result<(), NotYours>) {
         match done {
             Ok(()) => {}

@@ -1,4 +1,4 @@
-//! One client connection of an nsqd.
+//! The connection of one client to an nsqd.
 
 mod commands;
 mod receive;
@@ -24,28 +24,28 @@ use crate::wire::nsqd::{
     Refusal, Settings, Verb,
 };
 
-/// How much is kept of what a client says of itself, each in bytes; the rest is cut off.
+/// The longest kept text of IDENTIFY in bytes; longer texts are cut off.
 const TEXT_MAX: usize = 32;
 
 /// The bytes of a message frame before its body.
 const HEAD_LEN: usize = 8 + MessageHead::LEN;
 
-/// The user agent of the client that does not reconnect after an unknown error text. It knows bare
-/// codes.
-const BARE: &str = "tokio_nsq/";
+/// The user agent of the client library that does not reconnect after an unknown error text. It
+/// knows codes without a text.
+const NEEDS_BARE_CODES: &str = "tokio_nsq/";
 
 /// A slot for one accepted connection.
 #[derive(Debug)]
 pub(super) struct Client {
     state: State,
     pending_event: Option<PendingEvent>,
-    /// Why the connection is closing, or was last closed.
+    /// The reason why the connection is closing, or was last closed.
     why: Closed,
     from: Option<SocketAddr>,
-    /// Unix time in seconds.
+    /// The Unix time in seconds at which the client connected.
     since: i64,
     commands: CommandDecoder,
-    /// Reads IDENTIFY and keeps what the client says about itself.
+    /// Reads IDENTIFY and keeps the client's texts and settings.
     identify: IdentifyScanner<TEXT_MAX, TEXT_MAX>,
     identified: bool,
     /// Set once the client has sent a command other than IDENTIFY.
@@ -56,7 +56,8 @@ pub(super) struct Client {
     msg_timeout: Span,
     heartbeat_due: bool,
     tx_buffer: TxBuffer,
-    /// The message being written, how much of its head was written, and the rest of its body.
+    /// The message being written, the written bytes of its head, the head, and the rest of its
+    /// body.
     message: u16,
     head_at: u8,
     head: [u8; HEAD_LEN],
@@ -65,11 +66,11 @@ pub(super) struct Client {
     verb: Verb,
     topic: TopicName,
     defer_ms: u32,
-    /// How many bytes of the body were read since the body timer was last restarted.
+    /// The bytes of the body that were read since the body timer was last restarted.
     step: u16,
     draft: Draft,
-    /// What the client waits for room for.
-    wants: Option<Want>,
+    /// The room that the next part of a body needs before the part is read.
+    room_request: Option<RoomRequest>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,7 +78,7 @@ pub(super) struct Client {
 enum State {
     Unused,
     Up,
-    /// The driver is to write what is left, and to close the connection.
+    /// The driver writes the staged bytes, then closes the connection.
     Closing,
 }
 
@@ -88,11 +89,11 @@ enum PendingEvent {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Want {
-    /// Room for a message of so many bytes.
+enum RoomRequest {
+    /// Room for a message of this many bytes.
     Message(u32),
-    /// Room for so many blocks; the messages take so many bytes, if they are as announced and that
-    /// is below the most.
+    /// Room for `blocks` blocks. The rest of the batch has `len` bytes; `u16::MAX` if longer, or if
+    /// the announced length cannot be true.
     Batch { blocks: u16, len: u16 },
 }
 
@@ -123,7 +124,7 @@ impl TimerId for Timer {
 }
 
 impl Client {
-    /// All bytes are zero, for storage: [`init`](Self::init) makes it usable.
+    /// Storage before [`init`](Self::init): all bytes are zero.
     pub(super) const ZERO: Self = Self {
         state: State::Unused,
         pending_event: Some(PendingEvent::Connected),
@@ -148,10 +149,10 @@ impl Client {
         defer_ms: 0,
         step: 0,
         draft: Draft::ZERO,
-        wants: Some(Want::Message(0)),
+        room_request: Some(RoomRequest::Message(0)),
     };
 
-    /// Nobody is connected.
+    /// Initializes a slot without a client.
     pub(super) fn init(&mut self) {
         self.state = State::Unused;
         self.pending_event = None;
@@ -184,7 +185,7 @@ impl Client {
             defer_ms: _,
             step: _,
             draft,
-            wants,
+            room_request,
         } = self;
         *why = Closed::Local;
         *from = None;
@@ -198,7 +199,7 @@ impl Client {
         *message = NIL;
         *verb = Verb::Nop;
         *draft = Draft::NONE;
-        *wants = None;
+        *room_request = None;
     }
 
     pub(super) fn is_connected(&self) -> bool {
@@ -269,21 +270,21 @@ impl Client {
         !self.tx_buffer.is_empty() || self.is_writing_message()
     }
 
-    /// Whether a body waits for room in the store.
+    /// Returns whether a body waits for room in the store.
     #[cfg(feature = "async")]
     pub(super) const fn waits_for_room(&self) -> bool {
-        self.wants.is_some()
+        self.room_request.is_some()
     }
 
-    /// Whether the answer to one more command has room.
+    /// Returns whether there is room for the response to one more command.
     fn can_answer(&self) -> bool {
         self.tx_buffer.has_room()
     }
 
-    /// Whether the client ends its connection on an error text that it does not know, but knows the
-    /// bare codes of non-fatal errors.
-    fn wants_bare_codes(&self) -> bool {
-        self.identify.identification().user_agent.starts_with(BARE)
+    /// Returns whether non-fatal errors are sent without a text, because the client would not
+    /// reconnect after an unknown one.
+    fn needs_bare_codes(&self) -> bool {
+        self.identify.identification().user_agent.starts_with(NEEDS_BARE_CODES)
     }
 
     fn write_deadline(&self, now: Instant, default: Span) -> Instant {
@@ -292,9 +293,10 @@ impl Client {
     }
 }
 
-/// A client with what it shares with the others: the session of one accepted connection.
+/// The session of one accepted client.
 ///
-/// Made for each call by [`Nsqd::client`](super::Nsqd::client); the state is in the nsqd.
+/// [`Nsqd::client`](super::Nsqd::client) creates a new value for each call; the state is in the
+/// nsqd.
 #[derive(Debug)]
 pub struct ClientSession<'s, 'a> {
     pub(super) client: &'s mut Client,
@@ -303,7 +305,7 @@ pub struct ClientSession<'s, 'a> {
 }
 
 impl ClientSession<'_, '_> {
-    /// The newest change of this connection that nobody polled yet.
+    /// Returns the newest change of this connection that was not polled yet.
     pub fn poll_event(&mut self) -> Option<ClientEvent> {
         self.client.poll_event()
     }
@@ -312,7 +314,7 @@ impl ClientSession<'_, '_> {
         self.shared.subscription_mut(self.id)
     }
 
-    /// Updates whether the client would take a message at once.
+    /// Updates whether the client could be sent a message at once.
     fn update_idle(&mut self) {
         let idle = self.client.state == State::Up
             && !self.client.has_unwritten()
@@ -322,10 +324,10 @@ impl ClientSession<'_, '_> {
         }
     }
 
-    /// Restarts the silence timer after something was received.
+    /// Restarts the silence timer after bytes were received.
     fn restart_silence_timer(&mut self, now: Instant) {
         let span = if self.client.heartbeat == Span::ZERO {
-            // nsqd would wait for ever; in a body, that would keep its room for ever.
+            // nsqd waits for ever. Here an unfinished body would keep its room for ever.
             if self.client.commands.at_boundary() {
                 Span::MAX
             } else {
@@ -342,7 +344,8 @@ impl ClientSession<'_, '_> {
         self.client.timers.set(Timer::Silence, at);
     }
 
-    /// Asks the driver to close the connection: at once, or once what is staged was written.
+    /// Asks the driver to close the connection: at once, or with `drain` once all staged bytes were
+    /// written.
     fn close(&mut self, now: Instant, why: Closed, drain: bool) {
         if self.client.state != State::Up {
             return;
@@ -355,14 +358,14 @@ impl ClientSession<'_, '_> {
             self.client.tx_buffer.clear();
             self.drop_message();
         }
-        self.client.wants = None;
+        self.client.room_request = None;
         self.shared.discard(&mut self.client.draft);
         self.shared.leave(now, self.id);
-        // Wake the others: they may have the messages and the room of this client.
+        // Wake the other clients: they may get the messages and the room of this client.
         self.shared.changed();
     }
 
-    /// Gives up the message being written.
+    /// Releases the message being written.
     fn drop_message(&mut self) {
         if self.client.is_writing_message() {
             let message = self.client.message;
@@ -372,7 +375,7 @@ impl ClientSession<'_, '_> {
     }
 
     fn reject(&mut self, now: Instant, refusal: Refusal<'_>) {
-        let bare = !refusal.is_fatal() && self.client.wants_bare_codes();
+        let bare = !refusal.is_fatal() && self.client.needs_bare_codes();
         self.client.tx_buffer.push_error(&refusal, bare);
         if refusal.is_fatal() {
             self.close_rejected(now, refusal.code());
@@ -403,7 +406,7 @@ impl ClientSession<'_, '_> {
         self.client.tx_buffer.push(FrameType::Response, data);
     }
 
-    /// Whether the client's channel was deleted.
+    /// Returns whether the client's channel was deleted.
     fn is_kicked(&self) -> bool {
         self.shared.subscription(self.id).is_some_and(|subscription| subscription.kicked)
     }

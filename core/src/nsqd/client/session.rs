@@ -1,4 +1,4 @@
-//! The session of one accepted client.
+//! Implements [`Session`] for accepted clients.
 
 use core::net::SocketAddr;
 
@@ -7,7 +7,7 @@ use crate::nsqd::table::Subscription;
 use crate::session::{Awaited, Closed, Fault, Link, Session, Transmit};
 use crate::time::{Instant, Span};
 
-/// How long a client may take to give a command while another caller waits for a place.
+/// The time after which a client that has sent no command may be closed for another caller.
 const GREETING: Span = Span::from_secs(2);
 
 impl Session for ClientSession<'_, '_> {
@@ -37,7 +37,7 @@ impl Session for ClientSession<'_, '_> {
         self.client.timers.set(Timer::Heartbeat, now.after(config.heartbeat));
         self.restart_silence_timer(now);
         self.shared.counters.connections = self.shared.counters.connections.saturating_add(1);
-        // Wake whoever waits for the event.
+        // Wake the task that waits for the event.
         self.shared.changed();
     }
 
@@ -46,7 +46,7 @@ impl Session for ClientSession<'_, '_> {
         self.client.from = Some(from);
     }
 
-    /// As [`take`](Self::take), but bytes for which there is no room are rejected at once.
+    /// Like [`take`](Self::take), but rejects bytes for which there is no room at once.
     fn receive(&mut self, now: Instant, bytes: &[u8]) -> Result<(), Fault> {
         let mut input = bytes;
         loop {
@@ -104,7 +104,7 @@ impl Session for ClientSession<'_, '_> {
             client.tx_buffer.sent(n);
         }
         if n > 0 {
-            // The rest has the full write timeout again.
+            // Give the rest the full write timeout again.
             self.client.timers.stop(Timer::Write);
         }
     }
@@ -118,13 +118,14 @@ impl Session for ClientSession<'_, '_> {
         }
     }
 
-    /// A client that has sent no command may be evicted 2 s after it connected.
+    /// Returns the time from which the client may be closed for another caller: [`GREETING`] after
+    /// it connected while it has sent no command, else never.
     fn evictable(&self) -> Instant {
         if self.client.state == State::Up && !self.client.is_known {
             // The first heartbeat is due one interval after the client connected.
             let heartbeat = self.client.timers.get(Timer::Heartbeat).as_micros();
-            let came = heartbeat.saturating_sub(self.client.heartbeat.as_micros());
-            return Instant::from_micros(came).after(GREETING);
+            let connected = heartbeat.saturating_sub(self.client.heartbeat.as_micros());
+            return Instant::from_micros(connected).after(GREETING);
         }
         Instant::NEVER
     }
@@ -132,7 +133,7 @@ impl Session for ClientSession<'_, '_> {
     fn tick(&mut self, now: Instant) {
         self.close_if_kicked(now);
         if self.client.state != State::Up {
-            // A closing connection stays due until the driver closes it.
+            // The deadline of a closing connection stays due until the driver closes it.
             return;
         }
         self.shared.release_due(now, self.channel());

@@ -1,4 +1,4 @@
-//! Stages answers, heartbeats and messages for a client.
+//! Stages responses, heartbeats and messages for a client.
 
 use super::{ClientSession, Timer};
 use crate::time::Instant;
@@ -6,7 +6,7 @@ use crate::wire::nsqd::{self, FrameType, IdentifyResponse, MessageHead};
 use crate::wire::{ChunkWriter, saturate};
 
 impl ClientSession<'_, '_> {
-    /// Stages what to write next, once the last was written.
+    /// Stages the next frame, once the previous one was written.
     pub(super) fn stage(&mut self, now: Instant) {
         if self.client.tx_buffer.has_text() {
             self.stage_answer();
@@ -18,7 +18,8 @@ impl ClientSession<'_, '_> {
         }
     }
 
-    /// IDENTIFY's answer is longer than the buffer: it is made again for each piece.
+    /// Stages the next piece of the response to IDENTIFY, which is longer than the buffer and is
+    /// therefore encoded again for each piece.
     #[inline(never)]
     fn stage_answer(&mut self) {
         let client = &mut *self.client;
@@ -35,7 +36,7 @@ impl ClientSession<'_, '_> {
             max_msg_timeout: limits.max_msg_timeout_ms,
             msg_timeout: client.msg_timeout.as_millis(),
             sample_rate: settings.sample_rate.unsigned_abs(),
-            // As nsqd: without a buffer there is nothing to wait for.
+            // As in nsqd, no buffer means no timeout.
             output_buffer_size: if size == -1 { 1 } else { or(size, 16_384) },
             output_buffer_timeout: if size == -1 { 0 } else { or(timeout, 250) },
             ..IdentifyResponse::default()

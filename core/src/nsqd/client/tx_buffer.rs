@@ -1,4 +1,4 @@
-//! Stages what an nsqd sends beside messages: answers, errors, heartbeats.
+//! Stages the frames that an nsqd sends besides messages: responses, errors, heartbeats.
 
 use core::convert::Infallible;
 
@@ -6,30 +6,30 @@ use crate::session::staging::Staging;
 use crate::wire::nsqd::{self, FrameType, Refusal};
 use crate::wire::{ChunkWriter, Write, len_of, saturate};
 
-/// The length of the buffer. A longer error is cut off.
+/// The length of the buffer in bytes. A longer error is cut off.
 const LEN: usize = 255;
 
-/// With more unwritten bytes, no command is read. The rest of the buffer has room for the start of
-/// any error.
+/// The most unwritten bytes with which another command is read. The rest of the buffer has room for
+/// the start of any error.
 const UNWRITTEN_MAX: usize = 150;
 
-/// The answers, errors and heartbeats that wait to be written.
+/// The responses, errors and heartbeats that wait to be written.
 #[derive(Debug)]
 pub(super) struct TxBuffer {
-    /// The text is the answer to IDENTIFY.
+    /// Its text is the response to IDENTIFY.
     staging: Staging,
     buffer: [u8; LEN],
 }
 
 impl TxBuffer {
-    /// All bytes are zero, for storage: [`clear`](Self::clear) makes it usable.
+    /// Storage before [`clear`](Self::clear): all bytes are zero.
     pub(super) const ZERO: Self = Self { staging: Staging::EMPTY, buffer: [0; LEN] };
 
     pub(super) fn clear(&mut self) {
         self.staging = Staging::NO_TEXT;
     }
 
-    /// Whether the answer to one more command has room.
+    /// Returns whether there is room for the response to one more command.
     pub(super) fn has_room(&self) -> bool {
         !self.has_text() && self.pending().len() <= UNWRITTEN_MAX
     }
@@ -46,17 +46,17 @@ impl TxBuffer {
         self.staging.sent(n);
     }
 
-    /// The answer to IDENTIFY is to be staged, a piece at a time.
+    /// Begins staging the response to IDENTIFY, a piece at a time.
     pub(super) fn start_text(&mut self) {
         self.staging.start_text();
     }
 
-    /// Whether some of that is not staged.
+    /// Returns whether part of the response to IDENTIFY is not staged yet.
     pub(super) fn has_text(&self) -> bool {
         self.staging.has_text()
     }
 
-    /// Stages the next piece of the answer to IDENTIFY, all of which `emit` writes.
+    /// Stages the next piece of the response to IDENTIFY. `emit` writes the whole response.
     pub(super) fn stage_text(
         &mut self,
         emit: impl FnOnce(&mut ChunkWriter<'_>) -> Result<(), Infallible>,
@@ -64,14 +64,13 @@ impl TxBuffer {
         self.staging.stage_text(&mut self.buffer, emit);
     }
 
-    /// Puts one frame behind what is staged.
+    /// Appends one frame to the staged bytes.
     pub(super) fn push(&mut self, frame_type: FrameType, data: &[u8]) {
         self.staging.compact(&mut self.buffer);
         self.staging.append(&mut self.buffer, |w| nsqd::emit_frame(w, frame_type, data));
     }
 
-    /// Puts an error behind what is staged, cut off if it is too long: only its code if it is to
-    /// be bare.
+    /// Appends an error to the staged bytes, cut off if it is too long; with `bare`, only its code.
     pub(super) fn push_error(&mut self, refusal: &Refusal<'_>, bare: bool) {
         let emit = |w: &mut ChunkWriter<'_>| {
             if bare { w.write_all(refusal.code().as_str().as_bytes()) } else { refusal.emit(w) }

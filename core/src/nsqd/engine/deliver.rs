@@ -8,7 +8,7 @@ use crate::time::{Instant, Span};
 use crate::wire::nsqd::MessageId;
 
 impl Shared<'_> {
-    /// Takes the next message for a client, if the client may have one now.
+    /// Puts the channel's next message in flight for a client, if the client may have one now.
     pub(in crate::nsqd) fn deliver(
         &mut self,
         now: Instant,
@@ -18,7 +18,7 @@ impl Shared<'_> {
     ) -> Option<Delivery> {
         let subscription = *self.subscription(id)?;
         let at = subscription.channel;
-        if !subscription.wants() || self.channel(at)?.paused {
+        if !subscription.is_ready() || self.channel(at)?.paused {
             return None;
         }
         self.release_due(now, at);
@@ -41,12 +41,12 @@ impl Shared<'_> {
             }
             return self.take_off(now, id, at, message, msg_timeout);
         }
-        // The next call goes on.
+        // The next call continues; the version makes the driver call again.
         self.changed();
         None
     }
 
-    /// Whether there may be work for a client that others caused.
+    /// Returns whether other sessions may have caused work for a client.
     #[cfg(feature = "async")]
     pub(in crate::nsqd) fn has_work_for(&self, id: u8) -> bool {
         let Some(subscription) = self.subscription(id) else { return false };
@@ -55,7 +55,8 @@ impl Shared<'_> {
         }
         let Some(channel) = self.channel(subscription.channel) else { return false };
         // A deferred message may be due before the client's deadline.
-        channel.deferred.len > 0 || (subscription.wants() && !channel.paused && channel.depth() > 0)
+        channel.deferred.len > 0
+            || (subscription.is_ready() && !channel.paused && channel.depth() > 0)
     }
 
     fn take_off(
@@ -84,17 +85,17 @@ impl Shared<'_> {
         }
         let channel = self.channel_mut(at)?;
         channel.in_flight = channel.in_flight.saturating_add(1);
-        channel.turn = channel.turn.wrapping_add(1);
+        channel.deliveries = channel.deliveries.wrapping_add(1);
         channel.delivered = true;
-        let turn = channel.turn;
+        let deliveries = channel.deliveries;
         let more = channel.queued > 0 || channel.requeued.len > 0;
         let subscription = self.subscription_mut(id)?;
         subscription.in_flight = subscription.in_flight.saturating_add(1);
         subscription.delivered = subscription.delivered.saturating_add(1);
-        subscription.turn = turn;
+        subscription.last_delivery = deliveries;
         self.counters.delivered = self.counters.delivered.saturating_add(1);
         self.trim_of(at);
-        // Pinned while it is being written.
+        // Pin the message while it is being written.
         self.pin(message);
         if more && self.has_other(id, at) {
             // Wake the others: the next message is for one of them.
@@ -103,8 +104,8 @@ impl Shared<'_> {
         Some(Delivery { message, attempts })
     }
 
-    /// Whether there is an entry for one more message to a client. The last ones are for those who
-    /// have nothing.
+    /// Returns whether there is an entry for one more message to a client. The last entries are for
+    /// clients with nothing in flight.
     fn may_have_entry(&mut self, id: u8, at: u8) -> bool {
         let Some(channel) = self.channel(at) else { return false };
         let free = self.per_channel.saturating_sub(channel.in_flight);
@@ -122,10 +123,12 @@ impl Shared<'_> {
         may
     }
 
-    /// Whether a client may have one more message, where the application's are to find room
-    /// whatever clients do. While no more than its reserve is free, who has a message gets none as
-    /// long as the channel has in flight of the application's its part of half the reserve. As many
-    /// channels as there are clients can be consumed.
+    /// Returns whether the store allows one more message in flight for a client.
+    ///
+    /// Messages in flight cannot be dropped. So, with [`Full::DropAnswered`] and while no more than
+    /// the reserve is free, a client that has a message gets another only while the application's
+    /// messages in flight in the channel take less than half the reserve, divided by the number of
+    /// clients.
     fn may_have_blocks(&mut self, id: u8, at: u8) -> bool {
         let free = self.store.free().saturating_sub(self.store.reserved());
         if self.config.full != Full::DropAnswered
@@ -151,22 +154,25 @@ impl Shared<'_> {
         may
     }
 
-    /// Whether it is another client's turn. Who has let that one go first does not wait for it a
-    /// second time, whatever the other does.
+    /// Returns whether the client has to let another client of the channel go first: one whose last
+    /// delivery was earlier. It waits once for each delivery, whatever the other client does.
     fn yields(&mut self, id: u8, at: u8) -> bool {
-        let Some(turn) = self.channel(at).map(|channel| channel.turn) else { return false };
+        let Some(deliveries) = self.channel(at).map(|channel| channel.deliveries) else {
+            return false;
+        };
         let Some(subscription) = self.subscription(id).copied() else { return false };
-        if subscription.yielded == Some(turn) {
+        if subscription.yielded_at == Some(deliveries) {
             return false;
         }
-        let before = |other: &Subscription| (other.turn.wrapping_sub(subscription.turn) as i32) < 0;
+        let last = subscription.last_delivery;
+        let before = |other: &Subscription| (other.last_delivery.wrapping_sub(last) as i32) < 0;
         let is_next = |other: &Subscription| {
-            other.channel == at && other.idle && other.wants() && before(other)
+            other.channel == at && other.idle && other.is_ready() && before(other)
         };
         let yields = self.subscriptions.iter().any(is_next);
         if yields {
             if let Some(subscription) = self.subscription_mut(id) {
-                subscription.yielded = Some(turn);
+                subscription.yielded_at = Some(deliveries);
             }
             self.changed();
         }
@@ -176,7 +182,10 @@ impl Shared<'_> {
     fn has_other(&self, id: u8, at: u8) -> bool {
         let mut subscriptions = (0..=u8::MAX).zip(self.subscriptions.iter());
         subscriptions.any(|(other, subscription)| {
-            other != id && subscription.channel == at && subscription.idle && subscription.wants()
+            other != id
+                && subscription.channel == at
+                && subscription.idle
+                && subscription.is_ready()
         })
     }
 
@@ -184,8 +193,8 @@ impl Shared<'_> {
         self.jitter.between(Span::ZERO, Span::from_millis(99)).as_millis() < rate.into()
     }
 
-    /// Takes a message out of what waits: of new and requeued ones in turn, so that neither keeps
-    /// the other waiting.
+    /// Removes the next waiting message: alternately a new and a requeued one, so that neither kind
+    /// delays the other for long.
     fn next_message(&mut self, at: u8) -> Option<u16> {
         let channel = self.channel_mut(at)?;
         let both = channel.requeued.len > 0 && channel.cursor != NIL;
@@ -214,7 +223,7 @@ impl Shared<'_> {
         channel.deferred.pop_lane(&self.store, channel.lane)
     }
 
-    /// Moves deferred messages that are due to the requeued ones.
+    /// Moves the deferred messages that are due to the requeued ones.
     pub(in crate::nsqd) fn release_due(&mut self, now: Instant, at: u8) {
         let mut released = false;
         while let Some(channel) = self.channels.get_mut(usize::from(at))
@@ -231,7 +240,7 @@ impl Shared<'_> {
         }
     }
 
-    /// When the next deferred message of a channel is due.
+    /// Returns when the next deferred message of a channel is due.
     pub(in crate::nsqd) fn next_due(&self, at: u8) -> Instant {
         match self.channel(at) {
             Some(channel) if channel.deferred.len > 0 => {
@@ -241,7 +250,7 @@ impl Shared<'_> {
         }
     }
 
-    /// Finds the in-flight entry of a message id.
+    /// Finds the channel and the in-flight entry of a message that the client has in flight.
     fn flight(&self, id: u8, message: &MessageId) -> Result<(u8, usize), NotYours> {
         let at = self.subscription(id).map_or(NONE, |subscription| subscription.channel);
         let sequence = self.sequence_of(message).ok_or(NotYours::NotInFlight)?;
@@ -254,7 +263,7 @@ impl Shared<'_> {
         }
     }
 
-    /// FIN.
+    /// Carries out FIN.
     pub(in crate::nsqd) fn finish(
         &mut self,
         now: Instant,
@@ -277,7 +286,7 @@ impl Shared<'_> {
         Ok(())
     }
 
-    /// REQ.
+    /// Carries out REQ.
     pub(in crate::nsqd) fn requeue(
         &mut self,
         now: Instant,
@@ -308,7 +317,7 @@ impl Shared<'_> {
         Ok(())
     }
 
-    /// TOUCH: gives the new deadline.
+    /// Carries out TOUCH. Returns the new deadline.
     pub(in crate::nsqd) fn touch(
         &mut self,
         now: Instant,
@@ -323,7 +332,7 @@ impl Shared<'_> {
         Ok(entry.deadline)
     }
 
-    /// Takes back messages whose timeout is over. Returns the deadline of the next.
+    /// Requeues a client's messages whose timeout is over. Returns the deadline of the next.
     pub(in crate::nsqd) fn expire(&mut self, now: Instant, id: u8) -> Instant {
         let at = self.subscription(id).map_or(NONE, |subscription| subscription.channel);
         let mut next = Instant::NEVER;
@@ -346,7 +355,7 @@ impl Shared<'_> {
         next
     }
 
-    /// Takes a message out of flight.
+    /// Frees an in-flight entry. Returns its message and the channel's lane.
     pub(super) fn take_from_flight(&mut self, at: u8, index: usize) -> (u16, u8) {
         let entry = self.entries.get(index).copied().unwrap_or(Entry::FREE);
         self.end_flight(at, index, entry.owner);

@@ -1,12 +1,12 @@
-//! Drops messages when a new one needs their room.
+//! Drops messages when a new message needs their room.
 
 use super::{Draft, Shared};
 use crate::nsqd::Full;
 use crate::nsqd::arena::{Arena, Lane};
 
 impl Shared<'_> {
-    /// Drops the oldest messages for so many more blocks, if that is wanted and makes enough room:
-    /// otherwise nothing changes.
+    /// Drops one message towards `blocks` more blocks for a draft. Returns false, dropping none, if
+    /// [`Full`] does not allow it or all droppable messages together would not make enough room.
     pub(super) fn make_room(&mut self, blocks: u32, draft: &Draft) -> bool {
         match self.config.full {
             Full::Refuse => return false,
@@ -15,15 +15,15 @@ impl Shared<'_> {
         }
         let free = self.store.free().saturating_sub(self.store.reserved());
         let free = free.saturating_sub(self.kept(draft.own)).saturating_add(draft.promised);
-        // A client can have messages of the application dropped only as far as they exceed its
+        // For a client, messages of the application are dropped only while they exceed the
         // reserve.
         let own = if draft.own { u16::MAX } else { self.own.saturating_sub(self.reserve) };
         let missing = blocks.saturating_sub(free.into());
         self.can_drop(missing, own.into()) && self.drop_oldest(own > 0)
     }
 
-    /// Whether what may be dropped takes so many blocks, `own_max` of them of the application's
-    /// messages. Mostly the first few messages do.
+    /// Returns whether the droppable messages take `blocks` blocks, counting at most `own_max` of
+    /// the application's messages. Usually the first few messages are enough.
     fn can_drop(&self, blocks: u32, own_max: u32) -> bool {
         let (mut own, mut others) = (0u32, 0u32);
         let mut is_enough = |message: u16| {
@@ -48,7 +48,7 @@ impl Shared<'_> {
             for list in [channel.requeued, channel.deferred] {
                 let mut message = list.first;
                 for _ in 0..list.len {
-                    // Each once.
+                    // Count each message once.
                     let is_counted = self.store.is_listed(message)
                         || (0..channel.lane)
                             .any(|lane| self.store.lane(message, lane) != Lane::Done);
@@ -62,7 +62,8 @@ impl Shared<'_> {
         false
     }
 
-    /// Drops the oldest of the first droppable messages of all queues.
+    /// Drops the oldest of the first droppable messages of all lists; the application's only if
+    /// `own`.
     fn drop_oldest(&mut self, own: bool) -> bool {
         let may_go =
             |message: u16| self.is_droppable(message) && (own || !self.store.is_own(message));
@@ -102,8 +103,8 @@ impl Shared<'_> {
         true
     }
 
-    /// Nobody has it in flight, nor is it being written; with [`Full::DropAnswered`] somebody has
-    /// answered it.
+    /// Returns whether a message may be dropped: it is neither in flight nor being written, and,
+    /// with [`Full::DropAnswered`], some client has answered it.
     fn is_droppable(&self, message: u16) -> bool {
         if self.config.full == Full::DropAnswered && !self.store.is_answered(message) {
             return false;
@@ -140,11 +141,11 @@ impl Shared<'_> {
             channel.dropped = channel.dropped.saturating_add(1);
         }
         if let Some(topic) = self.topics.get_mut(usize::from(at)) {
-            let waits = (0..self.config.channels_per_topic)
+            let is_waiting = (0..self.config.channels_per_topic)
                 .any(|lane| self.store.lane(message, lane) != Lane::Done);
             if self.store.is_listed(message) {
                 topic.list.unlink(&mut self.store, message);
-            } else if !waits {
+            } else if !is_waiting {
                 topic.held.unlink(&mut self.store, message);
             }
             topic.dropped = topic.dropped.saturating_add(1);

@@ -1,4 +1,4 @@
-//! The engine of an nsqd: the part that all sessions share.
+//! The state of an nsqd that all sessions share: topics, channels, messages.
 
 mod deliver;
 mod discard;
@@ -13,18 +13,18 @@ use super::{Config, Counters};
 use crate::time::{Instant, Jitter};
 use crate::wire::nsqd::{Limits, MessageId};
 
-/// The most attempts. pynsq reads larger numbers as negative.
+/// The highest count of attempts. pynsq reads larger numbers as negative.
 const ATTEMPTS_MAX: u16 = i16::MAX as u16;
 
-/// How many messages in a row a client's sampling may skip before others get their turn.
+/// The most messages that a client's sampling skips in one call.
 const SKIPS_MAX: u32 = 64;
 
-/// Why a message has to wait for room, then is rejected.
+/// The reason for which a message waits for room and then is refused.
 pub(super) const NO_ROOM: &str = "no room";
 const NO_ROOM_ANNOUNCED: &str = "no room beside what others have announced";
 pub(super) const NO_ROOM_UNCONSUMED: &str = "no room for what nobody consumes";
 
-/// The state that all clients share.
+/// The state that all sessions share.
 #[derive(Debug)]
 pub(super) struct Shared<'a> {
     pub(super) config: &'a Config<'a>,
@@ -32,17 +32,17 @@ pub(super) struct Shared<'a> {
     pub(super) store: Arena<'a>,
     /// Blocks kept free for the application.
     reserve: u16,
-    /// Blocks that clients can hold together for what is not whole yet.
+    /// The most blocks that clients together can hold for incomplete messages.
     pub(super) announced_max: u16,
-    /// Blocks that they hold for it.
+    /// The blocks that clients hold for incomplete messages.
     pub(super) announced: u32,
-    /// Blocks that clients' messages can take in topics that nobody consumes.
+    /// The most blocks that clients' messages can take in unconsumed topics together.
     unconsumed_max: u16,
-    /// The reason for the last rejection for want of room.
+    /// The reason for the last rejection because of missing room.
     pub(super) reject_reason: &'static str,
-    /// Expired messages of which no event was polled yet.
+    /// The number of expired messages that no polled event has reported yet.
     pub(in crate::nsqd) expired_pending: u32,
-    /// Blocks that the application's messages take.
+    /// The blocks that the application's messages take.
     own: u16,
     pub(super) topics: &'a mut [Topic],
     pub(super) channels: &'a mut [Channel],
@@ -50,58 +50,58 @@ pub(super) struct Shared<'a> {
     pub(super) entries: &'a mut [Entry],
     pub(super) per_channel: u16,
     pub(super) subscriptions: &'a mut [Subscription],
-    /// The next message's number.
+    /// The number of the next message to be published.
     pub(super) next: u64,
     pub(super) counters: Counters,
     pub(super) version: u32,
     pub(super) topology: u32,
-    /// Dropped messages of which no event was polled yet.
+    /// The number of dropped messages that no polled event has reported yet.
     pub(in crate::nsqd) dropped_pending: u32,
-    /// Tables that were full when somebody needed room, a bit for each, since when they had it
-    /// last; and those of which the application was not told.
+    /// The tables that refused a topic or channel since they last had room, one bit each; and those
+    /// of them that no polled event has reported yet.
     pub(in crate::nsqd) full_reported: u8,
     pub(in crate::nsqd) full_pending: u8,
     /// A client or the application waits for room.
     pub(super) wanted: bool,
-    /// New topics are held until nsqlookupds were asked for their channels.
+    /// New topics are held until the nsqlookupds were asked for their channels.
     pub(super) asks: bool,
-    /// A topic may be held. While it is not set, none is, and nobody looks through all of them.
+    /// A topic may be held until nsqlookupds were asked. While false, none is, which saves a search
+    /// through all topics.
     pub(in crate::nsqd) holds: bool,
-    /// The topic whose channels one is being asked for; [`NONE`] if that is over, or of no use any
-    /// more.
+    /// The topic whose channels an nsqlookupd is being asked for; [`NONE`] without a query, or if
+    /// the answer is no longer needed.
     pub(super) asked: u8,
     jitter: Jitter,
     /// Unix time at the platform's start, in nanoseconds.
     pub(super) epoch: i64,
 }
 
-/// Messages that are being received: stored, but not in a topic yet.
+/// Messages that are being received: in the store, but not in a topic yet.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Draft {
     first: u16,
     last: u16,
     count: u32,
     bytes: u32,
-    /// Blocks that are kept free for the rest.
+    /// The blocks reserved for the rest of a batch.
     promised: u16,
-    /// Blocks that the messages take so far.
+    /// The blocks that the messages take so far.
     held: u16,
-    /// Blocks that count as announced, unless all of it is here.
+    /// The blocks that count as announced, unless `is_complete`.
     claimed: u16,
-    /// The application's, which nothing is kept from.
+    /// The application publishes these messages, and may use the reserve.
     own: bool,
-    /// All of it was sent, if it is as long as announced: it need not wait for what others have
-    /// announced.
+    /// All announced bytes have arrived, so the draft need not wait for what others have announced.
     pub(super) is_complete: bool,
-    /// Where the last one is being filled.
+    /// The position at which the last message is being filled.
     to: Cursor,
 }
 
 impl Draft {
-    /// An empty draft of a client.
+    /// An empty draft for a client.
     pub(super) const NONE: Self = Self { first: NIL, last: NIL, to: Cursor::NONE, ..Self::ZERO };
 
-    /// All bytes are zero, for storage before its use.
+    /// Storage before its first use: all bytes are zero.
     pub(super) const ZERO: Self = Self {
         first: 0,
         last: 0,
@@ -115,10 +115,10 @@ impl Draft {
         to: Cursor::ZERO,
     };
 
-    /// An empty draft of the application.
+    /// An empty draft for the application.
     pub(super) const OWN: Self = Self { own: true, ..Self::NONE };
 
-    /// How many messages there are, the last one included that may not be whole.
+    /// Returns the number of messages, including the last one, which may be incomplete.
     pub(super) const fn count(&self) -> u32 {
         self.count
     }
@@ -133,15 +133,15 @@ pub(super) enum Piece {
     Next(u32),
 }
 
-/// The table that has no room for another topic or channel, nor anything to give back.
+/// The table that has no room for another topic or channel, and nothing to evict.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum TableFull {
-    /// The topics: the storage's `TOPICS`.
+    /// All topics: the storage's `TOPICS`.
     Topics,
-    /// The channels of all topics together: the storage's `CHANNELS`.
+    /// All channels of all topics: the storage's `CHANNELS`.
     Channels,
-    /// A topic's channels: [`Config::channels_per_topic`].
+    /// The channels of one topic: [`Config::channels_per_topic`].
     ChannelsOfTopic,
 }
 
@@ -169,7 +169,7 @@ impl fmt::Display for TableFull {
     }
 }
 
-/// Why FIN, REQ or TOUCH fails.
+/// The reason why FIN, REQ or TOUCH fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum NotYours {
     NotInFlight,
@@ -239,7 +239,7 @@ impl<'a> Shared<'a> {
         }
     }
 
-    /// Wakes whoever waits: a session, a publisher, or a registry.
+    /// Changes the version, which wakes all waiting tasks: sessions, publishers, registrations.
     pub(in crate::nsqd) fn changed(&mut self) {
         self.version = self.version.wrapping_add(1);
     }
@@ -268,19 +268,19 @@ impl<'a> Shared<'a> {
         self.subscriptions.get_mut(usize::from(id))
     }
 
-    /// Unix time in nanoseconds.
+    /// Returns the Unix time in nanoseconds.
     pub(in crate::nsqd) fn unix(&self, now: Instant) -> i64 {
         let nanos = i64::try_from(now.as_micros()).unwrap_or(i64::MAX).saturating_mul(1000);
         self.epoch.saturating_add(nanos)
     }
 
-    /// Keeps a message's blocks while it is being written.
+    /// Adds a reference to a message, which keeps its blocks while it is being written.
     fn pin(&mut self, message: u16) {
         let refs = self.store.refs(message).saturating_add(1);
         self.store.set_refs(message, refs);
     }
 
-    /// Drops one reference to the message and frees it with the last.
+    /// Drops one reference to a message. Frees the message with the last reference.
     pub(in crate::nsqd) fn release(&mut self, message: u16) {
         let refs = self.store.refs(message).saturating_sub(1);
         self.store.set_refs(message, refs);
@@ -289,7 +289,7 @@ impl<'a> Shared<'a> {
         }
     }
 
-    /// Marks a channel as done with a message. Returns whether all channels are.
+    /// Marks a channel as done with a message. Returns true if all channels are.
     fn done(&mut self, message: u16, lane: u8) -> bool {
         self.store.set_lane(message, lane, Lane::Done);
         let is_done = |lane| self.store.lane(message, lane) == Lane::Done;
@@ -310,7 +310,7 @@ impl<'a> Shared<'a> {
         self.freed();
     }
 
-    /// The message does not count as its publisher's any more.
+    /// Stops counting a message's blocks as those of its publisher.
     fn uncount(&mut self, message: u16) {
         let blocks = self.store.uncount(message);
         if self.store.is_own(message) {
@@ -326,7 +326,7 @@ impl<'a> Shared<'a> {
         }
     }
 
-    /// Takes out of a topic's list what all cursors have passed.
+    /// Removes the messages from a topic's list that all cursors have passed.
     fn trim(&mut self, at: u8) {
         while let Some(topic) = self.topics.get_mut(usize::from(at))
             && topic.list.len > 0
@@ -348,7 +348,7 @@ impl<'a> Shared<'a> {
         }
     }
 
-    /// Blocks became free.
+    /// Wakes the tasks that wait for room, after blocks became free.
     fn freed(&mut self) {
         if self.wanted {
             self.wanted = false;
@@ -365,7 +365,7 @@ impl<'a> Shared<'a> {
         start..start.saturating_add(per)
     }
 
-    /// Sixteen hexadecimal digits: the boot's number, then the message's.
+    /// Returns the id of a message: 8 hexadecimal digits of `Config::boot`, 8 of `sequence`.
     pub(in crate::nsqd) fn id_of(&self, sequence: u32) -> MessageId {
         let mut id = [0; 16];
         let number = u64::from(self.config.boot) << 32 | u64::from(sequence);

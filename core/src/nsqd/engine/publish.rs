@@ -8,8 +8,8 @@ use crate::nsqd::table::{NONE, Origin, Topic, Used};
 use crate::time::{Instant, Span};
 
 impl Shared<'_> {
-    /// How many blocks to keep free for a batch, if its announced length is true and its messages
-    /// are of a length; `None` if it never fits.
+    /// Returns how many blocks to reserve for a batch of `len` bytes with `count` messages of equal
+    /// length; `None` if the batch never fits.
     pub(in crate::nsqd) fn batch_blocks(&self, len: u32, count: u32) -> Option<u16> {
         let layout = self.store.layout();
         let bytes = len.saturating_sub(4).saturating_sub(count.saturating_mul(4));
@@ -21,14 +21,15 @@ impl Shared<'_> {
         Some(all.min(self.announced_max))
     }
 
-    /// Whether a client's message of `len` bytes never fits behind what its batch has already.
+    /// Returns true if a client's message of `len` bytes, with the messages that its batch already
+    /// has, never fits.
     pub(in crate::nsqd) fn never_fits(&self, draft: &Draft, len: u32) -> bool {
         let blocks = self.store.layout().blocks(len).saturating_add(draft.held.into());
         blocks > self.announced_max.into()
     }
 
-    /// Keeps room for a batch; false if there is none now. Nothing is dropped for what is only
-    /// announced: where the oldest make room, they do so message by message.
+    /// Reserves blocks for a batch. Returns false if there is no room now. No message is dropped
+    /// for an announcement: [`Full::DropOldest`] drops when each message of the batch arrives.
     pub(in crate::nsqd) fn promise(
         &mut self,
         now: Instant,
@@ -56,8 +57,8 @@ impl Shared<'_> {
         }
     }
 
-    /// Whether a client's draft may have so many more blocks in its topic. Made so, if messages
-    /// that are old enough can go.
+    /// Returns whether a client's draft may take `blocks` more blocks in its topic. Expires old
+    /// enough messages if that is needed.
     fn has_share(&mut self, now: Instant, topic: &TopicName, draft: &Draft, blocks: u32) -> bool {
         let is_bounded = self.config.unconsumed_percent < 100;
         if draft.own || !is_bounded || self.config.full == Full::DropOldest {
@@ -77,8 +78,9 @@ impl Shared<'_> {
         }
     }
 
-    /// Whether so many blocks are too many for a topic that nobody consumes: the topic, if it has
-    /// as much as one can have; none, if all of them have together.
+    /// Returns which bound for unconsumed topics `blocks` more blocks would exceed: `None` if
+    /// neither, `Some(Some(topic))` for the bound of one topic, `Some(None)` for that of all
+    /// together.
     fn lacks_share(&self, now: Instant, topic: Option<u8>, blocks: u32) -> Option<Option<u8>> {
         let is_consumed = |topic: &Topic| topic.finished.is_recent(now);
         let own = topic.and_then(|at| self.topic(at));
@@ -95,7 +97,8 @@ impl Shared<'_> {
         (all > max).then_some(None)
     }
 
-    /// Whether all that a client's draft has may go to its topic: others may have come first.
+    /// Returns whether a client's complete draft may still go to its topic: others may have filled
+    /// it meanwhile.
     pub(in crate::nsqd) fn may_commit(
         &mut self,
         now: Instant,
@@ -105,8 +108,9 @@ impl Shared<'_> {
         self.has_share(now, topic, draft, 0)
     }
 
-    /// Drops the oldest message that is old enough, in a topic without a channel, or in this one if
-    /// it is one.
+    /// Drops the oldest message of at least [`Config::unconsumed_age`](crate::nsqd::Config) in a
+    /// topic without a channel that the application has not named; in topic `only` if given.
+    /// Returns whether a message was dropped.
     fn expire_one(&mut self, now: Instant, only: Option<u8>) -> bool {
         let age = self.config.unconsumed_age;
         if age == Span::ZERO || self.config.full == Full::DropOldest {
@@ -140,8 +144,8 @@ impl Shared<'_> {
         true
     }
 
-    /// What was taken for sent as a whole was not, and counts as announced from now on: false if
-    /// that is more than may be.
+    /// Counts a draft as announced that was complete and is not any more. Returns false if clients
+    /// then would have announced too much.
     pub(in crate::nsqd) fn is_incomplete(&mut self, draft: &mut Draft) -> bool {
         let announced = self.announced.saturating_add(draft.claimed.into());
         if announced > self.announced_max.into() {
@@ -152,7 +156,7 @@ impl Shared<'_> {
         true
     }
 
-    /// How many more blocks a draft claims with so many more for messages.
+    /// Returns how many more blocks a draft has to claim to take `blocks` more.
     fn unclaimed(&self, draft: &Draft, blocks: u32) -> u32 {
         if draft.own {
             return 0;
@@ -181,8 +185,9 @@ impl Shared<'_> {
         }
     }
 
-    /// The number of blocks kept free for the application. Where it can make room, the blocks of
-    /// its messages count as kept.
+    /// Returns the number of free blocks that a draft may not take, because they are the
+    /// application's reserve. With [`Full::DropOldest`] blocks of the application's messages count
+    /// towards it.
     pub(super) fn kept(&self, own: bool) -> u16 {
         match self.config.full {
             _ if own => 0,
@@ -191,7 +196,7 @@ impl Shared<'_> {
         }
     }
 
-    /// Takes room for a piece of a body; false if there is none now.
+    /// Takes blocks for a piece of a body. Returns false if there is no room now.
     pub(in crate::nsqd) fn take(
         &mut self,
         now: Instant,
@@ -242,8 +247,8 @@ impl Shared<'_> {
         self.store.fill(&mut draft.to, data);
     }
 
-    /// Hands complete messages over to the topic. Returns the number of the first, and how many
-    /// there are.
+    /// Publishes a draft's complete messages to a topic. Returns the number of the first message,
+    /// and how many there are.
     pub(in crate::nsqd) fn commit(
         &mut self,
         now: Instant,
@@ -264,8 +269,7 @@ impl Shared<'_> {
             let next = self.store.next(message);
             self.store.label(message, at, self.next as u32, timestamp, own);
             self.store.set_refs(message, 1);
-            // The delay is kept in the first lane until the topic gives the message to its
-            // channels.
+            // The first lane keeps the delay until the topic distributes the message.
             self.store.set_due(message, 0, Instant::from_millis(defer_ms.into()));
             self.store.set_held_since(message, Used::at(now).stored());
             self.next = self.next.wrapping_add(1);
@@ -285,13 +289,13 @@ impl Shared<'_> {
         self.flow(now, at);
         self.changed();
         if !own {
-            // Others may announce what this one had.
+            // Other clients may announce what this draft had claimed.
             self.freed();
         }
         (first, count)
     }
 
-    /// Frees messages that will not be completed.
+    /// Frees the messages of a draft that will not be completed.
     pub(in crate::nsqd) fn discard(&mut self, draft: &mut Draft) {
         self.unclaim(draft);
         let Draft { first: mut message, count, mut promised, .. } = *draft;
@@ -305,7 +309,8 @@ impl Shared<'_> {
         self.freed();
     }
 
-    /// Gives the messages that a topic holds to its channels, if the topic may flow.
+    /// Distributes the messages that a topic holds to its channels, unless it is paused, being
+    /// asked for, or without a channel.
     pub(super) fn flow(&mut self, now: Instant, at: u8) {
         let flows = |topic: &Topic| !topic.paused && topic.asking == 0 && topic.channels > 0;
         while self.topic(at).is_some_and(flows)

@@ -8,18 +8,18 @@ use crate::nsqd::arena::NIL;
 use crate::nsqd::table::{Channel, Entry, NONE, Origin, Subscription, Topic, Used};
 use crate::time::Instant;
 
-/// For how long a channel that has delivered nothing waits for its client to come back before its
-/// room is for others, 60 s: [`Used`].
+/// The age from which an unused channel that has delivered nothing may be evicted: 60 s in units of
+/// [`Used`], rounded up.
 const UNUSED: u32 = (60_000_000u32 >> 16) + 1;
 
-/// How much a topic or channel is needed. The least needed is evicted first.
+/// How much a topic or channel is needed: the least is evicted first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Need {
-    /// Messages wait.
+    /// Messages wait in it.
     waiting: bool,
-    /// Somebody named it over HTTP.
+    /// It was named over HTTP.
     named: bool,
-    /// The time since the last use.
+    /// The time since the last use: the older, the less needed.
     age: Reverse<u32>,
 }
 
@@ -28,7 +28,7 @@ impl Shared<'_> {
         self.topics.iter().position(|topic| topic.name == *name).map(|at| at as u8)
     }
 
-    /// Whether a topic of that name is there, or can be made.
+    /// Checks that a topic of that name exists or can be created. Otherwise counts a rejection.
     pub(in crate::nsqd) fn has_slot_for(
         &mut self,
         now: Instant,
@@ -42,8 +42,8 @@ impl Shared<'_> {
         Err(self.reject_full(TableFull::Topics))
     }
 
-    /// The topic of that name, made if need be: then it is held if nsqlookupds are to be asked for
-    /// its channels. If there is no room, the one that can best be spared goes.
+    /// Returns the topic of that name. Creates it if needed, held until nsqlookupds were asked for
+    /// its channels, and evicts the least needed topic if the table is full.
     pub(in crate::nsqd) fn topic_for(
         &mut self,
         now: Instant,
@@ -78,13 +78,13 @@ impl Shared<'_> {
         Ok(at)
     }
 
-    /// Whether a topic is held until nsqlookupds were asked for its channels.
+    /// Returns whether any topic is held until nsqlookupds were asked for its channels.
     pub(in crate::nsqd) fn is_holding(&self) -> bool {
         self.holds && self.topics.iter().any(|topic| topic.asking != 0)
     }
 
-    /// Of the nsqlookupds that are still to be asked for a topic's channels, leaves only these;
-    /// once none is left, or no time, the topic is not held any more.
+    /// Limits the nsqlookupds still to be asked for a topic's channels to `lookupds`, one bit each.
+    /// Once none is left, or the time is up, the topic flows.
     pub(in crate::nsqd) fn ask_only(&mut self, now: Instant, at: u8, lookupds: u8) {
         let Some(topic) = self.topic_mut(at).filter(|topic| topic.asking != 0) else { return };
         topic.asking &= if topic.ask_until <= now { 0 } else { lookupds };
@@ -98,8 +98,8 @@ impl Shared<'_> {
         self.channels.iter().position(is).map(|at| at as u8)
     }
 
-    /// The topic's channel of that name, made if need be: the topic's first gets what the topic
-    /// has held back so far. If there is no room, the one that can best be spared goes.
+    /// Returns the topic's channel of that name. Creates it if needed, and evicts the least needed
+    /// channel if a table is full. A topic's first channel gets the messages that the topic holds.
     pub(in crate::nsqd) fn channel_for(
         &mut self,
         now: Instant,
@@ -146,7 +146,8 @@ impl Shared<'_> {
         Ok(at as u8)
     }
 
-    /// The channel that a client subscribes to, made with its topic if need be; both or neither.
+    /// Returns the channel that a client subscribes to. Creates it and its topic if needed; both or
+    /// neither.
     pub(in crate::nsqd) fn channel_of(
         &mut self,
         now: Instant,
@@ -176,14 +177,13 @@ impl Shared<'_> {
         if self.full_reported & full.bit() == 0 {
             self.full_reported |= full.bit();
             self.full_pending |= full.bit();
-            // Wake whoever waits for the event.
+            // Wake the task that waits for the event.
             self.changed();
         }
         full
     }
 
-    /// How badly a channel is needed, if it can be given back to somebody who needs its room:
-    /// `None` if it cannot.
+    /// Returns how much a channel is needed; `None` if it must not be evicted.
     fn channel_need(&self, now: Instant, channel: &Channel) -> Option<Need> {
         let age = channel.used.age(now);
         let had_messages = || self.topic(channel.topic).is_none_or(|topic| topic.messages > 0);
@@ -200,8 +200,8 @@ impl Shared<'_> {
         })
     }
 
-    /// How badly a topic is needed, if it can be given back to a topic of `origin`: `None` if it
-    /// cannot.
+    /// Returns how much a topic is needed; `None` if it must not be evicted for a topic of
+    /// `origin`.
     fn topic_need(&self, now: Instant, at: u8, origin: Origin) -> Option<Need> {
         let topic = self.topic(at)?;
         let named = topic.origin == Origin::Http;
@@ -220,13 +220,14 @@ impl Shared<'_> {
         Some(need)
     }
 
-    /// The topic that can best be spared, for one of that origin.
+    /// Returns the least needed topic that may be evicted for a topic of `origin`.
     fn evictable_topic(&self, now: Instant, origin: Origin) -> Option<u8> {
         let all = (0..NONE).take(self.topics.len());
         all.filter_map(|at| Some((self.topic_need(now, at, origin)?, at))).min().map(|(_, at)| at)
     }
 
-    /// The channel that can best be spared, of one topic or, if that is [`NONE`], of all.
+    /// Returns the least needed channel that may be evicted, of `topic` or, for [`NONE`], of all
+    /// topics.
     fn evictable_channel(&self, now: Instant, topic: u8) -> Option<u8> {
         let all = (0..NONE).zip(&*self.channels);
         all.filter(|(_, channel)| topic == NONE || channel.topic == topic)
@@ -246,7 +247,7 @@ impl Shared<'_> {
         *count = count.saturating_add(1);
     }
 
-    /// `for_topic` stays, whatever it is, since it gets another one.
+    /// Evicts a channel. `for_topic`, even if ephemeral, stays: it gets the new channel.
     fn evict_channel(&mut self, at: u8, for_topic: u8) {
         self.count_dropped(at);
         if self.channel(at).is_some_and(|channel| channel.topic == for_topic) {
@@ -259,14 +260,14 @@ impl Shared<'_> {
         *count = count.saturating_add(1);
     }
 
-    /// Counts the messages that are dropped with a channel.
+    /// Counts the messages that are dropped with an evicted channel.
     fn count_dropped(&mut self, at: u8) {
         let waiting = self.channel(at).map_or(0, Channel::waiting);
         self.counters.abandoned = self.counters.abandoned.saturating_add(waiting.into());
         self.dropped_pending = self.dropped_pending.saturating_add(waiting);
     }
 
-    /// Deletes a topic with its channels and messages; its subscribers are closed.
+    /// Deletes a topic with its channels and messages. Closes its subscribers.
     pub(in crate::nsqd) fn delete_topic(&mut self, at: u8) {
         for channel in 0..self.channels.len() as u8 {
             if self.channel(channel).is_some_and(|channel| channel.topic == at) {
@@ -278,7 +279,7 @@ impl Shared<'_> {
             *topic = Topic::NEW;
         }
         if self.asked == at {
-            // The next topic in this slot is another one.
+            // The answer is not for the next topic in this slot.
             self.asked = NONE;
         }
         for subscription in &mut *self.subscriptions {
@@ -291,8 +292,8 @@ impl Shared<'_> {
         self.topology_changed();
     }
 
-    /// Deletes a channel with its messages; its subscribers are closed. An ephemeral topic goes
-    /// with its last channel.
+    /// Deletes a channel with its messages, and an ephemeral topic with its last channel. Closes
+    /// the channel's subscribers.
     pub(in crate::nsqd) fn delete_channel(&mut self, at: u8) {
         let Some(topic) = self.channel(at).map(|channel| channel.topic) else { return };
         self.drop_channel(at);
@@ -319,14 +320,14 @@ impl Shared<'_> {
         }
     }
 
-    /// Drops what a topic has not given to its channels.
+    /// Drops the messages that a topic holds back.
     pub(in crate::nsqd) fn empty_topic(&mut self, at: u8) {
         while let Some(message) = self.pop_held(at) {
             self.release(message);
         }
     }
 
-    /// Drops what a channel has: also what is in flight, whose answers come too late then.
+    /// Drops all messages of a channel. Answers to messages in flight are then too late.
     pub(in crate::nsqd) fn empty_channel(&mut self, at: u8) {
         let Some(channel) = self.channel_mut(at).filter(|channel| channel.is_used()) else {
             return;
@@ -409,14 +410,14 @@ impl Shared<'_> {
         self.changed();
     }
 
-    /// A client joins a channel.
+    /// Subscribes a client to a channel.
     pub(in crate::nsqd) fn join(&mut self, id: u8, at: u8) {
         let Some(channel) = self.channel_mut(at) else { return };
         channel.clients = channel.clients.saturating_add(1);
-        let turn = channel.turn;
+        let deliveries = channel.deliveries;
         if let Some(subscription) = self.subscription_mut(id) {
             subscription.channel = at;
-            subscription.turn = turn;
+            subscription.last_delivery = deliveries;
         }
     }
 }

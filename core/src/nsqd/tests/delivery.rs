@@ -1,9 +1,9 @@
-//! To whom messages are delivered, and when again.
+//! Which client gets a message, and when a message is delivered again.
 
 use super::*;
 
 #[test]
-fn a_message_comes_again_when_its_time_is_up() {
+fn a_message_is_delivered_again_after_its_timeout() {
     let mut world = World::new();
     world.send(0, identify("{\"msg_timeout\":1000}")).expect(0, &[response("OK")]);
     world.subscribe(0, 1).put("t", "a").expect(0, &[message(0, 1, "a")]);
@@ -17,9 +17,9 @@ fn a_message_comes_again_when_its_time_is_up() {
     world.expect_empty();
 }
 
-/// pynsq reads a number of 16 bits with a sign.
+/// pynsq reads the number as signed 16 bits.
 #[test]
-fn attempts_stay_at_their_end() {
+fn attempts_saturate_at_32767() {
     let mut world = World::new();
     world.put("t", "a").send(0, "SUB t c\nRDY 1\n");
     world.expect(0, &[response("OK"), message(0, 1, "a")]);
@@ -46,14 +46,14 @@ fn touch_keeps_a_message_no_longer_than_max_msg_timeout() {
 }
 
 #[test]
-fn a_deferred_message_keeps_nobody_waiting() {
+fn deferred_messages_take_no_entries() {
     let mut world = World::new();
     world.subscribe(0, 4);
-    // Four at a time may be in flight; a hundred times that are deferred.
+    // Four messages may be in flight, and many more deferred.
     for n in 0..40 {
         world.put("t", &format!("m{n}"));
         assert_eq!(world.bodies(0), [format!("m{n}")]);
-        // Clamped to an hour.
+        // The delay is limited to an hour.
         world.send(0, format!("REQ {} 9999999\n", id(n)));
     }
     let status = world.channel_status("c");
@@ -68,7 +68,7 @@ fn a_deferred_message_keeps_nobody_waiting() {
 }
 
 #[test]
-fn dpub_waits_its_time_in_each_channel() {
+fn a_dpub_message_is_deferred_in_each_channel() {
     let mut world = World::new();
     let now = world.now;
     world.subscribe(0, 1);
@@ -80,14 +80,18 @@ fn dpub_waits_its_time_in_each_channel() {
     assert_eq!(world.client(0).deadline(), Instant::from_millis(3000));
     world.at(1999).expect(0, &[]);
     world.at(2000).expect(0, &[message(0, 1, "later")]);
-    assert_eq!(world.channel_status("d").depth, 1, "the other one has it, too");
+    assert_eq!(
+        world.channel_status("d").depth,
+        1,
+        "the message waits in the other channel as well"
+    );
     world.nsqd.tick(Instant::from_millis(3000));
     assert_eq!((world.channel_status("d").depth, world.channel_status("d").deferred), (2, 0));
     world.refused(1, "DPUB t 3600001\n", "E_INVALID DPUB timeout 3600001 out of range 0-3600000");
 }
 
 #[test]
-fn what_a_client_had_is_given_to_the_next_at_once() {
+fn messages_of_a_client_that_disconnects_go_to_another_at_once() {
     let mut world = World::new();
     world.subscribe(0, 3).put("t", "a").put("t", "b");
     assert_eq!(world.bodies(0), ["a", "b"]);
@@ -106,7 +110,7 @@ fn what_a_client_had_is_given_to_the_next_at_once() {
 }
 
 #[test]
-fn clients_that_wait_are_served_in_turn() {
+fn waiting_clients_get_messages_in_turn() {
     let mut world = World::new();
     for index in 0..3 {
         world.subscribe(index, 1);
@@ -115,10 +119,10 @@ fn clients_that_wait_are_served_in_turn() {
     for n in 0..30 {
         world.put("t", "x");
         let mut served = None;
-        // Always asked in the same order.
+        // Clients are always polled in the same order.
         for index in [0, 1, 2, 0, 1, 2] {
             if !world.receive(index).is_empty() {
-                assert_eq!(served.replace(index), None, "one gets it");
+                assert_eq!(served.replace(index), None, "only one client gets the message");
             }
         }
         let index = served.unwrap();
@@ -135,23 +139,23 @@ fn one_client_does_not_take_all_entries() {
     for _ in 0..6 {
         world.put("t", "x");
     }
-    // Of four entries the last is for the other one, however late it reads.
+    // The last of four entries is for the other client, however late it reads.
     assert_eq!(world.bodies(0).len() + world.bodies(0).len() + world.bodies(0).len(), 3);
     assert_eq!(world.bodies(1).len(), 1);
-    // Who wants none any more is not waited for.
+    // No entry is kept for a client with RDY 0.
     world.subscribe(2, 1);
     let version = world.nsqd.version();
     world.send(2, "RDY 0\n");
-    assert_ne!(world.nsqd.version(), version, "those that wait are told");
-    // When one is finished, either may have it: the other has got something.
+    assert_ne!(world.nsqd.version(), version, "waiting clients are woken");
+    // The freed entry is for either client, since both have a message.
     let version = world.nsqd.version();
     world.send(0, format!("FIN {}\n", id(0)));
-    assert_ne!(world.nsqd.version(), version, "those that wait are told");
+    assert_ne!(world.nsqd.version(), version, "waiting clients are woken");
     assert_eq!(world.bodies(0).len() + world.bodies(1).len() + world.bodies(0).len(), 1);
 }
 
 #[test]
-fn the_first_channel_gets_what_the_topic_has_and_later_ones_what_comes() {
+fn the_first_channel_gets_held_messages_and_later_channels_only_new_ones() {
     let mut world = World::new();
     world.put("t", "a").put("t", "b");
     assert_eq!(world.nsqd.topics().next().unwrap().depth, 2);
@@ -161,37 +165,16 @@ fn the_first_channel_gets_what_the_topic_has_and_later_ones_what_comes() {
     assert_eq!(world.bodies(0), ["c"]);
     let messages = |name| world.channel_status(name).messages;
     assert_eq!((messages("c"), messages("d")), (3, 1));
-    world
-        .send(
-            0,
-            format!(
-                "FIN {}
-FIN {}
-FIN {}
-",
-                id(0),
-                id(1),
-                id(2)
-            ),
-        )
-        .expect(0, &[]);
+    let fins = format!("FIN {}\nFIN {}\nFIN {}\n", id(0), id(1), id(2));
+    world.send(0, fins).expect(0, &[]);
     let ArenaStatus { blocks, free, .. } = world.nsqd.store();
-    assert_eq!(blocks - free, 1, "the other one has it still");
-    world
-        .send(
-            1,
-            format!(
-                "FIN {}
-",
-                id(2)
-            ),
-        )
-        .expect(1, &[]);
+    assert_eq!(blocks - free, 1, "the other channel still has one");
+    world.send(1, format!("FIN {}\n", id(2))).expect(1, &[]);
     world.expect_empty();
 }
 
 #[test]
-fn a_paused_topic_gives_all_its_channels_everything_later() {
+fn a_paused_topic_gives_held_messages_to_all_its_channels_later() {
     let mut world = World::new();
     let now = world.now;
     let (t, c, d) = (topic("t"), channel("c"), channel("d"));
@@ -201,7 +184,7 @@ fn a_paused_topic_gives_all_its_channels_everything_later() {
     world.nsqd.create(now, &t, Some(&c)).unwrap();
     world.nsqd.create(now, &t, Some(&d)).unwrap();
     let full = world.nsqd.create(now, &t, Some(&channel("e")));
-    assert_eq!(full, Err(NsqdError::TooManyChannels), "a topic has two");
+    assert_eq!(full, Err(NsqdError::TooManyChannels), "a topic has at most two");
     world.put("t", "b").subscribe(0, 4);
     world.send(1, "SUB t d\nRDY 4\n").expect(1, &[response("OK")]);
     assert_eq!(world.nsqd.topics().next().unwrap().depth, 2);
@@ -210,7 +193,7 @@ fn a_paused_topic_gives_all_its_channels_everything_later() {
         (world.bodies(0), world.bodies(1)),
         (vec!["a".into(), "b".into()], vec!["a".into(), "b".into()])
     );
-    // A paused channel keeps its messages to itself.
+    // A paused channel delivers no message.
     world.nsqd.pause(now, &t, Some(&c)).unwrap();
     world.put("t", "c");
     assert_eq!((world.bodies(0).len(), world.bodies(1).len()), (0, 1));
@@ -219,7 +202,7 @@ fn a_paused_topic_gives_all_its_channels_everything_later() {
 }
 
 #[test]
-fn tables_that_are_full_say_so() {
+fn refusals_name_the_full_table() {
     let mut world = World::new();
     world.put("t", "x").put("u", "x");
     let now = world.now;
@@ -238,7 +221,7 @@ fn tables_that_are_full_say_so() {
 }
 
 #[test]
-fn ephemeral_ones_go_with_the_last_that_uses_them() {
+fn ephemeral_topics_and_channels_are_deleted_with_their_last_user() {
     let mut world = World::new();
     world.send(0, "SUB x#ephemeral c#ephemeral\nRDY 1\n").send(1, "SUB x#ephemeral c#ephemeral\n");
     world.put("x#ephemeral", "m");
@@ -253,7 +236,7 @@ fn ephemeral_ones_go_with_the_last_that_uses_them() {
 }
 
 #[test]
-fn deleting_closes_subscribers_without_a_word_and_publishing_makes_it_anew() {
+fn deleting_closes_subscribers_without_an_error_and_publishing_creates_the_topic_again() {
     let mut world = World::new();
     world.subscribe(0, 4).put("t", "a").expect(0, &[message(0, 1, "a")]);
     world.send(1, "SUB t d\n").expect(1, &[response("OK")]);
@@ -262,7 +245,7 @@ fn deleting_closes_subscribers_without_a_word_and_publishing_makes_it_anew() {
     world.expect_link(0, Link::Close).expect(0, &[]).expect_link(1, Link::Up);
     assert_eq!(world.client(0).link(), Link::Close);
     world.nsqd.delete(now, &topic("t"), None).unwrap();
-    assert!(world.client(1).deadline() <= now, "it is to be looked at");
+    assert!(world.client(1).deadline() <= now, "its tick is due");
     world.expect_link(1, Link::Close).expect(1, &[]);
     world.expect_empty();
     assert_eq!(world.nsqd.delete(now, &topic("t"), None), Err(NsqdError::NoTopic));
@@ -272,9 +255,9 @@ fn deleting_closes_subscribers_without_a_word_and_publishing_makes_it_anew() {
 }
 
 #[test]
-fn a_message_half_written_stays_whole_whatever_happens_to_it() {
+fn a_half_written_message_is_completed_whatever_happens_to_it() {
     let body = "0123456789".repeat(30);
-    for what in 0..5 {
+    for case in 0..5 {
         let mut world = World::new();
         world.subscribe(0, 1).put("t", &body);
         let now = world.now;
@@ -284,11 +267,11 @@ fn a_message_half_written_stays_whole_whatever_happens_to_it() {
         bytes.extend(transmit.head);
         bytes.extend(&transmit.body[..100]);
         client.sent(now, 134);
-        match what {
+        match case {
             0 => drop(world.send(0, format!("FIN {}\n", id(0)))),
             1 => world.nsqd.empty(now, &topic("t"), Some(&channel("c"))).unwrap(),
             2 => {
-                // Its time is up, and somebody else is quicker.
+                // Its timeout is over, and another client waits for it.
                 world.send(1, "SUB t c\nRDY 1\n").at(29_000).send(0, "NOP\n").send(1, "NOP\n");
                 world.now = Instant::from_millis(62_000);
                 let now = world.now;
@@ -301,9 +284,9 @@ fn a_message_half_written_stays_whole_whatever_happens_to_it() {
                 world.expect_empty();
                 continue;
             }
-            _ => world.refused_half_way(),
+            _ => world.refused_while_writing(),
         }
-        // Whatever comes now does not lie in its place.
+        // New messages do not take its blocks.
         for _ in 0..200 {
             let now = world.now;
             let _ = world.nsqd.publish(now, &topic("u"), &[b'!'; 50]);
@@ -318,12 +301,12 @@ fn a_message_half_written_stays_whole_whatever_happens_to_it() {
             bytes.extend(transmit.head.iter().chain(transmit.body).take(n));
             client.sent(now, n);
         }
-        assert_eq!(&bytes[34..], body.as_bytes(), "{what}");
+        assert_eq!(&bytes[34..], body.as_bytes(), "case {case}");
     }
 }
 
 impl World {
-    fn refused_half_way(&mut self) {
+    fn refused_while_writing(&mut self) {
         self.send(0, "nonsense\n").expect_link(0, Link::Close);
     }
 }

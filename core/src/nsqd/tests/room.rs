@@ -1,23 +1,23 @@
-//! A store that is full: who waits, who is rejected, what is dropped.
+//! A full store: which clients wait or are refused, and which messages are dropped.
 
 use super::*;
 
 #[test]
-fn what_is_not_read_keeps_nobody_else_waiting() {
+fn a_client_that_does_not_read_does_not_block_others() {
     let mut world = World::with(&WHOLE, 4096);
     world.subscribe(2, 4);
     let many = publish("t", "x").repeat(100);
     let taken = world.take(0, &many);
-    assert!(taken < many.len(), "its answers have no room");
+    assert!(taken < many.len(), "there is no room for more responses");
     let accepted = world.nsqd.counters().accepted;
     assert!((14..=20).contains(&accepted), "{accepted}");
     world.send(1, publish("t", "y")).expect(1, &[response("OK")]);
     assert_eq!(world.receive(0).len() as u64, accepted);
-    assert_eq!(world.take(0, &many[taken..]), taken, "as many again");
+    assert_eq!(world.take(0, &many[taken..]), taken, "the same number of commands again");
 }
 
 #[test]
-fn a_producer_waits_for_room_and_is_told_when_there_is_none() {
+fn a_producer_waits_for_room_and_is_refused_after_publish_wait() {
     let mut world = World::with(&WHOLE, 66 * 4);
     world.subscribe(0, 4);
     world.send(1, publish("t", &"a".repeat(200))).expect(1, &[response("OK")]);
@@ -33,9 +33,9 @@ fn a_producer_waits_for_room_and_is_told_when_there_is_none() {
     world.at(4000).expect(1, &[]);
     let version = world.nsqd.version();
     world.send(0, format!("FIN {}\n", id(0)));
-    assert_ne!(world.nsqd.version(), version, "the waiting one is to look");
+    assert_ne!(world.nsqd.version(), version, "the waiting client is woken");
     world.send(1, "bb").expect(1, &[response("OK")]);
-    // It does not wait for ever.
+    // Without room, the wait ends after `publish_wait`.
     world.send(1, publish("t", &"c".repeat(80))).expect(1, &[response("OK")]);
     world.send(1, publish("t", "d")).expect(1, &[response("OK")]);
     let wait = publish("t", "dd");
@@ -51,7 +51,7 @@ fn a_producer_waits_for_room_and_is_told_when_there_is_none() {
 }
 
 #[test]
-fn waiting_for_room_is_not_silence() {
+fn a_wait_for_room_does_not_count_as_silence() {
     let mut world = World::with(&CONFIG, 66);
     world.send(1, identify("{\"heartbeat_interval\":1000}")).expect(1, &[response("OK")]);
     world.put("t", "a");
@@ -62,12 +62,12 @@ fn waiting_for_room_is_not_silence() {
     let now = world.now;
     world.nsqd.empty(now, &topic("t"), None).unwrap();
     world.send(1, "b").expect(1, &[response("OK")]);
-    // From now on it is.
+    // After the wait, silence counts again.
     world.at(5900).expect_link(1, Link::Up).at(6000).expect_link(1, Link::Close);
 }
 
 #[test]
-fn room_that_came_in_time_counts_even_if_nobody_asked_again() {
+fn room_that_became_free_in_time_is_used_at_the_deadline() {
     let mut world = World::with(&CONFIG, 66 * 2);
     world.put("t", "a").put("t", "b");
     let wait = publish("t", "cc");
@@ -79,10 +79,10 @@ fn room_that_came_in_time_counts_even_if_nobody_asked_again() {
 }
 
 #[test]
-fn a_batch_comes_whole_or_not_at_all() {
+fn a_batch_is_published_as_a_whole_or_not_at_all() {
     let mut world = World::with(&WHOLE, 66 * 8);
     let batch = mpub("t", &["a", "b", "c", "d", "e"]);
-    // Room for all of them is promised to the batch before its messages come.
+    // Room for the whole batch is reserved before its messages arrive.
     let (head, rest) = batch.split_at(b"MPUB t\n".len() + 4 + 4 + 4);
     world.send(0, head);
     assert_eq!(world.nsqd.store().promised, 5);
@@ -91,20 +91,20 @@ fn a_batch_comes_whole_or_not_at_all() {
     assert_eq!(world.nsqd.publish(now, &topic("t"), b"no"), Err(PublishError::Full));
     let (some, last) = rest.split_at(rest.len() - 1);
     world.send(0, some);
-    assert_eq!(world.nsqd.topics().next().unwrap().messages, 3, "not yet");
+    assert_eq!(world.nsqd.topics().next().unwrap().messages, 3, "the batch is incomplete");
     world.send(0, last).expect(0, &[response("OK")]);
     assert_eq!(world.nsqd.topics().next().unwrap().messages, 8);
-    // One that is broken off leaves nothing.
+    // A batch that breaks off leaves nothing.
     world.nsqd.empty(now, &topic("t"), None).unwrap();
     world.send(0, &batch[..batch.len() - 1]);
     let ArenaStatus { free, promised, .. } = world.nsqd.store();
-    assert_eq!((free, promised), (4, 1), "what has not begun to come is only promised");
+    assert_eq!((free, promised), (4, 1), "a message that has not begun is only reserved");
     world.client(0).closed(now, Closed::Peer);
     world.expect_empty();
 }
 
 #[test]
-fn a_batch_that_never_fits_is_refused_for_good() {
+fn a_batch_that_never_fits_gets_a_permanent_error() {
     // Clients can announce 30 blocks.
     let batch = |count: usize, len: usize| mpub("t", &vec![&*"x".repeat(len); count]);
     let with_last = |last: &str| {
@@ -113,13 +113,13 @@ fn a_batch_that_never_fits_is_refused_for_good() {
         bodies.push(last);
         mpub("t", &bodies)
     };
-    // One that just fits: short messages, and such as take two blocks.
+    // Batches that just fit: of messages with one block, and with two.
     for fits in [batch(30, 1), batch(15, 21)] {
         let mut world = World::with(&CONFIG, 66 * 100);
         world.send(0, fits).expect(0, &[response("OK")]);
         assert_eq!(world.nsqd.store().free, 70);
     }
-    // Its numbers say so; they do not, but its messages; also if there is no room now.
+    // One is too long by its announced numbers, one by its messages; with room now and without.
     for (never, count) in [(batch(31, 1), 31), (with_last("xxxxx"), 16)] {
         for others in [0, 40] {
             let mut world = World::with(&CONFIG, 66 * 100);
@@ -134,7 +134,7 @@ fn a_batch_that_never_fits_is_refused_for_good() {
     }
 }
 
-/// A command whose body is announced, and does not come.
+/// Returns a command that announces a body, without the body.
 fn announce(verb: &str, topic: &str, len: u32) -> Vec<u8> {
     [format!("{verb} {topic}\n").as_bytes(), &len.to_be_bytes()].concat()
 }
@@ -145,20 +145,20 @@ fn a_client_that_sends_no_body_does_not_keep_the_application_from_publishing() {
     let now = world.now;
     world.nsqd.publish(now, &topic("readings"), b"21.5").unwrap();
     world.send(0, identify("{\"heartbeat_interval\":60000}")).expect(0, &[response("OK")]);
-    // The longest that is taken, of which one byte comes.
+    // The longest message is announced, and one byte of it arrives.
     let longest = world.nsqd.limits().max_msg_size;
     assert_eq!(longest, 30 * 64 - 44);
     world.send(0, announce("PUB", "junk", longest)).send(0, "x");
     let ArenaStatus { free, announced, .. } = world.nsqd.store();
     assert_eq!((free, announced), (69, 30));
-    // The others of its kind wait.
+    // Another announced message waits.
     assert_eq!(world.take(1, &[&announce("PUB", "junk", 20)[..], b"x"].concat()), 13);
-    // The application and small messages that are here as a whole do not.
+    // The application does not, nor do messages that have completely arrived.
     world.nsqd.publish(now, &topic("readings"), &[b'x'; 200]).unwrap();
     world.send(2, publish("readings", &"x".repeat(200))).expect(2, &[response("OK")]);
     world.send(2, mpub("readings", &["a", "b", "c"])).expect(2, &[response("OK")]);
     assert_eq!(world.nsqd.store().announced, 30);
-    // Not for long.
+    // The announced room is free after `body_timeout`.
     world.at(4999).expect_link(0, Link::Up);
     world.at(5000).expect_link(0, Link::Close);
     world.expect(0, &[error("E_BAD_MESSAGE PUB failed to read message body")]);
@@ -166,12 +166,12 @@ fn a_client_that_sends_no_body_does_not_keep_the_application_from_publishing() {
 }
 
 #[test]
-fn a_body_that_comes_slowly_is_taken_and_one_that_trickles_is_not() {
+fn a_slow_body_is_accepted_and_a_trickled_one_is_not() {
     let mut world = World::with(&CONFIG, 66 * 400);
     let body = "x".repeat(3000);
     let whole = publish("t", &body);
     let (mut rest, mut now) = (&whole[..], 0);
-    // A KiB each time, a moment before the last.
+    // Each KiB arrives just before its deadline.
     while !rest.is_empty() {
         let (piece, after) = rest.split_at(rest.len().min(1024));
         world.at(now).send(0, piece);
@@ -181,7 +181,7 @@ fn a_body_that_comes_slowly_is_taken_and_one_that_trickles_is_not() {
     for client in [0, 1] {
         world.open(client);
     }
-    // A byte a second; a body that has all but its last byte.
+    // One body with a byte a second; another without its last byte.
     let begun = world.now.as_micros() / 1000 - 1000;
     world.send(0, &whole[..20]).send(1, &whole[..whole.len() - 1]);
     for second in 1..5 {
@@ -191,13 +191,13 @@ fn a_body_that_comes_slowly_is_taken_and_one_that_trickles_is_not() {
     world.at(begun + 5000).expect_link(0, Link::Close).expect_link(1, Link::Close);
     assert_eq!(world.nsqd.counters().body_timeouts, 2);
     let used = world.nsqd.store().blocks - world.nsqd.store().free;
-    assert_eq!(usize::from(used), message_cost(3000, 2) / 66, "theirs is free");
+    assert_eq!(usize::from(used), message_cost(3000, 2) / 66, "the room of both bodies is free");
 }
 
 #[test]
 fn a_trickled_batch_has_the_same_deadline() {
     let mut world = World::with(&CONFIG, 66 * 100);
-    // Whole messages, one a second, each of which may seem to be all there is.
+    // A complete message each second, which might look like the end of the batch.
     let one = [&1u32.to_be_bytes()[..], b"x"].concat();
     let head = [&announce("MPUB", "t", 4 + 30 * 5)[..], &30u32.to_be_bytes()].concat();
     world.send(0, [head, one.clone()].concat());
@@ -211,19 +211,19 @@ fn a_trickled_batch_has_the_same_deadline() {
 }
 
 #[test]
-fn who_lies_about_a_batch_holds_no_more_than_its_share() {
+fn a_batch_with_a_false_length_holds_no_more_than_the_announced_share() {
     let mut world = World::with(&CONFIG, 66 * 100);
-    // Another one has all of it.
+    // Another client holds all of the share.
     let hold = world.nsqd.limits().max_msg_size;
     world.send(0, [announce("PUB", "t", hold), vec![b'x']].concat());
     let count = 20u32.to_be_bytes();
     let body = [&count[..], &[&1u32.to_be_bytes()[..], b"x"].concat().repeat(20)].concat();
     let truth = [&announce("MPUB", "t", body.len() as u32)[..], &body].concat();
-    // All of it is here, if it is as long as it says: but its first message is longer.
+    // By its announced length the batch has arrived, but its first message is longer.
     let mut lie = truth.clone();
     lie[b"MPUB t\n".len() + 4 + 4 + 3] = 200;
     world.send(1, lie).expect(1, &[error("E_MPUB_FAILED MPUB failed no room")]);
-    // Or there is more of it than it says.
+    // The announced length is longer than what has arrived.
     let now = world.now;
     world.client(1).closed(now, Closed::Peer);
     world.open(1);
@@ -231,7 +231,7 @@ fn who_lies_about_a_batch_holds_no_more_than_its_share() {
     lie[b"MPUB t\n".len() + 4 + 3] = 21;
     lie[b"MPUB t\n".len() + 3] += 5;
     lie.extend([0, 0, 0]);
-    assert_eq!(world.take(1, &lie), 15, "not all that it announces is here: it waits");
+    assert_eq!(world.take(1, &lie), 15, "the batch is incomplete and waits");
     world.client(1).closed(now, Closed::Peer);
     world.open(1);
     lie[b"MPUB t\n".len() + 4 + 3] = 20;
@@ -241,14 +241,14 @@ fn who_lies_about_a_batch_holds_no_more_than_its_share() {
 }
 
 #[test]
-fn what_is_here_as_a_whole_does_not_count_as_announced() {
+fn a_complete_batch_does_not_count_as_announced() {
     const ANY: Config<'_> = Config { unconsumed_percent: 100, ..CONFIG };
     let mut world = World::with(&ANY, 66 * 100);
     world.send(0, "SUB t c\nRDY 1\n").expect(0, &[response("OK")]);
     for _ in 0..63 {
         world.send(1, publish("t", "x")).expect(1, &[response("OK")]);
     }
-    // 20 messages of one block each on average: in fact 30, of which 25 are free.
+    // 20 messages look like 20 blocks but take 30, of which 25 are free.
     let bodies: Vec<_> = (0u32..20).map(|n| vec![b'x'; 19 + 2 * (n as usize % 2)]).collect();
     let mut body = 20u32.to_be_bytes().to_vec();
     for one in &bodies {
@@ -257,7 +257,7 @@ fn what_is_here_as_a_whole_does_not_count_as_announced() {
     }
     let batch = [announce("MPUB", "t", body.len() as u32), body].concat();
     let taken = world.take(1, &batch);
-    assert!(taken < batch.len(), "it waits for room");
+    assert!(taken < batch.len(), "the batch waits for room");
     let ArenaStatus { free, announced, .. } = world.nsqd.store();
     assert!(free < 20 && announced == 0, "{free} free, {announced} announced");
     for number in 0..10 {
@@ -270,8 +270,8 @@ fn what_is_here_as_a_whole_does_not_count_as_announced() {
 }
 
 #[test]
-fn the_last_blocks_are_the_applications() {
-    // 12 of 100.
+fn the_reserve_is_only_for_the_application() {
+    // The reserve has 12 of 100 blocks.
     const ANY: Config<'_> = Config { unconsumed_percent: 100, ..CONFIG };
     let mut world = World::with(&ANY, 66 * 100);
     world.send(0, "SUB t c\n").expect(0, &[response("OK")]);
@@ -285,7 +285,7 @@ fn the_last_blocks_are_the_applications() {
     }
     let now = world.now;
     assert_eq!(world.nsqd.publish(now, &topic("t"), b"x"), Err(PublishError::Full));
-    // What is free is first the application's again.
+    // The first 12 free blocks are the application's again.
     world.send(0, "RDY 1\n");
     for number in 0..12 {
         assert_eq!(world.receive(0).len(), 1);
@@ -298,7 +298,7 @@ fn the_last_blocks_are_the_applications() {
 }
 
 #[test]
-fn of_the_applications_messages_clients_have_none_dropped_that_its_reserve_has_room_for() {
+fn clients_do_not_displace_the_applications_messages_within_its_reserve() {
     const DROP: Config<'_> = Config { full: Full::DropOldest, ..CONFIG };
     let mut world = World::with(&DROP, 66 * 100);
     for _ in 0..20 {
@@ -311,12 +311,12 @@ fn of_the_applications_messages_clients_have_none_dropped_that_its_reserve_has_r
         |world: &World, name| world.nsqd.topics().find(|it| *it.name == topic(name)).unwrap().depth;
     assert_eq!((depth(&world, "t"), depth(&world, "u")), (12, 88));
     assert_eq!(world.nsqd.counters().dropped, 8 + 412);
-    // The application's own are not spared for the application.
+    // The application's own messages are dropped for the application.
     for _ in 0..100 {
         world.put("t", "own");
     }
     assert_eq!((depth(&world, "t"), depth(&world, "u")), (100, 0));
-    // What it has beyond the reserve makes room for others.
+    // Beyond the reserve they are dropped for clients.
     for _ in 0..88 {
         world.send(1, publish("u", "x")).expect(1, &[response("OK")]);
     }
@@ -324,7 +324,7 @@ fn of_the_applications_messages_clients_have_none_dropped_that_its_reserve_has_r
 }
 
 #[test]
-fn a_client_that_is_full_of_what_others_hold_leaves_nothing_behind() {
+fn a_client_that_disconnects_in_a_body_leaves_no_blocks_taken() {
     let mut world = World::with(&CONFIG, 66 * 100);
     let now = world.now;
     for _ in 0..3 {
@@ -340,11 +340,11 @@ fn a_client_that_is_full_of_what_others_hold_leaves_nothing_behind() {
 }
 
 #[test]
-fn what_nobody_consumes_does_not_refuse_others() {
+fn an_unconsumed_topic_does_not_block_others() {
     let mut world = World::with(&CONFIG, 66 * 100);
     let wait = publish("junk", "xx");
     let full = error("E_PUB_FAILED PUB failed no room for what nobody consumes");
-    // One topic has 7/8 of 50 blocks, and all of them 50 together.
+    // One unconsumed topic can take 7/8 of 50 blocks, all together 50.
     for _ in 0..44 {
         world.send(0, publish("junk", "x")).expect(0, &[response("OK")]);
     }
@@ -356,7 +356,7 @@ fn what_nobody_consumes_does_not_refuse_others() {
     assert_eq!(world.take(1, &other), other.len() - 2);
     world.at(4999).expect_link(0, Link::Up);
     world.at(5000).expect_link(0, Link::Close).expect(0, &[full]);
-    // The application is not bound by that, and who consumes makes room.
+    // The bound is not for the application, nor for a topic with a finished message.
     for _ in 0..20 {
         world.put("t", "own");
     }
@@ -367,7 +367,7 @@ fn what_nobody_consumes_does_not_refuse_others() {
     for _ in 0..10 {
         world.send(1, publish("t", "x")).expect(1, &[response("OK")]);
     }
-    // For a minute.
+    // This lasts for a minute.
     world.at(5000 + 59_900).send(1, publish("t", "x")).expect_link(1, Link::Up);
     world.receive(1);
     world.at(5000 + 60_100);
@@ -375,7 +375,7 @@ fn what_nobody_consumes_does_not_refuse_others() {
 }
 
 #[test]
-fn what_nobody_consumes_goes_after_an_age_if_others_need_the_room() {
+fn unconsumed_messages_expire_if_others_need_the_room() {
     let mut world = World::with(&CONFIG, 66 * 100);
     let begun = world.now.as_micros() >> 16;
     for _ in 0..44 {
@@ -383,7 +383,7 @@ fn what_nobody_consumes_goes_after_an_age_if_others_need_the_room() {
     }
     let wait = publish("junk", "xx");
     let age = 300_000_000 >> 16;
-    // The unit's last moment before, and its first.
+    // Just before the age, and exactly at it.
     world.now = Instant::from_micros(((begun + age) << 16) - 1);
     assert_eq!(world.take(0, &wait), wait.len() - 2);
     assert_eq!(world.nsqd.counters().expired, 0);
@@ -397,16 +397,16 @@ fn what_nobody_consumes_goes_after_an_age_if_others_need_the_room() {
     assert_eq!(junk(&world), (44, 1));
     let is_expired = |event: &Event| matches!(event, Event::Expired { .. });
     let events: Vec<_> = core::iter::from_fn(|| world.nsqd.poll_event()).collect();
-    let said: Vec<_> = events.into_iter().filter(is_expired).collect();
-    assert_eq!(said, [Event::Expired { count: 1 }]);
-    // Also for the application; as many as it needs.
+    let expired: Vec<_> = events.into_iter().filter(is_expired).collect();
+    assert_eq!(expired, [Event::Expired { count: 1 }]);
+    // Messages also expire for the application, as many as it needs.
     for _ in 0..56 {
         world.put("t", "x");
     }
     assert_eq!((world.nsqd.store().free, junk(&world)), (0, (44, 1)));
     world.put("t", &"x".repeat(100));
     assert_eq!(junk(&world), (41, 4));
-    // What the application has made is kept, whoever publishes there; so is what has a channel.
+    // Not in a topic that the application has created, nor in one with a channel.
     let now = world.now;
     world.nsqd.create(now, &topic("junk"), None).unwrap();
     assert_eq!(world.nsqd.publish(now, &topic("t"), b"x"), Err(PublishError::Full));
@@ -418,7 +418,7 @@ fn what_nobody_consumes_goes_after_an_age_if_others_need_the_room() {
     }
     world.now = Instant::from_millis(10_000_000);
     assert_eq!(world.take(0, &wait), wait.len() - 2);
-    // Zero keeps all.
+    // With zero no message expires.
     const KEEP: Config<'_> = Config { unconsumed_age: Span::ZERO, ..CONFIG };
     let mut world = World::with(&KEEP, 66 * 100);
     for _ in 0..44 {
@@ -430,7 +430,7 @@ fn what_nobody_consumes_goes_after_an_age_if_others_need_the_room() {
 }
 
 #[test]
-fn who_comes_second_to_the_last_room_for_what_nobody_consumes_is_refused() {
+fn the_second_client_for_the_last_unconsumed_room_is_refused() {
     let mut world = World::with(&CONFIG, 66 * 100);
     for _ in 0..43 {
         world.send(0, publish("t", "x")).expect(0, &[response("OK")]);
@@ -459,12 +459,12 @@ fn two_batches_do_not_starve_each_other() {
 }
 
 #[test]
-fn the_oldest_makes_room_if_so_configured() {
+fn drop_oldest_drops_the_oldest_waiting_message() {
     const DROP: Config<'_> = Config { full: Full::DropOldest, ..CONFIG };
     let mut world = World::with(&DROP, 66 * 4);
     world.subscribe(0, 1).put("t", "a").put("t", "b").put("u", "c").put("t", "d");
     assert_eq!(world.bodies(0), ["a"]);
-    // "a" is in flight: the next oldest goes.
+    // "a" is in flight: the next oldest is dropped.
     world.put("t", "e").put("t", "f");
     assert_eq!(world.nsqd.counters().dropped, 2);
     assert_eq!(world.nsqd.poll_event(), Some(Event::Dropped { count: 2 }));
@@ -472,24 +472,24 @@ fn the_oldest_makes_room_if_so_configured() {
     assert_eq!((dropped("t"), dropped("u")), (1, 1));
     world.send(0, "RDY 4\n");
     assert_eq!(world.bodies(0), ["d", "e", "f"]);
-    // All are in flight.
+    // All messages are in flight.
     let now = world.now;
     assert_eq!(world.nsqd.publish(now, &topic("t"), b"g"), Err(PublishError::Full));
-    // Deferred ones go as well.
+    // Deferred messages are dropped as well.
     world.send(0, format!("REQ {} 5000\n", id(3))).put("t", "g");
     assert_eq!(world.channel_status("c").deferred, 0);
     assert_eq!(world.channel_status("c").dropped, 2);
 }
 
-/// As a board has it.
+/// The setting of the example for boards.
 const DROP_ANSWERED: Config<'_> = Config { full: Full::DropAnswered, ..CONFIG };
 
 #[test]
-fn what_one_channel_is_done_with_makes_room_for_the_application() {
+fn messages_that_one_channel_has_finished_make_room_for_the_application() {
     let mut world = World::with(&DROP_ANSWERED, 66 * 100);
     world.subscribe(0, 1);
     world.send(1, "SUB t d\n").expect(1, &[response("OK")]);
-    // Nobody consumes `d`.
+    // No client consumes `d`.
     for number in 0..150 {
         world.put("t", "x");
         assert_eq!(world.bodies(0), ["x"]);
@@ -498,7 +498,7 @@ fn what_one_channel_is_done_with_makes_room_for_the_application() {
     assert_eq!(world.nsqd.counters().dropped, 50);
     let dropped = |world: &World, name| world.channel_status(name).dropped;
     assert_eq!((dropped(&world, "c"), dropped(&world, "d")), (0, 50));
-    // Clients wait all the same, and what nobody has answered stays.
+    // Clients wait, and messages without an answer stay.
     let wait = publish("t", "x");
     assert!(world.take(2, &wait) < wait.len());
     world.send(0, "RDY 0\n");
@@ -512,27 +512,27 @@ fn what_one_channel_is_done_with_makes_room_for_the_application() {
 }
 
 #[test]
-fn who_does_not_answer_leaves_room_of_the_reserve_to_the_application() {
+fn clients_that_do_not_answer_leave_room_in_the_reserve() {
     let mut world = World::with(&DROP_ANSWERED, 66 * 100);
     world.subscribe(0, 0);
-    // No more than the reserve is free: each of three clients may have a sixth of it in flight.
+    // Only the reserve is free: a channel may have a sixth of it in flight, with three clients.
     for _ in 0..88 {
         world.put("t", "x");
     }
     world.send(0, "RDY 4\n");
     assert_eq!(world.bodies(0), ["x", "x"]);
-    // Who has nothing gets one.
+    // A client with nothing in flight gets one.
     world.send(1, "SUB t c\nRDY 4\n").expect(1, &[response("OK"), message(2, 1, "x")]);
     assert_eq!(world.bodies(0), [""; 0]);
     assert_eq!(world.channel_status("c").in_flight, 3);
-    // Once more is free they get all that they ask for.
+    // Once more is free, clients get all messages that RDY allows.
     world.send(1, format!("FIN {}\n", id(2)));
     for client in [0, 1, 0, 1] {
         world.receive(client);
     }
     assert_eq!(world.channel_status("c").in_flight, 4);
 
-    // An nsqd that refuses gives all at once.
+    // With `Full::Refuse` this bound does not exist.
     let mut world = World::with(&CONFIG, 66 * 100);
     world.subscribe(0, 0);
     for _ in 0..88 {
@@ -543,7 +543,7 @@ fn who_does_not_answer_leaves_room_of_the_reserve_to_the_application() {
 }
 
 #[test]
-fn a_node_that_refuses_drops_nothing_that_a_channel_still_needs() {
+fn refuse_drops_no_message_that_a_channel_still_needs() {
     let mut world = World::with(&CONFIG, 66 * 100);
     world.subscribe(0, 1);
     world.send(1, "SUB t d\n").expect(1, &[response("OK")]);
@@ -559,7 +559,7 @@ fn a_node_that_refuses_drops_nothing_that_a_channel_still_needs() {
 }
 
 #[test]
-fn what_is_sent_back_for_later_makes_room_for_the_application() {
+fn messages_requeued_with_a_delay_make_room_for_the_application() {
     let mut world = World::with(&DROP_ANSWERED, 66 * 100);
     world.subscribe(0, 1);
     for number in 0..150 {
@@ -569,7 +569,7 @@ fn what_is_sent_back_for_later_makes_room_for_the_application() {
     }
     assert_eq!(world.nsqd.counters().dropped, 50);
     assert_eq!(world.channel_status("c").deferred, 100);
-    // Sent back to be delivered at once, or taken back, it stays.
+    // A message that is requeued without a delay, or after its timeout, stays.
     let mut world = World::with(&DROP_ANSWERED, 66 * 100);
     world.subscribe(0, 1).put("t", "x");
     assert_eq!(world.bodies(0), ["x"]);

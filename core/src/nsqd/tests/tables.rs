@@ -1,15 +1,15 @@
-//! Tables that are full: what is given back for others, in which order, and what never is.
+//! Full tables: which topics and channels are evicted, in which order, and which never are.
 
 use super::*;
 
 impl World {
-    /// A client subscribes, and leaves at once.
-    fn pass(&mut self, topic: &str, channel: &str) -> &mut Self {
+    /// Subscribes a client that disconnects at once.
+    fn sub_once(&mut self, topic: &str, channel: &str) -> &mut Self {
         self.send(2, format!("SUB {topic} {channel}\n")).expect(2, &[response("OK")]);
         self.leave(2)
     }
 
-    /// Time passes, and clients answer heartbeats.
+    /// Advances the time to `ms` after the start, while clients answer heartbeats.
     fn later(&mut self, ms: u64) -> &mut Self {
         let until = Instant::from_millis(1000 + ms);
         while self.now < until {
@@ -30,7 +30,7 @@ impl World {
         self
     }
 
-    /// A client publishes.
+    /// Publishes a message of a client.
     #[track_caller]
     fn publishes(&mut self, topic: &str) -> &mut Self {
         self.send(1, publish(topic, "x")).expect(1, &[response("OK")])
@@ -59,30 +59,31 @@ impl World {
         names.join(" ")
     }
 
-    fn given_back(&self) -> (u32, u32, u64) {
+    /// Returns the numbers of evicted topics, of evicted channels, and of messages lost with these.
+    fn evicted(&self) -> (u32, u32, u64) {
         let counters = self.nsqd.counters();
         (counters.topics_given_back, counters.channels_given_back, counters.abandoned)
     }
 }
 
 #[test]
-fn topics_of_clients_that_left_are_given_back_at_once_the_longest_unused_first() {
+fn topics_of_clients_that_left_are_evicted_at_once_the_longest_unused_first() {
     let mut world = World::new();
-    world.pass("x", "c").later(500).pass("y", "c");
+    world.sub_once("x", "c").later(500).sub_once("y", "c");
     // Used again.
-    world.later(1000).pass("x", "c");
+    world.later(1000).sub_once("x", "c");
     world.later(1500).publishes("readings");
-    assert_eq!((world.names(), world.given_back()), ("readings x x/c".into(), (1, 0, 0)));
-    // What has messages stays; who is subscribed, too.
+    assert_eq!((world.names(), world.evicted()), ("readings x x/c".into(), (1, 0, 0)));
+    // A topic with messages or a subscriber is not evicted.
     world.send(0, "SUB y c\n").expect(0, &[response("OK")]);
     assert_eq!(world.names(), "readings y y/c");
     world.has_no_topic_for("z");
     world.leave(0).send(0, "SUB z c\n").expect(0, &[response("OK")]);
-    assert_eq!((world.names(), world.given_back()), ("readings z z/c".into(), (3, 0, 0)));
+    assert_eq!((world.names(), world.evicted()), ("readings z z/c".into(), (3, 0, 0)));
 }
 
 #[test]
-fn a_topic_without_messages_is_given_back_and_one_with_messages_is_not() {
+fn a_topic_without_messages_is_evicted_and_one_with_messages_is_not() {
     let mut world = World::new();
     let now = world.now;
     world.publishes("x").publishes("y");
@@ -93,61 +94,61 @@ fn a_topic_without_messages_is_given_back_and_one_with_messages_is_not() {
 }
 
 #[test]
-fn a_channel_that_has_delivered_nothing_waits_for_its_client_for_60_s() {
+fn a_channel_that_has_delivered_nothing_is_kept_for_60_s() {
     let mut world = World::new();
-    // Its topic has had a message.
+    // The topic has had a message.
     world.send(0, "SUB t a\nRDY 0\n").expect(0, &[response("OK")]);
-    world.publishes("t").pass("t", "b");
+    world.publishes("t").sub_once("t", "b");
     world.has_no_channel_for("t", "c");
     world.later(59_900).has_no_channel_for("t", "c");
-    world.later(60_200).pass("t", "c");
-    assert_eq!((world.names(), world.given_back()), ("t t/a t/c".into(), (0, 1, 0)));
-    // Its client may be there for as long as it likes, and with nothing.
-    world.later(200_000).pass("t", "d").leave(0);
+    world.later(60_200).sub_once("t", "c");
+    assert_eq!((world.names(), world.evicted()), ("t t/a t/c".into(), (0, 1, 0)));
+    // A channel with a client is not evicted.
+    world.later(200_000).sub_once("t", "d").leave(0);
     assert_eq!(world.names(), "t t/a t/d");
     world.later(259_000).has_no_channel_for("t", "e");
 }
 
 #[test]
-fn a_channel_is_given_back_at_once_if_its_topic_never_had_a_message() {
+fn a_channel_is_evicted_at_once_if_its_topic_never_had_a_message() {
     let mut world = World::new();
-    world.pass("t", "a").later(100).pass("t", "b").later(200).pass("t", "c");
-    assert_eq!((world.names(), world.given_back()), ("t t/b t/c".into(), (0, 1, 0)));
-    // The topic stays, also an ephemeral one.
-    world.pass("e#ephemeral", "a").pass("e#ephemeral", "b").pass("e#ephemeral", "c");
+    world.sub_once("t", "a").later(100).sub_once("t", "b").later(200).sub_once("t", "c");
+    assert_eq!((world.names(), world.evicted()), ("t t/b t/c".into(), (0, 1, 0)));
+    // The topic stays, even an ephemeral one.
+    world.sub_once("e#ephemeral", "a").sub_once("e#ephemeral", "b").sub_once("e#ephemeral", "c");
     assert_eq!(world.nsqd.topics().count(), 2);
-    assert_eq!(world.given_back(), (0, 2, 0));
+    assert_eq!(world.evicted(), (0, 2, 0));
 }
 
 #[test]
-fn channels_without_messages_go_first_and_what_waits_in_others_is_counted() {
+fn channels_without_messages_are_evicted_first_and_lost_messages_are_counted() {
     let mut world = World::new();
-    world.pass("t", "a").publishes("t").publishes("t");
+    world.sub_once("t", "a").publishes("t").publishes("t");
     world.later(5000).send(0, "SUB t b\n").expect(0, &[response("OK")]).leave(0);
-    // Used after the other, but nothing is lost with it.
-    world.later(70_000).pass("t", "c");
-    assert_eq!((world.names(), world.given_back()), ("t t/a t/c".into(), (0, 1, 0)));
+    // `b` was used more recently, but has no message.
+    world.later(70_000).sub_once("t", "c");
+    assert_eq!((world.names(), world.evicted()), ("t t/a t/c".into(), (0, 1, 0)));
     world.send(0, "SUB t d\n").expect(0, &[response("OK")]);
-    assert_eq!((world.names(), world.given_back()), ("t t/c t/d".into(), (0, 2, 2)));
+    assert_eq!((world.names(), world.evicted()), ("t t/c t/d".into(), (0, 2, 2)));
     world.expect_empty();
     world.nsqd.poll_event();
-    assert_eq!(world.nsqd.counters().dropped, 0, "nothing was dropped for messages");
+    assert_eq!(world.nsqd.counters().dropped, 0, "no message was dropped for another message");
 }
 
 #[test]
-fn a_topic_goes_with_its_channels_and_their_messages_when_no_other_can() {
+fn a_topic_is_evicted_with_its_channels_messages_if_no_other_can_be() {
     let mut world = World::new();
-    world.pass("x", "c").publishes("x").pass("y", "c").publishes("y").publishes("y");
+    world.sub_once("x", "c").publishes("x").sub_once("y", "c").publishes("y").publishes("y");
     world.later(59_000).has_no_topic_for("z");
     world.later(61_000).publishes("z");
-    assert_eq!((world.names(), world.given_back()), ("y y/c z".into(), (1, 0, 1)));
-    let told = core::iter::from_fn(|| world.nsqd.poll_event());
-    let told: Vec<_> = told.filter(|it| !matches!(it, Event::Client { .. })).collect();
-    assert_eq!(told, [Event::Dropped { count: 1 }, Event::TableFull(TableFull::Topics)]);
+    assert_eq!((world.names(), world.evicted()), ("y y/c z".into(), (1, 0, 1)));
+    let events = core::iter::from_fn(|| world.nsqd.poll_event());
+    let events: Vec<_> = events.filter(|it| !matches!(it, Event::Client { .. })).collect();
+    assert_eq!(events, [Event::Dropped { count: 1 }, Event::TableFull(TableFull::Topics)]);
 }
 
 #[test]
-fn what_has_delivered_is_never_given_back() {
+fn a_channel_that_has_delivered_is_never_evicted() {
     let mut world = World::new();
     for name in ["x", "y"] {
         world.send(0, format!("SUB {name} c\nRDY 1\n")).expect(0, &[response("OK")]);
@@ -168,33 +169,33 @@ impl World {
 }
 
 #[test]
-fn what_the_application_named_is_never_given_back() {
+fn topics_and_channels_of_the_application_are_never_evicted() {
     let mut world = World::new();
     let now = world.now;
-    // By publishing, by name, and also what a client had made before.
-    world.pass("x", "c").put("x", "m");
+    // The application publishes to a topic that a client made, and creates another.
+    world.sub_once("x", "c").put("x", "m");
     world.nsqd.empty(now, &topic("x"), Some(&channel("c"))).unwrap();
     world.nsqd.create(now, &topic("y"), None).unwrap();
     world.later(10_000_000).has_no_topic_for("z");
     let now = world.now;
     assert_eq!(world.nsqd.create(now, &topic("z"), None), Err(NsqdError::TooManyTopics));
-    // A channel, too.
-    world.pass("y", "a").pass("y", "b");
+    // The same for channels that clients made.
+    world.sub_once("y", "a").sub_once("y", "b");
     for name in ["a", "b"] {
         world.nsqd.create(now, &topic("y"), Some(&channel(name))).unwrap();
     }
     world.later(20_000_000).has_no_channel_for("y", "c");
-    // But not what others made in its topics.
+    // Channels that clients made in the application's topics are evicted.
     world.nsqd.delete(now, &topic("y"), Some(&channel("a"))).unwrap();
-    world.pass("y", "d").pass("y", "e");
+    world.sub_once("y", "d").sub_once("y", "e");
     assert_eq!(world.names(), "x x/c y y/b y/e");
 }
 
 #[test]
-fn what_is_paused_is_not_given_back() {
+fn paused_topics_and_channels_are_not_evicted() {
     let mut world = World::new();
     let now = world.now;
-    world.pass("x", "c").pass("y", "c");
+    world.sub_once("x", "c").sub_once("y", "c");
     world.nsqd.pause(now, &topic("x"), None).unwrap();
     world.nsqd.pause(now, &topic("y"), Some(&channel("c"))).unwrap();
     world.later(100_000).has_no_topic_for("z");
@@ -204,20 +205,20 @@ fn what_is_paused_is_not_given_back() {
 }
 
 #[test]
-fn the_table_of_all_channels_is_full() {
+fn a_full_table_of_channels_evicts_an_unused_channel() {
     let mut world = World::new();
-    // Four, of two topics; two are in use.
+    // Four channels of two topics; two are in use.
     world.send(0, "SUB t a\n").expect(0, &[response("OK")]);
-    world.pass("t", "b").pass("u#ephemeral", "c").publishes("u#ephemeral").later(1000);
+    world.sub_once("t", "b").sub_once("u#ephemeral", "c").publishes("u#ephemeral").later(1000);
     world.send(1, "SUB u#ephemeral d\n").expect(1, &[response("OK")]);
-    // A topic that is there: its own goes, since its topic had no message.
+    // `b` is evicted, because its topic had no message.
     world.send(2, "SUB t e\n").expect(2, &[response("OK")]);
     assert_eq!(world.names(), "t t/a t/e u#ephemeral u#ephemeral/c u#ephemeral/d");
 }
 
 #[test]
-fn who_is_refused_changes_nothing_and_it_is_said_once() {
-    // Three topics, and two channels for all of them.
+fn a_refused_subscription_changes_nothing_and_is_reported_once() {
+    // Room for three topics, and for two channels of all topics.
     let storage = Box::leak(Box::new(Storage::<3, 2, 3, 4>::new()));
     let nsqd = Nsqd::new(&CONFIG, storage, vec![0; 4096].leak()).unwrap();
     let mut world = World { nsqd, now: Instant::from_millis(1000), frames: Vec::new() };
@@ -232,35 +233,43 @@ fn who_is_refused_changes_nothing_and_it_is_said_once() {
     }
     let names = world.names();
     let text = "E_SUB_FAILED SUB failed no room for another channel";
-    let told = |world: &mut World| {
+    let events = |world: &mut World| {
         let events = core::iter::from_fn(|| world.nsqd.poll_event());
         events.filter(|it| !matches!(it, Event::Client { .. })).collect::<Vec<_>>()
     };
     let version = world.nsqd.version();
     world.refused(0, "SUB x c\n", text);
     assert_ne!(world.nsqd.version(), version);
-    assert_eq!(told(&mut world), [Event::TableFull(TableFull::Channels)]);
+    assert_eq!(events(&mut world), [Event::TableFull(TableFull::Channels)]);
     world.refused(0, "SUB x c\n", text);
-    assert_eq!(told(&mut world), []);
-    assert_eq!(world.names(), names, "nor was its topic made");
-    // Of a topic that is there.
+    assert_eq!(events(&mut world), []);
+    assert_eq!(world.names(), names, "its topic was not created");
+    // A channel of an existing topic.
     world.nsqd.delete(now, &topic("t"), Some(&channel("b"))).unwrap();
     world.nsqd.create(now, &topic("u"), None).unwrap();
     world.nsqd.create(now, &topic("u"), Some(&channel("b"))).unwrap();
     world.refused(0, "SUB u d\n", text);
-    assert_eq!(told(&mut world), [Event::TableFull(TableFull::Channels)], "there was room");
+    assert_eq!(
+        events(&mut world),
+        [Event::TableFull(TableFull::Channels)],
+        "there was room meanwhile"
+    );
     world.nsqd.create(now, &topic("v"), None).unwrap();
     world.has_no_topic_for("w");
     world.refused(0, "SUB u d\n", text);
-    assert_eq!(told(&mut world), [Event::TableFull(TableFull::Topics)], "each by itself");
+    assert_eq!(
+        events(&mut world),
+        [Event::TableFull(TableFull::Topics)],
+        "each table is reported separately"
+    );
     let counters = world.nsqd.counters();
     let refused = (counters.topics_refused, counters.channels_refused);
     assert_eq!((refused, counters.channels_of_topic_refused), ((2, 4), 0));
-    assert_eq!(world.given_back(), (0, 0, 0));
+    assert_eq!(world.evicted(), (0, 0, 0));
 }
 
 #[test]
-fn clients_that_published_to_a_topic_that_was_given_back_published_nothing_to_the_next() {
+fn published_messages_of_an_evicted_topic_are_not_counted_for_the_next() {
     let mut world = World::new();
     let now = world.now;
     world.put("t", "x").publishes("x");
