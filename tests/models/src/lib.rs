@@ -1,7 +1,7 @@
-//! What the tests of all crates share: models of NSQ's servers, and what they are played on.
+//! Tools that the tests of all crates share: models of NSQ's servers, a generator and a waker.
 //!
-//! They speak bytes and times, in microseconds, and know nothing of nanonsq, so that the core's
-//! unit tests can use them as well.
+//! They use bytes and microseconds, and know nothing of nanonsq, so that the core's unit tests can
+//! use them as well.
 
 pub mod nsqd;
 pub mod nsqlookupd;

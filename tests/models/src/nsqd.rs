@@ -1,5 +1,5 @@
-//! A model nsqd 1.3.0: what a client meets of `nsqd/protocol_v2.go`. It shares no code with
-//! nanonsq, and the simulator's `tests/differential.rs` holds it against the real one.
+//! A model of nsqd 1.3.0 (`nsqd/protocol_v2.go`). It shares no code with nanonsq; the simulator's
+//! `tests/differential.rs` compares it with the real one.
 
 mod channel;
 
@@ -12,7 +12,7 @@ use crate::random::Random;
 use crate::server::{ConnId, Kind, Out, Seen, Server, body, is_name};
 use channel::{Channels, Key};
 
-/// What it takes, and what it asks for.
+/// Limits and requirements.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// `--max-msg-size`
@@ -21,14 +21,14 @@ pub struct Settings {
     pub max_body_size: i32,
     /// `--max-rdy-count`
     pub max_rdy_count: u64,
-    /// The secret that AUTH must bring; the topic `forbidden` is for nobody.
+    /// The secret that AUTH requires; nobody may publish to the topic `forbidden`.
     pub secret: Option<Vec<u8>>,
-    /// `--tls-required`, which nobody here speaks.
+    /// `--tls-required`; no client here supports TLS.
     pub tls: bool,
-    /// The most messages in an MPUB, beyond which it has no room, as it says. As a node of ours.
+    /// The most messages in an MPUB; more are refused for want of room, as a node of ours does.
     pub most: usize,
-    /// What a connection has in flight when it ends goes back at once. As a node of ours: nsqd waits
-    /// until the time of the message is up.
+    /// Requeues a connection's messages in flight when it ends, as a node of ours does; nsqd waits
+    /// for their timeout.
     pub returns_at_once: bool,
 }
 
@@ -53,36 +53,36 @@ pub struct Nsqd {
     exiting: bool,
     connections: BTreeMap<ConnId, Connection>,
     channels: Channels,
-    /// The time when it last did something.
+    /// The time of the latest call.
     now: u64,
-    /// The last answer to [`Server::deadline`], and whether it is still that.
+    /// The latest result of [`Server::deadline`], and whether it is still valid.
     next: Cell<u64>,
     same: Cell<bool>,
 }
 
 #[derive(Debug)]
 struct Connection {
-    /// What has not been understood yet, and how much there has to be for that.
+    /// Bytes that are not parsed yet, and the length at which parsing can continue.
     inbox: Vec<u8>,
     need: usize,
     greeted: bool,
     authorized: bool,
-    /// Refused something fatal, or ended: reads no more.
+    /// Refused fatally, or ended: nothing more is read.
     dead: bool,
-    /// Microseconds; `None` is off.
+    /// In microseconds; `None` is off.
     heartbeat: Option<u64>,
     next_heartbeat: u64,
-    /// nsqd's read deadline: the next command must be here by then.
+    /// nsqd's read deadline: the next command must be complete by then.
     patience: u64,
-    /// A heartbeat was said and no command came since.
+    /// No command has come since the last heartbeat.
     unanswered: bool,
     phase: Phase,
     subscription: Option<Key>,
     rdy: u64,
-    /// Microseconds.
+    /// In microseconds.
     msg_timeout: u64,
-    /// Messages that were delivered here and then taken back: an answer to that delivery may come
-    /// at any time, and be taken for one to a later delivery.
+    /// Messages whose timeout passed here: an answer to that delivery may still come, and be taken
+    /// for one to a later delivery.
     taken_back: BTreeSet<u64>,
 }
 
@@ -96,19 +96,19 @@ enum Phase {
 
 const SECOND: u64 = 1_000_000;
 
-/// Why a command was not done: with what words, all fatal.
+/// The error of a refused command; all are fatal.
 struct Refused(String);
 
-/// What a command came to.
+/// The result of a command.
 enum Done {
-    /// It is not all here.
+    /// The command is not complete.
     Wait,
-    /// So many bytes were its own, behind its line.
+    /// The length of its body behind the line.
     Used(usize),
 }
 
 impl Nsqd {
-    /// Nobody connected.
+    /// Makes a server without connections.
     pub fn new(settings: Settings) -> Self {
         Self {
             settings,
@@ -121,17 +121,17 @@ impl Nsqd {
         }
     }
 
-    /// How many messages are delivered and not answered.
+    /// Returns the number of messages in flight.
     pub fn in_flight(&self) -> usize {
         self.channels.in_flight()
     }
 
-    /// The most messages that were at a time.
+    /// Returns the most messages that were in flight at once.
     pub fn most_in_flight(&self) -> usize {
         self.channels.most
     }
 
-    /// Runs one command if it is there; false if not.
+    /// Runs one command if it is complete, and returns whether it was.
     fn step(&mut self, conn: ConnId, out: &mut Out) -> bool {
         let Some(it) = self.connections.get_mut(&conn) else { return false };
         if it.dead {
@@ -152,7 +152,7 @@ impl Nsqd {
         let line = it.inbox[..end].strip_suffix(b"\r").unwrap_or(&it.inbox[..end]).to_vec();
         let inbox = std::mem::take(&mut it.inbox);
         let done = self.run(conn, &line, &inbox[end + 1..], out);
-        let it = self.connections.get_mut(&conn).expect("the connection it was");
+        let it = self.connections.get_mut(&conn).expect("the same connection");
         it.inbox = inbox;
         match done {
             Ok(Done::Wait) => {
@@ -225,15 +225,15 @@ impl Nsqd {
         }
         let Some(text) = text else { return Ok(Done::Wait) };
         let bad = |what: String| Refused(format!("E_BAD_BODY IDENTIFY {what}"));
-        let asked: Value =
+        let request: Value =
             serde_json::from_slice(text).map_err(|_| bad("failed to decode JSON body".into()))?;
-        let heartbeat = match asked["heartbeat_interval"].as_i64().unwrap_or(0) {
+        let heartbeat = match request["heartbeat_interval"].as_i64().unwrap_or(0) {
             0 => Some(30_000),
             -1 => None,
             ms @ 1000..=60_000 => Some(ms),
             ms => return Err(bad(format!("heartbeat interval ({ms}) is invalid"))),
         };
-        let msg_timeout = match asked["msg_timeout"].as_u64().unwrap_or(0) {
+        let msg_timeout = match request["msg_timeout"].as_u64().unwrap_or(0) {
             0 => 60_000,
             ms @ 1000..=900_000 => ms,
             ms => return Err(bad(format!("msg timeout ({ms}) is invalid"))),
@@ -242,7 +242,7 @@ impl Nsqd {
         it.msg_timeout = msg_timeout * 1000;
         it.heartbeat = heartbeat.map(|ms| ms.unsigned_abs() * 1000);
         it.next_heartbeat = it.heartbeat.map_or(u64::MAX, |every| out.now + every);
-        let reply = if asked["feature_negotiation"] == json!(true) {
+        let reply = if request["feature_negotiation"] == json!(true) {
             let required = self.settings.secret.is_some();
             let rdy = self.settings.max_rdy_count;
             format!(
@@ -287,7 +287,7 @@ impl Nsqd {
         }
         match &self.settings.secret {
             None => return Err(Refused("E_AUTH_DISABLED AUTH disabled".into())),
-            // It asks another server, which may not know the secret, or not answer.
+            // nsqd asks another server, which may not know the secret, or not respond.
             Some(known) if known != secret || self.exiting => {
                 return Err(Refused("E_AUTH_FAILED AUTH failed".into()));
             }
@@ -359,7 +359,7 @@ impl Nsqd {
             return Err(Refused("E_MPUB_FAILED MPUB failed no room".into()));
         }
         if self.exiting {
-            // It may have stored a part of a batch.
+            // A part of a batch may be stored.
             let part = bodies[..bodies.len() / 2].to_vec();
             if !part.is_empty() {
                 out.seen.push((conn, Seen::Stored { topic, bodies: part, batch }));
@@ -374,7 +374,7 @@ impl Nsqd {
         Ok(Done::Used(used))
     }
 
-    /// The messages of an MPUB. As in nsqd, its own length is only looked at.
+    /// Parses the messages of an MPUB. As in nsqd, its length is checked but not used.
     #[expect(clippy::type_complexity, reason = "a length and what it is of")]
     fn batch(&self, rest: &[u8]) -> Result<Option<(usize, Vec<Vec<u8>>)>, Refused> {
         let Settings { max_msg_size, max_body_size, .. } = self.settings;
@@ -449,7 +449,7 @@ impl Server for Nsqd {
         self.now = out.now;
         if let Some(it) = self.connections.get_mut(&conn) {
             it.inbox.extend_from_slice(bytes);
-            // A byte of many: nothing comes of it.
+            // Most single bytes complete nothing.
             if it.inbox.len() < it.need && self.next.get() > out.now {
                 self.same.set(true);
                 return;
@@ -518,7 +518,7 @@ impl Server for Nsqd {
     }
 
     fn lie(&self, random: &mut Random) -> Vec<u8> {
-        // Not an OK: nobody could tell.
+        // No OK: it could not be recognized as wrong.
         match random.below(6) {
             0 => frame(0, b"CLOSE_WAIT"),
             1 => frame(0, br#"{"a":["#),
@@ -534,7 +534,7 @@ impl Server for Nsqd {
     }
 
     fn vandalize(&mut self, random: &mut Random, _: &[&str]) -> String {
-        // Deleting a topic does nothing to who publishes to it.
+        // Deleting a topic does not affect producers.
         let Some((what, gone)) = self.channels.empty(random) else { return "a topic".into() };
         for (conn, number) in gone {
             if let Some(it) = self.connections.get_mut(&conn) {
@@ -549,7 +549,7 @@ impl Server for Nsqd {
     }
 }
 
-/// What nsqd says to a command whose end never came; to part of a line, nothing.
+/// Returns nsqd's response to a command that was cut off; a partial line has none.
 fn cut_off(inbox: &[u8]) -> Option<String> {
     let end = inbox.iter().position(|&b| b == b'\n')?;
     let verb = inbox[..end].split(|&b| b == b' ').next().unwrap_or_default();

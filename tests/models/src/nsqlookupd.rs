@@ -1,5 +1,5 @@
-//! A model nsqlookupd 1.3.0: `nsqlookupd/lookup_protocol_v1.go`. It shares no code with nanonsq,
-//! and the simulator's `tests/differential.rs` holds it against the real one.
+//! A model of nsqlookupd 1.3.0 (`nsqlookupd/lookup_protocol_v1.go`). It shares no code with
+//! nanonsq; the simulator's `tests/differential.rs` compares it with the real one.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,19 +13,19 @@ use crate::server::{ConnId, Kind, Out, Seen, Server, body, is_name};
 /// See the [module](self).
 #[derive(Debug)]
 pub struct Nsqlookupd {
-    /// How long a node may be silent, in microseconds; beyond, it is [`Seen::Overdue`].
+    /// How long a node may be silent in microseconds, before it is [`Seen::Overdue`].
     patience: u64,
     connections: BTreeMap<ConnId, Connection>,
     known: Known,
 }
 
-/// The channels that a nsqlookupd has heard of, each as `topic/channel`: it forgets ephemeral ones
-/// only, once nobody has them.
+/// The channels that were registered, each as `topic/channel`. Only ephemeral ones are removed when
+/// no node has them.
 #[derive(Debug, Clone, Default)]
 pub struct Known(Rc<RefCell<BTreeSet<String>>>);
 
 impl Known {
-    /// A topic's channels, as `/channels` lists them.
+    /// Returns a topic's channels as `/channels` lists them.
     pub fn channels(&self, topic: &str) -> Vec<String> {
         let prefix = format!("{topic}/");
         let known = self.0.borrow();
@@ -33,7 +33,7 @@ impl Known {
     }
 }
 
-/// A connection; what it registered goes with it.
+/// A connection and what it registered.
 #[derive(Debug, Default)]
 struct Connection {
     inbox: Vec<u8>,
@@ -41,23 +41,23 @@ struct Connection {
     identified: bool,
     dead: bool,
     last_ping: u64,
-    /// `topic` and `topic/channel`.
+    /// Registered names: `topic` and `topic/channel`.
     listed: BTreeSet<String>,
 }
 
 impl Nsqlookupd {
-    /// Nobody connected.
+    /// Makes a server without connections.
     pub fn new(patience: u64) -> Self {
         Self { patience, connections: BTreeMap::new(), known: Known::default() }
     }
 
-    /// What its HTTP side knows of it.
+    /// Returns the registered channels, for the HTTP side.
     pub fn known(&self) -> Known {
         self.known.clone()
     }
 
-    /// Learns what a connection has, and forgets what is ephemeral and nobody has any more.
-    fn learn(&mut self) {
+    /// Adds the channels of all connections and removes ephemeral ones that no connection has.
+    fn update_known(&mut self) {
         let all = || self.connections.values().flat_map(|it| &it.listed);
         let mut known = self.known.0.borrow_mut();
         known.extend(all().filter(|name| name.contains('/')).cloned());
@@ -66,7 +66,7 @@ impl Nsqlookupd {
 }
 
 impl Connection {
-    /// Runs one command if it is there; false if not.
+    /// Runs one command if it is complete, and returns whether it was.
     fn step(&mut self, conn: ConnId, out: &mut Out) -> bool {
         if self.dead {
             return false;
@@ -121,13 +121,13 @@ impl Connection {
         true
     }
 
-    /// How many bytes are its own, behind its line.
+    /// Returns the length of the body behind the line, or `None` if it is not complete.
     fn identify(&self, rest: &[u8]) -> Option<Result<usize, String>> {
         if self.identified {
             return Some(Err("E_INVALID cannot IDENTIFY again".into()));
         }
         let (len, text) = body(rest)?;
-        assert!(len >= 0, "this kills the real one");
+        assert!(len >= 0, "this crashes the real nsqlookupd");
         let text = text?;
         let Ok(Value::Object(node)) = serde_json::from_slice(text) else {
             return Some(Err("E_BAD_BODY IDENTIFY failed to decode JSON body".into()));
@@ -197,7 +197,7 @@ impl Server for Nsqlookupd {
             it.inbox.extend_from_slice(bytes);
             while it.step(conn, out) {}
         }
-        self.learn();
+        self.update_known();
     }
 
     fn ended(&mut self, conn: ConnId, out: &mut Out) {
@@ -220,7 +220,7 @@ impl Server for Nsqlookupd {
 
     fn closed(&mut self, conn: ConnId) {
         self.connections.remove(&conn);
-        self.learn();
+        self.update_known();
     }
 
     fn deadline(&self) -> u64 {
@@ -264,7 +264,7 @@ impl Server for Nsqlookupd {
     }
 }
 
-/// What it says of itself; the ports and names of the real one differ.
+/// The response to IDENTIFY; the ports and names of a real one differ.
 const INFO: &[u8] = br#"{"broadcast_address":"lookup","hostname":"lookup","http_port":4161,"tcp_port":4160,"version":"1.3.0"}"#;
 
 fn reply(text: &[u8]) -> Vec<u8> {

@@ -1,40 +1,40 @@
-//! What a model server is to the network.
+//! The interface of a model server to the network.
 
 use std::collections::BTreeSet;
 
 use crate::random::Random;
 
-/// Names a connection, for good.
+/// The number of a connection; never used again.
 pub type ConnId = u64;
 
-/// What a server does when something reached it.
+/// The effects of a call to a server.
 #[derive(Debug)]
 pub struct Out {
     /// The time, in microseconds.
     pub now: u64,
-    /// What it says and to whom, in order.
+    /// Replies in order, each with its connection.
     pub replies: Vec<(ConnId, Reply)>,
-    /// What it understood, for those who check it.
+    /// Parsed commands and events, for those who check them.
     pub seen: Vec<(ConnId, Seen)>,
 }
 
-/// One thing that a server says.
+/// A reply on a connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reply {
-    /// An answer of that kind.
+    /// Sends a response of this kind.
     Say(Kind, Vec<u8>),
-    /// It closes the connection.
+    /// Closes the connection.
     Close,
 }
 
-/// What kind of answer it is.
+/// The kind of a response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// To IDENTIFY.
+    /// The response to IDENTIFY.
     Identified,
-    /// To AUTH.
+    /// The response to AUTH.
     Authorized,
-    /// An OK.
+    /// OK.
     Ok,
     /// A heartbeat.
     Heartbeat,
@@ -44,58 +44,58 @@ pub enum Kind {
     Message,
     /// CLOSE_WAIT.
     CloseWait,
-    /// E_FIN_FAILED and its like: the connection stays.
+    /// E_FIN_FAILED or similar, after which the connection stays.
     Late,
 }
 
-/// What a server understood on a connection.
+/// An event on a connection.
 #[derive(Debug)]
 pub enum Seen {
     /// The connection came up.
     Opened,
     /// nsqd stored these messages, all of one command.
     Stored {
-        /// Where.
+        /// The topic.
         topic: String,
-        /// The messages.
+        /// The bodies.
         bodies: Vec<Vec<u8>>,
-        /// It came as an MPUB.
+        /// True for an MPUB.
         batch: bool,
     },
-    /// The client may have so many messages in flight.
+    /// RDY: the client accepts this many messages in flight.
     Ready {
-        /// How many.
+        /// The count.
         rdy: u64,
     },
-    /// nsqd has finished this message.
+    /// nsqd finished this message.
     Finished {
-        /// The message.
+        /// The body.
         body: Vec<u8>,
         /// How often it was delivered.
         attempts: u16,
     },
-    /// nsqd was asked to deliver this message again.
+    /// nsqd requeued this message on request.
     Requeued {
-        /// The message.
+        /// The body.
         body: Vec<u8>,
     },
-    /// The client says that it is there: NOP or PING.
+    /// The client sent NOP or PING.
     Alive,
-    /// nsqd has taken this message back: it was not answered in time.
+    /// nsqd requeued this message because its timeout passed.
     TakenBack {
-        /// The message.
+        /// The body.
         body: Vec<u8>,
     },
-    /// nsqd refused this command, with these words.
+    /// nsqd refused a command.
     Refused {
-        /// The words.
+        /// The text of the error.
         words: String,
     },
-    /// The client owes this since long.
+    /// The client has owed this for too long.
     Overdue(&'static str),
 }
 
-/// A server of the network: what reaches it and what it says.
+/// A server on the network.
 pub trait Server {
     /// A connection came up.
     fn open(&mut self, conn: ConnId, out: &mut Out);
@@ -109,88 +109,89 @@ pub trait Server {
     /// The connection is gone.
     fn closed(&mut self, conn: ConnId);
 
-    /// When to tick next; `u64::MAX` is never.
+    /// Returns the time of the next tick in microseconds; `u64::MAX` is never.
     fn deadline(&self) -> u64;
 
     /// Time passed.
     fn tick(&mut self, out: &mut Out);
 
-    /// Something well-formed that a sane server would not say now.
+    /// Returns something well-formed that a correct server would not send now.
     fn lie(&self, random: &mut Random) -> Vec<u8>;
 
-    /// It is about to exit, or not: it refuses work.
+    /// Sets whether the server is about to exit and refuses work.
     fn set_exiting(&mut self, exiting: bool);
 
-    /// An administrator deletes something, of one of these topics perhaps; what it was.
+    /// Deletes something, perhaps of one of these topics, as an administrator; returns a
+    /// description.
     fn vandalize(&mut self, random: &mut Random, topics: &[&str]) -> String;
 
-    /// All that was wrong with it is right again.
+    /// Ends the server's own faults.
     fn heal(&mut self) {
         self.set_exiting(false);
     }
 
-    /// Somebody else publishes a message.
+    /// Publishes a message as another client.
     fn feed(&mut self, topic: &str, body: &[u8], out: &mut Out) {
         let _ = (topic, body, out);
     }
 
-    /// What was published to a topic and is not finished.
+    /// Returns the bodies published to a topic that are not finished.
     fn unfinished(&self, topic: &str) -> Vec<Vec<u8>> {
         let _ = topic;
         Vec::new()
     }
 
-    /// What a connection has registered.
+    /// Returns the names that a connection has registered.
     fn listing(&self, conn: ConnId) -> Option<BTreeSet<String>>;
 
-    /// Whether it listens.
+    /// Returns whether the server listens.
     fn is_up(&self) -> bool {
         true
     }
 
-    /// Whether a connection waits to be accepted.
+    /// Returns whether a connection waits to be accepted.
     fn waits(&self, conn: ConnId) -> bool {
         let _ = conn;
         false
     }
 
-    /// How much arrived on a connection that it has not read.
+    /// Returns the number of bytes that arrived on a connection and were not read.
     fn unread(&self, conn: ConnId) -> usize {
         let _ = conn;
         0
     }
 
-    /// A client read something, so that there is room for more.
+    /// A client has read bytes, so that there is room for more.
     fn writable(&mut self, conn: ConnId) {
         let _ = conn;
     }
 }
 
 impl Out {
-    /// Nothing yet.
+    /// Returns no effects yet.
     pub fn new(now: u64) -> Self {
         Self { now, replies: Vec::new(), seen: Vec::new() }
     }
 
-    /// Says something.
+    /// Sends a response.
     pub fn say(&mut self, conn: ConnId, kind: Kind, bytes: Vec<u8>) {
         self.replies.push((conn, Reply::Say(kind, bytes)));
     }
 
-    /// Closes.
+    /// Closes a connection.
     pub fn close(&mut self, conn: ConnId) {
         self.replies.push((conn, Reply::Close));
     }
 }
 
-/// A body behind its length, if all of it is there: how many bytes that is, and the body.
+/// Splits a length and its body: returns the length, and the body if all of it is there.
 pub fn body(bytes: &[u8]) -> Option<(i32, Option<&[u8]>)> {
     let (len, rest) = bytes.split_first_chunk::<4>()?;
     let len = i32::from_be_bytes(*len);
     Some((len, usize::try_from(len).ok().and_then(|len| rest.get(..len))))
 }
 
-/// nsqd's and nsqlookupd's rule for names.
+/// Returns whether nsqd and nsqlookupd accept this name.
 pub fn is_name(name: &[u8]) -> bool {
     let bare = name.strip_suffix(b"#ephemeral").unwrap_or(name);
     let plain = |b: &u8| b.is_ascii_alphanumeric() || b".-_".contains(b);

@@ -4,26 +4,26 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Wake, Waker};
 
-/// How often a waker was used.
+/// Counts how often a waker was used.
 #[derive(Debug, Default)]
 pub struct Wakes {
     count: AtomicUsize,
-    /// Whom it wakes in turn.
+    /// Woken as well.
     next: Option<Waker>,
 }
 
 impl Wakes {
-    /// Not woken yet, and its waker.
+    /// Returns a counter of 0 and its waker.
     pub fn new() -> (Arc<Self>, Waker) {
         Self::of(None)
     }
 
-    /// Whose waker wakes `next` as well.
+    /// Returns a counter whose waker also wakes `next`.
     pub fn before(next: &Waker) -> (Arc<Self>, Waker) {
         Self::of(Some(next.clone()))
     }
 
-    /// Whose waker was used once, as that of a task which has not been polled yet.
+    /// Returns a counter whose waker was used once, as that of a task that was not polled yet.
     pub fn woken() -> (Arc<Self>, Waker) {
         let (wakes, waker) = Self::new();
         waker.wake_by_ref();
@@ -35,17 +35,17 @@ impl Wakes {
         (wakes.clone(), Waker::from(wakes))
     }
 
-    /// How often it was used since this was last asked.
+    /// Returns how often the waker was used since the last call.
     pub fn take(&self) -> usize {
         self.count.swap(0, Ordering::Relaxed)
     }
 
-    /// Whether it was used since [`Wakes::take`].
+    /// Returns whether the waker was used since [`Wakes::take`].
     pub fn any(&self) -> bool {
         self.count.load(Ordering::Relaxed) > 0
     }
 
-    /// Whether it wakes this one in turn.
+    /// Returns whether the waker also wakes `next`.
     pub fn is_before(&self, next: &Waker) -> bool {
         self.next.as_ref().is_some_and(|own| own.will_wake(next))
     }

@@ -1,5 +1,5 @@
-//! What takes part in a simulation. Each kind of actor is a file of its own: an application on the
-//! real handles and the real runner, and its own idea of what must be true.
+//! The participants of a simulation. Each kind of actor has its own file: an application on the
+//! real handles and the real runner, and its own checks of what must be true.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -15,53 +15,53 @@ use crate::exec::Units;
 use crate::watch::Session;
 use crate::world::World;
 
-/// A process: owns all that dies with it.
+/// The future of a process; it owns everything that ends with the process.
 pub(crate) type Process = Pin<Box<dyn Future<Output = ()>>>;
 
 /// See the [module](self).
 pub(crate) trait Actor {
-    /// A new process. Another one of this actor, if there was one, is dead.
+    /// Starts a new process; an earlier process of this actor has ended.
     fn start(&mut self) -> (Process, Rc<Mailbox>);
 
-    /// A server understood something on a connection of this actor's.
+    /// Receives what a server parsed on a connection of this actor.
     fn seen(&mut self, session: Session, conn: ConnId, seen: Seen);
 
-    /// Whether its process is to begin anew when the faults are over.
+    /// Returns true if the actor's process must restart when the faults are over.
     fn begins_anew(&mut self) -> bool {
         false
     }
 
-    /// Whether all should be well. If not it is waited for, within bounds.
+    /// Returns false while the actor needs more time; the run then waits, within bounds.
     fn is_settled(&self) -> bool {
         true
     }
 
-    /// The process is dead.
+    /// Called after the process was dropped.
     fn died(&mut self) {}
 }
 
-/// What a process is told.
+/// An instruction to a process.
 #[derive(Debug, Clone)]
 pub(crate) enum Order {
-    /// To do something.
+    /// Do one action of the application.
     Act(Random),
-    /// To drop its runner's future and run it anew.
+    /// Drop the runner's future and run it again.
     Restart,
-    /// No faults happen since long: everything is well.
+    /// No faults for a long time: check that everything works.
     Settled(Random),
-    /// Nothing of the past is left: everything is exactly as it should be.
+    /// Nothing of the past is left: check everything exactly.
     End,
 }
 
-/// Where a process is reached.
+/// The units and the pending orders of a process.
 pub(crate) struct Mailbox {
     pub(crate) units: Units,
     pub(crate) orders: RefCell<VecDeque<Order>>,
 }
 
-/// The units that every process has.
+/// The unit that every process has: its runner.
 pub(crate) const RUNNER: usize = 0;
-/// Carries out orders.
+/// The unit that carries out orders; every process has it as well.
 pub(crate) const ORDERS: usize = 1;
 
 impl Mailbox {
@@ -76,7 +76,7 @@ impl Mailbox {
         self.units.wake(ORDERS);
     }
 
-    /// Polls those that are ready, each with its waker, for ever.
+    /// Polls the units that are ready, each with its waker, for ever.
     pub(crate) async fn attend(
         &self,
         world: &World,
@@ -97,12 +97,12 @@ impl Mailbox {
     }
 }
 
-/// Waits until there is something; asked whenever its unit is woken.
+/// Waits until `next` returns a value; it is called whenever the unit is woken.
 pub(crate) fn until<T>(mut next: impl FnMut() -> Option<T>) -> impl Future<Output = T> {
     poll_fn(move |_| next().map_or(Poll::Pending, Poll::Ready))
 }
 
-/// One of `n` actions, half of the time the favourite.
+/// Returns one of `n` actions: `favourite` half of the time.
 pub(crate) fn favour(random: &mut Random, favourite: u64, n: u64) -> u64 {
     if random.one_in(2) { favourite } else { random.below(n) }
 }

@@ -1,8 +1,8 @@
 //! A node with the tables and the store of `examples/board`, an application that publishes like a
-//! sensor, and an honest consumer; see `hostile` for who works against them.
+//! sensor, and an honest consumer. The clients in `hostile` work against them.
 //!
-//! Whatever the hostile ones do, the application publishes within [`LIMIT`], and its messages come
-//! to the consumer.
+//! Whatever hostile clients do, the application publishes within [`LIMIT`], and its messages reach
+//! the consumer.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -28,7 +28,7 @@ use crate::script::{Part, pause, play};
 use crate::watch::{self, Event, Session};
 use crate::world::{Clock, Port, World};
 
-/// As `examples/board` has them.
+/// The sizes of `examples/board`.
 const TOPICS: usize = 4;
 const CHANNELS: usize = 6;
 const CLIENTS: usize = 4;
@@ -39,71 +39,71 @@ const RX: usize = 256;
 const STORE: usize = 32 * 1024;
 
 type Sessions = process::Sessions<CLIENTS, HTTP, PEERS>;
-/// The application's alarm, behind them.
+/// The session of the application's alarm, behind all others.
 const ALARM: usize = Sessions::ASKER + 1;
 
-/// The device's own topics: what the consumer consumes, and what nobody does.
+/// The device's own topics: the one that is consumed, and those without a consumer.
 pub(crate) const READINGS: &str = "readings";
 pub(crate) const OTHERS: [&str; 2] = ["reports", "replies"];
-/// The consumer's channel of the readings.
+/// The consumer's channel of `readings`.
 pub(crate) const ARCHIVE: &str = "archive";
 
-/// The longest message of the application: as many as may be in flight in both channels that its
-/// topic can have fit into the store, and leave some of it.
+/// The longest message of the application: as many as may be in flight in both channels of its
+/// topic fit into the store and leave some room.
 const BODY_MAX: u64 = 60;
 
-/// How many blocks it takes.
+/// How many blocks such a message takes.
 const READING_BLOCKS: u32 = 2;
 
-/// What the consumer may have in flight.
+/// The most messages in flight at the consumer.
 const RDY: u32 = 20;
 
 /// The longest that the application waits for room, in microseconds.
 pub(crate) const LIMIT: u64 = 2_000_000;
-/// The longest that a message is on its way to the consumer, unless another one shares its channel.
+/// The longest way of a message to the consumer in microseconds, unless its channel is shared.
 const ARRIVES: u64 = 5_000_000;
-/// The longest that what is announced stays the same: that of a body for which nothing comes, and of
-/// one over HTTP.
+/// The longest time for which the announced blocks stay the same, in microseconds: that of a body
+/// that never comes, and of one over HTTP.
 const ANNOUNCED: u64 = 30_000_000;
 
-/// When what the hostile ones published is old, in milliseconds.
+/// When the messages of hostile clients have expired, in milliseconds.
 const OLD: u64 = FAULTY + 325_000;
 
-/// What the application published, and what of it has come.
+/// What the application published, and what the consumer received.
 #[derive(Default)]
 pub(crate) struct Ledger {
-    /// When each was accepted; how often it came.
+    /// Readings by number: when it was accepted, and how often it was received.
     sent: RefCell<BTreeMap<u32, (u64, u32)>>,
-    /// A hostile client has, or had, the consumer's channel too.
+    /// True once a hostile client subscribed to the consumer's channel.
     pub(crate) shared: Cell<bool>,
-    /// A hostile client named topics or channels over HTTP.
+    /// True once a hostile client created topics or channels over HTTP.
     pub(crate) named: Cell<bool>,
-    /// The topic that has messages, no channel, and is not the application's.
+    /// A topic with messages and no channel that is not the application's.
     junk: RefCell<Option<String>>,
 }
 
-/// What the store is used for, by whom.
+/// The use of the store.
 #[derive(Default)]
 struct Room {
-    /// How much was announced when it was looked at last, and since when it is that much.
+    /// The blocks that were announced at the latest check, and since when.
     announced: (u16, u64),
-    /// A client was given messages of another topic than the readings, ever.
+    /// True once a client received messages of another topic than the readings.
     consumed: bool,
 }
 
-/// The node's tables as they were when it was looked at last.
+/// The node's tables at the latest check.
 #[derive(Default)]
 struct Tables {
-    /// Channels that have delivered something.
+    /// Channels that have delivered messages.
     used: BTreeSet<Names>,
-    /// Channels, when they last had a client, and whether their topics had messages since.
+    /// Channels, when each last had a client, and whether its topic had messages since.
     waits: BTreeMap<Names, (u64, bool)>,
-    /// Topics that nothing is lost with.
+    /// Topics that can be removed without loss.
     spare: BTreeSet<String>,
     topics_refused: u32,
 }
 
-/// Those of a topic and a channel.
+/// The names of a topic and a channel.
 type Names = (String, String);
 
 /// See the [module](self).
@@ -117,7 +117,7 @@ pub(crate) struct Board {
 
 struct Setup {
     config: Config<'static>,
-    /// From one reading to the next, at most, in milliseconds.
+    /// The longest time between readings, in milliseconds.
     period: u64,
     dice: Random,
 }
@@ -133,7 +133,7 @@ impl Board {
         let seed = random.below(1 << 32) as u32;
         let config = Config { boot: 1, seed, full: Full::DropAnswered, ..Config::new() };
         let period = random.pick(&[200, 1000, 5000]);
-        watch::say(|| format!("node{me} is a board, with a reading each {period} ms"));
+        watch::trace(|| format!("node{me} is a board, with a reading each {period} ms"));
         let setup = Rc::new(Setup { config, period, dice: random.fork() });
         Self { world: world.clone(), me, ports, setup, ledger: ledger.clone() }
     }
@@ -211,7 +211,7 @@ async fn run(
         .await;
 }
 
-/// Reads a sensor and publishes, for ever; each time within the limit.
+/// Publishes readings for ever; checks that each call completes within the limit.
 async fn publish(
     world: &World,
     me: usize,
@@ -223,7 +223,7 @@ async fn publish(
     let mut random = setup.dice.clone();
     let mut clock = Clock::of_session(world, (me, ALARM));
     for number in 0.. {
-        // Now and then several at once.
+        // Now and then several without a pause.
         if !random.one_in(8) {
             let ms = 1 + random.below(setup.period);
             pause(&mut clock, Span::from_millis(ms as u32)).await;
@@ -232,23 +232,23 @@ async fn publish(
         body.resize(random.between(10, BODY_MAX) as usize, b'r');
         (0..Sessions::FIRST_PEER).for_each(|n| watch::event((me, n), Event::Work));
         let (began, alarm) = (world.now(), clock.now().after(Span::from_millis(2000)));
-        let mut taken = pin!(handle.publish(readings, &body));
-        let taken = poll_fn(|cx| {
-            let taken = taken.as_mut().poll(cx);
-            if taken.is_pending() {
+        let mut published = pin!(handle.publish(readings, &body));
+        let published = poll_fn(|cx| {
+            let published = published.as_mut().poll(cx);
+            if published.is_pending() {
                 watch::count("application waits");
                 let _ = clock.poll_until(cx, alarm);
                 let waited = world.now() - began;
                 assert!(waited < LIMIT, "the application waits for {waited} us: {}", seen(handle));
             }
-            taken
+            published
         });
-        taken.await.expect("a message that fits, in a topic that is there");
+        published.await.expect("a message that fits, in a topic that is there");
         ledger.sent.borrow_mut().entry(number).or_insert((world.now(), 0));
     }
 }
 
-/// What there is to see of a node.
+/// Returns the state of the node's tables and store, for a failure.
 fn seen(handle: &Node<'_>) -> String {
     let seen = handle.look(|node| {
         let topics: Vec<_> = node
@@ -260,20 +260,21 @@ fn seen(handle: &Node<'_>) -> String {
     seen.unwrap_or_default()
 }
 
-/// Always so.
+/// Checks what holds after every poll.
 fn check(handle: &Node<'_>) {
     handle.look(|node| {
         let store = node.store();
         assert!(store.promised <= store.free && store.free <= store.blocks, "{store:?}");
         for own in [READINGS].into_iter().chain(OTHERS) {
             let kept = node.topics().any(|topic| topic.name.as_str() == own);
-            assert!(kept, "the application's topic {own} is taken away");
+            assert!(kept, "the application's topic {own} was removed");
         }
     });
 }
 
 impl Room {
-    /// Always so: no client takes what is not for it, or keeps what it does not fill.
+    /// Checks that no client takes room that is not for it, or keeps what it announced and never
+    /// sends.
     fn check(&mut self, handle: &Node<'_>, ledger: &Ledger, now: u64) {
         handle.look(|node| {
             let ArenaStatus { blocks, free, promised, announced } = node.store();
@@ -281,15 +282,15 @@ impl Room {
             let share = |percent: u8| (u32::from(blocks) * u32::from(percent)).div_ceil(100) as u16;
 
             let most = share(config.announced_percent);
-            assert!(announced <= most, "{announced} blocks of {most} are announced");
+            assert!(announced <= most, "{announced} blocks are announced, more than {most}");
             if self.announced.0 != announced {
                 self.announced = (announced, now);
             }
             let unchanged = now - self.announced.1;
             let may_stay = announced == 0 || unchanged < ANNOUNCED;
-            assert!(may_stay, "{announced} blocks are announced for {unchanged} us");
+            assert!(may_stay, "{announced} blocks were announced for {unchanged} us");
 
-            // The application's, at most.
+            // An upper bound of the application's blocks.
             let mut own = 2 * CLIENTS as u32;
             for topic in node.topics() {
                 let is_readings = topic.name.as_str() == READINGS;
@@ -302,7 +303,7 @@ impl Room {
                     own += READING_BLOCKS * messages;
                 }
             }
-            // With as many of its messages gone there is room for another one.
+            // If as many blocks of it are dropped, there is room for another message.
             let is_junk =
                 |it: &TopicStatus<'_>| !is_own(it.name) && it.channels == 0 && it.depth > own;
             let junk = node.topics().find(is_junk).map(|it| it.name.to_string());
@@ -310,17 +311,17 @@ impl Room {
 
             let left = u32::from(free - promised) + own;
             let reserve = u32::from(share(config.reserve_percent)) - 1;
-            assert!(left >= reserve, "clients have all but {left} of {blocks} blocks");
+            assert!(left >= reserve, "clients left only {left} of {blocks} blocks");
             let most = share(config.unconsumed_percent);
-            let theirs = u32::from(blocks - free).saturating_sub(own + u32::from(announced));
-            let fair = self.consumed || theirs <= most.into();
-            assert!(fair, "{theirs} blocks of {most} are taken by what nobody consumes");
+            let foreign = u32::from(blocks - free).saturating_sub(own + u32::from(announced));
+            let fair = self.consumed || foreign <= most.into();
+            assert!(fair, "unconsumed messages take {foreign} blocks, more than {most}");
         });
     }
 }
 
 impl Tables {
-    /// Always so: who may stay stays, and nobody is refused for what nobody needs.
+    /// Checks that channels in use stay, and that no topic is refused while others are unused.
     fn check(&mut self, handle: &Node<'_>, ledger: &Ledger, now: u64) {
         handle.look(|node| {
             let mut there = BTreeSet::new();
@@ -347,22 +348,22 @@ impl Tables {
                 }
             }
             let gone: Vec<_> = self.used.difference(&there).collect();
-            assert!(gone.is_empty(), "have delivered, and are taken away: {gone:?}");
+            assert!(gone.is_empty(), "channels that delivered messages were removed: {gone:?}");
             for (names, (since, misses)) in &self.waits {
                 let absent = now - since;
                 let may_go = !misses || absent > 59_000_000;
                 assert!(
                     there.contains(names) || may_go,
-                    "{names:?} is taken away {absent} us after its client went"
+                    "{names:?} was removed {absent} us after its client left"
                 );
             }
             let refused = node.counters().topics_refused;
             if refused > self.topics_refused {
                 watch::count("topic refused");
-                // What was named over HTTP goes for clients only.
+                // A topic created over HTTP is removed only for clients.
                 let kept: Vec<_> = spare.intersection(&self.spare).collect();
                 let fair = ledger.named.get() || kept.is_empty();
-                assert!(fair, "a topic was refused, and nobody needs {kept:?}");
+                assert!(fair, "a topic was refused though {kept:?} are unused");
             }
             *self = Self {
                 used: std::mem::take(&mut self.used),
@@ -374,33 +375,38 @@ impl Tables {
     }
 }
 
-/// The application made it.
+/// Returns whether the topic is the application's.
 fn is_own(topic: &TopicName) -> bool {
     [READINGS].into_iter().chain(OTHERS).any(|own| own == topic.as_str())
 }
 
-/// The hostile ones are gone since long.
+/// Checks messages and tables long after the hostile clients left.
 fn finish(handle: &Node<'_>, world: &World, ledger: &Ledger) {
     let sent = ledger.sent.borrow();
     let old = sent.iter().filter(|(_, (at, _))| at + ARRIVES < world.now());
-    let lost: Vec<_> = old.filter(|(_, (_, came))| *came == 0).map(|(number, _)| number).collect();
+    let lost: Vec<_> =
+        old.filter(|(_, (_, times))| *times == 0).map(|(number, _)| number).collect();
     handle.look(|node| {
-        // What another consumer of the channel sends back for later makes room for what is new.
+        // Messages that another consumer of the channel requeues make room for new ones.
         let readings = TopicName::new(READINGS).expect("a name");
         let archive = node.channels(&readings).find(|it| it.name.as_str() == ARCHIVE);
         let dropped = archive.map_or(0, |archive| archive.dropped);
-        assert!(dropped == 0 || ledger.shared.get(), "{dropped} readings are dropped");
+        assert!(dropped == 0 || ledger.shared.get(), "{dropped} readings were dropped");
         let counted = lost.len() as u64 <= dropped;
-        assert!(counted, "the consumer never got {lost:?} of {}, {dropped} dropped", sent.len());
-        assert_eq!(node.store().promised, 0, "room is promised, and nobody is there");
+        assert!(
+            counted,
+            "the consumer did not receive {lost:?} of {}, {dropped} dropped",
+            sent.len()
+        );
+        assert_eq!(node.store().promised, 0, "room is promised without a client");
         for channel in node.topics().flat_map(|topic| node.channels(topic.name)) {
             let most = if channel.name.as_str() == ARCHIVE { RDY } else { 0 };
-            assert!(channel.in_flight <= most, "in flight, and nobody is there: {channel:?}");
+            assert!(channel.in_flight <= most, "in flight without a client: {channel:?}");
         }
     });
 }
 
-/// An honest consumer, which is there first, and, long after the hostile ones, a producer.
+/// An honest consumer that subscribes first; long after the hostile clients, also a producer.
 pub(crate) struct Consumer {
     world: World,
     me: usize,
@@ -426,22 +432,24 @@ impl Actor for Consumer {
 async fn consume(world: World, me: usize, ledger: Rc<Ledger>, mailbox: Rc<Mailbox>) {
     let mut frames = Frames::default();
     let script = VecDeque::from([
-        Part::Say(b"  V2".to_vec()),
-        Part::Say(format!("SUB {READINGS} {ARCHIVE}\nRDY {RDY}\n").into_bytes()),
+        Part::Send(b"  V2".to_vec()),
+        Part::Send(format!("SUB {READINGS} {ARCHIVE}\nRDY {RDY}\n").into_bytes()),
     ]);
     let mut consuming = pin!(play(&world, (me, 0), "nsqd0", script, Span::MAX, |bytes| {
-        let mut says = Vec::new();
+        let mut replies = Vec::new();
         for frame in frames.read(bytes) {
             match frame {
-                Frame::Heartbeat => says.extend(b"NOP\n"),
-                Frame::Said(said) => assert_eq!(said, "OK", "the honest consumer is refused"),
+                Frame::Heartbeat => replies.extend(b"NOP\n"),
+                Frame::Response(response) => {
+                    assert_eq!(response, "OK", "the honest consumer was refused")
+                }
                 Frame::Message { id, body } => {
-                    came(&world, &ledger, &body);
-                    says.extend([b"FIN ", &id[..], b"\n"].concat());
+                    receive(&world, &ledger, &body);
+                    replies.extend([b"FIN ", &id[..], b"\n"].concat());
                 }
             }
         }
-        says
+        replies
     }));
     let mut producing = pin!(async {
         produce(&world, (me, 1), &ledger).await;
@@ -452,45 +460,45 @@ async fn consume(world: World, me: usize, ledger: Rc<Ledger>, mailbox: Rc<Mailbo
             ORDERS => while mailbox.next_order().is_some() {},
             RUNNER => {
                 let over = application(|| consuming.as_mut().poll(cx)).is_ready();
-                assert!(!over, "the honest consumer is hung up on");
+                assert!(!over, "the honest consumer's connection ended");
             }
             _ => drop(application(|| producing.as_mut().poll(cx))),
         })
         .await;
 }
 
-/// Publishes where the hostile ones have left what nobody consumes: that is old, and makes room.
+/// Publishes to a topic that hostile clients filled: the old messages must make room.
 async fn produce(world: &World, session: Session, ledger: &Ledger) {
     let left = Span::from_millis((OLD - world.now() / 1000) as u32);
     pause(&mut Clock::of_session(world, session), left).await;
     let Some(topic) = ledger.junk.borrow().clone() else { return };
     watch::count("publishes beside junk");
-    let said = [b"  V2PUB ", topic.as_bytes(), b"\n\0\0\0\x01x"].concat();
-    let (mut frames, mut heard) = (Frames::default(), Vec::new());
-    let script = VecDeque::from([Part::Say(said)]);
+    let command = [b"  V2PUB ", topic.as_bytes(), b"\n\0\0\0\x01x"].concat();
+    let (mut frames, mut received) = (Frames::default(), Vec::new());
+    let script = VecDeque::from([Part::Send(command)]);
     play(world, session, "nsqd0", script, Span::from_secs(10), |bytes| {
-        heard.extend(frames.read(bytes));
+        received.extend(frames.read(bytes));
         Vec::new()
     })
     .await;
-    let is_taken = matches!(&heard[..], [Frame::Said(said)] if said == "OK");
-    assert!(is_taken, "what is old in {topic} refuses others");
+    let is_taken = matches!(&received[..], [Frame::Response(response)] if response == "OK");
+    assert!(is_taken, "old messages in {topic} keep out new ones");
 }
 
-/// A message came to the consumer.
-fn came(world: &World, ledger: &Ledger, body: &[u8]) {
-    // Others may publish to any topic.
+/// Records a message that the consumer received.
+fn receive(world: &World, ledger: &Ledger, body: &[u8]) {
+    // Other clients may publish to any topic.
     let Some(number) = number(body) else { return };
     let sent = &mut *ledger.sent.borrow_mut();
-    // It may be faster than the application is told that it was taken.
-    let (at, came) = sent.entry(number).or_insert((world.now(), 0));
-    *came += 1;
+    // The message may arrive before the application's call completes.
+    let (at, times) = sent.entry(number).or_insert((world.now(), 0));
+    *times += 1;
     let late = world.now() - *at;
-    assert_eq!(*came, 1, "reading {number} comes again");
-    assert!(ledger.shared.get() || late < ARRIVES, "reading {number} is late by {late} us");
+    assert_eq!(*times, 1, "reading {number} was delivered twice");
+    assert!(ledger.shared.get() || late < ARRIVES, "reading {number} took {late} us");
 }
 
-/// Which reading it is; none of anybody else is one.
+/// Returns the number of a reading, or `None` for any other message.
 fn number(body: &[u8]) -> Option<u32> {
     let text = std::str::from_utf8(body).ok()?;
     let (number, rest) = text.split_once('/')?;
@@ -498,14 +506,14 @@ fn number(body: &[u8]) -> Option<u32> {
     number.parse().ok()
 }
 
-/// What a server says to a V2 client.
+/// A frame from a server to a V2 client.
 pub(crate) enum Frame {
     Heartbeat,
-    Said(String),
+    Response(String),
     Message { id: [u8; 16], body: Vec<u8> },
 }
 
-/// Reads frames from what arrives.
+/// Parses frames from the bytes of a connection.
 #[derive(Default)]
 pub(crate) struct Frames(Vec<u8>);
 
@@ -522,7 +530,7 @@ impl Frames {
                     body: frame[26..].to_vec(),
                 },
                 (_, b"_heartbeat_") => Frame::Heartbeat,
-                (_, said) => Frame::Said(String::from_utf8_lossy(said).into_owned()),
+                (_, response) => Frame::Response(String::from_utf8_lossy(response).into_owned()),
             });
             self.0.drain(..size);
         }

@@ -1,5 +1,5 @@
-//! A consumer: a real one with its runner and handle, and what must be true of what it is given
-//! and of what it asks for.
+//! A consumer: a real one with its runner and handle, and checks of the messages that it receives
+//! and of the RDY that it sends.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -31,10 +31,10 @@ use crate::world::{Clock, Dials, World};
 pub(crate) const CONNECTIONS: usize = 2;
 const MESSAGES: usize = 6;
 const LOOKUPDS: usize = 2;
-/// Bytes of the ring for each message: one with a longer body takes several.
+/// Bytes of the ring per message; a longer body takes several slots.
 const SLOT: usize = 64;
 
-/// Units of the process, beside those that all have.
+/// Units of the process, after those of `actor`.
 const EVENTS: usize = 2;
 const TAKING: usize = 3;
 const STOPPING: usize = 4;
@@ -51,69 +51,70 @@ struct Setup {
     config: Config<'static>,
     nsqds: Vec<Address>,
     lookupds: Vec<Address>,
-    /// How many nsqds there are, how much they may be asked for, and those that it reaches.
+    /// The number of nsqds, their RDY limit, and the nsqds that the consumer knows.
     hosts: usize,
     max_rdy_count: u16,
     reached: BTreeSet<usize>,
-    /// The application always wants as many messages, so there are never more in flight.
+    /// The application never changes max_in_flight, so there are never more in flight.
     constant: bool,
-    /// There is much to do, and what it may have in flight goes from one nsqd to the other.
-    turns: bool,
-    /// It never answers late.
-    quick: bool,
-    /// It answers nothing by itself.
+    /// RDY moves between nsqds, and none of the time for it may be lost.
+    rotates: bool,
+    /// The application never answers late.
+    prompt: bool,
+    /// The application keeps all messages until it is ordered to answer.
     hoards: bool,
-    /// What its application does more than anything else.
+    /// The most frequent action of the application.
     favourite: u64,
-    /// The lists have so many that are never to be reached.
+    /// How many nsqds in the lists cannot be reached.
     dead: usize,
-    /// They have one that takes nobody.
+    /// The lists contain an nsqd that refuses everybody.
     refuses: bool,
 }
 
-/// What is known of all messages, of this process and of those before.
+/// The records about all messages, of this process and of earlier ones.
 struct Ledger {
-    /// By nsqd and number.
-    fed: BTreeMap<Name, Fed>,
+    /// Published messages, by nsqd and number.
+    published: BTreeMap<Name, Published>,
     random: Random,
-    /// The application wants messages.
-    hungry: bool,
-    /// Everything is answered as soon as it comes, and well.
+    /// The application asks for messages.
+    takes_messages: bool,
+    /// Each message is finished as soon as it comes.
     diligent: bool,
-    /// max_in_flight, as it was set last.
+    /// The latest max_in_flight.
     max: u16,
     stop: bool,
     stopped: bool,
-    /// The RDY of each connection when it was looked at last.
+    /// The RDY of each connection at the latest check.
     rdy: [u16; CONNECTIONS],
-    /// When it began, with nothing wrong but that many are never to be reached, and has not found
-    /// those that are.
+    /// The start of a process without faults but with many nsqds that cannot be reached, until the
+    /// good ones are found.
     began: Option<u64>,
-    /// When it was connected to each nsqd, and refused for good by one, last.
+    /// The time of the latest connection to each nsqd, and of the latest permanent refusal.
     connected: BTreeMap<String, u64>,
     refused: Option<u64>,
-    /// Each connection that was refused for good last, while others waited for its place.
+    /// The connections that were last refused for good while other nsqds waited for a connection.
     keeps: [bool; CONNECTIONS],
 }
 
-/// An nsqd and the number of a message there.
+/// An nsqd and the number of a message of it.
 type Name = (usize, u32);
 
 #[derive(Default)]
-struct Fed {
-    /// The application was given it, with these attempts.
+struct Published {
+    /// The attempts with which the application received it.
     taken: BTreeSet<u16>,
-    /// The application said that it is done, or the consumer was to say so.
+    /// The application finished it, or the consumer was to do so.
     done: bool,
-    /// With as many attempts.
+    /// The attempts with which it was finished.
     finished: Option<u16>,
     taken_back: bool,
 }
 
-/// A body for which a consumer has no room: it may requeue the message several times.
+/// The length of a body that the ring may be too full for: the consumer may requeue it several
+/// times.
 const LARGE: usize = 500;
-/// No more messages than this are left at the servers when more are published, and no more of the
-/// large ones: a consumer is through with them before the world ends, also one at a time.
+/// At most this many messages are left at the servers when more are published, and at most this
+/// many large ones: a consumer can finish them before the world ends, also one at a time.
 const BACKLOG_MAX: usize = 100;
 const LARGE_MAX: usize = 5;
 
@@ -127,15 +128,15 @@ impl Subscriber {
         random: &mut Random,
     ) -> Self {
         let ms = |random: &mut Random, from: &[u32]| Span::from_millis(random.pick(from));
-        let (constant, quick) = (random.one_in(2), random.one_in(2));
-        // All of them by the lists, or some that are given.
+        let (constant, prompt) = (random.one_in(2), random.one_in(2));
+        // All nsqds from the lists, or some given ones.
         let given = if webs > 0 && random.one_in(2) { 0 } else { random.between(1, nsqds as u64) };
         let reached = if webs > 0 { nsqds } else { given as usize };
-        // With more nsqds than session_table each has its turn, and none of it is to be lost.
-        let turns = reached > CONNECTIONS || (served && reached > 1);
+        // With more nsqds than connections they take turns, and no time of a turn may be lost.
+        let rotates = reached > CONNECTIONS || (served && reached > 1);
         let max_attempts = random.pick(&[0, 0, 2, 3]);
         let exhausted = random.pick(&[Exhausted::Finish, Exhausted::Deliver]);
-        // Without a limit of attempts one too large would be requeued for ever.
+        // Without a limit of attempts a message that is too large would be requeued for ever.
         let endless = max_attempts == 0 || exhausted == Exhausted::Deliver;
         let mut config = Config {
             auth_secret: auth.then_some(SECRET),
@@ -143,7 +144,7 @@ impl Subscriber {
             msg_timeout: random
                 .pick(&[None, Some(1000), Some(5000), Some(20_000)])
                 .map(Span::from_millis),
-            max_in_flight: random.pick(if turns { &[4, u16::MAX] } else { &[1, 2, 4, u16::MAX] }),
+            max_in_flight: random.pick(if rotates { &[4, u16::MAX] } else { &[1, 2, 4, u16::MAX] }),
             connect_timeout: ms(random, &[1000, 5000]),
             reconnect_spread: ms(random, &[0, 0, 2000]),
             left_out_for: ms(random, &[1000, 10_000]),
@@ -158,8 +159,8 @@ impl Subscriber {
             exhausted,
             too_large: if endless { TooLarge::Finish } else { TooLarge::Requeue },
             requeue_base: ms(random, &[0, 500]),
-            requeue_cap: Span::from_millis(if turns { 500 } else { 2000 }),
-            backoff_base: if constant || turns { Span::ZERO } else { ms(random, &[0, 100]) },
+            requeue_cap: Span::from_millis(if rotates { 500 } else { 2000 }),
+            backoff_base: if constant || rotates { Span::ZERO } else { ms(random, &[0, 100]) },
             backoff_cap: Span::from_millis(2000),
             auto_touch: random.one_in(3),
             seed: random.below(1 << 32) as u32,
@@ -168,8 +169,8 @@ impl Subscriber {
                 ChannelName::new("c").expect("a name"),
             )
         };
-        // What a server that lies swallowed is delivered again when two heartbeats and a timeout are
-        // over. With the longest of both that is as long as a world goes on without faults.
+        // A message that a faulty server swallowed is delivered again after two heartbeats and the
+        // message timeout. With the longest of both that takes the whole faultless phase.
         if config.heartbeat == Span::from_secs(60) && config.msg_timeout.is_none() {
             config.msg_timeout = Some(Span::from_secs(20));
         }
@@ -182,20 +183,20 @@ impl Subscriber {
             max_rdy_count,
             reached: (0..reached).collect(),
             constant,
-            turns,
-            quick,
-            hoards: !quick && random.one_in(3),
+            rotates,
+            prompt,
+            hoards: !prompt && random.one_in(3),
             favourite: random.below(10),
             dead: 0,
             refuses: false,
         };
-        watch::say(|| {
+        watch::trace(|| {
             format!("node{me} consumes from {:?}, {:?}: {config:?}", setup.nsqds, setup.lookupds)
         });
         let ledger = Ledger {
-            fed: BTreeMap::new(),
+            published: BTreeMap::new(),
             random: random.fork(),
-            hungry: true,
+            takes_messages: true,
             diligent: false,
             max: config.max_in_flight,
             stop: false,
@@ -216,14 +217,14 @@ impl Subscriber {
 }
 
 impl Subscriber {
-    /// The lists have so many nsqds that are never to be reached, and maybe one that takes nobody,
-    /// beside the others.
+    /// Adds `dead` nsqds to the lists that cannot be reached, and if `refuses` one that refuses
+    /// everybody.
     pub(crate) fn among(mut self, dead: usize, refuses: bool) -> Self {
         let setup = Rc::get_mut(&mut self.setup).expect("nobody else has it yet");
         setup.dead = dead;
         setup.refuses = refuses;
         if setup.is_crowded() {
-            // So that all have their turn before the world ends.
+            // So that each nsqd has its turn before the world ends.
             setup.config.lookup_interval = Span::from_secs(4);
         }
         self
@@ -231,12 +232,12 @@ impl Subscriber {
 }
 
 impl Setup {
-    /// Those that work take turns, and there are others that do not.
+    /// Returns whether good nsqds take turns while there are useless ones.
     fn is_crowded(&self) -> bool {
         self.reached.len() > CONNECTIONS && (self.dead > 0 || self.refuses)
     }
 
-    /// How many are listed that do not work.
+    /// Returns the number of listed nsqds that do not work.
     fn useless(&self) -> usize {
         self.dead + usize::from(self.refuses)
     }
@@ -262,24 +263,27 @@ impl Actor for Subscriber {
             Seen::Finished { body, attempts } => {
                 let name = name(&body).expect("a message of ours");
                 let Config { max_attempts, exhausted, too_large, .. } = self.setup.config;
-                let tired = max_attempts > 0 && attempts > max_attempts;
-                let given_up = tired && exhausted == Exhausted::Finish;
+                let over_limit = max_attempts > 0 && attempts > max_attempts;
+                let given_up = over_limit && exhausted == Exhausted::Finish;
                 let skipped = body.len() > SLOT * MESSAGES - 26 && too_large == TooLarge::Finish;
-                let fed = ledger.fed.get_mut(&name).expect("it was fed");
-                assert!(fed.finished.is_none(), "{name:?} is finished twice");
-                assert!(fed.done || given_up || skipped, "{name:?} is finished, and nobody had it");
-                fed.finished = Some(attempts);
+                let published = ledger.published.get_mut(&name).expect("it was published");
+                assert!(published.finished.is_none(), "{name:?} was finished twice");
+                assert!(
+                    published.done || given_up || skipped,
+                    "{name:?} was finished, but the application did not do that"
+                );
+                published.finished = Some(attempts);
             }
             Seen::TakenBack { body } => {
                 let name = name(&body).expect("a message of ours");
-                ledger.fed.get_mut(&name).expect("it was fed").taken_back = true;
+                ledger.published.get_mut(&name).expect("it was published").taken_back = true;
             }
             Seen::Ready { rdy } => {
                 assert!(rdy <= MESSAGES as u64, "RDY {rdy}, with room for {MESSAGES}");
             }
             Seen::Refused { words } => {
-                // Another kind of server may have been dialed, a connection may break anywhere,
-                // and a server that exits takes nobody.
+                // Another kind of server may have been dialed, a connection may break anywhere, and
+                // an exiting server refuses everybody.
                 let fair = [
                     "E_BAD_PROTOCOL",
                     "E_SUB_FAILED",
@@ -307,7 +311,7 @@ impl Actor for Subscriber {
         let ledger = &mut *self.state.borrow_mut();
         ledger.stop = false;
         ledger.stopped = false;
-        ledger.hungry = true;
+        ledger.takes_messages = true;
         ledger.max = self.setup.config.max_in_flight;
         ledger.rdy = [0; CONNECTIONS];
         ledger.refused = None;
@@ -315,7 +319,7 @@ impl Actor for Subscriber {
     }
 }
 
-/// Which message a body is; none that somebody fed may have one like that.
+/// Returns the name of a message, or `None` if a faulty server made up the body.
 fn name(body: &[u8]) -> Option<Name> {
     let mut words = body.split(|&b| b == b'/');
     let mut number = || std::str::from_utf8(words.next()?).ok()?.parse().ok();
@@ -323,12 +327,12 @@ fn name(body: &[u8]) -> Option<Name> {
     let rest = words.next()?;
     let padding = b'a' + (number % 26) as u8;
     let whole = rest.iter().all(|&b| b == padding);
-    assert!(whole, "what is read is not what was sent: {}", body.escape_ascii());
+    assert!(whole, "the body is not what was published: {}", body.escape_ascii());
     Some((host as usize, number))
 }
 
 type Consumer<'a> = Handle<'a, NoopRawMutex, Clock>;
-type Taken<'a> = Message<'a, NoopRawMutex, Clock>;
+type Received<'a> = Message<'a, NoopRawMutex, Clock>;
 
 async fn run(
     world: World,
@@ -360,13 +364,13 @@ async fn run(
         drive::consumer::new(&mut resources, &config, sources, &mut ring, dialers, clock)
             .expect("a good configuration");
     read_states(&handle, me);
-    // What the application has and has not answered.
-    let held: RefCell<Vec<(Name, Taken<'_>)>> = RefCell::default();
+    // The messages that the application has not answered.
+    let held: RefCell<Vec<(Name, Received<'_>)>> = RefCell::default();
 
     let mut events = pin!(async {
         loop {
             let event = handle.event().await;
-            watch::tell((me, 0), || format!("tells {event:?}"));
+            watch::trace_session((me, 0), || format!("reports {event:?}"));
             if let consumer::Event::Connection { index, event } = event {
                 let address =
                     handle.look(|consumer| consumer.status(index)?.address.cloned()).flatten();
@@ -379,17 +383,17 @@ async fn run(
     });
     let mut taking = pin!(async {
         loop {
-            until(|| state.borrow().hungry.then_some(())).await;
+            until(|| state.borrow().takes_messages.then_some(())).await;
             let message = handle.next().await;
-            watch::tell((me, 0), || format!("is given {:?}", message.head()));
+            watch::trace_session((me, 0), || format!("receives {:?}", message.head()));
             let ledger = &mut *state.borrow_mut();
             let Some(name) = ledger.take(&message, &config) else {
-                // A server made it up.
+                // A faulty server made it up.
                 let _ = message.finish();
                 continue;
             };
             let patient =
-                !ledger.diligent && !setup.quick && (setup.hoards || ledger.random.one_in(4));
+                !ledger.diligent && !setup.prompt && (setup.hoards || ledger.random.one_in(4));
             if patient {
                 held.borrow_mut().push((name, message));
             } else {
@@ -405,7 +409,7 @@ async fn run(
     });
 
     loop {
-        // Clones of the clock from here on are the sessions'.
+        // The next clones of the clock belong to the sessions.
         next.replace(1);
         let mut run = pin!(runner.run_with::<64>());
         let again = poll_fn(|_| {
@@ -433,7 +437,7 @@ async fn run(
                             if ledger.stopped
                                 && matches!(&order, Order::Act(r) if r.clone().one_in(2))
                             {
-                                // It is of no more use.
+                                // A stopped consumer has no further use.
                                 return Poll::Ready(false);
                             }
                             let held = &mut *held.borrow_mut();
@@ -449,8 +453,8 @@ async fn run(
                 check(&handle, &mut state.borrow_mut());
                 check_found(&handle, &mut state.borrow_mut(), &setup, world.now());
             }
-            let holds = held.borrow().len();
-            check_quiet(&handle, &state.borrow(), &setup, &world, holds, me);
+            let held_count = held.borrow().len();
+            check_quiet(&handle, &state.borrow(), &setup, &world, held_count, me);
             Poll::Pending
         })
         .await;
@@ -460,7 +464,7 @@ async fn run(
     }
 }
 
-/// Differs whenever the consumer changed.
+/// Returns a value that differs whenever the consumer changed.
 fn print(handle: &Consumer<'_>) -> impl PartialEq + use<> {
     handle.inspect(|consumer| {
         let connections: [_; CONNECTIONS] = std::array::from_fn(|n| {
@@ -474,7 +478,7 @@ fn print(handle: &Consumer<'_>) -> impl PartialEq + use<> {
     })
 }
 
-/// The application changed states behind the runner's back, or they are what they are set up as.
+/// Reads the states that the application changed outside the runner, or the initial ones.
 fn read_states(handle: &Consumer<'_>, me: usize) {
     handle.look(|consumer| {
         for n in 0..CONNECTIONS {
@@ -487,7 +491,7 @@ fn read_states(handle: &Consumer<'_>, me: usize) {
     });
 }
 
-/// A connection with which nothing is wrong is not given up.
+/// Checks that no healthy connection was given up.
 fn check_given_up(handle: &Consumer<'_>, world: &World, me: usize) {
     for (_, session) in world.take_given_up(me) {
         let last = handle.look(|consumer| match session.checked_sub(CONNECTIONS) {
@@ -495,32 +499,32 @@ fn check_given_up(handle: &Consumer<'_>, world: &World, me: usize) {
             Some(n) => consumer.lookupd_status(n).expect("an nsqlookupd").last,
         });
         match last.flatten() {
-            // What is right with the connection, its server said.
+            // The server itself refused: that is no fault of the connection.
             Some(Closed::Fault(Fault::Refused(_) | Fault::BadAnswer(BadAnswer::Status(_)))) => {}
             Some(Closed::Fault(fault)) if fault.is_permanent() => {}
-            Some(Closed::Fault(fault)) => panic!("gives up a healthy connection: {fault}"),
+            Some(Closed::Fault(fault)) => panic!("gave up a healthy connection: {fault}"),
             _ => {}
         }
     }
 }
 
-/// Always so.
+/// Checks what holds after every poll.
 fn check(handle: &Consumer<'_>, ledger: &mut Ledger) {
     handle.look(|consumer| {
         let status = |n| consumer.status(n).expect("a connection");
         let rdy: [u16; CONNECTIONS] = std::array::from_fn(|n| status(n).rdy);
         let raised = rdy.iter().zip(&ledger.rdy).any(|(now, before)| now > before);
         let (sum, most) = (rdy.iter().sum::<u16>(), ledger.max.min(MESSAGES as u16));
-        assert!(!raised || sum <= most, "RDY is raised to {sum} in all, of {most}");
+        assert!(!raised || sum <= most, "RDY was raised to {sum} in total, more than {most}");
         ledger.rdy = rdy;
-        assert!(consumer.waiting() <= MESSAGES, "as many as there are slots");
+        assert!(consumer.waiting() <= MESSAGES, "more messages than slots");
     });
 }
 
-/// How long finding those that work may take among so many that do not, in microseconds.
+/// How long finding the good nsqds among the useless may take, in microseconds.
 const FOUND: u64 = 45_000_000;
 
-/// Those that work are found soon among those that do not.
+/// Checks that the good nsqds are found in time among the useless.
 fn check_found(handle: &Consumer<'_>, ledger: &mut Ledger, setup: &Setup, now: u64) {
     let Some(began) = ledger.began else { return };
     let counters = handle.counters();
@@ -529,44 +533,48 @@ fn check_found(handle: &Consumer<'_>, ledger: &mut Ledger, setup: &Setup, now: u
         ledger.began = None;
         return;
     }
-    assert!(now < began + FOUND, "{} found among the dead in time", counters.connections);
+    assert!(
+        now < began + FOUND,
+        "only {} nsqds found among the dead in time",
+        counters.connections
+    );
 }
 
-/// So when nothing more moves.
+/// Checks what holds when all futures are pending.
 fn check_quiet(
     handle: &Consumer<'_>,
     ledger: &Ledger,
     setup: &Setup,
     world: &World,
-    holds: usize,
+    held_count: usize,
     me: usize,
 ) {
     handle.inspect(|consumer| {
-        assert_eq!(consumer.poll_event(), None, "nobody told who waits for events");
-        let waits = ledger.hungry && consumer.waiting() > 0;
-        assert!(!waits, "nobody told who waits for messages");
+        assert_eq!(consumer.poll_event(), None, "a task that waits for events was not woken");
+        let waits = ledger.takes_messages && consumer.waiting() > 0;
+        assert!(!waits, "a task that waits for messages was not woken");
         let status = |n| consumer.status(n).expect("a connection");
         let in_flight: u16 = (0..CONNECTIONS).map(|n| status(n).in_flight).sum();
         if (0..CONNECTIONS).all(|n| world.is_free((me, n))) {
-            // One of each connection may be there in part.
-            let known = consumer.waiting() + holds + CONNECTIONS;
-            assert!(usize::from(in_flight) <= known, "an answer waits, and could be sent");
+            // Each connection may have received one message partly.
+            let known = consumer.waiting() + held_count + CONNECTIONS;
+            assert!(usize::from(in_flight) <= known, "an answer waits though it could be sent");
         }
         let counters = consumer.counters();
         let late = counters.timed_out > 0 || counters.refused > 0;
-        if setup.constant && setup.quick && !late && world.is_calm(30_000_000) {
+        if setup.constant && setup.prompt && !late && world.is_calm(30_000_000) {
             let most = setup.config.max_in_flight.min(MESSAGES as u16);
-            assert!(in_flight <= most, "{in_flight} in flight, of {most}");
+            assert!(in_flight <= most, "{in_flight} in flight, more than {most}");
         }
         if ledger.stopped {
-            assert!(consumer.is_stopped(), "it said that it has stopped");
+            assert!(consumer.is_stopped(), "stop completed, but the consumer has not stopped");
             assert_eq!(in_flight, 0, "in flight without a connection");
         }
     });
 }
 
 impl Ledger {
-    /// It is connected to an nsqd, or not.
+    /// Records an event of a connection.
     fn on_event(
         &mut self,
         index: usize,
@@ -578,47 +586,54 @@ impl Ledger {
     ) {
         let now = world.now();
         let refused = host == REFUSES && matches!(event, ConnectionEvent::LeftOut(_));
-        // By then every source was asked who waits, if nothing is wrong.
+        // By then every lookup source was asked for waiting nsqds, if nothing is wrong.
         let long = setup.config.left_out_for > setup.config.lookup_interval;
         let gives = refused && waiting > 1 && long && now > FAULTY * 1000;
         let kept = std::mem::replace(&mut self.keeps[index], gives);
-        assert!(!(kept && refused), "keeps its place, though others wait");
+        assert!(!(kept && refused), "keeps its connection, though other nsqds wait");
         match event {
             ConnectionEvent::Connected => drop(self.connected.insert(host, now)),
             ConnectionEvent::LeftOut(_) if host == REFUSES => {
                 watch::count("refused for good");
                 let before = self.refused.replace(now);
-                // Nobody waits for its place, and clocks do not jump.
+                // No nsqd waits for its connection, and clocks do not jump.
                 let alone = setup.dead == 0 && setup.reached.len() < CONNECTIONS;
                 if let Some(before) = before.filter(|at| alone && *at > FAULTY * 1000) {
                     let pause = u64::from(setup.config.left_out_for.as_millis()) * 1000;
-                    assert!(now >= before + pause, "asked again after {} us", now - before);
+                    assert!(now >= before + pause, "dialed again after {} us", now - before);
                 }
             }
             _ => {}
         }
     }
 
-    /// The application is given a message; none if a server made it up.
-    fn take(&mut self, message: &Taken<'_>, config: &Config<'_>) -> Option<Name> {
+    /// Records a message that the application received; returns `None` if a server made it up.
+    fn take(&mut self, message: &Received<'_>, config: &Config<'_>) -> Option<Name> {
         let attempts = message.head().expect("not within a look").attempts;
         let name = message.read(name).expect("not within a look")?;
-        let fed = self.fed.get_mut(&name).expect("it was fed");
-        assert!(fed.taken.insert(attempts), "{name:?} is handed out twice with {attempts}");
-        // What was delivered before may have been on its way when that connection ended.
-        let may = fed.finished.is_none_or(|finished| attempts < finished) || fed.taken_back;
-        assert!(may, "{name:?} is handed out after its FIN");
-        let tired = config.max_attempts > 0 && attempts > config.max_attempts;
-        assert_eq!(message.is_exhausted(), tired, "{name:?} was delivered {attempts} times");
-        assert!(!tired || config.exhausted == Exhausted::Deliver, "{name:?} is handed out");
+        let published = self.published.get_mut(&name).expect("it was published");
+        assert!(
+            published.taken.insert(attempts),
+            "{name:?} was delivered twice with {attempts} attempts"
+        );
+        // A message delivered before may have been on its way when that connection ended.
+        let may =
+            published.finished.is_none_or(|finished| attempts < finished) || published.taken_back;
+        assert!(may, "{name:?} was delivered after its FIN");
+        let over_limit = config.max_attempts > 0 && attempts > config.max_attempts;
+        assert_eq!(message.is_exhausted(), over_limit, "{name:?} was delivered {attempts} times");
+        assert!(
+            !over_limit || config.exhausted == Exhausted::Deliver,
+            "{name:?} was delivered in spite of max_attempts"
+        );
         Some(name)
     }
 
-    /// The application answers a message.
-    fn answer(&mut self, name: Name, message: Taken<'_>) {
+    /// Answers a message.
+    fn answer(&mut self, name: Name, message: Received<'_>) {
         let soon = Some(Span::from_millis(self.random.below(500) as u32));
         let what = if self.diligent { 9 } else { self.random.below(12) };
-        let fed = self.fed.get_mut(&name).expect("it was fed");
+        let published = self.published.get_mut(&name).expect("it was published");
         let answered = match what {
             0 => message.requeue(None),
             1 => message.release(soon),
@@ -627,8 +642,8 @@ impl Ledger {
                 Ok(())
             }
             _ => {
-                // Late or not: once it was said, nsqd may have been told.
-                fed.done = true;
+                // Late or not: from now on the FIN may have reached nsqd.
+                published.done = true;
                 message.finish()
             }
         };
@@ -643,47 +658,51 @@ fn obey(
     world: &World,
     setup: &Setup,
     ledger: &mut Ledger,
-    held: &mut Vec<(Name, Taken<'_>)>,
+    held: &mut Vec<(Name, Received<'_>)>,
     mailbox: &Mailbox,
     me: usize,
 ) {
     let session = (me, 0);
-    let say = |what: &str| watch::tell(session, || what.to_owned());
+    let trace = |what: &str| watch::trace_session(session, || what.to_owned());
     let each = |event| (0..CONNECTIONS + LOOKUPDS).for_each(|n| watch::event((me, n), event));
     match order {
         Order::Act(mut random) => {
             each(Event::Work);
             match favour(&mut random, setup.favourite, 10) {
                 0 if random.one_in(3) => {
-                    say("stops");
+                    trace("stops");
                     each(Event::Stop);
                     ledger.stop = true;
                     mailbox.units.wake(STOPPING);
                 }
                 1 if !setup.constant => {
                     ledger.max = random.below(8) as u16;
-                    watch::tell(session, || format!("wants {} in flight", ledger.max));
+                    watch::trace_session(session, || format!("sets max_in_flight {}", ledger.max));
                     handle.set_max_in_flight(ledger.max);
                 }
                 2 if !setup.constant => {
                     let paused = handle.look(|consumer| consumer.is_paused());
-                    say(if paused == Some(true) { "resumes" } else { "pauses" });
+                    trace(if paused == Some(true) { "resumes" } else { "pauses" });
                     if paused == Some(true) { handle.resume() } else { handle.pause() }
                 }
-                3 if !setup.quick => {
-                    ledger.hungry = !ledger.hungry;
-                    say(if ledger.hungry { "is hungry" } else { "is not hungry" });
+                3 if !setup.prompt => {
+                    ledger.takes_messages = !ledger.takes_messages;
+                    trace(if ledger.takes_messages {
+                        "takes messages"
+                    } else {
+                        "takes no messages"
+                    });
                     mailbox.units.wake(TAKING);
                 }
                 4 | 5 if !held.is_empty() => {
-                    say("answers what it has");
+                    trace("answers what it has");
                     let keep = random.below(held.len() as u64) as usize;
                     for (name, message) in held.drain(keep..).rev() {
                         ledger.answer(name, message);
                     }
                 }
                 6 if !held.is_empty() => {
-                    say("touches what it has");
+                    trace("touches what it has");
                     for (_, message) in held.iter() {
                         let _ = message.touch();
                     }
@@ -700,9 +719,9 @@ fn obey(
             for (name, message) in held.drain(..) {
                 ledger.answer(name, message);
             }
-            ledger.hungry = true;
+            ledger.takes_messages = true;
             mailbox.units.wake(TAKING);
-            ledger.max = ledger.max.max(if setup.turns { 4 } else { 1 });
+            ledger.max = ledger.max.max(if setup.rotates { 4 } else { 1 });
             handle.set_max_in_flight(ledger.max);
             handle.resume();
             ledger.feed(&mut random, world, setup, session);
@@ -713,11 +732,11 @@ fn obey(
 }
 
 impl Ledger {
-    /// Somebody publishes messages for it.
+    /// Publishes messages at one of the nsqds.
     fn feed(&mut self, random: &mut Random, world: &World, setup: &Setup, session: Session) {
         let host = random.below(setup.hosts as u64) as usize;
         let count = random.pick(&[1, 1, 3, 20]);
-        watch::tell(session, || format!("nsqd{host} is fed with {count} messages"));
+        watch::trace_session(session, || format!("{count} messages are published at nsqd{host}"));
         let backlog = (0..setup.hosts).flat_map(|host| world.unfinished(host, "feed"));
         let (mut all, mut large) = (0, 0);
         for body in backlog {
@@ -729,7 +748,7 @@ impl Ledger {
             return;
         }
         for _ in 0..count {
-            let number = self.fed.len() as u32;
+            let number = self.published.len() as u32;
             let mut body = format!("{host}/{number}/").into_bytes();
             let len = match random.below(30) {
                 0 if large < LARGE_MAX => {
@@ -740,16 +759,16 @@ impl Ledger {
                 _ => random.between(10, 38) as usize,
             };
             body.resize(len.max(body.len()), b'a' + (number % 26) as u8);
-            // Before it is there: it may be delivered at once.
-            self.fed.insert((host, number), Fed::default());
+            // Insert first: the message may be delivered at once.
+            self.published.insert((host, number), Published::default());
             if !world.feed(host, "feed", &body) {
-                self.fed.entry((host, number)).or_default().done = true;
+                self.published.entry((host, number)).or_default().done = true;
             }
         }
     }
 }
 
-/// No faults since long, and nothing left to do.
+/// Checks the messages and connections long after the last fault.
 fn finish(handle: &Consumer<'_>, world: &World, setup: &Setup, ledger: &Ledger) {
     if ledger.stop {
         assert!(ledger.stopped, "not stopped, though nothing is wrong");
@@ -757,8 +776,8 @@ fn finish(handle: &Consumer<'_>, world: &World, setup: &Setup, ledger: &Ledger) 
     }
     for &host in &setup.reached {
         if setup.is_crowded() {
-            // With more that work than connections, among others that do not, messages wait for
-            // a turn: each has one.
+            // With more good nsqds than connections, among useless ones, messages wait for the turn
+            // of their nsqd. Each must have had one.
             let last = ledger.connected.get(&format!("nsqd{host}"));
             let had = last.is_some_and(|at| *at > FAULTY * 1000);
             assert!(had, "nsqd{host} had no turn: {:?}", ledger.connected);
@@ -770,23 +789,23 @@ fn finish(handle: &Consumer<'_>, world: &World, setup: &Setup, ledger: &Ledger) 
     }
     handle.look(|consumer| {
         let status = |n| consumer.status(n).expect("a connection");
-        let session_table = setup.reached.len().min(CONNECTIONS);
+        let expected = setup.reached.len().min(CONNECTIONS);
         let is_ready = |n: &usize| status(*n).state == LinkState::Ready;
         let ready = (0..CONNECTIONS).filter(is_ready).count();
-        // With more nsqds than session_table one may just be on its way.
-        let turns = setup.reached.len() + setup.useless() > CONNECTIONS;
+        // With more nsqds than connections one may just be dialed.
+        let rotates = setup.reached.len() + setup.useless() > CONNECTIONS;
         assert!(
-            ready == session_table || turns,
-            "{ready} connected of {session_table}, though nothing is wrong"
+            ready == expected || rotates,
+            "{ready} connected of {expected}, though nothing is wrong"
         );
         assert_eq!(consumer.waiting(), 0, "messages wait, though nothing is wrong");
-        if !turns && !consumer.is_backing_off() {
+        if !rotates && !consumer.is_backing_off() {
             let cap = setup.max_rdy_count.saturating_mul(ready as u16);
             let most = ledger.max.min(MESSAGES as u16).min(cap);
             let sum: u16 = (0..CONNECTIONS).map(|n| status(n).rdy).sum();
-            // One that passes its turn on is waited for.
+            // A connection that passes on its share of RDY is waited for.
             let passing = ready > most.into() && sum < most;
-            assert!(sum == most || passing, "RDY {sum} in all, of {most}");
+            assert!(sum == most || passing, "RDY is {sum} in total instead of {most}");
         }
     });
 }

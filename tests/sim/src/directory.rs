@@ -1,4 +1,4 @@
-//! A directory: a real one with its runner, and what must be true of what it lists.
+//! A directory: a real one with its runner, and checks of what it lists.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -10,7 +10,7 @@ use std::task::{Context, Poll};
 use embassy_sync::blocking_mutex::raw::NoopRawMutex;
 use nanonsq_core::drive::nsqlookupd::{self, Handle};
 use nanonsq_core::drive::{Port as Slots, Ports};
-use nanonsq_core::nsqlookupd::{Config, Event as Told};
+use nanonsq_core::nsqlookupd::{Config, Event as Report};
 use nanonsq_core::session::{Closed, Link, Session as _};
 use nanonsq_core::time::Span;
 use nanonsq_core::wire::nsqlookupd::IdentifyReply;
@@ -22,8 +22,8 @@ use crate::exec::application;
 use crate::watch::{self, Event, Session};
 use crate::world::{Clock, HTTP_PORT, Listens, Port, Role, World};
 
-/// As many as there may be nodes and registrars, and one more: with old connections that are not yet
-/// found dead there are too few now and then.
+/// As many as nodes and registrars at most, and one more: with old connections that are not yet
+/// recognized as dead the slots are sometimes too few.
 const NODES: usize = 6;
 const TOPICS: usize = 10;
 const CHANNELS: usize = 24;
@@ -31,7 +31,7 @@ const HTTP: usize = 3;
 const FIRST_HTTP: usize = NODES + 1;
 const SESSIONS: usize = FIRST_HTTP + HTTP + 1;
 
-/// Units of the process, beside those that all have.
+/// Units of the process, after those of `actor`.
 const EVENTS: usize = 2;
 const STOPPING: usize = 3;
 
@@ -62,7 +62,7 @@ impl Lists {
             empty_timeout: Span::from_secs(random.pick(&[0, 5, 3600])),
             ..Config::new()
         };
-        watch::say(|| format!("node{me} is a directory: {config:?}"));
+        watch::trace(|| format!("node{me} is a directory: {config:?}"));
         Self { world: world.clone(), me, config: Rc::new(config), tcp, http }
     }
 }
@@ -119,10 +119,10 @@ async fn run(
     let mut events = pin!(async {
         loop {
             let event = handle.event().await;
-            watch::tell((me, 0), || format!("tells {event:?}"));
+            watch::trace_session((me, 0), || format!("reports {event:?}"));
             match event {
-                Told::Left { why: Closed::Local, .. } => watch::count("replaced"),
-                Told::TableFull(_) => watch::count("directory full"),
+                Report::Left { why: Closed::Local, .. } => watch::count("replaced"),
+                Report::TableFull(_) => watch::count("directory full"),
                 _ => {}
             }
         }
@@ -136,7 +136,7 @@ async fn run(
     });
     let mut listed = None;
     loop {
-        // Clones of the runner's clock from here on are the sessions'.
+        // The next clones of the runner's clock belong to the sessions.
         sessions.replace((0..SESSIONS).map(Role::Session).collect());
         let mut run = pin!(runner.run());
         let again = poll_fn(|_| {
@@ -145,13 +145,13 @@ async fn run(
                 let cx = &mut Context::from_waker(&waker);
                 match unit {
                     RUNNER => {
-                        // What refuses callers shows only in its trace.
+                        // Rejecting callers shows only in the log.
                         let did = || (world.moves(me), watch::changes());
                         let (moves, before) = (did(), print(&handle));
                         let _ = run.as_mut().poll(cx);
                         let moved = moves != did();
                         let changed = moved || before != print(&handle);
-                        // How far stopping is does not show.
+                        // The progress of stopping does not show.
                         units.judge(causes, changed || stop.get());
                     }
                     ORDERS => {
@@ -161,9 +161,9 @@ async fn run(
                                 units.wake(RUNNER);
                                 return Poll::Ready(true);
                             }
-                            // It has little to do.
+                            // Actions of the application: seldom stop.
                             if matches!(order, Order::Act(random) if random.clone().one_in(20)) {
-                                watch::tell((me, 0), || "stops".into());
+                                watch::trace_session((me, 0), || "stops".into());
                                 (0..SESSIONS).for_each(|n| watch::event((me, n), Event::Stop));
                                 stop.set(true);
                                 units.wake(STOPPING);
@@ -181,7 +181,7 @@ async fn run(
                 }
                 read_states(&handle, me);
             }
-            assert_eq!(handle.try_event(), None, "nobody told who waits for events");
+            assert_eq!(handle.try_event(), None, "a task that waits for events was not woken");
             // A process that has stopped ends.
             if stopped.get() { Poll::Ready(false) } else { Poll::Pending }
         })
@@ -192,7 +192,7 @@ async fn run(
     }
 }
 
-/// Differs whenever the directory changed.
+/// Returns a value that differs whenever the directory changed.
 fn print(handle: &Directory<'_>) -> impl PartialEq + use<> {
     handle.inspect(|directory| {
         let nodes: [_; NODES] = std::array::from_fn(|n| {
@@ -205,7 +205,7 @@ fn print(handle: &Directory<'_>) -> impl PartialEq + use<> {
     })
 }
 
-/// States that another session's driver changed.
+/// Reads the states that another session's driver changed.
 fn read_states(handle: &Directory<'_>, me: usize) {
     handle.inspect(|directory| {
         for n in 0..NODES {
@@ -225,14 +225,14 @@ fn read_states(handle: &Directory<'_>, me: usize) {
     });
 }
 
-/// Always so.
+/// Checks what holds after every poll.
 fn check(handle: &Directory<'_>) {
     handle.look(|directory| {
         let address = |n| directory.producer(n).map(|producer| producer.node.broadcast_address);
         for (name, count) in directory.topics() {
             let having = (0..NODES).filter(|n| directory.has_topic(*n, name)).map(address);
             let addresses: BTreeSet<_> = having.collect();
-            assert_eq!(count, addresses.len(), "nodes that have {name}: {addresses:?}");
+            assert_eq!(count, addresses.len(), "producers of {name}: {addresses:?}");
         }
         let shared = (0..NODES)
             .any(|n| address(n).is_some() && (0..n).any(|other| address(other) == address(n)));
@@ -242,7 +242,7 @@ fn check(handle: &Directory<'_>) {
     });
 }
 
-/// What each connection has registered. Nobody is listed who is not there.
+/// Returns what each connection has registered; only open connections have an entry.
 fn listings(handle: &Directory<'_>) -> BTreeMap<ConnId, BTreeSet<String>> {
     let all = handle.look(|directory| {
         let mut listings = BTreeMap::new();

@@ -1,21 +1,21 @@
-//! The executor: who is to be polled, and why.
+//! The executor: which futures have to be polled, and why.
 
 use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::task::{Wake, Waker};
 
-/// Why somebody is polled; a set of bits.
+/// Why a future is polled: one bit of a set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Cause {
-    /// It woke itself, or those it shares its state with did.
+    /// The future woke itself, or another future with the same shared state woke it.
     Own = 1,
-    /// Its transport moved, or its dial was decided.
+    /// Its transport has news, or its dial was decided.
     Io = 2,
-    /// The time came that it had asked for.
+    /// The deadline that it asked for has come.
     Alarm = 4,
-    /// It is new, the application did something, or its clock jumped.
+    /// It is new, the application called the handle, or its clock jumped.
     Application = 8,
 }
 
@@ -24,14 +24,14 @@ thread_local! {
     static WOKEN: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Whether anybody was woken since this was last asked.
+/// Returns whether any future was woken since the last call.
 pub(crate) fn take_woken() -> bool {
     WOKEN.replace(false)
 }
 
-/// Whoever `f` wakes is woken because of that.
+/// Runs `f`; futures that it wakes are woken for this cause.
 pub(crate) fn because<R>(cause: Cause, f: impl FnOnce() -> R) -> R {
-    /// Also if a world ends within `f`.
+    /// Restores the cause, also if `f` panics.
     struct Reset(Cause);
     impl Drop for Reset {
         fn drop(&mut self) {
@@ -42,7 +42,7 @@ pub(crate) fn because<R>(cause: Cause, f: impl FnOnce() -> R) -> R {
     f()
 }
 
-/// Whoever `f` wakes is woken by an application.
+/// Runs `f`; futures that it wakes are woken by the application.
 pub(crate) fn application<R>(f: impl FnOnce() -> R) -> R {
     because(Cause::Application, f)
 }
@@ -65,17 +65,17 @@ impl Wake for Flag {
     }
 }
 
-/// The futures of one process that are polled each by itself, and its accounts of the first, which
-/// is the runner.
+/// The futures of one process, each polled on its own, and counters about the first, which is the
+/// runner.
 pub(crate) struct Units {
     flags: Vec<Arc<Flag>>,
-    /// How many sessions the runner has, each with an alarm.
+    /// The number of the runner's sessions, each with an alarm.
     sessions: u32,
-    /// Polls in a row that changed nothing and came from an alarm.
+    /// Successive polls that came from an alarm and changed nothing.
     fruitless: Cell<u32>,
-    /// The last poll changed something.
+    /// True if the last poll changed something.
     fruitful: Cell<bool>,
-    /// When it was polled last, how often then, and how often since something changed.
+    /// The time of the last poll, the polls at that time, and those since something changed.
     polls: Cell<Polls>,
 }
 
@@ -86,12 +86,11 @@ struct Polls {
     fruitless: u32,
 }
 
-/// No process polls its futures more often than this while the time stands still and its runner
-/// changes nothing.
+/// The most polls of a process at one point in virtual time while its runner changes nothing.
 const FRUITLESS_MAX: u32 = 5000;
 
-/// No process polls its futures more often than this while the time stands still, whatever comes
-/// of it. After a jump of its clock much is due at once, and may be written a byte at a time.
+/// The most polls of a process at one point in virtual time, whatever they change. After a clock
+/// jump much is due at once, and may be written byte by byte.
 const POLLS_MAX: u32 = 100_000;
 
 impl Units {
@@ -122,7 +121,7 @@ impl Units {
         Waker::from(self.flags[unit].clone())
     }
 
-    /// The next one to poll, and why.
+    /// Returns the next unit to poll and its causes.
     pub(crate) fn take(&self, now: u64) -> Option<(usize, u8)> {
         let unit = self.flags.iter().position(|flag| flag.ready.swap(false, Ordering::Relaxed))?;
         let Polls { at, all, fruitless } = self.polls.get();
@@ -133,7 +132,7 @@ impl Units {
         Some((unit, self.flags[unit].causes.swap(0, Ordering::Relaxed)))
     }
 
-    /// Judges a poll of the runner: every wakeup has its reason.
+    /// Checks a poll of the runner: every wakeup must have a reason.
     pub(crate) fn judge(&self, causes: u8, changed: bool) {
         let before = self.fruitful.replace(changed);
         if changed {
@@ -144,12 +143,12 @@ impl Units {
             return;
         }
         if causes & Cause::Alarm as u8 == 0 {
-            // After so many rounds it lets others run, and then may find that it was done.
-            assert!(before, "the runner woke itself and did nothing");
+            // The runner yields after a number of rounds; its next poll may find nothing left.
+            assert!(before, "the runner woke itself and changed nothing");
             return;
         }
-        // An alarm that is no longer due may come once for each session.
+        // An alarm that is no longer due may fire once per session.
         self.fruitless.set(self.fruitless.get() + 1);
-        assert!(self.fruitless.get() <= self.sessions, "woken by alarms that are for nothing");
+        assert!(self.fruitless.get() <= self.sessions, "too many alarms changed nothing");
     }
 }

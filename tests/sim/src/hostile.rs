@@ -1,8 +1,8 @@
-//! Clients of a node that want nothing good, or are broken: they announce what never comes, fill what
-//! there is to fill, keep what they got, and say nothing for ever.
+//! Hostile or broken clients of a node: they announce bodies that never come, fill all tables, keep
+//! what they received, and stay silent.
 //!
-//! Each *attack* is some connections of one kind, made again and again until it is over. What it may
-//! cost others is looked at in `board`.
+//! Each *attack* repeats connections of one kind until its end. The checks of what it may cost
+//! others are in `board`.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -20,47 +20,47 @@ use crate::script::{Part, pause, play};
 use crate::watch::{self, Session};
 use crate::world::{Clock, World};
 
-/// Connections at a time: more than a board has for all.
+/// Simultaneous connections: more than a board has slots for.
 const LANES: usize = 6;
-/// The units of the lanes, behind those that all processes have.
+/// The first unit of the lanes, behind those of `actor`.
 const FIRST: usize = 2;
 
 /// See the [module](self).
 pub(crate) struct Hostile {
     world: World,
     me: usize,
-    /// What it does more than anything else.
+    /// The kinds of its attacks; repeated ones are more frequent.
     kinds: Rc<Vec<Kind>>,
     ledger: Rc<Ledger>,
 }
 
-/// What an attack is.
+/// The kind of an attack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
-    /// Announces a body and sends none of it, or a byte now and then.
+    /// Announces a body and sends none of it, or single bytes slowly.
     Announce,
-    /// Announces an MPUB of a great many messages, and what of it comes, comes slowly.
+    /// Announces an MPUB of very many messages and sends some of them, slowly.
     Batch,
-    /// Publishes what nobody consumes, until it is refused.
+    /// Publishes messages that nobody consumes, until that is refused.
     Junk,
     /// The same over HTTP.
     Post,
-    /// Subscribes to topics and channels of its own, and leaves.
+    /// Subscribes to topics and channels of its own and leaves.
     Names,
-    /// Makes them over HTTP.
+    /// Creates topics and channels over HTTP.
     Create,
-    /// Consumes, in a channel of its own, and does not answer or has all delivered again.
+    /// Consumes in a channel of its own, and does not answer or requeues everything.
     Consume,
     /// The same in the channel of the honest consumer.
     Share,
-    /// Fills a topic, and finishes a message of it now and then, so that it is not one that nobody
-    /// consumes.
+    /// Fills a topic and finishes one of its messages now and then, so that the topic counts as
+    /// consumed.
     Hoard,
-    /// Says nothing, or nothing more.
+    /// Sends nothing, or nothing after the magic.
     Silent,
-    /// Asks and asks, and reads nothing.
+    /// Sends commands and reads no responses.
     Deaf,
-    /// A request over HTTP that does not end, an answer that is not read, a connection that is idle.
+    /// HTTP: a request that does not end, a response that is not read, an idle connection.
     Slow,
 }
 
@@ -83,7 +83,7 @@ impl Hostile {
     pub(crate) fn new(world: &World, me: usize, ledger: &Rc<Ledger>, random: &mut Random) -> Self {
         let n = random.pick(&[1, 1, 2, 4, 12]);
         let kinds: Vec<_> = (0..n).map(|_| random.pick(&KINDS)).collect();
-        watch::say(|| format!("node{me} is hostile: {kinds:?}"));
+        watch::trace(|| format!("node{me} is hostile: {kinds:?}"));
         Self { world: world.clone(), me, kinds: Rc::new(kinds), ledger: ledger.clone() }
     }
 }
@@ -124,7 +124,7 @@ async fn run(
                             let end =
                                 (world.now() + 1000 * random.between(1, ms)).min(1000 * FAULTY);
                             let n = random.between(1, LANES as u64) as usize;
-                            watch::say(|| format!("node{me}: {kind:?} by {n} until {end}"));
+                            watch::trace(|| format!("node{me}: {kind:?} by {n} until {end}"));
                             for (at, lane) in lanes.iter_mut().enumerate().take(n) {
                                 let (world, random) = (world.clone(), random.fork());
                                 *lane = Some(Box::pin(attack(world, (me, at), kind, random, end)));
@@ -145,61 +145,61 @@ async fn run(
         .await;
 }
 
-/// One connection after the other, until it is over.
+/// Makes one connection after the other until `end`.
 async fn attack(world: World, session: Session, kind: Kind, mut random: Random, end: u64) {
-    // Each attack comes back at its own pace.
+    // The pause between connections, different for each attack.
     let rest = random.pick(&[100, 1000, 20_000]);
     while world.now() < end {
         let script = kind.script(&mut random);
         let answer = Answer::of(kind, &mut random);
         let (mut frames, mut next) = (Frames::default(), 0);
-        let hear = |bytes: &[u8]| {
-            let mut says = Vec::new();
+        let receive = |bytes: &[u8]| {
+            let mut replies = Vec::new();
             if kind.speaks_http() {
-                return says;
+                return replies;
             }
             for frame in frames.read(bytes) {
                 match frame {
-                    Frame::Heartbeat if answer != Answer::Nothing => says.extend(b"NOP\n"),
-                    Frame::Heartbeat | Frame::Said(_) => {}
-                    // Comes again before the minute is over.
+                    Frame::Heartbeat if answer != Answer::Nothing => replies.extend(b"NOP\n"),
+                    Frame::Heartbeat | Frame::Response(_) => {}
+                    // The message is delivered again within a minute.
                     Frame::Message { .. } if answer == Answer::FinishSome && world.now() < next => {
                     }
                     Frame::Message { id, .. } => {
                         next = world.now() + SOME;
-                        says.extend(answer.to(&id));
+                        replies.extend(answer.to(&id));
                     }
                 }
             }
-            says
+            replies
         };
         let left = Span::from_millis(((end - world.now()) / 1000 + 1) as u32);
         let patience = random.pick(&[1000, 20_000, 300_000]);
         let patience = Span::from_millis(patience).min(left);
         let host = if kind.speaks_http() { "stat0" } else { "nsqd0" };
-        play(&world, session, host, script, patience, hear).await;
+        play(&world, session, host, script, patience, receive).await;
         let mut clock = Clock::of_session(&world, session);
         pause(&mut clock, Span::from_millis(random.between(10, rest) as u32)).await;
     }
 }
 
-/// A message so many microseconds is enough to be a consumer.
+/// The interval in microseconds at which finishing one message keeps a channel consumed.
 const SOME: u64 = 25_000_000;
 
-/// What a hostile consumer does with a message.
+/// A hostile consumer's answer to a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Answer {
-    /// Nothing, also to heartbeats.
+    /// No answer, neither to heartbeats.
     Nothing,
-    /// Nothing; it answers heartbeats.
+    /// No answer, but to heartbeats.
     Beats,
-    /// Has it delivered again after so many milliseconds.
+    /// Requeues it for this many milliseconds.
     Requeue(u32),
-    /// Has more time for it, again and again.
+    /// Touches it again and again.
     Touch,
-    /// Is done with it.
+    /// Finishes it.
     Finish,
-    /// Is done with one now and then.
+    /// Finishes one now and then.
     FinishSome,
 }
 
@@ -210,11 +210,11 @@ impl Answer {
             0 => Self::Nothing,
             1 => Self::Beats,
             2 => Self::Requeue(0),
-            // What others are to get comes back before the end.
+            // Messages that the honest consumer needs come back before the end.
             3 if kind == Kind::Share => Self::Requeue(random.pick(&[1000, 60_000])),
             3 => Self::Requeue(random.pick(&[1000, 60_000, 3_600_000])),
             4 => Self::Touch,
-            // What others are to get it leaves to them.
+            // Messages of the honest consumer are not finished here.
             _ if kind == Kind::Share => Self::Beats,
             _ => Self::Finish,
         }
@@ -231,21 +231,21 @@ impl Answer {
     }
 }
 
-/// A topic that nobody honest has.
-fn own_topic(random: &mut Random) -> String {
+/// Returns a topic that no honest client has.
+fn hostile_topic(random: &mut Random) -> String {
     format!("evil{}", random.below(8))
 }
 
-/// Its own, or one of the device's that nobody consumes.
+/// Returns a topic of its own, or an unconsumed one of the device.
 fn any_topic(random: &mut Random) -> String {
-    if random.one_in(3) { random.pick(&OTHERS).to_owned() } else { own_topic(random) }
+    if random.one_in(3) { random.pick(&OTHERS).to_owned() } else { hostile_topic(random) }
 }
 
 fn channel(random: &mut Random) -> String {
     format!("c{}{}", random.below(3), random.pick(&["", "", "#ephemeral"]))
 }
 
-/// The length of a body.
+/// Returns the length of a body.
 fn length(random: &mut Random) -> u32 {
     let most = random.pick(&[1, 100, 800, 2000, 16_000, 32_000, 60_000, 1 << 20]);
     random.pick(&[1, most / 2 + 1, most, random.clone().between(1, most.into()) as u32])
@@ -273,7 +273,7 @@ impl Kind {
         matches!(self, Self::Post | Self::Create | Self::Slow)
     }
 
-    /// One connection.
+    /// Makes the script of one connection.
     fn script(self, random: &mut Random) -> VecDeque<Part> {
         let mut script = VecDeque::new();
         let mute = self == Self::Silent && random.one_in(3);
@@ -283,7 +283,7 @@ impl Kind {
             if identifies {
                 hello.extend(identify(random));
             }
-            script.push_back(Part::Say(hello));
+            script.push_back(Part::Send(hello));
         }
         match self {
             Self::Announce => announce(random, &mut script),
@@ -307,7 +307,7 @@ impl Kind {
     }
 }
 
-/// A command with a body.
+/// Returns a command with a body.
 fn sized(line: &str, body: &[u8]) -> Vec<u8> {
     [line.as_bytes(), b"\n", &(body.len() as u32).to_be_bytes(), body].concat()
 }
@@ -324,19 +324,19 @@ fn identify(random: &mut Random) -> Vec<u8> {
 
 fn announce(random: &mut Random, script: &mut VecDeque<Part>) {
     let (topic, len) = (any_topic(random), length(random));
-    let mut said = match random.below(4) {
+    let mut command = match random.below(4) {
         0 => format!("DPUB {topic} {}\n", random.pick(&[0, 1000, 3_600_000])),
         1 => format!("MPUB {topic}\n"),
         _ => format!("PUB {topic}\n"),
     }
     .into_bytes();
-    said.extend(len.to_be_bytes());
-    script.push_back(Part::Say(said));
+    command.extend(len.to_be_bytes());
+    script.push_back(Part::Send(command));
     match random.below(3) {
         0 => {}
         1 => {
             let some = random.between(0, 200.min(u64::from(len) - 1));
-            script.push_back(Part::Say(vec![b'a'; some as usize]));
+            script.push_back(Part::Send(vec![b'a'; some as usize]));
         }
         _ => script.push_back(trickle(random, &vec![b'a'; len.min(4000) as usize])),
     }
@@ -350,22 +350,22 @@ fn trickle(random: &mut Random, bytes: &[u8]) -> Part {
 fn batch(random: &mut Random, script: &mut VecDeque<Part>) {
     let (topic, len) = (any_topic(random), length(random).max(10));
     let count = random.pick(&[1, 2, 100, len / 5, len, 0x7fff_ffff]);
-    let mut said = format!("MPUB {topic}\n").into_bytes();
-    said.extend(len.to_be_bytes());
-    said.extend(count.to_be_bytes());
-    script.push_back(Part::Say(said));
-    // Messages that are as long as they may be, or as short.
+    let mut command = format!("MPUB {topic}\n").into_bytes();
+    command.extend(len.to_be_bytes());
+    command.extend(count.to_be_bytes());
+    script.push_back(Part::Send(command));
+    // Messages of the longest or the shortest possible length.
     let each = random.pick(&[1, 1, 100, len / count.max(1)]).max(1);
     let message = [&each.to_be_bytes()[..], &vec![b'm'; each.min(4000) as usize]].concat();
     let some = message.repeat(random.pick(&[1, 3, 20]));
-    script.push_back(if random.one_in(2) { trickle(random, &some) } else { Part::Say(some) });
+    script.push_back(if random.one_in(2) { trickle(random, &some) } else { Part::Send(some) });
 }
 
 fn junk(random: &mut Random, script: &mut VecDeque<Part>) {
     let topic = any_topic(random);
     if random.one_in(3) {
         // A channel that nobody consumes.
-        script.push_back(Part::Say(format!("SUB {topic} {}\n", channel(random)).into_bytes()));
+        script.push_back(Part::Send(format!("SUB {topic} {}\n", channel(random)).into_bytes()));
     }
     let body = vec![b'j'; random.pick(&[1, 50, 200, 2000])];
     let command = match random.below(4) {
@@ -374,7 +374,7 @@ fn junk(random: &mut Random, script: &mut VecDeque<Part>) {
     };
     let ms = random.pick(&[0, 10, 300]);
     for _ in 0..random.between(1, 300) {
-        script.push_back(Part::Say(command.clone()));
+        script.push_back(Part::Send(command.clone()));
         if ms > 0 {
             script.push_back(Part::Pause(Span::from_millis(ms)));
         }
@@ -389,17 +389,17 @@ fn post(random: &mut Random, script: &mut VecDeque<Part>) {
         let head =
             format!("POST /{path}{topic} HTTP/1.1\r\nHost: h\r\nContent-Length: {len}\r\n\r\n");
         let body = std::iter::repeat_n(b'j', len);
-        script.push_back(Part::Say(head.into_bytes().into_iter().chain(body).collect()));
+        script.push_back(Part::Send(head.into_bytes().into_iter().chain(body).collect()));
     }
 }
 
 fn names(random: &mut Random, script: &mut VecDeque<Part>) {
-    let topic = if random.one_in(4) { any_topic(random) } else { own_topic(random) };
-    let said = match random.below(4) {
+    let topic = if random.one_in(4) { any_topic(random) } else { hostile_topic(random) };
+    let command = match random.below(4) {
         0 => sized(&format!("PUB {topic}"), b"j"),
         _ => format!("SUB {topic} {}\n", channel(random)).into_bytes(),
     };
-    script.push_back(Part::Say(said));
+    script.push_back(Part::Send(command));
     if !random.one_in(4) {
         script.push_back(Part::Pause(Span::from_millis(random.pick(&[1, 200]))));
         script.push_back(if random.one_in(2) { Part::Close } else { Part::Cut });
@@ -417,7 +417,7 @@ fn create(random: &mut Random, script: &mut VecDeque<Part>) {
             }
         };
         let head = format!("POST /{path} HTTP/1.1\r\nHost: h\r\nContent-Length: 0\r\n\r\n");
-        script.push_back(Part::Say(head.into_bytes()));
+        script.push_back(Part::Send(head.into_bytes()));
     }
 }
 
@@ -428,50 +428,50 @@ fn consume(kind: Kind, random: &mut Random, script: &mut VecDeque<Part>) {
         _ => (any_topic(random), channel(random)),
     };
     if topic != READINGS && random.one_in(2) {
-        // Something to consume.
-        script.push_back(Part::Say(sized(&format!("PUB {topic}"), b"j")));
+        // Publish something to consume.
+        script.push_back(Part::Send(sized(&format!("PUB {topic}"), b"j")));
     }
     let rdy = random.pick(&[0, 1, 10, 100, 100, 2500]);
-    script.push_back(Part::Say(format!("SUB {topic} {channel}\nRDY {rdy}\n").into_bytes()));
+    script.push_back(Part::Send(format!("SUB {topic} {channel}\nRDY {rdy}\n").into_bytes()));
     if random.one_in(3) {
         script.push_back(Part::Narrow(random.between(1, 200) as usize));
-        script.push_back(Part::Deaf(Span::from_millis(random.pick(&[500, 60_000, 300_000]))));
+        script.push_back(Part::DeafFor(Span::from_millis(random.pick(&[500, 60_000, 300_000]))));
     }
 }
 
 fn hoard(random: &mut Random, script: &mut VecDeque<Part>) {
     if random.one_in(2) {
-        script.push_back(Part::Say(sized("IDENTIFY", br#"{"msg_timeout":30000}"#)));
-        script.push_back(Part::Say(b"SUB evil c\nRDY 1\n".to_vec()));
+        script.push_back(Part::Send(sized("IDENTIFY", br#"{"msg_timeout":30000}"#)));
+        script.push_back(Part::Send(b"SUB evil c\nRDY 1\n".to_vec()));
     } else {
-        script.push_back(Part::Say(sized("PUB evil", &[b'j'; 1400]).repeat(20)));
+        script.push_back(Part::Send(sized("PUB evil", &[b'j'; 1400]).repeat(20)));
     }
 }
 
 fn deaf(random: &mut Random, script: &mut VecDeque<Part>) {
     script.push_back(Part::Narrow(random.between(1, 200) as usize));
-    script.push_back(Part::Deaf(Span::from_secs(300)));
-    let topic = own_topic(random);
-    let asked = match random.below(4) {
+    script.push_back(Part::DeafFor(Span::from_secs(300)));
+    let topic = hostile_topic(random);
+    let command = match random.below(4) {
         0 => "FIN 0123456789abcdef\n".to_owned(),
         1 => "NOP\n".to_owned(),
         2 => "TOUCH 0123456789abcdef\n".to_owned(),
         _ => String::from_utf8_lossy(&sized(&format!("PUB {topic}"), b"j")).into_owned(),
     };
     for _ in 0..random.between(1, 40) {
-        script.push_back(Part::Say(asked.repeat(10).into_bytes()));
+        script.push_back(Part::Send(command.repeat(10).into_bytes()));
     }
 }
 
 fn slow(random: &mut Random, script: &mut VecDeque<Part>) {
     let get = |path: &str| format!("GET /{path} HTTP/1.1\r\nHost: h\r\n\r\n").into_bytes();
     match random.below(6) {
-        // Says nothing at all.
+        // Sends nothing at all.
         0 => {}
         1 => {
             let head = get("ping");
             let cut = random.between(1, head.len() as u64 - 1) as usize;
-            script.push_back(Part::Say(head[..cut].to_vec()));
+            script.push_back(Part::Send(head[..cut].to_vec()));
         }
         2 => script.push_back(trickle(random, &get("stats?format=json"))),
         3 => {
@@ -480,18 +480,18 @@ fn slow(random: &mut Random, script: &mut VecDeque<Part>) {
                 any_topic(random),
                 random.pick(&[10, 1000, 10_000])
             );
-            script.push_back(Part::Say(head.into_bytes()));
+            script.push_back(Part::Send(head.into_bytes()));
             script.push_back(trickle(random, &[b'b'; 9]));
         }
         4 => {
             script.push_back(Part::Narrow(random.between(1, 100) as usize));
-            script.push_back(Part::Deaf(Span::from_secs(300)));
+            script.push_back(Part::DeafFor(Span::from_secs(300)));
             let path = random.pick(&["stats", "stats?format=json", "info"]);
             for _ in 0..random.between(1, 10) {
-                script.push_back(Part::Say(get(path)));
+                script.push_back(Part::Send(get(path)));
             }
         }
-        // Has been answered, and stays.
-        _ => script.push_back(Part::Say(get("ping"))),
+        // Was answered, and stays connected.
+        _ => script.push_back(Part::Send(get("ping"))),
     }
 }

@@ -1,18 +1,18 @@
-//! A deterministic simulator of nanonsq: the real state machines, handles, runners and the driver,
-//! in virtual time, on a network that fails in every way, with model servers.
+//! A deterministic simulator of nanonsq: the real state machines, handles, runners and driver, in
+//! virtual time, on a network that fails in every way, with model servers.
 //!
 //! A *seed* gives a world: how many nodes and servers, how they are configured, what the
-//! applications do and what goes wrong when. The same seed gives the same world on every machine.
-//! For ten simulated minutes things happen, in the first seven of them faults too; what must
-//! always be true is checked after every step, what must be true in the end at the end.
+//! applications do, and which faults happen when. The same seed gives the same world on every
+//! machine. A world lasts ten simulated minutes, the first seven with faults. Invariants are
+//! checked after every step, the final state at the end.
 //!
-//! | module | what it is |
+//! | module | contents |
 //! |---|---|
 //! | `world` | virtual time and the network |
-//! | `schedule` | what is to happen |
-//! | `exec` | who is polled, and whether there was a reason |
-//! | [`nsqd`](nanonsq_models::nsqd), [`nsqlookupd`](nanonsq_models::nsqlookupd), `web` | the model servers, the first two held against the real ones by `tests/differential.rs` |
-//! | `actor` | what takes part; `publisher`, `registrar`, `consumer`, `node`, `directory`, `visitor`, `board` and `hostile` are its kinds |
+//! | `schedule` | the steps of a world |
+//! | `exec` | which futures are polled, and whether there was a reason |
+//! | [`nsqd`](nanonsq_models::nsqd), [`nsqlookupd`](nanonsq_models::nsqlookupd), `web` | the model servers; `tests/differential.rs` compares the first two with the real ones |
+//! | `actor` | the participants: `publisher`, `registrar`, `consumer`, `node`, `directory`, `visitor`, `board` and `hostile` |
 //! | `script` | a connection of a visitor or of a hostile client |
 //! | [`watch`] | which state met which event, and the trace |
 //! | [`run`] | one world, and many |

@@ -12,41 +12,41 @@ use nanonsq_sim::shrink::shrink;
 use nanonsq_sim::table;
 use nanonsq_sim::watch::Coverage;
 
-/// Live simulated worlds: virtual time, a network that fails, model servers
+/// Run simulated worlds: virtual time, a network that fails, model servers
 #[derive(Parser)]
 #[command(
     bin_name = "cargo xtask sim",
-    after_help = "cargo xtask sim --planted [FAULT]... plants the faults of tests/sim/planted into a \
-                  copy of the tree, one by one, and sees that each is found."
+    after_help = "cargo xtask sim --planted [FAULT]... plants the faults of tests/sim/planted, one \
+                  at a time, into a copy of the tree and checks that each is found."
 )]
 struct Options {
-    /// How many seeds, each a world of ten minutes
+    /// Number of seeds, each a world of ten minutes
     #[arg(long, default_value_t = 1000)]
     seeds: u64,
-    /// The first of them
+    /// The first seed
     #[arg(long, default_value_t = 0)]
     from: u64,
-    /// From each to the next: `--from 4 --every 8` is all with hostile clients
+    /// Step from one seed to the next: `--from 4 --every 8` runs all worlds with hostile clients
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
     every: u64,
-    /// Stop at the first that fails, and say no more than its failure
+    /// Stop at the first failure and print only that
     #[arg(long)]
     first: bool,
-    /// Only this one
+    /// Only this seed
     #[arg(long)]
     seed: Option<u64>,
-    /// With --seed: only these of its steps, as `3,7`, or `none`
+    /// With --seed: only these steps, as `3,7`, or `none`
     #[arg(long, requires = "seed")]
     steps: Option<String>,
-    /// With --seed: print all that happens
+    /// With --seed: print the trace
     #[arg(long, requires = "seed")]
     trace: bool,
-    /// Threads; as many as there are cores if not given
+    /// Number of threads; as many as cores if not given
     #[arg(long)]
     jobs: Option<usize>,
 }
 
-/// How many kinds of failures are looked into.
+/// How many kinds of failures are explained.
 const SHOWN: usize = 5;
 /// How many lines of a trace are shown, from its end.
 const LINES: usize = 60;
@@ -75,7 +75,7 @@ fn one(seed: u64, steps: Option<&str>, trace: bool) -> bool {
     report.failure.is_none()
 }
 
-/// What failed: by the place where, the first of its seeds and how many there are.
+/// Failures by place: the first seed, its failure, and the number of seeds.
 type Failures = BTreeMap<String, (u64, Failure, u64)>;
 
 fn many(options: &Options) -> bool {
@@ -85,7 +85,7 @@ fn many(options: &Options) -> bool {
     let next = AtomicU64::new(0);
     let done = AtomicU64::new(0);
     let all = Mutex::new((Coverage::default(), Failures::new()));
-    let say = || {
+    let print_progress = || {
         let done = done.load(Ordering::Relaxed);
         let rate = done as f64 / started.elapsed().as_secs_f64();
         let failed: u64 = all.lock().expect("no panic").1.values().map(|(.., n)| n).sum();
@@ -120,17 +120,17 @@ fn many(options: &Options) -> bool {
                 })
             })
             .collect();
-        let mut said = Instant::now();
+        let mut printed = Instant::now();
         while workers.iter().any(|worker| !worker.is_finished()) {
             std::thread::sleep(Duration::from_millis(50));
-            if said.elapsed() > Duration::from_secs(10) {
-                say();
-                said = Instant::now();
+            if printed.elapsed() > Duration::from_secs(10) {
+                print_progress();
+                printed = Instant::now();
             }
         }
     });
     if !options.first {
-        say();
+        print_progress();
     }
     let (coverage, failures) = all.into_inner().expect("no panic");
     if options.first {
@@ -150,7 +150,7 @@ fn many(options: &Options) -> bool {
     failures.is_empty() && gaps.is_empty()
 }
 
-/// The least that it takes to fail so, for a person to read.
+/// Prints a failure with the fewest steps that reproduce it.
 fn explain(seed: u64, failure: &Failure, times: u64) {
     println!("\n{times} seeds, seed {seed} the first: {failure}");
     let steps = run::live(seed, None, false).steps;

@@ -1,5 +1,5 @@
-//! A node: a real one with its runner and handle, an application that publishes and keeps house,
-//! and what must be true of what its clients get and what the nsqlookupds list.
+//! A node: a real one with its runner and handle, an application that publishes and changes topics
+//! and channels, and checks of what clients receive and what nsqlookupds list.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -39,11 +39,11 @@ const SESSIONS: usize = ASKER + 1;
 
 const LANES: u8 = 2;
 
-/// What consumers consume, and what comes and goes.
+/// The topic that consumers subscribe to, and topics that come and go.
 const FEED: &str = "feed";
 const OTHERS: [&str; 3] = ["x", "y#ephemeral", "z"];
 
-/// Units of the process, beside those that all have.
+/// Units of the process, after those of `actor`.
 const EVENTS: usize = 2;
 const PUBLISHING: usize = 3;
 const STOPPING: usize = 4;
@@ -64,7 +64,7 @@ struct Setup {
     lookup: LookupConfig<'static>,
     lookupds: Vec<Address>,
     blocks: usize,
-    /// What its application does more than anything else.
+    /// The most frequent action of the application.
     favourite: u64,
 }
 
@@ -72,7 +72,7 @@ struct Setup {
 struct State {
     lives: Cell<u32>,
     published: Cell<u32>,
-    /// How long the message is that waits for room.
+    /// The length of the message that waits for room.
     waits: Cell<Option<usize>>,
     stop: Cell<bool>,
     stopped: Cell<bool>,
@@ -109,7 +109,9 @@ impl Daemon {
         let lookupds =
             (0..lookupds).map(|n| format!("lookup{n}:4160").parse().expect("an address")).collect();
         let blocks = random.pick(&[12, 40, 200]);
-        watch::say(|| format!("node{me} is {name}, {blocks} blocks, at {lookupds:?}: {config:?}"));
+        watch::trace(|| {
+            format!("node{me} is {name}, {blocks} blocks, at {lookupds:?}: {config:?}")
+        });
         let favourite = random.below(10);
         let setup = Rc::new(Setup { name, config, lookup, lookupds, blocks, favourite });
         Self { world: world.clone(), me, setup, ports, state: Rc::default() }
@@ -194,14 +196,14 @@ async fn run(
     .expect("a good configuration");
     let listed = runner.lookup();
     let feed = TopicName::new(FEED).expect("a name");
-    // So that consumers find it.
+    // So that consumers find the node.
     handle.create(&feed, None).expect("room for the first");
     read_states(&sessions, &handle, &listed, me);
 
     let mut events = pin!(async {
         loop {
             let event = handle.event().await;
-            watch::tell((me, 0), || format!("tells {event:?}"));
+            watch::trace_session((me, 0), || format!("reports {event:?}"));
         }
     });
     let mut publishing = pin!(async {
@@ -235,14 +237,14 @@ async fn run(
                 let cx = &mut Context::from_waker(&waker);
                 match unit {
                     RUNNER => {
-                        // What refuses callers shows only in its trace.
+                        // Rejecting callers shows only in the log.
                         let did = || (world.moves(me), watch::changes());
                         let (moves, before) = (did(), print(&handle, &listed));
                         let _ = run.as_mut().poll(cx);
                         let moved = moves != did();
                         let changed = moved || before != print(&handle, &listed);
-                        // How far stopping is does not show; who begins brings the registry into
-                        // agreement once more.
+                        // The progress of stopping does not show; a new run synchronizes the
+                        // registry once more.
                         units.judge(causes, changed || state.stop.get() || begins);
                         begins = false;
                     }
@@ -270,7 +272,7 @@ async fn run(
             let wait = micros(config.channels_wait.as_millis());
             for (topic, since) in &held {
                 let until = since.saturating_add(wait);
-                assert!(world.clock(me) <= until, "{topic} is held for too long");
+                assert!(world.clock(me) <= until, "{topic} was held for too long");
             }
             check_quiet(&handle, &state);
             // A process that has stopped ends.
@@ -286,12 +288,12 @@ async fn run(
 type Listed<'a> =
     nanonsq_core::drive::registration::Handle<'a, NoopRawMutex, Clock, PEERS, TOPICS, CHANNELS>;
 
-/// Differs whenever the node, or what is listed of it, changed.
+/// Returns a value that differs whenever the node or its registration changed.
 fn print(handle: &Node<'_>, listed: &Listed<'_>) -> impl PartialEq + use<> {
     let node = handle.inspect(|node| {
         let sessions: [_; CLIENTS] = std::array::from_fn(|n| {
-            let seat = node.status(n).map(|it| (it.state, it.ready, it.in_flight, it.messages));
-            (seat, node.client(n).map(|session| (session.link(), session.deadline())))
+            let client = node.status(n).map(|it| (it.state, it.ready, it.in_flight, it.messages));
+            (client, node.client(n).map(|session| (session.link(), session.deadline())))
         });
         let http: [_; HTTP] = std::array::from_fn(|n| {
             node.http(n).map(|session| (session.link(), session.deadline()))
@@ -304,7 +306,7 @@ fn print(handle: &Node<'_>, listed: &Listed<'_>) -> impl PartialEq + use<> {
     let lookup = listed.inspect(|lookup| {
         let deadlines: [_; PEERS] =
             std::array::from_fn(|n| lookup.peer(n).map(|peer| peer.deadline()));
-        // With a full table one name may take the place of another.
+        // With a full table one name may replace another.
         let names: Vec<_> =
             lookup.registered().map(|(topic, channel)| (*topic, channel.copied())).collect();
         (lookup.version(), deadlines, names)
@@ -312,7 +314,7 @@ fn print(handle: &Node<'_>, listed: &Listed<'_>) -> impl PartialEq + use<> {
     (node, lookup, handle.turned_away())
 }
 
-/// States that the core does not trace, or that another session's driver changed.
+/// Reads the states that the core does not trace or that another session's driver changed.
 fn read_states(sessions: &Sessions, handle: &Node<'_>, listed: &Listed<'_>, me: usize) {
     handle.inspect(|node| {
         sessions.read_states(node);
@@ -324,10 +326,10 @@ fn read_states(sessions: &Sessions, handle: &Node<'_>, listed: &Listed<'_>, me: 
     }
 }
 
-/// Since when each topic is held, by its name.
+/// The topics that are held, with the time since when.
 type Held = BTreeMap<String, u64>;
 
-/// Always so: a topic whose channels are asked for gives nothing to those that it has.
+/// Checks that a topic gives nothing to its channels while nsqlookupds are asked for more channels.
 fn check_held(handle: &Node<'_>, now: u64, held: &mut Held) {
     handle.look(|node| {
         let asking = |name: &str| node.topics().any(|it| it.asking && it.name.as_str() == name);
@@ -341,37 +343,37 @@ fn check_held(handle: &Node<'_>, now: u64, held: &mut Held) {
         for topic in node.topics().filter(|topic| topic.asking) {
             held.entry(topic.name.to_string()).or_insert(now);
             let got: u64 = node.channels(topic.name).map(|channel| channel.messages).sum();
-            assert_eq!(got, 0, "{} is held, and flows", topic.name);
+            assert_eq!(got, 0, "{} is held, but messages flow", topic.name);
         }
     });
 }
 
-/// Always so.
+/// Checks what holds after every poll.
 fn check(handle: &Node<'_>) {
     handle.look(|node| {
         let store = node.store();
         assert!(store.promised <= store.free && store.free <= store.blocks, "{store:?}");
-        let mut flying = 0;
+        let mut in_flight = 0;
         for topic in node.topics() {
             for channel in node.channels(topic.name) {
                 assert!(channel.in_flight <= IN_FLIGHT as u32, "{channel:?}");
-                flying += channel.in_flight;
+                in_flight += channel.in_flight;
             }
         }
         let theirs: u32 = node.statuses().map(|status| u32::from(status.in_flight)).sum();
-        assert_eq!(flying, theirs, "what is in flight is with a client");
+        assert_eq!(in_flight, theirs, "in flight in channels and at clients");
     });
 }
 
-/// So when nothing more moves.
+/// Checks what holds when all futures are pending.
 fn check_quiet(handle: &Node<'_>, state: &State) {
     handle.inspect(|node| {
-        assert_eq!(node.poll_event(), None, "nobody told who waits for events");
+        assert_eq!(node.poll_event(), None, "a task that waits for events was not woken");
         if let Some(len) = state.waits.get() {
             let store = node.store();
             let need = message_cost(len as u32, LANES) / 66;
             let free = usize::from(store.free - store.promised);
-            assert!(free < need, "nobody told who waits for room");
+            assert!(free < need, "a task that waits for room was not woken");
         }
     });
 }
@@ -390,21 +392,21 @@ fn obey(
     let feed = TopicName::new(FEED).expect("a name");
     let channel = ChannelName::new("c").expect("a name");
     let each = |event| (0..SESSIONS).for_each(|n| watch::event((me, n), event));
-    let say = |what: &str| watch::tell((me, 0), || what.to_owned());
+    let trace = |what: &str| watch::trace_session((me, 0), || what.to_owned());
     match order {
         Order::Act(mut random) => {
             each(Event::Work);
             let topic = TopicName::new(random.pick(&OTHERS)).expect("a name");
             let other = ChannelName::new(random.pick(&["c", "d", "e#ephemeral"])).expect("a name");
             let what = favour(&mut random, setup.favourite, 10);
-            watch::tell((me, 0), || format!("does {what} with {topic} {other}"));
+            watch::trace_session((me, 0), || format!("does {what} with {topic} {other}"));
             match what {
                 0 => drop(handle.create(&topic, None)),
                 1 | 2 => drop(handle.create(&topic, Some(&other))),
                 3 => drop(handle.delete(&topic, None)),
                 4 => drop(handle.delete(&topic, Some(&other))),
                 5 if random.one_in(4) => {
-                    say("stops");
+                    trace("stops");
                     each(Event::Stop);
                     state.stop.set(true);
                     mailbox.units.wake(STOPPING);
@@ -423,12 +425,12 @@ fn obey(
             }
         }
         Order::Settled(mut random) => {
-            // What was published over HTTP is for nobody.
+            // Nobody consumes what was published over HTTP.
             for topic in OTHERS {
                 let _ = handle.delete(&TopicName::new(topic).expect("a name"), None);
             }
-            handle.unpause(&feed, None).expect("it is there");
-            // Nobody may have subscribed yet.
+            handle.unpause(&feed, None).expect("the topic exists");
+            // The channel may not exist yet.
             let _ = handle.unpause(&feed, Some(&channel));
             publish(&mut random, handle, state, tap, &feed);
         }
@@ -437,7 +439,7 @@ fn obey(
     }
 }
 
-/// Publishes at once, a message of its own.
+/// Publishes one of the node's own messages at once.
 fn publish(
     random: &mut Random,
     handle: &Node<'_>,
@@ -458,15 +460,15 @@ fn publish(
             watch::count("node full");
             let need = message_cost(body.len() as u32, LANES) / 66;
             let free = usize::from(before.free - before.promised);
-            // Those who wait come first.
-            assert!(free < need || state.waits.get().is_some(), "refused, though there is room");
+            // Waiting publishers come first.
+            assert!(free < need || state.waits.get().is_some(), "rejected, though there is room");
         }
         Err(PublishError::TooLarge { .. }) => {}
         Err(error) => panic!("{error}"),
     }
 }
 
-/// No faults since long, and nothing left to do.
+/// Checks the node long after the last fault.
 fn finish(
     handle: &Node<'_>,
     world: &World,
@@ -490,7 +492,7 @@ fn finish(
     for address in &setup.lookupds {
         let (listed, conns) = world.listing(address.host(), me);
         assert_eq!(conns, 1, "one connection to {address}");
-        assert_eq!(listed, names, "{address} lists something else");
+        assert_eq!(listed, names, "{address} does not list the node's topics");
     }
     handle.look(|node| {
         let feed = TopicName::new(FEED).expect("a name");
@@ -499,9 +501,9 @@ fn finish(
         if served {
             watch::count("node empty in the end");
             let left = tap.borrow().unfinished().len();
-            assert_eq!(left, 0, "messages are left, and somebody consumes");
+            assert_eq!(left, 0, "messages are left though a client consumes");
             assert_eq!((store.free, store.promised), (store.blocks, 0), "{store:?}");
-            assert_eq!(state.waits.get(), None, "somebody waits for room");
+            assert_eq!(state.waits.get(), None, "a publisher waits for room");
             let depth: u32 = node.channels(&feed).map(|it| it.depth + it.in_flight).sum();
             assert_eq!(depth, 0, "messages wait");
         }

@@ -1,5 +1,5 @@
-//! What the process of every node has, whatever it is for: its sessions and their numbers, what they
-//! listen on and dial with, whose clock is whose, and what is seen of them.
+//! The parts that every node's process shares: its sessions and their numbers, its listeners and
+//! dialers, which clock belongs to which session, and the states that are read for the coverage.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -15,12 +15,12 @@ use crate::tap::Tap;
 use crate::watch;
 use crate::world::{Clock, Dials, Listens, Port, Role, World};
 
-/// Its sessions in their order: those of its clients and the one that refuses, those over HTTP
-/// likewise, those with nsqlookupds, and the one that asks these.
+/// The sessions in order: clients and their spare listener, HTTP and its spare listener,
+/// nsqlookupds, and the session that asks nsqlookupds for channels.
 pub(crate) struct Sessions<const CLIENTS: usize, const HTTP: usize, const PEERS: usize> {
     world: World,
     me: usize,
-    /// What the clones of the runners' clocks are for.
+    /// The roles of the next clones of the runners' clocks.
     serving: Rc<RefCell<VecDeque<Role>>>,
     peers: Rc<RefCell<VecDeque<Role>>>,
 }
@@ -30,7 +30,7 @@ impl<const CLIENTS: usize, const HTTP: usize, const PEERS: usize> Sessions<CLIEN
     pub(crate) const FIRST_PEER: usize = Self::FIRST_HTTP + HTTP + 1;
     pub(crate) const ASKER: usize = Self::FIRST_PEER + PEERS;
 
-    /// Those at the ports are there, and the ports are open.
+    /// Adds the sessions at the ports to the watch and opens the ports.
     pub(crate) fn set_up(world: &World, me: usize, ports: &(Port, Port)) {
         for session in 0..CLIENTS {
             watch::add((me, session), watch::NODE);
@@ -45,7 +45,7 @@ impl<const CLIENTS: usize, const HTTP: usize, const PEERS: usize> Sessions<CLIEN
         ports.1.set_up(world, true);
     }
 
-    /// With the clock that the node is made with.
+    /// Returns the sessions and the clock for the node.
     pub(crate) fn new(world: &World, me: usize) -> (Self, Clock) {
         let (serving, peers) = (Rc::default(), Rc::new(RefCell::new([Role::Handle].into())));
         let plan = [Role::Runner(Rc::clone(&peers)), Role::Runner(Rc::clone(&serving))];
@@ -80,14 +80,14 @@ impl<const CLIENTS: usize, const HTTP: usize, const PEERS: usize> Sessions<CLIEN
         }
     }
 
-    /// Clones of the runners' clocks from here on are the sessions'.
+    /// Assigns the next clones of the runners' clocks to the sessions.
     pub(crate) fn run(&self) {
         let served = (0..Self::FIRST_PEER).chain([Self::ASKER]);
         self.serving.replace(served.map(Role::Session).collect());
         self.peers.replace((Self::FIRST_PEER..Self::ASKER).map(Role::Session).collect());
     }
 
-    /// States that the core does not trace, or that another session's driver changed.
+    /// Reads the states that the core does not trace or that another session's driver changed.
     pub(crate) fn read_states(&self, node: &mut Nsqd<'_>) {
         for n in 0..CLIENTS {
             let state = match node.status(n).map(|status| status.state) {
@@ -105,7 +105,7 @@ impl<const CLIENTS: usize, const HTTP: usize, const PEERS: usize> Sessions<CLIEN
     }
 }
 
-/// What a node says of itself.
+/// The node's description in IDENTIFY.
 pub(crate) fn info(name: &str) -> NodeInfo<'_> {
     NodeInfo {
         broadcast_address: name,

@@ -1,4 +1,4 @@
-//! A producer: a real publisher with its runner and handles, and what must be true of its messages.
+//! A producer: a real publisher with its runner and handles, and checks of its messages.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -13,7 +13,7 @@ use nanonsq_core::drive::publisher::{self, Handle};
 use nanonsq_core::name::TopicName;
 use nanonsq_core::publisher::outbox::{HEADER_OVERHEAD, RECORD_OVERHEAD};
 use nanonsq_core::publisher::{
-    Config, Event as Told, Full, Outcome, PublishError, PublishOptions, State, Ticket,
+    Config, Event as Report, Full, Outcome, PublishError, PublishOptions, State, Ticket,
 };
 use nanonsq_core::session::Session as _;
 use nanonsq_core::time::{Instant, Span};
@@ -26,13 +26,13 @@ use crate::exec::application;
 use crate::watch::{self, Event, Session};
 use crate::world::{Clock, Dials, World};
 
-/// The longest message that the model nsqds take; longer ones are refused.
+/// The longest message that the model nsqds accept.
 pub(crate) const MESSAGE_MAX: i32 = 300;
-/// What the model nsqds ask for, if they ask.
+/// The secret for nsqds that require AUTH.
 pub(crate) const SECRET: &[u8] = b"open sesame";
 
-/// If nsqds have refused nothing for so long, nothing is left that they would: a publisher that was
-/// hung up on dials again within 18 s.
+/// If no nsqd has refused anything for so long, no such message is left: a publisher whose
+/// connection was closed dials again within 18 s.
 const HEARD: u64 = 45_000_000;
 
 /// Deadlines are rounded up to a multiple of this, in microseconds.
@@ -41,7 +41,7 @@ const DEADLINE_STEP: u64 = 1 << 17;
 const TOPICS: [&str; 3] =
     ["a", "b", "0123456789-0123456789-0123456789-0123456789-0123456789-012345678"];
 
-/// Units of the process, beside those that all have.
+/// Units of the process, after those of `actor`.
 const EVENTS: usize = 2;
 const WAITING: usize = 3;
 const ASKING: usize = 4;
@@ -59,47 +59,47 @@ struct Setup {
     config: Config<'static>,
     nsqds: Vec<Address>,
     ring: usize,
-    /// The most messages in a batch that nsqds take.
+    /// The most messages in a batch that nsqds accept.
     most: usize,
-    /// What its application does more than anything else.
+    /// The most frequent action of its application.
     favourite: u64,
 }
 
-/// What is known of all messages, of this process and of those before.
+/// The records about all messages, of this process and of earlier ones.
 #[derive(Default)]
 struct Ledger {
     lives: Vec<Life>,
     conns: BTreeMap<ConnId, Conn>,
     queue: VecDeque<Draft>,
-    /// The ticket whose outcome a task waits for.
+    /// The ticket for whose outcome a task waits.
     asked: Option<Ticket>,
     stop: bool,
-    /// The next command to be stored has so many messages: all that were there.
+    /// The number of messages that the next stored command must have: the whole backlog.
     backlog: Option<u32>,
-    /// When an nsqd last refused something.
+    /// When an nsqd last refused a command.
     refused: u64,
     /// When the newest connection came up, by the publisher's clock.
     up: Instant,
-    /// Connected, or stopped, and nothing is left to do.
+    /// True if the publisher is connected or stopped and has nothing to do.
     is_idle: bool,
 }
 
 #[derive(Default)]
 struct Life {
     drafts: u32,
-    /// By ticket.
+    /// Messages by ticket.
     accepted: Vec<Message>,
     /// Tickets by the number of the draft.
     tickets: BTreeMap<u32, u64>,
-    /// What did not end well, and when that was told.
+    /// Messages that failed, and when that was reported.
     failed: BTreeMap<u64, (Outcome, u64)>,
     resolved: u64,
     forgotten: u64,
     /// Tickets in the order in which they first reached an nsqd.
     arrived: Vec<u64>,
-    /// Messages by when they have to be final.
+    /// Messages by the time at which they have to be final.
     expiring: BTreeSet<(Instant, u64)>,
-    /// The connection has done what it is there for.
+    /// True once a message became final on the current connection.
     good: bool,
     done: u64,
     connections: u32,
@@ -113,7 +113,7 @@ struct Message {
     forbidden: bool,
 }
 
-/// A message that nobody took yet.
+/// A message that is not published yet.
 struct Draft {
     number: u32,
     topic: TopicName,
@@ -152,7 +152,7 @@ impl Producer {
             ..Config::new()
         };
         let first = random.below(nsqds as u64) as usize;
-        // The first may take nothing.
+        // The first nsqd may require TLS and accept nothing.
         let least = if tls { 2 } else { 1 };
         let count = random.between(least, nsqds as u64) as usize;
         let nsqds = (first..first + count)
@@ -161,12 +161,14 @@ impl Producer {
         let ring = random.pick(&[85, 200, 500, 1000, 4096]);
         let favourite = random.below(10);
         let setup = Rc::new(Setup { config, nsqds, ring, most, favourite });
-        watch::say(|| format!("node{me} publishes to {:?}: {config:?}, ring {ring}", setup.nsqds));
+        watch::trace(|| {
+            format!("node{me} publishes to {:?}: {config:?}, ring {ring}", setup.nsqds)
+        });
         Self { world: world.clone(), me, setup, state: Rc::default() }
     }
 }
 
-/// What all nsqds of a simulation are like.
+/// Returns the settings that all nsqds of a simulation share.
 pub(crate) fn nsqd_settings(auth: bool, max_rdy_count: u64, tls: bool, most: usize) -> Settings {
     Settings {
         max_msg_size: MESSAGE_MAX,
@@ -218,7 +220,7 @@ impl Actor for Producer {
                 }
             }
             Seen::Refused { words } => {
-                watch::say(|| format!("nsqd refuses: {words}"));
+                watch::trace(|| format!("nsqd refuses: {words}"));
                 ledger.refused = now;
             }
             Seen::Overdue(_)
@@ -230,8 +232,8 @@ impl Actor for Producer {
         }
     }
 
-    /// Of several that are refused each costs a connection, and more if the reset at its end is
-    /// faster than the reason.
+    /// Each of several refused messages costs a connection, and more if the reset overtakes the
+    /// error.
     fn is_settled(&self) -> bool {
         let ledger = self.state.borrow();
         ledger.is_idle || ledger.refused + HEARD <= self.world.now()
@@ -249,7 +251,7 @@ impl Actor for Producer {
 }
 
 impl Life {
-    /// What was promised of its messages is so.
+    /// Checks the outcomes of the messages.
     fn verify(&self, config: &Config<'_>) {
         let mut unnamed = 0;
         for (ticket, message) in (0..self.resolved).zip(&self.accepted) {
@@ -258,19 +260,23 @@ impl Life {
                 Outcome::Acknowledged => unnamed += u64::from(message.copies == 0),
                 Outcome::Rejected(code) => {
                     let why = message.too_long || message.forbidden;
-                    assert!(why, "{ticket} is rejected with {code}, and nothing is wrong with it");
+                    assert!(why, "{ticket} was rejected with {code} without a reason");
                     let stored = message.copies > 0 && !message.forbidden;
-                    assert!(!stored, "{ticket} is rejected and stored");
+                    assert!(!stored, "{ticket} was rejected and stored");
                 }
                 Outcome::Expired => assert!(message.expires, "{ticket} had no deadline"),
                 Outcome::Dropped => {
-                    assert_eq!(config.full, Full::DropOldest, "{ticket} was not to be dropped");
+                    assert_eq!(
+                        config.full,
+                        Full::DropOldest,
+                        "{ticket} was dropped, against the configuration"
+                    );
                 }
-                Outcome::Forgotten => panic!("{ticket}: an event says that it is forgotten"),
+                Outcome::Forgotten => panic!("{ticket}: an event reports Forgotten"),
             }
         }
-        assert!(unnamed <= self.forgotten, "{unnamed} messages are acknowledged and lost");
-        // What was never given up arrived in the order of publishing.
+        assert!(unnamed <= self.forgotten, "{unnamed} messages were acknowledged and lost");
+        // Messages that were never given up arrived in the order of publishing.
         let kept = self.arrived.iter().filter(|ticket| !self.failed.contains_key(*ticket));
         assert!(self.forgotten > 0 || kept.is_sorted(), "messages overtook each other");
     }
@@ -281,7 +287,7 @@ impl Ledger {
         self.lives.last_mut().expect("a life")
     }
 
-    /// nsqd stored this.
+    /// Records a message that an nsqd stored.
     fn arrives(&mut self, conn: ConnId, topic: &str, body: &[u8]) {
         let mut words = body.split(|&b| b == b'/').map(String::from_utf8_lossy);
         let mut number = || words.next().and_then(|word| word.parse::<u32>().ok());
@@ -290,7 +296,7 @@ impl Ledger {
         };
         assert_eq!(words.next().as_deref(), Some(topic), "the topic it was published to");
         let conn = self.conns.get_mut(&conn).expect("an open connection");
-        assert_eq!(conn.life, life as usize, "a process publishes only its own");
+        assert_eq!(conn.life, life as usize, "a process publishes only its own messages");
         let life = &mut self.lives[conn.life];
         let ticket = life.tickets[&draft];
         assert!(conn.last < Some(ticket), "out of order on one connection: {ticket}");
@@ -330,7 +336,7 @@ impl Ledger {
         Draft { number, topic, body, options: PublishOptions::default() }
     }
 
-    /// Publishes at once; false if there was no room.
+    /// Publishes a message at once; returns false if there was no room.
     fn publish(
         &mut self,
         random: &mut Random,
@@ -342,18 +348,18 @@ impl Ledger {
         let draft = self.draft(random, now);
         watch::event(session, Event::Work);
         let free = handle.look(|p| setup.ring - p.outbox_used()).unwrap_or_default();
-        let taken = handle.try_publish_with(&draft.topic, &draft.body, draft.options);
-        let full = taken == Err(PublishError::Full);
+        let result = handle.try_publish_with(&draft.topic, &draft.body, draft.options);
+        let full = result == Err(PublishError::Full);
         let most = HEADER_OVERHEAD + RECORD_OVERHEAD + draft.topic.as_str().len();
-        assert!(!full || free < most + draft.body.len(), "refused, though there is room");
-        self.answered(&draft, taken, setup.ring);
+        assert!(!full || free < most + draft.body.len(), "rejected, though there is room");
+        self.answered(&draft, result, setup.ring);
         !full
     }
 
-    /// The publisher's answer to a draft.
-    fn answered(&mut self, draft: &Draft, taken: Result<Ticket, PublishError>, ring: usize) {
+    /// Records the publisher's result for a draft.
+    fn answered(&mut self, draft: &Draft, result: Result<Ticket, PublishError>, ring: usize) {
         let life = self.life();
-        match taken {
+        match result {
             Ok(ticket) => {
                 assert_eq!(ticket.number(), life.accepted.len() as u64, "tickets count up");
                 if let Some(deadline) = draft.options.deadline {
@@ -374,27 +380,27 @@ impl Ledger {
                 let need = HEADER_OVERHEAD + RECORD_OVERHEAD + draft.topic.as_str().len();
                 assert!(need + draft.body.len() > ring, "it would fit");
             }
-            Err(PublishError::Stopped) => assert!(self.stop, "nobody stopped it"),
+            Err(PublishError::Stopped) => assert!(self.stop, "Stopped, but nobody called stop"),
             Err(error) => panic!("{error}"),
         }
     }
 
-    /// What the application was told.
-    fn on_event(&mut self, event: Told, now: u64) {
+    /// Records an event of the publisher.
+    fn on_event(&mut self, event: Report, now: u64) {
         let life = self.life();
         match event {
-            Told::Failed { first, count, outcome } => {
+            Report::Failed { first, count, outcome } => {
                 for ticket in first.number()..first.number() + u64::from(count) {
                     let before = life.failed.insert(ticket, (outcome, now));
                     assert!(before.is_none(), "{ticket} has two outcomes");
                 }
             }
-            Told::Forgotten { count } => life.forgotten += u64::from(count),
-            Told::Resolved { below } => {
+            Report::Forgotten { count } => life.forgotten += u64::from(count),
+            Report::Resolved { below } => {
                 assert!(below.number() > life.resolved, "final once");
                 life.resolved = below.number();
             }
-            Told::Connected { .. } | Told::Disconnected { .. } | Told::LeftOut { .. } => {}
+            Report::Connected { .. } | Report::Disconnected { .. } | Report::LeftOut { .. } => {}
             _ => panic!("a new kind of event"),
         }
     }
@@ -428,15 +434,19 @@ async fn run(
     let mut waiting = pin!(async {
         loop {
             let draft = until(|| state.borrow_mut().queue.pop_front()).await;
-            let taken = handle.publish_with(&draft.topic, &draft.body, draft.options).await;
-            state.borrow_mut().answered(&draft, taken, setup.ring);
+            let result = handle.publish_with(&draft.topic, &draft.body, draft.options).await;
+            state.borrow_mut().answered(&draft, result, setup.ring);
         }
     });
     let mut asking = pin!(async {
         loop {
             let ticket = until(|| state.borrow().asked).await;
             let outcome = handle.outcome(ticket).await;
-            assert_eq!(handle.look(|p| p.outcome(ticket)), Some(Some(outcome)), "it is final");
+            assert_eq!(
+                handle.look(|p| p.outcome(ticket)),
+                Some(Some(outcome)),
+                "a final outcome stays"
+            );
             state.borrow_mut().asked = None;
         }
     });
@@ -470,7 +480,7 @@ async fn run(
                             }
                             let stopped = handle.look(|p| p.state()) == Some(State::Stopped);
                             if stopped && matches!(&order, Order::Act(r) if r.clone().one_in(2)) {
-                                // It is of no more use.
+                                // A stopped publisher has no further use.
                                 return Poll::Ready(false);
                             }
                             let now = Instant::from_micros(world.clock(me));
@@ -507,36 +517,36 @@ async fn run(
     }
 }
 
-/// Differs whenever the publisher changed.
+/// Returns a value that differs whenever the publisher changed.
 fn print(handle: &Publisher<'_>) -> impl PartialEq + use<> {
     handle.look(|p| (p.version(), p.counters(), p.deadline(), p.outbox_used()))
 }
 
-/// Whether it is connected, and has nothing to publish.
+/// Returns whether the publisher is connected and has nothing to publish.
 fn is_idle(handle: &Publisher<'_>) -> bool {
     handle.look(|p| p.state() == State::Ready && p.counters().pending == 0) == Some(true)
 }
 
-/// Always so.
+/// Checks what holds after every poll.
 fn check(handle: &Publisher<'_>, ring: usize) {
     handle.inspect(|p| {
         let c = p.counters();
         let settled = c.acknowledged + c.rejected + c.expired + c.dropped;
         assert_eq!(c.accepted, settled + c.pending, "each message has one outcome");
-        assert!(p.outbox_used() <= ring, "the ring holds what it has");
+        assert!(p.outbox_used() <= ring, "the ring is not overfull");
     });
 }
 
-/// So when nothing more moves: nobody who waits was forgotten, and no deadline.
+/// Checks, when all futures are pending, that no waiting task and no deadline was forgotten.
 fn check_quiet(handle: &Publisher<'_>, ledger: &mut Ledger, now: Instant) {
     handle.inspect(|p| {
         if let Some(ticket) = ledger.asked {
-            assert_eq!(p.outcome(ticket), None, "nobody told who waits for the outcome");
+            assert_eq!(p.outcome(ticket), None, "a task that waits for an outcome was not woken");
         }
-        assert_eq!(p.poll_event(), None, "nobody told who waits for events");
+        assert_eq!(p.poll_event(), None, "a task that waits for events was not woken");
         let life = ledger.life();
         while let Some(&(at, ticket)) = life.expiring.first().filter(|(at, _)| *at <= now) {
-            // The publisher itself may have forgotten what it told.
+            // The publisher may have forgotten an outcome that it reported.
             let told = life.forgotten > 0 || life.failed.contains_key(&ticket);
             let known = p.outcome(life.accepted[ticket as usize].ticket).is_some();
             assert!(told || known, "{ticket} is not final at its deadline {at:?}");
@@ -545,10 +555,10 @@ fn check_quiet(handle: &Publisher<'_>, ledger: &mut Ledger, now: Instant) {
     });
 }
 
-/// The longest wait after connections that came up and were not good (`time::Backoff`).
+/// The longest wait after connections that came up and were of no use (`time::Backoff`).
 const SHORT: Span = Span::from_secs(16);
 
-/// After a connection that was good, the next dial is not put off.
+/// Checks that the publisher dials at once after a connection that was good.
 fn check_redial(handle: &Publisher<'_>, life: &mut Life, now: Instant, config: &Config<'_>) {
     handle.inspect(|p| {
         let c = p.counters();
@@ -560,10 +570,10 @@ fn check_redial(handle: &Publisher<'_>, life: &mut Life, now: Instant, config: &
             State::Ready | State::Closing(_) => {}
             State::Waiting if life.good => {
                 let at_once = now.after(config.reconnect_spread);
-                assert!(p.deadline() <= at_once, "waits, though the connection was good");
+                assert!(p.deadline() <= at_once, "waits after a good connection");
                 life.good = false;
             }
-            // Only all nsqds together can have refused for so long.
+            // Only if all nsqds refused may the wait be longer.
             State::Waiting => {
                 let soon = config.reconnect_cap.max(SHORT).max(config.reconnect_spread);
                 assert!(
@@ -586,12 +596,12 @@ fn obey(
     mailbox: &Mailbox,
     session: Session,
 ) {
-    let say = |what: &str| watch::tell(session, || what.to_owned());
+    let trace = |what: &str| watch::trace_session(session, || what.to_owned());
     let ledger = &mut *state.borrow_mut();
     match order {
         Order::Act(mut random) => match favour(&mut random, setup.favourite, 10) {
             0 if ledger.asked.is_none() && !ledger.life().accepted.is_empty() => {
-                say("asks what becomes of a message");
+                trace("waits for an outcome");
                 let last = ledger.life().accepted.len() as u64 - 1;
                 let first = ledger.life().resolved.saturating_sub(3).min(last);
                 let ticket = random.between(first, last) as usize;
@@ -599,7 +609,7 @@ fn obey(
                 mailbox.units.wake(ASKING);
             }
             1 if random.one_in(2) => {
-                say("publishes, and stops");
+                trace("publishes, and stops");
                 for _ in 0..random.pick(&[0, 10, 30]) {
                     ledger.publish(&mut random, now, handle, setup, session);
                 }
@@ -608,7 +618,7 @@ fn obey(
                 mailbox.units.wake(STOPPING);
             }
             2 | 3 => {
-                say("publishes, and waits for room");
+                trace("publishes, and waits for room");
                 for _ in 0..random.between(1, 30) {
                     let draft = ledger.draft(&mut random, now);
                     ledger.queue.push_back(draft);
@@ -616,7 +626,7 @@ fn obey(
                 mailbox.units.wake(WAITING);
             }
             _ => {
-                say("publishes");
+                trace("publishes");
                 for _ in 0..random.pick(&[1, 1, 1, 2, 5, 30]) {
                     ledger.publish(&mut random, now, handle, setup, session);
                 }
@@ -626,20 +636,21 @@ fn obey(
             finish(handle, ledger, &setup.config);
             let Config { batch_messages, batch_bytes, heartbeat, .. } = setup.config;
             let whole = batch_messages.min(batch_bytes) > 1000 && setup.most > 5;
-            // What a refusal left small grows back by the second heartbeat of a connection.
+            // A batch size that a refusal reduced grows back by the second heartbeat of a
+            // connection.
             let up = ledger.up.after(heartbeat).after(heartbeat);
             let grown = ledger.up != Instant::NEVER && up <= now;
             if !ledger.stop && whole && grown && setup.ring > 200 {
                 watch::count("a backlog that is one batch");
                 ledger.backlog = Some(5);
-                // The last of them keeps others from joining.
+                // The last message has another topic and keeps others from joining.
                 for topic in [TOPICS[0]; 5].into_iter().chain([TOPICS[1]]) {
                     let draft = ledger.plain_draft(topic);
-                    let taken = handle.try_publish(&draft.topic, &draft.body);
-                    ledger.answered(&draft, taken, setup.ring);
+                    let result = handle.try_publish(&draft.topic, &draft.body);
+                    ledger.answered(&draft, result, setup.ring);
                 }
             }
-            // The table takes exactly what it has room for, and drains again until the end.
+            // The ring accepts exactly as much as fits, and drains again until the end.
             if !ledger.stop && setup.config.full == Full::Refuse {
                 while ledger.publish(&mut random, now, handle, setup, session) {}
             }
@@ -649,7 +660,7 @@ fn obey(
     }
 }
 
-/// No faults since long.
+/// Checks the messages long after the last fault.
 fn finish(handle: &Publisher<'_>, ledger: &mut Ledger, config: &Config<'_>) {
     let stopped = ledger.stop;
     let life = ledger.life();
@@ -658,10 +669,10 @@ fn finish(handle: &Publisher<'_>, ledger: &mut Ledger, config: &Config<'_>) {
         let state = handle.look(|p| p.state());
         assert_eq!(state, Some(State::Ready), "not connected, though nothing is wrong");
         assert_eq!(counters.pending, 0, "messages wait, though nothing is wrong");
-        assert_eq!(handle.look(|p| p.outbox_used()), Some(0), "what is final takes room");
+        assert_eq!(handle.look(|p| p.outbox_used()), Some(0), "final messages take room");
         let failures = counters.rejected + counters.expired + counters.dropped;
         let told = life.failed.len() as u64 + life.forgotten;
-        assert_eq!(failures, told, "a failure was not told, or twice");
+        assert_eq!(failures, told, "a failure was not reported exactly once");
     }
     let extra: u64 = life.accepted.iter().map(|message| message.copies.saturating_sub(1)).sum();
     assert!(extra <= counters.possible_duplicates, "{extra} duplicates, more than counted");

@@ -1,5 +1,5 @@
-//! A node that is listed: a real lookup with its runner and handle, and what must be true of what
-//! the nsqlookupds list.
+//! A node that is listed: a real registration with its runner and handle, and checks of what the
+//! nsqlookupds list.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -23,20 +23,20 @@ use crate::exec::application;
 use crate::watch::{self, Event, Session};
 use crate::world::{Clock, Dials, World};
 
-/// How often a node says PING, and how long an nsqlookupd waits for it.
+/// How often a registration sends PING.
 const PING: Span = Span::from_secs(15);
-/// An eighth later, and the way.
+/// How long an nsqlookupd waits for it: an eighth later, and the delay.
 pub(crate) const PING_MAX: u64 = 18_000_000;
 
 const PEERS: usize = 3;
 const TOPIC_SLOTS: usize = 4;
 const CHANNEL_SLOTS: usize = 5;
 
-/// More than there are slots for.
+/// More topics than there are slots for.
 pub(crate) const TOPICS: [&str; 6] = ["t0", "t1", "t2", "t3", "t4", "t5"];
 const CHANNELS: [&str; 2] = ["c", "d#ephemeral"];
 
-/// Units of the process, beside those that all have.
+/// Units of the process, after those of `actor`.
 const SETTLING: usize = 2;
 const STOPPING: usize = 3;
 
@@ -45,26 +45,26 @@ pub(crate) struct Registrar {
     world: World,
     me: usize,
     setup: Rc<Setup>,
-    state: Rc<RefCell<Wants>>,
+    state: Rc<RefCell<Desired>>,
 }
 
 struct Setup {
     config: Config<'static>,
-    /// All nsqlookupds there are.
+    /// All nsqlookupds of the world.
     lookupds: Vec<Address>,
-    /// What its application does more than anything else.
+    /// The most frequent action of the application.
     favourite: u64,
 }
 
-/// What the application wants.
+/// What the application has asked the registration for.
 #[derive(Default)]
-struct Wants {
+struct Desired {
     /// `topic` and `topic/channel`.
     names: BTreeSet<String>,
     configured: Vec<Address>,
-    /// A task waits until everything is settled.
+    /// A task waits until all peers are settled.
     settling: bool,
-    /// A task waits until it is stopped; whether it has begun to.
+    /// A task waits until all peers are stopped; whether stopping has begun.
     stop: bool,
     begun: bool,
 }
@@ -81,8 +81,8 @@ impl Registrar {
         };
         let mut config = Config {
             connect_timeout: Span::from_millis(random.pick(&[1000, 5000])),
-            // Below PING's interval: a server that leaves out an answer, and goes on, is else one
-            // that answers late.
+            // Less than the interval of PING: otherwise a server that leaves out a response and
+            // continues looks like a slow one.
             reply_timeout: Span::from_millis(random.pick(&[1000, 5000, 12_000])),
             ping: PING,
             reassert: Span::from_millis(random.pick(&[2000, 20_000, 60_000])),
@@ -91,7 +91,7 @@ impl Registrar {
             seed: random.below(1 << 32) as u32,
             ..Config::new(node)
         };
-        // Some announce the address of another one, be it a registrar or a node of ours.
+        // Some announce the address of another node or registrar.
         match config.seed % 4 {
             0 => config.node.broadcast_address = "node0",
             1 => config.node.broadcast_address = "nsqd0",
@@ -99,7 +99,7 @@ impl Registrar {
         }
         let lookupds =
             (0..lookupds).map(|n| format!("lookup{n}:4160").parse().expect("an address")).collect();
-        watch::say(|| format!("node{me} registers: {config:?}"));
+        watch::trace(|| format!("node{me} registers: {config:?}"));
         Self {
             world: world.clone(),
             me,
@@ -112,11 +112,11 @@ impl Registrar {
 impl Actor for Registrar {
     fn start(&mut self) -> (Process, Rc<Mailbox>) {
         let mailbox = Mailbox::new(4, PEERS as u32);
-        self.state.replace(Wants::default());
+        self.state.replace(Desired::default());
         for peer in 0..PEERS {
             watch::add((self.me, peer), 1);
         }
-        // As an application does first.
+        // An application begins with an action.
         mailbox.order(Order::Act(Random::new(self.world.now())));
         let (world, setup, state) = (self.world.clone(), self.setup.clone(), self.state.clone());
         (Box::pin(run(world, self.me, setup, state, mailbox.clone())), mailbox)
@@ -137,7 +137,7 @@ async fn run(
     world: World,
     me: usize,
     setup: Rc<Setup>,
-    state: Rc<RefCell<Wants>>,
+    state: Rc<RefCell<Desired>>,
     mailbox: Rc<Mailbox>,
 ) {
     let units = &mailbox.units;
@@ -159,7 +159,7 @@ async fn run(
     let mut stopping = pin!(async {
         loop {
             until(|| state.borrow().stop.then_some(())).await;
-            // Until it is stopped, or is no longer to be.
+            // Until all peers are stopped, or a new configuration cancels that.
             let mut stop = pin!(handle.stop());
             poll_fn(|cx| match state.borrow().stop {
                 true => stop.as_mut().poll(cx),
@@ -171,7 +171,7 @@ async fn run(
     });
 
     loop {
-        // Clones of the clock from here on are the peers'.
+        // The next clones of the clock belong to the peers.
         next.replace(1);
         let mut run = pin!(runner.run());
         poll_fn(|_| {
@@ -193,9 +193,9 @@ async fn run(
                                 units.wake(RUNNER);
                                 return Poll::Ready(());
                             }
-                            let wants = &mut state.borrow_mut();
+                            let desired = &mut state.borrow_mut();
                             application(|| {
-                                obey(order, &handle, &world, &setup, wants, &mailbox, me)
+                                obey(order, &handle, &world, &setup, desired, &mailbox, me)
                             });
                             read_states(&handle, me);
                         }
@@ -210,7 +210,7 @@ async fn run(
                 check(&handle, &state.borrow());
             }
             if state.borrow().settling {
-                assert!(!is_settled(&handle), "nobody told who waits until it is settled");
+                assert!(!is_settled(&handle), "a task that waits for settled() was not woken");
             }
             Poll::Pending
         })
@@ -218,7 +218,7 @@ async fn run(
     }
 }
 
-/// Differs whenever the lookup changed.
+/// Returns a value that differs whenever the registration changed.
 fn print(handle: &Lookup<'_>) -> impl PartialEq + use<> {
     handle.inspect(|lookup| {
         let deadlines: [_; PEERS] =
@@ -227,7 +227,7 @@ fn print(handle: &Lookup<'_>) -> impl PartialEq + use<> {
     })
 }
 
-/// The application changed states behind the runner's back.
+/// Reads the states that the application changed outside the runner.
 fn read_states(handle: &Lookup<'_>, me: usize) {
     for peer in 0..PEERS {
         let state = handle.look(|lookup| lookup.status(peer).map(|status| status.state));
@@ -235,7 +235,7 @@ fn read_states(handle: &Lookup<'_>, me: usize) {
     }
 }
 
-/// Whether the registry has these names, and no others.
+/// Returns whether the registry has exactly these names.
 fn has_exactly(handle: &Lookup<'_>, names: &BTreeSet<String>) -> bool {
     let all = handle.look(|lookup| {
         let has = |name: &String| {
@@ -268,11 +268,14 @@ fn assert_connected(handle: &Lookup<'_>) {
     assert_eq!(connected, Some(true), "not connected, though nothing is wrong");
 }
 
-/// Always so.
-fn check(handle: &Lookup<'_>, wants: &Wants) {
-    if !wants.stop || wants.begun {
-        let names = &wants.names;
-        assert!(has_exactly(handle, names), "the registry is not what was asked for: {names:?}");
+/// Checks what holds after every poll.
+fn check(handle: &Lookup<'_>, desired: &Desired) {
+    if !desired.stop || desired.begun {
+        let names = &desired.names;
+        assert!(
+            has_exactly(handle, names),
+            "the registry differs from what was registered: {names:?}"
+        );
     }
 }
 
@@ -281,7 +284,7 @@ fn obey(
     handle: &Lookup<'_>,
     world: &World,
     setup: &Setup,
-    wants: &mut Wants,
+    desired: &mut Desired,
     mailbox: &Mailbox,
     me: usize,
 ) {
@@ -290,69 +293,69 @@ fn obey(
     match order {
         Order::Act(mut random) => match favour(&mut random, setup.favourite, 16) {
             0..4 => {
-                wants.stop = false;
+                desired.stop = false;
                 mailbox.units.wake(STOPPING);
-                configure(handle, setup, wants, &mut random, me);
+                configure(handle, setup, desired, &mut random, me);
             }
-            _ if wants.configured.is_empty() && !wants.stop => {
-                configure(handle, setup, wants, &mut random, me);
+            _ if desired.configured.is_empty() && !desired.stop => {
+                configure(handle, setup, desired, &mut random, me);
             }
             4 => {
-                watch::tell(session, || "waits until it is settled".into());
-                wants.settling = true;
+                watch::trace_session(session, || "waits until all peers are settled".into());
+                desired.settling = true;
                 mailbox.units.wake(SETTLING);
             }
             5 => {
-                watch::tell(session, || "stops".into());
+                watch::trace_session(session, || "stops".into());
                 each(Event::Stop);
-                if wants.stop {
-                    // Once more, without waiting for it.
+                if desired.stop {
+                    // Stop again, without waiting.
                     let cx = &mut Context::from_waker(Waker::noop());
                     let _ = pin!(handle.stop()).poll(cx);
                 } else {
-                    wants.stop = true;
-                    wants.begun = false;
+                    desired.stop = true;
+                    desired.begun = false;
                     mailbox.units.wake(STOPPING);
                 }
-                wants.names.clear();
-                wants.configured.clear();
+                desired.names.clear();
+                desired.configured.clear();
             }
             _ => {
                 each(Event::Work);
                 for _ in 0..random.between(1, 3) {
-                    wants.change(handle, &mut random, session);
+                    desired.change(handle, &mut random, session);
                 }
             }
         },
-        Order::Settled(mut random) if !wants.stop => {
+        Order::Settled(mut random) if !desired.stop => {
             assert_connected(handle);
-            assert!(!wants.settling, "not settled, though nothing is wrong");
-            // The tables take exactly what they have slots for.
+            assert!(!desired.settling, "not settled, though nothing is wrong");
+            // The tables accept exactly as many names as they have slots.
             for channels in [true, false] {
                 for topic in TOPICS {
                     if channels {
                         for channel in CHANNELS {
-                            wants.add(handle, topic, Some(channel), true);
+                            desired.add(handle, topic, Some(channel), true);
                         }
                     } else {
-                        wants.add(handle, topic, None, true);
+                        desired.add(handle, topic, None, true);
                     }
                 }
             }
-            wants.change(handle, &mut random, session);
-            wants.settling = true;
+            desired.change(handle, &mut random, session);
+            desired.settling = true;
             mailbox.units.wake(SETTLING);
         }
         Order::End => {
-            assert!(!wants.stop, "not stopped, though nothing is wrong");
+            assert!(!desired.stop, "not stopped, though nothing is wrong");
             assert_connected(handle);
-            assert!(!wants.settling, "not settled, though nothing is wrong");
+            assert!(!desired.settling, "not settled, though nothing is wrong");
             for address in &setup.lookupds {
                 let (names, conns) = world.listing(address.host(), me);
-                let is_configured = wants.configured.contains(address);
+                let is_configured = desired.configured.contains(address);
                 assert_eq!(conns, usize::from(is_configured), "one connection to {address}");
                 if is_configured {
-                    assert!(names.iter().eq(&wants.names), "{address} lists {names:?}");
+                    assert!(names.iter().eq(&desired.names), "{address} lists {names:?}");
                 }
             }
         }
@@ -363,7 +366,7 @@ fn obey(
 fn configure(
     handle: &Lookup<'_>,
     setup: &Setup,
-    wants: &mut Wants,
+    desired: &mut Desired,
     random: &mut Random,
     me: usize,
 ) {
@@ -371,26 +374,30 @@ fn configure(
     let count = random.below(PEERS as u64 + 2) as usize;
     let mut addresses: Vec<_> =
         setup.lookupds.iter().cycle().skip(start).take(count).cloned().collect();
-    watch::tell((me, 0), || format!("configures {addresses:?}"));
+    watch::trace_session((me, 0), || format!("configures {addresses:?}"));
     (0..PEERS).for_each(|peer| watch::event((me, peer), Event::Configure));
     let configured = handle.configure(&addresses);
     addresses.sort_by_key(ToString::to_string);
     addresses.dedup();
-    assert_eq!(configured.is_ok(), addresses.len() <= PEERS, "as many as there are peers");
+    assert_eq!(
+        configured.is_ok(),
+        addresses.len() <= PEERS,
+        "at most as many nsqlookupds as peers"
+    );
     if configured.is_ok() {
-        wants.configured = addresses;
+        desired.configured = addresses;
     }
 }
 
-impl Wants {
-    /// One change of what is wanted.
+impl Desired {
+    /// Registers or unregisters a topic or a channel.
     fn change(&mut self, handle: &Lookup<'_>, random: &mut Random, session: Session) {
         let name = random.pick(&TOPICS);
         let topic = TopicName::new(name).expect("a name");
         let channel = random.pick(&CHANNELS);
         let both = format!("{name}/{channel}");
         let what = random.below(6);
-        watch::tell(session, || {
+        watch::trace_session(session, || {
             let verb = if what < 4 { "adds" } else { "removes" };
             format!("{verb} {}", if what.is_multiple_of(2) { name } else { &both })
         });
@@ -400,7 +407,7 @@ impl Wants {
             4 => {
                 let was = self.names.remove(name);
                 self.names.retain(|other| !other.starts_with(&format!("{name}/")));
-                assert_eq!(handle.unregister(&topic, None), was, "whether {name} was wanted");
+                assert_eq!(handle.unregister(&topic, None), was, "whether {name} was registered");
             }
             _ => {
                 let channel = ChannelName::new(channel).expect("a name");
@@ -408,13 +415,13 @@ impl Wants {
                 assert_eq!(
                     handle.unregister(&topic, Some(&channel)),
                     was,
-                    "whether {both} was wanted"
+                    "whether {both} was registered"
                 );
             }
         }
     }
 
-    /// Wants a topic, or a channel. `free`: no slot is kept for what was removed.
+    /// Registers a topic, or a channel. `free`: no slot is still held by a removed name.
     fn add(&mut self, handle: &Lookup<'_>, topic: &str, channel: Option<&str>, free: bool) {
         let both = channel.map(|channel| format!("{topic}/{channel}"));
         let name = TopicName::new(topic).expect("a name");
@@ -428,7 +435,7 @@ impl Wants {
         let added = handle.register(&name, channel.as_ref());
         match added {
             Ok(()) => {
-                assert!(fits, "more than there are slots for");
+                assert!(fits, "registered more names than there are slots");
                 self.names.insert(topic.into());
                 self.names.extend(both);
             }
@@ -437,8 +444,8 @@ impl Wants {
         }
         if added.is_err() {
             watch::count("registry full");
-            assert!(needs_topic || needs_channel, "refused what is there already");
-            assert!(!free || !fits, "refused, though a slot is free");
+            assert!(needs_topic || needs_channel, "rejected a name that is registered already");
+            assert!(!free || !fits, "rejected, though a slot is free");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! One world from a seed, and what came of it.
+//! Runs the world of one seed and reports the result.
 
 use std::cell::RefCell;
 use std::fmt;
@@ -26,41 +26,42 @@ use crate::watch::{self, Coverage};
 use crate::web::{REFUSES, Web};
 use crate::world::{Due, World};
 
-/// How many commands a registration sends ahead of their answers.
+/// The most commands that a registration sends before their answers have come.
 const OUTSTANDING_MAX: u32 = 1024;
 
-/// What came of a world.
+/// The result of a world.
 #[derive(Debug)]
 pub struct Report {
-    /// All that was to happen.
+    /// All steps that were scheduled.
     pub steps: Vec<Step>,
     /// What was exercised.
     pub coverage: Coverage,
-    /// The trace, if it was asked for.
+    /// The trace, if it was requested.
     pub trace: Vec<String>,
-    /// What was not as it must be.
+    /// The first check that failed.
     pub failure: Option<Failure>,
 }
 
-/// What was not as it must be.
+/// A check that failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
-    /// Where that was checked: the name of the failure.
+    /// The file and line of the check; failures at the same place count as the same failure.
     pub place: String,
-    /// What was wrong.
+    /// The message of the check.
     pub message: String,
 }
 
-/// One of so many worlds has a board and hostile clients.
+/// One of this many seeds has a board and hostile clients.
 const HOSTILE: u64 = 8;
-/// The first of these, behind the board and its consumer.
+/// The index of the first hostile client, behind the board and its consumer.
 const FIRST_HOSTILE: usize = 2;
 
 thread_local! {
     static FAILURE: RefCell<Option<Failure>> = const { RefCell::new(None) };
 }
 
-/// Once a process, before the first world: failures are kept rather than printed.
+/// Installs the logger and a panic hook that keeps failures instead of printing them. Call once per
+/// process, before the first world.
 pub fn install() {
     watch::install();
     panic::set_hook(Box::new(|info| {
@@ -69,14 +70,14 @@ pub fn install() {
         let text = payload.downcast_ref::<&str>().copied();
         let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
         let message = text.unwrap_or("?").to_owned();
-        // Only the first: the others come of it.
+        // Only the first: later panics are consequences.
         FAILURE.with_borrow_mut(|failure| {
             failure.get_or_insert(Failure { place: place.unwrap_or_default(), message });
         });
     }));
 }
 
-/// Lives a seed's world: all of its steps, or these of them.
+/// Runs a seed's world: all of its steps, or only those in `keep`.
 pub fn live(seed: u64, keep: Option<&[usize]>, trace: bool) -> Report {
     watch::begin(trace);
     FAILURE.set(None);
@@ -97,9 +98,9 @@ pub fn live(seed: u64, keep: Option<&[usize]>, trace: bool) -> Report {
     let result = panic::catch_unwind(AssertUnwindSafe(|| stage.play(&steps, end * 1000)));
     let failure = FAILURE.take().filter(|_| result.is_err());
     if let Some(failure) = &failure {
-        watch::say(|| format!("FAILED: {} ({})", failure.message, failure.place));
+        watch::trace(|| format!("FAILED: {} ({})", failure.message, failure.place));
     }
-    // What is left is dropped without looking at it again.
+    // Drop the remains without checking them.
     let _ = panic::catch_unwind(AssertUnwindSafe(|| drop(stage)));
     let (coverage, trace) = watch::end();
     Report { steps, coverage, trace: trace.unwrap_or_default(), failure }
@@ -122,7 +123,7 @@ impl Stage {
         if random.one_in(4) { Self::served(random) } else { Self::modeled(random) }
     }
 
-    /// Nodes and directories of ours, beside model nsqlookupds, and those who need them.
+    /// Nodes and directories of ours beside model nsqlookupds, and the actors that use them.
     fn served(random: &mut Random) -> Self {
         let (nodes, lookupds) = (random.pick(&[1, 1, 2, 3]), random.between(1, 2) as usize);
         let registrars = random.pick(&[0, 0, 1, 2]);
@@ -218,7 +219,7 @@ impl Stage {
         for me in FIRST_HOSTILE..actors {
             all.push(Box::new(Hostile::new(&world, me, &ledger, random)));
         }
-        // What is honest comes first.
+        // Honest actors start first.
         for me in 0..actors {
             world.push(1000 * me as u64, Due::Start(me));
         }
@@ -226,9 +227,9 @@ impl Stage {
         Self { world, slots, hosts: 2, random: random.fork() }
     }
 
-    /// Model servers, and those who need them.
+    /// Model servers, and the actors that use them.
     fn modeled(random: &mut Random) -> Self {
-        // Those that consume are mostly among themselves.
+        // Worlds with consumers have mostly no other actors.
         let consumers = random.pick(&[0, 0, 0, 1, 1]);
         let others = consumers == 0 || random.one_in(3);
         let publishers = if others { random.pick(&[0, 1, 1, 1, 2]) } else { 0 };
@@ -259,8 +260,8 @@ impl Stage {
                 OUTSTANDING_MAX,
             );
         }
-        // Some lists are full of nsqds that are long gone, each list of others, or have one that
-        // takes nobody.
+        // Some lists contain many nsqds that are gone, different ones in each list, or one that
+        // refuses everybody.
         let dead = if webs > 0 { random.pick(&[0, 0, 8, 20]) } else { 0 };
         let dead = if nsqds > CONNECTIONS { dead.min(8) } else { dead };
         let refuses = webs > 0 && random.one_in(2);
@@ -300,14 +301,14 @@ impl Stage {
         let mut settled = None;
         while let Some((at, due)) = self.world.next() {
             match due {
-                Due::Settled | Due::End if self.is_early(at, due, settled) => {
+                Due::Settled | Due::End if self.must_wait(at, due, settled) => {
                     self.world.push(at + 1_000_000, due);
                     continue;
                 }
                 Due::Step(step) => self.step(&steps[step]),
                 Due::Start(actor) => self.start(actor),
                 Due::Calm => {
-                    watch::say(|| "no more faults".into());
+                    watch::trace(|| "no more faults".into());
                     self.world.heal();
                     for slot in &mut self.slots {
                         if slot.process.is_some() && slot.actor.begins_anew() {
@@ -319,14 +320,14 @@ impl Stage {
                 }
                 Due::Settled => {
                     settled = Some(at);
-                    watch::say(|| "everything should be well".into());
+                    watch::trace(|| "everything should be well".into());
                     let order = Order::Settled(self.random.fork());
                     self.order_all(&order);
                 }
                 Due::End if at > SETTLED * 1000 => self.order_all(&Order::End),
                 _ => {}
             }
-            // Most of what arrives is more of the same, and nobody waits for it.
+            // Most arriving segments wake nobody and complete no command.
             if take_woken() || self.world.has_seen() {
                 self.settle();
             }
@@ -341,13 +342,13 @@ impl Stage {
         }
     }
 
-    /// Whether somebody is still to be waited for.
-    fn is_early(&self, at: u64, due: Due, settled: Option<u64>) -> bool {
+    /// Returns whether the event comes before its planned time or an actor needs more time.
+    fn must_wait(&self, at: u64, due: Due, settled: Option<u64>) -> bool {
         let planned = match due {
             Due::End => settled.map(|settled| settled + (END - SETTLED) * 1000),
             _ => Some(at),
         };
-        // Else a world that ends while things still go wrong.
+        // Earlier ends belong to worlds that end while faults still happen.
         (SETTLED * 1000..LATEST * 1000).contains(&at)
             && (planned.is_none_or(|planned| at < planned)
                 || self.slots.iter().any(|slot| !slot.actor.is_settled()))
@@ -356,7 +357,7 @@ impl Stage {
     fn step(&mut self, step: &Step) {
         watch::count(step.what.kind());
         if !matches!(step.what, What::Act(..)) {
-            watch::say(|| format!("-- {:?}", step.what));
+            watch::trace(|| format!("-- {:?}", step.what));
         }
         let slots = &mut self.slots;
         let order = |actor: usize, order: Order| {
@@ -380,7 +381,7 @@ impl Stage {
     fn start(&mut self, actor: usize) {
         let slot = &mut self.slots[actor];
         slot.process = Some(slot.actor.start());
-        watch::say(|| format!("node{actor} starts"));
+        watch::trace(|| format!("node{actor} starts"));
     }
 
     fn order_all(&self, order: &Order) {
@@ -389,7 +390,7 @@ impl Stage {
         }
     }
 
-    /// Polls who is to be polled, until nothing moves.
+    /// Polls the processes that are ready until none is.
     fn settle(&mut self) {
         let cx = &mut Context::from_waker(Waker::noop());
         loop {
@@ -403,7 +404,7 @@ impl Stage {
             if let Some((process, _)) = &mut slot.process
                 && process.as_mut().poll(cx).is_ready()
             {
-                // It ended by itself, and is started again.
+                // The process ended by itself: restart.
                 slot.process = None;
                 slot.actor.died();
                 slot.process = Some(slot.actor.start());

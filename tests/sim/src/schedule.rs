@@ -1,48 +1,48 @@
-//! What is to happen in a simulation: a list of steps, made from the seed. Steps do not depend on
-//! each other, so that some of them can be left out.
+//! The schedule of a simulation: a list of steps, made from the seed. Steps do not depend on each
+//! other, so that any of them can be left out.
 
 use std::fmt;
 use std::ops::Range;
 
 use nanonsq_models::random::Random;
 
-/// For how long things go wrong, in milliseconds.
+/// The end of the faults, in milliseconds.
 pub(crate) const FAULTY: u64 = 420_000;
-/// After so long without faults everything has to be well: a half-open connection is noticed after
+/// When everything has to work again, in milliseconds: a half-open connection is noticed after
 /// two heartbeats of a minute.
 pub(crate) const SETTLED: u64 = FAULTY + 135_000;
-/// The end, when nothing of the past is left anywhere.
+/// The planned end in milliseconds, when nothing of the past is left anywhere.
 pub(crate) const END: u64 = 600_000;
-/// The latest end, if it is put off.
+/// The latest end in milliseconds, if it is postponed.
 pub(crate) const LATEST: u64 = 3_600_000;
-/// The end of a world with hostile clients, when what they have published is old.
+/// The end of a world with hostile clients in milliseconds, when their messages have expired.
 const HOSTILE_END: u64 = FAULTY + 360_000;
-/// So long after a clock jumped to its edge that world ends.
+/// How long a world lasts after a clock jumped to its edge, in milliseconds.
 const EDGE: u64 = 40_000;
 
-/// How a server fails to be one, for a while.
+/// How a server misbehaves for a while.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
-    /// Says nothing.
+    /// Sends nothing.
     Mute,
-    /// Says random bytes instead of each answer.
+    /// Sends random bytes instead of each response.
     Garbage,
-    /// Says something well-formed and wrong instead of each answer.
+    /// Sends something well-formed and wrong instead of each response.
     Wrong,
-    /// Says a byte a second.
+    /// Sends one byte per second.
     Trickle,
-    /// Puts a huge length, or HTTP, in front of each answer.
+    /// Sends a huge length, or HTTP, before each response.
     Huge,
-    /// Closes after each answer.
+    /// Closes after each response.
     Hasty,
-    /// Refuses to work, as while it exits.
+    /// Refuses every command, as an exiting server does.
     Exiting,
-    /// Closes each connection as soon as it is there, as a load balancer without a backend.
+    /// Closes each connection at once, as a load balancer without a backend does.
     Shut,
 }
 
 impl Mode {
-    /// All of them.
+    /// All modes.
     pub const ALL: [Self; 8] = [
         Self::Mute,
         Self::Garbage,
@@ -55,33 +55,33 @@ impl Mode {
     ];
 }
 
-/// One thing that happens.
+/// One scheduled event.
 #[derive(Debug, Clone)]
 pub struct Step {
-    /// When, in milliseconds.
+    /// The time in milliseconds.
     pub at: u64,
-    /// What.
+    /// The event.
     pub what: What,
 }
 
-/// What happens; actors and hosts by their numbers, times in milliseconds.
+/// An event; actors and hosts by their numbers, durations in milliseconds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum What {
-    /// An application does something, with these dice.
+    /// The application does something, with this seed for its dice.
     Act(usize, u64),
-    /// A process restarts, or only its driver.
+    /// A process restarts, or only its runner.
     Restart(usize, Restart),
     /// Connections between an actor and a host break.
     Cut(usize, usize, Cut),
-    /// Nothing gets through on a host's connections, towards it or from it.
+    /// No bytes get through on a host's connections: towards the host if true, else from it.
     Stall(usize, bool, u64),
-    /// A host's segments take so much longer.
+    /// A host's segments take longer, by the first number.
     Slow(usize, u64, u64),
-    /// Connections to a host take next to nothing at once.
+    /// Connections to a host accept only a few bytes at once.
     Squeeze(usize, u64),
     /// Dials to a host fail.
     Dials(usize, DialFault, u64),
-    /// A host is down; its connections break, or it is silently gone.
+    /// A host is down; its connections break, or if true the host vanishes silently.
     Crash(usize, bool, u64),
     /// A host's process stands still.
     Freeze(usize, u64),
@@ -89,36 +89,36 @@ pub enum What {
     Mode(usize, Mode, u64),
     /// An actor's clock jumps.
     Clock(usize, Jump),
-    /// An administrator deletes something at a host, with these dice.
+    /// An administrator deletes something at a host, with this seed for the dice.
     Vandalize(usize, u64),
 }
 
-/// What restarts.
+/// What a restart affects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Restart {
-    /// The runner's future is dropped, and run again.
+    /// The runner's future is dropped and run again.
     Driver,
-    /// The process dies and comes back after so many milliseconds.
+    /// The process dies and comes back after this many milliseconds.
     Process(u64),
 }
 
 /// How a connection breaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cut {
-    /// Both sides are told that it is reset.
+    /// Both sides see a reset.
     Reset,
-    /// Both sides are told that the other closed it.
+    /// Both sides see the end of the stream.
     End,
-    /// Nobody is told.
+    /// Neither side sees anything.
     HalfOpen,
 }
 
-/// What becomes of a dial.
+/// How a dial fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DialFault {
-    /// As if nothing listened.
+    /// Nothing listens.
     Refused,
-    /// No answer ever.
+    /// No response ever.
     Hangs,
     /// The transport gives up.
     TimedOut,
@@ -147,17 +147,17 @@ impl DialFault {
     ];
 }
 
-/// Where a clock jumps to.
+/// The target of a clock jump.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Jump {
-    /// So many milliseconds ahead.
+    /// This many milliseconds ahead.
     By(u64),
-    /// To so many milliseconds before the end of all time.
+    /// To this many milliseconds before the largest instant.
     ToEdge(u64),
 }
 
 impl What {
-    /// The name of its kind.
+    /// Returns the name under which the table counts this event.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Act(..) => "application",
@@ -205,29 +205,29 @@ impl fmt::Display for Step {
     }
 }
 
-/// All that happens, in order of time, and when it ends, in milliseconds.
+/// Makes the steps, ordered by time, and the end of the world in milliseconds.
 pub(crate) fn generate(random: &mut Random, actors: usize, hosts: usize) -> (Vec<Step>, u64) {
     let mut steps = Vec::new();
     for actor in 0..actors {
         let mut at = 0;
         for _ in 0..random.between(2, 60) {
-            // Some of it in quick succession.
+            // Some in quick succession.
             at = if random.one_in(3) { at + random.below(200) } else { random.below(FAULTY) };
             at = at.min(FAULTY - 1);
             steps.push(Step { at, what: What::Act(actor, random.below(u64::MAX)) });
         }
     }
-    // Each seed has its favourites: what is rare in one is common in another.
+    // Each seed has favourite faults: what is rare in one seed is common in another.
     let palette: Vec<u64> = (0..random.pick(&[1, 2, 3, 16])).map(|_| random.below(16)).collect();
-    // Faults come in storms: some seeds have few, some many at about the same time, some just when
-    // an application does something.
+    // Faults come in storms: few or many, spread or at about the same time, some exactly when an
+    // application does something.
     for _ in 0..random.between(1, 6) {
         let work = steps[random.below(steps.len() as u64) as usize].at;
         let from = if random.one_in(2) { work } else { random.below(FAULTY) };
         let width = random.pick(&[100, 1000, 30_000, FAULTY]);
         for _ in 0..random.between(1, 15) {
             let at = (from + random.below(width)).min(FAULTY - 1);
-            // Over before the calm.
+            // Every fault ends before the faultless phase.
             let longest = random.pick(&[300, 5000, 30_000, 120_000]);
             let ms = (1 + random.below(longest)).min(FAULTY - at);
             let kind = random.pick(&palette);
@@ -249,10 +249,11 @@ pub(crate) fn generate(random: &mut Random, actors: usize, hosts: usize) -> (Vec
     (steps, end)
 }
 
-/// When the first hostile client comes, in milliseconds: others are there by then.
+/// When the first hostile client may connect, in milliseconds; the honest actors run by then.
 const HOSTILE: u64 = 5000;
 
-/// What hostile clients do, and what breaks their connections; others have nothing to suffer but them.
+/// Makes the actions of hostile clients and the faults of their connections; the honest actors
+/// have no other faults.
 pub(crate) fn hostile(random: &mut Random, actors: Range<usize>, hosts: usize) -> (Vec<Step>, u64) {
     let mut steps = Vec::new();
     for actor in actors {
@@ -276,7 +277,7 @@ pub(crate) fn hostile(random: &mut Random, actors: Range<usize>, hosts: usize) -
     (steps, HOSTILE_END)
 }
 
-/// A fault of a kind, 0 to 15.
+/// Makes a fault of this kind, 0 to 15.
 fn fault(random: &mut Random, kind: u64, actors: usize, hosts: usize, ms: u64) -> What {
     let actor = random.below(actors as u64) as usize;
     let host = random.below(hosts as u64) as usize;

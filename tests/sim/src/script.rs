@@ -1,4 +1,4 @@
-//! A connection by a script: what is said and when, how slowly it is read, and how it ends.
+//! A scripted connection: what is sent and when, how slowly it is read, and how it ends.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -13,38 +13,38 @@ use nanonsq_core::time::{Instant, Span};
 use crate::watch::Session;
 use crate::world::{Clock, Dials, World};
 
-/// One part of it.
+/// One step of a script.
 pub(crate) enum Part {
-    Say(Vec<u8>),
-    /// A byte at a time, each so much later than the one before.
+    Send(Vec<u8>),
+    /// Sends byte by byte, with this span between them.
     Trickle(VecDeque<u8>, Span),
     Pause(Span),
-    /// Nothing is read until so much later.
-    Deaf(Span),
-    /// So many bytes are taken before they are read.
+    /// Reads nothing for this span.
+    DeafFor(Span),
+    /// Limits the receive window to this many bytes.
     Narrow(usize),
-    /// Ends its stream.
+    /// Closes the stream.
     Close,
-    /// Is gone.
+    /// Drops the connection.
     Cut,
 }
 
-/// How long something takes.
+/// Waits for `span`.
 pub(crate) async fn pause(clock: &mut Clock, span: Span) {
     let until = clock.now().after(span);
     poll_fn(|cx| clock.poll_until(cx, until)).await;
 }
 
-/// Lives a connection, until the other side ends it or `patience` is over. What is read is shown to
-/// `hear`; what that gives is said when the script has nothing to say. Whether the connection was
-/// with that host, if there was one.
+/// Plays a script until the other side ends the connection or `patience` is over. Bytes that are
+/// read are passed to `receive`; the bytes that it returns are sent while the script has nothing to
+/// send. Returns `None` if the dial failed, else whether the connection was with `host`.
 pub(crate) async fn play(
     world: &World,
     session: Session,
     host: &str,
     mut script: VecDeque<Part>,
     patience: Span,
-    mut hear: impl FnMut(&[u8]) -> Vec<u8>,
+    mut receive: impl FnMut(&[u8]) -> Vec<u8>,
 ) -> Option<bool> {
     let mut clock = Clock::of_session(world, session);
     let end = clock.now().after(patience);
@@ -58,7 +58,7 @@ pub(crate) async fn play(
         });
         dialed.await?
     };
-    let (mut hears, mut pause) = (Instant::from_micros(0), None);
+    let (mut read_from, mut pause) = (Instant::from_micros(0), None);
     let (mut answers, mut ended) = (Vec::new(), false);
     poll_fn(|cx| {
         let mut buf = [0; 200];
@@ -80,7 +80,7 @@ pub(crate) async fn play(
                 }
             }
             match script.front_mut() {
-                Some(Part::Say(bytes)) => {
+                Some(Part::Send(bytes)) => {
                     match pipe.poll_write(cx, Transmit { head: bytes, body: &[] }) {
                         Poll::Ready(Ok(n)) => {
                             bytes.drain(..n);
@@ -90,7 +90,7 @@ pub(crate) async fn play(
                             }
                         }
                         Poll::Ready(Err(_)) => {
-                            // What was said before may still come.
+                            // Responses to what was sent before may still arrive.
                             script.clear();
                             moved = true;
                         }
@@ -129,8 +129,8 @@ pub(crate) async fn play(
                         alarm = alarm.min(until);
                     }
                 }
-                Some(Part::Deaf(span)) => {
-                    hears = now.after(*span);
+                Some(Part::DeafFor(span)) => {
+                    read_from = now.after(*span);
                     script.pop_front();
                     moved = true;
                 }
@@ -150,24 +150,24 @@ pub(crate) async fn play(
                 Some(Part::Cut) => return Poll::Ready(()),
                 None => {}
             }
-            if hears <= now {
+            if read_from <= now {
                 match pipe.poll_read(cx, &mut buf) {
                     Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(()),
                     Poll::Ready(Ok(n)) => {
-                        answers.extend(hear(&buf[..n]));
+                        answers.extend(receive(&buf[..n]));
                         moved = true;
                     }
                     Poll::Pending => {}
                 }
             } else {
-                alarm = alarm.min(hears);
+                alarm = alarm.min(read_from);
             }
             if end <= now {
                 return Poll::Ready(());
             }
             if !moved {
                 let due = clock.poll_until(cx, alarm);
-                // The end of time comes, and no clock shows it.
+                // At the largest instant the clock no longer reaches `end`; the alarm still fires.
                 if due.is_pending() || alarm == end {
                     return due;
                 }

@@ -1,4 +1,4 @@
-//! A table with a place for each session of each actor.
+//! A table with a slot for each session of each actor.
 
 use crate::watch::Session;
 
@@ -20,7 +20,7 @@ impl<T> SessionTable<T> {
         self.0.get_mut(actor)?.get_mut(machine)?.as_mut()
     }
 
-    /// What was there.
+    /// Stores a value and returns the previous one.
     pub(crate) fn insert(&mut self, (actor, machine): Session, new: T) -> Option<T> {
         if self.0.len() <= actor {
             self.0.resize_with(actor + 1, Vec::new);
@@ -36,9 +36,9 @@ impl<T> SessionTable<T> {
         self.0.get_mut(actor)?.get_mut(machine)?.take()
     }
 
-    /// All that an actor has, in order.
+    /// Removes and returns all values of an actor, in order.
     pub(crate) fn take_all(&mut self, actor: usize) -> impl Iterator<Item = (Session, T)> {
         let row = self.0.get_mut(actor).into_iter().flatten().enumerate();
-        row.filter_map(move |(machine, place)| Some(((actor, machine), place.take()?)))
+        row.filter_map(move |(machine, slot)| Some(((actor, machine), slot.take()?)))
     }
 }

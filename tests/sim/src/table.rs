@@ -1,10 +1,10 @@
-//! Which pairs of state and event were exercised.
+//! Prints which pairs of state and event were exercised, and finds gaps.
 
 use std::fmt::Write as _;
 
 use crate::watch::{BUSY, Coverage, Event, HTTP, Kind, LOOKUPD, MACHINES, NODE, PRODUCER};
 
-/// The tables, for a person to read.
+/// Returns the tables for a person to read.
 pub fn text(coverage: &Coverage) -> String {
     let mut text = String::new();
     for (kind, machine) in MACHINES.iter().enumerate() {
@@ -38,17 +38,17 @@ pub fn text(coverage: &Coverage) -> String {
     text
 }
 
-/// From so many seeds on, everything that is possible has happened, but what is rare.
+/// From this many seeds on, every possible pair must have happened, except rare ones.
 const ENOUGH: u64 = 20_000;
-/// From so many on, that has as well.
+/// From this many seeds on, rare pairs as well.
 const PLENTY: u64 = 1_000_000;
 
 const PUBLISHER: Kind = 0;
 const PEER: Kind = 1;
 const CONSUMER: Kind = 2;
 
-/// What comes from a transport. [`Event::Closed`] is apart: the driver tells the session first and
-/// drops the transport then.
+/// Events of a transport. [`Event::Closed`] is separate: the driver reports it to the session
+/// before it drops the transport.
 const TRANSPORT: &[Event] = &[
     Event::Wrote,
     Event::WrotePart,
@@ -68,7 +68,7 @@ const TRANSPORT: &[Event] = &[
     Event::Lie,
 ];
 
-/// What clients hear, each with its kind.
+/// Responses that clients receive, by kind.
 const ANSWERS: &[Event] = &[
     Event::Identified,
     Event::Authorized,
@@ -82,7 +82,7 @@ const ANSWERS: &[Event] = &[
     Event::Lie,
 ];
 
-/// What comes from the transport of a connection that was accepted.
+/// Events of the transport of an accepted connection.
 const SERVED: &[Event] = &[
     Event::Wrote,
     Event::WrotePart,
@@ -93,7 +93,7 @@ const SERVED: &[Event] = &[
     Event::Heard,
 ];
 
-/// What cannot happen: the machine, its states, the events, and why.
+/// Pairs that cannot happen: the machine, its states (none means all), the events, and the reason.
 const IMPOSSIBLE: &[(Kind, &[&str], &[Event], &str)] = {
     use Event::*;
     const DOWN: &[&str] = &["Waiting", "Dialing", "Idle"];
@@ -106,7 +106,7 @@ const IMPOSSIBLE: &[(Kind, &[&str], &[Event], &str)] = {
             PUBLISHER,
             &["Dialing"],
             &[Closed],
-            "a transport that comes up is opened or the dial over",
+            "the session opens a dialed transport or ends the dial",
         ),
         (PUBLISHER, &["Idle", "Waiting"], &[Up, DialFailed], "it does not dial"),
         (
@@ -115,12 +115,12 @@ const IMPOSSIBLE: &[(Kind, &[&str], &[Event], &str)] = {
             &[Up, DialFailed],
             "it has a connection",
         ),
-        (PUBLISHER, &["Identifying"], &[Authorized, Ok], "nsqd answers what it was asked"),
-        (PUBLISHER, &["Authenticating"], &[Identified, Ok], "nsqd answers what it was asked"),
-        (PUBLISHER, &["Ready"], &[Identified, Authorized], "nsqd answers what it was asked"),
-        (PEER, ALL, &[Authorized, Heartbeat, Message, CloseWait, Late], "V1 has none"),
+        (PUBLISHER, &["Identifying"], &[Authorized, Ok], "nsqd answers the command it was sent"),
+        (PUBLISHER, &["Authenticating"], &[Identified, Ok], "nsqd answers the command it was sent"),
+        (PUBLISHER, &["Ready"], &[Identified, Authorized], "nsqd answers the command it was sent"),
+        (PEER, ALL, &[Authorized, Heartbeat, Message, CloseWait, Late], "the V1 protocol has none"),
         (PEER, DOWN, TRANSPORT, "there is no transport"),
-        (PEER, &["Dialing"], &[Closed], "a transport that comes up is opened or the dial over"),
+        (PEER, &["Dialing"], &[Closed], "the session opens a dialed transport or ends the dial"),
         (PEER, &["Idle", "Waiting"], &[Up, DialFailed], "it does not dial"),
         (
             PEER,
@@ -128,12 +128,17 @@ const IMPOSSIBLE: &[(Kind, &[&str], &[Event], &str)] = {
             &[Up, DialFailed],
             "it has a connection",
         ),
-        (PEER, &["Identifying"], &[Ok], "nsqlookupd answers what it was asked"),
-        (PEER, &["Ready", "Leaving"], &[Identified], "nsqlookupd answers what it was asked"),
-        (PEER, &["Ready", "Leaving"], &[Refusal], "nsqlookupd has nothing to refuse"),
+        (PEER, &["Identifying"], &[Ok], "nsqlookupd answers the command it was sent"),
+        (PEER, &["Ready", "Leaving"], &[Identified], "nsqlookupd answers the command it was sent"),
+        (PEER, &["Ready", "Leaving"], &[Refusal], "nsqlookupd never refuses these commands"),
         (CONSUMER, ALL, &[Configure], "a consumer's nsqds are given once, or found"),
         (CONSUMER, DOWN, TRANSPORT, "there is no transport"),
-        (CONSUMER, &["Dialing"], &[Closed], "a transport that comes up is opened or the dial over"),
+        (
+            CONSUMER,
+            &["Dialing"],
+            &[Closed],
+            "the session opens a dialed transport or ends the dial",
+        ),
         (CONSUMER, &["Idle", "Waiting"], &[Up, DialFailed], "it does not dial"),
         (
             CONSUMER,
@@ -153,25 +158,25 @@ const IMPOSSIBLE: &[(Kind, &[&str], &[Event], &str)] = {
             CONSUMER,
             &["Identifying"],
             &[Authorized, Ok, CloseWait, Message, Late],
-            "nsqd answers what it was asked",
+            "nsqd answers the command it was sent",
         ),
         (
             CONSUMER,
             &["Authenticating"],
             &[Identified, Ok, CloseWait, Message, Late],
-            "nsqd answers what it was asked",
+            "nsqd answers the command it was sent",
         ),
         (
             CONSUMER,
             &["Subscribing"],
             &[Identified, Authorized, CloseWait, Message, Late],
-            "nsqd answers what it was asked",
+            "nsqd answers the command it was sent",
         ),
         (
             CONSUMER,
             &["Ready", "Draining", "Leaving"],
             &[Identified, Authorized, Ok, Refusal],
-            "the handshake is over, and nothing that is refused is fatal",
+            "the handshake is over, and no command after it is refused fatally",
         ),
         (CONSUMER, &["Ready"], &[CloseWait], "it did not ask to leave"),
         (LOOKUPD, ALL, &[Configure], "a consumer's nsqlookupds are given once"),
@@ -186,7 +191,7 @@ const IMPOSSIBLE: &[(Kind, &[&str], &[Event], &str)] = {
             LOOKUPD,
             &["Idle", "Dialing"],
             &[Closed],
-            "a transport that comes up is opened or the dial over",
+            "the session opens a dialed transport or ends the dial",
         ),
         (LOOKUPD, &["Idle", "Waiting"], &[Up, DialFailed], "it does not dial"),
         (LOOKUPD, &["Asking", "Closing"], &[Up, DialFailed], "it has a connection"),
@@ -194,25 +199,25 @@ const IMPOSSIBLE: &[(Kind, &[&str], &[Event], &str)] = {
             LOOKUPD,
             &["Closing"],
             &[Wrote, WrotePart, Blocked, WriteError],
-            "a request of which more is to be written is dropped",
+            "an unfinished request is dropped",
         ),
-        (PUBLISHER, ALL, &[Heard], "what it reads are answers"),
-        (PEER, ALL, &[Heard], "what it reads are answers"),
-        (CONSUMER, ALL, &[Heard], "what it reads are answers"),
-        (LOOKUPD, ALL, &[Heard], "what it reads are answers"),
-        (NODE, ALL, &[Configure], "a server is not told with whom to be connected"),
-        (NODE, ALL, ANSWERS, "what it reads are commands"),
+        (PUBLISHER, ALL, &[Heard], "it reads responses"),
+        (PEER, ALL, &[Heard], "it reads responses"),
+        (CONSUMER, ALL, &[Heard], "it reads responses"),
+        (LOOKUPD, ALL, &[Heard], "it reads responses"),
+        (NODE, ALL, &[Configure], "a server does not dial"),
+        (NODE, ALL, ANSWERS, "it reads commands"),
         (NODE, &["Unused"], SERVED, "there is no transport"),
         (NODE, &["Init", "Subscribed", "Closing"], &[Up, DialFailed], "it has a connection"),
-        (PRODUCER, ALL, &[Configure], "a server is not told with whom to be connected"),
-        (PRODUCER, ALL, &[Work], "a directory is given no work"),
-        (PRODUCER, ALL, ANSWERS, "what it reads are commands"),
+        (PRODUCER, ALL, &[Configure], "a server does not dial"),
+        (PRODUCER, ALL, &[Work], "a directory has no work of its own"),
+        (PRODUCER, ALL, ANSWERS, "it reads commands"),
         (PRODUCER, &["Free"], SERVED, "there is no transport"),
         (
             PRODUCER,
             &["Greeting"],
             &[Wrote, WrotePart, Blocked, WriteError],
-            "what is answered first is IDENTIFY, or a refusal, which closes",
+            "the first response answers IDENTIFY, or is a refusal, which closes",
         ),
         (
             PRODUCER,
@@ -220,8 +225,8 @@ const IMPOSSIBLE: &[(Kind, &[&str], &[Event], &str)] = {
             &[Up, DialFailed],
             "it has a connection",
         ),
-        (HTTP, ALL, &[Configure], "it has nobody to connect to"),
-        (HTTP, ALL, ANSWERS, "what it reads are requests"),
+        (HTTP, ALL, &[Configure], "a server does not dial"),
+        (HTTP, ALL, ANSWERS, "it reads requests"),
         (HTTP, &["Down"], SERVED, "there is no transport"),
         (
             HTTP,
@@ -239,23 +244,23 @@ const IMPOSSIBLE: &[(Kind, &[&str], &[Event], &str)] = {
             HTTP,
             &["Held"],
             &[ReadError, End, Heard],
-            "nothing is read while what was read before is held back",
+            "nothing is read while earlier bytes are held back",
         ),
-        (BUSY, ALL, &[Configure], "it has nobody to connect to"),
-        (BUSY, ALL, ANSWERS, "what it reads are first words"),
+        (BUSY, ALL, &[Configure], "a server does not dial"),
+        (BUSY, ALL, ANSWERS, "it reads only the first bytes"),
         (BUSY, &["Down"], SERVED, "there is no transport"),
         (
             BUSY,
             &["Listening"],
             &[Wrote, WrotePart, Blocked, WriteError],
-            "nothing is said before the caller says something",
+            "nothing is sent before the caller sends something",
         ),
         (BUSY, &["Listening", "Answering"], &[Up, DialFailed], "it has a connection"),
     ]
 };
 
-/// What happens now and then, but hardly in any twenty thousand worlds: as [`IMPOSSIBLE`]. A million
-/// show all of it.
+/// Pairs that are possible, but may not happen in 20 000 worlds; as [`IMPOSSIBLE`]. A million
+/// worlds exercise all of them.
 const RARE: &[(Kind, &[&str], &[Event], &str)] = {
     use Event::*;
     &[
@@ -263,33 +268,33 @@ const RARE: &[(Kind, &[&str], &[Event], &str)] = {
             PUBLISHER,
             &["Closing"],
             &[ClockJump],
-            "closing lasts only as long as the other side takes to hear of it",
+            "closing lasts only until the close reaches the other side",
         ),
         (
             CONSUMER,
             &["Leaving"],
             &[Stop, ClockJump, Dropped, WriteError, ReadError, End, Closed, Heartbeat],
-            "leaving lasts only as long as the transport does not take what is left",
+            "leaving lasts only until the transport accepts the rest",
         ),
         (
             CONSUMER,
             &["Leaving"],
             &[Message, CloseWait, Late, Lie],
-            "leaving lasts only as long as the transport does not take what is left",
+            "leaving lasts only until the transport accepts the rest",
         ),
         (
             CONSUMER,
             &["Closing"],
             &[WriteError],
-            "closing lasts only as long as the other side takes to hear of it",
+            "closing lasts only until the close reaches the other side",
         ),
         (
             CONSUMER,
             &["Authenticating"],
             &[Lie],
-            "a server has to begin to lie between two of its answers",
+            "a server would have to turn wrong between two responses",
         ),
-        (PEER, &["Leaving"], &[WriteError], "leaving lasts no longer than a few answers"),
+        (PEER, &["Leaving"], &[WriteError], "leaving lasts only until a few answers have come"),
         (
             NODE,
             &["Closing"],
@@ -307,9 +312,9 @@ const RARE: &[(Kind, &[&str], &[Event], &str)] = {
             BUSY,
             &["Listening", "Answering"],
             &[Stop, Dropped, ClockJump, End, ReadError],
-            "turning away lasts a moment, three seconds at most",
+            "rejecting a caller lasts a moment, three seconds at most",
         ),
-        (PRODUCER, &["Greeting"], &[End], "a node says who it is before anything else"),
+        (PRODUCER, &["Greeting"], &[End], "a node sends IDENTIFY first"),
         (
             PRODUCER,
             &["Closing"],
@@ -319,7 +324,7 @@ const RARE: &[(Kind, &[&str], &[Event], &str)] = {
     ]
 };
 
-/// What was to be exercised and was not, or was and is not possible.
+/// Describes pairs that were possible and never happened, and impossible ones that did.
 pub fn gaps(coverage: &Coverage, seeds: u64) -> Vec<String> {
     let mut gaps = Vec::new();
     for (kind, machine) in MACHINES.iter().enumerate() {

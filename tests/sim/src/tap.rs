@@ -1,5 +1,5 @@
-//! What goes over a node's V2 connections, read beside it: a model client for each, which knows its
-//! RDY and what it has in flight.
+//! Reads a node's V2 connections from outside: a model of each client, which knows its RDY and its
+//! messages in flight.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,66 +7,66 @@ use nanonsq_models::server::{ConnId, Seen, body};
 
 use crate::watch::Event;
 
-/// So many bytes of what is offered are looked at: a message's frame up to its id.
+/// How many of the offered bytes are read: a message's frame up to its id.
 pub(crate) const OFFERED: usize = 34;
 
-/// What a node accepted, delivered and was told to be finished, in one life.
+/// What a node accepted and delivered, and which FINs it received, in one life.
 #[derive(Default)]
 pub(crate) struct Tap {
-    /// The first half of all ids.
+    /// The first half of all message ids.
     boot: u32,
-    /// When what is in flight is taken back if the client does not say, and at the latest.
+    /// The default timeout of messages in flight, and the latest with TOUCH, in microseconds.
     msg_timeout: u64,
     max_msg_timeout: u64,
-    lines: BTreeMap<ConnId, Line>,
-    /// By its number; `None` while it is not known yet which body that is.
+    clients: BTreeMap<ConnId, Client>,
+    /// Accepted messages, by number.
     accepted: BTreeMap<u64, Vec<u8>>,
     delivered: BTreeSet<u64>,
-    /// Those whose FIN was processed, and those of which that cannot be known.
+    /// Messages whose FIN was processed; and those for which that is unknown.
     finished: BTreeSet<u64>,
     perhaps: BTreeSet<u64>,
 }
 
 #[derive(Default)]
-struct Line {
-    /// It does not speak V2, or has not begun to.
+struct Client {
+    /// True if the client does not speak V2, or has not begun to.
     foreign: bool,
-    /// It is no consumer, or is passed over: nothing is known of it.
+    /// True for clients other than consumers and for closing ones: nothing is known of them.
     blind: bool,
     greeted: bool,
     inbox: Vec<u8>,
     msg_timeout: u64,
     rdy: u64,
-    /// Each RDY that was read and perhaps not processed.
+    /// RDYs that were read and perhaps not processed.
     rdys: Vec<u64>,
-    /// The same of FINs, each with when it would be too late.
+    /// FINs that were read and perhaps not processed: number, attempts, deadline.
     fins: Vec<(u64, u16, u64)>,
-    flying: BTreeMap<u64, Flying>,
-    /// What was in flight for too long.
+    in_flight: BTreeMap<u64, InFlight>,
+    /// Messages whose timeout has passed.
     late: BTreeSet<u64>,
-    /// What was answered and is not in flight, and perhaps the node has not come so far: by then it
-    /// may be in flight again.
+    /// Messages that the client answered though they are not in flight. By the time the node
+    /// processes the answer, the message may be in flight again.
     early: BTreeSet<u64>,
-    /// What of the frame under way was written.
+    /// The written part of the current frame.
     frame: Vec<u8>,
-    /// It was looked at when it was offered first.
-    known: bool,
+    /// True once the current frame was checked, when it was first offered.
+    checked: bool,
 }
 
-struct Flying {
+struct InFlight {
     attempts: u16,
     delivered: u64,
     deadline: u64,
-    /// Nothing that was read before it was delivered, and processed after, may have answered it.
+    /// False if an answer read before the delivery and processed after it may have ended this.
     sure: bool,
 }
 
-impl Line {
-    /// What is in flight for too long.
-    fn take_back(&mut self, now: u64) -> Vec<u64> {
-        let late = self.flying.iter().filter(|(_, it)| it.deadline <= now);
+impl Client {
+    /// Removes and returns the messages whose timeout has passed.
+    fn time_out(&mut self, now: u64) -> Vec<u64> {
+        let late = self.in_flight.iter().filter(|(_, it)| it.deadline <= now);
         let late: Vec<_> = late.map(|(number, _)| *number).collect();
-        self.flying.retain(|_, it| it.deadline > now);
+        self.in_flight.retain(|_, it| it.deadline > now);
         self.late.extend(&late);
         late
     }
@@ -77,13 +77,13 @@ impl Tap {
         Self { boot, msg_timeout, max_msg_timeout, ..Self::default() }
     }
 
-    /// The node took a message.
+    /// Records a message that the node accepted.
     pub(crate) fn accept(&mut self, number: u64, body: &[u8]) {
         let before = self.accepted.insert(number, body.to_vec());
         assert!(before.is_none(), "two messages with the number {number}");
     }
 
-    /// The bodies of what the node took and that is not finished.
+    /// Returns the bodies of accepted messages that are not finished.
     pub(crate) fn unfinished(&self) -> Vec<Vec<u8>> {
         let is_left =
             |number: &&u64| !self.finished.contains(*number) && !self.perhaps.contains(*number);
@@ -92,34 +92,34 @@ impl Tap {
     }
 
     pub(crate) fn open(&mut self, conn: ConnId) {
-        let line = Line { foreign: true, msg_timeout: self.msg_timeout, ..Line::default() };
-        self.lines.insert(conn, line);
+        let client = Client { foreign: true, msg_timeout: self.msg_timeout, ..Client::default() };
+        self.clients.insert(conn, client);
     }
 
     pub(crate) fn closed(&mut self, conn: ConnId) {
-        if let Some(line) = self.lines.remove(&conn) {
-            // They were read; whether they were processed nobody knows.
-            self.perhaps.extend(line.fins.iter().map(|fin| fin.0));
+        if let Some(client) = self.clients.remove(&conn) {
+            // They were read; whether they were processed is unknown.
+            self.perhaps.extend(client.fins.iter().map(|fin| fin.0));
         }
     }
 
-    /// The node is about to close it: what it read just now it passes over, and what comes.
+    /// The node is about to close: it ignores what it read last and everything that follows.
     pub(crate) fn closes(&mut self, conn: ConnId) {
-        if let Some(line) = self.lines.get_mut(&conn) {
-            line.blind = true;
-            self.perhaps.extend(line.fins.drain(..).map(|fin| fin.0));
+        if let Some(client) = self.clients.get_mut(&conn) {
+            client.blind = true;
+            self.perhaps.extend(client.fins.drain(..).map(|fin| fin.0));
         }
     }
 
-    /// The node reads on: what it had read is processed.
+    /// The node reads again: what it had read before is processed.
     pub(crate) fn read_again(&mut self, conn: ConnId, now: u64) -> Vec<(ConnId, Seen)> {
         let mut seen = Vec::new();
-        let Some(line) = self.lines.get_mut(&conn) else { return seen };
-        if let Some(rdy) = line.rdys.drain(..).next_back() {
-            line.rdy = rdy;
+        let Some(client) = self.clients.get_mut(&conn) else { return seen };
+        if let Some(rdy) = client.rdys.drain(..).next_back() {
+            client.rdy = rdy;
         }
-        line.early.clear();
-        for (number, attempts, deadline) in line.fins.drain(..) {
+        client.early.clear();
+        for (number, attempts, deadline) in client.fins.drain(..) {
             if now >= deadline {
                 self.perhaps.insert(number);
                 continue;
@@ -127,35 +127,35 @@ impl Tap {
             assert!(self.delivered.contains(&number), "{number} is finished, and never delivered");
             self.finished.insert(number);
             let body = &self.accepted[&number];
-            if is_fed(body) {
+            if is_for_consumers(body) {
                 seen.push((conn, Seen::Finished { body: body.clone(), attempts }));
             }
         }
         seen
     }
 
-    /// The node read this.
+    /// The node read these bytes.
     pub(crate) fn read(&mut self, conn: ConnId, bytes: &[u8], now: u64) -> Vec<(ConnId, Seen)> {
         let mut seen = Vec::new();
-        let Some(line) = self.lines.get_mut(&conn) else { return seen };
-        for number in line.take_back(now) {
+        let Some(client) = self.clients.get_mut(&conn) else { return seen };
+        for number in client.time_out(now) {
             let body = &self.accepted[&number];
-            if is_fed(body) {
+            if is_for_consumers(body) {
                 seen.push((conn, Seen::TakenBack { body: body.clone() }));
             }
         }
-        line.inbox.extend_from_slice(bytes);
-        if !line.greeted && line.inbox.len() >= 4 {
-            line.greeted = true;
-            line.foreign = !line.inbox.starts_with(b"  V2");
-            line.blind = line.foreign;
-            line.inbox.drain(..4);
+        client.inbox.extend_from_slice(bytes);
+        if !client.greeted && client.inbox.len() >= 4 {
+            client.greeted = true;
+            client.foreign = !client.inbox.starts_with(b"  V2");
+            client.blind = client.foreign;
+            client.inbox.drain(..4);
         }
-        while line.greeted
-            && !line.blind
-            && let Some(end) = line.inbox.iter().position(|&b| b == b'\n')
+        while client.greeted
+            && !client.blind
+            && let Some(end) = client.inbox.iter().position(|&b| b == b'\n')
         {
-            let text = String::from_utf8_lossy(&line.inbox[..end]).into_owned();
+            let text = String::from_utf8_lossy(&client.inbox[..end]).into_owned();
             let words: Vec<_> = text.split(' ').collect();
             let mut used = end + 1;
             let number = |at: usize| {
@@ -164,27 +164,27 @@ impl Tap {
             };
             match words[0] {
                 "IDENTIFY" => {
-                    let Some((len, Some(text))) = body(&line.inbox[used..]) else { break };
+                    let Some((len, Some(text))) = body(&client.inbox[used..]) else { break };
                     let json: serde_json::Value = serde_json::from_slice(text).unwrap_or_default();
                     if let Some(ms) = json["msg_timeout"].as_u64().filter(|ms| *ms > 0) {
-                        line.msg_timeout = ms * 1000;
+                        client.msg_timeout = ms * 1000;
                     }
                     used += 4 + len as usize;
                 }
                 "RDY" => {
                     let rdy = words.get(1).and_then(|rdy| rdy.parse().ok()).unwrap_or(0);
-                    line.rdys.push(rdy);
+                    client.rdys.push(rdy);
                     seen.push((conn, Seen::Ready { rdy }));
                 }
-                "CLS" => line.rdys.push(0),
+                "CLS" => client.rdys.push(0),
                 "FIN" => match number(1) {
-                    Some(number) if line.late.remove(&number) => {
-                        // Just before it was taken back, perhaps.
+                    Some(number) if client.late.remove(&number) => {
+                        // Perhaps the FIN came just before the timeout.
                         self.perhaps.insert(number);
-                        line.early.insert(number);
+                        client.early.insert(number);
                     }
-                    Some(number) => match line.flying.remove(&number) {
-                        Some(it) if it.sure => line.fins.push((number, it.attempts, it.deadline)),
+                    Some(number) => match client.in_flight.remove(&number) {
+                        Some(it) if it.sure => client.fins.push((number, it.attempts, it.deadline)),
                         Some(_) => drop(self.perhaps.insert(number)),
                         None => {}
                     },
@@ -192,49 +192,50 @@ impl Tap {
                 },
                 "REQ" => {
                     if let Some(number) = number(1)
-                        && line.flying.remove(&number).is_none()
+                        && client.in_flight.remove(&number).is_none()
                     {
-                        line.early.insert(number);
+                        client.early.insert(number);
                     }
                 }
                 "TOUCH" => {
-                    if let Some(it) = number(1).and_then(|number| line.flying.get_mut(&number)) {
+                    if let Some(it) = number(1).and_then(|number| client.in_flight.get_mut(&number))
+                    {
                         let last = it.delivered.saturating_add(self.max_msg_timeout);
-                        it.deadline = now.saturating_add(line.msg_timeout).min(last);
+                        it.deadline = now.saturating_add(client.msg_timeout).min(last);
                     }
                 }
                 "SUB" | "NOP" => {}
-                _ => line.blind = true,
+                _ => client.blind = true,
             }
-            line.inbox.drain(..used);
+            client.inbox.drain(..used);
         }
         seen
     }
 
-    /// The node has this to write, the first of it; it may have had before.
+    /// The node offers these bytes, perhaps not for the first time; they begin a frame.
     pub(crate) fn offer(&mut self, conn: ConnId, bytes: &[u8], now: u64) -> Vec<(ConnId, Seen)> {
         let mut seen = Vec::new();
-        // Of all: what is offered here may be what another did not answer in time.
-        for (whose, line) in &mut self.lines {
-            for number in line.take_back(now) {
+        // Check all clients: this message may be one that another did not answer in time.
+        for (conn_of, client) in &mut self.clients {
+            for number in client.time_out(now) {
                 let body = &self.accepted[&number];
-                if is_fed(body) {
-                    seen.push((*whose, Seen::TakenBack { body: body.clone() }));
+                if is_for_consumers(body) {
+                    seen.push((*conn_of, Seen::TakenBack { body: body.clone() }));
                 }
             }
         }
-        let Some(line) = self.lines.get_mut(&conn) else { return seen };
-        if line.known || !line.frame.is_empty() || bytes.len() < 8 {
+        let Some(client) = self.clients.get_mut(&conn) else { return seen };
+        if client.checked || !client.frame.is_empty() || bytes.len() < 8 {
             return seen;
         }
-        line.known = true;
+        client.checked = true;
         if kind_of(bytes) == Event::Refusal {
             self.closes(conn);
         }
         if bytes[7] != 2 {
             return seen;
         }
-        let Some(line) = self.lines.get_mut(&conn) else { return seen };
+        let Some(client) = self.clients.get_mut(&conn) else { return seen };
         let id = std::str::from_utf8(&bytes[18..34]).expect("an id is text");
         let (boot, number) = id.split_at(8);
         assert_eq!(boot, format!("{:08x}", self.boot), "an id of this life");
@@ -242,46 +243,48 @@ impl Tap {
         let attempts = u16::from_be_bytes([bytes[16], bytes[17]]);
         assert!(self.accepted.contains_key(&number), "nobody published {id}");
         assert!(!self.finished.contains(&number), "{id} is delivered after its FIN");
-        let rdy = line.rdys.iter().copied().fold(line.rdy, u64::max);
-        let flying = line.flying.values().filter(|it| it.sure).count() as u64;
-        assert!(flying < rdy, "one more than {flying} in flight, and RDY is {rdy}");
-        let deadline = now.saturating_add(line.msg_timeout);
-        line.late.remove(&number);
-        let sure = !line.early.contains(&number);
-        let flying = Flying { attempts, delivered: now, deadline, sure };
-        let before = line.flying.insert(number, flying);
+        let rdy = client.rdys.iter().copied().fold(client.rdy, u64::max);
+        let in_flight = client.in_flight.values().filter(|it| it.sure).count() as u64;
+        assert!(in_flight < rdy, "one more than {in_flight} in flight, and RDY is {rdy}");
+        let deadline = now.saturating_add(client.msg_timeout);
+        client.late.remove(&number);
+        let sure = !client.early.contains(&number);
+        let in_flight = InFlight { attempts, delivered: now, deadline, sure };
+        let before = client.in_flight.insert(number, in_flight);
         assert!(before.is_none_or(|it| !it.sure), "{id} is in flight here already");
         self.delivered.insert(number);
         seen
     }
 
-    /// The node wrote this: frames, or parts of them, with how long each is.
+    /// The node wrote these bytes; returns the frames and parts of frames, each with its length.
     pub(crate) fn wrote(&mut self, conn: ConnId, bytes: &[u8]) -> Vec<(Event, usize)> {
-        let Some(line) = self.lines.get_mut(&conn) else { return vec![(Event::Part, bytes.len())] };
+        let Some(client) = self.clients.get_mut(&conn) else {
+            return vec![(Event::Part, bytes.len())];
+        };
         let mut parts = Vec::new();
         let mut rest = bytes;
         while !rest.is_empty() {
-            let have = line.frame.len();
-            let size = match line.frame.first_chunk() {
+            let have = client.frame.len();
+            let size = match client.frame.first_chunk() {
                 Some(size) => 4 + u32::from_be_bytes(*size) as usize,
                 None => 4,
             };
             let n = rest.len().min(size - have);
             let (part, others) = rest.split_at(n);
             rest = others;
-            line.frame.extend_from_slice(part);
-            let whole = line
+            client.frame.extend_from_slice(part);
+            let whole = client
                 .frame
                 .first_chunk()
-                .is_some_and(|size| line.frame.len() == 4 + u32::from_be_bytes(*size) as usize);
+                .is_some_and(|size| client.frame.len() == 4 + u32::from_be_bytes(*size) as usize);
             if !whole {
                 parts.push((Event::Part, n));
                 continue;
             }
-            let frame = std::mem::take(&mut line.frame);
-            line.known = false;
-            // To who speaks something else it says nothing that has a name.
-            let kind = if line.foreign { Event::Part } else { kind_of(&frame) };
+            let frame = std::mem::take(&mut client.frame);
+            client.checked = false;
+            // Bytes for a client that does not speak V2 have no kind.
+            let kind = if client.foreign { Event::Part } else { kind_of(&frame) };
             parts.push((kind, n));
             if frame[7] == 2 {
                 let number = std::str::from_utf8(&frame[26..34]).expect("text");
@@ -293,8 +296,9 @@ impl Tap {
     }
 }
 
-/// It was published for a consumer that knows it, not by the node's own application.
-fn is_fed(body: &[u8]) -> bool {
+/// Returns whether the body was published for a consumer that checks it, not by the node's own
+/// application.
+fn is_for_consumers(body: &[u8]) -> bool {
     body.first().is_some_and(u8::is_ascii_digit)
 }
 
@@ -327,14 +331,14 @@ mod tests {
         frame
     }
 
-    /// A node delivers a message, if it may.
+    /// Delivers a message; the tap checks that RDY allows that.
     fn deliver(tap: &mut Tap, number: u64, attempts: u16, now: u64) {
         let frame = frame(number, attempts, b"0/0/a");
         tap.offer(7, &frame[..OFFERED], now);
         tap.wrote(7, &frame);
     }
 
-    /// Three messages, RDY 2, and the first in flight for too long.
+    /// Returns a tap after four messages were published, RDY 2, and the first is in flight.
     fn with_one_late() -> Tap {
         let mut tap = Tap::new(1, 1000, 1_000_000);
         (1..=4).for_each(|number| tap.accept(number, b"0/0/a"));
@@ -346,22 +350,22 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_that_is_held_back_may_be_for_what_is_delivered_meanwhile() {
+    fn a_held_answer_may_be_for_a_message_delivered_meanwhile() {
         let mut tap = with_one_late();
         tap.read(7, b"REQ 00000001", 2000);
         tap.read(7, b"00000001 0\n", 2000);
         deliver(&mut tap, 1, 2, 2000);
-        // Now the node comes to the REQ: it has nothing in flight.
+        // Now the node processes the REQ, with nothing in flight.
         deliver(&mut tap, 2, 1, 2000);
         deliver(&mut tap, 3, 1, 2000);
     }
 
     #[test]
-    fn what_a_held_answer_may_have_taken_back_is_not_finished_for_sure() {
+    fn a_message_that_a_held_answer_may_have_requeued_is_not_surely_finished() {
         let mut tap = with_one_late();
         tap.read(7, b"REQ 0000000100000001 0\n", 2000);
         deliver(&mut tap, 1, 2, 2000);
-        // Now the node comes to the REQ, and the FIN is too late.
+        // Now the node processes the REQ; the FIN is too late.
         tap.read_again(7, 2000);
         tap.read(7, b"FIN 0000000100000001\n", 2000);
         tap.read_again(7, 2000);
@@ -370,7 +374,7 @@ mod tests {
 
     #[test]
     #[should_panic(expected = "is delivered after its FIN")]
-    fn what_was_finished_is_not_delivered_again() {
+    fn a_finished_message_is_not_delivered_again() {
         let mut tap = with_one_late();
         tap.read(7, b"FIN 0000000100000001\n", 500);
         tap.read_again(7, 500);
@@ -379,7 +383,7 @@ mod tests {
 
     #[test]
     #[should_panic(expected = "one more than 2 in flight, and RDY is 2")]
-    fn an_answer_that_was_processed_is_for_what_was_delivered_before() {
+    fn a_processed_answer_is_for_the_earlier_delivery() {
         let mut tap = with_one_late();
         tap.read(7, b"REQ 0000000100000001 0\n", 2000);
         tap.read_again(7, 2000);

@@ -1,5 +1,4 @@
-//! Somebody with curl, a browser, or nothing good in mind: connections over HTTP to directories and
-//! nodes, and what must be true of what they answer.
+//! HTTP clients of directories and nodes, well-behaved and broken, and checks of the responses.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -16,80 +15,80 @@ use crate::script::{Part, pause, play};
 use crate::watch::{self, Session};
 use crate::world::{Clock, World};
 
-/// Connections at a time that visit, and with those that only hold a place.
+/// Simultaneous connections that visit; and with those that only occupy a slot.
 const VISITS: usize = 2;
 const LANES: usize = VISITS + 3;
-/// The units of the lanes, behind those that all processes have.
+/// The first unit of the lanes, behind those of `actor`.
 const FIRST: usize = 2;
-/// No visit takes longer: they are over, and one that waited as well, when everything is well.
+/// The longest visit: visits, and those that waited for them, are over when the world must be well.
 const PATIENCE: Span = Span::from_secs(60);
-/// When everything is well an answer comes within this time, once a connection was accepted.
+/// The longest time from acceptance to response when the world must be well.
 const PROMPT: Span = Span::from_secs(10);
 /// A header longer than a connection's buffer.
 const LONG: usize = 1500;
-/// How often it comes again if it is turned away.
+/// The most attempts of a request, as a spare listener may reject it.
 const TRIES: usize = 6;
 
 /// See the [module](self).
 pub(crate) struct Visitor {
     world: World,
     me: usize,
-    /// Whom it visits: names of hosts, each with whether it is a node.
+    /// Names of the hosts to visit, each with whether the host is a node.
     hosts: Rc<Vec<(String, bool)>>,
 }
 
-/// Connections that only hold a place.
+/// A connection that only occupies a slot, made again until a deadline.
 #[derive(Clone)]
 struct Hold {
     host: String,
-    says: &'static [u8],
-    /// How long one lasts, and until when the next is made.
+    sends: &'static [u8],
+    /// How long each connection lasts, and until when the next is made.
     patience: Span,
     until: u64,
 }
 
 impl Hold {
-    /// One over HTTP, who is slow.
+    /// A slow HTTP client.
     fn slow(host: &str) -> Self {
-        Self { host: host.to_owned(), says: b"GET /pi", patience: PROMPT, until: 0 }
+        Self { host: host.to_owned(), sends: b"GET /pi", patience: PROMPT, until: 0 }
     }
 
-    /// Those at a node's TCP port who may stay: they have given a command. With others like them
-    /// all places are taken, and who comes next is turned away.
-    fn known(world: &World, random: &mut Random, hosts: &[(String, bool)]) -> Option<Self> {
+    /// Clients at a node's TCP port that have sent a command and may stay. With others like them
+    /// all slots are taken, and the next client is rejected.
+    fn identified(world: &World, random: &mut Random, hosts: &[(String, bool)]) -> Option<Self> {
         let nodes: Vec<_> = hosts.iter().filter(|(_, is_node)| *is_node).collect();
         let at = random.below(nodes.len().max(1) as u64) as usize;
         let host = nodes.get(at)?.0.replace("stat", "nsqd");
         let patience = Span::from_secs(random.pick(&[1, 10, 30]));
         let until = (world.now() + patience.as_micros()).min(1000 * FAULTY);
-        Some(Self { host, says: b"  V2NOP\n", patience, until })
+        Some(Self { host, sends: b"  V2NOP\n", patience, until })
     }
 }
 
-/// What one visit is.
+/// The script of one visit.
 struct Visit {
     host: usize,
     script: VecDeque<Part>,
-    /// Requests in it, as far as they can be counted.
+    /// An upper bound of the requests in it.
     requests: usize,
-    /// An answer may have the head of a body and none.
+    /// A HEAD request is among them: its response has a length and no body.
     heads: bool,
 }
 
-/// What was answered.
+/// The parsed responses of a connection.
 #[derive(Default)]
 struct Answers {
-    /// Their codes.
+    /// The status codes.
     codes: Vec<u16>,
     /// The last body.
     body: Vec<u8>,
-    /// Nothing of one is missing.
+    /// True if the last response is complete.
     whole: bool,
 }
 
 impl Visitor {
     pub(crate) fn new(world: &World, me: usize, hosts: Vec<(String, bool)>) -> Self {
-        watch::say(|| format!("node{me} visits {hosts:?}"));
+        watch::trace(|| format!("node{me} visits {hosts:?}"));
         Self { world: world.clone(), me, hosts: Rc::new(hosts) }
     }
 }
@@ -107,13 +106,13 @@ impl Actor for Visitor {
 async fn run(world: World, me: usize, hosts: Rc<Vec<(String, bool)>>, mailbox: Rc<Mailbox>) {
     let units = &mailbox.units;
     let visits: RefCell<VecDeque<Visit>> = RefCell::default();
-    // Hosts that are to be found well before the end, and how many were.
-    let (due, well): (RefCell<VecDeque<usize>>, Cell<usize>) = Default::default();
-    // Places that are to be held.
+    // Hosts that must answer before the end, and how many did.
+    let (due, answered): (RefCell<VecDeque<usize>>, Cell<usize>) = Default::default();
+    // Connections that are to occupy slots.
     let held: RefCell<VecDeque<Hold>> = RefCell::default();
     let settled = Cell::new(false);
     let mut lanes: [_; LANES] = std::array::from_fn(|n| {
-        let (world, hosts, visits, due, well) = (&world, &hosts, &visits, &due, &well);
+        let (world, hosts, visits, due, answered) = (&world, &hosts, &visits, &due, &answered);
         let held = &held;
         Box::pin(async move {
             let session = (me, n);
@@ -122,11 +121,11 @@ async fn run(world: World, me: usize, hosts: Rc<Vec<(String, bool)>>, mailbox: R
                     let hold = until(|| held.borrow_mut().pop_front()).await;
                     loop {
                         let began = world.now();
-                        let script = [Part::Say(hold.says.to_vec()), Part::Pause(PATIENCE)];
-                        live(world, session, &hold.host, script.into(), hold.patience).await;
+                        let script = [Part::Send(hold.sends.to_vec()), Part::Pause(PATIENCE)];
+                        visit_host(world, session, &hold.host, script.into(), hold.patience).await;
                         let mut clock = Clock::of_session(world, session);
                         pause(&mut clock, Span::from_millis(50)).await;
-                        // At the end of all time nothing takes any.
+                        // At the largest instant no time passes.
                         if hold.until <= world.now() || world.now() == began {
                             break;
                         }
@@ -134,7 +133,7 @@ async fn run(world: World, me: usize, hosts: Rc<Vec<(String, bool)>>, mailbox: R
                 }
             }
             loop {
-                // Healthy hosts have an answer for everybody.
+                // Healthy hosts answer everybody.
                 let next = || {
                     let host = due.borrow_mut().pop_front();
                     let visit = || visits.borrow_mut().pop_front().map(Err);
@@ -142,28 +141,29 @@ async fn run(world: World, me: usize, hosts: Rc<Vec<(String, bool)>>, mailbox: R
                 };
                 match until(next).await {
                     Ok(host) => {
-                        // Beside callers who take all other places and are in no hurry.
+                        // Beside callers that occupy all other slots and are slow.
                         let hold = Hold::slow(&hosts[host].0);
                         held.borrow_mut().extend(vec![hold; LANES - VISITS]);
                         (VISITS..LANES).for_each(|n| units.wake(FIRST + n));
                         pause(&mut Clock::of_session(world, session), Span::from_secs(1)).await;
                         let (host, is_node) = &hosts[host];
                         let answers = |it: &Answers| it.body == b"OK";
-                        look_whether_well(world, session, host, "/ping", answers).await;
+                        expect_response(world, session, host, "/ping", answers).await;
                         if !is_node {
                             let once = |it: &Answers| lists_each_once(&it.body);
-                            look_whether_well(world, session, host, "/nodes", once).await;
+                            expect_response(world, session, host, "/nodes", once).await;
                         }
-                        well.set(well.get() + 1);
+                        answered.set(answered.get() + 1);
                     }
                     Err(visit) => {
                         let name = &hosts[visit.host].0;
-                        let heard = live(world, session, name, visit.script, PATIENCE).await;
-                        if let Some(heard) = heard.filter(|_| !visit.heads) {
-                            let codes = Answers::read(&heard).codes;
+                        let received =
+                            visit_host(world, session, name, visit.script, PATIENCE).await;
+                        if let Some(received) = received.filter(|_| !visit.heads) {
+                            let codes = Answers::read(&received).codes;
                             let count = codes.iter().filter(|code| **code != 100).count();
                             let most = visit.requests;
-                            assert!(count <= most, "{count} answers to {most} requests");
+                            assert!(count <= most, "{count} responses to {most} requests");
                             (0..count).for_each(|_| watch::count("answered over HTTP"));
                         }
                     }
@@ -177,13 +177,13 @@ async fn run(world: World, me: usize, hosts: Rc<Vec<(String, bool)>>, mailbox: R
                 while let Some(order) = mailbox.next_order() {
                     match order {
                         Order::Act(mut random) => {
-                            // Who is late goes away.
+                            // Earlier visits that still wait are dropped.
                             visits.borrow_mut().clear();
                             visits.borrow_mut().push_back(Visit::random(&mut random, &hosts));
                             if random.one_in(8)
-                                && let Some(hold) = Hold::known(&world, &mut random, &hosts)
+                                && let Some(hold) = Hold::identified(&world, &mut random, &hosts)
                             {
-                                watch::count("places held");
+                                watch::count("slots occupied");
                                 held.borrow_mut().extend(vec![hold; LANES - VISITS]);
                             }
                         }
@@ -193,9 +193,9 @@ async fn run(world: World, me: usize, hosts: Rc<Vec<(String, bool)>>, mailbox: R
                             settled.set(true);
                         }
                         Order::End => assert!(
-                            !settled.get() || well.get() == hosts.len(),
-                            "{} of {} have no answer, though nothing is wrong",
-                            hosts.len() - well.get(),
+                            !settled.get() || answered.get() == hosts.len(),
+                            "{} of {} hosts do not answer though nothing is wrong",
+                            hosts.len() - answered.get(),
                             hosts.len()
                         ),
                         Order::Restart => {}
@@ -209,7 +209,7 @@ async fn run(world: World, me: usize, hosts: Rc<Vec<(String, bool)>>, mailbox: R
         .await;
 }
 
-/// Whether no address is there twice.
+/// Returns whether no address is listed twice.
 fn lists_each_once(nodes: &[u8]) -> bool {
     let text = String::from_utf8_lossy(nodes);
     let mut addresses: Vec<_> =
@@ -220,70 +220,70 @@ fn lists_each_once(nodes: &[u8]) -> bool {
     addresses.len() == all
 }
 
-/// Asks what every server answers, until it is answered as it is to be.
-async fn look_whether_well(
+/// Requests `path` until the response is as it must be; panics after [`TRIES`] attempts.
+async fn expect_response(
     world: &World,
     session: Session,
     host: &str,
     path: &str,
-    is_well: impl Fn(&Answers) -> bool,
+    is_expected: impl Fn(&Answers) -> bool,
 ) {
     for _ in 0..TRIES {
         let script = VecDeque::from([
-            Part::Say(
+            Part::Send(
                 format!("GET {path} HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n")
                     .into_bytes(),
             ),
-            Part::Say(format!("Cookie: {}\r\n", "c".repeat(LONG)).into_bytes()),
-            Part::Say(b"Connection: close\r\n\r\n2\r\nhi\r\n0\r\n\r\n".to_vec()),
+            Part::Send(format!("Cookie: {}\r\n", "c".repeat(LONG)).into_bytes()),
+            Part::Send(b"Connection: close\r\n\r\n2\r\nhi\r\n0\r\n\r\n".to_vec()),
         ]);
-        let heard = live(world, session, host, script, PROMPT).await;
-        if heard
-            .map(|heard| Answers::read(&heard))
-            .is_some_and(|it| it.whole && it.codes == [200] && is_well(&it))
+        let received = visit_host(world, session, host, script, PROMPT).await;
+        if received
+            .map(|received| Answers::read(&received))
+            .is_some_and(|it| it.whole && it.codes == [200] && is_expected(&it))
         {
             return;
         }
         watch::count("visited in vain");
     }
-    panic!("{host} does not answer {path} as it should, though nothing is wrong");
+    panic!("{host} does not answer {path} correctly, though nothing is wrong");
 }
 
-/// Lives a visit; what was answered, if it came to that and was that host.
-async fn live(
+/// Plays a script and returns what was received, or `None` if the dial failed or led elsewhere.
+async fn visit_host(
     world: &World,
     session: Session,
     host: &str,
     script: VecDeque<Part>,
     patience: Span,
 ) -> Option<Vec<u8>> {
-    let mut heard = Vec::new();
+    let mut received = Vec::new();
     let theirs = play(world, session, host, script, patience, |bytes| {
-        heard.extend_from_slice(bytes);
+        received.extend_from_slice(bytes);
         Vec::new()
     });
     if !theirs.await? {
-        watch::count("visited somebody else");
+        watch::count("visited another host");
         return None;
     }
-    watch::tell(session, || format!("was answered {}", heard.escape_ascii()));
-    Some(heard)
+    watch::trace_session(session, || format!("was answered {}", received.escape_ascii()));
+    Some(received)
 }
 
 impl Answers {
-    /// All answers; panics if anything is not HTTP.
-    fn read(mut heard: &[u8]) -> Self {
+    /// Parses all responses; panics if anything is not HTTP.
+    fn read(mut received: &[u8]) -> Self {
         let mut answers = Self { whole: true, ..Self::default() };
-        while !heard.is_empty() {
-            let Some(at) = heard.windows(4).position(|it| it == b"\r\n\r\n") else {
+        while !received.is_empty() {
+            let Some(at) = received.windows(4).position(|it| it == b"\r\n\r\n") else {
                 answers.whole = false;
                 return answers;
             };
-            let head = std::str::from_utf8(&heard[..at]).expect("text");
+            let head = std::str::from_utf8(&received[..at]).expect("text");
             let mut lines = head.split("\r\n");
             let status = lines.next().expect("a line");
             let code = status.strip_prefix("HTTP/1.").and_then(|rest| rest.get(2..5)?.parse().ok());
-            let code: u16 = code.unwrap_or_else(|| panic!("no HTTP: {status}"));
+            let code: u16 = code.unwrap_or_else(|| panic!("not HTTP: {status}"));
             let (mut len, mut chunked) = (None, false);
             for line in lines {
                 let (name, value) = line.split_once(": ").expect("a header line");
@@ -294,14 +294,14 @@ impl Answers {
                 }
             }
             answers.codes.push(code);
-            let rest = &heard[at + 4..];
+            let rest = &received[at + 4..];
             let body = match (code, chunked, len) {
                 (100, ..) => Some((Vec::new(), rest)),
                 (_, true, _) => dechunk(rest),
                 (_, false, Some(len)) => {
                     rest.split_at_checked(len).map(|(body, rest)| (body.to_vec(), rest))
                 }
-                // To the end of the connection.
+                // Up to the end of the connection.
                 (_, false, None) => Some((rest.to_vec(), &rest[rest.len()..])),
             };
             let Some((body, rest)) = body else {
@@ -309,13 +309,13 @@ impl Answers {
                 return answers;
             };
             answers.body = body;
-            heard = rest;
+            received = rest;
         }
         answers
     }
 }
 
-/// A body in chunks, and what follows; none if it is not all there.
+/// Returns a chunked body and what follows, or `None` if the body is not complete.
 fn dechunk(mut bytes: &[u8]) -> Option<(Vec<u8>, &[u8])> {
     let mut body = Vec::new();
     loop {
@@ -335,9 +335,9 @@ fn dechunk(mut bytes: &[u8]) -> Option<(Vec<u8>, &[u8])> {
     }
 }
 
-/// A body in chunks of that length, perhaps with all that may be between them.
-fn in_chunks(body: &[u8], chunk: usize, with_more: bool) -> Vec<u8> {
-    let (extension, trailer) = if with_more { (";a=b", "A: b\r\n") } else { ("", "") };
+/// Splits a body into chunks of this length, if `with_more` with an extension and a trailer.
+fn in_chunks(body: &[u8], chunk: usize, with_extras: bool) -> Vec<u8> {
+    let (extension, trailer) = if with_extras { (";a=b", "A: b\r\n") } else { ("", "") };
     let mut all = Vec::new();
     for piece in body.chunks(chunk) {
         all.extend(format!("{:x}{extension}\r\n", piece.len()).bytes());
@@ -347,7 +347,7 @@ fn in_chunks(body: &[u8], chunk: usize, with_more: bool) -> Vec<u8> {
     all
 }
 
-/// What a directory is asked.
+/// Requests to a directory.
 const OF_DIRECTORY: &[(&str, &str)] = &[
     ("GET", "/lookup?topic=feed"),
     ("GET", "/lookup?topic=nobody"),
@@ -361,7 +361,7 @@ const OF_DIRECTORY: &[(&str, &str)] = &[
     ("POST", "/topic/tombstone?topic=feed&node=nobody:4151"),
 ];
 
-/// What a node is asked.
+/// Requests to a node.
 const OF_NODE: &[(&str, &str)] = &[
     ("GET", "/stats"),
     ("GET", "/stats?format=json"),
@@ -377,7 +377,7 @@ const OF_NODE: &[(&str, &str)] = &[
     ("POST", "/mpub?topic=z&binary=true"),
 ];
 
-/// What everybody is asked.
+/// Requests to either.
 const OF_ALL: &[(&str, &str)] = &[
     ("GET", "/ping"),
     ("HEAD", "/ping"),
@@ -404,7 +404,9 @@ impl Visit {
         let hasty = random.one_in(3);
         for _ in 0..random.pick(&[1, 1, 2, 4]) {
             if random.one_in(12) {
-                visit.script.push_back(Part::Deaf(Span::from_millis(random.pick(&[500, 20_000]))));
+                visit
+                    .script
+                    .push_back(Part::DeafFor(Span::from_millis(random.pick(&[500, 20_000]))));
             }
             let from = if random.one_in(3) { OF_ALL } else { own };
             let (method, path) = random.pick(from);
@@ -426,7 +428,7 @@ impl Visit {
             match random.below(if bodied { 16 } else { 40 }) {
                 0 | 14 | 15 => {
                     head.push_str("Transfer-Encoding: chunked\r\n");
-                    // Now and then what follows is none.
+                    // Now and then the body is not chunked at all.
                     chunk = (!random.one_in(8)).then(|| random.pick(&[1, 16, 700, 20_000]));
                 }
                 1 => head.push_str("Content-Length: 99999999999\r\n"),
@@ -450,11 +452,11 @@ impl Visit {
             let mut request = [head.into_bytes(), body].concat();
             visit.requests += 1;
             if random.one_in(20) {
-                // Whatever this is: each line may be one.
+                // Random bytes: each line may count as a request.
                 request = (0..random.between(1, 300)).map(|_| random.below(256) as u8).collect();
                 visit.requests += request.len();
             } else if len > 0 {
-                // Of a body that is refused, or not announced, the rest may be taken for requests.
+                // The rest of a body that is refused or not announced may be taken for requests.
                 visit.requests += len;
             }
             let stops = random.one_in(10);
@@ -465,7 +467,7 @@ impl Visit {
             let second = request.split_off(cut);
             for piece in [request, second] {
                 if !piece.is_empty() {
-                    visit.script.push_back(Part::Say(piece));
+                    visit.script.push_back(Part::Send(piece));
                 }
                 if !hasty && random.one_in(4) {
                     let ms = random.pick(&[10, 300, 5000, 12_000, 40_000]);
@@ -482,7 +484,7 @@ impl Visit {
         visit
     }
 
-    /// Makes topics and channels that nobody will ever have.
+    /// Creates topics and channels that no node has.
     fn make_junk(&mut self, random: &mut Random) {
         for _ in 0..random.between(5, 40) {
             let (topic, channel) = (random.below(30), random.below(30));
@@ -492,23 +494,23 @@ impl Visit {
                 _ => format!("channel/create?topic=junk&channel=c{channel}"),
             };
             let request = format!("POST /{path} HTTP/1.1\r\nHost: h\r\n\r\n");
-            self.script.push_back(Part::Say(request.into_bytes()));
+            self.script.push_back(Part::Send(request.into_bytes()));
             self.requests += 1;
         }
         self.script.push_back(Part::Close);
     }
 
-    /// Publishes to a node that may be full, reads nothing that it says, and is gone.
+    /// Publishes to a node that may be full, reads nothing, and drops the connection.
     fn take_no_answers(&mut self, random: &mut Random) {
         let window = random.between(1, 200) as usize;
-        self.script.extend([Part::Deaf(PATIENCE), Part::Narrow(window)]);
+        self.script.extend([Part::DeafFor(PATIENCE), Part::Narrow(window)]);
         for _ in 0..random.between(1, 6) {
             let len = random.pick(&[1, 10, 60]);
             let head = format!(
                 "POST /pub?topic=x HTTP/1.1\r\nHost: h\r\nContent-Length: {len}\r\nExpect: 100-continue\r\n\r\n"
             );
             let body = std::iter::repeat_n(b'b', len);
-            self.script.push_back(Part::Say(head.into_bytes().into_iter().chain(body).collect()));
+            self.script.push_back(Part::Send(head.into_bytes().into_iter().chain(body).collect()));
             self.requests += 1 + len;
         }
         let ms = random.pick(&[1, 10, 300, 5000]);

@@ -1,9 +1,9 @@
-//! What is seen of a simulation: which state of a session met which event, and the trace for
+//! The coverage of a simulation: which state of a session met which event; and the trace for
 //! people.
 //!
-//! States come from the core itself: it traces every change through `log`. Which session it is
-//! about is known because the driver asks its clock before it does anything with its session
-//! (`enter`). All of it is per thread, as is a simulation.
+//! States come from the core, which logs every change with `log`. The log does not name the
+//! session: the last one whose clock was asked (`enter`) is meant, because a driver asks its clock
+//! before it calls its session. Everything here is per thread, as is a simulation.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -14,14 +14,14 @@ use nanonsq_models::server;
 
 use crate::session_table::SessionTable;
 
-/// What happens to a session.
+/// An event that a session meets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event {
-    /// The application gave it work.
+    /// The application queued work.
     Work,
     /// The application stopped it.
     Stop,
-    /// The application said with whom to be connected.
+    /// The application set the servers to connect to.
     Configure,
     /// Its deadline came.
     Deadline,
@@ -33,41 +33,41 @@ pub enum Event {
     Up,
     /// A dial failed.
     DialFailed,
-    /// The transport took all that was offered.
+    /// The transport accepted everything that was offered.
     Wrote,
-    /// The transport took a part.
+    /// The transport accepted a part.
     WrotePart,
-    /// The transport took nothing.
+    /// The transport accepted nothing.
     Blocked,
-    /// The transport is broken, said when written to.
+    /// Writing failed.
     WriteError,
-    /// The transport is broken, said when read from.
+    /// Reading failed.
     ReadError,
     /// The other side ended the stream.
     End,
     /// The transport was closed, or aborted.
     Closed,
-    /// The end of an answer to IDENTIFY.
+    /// The last byte of a response to IDENTIFY.
     Identified,
-    /// The end of an answer to AUTH.
+    /// The last byte of a response to AUTH.
     Authorized,
-    /// The end of an OK.
+    /// The last byte of an OK.
     Ok,
-    /// The end of a heartbeat.
+    /// The last byte of a heartbeat.
     Heartbeat,
-    /// The end of a refusal.
+    /// The last byte of a refusal.
     Refusal,
-    /// The end of a message.
+    /// The last byte of a message.
     Message,
-    /// The end of a CLOSE_WAIT.
+    /// The last byte of a CLOSE_WAIT.
     CloseWait,
-    /// The end of an E_FIN_FAILED and its like: the connection stays.
+    /// The last byte of an E_FIN_FAILED or similar, after which the connection stays.
     Late,
     /// A part of any of these.
     Part,
-    /// Something that a server should not say.
+    /// Something that a server must not send.
     Lie,
-    /// A server read something.
+    /// A server read bytes.
     Heard,
 }
 
@@ -88,7 +88,7 @@ impl From<server::Kind> for Event {
 }
 
 impl Event {
-    /// All of them, in the order of their numbers.
+    /// All events, in the order of their numbers.
     pub const ALL: [Self; 26] = [
         Self::Work,
         Self::Stop,
@@ -119,18 +119,18 @@ impl Event {
     ];
 }
 
-/// A kind of session: its states, as the core names them, the first one first.
+/// A kind of session: its states by the names of the core, the initial state first.
 #[derive(Debug)]
 pub struct Machine {
-    /// What the core's trace calls it.
+    /// Its name in the core's log.
     pub name: &'static str,
     /// The names of its states.
     pub states: &'static [&'static str],
 }
 
 impl Machine {
-    fn state(&self, word: &str) -> Option<usize> {
-        self.states.iter().position(|state| *state == word)
+    fn state(&self, state_name: &str) -> Option<usize> {
+        self.states.iter().position(|state| *state == state_name)
     }
 }
 
@@ -177,8 +177,8 @@ pub const MACHINES: [Machine; 8] = [
     Machine { name: "busy", states: &["Down", "Listening", "Answering"] },
 ];
 
-/// The sessions of a lookup; those that ask nsqlookupds; of a node's clients; of a directory's nodes; of
-/// both's HTTP; of those that both turn away.
+/// Indices into [`MACHINES`]: peers of registrations; lookup sessions of consumers; clients of a
+/// node; clients of a directory; HTTP of both; spare listeners of both, which reject callers.
 pub(crate) const PEER: Kind = 1;
 pub(crate) const LOOKUPD: Kind = 3;
 pub(crate) const NODE: Kind = 4;
@@ -186,25 +186,25 @@ pub(crate) const PRODUCER: Kind = 5;
 pub(crate) const HTTP: Kind = 6;
 pub(crate) const BUSY: Kind = 7;
 
-/// The number of a [`Machine`]'s sessions: an index into [`MACHINES`].
+/// An index into [`MACHINES`].
 pub type Kind = usize;
 
-/// The most states that a machine has.
+/// The most states of any machine.
 const STATES_MAX: usize = 10;
 
 /// What was exercised.
 #[derive(Debug, Clone, Default)]
 pub struct Coverage {
-    /// How often, by machine, state and event.
+    /// Counts by machine, state and event.
     events: [[[u64; Event::ALL.len()]; STATES_MAX]; MACHINES.len()],
-    /// How often a machine went from one state into another.
+    /// Counts by machine, old state and new state.
     changes: [[[u64; STATES_MAX]; STATES_MAX]; MACHINES.len()],
-    /// How often something else happened: faults and what they were.
+    /// Counts by name: faults, and everything that is counted with [`count`].
     counts: BTreeMap<&'static str, u64>,
 }
 
 impl Coverage {
-    /// Adds another's numbers.
+    /// Adds the counts of another run.
     pub fn add(&mut self, other: &Self) {
         for (sum, n) in
             self.events.iter_mut().flatten().flatten().zip(other.events.iter().flatten().flatten())
@@ -225,23 +225,23 @@ impl Coverage {
         }
     }
 
-    /// How often a machine in that state met that event.
+    /// Returns how often a machine met `event` in this state.
     pub fn events(&self, kind: Kind, state: usize, event: Event) -> u64 {
         self.events[kind][state][event as usize]
     }
 
-    /// How often a machine went from one state to another.
+    /// Returns how often a machine went from one state to another.
     pub fn changes(&self, kind: Kind, from: usize, to: usize) -> u64 {
         self.changes[kind][from][to]
     }
 
-    /// What else happened.
+    /// Returns the counts by name.
     pub fn counts(&self) -> &BTreeMap<&'static str, u64> {
         &self.counts
     }
 }
 
-/// One session of one actor: the actor's number and, of those with several, which.
+/// An actor's number, and the number of its session.
 pub(crate) type Session = (usize, usize);
 
 #[derive(Default)]
@@ -254,9 +254,9 @@ struct Watch {
 struct WatchedSession {
     kind: Kind,
     state: usize,
-    /// Others change it as well: what it was may be news.
+    /// True if the state also changes without a driver: the known state may be outdated.
     shared: bool,
-    /// What it holds against its connection, if that is a fault of the other side.
+    /// The fault of the other side for which the session gave up its connection.
     fault: Option<String>,
 }
 
@@ -273,14 +273,14 @@ thread_local! {
     static WATCH: RefCell<Watch> = RefCell::default();
     static NOW: Cell<u64> = const { Cell::new(0) };
     static ACTIVE: Cell<Option<Session>> = const { Cell::new(None) };
-    /// How often a machine of the core went to another state.
+    /// How often a machine of the core changed its state.
     static CHANGES: Cell<u64> = const { Cell::new(0) };
     static TRACED: Cell<bool> = const { Cell::new(false) };
-    /// What was formatted last: there is much of it, and mostly only its first word is read.
+    /// The text that was formatted last; reused, because only the first word of most is read.
     static TEXT: RefCell<String> = const { RefCell::new(String::new()) };
 }
 
-/// What something is as text.
+/// Formats `what` and passes the text to `read`.
 fn with_text<R>(what: fmt::Arguments<'_>, read: impl FnOnce(&str) -> R) -> R {
     TEXT.with_borrow_mut(|text| {
         text.clear();
@@ -289,8 +289,8 @@ fn with_text<R>(what: fmt::Arguments<'_>, read: impl FnOnce(&str) -> R) -> R {
     })
 }
 
-/// The word before what a state holds.
-fn word(state: &str) -> &str {
+/// Returns the name of a state without its fields.
+fn state_name(state: &str) -> &str {
     state.split(['(', ' ']).next().unwrap_or_default()
 }
 
@@ -301,64 +301,64 @@ impl log::Log for Logger {
         true
     }
 
-    /// The core's trace: `machine: Old(..) -> New(..)`.
+    /// Reads the core's log: `machine: Old(..) -> New(..)`.
     fn log(&self, record: &log::Record<'_>) {
         let Some(session) = ACTIVE.get() else { return };
         with_text(*record.args(), |text| {
             let Some((name, states)) = text.split_once(": ") else { return };
             let Some((old, new)) = states.split_once(" -> ") else { return };
-            let (old, new) = (word(old), word(new));
+            let (old, new) = (state_name(old), state_name(new));
             CHANGES.set(CHANGES.get() + u64::from(old != new));
             WATCH.with_borrow_mut(|watch| {
-                let Some(seat) = watch.sessions.get_mut(session) else { return };
-                let machine = &MACHINES[seat.kind];
-                if seat.kind >= NODE {
-                    // What one client does may change another, and not all of its state is traced:
-                    // the rest is read when everybody was polled.
+                let Some(watched) = watch.sessions.get_mut(session) else { return };
+                let machine = &MACHINES[watched.kind];
+                if watched.kind >= NODE {
+                    // One client may change another, and not all of its state is logged: the rest
+                    // is read after all were polled.
                     let new = if new == "Up" { "Init" } else { new };
-                    let other = seat.kind == PRODUCER && old == "Identified";
+                    let other = watched.kind == PRODUCER && old == "Identified";
                     if machine.name == name && !other {
                         let new = machine.state(new).expect("a state that is in the table");
-                        seat.change(new, &mut watch.coverage);
+                        watched.change(new, &mut watch.coverage);
                     }
                     return;
                 }
                 assert_eq!(machine.name, name, "the session that asked for the time last");
-                if seat.shared {
-                    seat.state = machine.state(old).expect("a state that is in the table");
+                if watched.shared {
+                    watched.state = machine.state(old).expect("a state that is in the table");
                 }
-                assert_eq!(machine.state(old), Some(seat.state), "{session:?}: {text}");
+                assert_eq!(machine.state(old), Some(watched.state), "{session:?}: {text}");
                 let new = machine.state(new).expect("a state that is in the table");
-                watch.coverage.changes[seat.kind][seat.state][new] += 1;
-                seat.state = new;
+                watch.coverage.changes[watched.kind][watched.state][new] += 1;
+                watched.state = new;
                 match machine.states[new] {
-                    // A query has no heartbeats: one that takes long is given up.
+                    // A query has no heartbeats: a slow one is given up without a fault.
                     "Closing"
-                        if seat.kind != LOOKUPD
+                        if watched.kind != LOOKUPD
                             && states.contains("Fault(")
                             && !["Refused", "Required"]
                                 .iter()
-                                .any(|word| states.contains(word)) =>
+                                .any(|state_name| states.contains(state_name)) =>
                     {
-                        seat.fault = Some(states.to_owned());
+                        watched.fault = Some(states.to_owned());
                     }
-                    "Identifying" => seat.fault = None,
+                    "Identifying" => watched.fault = None,
                     _ => {}
                 }
             });
-            say(|| format!("{}: {states}", label(session)));
+            trace(|| format!("{}: {states}", label(session)));
         });
     }
 
     fn flush(&self) {}
 }
 
-/// How the trace calls a session.
+/// Returns the name of a session in the trace.
 fn label((actor, machine): Session) -> String {
     format!("node{actor}.{machine}")
 }
 
-/// Once a process.
+/// Installs the logger. Call once per process.
 pub(crate) fn install() {
     static LOGGER: Logger = Logger;
     if log::set_logger(&LOGGER).is_ok() {
@@ -366,7 +366,7 @@ pub(crate) fn install() {
     }
 }
 
-/// A new simulation.
+/// Begins a new simulation.
 pub(crate) fn begin(trace: bool) {
     NOW.set(0);
     ACTIVE.set(None);
@@ -374,7 +374,7 @@ pub(crate) fn begin(trace: bool) {
     WATCH.set(Watch { trace: trace.then(Vec::new), ..Watch::default() });
 }
 
-/// What was seen since [`begin`].
+/// Returns what was recorded since [`begin`].
 pub(crate) fn end() -> (Coverage, Option<Vec<String>>) {
     let watch = WATCH.take();
     (watch.coverage, watch.trace)
@@ -384,40 +384,40 @@ pub(crate) fn set_now(now: u64) {
     NOW.set(now);
 }
 
-/// The state of a new session.
+/// Adds a session, in its initial state.
 pub(crate) fn add(session: Session, kind: Kind) {
     insert(session, WatchedSession { kind, state: 0, shared: false, fault: None });
 }
 
-/// The state of a new session that is stopped and configured from within its own runner.
+/// Adds a session that its own runner stops and configures.
 pub(crate) fn add_shared(session: Session, kind: Kind) {
     insert(session, WatchedSession { kind, state: 0, shared: true, fault: None });
 }
 
-fn insert(session: Session, seat: WatchedSession) {
-    WATCH.with_borrow_mut(|watch| watch.sessions.insert(session, seat));
+fn insert(session: Session, watched: WatchedSession) {
+    WATCH.with_borrow_mut(|watch| watch.sessions.insert(session, watched));
 }
 
-/// What the core traces from now on is about this session.
+/// Attributes what the core logs from now on to this session.
 pub(crate) fn enter(session: Option<Session>) {
     ACTIVE.set(session);
 }
 
-/// Its state, if it changed without a driver.
+/// Sets a state that changed without a driver.
 pub(crate) fn set_state(session: Session, state: &impl fmt::Debug) {
-    with_text(format_args!("{state:?}"), |text| set_word(session, word(text)));
+    with_text(format_args!("{state:?}"), |text| set_word(session, state_name(text)));
 }
 
-/// As [`set_state`], by its name.
-pub(crate) fn set_word(session: Session, word: &str) {
+/// As [`set_state`], by the name of the state.
+pub(crate) fn set_word(session: Session, state_name: &str) {
     WATCH.with_borrow_mut(|watch| {
-        let Some(seat) = watch.sessions.get_mut(session) else { return };
-        let new = MACHINES[seat.kind].state(word).expect("in the table");
-        seat.change(new, &mut watch.coverage);
+        let Some(watched) = watch.sessions.get_mut(session) else { return };
+        let new = MACHINES[watched.kind].state(state_name).expect("in the table");
+        watched.change(new, &mut watch.coverage);
     });
 }
 
-/// The state of an HTTP session, as far as its link shows that another's driver changed it.
+/// Sets the state of an HTTP session if its link shows that another session's driver changed it.
 pub(crate) fn set_http(session: Session, link: Option<Link>) {
     match link {
         Some(Link::Up) => {}
@@ -426,66 +426,69 @@ pub(crate) fn set_http(session: Session, link: Option<Link>) {
     }
 }
 
-/// How often a machine of the core has gone to another state.
+/// Returns how often a machine of the core changed its state.
 pub(crate) fn changes() -> u64 {
     CHANGES.get()
 }
 
-/// Whether a session is one of the core's.
+/// Returns whether the session was added.
 pub(crate) fn knows(session: Session) -> bool {
     WATCH.with_borrow(|watch| watch.sessions.get(session).is_some())
 }
 
-/// Whether a session is a publisher or a registration: it begins anew with its process only.
+/// Returns whether the session is a publisher or a registration, whose backoff lasts as long as
+/// its process.
 pub(crate) fn backs_off(session: Session) -> bool {
-    WATCH.with_borrow(|watch| watch.sessions.get(session).is_some_and(|seat| seat.kind <= PEER))
+    WATCH.with_borrow(|watch| {
+        watch.sessions.get(session).is_some_and(|watched| watched.kind <= PEER)
+    })
 }
 
-/// What a session holds against its connection, other than that the server refused something.
+/// Returns the fault of the other side for which the session gave up its connection.
 pub(crate) fn fault(session: Session) -> Option<String> {
     WATCH.with_borrow(|watch| watch.sessions.get(session)?.fault.clone())
 }
 
-/// Whether a session is in that state.
+/// Returns whether the session is in this state.
 pub(crate) fn is_in(session: Session, state: &str) -> bool {
     WATCH.with_borrow(|watch| {
-        let seat = watch.sessions.get(session);
-        seat.is_some_and(|seat| MACHINES[seat.kind].states[seat.state] == state)
+        let watched = watch.sessions.get(session);
+        watched.is_some_and(|watched| MACHINES[watched.kind].states[watched.state] == state)
     })
 }
 
-/// Something happens to a session, in the state in which it is.
+/// Counts an event in the session's current state.
 pub(crate) fn event(session: Session, event: Event) {
     WATCH.with_borrow_mut(|watch| {
-        if let Some(seat) = watch.sessions.get(session) {
-            watch.coverage.events[seat.kind][seat.state][event as usize] += 1;
+        if let Some(watched) = watch.sessions.get(session) {
+            watch.coverage.events[watched.kind][watched.state][event as usize] += 1;
         }
     });
 }
 
-/// Whether it is the session of a listener that has none of its own.
+/// Returns whether the session is that of a spare listener.
 pub(crate) fn is_spare(session: Session) -> bool {
     WATCH.with_borrow(|watch| watch.sessions.get(session).is_some_and(|it| it.kind == BUSY))
 }
 
-/// Something happens on a connection that was accepted. The spare listener serves another session
-/// than its own if it can; while its own has no connection its state says nothing.
+/// Counts an event of an accepted connection. The spare listener serves another session than its
+/// own if it can; while its own has no connection its state is irrelevant.
 pub(crate) fn event_of_listener(session: Session, what: Event) {
     let up = WATCH.with_borrow(|watch| watch.sessions.get(session).is_some_and(|it| it.state > 0));
-    // A caller comes when there is no connection, all else happens when there is one.
+    // A caller comes while there is no connection; all else happens while there is one.
     let comes = matches!(what, Event::Up | Event::DialFailed);
     if up != comes {
         event(session, what);
     }
 }
 
-/// Something else happens.
+/// Counts an event by name.
 pub(crate) fn count(what: &'static str) {
     WATCH.with_borrow_mut(|watch| *watch.coverage.counts.entry(what).or_default() += 1);
 }
 
-/// A line of the trace.
-pub(crate) fn say(line: impl FnOnce() -> String) {
+/// Adds a line to the trace.
+pub(crate) fn trace(line: impl FnOnce() -> String) {
     if !TRACED.get() {
         return;
     }
@@ -494,7 +497,7 @@ pub(crate) fn say(line: impl FnOnce() -> String) {
     WATCH.with_borrow_mut(|watch| watch.trace.get_or_insert_default().push(line));
 }
 
-/// As [`say`], about a session.
-pub(crate) fn tell(session: Session, line: impl FnOnce() -> String) {
-    say(|| format!("{} {}", label(session), line()));
+/// As [`trace`], about a session.
+pub(crate) fn trace_session(session: Session, line: impl FnOnce() -> String) {
+    trace(|| format!("{} {}", label(session), line()));
 }

@@ -1,5 +1,5 @@
-//! A model nsqlookupd's HTTP side: `GET /lookup?topic=...` and `GET /channels?topic=...`, in each of
-//! the ways in which an answer may say where it ends.
+//! The HTTP side of a model nsqlookupd: `GET /lookup?topic=...` and `GET /channels?topic=...`, with
+//! each way to mark the end of a response.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,20 +10,20 @@ use nanonsq_models::server::{ConnId, Kind, Out, Server};
 /// See the [module](self).
 #[derive(Debug)]
 pub(crate) struct Web {
-    /// The hosts that it lists, but for those an administrator tombstoned.
+    /// The hosts that it lists, except those that an administrator tombstoned.
     nsqds: Vec<String>,
-    /// Those that are never to be reached, as they are listed.
+    /// Entries that cannot be reached or used, as JSON.
     others: String,
-    /// What its other side has heard of.
+    /// What the TCP side has registered.
     known: Known,
     hidden: BTreeSet<usize>,
     exiting: bool,
     connections: BTreeMap<ConnId, Vec<u8>>,
-    asked: u32,
+    requests: u32,
 }
 
 impl Web {
-    /// It lists these hosts, and the channels that these have.
+    /// Lists these hosts, and the channels in `known`.
     pub(crate) fn new(nsqds: Vec<String>, known: Known) -> Self {
         Self {
             nsqds,
@@ -32,15 +32,14 @@ impl Web {
             hidden: BTreeSet::new(),
             exiting: false,
             connections: BTreeMap::new(),
-            asked: 0,
+            requests: 0,
         }
     }
 
-    /// It lists so many others as well, of whom nobody is ever to be reached, and some that nobody
-    /// can use.
+    /// Also lists `dead` hosts that cannot be reached, and some entries that nobody can use.
     pub(crate) fn with_dead(mut self, first: usize, dead: usize, random: &mut Random) -> Self {
         for n in first..first + dead {
-            // Refused at once, or never answered.
+            // Dials are refused at once, or never answered.
             let name = if random.one_in(2) { "gone" } else { HOLE };
             self = self.with(&format!("{name}{n}"));
             if random.one_in(4) {
@@ -57,7 +56,7 @@ impl Web {
         self
     }
 
-    /// It lists one more.
+    /// Lists one more host.
     pub(crate) fn with(mut self, name: &str) -> Self {
         self.others.push_str(&format!("{{\"broadcast_address\":\"{name}\",\"tcp_port\":4150}},"));
         self
@@ -92,10 +91,10 @@ pub(crate) const HOLE: &str = "hole";
 /// The name of an nsqd that requires TLS.
 pub(crate) const REFUSES: &str = "closed";
 
-/// How one asks for a topic's channels.
+/// The beginning of a request for a topic's channels.
 const CHANNELS: &str = "GET /channels?topic=";
 
-/// An answer that says its length.
+/// A response with a Content-Length.
 fn answer(status: &str, body: &str) -> Vec<u8> {
     format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\n\r\n{body}", body.len()).into_bytes()
 }
@@ -123,7 +122,7 @@ impl Server for Web {
         }
         let request = String::from_utf8(std::mem::take(inbox)).expect("text");
         let of = request.strip_prefix(CHANNELS).and_then(|rest| rest.split(' ').next());
-        self.asked += 1;
+        self.requests += 1;
         if self.exiting {
             let body = "{\"message\":\"INTERNAL_ERROR\"}";
             out.say(conn, Kind::Refusal, answer("500 Internal Server Error", body));
@@ -134,7 +133,7 @@ impl Server for Web {
             out.say(conn, Kind::Refusal, answer("404 Not Found", body));
             return;
         };
-        match self.asked % 3 {
+        match self.requests % 3 {
             0 => out.say(conn, Kind::Ok, answer("200 OK", &body)),
             1 => {
                 let text = format!("HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n{body}");

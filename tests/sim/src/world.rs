@@ -1,8 +1,8 @@
-//! Virtual time and the network: hosts, connections, dials, alarms, and all that can happen to
-//! them.
+//! Virtual time and the network: hosts, connections, dials, alarms, and every fault that can happen
+//! to them.
 //!
-//! One queue of what is due moves the time; nothing else does. A connection is two flows of
-//! segments, each with its own delays, so connections overtake each other and no flow does itself.
+//! One queue of due events advances the time; nothing else does. A connection is two flows of
+//! segments with delays of their own: connections overtake each other, segments of a flow do not.
 
 mod faults;
 mod link;
@@ -30,45 +30,45 @@ pub(crate) use platform::{Clock, Dials, HTTP_PORT, Role};
 pub(crate) use port::{Listens, Port};
 use table::Connections;
 
-/// When the real one's kernel notices that a client is gone: Go's keepalive.
+/// When the kernel of a real server notices that a client is gone: Go's keepalive.
 const KEEPALIVE: u64 = 150_000_000;
 
-/// How long a segment takes at most where nothing is wrong, in microseconds.
+/// The longest delay of a segment without faults, in microseconds.
 pub(crate) const DELAY_MAX: u64 = 50_000;
 
-/// How many bytes may be under way to a server: more than an outbox holds.
+/// The most bytes under way to a server: more than an outbox holds.
 const WINDOW: usize = 6000;
 
-/// A session that dials more often than this within a second hammers.
+/// The most dials of a session per second.
 const DIALS_MAX: usize = 200;
 
-/// So often within a minute a publisher, or a registration, may come back to a server that closes its
-/// connections before it has done anything. Without restarts it is nine times.
+/// The most connections per minute that a publisher or a registration may open to one server that
+/// closes each before it is of use. Without restarts nine are possible.
 const TURNED_AWAY_MAX: usize = 30;
 
 /// The network as actors see it.
 #[derive(Clone)]
 pub(crate) struct World(Rc<RefCell<Inner>>);
 
-/// What is due.
+/// An event in the queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Due {
     /// A step of the schedule.
     Step(usize),
     /// An actor's process starts.
     Start(usize),
-    /// The schedule's last step was; later, everything has to be well; the end.
+    /// The faults end; later, everything has to work; the end of the world.
     Calm,
     Settled,
     End,
-    /// Segments of a connection: to the server, to the client.
+    /// Segments of a connection arrive: at the server, at the client.
     Up(ConnId),
     Down(ConnId),
     Dial(u64),
     Alarm(Session, u64),
     Tick(usize),
     Keepalive(ConnId),
-    /// The server has all that a client said, and the client hears of that.
+    /// The client learns that the server has received all that it wrote.
     Acknowledged(ConnId),
 }
 
@@ -81,36 +81,36 @@ struct Inner {
     conns: Connections,
     dials: BTreeMap<u64, Dial>,
     alarms: SessionTable<(u64, Waker)>,
-    /// When each session dialed lately.
+    /// The times of each session's latest dials.
     dialed: BTreeMap<Session, VecDeque<u64>>,
-    /// When each session lately had a connection to each host that was closed before it was of use.
+    /// The times of each session's latest connections to each host that were closed before use.
     turned_away: BTreeMap<(Session, usize), VecDeque<u64>>,
-    /// How far each actor's clock is ahead.
+    /// How far each actor's clock is ahead, in microseconds.
     clocks: Vec<u64>,
-    /// How often each actor moved something.
+    /// How often each actor read, wrote, dialed, accepted or closed.
     moves: Vec<u64>,
     named: u64,
-    /// Sessions that gave up a connection with which nothing was wrong.
+    /// Sessions that gave up a healthy connection.
     given_up: Vec<Session>,
-    /// When a clock jumped last.
+    /// The time of the latest clock jump.
     disturbed: u64,
     seen: Vec<(Session, ConnId, Seen)>,
-    /// Some connection's client may have a heartbeat to answer.
+    /// True if some client may have an unanswered heartbeat.
     owing: bool,
 }
 
 struct Host {
     name: String,
     server: Box<dyn Server>,
-    /// How many commands a client may send ahead of their answers.
+    /// The most commands that a client may send before their answers have come.
     unanswered_max: u32,
-    /// The actor whose process it is, if it is one.
+    /// The actor whose process this host is, if any.
     owner: Option<usize>,
     tick_at: u64,
-    /// Until then, something is wrong with it; each with what it is.
+    /// The end of each fault of this host, and the fault.
     faulty: u64,
     down: u64,
-    /// While down: silent, rather than refusing.
+    /// While down: true if it does not respond at all, false if it refuses dials.
     gone: bool,
     frozen: u64,
     dials: (DialFault, u64),
@@ -129,27 +129,27 @@ struct Dial {
 struct Conn {
     session: Session,
     host: usize,
-    /// It is not with whom it was meant to be.
+    /// The dial led to another host than was meant.
     misled: bool,
-    /// Nothing was ever wrong with it.
+    /// The connection never had a fault.
     clean: bool,
-    /// The server says nothing more.
+    /// The server sends nothing more.
     mute: bool,
-    /// Half open: nothing passes any more, and nobody is told.
+    /// Half open: nothing passes any more, and neither side notices.
     lost: bool,
     up: Flow,
     down: Flow,
-    /// What arrived for the client, and how much of the first it has read.
+    /// The data that arrived for the client, and how much of the first chunk was read.
     rx: VecDeque<(Event, Chunk)>,
     read: usize,
-    /// What the client reads after that.
+    /// The end of the stream, read after the data.
     end: Option<Result<(), TransportError>>,
-    /// How much may be under way to the server, and what is taken at once.
+    /// The most bytes under way to the server, and the most that one call moves.
     window: usize,
     piece: u64,
-    /// Closing waits until everything has arrived, and the client has heard of that.
+    /// Closing waits until the client's kernel knows that everything has arrived.
     patient: bool,
-    /// The client has ended its stream; all of it is acknowledged.
+    /// The client has closed its stream; all of it was acknowledged.
     ended: bool,
     acknowledged: bool,
     has_server: bool,
@@ -159,11 +159,11 @@ struct Conn {
     /// The client has read a heartbeat and not begun to answer it; the last bytes that it wrote.
     owes: bool,
     wrote: [u8; 3],
-    /// The client has read a lie: what comes may be a part of it.
+    /// The client has read a wrong response: later bytes may be taken as part of it.
     lied_to: bool,
-    /// It was promised 16 KiB, which a client may wait for.
+    /// The server announced 16 KiB, for which a client may wait.
     promised: bool,
-    /// Commands that the server understood, answers that the client has read.
+    /// The number of commands that the server answered, and of those answers that the client read.
     commands: u32,
     answers: u32,
 }
@@ -173,7 +173,8 @@ struct Flow {
     queue: VecDeque<(u64, Segment)>,
     bytes: usize,
     last: u64,
-    /// For when the last arrival is in the queue: what arrives together is one.
+    /// The time for which the latest arrival is queued: segments that arrive together need only
+    /// one.
     due: u64,
     stalled: u64,
 }
@@ -184,7 +185,7 @@ enum Segment {
     Reset,
 }
 
-/// Some bytes; so few of them as most writes take are no allocation.
+/// Some bytes; short ones, as of most writes, need no allocation.
 enum Chunk {
     Short(u8, [u8; 22]),
     Long(Vec<u8>),
@@ -244,13 +245,13 @@ impl World {
         })))
     }
 
-    /// A host that dials reach by its name, and how many commands its clients may send ahead of their
-    /// answers.
+    /// Adds a host that dials reach by its name; its clients may send `unanswered_max` commands
+    /// before their answers have come.
     pub(crate) fn add_host(&self, name: String, server: Box<dyn Server>, unanswered_max: u32) {
         self.add(name, server, unanswered_max, None);
     }
 
-    /// A host that is an actor's process.
+    /// Adds a host that is an actor's process.
     pub(crate) fn add_port(&self, name: String, owner: usize) -> Port {
         let port = Port::default();
         self.add(name, Box::new(port.clone()), u32::MAX, Some(owner));
@@ -285,7 +286,7 @@ impl World {
         self.0.borrow_mut().push(at, due);
     }
 
-    /// The next thing that is due; the time is then. Those of the network are done.
+    /// Advances the time to the next due event and returns it; events of the network are handled.
     pub(crate) fn next(&self) -> Option<(u64, Due)> {
         let inner = &mut *self.0.borrow_mut();
         let Reverse((at, _, due)) = inner.queue.pop()?;
@@ -310,12 +311,12 @@ impl World {
         Some((at, due))
     }
 
-    /// What servers understood since this was last asked.
+    /// Returns what servers parsed since the last call.
     pub(crate) fn take_seen(&self) -> Vec<(Session, ConnId, Seen)> {
         std::mem::take(&mut self.0.borrow_mut().seen)
     }
 
-    /// Whether [`Self::take_seen`] has something.
+    /// Returns whether [`Self::take_seen`] has something.
     pub(crate) fn has_seen(&self) -> bool {
         !self.0.borrow().seen.is_empty()
     }
@@ -324,7 +325,8 @@ impl World {
         self.0.borrow().now
     }
 
-    /// So when nothing more moves: control bytes wait for nothing but their transport.
+    /// Checks, when all futures are pending, that heartbeats are answered unless the transport is
+    /// full.
     pub(crate) fn check_quiet(&self) {
         let inner = &mut *self.0.borrow_mut();
         if !std::mem::take(&mut inner.owing) {
@@ -335,11 +337,11 @@ impl World {
             let can = conn.end.is_none() && conn.writer.is_none();
             let ready = ["Ready", "Draining", "Leaving"];
             let ready = ready.iter().any(|state| watch::is_in(conn.session, state));
-            assert!(!can || !ready, "a heartbeat is read and not answered");
+            assert!(!can || !ready, "a heartbeat was read and not answered");
         }
     }
 
-    /// How often an actor moved bytes, dialed or closed.
+    /// Returns how often an actor moved bytes, dialed, accepted or closed.
     pub(crate) fn moves(&self, actor: usize) -> u64 {
         self.0.borrow().moves[actor]
     }
@@ -354,12 +356,12 @@ impl World {
         self.0.borrow_mut().fault(what);
     }
 
-    /// All that was wrong is right again, for good, except what is already lost.
+    /// Ends all faults for good; what is already lost stays lost.
     pub(crate) fn heal(&self) {
         self.0.borrow_mut().heal();
     }
 
-    /// Somebody publishes a message to a host, if it is up.
+    /// Publishes a message at a host; returns false if the host is down.
     pub(crate) fn feed(&self, host: usize, topic: &str, body: &[u8]) -> bool {
         let inner = &mut *self.0.borrow_mut();
         let up = inner.hosts[host].down <= inner.now;
@@ -369,32 +371,33 @@ impl World {
         up
     }
 
-    /// What a host has of a topic, and nobody has finished.
+    /// Returns the bodies of a topic at a host that are not finished.
     pub(crate) fn unfinished(&self, host: usize, topic: &str) -> Vec<Vec<u8>> {
         self.0.borrow().hosts[host].server.unfinished(topic)
     }
 
-    /// Whether what a session writes is taken.
+    /// Returns whether the session's connections accept bytes.
     pub(crate) fn is_free(&self, session: Session) -> bool {
         let inner = self.0.borrow();
         let mut conns = inner.conns.values().filter(|it| it.session == session && it.has_client);
         conns.all(|conn| conn.end.is_none() && conn.writer.is_none())
     }
 
-    /// The sessions of an actor that gave up a connection with which nothing was wrong.
+    /// Returns the actor's sessions that gave up a healthy connection since the last call.
     pub(crate) fn take_given_up(&self, actor: usize) -> Vec<Session> {
         let inner = &mut *self.0.borrow_mut();
         inner.given_up.extract_if(.., |session| session.0 == actor).collect()
     }
 
-    /// Whether nothing was wrong with anything for so long, in microseconds.
+    /// Returns whether there were no faults for `long` microseconds.
     pub(crate) fn is_calm(&self, long: u64) -> bool {
         let inner = self.0.borrow();
         let faulty = inner.hosts.iter().map(|host| host.faulty.max(host.down)).max();
         faulty.unwrap_or(0).max(inner.disturbed) + long < inner.now
     }
 
-    /// All that a host has listed for an actor's process, and through how many connections.
+    /// Returns all that a host lists for an actor's process, and the number of connections with
+    /// that host.
     pub(crate) fn listing(&self, host: &str, actor: usize) -> (Vec<String>, usize) {
         let inner = self.0.borrow();
         let conns = inner.conns.iter().filter(|(_, conn)| {
@@ -458,7 +461,7 @@ impl Inner {
             if target.is_some_and(is_up) { result } else { result.and(Err(DialError::Refused)) };
         let result =
             result.map(|()| self.connect(session, target.expect("it was reached"), misled));
-        watch::tell(session, || match result {
+        watch::trace_session(session, || match result {
             Ok(_) => format!("is connected to {}", self.hosts[target.unwrap_or(0)].name),
             Err(error) => format!("cannot connect: {error}"),
         });
@@ -474,7 +477,7 @@ impl Inner {
         let mut random = self.random.fork();
         let host = &self.hosts[at];
         let squeezed = host.squeezed > self.now;
-        // Byte by byte is what takes a simulation most of its time, and over HTTP it is always the
+        // Moving single bytes takes most of a simulation's time, and HTTP always carries the
         // same bytes.
         let asked = ["web", "stat"].iter().any(|kind| host.name.starts_with(kind));
         let piece = match random.below(if asked { 80 } else { 12 }) {
@@ -487,7 +490,7 @@ impl Inner {
             session,
             host: at,
             misled,
-            // At the end of all time there is no later.
+            // Near the largest instant deadlines cannot be later.
             clean: !misled
                 && host.faulty <= self.now
                 && [Some(session.0), host.owner]
@@ -528,19 +531,19 @@ impl Inner {
         id
     }
 
-    /// A connection that came up is of no use.
+    /// Counts a connection that came up and was closed before it was of use.
     fn turn_away(&mut self, session: Session, at: usize) {
         let now = self.now;
         let lately = self.turned_away.entry((session, at)).or_default();
         lately.retain(|then| then + 60_000_000 > now);
         lately.push_back(now);
         let backs_off = lately.len() <= TURNED_AWAY_MAX || !watch::backs_off(session);
-        assert!(backs_off, "dials who turns it away");
+        assert!(backs_off, "dials too often a server that closes its connections at once");
     }
 
     // Servers.
 
-    /// Has a server do something, then does what it says.
+    /// Calls a server, then carries out its replies.
     fn serve(&mut self, at: usize, f: impl FnOnce(&mut dyn Server, &mut Out)) {
         let mut out = Out::new(self.now);
         let host = &mut self.hosts[at];
@@ -559,10 +562,10 @@ impl Inner {
                 | Seen::Finished { .. }
                 | Seen::TakenBack { .. }
                 | Seen::Refused { .. } => {}
-                // Nobody's actor looks at these.
+                // No actor checks these.
                 Seen::Requeued { .. } | Seen::Alive => continue,
                 Seen::Overdue(what) => {
-                    // A visitor was led here, and owes nobody anything.
+                    // A visitor may have been led here, and need not answer anything.
                     let owes = watch::knows(conn.session) && conn.clean && !conn.lost;
                     assert!(!owes, "a healthy client owes {what}");
                     continue;
@@ -597,7 +600,7 @@ impl Inner {
         self.serve(at, |server, out| server.tick(out));
     }
 
-    /// A server says something, in its way.
+    /// Sends a server's response, altered by the server's mode.
     fn reply(&mut self, id: ConnId, kind: Kind, bytes: Vec<u8>) {
         let Some(conn) = self.conns.get_mut(id) else { return };
         let host = &self.hosts[conn.host];
@@ -609,25 +612,25 @@ impl Inner {
             return;
         }
         if until <= self.now {
-            self.say(id, kind.into(), bytes);
+            self.send_down(id, kind.into(), bytes);
             return;
         }
-        // One who leaves out an answer and then goes on could not be told from one who is late.
+        // A server that leaves out a response and continues could not be told from a slow one.
         conn.mute = matches!(mode, Mode::Mute | Mode::Wrong);
         let mut random = self.random.fork();
-        watch::tell(conn.session, || format!("hears of a server that is {mode:?}"));
+        watch::trace_session(conn.session, || format!("is answered by a server that is {mode:?}"));
         match mode {
-            Mode::Exiting | Mode::Shut => self.say(id, kind.into(), bytes),
+            Mode::Exiting | Mode::Shut => self.send_down(id, kind.into(), bytes),
             Mode::Mute => {}
             Mode::Garbage => {
                 let mut noise: Vec<u8> =
                     (0..random.between(1, 40)).map(|_| random.below(256) as u8).collect();
                 noise[0] |= 0x80;
-                self.say(id, Event::Lie, noise);
+                self.send_down(id, Event::Lie, noise);
             }
             Mode::Wrong => {
                 let lie = host.server.lie(&mut random);
-                self.say(id, Event::Lie, lie);
+                self.send_down(id, Event::Lie, lie);
             }
             Mode::Huge => {
                 let mut huge = bytes;
@@ -637,14 +640,18 @@ impl Inner {
                 if let Some(conn) = self.conns.get_mut(id) {
                     conn.promised |= size == 0x4005;
                 }
-                self.say(id, Event::Lie, huge);
+                self.send_down(id, Event::Lie, huge);
             }
             Mode::Trickle => {
                 let last = bytes.len() - 1;
                 for (n, byte) in bytes.into_iter().enumerate() {
                     let conn = self.conns.get_mut(id).expect("the connection");
                     conn.down.last = conn.down.last.max(self.now) + 1_000_000;
-                    self.say(id, if n == last { kind.into() } else { Event::Part }, vec![byte]);
+                    self.send_down(
+                        id,
+                        if n == last { kind.into() } else { Event::Part },
+                        vec![byte],
+                    );
                 }
             }
             Mode::Hasty => {
@@ -652,21 +659,21 @@ impl Inner {
                     let (session, at) = (conn.session, conn.host);
                     self.turn_away(session, at);
                 }
-                self.say(id, kind.into(), bytes);
+                self.send_down(id, kind.into(), bytes);
                 self.server_closes(id);
             }
         }
     }
 
-    /// Bytes leave a server.
-    fn say(&mut self, id: ConnId, kind: Event, bytes: Vec<u8>) {
+    /// Sends bytes to the client.
+    fn send_down(&mut self, id: ConnId, kind: Event, bytes: Vec<u8>) {
         self.send(id, Way::Down, Segment::Data(kind, Chunk::Long(bytes)));
     }
 
     fn server_closes(&mut self, id: ConnId) {
         let Some(conn) = self.conns.get(id) else { return };
-        // It closes with a reset if there is something that it has not read; that may overtake
-        // what it said before.
+        // Unread bytes make the kernel close with a reset, which may overtake earlier
+        // responses.
         let unread = conn.up.bytes > 0;
         if unread && self.random.one_in(2) {
             let conn = self.conns.get_mut(id).expect("the connection");
@@ -679,7 +686,7 @@ impl Inner {
         self.server_gone(id);
     }
 
-    /// The server's end of a connection is no more.
+    /// Removes the server's end of a connection.
     fn server_gone(&mut self, id: ConnId) {
         let Some(conn) = self.conns.get_mut(id) else { return };
         if std::mem::take(&mut conn.has_server) {

@@ -1,5 +1,5 @@
-//! The model servers say what the real ones say: scripts of commands go to both, and every byte of
-//! their replies is compared.
+//! The model servers respond as the real ones do: scripts of commands are sent to both, and every
+//! byte of the responses is compared.
 //!
 //! `SEEDS=100000 cargo test --release -p nanonsq-sim --test differential` replays more of them.
 
@@ -14,14 +14,14 @@ use nanonsq_tests::{Nsqd, Nsqlookupd, ServerOptions, require_peers};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-/// How many scripts each server gets.
+/// The number of scripts for each server.
 const SCRIPTS: u64 = 2000;
-/// How long one conversation may take.
+/// The limit for one conversation.
 const LIMIT: Duration = Duration::from_secs(10);
-/// What the real server said may get lost when it closes with something unread.
+/// The most attempts: a real server's responses may get lost when it closes with unread bytes.
 const ATTEMPTS: usize = 4;
 
-/// Small, so that commands reach them; nsqd is started with the same.
+/// Small limits, so that commands reach them; nsqd is started with the same.
 const MESSAGE_MAX: i32 = 300;
 const BODY_MAX: i32 = 400;
 
@@ -37,7 +37,7 @@ const TO_NSQD: &[&[u8]] = &[
     b"IDENTIFY\n\0\0\0\x1c{\"feature_negotiation\":true}",
     b"IDENTIFY\n\0\0\0\x1b{\"heartbeat_interval\":1000}",
     b"IDENTIFY\n\0\0\0\x19{\"heartbeat_interval\":-1}",
-    // Refused, for what they say or for a limit.
+    // Refused for their content or for a limit.
     b"IDENTIFY\n\0\0\0\x1a{\"heartbeat_interval\":100}",
     b"IDENTIFY\n\0\0\0\x01{",
     b"IDENTIFY\n\0\0\0\0",
@@ -75,8 +75,8 @@ const TO_NSQD: &[&[u8]] = &[
 
 const ID: &str = "0123456789abcdef";
 
-/// What nsqd is to be told by a consumer, of which no message ever comes.
-fn to_nsqd_by_consumers() -> Vec<Vec<u8>> {
+/// Commands of a consumer that never receives a message.
+fn consumer_commands() -> Vec<Vec<u8>> {
     let lines = [
         "SUB e#ephemeral c#ephemeral",
         "SUB e#ephemeral c#ephemeral and more",
@@ -136,7 +136,7 @@ fn to_nsqd_by_consumers() -> Vec<Vec<u8>> {
 
 const SECRET: &[u8] = b"s3";
 
-/// What nsqd is to be told if it requires AUTH.
+/// Commands to an nsqd that requires AUTH.
 const WITH_AUTH: &[&[u8]] = &[
     b"AUTH\n\0\0\0\x02s3",
     b"PUB t\n\0\0\0\x02hi",
@@ -188,7 +188,7 @@ const TO_NSQLOOKUPD: &[&[u8]] = &[
 ];
 
 #[tokio::test]
-async fn the_model_nsqd_says_what_nsqd_says() {
+async fn the_model_nsqd_responds_as_nsqd() {
     let peers = require_peers!();
     let options = ServerOptions::new()
         .flag(format!("--max-msg-size={MESSAGE_MAX}"))
@@ -206,10 +206,10 @@ async fn the_model_nsqd_says_what_nsqd_says() {
 }
 
 #[tokio::test]
-async fn the_model_nsqd_says_to_consumers_what_nsqd_says() {
+async fn the_model_nsqd_responds_to_consumers_as_nsqd() {
     let peers = require_peers!();
     let real = Nsqd::start(&peers, ServerOptions::new()).await;
-    let commands = to_nsqd_by_consumers();
+    let commands = consumer_commands();
     let commands: Vec<&[u8]> = commands.iter().map(Vec::as_slice).collect();
     compare(
         real.tcp_address(),
@@ -223,8 +223,7 @@ async fn the_model_nsqd_says_to_consumers_what_nsqd_says() {
     .await;
 }
 
-/// What is done in one step of a conversation with messages; all but the first with those that are
-/// in flight.
+/// One step of a conversation with messages; all but the first two answer messages in flight.
 #[derive(Debug, Clone, Copy)]
 enum Do {
     Publish(u64),
@@ -236,49 +235,49 @@ enum Do {
     Leave,
 }
 
-/// The messages and other frames of some bytes: bodies and attempts, sorted, as nsqd promises no
-/// order of these, and what was said besides.
+/// Parsed frames: messages as body and attempts, sorted because nsqd promises no order, and all
+/// other frames.
 #[derive(Debug, Default, PartialEq)]
 struct Received {
     messages: Vec<(String, u16)>,
     others: Vec<String>,
-    /// Who they are for the server.
+    /// Pairs of body and the server's message id.
     ids: Vec<(String, String)>,
 }
 
 impl Received {
     fn of(bytes: &[u8]) -> Self {
-        let mut heard = Self::default();
+        let mut received = Self::default();
         let mut rest = bytes;
         while let Some((size, data)) = rest.split_first_chunk::<4>() {
             let (frame, behind) = data.split_at(u32::from_be_bytes(*size) as usize);
             rest = behind;
             let (kind, data) = frame.split_at(4);
             if kind != [0, 0, 0, 2] {
-                heard.others.push(data.escape_ascii().to_string());
+                received.others.push(data.escape_ascii().to_string());
                 continue;
             }
             let attempts = u16::from_be_bytes([data[8], data[9]]);
             let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
             let body = text(&data[26..]);
-            heard.ids.push((body.clone(), text(&data[10..26])));
-            heard.messages.push((body, attempts));
+            received.ids.push((body.clone(), text(&data[10..26])));
+            received.messages.push((body, attempts));
         }
-        heard.messages.sort();
-        heard
+        received.messages.sort();
+        received
     }
 }
 
-/// One side of a conversation: what is said to it and heard of it.
+/// One side of a conversation: its messages in flight.
 struct Side {
     in_flight: Vec<(String, String)>,
 }
 
 impl Side {
-    /// The commands of a step, for a server with these ids.
+    /// Returns the commands of a step, with this server's message ids.
     fn commands(&mut self, what: Do, published: &mut u32, topic: &str) -> Vec<u8> {
         let answer = |form: &str, side: &mut Self| {
-            // By body: the same one on both sides.
+            // In the order of bodies, which are the same on both sides.
             side.in_flight.sort();
             let id = if matches!(what, Do::Touch) {
                 side.in_flight.first().map(|(_, id)| id.clone())
@@ -300,7 +299,7 @@ impl Side {
             Do::Ready(count) => format!("RDY {count}\n").into_bytes(),
             Do::Finish => answer("FIN ID\n", self),
             Do::Requeue => answer("REQ ID 0\n", self),
-            // Far beyond the end of the conversation.
+            // Deferred far beyond the end of the conversation.
             Do::Defer => answer("REQ ID 600000\n", self),
             Do::Touch => answer("TOUCH ID\n", self),
             Do::Leave => b"CLS\n".to_vec(),
@@ -308,21 +307,21 @@ impl Side {
     }
 }
 
-/// How long nothing more comes from a real nsqd before it counts as quiet.
+/// How long a real nsqd must be silent before its response counts as complete.
 const QUIET: Duration = Duration::from_millis(150);
 
-/// Conversations in which messages come and are answered: the same ones, as often, and the same
-/// words. Which of several messages comes first is nsqd's affair, so there is never one of several
-/// to choose from but all of them, or RDY is 1 and one waits.
+/// Conversations with messages: both sides deliver the same messages as often and send the same
+/// responses. nsqd may choose the order of several messages, so RDY always admits all of them or
+/// none.
 #[tokio::test]
-async fn the_model_nsqd_delivers_what_nsqd_delivers() {
+async fn the_model_nsqd_delivers_as_nsqd() {
     let peers = require_peers!();
     let real = Nsqd::start(&peers, ServerOptions::new()).await;
     let address = real.tcp_address();
-    let talks = (0..40).map(|seed| tokio::spawn(converse(address, seed)));
+    let conversations = (0..40).map(|seed| tokio::spawn(converse(address, seed)));
     let mut delivered = 0;
-    for talk in talks.collect::<Vec<_>>() {
-        delivered += talk.await.expect("a conversation that is the same");
+    for conversation in conversations.collect::<Vec<_>>() {
+        delivered += conversation.await.expect("a conversation that is the same");
     }
     println!("{delivered} messages delivered");
     assert!(delivered > 200, "{delivered}");
@@ -344,7 +343,7 @@ async fn converse(address: SocketAddr, seed: u64) -> usize {
         script.push(match random.below(8) {
             0 | 1 => Do::Publish(1),
             2 => Do::Publish(random.between(1, 4)),
-            // More than there ever are, or none: else which ones come is nsqd's choice.
+            // More than there ever are, or none: otherwise nsqd chooses which ones it delivers.
             3 => Do::Ready(random.pick(&[0, 100, 100])),
             _ => random.pick(&all),
         });
@@ -361,18 +360,18 @@ async fn converse(address: SocketAddr, seed: u64) -> usize {
             ),
         };
         model.receive(1, &to_model, &mut out);
-        let said = out.replies.drain(..).map(|(_, reply)| match reply {
+        let response = out.replies.drain(..).map(|(_, reply)| match reply {
             Reply::Say(_, bytes) => bytes,
             Reply::Close => b"\0\0\0\x09\0\0\0\0close".to_vec(),
         });
-        let said: Vec<u8> = said.flatten().collect();
-        let expected = Received::of(&said);
+        let response: Vec<u8> = response.flatten().collect();
+        let expected = Received::of(&response);
         socket.write_all(&to_real).await.expect("a connection");
         let mut bytes = Vec::new();
         // As much as is expected, and then nothing more.
         let mut piece = [0; 4096];
         loop {
-            let patience = if bytes.len() < said.len() { LIMIT } else { QUIET };
+            let patience = if bytes.len() < response.len() { LIMIT } else { QUIET };
             match tokio::time::timeout(patience, socket.read(&mut piece)).await {
                 Ok(Ok(n)) if n > 0 => bytes.extend_from_slice(&piece[..n]),
                 _ => break,
@@ -393,7 +392,7 @@ async fn converse(address: SocketAddr, seed: u64) -> usize {
 }
 
 #[tokio::test]
-async fn the_model_nsqd_says_what_an_nsqd_with_auth_says() {
+async fn the_model_nsqd_with_auth_responds_as_nsqd() {
     let peers = require_peers!();
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let flag = format!("--auth-http-address={}", listener.local_addr().expect("its address"));
@@ -412,14 +411,14 @@ async fn the_model_nsqd_says_what_an_nsqd_with_auth_says() {
     .await;
 }
 
-/// The server that nsqd asks about secrets: who has the right one may publish to all topics but
+/// The server that nsqd asks about secrets: the right secret permits publishing to all topics but
 /// `forbidden`.
 async fn authorize(listener: TcpListener) {
     while let Ok((mut socket, _)) = listener.accept().await {
         let mut request = vec![0; 4096];
         let n = socket.read(&mut request).await.unwrap_or(0);
-        let knows = String::from_utf8_lossy(&request[..n]).contains("secret=s3");
-        let (status, body) = if knows {
+        let permitted = String::from_utf8_lossy(&request[..n]).contains("secret=s3");
+        let (status, body) = if permitted {
             let body = r#"{"ttl":60,"identity":"","identity_url":"","authorizations":
                 [{"topic":"^[^f].*$","channels":[".*"],"permissions":["publish"]}]}"#;
             ("200 OK", body)
@@ -436,7 +435,7 @@ async fn authorize(listener: TcpListener) {
 }
 
 #[tokio::test]
-async fn the_model_nsqlookupd_says_what_nsqlookupd_says() {
+async fn the_model_nsqlookupd_responds_as_nsqlookupd() {
     let peers = require_peers!();
     let real = Nsqlookupd::start(&peers, ServerOptions::new()).await;
     let identify = [b"IDENTIFY\n", &(NODE.len() as u32).to_be_bytes()[..], NODE].concat();
@@ -452,7 +451,7 @@ async fn the_model_nsqlookupd_says_what_nsqlookupd_says() {
     .await;
 }
 
-/// Some commands, sometimes cut off, rarely behind a wrong magic.
+/// Makes a script of commands, sometimes cut off, rarely with a wrong magic.
 fn script(
     random: &mut Random,
     magic: &[u8; 4],
@@ -463,7 +462,7 @@ fn script(
     let mut script = magic.to_vec();
     script.extend(first.into_iter().flatten());
     for _ in 0..random.below(6) {
-        // The first ones are those that are taken.
+        // The first commands of the list are those that are accepted.
         let few = from.len() as u64 / 4;
         let most = if random.one_in(3) { from.len() as u64 } else { few };
         let at = random.below(most);
@@ -478,7 +477,7 @@ fn script(
     script
 }
 
-/// Replays scripts to `real` and to a model; `scrub` takes out of a reply what must differ.
+/// Replays scripts to `real` and to a model; `scrub` removes from a response what must differ.
 async fn compare<S: Server>(
     real: SocketAddr,
     model: impl Fn() -> S,
@@ -512,7 +511,7 @@ async fn compare<S: Server>(
     assert!(answers - refusals > few && refusals > few, "one-sided scripts");
 }
 
-/// All that a model answers to a script that arrives in pieces.
+/// Returns a model's response to a script that arrives in pieces.
 fn replay(model: &mut impl Server, script: &[u8], random: &mut Random) -> Vec<u8> {
     let mut out = Out::new(0);
     model.open(1, &mut out);
@@ -523,20 +522,20 @@ fn replay(model: &mut impl Server, script: &[u8], random: &mut Random) -> Vec<u8
         rest = behind;
     }
     model.ended(1, &mut out);
-    assert_eq!(out.replies.last(), Some(&(1, Reply::Close)), "it closes, last");
-    let said = out.replies.into_iter().filter_map(|(_, reply)| match reply {
+    assert_eq!(out.replies.last(), Some(&(1, Reply::Close)), "the model closes last");
+    let response = out.replies.into_iter().filter_map(|(_, reply)| match reply {
         Reply::Say(_, bytes) => Some(bytes),
         Reply::Close => None,
     });
-    said.flatten().collect()
+    response.flatten().collect()
 }
 
-/// All that a real server answers.
+/// Returns a real server's response to a script.
 async fn exchange(server: SocketAddr, script: &[u8]) -> Vec<u8> {
     let conversation = async {
         let mut socket = TcpStream::connect(server).await.expect("a server that listens");
         let mut replies = Vec::new();
-        // These fail if it refused, and closed, before it read all.
+        // These fail if the server refused and closed before it read everything.
         let _ = socket.write_all(script).await;
         let _ = socket.shutdown().await;
         let _ = socket.read_to_end(&mut replies).await;
@@ -547,7 +546,7 @@ async fn exchange(server: SocketAddr, script: &[u8]) -> Vec<u8> {
         .unwrap_or_else(|_| panic!("no end within {LIMIT:?}: {}", script.escape_ascii()))
 }
 
-/// nsqlookupd's replies without the names and ports that it says of itself.
+/// Returns nsqlookupd's responses without its own names and ports.
 fn without_names(replies: &[u8]) -> Vec<u8> {
     let mut rest = replies;
     let mut kept = Vec::new();

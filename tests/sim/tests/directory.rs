@@ -1,5 +1,5 @@
-//! `core::directory` says what nsqlookupd says: scripts of nodes' commands and HTTP requests go to
-//! both, and every reply is compared.
+//! A directory responds as nsqlookupd does: scripts of nodes' commands and HTTP requests are sent
+//! to both, and every response is compared.
 //!
 //! `SEEDS=5000 cargo test --release -p nanonsq-sim --test directory` replays more of them.
 
@@ -20,10 +20,10 @@ use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-/// How many scripts, and how many steps each has.
+/// The number of scripts, and the steps of each.
 const SCRIPTS: u64 = 150;
 const STEPS: u64 = 25;
-/// How many nodes take part.
+/// The number of nodes.
 const NODES: usize = 3;
 
 const COMMANDS: &[&str] = &[
@@ -45,7 +45,7 @@ const COMMANDS: &[&str] = &[
     "UNREGISTER never c#ephemeral\n",
 ];
 
-/// Each is the end of a connection.
+/// Commands that end the connection.
 const REFUSED: &[&str] =
     &["REGISTER\n", "REGISTER $ c\n", "REGISTER t $\n", "register t\n", "IDENTIFY\n", "\n"];
 
@@ -117,14 +117,14 @@ const REQUESTS: &[&str] = &[
     "GET http://elsewhere/topics",
 ];
 
-/// What happens next.
+/// One step of a script.
 #[derive(Debug)]
 enum Step {
-    /// A node connects and says who it is.
+    /// A node connects and sends IDENTIFY.
     Arrive(usize, String),
-    /// It says something; whether that is the end of its connection.
-    Say(usize, String, bool),
-    /// It hangs up.
+    /// A node sends a command; true if that ends its connection.
+    Send(usize, String, bool),
+    /// A node disconnects.
     Leave(usize),
     Ask(String),
 }
@@ -149,16 +149,16 @@ fn script(random: &mut Random) -> Vec<Step> {
         }
         if random.one_in(15) {
             present[node] = false;
-            return Step::Say(node, pick(random, REFUSED), true);
+            return Step::Send(node, pick(random, REFUSED), true);
         }
-        Step::Say(node, pick(random, COMMANDS), false)
+        Step::Send(node, pick(random, COMMANDS), false)
     };
     (0..STEPS).map(|_| next()).collect()
 }
 
 fn identify(random: &mut Random, node: usize) -> String {
     let hostname = ["h", "", "a\\\"b", "\\u00e9 \\\\"][random.below(4) as usize];
-    // Some announce the address of another one.
+    // Some announce the address of another node.
     let address = if random.one_in(3) { 0 } else { node };
     let body = format!(
         "{{\"broadcast_address\":\"node{address}\",\"hostname\":\"{hostname}\",\"tcp_port\":1,\
@@ -166,12 +166,12 @@ fn identify(random: &mut Random, node: usize) -> String {
         node + 2
     );
     let len = (body.len() as u32).to_be_bytes();
-    // A length of less than 256 is text as well.
+    // A length below 256 is valid text.
     format!("  V1IDENTIFY\n{}{body}", String::from_utf8(len.to_vec()).expect("short"))
 }
 
 #[tokio::test]
-async fn the_directory_says_what_nsqlookupd_says() {
+async fn the_directory_responds_as_nsqlookupd() {
     let peers = require_peers!();
     let real = RealNsqlookupd::start(&peers, ServerOptions::new()).await;
     let scripts = std::env::var("SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(SCRIPTS);
@@ -181,21 +181,22 @@ async fn the_directory_says_what_nsqlookupd_says() {
         let mut ours = Ours::new();
         let mut theirs = Theirs::new(real.tcp_address(), real.http_address()).await;
         let mut done = String::new();
-        // Nodes, the one heard last at the end.
-        let mut heard = Vec::new();
+        // Nodes in the order of their latest commands.
+        let mut recent = Vec::new();
         for step in script(&mut random) {
             done.push_str(&format!("{step:?}\n"));
-            if let Step::Arrive(node, _) | Step::Say(node, ..) = &step {
-                heard.retain(|other| other != node);
-                heard.push(*node);
+            if let Step::Arrive(node, _) | Step::Send(node, ..) = &step {
+                recent.retain(|other| other != node);
+                recent.push(*node);
             }
             let (our, their) = match &step {
                 Step::Arrive(node, hello) => {
                     (ours.arrive(*node, hello.as_bytes()), theirs.arrive(*node, hello).await)
                 }
-                Step::Say(node, command, is_end) => {
-                    (ours.say(*node, command.as_bytes()), theirs.say(*node, command, *is_end).await)
-                }
+                Step::Send(node, command, is_end) => (
+                    ours.send(*node, command.as_bytes()),
+                    theirs.send(*node, command, *is_end).await,
+                ),
                 Step::Leave(node) => {
                     ours.leave(*node);
                     theirs.leave(*node).await;
@@ -205,10 +206,10 @@ async fn the_directory_says_what_nsqlookupd_says() {
                     let request =
                         format!("{request} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
                     let our = scrub(&ours.ask(request.as_bytes()), &[]);
-                    (our, scrub(&theirs.ask(&request).await, &heard))
+                    (our, scrub(&theirs.ask(&request).await, &recent))
                 }
             };
-            assert_eq!(our, their, "ours and theirs, seed {seed}, at the end of\n{done}");
+            assert_eq!(our, their, "directory and nsqlookupd, seed {seed}, after\n{done}");
             let kind = our.split('\n').next().unwrap_or_default().to_owned();
             *seen.entry(kind).or_default() += 1;
             *seen.entry("shared addresses".into()).or_default() += u64::from(theirs.shared());
@@ -223,10 +224,10 @@ async fn the_directory_says_what_nsqlookupd_says() {
     }
 }
 
-/// A directory, driven by hand.
+/// A directory that the test drives.
 struct Ours {
     directory: Nsqlookupd<'static>,
-    /// The connection of each node.
+    /// The session of each node.
     nodes: [Option<usize>; NODES],
     now: Instant,
 }
@@ -257,15 +258,15 @@ impl Ours {
         without_names(&self.exchange(at, hello))
     }
 
-    fn say(&mut self, node: usize, command: &[u8]) -> String {
+    fn send(&mut self, node: usize, command: &[u8]) -> String {
         let at = self.nodes[node].expect("arrived");
-        let said = self.exchange(at, command);
+        let response = self.exchange(at, command);
         let mut session = self.directory.client(at).expect("a slot");
         if session.link() == Link::Close {
             session.closed(self.now, Closed::Local);
             self.nodes[node] = None;
         }
-        without_names(&said)
+        without_names(&response)
     }
 
     fn exchange(&mut self, at: usize, bytes: &[u8]) -> Vec<u8> {
@@ -284,18 +285,18 @@ impl Ours {
         let mut session = self.directory.http(0).expect("a slot");
         session.open(now);
         let answer = exchange(&mut session, now, request);
-        assert_eq!(session.link(), Link::Close, "as was asked");
+        assert_eq!(session.link(), Link::Close, "the request asks to close");
         session.closed(now, Closed::Local);
         answer
     }
 }
 
-/// The real one, and connections to it.
+/// A real nsqlookupd, and connections to it.
 struct Theirs {
     tcp: SocketAddr,
     http: SocketAddr,
     nodes: [Option<TcpStream>; NODES],
-    /// The address that each announced.
+    /// The address that each node announced.
     addresses: [String; NODES],
 }
 
@@ -309,18 +310,18 @@ impl Theirs {
         self.nodes[node] = Some(stream);
         let address = hello.split('"').nth(3).expect("an address");
         self.addresses[node] = address.to_owned();
-        self.say(node, hello, false).await
+        self.send(node, hello, false).await
     }
 
-    /// Whether several nodes have one address.
+    /// Returns whether several nodes announced the same address.
     fn shared(&self) -> bool {
         let here = (0..NODES).filter(|node| self.nodes[*node].is_some());
         let addresses: BTreeSet<_> = here.clone().map(|node| &self.addresses[node]).collect();
         addresses.len() < here.count()
     }
 
-    /// Each command has one reply.
-    async fn say(&mut self, node: usize, command: &str, is_end: bool) -> String {
+    /// Sends a command and returns its response.
+    async fn send(&mut self, node: usize, command: &str, is_end: bool) -> String {
         let stream = self.nodes[node].as_mut().expect("arrived");
         stream.write_all(command.as_bytes()).await.expect("a server that reads");
         let mut reply = vec![0; 4];
@@ -353,7 +354,7 @@ impl Theirs {
         ask(self.http, request.as_bytes()).await
     }
 
-    /// All nodes leave; all topics are deleted.
+    /// Disconnects all nodes and deletes all topics.
     async fn clear(&mut self) {
         for node in 0..NODES {
             if self.nodes[node].is_some() {
@@ -365,7 +366,7 @@ impl Theirs {
     }
 }
 
-/// Replies without the names and ports that the server says of itself.
+/// Returns responses without the server's own names and ports.
 fn without_names(replies: &[u8]) -> String {
     let mut rest = replies;
     let mut kept = String::new();
@@ -387,15 +388,15 @@ fn without_names(replies: &[u8]) -> String {
     kept
 }
 
-/// An answer without what must differ: times, where a node's connection comes from, and the order
-/// of what has none. Of several nodes with one address `heard` says which one is to be shown.
-fn scrub(answer: &[u8], heard: &[usize]) -> String {
+/// Returns a response without what must differ: times, the source of connections, and the order of
+/// unordered lists. Of several nodes with one address the last one in `recent` is shown.
+fn scrub(answer: &[u8], recent: &[usize]) -> String {
     let mut answer = Answer::new(answer);
     let Some(json) = answer.json() else { return answer.show(&answer.body) };
     if json.get("message").is_none() {
         answer.forget_length();
     }
-    let json = in_order(with_tombstones(one_entry_each(json, heard)), &|key, value| match key {
+    let json = in_order(with_tombstones(one_entry_each(json, recent)), &|key, value| match key {
         "remote_address" | "id" => is_address(&value),
         "last_update" => Value::from(value.is_i64()),
         "tombstoned_at" if value != -6_795_364_578_871_345_152_i64 => Value::from(value.is_i64()),
@@ -404,8 +405,8 @@ fn scrub(answer: &[u8], heard: &[usize]) -> String {
     answer.show(&json.to_string())
 }
 
-/// What nsqlookupd lists, with one entry for each address.
-fn one_entry_each(mut json: Value, heard: &[usize]) -> Value {
+/// Merges the entries of nsqlookupd's lists that have the same address.
+fn one_entry_each(mut json: Value, recent: &[usize]) -> Value {
     let lists = json.as_object_mut().into_iter().flat_map(|lists| lists.values_mut());
     for list in lists.filter_map(Value::as_array_mut) {
         if !list.iter().all(|entry| entry.get("broadcast_address").is_some()) {
@@ -417,11 +418,11 @@ fn one_entry_each(mut json: Value, heard: &[usize]) -> Value {
             entries.entry(address).or_default().push(entry);
         }
         for mut same in entries.into_values() {
-            // In `/debug` what `/lookup` does not leave out is shown rather than what it does.
+            // In `/debug` an entry that `/lookup` shows comes before one that it hides.
             let rank = |entry: &Value| {
                 let node: usize =
                     entry["version"].as_str().expect("one")[2..3].parse().expect("one");
-                (entry["tombstoned"] != true, heard.iter().position(|other| *other == node))
+                (entry["tombstoned"] != true, recent.iter().position(|other| *other == node))
             };
             same.sort_by_key(rank);
             let mut topics = BTreeMap::<String, bool>::new();
@@ -443,7 +444,7 @@ fn one_entry_each(mut json: Value, heard: &[usize]) -> Value {
     json
 }
 
-/// The tombstones of nodes with their topics.
+/// Joins the tombstones of nodes with their topics.
 fn with_tombstones(mut json: Value) -> Value {
     let nodes = json.get_mut("producers").and_then(Value::as_array_mut);
     for node in nodes.into_iter().flatten() {

@@ -1,5 +1,5 @@
-//! A node answers over HTTP what nsqd answers: scripts of requests, with clients that come and go,
-//! go to both, and every answer is compared.
+//! A node and nsqd give the same HTTP responses: scripts of requests, with clients that come and
+//! go, are sent to both, and every response is compared.
 //!
 //! `SEEDS=5000 cargo test --release -p nanonsq-sim --test node_http` replays more of them.
 
@@ -20,11 +20,11 @@ use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-/// How many scripts, and how many steps each has.
+/// The number of scripts, and the steps of each.
 const SCRIPTS: u64 = 100;
 const STEPS: u64 = 25;
 
-/// Small, so that requests reach them; nsqd is started with the same.
+/// Small limits, so that requests reach them; nsqd is started with the same.
 const MESSAGE_MAX: u32 = 300;
 const BODY_MAX: u32 = 400;
 const RDY_MAX: usize = 16;
@@ -32,7 +32,7 @@ const RDY_MAX: usize = 16;
 /// A subscriber and a producer.
 const CLIENTS: usize = 2;
 
-/// What nsqd moves and counts in its own time: asked again until it is there.
+/// The most attempts while nsqd moves and counts messages in the background.
 const PATIENCE: usize = 100;
 
 const REQUESTS: &[(&str, &str)] = &[
@@ -161,10 +161,10 @@ const REQUESTS: &[(&str, &str)] = &[
     ("GET /never", ""),
 ];
 
-/// What happens next.
+/// One step of a script.
 #[derive(Debug)]
 enum Step {
-    /// A client connects, and says something.
+    /// A client connects and sends these bytes.
     Arrive(usize, Vec<u8>),
     Leave(usize),
     Ask(&'static str, String),
@@ -196,7 +196,7 @@ fn script(random: &mut Random) -> Vec<Step> {
 }
 
 #[tokio::test]
-async fn a_node_answers_what_nsqd_answers() {
+async fn a_node_and_nsqd_give_the_same_http_responses() {
     let peers = require_peers!();
     let options = ServerOptions::new()
         .flag(format!("--max-msg-size={MESSAGE_MAX}"))
@@ -216,8 +216,8 @@ async fn a_node_answers_what_nsqd_answers() {
             done.push_str(&format!("{step:?}\n"));
             match step {
                 Step::Arrive(client, hello) => {
-                    let said = ours.arrive(client, &hello);
-                    theirs.arrive(client, &hello, said.len()).await;
+                    let response = ours.arrive(client, &hello);
+                    theirs.arrive(client, &hello, response.len()).await;
                 }
                 Step::Leave(client) => {
                     ours.leave(client);
@@ -239,7 +239,7 @@ async fn a_node_answers_what_nsqd_answers() {
                         }
                         tokio::time::sleep(Duration::from_millis(5)).await;
                     }
-                    assert_eq!(our, their, "ours and theirs, seed {seed}, at the end of\n{done}");
+                    assert_eq!(our, their, "node and nsqd, seed {seed}, after\n{done}");
                     let kind = our.split('\n').next().unwrap_or_default().to_owned();
                     *seen.entry(kind).or_default() += 1;
                 }
@@ -257,7 +257,7 @@ async fn a_node_answers_what_nsqd_answers() {
     }
 }
 
-/// A node, driven by hand.
+/// A node that the test drives.
 struct Ours {
     node: Nsqd<'static>,
     now: Instant,
@@ -293,13 +293,13 @@ impl Ours {
         let mut session = self.node.http(0).expect("a slot");
         session.open(self.now);
         let answer = exchange(&mut session, self.now, request);
-        assert_eq!(session.link(), Link::Close, "as was asked");
+        assert_eq!(session.link(), Link::Close, "the request asks to close");
         session.closed(self.now, Closed::Local);
         answer
     }
 }
 
-/// The real one, and connections to it.
+/// A real nsqd, and connections to it.
 struct Theirs {
     tcp: SocketAddr,
     http: SocketAddr,
@@ -314,7 +314,7 @@ impl Theirs {
         Self { tcp, http, clients: [const { None }; CLIENTS] }
     }
 
-    /// As long an answer as ours says that it has done all.
+    /// Waits for a response as long as the node's: nsqd has then processed everything.
     async fn arrive(&mut self, client: usize, hello: &[u8], len: usize) {
         let conversation = async {
             let mut stream = TcpStream::connect(self.tcp).await?;
@@ -331,7 +331,7 @@ impl Theirs {
         self.clients[client] = None;
     }
 
-    /// Waits until nsqd has done what it does in its own time.
+    /// Waits until nsqd has finished its background work.
     async fn settle(&mut self, ours: &mut Ours) {
         let our = scrub(&ours.ask(STATS.as_bytes()));
         let mut their = String::new();
@@ -342,10 +342,10 @@ impl Theirs {
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        assert_eq!(our, their, "it never settles");
+        assert_eq!(our, their, "nsqd's stats stay different");
     }
 
-    /// All clients leave; all topics are deleted.
+    /// Disconnects all clients and deletes all topics.
     async fn clear(&mut self) {
         self.clients = [const { None }; CLIENTS];
         for topic in ["t", "u", "w%23ephemeral"] {
@@ -368,7 +368,7 @@ impl Theirs {
     }
 }
 
-/// An answer without what must differ: times, ports and names that the server says of itself.
+/// Returns a response without what may differ: times, ports and the server's own names.
 fn scrub(answer: &[u8]) -> String {
     let mut answer = Answer::new(answer);
     if answer.line.contains("200") {
@@ -390,7 +390,7 @@ fn scrub(answer: &[u8]) -> String {
     answer.show(&json.to_string())
 }
 
-/// `/stats` without the times, and with the same port everywhere.
+/// Returns the text of `/stats` without times, and with the same port everywhere.
 fn scrub_text(text: &str) -> String {
     let mut lines = text.lines();
     let head: Vec<_> = lines.by_ref().take(3).collect();
@@ -403,7 +403,7 @@ fn scrub_text(text: &str) -> String {
         assert!(time.ends_with('s'), "{time}");
         let (name, rest) = front.split_once(':').expect("a port");
         let port = rest.split(' ').next().expect("a port");
-        assert_eq!(port.len(), 5, "so that the columns are where they are");
+        assert_eq!(port.len(), 5, "ports of five digits keep the columns");
         format!("{name}:#####{}", &rest[5..])
     };
     let mut scrubbed: String = lines.map(|line| scrub(line) + "\n").collect();

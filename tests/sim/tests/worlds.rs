@@ -1,9 +1,9 @@
-//! Some worlds with every `cargo test`; `cargo xtask sim` lives thousands.
+//! Runs some worlds with every `cargo test`; `cargo xtask sim` runs thousands.
 
 use nanonsq_sim::run::{install, live};
 
 #[test]
-fn some_worlds_are_well() {
+fn some_worlds_run_without_failure() {
     install();
     for seed in 1_000_000..1_000_040 {
         let failure = live(seed, None, false).failure;
@@ -11,25 +11,26 @@ fn some_worlds_are_well() {
     }
 }
 
-/// Worlds in which something was wrong once; which, says the comment.
+/// Worlds that failed once; the comment gives the reason.
 const ONCE_WRONG: [u64; 6] = [
-    // What a stalled client did not answer in time is delivered to another and finished there, and
-    // comes late to the first: the simulator took it for delivered after its FIN.
-    86_367, // What was wanted again while it was being closed was written to.
+    // A message that a stalled client did not answer in time was finished by another client and
+    // then reached the first: the simulator took that for a delivery after its FIN.
+    86_367, // A peer that was configured again while closing was written to.
     22,
-    // A consumer that restarts while it closes what an nsqlookupd has refused gave up nothing healthy.
+    // A consumer that restarts while it closes a connection that an nsqlookupd refused gave up
+    // nothing healthy.
     27_173,
-    // What trickles in when its connection has ended was delivered before what was finished since.
+    // A message that arrives after its connection ended was sent before a later one was finished.
     772_319,
-    // What a node may have taken back as it came to an earlier REQ may not be finished by a FIN.
+    // A FIN may fail for a message that the node requeued when it processed an earlier REQ.
     900_665,
-    // That a node took a message back was reported to the client that it wrote to next, not to the
-    // one that had the message.
+    // The timeout of a message was reported to the client to which the node wrote next, not to the
+    // client that had the message.
     40_781,
 ];
 
 #[test]
-fn what_was_wrong_once_is_well() {
+fn worlds_that_failed_once_no_longer_fail() {
     install();
     for seed in ONCE_WRONG {
         let failure = live(seed, None, false).failure;
@@ -45,7 +46,7 @@ fn the_same_seed_is_the_same_world() {
         assert!(!one.trace.is_empty() && one.trace == two.trace, "seed {seed}");
         let untraced = live(seed, None, false);
         let states = |report: &nanonsq_sim::run::Report| format!("{:?}", report.coverage);
-        assert_eq!(states(&one), states(&untraced), "to be seen changes nothing");
+        assert_eq!(states(&one), states(&untraced), "tracing changes the world");
     }
 }
 

@@ -1,5 +1,5 @@
-//! What the model nsqd does for consumers: channels, what is in flight, and the commands that
-//! answer it.
+//! The consumers' side of the model nsqd: channels, messages in flight, and the commands that
+//! answer them.
 
 use std::collections::BTreeMap;
 
@@ -7,25 +7,25 @@ use super::{Connection, Done, Nsqd, Phase, Refused, frame};
 use crate::random::Random;
 use crate::server::{ConnId, Kind, Out, Seen, is_name};
 
-/// Topic and channel.
+/// A topic and a channel.
 pub(super) type Key = (String, String);
 
 /// Messages by topic and channel.
 #[derive(Debug, Default)]
 pub(super) struct Channels {
     channels: BTreeMap<Key, Channel>,
-    /// Of topics that no channel was ever made of.
+    /// Messages of topics that never had a channel.
     backlog: BTreeMap<String, Vec<Message>>,
-    named: u64,
-    /// The most messages that were delivered and not answered.
+    last_number: u64,
+    /// The most messages that were in flight at once.
     pub(super) most: usize,
 }
 
 #[derive(Debug, Default)]
 struct Channel {
-    /// Each with when it may be delivered.
+    /// Messages, each with the time from which it may be delivered.
     queue: Vec<(u64, Message)>,
-    flying: Vec<Flying>,
+    in_flight: Vec<InFlight>,
 }
 
 #[derive(Debug, Clone)]
@@ -36,23 +36,23 @@ struct Message {
 }
 
 #[derive(Debug)]
-struct Flying {
+struct InFlight {
     message: Message,
     client: ConnId,
     delivered: u64,
     deadline: u64,
 }
 
-/// nsqd's own limit of `TOUCH`: 15 minutes, in microseconds.
+/// The longest that TOUCH can keep a message in flight, in microseconds: nsqd's 15 minutes.
 const TIMEOUT_MAX: u64 = 900_000_000;
 /// The longest delay of a `REQ`, in milliseconds.
 const DELAY_MAX: u64 = 3_600_000;
 
 impl Channels {
-    /// Every channel of the topic gets a copy.
+    /// Copies a message into every channel of the topic.
     pub(super) fn store(&mut self, topic: &str, body: &[u8], due: u64) {
-        self.named += 1;
-        let message = Message { number: self.named, body: body.to_vec(), attempts: 0 };
+        self.last_number += 1;
+        let message = Message { number: self.last_number, body: body.to_vec(), attempts: 0 };
         let mut stored = false;
         for ((of, _), channel) in &mut self.channels {
             if of == topic {
@@ -65,63 +65,66 @@ impl Channels {
         }
     }
 
-    /// The first channel of a topic gets all that was published before.
+    /// Creates a channel; the first channel of a topic gets all earlier messages.
     fn subscribe(&mut self, key: &Key) {
         let backlog = self.backlog.remove(&key.0).unwrap_or_default();
         let channel = self.channels.entry(key.clone()).or_default();
         channel.queue.extend(backlog.into_iter().map(|message| (0, message)));
     }
 
-    /// When a message is due to be delivered or taken back.
+    /// Returns the next time at which a message may be delivered or its timeout passes.
     pub(super) fn deadline(&self, now: u64) -> u64 {
         let times = self.channels.values().flat_map(|channel| {
             let due = channel.queue.iter().map(|(due, _)| *due).filter(|due| *due > now);
-            due.chain(channel.flying.iter().map(|flying| flying.deadline))
+            due.chain(channel.in_flight.iter().map(|in_flight| in_flight.deadline))
         });
         times.min().unwrap_or(u64::MAX)
     }
 
-    /// The bodies of what was published to a topic and not finished.
+    /// Returns the bodies published to a topic that are not finished.
     pub(super) fn unfinished(&self, topic: &str) -> Vec<Vec<u8>> {
         let waiting = self.backlog.get(topic).into_iter().flatten().map(|it| it.body.clone());
         let channels = self.channels.iter().filter(|((of, _), _)| of == topic);
         let rest = channels.flat_map(|(_, channel)| {
             let queue = channel.queue.iter().map(|(_, message)| message.body.clone());
-            queue.chain(channel.flying.iter().map(|flying| flying.message.body.clone()))
+            queue.chain(channel.in_flight.iter().map(|in_flight| in_flight.message.body.clone()))
         });
         waiting.chain(rest).collect()
     }
 
-    /// Empties one of the channels, if there is one: what is in flight is gone as well.
+    /// Empties a random channel, including messages in flight.
     pub(super) fn empty(&mut self, random: &mut Random) -> Option<(String, Vec<(ConnId, u64)>)> {
         let at = random.below(self.channels.len().max(1) as u64) as usize;
         let ((topic, name), channel) = self.channels.iter_mut().nth(at)?;
         channel.queue.clear();
-        let gone = channel.flying.drain(..).map(|flying| (flying.client, flying.message.number));
-        Some((format!("what is in {topic}/{name}"), gone.collect()))
+        let gone = channel
+            .in_flight
+            .drain(..)
+            .map(|in_flight| (in_flight.client, in_flight.message.number));
+        Some((format!("the messages of {topic}/{name}"), gone.collect()))
     }
 
-    /// What a connection has in flight is the next to be delivered.
+    /// Puts a connection's messages in flight at the front of their queues.
     pub(super) fn give_back(&mut self, conn: ConnId) {
         for channel in self.channels.values_mut() {
-            let its = channel.flying.extract_if(.., |flying| flying.client == conn);
-            let its: Vec<_> = its.map(|flying| (0, flying.message)).collect();
-            channel.queue.splice(..0, its);
+            let owned = channel.in_flight.extract_if(.., |in_flight| in_flight.client == conn);
+            let owned: Vec<_> = owned.map(|in_flight| (0, in_flight.message)).collect();
+            channel.queue.splice(..0, owned);
         }
     }
 
-    /// How many messages are delivered and not answered.
+    /// Returns the number of messages in flight.
     pub(super) fn in_flight(&self) -> usize {
-        self.channels.values().map(|channel| channel.flying.len()).sum()
+        self.channels.values().map(|channel| channel.in_flight.len()).sum()
     }
 
     fn in_flight_of(&self, key: &Key, conn: ConnId) -> usize {
-        let flying = self.channels.get(key).into_iter().flat_map(|channel| &channel.flying);
-        flying.filter(|flying| flying.client == conn).count()
+        let in_flight = self.channels.get(key).into_iter().flat_map(|channel| &channel.in_flight);
+        in_flight.filter(|in_flight| in_flight.client == conn).count()
     }
 }
 
-/// The id of a message.
+/// Returns the id of a message.
 fn id(number: u64) -> String {
     format!("{number:016x}")
 }
@@ -211,15 +214,15 @@ impl Nsqd {
             };
             delay = ms.min(DELAY_MAX) * 1000;
         }
-        let key = it.subscription.clone().expect("it has subscribed");
-        let channel = self.channels.channels.get_mut(&key).expect("its channel");
-        let named = |flying: &Flying| id(flying.message.number).as_bytes() == text;
-        let at = channel.flying.iter().position(named);
-        let owned = at.filter(|at| channel.flying[*at].client == conn);
+        let key = it.subscription.clone().expect("it is subscribed");
+        let channel = self.channels.channels.get_mut(&key).expect("a subscription has a channel");
+        let is_named = |in_flight: &InFlight| id(in_flight.message.number).as_bytes() == text;
+        let at = channel.in_flight.iter().position(is_named);
+        let owned = at.filter(|at| channel.in_flight[*at].client == conn);
         let Some(at) = owned else {
             let known = it.taken_back.iter().any(|number| id(*number).as_bytes() == text);
             if !known {
-                let what = "an explanation: it answers what it was not given";
+                let what = "an explanation: it answered a message that it did not receive";
                 out.seen.push((conn, Seen::Overdue(what)));
             }
             let why = if at.is_some() { "client does not own message" } else { "ID not in flight" };
@@ -229,15 +232,15 @@ impl Nsqd {
             return Ok(Done::Used(0));
         };
         if verb == "TOUCH" {
-            let flying = &mut channel.flying[at];
-            flying.deadline = (out.now + it.msg_timeout).min(flying.delivered + TIMEOUT_MAX);
+            let in_flight = &mut channel.in_flight[at];
+            in_flight.deadline = (out.now + it.msg_timeout).min(in_flight.delivered + TIMEOUT_MAX);
             return Ok(Done::Used(0));
         }
-        let flying = channel.flying.remove(at);
-        let body = flying.message.body.clone();
-        let attempts = flying.message.attempts;
+        let in_flight = channel.in_flight.remove(at);
+        let body = in_flight.message.body.clone();
+        let attempts = in_flight.message.attempts;
         if verb == "REQ" {
-            channel.queue.push((out.now + delay, flying.message));
+            channel.queue.push((out.now + delay, in_flight.message));
             out.seen.push((conn, Seen::Requeued { body }));
         } else {
             out.seen.push((conn, Seen::Finished { body, attempts }));
@@ -256,18 +259,18 @@ impl Nsqd {
         Ok(Done::Used(0))
     }
 
-    /// Takes back what was not answered in time, and delivers what may be delivered.
+    /// Requeues messages whose timeout passed, and delivers what may be delivered.
     pub(super) fn pump(&mut self, out: &mut Out) {
         let Self { channels, connections, .. } = self;
         for channel in channels.channels.values_mut() {
-            let late = |flying: &mut Flying| flying.deadline <= out.now;
-            for flying in channel.flying.extract_if(.., late) {
-                if let Some(it) = connections.get_mut(&flying.client) {
-                    it.taken_back.insert(flying.message.number);
-                    let body = flying.message.body.clone();
-                    out.seen.push((flying.client, Seen::TakenBack { body }));
+            let late = |in_flight: &mut InFlight| in_flight.deadline <= out.now;
+            for in_flight in channel.in_flight.extract_if(.., late) {
+                if let Some(it) = connections.get_mut(&in_flight.client) {
+                    it.taken_back.insert(in_flight.message.number);
+                    let body = in_flight.message.body.clone();
+                    out.seen.push((in_flight.client, Seen::TakenBack { body }));
                 }
-                channel.queue.push((out.now, flying.message));
+                channel.queue.push((out.now, in_flight.message));
             }
         }
         for (&conn, it) in connections.iter_mut() {
@@ -278,7 +281,7 @@ impl Nsqd {
                 continue;
             };
             let mut room = it.rdy.saturating_sub(channels.in_flight_of(key, conn) as u64);
-            let channel = channels.channels.get_mut(key).expect("its channel");
+            let channel = channels.channels.get_mut(key).expect("a subscription has a channel");
             while room > 0 {
                 let due = channel.queue.iter().position(|(due, _)| *due <= out.now);
                 let Some(at) = due else { break };
@@ -288,7 +291,12 @@ impl Nsqd {
                 let data = [&head, id(message.number).as_bytes(), &message.body].concat();
                 out.say(conn, Kind::Message, frame(2, &data));
                 let deadline = out.now + it.msg_timeout;
-                channel.flying.push(Flying { message, client: conn, delivered: out.now, deadline });
+                channel.in_flight.push(InFlight {
+                    message,
+                    client: conn,
+                    delivered: out.now,
+                    deadline,
+                });
                 room -= 1;
             }
         }
@@ -298,7 +306,7 @@ impl Nsqd {
 
 type Outcome = Result<Done, Refused>;
 
-/// As nsqd reads numbers: digits, of which there may be none.
+/// Parses a number as nsqd does: digits, perhaps none.
 fn number(digits: &[u8]) -> Option<u64> {
     let text = std::str::from_utf8(digits).ok()?;
     if !digits.iter().all(u8::is_ascii_digit) {

@@ -1,4 +1,4 @@
-//! What goes wrong.
+//! Applies faults.
 
 use nanonsq_models::random::Random;
 use nanonsq_models::server::ConnId;
@@ -11,7 +11,7 @@ use crate::schedule::{Cut, Jump, Mode, What};
 use crate::watch::{self, Event};
 
 impl Inner {
-    /// All that was wrong is right again, for good, except what is already lost.
+    /// Ends all faults for good; what is already lost stays lost.
     pub(super) fn heal(&mut self) {
         for host in &mut self.hosts {
             host.server.heal();
@@ -21,8 +21,8 @@ impl Inner {
             wake(&mut conn.writer);
             self.hosts[conn.host].server.writable(id);
         }
-        // One to whom a byte a second was said would hear of that for hours, and one that was
-        // promised 16 KiB would wait for them for as long: a heartbeat brings 19 bytes.
+        // A connection with a backlog of one byte per second would last for hours, and so would
+        // one that waits for 16 KiB: a heartbeat brings 19 bytes.
         let soon = self.now + 10_000_000;
         let odd = |conn: &Conn| conn.misled || conn.promised || conn.down.last > soon;
         let odd = self.conns.iter().filter(|(_, conn)| conn.has_client && odd(conn));
@@ -66,7 +66,7 @@ impl Inner {
             What::Vandalize(at, dice) => {
                 let host = &mut self.hosts[at];
                 let what = host.server.vandalize(&mut Random::new(dice), &TOPICS);
-                watch::say(|| format!("an administrator deletes {what}"));
+                watch::trace(|| format!("an administrator deletes {what}"));
                 return;
             }
             What::Crash(at, gone, ms) => {
@@ -137,7 +137,7 @@ impl Inner {
                 self.send(id, Way::Down, Segment::End);
             }
             Cut::Reset => {
-                // Some of it arrives all the same, but no answer does.
+                // Some bytes arrive all the same, but no response does.
                 let keep = self.random.below(conn.up.queue.len() as u64 + 1) as usize;
                 conn.up.queue.truncate(keep);
                 if let Some((_, Segment::Data(_, bytes))) = conn.up.queue.back_mut() {
@@ -146,7 +146,7 @@ impl Inner {
                 }
                 let rest = std::mem::take(&mut conn.up.queue);
                 conn.up.bytes = 0;
-                // What was under way comes just before the reset, or is lost.
+                // Bytes under way come just before the reset, or are lost.
                 for (_, segment) in std::mem::take(&mut conn.down.queue) {
                     if let Segment::Data(kind, bytes) = segment {
                         conn.rx.push_back((kind, bytes));

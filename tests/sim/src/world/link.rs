@@ -1,4 +1,4 @@
-//! A connection: segments under way, what arrives, and the client's end of it.
+//! A connection: segments under way, arrivals, and the client's end.
 
 use std::task::{Context, Poll, Waker};
 
@@ -21,13 +21,13 @@ impl Inner {
         let at = flow.last;
         flow.bytes += segment.len();
         flow.queue.push_back((at, segment));
-        // Time goes on: what is due then is still to come.
+        // An arrival at that time is still in the queue: the time has not reached it.
         if std::mem::replace(&mut flow.due, at) != at {
             self.push(at, way.due(id));
         }
     }
 
-    /// The next segment that has arrived; later, if something holds it up.
+    /// Returns the next segment that has arrived, or schedules a later attempt if a fault holds it.
     fn arrived(&mut self, id: ConnId, way: Way) -> Option<Segment> {
         let now = self.now;
         let conn = self.conns.get_mut(id)?;
@@ -59,7 +59,7 @@ impl Inner {
                     }
                     self.serve(at, |server, out| server.receive(id, &bytes, out));
                 }
-                // Nobody is there any more: the kernel says so.
+                // No process: the kernel sends a reset.
                 Segment::Data(..) => self.send(id, Way::Down, Segment::Reset),
                 Segment::End => {
                     let way_back = self.random.between(100, DELAY_MAX);
@@ -107,7 +107,7 @@ impl Inner {
         let session = conn.session;
         assert!(!conn.ended, "written to after it was closed");
         if !conn.has_server && !conn.lost && self.random.one_in(3) {
-            // What ends it arrives between a read and this write.
+            // The end arrives between a read and this write.
             conn.reset(false);
         }
         if let Some(Err(error)) = conn.end {
@@ -125,8 +125,8 @@ impl Inner {
         let n = bytes.len().min(room).min(most);
         watch::event(session, if n < bytes.len() { Event::WrotePart } else { Event::Wrote });
         let taken = take(bytes, n);
-        watch::tell(session, || format!("writes {}", short(&taken)));
-        // Only what comes after the heartbeat answers it, but it may have begun before.
+        watch::trace_session(session, || format!("writes {}", short(&taken)));
+        // Only bytes after the heartbeat answer it, but the NOP may have begun before.
         let looked_at = if conn.owes { taken.len() } else { taken.len().min(3) };
         for &byte in &taken[taken.len() - looked_at..] {
             let [_, a, b] = conn.wrote;
@@ -151,7 +151,7 @@ impl Inner {
             let Some(end) = conn.end else { return Poll::Pending };
             self.moves[session.0] += 1;
             watch::event(session, if end.is_ok() { Event::End } else { Event::ReadError });
-            watch::tell(session, || format!("reads the end: {end:?}"));
+            watch::trace_session(session, || format!("reads the end: {end:?}"));
             return Poll::Ready(end.map(|()| 0));
         };
         let most = self.random.between(1, conn.piece) as usize;
@@ -161,7 +161,7 @@ impl Inner {
         let whole = n == rest.len();
         let event = if whole || *kind == Event::Lie { *kind } else { Event::Part };
         watch::event(session, event);
-        watch::tell(session, || format!("reads {event:?} {}", short(&buf[..n])));
+        watch::trace_session(session, || format!("reads {event:?} {}", short(&buf[..n])));
         if whole {
             match kind {
                 Event::Ok | Event::Refusal => conn.answers += 1,
@@ -204,18 +204,18 @@ impl Inner {
         Poll::Ready(Ok(()))
     }
 
-    /// The client drops its end: after it closed it, or not.
+    /// Drops the client's end, with or without closing it.
     pub(super) fn drop_client(&mut self, id: ConnId, closed: bool) {
         let Some(conn) = self.conns.get_mut(id) else { return };
         let session = conn.session;
         watch::event(session, Event::Closed);
-        watch::tell(session, || if closed { "closes" } else { "aborts" }.into());
-        // All places are taken: nobody may have come to it.
+        watch::trace_session(session, || if closed { "closes" } else { "aborts" }.into());
+        // If the connection still waits to be accepted, no session may have served it.
         conn.clean &= !self.hosts[conn.host].server.waits(id);
         if conn.clean
             && let Some(fault) = watch::fault(session)
         {
-            panic!("gives up a healthy connection: {fault}");
+            panic!("a session gave up a healthy connection: {fault}");
         }
         let gives_up = conn.clean && watch::is_in(session, "Closing");
         conn.has_client = false;
@@ -227,7 +227,7 @@ impl Inner {
         if conn.lost || !conn.has_server {
             self.sweep(id);
         } else if !closed {
-            // The reset may overtake what was written.
+            // The reset may overtake written bytes.
             let keep = self.random.below(conn.up.queue.len() as u64 + 1) as usize;
             conn.up.queue.truncate(keep);
             self.send(id, Way::Up, Segment::Reset);
@@ -235,7 +235,7 @@ impl Inner {
     }
 }
 
-/// Towards the server, or the client.
+/// The direction of a flow: up to the server, or down to the client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Way {
     Up,
@@ -283,7 +283,7 @@ pub(super) fn wake(waker: &mut Option<Waker>) {
     }
 }
 
-/// The first of what is offered.
+/// Copies the first `n` bytes of what is offered.
 pub(super) fn take(bytes: Transmit<'_>, n: usize) -> Chunk {
     match bytes.head.get(..n) {
         Some(head) => Chunk::new(head),
@@ -292,7 +292,7 @@ pub(super) fn take(bytes: Transmit<'_>, n: usize) -> Chunk {
     }
 }
 
-/// As much of some bytes as a trace needs.
+/// Formats some bytes for the trace, at most 60.
 fn short(bytes: &[u8]) -> String {
     const MAX: usize = 60;
     let text = bytes[..bytes.len().min(MAX)].escape_ascii();

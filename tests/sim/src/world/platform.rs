@@ -1,4 +1,4 @@
-//! The network as the driver sees it: its clock, its dialer and its transports.
+//! The network as the driver sees it: clock, dialer and transports.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -18,78 +18,79 @@ use crate::watch::{self, Event, Session};
 use crate::web::HOLE;
 
 #[derive(Clone, Copy)]
-enum Whose {
-    /// Of this session.
+enum Owner {
+    /// A session's clock.
     Session(Session),
-    /// Of a handle.
+    /// The clock of an actor's handle.
     Handle(usize),
 }
 
 /// [`Sleep`] in virtual time.
 pub(crate) struct Clock {
     world: World,
-    whose: Whose,
-    /// The sessions that clones are for, in their order; without, clones are for handles.
+    owner: Owner,
+    /// The index of the next clone's session; without it clones belong to handles.
     next: Option<Rc<RefCell<usize>>>,
-    /// What its clones are for, in their order; then for handles.
+    /// The roles of the clones, in order; later clones belong to handles.
     plan: Option<Rc<RefCell<VecDeque<Role>>>>,
-    /// A session's waker, with how often it was used.
+    /// A session's waker and its counter of wakes.
     own: Option<(Arc<Wakes>, Waker)>,
 }
 
-/// What a clone of a clock is for.
+/// The owner of a clone of a clock.
 #[derive(Clone)]
 pub(crate) enum Role {
     /// A handle.
     Handle,
-    /// This one of the actor's sessions.
+    /// The actor's session with this number.
     Session(usize),
-    /// A runner, whose clones have roles of their own.
+    /// A runner, whose clones have their own roles.
     Runner(Rc<RefCell<VecDeque<Role>>>),
 }
 
 impl Clock {
-    /// Of an actor's one session.
+    /// The clock of an actor's session.
     pub(crate) fn of_session(world: &World, session: Session) -> Self {
         Self {
             world: world.clone(),
-            whose: Whose::Session(session),
+            owner: Owner::Session(session),
             next: None,
             plan: None,
             own: None,
         }
     }
 
-    /// Of an actor's application.
+    /// The clock of an actor's handle.
     pub(crate) fn of_handle(world: &World, actor: usize) -> Self {
         Self {
             world: world.clone(),
-            whose: Whose::Handle(actor),
+            owner: Owner::Handle(actor),
             next: None,
             plan: None,
             own: None,
         }
     }
 
-    /// Of an actor's runner that clones it for each of its sessions; `next` is which comes next.
+    /// The clock of a runner that clones it for each session; `next` is the index of the next
+    /// clone.
     pub(crate) fn of_runner(world: &World, actor: usize, next: Rc<RefCell<usize>>) -> Self {
         Self {
             world: world.clone(),
-            whose: Whose::Handle(actor),
+            owner: Owner::Handle(actor),
             next: Some(next),
             plan: None,
             own: None,
         }
     }
 
-    /// Of an actor's handle, whose clones have these roles.
+    /// The clock of an actor's handle whose clones have the roles of `plan`.
     pub(crate) fn of_plan(world: &World, actor: usize, plan: Rc<RefCell<VecDeque<Role>>>) -> Self {
         Self { plan: Some(plan), ..Self::of_handle(world, actor) }
     }
 
     fn actor(&self) -> usize {
-        match self.whose {
-            Whose::Session((actor, _)) | Whose::Handle(actor) => actor,
+        match self.owner {
+            Owner::Session((actor, _)) | Owner::Handle(actor) => actor,
         }
     }
 }
@@ -104,33 +105,33 @@ impl Clone for Clock {
                 Some(Role::Runner(plan)) => Self::of_plan(&self.world, actor, plan),
             };
         }
-        if let Whose::Session(session) = self.whose {
+        if let Owner::Session(session) = self.owner {
             return Self::of_session(&self.world, session);
         }
-        let whose = match &self.next {
-            // The first clone of all is the handle's.
+        let owner = match &self.next {
+            // The first clone belongs to the handle.
             Some(next) => {
                 let machine = *next.borrow();
                 *next.borrow_mut() += 1;
-                machine.checked_sub(1).map_or(Whose::Handle(actor), |m| Whose::Session((actor, m)))
+                machine.checked_sub(1).map_or(Owner::Handle(actor), |m| Owner::Session((actor, m)))
             }
-            None => Whose::Handle(actor),
+            None => Owner::Handle(actor),
         };
-        Self { world: self.world.clone(), whose, next: None, plan: None, own: None }
+        Self { world: self.world.clone(), owner, next: None, plan: None, own: None }
     }
 }
 
 impl Sleep for Clock {
     fn now(&self) -> Instant {
-        watch::enter(match self.whose {
-            Whose::Session(session) => Some(session),
-            Whose::Handle(_) => None,
+        watch::enter(match self.owner {
+            Owner::Session(session) => Some(session),
+            Owner::Handle(_) => None,
         });
         Instant::from_micros(self.world.clock(self.actor()))
     }
 
     fn poll_until(&mut self, cx: &mut Context<'_>, at: Instant) -> Poll<()> {
-        let Whose::Session(session) = self.whose else { panic!("a handle does not sleep") };
+        let Owner::Session(session) = self.owner else { panic!("a handle does not sleep") };
         let inner = &mut *self.world.0.borrow_mut();
         let offset = inner.clocks[session.0];
         let real = at.as_micros().saturating_sub(offset);
@@ -148,7 +149,7 @@ impl Sleep for Clock {
     }
 
     fn own_waker(&mut self, task: &Waker) -> Option<&Waker> {
-        let Whose::Session(_) = self.whose else { return None };
+        let Owner::Session(_) = self.owner else { return None };
         if !self.own.as_ref().is_some_and(|(wakes, _)| wakes.is_before(task)) {
             self.own = Some(Wakes::before(task));
         }
@@ -156,10 +157,10 @@ impl Sleep for Clock {
     }
 
     fn take_woken(&mut self) -> bool {
-        match (self.whose, &self.own) {
-            (Whose::Handle(_), _) => true,
-            (Whose::Session(_), None) => false,
-            (Whose::Session(_), Some((wakes, _))) => wakes.take() > 0,
+        match (self.owner, &self.own) {
+            (Owner::Handle(_), _) => true,
+            (Owner::Session(_), None) => false,
+            (Owner::Session(_), Some((wakes, _))) => wakes.take() > 0,
         }
     }
 }
@@ -185,7 +186,7 @@ impl Dialer for Dials {
         let id = {
             let inner = &mut *world.0.borrow_mut();
             let name = match address.port() {
-                // nsqlookupd's two sides are two hosts here: each fails by itself.
+                // The two sides of an nsqlookupd are two hosts here, with faults of their own.
                 HTTP_PORT => address.host().replace("lookup", "web"),
                 _ => address.host().to_owned(),
             };
@@ -195,7 +196,7 @@ impl Dialer for Dials {
             let lately = inner.dialed.entry(*session).or_default();
             lately.retain(|at| at + 1_000_000 > inner.now);
             lately.push_back(inner.now);
-            assert!(lately.len() <= DIALS_MAX, "dials without end");
+            assert!(lately.len() <= DIALS_MAX, "dials too often within a second");
             let dial = Dial { session: *session, host, waker: None, result: None };
             inner.dials.insert(id, dial);
             let delay = inner.random.between(100, DELAY_MAX);
@@ -204,8 +205,8 @@ impl Dialer for Dials {
             }
             id
         };
-        watch::tell(*session, || format!("dials {address}"));
-        /// Forgets the dial, however it ends.
+        watch::trace_session(*session, || format!("dials {address}"));
+        /// Removes the dial, however its future ends.
         struct Guard(World, u64);
         impl Drop for Guard {
             fn drop(&mut self) {
@@ -237,14 +238,14 @@ impl Dialer for Dials {
 }
 
 impl Pipe {
-    /// Whether it leads to that host: another one may have been dialed.
+    /// Returns whether the connection is with `host`; a faulty dial may have led elsewhere.
     pub(crate) fn is_of(&self, host: &str) -> bool {
         let inner = self.world.0.borrow();
         let conn = inner.conns.get(self.conn);
         conn.is_some_and(|conn| inner.hosts[conn.host].name == host)
     }
 
-    /// No more bytes than that are under way in one direction.
+    /// Limits the bytes under way to the server to `window`.
     pub(crate) fn narrow(&self, window: usize) {
         let mut inner = self.world.0.borrow_mut();
         inner.conns.get_mut(self.conn).expect("a connection that is held").window = window;

@@ -1,5 +1,5 @@
-//! A host that is a process of an actor: its listeners and its ends of connections. What arrives
-//! lies here until the process reads it.
+//! A host that is an actor's process: its listeners and its ends of connections. Arriving bytes
+//! wait here until the process reads them.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -20,27 +20,28 @@ use crate::watch::{self, Event, Session};
 /// How many connections wait to be accepted; the next one is reset.
 const BACKLOG: usize = 4;
 
-/// Where a process listens.
+/// A port on which a process listens.
 #[derive(Clone, Default)]
 pub(crate) struct Port(Rc<RefCell<Mailbox>>);
 
 #[derive(Default)]
 struct Mailbox {
-    /// There is a process.
+    /// True while a process runs.
     up: bool,
     backlog: VecDeque<ConnId>,
     accepting: BTreeMap<Session, Waker>,
     ends: BTreeMap<ConnId, End>,
     listings: BTreeMap<ConnId, BTreeSet<String>>,
-    /// How many connections listeners hold.
+    /// The number of connections that listeners hold.
     held: usize,
-    /// Since all of them were last without one, the spare listener took one: from then on a listener
-    /// may serve another session than its own.
+    /// True from when the spare listener accepted a connection until no connection is left: a
+    /// listener may then serve another session than its own.
     mixed: bool,
-    /// What somebody wants to have published, and whom to tell.
+    /// Messages that others publish through this node, and the waker of the task that publishes
+    /// them.
     fed: VecDeque<(String, Vec<u8>)>,
     feeder: Option<Waker>,
-    /// Knows what was published and is not finished.
+    /// Records which published messages are not finished.
     tap: Option<Rc<RefCell<Tap>>>,
 }
 
@@ -48,9 +49,9 @@ struct Mailbox {
 #[derive(Default)]
 struct End {
     rx: VecDeque<u8>,
-    /// When it came up.
+    /// When the connection came up.
     since: u64,
-    /// The client ended its stream; the connection is no more.
+    /// The client closed its stream; the connection is gone.
     ended: bool,
     gone: bool,
     reader: Option<Waker>,
@@ -58,7 +59,7 @@ struct End {
 }
 
 impl Port {
-    /// The process starts, or is dead.
+    /// Opens the port for a new process, or closes it.
     pub(crate) fn set_up(&self, world: &World, up: bool) {
         let waiting: Vec<_> = {
             let mailbox = &mut *self.0.borrow_mut();
@@ -74,7 +75,7 @@ impl Port {
         }
     }
 
-    /// What somebody wants to have published.
+    /// Polls for a message that others publish through this node.
     pub(crate) fn poll_fed(&self, cx: &Context<'_>) -> Poll<(String, Vec<u8>)> {
         let mailbox = &mut *self.0.borrow_mut();
         match mailbox.fed.pop_front() {
@@ -86,17 +87,17 @@ impl Port {
         }
     }
 
-    /// What knows which of a node's messages are not finished.
+    /// Sets the tap that records which messages are not finished.
     pub(crate) fn set_tap(&self, tap: Rc<RefCell<Tap>>) {
         self.0.borrow_mut().tap = Some(tap);
     }
 
-    /// What each connection has registered.
+    /// Sets what each connection has registered.
     pub(crate) fn set_listings(&self, listings: BTreeMap<ConnId, BTreeSet<String>>) {
         self.0.borrow_mut().listings = listings;
     }
 
-    /// The connection that comes from there.
+    /// Returns the connection with this source address.
     pub(crate) fn conn_of(from: SocketAddr) -> ConnId {
         let SocketAddr::V4(from) = from else { panic!("not one of ours") };
         u64::from(u32::from(*from.ip())) << 16 | u64::from(from.port())
@@ -104,8 +105,8 @@ impl Port {
 }
 
 impl Mailbox {
-    /// Something happens to a listener or its connection. It is not known of which session the
-    /// connection is while that may be another's than the listener's.
+    /// Counts an event of a listener or its connection, unless it is unknown to which session the
+    /// connection belongs.
     fn event(&self, session: Session, event: Event) {
         if !self.mixed || watch::is_spare(session) {
             watch::event_of_listener(session, event);
@@ -120,7 +121,7 @@ fn address_of(id: ConnId) -> SocketAddr {
     ))
 }
 
-/// As the network sees it.
+/// The port as the network sees it.
 impl Server for Port {
     fn open(&mut self, conn: ConnId, out: &mut Out) {
         let mailbox = &mut *self.0.borrow_mut();
@@ -218,7 +219,7 @@ pub(crate) struct Listens {
     pub(crate) world: World,
     pub(crate) port: Port,
     pub(crate) session: Session,
-    /// What is checked of what it carries, if it is V2.
+    /// Checks the connections, if they are V2.
     pub(crate) tap: Option<Rc<RefCell<Tap>>>,
 }
 
@@ -229,7 +230,7 @@ impl Listener for Listens {
 
     async fn accept(&mut self) -> Result<(Socket, SocketAddr), AcceptError> {
         let Self { world, port, session, tap } = self;
-        /// Nobody listens any more, however it ends.
+        /// Stops waiting, however the future ends.
         struct Guard(Port, Session);
         impl Drop for Guard {
             fn drop(&mut self) {
@@ -245,7 +246,7 @@ impl Listener for Listens {
             };
             let inner = &mut *world.0.borrow_mut();
             if inner.random.one_in(60) {
-                // As when there are no file descriptors left: what waits, waits.
+                // As when no file descriptors are left: connections keep waiting.
                 if let Some(conn) = inner.conns.get_mut(id) {
                     conn.clean = false;
                 }
@@ -258,7 +259,7 @@ impl Listener for Listens {
             mailbox.mixed |= watch::is_spare(*session);
             mailbox.event(*session, Event::Up);
             inner.moves[session.0] += 1;
-            // All places were taken for a while: it may be answered late.
+            // All listeners were busy for a while: the connection may be answered late.
             let waited = mailbox.ends.get(&id).is_some_and(|end| end.since < inner.now);
             if let Some(conn) = inner.conns.get_mut(id).filter(|_| waited) {
                 conn.clean = false;
@@ -268,7 +269,7 @@ impl Listener for Listens {
         .await;
         drop(guard);
         let Some(id) = id else { return Err(AcceptError::NoSocket) };
-        watch::tell(*session, || format!("accepts connection {id}"));
+        watch::trace_session(*session, || format!("accepts connection {id}"));
         if let Some(tap) = tap {
             tap.borrow_mut().open(id);
         }
@@ -307,7 +308,7 @@ impl Transport for Socket {
         buf: &mut [u8],
     ) -> Poll<Result<usize, TransportError>> {
         let inner = &mut *self.world.0.borrow_mut();
-        // All that was read before is taken, else it would not be asked for more.
+        // Reading again means that everything read before was processed.
         self.tap(inner, |tap, now| tap.read_again(self.id, now));
         let mailbox = &mut *self.port.0.borrow_mut();
         let end = mailbox.ends.get_mut(&self.id).expect("an end that is held");
@@ -329,7 +330,7 @@ impl Transport for Socket {
             *to = from;
         }
         mailbox.event(self.session, Event::Heard);
-        watch::tell(self.session, || format!("reads {}", buf[..n].escape_ascii()));
+        watch::trace_session(self.session, || format!("reads {}", buf[..n].escape_ascii()));
         inner.moves[self.session.0] += 1;
         self.tap(inner, |tap, now| tap.read(self.id, &buf[..n], now));
         if let Some(conn) = inner.conns.get_mut(self.id) {
@@ -345,7 +346,7 @@ impl Transport for Socket {
     ) -> Poll<Result<usize, TransportError>> {
         assert!(!self.closed, "written to after it was closed");
         let inner = &mut *self.world.0.borrow_mut();
-        // As much as it looks at.
+        // The tap reads no more than this.
         let first = take(bytes, bytes.len().min(OFFERED));
         self.tap(inner, |tap, now| tap.offer(self.id, &first, now));
         let mailbox = &mut *self.port.0.borrow_mut();
@@ -370,7 +371,7 @@ impl Transport for Socket {
         let event = if n < bytes.len() { Event::WrotePart } else { Event::Wrote };
         let taken = take(bytes, n);
         mailbox.event(self.session, event);
-        watch::tell(self.session, || format!("writes {}", taken.escape_ascii()));
+        watch::trace_session(self.session, || format!("writes {}", taken.escape_ascii()));
         inner.moves[self.session.0] += 1;
         let Some(tap) = &self.tap else {
             inner.send(self.id, Way::Down, Segment::Data(Event::Part, taken));
@@ -392,7 +393,7 @@ impl Transport for Socket {
         let inner = &mut *self.world.0.borrow_mut();
         inner.moves[self.session.0] += 1;
         if !std::mem::replace(&mut self.closed, true) {
-            watch::tell(self.session, || "closes".into());
+            watch::trace_session(self.session, || "closes".into());
             inner.send(self.id, Way::Down, Segment::End);
         }
         Poll::Ready(Ok(()))
@@ -402,7 +403,7 @@ impl Transport for Socket {
 impl Drop for Socket {
     fn drop(&mut self) {
         watch::event(self.session, Event::Closed);
-        watch::tell(self.session, || "is done with the connection".into());
+        watch::trace_session(self.session, || "is done with the connection".into());
         if let Some(tap) = &self.tap {
             tap.borrow_mut().closed(self.id);
         }

@@ -1,10 +1,10 @@
-//! The connections of the network. There are few at a time, and they are asked for at each byte.
+//! The connections of the network: few at a time, looked up for every byte.
 
 use nanonsq_models::server::ConnId;
 
 use super::Conn;
 
-/// Connections, in the order in which they came up.
+/// Connections in the order in which they came up.
 #[derive(Default)]
 pub(super) struct Connections(Vec<(ConnId, Box<Conn>)>);
 
@@ -21,9 +21,9 @@ impl Connections {
         self.find(id).map(|at| &mut *self.0[at].1)
     }
 
-    /// Its name is later than all others.
+    /// Adds a connection; its id must be larger than all others.
     pub(super) fn insert(&mut self, id: ConnId, conn: Conn) {
-        assert!(self.0.last().is_none_or(|last| last.0 < id), "a new name");
+        assert!(self.0.last().is_none_or(|last| last.0 < id), "ids grow");
         self.0.push((id, Box::new(conn)));
     }
 

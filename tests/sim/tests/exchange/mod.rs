@@ -1,4 +1,4 @@
-//! Asking a session by hand, and a real server, over HTTP; and what must differ of the answers.
+//! Exchanges with a session driven by hand and with a real HTTP server, and normalized responses.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -11,24 +11,24 @@ use tokio::net::TcpStream;
 
 pub(crate) const LIMIT: Duration = Duration::from_secs(10);
 
-/// Gives bytes to a session as often as it takes any; all that it says.
+/// Passes bytes to a session until it consumes no more; returns all that it transmits.
 pub(crate) fn exchange(session: &mut dyn Session, now: Instant, mut bytes: &[u8]) -> Vec<u8> {
-    let mut said = Vec::new();
+    let mut sent = Vec::new();
     loop {
-        let taken = session.take(now, bytes);
-        bytes = &bytes[taken..];
+        let consumed = session.take(now, bytes);
+        bytes = &bytes[consumed..];
         let lent = session.transmit(now);
         let piece = [lent.head, lent.body].concat();
         session.sent(now, piece.len());
-        if taken == 0 && piece.is_empty() {
+        if consumed == 0 && piece.is_empty() {
             assert!(bytes.is_empty(), "held for nothing");
-            return said;
+            return sent;
         }
-        said.extend(piece);
+        sent.extend(piece);
     }
 }
 
-/// One request on a connection of its own, which the server closes.
+/// Sends one request on its own connection, which the server closes, and returns the response.
 pub(crate) async fn ask(address: SocketAddr, request: &[u8]) -> Vec<u8> {
     let exchange = async {
         let mut stream = TcpStream::connect(address).await?;
@@ -37,10 +37,10 @@ pub(crate) async fn ask(address: SocketAddr, request: &[u8]) -> Vec<u8> {
         stream.read_to_end(&mut answer).await?;
         std::io::Result::Ok(answer)
     };
-    tokio::time::timeout(LIMIT, exchange).await.expect("an answer").expect("a whole answer")
+    tokio::time::timeout(LIMIT, exchange).await.expect("a response").expect("a complete response")
 }
 
-/// An answer, taken apart. The header is sorted, and without the date.
+/// A parsed response. The headers are sorted and without the date.
 pub(crate) struct Answer {
     pub(crate) line: String,
     pub(crate) headers: Vec<(String, String)>,
@@ -64,7 +64,7 @@ impl Answer {
         Self { line: line.to_owned(), headers, body }
     }
 
-    /// Leaves out how the body's length is told, once it is seen to be right.
+    /// Removes the headers for the length of the body, after checking them.
     pub(crate) fn forget_length(&mut self) {
         let len = self.body.len().to_string();
         self.headers.retain(|(name, value)| {
@@ -73,14 +73,14 @@ impl Answer {
         });
     }
 
-    /// The body as JSON, if it is a list or an object, which is written as Go writes it.
+    /// Returns the body if it is a JSON list or object, and checks that it is as compact as Go's.
     pub(crate) fn json(&self) -> Option<Value> {
         let json: Value = serde_json::from_str(&self.body).ok()?;
         if !json.is_object() && !json.is_array() {
             return None;
         }
         if !self.body.contains("\\u") && self.line.contains("200") {
-            // Compact: whatever the order, the same characters.
+            // Compact JSON has the same characters in any order of keys.
             let text = serde_json::to_string(&json).expect("JSON");
             assert_eq!(sorted(&self.body), sorted(&text), "{}", self.body);
         }
@@ -112,7 +112,7 @@ fn unchunk(mut rest: &str) -> String {
     }
 }
 
-/// JSON with its lists in order, and for each key what `scrub` makes of its value.
+/// Sorts the lists in JSON, and replaces the value of each key with `scrub`'s result.
 pub(crate) fn in_order(json: Value, scrub: &impl Fn(&str, Value) -> Value) -> Value {
     match json {
         Value::Object(object) => {
@@ -131,7 +131,7 @@ pub(crate) fn in_order(json: Value, scrub: &impl Fn(&str, Value) -> Value) -> Va
     }
 }
 
-/// Whether it is text that says an address and a port.
+/// Returns true, as JSON, if the value is text with an address and a port.
 pub(crate) fn is_address(value: &Value) -> Value {
     Value::from(matches!(value.as_str().map(str::parse::<SocketAddr>), Some(Ok(_))))
 }
