@@ -1,20 +1,20 @@
-//! What nsqd asks whether a secret is good (`--auth-http-address`).
+//! A server that nsqd asks whether a secret is valid (`--auth-http-address`).
 
 use std::net::SocketAddr;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
-/// The secret that opens something.
+/// The only valid secret.
 pub const SECRET: &str = "open-sesame";
 
-/// Starts such a server; gives its address. [`SECRET`] may do on `topic`, and on the channels that
-/// `channels` matches, what `permissions` says; all else is forbidden.
+/// Starts the server and returns its address. [`SECRET`] grants `permissions` on `topic` and on the
+/// channels that `channels` matches; everything else is forbidden.
 pub async fn start(topic: &str, channels: &str, permissions: &[&str]) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let address = listener.local_addr().expect("it is bound");
     let permissions = permissions.join("\",\"");
-    let opened = format!(
+    let granted = format!(
         r#"{{"ttl":60,"identity":"i","identity_url":"","authorizations":[{{"topic":"{topic}","channels":["{channels}"],"permissions":["{permissions}"]}}]}}"#
     );
     tokio::spawn(async move {
@@ -23,7 +23,7 @@ pub async fn start(topic: &str, channels: &str, permissions: &[&str]) -> SocketA
             let n = stream.read(&mut request).await.unwrap_or(0);
             let request = String::from_utf8_lossy(&request[..n]);
             let good = request.contains(&format!("secret={SECRET}"));
-            let (status, body) = if good { ("200 OK", &*opened) } else { ("403 Forbidden", "{}") };
+            let (status, body) = if good { ("200 OK", &*granted) } else { ("403 Forbidden", "{}") };
             let reply = format!(
                 "HTTP/1.1 {status}\r\nContent-Type: application/json\r\n\
                  Content-Length: {}\r\nConnection: close\r\n\r\n{body}",

@@ -1,4 +1,4 @@
-//! A headless Chromium, driven through WebDriver as a user would drive it: what is visible, clicks.
+//! A headless Chromium, driven through WebDriver as a user would: visible text and clicks.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use crate::{eventually, http, peers};
 
 const START_LIMIT: Duration = Duration::from_secs(60);
 const LIMIT: Duration = Duration::from_secs(30);
-/// Without the last five, Chromium calls services of its maker.
+/// The last five keep Chromium from contacting its maker's services.
 const FLAGS: [&str; 10] = [
     "--headless",
     "--no-sandbox",
@@ -37,11 +37,11 @@ pub struct Browser {
 }
 
 impl Browser {
-    /// Starts Chromium; if it is not installed, says that `test` is skipped.
+    /// Starts Chromium; if it is not installed, prints that `test` is skipped.
     ///
     /// # Panics
     ///
-    /// If it does not start within a minute.
+    /// If Chromium does not start within a minute.
     pub async fn start_or_skip(test: &str) -> Option<Browser> {
         let chromium = peers::installed_or_skip("chromium", "chromium", test)?;
         let driver = peers::installed_or_skip("chromedriver", "chromium-driver", test)?;
@@ -57,7 +57,7 @@ impl Browser {
             status.is_ok_and(|status| status["value"]["ready"] == true)
         })
         .await;
-        // Chromium is a process of another program, and outlives it: its id is noted at once.
+        // Chromium outlives chromedriver: remember its process id at once.
         let profile = driver.dir().join("profile");
         let flags: Vec<_> = FLAGS.iter().map(|&flag| flag.to_owned()).collect();
         let args = [flags, vec![format!("--user-data-dir={}", profile.display())]].concat();
@@ -71,23 +71,23 @@ impl Browser {
         Browser { driver, port, session, process }
     }
 
-    /// Goes to a page, and waits until it is loaded.
+    /// Opens a page and waits until it is loaded.
     pub async fn open(&self, url: &str) {
         self.must("POST", "/url", json!({"url": url})).await;
     }
 
-    /// The visible text of the first element that a CSS selector matches; `None` if there is none.
+    /// Returns the visible text of the first element that a CSS selector matches, if any.
     pub async fn text(&self, selector: &str) -> Option<String> {
         let element = self.find(selector).await?;
         let text = self.call("GET", &format!("/element/{element}/text"), Value::Null).await.ok()?;
         text.as_str().map(str::to_owned)
     }
 
-    /// Waits until the element's visible text is as `condition` says, and gives it.
+    /// Waits until `condition` accepts the element's visible text, and returns the text.
     ///
     /// # Panics
     ///
-    /// If that takes more than 30 s: with what is on the page then.
+    /// If that takes more than 30 s; the message contains the page's text.
     pub async fn wait_text(&self, selector: &str, condition: impl Fn(&str) -> bool) -> String {
         let mut found = None;
         let all = async {
@@ -101,16 +101,16 @@ impl Browser {
         };
         if tokio::time::timeout(LIMIT, all).await.is_err() {
             let page = self.text("body").await.unwrap_or_default();
-            panic!("{selector} says {found:?} after {LIMIT:?}, on this page:\n{page}");
+            panic!("{selector} contains {found:?} after {LIMIT:?}, on this page:\n{page}");
         }
         found.expect("just found")
     }
 
-    /// Clicks the first element that a CSS selector matches, as soon as that can be clicked.
+    /// Clicks the first element that a CSS selector matches, as soon as it can be clicked.
     ///
     /// # Panics
     ///
-    /// If it cannot be within 30 s.
+    /// If it cannot be clicked within 30 s.
     pub async fn click(&self, selector: &str) {
         eventually(&format!("{selector} clicked"), LIMIT, async || {
             let Some(element) = self.find(selector).await else { return false };
@@ -119,11 +119,11 @@ impl Browser {
         .await;
     }
 
-    /// Does something that makes the page load itself again or go to another one, and waits for that.
+    /// Runs an action that makes the browser load a page, and waits until the current one is gone.
     ///
     /// # Panics
     ///
-    /// If it does not within 30 s.
+    /// If the page stays for 30 s.
     pub async fn leaving(&self, action: impl Future<Output = ()>) {
         let page = self.find("html").await.expect("every page has one");
         action.await;
@@ -140,7 +140,7 @@ impl Browser {
         self.must("POST", &format!("/element/{element}/value"), json!({"text": text})).await;
     }
 
-    /// A picture of the window, as PNG.
+    /// Returns a picture of the window, as PNG.
     pub async fn screenshot(&self) -> Vec<u8> {
         let picture = self.must("GET", "/screenshot", Value::Null).await;
         decode_base64(picture.as_str().expect("a string"))
@@ -166,7 +166,7 @@ impl Browser {
 impl Drop for Browser {
     fn drop(&mut self) {
         if let Some(process) = self.process {
-            // It may have ended by itself.
+            // Chromium may have ended by itself.
             let _ = kill_process(process, Signal::KILL);
         }
         self.driver.kill();

@@ -1,5 +1,5 @@
-//! The test clients on go-nsq, pynsq and tokio-nsq: ordinary programs that use a library as its users
-//! do, and say in lines of JSON what they did. See `tests/peers/cmd/go-nsq-client`.
+//! Test clients on go-nsq, pynsq and tokio-nsq: ordinary programs that use a library as its users
+//! do, and report in lines of JSON what they did. See `tests/peers/cmd/go-nsq-client`.
 
 use std::fmt::Display;
 use std::net::SocketAddr;
@@ -11,8 +11,8 @@ use serde_json::Value;
 use crate::peers::{self, Peers};
 use crate::tool::Tool;
 
-/// How long a client may take to end after SIGTERM: go-nsq waits 30 s for a `CLOSE_WAIT` that does
-/// not come, which would then be seen.
+/// How long a client may take to end after SIGTERM. go-nsq waits 30 s for a missing `CLOSE_WAIT`,
+/// which would exceed this.
 const STOP_LIMIT: Duration = Duration::from_secs(20);
 
 /// A client library.
@@ -27,14 +27,14 @@ pub enum Library {
 /// The program of a library.
 #[derive(Debug, Clone)]
 pub struct Client {
-    /// The library it is made with.
+    /// The library that the program uses.
     pub library: Library,
     program: PathBuf,
     script: Option<PathBuf>,
 }
 
 impl Client {
-    /// Finds the program; if it was left out, says that `test` is skipped.
+    /// Finds the program; if it was left out, prints that `test` is skipped.
     pub fn find_or_skip(library: Library, peers: &Peers, test: &str) -> Option<Client> {
         let (name, script) = match library {
             Library::GoNsq => ("go-nsq-client", None),
@@ -47,7 +47,7 @@ impl Client {
         Some(Client { library, program, script })
     }
 
-    /// Starts a consumer that finds its nsqds through an nsqlookupd (its HTTP address).
+    /// Starts a consumer that finds its nsqds through an nsqlookupd, given by its HTTP address.
     pub fn consume(
         &self,
         lookupd: SocketAddr,
@@ -62,8 +62,8 @@ impl Client {
         ClientConsumer { tool, read: 0, deliveries: Vec::new() }
     }
 
-    /// Starts a producer that publishes to one nsqd with a command: `pub`, `mpub` or `dpub`. It prints
-    /// `acknowledged` and ends well when everything is.
+    /// Starts a producer that publishes to one nsqd with a command: `pub`, `mpub` or `dpub`. The
+    /// producer prints `acknowledged` and exits successfully when everything is acknowledged.
     pub fn publish(
         &self,
         nsqd: SocketAddr,
@@ -78,7 +78,7 @@ impl Client {
 
     fn start(&self, mode: &str, flags: Vec<String>) -> Tool {
         let script = self.script.iter().map(|script| script.display().to_string());
-        // Go's flags end at the first word that is none.
+        // Go's flags end at the first argument that is no flag.
         Tool::start(&self.program, script.chain(flags).chain([mode.to_owned()]))
     }
 }
@@ -94,26 +94,26 @@ pub enum Action {
     Fin,
     /// Requeued it.
     Req,
-    /// Did not answer, at least not in time.
+    /// Did not answer in time.
     Timeout,
     /// Kept it for two message timeouts, with TOUCH, and finished it.
     Touch,
 }
 
-/// A message as a client got it.
+/// A message as a client received it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Delivery {
-    /// nsqd's name for the message.
+    /// nsqd's id of the message.
     pub id: String,
-    /// What the body begins with.
+    /// The number at the start of the body.
     pub number: usize,
     /// How often it was delivered, this time included.
     pub attempts: u16,
-    /// What the client did then.
+    /// What the client did with the message.
     pub action: Action,
 }
 
-/// A consumer that runs, and what it has said.
+/// A running consumer and the deliveries that it has reported.
 #[derive(Debug)]
 pub struct ClientConsumer {
     tool: Tool,
@@ -122,11 +122,11 @@ pub struct ClientConsumer {
 }
 
 impl ClientConsumer {
-    /// All deliveries so far, in order.
+    /// Returns all deliveries so far, in order.
     ///
     /// # Panics
     ///
-    /// If the client says something else, or a message has no number.
+    /// If the client prints anything else, or a body has no number.
     pub fn deliveries(&mut self) -> &[Delivery] {
         let new = self.tool.stdout_from(self.read);
         let complete = new.iter().rposition(|&byte| byte == b'\n').map_or(0, |at| at + 1);
@@ -139,16 +139,16 @@ impl ClientConsumer {
         &self.deliveries
     }
 
-    /// What it has said of itself on standard error so far.
+    /// Returns what the client has written to standard error so far.
     pub fn stderr(&self) -> String {
         self.tool.stderr()
     }
 
-    /// Ends it as its users do, and gives all deliveries.
+    /// Ends the client with SIGTERM and returns all deliveries.
     ///
     /// # Panics
     ///
-    /// If it does not end well, or not within 20 s.
+    /// If the client fails or does not end within 20 s.
     pub async fn stop(mut self) -> Vec<Delivery> {
         self.tool.terminate();
         let status = self.tool.wait(STOP_LIMIT).await;
@@ -157,10 +157,10 @@ impl ClientConsumer {
         self.deliveries
     }
 
-    /// Waits until it has killed itself (`die-after`), and gives all deliveries.
+    /// Waits until the client has killed itself (`die-after`) and returns all deliveries.
     pub async fn killed(mut self, limit: Duration) -> Vec<Delivery> {
         let status = self.tool.wait(limit).await;
-        assert!(!status.success(), "it ended by itself");
+        assert!(!status.success(), "the client exited regularly");
         self.deliveries();
         self.deliveries
     }

@@ -11,41 +11,41 @@ use tokio::time::timeout;
 
 const LIMIT: Duration = Duration::from_secs(5);
 
-/// An answer.
+/// A response.
 #[derive(Debug, Clone)]
 pub struct Response {
     /// The status code, such as 200.
     pub status: u16,
-    /// Names (in lower case) and values of the header.
+    /// Names (in lower case) and values of the headers.
     pub headers: Vec<(String, String)>,
-    /// The body, with chunks put together.
+    /// The body; chunks are joined.
     pub body: Vec<u8>,
 }
 
 impl Response {
-    /// The value of a header, by its name in lower case.
+    /// Returns the value of a header, by its name in lower case.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(is, _)| is == name).map(|(_, value)| value.as_str())
     }
 
-    /// The body as text.
+    /// Returns the body as text.
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.body).into_owned()
     }
 
-    /// The body as JSON.
+    /// Parses the body as JSON.
     pub fn json(&self) -> Result<Value> {
         serde_json::from_slice(&self.body)
             .map_err(|error| bad(format!("{error} in {:?}", self.text())))
     }
 }
 
-/// `GET path`.
+/// Sends `GET path`.
 pub async fn get(address: SocketAddr, path: &str) -> Result<Response> {
     request(address, "GET", path, b"").await
 }
 
-/// `GET path`, which must be answered with 200 and JSON.
+/// Sends `GET path`; the response must be 200 with JSON.
 pub async fn get_json(address: SocketAddr, path: &str) -> Result<Value> {
     let response = get(address, path).await?;
     match response.status {
@@ -54,12 +54,12 @@ pub async fn get_json(address: SocketAddr, path: &str) -> Result<Value> {
     }
 }
 
-/// `POST path`.
+/// Sends `POST path`.
 pub async fn post(address: SocketAddr, path: &str, body: &[u8]) -> Result<Response> {
     request(address, "POST", path, body).await
 }
 
-/// Any request.
+/// Sends any request.
 pub async fn request(
     address: SocketAddr,
     method: &str,
@@ -69,7 +69,7 @@ pub async fn request(
     request_within(LIMIT, address, method, path, body).await
 }
 
-/// Any request, with another limit than 5 s.
+/// Sends any request, with another limit than 5 s.
 pub async fn request_within(
     limit: Duration,
     address: SocketAddr,
@@ -88,7 +88,7 @@ pub async fn request_within(
         out.extend_from_slice(body);
         stream.write_all(&out).await?;
         let mut answer = Vec::new();
-        // chromedriver promises to close the connection and then does not.
+        // chromedriver announces that it closes the connection and then does not.
         while !has_all(&answer) && stream.read_buf(&mut answer).await? > 0 {}
         parse(&answer)
     };
@@ -110,7 +110,7 @@ pub fn encode(name: &str) -> String {
         .collect()
 }
 
-/// Whether a body of known length has arrived.
+/// Returns whether a body of known length is complete.
 fn has_all(answer: &[u8]) -> bool {
     let length = || {
         let (head, body) = split_once(answer, b"\r\n\r\n")?;
@@ -175,7 +175,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn chunks_are_put_together() {
+    fn chunks_are_joined() {
         let answer = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n\
             4\r\nnano\r\n3\r\nnsq\r\n0\r\n\r\n";
         let response = parse(answer).unwrap();

@@ -1,20 +1,21 @@
-//! What the interoperability tests of nanonsq stand on: real NSQ programs as peers, a network that
-//! fails on purpose, and observers that share no code with nanonsq.
+//! The base of nanonsq's interoperability tests: real NSQ programs as peers, a network that fails
+//! on purpose, and observers that share no code with nanonsq.
 //!
-//! | part | what it is |
+//! | part | contents |
 //! |---|---|
-//! | [`require_peers!`] | programs of `cargo xtask peers`; without them a test skips, visibly |
-//! | [`Nsqd`], [`Nsqlookupd`] | servers, the real ones or others with their flags: stop, kill, start again on the same ports and data |
+//! | [`require_peers!`] | the programs of `cargo xtask peers`; without them a test skips, visibly |
+//! | [`Nsqd`], [`Nsqlookupd`] | servers, real ones or others with the same flags: stop, kill, start again on the same ports and data |
 //! | [`Tool`] | any other program, with its output collected |
-//! | [`Client`] | ordinary programs on go-nsq, pynsq and tokio-nsq, which say what they did |
+//! | [`Client`] | ordinary programs on go-nsq, pynsq and tokio-nsq that report what they did |
 //! | [`Browser`] | a headless Chromium |
 //! | [`Proxy`] | a TCP proxy that delays, stalls, cuts and records |
-//! | [`oracle`] | a minimal consumer: what really arrived in nsqd |
+//! | [`oracle`] | a minimal consumer: shows what really arrived in nsqd |
 //! | [`tap`] | reads recorded client bytes back as commands |
-//! | [`auth`] | what nsqd asks whether a secret is good |
+//! | [`auth`] | the server that nsqd asks whether a secret is valid |
 //! | [`http`] | GET and POST |
 //!
-//! The harness panics where a test could not go on, with a message that says what was expected.
+//! The harness panics where a test cannot go on; the message names what was expected. Every wait is
+//! bounded.
 //! Every wait in it is bounded.
 
 pub mod auth;

@@ -1,5 +1,4 @@
-//! A minimal V2 consumer: what really arrived in nsqd, judged by code that shares nothing with
-//! nanonsq.
+//! A minimal V2 consumer that shares no code with nanonsq: it shows what really arrived in nsqd.
 
 use std::collections::HashSet;
 use std::io::{Error, ErrorKind, Result};
@@ -10,15 +9,15 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
 
-/// The shortest output buffer timeout nsqd allows: it would otherwise hold the last messages back
-/// for 250 ms.
+/// With the shortest output buffer timeout that nsqd allows; the default delays the last messages
+/// by 250 ms.
 const IDENTIFY: &[u8] =
     br#"{"client_id":"oracle","user_agent":"oracle","output_buffer_timeout":25}"#;
 const RDY: u32 = 25;
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(5);
 const LARGEST_FRAME: usize = 16 << 20;
 
-/// When [`consume_all`] is done.
+/// When [`consume_all`] ends.
 #[derive(Debug, Clone)]
 pub struct Until {
     distinct: usize,
@@ -28,8 +27,8 @@ pub struct Until {
 }
 
 impl Until {
-    /// Done as soon as so many different bodies have arrived, or after nothing arrived for 2 s, or
-    /// after 60 s.
+    /// Ends as soon as `count` different bodies have arrived, after 2 s without a message, or after
+    /// 60 s.
     pub fn distinct(count: usize) -> Self {
         Until {
             distinct: count,
@@ -39,25 +38,24 @@ impl Until {
         }
     }
 
-    /// Done when nothing arrived for `idle`, and not before.
+    /// Ends when nothing has arrived for `idle`.
     pub fn quiet_for(idle: Duration) -> Self {
         Until::distinct(usize::MAX).idle(idle)
     }
 
-    /// Gives up after nothing arrived for `idle`.
+    /// Ends after nothing has arrived for `idle`.
     pub fn idle(mut self, idle: Duration) -> Self {
         self.idle = idle;
         self
     }
 
-    /// Keeps reading for so long after the count is reached: shows duplicates, and messages that
-    /// should not be.
+    /// Continues for so long after the count is reached: shows duplicates and unexpected messages.
     pub fn linger(mut self, linger: Duration) -> Self {
         self.linger = linger;
         self
     }
 
-    /// Gives up after `limit` in all.
+    /// Ends after `limit` in total.
     pub fn limit(mut self, limit: Duration) -> Self {
         self.limit = limit;
         self
@@ -67,11 +65,11 @@ impl Until {
 /// A message as nsqd delivered it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Message {
-    /// When nsqd took it, in nanoseconds since 1970.
+    /// When nsqd received it, in nanoseconds since 1970.
     pub timestamp: i64,
     /// How often it was delivered, this time included.
     pub attempts: u16,
-    /// nsqd's name for it.
+    /// nsqd's id of the message.
     pub id: [u8; 16],
     /// The body.
     pub body: Vec<u8>,
@@ -84,47 +82,47 @@ pub enum Ended {
     Reached,
     /// Nothing more arrived.
     Idle,
-    /// The time was up.
+    /// The limit passed.
     Limit,
     /// The connection failed, or nsqd sent an error.
     Failed(Error),
 }
 
-/// What arrived, in the order in which it was delivered.
+/// The deliveries of a channel, in order.
 #[derive(Debug)]
 pub struct Consumed {
     /// Every delivery; all were answered with FIN.
     pub messages: Vec<Message>,
-    /// Why it ended.
+    /// Why consuming ended.
     pub ended: Ended,
 }
 
 impl Consumed {
-    /// The bodies, in order of delivery.
+    /// Returns the bodies, in order of delivery.
     pub fn bodies(&self) -> impl Iterator<Item = &[u8]> {
         self.messages.iter().map(|message| message.body.as_slice())
     }
 
-    /// The bodies as text, in order of delivery.
+    /// Returns the bodies as text, in order of delivery.
     pub fn texts(&self) -> Vec<String> {
         self.bodies().map(|body| String::from_utf8_lossy(body).into_owned()).collect()
     }
 
-    /// The bodies in the order of their first delivery.
+    /// Returns the different bodies, in order of their first delivery.
     pub fn distinct(&self) -> Vec<&[u8]> {
         let mut seen = HashSet::new();
         self.bodies().filter(|&body| seen.insert(body)).collect()
     }
 
-    /// How many deliveries repeated a body that was delivered before.
+    /// Returns the number of deliveries with a body that was delivered before.
     pub fn duplicates(&self) -> usize {
         self.messages.len() - self.distinct().len()
     }
 }
 
-/// Consumes a channel, creating it if need be, until there is nothing more to expect. Every message
-/// is answered with FIN, heartbeats with NOP. Fails only if it cannot subscribe; a failure after
-/// that is in [`Consumed`].
+/// Consumes a channel, creating it if need be, until `until` is reached. Every message is answered
+/// with FIN, heartbeats with NOP. Fails only if it cannot subscribe; a later failure is in
+/// [`Consumed`].
 pub async fn consume_all(
     nsqd: SocketAddr,
     topic: &str,
@@ -134,7 +132,7 @@ pub async fn consume_all(
     let late = |_| {
         Error::new(
             ErrorKind::TimedOut,
-            format!("{nsqd} did not let us subscribe in {HANDSHAKE_LIMIT:?}"),
+            format!("{nsqd} did not accept the subscription within {HANDSHAKE_LIMIT:?}"),
         )
     };
     let mut stream =
@@ -159,8 +157,7 @@ pub async fn consume_all(
         if deadline <= Instant::now() {
             break otherwise;
         }
-        // Reading into a buffer that outlives the wait: a frame half read when the time is up is
-        // not lost.
+        // The buffer outlives the wait: a partial frame is not lost at the deadline.
         match timeout_at(deadline, stream.read_buf(&mut buffer)).await {
             Err(_) => break otherwise,
             Ok(Err(error)) => break Ended::Failed(error),
@@ -184,12 +181,12 @@ pub async fn consume_all(
             break Ended::Failed(error);
         }
     };
-    goodbye(stream).await;
+    close_gracefully(stream).await;
     Ok(Consumed { messages, ended })
 }
 
-/// What an nsqd said on one connection, as a [`Proxy`](crate::Proxy) recorded it: its deliveries and
-/// its errors. A frame that was cut off at the end is left out.
+/// Parses the deliveries and errors in the bytes that an nsqd sent on one connection, as a
+/// [`Proxy`](crate::Proxy) recorded them. A frame that is cut off at the end is left out.
 pub fn deliveries(mut bytes: &[u8]) -> Result<(Vec<Message>, Vec<String>)> {
     let (mut messages, mut errors) = (Vec::new(), Vec::new());
     while let Some((frame, size)) = Frame::parse(bytes)? {
@@ -203,7 +200,7 @@ pub fn deliveries(mut bytes: &[u8]) -> Result<(Vec<Message>, Vec<String>)> {
     Ok((messages, errors))
 }
 
-/// Takes all complete frames out of the buffer; gives the number of heartbeats among them.
+/// Removes all complete frames from the buffer and returns the number of heartbeats among them.
 fn drain_frames(buffer: &mut Vec<u8>, mut on_message: impl FnMut(Message)) -> Result<usize> {
     let mut heartbeats = 0;
     let mut at = 0;
@@ -213,7 +210,7 @@ fn drain_frames(buffer: &mut Vec<u8>, mut on_message: impl FnMut(Message)) -> Re
             Frame::Message(message) => on_message(message),
             Frame::Response(b"_heartbeat_") => heartbeats += 1,
             Frame::Response(_) => {}
-            // Not an error of the connection: a message that timed out was given to someone else.
+            // No error of the connection: the message timed out and was delivered again.
             Frame::Error(text) if text.starts_with(b"E_FIN_FAILED") => {}
             Frame::Error(text) => {
                 return Err(Error::other(String::from_utf8_lossy(text).into_owned()));
@@ -246,9 +243,9 @@ async fn subscribe(nsqd: SocketAddr, topic: &str, channel: &str) -> Result<TcpSt
     Ok(stream)
 }
 
-/// Closes so that nsqd reads the last FINs: with messages unread here, a plain close would reset
-/// the connection.
-async fn goodbye(mut stream: TcpStream) {
+/// Closes so that nsqd reads the last FINs: a plain close with unread messages would reset the
+/// connection.
+async fn close_gracefully(mut stream: TcpStream) {
     let end = async {
         stream.shutdown().await?;
         let mut sink = [0; 4096];
@@ -258,10 +255,10 @@ async fn goodbye(mut stream: TcpStream) {
     let _ = timeout(Duration::from_millis(500), end).await;
 }
 
-/// What nsqd sends.
+/// A frame from nsqd.
 #[derive(Debug)]
 pub enum Frame<'a> {
-    /// An answer, or a heartbeat.
+    /// A response, or a heartbeat.
     Response(&'a [u8]),
     /// An error.
     Error(&'a [u8]),
@@ -270,7 +267,7 @@ pub enum Frame<'a> {
 }
 
 impl<'a> Frame<'a> {
-    /// The first frame and its size, if it is complete.
+    /// Parses the first frame, if it is complete, and returns it with its size.
     pub fn parse(bytes: &'a [u8]) -> Result<Option<(Frame<'a>, usize)>> {
         let bad = |why: String| Error::new(ErrorKind::InvalidData, why);
         let Some((size, rest)) = bytes.split_first_chunk() else {

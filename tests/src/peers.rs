@@ -1,4 +1,4 @@
-//! Finding the real NSQ programs, or saying loudly that they are not there.
+//! Finds the real NSQ programs, or reports visibly that they are missing.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -11,13 +11,13 @@ pub struct Peers {
 }
 
 impl Peers {
-    /// The path of one program, such as `nsqd` or `nsq_to_file`.
+    /// Returns the path of one program, such as `nsqd` or `nsq_to_file`.
     pub fn program(&self, name: &str) -> PathBuf {
         self.dir.join(name)
     }
 
-    /// The path of a program that `cargo xtask peers` leaves out where it cannot be built; if it is
-    /// missing, says that `test` is skipped.
+    /// Returns the path of a program that `cargo xtask peers` leaves out where it cannot be built;
+    /// if the program is missing, prints that `test` is skipped.
     ///
     /// # Panics
     ///
@@ -25,15 +25,15 @@ impl Peers {
     pub fn program_or_skip(&self, name: &str, test: &str) -> Option<PathBuf> {
         let file = self.program(name);
         file.is_file().then_some(file).or_else(|| {
-            skip(test, &format!("{name} is not there, see what `cargo xtask peers` says of it"))
+            skip(test, &format!("{name} is missing; `cargo xtask peers` prints the reason"))
         })
     }
 }
 
-/// The programs are not there; `Display` says what is missing and what to do.
+/// The programs are missing; `Display` names the file and the remedy.
 #[derive(Debug, Clone)]
 pub struct Missing {
-    /// The first file that was looked for and not found.
+    /// The first file that was not found.
     pub file: PathBuf,
 }
 
@@ -45,7 +45,7 @@ impl fmt::Display for Missing {
 
 impl std::error::Error for Missing {}
 
-/// Looks for the programs in `target/peers` of this repository, or where `NANONSQ_PEERS` says.
+/// Looks for the programs in `target/peers` of this repository, or in `NANONSQ_PEERS`.
 pub fn find() -> Result<Peers, Missing> {
     let root = root();
     let dir = env::var_os("NANONSQ_PEERS").map_or_else(|| root.join("target/peers"), PathBuf::from);
@@ -60,7 +60,7 @@ pub fn find() -> Result<Peers, Missing> {
     Ok(Peers { dir })
 }
 
-/// Like [`find`]; if the programs are missing then says on the terminal that `test` is skipped.
+/// Like [`find`]; if the programs are missing, prints on the terminal that `test` is skipped.
 ///
 /// # Panics
 ///
@@ -73,8 +73,8 @@ pub fn find_or_skip(test: &str) -> Option<Peers> {
     }
 }
 
-/// A program of this machine, by its name; if it is missing, says that `test` is skipped, and that
-/// `package` has it.
+/// Returns the path of an installed program; if it is missing, prints that `test` is skipped and
+/// names the `package`.
 ///
 /// # Panics
 ///
@@ -90,14 +90,14 @@ fn skip<T>(test: &str, why: &dyn fmt::Display) -> Option<T> {
     if is("NANONSQ_REQUIRE_PEERS", "1") || is("CI", "true") {
         panic!("{test} must not be skipped here: {why}");
     }
-    // Not eprintln: the test runner captures that, and shows it only for tests that fail.
+    // Not eprintln: the test runner captures that and shows it only for failing tests.
     let _ = writeln!(std::io::stderr(), "SKIPPED {test}: {why}");
     None
 }
 
-/// The root of the repository, for a test of any package in it.
+/// Returns the root of the repository, for a test of any of its packages.
 pub(crate) fn root() -> PathBuf {
-    // What cargo says at run time, first: a cached build may come from another directory.
+    // First cargo's value at run time: a cached build may come from another directory.
     let running = env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from).unwrap_or_default();
     let is_root = |dir: &&Path| dir.join("tests/peers/go.mod").is_file();
     let built = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -105,7 +105,7 @@ pub(crate) fn root() -> PathBuf {
     root.expect("tests/ lies in the root of the repository").to_owned()
 }
 
-/// The name of the function that `probe` was defined in.
+/// Returns the name of the function in which `probe` was defined.
 #[doc(hidden)]
 pub fn test_name<F>(_probe: F) -> &'static str {
     let name =
@@ -113,7 +113,7 @@ pub fn test_name<F>(_probe: F) -> &'static str {
     name.rsplit("::").next().unwrap_or(name)
 }
 
-/// First line of a test that needs the real NSQ programs: gives [`Peers`], or skips the test
+/// The first line of a test that needs the real NSQ programs: returns [`Peers`], or skips the test
 /// visibly.
 ///
 /// ```

@@ -1,8 +1,8 @@
-//! Loopback ports that stay ours.
+//! Loopback ports that stay reserved.
 //!
-//! A port from the kernel (bind to port 0) lies in the range of outgoing connections. While its
-//! server is down, another connection may take it, and even a client that keeps dialling it can end
-//! up connected to itself. Servers are restarted on the same port here, so ports are chosen below
+//! A port from the kernel (bind to port 0) is in the range of outgoing connections. While its
+//! server is down, another connection may take the port; even a client that keeps dialing it can
+//! end up connected to itself. Tests restart servers on the same port, so ports are chosen below
 //! that range and reserved in this process.
 
 use std::collections::HashSet;
@@ -15,7 +15,7 @@ use crate::random::Random;
 const LOWEST: u16 = 15_000;
 const TRIES: usize = 1_000;
 
-/// A loopback address whose port nothing else in this process uses until this is dropped.
+/// A loopback address; nothing else in this process uses its port until this is dropped.
 #[derive(Debug)]
 pub struct Reserved(SocketAddr);
 
@@ -47,7 +47,7 @@ pub fn reserve() -> Reserved {
     panic!("no free port found in {TRIES} tries");
 }
 
-/// Reserves two free ports, the second of which follows the first, as nsqd's do.
+/// Reserves two free, consecutive ports, as nsqd's are.
 pub fn reserve_two() -> (Reserved, Reserved) {
     for _ in 0..TRIES {
         let first = reserve();
@@ -68,7 +68,7 @@ struct Reservations {
 fn reserved() -> MutexGuard<'static, Reservations> {
     static RESERVED: OnceLock<Mutex<Reservations>> = OnceLock::new();
     let new = || {
-        // Test programs that run side by side should not try the same ports in the same order.
+        // Test programs that run in parallel should not try the same ports in the same order.
         let time =
             SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_nanos() as u64);
         let random = Random::new(time ^ u64::from(std::process::id()) << 32);
@@ -77,7 +77,7 @@ fn reserved() -> MutexGuard<'static, Reservations> {
     RESERVED.get_or_init(new).lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
-/// Where the ports of outgoing connections begin.
+/// Returns the first port of outgoing connections.
 fn first_ephemeral() -> u16 {
     std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range")
         .ok()

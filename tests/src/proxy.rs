@@ -1,15 +1,15 @@
-//! A TCP proxy between a client under test and a real server: the network that fails on purpose.
+//! A TCP proxy between a client under test and a real server: a network that fails on purpose.
 //!
 //! ```text
 //! client ──► │ gate ► faults at byte positions ► delay line ► gate ► record │ ──► server
 //! client ◄── │ record ◄ gate ◄ delay line ◄ faults at byte positions ◄ gate │ ◄── server
 //! ```
 //!
-//! Everything can be changed while it runs. The gate is shut by [`Mode::Blackhole`] and
-//! [`Proxy::stall`]; then nothing moves, but nothing is lost either, as in a network partition that
-//! heals. [`Proxy::cut_all`] ends connections now; [`Faults`] ends or stalls them after a number of
-//! bytes drawn from a seed, in the middle of a command if it so happens. The same seed gives the
-//! same positions for the n-th connection; what lies there depends on the client.
+//! Everything can be changed while the proxy runs. [`Mode::Blackhole`] and [`Proxy::stall`] shut
+//! the gate: nothing moves, but nothing is lost, as in a network partition that ends.
+//! [`Proxy::cut_all`] ends connections now; [`Faults`] ends or stalls them after a number of bytes
+//! drawn from a seed, perhaps in the middle of a command. The same seed gives the same positions
+//! for the n-th connection; the bytes at these positions depend on the client.
 
 mod line;
 
@@ -30,39 +30,38 @@ use tokio::time::{Instant, sleep, timeout};
 use self::line::{Direction, Line, Plan, pass};
 use crate::ports::{self, Reserved};
 
-/// How long a connection that was closed with FIN still takes what the other side sends.
+/// How long a connection closed with FIN still reads from the other side.
 const DRAIN: Duration = Duration::from_millis(100);
 
-/// What happens to connections in general.
+/// How the proxy handles connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
     /// Bytes are forwarded.
     Forward,
-    /// The port is closed: new connections are refused. Existing ones go on; see
+    /// The port is closed: new connections are refused. Existing ones continue; see
     /// [`Proxy::cut_all`].
     Refuse,
-    /// Connections are accepted, but no byte moves, in new and existing ones, until the mode is
-    /// changed.
+    /// Connections are accepted, but no byte moves in any connection until the mode changes.
     Blackhole,
 }
 
-/// How a connection is ended, on both sides.
+/// How a connection is ended on both sides.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cut {
-    /// With RST: what is on the way is lost.
+    /// With RST: bytes under way are lost.
     Reset,
-    /// With FIN, orderly.
+    /// With FIN.
     Fin,
 }
 
 /// A fault at a byte position.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
-    /// The connection ends after exactly so many bytes of this direction.
+    /// The connection ends after exactly this many bytes of this direction.
     Cut(Cut),
-    /// This direction ends with FIN, the other one goes on.
+    /// This direction ends with FIN; the other continues.
     HalfClose,
-    /// This direction stands still for a while.
+    /// This direction stalls for a while.
     Stall(Duration),
 }
 
@@ -76,8 +75,8 @@ pub struct Faults {
 }
 
 impl Faults {
-    /// Faults of these kinds, in each direction separately, after a number of bytes drawn from
-    /// `every`; cuts after which nothing else can happen end the schedule of their connection.
+    /// Makes faults of these kinds, in each direction separately, each after a number of bytes
+    /// drawn from `every`; a cut ends the schedule of its connection.
     ///
     /// # Panics
     ///
@@ -91,14 +90,14 @@ impl Faults {
         Faults { seed, every, kinds, at_most: usize::MAX }
     }
 
-    /// No more faults after so many in all, so that a test comes to its end.
+    /// Limits the total number of faults, so that a test comes to its end.
     pub fn at_most(mut self, count: usize) -> Self {
         self.at_most = count;
         self
     }
 }
 
-/// What was forwarded on one connection, while recording was on when it was accepted.
+/// The bytes of one connection that was accepted while recording was on.
 #[derive(Debug, Clone, Default)]
 pub struct Recording {
     /// Bytes from the client to the server. [`crate::tap`] reads them.
@@ -107,14 +106,14 @@ pub struct Recording {
     pub from_server: Vec<u8>,
 }
 
-/// Numbers since the proxy was started.
+/// Counters since the proxy was started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Totals {
     /// Connections that were accepted.
     pub accepted: usize,
     /// Connections that are open now.
     pub open: usize,
-    /// Faults that a schedule made.
+    /// Faults that a schedule caused.
     pub faults: usize,
     /// Bytes forwarded from clients to servers.
     pub from_client: u64,
@@ -122,8 +121,7 @@ pub struct Totals {
     pub from_server: u64,
 }
 
-/// The proxy. Dropping it resets nothing: its connections are closed as those of a process that
-/// ends.
+/// The proxy. Dropping it resets nothing: its connections close as those of an ending process do.
 #[derive(Debug)]
 pub struct Proxy {
     port: Reserved,
@@ -132,7 +130,7 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// Listens on a free loopback port, and forwards to `target`.
+    /// Listens on a free loopback port and forwards to `target`.
     pub async fn start(target: SocketAddr) -> Proxy {
         let port = ports::reserve();
         let settings = Settings { target, one_way: Duration::ZERO, faults: None, recording: false };
@@ -151,7 +149,7 @@ impl Proxy {
         Proxy { port, shared, accepting }
     }
 
-    /// Where clients connect to.
+    /// Returns the address for clients.
     pub fn address(&self) -> SocketAddr {
         self.port.address()
     }
@@ -161,22 +159,23 @@ impl Proxy {
         self.shared.settings().target = target;
     }
 
-    /// Delays each byte of new connections for so long in each direction, whatever the throughput.
+    /// Delays each byte of new connections by `one_way` in each direction, without limiting
+    /// throughput.
     pub fn set_delay(&self, one_way: Duration) {
         self.shared.settings().one_way = one_way;
     }
 
-    /// Makes faults in new connections; `None` makes no more, in existing ones too.
+    /// Sets the faults of new connections; `None` ends the faults of existing ones as well.
     pub fn set_faults(&self, faults: Option<Faults>) {
         self.shared.settings().faults = faults;
     }
 
-    /// Records what is forwarded on new connections.
+    /// Sets whether new connections are recorded.
     pub fn set_recording(&self, on: bool) {
         self.shared.settings().recording = on;
     }
 
-    /// Changes the mode; it is in effect when this returns.
+    /// Changes the mode; returns when it is in effect.
     pub async fn set_mode(&self, mode: Mode) {
         let mut applied = self.shared.applied.subscribe();
         self.shared.gate.send_modify(|gate| gate.mode = mode);
@@ -193,12 +192,12 @@ impl Proxy {
         self.shared.gate.send_modify(|gate| gate.stalled_until = Some(Instant::now() + duration));
     }
 
-    /// What was recorded so far, in the order in which the connections were accepted.
+    /// Returns the recordings so far, in the order in which the connections were accepted.
     pub fn recordings(&self) -> Vec<Recording> {
         lock(&self.shared.recordings).clone()
     }
 
-    /// All client bytes recorded so far, per connection.
+    /// Returns the client's bytes recorded so far, per connection.
     pub fn client_bytes(&self) -> Vec<Vec<u8>> {
         lock(&self.shared.recordings)
             .iter()
@@ -206,7 +205,7 @@ impl Proxy {
             .collect()
     }
 
-    /// Counters.
+    /// Returns the counters.
     pub fn totals(&self) -> Totals {
         let counters = &self.shared.counters;
         Totals {
@@ -253,7 +252,7 @@ struct Shared {
     recordings: Mutex<Vec<Recording>>,
     counters: Counters,
     gate: watch::Sender<Valve>,
-    /// The mode that the accept loop has put into effect.
+    /// The mode that is in effect in the accept loop.
     applied: watch::Sender<Mode>,
     cut: watch::Sender<Cut>,
 }
@@ -263,7 +262,7 @@ impl Shared {
         lock(&self.settings)
     }
 
-    /// Takes a fault out of the budget, if faults are still wanted.
+    /// Takes a fault from the budget; returns false if none is left or faults were switched off.
     fn allows_fault(&self) -> bool {
         let settings = self.settings();
         let Some(faults) = &settings.faults else {
@@ -308,7 +307,7 @@ async fn accept_loop(address: SocketAddr, shared: Arc<Shared>) {
             }
             client = accept(listener.as_ref()) => {
                 let number = shared.counters.accepted.fetch_add(1, Ordering::Relaxed);
-                // Before anything can happen, so that a cut from now on reaches this connection.
+                // Subscribe first, so that any later cut reaches this connection.
                 let cut = shared.cut.subscribe();
                 connections.spawn(serve(client, number, Arc::clone(&shared), cut));
             }
@@ -324,7 +323,7 @@ async fn accept(listener: Option<&TcpListener>) -> TcpStream {
     loop {
         match listener.accept().await {
             Ok((stream, _)) => return stream,
-            // Out of file descriptors, most likely: not a reason to spin.
+            // Probably out of file descriptors: do not spin.
             Err(_) => sleep(Duration::from_millis(10)).await,
         }
     }
@@ -414,12 +413,12 @@ async fn serve(
     }
 }
 
-/// Makes the close of `stream` an RST.
+/// Makes closing `stream` send an RST.
 fn reset(stream: &TcpStream) {
     let _ = stream.set_zero_linger();
 }
 
-/// Closes orderly: unread bytes would turn the FIN into an RST.
+/// Closes with a FIN: unread bytes would turn it into an RST.
 async fn finish(stream: &mut TcpStream) {
     let end = async {
         stream.shutdown().await?;

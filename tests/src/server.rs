@@ -1,4 +1,4 @@
-//! nsqd and nsqlookupd processes on loopback: the real ones, or others that take their flags.
+//! nsqd and nsqlookupd processes on loopback: the real ones, or others with the same flags.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom};
@@ -27,7 +27,7 @@ pub type Nsqd = Server<NsqdProgram>;
 /// A real nsqlookupd.
 pub type Nsqlookupd = Server<NsqlookupdProgram>;
 
-/// What to start a server with, besides its ports and data directory.
+/// How to start a server, except for its ports and data directory.
 #[derive(Debug, Clone, Default)]
 pub struct ServerOptions {
     program: Option<PathBuf>,
@@ -46,25 +46,25 @@ impl ServerOptions {
         self
     }
 
-    /// Another program in its place, such as `nanonsq`, with the command that comes before the flags.
-    /// It keeps no data.
+    /// Runs another program instead, such as `nanonsq`, with a command before the flags. It keeps
+    /// no data.
     pub fn program(mut self, program: impl Into<PathBuf>, command: impl Into<String>) -> Self {
         self.program = Some(program.into());
         self.flags.insert(0, command.into());
         self
     }
 
-    /// nsqd: registers with this nsqlookupd (its TCP address). Repeatable.
+    /// For nsqd: registers with this nsqlookupd (its TCP address). Repeatable.
     pub fn lookupd(self, address: SocketAddr) -> Self {
         self.flag(format!("--lookupd-tcp-address={address}"))
     }
 }
 
-/// Which program a [`Server`] runs.
+/// The program that a [`Server`] runs.
 pub trait Program {
-    /// Its file name.
+    /// The file name.
     const NAME: &'static str;
-    /// Whether it takes `--data-path`.
+    /// True if the program takes `--data-path`.
     const HAS_DATA: bool;
 }
 
@@ -102,11 +102,11 @@ pub struct Server<P: Program> {
 }
 
 impl<P: Program> Server<P> {
-    /// Starts the program on free ports; returns when its TCP and HTTP ports answer.
+    /// Starts the program on free ports; returns when it listens and its HTTP port answers.
     ///
     /// # Panics
     ///
-    /// If it ends or does not listen within 10 s.
+    /// If the program ends or does not listen within 10 s.
     pub async fn start(peers: &Peers, options: ServerOptions) -> Self {
         let dir =
             tempfile::Builder::new().prefix(P::NAME).tempdir().expect("a temporary directory");
@@ -139,7 +139,7 @@ impl<P: Program> Server<P> {
     ///
     /// # Panics
     ///
-    /// If it is running, or does not listen within 10 s.
+    /// If the server is running, or does not listen within 10 s.
     pub async fn start_again(&mut self) {
         assert!(self.child.is_none(), "{} is running", P::NAME);
         let mut result = self.spawn_and_wait().await;
@@ -157,50 +157,50 @@ impl<P: Program> Server<P> {
         }
     }
 
-    /// Stops it with SIGTERM, and starts it again at once.
+    /// Stops the server with SIGTERM and starts it again at once.
     pub async fn restart(&mut self) {
         self.stop_sigterm().await;
         self.start_again().await;
     }
 
-    /// Ends it gracefully, and waits for the end.
+    /// Ends the server with SIGTERM and waits for the end.
     pub async fn stop_sigterm(&mut self) -> ExitStatus {
         self.end(Signal::TERM).await
     }
 
-    /// Ends it with SIGKILL, as a crash would, and waits for the end.
+    /// Ends the server with SIGKILL, as a crash would, and waits for the end.
     pub async fn kill(&mut self) -> ExitStatus {
         self.end(Signal::KILL).await
     }
 
-    /// Freezes the process with SIGSTOP: connections stay open, nothing is answered. All its
-    /// threads stand still when this returns.
+    /// Freezes the process with SIGSTOP: connections stay open and nothing is answered. Returns
+    /// when all threads are stopped.
     pub fn freeze(&self) {
         self.signal(Signal::STOP);
         let Some(child) = &self.child else { return };
         let deadline = Instant::now() + Duration::from_secs(2);
-        while !stands_still(child.id()) {
+        while !is_stopped(child.id()) {
             assert!(Instant::now() < deadline, "{} does not stop", P::NAME);
             std::thread::sleep(Duration::from_millis(1));
         }
     }
 
-    /// Lets a frozen process go on.
+    /// Lets a frozen process continue.
     pub fn thaw(&self) {
         self.signal(Signal::CONT);
     }
 
-    /// The address of the TCP protocol.
+    /// Returns the address of the TCP protocol.
     pub fn tcp_address(&self) -> SocketAddr {
         self.tcp.address()
     }
 
-    /// The address of the HTTP API.
+    /// Returns the address of the HTTP API.
     pub fn http_address(&self) -> SocketAddr {
         self.http.address()
     }
 
-    /// The memory that its process has in RAM now, in bytes; 0 where there is no /proc to tell.
+    /// Returns the resident memory of the process in bytes; 0 where there is no /proc.
     pub fn resident(&self) -> u64 {
         let id = self.child.as_ref().map_or(0, Child::id);
         let status = fs::read_to_string(format!("/proc/{id}/status")).unwrap_or_default();
@@ -209,41 +209,41 @@ impl<P: Program> Server<P> {
         kib.unwrap_or(0) * 1024
     }
 
-    /// Whether the process still runs.
+    /// Returns whether the process still runs.
     pub fn is_running(&mut self) -> bool {
         self.child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)))
     }
 
-    /// Where nsqd keeps its data; the log is there too.
+    /// Returns the directory of nsqd's data and of the log.
     pub fn dir(&self) -> &Path {
         self.dir.path()
     }
 
-    /// When the process was first seen listening after its last start: at most a few milliseconds
-    /// late.
+    /// Returns when the process was first seen listening after its last start, at most a few
+    /// milliseconds late.
     pub fn listening_since(&self) -> Instant {
         self.listening_since
     }
 
-    /// Everything it logged, over all its lives.
+    /// Returns the whole log, over all starts.
     pub fn log(&self) -> String {
         fs::read(self.log_file())
             .map(|log| String::from_utf8_lossy(&log).into_owned())
             .unwrap_or_default()
     }
 
-    /// `GET path` of the HTTP API, which must be answered with JSON.
+    /// Sends `GET path` to the HTTP API; the response must be JSON.
     pub async fn get_json(&self, path: &str) -> Value {
         expect(http::get_json(self.http_address(), path).await)
     }
 
-    /// `POST path` of the HTTP API, which must be answered with 200.
+    /// Sends `POST path` to the HTTP API; the response must be 200.
     pub async fn post(&self, path: &str, body: &[u8]) {
         let response = expect(http::post(self.http_address(), path, body).await);
         assert_eq!(response.status, 200, "POST {path}: {}", response.text());
     }
 
-    /// One start, until it listens.
+    /// Starts the process once and waits until it listens.
     async fn spawn_and_wait(&mut self) -> Result<(), StartError> {
         let log =
             OpenOptions::new().create(true).append(true).open(self.log_file()).expect("a log file");
@@ -253,7 +253,7 @@ impl<P: Program> Server<P> {
 
         let deadline = Instant::now() + START_LIMIT;
         loop {
-            // Its own log, and not whether the port answers: that could be another program.
+            // Read the log rather than dial the port: another program may have taken it.
             let log = self.log_from(from);
             if log.contains("TCP: listening on") && log.contains("HTTP: listening on") {
                 self.listening_since = Instant::now();
@@ -304,7 +304,7 @@ impl<P: Program> Server<P> {
                 return status;
             }
             if Instant::now() > deadline {
-                // Back, so that dropping the server kills it.
+                // Put the child back, so that dropping the server kills it.
                 self.child = Some(child);
                 panic!("{} still runs {STOP_LIMIT:?} after {signal:?}", P::NAME);
             }
@@ -314,7 +314,7 @@ impl<P: Program> Server<P> {
 
     fn signal(&self, signal: Signal) {
         let child = self.child.as_ref().unwrap_or_else(|| panic!("{} is not running", P::NAME));
-        // Not yet waited for, so the id is still its own.
+        // The child was not waited for, so the id is still its own.
         kill_process(Pid::from_child(child), signal).expect("signalling a child of ours");
     }
 
@@ -359,24 +359,24 @@ impl Server<NsqdProgram> {
         .await;
     }
 
-    /// The entry of `topic` in `/stats`, or `Null` if it does not exist.
+    /// Returns the entry of `topic` in `/stats`, or `Null` if there is none.
     pub async fn stats(&self, topic: &str) -> Value {
         let mut stats = self.get_json(&format!("/stats?format=json&topic={}", encode(topic))).await;
-        // Null if there is none of that name.
+        // Null if there is no topic of that name.
         stats["topics"].get_mut(0).map(Value::take).unwrap_or_default()
     }
 
-    /// Messages of `topic` that no channel has got yet.
+    /// Returns the number of messages of `topic` that are in no channel yet.
     pub async fn depth(&self, topic: &str) -> u64 {
         self.stats(topic).await["depth"].as_u64().unwrap_or(0)
     }
 
-    /// Messages that were ever published to `topic` since this nsqd started.
+    /// Returns the number of messages published to `topic` since this nsqd started.
     pub async fn message_count(&self, topic: &str) -> u64 {
         self.stats(topic).await["message_count"].as_u64().unwrap_or(0)
     }
 
-    /// The entry of a channel in `/stats`, or `Null`.
+    /// Returns the entry of a channel in `/stats`, or `Null`.
     pub async fn channel_stats(&self, topic: &str, channel: &str) -> Value {
         let mut stats = self.stats(topic).await;
         let channels = stats["channels"].as_array_mut().map(std::mem::take).unwrap_or_default();
@@ -385,8 +385,8 @@ impl Server<NsqdProgram> {
 }
 
 impl Server<NsqlookupdProgram> {
-    /// The addresses, as `host:tcp_port`, of those who offer `topic`; empty also if nsqlookupd
-    /// never heard of it.
+    /// Returns the addresses of the producers of `topic`, as `host:tcp_port`; none also if
+    /// nsqlookupd does not know the topic.
     pub async fn lookup(&self, topic: &str) -> Vec<String> {
         let path = format!("/lookup?topic={}", encode(topic));
         let response = expect(http::get(self.http_address(), &path).await);
@@ -397,17 +397,17 @@ impl Server<NsqlookupdProgram> {
         }
     }
 
-    /// The addresses, as `host:tcp_port`, of all nodes.
+    /// Returns the addresses of all nodes, as `host:tcp_port`.
     pub async fn nodes(&self) -> Vec<String> {
         addresses(&self.get_json("/nodes").await["producers"])
     }
 
-    /// All topics, sorted.
+    /// Returns all topics, sorted.
     pub async fn topics(&self) -> Vec<String> {
         names(&self.get_json("/topics").await["topics"])
     }
 
-    /// All channels of a topic, sorted.
+    /// Returns all channels of a topic, sorted.
     pub async fn channels(&self, topic: &str) -> Vec<String> {
         names(&self.get_json(&format!("/channels?topic={}", encode(topic))).await["channels"])
     }
@@ -438,16 +438,16 @@ impl<P: Program> Drop for Server<P> {
     }
 }
 
-/// Whether every thread of a process is stopped. Where there is no /proc to tell, a moment is
-/// given to it.
-fn stands_still(pid: u32) -> bool {
+/// Returns whether every thread of a process is stopped. Without /proc, waits a moment and returns
+/// true.
+fn is_stopped(pid: u32) -> bool {
     let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else {
         std::thread::sleep(Duration::from_millis(50));
         return true;
     };
     threads.flatten().all(|thread| {
         let stat = fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
-        // After the name, which is in parentheses, comes the state; none if the thread is gone.
+        // The state follows the name in parentheses; there is none if the thread is gone.
         stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with('T'))
     })
 }

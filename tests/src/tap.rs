@@ -1,7 +1,7 @@
-//! Reads what a client sent back as commands, out of the bytes a [`Proxy`](crate::Proxy) recorded.
+//! Parses the commands of a client from the bytes that a [`Proxy`](crate::Proxy) recorded.
 //!
-//! Written against the protocol, not against nanonsq. It is strict: bytes that nsqd would refuse
-//! are an error with their position. A command that was cut off at the end is normal.
+//! Written against the protocol, not against nanonsq. The parser is strict: bytes that nsqd would
+//! refuse are an error with their position. A command that is cut off at the end is no error.
 
 use std::fmt;
 
@@ -52,11 +52,11 @@ pub enum V1 {
 pub struct Tapped<C> {
     /// All complete commands, in order.
     pub commands: Vec<C>,
-    /// How many bytes of an incomplete command are at the end.
+    /// The length of an incomplete command at the end.
     pub incomplete: usize,
 }
 
-/// How many commands of each kind; see [`Tapped::counts`].
+/// The number of commands of each kind; see [`Tapped::counts`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[allow(missing_docs)] // The names are those of the commands.
 pub struct Counts {
@@ -102,7 +102,7 @@ impl Tapped<V2> {
         counts
     }
 
-    /// Every body that was published, in order, whichever command carried it.
+    /// Returns every published body in order, whichever command carried it.
     pub fn published(&self) -> Vec<&[u8]> {
         let bodies = self.commands.iter().flat_map(|command| match command {
             V2::Pub(_, body) | V2::Dpub(_, _, body) => std::slice::from_ref(body),
@@ -116,9 +116,9 @@ impl Tapped<V2> {
 /// Bytes that no client should send.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Malformed {
-    /// Where the command starts.
+    /// The position at which the command starts.
     pub at: usize,
-    /// What is wrong with it.
+    /// The reason.
     pub why: String,
 }
 
@@ -130,17 +130,17 @@ impl fmt::Display for Malformed {
 
 impl std::error::Error for Malformed {}
 
-/// Reads what a client sent to nsqd.
+/// Parses the bytes that a client sent to nsqd.
 pub fn nsqd(bytes: &[u8]) -> Result<Tapped<V2>, Malformed> {
     parse(bytes, b"  V2", v2_command)
 }
 
-/// Reads what nsqd sent to nsqlookupd.
+/// Parses the bytes that nsqd sent to nsqlookupd.
 pub fn nsqlookupd(bytes: &[u8]) -> Result<Tapped<V1>, Malformed> {
     parse(bytes, b"  V1", v1_command)
 }
 
-/// Why a command could not be read.
+/// Why a command cannot be parsed.
 enum Stop {
     Incomplete,
     Malformed(String),
@@ -194,7 +194,7 @@ fn v2_command(cursor: &mut Cursor<'_>) -> Result<V2, Stop> {
             let topic = name(topic)?;
             let size = cursor.u32()?;
             let mut content = Cursor(cursor.take(size)?);
-            // From here on nothing can be missing: the size would be wrong.
+            // From here on nothing can be missing, unless the size is wrong.
             let bodies = mpub_bodies(&mut content).map_err(|stop| match stop {
                 Stop::Incomplete => {
                     Stop::Malformed(format!("the content of MPUB exceeds its size {size}"))
@@ -233,7 +233,7 @@ fn v1_command(cursor: &mut Cursor<'_>) -> Result<V1, Stop> {
     })
 }
 
-/// What is left to read.
+/// The bytes that are not parsed yet.
 struct Cursor<'a>(&'a [u8]);
 
 impl<'a> Cursor<'a> {
@@ -265,7 +265,7 @@ impl<'a> Cursor<'a> {
         Ok(self.take(size)?.to_vec())
     }
 
-    /// A message: nsqd refuses empty ones.
+    /// Parses a message: nsqd refuses empty ones.
     fn body(&mut self) -> Result<Vec<u8>, Stop> {
         match self.u32()? {
             0 => Err(Stop::Malformed("an empty message".into())),
@@ -359,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nsqd_would_refuse_is_malformed() {
+    fn commands_that_nsqd_refuses_are_malformed() {
         let why = |bytes: &[u8]| nsqd(bytes).unwrap_err();
         assert_eq!(why(b"  V1").at, 0);
         assert_eq!(

@@ -1,4 +1,4 @@
-//! Any other program: nsq_tail, nsq_to_file, nsqadmin, or our own.
+//! Runs any other program: nsq_tail, nsq_to_file, nsqadmin, or nanonsq's own.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -12,7 +12,7 @@ use tempfile::TempDir;
 
 const POLL: Duration = Duration::from_millis(2);
 
-/// A running program whose output is collected. Dropping it kills it.
+/// A running program whose output is collected. Dropping it kills the program.
 #[derive(Debug)]
 pub struct Tool {
     name: String,
@@ -40,22 +40,22 @@ impl Tool {
         Tool { name: program.display().to_string(), child, dir }
     }
 
-    /// Its standard input, once: for `to_nsq`. Drop it to signal the end.
+    /// Returns the program's standard input; may be called once. Drop it to signal the end.
     pub fn stdin(&mut self) -> std::process::ChildStdin {
         self.child.stdin.take().expect("standard input was taken already")
     }
 
-    /// The directory it runs in.
+    /// Returns the directory in which the program runs.
     pub fn dir(&self) -> &Path {
         self.dir.path()
     }
 
-    /// What it wrote to standard output so far.
+    /// Returns the standard output so far.
     pub fn stdout(&self) -> String {
         self.read("stdout")
     }
 
-    /// What it wrote to standard output after its first `start` bytes.
+    /// Returns the standard output so far, after its first `start` bytes.
     pub fn stdout_from(&self, start: u64) -> Vec<u8> {
         let read = || {
             let mut file = File::open(self.dir.path().join("stdout"))?;
@@ -67,32 +67,32 @@ impl Tool {
         read().unwrap_or_default()
     }
 
-    /// What it wrote to standard error so far.
+    /// Returns the standard error so far.
     pub fn stderr(&self) -> String {
         self.read("stderr")
     }
 
-    /// Asks it to end with SIGTERM, if it still runs.
+    /// Sends SIGTERM if the program still runs.
     pub fn terminate(&mut self) {
-        // Once it is waited for, the id may be another program's.
+        // After it was waited for, the id may belong to another program.
         if self.child.try_wait().expect("a child of ours").is_none() {
             kill_process(Pid::from_child(&self.child), Signal::TERM)
                 .expect("signalling a child of ours");
         }
     }
 
-    /// Kills it, as a crash would.
+    /// Kills the program, as a crash would.
     pub fn kill(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 
-    /// Whether it still runs.
+    /// Returns whether the program still runs.
     pub fn is_running(&mut self) -> bool {
         self.child.try_wait().expect("a child of ours").is_none()
     }
 
-    /// Waits for its end; panics after `limit`.
+    /// Waits until the program ends; panics after `limit`.
     pub async fn wait(&mut self, limit: Duration) -> ExitStatus {
         let deadline = Instant::now() + limit;
         loop {

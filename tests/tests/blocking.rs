@@ -1,4 +1,4 @@
-//! The core's example without `async` publishes to a real nsqd.
+//! The core's example without `async`, with a real nsqd.
 
 use nanonsq_core::publisher::Outcome;
 use nanonsq_tests::{Nsqd, ServerOptions, require_peers};

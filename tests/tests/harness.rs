@@ -1,4 +1,4 @@
-//! The harness itself, against real NSQ.
+//! Tests of the harness, with real NSQ.
 
 use std::time::{Duration, Instant};
 
@@ -28,8 +28,10 @@ async fn nsqd_registers_and_is_listed() {
 
     nsqd.publish("t", b"hello").await;
     assert_eq!(nsqd.message_count("t").await, 1);
-    eventually("in the channel", SOON, async || nsqd.channel_stats("t", "c").await["depth"] == 1)
-        .await;
+    eventually("the message is in the channel", SOON, async || {
+        nsqd.channel_stats("t", "c").await["depth"] == 1
+    })
+    .await;
     assert_eq!(nsqd.depth("t").await, 0);
 }
 
@@ -81,7 +83,7 @@ async fn the_oracle_reads_what_was_published() {
     texts.sort();
     assert_eq!(texts, ["one", "three", "two", "two"]);
     assert_eq!((consumed.distinct().len(), consumed.duplicates()), (3, 1));
-    eventually("all finished", SOON, async || {
+    eventually("all messages are finished", SOON, async || {
         nsqd.channel_stats("t", "c").await["in_flight_count"] == 0
     })
     .await;
@@ -108,13 +110,13 @@ async fn nsqd_behind_a_proxy_is_recorded_and_cut() {
 
     let cut = proxy.totals().accepted;
     proxy.cut_all(Cut::Reset);
-    eventually("forgotten", SOON, async || lookupd.lookup("t").await.is_empty()).await;
-    // nsqd may have had something to say, and so dialed again.
+    eventually("the node is forgotten", SOON, async || lookupd.lookup("t").await.is_empty()).await;
+    // nsqd may have dialed again, if it had something to send.
     let closed = || {
         let totals = proxy.totals();
         totals.open <= totals.accepted - cut
     };
-    eventually("closed", SOON, async || closed()).await;
+    eventually("all connections are closed", SOON, async || closed()).await;
 }
 
 #[tokio::test]

@@ -1,7 +1,7 @@
-//! What a node of nanonsq answers and delivers, real nsqd answers and delivers: the same scripts of
-//! commands go to both, and the frames are compared, word for word.
+//! A node and a real nsqd answer and deliver the same: the same scripts of commands go to both, and
+//! the frames are compared byte by byte.
 //!
-//! Ids differ, so each message is called by its number on each side; timestamps are not compared.
+//! Ids differ, so each side numbers its messages; timestamps are not compared.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -13,28 +13,27 @@ use nanonsq_tests::{Nsqd as RealNsqd, Peers, ServerOptions, require_peers};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-/// As many clients as any script has.
+/// The number of clients; no script has more.
 const CLIENTS: usize = 3;
-/// What nsqd and the node are set up with.
+/// Limits of both nsqd and the node.
 const MAX_RDY: usize = 4;
 const MAX_MSG_SIZE: u32 = 300;
-/// How long frames may take that the other side has sent. nsqd looks for what is due in channels
-/// that it knows for less than 5 s only then.
+/// How long expected frames may take. nsqd looks for due messages in new channels only every 5 s.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How long nothing more may come.
+/// How long nothing more may come after the expected frames.
 const QUIET: Duration = Duration::from_millis(150);
 
 /// One step of a script.
 enum Step {
-    /// A client says this; `{n}` is the id of the message that came as the n-th of all.
-    Say(usize, &'static [u8]),
-    /// Time passes.
+    /// A client sends this; `{n}` stands for the id of the n-th message.
+    Send(usize, &'static [u8]),
+    /// Wait.
     Wait(Duration),
 }
 
-use Step::{Say, Wait};
+use Step::{Send, Wait};
 
-/// A frame, with a message's number in place of its id.
+/// A frame, with the message's number in place of its id.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Frame {
     Response(String),
@@ -42,19 +41,19 @@ enum Frame {
     Message { number: usize, attempts: u16, body: String },
 }
 
-/// Ids in the order in which messages came.
+/// Ids in the order of the first deliveries.
 #[derive(Default)]
 struct Ids(Vec<[u8; 16]>);
 
 impl Ids {
     fn number(&mut self, id: [u8; 16]) -> usize {
-        self.0.iter().position(|known| *known == id).unwrap_or_else(|| {
+        self.0.iter().position(|other| *other == id).unwrap_or_else(|| {
             self.0.push(id);
             self.0.len() - 1
         })
     }
 
-    /// Bytes with `{n}` replaced.
+    /// Returns the bytes with each `{n}` replaced by an id.
     fn fill(&self, bytes: &[u8]) -> Vec<u8> {
         let mut filled = bytes.to_vec();
         for (number, id) in self.0.iter().enumerate() {
@@ -74,7 +73,7 @@ impl Ids {
         text
     }
 
-    /// Takes the whole frames off the front.
+    /// Removes the complete frames from the front and returns them.
     fn frames(&mut self, bytes: &mut Vec<u8>) -> Vec<Frame> {
         let mut frames = Vec::new();
         while let Some((size, rest)) = bytes.split_first_chunk() {
@@ -86,7 +85,7 @@ impl Ids {
             let data = &frame[8..];
             let text = |data: &[u8]| String::from_utf8_lossy(data).into_owned();
             frames.push(match frame[7] {
-                // Newer than 1.3.0.
+                // nsqd 1.3.0 does not have these.
                 0 => Frame::Response(
                     text(data).replace(",\"topology_region\":\"\",\"topology_zone\":\"\"", ""),
                 ),
@@ -102,7 +101,7 @@ impl Ids {
     }
 }
 
-/// The node, whose clock is the real one.
+/// A node of ours, with real time.
 struct Ours {
     node: Nsqd<'static>,
     start: Instant,
@@ -130,19 +129,19 @@ impl Ours {
         time::Instant::from_micros(self.start.elapsed().as_micros() as u64)
     }
 
-    fn say(&mut self, client: usize, bytes: &[u8]) {
+    fn send(&mut self, client: usize, bytes: &[u8]) {
         let now = self.now();
         let bytes = self.ids.fill(bytes);
         let mut rest = &bytes[..];
         while !rest.is_empty() {
             let taken = self.node.client(client).unwrap().take(now, rest);
             rest = &rest[taken..];
-            // It takes no more than it has room for answers.
+            // The node consumes no more than it has room to answer.
             assert!(rest.is_empty() || self.write(client) > 0);
         }
     }
 
-    /// Brings what a client is told to where it is read; how much that was.
+    /// Moves what the node transmits to the client's buffer and returns its length.
     fn write(&mut self, client: usize) -> usize {
         let now = self.now();
         let mut session = self.node.client(client).unwrap();
@@ -160,13 +159,13 @@ impl Ours {
         }
     }
 
-    /// What all clients are told now, and who was closed.
+    /// Returns the frames for all clients, and which of them the node closes.
     fn receive(&mut self) -> [(Vec<Frame>, bool); CLIENTS] {
         let now = self.now();
-        let mut heard: [Vec<Frame>; CLIENTS] = Default::default();
+        let mut received: [Vec<Frame>; CLIENTS] = Default::default();
         loop {
             let version = self.node.version();
-            for (client, frames) in heard.iter_mut().enumerate() {
+            for (client, frames) in received.iter_mut().enumerate() {
                 let mut session = self.node.client(client).unwrap();
                 if session.deadline() <= now {
                     session.tick(now);
@@ -179,7 +178,7 @@ impl Ours {
             }
         }
         let mut client = 0;
-        heard.map(|frames| {
+        received.map(|frames| {
             let closed = self.node.client(client).unwrap().link() == Link::Close;
             client += 1;
             (frames, closed)
@@ -187,7 +186,7 @@ impl Ours {
     }
 }
 
-/// nsqd.
+/// A real nsqd and its clients.
 struct Theirs {
     sockets: Vec<TcpStream>,
     ids: Ids,
@@ -206,12 +205,13 @@ impl Theirs {
         Self { sockets, ids: Ids::default(), bytes: Default::default(), ready: Default::default() }
     }
 
-    async fn say(&mut self, client: usize, bytes: &[u8]) {
+    async fn send(&mut self, client: usize, bytes: &[u8]) {
         let bytes = self.ids.fill(bytes);
         let _ = self.sockets[client].write_all(&bytes).await;
     }
 
-    /// Waits for as many frames as the node has sent; then whether nothing more comes, or the end.
+    /// Waits for as many frames as the node has sent; if `last`, also checks that nothing more or
+    /// only the end comes.
     async fn receive(&mut self, client: usize, count: usize, last: bool) -> (Vec<Frame>, bool) {
         let deadline = Instant::now() + PATIENCE;
         let mut ended = false;
@@ -247,20 +247,20 @@ async fn compare(peers: &Peers, name: &str, script: &[Step]) {
     let mut ours = Ours::new();
     let mut theirs = Theirs::new(&nsqd).await;
     for client in 0..CLIENTS {
-        ours.say(client, b"  V2");
-        theirs.say(client, b"  V2").await;
+        ours.send(client, b"  V2");
+        theirs.send(client, b"  V2").await;
     }
     for (at, step) in script.iter().enumerate() {
         match step {
-            Say(client, bytes) => {
-                ours.say(*client, bytes);
-                theirs.say(*client, bytes).await;
+            Send(client, bytes) => {
+                ours.send(*client, bytes);
+                theirs.send(*client, bytes).await;
             }
             Wait(time) => tokio::time::sleep(*time).await,
         }
         let last = at + 1 == script.len();
-        let heard = ours.receive();
-        for (client, (frames, closed)) in heard.into_iter().enumerate() {
+        let received = ours.receive();
+        for (client, (frames, closed)) in received.into_iter().enumerate() {
             let (real, ended) = theirs.receive(client, frames.len(), last || closed).await;
             assert_eq!(frames, real, "{name}, step {at}, client {client}: ours, nsqd's");
             if last || closed {
@@ -273,147 +273,147 @@ async fn compare(peers: &Peers, name: &str, script: &[Step]) {
 const SECOND: Duration = Duration::from_secs(1);
 
 #[tokio::test]
-async fn a_node_says_what_nsqd_says() {
+async fn a_node_answers_and_delivers_as_nsqd() {
     let peers = require_peers!();
     let scripts: &[(&str, &[Step])] = &[
         (
             "publish, deliver, finish, finish again",
             &[
-                Say(0, b"SUB t c\nRDY 2\n"),
-                Say(1, b"PUB t\n\0\0\0\x02hi"),
-                Say(0, b"FIN {0}\n"),
-                Say(0, b"FIN {0}\nREQ {0} 0\nTOUCH {0}\n"),
-                Say(0, b"FIN 0123456789abcdef\n"),
+                Send(0, b"SUB t c\nRDY 2\n"),
+                Send(1, b"PUB t\n\0\0\0\x02hi"),
+                Send(0, b"FIN {0}\n"),
+                Send(0, b"FIN {0}\nREQ {0} 0\nTOUCH {0}\n"),
+                Send(0, b"FIN 0123456789abcdef\n"),
             ],
         ),
         (
             "the window",
             &[
-                Say(0, b"SUB t c\n"),
-                Say(1, b"MPUB t\n\0\0\0\x18\0\0\0\x04\0\0\0\x01a\0\0\0\x01b\0\0\0\x01c\0\0\0\x01d"),
-                Say(0, b"RDY 1\n"),
-                Say(0, b"FIN {0}\n"),
-                Say(0, b"RDY 2\n"),
-                Say(0, b"RDY 0\nFIN {1}\nFIN {2}\n"),
-                Say(0, b"RDY\n"),
-                Say(0, b"RDY 5\n"),
+                Send(0, b"SUB t c\n"),
+                Send(1, b"MPUB t\n\0\0\0\x18\0\0\0\x04\0\0\0\x01a\0\0\0\x01b\0\0\0\x01c\0\0\0\x01d"),
+                Send(0, b"RDY 1\n"),
+                Send(0, b"FIN {0}\n"),
+                Send(0, b"RDY 2\n"),
+                Send(0, b"RDY 0\nFIN {1}\nFIN {2}\n"),
+                Send(0, b"RDY\n"),
+                Send(0, b"RDY 5\n"),
             ],
         ),
         (
             "requeue",
             &[
-                Say(0, b"SUB t c\nRDY 1\n"),
-                Say(1, b"PUB t\n\0\0\0\x01a"),
-                Say(0, b"REQ {0} 0\n"),
-                Say(0, b"REQ {0} 0\n"),
-                Say(0, b"REQ {0} 300\n"),
+                Send(0, b"SUB t c\nRDY 1\n"),
+                Send(1, b"PUB t\n\0\0\0\x01a"),
+                Send(0, b"REQ {0} 0\n"),
+                Send(0, b"REQ {0} 0\n"),
+                Send(0, b"REQ {0} 300\n"),
                 Wait(SECOND),
-                Say(0, b"FIN {0}\nFIN {0}\n"),
+                Send(0, b"FIN {0}\nFIN {0}\n"),
             ],
         ),
         (
             "another's message",
             &[
-                Say(0, b"SUB t c\nRDY 1\n"),
-                Say(1, b"SUB t c\n"),
-                Say(2, b"PUB t\n\0\0\0\x01a"),
-                Say(1, b"FIN {0}\nREQ {0} 0\nTOUCH {0}\n"),
-                Say(0, b"TOUCH {0}\nFIN {0}\n"),
+                Send(0, b"SUB t c\nRDY 1\n"),
+                Send(1, b"SUB t c\n"),
+                Send(2, b"PUB t\n\0\0\0\x01a"),
+                Send(1, b"FIN {0}\nREQ {0} 0\nTOUCH {0}\n"),
+                Send(0, b"TOUCH {0}\nFIN {0}\n"),
             ],
         ),
         (
-            "its time is up",
+            "the message timeout passes",
             &[
-                Say(0, b"IDENTIFY\n\0\0\0\x14{\"msg_timeout\":1000}"),
-                Say(0, b"SUB t c\nRDY 1\n"),
-                Say(1, b"PUB t\n\0\0\0\x01a"),
+                Send(0, b"IDENTIFY\n\0\0\0\x14{\"msg_timeout\":1000}"),
+                Send(0, b"SUB t c\nRDY 1\n"),
+                Send(1, b"PUB t\n\0\0\0\x01a"),
                 Wait(Duration::from_millis(1100)),
-                Say(0, b"FIN {0}\n"),
+                Send(0, b"FIN {0}\n"),
             ],
         ),
         (
-            "two channels, and what came before",
+            "two channels, and a message published before",
             &[
-                Say(2, b"PUB t\n\0\0\0\x01a"),
-                Say(0, b"SUB t c\nRDY 4\n"),
-                Say(1, b"SUB t d\nRDY 4\n"),
-                Say(2, b"PUB t\n\0\0\0\x01b"),
-                Say(0, b"FIN {0}\nFIN {1}\n"),
-                Say(1, b"FIN {1}\nFIN {0}\n"),
+                Send(2, b"PUB t\n\0\0\0\x01a"),
+                Send(0, b"SUB t c\nRDY 4\n"),
+                Send(1, b"SUB t d\nRDY 4\n"),
+                Send(2, b"PUB t\n\0\0\0\x01b"),
+                Send(0, b"FIN {0}\nFIN {1}\n"),
+                Send(1, b"FIN {1}\nFIN {0}\n"),
             ],
         ),
         (
             "CLS",
             &[
-                Say(0, b"SUB t c\nRDY 1\n"),
-                Say(1, b"PUB t\n\0\0\0\x01a"),
-                Say(0, b"CLS\n"),
-                Say(1, b"PUB t\n\0\0\0\x01b"),
-                Say(0, b"RDY 4\nTOUCH {0}\nFIN {0}\nPUB u\n\0\0\0\x01x"),
-                Say(0, b"CLS\n"),
+                Send(0, b"SUB t c\nRDY 1\n"),
+                Send(1, b"PUB t\n\0\0\0\x01a"),
+                Send(0, b"CLS\n"),
+                Send(1, b"PUB t\n\0\0\0\x01b"),
+                Send(0, b"RDY 4\nTOUCH {0}\nFIN {0}\nPUB u\n\0\0\0\x01x"),
+                Send(0, b"CLS\n"),
             ],
         ),
         (
-            "who subscribes publishes as well",
+            "a subscriber publishes as well",
             &[
-                Say(0, b"SUB t c\n"),
-                Say(0, b"PUB t\n\0\0\0\x04self"),
-                Say(0, b"RDY 1\n"),
-                Say(0, b"FIN {0}\nSUB t d\n"),
+                Send(0, b"SUB t c\n"),
+                Send(0, b"PUB t\n\0\0\0\x04self"),
+                Send(0, b"RDY 1\n"),
+                Send(0, b"FIN {0}\nSUB t d\n"),
             ],
         ),
         (
             "deferred",
             &[
-                Say(0, b"SUB t c\nRDY 4\n"),
-                Say(1, b"DPUB t 0\n\0\0\0\x01a"),
-                Say(1, b"DPUB t 400\n\0\0\0\x01b"),
-                Say(1, b"PUB t\n\0\0\0\x01c"),
+                Send(0, b"SUB t c\nRDY 4\n"),
+                Send(1, b"DPUB t 0\n\0\0\0\x01a"),
+                Send(1, b"DPUB t 400\n\0\0\0\x01b"),
+                Send(1, b"PUB t\n\0\0\0\x01c"),
                 Wait(SECOND),
-                Say(1, b"DPUB t 3600001\n"),
+                Send(1, b"DPUB t 3600001\n"),
             ],
         ),
         (
             "IDENTIFY",
             &[
-                Say(0, b"IDENTIFY\n\0\0\0\x02{}"),
-                Say(0, b"IDENTIFY\n\0\0\0\x1c{\"feature_negotiation\":true}"),
-                Say(1, b"IDENTIFY\n\0\0\0\x33{\"feature_negotiation\":true,\"output_buffer_size\":-1}"),
-                Say(
+                Send(0, b"IDENTIFY\n\0\0\0\x02{}"),
+                Send(0, b"IDENTIFY\n\0\0\0\x1c{\"feature_negotiation\":true}"),
+                Send(1, b"IDENTIFY\n\0\0\0\x33{\"feature_negotiation\":true,\"output_buffer_size\":-1}"),
+                Send(
                     2,
                     b"IDENTIFY\n\0\0\0\x65{\"feature_negotiation\":true,\"output_buffer_timeout\":-1,\
                         \"sample_rate\":9,\"msg_timeout\":5000,\"a\":0}",
                 ),
-                Say(0, b"SUB t c\n"),
-                Say(0, b"IDENTIFY\n\0\0\0\x02{}"),
-                Say(1, b"IDENTIFY\n\0\0\0\x1a{\"heartbeat_interval\":-1}  "),
-                // What was asked for stays.
-                Say(1, b"IDENTIFY\n\0\0\0\x02{}"),
-                Say(1, b"SUB t c\n"),
-                Say(2, b"AUTH\n\0\0\0\x01x"),
+                Send(0, b"SUB t c\n"),
+                Send(0, b"IDENTIFY\n\0\0\0\x02{}"),
+                Send(1, b"IDENTIFY\n\0\0\0\x1a{\"heartbeat_interval\":-1}  "),
+                // The settings of the first IDENTIFY stay.
+                Send(1, b"IDENTIFY\n\0\0\0\x02{}"),
+                Send(1, b"SUB t c\n"),
+                Send(2, b"AUTH\n\0\0\0\x01x"),
             ],
         ),
         (
-            "too long",
+            "too long or empty",
             &[
-                Say(0, b"PUB t\n\0\0\x01\x2d"),
-                Say(1, b"MPUB t\n\0\0\x01\x90\0\0\0\x01\0\0\x01\x2d"),
-                Say(2, b"PUB t\n\0\0\0\0"),
+                Send(0, b"PUB t\n\0\0\x01\x2d"),
+                Send(1, b"MPUB t\n\0\0\x01\x90\0\0\0\x01\0\0\x01\x2d"),
+                Send(2, b"PUB t\n\0\0\0\0"),
             ],
         ),
-        ("no NSQ", &[Say(0, b"NOP\n"), Say(1, b"\r\n"), Say(2, b"XYZZY 1 2\n")]),
+        ("not NSQ", &[Send(0, b"NOP\n"), Send(1, b"\r\n"), Send(2, b"XYZZY 1 2\n")]),
     ];
     for (name, script) in scripts {
         compare(&peers, name, script).await;
     }
-    // Of another protocol from the start.
+    // Another protocol from the start.
     let nsqd = RealNsqd::start(&peers, ServerOptions::new()).await;
     let mut socket = TcpStream::connect(nsqd.tcp_address()).await.unwrap();
     socket.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
     let mut real = [0; 22];
     socket.read_exact(&mut real).await.unwrap();
     let mut ours = Ours::new();
-    ours.say(0, b"GET / HTTP/1.1\r\n\r\n");
+    ours.send(0, b"GET / HTTP/1.1\r\n\r\n");
     let now = ours.now();
     assert_eq!(ours.node.client(0).unwrap().transmit(now).head, real);
 }

@@ -1,4 +1,4 @@
-//! The fault-injecting proxy, against a plain echo server.
+//! Tests of the fault-injecting proxy, with an echo server.
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
@@ -12,7 +12,7 @@ use tokio::time::timeout;
 const SOON: Duration = Duration::from_secs(5);
 const SHORT: Duration = Duration::from_millis(60);
 
-/// Echoes every connection, until the test ends.
+/// Starts a server that echoes every connection, until the test ends.
 async fn echo_server() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -39,9 +39,9 @@ async fn connect(proxy: &Proxy) -> TcpStream {
 /// Sends `bytes` and reads them back.
 async fn echo(stream: &mut TcpStream, bytes: &[u8]) -> std::io::Result<()> {
     stream.write_all(bytes).await?;
-    let mut back = vec![0; bytes.len()];
-    timeout(SOON, stream.read_exact(&mut back)).await.expect("an answer in time")?;
-    assert_eq!(back, bytes);
+    let mut echoed = vec![0; bytes.len()];
+    timeout(SOON, stream.read_exact(&mut echoed)).await.expect("an echo in time")?;
+    assert_eq!(echoed, bytes);
     Ok(())
 }
 
@@ -90,7 +90,7 @@ async fn cut_all_resets_or_finishes() {
         proxy.cut_all(how);
         assert_eq!(read_all(&mut stream).await, (Vec::new(), end), "{how:?}");
     }
-    // Not a lasting state.
+    // Cutting is no lasting state.
     echo(&mut connect(&proxy).await, b"again").await.unwrap();
 }
 
@@ -108,7 +108,7 @@ async fn refuse_and_back() {
 }
 
 #[tokio::test]
-async fn blackhole_swallows_nothing_and_heals() {
+async fn a_blackhole_loses_nothing_and_ends() {
     let proxy = proxied_echo().await;
     let mut before = connect(&proxy).await;
     echo(&mut before, b"x").await.unwrap();
@@ -120,9 +120,9 @@ async fn blackhole_swallows_nothing_and_heals() {
     }
     proxy.set_mode(Mode::Forward).await;
     for stream in [&mut before, &mut during] {
-        let mut back = [0; 13];
-        timeout(SOON, stream.read_exact(&mut back)).await.unwrap().unwrap();
-        assert_eq!(&back, b"anyone there?");
+        let mut echoed = [0; 13];
+        timeout(SOON, stream.read_exact(&mut echoed)).await.unwrap().unwrap();
+        assert_eq!(&echoed, b"anyone there?");
     }
 }
 
@@ -157,20 +157,20 @@ async fn delay_adds_latency_but_keeps_throughput() {
     let round_trip = begin.elapsed();
     assert!(round_trip >= 2 * ONE_WAY && round_trip < 4 * ONE_WAY, "{round_trip:?}");
 
-    // 8 MB in one direction and back: hundreds of round trips if each chunk waited for the one
-    // before.
+    // 8 MB in one direction and back: hundreds of round trips if each chunk waited for the
+    // previous one.
     let begin = Instant::now();
     let (mut rx, mut tx) = stream.split();
     let block = vec![7; 8_000_000];
-    let mut back = vec![0; block.len()];
-    let (sent, read) = tokio::join!(tx.write_all(&block), rx.read_exact(&mut back));
+    let mut echoed = vec![0; block.len()];
+    let (sent, read) = tokio::join!(tx.write_all(&block), rx.read_exact(&mut echoed));
     sent.unwrap();
     read.unwrap();
     let elapsed = begin.elapsed();
-    assert!(back == block && elapsed < Duration::from_secs(2), "{elapsed:?}");
+    assert!(echoed == block && elapsed < Duration::from_secs(2), "{elapsed:?}");
 }
 
-/// What arrives back on fresh connections that send 1000 bytes each, until the faults are used up.
+/// Returns how many of 1000 bytes got through on each of several connections.
 async fn lengths_under(faults: Faults, connections: usize) -> Vec<usize> {
     let proxy = proxied_echo().await;
     proxy.set_recording(true);
@@ -216,6 +216,7 @@ async fn stalls_and_half_closes_happen_at_byte_positions() {
     proxy.set_faults(Some(Faults::seeded(1, 100..101, [Fault::HalfClose]).at_most(2)));
     let mut stream = connect(&proxy).await;
     stream.write_all(&[0; 150]).await.unwrap();
-    // Whether the server's direction ends by its own fault or by its end: after the same 100 bytes.
+    // The server's direction ends after the same 100 bytes, by its own fault or because the server
+    // closes.
     assert_eq!(read_all(&mut stream).await, (vec![0; 100], None));
 }

@@ -1,10 +1,10 @@
-//! What the server-side decoders of nanonsq refuse, real nsqd and nsqlookupd refuse in the same
-//! words; what the one takes, the other takes.
+//! The decoders for servers accept and refuse the same commands as real nsqd and nsqlookupd, with
+//! the same errors.
 //!
 //! Streams of commands, most of them damaged, go to the real server and to the decoder. Only
-//! refusals that end the connection are compared: the others are about topics and messages, which
-//! decoders know nothing of. `SEEDS=100000 cargo test --release -p nanonsq-tests --test refusals`
-//! sends more of them.
+//! refusals that end the connection are compared: the others depend on topics and messages, which
+//! decoders do not know. `SEEDS=100000 cargo test --release -p nanonsq-tests --test refusals` sends
+//! more of them.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -16,23 +16,23 @@ use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-/// How many streams of commands each server gets.
+/// The number of streams of commands for each server.
 const STREAMS: u32 = 3000;
-/// And how many IDENTIFY with damaged JSON.
+/// The number of IDENTIFY with damaged JSON for each server.
 const BODIES: u32 = 1000;
-/// How long one conversation may take.
+/// The limit for one conversation.
 const LIMIT: Duration = Duration::from_secs(10);
-/// How many differences are shown.
+/// How many differences are printed.
 const SHOWN: usize = 20;
 
-/// Small, so that commands reach them; nsqd is started with the same.
+/// Small limits, so that commands reach them; nsqd is started with the same.
 const LIMITS: nsqd::Limits =
     nsqd::Limits { max_msg_size: 300, max_body_size: 400, ..nsqd::Limits::NSQD };
 
-/// The longest V1 IDENTIFY that is read here. Longer ones are a known difference.
+/// The longest V1 IDENTIFY that the decoder accepts here; nsqlookupd accepts longer ones.
 const NODE_MAX: u32 = 100_000;
 
-/// What nsqd is to be told.
+/// Commands for nsqd.
 const TO_NSQD: &[&[u8]] = &[
     b"NOP\n",
     b"SUB t c\n",
@@ -75,11 +75,11 @@ const CLIENTS: &[&str] = &[
     // Beyond a limit.
     r#"{"heartbeat_interval":100}"#,
     r#"{"output_buffer_timeout":24}"#,
-    // Not to be had together.
+    // Mutually exclusive.
     r#"{"feature_negotiation":true,"snappy":true,"deflate":true}"#,
 ];
 
-/// What nsqlookupd is to be told.
+/// Commands for nsqlookupd.
 const TO_NSQLOOKUPD: &[&[u8]] = &[
     b"PING\n",
     b" PING \r\n",
@@ -102,7 +102,7 @@ const NODE: &str = r#"{"broadcast_address":"a","tcp_port":1,"http_port":2,"versi
     "hostname":null,"x":{}}"#;
 
 #[tokio::test]
-async fn nsqd_refuses_the_same_commands_in_the_same_words() {
+async fn nsqd_refuses_the_same_commands_with_the_same_errors() {
     let peers = require_peers!();
     let nsqd = Nsqd::start(&peers, options()).await;
     compare(STREAMS, nsqd.tcp_address(), by_nsqd, by_v2, |random| {
@@ -120,24 +120,24 @@ async fn nsqd_refuses_the_same_commands_in_the_same_words() {
 }
 
 #[tokio::test]
-async fn nsqd_refuses_the_same_json_in_the_same_words() {
+async fn nsqd_refuses_the_same_json_with_the_same_errors() {
     let peers = require_peers!();
     let nsqd = Nsqd::start(&peers, options()).await;
     compare(BODIES, nsqd.tcp_address(), by_nsqd, by_v2, |random| {
         let body = random.pick(CLIENTS);
-        // Refused where the body switches heartbeats off.
+        // SUB is refused where the body switches heartbeats off.
         identify_damaged(random, nsqd::MAGIC, body, b"SUB t c\n")
     })
     .await;
 }
 
 #[tokio::test]
-async fn nsqlookupd_refuses_the_same_commands_in_the_same_words() {
+async fn nsqlookupd_refuses_the_same_commands_with_the_same_errors() {
     let peers = require_peers!();
     let lookupd = Nsqlookupd::start(&peers, ServerOptions::new()).await;
     compare(STREAMS, lookupd.tcp_address(), by_nsqlookupd, by_v1, |random| {
         let mut stream = nsqlookupd::MAGIC.to_vec();
-        // Most other commands are refused before it.
+        // Most other commands are refused before IDENTIFY.
         if random.below(4) > 0 {
             stream.extend(identify(NODE.as_bytes()));
         }
@@ -154,7 +154,7 @@ async fn nsqlookupd_refuses_the_same_commands_in_the_same_words() {
 }
 
 #[tokio::test]
-async fn nsqlookupd_refuses_the_same_json_in_the_same_words() {
+async fn nsqlookupd_refuses_the_same_json_with_the_same_errors() {
     let peers = require_peers!();
     let lookupd = Nsqlookupd::start(&peers, ServerOptions::new()).await;
     compare(BODIES, lookupd.tcp_address(), by_nsqlookupd, by_v1, |random| {
@@ -169,25 +169,25 @@ fn options() -> ServerOptions {
         .flag(format!("--max-body-size={}", LIMITS.max_body_size))
 }
 
-/// What becomes of a stream.
+/// The result of a stream.
 #[derive(PartialEq, Eq)]
 enum Verdict {
-    /// All of it is taken.
-    Taken,
-    /// With these words.
+    /// All commands are accepted.
+    Accepted,
+    /// A command is refused with this error.
     Refused(Vec<u8>),
-    /// nanonsq means to differ from the real server here.
+    /// A deliberate difference between nanonsq and the real server.
     Differs(Difference),
 }
 
-/// Where nanonsq means to differ.
+/// The deliberate differences.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Difference {
-    /// nsqd would go on in snappy or deflate. The decoder stands behind whatever undoes that.
+    /// nsqd would continue in snappy or deflate; the decoder reads decompressed bytes.
     Compressed,
-    /// A negative length of IDENTIFY kills nsqlookupd; a long one makes it wait for as much.
+    /// A negative length of IDENTIFY crashes nsqlookupd; it waits for any long one.
     NodeLength,
-    /// nsqlookupd takes ports that are none, such as -1.
+    /// nsqlookupd accepts impossible ports, such as -1.
     NodePort,
     /// nsqlookupd has no bound on a line or an address.
     Unbounded,
@@ -196,14 +196,14 @@ enum Difference {
 impl fmt::Debug for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Taken => f.write_str("taken"),
-            Self::Refused(words) => write!(f, "refused: {}", words.escape_ascii()),
+            Self::Accepted => f.write_str("taken"),
+            Self::Refused(error) => write!(f, "refused: {}", error.escape_ascii()),
             Self::Differs(difference) => write!(f, "{difference:?}"),
         }
     }
 }
 
-/// Sends `streams` generated streams to `server` and compares its verdict with ours.
+/// Sends `streams` generated streams to `server` and to the decoder, and compares the verdicts.
 async fn compare(
     streams: u32,
     server: SocketAddr,
@@ -217,14 +217,14 @@ async fn compare(
         let stream = generate(&mut Random(random::Random::new(seed.into())));
         let ours = ours(&stream);
         if let Verdict::Differs(_) = ours {
-            // Not even sent: it might be the server's last.
+            // Do not send it: it might crash the server.
             skipped += 1;
             continue;
         }
         let theirs = theirs(&exchange(server, &stream).await);
         match theirs {
             Verdict::Refused(_) => refused += 1,
-            Verdict::Taken | Verdict::Differs(_) => taken += 1,
+            Verdict::Accepted | Verdict::Differs(_) => taken += 1,
         }
         if ours != theirs {
             differ += 1;
@@ -236,17 +236,18 @@ async fn compare(
     }
     println!("{streams} streams: {taken} taken, {refused} refused, {skipped} skipped");
     assert_eq!(differ, 0, "of {streams} streams; see above");
-    // Else the generator no longer asks for anything.
+    // Otherwise the generator has become useless.
     let few = streams / 50;
     assert!(taken >= few && refused >= few && skipped <= streams / 4, "one-sided streams");
 }
 
-/// All that `server` answers to `stream`.
+/// Returns all that `server` answers to `stream`.
 async fn exchange(server: SocketAddr, stream: &[u8]) -> Vec<u8> {
     let conversation = async {
         let mut socket = TcpStream::connect(server).await.expect("a server that listens");
         let mut replies = Vec::new();
-        // These fail if it refused, and closed, before it read all. What it said first is there.
+        // These fail if the server refused and closed before it read everything; earlier replies
+        // are still read.
         let _ = socket.write_all(stream).await;
         let _ = socket.shutdown().await;
         let _ = socket.read_to_end(&mut replies).await;
@@ -257,27 +258,28 @@ async fn exchange(server: SocketAddr, stream: &[u8]) -> Vec<u8> {
         .unwrap_or_else(|_| panic!("no end within {LIMIT:?}: {}", stream.escape_ascii()))
 }
 
-/// nsqd's verdict, from its frames: `[u32 size][u32 type][data]`, the size with the type.
+/// Returns nsqd's verdict from its frames: `[u32 size][u32 type][data]`; the size includes the
+/// type.
 fn by_nsqd(replies: &[u8]) -> Verdict {
     const ERROR: &[u8] = &[0, 0, 0, 1];
     for frame in sized(replies) {
-        if let Some(words) = frame.strip_prefix(ERROR)
-            && nsqd::ErrorCode::parse(words).0.is_fatal()
+        if let Some(error) = frame.strip_prefix(ERROR)
+            && nsqd::ErrorCode::parse(error).0.is_fatal()
         {
-            return Verdict::Refused(words.to_vec());
+            return Verdict::Refused(error.to_vec());
         }
     }
-    Verdict::Taken
+    Verdict::Accepted
 }
 
-/// nsqlookupd's verdict, from its replies: `[u32 size][data]`. All its errors are fatal.
+/// Returns nsqlookupd's verdict from its replies: `[u32 size][data]`. All its errors are fatal.
 fn by_nsqlookupd(replies: &[u8]) -> Verdict {
     sized(replies)
         .find(|reply| reply.starts_with(b"E_"))
-        .map_or(Verdict::Taken, |words| Verdict::Refused(words.to_vec()))
+        .map_or(Verdict::Accepted, |error| Verdict::Refused(error.to_vec()))
 }
 
-/// What lies behind each length, up to where the server was cut off.
+/// Splits replies by their lengths; a reply that is cut off is left out.
 fn sized(replies: &[u8]) -> impl Iterator<Item = &[u8]> {
     let mut rest = replies;
     std::iter::from_fn(move || {
@@ -288,7 +290,7 @@ fn sized(replies: &[u8]) -> impl Iterator<Item = &[u8]> {
     })
 }
 
-/// Our verdict on what nsqd is told.
+/// Returns the decoder's verdict on a stream for nsqd.
 fn by_v2(stream: &[u8]) -> Verdict {
     let mut commands = nsqd::CommandDecoder::new();
     let mut input = stream;
@@ -297,7 +299,9 @@ fn by_v2(stream: &[u8]) -> Verdict {
     loop {
         let item = match commands.next(&LIMITS, &mut input) {
             Ok(Some(item)) => item,
-            Ok(None) => return commands.end().map_or_else(|r| refused_v2(&r), |()| Verdict::Taken),
+            Ok(None) => {
+                return commands.end().map_or_else(|r| refused_v2(&r), |()| Verdict::Accepted);
+            }
             Err(refusal) => return refused_v2(&refusal),
         };
         match item {
@@ -305,7 +309,7 @@ fn by_v2(stream: &[u8]) -> Verdict {
             nsqd::Item::Auth => auth = true,
             nsqd::Item::Part { data, done, .. } => {
                 if let Some(scanner) = &mut identify {
-                    // A fault shows again at the end; nsqd reads the whole body first.
+                    // An error is returned again at the end; nsqd reads the whole body first.
                     let _ = scanner.feed(data);
                 }
                 if !done {
@@ -333,7 +337,7 @@ fn by_v2(stream: &[u8]) -> Verdict {
     }
 }
 
-/// Our verdict on what nsqlookupd is told.
+/// Returns the decoder's verdict on a stream for nsqlookupd.
 fn by_v1(stream: &[u8]) -> Verdict {
     let mut commands = nsqlookupd::CommandDecoder::new(NODE_MAX);
     let mut input = stream;
@@ -350,7 +354,9 @@ fn by_v1(stream: &[u8]) -> Verdict {
             }
             Ok(Some(_)) => {}
             Ok(None) => {
-                return commands.end().map_or_else(|r| refused_v1(&r, &body), |()| Verdict::Taken);
+                return commands
+                    .end()
+                    .map_or_else(|r| refused_v1(&r, &body), |()| Verdict::Accepted);
             }
             Err(refusal) => return refused_v1(&refusal, &body),
         }
@@ -358,9 +364,9 @@ fn by_v1(stream: &[u8]) -> Verdict {
 }
 
 fn refused_v2(refusal: &nsqd::Refusal<'_>) -> Verdict {
-    let mut words = vec![0; refusal.encoded_len()];
-    refusal.emit(&mut words.as_mut_slice()).unwrap();
-    Verdict::Refused(words)
+    let mut error = vec![0; refusal.encoded_len()];
+    refusal.emit(&mut error.as_mut_slice()).unwrap();
+    Verdict::Refused(error)
 }
 
 fn refused_v1(refusal: &nsqlookupd::Refusal<'_>, body: &[u8]) -> Verdict {
@@ -374,13 +380,13 @@ fn refused_v1(refusal: &nsqlookupd::Refusal<'_>, body: &[u8]) -> Verdict {
         }
         _ => {}
     }
-    let mut words = vec![0; refusal.encoded_len()];
-    refusal.emit(&mut words.as_mut_slice()).unwrap();
-    Verdict::Refused(words)
+    let mut error = vec![0; refusal.encoded_len()];
+    refusal.emit(&mut error.as_mut_slice()).unwrap();
+    Verdict::Refused(error)
 }
 
 fn has_odd_port(body: &[u8]) -> bool {
-    // Go replaces what is not UTF-8, as this does.
+    // Go replaces invalid UTF-8 in the same way.
     let node: Value = serde_json::from_str(&String::from_utf8_lossy(body)).unwrap_or_default();
     ["tcp_port", "http_port"]
         .iter()
@@ -392,7 +398,7 @@ fn identify(body: &[u8]) -> Vec<u8> {
     [b"IDENTIFY\n", &(body.len() as u32).to_be_bytes()[..], body].concat()
 }
 
-/// IDENTIFY with a damaged body, and a command behind it.
+/// Returns an IDENTIFY with a damaged body, followed by a command.
 fn identify_damaged(random: &mut Random, magic: [u8; 4], body: &str, then: &[u8]) -> Vec<u8> {
     let mut body = body.as_bytes().to_vec();
     random.damage(&mut body, 0);
@@ -400,11 +406,11 @@ fn identify_damaged(random: &mut Random, magic: [u8; 4], body: &str, then: &[u8]
     [&magic[..], &identify(&body), then].concat()
 }
 
-/// Numbers that depend on nothing but the seed.
+/// The generator, with helpers.
 struct Random(random::Random);
 
 impl Random {
-    /// A number in `0..bound`.
+    /// Returns a number in `0..bound`.
     fn below(&mut self, bound: usize) -> usize {
         self.0.below(bound as u64) as usize
     }
@@ -415,7 +421,7 @@ impl Random {
 
     /// Changes, removes, inserts or repeats bytes from `start` on, in 0 to 2 places.
     fn damage(&mut self, bytes: &mut Vec<u8>, start: usize) {
-        // What means something to one parser or the other.
+        // Bytes with a meaning for one of the parsers.
         const SPECIAL: &[u8] = b"\0\x01\xff\n\r \"\\a019-$#\x07\x7f\xc3{}[],.:e";
         for _ in 0..self.pick(&[0, 0, 1, 1, 2]) {
             if bytes.len() <= start {

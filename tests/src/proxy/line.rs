@@ -1,4 +1,4 @@
-//! One direction of one connection: a reader that makes the faults, a delay line, and a writer.
+//! One direction of one connection: a reader that injects faults, a delay line, and a writer.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -12,10 +12,10 @@ use super::{Cut, Fault, Faults, Mode, Shared, Valve, lock};
 use crate::random::Random;
 
 const CHUNK: usize = 16 * 1024;
-/// Chunks on the way in one direction: enough for 25 ms at 1 GB/s if they are full.
+/// The capacity of a delay line in chunks: enough for 25 ms at 1 GB/s if they are full.
 const DELAY_LINE: usize = 2048;
-/// How long the last bytes of a receiver that is gone may take.
-const LAST_WORDS: Duration = Duration::from_secs(1);
+/// How long the other direction may still forward bytes of a receiver that is gone.
+const LAST_BYTES: Duration = Duration::from_secs(1);
 
 /// One direction of one connection.
 pub(super) struct Line<'a> {
@@ -27,8 +27,8 @@ pub(super) struct Line<'a> {
 }
 
 impl Line<'_> {
-    /// Forwards until this direction ends; `Err` says how the whole connection is to end. `_ends`
-    /// is dropped at the end: the other direction's `other_ended`.
+    /// Forwards until this direction ends; `Err` tells how the whole connection is to end. `_ends`
+    /// is dropped at the end: it is the other direction's `other_ended`.
     pub(super) async fn run(
         mut self,
         from: ReadHalf<'_>,
@@ -59,7 +59,7 @@ impl Line<'_> {
             pass(&mut gate).await;
             let size = match from.read(&mut chunk).await {
                 Ok(size) => size,
-                // The one side was reset, so the other one is too.
+                // One side was reset, so the other is reset as well.
                 Err(_) => return self.send(&line, Item::Cut(Cut::Reset)).await,
             };
             if size == 0 {
@@ -107,10 +107,10 @@ pub(super) enum Direction {
     FromServer,
 }
 
-/// When the next fault of one direction is due.
+/// The next fault of one direction.
 pub(super) struct Plan {
     faults: Option<(Faults, Random)>,
-    /// Bytes until the fault.
+    /// The number of bytes until the fault.
     left: u64,
     next: Option<Fault>,
 }
@@ -137,7 +137,7 @@ impl Plan {
     }
 }
 
-/// What travels through the delay line.
+/// An element of the delay line.
 enum Item {
     Bytes(Vec<u8>),
     /// This direction ends.
@@ -146,7 +146,7 @@ enum Item {
     Cut(Cut),
 }
 
-/// After a half close: takes what still comes, as a network does that has lost the way.
+/// After a half close: reads and discards the rest, as a broken network would.
 async fn sink(mut from: ReadHalf<'_>, mut chunk: Vec<u8>) -> Result<(), Cut> {
     while from.read(&mut chunk).await.map_err(|_| Cut::Reset)? > 0 {}
     Ok(())
@@ -174,24 +174,24 @@ impl Writer<'_> {
             pass(&mut self.gate).await;
             let written = match item {
                 Item::Bytes(bytes) => {
-                    self.note(&bytes);
+                    self.record(&bytes);
                     to.write_all(&bytes).await
                 }
                 Item::Eof => return to.shutdown().await.map_err(|_| Cut::Reset),
                 Item::Cut(how) => return Err(how),
             };
             if written.is_err() {
-                // The receiver is gone, but what it said before (an error frame, say) still has to
-                // arrive.
-                let _ = timeout(LAST_WORDS, self.other_ended).await;
+                // The receiver is gone, but bytes that it sent before, such as an error frame, must
+                // still arrive.
+                let _ = timeout(LAST_BYTES, self.other_ended).await;
                 return Err(Cut::Reset);
             }
         }
         Ok(())
     }
 
-    /// Records before writing: whoever saw the effect of these bytes finds them recorded.
-    fn note(&self, bytes: &[u8]) {
+    /// Records before writing: the effect of bytes is never visible before their record.
+    fn record(&self, bytes: &[u8]) {
         self.shared.counters.forwarded[self.direction as usize]
             .fetch_add(bytes.len() as u64, Ordering::Relaxed);
         if let Some(index) = self.recording {
@@ -204,7 +204,7 @@ impl Writer<'_> {
     }
 }
 
-/// Waits until bytes may move.
+/// Waits until the gate is open.
 pub(super) async fn pass(gate: &mut watch::Receiver<Valve>) {
     loop {
         let Valve { mode, stalled_until } = *gate.borrow_and_update();

@@ -24,10 +24,10 @@ use crate::support::{Consumer, channel, text, topic};
 
 const SOON: Duration = Duration::from_secs(5);
 
-/// nsqd looks for what is due in a new channel only after this.
+/// How long after its creation nsqd looks for due messages in a new channel.
 const NEW_CHANNEL: Duration = Duration::from_secs(5);
 
-/// Notices everything soon; does not back off.
+/// A configuration that notices everything soon and does not back off.
 fn config() -> Config<'static> {
     Config {
         heartbeat: Span::from_secs(1),
@@ -45,21 +45,24 @@ async fn start_nsqd(peers: &Peers) -> Nsqd {
     Nsqd::start(peers, ServerOptions::new()).await
 }
 
-/// nsqd's entry of the channel `c`.
+/// Returns nsqd's statistics of the channel `c`.
 async fn stats(nsqd: &Nsqd) -> Value {
     nsqd.channel_stats("t", "c").await
 }
 
-/// Waits until nsqd says so of its channel `c`.
+/// Waits until nsqd's statistics of the channel `c` have these values.
 #[track_caller]
-fn says<'a>(nsqd: &'a Nsqd, wanted: &'a [(&'a str, u64)]) -> impl Future<Output = ()> + 'a {
-    let what = format!("nsqd says {wanted:?}");
+fn expect_stats<'a>(
+    nsqd: &'a Nsqd,
+    expected: &'a [(&'a str, u64)],
+) -> impl Future<Output = ()> + 'a {
+    let what = format!("nsqd's statistics are {expected:?}");
     async move {
         let mut stats = Value::Null;
         let all = async {
             loop {
                 stats = self::stats(nsqd).await;
-                if wanted.iter().all(|(key, value)| number(&stats, key) == *value) {
+                if expected.iter().all(|(key, value)| number(&stats, key) == *value) {
                     return;
                 }
                 tokio::time::sleep(Duration::from_millis(5)).await;
@@ -71,7 +74,7 @@ fn says<'a>(nsqd: &'a Nsqd, wanted: &'a [(&'a str, u64)]) -> impl Future<Output 
     }
 }
 
-/// One of the channel's numbers; those that nsqd has for clients only are theirs.
+/// Returns a number of the channel, or the sum over its clients where nsqd counts only for clients.
 fn number(stats: &Value, key: &str) -> u64 {
     let of_clients = || {
         let clients = stats["clients"].as_array()?;
@@ -80,15 +83,15 @@ fn number(stats: &Value, key: &str) -> u64 {
     stats[key].as_u64().or_else(of_clients).unwrap_or(0)
 }
 
-/// Publishes numbers, by HTTP.
+/// Publishes numbers over HTTP.
 async fn publish_numbers(nsqd: &Nsqd, numbers: impl Iterator<Item = u32>) {
     let lines: Vec<_> = numbers.map(|number| number.to_string()).collect();
     nsqd.post("/mpub?topic=t", lines.join("\n").as_bytes()).await;
 }
 
-// Must hold: nothing is lost, and nothing that was finished comes again.
+// Nothing is lost, and no finished message is delivered again.
 
-/// What the wire tells of one nsqd, over all its connections.
+/// The recorded commands and deliveries of one nsqd, over all its connections.
 struct Wire {
     connections: Vec<(Vec<V2>, Vec<oracle::Message>)>,
 }
@@ -100,16 +103,16 @@ impl Wire {
             assert_eq!(errors, [""; 0]);
             (tap::nsqd(&recording.from_client).unwrap().commands, deliveries)
         };
-        // While nsqd is away the proxy takes connections that lead nowhere.
+        // While nsqd is down the proxy accepts connections that lead nowhere.
         let reached = recordings.iter().filter(|recording| !recording.from_server.is_empty());
         Self { connections: reached.map(read).collect() }
     }
 
-    /// How often each message was finished, after it was justified:
+    /// Counts how often each message was finished, and checks every delivery:
     ///
-    /// A FIN counts unless nsqd ended its connection before it read it. nsqd reads commands in
-    /// order, so what it did not read is the end of what was sent, and all of that it delivers
-    /// again. A message delivered again whose FIN it must have read is the defect looked for.
+    /// A FIN counts unless nsqd ended its connection before reading it. nsqd reads commands in
+    /// order, so the unread ones are the last that were sent, and their messages are delivered
+    /// again. A message that is delivered again though its FIN was read is an error.
     fn finished(&self) -> HashMap<String, u32> {
         let mut finished = HashMap::new();
         for (index, (commands, delivered)) in self.connections.iter().enumerate() {
@@ -127,11 +130,11 @@ impl Wire {
                 .collect();
             let read = fins.iter().take_while(|id| !later.contains(**id)).count();
             for (at, id) in fins.iter().enumerate() {
-                assert!(here.contains(*id), "FIN of what was not delivered here: {id}");
+                assert!(here.contains(*id), "FIN of a message that was not delivered here: {id}");
                 if at < read {
                     *finished.entry((*id).clone()).or_default() += 1;
                 } else {
-                    assert!(later.contains(*id), "{id} was read after one that was not");
+                    assert!(later.contains(*id), "the FIN of {id} was read after an unread one");
                 }
             }
             assert!(
@@ -139,7 +142,7 @@ impl Wire {
                 "{} FIN unread: more than were in flight",
                 fins.len() - read
             );
-            // On one connection, a message comes again only when it was requeued.
+            // On one connection a message is delivered again only if it was requeued.
             let mut requeued: HashMap<&String, usize> = HashMap::new();
             for command in commands {
                 if let V2::Req(id, _) = command {
@@ -154,7 +157,7 @@ impl Wire {
                 let requeued = requeued.get(id).copied().unwrap_or(0);
                 assert!(
                     *times <= requeued + 1,
-                    "{id} came {times} times, requeued {requeued} times"
+                    "{id} was delivered {times} times and requeued {requeued} times"
                 );
             }
         }
@@ -180,7 +183,7 @@ async fn every_message_is_finished_once_while_servers_restart() {
     for _ in 0..2 {
         lookupds.push(Nsqlookupd::start(&peers, ServerOptions::new()).await);
     }
-    // Each nsqd announces a proxy, which records.
+    // Each nsqd announces a proxy, which records the bytes.
     let mut nsqds = Vec::new();
     let mut proxies = Vec::new();
     for _ in 0..3 {
@@ -208,7 +211,7 @@ async fn every_message_is_finished_once_while_servers_restart() {
 
     let lookupd_addresses: Vec<_> = lookupds.iter().map(Nsqlookupd::http_address).collect();
     let consumer = Consumer::start(config(), &[], &lookupd_addresses);
-    // Per number, how often the application was told that finishing it is fine.
+    // By number, how often finish() succeeded.
     let done = Arc::new(Mutex::new(BTreeMap::<u32, u32>::new()));
     let late = Arc::new(Mutex::new(BTreeSet::<u32>::new()));
     let handlers: Vec<_> = (0..4)
@@ -221,7 +224,7 @@ async fn every_message_is_finished_once_while_servers_restart() {
                     if turn % 4 == handler {
                         tokio::time::sleep(Duration::from_millis(1)).await;
                     }
-                    // Each hundredth fails, the first time.
+                    // One of a hundred fails at its first attempt.
                     if number % 100 == 7 && message.head().unwrap().attempts == 1 {
                         let _ =
                             message.requeue(Some(Span::from_millis(u32::from(number % 2 == 1))));
@@ -258,10 +261,10 @@ async fn every_message_is_finished_once_while_servers_restart() {
     nsqds[0].start_again().await;
     finished(MANY).await;
 
-    // Nothing is left anywhere, says nsqd.
+    // nsqd has no message left.
     let zero = [("depth", 0), ("in_flight_count", 0), ("deferred_count", 0), ("timeout_count", 0)];
     for nsqd in &nsqds {
-        says(nsqd, &zero).await;
+        expect_stats(nsqd, &zero).await;
         assert_eq!(nsqd.depth("t").await, 0);
     }
     let wires: Vec<_> = proxies.iter().map(|proxy| Wire::of(&proxy.recordings())).collect();
@@ -271,18 +274,18 @@ async fn every_message_is_finished_once_while_servers_restart() {
     for (wire, nsqd) in wires.iter().zip(&nsqds) {
         let all = wire.finished();
         let twice: Vec<_> = all.iter().filter(|(_, times)| **times != 1).take(5).collect();
-        assert!(twice.is_empty(), "delivered again although their FIN was read: {twice:?}");
+        assert!(twice.is_empty(), "delivered again though their FIN was read: {twice:?}");
         finished += all.len();
-        // nsqd counts what it read since it started, as it was sent.
+        // nsqd counts the commands that it has read since it started: all of the last connection.
         let last = wire.connections.len() - 1;
         let (fins, reqs) = (
             wire.count(last, |command| matches!(command, V2::Fin(_))),
             wire.count(last, |command| matches!(command, V2::Req(..))),
         );
-        says(nsqd, &[("finish_count", fins), ("requeue_count", reqs)]).await;
+        expect_stats(nsqd, &[("finish_count", fins), ("requeue_count", reqs)]).await;
     }
     assert_eq!(finished, MANY as usize);
-    // What the application was told agrees: twice only what nsqd did not read when it ended.
+    // The application's counts agree: only FINs that an ending nsqd did not read are duplicates.
     let done = done.lock().unwrap();
     assert!(done.keys().copied().eq(0..MANY));
     let sent: u64 = wires
@@ -291,27 +294,30 @@ async fn every_message_is_finished_once_while_servers_restart() {
             (0..wire.connections.len()).map(|at| wire.count(at, |c| matches!(c, V2::Fin(_))))
         })
         .sum();
-    let told: u64 = done.values().map(|times| u64::from(*times)).sum();
+    let succeeded: u64 = done.values().map(|times| u64::from(*times)).sum();
     let counters = consumer.handle.counters();
     println!(
-        "{} finished twice since nsqd had not read the first, {} late; {counters:?}",
-        told - u64::from(MANY),
+        "{} finished twice because nsqd did not read the first FIN, {} late; {counters:?}",
+        succeeded - u64::from(MANY),
         late.lock().unwrap().len()
     );
-    // An accepted answer that its connection did not live to send.
-    assert!(told >= sent && told - sent <= 2 * IN_FLIGHT as u64, "{told} told, {sent} sent");
-    assert!(told - u64::from(MANY) <= 2 * IN_FLIGHT as u64, "{told}");
-    assert_eq!(counters.finished, told);
+    // Some accepted answers were not sent before their connection ended.
+    assert!(
+        succeeded >= sent && succeeded - sent <= 2 * IN_FLIGHT as u64,
+        "{succeeded} succeeded, {sent} sent"
+    );
+    assert!(succeeded - u64::from(MANY) <= 2 * IN_FLIGHT as u64, "{succeeded}");
+    assert_eq!(counters.finished, succeeded);
     assert!((MANY / 100 - 2 * 64..).contains(&(counters.requeued as u32)), "{counters:?}");
     assert_eq!((counters.timed_out, counters.no_room, counters.refused), (0, 0, 0), "{counters:?}");
     assert_eq!(counters.connections, 5, "{counters:?}");
     handlers.iter().for_each(|handler| handler.abort());
 }
 
-// Must hold: nsqds are found, and no nsqlookupd delays another.
+// nsqds are found, and no nsqlookupd delays another.
 
 #[tokio::test]
-async fn a_frozen_nsqd_is_noticed_by_its_silence() {
+async fn a_frozen_nsqd_is_noticed() {
     let peers = require_peers!();
     let nsqd = start_nsqd(&peers).await;
     let consumer = Consumer::start(config(), &[nsqd.tcp_address()], &[]);
@@ -334,10 +340,10 @@ async fn disconnected(consumer: &Consumer) -> Closed {
     }
 }
 
-// Control.
+// Control by the application.
 
 #[tokio::test]
-async fn stopping_gives_everything_back() {
+async fn stopping_requeues_everything() {
     let peers = require_peers!();
     let nsqd = start_nsqd(&peers).await;
     let proxy = Proxy::start(nsqd.tcp_address()).await;
@@ -357,15 +363,15 @@ async fn stopping_gives_everything_back() {
     };
     let answering = async {
         tokio::time::sleep(Duration::from_millis(300)).await;
-        // There is still time for this one.
+        // There is still time for this answer.
         answered.finish().unwrap();
     };
     let (took, ()) = tokio::join!(stopping, answering);
     let range = Duration::from_millis(700)..Duration::from_millis(2500);
     assert!(range.contains(&took), "{took:?}");
     assert_eq!(kept.finish(), Err(AnswerError::Late));
-    // All but the eleven are in the queue, at once.
-    says(
+    // The other 89 messages are queued again at once.
+    expect_stats(
         &nsqd,
         &[("depth", 89), ("in_flight_count", 0), ("deferred_count", 0), ("client_count", 0)],
     )
@@ -373,8 +379,8 @@ async fn stopping_gives_everything_back() {
     assert_eq!(tap::nsqd(&proxy.client_bytes()[0]).unwrap().counts().cls, 1);
     let rest = consume_all(nsqd.tcp_address(), "t", "c", Until::distinct(89)).await.unwrap();
     assert_eq!((rest.messages.len(), rest.distinct().len()), (89, 89));
-    says(&nsqd, &[("depth", 0), ("timeout_count", 0)]).await;
-    // It stays stopped.
+    expect_stats(&nsqd, &[("depth", 0), ("timeout_count", 0)]).await;
+    // The consumer stays stopped.
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert_eq!((proxy.totals().accepted, proxy.totals().open), (1, 0));
 }
@@ -399,7 +405,7 @@ async fn stopping_with_nothing_in_flight_is_immediate() {
     let start = Instant::now();
     consumer.handle.stop().await;
     assert!(start.elapsed() < Duration::from_millis(300), "{:?}", start.elapsed());
-    says(&nsqd, &[("client_count", 0)]).await;
+    expect_stats(&nsqd, &[("client_count", 0)]).await;
 }
 
 #[tokio::test]
@@ -408,27 +414,27 @@ async fn a_pause_stops_the_flow_and_nothing_else() {
     let nsqd = start_nsqd(&peers).await;
     let consumer = Consumer::start_with::<8>(config(), &[nsqd.tcp_address()], &[], 4096);
     consumer.connected(1).await;
-    says(&nsqd, &[("ready_count", 8)]).await;
+    expect_stats(&nsqd, &[("ready_count", 8)]).await;
     consumer.handle.pause();
-    says(&nsqd, &[("ready_count", 0)]).await;
+    expect_stats(&nsqd, &[("ready_count", 0)]).await;
     publish_numbers(&nsqd, 0..20).await;
     // Longer than two heartbeats.
     tokio::time::sleep(Duration::from_millis(2500)).await;
     assert!(consumer.handle.try_next().is_none());
-    says(&nsqd, &[("depth", 20), ("in_flight_count", 0), ("client_count", 1)]).await;
+    expect_stats(&nsqd, &[("depth", 20), ("in_flight_count", 0), ("client_count", 1)]).await;
     consumer.handle.resume();
     for _ in 0..20 {
         consumer.next().await.finish().unwrap();
     }
-    says(&nsqd, &[("ready_count", 8), ("finish_count", 20), ("depth", 0)]).await;
+    expect_stats(&nsqd, &[("ready_count", 8), ("finish_count", 20), ("depth", 0)]).await;
     consumer.handle.set_max_in_flight(3);
-    says(&nsqd, &[("ready_count", 3)]).await;
+    expect_stats(&nsqd, &[("ready_count", 3)]).await;
     assert_eq!(consumer.handle.counters().connections, 1);
 }
 
-/// nsqd drops the others of this consumer's turn: they are nobody's.
+/// nsqd drops the messages outside the sample; no consumer receives them.
 #[tokio::test]
-async fn a_sample_is_as_large_as_was_asked() {
+async fn a_sample_is_as_large_as_configured() {
     let peers = require_peers!();
     let nsqd = start_nsqd(&peers).await;
     let config = Config { sample_rate: 20, ..config() };
@@ -441,16 +447,16 @@ async fn a_sample_is_as_large_as_was_asked() {
         got.insert(text(&message).parse::<u32>().unwrap());
         message.finish().unwrap();
     }
-    // nsqd gives 21 of 100 (it compares `rand.Int31n(100) > sampleRate`): 630, give or take 22.
+    // nsqd delivers 21 of 100 (it compares `rand.Int31n(100) > sampleRate`): 630, give or take 22.
     assert!((470..=790).contains(&got.len()), "{}", got.len());
     let finished = got.len() as u64;
-    says(&nsqd, &[("finish_count", finished), ("depth", 0), ("in_flight_count", 0)]).await;
+    expect_stats(&nsqd, &[("finish_count", finished), ("depth", 0), ("in_flight_count", 0)]).await;
 }
 
-// Permission.
+// AUTH.
 
 #[tokio::test]
-async fn auth_is_spoken_with_an_nsqd_that_requires_it() {
+async fn auth_is_sent_to_an_nsqd_that_requires_it() {
     let peers = require_peers!();
     let auth = auth::start("t", "c", &["subscribe"]).await;
     let flag = format!("--auth-http-address={auth}");
@@ -459,7 +465,7 @@ async fn auth_is_spoken_with_an_nsqd_that_requires_it() {
     let with = |auth_secret| Config { auth_secret, ..config() };
     let consumer = Consumer::start(with(Some(b"open-sesame")), &[nsqd.tcp_address()], &[]);
     consumer.next().await.finish().unwrap();
-    says(&nsqd, &[("finish_count", 1)]).await;
+    expect_stats(&nsqd, &[("finish_count", 1)]).await;
     drop(consumer);
     let forbidden = Config { channel: channel("d"), ..with(Some(b"open-sesame")) };
     for (config, expected) in [
@@ -469,7 +475,7 @@ async fn auth_is_spoken_with_an_nsqd_that_requires_it() {
     ] {
         let consumer = Consumer::start(config, &[nsqd.tcp_address()], &[]);
         let event = tokio::time::timeout(SOON, consumer.handle.event()).await;
-        let event = event.expect("the consumer tells");
+        let event = event.expect("an event of the consumer");
         assert_eq!(
             event,
             Event::Connection { index: 0, event: ConnectionEvent::LeftOut(expected) }

@@ -1,4 +1,4 @@
-//! nanonsq against real nsqds and nsqlookupds. Without them (`cargo xtask peers`) each test says
+//! nanonsq with real nsqds and nsqlookupds. Without them (`cargo xtask peers`) each test prints
 //! that it is skipped.
 
 mod consumer;

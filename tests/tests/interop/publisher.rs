@@ -1,4 +1,4 @@
-//! Publishing to real nsqds, through networks that fail.
+//! Publishing to real nsqds through networks that fail.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -16,12 +16,12 @@ use nanonsq_tests::{
 
 use crate::support::{Publisher, topic};
 
-/// As many as the acceptance tests ask for.
+/// The number of messages in the acceptance tests.
 const MANY: u32 = 100_000;
 const OUTBOX: usize = 64 * 1024;
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// Notices a stalled or half-closed connection soon.
+/// A configuration that notices a stalled or half-closed connection soon.
 fn impatient() -> Config<'static> {
     Config {
         heartbeat: Span::from_secs(1),
@@ -44,7 +44,7 @@ async fn publish_numbers(publisher: &Publisher, name: &str, numbers: Range<u32>)
     }
 }
 
-/// How often each number is in the channels, which are created for this and take the topic's
+/// Returns how often each number is in the channels, which are created here and take the topic's
 /// whole backlog.
 async fn arrived(nsqds: &[SocketAddr], name: &str, expected: u32) -> HashMap<u32, u32> {
     let mut counts = HashMap::new();
@@ -63,7 +63,7 @@ async fn arrived(nsqds: &[SocketAddr], name: &str, expected: u32) -> HashMap<u32
     counts
 }
 
-/// Everything arrived, and no more duplicates than were announced.
+/// Checks that everything arrived, with no more duplicates than counted as possible.
 #[track_caller]
 fn assert_complete(arrived: &HashMap<u32, u32>, numbers: Range<u32>, counters: &Counters) {
     let missing: Vec<u32> =
@@ -92,10 +92,10 @@ async fn nothing_is_lost_through_a_network_that_breaks_200_times() {
         Fault::Stall(Duration::from_millis(30)),
         Fault::Stall(Duration::from_millis(600)),
     ];
-    // nsqd's answers are few bytes, so their positions are drawn from the same small range.
+    // nsqd's responses are few bytes, so their positions are drawn from the same small range.
     proxy.set_faults(Some(Faults::seeded(42, 100..6000, kinds).at_most(200)));
-    // A connection on which no batch is acknowledged is not a good one, and the next attempt waits
-    // for seconds: batches are short enough that most connections carry some.
+    // After a connection without an acknowledged batch the next attempt waits for seconds: batches
+    // are short enough that most connections carry some.
     let config = Config { batch_bytes: 1000, ..impatient() };
     let publisher = Publisher::start(config, &[proxy.address()], OUTBOX);
     publish_numbers(&publisher, "t", 0..MANY).await;
@@ -171,7 +171,7 @@ async fn the_publisher_goes_on_after_nsqd_was_killed() {
     for round in 0..5 {
         publish_numbers(&publisher, "t", round * 1000..(round + 1) * 1000).await;
         nsqd.kill().await;
-        // What nsqd had confirmed in memory died with it; what it had not is sent again.
+        // Messages that nsqd acknowledged in memory died with it; the others are sent again.
         nsqd.start_again().await;
         let after = publisher.publish(&format!("after{round}"), b"x").await;
         let outcome = tokio::time::timeout(LIMIT, publisher.handle.outcome(after)).await;
@@ -185,13 +185,13 @@ async fn the_publisher_goes_on_after_nsqd_was_killed() {
 }
 
 #[tokio::test]
-async fn a_single_message_is_a_pub_and_backlog_an_mpub() {
+async fn a_single_message_is_a_pub_and_a_backlog_an_mpub() {
     let peers = require_peers!();
     let nsqd = nsqd(&peers).await;
     let proxy = Proxy::start(nsqd.tcp_address()).await;
     proxy.set_recording(true);
     let publisher = Publisher::start(Config::new(), &[proxy.address()], OUTBOX);
-    // Not connected yet: this is backlog.
+    // Not connected yet: this is a backlog.
     for n in 0..100 {
         publisher.publish("t", format!("backlog {n}").as_bytes()).await;
     }
@@ -213,14 +213,14 @@ async fn a_single_message_is_a_pub_and_backlog_an_mpub() {
         (1, 3, 1, 104),
         "{counts:?}"
     );
-    // nsqd looks at a new channel's deferred messages only after some seconds.
+    // nsqd looks for deferred messages in a new channel only after some seconds.
     let until = Until::distinct(104).idle(Duration::from_secs(8));
     let consumed = consume_all(nsqd.tcp_address(), "t", "c", until).await.unwrap();
     assert_eq!(consumed.distinct().len(), 104);
 }
 
 #[tokio::test]
-async fn one_bad_message_takes_no_neighbours_with_it() {
+async fn one_bad_message_fails_alone() {
     let peers = require_peers!();
     let nsqd = Nsqd::start(&peers, ServerOptions::new().flag("--max-msg-size=100")).await;
     let publisher = Publisher::start(impatient(), &[nsqd.tcp_address()], OUTBOX);
@@ -244,8 +244,8 @@ async fn one_bad_message_takes_no_neighbours_with_it() {
     let consumed = consume_all(nsqd.tcp_address(), "t", "c", Until::distinct(50)).await.unwrap();
     let expected: Vec<String> = (0..50).map(|n| n.to_string()).collect();
     let distinct: Vec<_> = consumed.distinct().iter().map(|b| String::from_utf8_lossy(b)).collect();
-    assert_eq!(distinct, expected, "all of them, in order");
-    // nsqd hangs up with the bad message unread, and the reset may overtake an OK before it.
+    assert_eq!(distinct, expected, "all good messages, in order");
+    // nsqd closes with the bad message unread, and the reset may overtake an earlier OK.
     let duplicates = consumed.duplicates() as u64;
     assert!(duplicates <= counters.possible_duplicates, "{duplicates}: {counters:?}");
 }
@@ -269,7 +269,7 @@ async fn heartbeats_keep_an_idle_publisher_connected() {
 }
 
 #[tokio::test]
-async fn a_frozen_nsqd_is_noticed_by_its_silence() {
+async fn a_frozen_nsqd_is_noticed() {
     let peers = require_peers!();
     let nsqd = nsqd(&peers).await;
     let config = Config { heartbeat: Span::from_secs(1), ..Config::new() };
@@ -292,7 +292,7 @@ async fn a_frozen_nsqd_is_noticed_by_its_silence() {
 }
 
 #[tokio::test]
-async fn auth_is_spoken_with_an_nsqd_that_requires_it() {
+async fn auth_is_sent_to_an_nsqd_that_requires_it() {
     let peers = require_peers!();
     let auth = auth::start("allowed", ".*", &["publish"]).await;
     let flag = format!("--auth-http-address={auth}");

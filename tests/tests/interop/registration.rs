@@ -14,8 +14,8 @@ fn node_name() -> Vec<String> {
     vec![Node::ANNOUNCED.to_string()]
 }
 
-/// The node itself, as opposed to its topics, goes with the connection, which nsqlookupd may
-/// notice a moment later.
+/// Waits until no node is listed: the node, unlike its topics, is removed with the connection,
+/// which nsqlookupd may notice a moment later.
 async fn unlisted(lookupd: &Nsqlookupd) {
     eventually("no node is listed", SOON, async || lookupd.nodes().await.is_empty()).await;
 }
@@ -46,7 +46,7 @@ async fn listings_follow_every_change() {
         assert_eq!(one.lookup("late").await, node_name());
         assert_eq!(one.lookup("bare").await, [""; 0]);
         assert_eq!(one.lookup("t").await, node_name());
-        assert_eq!(one.topics().await, ["bare", "late", "t"], "ephemeral keys go");
+        assert_eq!(one.topics().await, ["bare", "late", "t"], "ephemeral topics are removed");
         let debug = one.get_json("/debug").await;
         assert_eq!(debug["channel:t:a"].as_array().map_or(0, Vec::len), 0, "{debug}");
 
@@ -57,13 +57,16 @@ async fn listings_follow_every_change() {
         assert_eq!(two.topics().await, ["late", "t"]);
         assert_eq!(two.lookup("late").await, node_name());
         node.handle.configure(&both[1..]).unwrap();
-        eventually("gone from the first", SOON, async || one.nodes().await.is_empty()).await;
+        eventually("the node is gone from the first nsqlookupd", SOON, async || {
+            one.nodes().await.is_empty()
+        })
+        .await;
         assert_eq!(one.lookup("late").await, [""; 0]);
         assert_eq!(two.lookup("late").await, node_name());
         node.handle.configure(&both).unwrap();
         one.wait_listed("late", Node::ANNOUNCED, SOON).await;
 
-        // Going.
+        // Leaving.
         node.handle.stop().await;
         for lookupd in [&one, &two] {
             unlisted(lookupd).await;
@@ -84,7 +87,7 @@ async fn listed_within_a_second_of_a_restart() {
         node.register(&["t/c"]);
         node.handle.settled().await;
         for down in [0, 50, 300, 1500, 3000] {
-            // One that goes within a second of listing a node is taken for one that hangs up.
+            // An nsqlookupd that exits within a second of listing the node counts as unusable.
             tokio::time::sleep(Duration::from_millis(1200)).await;
             lookupd.kill().await;
             tokio::time::sleep(Duration::from_millis(down)).await;
@@ -151,7 +154,7 @@ async fn four_hundred_channels_over_a_slow_link_take_half_a_second() {
 }
 
 #[tokio::test]
-async fn what_an_administrator_deletes_is_listed_again() {
+async fn names_that_an_administrator_deletes_are_listed_again() {
     let peers = require_peers!();
     let lookupd = Nsqlookupd::start(&peers, ServerOptions::new()).await;
     local(async {
@@ -170,8 +173,8 @@ async fn what_an_administrator_deletes_is_listed_again() {
     .await;
 }
 
-/// The fourteenth weakness of nsqd: no TLS to nsqlookupd. A transport is any byte stream, so a
-/// dialer that speaks TLS registers through any TLS tunnel in front of an nsqlookupd.
+/// Weakness 14 of nsqd: no TLS to nsqlookupd. A transport is any byte stream, so a dialer with TLS
+/// registers through any TLS tunnel in front of an nsqlookupd.
 mod weakness_14 {
     use std::sync::Arc;
 

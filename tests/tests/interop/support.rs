@@ -1,4 +1,4 @@
-//! A node, a publisher and a consumer of nanonsq, run by tokio.
+//! A node, a publisher and a consumer of nanonsq that run on tokio.
 
 use std::net::SocketAddr;
 
@@ -10,7 +10,7 @@ use nanonsq_std::core::{consumer, publisher, registration};
 use nanonsq_std::{CriticalSectionRawMutex, TcpDialer, TokioSleep};
 use tokio::task::JoinHandle;
 
-/// Room for every test.
+/// Enough for every test.
 const PEERS: usize = 4;
 const TOPICS: usize = 256;
 const CHANNELS: usize = 512;
@@ -31,7 +31,7 @@ pub(crate) fn addresses(at: &[SocketAddr]) -> Vec<Address> {
     at.iter().copied().map(address).collect()
 }
 
-/// Tests are short and few: what a task borrows may live for ever.
+/// Makes a value live for ever: the tests are short and few.
 fn leak<T>(value: T) -> &'static mut T {
     Box::leak(Box::new(value))
 }
@@ -45,14 +45,14 @@ pub(crate) type LookupHandle = drive::registration::Handle<
     CHANNELS,
 >;
 
-/// A node that registers itself. Its connections break when it is dropped.
+/// A node that registers itself. Dropping it breaks its connections.
 pub(crate) struct Node {
     pub(crate) handle: LookupHandle,
     task: JoinHandle<()>,
 }
 
 impl Node {
-    /// What the node announces as its own address; nobody connects to it.
+    /// The address that the node announces; nobody connects to it.
     pub(crate) const ANNOUNCED: SocketAddr =
         SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 1);
 
@@ -109,14 +109,14 @@ impl Drop for Node {
 
 pub(crate) type PublishHandle = drive::publisher::Handle<'static, CriticalSectionRawMutex>;
 
-/// A publisher that runs. Its connection breaks when it is dropped.
+/// A running publisher. Dropping it breaks its connection.
 pub(crate) struct Publisher {
     pub(crate) handle: PublishHandle,
     task: JoinHandle<()>,
 }
 
 impl Publisher {
-    /// On a thread of its own, so that publishing as fast as it goes does not hold it up.
+    /// Starts the runner as a task of its own, so that a busy test does not delay it.
     pub(crate) fn start(
         config: publisher::Config<'static>,
         nsqds: &[SocketAddr],
@@ -137,7 +137,7 @@ impl Publisher {
         Self { handle, task }
     }
 
-    /// Waits for room, publishes, and gives the ticket.
+    /// Waits for room, publishes, and returns the ticket.
     pub(crate) async fn publish(&self, name: &str, body: &[u8]) -> publisher::Ticket {
         self.handle.publish(&topic(name), body).await.unwrap()
     }
@@ -161,19 +161,19 @@ pub(crate) type ConsumeHandle =
     drive::consumer::Handle<'static, CriticalSectionRawMutex, TokioSleep>;
 pub(crate) type Message = drive::consumer::Message<'static, CriticalSectionRawMutex, TokioSleep>;
 
-/// Room for every test but those that count messages in flight.
+/// Enough for every test, except those that count messages in flight.
 const CONNECTIONS: usize = 4;
 const LOOKUPDS: usize = 2;
 const NSQDS: usize = 8;
 
-/// A consumer that runs. Its connections break when it is dropped.
+/// A running consumer. Dropping it breaks its connections.
 pub(crate) struct Consumer {
     pub(crate) handle: ConsumeHandle,
     task: JoinHandle<()>,
 }
 
 impl Consumer {
-    /// With room for 64 messages in flight, of 230 bytes each.
+    /// Starts a consumer with room for 64 messages in flight, of 230 bytes each.
     pub(crate) fn start(
         config: consumer::Config<'static>,
         nsqds: &[SocketAddr],
@@ -182,7 +182,7 @@ impl Consumer {
         Self::start_with::<64>(config, nsqds, lookupds, 64 * 256)
     }
 
-    /// With room for `MESSAGES` messages in flight, and `ring` bytes for all of them.
+    /// Starts a consumer with room for `MESSAGES` messages in flight, in a ring of `ring` bytes.
     pub(crate) fn start_with<const MESSAGES: usize>(
         config: consumer::Config<'static>,
         nsqds: &[SocketAddr],
@@ -214,7 +214,7 @@ impl Consumer {
         Self { handle, task }
     }
 
-    /// The next message; panics with the counters if there is none for long.
+    /// Returns the next message; panics with the counters if none comes within 20 s.
     pub(crate) async fn next(&self) -> Message {
         self.next_within(std::time::Duration::from_secs(20)).await
     }
@@ -224,7 +224,7 @@ impl Consumer {
         next.unwrap_or_else(|_| panic!("no message in {limit:?}: {:?}", self.handle.counters()))
     }
 
-    /// Waits until so many connections are subscribed.
+    /// Waits until `count` connections are subscribed.
     pub(crate) async fn connected(&self, count: usize) {
         let ready = self.handle.wait(move |consumer| {
             let is_ready =
@@ -248,7 +248,7 @@ pub(crate) fn text(message: &Message) -> String {
     message.read(|body| String::from_utf8_lossy(body).into_owned()).unwrap()
 }
 
-/// Runs a test with `spawn_local` at hand.
+/// Runs a test that may use `spawn_local`.
 pub(crate) async fn local<F: Future>(test: F) -> F::Output {
     tokio::task::LocalSet::new().run_until(test).await
 }

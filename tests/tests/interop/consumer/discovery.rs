@@ -1,9 +1,10 @@
-//! Which nsqds are found through nsqlookupd, and when.
+//! Discovery of nsqds through nsqlookupd.
 
 use super::*;
 
-/// Starts an nsqd that registers with `lookupd`, with a message, and says when that was listed.
-async fn found(peers: &Peers, lookupd: &Nsqlookupd, body: &str) -> (Nsqd, Instant) {
+/// Starts an nsqd that registers with `lookupd`, publishes a message, and returns when it is
+/// listed.
+async fn start_listed(peers: &Peers, lookupd: &Nsqlookupd, body: &str) -> (Nsqd, Instant) {
     let options = ServerOptions::new().lookupd(lookupd.tcp_address());
     let nsqd = Nsqd::start(peers, options).await;
     nsqd.publish("t", body.as_bytes()).await;
@@ -19,7 +20,7 @@ async fn a_new_nsqd_is_consumed_within_one_poll() {
     let consumer = Consumer::start(config, &[], &[lookupd.http_address()]);
     let mut nsqds = Vec::new();
     for body in ["one", "two", "three"] {
-        let (nsqd, listed) = found(&peers, &lookupd, body).await;
+        let (nsqd, listed) = start_listed(&peers, &lookupd, body).await;
         let message = consumer.next().await;
         let took = listed.elapsed();
         assert_eq!(text(&message), body);
@@ -28,7 +29,7 @@ async fn a_new_nsqd_is_consumed_within_one_poll() {
         nsqds.push(nsqd);
     }
     for nsqd in &nsqds {
-        says(nsqd, &[("finish_count", 1), ("depth", 0), ("in_flight_count", 0)]).await;
+        expect_stats(nsqd, &[("finish_count", 1), ("depth", 0), ("in_flight_count", 0)]).await;
     }
 }
 
@@ -44,10 +45,10 @@ async fn an_nsqlookupd_that_hangs_delays_nothing() {
     };
     frozen.freeze();
     let consumer = Consumer::start(config, &[], &[frozen.http_address(), lookupd.http_address()]);
-    let (one, listed) = found(&peers, &lookupd, "first").await;
+    let (one, listed) = start_listed(&peers, &lookupd, "first").await;
     consumer.next().await.finish().unwrap();
     assert!(listed.elapsed() < Duration::from_secs(2), "{:?}", listed.elapsed());
-    // While it hangs, messages flow as ever.
+    // While the nsqlookupd hangs, messages flow as usual.
     let mut slowest = Duration::ZERO;
     for n in 0..40 {
         let sent = Instant::now();
@@ -58,20 +59,20 @@ async fn an_nsqlookupd_that_hangs_delays_nothing() {
         message.finish().unwrap();
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    // nsqd holds each back for up to 250 ms by itself; a request that hangs lasts 2 s.
+    // nsqd itself delays each message by up to 250 ms; a request that hangs lasts 2 s.
     assert!(slowest < Duration::from_millis(1500), "{slowest:?}");
-    let (_two, listed) = found(&peers, &lookupd, "second").await;
+    let (_two, listed) = start_listed(&peers, &lookupd, "second").await;
     consumer.next().await.finish().unwrap();
     assert!(listed.elapsed() < Duration::from_secs(2), "{:?}", listed.elapsed());
-    eventually("its request times out", SOON, async || {
+    eventually("the request times out", SOON, async || {
         consumer.handle.counters().lookups_failed > 0
     })
     .await;
-    // nsqd that only it lists are found once it goes on.
+    // An nsqd that only this nsqlookupd lists is found once it continues.
     frozen.thaw();
-    let (_three, listed) = found(&peers, &frozen, "third").await;
+    let (_three, listed) = start_listed(&peers, &frozen, "third").await;
     consumer.next().await.finish().unwrap();
-    // It may have been asked just before it went on.
+    // The latest request may have been just before that.
     assert!(listed.elapsed() < Duration::from_secs(4), "{:?}", listed.elapsed());
 }
 
@@ -80,19 +81,19 @@ async fn an_nsqlookupd_that_is_not_there_delays_nothing() {
     let peers = require_peers!();
     let lookupd = Nsqlookupd::start(&peers, ServerOptions::new()).await;
     let nobody = ports::reserve();
-    // Asked once within the test, both from the start.
+    // Each nsqlookupd is asked once within the test, at its start.
     let config = Config { lookup_interval: Span::from_secs(60), ..config() };
-    let (nsqd, _) = found(&peers, &lookupd, "x").await;
+    let (nsqd, _) = start_listed(&peers, &lookupd, "x").await;
     let start = Instant::now();
     let consumer = Consumer::start(config, &[], &[nobody.address(), lookupd.http_address()]);
     consumer.next().await.finish().unwrap();
     assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
-    says(&nsqd, &[("finish_count", 1)]).await;
+    expect_stats(&nsqd, &[("finish_count", 1)]).await;
     let last = consumer.handle.look(|consumer| consumer.lookupd_status(0).unwrap().last);
     assert_eq!(last, Some(Some(Closed::Dial(DialError::Refused))));
 }
 
-/// A name that means something else in a URL.
+/// The `#` of the name means something else in a URL.
 #[tokio::test]
 async fn an_ephemeral_topic_is_found() {
     let peers = require_peers!();
@@ -108,7 +109,7 @@ async fn an_ephemeral_topic_is_found() {
     message.finish().unwrap();
 }
 
-/// Six nsqds and four connections: two are counted as waiting, and each has its turn.
+/// Six nsqds and four connections: two nsqds are counted as waiting, and each has its turn.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn more_nsqds_than_connections_take_turns() {
     const EACH: usize = 20;
@@ -141,9 +142,9 @@ async fn more_nsqds_than_connections_take_turns() {
             *got.entry(text(&message)).or_default() += 1;
             message.finish().unwrap();
         }
-        // Each has a turn, though some are empty and others are not.
+        // Each nsqd has a turn, though some are empty and others are not.
         let first = consumer.handle.counters().connections;
-        eventually("all had another turn", 4 * SOON, async || {
+        eventually("all nsqds had another turn", 4 * SOON, async || {
             consumer.handle.counters().connections >= first + 6
         })
         .await;
@@ -152,17 +153,17 @@ async fn more_nsqds_than_connections_take_turns() {
     let counters = consumer.handle.counters();
     assert_eq!((counters.failures, counters.late, counters.timed_out), (0, 0, 0), "{counters:?}");
     for nsqd in &nsqds {
-        says(nsqd, &[("depth", 0), ("in_flight_count", 0), ("timeout_count", 0)]).await;
+        expect_stats(nsqd, &[("depth", 0), ("in_flight_count", 0), ("timeout_count", 0)]).await;
     }
 }
 
-/// As when an administrator takes an nsqd out of service: it is up, and listed no longer.
+/// An administrator takes an nsqd out of service: it runs but is no longer listed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_nsqd_that_is_listed_no_longer_is_left_after_the_grace_period() {
     let peers = require_peers!();
     let lookupd = Nsqlookupd::start(&peers, ServerOptions::new()).await;
-    let (stays, _) = found(&peers, &lookupd, "stays").await;
-    let (goes, _) = found(&peers, &lookupd, "goes").await;
+    let (stays, _) = start_listed(&peers, &lookupd, "stays").await;
+    let (goes, _) = start_listed(&peers, &lookupd, "goes").await;
     let config = Config {
         lookup_interval: Span::from_millis(200),
         grace: Span::from_millis(1500),
@@ -176,27 +177,27 @@ async fn an_nsqd_that_is_listed_no_longer_is_left_after_the_grace_period() {
     let path = format!("/topic/tombstone?topic=t&node={}", goes.http_address());
     lookupd.post(&path, b"").await;
     let start = Instant::now();
-    says(&goes, &[("client_count", 0)]).await;
+    expect_stats(&goes, &[("client_count", 0)]).await;
     let took = start.elapsed();
     let range = Duration::from_millis(1400)..Duration::from_millis(3500);
     assert!(range.contains(&took), "{took:?}");
-    says(&stays, &[("client_count", 1)]).await;
-    // It took its leave: nothing is counted as having failed, and nothing comes from there.
+    expect_stats(&stays, &[("client_count", 1)]).await;
+    // The consumer left regularly: no failure is counted, and nothing is consumed from there.
     goes.publish("t", b"unread").await;
     stays.publish("t", b"read").await;
     let message = consumer.next().await;
     assert_eq!(text(&message), "read");
     message.finish().unwrap();
-    says(&goes, &[("depth", 1), ("client_count", 0)]).await;
+    expect_stats(&goes, &[("depth", 1), ("client_count", 0)]).await;
     assert_eq!(consumer.handle.counters().failures, 0);
 }
 
-/// An nsqlookupd that knows nothing any more, and one that is gone, take nothing away.
+/// An nsqlookupd that has forgotten everything, and one that is gone, remove no nsqd.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_nsqlookupd_without_an_answer_empties_nothing() {
+async fn an_nsqlookupd_without_an_answer_removes_no_nsqd() {
     let peers = require_peers!();
     let mut lookupd = Nsqlookupd::start(&peers, ServerOptions::new()).await;
-    let (nsqd, _) = found(&peers, &lookupd, "before").await;
+    let (nsqd, _) = start_listed(&peers, &lookupd, "before").await;
     let config = Config {
         lookup_interval: Span::from_millis(100),
         grace: Span::from_millis(200),
@@ -205,13 +206,13 @@ async fn an_nsqlookupd_without_an_answer_empties_nothing() {
     let consumer = Consumer::start(config, &[], &[lookupd.http_address()]);
     consumer.next().await.finish().unwrap();
     let lookups = || consumer.handle.counters().lookups;
-    // It forgets the topic, until nsqd says so anew. 404 from now on.
+    // nsqlookupd forgets the topic until nsqd registers it again: 404 from now on.
     lookupd.post("/topic/delete?topic=t", b"").await;
     let before = lookups();
-    eventually("asked in vain", SOON, async || lookups() > before + 5).await;
+    eventually("lookups without a result", SOON, async || lookups() > before + 5).await;
     lookupd.stop_sigterm().await;
     let failed = consumer.handle.counters().lookups_failed;
-    eventually("not reached", SOON, async || {
+    eventually("lookups that fail", SOON, async || {
         consumer.handle.counters().lookups_failed > failed + 3
     })
     .await;
@@ -222,5 +223,3 @@ async fn an_nsqlookupd_without_an_answer_empties_nothing() {
     let counters = consumer.handle.counters();
     assert_eq!((counters.connections, counters.failures), (1, 0), "{counters:?}");
 }
-
-// Messages that are not simply finished.

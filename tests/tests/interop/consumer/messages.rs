@@ -1,4 +1,4 @@
-//! What is delivered, and how it is answered.
+//! Deliveries and answers.
 
 use super::*;
 
@@ -22,7 +22,7 @@ async fn a_message_longer_than_the_ring_is_skipped_and_the_stream_goes_on() {
         assert_eq!(got, ["before", "after"]);
         let (skipped, requeued) = match too_large {
             TooLarge::Finish => (1, 0),
-            // Three times, then it is given up.
+            // Requeued three times, then given up.
             TooLarge::Requeue => (4, 3),
         };
         eventually("skipped", NEW_CHANNEL + SOON, async || {
@@ -37,7 +37,7 @@ async fn a_message_longer_than_the_ring_is_skipped_and_the_stream_goes_on() {
             ("deferred_count", 0),
         ];
         // nsqd counts requeues for the channel and for the client.
-        says(&nsqd, &all).await;
+        expect_stats(&nsqd, &all).await;
         let counters = consumer.handle.counters();
         assert_eq!(counters.given_up, u32::from(too_large == TooLarge::Requeue), "{counters:?}");
         assert_eq!((counters.connections, counters.unanswered, counters.received), (1, 0, 2));
@@ -48,7 +48,7 @@ async fn a_message_longer_than_the_ring_is_skipped_and_the_stream_goes_on() {
 async fn a_message_of_several_slots_arrives_whole() {
     let peers = require_peers!();
     let nsqd = start_nsqd(&peers).await;
-    // 26 bytes of head: as long as the ring is.
+    // With 26 bytes of header, 998 bytes fill the ring.
     for len in [1, 102, 103, 500, 998, 999] {
         let body: Vec<u8> = (0..=255u8).cycle().take(len).collect();
         nsqd.publish("t", &body).await;
@@ -64,12 +64,12 @@ async fn a_message_of_several_slots_arrives_whole() {
         message.finish().unwrap();
     }
     assert!(lengths.into_iter().eq([1, 102, 103, 500, 998]));
-    says(&nsqd, &[("finish_count", 6), ("depth", 0), ("in_flight_count", 0)]).await;
+    expect_stats(&nsqd, &[("finish_count", 6), ("depth", 0), ("in_flight_count", 0)]).await;
     assert_eq!(consumer.handle.counters().too_large, 1);
 }
 
 #[tokio::test]
-async fn what_fails_too_often_is_given_up_or_marked() {
+async fn a_message_that_fails_too_often_is_given_up_or_marked() {
     let peers = require_peers!();
     let nsqd = start_nsqd(&peers).await;
     nsqd.publish("t", b"poison").await;
@@ -80,11 +80,14 @@ async fn what_fails_too_often_is_given_up_or_marked() {
         assert_eq!((message.head().unwrap().attempts, message.is_exhausted()), (attempt, false));
         message.requeue(Some(Span::ZERO)).unwrap();
     }
-    // It is looked at when it is asked for.
+    // The message is given up when the application asks for it.
     let nothing = tokio::time::timeout(Duration::from_millis(500), consumer.handle.next()).await;
     assert!(nothing.is_err());
-    says(&nsqd, &[("finish_count", 1), ("requeue_count", 2), ("depth", 0), ("in_flight_count", 0)])
-        .await;
+    expect_stats(
+        &nsqd,
+        &[("finish_count", 1), ("requeue_count", 2), ("depth", 0), ("in_flight_count", 0)],
+    )
+    .await;
     assert_eq!(consumer.handle.counters().given_up, 1);
     let given_up = async {
         loop {
@@ -95,8 +98,8 @@ async fn what_fails_too_often_is_given_up_or_marked() {
     };
     assert_eq!(tokio::time::timeout(SOON, given_up).await, Ok(3));
     drop(consumer);
-    // Else nsqd may give it to the one that is gone, and wait for the answer.
-    says(&nsqd, &[("client_count", 0)]).await;
+    // Otherwise nsqd may deliver to the client that is gone, and wait for the answer.
+    expect_stats(&nsqd, &[("client_count", 0)]).await;
 
     nsqd.publish("t", b"poison").await;
     let config = Config { max_attempts: 1, exhausted: Exhausted::Deliver, ..self::config() };
@@ -109,7 +112,7 @@ async fn what_fails_too_often_is_given_up_or_marked() {
 }
 
 #[tokio::test]
-async fn delays_are_told_and_kept() {
+async fn requeue_delays_are_sent_and_kept() {
     let peers = require_peers!();
     let nsqd = start_nsqd(&peers).await;
     let proxy = Proxy::start(nsqd.tcp_address()).await;
@@ -118,10 +121,10 @@ async fn delays_are_told_and_kept() {
     let config = Config { requeue_base: Span::from_millis(300), ..config() };
     let consumer = Consumer::start(config, &[proxy.address()], &[]);
     consumer.connected(1).await;
-    // From now on nsqd looks at the channel ten times a second.
+    // From now on nsqd checks the channel ten times a second.
     tokio::time::sleep(NEW_CHANNEL).await;
     let mut message = consumer.next().await;
-    // The third time its own, which grows with the attempts.
+    // The third delay is the consumer's own, which grows with the attempts.
     for (delay, ms) in [(Some(1200), 1200), (Some(0), 0), (None, 900)] {
         let attempts = message.head().unwrap().attempts;
         message.requeue(delay.map(Span::from_millis)).unwrap();
@@ -133,7 +136,7 @@ async fn delays_are_told_and_kept() {
         assert!((least..least + Duration::from_millis(1500)).contains(&took), "{ms}: {took:?}");
     }
     message.finish().unwrap();
-    says(&nsqd, &[("requeue_count", 3), ("finish_count", 1), ("timeout_count", 0)]).await;
+    expect_stats(&nsqd, &[("requeue_count", 3), ("finish_count", 1), ("timeout_count", 0)]).await;
     let commands = tap::nsqd(&proxy.client_bytes()[0]).unwrap().commands;
     let delays: Vec<_> = commands
         .iter()
@@ -143,19 +146,19 @@ async fn delays_are_told_and_kept() {
 }
 
 #[tokio::test]
-async fn a_message_dropped_unanswered_comes_again() {
+async fn a_message_dropped_unanswered_is_delivered_again() {
     let peers = require_peers!();
     let nsqd = start_nsqd(&peers).await;
     nsqd.publish("t", b"x").await;
     let config = Config { requeue_base: Span::ZERO, backoff_base: Span::from_secs(60), ..config() };
     let consumer = Consumer::start(config, &[nsqd.tcp_address()], &[]);
     drop(consumer.next().await);
-    says(&nsqd, &[("requeue_count", 1)]).await;
-    // No failure: it does not back off.
+    expect_stats(&nsqd, &[("requeue_count", 1)]).await;
+    // This is no failure: the consumer does not back off.
     let message = consumer.next().await;
     assert_eq!(message.head().unwrap().attempts, 2);
     message.finish().unwrap();
-    says(&nsqd, &[("finish_count", 1), ("in_flight_count", 0)]).await;
+    expect_stats(&nsqd, &[("finish_count", 1), ("in_flight_count", 0)]).await;
 }
 
 #[tokio::test]
@@ -168,8 +171,8 @@ async fn a_failure_stops_everything_for_a_while() {
     let first = consumer.next().await;
     first.requeue(Some(Span::ZERO)).unwrap();
     assert_eq!(consumer.handle.look(|consumer| consumer.is_backing_off()), Some(true));
-    says(&nsqd, &[("ready_count", 0)]).await;
-    // What had been delivered comes at once, the rest after half of the time at least.
+    expect_stats(&nsqd, &[("ready_count", 0)]).await;
+    // Messages in flight come at once, the rest after at least half of the time.
     let start = Instant::now();
     let mut gaps = Vec::new();
     for _ in 0..100 {
@@ -181,7 +184,7 @@ async fn a_failure_stops_everything_for_a_while() {
     let range = Duration::from_millis(300)..Duration::from_millis(1500);
     assert!(range.contains(longest), "{longest:?} of {:?}", start.elapsed());
     assert_eq!(consumer.handle.look(|consumer| consumer.is_backing_off()), Some(false));
-    says(&nsqd, &[("ready_count", 4), ("finish_count", 100), ("depth", 0)]).await;
+    expect_stats(&nsqd, &[("ready_count", 4), ("finish_count", 100), ("depth", 0)]).await;
 }
 
 // Time.
@@ -197,14 +200,14 @@ async fn heartbeats_are_answered_whatever_the_application_does() {
     let counters = consumer.handle.counters();
     assert!((3..=5).contains(&counters.heartbeats), "{counters:?}");
     message.finish().unwrap();
-    says(&nsqd, &[("finish_count", 1), ("client_count", 1), ("timeout_count", 0)]).await;
+    expect_stats(&nsqd, &[("finish_count", 1), ("client_count", 1), ("timeout_count", 0)]).await;
     assert_eq!(consumer.handle.counters().connections, 1);
     let stats = stats(&nsqd).await;
     assert_eq!(stats["clients"][0]["client_id"], "nanonsq", "{stats}");
 }
 
 #[tokio::test]
-async fn touched_by_itself_a_message_is_never_taken_back() {
+async fn a_message_touched_automatically_does_not_time_out() {
     let peers = require_peers!();
     let nsqd = start_nsqd(&peers).await;
     nsqd.publish("t", b"x").await;
@@ -213,13 +216,13 @@ async fn touched_by_itself_a_message_is_never_taken_back() {
     let message = consumer.next().await;
     tokio::time::sleep(NEW_CHANNEL + Duration::from_secs(2)).await;
     message.finish().unwrap();
-    says(&nsqd, &[("finish_count", 1), ("timeout_count", 0), ("in_flight_count", 0)]).await;
+    expect_stats(&nsqd, &[("finish_count", 1), ("timeout_count", 0), ("in_flight_count", 0)]).await;
     let counters = consumer.handle.counters();
     assert!((12..=16).contains(&counters.touched), "{counters:?}");
 }
 
 #[tokio::test]
-async fn an_answer_after_the_time_is_up_is_not_sent() {
+async fn an_answer_after_the_timeout_is_not_sent() {
     let peers = require_peers!();
     let nsqd = start_nsqd(&peers).await;
     let proxy = Proxy::start(nsqd.tcp_address()).await;
@@ -229,21 +232,21 @@ async fn an_answer_after_the_time_is_up_is_not_sent() {
     let consumer = Consumer::start(config, &[proxy.address()], &[]);
     let message = consumer.next().await;
     tokio::time::sleep(Duration::from_millis(1500)).await;
-    assert_eq!(text(&message), "x", "it stays where it is");
+    assert_eq!(text(&message), "x", "the body stays readable");
     assert_eq!(message.touch(), Err(AnswerError::Late));
     assert_eq!(message.finish(), Err(AnswerError::Late));
     let again = consumer.next().await;
     assert_eq!(again.head().unwrap().attempts, 2);
     again.finish().unwrap();
-    says(&nsqd, &[("finish_count", 1), ("timeout_count", 1), ("in_flight_count", 0)]).await;
+    expect_stats(&nsqd, &[("finish_count", 1), ("timeout_count", 1), ("in_flight_count", 0)]).await;
     let counters = consumer.handle.counters();
-    // The touch and the answer.
+    // The TOUCH and the FIN.
     assert_eq!((counters.timed_out, counters.late, counters.refused), (1, 2, 0), "{counters:?}");
     assert_eq!(tap::nsqd(&proxy.client_bytes()[0]).unwrap().counts().fin, 1);
 }
 
 #[tokio::test]
-async fn an_answer_that_comes_when_nsqd_has_taken_the_message_back_is_only_counted() {
+async fn an_answer_that_arrives_after_the_timeout_is_only_counted() {
     let peers = require_peers!();
     let nsqd = start_nsqd(&peers).await;
     let proxy = Proxy::start(nsqd.tcp_address()).await;
@@ -257,26 +260,31 @@ async fn an_answer_that_comes_when_nsqd_has_taken_the_message_back_is_only_count
     tokio::time::sleep(NEW_CHANNEL).await;
     nsqd.publish("t", b"x").await;
     let message = consumer.next().await;
-    // It is not to be delivered again at once: then the answer would count for that.
+    // Prevent a new delivery at once: the answer would count for that.
     consumer.handle.pause();
-    says(&nsqd, &[("ready_count", 0), ("in_flight_count", 1)]).await;
+    expect_stats(&nsqd, &[("ready_count", 0), ("in_flight_count", 1)]).await;
     proxy.set_mode(Mode::Blackhole).await;
-    message.finish().expect("nsqd has it in flight still");
-    says(&nsqd, &[("timeout_count", 1), ("in_flight_count", 0), ("finish_count", 0)]).await;
+    message.finish().expect("still in flight at nsqd");
+    expect_stats(&nsqd, &[("timeout_count", 1), ("in_flight_count", 0), ("finish_count", 0)]).await;
     proxy.set_mode(Mode::Forward).await;
-    eventually("refused", SOON, async || consumer.handle.counters().refused == 1).await;
+    eventually("nsqd refuses the FIN", SOON, async || consumer.handle.counters().refused == 1)
+        .await;
     consumer.handle.resume();
     let again = consumer.next().await;
     assert_eq!(again.head().unwrap().attempts, 2);
     again.finish().unwrap();
-    says(&nsqd, &[("finish_count", 1), ("in_flight_count", 0), ("depth", 0)]).await;
+    expect_stats(&nsqd, &[("finish_count", 1), ("in_flight_count", 0), ("depth", 0)]).await;
     let counters = consumer.handle.counters();
-    assert_eq!((counters.connections, counters.failures), (1, 0), "it goes on: {counters:?}");
+    assert_eq!(
+        (counters.connections, counters.failures),
+        (1, 0),
+        "the connection stays: {counters:?}"
+    );
     assert_eq!((counters.refused, counters.late, counters.timed_out), (1, 0, 0), "{counters:?}");
 }
 
 #[tokio::test]
-async fn nsqd_holds_messages_back_no_longer_than_it_is_told() {
+async fn nsqd_buffers_messages_no_longer_than_configured() {
     let peers = require_peers!();
     let nsqd = start_nsqd(&peers).await;
     let mut took = Vec::new();
@@ -284,8 +292,9 @@ async fn nsqd_holds_messages_back_no_longer_than_it_is_told() {
         let config = Config { output_buffer_timeout, ..config() };
         let consumer = Consumer::start(config, &[nsqd.tcp_address()], &[]);
         consumer.connected(1).await;
-        says(&nsqd, &[("ready_count", 64)]).await;
-        // One by one. The first shows when nsqd looks, the others follow directly behind that.
+        expect_stats(&nsqd, &[("ready_count", 64)]).await;
+        // One by one. The first is delivered when nsqd checks the channel, the others directly
+        // after.
         let mut start = Instant::now();
         for number in 0..6 {
             nsqd.publish("t", b"x").await;
@@ -296,10 +305,10 @@ async fn nsqd_holds_messages_back_no_longer_than_it_is_told() {
         }
         took.push(start.elapsed());
         consumer.handle.stop().await;
-        says(&nsqd, &[("client_count", 0)]).await;
+        expect_stats(&nsqd, &[("client_count", 0)]).await;
     }
     let [own, short, none] = took.try_into().unwrap();
-    // 250 ms each, 25 ms each, and only what it takes.
+    // 250 ms each, 25 ms each, and no added delay.
     assert!(own > Duration::from_millis(1000), "{own:?}");
     assert!(short < own / 2, "{short:?} of {own:?}");
     assert!(none < own / 4, "{none:?} of {own:?}");
@@ -324,14 +333,17 @@ async fn an_answer_after_the_connection_was_cut_is_not_sent() {
     assert_eq!(requeued.requeue(None), Err(AnswerError::Late));
     drop(dropped);
     assert_eq!(consumer.handle.counters().late, 3);
-    // nsqd delivers them again when their time is up.
+    // nsqd delivers them again when their timeout passes.
     for _ in 0..3 {
         let message = consumer.next().await;
         assert_eq!(message.head().unwrap().attempts, 2);
         message.finish().unwrap();
     }
-    says(&nsqd, &[("depth", 0), ("in_flight_count", 0), ("timeout_count", 3), ("finish_count", 3)])
-        .await;
+    expect_stats(
+        &nsqd,
+        &[("depth", 0), ("in_flight_count", 0), ("timeout_count", 3), ("finish_count", 3)],
+    )
+    .await;
     let sent: Vec<_> =
         proxy.client_bytes().iter().map(|b| tap::nsqd(b).unwrap().counts()).collect();
     assert_eq!(
