@@ -1,26 +1,26 @@
-// An RP2040 with flash and USB, on rp2040js: what lies around the core so that an image for the
+// An RP2040 with flash and USB, on rp2040js: the parts around the core, so that an image for the
 // real chip runs unchanged.
 //
-// No ROM of the chip is used. A stand-in has a stub for each function that embassy-rp looks up; a
-// breakpoint in it lands in `romCall`. What rp2040js 1.4.1 leaves out or gets wrong is patched from
-// outside, each with the reason.
+// The chip's ROM is not used. A replacement has a stub for each function that embassy-rp looks up; a
+// breakpoint in the stub calls `romCall`. Gaps and errors of rp2040js 1.4.1 are patched from outside,
+// each with the reason.
 import { randomFillSync } from 'node:crypto';
 import { BasePeripheral, ConsoleLogger, LogLevel, RP2040, USBCDC } from 'rp2040js';
 
 export const FLASH_BASE = 0x10000000;
 export const FLASH_SIZE = 2 * 1024 * 1024;
 const SRAM_BASE = 0x20000000;
-/** Where the ROM copies the second-stage boot loader to, which is also where its stack begins. */
+/** Where the ROM copies the second-stage boot loader, and where its stack begins. */
 const BOOT2 = 0x20041f00;
 const SECTOR = 4096;
 /** A W25Q16JV's typical times, in nanoseconds. */
 const ERASE_NS = 45e6;
 const PROGRAM_NS = 0.4e6;
-/** So far may the board be behind the clock on the wall. */
+/** How far the board may be behind real time. */
 const LAG_MAX_NS = 20e6;
 const WATCHDOG = 0x40058;
 const WATCHDOG_REASON_TIMER = 1;
-/** The chip's temperature sensor, in millivolts and as the ADC has it: 27 degrees. */
+/** The chip's temperature sensor as the ADC reads 0.706 V: 27 degrees. */
 const TEMPERATURE = Math.round((0.706 / 3.3) * 4096);
 const TEMPERATURE_CHANNEL = 4;
 
@@ -58,7 +58,7 @@ function installRom(mcu) {
   });
 }
 
-/** Control of the flash cache, which is not there: nothing to do, and never anything on its way. */
+/** Control of the flash cache, which does not exist here: always idle. */
 class XipControl extends BasePeripheral {
   readUint32(offset) {
     return offset === 0 || offset === 8 ? 3 : 0;
@@ -75,7 +75,7 @@ class RingOscillator extends BasePeripheral {
   writeUint32() {}
 }
 
-/** Lets the flash chip answer commands other than a read: its number, and that it is not busy. */
+/** Lets the flash chip answer commands other than a read: its unique number and its JEDEC id. */
 function installFlashCommands(mcu, unique) {
   const ssi = mcu.peripherals[0x18000];
   const [read, write] = [ssi.readUint32.bind(ssi), ssi.writeUint32.bind(ssi)];
@@ -92,17 +92,17 @@ function installFlashCommands(mcu, unique) {
   };
 }
 
-/** The power went away within a write to flash. */
+/** Thrown when the power fails during a write to flash. */
 class PowerCut extends Error {}
 
 /**
- * One start of the chip, from reset to reset. What is kept over a reset is in `kept`: flash, RAM,
- * why the watchdog barked.
+ * One start of the chip, from reset to reset. `kept` survives a reset: flash, RAM, and the reason of
+ * a watchdog reset.
  */
 export class Board {
   /**
-   * @param kept of `Board.blank` or of the start before
-   * @param options `logLevel`; `unique`: the flash chip's number, 8 bytes
+   * @param kept from `Board.blank` or from the previous start
+   * @param options `logLevel`; `unique`: the flash chip's unique number, 8 bytes
    */
   constructor(kept, options = {}) {
     this.kept = kept;
@@ -113,7 +113,7 @@ export class Board {
     mcu.sram.set(kept.sram);
     this.instructions = 0;
     installRom(mcu);
-    // rp2040js has none; embassy-rp's flash driver waits for a bit in it.
+    // rp2040js lacks it; embassy-rp's flash driver waits for a bit in it.
     mcu.peripherals[0x14000] = new XipControl(mcu, 'XIP_CTRL');
     mcu.peripherals[0x40060] = new RingOscillator(mcu, 'ROSC');
     installFlashCommands(mcu, options.unique ?? [0xe6, 0x61, 0x40, 0x80, 0x12, 0x34, 0x56, 0x78]);
@@ -126,7 +126,7 @@ export class Board {
     mcu.adc.channelValues[TEMPERATURE_CHANNEL] = TEMPERATURE;
   }
 
-  /** What a chip has that never had power: flash erased, anything in RAM. */
+  /** The state of a chip that never had power: flash erased, random RAM. */
   static blank() {
     return {
       flash: new Uint8Array(FLASH_SIZE).fill(0xff),
@@ -135,7 +135,7 @@ export class Board {
     };
   }
 
-  /** An interrupt that software pended stays pended for ever in rp2040js, if a peripheral has it. */
+  /** In rp2040js an interrupt of a peripheral that software pended stays pended for ever. */
   patchInterrupts() {
     const { mcu } = this;
     const { core } = mcu;
@@ -170,7 +170,7 @@ export class Board {
     const watchdog = this.mcu.peripherals[WATCHDOG];
     watchdog.reason = this.kept.reason;
     watchdog.onWatchdogTrigger = () => {
-      // Else it fires again and again within one tick.
+      // Otherwise the watchdog fires repeatedly within one tick.
       watchdog.alarm.enable = false;
       watchdog.timer.enable = false;
       this.kept.reason = watchdog.reason || WATCHDOG_REASON_TIMER;
@@ -198,7 +198,7 @@ export class Board {
       case 'RP': this.flash(() => this.program(r0, r1, r2)); break;
       case 'MC': case 'C4': copy(); break;
       case 'MS': case 'S4': fill(); break;
-      // Flash can always be read here, whatever way it is connected.
+      // Flash can always be read here, however it is connected.
       case 'IF': case 'EX': case 'FC': case 'CX': break;
       case 'UB': this.stop('bootloader'); break;
       default: this.stop(`the ROM's function '${ROM_FUNCTIONS[index]}' is not there`);
@@ -214,7 +214,7 @@ export class Board {
     }
   }
 
-  /** Has the power go away when so many more bytes of flash were erased or programmed. */
+  /** Cuts the power after `bytes` more bytes of flash were erased or programmed. */
   cutAfter(bytes) {
     this.budget = bytes;
   }
@@ -230,7 +230,7 @@ export class Board {
       try {
         this.spend();
       } catch (cut) {
-        // All cells of a sector are erased together: what is left has some bits of both.
+        // All cells of a sector are erased together: the rest has some bits of both states.
         const noise = randomFillSync(new Uint8Array(at + length - i));
         for (let k = i; k < at + length; k++) flash[k] |= noise[k - i];
         throw cut;
@@ -262,11 +262,11 @@ export class Board {
   boot() {
     const { core, flash, sram } = this.mcu;
     const boot2 = flash.slice(0, 256);
-    const wanted = new DataView(boot2.buffer).getUint32(252, true);
+    const expected = new DataView(boot2.buffer).getUint32(252, true);
     const is = crc32mpeg(boot2.subarray(0, 252));
-    if (wanted !== is) {
+    if (expected !== is) {
       const hex = (value) => value.toString(16).padStart(8, '0');
-      throw new Error(`the boot loader's checksum is ${hex(wanted)}, it should be ${hex(is)}: the ROM would not run it`);
+      throw new Error(`the boot loader's checksum is ${hex(expected)}, it should be ${hex(is)}: the ROM would not run it`);
     }
     sram.set(boot2, BOOT2 - SRAM_BASE);
     core.VTOR = 0;
@@ -275,19 +275,19 @@ export class Board {
     core.PC = BOOT2;
   }
 
-  /** Connects a host to USB, which opens the serial port. `hear` gets what the board says. */
-  plugUsb(hear) {
+  /** Connects a USB host, which opens the serial port. `receive` gets the board's output. */
+  plugUsb(receive) {
     const usb = this.mcu.usbCtrl;
     this.patchUsb(usb);
     const serial = new USBCDC(usb);
-    serial.onSerialData = (bytes) => hear(bytes);
-    // rp2040js asks the device for this; a host asks the interface: DTR and RTS on (CDC PSTN 6.3.12).
+    serial.onSerialData = (bytes) => receive(bytes);
+    // rp2040js sends this to the device; a host sends it to the interface: DTR and RTS on (CDC PSTN 6.3.12).
     serial.cdcSetControlLineState = () => {
       usb.sendSetupPacket(Uint8Array.of(0x21, 0x22, 3, 0, 0, 0, 0, 0));
       serial.initialized = true;
     };
-    // rp2040js answers with what is typed so far, also if that is nothing. A host has nothing to say
-    // then, and the board waits.
+    // rp2040js answers with the typed bytes, even if there are none. A host then sends nothing, and the
+    // board waits.
     usb.onEndpointRead = (endpoint, size) => {
       if (endpoint === 0) usb.endpointReadDone(0, new Uint8Array());
       else if (endpoint === serial.outEndpoint) {
@@ -302,7 +302,7 @@ export class Board {
 
   /**
    * A buffer belongs to the controller from AVAILABLE until the transfer is done (datasheet,
-   * 4.1.2.5.1). rp2040js gives it back at once.
+   * 4.1.2.5.1). rp2040js returns it at once.
    */
   patchUsb(usb) {
     const { usbDPRAMView: memory, usbDPRAM: bytes, clock } = this.mcu;
@@ -331,7 +331,7 @@ export class Board {
     };
   }
 
-  /** Types on the serial port: as fast as it is read. */
+  /** Types on the serial port, as fast as the board reads. */
   type(text) {
     this.typing.push(...text);
     this.feedSerial();
@@ -345,7 +345,7 @@ export class Board {
     this.mcu.usbCtrl.endpointReadDone(this.serial.outEndpoint, packet);
   }
 
-  /** Runs until something stops it; says what. Idle time passes as fast as the clock on the wall. */
+  /** Runs until something stops the board and returns the reason. Idle time passes in real time. */
   run() {
     this.began = process.hrtime.bigint();
     this.beganAt = this.mcu.clock.nanos;
@@ -366,9 +366,9 @@ export class Board {
   }
 
   /**
-   * Nanoseconds that the board is behind the clock on the wall. What is more than a moment, because
-   * the board computes a lot or this machine does, is never made up for: to the board, everybody
-   * else would stand still meanwhile.
+   * Nanoseconds that the board is behind real time. A longer lag, because the board or this machine
+   * computes a lot, is never made up for: for the board, its peers would stand still
+   * meanwhile.
    */
   lag() {
     const lag = Number(process.hrtime.bigint() - this.began) - (this.mcu.clock.nanos - this.beganAt);
@@ -377,7 +377,7 @@ export class Board {
     return LAG_MAX_NS;
   }
 
-  /** To be called when an input changed: ends an idle sleep. */
+  /** Must be called when an input changed: ends an idle sleep. */
   poke() {
     if (!this.sleeping) return;
     clearTimeout(this.sleeping);
@@ -386,7 +386,7 @@ export class Board {
     setImmediate(() => this.slice());
   }
 
-  /** Idle time that has passed, up to the next alarm. */
+  /** Advances the clock by the idle time that has passed, up to the next alarm. */
   catchUp() {
     const { clock } = this.mcu;
     const lag = this.lag();
@@ -412,7 +412,7 @@ export class Board {
           clock.tick(core.executeInstruction() * cycle);
           this.instructions++;
           left--;
-          // A loop that only an interrupt can end is as good as sleep.
+          // A loop that only an interrupt can end counts as sleep.
           if (core.PC !== PC) continue;
         }
         const next = clock.nextAlarm ? clock.nanosToNextAlarm : Infinity;
@@ -429,7 +429,7 @@ export class Board {
   }
 }
 
-/** What the next start of a chip finds. */
+/** Changes the state that the next start of a chip finds. */
 export function keepOver(kept, { what }) {
   if (what === 'power') {
     randomFillSync(kept.sram);

@@ -2,11 +2,11 @@
 //
 //     node main.mjs IMAGE.uf2 [--flash FILE] [--seed N] [--forward PORT:PORT | --tap NAME]
 //
-// What the board says on its serial port comes out, and what is typed goes in; a line that begins
-// with `~` is for the emulator: see `COMMANDS` below. With `--json` lines of JSON go out instead, and
-// commands come in, one a line. `--flash` keeps what is in flash from one time to the next; `--forward`
-// takes callers on a port of this machine to one of the board's; `--tap` puts the board on a TAP
-// interface of this machine instead of a network of its own.
+// The board's serial output is printed, and typed lines are sent to it; a line that begins with `~`
+// is for the emulator: see `COMMANDS` below. With `--json` the output is lines of JSON, and the
+// input is commands, one per line. `--flash` keeps the flash in a file between runs; `--forward`
+// forwards a port of this machine to one of the board's; `--tap` puts the board on a TAP interface of
+// this machine instead of a network of its own.
 import fs from 'node:fs';
 import readline from 'node:readline';
 import { parseArgs } from 'node:util';
@@ -46,9 +46,9 @@ for (const ports of options.forward) {
 
 let board, chip;
 let isPlugged = true;
-/** Nanoseconds of the board's clock at which its LED changed, since it started. */
+/** The times at which the LED changed, in nanoseconds of the board's clock since its start. */
 let ledChanges = [];
-/** So long a time of the LED is looked at: it repeats within each second. */
+/** How long the LED is observed: its pattern repeats within each second. */
 const LED_WINDOW_NS = 2e9;
 const kept = Board.blank();
 if (options.flash && fs.existsSync(options.flash)) kept.flash.set(fs.readFileSync(options.flash));
@@ -57,9 +57,9 @@ loadUf2(fs.readFileSync(positionals[0]), kept.flash);
 const say = (message) => process.stdout.write(`${JSON.stringify(message)}\n`);
 const decoder = new TextDecoder();
 
-/** What the board is subjected to. */
+/** The emulator's commands. */
 const COMMANDS = {
-  /** `type TEXT`: on the serial port, with an end of line. */
+  /** `type TEXT`: types on the serial port, with an end of line. */
   type: (text) => board.type(Buffer.from(`${text}\r`)),
   /** `cable in|out` */
   cable: (how) => {
@@ -67,41 +67,41 @@ const COMMANDS = {
     chip.plug(isPlugged);
     board.poke();
   },
-  /** `hold on|off`: keeps all frames back, the link stays up. */
+  /** `hold on|off`: holds all frames back; the link stays up. */
   hold: (how) => cable.hold(how === 'on'),
-  /** `loss 0.02`: of all frames, each way. */
+  /** `loss 0.02`: the share of frames that are lost, each way. */
   loss: (share) => void (cable.loss = Number(share)),
   /** `delay 20`: milliseconds, each way. */
   delay: (ms) => void (cable.delayMs = Number(ms)),
-  /** `frame 1518`: one of so many bytes for the board, of a protocol that it does not know. */
+  /** `frame 1518`: sends the board a frame of this length, of a protocol that it does not know. */
   frame: (length) => {
     const frame = Buffer.alloc(Number(length));
     chip.ownAddress.copy(frame);
     frame.writeUInt16BE(0x88b5, 12);
     cable.toBoard(frame);
   },
-  /** `garble 40000`: the chip says that the next frame has this length. */
+  /** `garble 40000`: the chip reports this length for the next frame. */
   garble: (length) => void (chip.garbled = Number(length)),
-  /** `reset`: the button. */
+  /** `reset`: presses the button. */
   reset: () => board.stop('button'),
-  /** `power`: cut now, and back. */
+  /** `power`: cuts the power and restores it. */
   power: () => board.stop('power', 'the plug'),
-  /** `cut 100`: power is cut when 100 more bytes of flash were erased or programmed, and comes back. */
+  /** `cut 100`: cuts the power after 100 more bytes of flash were erased or programmed, and restores it. */
   cut: (bytes) => board.cutAfter(Number(bytes)),
   /** `stats` */
   stats: () => say({ stats: { ...chip.stats, ...cable.stats, ...network.stats, hostname: network.hostname, led: led(), instructions: board.instructions, milliseconds: board.mcu.clock.nanos / 1e6 } }),
-  /** `flash FILE`: writes what is in flash. */
+  /** `flash FILE`: writes the flash to a file. */
   flash: (file) => fs.writeFileSync(file, board.mcu.flash.subarray(0, kept.flash.length)),
 };
 
-/** Whether it is on, and how often it changed lately. */
+/** Returns whether the LED is on, and how often it changed lately. */
 function led() {
   const now = board.mcu.clock.nanos;
   ledChanges = ledChanges.filter((at) => at > now - LED_WINDOW_NS);
   return { isOn: board.mcu.gpio[LED].outputValue, changes: now > LED_WINDOW_NS ? ledChanges.length : null };
 }
 
-/** Has the emulator do something; says so if there is no such thing. */
+/** Runs a command; returns an error message if there is no such command. */
 function command(line) {
   const [name, ...rest] = line.trim().split(' ');
   if (!Object.hasOwn(COMMANDS, name)) return `unknown command ${name}; there are: ${Object.keys(COMMANDS).join(', ')}`;
@@ -121,7 +121,7 @@ if (options.json) {
     if (error) console.error(error);
   });
 }
-// Whoever started it is gone.
+// The parent process is gone.
 lines.on('close', () => process.exit(0));
 process.on('SIGINT', () => process.exit(0));
 process.on('exit', () => {

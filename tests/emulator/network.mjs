@@ -1,5 +1,5 @@
-// A network for one board in plain Node, without privileges: it answers ARP, DHCP, ping and DNS,
-// and splices the board's TCP connections to sockets of this machine. The board sees 127.0.0.1 as
+// A network for one board in plain Node, without privileges: answers ARP, DHCP, ping and DNS, and
+// connects the board's TCP connections to sockets of this machine. The board sees 127.0.0.1 as
 // 10.0.2.2.
 import dgram from 'node:dgram';
 import dns from 'node:dns';
@@ -15,7 +15,7 @@ const DHCP_TYPE = { DISCOVER: 1, OFFER: 2, REQUEST: 3, ACK: 5 };
 const LEASE_S = 86_400;
 const MSS = 1460;
 const OUR_WINDOW = 32_768;
-/** More than this from the host waits in the host's socket. */
+/** More bytes than this from the host wait in the host's socket. */
 const QUEUE_MAX = 256 * 1024;
 const RETRANSMIT_MS = 300;
 const RETRANSMIT_TRIES = 12;
@@ -39,7 +39,7 @@ const before = (a, b) => ((a - b) | 0) < 0;
 const upTo = (a, b) => ((a - b) | 0) <= 0;
 
 export class Network {
-  /** `send(frame)` takes frames for the board. */
+  /** `send(frame)` receives frames for the board. */
   constructor(send, { gateway = '10.0.2.2', guest = '10.0.2.15', host = '127.0.0.1' } = {}) {
     this.send = send;
     this.gateway = bytes(gateway);
@@ -54,12 +54,12 @@ export class Network {
     this.stats = { connections: 0, retransmitted: 0, bad: 0 };
   }
 
-  /** Where an address of the board's world is in ours. */
+  /** Returns the address on this machine for one that the board uses. */
   resolve(address) {
     return address === text(this.gateway) ? this.host : address;
   }
 
-  /** A frame from the board. */
+  /** Handles a frame of the board. */
   receive(frame) {
     if (frame.length < 34) return void this.stats.bad++;
     const type = frame.readUInt16BE(12);
@@ -97,7 +97,7 @@ export class Network {
     this.frame(TYPE.IPV4, Buffer.concat([header, payload]), to);
   }
 
-  /** The checksum of a segment and its pseudo-header. */
+  /** Returns the checksum of a segment with its pseudo-header. */
   transportSum(protocol, source, destination, segment) {
     const pseudo = Buffer.concat([source, destination, Buffer.from([0, protocol, segment.length >> 8, segment.length & 255])]);
     return checksum(segment, sum(pseudo));
@@ -108,7 +108,7 @@ export class Network {
     if (request.readUInt16BE(6) !== 1) return;
     const [sender, target] = [request.subarray(14, 18), request.subarray(24, 28)];
     this.guestMac = Buffer.from(frame.subarray(6, 12));
-    // Whoever asks for the board's own address only wants to know that nobody else has it.
+    // A query for the board's own address only checks that no other host has it.
     if (target.equals(sender) || target.equals(this.guest) || text(sender) === '0.0.0.0') return;
     const reply = Buffer.alloc(28);
     reply.set([0, 1, 8, 0, 6, 4, 0, 2]);
@@ -186,7 +186,7 @@ export class Network {
     this.sendUdp(this.gateway, 67, Buffer.from(BROADCAST.subarray(0, 4)), 68, Buffer.concat([reply, Buffer.from(all.flat())]), BROADCAST);
   }
 
-  /** One question about an IPv4 address; what this machine finds. `host.test` is this machine. */
+  /** Answers one query for an IPv4 address with this machine's result. `host.test` is this machine. */
   dns(source, port, query) {
     const labels = [];
     let at = 12;
@@ -224,7 +224,7 @@ export class Network {
     header.writeUInt32BE(flags & FLAG.ACK ? c.received >>> 0 : 0, 8);
     header[12] = ((20 + options.length) / 4) << 4;
     header[13] = flags;
-    // The host's program does not read: neither do we.
+    // If the host's program does not read, we do not either.
     header.writeUInt16BE(c.socket?.writableLength > 2 * OUR_WINDOW ? 0 : OUR_WINDOW, 14);
     const segment = Buffer.concat([header, options, data]);
     segment.writeUInt16BE(this.transportSum(PROTOCOL.TCP, c.remote, c.guest, segment), 16);
@@ -273,7 +273,7 @@ export class Network {
     c.socket?.destroy();
   }
 
-  /** The other side hung up without a word. */
+  /** The other side reset the connection. */
   abandon(c) {
     c.isGone = true;
     clearTimeout(c.timer);
@@ -286,7 +286,7 @@ export class Network {
     return c.queue[0] ?? Buffer.alloc(0);
   }
 
-  /** Sends what the window allows. */
+  /** Sends as much as the window allows. */
   pump(c) {
     if (!c.isOpen || c.isGone) return;
     const all = this.pending(c);
@@ -307,7 +307,7 @@ export class Network {
     this.arm(c);
   }
 
-  /** Retransmits from the first that is missing, if anything is. */
+  /** Schedules a retransmission from the first unacknowledged byte, if there is one. */
   arm(c) {
     clearTimeout(c.timer);
     const isWaiting = c.acked !== c.next || (c.queued > 0 && c.window === 0);
@@ -346,7 +346,7 @@ export class Network {
         if (!c.isOpen && !c.isConnecting) this.segment(c, FLAG.SYN | FLAG.ACK, c.acked);
         return;
       }
-      // A board that started anew does not know of its old connection.
+      // A board that restarted does not know its old connection.
       if (c) this.abandon(c);
       c = this.connection(guest, guestPort, remote, remotePort);
       c.received = (sequence + 1) | 0;
@@ -423,7 +423,7 @@ export class Network {
 
   receiveData(c, sequence, data, flags) {
     const known = (c.received - sequence) | 0;
-    // What comes out of order comes again.
+    // Segments out of order are dropped: the board sends them again.
     if (known < 0 || c.finReceived) return;
     const fresh = data.subarray(Math.min(known, data.length));
     if (fresh.length) {
@@ -437,7 +437,7 @@ export class Network {
     }
   }
 
-  /** Takes callers on a port of this machine to a port of the board. */
+  /** Forwards a port of this machine to a port of the board. */
   forward(port, guestPort) {
     const server = net.createServer((socket) => {
       const c = this.connection(this.guest, guestPort, this.gateway, ++this.port);

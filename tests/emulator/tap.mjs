@@ -1,10 +1,10 @@
-// A TAP interface of this machine as the board's network. Node.js cannot open one: a few lines of
-// Python do.
+// A TAP interface of this machine as the board's network. Node.js cannot open one: a short Python
+// program does.
 import { spawn } from 'node:child_process';
 import { fileURLToPath } from 'node:url';
 
 export class Tap {
-  /** `send(frame)` takes frames for the board. Resolves when the interface is there. */
+  /** `send(frame)` receives frames for the board. Resolves when the interface is open. */
   static async open(name, send) {
     const helper = spawn('python3', [fileURLToPath(new URL('tap.py', import.meta.url)), name], { stdio: ['pipe', 'pipe', 'inherit'] });
     const tap = new Tap(helper.stdin, send);
@@ -25,7 +25,7 @@ export class Tap {
     this.stats = {};
   }
 
-  /** Bytes from the helper. True if it said that it is there, with a frame of nothing. */
+  /** Handles bytes of the helper. Returns true after an empty frame: the interface is open. */
   take(data) {
     this.pending = Buffer.concat([this.pending, data]);
     let isThere = false;
@@ -35,13 +35,13 @@ export class Tap {
       const frame = Buffer.from(this.pending.subarray(4, end));
       this.pending = this.pending.subarray(end);
       if (!frame.length) isThere = true;
-      // Without checksum; the shortest on a cable has 60 bytes.
+      // Frames have no checksum here; on a cable the shortest has 60 bytes.
       else this.send(frame.length < 60 ? Buffer.concat([frame, Buffer.alloc(60 - frame.length)]) : frame);
     }
     return isThere;
   }
 
-  /** A frame from the board. */
+  /** Sends a frame of the board. */
   receive(frame) {
     const length = Buffer.alloc(4);
     length.writeUInt32BE(frame.length);

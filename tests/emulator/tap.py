@@ -19,7 +19,7 @@ try:
     fcntl.ioctl(tap, TUNSETIFF, struct.pack("16sH22x", sys.argv[1].encode(), IFF_TAP | IFF_NO_PI))
 except OSError as why:
     sys.exit(f"TAP interface {sys.argv[1]}: {why}")
-os.write(1, struct.pack(">I", 0))  # It is there.
+os.write(1, struct.pack(">I", 0))  # The interface is open.
 pending = b""
 while True:
     for ready in select.select([tap, 0], [], [])[0]:
@@ -38,5 +38,5 @@ while True:
             try:
                 os.write(tap, pending[4 : 4 + length])
             except OSError:
-                pass  # The interface is down: what is on the cable is lost.
+                pass  # The interface is down: the frame is lost.
             pending = pending[4 + length :]

@@ -1,6 +1,6 @@
-// WIZnet's W5500 as a driver sees it that has socket 0 move whole Ethernet frames (MACRAW): the
-// registers, the SPI frames and the interrupts of the datasheet (version 1.1.0). TCP and UDP of the
-// chip itself are not there: other modes than MACRAW stay closed.
+// WIZnet's W5500 as a driver sees it that sends and receives whole Ethernet frames on socket 0
+// (MACRAW): the registers, the SPI frames and the interrupts of the datasheet (version 1.1.0). The
+// chip's own TCP and UDP are missing: sockets in other modes stay closed.
 import { GPIOPinState } from 'rp2040js';
 
 /** Common registers (datasheet, 3.1, 4.1). */
@@ -20,27 +20,27 @@ export const INTERRUPT = { SEND_OK: 0x10, RECV: 0x04 };
 export const STATUS = { CLOSED: 0x00, MACRAW: 0x42 };
 const MODE_MACRAW = 0x04;
 const MODE_MASK = 0x0f;
-/** Of MR in MACRAW mode. */
+/** Bits of MR in MACRAW mode. */
 const FILTER = { OWN: 0x80, NO_BROADCAST: 0x40, NO_MULTICAST: 0x20, NO_IPV6: 0x10 };
 const SOCKETS = 8;
 const KIB = 1024;
-/** What all sockets' buffers of one direction have together. */
+/** The size of all sockets' buffers of one direction together. */
 const BUFFERS_KIB = 16;
 const MR_RESET = 0x80;
 const PHY_RESET = 0x80;
-/** OPMD and OPMDC; what they are after a reset: all modes, negotiated. */
+/** OPMD and OPMDC; after a reset: all modes, negotiated. */
 const PHY_SETTINGS = 0x78;
 const PHY_SETTINGS_RESET = 0x38;
 /** With a link: full duplex, 100 Mbit/s. */
 const PHY_LINK = 0x07;
-/** Cycles of the chip's clock of 150 MHz that INTn stays high for each step of INTLEVEL, in nanoseconds. */
+/** How long INTn stays high per step of INTLEVEL in nanoseconds: 4 cycles of the chip's clock of 150 MHz. */
 const WAIT_NS = 4 / 0.15;
-/** Where writing changes nothing: registers to be read only (4.1, 4.2: R), and what is reserved. */
+/** Read-only registers (4.1, 4.2: R) and reserved ones: writing changes nothing. */
 const COMMON_READ_ONLY = [COMMON.SIR, ...span(COMMON.UIPR, 4), ...span(COMMON.UPORTR, 2), ...span(0x2f, 10), COMMON.VERSIONR, ...span(0x3a, 6)];
 const SOCKET_READ_ONLY = [
   SOCKET.SR, 0x14, ...span(0x17, 7), ...span(SOCKET.TX_FSR, 2), ...span(SOCKET.TX_RD, 2), ...span(SOCKET.RX_RSR, 2), ...span(SOCKET.RX_WR, 2),
 ];
-/** Preamble, checksum and gap around a frame, in bytes; nanoseconds a byte. */
+/** Preamble, checksum and gap around a frame, in bytes; nanoseconds per byte. */
 const WIRE = { extra: 24, byte: 80 };
 const SHORTEST = 60;
 
@@ -50,8 +50,8 @@ function span(from, length) {
 
 export class W5500 {
   /**
-   * @param schedule `schedule(nanoseconds, action)` of the clock that it lives in
-   * @param options `onInterrupt(isLow)`, `onSend(frame)`, `negotiateNs`: from plug to link
+   * @param schedule `schedule(nanoseconds, action)` of the chip's clock
+   * @param options `onInterrupt(isLow)`, `onSend(frame)`, `negotiateNs`: the time from plugging in to link
    */
   constructor(schedule, options = {}) {
     this.schedule = schedule;
@@ -63,7 +63,7 @@ export class W5500 {
     this.reset();
   }
 
-  /** What RSTn and the bit RST do: all registers as the datasheet has them. */
+  /** The effect of RSTn and of the bit RST: all registers get the datasheet's reset values. */
   reset() {
     this.epoch = (this.epoch ?? 0) + 1;
     const common = (this.common = new Uint8Array(0x40));
@@ -80,7 +80,7 @@ export class W5500 {
       return registers;
     });
     this.memory = { tx: new Uint8Array(BUFFERS_KIB * KIB), rx: new Uint8Array(BUFFERS_KIB * KIB) };
-    // Socket 0's pointers: those written, and those in effect since the last command.
+    // Socket 0's pointers: the written values, and those in effect since the last command.
     this.pointers = { txRead: 0, txWrite: 0, rxRead: 0, rxReadInEffect: 0, rxWrite: 0 };
     this.sentUpTo = 0;
     this.garbled = undefined;
@@ -102,7 +102,7 @@ export class W5500 {
     });
   }
 
-  /** The network cable. */
+  /** Plugs or unplugs the network cable. */
   plug(isPlugged) {
     this.isPlugged = isPlugged;
     this.hasLink = false;
@@ -110,19 +110,19 @@ export class W5500 {
     if (isPlugged) this.negotiate();
   }
 
-  /** RSTn: low holds it in reset. */
+  /** RSTn: low holds the chip in reset. */
   hold(isHeld) {
     if (isHeld || this.isHeld) this.reset();
     this.isHeld = isHeld;
   }
 
-  /** SCSn: low begins a frame of SPI, high ends it. */
+  /** SCSn: low begins an SPI frame, high ends it. */
   select(isSelected) {
     if (isSelected && !this.isSelected) this.phase = 0;
     this.isSelected = isSelected;
   }
 
-  /** One byte of SPI each way (2.2). */
+  /** Transfers one byte of SPI each way (2.2). */
   transfer(byte) {
     if (!this.isSelected || this.isHeld) return 0xff;
     this.stats.spiBytes++;
@@ -166,7 +166,7 @@ export class W5500 {
     if (size) memory[base + (address % size)] = value;
   }
 
-  /** A socket's part of the memory: it begins where those before it end. */
+  /** Returns a socket's part of the memory, which begins where the previous socket's ends. */
   buffer(socket, direction) {
     const register = direction === 'tx' ? SOCKET.TXBUF_SIZE : SOCKET.RXBUF_SIZE;
     const sizes = this.sockets.map((registers) => {
@@ -219,7 +219,7 @@ export class W5500 {
     return isMain ? pointers[name] : 0;
   }
 
-  /** Bytes received that the driver has not taken. */
+  /** The received bytes that the driver has not read. */
   get held() {
     return (this.pointers.rxWrite - this.pointers.rxReadInEffect) & 0xffff;
   }
@@ -242,7 +242,7 @@ export class W5500 {
     this.updateInterrupt();
   }
 
-  /** Commands are taken at once: CR reads 0 (4.2). */
+  /** Executes a command at once, so that CR reads 0 (4.2). */
   command(socket, command) {
     const registers = this.sockets[socket];
     const isOpen = registers[SOCKET.SR] === STATUS.MACRAW;
@@ -283,7 +283,7 @@ export class W5500 {
     });
   }
 
-  /** A frame comes in by the cable. */
+  /** A frame arrives on the cable. */
   receive(frame) {
     const registers = this.sockets[0];
     if (this.isHeld || !this.hasLink || registers[SOCKET.SR] !== STATUS.MACRAW) return void this.stats.dropped++;
@@ -295,7 +295,7 @@ export class W5500 {
       memory[base + (this.pointers.rxWrite % size)] = byte;
       this.pointers.rxWrite = (this.pointers.rxWrite + 1) & 0xffff;
     };
-    // The length counts itself.
+    // The length includes itself.
     const said = this.garbled ?? length;
     this.garbled = undefined;
     put(said >> 8);
@@ -303,7 +303,7 @@ export class W5500 {
     for (const byte of frame) put(byte);
     this.stats.received++;
     this.stats.mostQueued = Math.max(this.stats.mostQueued, this.held);
-    // Only for what arrives: what is already there raises none after it was cleared.
+    // Only an arrival raises the interrupt: a frame that already waits does not after it was cleared.
     registers[SOCKET.IR] |= INTERRUPT.RECV;
     this.updateInterrupt();
   }
@@ -319,7 +319,7 @@ export class W5500 {
     return isOwn || !(mode & FILTER.OWN);
   }
 
-  /** The board's own address, as the driver set it. */
+  /** The board's own address, set by the driver. */
   get ownAddress() {
     return Buffer.from(this.common.subarray(COMMON.SHAR, COMMON.SHAR + 6));
   }
@@ -337,7 +337,7 @@ export class W5500 {
     this.isLow = isLow;
     this.options.onInterrupt(isLow);
     if (!wasLow || isLow) return;
-    // INTn is high for a while before it is low again (4.1: INTLEVEL).
+    // INTn stays high for a while before it is low again (4.1: INTLEVEL).
     const { epoch } = this;
     this.isWaiting = true;
     this.schedule((((common[COMMON.INTLEVEL] << 8) | common[COMMON.INTLEVEL + 1]) + 1) * WAIT_NS, () => {
@@ -348,7 +348,7 @@ export class W5500 {
   }
 }
 
-/** Connects the chip to an RP2040: its SPI, and three of its pins. */
+/** Connects the chip to an RP2040: its SPI and three of its pins. */
 export function wire(mcu, options, pins) {
   const schedule = (nanoseconds, action) => mcu.clock.createAlarm(action).schedule(nanoseconds);
   const onInterrupt = (isLow) => mcu.gpio[pins.interrupt].setInputValue(!isLow);
@@ -356,7 +356,7 @@ export function wire(mcu, options, pins) {
   onInterrupt(false);
   const spi = mcu.spi[pins.spi];
   let answer = 0xff;
-  // A word takes its time: at once, the receive FIFO would overrun as it never does.
+  // Without the time of a word the receive FIFO would overrun, as it never does on the chip.
   const done = mcu.clock.createAlarm(() => spi.completeTransmit(answer));
   spi.onTransmit = (value) => {
     answer = chip.transfer(value & 0xff);
@@ -368,5 +368,5 @@ export function wire(mcu, options, pins) {
   return chip;
 }
 
-/** As the W5500-EVB-Pico is wired. */
+/** The wiring of the W5500-EVB-Pico. */
 export const W5500_EVB_PICO = { spi: 0, select: 17, reset: 20, interrupt: 21 };

@@ -1,7 +1,7 @@
-// The cable between the board and its network, and what can happen on it.
+// The cable between the board and its network, and its faults.
 
 export class Wire {
-  /** `random()` from 0 to 1. */
+  /** `random()` returns numbers from 0 to 1. */
   constructor(random = Math.random) {
     this.random = random;
     this.loss = 0;
@@ -12,7 +12,7 @@ export class Wire {
     this.onActivity = () => {};
   }
 
-  /** `board(frame)` and `network(frame)` take what comes out at their ends. */
+  /** `board(frame)` and `network(frame)` receive the frames at the two ends. */
   connect(board, network) {
     this.ends = { board, network };
   }
@@ -30,7 +30,7 @@ export class Wire {
     });
   }
 
-  /** Keeps all frames in between, as a switch that hangs: the link stays up. */
+  /** Holds all frames back, as a switch that hangs: the link stays up. */
   hold(isHeld) {
     this.isHeld = isHeld;
     if (!isHeld) for (const arrive of this.waiting.splice(0)) arrive();
@@ -44,7 +44,7 @@ export class Wire {
   }
 }
 
-/** Numbers that look random, the same for the same seed (xorshift). */
+/** A generator of numbers from 0 to 1, the same for the same seed (xorshift). */
 export function seeded(seed) {
   let state = seed >>> 0 || 1;
   return () => {

@@ -1,4 +1,4 @@
-//! Linking for a Cortex-M0 with the memory of an nRF51: QEMU's machine `microbit`.
+//! Links for a Cortex-M0 with the memory of an nRF51: QEMU's machine `microbit`.
 
 use std::path::PathBuf;
 use std::{env, fs};
@@ -18,7 +18,7 @@ fn main() {
         println!("cargo:rustc-link-search={}", out.display());
         println!("cargo:rustc-link-arg-bins=-Tlink.x");
         println!("cargo:rustc-link-arg-bins=--nmagic");
-        // Else the line tables of dropped functions lie about the first kilobytes.
+        // Otherwise the line tables of dropped functions claim the first kilobytes.
         println!("cargo:rustc-link-arg-bins=-zdead-reloc-in-nonalloc=.debug_*=0xf0000000");
     }
 }

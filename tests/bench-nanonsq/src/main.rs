@@ -1,5 +1,5 @@
-//! Publishes to one nsqd with nanonsq, or consumes from it, as its Go and Rust counterparts do; see
-//! `cargo xtask bench`.
+//! Publishes to one nsqd with nanonsq or consumes from it, as the benchmarks of the Go and Rust
+//! clients do; see `cargo xtask bench`.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -18,10 +18,10 @@ use nanonsq_std::core::publisher::{Config, Outcome, State};
 use nanonsq_std::core::wire::nsqd::{OK, emit_pub_head};
 use nanonsq_std::{NoopRawMutex, TcpDialer, TokioSleep};
 
-/// As much as the others may hold: go-nsq's benchmark allows 10,000 messages outstanding.
+/// As large as the queues of the others: go-nsq's benchmark allows 10,000 outstanding messages.
 const OUTBOX: usize = 2 << 20;
 
-/// The most messages in flight, the ring's bytes for each, and bytes read and written at once.
+/// The most messages in flight, the ring's bytes per message, and the read and write buffers.
 const MESSAGES: usize = 1000;
 const SLOT: usize = 256;
 const RX: usize = 64 * 1024;
@@ -32,32 +32,32 @@ struct Options {
     /// nsqd's TCP address.
     #[arg(long)]
     nsqd: Address,
-    /// What to publish to.
+    /// Topic to publish to or consume from.
     #[arg(long)]
     topic: TopicName,
-    /// How.
+    /// What to measure.
     #[arg(long)]
     mode: Mode,
-    /// How many messages.
+    /// Number of messages.
     #[arg(long)]
     count: u64,
     /// Bytes of a message.
     #[arg(long)]
     size: usize,
-    /// Consuming: messages in flight.
+    /// Consume: messages in flight.
     #[arg(long, default_value_t = MESSAGES as u16)]
     max_in_flight: u16,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum Mode {
-    /// One at a time, each acknowledged before the next.
+    /// Publishes one message at a time and waits for its acknowledgement.
     Sync,
-    /// One call a message, as fast as it goes, until the last is acknowledged.
+    /// Publishes as fast as possible and waits for the last acknowledgement.
     Flood,
-    /// Takes messages and finishes them, one after the other.
+    /// Receives messages and finishes each before the next.
     Consume,
-    /// As sync, but with a blocking socket and nothing else: what no client can beat.
+    /// As sync, with a blocking socket and nothing else: a bound for every client.
     Bare,
 }
 
@@ -95,7 +95,7 @@ async fn publish(options: &Options) -> anyhow::Result<Duration> {
         TcpDialer::new(),
         TokioSleep::new(),
     )?;
-    // The runner first: an acknowledgement that it reads is then seen in the same poll.
+    // The runner comes first: the application sees an acknowledgement in the poll that read it.
     match select(runner.run(), run(options, handle)).await {
         Either::First(never) => never,
         Either::Second(elapsed) => elapsed,
@@ -181,7 +181,7 @@ fn bare(options: &Options) -> anyhow::Result<Duration> {
     for _ in 0..options.count {
         socket.write_all(&command)?;
         socket.read_exact(&mut answer)?;
-        ensure!(answer.ends_with(OK), "nsqd said {answer:?}");
+        ensure!(answer.ends_with(OK), "nsqd answered {answer:?}");
     }
     Ok(start.elapsed())
 }

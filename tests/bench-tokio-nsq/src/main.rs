@@ -1,14 +1,14 @@
-//! Measures how fast tokio-nsq publishes to one nsqd or consumes from it, and prints the result as a
-//! line of JSON.
+//! Measures how fast tokio-nsq publishes to one nsqd or consumes from it, and prints the result as
+//! a line of JSON.
 //!
-//! sync publishes one message and waits for its acknowledgement before the next one; flood makes
-//! one publish call per message and takes acknowledgements as they come. The clock runs from the
-//! first call to the last acknowledgement, connection excluded. consume takes messages and finishes
-//! them, from the first to the last.
+//! sync publishes one message and waits for its acknowledgement before the next; flood makes one
+//! publish call per message and reads acknowledgements as they come. The clock runs from the first
+//! call to the last acknowledgement, without the connection. consume receives messages and finishes
+//! them; the clock runs from the first to the last.
 //!
 //! tokio-nsq writes into a buffer that it flushes when it is full (8 KiB) and every
-//! `--flush-interval-ms`, 250 ms by default, and not when it has nothing more to write. Synchronous
-//! publishing is bound by that interval.
+//! `--flush-interval-ms`, 250 ms by default, but not when it has nothing more to write. That
+//! interval bounds synchronous publishing.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -24,8 +24,8 @@ use tokio_nsq::{
 /// tokio-nsq queues 10000 commands and 10000 events; with fewer unacknowledged messages neither is
 /// ever full.
 const OUTSTANDING: usize = 9_000;
-/// tokio-nsq never reports a lost connection (its event is made but not sent), so silence must be
-/// an error.
+/// tokio-nsq never reports a lost connection (its event is created but not sent), so silence must
+/// be an error.
 const SILENCE: Duration = Duration::from_secs(10);
 
 #[derive(Parser)]

@@ -1,5 +1,4 @@
-//! The examples of the book and the front page, compiled: each page is the documentation of a
-//! module.
+//! Compiles the examples of the book and the README: each page is the documentation of a module.
 
 #[cfg(doctest)]
 macro_rules! pages {

@@ -1,4 +1,4 @@
-// The ROM's part, resets and flash.
+// The replacement of the ROM, resets and flash.
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { Board, FLASH_BASE, FLASH_SIZE, crc32mpeg, keepOver } from '../board.mjs';
@@ -15,7 +15,7 @@ function flashWith(...code) {
   return kept;
 }
 
-test('the checksum is the one of the boot loaders that everybody ships', () => {
+test('the checksum is that of published boot loaders', () => {
   // "123456789": the check value of CRC-32/MPEG-2.
   assert.equal(crc32mpeg(Buffer.from('123456789')), 0x0376e6e7);
 });
@@ -35,7 +35,7 @@ test('a flipped bit of the boot loader is noticed', () => {
   }
 });
 
-test('a reset that is asked for keeps RAM and flash', async () => {
+test('a requested reset keeps RAM and flash', async () => {
   // ldr r0, =0xe000ed0c; ldr r1, =0x05fa0004; str r1, [r0]; b .
   const kept = flashWith(0x4802, 0x4903, 0x6001, 0xe7fe, 0xbf00, 0xbf00, 0xed0c, 0xe000, 0x0004, 0x05fa);
   const board = new Board(kept);
@@ -48,7 +48,7 @@ test('a reset that is asked for keeps RAM and flash', async () => {
   assert.deepEqual(next.mcu.flash.slice(0, 256), kept.flash.slice(0, 256));
 });
 
-test('a loop that does nothing ends by the watchdog, which says so', async () => {
+test('a loop that does nothing is ended by the watchdog, which is reported', async () => {
   // LOAD = 2000 (1 ms), CTRL = ENABLE; b .
   const kept = flashWith(0x4803, 0x4904, 0x6041, 0x4904, 0x6001, 0xe7fe, 0xbf00, 0xbf00, 0x8000, 0x4005, 2000, 0, 0, 0x4000);
   const board = new Board(kept);
@@ -60,7 +60,7 @@ test('a loop that does nothing ends by the watchdog, which says so', async () =>
   assert.equal(new Board(keepOver(kept, { what: 'button' })).mcu.readUint32(0x40058008), 0);
 });
 
-test('without power RAM is gone', () => {
+test('RAM is lost without power', () => {
   const kept = flashWith(0xbe07);
   kept.sram.fill(0x5a);
   keepOver(kept, { what: 'power' });
@@ -83,7 +83,7 @@ test('flash: erasing sets bits, programming only clears them', () => {
   assert.deepEqual([...board.mcu.flash.slice(at, at + 4)], [0x00, 0x0f, 0x00, 0xff]);
 });
 
-test('flash: a cut leaves what was done, and something in between', () => {
+test('flash: a power cut leaves the finished part and random bits after it', () => {
   const at = FLASH_SIZE - 4096;
   for (const budget of [0, 1, 4095, 4096, 4097]) {
     const kept = flashWith(0xbe07);
@@ -116,13 +116,13 @@ function uf2(pages, change = () => {}) {
   return file;
 }
 
-test('UF2: pages go where they say', () => {
+test('UF2: pages are written to their addresses', () => {
   const flash = new Uint8Array(FLASH_SIZE).fill(0xff);
   loadUf2(uf2(3), flash);
   assert.deepEqual([flash[0], flash[255], flash[256], flash[767], flash[768]], [1, 1, 2, 3, 0xff]);
 });
 
-test('UF2: what the boot loader would not take is refused', () => {
+test('UF2: an image that the boot loader would refuse is refused', () => {
   const write = (at, value) => (file) => file.writeUInt32LE(value, at);
   for (const [why, file] of [
     [/not made of blocks/, Buffer.alloc(0)],

@@ -66,7 +66,7 @@ function guest() {
 }
 
 async function listen(handler) {
-  // The tests hang up in any way they like.
+  // The tests close connections in any way.
   const server = net.createServer((socket) => handler(socket.on('error', () => {})));
   await new Promise((resolve) => server.listen(0, '127.0.0.1', resolve));
   return { server, port: server.address().port };
@@ -81,7 +81,7 @@ async function open(g, port, seq = 1000) {
   return { seq: seq + 1, ack: answer.seq + 1 };
 }
 
-test('ARP: everybody but the board itself is the gateway', async () => {
+test('ARP: every address but that of the board belongs to the gateway', async () => {
   const g = guest();
   const ask = (target, sender = GUEST.ip) => g.network.receive(Buffer.from([
     255, 255, 255, 255, 255, 255, ...GUEST.mac, 0x08, 0x06, 0, 1, 8, 0, 6, 4, 0, 1, ...GUEST.mac, ...sender, 0, 0, 0, 0, 0, 0, ...target,
@@ -112,7 +112,7 @@ test('DHCP: an offer, then an acknowledgement', async () => {
   }
 });
 
-test('DNS: names of this machine, and names that are nobody\'s', async () => {
+test('DNS: names of this machine, and names that do not exist', async () => {
   const g = guest();
   const query = (name, type = 1) => Buffer.from([0xab, 0xcd, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, ...name.split('.').flatMap((label) => [label.length, ...Buffer.from(label)]), 0, 0, type, 0, 1]);
   const ask = async (name, type) => {
@@ -138,7 +138,7 @@ test('ping', async () => {
   assert.deepEqual([...reply.subarray(4)], [1, 2, 3, 4, 5, 6]);
 });
 
-test('TCP: bytes go both ways, and both ends can hang up', async () => {
+test('TCP: bytes go both ways, and both ends can close', async () => {
   const { server, port } = await listen((socket) => socket.on('data', (data) => socket.write(data)).on('end', () => socket.end()));
   const g = guest();
   const c = await open(g, port);
@@ -166,7 +166,7 @@ test('TCP: a closed port is refused', async () => {
   assert.equal(answer.ack, 8);
 });
 
-test('TCP: what is not acknowledged comes again, what came twice counts once', async () => {
+test('TCP: unacknowledged segments are sent again, duplicates count once', async () => {
   const received = [];
   const { server, port } = await listen((socket) => socket.on('data', (data) => received.push(data.toString())).write('greeting'));
   const g = guest();
@@ -183,7 +183,7 @@ test('TCP: what is not acknowledged comes again, what came twice counts once', a
   g.network.close();
 });
 
-test('TCP: the board\'s window holds', async () => {
+test('TCP: the board\'s window is respected', async () => {
   const { server, port } = await listen((socket) => socket.write(Buffer.alloc(5000, 1)));
   const g = guest();
   g.tcp(port, { flags: SYN, seq: 1, window: 1000 });
@@ -197,7 +197,7 @@ test('TCP: the board\'s window holds', async () => {
   g.network.close();
 });
 
-test('TCP: a board that started anew gets a new connection on its old port', async () => {
+test('TCP: a restarted board gets a new connection on its old port', async () => {
   const closed = [];
   const { server, port } = await listen((socket) => socket.on('close', () => closed.push(1)));
   const g = guest();
@@ -210,7 +210,7 @@ test('TCP: a board that started anew gets a new connection on its old port', asy
   g.network.close();
 });
 
-test('what is damaged is not passed on', () => {
+test('damaged packets are dropped', () => {
   const g = guest();
   g.tcp(80, { flags: SYN });
   const before = g.network.stats.bad;

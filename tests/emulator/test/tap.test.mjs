@@ -1,10 +1,10 @@
-// Frames between the board and a TAP interface: those to and from the helper.
+// Frames to and from the helper that opens a TAP interface.
 import assert from 'node:assert/strict';
 import { PassThrough } from 'node:stream';
 import { test } from 'node:test';
 import { Tap } from '../tap.mjs';
 
-test('frames come out whole, however their bytes come in', () => {
+test('frames are complete, however their bytes arrive', () => {
   const frames = [];
   const tap = new Tap(new PassThrough(), (frame) => frames.push(frame));
   const one = Buffer.concat([Buffer.from([0, 0, 0, 70]), Buffer.alloc(70, 1)]);
@@ -17,12 +17,12 @@ test('frames come out whole, however their bytes come in', () => {
   assert.deepEqual(frames[1].subarray(42), Buffer.alloc(18), 'padded as on a cable');
 });
 
-test('frames go in behind their length', () => {
+test('frames are sent behind their length', () => {
   const output = new PassThrough();
   new Tap(output, () => {}).receive(Buffer.alloc(60, 7));
   assert.deepEqual(output.read(), Buffer.concat([Buffer.from([0, 0, 0, 60]), Buffer.alloc(60, 7)]));
 });
 
-test('an interface that cannot be opened is said', async () => {
+test('an interface that cannot be opened is an error', async () => {
   await assert.rejects(Tap.open('a-name-that-is-longer-than-any', () => {}), /no TAP interface/);
 });

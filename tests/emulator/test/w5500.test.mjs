@@ -1,4 +1,4 @@
-// The W5500 against its datasheet (version 1.1.0), not against what a driver happens to do.
+// The W5500 compared with its datasheet (version 1.1.0), not with the behaviour of a driver.
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { COMMAND, COMMON, INTERRUPT, SOCKET, STATUS, W5500 } from '../w5500.mjs';
@@ -102,7 +102,7 @@ for (const [how, reset] of [['at power-on', () => {}], ['after MR.RST', (w) => w
   });
 }
 
-test('the names are where the tables have them', () => {
+test('the register names have the addresses of the tables', () => {
   assert.deepEqual(COMMON, Object.fromEntries(COMMON_RESET));
   assert.deepEqual(SOCKET, Object.fromEntries(SOCKET_RESET));
 });
@@ -130,7 +130,7 @@ test('all others keep what is written', () => {
   }
 });
 
-test('the PHY is set up, and starts anew when it is told to', () => {
+test('the PHY can be configured and reset', () => {
   const world = bench();
   world.pass(1e9);
   world.write(0, COMMON.PHYCFGR, 0b11010000);
@@ -141,7 +141,7 @@ test('the PHY is set up, and starts anew when it is told to', () => {
   assert.deepEqual(world.read(0, COMMON.PHYCFGR), [0b11010111]);
 });
 
-test('registers for reading only cannot be written', () => {
+test('read-only registers cannot be written', () => {
   const world = bench();
   for (const [address, length] of [[COMMON.SIR, 1], [COMMON.UIPR, 4], [COMMON.UPORTR, 2], [COMMON.VERSIONR, 1]]) {
     const before = world.read(0, address, length);
@@ -155,7 +155,7 @@ test('registers for reading only cannot be written', () => {
   }
 });
 
-test('what is reserved reads 0, whatever was written', () => {
+test('reserved registers read 0, whatever was written', () => {
   const world = bench();
   const listed = (registers) => registers.flatMap(([, address, value]) => value.map((_, n) => address + n));
   for (const [block, registers, end] of [[0, COMMON_RESET, 0x50], [1, SOCKET_RESET, 0x40]]) {
@@ -169,7 +169,7 @@ test('what is reserved reads 0, whatever was written', () => {
 
 test('interrupts: a bit is cleared by writing 1 to it, and others stay', () => {
   const world = bench();
-  // Nothing here makes these happen.
+  // These interrupts never occur here.
   world.chip.common[COMMON.IR] = 0xf0;
   world.write(0, COMMON.IR, 0x50);
   assert.deepEqual(world.read(0, COMMON.IR), [0xa0]);
@@ -185,7 +185,7 @@ test('interrupts: a bit is cleared by writing 1 to it, and others stay', () => {
   assert.deepEqual(world.read(1, SOCKET.IR), [0]);
 });
 
-test('INT is high between two interrupts as long as INTLEVEL says', () => {
+test('INTLEVEL sets how long INT is high between two interrupts', () => {
   for (const [level, wait] of [[0, 27], [999, 26_667], [0xffff, 1_747_627]]) {
     const world = bench().open();
     world.write(0, COMMON.INTLEVEL, level >> 8, level & 0xff);
@@ -199,7 +199,7 @@ test('INT is high between two interrupts as long as INTLEVEL says', () => {
   }
 });
 
-test('every command is taken, and those of TCP change nothing', () => {
+test('every command is accepted, and those of TCP change nothing', () => {
   const world = bench().open();
   for (const command of [0x02, 0x04, 0x08, 0x21, 0x22, 0x00, 0xff]) {
     world.write(1, SOCKET.CR, command);
@@ -208,7 +208,7 @@ test('every command is taken, and those of TCP change nothing', () => {
   }
   world.pass(1e6);
   assert.equal(world.sent.length, 0);
-  // Without OPEN none does anything.
+  // Without OPEN no command has an effect.
   const closed = bench();
   for (const command of [COMMAND.SEND, COMMAND.RECV, COMMAND.CLOSE]) closed.write(1, SOCKET.CR, command);
   closed.pass(1e9);
@@ -239,7 +239,7 @@ test('SPI: addresses count up, and fixed lengths end', () => {
   }
 });
 
-test('SPI: the first three bytes are answered with 1, 2, 3, and nobody who is not selected', () => {
+test('SPI: the first three bytes are answered with 1, 2, 3, and nothing is answered without select', () => {
   const { chip } = bench();
   chip.select(true);
   assert.deepEqual([0, 0x39, 0].map((byte) => chip.transfer(byte)), [1, 2, 3]);
@@ -248,7 +248,7 @@ test('SPI: the first three bytes are answered with 1, 2, 3, and nobody who is no
   assert.equal(chip.transfer(0), 0xff);
 });
 
-test('the link comes some time after the cable, and goes with it', () => {
+test('the link comes up some time after the cable is plugged in, and is lost with it', () => {
   const world = bench();
   assert.equal(world.read(0, COMMON.PHYCFGR)[0] & 1, 0);
   world.pass(1e9);
@@ -261,7 +261,7 @@ test('the link comes some time after the cable, and goes with it', () => {
   assert.equal(world.read(0, COMMON.PHYCFGR)[0] & 1, 0, 'a plug that was pulled again makes no link');
 });
 
-test('only socket 0 has MACRAW, and only MACRAW is there', () => {
+test('only socket 0 supports MACRAW, and no socket anything else', () => {
   const world = bench();
   for (let n = 0; n < 8; n++) {
     for (const mode of [0, 1, 2, 4]) {
@@ -275,7 +275,7 @@ test('only socket 0 has MACRAW, and only MACRAW is there', () => {
   assert.deepEqual(world.read(1, SOCKET.SR), [STATUS.CLOSED]);
 });
 
-test('a frame lies in the buffer behind its length, which counts itself', () => {
+test('a frame is in the buffer behind its length, which includes itself', () => {
   const world = bench().open();
   const sent = frame(OWN, 77);
   world.chip.receive(sent);
@@ -340,7 +340,7 @@ test('frames for others are left out if the filter is on, and let in if not', ()
   assert.equal(world.word(1, SOCKET.RX_RSR), 0);
 });
 
-test('the buffer wraps, and what finds no room is dropped whole', () => {
+test('the buffer wraps, and a frame without room is dropped completely', () => {
   for (const kib of [1, 2, 4, 8, 16]) {
     const world = bench().open(0x04, kib);
     for (let round = 0; round < 300; round++) {
@@ -375,7 +375,7 @@ test('pointers run through all 16 bits', () => {
   assert.equal(world.word(1, SOCKET.RX_RD), world.word(1, SOCKET.RX_WR));
 });
 
-test('SEND sends what lies between the pointers, padded, and says when it is done', () => {
+test('SEND sends the bytes between the pointers, padded, and signals when it is done', () => {
   const world = bench().open();
   const small = frame([9, 9, 9, 9, 9, 9], 42);
   world.write(2, 0, ...small);
@@ -394,7 +394,7 @@ test('SEND sends what lies between the pointers, padded, and says when it is don
   assert.equal(world.word(1, SOCKET.TX_FSR), 16384);
 });
 
-test('two frames can be on their way', () => {
+test('two frames can be under way', () => {
   const world = bench().open();
   for (const [at, fill] of [[0, 1], [100, 2]]) {
     world.write(2, at, ...frame(OWN, 100, fill));
@@ -418,7 +418,7 @@ test('nothing leaves without a cable, and the driver still goes on', () => {
   assert.equal(world.word(1, SOCKET.RX_RSR), 0);
 });
 
-test('a reset ends what is on its way', () => {
+test('a reset cancels frames under way', () => {
   const world = bench().open();
   world.writeWord(1, SOCKET.TX_WR, 60);
   world.write(1, SOCKET.CR, COMMAND.SEND);

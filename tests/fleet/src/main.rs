@@ -1,10 +1,10 @@
 //! `cargo xtask fleet`: see `--help`.
 //!
-//! | module | what it is |
+//! | module | contents |
 //! |---|---|
 //! | `simulated` | all nodes and a model nsqlookupd in virtual time |
 //! | `real` | all nodes in this process, each with a connection to a real nsqlookupd |
-//! | `plot` | what the first shows, as a picture |
+//! | `plot` | a picture of the simulated runs |
 
 mod plot;
 mod real;
@@ -18,14 +18,14 @@ use nanonsq_std::core::registration::{Config, NodeInfo};
 
 use simulated::{Jitter, Scenario};
 
-/// See how a fleet comes back to an nsqlookupd that restarts
+/// Measure how a fleet returns to an nsqlookupd that restarts
 #[derive(Parser)]
 #[command(bin_name = "cargo xtask fleet")]
 struct Options {
-    /// How many nodes
+    /// Number of nodes
     #[arg(long, default_value_t = 10_000)]
     nodes: usize,
-    /// Only in virtual time
+    /// Run only the simulation
     #[arg(long)]
     simulated: bool,
     /// Write the picture to this file
@@ -33,12 +33,12 @@ struct Options {
     svg: Option<PathBuf>,
 }
 
-/// After how many seconds all nodes are to be listed again.
+/// The most seconds until all nodes must be listed again.
 const LISTED: f64 = 30.0;
-/// How many of the nodes may connect within any second: one of so many.
+/// One of this many nodes may connect within any second.
 const SHARE: usize = 5;
 
-/// What each node says of itself.
+/// The description of each node in IDENTIFY.
 pub(crate) const NODE: NodeInfo<'_> = NodeInfo {
     broadcast_address: "10.0.0.1",
     hostname: "node",
@@ -66,8 +66,8 @@ impl Return {
 
     fn check(&self, nodes: usize) -> Result<()> {
         let (peak, most) = (self.peak(), nodes / SHARE);
-        ensure!(peak <= most, "{peak} connections within a second, of at most {most}");
-        ensure!(self.listed <= LISTED, "listed after {:.1} s, {LISTED} at most", self.listed);
+        ensure!(peak <= most, "{peak} connections within a second, more than {most}");
+        ensure!(self.listed <= LISTED, "listed after {:.1} s, more than {LISTED} s", self.listed);
         Ok(())
     }
 }
@@ -81,7 +81,7 @@ fn main() -> Result<()> {
     println!("{nodes} simulated nodes, back after an nsqlookupd was down:\n");
     println!("settings         jitter  down for  all listed after  most in 1 s  most in 0.1 s");
     let mut series = Vec::new();
-    // What is for a few nodes is only there to compare with.
+    // The configuration for a few nodes is there for comparison only.
     for (name, config, jitter, downs) in [
         ("Config::new", Config::new(NODE), Jitter::None, &[plot::DOWN][..]),
         ("Config::new", Config::new(NODE), Jitter::Each, &[plot::DOWN]),

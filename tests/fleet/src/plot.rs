@@ -1,10 +1,10 @@
-//! A picture of how a fleet comes back.
+//! A picture of how a fleet returns.
 
 use std::fmt::Write as _;
 
 use crate::Return;
 
-/// Of the fleets that were this long without an nsqlookupd, in seconds.
+/// How long nsqlookupd was down in the runs that are drawn, in seconds.
 pub(crate) const DOWN: f64 = 5.0;
 
 const NAMES: [(&str, &str); 3] = [
@@ -18,10 +18,10 @@ const HEIGHT: f64 = 400.0;
 const LEFT: f64 = 60.0;
 const TOP: f64 = 50.0;
 const BOTTOM: f64 = 350.0;
-/// Tenths of a second that are shown.
+/// The number of tenths of a second that are drawn.
 const TENTHS: usize = 200;
 
-/// Connections in each tenth of a second, on a logarithmic scale.
+/// Draws the connections in each tenth of a second, on a logarithmic scale.
 pub(crate) fn svg(nodes: usize, series: &[Return]) -> String {
     let x = |tenth: f64| LEFT + tenth / TENTHS as f64 * (WIDTH - LEFT - 20.0);
     let decades = (nodes as f64).log10().ceil();

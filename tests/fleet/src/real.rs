@@ -1,5 +1,5 @@
 //! All nodes in this process, each with a connection to a real nsqlookupd that is killed and
-//! started again.
+//! restarted.
 
 use std::cell::RefCell;
 use std::fs;
@@ -19,17 +19,17 @@ use tokio::task::LocalSet;
 
 use crate::{NODE, Return};
 
-/// For how long nsqlookupd is down.
+/// How long nsqlookupd is down.
 const DOWN: Duration = Duration::from_secs(5);
-/// Files that are open besides connections.
+/// Open files besides connections.
 const FILES: u64 = 200;
-/// How long the idle fleet is watched.
+/// How long the idle fleet is measured.
 const IDLE: Duration = Duration::from_secs(10);
 
-/// When connections came up.
+/// The times at which connections came up.
 type Opened = Rc<RefCell<Vec<Instant>>>;
 
-/// Counts the connections that come up.
+/// A dialer that records when connections come up.
 struct Counting(TcpDialer, Opened);
 
 impl Dialer for Counting {
@@ -100,7 +100,7 @@ async fn fleet(nodes: usize) -> Result<()> {
     let used = self::cpu()? - cpu;
     let mut tenths = vec![0; 10 * listed as usize + 20];
     for at in opened.borrow().iter() {
-        // The first may come up before its log was read.
+        // The first connection may come up before nsqlookupd's log was read.
         tenths[at.saturating_duration_since(up).as_millis() as usize / 100] += 1;
     }
     let result = Return { tenths, listed };
@@ -112,13 +112,13 @@ async fn fleet(nodes: usize) -> Result<()> {
     result.check(nodes)
 }
 
-/// Waits until nsqlookupd lists so many producers.
+/// Waits until nsqlookupd lists `nodes` producers.
 async fn wait_listed(server: &Nsqlookupd, nodes: usize) -> Result<()> {
     let deadline = Instant::now() + Duration::from_secs(60);
     loop {
-        // 404 as long as nobody is.
-        let answer = http::get(server.http_address(), "/lookup?topic=fleet").await;
-        let list = answer.ok().and_then(|answer| answer.json().ok()).unwrap_or_default();
+        // 404 as long as there is no producer.
+        let response = http::get(server.http_address(), "/lookup?topic=fleet").await;
+        let list = response.ok().and_then(|response| response.json().ok()).unwrap_or_default();
         let listed = list["producers"].as_array().map_or(0, Vec::len);
         if listed == nodes {
             return Ok(());
@@ -128,16 +128,16 @@ async fn wait_listed(server: &Nsqlookupd, nodes: usize) -> Result<()> {
     }
 }
 
-/// Bytes that this process has in memory.
+/// Returns the resident memory of this process, in bytes.
 fn memory() -> Result<u64> {
-    let text = fs::read_to_string("/proc/self/statm").context("this takes Linux")?;
+    let text = fs::read_to_string("/proc/self/statm").context("this needs Linux")?;
     let pages = text.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok());
     Ok(pages.context("no pages")? * rustix::param::page_size() as u64)
 }
 
-/// Seconds of CPU time that this process has used.
+/// Returns the CPU time that this process has used, in seconds.
 fn cpu() -> Result<f64> {
-    let text = fs::read_to_string("/proc/self/stat").context("this takes Linux")?;
+    let text = fs::read_to_string("/proc/self/stat").context("this needs Linux")?;
     let fields: Vec<_> = text.rsplit(')').next().unwrap_or_default().split(' ').collect();
     let ticks = |at: usize| fields.get(at).and_then(|field| field.parse::<f64>().ok());
     let sum = ticks(12).zip(ticks(13)).map(|(user, system)| user + system);

@@ -1,5 +1,5 @@
-//! All nodes and a model nsqlookupd in virtual time: the real state machines, and a network that
-//! only takes its time.
+//! All nodes and a model nsqlookupd in virtual time: the real state machines, on a network without
+//! faults but with delays.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -15,41 +15,41 @@ use nanonsq_std::core::time::Instant;
 
 use crate::Return;
 
-/// A fleet, and what happens to its nsqlookupd.
+/// A fleet and the outage of its nsqlookupd.
 pub(crate) struct Scenario {
     pub(crate) nodes: usize,
     pub(crate) config: Config<'static>,
     pub(crate) jitter: Jitter,
-    /// For how many seconds nsqlookupd is down.
+    /// How long nsqlookupd is down, in seconds.
     pub(crate) down: f64,
 }
 
-/// Whether nodes differ in their jitter.
+/// Whether the nodes have different jitter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Jitter {
-    /// All have the same seed, so they do all at the same time.
+    /// All nodes have the same seed and act at the same time.
     None,
-    /// Each has its own.
+    /// Each node has its own seed.
     Each,
 }
 
-/// Microseconds, when nsqlookupd goes down: everybody is listed.
+/// When nsqlookupd goes down, in microseconds: all nodes are listed by then.
 const CRASH: u64 = 20 * SECOND;
-/// For how long it is watched then.
+/// How long the run lasts after nsqlookupd is up again, in microseconds.
 const WATCH: u64 = 30 * SECOND;
 const SECOND: u64 = 1_000_000;
-/// How long a segment takes one way, in microseconds.
+/// The shortest and longest delay of a segment, in microseconds.
 const DELAY: (u64, u64) = (200, 2000);
 
-/// What happens to a node.
+/// An event of a node.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum What {
     Alarm,
     /// A dial reaches nsqlookupd.
     Dial,
-    /// The answer to it.
+    /// The result of a dial reaches the node.
     Dialed(bool),
-    /// Bytes reach nsqlookupd, on this connection.
+    /// Bytes reach nsqlookupd on this connection.
     Up(u64, Vec<u8>),
     /// Bytes reach the node.
     Down(u64, Vec<u8>),
@@ -59,13 +59,13 @@ enum What {
 
 struct Node<'c> {
     lookup: Registration<'c, 1, 1, 1>,
-    /// Names the connection that it has, or had last.
+    /// The current or last connection.
     conn: u64,
     connected: bool,
     dialing: bool,
     listed: bool,
     alarm: u64,
-    /// When the last of what is under way arrives.
+    /// When the last segment under way arrives.
     last: u64,
 }
 
@@ -78,7 +78,7 @@ struct World<'c> {
     server: Option<Nsqlookupd>,
     listed: usize,
     conns: u64,
-    /// When connections came up.
+    /// The times at which connections came up.
     opened: Vec<u64>,
     /// When the last node was listed.
     last: u64,
@@ -149,7 +149,7 @@ impl World<'_> {
 
     fn after_a_while(&mut self, node: usize, what: What) {
         let at = self.now + self.random.between(DELAY.0, DELAY.1);
-        // Nothing of a node overtakes anything.
+        // Events of a node stay in order.
         let last = &mut self.nodes[node].last;
         *last = at.max(*last);
         let at = *last;
@@ -211,7 +211,7 @@ impl World<'_> {
             }
             What::Down(conn, bytes) => {
                 if conn == node.conn && node.connected {
-                    peer.receive(now, &bytes).expect("nsqlookupd says what is right");
+                    peer.receive(now, &bytes).expect("correct replies");
                 }
             }
             What::Gone(conn) => {
@@ -241,7 +241,7 @@ impl World<'_> {
         }
     }
 
-    /// What a driver does.
+    /// Acts as a driver of the node.
     fn drive(&mut self, at: usize) {
         let now = Instant::from_micros(self.now);
         loop {
@@ -271,7 +271,7 @@ impl World<'_> {
                     node.connected = false;
                     peer.closed(now, Closed::Local);
                 }
-                Link::Upgrade(upgrade) => panic!("nobody asked for {upgrade:?}"),
+                Link::Upgrade(upgrade) => panic!("an upgrade that was not requested: {upgrade:?}"),
             }
         }
         let node = &mut self.nodes[at];

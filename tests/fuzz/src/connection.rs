@@ -1,4 +1,4 @@
-//! A consumer that hears anything: of its nsqds, and of its nsqlookupd.
+//! A consumer that receives anything from its nsqds and from its nsqlookupd.
 
 use nanonsq_core::address::Address;
 use nanonsq_core::consumer::{
@@ -94,8 +94,8 @@ impl Machine for Application<'_> {
                     _ => consumer.release(now, token, Some(Span::from_millis(input.below(5000)))),
                 };
                 feature((op, done.is_ok()));
-                assert!(consumer.message(token).is_none(), "it is answered");
-                assert!(consumer.finish(now, token).is_err(), "it is answered once");
+                assert!(consumer.message(token).is_none(), "an answered message is gone");
+                assert!(consumer.finish(now, token).is_err(), "a message is answered once");
             }
             7 if !self.held.is_empty() => {
                 let at = input.below(self.held.len() as u32) as usize;
@@ -136,16 +136,13 @@ impl Machine for Application<'_> {
             match nsqd.next(&Limits::NSQD, &mut input) {
                 Ok(Some(_)) => {}
                 Ok(None) => return,
-                Err(refusal) => panic!("nsqd refuses what it writes: {refusal}"),
+                Err(refusal) => panic!("nsqd refuses a command: {refusal}"),
             }
         }
     }
 
     fn check(&mut self, _: Instant) {
-        assert!(
-            self.held.len() + self.consumer.waiting() <= MESSAGES,
-            "as many as there are slots"
-        );
+        assert!(self.held.len() + self.consumer.waiting() <= MESSAGES, "more messages than slots");
         let mut rdy = 0;
         for index in 0..CONNECTIONS {
             let status = self.consumer.status(index).expect("a connection");
@@ -155,9 +152,9 @@ impl Machine for Application<'_> {
         assert!(usize::from(rdy) <= 2 * MESSAGES, "RDY {rdy}");
         let lookupd = self.consumer.lookupd_status(0).expect("an nsqlookupd");
         feature((lookupd.state as u8, lookupd.producers.min(4), lookupd.unserved.min(4)));
-        // Each token that was not answered names a message, and no two the same.
+        // Each unanswered token names a message, and no two the same.
         for token in &self.held {
-            let message = self.consumer.message(*token).expect("what is not answered");
+            let message = self.consumer.message(*token).expect("an unanswered message");
             assert!(message.body.len() <= RING - 26);
         }
     }
@@ -204,44 +201,44 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
     plain.iter().zip(0..).map(|(seed, dice)| [&[dice * 7, 2], &seed[..]].concat()).collect()
 }
 
-/// nsqlookupd's answer: whether it comes in one piece makes no difference, and what it lists is what
-/// something simple finds in it.
+/// A response of nsqlookupd: splits do not show, and the producers are those that the reference
+/// finds.
 pub(crate) fn poll(data: &[u8]) {
     let Some((&seed, stream)) = data.split_first() else { return };
     let whole = ask(&mut std::iter::once(stream));
     let split = ask(&mut pieces(stream, seed));
-    assert_eq!(whole, split, "splits show, with {seed}");
+    assert_eq!(whole, split, "splits show, seed {seed}");
     let Some(listed) = lookup::producers(stream) else {
         assert!(matches!(whole.event, LookupdEvent::Failed(_)), "{whole:?}");
         return;
     };
     let count = listed.len() as u16;
     assert_eq!(whole.event, LookupdEvent::Answered { producers: count });
-    let mut seats = Vec::new();
+    let mut slots = Vec::new();
     let mut unserved = 0;
     for address in listed.iter().flatten() {
-        if seats.len() < FOUND && !seats.contains(address) {
-            seats.push(address.clone());
-        } else if !seats.contains(address) {
+        if slots.len() < FOUND && !slots.contains(address) {
+            slots.push(address.clone());
+        } else if !slots.contains(address) {
             unserved += 1;
         }
     }
-    feature((seats.len(), unserved.min(3), count.min(9)));
-    assert_eq!((whole.seats, whole.unserved), (seats, unserved));
+    feature((slots.len(), unserved.min(3), count.min(9)));
+    assert_eq!((whole.slots, whole.unserved), (slots, unserved));
 }
 
-/// Seats for what nsqlookupds list.
+/// The slots for nsqds from nsqlookupds.
 const FOUND: usize = 2;
 
-/// What came of an answer.
+/// The result of a response.
 #[derive(Debug, PartialEq)]
-struct Asked {
+struct LookupResult {
     event: LookupdEvent,
     unserved: u16,
-    seats: Vec<String>,
+    slots: Vec<String>,
 }
 
-fn ask(answer: &mut dyn Iterator<Item = &[u8]>) -> Asked {
+fn ask(answer: &mut dyn Iterator<Item = &[u8]>) -> LookupResult {
     let config = config(0);
     let lookupds = ["l:1".parse().expect("an address")];
     let mut ring = [0; RING];
@@ -252,7 +249,7 @@ fn ask(answer: &mut dyn Iterator<Item = &[u8]>) -> Asked {
     consumer.discover(&mut discovery, &lookupds).expect("room for one");
     let now = Instant::from_millis(1);
     let mut session = consumer.lookupd(0).expect("an nsqlookupd");
-    session.dial(now).expect("it asks at once");
+    session.dial(now).expect("a lookup at once");
     session.open(now);
     while !session.transmit(now).is_empty() {
         let n = session.transmit(now).len();
@@ -264,8 +261,8 @@ fn ask(answer: &mut dyn Iterator<Item = &[u8]>) -> Asked {
         }
     }
     session.closed(now, Closed::Peer);
-    let event = session.poll_event().expect("asking ended");
-    assert_eq!(session.poll_event(), None, "told once");
+    let event = session.poll_event().expect("the lookup ended");
+    assert_eq!(session.poll_event(), None, "reported once");
     let status = consumer.lookupd_status(0).expect("an nsqlookupd");
     assert_eq!(status.state, LinkState::Waiting);
     feature(match event {
@@ -275,13 +272,13 @@ fn ask(answer: &mut dyn Iterator<Item = &[u8]>) -> Asked {
         }
     });
     let address = |index| consumer.status(index).expect("a connection").address;
-    // The seat that is for given addresses alone stays empty.
+    // The connection for configured addresses alone stays unused.
     assert!(address(FOUND).is_none());
-    let seats = (0..FOUND).filter_map(address).map(ToString::to_string).collect();
-    Asked { event, unserved: status.unserved, seats }
+    let slots = (0..FOUND).filter_map(address).map(ToString::to_string).collect();
+    LookupResult { event, unserved: status.unserved, slots }
 }
 
-/// Answers as nsqlookupds give them, and lists in places and orders in which none does.
+/// Responses of nsqlookupds, and lists in places and orders that no nsqlookupd uses.
 pub(crate) fn poll_seeds() -> Vec<Vec<u8>> {
     let lists: &[&str] = &[
         r#"{"a":null}"#,

@@ -1,5 +1,5 @@
-//! Decoders: what comes out does not depend on where the stream was split, and is what something
-//! simple makes of the whole stream.
+//! Decoders: the results do not depend on where the stream was split, and are those of a simple
+//! reference that reads the whole stream.
 
 use std::fmt::{Display, Write as _};
 
@@ -14,51 +14,51 @@ use crate::input::pieces;
 use crate::json::Scanned;
 use crate::reference::{self, commands, names};
 
-/// What came out of a stream, in which splits do not show.
+/// The results of decoding a stream, in which splits do not show.
 #[derive(Debug, Default, PartialEq)]
 pub(crate) struct Transcript {
-    /// What a reference says as well.
-    pub(crate) said: String,
-    /// More than that: the reasons, the state at the end.
+    /// The results that the reference also returns.
+    pub(crate) items: String,
+    /// Further results: the reasons of errors, the final state.
     pub(crate) rest: String,
-    /// A fault ended it.
+    /// True once decoding failed.
     pub(crate) over: bool,
     pub(crate) kinds: usize,
-    /// Of JSON, what the scanners made of it.
+    /// For JSON, the results of the scanners.
     pub(crate) scanned: Option<Scanned>,
 }
 
 impl Transcript {
     pub(crate) fn item(&mut self, kind: &str, rest: impl Display) {
         if self.kinds < 6 {
-            // What comes first is what later things depend on.
+            // Later items depend on the first ones.
             feature((self.kinds, kind));
         }
         self.kinds += 1;
-        let _ = write!(self.said, " {kind}{rest}");
+        let _ = write!(self.items, " {kind}{rest}");
     }
 
     fn data(&mut self, data: &[u8]) {
-        let _ = write!(self.said, "{}", data.escape_ascii());
+        let _ = write!(self.items, "{}", data.escape_ascii());
     }
 
-    /// Refused, with that code if it has one.
+    /// Records an error, with its code if it has one.
     pub(crate) fn fault(&mut self, code: &str, fault: impl Display) {
         let text = fault.to_string();
         assert!(text.len() > 3, "a fault has a reason: {text:?}");
-        // Not what is quoted in it.
+        // Without the quoted part.
         feature((
             "fault",
             text.split(' ').take(2).filter(|word| word.is_ascii()).count(),
             text.len() / 8,
         ));
-        let _ = write!(self.said, " !{code}");
+        let _ = write!(self.items, " !{code}");
         let _ = write!(self.rest, " !{text}");
         self.over = true;
     }
 }
 
-/// Decodes a stream twice, in one piece and in others; and says what must come out.
+/// Decodes a stream in one piece and split, and compares both with the expected results.
 pub(crate) fn agree(
     data: &[u8],
     decode: impl Fn(&mut dyn Iterator<Item = &[u8]>) -> Transcript,
@@ -67,12 +67,12 @@ pub(crate) fn agree(
     let Some((&seed, stream)) = data.split_first() else { return };
     let whole = decode(&mut std::iter::once(stream));
     let split = decode(&mut pieces(stream, seed));
-    assert_eq!(whole.said, expected(stream), "not what was said");
-    assert_eq!(whole.said, split.said, "splits show, with {seed}");
-    assert_eq!(whole.rest, split.rest, "splits show, with {seed}");
+    assert_eq!(whole.items, expected(stream), "the results differ from the reference's");
+    assert_eq!(whole.items, split.items, "splits show, seed {seed}");
+    assert_eq!(whole.rest, split.rest, "splits show, seed {seed}");
 }
 
-/// Takes all that `next` has to give; it must give nothing only once it took all.
+/// Calls `next` until it returns nothing; by then it must have consumed all of the piece.
 pub(crate) fn drain<'b>(
     piece: &'b [u8],
     transcript: &mut Transcript,
@@ -85,7 +85,7 @@ pub(crate) fn drain<'b>(
             return;
         }
         if !more {
-            assert!(input.is_empty(), "gave nothing and left something");
+            assert!(input.is_empty(), "bytes were left without an item");
             return;
         }
     }
@@ -124,19 +124,19 @@ pub(crate) fn v2_frames(data: &[u8]) {
                 return transcript;
             }
         }
-        let _ = write!(transcript.said, " at boundary: {}", decoder.at_boundary());
+        let _ = write!(transcript.items, " at boundary: {}", decoder.at_boundary());
         transcript
     };
     agree(data, decode, |stream| reference::frames(stream, MAX));
 }
 
-/// What else is made of a frame: a message, an error's code.
+/// Checks further parsers of a frame: an error's code, a message.
 fn read_frame(frame: &[u8]) {
     let (code, detail) = ErrorCode::parse(frame);
     feature(std::mem::discriminant(&code));
     let word = frame.split(|byte| *byte == b' ').next().expect("one at least");
     if code == ErrorCode::Other {
-        assert_eq!(detail, frame, "all of what is not known");
+        assert_eq!(detail, frame, "the whole text of an unknown code");
     } else {
         assert_eq!(code.as_str().as_bytes(), word);
         assert_eq!(detail, frame.get(word.len() + 1..).unwrap_or_default());
@@ -180,7 +180,7 @@ pub(crate) fn v2_commands(data: &[u8]) {
         if transcript.over {
             assert!(!decoder.at_boundary());
         } else {
-            let _ = write!(transcript.said, " at boundary: {}", decoder.at_boundary());
+            let _ = write!(transcript.items, " at boundary: {}", decoder.at_boundary());
         }
         if let Err(refusal) = decoder.end() {
             transcript.fault(refusal.code().as_str(), refusal);
@@ -253,7 +253,7 @@ pub(crate) fn v1_replies(data: &[u8]) {
                 return transcript;
             }
         }
-        let _ = write!(transcript.said, " at boundary: {}", decoder.at_boundary());
+        let _ = write!(transcript.items, " at boundary: {}", decoder.at_boundary());
         transcript
     };
     agree(data, decode, |stream| reference::replies(stream, MAX));
@@ -283,7 +283,7 @@ pub(crate) fn v1_commands(data: &[u8]) {
         if transcript.over {
             assert!(!decoder.at_boundary());
         } else {
-            let _ = write!(transcript.said, " at boundary: {}", decoder.at_boundary());
+            let _ = write!(transcript.items, " at boundary: {}", decoder.at_boundary());
         }
         if let Err(refusal) = decoder.end() {
             transcript.fault(code(&refusal.to_string()), refusal);
@@ -318,7 +318,7 @@ fn v1_item(transcript: &mut Transcript, item: nsqlookupd::Item<'_>) {
     }
 }
 
-/// An nsqlookupd's refusal begins with its code.
+/// Returns the code at the beginning of an nsqlookupd's refusal.
 fn code(refusal: &str) -> &str {
     refusal.split(' ').next().expect("one word")
 }
@@ -345,7 +345,7 @@ pub(crate) fn http_response(data: &[u8]) {
                 }
             });
             if transcript.over {
-                transcript.said = "!".into();
+                transcript.items = "!".into();
                 return transcript;
             }
         }
@@ -353,7 +353,7 @@ pub(crate) fn http_response(data: &[u8]) {
         feature((status.map(|status| status / 25), decoder.is_complete(), whole.len().min(9)));
         let complete = decoder.finish();
         assert_eq!(complete.is_ok(), decoder.is_complete());
-        transcript.said = format!("{status:?} {} {}", whole.escape_ascii(), complete.is_ok());
+        transcript.items = format!("{status:?} {} {}", whole.escape_ascii(), complete.is_ok());
         transcript
     };
     agree(data, decode, |stream| match reference::http::response(stream) {
@@ -364,7 +364,7 @@ pub(crate) fn http_response(data: &[u8]) {
     });
 }
 
-/// A name or an address.
+/// Parses a name or an address.
 pub(crate) fn names(data: &[u8]) {
     let topic = TopicName::from_bytes(data);
     feature(topic.as_ref().map_err(std::mem::discriminant).map(TopicName::is_ephemeral));
@@ -384,11 +384,11 @@ pub(crate) fn names(data: &[u8]) {
     assert_eq!(address.is_ok(), expected.is_some(), "{address:?}");
     if let (Ok(address), Some((host, port))) = (address, expected) {
         assert_eq!((address.host(), address.port()), (host, port));
-        assert_eq!(address.to_string().parse(), Ok(address), "what it prints is it again");
+        assert_eq!(address.to_string().parse(), Ok(address), "the printed address parses again");
     }
 }
 
-/// Each of these behind each way to split.
+/// Puts each way to split before a stream.
 pub(crate) fn split_seeds(streams: &[&[u8]]) -> Vec<Vec<u8>> {
     let seeds = streams.iter().enumerate();
     seeds.map(|(at, stream)| [&[at as u8], *stream].concat()).collect()

@@ -1,5 +1,5 @@
-//! The server's side of HTTP, with a service that does a little of everything: whatever it is
-//! sent, in whatever pieces, its answers are well-formed, and the same.
+//! The server side of HTTP with a service that does a little of everything: for any requests, in
+//! any pieces, the responses are well-formed and the same.
 
 use nanonsq_core::http::{
     Body, Config, Connection, Content, End, Method, PATH_MAX, Piece, Refusal, Request, Route,
@@ -42,13 +42,13 @@ const REQUESTS: &[&[u8]] = &[
     b"0123456789012345678901234567890123456789!\n",
 ];
 
-/// Answers what the path says, and takes a few bytes of a body at once.
+/// A service that responds according to the path and reads bodies in pieces.
 #[derive(Default)]
 struct Odd {
     config: Config,
     begun: u32,
     ended: u32,
-    /// It takes nothing of a body.
+    /// Bodies are not accepted.
     full: bool,
 }
 
@@ -108,8 +108,8 @@ impl Service for Odd {
     }
 
     fn body(&mut self, _: Instant, task: &mut Task, bytes: &[u8]) -> Result<usize, Refusal> {
-        assert!(!bytes.is_empty(), "never none");
-        let Task::Bytes(body) = task else { panic!("nobody asked for it") };
+        assert!(!bytes.is_empty(), "a piece of a body is not empty");
+        let Task::Bytes(body) = task else { panic!("a body that was not requested") };
         if bytes.contains(&b'!') {
             return Err(Refusal::new(Status::ContentTooLarge, "NO"));
         }
@@ -147,7 +147,7 @@ impl Service for Odd {
                     *left -= 1;
                 }
             }
-            Task::Ping => assert!(piece.put(|w| w.write_all(b"OK")), "there is room"),
+            Task::Ping => assert!(piece.put(|w| w.write_all(b"OK")), "room for two bytes"),
             Task::Nothing => panic!("nothing to write"),
         }
         true
@@ -155,7 +155,7 @@ impl Service for Odd {
 
     fn end(&mut self, _: Instant, task: Option<&mut Task>, how: End) {
         self.ended += u32::from(task.is_some());
-        assert!(self.ended <= self.begun, "each ends once");
+        assert!(self.ended <= self.begun, "each request ends once");
         feature(std::mem::discriminant(&how));
     }
 }
@@ -166,13 +166,13 @@ struct Server {
     answers: [Answers; CONNECTIONS],
 }
 
-/// One connection, as a session.
-struct Line<'s> {
+/// A connection as a session.
+struct ServerSession<'s> {
     connection: &'s mut Connection<Task>,
     service: &'s mut Odd,
 }
 
-impl Session for Line<'_> {
+impl Session for ServerSession<'_> {
     fn link(&self) -> Link {
         self.connection.link()
     }
@@ -182,7 +182,7 @@ impl Session for Line<'_> {
     }
 
     fn receive(&mut self, _: Instant, _: &[u8]) -> Result<(), Fault> {
-        panic!("a server's bytes are taken")
+        panic!("servers receive with take()")
     }
 
     fn take(&mut self, now: Instant, bytes: &[u8]) -> usize {
@@ -217,7 +217,7 @@ impl Machine for Server {
 
     fn with(&mut self, index: usize, f: &mut dyn FnMut(&mut dyn Session)) {
         let connection = &mut self.connections[index];
-        f(&mut Line { connection, service: &mut self.service });
+        f(&mut ServerSession { connection, service: &mut self.service });
     }
 
     fn pieces(&self, _: usize) -> &'static [&'static [u8]] {
@@ -253,7 +253,7 @@ fn connection<T>(task: T) -> Connection<T> {
     connection
 }
 
-/// Whatever clients do; and whether requests come in one piece makes no difference.
+/// Plays the operations of an input, or compares requests in one piece and split.
 pub(crate) fn run(data: &[u8]) {
     let Some((&kind, data)) = data.split_first() else { return };
     if kind < 128 {
@@ -266,31 +266,31 @@ pub(crate) fn run(data: &[u8]) {
     }
     let whole = ask(&mut std::iter::once(data));
     let split = ask(&mut pieces(data, kind));
-    assert_eq!(whole, split, "splits show, with {kind}");
+    assert_eq!(whole, split, "splits show, seed {kind}");
 }
 
 fn ask(requests: &mut dyn Iterator<Item = &[u8]>) -> String {
     let mut service = Odd::default();
     let mut connection = connection(Task::Nothing);
-    let said = converse(
-        &mut |f| f(&mut Line { connection: &mut connection, service: &mut service }),
+    let response = converse(
+        &mut |f| f(&mut ServerSession { connection: &mut connection, service: &mut service }),
         Instant::from_millis(5),
         requests,
     );
-    for line in String::from_utf8_lossy(&said).split("\r\n") {
+    for line in String::from_utf8_lossy(&response).split("\r\n") {
         feature(line.get(..20).unwrap_or(line).replace(|c: char| c.is_ascii_digit(), "0"));
     }
-    said.escape_ascii().to_string()
+    response.escape_ascii().to_string()
 }
 
-/// Hears what is asked for, and refuses it.
-struct Listener<'t> {
+/// A service that checks the request's target and refuses it.
+struct Checker<'t> {
     config: Config,
     text: &'t str,
-    heard: bool,
+    called: bool,
 }
 
-impl Service for Listener<'_> {
+impl Service for Checker<'_> {
     type Task = ();
 
     fn config(&self) -> &Config {
@@ -305,7 +305,7 @@ impl Service for Listener<'_> {
     }
 
     fn begin(&mut self, _: Instant, request: &Request<'_>) -> Result<(), Refusal> {
-        self.heard = true;
+        self.called = true;
         let target = Target::new(self.text).expect("a target");
         let path = &target.path[..];
         let is_short = path.len() <= PATH_MAX;
@@ -350,28 +350,28 @@ impl Service for Listener<'_> {
     }
 
     fn answer(&mut self, _: Instant, _: &mut ()) -> Result<Content, Refusal> {
-        panic!("all is refused")
+        panic!("everything is refused")
     }
 
     fn write(&mut self, _: Instant, _: &mut (), _: &mut Piece<'_>) -> bool {
-        panic!("all is refused")
+        panic!("everything is refused")
     }
 }
 
-/// A request for that: what is asked for is what something simple reads in it.
+/// A request with this target: path and parameters are those that the reference finds.
 pub(crate) fn target(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
-    // A line of HTTP, and not longer than one may be.
+    // A target without spaces that is not too long.
     if text.len() > 2000 || text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
         return;
     }
-    let mut service = Listener { config: Config::default(), text, heard: false };
+    let mut service = Checker { config: Config::default(), text, called: false };
     let mut connection = connection(());
     let now = Instant::from_millis(5);
     connection.open(now, &mut service);
     let request = format!("GET {text} HTTP/1.1\r\nHost: x\r\n\r\n");
     connection.take(now, request.as_bytes(), &mut service);
-    assert_eq!(service.heard, Target::new(text).is_some(), "{text}");
+    assert_eq!(service.called, Target::new(text).is_some(), "{text}");
 }
 
 pub(crate) fn target_seeds() -> Vec<Vec<u8>> {

@@ -1,30 +1,30 @@
 //! A fuzzer's bytes as a source of decisions.
 
-/// Decisions, one after the other. Once the bytes are used up every decision is the first choice.
+/// A source of decisions. Once the bytes are used up, every decision is the first choice.
 #[derive(Debug, Clone)]
 pub struct Input<'b> {
     bytes: &'b [u8],
 }
 
 impl<'b> Input<'b> {
-    /// All of `bytes`.
+    /// Decides by `bytes`.
     pub const fn new(bytes: &'b [u8]) -> Self {
         Self { bytes }
     }
 
-    /// Whether the bytes are used up.
+    /// Returns whether the bytes are used up.
     pub const fn is_over(&self) -> bool {
         self.bytes.is_empty()
     }
 
-    /// One byte.
+    /// Returns one byte.
     pub fn byte(&mut self) -> u8 {
         let Some((&first, rest)) = self.bytes.split_first() else { return 0 };
         self.bytes = rest;
         first
     }
 
-    /// A number below `n`: one byte if that is enough.
+    /// Returns a number below `n`, from one byte if that is enough.
     pub fn below(&mut self, n: u32) -> u32 {
         let mut number = u32::from(self.byte());
         if n > 256 {
@@ -36,25 +36,25 @@ impl<'b> Input<'b> {
         number % n.max(1)
     }
 
-    /// One of these.
+    /// Returns one of these values.
     pub fn pick<T: Copy>(&mut self, from: &[T]) -> T {
         from[self.below(from.len() as u32) as usize]
     }
 
-    /// Up to so many bytes as they are.
+    /// Returns up to `n` bytes.
     pub fn take(&mut self, n: usize) -> &'b [u8] {
         let (taken, rest) = self.bytes.split_at(n.min(self.bytes.len()));
         self.bytes = rest;
         taken
     }
 
-    /// All that is left.
+    /// Returns all remaining bytes.
     pub fn rest(&mut self) -> &'b [u8] {
         self.take(usize::MAX)
     }
 }
 
-/// Cuts a stream into pieces, the same ones for the same `seed`; 0 are single bytes.
+/// Cuts a stream into pieces, the same ones for the same `seed`; seed 0 gives single bytes.
 pub(crate) fn pieces(stream: &[u8], seed: u8) -> impl Iterator<Item = &[u8]> {
     let mut rest = stream;
     let mut state = u32::from(seed);

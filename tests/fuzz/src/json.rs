@@ -1,4 +1,4 @@
-//! JSON: its tokens, the fields of an object, and all scanners of what is said with it.
+//! JSON: tokens, the fields of an object, and all scanners of messages in JSON.
 
 use std::fmt::Write as _;
 
@@ -11,12 +11,12 @@ use crate::feature;
 use crate::reference;
 use crate::reference::json::{Value, before_numbers, cut};
 
-/// How much of a text is kept.
+/// How many bytes of a text are kept.
 const KEEP: usize = 20;
-/// What [`Fields`] is asked for.
+/// The keys that [`Fields`] looks for.
 const FIELDS: [&str; 2] = ["a", "tcp_port"];
 
-/// One text to all that read JSON.
+/// Passes one text to all readers of JSON.
 pub(crate) fn run(data: &[u8]) {
     let decode = |pieces: &mut dyn Iterator<Item = &[u8]>| {
         let mut transcript = Transcript::default();
@@ -28,7 +28,7 @@ pub(crate) fn run(data: &[u8]) {
         let mut identify = IdentifyScanner::<24, 20>::new();
         let mut node = NodeInfoScanner::new();
         for piece in pieces {
-            // Each of them has its own opinion of where it ends.
+            // Each of them decides where the text ends.
             granted.feed(piece);
             let _ = identify.feed(piece);
             let _ = node.feed(piece);
@@ -62,7 +62,7 @@ pub(crate) fn run(data: &[u8]) {
         }
         if !transcript.over {
             match scanner.end() {
-                // White space ends a number.
+                // A number is complete at the end, as before white space.
                 Ok(Some(token)) => transcript.item("token", format!(" {}", describe(token))),
                 Ok(None) => {}
                 Err(error) => json_fault(&mut transcript, error),
@@ -70,7 +70,7 @@ pub(crate) fn run(data: &[u8]) {
         }
         let field_error = field_error.or(fields.finish().err());
         if field_error.is_none() {
-            let _ = write!(transcript.said, " fields{found}");
+            let _ = write!(transcript.items, " fields{found}");
         }
         let _ = write!(
             transcript.rest,
@@ -92,18 +92,18 @@ pub(crate) fn run(data: &[u8]) {
     if let Some((_, text)) = data.split_first()
         && std::str::from_utf8(text).is_ok()
     {
-        let scanned = decode(&mut std::iter::once(text)).scanned.expect("they were asked");
+        let scanned = decode(&mut std::iter::once(text)).scanned.expect("the scanners ran");
         scanned.check(text);
     }
 }
 
 fn json_fault(transcript: &mut Transcript, error: JsonError) {
-    let said = before_numbers(&transcript.said).len();
-    transcript.said.truncate(said);
+    let said = before_numbers(&transcript.items).len();
+    transcript.items.truncate(said);
     transcript.fault("", error);
 }
 
-/// A token as the reference writes it.
+/// Formats a token as the reference does.
 fn describe(token: Token<'_>) -> String {
     match token {
         Token::Key(text) | Token::String(text) => {
@@ -143,7 +143,7 @@ fn expected(text: &[u8]) -> String {
     said
 }
 
-/// What the scanners made of a text, if they took it.
+/// The results of the scanners that accepted a text.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Scanned {
     granted: Option<Granted>,
@@ -151,21 +151,21 @@ pub(crate) struct Scanned {
     node: Option<OwnedNodeInfo>,
 }
 
-/// A field's value, if it has the right type.
+/// Reads a field's value; `None` if its type is wrong.
 type Read<'f> = dyn FnMut(&str, &Value) -> Option<()> + 'f;
 
-/// Whether that is the key, in any case.
+/// Returns whether the key has this name, in any case.
 fn is_named(key: &[u8], name: &str) -> bool {
     key.eq_ignore_ascii_case(name.as_bytes())
 }
 
-/// As [`all_given`], their keys in lower case: as Go reads them.
+/// As [`all_given`], with keys in lower case, as Go reads them.
 fn all(document: Option<&Value>, read: &mut Read<'_>) -> Option<()> {
     all_given(document, &mut |key, value| read(&key.to_ascii_lowercase(), value))
 }
 
-/// Reads all fields of an object but those that are null; whether all had the right type. `null` is
-/// an object without any.
+/// Reads all fields of an object that are not null; returns `None` if a type is wrong. `null` is an
+/// object without fields.
 fn all_given(document: Option<&Value>, read: &mut Read<'_>) -> Option<()> {
     let fields = match document {
         Some(Value::Object(fields)) => &**fields,
@@ -193,13 +193,13 @@ fn exact(value: &Value) -> Option<i32> {
     if let Value::Number(value, true) = value { Some(*value) } else { None }
 }
 
-/// So many bytes of a text, whole characters only.
+/// Returns a text cut to `keep` bytes, with whole characters only.
 fn text(value: &Value, keep: usize) -> Option<String> {
     let Value::Text(bytes) = value else { return None };
     Some(cut(bytes, keep).0.expect("UTF-8").to_owned())
 }
 
-/// 0 if it is none.
+/// Converts a port; 0 if it is out of range.
 fn port(number: i32) -> u16 {
     u16::try_from(number).unwrap_or(0)
 }
@@ -287,7 +287,7 @@ impl Scanned {
             )
             && (0..=99).contains(&sample)
             && (msg_timeout == 0 || (1..=limits.max_msg_timeout_ms as i32).contains(&msg_timeout));
-        // Both compressions cannot be had.
+        // The two compressions exclude each other.
         let refused = !fine || (set[0] && set[2] && set[3]);
         assert_eq!(self.identify.is_some(), taken.is_some() && !refused, "{value:?}");
         let Some(identify) = &self.identify else { return };
@@ -314,7 +314,7 @@ impl Scanned {
         assert_eq!(found, amounts);
     }
 
-    /// nsqd's answer to IDENTIFY, whose reader does not look into escapes and takes keys as nsqd
+    /// Checks nsqd's response to IDENTIFY; its reader ignores escapes and expects the keys as nsqd
     /// writes them.
     fn check_answers(&self, value: Option<&Value>, document: &[u8]) {
         let mut numbers = [2500, 60_000, 900_000];
@@ -336,7 +336,7 @@ impl Scanned {
             return;
         }
         let (Some(granted), Some(())) = (&self.granted, taken) else { return };
-        // The reference's numbers end at that of an i32.
+        // The reference's numbers are limited to an i32.
         let found = [granted.max_rdy_count, granted.msg_timeout_ms, granted.max_msg_timeout_ms];
         assert_eq!(found.map(|number| number.min(i32::MAX as u32)), numbers);
         assert_eq!(granted.auth_required, auth_required);

@@ -1,17 +1,18 @@
 //! Fuzz targets: functions of some bytes that must not panic, whatever the bytes are.
 //!
-//! Each [`Target`] decodes its input into what it does: a stream and where it is split, or a
-//! sequence of operations. Beside the code under test each has something simple that must agree
-//! with it: the same stream in one piece, or an unbounded, obviously right model.
+//! Each [`Target`] decodes its input into actions: a stream and where it is split, or a sequence of
+//! operations. The code under test must agree with something simple: the same stream in one piece,
+//! or an unbounded, obviously correct model.
 //!
-//! Two ways to run them:
+//! There are two ways to run them:
 //!
-//! - `cargo xtask fuzz`, on a stable toolchain: seeded, bounded, what CI runs. It keeps inputs that
-//!   show something new (`feature`) and goes on from these.
-//! - cargo-fuzz in `fuzz/`, with libFuzzer and its view of which branches were taken.
+//! - `cargo xtask fuzz`, on a stable toolchain: seeded and bounded, for CI. It keeps inputs with a
+//! new
+//!   `feature` and continues from these.
+//! - cargo-fuzz in `fuzz/`, with libFuzzer and its branch coverage.
 //!
-//! Both begin with the corpus in `corpus/`: of what libFuzzer found, the fewest inputs that take all
-//! the branches. `cargo xtask fuzz --keep TARGET` writes it anew.
+//! Both begin with the corpus in `corpus/`: of libFuzzer's inputs, the fewest that take all
+//! branches. `cargo xtask fuzz --keep TARGET` rewrites it.
 //!
 //! To add a target, write its function, add it to [`TARGETS`] and `tests/targets.rs`, and files to
 //! `corpus` and `fuzz/fuzz_targets`.
@@ -42,18 +43,18 @@ pub use input::Input;
 /// A function of some bytes that must not panic.
 #[derive(Debug, Clone, Copy)]
 pub struct Target {
-    /// What it is called.
+    /// The name.
     pub name: &'static str,
     /// The function.
     pub run: fn(&[u8]),
-    /// Inputs to start from, made by hand.
+    /// Handmade inputs to start from.
     pub seeds: fn() -> Vec<Vec<u8>>,
-    /// Others that each take a way of their own, one a line as hexadecimal digits.
+    /// More inputs with branches of their own, one per line in hexadecimal digits.
     corpus: &'static str,
 }
 
 impl Target {
-    /// Inputs to start from, each once.
+    /// Returns the inputs to start from, each once.
     pub fn inputs(&self) -> Vec<Vec<u8>> {
         let corpus = self.corpus.lines().map(|line| read_hex(line).expect("hexadecimal digits"));
         let mut known = BTreeSet::new();
@@ -61,14 +62,14 @@ impl Target {
     }
 }
 
-/// Bytes written as hexadecimal digits, if they are.
+/// Parses hexadecimal digits.
 pub fn read_hex(digits: &str) -> Option<Vec<u8>> {
     let byte = |two: &[u8]| u8::from_str_radix(std::str::from_utf8(two).ok()?, 16).ok();
     let pairs = digits.as_bytes().chunks(2);
     pairs.map(|two| byte(two).filter(|_| two.len() == 2)).collect()
 }
 
-/// Bytes as hexadecimal digits.
+/// Formats bytes as hexadecimal digits.
 pub fn write_hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
@@ -84,7 +85,7 @@ macro_rules! target {
     };
 }
 
-/// All of them.
+/// All targets.
 pub const TARGETS: &[Target] = &[
     target!("nsqd_frames", decode::v2_frames, decode::v2_frames_seeds),
     target!("nsqd_commands", decode::v2_commands, decode::v2_commands_seeds),
@@ -111,7 +112,7 @@ pub const TARGETS: &[Target] = &[
     target!("nsqlookupd_model", nsqlookupd::model, nsqlookupd::model_seeds),
 ];
 
-/// The target of that name.
+/// Returns the target of this name.
 pub fn target(name: &str) -> Option<&'static Target> {
     TARGETS.iter().find(|target| target.name == name)
 }
@@ -120,14 +121,14 @@ thread_local! {
     static FEATURES: RefCell<BTreeSet<u64>> = RefCell::default();
 }
 
-/// An input showed something. The stable runner keeps inputs that show something new.
+/// Records a feature of the current input. The stable runner keeps inputs with new features.
 pub(crate) fn feature(what: impl Hash) {
     let mut hasher = DefaultHasher::new();
     what.hash(&mut hasher);
     FEATURES.with_borrow_mut(|features| features.insert(hasher.finish()));
 }
 
-/// What was shown since this was last asked.
+/// Returns the features since the last call.
 pub fn take_features() -> BTreeSet<u64> {
     FEATURES.take()
 }

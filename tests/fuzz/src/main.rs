@@ -14,19 +14,19 @@ use clap::Parser;
 use nanonsq_fuzz::mutate::{Random, minimize, mutate};
 use nanonsq_fuzz::{TARGETS, Target, read_hex, take_features, target, write_hex};
 
-/// Feed decoders, sessions and tables with inputs that nobody thought of
+/// Run decoders, sessions and tables on generated inputs
 #[derive(Parser)]
 #[command(bin_name = "cargo xtask fuzz")]
 struct Options {
     /// Only these targets; all if none is named
     targets: Vec<String>,
-    /// How many inputs each target gets
+    /// Number of inputs per target
     #[arg(long, default_value_t = 100_000)]
     runs: u64,
-    /// How long each target takes at most, in seconds
+    /// The longest time per target, in seconds
     #[arg(long, default_value_t = 3600)]
     seconds: u64,
-    /// Where the randomness begins
+    /// Seed of the generator
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// The longest input, in bytes
@@ -35,10 +35,10 @@ struct Options {
     /// Run one target with this file, or with its bytes as hexadecimal digits
     #[arg(long)]
     replay: Option<String>,
-    /// Write what the targets start from to files, in a folder for each below this one
+    /// Write the targets' starting inputs to files, one folder per target in this folder
     #[arg(long)]
     write_inputs: Option<PathBuf>,
-    /// Make the targets' corpora of the files in this folder, which has one for each
+    /// Make the targets' corpora from this folder, with one folder per target
     #[arg(long)]
     collect: Option<PathBuf>,
     /// List the targets
@@ -46,7 +46,7 @@ struct Options {
     list: bool,
 }
 
-/// An input that takes longer does not end.
+/// The longest time for an input, after which it counts as endless.
 const HANGS: Duration = Duration::from_secs(20);
 
 fn main() -> Result<ExitCode> {
@@ -63,7 +63,7 @@ fn main() -> Result<ExitCode> {
         let [target] = targets[..] else { bail!("--replay is for one target: name it") };
         let bytes = read(input)?;
         println!("{}: {} bytes: {}", target.name, bytes.len(), bytes.escape_ascii());
-        // Not caught: with its backtrace.
+        // Panics are not caught here, so that they show a backtrace.
         (target.run)(&bytes);
         println!("well");
         return Ok(ExitCode::SUCCESS);
@@ -99,10 +99,10 @@ fn read(input: &str) -> Result<Vec<u8>> {
     read_hex(input).context("neither a file nor hexadecimal digits")
 }
 
-/// How much a target's corpus has at most, in bytes of inputs: the longest ones are left out.
+/// The largest corpus of a target, in bytes of inputs: the longest inputs are left out.
 const CORPUS_MAX: usize = 32 << 10;
 
-/// Writes the corpus: the shortest inputs first.
+/// Writes a target's corpus, the shortest inputs first.
 fn collect(target: &Target, dir: &Path) -> Result<()> {
     let seeds = (target.seeds)();
     let mut inputs = Vec::new();
@@ -125,21 +125,21 @@ fn collect(target: &Target, dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// What a thread is at, for the one that watches it.
-type At = Mutex<Option<(&'static str, Vec<u8>, Instant)>>;
+/// The current target and input of a thread, and when it started; read by the main thread.
+type Current = Mutex<Option<(&'static str, Vec<u8>, Instant)>>;
 
 fn fuzz(targets: &[&Target], options: &Options) -> bool {
     let jobs = std::thread::available_parallelism().map_or(1, Into::into).min(targets.len());
     let next = AtomicUsize::new(0);
     let failed = AtomicBool::new(false);
-    let seats: Vec<At> = (0..jobs).map(|_| At::default()).collect();
+    let slots: Vec<Current> = (0..jobs).map(|_| Current::default()).collect();
     std::thread::scope(|scope| {
-        let workers: Vec<_> = seats
+        let workers: Vec<_> = slots
             .iter()
-            .map(|seat| {
+            .map(|slot| {
                 scope.spawn(|| {
                     while let Some(target) = targets.get(next.fetch_add(1, Ordering::Relaxed)) {
-                        if !explore(target, options, seat) {
+                        if !explore(target, options, slot) {
                             failed.store(true, Ordering::Relaxed);
                         }
                     }
@@ -148,9 +148,9 @@ fn fuzz(targets: &[&Target], options: &Options) -> bool {
             .collect();
         while workers.iter().any(|worker| !worker.is_finished()) {
             std::thread::sleep(Duration::from_millis(50));
-            for seat in &seats {
-                let seat = seat.lock().expect("no panic");
-                if let Some((name, input, since)) = seat.as_ref()
+            for slot in &slots {
+                let slot = slot.lock().expect("no panic");
+                if let Some((name, input, since)) = slot.as_ref()
                     && since.elapsed() > HANGS
                 {
                     println!(
@@ -165,7 +165,7 @@ fn fuzz(targets: &[&Target], options: &Options) -> bool {
     failed.into_inner()
 }
 
-/// Runs one input; says what was wrong.
+/// Runs one input and returns the message of a failure.
 fn try_input(target: &Target, input: &[u8]) -> Option<String> {
     let result = panic::catch_unwind(AssertUnwindSafe(|| (target.run)(input)));
     let payload = result.err()?;
@@ -174,8 +174,8 @@ fn try_input(target: &Target, input: &[u8]) -> Option<String> {
     Some(text.unwrap_or("?").to_owned())
 }
 
-/// Goes on from inputs that showed something new; says whether nothing was wrong.
-fn explore(target: &Target, options: &Options, seat: &At) -> bool {
+/// Mutates inputs with new features; returns whether no input failed.
+fn explore(target: &Target, options: &Options, slot: &Current) -> bool {
     let started = Instant::now();
     let limit = Duration::from_secs(options.seconds);
     let mut random = Random::new(options.seed);
@@ -185,7 +185,7 @@ fn explore(target: &Target, options: &Options, seat: &At) -> bool {
     let mut queue = target.inputs();
     queue.push(Vec::new());
     let given = queue.len() as u64;
-    // What is given is run however little time there is.
+    // The starting inputs are run in any case.
     while runs < options.runs.max(given) && (runs < given || started.elapsed() < limit) {
         let input = queue.pop().unwrap_or_else(|| {
             let base: &Vec<u8> = &corpus[random.below(corpus.len())];
@@ -193,9 +193,9 @@ fn explore(target: &Target, options: &Options, seat: &At) -> bool {
             mutate(&mut random, base, other, options.max_len)
         });
         take_features();
-        *seat.lock().expect("no panic") = Some((target.name, input.clone(), Instant::now()));
+        *slot.lock().expect("no panic") = Some((target.name, input.clone(), Instant::now()));
         let failure = try_input(target, &input);
-        *seat.lock().expect("no panic") = None;
+        *slot.lock().expect("no panic") = None;
         runs += 1;
         if let Some(failure) = failure {
             let least = minimize(&input, |bytes| try_input(target, bytes).is_some());

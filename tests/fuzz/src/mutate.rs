@@ -1,24 +1,24 @@
-//! Making inputs of inputs: others that are like them, and smaller ones.
+//! Makes inputs from inputs: similar ones, and smaller ones.
 
 use nanonsq_models::random;
 
-/// Numbers that depend on nothing but the seed.
+/// A seeded generator.
 #[derive(Debug, Clone)]
 pub struct Random(random::Random);
 
 impl Random {
-    /// Seeded.
+    /// Makes a generator from a seed.
     pub fn new(seed: u64) -> Self {
         Self(random::Random::new(seed))
     }
 
-    /// A number below `n`, which is not 0.
+    /// Returns a number below `n`, which must not be 0.
     pub fn below(&mut self, n: usize) -> usize {
         self.0.below(n as u64) as usize
     }
 }
 
-/// Bytes that mean something in one protocol or the other.
+/// Bytes with a meaning in one of the protocols.
 const WORDS: &[&[u8]] = &[
     b"\0\0\0\0",
     b"\0\0\0\x04",
@@ -59,7 +59,7 @@ const WORDS: &[&[u8]] = &[
     b"Connection: close\r\n",
 ];
 
-/// An input like `base`, with parts of `other` perhaps, no longer than `max`.
+/// Returns an input similar to `base`, perhaps with parts of `other`, no longer than `max`.
 pub fn mutate(random: &mut Random, base: &[u8], other: &[u8], max: usize) -> Vec<u8> {
     let mut bytes = base.to_vec();
     for _ in 0..1 + random.below(4) {
@@ -101,7 +101,7 @@ pub fn mutate(random: &mut Random, base: &[u8], other: &[u8], max: usize) -> Vec
     bytes
 }
 
-/// The smallest input found that still fails, by leaving out parts and making bytes 0.
+/// Returns the smallest failing input found by leaving out parts and making bytes 0.
 pub fn minimize(input: &[u8], fails: impl Fn(&[u8]) -> bool) -> Vec<u8> {
     let mut least = input.to_vec();
     let mut part = least.len().div_ceil(2);
@@ -136,7 +136,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_needed_stays_and_nothing_else() {
+    fn only_the_needed_bytes_stay() {
         let input: Vec<u8> = (0..200).collect();
         let fails = |bytes: &[u8]| bytes.contains(&7) && bytes.iter().any(|&b| b > 150);
         let least = minimize(&input, fails);

@@ -1,5 +1,5 @@
-//! A node with clients that say anything, over V2 and over HTTP, and an application beside them;
-//! and the life that it shares with a model without bounds.
+//! A node with clients that send anything, over V2 and over HTTP, and its application; and a node
+//! compared with a model without bounds.
 
 use std::collections::BTreeSet;
 
@@ -84,15 +84,15 @@ const FROM_HTTP: &[&[u8]] = &[
     b"OPTIONS /pub HTTP/1.1\r\nHost: x\r\n\r\n",
 ];
 
-/// A client as it hears the node.
-struct Ear {
+/// Parses the frames of a client's connection.
+struct FrameReader {
     frames: FrameDecoder,
     frame: Vec<u8>,
 }
 
 struct Server<'a> {
     node: Nsqd<'a>,
-    ears: [Ear; CLIENTS],
+    readers: [FrameReader; CLIENTS],
     answers: Answers,
     limit: u32,
 }
@@ -152,8 +152,10 @@ impl Machine for Server<'_> {
     }
 
     fn opened(&mut self, index: usize) {
-        match self.ears.get_mut(index) {
-            Some(ear) => *ear = Ear { frames: FrameDecoder::new(self.limit), frame: Vec::new() },
+        match self.readers.get_mut(index) {
+            Some(reader) => {
+                *reader = FrameReader { frames: FrameDecoder::new(self.limit), frame: Vec::new() }
+            }
             None => self.answers = Answers::default(),
         }
     }
@@ -165,14 +167,14 @@ impl Machine for Server<'_> {
     }
 
     fn wrote(&mut self, index: usize, bytes: &[u8]) {
-        let Some(ear) = self.ears.get_mut(index) else { return self.answers.wrote(bytes) };
+        let Some(reader) = self.readers.get_mut(index) else { return self.answers.wrote(bytes) };
         let mut input = bytes;
-        while let Some(part) = ear.frames.next(&mut input).expect("well-formed frames") {
-            ear.frame.extend_from_slice(part.data);
+        while let Some(part) = reader.frames.next(&mut input).expect("well-formed frames") {
+            reader.frame.extend_from_slice(part.data);
             if !part.last {
                 continue;
             }
-            let frame = std::mem::take(&mut ear.frame);
+            let frame = std::mem::take(&mut reader.frame);
             match part.frame_type {
                 FrameType::Response => {
                     let known = ["OK", "_heartbeat_", "CLOSE_WAIT"].map(str::as_bytes);
@@ -198,33 +200,33 @@ impl Machine for Server<'_> {
         let store = node.store();
         assert!(store.free <= store.blocks && store.promised <= store.free);
         assert!(node.topics().count() <= TOPICS);
-        let (mut flying, mut channels) = (0, 0);
+        let (mut in_flight, mut channels) = (0, 0);
         for topic in node.topics() {
             assert_eq!(node.channels(topic.name).count(), usize::from(topic.channels));
             for channel in node.channels(topic.name) {
                 assert!(channel.in_flight <= IN_FLIGHT as u32);
-                flying += channel.in_flight;
+                in_flight += channel.in_flight;
                 channels += 1;
                 feature((channel.in_flight, channel.depth.min(3), channel.deferred.min(2)));
             }
             feature((topic.paused, topic.depth.min(3), topic.channels));
         }
         assert!(channels <= CHANNELS);
-        let mut theirs = 0;
+        let mut at_clients = 0;
         for status in node.statuses() {
             feature((status.state as u8, status.ready, status.in_flight, status.identified));
             assert!(status.state == ClientState::Subscribed || status.ready == 0);
             assert!(usize::from(status.ready) <= IN_FLIGHT);
-            theirs += u32::from(status.in_flight);
+            at_clients += u32::from(status.in_flight);
         }
-        assert_eq!(flying, theirs, "what is in flight is with a client");
+        assert_eq!(in_flight, at_clients, "in flight in channels and at clients");
         let counters = node.counters();
         assert!(counters.finished + counters.requeued <= counters.delivered);
     }
 }
 
 fn full(dice: u8) -> Full {
-    // The bits are those of older inputs, which knew two.
+    // The bits keep the meaning of older inputs, from when there were two policies.
     match (dice & 1, dice & 64) {
         (0, 0) => Full::Refuse,
         (0, _) => Full::DropAnswered,
@@ -258,17 +260,17 @@ pub(crate) fn run(data: &[u8]) {
     const ANSWERS: HttpConfig<'_> = HttpConfig::new();
     node.answer_http(&ANSWERS, &mut http, &[]).expect("no nsqlookupd");
     let limit = node.limits().max_msg_size + 26;
-    let ear = || Ear { frames: FrameDecoder::new(limit), frame: Vec::new() };
-    let ears = [(); CLIENTS].map(|()| ear());
-    let mut server = Server { node, ears, answers: Answers::default(), limit: limit.max(1000) };
+    let reader = || FrameReader { frames: FrameDecoder::new(limit), frame: Vec::new() };
+    let readers = [(); CLIENTS].map(|()| reader());
+    let mut server = Server { node, readers, answers: Answers::default(), limit: limit.max(1000) };
     play(&mut server, &mut input);
-    // Everybody is gone: what is left is what topics hold.
+    // All clients are gone: only topics still hold messages.
     let names: Vec<_> = server.node.topics().map(|topic| *topic.name).collect();
     for name in &names {
-        server.node.delete(Instant::ZERO, name, None).expect("it is there");
+        server.node.delete(Instant::ZERO, name, None).expect("the topic exists");
     }
     let store = server.node.store();
-    assert_eq!((store.free, store.promised), (store.blocks, 0), "something stays in the store");
+    assert_eq!((store.free, store.promised), (store.blocks, 0), "the store is not empty");
 }
 
 pub(crate) fn seeds() -> Vec<Vec<u8>> {
@@ -276,13 +278,12 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
     plain.iter().zip(0..).map(|(seed, dice)| [&[dice * 5], &seed[..]].concat()).collect()
 }
 
-/// Requests: whether they come in one piece makes no difference, neither in what is answered nor
-/// in what is done.
+/// Requests over HTTP: splits change neither the responses nor the effects.
 pub(crate) fn http(data: &[u8]) {
     let Some((&seed, stream)) = data.split_first() else { return };
     let whole = ask(seed, &mut std::iter::once(stream));
     let split = ask(seed, &mut pieces(stream, seed));
-    assert_eq!(whole, split, "splits show, with {seed}");
+    assert_eq!(whole, split, "splits show, seed {seed}");
 }
 
 fn ask(dice: u8, requests: &mut dyn Iterator<Item = &[u8]>) -> (String, BTreeSet<String>) {
@@ -297,8 +298,8 @@ fn ask(dice: u8, requests: &mut dyn Iterator<Item = &[u8]>) -> (String, BTreeSet
     node.answer_http(&ANSWERS, &mut tables, &lookupds).expect("room for one");
     let topic = TopicName::new("t").expect("a name");
     node.publish(now, &topic, b"first").expect("room");
-    let said = converse(&mut |f| f(&mut node.http(0).expect("one")), now, requests);
-    for line in String::from_utf8_lossy(&said).split("\r\n") {
+    let response = converse(&mut |f| f(&mut node.http(0).expect("one")), now, requests);
+    for line in String::from_utf8_lossy(&response).split("\r\n") {
         feature(line.get(..20).unwrap_or(line).replace(|c: char| c.is_ascii_digit(), "0"));
     }
     let mut state = BTreeSet::new();
@@ -308,7 +309,7 @@ fn ask(dice: u8, requests: &mut dyn Iterator<Item = &[u8]>) -> (String, BTreeSet
     }
     state.insert(format!("{:?} {:?} {:?}", node.counters(), node.store(), node.lookupds()));
     feature((state.len(), node.counters().accepted.min(5)));
-    (said.escape_ascii().to_string(), state)
+    (response.escape_ascii().to_string(), state)
 }
 
 pub(crate) fn http_seeds() -> Vec<Vec<u8>> {
@@ -333,7 +334,7 @@ impl Dice for Input<'_> {
     }
 }
 
-/// Operations on a node and on its model.
+/// Runs operations on a node and on its model.
 pub(crate) fn model(data: &[u8]) {
     let mut input = Input::new(data);
     let full = full(input.byte());
@@ -342,7 +343,7 @@ pub(crate) fn model(data: &[u8]) {
 }
 
 pub(crate) fn model_seeds() -> Vec<Vec<u8>> {
-    // Any bytes are a life.
+    // Any bytes are valid operations.
     let mut random = crate::mutate::Random::new(7);
     (0..16).map(|_| (0..600).map(|_| random.below(256) as u8).collect()).collect()
 }

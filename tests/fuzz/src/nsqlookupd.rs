@@ -1,5 +1,5 @@
-//! A directory with nodes and askers that say anything, and one that is used as it should be
-//! beside a model without its tricks: sets of names.
+//! A directory with nodes and HTTP clients that send anything; and a directory that is used
+//! correctly and compared with a simple model: sets of names.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -150,28 +150,30 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
     plain.iter().zip(0..).map(|(seed, dice)| [&[dice], &seed[..]].concat()).collect()
 }
 
-/// A node's commands: whether they come in one piece makes no difference.
+/// A node's commands: splits do not show.
 pub(crate) fn nsqlookupd(data: &[u8]) {
     let Some((&seed, stream)) = data.split_first() else { return };
-    let whole = listen(&mut std::iter::once(stream));
-    let split = listen(&mut pieces(stream, seed));
-    assert_eq!(whole, split, "splits show, with {seed}");
+    let whole = register_over(&mut std::iter::once(stream));
+    let split = register_over(&mut pieces(stream, seed));
+    assert_eq!(whole, split, "splits show, seed {seed}");
 }
 
-/// What a directory says to a node, what it tells of it, and what stays when it is gone.
-fn listen(commands: &mut dyn Iterator<Item = &[u8]>) -> (String, Vec<String>, BTreeSet<String>) {
+/// Returns the directory's replies to a node, its events, and what is left when the node is gone.
+fn register_over(
+    commands: &mut dyn Iterator<Item = &[u8]>,
+) -> (String, Vec<String>, BTreeSet<String>) {
     let config = config(0);
     let now = Instant::from_millis(1);
     let mut storage = Storage::<NODES, TOPICS, CHANNELS, HTTP>::new();
     let mut directory = Nsqlookupd::new(&config, &mut storage);
-    let said = converse(&mut |f| f(&mut directory.client(0).expect("a node's")), now, commands);
+    let response = converse(&mut |f| f(&mut directory.client(0).expect("a node's")), now, commands);
     let events: Vec<_> =
         std::iter::from_fn(|| directory.poll_event()).map(|event| format!("{event:?}")).collect();
     let topics = directory.topics().map(|(name, count)| format!("{name} {count}"));
     let channels = directory.channels().map(|(topic, name)| format!("{topic}/{name}"));
     let left: BTreeSet<_> = topics.chain(channels).collect();
-    feature((left.len(), events.len(), said.len().min(40) / 2));
-    (said.escape_ascii().to_string(), events, left)
+    feature((left.len(), events.len(), response.len().min(40) / 2));
+    (response.escape_ascii().to_string(), events, left)
 }
 
 pub(crate) fn v1_seeds() -> Vec<Vec<u8>> {
@@ -182,12 +184,12 @@ pub(crate) fn v1_seeds() -> Vec<Vec<u8>> {
     seeds
 }
 
-/// Requests: whether they come in one piece makes no difference.
+/// HTTP requests: splits do not show.
 pub(crate) fn http(data: &[u8]) {
     let Some((&seed, stream)) = data.split_first() else { return };
     let whole = ask(&mut std::iter::once(stream));
     let split = ask(&mut pieces(stream, seed));
-    assert_eq!(whole, split, "splits show, with {seed}");
+    assert_eq!(whole, split, "splits show, seed {seed}");
 }
 
 fn ask(requests: &mut dyn Iterator<Item = &[u8]>) -> (String, usize) {
@@ -199,10 +201,10 @@ fn ask(requests: &mut dyn Iterator<Item = &[u8]>) -> (String, usize) {
         let mut session = directory.client(index).expect("a node's");
         session.open(now);
         let mut hello = FROM_NODES[1].to_vec();
-        let named = hello.windows(5).position(|word| word == b"\":\"a\"").expect("its name");
+        let named = hello.windows(5).position(|word| word == b"\":\"a\"").expect("a name");
         hello[named + 3] = name;
         assert_eq!(session.take(now, &hello), hello.len());
-        // It is held until it has read who the directory is.
+        // The session holds further commands back until the reply to IDENTIFY was sent.
         while !session.transmit(now).is_empty() {
             let n = session.transmit(now).len();
             session.sent(now, n);
@@ -210,13 +212,13 @@ fn ask(requests: &mut dyn Iterator<Item = &[u8]>) -> (String, usize) {
         assert_eq!(session.take(now, b"REGISTER t c\n"), 13);
         assert_eq!(session.link(), Link::Up);
     }
-    let said = converse(&mut |f| f(&mut directory.http(0).expect("one")), now, requests);
-    for line in String::from_utf8_lossy(&said).split("\r\n") {
+    let response = converse(&mut |f| f(&mut directory.http(0).expect("one")), now, requests);
+    for line in String::from_utf8_lossy(&response).split("\r\n") {
         feature(line.get(..20).unwrap_or(line).replace(|c: char| c.is_ascii_digit(), "0"));
     }
     let left = directory.topics().count() * 100 + directory.channels().count();
     feature(left);
-    (said.escape_ascii().to_string(), left)
+    (response.escape_ascii().to_string(), left)
 }
 
 pub(crate) fn http_seeds() -> Vec<Vec<u8>> {
@@ -231,14 +233,14 @@ const TOPIC_NAMES: [&str; 4] = ["t", "u", "v", "x#ephemeral"];
 const CHANNEL_NAMES: [&str; 3] = ["c", "d", "e#ephemeral"];
 const NODE_NAMES: [&str; 3] = ["a", "b", "c"];
 
-/// A topic, or a channel of one, by its number, with the topic's.
+/// A topic's index, and for a channel also the channel's.
 type Key = (usize, Option<usize>);
 
-/// What is known of a topic or channel.
+/// A registered topic or channel.
 struct Known {
-    /// An administrator made it.
+    /// Created over HTTP.
     kept: bool,
-    /// Since when nobody has it or uses it; `None` while somebody has it.
+    /// When the last node or use was; `None` while a node has it.
     unused_since: Option<Instant>,
     number: u32,
 }
@@ -251,23 +253,23 @@ impl Known {
 
 struct Peer {
     opened: Instant,
-    /// Who says its name later has a larger one.
+    /// A later IDENTIFY has a larger number.
     number: u32,
-    /// Its name, once it has said it.
+    /// The node's name, after IDENTIFY.
     name: Option<usize>,
-    heard: Instant,
+    active: Instant,
     pinged: Instant,
     has: BTreeSet<Key>,
-    buried: BTreeMap<usize, Instant>,
+    tombstoned: BTreeMap<usize, Instant>,
 }
 
-/// What a directory should be.
+/// A model of a directory.
 struct Model<'a> {
     config: &'a Config<'a>,
     now: Instant,
     known: BTreeMap<Key, Known>,
     peers: [Option<Peer>; NODES],
-    /// Of what was made last.
+    /// The number of the newest name or node.
     number: u32,
 }
 
@@ -292,15 +294,15 @@ impl Model<'_> {
         });
     }
 
-    /// What nobody has and nobody used for longest, of the topics or the channels.
+    /// Returns the topic or channel that no node has and that was unused for longest.
     fn oldest(&self, channels: bool) -> Option<Key> {
         let known = self.known.iter().filter(|(key, _)| key.1.is_some() == channels);
         let unused = known.filter_map(|(key, it)| Some((it.unused_since?, it.number, *key)));
         unused.min().map(|(.., key)| key)
     }
 
-    /// Makes a topic, or a channel and its topic, for a peer or an administrator; false, and nothing
-    /// changed, if there is no room.
+    /// Creates a topic, or a channel and its topic, for a peer or over HTTP; returns false and
+    /// changes nothing if there is no room.
     fn make(&mut self, (topic, channel): Key, peer: Option<usize>) -> bool {
         let most = [(false, TOPICS), (true, CHANNELS)];
         let keys = [Some((topic, None)), channel.map(|_| (topic, channel))].into_iter().flatten();
@@ -343,7 +345,7 @@ impl Model<'_> {
         true
     }
 
-    /// Nobody has it any more, perhaps.
+    /// A peer no longer has this name: remember since when no peer has it.
     fn left(&mut self, key: Key) {
         let empty = !self.peers.iter().flatten().any(|peer| peer.has.contains(&key));
         let now = self.now;
@@ -368,7 +370,7 @@ impl Model<'_> {
         for peer in self.peers.iter_mut().flatten() {
             peer.has.retain(|other| !gone(other));
             if channel.is_none() {
-                peer.buried.remove(&topic);
+                peer.tombstoned.remove(&topic);
             }
         }
     }
@@ -388,7 +390,7 @@ impl Model<'_> {
             let peer = self.peers[at].as_mut().expect("a peer");
             peer.has.remove(&key);
             if key.1.is_none() {
-                peer.buried.remove(&topic);
+                peer.tombstoned.remove(&topic);
             }
             self.left(key);
         }
@@ -416,30 +418,30 @@ struct World<'a> {
 }
 
 impl World<'_> {
-    fn tell(&mut self, at: usize, bytes: &[u8]) -> Vec<u8> {
+    fn send(&mut self, at: usize, bytes: &[u8]) -> Vec<u8> {
         let now = self.model.now;
         let mut session = self.directory.client(at).expect("a node's");
         assert_eq!(session.take(now, bytes), bytes.len());
-        let mut said = Vec::new();
+        let mut response = Vec::new();
         while !session.transmit(now).is_empty() {
             let lent = session.transmit(now).head.to_vec();
             session.sent(now, lent.len());
-            said.extend(lent);
+            response.extend(lent);
         }
-        said
+        response
     }
 
-    /// A node does something.
+    /// Does one action of a node.
     fn node(&mut self, at: usize, input: &mut Input<'_>) {
         let now = self.model.now;
         let op = input.below(8);
         let Some(peer) = &mut self.model.peers[at] else {
             self.directory.client(at).expect("a node's").open(now);
-            assert_eq!(self.tell(at, b"  V1"), b"");
+            assert_eq!(self.send(at, b"  V1"), b"");
             let has = BTreeSet::new();
-            let buried = BTreeMap::new();
-            let (heard, pinged) = (now, now);
-            let peer = Peer { opened: now, number: 0, name: None, heard, pinged, has, buried };
+            let tombstoned = BTreeMap::new();
+            let (active, pinged) = (now, now);
+            let peer = Peer { opened: now, number: 0, name: None, active, pinged, has, tombstoned };
             self.model.peers[at] = Some(peer);
             return;
         };
@@ -454,15 +456,15 @@ impl World<'_> {
                  \"tcp_port\":1,\"version\":\"v\"}}",
                 NODE_NAMES[name]
             );
-            (peer.name, peer.heard, peer.pinged) = (Some(name), now, now);
+            (peer.name, peer.active, peer.pinged) = (Some(name), now, now);
             let len = (text.len() as u32).to_be_bytes();
-            let said = self.tell(at, &[b"IDENTIFY\n", &len[..], text.as_bytes()].concat());
-            assert!(said.ends_with(b"}"), "{}", said.escape_ascii());
+            let response = self.send(at, &[b"IDENTIFY\n", &len[..], text.as_bytes()].concat());
+            assert!(response.ends_with(b"}"), "{}", response.escape_ascii());
             self.model.number += 1;
             self.model.peers[at].as_mut().expect("a peer").number = self.model.number;
             return self.replace(at);
         }
-        peer.heard = now;
+        peer.active = now;
         let topic = input.below(4) as usize;
         let channel = [None, Some(0), Some(1), Some(2)][input.below(4) as usize];
         let mut line = TOPIC_NAMES[topic].to_owned();
@@ -473,8 +475,8 @@ impl World<'_> {
         match op {
             0..4 => {
                 let made = self.model.make((topic, channel), Some(at));
-                let said = self.tell(at, format!("REGISTER {line}\n").as_bytes());
-                assert_eq!(said.ends_with(b"OK"), made, "{}", said.escape_ascii());
+                let response = self.send(at, format!("REGISTER {line}\n").as_bytes());
+                assert_eq!(response.ends_with(b"OK"), made, "{}", response.escape_ascii());
                 feature(("register", made));
                 if made {
                     for key in [(topic, None), (topic, channel)] {
@@ -485,28 +487,32 @@ impl World<'_> {
             }
             4 | 5 => {
                 self.model.unregister(at, (topic, channel));
-                let said = self.tell(at, format!("UNREGISTER {line}\n").as_bytes());
-                assert_eq!(said, b"\0\0\0\x02OK");
+                let response = self.send(at, format!("UNREGISTER {line}\n").as_bytes());
+                assert_eq!(response, b"\0\0\0\x02OK");
             }
             _ => {
                 peer.pinged = now;
-                assert_eq!(self.tell(at, b"PING\n"), b"\0\0\0\x02OK");
+                assert_eq!(self.send(at, b"PING\n"), b"\0\0\0\x02OK");
                 self.replace(at);
             }
         }
     }
 
-    /// Those that were there before a peer, have its name, and are silent for long.
+    /// Removes earlier connections of this node that have been silent for long.
     fn replace(&mut self, at: usize) {
         let (now, patience) = (self.model.now, self.model.config.replace_timeout);
         let me = self.model.peers[at].as_ref().expect("a peer");
         let (name, number) = (me.name, me.number);
         for other in 0..NODES {
             let is_over = self.model.peers[other].as_ref().is_some_and(|it| {
-                it.name == name && it.number < number && it.heard.after(patience) < now
+                it.name == name && it.number < number && it.active.after(patience) < now
             });
             let mut session = self.directory.client(other).expect("a node's");
-            assert_eq!(session.link() == Link::Close, is_over, "one that came back");
+            assert_eq!(
+                session.link() == Link::Close,
+                is_over,
+                "a node that came back replaces its silent connection"
+            );
             if is_over {
                 session.closed(now, Closed::Local);
                 self.model.forget(other);
@@ -515,22 +521,22 @@ impl World<'_> {
         }
     }
 
-    /// Somebody asks over HTTP: the status and the body.
+    /// Sends an HTTP request and returns the status and the body of the response.
     fn ask(&mut self, request: &str) -> (u16, String) {
         let request = format!("{request} HTTP/1.0\r\n\r\n");
         let now = self.model.now;
         let directory = &mut self.directory;
-        let said = converse(
+        let response = converse(
             &mut |f| f(&mut directory.http(0).expect("one")),
             now,
             &mut std::iter::once(request.as_bytes()),
         );
-        let said = String::from_utf8(said).expect("text");
-        let (head, body) = said.split_once("\r\n\r\n").expect("an answer");
+        let response = String::from_utf8(response).expect("text");
+        let (head, body) = response.split_once("\r\n\r\n").expect("an answer");
         (head[9..12].parse().expect("a status"), body.to_owned())
     }
 
-    /// An administrator does something, or somebody looks something up.
+    /// Does one action of an administrator, or a lookup.
     fn administer(&mut self, input: &mut Input<'_>) {
         self.model.collect();
         let topic = input.below(4) as usize;
@@ -566,8 +572,8 @@ impl World<'_> {
                 let now = self.model.now;
                 for peer in self.model.peers.iter_mut().flatten() {
                     if peer.name == Some(node) && peer.has.contains(&(topic, None)) {
-                        peer.buried.insert(topic, now);
-                        feature("buried");
+                        peer.tombstoned.insert(topic, now);
+                        feature("tombstoned");
                     }
                 }
                 let node = NODE_NAMES[node];
@@ -587,7 +593,9 @@ impl World<'_> {
                 names.sort_unstable();
                 let lifetime = self.model.config.tombstone_lifetime;
                 let is_buried = |peer: &Peer| {
-                    peer.buried.get(&topic).is_some_and(|at| self.model.now < at.after(lifetime))
+                    peer.tombstoned
+                        .get(&topic)
+                        .is_some_and(|at| self.model.now < at.after(lifetime))
                 };
                 let peers = self.model.peers.iter().flatten().filter(|peer| {
                     peer.has.contains(&(topic, None))
@@ -616,9 +624,9 @@ impl World<'_> {
             let over = session.link() == Link::Close;
             let should = self.model.peers[at].as_ref().is_some_and(|peer| match peer.name {
                 None => peer.opened.after(config.greeting_timeout) <= now,
-                Some(_) => peer.heard.after(config.idle_timeout) <= now,
+                Some(_) => peer.active.after(config.idle_timeout) <= now,
             });
-            assert_eq!(over, should, "closed for its silence");
+            assert_eq!(over, should, "closed after silence");
             if over {
                 session.closed(now, Closed::Local);
                 self.model.forget(at);
@@ -656,13 +664,14 @@ impl World<'_> {
             let status = self.directory.producer(at);
             assert_eq!(status.map(|status| status.node.broadcast_address), name);
         }
-        let buried = self.model.peers.iter().flatten().map(|peer| peer.buried.len()).sum::<usize>();
+        let tombstoned =
+            self.model.peers.iter().flatten().map(|peer| peer.tombstoned.len()).sum::<usize>();
         let had = self.model.peers.iter().flatten().map(|peer| peer.has.len()).sum::<usize>();
-        feature((topics.len(), channels.len(), buried.min(3), had));
+        feature((topics.len(), channels.len(), tombstoned.min(3), had));
     }
 }
 
-/// Operations on a directory and on its model.
+/// Runs operations on a directory and on its model.
 pub(crate) fn model(data: &[u8]) {
     let mut input = Input::new(data);
     let config = config(input.byte());
@@ -691,7 +700,7 @@ pub(crate) fn model(data: &[u8]) {
 }
 
 pub(crate) fn model_seeds() -> Vec<Vec<u8>> {
-    // Any bytes are a life.
+    // Any bytes are valid operations.
     let mut random = crate::mutate::Random::new(9);
     (0..16).map(|_| (0..400).map(|_| random.below(256) as u8).collect()).collect()
 }

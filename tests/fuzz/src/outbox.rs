@@ -1,4 +1,4 @@
-//! The outbox against an unbounded, obviously right model.
+//! The outbox with an unbounded, obviously correct model.
 
 use std::collections::VecDeque;
 
@@ -21,12 +21,12 @@ struct Message {
     expired: bool,
 }
 
-/// What the outbox promises, with vectors.
+/// The outbox's contract, with vectors.
 #[derive(Debug, Default)]
 struct Model {
-    /// Not final, or expired while on the wire, oldest first.
+    /// Messages that are not final or expired while on the wire, oldest first.
     messages: VecDeque<Message>,
-    /// How many from the front each batch on the wire covers, skipped ones included.
+    /// The skipped and the live messages of each batch on the wire.
     flights: VecDeque<(usize, usize)>,
     sent: usize,
     next: u64,
@@ -37,7 +37,7 @@ impl Model {
         self.messages.front().map_or(self.next, |m| m.number)
     }
 
-    /// What the next batch must be: skipped expired ones, then live ones of one kind.
+    /// Returns what the next batch must be: after skipping expired messages, live ones of one kind.
     fn next_batch(&mut self, max_count: usize, max_bytes: usize) -> Vec<Message> {
         let rest: Vec<_> = self.messages.iter().skip(self.sent).cloned().collect();
         let skipped = rest.iter().take_while(|m| m.expired).count();
@@ -67,8 +67,8 @@ impl Model {
     }
 }
 
-/// Does what the input says to both. Gives how often it was: taken, refused, too large, batched,
-/// wrapped, skipped, expired, dropped, of the last batch's kind.
+/// Runs the input's operations on both. Returns how often each kind happened: accepted, refused,
+/// too large, batched, wrapped, skipped, expired, dropped, of the previous batch's kind.
 pub fn sequence(input: &mut Input<'_>) -> [u32; 9] {
     let topics = ["a", "bb", &"t".repeat(64)].map(|t| TopicName::new(t).expect("a name"));
     let capacity = [90, 128, 333, 1024, 5000][input.below(5) as usize] as usize;
@@ -78,9 +78,9 @@ pub fn sequence(input: &mut Input<'_>) -> [u32; 9] {
     let mut flights: VecDeque<Flight> = VecDeque::new();
     let mut now = Instant::from_micros(1);
     let mut seen = [0; 9];
-    // Topic and deferral of the last batch since a rewind.
+    // Topic and deferral of the latest batch since a rewind.
     let mut last_kind = None;
-    // Long stretches of one topic, then of many.
+    // Long phases with one topic, then with many.
     let mut mixed = false;
 
     let mut step = 0;
@@ -237,7 +237,7 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
     for capacity in 0..5 {
         let mut seed = vec![capacity];
         for step in 0..30 {
-            // Push, mixed or not; a batch; its answer; time; a rewind; a drop.
+            // Push, mixed or not; a batch; its acknowledgement; time; a rewind; a drop.
             seed.extend([u8::from(step % 10 > 0), 0, 20, 1, 1, 1, 9, 1, 5, 20, 1, 4, 3, 100, 0, 1]);
             seed.extend([1, 6, 1, 8, 30, 1, 7, 1, 9]);
         }

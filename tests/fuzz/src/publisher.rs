@@ -1,4 +1,4 @@
-//! A publisher that hears anything.
+//! A publisher that receives anything.
 
 use nanonsq_core::address::Address;
 use nanonsq_core::name::TopicName;
@@ -22,7 +22,7 @@ struct Producer<'a> {
     forgotten: u64,
     resolved: u64,
     stopped: bool,
-    /// Reads what was written on this connection.
+    /// Parses the commands of the current connection.
     nsqd: CommandDecoder,
 }
 
@@ -31,7 +31,10 @@ impl Producer<'_> {
         match event {
             Event::Failed { first, count, outcome } => {
                 for number in first.number()..first.number() + u64::from(count) {
-                    assert!(self.failed.iter().all(|(other, _)| *other != number), "told twice");
+                    assert!(
+                        self.failed.iter().all(|(other, _)| *other != number),
+                        "reported twice"
+                    );
                     self.failed.push((number, outcome));
                 }
             }
@@ -106,7 +109,7 @@ impl Machine for Producer<'_> {
             match self.nsqd.next(&Limits::NSQD, &mut input) {
                 Ok(Some(_)) => {}
                 Ok(None) => return,
-                Err(refusal) => panic!("nsqd refuses what it writes: {refusal}"),
+                Err(refusal) => panic!("nsqd refuses a command: {refusal}"),
             }
         }
     }
@@ -116,11 +119,11 @@ impl Machine for Producer<'_> {
         feature(format!("{:?}", self.publisher.state()).split('(').next());
         let settled =
             counters.acknowledged + counters.rejected + counters.expired + counters.dropped;
-        assert_eq!(counters.accepted, settled + counters.pending, "each has one outcome");
+        assert_eq!(counters.accepted, settled + counters.pending, "each message has one outcome");
         assert_eq!(counters.accepted, self.tickets.len() as u64);
         assert!(self.publisher.outbox_used() <= RING);
         let finals = self.tickets.iter().filter(|t| self.publisher.outcome(**t).is_some());
-        assert!(finals.count() as u64 >= settled - counters.expired, "what is final is known");
+        assert!(finals.count() as u64 >= settled - counters.expired, "final outcomes are known");
     }
 }
 
@@ -151,7 +154,7 @@ pub(crate) fn run(data: &[u8]) {
         nsqd: CommandDecoder::new(),
     };
     play(&mut producer, &mut input);
-    // All that it has to tell adds up.
+    // The remaining events complete the counts.
     while let Some(event) = producer.publisher.poll_event() {
         producer.on_event(event);
     }

@@ -1,4 +1,4 @@
-//! nsqlookupd's clients that hear anything.
+//! A registration that receives anything.
 
 use nanonsq_core::address::Address;
 use nanonsq_core::name::{ChannelName, TopicName};
@@ -76,7 +76,7 @@ impl Machine for Node<'_> {
             match self.nsqlookupds[index].next(&mut input) {
                 Ok(Some(_)) => {}
                 Ok(None) => return,
-                Err(refusal) => panic!("nsqlookupd refuses what it writes: {refusal}"),
+                Err(refusal) => panic!("nsqlookupd refuses a command: {refusal}"),
             }
         }
     }

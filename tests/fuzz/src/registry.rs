@@ -1,6 +1,6 @@
-//! A registry and its peers against nsqlookupds that are sets, and a wish that is one: whatever
-//! happened before, once nothing fails any more every nsqlookupd that is to be told lists what is
-//! wanted, and no other has a connection.
+//! A registry and its peers with model nsqlookupds, which are sets of names: whatever happened
+//! before, once nothing fails any more every configured nsqlookupd lists exactly the desired names,
+//! and no other has a connection.
 
 use std::collections::BTreeSet;
 
@@ -21,12 +21,12 @@ const CHANNELS: usize = 4;
 const INFO: &[u8] = b"\0\0\0\x18{\"broadcast_address\":\"\"}";
 const OK: &[u8] = b"\0\0\0\x02OK";
 
-/// A connection as the nsqlookupd sees it.
+/// A connection from the nsqlookupd's side.
 struct Nsqlookupd {
     commands: CommandDecoder,
     listed: BTreeSet<String>,
-    /// What it said and nobody has read.
-    said: Vec<u8>,
+    /// Sent bytes that the peer has not read.
+    sent: Vec<u8>,
 }
 
 impl Nsqlookupd {
@@ -41,7 +41,7 @@ impl Nsqlookupd {
             match item {
                 Item::Identify | Item::Body { .. } | Item::Part { last: false, .. } => continue,
                 Item::Part { last: true, .. } => {
-                    self.said.extend_from_slice(INFO);
+                    self.sent.extend_from_slice(INFO);
                     continue;
                 }
                 Item::Ping => {}
@@ -50,29 +50,32 @@ impl Nsqlookupd {
                     self.listed.extend(channel.map(|channel| format!("{topic}/{channel}")));
                 }
                 Item::Unregister { topic, channel: Some(channel) } => {
-                    let known = self.listed.remove(&format!("{topic}/{channel}"));
-                    assert!(known, "UNREGISTER {topic} {channel}, which it never had");
+                    let registered = self.listed.remove(&format!("{topic}/{channel}"));
+                    assert!(registered, "UNREGISTER {topic} {channel}, which was not registered");
                 }
                 Item::Unregister { topic, channel: None } => {
                     let name = topic.to_string();
-                    assert!(self.listed.remove(&name), "UNREGISTER {topic}, which it never had");
+                    assert!(
+                        self.listed.remove(&name),
+                        "UNREGISTER {topic}, which was not registered"
+                    );
                     let channels = format!("{name}/");
                     let left = self.listed.iter().any(|other| other.starts_with(&channels));
                     assert!(!left, "UNREGISTER {topic} before its channels");
                 }
             }
-            self.said.extend_from_slice(OK);
+            self.sent.extend_from_slice(OK);
         }
     }
 }
 
 struct World<'a> {
-    lookup: Registration<'a, PEERS, TOPICS, CHANNELS>,
+    registration: Registration<'a, PEERS, TOPICS, CHANNELS>,
     nsqlookupds: [Option<Nsqlookupd>; PEERS],
     addresses: [Address; 3],
-    /// Those that are to be told, in order.
+    /// The configured nsqlookupds, in order.
     configured: Vec<Address>,
-    wanted: BTreeSet<String>,
+    desired: BTreeSet<String>,
     now: Instant,
 }
 
@@ -83,39 +86,39 @@ impl World<'_> {
         let channel = ChannelName::new(input.pick(&["x", "y"])).expect("a name");
         let both = format!("{name}/{channel}");
         match input.below(4) {
-            0 => match self.lookup.register(&topic, None) {
-                Ok(()) => drop(self.wanted.insert(name.into())),
+            0 => match self.registration.register(&topic, None) {
+                Ok(()) => drop(self.desired.insert(name.into())),
                 Err(full) => self.full(full, false),
             },
-            1 => match self.lookup.register(&topic, Some(&channel)) {
-                Ok(()) => self.wanted.extend([name.to_owned(), both]),
+            1 => match self.registration.register(&topic, Some(&channel)) {
+                Ok(()) => self.desired.extend([name.to_owned(), both]),
                 Err(full) => self.full(full, true),
             },
             2 => {
-                let was = self.wanted.remove(name);
-                self.wanted.retain(|other| !other.starts_with(&format!("{name}/")));
-                assert_eq!(self.lookup.unregister(&topic, None), was);
+                let was = self.desired.remove(name);
+                self.desired.retain(|other| !other.starts_with(&format!("{name}/")));
+                assert_eq!(self.registration.unregister(&topic, None), was);
             }
             _ => {
-                let was = self.wanted.remove(&both);
-                assert_eq!(self.lookup.unregister(&topic, Some(&channel)), was);
+                let was = self.desired.remove(&both);
+                assert_eq!(self.registration.unregister(&topic, Some(&channel)), was);
             }
         }
     }
 
-    /// Other nsqlookupds are to be told; one that stays keeps its connection.
+    /// Configures other nsqlookupds; one that stays must keep its connection.
     fn configure(&mut self, input: &mut Input<'_>) {
         let (from, count) = (input.below(3) as usize, input.below(PEERS as u32 + 1) as usize);
         let some: Vec<_> = self.addresses.iter().cycle().skip(from).take(count).cloned().collect();
         let had = |world: &mut Self| {
             let peers = (0..PEERS).map(|at| {
-                let status = world.lookup.status(at).expect("a peer");
+                let status = world.registration.status(at).expect("a peer");
                 (status.address.cloned(), status.state)
             });
             peers.collect::<Vec<_>>()
         };
         let before = had(self);
-        self.lookup.configure(self.now, &some).expect("as many as there are peers");
+        self.registration.configure(self.now, &some).expect("as many as there are peers");
         for (before, after) in before.iter().zip(had(self)) {
             let stays = before.0.as_ref().is_some_and(|address| some.contains(address));
             assert!(!stays || *before == after, "{before:?} stays, not {after:?}");
@@ -123,22 +126,23 @@ impl World<'_> {
         self.configured = some;
     }
 
-    /// A slot is held by what is wanted, or by what some nsqlookupd may still list.
+    /// Checks a full registry: slots are held by desired names, or by names that an nsqlookupd may
+    /// still list.
     fn full(&self, full: RegistryFull, channel: bool) {
         feature((std::mem::discriminant(&full), channel));
         if self.nsqlookupds.iter().all(Option::is_none) {
-            let channels = self.wanted.iter().filter(|name| name.contains('/')).count();
+            let channels = self.desired.iter().filter(|name| name.contains('/')).count();
             match full {
-                RegistryFull::Topics { max } => assert_eq!(self.wanted.len() - channels, max),
+                RegistryFull::Topics { max } => assert_eq!(self.desired.len() - channels, max),
                 RegistryFull::Channels { max } => assert_eq!(channels, max),
             }
         }
     }
 
-    /// Lets a peer write up to so many bytes and read up to so many.
+    /// Lets a peer write up to `write` bytes and read up to `read` bytes.
     fn exchange(&mut self, at: usize, write: usize, read: usize) -> bool {
         let now = self.now;
-        let mut peer = self.lookup.peer(at).expect("a peer");
+        let mut peer = self.registration.peer(at).expect("a peer");
         if peer.deadline() <= now {
             peer.tick(now);
         }
@@ -152,7 +156,7 @@ impl World<'_> {
                 *server = Some(Nsqlookupd {
                     commands: CommandDecoder::new(1000),
                     listed: BTreeSet::new(),
-                    said: Vec::new(),
+                    sent: Vec::new(),
                 });
                 true
             }
@@ -161,9 +165,9 @@ impl World<'_> {
                 let n = bytes.len().min(write);
                 peer.sent(now, n);
                 server.receive(&bytes[..n]);
-                let read = server.said.len().min(read);
-                let heard: Vec<u8> = server.said.drain(..read).collect();
-                assert_eq!(peer.receive(now, &heard), Ok(()), "nsqlookupd says what is right");
+                let read = server.sent.len().min(read);
+                let received: Vec<u8> = server.sent.drain(..read).collect();
+                assert_eq!(peer.receive(now, &received), Ok(()), "correct replies");
                 n + read > 0
             }
             (Link::Close, server) => {
@@ -176,7 +180,7 @@ impl World<'_> {
     }
 
     fn check(&mut self) {
-        let status = |at| self.lookup.status(at).expect("a peer").address.cloned();
+        let status = |at| self.registration.status(at).expect("a peer").address.cloned();
         let mut addresses: Vec<_> = (0..PEERS).filter_map(status).collect();
         let mut configured = self.configured.clone();
         addresses.sort_by_key(ToString::to_string);
@@ -186,8 +190,8 @@ impl World<'_> {
             None => topic.to_string(),
             Some(channel) => format!("{topic}/{channel}"),
         };
-        let names: BTreeSet<_> = self.lookup.registered().map(name).collect();
-        assert_eq!(names, self.wanted, "the registry is what was asked for");
+        let names: BTreeSet<_> = self.registration.registered().map(name).collect();
+        assert_eq!(names, self.desired, "the registry has exactly the desired names");
         let listed = |server: &Option<Nsqlookupd>| server.as_ref().map(|it| it.listed.len());
         feature((names.len(), listed(&self.nsqlookupds[0]), listed(&self.nsqlookupds[1])));
     }
@@ -196,13 +200,14 @@ impl World<'_> {
 pub(crate) fn run(data: &[u8]) {
     let mut input = Input::new(data);
     let config = config(input.byte());
-    let mut lookup = Registration::new(&config).expect("a good configuration");
+    let mut registration = Registration::new(&config).expect("a good configuration");
     let addresses = ["one:1", "two:1", "three:1"].map(|a| a.parse().expect("an address"));
     let configured = addresses[..PEERS].to_vec();
-    lookup.configure(Instant::ZERO, &configured).expect("as many as there are peers");
+    registration.configure(Instant::ZERO, &configured).expect("as many as there are peers");
     let now = Instant::from_millis(1);
-    let wanted = BTreeSet::new();
-    let mut world = World { lookup, nsqlookupds: [None, None], addresses, configured, wanted, now };
+    let desired = BTreeSet::new();
+    let mut world =
+        World { registration, nsqlookupds: [None, None], addresses, configured, desired, now };
     while !input.is_over() {
         let at = input.below(PEERS as u32) as usize;
         match input.below(8) {
@@ -216,7 +221,7 @@ pub(crate) fn run(data: &[u8]) {
             5 => world.now = world.now.after(Span::from_millis(input.below(4000))),
             6 if world.nsqlookupds[at].take().is_some() => {
                 let now = world.now;
-                world.lookup.peer(at).expect("a peer").closed(now, Closed::Peer);
+                world.registration.peer(at).expect("a peer").closed(now, Closed::Peer);
             }
             _ => {
                 for other in 0..PEERS {
@@ -226,7 +231,7 @@ pub(crate) fn run(data: &[u8]) {
         }
         world.check();
     }
-    // Nothing fails any more.
+    // From now on nothing fails.
     for _ in 0..100 {
         for at in 0..PEERS {
             let mut rounds = 0;
@@ -238,10 +243,10 @@ pub(crate) fn run(data: &[u8]) {
         world.now = world.now.after(Span::from_millis(100));
     }
     for (at, server) in world.nsqlookupds.iter().enumerate() {
-        let status = world.lookup.status(at).expect("a peer");
+        let status = world.registration.status(at).expect("a peer");
         assert_eq!(server.is_some(), status.address.is_some(), "{status:?}");
         let Some(server) = server else { continue };
-        assert_eq!(server.listed, world.wanted, "nsqlookupd {at} lists something else");
+        assert_eq!(server.listed, world.desired, "nsqlookupd {at} does not list the desired names");
         assert!(status.settled);
     }
 }

@@ -1,5 +1,5 @@
-//! Sessions of servers: clients that come and go, say anything in any pieces, are held, and read
-//! as slowly as they like.
+//! Sessions of servers: clients that connect and disconnect, send anything in any pieces, are held
+//! back, and read as slowly as they like.
 
 use std::net::SocketAddr;
 
@@ -11,26 +11,26 @@ use crate::input::Input;
 use crate::reference;
 use crate::session::{Machine, join};
 
-/// Plays the operations that an input says.
+/// Plays the operations of an input.
 pub(crate) fn play(machine: &mut impl Machine, input: &mut Input<'_>) {
-    let lines = (0..machine.sessions()).map(|_| Line::default()).collect();
-    let mut stage = Stage { now: Instant::from_millis(1), lines };
+    let connections = (0..machine.sessions()).map(|_| Connection::default()).collect();
+    let mut stage = Stage { now: Instant::from_millis(1), connections };
     while !input.is_over() {
         let at = input.below(machine.sessions() as u32) as usize;
         let op = input.below(16);
-        let Line { open, held } = &stage.lines[at];
+        let Connection { open, held } = &stage.connections[at];
         feature((at, op, *open, held.is_empty()));
         match op {
             0..=11 if !*open => stage.accept(machine, at),
             0..=3 => {
                 let piece = input.pick(machine.pieces(at));
                 let (one, two) = piece.split_at(usize::from(input.byte()) % (piece.len() + 1));
-                stage.say(machine, at, one);
-                stage.say(machine, at, two);
+                stage.send(machine, at, one);
+                stage.send(machine, at, two);
             }
             4 => {
                 let len = input.below(40) as usize;
-                stage.say(machine, at, input.take(len));
+                stage.send(machine, at, input.take(len));
             }
             5 | 6 => stage.drain(machine, at, usize::MAX),
             7 => {
@@ -40,7 +40,7 @@ pub(crate) fn play(machine: &mut impl Machine, input: &mut Input<'_>) {
             8 => stage.now = stage.now.after(Span::from_millis(input.below(1000))),
             9 => {
                 let jump = input.pick(&[6, 31, 61, 100_000]);
-                // Far from the end of all time.
+                // Stay far from the largest instant.
                 if stage.now < Instant::from_millis(1 << 50) {
                     stage.now = stage.now.after(Span::from_secs(jump));
                 }
@@ -55,25 +55,25 @@ pub(crate) fn play(machine: &mut impl Machine, input: &mut Input<'_>) {
         stage.settle(machine, input);
         machine.check(stage.now);
     }
-    for at in 0..stage.lines.len() {
-        if stage.lines[at].open {
+    for at in 0..stage.connections.len() {
+        if stage.connections[at].open {
             stage.closed(machine, at, Closed::Peer);
         }
     }
     machine.check(stage.now);
 }
 
-/// One connection.
+/// A connection.
 #[derive(Default)]
-struct Line {
+struct Connection {
     open: bool,
-    /// What the session did not take yet: meanwhile no more is read.
+    /// Bytes that the session has not consumed yet: until then no more is read.
     held: Vec<u8>,
 }
 
 struct Stage {
     now: Instant,
-    lines: Vec<Line>,
+    connections: Vec<Connection>,
 }
 
 impl Stage {
@@ -85,71 +85,74 @@ impl Stage {
             session.accepted(now, from);
             assert_eq!(session.link(), Link::Up);
         });
-        self.lines[at].open = true;
+        self.connections[at].open = true;
         machine.opened(at);
     }
 
-    fn say(&mut self, machine: &mut impl Machine, at: usize, bytes: &[u8]) {
-        let Line { open, held } = &mut self.lines[at];
+    fn send(&mut self, machine: &mut impl Machine, at: usize, bytes: &[u8]) {
+        let Connection { open, held } = &mut self.connections[at];
         if *open && held.is_empty() {
             held.extend_from_slice(bytes);
             self.offer(machine, at);
         }
     }
 
-    /// Offers what was not taken; says whether any of it was.
+    /// Offers the bytes that were not consumed; returns whether any were.
     fn offer(&mut self, machine: &mut impl Machine, at: usize) -> bool {
         let now = self.now;
-        let Line { open, held } = &mut self.lines[at];
+        let Connection { open, held } = &mut self.connections[at];
         if !*open || held.is_empty() {
             return false;
         }
-        let mut taken = 0;
+        let mut consumed = 0;
         machine.with(at, &mut |session| {
             let link = session.link();
-            taken = session.take(now, held);
-            assert!(taken <= held.len());
-            let all = taken == held.len();
-            // Deadlines are read after what there is to write.
+            consumed = session.take(now, held);
+            assert!(consumed <= held.len());
+            let all = consumed == held.len();
+            // A driver reads the deadline after it asked for bytes to write.
             let _ = session.transmit(now);
-            assert!(link != Link::Close || all, "what comes after the end is passed over");
+            assert!(link != Link::Close || all, "bytes after the end are discarded");
             let due = session.deadline();
-            assert!(all || due != Instant::NEVER, "held without end");
+            assert!(all || due != Instant::NEVER, "held back without end");
         });
-        let rest = held.split_off(taken);
+        let rest = held.split_off(consumed);
         let bytes = std::mem::replace(held, rest);
         machine.received(at, &bytes);
-        taken > 0
+        consumed > 0
     }
 
-    /// Writes up to so many bytes.
+    /// Writes up to `most` bytes.
     fn drain(&mut self, machine: &mut impl Machine, at: usize, most: usize) {
-        if !self.lines[at].open {
+        if !self.connections[at].open {
             return;
         }
         let now = self.now;
         let mut left = most;
         for _ in 0..100_000 {
-            let mut taken = Vec::new();
+            let mut consumed = Vec::new();
             machine.with(at, &mut |session| {
                 let offered = join(session.transmit(now));
                 let again = join(session.transmit(now));
-                assert!(again.starts_with(&offered), "what is offered stays so until it is sent");
+                assert!(
+                    again.starts_with(&offered),
+                    "offered bytes stay the same until they are sent"
+                );
                 let n = again.len().min(left);
                 session.sent(now, n);
-                taken = again[..n].to_vec();
+                consumed = again[..n].to_vec();
             });
-            if taken.is_empty() {
+            if consumed.is_empty() {
                 return;
             }
-            left -= taken.len();
-            machine.wrote(at, &taken);
+            left -= consumed.len();
+            machine.wrote(at, &consumed);
         }
         panic!("writes without end");
     }
 
     fn closed(&mut self, machine: &mut impl Machine, at: usize, why: Closed) {
-        self.lines[at] = Line::default();
+        self.connections[at] = Connection::default();
         let now = self.now;
         machine.with(at, &mut |session| {
             session.closed(now, why);
@@ -157,12 +160,12 @@ impl Stage {
         });
     }
 
-    /// What a driver does, until nothing is left to do.
+    /// Acts as a driver until nothing is left to do.
     fn settle(&mut self, machine: &mut impl Machine, input: &mut Input<'_>) {
         let now = self.now;
         for _ in 0..DRAINS_MAX {
             let mut progress = false;
-            for at in 0..self.lines.len() {
+            for at in 0..self.connections.len() {
                 let mut link = Link::Down;
                 machine.with(at, &mut |session| {
                     link = session.link();
@@ -171,15 +174,15 @@ impl Stage {
                         link = session.link();
                         progress = true;
                         let later = session.deadline() > now;
-                        assert!(later || link == Link::Close, "its deadline stays");
+                        assert!(later || link == Link::Close, "the deadline stays");
                     }
                 });
-                match (link, self.lines[at].open) {
-                    (Link::Down, open) => assert!(!open, "nobody closed it"),
+                match (link, self.connections[at].open) {
+                    (Link::Down, open) => assert!(!open, "not closed"),
                     (Link::Up, true) => progress |= self.offer(machine, at),
                     (Link::Close, true) => {
-                        // What is still said is listened to.
-                        self.say(machine, at, b"more");
+                        // Further bytes are still accepted.
+                        self.send(machine, at, b"more");
                         let most = usize::from(input.byte()) * 4;
                         self.drain(machine, at, most);
                         self.closed(machine, at, Closed::Local);
@@ -196,7 +199,7 @@ impl Stage {
     }
 }
 
-/// Some operations to start from: connect, say each of the pieces, read, do what is done else.
+/// Returns some operations to start from: connect, send each of the pieces, read, act.
 pub(crate) fn seeds(sessions: u8, pieces: u8, acts: u8) -> Vec<Vec<u8>> {
     let mut seeds = Vec::new();
     for act in 0..acts {
@@ -218,52 +221,52 @@ pub(crate) fn seeds(sessions: u8, pieces: u8, acts: u8) -> Vec<Vec<u8>> {
     seeds
 }
 
-/// Answers over HTTP: each is well-formed, and ends where its head says.
+/// HTTP responses of a connection: each must be well-formed and end where its header says.
 #[derive(Debug, Default)]
 pub(crate) struct Answers {
-    asked: Vec<u8>,
-    said: Vec<u8>,
-    /// What is said from here on has no form that can be known.
+    request: Vec<u8>,
+    response: Vec<u8>,
+    /// The form of later responses is unknown.
     blind: bool,
 }
 
 impl Answers {
-    /// The client said something.
+    /// The client sent these bytes.
     pub(crate) fn received(&mut self, bytes: &[u8]) {
-        self.asked.extend_from_slice(bytes);
-        // An answer without the body that its head tells of.
-        self.blind |= self.asked.windows(4).any(|word| word == b"HEAD");
+        self.request.extend_from_slice(bytes);
+        // A response to HEAD has no body in spite of its header.
+        self.blind |= self.request.windows(4).any(|word| word == b"HEAD");
     }
 
-    /// The server said something.
+    /// The server sent these bytes.
     pub(crate) fn wrote(&mut self, bytes: &[u8]) {
-        self.said.extend_from_slice(bytes);
+        self.response.extend_from_slice(bytes);
         while !self.blind
             && let Some(used) = self.whole()
         {
-            self.said.drain(..used);
+            self.response.drain(..used);
         }
     }
 
-    /// The length of the first answer, if it is whole.
+    /// Returns the length of the first response, if it is complete.
     fn whole(&mut self) -> Option<usize> {
-        let end = self.said.windows(4).position(|line| line == b"\r\n\r\n")? + 4;
-        let head = std::str::from_utf8(&self.said[..end]).expect("a head is text");
-        let (status, lines) = head.split_once("\r\n").expect("a line");
+        let end = self.response.windows(4).position(|line| line == b"\r\n\r\n")? + 4;
+        let head = std::str::from_utf8(&self.response[..end]).expect("a head is text");
+        let (status, connections) = head.split_once("\r\n").expect("a line");
         let code = status.strip_prefix("HTTP/1.").expect("HTTP").get(2..5).expect("a status");
         feature(("status", code));
         if code == "100" {
             return Some(end);
         }
-        let line = |name: &str| lines.split("\r\n").find_map(|line| line.strip_prefix(name));
+        let line = |name: &str| connections.split("\r\n").find_map(|line| line.strip_prefix(name));
         if let Some(len) = line("Content-Length: ") {
             let len: usize = len.parse().expect("a length");
-            let body = self.said[end..].get(..len)?;
+            let body = self.response[end..].get(..len)?;
             check_body(head, body);
             return Some(end + len);
         }
         if line("Transfer-Encoding: ").is_none() {
-            // To the connection's end.
+            // Up to the end of the connection.
             assert!(
                 line("Connection: close").is_some() || status.starts_with("HTTP/1.0"),
                 "{head}"
@@ -274,7 +277,7 @@ impl Answers {
         let mut at = end;
         let mut body = Vec::new();
         loop {
-            let rest = &self.said[at..];
+            let rest = &self.response[at..];
             let digits = rest.windows(2).position(|line| line == b"\r\n")?;
             let len = std::str::from_utf8(&rest[..digits]).expect("digits");
             let len = usize::from_str_radix(len, 16).expect("a chunk's length");
@@ -291,53 +294,55 @@ impl Answers {
     }
 }
 
-/// What is said to be JSON is that, however it was put together.
+/// Checks that a body announced as JSON is JSON.
 fn check_body(head: &str, body: &[u8]) {
     if head.contains("\r\nContent-Type: application/json") {
         let (value, _) = reference::json::read(body, 0);
-        assert!(value.is_some(), "no JSON: {}", body.escape_ascii());
+        assert!(value.is_some(), "not JSON: {}", body.escape_ascii());
         feature(("JSON", body.len().min(2000) / 50));
     }
 }
 
-/// What is done with a session.
+/// A use of a session.
 pub(crate) type Use<'u> = &'u mut dyn FnMut(&mut dyn Session);
 
-/// All that a session says to a stream that comes in pieces, in which
-/// neither splits nor waiting show; its client waits for nothing.
+/// Returns all that a session sends in response to a stream in pieces. Neither splits nor waiting
+/// show in the result; the client does not wait.
 pub(crate) fn converse(
     with: &mut dyn FnMut(Use<'_>),
     now: Instant,
     pieces: &mut dyn Iterator<Item = &[u8]>,
 ) -> Vec<u8> {
-    let mut said = Vec::new();
+    let mut response = Vec::new();
     with(&mut |session| session.accepted(now, SocketAddr::from(([10, 0, 0, 1], 1000))));
     for piece in pieces {
         let mut rest = piece;
         loop {
-            let (mut taken, mut written) = (0, 0);
+            let (mut consumed, mut written) = (0, 0);
             with(&mut |session| {
-                taken = session.take(now, rest);
+                consumed = session.take(now, rest);
                 let lent = join(session.transmit(now));
                 session.sent(now, lent.len());
                 written = lent.len();
-                said.extend(lent);
+                response.extend(lent);
             });
-            rest = &rest[taken..];
-            if taken == 0 && written == 0 {
+            rest = &rest[consumed..];
+            if consumed == 0 && written == 0 {
                 break;
             }
         }
         if !rest.is_empty() {
-            // Held for what nobody brings.
+            // Held back until something happens that never does here.
             break;
         }
     }
     with(&mut |session| session.closed(now, Closed::Peer));
-    // Whether it is said depends on whether the body was there already.
-    let go_on = b"HTTP/1.1 100 Continue\r\n\r\n";
-    while let Some(at) = said.windows(go_on.len()).position(|line| line == go_on) {
-        said.drain(at..at + go_on.len());
+    // Whether this is sent depends on whether the body was there already.
+    let continue_line = b"HTTP/1.1 100 Continue\r\n\r\n";
+    while let Some(at) =
+        response.windows(continue_line.len()).position(|line| line == continue_line)
+    {
+        response.drain(at..at + continue_line.len());
     }
-    said
+    response
 }

@@ -1,4 +1,4 @@
-//! Sessions that hear anything, at any time, in any pieces, and lose connections at any point.
+//! Sessions that receive anything, at any time, in any pieces, and lose connections at any point.
 
 use nanonsq_core::session::{
     Closed, DRAINS_MAX, DialError, Link, Session, Transmit, TransportError,
@@ -8,24 +8,24 @@ use nanonsq_core::time::{Instant, Span};
 use crate::feature;
 use crate::input::Input;
 
-/// Something with sessions: what its application does and what must be true of it.
+/// Something with sessions, its application, and its checks.
 pub(crate) trait Machine {
-    /// How many sessions it has.
+    /// Returns the number of sessions.
     fn sessions(&self) -> usize;
 
-    /// Lends one of them.
+    /// Passes one session to `f`.
     fn with(&mut self, index: usize, f: &mut dyn FnMut(&mut dyn Session));
 
-    /// What the other side may say to it, well-formed.
+    /// Returns well-formed bytes that the other side may send.
     fn pieces(&self, index: usize) -> &'static [&'static [u8]];
 
-    /// The application does something.
+    /// Does one action of the application.
     fn act(&mut self, now: Instant, input: &mut Input<'_>);
 
     /// A connection came up.
     fn opened(&mut self, index: usize);
 
-    /// A session took these bytes.
+    /// A session received these bytes.
     fn received(&mut self, index: usize, bytes: &[u8]) {
         let _ = (index, bytes);
     }
@@ -33,26 +33,26 @@ pub(crate) trait Machine {
     /// A session wrote these bytes.
     fn wrote(&mut self, index: usize, bytes: &[u8]);
 
-    /// What is always true.
+    /// Checks what must always hold.
     fn check(&mut self, now: Instant);
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Line {
+enum Connection {
     Down,
     Dialing,
     Open,
 }
 
-/// Plays the operations that an input says.
+/// Plays the operations of an input.
 pub(crate) fn play(machine: &mut impl Machine, input: &mut Input<'_>) {
-    let mut stage = Stage { now: Instant::from_millis(1), lines: Vec::new() };
-    stage.lines.resize(machine.sessions(), Line::Down);
+    let mut stage = Stage { now: Instant::from_millis(1), connections: Vec::new() };
+    stage.connections.resize(machine.sessions(), Connection::Down);
     stage.settle(machine, input);
     while !input.is_over() {
         let at = input.below(machine.sessions() as u32) as usize;
         let op = input.below(16);
-        feature((at, op, stage.lines[at] as u8));
+        feature((at, op, stage.connections[at] as u8));
         match op {
             0..=2 => {
                 let piece = input.pick(machine.pieces(at));
@@ -72,13 +72,15 @@ pub(crate) fn play(machine: &mut impl Machine, input: &mut Input<'_>) {
             7 => stage.now = stage.now.after(Span::from_millis(input.below(1000))),
             8 => {
                 let jump = input.pick(&[10, 61, 3600, 100_000]);
-                // Far from the end of all time.
+                // Stay far from the largest instant.
                 if stage.now < Instant::from_millis(1 << 50) {
                     stage.now = stage.now.after(Span::from_secs(jump));
                 }
             }
-            9 if stage.lines[at] == Line::Open => stage.closed(machine, at, Closed::Peer),
-            10 if stage.lines[at] == Line::Open => {
+            9 if stage.connections[at] == Connection::Open => {
+                stage.closed(machine, at, Closed::Peer)
+            }
+            10 if stage.connections[at] == Connection::Open => {
                 let why = Closed::Transport(TransportError::Reset);
                 stage.closed(machine, at, why);
             }
@@ -92,12 +94,12 @@ pub(crate) fn play(machine: &mut impl Machine, input: &mut Input<'_>) {
 
 struct Stage {
     now: Instant,
-    lines: Vec<Line>,
+    connections: Vec<Connection>,
 }
 
 impl Stage {
     fn receive(&mut self, machine: &mut impl Machine, at: usize, bytes: &[u8]) {
-        if self.lines[at] != Line::Open {
+        if self.connections[at] != Connection::Open {
             return;
         }
         let now = self.now;
@@ -112,44 +114,47 @@ impl Stage {
         });
     }
 
-    /// Writes up to so many bytes.
+    /// Writes up to `most` bytes.
     fn drain(&mut self, machine: &mut impl Machine, at: usize, most: usize) {
-        if self.lines[at] != Line::Open {
+        if self.connections[at] != Connection::Open {
             return;
         }
         let now = self.now;
         let mut left = most;
         for _ in 0..10_000 {
-            let mut taken = Vec::new();
+            let mut written = Vec::new();
             machine.with(at, &mut |session| {
                 let offered = join(session.transmit(now));
                 let again = join(session.transmit(now));
-                assert!(again.starts_with(&offered), "what is offered stays so until it is sent");
+                assert!(
+                    again.starts_with(&offered),
+                    "offered bytes stay the same until they are sent"
+                );
                 let n = again.len().min(left);
                 session.sent(now, n);
-                taken = again[..n].to_vec();
+                written = again[..n].to_vec();
             });
-            if taken.is_empty() {
+            if written.is_empty() {
                 return;
             }
-            left -= taken.len();
-            machine.wrote(at, &taken);
+            left -= written.len();
+            machine.wrote(at, &written);
         }
         panic!("writes without end");
     }
 
     fn closed(&mut self, machine: &mut impl Machine, at: usize, why: Closed) {
-        self.lines[at] = Line::Down;
+        self.connections[at] = Connection::Down;
         let now = self.now;
         machine.with(at, &mut |session| session.closed(now, why));
     }
 
-    /// What a driver does, until nothing is left to do.
+    /// Acts as a driver until nothing is left to do.
     fn settle(&mut self, machine: &mut impl Machine, input: &mut Input<'_>) {
         let now = self.now;
         for _ in 0..DRAINS_MAX {
             let mut progress = false;
-            for at in 0..self.lines.len() {
+            for at in 0..self.connections.len() {
                 let mut link = Link::Down;
                 let mut dials = false;
                 machine.with(at, &mut |session| {
@@ -161,43 +166,53 @@ impl Stage {
                         dials = session.dial(now).is_some();
                     }
                 });
-                match (link, self.lines[at]) {
-                    (Link::Down, line) => {
-                        assert_eq!(line, Line::Down, "the transport was not asked to be closed");
+                match (link, self.connections[at]) {
+                    (Link::Down, connection) => {
+                        assert_eq!(
+                            connection,
+                            Connection::Down,
+                            "the session did not ask to close the transport"
+                        );
                         if dials {
-                            self.lines[at] = Line::Dialing;
+                            self.connections[at] = Connection::Dialing;
                             progress = true;
                         }
                     }
-                    (Link::Up, Line::Dialing) => match input.below(8) {
+                    (Link::Up, Connection::Dialing) => match input.below(8) {
                         1 => {}
                         2 => {
                             self.closed(machine, at, Closed::Dial(DialError::Refused));
                             progress = true;
                         }
                         _ => {
-                            self.lines[at] = Line::Open;
+                            self.connections[at] = Connection::Open;
                             machine.opened(at);
                             machine.with(at, &mut |session| session.open(now));
                             progress = true;
                         }
                     },
-                    (Link::Up, Line::Open) => {}
-                    (Link::Up, Line::Down) => panic!("up without a dial"),
+                    (Link::Up, Connection::Open) => {}
+                    (Link::Up, Connection::Down) => panic!("up without a dial"),
                     (Link::Close, _) => {
                         let most = usize::from(input.byte());
                         self.drain(machine, at, most);
                         machine.with(at, &mut |session| {
                             session.open(now);
                             session.tick(now);
-                            let heard = session.receive(now, b"more");
+                            let received = session.receive(now, b"more");
                             let link = session.link();
-                            assert_eq!((heard, link), (Ok(()), Link::Close), "no way back up");
+                            assert_eq!(
+                                (received, link),
+                                (Ok(()), Link::Close),
+                                "a closing session stays so"
+                            );
                         });
                         self.closed(machine, at, Closed::Local);
                         progress = true;
                     }
-                    (Link::Upgrade(upgrade), _) => panic!("nobody asked for {upgrade:?}"),
+                    (Link::Upgrade(upgrade), _) => {
+                        panic!("an upgrade that was not requested: {upgrade:?}")
+                    }
                 }
                 machine.with(at, &mut |session| progress |= session.deadline() <= now);
             }
@@ -213,7 +228,7 @@ pub(crate) fn join(transmit: Transmit<'_>) -> Vec<u8> {
     [transmit.head, transmit.body].concat()
 }
 
-/// Some operations to start from: connect, be answered, and what an application does.
+/// Returns some operations to start from: connect, receive, and actions of the application.
 pub(crate) fn seeds(sessions: u8, acts: u8) -> Vec<Vec<u8>> {
     let mut seeds = Vec::new();
     for act in 0..acts {

@@ -1,6 +1,6 @@
-//! A consumer's window and slots, through its public interface, against nsqds that do what they
-//! should: no more is asked for than there is room for, each delivery is handed out once and as it
-//! was sent, and in the end nothing is left.
+//! A consumer's window and slots, through its public interface, with correct nsqds: RDY never
+//! exceeds the room, each delivery reaches the application once and unchanged, and nothing is left
+//! in the end.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,7 +17,7 @@ use crate::input::Input;
 const CONNECTIONS: usize = 3;
 const MESSAGES: usize = 4;
 const SLOT: usize = 64;
-/// How long a body may be to lie in one slot.
+/// The longest body that fits into one slot.
 const BODY_MAX: u32 = 38;
 const TIMEOUT: Span = Span::from_millis(2000);
 const TIMEOUT_MAX: Span = Span::from_millis(4000);
@@ -25,7 +25,7 @@ const INFO: &[u8] = b"{\"max_rdy_count\":5,\"max_msg_timeout\":4000,\"msg_timeou
     \"auth_required\":false}";
 
 #[derive(Debug, Clone, Copy)]
-struct Flying {
+struct InFlight {
     message: Message,
     delivered: Instant,
     due: Instant,
@@ -38,38 +38,38 @@ struct Message {
     len: u32,
 }
 
-/// A connection as its nsqd sees it.
+/// A connection from the nsqd's side.
 struct Nsqd {
     commands: CommandDecoder,
-    said: Vec<u8>,
+    sent_bytes: Vec<u8>,
     subscribed: bool,
     closing: bool,
     rdy: u32,
-    flying: Vec<Flying>,
-    /// Taken back, so that their answers come in vain.
+    in_flight: Vec<InFlight>,
+    /// Messages whose timeout passed: answers to them fail.
     expired: BTreeSet<u32>,
 }
 
 impl Nsqd {
-    fn say(&mut self, kind: u8, data: &[u8]) {
+    fn send(&mut self, kind: u8, data: &[u8]) {
         let size = (data.len() + 4) as u32;
-        self.said.extend(size.to_be_bytes());
-        self.said.extend([0, 0, 0, kind]);
-        self.said.extend_from_slice(data);
+        self.sent_bytes.extend(size.to_be_bytes());
+        self.sent_bytes.extend([0, 0, 0, kind]);
+        self.sent_bytes.extend_from_slice(data);
     }
 
     fn committed(&self) -> u32 {
-        self.rdy.max(self.flying.len() as u32)
+        self.rdy.max(self.in_flight.len() as u32)
     }
 
-    /// The message with that id, if it has it in flight.
+    /// Returns the index of the message with this id in flight.
     fn find(&mut self, id: &[u8; 16]) -> Option<usize> {
         let number = number(id);
-        let at = self.flying.iter().position(|flying| flying.message.number == number);
-        let known = at.is_some() || self.expired.contains(&number);
-        assert!(known, "an answer to {number}, which it did not deliver here");
+        let at = self.in_flight.iter().position(|in_flight| in_flight.message.number == number);
+        let delivered_here = at.is_some() || self.expired.contains(&number);
+        assert!(delivered_here, "an answer to {number}, which was not delivered here");
         if at.is_none() {
-            self.say(1, b"E_FIN_FAILED FIN failed ID not in flight");
+            self.send(1, b"E_FIN_FAILED FIN failed ID not in flight");
         }
         at
     }
@@ -89,22 +89,22 @@ fn number(id: &[u8; 16]) -> u32 {
 struct World<'a> {
     consumer: Consumer<'a>,
     nsqds: [Option<Nsqd>; CONNECTIONS],
-    /// What waits to be delivered.
+    /// Messages that wait to be delivered.
     queue: Vec<Message>,
     finished: BTreeSet<u32>,
     held: Vec<(Token, Message)>,
-    handed_out: BTreeSet<Message>,
-    /// Those on their way to the application, as they were sent.
+    received: BTreeSet<Message>,
+    /// Messages on their way to the application, as they were sent.
     sent: BTreeMap<(u32, u16), Message>,
     published: u32,
-    /// nsqd took something back, perhaps before it was read: no room was promised for both.
+    /// A message timed out, perhaps before it was read: its room was promised only once.
     late: bool,
     max: u16,
     now: Instant,
 }
 
 impl World<'_> {
-    /// Lets a connection do all it can; says whether it did anything.
+    /// Runs a connection as far as possible; returns whether anything happened.
     fn settle(&mut self, at: usize) -> bool {
         let now = self.now;
         let mut session = self.consumer.connection(at).expect("a connection");
@@ -120,11 +120,11 @@ impl World<'_> {
                 session.open(now);
                 self.nsqds[at] = Some(Nsqd {
                     commands: CommandDecoder::new(),
-                    said: Vec::new(),
+                    sent_bytes: Vec::new(),
                     subscribed: false,
                     closing: false,
                     rdy: 0,
-                    flying: Vec::new(),
+                    in_flight: Vec::new(),
                     expired: BTreeSet::new(),
                 });
                 true
@@ -134,12 +134,12 @@ impl World<'_> {
                 session.sent(now, bytes.len());
                 self.read(at, &bytes);
                 let nsqd = self.nsqds[at].as_mut().expect("a connection");
-                let said = std::mem::take(&mut nsqd.said);
+                let sent_bytes = std::mem::take(&mut nsqd.sent_bytes);
                 let mut session = self.consumer.connection(at).expect("a connection");
-                if let Err(fault) = session.receive(now, &said) {
-                    panic!("nsqd did nothing wrong: {fault}");
+                if let Err(fault) = session.receive(now, &sent_bytes) {
+                    panic!("a correct nsqd was judged faulty: {fault}");
                 }
-                !bytes.is_empty() || !said.is_empty()
+                !bytes.is_empty() || !sent_bytes.is_empty()
             }
             Link::Close => {
                 loop {
@@ -155,11 +155,11 @@ impl World<'_> {
                 self.consumer.connection(at).expect("a connection").closed(now, Closed::Local);
                 true
             }
-            Link::Upgrade(upgrade) => panic!("nobody asked for {upgrade:?}"),
+            Link::Upgrade(upgrade) => panic!("an upgrade that was not requested: {upgrade:?}"),
         }
     }
 
-    /// nsqd understands what was written.
+    /// nsqd parses these bytes.
     fn read(&mut self, at: usize, bytes: &[u8]) {
         let mut input = bytes;
         loop {
@@ -170,10 +170,10 @@ impl World<'_> {
                 Err(refusal) => panic!("refused: {refusal}"),
             };
             match item {
-                Item::Part { done: true, .. } => nsqd.say(0, INFO),
+                Item::Part { done: true, .. } => nsqd.send(0, INFO),
                 Item::Sub { .. } => {
                     nsqd.subscribed = true;
-                    nsqd.say(0, b"OK");
+                    nsqd.send(0, b"OK");
                 }
                 Item::Rdy(rdy) => {
                     let old = std::mem::replace(&mut nsqd.rdy, rdy);
@@ -187,26 +187,27 @@ impl World<'_> {
                 }
                 Item::Fin(id) => {
                     if let Some(at) = nsqd.find(&id.0) {
-                        let done = nsqd.flying.swap_remove(at).message.number;
+                        let done = nsqd.in_flight.swap_remove(at).message.number;
                         assert!(self.finished.insert(done), "finished once");
                     }
                 }
                 Item::Req { id, .. } => {
                     if let Some(at) = nsqd.find(&id.0) {
-                        let message = nsqd.flying.swap_remove(at).message;
+                        let message = nsqd.in_flight.swap_remove(at).message;
                         self.queue.push(message);
                     }
                 }
                 Item::Touch(id) => {
                     let now = self.now;
                     if let Some(at) = nsqd.find(&id.0) {
-                        let flying = &mut nsqd.flying[at];
-                        flying.due = now.after(TIMEOUT).min(flying.delivered.after(TIMEOUT_MAX));
+                        let in_flight = &mut nsqd.in_flight[at];
+                        in_flight.due =
+                            now.after(TIMEOUT).min(in_flight.delivered.after(TIMEOUT_MAX));
                     }
                 }
                 Item::Cls => {
                     nsqd.closing = true;
-                    nsqd.say(0, b"CLOSE_WAIT");
+                    nsqd.send(0, b"CLOSE_WAIT");
                 }
                 Item::Identify | Item::Body { .. } | Item::Part { .. } | Item::Nop => {}
                 other => panic!("a consumer writes {other:?}"),
@@ -214,18 +215,18 @@ impl World<'_> {
         }
     }
 
-    /// A connection is gone: nsqd queues again what was in flight on it.
+    /// A connection is gone: nsqd queues its messages in flight again.
     fn lose(&mut self, at: usize) {
         if let Some(nsqd) = self.nsqds[at].take() {
-            self.queue.extend(nsqd.flying.iter().map(|flying| flying.message));
+            self.queue.extend(nsqd.in_flight.iter().map(|in_flight| in_flight.message));
         }
     }
 
-    /// nsqd delivers one message, if it may.
+    /// Delivers one message, if RDY allows that.
     fn deliver(&mut self, at: usize) -> bool {
         let now = self.now;
         let Some(nsqd) = &mut self.nsqds[at] else { return false };
-        let room = nsqd.subscribed && !nsqd.closing && (nsqd.flying.len() as u32) < nsqd.rdy;
+        let room = nsqd.subscribed && !nsqd.closing && (nsqd.in_flight.len() as u32) < nsqd.rdy;
         if !room || self.queue.is_empty() {
             return false;
         }
@@ -233,22 +234,23 @@ impl World<'_> {
         message.attempts += 1;
         let head = [&[0; 8][..], &message.attempts.to_be_bytes(), &id(message.number)].concat();
         let body = vec![message.number as u8; message.len as usize];
-        nsqd.say(2, &[head, body].concat());
-        nsqd.flying.push(Flying { message, delivered: now, due: now.after(TIMEOUT) });
+        nsqd.send(2, &[head, body].concat());
+        nsqd.in_flight.push(InFlight { message, delivered: now, due: now.after(TIMEOUT) });
         self.sent.insert((message.number, message.attempts), message);
         true
     }
 
-    /// Time passes, and nsqds take back what was not answered.
+    /// Advances the time; nsqds requeue messages whose timeout passed.
     fn pass(&mut self, span: Span) {
         self.now = self.now.after(span);
         for nsqd in self.nsqds.iter_mut().flatten() {
-            let (late, rest) = nsqd.flying.iter().partition(|flying| flying.due <= self.now);
-            nsqd.flying = rest;
-            let late: Vec<Flying> = late;
+            let (late, rest) =
+                nsqd.in_flight.iter().partition(|in_flight| in_flight.due <= self.now);
+            nsqd.in_flight = rest;
+            let late: Vec<InFlight> = late;
             self.late |= !late.is_empty();
-            nsqd.expired.extend(late.iter().map(|flying| flying.message.number));
-            self.queue.extend(late.iter().map(|flying| flying.message));
+            nsqd.expired.extend(late.iter().map(|in_flight| in_flight.message.number));
+            self.queue.extend(late.iter().map(|in_flight| in_flight.message));
         }
     }
 
@@ -257,7 +259,7 @@ impl World<'_> {
         let message = self.consumer.message(delivery.token).expect("the message");
         let key = (number(&message.head.id.0), message.head.attempts);
         let sent = *self.sent.get(&key).expect("it was delivered");
-        assert!(self.handed_out.insert(sent), "{key:?} is handed out twice");
+        assert!(self.received.insert(sent), "{key:?} was delivered twice");
         feature(("attempts", key.1.min(5)));
         self.held.push((delivery.token, sent));
         true
@@ -266,12 +268,15 @@ impl World<'_> {
     fn check(&self) {
         assert!(self.held.len() + self.consumer.waiting() <= MESSAGES);
         for (token, sent) in &self.held {
-            let message = self.consumer.message(*token).expect("what is not answered");
+            let message = self.consumer.message(*token).expect("an unanswered message");
             let whole = message.body.len() == sent.len as usize;
-            assert!(whole && message.body.iter().all(|&b| b == sent.number as u8), "its bytes");
+            assert!(
+                whole && message.body.iter().all(|&b| b == sent.number as u8),
+                "the body is unchanged"
+            );
         }
         let counters = self.consumer.counters();
-        assert!(counters.no_room == 0 || self.late, "asked for more than there is room for");
+        assert!(counters.no_room == 0 || self.late, "RDY exceeded the room");
         assert_eq!((counters.too_large, counters.given_up), (0, 0));
     }
 
@@ -310,7 +315,7 @@ pub(crate) fn run(data: &[u8]) {
         queue: Vec::new(),
         finished: BTreeSet::new(),
         held: Vec::new(),
-        handed_out: BTreeSet::new(),
+        received: BTreeSet::new(),
         sent: BTreeMap::new(),
         published: 0,
         late: false,
@@ -365,13 +370,13 @@ pub(crate) fn run(data: &[u8]) {
         world.check();
     }
 
-    // Nothing fails any more, and every message is finished as soon as it comes.
+    // From now on nothing fails, and every message is finished as soon as it comes.
     world.consumer.resume(world.now);
     world.max = u16::MAX;
     world.consumer.set_max_in_flight(world.now, world.max);
     let is_done = |world: &World<'_>| {
-        let flying = world.nsqds.iter().flatten().any(|nsqd| !nsqd.flying.is_empty());
-        !flying && world.queue.is_empty() && world.held.is_empty()
+        let in_flight = world.nsqds.iter().flatten().any(|nsqd| !nsqd.in_flight.is_empty());
+        !in_flight && world.queue.is_empty() && world.held.is_empty()
     };
     for _ in 0..2000 {
         while world.take() {}
@@ -387,8 +392,8 @@ pub(crate) fn run(data: &[u8]) {
         world.check();
         world.pass(Span::from_millis(50));
     }
-    assert!(is_done(&world), "messages are left over: {:?}", world.consumer);
-    assert_eq!(world.finished.len(), world.published as usize, "each is finished");
+    assert!(is_done(&world), "messages are left: {:?}", world.consumer);
+    assert_eq!(world.finished.len(), world.published as usize, "every message is finished");
     world.consumer.stop();
     for _ in 0..100 {
         world.everything();

@@ -1,27 +1,27 @@
-//! What once failed; and that each target can be run by cargo-fuzz.
+//! Inputs that once failed; and a check that cargo-fuzz can run each target.
 
 use nanonsq_fuzz::TARGETS;
 
-/// What was found, each with what it was.
+/// Each input with what was wrong.
 #[test]
-fn what_once_failed_is_well() {
+fn inputs_that_once_failed_pass() {
     let found: [(&str, &str); 7] = [
-        // An answer to IDENTIFY with a wrong type in it was taken after all, if more of it came.
+        // A response to IDENTIFY with a value of a wrong type was accepted if more of it followed.
         ("json", "007b226d61785f7264795f636f756e74223a22312e222c22223a747275652c22223a307d"),
-        // A host `[` was taken, and dialed.
+        // A host `[` was accepted and dialed.
         (
             "consumer_lookupd",
             "00485454502f312e00203230300a0a7b2270726f647563657273223a5b7b2262726f6164636173745f616464\
              72657373223a225b222c227463705f706f7274223a337d5d7d",
         ),
-        // A 404 whose body is no chunk was a failure or an answer, by where it was split.
+        // A 404 whose body is no chunk was a failure or a response, depending on the split.
         (
             "consumer_lookupd",
             "00485454502f312e00203430340a5472616e736665722d456e636f64696e673a6368756e6b65640a0a0a",
         ),
-        // A query behind what is no path was not looked at, and here the model saw one.
+        // A query after an invalid path was ignored, but the model parsed it.
         ("http_target", "743a3a2f2f3f25"),
-        // A batch that was sent as a whole, and waited for room, counted as announced.
+        // A batch that was received as a whole and waited for room counted as announced.
         (
             "nsqd_model",
             "000a23be92b3008900001ec7ce0031332447630000711db2000054a3000000006a005366226700\
@@ -31,9 +31,9 @@ fn what_once_failed_is_well() {
              00000000000eda9000003100b9000055a63957000092b30089cb0b001e00ceca0500069d005d4b\
              00759000f60022006d7ddebf0000005000f40021af",
         ),
-        // The reference read an answer's keys in any case, which only requests have.
+        // The reference accepted a response's keys in any case, as in requests.
         ("json", "007b22223a747275652c224d73675f54696d656f7574223a307d"),
-        // A message whose TOUCH left late was given up when nsqd still had it in flight.
+        // A message whose TOUCH left late was given up while still in flight at nsqd.
         (
             "rdy",
             "00b6000000005900230002000000010200030103000400040009010002000000020200000000320003\
@@ -48,13 +48,13 @@ fn what_once_failed_is_well() {
 }
 
 #[test]
-fn each_has_a_file_for_cargo_fuzz() {
+fn each_target_has_a_file_for_cargo_fuzz() {
     let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fuzz");
     let manifest = std::fs::read_to_string(format!("{dir}/Cargo.toml")).expect("its manifest");
     for target in TARGETS {
         let file = format!("{dir}/fuzz_targets/{}.rs", target.name);
         let text = std::fs::read_to_string(&file).unwrap_or_else(|error| panic!("{file}: {error}"));
-        assert!(text.contains(&format!("\"{}\"", target.name)), "{file} runs another");
+        assert!(text.contains(&format!("\"{}\"", target.name)), "{file} runs another target");
         assert!(manifest.contains(&format!("name = \"{}\"", target.name)), "{}", target.name);
     }
 }

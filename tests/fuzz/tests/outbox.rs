@@ -1,4 +1,4 @@
-//! The outbox over random sequences of operations against a model: the one that is fuzzed.
+//! The outbox over random sequences of operations, with the model of the fuzz target.
 
 use nanonsq_fuzz::Input;
 use nanonsq_fuzz::mutate::Random;
@@ -14,7 +14,7 @@ fn agrees_with_the_model_over_random_operations() {
             *total += n;
         }
     }
-    // Each kind of thing happened often: taken, refused, too large, batched, wrapped, skipped,
-    // expired, dropped.
+    // Each kind happened often: accepted, refused, too large, batched, wrapped, skipped, expired,
+    // dropped.
     assert!(seen.iter().all(|&n| n > 100), "{seen:?}");
 }

@@ -1,5 +1,5 @@
-//! What the fuzz targets start from, the corpus too, and a little further, with every `cargo test`;
-//! `cargo xtask fuzz` goes on from there.
+//! Runs every target's starting inputs, including the corpus, and some mutations with every
+//! `cargo test`; `cargo xtask fuzz` continues from there.
 
 use nanonsq_fuzz::mutate::{Random, mutate};
 use nanonsq_fuzz::{TARGETS, take_features, target};
@@ -12,7 +12,7 @@ fn try_target(name: &str) {
     for input in &inputs {
         (target.run)(input);
     }
-    // A target that does nothing with its inputs would fuzz nothing.
+    // A target without features would not exercise its inputs.
     let features = take_features().len();
     assert!(features > 5, "{features} features");
     for at in 0..300 {

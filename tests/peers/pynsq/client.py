@@ -69,12 +69,12 @@ class Consumer:
             **where,
         )
         self.loop = tornado.ioloop.IOLoop.current()
-        # What is printed should not wait for more: tests look at it.
+        # Flush often: tests read the output.
         tornado.ioloop.PeriodicCallback(sys.stdout.flush, 20).start()
         signal.signal(signal.SIGTERM, lambda *_: self.loop.add_callback_from_signal(self.stop))
 
     def stop(self):
-        # pynsq has no CLS; what was answered has been written.
+        # pynsq has no CLS; answers have been written.
         self.reader.close()
         self.loop.call_later(0.1, self.loop.stop)
 
@@ -98,7 +98,7 @@ class Consumer:
         report(message, "fin")
         message.finish()
         if n in self.late:
-            # Too late, and harmless. It also ends what pynsq itself still counts as in flight.
+            # Too late and harmless; pynsq itself still counts this delivery as in flight until it is finished.
             self.late.pop(n).finish()
         self.finished += 1
         if self.finished == options.die_after:

@@ -1,4 +1,4 @@
-//! What is measured.
+//! The measured clients.
 
 use core::pin::pin;
 
@@ -22,8 +22,8 @@ pub const PUBLISHER_RX: usize = 128;
 /// The receive buffer of each peer in [`registration::Runner::run`].
 pub const LOOKUP_RX: usize = 64;
 
-/// The receive buffer of each of a consumer's connections, as it is lent to
-/// [`drive::consumer::Runner::run_with`]: as the publisher's.
+/// The receive buffer of each of a consumer's connections, passed to
+/// [`drive::consumer::Runner::run_with`]: as large as the publisher's.
 pub const CONSUMER_RX: usize = 128;
 /// The receive buffer for each nsqlookupd in [`drive::consumer::Runner::run`].
 pub const CONSUMER_LOOKUP_RX: usize = 128;
@@ -31,9 +31,9 @@ pub const CONSUMER_LOOKUP_RX: usize = 128;
 pub const CONNECTIONS: usize = 2;
 /// Messages in flight.
 pub const MESSAGES: usize = 4;
-/// Bytes that these lie in.
+/// Bytes of the ring for these messages.
 pub const RING: usize = MESSAGES * 64;
-/// nsqds that an nsqlookupd may have found.
+/// The most nsqds from an nsqlookupd.
 pub const FOUND: usize = CONNECTIONS;
 
 pub(crate) const TOPIC: TopicName = match TopicName::new("sensors-temp") {
@@ -70,7 +70,7 @@ pub(crate) const NODE: Config<'static> = Config::new(NodeInfo {
     version: "1.3.0",
 });
 
-/// Publishes what the work source gives, for ever.
+/// Publishes the messages of the work source, for ever.
 pub async fn publish() {
     let mut ring = [0; OUTBOX];
     let mut resources = drive::publisher::Resources::<NoopRawMutex>::new();
@@ -89,11 +89,11 @@ pub async fn publish() {
             done(acknowledged);
         }
     };
-    // Pinned where they are made: moved into the join, they would pass through the stack.
+    // Pinned in place: moved into the join, the futures would pass through the stack.
     join(pin!(work), pin!(runner.run())).await;
 }
 
-/// Keeps the topic registered with as many nsqlookupds, for ever.
+/// Keeps the topic registered with `PEERS` nsqlookupds, for ever.
 pub async fn register<const PEERS: usize>() {
     let mut resources = registration::Resources::<NoopRawMutex, PEERS, 1, 0>::new();
     let dialers = [LinkDialer; PEERS];
@@ -108,8 +108,8 @@ pub async fn register<const PEERS: usize>() {
     runner.run().await;
 }
 
-/// Consumes commands from given nsqds (no `LOOKUPDS`), or from those that nsqlookupds list, for
-/// ever.
+/// Consumes commands for ever, from configured nsqds if there are no `LOOKUPDS`, else from those
+/// that nsqlookupds list.
 pub async fn consume<const LOOKUPDS: usize, const NSQDS: usize>() {
     let mut ring = [0; RING];
     let mut resources =

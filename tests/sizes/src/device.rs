@@ -21,12 +21,12 @@ const DATA: usize = 0x10c;
 static MESSAGES: [u8; MESSAGE] = [b'm'; MESSAGE];
 
 fn get(register: usize) -> u32 {
-    // SAFETY: it is a register.
+    // SAFETY: the address of a register of the device.
     unsafe { read_volatile(BASE.wrapping_add(register) as *const u32) }
 }
 
 fn set(register: usize, value: u32) {
-    // SAFETY: it is a register.
+    // SAFETY: the address of a register of the device.
     unsafe { write_volatile(BASE.wrapping_add(register) as *mut u32, value) }
 }
 
@@ -55,7 +55,7 @@ pub(crate) extern "C" fn bl_read(port: u32, to: *mut u8, len: usize) -> i32 {
     }
     let n = len.min(ready as usize);
     for i in 0..n {
-        // SAFETY: below `len`, the caller's.
+        // SAFETY: `i` is below `len`, the length of the caller's buffer.
         unsafe { to.add(i).write(get(of(port, DATA)) as u8) };
     }
     n as i32
@@ -70,7 +70,7 @@ pub(crate) extern "C" fn bl_write(port: u32, from: *const u8, len: usize) -> i32
     }
     let n = len.min(room as usize);
     for i in 0..n {
-        // SAFETY: below `len`, the caller's.
+        // SAFETY: `i` is below `len`, the length of the caller's buffer.
         set(of(port, DATA), unsafe { from.add(i).read() }.into());
     }
     n as i32
@@ -113,7 +113,7 @@ pub(crate) extern "C" fn bl_done(acknowledged: bool) {
 #[inline(never)]
 pub(crate) extern "C" fn bl_consumed(from: *const u8, len: usize) {
     for i in 0..len {
-        // SAFETY: below `len`, the caller's.
+        // SAFETY: `i` is below `len`, the length of the caller's buffer.
         set(CONSUMED, unsafe { from.add(i).read() }.into());
     }
 }

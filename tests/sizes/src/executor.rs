@@ -1,4 +1,4 @@
-//! Runs a fixed number of tasks that lie in statics, as embassy's do.
+//! Runs a fixed number of tasks in statics, as embassy's executor does.
 
 use core::cell::UnsafeCell;
 use core::future::Future;
@@ -16,31 +16,31 @@ pub struct Memory<const N: usize>(UnsafeCell<MaybeUninit<[u8; N]>>);
 // SAFETY: `place` is called once, from the only thread.
 unsafe impl<const N: usize> Sync for Memory<N> {}
 
-/// How much memory a task needs.
+/// Returns the size of a task's future.
 pub const fn size_of_task<F: Future>(_: fn() -> F) -> usize {
     size_of::<F>()
 }
 
 impl<const N: usize> Memory<N> {
-    /// For [`tasks`](crate::tasks).
+    /// Returns uninitialized memory, for [`tasks`](crate::tasks).
     #[expect(clippy::new_without_default, reason = "for statics")]
     pub const fn new() -> Self {
         Self(UnsafeCell::new(MaybeUninit::uninit()))
     }
 
-    /// Puts the task there.
+    /// Creates the task in this memory.
     ///
     /// # Safety
     ///
     /// Call it once, with a task of the size that `N` was made from.
-    #[expect(clippy::mut_from_ref, reason = "called once, says the caller")]
+    #[expect(clippy::mut_from_ref, reason = "the caller calls it once")]
     pub unsafe fn place<F: Future<Output = ()> + 'static>(
         &'static self,
         task: fn() -> F,
     ) -> Pin<&'static mut dyn Future<Output = ()>> {
         const { assert!(align_of::<F>() <= 8) };
         let at = self.0.get().cast::<F>();
-        // SAFETY: large enough, aligned and nobody else's, says the caller.
+        // SAFETY: large enough and aligned, and the caller promises exclusive use.
         unsafe {
             at.write(task());
             Pin::new_unchecked(&mut *at)
@@ -48,13 +48,13 @@ impl<const N: usize> Memory<N> {
     }
 }
 
-/// Runs tasks for ever; each is polled when its waker was called or an interrupt ended the wait.
+/// Runs tasks for ever; a task is polled after its waker was called or an interrupt ended the wait.
 pub fn run<const N: usize>(mut tasks: [Pin<&'static mut dyn Future<Output = ()>>; N]) -> ! {
     static WOKEN: [AtomicBool; 4] = [const { AtomicBool::new(true) }; 4];
     loop {
         let mut idle = true;
         for (task, woken) in tasks.iter_mut().zip(&WOKEN) {
-            // Not `swap`: a Cortex-M0 has none, and interrupts only ever end the wait.
+            // Not `swap`, which a Cortex-M0 lacks; interrupts only ever end the wait.
             if woken.load(Ordering::Relaxed) {
                 woken.store(false, Ordering::Relaxed);
                 idle = false;
@@ -81,11 +81,11 @@ fn waker(woken: &'static AtomicBool) -> Waker {
     }
     fn drop(_: *const ()) {}
     static TABLE: RawWakerVTable = RawWakerVTable::new(clone, wake, wake, drop);
-    // SAFETY: the functions do what is asked for.
+    // SAFETY: the functions fulfill the contract of `RawWakerVTable`.
     unsafe { Waker::from_raw(RawWaker::new(core::ptr::from_ref(woken).cast(), &TABLE)) }
 }
 
-/// The program: runs these `async fn()`s.
+/// Defines `main`, which runs these `async fn()`s.
 #[macro_export]
 macro_rules! tasks {
     ($($task:path),+) => {

@@ -1,8 +1,9 @@
-//! What surrounds the measured code in each of these firmwares: links, a work source, an executor.
+//! The environment of the measured code in each of these firmwares: links, a work source, an
+//! executor.
 //!
-//! Everything that belongs to the platform, or to the other side, is in functions named `bl_*`:
-//! instructions and stack below one of them do not count. Nothing here can panic, so that a panic
-//! in a linked image comes from what is measured.
+//! Everything that belongs to the platform or to the other side is in functions named `bl_*`:
+//! instructions and stack below them do not count. Nothing here can panic, so that a panic in a
+//! linked image comes from the measured code.
 
 #![cfg_attr(target_os = "none", no_std)]
 
@@ -24,27 +25,27 @@ use core::task::Poll;
 /// Bytes of a message.
 pub const MESSAGE: usize = 200;
 
-/// The next message to publish. Never ready for a while when the device rests.
+/// Returns the next message to publish; pending for a while when the device rests.
 pub async fn next_message() -> &'static [u8; MESSAGE] {
     poll_fn(|_| match bl::bl_message() {
-        // It lives in a static.
+        // The message is in a static.
         Some(message) => Poll::Ready(message),
         None => Poll::Pending,
     })
     .await
 }
 
-/// The message was acknowledged, or not.
+/// Reports whether the message was acknowledged.
 pub fn done(acknowledged: bool) {
     bl::bl_done(acknowledged);
 }
 
-/// A command came.
+/// Reports the body of a command.
 pub fn consumed(body: &[u8]) {
     bl::bl_consumed(body.as_ptr(), body.len());
 }
 
-/// Small, as one that is not needed should be; with simulated peers it says where it was.
+/// Small, for a handler that is never called; with simulated peers it reports the file.
 #[cfg(target_os = "none")]
 #[panic_handler]
 fn panic(info: &core::panic::PanicInfo<'_>) -> ! {

@@ -1,10 +1,10 @@
-//! The other sides, simulated: an nsqd and nsqlookupds that check what they receive, a clock that
-//! moves when nothing else does, and a play to act.
+//! Simulated peers: an nsqd and nsqlookupds that check what they receive, a clock that advances
+//! when nothing else happens, and a scenario.
 //!
-//! The play: [`STEADY`] messages; a heartbeat with the next; a heartbeat while there is nothing to
-//! publish; the link to nsqd lost under a message; a few more messages; then, where an nsqlookupd
-//! is connected, some minutes of nothing but PINGs and heartbeats. On a desktop: as many messages
-//! as the first argument says, and nothing else.
+//! The scenario: [`STEADY`] messages; a heartbeat with the next message; a heartbeat while there is
+//! nothing to publish; the link to nsqd lost during a message; a few more messages; then, where an
+//! nsqlookupd is connected, some minutes with only PINGs and heartbeats. On a desktop: as many
+//! messages as the first argument gives, and nothing else.
 
 use core::cell::UnsafeCell;
 
@@ -13,13 +13,13 @@ use crate::platform::PENDING;
 
 /// Messages before anything special.
 const STEADY: u32 = 12;
-/// Acknowledged together with a heartbeat.
+/// The message that is acknowledged together with a heartbeat.
 const BUSY_HEARTBEAT: u32 = STEADY + 1;
-/// Given only after a heartbeat was answered.
+/// The message that is given out only after a heartbeat was answered.
 const IDLE_HEARTBEAT: u32 = STEADY + 3;
-/// Its link is cut.
+/// The message during which the link is cut.
 const CUT: u32 = STEADY + 5;
-/// The last.
+/// The last message.
 const LAST: u32 = STEADY + 8;
 /// PINGs before the end.
 const PINGS: u32 = 4;
@@ -27,10 +27,10 @@ const PINGS: u32 = 4;
 const PORT_PIPE: u32 = 7;
 const PORT_NSQD: u32 = 4150;
 const PORT_LOOKUPD: u32 = 4160;
-/// And one more: what commands come from.
+/// The first of two ports from which commands come.
 const PORT_COMMANDS: u32 = 4250;
 const PORT_COMMAND_LOOKUPD: u32 = 4261;
-/// nsqd, two nsqlookupds, two nsqds and an nsqlookupd of a consumer, the pipe.
+/// nsqd, two nsqlookupds, a consumer's two nsqds and nsqlookupd, the pipe.
 const LINKS: usize = 7;
 const COMMANDS: [usize; 2] = [3, 4];
 const COMMAND_LOOKUPD: usize = 5;
@@ -72,14 +72,14 @@ struct World {
 #[derive(Clone, Copy)]
 struct Link {
     state: State,
-    /// What is to be read.
+    /// Bytes to be read, in a buffer.
     out: [u8; 320],
     out_from: usize,
     out_to: usize,
-    /// What is being read of a command.
+    /// The line of the current command so far.
     line: [u8; 96],
     line_len: usize,
-    /// Bytes of a command's body to come, and where in it we are.
+    /// The state of a command's body: the bytes left, and the position in it.
     body: Body,
     left: u32,
     at: u32,
@@ -103,7 +103,7 @@ enum Body {
 
 struct Global(UnsafeCell<World>);
 
-// SAFETY: there is one thread.
+// SAFETY: there is only one thread.
 unsafe impl Sync for Global {}
 
 static WORLD: Global = Global(UnsafeCell::new(World {
@@ -127,7 +127,7 @@ static WORLD: Global = Global(UnsafeCell::new(World {
 }));
 
 fn world() -> &'static mut World {
-    // SAFETY: there is one thread, and no `bl` function calls another.
+    // SAFETY: there is only one thread, and no `bl` function calls another.
     unsafe { &mut *WORLD.0.get() }
 }
 
@@ -148,7 +148,7 @@ impl Link {
         at: 0,
     };
 
-    fn say(&mut self, bytes: &[u8]) {
+    fn send(&mut self, bytes: &[u8]) {
         for &byte in bytes {
             match self.out.get_mut(self.out_to) {
                 Some(slot) => *slot = byte,
@@ -163,14 +163,14 @@ impl Link {
     }
 
     fn frame_of(&mut self, kind: u8, data: &[u8]) {
-        self.say(&(data.len() as u32 + 4).to_be_bytes());
-        self.say(&[0, 0, 0, kind]);
-        self.say(data);
+        self.send(&(data.len() as u32 + 4).to_be_bytes());
+        self.send(&[0, 0, 0, kind]);
+        self.send(data);
     }
 
     fn reply(&mut self, data: &[u8]) {
-        self.say(&(data.len() as u32).to_be_bytes());
-        self.say(data);
+        self.send(&(data.len() as u32).to_be_bytes());
+        self.send(data);
     }
 
     fn is_magic(&self) -> bool {
@@ -183,7 +183,7 @@ impl Link {
 }
 
 impl World {
-    /// The other side gets one byte.
+    /// Handles one byte that the other side receives.
     fn take(&mut self, index: usize, byte: u8) {
         let is_nsqd = index == 0;
         let is_source = COMMANDS.contains(&index);
@@ -196,14 +196,14 @@ impl World {
             return;
         }
         if index == COMMAND_LOOKUPD {
-            // How much of the empty line is there.
+            // The number of bytes of the empty line so far.
             link.at = match (link.at, byte) {
                 (0 | 2, b'\r') | (1 | 3, b'\n') => link.at + 1,
                 (_, b'\r') => 1,
                 _ => 0,
             };
             if link.at == 4 {
-                link.say(PRODUCERS);
+                link.send(PRODUCERS);
             }
             return;
         }
@@ -221,7 +221,7 @@ impl World {
                         link.frame(b"OK");
                         link.line_len = 0;
                     }
-                    // Its part of four, or all while it is alone.
+                    // RDY 2 is its share of four, RDY 4 everything while it is alone.
                     b"RDY 2" | b"RDY 4" if is_source => {
                         self.commands += 1;
                         link.frame_of(2, COMMAND);
@@ -373,7 +373,7 @@ pub(crate) extern "C" fn bl_read(port: u32, to: *mut u8, len: usize) -> i32 {
         return PENDING;
     }
     for i in 0..n {
-        // SAFETY: below `len`, the caller's.
+        // SAFETY: `i` is below `len`, the length of the caller's buffer.
         unsafe { to.add(i).write(link.out.get(link.out_from).copied().unwrap_or(0)) };
         link.out_from += 1;
     }
@@ -391,7 +391,7 @@ pub(crate) extern "C" fn bl_write(port: u32, from: *const u8, len: usize) -> i32
         return PENDING - 1;
     }
     for i in 0..len {
-        // SAFETY: below `len`, the caller's.
+        // SAFETY: `i` is below `len`, the length of the caller's buffer.
         world.take(index(port), unsafe { from.add(i).read() });
     }
     len as i32
@@ -424,7 +424,7 @@ pub(crate) extern "C" fn bl_alarm(timer: u32, at: u64) -> bool {
     world.time >= at
 }
 
-/// Something happens: a heartbeat that is due, else an alarm, else half a second passes.
+/// Advances the time: to a heartbeat that is due, else to an alarm, else by half a second.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub(crate) extern "C" fn bl_wait() {
@@ -459,7 +459,7 @@ pub(crate) extern "C" fn bl_message() -> Option<&'static [u8; MESSAGE]> {
         if with_lookupd && world.pings < PINGS && world.last == LAST {
             return None;
         }
-        // Two from each nsqd at least, where there is a consumer.
+        // With a consumer there are at least two commands from each nsqd.
         let all = [world.consumed, world.finished] == [world.commands; 2];
         if world.last == LAST && !(all && (world.commands >= 4 || !is_consumed)) {
             fail("commands");
@@ -490,7 +490,7 @@ pub(crate) extern "C" fn bl_done(acknowledged: bool) {
 #[inline(never)]
 pub(crate) extern "C" fn bl_consumed(from: *const u8, len: usize) {
     for i in 0..len {
-        // SAFETY: below `len`, the caller's.
+        // SAFETY: `i` is below `len`, the length of the caller's buffer.
         let byte = unsafe { from.add(i).read() };
         if COMMAND_BODY.get(i) != Some(&byte) {
             fail("content of a command");
@@ -510,7 +510,7 @@ fn fail(why: &str) -> ! {
     end(why.as_bytes())
 }
 
-/// The play is over; well if there is nothing to say.
+/// Ends the program, with an error message unless it is empty.
 #[cfg(target_os = "none")]
 fn end(why: &[u8]) -> ! {
     fn call(operation: u32, argument: *const u32) {

@@ -10,19 +10,19 @@ use nanonsq_core::time::Instant;
 
 use crate::bl;
 
-/// Opens the link that leads to an address's port.
+/// Opens the link to an address's port.
 #[derive(Debug, Clone, Copy)]
 pub struct LinkDialer;
 
-/// A link that is open.
+/// An open link.
 #[derive(Debug)]
 pub struct Link(u32);
 
-/// What [`bl::bl_read`] and [`bl::bl_write`] give below zero.
+/// A negative result of [`bl::bl_read`] and [`bl::bl_write`]: nothing could be moved.
 pub(crate) const PENDING: i32 = -1;
 
 impl Link {
-    /// Ready when the link is open, or does not open.
+    /// Ready with the open link, or with `None` if it does not open.
     pub fn poll_open(port: u16) -> Poll<Option<Self>> {
         match bl::bl_open(port.into()) {
             0 => Poll::Pending,
@@ -31,7 +31,7 @@ impl Link {
         }
     }
 
-    /// Reads what is there; 0 is the end.
+    /// Reads available bytes; 0 is the end of the stream.
     pub fn poll_read(&mut self, buf: &mut [u8]) -> Poll<Option<usize>> {
         result(bl::bl_read(self.0, buf.as_mut_ptr(), buf.len()))
     }
@@ -100,12 +100,12 @@ impl Dialer for LinkDialer {
     }
 }
 
-/// The clock, and one of its timers.
+/// The clock with one of its timers.
 #[derive(Debug)]
 pub struct Clock(u32);
 
 impl Clock {
-    /// A timer of its own.
+    /// Takes a timer of its own.
     #[expect(clippy::new_without_default, reason = "it takes a timer")]
     pub fn new() -> Self {
         Self(bl::bl_timer())
@@ -131,7 +131,7 @@ impl Sleep for Clock {
     }
 }
 
-/// Accepts who opens the link of a port.
+/// Accepts the caller on the link of a port.
 #[derive(Debug, Clone, Copy)]
 pub struct LinkListener(pub u16);
 

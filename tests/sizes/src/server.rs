@@ -1,4 +1,4 @@
-//! An nsqd, which publishes to itself.
+//! An nsqd that publishes to itself.
 
 use core::pin::pin;
 
@@ -22,7 +22,7 @@ pub const STORE: usize = 2048;
 const NSQD: Config<'static> = Config::new();
 const HTTP_CONFIG: HttpConfig<'static> = HttpConfig::new();
 
-/// Is an nsqd with as many connections over HTTP and nsqlookupds, and publishes to itself.
+/// Runs an nsqd with `HTTP` connections over HTTP and `PEERS` nsqlookupds, and publishes to it.
 pub async fn serve<const HTTP: usize, const PEERS: usize>() {
     let mut store = [0; STORE];
     let mut resources =

@@ -1,12 +1,12 @@
-//! An ordinary program on tokio-nsq, for tests: what go-nsq-client (`tests/peers/cmd`) is for go-nsq,
-//! as far as tokio-nsq can do it.
+//! An ordinary program on tokio-nsq, for tests: the counterpart of go-nsq-client
+//! (`tests/peers/cmd`), as far as tokio-nsq supports it.
 //!
-//! It consumes a channel or publishes to a topic, and says in lines of JSON on standard output what it
-//! did. The bodies begin with a number, and that number decides what the consumer does with the message
-//! when it comes for the first time.
+//! The program consumes a channel or publishes to a topic, and reports what it did in lines of JSON
+//! on standard output. The bodies begin with a number, which decides what the consumer does with
+//! the first delivery of a message.
 //!
-//! tokio-nsq cannot ask for a message timeout: the server's default has to be `--msg-timeout-ms`. It
-//! does not survive an error frame such as `E_FIN_FAILED …`, so nothing is finished too late.
+//! tokio-nsq cannot request a message timeout: the server's default must be `--msg-timeout-ms`. It
+//! does not survive an error frame such as `E_FIN_FAILED …`, so no message is finished too late.
 
 use std::io::Write;
 use std::time::Duration;
@@ -49,10 +49,10 @@ struct Options {
     requeue_every: u64,
     #[arg(long, default_value_t = 0)]
     requeue_delay_ms: u64,
-    /// Consume: never answer the first delivery of those that are 2 modulo this
+    /// Consume: never answer the first delivery of each message whose number is 2 modulo this
     #[arg(long, default_value_t = 0)]
     timeout_every: u64,
-    /// Consume: keep those that are 3 modulo this for two timeouts, with TOUCH
+    /// Consume: keep each message whose number is 3 modulo this for two timeouts, with TOUCH
     #[arg(long, default_value_t = 0)]
     touch_every: u64,
     #[arg(long, default_value = "pub")]
@@ -107,7 +107,7 @@ async fn consume(options: &Options) -> Result<()> {
         .set_sources(sources)
         .build();
     let mut terminated = signal(SignalKind::terminate())?;
-    // Dropping a message that was not answered does nothing; keeping it is clearer.
+    // Dropping an unanswered message has no effect; keeping it is clearer.
     let mut kept = Vec::new();
     loop {
         let message = tokio::select! {
@@ -135,7 +135,7 @@ async fn consume(options: &Options) -> Result<()> {
             message.finish().await;
         }
     }
-    // tokio-nsq has no CLS, and no way to wait until what was answered has left.
+    // tokio-nsq has no CLS, and no way to wait until answers have been written.
     tokio::time::sleep(FLUSHED).await;
     Ok(())
 }
@@ -148,7 +148,7 @@ async fn hold(message: NSQMessage, pause: Duration) {
     message.finish().await;
 }
 
-/// Ends when all messages are acknowledged.
+/// Returns when all messages are acknowledged.
 async fn publish(options: &Options) -> Result<()> {
     let topic = NSQTopic::new(&options.topic).context("bad topic name")?;
     let nsqd = options.nsqd.as_ref().context("--nsqd is missing")?;
@@ -202,11 +202,11 @@ fn number(body: &[u8]) -> Result<u64> {
     Ok(std::str::from_utf8(&body[..digits])?.parse()?)
 }
 
-/// Ids are hexadecimal and bodies digits and dots: nothing to escape.
+/// Prints a line of JSON. Ids are hexadecimal and bodies digits and dots: nothing to escape.
 fn report(message: &NSQMessage, action: &str) {
     let (id, body) = (String::from_utf8_lossy(&message.id), String::from_utf8_lossy(&message.body));
     let attempts = message.attempt;
-    // Written at once: standard output of a Rust program waits for the end of a line only.
+    // Written at once: Rust's standard output flushes at the end of a line.
     let line = format!(
         "{{\"id\":\"{id}\",\"body\":\"{body}\",\"attempts\":{attempts},\"action\":\"{action}\"}}\n"
     );

@@ -1,4 +1,4 @@
-//! Commands: what nsqd and nsqlookupd read.
+//! The commands that nsqd and nsqlookupd read.
 
 use std::fmt::Write as _;
 
@@ -7,11 +7,11 @@ use nanonsq_core::wire::nsqd::Limits;
 use super::names::is_name;
 use super::number;
 
-/// The longest line, its line feed not counted.
+/// The longest line, without its line feed.
 const LINE: usize = 160;
 
 enum Line<'b> {
-    /// A line, and what is behind it.
+    /// A line, and the rest.
     Whole(&'b [u8], &'b [u8]),
     Begun,
     TooLong,
@@ -29,7 +29,7 @@ fn text(name: &[u8]) -> &str {
     std::str::from_utf8(name).expect("a name is ASCII")
 }
 
-/// Decimal digits; saturates. No digits are 0.
+/// Parses decimal digits; saturates. No digits are 0.
 fn decimal(digits: &[u8]) -> Option<u32> {
     let digits = digits.strip_prefix(b"+").map_or(digits, |_| b"x");
     let digits = std::str::from_utf8(digits).ok()?;
@@ -44,22 +44,21 @@ fn decimal(digits: &[u8]) -> Option<u32> {
     })
 }
 
-/// A body of that length at the front: its bytes as far as they are there, and what is behind it
-/// if it is whole.
-fn body<'b>(said: &mut String, stream: &'b [u8], len: u32, done: bool) -> Option<&'b [u8]> {
-    let _ = write!(said, " Body {len} ");
+/// Appends the available part of a body of this length; returns the rest if the body is complete.
+fn body<'b>(items: &mut String, stream: &'b [u8], len: u32, done: bool) -> Option<&'b [u8]> {
+    let _ = write!(items, " Body {len} ");
     let have = stream.len().min(len as usize);
-    let _ = write!(said, "{}", stream[..have].escape_ascii());
+    let _ = write!(items, "{}", stream[..have].escape_ascii());
     if have < len as usize {
         return None;
     }
-    let _ = write!(said, " end {done}");
+    let _ = write!(items, " end {done}");
     Some(&stream[have..])
 }
 
-/// All that nsqd reads on one connection, and how it refuses it.
+/// Returns everything that nsqd reads on one connection, and the code of its refusal.
 pub(crate) fn nsqd(stream: &[u8], limits: &Limits) -> String {
-    let mut said = String::new();
+    let mut items = String::new();
     let unfinished = " at boundary: false";
     let Some((magic, mut rest)) = stream.split_at_checked(4) else {
         return format!(" at boundary: {}", stream.is_empty());
@@ -75,8 +74,8 @@ pub(crate) fn nsqd(stream: &[u8], limits: &Limits) -> String {
                 rest = behind;
                 line
             }
-            Line::Begun => return said + &format!(" at boundary: {}", rest.is_empty()),
-            Line::TooLong => return said + " !E_INVALID",
+            Line::Begun => return items + &format!(" at boundary: {}", rest.is_empty()),
+            Line::TooLong => return items + " !E_INVALID",
         };
         let words: Vec<_> =
             line.strip_suffix(b"\r").unwrap_or(line).split(|byte| *byte == b' ').collect();
@@ -88,7 +87,7 @@ pub(crate) fn nsqd(stream: &[u8], limits: &Limits) -> String {
             &["RDY", "FIN", "REQ", "TOUCH", "PUB", "MPUB", "DPUB", "NOP"],
         );
         if ![one, two, three][phase].contains(&verb.as_str()) {
-            return said + " !E_INVALID";
+            return items + " !E_INVALID";
         }
         let item = match verb.as_str() {
             "IDENTIFY" => Ok("Identify".into()),
@@ -147,57 +146,57 @@ pub(crate) fn nsqd(stream: &[u8], limits: &Limits) -> String {
             },
         };
         match item {
-            Ok(item) => said += &format!(" {item}"),
-            Err(code) => return said + " !" + code,
+            Ok(item) => items += &format!(" {item}"),
+            Err(code) => return items + " !" + code,
         }
         if !["IDENTIFY", "AUTH", "PUB", "MPUB", "DPUB"].contains(&verb.as_str()) {
             continue;
         }
 
-        // Its body. The client stops sending at the stream's end.
+        // The body; the stream's end may cut it off.
         let is_message = ["PUB", "DPUB"].contains(&verb.as_str());
         let code = if is_message { "E_BAD_MESSAGE" } else { "E_BAD_BODY" };
         let Some((len, behind)) = number(rest) else {
-            return said + unfinished + " !" + code;
+            return items + unfinished + " !" + code;
         };
         let max = if is_message { limits.max_msg_size } else { limits.max_body_size };
         if len as i32 <= 0 || len > max {
-            return said + " !" + code;
+            return items + " !" + code;
         }
         if verb != "MPUB" {
-            match body(&mut said, behind, len, true) {
+            match body(&mut items, behind, len, true) {
                 Some(behind) => rest = behind,
-                None => return said + unfinished + " !" + code,
+                None => return items + unfinished + " !" + code,
             }
             continue;
         }
         let Some((count, behind)) = number(behind) else {
-            return said + unfinished + " !E_BAD_BODY";
+            return items + unfinished + " !E_BAD_BODY";
         };
         rest = behind;
         let most = (limits.max_body_size - 4) / 5;
         if count as i32 <= 0 || count > most {
-            return said + " !E_BAD_BODY";
+            return items + " !E_BAD_BODY";
         }
-        let _ = write!(said, " Batch {len} {count}");
+        let _ = write!(items, " Batch {len} {count}");
         for left in (0..count).rev() {
             let Some((len, behind)) = number(rest) else {
-                return said + unfinished + " !E_BAD_MESSAGE";
+                return items + unfinished + " !E_BAD_MESSAGE";
             };
             if len as i32 <= 0 || len > limits.max_msg_size {
-                return said + " !E_BAD_MESSAGE";
+                return items + " !E_BAD_MESSAGE";
             }
-            match body(&mut said, behind, len, left == 0) {
+            match body(&mut items, behind, len, left == 0) {
                 Some(behind) => rest = behind,
-                None => return said + unfinished + " !E_BAD_MESSAGE",
+                None => return items + unfinished + " !E_BAD_MESSAGE",
             }
         }
     }
 }
 
-/// All that nsqlookupd reads on one connection, and how it refuses it.
+/// Returns everything that nsqlookupd reads on one connection, and the code of its refusal.
 pub(crate) fn nsqlookupd(stream: &[u8], max: u32) -> String {
-    let mut said = String::new();
+    let mut items = String::new();
     let unfinished = " at boundary: false";
     let Some((magic, mut rest)) = stream.split_at_checked(4) else {
         return format!(" at boundary: {}", stream.is_empty());
@@ -212,43 +211,43 @@ pub(crate) fn nsqlookupd(stream: &[u8], max: u32) -> String {
                 rest = behind;
                 line
             }
-            Line::Begun => return said + &format!(" at boundary: {}", rest.is_empty()),
-            Line::TooLong => return said + " !E_INVALID",
+            Line::Begun => return items + &format!(" at boundary: {}", rest.is_empty()),
+            Line::TooLong => return items + " !E_INVALID",
         };
-        // All that Go takes for white space and is ASCII.
+        // The ASCII bytes that Go considers white space.
         let is_space = |byte: &u8| b" \t\n\x0b\x0c\r".contains(byte);
         let from = line.iter().position(|byte| !is_space(byte)).unwrap_or(line.len());
         let to = line.iter().rposition(|byte| !is_space(byte)).map_or(from, |at| at + 1);
         let words: Vec<_> = line[from..to].split(|byte| *byte == b' ').collect();
         match words[0] {
-            b"PING" => said += " Ping",
+            b"PING" => items += " Ping",
             b"IDENTIFY" if !identified => {
-                said += " Identify";
+                items += " Identify";
                 let Some((len, behind)) = number(rest) else {
-                    return said + unfinished + " !E_BAD_BODY";
+                    return items + unfinished + " !E_BAD_BODY";
                 };
                 if len > i32::MAX as u32 || len > max {
-                    return said + " !E_BAD_BODY";
+                    return items + " !E_BAD_BODY";
                 }
-                match body(&mut said, behind, len, true) {
+                match body(&mut items, behind, len, true) {
                     Some(behind) => rest = behind,
-                    None => return said + unfinished + " !E_BAD_BODY",
+                    None => return items + unfinished + " !E_BAD_BODY",
                 }
                 identified = true;
             }
             b"REGISTER" | b"UNREGISTER" if identified => {
                 let channel = words.get(2).copied().filter(|channel| !channel.is_empty());
                 let topic = match (words.get(1), channel) {
-                    (None, _) => return said + " !E_INVALID",
-                    (Some(topic), _) if !is_name(topic) => return said + " !E_BAD_TOPIC",
-                    (_, Some(channel)) if !is_name(channel) => return said + " !E_BAD_CHANNEL",
+                    (None, _) => return items + " !E_INVALID",
+                    (Some(topic), _) if !is_name(topic) => return items + " !E_BAD_TOPIC",
+                    (_, Some(channel)) if !is_name(channel) => return items + " !E_BAD_CHANNEL",
                     (Some(topic), _) => text(topic),
                 };
                 let kind = if words[0] == b"REGISTER" { "Register" } else { "Unregister" };
                 let channel = channel.map_or("-", text);
-                let _ = write!(said, " {kind} {topic} {channel}");
+                let _ = write!(items, " {kind} {topic} {channel}");
             }
-            _ => return said + " !E_INVALID",
+            _ => return items + " !E_INVALID",
         }
     }
 }

@@ -1,13 +1,13 @@
-//! nsqlookupd's answers over HTTP, and what requests ask for.
+//! nsqlookupd's HTTP responses, and the targets of requests.
 
-/// A line without its end, as far as it is kept, and what is behind it.
+/// Returns a line without its end, cut as decoders cut it, and the rest.
 fn line(stream: &[u8]) -> Option<(&[u8], &[u8])> {
     let end = stream.iter().position(|byte| *byte == b'\n')?;
     let line = &stream[..end.min(40)];
     Some((line.strip_suffix(b"\r").unwrap_or(line), &stream[end + 1..]))
 }
 
-/// Of an answer its status, its body, and whether it is complete; `None` if it is refused.
+/// Returns a response's status, body, and whether it is complete; `None` if it is invalid.
 pub(crate) fn response(stream: &[u8]) -> Option<(Option<u16>, Vec<u8>, bool)> {
     let mut rest = stream;
     let (status, length, chunked) = loop {
@@ -61,14 +61,14 @@ pub(crate) fn response(stream: &[u8]) -> Option<(Option<u16>, Vec<u8>, bool)> {
         }
         None => {
             body.extend(rest);
-            // So far, and the connection's end is its end.
+            // Complete so far: the end of the connection ends the body.
             true
         }
     };
     Some((Some(status), body, complete))
 }
 
-/// Whether they are complete; `None` if they are none.
+/// Reads chunks and returns whether they are complete; `None` if they are invalid.
 fn chunks(stream: &[u8], body: &mut Vec<u8>) -> Option<bool> {
     let mut rest = stream;
     loop {
@@ -102,20 +102,20 @@ fn chunks(stream: &[u8], body: &mut Vec<u8>) -> Option<bool> {
     }
 }
 
-/// What a request asks for.
+/// The target of a request.
 pub(crate) struct Target<'t> {
-    /// Its path, unescaped; empty if there is none.
+    /// The unescaped path; empty if there is none.
     pub(crate) path: Vec<u8>,
     query: &'t str,
 }
 
 impl<'t> Target<'t> {
-    /// `None` if it is none.
+    /// Parses a target; `None` if it is invalid.
     pub(crate) fn new(text: &'t str) -> Option<Self> {
         if text == "*" {
             return Some(Self { path: b"*".to_vec(), query: "" });
         }
-        // As Go does, whatever comes before.
+        // As in Go, whatever comes before.
         let (text, query) = text.split_once('?').unwrap_or((text, ""));
         let path = match text.strip_prefix('/') {
             Some(_) => text,
@@ -137,13 +137,13 @@ impl<'t> Target<'t> {
         Some(Self { path: unescape(path, false)?, query })
     }
 
-    /// The name behind `prefix`.
+    /// Returns the path's last part, after `prefix`.
     pub(crate) fn name_after(&self, prefix: &str) -> Option<&[u8]> {
         let name = self.path.strip_prefix(prefix.as_bytes())?;
         (!name.is_empty() && !name.contains(&b'/')).then_some(name)
     }
 
-    /// All parameters, in order; `None` if the query is none.
+    /// Returns all parameters in order; `None` if the query is invalid.
     pub(crate) fn params(&self) -> Option<Vec<(Vec<u8>, Vec<u8>)>> {
         let pairs = self.query.split('&').filter(|pair| !pair.is_empty());
         let split = |pair: &'t str| pair.split_once('=').unwrap_or((pair, ""));
@@ -152,7 +152,7 @@ impl<'t> Target<'t> {
     }
 }
 
-/// `%` and two digits are a byte, and a `+` may be a space; `None` if a `%` is none.
+/// Replaces `%` and two digits by a byte, and if `plus` a `+` by a space; `None` if that fails.
 fn unescape(text: &str, plus: bool) -> Option<Vec<u8>> {
     let mut parts = text.split('%');
     let plain = |part: &str| match plus {

@@ -2,15 +2,15 @@
 
 use std::fmt::Write as _;
 
-/// How deep it may nest.
+/// The deepest nesting.
 const DEPTH_MAX: usize = 32;
 
-/// A value, as NSQ's protocols look at it.
+/// A value, as NSQ's protocols read it.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Value {
     Null,
     Bool(bool),
-    /// The digits before any `.` or `e`, as an `i32` or the nearest to it; whether that is all.
+    /// The digits before any `.` or `e`, clamped to an `i32`; true if that is the exact value.
     Number(i32, bool),
     Text(Vec<u8>),
     List(Vec<Value>),
@@ -18,7 +18,7 @@ pub(crate) enum Value {
 }
 
 impl Value {
-    /// The value of that key that is as it should be; the last one if there are several.
+    /// Returns the last value of a key that `fits` accepts.
     pub(crate) fn last(&self, key: &str, fits: impl Fn(&Value) -> bool) -> Option<&Value> {
         let Self::Object(fields) = self else { return None };
         let of_key = fields.iter().rev().filter(|(name, _)| name == key.as_bytes());
@@ -26,30 +26,30 @@ impl Value {
     }
 }
 
-/// The document, if it is one; and the tokens of it, or those before what is wrong with it, but for
-/// numbers just before that; of texts the first `keep` bytes.
+/// Returns the document, if it is valid, and its tokens. Before an error, trailing numbers are left
+/// out. Texts are cut to `keep` bytes.
 pub(crate) fn read(text: &[u8], keep: usize) -> (Option<Value>, String) {
-    let mut reader = Reader { rest: text, depth: 0, keep, said: String::new() };
+    let mut reader = Reader { rest: text, depth: 0, keep, items: String::new() };
     let value = reader.value().filter(|_| {
         reader.space();
         reader.rest.is_empty()
     });
-    let said = if value.is_some() { &reader.said } else { before_numbers(&reader.said) };
-    (value, said.to_owned())
+    let items = if value.is_some() { &reader.items } else { before_numbers(&reader.items) };
+    (value, items.to_owned())
 }
 
-/// All tokens, but for numbers at the end: whether the last one is one shows by what follows it.
-pub(crate) fn before_numbers(said: &str) -> &str {
-    let mut said = said;
-    while let Some((before, number)) = said.rsplit_once(" token Number(")
+/// Leaves out numbers at the end: only the next byte shows that a number is complete.
+pub(crate) fn before_numbers(items: &str) -> &str {
+    let mut items = items;
+    while let Some((before, number)) = items.rsplit_once(" token Number(")
         && !number.contains(" token ")
     {
-        said = before;
+        items = before;
     }
-    said
+    items
 }
 
-/// Of a text's bytes what is kept of them, whole characters only; and whether that is not all.
+/// Cuts a text to `keep` bytes, with whole characters only; returns whether it was cut.
 pub(crate) fn cut(bytes: &[u8], keep: usize) -> (Option<&str>, bool) {
     let cut = bytes.len() > keep;
     let kept = &bytes[..bytes.len().min(keep)];
@@ -66,7 +66,7 @@ struct Reader<'t> {
     rest: &'t [u8],
     depth: usize,
     keep: usize,
-    said: String,
+    items: String,
 }
 
 impl Reader<'_> {
@@ -82,7 +82,7 @@ impl Reader<'_> {
         Some(byte)
     }
 
-    /// Takes it if it comes next.
+    /// Consumes `word` if it comes next.
     fn has(&mut self, word: &str) -> bool {
         let rest = self.rest.strip_prefix(word.as_bytes());
         self.rest = rest.unwrap_or(self.rest);
@@ -90,7 +90,7 @@ impl Reader<'_> {
     }
 
     fn token(&mut self, token: impl std::fmt::Display) {
-        let _ = write!(self.said, " token {token}");
+        let _ = write!(self.items, " token {token}");
     }
 
     fn text_token(&mut self, bytes: &[u8]) {
@@ -180,7 +180,7 @@ impl Reader<'_> {
         Some(Value::List(values))
     }
 
-    /// Bytes that are no UTF-8 are taken as they are.
+    /// Reads a string; invalid UTF-8 is kept.
     fn text(&mut self) -> Option<Vec<u8>> {
         self.byte();
         let mut bytes = Vec::new();
@@ -200,7 +200,7 @@ impl Reader<'_> {
                         while self.has("\\u") {
                             units.push(self.unit()?);
                         }
-                        // U+FFFD for what is only half of one.
+                        // U+FFFD for half of a surrogate pair.
                         bytes.extend(String::from_utf16_lossy(&units).bytes());
                     }
                     _ => return None,
@@ -247,7 +247,7 @@ impl Reader<'_> {
                 return None;
             }
         }
-        // More than 12 digits are more than enough.
+        // 12 digits are enough for the clamp.
         let number: i64 = digits[..digits.len().min(12)].parse().expect("digits");
         let number = if negative { -number } else { number };
         let integer = number.clamp(i32::MIN.into(), i32::MAX.into()) as i32;

@@ -1,11 +1,11 @@
-//! What an nsqlookupd lists.
+//! The producers in a response of nsqlookupd.
 
 use super::http::response;
 use super::json::{Value, read};
 use super::names;
 
-/// The producers in an answer, each as `host:port`, or nothing if that is not to be dialed; `None`
-/// if the answer is none.
+/// Returns the producers in a response, each as `host:port`, or `None` for an address that cannot
+/// be dialed; returns `None` if the response is invalid.
 pub(crate) fn producers(answer: &[u8]) -> Option<Vec<Option<String>>> {
     let (status, body, complete) = response(answer)?;
     let value = read(&body, 0).0.filter(|_| complete && matches!(status, Some(200 | 404)))?;
@@ -16,13 +16,13 @@ pub(crate) fn producers(answer: &[u8]) -> Option<Vec<Option<String>>> {
 
 #[derive(Default)]
 struct Found {
-    /// There is a list, or it is said that there is none.
+    /// There is a list, or an explicit statement that there is none.
     any: bool,
     listed: Vec<Option<String>>,
 }
 
 impl Found {
-    /// `producers` is a key of the document, or of what lies directly in it.
+    /// Looks for `producers` as a key of the document, or of a value directly in it.
     fn look(&mut self, value: &Value, depth: usize) {
         match value {
             Value::Object(fields) => {
@@ -48,7 +48,7 @@ impl Found {
             if matches!(value, Value::Object(_)) {
                 self.listed.push(address(value));
             }
-            // In vain, but for nsqlookupd's words.
+            // Producers in here do not count, but nsqlookupd's message does.
             self.look(value, 3);
         }
     }

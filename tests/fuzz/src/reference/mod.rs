@@ -1,9 +1,9 @@
-//! What decoders should say of a stream, obviously right: written for the whole of it, with strings
-//! and vectors, and without a line of the core's.
+//! The expected results of decoders, obviously correct: computed from the whole stream with strings
+//! and vectors, without any code of the core.
 //!
-//! Each gives what a [`Transcript`](crate::decode::Transcript) holds of the same stream. Where the
-//! stream is refused there is a `!`, for a server's with the code that it answers; the reasons in
-//! words are for the core's own tests.
+//! Each returns the items of a [`Transcript`](crate::decode::Transcript) of the same stream. Where
+//! the stream is refused there is a `!`, for servers with the error code; the texts of errors are
+//! left to the core's own tests.
 
 pub(crate) mod commands;
 pub(crate) mod http;
@@ -13,43 +13,43 @@ pub(crate) mod names;
 
 use std::fmt::Write as _;
 
-/// The first 4 bytes as a number, and the rest.
+/// Returns the first 4 bytes as a number, and the rest.
 fn number(stream: &[u8]) -> Option<(u32, &[u8])> {
     let (number, rest) = stream.split_at_checked(4)?;
     Some((u32::from_be_bytes(number.try_into().expect("4 bytes")), rest))
 }
 
-/// nsqd's frames: those that are whole.
+/// The complete frames of nsqd.
 pub(crate) fn frames(stream: &[u8], max: u32) -> String {
-    let mut said = String::new();
+    let mut items = String::new();
     let mut rest = stream;
     while let Some((size, behind)) = number(rest)
         && let Some((kind, behind)) = number(behind)
     {
         if size < 4 || size - 4 > max || kind > 2 {
-            return said + " !";
+            return items + " !";
         }
         let Some((data, behind)) = behind.split_at_checked(size as usize - 4) else { break };
         let kind = ["Response", "Error", "Message"][kind as usize];
-        let _ = write!(said, " {kind} {}", data.escape_ascii());
+        let _ = write!(items, " {kind} {}", data.escape_ascii());
         rest = behind;
     }
-    let _ = write!(said, " at boundary: {}", rest.is_empty());
-    said
+    let _ = write!(items, " at boundary: {}", rest.is_empty());
+    items
 }
 
-/// nsqlookupd's replies: those that are whole.
+/// The complete replies of nsqlookupd.
 pub(crate) fn replies(stream: &[u8], max: u32) -> String {
-    let mut said = String::new();
+    let mut items = String::new();
     let mut rest = stream;
     while let Some((size, behind)) = number(rest) {
         if size > max {
-            return said + " !";
+            return items + " !";
         }
         let Some((data, behind)) = behind.split_at_checked(size as usize) else { break };
-        let _ = write!(said, " reply {}", data.escape_ascii());
+        let _ = write!(items, " reply {}", data.escape_ascii());
         rest = behind;
     }
-    let _ = write!(said, " at boundary: {}", rest.is_empty());
-    said
+    let _ = write!(items, " at boundary: {}", rest.is_empty());
+    items
 }

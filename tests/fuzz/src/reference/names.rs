@@ -1,13 +1,13 @@
 //! Names and addresses.
 
-/// Whether NSQ takes it for a topic's or a channel's: `^[.a-zA-Z0-9_-]+(#ephemeral)?$`, at most 64.
+/// Returns whether NSQ accepts the name: `^[.a-zA-Z0-9_-]+(#ephemeral)?$`, at most 64 bytes.
 pub(crate) fn is_name(text: &[u8]) -> bool {
     let stem = text.strip_suffix(b"#ephemeral").unwrap_or(text);
     let allowed = |byte: &u8| byte.is_ascii_alphanumeric() || b"._-".contains(byte);
     text.len() <= 64 && !stem.is_empty() && stem.iter().all(allowed)
 }
 
-/// Host and port of `host:port`, if it is one.
+/// Splits `host:port`, if it is a valid address.
 pub(crate) fn address(text: &str) -> Option<(&str, u16)> {
     let (host, port) = text.rsplit_once(':')?;
     let is_number = !port.is_empty() && port.chars().all(|char| char.is_ascii_digit());

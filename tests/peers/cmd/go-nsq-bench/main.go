@@ -1,9 +1,9 @@
 // go-nsq-bench measures how fast go-nsq publishes to one nsqd or consumes from it, and prints the result as a line
 // of JSON.
 //
-// Modes: sync publishes one message and waits for its acknowledgement before the next one; flood makes one
-// PublishAsync call per message with a bounded number unacknowledged; batch is flood with MPUBs that the caller
-// put together by hand. The clock runs from the first call to the last acknowledgement, connection excluded.
+// Modes: sync publishes one message and waits for its acknowledgement before the next; flood makes one PublishAsync
+// call per message with a bounded number unacknowledged; batch is flood with MPUBs that the caller builds; consume
+// finishes messages. The clock runs from the first call to the last acknowledgement, without the connection.
 package main
 
 import (
@@ -93,7 +93,7 @@ func report(mode string, count int, seconds float64) {
 
 // flood makes all calls with at most `outstanding` of them unacknowledged, and returns when all are acknowledged.
 func flood(calls, outstanding int, publish func(done chan *nsq.ProducerTransaction) error) {
-	// Never full, so that go-nsq's only goroutine for writing and acknowledging never waits for us.
+	// Never full, so that go-nsq's only goroutine for writing and acknowledging never waits here.
 	done := make(chan *nsq.ProducerTransaction, outstanding)
 	for sent, acked := 0, 0; acked < calls; {
 		if sent < calls && sent-acked < outstanding {
@@ -112,7 +112,7 @@ func flood(calls, outstanding int, publish func(done chan *nsq.ProducerTransacti
 	}
 }
 
-// consume finishes that many messages, and returns how long that took.
+// consume finishes `count` messages and returns the seconds from the first to the last.
 func consume(address, topic string, count, size, inFlight int) float64 {
 	config := nsq.NewConfig()
 	config.MaxInFlight = inFlight

@@ -1,8 +1,8 @@
-// go-nsq-client is an ordinary program on go-nsq, for tests: it consumes a channel or publishes to a topic, and says
-// in lines of JSON on standard output what it did. The bodies that it publishes begin with a number, and that number
-// decides what the consumer does with the message when it comes for the first time.
+// go-nsq-client is an ordinary program on go-nsq, for tests: it consumes a channel or publishes to a topic, and
+// reports what it did in lines of JSON on standard output. The bodies that it publishes begin with a number, which
+// decides what the consumer does with the first delivery of a message.
 //
-// tests/peers/pynsq/client.py and tests/bench-tokio-nsq/src/bin/tokio-nsq-client.rs take the same flags and print the
+// tests/peers/pynsq/client.py and tests/bench-tokio-nsq/src/bin/tokio-nsq-client.rs have the same flags and print the
 // same lines.
 package main
 
@@ -23,7 +23,7 @@ import (
 	"github.com/nsqio/go-nsq"
 )
 
-// A message is ended by other goroutines than the one that got it, so lines come from several.
+// Messages are also ended by other goroutines than the handler's, so several print lines.
 var (
 	out   = bufio.NewWriterSize(os.Stdout, 1<<16)
 	print = json.NewEncoder(out)
@@ -39,9 +39,9 @@ var (
 	timeout   = flag.Int("msg-timeout-ms", 0, "consume: when nsqd gives up on a delivery; 0 is its default")
 	reqEvery  = flag.Int("requeue-every", 0, "consume: requeue each message whose number is 1 modulo this, once")
 	reqDelay  = flag.Int("requeue-delay-ms", 0, "consume: with this delay")
-	lateEvery = flag.Int("timeout-every", 0, "consume: answer those that are 2 modulo this when they came again")
-	holdEvery = flag.Int("touch-every", 0, "consume: keep those that are 3 modulo this for two timeouts, with TOUCH")
-	dieAfter  = flag.Int("die-after", 0, "consume: kill this process when so many are finished")
+	lateEvery = flag.Int("timeout-every", 0, "consume: answer each message whose number is 2 modulo this only when it was delivered again")
+	holdEvery = flag.Int("touch-every", 0, "consume: keep each message whose number is 3 modulo this for two timeouts, with TOUCH")
+	dieAfter  = flag.Int("die-after", 0, "consume: kill this process when this many messages are finished")
 	command   = flag.String("command", "pub", "publish: pub, mpub or dpub")
 	count     = flag.Int("count", 1000, "publish: number of messages")
 	first     = flag.Int("first", 0, "publish: number of the first message")
@@ -50,7 +50,7 @@ var (
 	version   = flag.Bool("version", false, "print the version of go-nsq")
 )
 
-// delivery is what the consumer prints of each message, when it has decided what to do with it.
+// delivery is the line that the consumer prints for each message when it has decided what to do with it.
 type delivery struct {
 	ID       string `json:"id"`
 	Body     string `json:"body"`
@@ -104,7 +104,7 @@ func consume() {
 	} else {
 		check(consumer.ConnectToNSQD(*nsqd))
 	}
-	// What is printed should not wait for more: tests look at it.
+	// Flush often: tests read the output.
 	go func() {
 		for range time.Tick(20 * time.Millisecond) {
 			flush()
@@ -143,7 +143,7 @@ func (h *handler) HandleMessage(message *nsq.Message) error {
 	report(message, "fin")
 	message.Finish()
 	if late := h.late[n]; late != nil {
-		// Too late, and harmless. It also ends what go-nsq itself still counts as in flight.
+		// Too late and harmless; go-nsq itself still counts this delivery as in flight until it is finished.
 		late.Finish()
 		delete(h.late, n)
 	}
@@ -163,7 +163,7 @@ func hold(message *nsq.Message) {
 	message.Finish()
 }
 
-// publish ends when all messages are acknowledged.
+// publish returns when all messages are acknowledged.
 func publish() {
 	config := nsq.NewConfig()
 	config.ClientID = "go-nsq-client"
@@ -218,7 +218,7 @@ func publish() {
 	flush()
 }
 
-// number is what a body begins with.
+// number returns the number at the start of a body.
 func number(body []byte) int {
 	end := 0
 	for end < len(body) && body[end] >= '0' && body[end] <= '9' {

@@ -1,4 +1,4 @@
-//! Nothing at all.
+//! An empty program.
 
 #![cfg_attr(target_os = "none", no_std, no_main)]
 

@@ -1,4 +1,4 @@
-//! An nsqd with HTTP, one nsqlookupd and its questions for channels.
+//! An nsqd with HTTP, one nsqlookupd and its channel lookups.
 
 #![cfg_attr(target_os = "none", no_std, no_main)]
 

@@ -1,4 +1,4 @@
-//! What is there without nanonsq: the payload goes out, a reply comes in.
+//! The cost without nanonsq: sends the payload and reads a reply.
 
 #![cfg_attr(target_os = "none", no_std, no_main)]
 

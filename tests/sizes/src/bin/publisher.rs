@@ -1,4 +1,4 @@
-//! A publisher: takes messages, one at a time, and waits for each to be acknowledged.
+//! A publisher that publishes one message at a time and waits for its acknowledgement.
 
 #![cfg_attr(target_os = "none", no_std, no_main)]
 

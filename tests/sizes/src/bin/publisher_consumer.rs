@@ -1,4 +1,4 @@
-//! A publisher, and a consumer of two nsqds that it is given.
+//! A publisher, and a consumer of two configured nsqds.
 
 #![cfg_attr(target_os = "none", no_std, no_main)]
 

@@ -1,4 +1,4 @@
-//! Sizes of types on the target: never run, only read.
+//! The sizes of types on the target; the program is never run, only its image is read.
 
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
@@ -15,12 +15,12 @@ macro_rules! sizes {
     )+};
 }
 
-/// The size of what a function of two arguments gives.
+/// Returns the size of the result of a function with two arguments.
 const fn of2<A, B, R>(_: fn(A, B) -> R) -> usize {
     size_of::<R>()
 }
 
-/// The size of what a function of three arguments gives.
+/// Returns the size of the result of a function with three arguments.
 const fn of3<A, B, C, R>(_: fn(A, B, C) -> R) -> usize {
     size_of::<R>()
 }
@@ -44,7 +44,7 @@ sizes! {
     SIZE_OF_consumer_lookup_rx: clients::CONSUMER_LOOKUP_RX,
     SIZE_OF_Consumer: size_of::<consumer::Consumer<'static>>(),
     SIZE_OF_Storage_2_4: size_of::<Storage<2, 4>>(),
-    // What one more of each takes.
+    // The cost of one more.
     SIZE_OF_Storage_connection: size_of::<Storage<3, 4>>() - size_of::<Storage<2, 4>>(),
     SIZE_OF_Storage_message: size_of::<Storage<2, 5>>() - size_of::<Storage<2, 4>>(),
     SIZE_OF_Discovery_1_2: size_of::<consumer::Discovery<1, 2>>(),

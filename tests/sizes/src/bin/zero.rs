@@ -1,4 +1,5 @@
-//! Storage in statics, which is all zeros and so takes no flash: never run, only read.
+//! Storage in statics, which is all zeros and takes no flash; the program is never run, only its
+//! image is read.
 
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
