@@ -1,6 +1,6 @@
 """Carries frames between a TAP interface and stdin and stdout, each behind its length (4 bytes, big-endian).
 
-The interface is made if it is not there, which takes root; one that belongs to the user is not."""
+A missing interface is created, which requires root; an existing interface of the user does not."""
 import fcntl
 import os
 import select

@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::peers::{self, Peers};
 use crate::tool::Tool;
 
-/// How long a client may take to end after SIGTERM. go-nsq waits 30 s for a missing `CLOSE_WAIT`,
+/// The most time for a client to end after SIGTERM. go-nsq waits 30 s for a missing `CLOSE_WAIT`,
 /// which would exceed this.
 const STOP_LIMIT: Duration = Duration::from_secs(20);
 
@@ -87,7 +87,7 @@ fn flag(name: &str, value: impl Display) -> String {
     format!("--{name}={value}")
 }
 
-/// What a consumer did with a delivery.
+/// A consumer's reaction to a delivery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
     /// Finished it.
@@ -107,9 +107,9 @@ pub struct Delivery {
     pub id: String,
     /// The number at the start of the body.
     pub number: usize,
-    /// How often it was delivered, this time included.
+    /// The number of deliveries, including this one.
     pub attempts: u16,
-    /// What the client did with the message.
+    /// The client's reaction.
     pub action: Action,
 }
 

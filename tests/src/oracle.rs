@@ -67,7 +67,7 @@ impl Until {
 pub struct Message {
     /// When nsqd received it, in nanoseconds since 1970.
     pub timestamp: i64,
-    /// How often it was delivered, this time included.
+    /// The number of deliveries, including this one.
     pub attempts: u16,
     /// nsqd's id of the message.
     pub id: [u8; 16],

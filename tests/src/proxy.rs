@@ -30,10 +30,10 @@ use tokio::time::{Instant, sleep, timeout};
 use self::line::{Direction, Line, Plan, pass};
 use crate::ports::{self, Reserved};
 
-/// How long a connection closed with FIN still reads from the other side.
+/// The time for which a connection closed with FIN still reads from the other side.
 const DRAIN: Duration = Duration::from_millis(100);
 
-/// How the proxy handles connections.
+/// The proxy's handling of connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
     /// Bytes are forwarded.
@@ -45,7 +45,7 @@ pub enum Mode {
     Blackhole,
 }
 
-/// How a connection is ended on both sides.
+/// A way to end a connection on both sides.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cut {
     /// With RST: bytes under way are lost.

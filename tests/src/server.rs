@@ -27,7 +27,7 @@ pub type Nsqd = Server<NsqdProgram>;
 /// A real nsqlookupd.
 pub type Nsqlookupd = Server<NsqlookupdProgram>;
 
-/// How to start a server, except for its ports and data directory.
+/// The options of a server, except for its ports and data directory.
 #[derive(Debug, Clone, Default)]
 pub struct ServerOptions {
     program: Option<PathBuf>,

@@ -18,9 +18,9 @@ const CLIENTS: usize = 3;
 /// Limits of both nsqd and the node.
 const MAX_RDY: usize = 4;
 const MAX_MSG_SIZE: u32 = 300;
-/// How long expected frames may take. nsqd looks for due messages in new channels only every 5 s.
+/// The limit for expected frames. nsqd looks for due messages in a new channel only after 5 s.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How long nothing more may come after the expected frames.
+/// The silence that must follow the expected frames.
 const QUIET: Duration = Duration::from_millis(150);
 
 /// One step of a script.

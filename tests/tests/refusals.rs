@@ -22,7 +22,7 @@ const STREAMS: u32 = 3000;
 const BODIES: u32 = 1000;
 /// The limit for one conversation.
 const LIMIT: Duration = Duration::from_secs(10);
-/// How many differences are printed.
+/// The most differences that are printed.
 const SHOWN: usize = 20;
 
 /// Small limits, so that commands reach them; nsqd is started with the same.

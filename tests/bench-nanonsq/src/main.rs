@@ -35,7 +35,7 @@ struct Options {
     /// Topic to publish to or consume from.
     #[arg(long)]
     topic: TopicName,
-    /// What to measure.
+    /// Measurement.
     #[arg(long)]
     mode: Mode,
     /// Number of messages.

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use crate::Return;
 
-/// How long nsqlookupd was down in the runs that are drawn, in seconds.
+/// The outage of nsqlookupd in the runs that are drawn, in seconds.
 pub(crate) const DOWN: f64 = 5.0;
 
 const NAMES: [(&str, &str); 3] = [

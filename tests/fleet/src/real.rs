@@ -19,11 +19,11 @@ use tokio::task::LocalSet;
 
 use crate::{NODE, Return};
 
-/// How long nsqlookupd is down.
+/// The outage of nsqlookupd.
 const DOWN: Duration = Duration::from_secs(5);
 /// Open files besides connections.
 const FILES: u64 = 200;
-/// How long the idle fleet is measured.
+/// The time for which the idle fleet is measured.
 const IDLE: Duration = Duration::from_secs(10);
 
 /// The times at which connections came up.

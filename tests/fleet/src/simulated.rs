@@ -20,11 +20,11 @@ pub(crate) struct Scenario {
     pub(crate) nodes: usize,
     pub(crate) config: Config<'static>,
     pub(crate) jitter: Jitter,
-    /// How long nsqlookupd is down, in seconds.
+    /// The outage of nsqlookupd, in seconds.
     pub(crate) down: f64,
 }
 
-/// Whether the nodes have different jitter.
+/// The jitter of the nodes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Jitter {
     /// All nodes have the same seed and act at the same time.
@@ -35,7 +35,7 @@ pub(crate) enum Jitter {
 
 /// When nsqlookupd goes down, in microseconds: all nodes are listed by then.
 const CRASH: u64 = 20 * SECOND;
-/// How long the run lasts after nsqlookupd is up again, in microseconds.
+/// The time of the run after nsqlookupd is up again, in microseconds.
 const WATCH: u64 = 30 * SECOND;
 const SECOND: u64 = 1_000_000;
 /// The shortest and longest delay of a segment, in microseconds.

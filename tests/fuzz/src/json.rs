@@ -11,7 +11,7 @@ use crate::feature;
 use crate::reference;
 use crate::reference::json::{Value, before_numbers, cut};
 
-/// How many bytes of a text are kept.
+/// The number of bytes of a text that are kept.
 const KEEP: usize = 20;
 /// The keys that [`Fields`] looks for.
 const FIELDS: [&str; 2] = ["a", "tcp_port"];

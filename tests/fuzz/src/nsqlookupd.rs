@@ -111,7 +111,7 @@ impl Machine for Server<'_> {
             let having = (0..NODES).filter(|index| directory.has_topic(*index, name));
             let addresses = having.map(|index| {
                 let producer = directory.producer(index);
-                let node = producer.expect("nobody who is gone has a topic").node;
+                let node = producer.expect("only connected nodes have topics").node;
                 (node.broadcast_address, node.tcp_port)
             });
             assert_eq!(addresses.collect::<BTreeSet<_>>().len(), count);

@@ -221,7 +221,7 @@ pub(crate) fn seeds(sessions: u8, pieces: u8, acts: u8) -> Vec<Vec<u8>> {
     seeds
 }
 
-/// HTTP responses of a connection: each must be well-formed and end where its header says.
+/// HTTP responses of a connection: each must be well-formed and end at the length in its header.
 #[derive(Debug, Default)]
 pub(crate) struct Answers {
     request: Vec<u8>,
@@ -337,7 +337,7 @@ pub(crate) fn converse(
         }
     }
     with(&mut |session| session.closed(now, Closed::Peer));
-    // Whether this is sent depends on whether the body was there already.
+    // A session sends this only if the body was not there already.
     let continue_line = b"HTTP/1.1 100 Continue\r\n\r\n";
     while let Some(at) =
         response.windows(continue_line.len()).position(|line| line == continue_line)

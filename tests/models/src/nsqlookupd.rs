@@ -13,7 +13,7 @@ use crate::server::{ConnId, Kind, Out, Seen, Server, body, is_name};
 /// See the [module](self).
 #[derive(Debug)]
 pub struct Nsqlookupd {
-    /// How long a node may be silent in microseconds, before it is [`Seen::Overdue`].
+    /// The longest silence of a node in microseconds; then it is [`Seen::Overdue`].
     patience: u64,
     connections: BTreeMap<ConnId, Connection>,
     known: Known,

@@ -71,7 +71,7 @@ pub enum Seen {
     Finished {
         /// The body.
         body: Vec<u8>,
-        /// How often it was delivered.
+        /// The number of deliveries.
         attempts: u16,
     },
     /// nsqd requeued this message on request.

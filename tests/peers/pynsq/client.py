@@ -1,7 +1,7 @@
-"""An ordinary program on pynsq, for tests: what go-nsq-client is for go-nsq.
+"""An ordinary program on pynsq, for tests: the counterpart of go-nsq-client.
 
-It consumes a channel or publishes to a topic, and says in lines of JSON on standard output what it did. The bodies begin
-with a number, and that number decides what the consumer does with the message when it comes for the first time.
+The program consumes a channel or publishes to a topic, and reports what it did in lines of JSON on standard output. The
+bodies begin with a number, which decides what the consumer does with the first delivery of a message.
 """
 
 import argparse

@@ -52,7 +52,7 @@ pub(crate) const ARCHIVE: &str = "archive";
 /// topic fit into the store and leave some room.
 const BODY_MAX: u64 = 60;
 
-/// How many blocks such a message takes.
+/// The number of blocks that such a message takes.
 const READING_BLOCKS: u32 = 2;
 
 /// The most messages in flight at the consumer.
@@ -69,7 +69,7 @@ const ANNOUNCED: u64 = 30_000_000;
 /// When the messages of hostile clients have expired, in milliseconds.
 const OLD: u64 = FAULTY + 325_000;
 
-/// What the application published, and what the consumer received.
+/// The messages that the application published and the consumer received.
 #[derive(Default)]
 pub(crate) struct Ledger {
     /// Readings by number: when it was accepted, and how often it was received.

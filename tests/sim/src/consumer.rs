@@ -65,7 +65,7 @@ struct Setup {
     hoards: bool,
     /// The most frequent action of the application.
     favourite: u64,
-    /// How many nsqds in the lists cannot be reached.
+    /// The number of nsqds in the lists that cannot be reached.
     dead: usize,
     /// The lists contain an nsqd that refuses everybody.
     refuses: bool,
@@ -521,7 +521,7 @@ fn check(handle: &Consumer<'_>, ledger: &mut Ledger) {
     });
 }
 
-/// How long finding the good nsqds among the useless may take, in microseconds.
+/// The most time for finding the good nsqds among the useless, in microseconds.
 const FOUND: u64 = 45_000_000;
 
 /// Checks that the good nsqds are found in time among the useless.

@@ -46,9 +46,9 @@ struct Options {
     jobs: Option<usize>,
 }
 
-/// How many kinds of failures are explained.
+/// The most kinds of failures that are explained.
 const SHOWN: usize = 5;
-/// How many lines of a trace are shown, from its end.
+/// The most lines of a trace that are shown, from its end.
 const LINES: usize = 60;
 
 fn main() -> ExitCode {

@@ -23,9 +23,9 @@ use crate::exec::application;
 use crate::watch::{self, Event, Session};
 use crate::world::{Clock, Dials, World};
 
-/// How often a registration sends PING.
+/// The interval of a registration's PINGs.
 const PING: Span = Span::from_secs(15);
-/// How long an nsqlookupd waits for it: an eighth later, and the delay.
+/// The time in microseconds that an nsqlookupd waits for it: an eighth later, and the delay.
 pub(crate) const PING_MAX: u64 = 18_000_000;
 
 const PEERS: usize = 3;
@@ -56,7 +56,7 @@ struct Setup {
     favourite: u64,
 }
 
-/// What the application has asked the registration for.
+/// The requests of the application.
 #[derive(Default)]
 struct Desired {
     /// `topic` and `topic/channel`.

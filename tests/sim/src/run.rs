@@ -34,7 +34,7 @@ const OUTSTANDING_MAX: u32 = 1024;
 pub struct Report {
     /// All steps that were scheduled.
     pub steps: Vec<Step>,
-    /// What was exercised.
+    /// The counts of pairs of state and event.
     pub coverage: Coverage,
     /// The trace, if it was requested.
     pub trace: Vec<String>,

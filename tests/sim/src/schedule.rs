@@ -17,10 +17,10 @@ pub(crate) const END: u64 = 600_000;
 pub(crate) const LATEST: u64 = 3_600_000;
 /// The end of a world with hostile clients in milliseconds, when their messages have expired.
 const HOSTILE_END: u64 = FAULTY + 360_000;
-/// How long a world lasts after a clock jumped to its edge, in milliseconds.
+/// The rest of a world after a clock jumped to its edge, in milliseconds.
 const EDGE: u64 = 40_000;
 
-/// How a server misbehaves for a while.
+/// A way in which a server misbehaves for a while.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
     /// Sends nothing.
@@ -93,7 +93,7 @@ pub enum What {
     Vandalize(usize, u64),
 }
 
-/// What a restart affects.
+/// The part that restarts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Restart {
     /// The runner's future is dropped and run again.
@@ -102,7 +102,7 @@ pub enum Restart {
     Process(u64),
 }
 
-/// How a connection breaks.
+/// A way in which a connection breaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cut {
     /// Both sides see a reset.
@@ -113,7 +113,7 @@ pub enum Cut {
     HalfOpen,
 }
 
-/// How a dial fails.
+/// A way in which a dial fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DialFault {
     /// Nothing listens.

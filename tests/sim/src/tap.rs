@@ -7,10 +7,10 @@ use nanonsq_models::server::{ConnId, Seen, body};
 
 use crate::watch::Event;
 
-/// How many of the offered bytes are read: a message's frame up to its id.
+/// The number of offered bytes that are read: a message's frame up to its id.
 pub(crate) const OFFERED: usize = 34;
 
-/// What a node accepted and delivered, and which FINs it received, in one life.
+/// The messages that a node accepted and delivered, and the FINs that it received, in one life.
 #[derive(Default)]
 pub(crate) struct Tap {
     /// The first half of all message ids.

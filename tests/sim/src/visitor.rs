@@ -42,7 +42,7 @@ pub(crate) struct Visitor {
 struct Hold {
     host: String,
     sends: &'static [u8],
-    /// How long each connection lasts, and until when the next is made.
+    /// The lifetime of each connection, and the time after which no further one is made.
     patience: Span,
     until: u64,
 }

@@ -192,7 +192,7 @@ pub type Kind = usize;
 /// The most states of any machine.
 const STATES_MAX: usize = 10;
 
-/// What was exercised.
+/// The counts of events, changes of state and everything else that is counted.
 #[derive(Debug, Clone, Default)]
 pub struct Coverage {
     /// Counts by machine, state and event.
@@ -273,7 +273,7 @@ thread_local! {
     static WATCH: RefCell<Watch> = RefCell::default();
     static NOW: Cell<u64> = const { Cell::new(0) };
     static ACTIVE: Cell<Option<Session>> = const { Cell::new(None) };
-    /// How often a machine of the core changed its state.
+    /// The number of state changes in the core.
     static CHANGES: Cell<u64> = const { Cell::new(0) };
     static TRACED: Cell<bool> = const { Cell::new(false) };
     /// The text that was formatted last; reused, because only the first word of most is read.

@@ -14,7 +14,7 @@ pub(crate) struct Web {
     nsqds: Vec<String>,
     /// Entries that cannot be reached or used, as JSON.
     others: String,
-    /// What the TCP side has registered.
+    /// The channels that the TCP side has registered.
     known: Known,
     hidden: BTreeSet<usize>,
     exiting: bool,

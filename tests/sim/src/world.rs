@@ -85,9 +85,9 @@ struct Inner {
     dialed: BTreeMap<Session, VecDeque<u64>>,
     /// The times of each session's latest connections to each host that were closed before use.
     turned_away: BTreeMap<(Session, usize), VecDeque<u64>>,
-    /// How far each actor's clock is ahead, in microseconds.
+    /// The offset of each actor's clock, in microseconds.
     clocks: Vec<u64>,
-    /// How often each actor read, wrote, dialed, accepted or closed.
+    /// The number of each actor's reads, writes, dials, accepts and closes.
     moves: Vec<u64>,
     named: u64,
     /// Sessions that gave up a healthy connection.
@@ -615,7 +615,7 @@ impl Inner {
             self.send_down(id, kind.into(), bytes);
             return;
         }
-        // A server that leaves out a response and continues could not be told from a slow one.
+        // A server that leaves out a response and continues would look like a slow one.
         conn.mute = matches!(mode, Mode::Mute | Mode::Wrong);
         let mut random = self.random.fork();
         watch::trace_session(conn.session, || format!("is answered by a server that is {mode:?}"));

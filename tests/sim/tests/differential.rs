@@ -307,7 +307,7 @@ impl Side {
     }
 }
 
-/// How long a real nsqd must be silent before its response counts as complete.
+/// The silence after which a real nsqd's response counts as complete.
 const QUIET: Duration = Duration::from_millis(150);
 
 /// Conversations with messages: both sides deliver the same messages as often and send the same

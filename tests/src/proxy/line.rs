@@ -14,7 +14,7 @@ use crate::random::Random;
 const CHUNK: usize = 16 * 1024;
 /// The capacity of a delay line in chunks: enough for 25 ms at 1 GB/s if they are full.
 const DELAY_LINE: usize = 2048;
-/// How long the other direction may still forward bytes of a receiver that is gone.
+/// The time for the other direction to forward the last bytes of a receiver that is gone.
 const LAST_BYTES: Duration = Duration::from_secs(1);
 
 /// One direction of one connection.
@@ -27,7 +27,7 @@ pub(super) struct Line<'a> {
 }
 
 impl Line<'_> {
-    /// Forwards until this direction ends; `Err` tells how the whole connection is to end. `_ends`
+    /// Forwards until this direction ends; `Err` ends the whole connection in that way. `_ends`
     /// is dropped at the end: it is the other direction's `other_ended`.
     pub(super) async fn run(
         mut self,

@@ -24,7 +24,7 @@ use crate::support::{Consumer, channel, text, topic};
 
 const SOON: Duration = Duration::from_secs(5);
 
-/// How long after its creation nsqd looks for due messages in a new channel.
+/// The time after which nsqd looks for due messages in a new channel.
 const NEW_CHANNEL: Duration = Duration::from_secs(5);
 
 /// A configuration that notices everything soon and does not back off.

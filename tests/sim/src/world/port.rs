@@ -17,7 +17,7 @@ use super::{Chunk, Inner, Segment, WINDOW, World};
 use crate::tap::{OFFERED, Tap};
 use crate::watch::{self, Event, Session};
 
-/// How many connections wait to be accepted; the next one is reset.
+/// The most connections that wait to be accepted; the next one is reset.
 const BACKLOG: usize = 4;
 
 /// A port on which a process listens.
