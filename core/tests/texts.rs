@@ -41,7 +41,7 @@ fn errors_of_what_is_configured() {
     assert!(bad.to_string().contains("byte 0x21 at position 7"));
     distinct(&[registration::ConfigError::EmptyField, registration::ConfigError::ZeroPort]);
     assert!(TooManyPeers { max: 3 }.to_string().contains("than the 3 there"));
-    assert!(TooManyLookupds { max: 4 }.to_string().contains("than the 4 there"));
+    assert!(TooManyLookupds { max: 4 }.to_string().contains("than the 4 that fit"));
     distinct(&[RegistryFull::Topics { max: 3 }, RegistryFull::Channels { max: 3 }]);
     assert!(RegistryFull::Topics { max: 3 }.to_string().contains("all 3 topic"));
     distinct(&[
