@@ -116,9 +116,9 @@ struct Queue {
     tail: u8,
     /// The wait that checked last was served: a new wait may check before the queue.
     goes_on: bool,
-    /// How often the first wait checked in vain; wraps.
+    /// The number of times the first wait checked in vain; wraps.
     checked: u8,
-    /// How often the tasks were woken; wraps.
+    /// The number of times the tasks were woken; wraps.
     changes: u8,
     /// The numbers that are still waiting: bit `n` is number `head + n`.
     waiting: u32,

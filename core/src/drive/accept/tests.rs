@@ -18,7 +18,7 @@ use crate::session::{Fault, Link, Session, Transmit, TransportError};
 struct World {
     now: Cell<u64>,
     callers: RefCell<VecDeque<u16>>,
-    /// How often a listener was polled for a caller.
+    /// The number of polls of a listener for a caller.
     asked: Cell<u32>,
     /// Callers whose transports exist.
     up: RefCell<Vec<u16>>,
@@ -28,7 +28,7 @@ struct World {
     input: RefCell<BTreeMap<u16, VecDeque<u8>>>,
     /// The bytes that the server has sent to each caller.
     output: RefCell<BTreeMap<u16, Vec<u8>>>,
-    /// How often each caller's transport was read from.
+    /// The number of reads from each caller's transport.
     reads: RefCell<BTreeMap<u16, u32>>,
     wakers: RefCell<Vec<(Event, Waker)>>,
 }

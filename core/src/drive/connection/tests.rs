@@ -29,7 +29,7 @@ struct World {
     gate: Rc<Cell<bool>>,
     /// The number of callers that wait to be accepted.
     callers: Rc<Cell<usize>>,
-    /// How often `accept` was called.
+    /// The number of calls of `accept`.
     accepts: Rc<Cell<usize>>,
     /// True while `accept` fails.
     broken: Rc<Cell<bool>>,
@@ -37,7 +37,7 @@ struct World {
     now: Rc<Cell<u64>>,
     /// The time of the alarm.
     alarm: Rc<Cell<Instant>>,
-    /// How often the time of the alarm changed.
+    /// The number of changes of the alarm.
     armed: Rc<Cell<usize>>,
 }
 
@@ -206,7 +206,7 @@ impl Session for Greeter {
         if self.received.ends_with(b"bye") {
             self.link = Link::Close;
             self.deadline = Some(now.after(Span::from_secs(1)));
-            self.text = b"last words";
+            self.text = b"goodbye";
         }
         Ok(())
     }
@@ -343,7 +343,7 @@ fn a_closing_session_is_drained_before_the_transport_closes() {
     driven!(world, shared, poll, Greeter::new(false));
     peer_sends(&world, "bye");
     poll();
-    assert_eq!(written(&world), "hellolast words");
+    assert_eq!(written(&world), "hellogoodbye");
     assert_eq!(world.wire.borrow().log, ["close"]);
     assert_eq!(shared.0.borrow().closed, [Closed::Local]);
 }
@@ -369,7 +369,7 @@ fn a_close_that_has_begun_is_completed() {
         world.wire.borrow_mut().never_closes = true;
         peer_sends(&world, "bye");
         poll();
-        assert_eq!(written(&world), "hellolast words", "{why}");
+        assert_eq!(written(&world), "hellogoodbye", "{why}");
         shared.0.borrow_mut().link = Link::Up;
         shared.0.borrow_mut().text = b"more";
         peer_sends(&world, "late");
@@ -481,7 +481,7 @@ fn bytes_for_which_a_write_made_room_are_acted_on_at_once() {
     // Nothing else would wake the task.
     poll();
     assert_eq!(shared.0.borrow().received, b"abcbye");
-    assert_eq!(written(&world), "hello123last words");
+    assert_eq!(written(&world), "hello123goodbye");
     assert_eq!(shared.0.borrow().closed, [Closed::Local]);
 }
 
@@ -537,7 +537,7 @@ fn a_session_that_is_owned_is_driven_step_by_step() {
         peer_sends(&world, "bye");
         assert!(connection.poll_up(&mut access, &mut transport, rx, cx).is_ready());
     }
-    assert_eq!(written(&world), "last words");
+    assert_eq!(written(&world), "goodbye");
     assert_eq!(greeter.received, b"bye");
     assert_eq!(greeter.closed, [Closed::Local]);
 }
@@ -613,7 +613,7 @@ fn a_caller_is_read_to_the_end_before_its_transport_is_dropped() {
         settle(serving.as_mut());
         peer_sends(&world, "bye");
         settle(serving.as_mut());
-        assert_eq!(written(&world), "hellolast words");
+        assert_eq!(written(&world), "hellogoodbye");
         assert_eq!(world.wire.borrow().log, ["close"], "closed once");
         assert_eq!(cell.0.borrow().0.closed, [], "the caller may still be writing");
         peer_sends(&world, "more");
