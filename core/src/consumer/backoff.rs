@@ -1,11 +1,11 @@
-//! Whether messages are wanted at all: pause and backoff.
+//! The limit of messages in flight under pause and backoff.
 //!
-//! As nsq's client guide has it. A failure stops everything (RDY 0) for a time that doubles with
-//! each further one; then one message at a time is tried. Every success there halves the time, until
-//! none is left and all is open again.
+//! As in nsq's client guide: a failure stops all deliveries (RDY 0) for a time that doubles with
+//! each further failure; then one message at a time is tried. Each success of such a message halves
+//! the time, and the last one ends the backoff.
 //!
 //! ```text
-//!          failure              time is over
+//!          failure              time has passed
 //! Open ---------------> Blocked -------------> Probing
 //!   ^                      ^     failure, or      |
 //!   |                      +---- success, but ----+
@@ -26,10 +26,10 @@ enum Phase {
 #[derive(Debug)]
 pub(super) struct ConsumerBackoff {
     phase: Phase,
-    /// Failures that no success made up for.
+    /// The number of failures less the number of later successes.
     level: u8,
     paused: bool,
-    /// max_in_flight.
+    /// The configured max_in_flight.
     max: u16,
 }
 
@@ -38,7 +38,7 @@ impl ConsumerBackoff {
         Self { phase: Phase::Open, level: 0, paused: false, max }
     }
 
-    /// How many messages may be in flight, of as many as there is room for.
+    /// Returns the number of messages that may be in flight, at most `capacity`.
     pub(super) fn limit(&self, capacity: u16) -> u16 {
         let max = match self.phase {
             Phase::Blocked => 0,
@@ -64,17 +64,17 @@ impl ConsumerBackoff {
         self.phase == Phase::Open
     }
 
-    /// The application failed. Gives the time to wait, if that begins now.
+    /// Records a failure of the application. Returns the time to wait, if a wait begins now.
     pub(super) fn failed(&mut self, base: Span, cap: Span, jitter: &mut Jitter) -> Option<Span> {
         if base == Span::ZERO || self.phase == Phase::Blocked {
-            // It was delivered before: what it tells is known.
+            // The message was delivered before the wait began, whose failure is counted.
             return None;
         }
         self.level = self.level.saturating_add(1);
         Some(self.block(base, cap, jitter))
     }
 
-    /// The application succeeded. Gives the time to wait, if that begins now.
+    /// Records a success of the application. Returns the time to wait, if a wait begins now.
     pub(super) fn succeeded(&mut self, base: Span, cap: Span, jitter: &mut Jitter) -> Option<Span> {
         if self.phase != Phase::Probing {
             return None;
@@ -87,7 +87,7 @@ impl ConsumerBackoff {
         Some(self.block(base, cap, jitter))
     }
 
-    /// The time is over.
+    /// Ends the wait: one message is tried.
     pub(super) fn probe(&mut self) {
         if self.phase == Phase::Blocked {
             self.phase = Phase::Probing;
@@ -96,7 +96,7 @@ impl ConsumerBackoff {
 
     fn block(&mut self, base: Span, cap: Span, jitter: &mut Jitter) -> Span {
         self.phase = Phase::Blocked;
-        // No further than the cap, so that recovering does not take for ever either.
+        // The level stops where the cap is reached, which bounds the time to recover.
         let doublings = u32::from(self.level.saturating_sub(1));
         let mut high = base.as_millis();
         for _ in 0..doublings {
@@ -129,8 +129,8 @@ mod tests {
             let wait = backoff.failed(BASE, CAP, &mut jitter).unwrap().as_millis();
             assert!((high / 2..=high).contains(&wait), "{wait} of {high}");
             assert_eq!(backoff.limit(100), 0);
-            assert_eq!(backoff.failed(BASE, CAP, &mut jitter), None, "already waiting");
-            assert_eq!(backoff.succeeded(BASE, CAP, &mut jitter), None, "an old message");
+            assert_eq!(backoff.failed(BASE, CAP, &mut jitter), None, "a wait has begun");
+            assert_eq!(backoff.succeeded(BASE, CAP, &mut jitter), None, "delivered before");
             backoff.probe();
             assert_eq!(backoff.limit(100), 1);
         }
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn paused_is_paused_whatever_happens() {
+    fn pause_sets_the_limit_to_zero_in_every_phase() {
         let mut jitter = Jitter::new(1);
         let mut backoff = ConsumerBackoff::new(9);
         backoff.set_paused(true);
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn it_can_be_off() {
+    fn a_base_of_zero_disables_backoff() {
         let mut backoff = ConsumerBackoff::new(9);
         assert_eq!(backoff.failed(Span::ZERO, CAP, &mut Jitter::new(1)), None);
         assert!(backoff.is_open());

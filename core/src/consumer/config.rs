@@ -1,4 +1,4 @@
-//! How a consumer behaves: set once, borrowed for its life.
+//! The configuration of a consumer.
 
 use core::fmt;
 
@@ -7,10 +7,10 @@ use crate::name::{ChannelName, TopicName};
 use crate::time::Span;
 use crate::wire::nsqd::{IdentifyNumber, IdentifyRequest, MessageHead};
 
-/// The fewest ring bytes for each message in flight: its head and a short body.
+/// The minimum number of ring bytes for each message in flight: its head and a body of 6 bytes.
 pub const SLOT_MIN: usize = MessageHead::LEN + 6;
 
-/// The settings of a [`Consumer`](super::Consumer). Borrowed, so that a constant one costs no RAM.
+/// The settings of a [`Consumer`](super::Consumer), which borrows them: a constant costs no RAM.
 ///
 /// ```
 /// use nanonsq_core::consumer::Config;
@@ -19,11 +19,11 @@ pub const SLOT_MIN: usize = MessageHead::LEN + 6;
 ///
 /// const TOPIC: TopicName = match TopicName::new("readings") {
 ///     Ok(topic) => topic,
-///     Err(_) => panic!("a topic's name"),
+///     Err(_) => panic!("invalid topic name"),
 /// };
 /// const CHANNEL: ChannelName = match ChannelName::new("archive") {
 ///     Ok(channel) => channel,
-///     Err(_) => panic!("a channel's name"),
+///     Err(_) => panic!("invalid channel name"),
 /// };
 /// const CONFIG: Config<'_> = Config {
 ///     max_in_flight: 4,
@@ -34,124 +34,128 @@ pub const SLOT_MIN: usize = MessageHead::LEN + 6;
 /// ```
 #[derive(Debug, Clone, Copy)]
 pub struct Config<'a> {
-    /// The topic to consume; nsqd makes it if need be.
+    /// The topic to consume; nsqd creates it if necessary.
     pub topic: TopicName,
-    /// The channel of it; nsqd makes it if need be.
+    /// The channel of the topic; nsqd creates it if necessary.
     pub channel: ChannelName,
-    /// IDENTIFY's `client_id`, as nsqadmin shows it. Default `nanonsq`.
+    /// The `client_id` of IDENTIFY, which nsqadmin shows. Default `nanonsq`.
     pub client_id: &'a str,
-    /// IDENTIFY's `hostname`. Default `nanonsq`.
+    /// The `hostname` of IDENTIFY. Default `nanonsq`.
     pub hostname: &'a str,
-    /// IDENTIFY's `user_agent`, also that of HTTP requests. Default `nanonsq/VERSION`.
+    /// The `user_agent` of IDENTIFY and of HTTP requests. Default `nanonsq/VERSION`.
     pub user_agent: &'a str,
     /// The secret for AUTH, sent only to an nsqd that requires it. Default none.
     pub auth_secret: Option<&'a [u8]>,
-    /// How often nsqd sends a heartbeat, 1 s to 60 s. Two intervals of silence mean that the
-    /// connection is dead. Default 30 s.
+    /// The interval of nsqd's heartbeats, 1 s to 60 s. After two intervals of silence the
+    /// connection counts as dead. Default 30 s.
     pub heartbeat: Span,
-    /// How long nsqd waits for the answer to a message before it queues it again, from 1 s to its
+    /// The time after which nsqd requeues an unanswered message, from 1 s to nsqd's
     /// `--max-msg-timeout` (15 min). Default none: nsqd's own `--msg-timeout` (60 s).
     pub msg_timeout: Option<Span>,
-    /// How long nsqd may hold a message back to send it together with later ones, 25 ms to 30 s, or
-    /// zero for not at all: each message then leaves at once, in several packets. It holds none
-    /// back while as many are in flight as it was asked for. Default none: nsqd's own
-    /// `--output-buffer-timeout` (250 ms), which no nsqd refuses.
+    /// The time for which nsqd may buffer a message to send it together with later ones: 25 ms to
+    /// 30 s, or zero to send each message at once, in several packets. nsqd buffers no message
+    /// while as many are in flight as RDY allows. Default none: nsqd's own
+    /// `--output-buffer-timeout` (250 ms), which every nsqd accepts.
     pub output_buffer_timeout: Option<Span>,
-    /// How many percent of the channel's messages to get, 1 to 99; nsqd then drops the others for
-    /// this consumer. Default 0, all.
+    /// The percentage of the channel's messages to receive, 1 to 99; nsqd discards the others that
+    /// it would deliver to this consumer. Default 0: all messages.
     pub sample_rate: u8,
-    /// How many messages may be in flight, over all nsqds together; no more than the storage has
-    /// slots for. More than there are nsqds keeps each of them busy. Default as many as the
-    /// storage has slots for.
+    /// The maximum number of messages in flight on all connections together, also limited by the
+    /// slots of the storage. More messages than nsqds keep each nsqd busy. Default: all slots.
     pub max_in_flight: u16,
-    /// How long connecting may take, and each answer of the handshake. Default 5 s. While other
-    /// nsqds wait for a connection, no longer than 1 s, which doubles each time all have been tried
+    /// The timeout of a dial, and of each response of the handshake. Default 5 s. While other nsqds
+    /// wait for a connection, at most 1 s, which doubles each time all nsqds have been tried
     /// without a change.
     pub connect_timeout: Span,
-    /// Reconnecting: after the first failure wait up to this, then up to double. Default 100 ms.
+    /// The longest wait after the first failure to connect; doubles with each further failure.
+    /// Default 100 ms.
     pub reconnect_base: Span,
-    /// Reconnecting: never wait longer for an nsqd that is not to be reached. Default 10 s. If one
-    /// accepted the connection, and it neither lasted for 10 s nor delivered a message, the wait is
-    /// up to 1 s, then 2 s, up to 16 s, or this if it is longer.
+    /// The longest wait before an nsqd that cannot be reached is dialed again. Default 10 s. If
+    /// nsqd accepted the connection, but the connection neither lasted for 10 s nor delivered a
+    /// message, the wait is up to 1 s, then 2 s, up to 16 s, or this if it is longer.
     pub reconnect_cap: Span,
-    /// Reconnecting: spreads the first attempt after a loss over this time. Set it to seconds for
-    /// a fleet of thousands. Default none.
+    /// The time over which the first dial after a loss is spread. Set it to seconds for a fleet of
+    /// thousands. Default none.
     pub reconnect_spread: Span,
-    /// How long an nsqd is left out that refused in a way that no repetition cures
-    /// ([`ConnectionEvent::LeftOut`](super::ConnectionEvent::LeftOut)): it requires TLS, the secret is wrong, or it
-    /// takes neither topic nor channel. Its connection goes to another nsqd if one waits. Default 5 min.
+    /// The time for which an nsqd is left out after a permanent refusal
+    /// ([`ConnectionEvent::LeftOut`](super::ConnectionEvent::LeftOut)): it requires TLS, the secret
+    /// is wrong, or the topic or channel is invalid. Its connection goes to another nsqd if one
+    /// waits. Default 5 min.
     pub left_out_for: Span,
-    /// How long the application may take to answer what is in flight when a connection is to be
-    /// closed; the rest is requeued then. Default 5 s.
+    /// The time in which the application may answer messages in flight before a connection closes;
+    /// the remaining messages are requeued. Default 5 s.
     pub drain_timeout: Span,
-    /// How long closing may take after that. Default 1 s.
+    /// The timeout of the close that follows. Default 1 s.
     pub close_timeout: Span,
-    /// How long after an answer each nsqlookupd is asked again at the latest, or up to a quarter
-    /// earlier: a new nsqd that it lists is found by then. Default 60 s, as go-nsq. While an nsqd
-    /// fails and others wait for a connection, already 0.5 s after it; that doubles each time all have been
-    /// tried without a change, up to a quarter of the interval.
+    /// The longest time from the answer of an nsqlookupd to its next query, which may be up to a
+    /// quarter earlier. A new nsqd is found within this time. Default 60 s, as in go-nsq. While an
+    /// nsqd fails and others wait for a connection, the next query follows after 0.5 s; that time
+    /// doubles each time all nsqds have been tried without a change, up to a quarter of the
+    /// interval.
     pub lookup_interval: Span,
-    /// How long an nsqlookupd may take to answer. Default 10 s.
+    /// The timeout of an nsqlookupd's answer. Default 10 s.
     pub lookup_timeout: Span,
-    /// After how long an nsqd that no nsqlookupd lists any more is left. Default 2 min: nsqd is
-    /// listed anew within half a minute of an nsqlookupd's restart.
+    /// The time after which an nsqd that no nsqlookupd lists any more is left. Default 2 min: after
+    /// a restart of an nsqlookupd, nsqds register again within half a minute.
     pub grace: Span,
-    /// With more nsqds than connections: how long each has one at least, if it works. One that
-    /// failed lately takes nobody's turn but for once in five times. Default 1 min.
+    /// With more nsqds than connections: the shortest time for which a working nsqd keeps its
+    /// connection. An nsqd that failed recently replaces a working one only once in five such
+    /// times. Default 1 min.
     pub rotate: Span,
-    /// With more connections than messages in flight: how often it is looked whose turn it is, give
-    /// or take an eighth. Default 5 s, as go-nsq.
+    /// With more connections than messages in flight: the interval, give or take an eighth, at
+    /// which RDY is redistributed. Default 5 s, as in go-nsq.
     pub redistribute: Span,
-    /// How often a message is delivered at most, 0 for any number. Default 5, as go-nsq.
+    /// The maximum number of deliveries of a message, 0 for no limit. Default 5, as in go-nsq.
     pub max_attempts: u16,
-    /// What to do with a message that was delivered more often. Default [`Exhausted::Finish`].
+    /// The treatment of a message that was delivered more often. Default [`Exhausted::Finish`].
     pub exhausted: Exhausted,
-    /// What to do with a message that is longer than the whole ring. Default
+    /// The treatment of a message that is longer than the whole ring. Default
     /// [`TooLarge::Requeue`].
     pub too_large: TooLarge,
-    /// Requeueing without a given delay: this times the number of attempts. Default 90 s, as
-    /// go-nsq.
+    /// The delay of a requeue without a given delay is this times the number of attempts. Default
+    /// 90 s, as in go-nsq.
     pub requeue_base: Span,
-    /// Requeueing without a given delay: never longer. Default 15 min, as go-nsq.
+    /// The longest delay of a requeue without a given delay. Default 15 min, as in go-nsq.
     pub requeue_cap: Span,
-    /// Backoff: the first failure stops everything for up to this; zero is no backoff. Default 1 s.
+    /// The longest time for which the first failure sets RDY to 0; zero disables backoff.
+    /// Default 1 s.
     pub backoff_base: Span,
-    /// Backoff: never longer. Default 2 min.
+    /// The longest time for which any failure sets RDY to 0. Default 2 min.
     pub backoff_cap: Span,
-    /// Whether to touch what is in flight by itself, each time half of its timeout is over, as
-    /// long as nsqd lets it (`--max-msg-timeout`). Default no: a message that the application has
-    /// lost then comes again.
+    /// True to touch messages in flight automatically, each time half of their timeout has passed,
+    /// as long as nsqd allows (`--max-msg-timeout`). Default false: nsqd then delivers a message
+    /// again that the application has lost.
     pub auto_touch: bool,
-    /// Makes the jitter of this device differ from that of others. Default 0: set it.
+    /// The seed of the jitter, which should differ between devices. Default 0.
     pub seed: u32,
 }
 
-/// What to do with a message that was delivered more than [`Config::max_attempts`] times.
+/// The treatment of a message that was delivered more than [`Config::max_attempts`] times.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Exhausted {
-    /// FIN it, count it and say so ([`Event::GivenUp`](super::Event::GivenUp)).
+    /// Finish the message, count it and report it ([`Event::GivenUp`](super::Event::GivenUp)).
     #[default]
     Finish,
-    /// Hand it out marked as [`Delivery::exhausted`](super::Delivery::exhausted): the application
-    /// decides, and may put it elsewhere first.
+    /// Deliver the message marked as [`Delivery::exhausted`](super::Delivery::exhausted): the
+    /// application decides, and may store the message elsewhere first.
     Deliver,
 }
 
-/// What to do with a message that is longer than the whole ring. It is counted in any case.
+/// The treatment of a message that is longer than the whole ring. Each such message is counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum TooLarge {
-    /// REQ it, for a consumer with more room, with a delay that grows with its attempts; once
-    /// these are exhausted, [`Exhausted::Finish`] applies to it as well.
+    /// Requeue the message for a consumer with more room, with a delay that grows with the
+    /// attempts. Once these are exhausted, [`Exhausted::Finish`] applies.
     #[default]
     Requeue,
-    /// FIN it: nobody gets it.
+    /// Finish the message: no consumer gets it.
     Finish,
 }
 
 impl Config<'_> {
-    /// The defaults.
+    /// Returns the default settings.
     pub const fn new(topic: TopicName, channel: ChannelName) -> Self {
         Self {
             topic,
@@ -189,7 +193,7 @@ impl Config<'_> {
         }
     }
 
-    /// The delay of a message that fails for the `attempts`th time.
+    /// Returns the delay in milliseconds for a message that fails in attempt `attempts`.
     pub(super) fn requeue_delay(&self, attempts: u16) -> u32 {
         let grown = self.requeue_base.as_millis().saturating_mul(attempts.into());
         grown.min(self.requeue_cap.as_millis())
@@ -208,25 +212,25 @@ impl Config<'_> {
         }
     }
 
-    /// Whether IDENTIFY has fields that most consumers do not send.
+    /// Returns whether IDENTIFY has fields that most consumers do not send.
     pub(crate) const fn has_options(&self) -> bool {
         self.msg_timeout.is_some() || self.output_buffer_timeout.is_some() || self.sample_rate > 0
     }
 
-    /// These fields.
+    /// Returns these fields.
     pub(super) fn identify_numbers(&self) -> [IdentifyNumber; 4] {
         let millis = |span: Option<Span>| span.unwrap_or(Span::ZERO).as_millis();
         [
             IdentifyNumber::msg_timeout(millis(self.msg_timeout)),
             IdentifyNumber::sample_rate(self.sample_rate.into()),
             IdentifyNumber::output_buffer_timeout(millis(self.output_buffer_timeout)),
-            // Without a timeout, but with a buffer, nsqd would keep a message until the next
-            // heartbeat (nsqd/protocol_v2.go, messagePump).
+            // With a buffer but no timeout, nsqd would hold a message until the next heartbeat
+            // (nsqd/protocol_v2.go, messagePump).
             IdentifyNumber::unbuffered(self.output_buffer_timeout == Some(Span::ZERO)),
         ]
     }
 
-    /// Checks what nsqd would refuse later, and the storage.
+    /// Checks the settings that nsqd would refuse later, and the storage.
     pub(crate) const fn check(
         &self,
         connections: usize,
@@ -268,54 +272,54 @@ impl Config<'_> {
     }
 }
 
-/// What is wrong with a consumer's settings.
+/// The error in a consumer's settings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[non_exhaustive]
 pub enum ConfigError {
     /// The heartbeat interval must be 1,000 to 60,000 ms.
     Heartbeat {
-        /// What it is.
+        /// The configured interval in milliseconds.
         ms: u32,
     },
     /// The message timeout must be 1,000 ms or more.
     MsgTimeout {
-        /// What it is.
+        /// The configured timeout in milliseconds.
         ms: u32,
     },
     /// The output buffer timeout must be 25 to 30,000 ms, or zero.
     OutputBufferTimeout {
-        /// What it is.
+        /// The configured timeout in milliseconds.
         ms: u32,
     },
     /// The sample rate must be 0 to 99.
     SampleRate {
-        /// What it is.
+        /// The configured percentage.
         percent: u8,
     },
-    /// There must be 1 to 255 connections.
+    /// The storage must have 1 to 255 connections.
     Connections {
-        /// How many there are.
+        /// The number of connections.
         count: usize,
     },
-    /// There must be at most 255 nsqd addresses.
+    /// At most 255 nsqd addresses may be given.
     Addresses {
-        /// How many there are.
+        /// The number of addresses.
         count: usize,
     },
-    /// More nsqlookupds than the storage has room for, or than [`LOOKUPDS_MAX`].
+    /// There are more nsqlookupds than the storage has room for, or than [`LOOKUPDS_MAX`].
     Lookupds {
-        /// How many there are.
+        /// The number of nsqlookupds.
         count: usize,
     },
-    /// There must be 1 to 65,534 slots for messages.
+    /// The storage must have 1 to 65,534 slots for messages.
     Messages {
-        /// How many there are.
+        /// The number of slots.
         count: usize,
     },
     /// The ring must have at least [`SLOT_MIN`] bytes for each message.
     RingTooSmall {
-        /// How many it has in all.
+        /// The length of the ring in bytes.
         len: usize,
     },
 }
@@ -324,16 +328,16 @@ impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Heartbeat { ms } => {
-                write!(f, "heartbeat interval {ms} ms; nsqd takes 1000 to 60000 ms")
+                write!(f, "heartbeat interval {ms} ms; nsqd accepts 1000 to 60000 ms")
             }
             Self::MsgTimeout { ms } => {
-                write!(f, "message timeout {ms} ms; nsqd takes 1000 ms or more")
+                write!(f, "message timeout {ms} ms; nsqd accepts 1000 ms or more")
             }
             Self::OutputBufferTimeout { ms } => {
-                write!(f, "output buffer timeout {ms} ms; nsqd takes 25 to 30000 ms, or none")
+                write!(f, "output buffer timeout {ms} ms; nsqd accepts 25 to 30000 ms, or 0")
             }
             Self::SampleRate { percent } => {
-                write!(f, "sample rate {percent} percent; nsqd takes 0 to 99")
+                write!(f, "sample rate {percent} percent; nsqd accepts 0 to 99")
             }
             Self::Connections { count } => {
                 write!(f, "storage for {count} connections; give it 1 to 255")
@@ -349,7 +353,7 @@ impl fmt::Display for ConfigError {
                 write!(f, "storage for {count} messages; give it 1 to 65534")
             }
             Self::RingTooSmall { len } => {
-                write!(f, "the ring has {len} bytes; it needs {SLOT_MIN} for each message at least")
+                write!(f, "the ring has {len} bytes; it needs at least {SLOT_MIN} for each message")
             }
         }
     }

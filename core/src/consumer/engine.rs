@@ -1,4 +1,4 @@
-//! What all connections of a consumer share, and what one of them changes for the others.
+//! The state that all connections of a consumer share.
 
 use core::convert::Infallible;
 
@@ -13,16 +13,16 @@ use crate::time::{Instant, Jitter, Span, TimerId, Timers};
 use crate::wire::ChunkWriter;
 use crate::wire::nsqd::MessageId;
 
-/// Writes IDENTIFY.
+/// A function that writes IDENTIFY.
 type Identify = fn(&Config<'_>, &mut ChunkWriter<'_>) -> Result<(), Infallible>;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Timer {
-    /// Backoff: try one message.
+    /// The wait of the backoff ends: try one message.
     Probe,
-    /// See whose turn it is.
-    Turn,
-    /// The given addresses are to be offered, or a slot given up.
+    /// The interval at which RDY is redistributed has passed.
+    Redistribute,
+    /// The given addresses must be offered, or a slot released.
     Slots,
 }
 
@@ -32,17 +32,17 @@ impl TimerId for Timer {
     }
 }
 
-/// What may end or ease a backoff.
+/// An event that may end or shorten a backoff.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Recovery {
-    /// A message is done.
+    /// A message was finished.
     Success,
     /// A deadline may have passed.
     Time,
 }
 
-/// What all connections share.
-// In this order for the same reason as a `Connection`.
+/// The state that all connections share.
+// The order of the fields matters for the same reason as in `Connection`.
 #[derive(Debug)]
 #[repr(C)]
 pub(super) struct Shared<'a> {
@@ -51,75 +51,77 @@ pub(super) struct Shared<'a> {
     pub(super) config: &'a Config<'a>,
     pub(super) version: u32,
     pub(super) tally: &'a mut Counters,
-    /// The time of the call. Here rather than handed on: it takes two registers of the four that
-    /// there are for arguments.
+    /// The time of the current call. Not an argument of each function: it would take two of the
+    /// four argument registers.
     pub(super) now: Instant,
     pub(super) jitter: Jitter,
     pub(super) rdy: RdyTable<'a>,
     pub(super) in_flight: InFlight<'a>,
     pub(super) timers: Timers<Timer, 3>,
-    /// When the given addresses are offered again, and when that may be at the earliest.
+    /// The time at which the given addresses are offered again.
     pub(super) offers: Instant,
+    /// The earliest time for that.
     pub(super) paced: Instant,
-    /// How long a connection may take to come up, each step of it.
-    pub(super) patience: Span,
-    /// What [`go_round`](Self::go_round) does. Behind a pointer that is set only if the nsqds may be
-    /// others than those that have a slot from the start: what is not used is not linked.
-    pub(super) rounds: Option<fn(&mut Self, Option<u8>)>,
-    /// What is done as a connection is left: likewise.
+    /// The timeout of each step of connecting.
+    pub(super) step_timeout: Span,
+    /// The function behind [`reassign_slots`](Self::reassign_slots). Set only if slots may be
+    /// reassigned to other nsqds, and otherwise not linked.
+    pub(super) reassign: Option<fn(&mut Self, Option<u8>)>,
+    /// The handler of leaving, likewise.
     pub(super) leave: Option<Leave<'a>>,
-    /// Writes IDENTIFY with what else there is to say, if there is any.
+    /// Writes IDENTIFY with optional fields. Set only if there are any.
     pub(super) identify: Option<Identify>,
-    /// What is done after failures: nothing until a message was requeued.
+    /// The handler of recovery from backoff. Set once a message was requeued.
     pub(super) recover: Option<fn(&mut Self, Recovery)>,
     pub(super) nsqds: NsqdTable<'a>,
-    /// The given addresses, as a source.
+    /// The round of the given addresses, which are a source.
     pub(super) given: Round,
     pub(super) given_up: Option<(MessageId, u16)>,
-    /// What nsqlookupds list and nobody can use.
+    /// The listed producers that cannot be used.
     pub(super) unusable: &'a mut [unusable::Entry],
 }
 
-/// While others wait: how long a connection may take to come up, each step of it, in the first lap.
-const PATIENCE: Span = Span::from_secs(1);
+/// The timeout of each step of connecting in the first lap, while other nsqds wait.
+const STEP_TIMEOUT: Span = Span::from_secs(1);
 
-/// A time that doubles with each lap.
+/// Returns `span`, doubled `level` times.
 pub(super) fn slower(span: Span, level: u8) -> Span {
     Span::from_millis(span.as_millis().saturating_mul(1 << u32::from(level.min(16))))
 }
 
-/// Counts one more: a function of its own, since there are so many of them.
+/// Increments a counter. Not inlined, because there are many calls.
 #[inline(never)]
 pub(super) fn count(counter: &mut u32) {
     *counter = counter.saturating_add(1);
 }
 
-/// Likewise.
+/// As [`count`], for a counter of 64 bits.
 #[inline(never)]
 pub(super) fn count_long(counter: &mut u64) {
     *counter = counter.saturating_add(1);
 }
 
 impl Shared<'_> {
+    /// Changes the version, so that waiting tasks and other sessions are polled.
     pub(super) fn changed(&mut self) {
         self.version = self.version.wrapping_add(1);
     }
 
-    /// Makes the window as large as it is to be now.
+    /// Applies the current limit of messages in flight to RDY.
     pub(super) fn adjust(&mut self) {
         self.rdy.set_limit(self.backoff.limit(self.in_flight.capacity()));
         if !self.rdy.takes_turns() {
-            self.timers.stop(Timer::Turn);
-        } else if !self.timers.is_set(Timer::Turn) {
+            self.timers.stop(Timer::Redistribute);
+        } else if !self.timers.is_set(Timer::Redistribute) {
             let interval = self.jitter.around(self.config.redistribute).max(Span::from_millis(1));
-            self.timers.set(Timer::Turn, self.after(interval));
+            self.timers.set(Timer::Redistribute, self.after(interval));
         }
         if self.rdy.is_short() {
             self.changed();
         }
     }
 
-    /// A message is no longer in flight.
+    /// Records that a message of connection `id` is no longer in flight.
     pub(super) fn answered(&mut self, id: u8) {
         self.rdy.answered(id, 1);
         self.adjust();
@@ -130,7 +132,7 @@ impl Shared<'_> {
         if answered == Err(AnswerError::Late) {
             count(&mut self.tally.late);
         }
-        // Its slot may be free now.
+        // The message's slot may be free now.
         self.adjust();
         self.changed();
         answered
@@ -142,7 +144,7 @@ impl Shared<'_> {
         }
     }
 
-    /// Goes on after failures, if there were any.
+    /// Handles an event of a backoff, if there was a failure.
     pub(super) fn recover(&mut self, by: Recovery) {
         if let Some(recover) = self.recover {
             recover(self, by);
@@ -173,7 +175,7 @@ impl Shared<'_> {
         self.changed();
     }
 
-    /// Somebody lists an nsqd.
+    /// Offers an nsqd that a source lists.
     pub(super) fn offer(&mut self, source: u8, round: &mut Round, address: &Address) {
         if !self.stopping && self.nsqds.offer(self.now, self.config.rotate, source, round, address)
         {
@@ -181,19 +183,19 @@ impl Shared<'_> {
         }
     }
 
-    /// Looks whether a slot is to be somebody else's. There may be a connection that does not come
-    /// up.
-    pub(super) fn go_round(&mut self, failed: Option<u8>) {
-        if let Some(rounds) = self.rounds {
-            rounds(self, failed);
+    /// Assigns slots to other nsqds where necessary. `failed` is a connection that could not be
+    /// established.
+    pub(super) fn reassign_slots(&mut self, failed: Option<u8>) {
+        if let Some(reassign) = self.reassign {
+            reassign(self, failed);
         }
     }
 
-    /// Looks if there is a reason to.
-    pub(super) fn look_round(&mut self, failed: Option<u8>) {
+    /// Reassigns slots if a connection failed or the timer is due.
+    pub(super) fn reassign_if_due(&mut self, failed: Option<u8>) {
         let fails = failed.is_some_and(|id| self.nsqds.fail(id));
         if fails && self.nsqds.soon & GIVEN != 0 {
-            // Not in this moment: who waits for events is to hear of it first.
+            // Only after a pause, so that tasks that wait for events see the failure first.
             let pause = self.pause();
             let pause = self.after(pause);
             self.offers = self.offers.min(self.paced.max(pause));
@@ -203,7 +205,7 @@ impl Shared<'_> {
         }
     }
 
-    /// Offers the given addresses if it is time, and gives up the slots whose time is over.
+    /// Offers the given addresses if that is due, and releases the slots whose grace has passed.
     pub(super) fn offer_and_leave(&mut self) {
         if self.offers <= self.now {
             self.offer_given();
@@ -213,10 +215,10 @@ impl Shared<'_> {
             self.changed();
         }
         self.timers.set(Timer::Slots, next.min(self.offers));
-        self.be_patient();
+        self.set_step_timeout();
     }
 
-    /// Offers the given addresses.
+    /// Offers the given addresses, and sets the time at which they are offered again.
     pub(super) fn offer_given(&mut self) {
         let pause = self.pause();
         let Self { nsqds, given, config, now, .. } = self;
@@ -228,7 +230,8 @@ impl Shared<'_> {
         } else if nsqds.soon & GIVEN != 0 {
             Instant::ZERO
         } else {
-            // When the next may have a slot; if it is time already, another source's turn is it.
+            // When the next nsqd may have a slot; if that time has passed, the next nsqd is of
+            // another source.
             let soon = now.after(Span::from_millis((config.rotate.as_millis() >> 2).max(1)));
             nsqds.rotates.max(soon)
         };
@@ -241,24 +244,24 @@ impl Shared<'_> {
         }
     }
 
-    /// How long after one the next of the given ones is tried.
+    /// Returns the time after which the next given address is tried.
     pub(super) fn pause(&mut self) -> Span {
         let Config { reconnect_base, reconnect_cap, .. } = *self.config;
         let pause = slower(reconnect_base, self.nsqds.level).min(reconnect_cap);
         self.jitter.around(Span::from_millis(pause.as_millis() >> 1)).max(Span::from_millis(1))
     }
 
-    /// While others wait, nobody may take long to come up.
-    pub(super) fn be_patient(&mut self) {
+    /// Sets the timeout of each step of connecting, which is shorter while other nsqds wait.
+    pub(super) fn set_step_timeout(&mut self) {
         let longest = self.config.connect_timeout;
-        self.patience = if self.nsqds.waiting == 0 {
+        self.step_timeout = if self.nsqds.waiting == 0 {
             longest
         } else {
-            slower(PATIENCE, self.nsqds.level).min(longest)
+            slower(STEP_TIMEOUT, self.nsqds.level).min(longest)
         };
     }
 
-    /// A time from now.
+    /// Returns the time `span` from now.
     pub(super) fn after(&self, span: Span) -> Instant {
         self.now.after(span)
     }
@@ -267,14 +270,14 @@ impl Shared<'_> {
         self.timers.next()
     }
 
-    /// Applies the deadlines of the consumer as a whole that have passed.
+    /// Handles the deadlines of the whole consumer that have passed.
     pub(super) fn tick(&mut self) {
         self.recover(Recovery::Time);
-        if self.timers.expired(Timer::Turn, self.now) {
-            self.rdy.turn();
+        if self.timers.expired(Timer::Redistribute, self.now) {
+            self.rdy.redistribute();
             self.adjust();
             self.changed();
         }
-        self.go_round(None);
+        self.reassign_slots(None);
     }
 }

@@ -1,63 +1,64 @@
-//! Where messages lie until they are answered.
+//! The messages in flight, which are stored until they are answered.
 //!
-//! The ring is divided into as many slots of equal length as there are messages at a time, and each
-//! message lies as it came, head and body, in one slot, or in as many neighbouring ones as it needs.
+//! The ring is divided into slots of equal length, as many as there may be messages in flight. Each
+//! message is stored as received, head and body, in one slot or in as many adjacent slots as
+//! needed.
 //!
-//! Slots rather than one record behind the other: messages are answered in any order, and a record
-//! that stays would keep all behind it from being reused. And RDY is a window that nsqd does not
-//! confirm: of the most that may come, every message may be as long as the longest. A ring that
-//! promises room for that has to keep the longest length free for each, which is a slot.
+//! The ring has slots, not records one after the other, because messages are answered in any order:
+//! a record that stays would keep the space behind it from being reused. And nsqd does not confirm
+//! RDY, so all messages that RDY allows may arrive, each of the longest length: a ring with room
+//! for them has to keep that length free for each, which is a slot.
 
 use super::AnswerError;
 use crate::time::{Instant, Span};
 use crate::wire::copy;
 use crate::wire::nsqd::MessageHead;
 
-/// What is known of a slot's message.
+/// The state of a slot and of its message.
 ///
 /// RAM: 32 bytes.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Slot {
-    /// When to touch it, or when nsqd no longer has it in flight.
+    /// The time to touch the message, or at which nsqd requeues it.
     due: Instant,
-    /// When even TOUCH does not keep it in flight.
+    /// The time at which nsqd requeues the message in spite of TOUCH.
     end: Instant,
-    /// How long the message is; once it is to be requeued, after how many milliseconds.
+    /// The length of the message in bytes; in `Requeued`, the delay in milliseconds.
     len: u32,
-    /// Counts the messages that were here.
+    /// The number of messages that were in this slot before; wraps.
     serial: u32,
-    /// How many slots it takes.
+    /// The number of slots of the message.
     span: u16,
-    /// The connection it came from.
+    /// The connection that received the message.
     owner: u8,
     state: SlotState,
-    /// TOUCH is to be sent.
+    /// TOUCH must be sent.
     touch: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum SlotState {
     Free,
-    /// Belongs to the message in a slot before it.
+    /// Part of the message in an earlier slot.
     Part,
-    /// Being received.
+    /// The message is being received.
     Filling,
-    /// For the application to take.
+    /// The message waits for the application to take it.
     Waiting,
-    /// The application has it.
+    /// The application has the message.
     Taken,
-    /// The application has it, nsqd has taken it back.
+    /// The application has the message; nsqd has requeued it.
     Lost,
-    /// The application has it; it is to be requeued all the same.
+    /// The application has the message; REQ must be sent all the same.
     Recalled,
-    /// FIN is to be sent.
+    /// FIN must be sent.
     Finished,
-    /// REQ is to be sent.
+    /// REQ must be sent.
     Requeued,
 }
 
 impl Slot {
-    // Zero, as a new `Connection`.
+    // All bytes are zero, as in `Connection::NEW`.
     pub(super) const FREE: Self = Self {
         due: Instant::ZERO,
         end: Instant::ZERO,
@@ -69,13 +70,14 @@ impl Slot {
         touch: false,
     };
 
-    /// Whether nsqd counts it as in flight, as far as is known.
+    /// Returns whether nsqd should have the message in flight and no answer was given.
     fn is_in_flight(&self) -> bool {
         matches!(self.state, SlotState::Waiting | SlotState::Taken)
     }
 }
 
-/// Names one delivered message until it is answered. It does not name the next one in its place.
+/// Identifies one delivered message until it is answered. Never identifies a later message in the
+/// same slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Token {
@@ -83,16 +85,16 @@ pub struct Token {
     serial: u32,
 }
 
-/// Why there is no room for a message.
+/// The reason why there is no room for a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum NoRoom {
-    /// There is none now.
+    /// Not enough adjacent slots are free.
     Now,
-    /// There never is.
+    /// The message is longer than the ring.
     Ever,
 }
 
-/// What to tell nsqd of a message.
+/// The answer to a message. `Requeue` has the delay in milliseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Answer {
     Finish,
@@ -101,42 +103,44 @@ pub(super) enum Answer {
 }
 
 /// The slots and their bytes.
-// All positions are at most the ring's length, and all counts at most that of the slots: what is
-// added, taken away and multiplied here is exact.
+// All positions are at most the ring's length, and all counts at most the number of slots, so the
+// arithmetic here never wraps.
 #[derive(Debug)]
 pub(super) struct InFlight<'a> {
     slots: &'a mut [Slot],
     ring: &'a mut [u8],
-    /// Bytes of a slot.
+    /// The bytes of a slot.
     unit: usize,
-    /// Where to look for a free slot, for a message to hand out, for an answer to send: each right
-    /// behind the last one found, so that the oldest come first.
+    /// The start of the search for a free slot: behind the last one found, as in the next two
+    /// fields, so that the oldest messages come first.
     free: u16,
+    /// The start of the search for a message to take.
     take: u16,
+    /// The start of the search for an answer to send.
     answer: u16,
     waiting: u16,
-    /// Slots that no message that may come can be promised: of lost messages, and all but the
-    /// first of long ones.
+    /// The number of slots that are not counted as capacity: those of lost messages, and all but
+    /// the first of long messages.
     withheld: u16,
 }
 
 impl<'a> InFlight<'a> {
-    /// All slots are [`Slot::FREE`].
+    /// Makes a table of `slots`, all of them [`Slot::FREE`].
     pub(super) fn new(slots: &'a mut [Slot], ring: &'a mut [u8], unit: usize) -> Self {
         Self { slots, ring, unit, free: 0, take: 0, answer: 0, waiting: 0, withheld: 0 }
     }
 
-    /// How many messages may be in flight.
+    /// Returns the number of messages that may be in flight.
     pub(super) fn capacity(&self) -> u16 {
         (self.slots.len() as u16).wrapping_sub(self.withheld)
     }
 
-    /// How many messages wait for the application.
+    /// Returns the number of messages that wait for the application.
     pub(super) fn waiting(&self) -> u16 {
         self.waiting
     }
 
-    /// Takes slots for a message of `len` bytes.
+    /// Reserves slots for a message of `len` bytes, and returns the first.
     #[inline(never)]
     pub(super) fn reserve(&mut self, owner: u8, len: u32) -> Result<u16, NoRoom> {
         let bytes = usize::try_from(len).unwrap_or(usize::MAX);
@@ -163,14 +167,14 @@ impl<'a> InFlight<'a> {
         Ok(first as u16)
     }
 
-    /// Adds a piece of the message, `at` bytes from its start.
+    /// Stores a piece of the message, `at` bytes from its start.
     pub(super) fn fill(&mut self, slot: u16, at: u32, data: &[u8]) {
         let start = self.start(slot.into()).wrapping_add(at as usize).min(self.ring.len());
         copy(self.ring.get_mut(start..).unwrap_or_default(), data);
     }
 
-    /// The message is whole. Says whether nsqd has taken an earlier delivery of it back: then what
-    /// is still here of that does not count any more.
+    /// Records that the message is complete. Returns whether an earlier delivery of the message was
+    /// still in flight here, which nsqd has requeued.
     pub(super) fn arrived(&mut self, at: u16, due: Instant, end: Instant) -> bool {
         let superseded = self.supersede(at.into());
         if let Some(slot) = self.get_mut(at.into()) {
@@ -182,11 +186,11 @@ impl<'a> InFlight<'a> {
         superseded
     }
 
-    /// Gives up an earlier delivery of a message on the same connection. Its answer would be taken
-    /// for that of the new one.
+    /// Gives up an earlier delivery of the message on the same connection, whose answer nsqd would
+    /// take for the answer to the new delivery.
     #[inline(never)]
     fn supersede(&mut self, new: usize) -> bool {
-        // What nearly every message is: delivered for the first time.
+        // The usual case: the first delivery.
         if self.attempts(new) < 2 {
             return false;
         }
@@ -200,7 +204,7 @@ impl<'a> InFlight<'a> {
         old.is_some()
     }
 
-    /// nsqd has taken a message in flight back.
+    /// Records that nsqd has requeued a message in flight.
     fn give_up(&mut self, at: usize) {
         let Some(slot) = self.get_mut(at) else { return };
         if slot.state == SlotState::Taken {
@@ -210,7 +214,7 @@ impl<'a> InFlight<'a> {
         }
     }
 
-    /// The next message for the application.
+    /// Returns the next message for the application.
     pub(super) fn take(&mut self) -> Option<Token> {
         if self.waiting == 0 {
             return None;
@@ -223,7 +227,7 @@ impl<'a> InFlight<'a> {
         Some(Token { slot: at as u16, serial: slot.serial })
     }
 
-    /// The message that the application has, head and body.
+    /// Returns a message that the application has, head and body.
     pub(super) fn message(&self, token: Token) -> Option<&[u8]> {
         let slot = self.slots.get(usize::from(token.slot))?;
         let has = matches!(slot.state, SlotState::Taken | SlotState::Lost | SlotState::Recalled);
@@ -234,12 +238,12 @@ impl<'a> InFlight<'a> {
         self.ring.get(start..start.wrapping_add(slot.len as usize))
     }
 
-    /// Whose message it is.
+    /// Returns the connection of a message.
     pub(super) fn owner(&self, token: Token) -> u8 {
         self.slots.get(usize::from(token.slot)).map_or(0, |slot| slot.owner)
     }
 
-    /// The application's answer.
+    /// Records the application's answer.
     pub(super) fn answer(&mut self, token: Token, answer: Answer) -> Result<(), AnswerError> {
         let Some(slot) = self.get_mut(token.slot.into()) else { return Err(AnswerError::Unknown) };
         if slot.serial != token.serial {
@@ -274,7 +278,8 @@ impl<'a> InFlight<'a> {
         Ok(())
     }
 
-    /// Requeues, at once, what connection `owner` has delivered: all of it, or what nobody took.
+    /// Requeues the messages of connection `owner` without a delay: those that the application has
+    /// not taken, and with `taken` the others too.
     pub(super) fn recall(&mut self, owner: u8, taken: bool) {
         for at in 0..self.slots.len() {
             let Some(slot) = self.get_mut(at).filter(|slot| slot.owner == owner) else { continue };
@@ -297,9 +302,9 @@ impl<'a> InFlight<'a> {
         }
     }
 
-    /// The next thing to tell the nsqd of connection `owner`, and of which message: its id is in place
-    /// until another one comes.
-    // Apart: it needs all registers.
+    /// Returns the next answer for the nsqd of connection `owner`, and its slot, in which the id of
+    /// the message stays until another message arrives.
+    // Not inlined, because the function needs all registers.
     #[inline(never)]
     pub(super) fn next_answer(&mut self, owner: u8) -> Option<(usize, Answer)> {
         let at = self.find(self.answer, |_, slot| {
@@ -338,7 +343,7 @@ impl<'a> InFlight<'a> {
         Some((at, answer))
     }
 
-    /// Connection `owner` is gone: nsqd takes back what it delivered.
+    /// Removes the messages of connection `owner`, which is closed: nsqd requeues them.
     pub(super) fn forget(&mut self, owner: u8) {
         for at in 0..self.slots.len() {
             let Some(slot) = self.get_mut(at).filter(|slot| slot.owner == owner) else { continue };
@@ -353,8 +358,9 @@ impl<'a> InFlight<'a> {
         }
     }
 
-    /// Touches what is due on connection `owner`, for a time that is not zero, or gives it up: says how many of the latter, and
-    /// when the next is due.
+    /// Handles the messages of connection `owner` that are due: touches each, if `touch` is the
+    /// interval (never zero) and nsqd still allows it, else gives it up. Returns the number of
+    /// messages given up, and when the next message is due.
     pub(super) fn expire(
         &mut self,
         owner: u8,
@@ -386,8 +392,8 @@ impl<'a> InFlight<'a> {
         (expired, next)
     }
 
-    /// The message in slot `at` takes longer: nsqd has it in flight until `due`, or as long as it
-    /// ever does.
+    /// Makes the message in slot `at` due at `due`, or at the latest time that nsqd allows if that
+    /// is earlier.
     pub(super) fn prolong(&mut self, at: usize, due: Instant) {
         if let Some(slot) = self.get_mut(at) {
             slot.due = due.min(slot.end);
@@ -413,25 +419,25 @@ impl<'a> InFlight<'a> {
         self.waiting = self.waiting.wrapping_sub(waited.into());
     }
 
-    /// The slots of one message are all in a state.
+    /// Sets the state of all slots of a message.
     fn mark(&mut self, at: usize, span: usize, state: SlotState) {
         for slot in self.slots.iter_mut().skip(at).take(span) {
             slot.state = state;
         }
     }
 
-    /// How often the message was delivered.
+    /// Returns the number of deliveries of the message.
     pub(super) fn attempts(&self, at: usize) -> u16 {
         let Some([_, _, _, _, _, _, _, _, high, low, ..]) = self.head(at) else { return 0 };
         u16::from_be_bytes([*high, *low])
     }
 
-    /// Its id.
+    /// Returns the id of the message.
     pub(super) fn id(&self, at: usize) -> Option<&[u8; 16]> {
         self.head(at)?.last_chunk()
     }
 
-    /// What stands before its body.
+    /// Returns the head of the message, which precedes the body.
     #[inline(never)]
     fn head(&self, at: usize) -> Option<&[u8; MessageHead::LEN]> {
         self.ring.get(self.start(at)..)?.first_chunk()
@@ -445,7 +451,7 @@ impl<'a> InFlight<'a> {
         self.slots.get_mut(at)
     }
 
-    /// The first slot from `start` on, round the end, of which `is` holds.
+    /// Returns the first slot from `start` on, wrapping at the end, for which `is` holds.
     fn find(&self, start: u16, is: impl Fn(usize, &Slot) -> bool) -> Option<usize> {
         let mut at = usize::from(start);
         for _ in 0..self.slots.len() {
@@ -460,8 +466,8 @@ impl<'a> InFlight<'a> {
         None
     }
 
-    /// The first `span` free slots in a row behind the message that came last, else from the first
-    /// slot on.
+    /// Returns the first of `span` adjacent free slots: the first such run behind the newest
+    /// message, else from the first slot on.
     fn run(&self, span: usize) -> Option<usize> {
         let len = self.slots.len();
         let mut free = 0usize;

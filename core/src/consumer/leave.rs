@@ -1,8 +1,8 @@
-//! How a consumer leaves an nsqd: CLS, the answers of the messages in flight, then the close.
+//! Leaving an nsqd: CLS, the answers to the messages in flight, then the close.
 //!
 //! Most consumers never leave an nsqd: they have a connection for each and run for ever. So all of
-//! this is one function behind a pointer, which is set only by what may need it: what is not used
-//! is not linked.
+//! this is one function behind a pointer, which is set only where it may be needed, and otherwise
+//! not linked.
 
 use super::Shared;
 use super::connection::{Cls, ConnectionSession, Timer};
@@ -10,10 +10,10 @@ use super::rdy::SETTLE;
 use crate::session::{Closed, Fault, LinkState};
 use crate::wire::nsqd;
 
-/// An event on which a connection may have to be left.
+/// An event that matters to leaving a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Moment {
-    /// The slot is for another nsqd now, or for none.
+pub(super) enum LeaveEvent {
+    /// The slot was assigned to another nsqd or to none.
     Unassigned,
     /// A message arrived.
     Arrived,
@@ -27,26 +27,26 @@ pub(super) enum Moment {
     Late,
 }
 
-/// Handles such an event.
-pub(super) type Leave<'a> = fn(&mut ConnectionSession<'_, 'a>, Moment);
+/// A handler of these events.
+pub(super) type Leave<'a> = fn(&mut ConnectionSession<'_, 'a>, LeaveEvent);
 
 /// The handler of consumers that may leave nsqds.
-fn leave(session: &mut ConnectionSession<'_, '_>, moment: Moment) {
-    match moment {
-        Moment::Unassigned => session.drain(),
-        Moment::Arrived => {
+fn leave(session: &mut ConnectionSession<'_, '_>, event: LeaveEvent) {
+    match event {
+        LeaveEvent::Unassigned => session.drain(),
+        LeaveEvent::Arrived => {
             if session.shared.stopping {
                 session.shared.in_flight.recall(session.id, false);
             }
         }
-        Moment::Room => {
+        LeaveEvent::Room => {
             if session.connection.cls == Cls::Unsent {
                 session.connection.cls = Cls::Sent;
                 session.connection.push(b"CLS", &[], None);
             }
         }
-        Moment::Answered => session.leave_if_done(),
-        Moment::Response => {
+        LeaveEvent::Answered => session.leave_if_done(),
+        LeaveEvent::Response => {
             if session.connection.cls != Cls::Sent
                 || session.connection.text.as_slice() != nsqd::CLOSE_WAIT
             {
@@ -55,10 +55,10 @@ fn leave(session: &mut ConnectionSession<'_, '_>, moment: Moment) {
             session.connection.cls = Cls::Confirmed;
             session.leave_if_done();
         }
-        Moment::Late if session.connection.handshake.state() == LinkState::Leaving => {
+        LeaveEvent::Late if session.connection.handshake.state() == LinkState::Leaving => {
             session.close(Closed::Local);
         }
-        Moment::Late => {
+        LeaveEvent::Late => {
             session.shared.in_flight.recall(session.id, true);
             let leave = session.shared.after(session.shared.config.close_timeout);
             session.connection.handshake.step(LinkState::Leaving, leave);
@@ -81,7 +81,8 @@ impl ConnectionSession<'_, '_> {
         connection.handshake.step(LinkState::Draining, until);
     }
 
-    /// Closes once nothing is in flight any more and nsqd has confirmed that nothing comes.
+    /// Closes the connection once no message is in flight and nsqd has confirmed CLS, or the drain
+    /// timeout has passed.
     fn leave_if_done(&mut self) {
         let left = self.shared.rdy.in_flight(self.id) == 0;
         let done = match self.connection.handshake.state() {
@@ -96,7 +97,7 @@ impl ConnectionSession<'_, '_> {
 }
 
 impl Shared<'_> {
-    /// Connections may be left from now on.
+    /// Enables leaving: links its handler.
     pub(super) fn may_leave(&mut self) {
         self.leave = Some(leave);
     }

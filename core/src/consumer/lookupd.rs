@@ -1,7 +1,7 @@
-//! One nsqlookupd as a consumer sees it: asked over HTTP, one request a connection.
+//! The session of one nsqlookupd: queries over HTTP, one request for each connection.
 //!
-//! The answer is scanned as it arrives, however long it is: each producer is offered to the
-//! discovery as soon as it is whole.
+//! The answer is scanned as it arrives, however long it is. Each producer is offered to the
+//! discovery as soon as it is complete.
 
 use super::discovery::Round;
 use super::unusable::{self, BadProducer, Listed};
@@ -14,19 +14,21 @@ use crate::time::{Backoff, Instant, Span};
 use crate::wire::http::{BadAnswer, emit_get};
 use crate::wire::json::Token;
 
-/// While an nsqd fails and others wait: how long after an answer the next question comes, in the first
-/// lap, and of the usual interval at most how much.
+/// The time from an answer to the next query in the first lap, while an nsqd fails and others wait.
 const SOON: Span = Span::from_millis(500);
+
+/// The maximum of that time is the usual interval, shifted right by this.
 const SOON_SHIFT: u32 = 2;
 
-/// After a failure, ask again after up to this, then up to double, up to the usual interval.
+/// The longest wait after the first failure; doubles with each further failure up to the usual
+/// interval.
 const RETRY: Span = Span::from_secs(1);
 
-/// One nsqlookupd, and what its answer has said so far.
+/// One nsqlookupd and the state of its answer.
 #[derive(Debug)]
 pub(super) struct Lookupd {
     query: LookupdQuery<HOST_MAX>,
-    /// Not to be asked before, however much there is to find out.
+    /// The earliest time of the next query, even if it should be soon.
     paced: Instant,
     producers: Producers,
     round: Round,
@@ -35,15 +37,15 @@ pub(super) struct Lookupd {
 /// Finds producers in the answer's JSON.
 #[derive(Debug)]
 struct Producers {
-    /// What the value that comes next is.
+    /// The meaning of the next value.
     field: Field,
-    /// How deep the list is that is being read; 0 before it.
+    /// The depth of the list of producers while inside it, otherwise 0.
     depth: u8,
-    /// Whether there was one.
+    /// True if the answer has a list of producers, or states that there are none.
     found: bool,
-    /// How many were in it.
+    /// The number of producers so far.
     count: u16,
-    /// How many of them nobody can use.
+    /// The number of unusable producers so far.
     unusable: u16,
     host: heapless::String<HOST_MAX, u8>,
     port: u16,
@@ -61,7 +63,7 @@ enum Field {
 impl Producers {
     const NEW: Self = Self::with(Listed::NOTHING);
 
-    /// All bytes are zero, for storage before its use.
+    /// All bytes are zero, for storage before use.
     const ZERO: Self = Self::with(Listed::ZERO);
 
     const fn with(listed: Listed) -> Self {
@@ -77,7 +79,8 @@ impl Producers {
         }
     }
 
-    /// Takes the next token, `depth` objects and lists deep; says whether a producer is whole.
+    /// Takes the next token, which is `depth` objects and lists deep. Returns whether it completes
+    /// a producer.
     fn take(&mut self, token: Token<'_>, depth: usize) -> bool {
         let list = usize::from(self.depth);
         let inside = list > 0 && depth == list.saturating_add(1);
@@ -85,7 +88,7 @@ impl Producers {
         match token {
             Token::Key(key) if key.truncated() => {}
             Token::Key(key) => match key.as_bytes() {
-                // nsqlookupds before 1.0 have it one deeper.
+                // In nsqlookupds before 1.0 the list is one level deeper.
                 b"producers" if list == 0 && depth <= 2 => self.field = Field::Producers,
                 b"broadcast_address" if inside => self.field = Field::Host,
                 b"tcp_port" if inside => self.field = Field::Port,
@@ -97,7 +100,7 @@ impl Producers {
             }
             Token::ArrayEnd if list > 0 && depth == list => self.depth = 0,
             Token::Null if field == Field::Producers => self.found = true,
-            // It has none.
+            // The nsqlookupd does not know the topic: no producers.
             Token::String(text) if text.as_bytes() == TOPIC_NOT_FOUND => self.found = true,
             Token::String(host) if field == Field::Host => {
                 let whole = host.store_ascii(&mut self.host);
@@ -115,7 +118,7 @@ impl Producers {
         false
     }
 
-    /// The producer just read, if it is one.
+    /// Returns the address of the producer just read, if it is usable.
     fn address(&self) -> Option<Address> {
         match self.listed.host {
             None => Address::new(&self.host, self.port).ok(),
@@ -123,7 +126,7 @@ impl Producers {
         }
     }
 
-    /// The next one begins.
+    /// Begins the next producer.
     fn next(&mut self) {
         self.host.clear();
         self.port = 0;
@@ -132,7 +135,7 @@ impl Producers {
 }
 
 impl Lookupd {
-    /// All bytes are zero, for storage: [`init`](Self::init) makes it usable.
+    /// All bytes are zero, for storage before [`init`](Self::init).
     pub(super) const ZERO: Self = Self {
         query: LookupdQuery::ZERO,
         paced: Instant::ZERO,
@@ -140,7 +143,7 @@ impl Lookupd {
         round: Round::NONE,
     };
 
-    /// Not started; never asked.
+    /// Makes the nsqlookupd usable. It is not queried before [`start`](Self::start).
     pub(super) fn init(&mut self) {
         self.query.init();
         self.paced = Instant::ZERO;
@@ -148,7 +151,7 @@ impl Lookupd {
         self.round = Round::NONE;
     }
 
-    /// Asks from now on, at once: after [`init`](Self::init).
+    /// Begins queries, the first one at once. Call this after [`init`](Self::init).
     pub(super) fn start(&mut self) {
         self.query.start(Instant::ZERO);
     }
@@ -172,7 +175,7 @@ impl Lookupd {
     }
 }
 
-/// An nsqlookupd with what its answers change: the session that asks it.
+/// The session that queries an nsqlookupd, with the state that its answers change.
 ///
 /// Made for each call by [`Consumer::lookupd`](super::Consumer::lookupd); the state is in the
 /// consumer.
@@ -181,12 +184,12 @@ pub struct LookupdSession<'s, 'a> {
     pub(super) lookupd: &'s mut Lookupd,
     pub(super) shared: &'s mut Shared<'a>,
     pub(super) address: &'a Address,
-    /// Its bit.
+    /// The bit of the nsqlookupd.
     pub(super) source: u8,
 }
 
 impl LookupdSession<'_, '_> {
-    /// What came of asking last, if nobody polled it yet.
+    /// Returns the result of the last query, if it was not polled yet.
     pub fn poll_event(&mut self) -> Option<LookupdEvent> {
         if self.lookupd.query.dialed.take_pending_event() == PendingEvent::None {
             return None;
@@ -199,7 +202,7 @@ impl LookupdSession<'_, '_> {
         })
     }
 
-    /// When to do the next thing.
+    /// Returns the time of the next step.
     fn step(&self) -> Instant {
         let step = self.lookupd.query.deadline(!self.shared.stopping);
         let waits = self.lookupd.query.state() == LinkState::Waiting;
@@ -213,8 +216,8 @@ impl LookupdSession<'_, '_> {
         Err(fault)
     }
 
-    /// With another status than 200 it is that: something else than nsqlookupd has pages of its own
-    /// for what it does not find.
+    /// Fails because of a bad answer. A status other than 200 is reported instead of `why`, because
+    /// any other HTTP server has its own pages for errors.
     fn bad(&mut self, now: Instant, why: BadAnswer) -> Result<(), Fault> {
         let why = match self.lookupd.query.http.status() {
             None | Some(200) => why,
@@ -249,7 +252,7 @@ impl LookupdSession<'_, '_> {
         }
     }
 
-    /// The answer is whole.
+    /// Handles a complete answer.
     fn on_answer(&mut self, now: Instant) -> Result<(), Fault> {
         let lookupd = &mut *self.lookupd;
         if let Err(error) = lookupd.query.json.end() {
@@ -266,7 +269,7 @@ impl LookupdSession<'_, '_> {
             self.shared.nsqds.lose(self.source);
             lookupd.round = Round::NONE;
         }
-        self.shared.be_patient();
+        self.shared.set_step_timeout();
         unusable::end(self.shared.unusable, self.source);
         count(&mut self.shared.tally.lookups);
         lookupd.query.close(now, Closed::Local, self.shared.config.close_timeout);
@@ -275,7 +278,7 @@ impl LookupdSession<'_, '_> {
     }
 }
 
-/// What nsqlookupd says, with the status 404, of a topic that is in no nsqd yet.
+/// The answer of nsqlookupd, with status 404, for a topic that no nsqd has yet.
 const TOPIC_NOT_FOUND: &[u8] = b"TOPIC_NOT_FOUND";
 
 impl Session for LookupdSession<'_, '_> {
@@ -373,7 +376,7 @@ impl Session for LookupdSession<'_, '_> {
         let longest = shared.config.lookup_interval.as_millis().max(1);
         let (delay, soon) = if why == Closed::Local {
             lookupd.query.dialed.attempts = Backoff::ONE;
-            // Never longer: that is how long a new nsqd may go unseen.
+            // Never longer than the interval, within which a new nsqd must be found.
             let shortest = longest.wrapping_sub(longest >> 2);
             let delay =
                 shared.jitter.between(Span::from_millis(shortest), Span::from_millis(longest));

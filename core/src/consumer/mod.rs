@@ -1,8 +1,8 @@
 //! Consuming from nsqds: a fixed number of connections, and the messages in flight on them.
 //!
-//! A [`Consumer`] is connected to the nsqds that it is given, to those that its nsqlookupds list,
-//! or both. It asks for as many messages as there is room for, keeps each in the lent ring until
-//! the application has answered it, and brings the answer to the nsqd it came from.
+//! A [`Consumer`] connects to given nsqds, to nsqds that its nsqlookupds list, or to both. It
+//! requests as many messages as there is room for, keeps each in the borrowed ring until the
+//! application has answered it, and sends the answer to the nsqd that delivered the message.
 //!
 //! ```text
 //!             slot         dial           open                answered
@@ -18,42 +18,40 @@
 //!
 //! # The life of a message
 //!
-//! nsqd delivers it, [`Consumer::take`] hands it out, [`Consumer::message`] shows it where it lies,
-//! and [`finish`](Consumer::finish), [`requeue`](Consumer::requeue) or
-//! [`release`](Consumer::release) answers it. nsqd waits for the answer as long as
-//! [`Config::msg_timeout`] says; [`touch`](Consumer::touch), or [`Config::auto_touch`], makes it
-//! wait again. If the connection is lost or the time is up, nsqd delivers the message again, here
-//! or elsewhere, and the answer, when it comes, is dropped and counted: [`AnswerError::Late`].
+//! nsqd delivers a message, the application takes it with [`Consumer::take`], reads it in place
+//! with [`Consumer::message`], and answers it with [`finish`](Consumer::finish),
+//! [`requeue`](Consumer::requeue) or [`release`](Consumer::release). nsqd waits for the answer for
+//! [`Config::msg_timeout`]; [`touch`](Consumer::touch) or [`Config::auto_touch`] restarts that
+//! time. If the connection is lost or the time has passed, nsqd delivers the message again, here or
+//! elsewhere, and a later answer is dropped and counted: [`AnswerError::Late`].
 //!
-//! # Backoff
+//! # RDY and backoff
 //!
-//! The sum of all RDY is never above max_in_flight, nor above what the ring has room for, and what
-//! is taken from one connection is given to another only when nothing of it can come any more:
-//! nsqd confirms no RDY. See the table in [`window`](self#window). A message that comes all the
-//! same and finds no room is requeued at once and counted ([`Counters::no_room`]); the stream goes
-//! on, and heartbeats are answered whatever the application does.
+//! The sum of all RDY never exceeds max_in_flight or the room in the ring. nsqd does not confirm
+//! RDY, so the consumer moves RDY from one connection to another only when no more messages can
+//! arrive because of the old value. A message that arrives without room is requeued at once and
+//! counted ([`Counters::no_room`]). The connection continues, and heartbeats are answered whatever
+//! the application does.
 //!
-//! ## RDY
-//!
-//! | connections | what each gets |
+//! | connections | RDY of each |
 //! |---|---|
-//! | no more than max_in_flight | an equal part, the remainder one by one from the first; what is above one's `max_rdy_count` goes to the others |
-//! | more than max_in_flight | 1, or 0: turns are taken. An idle connection passes its turn on after two intervals ([`Config::redistribute`]), a busy one after six |
-//! | any, after a failure | 0, then 1 on one of them, as nsq's client guide has it: see [`Config::backoff_base`] |
+//! | no more than max_in_flight | an equal part, the remainder one by one from the first; the part above a `max_rdy_count` goes to the others |
+//! | more than max_in_flight | 1, or 0: connections take turns. An idle connection passes its turn on after two intervals ([`Config::redistribute`]), a busy one after six |
+//! | any, after a failure | 0, then 1 on one connection, as in nsq's client guide: see [`Config::backoff_base`] |
 //!
 //! # Bounds
 //!
 //! | what | bound | beyond it |
 //! |---|---|---|
-//! | messages in flight | the storage's `MESSAGES`, [`Config::max_in_flight`] | nsqd is not asked for more |
-//! | a message | ring length / `MESSAGES`, less 26 | takes several slots, if they are free side by side, else it is requeued; see [`TooLarge`] above the whole ring |
+//! | messages in flight | the storage's `MESSAGES`, [`Config::max_in_flight`] | no more are requested |
+//! | body of a message | ring length / `MESSAGES`, less 26 | takes several slots if enough adjacent ones are free, else it is requeued; longer than the whole ring, see [`TooLarge`] |
 //! | connections | the storage's `CONNECTIONS` | the nsqds take turns: [`Config::rotate`]; one whose connection fails makes room at once |
-//! | trying nsqds that fail, while others wait | [`Config::connect_timeout`], at first 1 s; given ones every [`Config::reconnect_base`] / 2, at most [`Config::reconnect_cap`] / 2, doubled with each time round | |
-//! | asking an nsqlookupd, likewise | 0.5 s after its last answer, doubled with each time round up to [`Config::lookup_interval`] / 4 | |
+//! | time to try an nsqd that fails, while others wait | [`Config::connect_timeout`], at first 1 s; given nsqds every [`Config::reconnect_base`] / 2, doubled each time all were tried up to [`Config::reconnect_cap`] / 2 | |
+//! | time between queries to an nsqlookupd meanwhile | 0.5 s, doubled each time all were tried up to [`Config::lookup_interval`] / 4 | |
 //! | nsqds given | 255 | [`ConfigError::Addresses`] |
 //! | nsqlookupds | the [`Discovery`]'s `LOOKUPDS`, at most [`LOOKUPDS_MAX`] | [`ConfigError::Lookupds`] |
 //! | an nsqlookupd's answer | none: it is scanned as it arrives | |
-//! | what is told of producers that nobody can use | as many at a time as nsqlookupds, 40 bytes of each host | counted: [`LookupdStatus::unusable`] |
+//! | unusable producers that are reported | as many at a time as nsqlookupds, 40 bytes of each host | counted: [`LookupdStatus::unusable`] |
 //! | nsqd's error text | 56 bytes | cut off |
 
 mod backoff;
@@ -100,26 +98,26 @@ pub(crate) use storage::Tables;
 
 /// Consumes one channel. See the [module](self).
 ///
-/// RAM: at most 424 bytes beside storage, ring and the borrowed configuration.
+/// RAM: at most 424 bytes, besides the storage, the ring and the configuration.
 #[derive(Debug)]
 pub struct Consumer<'a> {
     connections: &'a mut [Connection],
     lookupds: &'a mut [Lookupd],
     lookupd_addresses: &'a [Address],
-    /// Only [`discover`](Self::discover) sets it: what is not used is not linked.
+    /// Set only by [`discover`](Self::discover), so that unused code is not linked.
     with_lookupd: Option<WithSession<'a>>,
     shared: Shared<'a>,
 }
 
-/// Runs a function on one of a consumer's sessions, if there is such a one.
+/// Runs a function on one of a consumer's sessions, if that index exists.
 type WithSession<'a> = fn(&mut Consumer<'a>, usize, &mut dyn FnMut(&mut dyn Session));
 
 impl<'a> Consumer<'a> {
-    /// A consumer that connects to `nsqds`; none is fine with [`discover`](Self::discover).
+    /// Makes a consumer of `nsqds`, which may be empty with [`discover`](Self::discover).
     ///
-    /// Messages lie in `ring` until they are answered: a part of equal length for each message in
-    /// flight, at least [`SLOT_MIN`] bytes. Make the parts as long as the messages usually are,
-    /// plus 26; longer ones take several.
+    /// `ring` holds the messages until they are answered, in slots of equal length, one for each
+    /// message in flight, at least [`SLOT_MIN`] bytes long. Make a slot as long as a usual body,
+    /// plus 26; a longer message takes several slots.
     pub fn new<const CONNECTIONS: usize, const MESSAGES: usize>(
         config: &'a Config<'a>,
         storage: &'a mut Storage<CONNECTIONS, MESSAGES>,
@@ -127,7 +125,7 @@ impl<'a> Consumer<'a> {
         ring: &'a mut [u8],
     ) -> Result<Self, ConfigError> {
         config.check(CONNECTIONS, nsqds.len(), MESSAGES, ring.len())?;
-        // It may have been another consumer's.
+        // Another consumer may have used the storage before.
         storage.clear();
         let mut consumer = Self::unassigned(config, storage.tables(ring.len()), nsqds, ring);
         consumer.assign_given();
@@ -140,8 +138,9 @@ impl<'a> Consumer<'a> {
         Ok(consumer)
     }
 
-    /// As [`new`](Self::new), of checked settings and new tables. [`slot`](Self::slot) it where it
-    /// lies, and with more nsqds than connections have it [`take_turns`](Self::take_turns).
+    /// As [`new`](Self::new), with checked settings and new tables. Then call
+    /// [`assign_given`](Self::assign_given), and with more nsqds than connections
+    /// [`take_turns`](Self::take_turns).
     #[inline(always)]
     pub(crate) fn unassigned(
         config: &'a Config<'a>,
@@ -161,8 +160,8 @@ impl<'a> Consumer<'a> {
                 given: Round::NONE,
                 offers: Instant::NEVER,
                 paced: Instant::ZERO,
-                patience: config.connect_timeout,
-                rounds: None,
+                step_timeout: config.connect_timeout,
+                reassign: None,
                 leave: None,
                 identify: None,
                 recover: None,
@@ -181,31 +180,30 @@ impl<'a> Consumer<'a> {
         }
     }
 
-    /// Gives the given nsqds their connections.
+    /// Assigns the connections to the given nsqds.
     pub(crate) fn assign_given(&mut self) {
         self.connections.iter_mut().for_each(Connection::set_up);
         self.shared.nsqds.assign_given();
         self.shared.adjust();
     }
 
-    /// IDENTIFY says what most consumers do not.
+    /// Sends IDENTIFY with the optional fields.
     pub(crate) fn send_options(&mut self) {
         self.shared.identify = Some(|config, w| {
             nsqd::emit_identify(w, &config.identify_request(), &config.identify_numbers(), &[])
         });
     }
 
-    /// The given nsqds without a connection are to have their turn. Call it before anything is
-    /// driven.
+    /// Lets the given nsqds take turns on the connections. Call this before any session is driven.
     pub(crate) fn take_turns(&mut self) {
         self.shared.may_leave();
-        self.shared.rounds = Some(Shared::look_round);
+        self.shared.reassign = Some(Shared::reassign_if_due);
         self.shared.offers = Instant::ZERO;
         self.shared.offer_and_leave();
     }
 
-    /// Asks these nsqlookupds as well, at their HTTP ports (4161), and connects to what they list.
-    /// Call it once, before anything is driven.
+    /// Queries these nsqlookupds, at their HTTP ports (4161), and connects to the nsqds that they
+    /// list. Call this once, before any session is driven.
     pub fn discover<const LOOKUPDS: usize, const NSQDS: usize>(
         &mut self,
         discovery: &'a mut Discovery<LOOKUPDS, NSQDS>,
@@ -226,7 +224,7 @@ impl<'a> Consumer<'a> {
         });
         self.shared.nsqds.find_into(found);
         self.shared.may_leave();
-        self.shared.rounds = Some(Shared::look_round);
+        self.shared.reassign = Some(Shared::reassign_if_due);
         self.lookupds.iter_mut().for_each(Lookupd::init);
         for (lookupd, _) in self.lookupds.iter_mut().zip(lookupds) {
             lookupd.start();
@@ -234,23 +232,23 @@ impl<'a> Consumer<'a> {
         Ok(())
     }
 
-    /// How many connections to nsqds there are, used or not.
+    /// Returns the number of connections to nsqds, used or not.
     pub fn connections(&self) -> usize {
         self.connections.len()
     }
 
-    /// How many nsqlookupds are asked.
+    /// Returns the number of nsqlookupds.
     pub fn lookupds(&self) -> usize {
         self.lookupd_addresses.len()
     }
 
-    /// The session of connection `index`, below [`connections`](Self::connections).
+    /// Returns the session of connection `index`, below [`connections`](Self::connections).
     pub fn connection(&mut self, index: usize) -> Option<ConnectionSession<'_, 'a>> {
         let connection = self.connections.get_mut(index)?;
         Some(ConnectionSession { connection, shared: &mut self.shared, id: index as u8 })
     }
 
-    /// The session of nsqlookupd `index`, below [`lookupds`](Self::lookupds).
+    /// Returns the session of nsqlookupd `index`, below [`lookupds`](Self::lookupds).
     pub fn lookupd(&mut self, index: usize) -> Option<LookupdSession<'_, 'a>> {
         let address = self.lookupd_addresses.get(index)?;
         let lookupd = self.lookupds.get_mut(index)?;
@@ -258,7 +256,7 @@ impl<'a> Consumer<'a> {
         Some(LookupdSession { lookupd, shared: &mut self.shared, address, source })
     }
 
-    /// Runs `f` on a session: those of the connections, then those of nsqlookupds.
+    /// Runs `f` on a session: the first indices are connections, the next ones nsqlookupds.
     #[cfg(feature = "async")]
     pub(crate) fn with_session(&mut self, index: usize, f: &mut dyn FnMut(&mut dyn Session)) {
         match index.checked_sub(self.connections.len()) {
@@ -275,7 +273,7 @@ impl<'a> Consumer<'a> {
         }
     }
 
-    /// Hands out the next message. It is to be answered before its time is up.
+    /// Returns the next message, which the application should answer before its timeout.
     pub fn take(&mut self, now: Instant) -> Option<Delivery> {
         let shared = &mut self.shared;
         shared.now = now;
@@ -293,18 +291,18 @@ impl<'a> Consumer<'a> {
         }
     }
 
-    /// The message, where it lies, until it is answered.
+    /// Returns the message, in place. `None` once it is answered.
     pub fn message(&self, token: Token) -> Option<Message<'_>> {
         Message::parse(self.shared.in_flight.message(token)?)
     }
 
-    /// Its body alone.
+    /// Returns only the body of the message.
     #[cfg(feature = "async")]
     pub(crate) fn body(&self, token: Token) -> Option<&[u8]> {
         self.shared.in_flight.message(token)?.get(MessageHead::LEN..)
     }
 
-    /// The message is done (FIN). While backing off, that is a success.
+    /// Finishes the message (FIN). During backoff, this counts as a success.
     #[inline(never)]
     pub fn finish(&mut self, now: Instant, token: Token) -> Result<(), AnswerError> {
         let shared = &mut self.shared;
@@ -315,9 +313,9 @@ impl<'a> Consumer<'a> {
         Ok(())
     }
 
-    /// The message failed (REQ): it comes again after `delay`, or one that grows with its attempts
-    /// ([`Config::requeue_base`]); nsqd waits one hour at most. Backs off
-    /// ([`Config::backoff_base`]).
+    /// Requeues the message (REQ) after a failure, which begins backoff ([`Config::backoff_base`]).
+    /// nsqd delivers the message again after `delay`, by default a delay that grows with the
+    /// attempts ([`Config::requeue_base`]), one hour at most.
     pub fn requeue(
         &mut self,
         now: Instant,
@@ -334,7 +332,7 @@ impl<'a> Consumer<'a> {
         Ok(())
     }
 
-    /// As [`requeue`](Self::requeue), but it is not the message's fault: does not back off.
+    /// As [`requeue`](Self::requeue), without a failure: does not begin backoff.
     pub fn release(
         &mut self,
         now: Instant,
@@ -355,8 +353,8 @@ impl<'a> Consumer<'a> {
         Ok(())
     }
 
-    /// The message takes longer (TOUCH): nsqd waits anew, but never longer than its
-    /// `--max-msg-timeout` in all.
+    /// Restarts the timeout of the message at nsqd (TOUCH), up to nsqd's `--max-msg-timeout` in
+    /// total.
     pub fn touch(&mut self, now: Instant, token: Token) -> Result<(), AnswerError> {
         self.shared.now = now;
         self.shared.answer(token, Answer::Touch)?;
@@ -368,7 +366,7 @@ impl<'a> Consumer<'a> {
         Ok(())
     }
 
-    /// Asks for no more messages; what is in flight goes on.
+    /// Requests no more messages. Messages in flight are not affected.
     pub fn pause(&mut self, now: Instant) {
         self.shared.now = now;
         self.shared.backoff.set_paused(true);
@@ -376,7 +374,7 @@ impl<'a> Consumer<'a> {
         self.shared.changed();
     }
 
-    /// Asks for messages again.
+    /// Requests messages again.
     pub fn resume(&mut self, now: Instant) {
         self.shared.now = now;
         self.shared.backoff.set_paused(false);
@@ -384,12 +382,12 @@ impl<'a> Consumer<'a> {
         self.shared.changed();
     }
 
-    /// Whether [`pause`](Self::pause) was called last.
+    /// Returns whether the consumer is [paused](Self::pause).
     pub fn is_paused(&self) -> bool {
         self.shared.backoff.is_paused()
     }
 
-    /// Another [`Config::max_in_flight`] from now on.
+    /// Replaces [`Config::max_in_flight`].
     pub fn set_max_in_flight(&mut self, now: Instant, max: u16) {
         self.shared.now = now;
         self.shared.backoff.set_max(max);
@@ -397,9 +395,9 @@ impl<'a> Consumer<'a> {
         self.shared.changed();
     }
 
-    /// Leaves all nsqds for good. Requeues what nobody took; what the application has, it may
-    /// answer for [`Config::drain_timeout`], then that is requeued as well. Over when
-    /// [`is_stopped`](Self::is_stopped).
+    /// Leaves all nsqds for good. Requeues the messages that the application has not taken; the
+    /// application may answer the others for [`Config::drain_timeout`], then they are requeued too.
+    /// Complete when [`is_stopped`](Self::is_stopped).
     pub fn stop(&mut self) {
         let shared = &mut self.shared;
         shared.stopping = true;
@@ -410,7 +408,7 @@ impl<'a> Consumer<'a> {
         shared.changed();
     }
 
-    /// Whether no connection is left after [`stop`](Self::stop).
+    /// Returns whether all connections are closed after [`stop`](Self::stop).
     pub fn is_stopped(&self) -> bool {
         let asking = |lookupd: &Lookupd| lookupd.is_busy();
         let unused = |connection: &Connection| connection.state() == LinkState::Idle;
@@ -419,50 +417,51 @@ impl<'a> Consumer<'a> {
             && !self.lookupds.iter().any(asking)
     }
 
-    /// What is known of connection `index`, below [`connections`](Self::connections).
+    /// Returns the status of connection `index`, below [`connections`](Self::connections).
     pub fn status(&self, index: usize) -> Option<ConnectionStatus<'_>> {
         Some(self.connections.get(index)?.status(&self.shared, index as u8))
     }
 
-    /// What is known of nsqlookupd `index`, below [`lookupds`](Self::lookupds).
+    /// Returns the status of nsqlookupd `index`, below [`lookupds`](Self::lookupds).
     pub fn lookupd_status(&self, index: usize) -> Option<LookupdStatus> {
         Some(self.lookupds.get(index)?.status())
     }
 
-    /// A producer that nobody can use, of an [`Event::Unusable`].
+    /// Returns the producer of an [`Event::Unusable`].
     pub fn unusable(&self, index: usize) -> Option<Unusable<'_>> {
         self.shared.unusable.get(index)?.shown()
     }
 
-    /// What happened so far.
+    /// Returns the consumer's counters.
     pub fn counters(&self) -> Counters {
         *self.shared.tally
     }
 
-    /// How many nsqds, as far as is known, wait for a connection to be free: the most that one
-    /// source lists.
+    /// Returns the number of known nsqds that wait for a connection: the largest number of any
+    /// source.
     pub fn unserved(&self) -> u16 {
         let given = self.shared.given.unserved;
         self.lookupds.iter().map(Lookupd::unserved).fold(given, u16::max)
     }
 
-    /// How many messages wait to be taken.
+    /// Returns the number of messages that wait to be taken.
     pub fn waiting(&self) -> usize {
         self.shared.in_flight.waiting().into()
     }
 
-    /// Whether nsqd may be waiting for answers: most of what it may deliver is in flight (85
-    /// percent on some connection). Who collects messages into a batch should not wait for more.
+    /// Returns whether at least 85 percent of RDY are in flight on any connection: nsqd may be
+    /// waiting for answers, so an application that collects a batch should not wait for more
+    /// messages.
     pub fn is_starved(&self) -> bool {
         self.shared.rdy.is_starved()
     }
 
-    /// Whether fewer messages than max_in_flight are asked for, after failures.
+    /// Returns whether RDY is reduced after failures.
     pub fn is_backing_off(&self) -> bool {
         !self.shared.backoff.is_open()
     }
 
-    /// The next thing to tell; call until `None`.
+    /// Returns the next event; call this until `None`.
     pub fn poll_event(&mut self) -> Option<Event> {
         if let Some((id, attempts)) = self.given_up() {
             return Some(Event::GivenUp { id, attempts });
@@ -482,15 +481,15 @@ impl<'a> Consumer<'a> {
         Some(Event::Unusable { index })
     }
 
-    /// The newest message that was finished since it had been delivered too often, and how often,
-    /// if nobody asked yet; [`Counters::given_up`] counts them all.
+    /// Takes the newest message that was finished after too many deliveries, and their number.
+    /// [`Counters::given_up`] counts all such messages.
     fn given_up(&mut self) -> Option<(MessageId, u16)> {
         self.shared.given_up.take()
     }
 
-    /// Changes when a connection comes or goes, a message arrives, or an answer, a failure or the
-    /// time gives another connection something to write: whether it is worth asking again. Wake
-    /// the driver of every session then.
+    /// Returns a number that changes when a connection opens or closes, a message arrives, or an
+    /// answer, a failure or a deadline gives another connection something to write. Wake the driver
+    /// of every session after a change.
     pub fn version(&self) -> u32 {
         self.shared.version
     }

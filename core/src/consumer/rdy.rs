@@ -1,43 +1,45 @@
-//! RDY: how max_in_flight is spread over the connections.
+//! RDY: the distribution of max_in_flight over the connections.
 //!
-//! RDY is a window, not a credit: nsqd delivers while fewer messages than that are in flight, and
-//! takes a new value whenever it comes. It confirms none. So a connection is *committed* to the
-//! most that it may have in flight: its RDY, what is in flight, and for [`SETTLE`] after RDY was
-//! lowered the old value, since messages may be on their way. The sum of that never passes the
-//! limit: a connection is lowered at once and raised only by what is not committed elsewhere.
+//! RDY is a window, not a credit: nsqd delivers while fewer than RDY messages are in flight, and
+//! applies a new value when it arrives, without a confirmation. So a connection is *committed* to
+//! the largest number of messages that it may have in flight: the maximum of its RDY, its messages
+//! in flight, and for [`SETTLE`] after RDY was lowered the old value, because messages may still be
+//! on their way. The sum of these never exceeds the limit: RDY of a connection is lowered at once,
+//! and raised only by what is not committed to others.
 //!
-//! | connections | what each gets |
+//! | connections | RDY of each |
 //! |---|---|
-//! | no more than the limit | an equal part, the remainder one by one from the first; what one cannot take (`max_rdy_count`) goes to the others |
-//! | more than the limit | 1, or 0: turns are taken. An idle connection passes its turn on after [`QUIET_TURNS`] intervals, a busy one after [`BUSY_TURNS`] |
+//! | no more than the limit | an equal part, the remainder one by one from the first; the part above a `max_rdy_count` goes to the others |
+//! | more than the limit | 1, or 0: connections take turns. An idle connection passes its turn on after [`QUIET_TURNS`] intervals, a busy one after [`BUSY_TURNS`] |
 
 #[cfg(test)]
 mod tests;
 
 use crate::time::Span;
 
-/// How long after RDY was lowered messages may still come as if it were not.
+/// The time after RDY was lowered in which messages may still arrive because of the old value.
 pub(super) const SETTLE: Span = Span::from_secs(1);
 
-/// For how many intervals a connection without messages keeps its turn.
+/// The number of intervals for which a connection without messages keeps its turn.
 const QUIET_TURNS: u16 = 2;
 
-/// For how many intervals a connection with messages keeps its turn.
+/// The number of intervals for which a connection with messages keeps its turn.
 const BUSY_TURNS: u16 = 6;
 
-/// The part that one connection has of max_in_flight.
+/// The share of one connection in max_in_flight.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Share {
     /// The RDY that was announced to nsqd last.
     rdy: u16,
-    /// A larger RDY by which nsqd may still deliver.
+    /// An older, larger RDY by which nsqd may still deliver.
     held: u16,
-    /// The RDY that is to be announced.
+    /// The RDY that should be announced.
     target: u16,
     /// Messages delivered and not answered.
     in_flight: u16,
-    /// The server's `max_rdy_count`; 0 if the connection takes no part.
-    // 32 bits, which makes it 16 bytes: of others, the compiler counts them by a division.
+    /// The `max_rdy_count` of nsqd; 0 if the connection takes no part.
+    // 32 bits, so that a share has 16 bytes: with another size the compiler divides to count
+    // shares.
     cap: u32,
     /// Intervals since the last message.
     quiet: u16,
@@ -61,8 +63,8 @@ impl Share {
         self.target > 0 && self.rdy > 0
     }
 
-    /// For how many intervals the turn has been overdue, 0 if it is not. An idle connection ranks
-    /// above a busy one, whichever is overdue for longer.
+    /// Returns a rank for passing the turn on, 0 if the turn is not over: the number of intervals
+    /// of the turn, or for an idle connection a higher rank by its idle intervals.
     fn age(&self) -> u16 {
         if self.quiet >= QUIET_TURNS {
             self.quiet | 1 << 15
@@ -74,23 +76,22 @@ impl Share {
     }
 }
 
-/// max_in_flight and the parts of it that connections have.
+/// The limit and the shares of the connections in it.
 #[derive(Debug)]
 pub(super) struct RdyTable<'a> {
     shares: &'a mut [Share],
     limit: u16,
-    /// The connection from which on the next turn is given.
+    /// The connection at which the search for the next turn begins.
     cursor: u8,
 }
 
 impl<'a> RdyTable<'a> {
-    /// Without a limit, so that nothing is given yet. At most 255 shares, all of them [`Share::NONE`].
+    /// Makes a table with a limit of 0. `shares` are at most 255, all of them [`Share::NONE`].
     pub(super) fn new(shares: &'a mut [Share]) -> Self {
         Self { shares, limit: 0, cursor: 0 }
     }
 
-    /// A connection takes part from now on, with an RDY of 0: it is new, or has
-    /// [left](Self::leave).
+    /// Adds a connection, whose RDY is 0: it is new or has [left](Self::leave).
     pub(super) fn join(&mut self, id: u8, cap: u32) {
         if let Some(share) = self.get(id) {
             share.cap = cap.min(RDY_MAX);
@@ -98,7 +99,7 @@ impl<'a> RdyTable<'a> {
         self.spread();
     }
 
-    /// A connection is gone, and with it what it was committed to.
+    /// Removes a connection that is closed; nothing is committed to it any more.
     pub(super) fn leave(&mut self, id: u8) {
         if let Some(share) = self.get(id) {
             *share = Share::NONE;
@@ -106,19 +107,19 @@ impl<'a> RdyTable<'a> {
         self.spread();
     }
 
-    /// A connection gets nothing more; its messages in flight stay so.
+    /// Gives a connection no more messages; those in flight stay in flight.
     pub(super) fn retire(&mut self, id: u8) {
         if let Some(share) = self.get(id) {
             share.cap = 0;
             share.target = 0;
-            // nsqd delivers nothing after CLS, but for what is on its way.
+            // After CLS nsqd delivers no more messages, but some may be on their way.
             share.held = share.committed();
             share.rdy = 0;
         }
         self.spread();
     }
 
-    /// Sets how many messages may be in flight on all connections together.
+    /// Sets the number of messages that may be in flight on all connections together.
     pub(super) fn set_limit(&mut self, limit: u16) {
         if self.limit != limit {
             self.limit = limit;
@@ -126,7 +127,7 @@ impl<'a> RdyTable<'a> {
         }
     }
 
-    /// The RDY to announce to nsqd now, if it differs from the last.
+    /// Returns the RDY to announce to nsqd now, if it differs from the last.
     pub(super) fn next(&self, id: u8) -> Option<u16> {
         let share = self.shares.get(usize::from(id))?;
         if share.target <= share.rdy {
@@ -142,8 +143,8 @@ impl<'a> RdyTable<'a> {
         (rdy > share.rdy).then_some(rdy)
     }
 
-    /// `rdy` is announced to nsqd. Returns whether nsqd may still deliver by the RDY before for
-    /// [`SETTLE`].
+    /// Records that `rdy` is announced to nsqd. Returns whether RDY was lowered, so that the caller
+    /// must [`settle`](Self::settle) after [`SETTLE`].
     pub(super) fn announced(&mut self, id: u8, rdy: u16) -> bool {
         let Some(share) = self.get(id) else { return false };
         let lowered = rdy < share.rdy;
@@ -154,7 +155,7 @@ impl<'a> RdyTable<'a> {
         lowered
     }
 
-    /// What was on its way has come.
+    /// Ends the time in which messages may arrive because of an older RDY.
     pub(super) fn settle(&mut self, id: u8) {
         if let Some(share) = self.get(id) {
             share.held = 0;
@@ -168,47 +169,46 @@ impl<'a> RdyTable<'a> {
         }
     }
 
-    /// Answered, or no longer in flight for another reason.
+    /// Records that messages are no longer in flight: answered, or requeued by nsqd.
     pub(super) fn answered(&mut self, id: u8, messages: u16) {
         if let Some(share) = self.get(id) {
             share.in_flight = share.in_flight.saturating_sub(messages);
         }
     }
 
-    /// Messages in flight on a connection.
+    /// Returns the number of messages in flight on a connection.
     pub(super) fn in_flight(&self, id: u8) -> u16 {
         self.shares.get(usize::from(id)).map_or(0, |share| share.in_flight)
     }
 
-    /// The RDY that was announced to nsqd last.
+    /// Returns the RDY that was announced to nsqd last.
     pub(super) fn rdy(&self, id: u8) -> u16 {
         self.shares.get(usize::from(id)).map_or(0, |share| share.rdy)
     }
 
-    /// Whether a connection waits for what others are committed to.
+    /// Returns whether a connection's RDY is below its target.
     pub(super) fn is_short(&self) -> bool {
         self.shares.iter().any(|share| share.target > share.rdy)
     }
 
-    /// Whether turns have to be taken.
+    /// Returns whether the connections must take turns.
     pub(super) fn takes_turns(&self) -> bool {
         self.limit > 0 && self.live() > self.limit
     }
 
-    /// Whether the messages in flight are most of what nsqd may deliver, somewhere: it may be
-    /// waiting for answers, so who collects a batch should not wait for more.
+    /// Returns whether most of RDY is in flight on any connection: nsqd may be waiting for answers.
     pub(super) fn is_starved(&self) -> bool {
         self.shares.iter().any(|share| {
-            // 85 percent, as go-nsq.
+            // 85 percent, as in go-nsq.
             share.rdy > 0
                 && u32::from(share.in_flight).saturating_mul(20)
                     >= u32::from(share.rdy).saturating_mul(17)
         })
     }
 
-    /// An interval is over: who has had its turn passes it on.
+    /// Ends an interval: connections whose turn is over pass it on.
     #[inline(never)]
-    pub(super) fn turn(&mut self) {
+    pub(super) fn redistribute(&mut self) {
         if !self.takes_turns() {
             return;
         }
@@ -220,18 +220,18 @@ impl<'a> RdyTable<'a> {
             over = over.wrapping_add((share.age() > 0).into());
         }
         if self.is_short() {
-            // Who was given a turn last does not have it yet; with two it would be the first that
-            // gets it, not the one that waits longest.
+            // The RDY of an earlier turn is not announced yet. With two such connections, the first
+            // to be polled would get the RDY, not the one that has waited for longest.
             return;
         }
-        // As many as wait, before any of them is one that just had its turn.
+        // Give all new turns before any turn is taken away, so that none returns at once.
         let waiting = self.live().saturating_sub(self.limit);
         let pass = over.min(waiting);
         for _ in 0..pass {
             self.give_turn();
         }
         for _ in 0..pass {
-            // By hand: less code than `max_by_key`.
+            // Less code than `max_by_key`.
             let (mut oldest, mut age) = (None, 0);
             for share in self.shares.iter_mut() {
                 if share.has_turn() && share.age() >= age {
@@ -253,7 +253,7 @@ impl<'a> RdyTable<'a> {
         self.shares.iter().filter(|share| share.is_live()).count() as u16
     }
 
-    /// Gives the next waiting connection its turn; says whether there was one.
+    /// Gives the next waiting connection its turn. Returns false if no connection waits.
     fn give_turn(&mut self) -> bool {
         for _ in 0..self.shares.len() {
             if usize::from(self.cursor) >= self.shares.len() {
@@ -274,11 +274,11 @@ impl<'a> RdyTable<'a> {
         false
     }
 
-    /// Decides anew which RDY each connection is to have.
+    /// Computes the target of each connection.
     fn spread(&mut self) {
         let mut left = self.limit;
         if self.live() > left {
-            // Who has one keeps it.
+            // A connection that has a turn keeps it.
             for share in self.shares.iter_mut() {
                 let keeps = share.target > 0 && left > 0;
                 left = left.wrapping_sub(keeps.into());
@@ -289,8 +289,8 @@ impl<'a> RdyTable<'a> {
             }
             return;
         }
-        // All get the same, as far as each can take it: as much as goes round. Bit by bit, without a
-        // division: a core without a divider would link a function for it.
+        // The largest equal part, limited by each cap, whose sum is within the limit. Found bit by
+        // bit: a core without a divider would have to link a division function.
         let limit = u32::from(left);
         let mut part = 0;
         for bit in (0..16).rev() {
@@ -299,7 +299,7 @@ impl<'a> RdyTable<'a> {
                 part = more;
             }
         }
-        // What is left goes to the first of those that can take more.
+        // The remainder goes to the first connections below their cap.
         let mut left = limit.wrapping_sub(self.sum(part));
         for share in self.shares.iter_mut() {
             let more = u32::from(left > 0 && share.cap > part);
@@ -308,7 +308,7 @@ impl<'a> RdyTable<'a> {
         }
     }
 
-    /// How much all have if each gets `part`, as far as it can take that.
+    /// Returns the sum of the parts, each of which is `part` or the connection's cap if smaller.
     fn sum(&self, part: u32) -> u32 {
         self.shares.iter().fold(0, |sum: u32, share| sum.wrapping_add(share.cap.min(part)))
     }

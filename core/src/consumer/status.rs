@@ -1,170 +1,174 @@
-//! What a consumer tells and counts.
+//! The events, the status and the counters of a consumer.
 
 use super::Token;
 use crate::address::Address;
 use crate::session::{Closed, Fault, LinkState};
 use crate::wire::nsqd::MessageId;
 
-/// The most bytes kept of an error's text.
+/// The maximum number of bytes kept of an error's text.
 pub(super) const DETAIL_MAX: usize = 56;
 
-/// Why a message cannot be answered any more. Nothing is sent; nsqd has queued it again, or will.
+/// The reason why a message can no longer be answered. No answer is sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[non_exhaustive]
 pub enum AnswerError {
-    /// Its connection is gone, or its time was up. Counted in
-    /// [`Counters::late`](super::Counters::late).
+    /// The connection of the message is lost, or its timeout has passed: nsqd requeues it. Counted
+    /// in [`Counters::late`](super::Counters::late).
     Late,
-    /// It was answered before.
+    /// The message was answered before.
     Unknown,
 }
 
-/// A message handed out: to be answered.
+/// A message that the application has taken and must answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Delivery {
-    /// What to call it by.
+    /// Identifies the message.
     pub token: Token,
-    /// It was delivered more than [`Config::max_attempts`](super::Config::max_attempts) times ([`Exhausted::Deliver`](super::Exhausted::Deliver)).
+    /// True if the message was delivered more than
+    /// [`Config::max_attempts`](super::Config::max_attempts) times
+    /// ([`Exhausted::Deliver`](super::Exhausted::Deliver)).
     pub exhausted: bool,
 }
 
-/// A change of a connection. Newer ones replace older ones that nobody polled.
+/// A change of a connection. A newer change replaces an older one that was not polled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[non_exhaustive]
 pub enum ConnectionEvent {
-    /// Subscribed.
+    /// The connection is subscribed.
     Connected,
-    /// The connection is gone or did not come up.
+    /// The connection ended or could not be established.
     Disconnected(Closed),
-    /// The nsqd refused in a way that no repetition cures
+    /// The nsqd refused permanently
     /// ([`Fault::is_permanent`](crate::session::Fault::is_permanent), or SUB with `E_BAD_TOPIC` or
-    /// `E_BAD_CHANNEL`). It is asked again after [`Config::left_out_for`](super::Config::left_out_for).
+    /// `E_BAD_CHANNEL`). It is dialed again after
+    /// [`Config::left_out_for`](super::Config::left_out_for).
     LeftOut(Fault),
 }
 
-/// What the application should know.
+/// An event for the application.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[non_exhaustive]
 pub enum Event {
-    /// A connection to an nsqd came or went; [`Consumer::status`](super::Consumer::status) has the rest.
+    /// A connection to an nsqd opened, closed or failed;
+    /// [`Consumer::status`](super::Consumer::status) has the details.
     Connection {
-        /// The connection, as [`Consumer::connection`](super::Consumer::connection) counts.
+        /// The index of the connection in [`Consumer::connection`](super::Consumer::connection).
         index: usize,
-        /// What happened.
+        /// The change of the connection.
         event: ConnectionEvent,
     },
-    /// An nsqlookupd was asked.
+    /// A query to an nsqlookupd ended.
     Lookupd {
-        /// Which one, in the order of their addresses.
+        /// The index of the nsqlookupd, in the order of the addresses.
         index: usize,
-        /// What came of it.
+        /// The result of the query.
         event: LookupdEvent,
     },
-    /// An nsqlookupd lists a producer that nobody can use; [`Consumer::unusable`](super::Consumer::unusable) has it. Told once as long as
-    /// it is listed, of as many at a time as the [`Discovery`](super::Discovery) has nsqlookupds;
-    /// [`LookupdStatus::unusable`] counts them all. The others of the answer are used.
+    /// An nsqlookupd lists a producer that cannot be used. Reported once while it is listed, for as
+    /// many producers at a time as the [`Discovery`](super::Discovery) has nsqlookupds;
+    /// [`LookupdStatus::unusable`] counts all. The other producers of the answer are used.
     Unusable {
-        /// The nsqlookupd, as [`Consumer::lookupd`](super::Consumer::lookupd) counts.
+        /// The argument of [`Consumer::unusable`](super::Consumer::unusable).
         index: usize,
     },
-    /// A message was finished since it had been delivered too often. Several between two polls are
-    /// one event, of the newest; [`Counters::given_up`] counts them all.
+    /// A message was finished after too many deliveries. Several such messages between two polls
+    /// are one event, of the newest; [`Counters::given_up`] counts all.
     GivenUp {
-        /// Its id.
+        /// The id of the message.
         id: MessageId,
-        /// How often it was delivered.
+        /// The number of deliveries.
         attempts: u16,
     },
 }
 
-/// What is known of a connection.
+/// The status of a connection.
 #[derive(Debug, Clone, Copy)]
 pub struct ConnectionStatus<'s> {
-    /// The nsqd it is for.
+    /// The nsqd of the connection.
     pub address: Option<&'s Address>,
-    /// Where it is.
+    /// The state of the connection.
     pub state: LinkState,
-    /// The RDY that nsqd was told last.
+    /// The RDY that was announced to nsqd last.
     pub rdy: u16,
-    /// Messages delivered and not answered.
+    /// The number of messages delivered and not answered.
     pub in_flight: u16,
-    /// Why the last connection ended or failed; none while it is subscribed.
+    /// The reason why the last connection ended or failed; `None` while subscribed.
     pub last: Option<Closed>,
-    /// nsqd's own words for its last error, cut off at 56 bytes.
+    /// The text of nsqd's last error, cut off at 56 bytes.
     pub detail: &'s str,
 }
 
-/// What came of asking an nsqlookupd. Newer ones replace older ones that nobody polled.
+/// The result of a query to an nsqlookupd. A newer result replaces an older one that was not
+/// polled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[non_exhaustive]
 pub enum LookupdEvent {
-    /// It lists so many producers of the topic.
+    /// The nsqlookupd answered.
     Answered {
-        /// How many; 0 also if it does not know the topic.
+        /// The number of producers of the topic; 0 also if the nsqlookupd does not know the topic.
         producers: u16,
     },
-    /// It was not to be reached, or its answer was of no use. Nothing changed.
+    /// The nsqlookupd could not be reached, or its answer is unusable. Nothing changed.
     Failed(Closed),
 }
 
-/// What is known of an nsqlookupd.
+/// The status of an nsqlookupd.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct LookupdStatus {
-    /// Where it is.
+    /// The state of the connection to it.
     pub state: LinkState,
-    /// How many producers its last answer listed, or the one being read so far.
+    /// The number of producers in its last answer, or so far in the answer being read.
     pub producers: u16,
-    /// How many of them nobody can use: [`Event::Unusable`].
+    /// The number of these producers that cannot be used: [`Event::Unusable`].
     pub unusable: u16,
-    /// How many of them there was no connection for.
+    /// The number of these producers for which there was no connection.
     pub unserved: u16,
-    /// How asking it ended last: [`Closed::Local`] is well.
+    /// The end of the last query; [`Closed::Local`] is success.
     pub last: Option<Closed>,
 }
 
-/// What happened so far. Each stays at its end.
+/// The counters of a consumer. Each saturates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[non_exhaustive]
 pub struct Counters {
-    /// Messages received and kept.
+    /// Messages received and stored.
     pub received: u64,
-    /// Messages that the application finished; those with a late answer not included.
+    /// Messages that the application finished, without late answers.
     pub finished: u64,
-    /// Messages that the application requeued or released; likewise.
+    /// Messages that the application requeued or released, without late answers.
     pub requeued: u64,
-    /// Answers dropped since their connection was gone or their time was up.
+    /// Answers dropped because the connection was lost or the message's timeout had passed.
     pub late: u32,
-    /// Messages whose time was up before they were answered.
+    /// Messages whose timeout passed before they were answered.
     pub timed_out: u32,
     /// TOUCH commands sent.
     pub touched: u32,
-    /// Messages finished since they had been delivered too often.
+    /// Messages finished after too many deliveries.
     pub given_up: u32,
     /// Messages longer than the whole ring, skipped and answered as configured.
     pub too_large: u32,
-    /// Messages skipped since there was no room at the moment, and requeued.
+    /// Messages skipped and requeued because there was no room at that moment.
     pub no_room: u32,
-    /// Of the messages skipped, those that could not be answered at once: nsqd takes them back
-    /// when their time is up.
+    /// Skipped messages that could not be answered at once: nsqd requeues them after their timeout.
     pub unanswered: u32,
-    /// Answers that nsqd refused: it had taken the message back before.
+    /// Answers that nsqd refused because it had requeued the message before.
     pub refused: u32,
     /// Connections that became ready.
     pub connections: u32,
-    /// Dials that failed and connections that broke or were given up.
+    /// Dials that failed, and connections that broke or were closed because of an error.
     pub failures: u32,
     /// Heartbeats of nsqd that were answered.
     pub heartbeats: u32,
-    /// Answers of nsqlookupds that were of use.
+    /// Queries to nsqlookupds that succeeded.
     pub lookups: u32,
-    /// Requests to nsqlookupds that failed, or whose answers were of no use.
+    /// Queries to nsqlookupds that failed or had an unusable answer.
     pub lookups_failed: u32,
 }
 
@@ -192,7 +196,7 @@ impl Counters {
 impl core::fmt::Display for AnswerError {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         f.write_str(match self {
-            Self::Late => "too late: nsqd has taken the message back",
+            Self::Late => "too late: nsqd requeues the message",
             Self::Unknown => "the message was answered before",
         })
     }

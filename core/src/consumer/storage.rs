@@ -8,9 +8,11 @@ use super::rdy::Share;
 use super::{Counters, unusable};
 use crate::address::Address;
 
-/// The tables of a consumer: for so many connections to nsqds and messages in flight.
+/// The tables of a consumer, for `CONNECTIONS` connections to nsqds and `MESSAGES` messages in
+/// flight.
 ///
-/// RAM: at most 288 bytes a connection, 32 a message beside the ring, and the [`Counters`].
+/// RAM: at most 288 bytes for each connection, 32 for each message besides the ring, and the
+/// [`Counters`].
 #[derive(Debug)]
 pub struct Storage<const CONNECTIONS: usize, const MESSAGES: usize> {
     pub(super) connections: [Connection; CONNECTIONS],
@@ -20,10 +22,10 @@ pub struct Storage<const CONNECTIONS: usize, const MESSAGES: usize> {
     pub(super) tally: Counters,
 }
 
-/// The tables of a consumer that asks nsqlookupds: for so many of them, and so many nsqds that
-/// they list. Only the first `NSQDS` connections of the consumer are used for found nsqds.
+/// The tables of a consumer that queries nsqlookupds, for `LOOKUPDS` nsqlookupds and `NSQDS` listed
+/// nsqds. Only the first `NSQDS` connections of the consumer are used for listed nsqds.
 ///
-/// RAM: at most 480 bytes an nsqlookupd and 104 an nsqd.
+/// RAM: at most 480 bytes for each nsqlookupd and 104 for each nsqd.
 #[derive(Debug)]
 pub struct Discovery<const LOOKUPDS: usize, const NSQDS: usize> {
     pub(super) lookupds: [Lookupd; LOOKUPDS],
@@ -32,7 +34,7 @@ pub struct Discovery<const LOOKUPDS: usize, const NSQDS: usize> {
 }
 
 impl<const CONNECTIONS: usize, const MESSAGES: usize> Storage<CONNECTIONS, MESSAGES> {
-    /// Empty; [`Consumer::new`](super::Consumer::new) fills it.
+    /// Returns empty tables for [`Consumer::new`](super::Consumer::new).
     pub const fn new() -> Self {
         Self {
             connections: [const { Connection::NEW }; CONNECTIONS],
@@ -43,7 +45,7 @@ impl<const CONNECTIONS: usize, const MESSAGES: usize> Storage<CONNECTIONS, MESSA
         }
     }
 
-    // One by one: as a whole, it would pass through the stack.
+    // Table by table: a value of the whole would pass through the stack.
     pub(super) fn clear(&mut self) {
         self.connections.fill_with(|| Connection::NEW);
         self.slots.fill(NsqdSlot::EMPTY);
@@ -52,7 +54,8 @@ impl<const CONNECTIONS: usize, const MESSAGES: usize> Storage<CONNECTIONS, MESSA
         self.tally = Counters::NONE;
     }
 
-    /// With a ring of so many bytes, which is usually known when it is compiled: no division then.
+    /// Returns the tables, for a ring of `ring` bytes. Inlined: with a constant length no division
+    /// is linked.
     #[inline]
     pub(crate) fn tables(&mut self, ring: usize) -> Tables<'_> {
         let Self { connections, slots, shares, messages, tally } = self;
@@ -68,7 +71,7 @@ pub(crate) struct Tables<'a> {
     pub(super) shares: &'a mut [Share],
     pub(super) messages: &'a mut [Slot],
     pub(super) tally: &'a mut Counters,
-    /// Bytes of a slot.
+    /// The bytes of a slot in the ring.
     pub(super) unit: usize,
 }
 
@@ -79,7 +82,7 @@ impl<const CONNECTIONS: usize, const MESSAGES: usize> Default for Storage<CONNEC
 }
 
 impl<const LOOKUPDS: usize, const NSQDS: usize> Discovery<LOOKUPDS, NSQDS> {
-    /// Empty; [`Consumer::discover`](super::Consumer::discover) fills it.
+    /// Returns empty tables for [`Consumer::discover`](super::Consumer::discover).
     pub const fn new() -> Self {
         Self {
             lookupds: [const { Lookupd::ZERO }; LOOKUPDS],

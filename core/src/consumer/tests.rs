@@ -1,4 +1,4 @@
-//! A consumer's connections and polls as scenarios: times in milliseconds, bytes as nsqd 1.3.0
+//! Scenarios of a consumer's connections and queries: times in milliseconds, bytes as nsqd 1.3.0
 //! sends them.
 
 mod connections;
@@ -81,7 +81,7 @@ impl<'a> Bench<'a> {
         self
     }
 
-    /// Everything that a connection writes.
+    /// Returns everything that a connection writes.
     fn written(&mut self, index: usize) -> Vec<u8> {
         let now = self.now();
         let mut all = Vec::new();
@@ -139,7 +139,8 @@ impl<'a> Bench<'a> {
         self
     }
 
-    /// Whom connection 0 dials now, if anybody, and is refused; then goes on to its next deadline.
+    /// Connection 0 dials, if that is due, and is refused; then the time advances to its next
+    /// deadline. Returns the dialed address.
     fn dial_in_vain(&mut self) -> Option<String> {
         self.tick();
         let now = self.now();
@@ -153,13 +154,13 @@ impl<'a> Bench<'a> {
         dialed
     }
 
-    /// Dials and goes through the handshake, up to SUB's answer.
+    /// Dials and completes the handshake, including SUB's response.
     #[track_caller]
     fn connect(&mut self, index: usize) -> &mut Self {
         self.connect_with(index, INFO)
     }
 
-    /// As [`connect`](Self::connect), with that answer to IDENTIFY.
+    /// As [`connect`](Self::connect), with `info` as the response to IDENTIFY.
     #[track_caller]
     fn connect_with(&mut self, index: usize, info: &[u8]) -> &mut Self {
         self.dial(index);
@@ -196,7 +197,7 @@ fn addresses<const N: usize>() -> [Address; N] {
     core::array::from_fn(|n| format!("nsqd{n}:4150").parse().unwrap())
 }
 
-/// Runs a scenario with so many connections, nsqds and slots of 64 bytes.
+/// Runs a scenario with `C` connections, `M` slots of 64 bytes and `nsqds` given nsqds.
 fn with<const C: usize, const M: usize>(
     config: &Config<'_>,
     nsqds: usize,
@@ -236,7 +237,7 @@ impl<'a> Bench<'a> {
         self.consumer.lookupd(index).unwrap()
     }
 
-    /// Dials nsqlookupd `index` and gives what is asked.
+    /// Dials nsqlookupd `index` and returns the request.
     #[track_caller]
     fn ask(&mut self, index: usize) -> String {
         let now = self.now();
@@ -254,7 +255,7 @@ impl<'a> Bench<'a> {
         }
     }
 
-    /// Asks nsqlookupd `index` as soon as it is due.
+    /// Queries nsqlookupd `index` as soon as that is due.
     #[track_caller]
     fn ask_when_due(&mut self, index: usize) {
         let due = self.poll(index).deadline().as_micros().div_ceil(1000);
@@ -263,7 +264,7 @@ impl<'a> Bench<'a> {
         self.ask(index);
     }
 
-    /// Asks nsqlookupd `index` as soon as it is due, and answers.
+    /// Queries nsqlookupd `index` as soon as that is due, with `bytes` as the answer.
     #[track_caller]
     fn answer(&mut self, index: usize, bytes: &[u8]) -> Result<(), Fault> {
         self.ask_when_due(index);

@@ -1,9 +1,9 @@
-//! Producers that an nsqlookupd lists and that nobody can connect to: remembered so that each is
-//! told once, and not at every poll.
+//! Listed producers with an unusable address: stored, so that each is reported once and not at
+//! every query.
 //!
 //! The table has as many entries as the [`Discovery`](super::Discovery) has nsqlookupds, for all of
-//! them together. An entry is kept as long as its nsqlookupd lists that producer. Those for which
-//! there is no entry are counted only ([`LookupdStatus::unusable`](super::LookupdStatus::unusable)).
+//! them together. An entry is kept while its nsqlookupd lists the producer. Producers without an
+//! entry are only counted ([`LookupdStatus::unusable`](super::LookupdStatus::unusable)).
 
 use core::fmt;
 
@@ -11,24 +11,24 @@ use heapless::String;
 
 use crate::wire::json::{Number, Text};
 
-/// The most bytes kept of a host that cannot be used.
+/// The maximum number of bytes kept of an unusable host.
 pub(super) const HOST_SHOWN: usize = 40;
 
-/// What is wrong with a producer that an nsqlookupd lists.
+/// The error in a producer that an nsqlookupd lists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[non_exhaustive]
 pub enum BadProducer {
-    /// `broadcast_address` is missing, empty, or no text.
+    /// `broadcast_address` is missing, empty, or not a string.
     NoHost,
-    /// `broadcast_address` is no host: white space, a control character, a bracket, `/`, or
-    /// something that is not ASCII.
+    /// `broadcast_address` is not a host: it contains white space, a control character, a bracket,
+    /// `/`, or a character that is not ASCII.
     BadHost,
     /// `broadcast_address` has more than [`HOST_MAX`](crate::address::HOST_MAX) bytes.
     HostTooLong,
     /// `tcp_port` is missing.
     NoPort,
-    /// `tcp_port` is no number from 1 to 65535.
+    /// `tcp_port` is not a number from 1 to 65535.
     BadPort,
 }
 
@@ -49,24 +49,24 @@ impl core::error::Error for BadProducer {}
 /// A producer that cannot be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Unusable<'s> {
-    /// The nsqlookupd that lists it, in the order of their addresses.
+    /// The index of the nsqlookupd that lists the producer, in the order of the addresses.
     pub lookupd: usize,
-    /// `broadcast_address`, cut off at 40 bytes; `?` for what cannot be shown.
+    /// `broadcast_address`, cut off at 40 bytes, with `?` for characters that cannot be shown.
     pub host: &'s str,
-    /// `tcp_port`, if it is a number; what is larger than it can be is `i32::MAX`.
+    /// `tcp_port`, if it is a number; `i32::MAX` for larger numbers.
     pub port: Option<i32>,
-    /// What is wrong with it.
+    /// The error.
     pub why: BadProducer,
 }
 
-/// A place for one.
+/// An entry for an unusable producer.
 #[derive(Debug)]
 pub(super) struct Entry {
-    /// The bit of the nsqlookupd; 0 of a free one.
+    /// The bit of the nsqlookupd; 0 in a free entry.
     source: u8,
-    /// It is listed in the current answer.
+    /// The current answer lists the producer.
     seen: bool,
-    /// Nobody asked for it yet.
+    /// The event of the producer was not polled yet.
     pending_event: bool,
     host: String<HOST_SHOWN, u8>,
     port: Option<i32>,
@@ -94,7 +94,7 @@ impl Entry {
     }
 }
 
-/// What is wrong with a producer, beside what its host is.
+/// The errors in the producer being read, and its port. Its host is stored elsewhere.
 #[derive(Debug)]
 pub(super) struct Listed {
     pub(super) host: Option<BadProducer>,
@@ -110,7 +110,7 @@ impl Listed {
     pub(super) const NOTHING: Self =
         Self { host: Some(BadProducer::NoHost), port: None, bad_port: Some(BadProducer::NoPort) };
 
-    /// Its host, taken whole or not.
+    /// Records the host. `whole`: all of it was stored.
     pub(super) fn host(&mut self, host: &Text<'_>, whole: bool) {
         self.host = match whole {
             _ if host.as_bytes().is_empty() => Some(BadProducer::NoHost),
@@ -120,7 +120,8 @@ impl Listed {
         };
     }
 
-    /// Its port: the number, if it is one. Gives the port, if it can be one.
+    /// Records the port, which is `None` if it is not a number. Returns the port, 0 if it is
+    /// invalid.
     pub(super) fn port(&mut self, number: Option<Number>) -> u16 {
         self.port = number.map(|number| number.integer);
         let exact = number.filter(|number| number.exact);
@@ -129,10 +130,11 @@ impl Listed {
         port
     }
 
-    /// Enters it for a source, unless it is there. Says whether there is something new to tell.
+    /// Adds the producer to the table for a source, unless it is there. Returns whether there is a
+    /// new event.
     #[inline(never)]
     pub(super) fn enter(&self, entries: &mut [Entry], source: u8, host: &str) -> bool {
-        // Something is wrong with the host that only making an address of it shows.
+        // Without another error, the host was not accepted as an address.
         let why = self.host.or(self.bad_port).unwrap_or(BadProducer::BadHost);
         let mut shown = String::new();
         for byte in host.bytes().take(HOST_SHOWN) {
@@ -153,12 +155,13 @@ impl Listed {
     }
 }
 
-/// A source's answer begins.
+/// Begins a source's answer.
 pub(super) fn begin(entries: &mut [Entry], source: u8) {
     entries.iter_mut().filter(|it| it.source == source).for_each(|it| it.seen = false);
 }
 
-/// It is whole: those that it lists no more are forgotten, unless nobody was told of them yet.
+/// Ends a source's answer: removes the producers that it no longer lists, except those whose event
+/// was not polled yet.
 pub(super) fn end(entries: &mut [Entry], source: u8) {
     for it in entries.iter_mut().filter(|it| it.source == source && !it.seen && !it.pending_event) {
         *it = Entry::FREE;

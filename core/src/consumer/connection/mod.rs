@@ -14,33 +14,34 @@ use crate::wire::nsqd;
 
 pub use session::ConnectionSession;
 
-/// Holds two of the longest commands after the handshake.
+/// The size of the transmit buffer, which holds two of the longest commands after the handshake.
 const TX_BUFFER: usize = 64;
 
-/// The longest command after the handshake: a REQ.
+/// The length of the longest command after the handshake, a REQ.
 const COMMAND_MAX: usize = 32;
 
 /// A connection to one nsqd.
-// In this order because a Cortex-M0 reaches only the first 31 bytes, 62 half words and 124 bytes of
-// a structure in one instruction.
+// In this order because one instruction of a Cortex-M0 can access only the first 32 bytes, half
+// words or words of a structure.
 #[derive(Debug)]
 #[repr(C)]
 pub(super) struct Connection {
     pub(super) handshake: Handshake,
     pub(super) cls: Cls,
-    /// The serial of the slot when the connection followed it last.
+    /// The serial of the slot when the connection last followed it.
     serial: u16,
-    /// The message being received: where it goes, and how many bytes of it have arrived.
+    /// The destination of the message being received.
     filling: Filling,
+    /// The number of bytes received of that message.
     have: u32,
     pub(super) timers: Timers<Timer, 2>,
-    /// The start of the frame being read: a response, an error, or the head of a message that is
-    /// skipped. An error stays until the next frame.
+    /// The start of the frame being read: a response, an error, or the head of a skipped message.
+    /// An error stays until the next frame.
     pub(super) text: Vec<u8, DETAIL_MAX, u8>,
     tx_buffer: [u8; TX_BUFFER],
 }
 
-/// Where a message goes as it arrives.
+/// The destination of a message that is being received.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Filling {
     Slot(u16),
@@ -48,20 +49,20 @@ enum Filling {
     Skip(NoRoom),
 }
 
-/// How far leaving nsqd has come.
+/// The progress of CLS while leaving nsqd.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Cls {
     Unsent,
     Sent,
-    /// nsqd confirmed CLS and delivers nothing more.
+    /// nsqd confirmed CLS and delivers no more messages.
     Confirmed,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Timer {
-    /// Ready to Leaving: a message is to be touched, or given up.
+    /// In Ready to Leaving: a message must be touched or given up.
     Due,
-    /// Ready to Leaving: what RDY allowed before has come.
+    /// In Ready to Leaving: no more messages arrive because of an older RDY.
     Settle,
 }
 
@@ -72,8 +73,8 @@ impl TimerId for Timer {
 }
 
 impl Connection {
-    /// For storage, before [`set_up`](Self::set_up). All of it is zero, so that flash holds no image of
-    /// it.
+    /// A connection before [`set_up`](Self::set_up). All bytes are zero, so that storage needs no
+    /// image in flash.
     pub(super) const NEW: Self = Self {
         handshake: Handshake::ZERO,
         cls: Cls::Unsent,
@@ -113,7 +114,7 @@ impl Connection {
         }
     }
 
-    /// Stages a command behind what is staged. All have one shape, so this is one piece of code.
+    /// Stages a command behind the staged bytes. One function for all commands after the handshake.
     pub(super) fn push(&mut self, verb: &[u8], id: &[u8], number: Option<u32>) {
         let Self { handshake, tx_buffer, .. } = self;
         handshake.staging.append(tx_buffer, |w| nsqd::emit_line(w, verb, id, number));
@@ -134,13 +135,13 @@ impl Connection {
 }
 
 impl Connection {
-    /// How long after a message came it is to be touched, or given up.
+    /// Returns the time after which a message must be touched or given up.
     pub(super) fn due_after(&self, config: &Config<'_>) -> Span {
         let timeout = self.handshake.granted.msg_timeout_ms();
         Span::from_millis((if config.auto_touch { timeout >> 1 } else { timeout }).max(1))
     }
 
-    /// How long TOUCH can keep a message in flight.
+    /// Returns the longest time for which TOUCH can keep a message in flight.
     fn max_msg_timeout(&self) -> Span {
         Span::from_millis(self.handshake.granted.max_msg_timeout_ms().max(1))
     }

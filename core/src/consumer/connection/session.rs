@@ -1,4 +1,4 @@
-//! The session of one nsqd: what arrives, what is written, and the next dial.
+//! The session of one nsqd: its input, its output, and the next dial.
 
 use core::convert::Infallible;
 
@@ -7,7 +7,7 @@ use crate::address::Address;
 use crate::consumer::config::{Exhausted, TooLarge};
 use crate::consumer::engine::{count, count_long};
 use crate::consumer::in_flight::{Answer, NoRoom};
-use crate::consumer::leave::Moment;
+use crate::consumer::leave::LeaveEvent;
 use crate::consumer::rdy::SETTLE;
 use crate::consumer::{Config, ConnectionEvent, Shared};
 use crate::session::dialed::PendingEvent;
@@ -17,7 +17,7 @@ use crate::time::{Backoff, Instant};
 use crate::wire::nsqd::{self, ErrorCode, FramePart, FrameType, MessageHead};
 use crate::wire::{ChunkWriter, DecodeError, Write};
 
-/// The delay in milliseconds with which a message is requeued that had no room.
+/// The delay in milliseconds of a message that is requeued because it had no room.
 const NO_ROOM_DELAY: u32 = 1000;
 
 impl Commands for Shared<'_> {
@@ -37,10 +37,10 @@ impl Commands for Shared<'_> {
     }
 }
 
-/// A connection with what it shares with the others: the session of one nsqd.
+/// The session of one nsqd: a connection and the state that all connections share.
 ///
-/// Made for each call by [`Consumer::connection`](crate::consumer::Consumer::connection); the state is in
-/// the consumer.
+/// Made for each call by [`Consumer::connection`](crate::consumer::Consumer::connection); the state
+/// is in the consumer.
 #[derive(Debug)]
 pub struct ConnectionSession<'s, 'a> {
     pub(in crate::consumer) connection: &'s mut Connection,
@@ -49,7 +49,7 @@ pub struct ConnectionSession<'s, 'a> {
 }
 
 impl ConnectionSession<'_, '_> {
-    /// The newest change of this connection that nobody polled yet.
+    /// Returns the newest change of this connection that was not polled yet.
     pub fn poll_event(&mut self) -> Option<ConnectionEvent> {
         match self.connection.handshake.take_pending_event() {
             PendingEvent::None => None,
@@ -57,7 +57,7 @@ impl ConnectionSession<'_, '_> {
             PendingEvent::Down => {
                 let why = self.connection.handshake.why().unwrap_or(Closed::Local);
                 if self.is_stale() && why != Closed::Local {
-                    // It would be taken for an event of the next nsqd.
+                    // The event would be taken for an event of the next nsqd.
                     return None;
                 }
                 Some(match why {
@@ -68,7 +68,7 @@ impl ConnectionSession<'_, '_> {
         }
     }
 
-    /// Closes the connection; [`receive`](Session::receive) returns the fault.
+    /// Closes the connection because of a fault, which [`receive`](Session::receive) returns.
     pub(in crate::consumer) fn fail(&mut self, fault: Fault) {
         self.close(Closed::Fault(fault));
     }
@@ -79,7 +79,7 @@ impl ConnectionSession<'_, '_> {
         self.abort_in_flight();
     }
 
-    /// Forgets the messages in flight: nsqd delivers them again.
+    /// Removes the messages in flight, which nsqd delivers again.
     fn abort_in_flight(&mut self) {
         self.connection.timers.stop_all();
         self.shared.in_flight.forget(self.id);
@@ -87,13 +87,13 @@ impl ConnectionSession<'_, '_> {
         self.shared.adjust();
     }
 
-    /// Whether the slot is for another nsqd than the connection.
+    /// Returns whether the slot was assigned to another nsqd than that of the connection.
     fn is_stale(&self) -> bool {
         let serial = self.shared.nsqds.slot(self.id).map(|slot| slot.serial);
         serial != Some(self.connection.serial)
     }
 
-    /// Makes the connection be for the nsqd of its slot.
+    /// Makes the connection follow its slot to another nsqd, now or once it is closed.
     fn follow(&mut self) {
         let Some(slot) = self.shared.nsqds.slot_mut(self.id) else { return };
         if slot.serial == self.connection.serial {
@@ -108,13 +108,13 @@ impl ConnectionSession<'_, '_> {
                 }
                 self.connection.serial = slot.serial;
                 if handshake.why() != Some(Closed::Local) {
-                    // It would be taken for an event of this nsqd.
+                    // The event would be taken for an event of the new nsqd.
                     handshake.pending_event = PendingEvent::None;
                 }
                 let wanted = !slot.is_empty();
                 slot.busy = wanted;
-                // Nothing is known of it yet: the first failure is followed by a wait, which is as
-                // long as the time until it makes room for another.
+                // The nsqd is untried: its first failure is followed by a wait, as long as the time
+                // until another nsqd gets the slot.
                 let level = self.shared.nsqds.level;
                 handshake.attempts = Backoff::of(level.wrapping_add(1));
                 if wanted {
@@ -124,9 +124,9 @@ impl ConnectionSession<'_, '_> {
                 }
                 self.shared.changed();
             }
-            LinkState::Ready => self.leave(Moment::Unassigned),
+            LinkState::Ready => self.leave(LeaveEvent::Unassigned),
             LinkState::Draining | LinkState::Leaving | LinkState::Closing => {}
-            // It comes up for nobody.
+            // The connection being established is no longer needed.
             LinkState::Dialing
             | LinkState::Upgrading
             | LinkState::Identifying
@@ -136,11 +136,11 @@ impl ConnectionSession<'_, '_> {
         }
     }
 
-    /// Handles an event on which the connection may have to be left.
+    /// Handles an event that matters to leaving the connection.
     #[inline(never)]
-    fn leave(&mut self, moment: Moment) {
+    fn leave(&mut self, event: LeaveEvent) {
         if let Some(leave) = self.shared.leave {
-            leave(self, moment);
+            leave(self, event);
         }
     }
 
@@ -161,7 +161,7 @@ impl ConnectionSession<'_, '_> {
         }
         let is_ready = self.connection.handshake.state() == LinkState::Ready;
         if !is_ready {
-            self.leave(Moment::Room);
+            self.leave(LeaveEvent::Room);
         }
         let Self { connection, shared, id } = self;
         if is_ready && let Some(rdy) = shared.rdy.next(*id) {
@@ -177,14 +177,14 @@ impl ConnectionSession<'_, '_> {
             connection.push_answer(message, answer);
             if answer == Answer::Touch {
                 count(&mut shared.tally.touched);
-                // nsqd counts from when TOUCH comes, which is not when the application called.
+                // nsqd's timeout restarts when TOUCH arrives, not when the application called.
                 let due = shared.after(connection.due_after(shared.config));
                 shared.in_flight.prolong(at, due);
             } else {
                 shared.answered(*id);
             }
         }
-        self.leave(Moment::Answered);
+        self.leave(LeaveEvent::Answered);
     }
 
     #[inline(never)]
@@ -196,7 +196,7 @@ impl ConnectionSession<'_, '_> {
             return self
                 .fail(Fault::Decode(DecodeError::BadLength { len: part.size, max: REPLY_MAX }));
         }
-        let until = self.shared.after(self.shared.patience);
+        let until = self.shared.after(self.shared.step_timeout);
         let has_secret = self.shared.config.auth_secret.is_some();
         let Connection { handshake, text, .. } = &mut *self.connection;
         match handshake.on_part(&part, text.as_mut_view(), has_secret, until) {
@@ -211,7 +211,7 @@ impl ConnectionSession<'_, '_> {
             Received::Response if self.connection.handshake.state() == LinkState::Ready => {
                 self.fail(Fault::UnexpectedReply);
             }
-            Received::Response => self.leave(Moment::Response),
+            Received::Response => self.leave(LeaveEvent::Response),
             Received::Refusal => self.on_error(),
             Received::Fault(fault) => self.fail(fault),
         }
@@ -225,7 +225,7 @@ impl ConnectionSession<'_, '_> {
         self.on_bytes();
         self.shared.rdy.join(self.id, self.connection.handshake.granted.max_rdy_count());
         self.shared.adjust();
-        // Also if no message is wanted: a task that waits for events is to be woken.
+        // Even if RDY stays 0: a task that waits for events must be woken.
         self.shared.changed();
     }
 
@@ -233,7 +233,7 @@ impl ConnectionSession<'_, '_> {
         self.connection.handshake.on_receive(self.shared.now, self.shared.config.heartbeat);
     }
 
-    /// The connection did its work: the next loss is followed by an immediate redial.
+    /// Records that the connection works: its loss is followed by an immediate dial.
     fn prove_good(&mut self) {
         self.connection.handshake.attempts.prove_good();
     }
@@ -243,7 +243,7 @@ impl ConnectionSession<'_, '_> {
         if code.is_fatal() || !self.connection.handshake.state().is_subscribed() {
             return self.fail(self.connection.handshake.refusal(&self.connection.text));
         }
-        // nsqd took the message back before the answer came.
+        // nsqd had requeued the message before the answer arrived.
         count(&mut self.shared.tally.refused);
     }
 
@@ -289,13 +289,13 @@ impl ConnectionSession<'_, '_> {
             shared.rdy.answered(self.id, 1);
         }
         self.connection.due_by(due);
-        self.leave(Moment::Arrived);
-        // It may have taken more than its part.
+        self.leave(LeaveEvent::Arrived);
+        // A long message takes several slots, which lowers the limit.
         self.shared.adjust();
         self.shared.changed();
     }
 
-    /// A message had no room: answers it at once, if there is room for the answer.
+    /// Answers a message that had no room at once, if there is room for the answer.
     fn on_skipped(&mut self, why: NoRoom) {
         let shared = &mut *self.shared;
         let Some((attempts, id)) = MessageHead::parse_brief(&self.connection.text) else { return };
@@ -320,14 +320,14 @@ impl ConnectionSession<'_, '_> {
         if self.connection.has_room() {
             self.connection.push_answer(&id.0, answer);
         } else {
-            // nsqd takes it back when its time is up.
+            // nsqd requeues the message after its timeout.
             count(&mut shared.tally.unanswered);
         }
         shared.answered(self.id);
-        self.leave(Moment::Answered);
+        self.leave(LeaveEvent::Answered);
     }
 
-    /// The connection did not come up, or broke: sets when to dial again.
+    /// Sets the time of the next dial after the connection failed or broke.
     fn wait(&mut self, why: Closed) {
         let Config { reconnect_base, reconnect_cap, reconnect_spread, .. } = *self.shared.config;
         let spans = [reconnect_base, reconnect_cap, reconnect_spread];
@@ -339,12 +339,12 @@ impl ConnectionSession<'_, '_> {
         }
         self.connection.handshake.wait(now.after(delay));
         if left_out || self.connection.handshake.attempts.is_failing() {
-            self.shared.go_round(Some(self.id));
+            self.shared.reassign_slots(Some(self.id));
         }
     }
 }
 
-/// Whether the same nsqd would refuse again.
+/// Returns whether nsqd would refuse every further attempt.
 fn is_final(fault: Fault) -> bool {
     let named = matches!(fault, Fault::Refused(ErrorCode::BadTopic | ErrorCode::BadChannel));
     named || fault.is_permanent()
@@ -358,7 +358,7 @@ impl Session for ConnectionSession<'_, '_> {
     fn dial(&mut self, now: Instant) -> Option<&Address> {
         self.shared.now = now;
         self.follow();
-        if !self.connection.handshake.dial(self.shared.patience, now) {
+        if !self.connection.handshake.dial(self.shared.step_timeout, now) {
             return None;
         }
         self.shared.nsqds.address(self.id)
@@ -367,7 +367,7 @@ impl Session for ConnectionSession<'_, '_> {
     fn open(&mut self, now: Instant) {
         self.shared.now = now;
         self.follow();
-        if self.connection.handshake.open(self.shared.patience, now) {
+        if self.connection.handshake.open(self.shared.step_timeout, now) {
             self.abort_in_flight();
         }
     }
@@ -412,7 +412,7 @@ impl Session for ConnectionSession<'_, '_> {
         let own = self.connection.timers.next().min(self.connection.handshake.deadline);
         match self.connection.handshake.state() {
             LinkState::Idle => own,
-            // To be closed at once.
+            // The slot was reassigned: close at once.
             state if state.is_coming_up() && self.is_stale() => Instant::ZERO,
             _ => own.min(self.shared.deadline()),
         }
@@ -438,7 +438,7 @@ impl Session for ConnectionSession<'_, '_> {
         }
         if let Some(why) = self.connection.handshake.tick(now) {
             if self.connection.handshake.state() > LinkState::Ready {
-                self.leave(Moment::Late);
+                self.leave(LeaveEvent::Late);
             } else {
                 self.close(why);
             }

@@ -1,47 +1,51 @@
-//! Whom to be connected to: the given nsqds and those that the nsqlookupds list, in a fixed number
-//! of slots.
+//! The assignment of a fixed number of slots, one for each connection, to the given nsqds and to
+//! those that the nsqlookupds list.
 //!
 //! Each source, the given addresses or one nsqlookupd, offers its nsqds in *rounds*. A slot is kept
-//! as long as any source lists its nsqd; one that answers with others but not with it takes its
-//! word back, one that fails or lists nobody does not.
+//! as long as any source lists its nsqd. A source withdraws an nsqd by an answer that lists others
+//! but not this nsqd; a failed query or an empty answer withdraws nothing.
 //!
-//! With more nsqds than slots, those without are not remembered, however many they are: a hash of
-//! the address puts them all in a circle, and they are tried in that order, from a cursor on.
+//! With more nsqds than slots, the nsqds without a slot are not stored, however many they are. A
+//! hash of the address gives each a place on a circle, and they are tried in that order from a
+//! cursor on.
 //!
 //! # Slots whose nsqd fails
 //!
 //! A connection that fails before it is ready, while other nsqds wait, marks its slot, and each
-//! source that has nsqds waiting is to be asked [soon](NsqdTable::soon). The next round gives all
-//! marked slots away at once: while the source lists its nsqds, the slots go to those of them that are nearest
-//! behind the cursor, and when it has listed all of them the cursor stands at the farthest that
-//! got one. What failed last on each connection is remembered, by its hash, and tried when nobody
-//! else waits. With several sources that have nsqds waiting, a slot goes from one source to another, so that one
-//! that answers first does not keep the others' nsqds out.
+//! source with waiting nsqds must be queried [soon](NsqdTable::soon). The next round reassigns all
+//! marked slots at once: they go to the nsqds of that source that are nearest behind the cursor,
+//! and at the end of the round the cursor moves to the farthest of these. The last nsqd that failed
+//! on each connection is stored by its hash, and tried again only when no other nsqd waits. If
+//! several sources have waiting nsqds, a marked slot goes from one source to another, so that the
+//! source that answers first does not keep out the nsqds of the others.
 //!
-//! Once round the circle is a *lap*. Laps without a change are counted in
-//! [`level`](NsqdTable::level): asking and trying get slower and more patient with it. The circle
-//! has another order in each lap, so that no nsqd is passed over each time.
+//! One time round the circle is a *lap*. [`level`](NsqdTable::level) counts the laps without a
+//! change; the higher it is, the longer are the times between queries, between dials and of the
+//! timeouts. The circle has another order in each lap, so that no nsqd is always passed over.
 //!
 //! # Turns
 //!
-//! Where no slot fails, the first nsqd behind the cursor (of all sources) gets the slot of the one that came
-//! first, once in `rotate`; not one that just failed, but for once in five such times. If it does not come up, others that
-//! nothing is known of are tried for an eighth of that time; then the one that had to leave gets the slot back. If that one fails then, it
-//! makes room as others do.
+//! If no slot is marked, then once in `rotate` the first nsqd behind the cursor, of all sources,
+//! gets the slot that was assigned first. An nsqd that failed recently gets such a turn only once
+//! in five such times. If the connection fails, untried nsqds are tried for an eighth of that time;
+//! then the nsqd that had to leave gets the slot back. If that nsqd fails then, it is replaced like
+//! any other.
 //!
-//! As many nsqds that work as there are slots are found soon among any number that do not: there is always a slot to try
-//! with. When all slots are those of nsqds that work, and still more work, these wait for a turn: each has one within two
-//! laps, and among many that do not work a turn may be the time of one of those. So with more nsqds that work than
-//! connections, messages of some may wait for twice as many times [`Config::rotate`](super::Config::rotate) or
-//! [`Config::lookup_interval`](super::Config::lookup_interval), whichever is longer, as nsqds are listed.
+//! As many working nsqds as there are slots are found soon among any number of failing ones,
+//! because there is always a slot to try with. If all slots have working nsqds, and more of them
+//! work, these wait for a turn, which each has within two laps; among many failing nsqds a turn may
+//! be spent on one of those. So with more working nsqds than connections, messages of some may wait
+//! for twice as many times [`Config::rotate`](super::Config::rotate) or
+//! [`Config::lookup_interval`](super::Config::lookup_interval), whichever is longer, as nsqds are
+//! listed.
 //!
-//! | what is remembered | bound |
+//! | what is stored | how |
 //! |---|---|
-//! | nsqds that failed | a hash of 32 bits for each slot: the last one that failed there |
-//! | who had to leave for a turn | a hash, the last one |
-//! | whether a source lists others than before | the sum of the hashes of all that it lists |
+//! | the nsqds that failed | a hash of 32 bits for each slot: the last nsqd that failed there |
+//! | the nsqd that had to leave for a turn | the hash of the last one |
+//! | the nsqds of a source, to detect changes | the sum of all their hashes |
 //!
-//! Of two addresses with the same hash of 32 bits one has the turns of both.
+//! Two addresses with the same hash of 32 bits share their turns: one of them has both.
 
 mod slot;
 #[cfg(test)]
@@ -50,46 +54,50 @@ mod tests;
 use crate::address::Address;
 use crate::time::{Instant, Span};
 
-use slot::{Circle, Given, Nsqd};
+use slot::{Assigned, Circle, Nsqd};
 pub(super) use slot::{NsqdSlot, Round};
 
-/// The source that the given addresses are; nsqlookupds are the bits below.
+/// The bit of the given addresses as a source; nsqlookupds have the bits below.
 pub(super) const GIVEN: u8 = 1 << LOOKUPDS_MAX;
 
-/// The most nsqlookupds.
+/// The maximum number of nsqlookupds.
 pub const LOOKUPDS_MAX: usize = 7;
 
-/// The most that [`NsqdTable::level`] counts.
+/// The maximum of [`NsqdTable::level`].
 const LEVEL_MAX: u8 = 7;
 
+/// The slots and the state of their assignment.
 #[derive(Debug)]
 pub(super) struct NsqdTable<'a> {
     slots: &'a mut [NsqdSlot],
     given: &'a [Address],
-    /// Of the first so many slots, those that are for an nsqd that was found.
+    /// The addresses of found nsqds, for as many of the first slots.
     found: &'a mut [Option<Address>],
     circle: Circle,
-    /// How much of the current lap is over, of 2^32.
+    /// The completed part of the current lap, of 2^32.
     lap: u32,
-    /// Laps without a change.
+    /// The number of laps without a change.
     pub(super) level: u8,
-    /// The sources that list more nsqds than have slots, and those of them that are to be asked soon.
+    /// The sources that list nsqds without a slot.
     pub(super) waiting: u8,
+    /// The sources that must be queried soon.
     pub(super) soon: u8,
-    /// The hash of the nsqd that had to leave for a turn, and until when others are tried.
+    /// The hash of the nsqd that had to leave for a turn.
     back: u32,
+    /// The time until which others are tried instead of that nsqd.
     turn: Instant,
-    /// Turns of those that had not failed.
+    /// Counts the turns of nsqds that had not failed; wraps.
     turns: u8,
-    /// The hash of the one that is to be given a slot next, and the source that said so.
+    /// The hash of the nsqd that gets the next turn, and the source that lists it.
     next: Option<(u32, u8)>,
+    /// Counts the assignments; wraps.
     order: u16,
-    /// When the next one may replace one that works.
+    /// The time from which on an nsqd may replace a working one.
     pub(super) rotates: Instant,
 }
 
 impl<'a> NsqdTable<'a> {
-    /// All slots are empty.
+    /// Makes a table of empty slots.
     pub(super) fn new(slots: &'a mut [NsqdSlot], given: &'a [Address]) -> Self {
         Self {
             slots,
@@ -109,7 +117,7 @@ impl<'a> NsqdTable<'a> {
         }
     }
 
-    /// Gives the given addresses slots, each one, as far as there are any.
+    /// Assigns a slot to each given address, as long as slots are free.
     pub(super) fn assign_given(&mut self) {
         let Self { slots, given, order, .. } = self;
         let mut free = slots.iter_mut();
@@ -133,7 +141,7 @@ impl<'a> NsqdTable<'a> {
         self.slots.get_mut(usize::from(id))
     }
 
-    /// Where to keep the addresses of nsqds that are found.
+    /// Sets the storage for the addresses of found nsqds.
     pub(super) fn find_into(&mut self, found: &'a mut [Option<Address>]) {
         self.found = found;
     }
@@ -152,7 +160,8 @@ impl<'a> NsqdTable<'a> {
         }
     }
 
-    /// Gives up the slots whose time is over. Says whether there were any, and when the next is.
+    /// Releases the slots whose grace has passed. Returns whether there were any, and the next time
+    /// at which a slot must be released.
     pub(super) fn leave(&mut self, now: Instant) -> (bool, Instant) {
         let mut left = false;
         let mut next = Instant::NEVER;
@@ -166,8 +175,9 @@ impl<'a> NsqdTable<'a> {
         (left, next)
     }
 
+    /// Begins a round of a source.
     pub(super) fn begin(&mut self, source: u8, round: &mut Round) {
-        // The last round may not have come to its end.
+        // The last round may have been broken off.
         self.settle(source);
         self.soon &= !source;
         for slot in self.slots.iter_mut() {
@@ -178,17 +188,17 @@ impl<'a> NsqdTable<'a> {
         round.sum = 0;
     }
 
-    /// A source is not to be had, or lists nobody: nobody waits for a slot because of it.
+    /// Records that a source failed or listed no nsqd: none of its nsqds waits for a slot.
     pub(super) fn lose(&mut self, source: u8) {
         self.settle(source);
         self.waiting &= !source;
         self.soon &= !source;
     }
 
-    /// A connection does not come up. Says whether others wait.
+    /// Records that a connection could not be established. Returns whether other nsqds wait.
     pub(super) fn fail(&mut self, id: u8) -> bool {
         if self.hash_at(id.into()) == self.back {
-            // It had its slot back, or has no more right to it than others.
+            // The nsqd has got its slot back; from now on it competes like others.
             self.back = 0;
         }
         if let Some(slot) = self.slot_mut(id).filter(|slot| !slot.is_empty()) {
@@ -198,7 +208,7 @@ impl<'a> NsqdTable<'a> {
         self.waiting != 0
     }
 
-    /// A connection came up.
+    /// Records that a connection was established.
     pub(super) fn succeed(&mut self, id: u8) {
         if let Some(slot) = self.slot_mut(id) {
             slot.fails = false;
@@ -206,23 +216,23 @@ impl<'a> NsqdTable<'a> {
         self.level = self.level.min(1);
     }
 
-    /// The given addresses are a source as well. Says whether a slot changed.
+    /// Runs a round of the given addresses. Returns whether a slot changed.
     pub(super) fn offer_given(&mut self, now: Instant, rotate: Span, round: &mut Round) -> bool {
         let mut changed = false;
-        // The first time finds who is next, the second puts it in.
+        // The first pass finds the nsqd that is next, the second assigns the slot to it.
         for _ in 0..2 {
             self.begin(GIVEN, round);
             let given = self.given;
             for (at, address) in given.iter().enumerate() {
                 changed |= self.offer_as(now, rotate, GIVEN, round, address, Nsqd::Given(at as u8));
             }
-            // They are never taken back.
+            // Given addresses are never withdrawn.
             self.end(now, rotate, Span::MAX, GIVEN, round);
         }
         changed
     }
 
-    /// A source lists an nsqd. Says whether a slot changed.
+    /// Offers an nsqd that a source lists. Returns whether a slot changed.
     pub(super) fn offer(
         &mut self,
         now: Instant,
@@ -253,7 +263,7 @@ impl<'a> NsqdTable<'a> {
             slot.leaves = Instant::NEVER;
             return false;
         }
-        // The slots that it may have.
+        // The number of slots that the nsqd may have.
         let len = if matches!(nsqd, Nsqd::Found) { self.found.len() } else { self.slots.len() };
         let slots = self.slots.iter().take(len);
         let down = |slot: &NsqdSlot| slot.is_empty() && !slot.busy;
@@ -262,12 +272,12 @@ impl<'a> NsqdTable<'a> {
         if let Some(at) = free {
             self.assign(at, source, nsqd, address);
             if let Some(slot) = self.slots.get_mut(at) {
-                slot.given = Given::Free;
+                slot.assigned = Assigned::Free;
             }
             return true;
         }
-        let given = self.kind(now, hash);
-        if let Some(at) = self.failing(len, source, hash, given) {
+        let kind = self.kind(now, hash);
+        if let Some(at) = self.failing(len, source, hash, kind) {
             let old = self.hash_at(at);
             let known = self.has_failed(old);
             if let Some(slot) = self.slots.get_mut(at) {
@@ -281,7 +291,7 @@ impl<'a> NsqdTable<'a> {
             self.rotates = now.after(rotate);
             self.assign(at, source, nsqd, address);
             if let Some(slot) = self.slots.get_mut(at) {
-                slot.given = given;
+                slot.assigned = kind;
             }
             return true;
         }
@@ -292,7 +302,7 @@ impl<'a> NsqdTable<'a> {
             if !self.has_failed(hash) {
                 self.turns = self.turns.wrapping_add(1);
                 if self.turns & 3 == 0 {
-                    // They are to have their turn again, however many others have theirs.
+                    // Nsqds that failed may have a turn again, however many others wait.
                     self.slots.iter_mut().for_each(|slot| slot.failed = 0);
                 }
             }
@@ -316,7 +326,7 @@ impl<'a> NsqdTable<'a> {
         false
     }
 
-    /// The source has listed all that it has, at least one.
+    /// Ends a round in which the source has listed all its nsqds, at least one.
     #[inline(never)]
     pub(super) fn end(
         &mut self,
@@ -348,10 +358,10 @@ impl<'a> NsqdTable<'a> {
             self.soon |= self.waiting;
         }
         let nearest = round.nearest.map(|hash| (hash, source));
-        // It had its time to be offered again: its source may be gone.
+        // The next nsqd was not offered again in time: its source may be gone.
         let overdue = now >= self.rotates.after(rotate).after(rotate);
         match (self.next, nearest) {
-            // What this source said before holds no longer.
+            // This round replaces the earlier nsqd of the same source.
             (Some((_, by)), _) if by == source || overdue => self.next = nearest,
             (Some((next, _)), Some((hash, _))) if self.distance(hash) >= self.distance(next) => {}
             (Some(_), None) => {}
@@ -363,38 +373,38 @@ impl<'a> NsqdTable<'a> {
         self.circle.distance(hash)
     }
 
-    /// The hash of whom a slot is for.
+    /// Returns the hash of the slot's nsqd, 0 if it has none.
     fn hash_at(&self, at: usize) -> u32 {
         self.address(at as u8).map_or(0, hash)
     }
 
-    /// Whether it is one of those that failed last.
+    /// Returns whether the nsqd is the last that failed in any slot.
     fn has_failed(&self, hash: u32) -> bool {
         self.slots.iter().any(|slot| slot.failed == hash)
     }
 
-    /// When it is an nsqd's turn to be tried.
-    fn kind(&self, now: Instant, hash: u32) -> Given {
+    /// Returns the kind of an assignment to the nsqd, which ranks it among others.
+    fn kind(&self, now: Instant, hash: u32) -> Assigned {
         match (hash == self.back, self.has_failed(hash)) {
-            (true, _) if now >= self.turn => Given::Back,
-            (true, _) => Given::Early,
-            (_, true) => Given::Last,
-            (_, false) => Given::First,
+            (true, _) if now >= self.turn => Assigned::Back,
+            (true, _) => Assigned::Early,
+            (_, true) => Assigned::Last,
+            (_, false) => Assigned::First,
         }
     }
 
-    /// A slot whose nsqd fails, for one that a source lists; or the one that was just given to one that is
-    /// to be tried later than it.
-    fn failing(&self, len: usize, source: u8, hash: u32, given: Given) -> Option<usize> {
-        let alone = self.waiting & !source == 0 || given == Given::Back;
-        let (mut last, mut rank) = (None, (given, self.distance(hash)));
+    /// Returns a slot for an offered nsqd: one whose nsqd failed, else the one that this round
+    /// assigned to the nsqd of the lowest rank, if that ranks below the offered one.
+    fn failing(&self, len: usize, source: u8, hash: u32, kind: Assigned) -> Option<usize> {
+        let alone = self.waiting & !source == 0 || kind == Assigned::Back;
+        let (mut last, mut rank) = (None, (kind, self.distance(hash)));
         for (at, slot) in self.slots.iter().take(len).enumerate() {
             if !slot.is_open() {
                 if slot.fails && (alone || slot.by != source) {
                     return Some(at);
                 }
-            } else if slot.by == source && slot.given != Given::Free {
-                let other = (slot.given, self.distance(self.hash_at(at)));
+            } else if slot.by == source && slot.assigned != Assigned::Free {
+                let other = (slot.assigned, self.distance(self.hash_at(at)));
                 if other > rank {
                     (last, rank) = (Some(at), other);
                 }
@@ -403,7 +413,8 @@ impl<'a> NsqdTable<'a> {
         last
     }
 
-    /// A source's round is over, whether it came to its end or not: what it gave away is given.
+    /// Makes the assignments of a source's round final, even if the round was broken off, and moves
+    /// the cursor.
     fn settle(&mut self, source: u8) {
         let mut far = None;
         for at in 0..self.slots.len() {
@@ -413,8 +424,8 @@ impl<'a> NsqdTable<'a> {
                 && slot.is_open()
                 && slot.by == source
             {
-                let counts = matches!(slot.given, Given::First | Given::Last);
-                slot.given = Given::No;
+                let counts = matches!(slot.assigned, Assigned::First | Assigned::Last);
+                slot.assigned = Assigned::No;
                 if counts && far.is_none_or(|(farthest, _)| farthest < distance) {
                     far = Some((distance, hash));
                 }
@@ -422,7 +433,7 @@ impl<'a> NsqdTable<'a> {
         }
         let Some((distance, hash)) = far else { return };
         self.circle.cursor = hash;
-        // Several sources have a part of the circle each.
+        // With several sources each covers only a part of the circle.
         let part = distance >> u32::from(self.waiting & !source != 0);
         let (lap, over) = self.lap.overflowing_add(part);
         self.lap = lap;
@@ -446,17 +457,17 @@ impl<'a> NsqdTable<'a> {
         }
     }
 
-    /// Whose turn is over: who came first.
+    /// Returns the slot that was assigned first.
     fn oldest(&self, len: usize) -> Option<usize> {
         let slots = self.slots.iter().take(len).enumerate();
         slots.max_by_key(|(_, slot)| self.order.wrapping_sub(slot.order)).map(|(at, _)| at)
     }
 }
 
-/// An odd number with bits all over: what the circle's order is multiplied with after a lap.
+/// The factor of the circle's order after each lap: an odd number with well spread bits.
 const ORDER: u32 = 0x9e37_79b1;
 
-/// FNV-1a.
+/// Returns the FNV-1a hash of an address.
 fn hash(address: &Address) -> u32 {
     let host = address.host_bytes().iter();
     host.chain(&address.port().to_be_bytes())

@@ -44,13 +44,13 @@ fn leaving(nsqds: &NsqdTable<'_>) -> Vec<bool> {
 }
 
 #[test]
-fn the_union_counts() {
+fn an_nsqd_keeps_its_slot_while_any_source_lists_it() {
     with(3, &[], |nsqds| {
         let (mut a, mut b) = (Source::new(1), Source::new(2));
         a.lists(nsqds, 0, &[1, 2]);
         b.lists(nsqds, 1, &[2, 3]);
         assert_eq!(ports(nsqds), [1, 2, 3]);
-        // Each takes back its own word only.
+        // Each source withdraws only its own listing.
         a.lists(nsqds, 2, &[1]);
         assert_eq!(leaving(nsqds), [false, false, false]);
         b.lists(nsqds, 3, &[3]);
@@ -59,20 +59,20 @@ fn the_union_counts() {
         b.lists(nsqds, 4, &[3]);
         assert_eq!(nsqds.slot(1).unwrap().leaves, Instant::from_millis(13_000), "not later");
         a.lists(nsqds, 5, &[2, 1]);
-        assert_eq!(leaving(nsqds), [false, false, false], "it came back in time");
+        assert_eq!(leaving(nsqds), [false, false, false], "listed again in time");
     });
 }
 
 #[test]
-fn what_a_source_takes_back_is_its_own() {
-    // There is no other.
+fn a_source_withdraws_only_its_own_nsqds() {
+    // There is no other source.
     with(2, &[], |nsqds| {
         let mut a = Source::new(1);
         a.lists(nsqds, 0, &[1, 2]);
         a.lists(nsqds, 1, &[1]);
         assert_eq!(leaving(nsqds), [false, true]);
     });
-    // Another one answers meanwhile.
+    // Another source answers meanwhile.
     with(2, &[], |nsqds| {
         let (mut a, mut b) = (Source::new(1), Source::new(2));
         let now = Instant::from_millis(1000);
@@ -85,7 +85,7 @@ fn what_a_source_takes_back_is_its_own() {
 }
 
 #[test]
-fn a_freed_seat_goes_to_the_next_offered() {
+fn a_freed_slot_goes_to_the_next_offered_nsqd() {
     with(2, &[], |nsqds| {
         let mut a = Source::new(1);
         a.lists(nsqds, 0, &[1, 2, 3]);
@@ -99,7 +99,7 @@ fn a_freed_seat_goes_to_the_next_offered() {
 }
 
 #[test]
-fn each_of_many_has_its_turn() {
+fn each_of_many_nsqds_has_its_turn() {
     for slots in 1..5 {
         let (mut slots, mut found) = (vec![NsqdSlot::EMPTY; slots], vec![None; slots]);
         let mut nsqds = NsqdTable::new(&mut slots, &[]);
@@ -110,7 +110,7 @@ fn each_of_many_has_its_turn() {
         let (mut a, mut b) = (Source::new(1), Source::new(2));
         let mut served = [0; 41];
         for round in 0..400 {
-            // Rounds come as often as turns.
+            // Rounds are as frequent as turns.
             a.lists(&mut nsqds, round * 60, &all[..30]);
             b.lists(&mut nsqds, round * 60 + 30, &all[10..]);
             for port in ports(&nsqds) {
@@ -124,23 +124,23 @@ fn each_of_many_has_its_turn() {
 }
 
 #[test]
-fn who_does_not_work_makes_room_first() {
+fn a_failing_nsqd_is_replaced_before_a_working_one() {
     with(2, &[], |nsqds| {
         let mut a = Source::new(GIVEN);
         a.lists(nsqds, 0, &[1, 2, 3]);
         a.lists(nsqds, 1, &[1, 2, 3]);
-        assert_eq!(ports(nsqds), [1, 2], "it is not time");
+        assert_eq!(ports(nsqds), [1, 2], "no turn is due");
         nsqds.slot_mut(1).unwrap().fails = true;
         a.lists(nsqds, 2, &[1, 2, 3]);
         assert_eq!(ports(nsqds), [1, 3]);
         a.lists(nsqds, 61, &[1, 2, 3, 4]);
-        assert_eq!(ports(nsqds), [1, 3], "its time is not over");
+        assert_eq!(ports(nsqds), [1, 3], "the turn is not over");
         a.lists(nsqds, 62, &[1, 2, 3, 4]);
-        assert_eq!(ports(nsqds), [4, 3], "the oldest; 2 failed, and waits");
+        assert_eq!(ports(nsqds), [4, 3], "4 replaces the oldest; 2 failed and waits");
     });
 }
 
-/// Each nsqd that has a slot comes up, or does not.
+/// Each nsqd with a slot connects if it is in `live`, and otherwise fails.
 fn try_all(nsqds: &mut NsqdTable<'_>, live: &[u16]) {
     for (id, port) in ports(nsqds).into_iter().enumerate() {
         if live.contains(&port) {
@@ -151,19 +151,19 @@ fn try_all(nsqds: &mut NsqdTable<'_>, live: &[u16]) {
     }
 }
 
-fn have_seats(nsqds: &NsqdTable<'_>, live: &[u16]) -> bool {
+fn have_slots(nsqds: &NsqdTable<'_>, live: &[u16]) -> bool {
     live.iter().all(|port| ports(nsqds).contains(port))
 }
 
 #[test]
-fn all_that_fail_make_room_in_one_round_and_are_tried_last() {
+fn all_failing_nsqds_are_replaced_in_one_round_and_tried_last() {
     with(4, &[], |nsqds| {
         let mut a = Source::new(1);
         let all: Vec<u16> = (1..=12).collect();
         a.lists(nsqds, 0, &all);
         assert_eq!((ports(nsqds), nsqds.soon), (vec![1, 2, 3, 4], 0));
         try_all(nsqds, &[2]);
-        assert_eq!(nsqds.soon, a.bit, "to be asked soon");
+        assert_eq!(nsqds.soon, a.bit, "the source must be queried soon");
         a.lists(nsqds, 1, &all);
         let mut tried = ports(nsqds);
         assert!(tried[1] == 2 && tried.iter().all(|port| ![1, 3, 4].contains(port)), "{tried:?}");
@@ -175,7 +175,7 @@ fn all_that_fail_make_room_in_one_round_and_are_tried_last() {
         }
         let missed = (5..=12).find(|port| !tried.contains(port));
         assert_eq!(missed, None, "eight others, in three rounds: {tried:?}");
-        // Nobody waits: who fails keeps its slot.
+        // No nsqd waits: failing nsqds keep their slots.
         try_all(nsqds, &[2]);
         a.lists(nsqds, 3, &[1, 2]);
         assert_eq!((a.round.unserved, nsqds.waiting, nsqds.soon), (0, 0, 0));
@@ -183,7 +183,7 @@ fn all_that_fail_make_room_in_one_round_and_are_tried_last() {
 }
 
 #[test]
-fn one_that_works_is_found_among_any_number_that_do_not() {
+fn a_working_nsqd_is_found_among_any_number_of_failing_ones() {
     for (slots, dead) in [(1, 5), (2, 9), (4, 40), (16, 17), (16, 40), (16, 200), (3, 200)] {
         for at in [0, dead / 3, dead] {
             let mut all: Vec<u16> = (1..=dead).collect();
@@ -192,7 +192,7 @@ fn one_that_works_is_found_among_any_number_that_do_not() {
                 let mut a = Source::new(1);
                 let mut rounds = 1;
                 a.lists(nsqds, 0, &all);
-                while !have_seats(nsqds, &[999]) {
+                while !have_slots(nsqds, &[999]) {
                     try_all(nsqds, &[999]);
                     rounds += 1;
                     a.lists(nsqds, rounds, &all);
@@ -202,7 +202,7 @@ fn one_that_works_is_found_among_any_number_that_do_not() {
                 for round in 0..20 {
                     try_all(nsqds, &[999]);
                     a.lists(nsqds, rounds + round, &all);
-                    assert!(have_seats(nsqds, &[999]), "it stays");
+                    assert!(have_slots(nsqds, &[999]), "the working nsqd keeps its slot");
                 }
             });
         }
@@ -210,8 +210,8 @@ fn one_that_works_is_found_among_any_number_that_do_not() {
 }
 
 #[test]
-fn no_source_keeps_out_what_another_one_lists() {
-    // The first always answers first, and the one that works is in another's list.
+fn no_source_keeps_out_the_nsqds_of_another() {
+    // The first source always answers first, and only the last lists the working nsqd.
     for (slots, sources) in [(1, 2), (2, 2), (4, 3), (16, 2)] {
         for at in 0..30 {
             with(slots, &[], |nsqds| {
@@ -220,7 +220,7 @@ fn no_source_keeps_out_what_another_one_lists() {
                     .collect::<Vec<(Source, Vec<u16>)>>();
                 all.last_mut().unwrap().1.insert(at, 999);
                 let mut rounds = 0;
-                while !have_seats(nsqds, &[999]) {
+                while !have_slots(nsqds, &[999]) {
                     for (source, list) in &mut all {
                         source.lists(nsqds, rounds, list);
                         try_all(nsqds, &[999]);
@@ -234,7 +234,7 @@ fn no_source_keeps_out_what_another_one_lists() {
 }
 
 #[test]
-fn as_many_that_work_as_there_are_seats_are_found_and_kept() {
+fn as_many_working_nsqds_as_slots_are_found_and_kept() {
     with(4, &[], |nsqds| {
         let mut a = Source::new(1);
         let live = [5, 6, 7, 8];
@@ -243,37 +243,37 @@ fn as_many_that_work_as_there_are_seats_are_found_and_kept() {
         try_all(nsqds, &live);
         a.lists(nsqds, 1, &all);
         try_all(nsqds, &live);
-        assert!(have_seats(nsqds, &live), "{:?}", ports(nsqds));
-        // An hour, asked once a minute and once more after a failure.
+        assert!(have_slots(nsqds, &live), "{:?}", ports(nsqds));
+        // An hour with one query a minute, and one more after a failure.
         let mut turns = 0;
         for minute in 1..60 {
             a.lists(nsqds, minute * 60, &all);
-            if !have_seats(nsqds, &live) {
+            if !have_slots(nsqds, &live) {
                 turns += 1;
                 try_all(nsqds, &live);
                 assert_eq!(nsqds.soon, a.bit);
                 a.lists(nsqds, minute * 60 + 1, &all);
             }
-            assert!(have_seats(nsqds, &live), "back at once: {:?}", ports(nsqds));
+            assert!(have_slots(nsqds, &live), "the slot is returned at once: {:?}", ports(nsqds));
             try_all(nsqds, &live);
         }
-        // The others are tried once in five turns.
+        // The failing nsqds are tried once in five turns.
         assert!((8..=12).contains(&turns), "{turns}");
     });
 }
 
 #[test]
-fn one_that_failed_has_turns_again_also_while_others_take_theirs() {
+fn an_nsqd_that_failed_has_turns_again_even_while_others_have_theirs() {
     with(2, &[], |nsqds| {
         let mut a = Source::new(1);
         let all: Vec<u16> = (1..=6).collect();
         a.lists(nsqds, 0, &all);
         nsqds.fail(0);
         a.lists(nsqds, 1, &all);
-        assert!(!have_seats(nsqds, &[1]));
-        // It works again, and all others do.
+        assert!(!have_slots(nsqds, &[1]));
+        // Now all nsqds work.
         let mut minutes = 0;
-        while !have_seats(nsqds, &[1]) {
+        while !have_slots(nsqds, &[1]) {
             minutes += 1;
             assert!(minutes < 15, "{:?}", ports(nsqds));
             try_all(nsqds, &all);
@@ -283,18 +283,18 @@ fn one_that_failed_has_turns_again_also_while_others_take_theirs() {
 }
 
 #[test]
-fn one_that_got_its_seat_back_and_fails_makes_room() {
+fn an_nsqd_that_got_its_slot_back_and_fails_is_replaced() {
     with(1, &[], |nsqds| {
         let mut a = Source::new(1);
         let all = [1, 2, 3, 4, 5, 6];
         a.lists(nsqds, 0, &all);
-        // It is still being dialed.
+        // The nsqd is still being dialed.
         a.lists(nsqds, 1, &all);
         a.lists(nsqds, 61, &all);
-        assert_ne!(ports(nsqds), [1], "the turn of another one");
+        assert_ne!(ports(nsqds), [1], "another nsqd has its turn");
         try_all(nsqds, &[]);
         a.lists(nsqds, 70, &all);
-        assert_eq!(ports(nsqds), [1], "that one does not work");
+        assert_eq!(ports(nsqds), [1], "the other nsqd failed");
         let mut tried = Vec::new();
         for secs in 71..77 {
             try_all(nsqds, &[]);
@@ -303,7 +303,7 @@ fn one_that_got_its_seat_back_and_fails_makes_room() {
         }
         tried.sort_unstable();
         tried.dedup();
-        assert!(tried.len() >= 5, "each one is tried: {tried:?}");
+        assert!(tried.len() >= 5, "all others are tried: {tried:?}");
     });
 }
 
@@ -321,17 +321,17 @@ fn laps_without_a_change_are_counted() {
         assert!(levels.is_sorted() && levels[5] <= 2, "{levels:?}");
         assert_eq!(levels.last(), Some(&LEVEL_MAX), "{levels:?}");
         nsqds.succeed(0);
-        assert_eq!(nsqds.level, 1, "one came up");
+        assert_eq!(nsqds.level, 1, "a connection was established");
         nsqds.level = 5;
         a.lists(nsqds, 50, &all);
-        assert_eq!(nsqds.level, 5, "the same as before");
+        assert_eq!(nsqds.level, 5, "the source lists the same nsqds");
         a.lists(nsqds, 51, &[1, 2, 3, 4, 5, 6, 7, 9]);
-        assert_eq!(nsqds.level, 0, "others than before");
+        assert_eq!(nsqds.level, 0, "the source lists other nsqds");
     });
 }
 
 #[test]
-fn what_a_source_lists_that_is_lost_is_not_waited_for() {
+fn the_nsqds_of_a_lost_source_do_not_wait() {
     with(1, &[], |nsqds| {
         let (mut a, mut b) = (Source::new(1), Source::new(2));
         b.lists(nsqds, 0, &[1, 2, 3]);
@@ -339,7 +339,7 @@ fn what_a_source_lists_that_is_lost_is_not_waited_for() {
         assert_eq!((ports(nsqds), nsqds.waiting), (vec![1], 3));
         nsqds.fail(0);
         b.lists(nsqds, 1, &[1, 2, 3]);
-        assert_eq!(ports(nsqds), [1], "it was given to what b lists");
+        assert_eq!(ports(nsqds), [1], "the slot was assigned by b");
         nsqds.lose(a.bit);
         assert_eq!((nsqds.waiting, nsqds.soon), (2, 2));
         b.lists(nsqds, 2, &[1, 2, 3]);
@@ -348,7 +348,7 @@ fn what_a_source_lists_that_is_lost_is_not_waited_for() {
 }
 
 #[test]
-fn nobody_is_dialed_before_a_round_is_over() {
+fn no_nsqd_is_dialed_before_the_round_is_over() {
     with(1, &[], |nsqds| {
         let now = Instant::from_millis(0);
         let mut a = Source::new(1);
@@ -365,7 +365,7 @@ fn nobody_is_dialed_before_a_round_is_over() {
         nsqds.begin(a.bit, &mut a.round);
         offer(nsqds, &mut a.round, 2);
         assert!(nsqds.slot(0).unwrap().is_open());
-        // The answer breaks off.
+        // The answer is broken off.
         nsqds.lose(a.bit);
         assert!(!nsqds.slot(0).unwrap().is_open());
         assert_eq!(ports(nsqds), [2]);
@@ -373,23 +373,23 @@ fn nobody_is_dialed_before_a_round_is_over() {
 }
 
 #[test]
-fn a_seat_whose_connection_is_down_is_taken_before_one_that_is_still_left() {
+fn a_free_slot_without_a_connection_is_assigned_before_one_that_still_closes() {
     with(2, &[], |nsqds| {
         let mut a = Source::new(1);
         a.lists(nsqds, 0, &[1, 2]);
         assert!(nsqds.slots.iter().all(|slot| slot.busy));
         (0..2).for_each(|id| nsqds.retire(id));
-        assert!(nsqds.slots.iter().all(|slot| slot.busy), "until it is down");
+        assert!(nsqds.slots.iter().all(|slot| slot.busy), "busy until the connection is closed");
         nsqds.slot_mut(1).unwrap().busy = false;
         a.lists(nsqds, 1, &[3]);
         assert_eq!(ports(nsqds), [0, 3]);
         a.lists(nsqds, 2, &[3, 4]);
-        assert_eq!(ports(nsqds), [4, 3], "if there is no other");
+        assert_eq!(ports(nsqds), [4, 3], "no other slot is free");
     });
 }
 
 #[test]
-fn given_ones_take_turns_too_and_found_ones_sit_where_there_is_room_for_their_address() {
+fn given_nsqds_take_turns_too_and_found_ones_need_a_place_for_their_address() {
     let given: Vec<Address> = (1..=3).map(|port| Address::new("h", port).unwrap()).collect();
     let (mut slots, mut found) = ([NsqdSlot::EMPTY; 2], [None]);
     let mut nsqds = NsqdTable::new(&mut slots, &given);
@@ -406,7 +406,7 @@ fn given_ones_take_turns_too_and_found_ones_sit_where_there_is_room_for_their_ad
     }
     assert_eq!((served[1], served[2], served[3]), (20, 20, 20), "{served:?}");
     let mut a = Source::new(1);
-    // Even where the given ones, one of which is next, are offered no more.
+    // Even if the given nsqds, one of which is next, are no longer offered.
     for secs in [2000, 2001, 2060, 2061, 2120, 2121] {
         a.lists(&mut nsqds, secs, &[9]);
         assert!(ports(&nsqds)[1] != 9);

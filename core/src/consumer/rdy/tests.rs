@@ -2,13 +2,13 @@
 
 use super::*;
 
-/// Tells everybody what there is to tell, until nothing is; gives each RDY.
-fn tell(table: &mut RdyTable<'_>) -> Vec<u16> {
+/// Announces RDY on all connections until nothing changes. Returns the RDY of each.
+fn announce(table: &mut RdyTable<'_>) -> Vec<u16> {
     let all = table.shares.len() as u8;
     for _ in 0..3 {
         for id in 0..all {
             if let Some(rdy) = table.next(id) {
-                assert_ne!(rdy, table.rdy(id), "changes nothing");
+                assert_ne!(rdy, table.rdy(id), "RDY is announced without a change");
                 table.announced(id, rdy);
             }
             let sum: u16 = (0..all).map(|id| table.rdy(id)).sum();
@@ -22,7 +22,7 @@ fn settle(table: &mut RdyTable<'_>) {
     (0..table.shares.len() as u8).for_each(|id| table.settle(id));
 }
 
-/// All take part, and nobody is told yet.
+/// Returns a table in which all connections take part and no RDY is announced yet.
 fn shared(shares: &mut [Share], limit: u16) -> RdyTable<'_> {
     let mut table = RdyTable::new(shares);
     table.set_limit(limit);
@@ -30,21 +30,21 @@ fn shared(shares: &mut [Share], limit: u16) -> RdyTable<'_> {
     table
 }
 
-/// Joined one after the other, each told before the next joins.
+/// Returns the RDY of connections that join one after the other, with announcements between.
 fn joined(connections: usize, limit: u16, cap: u32) -> Vec<u16> {
     let mut shares = vec![Share::NONE; connections];
     let mut table = RdyTable::new(&mut shares);
     table.set_limit(limit);
     for id in 0..connections as u8 {
         table.join(id, cap);
-        tell(&mut table);
+        announce(&mut table);
     }
     settle(&mut table);
-    tell(&mut table)
+    announce(&mut table)
 }
 
 #[test]
-fn what_each_connection_gets() {
+fn rdy_of_each_connection() {
     // connections, max_in_flight, max_rdy_count, RDY of each
     for (connections, limit, cap, want) in [
         (1, 1, 2500, &[1][..]),
@@ -72,20 +72,20 @@ fn what_each_connection_gets() {
 }
 
 #[test]
-fn what_one_cannot_take_goes_to_the_others() {
+fn the_part_above_a_max_rdy_count_goes_to_the_others() {
     let mut shares = [Share::NONE; 3];
     let mut table = RdyTable::new(&mut shares);
     table.set_limit(20);
     for (id, cap) in [(0, 100), (1, 3), (2, 100)] {
         table.join(id, cap);
     }
-    assert_eq!(tell(&mut table), [9, 3, 8]);
+    assert_eq!(announce(&mut table), [9, 3, 8]);
     table.leave(0);
-    assert_eq!(tell(&mut table), [0, 3, 17]);
+    assert_eq!(announce(&mut table), [0, 3, 17]);
 }
 
 #[test]
-fn it_is_spread_as_if_given_one_by_one() {
+fn the_limit_is_distributed_as_if_one_by_one() {
     for limit in 0..=9u16 {
         for caps in (0..216u32).map(|n| [n % 6, n / 6 % 6, n / 36]) {
             let mut shares = [Share::NONE; 3];
@@ -110,45 +110,45 @@ fn it_is_spread_as_if_given_one_by_one() {
 }
 
 #[test]
-fn what_is_taken_from_one_is_given_to_another_only_once_it_is_free() {
+fn rdy_of_one_connection_goes_to_another_only_once_nothing_is_committed() {
     let mut shares = [Share::NONE; 2];
     let mut table = RdyTable::new(&mut shares);
     table.set_limit(4);
     table.join(0, 9);
-    assert_eq!(tell(&mut table), [4, 0]);
-    // Idle: what is on its way from the first is not known.
+    assert_eq!(announce(&mut table), [4, 0]);
+    // Idle: messages may be on their way to the first.
     table.join(1, 9);
-    assert_eq!(tell(&mut table), [2, 0]);
+    assert_eq!(announce(&mut table), [2, 0]);
     assert!(table.is_short());
     table.settle(0);
-    assert_eq!(tell(&mut table), [2, 2]);
+    assert_eq!(announce(&mut table), [2, 2]);
     assert!(!table.is_short());
-    // Busy: what it has in flight counts.
+    // Busy: messages in flight count.
     table.leave(1);
-    assert_eq!(tell(&mut table), [4, 0]);
+    assert_eq!(announce(&mut table), [4, 0]);
     (0..4).for_each(|_| table.delivered(0));
     table.join(1, 9);
     assert_eq!(table.next(0), Some(2));
     assert!(table.announced(0, 2));
     table.settle(0);
-    assert_eq!(tell(&mut table), [2, 0]);
+    assert_eq!(announce(&mut table), [2, 0]);
     table.answered(0, 1);
-    assert_eq!(tell(&mut table), [2, 1]);
+    assert_eq!(announce(&mut table), [2, 1]);
     table.answered(0, 1);
     table.answered(0, 1);
-    assert_eq!(tell(&mut table), [2, 2]);
+    assert_eq!(announce(&mut table), [2, 2]);
 }
 
 #[test]
-fn a_lower_limit_is_told_at_once_and_the_same_one_never() {
+fn a_lower_limit_is_announced_at_once_and_the_same_limit_never() {
     let mut shares = [Share::NONE; 2];
     let mut table = shared(&mut shares, 6);
-    assert_eq!(tell(&mut table), [3, 3]);
+    assert_eq!(announce(&mut table), [3, 3]);
     table.set_limit(6);
     assert_eq!((table.next(0), table.next(1)), (None, None));
     table.set_limit(0);
     assert_eq!((table.next(0), table.next(1)), (Some(0), Some(0)));
-    // Changed back before it was told: nothing to tell.
+    // Changed back before the announcement: nothing to announce.
     table.set_limit(6);
     assert_eq!((table.next(0), table.next(1)), (None, None));
 }
@@ -157,7 +157,7 @@ fn a_lower_limit_is_told_at_once_and_the_same_one_never() {
 fn idle_connections_pass_their_turn_on_and_busy_ones_later() {
     let mut shares = [Share::NONE; 3];
     let mut table = shared(&mut shares, 1);
-    assert_eq!(tell(&mut table), [1, 0, 0]);
+    assert_eq!(announce(&mut table), [1, 0, 0]);
     let mut turns = Vec::new();
     for interval in 0..40 {
         // The second is busy.
@@ -165,30 +165,30 @@ fn idle_connections_pass_their_turn_on_and_busy_ones_later() {
             table.delivered(1);
             table.answered(1, 1);
         }
-        table.turn();
-        tell(&mut table);
+        table.redistribute();
+        announce(&mut table);
         settle(&mut table);
-        let rdy = tell(&mut table);
+        let rdy = announce(&mut table);
         assert_eq!(rdy.iter().sum::<u16>(), 1, "in interval {interval}");
         turns.push(rdy.iter().position(|&rdy| rdy == 1).unwrap());
     }
     let count = |id| turns.iter().filter(|&&turn| turn == id).count();
-    // Of ten intervals two, six and two.
+    // Two, six and two of ten intervals.
     assert_eq!((count(0), count(1), count(2)), (8, 24, 8), "{turns:?}");
 }
 
 #[test]
-fn whose_turn_it_is() {
-    // connections, max_in_flight, which are busy; of 240 intervals those with an RDY of 1
+fn turns_of_idle_and_busy_connections() {
+    // connections, max_in_flight, busy connections; for each, the intervals of 240 with RDY 1
     for (connections, limit, busy, want) in [
         (2, 1, &[][..], &[120, 120][..]),
-        // Idle ones have two intervals, busy ones six.
+        // Idle connections have two intervals, busy ones six.
         (2, 1, &[0], &[180, 60]),
         (2, 1, &[0, 1], &[120, 120]),
         (3, 1, &[], &[80, 80, 80]),
         (3, 1, &[1], &[48, 144, 48]),
         (3, 2, &[], &[161, 160, 159]),
-        // As many as wait: one of two passes its turn on, the idle one if there is such a one.
+        // One waits, so one of two passes its turn on: an idle one, if there is one.
         (3, 2, &[0], &[206, 138, 136]),
         (3, 2, &[0, 1], &[206, 206, 68]),
         (3, 2, &[0, 1, 2], &[162, 162, 156]),
@@ -202,58 +202,58 @@ fn whose_turn_it_is() {
         let mut table = shared(&mut shares, limit);
         let mut turns = vec![0u16; connections];
         for _ in 0..240 {
-            tell(&mut table);
+            announce(&mut table);
             settle(&mut table);
-            for (id, rdy) in tell(&mut table).into_iter().enumerate() {
+            for (id, rdy) in announce(&mut table).into_iter().enumerate() {
                 turns[id] += rdy;
                 if rdy == 1 && busy.contains(&id) {
                     table.delivered(id as u8);
                     table.answered(id as u8, 1);
                 }
             }
-            table.turn();
+            table.redistribute();
         }
         assert_eq!(turns, want, "{connections} connections, {limit} in flight, {busy:?} busy");
-        assert_eq!(turns.iter().sum::<u16>(), 240 * limit, "all of it, always");
+        assert_eq!(turns.iter().sum::<u16>(), 240 * limit, "the whole limit is used");
     }
 }
 
 #[test]
-fn who_has_a_turn_keeps_it_whoever_comes_and_goes() {
+fn a_connection_keeps_its_turn_while_others_leave_and_join() {
     let mut shares = [Share::NONE; 3];
     let mut table = shared(&mut shares, 1);
-    while tell(&mut table) != [0, 1, 0] {
-        table.turn();
+    while announce(&mut table) != [0, 1, 0] {
+        table.redistribute();
         settle(&mut table);
     }
     table.leave(0);
     table.join(0, 9);
-    assert_eq!(tell(&mut table), [0, 1, 0]);
+    assert_eq!(announce(&mut table), [0, 1, 0]);
 }
 
 #[test]
-fn a_turn_begins_when_nsqd_is_told() {
+fn a_turn_begins_when_rdy_is_announced() {
     let mut shares = [Share::NONE; 2];
     let mut table = shared(&mut shares, 1);
-    assert_eq!(tell(&mut table), [1, 0]);
+    assert_eq!(announce(&mut table), [1, 0]);
     table.delivered(0);
-    (0..BUSY_TURNS).for_each(|_| table.turn());
-    assert_eq!(tell(&mut table), [0, 0]);
+    (0..BUSY_TURNS).for_each(|_| table.redistribute());
+    assert_eq!(announce(&mut table), [0, 0]);
     // The message is answered late.
-    (0..BUSY_TURNS).for_each(|_| table.turn());
+    (0..BUSY_TURNS).for_each(|_| table.redistribute());
     settle(&mut table);
     table.answered(0, 1);
-    assert_eq!(tell(&mut table), [0, 1]);
+    assert_eq!(announce(&mut table), [0, 1]);
     for _ in 1..QUIET_TURNS {
-        table.turn();
-        assert_eq!(tell(&mut table), [0, 1], "all of its time");
+        table.redistribute();
+        assert_eq!(announce(&mut table), [0, 1], "the whole turn");
     }
-    table.turn();
+    table.redistribute();
     assert_eq!(table.next(1), Some(0));
 }
 
 #[test]
-fn turns_are_taken_only_where_there_is_not_one_for_each() {
+fn connections_take_turns_only_if_the_limit_is_less_than_one_for_each() {
     let mut shares = [Share::NONE; 2];
     let mut table = shared(&mut shares, 0);
     for (limit, takes) in [(0, false), (1, true), (2, false), (3, false)] {
@@ -263,13 +263,13 @@ fn turns_are_taken_only_where_there_is_not_one_for_each() {
 }
 
 #[test]
-fn nobody_waits_for_ever() {
+fn no_connection_waits_for_ever() {
     for (connections, limit) in [(2, 1), (5, 2), (7, 6), (20, 3)] {
         let mut shares = vec![Share::NONE; connections];
         let mut table = shared(&mut shares, limit);
         let mut seen = vec![0; connections];
         for _ in 0..600 {
-            for (id, rdy) in tell(&mut table).into_iter().enumerate() {
+            for (id, rdy) in announce(&mut table).into_iter().enumerate() {
                 seen[id] += rdy;
                 (0..rdy).for_each(|_| {
                     table.delivered(id as u8);
@@ -277,7 +277,7 @@ fn nobody_waits_for_ever() {
                 });
             }
             settle(&mut table);
-            table.turn();
+            table.redistribute();
         }
         let (least, most) = (seen.iter().min().unwrap(), seen.iter().max().unwrap());
         assert!(*least > 0 && most - least <= 18, "{connections}, {limit}: {seen:?}");
@@ -285,29 +285,29 @@ fn nobody_waits_for_ever() {
 }
 
 #[test]
-fn a_retired_connection_is_counted_until_it_is_gone() {
+fn a_retired_connection_counts_until_it_has_left() {
     let mut shares = [Share::NONE; 2];
     let mut table = RdyTable::new(&mut shares);
     table.set_limit(4);
     table.join(0, 9);
-    tell(&mut table);
+    announce(&mut table);
     table.delivered(0);
     table.retire(0);
     table.join(1, 9);
-    assert_eq!(tell(&mut table), [0, 0]);
+    assert_eq!(announce(&mut table), [0, 0]);
     table.settle(0);
-    assert_eq!(tell(&mut table), [0, 3]);
+    assert_eq!(announce(&mut table), [0, 3]);
     table.leave(0);
-    assert_eq!(tell(&mut table), [0, 4]);
+    assert_eq!(announce(&mut table), [0, 4]);
 }
 
 #[test]
-fn starved_when_most_of_the_window_is_in_flight() {
+fn starved_when_most_of_rdy_is_in_flight() {
     let mut shares = [Share::NONE; 1];
     let mut table = RdyTable::new(&mut shares);
     table.set_limit(20);
     table.join(0, 100);
-    tell(&mut table);
+    announce(&mut table);
     (0..16).for_each(|_| table.delivered(0));
     assert!(!table.is_starved());
     table.delivered(0);

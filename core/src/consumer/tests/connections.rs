@@ -1,9 +1,9 @@
-//! How a connection comes up, what nsqd refuses, and who is dialed next.
+//! Establishing a connection, refusals of nsqd, and the next dial.
 
 use super::*;
 
 #[test]
-fn connects_subscribes_and_asks() {
+fn connects_subscribes_and_requests_messages() {
     with::<1, 4>(&config(), 1, |bench| {
         assert_eq!(bench.state(0), LinkState::Idle);
         assert_eq!(bench.dial(0), "nsqd0:4150");
@@ -43,7 +43,7 @@ fn connects_subscribes_and_asks() {
 }
 
 #[test]
-fn who_waits_for_events_is_told_of_a_connection_of_which_nothing_is_wanted() {
+fn a_connection_that_becomes_ready_while_paused_wakes_tasks() {
     with::<1, 4>(&config(), 1, |bench| {
         let now = bench.now();
         bench.consumer.pause(now);
@@ -58,15 +58,15 @@ fn who_waits_for_events_is_told_of_a_connection_of_which_nothing_is_wanted() {
 }
 
 #[test]
-fn who_waits_for_events_is_told_of_a_message_that_was_too_long_too_often() {
+fn a_long_message_that_is_given_up_wakes_tasks() {
     let config = Config { max_attempts: 1, ..config() };
     with::<1, 1>(&config, 1, |bench| {
         bench.connect(0).writes(0, "RDY 1\n");
         let before = bench.consumer.version();
         bench.receive(0, &message(7, 2, &[b'x'; 100]));
         assert_ne!(bench.consumer.version(), before);
-        let told = bench.consumer.poll_event();
-        assert!(matches!(told, Some(Event::Connection { .. } | Event::GivenUp { .. })));
+        let event = bench.consumer.poll_event();
+        assert!(matches!(event, Some(Event::Connection { .. } | Event::GivenUp { .. })));
         assert_eq!(bench.consumer.counters().given_up, 1);
         bench.writes(0, &format!("FIN {}\n", id(7)));
     });
@@ -81,7 +81,7 @@ fn the_answer_to_identify_may_come_in_pieces() {
             let answer = frame(0, INFO);
             let (last, pieces) = answer.split_last().unwrap();
             for piece in pieces.chunks(len) {
-                // A driver asks after each piece whether there is something to write.
+                // The driver writes after each piece.
                 bench.receive(0, piece).writes(0, "");
             }
             bench.receive(0, &[*last]).writes(0, "SUB t ch\n");
@@ -90,7 +90,7 @@ fn the_answer_to_identify_may_come_in_pieces() {
 }
 
 #[test]
-fn authenticates_if_it_has_to() {
+fn authenticates_if_nsqd_requires_it() {
     let info = b"{\"auth_required\":true,\"max_rdy_count\":3}";
     let secret = Config { auth_secret: Some(b"s3"), ..config() };
     with::<1, 4>(&secret, 1, |bench| {
@@ -98,7 +98,7 @@ fn authenticates_if_it_has_to() {
         bench.open(0).written(0);
         bench.receive(0, &frame(0, info)).writes(0, "AUTH\n\0\0\0\x02s3");
         bench.receive(0, &frame(0, b"{\"permission_count\":1}")).writes(0, "SUB t ch\n");
-        // No more than the server's max_rdy_count.
+        // RDY is limited by the server's max_rdy_count.
         bench.receive(0, &frame(0, b"OK")).writes(0, "RDY 3\n");
     });
     with::<1, 4>(&config(), 1, |bench| {
@@ -109,7 +109,7 @@ fn authenticates_if_it_has_to() {
 }
 
 #[test]
-fn identify_asks_for_timeout_and_sample() {
+fn identify_sends_timeout_and_sample_rate() {
     let config = Config { msg_timeout: Some(Span::from_secs(5)), sample_rate: 7, ..config() };
     with::<1, 4>(&config, 1, |bench| {
         bench.dial(0);
@@ -120,8 +120,8 @@ fn identify_asks_for_timeout_and_sample() {
 }
 
 #[test]
-fn identify_asks_how_long_messages_may_be_held_back() {
-    let said = |ms| {
+fn identify_sends_the_output_buffer_timeout() {
+    let options = |ms| {
         let output_buffer_timeout = Some(Span::from_millis(ms));
         let mut hello = String::new();
         with::<1, 4>(&Config { output_buffer_timeout, ..config() }, 1, |bench| {
@@ -131,9 +131,9 @@ fn identify_asks_how_long_messages_may_be_held_back() {
         let more = hello.split_once("\"heartbeat_interval\":").unwrap().1;
         more.trim_start_matches(|digit: char| digit.is_ascii_digit()).to_owned()
     };
-    assert_eq!(said(25), ",\"output_buffer_timeout\":25}");
-    assert_eq!(said(30_000), ",\"output_buffer_timeout\":30000}");
-    assert_eq!(said(0), ",\"output_buffer_size\":-1}");
+    assert_eq!(options(25), ",\"output_buffer_timeout\":25}");
+    assert_eq!(options(30_000), ",\"output_buffer_timeout\":30000}");
+    assert_eq!(options(0), ",\"output_buffer_size\":-1}");
 }
 
 #[test]
@@ -142,14 +142,14 @@ fn heartbeats_are_answered_whatever_the_application_does() {
         bench.connect(0).writes(0, "RDY 2\n");
         bench.receive(0, &message(1, 1, &[b'x'; 30])).receive(0, &message(2, 1, &[b'y'; 30]));
         let beat = frame(0, b"_heartbeat_");
-        // Nobody takes anything, and there is no room left.
+        // The application takes no message, and no room is left.
         for second in 1..50 {
             bench.at(second * 1000).tick().receive(0, &beat).writes(0, "NOP\n").writes(0, "");
         }
-        // Two at once are one answer.
+        // Two heartbeats at once get one NOP.
         bench.receive(0, &[beat.clone(), beat].concat()).writes(0, "NOP\n");
         assert_eq!(bench.consumer.counters().heartbeats, 51);
-        // One that comes while a command is half written goes behind that.
+        // The NOP for a heartbeat that arrives during a write follows the half written command.
         let (one, two) = (bench.take(), bench.take());
         bench.finish(one).finish(two);
         let now = bench.now();
@@ -161,7 +161,7 @@ fn heartbeats_are_answered_whatever_the_application_does() {
 }
 
 #[test]
-fn silence_is_noticed() {
+fn a_silent_connection_is_closed() {
     with::<1, 2>(&config(), 1, |bench| {
         bench.connect(0).written(0);
         bench.at(15_000).receive(0, &frame(0, b"_heartbeat_")[..7]);
@@ -170,7 +170,8 @@ fn silence_is_noticed() {
         assert_eq!(bench.state(0), LinkState::Ready);
         bench.at(35_000).tick();
         assert_eq!(bench.session(0).link(), Link::Close);
-        // Who is silent takes no farewell: it is due at once, and stays so, for the driver to abort.
+        // The deadline is due at once and stays due, so that the driver aborts the silent
+        // connection.
         let end = bench.session(0).deadline();
         assert_eq!(end, at(35_000));
         bench.at(36_000).tick();
@@ -184,7 +185,7 @@ fn silence_is_noticed() {
 }
 
 #[test]
-fn each_step_of_the_handshake_has_its_time() {
+fn each_step_of_the_handshake_has_its_own_timeout() {
     with::<1, 2>(&config(), 1, |bench| {
         bench.dial(0);
         bench.at(5_000).tick();
@@ -206,7 +207,7 @@ fn each_step_of_the_handshake_has_its_time() {
 }
 
 #[test]
-fn refusals_give_nsqds_own_words_and_waits_grow() {
+fn refusals_report_the_text_of_nsqd_and_waits_grow() {
     with::<1, 2>(&config(), 1, |bench| {
         let mut waits = Vec::new();
         for _ in 0..12 {
@@ -250,7 +251,7 @@ fn only_an_nsqd_that_delivers_or_lasts_is_dialed_again_at_once() {
 }
 
 #[test]
-fn an_nsqd_that_refuses_for_good_is_left_out_and_makes_room() {
+fn an_nsqd_that_refuses_permanently_is_left_out_and_replaced() {
     let refusals: [(&[u8], Fault); 5] = [
         (b"E_INVALID cannot SUB in current state, TLS required", Fault::TlsRequired),
         (b"E_UNAUTHORIZED AUTH failed for SUB on \"t\" \"ch\"", Fault::AuthRefused),
@@ -258,16 +259,16 @@ fn an_nsqd_that_refuses_for_good_is_left_out_and_makes_room() {
         (b"E_BAD_TOPIC SUB topic name", Fault::Refused(ErrorCode::BadTopic)),
         (b"E_BAD_CHANNEL SUB channel name", Fault::Refused(ErrorCode::BadChannel)),
     ];
-    for (words, fault) in refusals {
+    for (text, fault) in refusals {
         for nsqds in [1, 2] {
             with::<1, 2>(&config(), nsqds, |bench| {
                 bench.dial(0);
                 bench.open(0).written(0);
                 bench.receive(0, &frame(0, INFO)).written(0);
-                assert_eq!(bench.fault(0, &frame(1, words)), fault);
+                assert_eq!(bench.fault(0, &frame(1, text)), fault);
                 bench.closed(0, Closed::Local);
-                let told = bench.session(0).poll_event();
-                assert_eq!(told, Some(ConnectionEvent::LeftOut(fault)));
+                let event = bench.session(0).poll_event();
+                assert_eq!(event, Some(ConnectionEvent::LeftOut(fault)));
                 assert_eq!(bench.session(0).poll_event(), None);
                 if nsqds == 1 {
                     bench.at(299_999).tick();
@@ -294,14 +295,14 @@ fn several_nsqds_that_are_down_are_not_dialed_without_a_pause() {
                 dials += 1;
             }
         }
-        // Each makes room as soon as it fails, so the pauses double only once round.
+        // Each is replaced as soon as it fails, so the pauses double only once in a lap.
         assert!(dials < 60, "{dials}: {dialed:?}");
         assert!(dialed.len() == 3 && dialed.values().all(|&n| n > 1), "{dialed:?}");
     });
 }
 
 #[test]
-fn an_nsqd_that_fails_makes_room_for_another_at_once() {
+fn an_nsqd_that_fails_is_replaced_at_once() {
     with::<1, 2>(&config(), 3, |bench| {
         let mut dialed = Vec::new();
         while dialed.len() < 3 {
@@ -311,7 +312,7 @@ fn an_nsqd_that_fails_makes_room_for_another_at_once() {
         assert_eq!(dialed, ["nsqd0:4150", "nsqd1:4150", "nsqd2:4150"], "each of them once");
         assert!(bench.now < 1000, "{} ms", bench.now);
     });
-    // One that was good is dialed again first.
+    // An nsqd that delivered a message is dialed again first.
     with::<1, 2>(&config(), 2, |bench| {
         bench.connect(0).writes(0, "RDY 2\n");
         bench.receive(0, &message(1, 1, b"x"));
@@ -322,13 +323,13 @@ fn an_nsqd_that_fails_makes_room_for_another_at_once() {
 }
 
 #[test]
-fn a_connection_that_is_for_nobody_waits_for_nothing() {
+fn a_connection_without_an_nsqd_has_no_deadline() {
     with::<2, 4>(&config(), 1, |bench| {
         bench.connect(0).writes(0, "RDY 4\n");
         bench.receive(0, &message(1, 1, b"x"));
         let token = bench.take();
         bench.consumer.requeue(at(0), token, None).unwrap();
-        // Backing off ends by itself, soon.
+        // The backoff ends soon without an event.
         assert!(bench.session(0).deadline() < at(10_000));
         assert_eq!(bench.state(1), LinkState::Idle);
         assert_eq!(bench.session(1).deadline(), Instant::NEVER);
@@ -336,7 +337,7 @@ fn a_connection_that_is_for_nobody_waits_for_nothing() {
 }
 
 #[test]
-fn nonsense_ends_the_connection_with_its_reason() {
+fn bytes_that_break_the_protocol_end_the_connection_with_a_reason() {
     let cases: [(&[u8], Fault); 6] = [
         (b"HTTP/1.1 400 Bad Request\r\n", Fault::Decode(DecodeError::WrongPort)),
         (b"\0\0\0\x06\0\0\0\x03OK", Fault::Decode(DecodeError::UnknownFrame { frame_type: 3 })),
@@ -351,16 +352,16 @@ fn nonsense_ends_the_connection_with_its_reason() {
     for (bytes, fault) in cases {
         with::<1, 4>(&config(), 1, |bench| {
             bench.connect(0).written(0);
-            // The data of a short message need not come for it to be known as one.
+            // A short message is detected before its data arrive.
             let bytes = [bytes, b"x"].concat();
             assert_eq!(bench.fault(0, &bytes), fault);
             assert!(!fault.to_string().is_empty());
-            // A connection that came up and brought nothing is followed by a wait.
+            // A wait follows a connection that delivered no message.
             bench.closed(0, Closed::Local).at(1000);
             bench.connect(0).writes(0, "RDY 4\n");
         });
     }
-    // An answer before the question was asked.
+    // A response before IDENTIFY was sent.
     with::<1, 4>(&config(), 1, |bench| {
         bench.dial(0);
         bench.open(0);

@@ -1,9 +1,9 @@
-//! Lengths and counts at their edges, and streams cut everywhere.
+//! Lengths and counts at their limits, and streams cut at each byte.
 
 use super::*;
 use crate::consumer::status::DETAIL_MAX;
 
-/// A stream in one piece, cut in two everywhere, and byte by byte.
+/// Calls `each` with a stream in one piece, cut in two at each byte, and byte by byte.
 fn cuts(stream: &[u8], mut each: impl FnMut(&[&[u8]])) {
     each(&[stream]);
     for at in 1..stream.len() {
@@ -13,11 +13,11 @@ fn cuts(stream: &[u8], mut each: impl FnMut(&[&[u8]])) {
     each(&stream.chunks(1).collect::<Vec<_>>());
 }
 
-/// What came of a stream: its end, all that was handed out, the answers, and the counters.
+/// The outcome of a stream: its fault, the bodies taken, the answers sent, and the counters.
 type Outcome = (Option<Fault>, Vec<Vec<u8>>, Vec<String>, Counters);
 
-/// What a subscribed connection makes of a stream in pieces. With `asked`, a driver asks after each
-/// of them whether there is something to write.
+/// Returns the outcome of a stream that a subscribed connection receives in pieces. With `asked`,
+/// the driver writes after each piece.
 fn outcome_of(parts: &[&[u8]], asked: bool) -> Outcome {
     let mut outcome = None;
     with::<1, 8>(&config(), 1, |bench| {
@@ -25,8 +25,8 @@ fn outcome_of(parts: &[&[u8]], asked: bool) -> Outcome {
         let now = bench.now();
         let (mut fault, mut written) = (None, Vec::new());
         for part in parts {
-            let heard = bench.session(0).receive(now, part);
-            fault = fault.or(heard.err());
+            let received = bench.session(0).receive(now, part);
+            fault = fault.or(received.err());
             if asked {
                 written.extend(bench.written(0));
             }
@@ -38,7 +38,7 @@ fn outcome_of(parts: &[&[u8]], asked: bool) -> Outcome {
         }
         written.extend(bench.written(0));
         let lines = String::from_utf8(written).unwrap();
-        // How often a heartbeat is answered and a window told depends on when there is time to.
+        // The number of NOP and RDY depends on how often the driver writes.
         let is_answer = |line: &&str| !line.starts_with("NOP") && !line.starts_with("RDY");
         let mut answers: Vec<_> = lines.lines().filter(is_answer).map(str::to_owned).collect();
         answers.sort();
@@ -48,7 +48,7 @@ fn outcome_of(parts: &[&[u8]], asked: bool) -> Outcome {
 }
 
 #[test]
-fn what_nsqd_says_may_be_cut_anywhere() {
+fn the_stream_of_nsqd_may_be_cut_anywhere() {
     let good = [
         message(1, 1, b"short"),
         frame(0, b"_heartbeat_"),
@@ -75,7 +75,7 @@ fn what_nsqd_says_may_be_cut_anywhere() {
         assert_eq!(outcome_of(parts, false), whole);
         assert_eq!(outcome_of(parts, true), whole);
     });
-    // And with each way to go wrong behind it.
+    // The same stream, followed by each kind of error.
     for bad in [
         &b"HTTP/1.1 400 Bad Request\r\n"[..],
         b"\0\0\0\x06\0\0\0\x03OK",
@@ -93,7 +93,7 @@ fn what_nsqd_says_may_be_cut_anywhere() {
         cuts(&rest, |parts| {
             let parts = [&[&good[..]], parts].concat();
             assert_eq!(outcome_of(&parts, false), whole, "{}", bad.escape_ascii());
-            // What was answered before the end is written if there was time to.
+            // The answers are not compared: those before the error are sent only with `asked`.
             let asked = outcome_of(&parts, true);
             assert_eq!((asked.0, asked.1, asked.3), (whole.0, whole.1.clone(), whole.3));
         });
@@ -113,7 +113,7 @@ fn the_handshake_may_be_cut_anywhere() {
             with::<1, 4>(&config, 1, |bench| {
                 bench.dial(0);
                 bench.open(0).written(0);
-                for (at, (answer, said)) in answers.iter().enumerate() {
+                for (at, (answer, next)) in answers.iter().enumerate() {
                     if at == cut {
                         for part in parts {
                             bench.writes(0, "").receive(0, part);
@@ -121,9 +121,9 @@ fn the_handshake_may_be_cut_anywhere() {
                     } else {
                         bench.receive(0, answer);
                     }
-                    bench.writes(0, said);
+                    bench.writes(0, next);
                 }
-                // The first heartbeat may come right behind.
+                // The first heartbeat may follow at once.
                 bench.receive(0, &beat).writes(0, "NOP\n");
             });
         });
@@ -131,7 +131,7 @@ fn the_handshake_may_be_cut_anywhere() {
 }
 
 #[test]
-fn a_server_that_negotiates_nothing_is_one_with_nsqds_defaults() {
+fn a_server_without_negotiation_has_the_defaults_of_nsqd() {
     with::<1, 4>(&config(), 1, |bench| {
         bench.dial(0);
         bench.open(0).written(0);
@@ -147,7 +147,7 @@ fn a_server_that_negotiates_nothing_is_one_with_nsqds_defaults() {
 }
 
 #[test]
-fn an_answer_to_identify_that_makes_no_sense_is_no_end_for_good() {
+fn after_a_bad_response_to_identify_the_nsqd_is_dialed_again() {
     with::<1, 4>(&config(), 1, |bench| {
         for answer in
             [&b""[..], b"E_INVALID", b"[]", b"OKAY", b"{\"max_rdy_count\":\"many\"}", b"{"]
@@ -191,7 +191,7 @@ fn an_outage_of_days_is_over_as_soon_as_nsqd_is_back() {
     });
 }
 
-/// Four slots of 64 bytes: from nothing but a head to one byte more than there is.
+/// Four slots of 64 bytes: from an empty body to more bytes than the ring has.
 #[test]
 fn messages_of_every_length() {
     const ROOM: usize = 4 * 64 - 26;
@@ -207,9 +207,9 @@ fn messages_of_every_length() {
                 return;
             }
             let rdy = 5 - (26 + len).div_ceil(64);
-            let told = if rdy == 4 { String::new() } else { format!("RDY {rdy}\n") };
-            bench.writes(0, &told);
-            // What may still come has room.
+            let announced = if rdy == 4 { String::new() } else { format!("RDY {rdy}\n") };
+            bench.writes(0, &announced);
+            // The messages that RDY still allows have room.
             for n in 2..=rdy as u8 {
                 bench.receive(0, &message(n, 1, &[n; 38]));
             }
@@ -220,8 +220,8 @@ fn messages_of_every_length() {
                 assert_eq!(bench.body(token), [n; 38]);
             }
             bench.finish(token);
-            let told = if rdy == 4 { "" } else { "RDY 4\n" };
-            bench.writes(0, &format!("FIN {}\n{told}", id(1)));
+            let announced = if rdy == 4 { "" } else { "RDY 4\n" };
+            bench.writes(0, &format!("FIN {}\n{announced}", id(1)));
             let counters = bench.consumer.counters();
             assert_eq!((counters.no_room, counters.too_large), (0, 0), "{len}");
         });
@@ -229,7 +229,7 @@ fn messages_of_every_length() {
 }
 
 #[test]
-fn room_that_is_not_in_one_piece_is_none() {
+fn a_long_message_needs_adjacent_slots() {
     with::<1, 4>(&config(), 1, |bench| {
         bench.connect(0).writes(0, "RDY 4\n");
         for n in 0..4 {
@@ -249,7 +249,7 @@ fn room_that_is_not_in_one_piece_is_none() {
 }
 
 #[test]
-fn one_message_more_than_there_is_room_for_goes_back() {
+fn one_message_more_than_there_is_room_for_is_requeued() {
     with::<1, 2>(&config(), 1, |bench| {
         bench.connect(0).writes(0, "RDY 2\n");
         for n in 1..=3 {
@@ -266,7 +266,7 @@ fn one_message_more_than_there_is_room_for_goes_back() {
 }
 
 #[test]
-fn nothing_there_to_take_or_to_answer() {
+fn without_a_message_nothing_is_taken_or_answered() {
     with::<1, 2>(&config(), 1, |bench| {
         assert_eq!(bench.consumer.take(at(0)), None);
         bench.connect(0).written(0);
@@ -286,7 +286,7 @@ fn nothing_there_to_take_or_to_answer() {
         let counters = consumer.counters();
         assert_eq!((counters.finished, counters.requeued, counters.late), (1, 0, 0));
         bench.writes(0, &format!("FIN {}\n", id(1))).writes(0, "");
-        // Its place is another's: the old name does not reach it.
+        // Another message has the slot: the old token does not identify it.
         bench.receive(0, &message(2, 1, b"y")).receive(0, &message(3, 1, b"z"));
         let _ = (bench.take(), bench.take());
         assert_eq!(bench.consumer.finish(at(0), token), unknown);
@@ -295,8 +295,8 @@ fn nothing_there_to_take_or_to_answer() {
 }
 
 #[test]
-fn the_longest_words_of_nsqd() {
-    let said = |len: usize| {
+fn the_longest_texts_of_nsqd() {
+    let text_of = |len: usize| {
         let mut text = b"E_SUB_FAILED ".to_vec();
         text.resize(len, b'x');
         text
@@ -306,10 +306,10 @@ fn the_longest_words_of_nsqd() {
             bench.dial(0);
             bench.open(0).written(0);
             bench.receive(0, &frame(0, INFO)).written(0);
-            let fault = bench.fault(0, &frame(1, &said(len)));
+            let fault = bench.fault(0, &frame(1, &text_of(len)));
             assert_eq!(fault, Fault::Refused(ErrorCode::Sub));
             let detail = bench.consumer.status(0).unwrap().detail;
-            assert_eq!(detail.as_bytes(), &said(len)[..len.min(DETAIL_MAX)]);
+            assert_eq!(detail.as_bytes(), &text_of(len)[..len.min(DETAIL_MAX)]);
         });
     }
     let mut longest = INFO[..INFO.len() - 1].to_vec();
@@ -367,7 +367,7 @@ fn as_many_nsqlookupds_as_there_may_be() {
     let mut consumer = Consumer::new(&config, &mut storage, &[], &mut ring).unwrap();
     consumer.discover(&mut discovery, &lookupds[..LOOKUPDS_MAX]).unwrap();
     let mut bench = Bench { consumer, now: 0 };
-    // Each lists one of its own.
+    // Each nsqlookupd lists its own nsqd.
     for (index, nsqd) in nsqds.iter().enumerate() {
         bench.answer(index, &http("200 OK", &lookup_body(&[nsqd]))).unwrap();
     }
@@ -392,14 +392,14 @@ fn as_many_connections_as_there_may_be() {
     for index in 0..ALL {
         bench.writes(index, if index < 45 { "RDY 2\n" } else { "RDY 1\n" });
     }
-    // The last one is a connection as any other.
+    // The last connection works like any other.
     bench.receive(ALL - 1, &message(1, 1, b"x"));
     let token = bench.take();
     bench.finish(token).writes(0, "").writes(ALL - 1, &format!("FIN {}\n", id(1)));
 }
 
 #[test]
-fn nothing_wanted_from_the_start() {
+fn without_a_limit_no_message_is_requested() {
     with::<1, 4>(&Config { max_in_flight: 0, ..config() }, 1, |bench| {
         bench.connect(0).writes(0, "");
         bench.at(9_000).tick().receive(0, &frame(0, b"_heartbeat_")).writes(0, "NOP\n");
@@ -407,7 +407,7 @@ fn nothing_wanted_from_the_start() {
         bench.consumer.set_max_in_flight(now, 1);
         bench.writes(0, "RDY 1\n");
     });
-    // A server that takes no RDY at all.
+    // A server that allows no RDY.
     with::<1, 4>(&config(), 1, |bench| {
         bench.dial(0);
         bench.open(0).written(0);
@@ -417,7 +417,7 @@ fn nothing_wanted_from_the_start() {
 }
 
 #[test]
-fn the_longest_delay_is_told_as_it_is() {
+fn the_longest_delay_is_sent_unchanged() {
     with::<1, 1>(&config(), 1, |bench| {
         bench.connect(0).written(0);
         bench.receive(0, &message(1, 1, b"x"));
@@ -425,7 +425,7 @@ fn the_longest_delay_is_told_as_it_is() {
         bench.consumer.release(at(0), token, Some(Span::MAX)).unwrap();
         bench.writes(0, &format!("REQ {} 4294967295\n", id(1)));
         bench.receive(0, &message(1, u16::MAX, b"x"));
-        // Delivered too often.
+        // The message was delivered too often.
         assert_eq!(bench.consumer.take(at(0)), None);
         bench.writes(0, &format!("FIN {}\n", id(1)));
     });
@@ -435,13 +435,13 @@ fn the_longest_delay_is_told_as_it_is() {
         bench.receive(0, &message(1, u16::MAX, b"x"));
         let token = bench.take();
         bench.consumer.release(at(0), token, None).unwrap();
-        // 65,535 times 90 s are more than a number of 32 bits has.
+        // 65,535 times 90 s exceed 32 bits: the delay saturates.
         bench.writes(0, &format!("REQ {} 4294967295\n", id(1)));
     });
 }
 
 #[test]
-fn who_collects_a_batch_is_told_when_not_to_wait_for_more() {
+fn starved_when_85_percent_of_rdy_are_in_flight_on_a_connection() {
     with::<2, 40>(&Config { max_in_flight: 40, ..config() }, 2, |bench| {
         assert!(!bench.consumer.is_starved());
         bench.consumer.pause(at(0));
@@ -463,7 +463,7 @@ fn who_collects_a_batch_is_told_when_not_to_wait_for_more() {
 // nsqlookupds.
 
 #[test]
-fn an_nsqlookupd_that_is_not_there_delays_no_other() {
+fn an_nsqlookupd_that_cannot_be_reached_delays_no_other() {
     looking_up(&config(), 2, |bench| {
         let now = bench.now();
         bench.poll(0).dial(now).expect("a dial is due");
@@ -488,9 +488,9 @@ fn nsqds_with_ipv6_addresses() {
     });
 }
 
-/// A new nsqd is found within an interval: it may be up to a quarter shorter, never longer.
+/// The time between two queries may be up to a quarter shorter than the interval, never longer.
 #[test]
-fn an_interval_is_the_longest_time_from_one_poll_to_the_next() {
+fn an_interval_is_the_longest_time_from_one_query_to_the_next() {
     for lookup_interval in [1, 2, 1000, 60_000].map(Span::from_millis) {
         let (mut shortest, mut longest) = (u32::MAX, 0);
         for seed in 0..200 {

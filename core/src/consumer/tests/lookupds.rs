@@ -1,4 +1,4 @@
-//! Which nsqds nsqlookupds list, and what becomes of these.
+//! Queries to nsqlookupds, and the use of the listed nsqds.
 
 use super::*;
 
@@ -27,7 +27,7 @@ fn finds_nsqds_through_nsqlookupd() {
     });
 }
 
-/// All connections dial whom they are to dial, in vain; says whom.
+/// All connections whose dial is due dial and are refused. Returns the dialed addresses.
 fn dial_all_in_vain(bench: &mut Bench<'_>) -> Vec<String> {
     bench.tick();
     let now = bench.now();
@@ -42,7 +42,7 @@ fn dial_all_in_vain(bench: &mut Bench<'_>) -> Vec<String> {
 }
 
 #[test]
-fn while_nsqds_fail_and_others_wait_nsqlookupds_are_asked_soon_and_ever_less_often() {
+fn while_nsqds_fail_and_others_wait_queries_are_soon_and_become_less_frequent() {
     let hosts: Vec<String> = (0..9).map(|n| format!("nsqd{n}")).collect();
     let body = http("200 OK", &lookup_body(&hosts.iter().map(String::as_str).collect::<Vec<_>>()));
     looking_up(&config(), 1, |bench| {
@@ -64,7 +64,7 @@ fn while_nsqds_fail_and_others_wait_nsqlookupds_are_asked_soon_and_ever_less_oft
         assert!(gaps.iter().all(|&gap| gap >= 437), "twice a second at most: {gaps:?}");
         let last = &gaps[gaps.len() - 5..];
         assert!(last.iter().all(|gap| (13_000..=17_000).contains(gap)), "a quarter: {gaps:?}");
-        // Somebody new: at once again.
+        // A new nsqd: the next query is soon again.
         let others = lookup_body(&["nsqd0", "a", "b", "c", "d", "e"]);
         bench.answer(0, &http("200 OK", &others)).unwrap();
         let before = bench.now;
@@ -72,7 +72,7 @@ fn while_nsqds_fail_and_others_wait_nsqlookupds_are_asked_soon_and_ever_less_oft
         bench.answer(0, &http("200 OK", &others)).unwrap();
         assert!(bench.now - before <= 563, "{}", bench.now - before);
     });
-    // Nobody waits, or nobody fails: as usual.
+    // No nsqd waits, or none fails: the usual interval.
     looking_up(&config(), 1, |bench| {
         bench.answer(0, &http("200 OK", &lookup_body(&["a", "b", "c"]))).unwrap();
         dial_all_in_vain(bench);
@@ -85,7 +85,7 @@ fn while_nsqds_fail_and_others_wait_nsqlookupds_are_asked_soon_and_ever_less_oft
 }
 
 #[test]
-fn nobody_may_take_long_to_come_up_while_others_wait() {
+fn the_timeout_of_connecting_is_short_while_others_wait() {
     let four = http("200 OK", &lookup_body(&["a", "b", "c", "d"]));
     looking_up(&config(), 1, |bench| {
         bench.answer(0, &four).unwrap();
@@ -100,13 +100,13 @@ fn nobody_may_take_long_to_come_up_while_others_wait() {
         assert_eq!(bench.hosts()[0], "d");
         assert_eq!(bench.dial(0), "d:4150");
     });
-    // Nobody waits.
+    // No nsqd waits.
     looking_up(&config(), 1, |bench| {
         bench.answer(0, &http("200 OK", &lookup_body(&["a", "b", "c"]))).unwrap();
         bench.dial(0);
         assert_eq!(bench.session(0).deadline(), at(5000));
     });
-    // It grows with the laps, for those that need longer.
+    // The timeout grows with the laps, for nsqds that need longer.
     with::<1, 2>(&config(), 3, |bench| {
         let mut longest = 0;
         for round in 0..40 {
@@ -128,7 +128,7 @@ fn nobody_may_take_long_to_come_up_while_others_wait() {
 }
 
 #[test]
-fn what_is_listed_and_nobody_can_use_is_told_once_and_the_others_are_used() {
+fn an_unusable_producer_is_reported_once_and_the_others_are_used() {
     let long = "h".repeat(HOST_MAX + 1);
     let longest = "h".repeat(HOST_MAX);
     let cases = [
@@ -169,23 +169,23 @@ fn what_is_listed_and_nobody_can_use_is_told_once_and_the_others_are_used() {
                 let answered =
                     Event::Lookupd { index: 0, event: LookupdEvent::Answered { producers: 3 } };
                 assert_eq!(bench.consumer.poll_event(), Some(answered));
-                let told = (poll == 0).then_some(Event::Unusable { index: 0 });
-                assert_eq!(bench.consumer.poll_event(), told, "{fields}, in poll {poll}");
+                let event = (poll == 0).then_some(Event::Unusable { index: 0 });
+                assert_eq!(bench.consumer.poll_event(), event, "{fields}, in poll {poll}");
                 let known = bench.consumer.unusable(0).unwrap();
                 assert_eq!(known, Unusable { lookupd: 0, host, port, why }, "{fields}");
             }
-            // It is gone, and comes again.
+            // The producer is no longer listed, and then is listed again.
             bench.answer(0, &http("200 OK", &lookup_body(&["one"]))).unwrap();
             assert_eq!(bench.consumer.unusable(0), None);
             bench.answer(0, &answer).unwrap();
-            let told = std::iter::from_fn(|| bench.consumer.poll_event());
-            assert!(told.into_iter().any(|event| event == Event::Unusable { index: 0 }));
+            let events = std::iter::from_fn(|| bench.consumer.poll_event());
+            assert!(events.into_iter().any(|event| event == Event::Unusable { index: 0 }));
         });
     }
 }
 
 #[test]
-fn no_more_of_what_nobody_can_use_is_kept_than_there_are_nsqlookupds() {
+fn as_many_unusable_producers_are_kept_as_nsqlookupds() {
     looking_up(&config(), 2, |bench| {
         let bad = |ports: &[u32]| {
             let each = |port| format!(r#"{{"broadcast_address":"a","tcp_port":{port}}}"#);
@@ -203,7 +203,7 @@ fn no_more_of_what_nobody_can_use_is_kept_than_there_are_nsqlookupds() {
         assert_eq!(bench.consumer.unusable(2), None);
         bench.answer(1, &bad(&[70_000])).unwrap();
         assert_eq!(polled(bench), 0, "there is no room");
-        // One of them is gone; another one is told in the next answer.
+        // One is no longer listed; the next answer reports another one.
         bench.answer(0, &bad(&[70_001, 70_002])).unwrap();
         assert_eq!(polled(bench), 0);
         bench.answer(1, &bad(&[70_000])).unwrap();
@@ -231,14 +231,14 @@ fn an_answer_longer_than_any_buffer() {
 }
 
 #[test]
-fn a_failing_or_empty_nsqlookupd_empties_nothing_and_says_what_is_wrong() {
+fn a_failing_or_empty_answer_withdraws_no_nsqd_and_reports_its_error() {
     use BadAnswer::*;
     let body = lookup_body(&["a"]);
     let bad = |why| Err(Fault::BadAnswer(why));
     let cases = [
         (http("200 OK", "{\"channels\":[],\"producers\":[]}"), Ok(())),
         (http("200 OK", "{\"channels\":null,\"producers\":null}"), Ok(())),
-        // Something else, as nsqd's HTTP port or a web server.
+        // Other HTTP servers, such as nsqd's HTTP port or a web server.
         (http("404 Not Found", "{\"message\":\"NOT_FOUND\"}"), bad(Status(404))),
         (http("404 Not Found", "<html></html>"), bad(Status(404))),
         (http("404 Not Found", ""), bad(Status(404))),
@@ -257,13 +257,13 @@ fn a_failing_or_empty_nsqlookupd_empties_nothing_and_says_what_is_wrong() {
             let failed = bench.consumer.counters().lookups_failed - failures;
             assert_eq!(failed, u32::from(result.is_err()));
             let wait = bench.poll(0).deadline().since(bench.now()).as_millis();
-            // Asked again sooner after a failure.
+            // The next query is sooner after a failure.
             assert!(if result.is_err() { wait <= 16_000 } else { wait >= 45_000 }, "{wait}");
             let later = bench.now + 5_000;
             bench.at(later);
             assert_eq!(bench.hosts(), ["a"]);
         }
-        // Cut off, or not JSON in its middle.
+        // Cut off, or with an error in the middle of the JSON.
         let whole = http("200 OK", &lookup_body(&["x", "y"]));
         assert_eq!(bench.answer(0, &whole[..whole.len() - 1]), Ok(()));
         let why = Closed::Fault(Fault::BadAnswer(Http(HttpError::Truncated)));
@@ -271,9 +271,9 @@ fn a_failing_or_empty_nsqlookupd_empties_nothing_and_says_what_is_wrong() {
         let text = http("200 OK", &body.replace("4150", "4150,,"));
         let error = bench.answer(0, &text).unwrap_err().to_string();
         assert!(error.starts_with("nsqlookupd's answer is not JSON: a key in quotes"), "{error}");
-        // What it listed before that is known all the same.
+        // The nsqds listed before the error are used.
         assert_eq!(bench.hosts(), ["a", "x", "y"]);
-        // An answer that ends with its connection has to end well.
+        // An answer that ends with its connection needs an orderly end.
         bench.ask_when_due(0);
         let now = bench.now();
         let text = format!("HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n{body}");
@@ -290,7 +290,7 @@ fn an_nsqlookupd_that_hangs_is_given_up_and_delays_no_other() {
         bench.ask(0);
         bench.answer(1, &http("200 OK", &lookup_body(&["b"]))).unwrap();
         assert_eq!(bench.hosts(), ["b"]);
-        // A byte now and then does not help.
+        // Single bytes do not extend the timeout.
         for (second, byte) in (1..10).zip(b"HTTP/1.1 ") {
             bench.at(second * 1000).tick();
             let now = bench.now();
@@ -309,14 +309,14 @@ fn an_nsqlookupd_that_hangs_is_given_up_and_delays_no_other() {
 }
 
 #[test]
-fn an_nsqd_that_nobody_lists_is_left_after_the_grace_period() {
+fn an_nsqd_that_no_source_lists_is_left_after_the_grace_period() {
     let heartbeat = Span::from_secs(60);
     let config = Config { grace: Span::from_secs(90), heartbeat, ..config() };
     looking_up(&config, 2, |bench| {
         bench.answer(0, &http("200 OK", &lookup_body(&["a", "b"]))).unwrap();
         bench.answer(1, &http("200 OK", &lookup_body(&["b"]))).unwrap();
         bench.connect(0).written(0);
-        // The first no longer lists either, the second still has one of them.
+        // The first nsqlookupd no longer lists a and b, the second still lists b.
         bench.answer(0, &http("200 OK", &lookup_body(&["c"]))).unwrap();
         let since = bench.now;
         assert_eq!(bench.hosts(), ["a", "b", "c"]);
@@ -358,7 +358,7 @@ fn given_and_found_nsqds_all_have_their_turns() {
 }
 
 #[test]
-fn producers_that_make_no_sense_are_passed_over() {
+fn invalid_producers_are_skipped() {
     let body = "{\"x\":[{\"broadcast_address\":\"no\",\"tcp_port\":1}],\"producers\":[\
         {\"tcp_port\":7,\"nested\":{\"broadcast_address\":\"no\",\"tcp_port\":1},\
         \"broadcast_address\":\"yes\"},{\"broadcast_address\":\"\",\"tcp_port\":1},\
@@ -373,14 +373,14 @@ fn producers_that_make_no_sense_are_passed_over() {
         let body = body.replace("[{\"tcp_port\":7", &format!("[{long}{{\"tcp_port\":7"));
         bench.answer(0, &http("200 OK", &body)).unwrap();
         assert_eq!(bench.hosts(), ["yes"]);
-        // As nsqlookupds before 1.0 answer.
+        // The format of nsqlookupds before 1.0.
         bench.answer(0, &http("200 OK", &wrapped)).unwrap();
         assert_eq!(bench.hosts(), ["yes", "old"]);
     });
 }
 
 #[test]
-fn stopping_ends_the_polls_too() {
+fn stopping_ends_the_queries_too() {
     looking_up(&config(), 2, |bench| {
         bench.ask(0);
         bench.consumer.stop();

@@ -1,17 +1,17 @@
-//! What is delivered, how it is answered, and the end of both.
+//! Deliveries and answers, and leaving an nsqd.
 
 use super::*;
 
-/// nsqd's answer to IDENTIFY, with another `msg_timeout`, in milliseconds.
+/// nsqd's response to IDENTIFY with a `msg_timeout` of `ms` milliseconds.
 fn info_with_timeout(ms: u32) -> Vec<u8> {
     String::from_utf8(INFO.to_vec()).unwrap().replace("60000", &ms.to_string()).into_bytes()
 }
 
 #[test]
-fn a_message_is_touched_for_as_long_as_its_own_nsqd_has_it() {
+fn a_touch_lasts_for_the_timeout_of_the_nsqd_of_its_message() {
     with::<2, 4>(&Config { msg_timeout: Some(Span::from_secs(60)), ..config() }, 2, |bench| {
         bench.connect(0).written(0);
-        // The other one grants less.
+        // The second nsqd grants a shorter timeout.
         bench.connect_with(1, &info_with_timeout(10_000)).written(1);
         bench.receive(1, &message(1, 1, b"x"));
         let token = bench.take();
@@ -24,9 +24,9 @@ fn a_message_is_touched_for_as_long_as_its_own_nsqd_has_it() {
     });
 }
 
-/// nsqd counts from when TOUCH comes: what it may still have in flight counts until then.
+/// nsqd's timeout restarts when TOUCH arrives, not when the application calls `touch`.
 #[test]
-fn a_touch_that_left_late_counts_from_then() {
+fn the_timeout_restarts_when_touch_is_sent() {
     with::<1, 4>(&Config { msg_timeout: Some(Span::from_secs(10)), ..config() }, 1, |bench| {
         bench.connect_with(0, &info_with_timeout(10_000)).written(0);
         bench.receive(0, &message(1, 1, b"x"));
@@ -62,13 +62,13 @@ fn answers_in_any_order_and_slots_used_again() {
 }
 
 #[test]
-fn a_long_message_takes_several_slots_and_fewer_are_asked_for() {
+fn a_long_message_takes_several_slots_and_lowers_rdy() {
     with::<1, 4>(&config(), 1, |bench| {
         bench.connect(0).writes(0, "RDY 4\n");
         // 26 + 150 bytes: three slots of 64.
         bench.receive(0, &message(1, 1, &[7; 150])).writes(0, "RDY 2\n");
         bench.receive(0, &message(2, 1, b"short"));
-        // What was on its way when RDY was lowered.
+        // A message that was on its way when RDY was lowered.
         bench.receive(0, &message(3, 1, b"none left"));
         bench.writes(0, &format!("REQ {} 1000\n", id(3)));
         let (long, short) = (bench.take(), bench.take());
@@ -80,7 +80,7 @@ fn a_long_message_takes_several_slots_and_fewer_are_asked_for() {
 }
 
 #[test]
-fn a_message_larger_than_the_ring_is_skipped_and_the_stream_goes_on() {
+fn a_message_larger_than_the_ring_is_skipped_and_the_next_is_received() {
     for (too_large, attempts, answer) in [
         (TooLarge::Requeue, 1, "REQ {id} 90000\n"),
         (TooLarge::Requeue, 3, "REQ {id} 270000\n"),
@@ -105,7 +105,7 @@ fn a_message_larger_than_the_ring_is_skipped_and_the_stream_goes_on() {
 }
 
 #[test]
-fn more_skipped_messages_than_can_be_answered_at_once_are_left_to_nsqd() {
+fn skipped_messages_that_cannot_be_answered_at_once_are_counted() {
     with::<1, 1>(&Config { too_large: TooLarge::Finish, ..config() }, 1, |bench| {
         bench.connect(0).writes(0, "RDY 1\n");
         let all: Vec<u8> = (1..=9).flat_map(|n| message(n, 1, &[0; 99])).collect();
@@ -144,7 +144,7 @@ fn requeueing_waits_longer_each_time_and_backs_off() {
         bench.connect(0).writes(0, "RDY 4\n");
         bench.connect(1).writes(1, "").writes(0, "RDY 2\n").at(1_000).tick();
         bench.writes(1, "RDY 2\n").writes(0, "");
-        // Somebody else's fault: nothing changes.
+        // Released messages are no failures: RDY stays.
         for (attempts, delay) in [(1, 90_000), (2, 180_000), (3, 200_000)] {
             let now = bench.now();
             bench.receive(0, &message(1, attempts, b"x"));
@@ -152,14 +152,14 @@ fn requeueing_waits_longer_each_time_and_backs_off() {
             bench.consumer.release(now, token, None).unwrap();
             bench.writes(0, &format!("REQ {} {delay}\n", id(1)));
         }
-        // The message's fault.
+        // A requeued message is a failure.
         bench.receive(0, &message(2, 1, b"x")).receive(0, &message(3, 1, b"x"));
         let (one, two) = (bench.take(), bench.take());
         let now = bench.now();
         bench.consumer.requeue(now, one, Some(Span::from_millis(5))).unwrap();
         assert!(bench.consumer.is_backing_off());
         bench.writes(0, &format!("RDY 0\nREQ {} 5\n", id(2))).writes(1, "RDY 0\n");
-        // A success of what was delivered before tells nothing.
+        // The success of a message delivered before the failure does not count.
         bench.finish(two).writes(0, &format!("FIN {}\n", id(3)));
         let wait = bench.session(1).deadline().as_micros() / 1000;
         assert!((1_500..=2_000).contains(&wait), "{wait}");
@@ -173,7 +173,7 @@ fn requeueing_waits_longer_each_time_and_backs_off() {
 }
 
 #[test]
-fn pause_resume_and_another_limit_tell_only_what_changes() {
+fn pause_resume_and_another_limit_announce_only_changes() {
     with::<1, 4>(&Config { max_in_flight: 3, ..config() }, 1, |bench| {
         bench.connect(0).writes(0, "RDY 3\n");
         let now = bench.now();
@@ -194,7 +194,7 @@ fn pause_resume_and_another_limit_tell_only_what_changes() {
 }
 
 #[test]
-fn touches_by_itself_before_the_time_is_up_as_long_as_nsqd_lets_it() {
+fn auto_touch_touches_before_the_timeout_as_long_as_nsqd_allows() {
     let info = b"{\"msg_timeout\":4000,\"max_msg_timeout\":9000}";
     with::<1, 4>(&Config { auto_touch: true, ..config() }, 1, |bench| {
         bench.dial(0);
@@ -209,7 +209,7 @@ fn touches_by_itself_before_the_time_is_up_as_long_as_nsqd_lets_it() {
             bench.at(second * 1000).tick().writes(0, &touches);
             bench.receive(0, &frame(0, b"_heartbeat_")).writes(0, "NOP\n");
         }
-        // nsqd takes them back.
+        // nsqd requeues both.
         bench.at(9_000).tick();
         assert_eq!(bench.consumer.take(at(9_000)), None);
         assert_eq!(bench.body(token), b"taken", "still readable");
@@ -241,7 +241,7 @@ fn touched_by_hand_or_given_up() {
         }
         bench.at(119_000).tick();
         assert_eq!(bench.consumer.touch(at(119_000), token), Err(AnswerError::Late));
-        // It holds a slot until the application lets go of it.
+        // The message keeps its slot until the application answers.
         bench.writes(0, "RDY 3\n");
         let late = bench.consumer.release(at(119_000), token, None);
         assert_eq!(late, Err(AnswerError::Late));
@@ -257,7 +257,7 @@ fn an_answer_after_the_connection_is_dropped_and_counted() {
         let old = bench.take();
         bench.closed(0, Closed::Peer).at(1);
         assert_eq!(bench.consumer.take(at(1)), None, "nsqd delivers it again");
-        // The old one keeps its slot.
+        // The old message keeps its slot.
         bench.connect(0).writes(0, "RDY 1\n");
         bench.receive(0, &message(1, 2, b"again"));
         let new = bench.take();
@@ -286,7 +286,7 @@ fn an_earlier_delivery_of_the_same_message_does_not_answer_the_new_one() {
 }
 
 #[test]
-fn refused_answers_are_noise() {
+fn refused_answers_are_counted_and_end_no_connection() {
     with::<1, 4>(&config(), 1, |bench| {
         bench.connect(0).writes(0, "RDY 4\n");
         for code in ["FIN", "REQ", "TOUCH"] {
@@ -309,18 +309,18 @@ fn stops_with_everything_answered() {
         }
         let (one, two) = (bench.take(), bench.take());
         bench.consumer.stop();
-        assert_eq!(bench.session(0).link(), Link::Up, "it has to say so");
+        assert_eq!(bench.session(0).link(), Link::Up, "CLS must be sent");
         bench.writes(0, &format!("CLS\nREQ {} 0\n", id(3)));
         assert_eq!(bench.state(0), LinkState::Draining);
         assert_eq!(bench.consumer.take(at(0)), None);
-        // What was on its way goes back.
+        // A message that was on its way is requeued.
         bench.receive(0, &message(4, 1, b"x")).writes(0, &format!("REQ {} 0\n", id(4)));
         bench.receive(0, &frame(0, b"CLOSE_WAIT"));
         bench.at(1000).finish(one).finish(two);
         let now = bench.now();
         let mut session = bench.session(0);
         assert_eq!(session.transmit(now).len(), 42);
-        assert_eq!(session.link(), Link::Close, "once that is written");
+        assert_eq!(session.link(), Link::Close, "once the answers are written");
         session.sent(now, 42);
         assert!(session.transmit(now).is_empty());
         session.closed(now, Closed::Local);
@@ -345,7 +345,7 @@ fn stopping_does_not_wait_for_ever() {
         assert!(bench.consumer.is_stopped());
         assert_eq!(bench.consumer.finish(at(5_000), token), Err(AnswerError::Late));
     });
-    // Nor for a transport that takes nothing.
+    // A transport that accepts no bytes.
     with::<1, 4>(&config(), 1, |bench| {
         bench.connect(0).writes(0, "RDY 4\n");
         bench.receive(0, &message(1, 1, b"x"));
@@ -357,7 +357,7 @@ fn stopping_does_not_wait_for_ever() {
         bench.at(6_000).tick();
         assert_eq!(bench.session(0).link(), Link::Close);
     });
-    // Before it is connected.
+    // A stop before the connection is established.
     with::<1, 4>(&config(), 1, |bench| {
         bench.dial(0);
         bench.consumer.stop();
