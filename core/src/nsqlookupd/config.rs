@@ -4,47 +4,49 @@ use super::IdentifyReply;
 use crate::http;
 use crate::time::Span;
 
-/// The settings. Borrowed, so that a constant one costs no RAM.
+/// The settings of an nsqlookupd, which borrows them: a constant costs no RAM.
 #[derive(Debug, Clone, Copy)]
 pub struct Config<'a> {
-    /// What it says of itself, in answer to IDENTIFY; the version also to `/info`. nsqds ask at its
-    /// `http_port` which channels a new topic has elsewhere: without one they do not. Default
-    /// nothing but the version 1.3.0, whose behaviour this is.
+    /// The answer to IDENTIFY, of which `/info` returns the version. nsqds query its `http_port`
+    /// for the channels that a new topic has elsewhere; with port 0 they do not. Default: empty,
+    /// with version 1.3.0, whose behaviour this implements.
     pub info: IdentifyReply<'a>,
-    /// `-inactive-producer-timeout`: how long after its last PING an nsqd is listed. Default 300 s.
+    /// `-inactive-producer-timeout`: the time after its last PING for which an nsqd is listed.
+    /// Default 300 s.
     pub inactive_timeout: Span,
-    /// `-tombstone-lifetime`: how long a tombstone hides an nsqd. Default 45 s.
+    /// `-tombstone-lifetime`: the time for which a tombstone hides an nsqd. Default 45 s.
     pub tombstone_lifetime: Span,
-    /// How long an nsqd's connection may be silent. nsqd sends PING every 15 s. Default 300 s.
+    /// The time of silence after which an nsqd's connection is closed. nsqd sends PING every 15 s.
+    /// Default 300 s.
     pub idle_timeout: Span,
-    /// How long an nsqd's connection has been silent when a newer one that announces the same
-    /// address replaces it, or when it makes room for a caller that finds none. Default 45 s, three
-    /// of nsqd's PINGs.
+    /// The time of silence after which an nsqd's connection may be replaced by a newer connection
+    /// that announces the same address, or closed because a caller was rejected. Default 45 s,
+    /// three of nsqd's PINGs.
     pub replace_timeout: Span,
-    /// How long an nsqd may take to IDENTIFY itself. Default 10 s.
+    /// The timeout of an nsqd's IDENTIFY. Default 10 s.
     pub greeting_timeout: Span,
-    /// How long an nsqd may take to read answers. Default 5 s.
+    /// The time in which an nsqd must read some of its waiting answers. Default 5 s.
     pub reply_timeout: Span,
-    /// How long closing may take. Default 1 s.
+    /// The timeout of a close. Default 1 s.
     pub close_timeout: Span,
-    /// How long a topic or channel is kept that no nsqd has and nobody uses, unless it was made
-    /// over HTTP; zero is for ever, as nsqlookupd. Sooner when others need its slot. Default one
-    /// hour.
+    /// The time after which an unused topic or channel without nsqds is removed, unless it was
+    /// created over HTTP; zero is never, as in nsqlookupd. Its slot may be given back before, if
+    /// others need it. Default one hour.
     pub empty_timeout: Span,
-    /// How many topics a connection of an nsqd may have and make another one by REGISTER: so that
-    /// one cannot take all that there is room for. What is there already, it may register as well.
-    /// Default no limit.
+    /// The number of topics that a connection of an nsqd may have and still create another topic by
+    /// REGISTER, so that one connection cannot take all slots. Existing topics it may always
+    /// register. Default no limit.
     pub topics_per_node: u16,
-    /// How many channels, likewise.
+    /// The same limit for channels. Default no limit.
     pub channels_per_node: u16,
-    /// The longest IDENTIFY, in bytes; nsqd's has about 150. Default 1024.
+    /// The maximum length of IDENTIFY's body in bytes; nsqd sends about 150. Default 1024.
     pub max_body: u32,
-    /// The times of HTTP connections.
+    /// The settings of HTTP connections.
     pub http: http::Config,
 }
 
 impl<'a> Config<'a> {
-    /// The defaults.
+    /// Returns the default settings.
     pub const fn new() -> Self {
         Self {
             info: IdentifyReply {

@@ -1,19 +1,19 @@
-//! A small nsqlookupd: who has which topics and channels, for nsqds, consumers and tools.
+//! A small nsqlookupd: a directory of nsqds and of their topics and channels.
 //!
-//! nsqds register on connections that speak V1 ([`ProducerSession`]); consumers, nsqadmin and curl
-//! ask over HTTP ([`HttpSession`]). Semantics are those of nsqlookupd 1.3.0
-//! (`nsqlookupd/lookup_protocol_v1.go`, `registration_db.go`, `http.go`), with its crashes and
-//! leaks mended:
+//! nsqds register on connections with protocol V1 ([`ProducerSession`]); consumers, nsqadmin and
+//! curl query over HTTP ([`HttpSession`]). The semantics are those of nsqlookupd 1.3.0
+//! (`nsqlookupd/lookup_protocol_v1.go`, `registration_db.go`, `http.go`), without its crashes and
+//! leaks:
 //!
 //! | nsqlookupd | here |
 //! |---|---|
 //! | a negative length in IDENTIFY ends the process, a large one is allocated | refused: [`Config::max_body`] |
 //! | lines of any length | refused above [`nsqlookupd::LINE_BUFFER`](crate::wire::nsqlookupd::LINE_BUFFER) bytes |
-//! | a silent connection stays for ever | closed after [`Config::idle_timeout`], before IDENTIFY after [`Config::greeting_timeout`] |
+//! | a silent connection stays open for ever | closed after [`Config::idle_timeout`], before IDENTIFY after [`Config::greeting_timeout`] |
 //! | connections that announce one address are listed as many times | listed once, see [below](#one-address-several-connections) |
-//! | an nsqd that lost its connection comes back and its old registrations stay | the new connection replaces one that has been silent for more than [`Config::replace_timeout`] |
-//! | topics and channels without producers stay for ever | forgotten after [`Config::empty_timeout`], unless they were made over HTTP; given back when others need the room |
-//! | `topic=*` stands for all topics, also in `/topic/delete` | no topic |
+//! | after an nsqd reconnects, the registrations of its dead connection stay | the new connection replaces one that has been silent for more than [`Config::replace_timeout`] |
+//! | topics and channels without producers stay for ever | removed after [`Config::empty_timeout`], unless they were created over HTTP; given back when others need the room |
+//! | `topic=*` stands for all topics, also in `/topic/delete` | names no topic |
 //!
 //! The life of an nsqd's connection:
 //!
@@ -25,52 +25,53 @@
 //!   +------------- Closing <---------------+
 //! ```
 //!
-//! Whatever happens to a connection, all that was registered on it ends with it; the topics and
-//! channels themselves stay, as in nsqlookupd. An nsqd that sends no PING is not listed from
-//! [`Config::inactive_timeout`] on. A tombstone hides an nsqd for one topic and
-//! [`Config::tombstone_lifetime`], or until it unregisters and registers that topic.
+//! The registrations of a connection end with it; the topics and channels themselves stay, as in
+//! nsqlookupd. An nsqd that has sent no PING for [`Config::inactive_timeout`] is not listed. A
+//! tombstone hides an nsqd in one topic for [`Config::tombstone_lifetime`], or until the nsqd
+//! unregisters and registers that topic.
 //!
 //! # One address, several connections
 //!
 //! Several connections may announce one address, which is `broadcast_address` and `tcp_port`,
 //! compared byte by byte: publishers that register the nsqd that they publish to, nsqds behind one
-//! NAT address, an nsqd that knows an nsqlookupd by two names. As in nsqlookupd each keeps what it
-//! registered until it unregisters that or ends, and neither changes what the others have. Lists
-//! are the union, with one entry for the address. Of the connections that would be listed it shows
-//! the one heard last: its hostname, HTTP port, version and `remote_address`.
+//! NAT address, an nsqd that knows an nsqlookupd by two names. As in nsqlookupd, each connection
+//! keeps its registrations until it unregisters them or ends, and does not change those of the
+//! others. Lists contain the union, with one entry for the address. The entry shows the hostname,
+//! HTTP port, version and `remote_address` of the listed connection that sent something last.
 //!
-//! - `/lookup`: one that sends no PING, or is tombstoned for the topic, does not hide another one.
+//! - `/lookup`: a connection without PING, or tombstoned for the topic, does not hide another.
 //! - `/nodes`: the topics of all that send PING; tombstoned where `/lookup` leaves the address out.
 //! - `/topic/tombstone`: all connections whose own `broadcast_address` and HTTP port are `node`.
-//! - Whoever IDENTIFYs or sends PING ends the older connections of its address that have been
-//!   silent for more than [`Config::replace_timeout`]: it is the nsqd, come back.
+//! - IDENTIFY or PING on a connection ends the older connections of its address that have been
+//!   silent for more than [`Config::replace_timeout`]: the nsqd has reconnected.
 //!
-//! Answers over HTTP are written as they are read, while the tables may change: a list may miss
-//! what came meanwhile, and have an address twice of which a connection ended meanwhile, but is
-//! well-formed, and the `tombstones` and `topics` of an nsqd in `/nodes` are always as many
-//! (nsqadmin crashes otherwise).
+//! Answers over HTTP are written while the client reads them and the tables may change. A list may
+//! miss entries that are added meanwhile, and may contain an address twice if one of its
+//! connections ends meanwhile. But it is well-formed, and in `/nodes` the lists `tombstones` and
+//! `topics` of an nsqd always have the same length (nsqadmin crashes otherwise).
 //!
 //! # Bounds
 //!
 //! | what | bound | when full |
 //! |---|---|---|
-//! | connections of nsqds | the storage's `PRODUCERS`; one that was silent for [`Config::replace_timeout`] goes when a caller finds no room | not accepted |
-//! | topics, channels | the storage's `TOPICS`, `CHANNELS`; those that no connected nsqd registers are given back, least recently used first, [`Counters::given_back`] | REGISTER answers `E_REGISTER_FAILED`, HTTP 503; nothing changed; [`Counters::full`], [`Event::TableFull`] |
-//! | topics, channels that one connection has when it makes another one | [`Config::topics_per_node`], [`Config::channels_per_node`] | as above |
-//! | registrations | none: every nsqd may have every topic and channel that is there | |
+//! | connections of nsqds | the storage's `PRODUCERS`; if a caller is rejected, one that has been silent for [`Config::replace_timeout`] is closed | not accepted |
+//! | topics, channels | the storage's `TOPICS`, `CHANNELS`; those that no connected nsqd has registered are given back, least recently used first, [`Counters::given_back`] | REGISTER answers `E_REGISTER_FAILED`, HTTP 503; nothing changes; [`Counters::full`], [`Event::TableFull`] |
+//! | topics, channels of a connection that creates another one | [`Config::topics_per_node`], [`Config::channels_per_node`] | as above |
+//! | registrations | none: every nsqd may register every existing topic and channel | |
 //! | tombstones | [`TOMBSTONES`] at a time | HTTP 503 |
-//! | answers that an nsqd does not read | 1024, then it is held | closed after [`Config::reply_timeout`] |
+//! | answers that an nsqd does not read | 1024, then its commands are held back | closed after [`Config::reply_timeout`] |
 //! | HTTP connections | the storage's `HTTP` | not accepted |
 //! | an HTTP request or answer | see [`http`] | |
 //! | an nsqd's texts | see [`nsqlookupd::OwnedNodeInfo`](crate::wire::nsqlookupd::OwnedNodeInfo) | cut off; an address is refused |
 //!
-//! Used is what an nsqd registers or registered last, what is made again over HTTP, and the topic
-//! that `/lookup` or `/channels` is asked for. What a connected nsqd registers is never given back.
+//! A topic or channel is used by a registration until that ends, and by its creation over HTTP; a
+//! topic also by `/lookup` and `/channels`. A topic or channel that a connected nsqd has registered
+//! is never given back.
 //!
-//! An nsqd that lost its connection without a word takes a second slot until the old connection is
-//! found dead: after [`Config::idle_timeout`], or once it has been silent for
-//! [`Config::replace_timeout`] and the nsqd sends PING. If all slots are taken, the one that has
-//! been silent for longest makes room as soon as that is [`Config::replace_timeout`].
+//! An nsqd whose connection broke without a close takes a second slot until the old connection is
+//! found dead: after [`Config::idle_timeout`], or once that connection has been silent for
+//! [`Config::replace_timeout`] and the nsqd sends PING. If all slots are taken, the connection that
+//! has been silent for longest is closed once that time is [`Config::replace_timeout`].
 
 mod config;
 mod listing;
@@ -95,14 +96,15 @@ use listing::{Step, Task};
 use producer::{Producer, twins};
 use table::{Bits, Channel, Tables, Topic};
 
-/// How many producers can be tombstoned at a time, each for a topic.
+/// The maximum number of tombstones at a time, each for one producer and one topic.
 pub const TOMBSTONES: usize = 16;
 
-/// The tables of an nsqlookupd: for so many connections of nsqds, topics, channels of all topics,
-/// and HTTP connections. `WORDS` is for more than 32 nsqds: one for each 32, begun ones as well.
+/// The tables of an nsqlookupd, for `PRODUCERS` connections of nsqds, `TOPICS` topics, `CHANNELS`
+/// channels of all topics together, and `HTTP` connections over HTTP. `WORDS` is `PRODUCERS` / 32,
+/// rounded up.
 ///
-/// RAM: at most 848 bytes an nsqd, 88 + 4 `WORDS` a topic and a channel, and 1,192 an HTTP
-/// connection.
+/// RAM: at most 848 bytes for each nsqd, 88 + 4 `WORDS` for each topic and channel, and 1,192 for
+/// each HTTP connection.
 #[derive(Debug)]
 pub struct Storage<
     const PRODUCERS: usize,
@@ -119,19 +121,19 @@ pub struct Storage<
     http: [http::Connection<Task>; HTTP],
 }
 
-/// The most bytes that an nsqd takes of a [`Storage`].
+/// The maximum number of bytes of an nsqd in a [`Storage`].
 const PRODUCER_RAM_MAX: usize = 848;
 
-/// The most bytes that a topic or channel takes of a [`Storage`], beside its bits.
+/// The maximum number of bytes of a topic or channel in a [`Storage`], without its bits.
 const KEY_RAM_MAX: usize = 88;
 
-/// The most bytes that an HTTP connection takes of a [`Storage`].
+/// The maximum number of bytes of an HTTP connection in a [`Storage`].
 const HTTP_RAM_MAX: usize = 1192;
 
-/// The most bytes that a [`Nsqlookupd`] takes beside its storage.
+/// The maximum size of a [`Nsqlookupd`] in bytes, without its storage.
 const RAM_MAX: usize = 448;
 
-// On every target that this is compiled for.
+// Checked on every target for which this is compiled.
 const _: () = {
     assert!(size_of::<Producer>() <= PRODUCER_RAM_MAX);
     assert!(size_of::<Topic>() <= KEY_RAM_MAX && size_of::<Channel>() <= KEY_RAM_MAX);
@@ -152,7 +154,7 @@ impl<
         assert!(PRODUCERS <= 65_535 && TOPICS <= 65_535 && CHANNELS <= 65_535, "16-bit numbers");
     };
 
-    /// Empty; [`Nsqlookupd::new`] fills it.
+    /// Returns empty tables for [`Nsqlookupd::new`].
     pub const fn new() -> Self {
         let () = Self::LIMITS;
         Self {
@@ -181,7 +183,7 @@ impl<
 
 /// A small nsqlookupd. See the [module](self).
 ///
-/// RAM: at most 448 bytes beside storage and the borrowed configuration.
+/// RAM: at most 448 bytes, besides the storage and the configuration.
 #[derive(Debug)]
 pub struct Nsqlookupd<'a> {
     producers: &'a mut [Producer],
@@ -195,16 +197,16 @@ struct Shared<'a> {
     config: &'a Config<'a>,
     tables: Tables<'a>,
     counters: Counters,
-    /// What to add to the time for nanoseconds since 1970.
+    /// The Unix time in nanoseconds at [`Instant::ZERO`].
     unix_offset: i64,
-    /// The tables that were full, a bit each, as long as nobody polled that.
+    /// The bits of the tables that were full and whose event was not polled yet.
     full_pending: u8,
-    /// A caller found no room among the connections of nsqds.
+    /// A caller was rejected because all connections of nsqds were taken.
     wants_room: bool,
 }
 
 impl<'a> Nsqlookupd<'a> {
-    /// An empty one, with all that `storage` has room for.
+    /// Makes an nsqlookupd without topics and channels.
     pub fn new<
         const PRODUCERS: usize,
         const TOPICS: usize,
@@ -227,13 +229,13 @@ impl<'a> Nsqlookupd<'a> {
         Self { producers, http, shared }
     }
 
-    /// How many connections of nsqds there are, used or not.
+    /// Returns the number of connections of nsqds, used or not.
     pub fn clients(&self) -> usize {
         self.producers.len()
     }
 
-    /// The session of an nsqd's connection `index`, below [`clients`](Self::clients): for TCP port
-    /// 4160.
+    /// Returns the session of an nsqd's connection `index`, below [`clients`](Self::clients): for
+    /// TCP port 4160.
     pub fn client(&mut self, index: usize) -> Option<ProducerSession<'_, 'a>> {
         if index >= self.producers.len() {
             return None;
@@ -241,19 +243,19 @@ impl<'a> Nsqlookupd<'a> {
         Some(ProducerSession { producers: self.producers, shared: &mut self.shared, id: index })
     }
 
-    /// How many HTTP connections there are, used or not.
+    /// Returns the number of HTTP connections, used or not.
     pub fn http_clients(&self) -> usize {
         self.http.len()
     }
 
-    /// The session of HTTP connection `index`, below [`http_clients`](Self::http_clients): for TCP
-    /// port 4161.
+    /// Returns the session of HTTP connection `index`, below [`http_clients`](Self::http_clients):
+    /// for TCP port 4161.
     pub fn http(&mut self, index: usize) -> Option<HttpSession<'_, 'a>> {
         let connection = self.http.get_mut(index)?;
         Some(HttpSession { connection, producers: self.producers, shared: &mut self.shared })
     }
 
-    /// The nsqd on connection `index`, if there is one.
+    /// Returns the status of the nsqd on connection `index`, if it has sent IDENTIFY.
     pub fn producer(&self, index: usize) -> Option<ProducerStatus<'_>> {
         let producer = self.producers.get(index)?;
         let (node, _) = producer.node()?;
@@ -264,7 +266,8 @@ impl<'a> Nsqlookupd<'a> {
         })
     }
 
-    /// The topics, in no order, each with how many nsqds have it: addresses, not connections.
+    /// Returns the topics, in no particular order, each with the number of nsqds that have
+    /// registered it. Addresses are counted, not connections.
     pub fn topics(&self) -> impl Iterator<Item = (&TopicName, usize)> {
         let (tables, producers) = (&self.shared.tables, &*self.producers);
         tables.topics(0).map(move |(topic, name)| {
@@ -276,31 +279,31 @@ impl<'a> Nsqlookupd<'a> {
         })
     }
 
-    /// The channels, in no order, each with its topic.
+    /// Returns the channels, in no particular order, each with its topic.
     pub fn channels(&self) -> impl Iterator<Item = (&TopicName, &ChannelName)> {
         self.shared.tables.channels(0).map(|(_, topic, channel)| (topic, channel))
     }
 
-    /// Whether the nsqd on connection `index` registered a topic.
+    /// Returns whether the nsqd on connection `index` has registered a topic.
     pub fn has_topic(&self, index: usize, topic: &TopicName) -> bool {
         let tables = &self.shared.tables;
         tables.topic(topic).is_some_and(|topic| tables.has_topic(topic, index))
     }
 
-    /// Whether the nsqd on connection `index` registered a channel.
+    /// Returns whether the nsqd on connection `index` has registered a channel.
     pub fn has_channel(&self, index: usize, topic: &TopicName, channel: &ChannelName) -> bool {
         let tables = &self.shared.tables;
         let channel = tables.topic(topic).and_then(|topic| tables.channel(topic, channel));
         channel.is_some_and(|channel| tables.has_channel(channel, index))
     }
 
-    /// What happened so far.
+    /// Returns the counters.
     pub fn counters(&self) -> Counters {
         let Tables { collected, given_back, .. } = self.shared.tables;
         Counters { collected, given_back, ..self.shared.counters }
     }
 
-    /// The next event; call until `None`.
+    /// Returns the next event; call this until `None`.
     pub fn poll_event(&mut self) -> Option<Event> {
         let mut producers = self.producers.iter_mut().enumerate();
         let event = producers.find_map(|(index, producer)| producer.poll_event(index));
@@ -312,28 +315,30 @@ impl<'a> Nsqlookupd<'a> {
         })
     }
 
-    /// A caller found all connections of nsqds taken. The one that has been silent for longest
-    /// makes room as soon as that is [`Config::replace_timeout`]: wake the driver of every session.
+    /// Records that a caller was rejected because all connections of nsqds were taken. The
+    /// connection that has been silent for longest is closed once that time is
+    /// [`Config::replace_timeout`]: wake the driver of every session.
     pub fn turned_away(&mut self) {
         self.shared.wants_room = true;
         self.shared.tables.changed();
     }
 
-    /// Changes when an nsqd comes or goes, or what is registered does: whether it is worth asking
-    /// again. Wake the driver of every session then: one that replaced another closes that.
+    /// Returns a number that changes when an nsqd identifies itself or leaves, or when
+    /// registrations change. Wake the driver of every session after a change: a session may have to
+    /// close.
     pub fn version(&self) -> u32 {
         self.shared.tables.version()
     }
 
-    /// Whether others may have given an nsqd's connection something to do: an earlier deadline, or
-    /// its end. A driver asks when [`version`](Self::version) changed.
+    /// Returns whether other sessions may have created work for connection `index`: an earlier
+    /// deadline, or its close. For a driver, after [`version`](Self::version) changed.
     #[cfg(feature = "async")]
     pub(crate) fn has_work_for(&self, index: usize) -> bool {
         self.shared.wants_room || self.producers.get(index).is_some_and(Producer::is_closing)
     }
 
-    /// It is so many nanoseconds since 1970. Without that `/debug` counts from the platform's
-    /// start; nothing else depends on it.
+    /// Sets the clock: `nanos` is the Unix time in nanoseconds at `now`. Only `/debug` uses it;
+    /// without it, times there count from the platform's start.
     pub fn set_unix_time(&mut self, now: Instant, nanos: i64) {
         self.shared.unix_offset = nanos.saturating_sub(nanos_of(now));
     }
@@ -349,8 +354,8 @@ impl Shared<'_> {
         }
     }
 
-    /// The time at which a connection that was last heard at `last_received` has been silent for
-    /// too long.
+    /// Returns the time at which a connection that last sent something at `last_received` has been
+    /// silent for too long.
     fn silence_deadline(&self, last_received: Instant) -> Instant {
         let idle = last_received.after(self.config.idle_timeout);
         if self.wants_room {
@@ -360,7 +365,7 @@ impl Shared<'_> {
         }
     }
 
-    /// Nanoseconds since 1970.
+    /// Returns the Unix time in nanoseconds.
     fn unix_time(&self, at: Instant) -> i64 {
         nanos_of(at).saturating_add(self.unix_offset)
     }

@@ -1,4 +1,4 @@
-//! The endpoints that are served over HTTP.
+//! The HTTP endpoints.
 
 use super::listing::{Step, Task, View};
 use super::producer::Producer;
@@ -13,7 +13,7 @@ use crate::session::{Awaited, Closed, Fault, Link, Session, Transmit};
 use crate::time::Instant;
 use crate::wire::Decimal;
 
-/// A connection of somebody who asks: speaks HTTP, as nsqlookupd does on its HTTP port.
+/// The session of a connection to the HTTP port.
 ///
 /// Made for each call by [`Nsqlookupd::http`](super::Nsqlookupd::http); the state is in the
 /// nsqlookupd.
@@ -74,6 +74,7 @@ impl RequestContext<'_, '_> {
         View { producers: self.producers, shared: self.shared, now }
     }
 
+    /// Records that a table is full and returns the refusal.
     fn full(&mut self, full: TableFull) -> Refusal {
         self.shared.reject_full(full);
         Refusal::new(
@@ -112,8 +113,7 @@ impl RequestContext<'_, '_> {
         request.check_query().map_err(|_| Refusal::bad_request("INVALID_REQUEST"))?;
         let given = request.param("topic").ok_or(Refusal::bad_request("MISSING_ARG_TOPIC"))?;
         let topic = given.topic();
-        // An invalid name is not found. Only requests that create a topic are told that it is
-        // invalid.
+        // An invalid name is not found. Only requests that create a topic are refused as invalid.
         let found = topic.ok().and_then(|topic| self.shared.tables.topic(&topic));
         match to {
             Endpoint::Lookup if found.is_none() => {
@@ -160,7 +160,7 @@ impl RequestContext<'_, '_> {
         Ok(Task::about(step, found, &self.view(now)))
     }
 
-    /// Tombstones the producers of a topic that are `node`.
+    /// Tombstones the producers of a topic whose address and HTTP port are `node`.
     fn add_tombstones(
         &mut self,
         now: Instant,

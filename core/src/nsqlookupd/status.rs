@@ -11,38 +11,38 @@ use crate::time::Instant;
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[non_exhaustive]
 pub enum Event {
-    /// An nsqd said who it is: [`Nsqlookupd::producer`](super::Nsqlookupd::producer) has it.
+    /// An nsqd sent IDENTIFY: [`Nsqlookupd::producer`](super::Nsqlookupd::producer) has its status.
     Identified {
-        /// Its connection.
+        /// The connection of the nsqd.
         index: usize,
-        /// Its address is listed already: another connection announces it as well.
+        /// True if another connection already announces the same address.
         listed: bool,
     },
-    /// An nsqd's connection ended, and what it registered is listed no longer.
+    /// An nsqd's connection ended, and with it its registrations.
     Left {
-        /// Its connection.
+        /// The connection of the nsqd.
         index: usize,
-        /// How that ended. [`Closed::Local`]: another connection replaced it.
+        /// The reason. [`Closed::Local`]: another connection replaced this one.
         why: Closed,
-        /// Its address is listed still: another connection announces it as well.
+        /// True if another connection still announces the same address.
         listed: bool,
     },
-    /// Something was refused since there is no room for it. Once for all since it was last polled:
-    /// [`Counters::full`] has how often.
+    /// A request was refused because there is no room. One event for all such requests since the
+    /// last poll; [`Counters::full`] counts them.
     TableFull(TableFull),
 }
 
-/// The table that is full. Nothing changed.
+/// The table that was full when a request was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum TableFull {
-    /// Another topic: connected nsqds register all that there is room for.
+    /// The topics: connected nsqds have registered as many as there is room for.
     Topics,
-    /// Another channel: connected nsqds register all that there is room for.
+    /// The channels: connected nsqds have registered as many as there is room for.
     Channels,
-    /// Another tombstone: there are [`TOMBSTONES`](super::TOMBSTONES).
+    /// The tombstones: there are [`TOMBSTONES`](super::TOMBSTONES).
     Tombstones,
-    /// Another topic or channel of one connection:
+    /// The share of one connection in the topics or channels:
     /// [`Config::topics_per_node`](super::Config::topics_per_node),
     /// [`Config::channels_per_node`](super::Config::channels_per_node).
     Share,
@@ -61,35 +61,35 @@ impl TableFull {
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[non_exhaustive]
 pub struct Counters {
-    /// nsqds that said who they are.
+    /// Connections of nsqds that sent IDENTIFY.
     pub identified: u32,
-    /// Connections of nsqds that another one of the same address replaced.
+    /// Connections of nsqds that another connection of the same address replaced.
     pub replaced: u32,
-    /// Connections of nsqds closed for what they sent.
+    /// Connections of nsqds closed because of an invalid command.
     pub refused: u32,
-    /// Connections of nsqds closed since they were silent, or did not read.
+    /// Connections of nsqds closed because they were silent or did not read.
     pub timed_out: u32,
-    /// REGISTERs and HTTP requests refused since there was no room.
+    /// REGISTERs and HTTP requests refused because there was no room.
     pub full: u32,
-    /// Topics and channels forgotten after a while without producers.
+    /// Topics and channels removed after [`Config::empty_timeout`](super::Config::empty_timeout).
     pub collected: u32,
-    /// Topics and channels without producers removed since others needed their slots.
+    /// Topics and channels without producers removed because others needed their slots.
     pub given_back: u32,
-    /// HTTP requests answered, refusals not included.
+    /// HTTP requests answered, without refusals.
     pub requests: u32,
     /// HTTP requests refused.
     pub requests_refused: u32,
-    /// HTTP requests whose client did not take the answer.
+    /// HTTP requests whose client did not read the whole answer.
     pub requests_lost: u32,
 }
 
-/// An nsqd that is listed, or was until its PINGs stopped.
+/// The status of an nsqd that has sent IDENTIFY.
 #[derive(Debug, Clone, Copy)]
 pub struct ProducerStatus<'s> {
-    /// What the nsqd sent in IDENTIFY.
+    /// The fields of IDENTIFY.
     pub node: NodeInfo<'s>,
     /// The remote address of the connection.
     pub remote: SocketAddr,
-    /// When it last sent IDENTIFY or PING.
+    /// The time of the last IDENTIFY or PING.
     pub last_update: Instant,
 }

@@ -9,7 +9,7 @@ mod tables;
 
 type Small = Storage<3, 3, 3, 1>;
 
-/// An nsqlookupd, and the time.
+/// An nsqlookupd and the current time.
 struct World<'a> {
     nsqlookupd: Nsqlookupd<'a>,
     now: Instant,
@@ -27,7 +27,7 @@ fn node(name: &str) -> String {
     NODE.replace("\"a\"", &format!("\"{name}\""))
 }
 
-/// Storage and configuration for as long as the test lasts.
+/// Returns a world with the given storage and configuration, which are leaked.
 fn a_world<const P: usize, const T: usize, const C: usize, const H: usize, const W: usize>(
     storage: Storage<P, T, C, H, W>,
     config: Config<'static>,
@@ -48,7 +48,7 @@ impl World<'_> {
         assert_eq!(self.send(at, b"  V1"), b"");
     }
 
-    /// Connects, and says who it is.
+    /// Connects an nsqd and sends IDENTIFY.
     #[track_caller]
     fn arrive(&mut self, at: usize, name: &str) {
         self.connect(at);
@@ -70,7 +70,7 @@ impl World<'_> {
         self.nsqlookupd.client(at).unwrap().link()
     }
 
-    /// Time passes; every session is told.
+    /// Advances the time and ticks every session.
     fn after(&mut self, seconds: u32) {
         self.now = self.now.after(Span::from_secs(seconds));
         for at in 0..self.nsqlookupd.clients() {
@@ -78,7 +78,7 @@ impl World<'_> {
         }
     }
 
-    /// The body of an answer, behind its status if that is not 200.
+    /// Returns the body of an answer, behind its status if that is not 200.
     #[track_caller]
     fn ask(&mut self, request: &str) -> String {
         let request = format!("{request} HTTP/1.0\r\n\r\n");
@@ -93,7 +93,7 @@ impl World<'_> {
         if status == "200" { body.to_owned() } else { format!("{status} {body}") }
     }
 
-    /// The names of nsqds that a topic has, as consumers see it.
+    /// Returns the addresses that `/lookup` lists for a topic.
     #[track_caller]
     fn lookup(&mut self, topic: &str) -> String {
         let body = self.ask(&format!("GET /lookup?topic={topic}"));
@@ -102,9 +102,9 @@ impl World<'_> {
     }
 }
 
-/// Offers bytes as often as any are taken; a write takes `write` bytes.
+/// Offers bytes until none are taken, with writes of at most `write` bytes. Returns the output.
 fn exchange(session: &mut dyn Session, now: Instant, bytes: &[u8], write: usize) -> Vec<u8> {
-    let (mut rest, mut said) = (bytes, Vec::new());
+    let (mut rest, mut output) = (bytes, Vec::new());
     loop {
         let taken = session.take(now, rest);
         rest = &rest[taken..];
@@ -113,10 +113,10 @@ fn exchange(session: &mut dyn Session, now: Instant, bytes: &[u8], write: usize)
         piece.truncate(write);
         session.sent(now, piece.len());
         if taken == 0 && piece.is_empty() {
-            assert!(rest.is_empty(), "held for nothing");
-            return said;
+            assert!(rest.is_empty(), "bytes are held back although nothing waits to be written");
+            return output;
         }
-        said.extend(piece);
+        output.extend(piece);
     }
 }
 
@@ -128,7 +128,8 @@ fn check_json(json: &str) {
     assert!(scanner.finished(), "{json}");
 }
 
-/// The text's lists of `topics` and how many `tombstones` go with each.
+/// Checks that each nsqd has as many `tombstones` as `topics`. Returns the number of nsqds with
+/// topics.
 #[track_caller]
 fn check_nodes(json: &str) -> usize {
     let mut scanner = Scanner::<128>::new();
@@ -155,7 +156,7 @@ fn check_nodes(json: &str) -> usize {
 }
 
 #[test]
-fn what_nsqlookupd_says() {
+fn answers_are_those_of_nsqlookupd() {
     let mut world = small();
     world.connect(0);
     assert_eq!(world.send(0, b"PING\n"), b"\0\0\0\x02OK");
@@ -190,7 +191,7 @@ fn what_nsqlookupd_says() {
     );
     assert_eq!(world.ask("GET /ping"), "OK");
     assert_eq!(world.ask("GET /info"), r#"{"version":"1.3.0"}"#);
-    // Newer nsqds say where they are.
+    // Newer nsqds send their zone and region.
     world.connect(1);
     let zoned = node("b").replace('}', r#","topology_zone":"z","topology_region":"r"}"#);
     world.send(1, &identify(&zoned));
@@ -205,7 +206,7 @@ fn what_nsqlookupd_says() {
 }
 
 #[test]
-fn a_connections_end_takes_its_registrations_with_it() {
+fn the_end_of_a_connection_ends_its_registrations() {
     let mut world = small();
     world.arrive(0, "a");
     world.arrive(1, "b");
@@ -222,10 +223,10 @@ fn a_connections_end_takes_its_registrations_with_it() {
     assert_eq!(world.lookup("t"), "b");
     assert!(world.nsqlookupd.producer(0).is_none());
     world.nsqlookupd.client(1).unwrap().closed(world.now, Closed::Peer);
-    // Known, though nobody has it.
+    // The topic stays without producers.
     assert_eq!(world.ask("GET /lookup?topic=t"), r#"{"channels":["c"],"producers":[]}"#);
     assert_eq!(world.ask("GET /nodes"), r#"{"producers":[]}"#);
-    // Nothing of the last life is in the next.
+    // The next connection in the slot inherits nothing.
     world.connect(0);
     assert_eq!(world.ask("GET /debug"), "{}");
     assert!(world.send(0, b"REGISTER t\n").ends_with(b"E_INVALID client must IDENTIFY"));
@@ -240,7 +241,7 @@ fn connections_of_one_address_are_one_entry_and_keep_what_they_registered() {
     world.ok(2, "REGISTER t c\n");
     world.ok(2, "REGISTER u\n");
     while world.nsqlookupd.poll_event().is_some() {}
-    // Another one at the same address.
+    // Another connection that announces the same address.
     world.connect(1);
     world.send(1, &identify(&node("a").replace("\"http_port\":2", "\"http_port\":7")));
     let came = Event::Identified { index: 1, listed: true };
@@ -264,7 +265,7 @@ fn connections_of_one_address_are_one_entry_and_keep_what_they_registered() {
     // client, t, u, w, t/c and t/d
     assert_eq!(debug.matches("\"broadcast_address\":\"a\"").count(), 6);
 
-    // It shows the one heard last; of those that have what the list is about.
+    // The entry shows the connection that sent something last, among those that are listed.
     let shows = |world: &mut World<'_>, what: &str| {
         let body = world.ask(what);
         let (_, a) = body.split_once("\"broadcast_address\":\"a\"").unwrap();
@@ -277,12 +278,12 @@ fn connections_of_one_address_are_one_entry_and_keep_what_they_registered() {
     assert_eq!(asked.map(|what| shows(&mut world, what)), ["2", "2", "2"]);
     assert_eq!(shows(&mut world, "GET /lookup?topic=w"), "7");
 
-    // What one takes back, the other still has.
+    // A registration that one connection withdraws stays on the other.
     world.ok(2, "UNREGISTER t c\n");
     world.ok(2, "UNREGISTER t\n");
     assert_eq!((world.lookup("t"), shows(&mut world, asked[0])), ("b a".into(), "7".into()));
     world.ok(2, "REGISTER t\n");
-    // A tombstone is for the connections that say this HTTP port.
+    // A tombstone applies to the connections with its HTTP port.
     world.ask("POST /topic/tombstone?topic=t&node=a:2");
     assert_eq!((world.lookup("t"), shows(&mut world, asked[0])), ("b a".into(), "7".into()));
     assert!(!world.ask("GET /nodes").contains("true"));
@@ -292,7 +293,7 @@ fn connections_of_one_address_are_one_entry_and_keep_what_they_registered() {
     let nodes = world.ask("GET /nodes");
     assert!(nodes.ends_with(r#""topics":["t","u","w"],"tombstones":[true,false,false]}]}"#));
     assert!(world.ask("GET /debug").contains("\"tombstoned\":true"));
-    // The end of one takes its own with it: also its tombstone.
+    // The end of a connection ends its registrations and its tombstone.
     world.nsqlookupd.client(2).unwrap().closed(world.now, Closed::Peer);
     let left = Event::Left { index: 2, why: Closed::Peer, listed: true };
     assert_eq!(world.nsqlookupd.poll_event(), Some(left));
@@ -302,7 +303,7 @@ fn connections_of_one_address_are_one_entry_and_keep_what_they_registered() {
     assert_eq!(world.nsqlookupd.poll_event(), Some(left));
     assert_eq!((world.lookup("t"), world.lookup("w")), ("b".into(), String::new()));
     assert_eq!(world.nsqlookupd.counters().replaced, 0);
-    // Another port is another nsqd, and so is another way to write it.
+    // Another port is another nsqd, and so is another spelling of the address.
     for (at, json) in [(1, node("b").replace("\"tcp_port\":1", "\"tcp_port\":9")), (2, node("B"))] {
         world.connect(at);
         world.send(at, &identify(&json));
@@ -312,7 +313,7 @@ fn connections_of_one_address_are_one_entry_and_keep_what_they_registered() {
 }
 
 #[test]
-fn any_of_several_connections_may_come_and_go() {
+fn connections_of_one_address_may_begin_and_end_in_any_order() {
     let orders = [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]];
     for (arrive, leave) in orders.iter().flat_map(|a| orders.iter().map(move |b| (a, b))) {
         let mut world = a_world(Storage::<4, 3, 1, 1>::new(), Config::new());
@@ -335,7 +336,7 @@ fn any_of_several_connections_may_come_and_go() {
 }
 
 #[test]
-fn one_that_sends_no_ping_hides_none_that_does() {
+fn a_connection_without_ping_does_not_hide_one_with_ping() {
     let mut world = small();
     world.arrive(0, "a");
     world.ok(0, "REGISTER t\n");
@@ -344,7 +345,7 @@ fn one_that_sends_no_ping_hides_none_that_does() {
     for _ in 0..10 {
         world.after(30);
         world.ok(1, "PING\n");
-        // It is heard, but that is no PING; and last.
+        // Connection 0 sends commands, and sends last, but no PING.
         world.ok(0, "REGISTER t\n");
         world.ok(0, "REGISTER u\n");
     }
@@ -357,7 +358,7 @@ fn one_that_sends_no_ping_hides_none_that_does() {
 }
 
 #[test]
-fn a_node_that_comes_back_replaces_a_connection_that_is_silent_for_long() {
+fn a_node_that_reconnects_replaces_a_connection_that_is_silent_for_long() {
     let mut world = small();
     world.arrive(0, "a");
     world.ok(0, "REGISTER t\n");
@@ -366,29 +367,29 @@ fn a_node_that_comes_back_replaces_a_connection_that_is_silent_for_long() {
     world.after(45);
     world.ok(1, "PING\n");
     while world.nsqlookupd.poll_event().is_some() {}
-    // Not yet for more than 45 s.
+    // Connection 0 has not been silent for more than 45 s yet.
     world.arrive(2, "a");
     assert_eq!((world.link(0), world.link(1)), (Link::Up, Link::Up));
     assert_eq!(world.lookup("t"), "a b");
     world.ok(2, "PING\n");
     assert_eq!(world.link(0), Link::Up);
     world.now = world.now.after(Span::from_millis(1));
-    // REGISTER alone may be of one that is as old.
+    // REGISTER alone does not replace: it may be of a connection that is as old.
     world.ok(2, "REGISTER u\n");
     assert_eq!(world.link(0), Link::Up);
     let version = world.nsqlookupd.version();
     world.ok(2, "PING\n");
-    assert_ne!(world.nsqlookupd.version(), version, "its driver is to hear of that");
+    assert_ne!(world.nsqlookupd.version(), version, "the driver of the replaced one is woken");
     assert_eq!((world.link(0), world.link(1)), (Link::Close, Link::Up));
     assert_eq!(world.lookup("t"), "b");
     let left = Event::Left { index: 0, why: Closed::Local, listed: true };
     let came = Event::Identified { index: 2, listed: true };
     assert_eq!([(); 2].map(|()| world.nsqlookupd.poll_event()), [Some(left), Some(came)]);
-    assert_eq!(world.send(0, b"PING\nREGISTER t\n"), b"", "it is over");
+    assert_eq!(world.send(0, b"PING\nREGISTER t\n"), b"", "commands are ignored");
     world.nsqlookupd.client(0).unwrap().closed(world.now, Closed::Local);
     assert_eq!((world.link(0), world.nsqlookupd.counters().replaced), (Link::Down, 1));
 
-    // By IDENTIFY, and all of them.
+    // IDENTIFY replaces too, and replaces all silent connections.
     world.arrive(0, "a");
     world.after(46);
     world.ok(1, "PING\n");
@@ -399,8 +400,7 @@ fn a_node_that_comes_back_replaces_a_connection_that_is_silent_for_long() {
     assert_eq!((world.link(0), world.link(1), world.link(2)), (Link::Close, Link::Up, Link::Close));
     assert_eq!(world.nsqlookupd.counters().replaced, 3);
 
-    // One that came later is replaced by none that was there before, and any word is a sign of
-    // life.
+    // An older connection does not replace a newer one, and any command ends the silence.
     let mut world = small();
     world.arrive(0, "a");
     world.arrive(1, "a");
@@ -416,7 +416,7 @@ fn a_node_that_comes_back_replaces_a_connection_that_is_silent_for_long() {
 }
 
 #[test]
-fn a_dead_connection_makes_room_when_a_caller_finds_none() {
+fn a_dead_connection_is_closed_after_a_caller_was_rejected() {
     let mut world = small();
     for (at, name) in ["a", "b", "c"].iter().enumerate() {
         world.arrive(at, name);
@@ -424,7 +424,7 @@ fn a_dead_connection_makes_room_when_a_caller_finds_none() {
     }
     while world.nsqlookupd.poll_event().is_some() {}
     world.after(7);
-    // Nobody is silent for long yet.
+    // No connection has been silent for long yet.
     let version = world.nsqlookupd.version();
     world.nsqlookupd.turned_away();
     assert_ne!(world.nsqlookupd.version(), version);
@@ -434,7 +434,7 @@ fn a_dead_connection_makes_room_when_a_caller_finds_none() {
     world.after(35);
     assert_eq!(world.link(1), Link::Up);
     world.after(1);
-    // The one that was silent for longest, and no other one.
+    // Only the connection that was silent for longest is closed.
     assert_eq!(
         (0..3).map(|at| world.link(at)).collect::<Vec<_>>(),
         [Link::Up, Link::Close, Link::Up]
@@ -448,7 +448,7 @@ fn a_dead_connection_makes_room_when_a_caller_finds_none() {
     assert_eq!(world.nsqlookupd.client(2).unwrap().deadline(), Instant::from_millis(302_001));
     world.nsqlookupd.client(1).unwrap().closed(world.now, Closed::Local);
     world.arrive(1, "b");
-    // There was room before anybody was silent for long.
+    // A connection ends before another was silent for long: none is closed.
     world.nsqlookupd.turned_away();
     world.nsqlookupd.client(0).unwrap().closed(world.now, Closed::Peer);
     world.after(44);
@@ -456,7 +456,7 @@ fn a_dead_connection_makes_room_when_a_caller_finds_none() {
 }
 
 #[test]
-fn an_entry_does_not_go_to_where_its_list_was_already() {
+fn an_entry_does_not_move_to_a_slot_that_its_list_has_passed() {
     let long = "h".repeat(100);
     let json = |name: &str| node(name).replace("\"h\"", &format!("\"{long}\""));
     for path in ["/nodes", "/lookup?topic=t", "/debug"] {
@@ -481,7 +481,7 @@ fn an_entry_does_not_go_to_where_its_list_was_already() {
                 break;
             }
             if piece == 0 {
-                // In front of where the list is, with the address of one behind that.
+                // In a slot that the list has passed, with the address of one that follows.
                 world.connect(0);
                 world.send(0, &identify(&json("n15")));
                 world.ok(0, "REGISTER t\n");
@@ -497,7 +497,7 @@ fn an_entry_does_not_go_to_where_its_list_was_already() {
 }
 
 #[test]
-fn silence() {
+fn silent_connections_are_closed() {
     let config = Config { idle_timeout: Span::from_secs(600), ..Config::new() };
     let mut world = a_world(Small::new(), config);
     world.connect(0);
@@ -505,11 +505,11 @@ fn silence() {
     world.after(9);
     assert_eq!(world.link(0), Link::Up);
     world.after(1);
-    assert_eq!(world.link(0), Link::Close, "it never said who it is");
+    assert_eq!(world.link(0), Link::Close, "no IDENTIFY in time");
     assert_eq!(world.nsqlookupd.poll_event(), None);
     world.after(1);
     let due = world.nsqlookupd.client(0).unwrap().deadline();
-    assert_eq!(due, world.now, "due until the driver breaks it off");
+    assert_eq!(due, world.now, "due until the driver aborts");
     world.nsqlookupd.client(0).unwrap().closed(world.now, Closed::Local);
 
     world.arrive(0, "a");
@@ -544,7 +544,7 @@ fn a_node_that_does_not_read_is_held_then_closed() {
     assert_eq!(taken, 1024 * 11);
     assert_eq!(session.take(world.now, &commands[taken..]), 0);
     assert_eq!(session.deadline(), world.now.after(Span::from_secs(5)));
-    // Whatever it reads gives it time.
+    // Each read extends the deadline.
     world.after(4);
     let mut session = world.nsqlookupd.client(0).unwrap();
     session.sent(world.now, 7);
@@ -558,19 +558,19 @@ fn a_node_that_does_not_read_is_held_then_closed() {
     let mut session = world.nsqlookupd.client(0).unwrap();
     assert!(session.transmit(world.now).is_empty());
 
-    // One that reads gets all 2000, however slowly.
+    // An nsqd that reads gets all 2000, however slowly.
     let mut world = small();
     world.arrive(0, "a");
     for write in [1, 5, 100, usize::MAX] {
         let mut session = world.nsqlookupd.client(0).unwrap();
-        let said = exchange(&mut session, world.now, &commands, write);
-        assert_eq!(said, b"\0\0\0\x02OK".repeat(2000));
+        let output = exchange(&mut session, world.now, &commands, write);
+        assert_eq!(output, b"\0\0\0\x02OK".repeat(2000));
         assert_eq!(session.deadline(), world.now.after(Span::from_secs(300)));
     }
 }
 
 #[test]
-fn the_longest_of_everything_fits() {
+fn the_longest_texts_and_numbers_fit() {
     let mut world = a_world(Storage::<2, 1, 1, 1>::new(), Config::new());
     let long = "\\\"".repeat(300);
     let json = format!(
@@ -600,20 +600,20 @@ fn the_longest_of_everything_fits() {
             if request == "GET /debug" { 6 } else { 2 }
         );
     }
-    // Longest refusals.
-    for (command, words) in [
+    // The longest refusals.
+    for (command, start) in [
         (format!("UNREGISTER t {}", "$".repeat(147)), "E_BAD_CHANNEL UNREGISTER channel name '"),
         (format!("UNREGISTER {}", "$".repeat(149)), "E_BAD_TOPIC UNREGISTER topic name '"),
         ("x".repeat(160), "E_INVALID invalid command "),
     ] {
         let mut world = small();
         world.arrive(0, "a");
-        let said = world.send(0, format!("{command}\n").as_bytes());
-        let len = u32::from_be_bytes(said[..4].try_into().unwrap());
-        assert_eq!(len as usize, said.len() - 4, "not cut");
-        let text = String::from_utf8(said[4..].to_vec()).unwrap();
+        let answer = world.send(0, format!("{command}\n").as_bytes());
+        let len = u32::from_be_bytes(answer[..4].try_into().unwrap());
+        assert_eq!(len as usize, answer.len() - 4, "not cut off");
+        let text = String::from_utf8(answer[4..].to_vec()).unwrap();
         assert!(
-            text.starts_with(words) && (text.ends_with("' is not valid") || text.ends_with('x'))
+            text.starts_with(start) && (text.ends_with("' is not valid") || text.ends_with('x'))
         );
         assert_eq!(world.link(0), Link::Close);
         assert_eq!(world.nsqlookupd.counters().refused, 1);
@@ -621,8 +621,8 @@ fn the_longest_of_everything_fits() {
 }
 
 #[test]
-fn tables_that_change_between_two_pieces() {
-    // Topics so many and long that a list takes several pieces.
+fn tables_may_change_between_two_pieces() {
+    // So many long topics that a list takes several pieces.
     let name = |at: u32| format!("{at}{}", "x".repeat(50));
     for seed in 0..60u32 {
         let mut world = a_world(Storage::<3, 40, 40, 1>::new(), Config::new());
@@ -688,7 +688,7 @@ fn tables_that_change_between_two_pieces() {
 }
 
 #[test]
-fn cut_anywhere_and_garbage() {
+fn streams_may_be_cut_anywhere_and_contain_garbage() {
     let hello =
         [b"  V1".to_vec(), identify(NODE), b"REGISTER t c\nPING\nUNREGISTER t c\n".to_vec()];
     let script = hello.concat();
@@ -701,9 +701,9 @@ fn cut_anywhere_and_garbage() {
     for at in 0..=script.len() {
         let mut world = small();
         world.nsqlookupd.client(0).unwrap().open(world.now);
-        let said = [world.send(0, &script[..at]), world.send(0, &script[at..])].concat();
-        assert_eq!(said, whole, "split at {at}");
-        // Cut there.
+        let output = [world.send(0, &script[..at]), world.send(0, &script[at..])].concat();
+        assert_eq!(output, whole, "split at {at}");
+        // The connection ends there.
         let mut world = small();
         world.nsqlookupd.client(0).unwrap().open(world.now);
         world.send(0, &script[..at]);
@@ -743,20 +743,20 @@ fn cut_anywhere_and_garbage() {
 }
 
 #[test]
-fn a_length_that_kills_nsqlookupd() {
-    for (len, words) in [
+fn a_length_that_crashes_nsqlookupd_is_refused() {
+    for (len, text) in [
         (u32::MAX, &b"E_BAD_BODY IDENTIFY invalid body size -1"[..]),
         (1025, b"E_BAD_BODY IDENTIFY body too big 1025 > 1024"),
     ] {
         let mut world = small();
         world.connect(0);
-        let said = world.send(0, &[b"IDENTIFY\n", &len.to_be_bytes()[..]].concat());
-        assert_eq!(&said[4..], words);
+        let answer = world.send(0, &[b"IDENTIFY\n", &len.to_be_bytes()[..]].concat());
+        assert_eq!(&answer[4..], text);
         assert_eq!(world.link(0), Link::Close);
     }
     let mut world = small();
     world.connect(0);
-    // At its bound, and with nothing behind.
+    // The longest body, and an empty one.
     let padded = format!("{NODE}{}", " ".repeat(1024 - NODE.len()));
     assert!(world.send(0, &identify(&padded)).ends_with(b"}"));
     world.connect(1);

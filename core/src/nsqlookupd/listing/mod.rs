@@ -1,7 +1,7 @@
 //! Answers over HTTP, written in pieces while the tables may change.
 //!
-//! What a list is about is known by its slot and its birth: if something else lies there now, the
-//! list ends. Each element is written as a whole or not yet.
+//! A list identifies its topic or nsqd by slot and serial number: if the slot has another content
+//! meanwhile, the list ends. Each element is written completely in one piece.
 
 mod view;
 
@@ -21,21 +21,23 @@ pub(super) struct Task {
     at: u16,
     /// The next slot of the inner list.
     inner: u16,
-    /// How many elements each has.
+    /// The number of elements written of the outer list.
     count: u16,
+    /// The number of elements written of the inner list.
     inner_count: u16,
-    /// How many tombstones of the inner list were written.
+    /// The number of tombstones written of the inner list.
     flags: u16,
-    /// The slot and birth of what an inner list is about.
+    /// The slot of the topic or nsqd of an inner list.
     slot: u16,
+    /// The serial number of that topic or nsqd.
     serial: u32,
-    /// The last birth when the list began.
+    /// The last serial number issued when the list began.
     since: u32,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Step {
-    /// Nothing: there is no content.
+    /// An answer without content.
     Nothing,
     Ping,
     Info,
@@ -72,7 +74,7 @@ impl Task {
         }
     }
 
-    /// About a topic; none gives an empty list.
+    /// Makes a task that lists a topic; without a topic the list is empty.
     pub(super) fn about(step: Step, topic: Option<usize>, view: &View<'_, '_>) -> Self {
         let mut task = Self::new(step);
         if let Some(topic) = topic {
@@ -82,7 +84,7 @@ impl Task {
         task
     }
 
-    /// The content type of the answer; asked before anything is written.
+    /// Returns the content type of the answer. Call this before the first write.
     pub(super) fn content(&self) -> Content {
         match self.step {
             Step::Nothing | Step::Done => Content::Nothing,
@@ -114,7 +116,7 @@ impl Task {
         true
     }
 
-    /// Writes the next element; false if there is no room for it.
+    /// Writes the next element. Returns false if there is no room for it.
     fn advance(&mut self, view: &View<'_, '_>, piece: &mut Piece<'_>) -> bool {
         let tables = &view.shared.tables;
         match self.step {
@@ -199,14 +201,14 @@ impl Task {
         fits
     }
 
-    /// A name in the outer list.
+    /// Writes a name of the outer list.
     fn item(&mut self, piece: &mut Piece<'_>, at: usize, name: &str) -> bool {
         let fits = put_item(piece, self.count, name);
         self.wrote(fits, at);
         fits
     }
 
-    /// Slot `at` of the outer list is done with, if it did fit.
+    /// Moves the outer list behind slot `at`, if its element did fit.
     fn wrote(&mut self, fits: bool, at: usize) {
         if fits {
             self.at = (at as u16).saturating_add(1);
@@ -214,7 +216,7 @@ impl Task {
         }
     }
 
-    /// The next channel of the topic.
+    /// Returns the next channel of the topic.
     fn next_channel<'v>(&self, view: &View<'v, '_>) -> Option<(usize, &'v str)> {
         let tables = &view.shared.tables;
         if self.serial == 0 || tables.serial(self.slot.into()) != self.serial {
@@ -224,7 +226,7 @@ impl Task {
         Some((at, name.as_str()))
     }
 
-    /// The next producer of the topic that is not hidden from consumers.
+    /// Returns the next producer of the topic that is not hidden from consumers.
     fn next_listed<'v>(&self, view: &View<'v, '_>) -> Option<(usize, Listed<'v>)> {
         let tables = &view.shared.tables;
         let topic = self.slot.into();
@@ -237,7 +239,7 @@ impl Task {
         })
     }
 
-    /// The next nsqd, up to the list of its topics.
+    /// Writes the next nsqd, up to the list of its topics.
     fn node(&mut self, view: &View<'_, '_>, piece: &mut Piece<'_>) -> bool {
         let mut entries = view.entries(self.at.into(), self.since);
         let next = entries.find_map(|at| Some((at, view.latest(at, |id| view.is_active(id))?)));
@@ -267,7 +269,8 @@ impl Task {
         Some((at, name.as_str()))
     }
 
-    /// One tombstone of an nsqd: as many as there were topics, whatever happened meanwhile.
+    /// Writes one tombstone of an nsqd. Their number is that of the topics written, even if the
+    /// tables changed meanwhile.
     fn tombstone(&mut self, view: &View<'_, '_>, piece: &mut Piece<'_>) -> bool {
         if self.flags >= self.inner_count {
             return self.text(piece, "]}", Step::NodeEntry);
@@ -287,7 +290,7 @@ impl Task {
         fits
     }
 
-    /// The next producer of a key: `client`, the topics and the channels, one after the other.
+    /// Writes the next producer of a key. The keys are `client`, the topics and the channels.
     fn debug(&mut self, view: &View<'_, '_>, piece: &mut Piece<'_>) -> bool {
         let Some((key, serial)) = view.key(self.at.into()) else {
             return self.text(piece, "}", Step::Done);
@@ -327,7 +330,7 @@ impl Task {
     }
 }
 
-/// A name in a list.
+/// Writes a name of a list. Returns false if there is no room for it.
 fn put_item(piece: &mut Piece<'_>, count: u16, name: &str) -> bool {
     piece.put(|w| {
         w.write_all(if count == 0 { b"" } else { b"," })?;

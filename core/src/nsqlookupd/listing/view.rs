@@ -1,4 +1,4 @@
-//! What there is to list, and one entry of a list.
+//! The tables that are listed, and one entry of a list.
 
 use core::convert::Infallible;
 
@@ -11,10 +11,10 @@ use crate::time::Instant;
 use crate::wire::nsqlookupd::OwnedNodeInfo;
 use crate::wire::{Decimal, Write};
 
-/// What `Time{}.UnixNano()` of Go gives: never tombstoned.
+/// The value of Go's `Time{}.UnixNano()`, which means never tombstoned.
 const NEVER: i64 = -6_795_364_578_871_345_152;
 
-/// The tables that are listed, at a time.
+/// The tables that are listed, and the current time.
 #[derive(Debug)]
 pub(in crate::nsqlookupd) struct View<'v, 'a> {
     pub(in crate::nsqlookupd) producers: &'v [Producer],
@@ -30,7 +30,7 @@ pub(super) struct Listed<'v> {
 }
 
 impl Listed<'_> {
-    /// Writes it, the end of the object left to `end`: 720 bytes at most.
+    /// Writes the entry, 720 bytes at most; `end` ends the object.
     pub(super) fn emit(&self, piece: &mut Piece<'_>, count: u16, end: &str) -> bool {
         let node = self.node;
         piece.put(|w| {
@@ -72,7 +72,7 @@ pub(super) enum Key<'v> {
 }
 
 impl Key<'_> {
-    /// None of it needs escaping.
+    /// Writes the key, which needs no escaping.
     pub(super) fn emit<W: Write>(&self, w: &mut W) -> Result<(), W::Error> {
         let (category, topic, channel) = match *self {
             Self::Client | Self::None => ("client:", "", ""),
@@ -87,9 +87,10 @@ impl Key<'_> {
 }
 
 impl<'v> View<'v, '_> {
-    /// Where a list has its entries, from slot `from` on: one for each address, at the first of its
-    /// connections. Those that came after the list began, when the last birth was `since`, come
-    /// behind the others, so that they do not take an entry to where the list was already.
+    /// Returns the slots of a list's entries from slot `from` on: one for each address, at the
+    /// first of its connections. `since` is the last serial number issued when the list began:
+    /// later connections rank behind the others, so that they do not move an entry to slots that
+    /// the list has already passed.
     pub(super) fn entries(&self, from: usize, since: u32) -> impl Iterator<Item = usize> + use<'v> {
         let producers = self.producers;
         let slots = numbered(producers, from).filter(|(_, producer)| producer.node().is_some());
@@ -100,7 +101,8 @@ impl<'v> View<'v, '_> {
         slots.filter(is_entry).map(|(at, _)| at)
     }
 
-    /// Of the connections with the address of `at` that are to be listed, the one heard last.
+    /// Returns the connection that sent something last, among those with the address of `at` for
+    /// which `is_listed` holds.
     pub(super) fn latest(
         &self,
         at: usize,
@@ -112,19 +114,19 @@ impl<'v> View<'v, '_> {
         Some(Listed { id, producer, node })
     }
 
-    /// The connections with the address of `at` that make `/nodes` list a topic.
+    /// Returns the active connections with the address of `at` that have registered a topic.
     pub(super) fn having(&self, topic: usize, at: usize) -> impl Iterator<Item = usize> {
         let ids = twins(self.producers, at).map(|(id, _)| id);
         ids.filter(move |id| self.is_active(*id) && self.shared.tables.has_topic(topic, *id))
     }
 
-    /// Whether an nsqd still sends PING.
+    /// Returns whether an nsqd has sent PING within the inactive timeout.
     pub(super) fn is_active(&self, id: usize) -> bool {
         let timeout = self.shared.config.inactive_timeout;
         self.producers.get(id).is_some_and(|it| self.now <= it.last_update.after(timeout))
     }
 
-    /// Whether a producer is hidden from consumers of a topic.
+    /// Returns whether a producer is hidden from consumers of a topic.
     pub(super) fn is_tombstoned(&self, topic: usize, id: usize) -> bool {
         let lifetime = self.shared.config.tombstone_lifetime;
         let tombstone = self.shared.tables.tombstone(self.now, lifetime, topic, id);
@@ -138,12 +140,12 @@ impl<'v> View<'v, '_> {
         }
     }
 
-    /// The serial number of the nsqd on a connection; 0 if there is none.
+    /// Returns the serial number of the nsqd on a connection; 0 if there is none.
     pub(super) fn serial(&self, id: usize) -> u32 {
         self.producers.get(id).and_then(Producer::node).map_or(0, |(_, serial)| serial)
     }
 
-    /// Key number `at`, and its birth; `None` behind the last.
+    /// Returns key number `at` and its serial number; `None` behind the last key.
     pub(super) fn key(&self, at: usize) -> Option<(Key<'v>, u32)> {
         let tables = &self.shared.tables;
         let Some(at) = at.checked_sub(1) else { return Some((Key::Client, 0)) };
@@ -173,7 +175,7 @@ impl<'v> View<'v, '_> {
         }
     }
 
-    /// Writes a producer with Go's order of keys: with its key 740 bytes at most.
+    /// Writes a producer with its fields in Go's order; together with the key 740 bytes at most.
     pub(super) fn emit_debug(
         &self,
         w: &mut Piece<'_>,

@@ -1,4 +1,4 @@
-//! The answers that wait to be written to an nsqd.
+//! The answers to an nsqd that wait to be written.
 
 use core::convert::Infallible;
 
@@ -6,13 +6,14 @@ use crate::session::staging::Staging;
 use crate::wire::nsqlookupd::IdentifyReply;
 use crate::wire::{ChunkWriter, emit_len};
 
-/// How many answers may wait to be written before the nsqd is held.
+/// The number of answers that may wait before the nsqd's commands are held back.
 const ANSWERS_MAX: u16 = 1024;
 
-/// The longest refusal: a REGISTER or UNREGISTER line of the longest kind, and the words around it.
+/// The length of the longest refusal: the longest REGISTER or UNREGISTER line with the text around
+/// it.
 const BUFFER: usize = 216;
 
-/// `OK` as many times as one write takes at most.
+/// The frames of `OK` in one write, at most.
 const OKS: &[u8] = b"\0\0\0\x02OK\0\0\0\x02OK\0\0\0\x02OK\0\0\0\x02OK\0\0\0\x02OK\0\0\0\x02OK\
 \0\0\0\x02OK\0\0\0\x02OK\0\0\0\x02OK\0\0\0\x02OK\0\0\0\x02OK\0\0\0\x02OK";
 
@@ -22,10 +23,11 @@ const OK_LEN: usize = 6;
 /// The answers that wait to be written.
 #[derive(Debug)]
 pub(super) struct Answer {
-    /// How many `OK`s wait, and how much of the first was written.
+    /// The number of `OK` frames that wait.
     oks: u16,
+    /// The number of bytes of the first `OK` frame that were written.
     ok_at: u8,
-    /// The answer after them that is not `OK`. The text is that to IDENTIFY.
+    /// The answer behind these frames that is not `OK`. Its text is the answer to IDENTIFY.
     staging: Staging,
     buffer: [u8; BUFFER],
 }
@@ -34,7 +36,7 @@ impl Answer {
     pub(super) const NONE: Self =
         Self { oks: 0, ok_at: 0, staging: Staging::NO_TEXT, buffer: [0; BUFFER] };
 
-    /// Whether there is room for another answer.
+    /// Returns whether there is room for another answer.
     pub(super) fn has_room(&self) -> bool {
         !self.has_special() && self.oks < ANSWERS_MAX
     }
@@ -43,7 +45,7 @@ impl Answer {
         !self.has_special() && self.oks == 0
     }
 
-    /// Whether there is an answer that is not `OK`.
+    /// Returns whether an answer that is not `OK` waits.
     fn has_special(&self) -> bool {
         self.staging.is_writing() || self.staging.has_text()
     }

@@ -1,6 +1,6 @@
-//! One nsqd's connection, as nsqlookupd serves it.
+//! The connection of one nsqd to an nsqlookupd.
 //!
-//! Connections that announce one address are in a ring, so that lists have one entry for them.
+//! The connections that announce one address form a ring, so that lists have one entry for them.
 
 mod answer;
 mod session;
@@ -19,7 +19,7 @@ use crate::wire::nsqlookupd::{
 
 use answer::Answer;
 
-/// An nsqd's slot: its connection, and the nsqd once it has said who it is.
+/// The slot of an nsqd: its connection, and after IDENTIFY the nsqd.
 #[derive(Debug)]
 pub(super) struct Producer {
     state: State,
@@ -30,13 +30,14 @@ pub(super) struct Producer {
     scanner: NodeInfoScanner,
     /// A serial number that no other nsqd, topic or channel has; 0 before IDENTIFY.
     serial: u32,
-    /// When it last sent IDENTIFY or PING.
+    /// The time of the last IDENTIFY or PING.
     pub(super) last_update: Instant,
-    /// Identified: the next connection of those that announce its address, in a ring.
+    /// In Identified: the next connection in the ring of those that announce the same address.
     twin: u16,
-    /// Greeting: give up. Closing: abort. Identified: when it last said anything.
+    /// In Greeting, the deadline of IDENTIFY; in Closing, the time to abort; in Identified, the
+    /// time of the last command.
     step: Instant,
-    /// Something waits to be written: give up.
+    /// The deadline of the nsqd to read, while an answer waits to be written.
     write: Instant,
     answer: Answer,
 }
@@ -48,7 +49,7 @@ enum State {
     Free,
     /// Connected, before IDENTIFY.
     Greeting,
-    /// It is listed.
+    /// IDENTIFY was received.
     Identified,
     Closing,
 }
@@ -75,7 +76,7 @@ impl Producer {
         answer: Answer::NONE,
     };
 
-    /// The nsqd and its serial number, if it has sent IDENTIFY.
+    /// Returns the nsqd and its serial number, if it has sent IDENTIFY.
     pub(super) fn node(&self) -> Option<(&OwnedNodeInfo, u32)> {
         (self.state == State::Identified).then_some((self.scanner.node(), self.serial))
     }
@@ -93,12 +94,12 @@ impl Producer {
         })
     }
 
-    /// The order of connections by when they were last heard; the greatest was heard last.
+    /// Returns a key that orders connections by the time of their last command.
     pub(super) fn last_received(&self) -> (Instant, u32) {
         (self.step, self.serial)
     }
 
-    /// Whether it was made after the thing with that number.
+    /// Returns whether the nsqd identified itself after `serial` was issued.
     pub(super) fn is_after(&self, serial: u32) -> bool {
         self.serial.wrapping_sub(serial).cast_signed() > 0
     }
@@ -120,7 +121,7 @@ impl Producer {
     }
 }
 
-/// An nsqd's connection with what it registers: speaks V1, as nsqlookupd does on its TCP port.
+/// The session of an nsqd's connection to the TCP port, with protocol V1.
 ///
 /// Made for each call by [`Nsqlookupd::client`](super::Nsqlookupd::client); the state is in the
 /// nsqlookupd.
@@ -136,7 +137,7 @@ impl ProducerSession<'_, '_> {
         self.producers.get_mut(self.id)
     }
 
-    /// A producer is listed no longer, and its connection is to be closed.
+    /// Removes producer `id` from the lists and begins to close its connection.
     fn leave(&mut self, now: Instant, id: usize, why: Closed) {
         let timeout = self.shared.config.close_timeout;
         let is_identified = self.producers.get(id).is_some_and(|it| it.state == State::Identified);
@@ -153,7 +154,7 @@ impl ProducerSession<'_, '_> {
         self.shared.tables.changed();
     }
 
-    /// Puts this connection beside those that announce its address; whether there are any.
+    /// Adds this connection to the ring of its address. Returns whether there are others.
     fn link_twins(&mut self) -> bool {
         let id = self.id;
         let Some((node, _)) = self.producers.get(id).and_then(Producer::node) else { return false };
@@ -168,7 +169,7 @@ impl ProducerSession<'_, '_> {
         next.is_some()
     }
 
-    /// Takes a connection from beside those that announce its address; whether there are any.
+    /// Removes a connection from the ring of its address. Returns whether there are others.
     fn unlink(&mut self, id: usize) -> bool {
         let Some(producer) = self.producers.get(id) else { return false };
         let next = producer.twin;
@@ -205,8 +206,8 @@ impl ProducerSession<'_, '_> {
         self.replace_silent(now);
     }
 
-    /// An nsqd that came back does not wait until its old connection is found dead: one that has
-    /// been silent for long ends.
+    /// Closes the older connections of this address that have been silent for long: the nsqd has
+    /// reconnected, and its old connection is dead.
     fn replace_silent(&mut self, now: Instant) {
         while let Some(silent) = self.silent_twin(now) {
             self.shared.counters.replaced = self.shared.counters.replaced.saturating_add(1);
@@ -214,7 +215,7 @@ impl ProducerSession<'_, '_> {
         }
     }
 
-    /// An older connection that announces this one's address, and has been silent for long.
+    /// Returns an older connection of this address that has been silent for long.
     fn silent_twin(&self, now: Instant) -> Option<usize> {
         let silence_deadline = self.shared.config.replace_timeout;
         let (_, serial) = self.producers.get(self.id)?.node()?;
@@ -224,7 +225,8 @@ impl ProducerSession<'_, '_> {
         others.find(|(_, twin)| is_silent(twin)).map(|(id, _)| id)
     }
 
-    /// A caller found no room: who has been silent for longest makes some, if it is for long.
+    /// Closes the connection that has been silent for longest, if that is long enough, after a
+    /// caller was rejected.
     fn make_room(&mut self, now: Instant) {
         let identified = numbered(self.producers, 0).filter(|(_, is)| is.node().is_some());
         let Some((id, silent)) = identified.min_by_key(|(_, is)| is.last_received()) else {
@@ -247,7 +249,7 @@ impl ProducerSession<'_, '_> {
             Item::Identify => producer.scanner = NodeInfoScanner::new(),
             Item::Body { .. } => {}
             Item::Part { data, last } => {
-                // An error is answered at the end of the body, as nsqlookupd does.
+                // An error is answered at the end of the body, as in nsqlookupd.
                 let _ = producer.scanner.feed(data);
                 if last {
                     producer.step = now;
@@ -276,8 +278,8 @@ impl ProducerSession<'_, '_> {
     }
 }
 
-/// What nsqlookupd never says, since it takes everything. Not fatal: what else the nsqd has
-/// registered stays.
+/// Returns the answer to REGISTER without room. nsqlookupd has no such answer, because its tables
+/// are not bounded. Not fatal: the other registrations of the nsqd stay.
 fn no_room(full: TableFull) -> &'static [u8] {
     match full {
         TableFull::Topics => b"E_REGISTER_FAILED REGISTER no room for another topic",
@@ -288,7 +290,8 @@ fn no_room(full: TableFull) -> &'static [u8] {
     }
 }
 
-/// The connections that announce the address of an identified one: that one first.
+/// Returns the connections that announce the address of the identified connection `of`, which is
+/// the first.
 pub(super) fn twins(
     producers: &[Producer],
     of: usize,

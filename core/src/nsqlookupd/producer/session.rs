@@ -130,7 +130,7 @@ impl Session for ProducerSession<'_, '_> {
             State::Greeting | State::Identified => return,
         };
         if awaited == Awaited::Drain {
-            // An nsqd that does not read is not offered the rest while the connection closes.
+            // Drop the answers that the nsqd does not read, so that the connection can close.
             producer.answer = Answer::NONE;
         }
         self.shared.counters.timed_out = self.shared.counters.timed_out.saturating_add(1);

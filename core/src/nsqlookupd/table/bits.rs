@@ -1,4 +1,4 @@
-//! Which producers registered which topics or channels.
+//! The registrations: a bit for each pair of a topic or channel and a producer.
 
 /// A row of bits for each key, one for each producer.
 #[derive(Debug)]

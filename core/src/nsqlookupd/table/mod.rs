@@ -1,9 +1,8 @@
 //! The registration database of an nsqlookupd, in fixed tables.
 //!
-//! A topic or channel has a slot, and in it a bit for each producer that registered it. So a
-//! producer can have every topic and channel there is, nothing but the slots can be full, and a
-//! connection's end is a column of bits cleared. Slots without a bit are given back when others
-//! need them.
+//! Each topic or channel has a slot with a bit for each producer. So a producer can register every
+//! existing topic and channel, only the slots can run out, and the end of a connection clears one
+//! column of bits. Slots without a bit are given back when others need them.
 
 mod bits;
 mod slot;
@@ -24,11 +23,12 @@ use tombstone::Tombstone;
 pub(super) enum Maker {
     /// A request over HTTP: the topic or channel stays.
     Administrator,
-    /// A producer, which makes no topic if it has as many, and no channel likewise.
+    /// A producer, which creates no topic if it has `topics` of them, and no channel if it has
+    /// `channels`.
     Producer { id: usize, topics: u16, channels: u16 },
 }
 
-/// The tables. Producers are numbers below their count, topics and channels those of their slots.
+/// The tables. Producers are identified by their index, topics and channels by their slot.
 #[derive(Debug)]
 pub(super) struct Tables<'a> {
     topics: &'a mut [Topic],
@@ -38,9 +38,9 @@ pub(super) struct Tables<'a> {
     tombstones: [Tombstone; TOMBSTONES],
     last_serial: u32,
     version: u32,
-    /// Keys collected so far.
+    /// The number of keys collected so far.
     pub(super) collected: u32,
-    /// Keys without producers removed so far since others needed their slots.
+    /// The number of keys without producers removed so far because others needed their slots.
     pub(super) given_back: u32,
 }
 
@@ -68,11 +68,11 @@ impl<'a> Tables<'a> {
         }
     }
 
-    /// Makes a topic, or a channel and its topic, if there are none, and says where they are.
+    /// Creates a topic, or a channel and its topic, unless they exist. Returns their slots.
     ///
-    /// If there is no slot left, what is stale is collected, and after that what has had no
-    /// producer and no use for longest is given back. If that does not help either, nothing has
-    /// changed.
+    /// If no slot is free, stale keys are collected; if there are none, the key that has had no
+    /// producer and no use for longest is given back. If there is none either, nothing else
+    /// changes.
     pub(super) fn add(
         &mut self,
         now: Instant,
@@ -87,7 +87,7 @@ impl<'a> Tables<'a> {
             || needs_channel && self.free_channel().is_none()
         {
             self.collect(now, timeout);
-            // Collecting may have removed these as well.
+            // Collecting may have removed this topic or channel.
             (topic_at, channel_at) = self.find(topic, channel);
             needs_channel = channel.is_some() && channel_at.is_none();
         }
@@ -136,7 +136,7 @@ impl<'a> Tables<'a> {
         (topic, topic.zip(channel).and_then(|(topic, channel)| self.channel(topic, channel)))
     }
 
-    /// Puts a topic into a slot, if need be one that is given back.
+    /// Creates a topic in a free slot, or in one that is given back.
     fn new_topic(&mut self, now: Instant, name: &TopicName) -> Option<usize> {
         let at = match self.free_topic() {
             Some(at) => at,
@@ -154,7 +154,7 @@ impl<'a> Tables<'a> {
         Some(at)
     }
 
-    /// Puts a channel into a slot, if need be one that is given back.
+    /// Creates a channel in a free slot, or in one that is given back.
     fn new_channel(&mut self, now: Instant, topic: usize, name: &ChannelName) -> Option<usize> {
         let at = match self.free_channel() {
             Some(at) => at,
@@ -178,14 +178,14 @@ impl<'a> Tables<'a> {
         self.channels.iter().position(|slot| slot.key.is_free())
     }
 
-    /// The topic that is given back first: its channels have no producer either.
+    /// Returns the topic to give back first. Its channels have no producer either.
     fn oldest_topic(&self) -> Option<usize> {
         let topics = numbered(self.topics, 0)
             .filter(|(at, slot)| !slot.key.is_free() && self.topic_bits.is_empty(*at));
         topics.min_by_key(|(_, slot)| slot.key.age()).map(|(at, _)| at)
     }
 
-    /// The channel that is given back first.
+    /// Returns the channel to give back first.
     fn oldest_channel(&self) -> Option<usize> {
         let channels = numbered(self.channels, 0)
             .filter(|(at, slot)| !slot.key.is_free() && self.channel_bits.is_empty(*at));
@@ -228,8 +228,8 @@ impl<'a> Tables<'a> {
         Ok(())
     }
 
-    /// A producer no longer has a channel, or a topic with all its channels. An ephemeral one that
-    /// nobody has any more is gone, as in nsqlookupd.
+    /// Unregisters a channel, or a topic with all its channels, for a producer. An ephemeral topic
+    /// or channel without producers is then removed, as in nsqlookupd.
     pub(super) fn unregister(
         &mut self,
         now: Instant,
@@ -273,7 +273,7 @@ impl<'a> Tables<'a> {
         self.changed();
     }
 
-    /// Removes a topic, its channels, and what producers registered of them.
+    /// Removes a topic, its channels, and their registrations.
     pub(super) fn remove_topic(&mut self, topic: usize) {
         for channel in 0..self.channels.len() {
             if self.topic_of(channel) == Some(topic) {
@@ -292,7 +292,7 @@ impl<'a> Tables<'a> {
         self.changed();
     }
 
-    /// Removes a channel.
+    /// Removes a channel and its registrations.
     pub(super) fn remove_channel(&mut self, channel: usize) {
         self.channel_bits.clear(channel);
         if let Some(slot) = self.channels.get_mut(channel) {
@@ -301,8 +301,8 @@ impl<'a> Tables<'a> {
         self.changed();
     }
 
-    /// Forgets the topics and channels that have had no producer and no use for so long, except
-    /// those that an administrator made. [`Span::ZERO`] is never.
+    /// Removes the topics and channels that have had no producer and no use for `timeout`, except
+    /// those that an administrator created. [`Span::ZERO`] removes none.
     pub(super) fn collect(&mut self, now: Instant, timeout: Span) {
         if timeout == Span::ZERO {
             return;
@@ -323,25 +323,25 @@ impl<'a> Tables<'a> {
         }
     }
 
-    /// The slot of a topic.
+    /// Returns the slot of a topic.
     pub(super) fn topic(&self, name: &TopicName) -> Option<usize> {
         self.topics.iter().position(|slot| !slot.key.is_free() && slot.name == *name)
     }
 
-    /// The slot of a channel.
+    /// Returns the slot of a channel.
     pub(super) fn channel(&self, topic: usize, name: &ChannelName) -> Option<usize> {
         self.channels.iter().position(|slot| {
             !slot.key.is_free() && usize::from(slot.topic) == topic && slot.name == *name
         })
     }
 
-    /// The topics from slot `from` on, each with its slot.
+    /// Returns the topics from slot `from` on, each with its slot.
     pub(super) fn topics(&self, from: usize) -> impl Iterator<Item = (usize, &TopicName)> {
         let slots = numbered(self.topics, from);
         slots.filter(|(_, slot)| !slot.key.is_free()).map(|(at, slot)| (at, &slot.name))
     }
 
-    /// The channels from slot `from` on, each with its slot and its topic.
+    /// Returns the channels from slot `from` on, each with its slot and its topic.
     pub(super) fn channels(
         &self,
         from: usize,
@@ -353,7 +353,7 @@ impl<'a> Tables<'a> {
         })
     }
 
-    /// The channels of a topic from slot `from` on, each with its slot.
+    /// Returns the channels of a topic from slot `from` on, each with its slot.
     pub(super) fn channels_of(
         &self,
         topic: usize,
@@ -365,39 +365,39 @@ impl<'a> Tables<'a> {
             .map(|(at, slot)| (at, &slot.name))
     }
 
-    /// The serial number of the topic in a slot; 0 if it is free.
+    /// Returns the serial number of the topic in a slot; 0 if the slot is free.
     pub(super) fn serial(&self, topic: usize) -> u32 {
         self.topics.get(topic).map_or(0, |slot| slot.key.serial)
     }
 
-    /// The serial number of the channel in a slot; 0 if it is free.
+    /// Returns the serial number of the channel in a slot; 0 if the slot is free.
     pub(super) fn channel_serial(&self, channel: usize) -> u32 {
         self.channels.get(channel).map_or(0, |slot| slot.key.serial)
     }
 
-    /// The number of slots for topics and channels.
+    /// Returns the numbers of slots for topics and for channels.
     pub(super) fn slots(&self) -> (usize, usize) {
         (self.topics.len(), self.channels.len())
     }
 
-    /// Whether a producer registered a topic.
+    /// Returns whether a producer has registered a topic.
     pub(super) fn has_topic(&self, topic: usize, producer: usize) -> bool {
         self.topic_bits.has(topic, producer)
     }
 
-    /// Whether a producer registered a channel.
+    /// Returns whether a producer has registered a channel.
     pub(super) fn has_channel(&self, channel: usize, producer: usize) -> bool {
         self.channel_bits.has(channel, producer)
     }
 
-    /// A number that no other topic, channel or producer has.
+    /// Issues a serial number that no other topic, channel or producer has.
     pub(super) fn next_serial(&mut self) -> u32 {
         self.last_serial = self.last_serial.wrapping_add(1).max(1);
         self.changed();
         self.last_serial
     }
 
-    /// The last of these numbers.
+    /// Returns the serial number that was issued last.
     pub(super) fn last_serial(&self) -> u32 {
         self.last_serial
     }
@@ -445,7 +445,7 @@ impl<'a> Tables<'a> {
     }
 }
 
-/// The slots of a table from `from` on, each with its index.
+/// Returns the slots of a table from `from` on, each with its index.
 pub(super) fn numbered<T>(slots: &[T], from: usize) -> impl Iterator<Item = (usize, &T)> + Clone {
     (from..slots.len()).zip(slots.get(from..).unwrap_or_default())
 }

@@ -14,20 +14,20 @@ pub(in crate::nsqlookupd) struct Topic {
 #[derive(Debug, Clone, Copy)]
 pub(in crate::nsqlookupd) struct Channel {
     pub(super) name: ChannelName,
-    /// The slot of its topic, which is there as long as it is.
+    /// The slot of its topic, which exists as long as the channel.
     pub(super) topic: u16,
     pub(super) key: Key,
 }
 
-/// The part that slots of topics and channels have in common.
+/// The common part of the slots of topics and channels.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Key {
     /// A serial number that no other slot has; 0 in a free slot.
     pub(super) serial: u32,
-    /// An administrator made it: it stays until one deletes it, or others need its slot.
+    /// An administrator created the key: it stays until an administrator deletes it, or others need
+    /// the slot.
     pub(super) kept: bool,
-    /// Since when it has had no producer, was not made again and not asked for.
-    /// [`Instant::NEVER`] while it has one.
+    /// The time of the last use, or [`Instant::NEVER`] while the key has a producer.
     pub(super) unused_since: Instant,
 }
 
@@ -42,14 +42,14 @@ impl Key {
         !self.is_free() && !self.kept && self.unused_since.after(timeout) <= now
     }
 
-    /// Marks the slot as used again.
+    /// Marks the key as used.
     pub(super) fn touch(&mut self, now: Instant) {
         if self.unused_since != Instant::NEVER {
             self.unused_since = now;
         }
     }
 
-    /// The order in which slots are given back: the smallest first.
+    /// Returns the rank of the slot for being given back: the smallest is the first.
     pub(super) fn age(&self) -> (Instant, u32) {
         (self.unused_since, self.serial)
     }

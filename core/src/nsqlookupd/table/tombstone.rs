@@ -1,15 +1,15 @@
-//! Producers that are not to be listed for a topic for a while.
+//! Tombstones: producers that are hidden from a topic for a while.
 
 use super::Tables;
 use crate::nsqlookupd::TableFull;
 use crate::time::{Instant, Span};
 
-/// A producer that is not to be listed for a topic for a while.
+/// A producer that is hidden from a topic for a while.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Tombstone {
     pub(super) topic: u16,
     pub(super) producer: u16,
-    /// [`Instant::NEVER`] in a free slot.
+    /// The time at which the tombstone was added; [`Instant::NEVER`] in a free slot.
     pub(super) at: Instant,
 }
 
@@ -18,7 +18,8 @@ impl Tombstone {
 }
 
 impl Tables<'_> {
-    /// Does not list these producers for a topic for a while, those of them that have it.
+    /// Tombstones those of `producers` that have registered a topic. Changes nothing if there is no
+    /// room for all of them.
     pub(in crate::nsqlookupd) fn add_tombstones(
         &mut self,
         now: Instant,
@@ -60,7 +61,8 @@ impl Tables<'_> {
         Ok(())
     }
 
-    /// When a producer was last tombstoned for a topic, if it was, and whether that still counts.
+    /// Returns the time at which a producer was last tombstoned for a topic, if it was, and whether
+    /// that is still in force.
     pub(in crate::nsqlookupd) fn tombstone(
         &self,
         now: Instant,

@@ -1,16 +1,16 @@
-//! Full tables, tombstones, and what is forgotten.
+//! Full tables, tombstones, and the removal of unused topics and channels.
 
 use super::*;
 
 #[test]
-fn full_tables() {
+fn a_full_table_refuses_new_topics_and_channels() {
     let mut world = small();
     world.arrive(0, "a");
     for name in ["t", "u", "v"] {
         world.ok(0, &format!("REGISTER {name} c\n"));
     }
     let before = world.ask("GET /debug");
-    // Not fatal: what is registered stays.
+    // Not fatal: the registrations stay.
     let topics = b"\0\0\0\x34E_REGISTER_FAILED REGISTER no room for another topic";
     let channels = b"\0\0\0\x36E_REGISTER_FAILED REGISTER no room for another channel";
     assert_eq!(world.send(0, b"REGISTER w\n"), topics);
@@ -22,23 +22,23 @@ fn full_tables() {
     assert_eq!(world.ask("POST /channel/create?topic=w&channel=d"), channels);
     assert_eq!(world.ask("GET /debug"), before);
     assert_eq!(world.nsqlookupd.counters().full, 6);
-    // What there is may be registered again, and made again.
+    // An existing topic or channel may be registered and created again.
     world.ok(0, "REGISTER t c\n");
     assert_eq!(world.ask("POST /channel/create?topic=t&channel=c"), "");
     // Room for the channel, none for its topic: nothing changes.
     assert_eq!(world.ask("POST /channel/delete?topic=v&channel=c"), "");
-    let said = world.send(0, b"REGISTER w c\n");
-    assert!(said.ends_with(b"another topic"));
+    let answer = world.send(0, b"REGISTER w c\n");
+    assert!(answer.ends_with(b"another topic"));
     assert_eq!(world.ask("GET /channels?topic=v"), r#"{"channels":[]}"#);
     assert_eq!(world.ask("POST /topic/delete?topic=u"), "");
     world.ok(0, "REGISTER w c\n");
-    // In the places of those that were deleted.
+    // In the slots of those that were deleted.
     assert_eq!(world.ask("GET /topics"), r#"{"topics":["t","w","v"]}"#);
     assert_eq!(world.lookup("v"), "a");
 }
 
 #[test]
-fn tombstones() {
+fn a_tombstone_hides_a_producer_from_a_topic_for_a_while() {
     let mut world = small();
     world.arrive(0, "a");
     world.arrive(1, "b");
@@ -50,17 +50,17 @@ fn tombstones() {
     assert_eq!(world.ask(bury), "");
     assert_eq!((world.lookup("t"), world.lookup("u")), ("b".into(), "a b".into()));
     assert!(world.ask("GET /nodes").contains(r#""topics":["t","u"],"tombstones":[true,false]}"#));
-    // REGISTER does not lift it.
+    // REGISTER alone does not lift the tombstone.
     world.ok(0, "REGISTER t\n");
     assert_eq!(world.lookup("t"), "b");
-    // Time does.
+    // After its lifetime it no longer hides.
     world.after(44);
     assert_eq!(world.lookup("t"), "b");
     world.after(1);
     assert_eq!(world.lookup("t"), "a b");
     assert!(!world.ask("GET /nodes").contains("true"));
-    assert!(world.ask("GET /debug").contains("\"tombstoned\":true"), "still known");
-    // And again, from now on; UNREGISTER and REGISTER lift it at once.
+    assert!(world.ask("GET /debug").contains("\"tombstoned\":true"), "still shown in /debug");
+    // A repetition restarts the lifetime; UNREGISTER and REGISTER lift the tombstone.
     world.ask(bury);
     world.after(30);
     world.ask(bury);
@@ -70,7 +70,7 @@ fn tombstones() {
     world.ok(0, "REGISTER t\n");
     assert_eq!(world.lookup("t"), "a b");
     assert!(!world.ask("GET /debug").contains("\"tombstoned\":true"));
-    // As does another life.
+    // So does a new connection.
     world.ask(bury);
     world.nsqlookupd.client(0).unwrap().closed(world.now, Closed::Peer);
     world.arrive(0, "a");
@@ -79,7 +79,7 @@ fn tombstones() {
 }
 
 #[test]
-fn all_tombstones_in_use() {
+fn a_full_table_of_tombstones_refuses_new_ones() {
     let mut world = a_world(Storage::<2, 17, 0, 1>::new(), Config::new());
     world.arrive(0, "a");
     world.connect(1);
@@ -94,22 +94,22 @@ fn all_tombstones_in_use() {
     world.ok(1, "REGISTER t15\n");
     world.ok(1, "REGISTER t0\n");
     let full = r#"503 {"message":"TOO_MANY_TOMBSTONES"}"#;
-    // Two are needed, one is left: neither.
+    // Two are needed, one is left: none is added.
     assert_eq!(world.ask("POST /topic/tombstone?topic=t15&node=a:2"), full);
     assert_eq!(world.lookup("t15"), "a a");
-    // Of these one is there already.
+    // Two are needed, one exists already.
     assert_eq!(world.ask("POST /topic/tombstone?topic=t0&node=a:2"), "");
     assert_eq!(world.lookup("t0"), "");
     assert_eq!(world.ask("POST /topic/tombstone?topic=t16&node=a:2"), full);
     assert_eq!(world.nsqlookupd.counters().full, 2);
-    // Those that no longer count give room.
+    // Expired tombstones give room.
     world.after(45);
     assert_eq!(world.ask("POST /topic/tombstone?topic=t15&node=a:2"), "");
     assert_eq!(world.lookup("t15"), "");
 }
 
 #[test]
-fn what_nobody_has_is_forgotten_after_a_while() {
+fn an_unused_topic_or_channel_is_removed_after_a_while() {
     let mut world = a_world(Storage::<2, 3, 4, 1>::new(), Config::new());
     world.arrive(0, "a");
     world.ok(0, "REGISTER t c\n");
@@ -132,10 +132,10 @@ fn what_nobody_has_is_forgotten_after_a_while() {
     world.nsqlookupd.client(0).unwrap().closed(world.now, Closed::Peer);
     world.after(3599);
     assert_eq!(listed(&mut world), "t made t/c made/c");
-    // Who asks for a topic uses it, and not its channels.
+    // A lookup of a topic counts as use of the topic, not of its channels.
     assert_eq!(world.lookup("t"), "");
     world.after(1);
-    // What an administrator made stays, for who comes one day.
+    // Topics and channels that an administrator created stay.
     assert_eq!(listed(&mut world), "t made made/c");
     assert_eq!(world.nsqlookupd.counters().collected, 2);
     world.after(3597);
@@ -148,7 +148,7 @@ fn what_nobody_has_is_forgotten_after_a_while() {
     world.after(1_000_000);
     assert_eq!(world.ask("GET /channels?topic=made"), r#"{"channels":["c"]}"#);
 
-    // Never, if so configured.
+    // Never, with a timeout of zero.
     let config = Config { empty_timeout: Span::ZERO, ..Config::new() };
     let mut world = a_world(Small::new(), config);
     world.arrive(0, "a");
@@ -162,7 +162,7 @@ fn what_nobody_has_is_forgotten_after_a_while() {
     assert_eq!(world.ask("GET /channels?topic=t"), r#"{"channels":["c"]}"#);
 }
 
-/// The topics and channels that there are, sorted.
+/// Returns all topics and channels, sorted.
 fn names(world: &World<'_>) -> String {
     let topics = world.nsqlookupd.topics().map(|(name, _)| name.to_string());
     let channels = world.nsqlookupd.channels().map(|(topic, name)| format!("{topic}/{name}"));
@@ -172,7 +172,7 @@ fn names(world: &World<'_>) -> String {
 }
 
 #[test]
-fn what_nobody_has_is_given_back_least_recently_used_first() {
+fn unused_topics_and_channels_are_given_back_least_recently_used_first() {
     let mut world = a_world(Storage::<3, 4, 4, 1>::new(), Config::new());
     for topic in ["m1", "m2", "m3"] {
         assert_eq!(world.ask(&format!("POST /channel/create?topic={topic}&channel=c")), "");
@@ -181,23 +181,23 @@ fn what_nobody_has_is_given_back_least_recently_used_first() {
     world.arrive(0, "a");
     world.ok(0, "REGISTER mine c\n");
     assert_eq!(names(&world), "m1 m1/c m2 m2/c m3 m3/c mine mine/c");
-    // Who asks for a topic uses it, and who makes it again.
+    // A lookup counts as use of the topic, and so does its creation.
     world.after(1);
     world.lookup("m1");
     world.after(1);
     assert_eq!(world.ask("POST /topic/create?topic=m2"), "");
-    // With its channels.
+    // A topic is given back with its channels.
     world.ok(0, "REGISTER mine2\n");
     assert_eq!(names(&world), "m1 m1/c m2 m2/c mine mine/c mine2");
     assert_eq!(world.nsqlookupd.counters().given_back, 2);
-    // What is not used any more is, too.
+    // So is a topic that was registered before.
     world.arrive(1, "b");
     world.ok(1, "REGISTER m1\n");
     world.after(1);
     world.nsqlookupd.client(1).unwrap().closed(world.now, Closed::Peer);
     assert_eq!(world.ask("POST /topic/create?topic=m4"), "", "over HTTP as well");
     assert_eq!(names(&world), "m1 m1/c m4 mine mine/c mine2");
-    // Channels by themselves, of topics that somebody has as well.
+    // Channels are given back alone, also of registered topics.
     world.ok(0, "REGISTER mine d\n");
     world.after(1);
     assert_eq!(world.ask("POST /channel/create?topic=mine&channel=made"), "");
@@ -209,7 +209,7 @@ fn what_nobody_has_is_given_back_least_recently_used_first() {
     world.arrive(1, "b");
     world.ok(1, "REGISTER mine2 f\n");
     assert_eq!(names(&world), "m1 m4 mine mine/c mine/e mine/f mine2 mine2/f");
-    // What a connected nsqd has is never given back.
+    // Registrations of a connected nsqd are never given back.
     assert!(world.send(0, b"REGISTER m1 c\n").ends_with(b"another channel"));
     let full = r#"503 {"message":"TOO_MANY_CHANNELS"}"#;
     assert_eq!(world.ask("POST /channel/create?topic=m1&channel=c"), full);
@@ -228,7 +228,7 @@ fn what_nobody_has_is_given_back_least_recently_used_first() {
 }
 
 #[test]
-fn junk_of_any_kind_keeps_no_node_out() {
+fn unused_topics_and_channels_keep_no_node_out() {
     let mut world = a_world(Storage::<3, 8, 16, 1>::new(), Config::new());
     let fill = |world: &mut World<'_>, n: usize| {
         for at in 0..40 {
@@ -238,7 +238,7 @@ fn junk_of_any_kind_keeps_no_node_out() {
                 _ => world.ask(&format!("POST /channel/create?topic=junk&channel=c{at}")),
             };
         }
-        // And somebody who leaves.
+        // Also by an nsqd that leaves.
         world.arrive(1, "b");
         for at in 0..40 {
             world.send(1, format!("REGISTER left{} c{}\n", at % (n + 5), at).as_bytes());
@@ -262,7 +262,7 @@ fn junk_of_any_kind_keeps_no_node_out() {
 }
 
 #[test]
-fn one_connection_leaves_room_to_others() {
+fn one_connection_cannot_take_all_slots() {
     let config = Config { topics_per_node: 6, channels_per_node: 20, ..Config::new() };
     let mut world = a_world(Storage::<3, 8, 24, 1>::new(), config);
     world.arrive(0, "greedy");
@@ -278,13 +278,13 @@ fn one_connection_leaves_room_to_others() {
     }
     assert!(world.send(0, b"REGISTER g0 more\n").ends_with(no));
     assert_eq!(world.ask("GET /topics").matches('g').count(), 6);
-    // What is there may be registered by anybody.
+    // Every connection may register existing topics and channels.
     world.ok(1, "REGISTER good c\n");
     world.ok(1, "REGISTER good2 c\n");
     world.ok(0, "REGISTER good c\n");
     world.ok(0, "REGISTER g0 c0\n");
     assert_eq!(world.nsqlookupd.counters().full, 3);
-    // And made over HTTP by whoever it was.
+    // Requests over HTTP have no share.
     assert_eq!(world.ask("POST /channel/create?topic=g0&channel=more"), "");
     world.ok(0, "UNREGISTER good\n");
     world.ok(0, "UNREGISTER g5\n");
@@ -292,7 +292,7 @@ fn one_connection_leaves_room_to_others() {
 }
 
 #[test]
-fn a_table_that_is_full_is_told_once() {
+fn a_full_table_is_reported_once() {
     let config = Config { topics_per_node: 3, channels_per_node: 3, ..Config::new() };
     let mut world = a_world(Storage::<3, 4, 4, 1>::new(), config);
     world.arrive(0, "a");
@@ -303,20 +303,20 @@ fn a_table_that_is_full_is_told_once() {
     while world.nsqlookupd.poll_event().is_some() {}
     let version = world.nsqlookupd.version();
     world.send(0, b"REGISTER t4\nREGISTER t5\n");
-    assert_ne!(world.nsqlookupd.version(), version, "who waits for events is to look");
+    assert_ne!(world.nsqlookupd.version(), version, "tasks that wait for events are woken");
     world.ok(1, "REGISTER t4 c\n");
     world.send(1, b"REGISTER t5\nREGISTER t4 d\nREGISTER t4 d\n");
-    let told = [(); 4].map(|()| world.nsqlookupd.poll_event());
+    let events = [(); 4].map(|()| world.nsqlookupd.poll_event());
     let bounds = [TableFull::Topics, TableFull::Channels, TableFull::Share]
         .map(|it| Some(Event::TableFull(it)));
-    assert_eq!(told, [bounds[0], bounds[1], bounds[2], None]);
+    assert_eq!(events, [bounds[0], bounds[1], bounds[2], None]);
     world.send(1, b"REGISTER t5\n");
     assert_eq!(world.nsqlookupd.poll_event(), Some(Event::TableFull(TableFull::Topics)));
     assert_eq!(world.nsqlookupd.counters().full, 6);
 }
 
 #[test]
-fn ephemeral_ones_go_when_unregistered() {
+fn ephemeral_topics_and_channels_are_removed_when_unregistered() {
     let mut world = small();
     world.arrive(0, "a");
     world.arrive(1, "b");
