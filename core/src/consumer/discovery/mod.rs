@@ -20,8 +20,8 @@
 //! source that answers first does not keep out the nsqds of the others.
 //!
 //! One time round the circle is a *lap*. [`level`](NsqdTable::level) counts the laps without a
-//! change; the higher it is, the longer are the times between queries, between dials and of the
-//! timeouts. The circle has another order in each lap, so that no nsqd is always passed over.
+//! change; the higher it is, the longer are the timeouts and the times between queries and between
+//! dials. The circle has another order in each lap, so that no nsqd is always passed over.
 //!
 //! # Turns
 //!
