@@ -77,7 +77,7 @@ struct Ledger {
     published: BTreeMap<Name, Published>,
     random: Random,
     /// The application asks for messages.
-    takes_messages: bool,
+    receives: bool,
     /// Each message is finished as soon as it comes.
     diligent: bool,
     /// The latest max_in_flight.
@@ -196,7 +196,7 @@ impl Subscriber {
         let ledger = Ledger {
             published: BTreeMap::new(),
             random: random.fork(),
-            takes_messages: true,
+            receives: true,
             diligent: false,
             max: config.max_in_flight,
             stop: false,
@@ -266,13 +266,11 @@ impl Actor for Subscriber {
                 let over_limit = max_attempts > 0 && attempts > max_attempts;
                 let given_up = over_limit && exhausted == Exhausted::Finish;
                 let skipped = body.len() > SLOT * MESSAGES - 26 && too_large == TooLarge::Finish;
-                let published = ledger.published.get_mut(&name).expect("it was published");
-                assert!(published.finished.is_none(), "{name:?} was finished twice");
-                assert!(
-                    published.done || given_up || skipped,
-                    "{name:?} was finished, but the application did not do that"
-                );
-                published.finished = Some(attempts);
+                let sent = ledger.published.get_mut(&name).expect("it was published");
+                assert!(sent.finished.is_none(), "{name:?} was finished twice");
+                let expected = sent.done || given_up || skipped;
+                assert!(expected, "{name:?} was finished, but not by the application");
+                sent.finished = Some(attempts);
             }
             Seen::TakenBack { body } => {
                 let name = name(&body).expect("a message of ours");
@@ -311,7 +309,7 @@ impl Actor for Subscriber {
         let ledger = &mut *self.state.borrow_mut();
         ledger.stop = false;
         ledger.stopped = false;
-        ledger.takes_messages = true;
+        ledger.receives = true;
         ledger.max = self.setup.config.max_in_flight;
         ledger.rdy = [0; CONNECTIONS];
         ledger.refused = None;
@@ -383,7 +381,7 @@ async fn run(
     });
     let mut taking = pin!(async {
         loop {
-            until(|| state.borrow().takes_messages.then_some(())).await;
+            until(|| state.borrow().receives.then_some(())).await;
             let message = handle.next().await;
             watch::trace_session((me, 0), || format!("receives {:?}", message.head()));
             let ledger = &mut *state.borrow_mut();
@@ -533,11 +531,7 @@ fn check_found(handle: &Consumer<'_>, ledger: &mut Ledger, setup: &Setup, now: u
         ledger.began = None;
         return;
     }
-    assert!(
-        now < began + FOUND,
-        "only {} nsqds found among the dead in time",
-        counters.connections
-    );
+    assert!(now < began + FOUND, "only {} nsqds found in time", counters.connections);
 }
 
 /// Checks what holds when all futures are pending.
@@ -551,7 +545,7 @@ fn check_quiet(
 ) {
     handle.inspect(|consumer| {
         assert_eq!(consumer.poll_event(), None, "a task that waits for events was not woken");
-        let waits = ledger.takes_messages && consumer.waiting() > 0;
+        let waits = ledger.receives && consumer.waiting() > 0;
         assert!(!waits, "a task that waits for messages was not woken");
         let status = |n| consumer.status(n).expect("a connection");
         let in_flight: u16 = (0..CONNECTIONS).map(|n| status(n).in_flight).sum();
@@ -611,21 +605,15 @@ impl Ledger {
     fn take(&mut self, message: &Received<'_>, config: &Config<'_>) -> Option<Name> {
         let attempts = message.head().expect("not within a look").attempts;
         let name = message.read(name).expect("not within a look")?;
-        let published = self.published.get_mut(&name).expect("it was published");
-        assert!(
-            published.taken.insert(attempts),
-            "{name:?} was delivered twice with {attempts} attempts"
-        );
+        let sent = self.published.get_mut(&name).expect("it was published");
+        assert!(sent.taken.insert(attempts), "{name:?} was delivered twice as {attempts}");
         // A message delivered before may have been on its way when that connection ended.
-        let may =
-            published.finished.is_none_or(|finished| attempts < finished) || published.taken_back;
+        let may = sent.finished.is_none_or(|finished| attempts < finished) || sent.taken_back;
         assert!(may, "{name:?} was delivered after its FIN");
         let over_limit = config.max_attempts > 0 && attempts > config.max_attempts;
         assert_eq!(message.is_exhausted(), over_limit, "{name:?} was delivered {attempts} times");
-        assert!(
-            !over_limit || config.exhausted == Exhausted::Deliver,
-            "{name:?} was delivered in spite of max_attempts"
-        );
+        let may = !over_limit || config.exhausted == Exhausted::Deliver;
+        assert!(may, "{name:?} was delivered in spite of max_attempts");
         Some(name)
     }
 
@@ -633,7 +621,7 @@ impl Ledger {
     fn answer(&mut self, name: Name, message: Received<'_>) {
         let soon = Some(Span::from_millis(self.random.below(500) as u32));
         let what = if self.diligent { 9 } else { self.random.below(12) };
-        let published = self.published.get_mut(&name).expect("it was published");
+        let sent = self.published.get_mut(&name).expect("it was published");
         let answered = match what {
             0 => message.requeue(None),
             1 => message.release(soon),
@@ -643,7 +631,7 @@ impl Ledger {
             }
             _ => {
                 // Late or not: from now on the FIN may have reached nsqd.
-                published.done = true;
+                sent.done = true;
                 message.finish()
             }
         };
@@ -686,12 +674,8 @@ fn obey(
                     if paused == Some(true) { handle.resume() } else { handle.pause() }
                 }
                 3 if !setup.prompt => {
-                    ledger.takes_messages = !ledger.takes_messages;
-                    trace(if ledger.takes_messages {
-                        "takes messages"
-                    } else {
-                        "takes no messages"
-                    });
+                    ledger.receives = !ledger.receives;
+                    trace(if ledger.receives { "takes messages" } else { "takes no messages" });
                     mailbox.units.wake(TAKING);
                 }
                 4 | 5 if !held.is_empty() => {
@@ -719,7 +703,7 @@ fn obey(
             for (name, message) in held.drain(..) {
                 ledger.answer(name, message);
             }
-            ledger.takes_messages = true;
+            ledger.receives = true;
             mailbox.units.wake(TAKING);
             ledger.max = ledger.max.max(if setup.rotates { 4 } else { 1 });
             handle.set_max_in_flight(ledger.max);
