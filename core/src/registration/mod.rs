@@ -1,9 +1,10 @@
-//! nsqd's side of nsqlookupd: telling every nsqlookupd which topics and channels are here.
+//! nsqd's side of nsqlookupd: registers the topics and channels of this node with every nsqlookupd.
 //!
-//! What nsqd's lookupLoop, connectCallback and lookupPeer do (nsqd/lookup.go,
-//! nsqd/lookup_peer.go), level-triggered. What is [registered](Registration::register) is the desired
-//! state. Each configured nsqlookupd has a peer of its own that makes the difference between what is desired and what it
-//! announced disappear; no peer waits for another.
+//! Does the work of nsqd's lookupLoop, connectCallback and lookupPeer (nsqd/lookup.go,
+//! nsqd/lookup_peer.go), but from the desired state instead of a queue of changes: all that is
+//! [registered](Registration::register). Each configured nsqlookupd has a peer of its own, which
+//! sends the commands that turn the announced state into the desired one; no peer waits for
+//! another.
 //!
 //! ```text
 //!          assign           dial             open                  answered
@@ -14,10 +15,11 @@
 //!    +--- retired ---------------------------+
 //! ```
 //!
-//! Beyond nsqd: reconnects at once after the loss of a connection that was good (all was answered and
-//! stayed so for a second, or it lasted for 10 s), then with jittered backoff; pipelines; checks
-//! every answer; jitters PING; asserts everything again at a slow interval, which heals what an
-//! administrator deleted; unregisters on [`Registration::stop`].
+//! Beyond nsqd, a peer reconnects at once after the loss of a connection that was good (all
+//! commands were answered and the connection stayed up for a second, or it lasted for 10 s), then
+//! with jittered backoff; pipelines commands; checks every reply; jitters PING; registers
+//! everything again at a slow interval, which restores what an administrator deleted; and
+//! unregisters on [`Registration::stop`].
 //!
 //! # Bounds
 //!
@@ -25,7 +27,7 @@
 //! |---|---|---|
 //! | topics, channels | the const parameters | [`RegistryFull`] |
 //! | nsqlookupds | `PEERS`, at most [`PEERS_MAX`] | [`TooManyPeers`] |
-//! | unanswered commands of a peer | 1,024 | the next wait |
+//! | unanswered commands of a peer | 1,024 | later commands wait |
 //! | an error's text | 64 bytes | cut off |
 
 mod peer;
@@ -46,32 +48,33 @@ use registry::PeerId;
 use registry::Registry;
 pub use registry::{PEERS_MAX, RegistryFull};
 
-/// The most commands that a peer sends ahead of their answers.
+/// The most commands that a peer sends ahead of their replies.
 const OUTSTANDING_MAX: u16 = 1024;
 
-/// The most bytes kept of an error's text.
+/// The most bytes of a reply's text that are kept.
 const DETAIL_MAX: usize = 64;
 
-/// The settings. Borrowed, so that a constant one costs no RAM.
+/// The settings of a [`Registration`]. Borrowed, so that a constant one costs no RAM.
 #[derive(Debug, Clone, Copy)]
 pub struct Config<'a> {
-    /// How this node describes itself in IDENTIFY.
+    /// The description of this node in IDENTIFY.
     pub node: NodeInfo<'a>,
-    /// How long connecting may take, and the answer to IDENTIFY. Default 5 s.
+    /// How long a dial may take, and the reply to IDENTIFY. Default 5 s.
     pub connect_timeout: Span,
-    /// How long any other answer may take. Default 5 s.
+    /// How long any other reply may take. Default 5 s.
     pub reply_timeout: Span,
-    /// How often to send PING, give or take an eighth. nsqlookupd stops listing a node after 300 s
-    /// without; zero is never. Default 15 s, as nsqd.
+    /// How often to send PING, give or take an eighth; zero for never. nsqlookupd stops listing a
+    /// node 300 s after its last PING. Default 15 s, as nsqd.
     pub ping: Span,
-    /// How often to assert everything again, give or take an eighth; zero is never. Default 60 s.
+    /// How often to register everything again, give or take an eighth; zero for never. Default 60
+    /// s.
     pub reassert: Span,
     /// Reconnecting: after the first failure wait up to this, then up to double. Default 50 ms.
     pub reconnect_base: Span,
-    /// Reconnecting: never wait longer for an nsqlookupd that is not to be reached. Default 800 ms,
-    /// so that a node is listed within a second of its return. Longer in a [`fleet`](Self::fleet).
-    /// One that accepts connections and closes them again is dialed after 1 s, then up to 2 s, up
-    /// to 16 s, or this if it is longer.
+    /// Reconnecting: the longest wait for an nsqlookupd that cannot be reached. Default 800 ms, so
+    /// that a node is listed within a second of its return. Longer in a [`fleet`](Self::fleet). An
+    /// nsqlookupd that accepts connections and closes them again is dialed after 1 s, then up to 2
+    /// s, up to 16 s, or this if it is longer.
     pub reconnect_cap: Span,
     /// Reconnecting: spreads the first attempt after a loss over this time. Default none; see
     /// [`fleet`](Self::fleet).
@@ -83,7 +86,7 @@ pub struct Config<'a> {
 }
 
 impl<'a> Config<'a> {
-    /// The defaults for a node.
+    /// Creates the default settings for a single node.
     pub const fn new(node: NodeInfo<'a>) -> Self {
         Self {
             node,
@@ -99,9 +102,10 @@ impl<'a> Config<'a> {
         }
     }
 
-    /// The defaults for each of many nodes, up to ten thousand: when an nsqlookupd restarts, they
-    /// come back one after the other, at most a fifth of them within a second, and are all listed
-    /// again within 20 s. A single node with [`new`](Self::new) is listed within a second.
+    /// Creates the default settings for each of many nodes, up to ten thousand: when an nsqlookupd
+    /// restarts, they reconnect one after the other, at most a fifth of them within a second, and
+    /// all are listed again within 20 s. A single node with [`new`](Self::new) is listed within a
+    /// second.
     pub const fn fleet(node: NodeInfo<'a>) -> Self {
         Self {
             reconnect_base: Span::from_secs(12),
@@ -127,14 +131,14 @@ impl<'a> Config<'a> {
     }
 }
 
-/// What nsqlookupd would refuse in IDENTIFY.
+/// A setting that nsqlookupd would refuse in IDENTIFY.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[non_exhaustive]
 pub enum ConfigError {
     /// `broadcast_address` or `version` is empty.
     EmptyField,
-    /// `tcp_port` or `http_port` is 0. A node without HTTP gives any other port.
+    /// `tcp_port` or `http_port` is 0. A node without HTTP sets `http_port` to any other port.
     ZeroPort,
 }
 
@@ -149,7 +153,7 @@ impl fmt::Display for ConfigError {
 
 impl core::error::Error for ConfigError {}
 
-/// More different addresses than the table has peers. Nothing changed.
+/// More distinct addresses than there are peers. The registration is unchanged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct TooManyPeers {
@@ -165,7 +169,7 @@ impl fmt::Display for TooManyPeers {
 
 impl core::error::Error for TooManyPeers {}
 
-/// A change of a peer. Newer ones replace older ones that nobody polled.
+/// A change of a peer. A newer change replaces an older one that was not polled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[non_exhaustive]
@@ -176,39 +180,39 @@ pub enum PeerEvent {
     Disconnected(Closed),
 }
 
-/// Where an nsqlookupd answers HTTP, as far as is known.
+/// The HTTP port of an nsqlookupd, as far as known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum HttpPort {
-    /// It was not to be reached when that was tried last, or it did not say.
+    /// The last dial failed, or the nsqlookupd did not report its port.
     Unknown,
-    /// It is being connected to for the first time: it may say so at any moment.
+    /// The first connection is coming up, and may report the port at any moment.
     Coming,
-    /// This is what it said last.
+    /// The port that the nsqlookupd reported last.
     Known(u16),
 }
 
-/// What is known of a peer.
+/// The status of a peer.
 #[derive(Debug, Clone, Copy)]
 pub struct PeerStatus<'s> {
-    /// Whom it is to be connected to.
+    /// The nsqlookupd to connect to.
     pub address: Option<&'s Address>,
-    /// Where it is.
+    /// The state of its connection.
     pub state: LinkState,
-    /// Whether nsqlookupd confirmed all that the registry wants, and nothing else.
+    /// True if nsqlookupd confirmed the desired state, and nothing else is announced.
     pub settled: bool,
     /// Why the last connection ended or failed.
     pub last: Option<Closed>,
-    /// nsqlookupd's last words, cut off at 64 bytes: after
-    /// [`Fault::Refused`](crate::session::Fault::Refused) its error.
+    /// nsqlookupd's last reply, cut off at 64 bytes: after
+    /// [`Fault::Refused`](crate::session::Fault::Refused) the text of its error.
     pub detail: &'s str,
     /// How many connections came up.
     pub connections: u32,
-    /// How many broke, or failed to come up.
+    /// How many connections broke or failed to come up.
     pub failures: u32,
 }
 
-/// The peers and what they keep registered: nsqd's lookupLoop.
+/// The peers and the topics and channels that they keep registered: nsqd's lookupLoop.
 ///
 /// RAM: at most 24 bytes, 464 a peer, 67 a topic and 70 a channel.
 #[derive(Debug)]
@@ -228,14 +232,14 @@ impl<'a, const PEERS: usize, const TOPICS: usize, const CHANNELS: usize>
 {
     const LIMITS: () = assert!(PEERS <= PEERS_MAX, "at most PEERS_MAX nsqlookupds");
 
-    /// Nothing registered, nobody to connect to: see [`configure`](Self::configure).
+    /// Creates a registration without topics and nsqlookupds: see [`configure`](Self::configure).
     pub fn new(config: &'a Config<'a>) -> Result<Self, ConfigError> {
         let mut lookup = Self::idle();
         lookup.set_up(config)?;
         Ok(lookup)
     }
 
-    /// Not set up yet.
+    /// Creates a registration without settings, for [`set_up`](Self::set_up).
     pub(crate) const fn idle() -> Self {
         const NONE: Config<'_> = Config::new(NodeInfo::NONE);
         let () = Self::LIMITS;
@@ -247,7 +251,7 @@ impl<'a, const PEERS: usize, const TOPICS: usize, const CHANNELS: usize>
         }
     }
 
-    /// Makes an idle one work; see [`new`](Self::new).
+    /// Gives an idle registration its settings; see [`new`](Self::new).
     pub(crate) fn set_up(&mut self, config: &'a Config<'a>) -> Result<(), ConfigError> {
         config.check()?;
         self.config = config;
@@ -257,8 +261,8 @@ impl<'a, const PEERS: usize, const TOPICS: usize, const CHANNELS: usize>
         Ok(())
     }
 
-    /// Connects to these nsqlookupds from now on, each once: keeps those that stay, closes those
-    /// that are not in the list, adds the others (nsqd: `PUT /config/nsqlookupd_tcp_addresses`).
+    /// Sets the nsqlookupds to connect to, each once: keeps the connections to those in the list,
+    /// closes the others, and adds the new ones (nsqd: `PUT /config/nsqlookupd_tcp_addresses`).
     pub fn configure(&mut self, now: Instant, addresses: &[Address]) -> Result<(), TooManyPeers> {
         let is_first = |at: usize, address: &Address| {
             !addresses.iter().take(at).any(|earlier| earlier == address)
@@ -277,7 +281,7 @@ impl<'a, const PEERS: usize, const TOPICS: usize, const CHANNELS: usize>
             if peers.iter().any(|peer| peer.address() == Some(address)) {
                 continue;
             }
-            // One that is idle, else one whose old connection is closing.
+            // An idle peer, or else a peer whose old connection is closing.
             let free = peers
                 .iter()
                 .position(|peer| peer.state() == LinkState::Idle)
@@ -289,9 +293,9 @@ impl<'a, const PEERS: usize, const TOPICS: usize, const CHANNELS: usize>
         Ok(())
     }
 
-    /// Unregisters everything everywhere, then closes; peers that are not connected just stop.
-    /// Over when [`is_stopped`](Self::is_stopped); a peer that has not answered everything by the
-    /// reply timeout is given up. [`configure`](Self::configure) starts afresh.
+    /// Unregisters everything everywhere, then closes; peers without a connection just stop. Over
+    /// when [`is_stopped`](Self::is_stopped); a peer that has not replied to everything by the
+    /// reply timeout is closed. [`configure`](Self::configure) starts afresh.
     pub fn stop(&mut self, now: Instant) {
         self.registry.remove_all();
         for (index, peer) in self.peers.0.iter_mut().enumerate() {
@@ -300,19 +304,19 @@ impl<'a, const PEERS: usize, const TOPICS: usize, const CHANNELS: usize>
         }
     }
 
-    /// Whether no peer has a connection or wants one.
+    /// Returns whether no peer has a connection or wants one.
     pub fn is_stopped(&self) -> bool {
         self.peers.0.iter().all(|peer| peer.state() == LinkState::Idle)
     }
 
-    /// Changes when a peer comes, goes, or has confirmed all that was announced: whether it is worth
-    /// asking again.
+    /// Returns a value that changes when a connection changes, or all announced commands of a peer
+    /// were confirmed, so that a waiting task should check its condition again.
     pub fn version(&self) -> u32 {
         self.peers.0.iter().fold(0, |sum, peer| sum.wrapping_add(peer.version()))
     }
 
-    /// Has a topic listed by all nsqlookupds, or a channel and its topic with it. Nothing changes
-    /// if it is. Wake the driver afterwards.
+    /// Registers a topic, or a channel and its topic, with all nsqlookupds. Does nothing if it is
+    /// registered. Wake the driver afterwards.
     pub fn register(
         &mut self,
         topic: &TopicName,
@@ -324,9 +328,8 @@ impl<'a, const PEERS: usize, const TOPICS: usize, const CHANNELS: usize>
         }
     }
 
-    /// Has a topic and its channels listed no longer, or a channel; says whether it was to be
-    /// listed. Its slot is free when no connected nsqlookupd has it any more. Wake the driver
-    /// afterwards.
+    /// Unregisters a topic and its channels, or a channel; returns whether it was registered. Its
+    /// slot is free once no connected nsqlookupd lists it any more. Wake the driver afterwards.
     pub fn unregister(&mut self, topic: &TopicName, channel: Option<&ChannelName>) -> bool {
         match channel {
             None => self.registry.remove_topic(topic),
@@ -334,13 +337,13 @@ impl<'a, const PEERS: usize, const TOPICS: usize, const CHANNELS: usize>
         }
     }
 
-    /// What is to be listed, in no order: each topic alone, and each channel with its topic.
+    /// Returns what is registered, in no order: each topic alone, and each channel with its topic.
     pub fn registered(&self) -> impl Iterator<Item = (&TopicName, Option<&ChannelName>)> {
         let topics = self.registry.topics().map(|topic| (topic, None));
         topics.chain(self.registry.channels().map(|(topic, channel)| (topic, Some(channel))))
     }
 
-    /// The session of peer `index`, below `PEERS`.
+    /// Returns the session of peer `index`, below `PEERS`.
     pub fn peer(&mut self, index: usize) -> Option<PeerSession<'_, 'a>> {
         Some(PeerSession {
             peer: self.peers.0.get_mut(index)?,
@@ -351,19 +354,19 @@ impl<'a, const PEERS: usize, const TOPICS: usize, const CHANNELS: usize>
         })
     }
 
-    /// From now on, looks in nsqlookupds' answers to IDENTIFY for where they answer HTTP. Call it
-    /// before anything is driven.
+    /// Enables the search for HTTP ports in the replies to IDENTIFY. Call it before anything is
+    /// driven.
     pub fn find_http_ports(&mut self) {
         self.find_port = Some(Http::find);
     }
 
-    /// The nsqlookupd of peer `index`, below `PEERS`, as it is configured, and the port at which it
-    /// answers HTTP; `None` if there is none. See [`find_http_ports`](Self::find_http_ports).
+    /// Returns the configured address of peer `index`, below `PEERS`, and the HTTP port of that
+    /// nsqlookupd; `None` without an address. See [`find_http_ports`](Self::find_http_ports).
     pub fn http(&self, index: usize) -> Option<(&Address, HttpPort)> {
         self.peers.0.get(index)?.http()
     }
 
-    /// What is known of peer `index`, below `PEERS`.
+    /// Returns the status of peer `index`, below `PEERS`.
     pub fn status(&self, index: usize) -> Option<PeerStatus<'_>> {
         let peer = self.peers.0.get(index)?;
         let settled = peer.state() == LinkState::Ready

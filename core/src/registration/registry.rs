@@ -1,39 +1,40 @@
-//! What this node offers: the desired state that every nsqlookupd is to show.
+//! The topics and channels of this node: the desired state that every nsqlookupd should list.
 //!
-//! Topics and channels lie in fixed slots. Each slot knows to which peers it was announced, so a
-//! peer's work is whatever is desired and not announced, or announced and not desired: no queue of changes
-//! to overflow or to reorder (nsqd's is one goroutine per change).
+//! Topics and channels lie in fixed slots. Each slot records the peers that it was announced to, so
+//! the work of a peer is every slot that is desired and not announced, or announced and not
+//! desired: there is no queue of changes that could overflow or be reordered (nsqd has one
+//! goroutine per change).
 
 use core::fmt;
 
 use crate::name::{ChannelName, TopicName};
 use crate::wire::nsqlookupd::Command;
 
-/// The most nsqlookupds a table can have: a bit each.
+/// The most nsqlookupds of a registry: each has a bit in a byte.
 pub const PEERS_MAX: usize = 8;
 
 /// Topics and channels, in fixed slots.
 ///
-/// RAM: 67 bytes a topic, 70 bytes a channel. A removed one keeps its slot until no connected
-/// nsqlookupd has it any more.
+/// RAM: 67 bytes a topic, 70 bytes a channel. A removed name keeps its slot until no connected
+/// nsqlookupd lists it any more.
 #[derive(Debug)]
 pub(super) struct Registry<const TOPICS: usize, const CHANNELS: usize> {
     topics: [TopicSlot; TOPICS],
     channels: [ChannelSlot; CHANNELS],
 }
 
-/// No slot is left. Nothing changed.
+/// No slot is left. The registry is unchanged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum RegistryFull {
     /// All topic slots are taken.
     Topics {
-        /// How many there are.
+        /// The number of topic slots.
         max: usize,
     },
     /// All channel slots are taken.
     Channels {
-        /// How many there are.
+        /// The number of channel slots.
         max: usize,
     },
 }
@@ -66,7 +67,7 @@ struct ChannelSlot {
     announced: PeerSet,
 }
 
-/// One bit per peer.
+/// A set of peers, one bit each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct PeerSet(u8);
 
@@ -86,12 +87,12 @@ impl PeerSet {
     }
 }
 
-/// A peer's bit.
+/// The bit of a peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct PeerId(u8);
 
 impl PeerId {
-    /// The peer in slot `index`, below [`PEERS_MAX`].
+    /// Returns the id of the peer in slot `index`, below [`PEERS_MAX`].
     pub(super) const fn new(index: usize) -> Self {
         Self(1u8.unbounded_shl(index as u32))
     }
@@ -100,7 +101,7 @@ impl PeerId {
 impl<const TOPICS: usize, const CHANNELS: usize> Registry<TOPICS, CHANNELS> {
     const LIMITS: () = assert!(TOPICS <= 4096 && CHANNELS <= 4096, "at most 4096 slots of a kind");
 
-    /// Nothing registered.
+    /// Creates an empty registry.
     pub(super) const fn new() -> Self {
         let () = Self::LIMITS;
         Self {
@@ -118,12 +119,12 @@ impl<const TOPICS: usize, const CHANNELS: usize> Registry<TOPICS, CHANNELS> {
         }
     }
 
-    /// Wants a topic listed. Wanting it twice changes nothing.
+    /// Makes a topic desired. Doing so twice changes nothing.
     pub(super) fn add_topic(&mut self, topic: &TopicName) -> Result<(), RegistryFull> {
         self.view().add_topic(topic).map(|_| ())
     }
 
-    /// Wants a channel listed, and its topic with it, as nsqlookupd does.
+    /// Makes a channel desired, and its topic with it, as nsqlookupd does.
     pub(super) fn add_channel(
         &mut self,
         topic: &TopicName,
@@ -132,41 +133,41 @@ impl<const TOPICS: usize, const CHANNELS: usize> Registry<TOPICS, CHANNELS> {
         self.view().add_channel(topic, channel)
     }
 
-    /// No longer wants a topic and its channels listed; says whether it was.
+    /// Makes a topic and its channels not desired; returns whether the topic was desired.
     pub(super) fn remove_topic(&mut self, topic: &TopicName) -> bool {
         self.view().remove_topic(topic)
     }
 
-    /// No longer wants a channel listed; says whether it was. Its topic stays.
+    /// Makes a channel not desired; returns whether it was desired. Its topic stays.
     pub(super) fn remove_channel(&mut self, topic: &TopicName, channel: &ChannelName) -> bool {
         self.view().remove_channel(topic, channel)
     }
 
-    /// The desired topics, in no order.
+    /// Returns the desired topics, in no order.
     pub(super) fn topics(&self) -> impl Iterator<Item = &TopicName> {
         self.topics.iter().filter(|slot| slot.desired).map(|slot| &slot.name)
     }
 
-    /// The desired channels, in no order, each with its topic.
+    /// Returns the desired channels, in no order, each with its topic.
     pub(super) fn channels(&self) -> impl Iterator<Item = (&TopicName, &ChannelName)> {
         self.channels.iter().filter(|slot| slot.desired).filter_map(|slot| {
             self.topics.get(usize::from(slot.topic)).map(|topic| (&topic.name, &slot.name))
         })
     }
 
-    /// No topic or channel is desired any more.
+    /// Makes all topics and channels not desired.
     pub(super) fn remove_all(&mut self) {
         self.topics.iter_mut().for_each(|slot| slot.desired = false);
         self.channels.iter_mut().for_each(|slot| slot.desired = false);
     }
 
-    /// Whether a peer was told all that is wanted, and nothing else.
+    /// Returns whether the state announced to a peer is the desired one.
     pub(super) fn is_settled(&self, peer: PeerId) -> bool {
         self.topics.iter().all(|slot| slot.desired == slot.announced.has(peer))
             && self.channels.iter().all(|slot| slot.desired == slot.announced.has(peer))
     }
 
-    /// The same without its capacities, so that the logic is compiled once.
+    /// Returns the registry without its capacities, so that the logic is compiled once.
     pub(super) fn view(&mut self) -> RegistryView<'_> {
         RegistryView { topics: &mut self.topics, channels: &mut self.channels }
     }
@@ -210,7 +211,7 @@ impl RegistryView<'_> {
                 .position(|slot| !slot.desired && slot.announced == PeerSet::NONE)
                 .ok_or(RegistryFull::Channels { max })?,
         };
-        // The topic last: if it finds no slot, nothing has changed.
+        // The topic last: if there is no slot for it, nothing has changed.
         let topic = self.add_topic(topic)?;
         if let Some(slot) = self.channels.get_mut(slot) {
             slot.name = *channel;
@@ -249,13 +250,14 @@ impl RegistryView<'_> {
         })
     }
 
-    /// A peer's connection is gone: nsqlookupd forgets with it what was announced there.
+    /// Marks all as not announced to a peer: with its connection, nsqlookupd forgets what was
+    /// announced.
     pub(super) fn forget(&mut self, peer: PeerId) {
         self.topics.iter_mut().for_each(|slot| slot.announced.set(peer, false));
         self.channels.iter_mut().for_each(|slot| slot.announced.set(peer, false));
     }
 
-    /// The next difference between what is desired and what was announced to a peer.
+    /// Returns the next difference between the desired state and the state announced to a peer.
     ///
     /// Channels go before their topic, both ways: registering a channel registers its topic, and
     /// unregistering a topic first would leave nsqlookupd to remove its channels.
@@ -278,8 +280,8 @@ impl RegistryView<'_> {
         None
     }
 
-    /// From `cursor` on, the next registration that was announced to a peer and is to be asserted
-    /// again; moves `cursor` behind it.
+    /// Returns the next registration, from `cursor` on, that was announced to a peer and is to be
+    /// announced again; moves `cursor` behind it.
     pub(super) fn next_reassert(&self, peer: PeerId, cursor: &mut usize) -> Option<Work> {
         let channels = self.channels.len();
         while *cursor < channels.saturating_add(self.topics.len()) {
@@ -291,7 +293,7 @@ impl RegistryView<'_> {
                     None => continue,
                 },
                 Some(topic) => match self.topics.get(topic) {
-                    // Its channels bring it along.
+                    // Registering its channels registers the topic.
                     Some(slot) => (
                         Item::Topic(topic),
                         slot.desired && !self.has_channels(topic),
@@ -311,7 +313,7 @@ impl RegistryView<'_> {
         self.channels.iter().any(|slot| slot.desired && usize::from(slot.topic) == topic)
     }
 
-    /// The command that does `work`.
+    /// Returns the command that does `work`.
     pub(super) fn command(&self, work: Work) -> Option<Command<'_>> {
         let (topic, channel) = match work.item {
             Item::Topic(index) => (index, None),
@@ -328,7 +330,7 @@ impl RegistryView<'_> {
         })
     }
 
-    /// The command for `work` is on its way to the peer.
+    /// Notes that the command for `work` is on its way to the peer.
     pub(super) fn announced(&mut self, peer: PeerId, work: Work) {
         let topic = match work.item {
             Item::Topic(index) => index,

@@ -1,7 +1,7 @@
-//! Scenarios: peers, a time line, and the bytes that nsqlookupds would see and say.
+//! Scenarios: peers, a time line, and the bytes that nsqlookupds would receive and send.
 //!
-//! The weaknesses of nsqd's own lookupLoop, by number, each have a test named after them; those
-//! that need a real server or a network are in `tests/tests/interop/registration.rs`.
+//! Each weakness of nsqd's own lookupLoop, by number, has a test named after it; those that need a
+//! real server or a network are in `tests/tests/interop/registration.rs`.
 
 mod connections;
 
@@ -82,7 +82,7 @@ impl<'a> Rig<'a> {
         self.lookup.status(index).unwrap()
     }
 
-    /// Why a peer's connection is being closed.
+    /// Returns why a peer's connection is being closed.
     #[track_caller]
     fn closing(&mut self, index: usize) -> Option<Closed> {
         let status = self.status(index);
@@ -122,25 +122,25 @@ impl<'a> Rig<'a> {
         panic!("never done writing");
     }
 
-    /// All commands that are sent now, answered with OK.
+    /// Returns all commands that are sent now, each answered with OK.
     #[track_caller]
     fn commands(&mut self, index: usize) -> Vec<String> {
         let text = String::from_utf8(self.written(index)).unwrap();
         let lines: Vec<String> = text.lines().map(str::to_owned).collect();
         for _ in &lines {
-            self.say(index, OK);
+            self.receive(index, OK);
         }
         lines
     }
 
     #[track_caller]
-    fn say(&mut self, index: usize, bytes: impl AsRef<[u8]>) {
+    fn receive(&mut self, index: usize, bytes: impl AsRef<[u8]>) {
         let now = self.now;
         self.peer(index).receive(now, bytes.as_ref()).unwrap();
     }
 
     #[track_caller]
-    fn say_and_fault(&mut self, index: usize, bytes: impl AsRef<[u8]>) -> Fault {
+    fn receive_and_fault(&mut self, index: usize, bytes: impl AsRef<[u8]>) -> Fault {
         let now = self.now;
         let fault = self.peer(index).receive(now, bytes.as_ref()).unwrap_err();
         assert_eq!(self.peer(index).link(), Link::Close);
@@ -164,7 +164,7 @@ impl<'a> Rig<'a> {
         self.peer(index).open(now);
         let hello = self.written(index);
         assert!(hello.starts_with(IDENTIFY), "{}", String::from_utf8_lossy(&hello));
-        self.say(index, reply(INFO));
+        self.receive(index, reply(INFO));
         assert_eq!(self.status(index).state, LinkState::Ready);
     }
 }
@@ -181,7 +181,7 @@ fn identify_is_what_nsqd_sends_byte_for_byte() {
     let json = br#"{"broadcast_address":"10.0.0.9","hostname":"h","http_port":4151,"tcp_port":4150,"topology_region":"","topology_zone":"","version":"1.3.0"}"#;
     let len = u32::try_from(json.len()).unwrap().to_be_bytes();
     assert_eq!(rig.written(0), [IDENTIFY, &len, json].concat());
-    rig.say(0, reply(INFO));
+    rig.receive(0, reply(INFO));
     assert_eq!(rig.status(0).state, LinkState::Ready);
 }
 
@@ -200,14 +200,14 @@ fn identify_longer_than_the_staging_area_is_complete() {
 }
 
 #[test]
-fn changes_are_told_and_undone_and_nothing_twice() {
+fn changes_are_announced_and_undone_and_nothing_twice() {
     let config = Config::new(NODE);
     let mut rig = Rig::new(&config);
     rig.add(&["a", "b/x", "b/y"]);
     rig.configure(&["one:4160"]);
     rig.connect(0);
     assert!(!rig.status(0).settled);
-    // A channel brings its topic along.
+    // Registering a channel registers its topic.
     assert_eq!(rig.commands(0), ["REGISTER b x", "REGISTER b y", "REGISTER a"]);
     assert!(rig.status(0).settled);
     rig.add(&["a", "b/x"]);
@@ -217,7 +217,7 @@ fn changes_are_told_and_undone_and_nothing_twice() {
     assert_eq!(rig.commands(0), ["UNREGISTER b x"]);
     rig.remove("b");
     assert_eq!(rig.commands(0), ["UNREGISTER b y", "UNREGISTER b"]);
-    // Gone and back before anybody was told is nothing at all.
+    // A topic that is removed and added again before it is announced needs no command.
     rig.remove("a");
     rig.add(&["a"]);
     assert_eq!(rig.commands(0), [""; 0]);
@@ -249,7 +249,7 @@ fn the_registry_at_its_edge() {
 }
 
 #[test]
-fn a_slot_is_reused_only_when_no_peer_has_it_told() {
+fn a_slot_is_reused_only_when_no_peer_has_it_announced() {
     let config = Config::new(NODE);
     let mut rig = Rig::new(&config);
     rig.add(&["a", "b", "c", "d"]);
@@ -260,7 +260,7 @@ fn a_slot_is_reused_only_when_no_peer_has_it_told() {
     rig.commands(1);
     rig.remove("a");
     assert_eq!(rig.commands(0), ["UNREGISTER a"]);
-    assert!(rig.lookup.registry.add_topic(&topic("e")).is_err(), "two still has it");
+    assert!(rig.lookup.registry.add_topic(&topic("e")).is_err(), "nsqlookupd two still has it");
     rig.lose(1, Closed::Peer);
     rig.add(&["e"]);
     assert_eq!(rig.commands(0), ["REGISTER e"]);
@@ -277,7 +277,7 @@ fn configure_keeps_closes_and_adds() {
     assert_eq!(rig.status(1).state, LinkState::Ready, "kept");
     assert_eq!(rig.peer(0).link(), Link::Close, "closed");
     rig.lose(0, Closed::Local);
-    assert_eq!(rig.dial(0).unwrap(), "three:1", "its slot is free for the new one");
+    assert_eq!(rig.dial(0).unwrap(), "three:1", "the slot is free for the new address");
     let three = addresses(&["a:1", "b:1", "c:1"]);
     assert_eq!(rig.lookup.configure(rig.now, &three), Err(TooManyPeers { max: 2 }));
     assert_eq!(rig.status(1).state, LinkState::Ready, "unchanged");
@@ -305,7 +305,7 @@ fn weakness_5_every_answer_is_checked() {
         rig.configure(&["one:1"]);
         rig.connect(0);
         rig.written(0);
-        assert_eq!(rig.say_and_fault(0, &answer), fault);
+        assert_eq!(rig.receive_and_fault(0, &answer), fault);
         rig.lose(0, Closed::Local);
         assert_eq!(rig.status(0).last, Some(Closed::Fault(fault)));
     }
@@ -323,7 +323,7 @@ fn weakness_6_everything_is_asserted_again_now_and_then() {
         rig.wait(70_000);
         assert_eq!(rig.commands(0), ["REGISTER b x", "REGISTER a"]);
     }
-    // What changes meanwhile is still told, and what goes is not asserted.
+    // Changes are still announced meanwhile, and removed topics are not registered again.
     rig.wait(70_000);
     rig.remove("b");
     assert_eq!(rig.commands(0), ["UNREGISTER b x", "UNREGISTER b", "REGISTER a"]);
@@ -379,9 +379,9 @@ fn weakness_8_registrations_are_pipelined() {
     rig.add(&["a/1", "a/2", "b/1", "c", "d"]);
     rig.configure(&["one:1"]);
     rig.connect(0);
-    // All of them leave before the first answer.
+    // All commands leave before the first reply.
     assert_eq!(rig.written(0).iter().filter(|&&b| b == b'\n').count(), 5);
-    rig.say(0, OK.repeat(5));
+    rig.receive(0, OK.repeat(5));
     assert!(rig.status(0).settled);
 }
 
@@ -450,7 +450,8 @@ fn weakness_11_what_is_known_of_a_dead_peer_is_cleared() {
     let config = Config::new(NODE);
     let mut rig = Rig::new(&config);
     rig.configure(&["one:1"]);
-    // nsqd keeps the dead one's answer to IDENTIFY and goes on using it. Here none is kept.
+    // nsqd keeps the reply to IDENTIFY of the lost connection and goes on using it; here it is
+    // dropped.
     rig.connect(0);
     assert!(rig.status(0).settled);
     rig.lose(0, Closed::Peer);
@@ -484,7 +485,7 @@ fn weakness_13_stop_unregisters_and_closes() {
     assert_eq!(rig.peer(0).link(), Link::Close);
     rig.lose(0, Closed::Local);
     assert!(rig.lookup.is_stopped());
-    // It can start afresh.
+    // The registration can start afresh.
     rig.add(&["a"]);
     rig.configure(&["one:1"]);
     rig.connect(0);
@@ -492,7 +493,7 @@ fn weakness_13_stop_unregisters_and_closes() {
 }
 
 #[test]
-fn stop_with_a_silent_peer_ends_all_the_same() {
+fn stop_ends_even_with_a_silent_peer() {
     let config = Config::new(NODE);
     let mut rig = Rig::new(&config);
     rig.add(&["a"]);
@@ -505,7 +506,7 @@ fn stop_with_a_silent_peer_ends_all_the_same() {
     assert_eq!(rig.peer(0).link(), Link::Close);
     rig.lose(0, Closed::Local);
     rig.wait(10_000);
-    assert!(rig.lookup.is_stopped(), "it does not come back: {:?}", rig.status(0));
+    assert!(rig.lookup.is_stopped(), "the peer does not reconnect: {:?}", rig.status(0));
 }
 
 #[test]
@@ -519,9 +520,9 @@ fn stop_is_bounded_however_slowly_a_peer_answers() {
     rig.lookup.stop(rig.now);
     rig.written(0);
     rig.wait(4000);
-    rig.say(0, OK);
+    rig.receive(0, OK);
     rig.wait(1000);
-    assert_eq!(rig.peer(0).link(), Link::Close, "the reply timeout is for all answers together");
+    assert_eq!(rig.peer(0).link(), Link::Close, "the reply timeout is for all replies together");
 }
 
 #[test]
@@ -534,7 +535,7 @@ fn a_stop_counts_for_a_peer_that_leaves_and_was_given_another_address() {
     rig.commands(0);
     rig.lookup.stop(rig.now);
     assert_eq!(rig.status(0).state, LinkState::Leaving);
-    // Room for two only: one of them goes to the peer that is leaving.
+    // There are two peers only: one of the addresses is given to the peer that is leaving.
     rig.configure(&["two:2", "three:3"]);
     rig.lookup.stop(rig.now);
     assert_eq!(rig.commands(0), ["UNREGISTER t"]);
@@ -542,7 +543,7 @@ fn a_stop_counts_for_a_peer_that_leaves_and_was_given_another_address() {
     assert!(rig.lookup.is_stopped(), "{:?}", rig.status(0).state);
 }
 
-/// What the simulator found: the half of an answer that was there was forgotten.
+/// Found by the simulator: the half of a reply that had arrived was forgotten.
 #[test]
 fn a_peer_that_leaves_is_given_another_address_in_the_middle_of_an_answer() {
     let config = Config::new(NODE);
@@ -554,10 +555,10 @@ fn a_peer_that_leaves_is_given_another_address_in_the_middle_of_an_answer() {
     rig.lookup.stop(rig.now);
     assert_eq!(rig.written(0), b"UNREGISTER t\n");
     let ok = reply("OK");
-    rig.say(0, &ok[..5]);
-    // Room for two only: one of them goes to the peer that is leaving.
+    rig.receive(0, &ok[..5]);
+    // There are two peers only: one of the addresses is given to the peer that is leaving.
     rig.configure(&["two:2", "three:3"]);
-    rig.say(0, &ok[5..]);
+    rig.receive(0, &ok[5..]);
     assert_eq!(rig.closing(0), Some(Closed::Local));
 }
 

@@ -1,4 +1,4 @@
-//! A connection to one nsqlookupd: what lookupPeer and connectCallback of nsqd do.
+//! A connection to one nsqlookupd: the work of lookupPeer and connectCallback of nsqd.
 
 mod session;
 
@@ -13,46 +13,46 @@ use crate::wire::nsqlookupd::{HttpPortFinder, LINE_MAX, ReplyDecoder};
 
 pub use session::PeerSession;
 
-/// The longest reply that is read: an IDENTIFY answer with long names.
+/// The longest reply that is read, in bytes: a reply to IDENTIFY with long names.
 const REPLY_MAX: u32 = 4096;
 
-/// Holds the longest command line.
+/// Bytes for the longest command line.
 const TX_BUFFER: usize = LINE_MAX + 3;
 
-/// A connection to one nsqlookupd, and what is known of it.
+/// A connection to one nsqlookupd, and its status.
 // In this order for the reason given at `Publisher`.
 #[derive(Debug)]
 #[repr(C)]
 pub(super) struct Peer {
     dialed: Dialed,
-    /// Commands whose reply is due.
+    /// How many commands were sent and not answered.
     outstanding: u16,
-    /// Where asserting again has come to; past the end when done.
+    /// The cursor of registering everything again; past the end when done.
     reassert: u16,
     replies: ReplyDecoder,
-    /// Counts changes that may be worth waking somebody for.
+    /// Changes whenever a waiting task should check its condition again.
     version: u32,
     connections: u32,
     failures: u32,
     timers: Timers<Timer, 3>,
     jitter: Jitter,
-    /// Everything that was to be registered was answered on this connection.
+    /// On this connection, all desired registrations were answered.
     listed: bool,
     http: Http,
     tx_buffer: [u8; TX_BUFFER],
-    /// The start of the reply being read; that of an error stays until the next connection.
+    /// The start of the reply being read. The text of an error stays until the next connection.
     detail: Vec<u8, DETAIL_MAX, u8>,
-    /// The nsqlookupd to be connected to.
+    /// The nsqlookupd to connect to.
     address: Option<Address>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Timer {
-    /// Commands outstanding: nsqlookupd neither answers nor takes more.
+    /// With commands outstanding: nsqlookupd neither answers nor accepts more.
     Reply,
     /// Ready: send PING.
     Ping,
-    /// Ready: assert everything again.
+    /// Ready: register everything again.
     Reassert,
 }
 
@@ -124,7 +124,7 @@ impl Peer {
         self.address = Some(address);
         self.dialed.attempts = Backoff::NONE;
         if self.state() != LinkState::Leaving {
-            // There it may hold the first half of an answer.
+            // A leaving peer may have received half of a reply.
             self.detail.clear();
         }
         self.connections = 0;
@@ -136,7 +136,7 @@ impl Peer {
         }
     }
 
-    /// There is no nsqlookupd to connect to any more: closes the connection.
+    /// Drops the address and closes the connection.
     pub(super) fn retire(&mut self, config: &Config<'_>, now: Instant) {
         self.address = None;
         match self.state() {
@@ -158,9 +158,9 @@ impl Peer {
         }
     }
 
-    /// Unregisters everything, which the registry no longer wants, then closes.
+    /// Unregisters everything, which the registry does not desire any more, then closes.
     pub(super) fn leave(&mut self, config: &Config<'_>, now: Instant, settled: bool) {
-        // One that leaves already may have been given somebody to connect to afterwards.
+        // A peer that is leaving already may have been assigned another address meanwhile.
         self.address = None;
         if self.state() == LinkState::Ready && !settled {
             self.step(LinkState::Leaving, now.after(config.reply_timeout));
@@ -169,7 +169,7 @@ impl Peer {
         }
     }
 
-    /// Whether every command was written and answered.
+    /// Returns whether every command was written and answered.
     pub(super) fn is_quiet(&self) -> bool {
         self.outstanding == 0 && !self.dialed.staging.is_writing() && self.dialed.nops == 0
     }
@@ -180,7 +180,7 @@ impl Peer {
         self.changed();
     }
 
-    /// Starts a timer for about `every`; zero is never.
+    /// Starts a timer for about `every`; zero for never.
     fn repeat(&mut self, timer: Timer, now: Instant, every: Span) {
         if every > Span::ZERO {
             let every = self.jitter.around(every).max(Span::from_millis(1));
@@ -206,16 +206,16 @@ impl Peer {
     }
 }
 
-/// Where nsqlookupd answers HTTP.
+/// The HTTP port of an nsqlookupd.
 #[derive(Debug)]
 pub(super) struct Http {
-    /// Once it said so, until it is not to be reached; else 0.
+    /// The port that the nsqlookupd reported, until a dial fails; else 0.
     port: u16,
     finder: HttpPortFinder,
 }
 
-/// Looks for the port in what comes with the answer to IDENTIFY: [`Http::find`], by way of a pointer,
-/// so that only who wants it has it in the program.
+/// Looks for the port in the reply to IDENTIFY: [`Http::find`], through a pointer, so that only
+/// programs that need the port contain it.
 pub(super) type FindPort = fn(&mut Http, &[u8]);
 
 impl Http {

@@ -1,4 +1,4 @@
-//! The session of one nsqlookupd: commands down, replies up.
+//! The session of one nsqlookupd: commands to it and its replies.
 
 use embedded_io::Write;
 
@@ -13,12 +13,13 @@ use crate::wire::DecodeError;
 use crate::wire::nsqd::ErrorCode;
 use crate::wire::nsqlookupd::{self, Command, ReplyDecoder, ReplyPart};
 
-/// Who was told everything, and has answered it, for so long has listed the node.
+/// Once all registrations are answered and the connection is this old, the node counts as listed.
 const LISTED: Span = Span::from_secs(1);
 
-/// A peer with what it works on: the session of one nsqlookupd.
+/// The session of one nsqlookupd: a peer with the registry and the settings.
 ///
-/// Made for each call by [`Registration::peer`](crate::registration::Registration::peer); the state is in the table.
+/// Made for each call by [`Registration::peer`](crate::registration::Registration::peer); the state
+/// is in the table.
 #[derive(Debug)]
 pub struct PeerSession<'s, 'a> {
     pub(in crate::registration) peer: &'s mut Peer,
@@ -29,7 +30,7 @@ pub struct PeerSession<'s, 'a> {
 }
 
 impl PeerSession<'_, '_> {
-    /// The newest change of this peer that nobody polled yet.
+    /// Returns the newest change of this peer, unless it was polled already.
     pub fn poll_event(&mut self) -> Option<PeerEvent> {
         match self.peer.dialed.take_pending_event() {
             PendingEvent::None => None,
@@ -51,7 +52,7 @@ impl PeerSession<'_, '_> {
         self.peer.is_quiet() && self.registry.next_work(self.id).is_none()
     }
 
-    /// Sends PING, or everything again, when it is due.
+    /// Schedules PING, or registering everything again, when due.
     fn keep_alive(&mut self, now: Instant) {
         let peer = &mut *self.peer;
         if peer.timers.expired(Timer::Ping, now) {
@@ -59,8 +60,8 @@ impl PeerSession<'_, '_> {
             peer.repeat(Timer::Ping, now, self.config.ping);
         }
         if peer.timers.expired(Timer::Reassert, now) {
-            // Not while an answer is due: the answers to what comes later would put off the end of
-            // a connection on which one of them got lost, without end.
+            // Not while a reply is due: the replies to later commands would restart the reply timer
+            // again and again, and a connection on which one reply was lost would never end.
             if peer.outstanding == 0 {
                 peer.reassert = 0;
             }
@@ -96,7 +97,7 @@ impl PeerSession<'_, '_> {
         });
     }
 
-    /// As many command lines as fit, pipelined: nsqlookupd answers in order.
+    /// Stages as many command lines as fit, pipelined: nsqlookupd answers in order.
     fn stage_commands(&mut self, now: Instant) {
         while self.peer.outstanding < OUTSTANDING_MAX {
             let room = self.peer.dialed.staging.room(&self.peer.tx_buffer);
@@ -161,7 +162,7 @@ impl PeerSession<'_, '_> {
             return Ok(());
         }
         self.peer.timers.stop(Timer::Reply);
-        // Also what it never had to register: then PING was answered.
+        // Also true if there was nothing to register: then PING was answered.
         self.peer.listed |= self.is_settled();
         self.peer.changed();
         if self.peer.state() == LinkState::Leaving && self.is_settled() {
@@ -172,10 +173,10 @@ impl PeerSession<'_, '_> {
 
     fn on_identified(&mut self, now: Instant) -> Result<(), Fault> {
         if !self.peer.dialed.staging.text_is_written() {
-            // IDENTIFY is not even wholly written.
+            // IDENTIFY is not wholly written yet.
             return self.fail(now, Fault::UnexpectedReply);
         }
-        // Only the port in the answer is used, which `find_port` has found.
+        // Only the port in the reply is used, which `find_port` has found.
         if self.peer.detail.first() != Some(&b'{') {
             return self.fail(now, Fault::Decode(DecodeError::BadIdentifyReply));
         }
@@ -242,7 +243,7 @@ impl Session for PeerSession<'_, '_> {
     }
 
     fn sent(&mut self, _: Instant, n: usize) {
-        // A transport that takes bytes proves nothing of nsqlookupd: only answers do.
+        // A transport that takes bytes shows nothing about nsqlookupd: only replies do.
         self.peer.dialed.staging.sent(n);
     }
 
@@ -272,7 +273,7 @@ impl Session for PeerSession<'_, '_> {
             peer.http.port = 0;
         }
         if leaves || matches!(why, Closed::Local) {
-            // What comes next has nothing to do with it.
+            // The next connection has nothing to do with the reason of this close.
             peer.dialed.forget_why();
         } else {
             peer.failures = peer.failures.saturating_add(1);

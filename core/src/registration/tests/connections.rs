@@ -1,4 +1,4 @@
-//! When a nsqlookupd is dialed, and when a connection is left.
+//! When an nsqlookupd is dialed, and when a connection is closed.
 
 use super::*;
 
@@ -52,7 +52,7 @@ fn weakness_3_failures_back_off_and_changes_do_not_dial() {
             let now = rig.now;
             rig.peer(0).open(now);
             rig.written(0);
-            rig.say_and_fault(0, reply("E_INVALID client must not"));
+            rig.receive_and_fault(0, reply("E_INVALID client must not"));
             rig.lose(0, Closed::Local);
         }
         rig.wait(1);
@@ -60,7 +60,7 @@ fn weakness_3_failures_back_off_and_changes_do_not_dial() {
     assert!((5..12).contains(&dials), "{dials} dials in a minute");
 }
 
-/// What is said after IDENTIFY was written, and for how long the connection then stays.
+/// Counts the dials if each connection receives `answers` and then stays up for `held` ms.
 fn dials_within_20_s(config: &Config<'_>, answers: &[Vec<u8>], held: u32) -> usize {
     let mut rig = Rig::new(config);
     rig.add(&["a"]);
@@ -74,7 +74,7 @@ fn dials_within_20_s(config: &Config<'_>, answers: &[Vec<u8>], held: u32) -> usi
             rig.peer(0).open(now);
             for answer in answers {
                 rig.written(0);
-                rig.say(0, answer);
+                rig.receive(0, answer);
             }
             rig.wait(held);
             rig.lose(0, Closed::Peer);
@@ -85,20 +85,20 @@ fn dials_within_20_s(config: &Config<'_>, answers: &[Vec<u8>], held: u32) -> usi
 }
 
 #[test]
-fn whoever_accepts_and_hangs_up_is_not_hammered() {
+fn an_nsqlookupd_that_accepts_and_hangs_up_is_not_dialed_often() {
     for seed in 0..20 {
         let config = Config { seed, ..Config::new(NODE) };
-        // Before the handshake, after it, and after all that there is to say.
+        // The nsqlookupd hangs up before the handshake, after it, and after the reply to REGISTER.
         for answers in [vec![], vec![reply(INFO)], vec![reply(INFO), OK.to_vec()]] {
             for held in [0, 10, 900] {
                 let dials = dials_within_20_s(&config, &answers, held);
                 assert!((3..=7).contains(&dials), "{dials} dials, {answers:?}, {held} ms");
             }
         }
-        // One that lists the node for a second has done its work.
+        // A connection that lists the node for a second is good.
         let dials = dials_within_20_s(&config, &[reply(INFO), OK.to_vec()], 1000);
         assert!((15..=20).contains(&dials), "{dials} dials");
-        // One that lasts, whatever comes of it.
+        // A connection that lasts is good, even without registrations.
         let mut rig = Rig::new(&config);
         rig.configure(&["one:1"]);
         rig.connect(0);
@@ -148,7 +148,7 @@ fn weakness_4_pings_are_jittered_and_answered_in_time() {
             rig.wait(10);
             waited += 10;
         }
-        rig.say(0, OK);
+        rig.receive(0, OK);
         assert!((13_120..=16_890).contains(&waited), "{waited} ms");
         seen.push(waited);
     }
@@ -157,7 +157,7 @@ fn weakness_4_pings_are_jittered_and_answered_in_time() {
 }
 
 #[test]
-fn weakness_10_the_name_is_given_out_anew_at_each_dial() {
+fn weakness_10_the_name_is_resolved_anew_at_each_dial() {
     let config = Config::new(NODE);
     let mut rig = Rig::new(&config);
     rig.configure(&["nsqlookupd.example:4160"]);
@@ -186,19 +186,19 @@ fn a_frozen_peer_is_noticed_while_changes_go_on() {
             assert!(second <= 6, "{second}");
             return;
         }
-        assert!(second < 60, "never noticed");
+        assert!(second < 60, "the frozen peer was never noticed");
     }
 }
 
 #[test]
-fn an_answer_that_got_lost_is_noticed_while_all_is_asserted_again() {
+fn a_lost_reply_is_noticed_while_everything_is_registered_again() {
     let config = Config { reassert: Span::from_secs(2), ..Config::new(NODE) };
     let mut rig = Rig::new(&config);
     rig.configure(&["one:1"]);
     rig.connect(0);
     rig.add(&["t"]);
     assert_eq!(rig.written(0), b"REGISTER t\n");
-    // That one is never answered, all later ones are.
+    // REGISTER is never answered, all later commands are.
     for _ in 0..12 {
         rig.wait(1000);
         rig.commands(0);
