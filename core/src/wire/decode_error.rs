@@ -2,32 +2,32 @@
 
 use core::fmt;
 
-/// Bytes of a peer that make no sense. Nothing that follows them on the same connection can be
-/// decoded.
+/// Bytes of the peer that cannot be decoded. Nothing that follows them on the same connection can
+/// be decoded either.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[non_exhaustive]
 pub enum DecodeError {
-    /// A length that this side does not take, read as an unsigned number.
+    /// A length that is not accepted, read as an unsigned number.
     BadLength {
         /// The announced length in bytes.
         len: u32,
-        /// The longest taken here, in bytes.
+        /// The longest that is accepted, in bytes.
         max: u32,
     },
-    /// The peer speaks HTTP: the address has the HTTP port where the TCP port belongs.
+    /// The peer is an HTTP server: the address has the HTTP port instead of the TCP port.
     WrongPort,
     /// A frame type other than response, error or message.
     UnknownFrame {
-        /// Its number.
+        /// The type's number.
         frame_type: u32,
     },
-    /// A message frame shorter than a message's head.
+    /// A message frame shorter than the head of a message.
     ShortMessage {
-        /// Its length in bytes.
+        /// The frame's length in bytes.
         len: u32,
     },
-    /// The answer to IDENTIFY is not JSON, or lacks what is needed.
+    /// The response to IDENTIFY is not JSON, or lacks a required field.
     BadIdentifyReply,
 }
 
@@ -35,7 +35,7 @@ impl fmt::Display for DecodeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::BadLength { len, max } => {
-                write!(f, "the server announced {len} bytes where at most {max} make sense")
+                write!(f, "the server announced {len} bytes where at most {max} are valid")
             }
             Self::WrongPort => f.write_str(
                 "an HTTP server answered: this is the HTTP port, use the TCP port (4150 for nsqd, \
@@ -45,7 +45,7 @@ impl fmt::Display for DecodeError {
             Self::ShortMessage { len } => {
                 write!(f, "a message of {len} bytes, shorter than its head")
             }
-            Self::BadIdentifyReply => f.write_str("the answer to IDENTIFY makes no sense"),
+            Self::BadIdentifyReply => f.write_str("the response to IDENTIFY is not valid"),
         }
     }
 }

@@ -1,12 +1,12 @@
-//! HTTP/1.1, as far as a client needs it to ask nsqlookupd.
+//! HTTP/1.1 for a client, as far as a query to nsqlookupd needs it.
 //!
-//! [`emit_get`] writes a request, [`ResponseDecoder`] reads its answer in pieces: status, and the
-//! body by `Content-Length`, in chunks, or to the end of the connection. nsqlookupd is Go's
-//! net/http: short answers come with a length, those above 2 KiB in chunks.
+//! [`emit_get`] writes a request. [`ResponseDecoder`] reads the answer in pieces: the status, and
+//! the body by `Content-Length`, in chunks, or up to the end of the connection. nsqlookupd uses
+//! Go's net/http: short answers have a length, those above 2 KiB come in chunks.
 //!
-//! By hand rather than with `httparse`: that wants the whole head in one slice, and a proxy's head
-//! is longer than what a device wants to spend on each nsqlookupd. Three lines of it matter, each
-//! shorter than 40 bytes; the others are passed over as they arrive.
+//! The crate `httparse` is not used, because it needs the whole head in one slice, and the head of
+//! a proxy is longer than the RAM that a device can spend on each nsqlookupd. Three lines of a head
+//! matter, each shorter than 40 bytes; the others are skipped as they arrive.
 
 #[cfg(test)]
 mod tests;
@@ -17,49 +17,49 @@ use super::json::JsonError;
 use super::{Decimal, Write, take};
 use crate::address::Address;
 
-/// The longest head that is read, in bytes, and the longest line about a chunk.
+/// The longest head that is read, and the longest line about a chunk, in bytes.
 pub const HEAD_MAX: u16 = 8 * 1024;
 
-/// How much of a line is kept: a length or coding with some white space.
+/// How many bytes of a line are kept: enough for a length or coding and some white space.
 const LINE: usize = 40;
 
-/// Why an answer is not understood.
+/// Why an answer cannot be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[non_exhaustive]
 pub enum HttpError {
-    /// It does not start as HTTP/1 does: this may be the TCP port.
+    /// The answer does not start with HTTP/1: the port may be the TCP port.
     NotHttp,
-    /// Its head has more than [`HEAD_MAX`] bytes.
+    /// The head has more than [`HEAD_MAX`] bytes.
     HeadTooLong,
-    /// Its `Content-Length` is not one number of at most 32 bits.
+    /// `Content-Length` is not one number of at most 32 bits.
     Length,
-    /// Its `Transfer-Encoding` is not `chunked`.
+    /// `Transfer-Encoding` is not `chunked`.
     Coding,
-    /// A chunk does not start, or end, as one does.
+    /// A chunk begins or ends with other bytes than it should.
     Chunk,
-    /// The connection ended before it did.
+    /// The connection ended before the answer.
     Truncated,
 }
 
-/// Why an nsqlookupd's answer is of no use.
+/// Why an nsqlookupd's answer cannot be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[non_exhaustive]
 pub enum BadAnswer {
-    /// It is not HTTP as it should be.
+    /// The answer is not valid HTTP.
     Http(HttpError),
-    /// Its status is neither 200 nor, with nsqlookupd's words for a topic that nobody has yet, 404.
+    /// The status is neither 200 nor nsqlookupd's 404 for a topic that no node has.
     Status(u16),
-    /// Its body is not JSON.
+    /// The body is not JSON.
     Json(JsonError),
-    /// Its body has no list of producers.
+    /// The body has no list of producers.
     NoProducers,
-    /// Its body has no list of channels.
+    /// The body has no list of channels.
     NoChannels,
 }
 
-/// Takes an answer apart, split anywhere.
+/// Decodes an answer that arrives split anywhere.
 ///
 /// RAM: 52 bytes.
 ///
@@ -78,13 +78,13 @@ pub struct ResponseDecoder {
     status: u16,
     /// Bytes left of the body or of the chunk.
     left: u32,
-    /// Bytes that head or line may still have.
+    /// How many more bytes the head or line may have.
     room: u16,
     line: [u8; LINE],
     len: u8,
 }
 
-/// What comes next.
+/// The part of an answer that comes next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Place {
     Status,
@@ -105,12 +105,12 @@ enum Body {
 }
 
 impl ResponseDecoder {
-    /// Before the first byte.
+    /// Creates a decoder for a new answer.
     pub const fn new() -> Self {
         Self { room: HEAD_MAX, ..Self::ZERO }
     }
 
-    /// All bytes are zero, for storage before its use.
+    /// A value of zero bytes, for storage before its use.
     pub(crate) const ZERO: Self = Self {
         place: Place::Status,
         body: Body::ToTheEnd,
@@ -121,10 +121,10 @@ impl ResponseDecoder {
         len: 0,
     };
 
-    /// Takes bytes from the front of `input` and gives the next piece of the body; `None` once all
-    /// are taken. What follows a complete answer is dropped.
+    /// Consumes bytes from the front of `input` and returns the next piece of the body; `None` once
+    /// all bytes are consumed. Bytes after a complete answer are dropped.
     ///
-    /// After an error the stream has no meaning any more.
+    /// After an error the rest of the stream cannot be decoded.
     pub fn next<'b>(&mut self, input: &mut &'b [u8]) -> Result<Option<&'b [u8]>, HttpError> {
         loop {
             match self.place {
@@ -161,7 +161,7 @@ impl ResponseDecoder {
         }
     }
 
-    /// The connection ended: whether the answer did as well.
+    /// Notes that the connection ended, and fails unless the answer is complete.
     pub fn finish(&mut self) -> Result<(), HttpError> {
         if self.place == Place::Complete
             || (self.place == Place::Body && self.body == Body::ToTheEnd)
@@ -172,7 +172,7 @@ impl ResponseDecoder {
         Err(HttpError::Truncated)
     }
 
-    /// The status code, once the head is read.
+    /// Returns the status code once the head was read.
     pub const fn status(&self) -> Option<u16> {
         match self.place {
             Place::Status | Place::Header => None,
@@ -180,13 +180,13 @@ impl ResponseDecoder {
         }
     }
 
-    /// Whether the answer is read to its end. One that lasts as long as the connection is when
-    /// [`finish`](Self::finish) says so.
+    /// Returns whether the answer was read to its end. An answer that ends with the connection is
+    /// complete once [`finish`](Self::finish) was called.
     pub const fn is_complete(&self) -> bool {
         matches!(self.place, Place::Complete)
     }
 
-    /// Adds to the line; whether it is whole, its end not included.
+    /// Appends to the line; returns whether the line is complete, its end excluded.
     fn fill(&mut self, input: &mut &[u8]) -> Result<bool, HttpError> {
         while let Some((&byte, rest)) = input.split_first() {
             *input = rest;
@@ -197,7 +197,7 @@ impl ResponseDecoder {
                 return Ok(true);
             }
             self.room = self.room.checked_sub(1).ok_or(HttpError::HeadTooLong)?;
-            // nsqlookupd's TCP port answers in one word, without a line's end.
+            // Checked byte by byte: nsqlookupd's TCP port answers without a line end.
             let wanted = VERSION.get(usize::from(self.len));
             if self.place == Place::Status && wanted.is_some_and(|wanted| *wanted != byte) {
                 return Err(HttpError::NotHttp);
@@ -251,7 +251,7 @@ impl ResponseDecoder {
                     self.left = len;
                     self.body = Body::Length;
                 }
-                // They say more than a length (RFC 9112, 6.3).
+                // Chunks take precedence over a length (RFC 9112, 6.3).
                 Body::Chunks => {}
             }
         } else if name.eq_ignore_ascii_case(b"transfer-encoding") {
@@ -266,7 +266,7 @@ impl ResponseDecoder {
     fn end_of_head(&mut self) {
         self.room = HEAD_MAX;
         self.place = match (self.status, self.body) {
-            // The answer proper follows.
+            // The final answer follows.
             (100..=199, _) => {
                 *self = Self::new();
                 Place::Status
@@ -289,23 +289,23 @@ impl Default for ResponseDecoder {
     }
 }
 
-/// What an answer begins with.
+/// The start of every answer.
 const VERSION: &[u8] = b"HTTP/1.";
 
-/// The code in `HTTP/1.x code reason`.
+/// Parses the code in `HTTP/1.x code reason`.
 fn status(line: &[u8]) -> Option<u16> {
     let rest = line.strip_prefix(VERSION)?;
     let code = rest.get(1..5)?.strip_prefix(b" ")?;
     number(code, 10).map(|code| code as u16)
 }
 
-/// The size in `size [;extension]`.
+/// Parses the size in `size [;extension]`.
 fn chunk_size(line: &[u8]) -> Option<u32> {
     let end = line.iter().position(|byte| *byte == b';').unwrap_or(line.len());
     number(line.get(..end)?.trim_ascii(), 16)
 }
 
-/// All of a text as a number.
+/// Parses a whole text as a number.
 fn number(digits: &[u8], radix: u32) -> Option<u32> {
     let first = digits.first().map(|_| 0);
     digits.iter().fold(first, |number: Option<u32>, byte| {
@@ -319,7 +319,7 @@ fn number(digits: &[u8], radix: u32) -> Option<u32> {
     })
 }
 
-/// Writes a GET of `path` with the query `key=value`, after whose answer the server closes.
+/// Writes a GET of `path`, which ends with `key=`, and `value`. The server closes after its answer.
 ///
 /// The value is a name, in which only `#` has to be escaped.
 pub fn emit_get<W: Write>(
@@ -349,7 +349,7 @@ pub fn emit_get<W: Write>(
     w.write_all(Decimal::unsigned(host.port().into()).as_bytes())?;
     w.write_all(b"\r\nUser-Agent: ")?;
     w.write_all(user_agent.as_bytes())?;
-    // Without it, an nsqlookupd before 1.0 wraps its answer.
+    // Without it, an nsqlookupd before 1.0 wraps its answer in another object.
     w.write_all(b"\r\nAccept: application/vnd.nsq; version=1.0\r\nConnection: close\r\n\r\n")
 }
 
@@ -360,9 +360,9 @@ impl fmt::Display for HttpError {
                 "not an answer in HTTP; use nsqlookupd's HTTP port (4161), not its TCP port"
             }
             Self::HeadTooLong => "an HTTP head longer than 8 KiB",
-            Self::Length => "an HTTP answer whose Content-Length makes no sense",
+            Self::Length => "an HTTP answer with an invalid Content-Length",
             Self::Coding => "an HTTP answer in a Transfer-Encoding other than chunked",
-            Self::Chunk => "an HTTP answer with a chunk that makes no sense",
+            Self::Chunk => "an HTTP answer with an invalid chunk",
             Self::Truncated => "the connection ended within the HTTP answer",
         })
     }

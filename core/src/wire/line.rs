@@ -1,4 +1,4 @@
-//! Lines out of a stream that splits them anywhere.
+//! Splits a stream that arrives in pieces into lines.
 
 /// Collects a line of at most `N` bytes, its line feed not counted. RAM: `N` + 1 bytes.
 #[derive(Debug, Clone)]
@@ -8,7 +8,7 @@ pub(super) struct Line<const N: usize> {
     len: u8,
 }
 
-/// The line has more than `N` bytes.
+/// An error: the line has more than `N` bytes.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct TooLong;
 
@@ -18,8 +18,8 @@ impl<const N: usize> Line<N> {
         Self { bytes: [0; N], len: 0 }
     }
 
-    /// Takes bytes up to and including the next line feed and gives the line before it; `None` if
-    /// it is still to come. A line that lies in the input as a whole is not copied.
+    /// Consumes bytes up to and including the next line feed and returns the line before it; `None`
+    /// if the line has not ended yet. A line that lies in the input as a whole is not copied.
     pub(super) fn next<'s, 'b: 's>(
         &'s mut self,
         input: &mut &'b [u8],
@@ -47,7 +47,7 @@ impl<const N: usize> Line<N> {
         Ok(self.bytes.get(..len))
     }
 
-    /// Whether no line is begun.
+    /// Returns whether no line has begun.
     pub(super) const fn is_empty(&self) -> bool {
         self.len == 0
     }
@@ -55,7 +55,7 @@ impl<const N: usize> Line<N> {
     fn append(&mut self, bytes: &[u8]) {
         let room = self.bytes.get_mut(usize::from(self.len)..).unwrap_or_default();
         let copied = super::copy(room, bytes);
-        // At most N.
+        // At most N, below 255.
         self.len = self.len.wrapping_add(copied as u8);
     }
 }

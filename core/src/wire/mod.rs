@@ -1,4 +1,4 @@
-//! Bytes: what goes over NSQ's TCP connections, both ways, both sides.
+//! The bytes on NSQ's TCP connections, in both directions, for clients and servers.
 //!
 //! | module | protocol | client writes / reads | server reads / writes |
 //! |---|---|---|---|
@@ -8,31 +8,31 @@
 //! | [`json`] | the bodies of all | [`json::Object`] | [`json::Scanner`] |
 //!
 //! *Encoders* have `emit`, generic over [`Write`], and `encoded_len`. Any `&mut [u8]` is a writer;
-//! [`ChunkWriter`] gives a text piece by piece through a buffer smaller than the text; [`Count`] counts.
-//! *Decoders* take bytes split anywhere, keep only what they must, and hand on payload where it
-//! lies in the input. Splitting the input elsewhere never changes what is decoded.
+//! [`ChunkWriter`] passes a text piece by piece through a buffer smaller than the text; [`Count`]
+//! counts. *Decoders* consume bytes split anywhere, keep only what they must, and return payload
+//! borrowed from the input. Splitting the input elsewhere never changes the result.
 //!
 //! # Panics
 //!
-//! None. No input, length or order of calls makes anything in here panic, and every loop consumes
-//! input or a bounded count.
+//! None. No input, length or order of calls makes anything in this module panic, and every loop
+//! consumes input or has a bounded count.
 //!
 //! # Bounds
 //!
 //! | what | bound | beyond it |
 //! |---|---|---|
-//! | frame, reply | the decoder's `max` | [`DecodeError::BadLength`], before any of its bytes is taken |
-//! | command line read by a server | [`nsqlookupd::LINE_BUFFER`], [`nsqd::LINE_BUFFER`] bytes | refused, connection to be closed |
+//! | frame, reply | the decoder's `max` | [`DecodeError::BadLength`], before any of its bytes is read |
+//! | command line read by a server | [`nsqlookupd::LINE_BUFFER`], [`nsqd::LINE_BUFFER`] bytes | refused; the connection has to be closed |
 //! | command body read by a server | [`nsqlookupd::CommandDecoder`]'s `max`, [`nsqd::Limits`] | refused as nsqd does, before the body is read |
 //! | HTTP head, a chunk's line | [`http::HEAD_MAX`] | [`http::HttpError::HeadTooLong`] |
-//! | HTTP body | none: it is handed on as it arrives | |
+//! | HTTP body | none: returned as it arrives | |
 //! | JSON nesting | [`json::DEPTH_MAX`] | [`json::Problem::TooDeep`] |
 //! | JSON string, key | the scanner's `N` bytes | kept up to `N` and flagged |
-//! | JSON integer | `i32` | kept at its end and flagged |
-//! | JSON document | 4 GiB for the error's position only | the position stays at its end |
+//! | JSON integer | `i32` | clamped and flagged |
+//! | JSON document | 4 GiB, for an error's position only | the position stays at its end |
 //!
-//! RAM: [`nsqd::FrameDecoder`] 24 bytes, [`nsqlookupd::ReplyDecoder`] 16, a scanner its `N` + 20, a server's
-//! command decoder its line buffer + 24 at most. Tests hold each to its figure.
+//! RAM: [`nsqd::FrameDecoder`] 24 bytes, [`nsqlookupd::ReplyDecoder`] 16, a scanner its `N` + 20, a
+//! server's command decoder its line buffer + 24 at most. Tests enforce each figure.
 
 mod decode_error;
 pub mod http;
@@ -48,17 +48,17 @@ pub use decode_error::DecodeError;
 pub use embedded_io::{ErrorType, Write};
 pub use text::Decimal;
 
-/// Counts bytes and keeps none of them.
+/// A writer that counts bytes and keeps none of them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Count(usize);
 
 impl Count {
-    /// Nothing counted yet.
+    /// Creates a count of 0.
     pub const fn new() -> Self {
         Self(0)
     }
 
-    /// How many bytes were written.
+    /// Returns the number of bytes written.
     pub const fn get(self) -> usize {
         self.0
     }
@@ -85,10 +85,11 @@ impl Write for Count {
     }
 }
 
-/// Keeps one window of what is written: a long text, made again from its start each time, passes
-/// through a small buffer without ever existing as a whole.
+/// A writer that keeps one window of the text written: a long text, made again from its start each
+/// time, passes through a small buffer without ever existing as a whole.
 ///
-/// Drops the first `skip` bytes, keeps as many as the buffer holds, drops the rest. Never fails.
+/// Drops the first `skip` bytes, keeps as many as the buffer holds, and drops the rest. Never
+/// fails.
 ///
 /// ```
 /// use nanonsq_core::wire::{ChunkWriter, Write};
@@ -108,17 +109,17 @@ pub struct ChunkWriter<'a> {
 }
 
 impl<'a> ChunkWriter<'a> {
-    /// A window over what follows the first `skip` bytes.
+    /// Creates a window over the text behind its first `skip` bytes.
     pub const fn new(buf: &'a mut [u8], skip: usize) -> Self {
         Self { buf, skip, written: 0, total: 0 }
     }
 
-    /// How many bytes of the buffer are filled, from its start.
+    /// Returns how many bytes of the buffer are filled, from its start.
     pub const fn written(&self) -> usize {
         self.written
     }
 
-    /// How many bytes were offered: the length of the text.
+    /// Returns how many bytes were offered: the length of the text.
     pub const fn total(&self) -> usize {
         self.total
     }
@@ -149,7 +150,7 @@ impl Write for ChunkWriter<'_> {
     }
 }
 
-/// Copies as much as fits and says how much that is.
+/// Copies as many bytes as fit and returns how many were copied.
 #[inline]
 pub(crate) fn copy(to: &mut [u8], from: &[u8]) -> usize {
     let len = to.len().min(from.len());
@@ -159,7 +160,7 @@ pub(crate) fn copy(to: &mut [u8], from: &[u8]) -> usize {
     len
 }
 
-/// Splits off the longest prefix of at most `len` bytes.
+/// Splits off the longest prefix of at most `len` bytes and returns it.
 #[inline]
 pub(crate) fn take<'b>(input: &mut &'b [u8], len: u32) -> &'b [u8] {
     let bytes = *input;
@@ -169,37 +170,37 @@ pub(crate) fn take<'b>(input: &mut &'b [u8], len: u32) -> &'b [u8] {
     taken
 }
 
-/// The length of what `emit` writes.
+/// Returns the length of the text that `emit` writes.
 pub(crate) fn len_of(emit: impl FnOnce(&mut ChunkWriter<'_>) -> Result<(), Infallible>) -> usize {
-    // A window rather than a count: the encoder then exists once, not twice, in flash.
+    // A window rather than a count, so that the encoder exists once, not twice, in flash.
     let mut window = ChunkWriter::new(&mut [], 0);
     let Ok(()) = emit(&mut window);
     window.total()
 }
 
-/// Writes a length as the wire has it.
+/// Writes a length as 4 bytes, big endian.
 pub(crate) fn emit_len<W: Write>(w: &mut W, len: usize) -> Result<(), W::Error> {
     w.write_all(&saturate(len).to_be_bytes())
 }
 
-/// Writes a number as text.
+/// Writes a number in decimal.
 pub(crate) fn emit_decimal<W: Write>(w: &mut W, number: u32) -> Result<(), W::Error> {
     w.write_all(Decimal::unsigned(number).as_bytes())
 }
 
-/// A length as the wire counts it.
+/// Converts a length to 32 bits; a longer one becomes the largest number.
 pub(crate) fn saturate(len: usize) -> u32 {
     u32::try_from(len).unwrap_or(u32::MAX)
 }
 
-/// The error for a length that is not taken.
+/// Returns the error for a length that is not accepted.
 #[cold]
 pub(crate) fn bad_length(len: u32, max: u32) -> DecodeError {
     if len == HTTP { DecodeError::WrongPort } else { DecodeError::BadLength { len, max } }
 }
 
-/// Length bytes that spell this are an HTTP server's answer.
+/// The length whose bytes spell `HTTP`: an HTTP server answered.
 const HTTP: u32 = u32::from_be_bytes(*b"HTTP");
 
-/// The largest maximum that a decoder takes: above it, [`HTTP`] would be a length.
+/// The largest maximum of a decoder: above it, [`HTTP`] would be a valid length.
 pub(crate) const LEN_MAX: u32 = 1 << 30;

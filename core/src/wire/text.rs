@@ -9,20 +9,20 @@ use super::{ErrorType, Write};
 /// An integer as decimal text, without a division and without `core::fmt`.
 #[derive(Debug, Clone, Copy)]
 pub struct Decimal {
-    // A sign and the 10 digits of 2^32.
+    // A sign and the 10 digits of the largest number.
     text: [u8; 11],
     len: u8,
 }
 
 impl Decimal {
-    /// The text of an unsigned number, 1 to 10 digits.
+    /// Formats an unsigned number, 1 to 10 digits.
     pub fn unsigned(number: u32) -> Self {
         let mut decimal = Self { text: [0; 11], len: 0 };
         decimal.digits(number);
         decimal
     }
 
-    /// The text of a signed number.
+    /// Formats a signed number.
     pub fn signed(number: i32) -> Self {
         let mut decimal = Self { text: [0; 11], len: 0 };
         if number < 0 {
@@ -32,7 +32,7 @@ impl Decimal {
         decimal
     }
 
-    /// The text.
+    /// Returns the text.
     pub fn as_bytes(&self) -> &[u8] {
         self.text.get(..usize::from(self.len).min(self.text.len())).unwrap_or_default()
     }
@@ -65,7 +65,7 @@ impl Decimal {
     }
 }
 
-/// Chains the pieces of a text.
+/// A writer with methods that can be chained for the pieces of a text.
 pub(super) struct Text<'w, W>(pub(super) &'w mut W);
 
 impl<W: Write> Text<'_, W> {
@@ -92,8 +92,8 @@ impl<W: Write> Text<'_, W> {
         self.text(" too big ")?.signed(len)?.text(" > ")?.unsigned(max)?.done()
     }
 
-    /// As Go's `%q`. Go also escapes what Unicode does not count as printable; here everything
-    /// beyond ASCII that is UTF-8 passes.
+    /// Writes bytes as Go's `%q`. Go also escapes characters that are not printable in Unicode;
+    /// here all UTF-8 beyond ASCII passes unchanged.
     pub(super) fn quoted(&mut self, bytes: &[u8]) -> Result<&mut Self, W::Error> {
         self.raw(b"\"")?;
         for chunk in bytes.utf8_chunks() {
@@ -138,7 +138,7 @@ impl<W: Write> Text<'_, W> {
     }
 }
 
-/// Shows what `emit` writes; bytes that are not UTF-8 as U+FFFD.
+/// Writes the output of `emit` to a formatter; bytes that are not UTF-8 become U+FFFD.
 pub(super) fn display(
     f: &mut fmt::Formatter<'_>,
     emit: impl FnOnce(&mut Shown<'_, '_>) -> Result<(), Infallible>,

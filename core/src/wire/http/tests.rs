@@ -1,4 +1,4 @@
-//! Answers of nsqlookupd, split and broken.
+//! Answers of nsqlookupd: valid, split anywhere, and invalid.
 
 use super::*;
 
@@ -17,7 +17,7 @@ fn read(pieces: &[&[u8]]) -> Result<(Option<u16>, Vec<u8>, bool), HttpError> {
     Ok((decoder.status(), body, complete))
 }
 
-/// However it is split.
+/// Checks that the answer is read, however it is split.
 #[track_caller]
 fn reads(text: &[u8], status: u16, body: &str, complete: bool) {
     let want = Ok((Some(status), body.as_bytes().to_vec(), complete));
@@ -37,7 +37,7 @@ fn refuses(text: &[u8], error: HttpError) {
 }
 
 #[test]
-fn what_go_sends() {
+fn answers_of_go_are_read() {
     reads(
         b"HTTP/1.1 200 OK\r\nContent-Type: application/json; charset=utf-8\r\n\
           X-Nsq-Content-Type: nsq; version=1.0\r\nDate: Sun, 22 Nov 2026 22:00:00 GMT\r\n\
@@ -57,14 +57,14 @@ fn what_go_sends() {
 }
 
 #[test]
-fn what_others_send() {
+fn answers_of_other_servers_are_read() {
     reads(b"HTTP/1.1 200\nCONTENT-LENGTH:\t 2 \n\nOK", 200, "OK", true);
     reads(b"HTTP/1.1 204 No Content\r\n\r\n", 204, "", true);
     reads(b"HTTP/1.1 100 Continue\r\nContent-Length: 9\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n", 200, "", true);
     let long = format!("X-Long: {}\r\n", "x".repeat(3000));
     let text = format!("HTTP/1.1 200 OK\r\n{long}{long}Content-Length: 1\r\n\r\n1");
     reads(text.as_bytes(), 200, "1", true);
-    // Chunks say more than a length.
+    // Chunks take precedence over a length.
     reads(
         b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nTransfer-Encoding: Chunked\r\n\
           Content-Length: 4\r\n\r\n1\r\nx\r\n0\r\n\r\n",
@@ -75,9 +75,9 @@ fn what_others_send() {
 }
 
 #[test]
-fn what_is_refused_and_why() {
+fn invalid_answers_are_refused_with_the_reason() {
     use HttpError::*;
-    // What nsqlookupd and nsqd say at their TCP ports, and the first byte of it.
+    // The answers of nsqlookupd and nsqd at their TCP ports, and their first byte.
     refuses(b"\0\0\0\x0eE_BAD_PROTOCOL", NotHttp);
     refuses(b"\0\0\0\x12\0\0\0\x01E_BAD_PROTOCOL", NotHttp);
     refuses(b"\0", NotHttp);
@@ -110,7 +110,7 @@ fn what_is_refused_and_why() {
 }
 
 #[test]
-fn what_is_asked() {
+fn a_request_is_written() {
     let ask = |host: &str, topic: &str| {
         let mut buf = [0; 512];
         let mut rest = &mut buf[..];

@@ -2,7 +2,7 @@
 
 use crate::wire::{Decimal, Write};
 
-/// Writes one object, field by field, compact and in the order given.
+/// A writer of one object, field by field, compact and in the order of the calls.
 ///
 /// ```
 /// use nanonsq_core::wire::json::Object;
@@ -19,37 +19,37 @@ use crate::wire::{Decimal, Write};
 #[derive(Debug)]
 pub struct Object<'w, W> {
     w: &'w mut W,
-    // What to write before the next key.
+    // The byte before the next key.
     before: u8,
 }
 
 impl<'w, W: Write> Object<'w, W> {
-    /// An object without fields; nothing is written yet.
+    /// Creates an object without fields; nothing is written yet.
     pub const fn new(w: &'w mut W) -> Self {
         Self { w, before: b'{' }
     }
 
-    /// A string field; the value is escaped.
+    /// Writes a string field; the value is escaped.
     pub fn string(&mut self, key: &str, value: &str) -> Result<(), W::Error> {
         emit_str(self.key(key)?, value)
     }
 
-    /// An unsigned number field.
+    /// Writes a field with an unsigned number.
     pub fn number(&mut self, key: &str, value: u32) -> Result<(), W::Error> {
         self.key(key)?.write_all(Decimal::unsigned(value).as_bytes())
     }
 
-    /// A signed number field.
+    /// Writes a field with a signed number.
     pub fn signed(&mut self, key: &str, value: i32) -> Result<(), W::Error> {
         self.key(key)?.write_all(Decimal::signed(value).as_bytes())
     }
 
-    /// A boolean field.
+    /// Writes a boolean field.
     pub fn bool(&mut self, key: &str, value: bool) -> Result<(), W::Error> {
         self.key(key)?.write_all(if value { b"true" } else { b"false" })
     }
 
-    /// A key; the caller writes its value (an array, an inner object) to what this returns.
+    /// Writes a key and returns the writer, for a value (an array, an inner object) by the caller.
     pub fn key(&mut self, key: &str) -> Result<&mut W, W::Error> {
         self.w.write_all(&[self.before])?;
         self.before = b',';
@@ -64,7 +64,7 @@ impl<'w, W: Write> Object<'w, W> {
     }
 }
 
-/// Writes a string with its quotes, escaping what JSON requires: quotes, backslashes and control
+/// Writes a string with its quotes. Escapes what JSON requires: quotes, backslashes and control
 /// characters. All else passes as UTF-8.
 pub fn emit_str<W: Write>(w: &mut W, text: &str) -> Result<(), W::Error> {
     w.write_all(b"\"")?;
@@ -90,7 +90,7 @@ const fn must_escape(byte: u8) -> bool {
     byte < b' ' || byte == b'"' || byte == b'\\'
 }
 
-/// The lower-case digit of a number below 16.
+/// Returns the lower-case hexadecimal digit of a number below 16.
 pub(crate) const fn hex(digit: u8) -> u8 {
     if digit < 10 { b'0'.wrapping_add(digit) } else { b'a'.wrapping_sub(10).wrapping_add(digit) }
 }

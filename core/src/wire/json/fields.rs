@@ -1,13 +1,13 @@
-//! One flat object, field by field.
+//! Reads one flat object, field by field.
 
 use super::machine::{Event, Machine, Mode};
 use super::{JsonError, Text, Token};
 
-/// Scans one object and picks the fields that are asked for.
+/// Scans one object and returns the fields of given keys.
 ///
-/// Unknown keys are skipped with all that is nested in them. As in nsqd and nsqlookupd, keys match
-/// in any case of ASCII letters, `null` is the same as the key's absence, and as a document the same
-/// as `{}`. A key given twice is handed on twice: keep the last.
+/// Unknown keys are skipped with all that is nested in their values. As in nsqd and nsqlookupd,
+/// keys match in any case of ASCII letters; `null` as a value counts as an absent field, and as a
+/// document as `{}`. A key that occurs twice is returned twice: keep the last.
 ///
 /// `N` bounds keys and strings as in [`Scanner`](super::Scanner). RAM: `N` + 24 bytes, rounded up
 /// to 4.
@@ -27,16 +27,16 @@ use super::{JsonError, Text, Token};
 pub struct Fields<const N: usize> {
     text: [u8; N],
     machine: Machine,
-    /// Which key the value that comes next belongs to; 255 is one that nobody asked for.
+    /// The index of the key whose value comes next; 255 for a key that was not given.
     key: u8,
-    /// What the value just given is.
+    /// The kind of the value just returned.
     event: Event,
 }
 
 const UNKNOWN: u8 = u8::MAX;
 
-/// Makes an enum of fields, with the key of each: what [`Fields`] is asked for, and what the index
-/// that it gives back means.
+/// Defines an enum of fields with the key of each: the keys that are given to [`Fields`], and the
+/// meaning of the index that it returns.
 macro_rules! fields {
     ($(#[$meta:meta])* $vis:vis enum $name:ident { $($field:ident = $key:literal,)+ }) => {
         $(#[$meta])*
@@ -49,12 +49,12 @@ macro_rules! fields {
             /// The keys, in the order of the variants.
             const KEYS: &'static [&'static str] = &[$($key,)+];
 
-            /// The field with that index in [`Self::KEYS`].
+            /// Returns the field at that index of [`Self::KEYS`].
             fn at(index: u8) -> Option<Self> {
                 [$(Self::$field,)+].get(usize::from(index)).copied()
             }
 
-            /// What stands before the value of a field that is not the first: `,"key":`.
+            /// Returns the text before the value of a field that is not the first: `,"key":`.
             #[allow(dead_code, reason = "for those that write the object as well")]
             const fn json_key(self) -> &'static str {
                 match self {
@@ -67,20 +67,21 @@ macro_rules! fields {
 pub(in crate::wire) use fields;
 
 impl<const N: usize> Fields<N> {
-    /// Before the first byte.
+    /// Creates a scanner for a new object.
     pub const fn new() -> Self {
         Self { text: [0; N], machine: Machine::new(), key: UNKNOWN, event: Event::Null }
     }
 
-    /// All bytes are zero, for storage before its use.
+    /// A value of zero bytes, for storage before its use.
     pub(crate) const ZERO: Self =
         Self { text: [0; N], machine: Machine::ZERO, key: 0, event: Event::ObjectStart };
 
-    /// Takes bytes from the front of `input` up to and including the next value of one of `keys`,
-    /// or all of them if none ends there (`None`). Gives the key's place in `keys` and the value:
-    /// a string, number or boolean, or the start of an object or array, which is skipped.
+    /// Consumes bytes from the front of `input` up to and including the next value of one of
+    /// `keys`, or all bytes if no such value ends there (`None`). Returns the index of the key in
+    /// `keys` and the value: a string, number or boolean, or the start of an object or array, which
+    /// is skipped.
     ///
-    /// Give the same `keys` each time, at most 255 of them. After an error every later call gives
+    /// Pass the same `keys` each time, at most 255 of them. After an error every later call returns
     /// an error, too.
     pub fn next<'s>(
         &'s mut self,
@@ -91,7 +92,7 @@ impl<const N: usize> Fields<N> {
         Ok(key.map(|key| (key, self.machine.token(&self.text, self.event))))
     }
 
-    /// As [`next`](Self::next), the value to be asked for after it.
+    /// As [`next`](Self::next), but the value is read with the methods below.
     pub(in crate::wire) fn take(
         &mut self,
         keys: &[&str],
@@ -100,13 +101,13 @@ impl<const N: usize> Fields<N> {
         self.pull(keys, input)
     }
 
-    /// The value just given, if it is an integer that fits.
+    /// Returns the value just found, if it is an integer that fits.
     pub(in crate::wire) fn exact(&self) -> Option<i32> {
         let number = self.machine.number_value();
         (self.event == Event::Number && number.exact).then_some(number.integer)
     }
 
-    /// The value just given, if it is a boolean.
+    /// Returns the value just found, if it is a boolean.
     pub(in crate::wire) fn flag(&self) -> Option<bool> {
         match self.event {
             Event::True => Some(true),
@@ -115,7 +116,7 @@ impl<const N: usize> Fields<N> {
         }
     }
 
-    /// The value just given, if it is a string.
+    /// Returns the value just found, if it is a string.
     pub(in crate::wire) fn string(&self) -> Option<Text<'_>> {
         (self.event == Event::String).then_some(self.machine.text(&self.text))
     }
@@ -127,12 +128,12 @@ impl<const N: usize> Fields<N> {
         })
     }
 
-    /// The value just given is of no use: the error to return. The object is refused from here.
+    /// Rejects the value just returned as of the wrong type. Returns the error; later calls fail.
     pub fn refuse(&mut self) -> JsonError {
         self.machine.fail(Mode::WrongType)
     }
 
-    /// The input is complete: whether the object is.
+    /// Returns an error unless the object is complete at the end of the input.
     pub fn finish(&mut self) -> Result<(), JsonError> {
         if self.machine.finished() { Ok(()) } else { Err(self.machine.fail(Mode::Incomplete)) }
     }

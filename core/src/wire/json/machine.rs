@@ -5,28 +5,28 @@ use super::{JsonError, Number, Text, Token};
 /// How deep objects and arrays may nest.
 pub const DEPTH_MAX: usize = 32;
 
-/// The scanner without its buffer: one copy of the code for all sizes.
+/// The scanner without its buffer, so that all buffer sizes share one copy of the code.
 #[derive(Debug, Clone)]
 pub(super) struct Machine {
     /// One bit for each open object or array, the innermost lowest: 1 is an object.
     nest: u32,
-    /// The next byte's place.
+    /// The offset of the next byte.
     at: u32,
-    /// Of a number its magnitude. Of a string the code unit being read in the low half, and in
-    /// the high half a high surrogate that waits for its low one.
+    /// For a number, its magnitude. For a string, the code unit being read in the low half, and a
+    /// high surrogate that waits for its low one in the high half.
     acc: u32,
-    /// How much of the buffer is filled.
+    /// How many bytes of the buffer are filled.
     len: u16,
     mode: Mode,
     /// How many objects and arrays are open.
     depth: u8,
-    /// Which of the bytes that are not part of a value may come next; after a number, string or
-    /// literal has begun, what may come after it.
+    /// Which kinds of bytes may come next; after a number, string or literal has begun, which may
+    /// come after it.
     allowed: u8,
-    /// Of a literal, the place of its next letter in [`LITERALS`]; of `\uXXXX`, how many digits
-    /// are read; of a number, its place in [`NUMBER`].
+    /// For a literal, the index of its next letter in [`LITERALS`]; for `\uXXXX`, how many digits
+    /// were read; for a number, its row in [`NUMBER`].
     count: u8,
-    /// The string did not fit; the number is not exact.
+    /// The string did not fit, or the number is not exact.
     lossy: bool,
     negative: bool,
 }
@@ -38,15 +38,15 @@ pub(super) enum Mode {
     Structure,
     /// In a string.
     Text,
-    /// After its `\`.
+    /// After the `\` of a string.
     Escape,
-    /// After its `\u`.
+    /// After `\u`.
     Hex,
     /// After a high surrogate.
     Half,
     Number,
     Literal,
-    // Where it can only have failed.
+    // Reasons of a failure, not states of reading.
     TooDeep,
     Incomplete,
     NotAnObject,
@@ -67,17 +67,17 @@ pub(super) enum Event {
     Null,
 }
 
-// What may come next, as bits of `allowed`.
+// The kinds of bytes that may come next, as bits of `allowed`.
 const SPACE: u8 = 0;
 pub(super) const VALUE: u8 = 1;
 pub(super) const KEY: u8 = 2;
 pub(super) const COLON: u8 = 4;
 pub(super) const COMMA: u8 = 8;
 pub(super) const END: u8 = 16;
-/// Nothing any more: an error was found, in the mode and with the bits that stand beside.
+/// No byte may follow: an error was found. Mode and the other bits show which.
 const FAILED: u8 = 128;
 
-/// A byte that does not fit. Mode and `allowed` tell why.
+/// An error: a byte that does not fit. Mode and `allowed` show why.
 pub(super) struct Misfit;
 
 impl Machine {
@@ -85,7 +85,7 @@ impl Machine {
         Self { allowed: VALUE, ..Self::ZERO }
     }
 
-    /// All bytes are zero, for storage before its use.
+    /// A value of zero bytes, for storage before its use.
     pub(super) const ZERO: Self = Self {
         nest: 0,
         at: 0,
@@ -108,7 +108,7 @@ impl Machine {
             let Ok(event) = self.step(text, byte) else {
                 return Err(self.fail(self.mode));
             };
-            // A number's end is the one that leaves the byte for what comes next.
+            // A number ends before the byte that follows, which is to be read again.
             if event != Some(Event::Number) {
                 *input = rest;
                 self.at = self.at.saturating_add(1);
@@ -120,13 +120,13 @@ impl Machine {
         Ok(None)
     }
 
-    /// The document is complete; gives the number that it ends with, if it is one.
+    /// Ends the document; returns the number that it ends with, if any.
     pub(super) fn end(&mut self, text: &mut [u8]) -> Result<Option<Event>, JsonError> {
         if self.finished() {
             return Ok(None);
         }
         let (at, failed) = (self.at, self.failed());
-        // White space ends a number, and completes nothing else.
+        // White space ends a number, and completes no other token.
         let event = self.next(text, &mut &b" "[..]);
         if !self.finished() && !failed {
             self.at = at;
@@ -135,9 +135,9 @@ impl Machine {
         event
     }
 
-    /// The number just scanned.
+    /// Returns the number just scanned.
     pub(super) fn number_value(&self) -> Number {
-        // The magnitude of i32::MIN wraps to itself.
+        // The magnitude of i32::MIN wraps to i32::MIN.
         let magnitude = self.acc as i32;
         let integer = if self.negative { magnitude.wrapping_neg() } else { magnitude };
         Number { integer, exact: !self.lossy }
@@ -175,7 +175,7 @@ impl Machine {
         self.allowed & FAILED != 0
     }
 
-    /// The error, from now on.
+    /// Records an error, which all later calls return.
     pub(super) fn fail(&mut self, mode: Mode) -> JsonError {
         self.mode = mode;
         let error = JsonError { at: self.at, mode, allowed: self.allowed & !FAILED };
@@ -188,7 +188,7 @@ impl Machine {
             return Err(Misfit);
         }
         if self.mode == Mode::Half {
-            // Back to the text, or gives up waiting for the other half.
+            // Returns to the text, or gives up waiting for the low surrogate.
             self.unescape(text, byte)?;
         }
         match self.mode {
@@ -228,7 +228,7 @@ impl Machine {
         Ok(None)
     }
 
-    /// The first byte of a value, or of a key.
+    /// Handles the first byte of a value or key.
     fn value(&mut self, byte: u8, role: u8) -> Result<Option<Event>, Misfit> {
         self.acc = 0;
         self.count = 0;
@@ -296,7 +296,7 @@ impl Machine {
         Ok(None)
     }
 
-    /// In an escape: what it stands for, in UTF-8.
+    /// Handles a byte of an escape; stores the character in UTF-8.
     pub(super) fn unescape(&mut self, text: &mut [u8], byte: u8) -> Result<(), Misfit> {
         match self.mode {
             Mode::Hex => return self.hex(text, byte),
@@ -338,7 +338,7 @@ impl Machine {
         let half = unit & 0xfc00;
         if high != 0 && half == LOW_SURROGATE {
             self.acc = 0;
-            // Both halves without their marks, and the plane that they skip.
+            // Ten bits of each half, above the first plane.
             let code = ((high & 0x3ff) << 10 | unit & 0x3ff).wrapping_add(0x1_0000);
             self.push_char(text, code);
             return Ok(());
@@ -353,7 +353,7 @@ impl Machine {
         Ok(())
     }
 
-    /// Gives up waiting for the other half of a high surrogate.
+    /// Gives up waiting for the low surrogate.
     fn lone_surrogate(&mut self, text: &mut [u8]) {
         let high = self.acc >> 16;
         self.acc = 0;
@@ -362,12 +362,12 @@ impl Machine {
         }
     }
 
-    /// Adds a character as UTF-8.
+    /// Appends a character as UTF-8.
     fn push_char(&mut self, text: &mut [u8], code: u32) {
         if code < 0x80 {
             return self.push(text, code as u8);
         }
-        // The continuation bytes that follow the first.
+        // The number of continuation bytes after the first.
         let more = match code {
             0..0x800 => 1u32,
             0x800..0x1_0000 => 2,
@@ -418,7 +418,7 @@ impl Machine {
     }
 
     fn digit(&mut self, byte: u8) {
-        // The magnitude of i32::MAX or of i32::MIN.
+        // The magnitude of i32::MAX or i32::MIN.
         let limit = (i32::MAX as u32).wrapping_add(self.negative.into());
         let acc = if self.acc > i32::MAX as u32 / 10 {
             u32::MAX
@@ -445,7 +445,7 @@ impl Machine {
     }
 }
 
-/// What a byte between values can be; all else begins a value.
+/// The kind of a byte between values; any other byte begins a value.
 const ROLES: [(u8, u8); 9] = [
     (b' ', SPACE),
     (b'\t', SPACE),
@@ -478,16 +478,16 @@ const HIGH_SURROGATE: u32 = 0xd800;
 const LOW_SURROGATE: u32 = 0xdc00;
 const REPLACEMENT: u32 = 0xfffd;
 
-// Places in a number.
+// Rows of `NUMBER`, and results.
 const NUMBER_BAD: u8 = 0;
 const NUMBER_END: u8 = 1;
 const NUMBER_INTEGER: u8 = 3;
 const NUMBER_DOT: u8 = 4;
 
-/// What a byte does to a number, by its place there: a row each, in it a digit for `0`, `1` to
-/// `9`, `.`, `e`, a sign, all else, from the right.
+/// The state machine of numbers: a row for each place, in it the next place for `0`, `1` to `9`,
+/// `.`, `e`, a sign and any other byte, as hexadecimal digits from the right.
 const NUMBER: [u32; 9] = [
-    // 0: before its first digit
+    // 0: before the first digit
     0x00_0032, 0x00_0000, // 2: after a leading 0
     0x11_6400, // 3: in its integer part
     0x11_6433, // 4: after the .

@@ -1,9 +1,9 @@
-//! The little JSON that NSQ speaks: IDENTIFY bodies, their answers, HTTP answers.
+//! The JSON that NSQ uses: bodies of IDENTIFY, the replies to it, answers over HTTP.
 //!
 //! [`Object`] writes an object to any [`Write`](super::Write). [`Scanner`] reads a document of any
-//! length in constant memory, split anywhere; [`Fields`] runs it over one flat object.
+//! length in constant memory, split anywhere; [`Fields`] reads one flat object with it.
 //!
-//! Bounds: see [`Scanner`]. Nothing here panics, allocates or recurses.
+//! Bounds: see [`Scanner`]. Nothing in this module panics, allocates or recurses.
 
 mod emit;
 mod fields;
@@ -19,7 +19,7 @@ pub(in crate::wire) use fields::fields;
 pub use machine::DEPTH_MAX;
 pub use scan::Scanner;
 
-/// One piece of a JSON document.
+/// A token of a JSON document.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Token<'s> {
     /// `{`
@@ -43,7 +43,7 @@ pub enum Token<'s> {
 }
 
 impl<'s> Token<'s> {
-    /// The boolean, if it is one.
+    /// Returns the value of a boolean.
     pub const fn as_bool(self) -> Option<bool> {
         match self {
             Self::Bool(value) => Some(value),
@@ -51,7 +51,7 @@ impl<'s> Token<'s> {
         }
     }
 
-    /// The number's integer part, if it is a number; saturated.
+    /// Returns the integer part of a number, clamped to `i32`.
     pub const fn as_i32(self) -> Option<i32> {
         match self {
             Self::Number(number) => Some(number.integer),
@@ -59,7 +59,7 @@ impl<'s> Token<'s> {
         }
     }
 
-    /// The number, if it is one and an integer that fits.
+    /// Returns the value of a number that is an integer and fits.
     pub const fn as_exact(self) -> Option<i32> {
         match self {
             Self::Number(Number { integer, exact: true }) => Some(integer),
@@ -67,7 +67,7 @@ impl<'s> Token<'s> {
         }
     }
 
-    /// The string, if it is one.
+    /// Returns the text of a string.
     pub const fn as_text(self) -> Option<Text<'s>> {
         match self {
             Self::String(text) => Some(text),
@@ -76,7 +76,7 @@ impl<'s> Token<'s> {
     }
 }
 
-/// A string or key, unescaped; the first bytes of it if it is longer than the scanner's buffer.
+/// A string or key, unescaped; cut if it is longer than the scanner's buffer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Text<'s> {
     bytes: &'s [u8],
@@ -84,17 +84,17 @@ pub struct Text<'s> {
 }
 
 impl<'s> Text<'s> {
-    /// The bytes, as they came, and so not necessarily UTF-8. A lone surrogate (`\ud800`) reads as
-    /// U+FFFD.
+    /// Returns the bytes as they arrived, not necessarily UTF-8. A lone surrogate (`\ud800`) reads
+    /// as U+FFFD.
     pub const fn as_bytes(&self) -> &'s [u8] {
         self.bytes
     }
 
-    /// The text, if it is UTF-8. If it was cut, then between two characters.
+    /// Returns the text if it is UTF-8. A text that was cut ends between two characters.
     pub fn as_str(&self) -> Option<&'s str> {
         match core::str::from_utf8(self.bytes) {
             Ok(text) => Some(text),
-            // Only the last character is cut.
+            // Only the last character is incomplete.
             Err(error) if self.truncated && error.error_len().is_none() => {
                 let whole = self.bytes.get(..error.valid_up_to()).unwrap_or_default();
                 core::str::from_utf8(whole).ok()
@@ -103,15 +103,15 @@ impl<'s> Text<'s> {
         }
     }
 
-    /// Whether the rest was dropped.
+    /// Returns whether the text was cut.
     pub const fn truncated(&self) -> bool {
         self.truncated
     }
 }
 
 impl Text<'_> {
-    /// Puts as much of the text into `to` as fits, whole characters only; U+FFFD where it is not
-    /// UTF-8, as Go does.
+    /// Stores as much of the text in `to` as fits, whole characters only. Bytes that are not UTF-8
+    /// become U+FFFD, as in Go.
     pub(crate) fn store<const N: usize>(&self, to: &mut heapless::String<N, u8>) {
         to.clear();
         let mut mark = "";
@@ -124,13 +124,13 @@ impl Text<'_> {
             mark = if chunk.invalid().is_empty() { "" } else { "\u{fffd}" };
         }
         if !self.truncated {
-            // No room for it is as good as room.
+            // The mark is left out if it does not fit.
             let _ = to.push_str(mark);
         }
     }
 
-    /// As [`store`](Self::store), up to the first byte that is not ASCII, without the code for
-    /// UTF-8; whether that is all of it.
+    /// Stores the text up to the first byte that is not ASCII, and returns whether that is all of
+    /// it. Unlike [`store`](Self::store), it needs no code for UTF-8.
     pub(crate) fn store_ascii<const N: usize>(&self, to: &mut heapless::String<N, u8>) -> bool {
         to.clear();
         let whole = self.bytes.iter().all(|&byte| byte.is_ascii() && to.push(byte.into()).is_ok());
@@ -138,34 +138,34 @@ impl Text<'_> {
     }
 }
 
-/// A number as an integer: every number in NSQ's protocols is a small one.
+/// A number as an integer: all numbers in NSQ's protocols are small.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Number {
-    /// The digits before any `.`, `e` or `E`; `i32::MIN` or `i32::MAX` if it lies beyond.
+    /// The digits before any `.`, `e` or `E`, clamped to `i32`.
     pub integer: i32,
-    /// Whether that is the number: not saturated, without fraction and exponent.
+    /// True if `integer` is the number: not clamped, without fraction and exponent.
     pub exact: bool,
 }
 
-/// Why a document is not taken, and where.
+/// Why a document is invalid, and where.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct JsonError {
     at: u32,
-    // The state it happened in, from which `problem` tells what was missing: on a
-    // microcontroller that never asks, that costs nothing.
+    // The state in which it happened, from which `problem` derives the reason: a program that never
+    // calls `problem` does not contain that code.
     mode: machine::Mode,
     allowed: u8,
 }
 
 impl JsonError {
-    /// The offending byte's place in the document, from 0; stays at `u32::MAX`.
+    /// Returns the offset of the offending byte in the document, at most `u32::MAX`.
     pub const fn at(&self) -> u32 {
         self.at
     }
 
-    /// What is wrong with it.
+    /// Returns what is wrong at that byte.
     pub const fn problem(&self) -> Problem {
         match self.mode {
             machine::Mode::Structure => match self.allowed {
@@ -192,25 +192,25 @@ impl JsonError {
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[non_exhaustive]
 pub enum Problem {
-    /// No value where one belongs.
+    /// No value where a value is due.
     Value,
-    /// No key in quotes where one belongs.
+    /// No key in quotes where a key is due.
     Key,
     /// No `:` after a key.
     Colon,
     /// Neither `,` nor the end of the object or array after a value.
     CommaOrEnd,
-    /// Neither `true`, `false` nor `null`.
+    /// A word other than `true`, `false` and `null`.
     Literal,
-    /// Not a number as JSON writes it.
+    /// An invalid number.
     Number,
     /// A control character inside a string.
     Control,
-    /// A `\` followed by something unknown.
+    /// A `\` before a character that cannot be escaped.
     Escape,
     /// Nested deeper than [`DEPTH_MAX`].
     TooDeep,
-    /// Something after the document's end.
+    /// More text after the end of the document.
     Trailing,
     /// The document ends too early.
     Incomplete,
@@ -253,8 +253,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_stored_of_a_text() {
-        // A character that was cut off is left out, one that is broken is marked.
+    fn a_text_is_stored_as_far_as_it_fits() {
+        // A character that was cut is left out; an invalid one is marked.
         for (bytes, truncated, stored) in [
             (&b"a\xe2\x82"[..], false, "a\u{fffd}"),
             (b"a\xe2\x82", true, "a"),

@@ -1,13 +1,14 @@
-//! Reading JSON.
+//! Reads JSON as tokens.
 
 use super::machine::Machine;
 use super::{JsonError, Token};
 
-/// A pull tokenizer in constant memory: give it the document in pieces, split anywhere, and pull
-/// the tokens.
+/// A pull tokenizer in constant memory: pass the document in pieces, split anywhere, and pull the
+/// tokens.
 ///
-/// It checks the whole grammar except that strings are UTF-8 ([`Text::as_str`](super::Text::as_str) does). `N` bounds
-/// what is kept of a string or key, 1 to 65,535 bytes; longer ones are cut and flagged.
+/// Checks the whole grammar, except that strings are UTF-8 ([`Text::as_str`](super::Text::as_str)
+/// checks that). `N` bounds the kept bytes of a string or key, 1 to 65,535; longer ones are cut and
+/// flagged.
 ///
 /// RAM: `N` + 20 bytes, rounded up to 4.
 ///
@@ -31,37 +32,38 @@ pub struct Scanner<const N: usize> {
 }
 
 impl<const N: usize> Scanner<N> {
-    /// Before the first byte.
+    /// Creates a scanner for a new document.
     pub const fn new() -> Self {
         Self { text: [0; N], machine: Machine::new() }
     }
 
-    /// All bytes are zero, for storage before its use.
+    /// A value of zero bytes, for storage before its use.
     pub(crate) const ZERO: Self = Self { text: [0; N], machine: Machine::ZERO };
 
-    /// Takes bytes from the front of `input` up to and including the next token's end, or all of
-    /// them if none ends there (`None`).
+    /// Consumes bytes from the front of `input` up to and including the end of the next token, or
+    /// all bytes if no token ends there (`None`).
     ///
-    /// A number ends with the byte after it. After an error every later call gives the same error.
+    /// A number ends with the byte after it. After an error every later call returns the same
+    /// error.
     pub fn next<'s>(&'s mut self, input: &mut &[u8]) -> Result<Option<Token<'s>>, JsonError> {
         let event = self.machine.next(&mut self.text, input)?;
         Ok(event.map(|event| self.machine.token(&self.text, event)))
     }
 
-    /// Says that the document is complete: gives the number that it consists of, if it is one.
-    /// Fails if the document is not whole.
+    /// Ends the document. Returns the number that the document consists of, if it does; fails if
+    /// the document is incomplete.
     pub fn end(&mut self) -> Result<Option<Token<'_>>, JsonError> {
         let event = self.machine.end(&mut self.text)?;
         Ok(event.map(|event| self.machine.token(&self.text, event)))
     }
 
-    /// Whether a whole document was scanned. One that consists of a number is finished by what
-    /// follows it, or by [`end`](Self::end).
+    /// Returns whether a whole document was scanned. A document that is a number ends with the byte
+    /// after it, or with [`end`](Self::end).
     pub fn finished(&self) -> bool {
         self.machine.finished()
     }
 
-    /// How many objects and arrays are open.
+    /// Returns how many objects and arrays are open.
     pub fn depth(&self) -> usize {
         self.machine.depth().into()
     }

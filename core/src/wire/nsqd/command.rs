@@ -1,12 +1,12 @@
-//! Commands as a client writes them; IDENTIFY is in [`identify`](super::identify).
+//! The commands of a client; IDENTIFY is in [`identify`](super::identify).
 
 use crate::name::{ChannelName, TopicName};
 use crate::wire::{Write, emit_decimal, emit_len};
 
-/// Writes `PUB topic\n`; the record `[u32be length][body]` follows from where it lies.
+/// Writes `PUB topic\n`. The record `[u32be length][body]` is to follow.
 ///
-/// `topic` is a valid name, in two pieces since a ring may wrap in it; it is not checked again.
-/// At most 69 bytes.
+/// `topic` is a valid name, which is not checked again. It is in two pieces, since it may wrap at
+/// the end of a ring. At most 69 bytes.
 #[inline]
 pub fn emit_pub_head<W: Write>(w: &mut W, topic: (&[u8], &[u8])) -> Result<(), W::Error> {
     emit_topic(w, b"PUB ", topic.0)?;
@@ -14,11 +14,11 @@ pub fn emit_pub_head<W: Write>(w: &mut W, topic: (&[u8], &[u8])) -> Result<(), W
     w.write_all(b"\n")
 }
 
-/// Writes `MPUB topic\n`, the body's length and the number of messages; `count` records of
-/// together `records_len` bytes follow from where they lie.
+/// Writes `MPUB topic\n`, the body's length and the number of messages. `count` records of
+/// together `records_len` bytes are to follow.
 ///
-/// `topic` is a valid name, in two pieces since a ring may wrap in it; it is not checked again.
-/// At most 78 bytes.
+/// `topic` is a valid name, which is not checked again. It is in two pieces, since it may wrap at
+/// the end of a ring. At most 78 bytes.
 #[inline]
 pub fn emit_mpub_head<W: Write>(
     w: &mut W,
@@ -33,10 +33,10 @@ pub fn emit_mpub_head<W: Write>(
     w.write_all(&count.to_be_bytes())
 }
 
-/// Writes `DPUB topic ms\n`; the record `[u32be length][body]` follows from where it lies.
+/// Writes `DPUB topic ms\n`. The record `[u32be length][body]` is to follow.
 ///
-/// `topic` is a valid name, in two pieces since a ring may wrap in it; it is not checked again.
-/// `defer_ms` is in milliseconds. At most 81 bytes.
+/// `topic` is a valid name, which is not checked again. It is in two pieces, since it may wrap at
+/// the end of a ring. `defer_ms` is in milliseconds. At most 81 bytes.
 #[inline]
 pub fn emit_dpub_head<W: Write>(
     w: &mut W,
@@ -67,8 +67,8 @@ pub fn emit_sub<W: Write>(
     w.write_all(b"\n")
 }
 
-/// Writes a command that is one line: the verb, which ends with a space if an id follows, the id
-/// and, after a space, the number. RDY is at most 15 bytes long, FIN 21, TOUCH 23, REQ 32.
+/// Writes a command of one line: the verb, which ends with a space if an id follows, the id and,
+/// after a space, the number. RDY is at most 15 bytes long, FIN 21, TOUCH 23, REQ 32.
 pub(crate) fn emit_line<W: Write>(
     w: &mut W,
     verb: &[u8],
@@ -92,7 +92,7 @@ fn emit_topic<W: Write>(w: &mut W, verb: &[u8], name: &[u8]) -> Result<(), W::Er
     w.write_all(name)
 }
 
-/// The last parameter and the line's end.
+/// Writes the last parameter and the line feed.
 fn emit_number<W: Write>(w: &mut W, number: u32) -> Result<(), W::Error> {
     emit_decimal(w, number)?;
     w.write_all(b"\n")
@@ -103,7 +103,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn commands_of_one_line_are_what_nsqd_reads() {
+    fn commands_of_one_line_are_those_of_nsqd() {
         let id = b"0e56cbb0bd1e8000";
         let commands: [(&[u8], &[u8], _, &str); 7] = [
             (b"RDY", b"", Some(0), "RDY 0\n"),
@@ -118,7 +118,7 @@ mod tests {
             let mut written = Vec::new();
             emit_line(&mut written, verb, id, number).unwrap();
             assert_eq!(written, line.as_bytes());
-            // Too little room is an error, not a panic.
+            // A buffer that is too short is an error, not a panic.
             for len in 0..written.len() {
                 assert!(emit_line(&mut &mut vec![0; len][..], verb, id, number).is_err());
             }

@@ -2,19 +2,20 @@
 
 use core::fmt;
 
-/// Makes [`ErrorCode`] of one table: each code's variant, name and [`Meaning`].
+/// Defines [`ErrorCode`] by one table with each code's variant, name and [`Meaning`].
 macro_rules! error_codes {
     ($($(#[$doc:meta])* $code:ident = $name:literal means $meaning:ident,)+) => {
-        /// The first word of an error frame.
+        /// The code at the start of an error frame.
         ///
-        /// All but [`Fin`](Self::Fin), [`Req`](Self::Req) and [`Touch`](Self::Touch) are fatal: nsqd
-        /// closes the connection after the frame. nsqlookupd uses the first five, each of them fatal.
+        /// All but [`Fin`](Self::Fin), [`Req`](Self::Req) and [`Touch`](Self::Touch) are fatal:
+        /// nsqd closes the connection after the frame. nsqlookupd uses the first five, each of them
+        /// fatal.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         #[cfg_attr(feature = "defmt", derive(defmt::Format))]
         #[non_exhaustive]
         pub enum ErrorCode {
             $($(#[$doc])* #[doc = concat!(" `", $name, "`; see [`Meaning::", stringify!($meaning), "`].")] $code,)+
-            /// Any other word, of a server newer than this client. Taken as fatal and as
+            /// Any other code, of a server newer than this client. Treated as fatal and as
             /// [`Meaning::Temporary`]: messages are kept and sent again, because losing them would
             /// be worse.
             Other,
@@ -27,7 +28,7 @@ macro_rules! error_codes {
         const NAMES: &str = concat!($($name, " ",)+);
 
         impl ErrorCode {
-            /// What the code says of the command that was refused.
+            /// Returns what the code means for the refused command.
             pub const fn meaning(self) -> Meaning {
                 match self {
                     $(Self::$code => Meaning::$meaning,)+
@@ -39,74 +40,74 @@ macro_rules! error_codes {
 }
 
 error_codes! {
-    /// An unknown command, one that does not fit the state, or a bad parameter.
+    /// An unknown command, a command that does not fit the state, or a bad parameter.
     Invalid = "E_INVALID" means Command,
-    /// The magic is not this server's.
+    /// The magic is not that of this server's protocol.
     BadProtocol = "E_BAD_PROTOCOL" means Connection,
-    /// The body of IDENTIFY, AUTH or MPUB.
+    /// The body of IDENTIFY, AUTH or MPUB is invalid.
     BadBody = "E_BAD_BODY" means Message,
-    /// Not a topic name.
+    /// The topic name is invalid.
     BadTopic = "E_BAD_TOPIC" means Topic,
-    /// Not a channel name.
+    /// The channel name is invalid.
     BadChannel = "E_BAD_CHANNEL" means Channel,
     /// A message is empty, too big or incomplete.
     BadMessage = "E_BAD_MESSAGE" means Message,
-    /// The features asked for cannot be had together, or an upgrade failed.
+    /// The requested features cannot be combined, or an upgrade failed.
     IdentifyFailed = "E_IDENTIFY_FAILED" means Connection,
     /// AUTH was sent to an nsqd without authorization.
     AuthDisabled = "E_AUTH_DISABLED" means Auth,
-    /// The authorization server refused or is not to be reached.
+    /// The authorization server refused or cannot be reached.
     AuthFailed = "E_AUTH_FAILED" means Auth,
-    /// The command needs AUTH before it.
+    /// The command requires AUTH before it.
     AuthFirst = "E_AUTH_FIRST" means Auth,
     /// nsqd could not answer AUTH.
     AuthError = "E_AUTH_ERROR" means Temporary,
-    /// Not permitted for this topic or channel.
+    /// The client has no permission for this topic or channel.
     Unauthorized = "E_UNAUTHORIZED" means Topic,
-    /// The channel is going away, or has its most consumers.
+    /// The channel is being deleted, or has its maximum of consumers.
     Sub = "E_SUB_FAILED" means Temporary,
-    /// The topic did not take the message.
+    /// The topic did not accept the message.
     Pub = "E_PUB_FAILED" means Temporary,
-    /// The topic did not take the messages, or not all of them.
+    /// The topic did not accept the messages, or not all of them.
     Mpub = "E_MPUB_FAILED" means Temporary,
-    /// The topic did not take the message.
+    /// The topic did not accept the message.
     Dpub = "E_DPUB_FAILED" means Temporary,
-    /// The message is not, or no longer, this client's.
+    /// The message is not in flight to this client, or not any more.
     Fin = "E_FIN_FAILED" means InFlight,
-    /// The message is not, or no longer, this client's.
+    /// The message is not in flight to this client, or not any more.
     Req = "E_REQ_FAILED" means InFlight,
-    /// The message is not, or no longer, this client's.
+    /// The message is not in flight to this client, or not any more.
     Touch = "E_TOUCH_FAILED" means InFlight,
 }
 
-/// What an [`ErrorCode`] says of the refused command: whether its sender should repeat it, and what
-/// would have to change.
+/// The meaning of an [`ErrorCode`] for the refused command: whether its sender should repeat the
+/// command, and what has to change before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Meaning {
-    /// The command's line; the description says what of it. A bad deferral is refused again,
-    /// a command that does not fit the state is not.
+    /// The line of the command; the description names the part. A bad deferral is refused again, a
+    /// command that does not fit the state is not.
     Command,
-    /// A message of the command, or its body as a whole: refused again, but without that message
-    /// the others may be taken.
+    /// A message of the command, or the body as a whole: refused again, but without that message
+    /// the others may be accepted.
     Message,
     /// The topic: every message to it is refused again.
     Topic,
     /// The channel: subscribing to it is refused again.
     Channel,
-    /// The server or what was asked of it in the handshake, and no message.
+    /// The server or the settings of the handshake, and no message.
     Connection,
-    /// The authorization, and no message: refused until somebody changes the settings.
+    /// The authorization, and no message: refused until the settings are changed.
     Auth,
-    /// nsqd cannot do it now: the same command may be taken later.
+    /// nsqd cannot execute the command now: it may accept the same command later.
     Temporary,
-    /// One message in flight, which nsqd has queued again. The only ones that are not fatal.
+    /// A message in flight, which nsqd has queued again. The only codes that are not fatal.
     InFlight,
 }
 
 impl ErrorCode {
-    /// Splits the data of an error frame (or of a V1 reply) into its code and the description
-    /// after it, which may be empty. Of an unknown code all of the data is the description.
+    /// Splits the data of an error frame (or of a V1 reply) into its code and the description after
+    /// it, which may be empty. With an unknown code, all of the data is the description.
     pub fn parse(data: &[u8]) -> (Self, &[u8]) {
         let end = data.iter().position(|byte| *byte == b' ').unwrap_or(data.len());
         let (word, rest) = data.split_at_checked(end).unwrap_or_default();
@@ -117,9 +118,9 @@ impl ErrorCode {
         }
     }
 
-    /// The code as nsqd writes it; empty for [`Other`](Self::Other).
+    /// Returns the code as nsqd writes it; empty for [`Other`](Self::Other).
     pub fn as_str(self) -> &'static str {
-        // By hand: searching a `str` costs some 300 bytes of flash more.
+        // Without a search in `str`, which would cost some 300 bytes of flash more.
         let mut start = 0usize;
         for code in CODES {
             let rest = NAMES.as_bytes().get(start..).unwrap_or_default();
@@ -133,7 +134,7 @@ impl ErrorCode {
         ""
     }
 
-    /// Whether nsqd closes the connection after it.
+    /// Returns whether nsqd closes the connection after the error.
     pub const fn is_fatal(self) -> bool {
         !matches!(self.meaning(), Meaning::InFlight)
     }

@@ -1,39 +1,39 @@
-//! Frames: what nsqd sends.
+//! The frames that nsqd sends.
 
 use crate::wire::{DecodeError, LEN_MAX, Write, bad_length, saturate, take};
 
-/// The number after a frame's size.
+/// The type of a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[repr(u8)]
 pub enum FrameType {
-    /// 0: an answer, or a heartbeat.
+    /// 0: a response, or a heartbeat.
     Response = 0,
-    /// 1: a refusal; its first word is an [`ErrorCode`](super::ErrorCode).
+    /// 1: a refusal; it begins with an [`ErrorCode`](super::ErrorCode).
     Error = 1,
     /// 2: a [`Message`](super::Message).
     Message = 2,
 }
 
-/// A frame, or a part of one that arrived in parts.
+/// A frame, or a part of a frame that arrived in parts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FramePart<'b> {
-    /// What kind of frame it is.
+    /// The type of the frame.
     pub frame_type: FrameType,
-    /// How many bytes of data the whole frame has.
+    /// The length of the whole frame's data in bytes.
     pub size: u32,
-    /// The bytes of this part; empty only if the frame is.
+    /// The data of this part; empty only if the frame is.
     pub data: &'b [u8],
-    /// It starts the frame.
+    /// True for the part that starts the frame.
     pub first: bool,
-    /// It ends the frame.
+    /// True for the part that ends the frame.
     pub last: bool,
 }
 
-/// Splits what nsqd sends into frames, without copying.
+/// Splits the bytes of nsqd into frames, without copying.
 ///
-/// A frame that lies in the input as a whole comes as one part; one that does not comes in the
-/// parts in which it arrives.
+/// A frame that lies in the input as a whole becomes one part; any other frame becomes the parts in
+/// which it arrives.
 ///
 /// RAM: 24 bytes.
 ///
@@ -49,37 +49,38 @@ pub struct FramePart<'b> {
 /// ```
 #[derive(Debug, Clone)]
 pub struct FrameDecoder {
-    /// The longest data taken.
+    /// The longest data that is accepted, in bytes.
     max: u32,
-    /// How much data the frame has.
+    /// The length of the frame's data in bytes.
     size: u32,
-    /// How much of it is still to come.
+    /// How many bytes of the data are still to come.
     left: u32,
     /// The beginning of a head that arrived in pieces.
     head: [u8; HEAD],
-    /// How much of the head was read; [`HEAD`] while in the data.
+    /// How many bytes of the head were read; [`HEAD`] while in the data.
     have: u8,
     frame_type: FrameType,
 }
 
-/// Size and type.
+/// The length of size and type in bytes.
 const HEAD: usize = 8;
 
 impl FrameDecoder {
-    /// Before the first byte. `max` bounds a frame's data in bytes, itself at most 1 GiB.
+    /// Creates a decoder for a new connection. `max` bounds a frame's data in bytes, at most 1 GiB.
     pub const fn new(max: u32) -> Self {
         let max = if max < LEN_MAX { max } else { LEN_MAX };
         Self { max, size: 0, left: 0, head: [0; HEAD], have: 0, frame_type: FrameType::Response }
     }
 
-    /// Takes bytes from the front of `input` and gives the next part; `None` once all are taken.
+    /// Consumes bytes from the front of `input` and returns the next part; `None` once all bytes
+    /// are consumed.
     ///
-    /// The frame's size and type are checked before any of its data is taken. After an error the
-    /// stream has no meaning any more: start the next one with a new decoder.
+    /// The frame's size and type are checked before any of its data is consumed. After an error the
+    /// rest of the stream cannot be decoded: use a new decoder for the next connection.
     pub fn next<'b>(&mut self, input: &mut &'b [u8]) -> Result<Option<FramePart<'b>>, DecodeError> {
         if usize::from(self.have) < HEAD {
             let head = match input.split_first_chunk() {
-                // The usual case: the whole head is there.
+                // The usual case: the input has the whole head.
                 Some((head, rest)) if self.have == 0 => {
                     *input = rest;
                     *head
@@ -94,7 +95,7 @@ impl FrameDecoder {
         if data.is_empty() && self.left != 0 {
             return Ok(None);
         }
-        // `take` gives at most `left`.
+        // `take` returns at most `left` bytes.
         self.left = self.left.wrapping_sub(data.len() as u32);
         let last = self.left == 0;
         if last {
@@ -103,12 +104,12 @@ impl FrameDecoder {
         Ok(Some(FramePart { frame_type: self.frame_type, size: self.size, data, first, last }))
     }
 
-    /// Whether a frame ended exactly here, so that the connection may end here as well.
+    /// Returns whether a frame ended exactly here, so that the connection may end here as well.
     pub const fn at_boundary(&self) -> bool {
         self.have == 0
     }
 
-    /// Adds to the head; whether it is whole.
+    /// Appends to the head and returns whether the head is complete.
     #[cold]
     fn fill(&mut self, input: &mut &[u8]) -> bool {
         while let Some(slot) = self.head.get_mut(usize::from(self.have)) {
@@ -124,7 +125,7 @@ impl FrameDecoder {
         self.have = 0;
         let [a, b, c, d, e, f, g, h] = head;
         let size = u32::from_be_bytes([a, b, c, d]);
-        // Below 4 it wraps to a huge length.
+        // A size below 4 wraps to a huge length.
         let len = size.wrapping_sub(4);
         if len > self.max {
             return Err(bad_length(size, self.max.wrapping_add(4)));
@@ -142,7 +143,7 @@ impl FrameDecoder {
     }
 }
 
-/// Writes the 8 bytes before a frame's data of `len` bytes.
+/// Writes the 8 bytes before the data of a frame, which has `len` bytes.
 pub fn emit_frame_head<W: Write>(
     w: &mut W,
     frame_type: FrameType,

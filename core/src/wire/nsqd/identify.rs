@@ -1,5 +1,5 @@
-//! IDENTIFY's body, `identifyDataV2` in nsqd/client_v2.go: as a client writes it and as a server
-//! reads it. [`identify_response`](super::identify_response) has the answer.
+//! The body of IDENTIFY, `identifyDataV2` in nsqd/client_v2.go: written by a client and read by a
+//! server. [`identify_response`](super::identify_response) has the response.
 
 use core::convert::Infallible;
 
@@ -8,7 +8,7 @@ use crate::wire::json::{Fields, emit_str, fields};
 use crate::wire::{ChunkWriter, Write, emit_decimal, emit_len, len_of};
 
 fields! {
-    /// Every field of nsqd 1.3.0, and the two of the topology, which are newer.
+    /// Every field of nsqd 1.3.0, and the newer two of the topology.
     pub(super) enum Field {
         ClientId = "client_id",
         Hostname = "hostname",
@@ -28,13 +28,13 @@ fields! {
     }
 }
 
-/// The longest key of [`Field`].
+/// The length of the longest key of [`Field`].
 const KEY_MAX: usize = "output_buffer_timeout".len();
 
-/// IDENTIFY as a client writes it. Further fields are [`IdentifyNumber`]s and [`IdentifyOption`]s.
+/// IDENTIFY of a client. Further fields are [`IdentifyNumber`]s and [`IdentifyOption`]s.
 #[derive(Debug, Clone, Copy)]
 pub struct IdentifyRequest<'a> {
-    /// What the client calls itself; nsqd shows it, and shows nothing if it is not given.
+    /// The client's name for itself; nsqd shows it, or nothing if it is empty.
     pub client_id: &'a str,
     /// The client's host; nsqd shows it.
     pub hostname: &'a str,
@@ -44,7 +44,7 @@ pub struct IdentifyRequest<'a> {
     pub heartbeat_interval: u32,
 }
 
-/// A number in IDENTIFY that not every client gives. 0, which is nsqd's default, is left out.
+/// A number in IDENTIFY that only some clients send. 0, nsqd's default, is left out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct IdentifyNumber {
     key: &'static str,
@@ -52,32 +52,33 @@ pub struct IdentifyNumber {
 }
 
 impl IdentifyNumber {
-    /// Bytes that nsqd buffers: 64 to 65,536; default 16,384.
+    /// The size of nsqd's output buffer in bytes: 64 to 65,536; default 16,384.
     pub const fn output_buffer_size(bytes: u32) -> Self {
         Self::new(Field::OutputBufferSize, bytes)
     }
 
-    /// Milliseconds that nsqd buffers: 25 to 30,000; default 250.
+    /// The flush interval of nsqd's output buffer in milliseconds: 25 to 30,000; default 250.
     pub const fn output_buffer_timeout(millis: u32) -> Self {
         Self::new(Field::OutputBufferTimeout, millis)
     }
 
-    /// nsqd buffers nothing (`output_buffer_size` is -1), if `wanted`.
+    /// If `wanted`, nsqd does not buffer (`output_buffer_size` is -1).
     pub const fn unbuffered(wanted: bool) -> Self {
         Self { key: ",\"output_buffer_size\":-", number: wanted as u32 }
     }
 
-    /// Milliseconds until a message in flight is delivered again: 1,000 to 900,000; default 60,000.
+    /// How long a message may be in flight before nsqd delivers it again, in milliseconds: 1,000 to
+    /// 900,000; default 60,000.
     pub const fn msg_timeout(millis: u32) -> Self {
         Self::new(Field::MsgTimeout, millis)
     }
 
-    /// Percent of the messages to deliver: 1 to 99; the default is all.
+    /// The percentage of messages to deliver: 1 to 99; the default is all.
     pub const fn sample_rate(percent: u32) -> Self {
         Self::new(Field::SampleRate, percent)
     }
 
-    /// Deflate's level, 1 to 9; default 6, which is also the most that nsqd does.
+    /// The level of deflate, 1 to 9; default 6, which is also nsqd's highest.
     pub const fn deflate_level(level: u32) -> Self {
         Self::new(Field::DeflateLevel, level)
     }
@@ -87,7 +88,7 @@ impl IdentifyNumber {
     }
 }
 
-/// A flag or text in IDENTIFY that not every client gives.
+/// A flag or text in IDENTIFY that only some clients send.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct IdentifyOption<'a> {
     key: &'static str,
@@ -101,22 +102,22 @@ enum Value<'a> {
 }
 
 impl<'a> IdentifyOption<'a> {
-    /// Asks for TLS after the answer.
+    /// Requests TLS after the response.
     pub const fn tls_v1(wanted: bool) -> Self {
         Self::new(Field::TlsV1, Value::Flag(wanted))
     }
 
-    /// Asks for snappy; not together with [`deflate`](Self::deflate).
+    /// Requests snappy; not together with [`deflate`](Self::deflate).
     pub const fn snappy(wanted: bool) -> Self {
         Self::new(Field::Snappy, Value::Flag(wanted))
     }
 
-    /// Asks for deflate; not together with [`snappy`](Self::snappy).
+    /// Requests deflate; not together with [`snappy`](Self::snappy).
     pub const fn deflate(wanted: bool) -> Self {
         Self::new(Field::Deflate, Value::Flag(wanted))
     }
 
-    /// The region where the client is (newer than 1.3.0).
+    /// The region of the client (newer than 1.3.0).
     pub const fn topology_region(region: &'a str) -> Self {
         Self::new(Field::TopologyRegion, Value::Text(region))
     }
@@ -131,10 +132,10 @@ impl<'a> IdentifyOption<'a> {
     }
 }
 
-/// Writes IDENTIFY: the command, its body's length and the body.
+/// Writes IDENTIFY: the command, the length of its body, and the body.
 ///
-/// `numbers` and `options` are not part of the request, so that the compiler sees which list is
-/// empty in all of a program and drops the code for it.
+/// `numbers` and `options` are separate parameters, so that the compiler sees which list is empty
+/// everywhere in a program and drops the code for it.
 pub fn emit_identify(
     w: &mut ChunkWriter<'_>,
     request: &IdentifyRequest<'_>,
@@ -146,8 +147,8 @@ pub fn emit_identify(
     emit_body(w, request, numbers, options)
 }
 
-// Not by `json::Object`, which a publisher would have for nothing else; and one copy for all
-// clients of a program.
+// Not with `json::Object`, which a publisher needs for nothing else. Not inlined, so that all
+// clients of a program share one copy.
 #[inline(never)]
 fn emit_body(
     w: &mut ChunkWriter<'_>,
@@ -179,7 +180,7 @@ fn emit_body(
     w.write_all(b"}")
 }
 
-/// The settings that a client asked for, as a server reads them: 0 and `false` are nsqd's defaults.
+/// The settings that a client requests, as a server reads them: 0 and `false` are nsqd's defaults.
 ///
 /// RAM: 28 bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -187,28 +188,29 @@ fn emit_body(
 pub struct Settings {
     /// Milliseconds between heartbeats: 1,000 to 60,000, or -1 for none; nsqd's default is 30,000.
     pub heartbeat_interval: i32,
-    /// Bytes that nsqd buffers: 64 to 65,536, or -1 for none; default 16,384.
+    /// The size of nsqd's output buffer in bytes: 64 to 65,536, or -1 for none; default 16,384.
     pub output_buffer_size: i32,
-    /// Milliseconds that nsqd buffers: 25 to 30,000, or -1 for none; default 250.
+    /// The flush interval in milliseconds: 25 to 30,000, or -1 for none; default 250.
     pub output_buffer_timeout: i32,
-    /// Milliseconds until a message in flight is delivered again: 1,000 to 900,000; default 60,000.
+    /// How long a message may be in flight before nsqd delivers it again, in milliseconds: 1,000 to
+    /// 900,000; default 60,000.
     pub msg_timeout: i32,
-    /// Percent of the messages to deliver: 1 to 99; the default is all.
+    /// The percentage of messages to deliver: 1 to 99; the default is all.
     pub sample_rate: i32,
-    /// Not checked: nsqd takes any level and clamps it to 1 to its own highest, 6.
+    /// The level of deflate. Not checked: nsqd clamps any level to 1 to its highest, 6.
     pub deflate_level: i32,
-    /// Answer with an [`IdentifyResponse`](super::IdentifyResponse) rather than `OK`.
+    /// True to be answered with an [`IdentifyResponse`](super::IdentifyResponse) rather than `OK`.
     pub feature_negotiation: bool,
-    /// TLS is asked for.
+    /// True if TLS is requested.
     pub tls_v1: bool,
-    /// Snappy is asked for.
+    /// True if snappy is requested.
     pub snappy: bool,
-    /// Deflate is asked for.
+    /// True if deflate is requested.
     pub deflate: bool,
 }
 
 impl Settings {
-    /// Nothing asked for.
+    /// Creates settings that request nothing.
     pub const fn new() -> Self {
         Self {
             heartbeat_interval: 0,
@@ -224,7 +226,7 @@ impl Settings {
         }
     }
 
-    /// Whether nsqd with these limits takes them, and if not, with what it refuses.
+    /// Checks the settings as nsqd with these limits does, and returns its refusal if it refuses.
     pub fn check(&self, limits: &Limits) -> Result<(), Refusal<'static>> {
         // In nsqd's order.
         let ranges = [
@@ -262,7 +264,7 @@ impl Settings {
     }
 }
 
-/// A request as a server keeps it: its strings in `N` bytes each, longer ones cut.
+/// IDENTIFY as a server keeps it: texts are cut after `N` bytes.
 ///
 /// RAM: 5 (`N` + 1) + 28 bytes, rounded up to 4.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -272,10 +274,10 @@ pub struct Identification<const N: usize> {
     pub client_id: heapless::String<N, u8>,
     /// The client's host; empty if absent.
     pub hostname: heapless::String<N, u8>,
-    /// The client's library and version; empty if absent. Starts with `tokio_nsq/` for the one client that does not survive an
-    /// error frame.
+    /// The client's library and version; empty if absent. Starts with `tokio_nsq/` for the only
+    /// client that does not survive an error frame.
     pub user_agent: heapless::String<N, u8>,
-    /// The region where the client is (newer than 1.3.0); empty if absent.
+    /// The region of the client (newer than 1.3.0); empty if absent.
     pub topology_region: heapless::String<N, u8>,
     /// The zone in that region (newer than 1.3.0); empty if absent.
     pub topology_zone: heapless::String<N, u8>,
@@ -284,7 +286,7 @@ pub struct Identification<const N: usize> {
 }
 
 impl<const N: usize> Identification<N> {
-    /// As of a client that sent nothing.
+    /// Creates the identification of a client that sent no fields.
     pub const fn new() -> Self {
         Self {
             client_id: heapless::String::new(),
@@ -297,9 +299,9 @@ impl<const N: usize> Identification<N> {
     }
 }
 
-/// Reads an IDENTIFY body in pieces, as a server. No piece of it is kept but the result.
+/// Reads the body of IDENTIFY in pieces, for a server. Keeps only the result.
 ///
-/// `S` bounds a string while it is scanned, at least 21 for the keys; `N` what is kept of it.
+/// `S` bounds a string while it is scanned, at least 21 for the keys; `N` bounds each kept text.
 ///
 /// RAM: `S` + 24 bytes and the [`Identification`].
 #[derive(Debug, Clone)]
@@ -309,17 +311,17 @@ pub struct IdentifyScanner<const S: usize, const N: usize> {
 }
 
 impl<const S: usize, const N: usize> IdentifyScanner<S, N> {
-    /// Before the first byte.
+    /// Creates a scanner for a new body.
     pub const fn new() -> Self {
         const { assert!(S >= KEY_MAX) }
         Self { fields: Fields::new(), identification: Identification::new() }
     }
 
-    /// All bytes are zero, for storage before its use.
+    /// A value of zero bytes, for storage before its use.
     pub(crate) const ZERO: Self =
         Self { fields: Fields::ZERO, identification: Identification::new() };
 
-    /// Takes the next piece of the body.
+    /// Reads the next piece of the body.
     pub fn feed(&mut self, bytes: &[u8]) -> Result<(), Refusal<'static>> {
         let mut bytes = bytes;
         while let Some(key) =
@@ -333,19 +335,19 @@ impl<const S: usize, const N: usize> IdentifyScanner<S, N> {
         Ok(())
     }
 
-    /// The body is complete: checks it against the limits as nsqd does.
+    /// Checks the complete body against the limits as nsqd does, and returns the fields.
     pub fn finish(&mut self, limits: &Limits) -> Result<&Identification<N>, Refusal<'static>> {
         self.fields.finish().map_err(|_| Refusal::BadJson)?;
         self.identification.settings.check(limits)?;
         Ok(&self.identification)
     }
 
-    /// What was read so far.
+    /// Returns the fields read so far.
     pub const fn identification(&self) -> &Identification<N> {
         &self.identification
     }
 
-    /// `None` if the value has the wrong type.
+    /// Stores the value of a field; `None` if the value has the wrong type.
     fn keep(&mut self, key: u8) -> Option<()> {
         let Self { fields, identification } = self;
         let settings = &mut identification.settings;

@@ -1,11 +1,11 @@
-//! The answer to IDENTIFY, both ways: [`IdentifyResponse`] writes it, [`GrantedScanner`] reads it.
+//! The response to IDENTIFY: [`IdentifyResponse`] writes it, [`GrantedScanner`] reads it.
 
 use crate::wire::json::Object;
 use crate::wire::{DecodeError, Write, len_of};
 
-/// The answer to an IDENTIFY that asked for `feature_negotiation`.
+/// The response to an IDENTIFY with `feature_negotiation`.
 ///
-/// tokio-nsq needs the first 13 fields, each in its range, or gives the server up for good.
+/// tokio-nsq requires the first 13 fields, each in its range, or gives the server up for good.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct IdentifyResponse<'a> {
@@ -13,36 +13,36 @@ pub struct IdentifyResponse<'a> {
     pub max_rdy_count: u32,
     /// The server's version, as in `1.3.0`.
     pub version: &'a str,
-    /// In milliseconds.
+    /// The longest time that TOUCH can keep a message in flight, in milliseconds.
     pub max_msg_timeout: u32,
-    /// This connection's, in milliseconds.
+    /// How long a message of this connection may be in flight, in milliseconds.
     pub msg_timeout: u32,
-    /// TLS follows.
+    /// True if TLS follows.
     pub tls_v1: bool,
-    /// Deflate follows.
+    /// True if deflate follows.
     pub deflate: bool,
-    /// Deflate's level.
+    /// The level of deflate.
     pub deflate_level: u32,
-    /// The server's highest.
+    /// The highest level of deflate of the server.
     pub max_deflate_level: u32,
-    /// Snappy follows.
+    /// True if snappy follows.
     pub snappy: bool,
-    /// In percent; 0 is all messages.
+    /// The percentage of messages to deliver; 0 for all.
     pub sample_rate: u32,
-    /// AUTH is needed before anything else.
+    /// True if AUTH is required before any other command.
     pub auth_required: bool,
-    /// In bytes.
+    /// The size of the server's output buffer for this client, in bytes.
     pub output_buffer_size: u32,
-    /// In milliseconds.
+    /// The flush interval of the output buffer, in milliseconds.
     pub output_buffer_timeout: u32,
-    /// The server's (newer than 1.3.0).
+    /// The region of the server (newer than 1.3.0).
     pub topology_region: &'a str,
-    /// The server's (newer than 1.3.0).
+    /// The zone of the server (newer than 1.3.0).
     pub topology_zone: &'a str,
 }
 
 impl IdentifyResponse<'_> {
-    /// Writes the JSON, its keys in nsqd's order.
+    /// Writes the JSON with the keys in nsqd's order.
     pub fn emit<W: Write>(&self, w: &mut W) -> Result<(), W::Error> {
         let mut object = Object::new(w);
         object.number("max_rdy_count", self.max_rdy_count)?;
@@ -63,14 +63,14 @@ impl IdentifyResponse<'_> {
         object.end()
     }
 
-    /// How many bytes that is; nsqd's is 304.
+    /// Returns the length of the JSON in bytes; nsqd's is 304.
     pub fn encoded_len(&self) -> usize {
         len_of(|w| self.emit(w))
     }
 }
 
 impl Default for IdentifyResponse<'_> {
-    /// nsqd 1.3.0 with default options, to a client that asked for nothing.
+    /// The response of nsqd 1.3.0 with default options, to a client that requested nothing.
     fn default() -> Self {
         Self {
             max_rdy_count: 2500,
@@ -92,8 +92,8 @@ impl Default for IdentifyResponse<'_> {
     }
 }
 
-/// Every field of the answer, in nsqd's order, and its default if this client uses it. To use one
-/// more, give its default here and read its number in [`GrantedScanner`].
+/// Every field of the response, in nsqd's order, with its default if this client uses it. To use
+/// another field, set its default here and read its number in [`GrantedScanner`].
 const FIELDS: [(&str, Option<u32>); 15] = [
     ("max_rdy_count", Some(2500)),
     ("version", None),
@@ -112,11 +112,11 @@ const FIELDS: [(&str, Option<u32>); 15] = [
     ("topology_zone", None),
 ];
 
-/// How many fields are used.
+/// The number of used fields.
 const USED: usize = PLACES[FIELDS.len()];
 
-/// The hashes of the names of those that are used, and their defaults. Inside a string the quotes
-/// around a name would be escaped.
+/// The hashes of the names of the used fields, and their defaults. A string value cannot be taken
+/// for a name: the quotes inside it are escaped.
 const HASHES: [u32; USED] = TABLE.0;
 const DEFAULTS: [u32; USED] = TABLE.1;
 
@@ -125,7 +125,7 @@ const MAX_MSG_TIMEOUT: usize = PLACES[2];
 const MSG_TIMEOUT: usize = PLACES[3];
 const AUTH_REQUIRED: usize = PLACES[10];
 
-/// How many fields before each are used: where each used one is.
+/// For each field, how many fields before it are used: the index of each used field.
 const PLACES: [usize; FIELDS.len() + 1] = {
     let (mut places, mut at) = ([0; FIELDS.len() + 1], 0);
     while at < FIELDS.len() {
@@ -135,7 +135,7 @@ const PLACES: [usize; FIELDS.len() + 1] = {
     places
 };
 
-/// The hashes and the defaults of those that are used.
+/// The hashes and the defaults of the used fields.
 const TABLE: ([u32; USED], [u32; USED]) = {
     let (mut hashes, mut defaults) = ([0; USED], [0; USED]);
     let mut at = 0;
@@ -149,68 +149,67 @@ const TABLE: ([u32; USED], [u32; USED]) = {
     (hashes, defaults)
 };
 
-/// The fields of the answer to IDENTIFY that a client uses. RAM: 16 bytes.
+/// The fields of the response to IDENTIFY that a client uses. RAM: 16 bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Granted {
-    /// The largest RDY that the server takes.
+    /// The largest RDY that the server accepts.
     pub max_rdy_count: u32,
     /// How long a message may be in flight, in milliseconds.
     pub msg_timeout_ms: u32,
-    /// How long TOUCH can keep it there, in milliseconds.
+    /// The longest time that TOUCH can keep a message in flight, in milliseconds.
     pub max_msg_timeout_ms: u32,
-    /// AUTH is needed before anything else.
+    /// True if AUTH is required before any other command.
     pub auth_required: bool,
 }
 
 /// Reads [`Granted`] in pieces, without a JSON parser, which would be a tenth of a client's flash.
 ///
-/// Fields that are absent or `null` keep nsqd's default. A number below 0
-/// reads 0, one above [`u32::MAX`] reads that, of a fraction the integer part counts. Names are
-/// compared by a hash of 32 bits.
+/// Fields that are absent or `null` keep nsqd's default. Numbers are clamped to 0 and [`u32::MAX`];
+/// a fraction is dropped. Names are compared by a hash of 32 bits.
 ///
 /// RAM: 24 bytes.
 #[derive(Debug, Clone)]
 pub struct GrantedScanner {
-    /// The first byte and the last one so far.
+    /// The first byte and the last byte so far.
     first: u8,
     last: u8,
     /// The field whose value is being read, as an index of `numbers`.
     reading: u8,
     value: Value,
-    /// Of what follows the last quote.
+    /// The hash of the bytes since the last quote.
     hash: u32,
-    /// What was read for each of [`Self::FIELDS`]: a flag is 1 or 0.
+    /// The number of each used field; a flag is 1 or 0.
     numbers: [u32; USED],
 }
 
-/// How far a value was read.
+/// The state of reading a value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Value {
-    /// It is not a field's.
+    /// No value of a used field.
     Other,
-    /// Its field was named.
+    /// The name of a used field was read.
     Named,
-    /// It is what comes next.
+    /// The value comes next.
     Begins,
     Digits,
-    /// What follows does not count: a fraction, or the digits of a number below 0.
+    /// The rest is ignored: a fraction, or the digits of a negative number.
     Rest,
-    /// It is no number: the answer makes no sense.
+    /// The value is no number: the response is invalid.
     Bad,
 }
 
 impl GrantedScanner {
-    /// As memory comes.
+    /// A value of zero bytes, for storage before its use.
     pub(crate) const ZERO: Self =
         Self { first: 0, last: 0, reading: 0, value: Value::Other, hash: 0, numbers: [0; USED] };
 
-    /// Before the first byte.
+    /// Creates a scanner for a new response.
     pub const fn new() -> Self {
         Self { numbers: DEFAULTS, ..Self::ZERO }
     }
 
-    /// Takes the next piece of the answer.
+    /// Reads the next piece of the response.
     #[inline(never)]
     pub fn feed(&mut self, bytes: &[u8]) {
         for &byte in bytes {
@@ -226,8 +225,9 @@ impl GrantedScanner {
         }
     }
 
-    /// The answer is complete. Fails with [`DecodeError::BadIdentifyReply`] only, if the answer is neither
-    /// an object nor the `OK` of a server that negotiates nothing, or a field is no number.
+    /// Returns the fields once the response is complete. Fails, with
+    /// [`DecodeError::BadIdentifyReply`] only, if the response is neither an object nor the `OK` of
+    /// a server that negotiates nothing, or if a field is no number.
     pub fn finish(&self) -> Result<Granted, DecodeError> {
         let is_answer = matches!((self.first, self.last), (b'{', b'}') | (b'O', b'K'));
         if !is_answer || self.value == Value::Bad {
@@ -253,7 +253,7 @@ impl GrantedScanner {
         self.numbers[MAX_MSG_TIMEOUT]
     }
 
-    /// A quote: it may end a field's name. The next name's hash begins.
+    /// Handles a quote, which may end the name of a used field. Returns the start of the next hash.
     fn name(&mut self) -> u32 {
         if matches!(self.value, Value::Other | Value::Named)
             && let Some(at) = HASHES.iter().position(|field| *field == self.hash)
@@ -264,7 +264,7 @@ impl GrantedScanner {
         HASH
     }
 
-    /// The next byte, if it is of a value that matters.
+    /// Handles the next byte, if it belongs to the value of a used field.
     fn value(&mut self, byte: u8) {
         let Some(number) = self.numbers.get_mut(usize::from(self.reading)) else { return };
         let digit = u32::from(byte).wrapping_sub(u32::from(b'0'));
@@ -297,10 +297,10 @@ impl GrantedScanner {
     }
 }
 
-/// FNV-1a, before the first byte.
+/// The start value of FNV-1a.
 const HASH: u32 = 0x811c_9dc5;
 
-/// FNV-1a, with one byte more.
+/// Adds a byte to an FNV-1a hash.
 const fn hash_of(hash: u32, byte: u8) -> u32 {
     (hash ^ byte as u32).wrapping_mul(0x0100_0193)
 }

@@ -1,6 +1,6 @@
-//! What a server takes.
+//! The limits of a server.
 
-/// A server's limits, each named after nsqd's option.
+/// The limits of a server, each named after nsqd's option.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Limits {
@@ -8,25 +8,25 @@ pub struct Limits {
     pub max_msg_size: u32,
     /// `-max-body-size`: the longest body of IDENTIFY, AUTH or MPUB, in bytes.
     pub max_body_size: u32,
-    /// `-max-rdy-count`: the largest RDY. tokio-nsq fails above 65,535; go-nsq never asks for
+    /// `-max-rdy-count`: the largest RDY. tokio-nsq fails above 65,535; go-nsq never requests
     /// messages if it is 0.
     pub max_rdy_count: u32,
-    /// `-max-req-timeout`: the longest DPUB deferral, and where a REQ delay is clamped, in
-    /// milliseconds.
+    /// `-max-req-timeout`, in milliseconds: the longest deferral of DPUB; longer delays of REQ are
+    /// clamped to it.
     pub max_req_timeout_ms: u32,
-    /// `-max-msg-timeout`, in milliseconds.
+    /// `-max-msg-timeout`: the longest message timeout, in milliseconds.
     pub max_msg_timeout_ms: u32,
-    /// `-max-heartbeat-interval`, in milliseconds.
+    /// `-max-heartbeat-interval`: the longest interval, in milliseconds.
     pub max_heartbeat_interval_ms: u32,
-    /// `-max-output-buffer-size`, in bytes.
+    /// `-max-output-buffer-size`: the largest output buffer, in bytes.
     pub max_output_buffer_size: u32,
-    /// `-min-output-buffer-timeout`, in milliseconds.
+    /// `-min-output-buffer-timeout`: the shortest flush interval, in milliseconds.
     pub min_output_buffer_timeout_ms: u32,
-    /// `-max-output-buffer-timeout`, in milliseconds.
+    /// `-max-output-buffer-timeout`: the longest flush interval, in milliseconds.
     pub max_output_buffer_timeout_ms: u32,
-    /// `-deflate`: whether it can be had.
+    /// `-deflate`: true if clients may use it.
     pub deflate: bool,
-    /// `-snappy`: whether it can be had.
+    /// `-snappy`: true if clients may use it.
     pub snappy: bool,
 }
 

@@ -1,4 +1,4 @@
-//! Messages: the data of frame type 2.
+//! Messages: the data of frames of type 2.
 
 use core::fmt;
 
@@ -6,19 +6,19 @@ use super::FrameType;
 use super::frame::emit_frame_head;
 use crate::wire::Write;
 
-/// A message's id: 16 bytes that mean nothing but themselves. nsqd's are hexadecimal digits.
+/// The id of a message: 16 opaque bytes. nsqd uses hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct MessageId(pub [u8; 16]);
 
 impl MessageId {
-    /// The id from a command's parameter, which must have exactly 16 bytes.
+    /// Reads an id from a command's parameter, which must have exactly 16 bytes.
     pub fn parse(bytes: &[u8]) -> Option<Self> {
         bytes.try_into().ok().map(Self)
     }
 }
 
 impl fmt::Display for MessageId {
-    /// As text; what is not printable ASCII reads `.`.
+    /// Writes the id as text; bytes that are not printable ASCII become `.`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         use fmt::Write;
         self.0.iter().try_for_each(|&byte| {
@@ -40,30 +40,30 @@ impl defmt::Format for MessageId {
     }
 }
 
-/// What stands before a message's body.
+/// The fields before the body of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct MessageHead {
     /// When the message was published, in nanoseconds of Unix time as the server knows it.
     pub timestamp: i64,
-    /// How often it was delivered, this time included. Wraps; keep it at 32,767 at most, pynsq
-    /// reads it as a signed number.
+    /// How often the message was delivered, this time included. Wraps. Keep it at 32,767 at most,
+    /// since pynsq reads a signed number.
     pub attempts: u16,
-    /// Its id, for FIN, REQ and TOUCH.
+    /// The id, for FIN, REQ and TOUCH.
     pub id: MessageId,
 }
 
 impl MessageHead {
-    /// Its length in bytes.
+    /// The length of the head in bytes.
     pub const LEN: usize = 26;
 
-    /// Splits a message frame's data into head and body; `None` if it is shorter than a head.
+    /// Splits the data of a message frame into head and body; `None` if it is shorter than a head.
     pub fn parse(data: &[u8]) -> Option<(Self, &[u8])> {
         let (timestamp, data) = data.split_first_chunk::<8>()?;
         let (attempts, data) = data.split_first_chunk()?;
         let (id, body) = data.split_first_chunk()?;
         let head = Self {
-            // In a loop: a small core has to load it byte by byte, since it may lie anywhere.
+            // In a loop: the bytes may be unaligned, so a small core has to load them one by one.
             timestamp: timestamp.iter().fold(0, |sum, byte| (sum << 8) | i64::from(*byte)),
             attempts: u16::from_be_bytes(*attempts),
             id: MessageId(*id),
@@ -71,14 +71,13 @@ impl MessageHead {
         Some((head, body))
     }
 
-    /// Of a message frame's data, how often it was delivered and its id: what a consumer itself
-    /// needs, without the rest.
+    /// Returns attempts and id from the data of a message frame: all that a consumer itself needs.
     pub(crate) fn parse_brief(data: &[u8]) -> Option<(u16, MessageId)> {
         let (attempts, data) = data.get(8..)?.split_first_chunk()?;
         Some((u16::from_be_bytes(*attempts), MessageId(*data.first_chunk()?)))
     }
 
-    /// Writes the 26 bytes.
+    /// Writes the 26 bytes of the head.
     pub fn emit<W: Write>(&self, w: &mut W) -> Result<(), W::Error> {
         w.write_all(&self.timestamp.to_be_bytes())?;
         w.write_all(&self.attempts.to_be_bytes())?;
@@ -86,25 +85,25 @@ impl MessageHead {
     }
 }
 
-/// A message frame's data.
+/// The data of a message frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Message<'a> {
-    /// What stands before the body.
+    /// The fields before the body.
     pub head: MessageHead,
     /// The body.
     pub body: &'a [u8],
 }
 
 impl<'a> Message<'a> {
-    /// Reads a message frame's data; `None` if it is shorter than 26 bytes.
+    /// Reads the data of a message frame; `None` if it is shorter than 26 bytes.
     pub fn parse(data: &'a [u8]) -> Option<Self> {
         let (head, body) = MessageHead::parse(data)?;
         Some(Self { head, body })
     }
 }
 
-/// Writes the 34 bytes of a message frame before a body of `body_len` bytes, which may then be
-/// sent from where it lies.
+/// Writes the 34 bytes of a message frame before the body, which has `body_len` bytes and is to
+/// follow.
 pub fn emit_message_head<W: Write>(
     w: &mut W,
     head: &MessageHead,

@@ -1,4 +1,4 @@
-//! How nsqd words its errors.
+//! The texts of nsqd's errors.
 
 use core::fmt;
 
@@ -6,7 +6,7 @@ use super::{ErrorCode, MessageId};
 use crate::wire::text::{Text, display};
 use crate::wire::{Write, len_of};
 
-/// The first word of a command.
+/// The verb of a command: its first word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Verb {
@@ -52,12 +52,12 @@ impl Verb {
         Self::Dpub,
     ];
 
-    /// The command of that name; they are case-sensitive.
+    /// Returns the command with that name; names are case-sensitive.
     pub(super) fn parse(word: &[u8]) -> Option<Self> {
         Self::ALL.into_iter().find(|verb| verb.as_str().as_bytes() == word)
     }
 
-    /// The name.
+    /// Returns the name.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Identify => "IDENTIFY",
@@ -92,108 +92,108 @@ pub enum Setting {
     MsgTimeout,
 }
 
-/// Why nsqd refuses a command: [`emit`](Self::emit) and `Display` give the data of its error
-/// frame, word for word as nsqd 1.3.0 (`nsqd/protocol_v2.go`), `CODE description`.
+/// Why nsqd refuses a command. [`emit`](Self::emit) and `Display` write the data of the error
+/// frame, `CODE description`, exactly as nsqd 1.3.0 (`nsqd/protocol_v2.go`).
 ///
-/// All but [`NotInFlight`](Self::NotInFlight) and [`NotOwner`](Self::NotOwner) are fatal: answer
-/// with it and close. Texts borrow from the decoder's line: write the refusal out at once.
+/// All but [`NotInFlight`](Self::NotInFlight) and [`NotOwner`](Self::NotOwner) are fatal: send the
+/// error frame and close. Texts borrow from the decoder's line: write the refusal out at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Refusal<'a> {
     /// The magic is not [`MAGIC`](super::MAGIC).
     BadProtocol,
-    /// No such command.
+    /// There is no such command.
     UnknownCommand(&'a [u8]),
-    /// A line longer than [`LINE_BUFFER`](super::LINE_BUFFER). nsqd takes 16,384 bytes and then
-    /// closes without a word.
+    /// A line longer than [`LINE_BUFFER`](super::LINE_BUFFER). nsqd accepts 16,384 bytes and then
+    /// closes without an error frame.
     LineTooLong,
-    /// Not before SUB, not after it, or not after CLS.
+    /// The command is not allowed before SUB, after SUB, or after CLS.
     WrongState(Verb),
-    /// SUB by a client that switched heartbeats off.
+    /// SUB by a client that disabled heartbeats.
     HeartbeatsOff,
-    /// A parameter is missing; AUTH has one.
+    /// A parameter is missing, or AUTH has a parameter.
     Parameters(Verb),
-    /// Not a topic name.
+    /// The topic name is invalid.
     BadTopic {
         /// The command.
         verb: Verb,
-        /// What was given.
+        /// The name in the command.
         name: &'a [u8],
     },
-    /// Not a channel name.
+    /// The channel name is invalid.
     BadChannel {
-        /// What was given.
+        /// The name in the command.
         name: &'a [u8],
     },
-    /// Not 16 bytes.
+    /// A message id does not have 16 bytes.
     BadMessageId,
-    /// Not decimal digits: RDY's count, REQ's and DPUB's time.
+    /// The count of RDY or the time of REQ or DPUB has other characters than decimal digits.
     BadNumber {
         /// The command.
         verb: Verb,
-        /// What was given.
+        /// The text in the command.
         text: &'a [u8],
     },
-    /// RDY's count or DPUB's time is too large.
+    /// The count of RDY or the time of DPUB is too large.
     OutOfRange {
         /// The command.
         verb: Verb,
-        /// What was given: decimal digits.
+        /// The number in the command: decimal digits.
         digits: &'a [u8],
-        /// The largest taken.
+        /// The largest number that is accepted.
         max: u32,
     },
     /// The length of a body, or of PUB's and DPUB's message, is not positive.
     BadLength {
         /// The command.
         verb: Verb,
-        /// What was announced.
+        /// The announced length.
         len: i32,
     },
     /// A body, or a message, is too long.
     TooBig {
         /// The command.
         verb: Verb,
-        /// What was announced.
+        /// The announced length.
         len: i32,
-        /// The longest taken.
+        /// The longest length that is accepted.
         max: u32,
     },
-    /// MPUB's number of messages is not positive, or they cannot fit into the longest body.
+    /// MPUB's number of messages is not positive, or so many cannot fit into the longest body.
     BadCount(i32),
     /// The length of a message inside MPUB is not positive.
     BadMessageLength {
-        /// Which message, from 0.
+        /// The index of the message, from 0.
         index: u32,
-        /// What was announced.
+        /// The announced length.
         len: i32,
     },
     /// A message inside MPUB is too long.
     MessageTooBig {
-        /// What was announced.
+        /// The announced length.
         len: i32,
-        /// The longest taken.
+        /// The longest length that is accepted.
         max: u32,
     },
     /// The client stopped sending inside a command.
     Ended {
         /// The command.
         verb: Verb,
-        /// Where in it.
+        /// Where the bytes ended.
         at: Within,
     },
     /// IDENTIFY's body is not a JSON object, or a value in it has the wrong type.
     BadJson,
     /// A setting in IDENTIFY is out of its range.
     BadSetting {
-        /// Which.
+        /// The setting.
         setting: Setting,
-        /// What was asked for.
+        /// The value that the client sent.
         value: i32,
     },
-    /// IDENTIFY asked for deflate and snappy together.
+    /// IDENTIFY requests deflate and snappy together.
     BothCompressions,
-    /// AUTH, but there is no authorization.
+    /// AUTH, but the server has no authorization.
     AuthDisabled,
     /// FIN, REQ or TOUCH of a message that is not in flight. Not fatal.
     NotInFlight {
@@ -209,31 +209,31 @@ pub enum Refusal<'a> {
         /// The message.
         id: MessageId,
     },
-    /// SUB, PUB, MPUB or DPUB could not be done.
+    /// The server could not execute SUB, PUB, MPUB or DPUB.
     Failed {
         /// The command.
         verb: Verb,
-        /// The reason, in one's own words.
+        /// The reason, as the server words it.
         why: &'a str,
     },
 }
 
-/// Where in a command's body.
+/// A place in a command's body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Within {
-    /// In its length.
+    /// In the length of the body.
     Length,
-    /// In itself.
+    /// In the body itself.
     Body,
-    /// In MPUB's count.
+    /// In MPUB's number of messages.
     Count,
-    /// In the length of MPUB's message of that place, from 0.
+    /// In the length of MPUB's message of this index, from 0.
     MessageLength(u32),
 }
 
 impl Refusal<'_> {
-    /// Its first word.
+    /// Returns the error code.
     pub const fn code(&self) -> ErrorCode {
         match self {
             Self::BadProtocol => ErrorCode::BadProtocol,
@@ -273,12 +273,13 @@ impl Refusal<'_> {
         }
     }
 
-    /// Whether nsqd closes the connection after it.
+    /// Returns whether nsqd closes the connection after the refusal.
     pub const fn is_fatal(&self) -> bool {
         self.code().is_fatal()
     }
 
-    /// Writes the data of the error frame, whose head [`emit_frame_head`](super::emit_frame_head) writes.
+    /// Writes the data of the error frame; [`emit_frame_head`](super::emit_frame_head) writes its
+    /// head.
     pub fn emit<W: Write>(&self, w: &mut W) -> Result<(), W::Error> {
         w.write_all(self.code().as_str().as_bytes())?;
         if matches!(self, Self::BadProtocol) {
@@ -288,7 +289,7 @@ impl Refusal<'_> {
         self.emit_description(w)
     }
 
-    /// How many bytes that is.
+    /// Returns the length of the data in bytes.
     pub fn encoded_len(&self) -> usize {
         len_of(|w| self.emit(w))
     }
@@ -317,7 +318,7 @@ impl Refusal<'_> {
                 .done(),
             Self::BadTopic { verb, name } => {
                 if verb == Verb::Mpub {
-                    // nsqd's own doubling.
+                    // nsqd repeats the code in this text.
                     out.text("E_BAD_TOPIC ")?;
                 }
                 out.text(verb.as_str())?
@@ -407,7 +408,7 @@ impl fmt::Display for Refusal<'_> {
 
 impl core::error::Error for Refusal<'_> {}
 
-/// The code for what is wrong with the body of a command.
+/// Returns the code of a refusal because of the command's body.
 const fn body_code(verb: Verb) -> ErrorCode {
     match verb {
         Verb::Pub | Verb::Dpub => ErrorCode::BadMessage,
@@ -415,7 +416,7 @@ const fn body_code(verb: Verb) -> ErrorCode {
     }
 }
 
-/// PUB and DPUB have a message where others have a body.
+/// Returns the noun before "body": PUB and DPUB have a message where other commands have a body.
 const fn message(verb: Verb) -> &'static str {
     match verb {
         Verb::Pub | Verb::Dpub => "message ",
@@ -423,7 +424,7 @@ const fn message(verb: Verb) -> &'static str {
     }
 }
 
-/// Digits as nsqd prints the number again.
+/// Removes leading zeros, since nsqd prints the parsed number.
 fn significant(digits: &[u8]) -> &[u8] {
     let mut digits = digits;
     while let Some((b'0', rest)) = digits.split_first()

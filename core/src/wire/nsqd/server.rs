@@ -1,4 +1,4 @@
-//! Commands: what nsqd reads.
+//! The commands that nsqd reads.
 
 use super::refusal::Within;
 use super::{Limits, MAGIC, MessageId, Refusal, Verb};
@@ -6,23 +6,23 @@ use crate::name::{ChannelName, TopicName};
 use crate::wire::line::Line;
 use crate::wire::take;
 
-/// The longest command line that is read, its line feed not counted, in bytes. A well-behaved
-/// client's has 133.
+/// The longest command line that is read, without its line feed, in bytes. A well-behaved client's
+/// has at most 133.
 pub const LINE_BUFFER: usize = 160;
 
-/// One step of what a client wants.
+/// A command of a client, or a part of one.
 ///
-/// A command with a body comes as its own item first; then, once its length is known and within
-/// the limits, [`Body`](Self::Body), then the body in one or more [`Part`](Self::Part)s. MPUB has a
-/// [`Batch`](Self::Batch) before that, and a body for each message. Refuse a command (its topic is
-/// full, say) at any of these by answering and closing.
+/// A command with a body is an item of its own first. Once its length is known and within the
+/// limits, [`Body`](Self::Body) follows, then the body in one or more [`Part`](Self::Part)s. MPUB
+/// has a [`Batch`](Self::Batch) before that, and a body for each message. The server may refuse a
+/// command (for example because its topic is full) at any of these by an error frame and closing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Item<'b> {
     /// IDENTIFY; a body follows, for [`IdentifyScanner`](super::IdentifyScanner).
     Identify,
     /// AUTH; a body follows: the secret.
     Auth,
-    /// SUB. The decoder is in [`Phase::Subscribed`] from here.
+    /// SUB. The decoder is in [`Phase::Subscribed`] from here on.
     Sub {
         /// The topic.
         topic: TopicName,
@@ -37,14 +37,14 @@ pub enum Item<'b> {
     Req {
         /// The message.
         id: MessageId,
-        /// After how many milliseconds, clamped to the limits.
+        /// The delay in milliseconds, clamped to the limits.
         delay_ms: u32,
     },
     /// TOUCH.
     Touch(MessageId),
-    /// CLS. The decoder is in [`Phase::Closing`] from here.
+    /// CLS. The decoder is in [`Phase::Closing`] from here on.
     Cls,
-    /// NOP, or a RDY after CLS, which nsqd ignores. No answer.
+    /// NOP, or RDY after CLS, which nsqd ignores. Not answered.
     Nop,
     /// PUB; a body follows: the message.
     Pub {
@@ -60,37 +60,37 @@ pub enum Item<'b> {
     Dpub {
         /// The topic.
         topic: TopicName,
-        /// After how many milliseconds, within the limits.
+        /// The deferral in milliseconds, within the limits.
         defer_ms: u32,
     },
     /// The messages of an MPUB follow, each as a body.
     Batch {
-        /// The announced length of all that follows; as in nsqd it need not be true.
+        /// The announced length of all that follows; as in nsqd, it may be wrong.
         len: u32,
-        /// How many messages, at least 1.
+        /// The number of messages, at least 1.
         count: u32,
     },
     /// A body follows.
     Body {
-        /// Its length in bytes, at least 1.
+        /// The length in bytes, at least 1.
         len: u32,
     },
     /// The next bytes of the body, never empty.
     Part {
         /// The bytes.
         data: &'b [u8],
-        /// They end the body.
+        /// True if they end the body.
         last: bool,
-        /// They end the command: now it is to be answered.
+        /// True if they end the command, which is now to be answered.
         done: bool,
     },
 }
 
-/// What a connection may do; nsqd calls it the client's state.
+/// The commands that a client may send; nsqd calls it the client's state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Phase {
-    /// IDENTIFY, AUTH, SUB, publishing.
+    /// Before SUB: IDENTIFY, AUTH, SUB, publishing.
     Init,
     /// After SUB: RDY, FIN, REQ, TOUCH, CLS, publishing.
     Subscribed,
@@ -98,8 +98,8 @@ pub enum Phase {
     Closing,
 }
 
-/// Reads what a client sends, magic first, and checks all that can be checked without knowing
-/// topics, channels and messages, in nsqd's order and with its answers.
+/// Reads the bytes of a client, magic first. Checks everything that does not depend on topics,
+/// channels and messages, in nsqd's order and with its refusals.
 ///
 /// RAM: [`LINE_BUFFER`] + 24 bytes.
 ///
@@ -119,17 +119,17 @@ pub struct CommandDecoder {
     line: Line<LINE_BUFFER>,
     state: State,
     phase: Phase,
-    /// Whose body is being read.
+    /// The command whose body is being read.
     verb: Verb,
     heartbeats: bool,
-    /// How many bytes of `number` are read, below 4.
+    /// How many bytes of `number` were read, below 4.
     have: u8,
     number: u32,
     /// Bytes of the body still to come; before an MPUB's count, the announced length.
     left: u32,
-    /// MPUB: how many messages there are.
+    /// MPUB: the number of messages.
     count: u32,
-    /// MPUB: which message is next or being read.
+    /// MPUB: the index of the message that is next or being read.
     index: u32,
 }
 
@@ -145,12 +145,12 @@ enum State {
 }
 
 impl CommandDecoder {
-    /// Before the magic.
+    /// Creates a decoder for a new connection.
     pub const fn new() -> Self {
         Self { verb: Verb::Nop, heartbeats: true, ..Self::ZERO }
     }
 
-    /// All bytes are zero, for storage before its use.
+    /// A value of zero bytes, for storage before its use.
     pub(crate) const ZERO: Self = Self {
         line: Line::new(),
         state: State::Magic,
@@ -164,10 +164,11 @@ impl CommandDecoder {
         index: 0,
     };
 
-    /// Takes bytes from the front of `input` and gives the next item; `None` once all are taken.
+    /// Consumes bytes from the front of `input` and returns the next item; `None` once all bytes
+    /// are consumed.
     ///
-    /// All refusals from here are fatal: answer with it in an error frame and
-    /// close. Whatever comes after a refusal is dropped.
+    /// All refusals from here are fatal: send the error frame and close. All bytes after a refusal
+    /// are dropped.
     pub fn next<'s, 'b: 's>(
         &'s mut self,
         limits: &Limits,
@@ -194,18 +195,18 @@ impl CommandDecoder {
         }
     }
 
-    /// Says whether the client gets heartbeats: IDENTIFY may have switched them off or on. SUB is
-    /// refused without.
+    /// Sets whether the client receives heartbeats: IDENTIFY may have disabled or enabled them. SUB
+    /// is refused without heartbeats.
     pub const fn set_heartbeats(&mut self, on: bool) {
         self.heartbeats = on;
     }
 
-    /// What the client may do now.
+    /// Returns the commands that the client may send now.
     pub const fn phase(&self) -> Phase {
         self.phase
     }
 
-    /// Whether a command ended exactly here, so that the connection may end here as well.
+    /// Returns whether a command ended exactly here, so that the connection may end here as well.
     pub fn at_boundary(&self) -> bool {
         match self.state {
             State::Magic => self.have == 0,
@@ -216,7 +217,8 @@ impl CommandDecoder {
         }
     }
 
-    /// The client will send nothing more: what nsqd answers to an unfinished body.
+    /// Notes that the client will send nothing more. Fails with nsqd's refusal of an unfinished
+    /// body.
     pub fn end(&mut self) -> Result<(), Refusal<'static>> {
         let at = match self.state {
             State::Magic | State::Line | State::Refused => return Ok(()),
@@ -290,7 +292,7 @@ impl CommandDecoder {
             }
             self.left = number;
             if verb != Verb::Mpub {
-                // As if it were the one message of a batch.
+                // The body is read as the only message of a batch.
                 self.index = 0;
                 self.count = 1;
                 self.state = State::Body;
@@ -335,7 +337,7 @@ impl CommandDecoder {
         if data.is_empty() {
             return Ok(None);
         }
-        // `take` gives at most `left`.
+        // `take` returns at most `left` bytes.
         self.left = self.left.wrapping_sub(data.len() as u32);
         let last = self.left == 0;
         let mut done = false;
@@ -347,7 +349,7 @@ impl CommandDecoder {
         Ok(Some(Item::Part { data, last, done }))
     }
 
-    /// The next 4 bytes as a number.
+    /// Reads 4 bytes as a number; `None` until all of them have arrived.
     fn number(&mut self, input: &mut &[u8]) -> Option<u32> {
         while let Some((&byte, rest)) = input.split_first() {
             *input = rest;
@@ -367,7 +369,7 @@ impl Default for CommandDecoder {
     }
 }
 
-/// A command line, in the order in which nsqd looks at it.
+/// Parses a command line, with the checks in nsqd's order.
 fn parse<'b, 's>(
     line: &'s [u8],
     phase: Phase,
@@ -457,7 +459,7 @@ fn id(verb: Verb, word: Option<&[u8]>) -> Result<MessageId, Refusal<'_>> {
     MessageId::parse(word).ok_or(Refusal::BadMessageId)
 }
 
-/// Decimal digits only, none of them is 0; saturates, where nsqd wraps at 2^64.
+/// Parses decimal digits; no digits at all are 0. Saturates, where nsqd wraps at 2^64.
 fn number(verb: Verb, text: &[u8]) -> Result<u32, Refusal<'_>> {
     let mut number = 0u32;
     for byte in text {

@@ -1,33 +1,31 @@
-//! Commands: what nsqd sends.
+//! The commands that nsqd sends to nsqlookupd.
 
 use crate::name::{ChannelName, TopicName};
 use crate::wire::json::Object;
 use crate::wire::{Write, emit_len, len_of};
 
-/// A command, ready to be written. All of them are defined in
-/// `nsqlookupd/lookup_protocol_v1.go`.
+/// A command for nsqlookupd, as in `nsqlookupd/lookup_protocol_v1.go`.
 #[derive(Debug, Clone, Copy)]
 pub enum Command<'a> {
-    /// IDENTIFY: who the node is; once per connection, before REGISTER. Answer: JSON
+    /// IDENTIFY: describes the node; once per connection, before REGISTER. Reply: JSON
     /// ([`super::IdentifyReply`]).
     Identify(&'a NodeInfo<'a>),
-    /// REGISTER: the node has this topic, or this channel and with it its topic. Idempotent.
-    /// Answer: `OK`.
+    /// REGISTER: the node has this topic, or this channel of the topic. Idempotent. Reply: `OK`.
     Register {
         /// The topic.
         topic: &'a TopicName,
-        /// The channel, or the topic alone.
+        /// The channel; `None` for the topic alone.
         channel: Option<&'a ChannelName>,
     },
-    /// UNREGISTER: the node has this channel, or this topic with all its channels, no longer.
-    /// Answer: `OK`, also if it never had.
+    /// UNREGISTER: the node does not have this channel any more, or this topic and all its
+    /// channels. Reply: `OK`, also if it was not registered.
     Unregister {
         /// The topic.
         topic: &'a TopicName,
-        /// The channel, or the topic with all of them.
+        /// The channel; `None` for the topic and all its channels.
         channel: Option<&'a ChannelName>,
     },
-    /// PING: the node is alive; keeps it listed, which lasts 300 s by default. Answer: `OK`.
+    /// PING: keeps the node listed, by default for 300 s. Reply: `OK`.
     Ping,
 }
 
@@ -46,7 +44,8 @@ impl Command<'_> {
         }
     }
 
-    /// How many bytes that is: [`LINE_MAX`](super::LINE_MAX) at most, except for IDENTIFY.
+    /// Returns the length of the command in bytes: [`LINE_MAX`](super::LINE_MAX) at most, except
+    /// for IDENTIFY.
     pub fn encoded_len(&self) -> usize {
         len_of(|w| self.emit(w))
     }
@@ -67,32 +66,32 @@ fn emit_names<W: Write>(
     w.write_all(b"\n")
 }
 
-/// IDENTIFY's body: how a node is listed (`nsqd/lookup.go`).
+/// The body of IDENTIFY: the node as nsqlookupd lists it (`nsqd/lookup.go`).
 ///
-/// nsqlookupd refuses a node whose `broadcast_address` or `version` is empty, or one of whose ports
-/// is 0, so a node without HTTP has to name some `http_port`, too.
-/// [`NodeInfoScanner`](super::NodeInfoScanner) reads it.
+/// nsqlookupd refuses a node whose `broadcast_address` or `version` is empty or with a port of 0,
+/// so a node without HTTP has to set some `http_port`, too. nsqlookupd reads it with
+/// [`NodeInfoScanner`](super::NodeInfoScanner).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct NodeInfo<'a> {
-    /// Where consumers reach the node: a name or an address without a port.
+    /// The host that consumers connect to: a name or an address without a port.
     pub broadcast_address: &'a str,
     /// The node's name, for display.
     pub hostname: &'a str,
-    /// Where the node answers HTTP.
+    /// The port for HTTP.
     pub http_port: u16,
-    /// Where the node takes consumers and producers.
+    /// The port for consumers and producers.
     pub tcp_port: u16,
-    /// Where the node is (newer than 1.3.0); may be empty.
+    /// The region of the node (newer than 1.3.0); may be empty.
     pub topology_region: &'a str,
-    /// Where in the region the node is (newer than 1.3.0); may be empty.
+    /// The zone in the region (newer than 1.3.0); may be empty.
     pub topology_zone: &'a str,
     /// The node's version, as in `1.3.0`.
     pub version: &'a str,
 }
 
 impl NodeInfo<'_> {
-    /// Nothing known.
+    /// A node without any information.
     pub(crate) const NONE: Self = Self {
         broadcast_address: "",
         hostname: "",
@@ -103,7 +102,7 @@ impl NodeInfo<'_> {
         version: "",
     };
 
-    /// Writes the JSON, its keys in nsqd's order.
+    /// Writes the JSON with the keys in nsqd's order.
     pub fn emit<W: Write>(&self, w: &mut W) -> Result<(), W::Error> {
         let mut object = Object::new(w);
         object.string(BROADCAST_ADDRESS, self.broadcast_address)?;
@@ -116,12 +115,12 @@ impl NodeInfo<'_> {
         object.end()
     }
 
-    /// How many bytes that is.
+    /// Returns the length of the JSON in bytes.
     pub fn encoded_len(&self) -> usize {
         len_of(|w| self.emit(w))
     }
 
-    /// Whether nsqlookupd takes it, and if not, with what it refuses.
+    /// Checks the fields as nsqlookupd does, and returns its refusal if it refuses.
     pub const fn check(&self) -> Result<(), super::Refusal<'static>> {
         if self.broadcast_address.is_empty()
             || self.tcp_port == 0

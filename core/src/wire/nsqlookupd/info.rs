@@ -1,28 +1,29 @@
-//! The answer to IDENTIFY, both sides.
+//! The reply to IDENTIFY, for both sides.
 
 use super::command::{BROADCAST_ADDRESS, HOSTNAME, HTTP_PORT, TCP_PORT, VERSION};
 use crate::wire::json::Object;
 use crate::wire::{Write, len_of};
 
-/// The answer to IDENTIFY, as nsqlookupd writes it: itself.
+/// The reply to IDENTIFY, in which nsqlookupd describes itself.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct IdentifyReply<'a> {
-    /// Where nsqlookupd is reached by HTTP: a name or an address without a port.
+    /// The host of nsqlookupd for HTTP: a name or an address without a port.
     pub broadcast_address: &'a str,
-    /// Its host's name.
+    /// The name of its host.
     pub hostname: &'a str,
-    /// Where it answers HTTP.
+    /// The port for HTTP.
     pub http_port: u16,
-    /// Where it speaks V1.
+    /// The port for V1.
     pub tcp_port: u16,
     /// Its version, as in `1.3.0`.
     pub version: &'a str,
 }
 
 impl IdentifyReply<'_> {
-    /// Writes the JSON, its keys in nsqlookupd's order; [`emit_reply`](super::emit_reply) does not
-    /// stage it: write [`encoded_len`](Self::encoded_len) as `u32be` before it.
+    /// Writes the JSON with the keys in nsqlookupd's order. The caller first writes
+    /// [`encoded_len`](Self::encoded_len) as `u32be`, as [`emit_reply`](super::emit_reply) does for
+    /// texts.
     pub fn emit<W: Write>(&self, w: &mut W) -> Result<(), W::Error> {
         let mut object = Object::new(w);
         object.string(BROADCAST_ADDRESS, self.broadcast_address)?;
@@ -33,39 +34,39 @@ impl IdentifyReply<'_> {
         object.end()
     }
 
-    /// How many bytes that is.
+    /// Returns the length of the JSON in bytes.
     pub fn encoded_len(&self) -> usize {
         len_of(|w| self.emit(w))
     }
 }
 
-/// Finds the HTTP port in the answer to IDENTIFY, in pieces and without a JSON parser: nsqd uses
-/// nothing else of the answer. Text that is no JSON has no port.
+/// Finds the HTTP port in the reply to IDENTIFY, in pieces and without a JSON parser: nsqd uses
+/// nothing else of the reply. Text that is not JSON has no port.
 ///
 /// RAM: 4 bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct HttpPortFinder {
-    /// How much of [`NEEDLE`] was seen, or what follows.
+    /// How many bytes of [`NEEDLE`] were matched, or a place after it.
     at: u8,
     port: u16,
 }
 
-/// The key. Inside a string its quotes would be escaped.
+/// The key. A string value cannot be taken for it: the quotes inside a string are escaped.
 const NEEDLE: &[u8] = b"\"http_port\"";
 
-/// What follows the key: the colon, the first digit, more of them, what does not matter.
+// Places after the key: before the colon, before the first digit, in the digits, done.
 const COLON: u8 = NEEDLE.len() as u8;
 const FIRST: u8 = COLON + 1;
 const DIGITS: u8 = COLON + 2;
 const DONE: u8 = COLON + 3;
 
 impl HttpPortFinder {
-    /// Before the first byte.
+    /// Creates a finder for a new reply.
     pub(crate) const fn new() -> Self {
         Self { at: 0, port: 0 }
     }
 
-    /// Takes the next piece of the answer.
+    /// Reads the next piece of the reply.
     pub(crate) fn feed(&mut self, bytes: &[u8]) {
         for &byte in bytes {
             self.at = match self.at {
@@ -78,20 +79,20 @@ impl HttpPortFinder {
                     self.port = port.unwrap_or(0);
                     if port.is_some() { DIGITS } else { DONE }
                 }
-                // A fraction is no port, nor are digits in which a string ends.
+                // A fraction is no port, nor are digits inside a string.
                 DIGITS if !matches!(byte, b',' | b'}') && !byte.is_ascii_whitespace() => {
                     self.port = 0;
                     DONE
                 }
                 DIGITS | FIRST => DONE,
                 at if NEEDLE.get(usize::from(at)) == Some(&byte) => at.wrapping_add(1),
-                // The first byte of the needle is only its last one besides.
+                // The needle's first byte, a quote, occurs again only at its end.
                 _ => u8::from(byte == b'"'),
             };
         }
     }
 
-    /// The port, once it is read; 0 if it is none.
+    /// Returns the port once it was read; 0 if the value is no port.
     pub(crate) fn port(self) -> Option<u16> {
         (self.at == DONE).then_some(self.port)
     }
@@ -125,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_port_is_none() {
+    fn values_that_are_no_port_are_none() {
         finds(r#"{"tcp_port":4160}"#, 0);
         finds(r#"{"http_port":"4161"}"#, 0);
         finds(r#"{"http_port":null}"#, 0);

@@ -1,12 +1,12 @@
-//! V1: nsqd and nsqlookupd.
+//! V1, the protocol between nsqd and nsqlookupd.
 //!
 //! nsqd sends [`MAGIC`] once, then [`Command`]s: a line, and for IDENTIFY a `u32be` length and
-//! JSON. nsqlookupd answers each, in order, with a `u32be` length and that many bytes: `OK`, JSON
-//! for IDENTIFY, or an error as text, after which it closes. There is no frame type.
+//! JSON. nsqlookupd answers each command, in order, with a `u32be` length and that many bytes:
+//! `OK`, JSON for IDENTIFY, or an error as text, after which it closes. There is no frame type.
 //!
-//! nsqd's half is [`Command`], [`ReplyDecoder`]; nsqlookupd's is
-//! [`CommandDecoder`], [`NodeInfoScanner`], [`IdentifyReply`], [`emit_reply`]. Facts are those of
-//! nsqlookupd 1.3.0 (`nsqlookupd/lookup_protocol_v1.go`).
+//! nsqd uses [`Command`] and [`ReplyDecoder`]; nsqlookupd [`CommandDecoder`], [`NodeInfoScanner`],
+//! [`IdentifyReply`] and [`emit_reply`]. The behaviour is that of nsqlookupd 1.3.0
+//! (`nsqlookupd/lookup_protocol_v1.go`).
 
 mod command;
 mod info;
@@ -23,10 +23,10 @@ pub use refusal::{Refusal, Verb};
 pub use reply::{ReplyDecoder, ReplyPart, emit_refusal, emit_reply};
 pub use server::{CommandDecoder, Item, LINE_BUFFER};
 
-/// What nsqd sends first.
+/// The first bytes of nsqd.
 pub const MAGIC: [u8; 4] = *b"  V1";
 
-/// The longest line nsqd sends, line feed included: an UNREGISTER of two longest names.
+/// The longest line that nsqd sends, line feed included: UNREGISTER with two longest names.
 pub const LINE_MAX: usize = 141;
 
 /// The reply to all commands but IDENTIFY.

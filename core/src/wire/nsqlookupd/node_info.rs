@@ -1,4 +1,4 @@
-//! IDENTIFY's body, as nsqlookupd reads it.
+//! The body of IDENTIFY, as nsqlookupd reads it.
 
 use super::{NodeInfo, Refusal, VERSION_MAX};
 use crate::address::HOST_MAX;
@@ -8,24 +8,24 @@ use crate::wire::json::{Fields, fields};
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct OwnedNodeInfo {
-    /// Where consumers reach it, never empty.
+    /// The host that consumers connect to, never empty.
     pub broadcast_address: heapless::String<HOST_MAX, u8>,
-    /// Its name, cut to 64 bytes; may be empty.
+    /// The node's name, cut to 64 bytes; may be empty.
     pub hostname: heapless::String<64, u8>,
-    /// Its version, cut to [`VERSION_MAX`] bytes; never empty.
+    /// The node's version, cut to [`VERSION_MAX`] bytes; never empty.
     pub version: heapless::String<VERSION_MAX, u8>,
-    /// Where it is, cut to 32 bytes; may be empty.
+    /// The node's region, cut to 32 bytes; may be empty.
     pub topology_region: heapless::String<32, u8>,
-    /// Where in the region it is, cut to 32 bytes; may be empty.
+    /// The node's zone in the region, cut to 32 bytes; may be empty.
     pub topology_zone: heapless::String<32, u8>,
-    /// Where it takes consumers and producers, never 0.
+    /// The port for consumers and producers, never 0.
     pub tcp_port: u16,
-    /// Where it answers HTTP, never 0.
+    /// The port for HTTP, never 0.
     pub http_port: u16,
 }
 
 impl OwnedNodeInfo {
-    /// The same, borrowed.
+    /// Returns the borrowed form of the same information.
     pub fn info(&self) -> NodeInfo<'_> {
         NodeInfo {
             broadcast_address: &self.broadcast_address,
@@ -65,23 +65,23 @@ fields! {
     }
 }
 
-/// Reads an IDENTIFY body in pieces and checks it as nsqlookupd does. No piece of it is kept but
-/// the result. RAM: 2 [`HOST_MAX`] + 180 bytes.
+/// Reads the body of IDENTIFY in pieces and checks it as nsqlookupd does. Keeps only the result.
+/// RAM: 2 [`HOST_MAX`] + 180 bytes.
 #[derive(Debug, Clone)]
 pub struct NodeInfoScanner {
     fields: Fields<HOST_MAX>,
     node: OwnedNodeInfo,
-    /// A cut address would send consumers elsewhere.
+    /// The address was cut: it would send consumers to another host.
     address_cut: bool,
 }
 
 impl NodeInfoScanner {
-    /// Before the first byte.
+    /// Creates a scanner for a new body.
     pub const fn new() -> Self {
         Self { fields: Fields::new(), node: OwnedNodeInfo::new(), address_cut: false }
     }
 
-    /// Takes the next piece of the body.
+    /// Reads the next piece of the body.
     pub fn feed(&mut self, bytes: &[u8]) -> Result<(), Refusal<'static>> {
         let mut bytes = bytes;
         while let Some(key) =
@@ -95,7 +95,7 @@ impl NodeInfoScanner {
         Ok(())
     }
 
-    /// The body is complete.
+    /// Checks the complete body and returns the node.
     pub fn finish(&mut self) -> Result<&OwnedNodeInfo, Refusal<'static>> {
         self.fields.finish().map_err(|_| Refusal::BadJson)?;
         if self.address_cut {
@@ -105,12 +105,12 @@ impl NodeInfoScanner {
         Ok(&self.node)
     }
 
-    /// What was read so far.
+    /// Returns the fields read so far.
     pub const fn node(&self) -> &OwnedNodeInfo {
         &self.node
     }
 
-    /// `None` if the value has the wrong type.
+    /// Stores the value of a field; `None` if the value has the wrong type.
     fn keep(&mut self, key: u8) -> Option<()> {
         let node = &mut self.node;
         let port = self.fields.exact().map(|port| u16::try_from(port).unwrap_or(0));
@@ -127,7 +127,7 @@ impl NodeInfoScanner {
                 self.address_cut = text.truncated();
                 text.store(&mut node.broadcast_address);
             }
-            // nsqlookupd sets it itself, but it must be text.
+            // nsqlookupd sets this field itself, but the type has to be right.
             Field::RemoteAddress => drop(text?),
         }
         Some(())

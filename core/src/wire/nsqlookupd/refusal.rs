@@ -1,4 +1,4 @@
-//! How nsqlookupd words its errors.
+//! The texts of nsqlookupd's errors.
 
 use core::fmt;
 
@@ -18,7 +18,7 @@ pub enum Verb {
 }
 
 impl Verb {
-    /// The name.
+    /// Returns the name.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Register => "REGISTER",
@@ -27,46 +27,46 @@ impl Verb {
     }
 }
 
-/// Why nsqlookupd refuses a command: [`emit`](Self::emit) and `Display` give its reply, word for
-/// word as nsqlookupd 1.3.0 (`nsqlookupd/lookup_protocol_v1.go`) except where said.
+/// Why nsqlookupd refuses a command. [`emit`](Self::emit) and `Display` write its reply, exactly as
+/// nsqlookupd 1.3.0 (`nsqlookupd/lookup_protocol_v1.go`) unless noted.
 ///
-/// All are fatal: answer with it and close. Texts borrow from the decoder's line: write the
-/// refusal out at once.
+/// All are fatal: send the reply and close. Texts borrow from the decoder's line: write the refusal
+/// out at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Refusal<'a> {
     /// The magic is not [`MAGIC`](super::MAGIC).
     BadProtocol,
-    /// No such command.
+    /// There is no such command.
     UnknownCommand(&'a [u8]),
     /// A line longer than [`LINE_BUFFER`](super::LINE_BUFFER); nsqlookupd has no bound.
     LineTooLong,
     /// REGISTER or UNREGISTER before IDENTIFY.
     NotIdentified,
-    /// IDENTIFY, but not for the first time.
+    /// IDENTIFY again.
     IdentifiedAlready,
-    /// No topic given.
+    /// The topic is missing.
     Parameters(Verb),
-    /// Not a topic name.
+    /// The topic name is invalid.
     BadTopic {
         /// The command.
         verb: Verb,
-        /// What was given.
+        /// The name in the command.
         name: &'a [u8],
     },
-    /// Not a channel name.
+    /// The channel name is invalid.
     BadChannel {
         /// The command.
         verb: Verb,
-        /// What was given.
+        /// The name in the command.
         name: &'a [u8],
     },
-    /// IDENTIFY's body is too long, or has a negative length, which kills nsqlookupd; the words
-    /// are nsqd's for the same.
+    /// IDENTIFY's body is too long, or has a negative length, which makes nsqlookupd crash; the
+    /// text is that of nsqd.
     BadLength {
-        /// What was announced.
+        /// The announced length.
         len: i32,
-        /// The longest taken.
+        /// The longest length that is accepted.
         max: u32,
     },
     /// nsqd stopped sending inside IDENTIFY's length.
@@ -82,7 +82,7 @@ pub enum Refusal<'a> {
 }
 
 impl Refusal<'_> {
-    /// Its first word.
+    /// Returns the error code.
     pub const fn code(&self) -> ErrorCode {
         match self {
             Self::BadProtocol => ErrorCode::BadProtocol,
@@ -102,7 +102,7 @@ impl Refusal<'_> {
         }
     }
 
-    /// Writes the reply's text; [`emit_refusal`](super::emit_refusal) writes the reply.
+    /// Writes the text of the reply; [`emit_refusal`](super::emit_refusal) writes the whole reply.
     pub fn emit<W: Write>(&self, w: &mut W) -> Result<(), W::Error> {
         let mut out = Text(w);
         out.text(self.code().as_str())?;
@@ -145,7 +145,7 @@ impl Refusal<'_> {
         out.text(fixed)?.done()
     }
 
-    /// How many bytes that is.
+    /// Returns the length of the text in bytes.
     pub fn encoded_len(&self) -> usize {
         len_of(|w| self.emit(w))
     }

@@ -1,23 +1,23 @@
-//! Replies: what nsqlookupd sends.
+//! The replies that nsqlookupd sends.
 
 use super::Refusal;
 use crate::wire::{DecodeError, LEN_MAX, Write, bad_length, emit_len, take};
 
-/// A reply, or a part of one that arrived in parts.
+/// A reply, or a part of a reply that arrived in parts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ReplyPart<'b> {
-    /// The bytes of this part; empty only if the reply is.
+    /// The data of this part; empty only if the reply is.
     pub data: &'b [u8],
-    /// It starts the reply.
+    /// True for the part that starts the reply.
     pub first: bool,
-    /// It ends the reply.
+    /// True for the part that ends the reply.
     pub last: bool,
 }
 
-/// Splits what nsqlookupd sends into replies, without copying.
+/// Splits the bytes of nsqlookupd into replies, without copying.
 ///
-/// A reply that lies in the input as a whole comes as one part; one that does not comes in the
-/// parts in which it arrives. RAM: 16 bytes.
+/// A reply that lies in the input as a whole becomes one part; any other reply becomes the parts in
+/// which it arrives. RAM: 16 bytes.
 ///
 /// ```
 /// use nanonsq_core::wire::nsqlookupd::{OK, ReplyDecoder};
@@ -31,27 +31,28 @@ pub struct ReplyPart<'b> {
 /// ```
 #[derive(Debug, Clone)]
 pub struct ReplyDecoder {
-    /// The longest reply taken.
+    /// The longest reply that is accepted, in bytes.
     max: u32,
-    /// The reply's length, as far as it is read.
+    /// The reply's length, as far as it was read.
     size: u32,
-    /// How much of the reply is still to come.
+    /// How many bytes of the reply are still to come.
     left: u32,
-    /// How many bytes of the length are read, 0 to 4.
+    /// How many bytes of the length were read, 0 to 4.
     head: u8,
 }
 
 impl ReplyDecoder {
-    /// Before the first byte. `max` bounds a reply in bytes, itself at most 1 GiB.
+    /// Creates a decoder for a new connection. `max` bounds a reply in bytes, at most 1 GiB.
     pub const fn new(max: u32) -> Self {
         let max = if max < LEN_MAX { max } else { LEN_MAX };
         Self { max, size: 0, left: 0, head: 0 }
     }
 
-    /// Takes bytes from the front of `input` and gives the next part; `None` once all are taken.
+    /// Consumes bytes from the front of `input` and returns the next part; `None` once all bytes
+    /// are consumed.
     ///
-    /// A length is an unsigned number: one that nsqd would take for negative is just too large.
-    /// After an error the stream has no meaning any more: start the next one with a new decoder.
+    /// Lengths are unsigned: a length that nsqd would take for negative is just too large. After an
+    /// error the rest of the stream cannot be decoded: use a new decoder for the next connection.
     pub fn next<'b>(&mut self, input: &mut &'b [u8]) -> Result<Option<ReplyPart<'b>>, DecodeError> {
         while self.head < 4 {
             let Some((&byte, rest)) = input.split_first() else {
@@ -70,7 +71,7 @@ impl ReplyDecoder {
         if data.is_empty() && self.left != 0 {
             return Ok(None);
         }
-        // `take` gives at most `left`.
+        // `take` returns at most `left` bytes.
         self.left = self.left.wrapping_sub(data.len() as u32);
         let last = self.left == 0;
         if last {
@@ -80,7 +81,7 @@ impl ReplyDecoder {
         Ok(Some(ReplyPart { data, first, last }))
     }
 
-    /// Whether a reply ended exactly here, so that the connection may end here as well.
+    /// Returns whether a reply ended exactly here, so that the connection may end here as well.
     pub const fn at_boundary(&self) -> bool {
         self.head == 0
     }

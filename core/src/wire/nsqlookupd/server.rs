@@ -1,14 +1,14 @@
-//! Commands: what nsqlookupd reads.
+//! The commands that nsqlookupd reads.
 
 use super::{MAGIC, Refusal, Verb};
 use crate::name::{ChannelName, TopicName};
 use crate::wire::line::Line;
 use crate::wire::take;
 
-/// The longest command line that is read, its line feed not counted, in bytes. nsqd's has 140.
+/// The longest command line that is read, without its line feed, in bytes. nsqd's has at most 140.
 pub const LINE_BUFFER: usize = 160;
 
-/// One step of what a node wants.
+/// A command of a node, or a part of one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Item<'b> {
     /// PING.
@@ -17,37 +17,38 @@ pub enum Item<'b> {
     Identify,
     /// A body follows, in one or more [`Part`](Self::Part)s.
     Body {
-        /// Its length in bytes.
+        /// The length in bytes.
         len: u32,
     },
     /// The next bytes of the body; empty only if the body is.
     Part {
         /// The bytes.
         data: &'b [u8],
-        /// They end the body: now IDENTIFY is to be answered.
+        /// True if they end the body, and IDENTIFY is now to be answered.
         last: bool,
     },
     /// REGISTER.
     Register {
         /// The topic.
         topic: TopicName,
-        /// The channel, or the topic alone.
+        /// The channel; `None` for the topic alone.
         channel: Option<ChannelName>,
     },
     /// UNREGISTER.
     Unregister {
         /// The topic.
         topic: TopicName,
-        /// The channel, or the topic with all of them.
+        /// The channel; `None` for the topic and all its channels.
         channel: Option<ChannelName>,
     },
 }
 
-/// Reads what a node sends, magic first, and checks it in nsqlookupd's order and with its answers.
+/// Reads the bytes of a node, magic first, and checks them in nsqlookupd's order and with its
+/// refusals.
 ///
-/// White space around a line is ignored, parameters are separated by single spaces, further ones
-/// are ignored, commands are case-sensitive. A body that is refused is fatal, so a node whose
-/// IDENTIFY was read to its end counts as identified.
+/// White space around a line is ignored, parameters are separated by single spaces, further
+/// parameters are ignored, commands are case-sensitive. A refused body is fatal, so a node counts
+/// as identified once IDENTIFY was read to its end.
 ///
 /// RAM: [`LINE_BUFFER`] + 12 bytes.
 ///
@@ -64,11 +65,11 @@ pub struct CommandDecoder {
     line: Line<LINE_BUFFER>,
     state: State,
     identified: bool,
-    /// How many bytes of `number` are read, below 4.
+    /// How many bytes of `number` were read, below 4.
     have: u8,
-    /// A number being read; then how much of the body is still to come.
+    /// A number being read; then how many bytes of the body are still to come.
     number: u32,
-    /// The longest body taken.
+    /// The longest body that is accepted, in bytes.
     max: u32,
 }
 
@@ -82,16 +83,17 @@ enum State {
 }
 
 impl CommandDecoder {
-    /// Before the magic. `max` bounds IDENTIFY's body in bytes; nsqd's has about 150, more with
-    /// long names.
+    /// Creates a decoder for a new connection. `max` bounds IDENTIFY's body in bytes; nsqd's has
+    /// about 150, more with long names.
     pub const fn new(max: u32) -> Self {
         Self { line: Line::new(), state: State::Magic, identified: false, have: 0, number: 0, max }
     }
 
-    /// Takes bytes from the front of `input` and gives the next item; `None` once all are taken.
+    /// Consumes bytes from the front of `input` and returns the next item; `None` once all bytes
+    /// are consumed.
     ///
-    /// All refusals are fatal: answer with it ([`emit_refusal`](super::emit_refusal)) and close.
-    /// Whatever comes after a refusal is dropped.
+    /// All refusals are fatal: send the reply ([`emit_refusal`](super::emit_refusal)) and close.
+    /// All bytes after a refusal are dropped.
     pub fn next<'s, 'b: 's>(
         &'s mut self,
         input: &mut &'b [u8],
@@ -125,7 +127,7 @@ impl CommandDecoder {
                 if data.is_empty() && self.number != 0 {
                     return Ok(None);
                 }
-                // `take` gives at most `number`.
+                // `take` returns at most `number` bytes.
                 self.number = self.number.wrapping_sub(data.len() as u32);
                 let last = self.number == 0;
                 if last {
@@ -141,7 +143,7 @@ impl CommandDecoder {
         }
     }
 
-    /// Whether a command ended exactly here, so that the connection may end here as well.
+    /// Returns whether a command ended exactly here, so that the connection may end here as well.
     pub fn at_boundary(&self) -> bool {
         match self.state {
             State::Magic => self.have == 0,
@@ -150,7 +152,8 @@ impl CommandDecoder {
         }
     }
 
-    /// The node will send nothing more: what nsqlookupd answers to an unfinished IDENTIFY.
+    /// Notes that the node will send nothing more. Fails with nsqlookupd's refusal of an unfinished
+    /// IDENTIFY.
     pub fn end(&mut self) -> Result<(), Refusal<'static>> {
         let refusal = match self.state {
             State::Magic | State::Line | State::Refused => return Ok(()),
@@ -179,7 +182,7 @@ impl CommandDecoder {
         parsed.map(Some)
     }
 
-    /// The next 4 bytes as a number.
+    /// Reads 4 bytes as a number; `None` until all of them have arrived.
     fn number(&mut self, input: &mut &[u8]) -> Option<u32> {
         while let Some((&byte, rest)) = input.split_first() {
             *input = rest;
@@ -193,7 +196,7 @@ impl CommandDecoder {
     }
 }
 
-/// A command line, in the order in which nsqlookupd looks at it.
+/// Parses a command line, with the checks in nsqlookupd's order.
 fn parse<'b>(line: &[u8], identified: bool) -> Result<Item<'b>, Refusal<'_>> {
     let mut words = trim(line).split(|byte| *byte == b' ');
     let word = words.next().unwrap_or_default();
@@ -222,7 +225,7 @@ fn parse<'b>(line: &[u8], identified: bool) -> Result<Item<'b>, Refusal<'_>> {
     })
 }
 
-/// Without the white space at both ends, as Go trims it, as far as it is ASCII.
+/// Removes ASCII white space at both ends, as Go does.
 fn trim(line: &[u8]) -> &[u8] {
     let is_space = |byte: &u8| matches!(byte, b' ' | 9..=13);
     let mut line = line;
