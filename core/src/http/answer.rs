@@ -1,4 +1,4 @@
-//! Answers: their heads, and the pieces in which they leave.
+//! The head of an answer, and the pieces in which an answer leaves.
 
 use core::convert::Infallible;
 
@@ -11,25 +11,25 @@ use crate::wire::{Decimal, ErrorType, Write, copy, saturate};
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Status {
     /// 200
-    // From 1 on, so that an `Option` of it that is `None` is zero.
+    // From 1 on, so that `None` of an `Option<Status>` is zero.
     Ok = 1,
-    /// 400: what was asked for makes no sense.
+    /// 400: the request is invalid.
     BadRequest,
     /// 403: the client may not do this.
     Forbidden,
     /// 404: there is no such path, topic or channel.
     NotFound,
-    /// 405: not with this method.
+    /// 405: the path does not have this method.
     MethodNotAllowed,
-    /// 408: the request took too long to come.
+    /// 408: the request took too long to arrive.
     RequestTimeout,
-    /// 413: the body is longer than what is taken.
+    /// 413: the body is too long.
     ContentTooLarge,
-    /// 414: the request's line is longer than what is taken.
+    /// 414: the request's first line is too long.
     UriTooLong,
-    /// 417: `Expect` asks for what nobody knows.
+    /// 417: the expectation in `Expect` is unknown.
     ExpectationFailed,
-    /// 431: the head is longer than what is taken.
+    /// 431: the head is too long.
     HeadTooLarge,
     /// 500: an error of the server.
     InternalError,
@@ -42,7 +42,7 @@ pub enum Status {
 }
 
 impl Status {
-    /// Its number and the words that belong to it.
+    /// Returns the code and the reason.
     const fn line(self) -> &'static str {
         match self {
             Self::Ok => "200 OK",
@@ -67,17 +67,17 @@ impl Status {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Content {
-    /// There is none.
+    /// No body.
     Nothing,
-    /// Text, from a server that speaks for itself (`/ping`): without `X-NSQ-Content-Type`.
+    /// Text of the server itself (`/ping`): without `X-NSQ-Content-Type`.
     Plain,
     /// Text.
     Text,
-    /// JSON. Clients of NSQ see nothing in it without `X-NSQ-Content-Type`.
+    /// JSON. Clients of NSQ ignore it without `X-NSQ-Content-Type`.
     Json,
 }
 
-/// A refusal: answered as `{"message":"CODE"}`.
+/// A refusal, with the body `{"message":"CODE"}`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Refusal {
@@ -85,22 +85,22 @@ pub struct Refusal {
     pub status: Status,
     /// The code, which needs no escaping.
     pub code: &'static str,
-    /// The methods that the path has, if the method is to blame.
+    /// The methods of the path, if the request's method is the reason.
     pub(super) allow: Methods,
 }
 
 impl Refusal {
-    /// A refusal with a status and NSQ's code for the reason, such as `TOPIC_NOT_FOUND`.
+    /// Creates a refusal with a status and NSQ's code for the reason, such as `TOPIC_NOT_FOUND`.
     pub const fn new(status: Status, code: &'static str) -> Self {
         Self { status, code, allow: Methods::NONE }
     }
 
-    /// 400.
+    /// Creates a refusal with status 400.
     pub const fn bad_request(code: &'static str) -> Self {
         Self::new(Status::BadRequest, code)
     }
 
-    /// 404.
+    /// Creates a refusal with status 404.
     pub const fn not_found(code: &'static str) -> Self {
         Self::new(Status::NotFound, code)
     }
@@ -114,14 +114,14 @@ impl Refusal {
     }
 }
 
-/// How the client finds the end of an answer.
+/// How the end of an answer is marked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Framing {
-    /// After so many bytes.
+    /// By its length in bytes.
     Length(usize),
-    /// In chunks.
+    /// By chunks.
     Chunked,
-    /// The answer ends with the connection.
+    /// By the end of the connection.
     ToTheEnd,
 }
 
@@ -131,16 +131,15 @@ pub(super) struct Head {
     pub(super) status: Status,
     pub(super) content: Content,
     pub(super) allow: Methods,
-    /// The answer to a request in HTTP/1.0.
+    /// The request has version 1.0.
     pub(super) is_old: bool,
-    /// The connection ends with it.
+    /// The connection is closed after the answer.
     pub(super) closes: bool,
     pub(super) framing: Framing,
 }
 
 impl Head {
-    /// Header lines in the order of Go's net/http; without a date, as a server without a clock has
-    /// it.
+    /// Writes the header lines in the order of Go's net/http; without a date, as there is no clock.
     fn emit<W: Write>(&self, w: &mut W) -> Result<(), W::Error> {
         w.write_all(if self.is_old { b"HTTP/1.0 " } else { b"HTTP/1.1 " })?;
         w.write_all(self.status.line().as_bytes())?;
@@ -176,19 +175,19 @@ impl Head {
         w.write_all(b"\r\n")
     }
 
-    /// Writes the head.
+    /// Writes the head into a piece.
     pub(super) fn put(&self, piece: &mut Piece<'_>) {
         piece.put(|w| self.emit(w));
     }
 }
 
-/// Writes the line before a chunk of so many bytes, at most 4095.
+/// Writes the line before a chunk of `len` bytes, at most 4095.
 pub(super) fn put_chunk_len(piece: &mut Piece<'_>, len: usize) {
     let digit = |shift: u32| hex((len.unbounded_shr(shift) & 0xf) as u8);
     piece.put(|w| w.write_all(&[digit(8), digit(4), digit(0), b'\r', b'\n']));
 }
 
-/// Room for the next piece of an answer. What does not fit as a whole is left for the next piece.
+/// A buffer for the next piece of an answer. An element that does not fit goes into the next piece.
 #[derive(Debug)]
 pub struct Piece<'p> {
     buf: &'p mut [u8],
@@ -197,13 +196,13 @@ pub struct Piece<'p> {
 }
 
 impl<'p> Piece<'p> {
-    /// An empty one over all of `buf`.
+    /// Creates an empty piece over all of `buf`.
     pub const fn new(buf: &'p mut [u8]) -> Self {
         Self { buf, len: 0, over: false }
     }
 
-    /// Writes what `emit` writes, if there is room for all of it; else nothing, and says false.
-    /// In an empty piece there is room for [`super::PIECE_MIN`] bytes.
+    /// Writes the output of `emit` if all of it fits and returns true; else writes nothing and
+    /// returns false. [`super::PIECE_MIN`] bytes always fit into an empty piece.
     pub fn put(&mut self, emit: impl FnOnce(&mut Self) -> Result<(), Infallible>) -> bool {
         let before = self.len;
         let Ok(()) = emit(self);
@@ -214,12 +213,12 @@ impl<'p> Piece<'p> {
         true
     }
 
-    /// How many bytes are written.
+    /// Returns the number of bytes written.
     pub const fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether nothing is written yet.
+    /// Returns whether nothing was written.
     pub const fn is_empty(&self) -> bool {
         self.len == 0
     }

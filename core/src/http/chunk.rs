@@ -1,28 +1,28 @@
-//! A request's body in chunks: what lies between the data.
+//! The framing of a chunked body: the bytes between the data.
 
 use super::CHUNK_LINE_MAX;
 
-/// Where in a body that may be in chunks.
+/// The position in a body that may be chunked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Chunks {
     part: Part,
-    /// The digits of a chunk's size.
+    /// The number of digits of the chunk's size.
     digits: u8,
-    /// How long the line before a chunk is so far, or all lines behind the last one.
+    /// The length of the line before a chunk so far, or of all lines behind the last chunk.
     line: u16,
     size: u32,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Part {
-    /// The body is not in chunks.
+    /// The body is not chunked.
     None,
     Size,
-    /// Blanks behind the size.
+    /// In blanks behind the size.
     Blank,
     Extension,
     SizeEnd,
-    /// Behind a chunk's data.
+    /// Behind the data of a chunk.
     DataEnd,
     DataNewline,
     /// At the beginning of a line behind the last chunk.
@@ -32,38 +32,38 @@ enum Part {
     LastNewline,
 }
 
-/// What comes next.
+/// What comes next in the body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Next {
-    /// More of the same.
+    /// More framing.
     More,
     /// So many bytes of data.
     Data(u32),
-    /// Nothing: this was all.
+    /// The end of the body.
     End,
 }
 
-/// It is not what a body in chunks has there.
+/// An error: the byte is not valid in a chunked body at its position.
 #[derive(Debug)]
 pub(super) struct BadChunk;
 
 impl Chunks {
-    /// A body that is not in chunks.
+    /// A body that is not chunked.
     pub(super) const NONE: Self = Self { part: Part::None, digits: 0, line: 0, size: 0 };
 
-    /// At the beginning of one that is.
+    /// The beginning of a chunked body.
     pub(super) const START: Self = Self { part: Part::Size, ..Self::NONE };
 
     pub(super) fn is_none(self) -> bool {
         self.part == Part::None
     }
 
-    /// Whether the body is over once this byte is taken.
+    /// Returns whether this byte ends the body.
     pub(super) fn is_last(self, byte: u8) -> bool {
         self.part == Part::LastNewline && byte == b'\n'
     }
 
-    /// A byte that is no data.
+    /// Consumes a byte that is not data.
     pub(super) fn take(&mut self, byte: u8) -> Result<Next, BadChunk> {
         self.line = self.line.saturating_add(1);
         if self.line > CHUNK_LINE_MAX {
@@ -76,7 +76,7 @@ impl Chunks {
                 if self.digits > 16 {
                     return Err(BadChunk);
                 }
-                // A saturated length is above every bound.
+                // A saturated size is above every bound.
                 let high = self.size.saturating_mul(16);
                 self.size = high.saturating_add(digit.unwrap_or(0));
                 Part::Size

@@ -1,4 +1,4 @@
-//! The times of a connection.
+//! The timeouts of a connection.
 
 use crate::time::Span;
 
@@ -6,23 +6,23 @@ use crate::time::Span;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Config {
-    /// Between two requests, and before the first. Default 15 s: there are few connections, and a
-    /// client that keeps one opens another without a word.
+    /// The silence between two requests, and before the first. Default 15 s: there are few
+    /// connections, and a client that loses an idle one opens another by itself.
     pub idle: Span,
-    /// From the first byte of a head to its last. Default 10 s.
+    /// The time from the first byte of a head to its last. Default 10 s.
     pub head: Span,
-    /// For a whole body, the time included in which the service takes none of it. Default 30 s.
+    /// The time for a whole body, including the time in which the service holds it. Default 30 s.
     pub body: Span,
-    /// For one piece of an answer, 1 KiB at most, to be taken by the transport. Default 10 s.
+    /// The time for the client to read one piece of an answer, at most 1 KiB. Default 10 s.
     pub write: Span,
-    /// How long to pass over what a refused request still sends. Default 1 s.
+    /// How long to discard the rest of a refused request. Default 1 s.
     pub linger: Span,
-    /// For closing. Default 1 s.
+    /// The time for closing. Default 1 s.
     pub close: Span,
 }
 
 impl Config {
-    /// The defaults.
+    /// Creates the default timeouts.
     pub const fn new() -> Self {
         Self {
             idle: Span::from_secs(15),

@@ -1,12 +1,12 @@
-//! Values in answers, each with a bound on its length.
+//! Writers of values in answers, each with a bounded length.
 
 use core::net::{IpAddr, SocketAddr};
 
 use crate::wire::json::hex;
 use crate::wire::{Decimal, Write};
 
-/// A JSON string of at most twice the text's length and two quotes: a control character, whose
-/// escape would be six bytes long, is written as `?`.
+/// Writes a JSON string of at most twice the text's length and two quotes. A control character,
+/// whose escape would take six bytes, becomes `?`.
 pub(crate) fn emit_text<W: Write>(w: &mut W, text: &str) -> Result<(), W::Error> {
     w.write_all(b"\"")?;
     let mut rest = text.as_bytes();
@@ -26,7 +26,7 @@ pub(crate) fn emit_text<W: Write>(w: &mut W, text: &str) -> Result<(), W::Error>
     w.write_all(b"\"")
 }
 
-/// A number of up to 20 digits.
+/// Writes a number of up to 20 digits.
 pub(crate) fn emit_u64<W: Write>(w: &mut W, number: u64) -> Result<(), W::Error> {
     const BILLION: u64 = 1_000_000_000;
     // Nine digits at a time; the first part has at most two.
@@ -50,7 +50,7 @@ pub(crate) fn emit_u64<W: Write>(w: &mut W, number: u64) -> Result<(), W::Error>
     Ok(())
 }
 
-/// A signed number of up to 20 characters.
+/// Writes a signed number of up to 20 characters.
 pub(crate) fn emit_i64<W: Write>(w: &mut W, number: i64) -> Result<(), W::Error> {
     if number < 0 {
         w.write_all(b"-")?;
@@ -58,7 +58,7 @@ pub(crate) fn emit_i64<W: Write>(w: &mut W, number: i64) -> Result<(), W::Error>
     emit_u64(w, number.unsigned_abs())
 }
 
-/// An address and port as Go writes them, at most 47 bytes: `127.0.0.1:4150`, `[::1]:4150`.
+/// Writes an address and port as Go does, at most 47 bytes: `127.0.0.1:4150`, `[::1]:4150`.
 pub(crate) fn emit_remote<W: Write>(w: &mut W, remote: SocketAddr) -> Result<(), W::Error> {
     let ip = remote.ip().to_canonical();
     w.write_all(if ip.is_ipv6() { b"[" } else { b"" })?;
@@ -67,7 +67,7 @@ pub(crate) fn emit_remote<W: Write>(w: &mut W, remote: SocketAddr) -> Result<(),
     w.write_all(Decimal::unsigned(remote.port().into()).as_bytes())
 }
 
-/// An address alone, at most 39 bytes.
+/// Writes an address alone, at most 39 bytes.
 pub(crate) fn emit_ip<W: Write>(w: &mut W, ip: IpAddr) -> Result<(), W::Error> {
     match ip.to_canonical() {
         IpAddr::V4(ip) => {
@@ -83,7 +83,7 @@ pub(crate) fn emit_ip<W: Write>(w: &mut W, ip: IpAddr) -> Result<(), W::Error> {
     }
 }
 
-/// The longest run of zeros, if of two or more, as `::` (RFC 5952).
+/// Writes an address with its longest run of two or more zeros as `::` (RFC 5952).
 fn emit_ipv6<W: Write>(w: &mut W, segments: [u16; 8]) -> Result<(), W::Error> {
     let zeros_at = |at: usize| {
         let zeros = segments.iter().skip(at).take_while(|part| **part == 0);
@@ -178,10 +178,10 @@ mod tests {
             assert_eq!(text, remote);
             assert!(text.len() <= 47);
         }
-        // A client of a socket for both kinds.
+        // An IPv4 client of a socket for both versions.
         let mapped = SocketAddr::from((Ipv6Addr::new(0, 0, 0, 0, 0, 0xffff, 0x7f00, 1), 1));
         assert_eq!(written(|w| emit_remote(w, mapped)), "127.0.0.1:1");
-        // Whatever the standard library makes of it.
+        // All addresses are written as the standard library does.
         let mut seed = 1u32;
         for _ in 0..2000 {
             let segments = [(); 8].map(|()| {

@@ -1,4 +1,4 @@
-//! Receives requests: head, body, lines.
+//! Receives requests: head, whole bodies, pieces and lines.
 
 use core::mem;
 
@@ -8,7 +8,7 @@ use super::{BUFFER, Body, CONTINUE, Connection, DISCARD_MAX, SLOW, Service, Stat
 use crate::time::Instant;
 use crate::wire::{copy, take};
 
-/// The result of handing on a line.
+/// The result of passing a line to the service.
 enum Line {
     Taken,
     Held,
@@ -16,7 +16,7 @@ enum Line {
 }
 
 impl Body {
-    /// The longest body, and the code for a longer one.
+    /// Returns the longest body, and the code of the refusal of a longer one.
     const fn most(self) -> (u32, &'static str) {
         match self {
             Self::Ignore => (DISCARD_MAX, "BODY_TOO_BIG"),
@@ -35,7 +35,7 @@ impl<T> Connection<T> {
         service: &mut S,
     ) {
         if self.state == State::Idle {
-            // Before a request there may be empty lines.
+            // Empty lines before a request are ignored.
             if matches!(byte, b'\r' | b'\n') {
                 return;
             }
@@ -50,7 +50,7 @@ impl<T> Connection<T> {
         }
     }
 
-    /// The head is whole.
+    /// Handles the complete head.
     fn on_head<S: Service<Task = T>>(&mut self, now: Instant, service: &mut S) {
         self.exchange = self.head.exchange();
         let body_len = self.head.body_len();
@@ -94,7 +94,7 @@ impl<T> Connection<T> {
         }
     }
 
-    /// The request is whole.
+    /// Handles the complete request.
     fn on_whole<S: Service<Task = T>>(&mut self, now: Instant, wanted: Body, service: &mut S) {
         match wanted {
             // The kept part of the head is still in the buffer.
@@ -104,7 +104,7 @@ impl<T> Connection<T> {
         }
     }
 
-    /// Takes bytes of the body and what follows. Returns how many were taken.
+    /// Consumes bytes of the body and its framing. Returns how many were consumed.
     pub(super) fn on_body<S: Service<Task = T>>(
         &mut self,
         now: Instant,
@@ -152,7 +152,7 @@ impl<T> Connection<T> {
         taken
     }
 
-    /// A byte between the data of a body in chunks; whether it was taken.
+    /// Handles a byte between the chunks of a body; returns whether the byte was consumed.
     fn on_framing<S: Service<Task = T>>(
         &mut self,
         now: Instant,
@@ -160,8 +160,8 @@ impl<T> Connection<T> {
         byte: u8,
         service: &mut S,
     ) -> bool {
-        // The last line may have no end. If it is not taken the body's last byte is left, so that
-        // there is something to come again.
+        // The last line may have no line feed. While the service does not accept it, the last byte
+        // of the body is not consumed, so that the driver offers it again.
         if self.chunks.is_last(byte)
             && matches!(wanted, Body::Lines(..))
             && self.filled > 0
@@ -185,7 +185,7 @@ impl<T> Connection<T> {
         true
     }
 
-    /// Holds the client, because the service takes nothing of the body.
+    /// Holds the client, because the service accepts nothing of the body.
     fn hold<S: Service<Task = T>>(&mut self, now: Instant, wanted: Body, service: &S) {
         if self.state != State::Held(wanted) {
             self.evictable = self.step;
@@ -194,7 +194,7 @@ impl<T> Connection<T> {
         }
     }
 
-    /// Ends holding the client, because the service takes bytes again.
+    /// Ends holding the client, because the service accepts bytes again.
     fn unhold(&mut self, now: Instant, wanted: Body) {
         if self.state == State::Held(wanted) {
             self.step = self.evictable;
@@ -203,8 +203,8 @@ impl<T> Connection<T> {
         }
     }
 
-    /// Collects lines and hands them on; gives how many bytes were taken. The last byte of a line
-    /// that is not taken is left, so that there is something to come again.
+    /// Collects lines and passes them on; returns how many bytes were consumed. If a line is not
+    /// accepted, its last byte is not consumed, so that the driver offers it again.
     fn on_lines<S: Service<Task = T>>(
         &mut self,
         now: Instant,
@@ -240,7 +240,7 @@ impl<T> Connection<T> {
         data.len()
     }
 
-    /// Hands a line on.
+    /// Passes a line on.
     fn on_line<S: Service<Task = T>>(
         &mut self,
         now: Instant,
@@ -266,7 +266,7 @@ impl<T> Connection<T> {
         }
     }
 
-    /// The body was collected.
+    /// Handles a body that was collected as a whole.
     fn whole<S: Service<Task = T>>(&mut self, now: Instant, service: &mut S) {
         let body = self.buf.get(..self.filled.into()).unwrap_or_default();
         if let Some(task) = &mut self.task

@@ -1,10 +1,10 @@
-//! HTTP/1.1, a server's side: one request after the other on one connection, in bounded memory.
+//! HTTP/1.1 for a server: one request after the other on one connection, in bounded memory.
 //!
-//! [`Connection`] is the machine, which nsqd's and nsqlookupd's HTTP share; what is asked for and
-//! answered is a [`Service`]. A request's head is read as it streams by: only what matters is kept
-//! of it, the path and the parameters that the service looks at, at the front of the connection's
-//! buffer. Its body is handed on as it arrives. Then the same buffer holds the answer, a piece at a
-//! time, so that an answer of any length needs no more.
+//! [`Connection`] is the state machine, which the HTTP of nsqd and of nsqlookupd share; a
+//! [`Service`] decides which requests there are and answers them. A request's head is parsed as it
+//! arrives: only the path and the parameters that the service uses are kept, at the front of the
+//! connection's buffer. The body is passed on as it arrives. Then the same buffer holds the answer,
+//! a piece at a time, so that an answer of any length needs no more.
 //!
 //! ```text
 //!           accepted        first byte        head            body
@@ -19,15 +19,15 @@
 //!
 //! - Answers have a `Content-Length` if they fit into one piece, else they are chunked; for
 //!   HTTP/1.0 they end with the connection.
-//! - Requests may be pipelined: what comes while an answer is written is held back
+//! - Requests may be pipelined: bytes that arrive while an answer is written are held
 //!   ([`Session::take`](crate::session::Session::take)).
-//! - `Expect: 100-continue` is answered once the service wants the body.
-//! - After a request that is refused before its body was read, the rest of it is passed over for a
-//!   moment ([`Config::linger`]) before the connection is closed: closing with something unread
-//!   would take the answer away from the client.
-//! - Refusals are NSQ's: `{"message":"CODE"}`.
+//! - `Expect: 100-continue` is answered once the service asks for the body.
+//! - After a request that is refused before its body was read, the rest of the request is discarded
+//!   for a short time ([`Config::linger`]) before the connection is closed: closing a connection
+//!   with unread bytes would destroy the answer before the client reads it.
+//! - Refusals have NSQ's form: `{"message":"CODE"}`.
 //!
-//! What Go's server does otherwise is in `docs/src/differences.md`.
+//! `docs/src/differences.md` has the differences to Go's server.
 //!
 //! # Bounds
 //!
@@ -35,22 +35,23 @@
 //! |---|---|---|
 //! | a request's first line | [`LINE_MAX`] bytes | 414, closed |
 //! | a head, in lines of any number and length | [`HEAD_MAX`] bytes | 431, closed |
-//! | what is kept of a path | [`PATH_MAX`] bytes | it is found nowhere |
-//! | what is kept of a parameter's value | [`VALUE_MAX`] bytes | it is no name, and no number |
-//! | parameters that a service looks at | [`PARAMS_MAX`] | does not compile |
-//! | body that nobody wants | [`DISCARD_MAX`] bytes, passed over | 413, closed |
-//! | body | the service's to say | 413, closed |
+//! | kept bytes of a path | [`PATH_MAX`] | no route matches |
+//! | kept bytes of a parameter's value | [`VALUE_MAX`] | the value is neither a name nor a number |
+//! | parameters that a service uses | [`PARAMS_MAX`] | does not compile |
+//! | body that the service does not use | [`DISCARD_MAX`] bytes, discarded | 413, closed |
+//! | body | chosen by the service | 413, closed |
 //! | a chunk's first line; all trailers | [`CHUNK_LINE_MAX`] bytes | 400, closed |
-//! | an element of an answer | [`PIECE_MIN`] bytes, not to be split | the connection is closed |
+//! | an element of an answer, which cannot be split | [`PIECE_MIN`] bytes | the connection is closed |
 //! | silence between requests | [`Config::idle`] | closed |
-//! | a head on its way | [`Config::head`] | 408, closed |
-//! | a body on its way, or held | [`Config::body`] | 408, or 503 if held; closed |
+//! | a head that has begun | [`Config::head`] | 408, closed |
+//! | a body that has begun, or is held | [`Config::body`] | 408, or 503 if held; closed |
 //! | a client that does not read | [`Config::write`] for each piece | closed |
 //!
-//! These are for a server that has room. While another caller waits for a place
-//! ([`Connection::evictable`]) a connection may be closed that has been silent for 500 ms since it
-//! was accepted, or for 100 ms since its last answer, or whose request, or the reading of whose
-//! answer, is 2 s later than a byte a millisecond. A client that the service holds is not slow.
+//! These bounds are for a server that has free slots. While another caller waits for a slot, a
+//! connection may be closed earlier ([`Connection::evictable`]): if it has been silent for 500 ms
+//! since it was accepted or for 100 ms since its last answer, or if the request, or the reading of
+//! its answer, is 2 s slower than a byte a millisecond. A client that the service holds is not
+//! slow.
 
 mod answer;
 mod chunk;
@@ -83,79 +84,80 @@ pub use service::{Body, End, Service};
 /// The length of a connection's buffer in bytes.
 pub const BUFFER: usize = 1024;
 
-/// The longest head, in bytes. As in Go's net/http.
+/// The longest head, in bytes; as in Go's net/http.
 pub const HEAD_MAX: u32 = 1 << 20;
 
-/// The longest first line of a request, in bytes, without its end.
+/// The longest first line of a request, in bytes, without its line end.
 pub const LINE_MAX: u32 = 2048;
 
 /// The longest path that a route may have, in bytes.
 pub const PATH_MAX: usize = 63;
 
-/// The longest value of a parameter that is of any use, in bytes: an address, a colon and a port.
+/// The longest valid value of a parameter, in bytes: a host, a colon and a port.
 pub const VALUE_MAX: usize = crate::address::HOST_MAX + 6;
 
-/// The most [parameters](Service::PARAMS) that a service looks at, each of 17 bytes at most.
+/// The most [parameters](Service::PARAMS) that a service can use, each of 17 bytes at most.
 pub const PARAMS_MAX: usize = 6;
 
-/// The longest line before a chunk of a body, its extensions included, and the longest trailer
-/// behind the last chunk, in bytes.
+/// The longest line before a chunk, extensions included, and the most bytes of all trailers behind
+/// the last chunk.
 pub const CHUNK_LINE_MAX: u16 = 4096;
 
-/// While another caller waits for a place: how long a new connection may be silent,
+/// While another caller waits for a slot: how long a new connection may be silent.
 const FRESH: Span = Span::from_millis(500);
-/// how long one that was answered,
+/// Likewise: how long a connection may be silent after an answer.
 const BETWEEN: Span = Span::from_millis(100);
-/// and how much longer than a byte a millisecond a request or the reading of its answer may take.
+/// Likewise: how much slower than a byte a millisecond a request or the reading of an answer may
+/// be.
 const SLOW: Span = Span::from_secs(2);
 
-/// The longest body, in bytes, that is passed over if the service does not want it.
+/// The longest body, in bytes, that is discarded if the service does not use it.
 pub const DISCARD_MAX: u32 = 16 * 1024;
 
-/// How much fits into an empty piece of an answer, in bytes.
+/// The length of the longest element that fits into every piece of an answer, in bytes.
 pub const PIECE_MIN: usize = 768;
 
-/// Before a piece: the answer's head and a chunk's length.
+/// Bytes before a piece: for the answer's head and a chunk's length.
 const FRONT: usize = 249;
 
-/// Behind a piece: the end of a chunk, and of the last one.
+/// The bytes behind a piece: the end of a chunk, then the end of the last chunk.
 const TAIL: &[u8] = b"\r\n0\r\n\r\n";
 
 const CONTINUE: &[u8; 25] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
 const _: () = assert!(FRONT + PIECE_MIN + TAIL.len() == BUFFER);
 
-/// One connection, and what is asked for on it: the session's part that is not the service's.
+/// A connection and the request on it: the part of the session that does not depend on the service.
 ///
-/// Its methods are those of [`Session`](crate::session::Session), with the service.
+/// Its methods are those of [`Session`](crate::session::Session), with the service as a parameter.
 ///
 /// RAM: [`BUFFER`] + 144 bytes and the task.
 #[derive(Debug)]
 pub struct Connection<T> {
     task: Option<T>,
-    /// The answer, once the rest of the body is passed over.
+    /// The refusal to send once the rest of the body is discarded.
     refusal: Option<Refusal>,
     state: State,
-    /// What counts for the request under way and its answer.
+    /// Properties of the current request and its answer.
     exchange: Exchange,
     /// When the state has lasted too long.
     step: Instant,
-    /// When it has lasted too long for another caller who waits for a place. Held: when the body
-    /// will have lasted too long.
+    /// When the state has lasted too long while another caller waits for a slot. In `Held`: when
+    /// the body will have lasted too long.
     evictable: Instant,
-    /// How much of [`CONTINUE`] is still to be written.
+    /// How many bytes of [`CONTINUE`] are still to be written.
     continuing: u8,
     head: head::Scanner,
-    /// Collected of a line, or of a whole body.
+    /// Bytes collected of a line, or of a whole body.
     filled: u16,
-    /// How much of the body is still to come, or of its chunk.
+    /// How many bytes of the body, or of its chunk, are still to come.
     left: u32,
     chunks: Chunks,
-    /// How many bytes further chunks may have.
+    /// How many more bytes chunks may have.
     room: u32,
-    /// To be written: what lies at the buffer's front.
+    /// To be written first: a range of the buffer's front.
     front: Range<u16>,
-    /// Then this, as it lies behind the front.
+    /// To be written next: a range of the buffer behind the front.
     body: Range<u16>,
     buf: [u8; BUFFER],
 }
@@ -169,11 +171,11 @@ enum State {
     Idle,
     Head,
     Body(Body),
-    /// In a body of which the service takes nothing at the moment.
+    /// In a body of which the service accepts nothing at the moment.
     Held(Body),
-    /// The answer is written, of which this is left.
+    /// The answer is being written; `Rest` is not in the buffer yet.
     Answer(Rest),
-    /// The answer is written; the rest of the request is discarded.
+    /// The answer was written; the rest of the request is discarded.
     Linger,
     Closing,
 }
@@ -192,13 +194,13 @@ enum Rest {
 
 #[derive(Debug, Clone, Copy)]
 struct Exchange {
-    /// The request is HTTP/1.0.
+    /// The request has version 1.0.
     is_old: bool,
     /// The answer has no body, because the method is HEAD.
     is_head: bool,
-    /// The connection ends with it.
+    /// The connection is closed after the answer.
     closes: bool,
-    /// The client waits for leave to send the body.
+    /// The client waits for `100 Continue` before it sends the body.
     expects: bool,
 }
 
@@ -207,8 +209,8 @@ impl Exchange {
 }
 
 impl<T> Connection<T> {
-    /// For storage: [`init`](Self::init) makes it usable. All bytes are zero if those of `task`
-    /// are: a static of it needs no image in flash.
+    /// Creates a connection for storage; [`init`](Self::init) makes it usable. All bytes are zero
+    /// if those of `task` are, so that a static needs no image in flash.
     pub const fn zero(task: T) -> Self {
         Self {
             task: Some(task),
@@ -229,7 +231,7 @@ impl<T> Connection<T> {
         }
     }
 
-    /// Nobody is connected.
+    /// Initializes the connection as not connected.
     pub fn init(&mut self) {
         self.task = None;
         self.refusal = None;
@@ -303,7 +305,7 @@ impl<T> Connection<T> {
     /// As [`Session::sent`](crate::session::Session::sent).
     pub fn sent<S: Service<Task = T>>(&mut self, now: Instant, n: usize, service: &mut S) {
         self.on_progress(now, n);
-        // At most what was lent, which is less than 64 KiB.
+        // At most the bytes lent, which are fewer than 64 KiB.
         let n = n as u16;
         let leave = n.min(self.continuing.into());
         self.continuing = self.continuing.saturating_sub(leave as u8);
@@ -335,7 +337,7 @@ impl<T> Connection<T> {
         }
         match self.state {
             State::Down => self.step = Instant::NEVER,
-            // It stays due until it is closed: the driver breaks it off then.
+            // The deadline stays due until the driver aborts.
             State::Closing => {}
             State::Idle | State::Linger => self.close(now, service),
             State::Head => self.reject_and_close(now, Status::RequestTimeout, "TIMEOUT", service),
@@ -347,7 +349,7 @@ impl<T> Connection<T> {
         }
     }
 
-    /// Closes the connection at once, whatever is under way.
+    /// Closes the connection at once, whatever is in progress.
     pub fn abort<S: Service<Task = T>>(&mut self, now: Instant, service: &mut S) {
         self.end(now, service, End::Lost);
         self.clear_staged();
@@ -383,8 +385,8 @@ impl<T> Connection<T> {
         self.step
     }
 
-    /// As [`Session::evictable`](crate::session::Session::evictable): between two requests, or
-    /// when the client is slow.
+    /// As [`Session::evictable`](crate::session::Session::evictable): between two requests, or when
+    /// the client is slow.
     pub const fn evictable(&self) -> Instant {
         match self.state {
             State::Down | State::Held(_) => Instant::NEVER,
@@ -393,7 +395,7 @@ impl<T> Connection<T> {
         }
     }
 
-    /// So many bytes came, or were taken by the client: each gives it a millisecond.
+    /// Notes that `n` bytes arrived or were read by the client; each gives it a millisecond more.
     fn on_progress(&mut self, now: Instant, n: usize) {
         if !matches!(self.state, State::Idle | State::Held(_)) {
             let more = Span::from_millis(saturate(n));
@@ -425,7 +427,7 @@ impl<T> Connection<T> {
         self.body = 0..0;
     }
 
-    /// The request under way is over, if there is one.
+    /// Ends the current request, if there is one.
     fn end<S: Service<Task = T>>(&mut self, now: Instant, service: &mut S, how: End) {
         if let Some(task) = &mut self.task {
             service.end(now, Some(task), how);
@@ -435,7 +437,7 @@ impl<T> Connection<T> {
     }
 }
 
-/// The bytes in `range`.
+/// Returns the bytes in `range`.
 fn part<'b>(bytes: &'b [u8], range: &Range<u16>) -> &'b [u8] {
     bytes.get(range.start.into()..range.end.into()).unwrap_or_default()
 }

@@ -11,7 +11,7 @@ use super::{
 use crate::time::Instant;
 use crate::wire::copy;
 
-/// The head of an answer, but for its framing.
+/// The head of an answer, without its framing.
 #[derive(Debug, Clone, Copy)]
 struct Kind {
     status: Status,
@@ -20,7 +20,7 @@ struct Kind {
 }
 
 impl<T> Connection<T> {
-    /// The request is whole.
+    /// Answers the complete request.
     pub(super) fn answer<S: Service<Task = T>>(&mut self, now: Instant, service: &mut S) {
         if let Some(refusal) = self.refusal.take() {
             return self.stage_refusal(now, refusal, service);
@@ -43,7 +43,7 @@ impl<T> Connection<T> {
         );
     }
 
-    /// Refuses a request, perhaps one that was begun.
+    /// Refuses a request, which may have begun.
     pub(super) fn reject<S: Service<Task = T>>(
         &mut self,
         now: Instant,
@@ -64,7 +64,7 @@ impl<T> Connection<T> {
         let Refusal { status, allow, .. } = refusal;
         let behind = self.buf.get_mut(FRONT..).unwrap_or_default();
         let mut piece = Piece::new(behind);
-        // The answer to OPTIONS is a refusal as well, though not one in words.
+        // The answer to OPTIONS is a refusal as well, but has no code.
         let content = if status == Status::Ok { Content::Nothing } else { Content::Json };
         if content == Content::Json {
             refusal.emit(&mut piece);
@@ -73,8 +73,8 @@ impl<T> Connection<T> {
         self.stage(now, service, Kind { status, allow, content }, len, true);
     }
 
-    /// Refuses a request once the rest of its body is passed over; at once, and the connection as
-    /// well, if that is too long or waits for leave to come.
+    /// Refuses a request once the rest of its body was discarded. If the rest is too long, or the
+    /// client waits for `100 Continue`, refuses at once and closes the connection afterwards.
     pub(super) fn reject_later<S: Service<Task = T>>(
         &mut self,
         now: Instant,
@@ -96,8 +96,8 @@ impl<T> Connection<T> {
         self.reject(now, refusal, service);
     }
 
-    /// Refuses a request of which the rest makes no difference any more, and then the connection.
-    /// One that was refused before is answered that.
+    /// Refuses a request without reading the rest, and closes the connection afterwards. A request
+    /// that was refused before gets that refusal.
     pub(super) fn reject_and_close<S: Service<Task = T>>(
         &mut self,
         now: Instant,
@@ -117,7 +117,8 @@ impl<T> Connection<T> {
         self.left = u32::MAX;
     }
 
-    /// The first piece of the answer lies behind the front, `len` bytes of it.
+    /// Stages the head and the first piece of the answer, which lies behind the front and has `len`
+    /// bytes.
     fn stage<S: Service<Task = T>>(
         &mut self,
         now: Instant,
@@ -148,7 +149,7 @@ impl<T> Connection<T> {
         self.set_state(State::Answer(rest));
     }
 
-    /// The next piece of the answer, if it is time for one.
+    /// Stages the next piece of the answer, if the answer has one.
     pub(super) fn stage_more<S: Service<Task = T>>(&mut self, now: Instant, service: &mut S) {
         let State::Answer(rest @ (Rest::Chunks | Rest::Bytes)) = self.state else { return };
         let Some(task) = &mut self.task else { return };
@@ -157,7 +158,7 @@ impl<T> Connection<T> {
         let is_all = service.write(now, task, &mut piece);
         let len = piece.len();
         if len == 0 && !is_all {
-            // It has an element that is too long: a fault of the service's.
+            // An element is longer than a piece: a fault of the service.
             return self.abort(now, service);
         }
         let mut end = len;
@@ -178,7 +179,7 @@ impl<T> Connection<T> {
         }
     }
 
-    /// Writes behind so many bytes of a piece; where it ends then.
+    /// Writes `bytes` behind a piece of `len` bytes; returns where they end.
     fn put_behind(&mut self, len: usize, bytes: &[u8]) -> usize {
         let room = self.buf.get_mut(FRONT.saturating_add(len)..).unwrap_or_default();
         len.saturating_add(copy(room, bytes))

@@ -1,9 +1,9 @@
-//! Requests: what a client asks for.
+//! The request of a client.
 
 use super::VALUE_MAX;
 use crate::name::{ChannelName, NameError, TopicName};
 
-/// A request's method, as far as NSQ's servers tell them apart.
+/// The method of a request, as far as NSQ's servers distinguish methods.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Method {
@@ -13,9 +13,9 @@ pub enum Method {
     Post,
     /// `PUT`
     Put,
-    /// `HEAD`: answered without a body. NSQ's servers refuse it.
+    /// `HEAD`: answered without a body. NSQ's servers refuse it with 405.
     Head,
-    /// `OPTIONS`: which methods there are.
+    /// `OPTIONS`: lists the methods of a path.
     Options,
     /// Any other.
     Other,
@@ -34,62 +34,63 @@ impl Method {
     }
 }
 
-/// What a client asks for: what is kept of a request's head.
+/// The kept parts of a request's head.
 #[derive(Debug, Clone, Copy)]
 pub struct Request<'r> {
     pub(super) method: Method,
     pub(super) path: &'r [u8],
-    /// The parameters that the service looks at.
+    /// The parameters that the service uses.
     pub(super) names: &'r [&'r str],
-    /// Those that were given: each as its place in `names`, its length, and its value.
+    /// The parameters that were given: each as its index in `names`, its length, and its value.
     pub(super) params: &'r [u8],
     pub(super) bad_query: bool,
     pub(super) body_len: Option<u32>,
 }
 
-/// The query is not one: a `%` without two hexadecimal digits, or a `;`, which Go refuses.
+/// The query is invalid: a `%` without two hexadecimal digits, or a `;`, which Go refuses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct BadQuery;
 
 impl<'r> Request<'r> {
-    /// The method.
+    /// Returns the method.
     pub const fn method(&self) -> Method {
         self.method
     }
 
-    /// How long the body is that follows, in bytes; `None` if it comes in chunks, and shows its
-    /// length when it is whole.
+    /// Returns the length of the body in bytes; `None` if the body is chunked, so that its length
+    /// is known only at its end.
     pub const fn body_len(&self) -> Option<u32> {
         self.body_len
     }
 
-    /// Whether this is the path, once `%` escapes are read. A path of more than
-    /// [`PATH_MAX`](super::PATH_MAX) bytes is none.
+    /// Returns whether the path, with its escapes decoded, is `path`. A path of more than
+    /// [`PATH_MAX`](super::PATH_MAX) bytes matches none.
     pub fn is_for(&self, path: &str) -> bool {
         self.path == path.as_bytes()
     }
 
-    /// What follows `prefix` in the path, if that is one name: not empty and without a `/`.
+    /// Returns the rest of the path behind `prefix`, if that is one name: not empty and without
+    /// `/`.
     pub fn name_after(&self, prefix: &str) -> Option<Value<'r>> {
         let bytes = self.path.strip_prefix(prefix.as_bytes())?;
         (!bytes.is_empty() && !bytes.contains(&b'/')).then_some(Value { bytes })
     }
 
-    /// Whether the query is one; nsqd and nsqlookupd refuse the others as a whole.
+    /// Fails if the query is invalid; nsqd and nsqlookupd refuse such a query as a whole.
     pub fn check_query(&self) -> Result<(), BadQuery> {
         if self.bad_query { Err(BadQuery) } else { Ok(()) }
     }
 
-    /// The first value of one of [`Service::PARAMS`](super::Service::PARAMS); `None` if there is
-    /// none. A parameter without `=` is empty.
+    /// Returns the first value of one of [`Service::PARAMS`](super::Service::PARAMS); `None` if the
+    /// parameter was not given. A parameter without `=` is empty.
     pub fn param(&self, name: &str) -> Option<Value<'r>> {
         let index = self.names.iter().position(|is| *is == name)?;
         find_param(self.params, index).map(|bytes| Value { bytes })
     }
 }
 
-/// The value of the parameter with that place.
+/// Returns the value of the parameter with that index.
 pub(super) fn find_param(params: &[u8], index: usize) -> Option<&[u8]> {
     let mut rest = params;
     while let Some((&[at, len], behind)) = rest.split_first_chunk() {
@@ -102,35 +103,36 @@ pub(super) fn find_param(params: &[u8], index: usize) -> Option<&[u8]> {
     None
 }
 
-/// A value out of a path or a query, its escapes read. Of one that is longer than
-/// [`VALUE_MAX`](super::VALUE_MAX) bytes one byte more than that is there.
+/// A decoded value of a path or query. A value of more than [`VALUE_MAX`](super::VALUE_MAX) bytes
+/// is cut to one byte more than that.
 #[derive(Debug, Clone, Copy)]
 pub struct Value<'r> {
     bytes: &'r [u8],
 }
 
 impl<'r> Value<'r> {
-    /// Its bytes.
+    /// Returns the bytes.
     pub const fn bytes(&self) -> &'r [u8] {
         self.bytes
     }
 
-    /// Whether it is this text.
+    /// Returns whether the value is `text`.
     pub fn is(&self, text: &str) -> bool {
         self.bytes == text.as_bytes()
     }
 
-    /// It as a topic's name.
+    /// Returns the value as a topic's name.
     pub fn topic(&self) -> Result<TopicName, NameError> {
         TopicName::from_bytes(self.bytes)
     }
 
-    /// It as a channel's name.
+    /// Returns the value as a channel's name.
     pub fn channel(&self) -> Result<ChannelName, NameError> {
         ChannelName::from_bytes(self.bytes)
     }
 
-    /// It as a decimal number without a sign; `None` if it is none or has more than 32 bits.
+    /// Returns the value as a decimal number without a sign; `None` if it is not a number of 32
+    /// bits.
     pub fn number(&self) -> Option<u32> {
         if self.bytes.len() > VALUE_MAX {
             return None;
@@ -144,7 +146,7 @@ impl<'r> Value<'r> {
         number
     }
 
-    /// It as the truth value that Go's `strconv.ParseBool` reads.
+    /// Returns the value as Go's `strconv.ParseBool` reads it.
     pub fn bool(&self) -> Option<bool> {
         match self.bytes {
             b"1" | b"t" | b"T" | b"true" | b"TRUE" | b"True" => Some(true),

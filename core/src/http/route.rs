@@ -1,4 +1,4 @@
-//! Which path is what.
+//! Selects the endpoint of a request.
 
 use super::answer::{Refusal, Status};
 use super::request::{Method, Request};
@@ -12,7 +12,7 @@ pub(super) struct Methods(u8);
 impl Methods {
     pub(super) const NONE: Self = Self(0);
 
-    /// In the order of the alphabet, as they are listed.
+    /// The methods in alphabetical order, as they are listed.
     const ALL: [(Method, &'static str); 4] = [
         (Method::Get, "GET"),
         (Method::Options, "OPTIONS"),
@@ -25,7 +25,7 @@ impl Methods {
         Self(at.map_or(self.0, |at| self.0 | 1u8.unbounded_shl(at as u32)))
     }
 
-    /// The header line, if there is any.
+    /// Writes the header line, if the set is not empty.
     pub(super) fn emit<W: Write>(self, w: &mut W) -> Result<(), W::Error> {
         let mut before = "Allow: ";
         for (at, (_, name)) in (0u32..).zip(&Self::ALL) {
@@ -39,20 +39,20 @@ impl Methods {
     }
 }
 
-/// One thing that may be asked for: with a method, at a path. A path that ends in `/` stands for
-/// it with one more name behind it, which [`Request::name_after`] gives.
+/// An endpoint: a method and a path. A path that ends in `/` matches any path with one more name
+/// behind it, which [`Request::name_after`] returns.
 #[derive(Debug, Clone, Copy)]
 pub struct Route<R> {
     /// The method.
     pub method: Method,
     /// The path.
     pub path: &'static str,
-    /// What the service calls the endpoint.
+    /// The service's value for the endpoint.
     pub to: R,
 }
 
-/// What `request` asks for, else 404, 405 with the methods that the path has, or for `OPTIONS`
-/// those methods.
+/// Returns the endpoint of `request`. Else fails with 404, with 405 and the methods of the path, or
+/// for `OPTIONS` with those methods.
 pub fn find<R: Copy>(routes: &[Route<R>], request: &Request<'_>) -> Result<R, Refusal> {
     let mut allow = Methods::NONE;
     for route in routes {
@@ -68,7 +68,7 @@ pub fn find<R: Copy>(routes: &[Route<R>], request: &Request<'_>) -> Result<R, Re
             allow = allow.with(route.method);
         }
     }
-    // What is asked of the server itself: nothing can be.
+    // A request for the server itself, which has no endpoint.
     let is_for_all = request.is_for("*");
     if allow == Methods::NONE && !is_for_all {
         return Err(Refusal::not_found("NOT_FOUND"));

@@ -7,18 +7,17 @@ use crate::wire::Write;
 mod body;
 mod head;
 
-/// Answers what the path says: `/echo` with the body, `/list?n=3` with so many elements of 100
-/// bytes, `/ping`, `/nothing`, `/full` is `/echo` that may hold.
+/// A service: `/echo` answers with the body, `/list?n=3` with 3 elements of `element` bytes.
 #[derive(Default)]
 struct Echo {
     config: Config,
     ends: Vec<End>,
-    /// How many bytes of a body are taken in one call.
+    /// How many bytes of a body are accepted in one call.
     takes: usize,
-    /// How long elements are.
+    /// The length of an element in bytes.
     element: usize,
     patience: Option<Span>,
-    /// How long a body may be.
+    /// The longest body that is accepted.
     most: u32,
     begun: u32,
 }
@@ -162,11 +161,11 @@ impl World {
         world
     }
 
-    /// Offers bytes as often as any are taken, and gives all that is written; a write takes
-    /// `write` bytes.
+    /// Offers bytes until none are consumed any more, and returns all bytes written; each write
+    /// takes `write` bytes.
     #[track_caller]
     fn exchange(&mut self, mut bytes: &[u8], write: usize) -> String {
-        let mut said = Vec::new();
+        let mut all = Vec::new();
         for _ in 0..100_000 {
             let taken = self.connection.take(self.now, bytes, &mut self.service);
             bytes = &bytes[taken..];
@@ -174,9 +173,9 @@ impl World {
             if taken == 0 && written.is_empty() {
                 break;
             }
-            said.extend(written);
+            all.extend(written);
         }
-        String::from_utf8_lossy(&said).into_owned()
+        String::from_utf8_lossy(&all).into_owned()
     }
 
     fn write(&mut self, most: usize) -> Vec<u8> {
@@ -214,7 +213,7 @@ fn refusal(line: &str, code: &str, closes: bool) -> String {
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Type: text/plain; charset=utf-8\r\n\
                   Content-Length: 2\r\n\r\nOK";
 
-/// The body of an answer, its chunks put together.
+/// Returns the body of an answer, its chunks joined.
 #[track_caller]
 fn body(answer: &str) -> String {
     let (head, mut rest) = answer.split_once("\r\n\r\n").unwrap();
@@ -235,7 +234,7 @@ fn body(answer: &str) -> String {
     }
 }
 
-/// All of it at once, and a byte at a time: the answer is the same.
+/// Sends a request at once, and a byte at a time: the answer has to be the same.
 #[track_caller]
 fn ask(request: &str) -> String {
     let whole = World::new().send(request);
@@ -253,7 +252,7 @@ fn requests_one_after_the_other() {
     let ping = "GET /ping HTTP/1.1\r\nHost: x\r\n\r\n";
     assert_eq!(world.send(ping), OK);
     assert_eq!(world.send(ping), OK);
-    // With the empty line that some send behind a body.
+    // With the empty line that some clients send behind a body.
     assert_eq!(world.send(&format!("\r\n{ping}")), OK);
     // Pipelined.
     assert_eq!(world.send(&ping.repeat(5)), OK.repeat(5));
@@ -333,7 +332,7 @@ fn refusals_of_the_service_keep_the_connection() {
     let empty = refusal("400 Bad Request", "EMPTY", false);
     assert_eq!(world.send("POST /echo HTTP/1.1\r\nHost: x\r\n\r\n"), empty);
     assert_eq!(world.send("PUT /whole/x HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"), empty);
-    // Its body is passed over first.
+    // The body is discarded first.
     let with_body = "POST /list HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nbody";
     let answer = world.send(with_body);
     assert!(answer.contains("405 Method Not Allowed\r\nAllow: GET, OPTIONS\r\n"), "{answer}");
@@ -341,7 +340,7 @@ fn refusals_of_the_service_keep_the_connection() {
         world.send("POST /nope HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nbody"),
         not_found
     );
-    // Refused in the middle of it.
+    // Refused in the middle of the body.
     let no = refusal("413 Request Entity Too Large", "NO", false);
     assert_eq!(world.send("POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\n!"), "");
     assert_eq!(world.send("dy "), no);
@@ -362,16 +361,16 @@ fn chunked(path: &str, chunks: &str) -> String {
 const PING: &str = "GET /ping HTTP/1.1\r\nHost: x\r\n\r\n";
 
 #[test]
-fn a_slow_client_may_go_when_another_one_waits() {
+fn a_slow_client_may_be_closed_when_another_one_waits() {
     let ms = |ms| Span::from_millis(ms);
     let mut world = World::new();
     let at = |world: &World| world.connection.evictable();
-    // Nothing was asked for yet.
+    // No request has begun.
     assert_eq!(at(&world), world.now.after(ms(500)));
     world.after(ms(400));
     world.send("\r\n");
     assert_eq!(at(&world), Instant::from_millis(500));
-    // A head, a byte at a time: each gives a millisecond.
+    // A head, a byte at a time: each byte gives a millisecond.
     world.send("G");
     let begun = world.now.after(SLOW);
     assert_eq!(at(&world), begun);
@@ -380,7 +379,7 @@ fn a_slow_client_may_go_when_another_one_waits() {
         world.send("E");
     }
     assert_eq!(at(&world), begun.after(ms(10)));
-    // A client that is fast enough has its two seconds at all times.
+    // A client that is fast enough always has its two seconds.
     world.send(&"E".repeat(1200));
     assert_eq!(at(&world), world.now.after(SLOW));
 
@@ -390,7 +389,7 @@ fn a_slow_client_may_go_when_another_one_waits() {
     world.send(PING);
     assert_eq!(at(&world), world.now.after(ms(100)));
 
-    // While the service has no room it is not to blame.
+    // A client that is held is not slow.
     world.service.takes = 0;
     let post = "POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nhi";
     world.connection.take(world.now, post.as_bytes(), &mut world.service);
@@ -400,9 +399,9 @@ fn a_slow_client_may_go_when_another_one_waits() {
     world.service.takes = 1;
     world.connection.take(world.now, b"h", &mut world.service);
     assert_eq!(at(&world), world.now.after(SLOW));
-    assert_eq!(world.connection.deadline(), Instant::from_millis(30_300), "the body's own");
+    assert_eq!(world.connection.deadline(), Instant::from_millis(30_300), "the body's deadline");
 
-    // It does not read.
+    // The client does not read.
     let mut world = World::new();
     let list = b"GET /list?n=100 HTTP/1.1\r\nHost: x\r\n\r\n";
     world.connection.take(world.now, list, &mut world.service);
@@ -412,7 +411,7 @@ fn a_slow_client_may_go_when_another_one_waits() {
         world.write(10);
     }
     assert_eq!(at(&world), begun.after(SLOW).after(ms(50)));
-    // All is said.
+    // The answer was written.
     let mut world = World::new();
     world.send("GET /ping HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
     assert_eq!((world.connection.link(), at(&world)), (Link::Close, Instant::ZERO));
@@ -436,12 +435,12 @@ fn bodies_at_their_bounds() {
     assert!(body(&World::new().send(&post("/whole/x", BUFFER))).len() == BUFFER);
     let long = refusal("413 Request Entity Too Large", "TOO_LONG", false);
     assert_eq!(World::new().send(&post("/whole/x", BUFFER + 1)), long);
-    // Refused anyway, but too long to be passed over.
+    // Refused anyway, but too long to be discarded.
     let not_found = refusal("404 Not Found", "NOT_FOUND", true);
     assert_eq!(World::new().send(&post("/nope", most + 1)), not_found);
     let endless = "POST /nothing HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999999\r\n\r\n";
     assert!(World::new().send(endless).starts_with("HTTP/1.1 413"));
-    // In pieces it has no bound but the service's.
+    // A body in pieces has no bound but the service's.
     assert_eq!(body(&World::new().send(&post("/echo", 60_000))).len(), 60_000);
     let long = refusal("413 Request Entity Too Large", "TOO_BIG", true);
     assert_eq!(World::new().send(&post("/echo", 60_001)), long);
@@ -455,13 +454,13 @@ fn leave_to_send_a_body() {
     let mut world = World::new();
     assert_eq!(world.send(head), leave);
     assert!(world.send("hi").ends_with("\r\n\r\nhi"));
-    // It does not wait.
+    // The client does not wait.
     let answer = world.send(&format!("{head}hi"));
     assert!(answer.starts_with(leave) && answer.ends_with("hi"), "{answer}");
-    // Not given: the body may come, or not.
+    // Refused instead of `100 Continue`: the body may arrive, or not.
     let refused = world.send(&head.replace("/echo", "/nope"));
     assert_eq!(refused, refusal("404 Not Found", "NOT_FOUND", true));
-    // Nor to a client that does not know of it, nor for nothing.
+    // Not sent for HTTP/1.0, nor without a body.
     let mut world = World::new();
     assert_eq!(world.send(&head.replace("1.1", "1.0")), "");
     let mut world = World::new();
@@ -480,14 +479,14 @@ fn a_client_is_held_while_there_is_no_room() {
     assert_eq!(world.connection.take(world.now, rest, &mut world.service), 0);
     world.service.takes = 3;
     let taken = world.connection.take(world.now, rest, &mut world.service);
-    // All of it, in two calls, and no more: the answer comes first.
+    // The whole body, in two calls, and no more: the answer comes first.
     assert_eq!(taken, 4);
     rest = &rest[taken..];
     assert_eq!(world.connection.take(world.now, rest, &mut world.service), 0);
     assert!(world.send("").ends_with("body"));
     assert_eq!(world.connection.take(world.now, rest, &mut world.service), 3);
 
-    // For so long.
+    // A client is held for a limited time.
     let mut world = World::new();
     world.service.takes = 0;
     world.connection.take(world.now, request, &mut world.service);
@@ -514,26 +513,26 @@ fn lines() {
         assert_eq!(body(&World::new().send(&post(text))), expected);
         // A byte at a time.
         let mut world = World::new();
-        let said: String =
+        let written: String =
             post(text).bytes().map(|byte| world.exchange(&[byte], usize::MAX)).collect();
-        assert_eq!(body(&said), expected);
-        // Held before every line, with what comes behind it as well.
+        assert_eq!(body(&written), expected);
+        // Held before every line, with the bytes behind it as well.
         let mut world = World::new();
         let request = post(text) + "GET /ping HTTP/1.1\r\nHost: x\r\n\r\n";
-        let (mut rest, mut said) = (request.as_bytes(), String::new());
+        let (mut rest, mut written) = (request.as_bytes(), String::new());
         while !rest.is_empty() {
             for takes in [0, 0, 1] {
                 world.service.takes = takes;
                 let piece = &rest[..rest.len().min(7)];
                 let taken = world.connection.take(world.now, piece, &mut world.service);
                 rest = &rest[taken..];
-                said += &world.send("");
+                written += &world.send("");
             }
         }
-        let (answer, ping) = said.split_at(said.len() - OK.len());
+        let (answer, ping) = written.split_at(written.len() - OK.len());
         assert_eq!((body(answer), ping), (expected.to_owned(), OK), "{text:?}");
     }
-    // Too long, with or without an end; refused by the service. The rest is passed over.
+    // Too long, with or without an end; refused by the service. The rest is discarded.
     let ping = "GET /ping HTTP/1.1\r\nHost: x\r\n\r\n";
     for (text, code) in [
         (&format!("{longest}y"), "LONG_LINE"),
@@ -546,11 +545,11 @@ fn lines() {
         assert_eq!(world.send(&(post(text) + ping)), refused.clone() + OK);
         let mut world = World::new();
         let bytes = post(text) + ping;
-        let said: String = bytes.bytes().map(|byte| world.exchange(&[byte], 9)).collect();
-        assert_eq!(said, refused + OK);
+        let written: String = bytes.bytes().map(|byte| world.exchange(&[byte], 9)).collect();
+        assert_eq!(written, refused + OK);
         assert_eq!(world.service.ends.len(), 2);
     }
-    // Held for as long as the service says, each time anew, but for no longer than a body may take.
+    // Held as long as the service allows, each time anew, but no longer than a body may take.
     let mut world = World::new();
     world.service.patience = Some(Span::from_secs(4));
     let request = post("a\nb\nc\nd\ne\nf\ng\nh\ni\n");
@@ -583,10 +582,10 @@ fn time_runs_out() {
     assert_eq!(world.after(Span::from_millis(config.idle.as_millis() - 1)), Link::Up);
     assert_eq!(world.after(Span::from_millis(1)), Link::Close);
     assert_eq!(world.after(config.close), Link::Close);
-    assert_eq!(world.connection.deadline(), world.now, "due until the driver breaks it off");
+    assert_eq!(world.connection.deadline(), world.now, "due until the driver aborts");
     assert_eq!(world.service.ends, []);
 
-    // In a head, also if something comes all the time, after whatever empty lines.
+    // In a head, also if bytes arrive all the time, after any number of empty lines.
     let mut world = World::new();
     world.after(Span::from_secs(1));
     world.send("\r\n");
@@ -607,7 +606,7 @@ fn time_runs_out() {
     assert_eq!(world.send(""), refusal("408 Request Timeout", "TIMEOUT", true));
     assert_eq!(world.service.ends, [End::Refused(Status::RequestTimeout)]);
 
-    // It does not read, or hardly.
+    // The client does not read, or hardly.
     let mut world = World::new();
     let request = b"GET /list?n=100 HTTP/1.1\r\nHost: x\r\n\r\n";
     world.connection.take(world.now, request, &mut world.service);
@@ -669,8 +668,8 @@ fn garbage() {
         while !rest.is_empty() {
             let (piece, behind) = rest.split_at(1 + random(rest.len()));
             rest = behind;
-            let said = world.exchange(piece, 1 + random(2000));
-            answers += usize::from(said.contains("HTTP/1."));
+            let written = world.exchange(piece, 1 + random(2000));
+            answers += usize::from(written.contains("HTTP/1."));
             if random(9) == 0 {
                 world.after(Span::from_secs(random(20) as u32));
             }
@@ -679,7 +678,7 @@ fn garbage() {
             world.after(Span::from_secs(31));
             world.send("");
         }
-        // However it was left, it ends.
+        // However the connection was left, it ends.
         assert_eq!(world.connection.link(), Link::Close);
     }
     assert!(answers > 20_000, "{answers}");

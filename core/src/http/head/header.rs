@@ -12,7 +12,8 @@ const HEADERS: [(&[u8], Header); 5] = [
 ];
 
 impl Scanner {
-    /// A blank in a header line, or in front of one: then it goes on with the value before.
+    /// Handles a blank in a header line, or before one, where it continues the value of the last
+    /// line.
     pub(super) fn blank(&mut self) -> Result<(), Refusal> {
         let folds = self.at == At::Line && self.header != Header::None;
         if !folds && self.at != At::Field {
@@ -23,7 +24,7 @@ impl Scanner {
         Ok(())
     }
 
-    /// A byte of a header line that is no blank.
+    /// Handles a byte of a header line that is not a blank.
     pub(super) fn header_byte(&mut self, byte: u8, buf: &mut [u8]) -> Result<(), Refusal> {
         match self.at {
             At::Field => return self.field_byte(byte, buf),
@@ -52,7 +53,7 @@ impl Scanner {
         Ok(())
     }
 
-    /// A byte of a header's value.
+    /// Handles a byte of a header's value.
     fn field_byte(&mut self, byte: u8, buf: &mut [u8]) -> Result<(), Refusal> {
         let gap = core::mem::take(&mut self.gap);
         match self.header {
@@ -83,7 +84,7 @@ impl Scanner {
         Ok(())
     }
 
-    /// A word of a list is whole.
+    /// Handles the end of a word of a list.
     fn end_word(&mut self, buf: &[u8]) {
         let word = self.word(buf);
         match self.header {
@@ -100,7 +101,7 @@ impl Scanner {
         self.word = 0;
     }
 
-    /// A header is whole.
+    /// Handles the end of a header.
     pub(super) fn end_header(&mut self, buf: &[u8]) -> Result<(), Refusal> {
         match self.header {
             Header::ContentLength => {
@@ -111,7 +112,7 @@ impl Scanner {
                 self.len = core::mem::take(&mut self.reading);
                 self.has_digit = false;
             }
-            // HTTP/1.0 does not have the header.
+            // HTTP/1.0 does not have this header.
             Header::TransferEncoding if !self.exchange.is_old => {
                 let is_known = self.word(buf) == b"chunked";
                 if !is_known || core::mem::replace(&mut self.has_encoding, true) {
@@ -135,7 +136,7 @@ impl Scanner {
     }
 }
 
-/// Whether the value of `Host` may contain the byte.
+/// Returns whether the value of `Host` may contain the byte.
 fn is_of_host(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!$%&'()*+,-.:;=[]_~".contains(&byte)
 }

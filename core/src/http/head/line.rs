@@ -6,7 +6,7 @@ use crate::http::answer::Refusal;
 use crate::http::request::{Method, find_param};
 
 impl Scanner {
-    /// A byte of the request's line.
+    /// Handles a byte of the request's first line.
     pub(super) fn line_byte(
         &mut self,
         byte: u8,
@@ -57,7 +57,7 @@ impl Scanner {
         Ok(())
     }
 
-    /// A byte of path or query.
+    /// Handles a byte of path or query.
     fn target_byte(&mut self, byte: u8, buf: &mut [u8], names: &[&str]) -> Result<(), Refusal> {
         let in_query = self.at != At::Path;
         let digit = char::from(byte).to_digit(16).map(|digit| digit as u8);
@@ -85,7 +85,7 @@ impl Scanner {
                     match self.at {
                         At::Path => self.end_path(),
                         At::Value => self.end_value(buf),
-                        // A key alone is one with an empty value.
+                        // A key without `=` has an empty value.
                         _ if self.word > 0 || next == At::Value => {
                             self.end_key(buf, names);
                             if next != At::Value {
@@ -119,8 +119,8 @@ impl Scanner {
         self.kept = self.path.into();
     }
 
-    /// A key is whole. The service's place for it is kept, and a place that is none for one that
-    /// it does not look at, or not again.
+    /// Handles the end of a key. Keeps the index of the parameter; an index that is none for an
+    /// unknown parameter, and for one that was given before.
     fn end_key(&mut self, buf: &mut [u8], names: &[&str]) {
         let key = self.word(buf);
         let params = buf.get(self.path.into()..self.kept.into()).unwrap_or_default();
@@ -144,7 +144,7 @@ impl Scanner {
         }
     }
 
-    /// The index and length in front of the value that is being read.
+    /// Returns the index and length in front of the value that is being read.
     fn value_head<'b>(&self, buf: &'b mut [u8]) -> Option<&'b mut [u8; 2]> {
         let at = usize::from(self.kept).checked_sub(2)?;
         buf.get_mut(at..)?.first_chunk_mut()

@@ -1,11 +1,11 @@
 //! Parses heads of requests byte by byte.
 //!
-//! What matters is kept at the front of the connection's buffer: the path, then the parameters
-//! that the service looks at. Behind that lies the word being read. All else passes by, so a head
-//! may be much longer than the buffer.
+//! The path, then the parameters that the service uses, are kept at the front of the connection's
+//! buffer. Behind them lies the word being read. All other bytes are dropped, so a head may be much
+//! longer than the buffer.
 //!
 //! ```text
-//! buffer | path | place, length, value | place, length, value | ... | word | free |
+//! buffer | path | index, length, value | index, length, value | ... | word | free |
 //! ```
 
 mod header;
@@ -15,10 +15,10 @@ use super::answer::{Refusal, Status};
 use super::request::{Method, Request};
 use super::{BUFFER, Exchange, HEAD_MAX, LINE_MAX, PARAMS_MAX, PATH_MAX, VALUE_MAX};
 
-/// The longest word that means something: `transfer-encoding`.
+/// The length of the longest known word: `transfer-encoding`.
 const WORD_MAX: usize = 17;
 
-// One byte more shows that something is too long.
+// One byte more than each bound is kept, which shows that a text was too long.
 const _: () = assert!(
     PATH_MAX + 1 + PARAMS_MAX * (VALUE_MAX + 3) + WORD_MAX < BUFFER
         && PATH_MAX < 255
@@ -29,15 +29,15 @@ const _: () = assert!(
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum At {
     Method,
-    /// At the target's first byte.
+    /// At the first byte of the target.
     Target,
     /// Behind the target `*`.
     Star,
-    /// In a target's scheme, behind its colon, behind a slash after that.
+    /// In the scheme of a target, behind its colon, behind the first slash after that.
     Scheme,
     Colon,
     Slash,
-    /// In what is no path, and has none behind it.
+    /// In a target that is no path and has none.
     Opaque,
     /// Between `http://` and the path.
     Authority,
@@ -45,17 +45,17 @@ enum At {
     Key,
     Value,
     Version,
-    /// At a header line's first byte.
+    /// At the first byte of a header line.
     Line,
-    /// In a header's name, in its value.
+    /// In the name of a header, in its value.
     Name,
     Field,
 }
 
-/// The headers that the scanner knows.
+/// The known headers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Header {
-    /// There was none yet.
+    /// No header was read yet.
     None,
     Host,
     ContentLength,
@@ -65,7 +65,7 @@ enum Header {
     Other,
 }
 
-/// An escape in path or query: none, behind its `%`, behind its first digit.
+/// The position in an escape in path or query: outside, behind `%`, behind the first digit.
 #[derive(Debug, Clone, Copy)]
 enum Escape {
     No,
@@ -80,9 +80,9 @@ pub(super) struct Scanner {
     escape: Escape,
     header: Header,
     method: Method,
-    /// A carriage return: a newline has to follow.
+    /// The last byte was a carriage return: a line feed has to follow.
     cr: bool,
-    /// Of a header's value nothing was read yet, or blanks since.
+    /// Nothing of the header's value was read yet, or blanks since its last byte.
     gap: bool,
     bad_query: bool,
     has_host: bool,
@@ -90,17 +90,17 @@ pub(super) struct Scanner {
     has_encoding: bool,
     is_chunked: bool,
     keeps_alive: bool,
-    /// The first `Expect` has words that mean nothing.
+    /// The first `Expect` has unknown words.
     is_unmet: bool,
-    /// How long the word being read is.
+    /// The length of the word being read.
     word: u8,
-    /// How long the path is.
+    /// The length of the path.
     path: u8,
-    /// How long what is kept is, the path included.
+    /// The length of everything kept, the path included.
     kept: u16,
-    /// How long the head is so far.
+    /// The length of the head so far.
     total: u32,
-    /// There is a `Content-Length`, and its value; a digit of another one, and that.
+    /// The value of a `Content-Length`, if any; then the digits of the one being read, if any.
     has_len: bool,
     len: u32,
     has_digit: bool,
@@ -115,7 +115,7 @@ impl Scanner {
         Self { method: Method::Other, gap: true, ..Self::ZERO }
     }
 
-    /// All bytes are zero, for storage before its use.
+    /// A value of zero bytes, for storage before its use.
     pub(super) const ZERO: Self = Self {
         at: At::Method,
         escape: Escape::No,
@@ -141,17 +141,17 @@ impl Scanner {
         exchange: Exchange::NEW,
     };
 
-    /// The parts of the head that decide how the request is answered.
+    /// Returns the properties of the request that decide how it is answered.
     pub(super) const fn exchange(&self) -> Exchange {
         self.exchange
     }
 
-    /// The length of the body; `None` if it is chunked.
+    /// Returns the length of the body; `None` if it is chunked.
     pub(super) const fn body_len(&self) -> Option<u32> {
         if self.is_chunked { None } else { Some(self.len) }
     }
 
-    /// The request, for a service with the parameters `names`.
+    /// Returns the request, for a service with the parameters `names`.
     pub(super) fn request<'r>(&self, buf: &'r [u8], names: &'r [&'r str]) -> Request<'r> {
         let kept = buf.get(..self.kept.into()).unwrap_or_default();
         let (path, params) = kept.split_at_checked(self.path.into()).unwrap_or_default();
@@ -159,7 +159,7 @@ impl Scanner {
         Request { method, path, names, params, bad_query, body_len }
     }
 
-    /// Takes the next byte and returns whether the head is complete.
+    /// Consumes the next byte and returns whether the head is complete.
     pub(super) fn take(
         &mut self,
         byte: u8,
@@ -176,7 +176,7 @@ impl Scanner {
                 self.cr = false;
                 return self.end_line(buf);
             }
-            // Only in front of a newline.
+            // A carriage return is valid only before a line feed.
             _ if self.cr => return Err(BAD),
             b'\r' => self.cr = true,
             b'\t' if self.at == At::Line || self.at == At::Field => self.blank()?,
@@ -193,7 +193,7 @@ impl Scanner {
         Ok(false)
     }
 
-    /// Handles a newline and returns whether it ends the head.
+    /// Handles a line feed and returns whether it ends the head.
     fn end_line(&mut self, buf: &[u8]) -> Result<bool, Refusal> {
         match self.at {
             At::Version => {
@@ -222,7 +222,7 @@ impl Scanner {
         Ok(false)
     }
 
-    /// The head is whole.
+    /// Handles the end of the head.
     fn end(&mut self) -> Result<(), Refusal> {
         let exchange = &mut self.exchange;
         if !self.has_host && !exchange.is_old {
@@ -241,7 +241,7 @@ impl Scanner {
         behind.get(..self.word.into()).unwrap_or_default()
     }
 
-    /// Appends to the word. A word that is too long keeps one byte too many, so that it is noticed.
+    /// Appends to the word. A word that is too long keeps one byte too many, which shows that.
     fn push(&mut self, byte: u8, buf: &mut [u8]) {
         let most = match self.at {
             At::Path => PATH_MAX,
@@ -258,7 +258,7 @@ impl Scanner {
     }
 }
 
-/// Whether a method or a header's name may contain the byte.
+/// Returns whether a method or the name of a header may contain the byte.
 fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }

@@ -1,9 +1,9 @@
-//! Bodies that come in chunks.
+//! Chunked bodies.
 
 use super::*;
 
 #[test]
-fn bodies_in_chunks() {
+fn chunked_bodies() {
     let a4000 = "a".repeat(4000);
     for chunks in [
         "2\r\nhi\r\n0\r\n\r\n",
@@ -24,7 +24,7 @@ fn bodies_in_chunks() {
         let answer = ask(&(chunked("/nope", chunks) + PING));
         assert!(answer.starts_with("HTTP/1.1 404") && answer.ends_with(OK), "{answer}");
     }
-    // Its length does not matter then, if it is one.
+    // A valid `Content-Length` is ignored then.
     let both = chunked("/echo", "A\r\n0123456789\r\n0\r\n\r\n");
     let with_len = both.replace("\r\n\r\nA", "\r\nContent-Length: 3\r\n\r\nA");
     assert_eq!(body(&ask(&with_len)), "0123456789");
@@ -32,13 +32,13 @@ fn bodies_in_chunks() {
     assert_eq!(ask(&bad), refusal("400 Bad Request", "BAD_REQUEST", true));
     let none = chunked("/echo", "0\r\n\r\n");
     assert_eq!(ask(&none), refusal("400 Bad Request", "EMPTY", false));
-    // Leave is given.
+    // `100 Continue` is sent.
     let waits = chunked("/echo", "").replace("\r\n\r\n", "\r\nExpect: 100-continue\r\n\r\n");
     assert_eq!(ask(&waits), "HTTP/1.1 100 Continue\r\n\r\n");
 }
 
 #[test]
-fn what_is_no_body_in_chunks() {
+fn invalid_chunks_are_refused() {
     let a5000 = "a".repeat(5000);
     for chunks in [
         "x\r\n",
@@ -67,10 +67,10 @@ fn what_is_no_body_in_chunks() {
             assert_eq!(world.send(&chunked(path, chunks)), bad, "{path} {chunks:?}");
             assert_eq!(world.send(PING), "");
             assert_eq!(world.after(world.service.config.linger), Link::Close);
-            // Nothing was done for it.
+            // The request was begun only if its body is passed on.
             assert_eq!(world.service.begun, u32::from(path != "/nothing"));
         }
-        // What was refused before is answered that.
+        // A request that was refused before gets that refusal.
         let refused = ask(&chunked("/nope", chunks));
         assert_eq!(refused, refusal("404 Not Found", "NOT_FOUND", true), "{chunks:?}");
     }
@@ -78,7 +78,7 @@ fn what_is_no_body_in_chunks() {
 
 #[test]
 fn chunks_at_their_bounds() {
-    // As long a body as there may be, in whatever chunks.
+    // A body of the longest length is accepted, in chunks of any length.
     for (path, most, code) in [
         ("/echo", 60_000, "TOO_BIG"),
         ("/whole/x", BUFFER, "TOO_LONG"),
@@ -103,7 +103,7 @@ fn chunks_at_their_bounds() {
         let long = refusal("413 Request Entity Too Large", "TOO_BIG", true);
         assert_eq!(ask(&chunked("/echo", &format!("{size}\r\n"))), long);
     }
-    // Refused before, and too long to be passed over.
+    // Refused before, and too long to be discarded.
     let long = format!("4000\r\n{}\r\n1\r\n", "b".repeat(0x4000));
     let not_found = refusal("404 Not Found", "NOT_FOUND", true);
     assert_eq!(ask(&chunked("/nope", &long)), not_found);

@@ -1,4 +1,4 @@
-//! Heads of requests, and the connection that a head asks for.
+//! Heads of requests, and the connection that a head requests.
 
 use super::*;
 
@@ -22,7 +22,7 @@ fn methods() {
 }
 
 #[test]
-fn what_is_not_understood_ends_the_connection() {
+fn an_invalid_request_ends_the_connection() {
     for (request, line, code) in [
         ("  V2IDENTIFY\n", "400 Bad Request", "BAD_REQUEST"),
         ("GET ping HTTP/1.1\r\nHost: x\r\n\r\n", "400 Bad Request", "BAD_REQUEST"),
@@ -43,7 +43,7 @@ fn what_is_not_understood_ends_the_connection() {
     ] {
         let mut world = World::new();
         assert_eq!(world.send(request), refusal(line, code, true), "{request:?}");
-        // What else it sends is passed over for a moment, so that the answer arrives.
+        // Further bytes are discarded for a short time, so that the client reads the answer.
         assert_eq!(world.send("GET /ping HTTP/1.1\r\nHost: x\r\n\r\n"), "");
         assert_eq!(world.connection.link(), Link::Up);
         assert_eq!(world.after(world.service.config.linger), Link::Close);
@@ -52,7 +52,7 @@ fn what_is_not_understood_ends_the_connection() {
 }
 
 #[test]
-fn heads_of_any_length_pass_by() {
+fn heads_of_any_length_are_read() {
     let ping = "GET /ping HTTP/1.1\r\nHost: x\r\n";
     for (name, value, times) in [
         ("Cookie", "a".repeat(3000), 1),
@@ -158,13 +158,13 @@ fn parameters() {
     ] {
         assert_eq!(list(query), expected, "{query}");
     }
-    // However many others there are.
+    // However many other parameters there are.
     let others: String = (0..200).map(|n| format!("a{n}=b&")).collect();
     assert_eq!(list(&format!("{others}n=2&{}", &others[..500])), Some(2));
     let long = "x".repeat(1900);
     assert_eq!(list(&format!("x={long}&n=2")), Some(2));
     assert_eq!(list(&format!("{long}={}&n=2", "y".repeat(50))), Some(2));
-    // Of which the longest may all be there.
+    // All of the longest parameters fit.
     const { assert!(PATH_MAX + PARAMS_MAX * (VALUE_MAX + 3) < BUFFER) }
 }
 
@@ -190,7 +190,7 @@ fn headers() {
         ("Host: x\r\nA: b\r\n c\r\n\td\r\n \r\n", 200, ""),
         (" A: b\r\nHost: x\r\n", 400, "BAD_REQUEST"),
         ("Host:\r\n x\r\n", 200, ""),
-        // What is no header.
+        // Invalid headers.
         ("Host: x\r\nAbc\r\n", 400, "BAD_REQUEST"),
         ("Host: x\r\nAbc : d\r\n", 400, "BAD_REQUEST"),
         ("Host: x\r\nAbc\t: d\r\n", 400, "BAD_REQUEST"),
@@ -227,7 +227,7 @@ fn headers() {
             501,
             "UNSUPPORTED_TRANSFER_ENCODING",
         ),
-        // What nobody can do.
+        // Unknown expectations.
         ("Host: x\r\nExpect: foo\r\n", 417, "EXPECTATION_FAILED"),
         ("Host: x\r\nExpect: b\r\nExpect: 100-continue\r\n", 417, "EXPECTATION_FAILED"),
         ("Host: x\r\nExpect: a, 100-Continue\r\nExpect: b\r\n", 200, ""),
@@ -250,7 +250,7 @@ fn headers() {
 
 #[test]
 fn http_1_0_keeps_alive_if_asked_to() {
-    // It needs no host, and knows no encodings.
+    // HTTP/1.0 needs no host, and has no encodings.
     let old = |lines: &str| ask(&format!("GET /ping HTTP/1.0\r\n{lines}\r\n"));
     assert!(old("Transfer-Encoding: gzip\r\n").contains("200 OK"));
     assert!(old("").contains("Connection: close"));
@@ -261,10 +261,10 @@ fn http_1_0_keeps_alive_if_asked_to() {
     world.send("GET /ping HTTP/1.0\r\nConnection: keep-alive\r\n\r\n");
     assert_eq!(world.connection.link(), Link::Up);
     assert_eq!(world.send("GET /ping HTTP/1.1\r\nHost: x\r\n\r\n"), OK);
-    // Whose end nobody would see otherwise.
+    // A long answer in HTTP/1.0 ends with the connection.
     let long = "GET /list?n=100 HTTP/1.0\r\nConnection: keep-alive\r\n\r\n";
     assert!(world.send(long).contains("Connection: close"));
-    // And the others.
+    // Other versions.
     for (version, status) in [("1.2", 200), ("1.9", 200), ("2.0", 505), ("0.9", 505)] {
         let answer = ask(&format!("GET /ping HTTP/{version}\r\nHost: x\r\n\r\n"));
         assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{version}: {answer}");
