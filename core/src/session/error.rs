@@ -154,7 +154,7 @@ impl fmt::Display for TransportError {
         f.write_str(match self {
             Self::Reset => "connection reset",
             Self::TimedOut => "connection timed out",
-            Self::Unsupported => "the transport cannot do the upgrade that was asked for",
+            Self::Unsupported => "the transport does not support the requested upgrade",
             Self::Other => "connection broken",
         })
     }
@@ -165,7 +165,7 @@ impl fmt::Display for Fault {
         match self {
             Self::Decode(error) => error.fmt(f),
             Self::BadAnswer(why) => why.fmt(f),
-            Self::UnexpectedReply => f.write_str("an answer that does not fit what was asked"),
+            Self::UnexpectedReply => f.write_str("an answer that does not fit the command"),
             Self::Refused(code) => write!(f, "refused with {code}"),
             Self::AuthRequired => {
                 f.write_str("the server requires AUTH and no secret is given: give the secret")
