@@ -1,16 +1,16 @@
-//! `host:port`, as NSQ's flags and configuration write it.
+//! `host:port`, as in the flags and settings of NSQ.
 //!
-//! The host stays a name: it is resolved at every dial, so a node follows a server that moves
-//! (nsqd resolves only at its first dial). RAM: [`HOST_MAX`] + 4 bytes.
+//! The host stays a name, which is resolved at every dial, so that a node follows a server that
+//! moves (nsqd resolves only at its first dial). RAM: [`HOST_MAX`] + 4 bytes.
 
 use core::fmt;
 use core::str::FromStr;
 
-/// The longest host in bytes. Long enough for names as Kubernetes or a cloud makes them.
+/// The longest host in bytes. Enough for generated names, as in Kubernetes or a cloud.
 pub const HOST_MAX: usize = 96;
 
-/// Where a server listens: a host name or a literal IPv4 or IPv6 address, and a TCP port.
-// Bytes rather than a `heapless::String`, which cannot be made in a constant.
+/// The address of a server: a host name or a literal IPv4 or IPv6 address, and a TCP port.
+// Bytes rather than a `heapless::String`, which cannot be created in a constant.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Address {
     port: u16,
@@ -18,25 +18,25 @@ pub struct Address {
     host: [u8; HOST_MAX],
 }
 
-/// Why an address was refused.
+/// Why an address is invalid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[non_exhaustive]
 pub enum AddressError {
-    /// Nothing before the port.
+    /// There is no host before the port.
     EmptyHost,
-    /// More than [`HOST_MAX`] bytes of host.
+    /// The host has more than [`HOST_MAX`] bytes.
     HostTooLong {
-        /// Its length in bytes.
+        /// The host's length in bytes.
         len: usize,
     },
-    /// White space, a control character, a bracket, or `/`, as in `http://host:port`.
+    /// The host has white space, a control character, a bracket, or `/`, as in `http://host:port`.
     BadHost,
-    /// No `:port` at the end.
+    /// There is no `:port` at the end.
     MissingPort,
     /// The port is not a number from 1 to 65535.
     BadPort,
-    /// An IPv6 address that is not in brackets, as in `[::1]:4150`.
+    /// An IPv6 address is not in brackets, as in `[::1]:4150`.
     UnbracketedIpv6,
 }
 
@@ -62,9 +62,9 @@ impl fmt::Display for AddressError {
 impl core::error::Error for AddressError {}
 
 impl Address {
-    /// An address from its parts. An IPv6 literal is given without brackets.
+    /// Creates an address from its parts. An IPv6 literal is passed without brackets.
     ///
-    /// One that is known when the program is built costs no RAM:
+    /// An address that is known at compile time costs no RAM:
     ///
     /// ```
     /// use nanonsq_core::address::Address;
@@ -100,26 +100,26 @@ impl Address {
         Ok(address)
     }
 
-    /// Of nobody: nothing can be dialed there.
+    /// The value of a slot without an address: it cannot be dialed.
     pub(crate) const NONE: Self = Self { port: 0, len: 0, host: [0; HOST_MAX] };
 
-    /// The host: a name, or a literal address without brackets.
+    /// Returns the host: a name, or a literal address without brackets.
     pub fn host(&self) -> &str {
-        // It was a whole `str`.
+        // The bytes were a whole `str`.
         core::str::from_utf8(self.host_bytes()).unwrap_or_default()
     }
 
-    /// The host's bytes, without looking at them.
+    /// Returns the bytes of the host, without a check for UTF-8.
     pub(crate) fn host_bytes(&self) -> &[u8] {
         self.host.get(..usize::from(self.len)).unwrap_or_default()
     }
 
-    /// Another port of the same host.
+    /// Changes the port.
     pub(crate) fn set_port(&mut self, port: u16) {
         self.port = port;
     }
 
-    /// The TCP port, never 0.
+    /// Returns the TCP port, never 0.
     pub fn port(&self) -> u16 {
         self.port
     }
@@ -132,7 +132,7 @@ impl FromStr for Address {
         if text.contains('/') {
             return Err(AddressError::BadHost);
         }
-        // Not `rsplit_once`: the search behind it indexes, and the compiler keeps the panic.
+        // Not `rsplit_once`: the compiler does not see that its search cannot panic.
         let colon = text.bytes().rposition(|byte| byte == b':').ok_or(AddressError::MissingPort)?;
         let (host, port) = text.split_at_checked(colon).ok_or(AddressError::MissingPort)?;
         let port = port.get(1..).unwrap_or_default();
@@ -143,7 +143,7 @@ impl FromStr for Address {
             None if host.contains(':') => return Err(AddressError::UnbracketedIpv6),
             None => host,
         };
-        // `u16::from_str` takes "+1".
+        // `u16::from_str` accepts "+1".
         if port.is_empty() || port.bytes().any(|b| !b.is_ascii_digit()) {
             return Err(if port.is_empty() {
                 AddressError::MissingPort
@@ -184,7 +184,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn accepted_and_printed_back() {
+    fn addresses_are_parsed_and_printed_back() {
         for (text, host, port) in [
             ("127.0.0.1:4150", "127.0.0.1", 4150),
             ("nsqd.example:1", "nsqd.example", 1),
@@ -200,14 +200,14 @@ mod tests {
     }
 
     #[test]
-    fn a_host_is_given_without_brackets() {
+    fn a_host_has_no_brackets() {
         for host in ["[", "]", "[::1]", "a[b"] {
             assert_eq!(Address::new(host, 1), Err(AddressError::BadHost), "{host}");
         }
     }
 
     #[test]
-    fn refused_with_the_reason() {
+    fn invalid_addresses_are_refused_with_the_reason() {
         use AddressError::*;
         for (text, error) in [
             ("", MissingPort),

@@ -1,7 +1,7 @@
 #![doc = include_str!("../README.md")]
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
-// A role uses a part of what the roles share.
+// A program with some of the roles uses only some of the shared code.
 #![cfg_attr(
     not(all(
         feature = "publisher",
@@ -32,8 +32,8 @@ pub mod registration;
 pub mod session;
 pub mod time;
 
-// Parts of the above. Tests, models and fuzzers need them; no promise of SemVer's is given for them.
-// What users meet of them is re-exported where they meet it.
+// Parts of the modules above, public for tests, models and fuzzers; not covered by SemVer. The
+// items that users need are re-exported from the modules above.
 #[cfg(any(feature = "nsqd", feature = "nsqlookupd"))]
 #[doc(hidden)]
 pub mod http;

@@ -1,6 +1,7 @@
-//! One trace for whichever log is on; payloads are never logged.
+//! Traces through the log that is enabled; payloads are never logged.
 
-/// Traces a state change through `defmt` if on, else through `log` if on, else not at all.
+/// Traces a state change through `defmt` if enabled, else through `log` if enabled, else not at
+/// all.
 macro_rules! trace_state {
     ($what:expr, $old:expr, $new:expr) => {{
         #[cfg(feature = "defmt")]

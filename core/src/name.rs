@@ -1,4 +1,4 @@
-//! Topic and channel names, checked once at the edge.
+//! Topic and channel names, checked once, where they enter the program.
 //!
 //! NSQ allows `^[.a-zA-Z0-9_-]+(#ephemeral)?$` with 1 to 64 bytes *including* the suffix
 //! (nsq `internal/protocol/names.go`). A value of these types has passed that check, so no
@@ -14,23 +14,23 @@ pub const NAME_MAX: usize = 64;
 
 const EPHEMERAL: &[u8] = b"#ephemeral";
 
-/// Why a name was refused. Nothing was changed; use another name.
+/// Why a name is invalid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[non_exhaustive]
 pub enum NameError {
-    /// No characters before the end or before `#ephemeral`.
+    /// The name is empty, or empty before `#ephemeral`.
     Empty,
-    /// More than [`NAME_MAX`] bytes.
+    /// The name has more than [`NAME_MAX`] bytes.
     TooLong {
-        /// Its length in bytes.
+        /// The name's length in bytes.
         len: usize,
     },
-    /// A byte that NSQ does not allow.
+    /// The name has a byte that NSQ does not allow.
     BadCharacter {
         /// The byte.
         byte: u8,
-        /// Where it stands, from 0.
+        /// The index of the byte, from 0.
         at: usize,
     },
 }
@@ -78,7 +78,7 @@ const fn check(name: &[u8]) -> Result<(), NameError> {
 const fn is_ephemeral(name: &[u8]) -> bool {
     let mut name = name;
     let mut suffix = EPHEMERAL;
-    // Compared from the back, without indexing: this is also a `const fn`.
+    // Compared from the back and without indexing, since this is a `const fn`.
     while let Some((&want, front)) = suffix.split_last() {
         match name.split_last() {
             Some((&byte, rest)) if byte == want => {
@@ -97,7 +97,7 @@ macro_rules! name_type {
         #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
         pub struct $name {
             len: u8,
-            // Unused bytes are zero, so that the derived comparisons hold.
+            // Unused bytes are zero, so that the derived comparisons are right.
             bytes: [u8; NAME_MAX],
         }
 
@@ -107,7 +107,7 @@ macro_rules! name_type {
                 Self::from_bytes(name.as_bytes())
             }
 
-            /// Checks and copies a name as it came from the wire.
+            /// Checks and copies a name from the wire. Usable in constants.
             pub const fn from_bytes(name: &[u8]) -> Result<Self, NameError> {
                 if let Err(error) = check(name) {
                     return Err(error);
@@ -122,25 +122,25 @@ macro_rules! name_type {
                     from = rest;
                     to = slots;
                 }
-                // At most NAME_MAX, so it fits.
+                // At most NAME_MAX, which fits.
                 Ok(Self { len: name.len() as u8, bytes })
             }
 
-            /// No name, for a slot that holds none yet.
+            /// The value of a slot without a name.
             pub(crate) const NONE: Self = Self { len: 0, bytes: [0; NAME_MAX] };
 
-            /// The name.
+            /// Returns the name.
             pub fn as_str(&self) -> &str {
                 core::str::from_utf8(self.as_bytes()).unwrap_or_default()
             }
 
-            /// The name's bytes, 1 to 64 of them.
+            /// Returns the bytes of the name, 1 to 64.
             pub(crate) fn as_bytes(&self) -> &[u8] {
                 self.bytes.get(..usize::from(self.len).min(NAME_MAX)).unwrap_or_default()
             }
 
-            /// Whether the name ends in `#ephemeral`: nsqd then keeps nothing of it on disk and
-            /// deletes it with its last client or channel.
+            /// Returns whether the name ends in `#ephemeral`: nsqd then keeps nothing of the topic
+            /// or channel on disk, and deletes it with its last client or channel.
             pub fn is_ephemeral(&self) -> bool {
                 is_ephemeral(self.as_bytes())
             }
@@ -182,17 +182,17 @@ macro_rules! name_type {
 }
 
 name_type! {
-    /// A topic's name: what PUB publishes to and REGISTER announces.
+    /// The name of a topic, to which messages are published.
     TopicName
 }
 
 name_type! {
-    /// A channel's name: one independent copy of its topic's messages.
+    /// The name of a channel, an independent copy of its topic's messages.
     ChannelName
 }
 
 impl TopicName {
-    /// Becomes a name that was checked before.
+    /// Replaces the name by one that was checked before.
     pub(crate) fn set<'n>(&mut self, name: impl Iterator<Item = &'n u8>) {
         self.len = 0;
         for (slot, &byte) in self.bytes.iter_mut().zip(name) {
@@ -207,7 +207,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_nsq_accepts() {
+    fn names_that_nsq_accepts_are_accepted() {
         for name in ["a", "sensors.temp-1_x", "0", "logs#ephemeral", &"x".repeat(64)] {
             assert_eq!(TopicName::new(name).unwrap().as_str(), name);
             assert_eq!(ChannelName::new(name).unwrap().to_string(), name);
@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nsq_refuses_and_why() {
+    fn names_that_nsq_refuses_are_refused_with_the_reason() {
         let err = |name: &str| TopicName::new(name).unwrap_err();
         assert_eq!(err(""), NameError::Empty);
         assert_eq!(err("#ephemeral"), NameError::Empty);
@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn every_byte_is_judged_as_the_regular_expression_does() {
+    fn every_byte_is_accepted_as_by_the_regular_expression() {
         for byte in 0..=u8::MAX {
             let ok = byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
             assert_eq!(TopicName::from_bytes(&[byte]).is_ok(), ok, "{byte:#x}");

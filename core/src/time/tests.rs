@@ -39,7 +39,7 @@ fn durations_round_up() {
 }
 
 #[test]
-fn timers_tell_the_earliest() {
+fn timers_return_the_earliest_deadline() {
     let mut timers = Timers::<Id, 2>::new();
     assert_eq!(timers.next(), Instant::NEVER);
     timers.set(Id::A, Instant::from_millis(20));
@@ -47,7 +47,7 @@ fn timers_tell_the_earliest() {
     assert_eq!(timers.next(), Instant::from_millis(10));
     assert!(!timers.expired(Id::B, Instant::from_micros(9_999)));
     assert!(timers.expired(Id::B, Instant::from_millis(10)));
-    assert!(!timers.expired(Id::B, Instant::NEVER), "only once");
+    assert!(!timers.expired(Id::B, Instant::NEVER), "a deadline expires once");
     assert!(!timers.is_set(Id::B) && timers.is_set(Id::A));
     timers.stop_all();
     assert_eq!(timers.next(), Instant::NEVER);
@@ -82,15 +82,15 @@ fn backoff_grows_to_its_cap_with_jitter() {
 }
 
 #[test]
-fn whoever_accepts_and_closes_is_dialed_less_and_less() {
+fn a_server_that_accepts_and_closes_is_dialed_less_and_less() {
     let spans = [50, 800, 0].map(Span::from_millis);
     for seed in 0..2000 {
         let mut jitter = Jitter::new(seed);
         let mut attempts = Backoff::NONE;
-        assert_eq!(attempts.delay(spans, true, &mut jitter), Span::ZERO, "after a good one");
+        assert_eq!(attempts.delay(spans, true, &mut jitter), Span::ZERO, "after a good connection");
         let (mut at, mut dials) = (0, 1);
         for high in [1000, 2000, 4000, 8000, 16_000, 16_000] {
-            // What cannot be reached in between changes nothing.
+            // Dials that fail in between change nothing.
             assert!(attempts.delay(spans, false, &mut jitter) <= spans[1]);
             let delay = attempts.delay(spans, true, &mut jitter).as_millis();
             assert!((high / 2..=high).contains(&delay), "{delay} of {high}");
