@@ -262,18 +262,18 @@ impl RegistryView<'_> {
     /// Channels go before their topic, both ways: registering a channel registers its topic, and
     /// unregistering a topic first would leave nsqlookupd to remove its channels.
     pub(super) fn next_work(&self, peer: PeerId) -> Option<Work> {
-        let differs = |desired: bool, announced: PeerSet, want: bool| {
-            desired == want && announced.has(peer) != want
+        let differs = |desired: bool, announced: PeerSet, register: bool| {
+            desired == register && announced.has(peer) != register
         };
-        for want in [false, true] {
+        for register in [false, true] {
             for (index, slot) in self.channels.iter().enumerate() {
-                if differs(slot.desired, slot.announced, want) {
-                    return Some(Work { register: want, item: Item::Channel(index) });
+                if differs(slot.desired, slot.announced, register) {
+                    return Some(Work { register, item: Item::Channel(index) });
                 }
             }
             for (index, slot) in self.topics.iter().enumerate() {
-                if differs(slot.desired, slot.announced, want) {
-                    return Some(Work { register: want, item: Item::Topic(index) });
+                if differs(slot.desired, slot.announced, register) {
+                    return Some(Work { register, item: Item::Topic(index) });
                 }
             }
         }

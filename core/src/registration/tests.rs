@@ -170,10 +170,10 @@ impl<'a> Rig<'a> {
 }
 
 #[test]
-fn identify_is_what_nsqd_sends_byte_for_byte() {
+fn identify_equals_that_of_nsqd_byte_for_byte() {
     let config = Config::new(NODE);
     let mut rig = Rig::new(&config);
-    assert_eq!(rig.dial(0), None, "nobody to dial");
+    assert_eq!(rig.dial(0), None, "no address to dial");
     rig.configure(&["one:4160"]);
     assert_eq!(rig.dial(0).unwrap(), "one:4160");
     let now = rig.now;
@@ -446,7 +446,7 @@ fn weakness_9_lengths_are_bounded_and_a_wrong_port_is_named() {
 }
 
 #[test]
-fn weakness_11_what_is_known_of_a_dead_peer_is_cleared() {
+fn weakness_11_the_status_of_a_dead_peer_is_cleared() {
     let config = Config::new(NODE);
     let mut rig = Rig::new(&config);
     rig.configure(&["one:1"]);

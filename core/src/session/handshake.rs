@@ -34,9 +34,9 @@ pub(crate) fn is_nothing_stored(text: &[u8]) -> bool {
     contains(text, b"no room") || contains(text, b"never fit")
 }
 
-fn contains(text: &[u8], words: &[u8]) -> bool {
-    // Not by `windows`, which panics at a length of 0.
-    (0..text.len()).any(|at| text.get(at..).is_some_and(|rest| rest.starts_with(words)))
+fn contains(text: &[u8], part: &[u8]) -> bool {
+    // Not with `windows`, which panics at a length of 0.
+    (0..text.len()).any(|at| text.get(at..).is_some_and(|rest| rest.starts_with(part)))
 }
 
 /// The commands of the handshake.
@@ -188,17 +188,17 @@ impl Handshake {
     #[cold]
     #[inline(never)]
     pub(crate) fn refusal(&self, text: &[u8]) -> Fault {
-        let (code, words) = ErrorCode::parse(text);
+        let (code, description) = ErrorCode::parse(text);
         if code.meaning() == Meaning::Auth {
             return Fault::AuthRefused;
         }
         match (code, self.state()) {
-            (ErrorCode::Invalid, _) if contains(words, TLS_REQUIRED) => Fault::TlsRequired,
+            (ErrorCode::Invalid, _) if contains(description, TLS_REQUIRED) => Fault::TlsRequired,
             (ErrorCode::Unauthorized, LinkState::Authenticating | LinkState::Subscribing) => {
                 Fault::AuthRefused
             }
             (ErrorCode::BadBody | ErrorCode::Invalid, LinkState::Identifying)
-                if !is_cut_off(words) =>
+                if !is_cut_off(description) =>
             {
                 Fault::IdentifyRefused
             }

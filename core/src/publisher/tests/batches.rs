@@ -37,7 +37,7 @@ fn topics_and_deferrals_are_not_mixed_in_a_batch() {
 }
 
 #[test]
-fn flights_are_bounded_and_what_waits_becomes_one_batch() {
+fn flights_are_bounded_and_later_messages_become_one_batch() {
     rig!(rig);
     rig.connect();
     for n in 0..FLIGHTS_MAX {
@@ -140,7 +140,7 @@ fn a_smaller_batch_is_tried_without_a_wait_and_one_message_is_not() {
 }
 
 #[test]
-fn batches_grow_past_what_was_refused_once_a_connection_lasts() {
+fn batches_grow_past_the_refused_length_once_a_connection_lasts() {
     rig!(rig, Config::new(), 100_000, ["one:4150"]);
     rig.connect();
     let publish = |rig: &mut Rig<'_>, count: u32| {

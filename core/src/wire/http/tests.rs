@@ -20,13 +20,13 @@ fn read(pieces: &[&[u8]]) -> Result<(Option<u16>, Vec<u8>, bool), HttpError> {
 /// Checks that the answer is read, however it is split.
 #[track_caller]
 fn reads(text: &[u8], status: u16, body: &str, complete: bool) {
-    let want = Ok((Some(status), body.as_bytes().to_vec(), complete));
+    let expected = Ok((Some(status), body.as_bytes().to_vec(), complete));
     for at in 0..=text.len() {
         let (one, two) = text.split_at(at);
-        assert_eq!(read(&[one, two]), want, "split at {at}");
+        assert_eq!(read(&[one, two]), expected, "split at {at}");
     }
     let bytes: Vec<&[u8]> = text.chunks(1).collect();
-    assert_eq!(read(&bytes), want);
+    assert_eq!(read(&bytes), expected);
 }
 
 #[track_caller]
