@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 use std::{env, fs};
 
-/// The board has 4 MiB each. This is what an RP2040 board has, so that what does not fit there
-/// does not link here either.
+/// The board has 4 MiB each. These sizes are those of an RP2040 board, so that firmware that does
+/// not fit there does not link here either.
 const MEMORY: &str = "\
 MEMORY {
     FLASH : ORIGIN = 0x00000000, LENGTH = 2M
@@ -12,7 +12,7 @@ MEMORY {
 }
 ";
 
-/// Handlers that the firmware may leave out.
+/// Defaults of interrupt handlers, if the firmware has none.
 const DEVICE: &str = "\
 PROVIDE(TIMER0 = DefaultHandler);
 PROVIDE(ETHERNET = DefaultHandler);

@@ -9,7 +9,7 @@ fn main() {
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets it"));
     fs::copy("memory.x", out.join("memory.x")).expect("OUT_DIR can be written");
 
-    // As the radio wants them: each ends with a zero byte, and all of them with one more.
+    // The radio's format: each line ends with a zero byte, and the list with one more.
     let text = fs::read_to_string("nvram.txt").expect("nvram.txt can be read");
     let mut nvram = Vec::new();
     for line in text.lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {

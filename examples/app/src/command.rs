@@ -1,4 +1,4 @@
-//! What may be asked of a device, as a line of text.
+//! Parses commands: lines of text.
 
 use core::fmt;
 use core::fmt::Write as _;
@@ -12,19 +12,18 @@ pub const COMMAND_MAX: usize = 128;
 
 /// The longest `#id`, in bytes.
 const ID_MAX: usize = 32;
-/// Bytes of what was not understood that are repeated.
+/// Bytes of an invalid word that an error repeats.
 const WORD_MAX: usize = 24;
 
-/// The interval from one reading to the next, at least and at most.
+/// The shortest and the longest interval between readings.
 const INTERVAL: (Span, Span) = (Span::from_millis(10), Span::from_secs(24 * 60 * 60));
 
-/// What a reply is called by.
+/// The `#id` of a command, or nsqd's id of its message.
 pub(crate) type Id = String<ID_MAX>;
 
-/// A part of what was not understood.
+/// The invalid word of a command, cut to [`WORD_MAX`].
 pub(crate) type Word = String<WORD_MAX>;
 
-/// What a device does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Command {
     SetInterval(Span),
@@ -33,7 +32,7 @@ pub(crate) enum Command {
     Reboot,
 }
 
-/// What is wrong with a command.
+/// Why a command is invalid.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Refusal {
     TooLong,
@@ -47,7 +46,7 @@ pub(crate) enum Refusal {
     TooMuch(Word),
 }
 
-/// Reads a message's body. There is something to reply to in any case.
+/// Parses the body of a message. Returns an id for the reply in any case.
 pub(crate) fn read(body: &[u8], message: MessageId) -> (Id, Result<Command, Refusal>) {
     let mut id = Id::new();
     let _ = write!(id, "{message}");
@@ -84,7 +83,7 @@ fn command<'w>(mut words: impl Iterator<Item = &'w str>) -> Result<Command, Refu
     }
 }
 
-/// `250ms`, `5s`, `2m`, `1h`.
+/// Parses an interval such as `250ms`, `5s`, `2m` or `1h`.
 fn interval(text: &str) -> Result<Span, Refusal> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at_checked(digits).unwrap_or_default();
@@ -104,7 +103,7 @@ fn interval(text: &str) -> Result<Span, Refusal> {
         .ok_or_else(|| Refusal::IntervalRange(word(text)))
 }
 
-/// As much of it as there is room for, without what would garble a log.
+/// Copies the start of `text`, with `?` for control characters.
 fn word(text: &str) -> Word {
     let mut word = Word::new();
     for c in text.chars() {
@@ -124,12 +123,14 @@ impl fmt::Display for Refusal {
             Self::Id => write!(f, "an #id has 1 to {ID_MAX} of a-z A-Z 0-9 - _ . :"),
             Self::Unknown(word) => write!(f, "unknown command '{word}'"),
             Self::UnknownSetting(word) => write!(f, "unknown setting '{word}'"),
-            Self::Interval(word) => write!(f, "'{word}' is no time such as 500ms, 5s, 2m or 1h"),
+            Self::Interval(word) => {
+                write!(f, "'{word}' is not a duration; try 500ms, 5s, 2m or 1h")
+            }
             Self::IntervalRange(word) => write!(f, "'{word}' is not between 10ms and 24h"),
             Self::TooMuch(word) => write!(f, "'{word}' is too much"),
         }
     }
 }
 
-/// What is understood, as a reply has it.
+/// The valid commands, for replies to invalid ones.
 pub(crate) const UNDERSTOOD: &str = "[#id] set interval 5s | blink | stats | reboot";

@@ -1,45 +1,45 @@
-//! A sensor node: reads a [`Sensor`], publishes what it reads as JSON to one topic and its own
-//! counters to another, does what comes as a command and replies to a third, and has these topics
-//! registered with nsqlookupds.
+//! A sensor node: publishes the values of a [`Sensor`] as JSON to one topic and reports with its
+//! counters to another, runs commands and replies to a third, and registers these topics with
+//! nsqlookupds.
 //!
-//! This is the application alone, for any platform and without a heap. A board brings a sensor, a
-//! [`Sleep`] and a [`Dialer`](nanonsq_core::drive::Dialer), makes a publisher and a lookup of
-//! `nanonsq_core::drive`, and runs three tasks: the two runners, and [`Node::run`]. For commands it
-//! also makes a consumer and runs its runner and [`Node::obey`]. See `examples/qemu` for a whole
-//! firmware.
+//! This crate is only the application, for any platform and without a heap. A board provides a
+//! sensor, a [`Sleep`] and a [`Dialer`](nanonsq_core::drive::Dialer), makes a publisher and a
+//! registration of `nanonsq_core::drive`, and runs three tasks: the two runners, and [`Node::run`].
+//! For commands it also makes a consumer and runs its runner and [`Node::obey`]. See
+//! `examples/qemu` for a whole firmware.
 //!
 //! # Commands
 //!
-//! A device has a command topic of its own. A message on it is one line of text, at most
+//! Each device has its own command topic. A message on it is one line of text, at most
 //! [`COMMAND_MAX`] bytes:
 //!
-//! | command | what it does |
+//! | command | effect |
 //! |---|---|
-//! | `set interval 5s` | from one reading to the next, from now on: `ms`, `s`, `m` or `h`, 10 ms to 24 h |
+//! | `set interval 5s` | sets the time between readings: `ms`, `s`, `m` or `h`, 10 ms to 24 h |
 //! | `blink` | shows which device this is: [`Board::blink`] |
 //! | `stats` | replies with the counters, as in a report |
-//! | `reboot` | replies, brings out what is pending, and starts anew: [`Board::reboot`] |
+//! | `reboot` | replies, waits until all messages are final (at most 10 s), and reboots: [`Board::reboot`] |
 //!
-//! A first word `#id` is repeated in the [`Reply`], for whoever sends several commands or has
-//! several devices reply to one topic; without it that is nsqd's id of the message. What is not
-//! understood changes nothing; the reply says what was wrong. Only a message for which there is no
-//! room in the consumer's whole ring is finished unread and unanswered.
+//! A first word `#id` is repeated in the [`Reply`], to match replies with commands; without it the
+//! reply has nsqd's id of the message. An invalid command changes nothing, and the reply has the
+//! reason. Only a message that is larger than the whole ring of the consumer is finished without a
+//! reply.
 //!
-//! Commands are done at least once: one is finished when the outbox has its reply. Done again,
-//! `set` and `stats` are harmless, `blink` blinks again, and a `reboot` that comes again to a device
-//! that has just started is only replied to.
+//! Commands run at least once: a command is finished once its reply is in the outbox. Run again,
+//! `set` and `stats` are harmless and `blink` blinks again. If the device has just started, a
+//! redelivered `reboot` gets only a reply.
 //!
-//! # What it survives
+//! # Failures
 //!
-//! | what happens | what it does |
+//! | failure | reaction |
 //! |---|---|
-//! | the sensor fails | counts and logs it, reads again at the next time |
-//! | nsqd, the network or the link goes away | takes readings into the outbox, up to its size |
-//! | the outbox is full | waits for room, or drops the oldest reading, as the publisher's [`Full`] says |
-//! | nsqd refuses a reading for good | counts and logs it, goes on with the next |
-//! | a report finds no room | leaves it out: the next one has the same counters, and more |
-//! | the outbox has no room for a reply | waits; the command is touched meanwhile ([`commands`]) |
-//! | nsqd goes away with a command unanswered | gets it again and answers it |
+//! | the sensor fails | counts and logs the fault, reads again after the interval |
+//! | nsqd, the network or the link is lost | keeps readings in the outbox, up to its size |
+//! | the outbox is full | waits for room, or drops the oldest reading: see the publisher's [`Full`] |
+//! | nsqd rejects a reading for good | counts and logs it, continues with the next |
+//! | the outbox has no room for a report | skips the report: the next one includes its counters |
+//! | the outbox has no room for a reply | waits; the consumer touches the command meanwhile ([`commands`]) |
+//! | nsqd is lost before the answer to a command | runs the command again when it is redelivered |
 //!
 //! [`Full`]: nanonsq_core::publisher::Full
 
@@ -51,7 +51,7 @@ mod message;
 mod network;
 mod note;
 mod obey;
-mod said;
+mod reported;
 mod sensor;
 #[cfg(test)]
 mod tests;
@@ -71,7 +71,7 @@ use nanonsq_core::session::Closed;
 use nanonsq_core::time::{Instant, Span};
 
 use crate::note::note;
-use crate::said::Said;
+use crate::reported::Reported;
 pub use command::COMMAND_MAX;
 pub use message::{READING_MAX, REPLY_MAX, REPORT_MAX, Reading, Reply, Report};
 pub use network::{Network, RegisterError, register, watch_clients, watch_lookups};
@@ -79,56 +79,55 @@ pub use note::Logged;
 pub use obey::{Board, Commands, Request, commands};
 pub use sensor::{Climate, Sensor, SensorFault, Simulated};
 
-/// What the node is called and how often it does what. Borrowed, so that a constant one costs no
-/// RAM.
+/// Name, topics and intervals of the node. Borrowed, so that a constant one costs no RAM.
 #[derive(Debug, Clone, Copy)]
 pub struct Settings<'a> {
-    /// The device's name, in every message. At most 32 bytes go into them.
+    /// The device's name, in every message. Messages contain at most its first 32 bytes.
     pub device: &'a str,
-    /// Where readings go.
+    /// Topic of readings.
     pub readings: TopicName,
-    /// Where reports go.
+    /// Topic of reports.
     pub reports: TopicName,
-    /// Where replies to commands go. Several devices may share it.
+    /// Topic of replies to commands. Several devices may share it.
     pub replies: TopicName,
-    /// From one reading to the next, until a command sets it. Zero: as fast as the outbox takes
-    /// them.
+    /// Time from one reading to the next, until a command sets it. Zero: as fast as the outbox
+    /// accepts readings.
     pub period: Span,
-    /// From one report to the next.
+    /// Time from one report to the next.
     pub report_period: Span,
-    /// Stop after so many readings, once all of them are final. `None` is never.
+    /// Number of readings after which the node stops, once all are final. `None` is never.
     pub count: Option<u32>,
-    /// Stop after so long, likewise. `None` is never.
+    /// Time after which the node stops, once all readings are final. `None` is never.
     pub duration: Option<Span>,
 }
 
-/// The node. Make one, and run it.
+/// The sensor node: see [`run`](Self::run) and [`obey`](Self::obey).
 pub struct Node<'a, N, S> {
     settings: &'a Settings<'a>,
     network: N,
     sleep: S,
     period: Cell<Span>,
-    /// The period was changed.
-    retimed: Signal<NoopRawMutex, ()>,
-    /// About to reboot: nothing more is published.
-    leaving: Cell<bool>,
+    /// Signaled when a command changes the period.
+    period_changed: Signal<NoopRawMutex, ()>,
+    /// True before a reboot: no more readings and reports are published.
+    rebooting: Cell<bool>,
     commands: Cell<u32>,
     readings: Cell<u32>,
     sensor_faults: Cell<u32>,
-    /// The last report found no room.
+    /// True if the last report was not published.
     report_refused: Cell<bool>,
 }
 
 impl<'a, N: Network, S: Sleep> Node<'a, N, S> {
-    /// A node that publishes through `network`: a publisher's handle.
+    /// Creates a node that publishes through `network`: a handle of a publisher or an nsqd.
     pub const fn new(settings: &'a Settings<'a>, network: N, sleep: S) -> Self {
         Self {
             settings,
             network,
             sleep,
             period: Cell::new(settings.period),
-            retimed: Signal::new(),
-            leaving: Cell::new(false),
+            period_changed: Signal::new(),
+            rebooting: Cell::new(false),
             commands: Cell::new(0),
             readings: Cell::new(0),
             sensor_faults: Cell::new(0),
@@ -136,46 +135,46 @@ impl<'a, N: Network, S: Sleep> Node<'a, N, S> {
         }
     }
 
-    /// Reads, publishes and reports for ever, or until as many readings as wanted are final, and
-    /// a last report with them: the counters of then are returned.
+    /// Reads, publishes and reports for ever, or up to the limits of the settings. Returns the
+    /// counters once all readings and a last report are final.
     pub async fn run<R: Sensor>(&self, sensor: &mut R) -> Counters {
         match select3(self.read(sensor), self.report(), self.watch()).await {
             Either3::First(()) => {}
             Either3::Second(never) | Either3::Third(never) => match never {},
         }
-        // Then there is room for it.
+        // Once all is final, there is room for the last report.
         self.network.settle().await;
         self.send_report();
         self.network.settle().await;
         self.network.counters()
     }
 
-    /// How many readings were handed to the network.
+    /// Returns the number of readings since the start.
     pub fn readings(&self) -> u32 {
         self.readings.get()
     }
 
-    /// Ends after as many readings, or as long, as wanted.
+    /// Reads and publishes up to the limits of the settings.
     async fn read<R: Sensor>(&self, sensor: &mut R) {
         let mut next = self.sleep.now();
         let end = self.settings.duration.map_or(Instant::NEVER, |span| next.after(span));
         while self.settings.count.is_none_or(|count| self.readings.get() < count) {
-            let retimed = select(self.wait_until(next.min(end)), self.retimed.wait()).await;
+            let woken = select(self.wait_until(next.min(end)), self.period_changed.wait()).await;
             let now = self.sleep.now();
             if now >= end {
                 return;
             }
             let period = self.period.get();
-            if retimed.is_second() {
-                // No later than the old interval has it, so that no number of commands keeps the
-                // next reading from coming.
+            if woken.is_second() {
+                // Never later than before, so that a stream of commands cannot delay a reading for
+                // ever.
                 next = next.min(now.after(period));
                 continue;
             }
-            self.stay().await;
+            self.unless_rebooting().await;
             next = next.after(period);
             if next < now {
-                // Readings that were missed are not made up for.
+                // Skip missed readings.
                 next = now.after(period);
             }
             let values = match sensor.read().await {
@@ -201,7 +200,7 @@ impl<'a, N: Network, S: Sleep> Node<'a, N, S> {
                 continue;
             };
             if let Err(why) = self.network.publish(&self.settings.readings, body).await {
-                // It would be refused again. What can be waited for, `publish` waits for.
+                // No retry: `publish` has already waited for room, so it would fail again.
                 note!(error, "reading not published: {}", why);
                 next = next.max(now.after(REST));
             }
@@ -214,24 +213,24 @@ impl<'a, N: Network, S: Sleep> Node<'a, N, S> {
         loop {
             next = next.after(period).max(self.sleep.now());
             self.wait_until(next).await;
-            self.stay().await;
+            self.unless_rebooting().await;
             self.send_report();
         }
     }
 
-    /// Logs what happens to the connection.
+    /// Logs connections, losses and failed messages.
     async fn watch(&self) -> core::convert::Infallible {
-        let mut said = Said::<NSQDS_SAID>::new();
+        let mut reported = Reported::<NSQDS_REPORTED>::new();
         loop {
             match self.network.event().await {
                 Event::Connected { nsqd, .. } => {
-                    said.is_back(nsqd);
+                    reported.forget(nsqd);
                     note!(info, "nsqd {}: connected", nsqd);
                 }
                 Event::Disconnected { nsqd, why: Closed::Local } => {
                     note!(info, "nsqd {}: {}", nsqd, Closed::Local);
                 }
-                Event::Disconnected { nsqd, why } if said.is_news(nsqd, why) => {
+                Event::Disconnected { nsqd, why } if reported.is_new(nsqd, why) => {
                     note!(warn, "nsqd {}: {}", nsqd, why);
                 }
                 Event::Failed { first, count, outcome } => {
@@ -268,9 +267,9 @@ impl<'a, N: Network, S: Sleep> Node<'a, N, S> {
         }
     }
 
-    /// Ready unless the device is about to reboot.
-    async fn stay(&self) {
-        poll_fn(|_| if self.leaving.get() { Poll::Pending } else { Poll::Ready(()) }).await;
+    /// Waits for ever if the device is about to reboot, otherwise returns at once.
+    async fn unless_rebooting(&self) {
+        poll_fn(|_| if self.rebooting.get() { Poll::Pending } else { Poll::Ready(()) }).await;
     }
 
     async fn wait_until(&self, at: Instant) {
@@ -285,13 +284,13 @@ impl<N, S> fmt::Debug for Node<'_, N, S> {
     }
 }
 
-/// Of so many nsqds the log says only what is new.
-const NSQDS_SAID: usize = 4;
+/// Servers whose last failure is kept, so that the log does not repeat it.
+const NSQDS_REPORTED: usize = 4;
 
-/// From one attempt to the next at something that just failed, at least.
+/// The shortest pause after a failure.
 const REST: Span = Span::from_millis(100);
 
-/// Milliseconds since the start; stays at 49 days.
+/// Returns the milliseconds since the start, at most `u32::MAX` (49 days).
 fn millis(at: Instant) -> u32 {
     at.since(Instant::ZERO).as_millis()
 }

@@ -1,53 +1,53 @@
-//! The messages, as JSON.
+//! Readings, reports and replies as JSON.
 
 use nanonsq_core::publisher::Counters;
 use serde::Serialize;
 
-/// Room for a reading as JSON.
+/// The longest reading as JSON, in bytes. Longer ones are not published.
 pub const READING_MAX: usize = 256;
-/// Room for a report as JSON; all counters at their largest fit.
+/// Buffer for a report as JSON, in bytes; the largest counters fit.
 pub const REPORT_MAX: usize = 512;
-/// Room for a reply as JSON: one with the counters, or one with a long text.
+/// Buffer for a reply as JSON, in bytes; the longest text and the largest counters fit.
 pub const REPLY_MAX: usize = 832;
 
-/// Bytes of the device's name that go into a message.
+/// Bytes of the device's name that a message contains.
 const DEVICE_MAX: usize = 32;
 
-/// A reading, with what it takes to find gaps and repetitions.
+/// A reading, numbered so that consumers can detect gaps and repetitions.
 ///
 /// `{"device":"greenhouse","number":7,"uptime_ms":7031,"values":{"temperature_mc":21500}}`
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Reading<'a, V> {
-    /// Which device.
+    /// The device's name.
     pub device: &'a str,
-    /// Counts the device's readings since its start, from 0.
+    /// Number of the reading since the device's start, from 0.
     pub number: u32,
-    /// When it was taken, since the device's start.
+    /// Time of the reading in milliseconds since the device's start.
     pub uptime_ms: u32,
-    /// What was read.
+    /// The values of the sensor.
     pub values: V,
 }
 
-/// What the device has been through.
+/// The counters of the device.
 #[derive(Debug, Clone, Copy)]
 pub struct Report<'a> {
-    /// Which device.
+    /// The device's name.
     pub device: &'a str,
-    /// Since its start.
+    /// Seconds since the device's start.
     pub uptime_s: u32,
     /// Readings taken.
     pub readings: u32,
-    /// Times that the sensor failed.
+    /// Failed reads of the sensor.
     pub sensor_faults: u32,
-    /// From one reading to the next, as it is now.
+    /// Current time from one reading to the next in milliseconds.
     pub period_ms: u32,
-    /// Commands answered, the refused ones too.
+    /// Commands answered, including invalid ones.
     pub commands: u32,
-    /// What became of the messages, this report not yet among them.
+    /// Counters of the publisher or nsqd, without this report.
     pub counters: Counters,
 }
 
-/// [`Report`], flat.
+/// [`Report`] as one flat JSON object.
 #[derive(Serialize)]
 struct Flat<'a> {
     device: &'a str,
@@ -101,26 +101,26 @@ impl Serialize for Report<'_> {
 /// `{"device":"greenhouse","id":"7","ok":true,"text":"interval is 5000 ms"}`
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct Reply<'a> {
-    /// Which device.
+    /// The device's name.
     pub device: &'a str,
-    /// Which command: the `#id` it began with, else nsqd's id of the message.
+    /// The `#id` of the command, or nsqd's id of its message.
     pub id: &'a str,
-    /// Whether it was done. If not, nothing was changed.
+    /// True if the command was valid. An invalid command changes nothing.
     pub ok: bool,
-    /// What was done, or what was wrong and what is understood.
+    /// The effect; for an invalid command the reason and the valid commands.
     pub text: &'a str,
-    /// What was asked for with `stats`.
+    /// The counters, for `stats`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stats: Option<Report<'a>>,
 }
 
-/// The message as JSON; `None` if there is no room for it.
+/// Serializes the message as JSON; `None` if it is longer than `buf`.
 pub(crate) fn json<'b>(message: &impl Serialize, buf: &'b mut [u8]) -> Option<&'b [u8]> {
     let len = serde_json_core::to_slice(message, buf).ok()?;
     buf.get(..len)
 }
 
-/// As much of a name as goes into a message.
+/// Cuts a name to at most [`DEVICE_MAX`] bytes, between characters.
 pub(crate) fn short(device: &str) -> &str {
     let end = (0..=DEVICE_MAX).rev().find(|&end| device.is_char_boundary(end.min(device.len())));
     let end = end.unwrap_or_default().min(device.len());

@@ -1,4 +1,4 @@
-//! What the node needs of a network.
+//! Traits over publishers and nsqds; registration of the topics; logging of connections.
 
 use embassy_sync::blocking_mutex::raw::RawMutex;
 use nanonsq_core::address::Address;
@@ -12,18 +12,18 @@ use nanonsq_core::session::Closed;
 
 use crate::Settings;
 use crate::note::{Logged, note};
-use crate::said::Said;
+use crate::reported::Reported;
 
-/// Publishes, and tells how that went. A publisher's handle, or that of a node of NSQ's; in tests, a
-/// stand-in.
+/// Publishes messages and reports their outcome. Implemented by the handles of publishers and
+/// nsqds.
 pub trait Network: Publish<Error: Logged> {
-    /// What happened so far.
+    /// Returns the counters since the start.
     fn counters(&self) -> Counters;
 
-    /// The next event.
+    /// Waits for the next event.
     fn event(&self) -> impl Future<Output = Event>;
 
-    /// Waits until everything is final.
+    /// Waits until all messages are final.
     fn settle(&self) -> impl Future<Output = ()>;
 }
 
@@ -41,8 +41,8 @@ impl<M: RawMutex> Network for Handle<'_, M> {
     }
 }
 
-/// The device is an nsqd itself. What it has taken is acknowledged; it is final when every channel is
-/// done with it.
+/// For a device that is an nsqd itself. An accepted message counts as acknowledged, and is final
+/// once every channel has finished it.
 impl<M: RawMutex, S: Sleep> Network for nsqd::Handle<'_, M, S> {
     fn counters(&self) -> Counters {
         let node = nsqd::Handle::counters(self);
@@ -56,7 +56,7 @@ impl<M: RawMutex, S: Sleep> Network for nsqd::Handle<'_, M, S> {
         counters
     }
 
-    /// Never: those of its clients are [`watch_clients`]'s.
+    /// Waits for ever: [`watch_clients`] takes the events of an nsqd.
     async fn event(&self) -> Event {
         core::future::pending().await
     }
@@ -66,7 +66,7 @@ impl<M: RawMutex, S: Sleep> Network for nsqd::Handle<'_, M, S> {
     }
 }
 
-/// Logs for ever which clients come and go.
+/// Logs connections of clients, full tables and failed lookups for ever.
 pub async fn watch_clients<M: RawMutex, S: Sleep>(node: &nsqd::Handle<'_, M, S>) -> ! {
     loop {
         match node.event().await {
@@ -78,25 +78,24 @@ pub async fn watch_clients<M: RawMutex, S: Sleep>(node: &nsqd::Handle<'_, M, S>)
             }
             NodeEvent::TableFull(full) => note!(warn, "table full: {}", full),
             NodeEvent::AskFailed { lookupd, why } => {
-                note!(warn, "nsqlookupd {}: asked for a topic's channels: {}", lookupd, why);
+                note!(warn, "nsqlookupd {}: lookup of a topic's channels: {}", lookupd, why);
             }
             _ => {}
         }
     }
 }
 
-/// Why the topics are not registered: there is not enough room for them, which is for the one to
-/// mend who wrote the firmware.
+/// Why the topics are not registered: the firmware's registration is too small.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum RegisterError {
-    /// More nsqlookupds than the lookup has peers.
+    /// There are more nsqlookupds than the registration has peers.
     Peers(TooManyPeers),
-    /// More topics than the lookup has room for: it needs 3.
+    /// The registration has room for fewer than 3 topics.
     Topics(RegistryFull),
 }
 
-/// Has the topics that the node publishes to registered with these nsqlookupds from now on.
+/// Keeps the topics of readings, reports and replies registered with these nsqlookupds.
 pub fn register<M, S, const PEERS: usize, const TOPICS: usize, const CHANNELS: usize>(
     lookup: &registration::Handle<'_, M, S, PEERS, TOPICS, CHANNELS>,
     settings: &Settings<'_>,
@@ -113,7 +112,7 @@ where
     Ok(())
 }
 
-/// Logs for ever what happens to the connections to nsqlookupds.
+/// Logs connections to nsqlookupds and their losses for ever.
 pub async fn watch_lookups<M, S, const PEERS: usize, const TOPICS: usize, const CHANNELS: usize>(
     lookup: &registration::Handle<'_, M, S, PEERS, TOPICS, CHANNELS>,
 ) -> !
@@ -121,17 +120,17 @@ where
     M: RawMutex,
     S: Sleep,
 {
-    let mut said = Said::<PEERS>::new();
+    let mut reported = Reported::<PEERS>::new();
     loop {
         match lookup.event().await {
             (peer, PeerEvent::Connected) => {
-                said.is_back(peer);
+                reported.forget(peer);
                 note!(info, "nsqlookupd {}: connected", peer);
             }
             (peer, PeerEvent::Disconnected(Closed::Local)) => {
                 note!(info, "nsqlookupd {}: {}", peer, Closed::Local);
             }
-            (peer, PeerEvent::Disconnected(why)) if said.is_news(peer, why) => {
+            (peer, PeerEvent::Disconnected(why)) if reported.is_new(peer, why) => {
                 note!(warn, "nsqlookupd {}: {}", peer, why);
             }
             _ => {}

@@ -1,4 +1,4 @@
-//! One log for whichever is on: `defmt`, else `log`, else none.
+//! Logs through `defmt` if that feature is on, else through `log` if that is on, else not at all.
 
 macro_rules! note {
     ($level:ident, $text:literal $(, $arg:expr)* $(,)?) => {{
@@ -13,13 +13,13 @@ macro_rules! note {
 
 pub(crate) use note;
 
-/// What can be logged, by whichever it is.
+/// A value that `defmt` and `log` can log.
 #[cfg(feature = "defmt")]
 pub trait Logged: core::fmt::Display + defmt::Format {}
 #[cfg(feature = "defmt")]
 impl<T: core::fmt::Display + defmt::Format> Logged for T {}
 
-/// What can be logged, by whichever it is.
+/// A value that `log` can log.
 #[cfg(not(feature = "defmt"))]
 pub trait Logged: core::fmt::Display {}
 #[cfg(not(feature = "defmt"))]

@@ -1,4 +1,4 @@
-//! Doing what comes as a command.
+//! Runs commands and replies to them.
 
 use core::convert::Infallible;
 use core::fmt::Write as _;
@@ -19,59 +19,59 @@ use nanonsq_core::time::{Instant, Span};
 use crate::command::{self, Command, UNDERSTOOD};
 use crate::message::{self, REPLY_MAX, Reply};
 use crate::note::note;
-use crate::said::Said;
-use crate::{NSQDS_SAID, Network, Node, millis};
+use crate::reported::Reported;
+use crate::{NSQDS_REPORTED, Network, Node, millis};
 
-/// The channel that a device consumes its commands on.
+/// The channel on which a device consumes its commands.
 const CHANNEL: ChannelName = match ChannelName::new("device") {
     Ok(channel) => channel,
     Err(_) => panic!("a channel's name"),
 };
 
-/// Room for what a reply says.
+/// The longest text of a reply, in bytes.
 const TEXT_MAX: usize = 160;
 
-/// How long a reboot waits for what is pending. A device that cannot reach nsqd reboots, too: that
-/// may be why it was told to.
+/// Time that a reboot waits for pending messages. A device that cannot reach nsqd must reboot too:
+/// the lost nsqd may be the reason for the command.
 const REBOOT_LIMIT: Span = Span::from_secs(10);
 
-/// A device that started more recently has just started: nsqd redelivers what it never got an
-/// answer to after its `--msg-timeout`, of 60 s.
+/// Uptime below which a device has just started: longer than nsqd's default `--msg-timeout` of
+/// 60 s, after which nsqd redelivers a command without an answer.
 const JUST_STARTED: Span = Span::from_secs(120);
 
-/// What commands are for beside the node itself.
+/// Actions of commands on the board.
 pub trait Board {
-    /// Shows a human being which device this is.
+    /// Shows a user which device this is.
     fn blink(&mut self) -> impl Future<Output = ()>;
 
-    /// Starts the device anew. Replies are acknowledged by then, or the time for that is up.
+    /// Reboots the device. The node calls it once all messages are final, or after 10 s.
     fn reboot(&mut self) -> impl Future<Output = Infallible>;
 }
 
-/// Where commands come from. A consumer's handle; in tests, a stand-in.
+/// A source of commands. Implemented by a consumer's handle.
 pub trait Commands {
-    /// A command that waits for its answer.
+    /// A command in flight.
     type Request: Request;
 
-    /// The next command.
+    /// Waits for the next command.
     fn next(&self) -> impl Future<Output = Self::Request>;
 
-    /// The next event.
+    /// Waits for the next event.
     fn event(&self) -> impl Future<Output = Event>;
 
-    /// Takes no more commands; ready when nsqd has what was finished.
+    /// Stops consuming; ready once nsqd has processed all FINs.
     fn stop(&self) -> impl Future<Output = ()>;
 }
 
-/// A command that waits for its answer. Dropped, it comes again.
+/// A command in flight. Dropped without `finish`, it is redelivered.
 pub trait Request {
-    /// Its id, and how often it was delivered.
+    /// Returns the id and the number of deliveries; `None` if the command is no longer in flight.
     fn head(&self) -> Option<MessageHead>;
 
-    /// Reads its text.
+    /// Reads the text; `None` if the command is no longer in flight.
     fn read<R>(&self, f: impl FnOnce(&[u8]) -> R) -> Option<R>;
 
-    /// It is done.
+    /// Finishes the command.
     fn finish(self) -> Result<(), AnswerError>;
 }
 
@@ -105,41 +105,40 @@ impl<M: RawMutex, S: Sleep> Request for consumer::Message<'_, M, S> {
     }
 }
 
-/// How a device consumes its commands.
+/// Returns the configuration of a consumer of commands.
 pub const fn commands(topic: TopicName, device: &str) -> Config<'_> {
     Config {
         client_id: device,
         hostname: device,
-        // While the outbox has no room for a reply.
+        // A reply may wait long for room in the outbox.
         auto_touch: true,
-        // What was given back was not done; the one who sent it waits.
+        // A requeued command was not done, and its sender waits for the reply.
         requeue_base: Span::from_secs(1),
-        // It is no command, and no other consumer of this channel has more room.
+        // A valid command is short, and no other consumer of the channel has more room.
         too_large: TooLarge::Finish,
         ..Config::new(topic, CHANNEL)
     }
 }
 
 impl<N: Network, S: Sleep> Node<'_, N, S> {
-    /// Does what comes as a command and replies, until the board reboots. Beside
-    /// [`run`](Self::run), in the same task or in another. Dropped at any await, the command that
-    /// it was at comes again.
+    /// Runs commands and replies to them until the board reboots. Poll it beside
+    /// [`run`](Self::run), in the same task or in another. If the future is dropped, the command in
+    /// progress is redelivered.
     pub async fn obey<C: Commands, B: Board>(&self, commands: &C, board: &mut B) -> Infallible {
         let done = match select(self.serve(commands, board), watch(commands)).await {
             Either::First(reply) => reply,
             Either::Second(never) => match never {},
         };
-        // FIN is out when nsqd has closed the connection on our word: it runs commands in order.
-        // Before that a reboot would be told to reboot again.
+        // nsqd runs FIN before CLS, so `stop` ensures that the reboot is not redelivered.
         let all = join3(commands.stop(), self.network.outcome(done), self.network.settle());
         let limit = self.wait_until(self.sleep.now().after(REBOOT_LIMIT));
         if let Either::Second(()) = select(all, limit).await {
-            note!(warn, "rebooting with something pending");
+            note!(warn, "rebooting with messages pending");
         }
         board.reboot().await
     }
 
-    /// Up to the first reboot, with the ticket of the reply to that.
+    /// Runs commands up to the first `reboot`; returns the ticket of its reply.
     async fn serve<C: Commands, B: Board>(&self, commands: &C, board: &mut B) -> N::Ticket {
         loop {
             let request = commands.next().await;
@@ -150,11 +149,11 @@ impl<N: Network, S: Sleep> Node<'_, N, S> {
             let now = self.sleep.now();
             let mut text = String::<TEXT_MAX>::new();
             let (mut stats, mut reboots) = (None, false);
-            // The texts fit.
+            // All texts are shorter than `TEXT_MAX`.
             let _ = match &command {
                 Ok(Command::SetInterval(period)) => {
                     self.period.set(*period);
-                    self.retimed.signal(());
+                    self.period_changed.signal(());
                     write!(text, "interval is {} ms", period.as_millis())
                 }
                 Ok(Command::Blink) => {
@@ -165,7 +164,7 @@ impl<N: Network, S: Sleep> Node<'_, N, S> {
                     stats = Some(self.stats());
                     write!(text, "stats")
                 }
-                Ok(Command::Reboot) if was_it(&head, now) => {
+                Ok(Command::Reboot) if was_done(&head, now) => {
                     write!(text, "not again: started {} ms ago", millis(now))
                 }
                 Ok(Command::Reboot) => {
@@ -177,23 +176,23 @@ impl<N: Network, S: Sleep> Node<'_, N, S> {
             note!(info, "command {}: {}", id.as_str(), text.as_str());
             let device = message::short(self.settings.device);
             let reply = Reply { device, id: &id, ok: command.is_ok(), text: &text, stats };
-            // At least once: until the reply is in the outbox, nsqd has the command. Finished
-            // earlier, the command of a device that fails here would go without a reply; later, when
-            // nsqd has acknowledged the reply, each nsqd that is gone would have commands done twice.
+            // Finish the command once its reply is in the outbox. Finished earlier, it would have
+            // no reply if the device failed here. Finished only when nsqd has acknowledged the
+            // reply, it would run twice whenever the nsqd for replies is lost.
             let Some(ticket) = self.reply(&reply).await else { continue };
             self.commands.set(self.commands.get().saturating_add(1));
             if request.finish().is_err() {
-                note!(warn, "command {} comes again", id.as_str());
+                note!(warn, "command {} will be redelivered", id.as_str());
             }
             if reboots {
-                // What is pending now is the last.
-                self.leaving.set(true);
+                // Publish nothing more, so that all messages become final.
+                self.rebooting.set(true);
                 return ticket;
             }
         }
     }
 
-    /// None if it is not published: then the command comes again.
+    /// Publishes a reply; `None` if that fails: then the command is redelivered.
     async fn reply(&self, reply: &Reply<'_>) -> Option<N::Ticket> {
         let mut buf = [0; REPLY_MAX];
         let Some(body) = message::json(reply, &mut buf) else {
@@ -203,49 +202,49 @@ impl<N: Network, S: Sleep> Node<'_, N, S> {
         match self.network.publish(&self.settings.replies, body).await {
             Ok(ticket) => Some(ticket),
             Err(why) => {
-                note!(error, "reply not published, the command comes again: {}", why);
+                note!(error, "reply not published, the command will be redelivered: {}", why);
                 None
             }
         }
     }
 }
 
-/// Whether this reboot was done by the start that was just now: it was delivered before, perhaps to
-/// a device that did not get to say that it did it.
-fn was_it(head: &MessageHead, now: Instant) -> bool {
+/// Returns whether the device has just done this reboot: the command was delivered before, and the
+/// device has just started.
+fn was_done(head: &MessageHead, now: Instant) -> bool {
     head.attempts > 1 && now.since(Instant::ZERO) < JUST_STARTED
 }
 
-/// Logs what happens to the connections.
+/// Logs connections to nsqds, failed lookups and commands given up.
 async fn watch<C: Commands>(commands: &C) -> Infallible {
-    let mut nsqds = Said::<NSQDS_SAID>::new();
-    let mut lookupds = Said::<NSQDS_SAID>::new();
+    let mut nsqds = Reported::<NSQDS_REPORTED>::new();
+    let mut lookupds = Reported::<NSQDS_REPORTED>::new();
     loop {
         match commands.event().await {
             Event::Connection { index, event: ConnectionEvent::Connected } => {
-                nsqds.is_back(index);
+                nsqds.forget(index);
                 note!(info, "commands {}: subscribed", index);
             }
             Event::Connection { index, event: ConnectionEvent::Disconnected(Closed::Local) } => {
                 note!(info, "commands {}: {}", index, Closed::Local);
             }
             Event::Connection { index, event: ConnectionEvent::Disconnected(why) }
-                if nsqds.is_news(index, why) =>
+                if nsqds.is_new(index, why) =>
             {
                 note!(warn, "commands {}: {}", index, why);
             }
             Event::Connection { index, event: ConnectionEvent::LeftOut(why) }
-                if nsqds.is_news(index, Closed::Fault(why)) =>
+                if nsqds.is_new(index, Closed::Fault(why)) =>
             {
-                note!(warn, "commands {}: left out, and asked again in 5 minutes: {}", index, why);
+                note!(warn, "commands {}: left out, retried in 5 minutes: {}", index, why);
             }
             Event::Lookupd { index, event: LookupdEvent::Answered { .. } } => {
-                lookupds.is_back(index);
+                lookupds.forget(index);
             }
             Event::Lookupd { index, event: LookupdEvent::Failed(why) }
-                if lookupds.is_news(index, why) =>
+                if lookupds.is_new(index, why) =>
             {
-                note!(warn, "asking nsqlookupd {} for commands: {}", index, why);
+                note!(warn, "nsqlookupd {}: lookup of the command topic: {}", index, why);
             }
             Event::GivenUp { id, attempts } => {
                 note!(warn, "command {} given up after {} deliveries", id, attempts);

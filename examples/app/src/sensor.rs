@@ -1,31 +1,31 @@
-//! What is measured.
+//! Sensors and their values.
 
 use serde::Serialize;
 
 /// A sensor, or several that are read together.
 pub trait Sensor {
-    /// What a reading consists of; becomes a JSON object.
+    /// The values of a reading; serialized as a JSON object.
     type Values: Serialize;
 
     /// Takes a reading.
     fn read(&mut self) -> impl Future<Output = Result<Self::Values, SensorFault>>;
 }
 
-/// Why there is no reading this time, in a few words.
+/// Why a read failed, in a few words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct SensorFault(pub &'static str);
 
-/// What a climate sensor measures. Integers, since most microcontrollers have no floating point.
+/// Values of a climate sensor. Integers, since most microcontrollers have no floating-point unit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Climate {
     /// Temperature in thousandths of a degree Celsius.
     pub temperature_mc: i32,
-    /// Relative humidity in thousandths.
+    /// Relative humidity in thousandths (0 to 1000).
     pub humidity_pm: u16,
 }
 
-/// A climate sensor that is not there: warm afternoons, and a fault now and then if wanted.
+/// A simulated climate sensor: values rise and fall slowly, with faults on request.
 #[derive(Debug, Clone)]
 pub struct Simulated {
     reads: u32,
@@ -33,12 +33,12 @@ pub struct Simulated {
 }
 
 impl Simulated {
-    /// One that never fails.
+    /// Creates a sensor that never fails.
     pub const fn new() -> Self {
         Self { reads: 0, fault_every: None }
     }
 
-    /// One that fails every so many reads; 0 is never.
+    /// Creates a sensor that fails each `reads`th read; 0 is never.
     pub const fn failing_every(reads: u32) -> Self {
         Self { reads: 0, fault_every: if reads == 0 { None } else { Some(reads) } }
     }

@@ -1,4 +1,4 @@
-//! The node on a desktop, with a network that is played and time that jumps.
+//! The sensor node on a testtop, with a test network and paused time.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -20,7 +20,7 @@ use tokio::time::{Instant, timeout};
 use super::*;
 use crate::command::{Command, Refusal};
 
-/// Keeps what is published; has room for so many messages until it is emptied.
+/// Records published messages; `room` is the number of messages that it still accepts.
 #[derive(Default)]
 struct Stage {
     published: RefCell<Vec<(String, Value)>>,
@@ -87,7 +87,7 @@ impl Network for &Stage {
     async fn settle(&self) {}
 }
 
-/// There is no way to make one but to publish.
+/// Makes a ticket; only `publish` can.
 fn ticket() -> Ticket {
     const CONFIG: Config<'static> = Config::new();
     let mut ring = [0; 256];
@@ -114,7 +114,7 @@ fn settings() -> Settings<'static> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn readings_come_at_their_times_and_reports_once_a_minute() {
+async fn readings_are_periodic_and_reports_come_once_a_minute() {
     let stage = Stage::with_room(usize::MAX);
     let settings = settings();
     let node = Node::new(&settings, &stage, TokioSleep::new());
@@ -138,7 +138,7 @@ async fn readings_come_at_their_times_and_reports_once_a_minute() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn ends_with_a_report_when_enough_was_read() {
+async fn run_ends_with_a_report_after_count_readings() {
     let stage = Stage::with_room(usize::MAX);
     let settings = Settings { count: Some(10), period: Span::ZERO, ..settings() };
     let node = Node::new(&settings, &stage, TokioSleep::new());
@@ -150,7 +150,7 @@ async fn ends_with_a_report_when_enough_was_read() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn ends_when_its_time_is_over() {
+async fn run_ends_after_duration() {
     let stage = Stage::with_room(usize::MAX);
     let settings = Settings { duration: Some(Span::from_millis(2_500)), ..settings() };
     let start = Instant::now();
@@ -192,15 +192,15 @@ async fn waits_while_the_outbox_is_full_and_does_not_catch_up() {
         .iter()
         .map(|reading| reading["uptime_ms"].as_u64().unwrap() / 1000)
         .collect();
-    // The fourth was taken, and waited.
+    // The fourth reading was taken in time, and waited for room.
     assert_eq!(uptimes, [0, 1, 2, 3, 100, 101, 102, 103]);
     assert!(start.elapsed() >= Duration::from_secs(103));
-    // The report due at 60 s found no room; only the last is there.
+    // There was no room for the report at 60 s: only the last one is published.
     assert_eq!(stage.on("reports").len(), 1);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refusal_for_good_does_not_stop_it() {
+async fn a_permanent_publish_error_does_not_stop_the_node() {
     let stage = Stage::with_room(usize::MAX);
     stage.refuse.set(Some(PublishError::TooLarge { max: 1 }));
     let settings = settings();
@@ -217,11 +217,11 @@ async fn a_refusal_for_good_does_not_stop_it() {
     }
     let numbers: Vec<_> =
         stage.on("readings").iter().map(|reading| reading["number"].clone()).collect();
-    assert_eq!(numbers, [6, 7, 8], "a gap says that some are missing");
+    assert_eq!(numbers, [6, 7, 8], "the gap in the numbers shows the lost readings");
 }
 
 #[tokio::test(start_paused = true)]
-async fn events_are_taken_while_it_reads() {
+async fn events_are_taken_while_the_node_reads() {
     let stage = Stage::with_room(usize::MAX);
     stage.events.borrow_mut().extend([
         Event::Failed {
@@ -237,20 +237,20 @@ async fn events_are_taken_while_it_reads() {
 }
 
 #[test]
-fn only_news_of_a_server_is_logged() {
+fn only_new_reasons_of_a_server_are_logged() {
     let (refused, lost) = (Closed::Dial(DialError::Refused), Closed::Peer);
-    let mut said = Said::<2>::new();
-    assert!(said.is_news(0, lost));
-    assert!(said.is_news(0, refused));
-    assert!(!said.is_news(0, refused));
-    assert!(said.is_news(1, refused), "another server");
-    assert!(!said.is_news(0, refused), "still the same");
-    said.is_back(0);
-    assert!(said.is_news(0, refused), "it was back meanwhile");
-    assert!(!said.is_news(0, refused));
-    // One more than there is room for.
-    assert!(said.is_news(2, lost));
-    assert!(!said.is_news(2, lost));
+    let mut reported = Reported::<2>::new();
+    assert!(reported.is_new(0, lost));
+    assert!(reported.is_new(0, refused));
+    assert!(!reported.is_new(0, refused));
+    assert!(reported.is_new(1, refused), "another server");
+    assert!(!reported.is_new(0, refused), "still the same");
+    reported.forget(0);
+    assert!(reported.is_new(0, refused), "it was connected meanwhile");
+    assert!(!reported.is_new(0, refused));
+    // A third server takes the entry of the oldest.
+    assert!(reported.is_new(2, lost));
+    assert!(!reported.is_new(2, lost));
 }
 
 #[test]
@@ -341,23 +341,23 @@ async fn topics_are_registered_if_there_is_room() {
     assert!(matches!(register(&handle, &settings, &lookupds[..1]), Err(RegisterError::Topics(_))));
 }
 
-/// Delivers commands; what is dropped unanswered comes again. Everything that happens, also on the
-/// board, is written down in order.
+/// Delivers commands, redelivers those that are dropped without `finish`, and records all actions,
+/// including those of the board, in order.
 #[derive(Default)]
 struct TestNetwork {
     queue: RefCell<VecDeque<(MessageHead, Vec<u8>)>>,
     done: RefCell<Vec<String>>,
-    /// A stop takes so long.
+    /// Time that a stop takes.
     stop: Cell<Duration>,
 }
 
 impl TestNetwork {
     fn with(commands: &[&str]) -> Self {
-        let desk = Self::default();
+        let test = Self::default();
         for command in commands {
-            desk.send(command);
+            test.send(command);
         }
-        desk
+        test
     }
 
     fn send(&self, command: impl AsRef<[u8]>) {
@@ -375,13 +375,13 @@ impl TestNetwork {
     }
 }
 
-struct Slip<'d> {
-    desk: &'d TestNetwork,
+struct TestRequest<'d> {
+    test: &'d TestNetwork,
     head: MessageHead,
     text: Option<Vec<u8>>,
 }
 
-impl Request for Slip<'_> {
+impl Request for TestRequest<'_> {
     fn head(&self) -> Option<MessageHead> {
         Some(self.head)
     }
@@ -392,29 +392,29 @@ impl Request for Slip<'_> {
 
     fn finish(mut self) -> Result<(), AnswerError> {
         self.text = None;
-        self.desk.note("finish");
+        self.test.note("finish");
         Ok(())
     }
 }
 
-impl Drop for Slip<'_> {
+impl Drop for TestRequest<'_> {
     fn drop(&mut self) {
         if let Some(text) = self.text.take() {
-            self.desk.note("release");
+            self.test.note("release");
             self.head.attempts += 1;
-            self.desk.queue.borrow_mut().push_back((self.head, text));
+            self.test.queue.borrow_mut().push_back((self.head, text));
         }
     }
 }
 
 impl<'d> Commands for &'d TestNetwork {
-    type Request = Slip<'d>;
+    type Request = TestRequest<'d>;
 
-    async fn next(&self) -> Slip<'d> {
+    async fn next(&self) -> TestRequest<'d> {
         loop {
             tokio::time::sleep(Duration::from_millis(10)).await;
             if let Some((head, text)) = self.queue.borrow_mut().pop_front() {
-                return Slip { desk: self, head, text: Some(text) };
+                return TestRequest { test: self, head, text: Some(text) };
             }
         }
     }
@@ -441,17 +441,17 @@ impl Board for &TestNetwork {
     }
 }
 
-/// Runs a node with commands for so long; what it replied.
+/// Runs a node with commands for `ms` milliseconds and returns its replies.
 async fn command(
     stage: &Stage,
-    desk: &TestNetwork,
+    test: &TestNetwork,
     settings: &Settings<'_>,
     ms: u64,
 ) -> Vec<Value> {
     let node = Node::new(settings, stage, TokioSleep::new());
-    let (mut sensor, mut board) = (Simulated::new(), desk);
+    let (mut sensor, mut board) = (Simulated::new(), test);
     let _ = timeout(Duration::from_millis(ms), async {
-        tokio::join!(node.run(&mut sensor), node.obey(&desk, &mut board))
+        tokio::join!(node.run(&mut sensor), node.obey(&test, &mut board))
     })
     .await;
     stage.on("replies")
@@ -460,41 +460,41 @@ async fn command(
 #[tokio::test(start_paused = true)]
 async fn commands_are_done_and_replied_to() {
     let stage = Stage::with_room(usize::MAX);
-    let desk = TestNetwork::with(&["#7 blink", "stats", "#a.b-c_d:1 set interval 2s\n", "blink"]);
-    let replies = command(&stage, &desk, &settings(), 500).await;
-    let said: Vec<_> = replies.iter().map(|reply| (&reply["id"], &reply["text"])).collect();
+    let test = TestNetwork::with(&["#7 blink", "stats", "#a.b-c_d:1 set interval 2s\n", "blink"]);
+    let replies = command(&stage, &test, &settings(), 500).await;
+    let found: Vec<_> = replies.iter().map(|reply| (&reply["id"], &reply["text"])).collect();
     let ids = ["7", "bbbbbbbbbbbbbbbb", "a.b-c_d:1", "dddddddddddddddd"];
     let texts = ["blinked", "stats", "interval is 2000 ms", "blinked"];
-    assert_eq!(said.len(), 4);
-    for ((id, text), said) in ids.iter().zip(texts).zip(said) {
-        assert_eq!((said.0, said.1), (&(*id).into(), &text.into()));
+    assert_eq!(found.len(), 4);
+    for ((id, text), found) in ids.iter().zip(texts).zip(found) {
+        assert_eq!((found.0, found.1), (&(*id).into(), &text.into()));
     }
     assert!(replies.iter().all(|reply| reply["device"] == "greenhouse" && reply["ok"] == true));
     let stats = &replies[1]["stats"];
     assert_eq!((&stats["readings"], &stats["commands"]), (&1.into(), &1.into()));
     assert_eq!(stats["period_ms"], 1000);
     assert!(replies[0].get("stats").is_none());
-    assert_eq!(desk.done(), ["blink", "finish", "finish", "finish", "blink", "finish"]);
+    assert_eq!(test.done(), ["blink", "finish", "finish", "finish", "blink", "finish"]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_interval_holds_at_once_and_for_what_follows() {
-    let (stage, desk) = (Stage::with_room(usize::MAX), TestNetwork::default());
+async fn a_new_interval_applies_at_once() {
+    let (stage, test) = (Stage::with_room(usize::MAX), TestNetwork::default());
     let settings = Settings { period: Span::from_secs(3600), ..settings() };
     let later = async {
         tokio::time::sleep(Duration::from_millis(9_900)).await;
-        desk.send("set interval 500ms");
+        test.send("set interval 500ms");
         // Between two readings.
         tokio::time::sleep(Duration::from_millis(2_250)).await;
-        // Which does not keep the next reading from coming.
+        // Repeated commands do not delay the next reading.
         for _ in 0..20 {
-            desk.send("set interval 5s");
+            test.send("set interval 5s");
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
         core::future::pending::<()>().await;
     };
     tokio::select! {
-        _ = command(&stage, &desk, &settings, 21_000) => {}
+        _ = command(&stage, &test, &settings, 21_000) => {}
         () = later => unreachable!(),
     }
     let times: Vec<_> = stage
@@ -506,21 +506,21 @@ async fn an_interval_holds_at_once_and_for_what_follows() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_not_understood_changes_nothing_and_is_told() {
+async fn an_invalid_command_changes_nothing_and_the_reply_has_the_reason() {
     let stage = Stage::with_room(usize::MAX);
-    let desk = TestNetwork::with(&[
+    let test = TestNetwork::with(&[
         "#1 dance",
         "#2 set interval soon",
         "#3 set interval 9ms",
         "#4 blink x",
     ]);
-    desk.send(b"\xff");
-    desk.send("x".repeat(129));
-    let replies = command(&stage, &desk, &settings(), 3_500).await;
+    test.send(b"\xff");
+    test.send("x".repeat(129));
+    let replies = command(&stage, &test, &settings(), 3_500).await;
     let texts: Vec<_> = replies.iter().map(|reply| reply["text"].as_str().unwrap()).collect();
     let wrong = [
         "unknown command 'dance'",
-        "'soon' is no time such as 500ms, 5s, 2m or 1h",
+        "'soon' is not a duration; try 500ms, 5s, 2m or 1h",
         "'9ms' is not between 10ms and 24h",
         "'x' is too much",
         "not UTF-8",
@@ -529,8 +529,8 @@ async fn what_is_not_understood_changes_nothing_and_is_told() {
     let understood = "understood: [#id] set interval 5s | blink | stats | reboot";
     assert_eq!(texts, wrong.map(|wrong| format!("{wrong}; {understood}")));
     assert!(replies.iter().all(|reply| reply["ok"] == false));
-    assert_eq!(desk.done(), ["finish"; 6], "no blink, and none of them comes again");
-    assert_eq!(stage.on("readings").len(), 4, "the interval is what it was");
+    assert_eq!(test.done(), ["finish"; 6], "no blink, and no command is redelivered");
+    assert_eq!(stage.on("readings").len(), 4, "the interval is unchanged");
 }
 
 #[test]
@@ -571,11 +571,11 @@ fn commands_are_read_as_documented() {
     ] {
         assert_eq!(read(line).1, expected, "{line:?}");
     }
-    assert_eq!(read("#7 dance").0, "7", "who asks is told by the id, whatever is wrong");
+    assert_eq!(read("#7 dance").0, "7", "an invalid command keeps its id");
     assert_eq!(read("#\" dance").0, "0123456789abcdef");
 }
 
-/// Quotes and backslashes take two bytes in JSON, other characters what they take.
+/// Quotes are the worst case: they take two bytes in JSON.
 #[tokio::test(start_paused = true)]
 async fn the_longest_replies_fit() {
     let stage = Stage::with_room(usize::MAX);
@@ -584,11 +584,11 @@ async fn the_longest_replies_fit() {
     let lines =
         ["", "set ", "set interval ", "set interval 99999999999999999999999999999999h", "blink "]
             .map(|line| format!("{id} {line}{quotes}"));
-    let desk = TestNetwork::default();
+    let test = TestNetwork::default();
     let all = [lines.as_slice(), &["set interval 99999999999999999999999999999999h".to_owned()]];
-    all.concat().iter().for_each(|line| desk.send(line));
+    all.concat().iter().for_each(|line| test.send(line));
     let settings = Settings { device: &device, ..settings() };
-    let replies = command(&stage, &desk, &settings, 500).await;
+    let replies = command(&stage, &test, &settings, 500).await;
     assert_eq!(replies.len(), 6);
     for reply in replies {
         let text = reply["text"].as_str().unwrap();
@@ -597,80 +597,80 @@ async fn the_longest_replies_fit() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_reboot_waits_until_nsqd_has_what_was_answered() {
-    let (stage, desk) =
+async fn a_reboot_waits_until_nsqd_has_the_answers() {
+    let (stage, test) =
         (Stage::with_room(usize::MAX), TestNetwork::with(&["reboot", "#late blink"]));
-    desk.stop.set(Duration::from_secs(3));
+    test.stop.set(Duration::from_secs(3));
     let settings = Settings { period: Span::from_millis(100), ..settings() };
-    let replies = command(&stage, &desk, &settings, 5_000).await;
+    let replies = command(&stage, &test, &settings, 5_000).await;
     assert_eq!(replies.len(), 1);
     assert_eq!(replies[0]["text"], "rebooting");
-    assert_eq!(desk.done(), ["finish", "stopping", "stopped", "reboot"]);
+    assert_eq!(test.done(), ["finish", "stopping", "stopped", "reboot"]);
     assert_eq!(stage.on("readings").len(), 1, "nothing more is published");
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_reboot_does_not_wait_for_ever() {
-    let (stage, desk) = (Stage::with_room(usize::MAX), TestNetwork::with(&["reboot"]));
-    desk.stop.set(Duration::from_secs(3_600));
+    let (stage, test) = (Stage::with_room(usize::MAX), TestNetwork::with(&["reboot"]));
+    test.stop.set(Duration::from_secs(3_600));
     let start = Instant::now();
     let settings = settings();
     let node = Node::new(&settings, &stage, TokioSleep::new());
-    let mut board = &desk;
-    let _ = timeout(Duration::from_millis(9_900), node.obey(&&desk, &mut board)).await;
-    assert_eq!(desk.done(), ["finish", "stopping"]);
+    let mut board = &test;
+    let _ = timeout(Duration::from_millis(9_900), node.obey(&&test, &mut board)).await;
+    assert_eq!(test.done(), ["finish", "stopping"]);
 
-    let desk = TestNetwork::with(&["reboot"]);
-    desk.stop.set(Duration::from_secs(3_600));
-    let mut board = &desk;
-    let _ = timeout(Duration::from_millis(10_100), node.obey(&&desk, &mut board)).await;
-    assert_eq!(desk.done(), ["finish", "stopping", "reboot"]);
+    let test = TestNetwork::with(&["reboot"]);
+    test.stop.set(Duration::from_secs(3_600));
+    let mut board = &test;
+    let _ = timeout(Duration::from_millis(10_100), node.obey(&&test, &mut board)).await;
+    assert_eq!(test.done(), ["finish", "stopping", "reboot"]);
     assert!(start.elapsed() < Duration::from_secs(21));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_reboot_that_comes_again_is_not_done_again() {
-    let (stage, desk) = (Stage::with_room(usize::MAX), TestNetwork::with(&["reboot"]));
-    // The device that it was delivered to first has rebooted into this one.
-    desk.queue.borrow_mut()[0].0.attempts = 2;
-    let replies = command(&stage, &desk, &settings(), 1_000).await;
+async fn a_redelivered_reboot_is_not_done_again() {
+    let (stage, test) = (Stage::with_room(usize::MAX), TestNetwork::with(&["reboot"]));
+    // The first delivery rebooted the device.
+    test.queue.borrow_mut()[0].0.attempts = 2;
+    let replies = command(&stage, &test, &settings(), 1_000).await;
     assert_eq!(replies[0]["ok"], true);
     assert!(replies[0]["text"].as_str().unwrap().starts_with("not again: started "));
-    assert_eq!(desk.done(), ["finish"]);
+    assert_eq!(test.done(), ["finish"]);
 
-    // Long after its start, it never came so far.
+    // Long after the start, the first delivery did not lead to a reboot.
     let settings = settings();
-    let (stage, desk) = (Stage::with_room(usize::MAX), TestNetwork::default());
+    let (stage, test) = (Stage::with_room(usize::MAX), TestNetwork::default());
     let late = async {
         tokio::time::sleep(Duration::from_secs(121)).await;
-        desk.send("reboot");
-        desk.queue.borrow_mut()[0].0.attempts = 2;
+        test.send("reboot");
+        test.queue.borrow_mut()[0].0.attempts = 2;
         core::future::pending::<()>().await;
     };
     tokio::select! {
-        _ = command(&stage, &desk, &settings, 125_000) => {}
+        _ = command(&stage, &test, &settings, 125_000) => {}
         () = late => unreachable!(),
     }
     assert_eq!(stage.on("replies")[0]["text"], "rebooting");
-    assert_eq!(desk.done(), ["finish", "stopping", "stopped", "reboot"]);
+    assert_eq!(test.done(), ["finish", "stopping", "stopped", "reboot"]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_command_is_finished_only_when_its_reply_is_taken() {
-    let (stage, desk) = (Stage::default(), TestNetwork::with(&["#1 blink"]));
+async fn a_command_is_finished_only_when_its_reply_is_in_the_outbox() {
+    let (stage, test) = (Stage::default(), TestNetwork::with(&["#1 blink"]));
     let settings = Settings { period: Span::from_secs(3600), ..settings() };
     let node = Node::new(&settings, &stage, TokioSleep::new());
-    let mut board = &desk;
-    // There is no room; then it is dropped.
-    let _ = timeout(Duration::from_secs(100), node.obey(&&desk, &mut board)).await;
-    assert_eq!(desk.done(), ["blink", "release"]);
-    // A refusal is no reply either.
+    let mut board = &test;
+    // Without room for the reply, the command is dropped at the timeout.
+    let _ = timeout(Duration::from_secs(100), node.obey(&&test, &mut board)).await;
+    assert_eq!(test.done(), ["blink", "release"]);
+    // A permanent publish error drops the command as well.
     stage.refuse.set(Some(PublishError::TooLarge { max: 1 }));
-    let _ = timeout(Duration::from_millis(15), node.obey(&&desk, &mut board)).await;
-    assert_eq!(desk.done(), ["blink", "release", "blink", "release"]);
+    let _ = timeout(Duration::from_millis(15), node.obey(&&test, &mut board)).await;
+    assert_eq!(test.done(), ["blink", "release", "blink", "release"]);
     stage.refuse.set(None);
     stage.room.set(9);
-    let _ = timeout(Duration::from_millis(15), node.obey(&&desk, &mut board)).await;
-    assert_eq!(desk.done()[4..], ["blink", "finish"]);
+    let _ = timeout(Duration::from_millis(15), node.obey(&&test, &mut board)).await;
+    assert_eq!(test.done()[4..], ["blink", "finish"]);
     assert_eq!((node.stats().commands, stage.on("replies").len()), (1, 1));
 }

@@ -1,7 +1,7 @@
-//! The console: lines of text from a serial port, and what is answered.
+//! The console: lines of text from a serial port, and their answers.
 //!
-//! Settings are changed in memory, one by one, each checked as it is typed. `save` keeps them all
-//! at once; the device goes on with what it started with until it is rebooted.
+//! `set` checks and changes one setting in memory; `save` writes all to flash. The device uses
+//! saved settings after the next reboot.
 
 use core::fmt::{self, Write};
 
@@ -13,21 +13,20 @@ use crate::store::{Store, StoreError};
 
 /// The longest line, in bytes.
 pub const LINE_MAX: usize = 384;
-/// Room for the longest answer.
+/// The longest answer, in bytes.
 pub const ANSWER_MAX: usize = 3072;
 
-/// Makes lines of what is typed.
+/// Assembles lines from typed bytes and echoes them, as a terminal on a serial port expects.
 ///
-/// Echoes it, too: a terminal on a serial port does not. Lines end with a line feed here; whoever
-/// sends them makes `\r\n` of it. Backspace, Ctrl-C (forget the line) and
-/// Ctrl-U (the same) do what they do elsewhere; all three ends of lines are understood.
+/// A line ends with CR, LF or CR LF. Backspace deletes a character; Ctrl-C and Ctrl-U discard the
+/// line. In the echo a line ends with a line feed; the sender converts it to CR LF.
 #[derive(Debug, Default)]
 pub struct Input {
     line: String<LINE_MAX>,
     is_too_long: bool,
-    /// The last byte was a carriage return: a line feed after it is the same end of line.
+    /// True if the last byte was a CR: an LF after it belongs to the same end of line.
     ended_by_return: bool,
-    /// Within an escape sequence, such as an arrow key's.
+    /// Position in an escape sequence, such as that of an arrow key.
     escape: Escape,
 }
 
@@ -39,15 +38,15 @@ enum Escape {
     Sequence,
 }
 
-/// A line that was ended.
+/// A complete line.
 pub type Line = Result<String<LINE_MAX>, TooLong>;
 
-/// It had more than [`LINE_MAX`] bytes, and was forgotten.
+/// The line had more than [`LINE_MAX`] bytes and was discarded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TooLong;
 
 impl Input {
-    /// Nothing typed yet.
+    /// Creates an empty line.
     pub const fn new() -> Self {
         Self {
             line: String::new(),
@@ -57,14 +56,14 @@ impl Input {
         }
     }
 
-    /// Takes a byte; writes its echo.
+    /// Adds a typed byte and writes its echo. Returns the line if the byte ends it.
     pub fn push(&mut self, byte: u8, echo: &mut impl Write) -> Option<Line> {
         let ended_by_return = core::mem::replace(&mut self.ended_by_return, byte == b'\r');
         match self.escape {
             Escape::None => {}
             Escape::Begun => {
-                let goes_on = byte == b'[' || byte == b'O';
-                self.escape = if goes_on { Escape::Sequence } else { Escape::None };
+                let continues = byte == b'[' || byte == b'O';
+                self.escape = if continues { Escape::Sequence } else { Escape::None };
                 return None;
             }
             Escape::Sequence => {
@@ -77,7 +76,7 @@ impl Input {
         match byte {
             b'\n' if ended_by_return => None,
             b'\r' | b'\n' => {
-                // An echo that finds no room is missing on the screen, nothing else.
+                // An echo without room is only missing on the screen.
                 let _ = echo.write_char('\n');
                 let line = core::mem::take(&mut self.line);
                 let is_too_long = core::mem::take(&mut self.is_too_long);
@@ -109,58 +108,58 @@ impl Input {
                 }
                 None
             }
-            // Nothing that can be set has others.
+            // No setting has other characters.
             _ => None,
         }
     }
 
-    /// Writes the prompt, and what is typed so far.
+    /// Writes the prompt and the unfinished line.
     pub fn prompt(&self, out: &mut impl Write) {
         let _ = write!(out, "> {}", self.line);
     }
 }
 
-/// What the board is to do.
+/// An action that the board must do after the answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
-    /// Write what it is doing.
+    /// Write state and counters of the device.
     Stats,
-    /// Leave the servers, and start anew.
+    /// Disconnect from all servers and reboot.
     Reboot,
-    /// Start what takes a new image over USB.
+    /// Start the bootloader, which accepts a new image over USB.
     Bootloader,
-    /// Panic, to see what comes of it.
+    /// Panic, to test the recovery.
     Panic,
-    /// Do nothing for ever, likewise.
+    /// Hang for ever, to test the watchdog.
     Stall,
-    /// Let the network's driver do nothing for ever, likewise.
+    /// Let the network driver hang for ever, to test its supervision.
     StallNetwork,
-    /// Let what carries to nsqd do nothing for ever, likewise.
+    /// Let the publisher's runner hang for ever, to test its supervision.
     StallPublisher,
 }
 
-/// What an end of the conversation knows.
+/// The state of the console: edited and saved settings.
 #[derive(Debug)]
 pub struct Session<F> {
     identity: Identity,
     edited: Settings,
     saved: Settings,
     store: Store<F>,
-    /// What became of the settings in flash, if not all of them were taken.
+    /// The result of reading the settings from flash.
     found: Found,
 }
 
-/// How the settings in flash were found.
+/// The result of reading the settings from flash.
 #[derive(Debug, Clone, Copy)]
 enum Found {
     Good,
-    /// So many are not for this firmware.
+    /// The number of settings that this firmware does not know.
     Ignored(usize),
     Unreadable(StoreError),
 }
 
 impl<F: NorFlash> Session<F> {
-    /// Over the settings that are in `store`.
+    /// Loads the settings from `store`, or the defaults.
     pub fn load(identity: Identity, mut store: Store<F>) -> Self {
         let mut buf = [0; TEXT_MAX];
         let (saved, found) = match store.load(&mut buf) {
@@ -174,23 +173,23 @@ impl<F: NorFlash> Session<F> {
         Self { identity, edited: saved.clone(), saved, store, found }
     }
 
-    /// The settings in flash.
+    /// Returns the settings in flash.
     pub fn saved(&self) -> &Settings {
         &self.saved
     }
 
-    /// What the device is.
+    /// Returns the identity of the device.
     pub fn identity(&self) -> &Identity {
         &self.identity
     }
 
-    /// Does what a line says, and writes the answer, which ends with a line feed. What is left to
-    /// do is for the board.
+    /// Runs a line and writes the answer, which ends with a line feed. Returns the action that is
+    /// left to the board.
     pub fn run(&mut self, line: &str, out: &mut impl Write) -> Option<Action> {
         let line = line.trim();
         let (command, rest) = line.split_once(' ').unwrap_or((line, ""));
         let rest = rest.trim();
-        // The answer fits: a test has the longest.
+        // Every answer fits: see the test of the longest one.
         let (action, _) = match command {
             "" => (None, Ok(())),
             "help" | "?" => (None, self.help(out)),
@@ -200,7 +199,7 @@ impl<F: NorFlash> Session<F> {
             "save" => (None, self.save(out)),
             "revert" => {
                 self.edited = self.saved.clone();
-                (None, writeln!(out, "as saved"))
+                (None, writeln!(out, "all settings are as saved"))
             }
             "stats" => (Some(Action::Stats), Ok(())),
             "reboot" => (Some(Action::Reboot), self.warn_unsaved(out)),
@@ -214,7 +213,7 @@ impl<F: NorFlash> Session<F> {
             },
             other => {
                 let other = other.get(..24.min(other.len())).unwrap_or_default();
-                (None, writeln!(out, "unknown command '{other}'; `help` has them all"))
+                (None, writeln!(out, "unknown command '{other}'; `help` lists all"))
             }
         };
         action
@@ -222,15 +221,15 @@ impl<F: NorFlash> Session<F> {
 
     fn help(&self, out: &mut impl Write) -> fmt::Result {
         out.write_str(
-            "show             all settings, or `show KEY`\n\
-             set KEY VALUE    changes one; nothing is kept before `save`\n\
-             unset KEY        makes it what it is by default\n\
-             save             keeps all settings in flash\n\
-             revert           forgets what is not saved\n\
-             reboot           starts anew, with what is saved\n\
-             stats            what the device is doing\n\
+            "show             shows all settings, or `show KEY` one\n\
+             set KEY VALUE    changes a setting; `save` keeps it\n\
+             unset KEY        restores the default\n\
+             save             writes all settings to flash\n\
+             revert           discards all unsaved changes\n\
+             reboot           restarts with the saved settings\n\
+             stats            shows state and counters\n\
              bootloader       restarts for a new image over USB\n\
-             panic, stall, stall network, stall publisher   break it, to see that it comes back\n\n",
+             panic, stall, stall network, stall publisher   make it fail, to test the recovery\n\n",
         )?;
         for key in Key::ALL.into_iter().filter(|key| key.exists(self.identity.medium)) {
             writeln!(out, "{:<16} {}", key.word(), key.help())?;
@@ -241,11 +240,11 @@ impl<F: NorFlash> Session<F> {
     fn set(&mut self, rest: &str, out: &mut impl Write) -> fmt::Result {
         let (word, value) = rest.split_once(' ').unwrap_or((rest, ""));
         if word.is_empty() {
-            return writeln!(out, "set what? `show` has all settings");
+            return writeln!(out, "set what? `show` lists all settings");
         }
         let set = Key::parse(word, self.identity.medium)
             .and_then(|key| self.edited.set(key, value.trim()).map(|()| key));
-        self.say_changed(set, out)
+        self.write_changed(set, out)
     }
 
     fn unset(&mut self, word: &str, out: &mut impl Write) -> fmt::Result {
@@ -253,10 +252,10 @@ impl<F: NorFlash> Session<F> {
         if let Ok(key) = key {
             self.edited.unset(key, &self.identity);
         }
-        self.say_changed(key, out)
+        self.write_changed(key, out)
     }
 
-    fn say_changed(&self, changed: Result<Key, Wrong>, out: &mut impl Write) -> fmt::Result {
+    fn write_changed(&self, changed: Result<Key, Wrong>, out: &mut impl Write) -> fmt::Result {
         match changed {
             Ok(key) => {
                 self.show_one(key, out)?;
@@ -324,7 +323,7 @@ impl<F: NorFlash> Session<F> {
         if self.edited == self.saved {
             return Ok(());
         }
-        writeln!(out, "what was not saved is forgotten")
+        writeln!(out, "unsaved changes are discarded")
     }
 
     fn advise(&self, settings: &Settings, out: &mut impl Write) -> fmt::Result {

@@ -1,6 +1,6 @@
-//! What is kept over a reset about why it came: a few words of RAM that a start does not clear.
+//! The reason of a reset, in a few words of RAM that a start does not clear.
 //!
-//! Without power they are garbage, which the checksum tells.
+//! After a loss of power the words are garbage, which the checksum detects.
 
 use core::fmt;
 
@@ -8,62 +8,62 @@ use crc::{CRC_32_ISO_HDLC, Crc, NoTable};
 use heapless::String;
 use serde::Serialize;
 
-/// How many words a [`Record`] takes.
+/// Length of a [`Record`] in words.
 pub const WORDS: usize = 4 + TEXT_WORDS + 1;
-/// Bytes of a panic's message that are kept.
+/// Bytes of a panic message that are kept.
 pub const CRASH_TEXT_MAX: usize = TEXT_WORDS * 4;
-/// Room for a crash report as JSON: every character of the text may be escaped.
+/// The longest crash report as JSON, in bytes: every character of the text may be escaped.
 pub const CRASH_REPORT_MAX: usize = 160 + 6 * CRASH_TEXT_MAX;
 
 const TEXT_WORDS: usize = 32;
 const MAGIC: u32 = u32::from_le_bytes(*b"NSQC");
 const CRC: Crc<u32, NoTable> = Crc::<u32, NoTable>::new(&CRC_32_ISO_HDLC);
 
-/// The words, wherever the board keeps them.
+/// The record. The board keeps it in RAM that a start does not clear.
 pub type Record = [u32; WORDS];
 
-/// Why the device started anew.
+/// Why the device was reset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Reason {
-    /// A panic or a fault; the text says where.
+    /// A panic or a fault; the text has the place.
     Panic,
-    /// A loop made no progress; the text says which.
+    /// A part made no progress; the text names it.
     Stall,
-    /// Nobody fed the watchdog.
+    /// The whole device hung, and the watchdog expired.
     Watchdog,
 }
 
-/// What became of the start before this one.
+/// How the previous run of the device ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Crash {
-    /// Why it ended.
+    /// Why the device was reset.
     pub reason: Reason,
-    /// How many ended so since the device has power, this one too.
+    /// Number of crashes since power-on, including this one.
     pub count: u32,
-    /// When, since it had started; after [`Reason::Watchdog`] when it was last seen alive.
+    /// Uptime of the crash in seconds; for [`Reason::Watchdog`] that of the last [`alive`].
     pub uptime_s: u32,
-    /// What is known.
+    /// The details.
     pub text: String<CRASH_TEXT_MAX>,
 }
 
 /// [`Crash`] as it is published.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct CrashReport<'a> {
-    /// Which device.
+    /// The device's name.
     pub device: &'a str,
-    /// Why it started anew.
+    /// Why the device was reset.
     pub crash: Reason,
-    /// How often that happened since it has power.
+    /// Number of crashes since power-on.
     pub crashes: u32,
-    /// When it happened, since the start before.
+    /// Uptime of the crash in seconds.
     pub crash_uptime_s: u32,
-    /// What is known.
+    /// The details.
     pub text: &'a str,
 }
 
 impl Crash {
-    /// As it is published.
+    /// Returns the crash report of the device with this name.
     pub fn report<'a>(&'a self, device: &'a str) -> CrashReport<'a> {
         CrashReport {
             device,
@@ -86,19 +86,19 @@ impl fmt::Display for Crash {
     }
 }
 
-/// What a record can say.
+/// The state of the device in a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
-    /// The device runs, or was reset from outside while it did.
+    /// Running, or reset from outside while running.
     Running = 1,
-    /// It was told to start anew.
+    /// Rebooting on request.
     Leaving = 2,
     Panicked = 3,
     Stalled = 4,
 }
 
-/// At the start: what became of the one before, and a record for this one. `by_watchdog` says
-/// whether the chip was reset by its watchdog.
+/// Returns how the previous run crashed, if it did, and begins the record of this run. To be called
+/// first. `by_watchdog` is true if the watchdog reset the chip.
 pub fn start(record: &mut Record, by_watchdog: bool) -> Option<Crash> {
     let before = read(record);
     let count = before.as_ref().map_or(0, |(_, crash)| crash.count);
@@ -117,23 +117,23 @@ pub fn start(record: &mut Record, by_watchdog: bool) -> Option<Crash> {
     crash
 }
 
-/// The device is alive.
+/// Records the uptime of a running device.
 pub fn alive(record: &mut Record, uptime_s: u32) {
     let count = read(record).map_or(0, |(_, crash)| crash.count);
     write(record, State::Running, count, uptime_s, "");
 }
 
-/// The device is about to start anew because it was told to.
+/// Records that the device reboots on request.
 pub fn leaving(record: &mut Record) {
     let count = read(record).map_or(0, |(_, crash)| crash.count);
     write(record, State::Leaving, count, 0, "");
 }
 
-/// The device is about to start anew because of this.
+/// Records a failure before the reset; counts as a crash.
 pub fn failed(record: &mut Record, reason: Reason, uptime_s: u32, what: fmt::Arguments<'_>) {
     let count = read(record).map_or(0, |(_, crash)| crash.count).saturating_add(1);
     let mut text = Cut(String::new());
-    // Cut off where it does not fit.
+    // A long text is cut.
     let _ = fmt::write(&mut text, what);
     let state = match reason {
         Reason::Panic => State::Panicked,
@@ -143,13 +143,13 @@ pub fn failed(record: &mut Record, reason: Reason, uptime_s: u32, what: fmt::Arg
     write(record, state, count, uptime_s, &text.0);
 }
 
-/// The name of a source file without where its crate lies on the machine that built it.
+/// Returns the path of a source file from the directory of its crate on.
 pub fn short(file: &str) -> &str {
     let crates = file.rfind("/src/").and_then(|src| file.get(..src)?.rfind('/'));
     crates.and_then(|at| file.get(at + 1..)).unwrap_or(file)
 }
 
-/// Takes what fits, and what is plain text.
+/// Keeps the start of a text, with spaces for control characters.
 struct Cut(String<CRASH_TEXT_MAX>);
 
 impl fmt::Write for Cut {
@@ -189,7 +189,7 @@ fn read(record: &Record) -> Option<(State, Crash)> {
     let length = (record[1] >> 8) as usize;
     let mut bytes = heapless::Vec::<u8, CRASH_TEXT_MAX>::new();
     for word in &record[4..4 + TEXT_WORDS] {
-        // They are exactly as many.
+        // The vector has exactly the room.
         let _ = bytes.extend_from_slice(&word.to_le_bytes());
     }
     let text = core::str::from_utf8(bytes.get(..length)?).ok()?;

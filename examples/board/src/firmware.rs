@@ -1,8 +1,7 @@
-//! The node itself: what a board's `main` runs when it has a serial port, flash, a sensor and a way
-//! onto the network.
+//! The sensor node on embassy: runs on a serial port, flash, a sensor and a network of the board.
 //!
-//! Everything of one device runs on one executor. The console is there from the first moment and
-//! stays, whatever becomes of the rest: that is where one sees why nothing arrives.
+//! Everything runs on one executor. The console runs from the start, even if the network or nsqd
+//! fails: it shows why no messages arrive.
 
 mod log;
 mod nsqd;
@@ -36,8 +35,8 @@ use nsqd::Node;
 pub use self::log::Text;
 pub(crate) use self::log::note;
 
-/// The sockets of a device that is an nsqd itself; one that is not has no listeners, and one
-/// connection to an nsqd instead.
+/// The sockets of a device that is an nsqd itself. A device that publishes needs fewer: a publisher
+/// in place of the listeners.
 pub const SOCKETS: Sockets = Sockets { dhcp: true, ..Sockets::NONE }
     .with_node(serve::CLIENTS, serve::HTTP, LOOKUPDS_MAX)
     .with_consumer(nsqd::COMMAND_NSQDS, 0);
@@ -45,10 +44,10 @@ pub const SOCKETS: Sockets = Sockets { dhcp: true, ..Sockets::NONE }
 /// The network stack's memory.
 pub type NetResources = StackResources<{ SOCKETS.count() }>;
 
-/// How long it takes at most to leave the servers before a reboot.
-const LEFT_IN: Duration = Duration::from_secs(2);
-/// For the last words to get to the terminal.
-const LAST_WORDS: Duration = Duration::from_millis(100);
+/// Time limit for disconnecting from all servers before a reboot.
+const STOP_LIMIT: Duration = Duration::from_secs(2);
+/// Time for the last output to reach the terminal.
+const LAST_OUTPUT: Duration = Duration::from_millis(100);
 
 static LIGHT: AtomicU8 = AtomicU8::new(0);
 static HERE: AtomicBool = AtomicBool::new(false);
@@ -56,7 +55,7 @@ static DRIVER_ROUNDS: AtomicU32 = AtomicU32::new(0);
 static DRIVER_HANGS: AtomicBool = AtomicBool::new(false);
 static PUBLISHER_HANGS: AtomicBool = AtomicBool::new(false);
 
-/// What the LED is to say.
+/// Returns the state that the LED must show.
 pub fn light() -> Light {
     if HERE.load(Ordering::Relaxed) {
         return Light::Here;
@@ -64,92 +63,92 @@ pub fn light() -> Light {
     Light::from_byte(LIGHT.load(Ordering::Relaxed))
 }
 
-/// The network's driver went round its loop, or showed in another way that it lives. The board is
-/// reset if it does not say so for 20 s.
+/// Reports progress of the network driver. To be called by its loop; supervision resets the board
+/// after 20 s without a call.
 pub fn driver_round() {
     if driver_hangs() {
         return;
     }
-    // Not `fetch_add`, which some cores have not; nobody else writes.
+    // Some cores have no `fetch_add`; there is no other writer.
     DRIVER_ROUNDS.store(DRIVER_ROUNDS.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
 }
 
-/// Whether the driver was told to hang, to see what comes of it.
+/// Returns whether the network driver must hang, after the console's `stall network`.
 pub fn driver_hangs() -> bool {
     DRIVER_HANGS.load(Ordering::Relaxed)
 }
 
-/// Likewise what carries to nsqd.
+/// Returns whether the publisher's runner must hang, after the console's `stall publisher`.
 fn publisher_hangs() -> bool {
     PUBLISHER_HANGS.load(Ordering::Relaxed)
 }
 
-/// Logs what a board has to say.
+/// Logs information of a board.
 pub fn log_info(text: &str) {
     note!(info, "{}", text);
 }
 
-/// Logs what a board complains of.
+/// Logs a warning of a board.
 pub fn log_warn(text: &str) {
     note!(warn, "{}", text);
 }
 
-/// A serial port with a terminal on it, or without.
+/// A serial port, with or without a terminal.
 pub trait Serial {
-    /// Waits for what is typed. Dropped before it is ready, nothing is lost.
+    /// Waits for the next event; `buf` receives typed bytes. Cancel-safe.
     fn read(&mut self, buf: &mut [u8]) -> impl Future<Output = SerialEvent>;
 
-    /// Sends all of it, if there is a terminal.
+    /// Sends all bytes if a terminal is open, otherwise discards them.
     fn write_all(&mut self, bytes: &[u8]) -> impl Future<Output = ()>;
 }
 
-/// What a terminal did.
+/// An event of a serial port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SerialEvent {
-    /// It was opened.
+    /// A terminal was opened.
     Opened,
-    /// It was closed.
+    /// The terminal was closed.
     Closed,
-    /// So many bytes were typed.
+    /// This number of bytes was typed.
     Bytes(usize),
 }
 
-/// What only the board can do.
+/// Operations of the chip.
 pub trait Machine {
-    /// Feeds the watchdog, and keeps the time for a crash report.
+    /// Feeds the watchdog and records the uptime: see [`alive`](crate::crash::alive).
     fn alive(&self, uptime_s: u32);
 
-    /// Keeps the reason for a crash report, and starts anew.
+    /// Records a stall and resets the chip: see [`failed`](crate::crash::failed).
     fn stalled(&self, uptime_s: u32, what: Stalled) -> !;
 
-    /// Starts anew because it was told to.
+    /// Records a reboot on request and resets the chip: see [`leaving`](crate::crash::leaving).
     fn reboot(&self) -> !;
 
-    /// Starts what takes a new image over USB, if the board has it.
+    /// Starts the bootloader; returns if the board has none that software can start.
     fn bootloader(&self);
 
-    /// Bytes of the stack that were never in use, if the board knows.
+    /// Returns the bytes of the stack that were never used, if the board knows.
     fn free_stack(&self) -> Option<usize>;
 }
 
-/// All that a board brings.
+/// The parts that a board provides.
 #[derive(Debug)]
 pub struct Board<F, S, R, M> {
-    /// The settings that are in its flash, and the console's end of them.
+    /// The console's session, with the settings from flash.
     pub session: Session<F>,
     /// The serial port of the console.
     pub serial: S,
-    /// What is measured.
+    /// The sensor.
     pub sensor: R,
-    /// The rest.
+    /// The chip.
     pub machine: M,
-    /// What became of the start before this one.
+    /// The crash of the previous run, if it crashed.
     pub crash: Option<Crash>,
     /// A random number.
     pub seed: u32,
 }
 
-/// The network's configuration as it is set.
+/// Returns the network configuration of the settings.
 pub fn net_config(settings: &Settings) -> embassy_net::Config {
     match settings.ip {
         Ip::Dhcp => {
@@ -165,8 +164,8 @@ pub fn net_config(settings: &Settings) -> embassy_net::Config {
     }
 }
 
-/// Runs a device. `network` brings up the network, which may take as long as it likes, or says why
-/// there is none.
+/// Runs a device. `network` brings up the network, for any length of time, or returns why that
+/// failed.
 pub async fn run<F, S, R, M>(
     spawner: Spawner,
     board: Board<F, S, R, M>,
@@ -184,11 +183,11 @@ where
         settings: session.saved().clone(),
         medium: session.identity().medium,
         crash,
-        network: Cell::new(Network::Coming),
+        network: Cell::new(Network::Starting),
         node: RefCell::new(None),
     };
     let all = select3(
-        converse(&device, session, serial),
+        run_console(&device, session, serial),
         device.watch(),
         device.start(spawner, &mut sensor, seed, network),
     );
@@ -197,17 +196,17 @@ where
     }
 }
 
-/// How far the network has come.
+/// The state of the network.
 #[derive(Clone, Copy)]
 enum Network {
-    Coming,
+    Starting,
     Failed(&'static str),
-    There(Stack<'static>),
+    Started(Stack<'static>),
 }
 
 struct Device<M> {
     machine: M,
-    /// As it was started with.
+    /// The settings at the start.
     settings: Settings,
     medium: Medium,
     crash: Option<Crash>,
@@ -216,7 +215,7 @@ struct Device<M> {
 }
 
 impl<M: Machine> Device<M> {
-    /// Brings up the network, then the node, and does what it is there for.
+    /// Brings up the network and runs the sensor node.
     async fn start<R: Sensor>(
         &self,
         spawner: Spawner,
@@ -226,7 +225,7 @@ impl<M: Machine> Device<M> {
     ) -> Infallible {
         note!(info, "{} starts, version {}", self.settings.name.as_str(), VERSION);
         if let Some(crash) = &self.crash {
-            note!(warn, "it crashed: {}", crash.text.as_str());
+            note!(warn, "the previous run crashed: {}", crash.text.as_str());
         }
         if let Some(advice) = self.settings.advice(self.medium) {
             note!(warn, "{}", advice);
@@ -239,7 +238,7 @@ impl<M: Machine> Device<M> {
                 return pending().await;
             }
         };
-        self.network.set(Network::There(stack));
+        self.network.set(Network::Started(stack));
         stack.wait_config_up().await;
         let config = stack.config_v4();
         if let Some(config) = &config {
@@ -261,31 +260,31 @@ impl<M: Machine> Device<M> {
         if let Some(crash) = &self.crash {
             node.report(crash).await;
         }
-        let leave = || async { self.leave().await };
-        node.run(sensor, leave).await
+        let reboot = || async { self.reboot().await };
+        node.run(sensor, reboot).await
     }
 
-    /// Leaves the servers and starts anew.
-    async fn leave(&self) -> Infallible {
+    /// Disconnects from all servers and reboots.
+    async fn reboot(&self) -> Infallible {
         let node = self.node.borrow().clone();
         if let Some(node) = node {
-            // A server that is left learns of it now, not when its heartbeats are missed.
-            let _ = with_timeout(LEFT_IN, node.stop()).await;
+            // The servers see the end of the connections now, not after missed heartbeats.
+            let _ = with_timeout(STOP_LIMIT, node.stop()).await;
         }
-        Timer::after(LAST_WORDS).await;
+        Timer::after(LAST_OUTPUT).await;
         self.machine.reboot()
     }
 
-    /// Whether the device has another address than the one that it told everybody.
+    /// Returns whether the device's address differs from the one that it announced.
     fn has_moved(&self) -> bool {
-        let Network::There(stack) = self.network.get() else { return false };
+        let Network::Started(stack) = self.network.get() else { return false };
         let node = self.node.borrow();
-        let told = node.as_ref().and_then(Node::own_address);
+        let announced = node.as_ref().and_then(Node::own_address);
         let now = stack.config_v4().map(|config| config.address.address());
-        told.zip(now).is_some_and(|(told, now)| told != now)
+        announced.zip(now).is_some_and(|(announced, now)| announced != now)
     }
 
-    /// Feeds the watchdog as long as all is well, and has the LED say how it is.
+    /// Feeds the watchdog while nothing hangs, and sets the state of the LED.
     async fn watch(&self) -> Infallible {
         let mut life = Life::new();
         let mut checked_s = None;
@@ -295,13 +294,13 @@ impl<M: Machine> Device<M> {
             if checked_s != Some(now_s) {
                 checked_s = Some(now_s);
                 if let Some(what) = life.check(now_s, &self.signs()) {
-                    note!(error, "starts anew: stalled");
+                    note!(error, "reboots: stalled");
                     self.machine.stalled(now_s, what);
                 }
                 self.machine.alive(now_s);
                 if self.has_moved() {
-                    note!(warn, "starts anew: it has another address than it told");
-                    match self.leave().await {}
+                    note!(warn, "reboots: the address has changed since it was announced");
+                    match self.reboot().await {}
                 }
             }
             Timer::after_millis(100).await;
@@ -310,9 +309,9 @@ impl<M: Machine> Device<M> {
 
     fn signs(&self) -> Signs {
         let driver = match self.network.get() {
-            Network::There(_) => Some(DRIVER_ROUNDS.load(Ordering::Relaxed)),
-            // It takes a second or two.
-            Network::Coming => Some(0),
+            Network::Started(_) => Some(DRIVER_ROUNDS.load(Ordering::Relaxed)),
+            // A start takes a second or two; after the driver's limit it counts as stalled.
+            Network::Starting => Some(0),
             Network::Failed(_) => None,
         };
         let node = self.node.borrow();
@@ -320,7 +319,7 @@ impl<M: Machine> Device<M> {
     }
 
     fn light(&self) -> Light {
-        let Network::There(stack) = self.network.get() else { return Light::NoNetwork };
+        let Network::Started(stack) = self.network.get() else { return Light::NoNetwork };
         if self.settings.advice(self.medium).is_some() && self.node.borrow().is_none() {
             return Light::Setup;
         }
@@ -333,8 +332,12 @@ impl<M: Machine> Device<M> {
     }
 }
 
-/// Talks to whoever is at the terminal.
-async fn converse<F, S, M>(device: &Device<M>, mut session: Session<F>, mut serial: S) -> Infallible
+/// Runs the console on the serial port.
+async fn run_console<F, S, M>(
+    device: &Device<M>,
+    mut session: Session<F>,
+    mut serial: S,
+) -> Infallible
 where
     F: NorFlash,
     S: Serial,
@@ -344,7 +347,7 @@ where
     let (mut typed, mut logged) = ([0; 64], [0; 128]);
     let (mut is_open, mut is_line_begun) = (false, false);
     loop {
-        // Without a terminal the log waits for one.
+        // Without a terminal, keep the log for the next one.
         let log = async {
             if !is_open {
                 pending::<()>().await;
@@ -363,7 +366,7 @@ where
                 let identity = session.identity();
                 let _ = write!(
                     answer,
-                    "\n{} on a {}, nanonsq {VERSION}; `help` says what there is\n",
+                    "\n{} on a {}, nanonsq {VERSION}; `help` lists the commands\n",
                     device.settings.name, identity.board
                 );
                 session.run("show", &mut answer);
@@ -373,7 +376,7 @@ where
             }
             Either::First(SerialEvent::Bytes(count)) => typed.get(..count).unwrap_or_default(),
             Either::Second(count) => {
-                // In place of what is typed, which comes again below.
+                // Overwrite the prompt and the unfinished line, which follow again below.
                 if !is_line_begun {
                     serial.write_all(b"\r\x1b[K").await;
                 }
@@ -413,34 +416,34 @@ impl<M: Machine> Device<M> {
     async fn act(&self, action: Action, answer: &mut String<ANSWER_MAX>) {
         match action {
             Action::Stats => {
-                // It fits.
+                // All fits in `ANSWER_MAX`.
                 let _ = self.write_stats(answer);
             }
-            Action::Reboot => match self.leave().await {},
+            Action::Reboot => match self.reboot().await {},
             Action::Bootloader => {
-                Timer::after(LAST_WORDS).await;
+                Timer::after(LAST_OUTPUT).await;
                 self.machine.bootloader();
                 let _ = answer.write_str("not this board: hold its BOOT button while it starts\n");
             }
             Action::Panic => panic!("asked for on the console"),
-            #[expect(clippy::empty_loop, reason = "nothing is to happen, until the watchdog barks")]
+            #[expect(clippy::empty_loop, reason = "hangs until the watchdog resets the chip")]
             Action::Stall => loop {},
             Action::StallPublisher if self.settings.mode == Mode::Node => {
-                let _ = answer.write_str("there is none: the device is an nsqd itself\n");
+                let _ = answer.write_str("there is no publisher: the device is an nsqd itself\n");
             }
             Action::StallPublisher => {
                 PUBLISHER_HANGS.store(true, Ordering::Relaxed);
-                let _ = answer.write_str("what carries to nsqd stands still from now on\n");
+                let _ = answer.write_str("the publisher hangs from now on\n");
             }
             Action::StallNetwork => {
                 DRIVER_HANGS.store(true, Ordering::Relaxed);
-                let _ = answer.write_str("the network's driver stands still from now on\n");
+                let _ = answer.write_str("the network driver hangs from now on\n");
             }
         }
     }
 }
 
-/// Sends text; a line ends as a terminal wants it.
+/// Sends text, with CR LF at the end of each line.
 async fn send(serial: &mut impl Serial, text: &str) {
     for line in text.split_inclusive('\n') {
         match line.strip_suffix('\n') {
@@ -453,14 +456,14 @@ async fn send(serial: &mut impl Serial, text: &str) {
     }
 }
 
-/// Shows a human being which device this is.
+/// Shows with the LED which device this is, for 2 s.
 async fn blink() {
     HERE.store(true, Ordering::Relaxed);
     Timer::after_secs(2).await;
     HERE.store(false, Ordering::Relaxed);
 }
 
-/// Since the start.
+/// Returns the uptime in seconds.
 fn seconds() -> u32 {
     u32::try_from(Instant::now().as_secs()).unwrap_or(u32::MAX)
 }

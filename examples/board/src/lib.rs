@@ -1,16 +1,16 @@
-//! What the boards of the sensor node share.
+//! The parts that the boards of the sensor node share.
 //!
 //! | module | |
 //! |---|---|
-//! | [`settings`] | what can be set, checked as it is typed |
-//! | [`store`] | two sectors of flash: whenever power goes away, the old settings are there or the new |
-//! | [`console`] | lines from a serial port and what is answered |
-//! | [`crash`] | what is kept over a reset about why it came |
-//! | [`life`] | whether the device still gets anywhere, or has to be reset |
-//! | [`light`] | what the LED says |
-//! | `firmware` (feature) | the node itself, on embassy: what a board's `main` runs |
+//! | [`settings`] | the settings: parsing, checks, defaults |
+//! | [`store`] | settings in two sectors of flash, safe against loss of power |
+//! | [`console`] | lines from a serial port and their answers |
+//! | [`crash`] | the reason of a reset, in RAM that a reset keeps |
+//! | [`life`] | detects that the device hangs and must be reset |
+//! | [`light`] | patterns of the LED |
+//! | `firmware` (feature) | the sensor node on embassy, for the `main` of a board |
 //!
-//! All but the last know no hardware and are tested on the host.
+//! All but the last are independent of hardware and tested on the host.
 
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]

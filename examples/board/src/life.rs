@@ -1,44 +1,44 @@
-//! Whether the device still gets anywhere: what decides if its watchdog is fed.
+//! Supervision: decides whether the watchdog is fed.
 //!
-//! A task that hangs keeps no executor from running the others, so that a feeder by itself would
-//! feed for ever. What is watched is progress: numbers that move as long as all is well, *or* as
-//! long as something outside of the device is wrong, which no reset would mend.
+//! The executor keeps running while one task hangs, so a task that only feeds the watchdog would
+//! feed it for ever. Supervision watches progress instead: numbers that change while all is well,
+//! *and* while only something outside the device is wrong, which no reset would repair.
 
 use core::fmt;
 
-/// The chip's driver goes round its loop twice a second or more often.
+/// Limit for the network driver, whose loop runs at least twice a second.
 const DRIVER_LIMIT_S: u32 = 20;
-/// A publisher hears a heartbeat in each of its intervals and misses no more than two, or fails to
-/// connect several times a minute: beyond three of them.
+/// Limit for the publisher, in addition to three heartbeat intervals: a publisher receives
+/// heartbeats and gives up after two missing ones, or fails to connect several times a minute.
 const PUBLISH_LIMIT_S: u32 = 30;
-/// Beyond the interval of readings: a sensor may take its time.
+/// Limit for readings, in addition to their interval: a sensor may be slow.
 const READINGS_LIMIT_S: u32 = 60;
 
-/// Numbers that grow. `None`: nothing is expected now.
+/// Numbers that show progress by changing; `None` while no progress is expected.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Signs {
-    /// Rounds of the network driver's loop.
+    /// Iterations of the network driver's loop.
     pub driver: Option<u32>,
-    /// Connections, failures, heartbeats and acknowledgements together, and the interval of
-    /// heartbeats in seconds.
+    /// Sum of connections, failures, heartbeats and acknowledgements, and the heartbeat interval in
+    /// seconds.
     pub publish: Option<(u32, u32)>,
-    /// Readings and failures of the sensor together, and the interval in seconds; while the
-    /// outbox is empty and nsqd is connected, as nothing else holds up a reading.
+    /// Readings, and their interval in seconds. Only while nothing outside the device can delay a
+    /// reading: nsqd is connected and the outbox empty.
     pub readings: Option<(u32, u32)>,
 }
 
-/// What hangs.
+/// The part that hangs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stalled {
-    /// The network's driver.
+    /// The network driver.
     Driver,
-    /// The connection to nsqd.
+    /// The publisher or its connection to nsqd.
     Publish,
-    /// The sensor, or what reads it.
+    /// The sensor or the task that reads it.
     Readings,
 }
 
-/// Remembers since when each number has stood still.
+/// Keeps the time of the last change of each number.
 #[derive(Debug, Default)]
 pub struct Life {
     driver: Since,
@@ -53,13 +53,13 @@ struct Since {
 }
 
 impl Life {
-    /// Nothing is known yet.
+    /// Creates the state before the first check.
     pub const fn new() -> Self {
         const NONE: Since = Since { last: None, since_s: 0 };
         Self { driver: NONE, publish: NONE, readings: NONE }
     }
 
-    /// Says what hangs, if anything does. Called about once a second, with the time since start.
+    /// Returns the part that hangs, if any. To be called about once a second with the uptime.
     pub fn check(&mut self, now_s: u32, signs: &Signs) -> Option<Stalled> {
         let heartbeats = signs.publish.map_or(0, |(_, heartbeat_s)| heartbeat_s.saturating_mul(3));
         let publish_limit = PUBLISH_LIMIT_S.saturating_add(heartbeats);
@@ -67,18 +67,18 @@ impl Life {
         let readings_limit = READINGS_LIMIT_S.saturating_add(interval);
         let (publish, readings) =
             (signs.publish.map(|(count, _)| count), signs.readings.map(|(count, _)| count));
-        // All of them, whatever the first says: each is remembered.
+        // Check all, since each check also records its number.
         let stalled = [
-            (self.driver.stands_still(now_s, signs.driver, DRIVER_LIMIT_S), Stalled::Driver),
-            (self.publish.stands_still(now_s, publish, publish_limit), Stalled::Publish),
-            (self.readings.stands_still(now_s, readings, readings_limit), Stalled::Readings),
+            (self.driver.is_stalled(now_s, signs.driver, DRIVER_LIMIT_S), Stalled::Driver),
+            (self.publish.is_stalled(now_s, publish, publish_limit), Stalled::Publish),
+            (self.readings.is_stalled(now_s, readings, readings_limit), Stalled::Readings),
         ];
         stalled.into_iter().find_map(|(is_stalled, what)| is_stalled.then_some(what))
     }
 }
 
 impl Since {
-    fn stands_still(&mut self, now_s: u32, number: Option<u32>, limit_s: u32) -> bool {
+    fn is_stalled(&mut self, now_s: u32, number: Option<u32>, limit_s: u32) -> bool {
         if number.is_none() || number != self.last {
             (self.last, self.since_s) = (number, now_s);
         }

@@ -1,26 +1,26 @@
-//! What the LED says.
+//! Patterns of the LED.
 
-/// How the device is, as somebody sees it who has no terminal.
+/// The state of the device that the LED shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Light {
-    /// Something has to be set: two short flashes a second.
+    /// A required setting is missing: two short flashes a second.
     Setup,
-    /// No link, no address: five flashes a second.
+    /// No link or no address: five flashes a second.
     NoNetwork,
-    /// No nsqd: one flash a second.
+    /// Not connected to an nsqd: one flash a second.
     NoNsqd,
-    /// All is well: on.
+    /// Connected: on.
     Connected,
-    /// It was asked which one it is: ten flashes a second.
+    /// The command `blink`: ten flashes a second.
     Here,
 }
 
 impl Light {
-    /// From how many milliseconds to how many the LED may be left as it is.
+    /// The longest time between two updates of the LED, in milliseconds.
     pub const STEP_MS: u32 = 50;
 
-    /// Whether the LED is on at a time.
+    /// Returns whether the LED is on at the uptime `ms`.
     pub fn is_on(self, ms: u32) -> bool {
         match self {
             Self::Setup => matches!(ms % 1000, 0..=99 | 200..=299),
@@ -31,7 +31,7 @@ impl Light {
         }
     }
 
-    /// For an atomic.
+    /// Converts from a byte, for an atomic.
     pub fn from_byte(byte: u8) -> Self {
         match byte {
             1 => Self::NoNetwork,
@@ -42,7 +42,7 @@ impl Light {
         }
     }
 
-    /// For an atomic.
+    /// Converts to a byte, for an atomic.
     pub fn to_byte(self) -> u8 {
         match self {
             Self::Setup => 0,

@@ -1,4 +1,4 @@
-//! What can be set, one line of text each.
+//! The settings, each with one line of text as its value.
 
 mod value;
 
@@ -22,45 +22,46 @@ pub const NAME_MAX: usize = 32;
 pub const SSID_MAX: usize = 32;
 /// The longest password of a wireless network, in bytes (WPA2).
 pub const PASSWORD_MAX: usize = 63;
-/// The most nsqds to choose from.
+/// The most nsqds of a publisher.
 pub const NSQDS_MAX: usize = 3;
 /// The most nsqlookupds to register with.
 pub const LOOKUPDS_MAX: usize = 3;
-/// Room for all settings as text.
+/// The longest text of all settings, in bytes.
 pub const TEXT_MAX: usize = 1536;
 
-/// The interval of readings, at least and at most.
+/// The shortest and the longest interval of readings.
 const INTERVAL: (Span, Span) = (Span::from_millis(10), Span::from_secs(24 * 60 * 60));
-/// The interval of reports.
+/// The shortest and the longest interval of reports.
 const REPORT_INTERVAL: (Span, Span) = (Span::from_secs(1), Span::from_secs(24 * 60 * 60));
-/// What nsqd allows.
+/// The shortest and the longest heartbeat interval that nsqd accepts by default.
 const HEARTBEAT: (Span, Span) = (Span::from_secs(1), Span::from_secs(60));
 
-/// How a board gets onto the network.
+/// The network of a board.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Medium {
-    /// By cable.
+    /// A cable.
     Ethernet,
-    /// By radio: it needs a name and mostly a password.
+    /// Radio: needs the name of a network and usually a password.
     Wifi,
 }
 
-/// What is settled before anybody sets anything.
+/// The properties of a device that are not settings.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
-    /// What the board is called in messages to people.
+    /// The name of the board, for the console.
     pub board: &'static str,
-    /// How it gets onto the network.
+    /// The network of the board.
     pub medium: Medium,
-    /// The device's name until another is set.
+    /// The default name of the device.
     pub name: String<NAME_MAX>,
 }
 
 impl Identity {
-    /// A device that is called `prefix` and the last 4 bytes of the chip's unique number.
+    /// Creates an identity with the default name `prefix`, `-` and the last 4 bytes of the chip's
+    /// unique number in hexadecimal.
     pub fn new(board: &'static str, medium: Medium, prefix: &str, unique: &[u8]) -> Self {
         let mut name = String::new();
-        // It fits, or is cut off.
+        // A long name is cut.
         let _ = write!(name, "{prefix}-");
         for byte in unique.get(unique.len().saturating_sub(4)..).unwrap_or_default() {
             let _ = write!(name, "{byte:02x}");
@@ -69,49 +70,49 @@ impl Identity {
     }
 }
 
-/// One setting.
+/// The name of a setting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Key {
     /// The device's name, in every message.
     Name,
-    /// The wireless network.
+    /// The name of the wireless network.
     WifiSsid,
-    /// Its password.
+    /// The password of the wireless network.
     WifiPassword,
-    /// The device's address and subnet, or by DHCP.
+    /// The device's address and subnet, or DHCP.
     Ip,
-    /// The router, with an address of its own.
+    /// The router, if the address is static.
     Gateway,
-    /// The name server, with an address of its own.
+    /// The name server, if the address is static.
     Dns,
-    /// Whether it publishes to an nsqd or is one.
+    /// Publishing to an nsqd, or being an nsqd.
     Mode,
-    /// Where to publish.
+    /// The nsqds to publish to and to consume commands from.
     Nsqd,
-    /// Where to register.
+    /// The nsqlookupds to register with.
     Lookupd,
-    /// Where consumers find the topics.
+    /// The address at which consumers find the topics.
     Broadcast,
-    /// Where readings go.
+    /// The topic of readings.
     Topic,
-    /// Where reports and crashes go.
+    /// The topic of reports and crashes.
     Reports,
-    /// Where replies to commands go.
+    /// The topic of replies to commands.
     Replies,
-    /// Where commands come from.
+    /// The topic of commands.
     Commands,
-    /// From one reading to the next.
+    /// Time from one reading to the next.
     Interval,
-    /// From one report to the next.
+    /// Time from one report to the next.
     ReportInterval,
-    /// How many readings to publish.
+    /// Number of readings after which the device stops; 0 is never.
     Count,
-    /// How often nsqd says that it is alive.
+    /// The interval of nsqd's heartbeats.
     Heartbeat,
 }
 
 impl Key {
-    /// All of them, in the order in which they are shown.
+    /// All settings, in the order in which `show` lists them.
     pub const ALL: [Self; 18] = [
         Self::Name,
         Self::WifiSsid,
@@ -133,7 +134,7 @@ impl Key {
         Self::Heartbeat,
     ];
 
-    /// What it is called on the console and in flash.
+    /// Returns the name on the console and in flash.
     pub fn word(self) -> &'static str {
         match self {
             Self::Name => "name",
@@ -157,38 +158,38 @@ impl Key {
         }
     }
 
-    /// What it is for, in a few words.
+    /// Returns a short description for `help`.
     pub fn help(self) -> &'static str {
         match self {
-            Self::Name => "in every message",
-            Self::WifiSsid => "the wireless network",
+            Self::Name => "the device's name, in every message",
+            Self::WifiSsid => "the name of the wireless network",
             Self::WifiPassword => "8 to 63 characters; unset: an open network",
-            Self::Ip => "dhcp, or such as 192.168.1.50/24",
+            Self::Ip => "dhcp, or an address such as 192.168.1.50/24",
             Self::Gateway => "the router, if ip is not dhcp",
             Self::Dns => "the name server, if ip is not dhcp",
-            Self::Mode => "publish, to nsqd; or node: it is an nsqd itself, on 4150 and 4151",
+            Self::Mode => "publish (to nsqd) or node (is an nsqd itself, on ports 4150 and 4151)",
             Self::Nsqd => "host:port of nsqd's TCP port; up to 3, with commas",
             Self::Lookupd => "host:port of nsqlookupd's TCP port; up to 3",
             Self::Broadcast => "host:port where consumers find the topics; unset: nsqd, or itself",
-            Self::Topic => "where readings go",
-            Self::Reports => "where counters and crashes go",
-            Self::Replies => "where replies to commands go",
-            Self::Commands => "where commands come from; unset: none",
-            Self::Interval => "from reading to reading: 10ms to 24h",
-            Self::ReportInterval => "from report to report: 1s to 24h",
-            Self::Count => "stop after so many readings; 0: never",
-            Self::Heartbeat => "how often nsqd says that it is alive: 1s to 60s",
+            Self::Topic => "the topic of readings",
+            Self::Reports => "the topic of counters and crashes",
+            Self::Replies => "the topic of replies to commands",
+            Self::Commands => "the topic of commands; unset: none",
+            Self::Interval => "time between readings: 10ms to 24h",
+            Self::ReportInterval => "time between reports: 1s to 24h",
+            Self::Count => "number of readings before the device stops; 0: never",
+            Self::Heartbeat => "time between heartbeats of nsqd: 1s to 60s",
         }
     }
 
-    /// The setting of that name, if this kind of board has it.
+    /// Returns the setting with the name `word`, if boards with this medium have it.
     pub fn parse(word: &str, medium: Medium) -> Result<Self, Wrong> {
         let key = Self::ALL.into_iter().find(|key| key.word() == word);
         let key = key.ok_or_else(|| Wrong::UnknownKey(cut(word)))?;
         if key.exists(medium) { Ok(key) } else { Err(Wrong::NoWifi(key)) }
     }
 
-    /// Whether this kind of board has it.
+    /// Returns whether boards with this medium have the setting.
     pub fn exists(self, medium: Medium) -> bool {
         match self {
             Self::WifiSsid | Self::WifiPassword => medium == Medium::Wifi,
@@ -200,27 +201,27 @@ impl Key {
 /// The device's own address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ip {
-    /// Given by the network.
+    /// The address comes from a DHCP server.
     Dhcp,
-    /// This one.
+    /// The address is a setting.
     Static {
         /// The address.
         address: Ipv4Addr,
-        /// Bits of it that are the subnet's: 1 to 30.
+        /// Length of the subnet's prefix in bits: 1 to 30.
         prefix: u8,
     },
 }
 
-/// What becomes of the messages.
+/// The destination of the messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
-    /// They go to an nsqd.
+    /// The device publishes to an nsqd.
     Publish,
-    /// They stay in the device, which is an nsqd itself, until they are consumed.
+    /// The device is an nsqd itself and keeps messages until they are consumed.
     Node,
 }
 
-/// Everything that can be set.
+/// The values of all settings.
 #[derive(Clone, PartialEq, Eq)]
 #[expect(missing_docs, reason = "`Key` has them")]
 pub struct Settings {
@@ -245,7 +246,7 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// As they are until somebody sets them.
+    /// Returns the default settings.
     pub fn defaults(identity: &Identity) -> Self {
         Self {
             name: identity.name.clone(),
@@ -269,7 +270,7 @@ impl Settings {
         }
     }
 
-    /// Sets one. An error leaves it as it was.
+    /// Parses a value and sets it. After an error the setting is unchanged.
     pub fn set(&mut self, key: Key, value: &str) -> Result<(), Wrong> {
         if value.is_empty() {
             return Err(Wrong::Missing(key));
@@ -304,7 +305,7 @@ impl Settings {
         Ok(())
     }
 
-    /// Sets one to what it is by default.
+    /// Sets a setting to its default.
     pub fn unset(&mut self, key: Key, identity: &Identity) {
         let defaults = Self::defaults(identity);
         match key {
@@ -329,7 +330,7 @@ impl Settings {
         }
     }
 
-    /// Writes one as [`set`](Self::set) reads it. Nothing: it is not set.
+    /// Writes a value in the form that [`set`](Self::set) accepts; nothing if it is not set.
     pub fn write(&self, key: Key, out: &mut impl Write) -> fmt::Result {
         match key {
             Key::Name => out.write_str(&self.name),
@@ -359,7 +360,7 @@ impl Settings {
         }
     }
 
-    /// All that differ from the defaults, a line each: what is kept in flash.
+    /// Returns the settings that differ from the defaults, one line each, as kept in flash.
     pub fn encode(&self, identity: &Identity) -> Result<String<TEXT_MAX>, fmt::Error> {
         let defaults = Self::defaults(identity);
         let mut all = String::new();
@@ -373,8 +374,8 @@ impl Settings {
         Ok(all)
     }
 
-    /// Reads what [`encode`](Self::encode) wrote. Lines that this firmware does not understand,
-    /// because another one wrote them, count as not there; how many there were is returned.
+    /// Parses the text of [`encode`](Self::encode). Ignores lines that this firmware does not
+    /// understand, because another one wrote them, and returns their number.
     pub fn decode(text: &str, identity: &Identity) -> (Self, usize) {
         let mut settings = Self::defaults(identity);
         let mut ignored = 0;
@@ -386,7 +387,7 @@ impl Settings {
         (settings, ignored)
     }
 
-    /// Whether two have another value of this one.
+    /// Returns whether the value of a setting differs from that in `other`.
     pub fn differs(&self, other: &Self, key: Key) -> Result<bool, fmt::Error> {
         let (mut own, mut others) = (String::<VALUE_MAX>::new(), String::<VALUE_MAX>::new());
         self.write(key, &mut own)?;
@@ -394,7 +395,7 @@ impl Settings {
         Ok(own != others)
     }
 
-    /// What keeps a device with these settings from publishing, and what to do about it.
+    /// Returns the problem that keeps a device with these settings from publishing, and its remedy.
     pub fn advice(&self, medium: Medium) -> Option<&'static str> {
         if medium == Medium::Wifi && self.wifi_ssid.is_empty() {
             return Some(
@@ -409,7 +410,7 @@ impl Settings {
             let is_near = |other: Ipv4Addr| (other.to_bits() ^ address.to_bits()) & mask == 0;
             if self.gateway.is_some_and(|gateway| !is_near(gateway)) {
                 return Some(
-                    "the gateway is not in the subnet of ip: nothing outside of it is reached",
+                    "the gateway is not in the subnet of ip: nothing outside the subnet is reachable",
                 );
             }
         }
@@ -419,12 +420,12 @@ impl Settings {
 
 impl fmt::Debug for Settings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Not the password.
+        // Without the password.
         f.debug_struct("Settings").field("name", &self.name).finish_non_exhaustive()
     }
 }
 
-/// The longest value of a setting, as text.
+/// The longest value of a setting as text, in bytes.
 const VALUE_MAX: usize = 320;
 
 const READINGS: TopicName = constant("readings");

@@ -1,8 +1,8 @@
-//! Where settings are kept: two sectors of flash that take turns.
+//! Keeps the settings in two sectors of flash, used in turn.
 //!
-//! A record is whole or not there: it has a checksum, and the newest whole one counts. Saving
-//! erases and writes only the sector that does *not* hold the newest, so that whenever power goes
-//! away, what is loaded afterwards is the old record or the new one.
+//! Each record has a checksum, and the newest valid record counts. A save erases and writes only
+//! the sector that does *not* have the newest, so that after a loss of power at any time the old
+//! or the new record is loaded.
 //!
 //! ```text
 //! "NSQ1" | sequence u32 | length u32 | CRC-32 of sequence, length and text | text
@@ -18,42 +18,42 @@ use crate::settings::TEXT_MAX;
 /// Bytes before the text.
 const HEAD: usize = 16;
 const MAGIC: [u8; 4] = *b"NSQ1";
-/// The longest record, with what rounds it up to the words that flash is written in.
+/// The longest record in bytes, rounded up to whole flash words.
 const RECORD_MAX: usize = (HEAD + TEXT_MAX).next_multiple_of(WORD_MAX);
-/// The widest word that flash is written in.
+/// The widest word of flash writes, in bytes.
 const WORD_MAX: usize = 16;
 
 const CRC: Crc<u32, NoTable> = Crc::<u32, NoTable>::new(&CRC_32_ISO_HDLC);
 
-/// The settings' place in flash.
+/// The two sectors of flash with the settings.
 pub struct Store<F> {
     flash: F,
-    /// Where the two sectors begin.
+    /// The offsets of the two sectors.
     sectors: [u32; 2],
-    /// The sector with the newest whole record, and its number.
+    /// The sector with the newest valid record, and its sequence number.
     newest: Option<(usize, u32)>,
 }
 
-/// Why nothing was saved, or not what should have been. What was there before is still there.
+/// Why a load or a save failed. The previous record is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StoreError {
-    /// Longer than [`TEXT_MAX`] bytes.
+    /// The text is longer than [`TEXT_MAX`] bytes.
     TooLong,
-    /// Flash refused.
+    /// The flash driver failed.
     Flash(NorFlashErrorKind),
-    /// Flash has something else than what was written: it is worn out.
+    /// The flash did not keep the written bytes: it may be worn out.
     Differs,
 }
 
 impl<F: NorFlash> Store<F> {
-    /// Two neighbouring sectors of `flash`, the first at this offset.
+    /// Creates a store in two adjacent sectors of `flash`, the first at `offset`.
     pub fn new(flash: F, offset: u32) -> Self {
         const { assert!(F::WRITE_SIZE <= WORD_MAX && RECORD_MAX <= F::ERASE_SIZE) };
         let sector = F::ERASE_SIZE as u32;
         Self { flash, sectors: [offset, offset.saturating_add(sector)], newest: None }
     }
 
-    /// The newest whole record, if there is one. Called first.
+    /// Loads the newest valid record, if there is one. To be called before [`save`](Self::save).
     pub fn load<'b>(&mut self, buf: &'b mut [u8; TEXT_MAX]) -> Result<Option<&'b str>, StoreError> {
         self.newest = None;
         for sector in 0..self.sectors.len() {
@@ -69,7 +69,7 @@ impl<F: NorFlash> Store<F> {
         Ok(core::str::from_utf8(text).ok())
     }
 
-    /// Makes this the newest record.
+    /// Saves `text` as the newest record.
     pub fn save(&mut self, text: &str) -> Result<(), StoreError> {
         let bytes = text.as_bytes();
         if bytes.len() > TEXT_MAX {
@@ -104,7 +104,8 @@ impl<F: NorFlash> Store<F> {
         }
     }
 
-    /// The record of a sector, if it is whole: its number and its length.
+    /// Reads the record of a sector into `buf`. Returns its sequence number and length if it is
+    /// valid.
     fn read(
         &mut self,
         sector: usize,
@@ -120,7 +121,7 @@ impl<F: NorFlash> Store<F> {
         if head[..4] != MAGIC || length as usize > TEXT_MAX {
             return Ok(None);
         }
-        // As some flash wants it: whole words.
+        // Some flash reads only whole words.
         let words = (length as usize).next_multiple_of(F::READ_SIZE).min(TEXT_MAX);
         self.flash.read(at.saturating_add(HEAD as u32), &mut buf[..words]).map_err(failed)?;
         let text = &buf[..length as usize];
@@ -139,7 +140,7 @@ impl fmt::Display for StoreError {
         match self {
             Self::TooLong => write!(f, "the settings are longer than {TEXT_MAX} bytes"),
             Self::Flash(why) => write!(f, "flash: {why}"),
-            Self::Differs => f.write_str("flash did not keep it: it may be worn out"),
+            Self::Differs => f.write_str("flash did not keep the settings: it may be worn out"),
         }
     }
 }
@@ -158,7 +159,7 @@ fn checksum(sequence: u32, length: u32, text: &[u8]) -> u32 {
     digest.finalize()
 }
 
-/// Of two that follow each other, also where the number wraps.
+/// Returns whether a sequence number is newer than another, even after a wrap.
 fn is_newer(one: u32, other: u32) -> bool {
     one.wrapping_sub(other) < u32::MAX / 2
 }

@@ -1,4 +1,4 @@
-//! What the parts promise, on the host.
+//! Tests of the hardware-independent parts, on the host.
 
 mod console;
 mod crash;
@@ -16,8 +16,8 @@ fn wifi() -> Identity {
     Identity::new("Test Board", Medium::Wifi, "test", &[1, 2, 3, 4, 0xAB, 0xCD, 0xEF, 9])
 }
 
-/// Flash that loses power when so many more bytes were erased or written. What a cut leaves behind
-/// is neither old nor new, as in real flash.
+/// Flash that loses power after `budget` more erased or written bytes. As in real flash, a cut
+/// leaves bytes that are neither old nor new.
 #[derive(Debug, Clone)]
 struct Flash {
     bytes: Vec<u8>,
@@ -43,7 +43,7 @@ impl Flash {
         Self { bytes: vec![0xFF; 2 * SECTOR], budget: None, noise: 1, writes: 0, erases: 0 }
     }
 
-    /// What was there before it was ever used for this.
+    /// Flash with random contents.
     fn with_garbage(seed: u32) -> Self {
         let mut flash = Self { noise: seed, ..Self::new() };
         for at in 0..flash.bytes.len() {

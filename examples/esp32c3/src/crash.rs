@@ -1,4 +1,4 @@
-//! The record of a crash, in the RTC's memory, which a start leaves alone.
+//! The record of a crash, in the memory of the RTC, which a start does not clear.
 
 use core::fmt;
 
@@ -11,7 +11,7 @@ static mut KEPT: Record = [0; WORDS];
 
 fn with<T>(f: impl FnOnce(&mut Record) -> T) -> T {
     critical_section::with(|_| {
-        // SAFETY: nobody else is in here: there is one core, and no interrupt.
+        // SAFETY: the critical section excludes other accesses on this single core.
         f(unsafe { &mut *(&raw mut KEPT) })
     })
 }
@@ -37,7 +37,7 @@ pub(crate) fn failed(reason: Reason, what: fmt::Arguments<'_>) {
     with(|record| crash::failed(record, reason, uptime_s, what));
 }
 
-/// Exceptions of the core end here, too: esp-hal makes panics of them.
+/// Also handles exceptions of the core, which esp-hal turns into panics.
 #[panic_handler]
 fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
     match info.location() {

@@ -1,4 +1,4 @@
-//! Resets and the watchdog.
+//! Resets and watchdog.
 
 use core::cell::RefCell;
 
@@ -12,7 +12,7 @@ use nanonsq_board::life::Stalled;
 
 use crate::crash;
 
-/// How long the watchdog waits.
+/// The watchdog's timeout.
 const PATIENCE: Duration = Duration::from_secs(8);
 
 /// The chip.
@@ -21,7 +21,7 @@ pub(crate) struct Esp32c3 {
 }
 
 impl Esp32c3 {
-    /// Starts the watchdog; says whether it was what reset the chip.
+    /// Starts the watchdog. Also returns whether a watchdog has reset the chip.
     pub(crate) fn new(timer: RTC_TIMER<'static>) -> (Self, bool) {
         let barked = matches!(
             reset_reason(Cpu::ProCpu),
@@ -36,7 +36,7 @@ impl Esp32c3 {
         );
         let mut rtc = Rtc::new(timer);
         rtc.rwdt.set_timeout(RwdtStage::Stage0, PATIENCE);
-        // Not the RTC, which has the record of the crash.
+        // Reset the core only: the RTC keeps the record of the crash.
         rtc.rwdt.set_stage_action(RwdtStage::Stage0, RwdtStageAction::ResetCore);
         rtc.rwdt.enable();
         (Self { rtc: RefCell::new(rtc) }, barked)
@@ -59,7 +59,7 @@ impl Machine for Esp32c3 {
         esp_hal::system::software_reset()
     }
 
-    // The chip takes a new image over USB at any time: `espflash` resets it.
+    // Not needed: `espflash` resets the chip over USB and writes an image at any time.
     fn bootloader(&self) {}
 
     fn free_stack(&self) -> Option<usize> {

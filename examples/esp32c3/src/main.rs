@@ -1,7 +1,8 @@
 //! The sensor node on an ESP32-C3: Wi-Fi.
 //!
-//! `examples/board` has the node and its console, `examples/app` what it does. The README says how
-//! to flash it. The LED is on GPIO8, on when low, as on the small boards with a USB socket.
+//! `examples/board` has the node and its console, `examples/app` the application.
+//! `docs/src/boards.md` describes how to flash it. The LED is on GPIO8, active low, as on small
+//! boards with a USB socket.
 
 #![no_std]
 #![no_main]
@@ -39,14 +40,15 @@ use serial::UsbSerial;
 
 esp_bootloader_esp_idf::esp_app_desc!();
 
-/// Where the settings are: the first two sectors of the partition `nvs` in the usual table, which
-/// no image is written to, and which nothing else here uses.
+/// Offset of the settings: the first two sectors of the partition `nvs` in the default table. No
+/// image overwrites it, and nothing else in this firmware uses it.
 const SETTINGS_AT: u32 = 0x9000;
-/// How long joining a network may take; then it is tried again. Less than the driver may be silent.
+/// Time limit for joining a network before the next attempt. Shorter than the limit of supervision
+/// for the driver.
 const JOIN_LIMIT: Duration = Duration::from_secs(15);
-/// How often the radio is asked whether it is alive.
+/// Time between checks that the radio's driver runs.
 const LOOK: Duration = Duration::from_secs(5);
-/// From one try to the next.
+/// Pause between two attempts to join.
 const REST: Duration = Duration::from_secs(3);
 
 #[embassy_executor::task]
@@ -73,8 +75,8 @@ async fn join(mut radio: WifiController<'static>) {
             Ok(Ok(_)) => {
                 firmware::log_info("Wi-Fi: joined");
                 while with_timeout(LOOK, radio.wait_for_disconnect_async()).await.is_err() {
-                    // Its own task answers this: if that hangs, so does all here, and the watchdog
-                    // is not fed.
+                    // The radio's task answers this call. If it hangs, this task hangs too, and the
+                    // watchdog resets the chip.
                     let _ = radio.rssi();
                     firmware::driver_round();
                 }
@@ -90,7 +92,7 @@ async fn join(mut radio: WifiController<'static>) {
 #[esp_hal::main]
 async fn main(spawner: Spawner) -> ! {
     let p = esp_hal::init(esp_hal::Config::default().with_cpu_clock(CpuClock::max()));
-    // For the radio alone.
+    // Only the radio uses the heap.
     esp_alloc::heap_allocator!(#[ram(reclaimed)] size: 64 * 1024);
     esp_alloc::heap_allocator!(size: 36 * 1024);
     let timers = TimerGroup::new(p.TIMG0);
@@ -137,7 +139,7 @@ async fn main(spawner: Spawner) -> ! {
     firmware::run(spawner, board, bring_up).await
 }
 
-/// Which network, and how; if one is set.
+/// Returns the radio's configuration if a network is set.
 fn station(settings: &Settings) -> Option<StationConfig> {
     let ssid = settings.wifi_ssid.as_str();
     if ssid.is_empty() {
@@ -151,12 +153,12 @@ fn station(settings: &Settings) -> Option<StationConfig> {
     Some(config.with_authentication(method))
 }
 
-/// Has the log go to the console.
+/// Installs the logger of the console.
 fn start_log() {
     #[cfg(feature = "text")]
     {
         static LOG: firmware::Text = firmware::Text;
-        // SAFETY: nothing else runs yet. `set_logger` wants a compare-and-swap.
+        // SAFETY: nothing else runs yet. `set_logger` requires compare-and-swap.
         let _ = unsafe { log::set_logger_racy(&LOG) };
         // SAFETY: as above.
         unsafe { log::set_max_level_racy(log::LevelFilter::Info) };

@@ -1,17 +1,17 @@
-//! The chip's own temperature.
+//! The chip's temperature.
 
 use esp_hal::peripherals::TSENS;
 use esp_hal::tsens::{Config, TemperatureSensor};
 use nanonsq_app::{Sensor, SensorFault};
 use serde::Serialize;
 
-/// The ESP32-C3's temperature sensor: of the chip, which its radio warms, not of the room.
+/// The ESP32-C3's temperature sensor. It measures the chip, which the radio heats, not the room.
 pub(crate) struct Thermometer(Option<TemperatureSensor<'static>>);
 
-/// What it measures.
+/// The values of the sensor.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub(crate) struct Temperature {
-    /// In thousandths of a degree Celsius.
+    /// Temperature in thousandths of a degree Celsius.
     temperature_mc: i32,
 }
 

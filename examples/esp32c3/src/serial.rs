@@ -1,7 +1,7 @@
-//! The chip's own USB serial port.
+//! The chip's USB serial port.
 //!
-//! It does not tell whether somebody has it open. Who does not read for a moment has not; the first
-//! byte that is typed then only opens it.
+//! The port does not report whether a terminal is open. A terminal that does not read within
+//! [`PATIENCE`] counts as closed; the next typed byte then only opens it.
 
 use embassy_time::{Duration, with_timeout};
 use embedded_io_async::{Read, Write};
@@ -10,17 +10,17 @@ use esp_hal::peripherals::USB_DEVICE;
 use esp_hal::usb::usb_serial_jtag::UsbSerialJtag;
 use nanonsq_board::firmware::{Serial, SerialEvent};
 
-/// How long a terminal may take to read what fits into the port.
+/// Time limit for a terminal to read one packet.
 const PATIENCE: Duration = Duration::from_millis(200);
-/// What fits into the port.
+/// Bytes that the port can buffer.
 const PACKET: usize = 64;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Terminal {
-    /// Nobody knows; it is tried.
+    /// Unknown: treated as open.
     New,
     There,
-    /// It does not read; the console was not told yet.
+    /// Does not read; the console has yet to receive the event.
     Leaving,
     Gone,
 }

@@ -1,4 +1,4 @@
-//! `nanonsq` alone: a directory, two sensor nodes and a consumer, in one process, on loopback.
+//! `nanonsq` without a command: a directory, two sensor nodes and a consumer on loopback.
 
 use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
@@ -32,24 +32,25 @@ use crate::view::{Row, View};
 const TOPIC: &str = "readings";
 const CHANNEL: &str = "demo";
 
-/// The nodes, and how often each reads its sensor.
+/// The nodes, and the time between readings of each.
 const SENSORS: [(&str, Duration); 2] =
     [("greenhouse", Duration::from_millis(250)), ("cellar", Duration::from_millis(400))];
 
-/// NSQ's own ports, and the next ones for the second node. Others, if they are taken.
+/// NSQ's default ports, and the next ones for the second node. [`bind`] replaces ports in use.
 const DIRECTORY_PORTS: [u16; 2] = [4160, 4161];
 const NODE_PORTS: [[u16; 2]; 2] = [[4150, 4151], [4152, 4153]];
 
-/// What each node has for its messages.
+/// Bytes of each node's store.
 const STORE: usize = 64 * 1024;
 
-/// How long the last messages may take, and how long before that is worth a word.
+/// Time limit for the last messages to arrive.
 const LAST: Duration = Duration::from_secs(5);
+/// Time before the demo prints that it waits for them.
 const SOON: Duration = Duration::from_millis(500);
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// The demo: end by itself after so long.
+    /// End the demo after this time.
     #[arg(long = "for", value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=SECONDS_MAX))]
     seconds: Option<u64>,
 }
@@ -58,7 +59,7 @@ type NodeResources<'a> = drive::nsqd::Resources<'a, NoopRawMutex, 8, 16, 16, 64,
 type NodeHandle<'a> = drive::nsqd::Handle<'a, NoopRawMutex, TokioSleep>;
 type Consumer<'a> = drive::consumer::Handle<'a, NoopRawMutex, TokioSleep>;
 
-/// A server's two ports.
+/// The two ports of a server.
 struct Bound {
     tcp: TcpListener,
     http: TcpListener,
@@ -95,7 +96,7 @@ impl Bound {
     }
 }
 
-/// Listens there, or where there is room.
+/// Listens on the port, or on any free one if the port is in use.
 async fn bind(port: u16) -> Result<TcpListener, String> {
     match TcpListener::bind(("127.0.0.1", port)).await {
         Ok(listener) => Ok(listener),
@@ -105,7 +106,7 @@ async fn bind(port: u16) -> Result<TcpListener, String> {
     }
 }
 
-/// Runs until Ctrl-C, or as long as wanted. Fails if a reading is lost.
+/// Runs until Ctrl-C or the end of `--for`. The status is a failure if a reading is lost.
 pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
     has_output()?;
     let topic = TopicName::new(TOPIC).map_err(|error| error.to_string())?;
@@ -134,7 +135,7 @@ pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
     let bound = [Bound::new(NODE_PORTS[0]).await?, Bound::new(NODE_PORTS[1]).await?];
     let mut configs = [Config::new(), Config::new()];
     for (index, config) in configs.iter_mut().enumerate() {
-        // A channel that somebody made and left must not keep new readings out.
+        // An abandoned channel must not block new readings.
         config.full = Full::DropOldest;
         config.boot = seed.wrapping_add(index as u32);
         config.seed = config.boot;
@@ -184,7 +185,7 @@ pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
         node.set_unix_time(unix_time());
     }
 
-    // The consumer, which knows nothing but the directory.
+    // The consumer, which is configured with the directory only.
     let config = consumer::Config {
         client_id: "demo",
         lookup_interval: Span::from_secs(1),
@@ -227,7 +228,7 @@ pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
             Either3::Second(never) => match never {},
             Either3::Third(_) => {}
         }
-        // What was published is to arrive.
+        // Wait until all published readings have arrived.
         let mut last = std::pin::pin!(select(consuming, demo.all_arrived()));
         if tokio::time::timeout(SOON, last.as_mut()).await.is_err() {
             demo.view.borrow_mut().print("Waiting for readings that have not arrived ...");
@@ -264,7 +265,7 @@ async fn after(seconds: Option<u64>) {
     }
 }
 
-/// What it is.
+/// Returns the description of the demo with its addresses.
 fn introduction(directory: &Bound, nodes: &[Bound; 2]) -> String {
     let mut text = format!(
         "A directory (nsqlookupd), two sensor nodes (nsqd) and a consumer, all of them nanonsq, in \
@@ -278,11 +279,11 @@ fn introduction(directory: &Bound, nodes: &[Bound; 2]) -> String {
     text
 }
 
-/// How to look at it.
+/// Returns commands to inspect the demo with.
 fn hints(directory: &Bound, nodes: &[Bound; 2]) -> String {
     let (lookupd, node) = (directory.http_address, nodes[0].http_address);
     format!(
-        "Look at it from outside, with NSQ's own tools or others; Ctrl-C ends it:\n\n  \
+        "Inspect it with NSQ's tools or others; Ctrl-C ends it:\n\n  \
          curl 'http://{lookupd}/lookup?topic={TOPIC}'\n  \
          curl 'http://{node}/stats'\n  \
          curl -d 'hello' 'http://{node}/pub?topic={TOPIC}'\n  \
@@ -293,17 +294,18 @@ fn hints(directory: &Bound, nodes: &[Bound; 2]) -> String {
 struct Demo<'a> {
     nodes: [NodeHandle<'a>; 2],
     view: RefCell<View>,
-    /// How many readings each node took.
+    /// Number of readings that each node has accepted.
     published: [Cell<usize>; 2],
-    /// Which of them the consumer got.
+    /// For each node, whether the consumer has received the reading of each number.
     received: RefCell<[Vec<bool>; 2]>,
-    /// What came of somebody else.
+    /// Messages of other producers.
     others: Cell<usize>,
+    /// Readings that were received again.
     twice: Cell<usize>,
 }
 
 impl Demo<'_> {
-    /// Reads a sensor, and publishes what it says.
+    /// Publishes the readings of a sensor.
     async fn sense(&self, topic: &TopicName, index: usize) -> Infallible {
         let (device, period) = SENSORS[index];
         let mut ticks = tokio::time::interval(period);
@@ -320,7 +322,7 @@ impl Demo<'_> {
         }
     }
 
-    /// Prints what comes, and keeps account of it.
+    /// Prints and counts received messages.
     async fn consume(&self, consumer: &Consumer<'_>) -> Infallible {
         loop {
             let message = consumer.next().await;
@@ -361,7 +363,7 @@ impl Demo<'_> {
         }
     }
 
-    /// Waits until nobody reads what is printed.
+    /// Waits until standard output fails, for example because its reader has closed it.
     async fn unread(&self) {
         while !self.view.borrow().is_closed() {
             tokio::time::sleep(Duration::from_millis(100)).await;
@@ -376,7 +378,7 @@ impl Demo<'_> {
         rows
     }
 
-    /// Says how it went; fails if a reading was lost, or a node not found.
+    /// Prints a summary. The status is a failure if a reading was lost or a node not found.
     fn sum_up(&self, took: Duration, found: u32) -> ExitCode {
         let published: usize = self.published.iter().map(Cell::get).sum();
         let received: usize = (0..2).map(|index| self.count(index)).sum();
@@ -398,7 +400,7 @@ impl Demo<'_> {
     }
 }
 
-/// Of which node a reading is, and which one.
+/// Returns the index of the node that published a reading, and the reading's number.
 fn number(body: &str) -> Option<(usize, usize)> {
     let rest = body.strip_prefix("{\"device\":\"")?;
     let (device, rest) = rest.split_once("\",\"number\":")?;
@@ -440,7 +442,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn readings_are_known_again() {
+    fn readings_are_recognized() {
         assert_eq!(number(r#"{"device":"cellar","number":12,"celsius":1.00}"#), Some((1, 12)));
         for body in ["hello", "", r#"{"device":"attic","number":1,"celsius":1.00}"#] {
             assert_eq!(number(body), None, "{body}");

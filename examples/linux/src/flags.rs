@@ -1,4 +1,4 @@
-//! Values of flags as nsqd and nsqlookupd take them.
+//! Values of flags in the formats of nsqd and nsqlookupd.
 
 use std::fmt;
 use std::fs::File;
@@ -11,7 +11,7 @@ use nanonsq_core::address::Address;
 use nanonsq_core::time::Span;
 use nanonsq_std::TcpListener;
 
-/// A duration as Go writes it: `60s`, `1m30s`, `1.5h`, `250ms`, `0`.
+/// A duration in Go's format: `60s`, `1m30s`, `1.5h`, `250ms`, `0`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct GoDuration(pub(crate) Span);
 
@@ -49,15 +49,15 @@ impl FromStr for GoDuration {
         if ms > f64::from(u32::MAX) {
             return Err(format!("{text:?} is longer than 49 days"));
         }
-        // A duration that is not zero stays so.
+        // A duration above zero does not become zero.
         Ok(Self(Span::from_millis(if ms > 0.0 { (ms.round() as u32).max(1) } else { 0 })))
     }
 }
 
-/// Where to listen, as `host:port`, or `:port` on all addresses; port 0 is any that is free.
+/// An address to listen on, as `host:port`, or `:port` for all addresses; port 0 is any free port.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Listen {
-    /// Empty: all addresses, of IPv6 and IPv4.
+    /// Empty: all IPv6 and IPv4 addresses.
     host: String,
     port: u16,
 }
@@ -75,8 +75,8 @@ impl FromStr for Listen {
 }
 
 impl Listen {
-    /// Listens there. As nsqd does: all addresses are those of IPv4 alone where there is no IPv6, and
-    /// of a name those of IPv4 go first.
+    /// Listens on the address. As in nsqd, without IPv6 all addresses are those of IPv4, and IPv4
+    /// addresses of a name have priority.
     pub(crate) async fn bind(&self) -> Result<TcpListener, String> {
         let addresses = self.addresses().await;
         let listener = match addresses {
@@ -98,25 +98,24 @@ impl Listen {
     }
 }
 
-/// The longest time in seconds that a flag takes: 136 years.
+/// The longest time in seconds that a flag accepts: 136 years.
 pub(crate) const SECONDS_MAX: u64 = u32::MAX as u64;
 
-/// The longest secret.
+/// The longest secret, in bytes.
 pub(crate) const SECRET_MAX: u64 = 64 * 1024;
 
-/// The variable that a secret may come from.
+/// The environment variable of the secret.
 const SECRET: &str = "NANONSQ_AUTH_SECRET";
 
 /// The secret for nsqds that require AUTH. It is never printed.
 #[derive(clap::Args)]
 pub(crate) struct Secret {
-    /// Secret for an nsqd that requires AUTH. Other users of this machine can see it: better give it
-    /// by --auth-secret-file, or by the variable NANONSQ_AUTH_SECRET, which counts if no flag is
-    /// given.
+    /// Secret for an nsqd that requires AUTH. Other users of this machine can see it: prefer
+    /// --auth-secret-file, or the variable NANONSQ_AUTH_SECRET, which counts if no flag is given.
     #[arg(long, value_name = "SECRET")]
     auth_secret: Option<String>,
 
-    /// File with that secret. A newline at its end is no part of it.
+    /// File with that secret. One newline at its end is ignored.
     #[arg(long, value_name = "PATH", conflicts_with = "auth_secret")]
     auth_secret_file: Option<PathBuf>,
 }
@@ -128,12 +127,12 @@ impl fmt::Debug for Secret {
 }
 
 impl Secret {
-    /// The secret of the flags, or of the variable.
+    /// Returns the secret of the flags, or else of the environment variable.
     pub(crate) fn read(&self) -> Result<Option<Vec<u8>>, String> {
         let (from, secret) = if let Some(path) = &self.auth_secret_file {
             let from = format!("--auth-secret-file {}", path.display());
             if path.as_os_str() == "-" {
-                return Err(format!("{from}: no file; for standard input give /dev/stdin"));
+                return Err(format!("{from}: not a file; for standard input give /dev/stdin"));
             }
             let mut secret = Vec::new();
             let read = File::open(path)
@@ -160,7 +159,7 @@ impl Secret {
     }
 }
 
-/// What a server says of itself: an address without which nobody finds it.
+/// Returns the address that a server announces: the given one, or the hostname.
 pub(crate) fn broadcast(given: Option<&str>, hostname: &str) -> Result<String, String> {
     let host = given.unwrap_or(hostname);
     match Address::new(host, 1) {
@@ -175,7 +174,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_newline_at_the_end_of_a_file_is_no_part_of_the_secret() {
+    fn one_newline_at_the_end_of_a_secret_file_is_ignored() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let flags = Secret { auth_secret: None, auth_secret_file: Some(file.path().into()) };
         assert_eq!(format!("{flags:?}"), "Secret { .. }");

@@ -1,4 +1,4 @@
-//! What to publish: lines or records of a file or of standard input.
+//! The messages to publish: lines or records of a file or of standard input.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -11,21 +11,20 @@ use tokio::sync::mpsc;
 
 const CHUNK: usize = 64 * 1024;
 
-/// How input is cut into messages.
+/// How the input is split into messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Framing {
-    /// At each newline, which is not part of the message, nor is a carriage return before it.
+    /// At each newline; the newline and a carriage return before it are removed.
     Lines,
-    /// Every so many bytes; the last record may be shorter.
+    /// Into records of this number of bytes; the last one may be shorter.
     Records(usize),
 }
 
-/// Messages cut out of an input that a thread reads, so that a slow input blocks nobody.
+/// Messages of an input. A thread reads the input, so that a slow input does not block the program.
 #[derive(Debug)]
 pub(crate) struct Input {
     chunks: mpsc::Receiver<io::Result<Vec<u8>>>,
     splitter: Splitter,
-    /// Nobody is known to write to it: a file.
     is_file: bool,
     is_stdin: bool,
 }
@@ -41,14 +40,14 @@ impl Input {
             }
             None => (Box::new(io::stdin()), is_file(io::stdin())),
         };
-        // Two chunks ahead: enough to keep busy, little enough to bound memory.
+        // The thread reads at most two chunks ahead, to bound memory.
         let (sender, chunks) = mpsc::channel(2);
         thread::spawn(move || read_chunks(source, &sender));
         let splitter = Splitter::new(framing, longest);
         Ok(Self { chunks, splitter, is_file, is_stdin: file.is_none() })
     }
 
-    /// Whether nobody writes to it any more, as far as is known: only what is there is to be read.
+    /// Returns whether no more input can come: a file, or a pipe whose writers have closed it.
     pub(crate) fn is_at_its_end(&self) -> bool {
         if self.is_file || self.chunks.is_closed() {
             return true;
@@ -61,7 +60,7 @@ impl Input {
             && polled[0].revents().contains(PollFlags::HUP)
     }
 
-    /// The next message, or what is wrong with it; `None` at the end.
+    /// Waits for the next record; `None` at the end.
     pub(crate) async fn next(&mut self) -> io::Result<Option<Record>> {
         loop {
             if let Some(record) = self.splitter.next() {
@@ -99,26 +98,26 @@ fn read_chunks(mut source: impl Read, sender: &mpsc::Sender<io::Result<Vec<u8>>>
     }
 }
 
-/// One message of the input.
+/// One line or record of the input.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Record {
-    /// Its bytes; may be none.
+    /// The bytes; may be empty.
     Message(Vec<u8>),
-    /// It has so many bytes, more than allowed, and was not kept.
+    /// The length of a record that was longer than allowed and was dropped.
     TooLong(usize),
 }
 
-/// Cuts chunks into records in memory bounded by a chunk and the longest record.
+/// Splits chunks into records, with memory for one chunk and the longest record.
 #[derive(Debug)]
 struct Splitter {
     framing: Framing,
     longest: usize,
     buf: Vec<u8>,
-    /// Where in `buf` the next record starts.
+    /// Start of the next record in `buf`.
     start: usize,
-    /// Where to look for its end.
+    /// Position in `buf` up to which there is no newline after `start`.
     scanned: usize,
-    /// Bytes of an over-long record that were dropped already.
+    /// Bytes of a record that is too long that were dropped already.
     dropped: usize,
 }
 
@@ -146,7 +145,7 @@ impl Splitter {
         };
         let Some(end) = end else {
             self.scanned = self.buf.len();
-            // One byte more for a carriage return.
+            // Allow one byte more, for a carriage return.
             if self.framing == Framing::Lines && self.buf.len() - self.start > self.longest + 1 {
                 self.dropped += self.buf.len() - self.start;
                 self.start = self.buf.len();
@@ -159,7 +158,7 @@ impl Splitter {
         Some(record)
     }
 
-    /// The last record, which nothing ends.
+    /// Returns the last record, which no newline ends.
     fn finish(&mut self) -> Option<Record> {
         let rest = self.buf.len() - self.start + self.dropped;
         (rest > 0).then(|| {
@@ -184,7 +183,7 @@ impl Splitter {
 mod tests {
     use super::*;
 
-    /// What comes out however the input is cut into chunks.
+    /// Returns the records, which must not depend on the size of the chunks.
     #[track_caller]
     fn split(framing: Framing, longest: usize, input: &[u8]) -> Vec<Record> {
         let mut results = (1..=input.len().max(1)).map(|size| {

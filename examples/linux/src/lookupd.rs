@@ -21,33 +21,33 @@ use crate::report::watch_turned_away;
 use crate::signals::{self, interrupts};
 use crate::system::{hostname, listening, port, unix_time};
 
-/// What there is room for. `WORDS`: 32 nodes each.
+/// Sizes of the tables. Each of the `WORDS` has a bit for each of 32 nodes.
 const NODES: usize = 128;
 const WORDS: usize = NODES / 32;
 const TOPICS: usize = 1024;
 const CHANNELS: usize = 4096;
 const HTTP: usize = 64;
 
-/// What one connection may have and make more: there is a topic and a channel for each other one.
+/// Topics and channels that one connection may create; one is left for each other node.
 const TOPICS_PER_NODE: usize = TOPICS - NODES;
 const CHANNELS_PER_NODE: usize = CHANNELS - NODES;
 
-/// How often a full table is told of at most.
-const TELL: Duration = Duration::from_secs(60);
+/// Time before a full table is logged again.
+const FULL_AGAIN: Duration = Duration::from_secs(60);
 
-/// What each connection reads and writes at once.
+/// Bytes of the read and the write buffer of each connection.
 const RX: usize = 1024;
 const TX: usize = 4096;
 
 fn help() -> String {
     output::help(
-        "0 at its end by a signal; 1 if it cannot start; 2 for flags that make no sense",
+        "0 after a signal; 1 if it cannot start; 2 for invalid flags",
         &[
             ("nodes", NODES as u64),
             ("topics", TOPICS as u64),
             ("channels", CHANNELS as u64),
-            ("topics that one connection makes", TOPICS_PER_NODE as u64),
-            ("channels that one connection makes", CHANNELS_PER_NODE as u64),
+            ("topics that one connection creates", TOPICS_PER_NODE as u64),
+            ("channels that one connection creates", CHANNELS_PER_NODE as u64),
             ("tombstones", TOMBSTONES as u64),
             ("HTTP connections", HTTP as u64),
             ("bytes of a topic's or channel's name", NAME_MAX as u64),
@@ -61,30 +61,30 @@ fn help() -> String {
 #[derive(Debug, clap::Args)]
 #[command(after_help = help(), allow_negative_numbers = true)]
 pub(crate) struct Args {
-    /// Where to listen for nodes, as host:port; port 0 is any that is free.
+    /// Address to listen on for nodes, as host:port; port 0 is any free port.
     #[arg(long, value_name = "ADDRESS", default_value = ":4160")]
     tcp_address: Listen,
 
-    /// Where to listen for HTTP.
+    /// Address to listen on for HTTP, as host:port.
     #[arg(long, value_name = "ADDRESS", default_value = ":4161")]
     http_address: Listen,
 
-    /// What it calls itself to nodes [default: this machine's name].
+    /// Host to announce to nodes [default: this machine's name].
     #[arg(long, value_name = "HOST")]
     broadcast_address: Option<String>,
 
-    /// How long a node is listed after its last sign of life.
+    /// How long a node is listed after its last command.
     #[arg(long, value_name = "DURATION", allow_hyphen_values = true, default_value = "5m")]
     inactive_producer_timeout: GoDuration,
 
-    /// For how long a node that is tombstoned is not listed.
+    /// How long a tombstoned node is not listed.
     #[arg(long, value_name = "DURATION", allow_hyphen_values = true, default_value = "45s")]
     tombstone_lifetime: GoDuration,
 }
 
 type Tables<'a> = Resources<'a, NoopRawMutex, NODES, TOPICS, CHANNELS, HTTP, RX, WORDS>;
 
-/// Apart, so that they are no part of the frame that a poll of the program has.
+/// Makes the tables in a function of its own, so that they do not enlarge the stack frame of `run`.
 #[inline(never)]
 fn tables<'a>() -> Box<Tables<'a>> {
     Box::new(Tables::new())
@@ -159,10 +159,10 @@ pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
 
 pub(crate) type Handle<'a> = nsqlookupd::Handle<'a, NoopRawMutex, TokioSleep>;
 
-/// Tells who comes and goes, and which table is full. Never returns.
+/// Logs nodes that register and leave, and full tables. Never returns.
 async fn watch(directory: &Handle<'_>) -> Infallible {
     let mut names = vec![String::new(); NODES];
-    let mut told = Vec::<(TableFull, Instant)>::new();
+    let mut reported = Vec::<(TableFull, Instant)>::new();
     loop {
         match directory.event().await {
             Event::Identified { index, listed } => {
@@ -179,14 +179,14 @@ async fn watch(directory: &Handle<'_>) -> Infallible {
                 let more = if listed { "; it is listed by another connection" } else { "" };
                 match why {
                     Closed::Peer => info!("node {name} left{more}"),
-                    Closed::Local => info!("node {name} came back by another connection"),
+                    Closed::Local => info!("node {name} has connected again"),
                     why => warn!("node {name}: {why}{more}"),
                 }
             }
             Event::TableFull(full) => {
-                told.retain(|(_, at)| at.elapsed() < TELL);
-                if !told.iter().any(|(is, _)| *is == full) {
-                    told.push((full, Instant::now()));
+                reported.retain(|(_, at)| at.elapsed() < FULL_AGAIN);
+                if !reported.iter().any(|(is, _)| *is == full) {
+                    reported.push((full, Instant::now()));
                     warn!("table full: {}: a new one was refused", explain(full));
                 }
             }
@@ -195,7 +195,7 @@ async fn watch(directory: &Handle<'_>) -> Infallible {
     }
 }
 
-/// Which table is full, and of what.
+/// Describes a full table with its limit.
 fn explain(full: TableFull) -> String {
     match full {
         TableFull::Topics => format!(

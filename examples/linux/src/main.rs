@@ -1,6 +1,6 @@
 //! The nanonsq desktop program.
 
-// They panic where standard output or error fails: `output` says and prints.
+// These macros panic if standard output or error fails: use `output` instead.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 mod demo;
@@ -23,7 +23,7 @@ use clap::{Parser, Subcommand};
 
 /// NSQ in bounded memory, on a desktop.
 ///
-/// Without a command: a demo, a directory, two nodes and a consumer in one process.
+/// Without a command: a demo with a directory, two nodes and a consumer in one process.
 #[derive(Debug, Parser)]
 #[command(name = "nanonsq", version, args_conflicts_with_subcommands = true,
     allow_negative_numbers = true, after_help = help())]
@@ -35,10 +35,10 @@ struct Cli {
     demo: demo::Args,
 }
 
-/// The demo's.
+/// Returns the end of the demo's help.
 fn help() -> String {
     output::help(
-        "0 if no reading was lost, else 1; 2 for flags that make no sense. Commands have their own",
+        "0 if no reading was lost, else 1; 2 for invalid flags. Commands have their own",
         &[("seconds of --for", flags::SECONDS_MAX)],
         "",
     )
@@ -58,16 +58,16 @@ enum Command {
     Lookupd(lookupd::Args),
 }
 
-/// The stack of the one thread. Tables are made on it before they are moved to where they stay: the
-/// largest, a node's, have 16 MiB, and without optimization they are moved several times. What is
-/// not used costs nothing.
+/// The stack of the one thread. Tables are made on the stack and then moved to the heap: the
+/// largest, those of a node, have 16 MiB, and without optimization they are moved several times.
+/// Unused stack costs no RAM.
 const STACK: usize = 256 << 20;
 
 fn main() -> ExitCode {
     output::start_log();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(said) => return output::usage(&said),
+        Err(usage) => return output::usage(&usage),
     };
     let thread = std::thread::Builder::new().stack_size(STACK).spawn(move || run(&cli));
     let status = match thread.map(std::thread::JoinHandle::join) {
@@ -84,7 +84,7 @@ fn main() -> ExitCode {
 fn run(cli: &Cli) -> Result<ExitCode, String> {
     match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => {
-            // Boxed: the future of all would be as large as the largest.
+            // Boxed, so that the future of one command is not as large as the largest.
             let status = runtime.block_on(async {
                 match &cli.command {
                     None => Box::pin(demo::run(&cli.demo)).await,
@@ -94,7 +94,7 @@ fn run(cli: &Cli) -> Result<ExitCode, String> {
                     Some(Command::Lookupd(args)) => Box::pin(lookupd::run(args)).await,
                 }
             });
-            // A name that is still being resolved must not hold up the end.
+            // Do not wait for names that are still being resolved.
             runtime.shutdown_background();
             status
         }

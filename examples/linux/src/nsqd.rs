@@ -23,7 +23,7 @@ use crate::report::{watch_in_flight, watch_lookups, watch_turned_away};
 use crate::signals::{self, interrupts};
 use crate::system::{hostname, listening, memory, port, seed, unix_time};
 
-/// What there is room for.
+/// Sizes of the tables.
 const TOPICS: usize = 64;
 const CHANNELS: usize = 254;
 const CLIENTS: usize = 128;
@@ -31,13 +31,13 @@ const HTTP: usize = 64;
 const IN_FLIGHT: usize = 2500;
 const PEERS: usize = registration::PEERS_MAX;
 
-/// What each connection reads and writes at once.
+/// Bytes of the read and the write buffer of each connection.
 const RX: usize = 4096;
 const TX: usize = 4096;
 
 fn help() -> String {
     output::help(
-        "0 at its end by a signal; 1 if it cannot start; 2 for flags that make no sense",
+        "0 after a signal; 1 if it cannot start; 2 for invalid flags",
         &[
             ("topics", TOPICS as u64),
             ("channels", CHANNELS as u64),
@@ -57,23 +57,23 @@ fn help() -> String {
 #[derive(Debug, clap::Args)]
 #[command(after_help = help(), allow_negative_numbers = true)]
 pub(crate) struct Args {
-    /// Where to listen for clients, as host:port; port 0 is any that is free.
+    /// Address to listen on for clients, as host:port; port 0 is any free port.
     #[arg(long, value_name = "ADDRESS", default_value = ":4150")]
     tcp_address: Listen,
 
-    /// Where to listen for HTTP.
+    /// Address to listen on for HTTP, as host:port.
     #[arg(long, value_name = "ADDRESS", default_value = ":4151")]
     http_address: Listen,
 
-    /// Host that nsqlookupds tell consumers [default: this machine's name].
+    /// Host to announce to nsqlookupds [default: this machine's name].
     #[arg(long, value_name = "HOST")]
     broadcast_address: Option<String>,
 
-    /// TCP port that nsqlookupds tell consumers [default: the one listened on].
+    /// TCP port to announce to nsqlookupds [default: the one listened on].
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     broadcast_tcp_port: Option<u16>,
 
-    /// HTTP port that nsqlookupds tell others [default: the one listened on].
+    /// HTTP port to announce to nsqlookupds [default: the one listened on].
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     broadcast_http_port: Option<u16>,
 
@@ -85,32 +85,32 @@ pub(crate) struct Args {
     #[arg(long, value_name = "BYTES", default_value_t = 64 << 20)]
     mem: usize,
 
-    /// When that is full: drop the oldest messages, instead of letting producers wait.
+    /// When --mem is full, drop the oldest messages instead of letting producers wait.
     #[arg(long)]
     drop_oldest: bool,
 
-    /// How much of that producers can hold together for messages that they have announced and not
-    /// sent, in percent; also the longest message and batch. The others wait.
+    /// Share of --mem, in percent, for messages that producers have begun to send; also the bound
+    /// of the longest message and batch. Further producers wait.
     #[arg(long, value_name = "PERCENT", default_value_t = 30,
         value_parser = clap::value_parser!(u8).range(1..=100))]
     max_announced: u8,
 
-    /// How long each KiB of a message may take to come, and what is left at its end.
+    /// Time limit for each KiB of a message, and for the rest at its end.
     #[arg(long, value_name = "DURATION", allow_hyphen_values = true, default_value = "5s")]
     body_timeout: GoDuration,
 
-    /// How much of the memory topics can take together of which nothing was finished for a minute,
-    /// in percent, and one of them 7/8 of that; 100 sets no bound. Not with --drop-oldest.
+    /// Share of --mem, in percent, for all topics without a finished message in the last minute, of
+    /// which one topic can take 7/8; 100 sets no bound. Not with --drop-oldest.
     #[arg(long, value_name = "PERCENT", default_value_t = 50,
         value_parser = clap::value_parser!(u8).range(1..=100))]
     max_unconsumed: u8,
 
-    /// From which age on messages in topics without a channel are dropped, the oldest first, when
+    /// Age from which messages in topics without a channel may be dropped, the oldest first, when
     /// others need their memory; 0 keeps them. Not with --drop-oldest.
     #[arg(long, value_name = "DURATION", allow_hyphen_values = true, default_value = "5m")]
     unconsumed_age: GoDuration,
 
-    /// Channels that a topic can have. Each costs 11 bytes of every message.
+    /// Most channels of a topic. Each costs 11 bytes of every message.
     #[arg(long, value_name = "N", default_value_t = 8,
         value_parser = clap::value_parser!(u8).range(1..=LANES_MAX as i64))]
     channels_per_topic: u8,
@@ -125,23 +125,23 @@ pub(crate) struct Args {
         value_parser = clap::value_parser!(u32).range(1..))]
     max_body_size: u32,
 
-    /// When a message that is not answered is delivered again, if the client does not say.
+    /// Time before a message without an answer is delivered again, unless the client sets one.
     #[arg(long, value_name = "DURATION", allow_hyphen_values = true, default_value = "60s")]
     msg_timeout: GoDuration,
 
-    /// How long a client may keep a message at most.
+    /// Longest time that a client may keep a message.
     #[arg(long, value_name = "DURATION", allow_hyphen_values = true, default_value = "15m")]
     max_msg_timeout: GoDuration,
 
-    /// For how long a message can be requeued or deferred at most.
+    /// Longest delay of a requeued or deferred message.
     #[arg(long, value_name = "DURATION", allow_hyphen_values = true, default_value = "1h")]
     max_req_timeout: GoDuration,
 
-    /// Longest interval of heartbeats that a client may ask for.
+    /// Longest interval of heartbeats that a client may request.
     #[arg(long, value_name = "DURATION", allow_hyphen_values = true, default_value = "60s")]
     max_heartbeat_interval: GoDuration,
 
-    /// Messages in flight that a client may ask for at most.
+    /// Most messages in flight that a client may request.
     #[arg(long, value_name = "N", default_value_t = IN_FLIGHT as u32,
         value_parser = clap::value_parser!(u32).range(1..=IN_FLIGHT as i64))]
     max_rdy_count: u32,
@@ -163,7 +163,7 @@ impl Args {
             heartbeat: default.heartbeat.min(self.max_heartbeat_interval.0),
             msg_timeout: self.msg_timeout.0,
             full: if self.drop_oldest { Full::DropOldest } else { Full::Refuse },
-            // All clients are of others.
+            // No reserve: the program itself publishes nothing.
             reserve_percent: 0,
             announced_percent: self.max_announced,
             body_timeout: self.body_timeout.0,
@@ -180,14 +180,13 @@ impl Args {
 type Tables<'a> =
     Resources<'a, NoopRawMutex, TOPICS, CHANNELS, CLIENTS, IN_FLIGHT, HTTP, PEERS, RX>;
 
-/// Apart, so that they pass through this function's stack, if at all, and are no part of the frame
-/// that a poll of the program has.
+/// Makes the tables in a function of its own, so that they do not enlarge the stack frame of `run`.
 #[inline(never)]
 fn tables<'a>() -> Box<Tables<'a>> {
     Box::new(Tables::new())
 }
 
-/// What is wrong, by the flags that it comes from.
+/// Describes an error with the flag that causes it.
 fn explain(error: SettingsError) -> String {
     match error {
         SettingsError::Nsqd(why @ ConfigError::MsgTimeout { .. }) => {
@@ -266,10 +265,10 @@ pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
                 let http = node.turned_away_http();
                 [node.turned_away().saturating_sub(http), http]
             }),
-            watch_in_flight(IN_FLIGHT, |tell| {
+            watch_in_flight(IN_FLIGHT, |visit| {
                 let _ = node.look(|node| {
                     let topics = node.topics();
-                    topics.for_each(|topic| node.channels(topic.name).for_each(|c| tell(&c)));
+                    topics.for_each(|topic| node.channels(topic.name).for_each(|c| visit(&c)));
                 });
             }),
         ),
@@ -300,7 +299,8 @@ pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// How many messages wait for a channel, or for somebody to finish them, each once for each channel.
+/// Returns the number of messages in topics without a channel, plus those that each channel has not
+/// finished.
 fn left(node: &Nsqd<'_>) -> u32 {
     let of_channels = |topic| {
         node.channels(topic).map(|channel| channel.depth + channel.in_flight + channel.deferred)
@@ -310,10 +310,10 @@ fn left(node: &Nsqd<'_>) -> u32 {
 
 type Handle<'a> = nsqd::Handle<'a, NoopRawMutex, TokioSleep>;
 
-/// For so long a table that is full is not told of again.
+/// Time before a full table is logged again.
 const FULL_AGAIN: Duration = Duration::from_secs(60);
 
-/// Which table is full, and what bounds it.
+/// Describes a full table with its limit.
 fn explain_full(full: TableFull, channels_per_topic: u8) -> String {
     match full {
         TableFull::Topics => format!("all {TOPICS} topics, the most that a node has, are in use"),
@@ -328,19 +328,19 @@ fn explain_full(full: TableFull, channels_per_topic: u8) -> String {
     }
 }
 
-/// Tells who comes and goes, and what there is no room for. Never returns.
+/// Logs connections of clients, dropped messages and full tables. Never returns.
 async fn watch_clients(node: &Handle<'_>) -> std::convert::Infallible {
     let channels_per_topic = node.look(|node| node.config().channels_per_topic).unwrap_or(0);
-    let mut told: Vec<(TableFull, Instant)> = Vec::new();
+    let mut reported: Vec<(TableFull, Instant)> = Vec::new();
     let mut abandoned = 0;
     loop {
         match node.event().await {
             Event::TableFull(full) => {
-                told.retain(|(_, when)| when.elapsed() < FULL_AGAIN);
-                if told.iter().any(|(other, _)| *other == full) {
+                reported.retain(|(_, when)| when.elapsed() < FULL_AGAIN);
+                if reported.iter().any(|(other, _)| *other == full) {
                     continue;
                 }
-                told.push((full, Instant::now()));
+                reported.push((full, Instant::now()));
                 let why = explain_full(full, channels_per_topic);
                 warn!("table full: {why}: a new one was refused");
             }
@@ -369,7 +369,7 @@ async fn watch_clients(node: &Handle<'_>) -> std::convert::Infallible {
                 _ => {}
             },
             Event::AskFailed { lookupd, why } => {
-                warn!("nsqlookupd {lookupd}: asked for the channels of a new topic: {why}");
+                warn!("nsqlookupd {lookupd}: lookup of the channels of a new topic: {why}");
             }
             _ => {}
         }

@@ -1,11 +1,10 @@
-//! What the program says: its log and everything else on standard error, and the words of others
-//! that are in it.
+//! Output: the log and other lines on standard error, checks of standard output, help.
 //!
-//! - Standard error is a courtesy. If it is full, closed, or nobody reads it, nothing else fails.
-//! - A server's words, or anybody else's, may have control characters in them, which would begin a
-//!   line of their own or command the terminal. [`plain`] escapes them, in all that goes through here.
+//! - Errors of standard error are ignored: nothing else fails because of them.
+//! - Text from servers and others may contain control characters, which could fake a line or
+//!   control the terminal. [`plain`] escapes them in all lines of this module.
 //!
-//! Nothing is printed in another way: `println!` and its like panic when they fail.
+//! The program uses no other output functions: `println!` and `eprintln!` panic when they fail.
 
 use std::borrow::Cow;
 use std::fmt::{Display, Write as _};
@@ -18,21 +17,21 @@ use log::{Log, Metadata, Record};
 
 use crate::{progress, signals};
 
-/// What is logged unless `RUST_LOG` says otherwise.
+/// The filter of the log without `RUST_LOG`.
 const LOGGED: &str = "nanonsq=info";
 
-/// Says a line on standard error.
+/// Writes a line to standard error.
 pub(crate) fn say(line: impl Display) {
     draw(&format!("{}\n", plain(&line.to_string())));
 }
 
-/// Writes to standard error what is to be there as it is.
+/// Writes text to standard error without escapes.
 pub(crate) fn draw(text: &str) {
     let mut stderr = io::stderr().lock();
     let _ = stderr.write_all(text.as_bytes()).and_then(|()| stderr.flush());
 }
 
-/// The text with its control characters written out.
+/// Escapes the control characters of a text.
 pub(crate) fn plain(text: &str) -> Cow<'_, str> {
     if !text.contains(commands) {
         return Cow::Borrowed(text);
@@ -44,18 +43,18 @@ pub(crate) fn plain(text: &str) -> Cow<'_, str> {
     Cow::Owned(plain)
 }
 
-/// Whether it commands a terminal or an editor: also what ends a line in some of them, and what has a
-/// line shown in another order than it has.
+/// Returns whether a terminal or an editor may interpret the character: control characters, line
+/// separators, and marks that change the direction of text.
 fn commands(char: char) -> bool {
     char.is_control()
         || matches!(char, '\u{61c}' | '\u{200e}' | '\u{200f}')
         || matches!(char, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
-/// The log: a line for each record.
+/// The logger: writes a line for each record.
 struct Lines {
     filter: Filter,
-    /// The progress line has no newline: it is cleared first.
+    /// Clears the progress line, which has no newline, before each record.
     clear: &'static str,
 }
 
@@ -67,15 +66,15 @@ impl Log for Lines {
     fn log(&self, record: &Record<'_>) {
         if self.filter.matches(record) {
             let level = record.level().as_str().to_lowercase();
-            let said = record.args().to_string();
-            draw(&format!("{}{level}: {}\n", self.clear, plain(&said)));
+            let text = record.args().to_string();
+            draw(&format!("{}{level}: {}\n", self.clear, plain(&text)));
         }
     }
 
     fn flush(&self) {}
 }
 
-/// Starts the log. What of it is wanted is in the variable `RUST_LOG`.
+/// Starts the log, with the filter of the environment variable `RUST_LOG`.
 pub(crate) fn start_log() {
     let wanted = std::env::var("RUST_LOG");
     let mut filter = env_filter::Builder::new();
@@ -91,14 +90,14 @@ pub(crate) fn start_log() {
         log::set_max_level(level);
     }
     if let Some(bad) = bad {
-        log::warn!("RUST_LOG: {bad}; not heeded");
+        log::warn!("RUST_LOG: {bad}; ignored");
     }
 }
 
-/// Prints what clap has to say: its help on standard output, an error on standard error.
-pub(crate) fn usage(said: &clap::Error) -> ExitCode {
-    let printed = said.print();
-    if said.use_stderr() {
+/// Prints clap's help to standard output, or its error to standard error.
+pub(crate) fn usage(usage: &clap::Error) -> ExitCode {
+    let printed = usage.print();
+    if usage.use_stderr() {
         return ExitCode::from(2);
     }
     if let Err(closed) = has_output() {
@@ -114,7 +113,7 @@ pub(crate) fn usage(said: &clap::Error) -> ExitCode {
     }
 }
 
-/// What stands at the end of a command's help: its exit status, its bounds, which are fixed, and more.
+/// Returns the end of a command's help: signals, exit status, fixed bounds and an example.
 pub(crate) fn help(status: &str, bounds: &[(&str, u64)], example: &str) -> String {
     let mut text = format!("{}\n\nExit status:\n  {status}\n", signals::HELP);
     if !bounds.is_empty() {
@@ -131,7 +130,7 @@ pub(crate) fn help(status: &str, bounds: &[(&str, u64)], example: &str) -> Strin
 
 /// Fails if standard output was closed when the program was started (`>&-`).
 ///
-/// What is printed is lost then, and nothing fails: Rust opens `/dev/null` in its place, as Go does.
+/// Rust, like Go, opens `/dev/null` in its place, so that writes succeed and the output is lost.
 pub(crate) fn has_output() -> Result<(), String> {
     if WAS_CLOSED.load(Ordering::Relaxed) {
         return Err("standard output is closed".to_owned());
@@ -141,21 +140,21 @@ pub(crate) fn has_output() -> Result<(), String> {
 
 static WAS_CLOSED: AtomicBool = AtomicBool::new(false);
 
-/// Called before Rust opens anything. Where it is not, nothing is known.
+/// Checks standard output before Rust opens anything. Called on Linux only.
 #[cfg_attr(not(target_os = "linux"), expect(dead_code))]
-extern "C" fn look_at_output() {
+extern "C" fn check_output() {
     let closed = rustix::io::fcntl_getfd(rustix::stdio::stdout()).is_err();
     WAS_CLOSED.store(closed, Ordering::Relaxed);
 }
 
-// Safe: that section is a list of functions to call at the start, and this one needs nothing that is
-// not there yet.
+// Safe: the section is a list of functions to call at the start, and this function needs nothing
+// that is initialized later.
 #[cfg(target_os = "linux")]
 #[used]
 #[unsafe(link_section = ".init_array")]
-static LOOK: extern "C" fn() = look_at_output;
+static CHECK: extern "C" fn() = check_output;
 
-/// Whether nobody reads any more, as with `head`: no failure.
+/// Returns whether the reader of standard output has closed it, as `head` does: no failure.
 pub(crate) fn is_closed(error: &io::Error) -> bool {
     error.kind() == ErrorKind::BrokenPipe
 }
@@ -169,19 +168,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_of_others_stay_in_their_line_and_command_no_terminal() {
-        for (said, shown) in [
+    fn control_characters_are_escaped() {
+        for (text, shown) in [
             ("E_INVALID x\ninfo: registered", r"E_INVALID x\ninfo: registered"),
             ("a\r\x1b[2Kinfo: b\u{7}", r"a\r\u{1b}[2Kinfo: b\u{7}"),
             ("\u{9b}2J\u{85}x\0\u{7f}", r"\u{9b}2J\u{85}x\u{0}\u{7f}"),
             ("a\u{2028}b\u{2029}c\u{b}\u{c}", r"a\u{2028}b\u{2029}c\u{b}\u{c}"),
             ("\u{202e}txt\u{2066}\u{2069}\u{200f}", r"\u{202e}txt\u{2066}\u{2069}\u{200f}"),
         ] {
-            assert_eq!(plain(said), shown);
+            assert_eq!(plain(text), shown);
             assert_eq!(shown.lines().count(), 1);
         }
-        for said in ["", "Grüße, 世界 🦀", r"C:\nsq"] {
-            assert_eq!(plain(said), said);
+        for text in ["", "Grüße, 世界 🦀", r"C:\nsq"] {
+            assert_eq!(plain(text), text);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The live line on a terminal and the summary at the end.
+//! The progress line on a terminal, and the summary at the end.
 
 use std::fmt::Write as _;
 use std::io::IsTerminal;
@@ -8,13 +8,13 @@ use nanonsq_core::publisher::Counters;
 
 use crate::output;
 
-/// Goes to the start of the line and clears it.
+/// Moves the cursor to the start of the line and clears the line.
 pub(crate) const CLEAR: &str = "\r\x1b[2K";
 
-/// How often the line is drawn.
+/// Time between two updates of the line.
 pub(crate) const INTERVAL: Duration = Duration::from_millis(200);
 
-/// The live line. Nothing if standard error is no terminal.
+/// The progress line; none if standard error is not a terminal.
 #[derive(Debug)]
 pub(crate) struct Progress {
     live: bool,
@@ -23,14 +23,14 @@ pub(crate) struct Progress {
 }
 
 impl Progress {
-    /// `typed`: the input is typed at the same terminal, where the line would be in the way.
+    /// Creates the progress line. `typed`: the input is typed on the terminal, so draw no line.
     pub(crate) fn new(typed: bool) -> Self {
         let now = Instant::now();
         let live = std::io::stderr().is_terminal() && !typed;
         Self { live, start: now, drawn: (now, 0) }
     }
 
-    /// Draws the line anew.
+    /// Updates the line.
     pub(crate) fn draw(&mut self, counters: &Counters, used: usize, capacity: usize) {
         if !self.live {
             return;
@@ -49,7 +49,7 @@ impl Progress {
         ));
     }
 
-    /// Clears the line and prints what became of everything.
+    /// Clears the line and prints the summary.
     pub(crate) fn finish(&self, counters: &Counters, skipped: &Skipped) {
         if self.live {
             output::draw(CLEAR);
@@ -58,10 +58,10 @@ impl Progress {
     }
 }
 
-/// Input that was never accepted.
+/// Input that was not published.
 #[derive(Debug, Default)]
 pub(crate) struct Skipped {
-    /// Empty lines, which nsqd does not take.
+    /// Empty lines, which nsqd rejects.
     pub(crate) empty: u64,
     /// Lines or records longer than allowed.
     pub(crate) too_long: u64,
@@ -97,7 +97,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_summary_names_what_went_wrong_only_if_something_did() {
+    fn the_summary_names_only_failures_that_happened() {
         let mut counters = Counters::default();
         counters.accepted = 10;
         counters.acknowledged = 10;

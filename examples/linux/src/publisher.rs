@@ -27,18 +27,18 @@ use crate::report::{Numbers, Publishing, Reporter, watch_lookups};
 use crate::signals::interrupts;
 use crate::system::{hostname, memory, seed};
 
-/// The outbox, if its size is not given and one message leaves it at that.
+/// Default bytes of the outbox, if the longest message fits.
 const OUTBOX: usize = 4 << 20;
 
 /// The longest message that fits an outbox.
 const MESSAGE_MAX: u32 = (RING_MAX - RING_MIN) as u32;
 
-/// How long leaving may take.
+/// Time limit for disconnecting at the end.
 const GOODBYE: Duration = Duration::from_secs(2);
 
 fn help() -> String {
     output::help(
-        "0 if nsqd acknowledged every message of the input, else 1; 2 for flags that make no sense",
+        "0 if nsqd acknowledged every message of the input, else 1; 2 for invalid flags",
         &[
             ("nsqds", u8::MAX.into()),
             ("nsqlookupds", PEERS_MAX as u64),
@@ -61,11 +61,11 @@ pub(crate) struct Args {
     #[arg(long)]
     topic: TopicName,
 
-    /// nsqd to publish to, as host:port; give it again for others to fail over to.
+    /// nsqd to publish to, as host:port; repeatable, for others to fail over to.
     #[arg(long, required = true, value_name = "ADDRESS")]
     nsqd_tcp_address: Vec<Address>,
 
-    /// nsqlookupd to register a node with this topic at, while this runs; repeatable.
+    /// nsqlookupd to register a node with this topic at, as host:port, while this runs; repeatable.
     #[arg(long, value_name = "ADDRESS")]
     lookupd_tcp_address: Vec<Address>,
 
@@ -96,33 +96,33 @@ pub(crate) struct Args {
         value_parser = clap::value_parser!(u32).range(1..=MESSAGE_MAX.into()))]
     max_msg_size: u32,
 
-    /// Bytes of messages that wait for nsqd at most; reading pauses when they do [default: 4 MiB].
+    /// Most bytes of messages that wait for nsqd; more input waits until they fit [default: 4 MiB].
     #[arg(long, value_name = "BYTES",
         value_parser = clap::value_parser!(u32).range(..=RING_MAX as i64))]
     outbox_size: Option<u32>,
 
-    /// Have nsqd hold each message back for so long (DPUB), up to one hour.
+    /// Defer each message by this time (DPUB), up to one hour.
     #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u32).range(..=3_600_000))]
     defer: Option<u32>,
 
-    /// Give a message up if nsqd has not acknowledged it after so long.
+    /// Give up a message that nsqd has not acknowledged after this time.
     #[arg(long, value_name = "MS")]
     expire: Option<u32>,
 
     #[command(flatten)]
     secret: Secret,
 
-    /// How often nsqd sends heartbeats, 1000 to 60000; two missed ones end a connection.
+    /// Interval of nsqd's heartbeats, 1000 to 60000; two missed ones end a connection.
     #[arg(long, value_name = "MS", default_value_t = 10_000,
         value_parser = clap::value_parser!(u32).range(1000..=60_000))]
     heartbeat_interval: u32,
 
-    /// How long to try for a first connection before giving up.
+    /// Time limit for the first connection.
     #[arg(long, value_name = "SECONDS", default_value_t = 10,
         value_parser = clap::value_parser!(u64).range(..=SECONDS_MAX))]
     connect_timeout: u64,
 
-    /// How long to go on delivering after the end of input or Ctrl-C.
+    /// Time limit for delivery after the end of the input or Ctrl-C.
     #[arg(long, value_name = "SECONDS", default_value_t = 30,
         value_parser = clap::value_parser!(u64).range(..=SECONDS_MAX))]
     drain_timeout: u64,
@@ -140,7 +140,7 @@ impl Args {
         {
             return Err(format!("--binary-size {size} is more than --max-msg-size {max}"));
         }
-        // So that the longest message fits.
+        // Room for the longest message.
         let room = RING_MIN.saturating_add(max as usize);
         match self.outbox_size.map(|size| size as usize) {
             None => Ok(OUTBOX.max(room)),
@@ -156,8 +156,8 @@ impl Args {
     }
 }
 
-/// Runs until everything is delivered or there is no hope; the status is success only if every
-/// message of the input was acknowledged.
+/// Runs until all messages are acknowledged or delivery fails. The status is a success only if
+/// every message of the input was acknowledged.
 pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
     let secret = args.secret.read()?;
     let outbox_size = args.outbox_size()?;
@@ -228,10 +228,10 @@ pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
             Either3::Third(never) => match never {},
         };
         while let Some(event) = publisher.try_event() {
-            // It is over: what is hopeless does not matter any more.
-            let _ = reporter.tell(event);
+            // At the end, a permanent failure of an nsqd is of no interest.
+            let _ = reporter.report(event);
         }
-        // Graceful, but nobody waits long for a server that is gone.
+        // Graceful, but bounded: a server may not answer.
         let goodbye = join(publisher.stop(&sleep), registration.stop());
         let _ = tokio::time::timeout(GOODBYE, goodbye).await;
         ended
@@ -329,14 +329,14 @@ async fn publish_all(
     }
 }
 
-/// Waits for room, if the input is at its end but for what there is no room for: returns if nothing
-/// became final for `--drain-timeout`.
+/// Watches for a stall while a message waits for room: returns if no message became final for
+/// `--drain-timeout` while no more input can come.
 async fn stalled(args: &Args, publisher: Publishing<'_>, input: &Input) {
     let limit = Duration::from_secs(args.drain_timeout).max(Duration::from_millis(1));
     loop {
         let is_final = || publisher.counters().accepted - publisher.counters().pending;
         let before = is_final();
-        // Whoever may still write to it may be waited for.
+        // While more input can come, the time does not count.
         let mut since = tokio::time::Instant::now();
         while is_final() == before && since.elapsed() < limit {
             tokio::time::sleep(limit.min(Duration::from_millis(100))).await;
@@ -350,7 +350,7 @@ async fn stalled(args: &Args, publisher: Publishing<'_>, input: &Input) {
     }
 }
 
-/// Tells what happens; returns, with the reason, only if there is no hope.
+/// Logs events. Returns, with the reason, only if no nsqd can be used.
 async fn watch(args: &Args, publisher: Publishing<'_>, reporter: &mut Reporter<'_>) -> String {
     let patience = Duration::from_secs(args.connect_timeout);
     let mut limit = tokio::time::Instant::now() + patience;
@@ -372,11 +372,11 @@ async fn watch(args: &Args, publisher: Publishing<'_>, reporter: &mut Reporter<'
             }
         };
         let was_connected = reporter.was_connected();
-        if let Err(hopeless) = reporter.tell(event) {
+        if let Err(hopeless) = reporter.report(event) {
             return hopeless;
         }
         if was_connected && !reporter.was_connected() {
-            // Only to one that takes nothing: the others get their time.
+            // The only connection was to an nsqd that accepts nothing: restart the time limit.
             limit = tokio::time::Instant::now() + patience;
         }
     }

@@ -1,4 +1,4 @@
-//! What is told of connections and messages: one line for each thing that happens, once.
+//! Logs events of connections and messages, without repetitions.
 
 use std::cell::RefCell;
 use std::collections::{BTreeSet, VecDeque};
@@ -17,24 +17,24 @@ use nanonsq_std::{NoopRawMutex, TokioSleep};
 
 pub(crate) type Publishing<'a> = drive::publisher::Handle<'a, NoopRawMutex>;
 
-/// Tells what happens to the connection and to messages.
+/// Logs the events of a publisher.
 #[derive(Debug)]
 pub(crate) struct Reporter<'a> {
     publisher: Publishing<'a>,
     nsqds: &'a [Address],
     numbers: &'a Numbers,
-    /// What was told of each nsqd since it was of use.
-    told: Vec<Vec<String>>,
-    /// Why asking each nsqd again cannot help.
+    /// The lines logged about each nsqd since it last acknowledged messages.
+    reported: Vec<Vec<String>>,
+    /// For each nsqd, the reason if a redial cannot help.
     hopeless: Vec<Option<String>>,
-    /// Since when there is a connection.
+    /// The time at which the connection was established, while there is one.
     connected: Option<Instant>,
     was_connected: bool,
-    /// How many messages were acknowledged when it was last looked at.
+    /// Acknowledged messages at the last event.
     acknowledged: u64,
 }
 
-/// A connection that lasted so long is news, as is its end.
+/// After a connection of this length, lines about the nsqd are logged again.
 const LASTED: Duration = Duration::from_secs(10);
 
 impl<'a> Reporter<'a> {
@@ -43,13 +43,13 @@ impl<'a> Reporter<'a> {
         nsqds: &'a [Address],
         numbers: &'a Numbers,
     ) -> Self {
-        let told = vec![Vec::new(); nsqds.len()];
+        let reported = vec![Vec::new(); nsqds.len()];
         let hopeless = vec![None; nsqds.len()];
         Self {
             publisher,
             nsqds,
             numbers,
-            told,
+            reported,
             hopeless,
             connected: None,
             was_connected: false,
@@ -57,13 +57,13 @@ impl<'a> Reporter<'a> {
         }
     }
 
-    /// Whether there ever was a connection that may be of use.
+    /// Returns whether there was a connection to an nsqd that is not left out.
     pub(crate) fn was_connected(&self) -> bool {
         self.was_connected
     }
 
-    /// Tells it; fails with the reason if trying on cannot help.
-    pub(crate) fn tell(&mut self, event: Event) -> Result<(), String> {
+    /// Logs an event. Fails, with the reasons, if a redial of any nsqd cannot help.
+    pub(crate) fn report(&mut self, event: Event) -> Result<(), String> {
         match event {
             Event::Connected { nsqd, .. } => {
                 self.connected = Some(Instant::now());
@@ -76,26 +76,26 @@ impl<'a> Reporter<'a> {
             }
             Event::LeftOut { nsqd, why } => {
                 let was_up = self.connected.take().is_some();
-                self.hear_of(nsqd);
+                self.clear_if_used(nsqd);
                 let why = self.explain(Closed::Fault(why), was_up);
                 let line = format!("nsqd {}: {why}", self.nsqds[nsqd]);
                 self.give_up(nsqd, &line)?;
                 if self.acknowledged == 0 {
                     self.was_connected = false;
                 }
-                // Each time, which is not often.
-                warn!("{line}; it is left out, and asked again in 5 minutes");
+                // Logged each time, since it is rare.
+                warn!("{line}; it is left out, and retried in 5 minutes");
             }
             Event::Disconnected { nsqd, why } => {
                 let why = end(why);
                 let since = self.connected.take();
                 let was_up = since.is_some();
                 if since.is_some_and(|since| since.elapsed() >= LASTED) {
-                    self.told[nsqd].clear();
+                    self.reported[nsqd].clear();
                 }
-                self.hear_of(nsqd);
+                self.clear_if_used(nsqd);
                 if was_up && is_about_messages(why) {
-                    // nsqd hangs up on a bad message. What is rejected is told by itself.
+                    // nsqd closes after a bad message; the rejection has an event of its own.
                     return Ok(());
                 }
                 let line = format!("nsqd {}: {}", self.nsqds[nsqd], self.explain(why, was_up));
@@ -110,7 +110,7 @@ impl<'a> Reporter<'a> {
                 let messages = self.numbers.range(first, count);
                 match outcome {
                     Outcome::Rejected(code) => {
-                        error!("{messages}: rejected by nsqd: {}", self.words(code))
+                        error!("{messages}: rejected by nsqd: {}", self.describe(code))
                     }
                     Outcome::Acknowledged
                     | Outcome::Expired
@@ -124,24 +124,24 @@ impl<'a> Reporter<'a> {
         Ok(())
     }
 
-    /// Whether that was not told of an nsqd since it was of use.
+    /// Records a line and returns whether it was not logged since the nsqd was last used.
     fn is_new(&mut self, nsqd: usize, line: &str) -> bool {
-        let new = !self.told[nsqd].iter().any(|told| told == line);
+        let new = !self.reported[nsqd].iter().any(|reported| reported == line);
         if new {
-            self.told[nsqd].push(line.to_owned());
+            self.reported[nsqd].push(line.to_owned());
         }
         new
     }
 
-    /// An nsqd that took messages was of use.
-    fn hear_of(&mut self, nsqd: usize) {
+    /// Forgets the lines about an nsqd that has acknowledged messages since the last event.
+    fn clear_if_used(&mut self, nsqd: usize) {
         let acknowledged = self.publisher.counters().acknowledged;
         if std::mem::replace(&mut self.acknowledged, acknowledged) != acknowledged {
-            self.told[nsqd].clear();
+            self.reported[nsqd].clear();
         }
     }
 
-    /// Asking this nsqd again cannot help; fails if that is so of all of them.
+    /// Records that a redial of this nsqd cannot help; fails if that holds for all of them.
     fn give_up(&mut self, nsqd: usize, line: &str) -> Result<(), String> {
         self.hopeless[nsqd] = Some(line.to_owned());
         let all: Option<Vec<_>> = self.hopeless.iter().map(Option::as_deref).collect();
@@ -149,35 +149,35 @@ impl<'a> Reporter<'a> {
     }
 
     fn explain(&self, why: Closed, was_up: bool) -> String {
-        explain(why, was_up, &self.said())
+        explain(why, was_up, &self.detail())
     }
 
-    fn words(&self, code: ErrorCode) -> String {
-        words(code, &self.said())
+    fn describe(&self, code: ErrorCode) -> String {
+        describe(code, &self.detail())
     }
 
-    fn said(&self) -> String {
+    fn detail(&self) -> String {
         self.publisher.look(|p| p.detail().to_owned()).unwrap_or_default()
     }
 }
 
-/// Why a connection ended, with what nsqd said.
-pub(crate) fn explain(why: Closed, was_up: bool, said: &str) -> String {
+/// Describes why a connection ended, with nsqd's error text `detail`.
+pub(crate) fn explain(why: Closed, was_up: bool, detail: &str) -> String {
     let Closed::Fault(fault) = why else { return why.to_string() };
     match fault {
         Fault::AuthRequired => "requires AUTH: give --auth-secret".to_owned(),
-        Fault::TlsRequired => "requires TLS, which nanonsq does not speak: give an nsqd without \
-                               --tls-required, or a tunnel that speaks TLS (stunnel, socat)"
+        Fault::TlsRequired => "requires TLS, which nanonsq does not support: give an nsqd without \
+                               --tls-required, or a TLS tunnel (stunnel, socat)"
             .to_owned(),
         Fault::AuthRefused => format!(
             "refused: {}: check the secret, and what nsqd's --auth-http-address answers",
-            said_or(said, "AUTH failed")
+            detail_or(detail, "AUTH failed")
         ),
         Fault::IdentifyRefused => format!(
             "refused: {}: check --heartbeat-interval against its --max-heartbeat-interval",
-            said_or(said, "IDENTIFY failed")
+            detail_or(detail, "IDENTIFY failed")
         ),
-        Fault::Refused(code) => format!("refused: {}", words(code, said)),
+        Fault::Refused(code) => format!("refused: {}", describe(code, detail)),
         Fault::Decode(
             DecodeError::BadLength { .. }
             | DecodeError::UnknownFrame { .. }
@@ -186,13 +186,13 @@ pub(crate) fn explain(why: Closed, was_up: bool, said: &str) -> String {
         | Fault::UnexpectedReply
             if !was_up =>
         {
-            "its answer is not nsqd's: is this the TCP port of an nsqd?".to_owned()
+            "its answer is not that of an nsqd: is this the TCP port of an nsqd?".to_owned()
         }
         _ => fault.to_string(),
     }
 }
 
-/// Whether the other side closed or reset the connection is chance, and no news.
+/// Makes a reset a close: which of the two happens is chance, and must not be logged as new.
 fn end(why: Closed) -> Closed {
     match why {
         Closed::Transport(TransportError::Reset) => Closed::Peer,
@@ -200,12 +200,12 @@ fn end(why: Closed) -> Closed {
     }
 }
 
-/// A server's words, if there are any.
-fn said_or<'s>(said: &'s str, else_: &'s str) -> &'s str {
-    if said.is_empty() { else_ } else { said }
+/// Returns a server's error text, or `else_` if it is empty.
+fn detail_or<'s>(detail: &'s str, else_: &'s str) -> &'s str {
+    if detail.is_empty() { else_ } else { detail }
 }
 
-/// Why asking an nsqlookupd failed.
+/// Describes why a lookup failed.
 pub(crate) fn explain_answer(why: Closed) -> String {
     match why {
         Closed::Fault(Fault::BadAnswer(
@@ -215,13 +215,13 @@ pub(crate) fn explain_answer(why: Closed) -> String {
     }
 }
 
-/// nsqd's own words for an error, if it still has them.
-fn words(code: ErrorCode, said: &str) -> String {
-    let is_it = ErrorCode::parse(said.as_bytes()).0 == code;
-    if is_it { said.to_owned() } else { code.to_string() }
+/// Returns nsqd's text for an error, if `detail` is still of that error.
+fn describe(code: ErrorCode, detail: &str) -> String {
+    let is_same = ErrorCode::parse(detail.as_bytes()).0 == code;
+    if is_same { detail.to_owned() } else { code.to_string() }
 }
 
-/// Tells what happens to a registration. Never returns.
+/// Logs the state of registration with each nsqlookupd. Never returns.
 pub(crate) async fn watch_lookups<
     const PEERS: usize,
     const TOPICS: usize,
@@ -236,10 +236,10 @@ pub(crate) async fn watch_lookups<
         CHANNELS,
     >,
 ) -> Infallible {
-    // The line that holds, since when, and those that were told since it was registered for long.
+    // The current line of each peer, its start, and the lines logged since a long registration.
     let mut now: [String; PEERS] = [const { String::new() }; PEERS];
     let mut since = [Instant::now(); PEERS];
-    let mut told: [Vec<String>; PEERS] = [const { Vec::new() }; PEERS];
+    let mut reported: [Vec<String>; PEERS] = [const { Vec::new() }; PEERS];
     loop {
         let (peer, line, good) = registration
             .wait(|lookup| {
@@ -263,11 +263,11 @@ pub(crate) async fn watch_lookups<
             })
             .await;
         if now[peer].starts_with("registered") && since[peer].elapsed() >= LASTED {
-            told[peer].clear();
+            reported[peer].clear();
         }
         since[peer] = Instant::now();
         now[peer].clone_from(&line);
-        if told[peer].contains(&line) {
+        if reported[peer].contains(&line) {
             continue;
         }
         if good {
@@ -275,35 +275,34 @@ pub(crate) async fn watch_lookups<
         } else {
             warn!("{line}; trying again");
         }
-        told[peer].push(line);
+        reported[peer].push(line);
     }
 }
 
-/// How often full tables are looked for; what is full is told once each time.
+/// Time between checks for full tables.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// Tells how many callers a server has turned away, at its TCP port and over HTTP, those of a second in
-/// one line each, and which places were taken. Never returns.
+/// Logs how many callers a server has rejected at its TCP and HTTP ports: at most one line a second
+/// for each port. Never returns.
 pub(crate) async fn watch_turned_away(
     places: [(&str, usize); 2],
     count: impl Fn() -> [u32; 2],
 ) -> Infallible {
-    let mut told = [0; 2];
+    let mut last = [0; 2];
     loop {
         tokio::time::sleep(LOOK).await;
         let now = count();
-        for ((what, places), (told, now)) in places.iter().zip(told.iter_mut().zip(now)) {
-            if now != *told {
-                let callers = now.wrapping_sub(*told);
+        for ((what, places), (last, now)) in places.iter().zip(last.iter_mut().zip(now)) {
+            if now != *last {
+                let callers = now.wrapping_sub(*last);
                 warn!("{callers} callers turned away: all places are taken: {places} {what}");
-                *told = now;
+                *last = now;
             }
         }
     }
 }
 
-/// Tells which channels have as many messages in flight as there is room for, while others wait.
-/// Never returns.
+/// Logs channels in which messages wait because `room` messages are in flight. Never returns.
 pub(crate) async fn watch_in_flight(
     room: usize,
     look: impl Fn(&mut dyn FnMut(&ChannelStatus<'_>)),
@@ -313,7 +312,7 @@ pub(crate) async fn watch_in_flight(
         tokio::time::sleep(LOOK).await;
         let mut now = BTreeSet::new();
         look(&mut |status| {
-            // The last places are kept for clients that have nothing.
+            // The last slots are reserved for clients with nothing in flight.
             let taken = status.in_flight as usize + usize::from(status.clients);
             if status.depth > 0 && taken > room {
                 now.insert((status.topic.to_string(), status.name.to_string()));
@@ -329,14 +328,14 @@ pub(crate) async fn watch_in_flight(
     }
 }
 
-/// Which line, or record, of the input each message was. Skipped ones made no message.
+/// Maps messages to lines or records of the input, some of which were skipped.
 ///
-/// Remembers only what messages that are not final need: no more than the outbox holds.
+/// Keeps entries only for messages that are not final: no more than the outbox holds.
 #[derive(Debug)]
 pub(crate) struct Numbers {
     /// `line` or `record`.
     pub(crate) what: &'static str,
-    /// From a message on, how many were skipped before it.
+    /// The number of a message, and of lines skipped before it and the next messages.
     skipped: RefCell<VecDeque<(u64, u64)>>,
 }
 
@@ -345,7 +344,7 @@ impl Numbers {
         Self { what, skipped: RefCell::new(VecDeque::from([(0, 0)])) }
     }
 
-    /// One was skipped before message `next`.
+    /// Records that a line was skipped before message `next`.
     pub(crate) fn skip(&self, next: u64) {
         let mut skipped = self.skipped.borrow_mut();
         match skipped.back_mut() {
@@ -357,7 +356,7 @@ impl Numbers {
         }
     }
 
-    /// Messages before this one will not be asked for any more.
+    /// Forgets messages before this one, which are final.
     fn forget(&self, below: Ticket) {
         let mut skipped = self.skipped.borrow_mut();
         while skipped.get(1).is_some_and(|&(message, _)| message <= below.number()) {
@@ -365,14 +364,14 @@ impl Numbers {
         }
     }
 
-    /// The number of a message, from 1.
+    /// Returns the number of a message's line, from 1.
     fn of(&self, message: u64) -> u64 {
         let skipped = self.skipped.borrow();
         let before = skipped.iter().rev().find(|&&(from, _)| from <= message);
         message + 1 + before.map_or(0, |&(_, count)| count)
     }
 
-    /// `line 3`, `lines 3 to 5`.
+    /// Returns the lines of messages as text: `line 3`, `lines 3 to 5`.
     fn range(&self, first: Ticket, count: u32) -> String {
         let what = self.what;
         let from = self.of(first.number());
@@ -383,7 +382,7 @@ impl Numbers {
     }
 }
 
-/// Whether nsqd hung up because of a message and not for a reason of its own.
+/// Returns whether nsqd closed the connection because of a message.
 fn is_about_messages(why: Closed) -> bool {
     let Closed::Fault(Fault::Refused(code)) = why else { return false };
     matches!(
@@ -392,7 +391,7 @@ fn is_about_messages(why: Closed) -> bool {
     )
 }
 
-/// Whether trying the same again cannot help.
+/// Returns whether a redial cannot help.
 pub(crate) fn is_hopeless(why: Closed) -> bool {
     let Closed::Fault(fault) = why else { return false };
     fault == Fault::Decode(DecodeError::WrongPort) || fault.is_permanent()
@@ -403,7 +402,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn messages_are_named_by_their_place_in_the_input() {
+    fn messages_are_named_by_their_line_of_the_input() {
         // Lines 1, 4 and 5 are empty.
         let numbers = Numbers::new("line");
         numbers.skip(0);

@@ -1,12 +1,13 @@
 //! Requests to stop, by signals.
 //!
-//! SIGINT (Ctrl-C), SIGTERM and SIGHUP are the same request. The first asks for an orderly end. A
-//! second one stops at once, but for one within [`SAME`], which is the first one once more: a
-//! terminal and `timeout` send theirs to the process and to its group. SIGHUP is not heeded if it was
-//! ignored when the program was started, as `nohup` has it.
+//! SIGINT (Ctrl-C), SIGTERM and SIGHUP are the same request. The first signal requests an orderly
+//! end, the second one an end at once. A signal within [`SAME`] after the first repeats it, because
+//! terminals and `timeout` signal the process and its group. If SIGHUP was ignored at the start, as
+//! under `nohup`, it stays ignored.
 //!
-//! A thread of its own waits for them. So they have their times, whatever else keeps the program busy,
-//! and the second one ends it even if that is for ever: a standard error that nobody reads.
+//! A separate thread waits for signals, so that it sees their times even if the program is busy,
+//! and the second signal ends the program even if it hangs, for example in a blocked write to
+//! standard error.
 
 use std::future::pending;
 use std::io;
@@ -20,28 +21,28 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
-/// For how long another signal is the same request.
+/// Time after the first signal in which another one is the same request.
 const SAME: Duration = Duration::from_millis(500);
 
-/// How long the program may take for its last words when it is to stop at once.
-const LAST_WORDS: Duration = Duration::from_secs(1);
+/// Time for the program's last output after the second signal.
+const LAST_OUTPUT: Duration = Duration::from_secs(1);
 
-/// What all commands say in their help.
+/// The part of the help of all commands about signals.
 pub(crate) const HELP: &str = "\
 Signals:
   SIGINT (Ctrl-C), SIGTERM or SIGHUP ends it in order, another one at least 500 ms later at once, with
   status 1. Under nohup SIGHUP is ignored.";
 
-/// From now on signals are requests, and do not kill.
+/// Makes signals requests from now on; they no longer kill the process.
 pub(crate) fn catch() {
     let _ = requests();
 }
 
-/// Waits for so many requests to stop: 1 is one, 2 is one to do so at once.
+/// Waits for `count` requests: 1 to stop in order, 2 to stop at once.
 pub(crate) async fn interrupts(count: u8) {
     let waited = match requests() {
         Some(mut requests) => requests.wait_for(|seen| *seen >= count).await.is_ok(),
-        // Without signals the program just cannot be interrupted gracefully.
+        // Without signal handlers the program cannot be interrupted gracefully.
         None => false,
     };
     if !waited {
@@ -54,7 +55,7 @@ fn requests() -> Option<watch::Receiver<u8>> {
     REQUESTS.get_or_init(|| start().ok()).clone()
 }
 
-/// Starts the thread, and waits until it has signals caught.
+/// Starts the thread and waits until it catches signals.
 fn start() -> io::Result<watch::Receiver<u8>> {
     let (requested, requests) = watch::channel(0);
     let (started, starting) = std::sync::mpsc::channel();
@@ -116,15 +117,15 @@ async fn wait(caught: &mut Caught, requested: &watch::Sender<u8>) {
         }
     }
     let _ = requested.send(2);
-    sleep(LAST_WORDS).await;
-    // Nothing is said: that may be what it hangs in.
+    sleep(LAST_OUTPUT).await;
+    // Without output, in which the program may hang.
     exit(1);
 }
 
-/// Whether SIGHUP was ignored when the program was started.
+/// Returns whether SIGHUP was ignored when the program was started.
 fn is_hangup_ignored() -> bool {
     const HANGUP: u64 = 1 << (rustix::process::Signal::HUP.as_raw() - 1);
-    // There is no way to ask without `unsafe` but this one, which is Linux's.
+    // Only Linux offers this without `unsafe`.
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     let ignored = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());

@@ -1,4 +1,4 @@
-//! `nanonsq sub`: a channel's messages to standard output.
+//! `nanonsq sub`: prints the messages of a channel to standard output.
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -23,23 +23,25 @@ use crate::report::{explain, explain_answer, is_hopeless};
 use crate::signals::interrupts;
 use crate::system::{hostname, seed};
 
-/// nsqds at a time, and nsqds that nsqlookupds list.
+/// Connections to nsqds at a time.
 const CONNECTIONS: usize = 16;
+/// nsqds found by nsqlookupds that are kept.
 const NSQDS: usize = 64;
 
-/// Messages in flight, and bytes for all of them together, which is also the longest message.
+/// Messages in flight.
 const MESSAGES: usize = 1024;
+/// Bytes for all messages in flight; also the longest message.
 const RING: usize = 8 << 20;
 
-/// What each connection reads and writes at once. Without optimization the buffers of all of them
-/// pass through the stack, several times.
+/// Bytes of the read and the write buffer of each connection. Without optimization the buffers of
+/// all connections are moved over the stack several times.
 const RX: usize = 4096;
 const TX: usize = 1024;
 
-/// How long stopping may take before it is said what it waits for.
+/// Time that a stop may take before the program logs what it waits for.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Messages that are written at once, if so many wait.
+/// The most messages of one write.
 const BATCH: usize = 64;
 
 type Consuming<'a> = consumer::Handle<'a, NoopRawMutex, TokioSleep>;
@@ -47,8 +49,8 @@ type Message<'a> = consumer::Message<'a, NoopRawMutex, TokioSleep>;
 
 fn help() -> String {
     output::help(
-        "0 if there were as many messages as -n says, or at its end by a signal without -n, or if \
-         nobody\n  reads what it prints any more; else 1. 2 for flags that make no sense",
+        "0 after the messages of -n, after a signal without -n, or if the reader of its output has \
+         closed\n  it; else 1; 2 for invalid flags",
         &[
             ("connections to nsqds at a time; more nsqds take turns", CONNECTIONS as u64),
             ("nsqds of --nsqd-tcp-address", u8::MAX.into()),
@@ -71,7 +73,7 @@ pub(crate) struct Args {
     #[arg(long)]
     topic: TopicName,
 
-    /// Channel to consume; by default an ephemeral one, which gets what comes from now on.
+    /// Channel to consume; by default an ephemeral one, which receives messages from now on.
     #[arg(long)]
     channel: Option<ChannelName>,
 
@@ -83,25 +85,25 @@ pub(crate) struct Args {
     #[arg(long, value_name = "ADDRESS")]
     nsqd_tcp_address: Vec<Address>,
 
-    /// End after so many messages.
+    /// End after this number of messages.
     #[arg(short = 'n', value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..))]
     count: Option<u64>,
 
-    /// Messages in flight at most, over all nsqds.
+    /// Most messages in flight, over all nsqds.
     #[arg(long, value_name = "N", default_value_t = 200,
         value_parser = clap::value_parser!(u16).range(1..=MESSAGES as i64))]
     max_in_flight: u16,
 
-    /// Fail each Nth delivery instead of printing it: it comes again, after a pause of all.
+    /// Requeue each Nth delivery instead of printing it, which also starts a backoff.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     requeue_every: Option<u64>,
 
-    /// After how long a failed message comes again.
+    /// Delay of a requeued message.
     #[arg(long, value_name = "MS", default_value_t = 1000,
         value_parser = clap::value_parser!(u32).range(..=3_600_000))]
     requeue_delay: u32,
 
-    /// How often each nsqlookupd is asked.
+    /// Time between lookups at each nsqlookupd.
     #[arg(long, value_name = "MS", default_value_t = 60_000,
         value_parser = clap::value_parser!(u32).range(100..))]
     lookupd_poll_interval: u32,
@@ -109,7 +111,7 @@ pub(crate) struct Args {
     #[command(flatten)]
     secret: Secret,
 
-    /// How often nsqd sends heartbeats, 1000 to 60000; two missed ones end a connection.
+    /// Interval of nsqd's heartbeats, 1000 to 60000; two missed ones end a connection.
     #[arg(long, value_name = "MS", default_value_t = 10_000,
         value_parser = clap::value_parser!(u32).range(1000..=60_000))]
     heartbeat_interval: u32,
@@ -117,22 +119,22 @@ pub(crate) struct Args {
 
 /// Why printing ended.
 enum End {
-    /// So many were wanted.
+    /// The messages of `-n` are printed.
     Count,
-    /// Nobody reads any more, as with `head`.
+    /// The reader of standard output has closed it, as `head` does.
     Closed,
     Interrupted,
 }
 
 type Tables<'a> = Resources<'a, NoopRawMutex, CONNECTIONS, MESSAGES, LOOKUPDS_MAX, NSQDS>;
 
-/// Apart, so that they are no part of the frame that a poll of the program has.
+/// Makes the tables in a function of its own, so that they do not enlarge the stack frame of `run`.
 #[inline(never)]
 fn tables<'a>() -> Box<Tables<'a>> {
     Box::new(Tables::new())
 }
 
-/// Runs until there are enough messages, Ctrl-C, or no hope.
+/// Runs until the messages of `-n` are printed, Ctrl-C, or no nsqd can be used.
 pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
     has_output()?;
     let secret = args.secret.read()?;
@@ -143,15 +145,15 @@ pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
             .map_err(|error| error.to_string())?,
     };
     let hostname = hostname();
-    // No more than are wanted are taken from others.
-    let wanted = args.count.map_or(u16::MAX, |count| u16::try_from(count).unwrap_or(u16::MAX));
+    // Do not request more messages than `-n`: other consumers can have them.
+    let limit = args.count.map_or(u16::MAX, |count| u16::try_from(count).unwrap_or(u16::MAX));
     let config = Config {
         client_id: hostname.split('.').next().unwrap_or_default(),
         hostname: &hostname,
         auth_secret: secret.as_deref(),
         heartbeat: Span::from_millis(args.heartbeat_interval),
         lookup_interval: Span::from_millis(args.lookupd_poll_interval),
-        max_in_flight: args.max_in_flight.min(wanted),
+        max_in_flight: args.max_in_flight.min(limit),
         max_attempts: 0,
         seed,
         ..Config::new(args.topic, channel)
@@ -181,11 +183,11 @@ pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
             Either3::Second(hopeless) => Err(hopeless),
             Either3::Third(()) => Ok(End::Interrupted),
         };
-        // Printed or not, nobody knows: somebody is to get them.
+        // These may or may not have been printed: let another consumer have them.
         for message in batch {
             let _ = message.release(Some(Span::ZERO));
         }
-        // At once, unless an nsqd does not answer.
+        // A stop is immediate unless an nsqd does not answer.
         let patience = async {
             tokio::time::sleep(PATIENCE).await;
             info!("waiting for nsqd to take back what is in flight; interrupt to stop at once");
@@ -194,7 +196,7 @@ pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
         select(consumer.stop(), patience).await;
         ended
     };
-    // Its buffers are large.
+    // Boxed because of its large buffers.
     let background = Box::pin(runner.run_with::<RX>());
     let ended = match select3(app, background, interrupts(2)).await {
         Either3::First(ended) => ended,
@@ -212,7 +214,7 @@ pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
     }
 }
 
-/// Prints what comes. A message is finished when it was written; those not yet are in `batch`.
+/// Prints messages, and finishes each after it was written. `batch` has those not finished yet.
 async fn print<'a>(
     args: &Args,
     consumer: &Consuming<'a>,
@@ -236,7 +238,7 @@ async fn print<'a>(
             let is_full = batch.len() == BATCH || Some(printed) == args.count;
             next = if is_full { None } else { consumer.try_next() };
         }
-        // Not blocking: heartbeats are answered while nobody reads.
+        // Does not block, so that heartbeats are answered while the output is not read.
         let written = async {
             stdout.write_all(&lines).await?;
             stdout.flush().await
@@ -248,7 +250,7 @@ async fn print<'a>(
         }
         lines.clear();
         for message in batch.drain(..) {
-            // Too late: it comes again, and is printed again. The summary has their number.
+            // A late message is delivered and printed again; the summary counts them.
             let _ = message.finish();
         }
         if Some(printed) == args.count {
@@ -257,14 +259,14 @@ async fn print<'a>(
     }
 }
 
-/// Tells what happens; returns, with the reason, only if there is no hope.
+/// Logs events. Returns, with the reason, only if no nsqd can be used.
 async fn watch(args: &Args, consumer: &Consuming<'_>) -> String {
     let mut nsqds: Vec<Nsqd> = (0..CONNECTIONS).map(|_| Nsqd::default()).collect();
     let mut lookupds = vec![String::new(); args.lookupd_http_address.len()];
     let mut was_connected = false;
-    // Given ones that never will do, each with why.
+    // The nsqds of which a redial cannot help, with the reasons.
     let mut hopeless: Vec<(Address, String)> = Vec::new();
-    let mut said_all = false;
+    let mut reported_all = false;
     loop {
         match consumer.event().await {
             Event::Connection { index, event } => {
@@ -272,12 +274,12 @@ async fn watch(args: &Args, consumer: &Consuming<'_>) -> String {
                     let status = consumer.status(index)?;
                     Some((status.address.cloned(), status.detail.to_owned()))
                 });
-                let (address, said) = known.flatten().unwrap_or_default();
+                let (address, detail) = known.flatten().unwrap_or_default();
                 let nsqd = &mut nsqds[index];
-                // The seat of one that is no longer listed may be another's already.
+                // If the nsqd is no longer listed, another one may have its slot already.
                 let is_up = matches!(event, ConnectionEvent::Connected);
                 if is_up || !nsqd.is_up {
-                    nsqd.meet(address);
+                    nsqd.set_address(address);
                 }
                 let name = nsqd.address.as_ref().map(Address::to_string).unwrap_or_default();
                 match event {
@@ -291,7 +293,7 @@ async fn watch(args: &Args, consumer: &Consuming<'_>) -> String {
                             ConnectionEvent::Disconnected(why) => (why, false),
                             _ => continue,
                         };
-                        let why_text = explain(why, nsqd.is_up, &said);
+                        let why_text = explain(why, nsqd.is_up, &detail);
                         nsqd.is_up = false;
                         let line = format!("nsqd {name}: {why_text}");
                         if (left_out || is_hopeless(why))
@@ -306,27 +308,27 @@ async fn watch(args: &Args, consumer: &Consuming<'_>) -> String {
                             let lines: Vec<_> = hopeless.into_iter().map(|(_, why)| why).collect();
                             return lines.join("; ");
                         }
-                        if !nsqd.told.contains(&line) {
+                        if !nsqd.reported.contains(&line) {
                             if left_out {
-                                warn!("{line}; it is left out, and asked again in 5 minutes");
+                                warn!("{line}; it is left out, and retried in 5 minutes");
                             } else {
                                 warn!("{line}; trying again");
                             }
-                            nsqd.told.push(line);
+                            nsqd.reported.push(line);
                         }
-                        // Others may be listed soon.
-                        if left_out && !said_all && are_all(&hopeless, consumer) {
+                        // An nsqlookupd may list others later.
+                        if left_out && !reported_all && are_all(&hopeless, consumer) {
                             warn!("all nsqds refuse for good; waiting for others to be listed");
-                            said_all = true;
+                            reported_all = true;
                         }
                     }
                     _ => {
                         info!("connected to nsqd {name}");
                         was_connected = true;
                         hopeless.clear();
-                        said_all = false;
+                        reported_all = false;
                         nsqd.is_up = true;
-                        nsqd.told.clear();
+                        nsqd.reported.clear();
                     }
                 }
             }
@@ -374,7 +376,7 @@ async fn watch(args: &Args, consumer: &Consuming<'_>) -> String {
     }
 }
 
-/// Whether each nsqd that is listed is one of these.
+/// Returns whether every listed nsqd is in `hopeless`.
 fn are_all(hopeless: &[(Address, String)], consumer: &Consuming<'_>) -> bool {
     let others = consumer.look(|consumer| {
         let mut listed = (0..CONNECTIONS).filter_map(|index| consumer.status(index)?.address);
@@ -384,7 +386,7 @@ fn are_all(hopeless: &[(Address, String)], consumer: &Consuming<'_>) -> bool {
     others == Some(false)
 }
 
-/// A producer that nobody can connect to, as it is listed.
+/// Describes a producer with an invalid address, as it is listed.
 fn unusable(bad: &Unusable<'_>) -> String {
     let port = match bad.port {
         Some(i32::MAX) => format!("{} or above", i32::MAX),
@@ -395,17 +397,17 @@ fn unusable(bad: &Unusable<'_>) -> String {
     format!("an nsqd that cannot be used, broadcast_address \"{host}\", tcp_port {port}: {why}")
 }
 
-/// What is known and was told of a connection's nsqd.
+/// The nsqd of a connection.
 #[derive(Debug, Default)]
 struct Nsqd {
     address: Option<Address>,
     is_up: bool,
-    /// Since it was connected last.
-    told: Vec<String>,
+    /// The lines logged since it was last connected.
+    reported: Vec<String>,
 }
 
 impl Nsqd {
-    fn meet(&mut self, address: Option<Address>) {
+    fn set_address(&mut self, address: Option<Address>) {
         if address.is_some() && self.address != address {
             *self = Self { address, ..Self::default() };
         }
@@ -439,7 +441,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_summary_names_what_is_unusual_only_if_there_is_any() {
+    fn the_summary_names_only_failures_that_happened() {
         let mut counters = Counters::default();
         counters.received = 10;
         counters.finished = 9;

@@ -1,4 +1,4 @@
-//! What the commands ask of the operating system.
+//! Functions of the operating system.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -14,34 +14,34 @@ pub(crate) fn hostname() -> String {
         .unwrap_or_else(|| "localhost".to_owned())
 }
 
-/// Another number for each process.
+/// Returns a random number.
 pub(crate) fn seed() -> u32 {
     use std::hash::{BuildHasher, Hasher};
     std::hash::RandomState::new().build_hasher().finish() as u32
 }
 
-/// Says, in nsqd's words, where it listens.
+/// Logs in nsqd's format where a server listens.
 pub(crate) fn listening(what: &str, listener: &TcpListener) -> Result<(), String> {
     let address = listener.local_addr().map_err(|error| error.to_string())?;
     info!("{what}: listening on {address}");
     Ok(())
 }
 
-/// Where it listens.
+/// Returns the port on which a server listens.
 pub(crate) fn port(listener: &TcpListener) -> Result<u16, String> {
     listener.local_addr().map(|address| address.port()).map_err(|error| error.to_string())
 }
 
-/// Zeroed memory of the size that a flag says. It is in RAM only once it is used.
+/// Allocates zeroed memory of the size that a flag sets. Unused memory takes no RAM.
 pub(crate) fn memory(flag: &str, bytes: usize) -> Result<Vec<u8>, String> {
-    // Zeroed memory cannot be asked for so that it may fail; but as much of any other can.
+    // There is no fallible allocation of zeroed memory: try memory of that size first.
     match Vec::<u8>::new().try_reserve_exact(bytes) {
         Ok(()) => Ok(vec![0; bytes]),
         Err(error) => Err(format!("{flag} {bytes}: {error}")),
     }
 }
 
-/// In nanoseconds.
+/// Returns the Unix time in nanoseconds.
 pub(crate) fn unix_time() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)

@@ -1,4 +1,4 @@
-//! The demo's live view: a table that is drawn again and again under what scrolls by.
+//! The demo's live view: a table that is redrawn below scrolling lines.
 
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write as _};
@@ -6,21 +6,23 @@ use std::time::{Duration, Instant};
 
 use crate::output::is_closed;
 
-/// How often it is drawn on a terminal, and elsewhere, where it cannot be drawn over.
+/// Time between two draws on a terminal.
 const INTERVAL: Duration = Duration::from_millis(500);
+/// Time between two draws elsewhere, where each draw adds a table.
 const INTERVAL_PLAIN: Duration = Duration::from_secs(5);
 
-/// How many lines are to be left for what scrolls by.
+/// Lines of the window that are left for scrolling lines.
 const SCROLLING: usize = 8;
 
-/// Lines that are too long are cut off, or go on in the next one.
+/// Makes the terminal cut long lines.
 const NO_WRAP: &str = "\x1b[?7l";
+/// Makes the terminal wrap long lines.
 const WRAP: &str = "\x1b[?7h";
 
-/// The longest name shown whole. Wider than the terminal, a line would be two.
+/// The longest name shown whole, so that a line fits the terminal.
 const NAME: usize = 14;
 
-/// A channel of a topic at a node; or the topic alone, if it has none.
+/// A channel of a topic at a node, or a topic without channels.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Row {
     pub(crate) node: String,
@@ -29,7 +31,7 @@ pub(crate) struct Row {
     pub(crate) depth: u32,
     pub(crate) in_flight: u32,
     pub(crate) clients: u32,
-    /// Messages that it got, in all.
+    /// All messages that the channel or topic has received.
     pub(crate) messages: u64,
 }
 
@@ -40,16 +42,16 @@ pub(crate) struct View {
     rows: Vec<Row>,
     drawn: Option<Instant>,
     table: String,
-    /// What stands below the table where there is room for it.
+    /// Text below the table, if there is room for it.
     footer: String,
-    /// How many lines of both are on the screen.
+    /// Lines of table and footer on the screen.
     lines: usize,
-    /// Why nothing can be printed any more.
+    /// The first error of standard output.
     failed: Option<io::Error>,
 }
 
 impl View {
-    /// `footer` is to stay on the screen; where it cannot, it is printed now, below `header`.
+    /// Prints `header`. `footer` stays on the screen; without room for it, it is printed once.
     pub(crate) fn new(header: &str, footer: &str) -> Self {
         let mut view = Self {
             live: io::stdout().is_terminal(),
@@ -69,17 +71,17 @@ impl View {
         view
     }
 
-    /// How often to draw it.
+    /// Returns the time between two draws.
     pub(crate) fn interval(&self) -> Duration {
         if self.live { INTERVAL } else { INTERVAL_PLAIN }
     }
 
-    /// Whether nothing can be printed any more.
+    /// Returns whether standard output has failed or was closed.
     pub(crate) fn is_closed(&self) -> bool {
         self.failed.is_some()
     }
 
-    /// What failed, if it is not that nobody reads any more, as with `head`.
+    /// Returns the error of standard output, unless its reader has closed it, as `head` does.
     pub(crate) fn failed(&self) -> Option<&io::Error> {
         self.failed.as_ref().filter(|error| !is_closed(error))
     }
@@ -94,7 +96,7 @@ impl View {
         self.write_out(&text);
     }
 
-    /// Draws the table anew.
+    /// Redraws the table with new rows.
     pub(crate) fn draw(&mut self, rows: Vec<Row>) {
         let now = Instant::now();
         let seconds = self.drawn.map_or(0.0, |drawn| (now - drawn).as_secs_f64());
@@ -105,8 +107,8 @@ impl View {
         self.write_out(&text);
     }
 
-    /// Draws the table for the last time, with its rates over all of `took`; what is printed from now
-    /// on comes below it.
+    /// Draws the table for the last time, with rates over the whole time `took`. Later lines are
+    /// printed below it.
     pub(crate) fn finish(&mut self, rows: &[Row], took: Duration) {
         let before: Vec<_> = rows.iter().map(|row| Row { messages: 0, ..row.clone() }).collect();
         self.table = table(rows, &before, took.as_secs_f64());
@@ -124,10 +126,10 @@ impl View {
             return;
         }
         let drawn = text.len();
-        // On a narrow terminal its lines are cut off: wrapped, they would be more than are counted.
+        // Cut long lines: wrapped lines would break the count of lines.
         text.push_str(NO_WRAP);
         text.push_str(&self.table);
-        // The window may have another size meanwhile.
+        // The size of the window may have changed.
         let lines = self.table.lines().count() + self.footer.lines().count();
         if has_room(window_lines(), lines) {
             text.push_str(&self.footer);
@@ -136,7 +138,7 @@ impl View {
         self.lines = text[drawn..].matches('\n').count();
     }
 
-    /// Goes to the table's first line and clears all from there.
+    /// Returns the text that moves to the table's first line and clears the screen from there.
     fn clear(&mut self) -> String {
         match std::mem::take(&mut self.lines) {
             0 => String::new(),
@@ -153,17 +155,17 @@ impl View {
     }
 }
 
-/// How many lines the terminal shows; 0 if it does not say.
+/// Returns the lines of the terminal's window; 0 if unknown.
 fn window_lines() -> usize {
     rustix::termios::tcgetwinsize(io::stdout()).map_or(0, |size| size.ws_row.into())
 }
 
-/// Whether something of so many lines leaves enough for the rest.
+/// Returns whether `lines` lines leave enough room for scrolling lines.
 fn has_room(window: usize, lines: usize) -> bool {
     window >= lines + SCROLLING
 }
 
-/// `old` is what was `seconds` ago.
+/// Returns the table as text. `old` are the rows of `seconds` ago, for the rates.
 fn table(rows: &[Row], old: &[Row], seconds: f64) -> String {
     let mut text = format!(
         "{:<NAME$} {:<NAME$} {:<NAME$} {:>5} {:>6} {:>6} {:>7} {:>6}\n",
@@ -217,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn a_row_has_its_rate_once_it_was_seen_before() {
+    fn a_row_has_a_rate_from_its_second_draw_on() {
         let old = [row("cellar", Some("demo"), 1, 100)];
         let new = [row("cellar", Some("demo"), 1, 150), row("cellar", None, 0, 7)];
         let text = table(&new, &old, 2.0);
@@ -229,9 +231,9 @@ mod tests {
     }
 
     #[test]
-    fn what_stands_below_the_table_leaves_room_for_what_scrolls_by() {
+    fn the_footer_leaves_room_for_scrolling_lines() {
         assert!(has_room(24, 16) && !has_room(24, 17));
-        // It did not say.
+        // The size is unknown.
         assert!(!has_room(0, 1));
     }
 

@@ -1,4 +1,4 @@
-//! What is where on the board, and its interrupts (ARM application note AN385).
+//! Addresses and interrupts of the board (ARM application note AN385).
 
 use core::sync::atomic::{AtomicU32, Ordering};
 
@@ -7,21 +7,21 @@ use cortex_m::peripheral::NVIC;
 
 /// CMSDK APB timer 0, at the system clock.
 pub(crate) const TIMER0: usize = 0x4000_0000;
-/// FPGA I/O, among it a counter at 1 MHz or so.
+/// FPGA I/O, with a counter that can run at 1 MHz.
 pub(crate) const FPGAIO: usize = 0x4002_8000;
 /// The Ethernet controller, a LAN9118.
 pub(crate) const ETHERNET: usize = 0x4020_0000;
-/// The system clock.
+/// The frequency of the system clock.
 pub(crate) const SYSTEM_MHZ: u32 = 25;
 
-/// An interrupt's number. ARMv6-M has 32 of them, which is enough for this board.
+/// Interrupt numbers. ARMv6-M has 32, enough for this board.
 #[derive(Clone, Copy)]
 pub(crate) enum Interrupt {
     Timer0 = 8,
     Ethernet = 13,
 }
 
-// SAFETY: these are the board's.
+// SAFETY: the numbers are those of the board.
 unsafe impl InterruptNumber for Interrupt {
     fn number(self) -> u16 {
         self as u16
@@ -29,7 +29,7 @@ unsafe impl InterruptNumber for Interrupt {
 }
 
 impl Interrupt {
-    /// Lets it interrupt from now on; it has a handler.
+    /// Enables the interrupt, which has a handler.
     pub(crate) fn enable(self) {
         // SAFETY: no critical section relies on the mask of a single interrupt.
         unsafe { NVIC::unmask(self) };
@@ -38,18 +38,18 @@ impl Interrupt {
 
 /// Reads a register.
 pub(crate) fn read(address: usize) -> u32 {
-    // SAFETY: callers give addresses of registers that may be read at any time.
+    // SAFETY: callers pass addresses of registers that may be read at any time.
     unsafe { (address as *const u32).read_volatile() }
 }
 
 /// Writes a register.
 pub(crate) fn write(address: usize, value: u32) {
-    // SAFETY: callers give addresses of registers; none of them makes the board touch memory.
+    // SAFETY: callers pass addresses of registers; no write makes the board access memory.
     unsafe { (address as *mut u32).write_volatile(value) };
 }
 
-/// Has unaligned accesses fault, as they always do on ARMv6-M: the board's Cortex-M3 would let
-/// them pass. Code for ARMv7-M uses them, and must not be run with this.
+/// Makes unaligned accesses fault, as on ARMv6-M; the board's Cortex-M3 allows them. Not for code
+/// for ARMv7-M, which uses unaligned accesses.
 #[cfg(armv6m)]
 pub(crate) fn trap_unaligned() {
     const CCR: usize = 0xE000_ED14;
@@ -57,12 +57,11 @@ pub(crate) fn trap_unaligned() {
     write(CCR, read(CCR) | UNALIGN_TRP);
 }
 
-/// How often the board was started since it has power, this time not counted. In place of a random
-/// number, which this board cannot make: without either, it would come back from a reset with the
-/// ports of connections that others still have.
+/// Returns the number of resets since power-on, and counts this start. It replaces a random number,
+/// which this board cannot make: with a constant seed, a reset board would reuse the ports of
+/// connections that servers still have.
 pub(crate) fn resets() -> u32 {
-    // SAFETY: it stays as it is over a reset; without power it is what the RAM begins with, in QEMU
-    // zero.
+    // SAFETY: an integer needs no initialization. A reset keeps it; QEMU starts with zeroed RAM.
     #[unsafe(link_section = ".uninit.STARTS")]
     static STARTS: AtomicU32 = AtomicU32::new(0);
     let starts = STARTS.load(Ordering::Relaxed);
@@ -70,7 +69,7 @@ pub(crate) fn resets() -> u32 {
     starts
 }
 
-/// How many bytes of the stack were ever in use.
+/// Returns the most bytes of the stack ever in use.
 pub(crate) fn stack_used() -> usize {
     unsafe extern "C" {
         static _stack_end: u32;
@@ -79,7 +78,7 @@ pub(crate) fn stack_used() -> usize {
     // cortex-m-rt's `paint-stack`.
     const PAINT: u32 = 0xCCCC_CCCC;
     let (mut lowest, top) = (&raw const _stack_end, &raw const _stack_start);
-    // SAFETY: all between the two is the stack, whose words are initialised.
+    // SAFETY: the memory between the two symbols is the stack, whose words are initialized.
     unsafe {
         while lowest < top && lowest.read_volatile() == PAINT {
             lowest = lowest.add(1);
@@ -113,7 +112,7 @@ const VECTORS: [Vector; 32] = {
     vectors
 };
 
-/// cortex-m-rt puts it behind the core's own vectors.
+/// The vectors of the board. cortex-m-rt places them behind those of the core.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = ".vector_table.interrupts")]
 static __INTERRUPTS: [Vector; 32] = VECTORS;

@@ -1,4 +1,5 @@
-//! embassy-time's driver: the FPGA's counter at 1 MHz is the clock, timer 0 the alarm. No ticks.
+//! The driver of embassy-time: the FPGA's counter at 1 MHz is the clock, timer 0 the alarm. There
+//! is no periodic tick.
 
 use core::cell::RefCell;
 use core::task::Waker;
@@ -18,15 +19,15 @@ const INTERRUPT_CLEAR: usize = board::TIMER0 + 0xC;
 const ENABLE: u32 = 1 << 0;
 const INTERRUPT_ENABLE: u32 = 1 << 3;
 
-/// The longest alarm that fits into the timer, in microseconds: 171 s. The counter wraps after
-/// 71 minutes, so that no wrap is missed.
+/// The longest alarm of the timer, in microseconds: 171 s. The counter wraps after 71 minutes, so
+/// no wrap is missed.
 const ALARM_MAX: u64 = (u32::MAX / SYSTEM_MHZ) as u64;
 
 struct Clock(Mutex<RefCell<State>>);
 
 struct State {
     queue: Queue,
-    /// The counter's upper half, and what the lower was when last looked at.
+    /// The upper half of the time, and the counter when last read.
     high: u32,
     low: u32,
 }
@@ -45,7 +46,7 @@ impl State {
         u64::from(self.high) << 32 | u64::from(low)
     }
 
-    /// Wakes what is due and sets the alarm for the next; there always is an alarm.
+    /// Wakes expired timers and sets the alarm for the next. An alarm is always set.
     fn arm(&mut self) {
         let now = self.now();
         let next = self.queue.next_expiration(now);
@@ -77,7 +78,7 @@ extern "C" fn on_alarm() {
     critical_section::with(|cs| CLOCK.0.borrow_ref_mut(cs).arm());
 }
 
-/// Starts it. Call this once, before anything asks for the time.
+/// Starts the clock. To be called once, before any use of embassy-time.
 pub(crate) fn start() {
     write(PRESCALE, SYSTEM_MHZ - 1);
     write(PRESCALE_COUNTER, SYSTEM_MHZ - 1);

@@ -1,7 +1,7 @@
 //! An executor for one thread that sleeps with WFI.
 //!
-//! embassy-executor's own for Cortex-M sleeps with WFE, which QEMU takes for a NOP: an idle
-//! firmware would keep a core of the host busy.
+//! The executor of embassy-executor for Cortex-M sleeps with WFE, which QEMU treats as a NOP: an
+//! idle firmware would keep a core of the host busy.
 
 use core::marker::PhantomData;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -11,7 +11,7 @@ use embassy_executor::{Spawner, raw};
 static WOKEN: AtomicBool = AtomicBool::new(false);
 static WAKEUPS: AtomicU32 = AtomicU32::new(0);
 
-/// How often the core woke up from sleep.
+/// Returns the number of wakes from sleep.
 pub(crate) fn wakeups() -> u32 {
     WAKEUPS.load(Ordering::Relaxed)
 }
@@ -23,7 +23,7 @@ fn pend(_: *mut ()) {
 
 pub(crate) struct Executor {
     inner: raw::Executor,
-    // It belongs to its thread.
+    // The executor must stay on its thread.
     not_send: PhantomData<*mut ()>,
 }
 
@@ -36,18 +36,18 @@ impl Executor {
         init(self.inner.spawner());
         loop {
             WOKEN.store(false, Ordering::Relaxed);
-            // SAFETY: only here, on one thread, and never from within itself.
+            // SAFETY: called only here, on one thread, and never recursively.
             unsafe { self.inner.poll() };
-            // An interrupt ends WFI also while it is masked, and is handled once it is not: none
-            // can slip in between the question and the sleep.
+            // A masked interrupt also ends WFI and is handled once unmasked, so no wake is lost
+            // between the check and the sleep.
             cortex_m::interrupt::disable();
             if !WOKEN.load(Ordering::Acquire) {
                 cortex_m::asm::dsb();
                 cortex_m::asm::wfi();
-                // Not `fetch_add`, which ARMv6-M has not; nobody else writes.
+                // ARMv6-M has no `fetch_add`; there is no other writer.
                 WAKEUPS.store(wakeups().wrapping_add(1), Ordering::Relaxed);
             }
-            // SAFETY: this is no critical section of anybody's.
+            // SAFETY: this is not within a critical section.
             unsafe { cortex_m::interrupt::enable() };
         }
     }

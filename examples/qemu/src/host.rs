@@ -1,26 +1,26 @@
-//! The host, by semihosting: arguments, the log, the end.
+//! Semihosting: arguments, log and exit.
 
 use core::panic::PanicInfo;
 
 use semihosting::experimental::env::Args;
 use static_cell::StaticCell;
 
-/// Room for all arguments.
+/// The longest command line, in bytes.
 const ARGS_MAX: usize = 1024;
 
-/// The arguments that QEMU was started with (`-semihosting-config arg=`), as `key=value`.
+/// Returns the arguments of QEMU (`-semihosting-config arg=`) of the form `key=value`.
 pub(crate) fn args() -> impl Iterator<Item = (&'static str, &'static str)> {
     static ARGS: StaticCell<Args<ARGS_MAX>> = StaticCell::new();
     let args = semihosting::experimental::env::args().ok().map(|args| &*ARGS.init(args));
     args.into_iter().flatten().filter_map(|arg| arg.ok()?.split_once('='))
 }
 
-/// Ends QEMU with this exit status.
+/// Ends QEMU with an exit status.
 pub(crate) fn exit(status: i32) -> ! {
     semihosting::process::exit(status)
 }
 
-/// Logs a line; without a log it is printed.
+/// Logs a line, or prints it if no log is on.
 macro_rules! say {
     ($text:literal $(, $arg:expr)* $(,)?) => {{
         #[cfg(feature = "defmt")]
@@ -34,7 +34,7 @@ macro_rules! say {
 
 pub(crate) use say;
 
-/// Says what is wrong with the configuration, and ends.
+/// Logs an error of the configuration and ends QEMU.
 macro_rules! give_up {
     ($text:literal $(, $arg:expr)* $(,)?) => {{
         $crate::host::say!($text $(, $arg)*);
@@ -44,12 +44,12 @@ macro_rules! give_up {
 
 pub(crate) use give_up;
 
-/// Has the log printed.
+/// Installs the logger.
 pub(crate) fn start_log() {
     #[cfg(all(feature = "text", not(feature = "defmt")))]
     {
         static LOG: text::Log = text::Log;
-        // SAFETY: nothing else runs yet. `set_logger` wants a compare-and-swap.
+        // SAFETY: nothing else runs yet. `set_logger` requires compare-and-swap.
         let _ = unsafe { log::set_logger_racy(&LOG) };
         // SAFETY: as above.
         unsafe { log::set_max_level_racy(log::LevelFilter::Info) };
@@ -95,6 +95,6 @@ fn panic(info: &PanicInfo<'_>) -> ! {
 
 #[cortex_m_rt::exception]
 unsafe fn HardFault(frame: &cortex_m_rt::ExceptionFrame) -> ! {
-    // The default waits for a debugger for ever.
+    // The default handler waits for a debugger for ever.
     panic!("hard fault at {:#x}, called from {:#x}", frame.pc(), frame.lr());
 }

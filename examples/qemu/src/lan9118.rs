@@ -1,8 +1,8 @@
-//! The board's Ethernet controller, an SMSC LAN9118, for embassy-net: programmed I/O through its
-//! FIFOs, one interrupt, one frame buffer each way. No copy but the one to or from the FIFO.
+//! An embassy-net driver of the board's Ethernet controller, an SMSC LAN9118: programmed I/O
+//! through its FIFOs, one interrupt, one frame buffer each way. Each frame is copied once.
 //!
-//! QEMU's model is what it was tried with. A real one would also want the error bits of received
-//! frames looked at, and an interrupt when there is room to transmit again.
+//! Tested with QEMU's model. For a real chip the driver must also check the error bits of received
+//! frames, and use an interrupt to wait for room to transmit.
 
 use core::cell::Cell;
 use core::sync::atomic::{AtomicBool, Ordering};
@@ -34,12 +34,12 @@ const MAC_CSR_CMD: usize = board::ETHERNET + 0xA4;
 const MAC_CSR_DATA: usize = board::ETHERNET + 0xA8;
 const AFC_CFG: usize = board::ETHERNET + 0xAC;
 
-/// In [`BYTE_TEST`], whatever the byte order.
+/// The value of [`BYTE_TEST`].
 const IT_IS_ONE: u32 = 0x8765_4321;
-/// In [`HW_CFG`]: reset, busy with it.
+/// In [`HW_CFG`]: resets the chip; set until the reset is done.
 const SOFT_RESET: u32 = 1;
-/// In [`HW_CFG`]: 5 KiB to transmit, which leaves 10,560 bytes to receive, and a bit that must be
-/// one.
+/// In [`HW_CFG`]: 5 KiB for the transmit FIFO, which leaves 10,560 bytes for the receive FIFO, and
+/// a bit that must be one.
 const FIFO_SIZES: u32 = 0x0015_0000;
 /// In [`AFC_CFG`]: the data sheet's levels for flow control.
 const FLOW_CONTROL: u32 = 0x006E_3740;
@@ -51,7 +51,7 @@ const RX_LEVEL: u32 = 0x4800_0000;
 const TX_ON: u32 = 1 << 1;
 /// In [`INT_EN`] and [`INT_STS`]: a frame was received.
 const INT_RX: u32 = 1 << 3;
-/// In [`INT_EN`] and [`INT_STS`]: the PHY has something to say.
+/// In [`INT_EN`] and [`INT_STS`]: an interrupt of the PHY.
 const INT_PHY: u32 = 1 << 18;
 
 /// Registers of the MAC, behind [`MAC_CSR_CMD`].
@@ -81,14 +81,14 @@ const PHY_LINK_CHANGES: u32 = 1 << 7 | 1 << 6 | 1 << 4;
 
 /// The longest frame, without its checksum.
 const FRAME_MAX: usize = 1514;
-/// Frame buffers are of words: the FIFOs are.
+/// Words of a frame buffer; the FIFOs consist of words.
 const WORDS: usize = FRAME_MAX.div_ceil(4) + 1;
-/// The receive FIFO takes 6 full frames and drops what comes beyond. smoltcp keeps each TCP
-/// window at so many frames.
+/// The limit of each TCP window in frames (by smoltcp): the receive FIFO drops frames beyond 6 full
+/// ones.
 const BURST: usize = 4;
 
 static WAKER: AtomicWaker = AtomicWaker::new();
-/// The PHY said something.
+/// True if the PHY raised an interrupt that is not handled yet.
 static PHY_CALLED: AtomicBool = AtomicBool::new(true);
 
 /// Frames and bytes since the start.
@@ -103,7 +103,7 @@ pub(crate) struct Traffic {
 static TRAFFIC: Mutex<Cell<Traffic>> =
     Mutex::new(Cell::new(Traffic { frames_in: 0, bytes_in: 0, frames_out: 0, bytes_out: 0 }));
 
-/// What passed so far.
+/// Returns the counts so far.
 pub(crate) fn traffic() -> Traffic {
     critical_section::with(|cs| TRAFFIC.borrow(cs).get())
 }
@@ -125,12 +125,12 @@ pub(crate) struct Lan9118 {
     tx: Frame,
 }
 
-/// There is none at its address; this was read instead.
+/// There is no controller at the address; has the value read in place of [`IT_IS_ONE`].
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct NotFound(pub(crate) u32);
 
 impl Lan9118 {
-    /// Resets it and takes its interrupt. Its MAC address is the one it has loaded from its EEPROM.
+    /// Resets the controller and enables its interrupt. The MAC address is that of its EEPROM.
     pub(crate) fn new() -> Result<Self, NotFound> {
         let test = read(BYTE_TEST);
         if test != IT_IS_ONE {
@@ -169,7 +169,7 @@ impl Driver for Lan9118 {
         if frames_received() == 0 {
             WAKER.register(cx.waker());
             write(INT_STS, INT_RX);
-            // One may have come before the interrupt was cleared.
+            // A frame may have arrived before the interrupt was cleared.
             if frames_received() == 0 {
                 unmask(INT_RX);
                 return None;
@@ -181,7 +181,7 @@ impl Driver for Lan9118 {
     fn transmit(&mut self, cx: &mut Context<'_>) -> Option<TxToken<'_>> {
         let room = read(TX_FIFO_INF) & 0xFFFF;
         if (room as usize) < FRAME_MAX + 16 {
-            // Never in QEMU, where a frame has left when it is written.
+            // Never in QEMU, where a written frame leaves at once.
             cx.waker().wake_by_ref();
             return None;
         }
@@ -192,9 +192,9 @@ impl Driver for Lan9118 {
         WAKER.register(cx.waker());
         if PHY_CALLED.load(Ordering::Acquire) {
             PHY_CALLED.store(false, Ordering::Relaxed);
-            // Reading takes it back.
+            // A read clears the interrupt.
             let _ = phy_read(PHY_INTERRUPT);
-            // A lost link stays in it until it was read.
+            // A lost link stays in the status until it is read.
             let _ = phy_read(PHY_STATUS);
             let up = phy_read(PHY_STATUS) & LINK_IS_UP != 0;
             self.link = if up { LinkState::Up } else { LinkState::Down };
@@ -216,15 +216,15 @@ impl Driver for Lan9118 {
     }
 }
 
-/// A frame that waits in the FIFO.
+/// A frame in the receive FIFO.
 pub(crate) struct RxToken<'a>(&'a mut Frame);
 
 impl embassy_net_driver::RxToken for RxToken<'_> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, f: F) -> R {
-        // With its checksum, 4 bytes.
+        // The length includes the checksum of 4 bytes.
         let len = (read(RX_STATUS) >> 16 & 0x3FFF) as usize;
         for at in 0..len.div_ceil(4) {
-            // All of it has to leave the FIFO, also what is too long.
+            // The whole frame must leave the FIFO, even if it is too long.
             let word = read(RX_DATA);
             if let Some(slot) = self.0.0.get_mut(at) {
                 *slot = word;
@@ -239,7 +239,7 @@ impl embassy_net_driver::RxToken for RxToken<'_> {
     }
 }
 
-/// Leave to transmit one frame.
+/// Permission to transmit one frame.
 pub(crate) struct TxToken<'a>(&'a mut Frame);
 
 impl embassy_net_driver::TxToken for TxToken<'_> {
@@ -252,7 +252,7 @@ impl embassy_net_driver::TxToken for TxToken<'_> {
         for word in self.0.0.iter().take(len.div_ceil(4)) {
             write(TX_DATA, *word);
         }
-        // Else what became of each frame fills its FIFO.
+        // Take the frame's status, so that the status FIFO does not fill.
         if read(TX_FIFO_INF) >> 16 & 0xFF != 0 {
             let _ = read(TX_STATUS);
         }
@@ -271,10 +271,11 @@ pub(crate) struct Frame([u32; WORDS]);
 impl Frame {
     const EMPTY: Self = Self([0; WORDS]);
 
-    /// The first `len` bytes, or as many as there are.
+    /// Returns the first `len` bytes, or all if there are fewer.
     fn bytes(&mut self, len: usize) -> &mut [u8] {
         let words = self.0.as_mut_slice();
-        // SAFETY: words are bytes, more coarsely aligned; a Cortex-M is little-endian as the wire.
+        // SAFETY: words are aligned for bytes, and every byte is valid. The byte order of a
+        // little-endian Cortex-M is that of the wire.
         let bytes = unsafe {
             core::slice::from_raw_parts_mut(words.as_mut_ptr().cast::<u8>(), size_of_val(words))
         };
@@ -289,7 +290,7 @@ extern "C" fn on_interrupt() {
     if causes & INT_PHY != 0 {
         PHY_CALLED.store(true, Ordering::Release);
     }
-    // They stay until the task has seen to them: masked until then.
+    // The causes stay set until the task handles them: mask them until then.
     write(INT_EN, read(INT_EN) & !causes);
     WAKER.wake();
 }
@@ -326,9 +327,9 @@ fn phy_write(register: u32, value: u32) {
     while mac_read(MAC_MII_ACC) & MII_BUSY != 0 {}
 }
 
-/// Has QEMU look at its sockets again, which it does not do because a frame was written: it would
-/// find an answer half a second later. Any timer's start makes it look; the controller has one
-/// that nobody needs. At most once a millisecond.
+/// Makes QEMU poll its sockets. A written frame does not make it poll: it would receive the answer
+/// half a second later. The start of any timer does, such as the controller's, which has no other
+/// use. At most once a millisecond.
 fn nudge_qemu() {
     const TICKS: u32 = 10; // of 100 us
     const RUN: u32 = 1 << 29;

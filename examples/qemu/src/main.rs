@@ -1,5 +1,6 @@
 //! The sensor node of `examples/app` as firmware for QEMU's board `mps2-an385` (a Cortex-M3 with
-//! Ethernet), built for ARMv7-M or, from the same source, for ARMv6-M, which the RP2040 speaks.
+//! Ethernet), built for ARMv7-M or, from the same source, for ARMv6-M, the architecture of the
+//! RP2040.
 //!
 //! ```text
 //! cargo build --release --target thumbv7m-none-eabi
@@ -8,12 +9,12 @@
 //!     -kernel target/thumbv7m-none-eabi/release/nanonsq-qemu
 //! ```
 //!
-//! It gets its address by DHCP and publishes to nsqd on the host, which it sees as 10.0.2.2. See
-//! `settings` for what can be set. `cargo xtask qemu` runs it against real servers and checks what
-//! arrives. Commands come on the topic `qemu-commands`: see `examples/app`.
+//! The firmware gets its address by DHCP and publishes to nsqd on the host, with the address
+//! 10.0.2.2. `settings` lists the settings. `cargo xtask qemu` runs it against real servers and
+//! checks the results. It consumes commands from the topic `qemu-commands`: see `examples/app`.
 //!
-//! Exit status: 0 if all readings that were wanted are acknowledged, 1 if some are not, 2 if the
-//! settings make no sense, 101 after a panic.
+//! Exit status: 0 if all messages are acknowledged, 1 if some are not, 2 if the settings are
+//! invalid, 101 after a panic.
 
 #![no_std]
 #![no_main]
@@ -50,22 +51,22 @@ use host::{give_up, say};
 use lan9118::{Lan9118, NotFound};
 use settings::{COMMAND_LOOKUPDS_MAX, Firmware, LOOKUPDS_MAX};
 
-/// Bytes that wait for nsqd's acknowledgement, or for nsqd.
+/// Bytes of the publisher's outbox.
 const OUTBOX: usize = 16 * 1024;
-/// Readings, reports and replies, and the readings of a second node.
+/// Topics of readings, reports and replies, and of the readings of a second sensor node.
 const TOPICS: usize = 4;
-/// nsqds that commands come from, at a time.
+/// The most nsqds from which commands are consumed at a time.
 const COMMAND_NSQDS: usize = 2;
-/// Commands in flight: one is done, the others wait.
+/// Commands in flight: one runs, the others wait.
 const COMMANDS: usize = 4;
-/// Bytes of a command with its head, with room to spare: a longer one takes several such slots.
+/// Ring bytes for each command in flight. The ring also holds one longer message.
 const COMMAND_SLOT: usize = 192;
-/// How long it takes at most to leave the servers before a reboot.
+/// Time limit for disconnecting from all servers before a reboot.
 const LEFT_IN: Duration = Duration::from_secs(2);
-/// How long it waits in the end for nsqlookupds that it could not be registered with so far.
+/// Time limit at the end of a run for registration with nsqlookupds that were not reachable.
 const REGISTERED_IN: Duration = Duration::from_secs(5);
 static SECOND_ENDED: Signal<CriticalSectionRawMutex, ()> = Signal::new();
-/// Those of a publisher with its consumer, or of a node.
+/// The sockets of a publisher with a consumer, or of an nsqd, whichever are more.
 const SOCKETS: usize = {
     let publisher = Sockets { dhcp: true, publishers: 1, lookupds: LOOKUPDS_MAX, ..Sockets::NONE }
         .with_consumer(COMMAND_NSQDS, COMMAND_LOOKUPDS_MAX);
@@ -149,7 +150,7 @@ async fn obey(
     match node.obey(&commands, &mut board).await {}
 }
 
-/// Another application, in a task of its own, that publishes through the same connection.
+/// A second sensor node, in its own task, that publishes through the same connection.
 #[embassy_executor::task]
 async fn second(settings: &'static Settings<'static>, publisher: PublishHandle) {
     let readings = run(settings, publisher).await;
@@ -198,7 +199,7 @@ async fn node(spawner: Spawner) {
     say!("readings={}", node.readings());
     SECOND_ENDED.wait().await;
     let counters = publisher.counters();
-    // A short run may be over before every nsqlookupd was reached.
+    // A short run may end before every nsqlookupd was reached.
     let _ = with_timeout(REGISTERED_IN, registry.settled()).await;
     join(registry.stop(), publisher.stop(&EmbassySleep)).await;
     finish(&counters)
@@ -279,7 +280,7 @@ fn start_commands(
     stack: Stack<'static>,
 ) -> CommandHandle {
     static CONFIG: StaticCell<consumer::Config<'static>> = StaticCell::new();
-    // As many places for nsqds that are found as there are connections for them.
+    // As many slots for nsqds that are found as connections.
     static RESOURCES: ConstStaticCell<
         drive::consumer::Resources<
             'static,
@@ -321,7 +322,7 @@ fn start_commands(
     }
 }
 
-/// What commands are for on this board.
+/// The board's actions for commands.
 struct Board {
     publisher: PublishHandle,
     registry: LookupHandle,
@@ -338,21 +339,21 @@ impl nanonsq_app::Board for Board {
     }
 
     async fn reboot(&mut self) -> Infallible {
-        // A server that is left learns of it now, not when its heartbeats are missed.
+        // The servers see the end of the connections now, not after missed heartbeats.
         let leave = join(self.registry.stop(), self.publisher.stop(&EmbassySleep));
         let _ = with_timeout(LEFT_IN, leave).await;
         cortex_m::peripheral::SCB::sys_reset()
     }
 }
 
-/// Publishes until it is enough; how many readings that were.
+/// Publishes up to the limits of the settings; returns the number of readings.
 async fn run(settings: &Settings<'_>, publisher: PublishHandle) -> u32 {
     let node = Node::new(settings, publisher, EmbassySleep);
     node.run(&mut Simulated::new()).await;
     node.readings()
 }
 
-/// Says how it went, and ends.
+/// Logs the counters and ends QEMU.
 fn finish(counters: &Counters) -> ! {
     let traffic = lan9118::traffic();
     say!(

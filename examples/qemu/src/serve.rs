@@ -1,4 +1,4 @@
-//! The device as an nsqd: consumers come to it, and nsqlookupds tell them where it is.
+//! The device as an nsqd, which consumers find through nsqlookupds.
 
 use core::cell::Cell;
 
@@ -19,17 +19,18 @@ use crate::host::{give_up, say};
 use crate::settings::{Firmware, LOOKUPDS_MAX};
 use crate::{finish, spawn};
 
-/// Consumers and producers at a time, and connections over HTTP; one more each is refused.
+/// Clients (consumers and producers) at a time; one more is rejected.
 pub(crate) const CLIENTS: usize = 4;
+/// HTTP connections at a time; one more is rejected.
 pub(crate) const HTTP: usize = 2;
-/// Readings, reports, and what others make.
+/// Topics: readings, reports, and two that clients create.
 const TOPICS: usize = 4;
 const CHANNELS: usize = 6;
 /// Messages in flight in each channel.
 const IN_FLIGHT: usize = 25;
-/// Bytes for messages.
+/// Bytes of the store of messages.
 const STORE: usize = 24 * 1024;
-/// Bytes read at once.
+/// Bytes of the read buffer of each client.
 const RX: usize = 256;
 
 const TCP_PORT: u16 = 4150;
@@ -76,7 +77,7 @@ async fn watch_lookups(
     nanonsq_app::watch_lookups(&handle).await
 }
 
-/// The node, and the longest that the application has waited for it to take a message.
+/// The nsqd, with the longest time that a publish of the application has waited.
 struct Timed<'a> {
     node: Handle,
     longest: &'a Cell<Duration>,
@@ -116,7 +117,7 @@ impl Network for Timed<'_> {
     }
 }
 
-/// Reads the sensor, and keeps what it says until somebody has consumed it.
+/// Reads the sensor and keeps its readings until they are consumed.
 pub(crate) async fn run(
     spawner: Spawner,
     firmware: &'static Firmware,
@@ -124,7 +125,7 @@ pub(crate) async fn run(
     stack: Stack<'static>,
 ) -> ! {
     let node = start(spawner, firmware, own, stack);
-    // Also before the first reading.
+    // Consumers find the topics before the first reading.
     for topic in [&firmware.node.readings, &firmware.node.reports] {
         if let Err(why) = node.create(topic, None) {
             give_up!("topic {}: {}", topic.as_str(), why);

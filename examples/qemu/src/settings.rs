@@ -1,29 +1,29 @@
-//! What the node is to do: from environment variables when the firmware is built, or from QEMU's
-//! command line when it is run, which wins.
+//! The settings: from environment variables at build time, or from QEMU's command line at run time,
+//! which has priority.
 //!
 //! | variable | argument | meaning | default |
 //! |---|---|---|---|
 //! | `NANONSQ_NSQDS` | `nsqds` | nsqds as `host:port,...`, tried in turn | `10.0.2.2:4150` |
-//! | `NANONSQ_LOOKUPDS` | `lookupds` | nsqlookupds, likewise; may be empty | `10.0.2.2:4160` |
-//! | `NANONSQ_BROADCAST` | `broadcast` | host that nsqlookupds tell consumers | own address |
-//! | `NANONSQ_BROADCAST_TCP_PORT` | `broadcast-tcp-port` | its TCP port | 4150 |
-//! | `NANONSQ_BROADCAST_HTTP_PORT` | `broadcast-http-port` | its HTTP port | 4151 |
+//! | `NANONSQ_LOOKUPDS` | `lookupds` | nsqlookupds to register with, as `host:port,...`; may be empty | `10.0.2.2:4160` |
+//! | `NANONSQ_BROADCAST` | `broadcast` | announced host | own address |
+//! | `NANONSQ_BROADCAST_TCP_PORT` | `broadcast-tcp-port` | announced TCP port | 4150 |
+//! | `NANONSQ_BROADCAST_HTTP_PORT` | `broadcast-http-port` | announced HTTP port | 4151 |
 //! | `NANONSQ_DEVICE` | `device` | the device's name | `qemu` |
 //! | `NANONSQ_TOPIC` | `topic` | topic of the readings | `readings` |
 //! | `NANONSQ_REPORTS` | `reports` | topic of the reports | `reports` |
 //! | `NANONSQ_COMMANDS` | `commands` | topic of the commands; empty is none | `qemu-commands` |
 //! | `NANONSQ_REPLIES` | `replies` | topic of the replies | `replies` |
-//! | `NANONSQ_COMMAND_NSQDS` | `command-nsqds` | nsqds that commands come from; may be empty | `10.0.2.2:4150` |
-//! | `NANONSQ_COMMAND_LOOKUPDS` | `command-lookupds` | nsqlookupds that list such nsqds, at their HTTP ports | |
-//! | `NANONSQ_LOOKUP_MS` | `lookup-ms` | how often those are asked | 60000 |
-//! | `NANONSQ_PERIOD_MS` | `period-ms` | from reading to reading; 0 is as fast as it goes | 1000 |
-//! | `NANONSQ_REPORT_MS` | `report-ms` | from report to report | 60000 |
-//! | `NANONSQ_HEARTBEAT_MS` | `heartbeat-ms` | nsqd's heartbeats | 30000 |
-//! | `NANONSQ_READINGS` | `readings` | stop after so many; 0 is never | 0 |
-//! | `NANONSQ_DURATION_MS` | `duration-ms` | stop after so long; 0 is never | 0 |
-//! | `NANONSQ_SECOND` | `second` | a second node publishes to this topic, if it is not empty | |
-//! | `NANONSQ_NODE` | `node` | 1: the device is an nsqd itself, on ports 4150 and 4151; what is said of nsqds and commands does not matter then | 0 |
-//! | `NANONSQ_SEED` | `seed` | makes its jitter and ports differ | 1 |
+//! | `NANONSQ_COMMAND_NSQDS` | `command-nsqds` | nsqds to consume commands from; may be empty | `10.0.2.2:4150` |
+//! | `NANONSQ_COMMAND_LOOKUPDS` | `command-lookupds` | nsqlookupds that list such nsqds, with their HTTP ports | |
+//! | `NANONSQ_LOOKUP_MS` | `lookup-ms` | time between lookups of such nsqds | 60000 |
+//! | `NANONSQ_PERIOD_MS` | `period-ms` | time between readings; 0 is as fast as possible | 1000 |
+//! | `NANONSQ_REPORT_MS` | `report-ms` | time between reports | 60000 |
+//! | `NANONSQ_HEARTBEAT_MS` | `heartbeat-ms` | time between heartbeats of nsqd | 30000 |
+//! | `NANONSQ_READINGS` | `readings` | number of readings before the device stops; 0 is never | 0 |
+//! | `NANONSQ_DURATION_MS` | `duration-ms` | time before the device stops; 0 is never | 0 |
+//! | `NANONSQ_SECOND` | `second` | topic of a second sensor node on the same connection; empty is none | |
+//! | `NANONSQ_NODE` | `node` | 1: the device is an nsqd itself, on ports 4150 and 4151; settings of nsqds and commands have no effect | 0 |
+//! | `NANONSQ_SEED` | `seed` | seed of jitter and ports | 1 |
 
 use heapless::Vec;
 use nanonsq_app::Settings;
@@ -34,33 +34,33 @@ use nanonsq_embassy::core::{consumer, nsqd, publisher, registration};
 
 use crate::host::{self, give_up};
 
-/// The most nsqds to choose from.
+/// The most nsqds of the publisher.
 pub(crate) const NSQDS_MAX: usize = 4;
 /// The most nsqlookupds to register with.
 pub(crate) const LOOKUPDS_MAX: usize = 2;
 
-/// The most nsqds that commands come from, given ones.
+/// The most nsqds in the settings to consume commands from.
 const COMMAND_NSQDS_MAX: usize = 4;
-/// The most nsqlookupds that are asked for more of them.
+/// The most nsqlookupds to find such nsqds.
 pub(crate) const COMMAND_LOOKUPDS_MAX: usize = 2;
 
-/// Everything that can be set.
+/// The settings of the firmware.
 pub(crate) struct Firmware {
     pub(crate) nsqds: Vec<Address, NSQDS_MAX>,
     pub(crate) lookupds: Vec<Address, LOOKUPDS_MAX>,
-    /// Empty: the address that the network gives.
+    /// Empty: the address from DHCP.
     broadcast: &'static str,
     broadcast_tcp_port: u16,
     broadcast_http_port: u16,
     pub(crate) node: Settings<'static>,
-    /// Where commands come from, if they do.
+    /// The topic of commands; `None`: no commands are consumed.
     commands: Option<TopicName>,
     pub(crate) command_nsqds: Vec<Address, COMMAND_NSQDS_MAX>,
     pub(crate) command_lookupds: Vec<Address, COMMAND_LOOKUPDS_MAX>,
     lookup_interval: Span,
     pub(crate) second: Option<Settings<'static>>,
     heartbeat: Span,
-    /// An nsqd itself.
+    /// True if the device is an nsqd itself.
     pub(crate) is_node: bool,
     pub(crate) seed: u32,
 }
@@ -90,7 +90,7 @@ macro_rules! number {
 }
 
 impl Firmware {
-    /// Reads them; ends the firmware, with the reason, if they make no sense.
+    /// Reads the settings. Ends QEMU, with the reason, if a value is invalid.
     pub(crate) fn read() -> Self {
         let args: Vec<_, 24> = host::args().collect();
         let device = text!(args, "device", "NANONSQ_DEVICE", "qemu");
@@ -154,7 +154,7 @@ impl Firmware {
         }
     }
 
-    /// How commands are consumed, if they are.
+    /// Returns the consumer's configuration if commands are consumed.
     pub(crate) fn command_config(&self) -> Option<consumer::Config<'static>> {
         Some(consumer::Config {
             heartbeat: self.heartbeat,
@@ -164,7 +164,7 @@ impl Firmware {
         })
     }
 
-    /// `own` is the device's address as text.
+    /// Returns the configuration of registration. `own` is the device's address.
     pub(crate) fn lookup_config(&self, own: &'static str) -> registration::Config<'static> {
         let node = registration::NodeInfo {
             broadcast_address: if self.broadcast.is_empty() { own } else { self.broadcast },
@@ -177,7 +177,7 @@ impl Firmware {
         registration::Config { seed: self.seed, ..registration::Config::new(node) }
     }
 
-    /// As a node says it over HTTP.
+    /// Returns the HTTP configuration of an nsqd, with the announced address.
     pub(crate) fn http_config(&self, own: &'static str) -> nsqd::HttpConfig<'static> {
         let info = self.lookup_config(own).node;
         nsqd::HttpConfig {

@@ -1,4 +1,4 @@
-//! The record of a crash, in RAM that a start leaves alone.
+//! The record of a crash, in RAM that a start does not clear.
 
 use core::cell::UnsafeCell;
 use core::fmt;
@@ -17,8 +17,9 @@ static KEPT: Kept = Kept(UnsafeCell::new(MaybeUninit::uninit()));
 
 fn with<T>(f: impl FnOnce(&mut Record) -> T) -> T {
     critical_section::with(|_| {
-        // SAFETY: nobody else is in here. Every bit pattern of RAM is an array of integers, and the
-        // volatile read keeps the compiler from reasoning about what was never written.
+        // SAFETY: the critical section excludes other accesses. Every bit pattern of RAM is a valid
+        // array of integers, and the volatile read keeps the compiler from assuming that the memory
+        // is uninitialized.
         let mut record = unsafe { KEPT.0.get().cast::<Record>().read_volatile() };
         let result = f(&mut record);
         // SAFETY: as above.
@@ -64,6 +65,6 @@ fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
 
 #[cortex_m_rt::exception]
 unsafe fn HardFault(frame: &cortex_m_rt::ExceptionFrame) -> ! {
-    // The default waits for a debugger for ever.
+    // The default handler waits for a debugger for ever.
     panic!("hard fault at {:#x}, called from {:#x}", frame.pc(), frame.lr());
 }

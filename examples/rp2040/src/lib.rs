@@ -1,8 +1,8 @@
-//! What the sensor node's two RP2040 boards share: USB serial, flash, watchdog, temperature, the
-//! record of a crash.
+//! The parts that the sensor node's two RP2040 boards share: USB serial, flash, watchdog,
+//! temperature, the record of a crash.
 //!
-//! `src/bin` has the boards. `examples/board` has the node and its console, `examples/app` what it
-//! does. The README says how to flash it.
+//! `src/bin` has the boards, `examples/board` the node and its console, `examples/app` the
+//! application. `docs/src/boards.md` describes how to flash a board.
 
 #![no_std]
 
@@ -33,28 +33,28 @@ bind_interrupts!(struct Irqs {
 
 /// Bytes of flash on both boards.
 pub const FLASH_SIZE: usize = 2 * 1024 * 1024;
-/// Where the settings are: the last two sectors, which `memory.x` leaves out.
+/// Offset of the settings: the last two sectors, which `memory.x` excludes.
 const SETTINGS_AT: u32 = (FLASH_SIZE - 2 * embassy_rp::flash::ERASE_SIZE) as u32;
 
 type Storage = Flash<'static, FLASH, Blocking, FLASH_SIZE>;
 
-/// What of the chip the node itself needs, whatever the board.
+/// The peripherals of the chip that the node needs on any board.
 pub struct Parts {
     /// For the settings.
     pub flash: Peri<'static, FLASH>,
     /// For the console.
     pub usb: Peri<'static, USB>,
-    /// For what comes back when all else fails.
+    /// For the watchdog.
     pub watchdog: Peri<'static, WATCHDOG>,
     /// For readings.
     pub adc: Peri<'static, ADC>,
-    /// Likewise.
+    /// For readings.
     pub temperature: Peri<'static, ADC_TEMP_SENSOR>,
 }
 
-/// The node on this chip: its console, settings and sensor. `board` is what it is called.
+/// Starts log, watchdog, console, settings and sensor of the board with the name `board`.
 ///
-/// `unique` is the number of its flash chip, which is there for this.
+/// Also returns the unique number of the flash chip.
 pub fn start(
     spawner: Spawner,
     parts: Parts,
@@ -66,7 +66,7 @@ pub fn start(
     let crash = crash::start(by_watchdog);
     let mut flash = Flash::new_blocking(parts.flash);
     let mut unique = [0; 8];
-    // Without it the device is called as any other; it can be given a name.
+    // Without the number all devices have the same default name; `set name` changes it.
     let _ = flash.blocking_unique_id(&mut unique);
     let identity = Identity::new(board, medium, "pico", &unique);
 

@@ -1,4 +1,4 @@
-//! Where the log goes.
+//! The destination of the log.
 
 #[cfg(feature = "defmt")]
 mod frames {
@@ -7,12 +7,12 @@ mod frames {
     defmt::timestamp!("{=u64:us}", embassy_time::Instant::now().as_micros());
 }
 
-/// Has it go there.
+/// Installs the logger.
 pub(crate) fn start() {
     #[cfg(all(feature = "text", not(feature = "defmt")))]
     {
         static LOG: nanonsq_board::firmware::Text = nanonsq_board::firmware::Text;
-        // SAFETY: nothing else runs yet. `set_logger` wants a compare-and-swap.
+        // SAFETY: nothing else runs yet. `set_logger` requires compare-and-swap.
         let _ = unsafe { log::set_logger_racy(&LOG) };
         // SAFETY: as above.
         unsafe { log::set_max_level_racy(log::LevelFilter::Info) };

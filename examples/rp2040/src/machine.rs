@@ -1,4 +1,4 @@
-//! Resets, the watchdog, the stack.
+//! Resets, watchdog and stack.
 
 use core::cell::RefCell;
 
@@ -12,7 +12,7 @@ use nanonsq_board::life::Stalled;
 
 use crate::crash;
 
-/// How long the watchdog waits: at most 8.3 s. Starting the radio and erasing flash take a second.
+/// The watchdog's timeout: at most 8.3 s. A start of the radio or an erase of flash takes a second.
 const PATIENCE: Duration = Duration::from_secs(8);
 
 /// The chip.
@@ -21,7 +21,7 @@ pub struct Rp2040 {
 }
 
 impl Rp2040 {
-    /// Starts the watchdog; says whether it was what reset the chip.
+    /// Starts the watchdog. Also returns whether the watchdog has reset the chip.
     pub(crate) fn new(watchdog: Peri<'static, WATCHDOG>) -> (Self, bool) {
         let mut watchdog = Watchdog::new(watchdog);
         let barked = watchdog.reset_reason().is_some();
@@ -49,7 +49,7 @@ impl Machine for Rp2040 {
 
     fn bootloader(&self) {
         crash::leaving();
-        // Both ways to copy an image to it, and no LED for its activity.
+        // With both interfaces of the bootloader, and without an activity LED.
         embassy_rp::rom_data::reset_to_usb_boot(0, 0);
     }
 
@@ -62,7 +62,7 @@ impl Machine for Rp2040 {
         const PAINT: u32 = 0xCCCC_CCCC;
         let (lowest, top) = (&raw const _stack_end, &raw const _stack_start);
         let mut free = lowest;
-        // SAFETY: all between the two is the stack, whose words are initialised.
+        // SAFETY: the memory between the two symbols is the stack, whose words are initialized.
         unsafe {
             while free < top && free.read_volatile() == PAINT {
                 free = free.add(1);

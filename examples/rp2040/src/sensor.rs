@@ -1,4 +1,4 @@
-//! The chip's own temperature.
+//! The chip's temperature.
 
 use embassy_rp::Peri;
 use embassy_rp::adc::{Adc, Blocking, Channel, Config};
@@ -6,17 +6,16 @@ use embassy_rp::peripherals::{ADC, ADC_TEMP_SENSOR};
 use nanonsq_app::{Sensor, SensorFault};
 use serde::Serialize;
 
-/// The RP2040's temperature sensor. Uncalibrated: it is off by several degrees, and the same each
-/// time.
+/// The RP2040's temperature sensor. Uncalibrated: the error is several degrees, but constant.
 pub struct Thermometer {
     adc: Adc<'static, Blocking>,
     channel: Channel<'static>,
 }
 
-/// What it measures.
+/// The values of the sensor.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct Temperature {
-    /// In thousandths of a degree Celsius.
+    /// Temperature in thousandths of a degree Celsius.
     pub temperature_mc: i32,
 }
 
@@ -33,15 +32,15 @@ impl Sensor for Thermometer {
     type Values = Temperature;
 
     async fn read(&mut self) -> Result<Temperature, SensorFault> {
-        // 2 microseconds.
+        // Blocks for 2 microseconds.
         let raw = self.adc.blocking_read(&mut self.channel);
         raw.map(|raw| Temperature { temperature_mc: millidegrees(raw) })
             .map_err(|_| SensorFault("the ADC failed"))
     }
 }
 
-/// RP2040 datasheet, 4.9.5: 27 °C at 0.706 V, 1.721 mV less for each degree more; 4096 steps of
-/// 3.3 V.
+/// Converts a raw ADC value (RP2040 datasheet, 4.9.5): 27 °C at 0.706 V, -1.721 mV per degree,
+/// 4096 steps of 3.3 V.
 fn millidegrees(raw: u16) -> i32 {
     let microvolts = (i64::from(raw) * 3_300_000) / 4096;
     27_000 - ((microvolts - 706_000) * 1000 / 1721) as i32

@@ -1,4 +1,4 @@
-//! A serial port over USB (CDC-ACM): no driver is needed on any of today's systems.
+//! A serial port over USB (CDC-ACM), which current operating systems support without a driver.
 
 use embassy_executor::Spawner;
 use embassy_futures::select::{Either, select};
@@ -13,7 +13,7 @@ use static_cell::StaticCell;
 
 use crate::Irqs;
 
-/// What goes into one packet of a full-speed device.
+/// Bytes of one packet of a full-speed device.
 const PACKET: usize = 64;
 
 type UsbDriver = Driver<'static, USB>;
@@ -32,7 +32,7 @@ async fn run(mut usb: UsbDevice<'static, UsbDriver>) {
 }
 
 impl UsbSerial {
-    /// Starts it, once.
+    /// Starts the USB device; to be called once.
     pub(crate) fn start(
         spawner: Spawner,
         usb: Peri<'static, USB>,
@@ -43,7 +43,7 @@ impl UsbSerial {
         static BOS: StaticCell<[u8; 16]> = StaticCell::new();
         static CONTROL: StaticCell<[u8; 64]> = StaticCell::new();
         static STATE: StaticCell<State<'static>> = StaticCell::new();
-        // pid.codes' number for tests and examples; a product has its own.
+        // The number of pid.codes for tests and examples; a product needs its own.
         let mut config = Config::new(0x1209, 0x0001);
         config.manufacturer = Some("nanonsq");
         config.product = Some(product);
@@ -75,7 +75,7 @@ impl Serial for UsbSerial {
                 while !self.receiver.dtr() {
                     self.changed.control_changed().await;
                 }
-                // A terminal that was just opened may not show what comes at once.
+                // A terminal that was just opened may not show the first bytes.
                 Timer::after_millis(50).await;
                 self.is_open = true;
                 return SerialEvent::Opened;
@@ -94,7 +94,7 @@ impl Serial for UsbSerial {
 
     async fn write_all(&mut self, bytes: &[u8]) {
         for packet in bytes.chunks(PACKET - 1) {
-            // Whoever pulled the cable did not want to read it.
+            // Give up when the terminal is closed or the cable is pulled.
             let closed = async {
                 while self.receiver.dtr() {
                     self.changed.control_changed().await;

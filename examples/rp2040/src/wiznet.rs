@@ -1,17 +1,17 @@
-//! The W5500 as embassy-net-wiznet 0.3.0 needs it.
+//! Works around two faults of the W5500 driver embassy-net-wiznet 0.3.0.
 //!
-//! That driver clears the chip's interrupt and then reads one frame. The chip raises it for the
-//! next frame that *arrives*; those that are in it already wait until then. With each burst more of
-//! them do, until TCP stands still. (Its next release reads until the chip is empty: when there is
-//! a 0.4, give it the plain SPI and the plain `Input`, and this file can go.)
+//! The driver clears the chip's interrupt and then reads one frame. The chip raises the interrupt
+//! only for the next frame that *arrives*; frames already in its buffer wait until then. Each burst
+//! leaves more of them, until TCP stalls. (The next release reads until the chip is empty: with
+//! 0.4, use the plain SPI and the plain `Input`, and delete this file.)
 //!
-//! So [`Watched`] looks on as the driver reads how many bytes the chip holds and says how many it
-//! took, and [`Line`] tells it that the line is low while there are more. One more look follows,
-//! for a frame that came just before the interrupt was cleared; and one now and then in any case.
+//! So [`Watched`] records how many bytes the chip holds and how many the driver has taken, and
+//! [`Line`] reports a low interrupt line while bytes are left. One more read follows, for a frame
+//! that arrived just before the interrupt was cleared; and one each [`TICK`] in any case.
 //!
-//! That driver also believes the length of a frame that it reads from the chip, and panics if it
-//! has no room for so many bytes: a tagged frame of a VLAN is longer, and a line with noise says
-//! anything. [`Watched`] shows it one that it has room for and has the chip skip the rest.
+//! The driver also trusts the length of a frame that it reads from the chip, and panics if it has
+//! no room for so many bytes: a frame with a VLAN tag is longer, and noise on the SPI may yield any
+//! value. [`Watched`] presents a length that fits and lets the chip skip the rest.
 
 use core::cell::Cell;
 use core::convert::Infallible;
@@ -25,38 +25,38 @@ use embedded_hal_async::digital::Wait;
 use embedded_hal_async::spi::{ErrorType, Operation, SpiDevice};
 use nanonsq_board::firmware::{driver_hangs, driver_round};
 
-/// How often the driver looks without any interrupt.
+/// The longest time between two reads of the driver, without an interrupt.
 const TICK: Duration = Duration::from_millis(250);
 
-/// Socket 0's registers, as the control byte names them; its receive buffer; written.
+/// Control bytes: the registers of socket 0, its receive buffer, and the bit for a write.
 const SOCKET_0: u8 = 0b0000_1000;
 const SOCKET_0_RECEIVED: u8 = 0b0001_1000;
 const WRITE: u8 = 0b0000_0100;
-/// Bytes received that were not taken yet (datasheet, 4.2: Sn_RX_RSR).
+/// Register with the number of received bytes that are not taken yet (datasheet, 4.2: Sn_RX_RSR).
 const RECEIVED_SIZE: u16 = 0x0026;
-/// Up to where they were taken (Sn_RX_RD).
+/// Register with the position up to which bytes are taken (Sn_RX_RD).
 const READ_POINTER: u16 = 0x0028;
 
-/// The length before a frame, which counts itself; that of a frame of nothing but addresses and
-/// type, and of the longest that the driver has room for.
+/// Size of the length field before a frame, which includes itself; its value for the shortest frame
+/// (addresses and type), and for the longest that the driver has room for.
 const LENGTH: u16 = 2;
 const LENGTH_MIN: u16 = LENGTH + 14;
 const LENGTH_MAX: u16 = LENGTH + 1514;
 
-/// What is known of the chip's receive buffer.
+/// The state of the chip's receive buffer, as observed on the SPI.
 #[derive(Debug, Default)]
 pub struct Receive {
-    /// Bytes in it, when that was last read, less what was taken since.
+    /// Bytes in the buffer when the driver last read that, less those taken since.
     held: Cell<u16>,
     read_pointer: Cell<u16>,
-    /// Something was taken, or the line was low: another look is due.
+    /// True after bytes were taken: the driver must read once more.
     look: Cell<bool>,
-    /// Bytes of a frame that the driver was not shown; wraps where it was shown more.
+    /// The frame's length less the length presented to the driver; wraps if that is negative.
     hidden: Cell<u16>,
 }
 
 impl Receive {
-    /// Nothing is known yet.
+    /// Creates the state before the first transaction.
     pub const fn new() -> Self {
         Self {
             held: Cell::new(0),
@@ -66,7 +66,7 @@ impl Receive {
         }
     }
 
-    /// What is to be written instead, if something is.
+    /// Returns the bytes to write in place of `value`: the read pointer after a hidden part.
     fn instead(&self, address: &[u8], control: &[u8], value: &[u8]) -> Option<[u8; 2]> {
         let (&[high, low], &[_, _]) = (value, address) else { return None };
         let is_read_pointer =
@@ -75,13 +75,13 @@ impl Receive {
         (hidden != 0).then(|| u16::from_be_bytes([high, low]).wrapping_add(hidden).to_be_bytes())
     }
 
-    /// The length of the next frame, as the driver is to see it.
+    /// Returns the length of the next frame to present to the driver.
     fn shown(&self, length: u16) -> u16 {
         let held = self.held.get();
         let (real, shown) = if (LENGTH_MIN..=held).contains(&length) {
             (length, length.min(LENGTH_MAX))
         } else {
-            // Nobody knows where the next one begins: all that is there is skipped.
+            // The start of the next frame is unknown: skip the whole buffer.
             (held, LENGTH_MIN)
         };
         self.hidden.set(real.wrapping_sub(shown));
@@ -120,14 +120,14 @@ impl Receive {
     }
 }
 
-/// The SPI of a W5500, looked on.
+/// The SPI of a W5500, with an observer.
 pub struct Watched<S> {
     spi: S,
     receive: &'static Receive,
 }
 
 impl<S> Watched<S> {
-    /// Tells `receive` what goes over `spi`.
+    /// Records the transactions over `spi` in `receive`.
     pub fn new(spi: S, receive: &'static Receive) -> Self {
         Self { spi, receive }
     }
@@ -158,14 +158,14 @@ impl<S: SpiDevice> SpiDevice for Watched<S> {
     }
 }
 
-/// The interrupt line of a W5500, low as long as there is something to read.
+/// The interrupt line of a W5500, low while the chip has bytes to read.
 pub struct Line {
     input: Input<'static>,
     receive: &'static Receive,
 }
 
 impl Line {
-    /// Over this pin, which is low while the chip has something to say.
+    /// Creates the line over the chip's interrupt pin, which is active low.
     pub fn new(input: Input<'static>, receive: &'static Receive) -> Self {
         Self { input, receive }
     }
@@ -182,7 +182,7 @@ impl Wait for Line {
         }
         driver_round();
         if self.receive.held.get() > 0 || self.receive.look.take() || self.input.is_low() {
-            // Others have their turn between two frames.
+            // Let other tasks run between two frames.
             yield_now().await;
         } else {
             select(self.input.wait_for_low(), Timer::after(TICK)).await;

@@ -122,7 +122,7 @@ impl Device {
 
     /// Waits until it has started, has a terminal and is ready for a line.
     pub(crate) async fn ready(&self, since: Instant) -> Result<()> {
-        self.says("`help` says what there is", since).await?;
+        self.says("`help` lists the commands", since).await?;
         loop {
             if lock(&self.seen).partial == PROMPT {
                 return Ok(());

@@ -1,4 +1,4 @@
-//! The log: `defmt`, else text on the console, else none.
+//! The log: `defmt` if that feature is on, else text on the console if `log` is on, else none.
 
 macro_rules! note {
     ($level:ident, $text:literal $(, $arg:expr)* $(,)?) => {{
@@ -16,11 +16,11 @@ pub(crate) use note;
 use embassy_sync::blocking_mutex::raw::CriticalSectionRawMutex;
 use embassy_sync::pipe::Pipe;
 
-/// Lines that wait for a terminal. When it is full, new ones are left out and counted: the first
-/// ones say why there is no network.
+/// Log lines for the console. When it is full, new lines are dropped and counted: the first lines
+/// tell why there is no network.
 static LINES: Pipe<CriticalSectionRawMutex, 2048> = Pipe::new();
 
-/// Bytes of the log that the console has not sent yet; waits for some.
+/// Waits for bytes of the log, copies them to `buf` and returns their number.
 pub(super) async fn next(buf: &mut [u8]) -> usize {
     LINES.read(buf).await
 }
@@ -38,13 +38,13 @@ mod text {
 
     use super::LINES;
 
-    /// Bytes of a line; the rest is cut off.
+    /// The longest line in bytes; the rest is cut.
     const LINE: usize = 200;
-    /// Room for the end of a line and for the number of lines left out.
+    /// Bytes for the end of a line and for the number of lines left out.
     const SLACK: usize = 48;
 
-    /// Has what is logged go to the console. The board sets it: on cores without a
-    /// compare-and-swap that is `unsafe`.
+    /// The logger of the console. The board installs it, since on cores without compare-and-swap
+    /// that is `unsafe`.
     #[derive(Debug)]
     pub struct Text;
 
@@ -70,7 +70,7 @@ mod text {
                 line.pop();
             }
             let _ = line.push('\n');
-            // Between the two nobody else runs: there is one executor, and no interrupt logs.
+            // The capacity cannot shrink before the write: one executor, and no interrupt logs.
             if LINES.free_capacity() < line.len() {
                 LEFT_OUT.store(left_out.wrapping_add(1), Ordering::Relaxed);
                 return;

@@ -1,4 +1,4 @@
-//! The application of `examples/app`, over the device's network and as it is set.
+//! Starts the application of `examples/app` over the device's network, with its settings.
 
 use core::cell::Cell;
 use core::convert::Infallible;
@@ -32,19 +32,18 @@ use crate::crash::{CRASH_REPORT_MAX, Crash};
 use crate::life::Signs;
 use crate::settings::{LOOKUPDS_MAX, Mode, Settings};
 
-/// Bytes that wait for nsqd's acknowledgement, or for nsqd; in a device that is one, for
-/// consumers.
+/// The publisher's outbox; in a device that is an nsqd, the store of its messages.
 pub(super) type Messages = [u8; 32 * 1024];
-/// nsqds that commands come from, at a time.
+/// The most nsqds from which commands are consumed at a time.
 pub(super) const COMMAND_NSQDS: usize = 2;
-/// Commands in flight: one is done, the others wait.
+/// Commands in flight: one runs, the others wait.
 const COMMANDS: usize = 4;
-/// Bytes of a command with its head, with room to spare: a longer one takes several such slots.
+/// Ring bytes for each command in flight. The ring also holds one longer message.
 const COMMAND_SLOT: usize = 192;
-/// nsqd's HTTP port, if its TCP port is the usual one, and the same distance if not.
+/// Distance of nsqd's HTTP port from its TCP port.
 pub(super) const HTTP_PORT_AFTER: u16 = 1;
 
-/// For the connections to nsqlookupds.
+/// Buffers of the connections to nsqlookupds.
 pub(super) type LookupTcp = [TcpStorage<512, 512>; LOOKUPDS_MAX];
 type PublishRunner = publisher::Runner<'static, NoopRawMutex, TcpDialer<'static>, EmbassySleep>;
 type LookupRunner = registration::Runner<
@@ -67,7 +66,7 @@ type CommandRunner = drive::consumer::Runner<
 >;
 type SensorNode = nanonsq_app::Node<'static, Upstream, EmbassySleep>;
 
-/// The running node. A copy is the same node.
+/// A handle of the running node.
 #[derive(Clone)]
 pub(super) struct Node {
     upstream: Upstream,
@@ -98,7 +97,7 @@ async fn consume_from_nsqd(mut runner: CommandRunner) {
     runner.run().await
 }
 
-/// Starts it, once.
+/// Starts the node; to be called once.
 pub(super) fn start(
     spawner: Spawner,
     settings: &Settings,
@@ -141,7 +140,7 @@ pub(super) fn start(
         Some(topic) if !settings.nsqds.is_empty() => {
             Some(start_commands(spawner, settings, topic, stack, seed)?)
         }
-        // A node has nowhere to take them from, unless an nsqd is set.
+        // Commands need an nsqd, which in mode `node` need not be set.
         _ => None,
     };
     let app = APP.init(nanonsq_app::Node::new(app_settings, upstream.clone(), EmbassySleep));
@@ -150,9 +149,8 @@ pub(super) fn start(
 }
 
 impl Node {
-    /// Reads the sensor, publishes, and does what comes as a command. `leave` starts the device
-    /// anew.
-    pub(super) async fn run<R, L>(&self, sensor: &mut R, leave: impl Fn() -> L) -> Infallible
+    /// Reads the sensor, publishes and runs commands. `reboot` reboots the device.
+    pub(super) async fn run<R, L>(&self, sensor: &mut R, reboot: impl Fn() -> L) -> Infallible
     where
         R: Sensor,
         L: Future<Output = Infallible>,
@@ -164,7 +162,7 @@ impl Node {
             pending::<Infallible>().await
         };
         let obey = async {
-            let mut board = Obedient(leave);
+            let mut board = CommandBoard(reboot);
             match &self.commands {
                 Some(commands) => self.app.obey(commands, &mut board).await,
                 None => pending().await,
@@ -176,11 +174,11 @@ impl Node {
         }
     }
 
-    /// Publishes why the device started anew.
+    /// Publishes the crash of the previous run.
     pub(super) async fn report(&self, crash: &Crash) {
         let mut buf = [0; CRASH_REPORT_MAX];
         let report = crash.report(&self.settings.name);
-        // It fits: a test has the longest.
+        // Every report fits: see the test of the longest one.
         let Ok(length) = serde_json_core::to_slice(&report, &mut buf) else { return };
         let body = buf.get(..length).unwrap_or_default();
         if let Err(why) = self.upstream.publish(&self.settings.reports, body).await {
@@ -188,7 +186,7 @@ impl Node {
         }
     }
 
-    /// Leaves all servers.
+    /// Disconnects from all servers and clients.
     pub(super) async fn stop(&self) {
         let commands = async {
             if let Some(commands) = &self.commands {
@@ -198,18 +196,18 @@ impl Node {
         join(commands, self.upstream.stop()).await;
     }
 
-    /// What must move; of the driver nothing is known here.
+    /// Returns the progress of publishing and readings, without that of the network driver.
     pub(super) fn signs(&self) -> Signs {
         let heartbeat_s = self.settings.heartbeat.as_millis() / 1000;
         let publish = self.upstream.sign().map(|sign| (sign, heartbeat_s));
-        // A command may have changed the interval; no less than was set is waited for.
+        // Commands may change the interval, so readings are supervised only without commands.
         let interval_s = self.settings.interval.as_millis() / 1000;
         let is_expected = !self.is_done.get() && self.commands.is_none() && self.upstream.is_free();
         let readings = is_expected.then(|| (self.app.readings(), interval_s));
         Signs { driver: None, publish, readings }
     }
 
-    /// Where consumers were told that they find the device, if that is its own address.
+    /// Returns the address that the device announced to nsqlookupds, if it is its own address.
     pub(super) fn own_address(&self) -> Option<Ipv4Addr> {
         match &self.upstream {
             Upstream::Own(own) => own.address,
@@ -217,21 +215,21 @@ impl Node {
         }
     }
 
-    /// Whether messages get where they are to go.
+    /// Returns whether messages reach nsqd, or consumers can find this nsqd.
     pub(super) fn is_well(&self) -> bool {
         self.upstream.is_well()
     }
 
-    /// What there is to say of it.
+    /// Writes its lines of `stats`.
     pub(super) fn write(&self, out: &mut impl Write) -> fmt::Result {
         self.upstream.write(self.app.readings(), out)
     }
 }
 
-/// What commands are for on a board.
-struct Obedient<L>(L);
+/// The board's actions for commands.
+struct CommandBoard<L>(L);
 
-impl<L: Fn() -> F, F: Future<Output = Infallible>> nanonsq_app::Board for Obedient<L> {
+impl<L: Fn() -> F, F: Future<Output = Infallible>> nanonsq_app::Board for CommandBoard<L> {
     async fn blink(&mut self) {
         blink().await;
     }
@@ -283,13 +281,13 @@ fn start_lookup(
     static RESOURCES: ConstStaticCell<
         registration::Resources<'static, NoopRawMutex, LOOKUPDS_MAX, TOPICS, 0>,
     > = ConstStaticCell::new(registration::Resources::new());
-    // The messages are in nsqd: that is where consumers are sent.
-    let whom = settings.broadcast.as_ref().or(settings.nsqds.first());
+    // Announce the address of nsqd, which has the messages.
+    let announced = settings.broadcast.as_ref().or(settings.nsqds.first());
     let node = NodeInfo {
-        broadcast_address: whom.map_or("", Address::host),
+        broadcast_address: announced.map_or("", Address::host),
         hostname: &settings.name,
-        tcp_port: whom.map_or(0, Address::port),
-        http_port: whom.map_or(0, |at| at.port().saturating_add(HTTP_PORT_AFTER)),
+        tcp_port: announced.map_or(0, Address::port),
+        http_port: announced.map_or(0, |at| at.port().saturating_add(HTTP_PORT_AFTER)),
         version: super::VERSION,
         ..NodeInfo::default()
     };

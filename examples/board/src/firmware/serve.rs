@@ -1,4 +1,4 @@
-//! The device as an nsqd: consumers come to it, and nsqlookupds tell them where it is.
+//! The device as an nsqd, which consumers find through nsqlookupds.
 
 use core::fmt::Write as _;
 
@@ -19,15 +19,16 @@ use super::nsqd::{HTTP_PORT_AFTER, LookupTcp, Messages, spawn};
 use super::upstream::{LookupHandle, NodeHandle, Serving};
 use crate::settings::{LOOKUPDS_MAX, Settings};
 
-/// Consumers and producers at a time, and connections over HTTP; one more each is refused.
+/// Clients (consumers and producers) at a time; one more is rejected.
 pub(super) const CLIENTS: usize = 4;
+/// HTTP connections at a time; one more is rejected.
 pub(super) const HTTP: usize = 2;
-/// The device's own, and one that others make.
+/// The topics of the device, and one that clients create.
 pub(super) const TOPICS: usize = super::upstream::TOPICS + 1;
 pub(super) const CHANNELS: usize = 6;
 /// Messages in flight in each channel.
 const IN_FLIGHT: usize = 25;
-/// Bytes read at once.
+/// Bytes of the read buffer of each client.
 const RX: usize = 256;
 /// nsqd's ports.
 const TCP_PORT: u16 = 4150;
@@ -64,7 +65,7 @@ async fn watch_lookups(handle: LookupHandle<TOPICS, CHANNELS>) {
     nanonsq_app::watch_lookups(&handle).await
 }
 
-/// Starts it, once. `store` has the messages that nobody has consumed yet.
+/// Starts the nsqd; to be called once. `store` holds messages that are not consumed yet.
 pub(super) fn start(
     spawner: Spawner,
     settings: &'static Settings,
@@ -87,14 +88,14 @@ pub(super) fn start(
     static CHANNELS_TCP: ConstStaticCell<TcpStorage<256, 512>> =
         ConstStaticCell::new(TcpStorage::new());
 
-    let address = stack.config_v4().ok_or("the address is gone")?.address.address();
+    let address = stack.config_v4().ok_or("the address is lost")?.address.address();
     let own = OWN.init(String::new());
-    // It fits.
+    // 15 bytes hold every IPv4 address.
     let _ = write!(own, "{address}");
-    let whom = settings.broadcast.as_ref();
-    let tcp_port = whom.map_or(TCP_PORT, Address::port);
+    let announced = settings.broadcast.as_ref();
+    let tcp_port = announced.map_or(TCP_PORT, Address::port);
     let info = NodeInfo {
-        broadcast_address: whom.map_or(own.as_str(), Address::host),
+        broadcast_address: announced.map_or(own.as_str(), Address::host),
         hostname: &settings.name,
         tcp_port,
         http_port: tcp_port.saturating_add(HTTP_PORT_AFTER),
@@ -139,7 +140,7 @@ pub(super) fn start(
     let (handle, runner) = nsqd::new(RESOURCES.take(), parts, store, ports, dialers, EmbassySleep)
         .map_err(|_| "the node's configuration")?;
     let registry = runner.lookup();
-    // Consumers find them before the first reading.
+    // Created now, so that consumers find the topics before the first reading.
     let topics = [&settings.topic, &settings.reports];
     for topic in topics.into_iter().chain(settings.commands.is_some().then_some(&settings.replies))
     {
@@ -148,6 +149,6 @@ pub(super) fn start(
     spawn(spawner, watch_lookups(registry.clone()))?;
     spawn(spawner, watch_clients(handle.clone()))?;
     spawn(spawner, serve(runner))?;
-    let address = whom.is_none().then_some(address);
+    let address = announced.is_none().then_some(address);
     Ok(Serving { handle, registry, address })
 }

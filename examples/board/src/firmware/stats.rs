@@ -1,4 +1,4 @@
-//! What a device says of itself.
+//! The output of the console's `stats`.
 
 use core::fmt::{self, Write};
 
@@ -16,12 +16,12 @@ impl<M: Machine> Device<M> {
         }
         out.write_str("network    ")?;
         match self.network.get() {
-            Network::Coming => writeln!(out, "not up yet")?,
+            Network::Starting => writeln!(out, "not up yet")?,
             Network::Failed(why) => writeln!(out, "none: {why}")?,
-            Network::There(stack) if !stack.is_link_up() => {
+            Network::Started(stack) if !stack.is_link_up() => {
                 writeln!(out, "no link: is the cable in, the wireless network in reach?")?;
             }
-            Network::There(stack) => match stack.config_v4() {
+            Network::Started(stack) => match stack.config_v4() {
                 Some(config) => {
                     write!(out, "{}", config.address)?;
                     if let Some(gateway) = config.gateway {

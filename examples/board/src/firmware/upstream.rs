@@ -1,4 +1,4 @@
-//! Where the device's messages go: to an nsqd, or nowhere, because it is one.
+//! The destination of the device's messages: an nsqd, or the device itself as an nsqd.
 
 use core::cell::Cell;
 use core::fmt::{self, Write};
@@ -18,9 +18,9 @@ use nanonsq_embassy::EmbassySleep;
 use super::serve;
 use crate::settings::LOOKUPDS_MAX;
 
-/// Readings, reports and replies.
+/// The topics of readings, reports and replies.
 pub(super) const TOPICS: usize = 3;
-/// With less than this of the store free, a reading may wait for room.
+/// Free blocks of the store below which a reading may have to wait for room.
 const BLOCKS_FREE: u16 = 16;
 
 pub(super) type PublishHandle = drive::publisher::Handle<'static, NoopRawMutex>;
@@ -28,12 +28,12 @@ pub(super) type LookupHandle<const TOPICS: usize, const CHANNELS: usize> =
     registration::Handle<'static, NoopRawMutex, EmbassySleep, LOOKUPDS_MAX, TOPICS, CHANNELS>;
 pub(super) type NodeHandle = nsqd::Handle<'static, NoopRawMutex, EmbassySleep>;
 
-/// One of the two. A copy is the same one.
+/// A handle of the publisher or of the device's own nsqd.
 #[derive(Clone)]
 pub(super) enum Upstream {
-    /// Messages go to an nsqd.
+    /// The device publishes to an nsqd.
     Nsqd(Publishing),
-    /// They stay here until consumers fetch them.
+    /// The device is an nsqd.
     Own(Serving),
 }
 
@@ -49,14 +49,14 @@ pub(super) struct Publishing {
 pub(super) struct Serving {
     pub(super) handle: NodeHandle,
     pub(super) registry: LookupHandle<{ serve::TOPICS }, { serve::CHANNELS }>,
-    /// The device's own address, if nsqlookupds were told that one.
+    /// The device's own address, if it was announced to nsqlookupds.
     pub(super) address: Option<Ipv4Addr>,
 }
 
-/// Names a message; none has a name that stays here.
+/// The ticket of a message; `None` in a device that is an nsqd.
 pub(super) type Ticket = Option<publisher::Ticket>;
 
-/// Why a message was not taken.
+/// Why a message was not accepted.
 #[derive(Debug, Clone, Copy)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub(super) enum Refused {
@@ -65,28 +65,29 @@ pub(super) enum Refused {
 }
 
 impl Upstream {
-    /// Whether messages get where they are to go, as far as that is up to others.
+    /// Returns whether the publisher is connected, or the nsqd is registered with at least one
+    /// nsqlookupd if any is set.
     pub(super) fn is_well(&self) -> bool {
         match self {
             Self::Nsqd(nsqd) => nsqd.state() == State::Ready,
             Self::Own(own) => {
                 let states = own.registry.look(|lookup| {
-                    [(); LOOKUPDS_MAX].iter().enumerate().fold((0, 0), |(all, there), (n, ())| {
+                    [(); LOOKUPDS_MAX].iter().enumerate().fold((0, 0), |(all, ready), (n, ())| {
                         match lookup.status(n) {
                             Some(peer) if peer.address.is_some() => {
-                                (all + 1, there + u32::from(peer.state == LinkState::Ready))
+                                (all + 1, ready + u32::from(peer.state == LinkState::Ready))
                             }
-                            _ => (all, there),
+                            _ => (all, ready),
                         }
                     })
                 });
-                // Without a directory consumers are told where it is.
-                states.is_some_and(|(all, there)| all == 0 || there > 0)
+                // Without nsqlookupds, consumers are configured with the device's address.
+                states.is_some_and(|(all, ready)| all == 0 || ready > 0)
             }
         }
     }
 
-    /// A number that moves as long as the connection to nsqd is looked after; see
+    /// Returns a number that changes while the publisher makes progress: see
     /// [`Signs`](crate::life::Signs).
     pub(super) fn sign(&self) -> Option<u32> {
         let Self::Nsqd(nsqd) = self else { return None };
@@ -95,7 +96,7 @@ impl Upstream {
         Some(all.wrapping_add(counters.heartbeats).wrapping_add(counters.acknowledged as u32))
     }
 
-    /// Whether nothing holds up a reading.
+    /// Returns whether a reading would be accepted at once.
     pub(super) fn is_free(&self) -> bool {
         match self {
             Self::Nsqd(nsqd) => nsqd.state() == State::Ready && nsqd.handle.counters().pending == 0,
@@ -105,7 +106,7 @@ impl Upstream {
         }
     }
 
-    /// Leaves all servers and consumers.
+    /// Disconnects from all servers and clients.
     pub(super) async fn stop(&self) {
         match self {
             Self::Nsqd(nsqd) => {
@@ -115,7 +116,7 @@ impl Upstream {
         }
     }
 
-    /// What there is to say of it.
+    /// Writes the lines of `stats` about connections and messages.
     pub(super) fn write(&self, readings: u32, out: &mut impl Write) -> fmt::Result {
         match self {
             Self::Nsqd(nsqd) => {
@@ -180,12 +181,12 @@ impl Publishing {
         }
         out.write_str(match self.state() {
             State::Waiting => "will be dialed again",
-            State::LeftOut(_) => "refused for good, and is asked again every few minutes",
+            State::LeftOut(_) => "refused for good, and is dialed again every few minutes",
             State::Dialing => "is being dialed",
-            State::Upgrading | State::Identifying | State::Authenticating => "is being talked to",
+            State::Upgrading | State::Identifying | State::Authenticating => "is handshaking",
             State::Ready => "is connected",
-            State::Closing(_) => "is being left",
-            State::Stopped => "was left",
+            State::Closing(_) => "is being disconnected",
+            State::Stopped => "is disconnected",
         })?;
         match self.last.get() {
             Some(why) => writeln!(out, "; last time it ended: {why}"),
@@ -209,7 +210,7 @@ fn write_registry<const TOPICS: usize, const CHANNELS: usize>(
             let Some(address) = status.address else { return Ok(()) };
             let how = match (status.state, status.settled) {
                 (LinkState::Ready, true) => "has all topics",
-                (LinkState::Ready, false) => "is being told the topics",
+                (LinkState::Ready, false) => "is receiving the topics",
                 _ => "is not connected",
             };
             write!(out, "nsqlookupd {address} {how}")?;
@@ -252,7 +253,7 @@ impl Publish for Upstream {
     async fn outcome(&self, ticket: Ticket) -> Outcome {
         match (self, ticket) {
             (Self::Nsqd(nsqd), Some(ticket)) => nsqd.handle.outcome(ticket).await,
-            // Whatever was taken is there.
+            // An accepted message is in the store.
             _ => Outcome::Acknowledged,
         }
     }

@@ -1,4 +1,4 @@
-//! The values of settings: reading them, writing them, and what is wrong with one.
+//! Parses and writes the values of settings.
 
 use core::fmt::{self, Write};
 use core::net::Ipv4Addr;
@@ -10,12 +10,12 @@ use nanonsq_core::time::Span;
 
 use super::{Ip, Key, Mode, NAME_MAX};
 
-/// Bytes of what was wrong that are repeated.
+/// Bytes of an invalid value that an error repeats.
 const WORD_MAX: usize = 24;
 
 type Word = String<WORD_MAX>;
 
-/// What is wrong with a value. The settings are as they were.
+/// Why a setting or its value is invalid. The settings are unchanged.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[expect(missing_docs, reason = "`Display` says what each means")]
 pub enum Wrong {
@@ -40,11 +40,11 @@ pub enum Wrong {
 impl fmt::Display for Wrong {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::UnknownKey(word) => write!(f, "unknown setting '{word}'; `show` has them all"),
+            Self::UnknownKey(word) => write!(f, "unknown setting '{word}'; `show` lists all"),
             Self::NoWifi(key) => write!(f, "this board has no {}: it has no Wi-Fi", key.word()),
             Self::Missing(key) => {
                 let key = key.word();
-                write!(f, "{key} to what? `unset {key}` makes it what it is by default")
+                write!(f, "{key} needs a value; `unset {key}` restores the default")
             }
             Self::TooLong { key, max } => {
                 write!(f, "{} has at most {max} characters", key.word())
@@ -53,20 +53,22 @@ impl fmt::Display for Wrong {
                 write!(f, "{} has at least {min} characters", key.word())
             }
             Self::Name(word) => {
-                write!(f, "'{word}' is no name: 1 to {NAME_MAX} of a-z A-Z 0-9 - _ .")
+                write!(f, "'{word}' is not a name: 1 to {NAME_MAX} of a-z A-Z 0-9 - _ .")
             }
             Self::NotPlain(key) => write!(f, "{} has a control character", key.word()),
             Self::Ip(word) => {
-                write!(f, "'{word}' is neither dhcp nor such as 192.168.1.50/24")
+                write!(f, "'{word}' is neither dhcp nor an address such as 192.168.1.50/24")
             }
             Self::Mode(word) => write!(f, "'{word}' is neither publish nor node"),
-            Self::Host(word) => write!(f, "'{word}' is no address such as 192.168.1.1"),
+            Self::Host(word) => write!(f, "'{word}' is not an address such as 192.168.1.1"),
             Self::Address { text, why } => {
-                write!(f, "'{text}' is no host:port such as 192.168.1.10:4150: {why}")
+                write!(f, "'{text}' is not host:port such as 192.168.1.10:4150: {why}")
             }
             Self::TooMany { key, max } => write!(f, "{} takes at most {max} addresses", key.word()),
-            Self::Topic { text, why } => write!(f, "'{text}' is no topic: {why}"),
-            Self::NotATime(word) => write!(f, "'{word}' is no time such as 500ms, 5s, 2m or 1h"),
+            Self::Topic { text, why } => write!(f, "'{text}' is not a topic: {why}"),
+            Self::NotATime(word) => {
+                write!(f, "'{word}' is not a duration; try 500ms, 5s, 2m or 1h")
+            }
             Self::TimeRange { text, key } => {
                 let range = match key {
                     Key::Interval => "10ms and 24h",
@@ -75,7 +77,7 @@ impl fmt::Display for Wrong {
                 };
                 write!(f, "'{text}' is not between {range}")
             }
-            Self::NotANumber(word) => write!(f, "'{word}' is no number from 0 to {}", u32::MAX),
+            Self::NotANumber(word) => write!(f, "'{word}' is not a number from 0 to {}", u32::MAX),
         }
     }
 }
@@ -186,7 +188,7 @@ pub(super) fn write_span(span: Span, out: &mut impl Write) -> fmt::Result {
     }
 }
 
-/// As much of it as there is room for, without what would garble a terminal.
+/// Copies the start of `text`, with `?` for control characters.
 pub(super) fn cut(text: &str) -> Word {
     let mut word = Word::new();
     for c in text.chars() {

@@ -12,7 +12,7 @@ impl Terminal {
         Self { session: Session::load(identity, Store::new(flash, 0)) }
     }
 
-    /// What is answered to a line, which must fit.
+    /// Runs a line and returns the answer.
     fn ask(&mut self, line: &str) -> String {
         self.act(line).1
     }
@@ -39,7 +39,7 @@ fn whole(lines: &[&str]) -> Vec<Line> {
 }
 
 #[test]
-fn a_session_as_in_the_readme() {
+fn a_session_sets_shows_saves_and_reboots() {
     let mut terminal = Terminal::new(ethernet(), Flash::new());
     assert!(terminal.ask("show").contains("no nsqd is set"));
     let answer = terminal.ask("set nsqd 192.168.1.10:4150");
@@ -58,13 +58,13 @@ fn a_session_as_in_the_readme() {
 }
 
 #[test]
-fn what_was_saved_is_there_after_a_reboot() {
+fn saved_settings_are_loaded_after_a_reboot() {
     let mut flash = Flash::new();
     let mut first = Terminal::new(ethernet(), flash.clone());
     first.ask("set topic temperatures");
     first.ask("save");
     first.ask("set topic forgotten");
-    // The flash is the session's: have another make the same one.
+    // The session owns its flash: write the same record to the other copy.
     let mut store = Store::new(&mut flash, 0);
     store.load(&mut [0; TEXT_MAX]).expect("flash can be read");
     store.save(&first.session.saved().encode(&ethernet()).expect("it fits")).expect("saved");
@@ -73,7 +73,7 @@ fn what_was_saved_is_there_after_a_reboot() {
 }
 
 #[test]
-fn a_save_that_fails_says_so_and_keeps_what_was_typed() {
+fn a_failed_save_is_reported_and_keeps_the_edited_settings() {
     let mut flash = Flash::new();
     flash.budget = Some(5000);
     let mut terminal = Terminal::new(ethernet(), flash);
@@ -95,14 +95,14 @@ fn bad_input_changes_nothing() {
     let before = terminal.ask("show");
     for (line, said) in [
         ("set", "set what?"),
-        ("set topic", "nothing changed: topic to what?"),
+        ("set topic", "nothing changed: topic needs a value"),
         ("set colour red", "nothing changed: unknown setting 'colour'"),
         ("set wifi-ssid home", "nothing changed: this board has no wifi-ssid: it has no Wi-Fi"),
-        ("set interval never", "nothing changed: 'never' is no time"),
-        ("set nsqd 10.0.0.1", "nothing changed: '10.0.0.1' is no host:port"),
+        ("set interval never", "nothing changed: 'never' is not a duration"),
+        ("set nsqd 10.0.0.1", "nothing changed: '10.0.0.1' is not host:port"),
         ("unset colour", "nothing changed: unknown setting"),
         ("show colour", "unknown setting 'colour'"),
-        ("dance", "unknown command 'dance'; `help` has them all"),
+        ("dance", "unknown command 'dance'; `help` lists all"),
         ("SET topic x", "unknown command 'SET'"),
         ("stall nothing", "stall, stall network or stall publisher?"),
     ] {
@@ -122,17 +122,17 @@ fn revert_and_unset() {
     terminal.ask("set count 1");
     terminal.ask("save");
     terminal.ask("set count 2");
-    assert_eq!(terminal.ask("revert"), "as saved\n");
+    assert_eq!(terminal.ask("revert"), "all settings are as saved\n");
     assert_eq!(terminal.ask("show count"), "  count            1\n");
     assert!(terminal.ask("unset count").starts_with("* count            0\nnot saved yet"));
     terminal.ask("set name x");
     terminal.ask("unset name");
     assert_eq!(terminal.ask("show name"), "  name             test-abcdef09\n");
-    assert!(terminal.act("reboot").1.contains("what was not saved is forgotten"));
+    assert!(terminal.act("reboot").1.contains("unsaved changes are discarded"));
 }
 
 #[test]
-fn actions_are_the_boards() {
+fn actions_are_returned_to_the_board() {
     let mut terminal = Terminal::new(ethernet(), Flash::new());
     for (line, action) in [
         ("stats", Action::Stats),
@@ -188,11 +188,11 @@ fn lines_end_in_three_ways() {
     let mut input = Input::new();
     assert_eq!(typed(&mut input, "a\rb\r\nc\nd").0, whole(&["a", "b", "c"]));
     assert_eq!(typed(&mut input, "\r").0, whole(&["d"]));
-    assert_eq!(typed(&mut input, "\n\n").0, whole(&[""]), "the first belongs to the return before");
+    assert_eq!(typed(&mut input, "\n\n").0, whole(&[""]), "the first LF belongs to the CR before");
 }
 
 #[test]
-fn typing_is_echoed_and_can_be_taken_back() {
+fn typing_is_echoed_and_can_be_deleted() {
     let mut input = Input::new();
     let (lines, echo) = typed(&mut input, "shox\x08w\x7F\x7F\x7F\x7F\x7F\x7Fsave\r");
     assert_eq!(lines, whole(&["save"]));
@@ -202,19 +202,19 @@ fn typing_is_echoed_and_can_be_taken_back() {
 }
 
 #[test]
-fn arrow_keys_and_umlauts_are_nothing() {
+fn arrow_keys_and_umlauts_are_ignored() {
     let mut input = Input::new();
     let (lines, echo) = typed(&mut input, "a\x1B[Ab\x1BOPc\x1B[1;5Dd\x1Bxe\u{e4}\0\r");
     assert_eq!((lines, &*echo), (whole(&["abcde"]), "abcde\n"));
 }
 
 #[test]
-fn a_line_that_is_too_long_is_forgotten_whole() {
+fn a_line_that_is_too_long_is_discarded_whole() {
     let mut input = Input::new();
     let fits = "x".repeat(LINE_MAX);
     assert_eq!(typed(&mut input, &format!("{fits}\r")).0, whole(&[&fits]));
     assert_eq!(typed(&mut input, &format!("{fits}y\r")).0, [Err(TooLong)]);
-    assert_eq!(typed(&mut input, "show\r").0, whole(&["show"]), "the next one is none of it");
+    assert_eq!(typed(&mut input, "show\r").0, whole(&["show"]), "the next line is unaffected");
     typed(&mut input, &format!("{fits}yyy\x15"));
     assert_eq!(typed(&mut input, "show\r").0, whole(&["show"]));
 }
@@ -229,5 +229,5 @@ fn settings_of_another_firmware_are_mentioned() {
     assert!(terminal.ask("show").contains(said));
     terminal.ask("set count 6");
     terminal.ask("save");
-    assert!(!terminal.ask("show").contains(said), "they are no longer there");
+    assert!(!terminal.ask("show").contains(said), "a save removes them");
 }

@@ -2,7 +2,7 @@ use crate::crash::{
     CRASH_REPORT_MAX, CRASH_TEXT_MAX, Reason, Record, WORDS, alive, failed, leaving, short, start,
 };
 
-/// What RAM has without power.
+/// The contents of RAM after power-on.
 fn garbage(seed: u32) -> Record {
     let mut state = seed;
     core::array::from_fn(|_| {
@@ -12,7 +12,7 @@ fn garbage(seed: u32) -> Record {
 }
 
 #[test]
-fn the_first_start_knows_of_no_crash() {
+fn the_first_start_reports_no_crash() {
     for seed in 0..1000 {
         assert_eq!(start(&mut garbage(seed), false), None);
         assert_eq!(start(&mut garbage(seed), true), None);
@@ -22,7 +22,7 @@ fn the_first_start_knows_of_no_crash() {
 }
 
 #[test]
-fn a_panic_is_told_once() {
+fn a_panic_is_reported_once() {
     let mut record = garbage(1);
     start(&mut record, false);
     alive(&mut record, 41);
@@ -30,25 +30,25 @@ fn a_panic_is_told_once() {
     let crash = start(&mut record, false).expect("it panicked");
     assert_eq!((crash.reason, crash.count, crash.uptime_s), (Reason::Panic, 1, 42));
     assert_eq!(crash.text, "main.rs:7: oops ", "no control characters");
-    assert_eq!(start(&mut record, false), None, "it was told");
+    assert_eq!(start(&mut record, false), None, "already reported");
     failed(&mut record, Reason::Stall, 3, format_args!("stuck"));
     let crash = start(&mut record, false).expect("it stalled");
     assert_eq!((crash.reason, crash.count, &*crash.text), (Reason::Stall, 2, "stuck"));
 }
 
 #[test]
-fn the_watchdog_has_the_last_time_seen_alive() {
+fn a_watchdog_crash_has_the_last_recorded_uptime() {
     let mut record = garbage(2);
     start(&mut record, false);
     alive(&mut record, 99);
-    let crash = start(&mut record, true).expect("the watchdog barked");
+    let crash = start(&mut record, true).expect("the watchdog reset it");
     assert_eq!((crash.reason, crash.count, crash.uptime_s), (Reason::Watchdog, 1, 99));
     alive(&mut record, 5);
     assert_eq!(start(&mut record, true).map(|crash| crash.count), Some(2));
 }
 
 #[test]
-fn a_reset_that_was_wanted_is_no_crash() {
+fn a_reset_on_request_is_no_crash() {
     let mut record = garbage(3);
     start(&mut record, false);
     alive(&mut record, 9);
@@ -60,7 +60,7 @@ fn a_reset_that_was_wanted_is_no_crash() {
 }
 
 #[test]
-fn the_count_survives_what_is_no_crash() {
+fn the_count_survives_a_reboot() {
     let mut record = garbage(4);
     start(&mut record, false);
     failed(&mut record, Reason::Panic, 1, format_args!("one"));
@@ -72,7 +72,7 @@ fn the_count_survives_what_is_no_crash() {
 }
 
 #[test]
-fn each_bit_counts() {
+fn any_flipped_bit_invalidates_the_record() {
     let mut record = garbage(5);
     start(&mut record, false);
     failed(&mut record, Reason::Panic, 1, format_args!("one"));
@@ -114,7 +114,7 @@ fn the_longest_report_fits() {
 }
 
 #[test]
-fn it_says_what_happened() {
+fn a_crash_is_displayed_with_its_reason() {
     let mut record = garbage(8);
     start(&mut record, false);
     failed(&mut record, Reason::Stall, 7, format_args!("no more readings are taken"));
@@ -123,12 +123,12 @@ fn it_says_what_happened() {
 }
 
 #[test]
-fn a_file_is_named_from_its_crate_on() {
+fn short_paths_begin_at_the_crate() {
     assert_eq!(
         short("/home/a/.cargo/registry/src/b/embassy-net-0.9.1/src/tcp.rs"),
         "embassy-net-0.9.1/src/tcp.rs"
     );
-    assert_eq!(short("/src/main.rs"), "/src/main.rs", "whose crate that is nobody knows");
+    assert_eq!(short("/src/main.rs"), "/src/main.rs", "the crate is unknown");
     assert_eq!(short("src/main.rs"), "src/main.rs");
     assert_eq!(short("main.rs"), "main.rs");
 }

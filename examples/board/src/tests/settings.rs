@@ -7,7 +7,7 @@ fn shown(settings: &Settings, key: Key) -> String {
     text
 }
 
-/// Each setting with values that are taken, as they are shown afterwards.
+/// Settings, valid values, and how `show` writes them.
 const GOOD: [(Key, &str, &str); 25] = [
     (Key::Name, "greenhouse-7", "greenhouse-7"),
     (Key::Name, "abcdefghijklmnopqrstuvwxyz012345", "abcdefghijklmnopqrstuvwxyz012345"),
@@ -36,7 +36,7 @@ const GOOD: [(Key, &str, &str); 25] = [
     (Key::Heartbeat, "60s", "1m"),
 ];
 
-/// And values that are not.
+/// Settings and invalid values.
 const BAD: [(Key, &str); 40] = [
     (Key::Name, ""),
     (Key::Name, "abcdefghijklmnopqrstuvwxyz0123456"),
@@ -81,7 +81,7 @@ const BAD: [(Key, &str); 40] = [
 ];
 
 #[test]
-fn good_values_are_taken_and_shown() {
+fn good_values_are_set_and_shown() {
     for (key, value, expected) in GOOD {
         let mut settings = Settings::defaults(&wifi());
         assert_eq!(settings.set(key, value), Ok(()), "{} {value}", key.word());
@@ -90,7 +90,7 @@ fn good_values_are_taken_and_shown() {
 }
 
 #[test]
-fn bad_values_change_nothing_and_say_why() {
+fn bad_values_change_nothing_and_return_the_reason() {
     for (key, value) in BAD {
         let mut settings = Settings::defaults(&wifi());
         for (key, value, _) in GOOD {
@@ -99,25 +99,28 @@ fn bad_values_change_nothing_and_say_why() {
         let before = settings.clone();
         let wrong = settings.set(key, value).expect_err(value);
         assert_eq!(settings, before, "{} {value}", key.word());
-        let said = wrong.to_string();
-        assert!(said.len() > 20 && said.is_ascii() == value.is_ascii(), "{said}");
+        let error = wrong.to_string();
+        assert!(error.len() > 20 && error.is_ascii() == value.is_ascii(), "{error}");
     }
 }
 
 #[test]
-fn what_is_wrong_is_named() {
+fn errors_name_the_invalid_value() {
     let mut settings = Settings::defaults(&ethernet());
-    let mut said = |key, value| settings.set(key, value).unwrap_err().to_string();
-    assert_eq!(said(Key::Ip, "10.0.0.1"), "'10.0.0.1' is neither dhcp nor such as 192.168.1.50/24");
-    assert_eq!(said(Key::Interval, "1ms"), "'1ms' is not between 10ms and 24h");
-    assert_eq!(said(Key::ReportInterval, "1ms"), "'1ms' is not between 1s and 24h");
-    assert_eq!(said(Key::Nsqd, "a:1,b:2,c:3,d:4"), "nsqd takes at most 3 addresses");
-    assert!(said(Key::Nsqd, "10.0.0.1").starts_with("'10.0.0.1' is no host:port such as"));
-    assert_eq!(said(Key::Topic, ""), "topic to what? `unset topic` makes it what it is by default");
+    let mut error = |key, value| settings.set(key, value).unwrap_err().to_string();
+    assert_eq!(
+        error(Key::Ip, "10.0.0.1"),
+        "'10.0.0.1' is neither dhcp nor an address such as 192.168.1.50/24"
+    );
+    assert_eq!(error(Key::Interval, "1ms"), "'1ms' is not between 10ms and 24h");
+    assert_eq!(error(Key::ReportInterval, "1ms"), "'1ms' is not between 1s and 24h");
+    assert_eq!(error(Key::Nsqd, "a:1,b:2,c:3,d:4"), "nsqd takes at most 3 addresses");
+    assert!(error(Key::Nsqd, "10.0.0.1").starts_with("'10.0.0.1' is not host:port such as"));
+    assert_eq!(error(Key::Topic, ""), "topic needs a value; `unset topic` restores the default");
 }
 
 #[test]
-fn all_are_kept_in_flash() {
+fn all_settings_are_encoded_and_decoded() {
     for identity in [ethernet(), wifi()] {
         let mut settings = Settings::defaults(&identity);
         for (key, value, _) in GOOD {
@@ -137,7 +140,7 @@ fn all_are_kept_in_flash() {
 }
 
 #[test]
-fn the_longest_of_all_fit() {
+fn the_longest_settings_fit() {
     let identity = wifi();
     let mut settings = Settings::defaults(&identity);
     let host = |c: &str| format!("{}:65535", c.repeat(nanonsq_core::address::HOST_MAX));
@@ -171,7 +174,7 @@ fn the_longest_of_all_fit() {
 }
 
 #[test]
-fn what_another_firmware_wrote_is_left_out() {
+fn unknown_and_invalid_lines_are_ignored() {
     let text = "name old\ncolour red\ninterval soon\nnsqd a:1\n\nwifi-ssid home\n";
     let (settings, ignored) = Settings::decode(text, &ethernet());
     assert_eq!(ignored, 4, "an unknown one, a bad one, an empty one, one for Wi-Fi");
@@ -180,13 +183,13 @@ fn what_another_firmware_wrote_is_left_out() {
 }
 
 #[test]
-fn a_device_is_called_by_its_chip() {
+fn the_default_name_has_the_chips_number() {
     assert_eq!(ethernet().name, "test-abcdef09");
     assert_eq!(ethernet().medium, Medium::Ethernet);
 }
 
 #[test]
-fn the_other_boards_settings_are_known() {
+fn a_setting_of_other_boards_has_its_own_error() {
     assert_eq!(Key::parse("wifi-ssid", Medium::Wifi), Ok(Key::WifiSsid));
     assert_eq!(Key::parse("wifi-ssid", Medium::Ethernet), Err(Wrong::NoWifi(Key::WifiSsid)));
     for key in Key::ALL {
@@ -195,7 +198,7 @@ fn the_other_boards_settings_are_known() {
 }
 
 #[test]
-fn advice_is_about_what_is_missing_first() {
+fn advice_names_the_first_problem() {
     let advice = |medium, set: &[(Key, &str)]| {
         let mut settings = Settings::defaults(&wifi());
         for (key, value) in set {

@@ -10,7 +10,7 @@ fn load(flash: &Flash) -> Option<String> {
     store.load(&mut buf).expect("flash can be read").map(str::to_owned)
 }
 
-/// Saves over what is there, until `budget` bytes of flash were touched; whether that was enough.
+/// Saves with a budget of erased and written bytes; returns whether the save succeeded.
 fn save(flash: &mut Flash, text: &str, budget: Option<usize>) -> bool {
     flash.budget = budget;
     let mut store = Store::new(&mut *flash, 0);
@@ -20,7 +20,7 @@ fn save(flash: &mut Flash, text: &str, budget: Option<usize>) -> bool {
 }
 
 #[test]
-fn nothing_is_there_at_first() {
+fn an_unused_flash_has_no_record() {
     assert_eq!(load(&Flash::new()), None);
     for seed in 1..50 {
         assert_eq!(load(&Flash::with_garbage(seed)), None);
@@ -28,7 +28,7 @@ fn nothing_is_there_at_first() {
 }
 
 #[test]
-fn what_was_saved_last_is_there() {
+fn the_last_saved_text_is_loaded() {
     let mut flash = Flash::with_garbage(7);
     for number in 0..20 {
         let text = format!("name device-{number}\n");
@@ -39,20 +39,20 @@ fn what_was_saved_last_is_there() {
 }
 
 #[test]
-fn the_longest_text_fits_and_no_longer_one() {
+fn the_longest_text_fits_and_a_longer_one_is_an_error() {
     let mut flash = Flash::new();
     let longest = "x".repeat(TEXT_MAX);
     assert!(save(&mut flash, &longest, None));
     assert_eq!(load(&flash), Some(longest));
     let mut store = Store::new(flash.clone(), 0);
     assert!(matches!(store.save(&"x".repeat(TEXT_MAX + 1)), Err(StoreError::TooLong)));
-    assert!(save(&mut flash, "", None), "an empty one is a record, too");
+    assert!(save(&mut flash, "", None), "an empty text is a record");
     assert_eq!(load(&flash).as_deref(), Some(""));
 }
 
-/// At every byte of erasing and of writing, and with both sectors in turn.
+/// Cuts at every byte of erases and writes, for either sector.
 #[test]
-fn a_cut_leaves_the_old_or_the_new() {
+fn a_cut_leaves_the_old_or_the_new_record() {
     let (old, new) = ("name old\nnsqd 10.0.2.2:4150\n", "name new\nnsqd 10.0.2.3:4150\ncount 3\n");
     for saves_before in 1..=2 {
         let mut before = Flash::with_garbage(3);
@@ -64,11 +64,11 @@ fn a_cut_leaves_the_old_or_the_new() {
             let mut flash = before.clone();
             flash.noise = 77 + budget as u32;
             let was_done = save(&mut flash, new, Some(budget));
-            let found = load(&flash).expect("one of the two is there");
+            let found = load(&flash).expect("the old or the new record");
             assert!(found == old || found == new, "after {budget} bytes: {found:?}");
-            assert!(!was_done || found == new, "it was said to be saved after {budget} bytes");
+            assert!(!was_done || found == new, "reported as saved after {budget} bytes");
             (olds, news) = (olds + usize::from(found == old), news + usize::from(found == new));
-            // And the next save works.
+            // The next save works.
             assert!(save(&mut flash, "name next\n", None));
             assert_eq!(load(&flash).as_deref(), Some("name next\n"));
             if was_done {
@@ -81,7 +81,7 @@ fn a_cut_leaves_the_old_or_the_new() {
 
 /// The very first save has no old record to fall back to.
 #[test]
-fn a_cut_of_the_first_save_leaves_nothing_or_the_new() {
+fn a_cut_of_the_first_save_leaves_no_record_or_the_new_one() {
     let new = "name new\n";
     for budget in 0.. {
         let mut flash = Flash::new();
@@ -94,7 +94,7 @@ fn a_cut_of_the_first_save_leaves_nothing_or_the_new() {
     }
 }
 
-/// Cut again and again, at places that look random.
+/// Each round cuts a save at a pseudo-random place.
 #[test]
 fn many_cuts_in_a_row() {
     let mut flash = Flash::new();
@@ -104,16 +104,15 @@ fn many_cuts_in_a_row() {
         let next = format!("name n{round}\n");
         let budget = (round.wrapping_mul(2_654_435_761) >> 8) as usize % (SECTOR + 64);
         let was_done = save(&mut flash, &next, Some(budget));
-        let found = load(&flash).expect("one of them is there");
+        let found = load(&flash).expect("the old or the new record");
         assert!(found == last || found == next, "round {round}: {found:?}");
         assert!(!was_done || found == next);
         last = found;
     }
 }
 
-/// Each bit of a record counts.
 #[test]
-fn a_flipped_bit_is_noticed() {
+fn any_flipped_bit_invalidates_a_record() {
     let text = "name old\n";
     let mut flash = Flash::new();
     assert!(save(&mut flash, text, None));
@@ -124,12 +123,12 @@ fn a_flipped_bit_is_noticed() {
     }
 }
 
-/// Numbers wrap after 4 billion saves, which no flash survives; it must not matter all the same.
+/// The number wraps after 4 billion saves, more than any flash endures.
 #[test]
-fn the_number_wraps() {
+fn the_sequence_number_may_wrap() {
     let mut flash = Flash::new();
     assert!(save(&mut flash, "a", None));
-    // As if it were the last number; its checksum is made anew by hand.
+    // Set the last number, with its checksum.
     let crc = crc::Crc::<u32>::new(&crc::CRC_32_ISO_HDLC);
     let mut digest = crc.digest();
     digest.update(&u32::MAX.to_le_bytes());
@@ -143,7 +142,7 @@ fn the_number_wraps() {
 }
 
 #[test]
-fn flash_that_keeps_nothing_is_noticed() {
+fn flash_that_keeps_nothing_is_an_error() {
     struct Worn(Flash);
     impl ErrorType for Worn {
         type Error = super::NoPower;

@@ -1,4 +1,4 @@
-//! The program's edges: signals, outputs that fail, numbers, secrets, words of others, addresses.
+//! Edge cases: signals, failing outputs, numbers, text of others, secrets, addresses.
 
 use std::fs::File;
 use std::process::Stdio;
@@ -16,7 +16,7 @@ use crate::{file, left_in, numbers, publish_numbers, start_nsqd, stuck};
 
 const NANONSQ: &str = env!("CARGO_BIN_EXE_nanonsq");
 
-/// Longer than another signal is the same request.
+/// Longer than the time in which another signal is the same request.
 const LATER: Duration = Duration::from_millis(600);
 
 fn nanonsq(args: &[&str]) -> Command {
@@ -25,7 +25,7 @@ fn nanonsq(args: &[&str]) -> Command {
     command
 }
 
-/// A file on which everything that is written fails, as on a full disk.
+/// A file on which every write fails, as on a full disk.
 fn full() -> File {
     File::options().write(true).open("/dev/full").unwrap()
 }
@@ -53,7 +53,7 @@ async fn two_signals_at_once_are_one_request() {
         run.signal(first);
         tokio::time::sleep(Duration::from_millis(20)).await;
         run.signal(second);
-        run.until_it_says("interrupted: delivering what was read").await;
+        run.until_it_logs("interrupted: delivering what was read").await;
         tokio::time::sleep(LATER).await;
         link.set_mode(Mode::Forward).await;
         let ended = run.end().await;
@@ -75,14 +75,14 @@ async fn a_hangup_is_a_request_to_stop() {
     demo.end().await.expect(0, &[]);
     let node = Server::start("node", &[]).await;
     let sub = Run::subscribe(node.tcp, &[]);
-    sub.until_it_says("connected to nsqd").await;
+    sub.until_it_logs("connected to nsqd").await;
     sub.signal(Signal::HUP);
     sub.end().await.expect(0, &["0 received"]);
 }
 
 /// As under nohup.
 #[tokio::test]
-async fn a_hangup_that_was_ignored_stays_so() {
+async fn an_ignored_hangup_stays_ignored() {
     let mut child = Command::new("sh")
         .args(["-c", "trap '' HUP; exec \"$@\"", "sh", NANONSQ, "node"])
         .args(["--tcp-address=127.0.0.1:0", "--http-address=127.0.0.1:0"])
@@ -92,11 +92,11 @@ async fn a_hangup_that_was_ignored_stays_so() {
         .spawn()
         .unwrap();
     let mut stderr = child.stderr.take().unwrap();
-    let mut said = String::new();
-    while !said.contains("HTTP: listening on") {
+    let mut text = String::new();
+    while !text.contains("HTTP: listening on") {
         let mut some = [0; 1024];
         let read = stderr.read(&mut some).await.unwrap();
-        said += std::str::from_utf8(&some[..read]).unwrap();
+        text += std::str::from_utf8(&some[..read]).unwrap();
     }
     for _ in 0..3 {
         signal(&child, Signal::HUP);
@@ -107,9 +107,9 @@ async fn a_hangup_that_was_ignored_stays_so() {
     assert_eq!(code(&mut child).await, Some(0));
 }
 
-/// It hangs in writing to a pipe that nobody reads.
+/// The program hangs in a write to a pipe that is not read.
 #[tokio::test]
-async fn the_second_signal_ends_it_whatever_it_is_busy_with() {
+async fn the_second_signal_ends_a_program_that_hangs() {
     let mut child = nanonsq(&["pub", "--topic=t", "--nsqd-tcp-address=127.0.0.1:1"])
         .args(["--max-msg-size=1", "--connect-timeout=100"])
         .stdin(Stdio::piped())
@@ -117,7 +117,7 @@ async fn the_second_signal_ends_it_whatever_it_is_busy_with() {
         .spawn()
         .unwrap();
     let mut stdin = child.stdin.take().unwrap();
-    // A line of the log for each of these.
+    // Each line is too long and makes a line of the log.
     let (input, _) = numbers(5000);
     tokio::spawn(async move {
         let _ = stdin.write_all(input.as_bytes()).await;
@@ -132,13 +132,13 @@ async fn the_second_signal_ends_it_whatever_it_is_busy_with() {
     assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
 }
 
-// Outputs that fail.
+// Failing outputs.
 
 #[tokio::test]
 async fn a_full_standard_error_is_no_failure() {
     let node = Server::start("node", &[]).await;
     let address = node.tcp.to_string();
-    // It has a filter to complain about, too.
+    // The invalid filter is one more line of the log.
     let mut publishing = nanonsq(&["pub", "--topic=t", "--nsqd-tcp-address", &address])
         .env("RUST_LOG", "nanonsq=loud")
         .stdin(Stdio::piped())
@@ -169,14 +169,14 @@ async fn a_full_standard_error_is_no_failure() {
     }
     let mut demo = nanonsq(&["--for=1"]).stdout(Stdio::null()).stderr(full()).spawn().unwrap();
     assert_eq!(code(&mut demo).await, Some(0));
-    // What fails anyhow keeps its status.
+    // Other failures keep their status.
     for (args, status) in [(&["sub"][..], 2), (&["node", "--mem=1"], 1), (&["--help"], 1)] {
         let mut child = nanonsq(args).stdout(full()).stderr(full()).spawn().unwrap();
         assert_eq!(code(&mut child).await, Some(status), "{args:?}");
     }
 }
 
-/// A reader that is gone is no failure; a disk that is full is one, and loses nothing.
+/// A closed reader is no failure; a full disk is a failure, but loses no message.
 #[tokio::test]
 async fn a_full_standard_output_is_a_failure_that_loses_no_message() {
     let peers = require_peers!();
@@ -187,17 +187,17 @@ async fn a_full_standard_output_is_a_failure_that_loses_no_message() {
     for args in [&sub[..], &["--for=9"], &["--help"], &["node", "--help"], &["--version"]] {
         let run = nanonsq(args).stdout(full()).stderr(Stdio::piped()).spawn().unwrap();
         let output = tokio::time::timeout(SOON, run.wait_with_output()).await.unwrap().unwrap();
-        let said = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(1), "{said}");
-        assert!(said.contains("error: cannot write to standard output: No space left"), "{said}");
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{text}");
+        assert!(text.contains("error: cannot write to standard output: No space left"), "{text}");
     }
-    // Closed before: what is written then is lost, and nothing fails, unless somebody looks.
+    // Standard output closed before the start: writes succeed, so the program must check for that.
     for args in [&sub[..], &["--for=9"], &["--version"]] {
         let mut run = Command::new("sh");
         run.args(["-c", "exec \"$0\" \"$@\" >&-", NANONSQ]).args(args);
         let output = tokio::time::timeout(SOON, run.output()).await.unwrap().unwrap();
-        let said = String::from_utf8(output.stderr).unwrap();
-        assert_eq!((output.status.code(), &*said), (Some(1), "error: standard output is closed\n"));
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_eq!((output.status.code(), &*text), (Some(1), "error: standard output is closed\n"));
     }
     left_in(&nsqd, 100).await;
     // `--help | head -0`, and files that were closed before: `>&-`, `2>&-`.
@@ -212,7 +212,7 @@ async fn a_full_standard_output_is_a_failure_that_loses_no_message() {
 
 // Numbers.
 
-/// The flags of a command that are followed by a number, and what they are called in its help.
+/// Returns the flags of a command that take a number, by their value names in the help.
 async fn numeric_flags(command: &str) -> Vec<String> {
     let output = nanonsq(&[command, "--help"]).output().await.unwrap();
     let help = String::from_utf8(output.stdout).unwrap();
@@ -244,7 +244,7 @@ const NUMBERS: [&str; 16] = [
     "",
 ];
 
-/// It goes on only if nothing is wrong with the number; else it says which flag is.
+/// Asserts that the program runs, or ends with an error that names the flag.
 async fn try_number(args: Vec<String>, flag: String) {
     let args: Vec<_> = args.iter().map(|arg| &**arg).collect();
     let mut child = nanonsq(&args)
@@ -254,22 +254,22 @@ async fn try_number(args: Vec<String>, flag: String) {
         .spawn()
         .unwrap();
     let mut stderr = child.stderr.take().unwrap();
-    let mut said = String::new();
-    let saying = stderr.read_to_string(&mut said);
-    let ended = tokio::time::timeout(Duration::from_millis(400), saying).await;
+    let mut text = String::new();
+    let reading = stderr.read_to_string(&mut text);
+    let ended = tokio::time::timeout(Duration::from_millis(400), reading).await;
     if ended.is_ok() {
         let code = code(&mut child).await;
-        assert!(matches!(code, Some(1 | 2)), "{args:?}: {code:?}: {said}");
-        assert!(said.contains(&flag), "{args:?}: {said}");
+        assert!(matches!(code, Some(1 | 2)), "{args:?}: {code:?}: {text}");
+        assert!(text.contains(&flag), "{args:?}: {text}");
     } else {
-        assert!(child.try_wait().unwrap().is_none(), "{args:?}: {said}");
+        assert!(child.try_wait().unwrap().is_none(), "{args:?}: {text}");
     }
-    assert!(!said.contains("panicked"), "{args:?}: {said}");
+    assert!(!text.contains("panicked"), "{args:?}: {text}");
 }
 
-/// Every flag of every command with every number.
+/// Tries every flag of every command with every number.
 #[tokio::test]
-async fn a_number_that_will_not_do_is_an_error_that_names_the_flag() {
+async fn an_invalid_number_is_an_error_that_names_the_flag() {
     let publish = ["--topic=t", "--nsqd-tcp-address=127.0.0.1:1"];
     let serve = ["--tcp-address=127.0.0.1:0", "--http-address=127.0.0.1:0"];
     let mut flags = 0;
@@ -292,22 +292,22 @@ async fn a_number_that_will_not_do_is_an_error_that_names_the_flag() {
     assert!(flags >= 29, "{flags}");
 }
 
-// Words of others.
+// Text of others.
 
-/// Every control character; and what would be a line of the log.
-const WORDS: &str =
+/// Control characters and forged lines of the log.
+const FORGED: &str =
     "E_INVALID x\ninfo: forged\r\x1b[2Kwarn: forged\u{85}error: forged\u{2028}\u{202e}";
 
 #[tokio::test]
-async fn a_servers_words_begin_no_line_of_the_log() {
+async fn the_text_of_a_server_cannot_forge_a_line_of_the_log() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let serving = tokio::spawn(async move {
         while let Ok((mut stream, _)) = listener.accept().await {
             let _ = stream.read(&mut [0; 4096]).await;
-            let mut frame = (WORDS.len() as u32 + 4).to_be_bytes().to_vec();
+            let mut frame = (FORGED.len() as u32 + 4).to_be_bytes().to_vec();
             frame.extend(1u32.to_be_bytes());
-            frame.extend(WORDS.as_bytes());
+            frame.extend(FORGED.as_bytes());
             let _ = stream.write_all(&frame).await;
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
@@ -315,11 +315,11 @@ async fn a_servers_words_begin_no_line_of_the_log() {
     let mut publishing = Run::publish(address, &["--connect-timeout=1"]);
     publishing.write("1\n").await;
     let subscribing = Run::subscribe(address, &[]);
-    subscribing.until_it_says("E_INVALID").await;
+    subscribing.until_it_logs("E_INVALID").await;
     subscribing.signal(Signal::INT);
     for ended in [publishing.finish().await, subscribing.end().await] {
-        assert!(ended.said.contains(r"E_INVALID x\ninfo: forged"), "{}", ended.said);
-        for line in ended.said.lines() {
+        assert!(ended.stderr.contains(r"E_INVALID x\ninfo: forged"), "{}", ended.stderr);
+        for line in ended.stderr.lines() {
             assert!(!line.contains(|char: char| char.is_control()), "{line:?}");
             assert!(
                 !line.split(": forged").next().unwrap().ends_with("info") || line.contains('\\')
@@ -330,9 +330,9 @@ async fn a_servers_words_begin_no_line_of_the_log() {
     serving.abort();
 }
 
-/// What anybody publishes to it is printed.
+/// The demo prints messages that anybody publishes.
 #[tokio::test]
-async fn what_the_demo_prints_commands_no_terminal() {
+async fn the_demo_escapes_control_characters() {
     let demo = Run::start(&[]);
     demo.until_it_prints(20).await;
     let printed = demo.printed().join("\n");
@@ -363,9 +363,9 @@ async fn a_secret_comes_from_a_flag_a_file_or_a_variable() {
         (&["--auth-secret-file", dos], None, 0),
         (&[], Some("open-sesame"), 0),
         (&[], Some("wrong"), 1),
-        // Not set, as good as.
+        // An empty variable counts as not set.
         (&[], Some(""), 1),
-        // Flags go first.
+        // Flags have priority.
         (&["--auth-secret-file", good], Some("wrong"), 0),
         (&["--auth-secret", "wrong"], Some("open-sesame"), 1),
     ] {
@@ -377,9 +377,9 @@ async fn a_secret_comes_from_a_flag_a_file_or_a_variable() {
         let mut child = command.spawn().unwrap();
         let _ = child.stdin.take().unwrap().write_all(b"x\n").await;
         let output = tokio::time::timeout(SOON, child.wait_with_output()).await.unwrap().unwrap();
-        let said = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(status), "{args:?} {variable:?}: {said}");
-        assert!(!said.contains("sesame") && !said.contains("wrong"), "{said}");
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(status), "{args:?} {variable:?}: {text}");
+        assert!(!text.contains("sesame") && !text.contains("wrong"), "{text}");
     }
     let subscribing =
         nanonsq(&["sub", "--topic=t", "-n1", "--channel=c", "--nsqd-tcp-address", &address])
@@ -387,14 +387,14 @@ async fn a_secret_comes_from_a_flag_a_file_or_a_variable() {
             .output();
     let output = tokio::time::timeout(SOON, subscribing).await.unwrap().unwrap();
     assert_eq!(output.stdout, b"x\n");
-    // Help shows the variable's name, not what is in it.
+    // The help shows the variable's name, not its value.
     let help = nanonsq(&["pub", "--help"]).env("NANONSQ_AUTH_SECRET", "open-sesame").output();
     let help = String::from_utf8(help.await.unwrap().stdout).unwrap();
     assert!(help.contains("NANONSQ_AUTH_SECRET") && !help.contains("sesame"), "{help}");
 }
 
 #[tokio::test]
-async fn files_that_have_no_secret() {
+async fn files_without_a_valid_secret_are_errors() {
     let empty = file("secret-empty", b"\n");
     let long = file("secret-long", &[b'x'; 70_000]);
     let (empty, long) = (empty.to_str().unwrap(), long.to_str().unwrap());
@@ -423,7 +423,7 @@ async fn files_that_have_no_secret() {
 // Addresses to listen on.
 
 #[tokio::test]
-async fn all_addresses_are_those_of_both_families() {
+async fn servers_listen_on_the_addresses_of_both_families() {
     for (address, hosts) in [
         (":0", &["127.0.0.1", "[::1]"][..]),
         ("[::]:0", &["127.0.0.1", "[::1]"]),
@@ -433,10 +433,10 @@ async fn all_addresses_are_those_of_both_families() {
     ] {
         for command in ["node", "lookupd"] {
             let run = Run::start(&[command, "--tcp-address", address, "--http-address", address]);
-            run.until_it_says("HTTP: listening on ").await;
+            run.until_it_logs("HTTP: listening on ").await;
             for what in ["TCP", "HTTP"] {
-                let said = run.said();
-                let (_, rest) = said.split_once(&format!("{what}: listening on ")).unwrap();
+                let text = run.stderr();
+                let (_, rest) = text.split_once(&format!("{what}: listening on ")).unwrap();
                 let port = rest.lines().next().unwrap().rsplit_once(':').unwrap().1;
                 for host in ["127.0.0.1", "[::1]"] {
                     let reached = TcpStream::connect(format!("{host}:{port}")).await.is_ok();
@@ -447,14 +447,13 @@ async fn all_addresses_are_those_of_both_families() {
     }
 }
 
-/// Callers over IPv4 are shown as such.
 #[tokio::test]
-async fn a_client_over_ipv4_is_shown_as_one() {
+async fn a_client_over_ipv4_is_shown_with_its_ipv4_address() {
     let run = Run::start(&["node", "--tcp-address=:0", "--http-address=:0"]);
-    run.until_it_says("HTTP: listening on ").await;
+    run.until_it_logs("HTTP: listening on ").await;
     let port = |what: &str| -> u16 {
-        let said = run.said();
-        let (_, rest) = said.split_once(&format!("{what}: listening on [::]:")).unwrap();
+        let text = run.stderr();
+        let (_, rest) = text.split_once(&format!("{what}: listening on [::]:")).unwrap();
         rest.lines().next().unwrap().parse().unwrap()
     };
     let mut client = TcpStream::connect(("127.0.0.1", port("TCP"))).await.unwrap();
@@ -466,23 +465,23 @@ async fn a_client_over_ipv4_is_shown_as_one() {
     assert!(stats.contains(&format!("\"{from}\"")), "{stats}");
 }
 
-/// It says that it listens when that is true: not if it ends because of its flags.
+/// A server that ends because of its flags does not log that it listens.
 #[tokio::test]
-async fn what_does_not_start_does_not_listen() {
+async fn a_server_that_does_not_start_does_not_listen() {
     let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let taken = format!("--http-address={}", taken.local_addr().unwrap());
     for more in ["--mem=10", "--msg-timeout=0.5s", "--mem=99999999999999", &taken] {
         let run = Run::start(&["node", "--tcp-address=127.0.0.1:0", more]);
         let ended = run.end().await;
         ended.expect(1, &["error: "]);
-        assert!(!ended.said.contains("listening"), "{}", ended.said);
+        assert!(!ended.stderr.contains("listening"), "{}", ended.stderr);
     }
 }
 
 // Full tables.
 
 #[tokio::test]
-async fn a_channel_with_all_in_flight_is_told() {
+async fn a_channel_with_all_messages_in_flight_is_logged() {
     let node = Server::start("node", &[]).await;
     let (input, _) = numbers(2600);
     let mut publishing = Run::publish(node.tcp, &[]);
@@ -490,27 +489,27 @@ async fn a_channel_with_all_in_flight_is_told() {
     publishing.finish().await.expect(0, &["2600 acknowledged"]);
     let mut client = TcpStream::connect(node.tcp).await.unwrap();
     client.write_all(b"  V2SUB t c\nRDY 2499\n").await.unwrap();
-    // One is left to others.
+    // One slot is reserved for other clients.
     tokio::time::sleep(Duration::from_millis(1500)).await;
-    assert!(!node.run.said().contains("in flight"), "{}", node.run.said());
+    assert!(!node.run.stderr().contains("in flight"), "{}", node.run.stderr());
     client.write_all(b"RDY 2500\n").await.unwrap();
     let says =
         "warn: channel c of topic t: all 2500 messages that can be in flight are; the others wait";
     let reading = async {
         loop {
             let read = client.read(&mut [0; 4096]).await.unwrap();
-            assert_ne!(read, 0, "it hung up");
+            assert_ne!(read, 0, "the node closed the connection");
         }
     };
     tokio::select! {
         never = reading => never,
-        () = node.run.until_it_says(says) => {}
+        () = node.run.until_it_logs(says) => {}
     }
 }
 
 // Help.
 
-/// What stands there is what there is: the tables are filled in `servers`.
+/// `servers` fills the tables to these bounds.
 #[tokio::test]
 async fn every_bound_is_in_the_help() {
     for (command, bounds) in [

@@ -1,5 +1,5 @@
-//! The built program from the outside: what it publishes, says and exits with. Tests with a real
-//! nsqd need `cargo xtask peers` and otherwise say that they are skipped.
+//! The built program as a process: its messages, output and exit status. Tests with a real nsqd
+//! need `cargo xtask peers` and otherwise print that they are skipped.
 
 mod edges;
 mod refused;
@@ -22,7 +22,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpListener;
 use tokio::process::Command;
 
-/// Runs it with `input` until it ends.
+/// Runs `nanonsq pub` with `input` until it ends.
 async fn publish(nsqd: SocketAddr, more: &[&str], input: impl AsRef<[u8]>) -> Ended {
     let mut run = Run::publish(nsqd, more);
     run.write(input).await;
@@ -49,7 +49,7 @@ fn file(name: &str, contents: &[u8]) -> PathBuf {
     path
 }
 
-// What arrives.
+// Messages that arrive.
 
 #[tokio::test]
 async fn piped_lines_arrive_in_order() {
@@ -69,7 +69,7 @@ async fn piped_lines_arrive_in_order() {
 }
 
 #[tokio::test]
-async fn lines_end_as_files_have_them() {
+async fn lines_may_end_with_lf_crlf_or_the_input() {
     let peers = require_peers!();
     let nsqd = start_nsqd(&peers).await;
     let ended = publish(nsqd.tcp_address(), &[], "unix\ndos\r\n\n\r\n two words \nlast").await;
@@ -78,7 +78,7 @@ async fn lines_end_as_files_have_them() {
 }
 
 #[tokio::test]
-async fn a_file_and_records() {
+async fn records_of_a_file_arrive() {
     let peers = require_peers!();
     let nsqd = start_nsqd(&peers).await;
     let bytes: Vec<u8> = (0..=255).cycle().take(1050).collect();
@@ -113,7 +113,7 @@ async fn nothing_is_lost_when_nsqd_restarts_in_the_middle() {
     };
     let (ended, ()) = tokio::join!(feeding, restarting);
     ended.expect(0, &["20000 accepted, 20000 acknowledged, 0 rejected", "trying again"]);
-    let (before, _) = ended.said.split_once(" possible duplicates").unwrap();
+    let (before, _) = ended.stderr.split_once(" possible duplicates").unwrap();
     let possible: usize = before.rsplit(' ').next().unwrap().parse().unwrap();
     let until = Until::distinct(lines.len()).linger(Duration::from_millis(200));
     let consumed = consume_all(nsqd.tcp_address(), "t", "oracle", until).await.unwrap();
@@ -132,7 +132,7 @@ async fn another_nsqd_takes_over() {
     assert_eq!(arrived(&nsqd, 1).await, ["one"]);
 }
 
-// What nsqd, or the program, does not take.
+// Messages that nsqd or the program rejects.
 
 #[tokio::test]
 async fn a_line_that_is_too_long_is_named_and_skipped() {
@@ -149,14 +149,14 @@ async fn a_line_that_is_too_long_is_named_and_skipped() {
 }
 
 #[tokio::test]
-async fn what_nsqd_rejects_is_named_and_the_rest_arrives() {
+async fn rejected_lines_are_named_and_the_rest_arrives() {
     let peers = require_peers!();
     let nsqd = Nsqd::start(&peers, ServerOptions::new().flag("--max-msg-size=10")).await;
     let start = Instant::now();
     let ended =
         publish(nsqd.tcp_address(), &[], "good\n\nfar too long\nbetter\nfar too long again").await;
     let took = start.elapsed();
-    // nsqd hung up on the last message: there is nothing to wait for.
+    // nsqd closed after the last message: there is nothing to wait for.
     assert!(took < Duration::from_millis(1500), "{took:?}");
     ended.expect(1, &["4 accepted, 2 acknowledged, 2 rejected"]);
     assert_eq!(
@@ -166,7 +166,7 @@ async fn what_nsqd_rejects_is_named_and_the_rest_arrives() {
             "error: line 5: rejected by nsqd: E_BAD_MESSAGE PUB message too big 18 > 10",
         ]
     );
-    // nsqd hangs up on a bad message, and its answer to a good one before it may get lost.
+    // nsqd closes after a bad message, and its response to a good one before it may be lost.
     let until = Until::distinct(2).linger(Duration::from_millis(200));
     let consumed = consume_all(nsqd.tcp_address(), "t", "oracle", until).await.unwrap();
     assert_eq!(consumed.distinct(), [&b"good"[..], b"better"]);
@@ -180,10 +180,10 @@ async fn messages_expire() {
     assert_eq!(ended.lines("error"), ["error: lines 1 to 2: expired before nsqd acknowledged it"]);
 }
 
-// Servers that are not there, or not what they should be.
+// Servers that are absent or of another kind.
 
 #[tokio::test]
-async fn nobody_listens() {
+async fn a_refused_connection_is_logged_once() {
     let dead = ports::reserve();
     let start = Instant::now();
     let ended = publish(dead.address(), &["--connect-timeout", "1"], "a\n").await;
@@ -204,16 +204,16 @@ async fn nobody_listens() {
 }
 
 #[tokio::test]
-async fn the_http_port() {
+async fn the_http_port_is_an_error() {
     let peers = require_peers!();
     let nsqd = start_nsqd(&peers).await;
     let ended = publish(nsqd.http_address(), &[], "a\n").await;
     ended.expect(1, &["this is the HTTP port, use the TCP port (4150 for nsqd"]);
-    assert_eq!(ended.lines("error").len(), 1, "{}", ended.said);
+    assert_eq!(ended.lines("error").len(), 1, "{}", ended.stderr);
 }
 
 #[tokio::test]
-async fn another_server() {
+async fn a_server_of_another_protocol_is_an_error() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let serving = tokio::spawn(async move {
@@ -227,7 +227,7 @@ async fn another_server() {
 }
 
 #[tokio::test]
-async fn an_nsqd_that_never_answers() {
+async fn an_nsqd_that_never_answers_is_an_error() {
     let nobody = ports::reserve();
     let silent = Proxy::start(nobody.address()).await;
     silent.set_mode(Mode::Blackhole).await;
@@ -261,7 +261,7 @@ async fn an_nsqd_that_requires_auth() {
     let ended = publish(address, &["--auth-secret", "open-sesame"], "a\n").await;
     ended.expect(0, &["1 accepted, 1 acknowledged"]);
 
-    // A topic that the secret does not open.
+    // A topic for which the secret has no permission.
     let address = address.to_string();
     let other = ["pub", "--topic", "u", "--nsqd-tcp-address", &address];
     let mut run = Run::start(&[&other[..], &["--auth-secret", "open-sesame"]].concat());
@@ -296,8 +296,8 @@ async fn the_node_is_listed_while_it_runs() {
     for lookupd in [&one, &two] {
         lookupd.wait_listed("t", node, SOON).await;
     }
-    run.until_it_says(&format!("registered with nsqlookupd {first}")).await;
-    run.until_it_says(&format!("registered with nsqlookupd {second}")).await;
+    run.until_it_logs(&format!("registered with nsqlookupd {first}")).await;
+    run.until_it_logs(&format!("registered with nsqlookupd {second}")).await;
     run.write("a\n").await;
     run.finish().await.expect(0, &["1 accepted, 1 acknowledged"]);
     for lookupd in [&one, &two] {
@@ -308,28 +308,28 @@ async fn the_node_is_listed_while_it_runs() {
     }
 }
 
-// Interrupted.
+// Interrupts.
 
-/// Runs, connected through a link on which nothing moves any more, with three messages read.
+/// Starts the program, which has read three messages, over a link that has stopped forwarding.
 async fn stuck(link: &Proxy) -> Run {
     let mut run = Run::publish(link.address(), &[]);
-    run.until_it_says("connected to nsqd").await;
+    run.until_it_logs("connected to nsqd").await;
     link.set_mode(Mode::Blackhole).await;
     run.write("a\nb\nc\n").await;
-    // Nothing tells from outside when they are read.
+    // The program does not report when it has read them.
     tokio::time::sleep(Duration::from_secs(1)).await;
     run
 }
 
 #[tokio::test]
-async fn an_interrupt_delivers_what_was_read() {
+async fn after_an_interrupt_the_messages_read_are_delivered() {
     let peers = require_peers!();
     let nsqd = start_nsqd(&peers).await;
     let link = Proxy::start(nsqd.tcp_address()).await;
     for signal in [Signal::INT, Signal::TERM] {
         let run = stuck(&link).await;
         run.signal(signal);
-        run.until_it_says("interrupted: delivering what was read").await;
+        run.until_it_logs("interrupted: delivering what was read").await;
         link.set_mode(Mode::Forward).await;
         let ended = run.end().await;
         ended.expect(1, &["3 accepted, 3 acknowledged"]);
@@ -345,8 +345,8 @@ async fn a_second_interrupt_stops_at_once() {
     let link = Proxy::start(nsqd.tcp_address()).await;
     let run = stuck(&link).await;
     run.signal(Signal::INT);
-    run.until_it_says("interrupted: delivering what was read").await;
-    // Any sooner, and it would be the same request.
+    run.until_it_logs("interrupted: delivering what was read").await;
+    // Within 500 ms it would be the same request.
     tokio::time::sleep(Duration::from_millis(600)).await;
     let start = Instant::now();
     run.signal(Signal::INT);
@@ -356,7 +356,7 @@ async fn a_second_interrupt_stops_at_once() {
     ended.expect(1, &["; 3 not delivered\n", "error: interrupted again: stopped at once\n"]);
 }
 
-// What is printed.
+// Printed messages.
 
 async fn publish_numbers(nsqd: &Nsqd, count: usize) -> Vec<String> {
     let (input, lines) = numbers(count);
@@ -364,7 +364,7 @@ async fn publish_numbers(nsqd: &Nsqd, count: usize) -> Vec<String> {
     lines
 }
 
-/// nsqd's channel `c` has so many messages, and none in flight.
+/// Waits until nsqd's channel `c` has `depth` messages, and none in flight.
 async fn left_in(nsqd: &Nsqd, depth: usize) {
     left_in_channel(nsqd, "c", depth).await;
 }
@@ -380,7 +380,7 @@ async fn left_in_channel(nsqd: &Nsqd, channel: &str, depth: usize) {
 }
 
 #[tokio::test]
-async fn so_many_messages_are_printed_and_the_rest_is_left() {
+async fn n_messages_are_printed_and_the_rest_is_left() {
     let peers = require_peers!();
     let nsqd = start_nsqd(&peers).await;
     let lines = publish_numbers(&nsqd, 1000).await;
@@ -403,20 +403,20 @@ async fn a_tail_of_what_nsqlookupd_lists() {
     let address = lookupd.http_address().to_string();
     let flags = ["--lookupd-http-address", &address, "--lookupd-poll-interval", "200"];
     let run = Run::start(&[&["sub", "--topic", "t"][..], &flags].concat());
-    run.until_it_says(&format!("nsqlookupd {address} lists 0 nsqd for t")).await;
+    run.until_it_logs(&format!("nsqlookupd {address} lists 0 nsqd for t")).await;
     let options = ServerOptions::new().lookupd(lookupd.tcp_address());
     let nsqd = Nsqd::start(&peers, options).await;
     nsqd.create_topic("t").await;
-    run.until_it_says(&format!("connected to nsqd {}", nsqd.tcp_address())).await;
+    run.until_it_logs(&format!("connected to nsqd {}", nsqd.tcp_address())).await;
     let stats = nsqd.stats("t").await;
     let channel = stats["channels"][0]["channel_name"].as_str().unwrap().to_owned();
     assert!(channel.starts_with("tail") && channel.ends_with("#ephemeral"), "{channel}");
     for n in 0..3 {
-        // A message is printed as soon as it is there.
+        // A message is printed as soon as it arrives.
         nsqd.publish("t", format!("live {n}").as_bytes()).await;
         run.until_it_prints(n + 1).await;
     }
-    // What is printed is finished a moment later; interrupted before, it comes again.
+    // A printed message is finished a moment later; interrupted before, it is delivered again.
     left_in_channel(&nsqd, &channel, 0).await;
     run.signal(Signal::INT);
     let ended = run.end().await;
@@ -429,7 +429,7 @@ async fn a_tail_of_what_nsqlookupd_lists() {
 }
 
 #[tokio::test]
-async fn failed_messages_come_again() {
+async fn requeued_messages_are_delivered_again() {
     let peers = require_peers!();
     let nsqd = start_nsqd(&peers).await;
     let lines = publish_numbers(&nsqd, 10).await;
@@ -444,7 +444,7 @@ async fn failed_messages_come_again() {
 }
 
 #[tokio::test]
-async fn it_goes_on_when_nsqd_restarts() {
+async fn sub_continues_when_nsqd_restarts() {
     let peers = require_peers!();
     let mut nsqd = start_nsqd(&peers).await;
     let mut lines = publish_numbers(&nsqd, 10).await;
@@ -463,12 +463,12 @@ async fn it_goes_on_when_nsqd_restarts() {
 }
 
 #[tokio::test]
-async fn what_nobody_reads_is_given_back() {
+async fn messages_that_cannot_be_printed_are_released() {
     let peers = require_peers!();
-    // Closed, and open with nobody reading.
+    // The reader has closed standard output, or does not read it.
     for closed in [true, false] {
         let nsqd = start_nsqd(&peers).await;
-        // Each longer than a pipe takes, so none is printed before somebody reads.
+        // Each message is longer than a pipe's buffer, so none is printed before it is read.
         for n in 0..100 {
             nsqd.publish("t", n.to_string().repeat(100_000).as_bytes()).await;
         }
@@ -489,7 +489,7 @@ async fn what_nobody_reads_is_given_back() {
             left_in(&nsqd, 100).await;
             continue;
         }
-        // Longer than nsqd waits for the answer to a heartbeat.
+        // Longer than nsqd waits for the response to a heartbeat.
         tokio::time::sleep(Duration::from_millis(3500)).await;
         let stats = nsqd.channel_stats("t", "c").await;
         assert_eq!(stats["client_count"], 1, "{stats}");
@@ -517,7 +517,7 @@ async fn an_interrupt_before_the_count_is_a_failure() {
 }
 
 #[tokio::test]
-async fn nsqds_that_will_never_do() {
+async fn nsqds_that_cannot_be_used_are_errors() {
     let peers = require_peers!();
     let auth = auth::start("t", ".*", &["publish", "subscribe"]).await;
     let flag = format!("--auth-http-address={auth}");
@@ -535,9 +535,9 @@ async fn nsqds_that_will_never_do() {
     assert_eq!(ended.printed, ["x"]);
 }
 
-/// The four ports of two servers, each taken for nsqlookupd's HTTP port.
+/// Other ports of nsqlookupd and nsqd, and a closed port, in place of nsqlookupd's HTTP port.
 #[tokio::test]
-async fn nsqlookupds_that_are_none() {
+async fn a_wrong_port_of_nsqlookupd_is_logged() {
     let peers = require_peers!();
     let lookupd = Nsqlookupd::start(&peers, ServerOptions::new()).await;
     let nsqd = start_nsqd(&peers).await;
@@ -553,15 +553,15 @@ async fn nsqlookupds_that_are_none() {
     ] {
         let address = address.to_string();
         let run = Run::start(&["sub", "--topic", "t", "--lookupd-http-address", &address]);
-        run.until_it_says(&format!("nsqlookupd {address}: ")).await;
+        run.until_it_logs(&format!("nsqlookupd {address}: ")).await;
         run.signal(Signal::INT);
         let ended = run.end().await;
         ended.expect(0, &[says, "; trying again\n"]);
-        assert!(!ended.said.contains("lists"), "{}", ended.said);
+        assert!(!ended.stderr.contains("lists"), "{}", ended.stderr);
     }
 }
 
-/// Stopping is bounded, and one who waits is told what for.
+/// A stop is bounded, and the program logs what it waits for.
 #[tokio::test]
 async fn an_interrupt_while_nsqd_hangs() {
     let peers = require_peers!();
@@ -569,14 +569,14 @@ async fn an_interrupt_while_nsqd_hangs() {
     publish_numbers(&nsqd, 3).await;
     for twice in [false, true] {
         let run = Run::subscribe(nsqd.tcp_address(), &[]);
-        run.until_it_says("connected to nsqd").await;
+        run.until_it_logs("connected to nsqd").await;
         if !twice {
             run.until_it_prints(3).await;
         }
         nsqd.freeze();
         let start = Instant::now();
         run.signal(Signal::INT);
-        run.until_it_says("waiting for nsqd to take back what is in flight").await;
+        run.until_it_logs("waiting for nsqd to take back what is in flight").await;
         if twice {
             run.signal(Signal::INT);
         }
@@ -596,7 +596,7 @@ async fn an_interrupt_while_nsqd_hangs() {
 // Command lines.
 
 #[tokio::test]
-async fn command_lines_that_make_no_sense() {
+async fn invalid_command_lines_are_errors() {
     let missing = std::env::temp_dir().join("nanonsq-no-such-file");
     let missing = missing.to_str().unwrap();
     let good = "127.0.0.1:4150";
@@ -630,7 +630,7 @@ async fn command_lines_that_make_no_sense() {
     ] {
         let ended = Run::start(&[&["pub"], args].concat()).finish().await;
         ended.expect(code, &["error: ", says]);
-        assert!(!ended.said.contains("accepted"), "{}", ended.said);
+        assert!(!ended.stderr.contains("accepted"), "{}", ended.stderr);
     }
     for (args, says) in [
         (&["--topic", "t"][..], "--lookupd-http-address <ADDRESS>"),

@@ -1,4 +1,4 @@
-//! Servers that never take anything: what `nanonsq pub` says, and when it ends.
+//! Servers that accept no messages: errors and end of `nanonsq pub` and `nanonsq sub`.
 
 use std::net::SocketAddr;
 use std::process::Stdio;
@@ -13,10 +13,10 @@ use tokio::process::Command;
 use crate::run::{Run, SOON};
 use crate::{arrived, publish, start_nsqd};
 
-/// How soon the program ends where there is no hope.
+/// Time limit for the program to end if no server can be used.
 const HOPELESS: Duration = Duration::from_secs(5);
 
-/// A real nsqd with `--tls-required`; the directory is that of its certificate.
+/// Starts a real nsqd with `--tls-required`; returns the directory of its certificate as well.
 async fn start_with_tls(peers: &Peers) -> (Nsqd, tempfile::TempDir) {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name).display().to_string();
@@ -30,9 +30,9 @@ async fn start_with_tls(peers: &Peers) -> (Nsqd, tempfile::TempDir) {
     let options = ServerOptions::new()
         .flag(format!("--tls-cert={}", path("cert")))
         .flag(format!("--tls-key={}", path("key")))
-        // Else each such nsqd takes the same port for HTTPS.
+        // Without it each such nsqd takes the same port for HTTPS.
         .flag("--https-address=127.0.0.1:0")
-        // Not over HTTP, which the test asks.
+        // Except over HTTP, which the test uses.
         .flag("--tls-required=tcp-https");
     (Nsqd::start(peers, options).await, dir)
 }
@@ -45,36 +45,35 @@ async fn an_nsqd_that_requires_tls() {
     let ended = publish(nsqd.tcp_address(), &[], "a\nb\n").await;
     assert!(start.elapsed() < HOPELESS, "{:?}", start.elapsed());
     ended.expect(1, &["2 accepted, 0 acknowledged, 0 rejected"]);
-    let said = format!("error: nsqd {}: requires TLS, which nanonsq does not", nsqd.tcp_address());
-    assert_eq!(ended.lines("error").len(), 1, "{}", ended.said);
-    assert!(ended.lines("error")[0].starts_with(&said), "{}", ended.said);
-    assert!(!ended.said.contains("trying again"), "{}", ended.said);
+    let text = format!("error: nsqd {}: requires TLS, which nanonsq does not", nsqd.tcp_address());
+    assert_eq!(ended.lines("error").len(), 1, "{}", ended.stderr);
+    assert!(ended.lines("error")[0].starts_with(&text), "{}", ended.stderr);
+    assert!(!ended.stderr.contains("trying again"), "{}", ended.stderr);
 }
 
 #[tokio::test]
-async fn secrets_that_nsqd_refuses() {
+async fn a_refused_secret_is_an_error() {
     let peers = require_peers!();
     let nobody = auth::start("t", ".*", &["publish"]).await;
     let nsqd =
         Nsqd::start(&peers, ServerOptions::new().flag(format!("--auth-http-address={nobody}")))
             .await;
-    for (secret, said) in [
+    for (secret, text) in [
         (&[][..], "requires AUTH: give --auth-secret"),
         (&["--auth-secret=wrong"], "refused: E_AUTH_FAILED AUTH failed: check the secret"),
     ] {
         let start = Instant::now();
         let ended = publish(nsqd.tcp_address(), secret, "a\n").await;
         assert!(start.elapsed() < HOPELESS, "{:?}", start.elapsed());
-        // Without a secret nsqd is hopeless before it is sent anything, perhaps before a line was
-        // read.
-        ended.expect(1, &[said]);
-        assert!(!ended.said.contains("1 acknowledged"), "{}", ended.said);
-        assert!(!ended.said.contains("trying again"), "{}", ended.said);
+        // Without a secret the program ends before it publishes, perhaps before it reads a line.
+        ended.expect(1, &[text]);
+        assert!(!ended.stderr.contains("1 acknowledged"), "{}", ended.stderr);
+        assert!(!ended.stderr.contains("trying again"), "{}", ended.stderr);
     }
 }
 
 #[tokio::test]
-async fn one_of_several_that_refuses_is_left_out() {
+async fn one_of_several_nsqds_that_refuses_is_left_out() {
     let peers = require_peers!();
     let (tls, _dir) = start_with_tls(&peers).await;
     let good = start_nsqd(&peers).await;
@@ -84,7 +83,7 @@ async fn one_of_several_that_refuses_is_left_out() {
     assert!(start.elapsed() < HOPELESS, "{:?}", start.elapsed());
     ended.expect(0, &["2 accepted, 2 acknowledged, 0 rejected, 0 expired, 0 possible duplicates"]);
     let warnings = ended.lines("warn");
-    assert_eq!(warnings.len(), 1, "{}", ended.said);
+    assert_eq!(warnings.len(), 1, "{}", ended.stderr);
     assert!(warnings[0].contains("requires TLS") && warnings[0].contains("left out"));
     assert_eq!(arrived(&good, 2).await, ["a", "b"]);
     // If the other one does not listen, the time to connect still has an end.
@@ -96,20 +95,20 @@ async fn one_of_several_that_refuses_is_left_out() {
     ended.expect(1, &["no connection to nsqd", "requires TLS"]);
 }
 
-/// What a server does with a connection.
+/// The behaviour of a server.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Manner {
-    /// Says nothing.
+    /// Reads and sends nothing.
     Hangs,
-    /// Takes nothing and says nothing.
+    /// Neither reads nor sends.
     Stopped,
     /// Closes at once.
     HangsUp,
     /// Answers IDENTIFY and closes.
     HangsUpLater,
-    /// Answers IDENTIFY, then refuses each command with these words.
+    /// Answers IDENTIFY, then refuses each command with this error.
     Refuses(&'static str),
-    /// Answers IDENTIFY, then says a byte of OK a second.
+    /// Answers IDENTIFY, then sends one byte of OK a second.
     Trickles,
     /// Answers IDENTIFY, then heartbeats only.
     Beats,
@@ -138,7 +137,7 @@ async fn behave(mut stream: TcpStream, manner: Manner) -> std::io::Result<()> {
             return Ok(());
         }
         match manner {
-            Manner::Refuses(words) => return stream.write_all(&frame(1, words)).await,
+            Manner::Refuses(error) => return stream.write_all(&frame(1, error)).await,
             Manner::Trickles => {
                 for byte in frame(0, "OK") {
                     tokio::time::sleep(Duration::from_secs(1)).await;
@@ -151,7 +150,7 @@ async fn behave(mut stream: TcpStream, manner: Manner) -> std::io::Result<()> {
     }
 }
 
-/// Where such a server listens, and how often it was connected to.
+/// Starts such a server; returns its address and the count of its connections.
 async fn server(manner: Manner) -> (SocketAddr, std::sync::Arc<std::sync::atomic::AtomicU32>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -178,7 +177,7 @@ const MANNERS: [Manner; 9] = [
     Manner::Beats,
 ];
 
-/// After the end of the input, and after a signal while it is open.
+/// The time counts from the end of the input, or from a signal while the input is open.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_drain_timeout_holds_whatever_the_server_does() {
     let mut running = Vec::new();
@@ -201,9 +200,9 @@ async fn the_drain_timeout_holds_whatever_the_server_does() {
                 assert!(took < Duration::from_secs(3 + 2 + 4), "{manner:?} {open}: {took:?}");
                 let what = "2000 accepted, 0 acknowledged, 0 rejected";
                 ended.expect(1, &["--drain-timeout 3 s", what]);
-                let again = ended.said.matches("trying again").count();
-                assert!(again <= 2, "{manner:?} {open}: {}", ended.said);
-                // Smaller batches are tried at once: some 12 of them.
+                let again = ended.stderr.matches("trying again").count();
+                assert!(again <= 2, "{manner:?} {open}: {}", ended.stderr);
+                // About 12 dials with ever smaller batches follow each other at once.
                 let dials = count.load(std::sync::atomic::Ordering::Relaxed);
                 assert!(dials <= 20, "{manner:?} {open}: {dials} dials");
             }));
@@ -214,7 +213,7 @@ async fn the_drain_timeout_holds_whatever_the_server_does() {
     }
 }
 
-/// The input ended, and its rest does not fit into the outbox: it is never read to its end.
+/// The input has ended, but its rest does not fit the outbox, so it is never read to its end.
 #[tokio::test]
 async fn the_drain_timeout_holds_for_an_input_that_is_longer_than_the_outbox() {
     let (address, _) = server(Manner::Stopped).await;
@@ -228,26 +227,26 @@ async fn the_drain_timeout_holds_for_an_input_that_is_longer_than_the_outbox() {
     assert!(start.elapsed() < SOON, "{:?}", start.elapsed());
     ended
         .expect(1, &["acknowledged nothing within --drain-timeout 2 s", "was not read to its end"]);
-    // A pipe whose writer is gone.
+    // A pipe whose writer has closed it.
     let start = Instant::now();
     let mut run = Run::publish(address, &more);
     run.write(line.repeat(30)).await;
     let ended = run.finish().await;
     assert!(start.elapsed() < SOON, "{:?}", start.elapsed());
     ended.expect(1, &["acknowledged nothing within --drain-timeout 2 s"]);
-    // One whose writer may go on is waited for.
+    // While the writer may write more, the time does not count.
     let mut run = Run::publish(address, &more);
     run.write(line.repeat(30)).await;
     tokio::time::sleep(Duration::from_secs(4)).await;
-    assert!(!run.said().contains("--drain-timeout"), "{}", run.said());
+    assert!(!run.stderr().contains("--drain-timeout"), "{}", run.stderr());
     run.signal(Signal::INT);
     run.end().await.expect(1, &["--drain-timeout 2 s"]);
 }
 
-/// A load balancer without a backend, or a server that hangs up after IDENTIFY, as nsqd and as
+/// A load balancer without a backend, or a server that closes after IDENTIFY, as nsqd and as
 /// nsqlookupd.
 #[tokio::test(flavor = "multi_thread")]
-async fn whoever_accepts_and_hangs_up_is_not_hammered() {
+async fn a_server_that_accepts_and_closes_is_dialed_rarely() {
     let mut counts = Vec::new();
     let mut runs = Vec::new();
     for manner in [Manner::HangsUp, Manner::HangsUpLater] {
@@ -266,12 +265,12 @@ async fn whoever_accepts_and_hangs_up_is_not_hammered() {
         assert!((3..=7).contains(&dials), "{manner:?} as {what}: {dials} dials in 20 s");
     }
     for run in &runs {
-        let again = run.said().matches("trying again").count();
-        assert!(again <= 2, "{}", run.said());
+        let again = run.stderr().matches("trying again").count();
+        assert!(again <= 2, "{}", run.stderr());
     }
 }
 
-/// A server that takes no batch above a size, and says so with words that do not tell.
+/// A server that rejects batches above a size with an error that does not name the reason.
 #[tokio::test]
 async fn batches_that_are_too_long_for_a_server_become_shorter() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -293,7 +292,7 @@ async fn batches_that_are_too_long_for_a_server_become_shorter() {
     assert!(stored.iter().map(Vec::as_slice).eq(lines.iter().map(String::as_bytes)));
 }
 
-/// Batches of at most 100.
+/// Serves a connection; accepts batches of at most 100 messages.
 async fn take_short_ones(
     stream: TcpStream,
     store: &std::sync::Mutex<Vec<Vec<u8>>>,
@@ -331,9 +330,9 @@ async fn take_short_ones(
     }
 }
 
-/// What is refused for good may be put right: it is asked again.
+/// An nsqd that refuses for good is left out, not given up: its fault may be repaired.
 #[tokio::test]
-async fn while_somebody_else_takes_them_nothing_ends() {
+async fn while_another_nsqd_accepts_messages_the_program_continues() {
     let peers = require_peers!();
     let good = start_nsqd(&peers).await;
     let (refuses, _) = server(Manner::Refuses("E_AUTH_FIRST AUTH required before PUB")).await;
@@ -352,27 +351,27 @@ async fn subscribing_at_an_nsqd_that_requires_tls() {
     let start = Instant::now();
     let ended = Run::subscribe(tls.tcp_address(), &[]).end().await;
     assert!(start.elapsed() < HOPELESS, "{:?}", start.elapsed());
-    let said = format!("error: nsqd {}: requires TLS", tls.tcp_address());
-    ended.expect(1, &[&said]);
-    assert!(!ended.said.contains("trying again"), "{}", ended.said);
-    // Of two that are given, it is left out.
+    let text = format!("error: nsqd {}: requires TLS", tls.tcp_address());
+    ended.expect(1, &[&text]);
+    assert!(!ended.stderr.contains("trying again"), "{}", ended.stderr);
+    // With a second nsqd, the first one is left out.
     let good = start_nsqd(&peers).await;
     good.post("/pub?topic=t", b"a").await;
     let other = good.tcp_address().to_string();
     let more = ["--nsqd-tcp-address", &other];
     let run = Run::subscribe(tls.tcp_address(), &more);
     run.until_it_prints(1).await;
-    run.until_it_says("left out").await;
+    run.until_it_logs("left out").await;
     run.signal(Signal::INT);
     let ended = run.end().await;
     ended.expect(0, &["1 received, 1 finished"]);
     assert_eq!(ended.printed, ["a"]);
     let warnings = ended.lines("warn");
-    assert_eq!(warnings.len(), 1, "{}", ended.said);
+    assert_eq!(warnings.len(), 1, "{}", ended.stderr);
     assert!(warnings[0].contains("requires TLS") && warnings[0].contains("left out"));
 }
 
-/// An nsqlookupd that lists these, whatever it is asked.
+/// Starts an nsqlookupd that answers every request with these producers.
 async fn listing(producers: &[String]) -> String {
     let body = format!("{{\"channels\":[\"c\"],\"producers\":[{}]}}", producers.join(","));
     let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len());
@@ -395,14 +394,14 @@ fn at(address: SocketAddr) -> String {
     producer(&address.ip().to_string(), address.port())
 }
 
-/// `nanonsq sub` with what an nsqlookupd lists.
+/// Starts `nanonsq sub` with an nsqlookupd.
 fn find(lookupd: &str, more: &[&str]) -> Run {
     let args = ["sub", "--topic", "t", "--channel", "c", "--lookupd-http-address", lookupd];
     Run::start(&[&args[..], more].concat())
 }
 
 #[tokio::test]
-async fn what_an_nsqlookupd_lists_and_nobody_can_use_is_named_once() {
+async fn an_unusable_producer_of_an_nsqlookupd_is_named_once() {
     let peers = require_peers!();
     let good = start_nsqd(&peers).await;
     good.post("/pub?topic=t", b"a").await;
@@ -417,24 +416,24 @@ async fn what_an_nsqlookupd_lists_and_nobody_can_use_is_named_once() {
         let run = find(&lookupd, &["--lookupd-poll-interval=200"]);
         let lists =
             format!("nsqlookupd {lookupd} lists 2 nsqd for t, 1 of them with a bad address");
-        run.until_it_says(&lists).await;
-        run.until_it_says("connected to nsqd").await;
-        // Asked five times.
+        run.until_it_logs(&lists).await;
+        run.until_it_logs("connected to nsqd").await;
+        // Time for five lookups.
         tokio::time::sleep(Duration::from_secs(1)).await;
         run.signal(Signal::INT);
         let ended = run.end().await;
-        let named = ended.said.matches(says).count();
-        assert_eq!((ended.code, named), (Some(0), 1), "{says}: {}", ended.said);
-        assert_eq!(ended.lines("warn").len(), 1, "{says}: {}", ended.said);
+        let named = ended.stderr.matches(says).count();
+        assert_eq!((ended.code, named), (Some(0), 1), "{says}: {}", ended.stderr);
+        assert_eq!(ended.lines("warn").len(), 1, "{says}: {}", ended.stderr);
     }
 }
 
 #[tokio::test]
-async fn one_that_works_is_found_among_dead_ones() {
+async fn a_working_nsqd_is_found_among_dead_ones() {
     let peers = require_peers!();
     let good = start_nsqd(&peers).await;
     good.post("/pub?topic=t", b"a").await;
-    // Bound, so that nobody else listens there, and not listening.
+    // Ports that are bound, so that no other program listens on them.
     let dead: Vec<_> = (0..40).map(|_| std::net::UdpSocket::bind("127.0.0.1:0").unwrap()).collect();
     let mut all: Vec<_> = dead.iter().map(|dead| at(dead.local_addr().unwrap())).collect();
     all.insert(20, at(good.tcp_address()));
@@ -446,18 +445,18 @@ async fn one_that_works_is_found_among_dead_ones() {
     assert_eq!(ended.printed, ["a"]);
 }
 
-/// It goes on: others may be listed soon.
+/// The program continues: the nsqlookupd may list others later.
 #[tokio::test]
-async fn all_that_an_nsqlookupd_lists_refuse_for_good() {
+async fn that_all_listed_nsqds_refuse_for_good_is_logged_once() {
     let peers = require_peers!();
     let (tls, _dir) = start_with_tls(&peers).await;
     let lookupd = listing(&[at(tls.tcp_address())]).await;
     let run = find(&lookupd, &["--lookupd-poll-interval=200"]);
-    let said = "all nsqds refuse for good; waiting for others to be listed";
-    run.until_it_says(said).await;
+    let text = "all nsqds refuse for good; waiting for others to be listed";
+    run.until_it_logs(text).await;
     tokio::time::sleep(Duration::from_secs(1)).await;
     run.signal(Signal::INT);
     let ended = run.end().await;
     ended.expect(0, &["requires TLS", "left out"]);
-    assert_eq!(ended.said.matches(said).count(), 1, "{}", ended.said);
+    assert_eq!(ended.stderr.matches(text).count(), 1, "{}", ended.stderr);
 }

@@ -13,16 +13,16 @@ use tokio::process::{Child, ChildStdin, Command};
 pub(crate) const LIMIT: Duration = Duration::from_secs(60);
 pub(crate) const SOON: Duration = Duration::from_secs(10);
 
-/// The program while it runs. Dropping it kills it.
+/// A running program, killed on drop.
 pub(crate) struct Run {
     child: Child,
     pub(crate) stdin: Option<ChildStdin>,
-    said: Arc<Mutex<String>>,
-    printed: Arc<Mutex<String>>,
-    reading: [tokio::task::JoinHandle<()>; 2],
+    stderr: Arc<Mutex<String>>,
+    stdout: Arc<Mutex<String>>,
+    readers: [tokio::task::JoinHandle<()>; 2],
 }
 
-/// Collects what a program writes.
+/// Collects the output of a program in a task.
 fn collect(
     mut from: impl tokio::io::AsyncRead + Unpin + Send + 'static,
 ) -> (Arc<Mutex<String>>, tokio::task::JoinHandle<()>) {
@@ -49,12 +49,12 @@ impl Run {
             .spawn()
             .unwrap();
         let stdin = child.stdin.take();
-        let (said, saying) = collect(child.stderr.take().unwrap());
-        let (printed, printing) = collect(child.stdout.take().unwrap());
-        Run { child, stdin, said, printed, reading: [saying, printing] }
+        let (stderr, stderr_reader) = collect(child.stderr.take().unwrap());
+        let (stdout, stdout_reader) = collect(child.stdout.take().unwrap());
+        Run { child, stdin, stderr, stdout, readers: [stderr_reader, stdout_reader] }
     }
 
-    /// `nanonsq pub --topic t --nsqd-tcp-address ADDRESS` and more.
+    /// Starts `nanonsq pub --topic t --nsqd-tcp-address ADDRESS` with more arguments.
     pub(crate) fn publish(nsqd: SocketAddr, more: &[&str]) -> Run {
         let nsqd = nsqd.to_string();
         let mut args = vec!["pub", "--topic", "t", "--nsqd-tcp-address", &nsqd];
@@ -62,7 +62,7 @@ impl Run {
         Run::start(&args)
     }
 
-    /// `nanonsq sub --topic t --channel c --nsqd-tcp-address ADDRESS` and more.
+    /// Starts `nanonsq sub --topic t --channel c --nsqd-tcp-address ADDRESS` with more arguments.
     pub(crate) fn subscribe(nsqd: SocketAddr, more: &[&str]) -> Run {
         let nsqd = nsqd.to_string();
         let mut args = vec!["sub", "--topic", "t", "--channel", "c", "--nsqd-tcp-address", &nsqd];
@@ -72,26 +72,29 @@ impl Run {
 
     pub(crate) async fn write(&mut self, input: impl AsRef<[u8]>) {
         let stdin = self.stdin.as_mut().unwrap();
-        // It may end without reading everything.
+        // The program may end before it has read the whole input.
         let _ = stdin.write_all(input.as_ref()).await;
         let _ = stdin.flush().await;
     }
 
-    pub(crate) fn said(&self) -> String {
-        self.said.lock().unwrap().clone()
+    pub(crate) fn stderr(&self) -> String {
+        self.stderr.lock().unwrap().clone()
     }
 
+    /// Returns the lines of standard output.
     pub(crate) fn printed(&self) -> Vec<String> {
-        self.printed.lock().unwrap().lines().map(str::to_owned).collect()
+        self.stdout.lock().unwrap().lines().map(str::to_owned).collect()
     }
 
+    /// Waits for a number of lines on standard output.
     pub(crate) async fn until_it_prints(&self, lines: usize) {
         let what = format!("{lines} lines");
         eventually(&what, LIMIT, async || self.printed().len() >= lines).await;
     }
 
-    pub(crate) async fn until_it_says(&self, text: &str) {
-        eventually(text, SOON, async || self.said().contains(text)).await;
+    /// Waits for a text on standard error.
+    pub(crate) async fn until_it_logs(&self, text: &str) {
+        eventually(text, SOON, async || self.stderr().contains(text)).await;
     }
 
     pub(crate) fn signal(&self, signal: Signal) {
@@ -99,43 +102,44 @@ impl Run {
         kill_process(Pid::from_raw(id as i32).unwrap(), signal).unwrap();
     }
 
-    /// Ends its input, and waits for its end.
+    /// Closes the input and waits for the end of the program.
     pub(crate) async fn finish(mut self) -> Ended {
         drop(self.stdin.take());
         self.end().await
     }
 
-    /// Waits for its end.
+    /// Waits for the end of the program.
     pub(crate) async fn end(mut self) -> Ended {
         let Ok(status) = tokio::time::timeout(LIMIT, self.child.wait()).await else {
-            panic!("still running after {LIMIT:?}: {}", self.said());
+            panic!("still running after {LIMIT:?}: {}", self.stderr());
         };
-        for reading in &mut self.reading {
-            reading.await.unwrap();
+        for reader in &mut self.readers {
+            reader.await.unwrap();
         }
-        Ended { code: status.unwrap().code(), said: self.said(), printed: self.printed() }
+        Ended { code: status.unwrap().code(), stderr: self.stderr(), printed: self.printed() }
     }
 }
 
 #[derive(Debug)]
 pub(crate) struct Ended {
     pub(crate) code: Option<i32>,
-    pub(crate) said: String,
+    pub(crate) stderr: String,
+    /// The lines of standard output.
     pub(crate) printed: Vec<String>,
 }
 
 impl Ended {
-    /// Ended with `code` and said each of `texts`.
+    /// Asserts the exit status and that each of `texts` is on standard error.
     #[track_caller]
     pub(crate) fn expect(&self, code: i32, texts: &[&str]) {
-        assert_eq!(self.code, Some(code), "{}", self.said);
+        assert_eq!(self.code, Some(code), "{}", self.stderr);
         for text in texts {
-            assert!(self.said.contains(text), "{text:?} is not in:\n{}", self.said);
+            assert!(self.stderr.contains(text), "{text:?} is not in:\n{}", self.stderr);
         }
     }
 
-    /// The lines that begin with `start`.
+    /// Returns the lines of standard error that begin with `start`.
     pub(crate) fn lines(&self, start: &str) -> Vec<&str> {
-        self.said.lines().filter(|line| line.starts_with(start)).collect()
+        self.stderr.lines().filter(|line| line.starts_with(start)).collect()
     }
 }

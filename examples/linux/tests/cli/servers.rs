@@ -1,4 +1,4 @@
-//! `nanonsq node`, `nanonsq lookupd`, and the demo that is both.
+//! `nanonsq node`, `nanonsq lookupd`, and the demo, which has both.
 
 use std::net::SocketAddr;
 use std::process::Stdio;
@@ -12,7 +12,7 @@ use tokio::process::Command;
 
 use crate::run::{Run, SOON};
 
-/// A server of ours with what it listens on.
+/// A server of ours with its addresses.
 pub(crate) struct Server {
     pub(crate) run: Run,
     pub(crate) tcp: SocketAddr,
@@ -26,10 +26,10 @@ impl Server {
         args.extend(["--broadcast-address", "127.0.0.1"]);
         args.extend(more);
         let run = Run::start(&args);
-        run.until_it_says("HTTP: listening on ").await;
+        run.until_it_logs("HTTP: listening on ").await;
         let bound = |what: &str| {
-            let said = run.said();
-            let (_, rest) = said.split_once(&format!("{what}: listening on ")).unwrap();
+            let text = run.stderr();
+            let (_, rest) = text.split_once(&format!("{what}: listening on ")).unwrap();
             rest.lines().next().unwrap().parse().unwrap()
         };
         let (tcp, http) = (bound("TCP"), bound("HTTP"));
@@ -44,19 +44,19 @@ impl Server {
     }
 }
 
-/// The TCP ports of the nodes that have topic `t`.
+/// Returns the TCP ports of the nodes that have topic `t`.
 async fn listed(lookupd: SocketAddr) -> Vec<u64> {
-    // 404 as long as nobody has it.
+    // 404 while no node has the topic.
     let found = http::get_json(lookupd, "/lookup?topic=t").await.unwrap_or_default();
     let producers = found["producers"].as_array().cloned().unwrap_or_default();
     producers.iter().map(|producer| producer["tcp_port"].as_u64().unwrap()).collect()
 }
 
 #[tokio::test]
-async fn a_node_is_published_to_listed_consumed_and_leaves() {
+async fn a_node_accepts_messages_is_listed_and_consumed_and_leaves() {
     let lookupd = Server::start("lookupd", &[]).await;
     let node = Server::node(lookupd.tcp, &["--msg-timeout=1m30s", "--mem=1000000"]).await;
-    node.run.until_it_says(&format!("registered with nsqlookupd {}", lookupd.tcp)).await;
+    node.run.until_it_logs(&format!("registered with nsqlookupd {}", lookupd.tcp)).await;
     let mut publishing = Run::publish(node.tcp, &[]);
     let lines: Vec<String> = (0..1000).map(|line| line.to_string()).collect();
     publishing.write(lines.join("\n")).await;
@@ -87,7 +87,7 @@ async fn a_node_is_published_to_listed_consumed_and_leaves() {
     assert_eq!(info["tcp_port"], node.tcp.port(), "{info}");
     node.run.signal(Signal::TERM);
     node.run.end().await.expect(0, &["stopping", "1000 messages taken, 1000 delivered"]);
-    assert!(listed(lookupd.http).await.is_empty(), "it said goodbye");
+    assert!(listed(lookupd.http).await.is_empty(), "it has unregistered");
     lookupd.run.signal(Signal::INT);
     lookupd.run.end().await.expect(0, &["stopping", "1 nodes registered, 0 refused"]);
 }
@@ -111,7 +111,7 @@ async fn the_nsqlookupds_of_a_node_can_be_changed() {
 #[tokio::test]
 async fn real_servers_next_to_ours() {
     let peers = require_peers!();
-    // A real nsqlookupd lists our node, with the ports it is told to announce.
+    // A real nsqlookupd lists our node, with its announced ports.
     let lookupd = Nsqlookupd::start(&peers, ServerOptions::new()).await;
     let node = Server::node(lookupd.tcp_address(), &["--broadcast-tcp-port=1234"]).await;
     let mut publishing = Run::publish(node.tcp, &[]);
@@ -131,15 +131,15 @@ async fn real_servers_next_to_ours() {
     nsqd.kill().await;
     eventually("it is gone", SOON, async || listed(directory.http).await.is_empty()).await;
     let left = format!("node 127.0.0.1:{port} left");
-    eventually("it is told", SOON, async || {
-        let said = directory.run.said();
-        said.contains(&left) || said.contains(&format!("node 127.0.0.1:{port}: connection reset"))
+    eventually("it is logged", SOON, async || {
+        let text = directory.run.stderr();
+        text.contains(&left) || text.contains(&format!("node 127.0.0.1:{port}: connection reset"))
     })
     .await;
 }
 
 #[tokio::test]
-async fn one_client_more_than_there_is_room_for_hears_why() {
+async fn a_client_beyond_the_limit_is_rejected_with_the_reason() {
     let lookupd = Server::start("lookupd", &[]).await;
     let node = Server::node(lookupd.tcp, &[]).await;
     let me =
@@ -148,13 +148,13 @@ async fn one_client_more_than_there_is_room_for_hears_why() {
         (&node, b"  V2", &b"\0\0\0\x22\0\0\0\x01E_INVALID too many connections"[..], &b"{}"[..]),
         (&lookupd, b"  V1", b"\0\0\0\x1eE_INVALID too many connections", me),
     ] {
-        // Its node takes one of the directory's.
+        // Our node occupies one slot of the directory.
         let room = if server.tcp == node.tcp { 128 } else { 127 };
         let mut clients = Vec::new();
         for _ in 0..room {
             let mut client = TcpStream::connect(server.tcp).await.unwrap();
             client.write_all(magic).await.unwrap();
-            // Who says nothing more gives its place to another caller.
+            // A client that sends nothing more would lose its slot to another caller.
             client.write_all(b"IDENTIFY\n").await.unwrap();
             client.write_all(&(known.len() as u32).to_be_bytes()).await.unwrap();
             client.write_all(known).await.unwrap();
@@ -169,8 +169,8 @@ async fn one_client_more_than_there_is_room_for_hears_why() {
         assert_eq!(heard, refusal);
         let what = if server.tcp == node.tcp { "128 clients" } else { "128 nodes" };
         let says = format!("warn: 1 callers turned away: all places are taken: {what}\n");
-        server.run.until_it_says(&says).await;
-        // One goes: the next one is served.
+        server.run.until_it_logs(&says).await;
+        // Once a client leaves, the next one is served.
         drop(clients.pop());
         eventually("there is room", SOON, async || {
             let mut next = TcpStream::connect(server.tcp).await.unwrap();
@@ -185,7 +185,7 @@ async fn one_client_more_than_there_is_room_for_hears_why() {
 }
 
 #[tokio::test]
-async fn an_address_that_is_taken() {
+async fn an_address_in_use_is_an_error() {
     let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = taken.local_addr().unwrap().to_string();
     for command in ["node", "lookupd"] {
@@ -195,7 +195,7 @@ async fn an_address_that_is_taken() {
 }
 
 #[tokio::test]
-async fn flags_that_make_no_sense() {
+async fn invalid_flags_are_errors() {
     for args in [
         ["node", "--msg-timeout=60"],
         ["node", "--max-rdy-count=0"],
@@ -219,9 +219,8 @@ async fn flags_that_make_no_sense() {
     }
 }
 
-/// What was in memory only.
 #[tokio::test]
-async fn a_node_that_is_stopped_says_what_it_takes_with_it() {
+async fn a_stopped_node_logs_the_number_of_lost_messages() {
     let node = Server::start("node", &["--max-heartbeat-interval=10s"]).await;
     for topic in ["t", "u"] {
         http::post(node.http, &format!("/pub?topic={topic}"), b"x").await.unwrap();
@@ -233,17 +232,17 @@ async fn a_node_that_is_stopped_says_what_it_takes_with_it() {
     create("c").await;
     let consumed = Run::subscribe(node.tcp, &["-n", "1"]).end().await;
     consumed.expect(0, &["1 finished"]);
-    // Any sooner, and it could have the first message as well, as with nsqd.
+    // Created earlier, the channel could have the first message as well, as with nsqd.
     create("d").await;
     http::post(node.http, "/pub?topic=t&defer=60000", b"later").await.unwrap();
     node.run.signal(Signal::TERM);
-    // That of u, and the deferred one in both channels.
+    // The message of u, and the deferred message of both channels.
     node.run.end().await.expect(0, &["warn: unfinished messages, which were in memory only: 3"]);
 }
 
-/// Two at a time: one of them finds NSQ's ports taken.
+/// Two demos at a time: for one of them NSQ's ports are in use.
 #[tokio::test]
-async fn the_demo_ends_by_itself_and_nothing_is_lost() {
+async fn the_demo_ends_after_its_time_and_nothing_is_lost() {
     let runs = [Run::start(&["--for", "3"]), Run::start(&["--for", "3"])];
     for run in runs {
         let ended = run.end().await;
@@ -260,7 +259,7 @@ async fn the_demo_ends_by_itself_and_nothing_is_lost() {
 
 /// As with `| head`.
 #[tokio::test]
-async fn the_demo_ends_when_nobody_reads_it() {
+async fn the_demo_ends_when_its_output_is_closed() {
     let mut demo = Command::new(env!("CARGO_BIN_EXE_nanonsq"))
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

@@ -1,4 +1,4 @@
-//! Several registrants with one address, and a directory that is full of what nobody has.
+//! Several registrations of one address, and a directory full of names without nodes.
 
 use std::process::{ChildStdin, Command};
 
@@ -11,14 +11,14 @@ use crate::raw::{Raw, sized};
 tests_with!([Real, OurNode, OurLookupd, Ours]: publishers_that_announce_one_nsqd_and_that_nsqd);
 tests_with!([Real, OurLookupd]: one_node_by_two_names);
 // nsqlookupd has no bounds.
-tests_with!([OurLookupd, Ours]: junk_keeps_no_topic_from_being_listed);
-tests_with!([OurLookupd, Ours]: what_is_full_is_said);
+tests_with!([OurLookupd, Ours]: unused_names_do_not_block_a_topic);
+tests_with!([OurLookupd, Ours]: full_tables_are_logged_once);
 
-/// More than the program has room for.
+/// More than the tables of the program hold.
 const TOPICS: usize = 1100;
 const CHANNELS: usize = 4200;
 
-/// `nanonsq pub`, which registers a node at the nsqd's address as long as its input is open.
+/// Starts `nanonsq pub`, which registers a node with nsqd's address while its input is open.
 fn publish(pair: &Pair, topic: &str) -> (Tool, ChildStdin) {
     let port = pair.node.tcp_address().port().to_string();
     let (nsqd, lookupd) =
@@ -41,7 +41,7 @@ fn publish(pair: &Pair, topic: &str) -> (Tool, ChildStdin) {
     (tool, stdin)
 }
 
-/// What `/lookup` lists for a topic, an address as often as it is there.
+/// Returns the sorted addresses of `/lookup` for a topic, with repetitions.
 async fn listed(lookupd: &Nsqlookupd, topic: &str) -> Vec<String> {
     let mut listed = lookupd.lookup(topic).await;
     listed.sort();
@@ -60,7 +60,7 @@ async fn publishers_that_announce_one_nsqd_and_that_nsqd(setting: Setting) {
         eventually("registered", SOON, async || listed(&pair.lookupd, topic).await == [&*node])
             .await;
     }
-    // And they stay so: whoever is replaced is back within a second.
+    // They stay listed; a registration that replaces another would show within a second.
     for _ in 0..30 {
         for topic in ["own", "a", "b"] {
             assert_eq!(listed(&pair.lookupd, topic).await, [&*node], "{topic}");
@@ -81,13 +81,13 @@ async fn publishers_that_announce_one_nsqd_and_that_nsqd(setting: Setting) {
     let mut consumer = client.consume(http, "a", "c", &[]);
     pair.node.publish("a", b"1").await;
     eventually("delivered", SOON, async || consumer.deliveries().len() == 1).await;
-    // What one registered ends with it, and nothing else does.
+    // When a publisher ends, only its registration ends.
     let [(mut a, stdin), b] = publishers;
     drop(stdin);
     assert!(a.wait(SOON).await.success(), "{}", a.stderr());
-    eventually("no longer listed by it", SOON, async || {
+    eventually("its registration has ended", SOON, async || {
         let listed = listed(&pair.lookupd, "a").await;
-        // The node has the topic itself by now.
+        // The node may have registered the topic itself by now.
         listed == [&*node] || listed.is_empty()
     })
     .await;
@@ -97,7 +97,7 @@ async fn publishers_that_announce_one_nsqd_and_that_nsqd(setting: Setting) {
     if setting.subject.is_our_lookupd() {
         let log = pair.lookupd.log();
         assert!(log.contains("registered on one more connection"), "{log}");
-        assert!(!log.contains("came back"), "{log}");
+        assert!(!log.contains("has connected again"), "{log}");
     }
     drop(b);
 }
@@ -128,10 +128,10 @@ async fn one_node_by_two_names(setting: Setting) {
         assert_eq!(of_it().await, connections);
         tokio::time::sleep(std::time::Duration::from_millis(100)).await;
     }
-    assert_eq!(registered(&node), 2, "neither was lost: {}", node.stderr());
+    assert_eq!(registered(&node), 2, "no connection was lost: {}", node.stderr());
 }
 
-async fn junk_keeps_no_topic_from_being_listed(setting: Setting) {
+async fn unused_names_do_not_block_a_topic(setting: Setting) {
     let pair = setting.start(ServerOptions::new()).await;
     let node = pair.node.tcp_address().to_string();
     pair.create("before", &["c"]).await;
@@ -147,7 +147,7 @@ async fn junk_keeps_no_topic_from_being_listed(setting: Setting) {
         post(format!("/channel/create?topic=junk&channel=c{n}")).await;
     }
     pair.create("later", &["c"]).await;
-    // The topic is registered a moment before its channel is.
+    // The topic is registered a moment before its channel.
     let registered = async || pair.lookupd.channels("later").await == ["c"];
     eventually("its channel as well", SOON, registered).await;
     for topic in ["before", "readings", "later"] {
@@ -158,10 +158,10 @@ async fn junk_keeps_no_topic_from_being_listed(setting: Setting) {
     assert!(!log.contains("table full"), "{log}");
 }
 
-async fn what_is_full_is_said(setting: Setting) {
+async fn full_tables_are_logged_once(setting: Setting) {
     let pair = setting.start(ServerOptions::new()).await;
     let node = pair.node.tcp_address().to_string();
-    // Each takes what one may, and stays.
+    // Each connection registers as many topics as it may, and stays open.
     let mut greedy = Vec::new();
     for who in 0..2 {
         let mut raw = Raw::connect(pair.lookupd.tcp_address()).await.unwrap();
@@ -173,20 +173,20 @@ async fn what_is_full_is_said(setting: Setting) {
         raw.send(more.as_bytes()).await.unwrap();
         greedy.push(raw);
         if who == 0 {
-            eventually("said", SOON, async || {
+            eventually("logged", SOON, async || {
                 pair.lookupd.log().contains("that one node's connection")
             })
             .await;
             pair.create("readings", &["c"]).await;
         }
     }
-    let told = "table full: all 1024 topics";
-    eventually("said", SOON, async || pair.lookupd.log().contains(told)).await;
+    let line = "table full: all 1024 topics";
+    eventually("logged", SOON, async || pair.lookupd.log().contains(line)).await;
     assert_eq!(pair.lookupd.lookup("readings").await, [&*node]);
-    // Once, not each time.
+    // Each of the two limits is logged once.
     let log = pair.lookupd.log();
     assert_eq!(log.matches("table full").count(), 2, "{log}");
-    // As they leave there is room again.
+    // Once they have left, there is room again.
     drop(greedy);
     eventually("gone", SOON, async || pair.lookupd.nodes().await == [&*node]).await;
     pair.create("later", &["c"]).await;

@@ -1,4 +1,4 @@
-//! nsqadmin, in a browser.
+//! nsqadmin in a browser.
 
 use std::time::Duration;
 
@@ -27,14 +27,14 @@ async fn nsqadmin_shows_and_steers(setting: Setting) {
         pair.node.publish("weather", format!("{n}").as_bytes()).await;
     }
     eventually("all deliveries", SOON, async || consumer.deliveries().len() == 5).await;
-    // What was answered is seen by nsqd a moment later.
+    // nsqd processes the answers a moment later.
     eventually("all finished", SOON, async || {
         let clients = pair.node.channel_stats("weather", "archive").await;
         clients["clients"][0]["finish_count"] == 5
     })
     .await;
 
-    // What it shows.
+    // The pages.
     open("/").await;
     browser.wait_text(".topics, body", |text| text.contains("weather")).await;
     let (tcp, http) = (pair.node.tcp_address(), pair.node.http_address());
@@ -72,7 +72,7 @@ async fn nsqadmin_shows_and_steers(setting: Setting) {
         open("/topics/weather/archive").await;
         press(&browser, "channel", action).await;
         eventually(action, SOON, async || stat("archive", "paused").await == paused).await;
-        // Nothing is delivered while it is paused, and what waited comes after that.
+        // A paused channel delivers nothing; waiting messages are delivered after that.
         pair.node.publish("weather", if paused { b"10" } else { b"11" }).await;
         if paused {
             tokio::time::sleep(Duration::from_millis(300)).await;
@@ -90,7 +90,7 @@ async fn nsqadmin_shows_and_steers(setting: Setting) {
     })
     .await;
 
-    // Those of a topic.
+    // The buttons of a topic.
     let topic = async |key: &str| pair.node.stats("weather").await[key].clone();
     for (action, paused) in [("pause", true), ("empty", true), ("unpause", false)] {
         open("/topics/weather").await;
@@ -102,7 +102,7 @@ async fn nsqadmin_shows_and_steers(setting: Setting) {
         let done = async || topic("paused").await == paused && topic("depth").await == 0;
         eventually(action, SOON, done).await;
     }
-    assert_eq!(consumer.deliveries().len(), 7, "what was emptied is not delivered");
+    assert_eq!(consumer.deliveries().len(), 7, "deleted messages are not delivered");
     open("/topics/weather").await;
     press(&browser, "topic", "delete").await;
     eventually("deleted", SOON, async || {
@@ -110,7 +110,7 @@ async fn nsqadmin_shows_and_steers(setting: Setting) {
     })
     .await;
 
-    // A topic that nobody offers yet is created at nsqlookupd.
+    // A topic that no nsqd has is created at nsqlookupd.
     open("/lookup").await;
     browser.write("input[name=topic]", "planned").await;
     browser.write("input[name=channel]", "later").await;
@@ -119,7 +119,7 @@ async fn nsqadmin_shows_and_steers(setting: Setting) {
     browser.wait_text("ul", |_| true).await;
     browser.wait_text("body", |text| text.contains("planned") && text.contains("later")).await;
 
-    // A topic at a node is hidden for a while.
+    // A tombstone hides a topic of a node for a while.
     pair.create("hidden", &["c"]).await;
     open("/topics/hidden").await;
     browser.click(".tombstone-link").await;
@@ -129,7 +129,7 @@ async fn nsqadmin_shows_and_steers(setting: Setting) {
     assert!(nsqadmin.is_running(), "{}", nsqadmin.stderr());
 }
 
-/// Starts nsqadmin; gives where its pages are.
+/// Starts nsqadmin; returns the URL of its pages as well.
 async fn nsqadmin(setting: &Setting, pair: &Pair) -> (Tool, String) {
     let port = ports::reserve();
     let flags = [
@@ -144,7 +144,7 @@ async fn nsqadmin(setting: &Setting, pair: &Pair) -> (Tool, String) {
     (nsqadmin, format!("http://{}", port.address()))
 }
 
-/// Presses a button of the page of a topic or channel, and says yes.
+/// Clicks a button of the page of a topic or channel, and confirms it.
 async fn press(browser: &Browser, of: &str, action: &str) {
     browser.click(&format!(".{of}-actions button[data-action={action}]")).await;
     let question = browser.wait_text(".bootbox .modal-body", |text| !text.is_empty()).await;
@@ -152,7 +152,7 @@ async fn press(browser: &Browser, of: &str, action: &str) {
     browser.leaving(browser.click(".bootbox .btn-primary")).await;
 }
 
-/// Where CI finds it.
+/// Saves a picture in the directory from which CI keeps it.
 fn keep(name: &str, picture: &[u8]) {
     let directory = std::path::Path::new(env!("CARGO_TARGET_TMPDIR"));
     std::fs::write(directory.join(name), picture).unwrap();

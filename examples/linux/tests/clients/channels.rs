@@ -1,5 +1,5 @@
-//! The channels of a topic that is new on a node: those that it has elsewhere are there before its
-//! first message goes on, so that none misses it.
+//! Channels of a topic that is new on a node: the node creates the topic's channels of other nodes
+//! before it distributes the first message, so that no channel misses the message.
 
 use nanonsq_tests::{Nsqd, ServerOptions, Until, consume_all, eventually};
 use serde_json::Value;
@@ -8,13 +8,13 @@ use crate::pair::{Pair, SOON, Setting, tests_with};
 
 tests_with!([Real, OurNode, OurLookupd, Ours]:
     a_new_topic_has_the_channels_that_it_has_elsewhere,
-    a_node_that_comes_back_has_its_channels_again,
+    a_restarted_node_has_its_channels_again,
     without_nsqlookupd_nothing_is_held,
 );
 
 const MESSAGES: usize = 50;
 
-/// Both are connected, and a real nsqd has the topic with these channels.
+/// Starts the pair and another nsqd that has the topic with these channels.
 async fn start_with_another(setting: &Setting, channels: &[&str]) -> (Pair, Nsqd) {
     let pair = setting.start(ServerOptions::new()).await;
     let options = ServerOptions::new().lookupd(pair.lookupd.tcp_address());
@@ -30,7 +30,7 @@ async fn start_with_another(setting: &Setting, channels: &[&str]) -> (Pair, Nsqd
     (pair, other)
 }
 
-/// A client takes that many messages from each of these channels.
+/// Consumes `messages` messages from each of these channels.
 async fn assert_each_has(node: &Nsqd, channels: &[&str], messages: usize) {
     for channel in channels {
         let until = Until::distinct(messages);
@@ -55,18 +55,18 @@ async fn a_new_topic_has_the_channels_that_it_has_elsewhere(setting: Setting) {
     assert_eq!(pair.node.depth("t").await, 0);
     assert_eq!(pair.node.channel_stats("t", "live#ephemeral").await, Value::Null);
     assert_each_has(&pair.node, &["alarms", "archive"], MESSAGES).await;
-    // It has them now: nsqlookupd lists both nodes with them.
+    // nsqlookupd lists the node with the topic as well.
     pair.lookupd.wait_listed("t", pair.node.tcp_address(), SOON).await;
 }
 
-async fn a_node_that_comes_back_has_its_channels_again(setting: Setting) {
+async fn a_restarted_node_has_its_channels_again(setting: Setting) {
     let mut pair = setting.start(ServerOptions::new()).await;
     pair.create("t", &["alarms", "archive"]).await;
     eventually("nsqlookupd knows the channels", SOON, async || {
         pair.lookupd.channels("t").await == ["alarms", "archive"]
     })
     .await;
-    // A device that is reset has forgotten all that it had.
+    // A device that was reset has lost its topics and channels.
     pair.node.kill().await;
     eventually("nsqlookupd has seen that", SOON, async || pair.lookupd.nodes().await.is_empty())
         .await;
@@ -75,8 +75,8 @@ async fn a_node_that_comes_back_has_its_channels_again(setting: Setting) {
     }
     pair.node.start_again().await;
     if !setting.subject.is_our_node() {
-        // Ours waits for that by itself. nsqd asks only whom its loop has got to know, which is a
-        // moment after it has told them who it is: it says so of a topic that is new by then.
+        // Our node waits for nsqlookupds. nsqd asks only those that its loop knows, which is a
+        // moment after it has identified itself: its log shows that with the next new topic.
         let made = format!("LOOKUPD({}): topic REGISTER first", pair.lookupd.tcp_address());
         pair.node.create_topic("first").await;
         eventually("nsqd's loop has its nsqlookupd", SOON, async || {
@@ -93,12 +93,12 @@ async fn without_nsqlookupd_nothing_is_held(setting: Setting) {
     node.create_topic("t").await;
     node.create_channel("t", "c").await;
     node.publish("t", b"x").await;
-    // Ours waits for nobody: that would take five seconds.
+    // Our node must not wait: that would take five seconds.
     let ours = setting.subject.is_our_node();
     let soon = if ours { std::time::Duration::from_secs(3) } else { SOON };
     eventually("it is delivered", soon, async || node.channel_stats("t", "c").await["depth"] == 1)
         .await;
-    // One that is not there costs nothing, either.
+    // An nsqlookupd that is absent causes no delay, either.
     let nobody = "127.0.0.1:1".parse().unwrap();
     let options = ServerOptions::new().lookupd(nobody);
     let node = setting.subject.start_node(&setting.peers, options).await;

@@ -1,4 +1,4 @@
-//! The nsqlookupds of a node are set over HTTP while it runs.
+//! Changes of a running node's nsqlookupds over HTTP.
 
 use nanonsq_tests::{Nsqlookupd, ServerOptions, eventually, http};
 
@@ -26,7 +26,7 @@ async fn a_node_moves_to_another_nsqlookupd(setting: Setting) {
     .await;
     assert_eq!(pair.node.get_json(PATH).await, wanted);
 
-    // What is new is told to the new one only.
+    // A new topic is registered with the new nsqlookupd only.
     pair.node.create_topic("new").await;
     other.wait_listed("new", node, SOON).await;
     assert_eq!(pair.lookupd.lookup("new").await, Vec::<String>::new());

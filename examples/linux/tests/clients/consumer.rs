@@ -1,5 +1,5 @@
-//! Consumers that know nsqlookupd only, and what they get: each message, once, unless it is asked for
-//! again, with attempts counted right.
+//! Consumers that find nodes through nsqlookupd: they receive each message once, unless it is
+//! requeued or times out, with correct attempts.
 
 use std::time::Duration;
 
@@ -10,11 +10,11 @@ use crate::pair::{Pair, SOON, Setting, tests_with};
 
 tests_with!([Real, OurNode, OurLookupd, Ours]:
     go_nsq_finishes,
-    go_nsq_asks_again,
+    go_nsq_requeues,
     pynsq_finishes,
-    pynsq_asks_again,
+    pynsq_requeues,
     tokio_nsq_finishes,
-    tokio_nsq_asks_again,
+    tokio_nsq_requeues,
     four_go_nsqs_share_two_channels,
     four_pynsqs_share_two_channels,
     four_tokio_nsqs_share_two_channels,
@@ -22,14 +22,14 @@ tests_with!([Real, OurNode, OurLookupd, Ours]:
 );
 
 const LIMIT: Duration = Duration::from_secs(180);
-/// Long enough that nothing times out because the machine is busy.
+/// Long enough that no message times out because the machine is busy.
 const MSG_TIMEOUT: u64 = 3_000;
 
 async fn go_nsq_finishes(setting: Setting) {
     play(&setting, Play::of(Library::GoNsq)).await;
 }
 
-async fn go_nsq_asks_again(setting: Setting) {
+async fn go_nsq_requeues(setting: Setting) {
     play(&setting, Play { again: Some(AGAIN), ..Play::of(Library::GoNsq) }).await;
 }
 
@@ -37,7 +37,7 @@ async fn pynsq_finishes(setting: Setting) {
     play(&setting, Play { command: "mpub", ..Play::of(Library::Pynsq) }).await;
 }
 
-async fn pynsq_asks_again(setting: Setting) {
+async fn pynsq_requeues(setting: Setting) {
     play(&setting, Play { again: Some(AGAIN), ..Play::of(Library::Pynsq) }).await;
 }
 
@@ -45,7 +45,7 @@ async fn tokio_nsq_finishes(setting: Setting) {
     play(&setting, Play { command: "mpub", ..Play::of(Library::TokioNsq) }).await;
 }
 
-async fn tokio_nsq_asks_again(setting: Setting) {
+async fn tokio_nsq_requeues(setting: Setting) {
     play(&setting, Play { again: Some(AGAIN), ..Play::of(Library::TokioNsq) }).await;
 }
 
@@ -61,8 +61,8 @@ async fn four_tokio_nsqs_share_two_channels(setting: Setting) {
     four_consumers_share_two_channels(&setting, Library::TokioNsq).await;
 }
 
-/// A hundred thousand from a node of ours. The real nsqd is there to show that the test is right, which
-/// takes fewer.
+/// Returns the number of messages: 100,000 for our node; fewer for the real nsqd, which only shows
+/// that the test is right.
 fn many(setting: &Setting) -> usize {
     if setting.subject.is_our_node() { 100_000 } else { 10_000 }
 }
@@ -74,7 +74,7 @@ struct Play {
     again: Option<Again>,
 }
 
-/// Every how many messages one is asked for again.
+/// Every how many messages one is requeued, times out or is touched.
 struct Again {
     requeued: usize,
     timed_out: usize,
@@ -88,7 +88,7 @@ impl Play {
         Play { library, command: "pub", again: None }
     }
 
-    /// What the consumer must do with message `n`, in that order: the first is its first attempt.
+    /// Returns the consumer's actions for the attempts of message `n`, in order.
     fn expected(&self, n: usize) -> &'static [Action] {
         let is = |remainder, every: fn(&Again) -> usize| {
             self.again.as_ref().is_some_and(|again| n % every(again) == remainder)
@@ -110,7 +110,7 @@ async fn play(setting: &Setting, play: Play) {
         return;
     };
     let messages = many(setting);
-    // tokio-nsq cannot ask for a timeout.
+    // tokio-nsq cannot request a timeout, so the node has one.
     let options = ServerOptions::new().flag(format!("--msg-timeout={MSG_TIMEOUT}ms"));
     let pair = setting.start(options).await;
     pair.create("t", &["c"]).await;
@@ -136,7 +136,7 @@ async fn play(setting: &Setting, play: Play) {
     })
     .await;
     finished(&pair, "c", messages).await;
-    // What should not come would come now.
+    // Wait for deliveries that must not happen.
     tokio::time::sleep(Duration::from_millis(500)).await;
 
     let mut got: Vec<Vec<Delivery>> = vec![Vec::new(); messages];
@@ -234,7 +234,7 @@ async fn deferred_messages_wait(setting: Setting) {
     assert!(consumer.stop().await.iter().all(|delivery| delivery.attempts == 1));
 }
 
-/// Waits until a channel has had so many messages, and has nothing left to do with any.
+/// Waits until a channel has finished `messages` messages.
 async fn finished(pair: &Pair, channel: &str, messages: usize) {
     eventually("everything is finished", SOON, async || {
         let stats = pair.node.channel_stats("t", channel).await;
@@ -245,14 +245,14 @@ async fn finished(pair: &Pair, channel: &str, messages: usize) {
     .await;
 }
 
-/// What was finished does not come again.
+/// Asserts that the channel delivers nothing more.
 async fn nothing_left(pair: &Pair, channel: &str) {
     let until = Until::quiet_for(Duration::from_millis(500));
     let consumed = consume_all(pair.node.tcp_address(), "t", channel, until).await.unwrap();
     assert_eq!(consumed.texts(), Vec::<String>::new());
 }
 
-/// Reading what a consumer says costs more than a look at nsqd.
+/// Waits between two checks, because reading a consumer's deliveries is expensive.
 async fn slowly() {
     tokio::time::sleep(Duration::from_millis(100)).await;
 }

@@ -1,4 +1,4 @@
-//! All places are taken: what clients say of that, and that they come in when there is one again.
+//! Full servers: errors of rejected clients, and their service once a slot is free.
 
 use std::process::Command;
 use std::time::Duration;
@@ -7,14 +7,14 @@ use nanonsq_tests::client::Library;
 use nanonsq_tests::{Client, Nsqd, ServerOptions, eventually, peers};
 
 use crate::pair::{Pair, SOON, Setting, tests_with};
-use crate::raw::{Raw, Said, sized};
+use crate::raw::{Raw, Received, sized};
 
 // nsqd and nsqlookupd have no such limit.
 tests_with!([OurNode]: clients_of_a_full_node, topics_of_clients_that_left);
 tests_with!([OurLookupd]: nsqd_and_a_full_directory);
 tests_with!([OurNode, OurLookupd]: askers_of_a_full_http_port);
 
-/// As many as `nanonsq node` and `nanonsq lookupd` have.
+/// The slots of `nanonsq node` and `nanonsq lookupd`.
 const PLACES: usize = 128;
 const HTTP_PLACES: usize = 64;
 
@@ -30,27 +30,27 @@ async fn clients_of_a_full_node(setting: Setting) {
     for _ in 0..PLACES {
         taken.push(Raw::identify(tcp, 60_000).await.unwrap());
     }
-    // A producer fails at once, with the reason.
+    // A producer fails at once with the reason.
     let mut producer = go_nsq.publish(tcp, "t", "pub", &[("count", 1)]);
     assert!(!producer.wait(SOON).await.success());
     assert!(producer.stderr().contains(REFUSAL), "{}", producer.stderr());
-    eventually("the node says so, too", SOON, async || {
+    eventually("the node logs it", SOON, async || {
         pair.node.log().contains("callers turned away: all places are taken")
     })
     .await;
-    // Consumers say why they wait, and have what there is when one of the others goes.
+    // Consumers log why they wait, and receive the message once a client leaves.
     pair.node.publish("t", b"0").await;
     for client in [go_nsq, pynsq] {
         let mut consumer = client.consume(lookupd, "t", "c", &[]);
         let library = client.library;
-        eventually(&format!("{library:?} says why"), SOON, async || {
+        eventually(&format!("{library:?} logs the reason"), SOON, async || {
             consumer.stderr().contains(REFUSAL)
         })
         .await;
         assert_eq!(consumer.deliveries(), []);
         taken.pop().expect("one of many").close().await;
-        eventually(&format!("{library:?} has it"), SOON, async || consumer.deliveries().len() == 1)
-            .await;
+        let received = async || consumer.deliveries().len() == 1;
+        eventually(&format!("{library:?} receives it"), SOON, received).await;
         consumer.stop().await;
         taken.push(Raw::identify(tcp, 60_000).await.unwrap());
         pair.node.publish("t", b"1").await;
@@ -58,7 +58,7 @@ async fn clients_of_a_full_node(setting: Setting) {
 }
 
 async fn nsqd_and_a_full_directory(setting: Setting) {
-    // The pair's nsqd is a node as well.
+    // The pair's nsqd occupies one slot.
     let pair = setting.start(ServerOptions::new()).await;
     let mut taken = Vec::new();
     for port in 1..PLACES {
@@ -72,13 +72,13 @@ async fn nsqd_and_a_full_directory(setting: Setting) {
     eventually("all are there", SOON, async || pair.lookupd.nodes().await.len() == PLACES).await;
     let options = ServerOptions::new().lookupd(pair.lookupd.tcp_address());
     let nsqd = Nsqd::start(&setting.peers, options).await;
-    eventually("nsqd says why", SOON, async || nsqd.log().contains(REFUSAL)).await;
-    eventually("the directory says so, too", SOON, async || {
+    eventually("nsqd logs the reason", SOON, async || nsqd.log().contains(REFUSAL)).await;
+    eventually("the directory logs it", SOON, async || {
         pair.lookupd.log().contains("callers turned away: all places are taken")
     })
     .await;
     drop(taken.pop());
-    // nsqd tries again with each topic.
+    // nsqd connects again with each new topic.
     nsqd.create_topic("t").await;
     pair.lookupd.wait_listed("t", nsqd.tcp_address(), SOON).await;
 }
@@ -94,39 +94,39 @@ async fn askers_of_a_full_http_port(setting: Setting) {
         let output = Command::new(&curl).args(args).output().unwrap();
         String::from_utf8_lossy(&output.stdout).into_owned()
     };
-    // Callers that say nothing, that are between two requests, and that are slow. There are more of
-    // them than places, and still everybody else is answered.
-    for (said, pause) in
+    // More callers than slots that are silent, between two requests, or slow: other callers are
+    // still answered.
+    for (sent, pause) in
         [(&b""[..], false), (b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\n", true), (b"GET", false)]
     {
         let mut taken = Vec::new();
         for _ in 0..HTTP_PLACES + 16 {
             let mut raw = Raw::connect(address).await.unwrap();
-            raw.send(said).await.unwrap();
+            raw.send(sent).await.unwrap();
             taken.push(raw);
         }
         if pause {
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
         for _ in 0..3 {
-            assert_eq!(ask(), "OK 200", "beside callers that said {}", said.escape_ascii());
+            assert_eq!(ask(), "OK 200", "beside callers that sent {}", sent.escape_ascii());
         }
     }
 }
 
-/// As many as `nanonsq node` has.
+/// The topics of `nanonsq node`.
 const TOPICS: usize = 64;
 
-/// Topics of clients that came and went keep nobody out, and what is in use is not taken away.
+/// Unused topics of clients that left are replaced, and topics in use are not.
 async fn topics_of_clients_that_left(setting: Setting) {
     let Pair { node, .. } = setting.start(ServerOptions::new()).await;
     let tcp = node.tcp_address();
-    // Named over HTTP, and consumed from.
+    // Topics in use: created over HTTP, and consumed from.
     node.create_topic("named").await;
     node.create_channel("named", "c").await;
     node.publish("used", b"0").await;
     let mut consumer = Raw::subscribe(tcp, "used", "c", 1).await.unwrap();
-    let Said::Message(message) = consumer.next().await.unwrap() else { panic!("no message") };
+    let Received::Message(message) = consumer.next().await.unwrap() else { panic!("no message") };
     consumer.send(&[b"FIN ", &message.id[..], b"\n"].concat()).await.unwrap();
     consumer.close().await;
     for n in 0..2 * TOPICS {
@@ -137,11 +137,11 @@ async fn topics_of_clients_that_left(setting: Setting) {
         producer.send(&[b"  V2", &*sized(&format!("PUB {topic}"), b"1")].concat()).await.unwrap();
         producer.next().await.unwrap()
     };
-    // A node that hears late of a client that left is not to blame.
+    // The node may see the end of a client's connection late.
     eventually(
         "there is room",
         SOON,
-        async || matches!(publish("readings").await, Said::Response(said) if said == "OK"),
+        async || matches!(publish("readings").await, Received::Response(text) if text == "OK"),
     )
     .await;
     let topics = async || {
@@ -155,13 +155,13 @@ async fn topics_of_clients_that_left(setting: Setting) {
     let all = topics().await;
     assert!(["named", "used", "readings"].iter().all(|name| all.contains(&(*name).to_owned())));
     assert_eq!((all.len(), node.log().contains("table full")), (TOPICS, false));
-    // With nothing left that can be spared it says so, to both.
+    // Without a topic that can be replaced, client and log get the reason.
     for n in 0..TOPICS {
         publish(&format!("y{n}")).await;
     }
     let refused = "E_PUB_FAILED PUB failed no room for another topic";
-    assert!(matches!(publish("more").await, Said::Error(said) if said == refused));
-    eventually("the log says so", SOON, async || {
+    assert!(matches!(publish("more").await, Received::Error(received) if received == refused));
+    eventually("it is logged", SOON, async || {
         node.log().contains("table full: all 64 topics, the most that a node has, are in use")
     })
     .await;

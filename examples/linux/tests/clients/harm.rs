@@ -1,4 +1,4 @@
-//! What clients that mean harm do, whatever the protocol.
+//! Actions of hostile clients, for any protocol.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -7,9 +7,9 @@ use nanonsq_tests::random::Random;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout_at};
 
-use crate::raw::{Raw, Said};
+use crate::raw::{Raw, Received};
 
-/// Connections that begin as one of these does, and go on with random bytes.
+/// Opens connections that send one of `openings`, then random bytes.
 pub(crate) async fn random_after(server: SocketAddr, openings: &[&[u8]], connections: usize) {
     let mut random = Random::new(1);
     for round in 0..connections {
@@ -23,8 +23,8 @@ pub(crate) async fn random_after(server: SocketAddr, openings: &[&[u8]], connect
     }
 }
 
-/// Of each of these, connections that stop after its first, second, third byte behind what comes
-/// before it.
+/// For each of `commands`, a prefix and a command, opens connections that send the prefix and stop
+/// before each byte of the command.
 pub(crate) async fn truncated(server: SocketAddr, commands: &[(&[u8], Vec<u8>)]) {
     let mut round = 0;
     for (before, command) in commands {
@@ -35,7 +35,7 @@ pub(crate) async fn truncated(server: SocketAddr, commands: &[(&[u8], Vec<u8>)])
     }
 }
 
-/// Connections that say one of these, and neither read nor hang up.
+/// Opens connections that send one of `openings`, and neither read nor close.
 pub(crate) async fn silent_after(
     server: SocketAddr,
     openings: &[Vec<u8>],
@@ -44,19 +44,19 @@ pub(crate) async fn silent_after(
     let mut silent = Vec::new();
     for round in 0..connections {
         let mut raw = Raw::connect(server).await.unwrap();
-        // It may be refused before that.
+        // The connection may be rejected before that.
         let _ = raw.send(&openings[round % openings.len()]).await;
         silent.push(raw);
     }
     silent
 }
 
-/// From one byte of what trickles to the next, and from a connection to the one after it.
+/// Pause between two bytes of a trickle, and between a connection and the next.
 const TRICKLE: Duration = Duration::from_millis(200);
 
-/// For so long, as many connections at a time: each says one of these, then this, a byte at a time,
-/// then nothing; what is delivered to it is delivered again, if it `requeues`. When it is hung up on,
-/// another one comes in its place.
+/// Keeps one connection open for each of `openings`, for the time `lasting`: it sends the opening,
+/// then `trickle` byte by byte, then nothing, and requeues its messages if `requeues`. When the
+/// server closes it, another one takes its place.
 pub(crate) async fn again(
     server: SocketAddr,
     openings: &[Vec<u8>],
@@ -77,7 +77,7 @@ pub(crate) async fn again(
                     sleep(TRICKLE).await;
                 }
                 loop {
-                    if let (Said::Message(message), true) = (raw.next().await?, requeues) {
+                    if let (Received::Message(message), true) = (raw.next().await?, requeues) {
                         raw.send(&[b"REQ ", &message.id[..], b" 0\n"].concat()).await?;
                     }
                 }
@@ -91,10 +91,10 @@ pub(crate) async fn again(
     all.join_all().await;
 }
 
-/// One connection, which says this and hangs up in one of the ways there are.
+/// Opens a connection that sends `bytes` and ends in one of three ways.
 pub(crate) async fn send(server: SocketAddr, bytes: &[u8], round: usize) {
     let mut raw = Raw::connect(server).await.unwrap();
-    // It may be refused, or thrown out in the middle.
+    // The connection may be rejected, or closed before it has sent all.
     let _ = raw.send(bytes).await;
     match round % 3 {
         0 => raw.reset(),

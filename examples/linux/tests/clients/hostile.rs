@@ -1,5 +1,5 @@
-//! Clients that mean harm, beside one that behaves: it loses nothing, and at our node it waits for a
-//! bounded time. How long nsqd makes it wait is only printed.
+//! Hostile clients beside a well-behaved producer and consumer, which lose nothing and, at our
+//! node, wait for a bounded time. For nsqd the time is only printed.
 
 use std::io::Result;
 use std::net::SocketAddr;
@@ -11,7 +11,7 @@ use nanonsq_tests::{Nsqd, ServerOptions, http};
 
 use crate::harm;
 use crate::pair::{Setting, tests_with};
-use crate::raw::{Raw, Said, mpub, sized};
+use crate::raw::{Raw, Received, mpub, sized};
 
 tests_with!([Real, OurNode]:
     random_bytes,
@@ -21,37 +21,37 @@ tests_with!([Real, OurNode]:
     a_million_subs,
     clients_that_never_read,
     bodies_that_never_come,
-    messages_that_nobody_consumes,
+    messages_without_consumers,
     names_of_clients_that_left,
-    consumers_that_keep_what_they_get,
+    consumers_that_keep_their_messages,
     bad_http,
 );
 
 /// The longest that our node makes a well-behaved consumer wait for a message, and a well-behaved
 /// producer for an answer, on a busy machine.
 const DELAY_LIMIT: Duration = Duration::from_secs(3);
-/// How often it gets one.
+/// Pause between two messages of the producer.
 const INTERVAL: Duration = Duration::from_millis(2);
-/// How long a client may be silent before it is given up: twice its heartbeat interval, which is the
-/// shortest that nsqd allows.
+/// Time after which a server closes the connection of a silent client: twice the heartbeat
+/// interval, which is the shortest that nsqd allows.
 const SILENCE: Duration = Duration::from_secs(2);
 
-/// What our node may keep messages in, in bytes.
+/// Bytes of our node's store.
 const STORE: usize = 1 << 20;
 
-/// How long someone new may have to wait for an answer over HTTP while all places are taken.
+/// Time limit for an answer over HTTP while all slots are occupied.
 const HTTP_LIMIT: Duration = Duration::from_secs(40);
 
-/// A server and what there is to do harm to.
+/// The server under attack.
 struct Target<'a> {
     address: SocketAddr,
     ours: bool,
     node: &'a Nsqd,
 }
 
-/// A well-behaved producer is answered, and a well-behaved consumer gets every message once, while
-/// `harm` is done; the server is alive after that. Our node answers within [`DELAY_LIMIT`], gives the
-/// consumer each message within `delay` of its acknowledgement, and has the memory that it had.
+/// Asserts that while `harm` runs, a well-behaved producer is answered and a well-behaved consumer
+/// receives every message once, and that the server runs after that. Our node answers within
+/// [`DELAY_LIMIT`], delivers each message within `delay`, and uses no more memory than before.
 async fn beside(setting: &Setting, delay: Duration, harm: impl AsyncFnOnce(&Target<'_>)) {
     let mut options = ServerOptions::new().flag("--msg-timeout=2s");
     if setting.subject.is_our_node() {
@@ -69,7 +69,7 @@ async fn beside(setting: &Setting, delay: Duration, harm: impl AsyncFnOnce(&Targ
     let producer = async {
         let mut raw = Raw::identify(address, 30_000).await?;
         let (mut sent, mut slowest) = (0, Duration::ZERO);
-        // Until the harm is done and a moment longer.
+        // Until `harm` is over, but at least 500 messages.
         while !over.load(Relaxed) || sent < 500 {
             let now = start.elapsed().as_micros();
             raw.send(&sized("PUB good", format!("{sent} {now}").as_bytes())).await?;
@@ -87,11 +87,11 @@ async fn beside(setting: &Setting, delay: Duration, harm: impl AsyncFnOnce(&Targ
         let mut slowest = Duration::ZERO;
         let mut sent = usize::MAX;
         loop {
-            // Some may still be with a client that does not answer. Once all are here, none comes again.
+            // Hostile clients may still hold messages. Once all have arrived, none is repeated.
             let all = arrived.len() >= sent;
             let next = tokio::time::timeout(if all { delay } else { LONG }, consumer.next());
             let message = match next.await {
-                Ok(Ok(Said::Message(message))) => message,
+                Ok(Ok(Received::Message(message))) => message,
                 Err(_) if all => break,
                 other => panic!("{} of {sent} arrived, then {other:?}", arrived.len()),
             };
@@ -109,7 +109,7 @@ async fn beside(setting: &Setting, delay: Duration, harm: impl AsyncFnOnce(&Targ
         Result::Ok((arrived, slowest))
     };
     let harm = async {
-        // The well-behaved ones are at work.
+        // Producer and consumer run by then.
         tokio::time::sleep(Duration::from_millis(200)).await;
         crowd(&node).await;
         let before = node.resident();
@@ -128,7 +128,7 @@ async fn beside(setting: &Setting, delay: Duration, harm: impl AsyncFnOnce(&Targ
     );
     if ours {
         assert!(answered < DELAY_LIMIT, "the producer waited for {answered:?}");
-        assert!(slowest < delay, "a message came after {slowest:?}");
+        assert!(slowest < delay, "a message arrived after {slowest:?}");
         assert!(after <= before + (128 << 10), "memory grew from {before} to {after}");
     }
     // New clients are served as before.
@@ -137,8 +137,8 @@ async fn beside(setting: &Setting, delay: Duration, harm: impl AsyncFnOnce(&Targ
     late.expect("OK").await.unwrap();
 }
 
-/// As many clients as there is room for, who say and hear as much as fits into any buffer, and more
-/// messages than fit into the store: what a server has set aside is in RAM only once it was used.
+/// Fills all slots and buffers, and passes more messages than fit the store, because memory of the
+/// server is in RAM only once it was used.
 async fn crowd(node: &Nsqd) {
     node.create_topic("crowd").await;
     let mut consumer = Raw::subscribe(node.tcp_address(), "crowd", "c", 2_500).await.unwrap();
@@ -148,7 +148,7 @@ async fn crowd(node: &Nsqd) {
         producer.expect("OK").await.unwrap();
         let mut answers = Vec::new();
         for _ in 0..50 {
-            let Said::Message(message) = consumer.next().await.unwrap() else { panic!() };
+            let Received::Message(message) = consumer.next().await.unwrap() else { panic!() };
             answers.extend(fin(&message));
         }
         consumer.send(&answers).await.unwrap();
@@ -157,28 +157,28 @@ async fn crowd(node: &Nsqd) {
     node.post("/topic/delete?topic=crowd", b"").await;
 
     let identify = sized("IDENTIFY", br#"{"feature_negotiation":true}"#);
-    let words = [b"  V2", &*identify.repeat(40), &*b"NOP\n".repeat(2_000)].concat();
+    let commands = [b"  V2", &*identify.repeat(40), &*b"NOP\n".repeat(2_000)].concat();
     let question = format!("GET /stats?format=json HTTP/1.1\r\nHost: {:x<800}\r\n\r\n", "");
-    for (address, words, connections) in [
-        (node.tcp_address(), &*words, 130),
+    for (address, bytes, connections) in [
+        (node.tcp_address(), &*commands, 130),
         (node.http_address(), question.repeat(10).as_bytes(), 66),
     ] {
-        let mut crowd = harm::silent_after(address, &[words.to_vec()], connections).await;
+        let mut crowd = harm::silent_after(address, &[bytes.to_vec()], connections).await;
         tokio::time::sleep(Duration::from_millis(500)).await;
         for raw in &mut crowd {
             raw.receive().await;
         }
     }
-    // All of them are gone again.
+    // Let the server see the end of all connections.
     tokio::time::sleep(Duration::from_secs(1)).await;
 }
 
-/// Longer than anything takes.
+/// Time limit for any message.
 const LONG: Duration = Duration::from_secs(60);
 
 async fn random_bytes(setting: Setting) {
     beside(&setting, DELAY_LIMIT, async |target: &Target<'_>| {
-        // With the magic it gets further; with a command further still.
+        // With a magic and a command the random bytes get further.
         let openings: [&[u8]; 4] = [
             b"",
             b"  V2",
@@ -210,7 +210,7 @@ async fn every_command_truncated_at_every_byte(setting: Setting) {
     ];
     beside(&setting, DELAY_LIMIT, async |target: &Target<'_>| {
         harm::truncated(target.address, &commands).await;
-        // And some that stop there without hanging up, until they are given up.
+        // Others stop there without a close, until the server closes.
         let hello = [b"  V2", &*sized("IDENTIFY", br#"{"heartbeat_interval":1000}"#)].concat();
         let cut =
             |(_, command): &(&[u8], Vec<u8>)| [&*hello, &command[..command.len() - 1]].concat();
@@ -239,14 +239,16 @@ async fn bad_numbers(setting: Setting) {
     beside(&setting, DELAY_LIMIT, async |target: &Target<'_>| {
         for round in 0..20 {
             for (n, (bad, code)) in BAD.into_iter().enumerate() {
-                // Each in another channel: the last one's goes with it, and who comes then is refused.
+                // Each in its own channel: an ephemeral one is deleted with its last client, and a
+                // SUB at that moment is refused.
                 let channel = format!("evil{n}-{round}#ephemeral");
                 let mut raw = Raw::subscribe(target.address, "good", &channel, 0).await.unwrap();
                 raw.send(bad.as_bytes()).await.unwrap();
                 if round == 0 {
-                    let said = raw.rest().await;
-                    let is = matches!(&said[..], [Said::Error(text)] if text.starts_with(code));
-                    assert!(is, "{bad:?}: {said:?}");
+                    let received = raw.rest().await;
+                    let is =
+                        matches!(&received[..], [Received::Error(text)] if text.starts_with(code));
+                    assert!(is, "{bad:?}: {received:?}");
                 }
             }
         }
@@ -260,7 +262,7 @@ async fn ids_of_others(setting: Setting) {
         target.node.create_channel("held", "c").await;
         let mut owner = Raw::subscribe(target.address, "held", "c", 1).await.unwrap();
         target.node.publish("held", b"x").await;
-        let Said::Message(message) = owner.next().await.unwrap() else { panic!("no message") };
+        let Received::Message(message) = owner.next().await.unwrap() else { panic!("no message") };
         let id = std::str::from_utf8(&message.id).unwrap();
         // In the same channel, and in another one.
         for channel in ["c", "d#ephemeral"] {
@@ -275,7 +277,7 @@ async fn ids_of_others(setting: Setting) {
                     for _ in 0..200 {
                         evil.send(command.as_bytes()).await.unwrap();
                         match evil.next().await.unwrap() {
-                            Said::Error(text) if text.starts_with(code) => {}
+                            Received::Error(text) if text.starts_with(code) => {}
                             other => panic!("{command:?} in {channel}: {other:?}"),
                         }
                     }
@@ -285,7 +287,7 @@ async fn ids_of_others(setting: Setting) {
         }
         let stats = target.node.channel_stats("held", "c").await;
         assert_eq!((&stats["in_flight_count"], &stats["requeue_count"]), (&1.into(), &0.into()));
-        // It is still its owner's.
+        // The message is still in flight at its owner.
         owner.send(format!("FIN {id}\n").as_bytes()).await.unwrap();
         owner.close().await;
         assert_eq!(target.node.channel_stats("held", "c").await["in_flight_count"], 0);
@@ -294,14 +296,14 @@ async fn ids_of_others(setting: Setting) {
 }
 
 async fn a_million_subs(setting: Setting) {
-    // Of one connection: the first one counts, the second is an error, and the rest is not read.
+    // SUBs of each connection: the first one counts, the second is an error, the rest is not read.
     const AT_ONCE: usize = 100;
     beside(&setting, DELAY_LIMIT, async |target: &Target<'_>| {
         let connections = if target.ours { 10_000 } else { 1_000 };
         for round in 0..connections {
             let mut subs = b"  V2".to_vec();
             for n in 0..AT_ONCE {
-                // Each another one, as long as that is not for ever.
+                // A new name each time; for nsqd only ephemeral ones, which it deletes.
                 let kind = if target.ours && round % 2 == 0 { "" } else { "#ephemeral" };
                 subs.extend(format!("SUB evil{round}{kind} c{n}{kind}\n").bytes());
             }
@@ -312,16 +314,17 @@ async fn a_million_subs(setting: Setting) {
 }
 
 async fn clients_that_never_read(setting: Setting) {
-    // What it holds comes back when it is given up, or when the time of its messages is up.
+    // A hostile client's messages are delivered again when the server closes its connection, or
+    // when they time out.
     beside(&setting, 2 * SILENCE + DELAY_LIMIT, async |target: &Target<'_>| {
         let mut evil = Vec::new();
-        // Some want messages, and neither read nor answer them.
+        // Some request messages, and neither read nor answer them.
         for _ in 0..4 {
             let mut raw = Raw::identify(target.address, 1_000).await.unwrap();
             raw.send(b"SUB good c\nRDY 20\n").await.unwrap();
             evil.push(raw);
         }
-        // Others ask and ask, and never listen.
+        // Another sends commands without end and never reads.
         let asking = async {
             let mut raw = Raw::identify(target.address, 1_000).await.unwrap();
             raw.send(b"SUB good evil#ephemeral\n").await.unwrap();
@@ -335,7 +338,7 @@ async fn clients_that_never_read(setting: Setting) {
     .await;
 }
 
-/// How long what goes on and on does.
+/// The time for which [`harm::again`] runs.
 const LASTING: Duration = Duration::from_secs(8);
 
 fn hello() -> Vec<u8> {
@@ -348,7 +351,7 @@ async fn bodies_that_never_come(setting: Setting) {
         let numbers = [count, 1].map(u32::to_be_bytes).concat();
         [announced("MPUB evil\n".into(), len), numbers].concat()
     };
-    // The long ones first, then shorter and shorter ones for what these leave.
+    // Long bodies first, then shorter ones for the memory that these leave.
     let mut openings = vec![[hello(), batch(5_000_000, 1_000_000)].concat()];
     for len in [700_000, 300_000, 100_000, 30_000, 10_000, 3_000, 1_000, 300, 100, 1] {
         for command in ["PUB evil\n", "DPUB evil 1000\n", "PUB evil\n", "PUB evil\n"] {
@@ -364,9 +367,9 @@ async fn bodies_that_never_come(setting: Setting) {
     .await;
 }
 
-async fn messages_that_nobody_consumes(setting: Setting) {
+async fn messages_without_consumers(setting: Setting) {
     beside(&setting, DELAY_LIMIT, async |target: &Target<'_>| {
-        // Short ones fill what long ones leave.
+        // Short messages fill the memory that long ones leave.
         let junk = |topic: &str| {
             let line = format!("PUB {topic}");
             [sized(&line, &[b'j'; 1_000]).repeat(1_000), sized(&line, b"j").repeat(10_000)].concat()
@@ -388,7 +391,7 @@ async fn names_of_clients_that_left(setting: Setting) {
             let sub = format!("  V2SUB evil{n} c{n}\n");
             harm::send(target.address, sub.as_bytes(), n).await;
         }
-        // Somebody new has a topic and a channel all the same.
+        // A new client still gets a topic and a channel.
         let mut new = Raw::identify(target.address, 30_000).await.unwrap();
         new.send(&sized("PUB new", b"1")).await.unwrap();
         new.expect("OK").await.unwrap();
@@ -398,8 +401,8 @@ async fn names_of_clients_that_left(setting: Setting) {
     .await;
 }
 
-async fn consumers_that_keep_what_they_get(setting: Setting) {
-    // What they keep comes back when they go.
+async fn consumers_that_keep_their_messages(setting: Setting) {
+    // Their messages are delivered again once they leave.
     beside(&setting, LASTING + DELAY_LIMIT, async |target: &Target<'_>| {
         let sub = |channel: &str| format!("SUB good {channel}\nRDY 2500\n").into_bytes();
         let mine = [hello(), sub("evil#ephemeral")].concat();
@@ -411,7 +414,7 @@ async fn consumers_that_keep_what_they_get(setting: Setting) {
     .await;
 }
 
-/// What a browser or a careless script may send, and worse.
+/// Requests that a browser or a careless script may send, and worse.
 async fn bad_http(setting: Setting) {
     beside(&setting, DELAY_LIMIT, async |target: &Target<'_>| {
         harm_http(target.node.http_address(), "/pub?topic=evil%23ephemeral").await;
@@ -419,7 +422,7 @@ async fn bad_http(setting: Setting) {
     .await;
 }
 
-/// Harm to an HTTP port; it answers as ever after that.
+/// Attacks an HTTP port, and asserts that it answers after that.
 pub(crate) async fn harm_http(http: SocketAddr, post: &str) {
     let get = "GET /stats?format=json HTTP/1.1\r\nHost: x\r\n\r\n".to_owned();
     let post = |length: i64| {
@@ -431,7 +434,7 @@ pub(crate) async fn harm_http(http: SocketAddr, post: &str) {
     harm::random_after(http, &openings, 300).await;
     let commands: [(&[u8], Vec<u8>); 2] = [(b"", get.into_bytes()), (b"", post(4).into_bytes())];
     harm::truncated(http, &commands).await;
-    // More than there is room for: they are in the way until they are given up.
+    // More connections than slots: they occupy all slots until the server closes them.
     let openings = [Vec::new(), no_end.into_bytes(), post(10).into_bytes()];
     let silent = harm::silent_after(http, &openings, 100).await;
     let since = Instant::now();
@@ -442,8 +445,8 @@ pub(crate) async fn harm_http(http: SocketAddr, post: &str) {
     drop(silent);
 }
 
-/// Waits until the server has hung up on clients that do not answer its heartbeats; our node does so
-/// in time.
+/// Waits until the server has closed the connections of clients that do not answer heartbeats, and
+/// asserts that our node does so in time.
 async fn given_up(clients: Vec<Raw>, ours: bool) {
     let since = Instant::now();
     for mut raw in clients {

@@ -1,6 +1,7 @@
-//! Clients that mean harm to a directory, beside one that asks for nodes: it is told, in bounded time.
+//! Hostile clients of a directory, beside a well-behaved client whose lookups are answered in
+//! bounded time.
 //!
-//! nsqlookupd has no such test: four bytes end it.
+//! There is no such test for nsqlookupd, which four bytes crash.
 
 use std::cell::Cell;
 use std::time::{Duration, Instant};
@@ -14,10 +15,9 @@ use crate::raw::{Raw, sized};
 
 tests_with!([OurLookupd]: hostile_nodes, hostile_askers);
 
-/// The longest that an answer takes on a busy machine.
+/// Time limit for an answer on a busy machine.
 const DELAY_LIMIT: Duration = Duration::from_secs(3);
-/// How much longer while all places for HTTP are taken, until the first of those that say nothing is
-/// given up.
+/// Time limit while silent connections occupy all HTTP slots, until the server closes the first.
 const FULL_LIMIT: Duration = Duration::from_secs(40);
 const IDENTIFY: &[u8] = br#"{"broadcast_address":"evil","tcp_port":1,"http_port":2,"version":"1"}"#;
 
@@ -38,7 +38,7 @@ async fn hostile_nodes(setting: Setting) {
             (&known, b"PING\n".to_vec()),
         ];
         harm::truncated(tcp, &commands).await;
-        // More topics than there is room for, from one that does not read the answers.
+        // More topics than the tables hold, from a client that does not read the responses.
         let mut raw = Raw::connect(tcp).await.unwrap();
         raw.send(&known).await.unwrap();
         for n in 0..20_000 {
@@ -47,7 +47,7 @@ async fn hostile_nodes(setting: Setting) {
             }
         }
         drop(raw);
-        // More nodes than there is room for.
+        // More nodes than slots.
         drop(harm::silent_after(tcp, &[known, b"  V1".to_vec()], 300).await);
     })
     .await;
@@ -60,7 +60,7 @@ async fn hostile_askers(setting: Setting) {
     .await;
 }
 
-/// Asks for nodes while `harm` is done; each time it is told within `delay`.
+/// Asserts that lookups are answered within `delay` while `harm` runs.
 async fn beside(setting: &Setting, delay: Duration, harm: impl AsyncFnOnce(&Pair)) {
     let mut pair = setting.start(ServerOptions::new()).await;
     pair.create("good", &["c"]).await;
@@ -92,8 +92,8 @@ async fn beside(setting: &Setting, delay: Duration, harm: impl AsyncFnOnce(&Pair
     };
     let ((asked, slowest), ()) = tokio::join!(asking, harm);
     println!("{asked} answers, slowest {slowest:?}");
-    assert!(slowest < delay, "an answer came after {slowest:?}");
-    // Who was registered still is, and hears of what is new.
+    assert!(slowest < delay, "an answer took {slowest:?}");
+    // The registered node still is, and its new channel is listed.
     assert_eq!(pair.lookupd.lookup("good").await, [node]);
     pair.node.create_channel("good", "later").await;
     nanonsq_tests::eventually("the new channel is listed", SOON, async || {

@@ -1,4 +1,4 @@
-//! HTTP as people send it: with curl, with Python's http.client, and by hand.
+//! HTTP requests of curl, of Python's http.client, and hand-written ones.
 
 use std::io::Write as _;
 use std::net::SocketAddr;
@@ -10,27 +10,27 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::pair::{SOON, Setting, tests_with};
-use crate::raw::{Raw, Said};
+use crate::raw::{Raw, Received};
 
-tests_with!([Real, OurNode]: bodies_in_chunks, what_curl_and_python_send);
+tests_with!([Real, OurNode]: bodies_in_chunks, requests_of_curl_and_python);
 tests_with!([Real, Ours]: odd_requests);
 
-/// Sends it, and gives the status of the answer.
+/// Sends a request and returns the status of the answer.
 async fn ask(server: SocketAddr, request: &[u8]) -> u16 {
     let mut stream = TcpStream::connect(server).await.unwrap();
     let (mut reads, mut writes) = stream.split();
-    let mut said = vec![0; 12];
-    // What is refused is perhaps not read to its end.
+    let mut received = vec![0; 12];
+    // The server may not read a refused request to its end.
     let send = async {
         let _ = writes.write_all(request).await;
         std::future::pending::<()>().await;
     };
-    let read = timeout(SOON, reads.read_exact(&mut said));
+    let read = timeout(SOON, reads.read_exact(&mut received));
     tokio::select! {
         read = read => read.expect("an answer in time").expect("an answer"),
         () = send => unreachable!(),
     };
-    let text = String::from_utf8_lossy(&said);
+    let text = String::from_utf8_lossy(&received);
     text.strip_prefix("HTTP/1.").and_then(|it| it[2..5].parse().ok()).expect(&text)
 }
 
@@ -54,7 +54,8 @@ async fn bodies_in_chunks(setting: Setting) {
     ] {
         let before = depth().await;
         assert_eq!(post(path, chunks).await, status, "{path} {chunks:?}");
-        eventually("they are there", SOON, async || depth().await == before + messages).await;
+        eventually("the messages are there", SOON, async || depth().await == before + messages)
+            .await;
     }
     // A message of many blocks, in pieces of all lengths.
     let body: String = (0..2000).map(|n| format!("{n},")).collect();
@@ -72,11 +73,11 @@ async fn bodies_in_chunks(setting: Setting) {
     pair.node.create_channel("long", "c").await;
     assert_eq!(post("/pub?topic=long", &chunks).await, 200);
     let mut raw = Raw::subscribe(pair.node.tcp_address(), "long", "c", 1).await.unwrap();
-    let Said::Message(message) = raw.next().await.unwrap() else { panic!("no message") };
+    let Received::Message(message) = raw.next().await.unwrap() else { panic!("no message") };
     assert_eq!(String::from_utf8_lossy(&message.body), body);
 }
 
-async fn what_curl_and_python_send(setting: Setting) {
+async fn requests_of_curl_and_python(setting: Setting) {
     let pair = setting.start(ServerOptions::new()).await;
     pair.create("t", &["c"]).await;
     let http = pair.node.http_address();
@@ -90,7 +91,7 @@ async fn what_curl_and_python_send(setting: Setting) {
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        // Nobody knows how much it will be.
+        // curl does not know the length in advance.
         let mut stdin = child.stdin.take().unwrap();
         stdin.write_all(b"hello ").unwrap();
         stdin.flush().unwrap();
@@ -98,7 +99,7 @@ async fn what_curl_and_python_send(setting: Setting) {
         stdin.write_all(b"world").unwrap();
         drop(stdin);
         assert_eq!(child.wait_with_output().unwrap().stdout, b"OK");
-        eventually("curl's is there", SOON, async || depth().await == 1).await;
+        eventually("the message of curl is there", SOON, async || depth().await == 1).await;
     }
     let Some(python) = peers::installed_or_skip("python3", "python3", setting.test) else { return };
     let script = "import http.client, sys\n\
@@ -111,11 +112,12 @@ async fn what_curl_and_python_send(setting: Setting) {
     let before = depth().await;
     let output = Command::new(python).args(["-c", script, &http.to_string()]).output().unwrap();
     assert_eq!(String::from_utf8_lossy(&output.stdout), "200 OK\n".repeat(3), "{output:?}");
-    eventually("Python's are there", SOON, async || depth().await == before + 9).await;
+    eventually("the messages of Python are there", SOON, async || depth().await == before + 9)
+        .await;
 }
 
-/// What both real servers and both of ours answer with the same status. What is missing is in
-/// `docs/src/differences.md`.
+/// Requests that the real servers and ours answer with the same status. `docs/src/differences.md`
+/// lists the others.
 async fn odd_requests(setting: Setting) {
     let pair = setting.start(ServerOptions::new()).await;
     let line = |line: &str| format!("{line}\r\nHost: x\r\n\r\n");

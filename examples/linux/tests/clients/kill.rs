@@ -1,4 +1,4 @@
-//! Consumers that are killed at random while many messages pass.
+//! Consumers that are killed at random while they receive many messages.
 
 use std::io::Result;
 use std::net::SocketAddr;
@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 
 use crate::ledger::{Connection, Ledger};
 use crate::pair::{SOON, Setting, tests_with};
-use crate::raw::{Raw, Said, mpub};
+use crate::raw::{Raw, Received, mpub};
 
 tests_with!([Real, OurNode]: consumers_are_killed_at_random, go_nsq_is_killed);
 
@@ -21,13 +21,13 @@ const LIMIT: Duration = Duration::from_secs(300);
 const CONSUMERS: u64 = 4;
 /// Messages of one MPUB.
 const BATCH: usize = 200;
-/// What a message is padded to.
+/// Length of a message in bytes.
 const SIZE: usize = 32;
 
-/// Every delivery and every answer is entered in a [`Ledger`], which knows what must not be.
+/// A [`Ledger`] records every delivery and answer, and checks them.
 async fn consumers_are_killed_at_random(setting: Setting) {
     let ours = setting.subject.is_our_node();
-    // nsqd gives back what a client had only when its time is up.
+    // nsqd delivers the messages of a lost client again only after their timeout.
     let (messages, msg_timeout) = if ours { (1_000_000, "60s") } else { (100_000, "3s") };
     let options = ServerOptions::new().flag(format!("--msg-timeout={msg_timeout}"));
     let node = setting.subject.start_node(&setting.peers, options).await;
@@ -59,7 +59,7 @@ async fn consumers_are_killed_at_random(setting: Setting) {
         if finished > messages / 5 {
             memory.push(node.resident());
         }
-        // None ends before it is over, unless it has found what is wrong.
+        // A consumer ends early only if it has found a fault.
         if let Some(ended) = consumers.try_join_next() {
             panic!("{ended:?}");
         }
@@ -72,7 +72,7 @@ async fn consumers_are_killed_at_random(setting: Setting) {
     let lives: Vec<usize> = consumers.join_all().await.into_iter().map(Result::unwrap).collect();
     let lives: usize = lives.iter().sum();
 
-    // Whatever the last ones had comes again, to one that lives.
+    // The messages of the last killed consumers are delivered again to one that survives.
     let over = AtomicBool::new(false);
     let heir = async {
         let mut raw = Raw::subscribe(address, "t", "c", 100).await?;
@@ -100,7 +100,7 @@ async fn consumers_are_killed_at_random(setting: Setting) {
     }
 }
 
-/// The programs that people run, killed with SIGKILL.
+/// Real client programs, killed with SIGKILL.
 async fn go_nsq_is_killed(setting: Setting) {
     const MESSAGES: usize = 20_000;
     let Some(client) = Client::find_or_skip(Library::GoNsq, &setting.peers, setting.test) else {
@@ -114,7 +114,7 @@ async fn go_nsq_is_killed(setting: Setting) {
         client.consume(lookupd, "t", "c", &options)
     };
     let mortal: Vec<_> = (1..=4).map(|n| start(n * 500)).collect();
-    eventually("they are here", SOON, async || {
+    eventually("they are subscribed", SOON, async || {
         pair.channel_stat("t", "c", "client_count").await == 4
     })
     .await;
@@ -165,7 +165,7 @@ async fn publish(node: SocketAddr, messages: usize) -> Result<()> {
     Ok(())
 }
 
-/// One connection, from its subscription to its end.
+/// Runs one connection, from its subscription to its end.
 async fn live(
     node: SocketAddr,
     ledger: &Ledger,
@@ -179,7 +179,7 @@ async fn live(
     consume(&mut raw, ledger, over, age, &mut connection, random).await?;
     match random.below(3) {
         0 => raw.reset(),
-        // What it has not read makes this a reset, too.
+        // Unread bytes make this a reset, too.
         1 => drop(raw),
         _ => {
             raw.close().await;
@@ -189,8 +189,8 @@ async fn live(
     Ok(())
 }
 
-/// Answers what comes, some of it later, until it has answered as much as its age says, or it is over:
-/// what it has then it keeps.
+/// Answers messages, some of them later, until it has sent about `age` answers or `over` is set.
+/// The rest stays unanswered.
 async fn consume(
     raw: &mut Raw,
     ledger: &Ledger,
@@ -199,23 +199,23 @@ async fn consume(
     connection: &mut Connection,
     random: &mut Random,
 ) -> Result<()> {
-    // Every other one requeues as well.
+    // Every other connection requeues as well.
     let requeues = random.below(2) == 0;
     let mut held = Vec::new();
     let mut answered = 0;
-    // Now and then it waits until it has all that it may have: one more would be too many.
+    // Now and then it lets its RDY fill, to detect one message too many.
     let mut fills = true;
     while !over.load(Relaxed) {
-        // What is held is answered when nothing more comes.
+        // Answer all held messages when no more arrive.
         let next = tokio::time::timeout(Duration::from_millis(20), raw.next()).await;
         let mut answer = held.len();
-        if let Ok(said) = next {
-            let mut said = Some(said?);
-            while let Some(Said::Message(message)) = said {
+        if let Ok(received) = next {
+            let mut received = Some(received?);
+            while let Some(Received::Message(message)) = received {
                 held.push(ledger.delivered(connection, &message));
-                said = raw.buffered()?;
+                received = raw.buffered()?;
             }
-            assert_eq!(said, None, "the consumer did nothing wrong");
+            assert_eq!(received, None, "the consumer did nothing wrong");
             answer = match random.below(4) {
                 _ if fills => 0,
                 0 => held.len().div_ceil(2),

@@ -1,18 +1,18 @@
-//! What happened to each message, and what must not happen.
+//! Records the history of each message and checks these rules:
 //!
 //! - A connection never has more messages in flight than its RDY.
 //! - nsqd delivers while fewer than RDY are in flight. So when it has delivered `d` messages on a
-//!   connection, it has processed the first `d - RDY` answers that it got there.
-//! - What it has processed as finished never comes again, to nobody.
+//!   connection, it has processed the first `d - RDY` answers of that connection.
+//! - A message whose FIN was processed is never delivered again, on any connection.
 //! - Attempts only grow.
-//! - In the end each message was finished after it was delivered for the last time.
+//! - In the end each message was finished after its last delivery.
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::{Mutex, MutexGuard};
 
 use nanonsq_tests::oracle::Message;
 
-/// All messages, by the number that their body begins with.
+/// All messages, by the number at the start of their body.
 #[derive(Debug)]
 pub(crate) struct Ledger {
     messages: Mutex<Messages>,
@@ -32,9 +32,9 @@ struct Entry {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Status {
-    /// Nobody has had it yet.
+    /// Never delivered.
     Waiting,
-    /// Somebody had it, and has not finished it.
+    /// Delivered, and not finished since.
     Delivered,
     /// FIN was sent, and may be lost.
     Finished,
@@ -42,19 +42,19 @@ enum Status {
     Processed,
 }
 
-/// What one connection has got and answered.
+/// The deliveries and answers of one connection.
 #[derive(Debug)]
 pub(crate) struct Connection {
     rdy: usize,
     in_flight: HashSet<usize>,
     delivered: usize,
     processed: usize,
-    /// Those that were not known to be processed yet: the message, and whether it was finished.
+    /// Answers not known to be processed: the message, and whether the answer was FIN.
     answers: VecDeque<(usize, bool)>,
 }
 
 impl Connection {
-    /// That asks for `rdy` messages, and never for another number.
+    /// Creates a connection with a constant RDY.
     pub(crate) fn new(rdy: usize) -> Self {
         Connection {
             rdy,
@@ -66,7 +66,7 @@ impl Connection {
     }
 }
 
-/// A delivery that is to be answered.
+/// A delivery without an answer yet.
 #[derive(Debug)]
 pub(crate) struct Delivered {
     number: usize,
@@ -74,7 +74,7 @@ pub(crate) struct Delivered {
 }
 
 impl Delivered {
-    /// The answer: again, or finished.
+    /// Returns the answer: REQ if `again`, else FIN.
     pub(crate) fn answer(&self, again: bool) -> Vec<u8> {
         match again {
             true => [b"REQ ", &self.id[..], b" 0\n"].concat(),
@@ -84,25 +84,25 @@ impl Delivered {
 }
 
 impl Ledger {
-    /// Of messages that are numbered from 0.
+    /// Creates a ledger of messages with numbers from 0.
     pub(crate) fn new(messages: usize) -> Self {
         let entries = vec![Entry { status: Status::Waiting, attempts: 0 }; messages];
         Ledger { messages: Mutex::new(Messages { entries, finished: 0 }) }
     }
 
-    /// Enters a delivery.
+    /// Records a delivery.
     pub(crate) fn delivered(&self, connection: &mut Connection, message: &Message) -> Delivered {
         let number = number(&message.body);
         let mut messages = self.lock();
         let is_new = connection.in_flight.insert(number);
-        assert!(is_new, "message {number} came twice, and was answered once at most");
+        assert!(is_new, "message {number} was delivered twice, and answered at most once");
         let (in_flight, rdy) = (connection.in_flight.len(), connection.rdy);
         assert!(in_flight <= rdy, "{in_flight} in flight with RDY {rdy}");
         connection.delivered += 1;
         messages.process(connection, connection.delivered.saturating_sub(rdy));
 
         let entry = messages.entries[number];
-        assert_ne!(entry.status, Status::Processed, "message {number} came after its FIN");
+        assert_ne!(entry.status, Status::Processed, "message {number} delivered after its FIN");
         let attempts = message.attempts;
         assert!(attempts > entry.attempts, "message {number}: {attempts} after {}", entry.attempts);
         messages.set(number, Status::Delivered);
@@ -110,7 +110,7 @@ impl Ledger {
         Delivered { number, id: message.id }
     }
 
-    /// Enters an answer that is about to leave.
+    /// Records an answer that is about to be sent.
     pub(crate) fn answered(&self, connection: &mut Connection, to: &Delivered, again: bool) {
         connection.in_flight.remove(&to.number);
         connection.answers.push_back((to.number, !again));
@@ -119,17 +119,17 @@ impl Ledger {
         }
     }
 
-    /// The server has read all that this connection sent.
+    /// Records that the server has processed all answers of the connection.
     pub(crate) fn all_processed(&self, connection: &mut Connection) {
         self.lock().process(connection, usize::MAX);
     }
 
-    /// How many messages were finished after their last delivery.
+    /// Returns the number of messages that were finished after their last delivery.
     pub(crate) fn finished(&self) -> usize {
         self.lock().finished
     }
 
-    /// Nothing more comes: nothing was lost.
+    /// Asserts at the end that every message was finished.
     pub(crate) fn check_end(&self) {
         let messages = self.lock();
         let mut entries = messages.entries.iter().enumerate();
@@ -138,7 +138,7 @@ impl Ledger {
     }
 
     fn lock(&self) -> MutexGuard<'_, Messages> {
-        self.messages.lock().expect("another consumer has found what is wrong")
+        self.messages.lock().expect("another consumer has found a fault")
     }
 }
 
@@ -150,7 +150,7 @@ impl Messages {
         self.finished += usize::from(is.is_finished());
     }
 
-    /// The server has processed so many answers of this connection.
+    /// Records that the server has processed `count` answers of the connection.
     fn process(&mut self, connection: &mut Connection, count: usize) {
         while connection.processed < count {
             let Some((number, finished)) = connection.answers.pop_front() else { break };
@@ -177,7 +177,7 @@ fn number(body: &[u8]) -> usize {
     number.unwrap_or_else(|| panic!("a body without a number: {}", String::from_utf8_lossy(body)))
 }
 
-/// It finds what it is for.
+/// Tests that the ledger detects each fault.
 mod tests {
     use super::*;
 
@@ -195,13 +195,13 @@ mod tests {
     }
 
     #[test]
-    fn what_may_be() {
+    fn a_correct_history() {
         let (ledger, mut first) = (Ledger::new(2), Connection::new(2));
         deliver(&ledger, &mut first, 0, 1);
         deliver(&ledger, &mut first, 1, 1);
         finish(&ledger, &mut first, 0);
         assert_eq!(ledger.finished(), 1);
-        // It is killed: its FIN may be lost, and the other message was never answered.
+        // The first connection is killed: its FIN may be lost, and message 1 has no answer.
         let mut second = Connection::new(1);
         deliver(&ledger, &mut second, 0, 2);
         assert_eq!(ledger.finished(), 0);
@@ -221,8 +221,8 @@ mod tests {
     }
 
     #[test]
-    #[should_panic = "message 0 came after its FIN"]
-    fn again_after_its_fin_was_processed() {
+    #[should_panic = "message 0 delivered after its FIN"]
+    fn a_delivery_after_the_fin_was_processed() {
         let (ledger, mut connection) = (Ledger::new(2), Connection::new(1));
         deliver(&ledger, &mut connection, 0, 1);
         finish(&ledger, &mut connection, 0);
@@ -241,7 +241,7 @@ mod tests {
 
     #[test]
     #[should_panic = "lost: Some((1, Entry { status: Delivered, attempts: 1 }))"]
-    fn lost() {
+    fn a_lost_message() {
         let (ledger, mut connection) = (Ledger::new(2), Connection::new(2));
         deliver(&ledger, &mut connection, 0, 1);
         deliver(&ledger, &mut connection, 1, 1);

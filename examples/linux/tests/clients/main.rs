@@ -1,9 +1,8 @@
-//! The clients and tools that people use, against `nanonsq node` and `nanonsq lookupd`: consumers and
-//! producers on go-nsq, pynsq and tokio-nsq, NSQ's own tools, nsqadmin in a browser, clients that are
-//! killed, and clients that mean harm.
+//! Common clients and tools against `nanonsq node` and `nanonsq lookupd`: consumers and producers
+//! on go-nsq, pynsq and tokio-nsq, NSQ's tools, nsqadmin in a browser, killed and hostile clients.
 //!
-//! Every test runs with the real nsqd and nsqlookupd first, which shows that the test is right, then
-//! with ours, and with one of each.
+//! Most tests also run with the real nsqd and nsqlookupd, which shows that the test is right, and
+//! with one of each.
 
 mod addresses;
 mod admin;

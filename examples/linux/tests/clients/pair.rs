@@ -1,13 +1,13 @@
-//! What is tested: an nsqd and the nsqlookupd that it registers with.
+//! The servers under test: an nsqd and the nsqlookupd with which it registers.
 
 use std::time::Duration;
 
 use nanonsq_tests::{Nsqd, Nsqlookupd, Peers, ServerOptions, peers};
 
-/// Long enough for everything that should happen at once, on a busy machine.
+/// Time limit for events that should happen at once, on a busy machine.
 pub(crate) const SOON: Duration = Duration::from_secs(20);
 
-/// Who plays nsqd and nsqlookupd.
+/// The programs that serve as nsqd and nsqlookupd.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Subject {
     /// nsqd and nsqlookupd.
@@ -21,7 +21,7 @@ pub(crate) enum Subject {
 }
 
 impl Subject {
-    /// Whether nsqd is `nanonsq node`.
+    /// Returns whether nsqd is `nanonsq node`.
     pub(crate) fn is_our_node(self) -> bool {
         match self {
             Subject::Real | Subject::OurLookupd => false,
@@ -29,7 +29,7 @@ impl Subject {
         }
     }
 
-    /// Whether nsqlookupd is `nanonsq lookupd`.
+    /// Returns whether nsqlookupd is `nanonsq lookupd`.
     pub(crate) fn is_our_lookupd(self) -> bool {
         match self {
             Subject::Real | Subject::OurNode => false,
@@ -37,7 +37,7 @@ impl Subject {
         }
     }
 
-    /// nsqd, and nothing else.
+    /// Starts nsqd without an nsqlookupd.
     pub(crate) async fn start_node(self, peers: &Peers, options: ServerOptions) -> Nsqd {
         let node = Nsqd::start(peers, program(options, "node", self.is_our_node())).await;
         assert_ne!(node.log().starts_with("[nsqd] "), self.is_our_node(), "{}", node.log());
@@ -49,7 +49,7 @@ fn program(options: ServerOptions, command: &str, ours: bool) -> ServerOptions {
     if ours { options.program(env!("CARGO_BIN_EXE_nanonsq"), command) } else { options }
 }
 
-/// A test's peers, its name, and who plays.
+/// The peers, the subject and the name of a test.
 #[derive(Debug)]
 pub(crate) struct Setting {
     pub(crate) peers: Peers,
@@ -58,12 +58,12 @@ pub(crate) struct Setting {
 }
 
 impl Setting {
-    /// For a test that needs the real NSQ programs; without them it is skipped.
+    /// Finds the real NSQ programs; `None` if they are missing: the test is skipped.
     pub(crate) fn find_or_skip(subject: Subject, test: &'static str) -> Option<Self> {
         peers::find_or_skip(test).map(|peers| Setting { peers, subject, test })
     }
 
-    /// Starts both.
+    /// Starts nsqlookupd and nsqd.
     pub(crate) async fn start(&self, options: ServerOptions) -> Pair {
         let lookupd = program(ServerOptions::new(), "lookupd", self.subject.is_our_lookupd());
         let lookupd = Nsqlookupd::start(&self.peers, lookupd).await;
@@ -75,7 +75,7 @@ impl Setting {
     }
 }
 
-/// Both, running.
+/// A running nsqd and nsqlookupd.
 #[derive(Debug)]
 pub(crate) struct Pair {
     pub(crate) node: Nsqd,
@@ -83,8 +83,8 @@ pub(crate) struct Pair {
 }
 
 impl Pair {
-    /// Creates a topic with channels, so that none of them misses a message, and waits until it can be
-    /// found.
+    /// Creates a topic with channels, so that no channel misses a message, and waits until the
+    /// topic is listed.
     pub(crate) async fn create(&self, topic: &str, channels: &[&str]) {
         self.node.create_topic(topic).await;
         for channel in channels {
@@ -93,14 +93,14 @@ impl Pair {
         self.lookupd.wait_listed(topic, self.node.tcp_address(), SOON).await;
     }
 
-    /// A number of a channel in `/stats`.
+    /// Returns a number of a channel from `/stats`.
     pub(crate) async fn channel_stat(&self, topic: &str, channel: &str, key: &str) -> u64 {
         let stats = self.node.channel_stats(topic, channel).await;
         stats[key].as_u64().unwrap_or_else(|| panic!("no {key} in {stats}"))
     }
 }
 
-/// Makes a test with each of these subjects out of a function that takes a [`Setting`].
+/// Makes a test for each subject from a function that takes a [`Setting`].
 macro_rules! tests_with {
     ($subjects:tt: $($test:ident),+ $(,)?) => {
         $(mod $test {

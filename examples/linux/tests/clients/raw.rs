@@ -1,4 +1,4 @@
-//! A client that does what it is told: nothing by itself, and nothing that it must.
+//! A client that sends exactly the bytes that a test passes.
 
 use std::io::{Error, ErrorKind, Result};
 use std::net::SocketAddr;
@@ -14,12 +14,12 @@ use crate::pair::{Setting, tests_with};
 
 tests_with!([Real, Ours]: odd_identifications);
 
-/// The longest that anything is waited for.
+/// Time limit for each read and write.
 const LIMIT: Duration = Duration::from_secs(20);
 
-/// What the server said.
+/// A frame of the server.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Said {
+pub(crate) enum Received {
     Response(String),
     Error(String),
     Message(Message),
@@ -34,17 +34,17 @@ pub(crate) struct Raw {
 }
 
 impl Raw {
-    /// Connects, and says nothing.
+    /// Connects, and sends nothing.
     pub(crate) async fn connect(server: SocketAddr) -> Result<Raw> {
         let stream = timeout(LIMIT, TcpStream::connect(server)).await.map_err(timed_out)??;
         stream.set_nodelay(true)?;
         Ok(Raw { stream, buffer: Vec::new(), taken: 0 })
     }
 
-    /// Connects and says who it is, with a heartbeat interval in milliseconds.
+    /// Connects and sends IDENTIFY, with a heartbeat interval in milliseconds.
     pub(crate) async fn identify(server: SocketAddr, heartbeat: u32) -> Result<Raw> {
         let mut raw = Raw::connect(server).await?;
-        // The shortest that nsqd allows: it would hold messages back for 250 ms.
+        // The shortest timeout that nsqd allows; by default it buffers messages for 250 ms.
         let json = format!(r#"{{"output_buffer_timeout":25,"heartbeat_interval":{heartbeat}}}"#);
         let mut hello = b"  V2".to_vec();
         hello.extend(sized("IDENTIFY", json.as_bytes()));
@@ -53,7 +53,7 @@ impl Raw {
         Ok(raw)
     }
 
-    /// Identifies itself, subscribes, and asks for `rdy` messages.
+    /// Connects, sends IDENTIFY and SUB, and sets RDY.
     pub(crate) async fn subscribe(
         server: SocketAddr,
         topic: &str,
@@ -71,11 +71,11 @@ impl Raw {
         timeout(LIMIT, self.stream.write_all(bytes)).await.map_err(timed_out)?
     }
 
-    /// The next thing that the server says, but for heartbeats, which are answered.
-    pub(crate) async fn next(&mut self) -> Result<Said> {
+    /// Waits for the next frame, and answers heartbeats.
+    pub(crate) async fn next(&mut self) -> Result<Received> {
         loop {
-            if let Some(said) = self.buffered()? {
-                return Ok(said);
+            if let Some(received) = self.buffered()? {
+                return Ok(received);
             }
             if self.read().await? {
                 self.send(b"NOP\n").await?;
@@ -83,22 +83,22 @@ impl Raw {
         }
     }
 
-    /// The next thing of what was read already.
-    pub(crate) fn buffered(&mut self) -> Result<Option<Said>> {
+    /// Returns the next frame of the bytes read so far, without heartbeats.
+    pub(crate) fn buffered(&mut self) -> Result<Option<Received>> {
         while let Some((frame, size)) = Frame::parse(&self.buffer[self.taken..])? {
             self.taken += size;
             let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
             return Ok(Some(match frame {
                 Frame::Response(b"_heartbeat_") => continue,
-                Frame::Response(bytes) => Said::Response(text(bytes)),
-                Frame::Error(bytes) => Said::Error(text(bytes)),
-                Frame::Message(message) => Said::Message(message),
+                Frame::Response(bytes) => Received::Response(text(bytes)),
+                Frame::Error(bytes) => Received::Error(text(bytes)),
+                Frame::Message(message) => Received::Message(message),
             }));
         }
         Ok(None)
     }
 
-    /// Reads what is there, waiting for it; gives whether a heartbeat is among it.
+    /// Waits for bytes and reads them; returns whether they contain a heartbeat.
     async fn read(&mut self) -> Result<bool> {
         self.buffer.drain(..self.taken);
         self.taken = 0;
@@ -109,31 +109,31 @@ impl Raw {
         }
     }
 
-    /// The next thing that the server says must be this response.
+    /// Waits for the next frame, which must be this response.
     pub(crate) async fn expect(&mut self, response: &str) -> Result<()> {
         match self.next().await? {
-            Said::Response(said) if said == response => Ok(()),
+            Received::Response(received) if received == response => Ok(()),
             other => Err(Error::other(format!("{other:?} instead of {response}"))),
         }
     }
 
-    /// Everything that the server still says before it hangs up.
-    pub(crate) async fn rest(&mut self) -> Vec<Said> {
+    /// Returns all frames until the server closes.
+    pub(crate) async fn rest(&mut self) -> Vec<Received> {
         let mut all = Vec::new();
-        while let Ok(said) = self.next().await {
-            all.push(said);
+        while let Ok(received) = self.next().await {
+            all.push(received);
         }
         all
     }
 
-    /// Says nothing, also to heartbeats, until the server hangs up.
+    /// Sends nothing, not even answers to heartbeats, until the server closes.
     pub(crate) async fn silent(&mut self) {
         while self.read().await.is_ok() {
             self.taken = self.buffer.len();
         }
     }
 
-    /// Reads what there is to read now.
+    /// Reads until no bytes arrive for 20 ms.
     pub(crate) async fn receive(&mut self) {
         let wait = Duration::from_millis(20);
         while let Ok(Ok(_)) = timeout(wait, self.read()).await {
@@ -141,25 +141,25 @@ impl Raw {
         }
     }
 
-    /// Hangs up so that the server reads all that was sent.
+    /// Closes, so that the server reads all sent bytes.
     pub(crate) async fn close(mut self) {
         let _ = self.stream.shutdown().await;
         let _ = timeout(LIMIT, async { while self.read().await.is_ok() {} }).await;
     }
 
-    /// Breaks the connection: what the server has not read is lost.
+    /// Resets the connection; bytes that the server has not read are lost.
     pub(crate) fn reset(self) {
         let _ = self.stream.set_zero_linger();
     }
 }
 
-/// A command with a body.
+/// Returns a command with a body.
 pub(crate) fn sized(line: &str, body: &[u8]) -> Vec<u8> {
     let size = u32::try_from(body.len()).expect("short").to_be_bytes();
     [line.as_bytes(), b"\n", &size, body].concat()
 }
 
-/// `MPUB`.
+/// Returns an MPUB command.
 pub(crate) fn mpub(topic: &str, bodies: impl IntoIterator<Item = Vec<u8>>) -> Vec<u8> {
     let (mut count, mut messages) = (0u32, Vec::new());
     for body in bodies {
@@ -174,11 +174,11 @@ fn timed_out<E>(_: E) -> Error {
     Error::new(ErrorKind::TimedOut, format!("nothing for {LIMIT:?}"))
 }
 
-/// What says IDENTIFY as nobody else would: the real servers and ours answer the same.
+/// Unusual IDENTIFY bodies, which the real servers and ours answer in the same way.
 async fn odd_identifications(setting: Setting) {
     let mut options = ServerOptions::new();
     if !setting.subject.is_our_node() {
-        // A node has none.
+        // Our node has no compression.
         options = options.flag("--snappy=false").flag("--deflate=false");
     }
     let pair = setting.start(options).await;
@@ -230,19 +230,21 @@ async fn odd_identifications(setting: Setting) {
     ] {
         let mut raw = Raw::connect(pair.node.tcp_address()).await.unwrap();
         raw.send(&[b"  V2", &*sized("IDENTIFY", body.as_bytes())].concat()).await.unwrap();
-        let said = match raw.next().await.unwrap() {
-            Said::Response(said) | Said::Error(said) => said,
-            Said::Message(message) => panic!("{message:?} to {body}"),
+        let received = match raw.next().await.unwrap() {
+            Received::Response(received) | Received::Error(received) => received,
+            Received::Message(message) => panic!("{message:?} to {body}"),
         };
-        assert_eq!(said, answer, "{body}");
+        assert_eq!(received, answer, "{body}");
     }
-    // Both compressions are asked for, and none can be had.
+    // Both compressions are requested, and neither is available.
     let mut raw = Raw::connect(pair.node.tcp_address()).await.unwrap();
     let both = br#"{"Feature_Negotiation":true,"snappy":true,"deflate":true}"#;
     raw.send(&[b"  V2", &*sized("IDENTIFY", both)].concat()).await.unwrap();
     match raw.next().await.unwrap() {
-        Said::Response(said) => {
-            assert!(said.contains(r#""deflate":false"#) && said.contains(r#""snappy":false"#))
+        Received::Response(received) => {
+            assert!(
+                received.contains(r#""deflate":false"#) && received.contains(r#""snappy":false"#)
+            )
         }
         other => panic!("{other:?}"),
     }

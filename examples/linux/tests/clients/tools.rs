@@ -1,4 +1,4 @@
-//! NSQ's own tools, and curl: those that publish, those that read, and nsq_stat.
+//! NSQ's tools and curl: publishing, consuming and nsq_stat.
 
 use std::io::Write;
 use std::process::Command;
@@ -8,12 +8,12 @@ use nanonsq_tests::{Client, ServerOptions, Tool, eventually, peers};
 
 use crate::pair::{Pair, SOON, Setting, tests_with};
 
-tests_with!([Real, OurNode, OurLookupd, Ours]: what_is_published_by_tools_is_read_by_tools);
+tests_with!([Real, OurNode, OurLookupd, Ours]: messages_of_publishing_tools_reach_consuming_tools);
 
-/// By each way to publish.
+/// Lines published in each way.
 const LINES: usize = 100;
 
-async fn what_is_published_by_tools_is_read_by_tools(setting: Setting) {
+async fn messages_of_publishing_tools_reach_consuming_tools(setting: Setting) {
     let Some(curl) = peers::installed_or_skip("curl", "curl", setting.test) else { return };
     let Some(client) = Client::find_or_skip(Library::GoNsq, &setting.peers, setting.test) else {
         return;
@@ -33,13 +33,13 @@ async fn what_is_published_by_tools_is_read_by_tools(setting: Setting) {
     let tail_channel = tail_channel.expect("nsq_tail has a channel of its own");
     assert!(tail_channel.ends_with("#ephemeral"), "{tail_channel}");
 
-    // to_nsq, a line each.
+    // to_nsq, one message per line.
     let mut expected: Vec<String> = (0..LINES).map(|n| format!("to_nsq {n}")).collect();
     let flags = ["--topic=t".to_owned(), format!("--nsqd-tcp-address={nsqd}")];
     let mut to_nsq = Tool::start(setting.peers.program("to_nsq"), flags);
     to_nsq.stdin().write_all((expected.join("\n") + "\n").as_bytes()).unwrap();
     assert!(to_nsq.wait(SOON).await.success(), "{}", to_nsq.stderr());
-    // curl, one message in the query's words, then many.
+    // curl, with one message per request, then with many.
     let curl = |path: &str, body: &str| {
         let url = format!("http://{http}{path}");
         let args = ["--silent", "--fail", "--max-time", "10", "--data-binary", body, &url];
@@ -80,16 +80,16 @@ async fn what_is_published_by_tools_is_read_by_tools(setting: Setting) {
     })
     .await;
 
-    // Two looks at the channel, and the difference between them.
+    // nsq_stat prints the channel twice, the second time with the difference.
     let flags = ["--topic=t", "--channel=nsq_to_file", &lookupd, "--interval=1s", "--count=2"];
     let mut stat = Tool::start(setting.peers.program("nsq_stat"), flags);
     assert!(stat.wait(SOON).await.success(), "{}", stat.stderr());
-    let said = stat.stdout();
-    let row: Vec<_> = said.lines().last().unwrap_or_default().split_whitespace().collect();
+    let received = stat.stdout();
+    let row: Vec<_> = received.lines().last().unwrap_or_default().split_whitespace().collect();
     let messages = expected.len().to_string();
     // ingress egress | total mem disk in-flight deferred | requeued timed-out messages clients
     let wanted = ["0", "0", "|", "0", "0", "0", "0", "0", "|", "0", "0", &messages, "1"];
-    assert_eq!(row, wanted, "{said}");
+    assert_eq!(row, wanted, "{received}");
 
     tail.terminate();
     to_file.terminate();
@@ -97,7 +97,7 @@ async fn what_is_published_by_tools_is_read_by_tools(setting: Setting) {
     to_file.wait(SOON).await;
     assert_eq!(sorted(tail.stdout()), expected);
     assert_eq!(sorted(written()), expected);
-    // An ephemeral channel goes with its last client, the other stays; nsqlookupd hears of both.
+    // The ephemeral channel is deleted with its last client, and unregistered; the other one stays.
     eventually("nsq_tail's channel is gone", SOON, async || {
         channels(&pair).await == ["nsq_to_file"]
             && pair.lookupd.channels("t").await == ["nsq_to_file"]

@@ -1,7 +1,7 @@
 //! The sensor node on a Raspberry Pi Pico W: Wi-Fi.
 //!
-//! The radio's own firmware is in the crate `cyw43-firmware`, under Infineon's Permissive Binary
-//! License: it may be passed on unchanged, with its notice.
+//! The firmware of the radio is in the crate `cyw43-firmware`, under Infineon's Permissive Binary
+//! License: it may be redistributed unchanged, with its notice.
 
 #![no_std]
 #![no_main]
@@ -36,9 +36,10 @@ static NVRAM: Aligned<A4, [u8; NVRAM_BIN.len()]> = Aligned({
     nvram
 });
 
-/// How long joining a network may take; then it is tried again. Less than the driver may be silent.
+/// Time limit for joining a network before the next attempt. Shorter than the limit of supervision
+/// for the driver.
 const JOIN_LIMIT: Duration = Duration::from_secs(15);
-/// How long the link may be down before the network is joined anew.
+/// Time without a link before the network is joined again.
 const LINK_LIMIT: Duration = Duration::from_secs(5);
 
 type RadioSpi = PioSpi<'static, PIO0, 0>;
@@ -53,7 +54,7 @@ async fn network(mut runner: embassy_net::Runner<'static, NetDriver<'static>>) {
     runner.run().await
 }
 
-/// Which network, and how.
+/// The name and password of the network.
 struct Wifi {
     ssid: heapless::String<SSID_MAX>,
     password: heapless::String<PASSWORD_MAX>,
@@ -76,14 +77,14 @@ impl Wifi {
     }
 }
 
-/// Keeps the network joined, and shows the LED, which hangs on the radio.
+/// Keeps the network joined, and sets the LED, which is connected to the radio.
 #[embassy_executor::task]
 async fn supervise(mut control: Control<'static>, wifi: Wifi, stack: Stack<'static>) {
     let (mut ms, mut is_on) = (0u32, false);
     let mut up = Instant::now();
     loop {
         let wanted = firmware::light().is_on(ms);
-        // Each second also if nothing changed: that the radio answers says that its driver lives.
+        // Also each second without a change: an answer of the radio shows that its driver runs.
         if wanted != is_on || ms.is_multiple_of(1000) {
             control.gpio_set(0, wanted).await;
             is_on = wanted;

@@ -25,9 +25,9 @@ bind_interrupts!(struct Irqs {
     DMA_IRQ_0 => dma::InterruptHandler<DMA_CH0>, dma::InterruptHandler<DMA_CH1>;
 });
 
-/// Frames on their way, in each direction.
+/// Frame buffers in each direction.
 const FRAMES: usize = 8;
-/// The chip's datasheet has 80 MHz in theory and promises 33.3 MHz.
+/// The chip's datasheet guarantees 33.3 MHz, with 80 MHz in theory.
 const SPI_HZ: u32 = 31_250_000;
 
 type EthernetSpi = Watched<ExclusiveDevice<Spi<'static, SPI0, Async>, Output<'static>, Delay>>;
@@ -81,8 +81,7 @@ async fn main(spawner: Spawner) {
         let reset = Output::new(p.PIN_20, Level::High);
         static STATE: StaticCell<State<FRAMES, FRAMES>> = StaticCell::new();
         let state = STATE.init_with(State::new);
-        // The chip has no address of its own: one that was assigned locally, from the number of
-        // this board.
+        // The chip has no MAC address: use a locally administered one with the board's number.
         let [.., c, d, e, f, g] = unique;
         let mac = [0x02, c, d, e, f, g];
         let (device, runner) = embassy_net_wiznet::new(mac, state, spi, interrupt, reset)

@@ -37,7 +37,7 @@ impl Stage<'_> {
 
         for (command, wrong) in [
             ("#2 dance", "unknown command 'dance'"),
-            ("#2 set interval soon", "'soon' is no time"),
+            ("#2 set interval soon", "'soon' is not a duration"),
             ("#2 set interval 5ms", "'5ms' is not between"),
             ("#2 reboot now", "'now' is too much"),
             ("#2", "no command"),
