@@ -1,8 +1,8 @@
-//! `cargo xtask api`: the public items of nanonsq-core with all features, from rustdoc's JSON, held
-//! to a bound and compared with the committed listing.
+//! `cargo xtask api`: bounds the number of public items of nanonsq-core with all features, from
+//! rustdoc's JSON, and compares them with the committed listing.
 //!
-//! Counted are modules, types, traits, functions, methods, constants and re-exports of others'
-//! items; not fields and variants, which belong to their type, nor implementations of traits.
+//! Modules, types, traits, functions, methods, constants and re-exports of items of other crates
+//! count; fields, variants and implementations of traits do not.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -14,7 +14,7 @@ use serde_json::{Map, Value};
 
 use crate::project;
 
-/// At most so many items. Later work may add some; a new one should replace an old one.
+/// The most items. A new item should replace an old one.
 const ITEMS_MAX: usize = 450;
 
 /// The committed listing.
@@ -31,7 +31,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let mut cargo = Command::new(env!("CARGO"));
     cargo
         .current_dir(project::root())
-        // rustdoc's JSON is not stable. It is read leniently, and only here.
+        // rustdoc's JSON is unstable. It is parsed leniently, and only here.
         .env("RUSTC_BOOTSTRAP", "1")
         .args(["rustdoc", "--quiet", "--locked", "--package", "nanonsq-core", "--lib"])
         .args(["--all-features", "--", "-Zunstable-options", "--output-format", "json"]);
@@ -64,7 +64,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// The items that a user can name.
+/// Collects the items that a user can name.
 struct Items<'j> {
     index: &'j Map<String, Value>,
     seen: BTreeSet<String>,
@@ -76,7 +76,7 @@ impl<'j> Items<'j> {
         let index = json["index"].as_object().context("no index in rustdoc's JSON")?;
         let mut items = Items { index, seen: BTreeSet::new(), found: BTreeSet::new() };
         items.children(&json["root"], "nanonsq_core");
-        // Most of them are methods and functions: none would be a change of the format.
+        // Without functions, the format of the JSON has changed.
         if !items.found.iter().any(|item| item.starts_with("function ")) {
             bail!("nothing found: has rustdoc's JSON changed?");
         }
@@ -91,7 +91,7 @@ impl<'j> Items<'j> {
 
     fn visit(&mut self, id: &Value, path: &str) {
         let Some((kind, inner, item)) = self.get(id) else { return };
-        // Of traits and enums, everything is as visible as they are.
+        // Items of traits and enums are as visible as these ("default").
         if item["visibility"] != "public" && item["visibility"] != "default" {
             return;
         }

@@ -1,13 +1,13 @@
-//! `cargo xtask bench`: publishing and consuming rates of nanonsq, go-nsq and tokio-nsq against the same real
-//! nsqd.
+//! `cargo xtask bench`: publishing and consuming rates of nanonsq, go-nsq and tokio-nsq against the
+//! same real nsqd.
 //!
-//! What makes the measurements comparable: every one gets a fresh nsqd; the topic is ephemeral,
-//! without a channel, and nsqd has no memory queue, so that each message takes the same path from
-//! the first to the last: checked, counted, acknowledged, dropped. Nothing is written to disk and
-//! nothing piles up. Afterwards nsqd must have counted exactly the messages that the client says
-//! were acknowledged. What is to be consumed lies in nsqd's memory before the client starts, and
-//! afterwards all of it must be gone, each message delivered once. Rounds are interleaved, so that a slow moment of the machine hits all
-//! clients, and the median counts.
+//! To be comparable, each measurement gets a fresh nsqd. Published messages go to an ephemeral
+//! topic without a channel, in an nsqd without a memory queue, so that each message takes the same
+//! path: checked, counted, acknowledged, dropped. Nothing is written to disk and nothing piles up.
+//! Afterwards nsqd must have counted exactly the messages that the client reports as acknowledged.
+//! Messages to consume are in nsqd's memory before the client starts, and afterwards each must have
+//! been delivered once and finished. Rounds are interleaved, so that a slow moment of the machine
+//! affects all clients, and the median counts.
 
 mod contender;
 mod nsqd;
@@ -22,7 +22,7 @@ use clap::Args;
 use contender::Contender;
 use nsqd::Nsqd;
 
-/// Ratios are to this client.
+/// The client to which the ratios of the table refer.
 const REFERENCE: &str = "go-nsq";
 
 #[derive(Args)]
@@ -51,9 +51,9 @@ enum Mode {
     SyncOneCore,
     /// One message at a time.
     Sync,
-    /// As fast as it goes.
+    /// As fast as possible.
     Flood,
-    /// Taking messages and finishing them, as fast as it goes.
+    /// Receiving and finishing messages as fast as possible.
     Consume,
 }
 
@@ -69,7 +69,7 @@ impl Mode {
         }
     }
 
-    /// A command, confined to the first core if the mode says so.
+    /// Returns a command, confined to the first core in the mode for one core.
     fn command(self, program: &std::path::Path) -> Command {
         match self {
             Mode::SyncOneCore => {
@@ -129,8 +129,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// The number of messages that take about `seconds`, found in growing steps: a short run is mostly
-/// warming up.
+/// Finds the number of messages that take about `seconds`, in growing steps, because a short run
+/// measures mostly the warm-up.
 fn calibrate(
     contender: &Contender,
     mode: Mode,
@@ -138,9 +138,9 @@ fn calibrate(
     options: &Options,
     seconds: f64,
 ) -> Result<u64> {
-    // nsqd takes a while to be filled, and holds it all in memory.
+    // Filling nsqd takes time, and it keeps all messages in memory.
     let most = if mode == Mode::Consume { 1_000_000 } else { u64::MAX };
-    // A window that is full at least once, or nothing but the first delivery is measured.
+    // With less than a full window, only the first delivery would be measured.
     let mut count = if mode == Mode::Consume { 10_000 } else { 10 };
     for _ in 0..12 {
         let result = measure(contender, mode, client_mode, count, options.size)?;
@@ -156,7 +156,7 @@ fn calibrate(
     bail!("{}: {count} messages in no time", contender.name);
 }
 
-/// One run of a client against an nsqd of its own.
+/// Runs a client against a fresh nsqd.
 fn measure(
     contender: &Contender,
     mode: Mode,

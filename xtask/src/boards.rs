@@ -1,4 +1,4 @@
-//! `cargo xtask boards`: the images that people flash, and how large they are.
+//! `cargo xtask boards`: builds the images for boards and checks their sizes.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -32,8 +32,8 @@ pub(crate) enum Board {
     Esp32c3,
 }
 
-/// What one is to fit into: what it takes today and some more, so that what makes it grow is seen.
-/// Of flash there is far more on every board; RAM is what is left for an application.
+/// The limits of an image: its size plus some reserve, so that growth is detected. Every board has
+/// far more flash; the rest of the RAM is for the application.
 struct Budget {
     flash: u64,
     ram: u64,
@@ -41,13 +41,13 @@ struct Budget {
 
 /// A built image.
 pub(crate) struct Image {
-    /// What is copied or written to the board.
+    /// The file that is copied or written to the board.
     pub(crate) file: PathBuf,
     /// Bytes of flash.
     flash: u64,
-    /// Bytes of RAM that variables take, the heap of those who have one too.
+    /// Bytes of RAM of variables, including the heap if there is one.
     ram: u64,
-    /// Bytes of RAM that are left, for the stack too.
+    /// Bytes of free RAM, including the stack.
     free: u64,
 }
 
@@ -76,11 +76,11 @@ impl Board {
         }
     }
 
-    /// Bytes of RAM, if all of it is for data.
+    /// Returns the bytes of RAM, if all of it is for data.
     fn ram(self) -> Option<u64> {
         match self {
             Self::W5500EvbPico | Self::PicoW => Some(264 * KIB),
-            // Code and caches are in it, too; the linker gives the stack what is left.
+            // RAM also has code and caches; the linker gives the rest to the stack.
             Self::Esp32c3 => None,
         }
     }
@@ -127,8 +127,8 @@ fn percent(part: u64, whole: u64) -> u64 {
     part * 100 / whole
 }
 
-/// Builds all of these, and with `probe` also those that log to one: chips side by side, and all
-/// boards with a chip at once, since the last step of each takes one core for most of the time.
+/// Builds the images of boards, and with `probe` also those that log to a probe: chips in parallel,
+/// and all boards of a chip in one build, since most of the time is the link step on one core.
 fn build_all(boards: &[Board], probe: bool) -> Result<Vec<(Board, Image)>> {
     let (rp2040, esp32c3): (Vec<_>, Vec<_>) =
         boards.iter().partition(|board| board.package() == "rp2040");
@@ -152,13 +152,13 @@ fn build_all(boards: &[Board], probe: bool) -> Result<Vec<(Board, Image)>> {
     })
 }
 
-/// Builds what people flash without a debug probe.
+/// Builds the image for a board without a debug probe.
 pub(crate) fn build(board: Board) -> Result<Image> {
     let (_, elf) = link(&[board], &["text"])?.pop().context("nothing was built")?;
     image(board, &elf)
 }
 
-/// Makes the file that is flashed.
+/// Makes the file to flash from a linked image.
 fn image(board: Board, elf: &Path) -> Result<Image> {
     let (ram, stack) = ram(elf)?;
     let free = board.ram().map_or(stack, |all| all.saturating_sub(ram));
@@ -204,7 +204,7 @@ fn link(boards: &[Board], features: &[&str]) -> Result<Vec<(Board, PathBuf)>> {
     boards.iter().map(elf).collect()
 }
 
-/// What goes to flash.
+/// Returns the bytes of flash of a linked image.
 fn loaded(elf: &Path) -> Result<u64> {
     let bytes = fs::read(elf)?;
     let file = object::File::parse(&*bytes)?;
@@ -212,27 +212,27 @@ fn loaded(elf: &Path) -> Result<u64> {
     Ok(lengths.sum())
 }
 
-/// What variables take, and what a section for the stack has.
+/// Returns the bytes of variables, and of a section for the stack.
 pub(crate) fn ram(elf: &Path) -> Result<(u64, u64)> {
     let bytes = fs::read(elf)?;
     let file = object::File::parse(&*bytes)?;
     let (mut variables, mut stack) = (0, 0);
     for section in file.sections() {
         let name = section.name().unwrap_or_default();
-        // With code that runs in RAM between them, variables count as code.
+        // If code that runs in RAM is in `.data`, the whole section counts as code.
         let is_data = name == ".data"
             || [SectionKind::Data, SectionKind::UninitializedData].contains(&section.kind());
         if name == ".stack" {
             stack += section.size();
         } else if (is_data || name.starts_with(".uninit")) && !name.contains("dummy") {
-            // A dummy is address space alone: what is code on the other bus.
+            // Dummy sections only reserve addresses of code that is on the other bus.
             variables += section.size();
         }
     }
     Ok((variables, stack))
 }
 
-/// An application image, as the ESP32-C3's boot loader starts it.
+/// Makes an application image for the boot loader of the ESP32-C3.
 fn esp_image(elf: &Path, image: &Path) -> Result<()> {
     let tools = [
         ("espflash", &["save-image", "--chip", "esp32c3"][..], false),

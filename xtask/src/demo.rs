@@ -1,5 +1,5 @@
-//! `cargo xtask demo`: the whole of it on one machine. Real servers, lines piped into `nanonsq pub`,
-//! nsqd restarted on the way, and nsq_tail to see what arrived.
+//! `cargo xtask demo`: publishes lines with `nanonsq pub` to real servers on this machine, restarts
+//! nsqd meanwhile, and shows with nsq_tail that all lines arrived.
 
 use std::io::Write as _;
 use std::time::Duration;
@@ -15,7 +15,7 @@ const TOPIC: &str = "readings";
 
 #[derive(Args)]
 pub(crate) struct Options {
-    /// How many lines to publish.
+    /// Number of lines to publish.
     #[arg(long, default_value_t = 300)]
     lines: u32,
 }

@@ -1,9 +1,9 @@
-//! Building for microcontrollers with what is installed.
+//! Builds for microcontrollers with the installed toolchains.
 //!
-//! Two ways lead to a target's `core` library: the compiler has it (`rustup target add`), or it has
-//! its source and can build it (`-Zbuild-std`; Debian's `rust-src` packages, `rustup component add
-//! rust-src`). Nothing of this is in a committed configuration, so that a plain `cargo build
-//! --target` works wherever the first way does.
+//! A toolchain either has the target's `core` library (`rustup target add`), or its source, and can
+//! build it (`-Zbuild-std`; Debian's `rust-src` packages, `rustup component add rust-src`). No
+//! committed configuration depends on that, so that a plain `cargo build --target` works wherever
+//! the library is installed.
 
 use std::env;
 use std::fs;
@@ -13,19 +13,19 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-/// A cargo that can build for a target, and what to tell it.
+/// A cargo that can build for a target, with its environment.
 pub(crate) struct Toolchain {
     target: &'static str,
     cargo: PathBuf,
     env: Vec<(String, String)>,
 }
 
-/// What to build.
+/// A package and how to build it.
 pub(crate) struct Build<'a> {
     pub(crate) manifest: &'a Path,
     pub(crate) target_dir: &'a Path,
     pub(crate) profile: &'a str,
-    /// Some binaries; if there are none, all.
+    /// The binaries to build; empty: all.
     pub(crate) bins: &'a [&'a str],
     pub(crate) features: &'a [&'a str],
     pub(crate) no_default_features: bool,
@@ -33,7 +33,7 @@ pub(crate) struct Build<'a> {
 }
 
 impl Toolchain {
-    /// Finds one.
+    /// Finds a toolchain for a target.
     pub(crate) fn find(target: &'static str) -> Result<Self> {
         let ours = (PathBuf::from(env!("CARGO")), rustc());
         let system = (PathBuf::from("/usr/bin/cargo"), PathBuf::from("/usr/bin/rustc"));
@@ -56,7 +56,7 @@ impl Toolchain {
                 let env = vec![
                     ("RUSTC".to_owned(), rustc.display().to_string()),
                     ("RUSTC_BOOTSTRAP".to_owned(), "1".to_owned()),
-                    // A heap is for those who have one.
+                    // `alloc` is for firmware with a heap.
                     ("CARGO_UNSTABLE_BUILD_STD".to_owned(), "core,alloc".to_owned()),
                     (linker_key, linker),
                 ];
@@ -69,7 +69,7 @@ impl Toolchain {
         )
     }
 
-    /// A cargo command for the target.
+    /// Returns a cargo command for the target.
     pub(crate) fn cargo(&self, subcommand: &str) -> Command {
         let mut command = Command::new(&self.cargo);
         command.args([subcommand, "--target", self.target]);
@@ -77,7 +77,7 @@ impl Toolchain {
         command
     }
 
-    /// Builds the binaries of a package; gives their names and where they are.
+    /// Builds the binaries of a package; returns their names and paths.
     pub(crate) fn build(&self, build: &Build<'_>) -> Result<Vec<(String, PathBuf)>> {
         let mut command = self.cargo("build");
         command.args(["--quiet", "--message-format=json-render-diagnostics"]);
@@ -97,13 +97,13 @@ impl Toolchain {
             command.args(["--features", feature]);
         }
         command.envs(build.env.iter().map(|(key, value)| (key, value)));
-        // Its build scripts find the package by the directory, not by ours.
+        // Build scripts of the package expect its directory.
         command.current_dir(build.manifest.parent().context("a manifest lies in a directory")?);
         executables(&mut command)
     }
 }
 
-/// Runs a cargo that prints messages as JSON; gives names and places of the binaries.
+/// Runs a cargo that prints messages as JSON; returns names and paths of the binaries.
 pub(crate) fn executables(command: &mut Command) -> Result<Vec<(String, PathBuf)>> {
     let executable = |message: Value| {
         let name = message["target"]["name"].as_str()?.to_owned();
@@ -112,7 +112,7 @@ pub(crate) fn executables(command: &mut Command) -> Result<Vec<(String, PathBuf)
     Ok(messages(command)?.into_iter().filter_map(executable).collect())
 }
 
-/// Runs a cargo that prints messages as JSON; gives the files that it made.
+/// Runs a cargo that prints messages as JSON; returns the files that it made.
 pub(crate) fn artifacts(command: &mut Command) -> Result<Vec<PathBuf>> {
     let messages = messages(command)?;
     let names = messages.iter().filter_map(|message| message["filenames"].as_array()).flatten();
@@ -137,8 +137,8 @@ fn rustc() -> PathBuf {
 
 fn print(rustc: &Path, args: &[&str]) -> Option<String> {
     let output = Command::new(rustc).args(args).stderr(Stdio::null()).output().ok()?;
-    let said = String::from_utf8(output.stdout).ok()?;
-    output.status.success().then(|| said.trim().to_owned())
+    let printed = String::from_utf8(output.stdout).ok()?;
+    output.status.success().then(|| printed.trim().to_owned())
 }
 
 fn has_core(dir: &Path) -> bool {
@@ -148,8 +148,8 @@ fn has_core(dir: &Path) -> bool {
     fs::read_dir(dir).is_ok_and(|mut entries| entries.any(is_core))
 }
 
-/// LLVM's linker: the compiler's own, else what the system has. The compiler sees from the name
-/// how to talk to it.
+/// Finds LLVM's linker: that of the compiler, or else of the system. The compiler derives the
+/// linker's flavor from its name.
 fn linker(sysroot: &Path) -> Option<String> {
     let own = fs::read_dir(sysroot.join("lib/rustlib")).ok()?;
     let own = own.flatten().map(|host| host.path().join("bin/rust-lld")).find(|lld| lld.is_file());
@@ -171,7 +171,7 @@ fn linker(sysroot: &Path) -> Option<String> {
     found.pop()
 }
 
-/// `qemu-system-arm`, or what to install.
+/// Returns the command `qemu-system-arm`; the error names the package to install.
 pub(crate) fn qemu() -> Result<Command> {
     let version = Command::new("qemu-system-arm").arg("--version").output();
     if version.is_ok_and(|output| output.status.success()) {
@@ -183,13 +183,13 @@ pub(crate) fn qemu() -> Result<Command> {
     )
 }
 
-/// QEMU's version: major, minor.
+/// Returns QEMU's version: major and minor.
 pub(crate) fn qemu_version() -> Result<(u32, u32)> {
     let output = qemu()?.arg("--version").output()?;
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
     let version = || {
-        let mut numbers = said.split("version ").nth(1)?.split('.');
+        let mut numbers = printed.split("version ").nth(1)?.split('.');
         Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
     };
-    version().with_context(|| format!("no version in {said:?}"))
+    version().with_context(|| format!("no version in {printed:?}"))
 }

@@ -11,7 +11,7 @@ use crate::project;
 #[derive(Args)]
 #[command(disable_help_flag = true)]
 pub(crate) struct Options {
-    /// See `cargo xtask fleet --help`; without any, the picture in docs/ is made anew
+    /// See `cargo xtask fleet --help`; without arguments, the picture in docs/ is updated
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     rest: Vec<OsString>,
 }
@@ -25,7 +25,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         command.arg("--svg").arg(root.join("docs/src/fleet.svg"));
     }
     let status = command.status()?;
-    // It has said why.
+    // The program has printed the reason.
     if !status.success() {
         std::process::exit(status.code().unwrap_or(1));
     }

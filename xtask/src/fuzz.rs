@@ -1,7 +1,7 @@
 //! `cargo xtask fuzz`: the targets of `tests/fuzz` on a stable toolchain.
 //!
-//! With `--guided` it is libFuzzer that chooses the inputs, by the branches that they take: what
-//! `cargo fuzz` does, but without its sanitizers, of which only these need a nightly toolchain.
+//! With `--guided` libFuzzer chooses the inputs by the branches that they take, as `cargo fuzz`
+//! does, but without sanitizers, which need a nightly toolchain.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -15,10 +15,10 @@ use crate::project;
 #[derive(Args)]
 #[command(disable_help_flag = true)]
 pub(crate) struct Options {
-    /// libFuzzer on one target, with its own options: `--guided json -max_total_time=60`
+    /// Run libFuzzer on one target, with its options: `--guided json -max_total_time=60`
     #[arg(long)]
     guided: Option<String>,
-    /// Of all that libFuzzer found for these targets, keep in the corpus what takes a way of its own
+    /// Keep in the corpus those inputs of libFuzzer for these targets that add coverage
     #[arg(long, num_args = 1.., conflicts_with = "guided")]
     keep: Vec<String>,
     /// See `cargo xtask fuzz --help`
@@ -34,7 +34,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         return keep(&options.keep);
     }
     let status = runner().args(&options.rest).status()?;
-    // It has said why.
+    // The program has printed the reason.
     if !status.success() {
         std::process::exit(status.code().unwrap_or(1));
     }
@@ -43,13 +43,13 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 
 fn runner() -> Command {
     let mut command = Command::new(env!("CARGO"));
-    // With the optimizer and with all checks.
+    // Optimized, with all checks.
     command.args(["run", "--quiet", "--profile=sim", "--package=nanonsq-fuzz", "--manifest-path"]);
     command.arg(project::root().join("Cargo.toml")).arg("--");
     command
 }
 
-/// What makes the compiler count branches and comparisons for libFuzzer.
+/// Compiler flags that count branches and comparisons for libFuzzer.
 const COUNTING: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
     -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
     -Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares \
@@ -60,7 +60,7 @@ fn guided(target: &str, rest: &[OsString]) -> Result<()> {
     project::run(lib_fuzzer(target)?.arg(corpus).args(rest))
 }
 
-/// The fewest and shortest of them that show all that they do.
+/// Keeps the fewest and shortest inputs with the same coverage.
 fn keep(targets: &[String]) -> Result<()> {
     let least = dir().join("least");
     for target in targets {
@@ -73,7 +73,7 @@ fn keep(targets: &[String]) -> Result<()> {
         let merge = ["-merge=1", "-max_len=1500"];
         project::run(lib_fuzzer(target)?.args(merge).arg(&least).arg(corpus))?;
     }
-    // Only now: the corpus is a part of the program.
+    // Last, because the corpus is a part of the program.
     project::run(runner().args(targets).arg("--collect").arg(least))
 }
 
@@ -81,14 +81,15 @@ fn dir() -> PathBuf {
     project::root().join("target/fuzz")
 }
 
-/// libFuzzer with one target, whose inputs so far are in `target/fuzz/corpus`.
+/// Returns the command for libFuzzer with one target, and writes the target's inputs to
+/// `target/fuzz/corpus`.
 fn lib_fuzzer(target: &str) -> Result<Command> {
     let dir = dir();
     project::run(runner().arg(target).arg("--write-inputs").arg(dir.join("corpus")))?;
     let mut command = Command::new(env!("CARGO"));
     command.args(["run", "--quiet", "--release", "--bin", target, "--manifest-path"]);
     command.arg(project::root().join("fuzz/Cargo.toml"));
-    // With a target given, build scripts are not counted.
+    // With `--target`, build scripts are not instrumented.
     command.args(["--target", &host()?, "--target-dir"]).arg(&dir).env("RUSTFLAGS", COUNTING);
     command.arg("--").current_dir(&dir);
     Ok(command)
@@ -96,7 +97,7 @@ fn lib_fuzzer(target: &str) -> Result<Command> {
 
 fn host() -> Result<String> {
     let output = Command::new("rustc").arg("-vV").output().context("cannot run rustc")?;
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    let host = said.lines().find_map(|line| line.strip_prefix("host: "));
-    host.map(str::to_owned).context("rustc does not say what machine this is")
+    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+    let host = printed.lines().find_map(|line| line.strip_prefix("host: "));
+    host.map(str::to_owned).context("rustc does not print the host")
 }

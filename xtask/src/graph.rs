@@ -1,7 +1,7 @@
-//! Which function calls which, and how much stack each takes: read from compiled libraries.
+//! The call graph and the stack frames of functions, from compiled libraries.
 //!
-//! Whatever a function refers to counts as called, also by way of constants: so a function that is
-//! called through a pointer is called by all that can know the pointer.
+//! A function calls everything that it refers to, directly or through constants: so a function that
+//! is called through a pointer counts as called by all functions that can have the pointer.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
@@ -17,16 +17,16 @@ use object::{
 /// `R_ARM_THM_CALL`: a call, rather than a jump.
 const CALL: u32 = 10;
 
-/// Functions and constants by their symbols' names.
+/// The call graph; functions and constants have the names of their symbols.
 #[derive(Default)]
 pub(crate) struct Graph {
     pub(crate) refers: BTreeMap<String, BTreeSet<String>>,
-    /// Bytes of stack, of those functions that the compiler says it of.
+    /// Bytes of the stack frames of functions.
     pub(crate) frames: BTreeMap<String, u64>,
     files: usize,
 }
 
-/// In the names of constants that have none of their own.
+/// Separates section and file in the names of constants without a symbol.
 const CONSTANT: &str = " in file ";
 
 impl Graph {
@@ -45,12 +45,12 @@ impl Graph {
         Ok(graph)
     }
 
-    /// Each function and each constant is in a section of its own.
+    /// Adds an object file, in which each function and each constant has its own section.
     fn add(&mut self, file: &object::File<'_>) -> Result<()> {
         let mut names: HashMap<SectionIndex, String> = HashMap::new();
         self.files += 1;
         for section in file.sections() {
-            // Constants without a name have that of their section, which is unique in the file.
+            // A constant without a symbol gets the name of its section, unique in the file.
             if section.name()?.starts_with(".rodata") || section.name()?.starts_with(".data") {
                 let name = format!("{}{CONSTANT}{}", section.name()?, self.files);
                 names.insert(section.index(), name);
@@ -88,7 +88,7 @@ impl Graph {
             let refers = self.refers.entry(name.clone()).or_default();
             for (_, relocation) in section.relocations() {
                 let to = target(relocation.target())?;
-                // A function's tables of jumps refer to itself as well.
+                // Jump tables of a function refer to the function itself, without a call.
                 let calls = matches!(relocation.flags(), RelocationFlags::Elf { r_type: CALL });
                 if calls || to.as_ref() != Some(name) {
                     refers.extend(to);

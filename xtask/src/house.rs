@@ -1,5 +1,5 @@
-//! `cargo xtask house`: what the tree promises of itself, in figures: how long its files are, how
-//! much of it are tests, that its old private words are gone, and that documents lead somewhere.
+//! `cargo xtask house`: checks limits of the tree: length of files, share of tests, words in names,
+//! and that links and paths of documents exist.
 
 use std::fs;
 use std::process::Command;
@@ -9,13 +9,13 @@ use clap::Args;
 
 use crate::project;
 
-/// Lines of a file with code, without its unit tests.
+/// The most lines of a file with code, without its unit tests.
 const CODE_MAX: usize = 500;
-/// Lines of a file with tests.
+/// The most lines of a file with tests.
 const TESTS_MAX: usize = 800;
-/// Lines of tests for 100 lines of product.
+/// The most lines of tests for 100 lines of product.
 const TESTS_PERCENT_MAX: usize = 150;
-/// No type, module or function has one of these names: they meant something in this tree alone.
+/// Names that no type, module or function may have: their meaning was private to this tree.
 const PRIVATE_WORDS: [&str; 12] = [
     "busy", "desk", "gate", "hear", "heard", "hub", "late", "news", "seat", "seats", "talk", "told",
 ];
@@ -60,7 +60,7 @@ pub(crate) fn run(_: &Options) -> Result<()> {
     Ok(())
 }
 
-/// Links and paths of the documents that lead nowhere.
+/// Returns links and paths of documents whose targets do not exist.
 fn dead_links() -> Result<Vec<String>> {
     let root = project::root();
     let mut git = Command::new("git");
@@ -72,7 +72,7 @@ fn dead_links() -> Result<Vec<String>> {
         let dir = root.join(file).parent().map_or_else(|| root.clone(), Into::into);
         let links = text.split("](").skip(1).filter_map(|rest| rest.split(')').next());
         let links = links.filter_map(|link| link.split('#').next());
-        // Links to items are rustdoc's to check.
+        // rustdoc checks links to items.
         let links = links.filter(|link| !link.is_empty() && !link.contains(':'));
         let to_nowhere = |path: &str| format!("{file}: {path} does not exist");
         dead.extend(links.filter(|link| !dir.join(link).exists()).map(to_nowhere));
@@ -87,7 +87,7 @@ fn dead_links() -> Result<Vec<String>> {
     Ok(dead)
 }
 
-/// How many lines are product, and how many are tests.
+/// Returns the lines of product and of tests of a file.
 fn lines(file: &str, text: &str) -> (usize, usize) {
     let all = text.lines().count();
     let is_test = file.starts_with("tests/")
@@ -97,14 +97,14 @@ fn lines(file: &str, text: &str) -> (usize, usize) {
     if is_test {
         return (0, all);
     }
-    // Unit tests stand at the end.
+    // Unit tests are at the end.
     let lines: Vec<_> = text.lines().collect();
     let begins = |pair: &[&str]| pair == ["#[cfg(test)]", "mod tests {"];
     let code = lines.windows(2).position(begins).unwrap_or(all);
     (code, all - code)
 }
 
-/// Names of types, modules and functions, with their lines.
+/// Returns the names of types, modules and functions, with their lines.
 fn names(text: &str) -> impl Iterator<Item = (usize, &str)> {
     let keywords = ["enum", "fn", "macro_rules!", "mod", "struct", "trait", "type"];
     text.lines().enumerate().flat_map(move |(at, line)| {

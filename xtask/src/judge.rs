@@ -1,21 +1,21 @@
-//! What must have arrived of a device's readings, whatever happened to it.
+//! Checks of the readings that arrived from a device.
 
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, ensure};
 
-/// A number that the device said is in a range.
+/// Checks that a number of the device's output is in a range.
 pub(crate) fn expect(
     numbers: &BTreeMap<String, u64>,
     name: &str,
     range: std::ops::RangeInclusive<u64>,
 ) -> Result<()> {
-    let number = *numbers.get(name).with_context(|| format!("the device did not say {name}"))?;
+    let number = *numbers.get(name).with_context(|| format!("the device did not report {name}"))?;
     ensure!(range.contains(&number), "{name} is {number}, not in {range:?}");
     Ok(())
 }
 
-/// Each reading arrived, and none twice.
+/// Checks that each reading arrived exactly once.
 pub(crate) fn exactly_once(arrived: &[u32], readings: u32) -> Result<()> {
     let mut sorted = arrived.to_vec();
     sorted.sort_unstable();
@@ -23,9 +23,9 @@ pub(crate) fn exactly_once(arrived: &[u32], readings: u32) -> Result<()> {
     Ok(())
 }
 
-/// Each arrived; in the order in which they were read, but that after a connection was lost the
-/// next begins with the first that was not acknowledged. Gives the number of duplicates, of which
-/// there may be as many as the device said.
+/// Checks that each reading arrived, in order, except that after a lost connection the next one
+/// begins with the first reading without acknowledgement. Returns the number of duplicates, at most
+/// as many as the device reported.
 pub(crate) fn at_least_once(
     arrived: &[u32],
     readings: u32,
@@ -61,7 +61,7 @@ mod tests {
     }
 
     #[test]
-    fn once_is_not_twice_and_not_never() {
+    fn missing_and_repeated_readings_are_detected() {
         assert!(exactly_once(&[0, 2, 1], 3).is_ok());
         assert!(exactly_once(&[0, 1], 3).is_err());
         assert!(exactly_once(&[0, 1, 2, 2], 3).is_err());
@@ -77,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_or_late_is_seen() {
+    fn missing_and_late_readings_are_detected() {
         let all = numbers(9, 9);
         for arrived in [&[0, 2, 1][..], &[1, 2], &[0, 1], &[0, 1, 2, 3], &[0, 1, 0, 2], &[]] {
             assert!(at_least_once(arrived, 3, &all).is_err(), "{arrived:?}");

@@ -41,27 +41,27 @@ struct Cli {
 enum Task {
     /// Build the NSQ programs that tests and benchmarks run against into target/peers/ (needs Go)
     Peers(peers::Options),
-    /// Show it at work: real servers, piped lines, a restart on the way (needs Go)
+    /// Demonstrate `nanonsq pub`: real servers, piped lines, a restart of nsqd (needs Go)
     Demo(demo::Options),
     /// Count the public items of the core, and compare them with the committed listing
     Api(api::Options),
     /// Compare publishing rates with go-nsq and tokio-nsq against a real nsqd (needs the peers)
     Bench(bench::Options),
-    /// Judge the tree: the length of its files, the share of tests, its words
+    /// Check the tree: length of files, share of tests, words in names, links of documents
     House(house::Options),
     /// Run the firmware of examples/qemu against real servers (needs QEMU and Go)
     Qemu(qemu::Options),
-    /// Build the images for boards, and say how large they are
+    /// Build the images for boards, and check their sizes
     Boards(boards::Options),
     /// Run the UF2 of the W5500-EVB-Pico in an emulated one against real servers (needs Node, Go)
     Rp2040(rp2040::Options),
-    /// Make of an RP2040's image a file that is copied to its USB drive
+    /// Convert an RP2040 image to a UF2 file for its USB drive
     Uf2(uf2::Options),
     /// Show that nothing in the core can panic
     Panics(panics::Options),
-    /// Bound the stack that functions of the core take
+    /// Check the stack of functions of the core
     Stack(stack::Options),
-    /// Measure what nanonsq takes on a Cortex-M0: flash, RAM, stack, instructions (needs QEMU)
+    /// Measure nanonsq on a Cortex-M0: flash, RAM, stack, instructions (needs QEMU)
     Sizes(sizes::Options),
     /// Simulate: virtual time, a network that fails, model servers, thousands of seeded worlds
     Sim(sim::Options),
@@ -73,7 +73,7 @@ enum Task {
 
 fn main() -> ExitCode {
     let cli = Cli::try_parse().unwrap_or_else(|error| {
-        // The error names the mistake, but not the tasks.
+        // The error does not list the tasks.
         if error.kind() == ErrorKind::InvalidSubcommand {
             let _ = Cli::command().print_help();
             eprintln!();
@@ -97,7 +97,7 @@ fn main() -> ExitCode {
         Task::Fleet(options) => fleet::run(&options),
         Task::Fuzz(options) => fuzz::run(&options),
     };
-    // Not with `{:?}`: most failures here are advice to a user, whom a backtrace does not help.
+    // Not with `{:?}`: most errors advise the user, for whom a backtrace is of no use.
     done.map_or_else(
         |error| {
             eprintln!("error: {error:#}");

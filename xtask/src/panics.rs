@@ -1,15 +1,15 @@
-//! `cargo xtask panics`: that nothing in the core can panic.
+//! `cargo xtask panics`: checks that nothing in the core can panic.
 //!
-//! The core is compiled for a microcontroller with every function in it, called or not, and the
-//! calls between them are followed: from no function of the core may one of the standard library
-//! be reached that panics. The compiler leaves out those calls that it can see to be impossible, so
-//! this holds for the code that it makes, at this optimisation level.
+//! The core is compiled for a microcontroller with all its functions, called or not, and the call
+//! graph is searched: no function of the core may reach a panicking function of the standard
+//! library. The compiler omits calls that it proves impossible, so the result holds for the code of
+//! this compiler at this optimization level.
 //!
-//! Also with checks for overflow, which a firmware may be built with: only where the standard
-//! library counts elements of a slice is one left.
+//! The check also runs with overflow checks, which a firmware may have: only functions in which the
+//! standard library counts elements of a slice are excused.
 //!
-//! Generic functions are compiled where they are used; those are searched by `cargo xtask qemu`, in
-//! the linked firmware.
+//! Generic functions are compiled where they are used: `cargo xtask qemu` searches those in the
+//! linked firmware.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
@@ -25,16 +25,16 @@ use crate::project;
 
 const TARGET: &str = "thumbv6m-none-eabi";
 const FEATURES: [&str; 2] = ["full", "full,async"];
-/// Not `z`, at which functions of the standard library are not inlined: the compiler does not see
-/// then that their checks hold.
+/// Not `z`, which does not inline functions of the standard library, so that the compiler cannot
+/// prove their checks.
 const LEVELS: [&str; 2] = ["s", "3"];
-/// A provided method of the standard library's, in every type with an order: it asserts what its
-/// caller promises. Nothing here calls it.
+/// A provided method of the standard library in every ordered type, which asserts its
+/// precondition. Nothing in the core calls it.
 const EXCUSED: &str = " as core::cmp::Ord>::clamp";
 
-/// With overflow checks, in whom the standard library counts how far it is in a slice, inlined:
-/// that is never longer than its own counter is. Their own arithmetic is written out. And what
-/// heapless does with the length of a vector.
+/// Functions excused with overflow checks: the standard library, inlined, counts positions in a
+/// slice in them, which cannot overflow, and heapless changes the length of a vector. The
+/// functions' own arithmetic is checked or saturating.
 const COUNTING: [&str; 8] = [
     "heapless::vec::VecInner<",
     "core::iter::adapters::enumerate::Enumerate<",
@@ -57,7 +57,7 @@ pub(crate) fn run(_: &Options) -> Result<()> {
     let toolchain = Toolchain::find(TARGET)?;
     for features in FEATURES {
         for level in LEVELS {
-            // At 3 all is inlined, and who counts is no longer to be seen.
+            // At 3 the counting functions are inlined and cannot be recognized.
             let checks: &[&str] = if level == "s" { &["off", "on"] } else { &["off"] };
             for checks in checks {
                 let how = format!("features '{features}' at {level}, overflow checks {checks}");
@@ -73,7 +73,7 @@ pub(crate) fn run(_: &Options) -> Result<()> {
     Ok(())
 }
 
-/// The core, compiled.
+/// Compiles the core and returns its library.
 fn library(
     toolchain: &Toolchain,
     features: &str,
@@ -85,7 +85,7 @@ fn library(
     command.args(["--package", "nanonsq-core", "--no-default-features", "--features", features]);
     command.arg("--target-dir").arg(project::root().join("target/panics"));
     command.current_dir(project::root());
-    // Machine code, which can be searched, rather than what LTO would have.
+    // Without LTO the library has machine code, which can be searched.
     command.env("CARGO_PROFILE_RELEASE_LTO", "off").env("CARGO_PROFILE_RELEASE_DEBUG", "false");
     command.args(["--", "-Clink-dead-code"]).arg(format!("-Copt-level={level}"));
     command.arg(format!("-Coverflow-checks={overflow_checks}"));
@@ -102,7 +102,7 @@ fn is_core(name: &std::ffi::OsStr) -> bool {
         && name.to_string_lossy().starts_with("libnanonsq_core")
 }
 
-/// Which function refers to which, by their demangled names.
+/// For each function, the functions to which it refers, by their demangled names.
 #[derive(Default)]
 struct Calls(BTreeMap<String, BTreeSet<String>>);
 
@@ -118,7 +118,7 @@ impl Calls {
         Ok(calls)
     }
 
-    /// Each function is in a section of its own.
+    /// Adds an object file, in which each function has its own section.
     fn add(&mut self, file: &object::File<'_>) -> Result<()> {
         let name_of = |name: &str| format!("{:#}", rustc_demangle::demangle(name));
         let mut functions = HashMap::new();
@@ -133,7 +133,7 @@ impl Calls {
             for (_, relocation) in section.relocations() {
                 let RelocationTarget::Symbol(index) = relocation.target() else { continue };
                 let symbol = file.symbol_by_index(index)?;
-                // A function of this file may be referred to by its section.
+                // References to functions of the same file may be to their sections.
                 let local = symbol.section_index().and_then(|section| functions.get(&section));
                 callees.insert(local.cloned().map_or_else(|| symbol.name().map(name_of), Ok)?);
             }
@@ -141,8 +141,8 @@ impl Calls {
         Ok(())
     }
 
-    /// How many functions of the core there are, and the ways from one of them to a panic: the
-    /// shortest for each that calls one.
+    /// Returns the number of functions of the core, and their paths to panics: the shortest one for
+    /// each function that calls a panicking function.
     fn search(&self) -> (usize, Vec<String>) {
         let own: Vec<_> = self.0.keys().filter(|name| is_own(name)).collect();
         let mut ways = BTreeMap::<_, Vec<_>>::new();
@@ -153,8 +153,8 @@ impl Calls {
                 *known = way;
             }
         }
-        let told = ways.values().map(|way| format!("    {}", way.join("\n        calls ")));
-        (own.len(), told.collect())
+        let paths = ways.values().map(|way| format!("    {}", way.join("\n        calls ")));
+        (own.len(), paths.collect())
     }
 
     fn way_to_panic(&self, from: &str) -> Option<Vec<String>> {
@@ -195,7 +195,7 @@ fn is_own(name: &str) -> bool {
     name.trim_start_matches(['<', '&', '*']).starts_with("nanonsq_core::")
 }
 
-/// Whether a function that is not here is one of those by which the standard library panics.
+/// Returns whether an external function is a panicking function of the standard library.
 fn panics(name: &str) -> bool {
     let name = name.trim_start_matches('<');
     (name.starts_with("core::") || name.starts_with("alloc::") || name.starts_with("rust_begin"))
@@ -207,7 +207,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ways_are_found_through_anything() {
+    fn paths_are_found_through_other_crates() {
         let calls = Calls(BTreeMap::from(
             [
                 ("nanonsq_core::a", "heapless::b"),

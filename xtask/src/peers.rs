@@ -1,5 +1,5 @@
-//! `cargo xtask peers`: the NSQ programs, built from the module that pins them (`tests/peers`), and
-//! clients in other languages: pynsq in a virtual environment, and a program on tokio-nsq.
+//! `cargo xtask peers`: builds the NSQ programs from the module that pins them (`tests/peers`), and
+//! other clients: pynsq in a virtual environment, and a program on tokio-nsq.
 
 use std::ffi::OsStr;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -45,20 +45,19 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     for (client, made) in left_out {
         match made {
             Ok(version) => println!("  {client} {version}"),
-            // Only some tests want it, and they say that it is missing.
+            // Only some tests need it, and these print that it is missing.
             Err(why) => eprintln!("  {client} IS LEFT OUT: {why:#}"),
         }
     }
     Ok(())
 }
 
-/// Builds those of the NSQ programs that are missing or out of date, and says nothing if there is
-/// nothing to do.
+/// Builds the NSQ programs that are missing or out of date, and prints nothing if there are none.
 pub(crate) fn ensure(options: &Options) -> Result<()> {
     let (module, dir) = (module(), project::peers_dir());
     let stamp = dir.join(".built-from");
-    // Contents, not times: a checkout touches every file, and a cached target/peers should survive
-    // it.
+    // Contents, not times: a checkout touches every file, but must not invalidate a cached
+    // target/peers.
     let inputs = fingerprint(&module)?;
 
     let present = NSQ.iter().chain(&OURS).all(|program| dir.join(program).is_file());
@@ -96,7 +95,7 @@ fn build(module: &Path, dir: &Path) -> Result<()> {
     project::run(&mut go)
 }
 
-/// pynsq, in `target/peers/pynsq`. Gives its version.
+/// Installs pynsq in `target/peers/pynsq`; returns its version.
 fn pynsq(options: &Options, module: &Path, dir: &Path) -> Result<String> {
     let requirements = module.join("pynsq/requirements.txt");
     let wanted = fs::read_to_string(&requirements)?;
@@ -117,7 +116,7 @@ fn pynsq(options: &Options, module: &Path, dir: &Path) -> Result<String> {
     Ok(version.context("requirements.txt does not pin pynsq")?.to_owned())
 }
 
-/// The program on tokio-nsq. Gives the version of tokio-nsq.
+/// Builds the program on tokio-nsq; returns the version of tokio-nsq.
 fn tokio_nsq(options: &Options, dir: &Path) -> Result<String> {
     let package = project::root().join("tests/bench-tokio-nsq");
     let files = ["Cargo.toml", "Cargo.lock", "src/bin/tokio-nsq-client.rs"];
@@ -139,7 +138,7 @@ fn tokio_nsq(options: &Options, dir: &Path) -> Result<String> {
     Ok(version.context("Cargo.toml does not pin tokio-nsq")?.trim_end_matches('"').to_owned())
 }
 
-/// Whether a stamp says that something was built from what there is now.
+/// Returns whether a stamp has the fingerprint of the current inputs.
 fn is(stamp: &Path, inputs: &str) -> bool {
     fs::read_to_string(stamp).is_ok_and(|is| is == inputs)
 }
@@ -153,17 +152,17 @@ fn report(module: &Path, dir: &Path) -> Result<()> {
     println!("{}:", dir.display());
     for program in NSQ.iter().chain(&OURS) {
         let output = Command::new(dir.join(program)).arg("--version").output()?;
-        let said = String::from_utf8_lossy(&output.stdout);
-        match said.lines().next().filter(|_| output.status.success()) {
+        let printed = String::from_utf8_lossy(&output.stdout);
+        match printed.lines().next().filter(|_| output.status.success()) {
             Some(version) => println!("  {version}"),
-            // Not every one has the flag.
+            // Not every program has the flag.
             None => println!("  {program} {nsq}"),
         }
     }
     Ok(())
 }
 
-/// A hash of everything the programs are built from, and for.
+/// Returns a hash of the sources of the programs and of the platform.
 fn fingerprint(module: &Path) -> Result<String> {
     let mut files = vec![module.join("go.mod"), module.join("go.sum")];
     for program in OURS {

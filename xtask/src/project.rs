@@ -1,4 +1,4 @@
-//! Where things are in this repository, and how commands are run.
+//! Paths of this repository, and running commands.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -7,19 +7,20 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-/// The root of the repository.
+/// Returns the root of the repository.
 pub(crate) fn root() -> PathBuf {
-    // At run time if cargo runs us: a cached build may come from another directory.
+    // Prefer the variable at run time: a cached build may come from another directory.
     let xtask = env::var_os("CARGO_MANIFEST_DIR").unwrap_or(env!("CARGO_MANIFEST_DIR").into());
     Path::new(&xtask).parent().expect("xtask lies in the root of the repository").to_owned()
 }
 
-/// Where the NSQ programs are. The tests look in the same place, whatever CARGO_TARGET_DIR says.
+/// Returns the directory of the NSQ programs. The tests use the same one, regardless of
+/// CARGO_TARGET_DIR.
 pub(crate) fn peers_dir() -> PathBuf {
     root().join("target/peers")
 }
 
-/// Runs a command to its end; its output goes to ours.
+/// Runs a command to its end, with inherited output.
 pub(crate) fn run(command: &mut Command) -> Result<()> {
     let status = command.status().with_context(|| format!("cannot run {command:?}"))?;
     if !status.success() {
@@ -28,7 +29,7 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Builds one binary of a package in release mode, and returns where cargo put it.
+/// Builds a binary of a package in release mode, and returns its path.
 pub(crate) fn build_release(
     manifest: &Path,
     binary: &str,

@@ -1,5 +1,5 @@
-//! `cargo xtask qemu`: the firmware of `examples/qemu` in QEMU against real servers. Each scenario
-//! is a play for a device, two nsqlookupds and an nsqd; what arrived in nsqd decides.
+//! `cargo xtask qemu`: runs the firmware of `examples/qemu` in QEMU against real servers. Each
+//! scenario has a device, two nsqlookupds and an nsqd; the messages in nsqd decide the result.
 
 mod device;
 mod hostile;
@@ -27,18 +27,18 @@ const PROGRAM: &str = "nanonsq-qemu";
 
 #[derive(Args)]
 pub(crate) struct Options {
-    /// What to play [default: clean restarts]
+    /// The scenarios to run [default: clean restarts]
     scenarios: Vec<Scenario>,
     /// The instruction set to build for [default: thumbv7m, and thumbv6m too for `all`]
     #[arg(long)]
     target: Option<Target>,
-    /// How many readings `clean` and `restarts` publish; `node` has at least 20000
+    /// Number of readings of `clean` and `restarts`; `node` has at least 20000
     #[arg(long, default_value_t = 10_000)]
     readings: u32,
-    /// How long each soak takes
+    /// Time of each soak
     #[arg(long, default_value_t = 60)]
     seconds: u32,
-    /// For `own`: a setting of the firmware; examples/qemu/src/settings.rs has them all
+    /// For `own`: a setting of the firmware; examples/qemu/src/settings.rs lists all
     #[arg(long, value_name = "KEY=VALUE", value_parser = setting)]
     set: Vec<(String, String)>,
     /// Log with defmt (needs `defmt-print`) instead of text
@@ -48,9 +48,9 @@ pub(crate) struct Options {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 enum Target {
-    /// ARMv7-M, what the board's Cortex-M3 is
+    /// ARMv7-M, as the board's Cortex-M3
     Thumbv7m,
-    /// ARMv6-M, the RP2040's; a Cortex-M3 runs that, too
+    /// ARMv6-M, as the RP2040; a Cortex-M3 runs it as well
     Thumbv6m,
 }
 
@@ -65,36 +65,36 @@ impl Target {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Scenario {
-    /// Nothing breaks: every reading arrives exactly once
+    /// Without faults, every reading arrives exactly once
     Clean,
     /// nsqd is stopped and restarted five times, an nsqlookupd killed and restarted once
     Restarts,
-    /// nsqd is restarted five times while the device publishes as fast as it goes
+    /// nsqd is restarted five times while the device publishes as fast as possible
     Hurry,
     /// The network cable is pulled for longer than two heartbeats
     Unplugged,
-    /// All frames are held back for longer than two heartbeats: the link stays up
+    /// All frames are held back for longer than two heartbeats, while the link stays up
     Silence,
     /// Two publishing tasks, a slow network and a full outbox: heartbeats and PINGs are on time
     Crowd,
-    /// The device is found by nsqlookupd, told what to do, and rebooted; nsqd is restarted meanwhile
+    /// The device consumes commands and reboots; nsqd is restarted meanwhile
     Command,
-    /// The device is an nsqd: go-nsq finds it by nsqlookupd and consumes it
+    /// The device is an nsqd, which go-nsq finds through nsqlookupd and consumes from
     Node,
-    /// The device is an nsqd among hostile clients: its application publishes within 2 s all the while
+    /// The device is an nsqd among hostile clients, and its application publishes within 2 s
     Hostile,
-    /// A soak: nothing but heartbeats
+    /// A soak with heartbeats only
     Idle,
-    /// A soak: as fast as it goes
+    /// A soak as fast as possible
     Flood,
     /// All of these, and `clean` as ARMv6-M
     All,
-    /// Servers of your own at 127.0.0.1, on NSQ's ports, until Ctrl-C
+    /// Run the device with your servers at 127.0.0.1, on NSQ's ports, until Ctrl-C
     Own,
 }
 
 impl Scenario {
-    /// The soaks are last.
+    /// All scenarios, the soaks last.
     const ALL: [(Option<Target>, Self); 12] = [
         (None, Self::Clean),
         (Some(Target::Thumbv6m), Self::Clean),
@@ -137,7 +137,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let plays = plays(options);
     let own_servers = options.scenarios.contains(&Scenario::Own);
     ensure!(!own_servers || plays.len() == 1, "`own` is played alone");
-    // What may be missing comes first.
+    // Check for missing programs first.
     firmware::qemu()?;
     let mut toolchains = BTreeMap::new();
     for &(target, _) in &plays {
@@ -161,7 +161,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     for (target, scenario) in plays {
         println!("\n== {} on {}", scenario.name(), target.triple());
-        // What the harness expects in vain is a panic.
+        // The test harness panics when an expectation fails.
         let play = || runtime.block_on(play(&peers, &kernels[&target], scenario, options));
         let result = catch_unwind(AssertUnwindSafe(play));
         results.add(
@@ -173,12 +173,12 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     results.sum()
 }
 
-/// What to play, in this order.
+/// Returns the scenarios and their targets in order.
 fn plays(options: &Options) -> Vec<Play> {
     let target = options.target.unwrap_or(Target::Thumbv7m);
     if options.scenarios.contains(&Scenario::All) {
         let all = Scenario::ALL.into_iter();
-        // Who names a target wants no other.
+        // With a target given, no other is used.
         return all
             .filter(|(other, _)| options.target.is_none() || other.is_none())
             .map(|(other, scenario)| (other.unwrap_or(target), scenario))
@@ -191,7 +191,7 @@ fn plays(options: &Options) -> Vec<Play> {
     chosen.iter().map(|&scenario| (target, scenario)).collect()
 }
 
-/// One scenario; gives what came of it in a few words.
+/// Runs a scenario; returns a short summary.
 async fn play(
     peers: &Peers,
     kernel: &Path,
@@ -220,15 +220,15 @@ async fn play(
     }
 }
 
-/// A device for the servers that the user has.
+/// Runs a device with servers of the user.
 async fn own(kernel: &Path, options: &Options) -> Result<()> {
     println!(
         "nsqd is expected on 127.0.0.1:4150, nsqlookupd on 127.0.0.1:4160; see what arrives with\n\
-         `nsq_tail --topic=readings --nsqd-tcp-address=127.0.0.1:4150`; tell the device something \
-         with\n`curl -d 'set interval 5s' 'http://127.0.0.1:4151/pub?topic=qemu-commands'`, it \
-         replies to the topic replies; Ctrl-C ends it"
+         `nsq_tail --topic=readings --nsqd-tcp-address=127.0.0.1:4150`; send commands with\n`curl -d \
+         'set interval 5s' 'http://127.0.0.1:4151/pub?topic=qemu-commands'`; the device replies \
+         to the topic replies; Ctrl-C ends it"
     );
-    // Its own address is QEMU's alone.
+    // The device's own address is reachable only within QEMU.
     let mut args = vec![("broadcast", "127.0.0.1".to_owned())];
     args.extend(options.set.iter().map(|(key, value)| (&**key, value.clone())));
     let status = Device::boot(kernel, &args, options.defmt)?.end(Duration::MAX).await?;
@@ -236,7 +236,7 @@ async fn own(kernel: &Path, options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// What came of it all.
+/// The results of all scenarios.
 #[derive(Default)]
 struct Results {
     lines: Vec<String>,
@@ -266,7 +266,7 @@ impl Results {
             println!("{line}");
         }
         let seconds = self.started.map_or(0.0, |started| started.elapsed().as_secs_f64());
-        // As `cargo test` has it, for whoever adds them up.
+        // In the format of `cargo test`, for scripts that add up results.
         println!(
             "\ntest result: {}. {} passed; {} failed; finished in {seconds:.1} s",
             if self.failed == 0 { "ok" } else { "FAILED" },

@@ -1,5 +1,5 @@
-//! `cargo xtask rp2040`: the very UF2 that one copies to a W5500-EVB-Pico, in an emulated one
-//! against real servers. What arrived in nsqd decides, and what nsqlookupd lists.
+//! `cargo xtask rp2040`: runs the UF2 for a W5500-EVB-Pico in an emulated board against real
+//! servers. The messages in nsqd and the listings of nsqlookupd decide the result.
 
 mod device;
 mod nsqd;
@@ -28,24 +28,24 @@ use scenario::Stage;
 
 #[derive(Args)]
 pub(crate) struct Options {
-    /// What to play [default: clean]
+    /// The scenarios to run [default: clean]
     scenarios: Vec<Scenario>,
-    /// How many readings a play about them publishes
+    /// Number of readings that scenarios publish
     #[arg(long, default_value_t = 2000)]
     readings: u32,
-    /// How many saves of the settings `power` cuts off
+    /// Number of saves of the settings that `power` cuts off
     #[arg(long, default_value_t = 12)]
     cuts: u32,
-    /// Where `own` keeps the board's flash from one time to the next
+    /// For `own`: file that keeps the board's flash between runs
     #[arg(long)]
     flash: Option<PathBuf>,
-    /// `own`: takes callers on a port of this machine to one of the board's, as 14150:4150
+    /// For `own`: forwards a port of this machine to a port of the board, as 14150:4150
     #[arg(long, value_name = "PORT:PORT")]
     forward: Vec<String>,
-    /// `own`: a TAP interface of this machine as the board's network
+    /// For `own`: a TAP interface of this machine as the board's network
     #[arg(long, value_name = "NAME", conflicts_with = "forward")]
     tap: Option<String>,
-    /// Play one, here: for whoever plays several
+    /// Run one scenario in this process; used to run several
     #[arg(long, hide = true)]
     alone: bool,
     /// Use this UF2 instead of building one
@@ -55,7 +55,7 @@ pub(crate) struct Options {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Scenario {
-    /// Set up on its console, the board publishes; every reading arrives exactly once
+    /// After setup on the console the board publishes; every reading arrives exactly once
     Clean,
     /// The network cable is pulled for longer than two heartbeats
     Unplugged,
@@ -65,23 +65,23 @@ enum Scenario {
     Loss,
     /// Power is cut while settings are saved, again and again
     Power,
-    /// It panics, hangs, its network hangs, its publisher hangs: it comes back and says why
+    /// The board, its network or its publisher fails; the board restarts and reports the reason
     Crash,
-    /// It does what comes as a command, reboots too
+    /// The board consumes commands, including `reboot`
     Command,
-    /// It is an nsqd itself, which go-nsq finds by nsqlookupds and consumes
+    /// The board is an nsqd, which go-nsq finds through nsqlookupds and consumes from
     Node,
     /// All of these
     All,
-    /// On a TAP interface: Linux's own network instead of the emulator's. Takes Linux, and root or
-    /// user namespaces
+    /// On a TAP interface, with Linux's network instead of the emulator's. Needs Linux, and root
+    /// or user namespaces
     Tap,
-    /// A board for servers of your own at 127.0.0.1, with its console here, until Ctrl-C
+    /// Run a board with your servers at 127.0.0.1, with its console here, until Ctrl-C
     Own,
 }
 
 impl Scenario {
-    /// The one that takes longest begins.
+    /// All scenarios, the longest one first.
     const ALL: [Self; 8] = [
         Self::Crash,
         Self::Clean,
@@ -114,7 +114,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     ensure!(options.readings > 0 && options.cuts > 0, "numbers must be positive");
     let is_own = options.scenarios.contains(&Scenario::Own);
     ensure!(!is_own || options.scenarios.len() == 1, "`own` is played alone");
-    // What may be missing comes first.
+    // Check for missing programs first.
     let emulator = emulator()?;
     let image = match &options.image {
         Some(image) => image.clone(),
@@ -139,7 +139,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     if options.alone {
         let [scenario] = *plays else { bail!("one play") };
         let runtime = Runtime::new()?;
-        // What the harness expects in vain is a panic.
+        // The test harness panics when an expectation fails.
         let play = || runtime.block_on(play(&peers, &emulator, &image, scenario, options));
         let result = catch_unwind(AssertUnwindSafe(play))
             .unwrap_or_else(|_| Err(anyhow!("it panicked, see above")));
@@ -161,7 +161,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         lines.push(format!("{name:<10} {how:<7} {}", text.lines().next().unwrap_or_default()));
     }
     println!("\n{}", lines.join("\n"));
-    // As `cargo test` has it, for whoever adds them up.
+    // In the format of `cargo test`, for scripts that add up results.
     println!(
         "\ntest result: {}. {} passed; {failed} failed; finished in {:.1} s",
         if failed == 0 { "ok" } else { "FAILED" },
@@ -172,8 +172,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// Plays each in a process of its own, several at a time: most of what a play does is wait. What
-/// they print comes when they end, but that of one alone.
+/// Runs each scenario in its own process, several at a time, since a scenario mostly waits. Prints
+/// the output of each at its end, or at once if only one runs at a time.
 fn play_all(
     plays: &[Scenario],
     image: &Path,
@@ -269,7 +269,7 @@ async fn play(
     }
 }
 
-/// A board in this terminal.
+/// Runs a board in this terminal.
 fn own(emulator: &Path, image: &Path, options: &Options) -> Result<()> {
     println!(
         "The board's network sees this machine as 10.0.2.2. For servers on NSQ's ports:\n\
@@ -291,7 +291,7 @@ fn own(emulator: &Path, image: &Path, options: &Options) -> Result<()> {
     project::run(&mut node)
 }
 
-/// Where the emulator is, with what it needs.
+/// Returns the directory of the emulator, and installs its packages.
 fn emulator() -> Result<PathBuf> {
     for (program, package) in [("node", "nodejs"), ("npm", "npm")] {
         let wanted = format!(
@@ -321,12 +321,12 @@ fn emulator() -> Result<PathBuf> {
     Ok(emulator)
 }
 
-/// Of `v18.19.0`.
+/// Returns the major number of a version such as `v18.19.0`.
 fn major(version: &str) -> Option<u32> {
     version.strip_prefix('v')?.split('.').next()?.parse().ok()
 }
 
-/// The one package that the emulator needs, as a lock file has it.
+/// Returns the checksum of the emulator's only package from a lock file.
 fn package(lock: &Path) -> Result<Value> {
     let text = fs::read(lock).with_context(|| format!("cannot read {}", lock.display()))?;
     let lock: Value = serde_json::from_slice(&text)?;
@@ -335,7 +335,7 @@ fn package(lock: &Path) -> Result<Value> {
     Ok(package["integrity"].clone())
 }
 
-/// The emulator's own tests.
+/// Runs the emulator's own tests; returns a short summary.
 fn self_test(emulator: &Path) -> Result<String> {
     println!("\n== emulator");
     let output = Command::new("node")
@@ -343,22 +343,22 @@ fn self_test(emulator: &Path) -> Result<String> {
         .current_dir(emulator)
         .output()
         .context("cannot run `node`")?;
-    let said = String::from_utf8_lossy(&output.stdout);
+    let printed = String::from_utf8_lossy(&output.stdout);
     if !output.status.success() {
-        println!("{said}{}", String::from_utf8_lossy(&output.stderr));
+        println!("{printed}{}", String::from_utf8_lossy(&output.stderr));
         bail!("the emulator's own tests failed");
     }
-    let passed = said.lines().find_map(|line| line.strip_prefix("# pass "));
+    let passed = printed.lines().find_map(|line| line.strip_prefix("# pass "));
     let passed: u32 = passed.and_then(|number| number.parse().ok()).unwrap_or(0);
-    ensure!(passed > 0, "the emulator has no tests: {said}");
+    ensure!(passed > 0, "the emulator has no tests: {printed}");
     Ok(format!("{passed} tests of its own"))
 }
 
-/// The oldest Node.js that the emulator is tried with.
+/// The oldest Node.js with which the emulator is tested.
 const NODE: u32 = 18;
 
-/// What a play's last line begins with.
+/// Prefix of the last line of a scenario's output.
 const RESULT: &str = "result: ";
 
-/// So long may take what takes no time, on a machine that is busy.
+/// Time limit for events that should happen at once, on a busy machine.
 const LIMIT: Duration = Duration::from_secs(60);

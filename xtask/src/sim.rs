@@ -1,4 +1,4 @@
-//! `cargo xtask sim`: the simulator of `tests/sim`, and whether it finds planted faults.
+//! `cargo xtask sim`: runs the simulator of `tests/sim`, and checks that it finds planted faults.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -14,8 +14,8 @@ use crate::project;
 #[derive(Args)]
 #[command(disable_help_flag = true)]
 pub(crate) struct Options {
-    /// Plant each fault of tests/sim/planted into a copy of this repository and see that it is
-    /// found; further words choose some by their names
+    /// Plant each fault of tests/sim/planted into a copy of this repository, and check that the
+    /// simulator finds it; further arguments select faults by name
     #[arg(long)]
     planted: bool,
     /// For the simulator: see `cargo xtask sim --help`
@@ -23,7 +23,7 @@ pub(crate) struct Options {
     rest: Vec<OsString>,
 }
 
-/// Within so many seeds every planted fault is found.
+/// The seeds within which every planted fault must be found.
 const SEEDS: &str = "1000";
 
 pub(crate) fn run(options: &Options) -> Result<()> {
@@ -31,14 +31,14 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         return planted(&options.rest);
     }
     let status = simulator(&project::root(), "sim").args(&options.rest).status()?;
-    // It has said why.
+    // The simulator has printed the reason.
     if !status.success() {
         std::process::exit(status.code().unwrap_or(1));
     }
     Ok(())
 }
 
-/// The simulator of this tree, built with the optimizer and with all checks.
+/// Returns the command that runs the simulator of a tree.
 fn simulator(root: &Path, profile: &str) -> Command {
     let mut command = Command::new(env!("CARGO"));
     command.args(["run", "--quiet", "--package=nanonsq-sim", "--profile", profile]);
@@ -47,7 +47,7 @@ fn simulator(root: &Path, profile: &str) -> Command {
     command
 }
 
-/// A fault: what replaces what, in which file.
+/// A planted fault: a replacement in a file.
 struct Fault {
     name: String,
     what: String,
@@ -71,7 +71,7 @@ fn planted(names: &[OsString]) -> Result<()> {
 
     let copy = root.join("target/planted/tree");
     copy_tree(&root, &copy)?;
-    // All of them first: a fault that no longer fits is an error of this repository.
+    // Check all first: a fault that no longer fits is an error of this repository.
     for fault in &faults {
         fault.plant(&copy)?;
     }
@@ -91,15 +91,15 @@ fn planted(names: &[OsString]) -> Result<()> {
         let output = planted().args(["--seeds", SEEDS]).output();
         fs::write(&path, before)?;
         let output = output?;
-        let said = text(&output);
-        let last = said.lines().last().unwrap_or_default();
+        let printed = text(&output);
+        let last = printed.lines().last().unwrap_or_default();
         match output.status.code() {
             Some(1) if last.starts_with("seed ") => println!("found   {}: {last}", fault.name),
             Some(0) => {
                 println!("MISSED  {}: {}", fault.name, fault.what);
                 missed.push(&*fault.name);
             }
-            _ => bail!("{}: {}\n{said}", fault.name, output.status),
+            _ => bail!("{}: {}\n{printed}", fault.name, output.status),
         }
     }
     ensure!(missed.is_empty(), "not found within {SEEDS} seeds: {}", missed.join(", "));
@@ -113,7 +113,7 @@ fn text(output: &std::process::Output) -> String {
 }
 
 impl Fault {
-    /// Reads `# what is wrong`, the file's name, and the two texts between conflict marks.
+    /// Reads a description after `# `, the file's name, and two texts between conflict marks.
     fn read(path: &Path) -> Result<Self> {
         let text = fs::read_to_string(path)?;
         let parse = || {
@@ -129,7 +129,7 @@ impl Fault {
         Ok(Self { name, what, file, was, is })
     }
 
-    /// Its file with the fault in it.
+    /// Returns the file's text with the fault.
     fn plant(&self, tree: &Path) -> Result<String> {
         let text = fs::read_to_string(tree.join(&self.file))?;
         let times = text.matches(&self.was).count();
@@ -143,8 +143,8 @@ impl Fault {
     }
 }
 
-/// Copies what git knows, and removes from the copy what git does not know. Files that are the same
-/// keep their time, so that little is built anew.
+/// Copies the files that git tracks, and removes other files from the copy. Unchanged files keep
+/// their time, so that little is rebuilt.
 fn copy_tree(from: &Path, to: &Path) -> Result<()> {
     let output = Command::new("git").arg("-C").arg(from).args(["ls-files", "-z"]).output()?;
     ensure!(output.status.success(), "git ls-files: {}", text(&output));
@@ -162,7 +162,7 @@ fn copy_tree(from: &Path, to: &Path) -> Result<()> {
     remove_others(to, &known)
 }
 
-/// Removes files that are not known: one that was moved would be there twice.
+/// Removes files that are not in `known`, such as the old copy of a moved file.
 fn remove_others(dir: &Path, known: &BTreeSet<PathBuf>) -> Result<()> {
     for entry in fs::read_dir(dir)? {
         let entry = entry?;

@@ -1,9 +1,9 @@
-//! `cargo xtask sizes`: what nanonsq takes on a Cortex-M0.
+//! `cargo xtask sizes`: measures nanonsq on a Cortex-M0.
 //!
 //! Firmwares of `tests/sizes` are built for `thumbv6m-none-eabi` with fat LTO: one that publishes,
-//! others that are registered or consume as well, and one without nanonsq (`pipe`) that has everything else: the
-//! runtime, the links, the work source, the executor. The difference is what is reported. For
-//! counting they are built once more with simulated peers behind the same links, and run.
+//! others that also register or consume, and one without nanonsq (`pipe`) that has everything else:
+//! the runtime, the links, the work source, the executor. The difference is reported. To count
+//! instructions they are built again with simulated peers behind the same links, and run.
 
 mod callgrind;
 pub(crate) mod image;
@@ -25,7 +25,7 @@ use trace::Trace;
 const TARGET: &str = "thumbv6m-none-eabi";
 /// The firmware without nanonsq.
 const PIPE: &str = "pipe";
-/// Has the sizes of types as constants.
+/// The firmware with the sizes of types as constants.
 const TYPES: &str = "types";
 const CLIENTS: [&str; 5] = [
     "publisher",
@@ -34,7 +34,7 @@ const CLIENTS: [&str; 5] = [
     "publisher_consumer",
     "publisher_consumer_lookup",
 ];
-/// Of these, what `--json` and `--profile` print.
+/// The clients that `--json` and `--profile` print.
 const CHIEF: [&str; 4] =
     ["publisher", "publisher_lookup", "publisher_consumer", "publisher_consumer_lookup"];
 
@@ -48,10 +48,10 @@ pub(crate) struct Options {
     profile: bool,
 }
 
-/// Programs that are an nsqd, of which only sizes are reported: without HTTP and nsqlookupds; with
-/// HTTP, an nsqlookupd and the questions for channels.
+/// Firmwares with an nsqd, of which only sizes are reported: without HTTP and nsqlookupds; with
+/// HTTP, an nsqlookupd and lookups of channels.
 const NSQDS: [&str; 2] = ["node", "node_http"];
-/// Has storage in statics, which must not take flash.
+/// The firmware with storage in statics, which must take no flash.
 const ZERO: &str = "zero";
 
 /// An optimisation level of the compiler.
@@ -79,21 +79,21 @@ impl Level {
     }
 }
 
-/// All that was found out.
+/// All measurements.
 struct Measured {
-    /// As they are flashed.
+    /// The images without simulated peers.
     images: BTreeMap<(Level, String), Image>,
-    /// As they ran; the images had simulated peers.
+    /// The runs of the images with simulated peers.
     traces: BTreeMap<(Level, String), Trace>,
     x86: BTreeMap<String, u64>,
 }
 
-/// One client: bytes, and instructions per message.
+/// The measurements of a client: bytes, and instructions per message.
 struct Row {
     flash_z: u64,
     flash_s: u64,
     static_ram: u64,
-    /// Of which outbox and receive buffers.
+    /// The part of the RAM that is outbox and receive buffers.
     buffers: u64,
     peak_stack_z: u64,
     peak_stack_s: u64,
@@ -189,13 +189,13 @@ impl Measured {
         self.images.get(&(level, name.to_owned())).with_context(|| format!("no firmware {name}"))
     }
 
-    /// What a program has more of than the one without nanonsq.
+    /// Returns what a program adds to the one without nanonsq.
     fn added(&self, level: Level, program: &str, of: fn(&Image) -> u64) -> Result<u64> {
         let (with, without) = (self.image(level, program)?, self.image(level, PIPE)?);
         Ok(of(with).saturating_sub(of(without)))
     }
 
-    /// What an nsqd adds: bytes of flash at z and s, and of static RAM.
+    /// Returns what an nsqd adds: bytes of flash at z and s, and of static RAM.
     fn nsqd(&self, nsqd: &str) -> Result<[u64; 3]> {
         Ok([
             self.added(Level::Z, nsqd, |image| image.flash)?,
@@ -246,7 +246,7 @@ impl Measured {
     }
 }
 
-/// Instructions per message of each client, built for this machine.
+/// Counts the instructions per message of each client, built for this machine.
 fn on_x86(manifest: &Path, target_dir: &Path) -> Result<BTreeMap<String, u64>> {
     ensure!(cfg!(target_arch = "x86_64"), "x86-64 instructions can be counted on x86-64 only");
     eprintln!("building for x86-64 ...");

@@ -1,13 +1,13 @@
-//! `cargo xtask stack`: how deep the core's stack gets, at most.
+//! `cargo xtask stack`: bounds the depth of the core's stack.
 //!
-//! The compiler says how large the frame of each function is; which calls which is read from the
-//! libraries that it made, of the core and of all that it uses, the standard library's `core`
-//! included. The deepest way from each public function is added up. A function that comes back to
-//! itself has no bound: there must be none.
+//! The compiler emits the size of each function's stack frame; the call graph is read from the
+//! compiled libraries of the core and its dependencies, including the standard library's `core`.
+//! The frames on the deepest path from each function are added up. Recursion has no bound: there
+//! must be none.
 //!
-//! Like `cargo xtask panics` this holds for the code that this compiler makes, and not for generic
-//! functions, which are compiled where they are used: `cargo xtask sizes` measures what the whole of
-//! a client takes, the driver and an application's loop with it.
+//! As with `cargo xtask panics`, the result holds for the code of this compiler, and not for
+//! generic functions, which are compiled where they are used: `cargo xtask sizes` measures a whole
+//! client, with the driver and an application's loop.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -20,22 +20,22 @@ use crate::project;
 
 const TARGET: &str = "thumbv6m-none-eabi";
 
-/// The deepest that any of them may get, in bytes.
+/// The deepest stack of a function, in bytes.
 const MOST: u64 = 1024;
 
-/// Likewise of those of servers, whose answers over HTTP are written from tables in tables.
+/// The deepest stack of a server's function, whose HTTP answers are written from nested tables.
 const MOST_OF_SERVERS: u64 = 2560;
 
-/// Whose functions those are.
+/// The modules of servers.
 const SERVERS: [&str; 3] = ["nsqd::", "nsqlookupd::", "http::"];
 
-/// How many are shown.
+/// Functions shown without `--all`.
 const SHOWN: usize = 12;
 
-/// By which the standard library panics. What ends there ends the program.
+/// Panicking functions of the standard library, which are not followed: they end the program.
 const PANICS: [&str; 4] = ["core::panicking::", "_fail", "do_panic", "_failed"];
 
-/// Not the core's own doing: an application that prints something calls these.
+/// Formatting functions, which do not count: only applications that print call them.
 const FORMATTING: &str = " as core::fmt::";
 
 #[derive(Args)]
@@ -59,7 +59,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     command.arg("--target-dir").arg(project::root().join("target/stack"));
     command.current_dir(project::root());
     command.env("CARGO_PROFILE_RELEASE_LTO", "off").env("CARGO_PROFILE_RELEASE_DEBUG", "false");
-    // For `-Zemit-stack-sizes`, also where the target's library is not built from source.
+    // For `-Zemit-stack-sizes`, even if the target's library is not built from source.
     command.env("RUSTC_BOOTSTRAP", "1").env("RUSTFLAGS", "-Zemit-stack-sizes -Copt-level=s");
     command.args(["--", "-Clink-dead-code"]);
     let libraries: Vec<_> = firmware::artifacts(&mut command)?
@@ -70,7 +70,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let graph = Graph::of(&libraries)?;
     let mut depths = Depths { graph: &graph, known: BTreeMap::new(), way: Vec::new() };
     let own: Vec<&String> = graph.frames.keys().filter(|name| is_own(&demangle(name))).collect();
-    ensure!(!own.is_empty(), "the compiler says of no function how much stack it takes");
+    ensure!(!own.is_empty(), "the compiler has emitted no stack sizes");
     let mut found: Vec<(u64, String, Vec<String>)> = Vec::new();
     for &name in &own {
         let (depth, way) = depths.of(name)?;
@@ -117,12 +117,12 @@ fn demangle(name: &str) -> String {
 struct Depths<'g> {
     graph: &'g Graph,
     known: BTreeMap<&'g str, (u64, Option<&'g str>)>,
-    /// What is being looked at, the first caller first.
+    /// The current path, the outermost caller first.
     way: Vec<&'g str>,
 }
 
 impl<'g> Depths<'g> {
-    /// The depth of a function, and the way there.
+    /// Returns the depth of a function, and its deepest path.
     fn of(&mut self, name: &'g str) -> Result<(u64, Vec<&'g str>)> {
         let depth = self.depth(name)?;
         let mut way = vec![name];
@@ -142,8 +142,8 @@ impl<'g> Depths<'g> {
         }
         if let Some(at) = self.way.iter().position(|other| *other == name) {
             let round = &self.way[at..];
-            // A table of methods has all of them, also the one that lends it: what goes round by
-            // way of a constant is not a call that is seen to be made.
+            // A table of methods also refers to the method that uses the table, so a cycle through
+            // a constant need not be recursion.
             let calls = round.iter().all(|name| self.graph.frames.contains_key(*name));
             let names: Vec<_> = round.iter().map(|name| demangle(name)).collect();
             let own = names.iter().any(|name| name.contains("nanonsq_core::"));
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn the_deepest_way_counts() {
+    fn the_deepest_path_counts() {
         let graph = graph(
             &[("a", "b"), ("a", "c"), ("b", "table"), ("table", "d"), ("c", "core::panicking::x")],
             &[("a", 8), ("b", 16), ("c", 30), ("d", 20), ("core::panicking::x", 1000)],

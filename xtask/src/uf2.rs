@@ -1,7 +1,7 @@
-//! `cargo xtask uf2`: an image as a file that is copied to an RP2040's USB drive.
+//! `cargo xtask uf2`: converts an image to a file for an RP2040's USB drive.
 //!
-//! The format (github.com/microsoft/uf2): blocks of 512 bytes, each with the address of its 256
-//! bytes of flash, so that they can come in any order.
+//! The format (github.com/microsoft/uf2) has blocks of 512 bytes, each with the address of its 256
+//! bytes of flash, so that they may arrive in any order.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,22 +13,22 @@ use object::read::elf::{ElfFile32, ProgramHeader as _};
 use object::{Endianness, elf};
 
 const BLOCK: usize = 512;
-/// The boot loader writes flash in pages of so many bytes.
+/// Bytes of the pages in which the boot loader writes flash.
 const PAGE: usize = 256;
 const HEADER: usize = 32;
 const MAGIC_START: [u32; 2] = [0x0A32_4655, 0x9E5D_5157];
 const MAGIC_END: u32 = 0x0AB1_6F30;
-/// The header has the chip's family.
+/// Flag: the header has the chip's family.
 const FLAG_FAMILY: u32 = 0x2000;
 const RP2040: u32 = 0xE48B_FF56;
-/// Where flash is.
+/// The addresses of flash.
 const FLASH: std::ops::Range<u64> = 0x1000_0000..0x1100_0000;
 
 #[derive(Args)]
 pub(crate) struct Options {
-    /// The image that was built: target/thumbv6m-none-eabi/release/w5500-evb-pico, say
+    /// The linked image, such as target/thumbv6m-none-eabi/release/w5500-evb-pico
     elf: PathBuf,
-    /// Where to write it [default: beside it, as .uf2]
+    /// The file to write [default: the image's path with the extension .uf2]
     output: Option<PathBuf>,
 }
 
@@ -39,7 +39,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// Writes it; gives the number of pages.
+/// Converts an image; returns the number of pages.
 pub(crate) fn convert(elf: &Path, output: &Path) -> Result<usize> {
     let bytes = fs::read(elf).with_context(|| format!("cannot read {}", elf.display()))?;
     let pages = pages(&bytes).with_context(|| elf.display().to_string())?;
@@ -47,7 +47,7 @@ pub(crate) fn convert(elf: &Path, output: &Path) -> Result<usize> {
     Ok(pages.len())
 }
 
-/// What of an ELF file goes to flash, page by page; what a page has no bytes for is 0.
+/// Returns the flash contents of an ELF file by pages; bytes without contents are 0.
 fn pages(bytes: &[u8]) -> Result<BTreeMap<u32, [u8; PAGE]>> {
     let file = ElfFile32::<Endianness>::parse(bytes)?;
     let endian = file.endian();
@@ -57,7 +57,7 @@ fn pages(bytes: &[u8]) -> Result<BTreeMap<u32, [u8; PAGE]>> {
         if segment.p_type(endian) != elf::PT_LOAD || length == 0 {
             continue;
         }
-        // Where it is loaded, not where it is when the program runs.
+        // The load address, not the address at run time.
         let start = u64::from(segment.p_paddr(endian));
         ensure!(
             FLASH.contains(&start) && start + length <= FLASH.end,
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn variables_go_where_they_are_loaded_from() {
+    fn variables_are_at_their_load_address() {
         let file = elf(&[
             (0x1000_0100, 0x1000_0100, &[1; 16]),
             (0x1000_0110, 0x2000_0000, &[2; 16]),
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_for_flash_is_refused() {
+    fn segments_outside_flash_are_errors() {
         for segments in [
             &[(0x2000_0000, 0x2000_0000, &[1u8; 4] as &[u8])][..],
             &[(0x10FF_FFFE, 0x10FF_FFFE, &[1; 4])],

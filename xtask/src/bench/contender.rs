@@ -20,18 +20,18 @@ pub(crate) struct Contender {
     kind: Kind,
 }
 
-/// What a contender can show.
+/// The kind of a contender, which determines its modes.
 #[derive(Clone, Copy)]
 enum Kind {
     /// A client: all modes.
     Client,
     /// A client whose caller makes the batches: flood only.
     ByHand,
-    /// No client at all, the floor: one write and one read a message, so sync only.
+    /// The lower bound without a client, with one write and one read a message: sync only.
     BareSocket,
 }
 
-/// What a client printed.
+/// The result that a client printed.
 pub(crate) struct Measurement {
     pub(crate) messages: u64,
     pub(crate) seconds: f64,
@@ -71,7 +71,7 @@ pub(crate) fn build(only: &[String]) -> Result<Vec<Contender>> {
         let target = project::root().join("target/bench-tokio-nsq");
         let program = project::build_release(&manifest, "bench-tokio-nsq", Some(&target))?;
         contenders.push(client("tokio-nsq", &program));
-        // By default it flushes every 250 ms, which is all that synchronous publishing measures.
+        // By default it flushes every 250 ms, which dominates synchronous publishing.
         let args = &["--flush-interval-ms", "1"];
         contenders.push(Contender { args, ..client("tokio-nsq, flush 1 ms", &program) });
     }
@@ -79,7 +79,7 @@ pub(crate) fn build(only: &[String]) -> Result<Vec<Contender>> {
 }
 
 impl Contender {
-    /// What the client is to be told, if it takes part in `mode`.
+    /// Returns the client's name of `mode`, if the client takes part in it.
     pub(crate) fn client_mode(&self, mode: Mode) -> Option<&'static str> {
         match (self.kind, mode) {
             (Kind::Client, Mode::SyncOneCore | Mode::Sync) => Some("sync"),
@@ -116,13 +116,13 @@ impl Contender {
         let output = child.wait_with_output()?;
         ensure!(output.status.success(), "{command:?}: {}", output.status);
         let text = String::from_utf8_lossy(&output.stdout);
-        let said: Value =
+        let printed: Value =
             serde_json::from_str(&text).with_context(|| format!("{command:?} printed {text:?}"))?;
         let measurement = || {
             Some(Measurement {
-                messages: said["messages"].as_u64()?,
-                seconds: said["seconds"].as_f64()?,
-                rate: said["rate"].as_f64()?,
+                messages: printed["messages"].as_u64()?,
+                seconds: printed["seconds"].as_f64()?,
+                rate: printed["rate"].as_f64()?,
             })
         };
         measurement().with_context(|| format!("{command:?} printed {text:?}"))

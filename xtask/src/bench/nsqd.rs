@@ -14,7 +14,7 @@ use serde_json::Value;
 use super::Mode;
 use crate::project;
 
-/// Ephemeral: nsqd keeps nothing of it on disk.
+/// Ephemeral, so that nsqd writes nothing to disk.
 pub(crate) const TOPIC: &str = "bench#ephemeral";
 
 /// A running nsqd; dropping it kills it.
@@ -26,7 +26,7 @@ pub(crate) struct Nsqd {
 }
 
 impl Nsqd {
-    /// Starts it on ports that it chooses, and returns when it listens.
+    /// Starts nsqd on free ports, and returns when it listens.
     pub(crate) fn start(mode: Mode) -> Result<Nsqd> {
         let program = project::peers_dir().join("nsqd");
         ensure!(
@@ -43,7 +43,7 @@ impl Nsqd {
             "--http-address=127.0.0.1:0",
             "--broadcast-address=127.0.0.1",
         ]);
-        // What is published is dropped, what is to be consumed lies in memory.
+        // Published messages are dropped; messages to consume are kept in memory.
         let queue = if mode == Mode::Consume { 10_000_000 } else { 0 };
         command.arg(format!("--mem-queue-size={queue}")).arg("--data-path").arg(&data);
         command.stdin(Stdio::null()).stderr(Stdio::piped());
@@ -52,7 +52,7 @@ impl Nsqd {
         let mut log = BufReader::new(child.stderr.take().context("stderr is piped")?);
         match listening_addresses(&mut log) {
             Ok((tcp, http)) => {
-                // Whatever else it has to say must not fill the pipe.
+                // The rest of the log must not fill the pipe.
                 thread::spawn(move || io::copy(&mut log, &mut io::sink()));
                 Ok(Nsqd { child, data, tcp, http })
             }
@@ -64,7 +64,7 @@ impl Nsqd {
         }
     }
 
-    /// Publishes so many messages to the channel that clients consume.
+    /// Publishes `count` messages to the channel that clients consume.
     pub(crate) fn fill(&self, count: u64, size: usize) -> Result<()> {
         const BATCH: u64 = 1000;
         let topic = TOPIC.replace('#', "%23");
@@ -83,7 +83,7 @@ impl Nsqd {
             self.request("POST", &format!("/mpub?topic={topic}&binary=true"), &batch)?;
             left -= some;
         }
-        // All of it is in the channel, where it is consumed from.
+        // Wait until all messages are in the channel.
         let deadline = Instant::now() + Duration::from_secs(60);
         while self.channel()?["depth"].as_u64() != Some(count) {
             ensure!(Instant::now() < deadline, "{}", self.stats()?);
@@ -92,7 +92,7 @@ impl Nsqd {
         Ok(())
     }
 
-    /// Everything was delivered, once, and finished.
+    /// Waits until all messages are finished; fails if one was delivered more than once.
     pub(crate) fn expect_consumed(&self) -> Result<()> {
         let deadline = Instant::now() + Duration::from_secs(2);
         loop {
@@ -108,7 +108,7 @@ impl Nsqd {
         }
     }
 
-    /// How many messages it has taken.
+    /// Returns the number of messages that nsqd has accepted.
     pub(crate) fn message_count(&self) -> Result<u64> {
         let stats = self.stats()?;
         stats["topics"][0]["message_count"]
@@ -148,10 +148,10 @@ impl Drop for Nsqd {
     }
 }
 
-/// Reads the log until it has told both addresses.
+/// Reads the log up to the lines with both addresses.
 fn listening_addresses(log: &mut impl BufRead) -> Result<(SocketAddr, SocketAddr)> {
     let (mut tcp, mut http) = (None, None);
-    let mut said = String::new();
+    let mut text = String::new();
     for line in log.lines() {
         let line = line?;
         let address = |what: &str| line.split_once(what)?.1.trim().parse().ok();
@@ -160,8 +160,8 @@ fn listening_addresses(log: &mut impl BufRead) -> Result<(SocketAddr, SocketAddr
         if let (Some(tcp), Some(http)) = (tcp, http) {
             return Ok((tcp, http));
         }
-        said.push_str(&line);
-        said.push('\n');
+        text.push_str(&line);
+        text.push('\n');
     }
-    bail!("nsqd does not start:\n{said}")
+    bail!("nsqd does not start:\n{text}")
 }

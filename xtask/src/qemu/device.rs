@@ -1,4 +1,4 @@
-//! QEMU with the firmware in it.
+//! A device: QEMU with the firmware.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -18,12 +18,12 @@ use tokio::time::sleep;
 use crate::firmware;
 
 const POLL: Duration = Duration::from_millis(5);
-/// QEMU's name of the network cable.
+/// QEMU's id of the network cable.
 const CABLE: &str = "cable";
-/// And of what can hold back what is on it.
+/// QEMU's id of the filter that can hold back frames.
 const HOLD: &str = "hold";
 
-/// A device that runs. Dropping it pulls the plug.
+/// A running device, killed on drop.
 pub(crate) struct Device {
     qemu: Child,
     decoder: Option<Child>,
@@ -33,7 +33,7 @@ pub(crate) struct Device {
     booted: Instant,
 }
 
-/// What it logged, and when it got here.
+/// A line of the device's log, and the time at which it arrived.
 #[derive(Clone)]
 pub(crate) struct Line {
     pub(crate) at: Instant,
@@ -41,12 +41,12 @@ pub(crate) struct Line {
 }
 
 impl Device {
-    /// Boots it. `args` are its settings; `defmt`: its log is frames for `defmt-print`.
+    /// Boots a device. `args` are its settings; with `defmt` its log is decoded by `defmt-print`.
     pub(crate) fn boot(kernel: &Path, args: &[(&str, String)], defmt: bool) -> Result<Self> {
         Self::boot_reachable(kernel, args, &[], defmt)
     }
 
-    /// Boots it where this machine reaches it: its ports by addresses on loopback.
+    /// Boots a device whose ports are forwarded from addresses on loopback.
     pub(crate) fn boot_reachable(
         kernel: &Path,
         args: &[(&str, String)],
@@ -67,7 +67,7 @@ impl Device {
         command.arg("-qmp").arg(format!("unix:{},server=on,wait=off", monitor(&dir)));
         let mut semihosting = "enable=on,target=native,arg=nanonsq".to_owned();
         for (key, value) in args {
-            // A comma is QEMU's own, unless there are two.
+            // QEMU needs a comma doubled.
             semihosting += &format!(",arg={key}={}", value.replace(',', ",,"));
         }
         command.arg("-semihosting-config").arg(semihosting).arg("-kernel").arg(kernel);
@@ -91,14 +91,14 @@ impl Device {
         Ok(Self { qemu, decoder, log, dir, reader, booted: Instant::now() })
     }
 
-    /// Waits for its end; everything it logged is there then.
+    /// Waits until the device has ended and its log is complete.
     pub(crate) async fn end(&mut self, limit: Duration) -> Result<ExitStatus> {
         let waiting = Instant::now();
         while self.runs()? {
             ensure!(waiting.elapsed() < limit, "the device still runs after {limit:?}");
             sleep(POLL).await;
         }
-        // The readers end when they have read everything.
+        // Decoder and reader end once they have read the whole log.
         if let Some(decoder) = &mut self.decoder {
             decoder.wait()?;
         }
@@ -112,20 +112,25 @@ impl Device {
         Ok(self.qemu.try_wait()?.is_none())
     }
 
-    /// When it was switched on.
+    /// Returns the time at which the device was booted.
     pub(crate) fn booted(&self) -> Instant {
         self.booted
     }
 
-    /// Waits for a line with `text` in it that came after `since`.
-    pub(crate) async fn says(&self, text: &str, since: Instant, limit: Duration) -> Result<Line> {
+    /// Waits for a line of the log with `text`, from `since` on.
+    pub(crate) async fn wait_for(
+        &self,
+        text: &str,
+        since: Instant,
+        limit: Duration,
+    ) -> Result<Line> {
         let waiting = Instant::now();
         loop {
             let found = |line: &&Line| line.at >= since && line.text.contains(text);
             if let Some(line) = self.lines().iter().find(found) {
                 return Ok(line.clone());
             }
-            ensure!(waiting.elapsed() < limit, "the device did not say {text:?} in {limit:?}");
+            ensure!(waiting.elapsed() < limit, "the device did not log {text:?} in {limit:?}");
             sleep(POLL).await;
         }
     }
@@ -134,7 +139,7 @@ impl Device {
         self.log.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clone()
     }
 
-    /// The numbers that it said at its end, as `name=number`.
+    /// Returns the numbers of the log with the form `name=number`.
     pub(crate) fn numbers(&self) -> BTreeMap<String, u64> {
         let lines = self.lines();
         let words = lines.iter().flat_map(|line| line.text.split_whitespace());
@@ -146,14 +151,13 @@ impl Device {
             .collect()
     }
 
-    /// Puts the network cable in or pulls it.
+    /// Plugs in the network cable or pulls it.
     pub(crate) fn set_cable(&self, plugged: bool) -> Result<()> {
         let arguments = json!({"name": CABLE, "up": plugged});
         self.command(json!({"execute": "set_link", "arguments": arguments}))
     }
 
-    /// Keeps all frames in between, as a switch might that hangs: the link is up, but nothing
-    /// comes. Lets them pass in the end.
+    /// Holds back all frames while the link stays up, as a hanging switch might, or releases them.
     pub(crate) fn hold_frames(&self, hold: bool) -> Result<()> {
         let status = if hold { "on" } else { "off" };
         let path = format!("/objects/{HOLD}");
@@ -161,21 +165,21 @@ impl Device {
         self.command(json!({"execute": "qom-set", "arguments": arguments}))
     }
 
-    /// Has QEMU's monitor do something.
+    /// Runs a command in QEMU's monitor.
     fn command(&self, command: Value) -> Result<()> {
         let stream = UnixStream::connect(monitor(&self.dir)).context("QEMU's monitor")?;
         stream.set_read_timeout(Some(Duration::from_secs(5)))?;
         let mut replies = BufReader::new(stream.try_clone()?).lines();
         let mut next = || -> Result<Value> {
-            let line = replies.next().context("QEMU's monitor hung up")??;
+            let line = replies.next().context("QEMU's monitor closed the connection")??;
             Ok(serde_json::from_str(&line)?)
         };
-        // It greets first.
+        // The monitor sends a greeting first.
         next()?;
         for command in [json!({"execute": "qmp_capabilities"}), command] {
             writeln!(&stream, "{command}")?;
             let mut reply = next()?;
-            // What happens meanwhile comes in between.
+            // Events may come before the reply.
             while reply.get("event").is_some() {
                 reply = next()?;
             }
@@ -200,7 +204,7 @@ fn monitor(dir: &TempDir) -> String {
     dir.path().join("monitor").display().to_string()
 }
 
-/// Prints and keeps what is read.
+/// Prints and records the lines of an output.
 fn follow(output: impl Read + Send + 'static, log: &Arc<Mutex<Vec<Line>>>) -> JoinHandle<()> {
     let log = Arc::clone(log);
     thread::spawn(move || {

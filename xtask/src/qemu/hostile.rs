@@ -1,6 +1,6 @@
-//! The play in which the device is an nsqd among hostile clients: they announce what never comes,
-//! fill what there is to fill, keep what they got and say nothing, on all its sockets. Its application
-//! publishes all the while within [`LIMIT`], and an honest consumer gets every reading once.
+//! The scenario in which the device is an nsqd among hostile clients, which announce bodies that
+//! never come, fill the store, keep their messages and stay silent, on all its sockets. Meanwhile
+//! its application publishes within [`LIMIT`], and an honest consumer receives every reading once.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -21,53 +21,54 @@ use super::device::Device;
 use super::scenario::{READINGS, REPORTS};
 use crate::judge::{exactly_once, expect};
 
-/// The longest that the application waits for room.
+/// Time limit for each publish of the application.
 const LIMIT: Duration = Duration::from_secs(2);
-/// The longest from one reading to the next at the consumer: that, and what a busy machine needs.
+/// Time limit between two readings at the consumer: [`LIMIT`], plus time for a busy machine.
 const GAP: Duration = Duration::from_secs(3);
-/// How long each attack takes, and how long the device has peace after all of them.
+/// Time of each attack.
 const ATTACK: Duration = Duration::from_secs(7);
+/// Time without attacks at the end.
 const PEACE: Duration = Duration::from_secs(4);
-/// From reading to reading.
+/// Time between readings.
 const PERIOD: Duration = Duration::from_millis(50);
-/// The longest that the device may take to end, once nothing is left in it.
+/// Time limit for the end of the device, once its messages are consumed.
 const END: Duration = Duration::from_secs(30);
-/// A new caller is answered over HTTP so soon after the attacks.
+/// Time limit for an answer over HTTP after the attacks.
 const ANSWERED: Duration = Duration::from_secs(15);
 
 const CHANNEL: &str = "archive";
 
-/// What one hostile connection does, again and again.
+/// The behaviour of a hostile client, which repeats it on new connections.
 #[derive(Clone)]
 struct Harm {
     http: bool,
-    /// What it says first.
-    says: Vec<u8>,
-    /// What it says after that, a byte at a time.
+    /// Bytes sent first.
+    opening: Vec<u8>,
+    /// Bytes sent after that, one at a time.
     trickles: Vec<u8>,
-    /// It has everything that is delivered to it delivered again.
+    /// True if it requeues all messages.
     requeues: bool,
-    /// It leaves as soon as it has said that.
+    /// True if it closes after these bytes.
     leaves: bool,
 }
 
 impl Harm {
-    fn new(says: impl Into<Vec<u8>>) -> Self {
+    fn new(opening: impl Into<Vec<u8>>) -> Self {
         Self {
             http: false,
-            says: says.into(),
+            opening: opening.into(),
             trickles: Vec::new(),
             requeues: false,
             leaves: false,
         }
     }
 
-    fn nsqd(says: impl AsRef<[u8]>) -> Self {
-        Self::new([b"  V2", says.as_ref()].concat())
+    fn nsqd(opening: impl AsRef<[u8]>) -> Self {
+        Self::new([b"  V2", opening.as_ref()].concat())
     }
 
-    fn http(says: impl Into<Vec<u8>>) -> Self {
-        Self { http: true, ..Self::new(says) }
+    fn http(opening: impl Into<Vec<u8>>) -> Self {
+        Self { http: true, ..Self::new(opening) }
     }
 
     fn trickles(self, bytes: &[u8]) -> Self {
@@ -75,12 +76,12 @@ impl Harm {
     }
 }
 
-/// A command with a body.
+/// Returns a command with a body.
 fn sized(line: &str, body: &[u8]) -> Vec<u8> {
     [line.as_bytes(), b"\n", &(body.len() as u32).to_be_bytes(), body].concat()
 }
 
-/// A command that announces so many bytes, and none of them.
+/// Returns a command that announces `len` bytes, without the body.
 fn announced(line: &str, len: u32) -> Vec<u8> {
     [line.as_bytes(), b"\n", &len.to_be_bytes()].concat()
 }
@@ -90,17 +91,17 @@ fn request(method: &str, path: &str, len: usize) -> Vec<u8> {
         .into_bytes()
 }
 
-/// Each with what it is called; all connections of one are made at the same time.
+/// Returns the attacks with their names; the connections of one attack run at the same time.
 fn attacks() -> Vec<(&'static str, Vec<Harm>)> {
     let silent = sized("IDENTIFY", br#"{"heartbeat_interval":-1}"#);
     let patient = sized("IDENTIFY", br#"{"heartbeat_interval":60000,"msg_timeout":900000}"#);
-    let with = |hello: &[u8], says: &[u8]| Harm::nsqd([hello, says].concat());
+    let with = |hello: &[u8], commands: &[u8]| Harm::nsqd([hello, commands].concat());
     let batch = |len: u32, count: u32, one: u32| {
         [announced("MPUB evil0", len), count.to_be_bytes().into(), one.to_be_bytes().into()]
             .concat()
     };
     let post = |path: &str| [request("POST", path, 100), vec![b'j'; 100]].concat().repeat(40);
-    // Short ones fill what long ones leave.
+    // Short messages fill the memory that long ones leave.
     let junk = |topic: &str| {
         let line = format!("PUB {topic}");
         [sized(&line, &[b'j'; 200]).repeat(100), sized(&line, b"j").repeat(300)].concat()
@@ -113,11 +114,11 @@ fn attacks() -> Vec<(&'static str, Vec<Harm>)> {
     vec![
         (
             "bodies that never come",
-            // All of the store, as it was when these were written.
+            // Together about the whole store.
             [23_000, 600, 100].map(|len| with(&patient, &announced("PUB evil0", len))).to_vec(),
         ),
         (
-            "deferred ones and batches likewise",
+            "bodies of DPUB and MPUB that never come",
             vec![
                 with(&silent, &announced("DPUB evil1 3600000", 12_000)),
                 with(&silent, &batch(20_000, 100, 190)),
@@ -135,7 +136,7 @@ fn attacks() -> Vec<(&'static str, Vec<Harm>)> {
             ],
         ),
         (
-            "what nobody consumes",
+            "messages without consumers",
             vec![
                 with(&patient, &junk("evil0")),
                 with(&patient, &junk(REPORTS)),
@@ -155,14 +156,14 @@ fn attacks() -> Vec<(&'static str, Vec<Harm>)> {
             ],
         ),
         (
-            "consumers that have all delivered again",
+            "consumers that requeue all messages",
             vec![
                 Harm { requeues: true, ..Harm::nsqd(subscribe(READINGS, "evil")) },
                 Harm { requeues: true, ..Harm::nsqd(subscribe(READINGS, CHANNEL)) },
             ],
         ),
         (
-            "clients that say nothing, and read nothing",
+            "clients that are silent or do not read",
             vec![
                 Harm::new(""),
                 Harm::nsqd(&silent),
@@ -183,7 +184,7 @@ fn attacks() -> Vec<(&'static str, Vec<Harm>)> {
     ]
 }
 
-/// What the consumer got, and when.
+/// The readings that the consumer has received, with their times.
 #[derive(Default)]
 struct Got {
     numbers: Vec<u32>,
@@ -192,13 +193,13 @@ struct Got {
 }
 
 impl Got {
-    /// The longest time without one, so far.
+    /// Returns the longest time without a reading so far.
     fn longest(&self) -> Duration {
         self.longest.max(self.last.map_or(Duration::ZERO, |last| last.elapsed()))
     }
 }
 
-/// Gives what came of it in a few words.
+/// Runs the scenario; returns a short summary.
 pub(super) async fn play(kernel: &Path, defmt: bool) -> Result<String> {
     let (tcp, web) = (ports::reserve(), ports::reserve());
     let attacks = attacks();
@@ -211,7 +212,7 @@ pub(super) async fn play(kernel: &Path, defmt: bool) -> Result<String> {
     ];
     let forwards = [(tcp.address(), 4150), (web.address(), 4151)];
     let mut device = Device::boot_reachable(kernel, &args, &forwards, defmt)?;
-    device.says("address ", device.booted(), LIMIT * 10).await?;
+    device.wait_for("address ", device.booted(), LIMIT * 10).await?;
     let got = Arc::new(Mutex::new(Got::default()));
     let consumer = consume(tcp.address(), READINGS, Some(got.clone())).await?;
     for (name, harms) in attacks {
@@ -226,7 +227,7 @@ pub(super) async fn play(kernel: &Path, defmt: bool) -> Result<String> {
         println!("    the consumer never waited longer than {longest:?}");
         ensure!(longest < GAP, "{name}: no reading for {longest:?}");
     }
-    // A caller of good will, and an administrator who takes away what is left.
+    // After the attacks, HTTP is answered again, and an administrator deletes the remains.
     let began = Instant::now();
     while !http::get(web.address(), "/ping").await.is_ok_and(|answer| answer.status == 200) {
         ensure!(began.elapsed() < ANSWERED, "no answer over HTTP for {ANSWERED:?}");
@@ -234,21 +235,21 @@ pub(super) async fn play(kernel: &Path, defmt: bool) -> Result<String> {
     }
     let answered = began.elapsed();
     clean(web.address()).await?;
-    // It ends when somebody has what it reports last.
+    // The device ends once its last report is consumed.
     let reports = consume(tcp.address(), REPORTS, None).await?;
     let status = device.end(all + END).await?;
     ensure!(status.success(), "the device ended with {status}");
     consumer.abort();
     reports.abort();
-    let said = device.numbers();
-    let readings = u32::try_from(*said.get("readings").context("no number of readings")?)?;
+    let numbers = device.numbers();
+    let readings = u32::try_from(*numbers.get("readings").context("no number of readings")?)?;
     exactly_once(&lock(&got).numbers, readings)?;
     let most = LIMIT.as_millis() as u64;
-    expect(&said, "longest_publish_ms", 0..=most)?;
+    expect(&numbers, "longest_publish_ms", 0..=most)?;
     Ok(format!(
         "{readings} readings, each once; the longest publish took {} ms, the consumer waited for \
          {} ms at most; HTTP answered {} ms after the attacks",
-        said["longest_publish_ms"],
+        numbers["longest_publish_ms"],
         lock(&got).longest().as_millis(),
         answered.as_millis()
     ))
@@ -258,7 +259,7 @@ fn lock(got: &Mutex<Got>) -> std::sync::MutexGuard<'_, Got> {
     got.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
-/// Deletes what the device does not have from its own application.
+/// Deletes topics and channels that do not belong to the device's application.
 async fn clean(web: SocketAddr) -> Result<()> {
     let stats = http::get_json(web, "/stats?format=json").await?;
     let own: BTreeSet<_> = [READINGS, REPORTS].into();
@@ -268,7 +269,7 @@ async fn clean(web: SocketAddr) -> Result<()> {
             http::post(web, &format!("/topic/delete?topic={name}"), b"").await?;
             continue;
         }
-        // Nobody consumes the reports.
+        // The reports have no consumer yet.
         http::post(web, &format!("/topic/empty?topic={REPORTS}"), b"").await?;
         for channel in topic["channels"].as_array().into_iter().flatten() {
             let channel = channel["channel_name"].as_str().unwrap_or_default();
@@ -281,7 +282,7 @@ async fn clean(web: SocketAddr) -> Result<()> {
     Ok(())
 }
 
-/// An honest consumer, from now on.
+/// Starts an honest consumer.
 async fn consume(
     device: SocketAddr,
     topic: &str,
@@ -289,7 +290,7 @@ async fn consume(
 ) -> Result<JoinHandle<Result<()>>> {
     let began = Instant::now();
     let mut stream = loop {
-        // The device may not listen yet: then whoever forwards hangs up.
+        // The device may not listen yet: then QEMU closes the forwarded connection.
         let mut stream = TcpStream::connect(device).await?;
         stream.write_all(format!("  V2SUB {topic} {CHANNEL}\n").as_bytes()).await?;
         let mut ok = [0; 10];
@@ -303,26 +304,26 @@ async fn consume(
     Ok(tokio::spawn(async move {
         let mut inbox = Vec::new();
         while stream.read_buf(&mut inbox).await? > 0 {
-            let mut says = Vec::new();
+            let mut answers = Vec::new();
             while let Some((frame, size)) = Frame::parse(&inbox)? {
                 match frame {
                     Frame::Message(message) => {
                         if let Some(got) = &got {
                             note(&message, got)?;
                         }
-                        says.extend([b"FIN ", &message.id[..], b"\n"].concat());
+                        answers.extend([b"FIN ", &message.id[..], b"\n"].concat());
                     }
-                    _ => says.extend(b"NOP\n"),
+                    _ => answers.extend(b"NOP\n"),
                 }
                 inbox.drain(..size);
             }
-            stream.write_all(&says).await?;
+            stream.write_all(&answers).await?;
         }
         Ok(())
     }))
 }
 
-/// Takes note of a reading.
+/// Records a reading.
 fn note(message: &Message, got: &Mutex<Got>) -> Result<()> {
     let reading: Value = serde_json::from_slice(&message.body)?;
     let got = &mut *lock(got);
@@ -334,11 +335,11 @@ fn note(message: &Message, got: &Mutex<Got>) -> Result<()> {
     Ok(())
 }
 
-/// Does harm, on one connection after the other.
+/// Runs a hostile client until `end`, one connection after the other.
 async fn again(harm: Harm, tcp: SocketAddr, web: SocketAddr, end: Instant) {
     let address = if harm.http { web } else { tcp };
     while Instant::now() < end {
-        // How it ends does not matter.
+        // Any end of a connection is allowed.
         let _ = timeout(end.saturating_duration_since(Instant::now()), once(&harm, address)).await;
         sleep_until((Instant::now() + PERIOD / 2).min(end).into()).await;
     }
@@ -347,8 +348,8 @@ async fn again(harm: Harm, tcp: SocketAddr, web: SocketAddr, end: Instant) {
 async fn once(harm: &Harm, address: SocketAddr) -> Result<()> {
     let mut stream = TcpStream::connect(address).await?;
     let (mut reader, mut writer) = stream.split();
-    let says = async {
-        writer.write_all(&harm.says).await?;
+    let run = async {
+        writer.write_all(&harm.opening).await?;
         for byte in &harm.trickles {
             sleep(PERIOD).await;
             writer.write_all(&[*byte]).await?;
@@ -374,5 +375,5 @@ async fn once(harm: &Harm, address: SocketAddr) -> Result<()> {
             }
         }
     };
-    says.await
+    run.await
 }

@@ -1,8 +1,8 @@
-//! What the image leaves of an RP2040's RAM.
+//! Checks how much of an RP2040's RAM the image leaves free.
 //!
-//! It has all that there is in one: a publisher, a consumer, the network stack, and a node with more
-//! of everything than two topics with two channels each, four clients and a store of 16 KiB. So what it
-//! leaves is more than such a node leaves.
+//! The image has everything: a publisher, a consumer, the network stack, and a node with larger
+//! tables than for two topics with two channels each, four clients and a store of 16 KiB. So such a
+//! node leaves more RAM free than the image.
 
 use std::path::Path;
 
@@ -11,16 +11,16 @@ use anyhow::{Result, ensure};
 use crate::boards;
 use crate::sizes::image::Image;
 
-/// What an RP2040 has, in bytes.
+/// Bytes of RAM of an RP2040.
 const ALL: u64 = 264 * 1024;
 
-/// What is to be left at least, for the stack and for an application.
+/// The fewest bytes to leave for the stack and an application.
 const LEFT: u64 = 96 * 1024;
 
-/// What the variables of the module are called that makes the device an nsqd.
+/// Prefix of the variables of the module that makes the device an nsqd.
 const NODE: &str = "nanonsq_qemu::serve::";
 
-/// Gives what came of it in a few words.
+/// Checks the image; returns a short summary.
 pub(super) fn check(kernel: &Path) -> Result<String> {
     let (variables, _) = boards::ram(kernel)?;
     let image = Image::read(kernel)?;

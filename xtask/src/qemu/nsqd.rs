@@ -1,5 +1,5 @@
-//! The play in which the device is an nsqd itself: go-nsq, on this machine, finds it by a real
-//! nsqlookupd and consumes it through a forwarded port.
+//! The scenario in which the device is an nsqd: go-nsq on this machine finds it through a real
+//! nsqlookupd, and consumes from it through a forwarded port.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -16,10 +16,10 @@ use super::scenario::{HOST, LIMIT, READINGS, REPORTS, finish};
 use crate::judge::{exactly_once, expect};
 
 const CHANNEL: &str = "archive";
-/// What the consumer may have in flight: as much as a channel of the device's.
+/// The consumer's messages in flight; more than the device has room for in a channel.
 const IN_FLIGHT: u32 = 100;
 
-/// Gives what came of it in a few words.
+/// Runs the scenario; returns a short summary.
 pub(super) async fn play(
     peers: &Peers,
     kernel: &Path,
@@ -41,7 +41,7 @@ pub(super) async fn play(
         ("broadcast-tcp-port", tcp.address().port().to_string()),
         ("broadcast-http-port", http.address().port().to_string()),
         ("readings", readings.to_string()),
-        // As fast as it is consumed, with reports all the while.
+        // As fast as they are consumed, with reports at the same time.
         ("period-ms", "0".to_owned()),
         ("report-ms", "1000".to_owned()),
     ];
@@ -58,22 +58,22 @@ pub(super) async fn play(
     });
     exactly_once(&numbers.collect::<Result<Vec<_>>>()?, readings)?;
     println!("    > {}\n    > ... {} more ...", bodies[0], bodies.len() - 1);
-    // nsq_tail leaves without answering the last one: that comes again.
+    // nsq_tail ends without answers to its last messages: these are delivered again.
     let until = Until::quiet_for(Duration::from_millis(500));
     let again = consume_all(tcp.address(), READINGS, CHANNEL, until).await?.texts();
     ensure!(again.iter().all(|body| bodies.contains(body)), "{again:?}");
-    // It ends when all that it has is consumed.
+    // The device ends once all its messages are consumed.
     let until = Until::quiet_for(Duration::from_millis(1500));
     let reports = consume_all(tcp.address(), REPORTS, CHANNEL, until).await?.texts();
     let last: Value = serde_json::from_str(reports.last().context("no report")?)?;
     ensure!(last["readings"] == readings, "{last}");
-    let said = finish(&mut device, LIMIT).await?;
-    expect(&said, "accepted", u64::from(readings) + reports.len() as u64..=u64::MAX)?;
-    expect(&said, "timed_out", 0..=0)?;
+    let counts = finish(&mut device, LIMIT).await?;
+    expect(&counts, "accepted", u64::from(readings) + reports.len() as u64..=u64::MAX)?;
+    expect(&counts, "timed_out", 0..=0)?;
     let left = lookupd.lookup(READINGS).await;
     ensure!(left.is_empty(), "{READINGS} is still at {left:?}");
 
-    // The same from an nsqd on this machine, which has all of them from the beginning.
+    // For comparison, the same from an nsqd on this machine, which has all messages at the start.
     let options = ServerOptions::new().lookupd(lookupd.tcp_address());
     let nsqd = Nsqd::start(peers, options.flag("--broadcast-address=127.0.0.1")).await;
     let lines = bodies.join("\n");
@@ -90,7 +90,7 @@ pub(super) async fn play(
     ))
 }
 
-/// Has go-nsq consume so many messages of whom nsqlookupd lists; how long that took.
+/// Consumes `count` messages with go-nsq from the listed nodes; returns them, and the time taken.
 async fn drain(
     peers: &Peers,
     lookupd: &Nsqlookupd,

@@ -1,16 +1,16 @@
-//! Where a firmware can panic.
+//! Finds the places where a firmware can panic.
 //!
-//! Two searches of the linked image, for the two kinds of panics that a source can cause:
+//! Two searches of the linked image find the two kinds of panics that a source can cause:
 //!
-//! - Most tell where their *caller* is: an index, an `unwrap`, a borrow, a slice. Each such place
-//!   is a `core::panic::Location` in the image, which points to the name of a file; the linker
-//!   keeps it exactly as long as the code that passes it.
-//! - Some are inside of a function of the standard library and tell where that is. These are found
-//!   by the branches to whatever panics: whose source the branch comes from, through all that was
-//!   inlined, is in the debug information.
+//! - Most panics report the place of their *caller*: an index, an `unwrap`, a borrow, a slice. Each
+//!   such place is a `core::panic::Location` in the image, which points to the name of a file; the
+//!   linker keeps it exactly as long as the code that passes it.
+//! - Some panics report a place inside the standard library. These are found by the branches to
+//!   panicking functions: the debug information has the source of each branch, through all inlined
+//!   functions.
 //!
-//! A call through a pointer is not followed. An image in which neither search finds what is known
-//! to be there fails as well: the search would be blind.
+//! Calls through pointers are not followed. If a search does not find a panic that is known to be
+//! there, the check fails: the search would be blind.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -22,13 +22,13 @@ use object::{Object, ObjectSection, ObjectSymbol, SectionKind, SymbolKind};
 
 use crate::project;
 
-/// The file of the firmware's own panic, as cargo names it to the compiler.
+/// The file of the firmware's own panic, with the path that cargo passes to the compiler.
 const KNOWN: &str = "src/host.rs";
-/// Where every panic ends.
+/// The function in which every panic ends.
 const HANDLER: &str = "rust_begin_unwind";
-/// Functions of the standard library that panic in the name of their caller: their panics are
-/// found by their place.
-const TELLS_CALLER: [&str; 7] = [
+/// Functions of the standard library that report the place of their caller: their panics are found
+/// by the place.
+const AT_CALLER: [&str; 7] = [
     "core::panicking::",
     "core::cell::panic_already",
     "core::option::",
@@ -37,11 +37,12 @@ const TELLS_CALLER: [&str; 7] = [
     "core::slice::index::slice_",
     "core::str::slice_error_fail",
 ];
-/// What the standard library does to itself in functions that have no other way: it indexes, within
-/// bounds that it has checked, and the compiler does not see it.
+/// Functions of the standard library that index within bounds that they have checked, which the
+/// compiler cannot prove, and that have no alternative.
 const WITHIN_BOUNDS: [&str; 1] = ["<core::net::parser::Parser>::"];
 
-/// Nothing of the library panics. Says how much was looked at, or what there is.
+/// Checks that nothing of the library can panic. Returns a short summary; the error lists the
+/// panics.
 pub(crate) fn check(image: &Path) -> Result<String> {
     let root = project::root();
     let library = Library([root.join("core/src"), root.join("adapters/embassy/src")]);
@@ -71,7 +72,7 @@ pub(crate) fn check(image: &Path) -> Result<String> {
     bail!("the library can panic in {}\n{}", image.display(), found.join("\n"))
 }
 
-/// The sources that must not panic.
+/// The directories of sources that must not panic.
 struct Library([PathBuf; 2]);
 
 impl Library {
@@ -80,7 +81,7 @@ impl Library {
     }
 }
 
-/// A place in a source file, from 1.
+/// A place in a source file; line and column begin with 1.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Place {
     file: String,
@@ -89,11 +90,11 @@ struct Place {
 }
 
 impl Place {
-    /// Whether it is the whole body of an async function or block of `source`. The compiler puts
-    /// one panic there, `async fn resumed after completion`, and no code of ours can put another:
-    /// a body is not an operand of anything. It says that somebody polled a future that had ended,
+    /// Returns whether the place is the whole body of an async function or block of `source`. The
+    /// compiler puts one panic there, `async fn resumed after completion`, and our code cannot put
+    /// another, since a body is not an operand. It means that a future was polled after its end,
     /// which the contract of `Future` forbids; `.await`, the executor and the combinators that are
-    /// used here never do.
+    /// used here never do that.
     fn is_async_body(&self, source: &str) -> bool {
         let line_start: usize =
             source.split_inclusive('\n').take(self.line as usize - 1).map(str::len).sum();
@@ -104,7 +105,7 @@ impl Place {
         if after.starts_with("async ") {
             return after.starts_with("async {") || after.starts_with("async move {");
         }
-        // Back to the end of the item before: all that is in between is the function's head.
+        // The text after the end of the previous item is the function's head.
         let head = before.rfind([';', '{', '}']).map_or(before, |end| &before[end + 1..]);
         after.starts_with('{') && head.contains("async fn ")
     }
@@ -116,7 +117,7 @@ impl std::fmt::Display for Place {
     }
 }
 
-/// All places that the image knows.
+/// Returns all places in the image.
 fn places(image: &Path) -> Result<BTreeSet<Place>> {
     let bytes = fs::read(image).with_context(|| format!("cannot read {}", image.display()))?;
     let file = object::File::parse(&*bytes)?;
@@ -156,26 +157,26 @@ fn places(image: &Path) -> Result<BTreeSet<Place>> {
     Ok(places)
 }
 
-/// A branch out of a source file into a function of the standard library that panics, or can.
+/// A branch from a source file to a function of the standard library that can panic.
 #[derive(Debug)]
 struct Branch {
-    /// Functions and files, from the innermost that was inlined outwards.
+    /// Functions and files, from the innermost inlined function outwards.
     frames: Vec<(String, String)>,
     callee: String,
 }
 
 impl Branch {
-    /// Whether the panic is for `library` to answer for, and not found by its place.
+    /// Returns whether `library` causes the panic, and the panic is not found by its place.
     fn blames(&self, library: &Library) -> bool {
         let inlined = self.frames.iter().take_while(|(_, file)| is_std(file)).count();
         let blamed = self.frames.get(inlined).is_some_and(|(_, file)| library.has(file));
-        let told = inlined == 0 && TELLS_CALLER.iter().any(|name| self.callee.starts_with(name));
+        let by_place = inlined == 0 && AT_CALLER.iter().any(|name| self.callee.starts_with(name));
         let within_bounds = self
             .frames
             .iter()
             .take(inlined)
             .any(|(function, _)| WITHIN_BOUNDS.iter().any(|name| function.starts_with(name)));
-        blamed && !told && !within_bounds
+        blamed && !by_place && !within_bounds
     }
 }
 
@@ -189,12 +190,12 @@ impl std::fmt::Display for Branch {
     }
 }
 
-/// All branches by which the rest of the image gets into what panics of the standard library.
+/// Returns all branches from the rest of the image to panicking functions of the standard library.
 fn branches(image: &Path) -> Result<Vec<Branch>> {
     let bytes = fs::read(image)?;
     let file = object::File::parse(&*bytes)?;
     let mut functions = BTreeMap::new();
-    // `$t` and `$d`: from there on is Thumb code, or data.
+    // `$t` and `$d` mark the start of Thumb code and of data.
     let mut marks = BTreeMap::new();
     for symbol in file.symbols() {
         let (name, address) = (symbol.name().unwrap_or_default(), symbol.address() & !1);
@@ -209,7 +210,7 @@ fn branches(image: &Path) -> Result<Vec<Branch>> {
     }
     let text = file.section_by_name(".text").context("no .text in the image")?;
     let (start, code) = (text.address(), text.data()?);
-    // Who branches to the start of a function, and from where.
+    // For each function, the addresses of branches to its start.
     let mut callers: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
     for (&from, _) in marks.iter().filter(|&(_, &is_code)| is_code) {
         let end = marks.range(from + 1..).next().map_or(u64::MAX, |(&end, _)| end);
@@ -223,7 +224,7 @@ fn branches(image: &Path) -> Result<Vec<Branch>> {
             }
         }
     }
-    // Release profiles have it in the image, uncompressed.
+    // Release profiles keep the debug information in the image, uncompressed.
     let dwarf = gimli::Dwarf::load(|section| {
         let section = file.section_by_name(section.name());
         let data = section.and_then(|section| section.data().ok()).unwrap_or_default();
@@ -252,7 +253,7 @@ fn branches(image: &Path) -> Result<Vec<Branch>> {
 
 type DebugInfo<'a> = addr2line::Context<EndianSlice<'a, LittleEndian>>;
 
-/// The functions that the code at an address is of.
+/// Returns the functions of the code at an address, from the innermost inlined one outwards.
 fn frames(debug: &DebugInfo<'_>, address: u64) -> Result<Vec<(String, String)>> {
     let mut found = debug.find_frames(address).skip_all_loads()?;
     let mut frames = Vec::new();
@@ -264,13 +265,13 @@ fn frames(debug: &DebugInfo<'_>, address: u64) -> Result<Vec<(String, String)>> 
     Ok(frames)
 }
 
-/// Whether a file is of the standard library: its own source, or what rustup's was built from.
+/// Returns whether a file is of the standard library, installed or as rustup's build names it.
 fn is_std(file: &str) -> bool {
     file.contains("/library/core/src/") || file.contains("/library/alloc/src/")
 }
 
-/// Where in Thumb code a branch is, and how far it goes from there. Enough of the instruction set
-/// for that: whether an instruction has 16 bits or 32, and those that branch with and without link.
+/// Returns the offsets of branches in Thumb code, and their distances. Decodes only the length of
+/// instructions, and direct branches with and without link.
 fn thumb_branches(code: &[u8]) -> Vec<(u64, i64)> {
     let half =
         |at: usize| Some(u32::from(u16::from_le_bytes([*code.get(at)?, *code.get(at + 1)?])));
@@ -317,7 +318,7 @@ mod tests {
 
     #[test]
     fn branches_are_decoded() {
-        // As llvm-objdump has them: nop; bl +56728; b.w -8; beq -10; b -12; bne.w +4096; ldr r0.
+        // As llvm-objdump prints: nop; bl +56728; b.w -8; beq -10; b -12; bne.w +4096; ldr r0.
         let code = [
             0x00, 0xBF, 0x0D, 0xF0, 0xCC, 0xFE, 0xFF, 0xF7, 0xFC, 0xBF, 0xFB, 0xD0, 0xFA, 0xE7,
             0x41, 0xF0, 0x00, 0x80, 0x0C, 0x48,

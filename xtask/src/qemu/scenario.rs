@@ -1,4 +1,4 @@
-//! What happens to a device, and what must come of it.
+//! The scenarios of a device that publishes, and their checks.
 
 mod command;
 
@@ -22,13 +22,13 @@ pub(super) const READINGS: &str = "readings";
 const SECOND: &str = "more-readings";
 pub(super) const REPORTS: &str = "reports";
 const REPLIES: &str = "replies";
-/// nsqd keeps none of its messages, only counts them.
+/// An ephemeral topic without a channel: nsqd counts its messages and keeps none.
 const FLOOD: &str = "flood#ephemeral";
-/// The host as the device sees it.
+/// The host's address in the device's network.
 pub(super) const HOST: &str = "10.0.2.2";
-/// For what takes no time, on a machine that is busy.
+/// Time limit for events that should happen at once, on a busy machine.
 pub(super) const LIMIT: Duration = Duration::from_secs(60);
-/// A device that takes 15 s, and has a heartbeat each second.
+/// Settings of a device that runs for 15 s, with a heartbeat each second.
 const SLOW: [(&str, u64); 4] = [
     ("readings", SLOW_READINGS as u64),
     ("period-ms", 10),
@@ -36,14 +36,14 @@ const SLOW: [(&str, u64); 4] = [
     ("heartbeat-ms", 1000),
 ];
 const SLOW_READINGS: u32 = 1500;
-/// A node is listed again so soon after its nsqlookupd is back.
+/// Time limit for a node to be listed again after a restart of its nsqlookupd.
 const LISTED: Duration = Duration::from_secs(2);
-/// nsqlookupd hears a PING each 15 s.
+/// Time limit between PINGs, which nsqlookupd receives each 15 s.
 const PING_LIMIT: Duration = Duration::from_secs(18);
-/// What is sampled while a device runs, is sampled so often.
+/// Time between two samples while a device runs.
 const SAMPLE: Duration = Duration::from_millis(250);
 
-/// The servers, and what they play with.
+/// The servers and the firmware of a scenario.
 pub(crate) struct Stage<'s> {
     kernel: &'s Path,
     defmt: bool,
@@ -63,7 +63,7 @@ impl<'s> Stage<'s> {
             scenario,
             Scenario::Restarts | Scenario::Hurry | Scenario::Unplugged | Scenario::Silence
         ) {
-            // Through files alone the order of arrival is kept.
+            // Only nsqd's file queue keeps the order of arrival.
             options = options.flag("--mem-queue-size=0");
         }
         let lookupds = [
@@ -71,7 +71,7 @@ impl<'s> Stage<'s> {
             Nsqlookupd::start(peers, ServerOptions::new()).await,
         ];
         if matches!(scenario, Scenario::Command) {
-            // The device finds it there.
+            // The address at which the device reaches nsqd.
             options = options.flag(format!("--broadcast-address={HOST}"));
             for lookupd in &lookupds {
                 options = options.lookupd(lookupd.tcp_address());
@@ -87,7 +87,7 @@ impl<'s> Stage<'s> {
         Self { kernel, defmt, lookupds, nsqd }
     }
 
-    /// Boots a device that publishes here, with these settings beside.
+    /// Boots a device that publishes to the nsqd, with further settings.
     fn boot(
         &self,
         settings: &[(&'static str, u64)],
@@ -96,7 +96,7 @@ impl<'s> Stage<'s> {
         self.boot_for(self.nsqd.tcp_address(), settings, texts)
     }
 
-    /// Boots a device that finds nsqd there.
+    /// Boots a device that publishes to an nsqd at the address `nsqd`.
     fn boot_for(
         &self,
         nsqd: SocketAddr,
@@ -110,14 +110,14 @@ impl<'s> Stage<'s> {
         let mut args = vec![
             ("nsqds", at_host(nsqd.port())),
             ("lookupds", lookupds.join(",")),
-            // Where consumers find what it publishes.
+            // The address at which consumers find its messages.
             ("broadcast", self.nsqd.tcp_address().ip().to_string()),
             ("broadcast-tcp-port", self.nsqd.tcp_address().port().to_string()),
             ("broadcast-http-port", self.nsqd.http_address().port().to_string()),
             ("seed", nanos.to_string()),
         ];
         args.extend(settings.iter().map(|&(key, number)| (key, number.to_string())));
-        // Other plays are about publishing.
+        // All other scenarios only publish.
         if !texts.iter().any(|(key, _)| *key == "commands") {
             args.push(("commands", String::new()));
         }
@@ -138,11 +138,11 @@ impl<'s> Stage<'s> {
     }
 
     pub(crate) async fn restarts(&mut self, readings: u32) -> Result<String> {
-        // A reading each millisecond leaves time for what happens.
+        // With one reading each millisecond, the restarts happen while it publishes.
         let pause = Duration::from_millis(u64::from(readings) / 8);
         let mut device = self
             .boot(&[("readings", readings.into()), ("period-ms", 1), ("report-ms", 1000)], &[])?;
-        device.says("nsqd 0: connected", device.booted(), LIMIT).await?;
+        device.wait_for("nsqd 0: connected", device.booted(), LIMIT).await?;
         let mut took = Duration::ZERO;
         for round in 1..=5 {
             sleep(pause).await;
@@ -178,7 +178,7 @@ impl<'s> Stage<'s> {
     pub(crate) async fn hurry(&mut self) -> Result<String> {
         let mut device =
             self.boot(&[("duration-ms", 5000), ("period-ms", 0), ("report-ms", 1000)], &[])?;
-        device.says("nsqd 0: connected", device.booted(), LIMIT).await?;
+        device.wait_for("nsqd 0: connected", device.booted(), LIMIT).await?;
         for round in 1..=5 {
             sleep(Duration::from_millis(700)).await;
             println!("stopping and restarting nsqd, {round} of 5");
@@ -195,30 +195,30 @@ impl<'s> Stage<'s> {
 
     pub(crate) async fn unplugged(&mut self) -> Result<String> {
         let device = self.boot(&SLOW, &[])?;
-        device.says("nsqd 0: connected", device.booted(), LIMIT).await?;
+        device.wait_for("nsqd 0: connected", device.booted(), LIMIT).await?;
         sleep(Duration::from_secs(3)).await;
         println!("pulling the cable");
         let pulled = Instant::now();
         device.set_cable(false)?;
-        // Its Ethernet tells.
-        let noticed = device.says("nsqd 0: ", pulled, Duration::from_secs(2)).await?;
+        // The Ethernet driver reports the lost link.
+        let noticed = device.wait_for("nsqd 0: ", pulled, Duration::from_secs(2)).await?;
         self.outage(device, pulled, noticed, |device| device.set_cable(true)).await
     }
 
     pub(crate) async fn silence(&mut self) -> Result<String> {
         let device = self.boot(&SLOW, &[])?;
-        device.says("nsqd 0: connected", device.booted(), LIMIT).await?;
+        device.wait_for("nsqd 0: connected", device.booted(), LIMIT).await?;
         sleep(Duration::from_secs(3)).await;
         println!("holding back all frames");
         let silent = Instant::now();
         device.hold_frames(true)?;
-        // Two heartbeats are missing; another second goes to closing.
-        let noticed = device.says("nsqd 0: ", silent, Duration::from_millis(4500)).await?;
-        ensure!(noticed.at - silent > Duration::from_secs(1), "something else told it");
+        // Two missed heartbeats, and another second for the close.
+        let noticed = device.wait_for("nsqd 0: ", silent, Duration::from_millis(4500)).await?;
+        ensure!(noticed.at - silent > Duration::from_secs(1), "not noticed by missed heartbeats");
         self.outage(device, silent, noticed, |device| device.hold_frames(false)).await
     }
 
-    /// The second half of a play in which the device has noticed that the network is gone.
+    /// The second half of a scenario in which the device has noticed an outage of the network.
     async fn outage(
         &mut self,
         mut device: Device,
@@ -229,10 +229,10 @@ impl<'s> Stage<'s> {
         let noticed = noticed.at - gone;
         println!("noticed after {noticed:?}");
         sleep(Duration::from_secs(5).saturating_sub(gone.elapsed())).await;
-        println!("all is well again");
+        println!("ending the outage");
         let back = Instant::now();
         bring_back(&device)?;
-        let connected = device.says("nsqd 0: connected", back, Duration::from_secs(15)).await?;
+        let connected = device.wait_for("nsqd 0: connected", back, Duration::from_secs(15)).await?;
         let connected = connected.at - back;
         println!("connected after {connected:?}");
         let numbers = finish(&mut device, LIMIT).await?;
@@ -249,9 +249,9 @@ impl<'s> Stage<'s> {
     }
 
     pub(crate) async fn crowd(&mut self) -> Result<String> {
-        // So far away that the outbox is full all the time: messages of two topics take turns, so
-        // each is a command of its own, and only a few of these may be under way. What the device
-        // says is recorded.
+        // The delay keeps the outbox full: messages of two topics alternate, so each is a command
+        // of its own, and only a few commands may be in flight. The proxy records the device's
+        // bytes.
         let proxy = Proxy::start(self.nsqd.tcp_address()).await;
         proxy.set_delay(Duration::from_millis(20));
         proxy.set_recording(true);
@@ -265,7 +265,7 @@ impl<'s> Stage<'s> {
             ],
             &[("second", SECOND)],
         )?;
-        device.says("nsqd 0: connected", device.booted(), LIMIT).await?;
+        device.wait_for("nsqd 0: connected", device.booted(), LIMIT).await?;
         let (mut nops, mut since, mut longest) = (0, Instant::now(), Duration::ZERO);
         while device.runs()? {
             sleep(SAMPLE).await;
@@ -279,9 +279,9 @@ impl<'s> Stage<'s> {
         let numbers = finish(&mut device, LIMIT).await?;
         println!("{nops} heartbeats answered, never longer than {longest:?} apart");
         expect(&numbers, "connections", 1..=1)?;
-        // The reports that found the outbox full.
+        // Reports for which the outbox had no room.
         expect(&numbers, "refused", 100..=u64::MAX)?;
-        // One each second, and the last may have come at the end.
+        // One each second, except perhaps in the first and the last.
         let seconds = numbers["uptime_ms"] / 1000;
         expect(&numbers, "heartbeats", seconds - 2..=seconds)?;
         ensure!(nops + 1 >= numbers["heartbeats"], "{nops} heartbeats answered");
@@ -309,14 +309,14 @@ impl<'s> Stage<'s> {
         let numbers = finish(&mut device, LIMIT).await?;
         expect(&numbers, "connections", 1..=1)?;
         expect(&numbers, "failures", 0..=0)?;
-        // One every 30 s, and time for it to arrive.
+        // One every 30 s, with some tolerance.
         let heartbeats = (duration.as_secs() / 30).saturating_sub(1);
         expect(&numbers, "heartbeats", heartbeats..=heartbeats + 1)?;
         let per_minute = |name: &str| {
             let number = numbers.get(name).copied().unwrap_or_default();
             number as f64 * 60.0 / duration.as_secs_f64()
         };
-        // Some at the start, and one now and then.
+        // Some at the start, then at most one a second.
         expect(&numbers, "wakeups", 1..=100 + duration.as_secs())?;
         self.check_counts(&numbers, &[READINGS, REPORTS]).await?;
         Ok(format!(
@@ -341,7 +341,7 @@ impl<'s> Stage<'s> {
         Ok(format!("{rate:.0} messages a second for {duration:?}, all counted by nsqd"))
     }
 
-    /// Waits until the device has ended; both nsqlookupds hear of it all the time.
+    /// Waits until the device has ended, and checks that both nsqlookupds receive its PINGs.
     async fn soak(&self, device: &mut Device) -> Result<()> {
         while device.runs()? {
             sleep(SAMPLE).await;
@@ -350,7 +350,7 @@ impl<'s> Stage<'s> {
         Ok(())
     }
 
-    /// No nsqlookupd waits for a PING.
+    /// Checks that the last PING at each nsqlookupd is recent.
     async fn check_pings(&self) -> Result<()> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH)?;
         for lookupd in &self.lookupds {
@@ -367,7 +367,7 @@ impl<'s> Stage<'s> {
         Ok(())
     }
 
-    /// The numbers of the readings in nsqd, in the order of their arrival.
+    /// Returns the numbers of the readings in nsqd, in the order of their arrival.
     async fn arrived(&self, topic: &str, readings: u32) -> Result<Vec<u32>> {
         let until =
             Until::distinct(readings as usize).linger(Duration::from_millis(500)).limit(LIMIT);
@@ -400,14 +400,14 @@ impl<'s> Stage<'s> {
         Ok(())
     }
 
-    /// Both nsqlookupds were told of both topics, and then that they are gone.
+    /// Checks that the topics were registered with both nsqlookupds, and unregistered.
     async fn check_registered(&self) -> Result<()> {
         for lookupd in &self.lookupds {
             let log = lookupd.log();
             for topic in [READINGS, REPORTS, REPLIES] {
                 for command in ["REGISTER", "UNREGISTER"] {
-                    let said = format!(" {command} category:topic key:{topic} ");
-                    ensure!(log.contains(&said), "no{said}in the log of nsqlookupd:\n{log}");
+                    let line = format!(" {command} category:topic key:{topic} ");
+                    ensure!(log.contains(&line), "no{line}in the log of nsqlookupd:\n{log}");
                 }
                 let listed = lookupd.lookup(topic).await;
                 ensure!(listed.is_empty(), "{topic} is still at {listed:?}");
@@ -416,7 +416,7 @@ impl<'s> Stage<'s> {
         Ok(())
     }
 
-    /// Waits until an nsqlookupd lists the device; how long after `since` that was.
+    /// Waits until an nsqlookupd lists the device; returns the time since `since`.
     async fn listed(&self, index: usize, since: Instant) -> Result<Duration> {
         let producer = self.nsqd.tcp_address().to_string();
         loop {
@@ -428,7 +428,7 @@ impl<'s> Stage<'s> {
         }
     }
 
-    /// nsqd counted what the device says that it acknowledged.
+    /// Checks that nsqd counted as many messages as the device reports as acknowledged.
     async fn check_counts(&self, numbers: &BTreeMap<String, u64>, topics: &[&str]) -> Result<()> {
         let mut counted = 0;
         for topic in topics {
@@ -441,7 +441,7 @@ impl<'s> Stage<'s> {
     }
 }
 
-/// Waits for the device's end, which must be a good one; gives its numbers.
+/// Waits until the device has ended successfully; returns its numbers.
 pub(super) async fn finish(device: &mut Device, limit: Duration) -> Result<BTreeMap<String, u64>> {
     let status = device.end(limit).await?;
     ensure!(status.success(), "the device ended with {status}");
@@ -452,7 +452,7 @@ pub(super) async fn finish(device: &mut Device, limit: Duration) -> Result<BTree
     Ok(numbers)
 }
 
-/// How many heartbeats the server was answered.
+/// Returns the number of heartbeats that the device answered.
 fn nops_of(proxy: &Proxy) -> Result<u64> {
     let bytes = proxy.client_bytes();
     let first = bytes.first().context("nothing was recorded")?;

@@ -1,4 +1,4 @@
-//! An emulated board, and its console.
+//! An emulated board and its console.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
@@ -16,36 +16,36 @@ use tokio::time::sleep;
 use super::LIMIT;
 
 const POLL: Duration = Duration::from_millis(5);
-/// What the console writes before it waits for a line.
+/// The prompt of the console.
 const PROMPT: &str = "> ";
 
-/// What the README says of the LED, as changes in two seconds.
+/// The LED's patterns of `docs/src/boards.md`, as numbers of changes in two seconds.
 pub(crate) const LED_ON: RangeInclusive<u64> = 0..=0;
 pub(crate) const LED_ONE_FLASH: RangeInclusive<u64> = 3..=5;
 pub(crate) const LED_TWO_FLASHES: RangeInclusive<u64> = 7..=9;
 pub(crate) const LED_FIVE_FLASHES: RangeInclusive<u64> = 17..=23;
 
-/// A board that runs. Dropping it pulls the plug for good.
+/// A running board, killed on drop.
 pub(crate) struct Device {
     node: Child,
     input: ChildStdin,
     seen: Arc<Mutex<Seen>>,
 }
 
-/// What came from it so far.
+/// The output of the emulator so far.
 #[derive(Default)]
 struct Seen {
-    /// Lines of its serial port, and when they got here.
+    /// Lines of the serial port, and the times at which they arrived.
     lines: Vec<(Instant, String)>,
-    /// The line that has no end yet.
+    /// The unfinished line.
     partial: String,
-    /// Answers of the emulator itself.
+    /// Messages of the emulator itself.
     messages: Vec<Value>,
     ended: bool,
 }
 
 impl Device {
-    /// Switches it on, with nothing in its flash but the image. `args` are the emulator's.
+    /// Boots a board with only the image in its flash. `args` are those of the emulator.
     pub(crate) fn boot(emulator: &Path, image: &Path, seed: u64, args: &[String]) -> Result<Self> {
         let mut command = Command::new("node");
         command.arg(emulator.join("main.mjs")).arg(image).args(["--json", "--seed"]);
@@ -71,15 +71,15 @@ impl Device {
 
     /// Types a line on the console.
     pub(crate) fn type_line(&mut self, line: &str) -> Result<()> {
-        self.tell(&format!("type {line}"))
+        self.control(&format!("type {line}"))
     }
 
-    /// Has the emulator do something: its commands are in main.mjs.
-    pub(crate) fn tell(&mut self, command: &str) -> Result<()> {
+    /// Sends a command to the emulator: see main.mjs.
+    pub(crate) fn control(&mut self, command: &str) -> Result<()> {
         writeln!(self.input, "{command}").context("the emulator is gone")
     }
 
-    /// Types a line and waits for the answer, up to the next prompt.
+    /// Types a line and returns the answer, up to the next prompt.
     pub(crate) async fn ask(&mut self, line: &str) -> Result<String> {
         let (from, at) = {
             let seen = lock(&self.seen);
@@ -103,8 +103,8 @@ impl Device {
         }
     }
 
-    /// Waits for a line with `text` in it that came after `since`; when that was, and the line.
-    pub(crate) async fn says(&self, text: &str, since: Instant) -> Result<(Instant, String)> {
+    /// Waits for a line of the serial port with `text`, from `since` on; returns its time as well.
+    pub(crate) async fn wait_for(&self, text: &str, since: Instant) -> Result<(Instant, String)> {
         let waiting = Instant::now();
         loop {
             let found = lock(&self.seen)
@@ -115,14 +115,14 @@ impl Device {
             if let Some(found) = found {
                 return Ok(found);
             }
-            self.check(waiting, || format!("the board did not say {text:?}"))?;
+            self.check(waiting, || format!("the board did not print {text:?}"))?;
             sleep(POLL).await;
         }
     }
 
-    /// Waits until it has started, has a terminal and is ready for a line.
+    /// Waits until the board has started and its console shows the prompt.
     pub(crate) async fn ready(&self, since: Instant) -> Result<()> {
-        self.says("`help` lists the commands", since).await?;
+        self.wait_for("`help` lists the commands", since).await?;
         loop {
             if lock(&self.seen).partial == PROMPT {
                 return Ok(());
@@ -132,7 +132,7 @@ impl Device {
         }
     }
 
-    /// Why it stopped, each time so far: `reset: watchdog`.
+    /// Returns the stops of the board so far, with their reasons: `reset: watchdog`.
     pub(crate) fn stops(&self) -> Vec<String> {
         let seen = lock(&self.seen);
         let stops = seen.messages.iter().filter_map(|message| {
@@ -142,20 +142,20 @@ impl Device {
         stops.collect()
     }
 
-    /// The numbers that `stats` says.
+    /// Returns the numbers of the console's `stats`.
     pub(crate) async fn numbers(&mut self) -> Result<BTreeMap<String, u64>> {
-        let said = self.ask("stats").await?;
-        let numbers = said.split_whitespace().filter_map(|word| {
+        let answer = self.ask("stats").await?;
+        let numbers = answer.split_whitespace().filter_map(|word| {
             let (name, number) = word.split_once('=')?;
             Some((name.to_owned(), number.parse().ok()?))
         });
         Ok(numbers.collect())
     }
 
-    /// The emulator's own numbers.
+    /// Returns the counts of the emulator itself.
     pub(crate) async fn counts(&mut self) -> Result<Value> {
         let before = lock(&self.seen).messages.len();
-        self.tell("stats")?;
+        self.control("stats")?;
         let since = Instant::now();
         loop {
             let found = lock(&self.seen).messages[before..]
@@ -170,14 +170,13 @@ impl Device {
         }
     }
 
-    /// Waits until the LED says this: whether it may be on when it does not change, and how often
-    /// it changes in two seconds.
+    /// Waits until the LED changes this often in two seconds; with [`LED_ON`] it must be on.
     pub(crate) async fn led(&mut self, changes: RangeInclusive<u64>) -> Result<()> {
         let since = Instant::now();
         loop {
             let led = &self.counts().await?["led"];
             let is_right = led["changes"].as_u64().is_some_and(|count| changes.contains(&count));
-            // On all the time, if it does not change.
+            // Without changes, it must be on.
             if is_right && (changes != LED_ON || led["isOn"] == true) {
                 return Ok(());
             }
@@ -186,7 +185,7 @@ impl Device {
         }
     }
 
-    /// Fails if there is no use in waiting any longer.
+    /// Fails if the emulator has ended or the time limit since `since` is over.
     fn check(&self, since: Instant, what: impl Fn() -> String) -> Result<()> {
         if lock(&self.seen).ended {
             bail!("{}: the emulator has ended", what());
@@ -209,7 +208,7 @@ impl Seen {
             if message["stats"].is_null() {
                 println!("    = {message}");
             }
-            // A line that a reset cut off has no end any more.
+            // A reset has cut the unfinished line.
             if message["stopped"].is_string() && !self.partial.is_empty() {
                 self.end_line();
             }
@@ -222,7 +221,7 @@ impl Seen {
                 '\r' => {}
                 c => self.partial.push(c),
             }
-            // What stood in the line was erased.
+            // The terminal has erased the line.
             if self.partial.ends_with("\x1b[K") {
                 self.partial.clear();
             }

@@ -1,5 +1,5 @@
-//! The board is an nsqd itself: go-nsq, on this machine, finds it by real nsqlookupds and consumes
-//! it through a forwarded port.
+//! The scenario in which the board is an nsqd: go-nsq on this machine finds it through real
+//! nsqlookupds, and consumes from it through a forwarded port.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -14,7 +14,7 @@ use super::{LIMIT, scenario};
 use crate::judge::{exactly_once, expect};
 
 const CHANNEL: &str = "archive";
-/// A channel of the board's has room for so many messages in flight.
+/// The consumer's messages in flight; more than the board has room for in a channel.
 const IN_FLIGHT: u32 = 100;
 
 impl Stage<'_> {
@@ -71,15 +71,15 @@ impl Stage<'_> {
         });
         exactly_once(&numbers.collect::<Result<Vec<_>>>()?, readings)?;
         println!("    > {}\n    > ... {} more ...", bodies[0], bodies.len() - 1);
-        // nsq_tail leaves without answering what is in flight: that comes again, and nothing else.
+        // nsq_tail ends without answers to messages in flight: only these are delivered again.
         let until = Until::quiet_for(Duration::from_secs(1));
         let again = consume_all(tcp.address(), READINGS, CHANNEL, until).await?.texts();
         let known: BTreeSet<_> = bodies.iter().collect();
         let count = again.len();
-        ensure!((1..=IN_FLIGHT as usize).contains(&count), "{count} came again");
+        ensure!((1..=IN_FLIGHT as usize).contains(&count), "{count} delivered again");
         ensure!(again.iter().all(|body| known.contains(body)), "{again:?}");
 
-        // As nsqadmin and curl see it.
+        // The statistics over HTTP.
         let stats = http::get_json(http.address(), "/stats?format=json").await?;
         let topics = stats["topics"].as_array().context("no topics")?;
         let readings_topic = topics.iter().find(|topic| topic["topic_name"] == READINGS);
@@ -88,7 +88,7 @@ impl Stage<'_> {
         expect(&numbers, "accepted", u64::from(readings)..=u64::MAX)?;
         expect(&numbers, "finished", u64::from(readings)..=u64::MAX)?;
         expect(&numbers, "timed_out", 0..=0)?;
-        // It leaves properly: no consumer is sent there any more.
+        // A reboot unregisters the board first.
         device.type_line("reboot")?;
         let since = Instant::now();
         while !self.lookupds[0].lookup(READINGS).await.is_empty() {

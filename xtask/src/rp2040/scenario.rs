@@ -1,4 +1,4 @@
-//! What happens to a board, and what must come of it.
+//! The scenarios of a board, and their checks.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -18,18 +18,19 @@ pub(super) const READINGS: &str = "readings";
 pub(super) const REPORTS: &str = "reports";
 const REPLIES: &str = "replies";
 const COMMANDS: &str = "pico-commands";
-/// This machine as the board sees it.
+/// This machine's address in the board's network.
 pub(super) const HOST: &str = "10.0.2.2";
-/// The device's name without another: from the number of the emulated flash chip.
+/// The device's default name, with the number of the emulated flash chip.
 pub(super) const NAME: &str = "pico-12345678";
-/// How long publishing may take, twice as long as it takes on a machine that does nothing else.
+/// Time limit for publishing: twice the time on an idle machine.
 pub(super) const PUBLISHING: Duration = Duration::from_secs(150);
-/// A node is listed again so soon after its nsqlookupd is back: within its longest wait and a dial.
+/// Time limit for a node to be listed again after a restart of its nsqlookupd: its longest backoff
+/// and a dial.
 const LISTED: Duration = Duration::from_secs(10);
-/// What erasing a sector costs of the bytes that `cut` counts.
+/// Bytes that the emulator's `cut` counts for the erase of a sector.
 const SECTOR: u64 = 4096;
 
-/// The servers, and what they play with.
+/// The servers, the emulator and the image of a scenario.
 pub(crate) struct Stage<'s> {
     pub(super) emulator: &'s Path,
     pub(super) image: &'s Path,
@@ -47,7 +48,7 @@ impl<'s> Stage<'s> {
             Nsqlookupd::start(peers, ServerOptions::new()).await,
             Nsqlookupd::start(peers, ServerOptions::new()).await,
         ];
-        // Through files alone the order of arrival is kept.
+        // Only nsqd's file queue keeps the order of arrival.
         let options = ServerOptions::new().flag("--mem-queue-size=0");
         let nsqd = Nsqd::start(peers, options).await;
         let nanos = SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |at| at.subsec_nanos());
@@ -68,7 +69,7 @@ impl<'s> Stage<'s> {
         }
     }
 
-    /// A board as it comes out of the factory, with a terminal.
+    /// Boots a board without settings, with a terminal.
     async fn boot(&self) -> Result<Device> {
         let started = Instant::now();
         let device = Device::boot(self.emulator, self.image, self.seed, &[])?;
@@ -76,7 +77,7 @@ impl<'s> Stage<'s> {
         Ok(device)
     }
 
-    /// A board that was set up on its console for these servers, and then rebooted.
+    /// Boots a board, sets it up on its console for these servers, and reboots it.
     async fn boot_for(&self, settings: &[(&str, &str)]) -> Result<Device> {
         let mut device = self.boot().await?;
         let shown = device.ask("show").await?;
@@ -108,11 +109,11 @@ impl<'s> Stage<'s> {
         device.ready(since).await
     }
 
-    /// A board that publishes so many readings, once it is connected.
+    /// Boots a board that publishes `readings` readings, and waits until it is connected.
     async fn publishing(&self, readings: u32) -> Result<Device> {
         let count = readings.to_string();
         let device = self.boot_for(&[("interval", "10ms"), ("count", &count)]).await?;
-        device.says("nsqd 0: connected", self.started).await?;
+        device.wait_for("nsqd 0: connected", self.started).await?;
         Ok(device)
     }
 
@@ -127,15 +128,15 @@ impl<'s> Stage<'s> {
                 listed(lookupd, topic, &producer, LIMIT).await?;
             }
         }
-        // Frames longer than the driver has room for, and of a length that is none.
+        // Frames that are too long for the driver, and frames with an invalid length.
         for frame in
             ["frame 1518", "frame 4000", "garble 1", "frame 60", "garble 40000", "frame 60"]
         {
-            device.tell(frame)?;
+            device.control(frame)?;
         }
         device.led(LED_ON).await?;
         let numbers = self.finish(&mut device, readings).await?;
-        ensure!(device.stops() == ["reset: asked for"], "it stopped: {:?}", device.stops());
+        ensure!(device.stops() == ["reset: asked for"], "it has stopped: {:?}", device.stops());
         let arrived = self.arrived(readings).await?;
         exactly_once(&arrived, readings)?;
         expect(&numbers, "connections", 1..=1)?;
@@ -148,17 +149,17 @@ impl<'s> Stage<'s> {
         sleep(Duration::from_secs(2)).await;
         println!("pulling the cable");
         let pulled = Instant::now();
-        device.tell("cable out")?;
-        let (noticed, _) = device.says("nsqd 0: ", pulled).await?;
+        device.control("cable out")?;
+        let (noticed, _) = device.wait_for("nsqd 0: ", pulled).await?;
         device.led(LED_FIVE_FLASHES).await?;
-        // Longer than two heartbeats in any case.
+        // At least longer than two heartbeats.
         sleep(Duration::from_secs(4).saturating_sub(pulled.elapsed())).await;
         let stats = device.ask("stats").await?;
         ensure!(stats.contains("network    no link"), "{stats}");
-        println!("putting it in");
+        println!("plugging in the cable");
         let back = Instant::now();
-        device.tell("cable in")?;
-        let (connected, _) = device.says("nsqd 0: connected", back).await?;
+        device.control("cable in")?;
+        let (connected, _) = device.wait_for("nsqd 0: connected", back).await?;
         let (noticed, connected) = (noticed - pulled, connected - back);
         let duplicates = self.at_least_once(&mut device, readings, 2..=3).await?;
         Ok(format!(
@@ -179,7 +180,7 @@ impl<'s> Stage<'s> {
             sleep(Duration::from_millis(300)).await;
             let since = Instant::now();
             self.nsqd.start_again().await;
-            device.says("nsqd 0: connected", since).await?;
+            device.wait_for("nsqd 0: connected", since).await?;
             if round == 2 {
                 println!("killing and starting an nsqlookupd");
                 self.lookupds[1].kill().await;
@@ -201,7 +202,7 @@ impl<'s> Stage<'s> {
 
     pub(crate) async fn loss(&mut self, readings: u32) -> Result<String> {
         let mut device = self.publishing(readings).await?;
-        device.tell("loss 0.02")?;
+        device.control("loss 0.02")?;
         let duplicates = self.at_least_once(&mut device, readings, 1..=u64::MAX).await?;
         let counts = device.counts().await?;
         let lost = counts["lost"].as_u64().context("no count of frames")?;
@@ -228,7 +229,7 @@ impl<'s> Stage<'s> {
             random ^= random << 13;
             random ^= random >> 7;
             random ^= random << 17;
-            // While the sector is erased, while the record is written, or just after.
+            // During the erase, during the write of the record, or just after.
             let cut = match number % 3 {
                 0 => random % SECTOR,
                 1 => SECTOR + random % 64,
@@ -236,10 +237,10 @@ impl<'s> Stage<'s> {
             };
             println!("power is cut after {cut} bytes of flash");
             let (since, stops) = (Instant::now(), device.stops().len());
-            device.tell(&format!("cut {cut}"))?;
+            device.control(&format!("cut {cut}"))?;
             device.type_line("save")?;
-            // Either it is cut, or it was done by then.
-            let saved = device.says("saved; `reboot`", since);
+            // Either the power is cut first, or the save is done first.
+            let saved = device.wait_for("saved; `reboot`", since);
             let was_saved = tokio::select! {
                 saved = saved => saved.is_ok(),
                 cut = stopped(&device, stops) => {
@@ -248,7 +249,7 @@ impl<'s> Stage<'s> {
                 }
             };
             if was_saved {
-                device.tell("power")?;
+                device.control("power")?;
                 stopped(&device, stops).await?;
             }
             device.ready(since).await?;
@@ -267,7 +268,7 @@ impl<'s> Stage<'s> {
                 _ => bail!("neither the old settings nor the new: {shown}"),
             }
         }
-        // Nothing listens where it was told to publish.
+        // No nsqd listens at the address of the settings.
         device.led(LED_ONE_FLASH).await?;
         ensure!(olds > 0 && news > 0, "{olds} and {news}: cut too early or too late each time");
         Ok(format!("{cuts} cuts: the old settings {olds} times, the new ones {news} times"))
@@ -288,7 +289,7 @@ impl<'s> Stage<'s> {
             times.push(since.elapsed().as_secs());
             ensure!((stopped == "reset: watchdog") == (command == "stall"), "{stopped}");
             device.ready(since).await?;
-            device.says("nsqd 0: connected", since).await?;
+            device.wait_for("nsqd 0: connected", since).await?;
             let report = self.crash_report(number).await?;
             ensure!(report["device"] == NAME && report["crash"] == reason, "{report}");
             ensure!(report["text"].as_str().unwrap_or_default().ends_with(text), "{report}");
@@ -298,9 +299,9 @@ impl<'s> Stage<'s> {
         }
         println!("pushing the reset button");
         let since = Instant::now();
-        device.tell("reset")?;
+        device.control("reset")?;
         device.ready(since).await?;
-        device.says("nsqd 0: connected", since).await?;
+        device.wait_for("nsqd 0: connected", since).await?;
         let stats = device.ask("stats").await?;
         ensure!(stats.contains("crashed    not before this start"), "{stats}");
         ensure!(self.crash_reports().await?.len() == 4, "a reset is no crash");
@@ -311,7 +312,7 @@ impl<'s> Stage<'s> {
         ))
     }
 
-    /// The crash reports that arrived in nsqd so far.
+    /// Returns the crash reports that have arrived in nsqd so far.
     async fn crash_reports(&self) -> Result<Vec<Value>> {
         let until = Until::quiet_for(Duration::from_millis(300));
         let consumed = consume_all(self.nsqd.tcp_address(), REPORTS, "crashes", until).await?;
@@ -340,13 +341,13 @@ impl<'s> Stage<'s> {
     pub(crate) async fn command(&mut self) -> Result<String> {
         self.nsqd.create_topic(COMMANDS).await;
         let mut device = self.boot_for(&[("commands", COMMANDS), ("interval", "1h")]).await?;
-        device.says("commands 0: subscribed", self.started).await?;
+        device.wait_for("commands 0: subscribed", self.started).await?;
         let reply = self.ask("#1 set interval 50ms").await?;
         ensure!(reply["ok"] == true && reply["text"] == "interval is 50 ms", "{reply}");
         let (before, at) = (self.nsqd.message_count(READINGS).await, uptime(&mut device).await?);
         sleep(Duration::from_secs(2)).await;
         let came = self.nsqd.message_count(READINGS).await - before;
-        // By the board's clock, which may be slower than ours, and with some on their way.
+        // Measured with the board's clock, which may be slower, with some readings in transit.
         let took = uptime(&mut device).await? - at;
         let expected = took / 50;
         ensure!((expected * 3 / 4..=expected + 5).contains(&came), "{came} readings in {took} ms");
@@ -355,9 +356,9 @@ impl<'s> Stage<'s> {
         let (since, stops) = (Instant::now(), device.stops().len());
         let reply = self.ask("#3 reboot").await?;
         ensure!(reply["ok"] == true && reply["text"] == "rebooting", "{reply}");
-        ensure!(stopped(&device, stops).await? == "reset: asked for", "not as asked for");
+        ensure!(stopped(&device, stops).await? == "reset: asked for", "not rebooted on request");
         device.ready(since).await?;
-        device.says("commands 0: subscribed", since).await?;
+        device.wait_for("commands 0: subscribed", since).await?;
         let stats = device.ask("stats").await?;
         ensure!(stats.contains("crashed    not before this start"), "{stats}");
         let reply = self.ask("#4 stats").await?;
@@ -366,7 +367,7 @@ impl<'s> Stage<'s> {
         Ok(format!("4 commands answered, {came} readings in {took} ms after `set interval 50ms`"))
     }
 
-    /// Sends a command; gives its reply.
+    /// Sends a command; returns its reply.
     async fn ask(&self, command: &str) -> Result<Value> {
         let (number, _) = command.split_once(' ').context("a command has a number")?;
         println!("    < {command}");
@@ -386,7 +387,7 @@ impl<'s> Stage<'s> {
         }
     }
 
-    /// Waits until all readings are published; the numbers of then.
+    /// Waits until all readings are published; returns the numbers of the device.
     async fn finish(&self, device: &mut Device, readings: u32) -> Result<BTreeMap<String, u64>> {
         let waiting = Instant::now();
         loop {
@@ -404,7 +405,8 @@ impl<'s> Stage<'s> {
         }
     }
 
-    /// Waits until all are published; each arrived, in order. Gives the number of duplicates.
+    /// Waits until all readings are published, and checks that each has arrived, in order. Returns
+    /// the number of duplicates.
     async fn at_least_once(
         &self,
         device: &mut Device,
@@ -423,14 +425,14 @@ impl<'s> Stage<'s> {
     }
 }
 
-/// The numbers of the readings in an nsqd, in the order of their arrival.
+/// Returns the numbers of the readings in an nsqd, in the order of their arrival.
 pub(super) async fn readings_in(nsqd: &Nsqd, readings: u32) -> Result<Vec<u32>> {
     let until = Until::distinct(readings as usize).linger(Duration::from_millis(500)).limit(LIMIT);
     let consumed = consume_all(nsqd.tcp_address(), READINGS, "checker", until).await?;
     let numbers = consumed.bodies().map(|body| -> Result<u32> {
         let reading: Value = serde_json::from_slice(body)?;
         let temperature = reading["values"]["temperature_mc"].as_i64().unwrap_or_default();
-        // The emulated chip has 27 degrees.
+        // The temperature of the emulated chip is 27 degrees Celsius.
         let is_good = reading["device"] == NAME && (26_000..28_000).contains(&temperature);
         ensure!(is_good, "{reading}");
         Ok(serde_json::from_value(reading["number"].clone())?)
@@ -443,13 +445,13 @@ pub(super) async fn readings_in(nsqd: &Nsqd, readings: u32) -> Result<Vec<u32>> 
     Ok(numbers)
 }
 
-/// Milliseconds since the board was started, by its own clock.
+/// Returns the milliseconds since the board was started, by its own clock.
 async fn uptime(device: &mut Device) -> Result<u64> {
     let counts = device.counts().await?;
     Ok(counts["milliseconds"].as_f64().context("no count of milliseconds")? as u64)
 }
 
-/// Waits until the board has stopped more often than before; why it did.
+/// Waits until the board has stopped more than `before` times; returns the reason.
 async fn stopped(device: &Device, before: usize) -> Result<String> {
     let since = Instant::now();
     loop {

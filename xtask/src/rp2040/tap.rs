@@ -1,7 +1,7 @@
-//! The board on a TAP interface: it talks to Linux's own network, not to the emulator's.
+//! The scenario of a board on a TAP interface, with Linux's network instead of the emulator's.
 //!
-//! All of it, the servers too, is in a network namespace of its own, so that nobody else sees it
-//! and no interface of this machine is touched: this program starts itself in one.
+//! Board and servers run in a separate network namespace, in which this program starts itself, so
+//! that other processes do not see them and no interface of this machine is changed.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -19,7 +19,7 @@ use crate::judge::exactly_once;
 use crate::project;
 
 const INTERFACE: &str = "nanonsq0";
-/// This machine as the board sees it, and the board.
+/// The addresses of this machine and of the board.
 const HOST: &str = "10.0.3.2";
 const BOARD: &str = "10.0.3.15";
 const COUNT: u32 = 200;
@@ -53,21 +53,21 @@ pub(super) async fn play(peers: &Peers, emulator: &Path, image: &Path) -> Result
     let since = Instant::now();
     device.type_line("reboot")?;
     device.ready(since).await?;
-    device.says(&format!("all {COUNT} readings are published"), since).await?;
+    device.wait_for(&format!("all {COUNT} readings are published"), since).await?;
     let stats = device.ask("stats").await?;
     ensure!(stats.contains(&format!("network    {BOARD}/24, gateway {HOST}")), "{stats}");
     exactly_once(&readings_in(&nsqd, COUNT).await?, COUNT)?;
     Ok(format!("{COUNT} readings of {NAME}, each once, over Linux's own TCP"))
 }
 
-/// A command that runs this program where nobody else sees it.
+/// Returns a command that runs this program in a new network namespace.
 pub(super) fn in_namespace(program: &Path) -> Command {
     let mut command = Command::new("unshare");
     command.args(["--user", "--map-root-user", "--net"]).arg(program);
     command
 }
 
-/// Has the board reach a server that listens on loopback: nothing but this namespace sees it.
+/// Forwards a port on [`HOST`] to a server on loopback; returns the port.
 async fn forward(server: SocketAddr) -> Result<u16> {
     let listener = TcpListener::bind((HOST, 0)).await?;
     let port = listener.local_addr()?.port();

@@ -1,4 +1,4 @@
-//! A linked firmware: how much of it there is, and of what.
+//! The sizes and symbols of a linked firmware.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ pub(crate) struct Image {
     pub(crate) flash: u64,
     /// Bytes of variables.
     pub(crate) ram: u64,
-    /// In the order of their addresses.
+    /// Sorted by address.
     functions: Vec<Symbol>,
     variables: Vec<(Symbol, Vec<u8>)>,
 }
@@ -39,7 +39,7 @@ impl Image {
         for symbol in file.symbols().filter(|symbol| symbol.size() > 0) {
             let is = Symbol {
                 name: demangled(symbol.name().unwrap_or_default()),
-                // The lowest bit says Thumb.
+                // The lowest bit marks Thumb code.
                 address: symbol.address() & !1,
                 size: symbol.size(),
             };
@@ -65,7 +65,7 @@ impl Image {
         })
     }
 
-    /// The function that an address is in, by its place in [`functions`](Self::functions).
+    /// Returns the index in [`functions`](Self::functions) of the function at an address.
     pub(crate) fn function_at(&self, address: u64) -> Option<usize> {
         let next = self.functions.partition_point(|function| function.address <= address);
         let index = next.checked_sub(1)?;
@@ -81,8 +81,8 @@ impl Image {
         self.variables.iter().map(|(symbol, _)| symbol)
     }
 
-    /// The variables whose name begins with `prefix` and that have an image in flash, because they
-    /// are not all zeros when the program starts.
+    /// Returns the variables whose name begins with `prefix` and that take flash, because they are
+    /// not all zeros at the start.
     pub(crate) fn initialized(&self, prefix: &str) -> Vec<&str> {
         let is_initialized = |(symbol, value): &&(Symbol, Vec<u8>)| {
             symbol.name.starts_with(prefix) && value.iter().any(|byte| *byte != 0)
@@ -90,7 +90,8 @@ impl Image {
         self.variables.iter().filter(is_initialized).map(|(symbol, _)| &*symbol.name).collect()
     }
 
-    /// The little-endian word that a variable is, for all whose name begins with `prefix`.
+    /// Returns the values of variables whose name begins with `prefix`, which must be
+    /// little-endian words, with the rest of the name.
     pub(crate) fn words(&self, prefix: &str) -> Vec<(String, u32)> {
         let word = |(symbol, value): &(Symbol, Vec<u8>)| {
             let name = symbol.name.strip_prefix(prefix)?;

@@ -1,4 +1,4 @@
-//! Printing it.
+//! Prints the measurements.
 
 use serde_json::{Value, json};
 
@@ -6,11 +6,11 @@ use super::Row;
 use super::image::Image;
 use super::trace::Trace;
 
-/// How the constants with sizes of types are named.
+/// Prefix of the constants with sizes of types.
 pub(crate) const SIZE_OF: &str = "SIZE_OF_";
 
-/// Clients that were measured in the same way, on the same machine and toolchain: name, flash z
-/// and s, static RAM, of which buffers, peak stack z and s, x86-64 instructions, Cortex-M0
+/// Other clients, measured in the same way on the same machine and toolchain: name, flash z and s,
+/// static RAM and its part for buffers, peak stack z and s, x86-64 instructions, Cortex-M0
 /// instructions z and s.
 const OTHERS: [(&str, [u64; 9]); 8] = [
     ("minimq 0.13.5 (MQTT)", [22044, 23184, 1560, 512, 1608, 1248, 2594, 8853, 7165]),
@@ -101,7 +101,7 @@ pub(crate) fn print_nsqds([plain, http]: [[u64; 3]; 2]) {
     }
 }
 
-/// Sizes of types on the target, as `tests/sizes` has them.
+/// Prints sizes of types on the target, from `tests/sizes`.
 pub(crate) fn print_types(image: &Image) {
     println!("\nBytes of types and futures on thumbv6m:\n");
     for (name, size) in image.words(SIZE_OF) {

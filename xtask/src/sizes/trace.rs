@@ -1,7 +1,7 @@
-//! A firmware run by QEMU one instruction at a time, and what it did: how many instructions a
-//! message took, how deep the stack was.
+//! Runs a firmware in QEMU one instruction at a time, and counts the instructions of a message and
+//! the depth of the stack.
 //!
-//! Below functions named `bl_*`, which are platform and peer, nothing counts.
+//! Functions named `bl_*`, which are platform and peer, and all that they call do not count.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
@@ -12,30 +12,29 @@ use anyhow::{Context, Result, ensure};
 use super::image::Image;
 use crate::firmware;
 
-/// How names of functions begin that are platform or peer.
+/// Prefix of functions of platform and peer.
 const PLATFORM: &str = "bl_";
-/// How many messages at the start, and at the end of those that nothing special happens to, are
-/// not taken: the first follows connecting.
+/// Messages at the start that are not measured: the first one follows the connection.
 const SKIP: usize = 2;
-/// How many are taken.
+/// Messages that are measured.
 const TAKE: usize = 9;
 
 pub(crate) struct Trace {
     /// Instructions of one message, the median of nine.
     pub(crate) per_message: u64,
-    /// All that were counted, in order, from boot; for those who want to know.
+    /// Instructions of every message, in order, from boot.
     pub(crate) messages: Vec<u64>,
     /// Bytes of stack at its deepest.
     pub(crate) stack: u64,
-    /// Who was there then, with their bytes, outermost first.
+    /// The functions on the deepest stack, with their bytes, outermost first.
     pub(crate) deepest: Vec<(String, u64)>,
-    /// Instructions by function, of one message.
+    /// Instructions of one message by function.
     pub(crate) profile: Vec<(String, u64)>,
-    /// Calls of the platform, for one message.
+    /// Calls of the platform for one message.
     pub(crate) calls: BTreeMap<String, u64>,
 }
 
-/// Runs it to its end, which must be a good one.
+/// Runs a firmware to its end, which must be successful.
 pub(crate) fn run(image: &Image) -> Result<Trace> {
     let mut qemu = firmware::qemu()?;
     qemu.args(["-M", "microbit", "-display", "none", "-serial", "none", "-monitor", "none"]);
@@ -65,13 +64,14 @@ pub(crate) fn run(image: &Image) -> Result<Trace> {
     machine.finish().with_context(|| format!("{} {other}", image.path.display()))
 }
 
-/// Address ranges worth logging: all but the insides of platform and peer, which are most of it.
+/// Returns the address ranges to log: all but the bodies of platform and peer, which are most of
+/// the run.
 fn filter(image: &Image) -> String {
     let mut ranges: Vec<(u64, u64)> = Vec::new();
     for function in image.functions() {
         let (start, end) = (function.address, function.address + function.size);
         let (start, end) = match &*function.name {
-            // Its first instruction tells that it was called.
+            // The first instruction shows the call.
             name if name.starts_with(PLATFORM) => (start, start + 1),
             name if name.contains("nanonsq_sizes::bl::") => continue,
             _ => (start, end),
@@ -87,7 +87,7 @@ fn filter(image: &Image) -> String {
     ranges.join(",")
 }
 
-/// What is wanted of a line with the registers.
+/// The registers of a line of QEMU's log.
 struct Registers {
     sp: u64,
     lr: u64,
@@ -95,7 +95,7 @@ struct Registers {
 }
 
 impl Registers {
-    /// `R12=00000000 R13=20003ff8 R14=000000c5 R15=00002ae6`
+    /// Parses a line such as `R12=00000000 R13=20003ff8 R14=000000c5 R15=00002ae6`.
     fn parse(line: &[u8]) -> Option<Self> {
         let line = std::str::from_utf8(line).ok()?;
         let mut words = line.strip_prefix("R12=")?.split_ascii_whitespace().skip(1);
@@ -109,14 +109,14 @@ impl Registers {
 
 struct Machine<'i> {
     image: &'i Image,
-    /// The calls we are in.
+    /// The current calls.
     frames: Vec<Frame>,
-    /// In a `bl_*` function: where it returns to, with which stack.
+    /// In a `bl_*` function: its return address and stack pointer.
     outside: Option<(u64, u64)>,
     top: u64,
     bottom: u64,
     deepest: Vec<(String, u64)>,
-    /// Of the message that is under way.
+    /// The counts of the current message.
     now: Message,
     messages: Vec<Message>,
 }
@@ -124,7 +124,7 @@ struct Machine<'i> {
 #[derive(Default)]
 struct Message {
     instructions: u64,
-    /// By function.
+    /// Instructions by function.
     profile: BTreeMap<usize, u64>,
     calls: BTreeMap<String, u64>,
 }

@@ -1,14 +1,14 @@
-//! A device that is told by its command topic what to do.
+//! The scenario of a device that consumes commands.
 
 use super::*;
 
 const COMMANDS: &str = "qemu-commands";
-/// A rate is sampled so long.
+/// Time over which a rate is measured.
 const SAMPLED: Duration = Duration::from_secs(3);
 
 impl Stage<'_> {
     pub(crate) async fn command(&mut self) -> Result<String> {
-        // It finds its nsqd by nsqlookupd alone, once there is a command topic.
+        // The device finds its nsqd only through nsqlookupd, once the command topic exists.
         self.nsqd.create_topic(COMMANDS).await;
         let lookupds = self
             .lookupds
@@ -19,7 +19,7 @@ impl Stage<'_> {
             &[("lookup-ms", 1000)],
             &[("commands", COMMANDS), ("command-nsqds", ""), ("command-lookupds", &lookupds)],
         )?;
-        let found = device.says("commands 0: subscribed", device.booted(), LIMIT).await?;
+        let found = device.wait_for("commands 0: subscribed", device.booted(), LIMIT).await?;
         let found = found.at - device.booted();
 
         let slow = self.rate().await;
@@ -33,7 +33,7 @@ impl Stage<'_> {
         let reply = self.ask("blink").await?;
         let id = reply["id"].as_str().unwrap_or_default();
         ensure!(id.len() == 16 && reply["text"] == "blinked", "{reply}");
-        device.says("the LED is off", asked, LIMIT).await?;
+        device.wait_for("the LED is off", asked, LIMIT).await?;
 
         for (command, wrong) in [
             ("#2 dance", "unknown command 'dance'"),
@@ -44,10 +44,10 @@ impl Stage<'_> {
         ] {
             let reply = self.ask(command).await?;
             let text = reply["text"].as_str().unwrap_or_default();
-            let told = text.starts_with(wrong) && text.contains("set interval 5s | blink");
-            ensure!(reply["ok"] == false && told, "{command}: {reply}");
+            let is_right = text.starts_with(wrong) && text.contains("set interval 5s | blink");
+            ensure!(reply["ok"] == false && is_right, "{command}: {reply}");
         }
-        // Longer than all the room that the device has for commands: finished without a reply.
+        // A command longer than the device's ring is finished without a reply.
         self.nsqd.publish(COMMANDS, &[b'x'; 4096]).await;
 
         let before = self.nsqd.message_count(READINGS).await;
@@ -55,26 +55,26 @@ impl Stage<'_> {
         let after = self.nsqd.message_count(READINGS).await;
         let number = |name: &str| stats[name].as_u64().unwrap_or(u64::MAX);
         let readings = number("readings");
-        // One or two may be on the way.
+        // One or two readings may not have arrived yet.
         ensure!((before..=after + 2).contains(&readings), "{before} to {after}: {stats}");
         ensure!(number("period_ms") == 50 && number("commands") == 7, "{stats}");
         ensure!(number("acknowledged") <= number("accepted") && number("failures") == 0, "{stats}");
 
         let (answered, twice) = self.restart_while_asking().await?;
-        let found_again = device.says("commands 0: subscribed", asked, LIMIT).await?;
-        ensure!(found_again.at > asked, "it was never away");
+        let found_again = device.wait_for("commands 0: subscribed", asked, LIMIT).await?;
+        ensure!(found_again.at > asked, "the connection was not lost");
 
         let uptime = number("uptime_s");
         let asked = Instant::now();
         let reply = self.ask("#again reboot").await?;
         ensure!(reply["ok"] == true && reply["text"] == "rebooting", "{reply}");
-        let booted = device.says("address ", asked, LIMIT).await?;
+        let booted = device.wait_for("address ", asked, LIMIT).await?;
         let rebooted = booted.at - asked;
-        device.says("commands 0: subscribed", booted.at, LIMIT).await?;
-        // nsqd would have delivered it again at once.
+        device.wait_for("commands 0: subscribed", booted.at, LIMIT).await?;
+        // Without a FIN, nsqd would have delivered the command again at once.
         sleep(Duration::from_secs(1)).await;
         let stats = self.stats().await?;
-        ensure!(stats["commands"] == 0, "a command came again: {stats}");
+        ensure!(stats["commands"] == 0, "a command was delivered again: {stats}");
         ensure!(stats["uptime_s"].as_u64() < Some(uptime), "{stats}");
         ensure!(stats["period_ms"] == 1000, "a new start: {stats}");
         for index in [0, 1] {
@@ -86,10 +86,10 @@ impl Stage<'_> {
         ensure!(device.runs()?, "the device has ended");
         drop(device);
 
-        // Without nsqlookupds.
+        // Commands from a configured nsqd, without nsqlookupds.
         let nsqd = format!("{HOST}:{}", self.nsqd.tcp_address().port());
         let device = self.boot(&[], &[("commands", COMMANDS), ("command-nsqds", &nsqd)])?;
-        device.says("commands 0: subscribed", device.booted(), LIMIT).await?;
+        device.wait_for("commands 0: subscribed", device.booted(), LIMIT).await?;
         let reply = self.ask("blink").await?;
         ensure!(reply["text"] == "blinked", "{reply}");
         Ok(format!(
@@ -100,14 +100,14 @@ impl Stage<'_> {
         ))
     }
 
-    /// How many readings nsqd gets in a while.
+    /// Returns the number of readings that arrive in [`SAMPLED`].
     async fn rate(&self) -> u64 {
         let before = self.nsqd.message_count(READINGS).await;
         sleep(SAMPLED).await;
         self.nsqd.message_count(READINGS).await - before
     }
 
-    /// Sends a command; gives the reply, which must be to this one, and the only one.
+    /// Sends a command; returns its reply, which must be the only one.
     async fn ask(&self, command: &str) -> Result<Value> {
         println!("command: {command}");
         self.nsqd.publish(COMMANDS, command.as_bytes()).await;
@@ -135,8 +135,8 @@ impl Stage<'_> {
         consumed.bodies().map(reply).collect()
     }
 
-    /// Sends commands while nsqd is stopped and restarted three times. How many, all of them
-    /// answered, and how many answers were to one that was answered before.
+    /// Sends commands while nsqd is stopped and restarted three times. All must be answered.
+    /// Returns the number of commands and of repeated answers.
     async fn restart_while_asking(&mut self) -> Result<(usize, usize)> {
         const ASKED: usize = 60;
         let http = self.nsqd.http_address();
