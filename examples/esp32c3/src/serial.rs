@@ -62,11 +62,11 @@ impl Serial for UsbSerial {
             if self.terminal != Terminal::There {
                 return;
             }
-            let said = async {
+            let written = async {
                 let _ = Write::write_all(&mut self.port, packet).await;
                 let _ = Write::flush(&mut self.port).await;
             };
-            if with_timeout(PATIENCE, said).await.is_err() {
+            if with_timeout(PATIENCE, written).await.is_err() {
                 self.terminal = Terminal::Leaving;
             }
         }

@@ -93,7 +93,7 @@ fn a_failed_save_is_reported_and_keeps_the_edited_settings() {
 fn bad_input_changes_nothing() {
     let mut terminal = Terminal::new(ethernet(), Flash::new());
     let before = terminal.ask("show");
-    for (line, said) in [
+    for (line, start) in [
         ("set", "set what?"),
         ("set topic", "nothing changed: topic needs a value"),
         ("set colour red", "nothing changed: unknown setting 'colour'"),
@@ -107,7 +107,7 @@ fn bad_input_changes_nothing() {
         ("stall nothing", "stall, stall network or stall publisher?"),
     ] {
         let (action, answer) = terminal.act(line);
-        assert!(answer.starts_with(said), "{line}: {answer}");
+        assert!(answer.starts_with(start), "{line}: {answer}");
         assert_eq!(action, None);
     }
     assert_eq!(terminal.ask("show"), before);
@@ -225,9 +225,9 @@ fn settings_of_another_firmware_are_mentioned() {
     Store::new(&mut flash, 0).save("colour red\ncount 5\n").expect("saved");
     let mut terminal = Terminal::new(ethernet(), flash);
     assert_eq!(terminal.session.saved().count, 5);
-    let said = "1 saved settings are not for this firmware: ignored\n";
-    assert!(terminal.ask("show").contains(said));
+    let line = "1 saved settings are not for this firmware: ignored\n";
+    assert!(terminal.ask("show").contains(line));
     terminal.ask("set count 6");
     terminal.ask("save");
-    assert!(!terminal.ask("show").contains(said), "a save removes them");
+    assert!(!terminal.ask("show").contains(line), "a save removes them");
 }
