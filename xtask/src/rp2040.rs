@@ -186,12 +186,15 @@ fn play_all(
             scope.spawn(|| {
                 while let Some(&scenario) = plays.get(next.fetch_add(1, Ordering::Relaxed)) {
                     let result = play_elsewhere(scenario, image, options, at_once == 1);
-                    results.lock().expect("nobody panics with it").push((scenario, result));
+                    results
+                        .lock()
+                        .expect("no thread panics while it holds the lock")
+                        .push((scenario, result));
                 }
             });
         }
     });
-    let mut results = results.into_inner().expect("nobody panics with it");
+    let mut results = results.into_inner().expect("no thread panics while it holds the lock");
     results.sort_by_key(|&(scenario, _)| plays.iter().position(|&play| play == scenario));
     results.into_iter().map(|(scenario, result)| (scenario.name(), result)).collect()
 }

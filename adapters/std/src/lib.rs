@@ -134,14 +134,14 @@ impl Listener for TcpListener {
     async fn accept(&mut self) -> Result<(Self::Transport<'_>, SocketAddr), AcceptError> {
         loop {
             match self.0.accept().await {
-                // `set_up` fails if the caller has already hung up: skip it.
+                // `set_up` fails if the caller has already closed: skip it.
                 Ok((stream, from)) => {
                     if set_up(&stream).is_ok() {
                         let from = SocketAddr::new(from.ip().to_canonical(), from.port());
                         return Ok((TokioTransport(stream), from));
                     }
                 }
-                // The caller hung up while it waited in the queue.
+                // The caller closed while it waited in the queue.
                 Err(error) if error.kind() == ErrorKind::ConnectionAborted => {}
                 Err(error) => return Err(accept_error(&error)),
             }

@@ -106,7 +106,7 @@ pub fn start(record: &mut Record, by_watchdog: bool) -> Option<Crash> {
         Some((State::Running, crash)) if by_watchdog => Some(Crash {
             reason: Reason::Watchdog,
             count: count.saturating_add(1),
-            text: String::try_from("nobody fed the watchdog").unwrap_or_default(),
+            text: String::try_from("the watchdog was not fed").unwrap_or_default(),
             ..crash
         }),
         Some((State::Panicked | State::Stalled, crash)) => Some(crash),

@@ -7,7 +7,7 @@
 //!
 //! So [`Watched`] records how many bytes the chip holds and how many the driver has taken, and
 //! [`Line`] reports a low interrupt line while bytes are left. One more read follows, for a frame
-//! that arrived just before the interrupt was cleared; and one each [`TICK`] in any case.
+//! that arrived just before the interrupt was cleared; and one each `TICK` in any case.
 //!
 //! The driver also trusts the length of a frame that it reads from the chip, and panics if it has
 //! no room for so many bytes: a frame with a VLAN tag is longer, and noise on the SPI may yield any

@@ -279,7 +279,7 @@ impl<'s> Stage<'s> {
         let mut times = Vec::new();
         for (number, command, reason, text) in [
             (1u32, "panic", "panic", "asked for on the console"),
-            (2, "stall", "watchdog", "nobody fed the watchdog"),
+            (2, "stall", "watchdog", "the watchdog was not fed"),
             (3, "stall network", "stall", "the network's driver makes no progress"),
             (4, "stall publisher", "stall", "the connection to nsqd makes no progress"),
         ] {
